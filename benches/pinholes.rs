@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg::gateway::{Commits, Condition, LinuxKernel, RuleParameters, Table};
+use ftp_alg::gateway::{Commits, LinuxKernel, RuleParameters, Table, TableCondition};
 use ftp_alg_core::engine::{Kernel as _, Opening, Pinhole, Translation};
 use ftp_alg_lab::{Host, Lab, Topology};
 use socket2::Socket;
@@ -131,7 +131,7 @@ impl BenchNamespace {
         let namespace = File::open(format!("/run/netns/{}", host.namespace())).unwrap();
         enter(&namespace);
         let parameters = RuleParameters::default();
-        let commits = Commits::by_one_socket().unwrap();
+        let commits = Commits::through_one_socket().unwrap();
         let table = Table::install_for(&parameters, &commits).unwrap();
         let kernel = LinuxKernel::new(&parameters).unwrap().counted_in(&commits);
         let bare = RawElement::new();
@@ -189,8 +189,12 @@ impl BenchNamespace {
         self.measure_together();
         self.table.condition().unwrap(); // after the baseline's changes, so that the next check finds none
         for _ in 0..REPETITIONS / 10 {
-            self.timed(5, |bench| assert_eq!(bench.table.condition().unwrap(), Condition::Intact));
-            self.timed(6, |bench| assert_eq!(bench.table.look().unwrap(), Condition::Intact));
+            self.timed(5, |bench| {
+                assert_eq!(bench.table.condition().unwrap(), TableCondition::Intact)
+            });
+            self.timed(6, |bench| {
+                assert_eq!(bench.table.check_condition().unwrap(), TableCondition::Intact)
+            });
         }
     }
 

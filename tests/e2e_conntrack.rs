@@ -9,7 +9,7 @@ use common::{
     Gateway, connect, executable, gated_client, gateway_with, host_port, login, reply, say,
     scripted_server,
 };
-use ftp_alg::gateway::Expecting;
+use ftp_alg::gateway::ConntrackAbilities;
 use ftp_alg_lab::{
     Admission, ClientProgram, Daemon, Family, Lab, LabSpec, Mode, Server, ServerKind, Topology,
     Transfer,
@@ -64,7 +64,7 @@ fn an_announcement_is_one_narrow_expectation_for_one_connection() {
 
 #[test]
 fn auto_takes_expectations_where_helpers_live_in_user_space() {
-    let has_helpers = Expecting::read().cthelper;
+    let has_helpers = ConntrackAbilities::read().cthelper;
     let expected = if has_helpers { "conntrack" } else { "nftables" };
     println!("auto takes {expected}");
     for admission in [Admission::Related, Admission::Mark] {
@@ -84,7 +84,7 @@ fn auto_takes_expectations_where_helpers_live_in_user_space() {
         }
         let doctor = daemon.ask(&["doctor"]).unwrap();
         assert!(
-            doctor.stdout_text().contains(&format!("{expected}, as ")),
+            doctor.stdout_text().contains(&format!("{expected}: ")),
             "{}",
             doctor.stdout_text()
         );

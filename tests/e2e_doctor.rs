@@ -10,7 +10,7 @@ use common::{
     connect, control, executable, gated_client, host_port, login, reply, say, scripted_server,
     wait_for,
 };
-use ftp_alg::gateway::Expecting;
+use ftp_alg::gateway::ConntrackAbilities;
 use ftp_alg_lab::{Daemon, Family, FirewallKind, Lab, LabSpec, Topology};
 use serde_json::{Value, json};
 
@@ -394,7 +394,7 @@ END";
 #[test]
 fn auto_heeds_the_kernel_and_not_the_firewall() {
     let lab = Lab::new(Topology::Masquerade).unwrap();
-    let has_helpers = Expecting::read().cthelper;
+    let has_helpers = ConntrackAbilities::read().cthelper;
     let choice = || {
         let mut command = lab.gateway.command(executable());
         command.args(["doctor", "--json", "--socket", "/nonexistent"]);

@@ -31,10 +31,10 @@ use std::{
 };
 
 use ftp_alg::gateway::{
-    GatewayError, Injector, LinuxKernel, Neighbours, Queue, QueueCounts, QueueStatement,
+    ConflictingSettings, GatewayError, Injector, LinuxKernel, Queue, QueueCounts, QueueStatement,
     RuleParameters, Table, rules,
 };
-use ftp_alg_core::engine::{Attention, Kernel as _, KernelError, Opening, Pinhole, Translation};
+use ftp_alg_core::engine::{Kernel as _, KernelError, Opening, Pinhole, QueueMode, Translation};
 use packets::{Judgement, serve, tcp, with_payload};
 use socket2::{Domain, Protocol, Socket, Type};
 
@@ -83,7 +83,7 @@ fn the_table_replaces_itself_and_leaves_nothing() {
     let before = lab.gateway_sh("nft list ruleset");
     lab.on_gateway(|| {
         let parameters = RuleParameters::new(&[21, 2121], 7, 4, 1 << 3, 0b1011).unwrap();
-        Table::install(&parameters).unwrap().keep();
+        Table::install(&parameters).unwrap().set_keep();
         let list = || lab.gateway_sh("nft list table inet ftp_alg | grep -v 'tcp timeout'");
         let once = list();
         let table = Table::install(&parameters).unwrap();
@@ -113,15 +113,18 @@ fn all_ways_of_queueing_load() {
             let table = Table::install_with(&parameters, *way).unwrap();
             let text = lab.gateway_sh("nft list chain inet ftp_alg to_queue");
             assert!(text.contains("2100") && !text.contains("drop"), "{text}");
-            assert!(Neighbours::read(&parameters).table_queues, "{way:?}");
+            assert!(ConflictingSettings::read(&parameters).table_queues, "{way:?}");
             table.remove().unwrap();
-            assert!(!Neighbours::read(&parameters).table_queues);
+            assert!(!ConflictingSettings::read(&parameters).table_queues);
             let two = RuleParameters::new(&[21], 2100, 2, 0x4000_0000, 0x7000_0000).unwrap();
             let _table = Table::install_with(&two.by_processor(true), *way).unwrap();
             let text = lab.gateway_sh("nft list chain inet ftp_alg to_queue");
             assert!(text.contains("fanout") && !text.contains("bypass"), "{text}");
             let _table = Table::install_with(&parameters, QueueStatement::Operator).unwrap();
-            assert!(!Neighbours::read(&parameters).table_queues, "the operator's rules do");
+            assert!(
+                !ConflictingSettings::read(&parameters).table_queues,
+                "the operator's rules do"
+            );
         });
     }
     assert_eq!(lab.gateway_sh("nft list ruleset"), "");
@@ -242,7 +245,7 @@ fn without_a_reader_control_connections_pass_unless_they_need_one() {
     let mut client = connect(&lab.client, CLIENT, at(SERVER, 21)).unwrap();
     let (mut server, peer) = exchange(&mut client, &listener);
     let control = Translation::identity(peer, at(SERVER, 21));
-    ready.kernel.attend(&control, Attention::Every).unwrap();
+    ready.kernel.set_queue_mode(&control, QueueMode::All).unwrap();
     client.write_all(b"held").unwrap();
     server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
     let mut text = [0; 4];
@@ -269,7 +272,7 @@ fn without_a_reader_control_connections_pass_unless_they_need_one() {
     serve(&mut queue, judge, || Instant::now() > end);
     assert!(pure > 0, "acknowledgements must be queued, too");
     drop(queue);
-    ready.kernel.attend(&control, Attention::None).unwrap();
+    ready.kernel.set_queue_mode(&control, QueueMode::None).unwrap();
     let mut queue = ready.lab.on_gateway(|| Queue::open(2100)).unwrap();
     server.set_nonblocking(false).unwrap();
     server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
@@ -437,19 +440,19 @@ fn translations_are_found_from_the_visible_pair() {
             server_external: dial,
         };
         std::thread::sleep(Duration::from_millis(30));
-        let found = ready.kernel.translation(expected.client, expected.server).unwrap();
+        let found = ready.kernel.lookup_translation(expected.client, expected.server).unwrap();
         assert_eq!(found, Some(expected), "{rules}");
         if peer.ip() != expected.client.ip() {
             // A pair that no packet shows at our hooks.
-            assert_eq!(ready.kernel.translation(peer, dial).unwrap(), None);
+            assert_eq!(ready.kernel.lookup_translation(peer, dial).unwrap(), None);
         }
     }
     let listener = listen(&ready.lab.server, at(SERVER6, 21));
     let mut stream = connect(&ready.lab.client, CLIENT6, at(SERVER6, 21)).unwrap();
     let (_server, peer) = exchange(&mut stream, &listener);
-    let found = ready.kernel.translation(peer, at(SERVER6, 21)).unwrap();
+    let found = ready.kernel.lookup_translation(peer, at(SERVER6, 21)).unwrap();
     assert_eq!(found, Some(Translation::identity(peer, at(SERVER6, 21))));
-    let unknown = ready.kernel.translation(at(CLIENT, 1), at(SERVER, 1)).unwrap();
+    let unknown = ready.kernel.lookup_translation(at(CLIENT, 1), at(SERVER, 1)).unwrap();
     assert_eq!(unknown, None);
 }
 
@@ -470,17 +473,17 @@ fn attention_changes_only_our_mark_bits() {
     let listener = listen(&ready.lab.server, at(SERVER, 21));
     let mut stream = connect(&ready.lab.client, CLIENT, at(SERVER, 21)).unwrap();
     let (_server, peer) = exchange(&mut stream, &listener);
-    let control = ready.kernel.translation(peer, at(SERVER, 21)).unwrap().unwrap();
+    let control = ready.kernel.lookup_translation(peer, at(SERVER, 21)).unwrap().unwrap();
     for (attention, bit) in [
-        (Attention::Every, 0x2000_0000),
-        (Attention::None, 0x1000_0000),
-        (Attention::Every, 0x2000_0000),
+        (QueueMode::All, 0x2000_0000),
+        (QueueMode::None, 0x1000_0000),
+        (QueueMode::All, 0x2000_0000),
     ] {
-        ready.kernel.attend(&control, attention).unwrap();
+        ready.kernel.set_queue_mode(&control, attention).unwrap();
         assert_eq!(mark(&ready), 0x8000_0a5f | bit);
     }
     let gone = Translation::identity(at(CLIENT, 1), at(SERVER, 21));
-    let error = ready.kernel.attend(&gone, Attention::None).unwrap_err();
+    let error = ready.kernel.set_queue_mode(&gone, QueueMode::None).unwrap_err();
     assert!(matches!(error, KernelError::Unknown), "{error}");
 }
 
@@ -520,7 +523,7 @@ fn a_connection_that_needs_every_packet_is_be_liberal() {
     let before = invalid(&ready);
     assert!(before > 0);
     let control = Translation::identity(peer, at(SERVER, 21));
-    ready.kernel.attend(&control, Attention::Every).unwrap();
+    ready.kernel.set_queue_mode(&control, QueueMode::All).unwrap();
     outside_the_window();
     assert_eq!(invalid(&ready), before);
 }

@@ -526,8 +526,8 @@ fn what_does_not_work_is_said_in_one_line() {
         (&text, "not a pcap or pcapng capture"),
         (
             &link,
-            "link type 147 is not supported; Ethernet, Linux cooked (SLL, SLL2), raw IP and \
-             loopback are",
+            "link type 147 is not supported; supported are Ethernet, Linux cooked (SLL, SLL2), \
+             raw IP and loopback",
         ),
         (&absent, "No such file or directory (os error 2)"),
         (&folder, "Is a directory (os error 21)"),
@@ -548,7 +548,7 @@ fn what_does_not_work_is_said_in_one_line() {
     fs::hard_link(&good, &same).unwrap();
     assert_eq!(
         failure(&[&good, "--write", &same]),
-        format!("{same}: is the capture itself; name another file")
+        format!("cannot write {same}: it is the capture itself; use another file")
     );
     assert_eq!(fs::read(&good).unwrap(), before);
 }
@@ -559,7 +559,8 @@ fn families_that_do_not_fit_are_wrong_usage() {
     assert_eq!(output.status.code(), Some(2));
     assert_eq!(
         String::from_utf8(output.stderr).unwrap(),
-        "ftp-alg: --external ::1 and --inside 10.0.0.0/8 are of two address families\n"
+        "ftp-alg: address families differ: --external ::1, --inside 10.0.0.0/8; \
+         use two IPv4 or two IPv6 values\n"
     );
 }
 
@@ -571,7 +572,7 @@ fn a_cut_off_capture_gives_what_was_read_and_a_warning() {
     fs::write(&cut, &bytes[..bytes.len() - 1]).unwrap();
     let output = replay(&[cut.to_str().unwrap()]);
     assert_eq!(output.status.code(), Some(0));
-    let warning = "the capture is cut off within its last record";
+    let warning = "the capture ends within its last record";
     let expected = format!("ftp-alg: {}: {warning}\n", cut.display());
     assert_eq!(String::from_utf8(output.stderr).unwrap(), expected);
     assert!(String::from_utf8(output.stdout).unwrap().contains("packets                 12\n"));

@@ -213,7 +213,7 @@ fn look_at_pinholes(sim: &mut Sim, rng: &mut Rng, used: &mut Vec<(IpAddr, Socket
 
 /// What is heard of `rewritten` in the place of what was `said`, by a policy that may keep its length.
 fn whole(sim: &Sim, rewritten: &str, said: &str) -> String {
-    let keeps_length = sim.daemon.policy.keeps_length;
+    let keeps_length = sim.daemon.policy.preserves_length;
     if keeps_length { filled(rewritten, said.len()) } else { rewritten.to_owned() }
 }
 
@@ -273,7 +273,7 @@ fn scenario(rng: &mut Rng, seed: u64) -> Scenario {
     let scenario = Scenario {
         nat: *rng.pick(&NATS),
         v6: rng.chance(0.4),
-        policy: Policy { keeps_length: rng.chance(0.5), ..Policy::default() },
+        policy: Policy { preserves_length: rng.chance(0.5), ..Policy::default() },
         client: settings(rng),
         server: settings(rng),
         link: Link {
@@ -411,7 +411,7 @@ fn assert_replies(sim: &mut Sim, server: &ServerModel, own: SocketAddr, seen: So
     let said = String::from_utf8(sim.end(Side::Server).sent().to_vec()).unwrap();
     let heard = String::from_utf8(sim.client.read()).unwrap();
     let rewritten = said.replace(&numbers(own), &numbers(seen));
-    let keeps_length = sim.daemon.policy.keeps_length;
+    let keeps_length = sim.daemon.policy.preserves_length;
     let as_expected = |(((heard, said), rewritten), is_refusal): (((&str, &str), &str), bool)| {
         if !is_refusal {
             return heard

@@ -5,8 +5,8 @@ use std::{net::SocketAddr, time::Instant};
 use etherparse::PacketBuilder;
 use ftp_alg_core::{
     engine::{
-        Checksums, Engine, Fate, Kernel, KernelError, Opening, PacketMeta, Pinhole, QueueMode,
-        QueuedPacket, Standalone, Token, Translation,
+        Checksums, Engine, Kernel, KernelError, Opening, PacketMeta, PacketOutcome, Pinhole,
+        QueueMode, QueuedPacket, Standalone, Token, Translation,
     },
     policy::Policy,
 };
@@ -81,7 +81,7 @@ impl Conversation {
         let mut packet = Vec::new();
         builder.write(&mut packet, payload).unwrap();
         let shrunk = match self.gateway.packet(Instant::now(), &packet) {
-            Fate::Replace => packet.len() as i64 - self.gateway.replacement().len() as i64,
+            PacketOutcome::Replace => packet.len() as i64 - self.gateway.replacement().len() as i64,
             _ => 0,
         };
         self.next[me] += payload.len() as u32;

@@ -57,7 +57,7 @@ pub fn run(kind: &str, count: usize, size: usize) {
             false => take(&mut gateway, now, batch),
         }
         let dropped = |released: &Released| matches!(released.verdict, Verdict::Drop(_));
-        assert!(gateway.given().len() == batch.len() && !gateway.given().iter().any(dropped));
+        assert!(gateway.verdicts().len() == batch.len() && !gateway.verdicts().iter().any(dropped));
     }
 }
 

@@ -155,7 +155,7 @@ fn bench_with(bencher: Bencher, packets: &[Vec<u8>], counted: usize, records: bo
         .with_inputs(|| {
             let mut gateway = gateway();
             if records {
-                gateway.engine.sessions.note_changes(now);
+                gateway.engine.sessions.track_changes(now);
             }
             for batch in preparation.chunks(BATCH) {
                 gateway.take(now, batch.iter().map(|packet| arrival(packet)));
@@ -169,7 +169,8 @@ fn bench_with(bencher: Bencher, packets: &[Vec<u8>], counted: usize, records: bo
                 gateway.take(now, batch.iter().map(|packet| arrival(packet)));
                 let dropped = |released: &Released| matches!(released.verdict, Verdict::Drop(_));
                 assert!(
-                    gateway.given().len() == batch.len() && !gateway.given().iter().any(dropped)
+                    gateway.verdicts().len() == batch.len()
+                        && !gateway.verdicts().iter().any(dropped)
                 );
                 gateway.take_events();
                 gateway.journal.clear();

@@ -6,7 +6,7 @@
 
 use std::time::{Duration, Instant};
 
-use ftp_alg_core::engine::{Fate, Standalone, Verdict};
+use ftp_alg_core::engine::{PacketOutcome, Standalone, Verdict};
 
 use super::conversation::{GrantingKernel, arrival, gateway};
 
@@ -69,7 +69,7 @@ fn log_in(gateway: &mut Standalone<GrantingKernel>, now: Instant, session: usize
     gateway.packet(now, &packet[..syn_ack]);
     for (server, line) in LOGIN {
         let length = build(&mut packet, session, server, numbers, 0x18, line);
-        assert_eq!(gateway.packet(now, &packet[..length]), Fate::Accept);
+        assert_eq!(gateway.packet(now, &packet[..length]), PacketOutcome::Accept);
         numbers[usize::from(server)] += line.len() as u32;
     }
     if session.is_multiple_of(1024) {
@@ -98,7 +98,7 @@ fn time_round(
         let start = Instant::now();
         gateway.take(now, batch.iter().map(|(packet, length)| arrival(&packet[..*length])));
         spent += start.elapsed();
-        assert!(gateway.given().iter().all(|released| released.verdict == Verdict::Accept));
+        assert!(gateway.verdicts().iter().all(|released| released.verdict == Verdict::Accept));
     }
     spent
 }

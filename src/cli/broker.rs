@@ -1,4 +1,4 @@
-//! `ftp-alg broker`: what a confined daemon starts for itself, see `gateway::broker`.
+//! `ftp-alg broker`: the helper process of a confined daemon, see `gateway::broker`.
 
 use std::path::PathBuf;
 
@@ -13,12 +13,12 @@ pub struct Broker {
     /// The user to become
     #[arg(long)]
     user: Option<String>,
-    /// What it may read for the daemon
+    /// The files that it may read for the daemon
     files: Vec<PathBuf>,
 }
 
 impl Broker {
-    /// Works until the daemon at the other end of standard input has ended.
+    /// Serves the daemon at the other end of standard input until the daemon ends.
     pub fn run(&self) -> Result<(), Failure> {
         Ok(daemon::serve_as_broker(self.user.as_deref(), self.files.clone())?)
     }

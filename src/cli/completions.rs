@@ -1,4 +1,4 @@
-//! `ftp-alg completions`: what a shell needs to complete our commands and options.
+//! `ftp-alg completions`: prints a script with which a shell completes commands and options.
 
 use clap::{Args, Command, builder::TypedValueParser};
 use clap_complete::{Shell, generate};
@@ -7,7 +7,7 @@ use super::{Failure, output};
 
 /// Print completions for a shell
 ///
-/// The package installs them. By hand, for the shell that runs:
+/// The package installs them. To load them in the current shell:
 ///   bash: source <(ftp-alg completions bash)
 ///   zsh:  source <(ftp-alg completions zsh)
 ///   fish: ftp-alg completions fish | source
@@ -25,14 +25,14 @@ fn shells() -> impl TypedValueParser<Value = Shell> {
 }
 
 impl Completions {
-    /// Prints those of `command`, our own, without what is hidden.
+    /// Prints completions for `command`, without hidden commands.
     pub fn run(&self, command: &Command) -> Result<(), Failure> {
         let shown = command.get_subcommands().filter(|part| !part.is_hide_set()).cloned();
         let mut shown = Command::new("ftp-alg").version(super::VERSION).subcommands(shown);
         let mut text = Vec::new();
         generate(self.shell, &mut shown, "ftp-alg", &mut text);
-        // clap_complete names a command's state in two ways, if the program's name has a hyphen
-        // (clap's issue 6421).
+        // If the name of the program has a hyphen, clap_complete names the state of a command in two ways (clap
+        // issue 6421).
         let text = String::from_utf8_lossy(&text).replace("ftp__subcmd__alg", "ftp__alg");
         output::print(&text)
     }

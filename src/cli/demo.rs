@@ -1,7 +1,7 @@
-//! `ftp-alg demo`: every case of the design's table, with real servers and clients, on a terminal.
+//! `ftp-alg demo`: shows every case of the design's table on a terminal, with real servers and clients.
 //!
-//! What is shown is read off the wire on both sides of the gateway and asked of the running daemon;
-//! nothing is taken from the engine's own account.
+//! All output comes from captures on both sides of the gateway and from answers of the running daemon. The demo does
+//! not use reports of the engine, because those could hide an error of the engine.
 
 use std::{
     fmt::Write as _,
@@ -25,22 +25,23 @@ use signal_hook::{
 use super::Failure;
 use crate::daemon;
 
-/// Show each case working, in network namespaces of its own
+/// Show that every case works, in separate network namespaces
 ///
-/// Builds gateways that drop by default, clients and servers. Needs root, and touches nothing
-/// outside its own namespaces. Ends with 0 only if every case worked.
+/// Builds gateways that drop by default, with clients and servers. Needs root.
+/// Changes nothing outside its own namespaces. Exit code 0 only if every case
+/// works.
 #[derive(Debug, Args)]
 pub struct Demo {
-    /// The program to show, instead of this one.
+    /// The program to demonstrate instead of this one.
     #[arg(long, hide = true, value_name = "FILE")]
     executable: Option<PathBuf>,
 
-    /// Leave the port scans out (they take most of the time)
+    /// Skip the port scans, which take most of the time
     #[arg(long)]
     no_scan: bool,
 }
 
-/// The cases: what the gateway does, and the server program there.
+/// The labs: what the gateway does, and the server program.
 const LABS: [(Topology, ServerKind); 4] = [
     (Topology::Masquerade, ServerKind::PureFtpd),
     (Topology::SnatPool, ServerKind::Vsftpd),
@@ -48,7 +49,7 @@ const LABS: [(Topology, ServerKind); 4] = [
     (Topology::Routed, ServerKind::PureFtpd),
 ];
 
-/// A case of the table.
+/// One row of the table.
 struct DemoCase {
     topology: Topology,
     server: ServerKind,
@@ -58,8 +59,9 @@ struct DemoCase {
     outcome: ftp_alg_lab::Result<CaseResult>,
 }
 
-/// What a case showed.
+/// What was observed in a case that works.
 struct CaseResult {
+    /// The announcement as its sender made it.
     before: String,
     after: String,
     pinhole: String,
@@ -67,17 +69,17 @@ struct CaseResult {
 }
 
 impl Demo {
-    /// Runs all cases; a failure if one of them did not work.
+    /// Runs all cases. It is a failure if one of them does not work.
     pub fn run(&self) -> Result<(), Failure> {
         let failed = self.show().map_err(Failure::failed)?;
         match failed {
             0 => Ok(()),
-            1 => Err(Failure::Failed("1 row of the table did not work".to_owned())),
-            many => Err(Failure::Failed(format!("{many} rows of the table did not work"))),
+            1 => Err(Failure::Failed("1 case failed; see the table above".to_owned())),
+            many => Err(Failure::Failed(format!("{many} cases failed; see the table above"))),
         }
     }
 
-    /// Runs all cases, and says how many rows of the table did not work.
+    /// Runs all cases and returns the number of failed rows.
     fn show(&self) -> ftp_alg_lab::Result<usize> {
         ftp_alg_lab::requirements()?;
         clean_up_on_signals()?;
@@ -93,7 +95,7 @@ impl Demo {
                 Ok(()) => closed.push((topology, Ok(()))),
                 Err(error) => {
                     say(&format!("\n  {}: {error}\n", paint.red("FAILED")));
-                    // What was not reached did not work.
+                    // Cases that were not reached count as failed.
                     fill_failed_cases(&mut rows, topology, server, &error);
                     closed.push((topology, Err(error)));
                 }
@@ -133,7 +135,7 @@ impl Demo {
         }
         daemon.stop()?;
         if lab.gateway.ruleset()? != before {
-            return Err(LabError::Unexpected("the daemon left rules behind".to_owned()));
+            return Err(LabError::Unexpected("rules left after the daemon ended".to_owned()));
         }
         say(&format!("  {}\n", closing_words(self.no_scan)));
         Ok(())
@@ -142,13 +144,13 @@ impl Demo {
 
 fn closing_words(no_scan: bool) -> &'static str {
     if no_scan {
-        "afterwards: no pinhole, nothing in its sets, and no rule left once it ended"
+        "afterwards: no open pinhole, empty sets, no rule left at the end"
     } else {
-        "afterwards: no pinhole, nothing in its sets, no port but 21, no rule left once it ended"
+        "afterwards: no open pinhole, empty sets, no open port but 21, no rule left at the end"
     }
 }
 
-/// Every pair of family and mode, each time with another client.
+/// Every pair of IP version and mode, each with another client.
 fn cases(topology: Topology) -> [(Family, Mode, ClientProgram); 4] {
     let clients = match topology {
         Topology::Masquerade => {
@@ -189,8 +191,8 @@ fn fill_failed_cases(
     }
 }
 
-/// A download, an upload and a listing, then one more download that is held while its pinhole is
-/// looked at.
+/// Runs a download, an upload and a listing. A second download then waits after its announcement while the pinhole is
+/// checked.
 fn show_case(
     lab: &Lab,
     server: &Server,
@@ -209,20 +211,23 @@ fn show_case(
     let held = HeldTransfer::start(&lab.client, server, address, mode, "report")?;
     let pinholes = daemon.pinholes()?;
     let [pinhole] = pinholes.as_slice() else {
-        return Err(LabError::Unexpected(format!("one pinhole expected: {pinholes:?}")));
+        return Err(LabError::Unexpected(format!("expected one pinhole, found: {pinholes:?}")));
     };
     if held.release()? != body.len() {
-        return Err(LabError::Unexpected("the held download has another length".to_owned()));
+        return Err(LabError::Unexpected("the second download has a wrong length".to_owned()));
     }
     daemon.wait_for_no_pinholes(Duration::from_secs(2))?;
     let (near_client, near_server) = (near_client.finish()?, near_server.finish()?);
     for side in [&near_client, &near_server] {
         let faults = [side.faults()?, side.reorderings()?].concat();
         if !faults.is_empty() {
-            return Err(LabError::Unexpected(format!("tshark objects: {}", faults.join("; "))));
+            return Err(LabError::Unexpected(format!(
+                "tshark found errors: {}",
+                faults.join("; ")
+            )));
         }
     }
-    // The target announces: its side has the announcement as it was made.
+    // The target announces, so the capture on its side has the original announcement.
     let (made, read) = match mode {
         Mode::Active => (near_client, near_server),
         Mode::Passive => (near_server, near_client),
@@ -235,13 +240,13 @@ fn show_case(
     })
 }
 
-/// The held download's: the pinhole shown is its.
+/// The last announcement. It belongs to the second download, whose pinhole is shown.
 fn last_announcement(side: &CaptureAnalysis) -> ftp_alg_lab::Result<String> {
     let announcements = side.announcements()?;
     announcements
         .last()
         .cloned()
-        .ok_or_else(|| LabError::Unexpected("no announcement was captured".to_owned()))
+        .ok_or_else(|| LabError::Unexpected("no announcement in the capture".to_owned()))
 }
 
 fn describe_pinhole(pinhole: &Value) -> String {
@@ -260,15 +265,20 @@ fn check_nothing_open(lab: &Lab, daemon: &Daemon) -> ftp_alg_lab::Result<()> {
     daemon.wait_for_no_pinholes(Duration::from_secs(2))?;
     let elements = daemon.open_pinholes()?;
     if !elements.is_empty() {
-        return Err(LabError::Unexpected(format!("still in the sets: {}", elements.join("; "))));
+        return Err(LabError::Unexpected(format!(
+            "elements left in the sets: {}",
+            elements.join("; ")
+        )));
     }
     match lab.gateway.invalid_packets()? {
         0 => Ok(()),
-        invalid => Err(LabError::Unexpected(format!("conntrack saw {invalid} invalid packets"))),
+        invalid => {
+            Err(LabError::Unexpected(format!("conntrack counted {invalid} invalid packets")))
+        }
     }
 }
 
-/// The stranger tries every port of the gateway, and of what stands behind it.
+/// Scans every port of the gateway and of the host behind it from outside.
 fn scan(lab: &Lab) -> ftp_alg_lab::Result<()> {
     let mut targets = vec![lab.gateway.address(Family::V4), lab.gateway.address(Family::V6)];
     let inner = if lab.server_side() == "lan" { &lab.server } else { &lab.client };
@@ -381,7 +391,7 @@ fn first_line(error: &LabError) -> String {
     error.to_string().lines().next().unwrap_or_default().chars().take(120).collect()
 }
 
-/// Removes the labs when the demo is interrupted: a signal unwinds nothing.
+/// Removes the labs when a signal ends the demo, because a signal does not unwind the stack.
 fn clean_up_on_signals() -> ftp_alg_lab::Result<()> {
     let mut signals = Signals::new([SIGINT, SIGTERM, SIGHUP])
         .map_err(|source| LabError::Start { program: "the signal handler".to_owned(), source })?;
@@ -395,7 +405,7 @@ fn clean_up_on_signals() -> ftp_alg_lab::Result<()> {
 }
 
 fn say(text: &str) {
-    // A closed pipe (`ftp-alg demo | head`) is no reason to leave namespaces behind.
+    // Errors are ignored, so that a closed pipe (`ftp-alg demo | head`) does not leave namespaces behind.
     let mut out = io::stdout().lock();
     let _ = out.write_all(text.as_bytes());
     let _ = out.flush();

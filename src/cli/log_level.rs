@@ -1,16 +1,17 @@
-//! `ftp-alg log-level`: how much the running daemon logs.
+//! `ftp-alg log-level`: shows or sets the log level of the running daemon.
 
 use clap::{Args, builder::PossibleValuesParser};
 
 use super::{Failure, SocketOption, output};
 use crate::daemon;
 
-/// Show or set how much the running daemon logs
+/// Show or set the log level of the running daemon
 ///
-/// What is set holds until the daemon ends. Only its user and root may set it.
+/// The level applies until the daemon ends. Only the daemon's user and root can
+/// set it.
 #[derive(Args, Debug)]
 pub struct LogLevel {
-    /// The level from now on; without it the level is shown
+    /// The new level; without it, the current level is printed
     #[arg(value_name = "LEVEL", value_parser = PossibleValuesParser::new(daemon::LEVELS))]
     level: Option<String>,
     #[command(flatten)]

@@ -1,7 +1,7 @@
-//! `ftp-alg manual`: the manual page ftp-alg(8), whose commands and options are those of the program.
+//! `ftp-alg manual`: prints the manual page ftp-alg(8).
 //!
-//! Hidden: packages run it once. The rest of the page is written by hand, in
-//! `packaging/man/ftp-alg.8.in`.
+//! The sections about commands and options are generated, so they always match the program. The rest of the page is
+//! written by hand in `packaging/man/ftp-alg.8.in`. The command is hidden because only packaging runs it.
 
 use std::io::{self, Write};
 
@@ -12,9 +12,9 @@ use super::{Failure, output};
 
 const PAGE: &str = include_str!("../../packaging/man/ftp-alg.8.in");
 
-/// Prints the page of `command`, our own.
+/// Prints the manual page of `command`.
 pub(super) fn print(command: Command) -> Result<(), Failure> {
-    // Each would list -h, --help.
+    // Otherwise each command would list -h, --help.
     let mut command = command.mut_subcommands(|part| part.disable_help_flag(true));
     command.build();
     let (mut synopses, mut commands) = (String::new(), String::new());
@@ -31,12 +31,13 @@ pub(super) fn print(command: Command) -> Result<(), Failure> {
     output::print(&PAGE.replace("@SYNOPSIS@\n", &synopses).replace("@COMMANDS@\n", &commands))
 }
 
-/// A section without its heading, the definition that the page has once, and breaks beside blank lines.
+/// The body of a section: without its heading, the string definition that the page has once, and line breaks next to
+/// blank lines.
 fn body(page: &Man, render: fn(&Man, &mut dyn Write) -> io::Result<()>) -> Result<String, Failure> {
     let mut text = Vec::new();
     render(page, &mut text).map_err(Failure::failed)?;
     let text = String::from_utf8_lossy(&text);
-    let kept =
+    let is_body =
         |line: &&str| ![".SH ", ".ie ", ".el ", ".br"].iter().any(|start| line.starts_with(start));
-    Ok(text.lines().filter(kept).map(|line| format!("{line}\n")).collect())
+    Ok(text.lines().filter(is_body).map(|line| format!("{line}\n")).collect())
 }

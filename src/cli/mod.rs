@@ -1,7 +1,7 @@
 //! The commands, one file each.
 //!
-//! This file has what they share: how arguments become a command, how a command ends ([`Failure`]),
-//! and the options that several take. `main` maps the end to an exit code and knows no more.
+//! This file has the parts that commands share: parsing the arguments, errors ([`Failure`]), and common options.
+//! `main` only maps the result to an exit code.
 
 mod broker;
 mod check;
@@ -31,10 +31,10 @@ use crate::{
     daemon::{self, DaemonError, client},
 };
 
-/// How long a command waits for a running daemon's answer.
+/// How long a command waits for an answer of the daemon.
 const ANSWER_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// The end of each help.
+/// The last section of each help text.
 const EXIT_STATUS: &str = "EXIT STATUS:
   0  done
   1  failed: standard error says why, and what to do
@@ -42,43 +42,43 @@ const EXIT_STATUS: &str = "EXIT STATUS:
 /// The version, with the commit that it was built from.
 const VERSION: &str = env!("FTP_ALG_VERSION");
 
-/// How a command ends when it does not end well.
+/// Why a command did not succeed.
 #[derive(Debug, thiserror::Error)]
 pub enum Failure {
-    /// The arguments or the configuration are wrong; a line for each problem.
+    /// Wrong arguments or a wrong configuration; one line for each problem.
     #[error("{0}")]
     Usage(String),
-    /// It was understood, and did not work; a line for each problem.
+    /// The command failed; one line for each problem.
     #[error("{0}")]
     Failed(String),
-    /// Nobody reads the output any more, as in `ftp-alg sessions | head -1`: no error, but no
-    /// reason to go on either.
+    /// Standard output is closed, as in `ftp-alg sessions | head -1`. This is no error, but the command ends because
+    /// nobody reads its output.
     #[error("standard output is closed")]
     Closed,
 }
 
 impl Failure {
-    /// FTP does not work, for `count` reasons that were told.
+    /// FTP does not work. The `count` problems were already printed.
     fn from_problem_count(count: usize) -> Self {
         Self::Failed(match count {
-            1 => "one thing stands in the way of FTP".to_owned(),
-            many => format!("{many} things stand in the way of FTP"),
+            1 => "1 problem keeps FTP from working".to_owned(),
+            many => format!("{many} problems keep FTP from working"),
         })
     }
 
-    /// Wraps any error of a thing that did not work.
+    /// Wraps any error of a command that failed.
     pub fn failed(error: impl std::fmt::Display) -> Self {
         Self::Failed(error.to_string())
     }
 
-    /// The exit code, and what to say on standard error, line by line.
+    /// The exit code, and the lines for standard error.
     pub fn report(&self) -> (u8, Vec<String>) {
         let (code, text) = match self {
             Self::Closed => return (0, Vec::new()),
             Self::Failed(text) => (1, text),
             Self::Usage(text) => (2, text),
         };
-        // journald takes a line without a priority for information, see sd-daemon(3).
+        // Without a priority, journald logs a line with priority info (sd-daemon(3)).
         let priority = if daemon::logs_to_journal() { "<3>" } else { "" };
         (code, text.lines().map(|line| format!("{priority}ftp-alg: {line}")).collect())
     }
@@ -107,7 +107,7 @@ impl From<client::ClientError> for Failure {
     }
 }
 
-/// Runs the command that `arguments` (the program's name first) ask for.
+/// Runs the command in `arguments`, which start with the name of the program.
 pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure> {
     let arguments: Vec<OsString> = arguments.into_iter().collect();
     let matches = program().try_get_matches_from(&arguments);
@@ -117,15 +117,15 @@ pub fn run(arguments: impl IntoIterator<Item = OsString>) -> Result<(), Failure>
     }
 }
 
-/// The program with its commands, each of whose helps ends alike.
+/// The command line with all commands. Each help text ends with the exit codes.
 fn program() -> clap::Command {
     Arguments::command().mut_subcommands(|part| part.after_help(EXIT_STATUS))
 }
 
-/// FTP through NAT and default drop: reads control connections, rewrites the endpoints that NAT
-/// made wrong, and opens one pinhole for each data connection.
+/// FTP through NAT and default drop: reads control connections, rewrites
+/// endpoints that NAT makes wrong, opens one pinhole for each data connection.
 ///
-/// `ftp-alg COMMAND --help` says more about each command.
+/// See `ftp-alg COMMAND --help` for each command.
 #[derive(Debug, Parser)]
 #[command(
     name = "ftp-alg",
@@ -153,7 +153,7 @@ enum Command {
     #[cfg(feature = "demo")]
     Demo(demo::Demo),
     Completions(completions::Completions),
-    /// Print the version, and the commit that it was built from
+    /// Print the version and the commit it was built from
     Version,
     /// Print the manual page
     #[command(hide = true)]
@@ -185,13 +185,13 @@ impl Command {
     }
 }
 
-/// Help and version were asked for; everything else is wrong usage, said in one line.
+/// Prints help or version if the user asked for it. Any other error is wrong usage, reported in one line.
 fn print_help_or_fail(error: &clap::Error, arguments: &[OsString]) -> Result<(), Failure> {
     let text = error.render().to_string();
     match error.kind() {
         ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => output::print(&text),
         ErrorKind::DisplayHelpOnMissingArgumentOrSubcommand | ErrorKind::MissingSubcommand => {
-            Err(Failure::Usage("no command is given; `ftp-alg --help` lists them".to_owned()))
+            Err(Failure::Usage("no command given; `ftp-alg --help` lists the commands".to_owned()))
         }
         _ => {
             let command = arguments.get(1).and_then(|word| word.to_str());
@@ -204,7 +204,7 @@ fn print_help_or_fail(error: &clap::Error, arguments: &[OsString]) -> Result<(),
     }
 }
 
-/// clap's error text without its layout: what is wrong, and its tips.
+/// The error text of clap in one line: the error and the tips, without the layout.
 fn one_line(text: &str) -> String {
     let parts: Vec<&str> = text
         .lines()
@@ -228,7 +228,7 @@ fn config_help() -> String {
 }
 
 impl ConfigOption {
-    /// The configuration, without what this version does not serve.
+    /// Reads the configuration. Keys that this version does not support are errors.
     fn load(&self) -> Result<Config, Failure> {
         let config = Config::load(self.config.as_deref())?;
         config.unsupported()?;
@@ -245,12 +245,12 @@ struct SocketOption {
 }
 
 impl SocketOption {
-    /// Asks the daemon for `what`.
+    /// Sends the request `what` to the daemon.
     fn request(&self, what: &str) -> Result<client::Answer, client::ClientError> {
         client::request(&self.socket, what, ANSWER_TIMEOUT)
     }
 
-    /// Asks the daemon for the rows of `what` and prints them, as JSON or as `text` has them.
+    /// Requests the rows of `what` and prints them, as JSON or formatted by `text`.
     fn print_rows<T: DeserializeOwned>(
         &self,
         what: &str,
@@ -279,14 +279,14 @@ mod tests {
     }
 
     #[test]
-    fn the_options_of_all_commands_fit_together() {
+    fn options_of_all_commands_are_consistent() {
         Arguments::command().debug_assert();
     }
 
     #[test]
-    fn wrong_usage_is_said_in_one_line_that_names_the_help_to_read() {
+    fn wrong_usage_is_one_line_with_a_hint_at_help() {
         let cases: [(&[&str], &str); 5] = [
-            (&[], "no command is given; `ftp-alg --help` lists them"),
+            (&[], "no command given; `ftp-alg --help` lists the commands"),
             (
                 &["doctr"],
                 "unrecognized subcommand 'doctr'; a similar subcommand exists: 'doctor'; \
@@ -304,7 +304,7 @@ mod tests {
             ),
             (
                 &["status", "--wait", "soon"],
-                "invalid value 'soon' for '--wait <SECS>': give seconds from 0 to 86400; \
+                "invalid value 'soon' for '--wait <SECS>': use 0 to 86400 seconds; \
                  see `ftp-alg status --help`",
             ),
         ];
@@ -314,7 +314,7 @@ mod tests {
     }
 
     #[test]
-    fn each_problem_is_one_line_with_the_programs_name() {
+    fn each_problem_is_one_line_with_the_program_name() {
         let (code, lines) = Failure::Usage("a\nb".into()).report();
         assert_eq!((code, lines), (2, vec!["ftp-alg: a".to_owned(), "ftp-alg: b".to_owned()]));
         assert_eq!(Failure::Closed.report(), (0, Vec::new()));

@@ -1,10 +1,10 @@
-//! Standard output, which may be closed or full at any time.
+//! Writes to standard output, which may be closed or full at any time.
 
 use std::io::{self, Write};
 
 use super::Failure;
 
-/// Writes `text`, and sees it through to whoever reads.
+/// Writes and flushes `text`.
 pub(super) fn print(text: &str) -> Result<(), Failure> {
     let mut stdout = io::stdout().lock();
     stdout.write_all(text.as_bytes()).and_then(|()| stdout.flush()).map_err(|error| {

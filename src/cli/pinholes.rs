@@ -1,4 +1,4 @@
-//! `ftp-alg pinholes`: the data connections that may come now.
+//! `ftp-alg pinholes`: lists the open pinholes.
 
 use clap::Args;
 
@@ -7,10 +7,10 @@ use crate::daemon::snapshot::PinholeRow;
 
 /// List the pinholes that are open now
 ///
-/// Each admits one connection from INITIATOR to ARRIVAL. It closes when used, or
-/// after LEFT. Where the connection is translated, a second line says so: it is
-/// sent `to` another target, or seen there `as` another source. SESSION is the
-/// ID of `ftp-alg sessions`.
+/// Each pinhole admits one connection from INITIATOR to ARRIVAL. The pinhole
+/// closes when the connection opens, or after LEFT. If the connection is
+/// translated, a second line shows it: `to` another destination, `as` another
+/// source. SESSION is the ID in `ftp-alg sessions`.
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct Pinholes {
@@ -35,7 +35,7 @@ fn text(pinholes: &[PinholeRow]) -> String {
     table::render([">SESSION", "KIND", ">LEFT", "INITIATOR", "ARRIVAL"], &rows)
 }
 
-/// The pinhole, and its translations below.
+/// The row of a pinhole, and a second row with its translations if there is one.
 fn rows(row: &PinholeRow) -> impl Iterator<Item = [String; 5]> {
     let own = [
         row.session.to_string(),
@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_translation_is_shown_below() {
+    fn translation_is_shown_in_a_second_row() {
         let row = |source: &str, target: &str| PinholeRow {
             session: 7,
             initiator: "203.0.113.9".parse().unwrap(),

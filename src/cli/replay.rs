@@ -1,4 +1,6 @@
-//! `ftp-alg replay`: a capture through the same engine, offline. Options and printing; `crate::replay` plays.
+//! `ftp-alg replay`: runs a capture through the engine, offline.
+//!
+//! This file has the options and the output. `crate::replay` does the work.
 
 use std::{
     fs::{self, File},
@@ -17,22 +19,24 @@ use crate::replay::{
     self, AnnouncementRow, CaptureReader, ReplayError, ReplayReport, SimulatedNat,
 };
 
-/// Addresses that are not routed in the Internet (RFC 1918, RFC 6598, RFC 4193).
+/// Address ranges that are not routed in the Internet (RFC 1918, RFC 6598, RFC 4193).
 const PRIVATE: [&str; 5] =
     ["10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "fc00::/7"];
 
-/// Run a capture (pcap or pcapng) through the same engine, offline
+/// Show what the gateway would do with a recorded session, offline
 ///
-/// Prints a line for each announcement: what was announced, what becomes of it, and why. With
-/// --external, clients and servers within --inside are seen as behind NAT.
+/// Runs a capture (pcap or pcapng) through the engine. Prints one line for each
+/// announcement: the announced endpoint, the action and the reason. With
+/// --external, a simulated NAT hides the clients and servers in --inside.
 ///
-/// --write shows what the outer side sees: with --external all that passes the gateway, hosts
-/// within --inside as ADDR; without, what the server's side sees.
+/// --write writes the packets as the outer side sees them. With --external these
+/// are all packets that cross the gateway, and hosts in --inside appear as ADDR.
+/// Without --external it is the server's side.
 #[derive(Args, Debug)]
 pub struct Replay {
     /// The capture
     pub capture: PathBuf,
-    /// Print one JSON object a line
+    /// Print one JSON object for each announcement
     #[arg(long)]
     pub json: bool,
     /// Ports of control connections
@@ -44,7 +48,7 @@ pub struct Replay {
         value_parser = clap::value_parser!(u16).range(1..)
     )]
     pub ports: Vec<u16>,
-    /// Write what the gateway would have sent on (pcap, raw IP)
+    /// Write the packets that the outer side would see (pcap, raw IP)
     #[arg(long, value_name = "OUT")]
     pub write: Option<PathBuf>,
     /// The external address of the simulated NAT
@@ -67,7 +71,7 @@ impl Replay {
         let sink = out.map(|out| create(out, &input)).transpose()?;
         let (report, error) = replay::play(reader, policy, nat, sink);
         for warning in &report.warnings {
-            // A closed standard error is no reason to withhold the report.
+            // The report is printed even if standard error is closed.
             let _ = writeln!(io::stderr(), "ftp-alg: {capture}: {warning}");
         }
         match error {
@@ -89,7 +93,7 @@ impl Replay {
         let inside = match (self.external, self.inside) {
             (Some(external), Some(inside)) if external.is_ipv4() != inside.is_ipv4() => {
                 return Err(Failure::Usage(format!(
-                    "--external {external} and --inside {inside} are of two address families"
+                    "address families differ: --external {external}, --inside {inside}; use two IPv4 or two IPv6 values"
                 )));
             }
             (_, Some(inside)) => vec![inside],
@@ -107,7 +111,9 @@ fn create(out: &Path, capture: &File) -> Result<BufWriter<File>, Failure> {
         && (there.dev(), there.ino()) == (here.dev(), here.ino())
     {
         let out = out.display();
-        return Err(Failure::Failed(format!("{out}: is the capture itself; name another file")));
+        return Err(Failure::Failed(format!(
+            "cannot write {out}: it is the capture itself; use another file"
+        )));
     }
     File::create(out).map(BufWriter::new).map_err(fail)
 }
@@ -116,12 +122,12 @@ fn cannot_write(out: &Path, error: &io::Error) -> String {
     format!("cannot write {}: {error}", out.display())
 }
 
-/// One JSON object a line.
+/// One JSON object for each announcement, one object a line.
 fn json(report: &ReplayReport) -> Result<String, serde_json::Error> {
     report.rows.iter().map(|row| Ok(serde_json::to_string(row)? + "\n")).collect()
 }
 
-/// A table, and a summary.
+/// A table of the announcements and a summary.
 fn text(report: &ReplayReport) -> String {
     let mut text = if report.rows.is_empty() {
         "no announcements\n".to_owned()

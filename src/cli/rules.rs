@@ -1,22 +1,25 @@
-//! `ftp-alg rules`: the rules that select packets for the gateway.
+//! `ftp-alg rules`: prints the rules that queue packets for the gateway.
 
 use clap::{Args, ValueEnum};
 
 use super::{ConfigOption, Failure, output};
 use crate::{config::Config, daemon, gateway::rules};
 
-/// Print the rules that `run` loads, to look at
+/// Print the rules that `run` loads, for inspection
 ///
-/// The text is what `nft -f -` (nftables) or `iptables-restore --noflush` (iptables) takes, with
-/// the ports, queues and marks of the configuration. Those of nftables are for the back end that
-/// the configuration names (for nftables, if that is `auto`), and load where the kernel has the
-/// queue statement of nftables; `run` finds another way where it has not.
+/// Prints input for `nft -f -` (nftables) or `iptables-restore --noflush`
+/// (iptables), with the ports, queues and marks of the configuration.
 ///
-/// Those of iptables are for a kernel on which nftables cannot queue at all. Never load them beside
-/// a `run` that queues itself: each packet would be queued twice, and connections would break.
+/// The nftables rules are those for the configured back end; `auto` means
+/// nftables. They need a kernel with the queue statement of nftables. `run` also
+/// works without this statement.
+///
+/// The iptables rules are for a kernel on which nftables cannot queue packets.
+/// Do not load them while `run` queues packets itself: every packet would be
+/// queued twice, and connections would break.
 #[derive(Args, Debug)]
 pub struct Rules {
-    /// Whose language
+    /// The language of the rules
     flavour: Flavour,
     #[command(flatten)]
     config: ConfigOption,

@@ -9,36 +9,39 @@ use crate::daemon;
 
 /// Run the gateway in the foreground
 ///
-/// Loads its rules into a table of its own (inet ftp_alg), opens its queues, and handles control
-/// connections until SIGTERM or SIGINT ends it; then the rules are gone again. SIGHUP reads the
-/// configuration again; if that is not valid, the old one stays in use.
+/// The daemon loads its rules into the table inet ftp_alg, opens its queues and
+/// inspects control connections. SIGTERM or SIGINT ends it; it then removes the
+/// rules. SIGHUP makes it read the configuration again. If the new configuration
+/// is not valid, the old one stays in use.
 ///
-/// Before the first packet it gives up all rights but CAP_NET_ADMIN, CAP_NET_RAW and those to its
-/// own directory, for good; what this machine cannot confine is logged, and shown by `status`.
+/// Before the first packet, the daemon gives up all privileges except
+/// CAP_NET_ADMIN, CAP_NET_RAW and access to its own directory. If the machine
+/// cannot confine it completely, the log and `status` say what is missing.
 ///
-/// Logs go to the journal with priorities and fields where standard error is the
-/// journal, else to standard error with the time. --log-level says how much; it
-/// wins over the variable FTP_ALG_LOG, which also takes filters such as
-/// `info,ftp_alg::gateway=debug`. `ftp-alg log-level` changes it later. A service
-/// manager is told when it is ready (sd_notify).
+/// If standard error is the journal, log lines have priorities and fields.
+/// Otherwise they have the time. --log-level sets the level and overrides the
+/// variable FTP_ALG_LOG. The variable also accepts filters such as
+/// `info,ftp_alg::gateway=debug`. `ftp-alg log-level` changes the level later.
+/// The daemon notifies the service manager when it is ready (sd_notify).
 #[derive(Args, Debug)]
 pub struct Run {
     #[command(flatten)]
     config: ConfigOption,
-    /// The daemon's own directory; made if it is absent, and nobody else may write to it
+    /// The daemon's own directory; created if absent; nobody else may write to it
     #[arg(long, value_name = "DIR", default_value = daemon::DEFAULT_STATE_DIR)]
     state_dir: PathBuf,
     #[command(flatten)]
     socket: SocketOption,
-    /// Become this user and its group; needs root [default: stay who it is]
+    /// Switch to this user and its group; needs root [default: no switch]
     #[arg(long, value_name = "USER")]
     user: Option<String>,
-    /// End the ftp-alg that runs in this network namespace, and go on in its place
+    /// Replace the ftp-alg that runs in this network namespace
     ///
-    /// It has 10 seconds to end. Its sessions go on if the state directory is the same.
+    /// The running daemon has 10 seconds to end. Its sessions continue if the
+    /// state directory is the same.
     #[arg(long)]
     takeover: bool,
-    /// How much is logged [default: FTP_ALG_LOG, else info]
+    /// The log level [default: FTP_ALG_LOG, or info]
     #[arg(long, value_name = "LEVEL", value_parser = PossibleValuesParser::new(daemon::LEVELS))]
     log_level: Option<String>,
 }

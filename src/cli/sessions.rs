@@ -1,4 +1,4 @@
-//! `ftp-alg sessions`: the control connections that the daemon follows now.
+//! `ftp-alg sessions`: lists the sessions of the daemon.
 
 use std::net::SocketAddr;
 
@@ -7,24 +7,23 @@ use clap::Args;
 use super::{Failure, SocketOption, table};
 use crate::daemon::snapshot::SessionRow;
 
-/// List the control connections that are open now
+/// List the sessions that are open now
 ///
-/// ID is the number that log lines of the session start with. A second line,
-/// `as`, has the external endpoint of an end that NAT shows to its peer as
-/// another. ADJ says whether sequence numbers are adjusted, OPEN how many
-/// pinholes are open.
+/// ID is the number at the start of the session's log lines. If NAT changes an
+/// endpoint, a second line, `as`, shows the external endpoint. ADJ says whether
+/// sequence numbers are adjusted. OPEN is the number of open pinholes.
 ///
 /// The states are:
-///   new        the server has not greeted yet
-///   greeted    the server has greeted, the client has not answered as FTP does
-///   login      the dialogue is FTP, and no login was accepted yet
-///   logged-in  a login was accepted: announcements open pinholes
-///   joined     picked up mid-stream: its start was not seen, nothing is opened
-///   lost       packets of it were missed: nothing is opened any more
-///   encrypted  TLS: nothing can be read, until CCC
-///   not-ftp    the server speaks FTP, the client does not: nothing is opened
-///   opaque     it is not FTP, or was lost while encrypted: it passes unread
-///   closing    an end has closed or reset it
+///   new        no greeting from the server yet
+///   greeted    greeting seen; no FTP command from the client yet
+///   login      FTP; no login accepted yet
+///   logged-in  login accepted; announcements open pinholes
+///   joined     picked up mid-stream; opens no pinholes
+///   lost       packets were missed; opens no more pinholes
+///   encrypted  TLS; cannot be inspected before CCC
+///   not-ftp    the server speaks FTP, the client does not; opens no pinholes
+///   opaque     not FTP, or lost while encrypted; packets pass uninspected
+///   closing    one end has closed or reset the connection
 #[derive(Args, Debug)]
 #[command(verbatim_doc_comment)]
 pub struct Sessions {
@@ -49,7 +48,7 @@ fn text(sessions: &[SessionRow]) -> String {
     table::render([">ID", "CLIENT", "SERVER", "STATE", ">AGE", "ADJ", ">OPEN"], &rows)
 }
 
-/// The session, and its external ends below its own.
+/// The row of a session, and a second row with external endpoints if there is one.
 fn rows(row: &SessionRow) -> impl Iterator<Item = [String; 7]> {
     let own = [
         row.id.to_string(),
@@ -93,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn an_external_endpoint_is_shown_below_where_it_differs() {
+    fn external_endpoint_is_shown_in_a_second_row() {
         let (client, server) = ("10.0.0.5:4000", "203.0.113.9:21");
         let text = text(&[
             row(client, "198.51.100.1:4000", server, server),
@@ -109,7 +108,7 @@ mod tests {
     }
 
     #[test]
-    fn the_longest_row_of_ipv4_has_80_columns() {
+    fn longest_ipv4_row_has_80_columns() {
         let (client, server) = ("192.168.150.180:50000", "203.113.113.113:21");
         let row = SessionRow {
             id: 999_999,
@@ -121,7 +120,7 @@ mod tests {
     }
 
     #[test]
-    fn nothing_open_is_said_in_words() {
+    fn empty_list_is_printed_in_words() {
         assert_eq!(text(&[]), "no sessions\n");
     }
 }

@@ -1,4 +1,4 @@
-//! `ftp-alg setup`: the line that the operator's firewall lacks, in the file that it is loaded from.
+//! `ftp-alg setup`: adds the rules that the operator's firewall lacks to the files from which it is loaded.
 
 mod commands;
 mod file_edits;
@@ -24,22 +24,25 @@ use crate::{
     },
 };
 
-/// Make your firewall admit data connections for good
+/// Make your firewall accept data connections permanently
 ///
-/// Shows what is missing in the files of the firewall that is in use, as a difference, and changes
-/// nothing. Knows nftables, iptables-persistent, ufw, firewalld, Docker and OpenWrt's fw4.
+/// Shows the missing rules as a difference to the firewall's files. Changes
+/// nothing. Supports nftables, iptables-persistent, ufw, firewalld, Docker and
+/// OpenWrt's fw4.
 ///
-/// --apply writes the files, loads them by the firewall's own command, and checks the rules as
-/// `doctor` does. If the firewall refuses, all is taken back. --undo puts the files back to the byte;
-/// in a file that was edited since, it removes only the lines that --apply added.
+/// --apply writes the files, loads them with the firewall's own command, and
+/// checks the rules as `doctor` does. If a step fails, it undoes all changes.
+/// --undo restores the files byte for byte. If a file was edited since, it
+/// removes only the lines that --apply added.
 ///
-/// Exit codes: 0 nothing to do, shown, or done; 1 failed, or something is left to do by hand.
+/// Exit codes: 0 nothing to do, shown, or done; 1 failed, or something must be
+/// done by hand.
 #[derive(Args, Debug)]
 pub struct Setup {
-    /// Change the files, and load them
+    /// Change the files and load them
     #[arg(long)]
     apply: bool,
-    /// Take back what --apply did
+    /// Undo the changes of --apply
     #[arg(long, conflicts_with = "apply")]
     undo: bool,
     /// Print one JSON object
@@ -51,32 +54,32 @@ pub struct Setup {
     socket: SocketOption,
 }
 
-/// What was found and done.
+/// The output of `setup`, also as JSON.
 #[derive(Debug, Serialize)]
 struct SetupReport {
     /// `nothing to do`, `shown`, `applied` or `undone`.
     result: &'static str,
-    /// What holds the pinholes, and so which line is needed.
+    /// The back end for pinholes, which decides which rules are needed.
     backend: Option<&'static str>,
     firewalls: Vec<FirewallReport>,
     by_hand: Vec<ManualStepReport>,
     notes: Vec<String>,
-    /// Whether some rules could not be read.
+    /// Whether some rules could not be read, so that more rules may be missing.
     incomplete: bool,
 }
 
 #[derive(Debug, Serialize)]
 struct FirewallReport {
     name: &'static str,
-    /// By what it was recognized.
+    /// How setup recognised the firewall.
     why: &'static str,
-    /// What it does now.
+    /// What the firewall does now with the packets that ftp-alg needs.
     says: Vec<String>,
-    /// What changes in its files, as `diff -u` shows it.
+    /// The changes of its files in the format of `diff -u`.
     differences: Vec<String>,
-    /// The commands that load these.
+    /// The commands that load the changes.
     loads: Vec<String>,
-    /// Why they load less than the files.
+    /// Why the commands load single rules and not the files.
     note: Option<&'static str>,
 }
 
@@ -87,7 +90,7 @@ struct ManualStepReport {
     command: String,
 }
 
-/// The firewall as it is loaded, and what counts about it.
+/// The loaded rules, and the rules that are missing.
 struct LoadedFirewall {
     parameters: RuleParameters,
     firewall: Firewall,
@@ -106,7 +109,7 @@ impl LoadedFirewall {
     }
 }
 
-/// The back end of the daemon that runs, or the one that would be taken.
+/// The back end of the running daemon, or the one that a daemon would choose.
 fn backend(config: &Config, socket: &SocketOption) -> Backend {
     let running = client::request(&socket.socket, "status", super::ANSWER_TIMEOUT)
         .ok()
@@ -118,7 +121,7 @@ fn backend(config: &Config, socket: &SocketOption) -> Backend {
 }
 
 impl Setup {
-    /// Shows, applies or takes back.
+    /// Shows, applies or undoes the changes.
     pub fn run(&self) -> Result<(), Failure> {
         if !rustix::process::geteuid().is_root() {
             return Err(Failure::Failed(
@@ -129,12 +132,16 @@ impl Setup {
         let report = if self.undo {
             undo()?
         } else {
-            // Held until the end.
+            // The lock is held until the function returns.
             let _lock = self.apply.then(store::lock).transpose()?;
             let mut notes = self.undo_interrupted()?;
             let situation = LoadedFirewall::read(&config, &self.socket)?;
             notes.extend(
-                situation.firewall.read_errors().iter().map(|what| format!("not read: {what}")),
+                situation
+                    .firewall
+                    .read_errors()
+                    .iter()
+                    .map(|what| format!("rules not read: {what}")),
             );
             let (plans, by_hand) = firewalls::plans(&situation.needs)?;
             let mut report = SetupReport::new(situation.backend, &plans, &by_hand);
@@ -152,26 +159,25 @@ impl Setup {
         }
         match report.by_hand.len() {
             left @ 1.. if self.apply => {
-                Err(Failure::Failed(format!("left to do by hand: {left}; see above")))
+                Err(Failure::Failed(format!("rules to add by hand: {left}; see above")))
             }
             _ if report.incomplete => {
-                let what =
-                    "not all of the firewall could be read, so more may be missing: see above";
+                let what = "some rules could not be read, so more may be missing: see above";
                 Err(Failure::Failed(what.to_owned()))
             }
             _ => Ok(()),
         }
     }
 
-    /// Takes back what an interrupted run began; without --apply it only says that there is such.
+    /// Undoes the changes of an interrupted run. Without --apply it only reports the interrupted run.
     fn undo_interrupted(&self) -> Result<Vec<String>, Failure> {
         let mut journal = SetupJournal::read()?;
         let Some(begun) = journal.begun.clone() else { return Ok(Vec::new()) };
         let what = "an earlier --apply was interrupted";
         if !self.apply {
-            return Ok(vec![format!("{what}: --apply finishes it, --undo takes it back")]);
+            return Ok(vec![format!("{what}: --apply completes it, --undo undoes it")]);
         }
-        let mut notes = vec![format!("{what}, and was taken back first")];
+        let mut notes = vec![format!("{what}: its changes were undone first")];
         notes.extend(undo_changes(&begun)?);
         journal.begun = None;
         journal.write()?;
@@ -179,12 +185,12 @@ impl Setup {
     }
 }
 
-/// Checks, writes, loads, checks; all or nothing.
+/// Checks the files, writes them, loads them, and checks the rules. If a step fails, all changes are undone.
 fn apply(plans: &[Plan], situation: &LoadedFirewall) -> Result<(), Failure> {
     for words in plans.iter().flat_map(|plan| &plan.checks) {
         commands::run_command(words).map_err(|error| {
             Failure::Failed(format!(
-                "{error}\nthe files were wrong before: put them right first; nothing was changed"
+                "{error}\nnothing was changed: the files have an error; correct it first"
             ))
         })?;
     }
@@ -200,12 +206,12 @@ fn apply(plans: &[Plan], situation: &LoadedFirewall) -> Result<(), Failure> {
         return journal.write();
     };
     let taken_back = undo_changes(&changes).map_err(|other| {
-        Failure::Failed(format!("{error}\n{other}\nthe change could not be taken back: try --undo"))
+        Failure::Failed(format!("{error}\n{other}\nthe change could not be undone: try --undo"))
     })?;
     journal.begun = None;
     journal.write()?;
     let notes: String = taken_back.iter().map(|note| format!("\n{note}")).collect();
-    Err(Failure::Failed(format!("{error}{notes}\nall was taken back")))
+    Err(Failure::Failed(format!("{error}{notes}\nall changes were undone")))
 }
 
 fn make_changes(
@@ -227,24 +233,24 @@ fn make_changes(
     match plans.iter().flat_map(|plan| &plan.needs).find(unmet) {
         None => Ok(()),
         Some(need) => {
-            let what = "after the change as before it";
+            let what = "even after the change";
             Err(Failure::Failed(format!("{}, {what}: see `ftp-alg doctor`", need.description)))
         }
     }
 }
 
-/// Puts the files back, and says so.
+/// Restores the files. Returns one line for each.
 fn restore_files(changes: &ChangeSet) -> Result<Vec<String>, Failure> {
     changes.files.iter().rev().map(store::FileChange::undo).collect()
 }
 
-/// Has the kernel know what is in the files that were put back. All is tried; the first failure is told.
+/// Makes the kernel drop the loaded changes. Runs all commands, and returns the first failure.
 fn undo_loading(changes: &ChangeSet) -> Result<(), Failure> {
     let results: Vec<_> = changes.take_back.iter().rev().map(store::UndoCommand::run).collect();
     results.into_iter().collect()
 }
 
-/// Both.
+/// Restores the files, and makes the kernel drop the loaded changes.
 fn undo_changes(changes: &ChangeSet) -> Result<Vec<String>, Failure> {
     let notes = restore_files(changes)?;
     undo_loading(changes).map(|()| notes)
@@ -258,7 +264,7 @@ fn undo() -> Result<SetupReport, Failure> {
     let _lock = store::lock()?;
     let mut journal = SetupJournal::read()?;
     let mut unloaded = Ok(());
-    // The later ones first.
+    // The latest changes come first.
     for changes in [journal.begun.clone(), Some(journal.done.clone())].into_iter().flatten() {
         if changes == ChangeSet::default() {
             continue;
@@ -267,14 +273,13 @@ fn undo() -> Result<SetupReport, Failure> {
         report.notes.extend(restore_files(&changes)?);
         unloaded = unloaded.and(undo_loading(&changes));
     }
-    // The files are as they were, so there is nothing left to try again.
+    // The files are restored, so there is nothing left to undo.
     (journal.begun, journal.done) = (None, ChangeSet::default());
     journal.write()?;
     match unloaded {
         Ok(()) => Ok(report),
         Err(error) => Err(Failure::Failed(format!(
-            "{error}\nthe files are as they were before, and the rules that are loaded may not be: \
-             load them"
+            "{error}\nthe files are restored, but the loaded rules may not be: load the files"
         ))),
     }
 }
@@ -322,7 +327,7 @@ impl SetupReport {
     fn text(&self) -> String {
         let mut text = String::new();
         for firewall in &self.firewalls {
-            text += &format!("{}, by {}\n", firewall.name, firewall.why);
+            text += &format!("{} (recognised by {})\n", firewall.name, firewall.why);
             for line in &firewall.says {
                 text += &format!("  {line}\n");
             }
@@ -340,18 +345,18 @@ impl SetupReport {
         }
         for one in &self.by_hand {
             text += &format!("by hand: {}\n  {}\n", one.says, one.why);
-            text += "  this line works until the rules are loaded again:\n";
+            text += "  this command works until the rules are loaded again:\n";
             text += &format!("      {}\n\n", one.command);
         }
         for note in &self.notes {
             text += &format!("  {note}\n");
         }
         text += match self.result {
-            "applied" => "applied: `ftp-alg setup --undo` takes it back\n",
+            "applied" => "applied: `ftp-alg setup --undo` undoes it\n",
             "undone" => "undone\n",
-            "shown" => "nothing was changed: `ftp-alg setup --apply` does this\n",
+            "shown" => "nothing was changed: run `ftp-alg setup --apply` to do this\n",
             _ if self.by_hand.is_empty() => "nothing to do\n",
-            _ => "nothing to write: see above\n",
+            _ => "no file to change: see above\n",
         };
         text
     }

@@ -1,6 +1,6 @@
-//! Aligned text: tables with a header, and lists of names and values.
+//! Formats aligned text: tables with a header, lists of names and values, wrapped lines, durations.
 
-/// Columns as wide as their widest cell; those whose header starts with `>` align to the right.
+/// A table with columns as wide as their widest cell. A column whose header starts with `>` is right-aligned.
 pub(super) fn render<const N: usize>(header: [&str; N], rows: &[[String; N]]) -> String {
     let titles = header.map(|title| title.trim_start_matches('>'));
     let mut widths = titles.map(|title| title.chars().count());
@@ -26,14 +26,14 @@ pub(super) fn render<const N: usize>(header: [&str; N], rows: &[[String; N]]) ->
     text
 }
 
-/// Two columns without a header.
+/// A table with two columns and no header.
 pub(super) fn list(items: &[(impl AsRef<str>, String)]) -> String {
     let width = items.iter().map(|(name, _)| name.as_ref().len()).max().unwrap_or(0);
     let row = |(name, value): &(_, String)| format!("{:<width$}  {value}\n", AsRef::as_ref(name));
     items.iter().map(row).collect()
 }
 
-/// `text` in lines that end before column 81, where it begins at column `indent`, as its further lines do.
+/// `text` wrapped at column 80. The first line starts at column `indent`, and further lines are indented to it.
 pub(super) fn wrapped(text: &str, indent: usize) -> String {
     let mut lines = String::new();
     let mut column = indent;
@@ -51,7 +51,7 @@ pub(super) fn wrapped(text: &str, indent: usize) -> String {
     lines
 }
 
-/// `45s`, `3m 5s`, `2h 0m`, `4d 1h`: the two largest units.
+/// A duration in its two largest units: `45s`, `3m 5s`, `2h 0m`, `4d 1h`.
 pub(super) fn span(seconds: u64) -> String {
     match seconds {
         0..60 => format!("{seconds}s"),
@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn text_is_wrapped_before_column_81_and_no_word_is_cut() {
+    fn text_is_wrapped_at_column_80_between_words() {
         let long = "x".repeat(90);
         for (text, expected) in [
             ("", ""),
@@ -89,7 +89,7 @@ mod tests {
     }
 
     #[test]
-    fn a_span_shows_its_two_largest_units() {
+    fn duration_shows_its_two_largest_units() {
         for (seconds, text) in [(0, "0s"), (185, "3m 5s"), (7200, "2h 0m"), (349_200, "4d 1h")] {
             assert_eq!(span(seconds), text);
         }

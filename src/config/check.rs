@@ -7,16 +7,16 @@ use std::{
     collections::HashSet, net::IpAddr, ops::RangeInclusive, path::Path, sync::Arc, time::Duration,
 };
 
-use ftp_alg_core::policy::{AuthTls, Foreign, Network, Policy};
+use ftp_alg_core::policy::{AuthTls, ForeignAddress, NetworkPolicy, Policy};
 use serde::Deserialize;
 use toml::{Spanned, Value, de::DeTable};
 
 use super::{
-    Backend, Config, ExternalAddress, Fanout, FastPath, MAX_WORKERS, Nat, Pinhole, Problem, Queue,
+    Backend, Config, ExternalSetting, Fanout, FastPath, MAX_WORKERS, Nat, Pinhole, Problem, Queue,
     Server, error,
-    file::{self, File, Leaf},
+    file::{self, File, SpannedValue},
     hint,
-    shape::{self, Misfit},
+    invalid_keys::{self, InvalidKey},
     text,
 };
 
@@ -57,8 +57,8 @@ pub(super) fn check(text: &str, path: &Path) -> Result<Config, Vec<Problem>> {
         problems.dedup_by_key(|problem| problem.line);
         return Err(problems);
     }
-    let misfits = shape::clear(document.get_mut()).into_iter();
-    let problems = misfits.map(|Misfit { key, offset, message }| {
+    let misfits = invalid_keys::clear(document.get_mut()).into_iter();
+    let problems = misfits.map(|InvalidKey { key, offset, message }| {
         error::at(path, text, offset, Some(error::shown(&key, 0..key.len())), message)
     });
     let problems = problems.collect();
@@ -102,7 +102,7 @@ impl Checker<'_> {
         }
     }
 
-    fn control_ports(&mut self, leaf: &Leaf, default: Vec<u16>) -> Vec<u16> {
+    fn control_ports(&mut self, leaf: &SpannedValue, default: Vec<u16>) -> Vec<u16> {
         let key = "control-ports";
         let allowed = "a list of ports from 1 to 65535, such as [21, 2121]";
         let ports = self.value(key, leaf, default, allowed, |value| {
@@ -210,7 +210,7 @@ impl Checker<'_> {
                 &key("foreign-address"),
                 file.foreign_address,
                 default.foreign,
-                &[("refuse", Foreign::Refuse), ("allow", Foreign::Allow)],
+                &[("refuse", ForeignAddress::Refuse), ("allow", ForeignAddress::Allow)],
             ),
             min_data_port: self.number(
                 &key("min-data-port"),
@@ -245,7 +245,7 @@ impl Checker<'_> {
     fn deny_ports(
         &mut self,
         key: &str,
-        leaf: &Leaf,
+        leaf: &SpannedValue,
         nat: &Nat,
     ) -> Option<Arc<[RangeInclusive<u16>]>> {
         let allowed = "a list of ports and ranges of ports, such as [1433, \"5900-5999\"]";
@@ -270,7 +270,7 @@ impl Checker<'_> {
         files: &[Spanned<file::Network>],
         default: &Policy,
         nat: &Nat,
-    ) -> Vec<Network> {
+    ) -> Vec<NetworkPolicy> {
         if let Some(beyond) = files.get(MAX_NETWORKS) {
             let why = format!("there are {}: at most {MAX_NETWORKS}", files.len());
             self.refuse_table("network", beyond.span().start, why);
@@ -294,7 +294,7 @@ impl Checker<'_> {
                 }
             }
             let policy = self.rules(&rules, default, nat);
-            networks.push(Network { clients, servers, inspect, policy });
+            networks.push(NetworkPolicy { clients, servers, inspect, policy });
         }
         networks
     }
@@ -324,9 +324,9 @@ impl Checker<'_> {
         servers
     }
 
-    fn server_external(&mut self, file: &file::Server, address: IpAddr) -> Option<ExternalAddress> {
+    fn server_external(&mut self, file: &file::Server, address: IpAddr) -> Option<ExternalSetting> {
         let external = self.external(SERVER_EXTERNAL, &file.external_address);
-        if let (Some(ExternalAddress::Address(external)), Some(leaf)) =
+        if let (Some(ExternalSetting::Address(external)), Some(leaf)) =
             (&external, &file.external_address)
             && external.is_ipv4() != address.is_ipv4()
         {
@@ -361,12 +361,12 @@ impl Checker<'_> {
         Some(listen)
     }
 
-    fn external(&mut self, key: &str, leaf: &Leaf) -> Option<ExternalAddress> {
+    fn external(&mut self, key: &str, leaf: &SpannedValue) -> Option<ExternalSetting> {
         self.optional(key, leaf, EXTERNAL, |value| text::external_address(value.as_str()?))
     }
 
     /// A mark or mask of exactly `count` bits.
-    fn bits(&mut self, key: &str, leaf: &Leaf, default: u32, count: u32) -> u32 {
+    fn bits(&mut self, key: &str, leaf: &SpannedValue, default: u32, count: u32) -> u32 {
         let bits = if count == 1 { "one bit" } else { "three bits" };
         let allowed = format!("a 32-bit number with exactly {bits} set, such as {default:#x}");
         self.value(key, leaf, default, &allowed, |value| {
@@ -375,14 +375,14 @@ impl Checker<'_> {
         })
     }
 
-    fn flag(&mut self, key: &str, leaf: &Leaf, default: bool) -> bool {
+    fn flag(&mut self, key: &str, leaf: &SpannedValue, default: bool) -> bool {
         self.value(key, leaf, default, "true or false", Value::as_bool)
     }
 
     fn number<T: TryFrom<i64>>(
         &mut self,
         key: &str,
-        leaf: &Leaf,
+        leaf: &SpannedValue,
         default: T,
         range: RangeInclusive<i64>,
     ) -> T {
@@ -392,7 +392,13 @@ impl Checker<'_> {
         })
     }
 
-    fn choice<T: Copy>(&mut self, key: &str, leaf: &Leaf, default: T, choices: &[(&str, T)]) -> T {
+    fn choice<T: Copy>(
+        &mut self,
+        key: &str,
+        leaf: &SpannedValue,
+        default: T,
+        choices: &[(&str, T)],
+    ) -> T {
         let names: Vec<String> = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect();
         let allowed = format!("one of {}", names.join(", "));
         self.value(key, leaf, default, &allowed, |value| {
@@ -405,7 +411,7 @@ impl Checker<'_> {
     fn value<T>(
         &mut self,
         key: &str,
-        leaf: &Leaf,
+        leaf: &SpannedValue,
         default: T,
         allowed: &str,
         read: impl Fn(&Value) -> Option<T>,
@@ -416,14 +422,14 @@ impl Checker<'_> {
     fn optional<T>(
         &mut self,
         key: &str,
-        leaf: &Leaf,
+        leaf: &SpannedValue,
         allowed: &str,
         read: impl Fn(&Value) -> Option<T>,
     ) -> Option<T> {
         let leaf = leaf.as_ref()?;
         let value = read(leaf.get_ref());
         if value.is_none() {
-            let meant = hint::meant(leaf.get_ref(), |value| read(value).is_some());
+            let meant = hint::suggestion(leaf.get_ref(), |value| read(value).is_some());
             let meant = meant.map_or(String::new(), |text| {
                 format!("; did you mean {}?", error::shown(&text, 0..text.len()))
             });

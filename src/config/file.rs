@@ -7,7 +7,7 @@ use serde::Deserialize;
 use toml::{Spanned, Value};
 
 /// One value and its place, if its key is given.
-pub(super) type Leaf = Option<Spanned<Value>>;
+pub(super) type SpannedValue = Option<Spanned<Value>>;
 
 /// A table of the file, and the names of its keys with `_` for `-`.
 macro_rules! table {
@@ -15,7 +15,7 @@ macro_rules! table {
         #[derive(Debug, Default, Deserialize)]
         #[serde(rename_all = "kebab-case", default)]
         pub(super) struct $name {
-            $(pub $key: Leaf),+
+            $(pub $key: SpannedValue),+
         }
 
         impl $name {
@@ -28,7 +28,7 @@ macro_rules! table {
 #[derive(Debug, Default, Deserialize)]
 #[serde(rename_all = "kebab-case", default)]
 pub(super) struct File {
-    pub control_ports: Leaf,
+    pub control_ports: SpannedValue,
     pub queue: Queue,
     pub pinhole: Pinhole,
     pub nat: Nat,
@@ -39,7 +39,7 @@ pub(super) struct File {
 }
 
 /// The keys that stand before the first table.
-pub(super) const TOP: &[&str] = &["control_ports"];
+pub(super) const TOP_LEVEL_KEYS: &[&str] = &["control_ports"];
 
 /// One of the file's tables.
 pub(super) struct Table {
@@ -76,12 +76,12 @@ macro_rules! rules {
     ($($key:ident),+) => {
         pub(super) struct Rules<'a> {
             pub table: &'static str,
-            $(pub $key: &'a Leaf),+
+            $(pub $key: &'a SpannedValue),+
         }
 
         impl<'a> Rules<'a> {
             /// All of them, by name with `_` for `-`.
-            pub fn leaves(&self) -> impl Iterator<Item = (&'static str, &'a Leaf)> {
+            pub fn leaves(&self) -> impl Iterator<Item = (&'static str, &'a SpannedValue)> {
                 [$((stringify!($key), self.$key)),+].into_iter()
             }
         }

@@ -5,9 +5,9 @@ use ipnetwork::IpNetwork;
 use toml::Value;
 
 /// Undoes one slip; `None` where it was not made. Gives the text that should stand in the file.
-type Undo = fn(&Value) -> Option<String>;
+type SlipFix = fn(&Value) -> Option<String>;
 
-const SLIPS: [Undo; 9] = [
+const SLIPS: [SlipFix; 9] = [
     quoted_number,
     word_for_flag,
     without_dns,
@@ -20,7 +20,7 @@ const SLIPS: [Undo; 9] = [
 ];
 
 /// The first text whose value `is_allowed`.
-pub(super) fn meant(value: &Value, is_allowed: impl Fn(&Value) -> bool) -> Option<String> {
+pub(super) fn suggestion(value: &Value, is_allowed: impl Fn(&Value) -> bool) -> Option<String> {
     let items = value.as_array();
     let texts = SLIPS.into_iter().filter_map(|undo| match items {
         None => undo(value),

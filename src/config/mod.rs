@@ -12,7 +12,7 @@ mod check;
 mod error;
 mod file;
 mod hint;
-mod shape;
+mod invalid_keys;
 mod text;
 
 use std::{
@@ -29,7 +29,9 @@ use std::{
 
 pub(crate) use error::plain;
 pub use error::{ConfigError, Problem};
-use ftp_alg_core::policy::{External, Externals, KnownServer, Network, Policy};
+use ftp_alg_core::policy::{
+    ExternalAddress, ExternalAddresses, KnownServer, NetworkPolicy, Policy,
+};
 use strum::{Display, EnumString, IntoStaticStr};
 
 /// Where the configuration is when no other place is named.
@@ -52,7 +54,7 @@ pub struct Config {
     /// `[policy]`: what is allowed, and how much of it. What the other tables say, [`Config::policy`] adds.
     pub limits: Policy,
     /// `[[network]]`, likewise.
-    pub networks: Vec<Network>,
+    pub networks: Vec<NetworkPolicy>,
     /// `[[server]]`.
     pub servers: Vec<Server>,
     /// `metrics.listen`.
@@ -144,14 +146,14 @@ pub enum Backend {
 /// `[nat]`: what is announced in place of an address that NAT hides.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nat {
-    pub external_address: ExternalAddress,
+    pub external_address: ExternalSetting,
     /// The ports, used when the announced one is already taken.
     pub port_range: RangeInclusive<u16>,
 }
 
 /// The address to announce in place of one that NAT hides.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum ExternalAddress {
+pub enum ExternalSetting {
     /// The one that the control connection's own translation shows.
     Auto,
     Address(IpAddr),
@@ -166,12 +168,16 @@ pub struct ExternalName {
     pub v6: bool,
 }
 
-impl ExternalAddress {
+impl ExternalSetting {
     /// What the policy is to say over one family, where `resolve` knows the addresses of names.
-    fn external(&self, v6: bool, resolve: &impl Fn(&ExternalName) -> External) -> External {
+    fn external(
+        &self,
+        v6: bool,
+        resolve: &impl Fn(&ExternalName) -> ExternalAddress,
+    ) -> ExternalAddress {
         match self {
-            Self::Address(address) if address.is_ipv6() == v6 => External::Fixed(*address),
-            Self::Auto | Self::Address(_) => External::Auto,
+            Self::Address(address) if address.is_ipv6() == v6 => ExternalAddress::Fixed(*address),
+            Self::Auto | Self::Address(_) => ExternalAddress::Auto,
             Self::Dns(name) => resolve(&ExternalName { name: name.clone(), v6 }),
         }
     }
@@ -182,7 +188,7 @@ impl ExternalAddress {
 pub struct Server {
     pub address: IpAddr,
     /// What is announced for it; `None` means what `[nat]` says.
-    pub external_address: Option<ExternalAddress>,
+    pub external_address: Option<ExternalSetting>,
     /// Whether it means itself whatever address it announces.
     pub heal_address: bool,
     /// The ports opened for encrypted sessions.
@@ -206,7 +212,7 @@ impl Default for Config {
                 mark: 0x4000_0000,
                 mark_mask: 0x7000_0000,
             },
-            nat: Nat { external_address: ExternalAddress::Auto, port_range: policy.port_range },
+            nat: Nat { external_address: ExternalSetting::Auto, port_range: policy.port_range },
             limits: Policy::default(),
             networks: Vec::new(),
             servers: Vec::new(),
@@ -246,8 +252,8 @@ impl Config {
     /// The names whose addresses are needed.
     pub fn external_names(&self) -> BTreeSet<ExternalName> {
         let mut names = BTreeSet::new();
-        let mut add = |external: &ExternalAddress, v6| {
-            if let ExternalAddress::Dns(name) = external {
+        let mut add = |external: &ExternalSetting, v6| {
+            if let ExternalSetting::Dns(name) = external {
                 names.insert(ExternalName { name: name.clone(), v6 });
             }
         };
@@ -262,7 +268,7 @@ impl Config {
     }
 
     /// What the engine needs of this. `resolve` says what is known of a name.
-    pub fn policy(&self, resolve: impl Fn(&ExternalName) -> External) -> Policy {
+    pub fn policy(&self, resolve: impl Fn(&ExternalName) -> ExternalAddress) -> Policy {
         let external = |v6| self.nat.external_address.external(v6, &resolve);
         let server = |server: &Server| KnownServer {
             address: server.address,
@@ -277,14 +283,14 @@ impl Config {
             control_ports: self.control_ports.clone(),
             pinhole_lifetime: self.pinhole.timeout,
             port_range: self.nat.port_range.clone(),
-            keeps_length: true,
-            external: Externals { v4: external(false), v6: external(true) },
+            preserves_length: true,
+            external: ExternalAddresses { v4: external(false), v6: external(true) },
             servers: Arc::clone(&servers),
             ..limits.clone()
         };
-        let network = |network: &Network| {
+        let network = |network: &NetworkPolicy| {
             let policy = complete(&network.policy);
-            Network { policy, ..network.clone() }
+            NetworkPolicy { policy, ..network.clone() }
         };
         let networks = self.networks.iter().map(network).collect();
         Policy { networks, ..complete(&self.limits) }

@@ -1,12 +1,12 @@
 //! What a configuration may say, and what is answered to one that says something else.
 
-use ftp_alg_core::policy::{AuthTls, Foreign};
+use ftp_alg_core::policy::{AuthTls, ForeignAddress};
 
 use super::*;
 
 /// The policy while no name is resolved.
 fn policy(config: &Config) -> Policy {
-    config.policy(|_| External::Unresolved)
+    config.policy(|_| ExternalAddress::Unresolved)
 }
 
 const FILE: &str = "/etc/ftp-alg.toml";
@@ -22,7 +22,7 @@ fn refusal(text: &str) -> String {
 #[test]
 fn an_empty_file_means_the_defaults() {
     assert_eq!(parse("").unwrap(), Config::default());
-    let expected = Policy { keeps_length: true, ..Policy::default() };
+    let expected = Policy { preserves_length: true, ..Policy::default() };
     assert_eq!(policy(&Config::default()), expected);
 }
 
@@ -105,19 +105,19 @@ fn every_key_reaches_the_policy() {
     let mut expected = Policy {
         control_ports: vec![21, 2121],
         pinhole_lifetime: Duration::from_millis(1500),
-        keeps_length: true,
+        preserves_length: true,
         port_range: 50000..=50099,
         external: ip("198.51.100.1").into(),
         servers: [
             KnownServer {
                 address: ip("10.0.0.5"),
-                external: Some(External::Fixed(ip("198.51.100.7"))),
+                external: Some(ExternalAddress::Fixed(ip("198.51.100.7"))),
                 heal: true,
             },
             KnownServer { address: ip("2001:db8::5"), external: None, heal: false },
         ]
         .into(),
-        foreign: Foreign::Allow,
+        foreign: ForeignAddress::Allow,
         min_data_port: 2048,
         deny_ports: [3306..=3306, 5900..=5999].into(),
         require_login: false,
@@ -129,14 +129,14 @@ fn every_key_reaches_the_policy() {
         networks: vec![],
     };
     let of = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
-    let network = |clients, servers, inspect, policy| Network {
+    let network = |clients, servers, inspect, policy| NetworkPolicy {
         clients: of(clients),
         servers: of(servers),
         inspect,
         policy,
     };
     let base = expected.clone();
-    let first = Policy { foreign: Foreign::Refuse, auth_tls: AuthTls::Pass, ..base.clone() };
+    let first = Policy { foreign: ForeignAddress::Refuse, auth_tls: AuthTls::Pass, ..base.clone() };
     let second = Policy {
         min_data_port: 1,
         deny_ports: [].into(),
@@ -184,18 +184,18 @@ fn a_name_stands_for_what_is_known_of_it_in_the_families_that_need_it() {
     ];
     assert!(config.external_names().iter().eq(&expected), "{:?}", config.external_names());
     let known = |asked: &ExternalName| match (asked.name.as_str(), asked.v6) {
-        ("ftp.example", false) => External::Fixed(ip("198.51.100.7")),
-        ("gateway.example", true) => External::Auto,
-        _ => External::Unresolved,
+        ("ftp.example", false) => ExternalAddress::Fixed(ip("198.51.100.7")),
+        ("gateway.example", true) => ExternalAddress::Auto,
+        _ => ExternalAddress::Unresolved,
     };
     let policy = config.policy(known);
     for policy in [&policy, &policy.networks[0].policy] {
-        let both = Externals { v4: External::Unresolved, v6: External::Auto };
+        let both = ExternalAddresses { v4: ExternalAddress::Unresolved, v6: ExternalAddress::Auto };
         assert_eq!(policy.external, both);
         let of = |address| policy.server(ip(address)).unwrap().external;
-        assert_eq!(of("10.0.0.5"), Some(External::Fixed(ip("198.51.100.7"))));
-        assert_eq!(of("2001:db8::5"), Some(External::Unresolved));
-        assert_eq!(of("10.0.0.6"), Some(External::Auto));
+        assert_eq!(of("10.0.0.5"), Some(ExternalAddress::Fixed(ip("198.51.100.7"))));
+        assert_eq!(of("2001:db8::5"), Some(ExternalAddress::Unresolved));
+        assert_eq!(of("10.0.0.6"), Some(ExternalAddress::Auto));
     }
 }
 

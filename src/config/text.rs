@@ -8,7 +8,7 @@ use std::{net::IpAddr, ops::RangeInclusive, time::Duration};
 use ipnetwork::IpNetwork;
 use toml::Value;
 
-use super::{ExternalAddress, is_host};
+use super::{ExternalSetting, is_host};
 
 /// `1500ms`, `30s`, `2m`, `1h`.
 pub(super) fn duration(text: &str) -> Option<Duration> {
@@ -65,15 +65,15 @@ pub(super) fn ports(value: &Value) -> Option<RangeInclusive<u16>> {
 }
 
 /// `auto`, an address, or `dns:NAME`.
-pub(super) fn external_address(text: &str) -> Option<ExternalAddress> {
+pub(super) fn external_address(text: &str) -> Option<ExternalSetting> {
     if text == "auto" {
-        return Some(ExternalAddress::Auto);
+        return Some(ExternalSetting::Auto);
     }
     if let Some(name) = text.strip_prefix("dns:") {
-        return is_host_name(name).then(|| ExternalAddress::Dns(name.to_owned()));
+        return is_host_name(name).then(|| ExternalSetting::Dns(name.to_owned()));
     }
     // Of a loopback address each who hears it thinks that it is its own.
-    host(text).filter(|address| !address.is_loopback()).map(ExternalAddress::Address)
+    host(text).filter(|address| !address.is_loopback()).map(ExternalSetting::Address)
 }
 
 /// The address of one host.
@@ -185,11 +185,11 @@ mod tests {
 
     #[test]
     fn an_external_address_is_auto_an_address_or_a_name() {
-        assert_eq!(external_address("auto"), Some(ExternalAddress::Auto));
-        assert!(matches!(external_address("2001:db8::1"), Some(ExternalAddress::Address(_))));
+        assert_eq!(external_address("auto"), Some(ExternalSetting::Auto));
+        assert!(matches!(external_address("2001:db8::1"), Some(ExternalSetting::Address(_))));
         assert_eq!(
             external_address("dns:ftp.example.net"),
-            Some(ExternalAddress::Dns("ftp.example.net".into()))
+            Some(ExternalSetting::Dns("ftp.example.net".into()))
         );
         for text in ["", "0.0.0.0", "224.0.0.1", "255.255.255.255", "::", "dns:", "dns:-a", "host"]
         {

@@ -18,7 +18,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::policy::External;
+use ftp_alg_core::policy::ExternalAddress;
 use hickory_resolver::{
     Hosts, Resolver,
     config::{NameServerConfig, ResolveHosts, ResolverConfig, ResolverOpts},
@@ -103,7 +103,7 @@ impl ExternalNames {
     }
 
     /// The address that may be announced for `name`.
-    pub fn external_address(&self, name: &ExternalName) -> External {
+    pub fn external_address(&self, name: &ExternalName) -> ExternalAddress {
         external_address_of(&lock(&self.known), name)
     }
 
@@ -117,14 +117,14 @@ impl ExternalNames {
             } else {
                 "the name is not resolved yet".to_owned()
             };
-            let is_known =
-                external == External::Auto || answer.is_resolved() && answer.resolved_at.is_some();
+            let is_known = external == ExternalAddress::Auto
+                || answer.is_resolved() && answer.resolved_at.is_some();
             NameRow {
                 name: name.name.clone(),
                 family: if name.v6 { "ipv6" } else { "ipv4" }.to_owned(),
                 address: match external {
-                    External::Fixed(address) => Some(address),
-                    External::Auto | External::Unresolved => None,
+                    ExternalAddress::Fixed(address) => Some(address),
+                    ExternalAddress::Auto | ExternalAddress::Unresolved => None,
                 },
                 age_seconds: answer.resolved_at.map(|heard| heard.elapsed().as_secs()),
                 error: answer.error.clone().or_else(|| (!is_known).then_some(why)),
@@ -135,13 +135,13 @@ impl ExternalNames {
 }
 
 /// The address for `name`. If the name has only addresses of the other family, translation decides for this one.
-fn external_address_of(known: &Known, name: &ExternalName) -> External {
-    let Some(answer) = known.get(name) else { return External::Unresolved };
+fn external_address_of(known: &Known, name: &ExternalName) -> ExternalAddress {
+    let Some(answer) = known.get(name) else { return ExternalAddress::Unresolved };
     let other = known.get(&ExternalName { v6: !name.v6, ..name.clone() });
     match answer.address {
-        _ if answer.is_absent && other.is_some_and(NameState::is_present) => External::Auto,
-        Some(address) => External::Fixed(address),
-        None => External::Unresolved,
+        _ if answer.is_absent && other.is_some_and(NameState::is_present) => ExternalAddress::Auto,
+        Some(address) => ExternalAddress::Fixed(address),
+        None => ExternalAddress::Unresolved,
     }
 }
 
@@ -243,9 +243,9 @@ fn log_changes(name: &ExternalName, before: &Known, after: &Known) {
     let (Some(old), Some(new)) = (before.get(name), after.get(name)) else { return };
     let (text, record) = (&name.name, record_type(name));
     let rest = match external_address_of(after, name) {
-        External::Fixed(address) => format!("{address} stays in use"),
-        External::Auto => "the translated address of each connection is used".to_owned(),
-        External::Unresolved => "announcements that need its address are refused".to_owned(),
+        ExternalAddress::Fixed(address) => format!("{address} stays in use"),
+        ExternalAddress::Auto => "the translated address of each connection is used".to_owned(),
+        ExternalAddress::Unresolved => "announcements that need its address are refused".to_owned(),
     };
     if let (None, Some(error)) = (&old.error, &new.error) {
         tracing::warn!(
@@ -387,7 +387,7 @@ mod tests {
     fn before_the_first_answer_nothing_is_announced_and_then_the_last_one() {
         let mut known = both();
         assert_eq!(record_look_up(&mut known, &name(false), failure()), Some((None, false)));
-        assert_eq!(external_address_of(&known, &name(false)), External::Unresolved);
+        assert_eq!(external_address_of(&known, &name(false)), ExternalAddress::Unresolved);
         let found = addresses(&["198.51.100.7"]);
         assert_eq!(record_look_up(&mut known, &name(false), found), Some((Some(TTL), true)));
         for found in [failure(), Ok(LookUpResult::Absent(None)), addresses(&["198.51.100.7"])] {
@@ -397,7 +397,7 @@ mod tests {
             );
             assert_eq!(
                 external_address_of(&known, &name(false)),
-                External::Fixed(ip("198.51.100.7"))
+                ExternalAddress::Fixed(ip("198.51.100.7"))
             );
         }
         assert!(known[&name(false)].is_resolved());
@@ -410,12 +410,15 @@ mod tests {
             record_look_up(&mut known, &name(true), Ok(LookUpResult::Absent(None))),
             Some((None, false))
         );
-        assert_eq!(external_address_of(&known, &name(true)), External::Unresolved);
+        assert_eq!(external_address_of(&known, &name(true)), ExternalAddress::Unresolved);
         let found = addresses(&["198.51.100.7"]);
         assert_eq!(record_look_up(&mut known, &name(false), found), Some((Some(TTL), true)));
-        assert_eq!(external_address_of(&known, &name(true)), External::Auto);
+        assert_eq!(external_address_of(&known, &name(true)), ExternalAddress::Auto);
         record_look_up(&mut known, &name(true), addresses(&["2001:db8::7"]));
-        assert_eq!(external_address_of(&known, &name(true)), External::Fixed(ip("2001:db8::7")));
+        assert_eq!(
+            external_address_of(&known, &name(true)),
+            ExternalAddress::Fixed(ip("2001:db8::7"))
+        );
     }
 
     #[test]
@@ -425,10 +428,10 @@ mod tests {
             record_look_up(&mut known, &name(false), addresses(texts));
             external_address_of(&known, &name(false))
         };
-        let first = External::Fixed(ip("198.51.100.1"));
+        let first = ExternalAddress::Fixed(ip("198.51.100.1"));
         assert_eq!(announced(&["198.51.100.1", "198.51.100.2"]), first);
         assert_eq!(announced(&["198.51.100.2", "198.51.100.1"]), first);
-        assert_eq!(announced(&["198.51.100.2"]), External::Fixed(ip("198.51.100.2")));
+        assert_eq!(announced(&["198.51.100.2"]), ExternalAddress::Fixed(ip("198.51.100.2")));
     }
 
     #[test]
@@ -437,10 +440,13 @@ mod tests {
         *lock(&names.known) = both();
         record_look_up(&mut lock(&names.known), &name(false), addresses(&["198.51.100.7"]));
         names.watch([name(false)].into()).unwrap();
-        assert_eq!(names.external_address(&name(false)), External::Fixed(ip("198.51.100.7")));
+        assert_eq!(
+            names.external_address(&name(false)),
+            ExternalAddress::Fixed(ip("198.51.100.7"))
+        );
         assert_eq!(names.rows().len(), 1);
         names.watch(BTreeSet::new()).unwrap();
-        assert_eq!(names.external_address(&name(false)), External::Unresolved);
+        assert_eq!(names.external_address(&name(false)), ExternalAddress::Unresolved);
         assert!(lock(&names.thread).is_none(), "no thread without a name");
     }
 

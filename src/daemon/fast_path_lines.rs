@@ -99,7 +99,8 @@ impl FastPathReader {
         let mut lines = std::mem::take(&mut *lock(unread));
         if !lines.is_empty() {
             let clock = KernelClock::now();
-            engine.read_fast_path_lines(lines.iter().map(|line| engine_line(line, &clock)), effects);
+            engine
+                .read_fast_path_lines(lines.iter().map(|line| engine_line(line, &clock)), effects);
             lines.clear();
             // The next lines reuse the memory.
             let mut unread = lock(unread);

@@ -105,7 +105,8 @@ impl FastPathReader {
         }
         let holds = |initiator: IpAddr, arrival: SocketAddr| {
             let first = shared.shards.first();
-            first.is_some_and(|shard| lock(&shard.engine).sessions.holds_pinhole(initiator, arrival))
+            first
+                .is_some_and(|shard| lock(&shard.engine).sessions.holds_pinhole(initiator, arrival))
         };
         program.retain_pinholes(|initiator, arrival, flow, line| match flow {
             0 => holds(initiator.into(), arrival.into()),

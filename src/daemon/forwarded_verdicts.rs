@@ -9,7 +9,7 @@ use std::sync::{
 use ftp_alg_core::engine::{Released, Token, Verdict};
 
 use super::shard::lock;
-use crate::gateway::{Decision, GatewayError, RuleParameters, Verdicts, Waker};
+use crate::gateway::{GatewayError, QueueVerdict, RuleParameters, Verdicts, Waker};
 
 /// Gives the verdict on the packet of `token`. With [`Verdict::Replace`], `replacement` is forwarded in its place. The
 /// verdict takes effect when `verdicts` are flushed.
@@ -21,11 +21,11 @@ pub(super) fn give_verdict(
     replacement: &[u8],
 ) -> Result<(), GatewayError> {
     let decision = match verdict {
-        Verdict::Accept => Decision::Accept,
-        Verdict::Drop(_) => Decision::Drop,
-        Verdict::Replace(_) => Decision::Replace(replacement),
+        Verdict::Accept => QueueVerdict::Accept,
+        Verdict::Drop(_) => QueueVerdict::Drop,
+        Verdict::Replace(_) => QueueVerdict::Replace(replacement),
     };
-    verdicts.verdict_with(token.id, decision, parameters.mark_behind(token.mark))
+    verdicts.verdict_with(token.id, decision, parameters.clear_own_mark_bits(token.mark))
 }
 
 /// A verdict, with the packet's replacement.

@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::shared_state::SharedState;
-use crate::gateway::{Commits, DEADLINE, GatewayError, Heartbeat};
+use crate::gateway::{Commits, GatewayError, HEARTBEAT_TIMEOUT, Heartbeat};
 
 /// How much later the new deadline must be to justify a transaction of nf_tables.
 const RENEWAL_INTERVAL: Duration = Duration::from_secs(1);
@@ -32,19 +32,19 @@ impl HeartbeatRenewer {
     ) -> Result<Self, GatewayError> {
         let now = Instant::now();
         let heartbeat = Heartbeat::new(commits)?;
-        let mut heart = Self { heartbeat, expires: now + DEADLINE, renewed: now };
-        if !have_waited || !heart.heartbeat.renew(DEADLINE)? {
+        let mut renewer = Self { heartbeat, expires: now + HEARTBEAT_TIMEOUT, renewed: now };
+        if !have_waited || !renewer.heartbeat.renew(HEARTBEAT_TIMEOUT)? {
             shared.record_downtime();
-            heart.heartbeat.begin(DEADLINE)?;
+            renewer.heartbeat.begin(HEARTBEAT_TIMEOUT)?;
         }
-        shared.progress.set_deadline(heart.expires);
-        Ok(heart)
+        shared.progress.set_deadline(renewer.expires);
+        Ok(renewer)
     }
 
     /// Renews the heartbeat if all workers have made progress since the last renewal.
     pub(super) fn renew_if_due(&mut self, shared: &SharedState) -> Result<(), GatewayError> {
         let now = Instant::now();
-        let expires = shared.progress.oldest_pass() + DEADLINE;
+        let expires = shared.progress.oldest_pass() + HEARTBEAT_TIMEOUT;
         let left = expires.saturating_duration_since(now);
         if left.is_zero() || expires < self.expires + RENEWAL_INTERVAL {
             return Ok(());
@@ -59,7 +59,7 @@ impl HeartbeatRenewer {
                 "ftp-alg did not run for {seconds:.1} s, or its table was loaded again: after {} s, packets of control \
                  connections bypassed the queue unread. No pinhole is opened any more for connections that carried \
                  data then: their clients must log in again",
-                DEADLINE.as_secs()
+                HEARTBEAT_TIMEOUT.as_secs()
             );
         }
         (self.expires, self.renewed) = (expires, now);

@@ -375,7 +375,7 @@ fn start_broker(options: &DaemonOptions) -> io::Result<Child> {
     // Only the daemon handles a terminal's keys, the service manager and the environment.
     command.process_group(0).env_clear();
     let child = command.stdin(Stdio::from(OwnedFd::from(theirs))).stdout(Stdio::null()).spawn()?;
-    broker::rely_on(ours, files.into());
+    broker::use_broker(ours, files.into());
     Ok(child)
 }
 

@@ -27,13 +27,15 @@ impl SharedState {
     /// The pinholes that an engine holds and that are open in the kernel. The kernel closes a consumed pinhole by itself.
     fn pinhole_rows(&self) -> Vec<PinholeRow> {
         let mut kernel = lock(&self.kernel);
-        let open = match kernel.list_open().and_then(|open| Ok((open, kernel.list_judged()?))) {
-            Ok((open, of_program)) => [open, of_program].concat(),
-            Err(error) => {
-                self.report_error(&error);
-                return Vec::new();
-            }
-        };
+        let open =
+            match kernel.list_open().and_then(|open| Ok((open, kernel.list_fast_path_pinholes()?)))
+            {
+                Ok((open, of_program)) => [open, of_program].concat(),
+                Err(error) => {
+                    self.report_error(&error);
+                    return Vec::new();
+                }
+            };
         drop(kernel);
         // A map, because each lookup locks an engine that a worker may need.
         let remaining: HashMap<_, _> =

@@ -24,10 +24,10 @@ use ftp_alg_core::engine::{Engine, RECORD_FORMAT, RestoredCounts, SessionRecords
 use rustix::time::{ClockId, clock_gettime};
 
 use super::shard_map::ShardMap;
-use crate::gateway::{Backend, Imprint};
+use crate::gateway::{Backend, TableRecord};
 
 /// The file that says which rules are loaded.
-const IMPRINT: &str = "table.json";
+const TABLE_RECORD: &str = "table.json";
 /// The file that says which back end has the pinholes.
 const BACKEND: &str = "backend";
 /// The file with all sessions, which exists only while a daemon starts.
@@ -215,16 +215,16 @@ impl StateDir {
 
     /// The rules that an earlier daemon loaded. `None` if there were none, or the file cannot be read: then the rules are
     /// loaded again.
-    pub(super) fn imprint(&self) -> Option<Imprint> {
-        let text = fs::read_to_string(self.path.join(IMPRINT)).ok()?;
-        let (origin, imprint): (String, Imprint) = serde_json::from_str(&text).ok()?;
-        (origin == self.origin).then_some(imprint)
+    pub(super) fn table_record(&self) -> Option<TableRecord> {
+        let text = fs::read_to_string(self.path.join(TABLE_RECORD)).ok()?;
+        let (origin, record): (String, TableRecord) = serde_json::from_str(&text).ok()?;
+        (origin == self.origin).then_some(record)
     }
 
     /// Saves which rules are loaded.
-    pub(super) fn set_imprint(&self, imprint: Option<&Imprint>) -> Result<(), String> {
-        let text = serde_json::to_string(&(&self.origin, imprint)).unwrap_or_default();
-        self.save(IMPRINT, &text, "loads the rules again")
+    pub(super) fn set_table_record(&self, record: Option<&TableRecord>) -> Result<(), String> {
+        let text = serde_json::to_string(&(&self.origin, record)).unwrap_or_default();
+        self.save(TABLE_RECORD, &text, "loads the rules again")
     }
 
     /// The back end of an earlier daemon. `None` if there was none.

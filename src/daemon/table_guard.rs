@@ -13,7 +13,7 @@ use std::{
 use ftp_alg_core::engine::Pinhole;
 
 use super::{DaemonEvent, ServiceError, shard::lock, shared_state::SharedState};
-use crate::gateway::{Backend, Condition, GatewayError, Notices, Table, used_pinholes};
+use crate::gateway::{Backend, ChangeNotices, GatewayError, Table, TableCondition, used_pinholes};
 
 /// How many times in a row to load the table while other programs change nf_tables.
 const IMMEDIATE_ATTEMPTS: usize = 5;
@@ -48,13 +48,13 @@ impl TableGuard {
         }
         self.next_attempt = None;
         let what = match table.condition() {
-            Ok(Condition::Intact) => {
+            Ok(TableCondition::Intact) => {
                 self.record_intact(shared);
                 return false;
             }
-            Ok(Condition::Gone) => "removed",
-            Ok(Condition::Changed) => "changed",
-            Ok(Condition::Replaced) => {
+            Ok(TableCondition::Gone) => "removed",
+            Ok(TableCondition::Changed) => "changed",
+            Ok(TableCondition::Replaced) => {
                 if self.leaves_other_table(now, table, shared) {
                     return false;
                 }
@@ -98,7 +98,7 @@ impl TableGuard {
     /// Whether to leave another table for now: it belongs to another daemon, or to a program that replaces ours each
     /// time.
     fn leaves_other_table(&mut self, now: Instant, table: &Table, shared: &SharedState) -> bool {
-        match table.rival_now() {
+        match table.other_daemon_now() {
             Ok(None) => {}
             Ok(Some(error)) | Err(error) => {
                 self.record_failure(now, &error, shared);
@@ -181,7 +181,7 @@ pub(super) fn reopen_pinholes(table: &Table, shared: &SharedState) {
 
 /// Sends an event whenever another program changes nf_tables, until the process ends.
 pub(super) fn watch_nf_tables(events: Sender<DaemonEvent>) -> Result<(), ServiceError> {
-    let mut notices = Notices::open()?;
+    let mut notices = ChangeNotices::open()?;
     let watch = move || {
         while notices.wait().is_ok() && events.send(DaemonEvent::NfTablesChanged).is_ok() {}
     };

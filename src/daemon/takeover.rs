@@ -13,7 +13,7 @@ use rustix::{
 
 use crate::gateway::{
     GatewayError, RuleParameters,
-    readers::{self, Reader},
+    readers::{self, QueueReader},
 };
 
 /// Time limit for the end of the other daemon.
@@ -30,14 +30,14 @@ pub enum TakeoverError {
          [queue]",
         .0.queue, .0.name, .0.process
     )]
-    NotFtpAlg(Reader),
+    NotFtpAlg(QueueReader),
     #[error("cannot end the ftp-alg that runs, process {}: {source}; run as root", reader.process)]
-    System { reader: Reader, source: Errno },
+    System { reader: QueueReader, source: Errno },
     #[error(
         "the ftp-alg that runs, process {}, does not end within {} s: `kill -9 {}` ends it",
         .0.process, END_LIMIT.as_secs(), .0.process
     )]
-    StillRunning(Reader),
+    StillRunning(QueueReader),
 }
 
 /// Ends the ftp-alg that reads the queues of `parameters`, or of the loaded table. Does nothing if there is none.
@@ -65,7 +65,7 @@ pub(super) fn take_over(parameters: &RuleParameters) -> Result<(), TakeoverError
 }
 
 /// Sends SIGTERM to the reader's process. Returns whether it ended in time.
-fn terminate(reader: &Reader, deadline: Instant) -> Result<bool, Errno> {
+fn terminate(reader: &QueueReader, deadline: Instant) -> Result<bool, Errno> {
     let ended = |result: Result<(), Errno>| match result {
         Err(Errno::SRCH) => Ok(true),
         other => other.map(|()| false),

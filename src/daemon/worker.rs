@@ -69,8 +69,8 @@ impl Worker {
 
     /// Works until `end` is set. The thread that sets it also wakes this one.
     pub(super) fn run(mut self, end: &AtomicBool) -> Result<(), Box<dyn Error>> {
-        let (mut patience, mut has_lapsed) = (TICK, false);
-        self.queue.set_patience(patience)?;
+        let (mut timeout, mut has_lapsed) = (TICK, false);
+        self.queue.set_receive_timeout(timeout)?;
         let mut next_tick = Instant::now();
         while !end.load(Ordering::Acquire) {
             let mut packets = self.queue.wait()?;
@@ -104,9 +104,9 @@ impl Worker {
                 next_tick = now + TICK;
             }
             let left = due.map_or(TICK, |due| due.saturating_duration_since(now).max(MIN_WAIT));
-            if left.min(TICK) != patience {
-                patience = left.min(TICK);
-                self.queue.set_patience(patience)?;
+            if left.min(TICK) != timeout {
+                timeout = left.min(TICK);
+                self.queue.set_receive_timeout(timeout)?;
             }
         }
         Ok(())
@@ -121,7 +121,7 @@ impl Worker {
         packet_shards.clear();
         for packet in packets.clone() {
             packet_shards.push(shard_map.shard_of_packet(packet.payload));
-            if parameters.is_unnoted_end(packet.mark) {
+            if parameters.is_unrecorded_end(packet.mark) {
                 shared.unnoted_ends.fetch_add(1, Ordering::Relaxed);
             }
         }

@@ -43,7 +43,7 @@ use super::{
 use crate::{
     config::{self, Config, FastPath},
     gateway::{
-        self, Backend, ClaimedPorts, Commits, DEADLINE, LinuxKernel, OpenPinhole, Queue,
+        self, Backend, ClaimedPorts, Commits, HEARTBEAT_TIMEOUT, LinuxKernel, OpenPinhole, Queue,
         QueueCounts, RuleParameters, Table, Waker,
         firewall::{MarkChange, RulesetReader},
     },
@@ -70,7 +70,11 @@ pub(super) fn start(
     // If another program reads a queue, the start fails before it has changed anything. From here on, packets that an
     // earlier daemon's table queues wait until the workers start.
     let numbers: Vec<u16> = config.queue.numbers().collect();
-    let queues = numbers.iter().copied().map(Queue::open_joined).collect::<Result<Vec<_>, _>>()?;
+    let queues = numbers
+        .iter()
+        .copied()
+        .map(Queue::open_with_super_packets)
+        .collect::<Result<Vec<_>, _>>()?;
     let engine = Engine::new(config.policy(|name| names.external_address(name)), Checksums::Verify);
     let mut engines: Vec<_> = numbers.iter().map(|_| engine.new_shard()).collect();
     let opened = StateDir::new(state_dir).and_then(|state| {
@@ -101,7 +105,7 @@ pub(super) fn start(
     });
     let flows = reader.as_ref().ok().map(|reader| Arc::clone(reader.flows()));
     let make_kernel = || -> Result<LinuxKernel, crate::gateway::GatewayError> {
-        let kernel = LinuxKernel::new(&parameters)?.counted_in(&commits).sparing(&claimed);
+        let kernel = LinuxKernel::new(&parameters)?.counted_in(&commits).skip_capacity(&claimed);
         Ok(kernel.with_flows(flows.as_ref()))
     };
     let kernel = make_kernel()?;
@@ -151,7 +155,7 @@ pub(super) fn start(
             &mut make_kernel()?,
         )?;
     }
-    let have_waited = !is_new_table && workers.table.as_ref().is_some_and(Table::has_them_wait);
+    let have_waited = !is_new_table && workers.table.as_ref().is_some_and(Table::set_hold_packets);
     workers.heartbeat = Some(HeartbeatRenewer::start(&commits, &workers.shared, have_waited)?);
     let rules_reader = RulesetReader::new(&claimed, &commits)?;
     let first_reading = workers.start_rules_reader(rules_reader, parameters.clone(), events)?;
@@ -197,7 +201,7 @@ fn open_commits() -> Result<Commits, crate::gateway::GatewayError> {
     if std::env::var_os(OWNER_VARIABLE).is_some_and(|value| value == "no") {
         return Ok(Commits::default());
     }
-    Commits::by_one_socket()
+    Commits::through_one_socket()
 }
 
 fn state_error(path: &Path, error: &io::Error) -> ServiceError {
@@ -323,13 +327,13 @@ impl Workers {
         commits: &Commits,
         restored: bool,
     ) -> Result<bool, ServiceError> {
-        let imprint = self.state.imprint();
-        let is_known = imprint.is_some();
-        let imprint = imprint.filter(|_| restored);
-        let left = imprint.map(|imprint| Table::adopt(parameters, &imprint, commits));
+        let record = self.state.table_record();
+        let is_known = record.is_some();
+        let record = record.filter(|_| restored);
+        let left = record.map(|record| Table::adopt(parameters, &record, commits));
         let left = left.transpose()?.flatten();
         if left.is_none() && Table::is_there()? {
-            if let Some(other) = Table::rival(parameters)? {
+            if let Some(other) = Table::other_daemon(parameters)? {
                 return Err(other.into());
             }
             if !is_known {
@@ -355,7 +359,7 @@ impl Workers {
                  reloaded, and ftp-alg then loads it again. Tables with an owner that outlive it need Linux 6.9"
             );
         }
-        self.save_imprint();
+        self.save_table_record();
         if let Err(error) = self.state.set_backend(parameters.backend()) {
             self.shared.report_error(&error);
         }
@@ -387,7 +391,11 @@ impl Workers {
     /// yes, because the end of the daemon must not take long.
     fn has_adjusted_connection(&self, kernel: &mut LinuxKernel) -> bool {
         let of_shard = |shard: &Shard| {
-            lock(&shard.engine).sessions.adjusted_connections().take(MAX_QUERIED + 1).collect::<Vec<_>>()
+            lock(&shard.engine)
+                .sessions
+                .adjusted_connections()
+                .take(MAX_QUERIED + 1)
+                .collect::<Vec<_>>()
         };
         let adjusted: Vec<_> = self.shared.shards.iter().flat_map(of_shard).collect();
         adjusted.iter().enumerate().any(|(asked, Lookup { client, server })| {
@@ -395,9 +403,9 @@ impl Workers {
         })
     }
 
-    fn save_imprint(&self) {
-        let imprint = self.table.as_ref().and_then(Table::imprint);
-        if let Err(error) = self.state.set_imprint(imprint.as_ref()) {
+    fn save_table_record(&self) {
+        let record = self.table.as_ref().and_then(Table::record);
+        if let Err(error) = self.state.set_table_record(record.as_ref()) {
             self.shared.report_error(&error);
         }
     }
@@ -458,7 +466,7 @@ impl Drop for Workers {
                 {
                     self.shared.report_error(&error);
                 }
-                table.keep();
+                table.set_keep();
                 if adjusted {
                     tracing::warn!(
                         event = "table_left",
@@ -532,7 +540,7 @@ impl DaemonService for Workers {
     }
 
     fn makes_progress(&self) -> bool {
-        self.shared.progress.oldest_pass().elapsed() < DEADLINE
+        self.shared.progress.oldest_pass().elapsed() < HEARTBEAT_TIMEOUT
     }
 
     fn maintain(&mut self) {
@@ -548,7 +556,7 @@ impl DaemonService for Workers {
             }
             self.shared.record_downtime();
             table_guard::reopen_pinholes(table, &self.shared);
-            self.save_imprint();
+            self.save_table_record();
         }
     }
 }

@@ -1,16 +1,20 @@
 //! Which back end `auto` means: expectations where the kernel takes helpers in user space, as their data connections are
 //! `related` and bear our ct mark, too; otherwise sets. Asks the kernel, and nothing about the operator's rules.
 
-use super::{Backend, Expecting};
+use super::{Backend, ConntrackAbilities};
 
 /// The back end that `auto` means here, and why. `before` is that of the sessions that go on, if any do.
 pub fn automatic(before: Option<Backend>) -> (Backend, &'static str) {
-    choose(before, || Expecting::read().possible(), Expecting::by_own_helper)
+    choose_backend(
+        before,
+        || ConntrackAbilities::read().possible(),
+        ConntrackAbilities::by_own_helper,
+    )
 }
 
 /// As [`automatic`]. `is_possible` says whether the kernel takes expectations for whatever helper, `is_good` whether it does
 /// for one of ours.
-fn choose(
+fn choose_backend(
     before: Option<Backend>,
     is_possible: impl FnOnce() -> bool,
     is_good: impl FnOnce() -> bool,
@@ -30,7 +34,7 @@ mod tests {
     use super::*;
 
     fn choice(before: Option<Backend>, is_possible: bool, is_good: bool) -> Backend {
-        choose(before, || is_possible, || is_good).0
+        choose_backend(before, || is_possible, || is_good).0
     }
 
     #[test]

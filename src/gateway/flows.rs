@@ -9,7 +9,9 @@ use std::{
     sync::Mutex,
 };
 
-use ftp_alg_core::engine::{FlowChange, Handover, Login, Pinhole, Shut, TakenBack, Translation};
+use ftp_alg_core::engine::{
+    FastPathPinholeClosing, FlowChange, Handover, LoginStage, Pinhole, Translation, Withdrawal,
+};
 
 use super::{
     ClaimedPorts, GatewayError, RuleParameters,
@@ -78,7 +80,8 @@ impl FastPathFlows {
 
     /// Has the program open no pinholes at barred ports and at `claimed` ports.
     pub fn bar_ports(&self, claimed: &ClaimedPorts, is_barred: impl Fn(u16) -> bool) {
-        let barred = self.program.set_barred_ports(|port| is_barred(port) || claimed.has(port));
+        let barred =
+            self.program.set_barred_ports(|port| is_barred(port) || claimed.is_in_use(port));
         self.record_outcome("cannot bar ports", barred);
     }
 
@@ -86,8 +89,8 @@ impl FastPathFlows {
     pub(super) fn apply_changes(&self, changes: &[FlowChange]) {
         for change in changes {
             match change {
-                FlowChange::Over(handover) => self.hand_over(handover),
-                FlowChange::Back(taken) => self.take_back(taken),
+                FlowChange::Handover(handover) => self.hand_over(handover),
+                FlowChange::Withdraw(taken) => self.take_back(taken),
             }
         }
     }
@@ -98,7 +101,7 @@ impl FastPathFlows {
         };
         // Connections without a login may use half of the map. The engine offers them again after the login.
         let limit = self.program.max_flows() as usize / 2;
-        if handover.login != Login::Done && lock(&self.leases).len() >= limit {
+        if handover.login != LoginStage::LoggedIn && lock(&self.leases).len() >= limit {
             return;
         }
         let acquired = self.acquire_translations(&endpoints);
@@ -108,16 +111,16 @@ impl FastPathFlows {
             Err(error) => return self.record_failure(NOT_HANDED_OVER, &error),
         };
         let [active_mark, passive_mark] = leases.each_ref().map(TranslationLease::mark);
-        let [announced_client, announced_server] = handover.named;
+        let [announced_client, announced_server] = handover.announced_addresses;
         let flow = Flow {
             id: handover.flow,
             tuples: endpoints.packet_tuples(),
-            next_seq: handover.next,
+            next_seq: handover.next_seq,
             line_count: handover.lines,
             dialogue: match handover.login {
-                Login::Silent => DialogueState::GreetingDue,
-                Login::Greeted => DialogueState::LoginDue,
-                Login::Done => DialogueState::Ready,
+                LoginStage::NotGreeted => DialogueState::GreetingDue,
+                LoginStage::Greeted => DialogueState::LoginDue,
+                LoginStage::LoggedIn => DialogueState::Ready,
             },
             client: endpoints.client,
             server: endpoints.server,
@@ -131,8 +134,8 @@ impl FastPathFlows {
             passive_mark,
             inspected_mark: self.inspected_mark,
             port_digits: handover.zeros.digits() as u32, // at most 4
-            seq_offsets: handover.shifts,
-            pinhole_lifetime: handover.lifetime,
+            seq_offsets: handover.seq_offsets,
+            pinhole_lifetime: handover.pinhole_lifetime,
         };
         let mut result = self.program.hand_over(&flow);
         if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
@@ -193,7 +196,7 @@ impl FastPathFlows {
         }
     }
 
-    fn take_back(&self, taken: &TakenBack) {
+    fn take_back(&self, taken: &Withdrawal) {
         let Some(endpoints) = Ipv4Endpoints::from_translation(&taken.translation) else { return };
         let back = self.program.take_back(taken.flow, endpoints.packet_tuples());
         self.record_outcome("cannot take a connection back", back);
@@ -239,8 +242,8 @@ impl FastPathFlows {
     }
 
     /// Closes pinholes that the program opened.
-    pub(super) fn close_pinholes(&self, shut: &[Shut]) {
-        for Shut { pinhole, hole } in shut {
+    pub(super) fn close_pinholes(&self, shut: &[FastPathPinholeClosing]) {
+        for FastPathPinholeClosing { pinhole, id: hole } in shut {
             if let (IpAddr::V4(initiator), SocketAddr::V4(arrival)) =
                 (pinhole.initiator, pinhole.arrival)
             {

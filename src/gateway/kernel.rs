@@ -7,7 +7,8 @@ use std::{
 };
 
 use ftp_alg_core::engine::{
-    Attention, FlowChange, Kernel, KernelError, Opening, Pinhole, Shut, Translation,
+    FastPathPinholeClosing, FlowChange, Kernel, KernelError, Opening, Pinhole, QueueMode,
+    Translation,
 };
 
 use super::{
@@ -19,7 +20,7 @@ use super::{
 /// thread; it needs the loaded [`Table`], which all share.
 #[derive(Debug)]
 pub struct LinuxKernel {
-    holder: Holder,
+    holder: PinholeBackend,
     conntrack: Conntrack,
     injector: Injector,
     claimed: ClaimedPorts,
@@ -29,7 +30,7 @@ pub struct LinuxKernel {
 
 /// What holds the pinholes.
 #[derive(Debug)]
-enum Holder {
+enum PinholeBackend {
     Nftables(Pinholes),
     Conntrack(Expectations),
 }
@@ -39,8 +40,8 @@ impl LinuxKernel {
     pub fn new(parameters: &RuleParameters) -> Result<Self, GatewayError> {
         Ok(Self {
             holder: match parameters.backend() {
-                Backend::Nftables => Holder::Nftables(Pinholes::new()?),
-                Backend::Conntrack => Holder::Conntrack(Expectations::new()?),
+                Backend::Nftables => PinholeBackend::Nftables(Pinholes::new()?),
+                Backend::Conntrack => PinholeBackend::Conntrack(Expectations::new()?),
             },
             conntrack: Conntrack::new(parameters)?,
             injector: Injector::new(parameters)?,
@@ -52,14 +53,16 @@ impl LinuxKernel {
     /// Counts each transaction of nf_tables in `commits`.
     pub fn counted_in(self, commits: &Commits) -> Self {
         let holder = match self.holder {
-            Holder::Nftables(pinholes) => Holder::Nftables(pinholes.counted_in(commits)),
+            PinholeBackend::Nftables(pinholes) => {
+                PinholeBackend::Nftables(pinholes.counted_in(commits))
+            }
             other => other,
         };
         Self { holder, ..self }
     }
 
     /// Opens no translated pinhole at a port that is among `claimed`.
-    pub fn sparing(self, claimed: &ClaimedPorts) -> Self {
+    pub fn skip_capacity(self, claimed: &ClaimedPorts) -> Self {
         Self { claimed: claimed.clone(), ..self }
     }
 
@@ -90,7 +93,7 @@ impl LinuxKernel {
     }
 
     /// The pinholes that the fast path's program has open now.
-    pub fn list_judged(&self) -> Result<Vec<OpenPinhole>, GatewayError> {
+    pub fn list_fast_path_pinholes(&self) -> Result<Vec<OpenPinhole>, GatewayError> {
         let Some(flows) = &self.flows else { return Ok(Vec::new()) };
         let open = flows.program().list_open_pinholes();
         let open = open.map_err(|source| GatewayError::system("list of pinholes", source))?;
@@ -104,14 +107,14 @@ impl LinuxKernel {
     /// others expect.
     pub fn list_open(&mut self) -> Result<Vec<OpenPinhole>, GatewayError> {
         match &mut self.holder {
-            Holder::Nftables(pinholes) => pinholes.list_open(),
-            Holder::Conntrack(expectations) => expectations.list_open(),
+            PinholeBackend::Nftables(pinholes) => pinholes.list_open(),
+            PinholeBackend::Conntrack(expectations) => expectations.list_open(),
         }
     }
 }
 
 impl Kernel for LinuxKernel {
-    fn translation(
+    fn lookup_translation(
         &mut self,
         client: SocketAddr,
         server: SocketAddr,
@@ -119,7 +122,7 @@ impl Kernel for LinuxKernel {
         self.conntrack.translation(client, server)
     }
 
-    fn change(
+    fn update_pinholes(
         &mut self,
         closed: &[Pinhole],
         openings: &[Opening],
@@ -133,8 +136,8 @@ impl Kernel for LinuxKernel {
         let passed: Vec<_> = passed.map(|(opening, _)| *opening).collect();
         let mut answers = Vec::with_capacity(passed.len());
         match &mut self.holder {
-            Holder::Nftables(pinholes) => pinholes.change(closed, &passed, &mut answers)?,
-            Holder::Conntrack(expectations) => {
+            PinholeBackend::Nftables(pinholes) => pinholes.change(closed, &passed, &mut answers)?,
+            PinholeBackend::Conntrack(expectations) => {
                 expectations.change(closed, &passed, &mut answers)?
             }
         }
@@ -152,24 +155,28 @@ impl Kernel for LinuxKernel {
         Ok(())
     }
 
-    fn capacity(&self) -> usize {
+    fn pinhole_capacity(&self) -> usize {
         match &self.holder {
-            Holder::Nftables(_) => Pinholes::CAPACITY,
-            Holder::Conntrack(expectations) => expectations.capacity(),
+            PinholeBackend::Nftables(_) => Pinholes::CAPACITY,
+            PinholeBackend::Conntrack(expectations) => expectations.capacity(),
         }
     }
 
-    fn attend(&mut self, control: &Translation, attention: Attention) -> Result<(), KernelError> {
-        self.conntrack.attend(control, attention)
+    fn set_queue_mode(
+        &mut self,
+        control: &Translation,
+        attention: QueueMode,
+    ) -> Result<(), KernelError> {
+        self.conntrack.set_mark_and_liberal(control, attention)
     }
 
-    fn hand_over(&mut self, changes: &[FlowChange]) {
+    fn apply_flow_changes(&mut self, changes: &[FlowChange]) {
         if let Some(flows) = &self.flows {
             flows.apply_changes(changes);
         }
     }
 
-    fn shut(&mut self, shut: &[Shut]) {
+    fn close_fast_path_pinholes(&mut self, shut: &[FastPathPinholeClosing]) {
         if let Some(flows) = &self.flows {
             flows.close_pinholes(shut);
         }

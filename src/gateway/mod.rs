@@ -15,15 +15,15 @@
 
 mod automatic;
 pub mod broker;
-mod claimed;
+mod claimed_ports;
 mod conntrack;
 mod error;
 pub mod fastpath;
 pub mod firewall;
 pub mod flows;
 mod inject;
+mod ip_version;
 mod kernel;
-mod legacy;
 mod netlink;
 mod parameters;
 mod probe;
@@ -32,15 +32,15 @@ mod table;
 
 pub use automatic::automatic;
 pub use broker::programs::output_of;
-pub use claimed::ClaimedPorts;
+pub use claimed_ports::ClaimedPorts;
 pub use conntrack::{Conntrack, used_pinholes};
 pub use error::GatewayError;
 pub use inject::Injector;
 pub use kernel::LinuxKernel;
 pub use parameters::{Backend, QueueStatement, RuleParameters};
-pub use probe::{Expecting, Features, Neighbours, Routing};
-pub use queue::{Decision, MAXIMUM_WAITING, Packet, Queue, QueueCounts, Verdicts, Waker};
+pub use probe::{ConflictingSettings, ConntrackAbilities, Features, Routing};
+pub use queue::{MAXIMUM_WAITING, Queue, QueueCounts, QueuePacket, QueueVerdict, Verdicts, Waker};
 pub use table::{
-    Commits, Condition, DEADLINE, Expectations, Heartbeat, Imprint, Notices, OpenPinhole, Pinholes,
-    Table, readers, rules,
+    ChangeNotices, Commits, Expectations, HEARTBEAT_TIMEOUT, Heartbeat, OpenPinhole, Pinholes,
+    Table, TableCondition, TableRecord, readers, rules,
 };

@@ -3,7 +3,7 @@
 //! Knows only numbers, not the rules that have them.
 
 use ftp_alg_core::{
-    engine::{Queued, Side},
+    engine::{PacketMeta, Side},
     packet::Offload,
 };
 use serde::{Deserialize, Serialize};
@@ -15,7 +15,7 @@ pub use crate::config::Backend;
 pub const TABLE: &str = "ftp_alg";
 
 /// The highest number of a slot in a packet mark; all bits below its highest are set.
-pub const MOST_SLOTS: u32 = 0xfff;
+pub const MAX_SLOTS: u32 = 0xfff;
 
 /// What an operator may change in the rules.
 ///
@@ -126,24 +126,24 @@ impl RuleParameters {
     }
 
     /// The ct mark bit of an admitted data connection.
-    pub fn data(&self) -> u32 {
+    pub fn data_mark(&self) -> u32 {
         self.data
     }
 
     /// The ct mark bit of a control connection of which every packet is queued.
-    pub fn every(&self) -> u32 {
+    pub fn queue_all_mark(&self) -> u32 {
         self.every
     }
 
     /// The ct mark bit of a control connection of which no packet is queued.
-    pub fn none(&self) -> u32 {
+    pub fn queue_none_mark(&self) -> u32 {
         self.none
     }
 
     /// What the rules say of a packet by its packet mark; of one that `is_late` others may have passed.
-    pub fn queued(&self, mark: u32, offload: Offload, is_late: bool) -> Queued {
+    pub fn queued(&self, mark: u32, offload: Offload, is_late: bool) -> PacketMeta {
         let bits = mark & self.mask();
-        Queued {
+        PacketMeta {
             offload,
             may_wait: true,
             from: match bits {
@@ -151,20 +151,20 @@ impl RuleParameters {
                 _ if bits == self.data => Some(Side::Server),
                 _ => None,
             },
-            every: bits == self.none,
+            queues_all: bits == self.none,
             is_late,
             is_local: false,
         }
     }
 
     /// Whether a packet of packet mark `mark` ends a connection that the selection had no room to note.
-    pub fn is_unnoted_end(&self, mark: u32) -> bool {
+    pub fn is_unrecorded_end(&self, mark: u32) -> bool {
         mark & self.mask() == self.data | self.every
     }
 
     /// The packet mark that a packet which was queued with `mark` goes on with, if it is to be another: no later rule sees
     /// what ours say with it.
-    pub fn mark_behind(&self, mark: u32) -> Option<u32> {
+    pub fn clear_own_mark_bits(&self, mark: u32) -> Option<u32> {
         (mark & self.mask() != 0).then_some(mark & !self.mask())
     }
 
@@ -178,7 +178,7 @@ impl RuleParameters {
     pub fn admitted_mark(&self, slot: u32) -> Option<u32> {
         let bits = self.free_bits().enumerate();
         let set = bits.filter(|(place, _)| slot & 1 << place != 0);
-        (slot <= MOST_SLOTS)
+        (slot <= MAX_SLOTS)
             .then(|| self.data | self.none | set.fold(0, |mark, (_, bit)| mark | bit))
     }
 
@@ -195,7 +195,7 @@ impl RuleParameters {
     fn free_bits(&self) -> impl Iterator<Item = u32> + use<> {
         let mask = self.mask();
         let free = (0..u32::BITS).rev().map(|place| 1 << place).filter(move |bit| bit & mask == 0);
-        free.take(MOST_SLOTS.count_ones() as usize)
+        free.take(MAX_SLOTS.count_ones() as usize)
     }
 
     /// All bits that a slot may be in.
@@ -222,7 +222,7 @@ pub enum QueueStatement {
 
 impl QueueStatement {
     /// Those for which no operator queues, best first: not every kernel has nftables' own.
-    pub const WAYS: [Self; 2] = [Self::Native, Self::Xtables];
+    pub const QUEUE_REASONS: [Self; 2] = [Self::Native, Self::Xtables];
 }
 
 #[cfg(test)]
@@ -239,16 +239,16 @@ mod tests {
             let read = |mark| {
                 let mark = mark | 0x8000; // the operator's
                 let queued = parameters.queued(mark, Offload::default(), false);
-                (queued.from, parameters.is_unnoted_end(mark), queued.every)
+                (queued.from, parameters.is_unrecorded_end(mark), queued.queues_all)
             };
             assert_eq!(read(0), (None, false, false), "an operator's rules say nothing");
             assert_eq!(read(every), (Some(Side::Client), false, false));
             assert_eq!(read(data), (Some(Side::Server), false, false));
             assert_eq!(read(data | every), (None, true, false));
             assert_eq!(read(none), (None, false, true));
-            assert_eq!(parameters.mark_behind(0x8000), None);
+            assert_eq!(parameters.clear_own_mark_bits(0x8000), None);
             for mark in [every, data, data | every, none] {
-                assert_eq!(parameters.mark_behind(0x8000 | mark), Some(0x8000));
+                assert_eq!(parameters.clear_own_mark_bits(0x8000 | mark), Some(0x8000));
             }
         }
     }
@@ -257,19 +257,19 @@ mod tests {
     fn slots_are_in_bits_of_the_packet_mark_that_are_not_ours() {
         let defaults = RuleParameters::default();
         assert_eq!((defaults.inspected_mark(), defaults.slots()), (0x3000_0000, 0x8ffe_0000));
-        let marks = [0, 1, 2, 3, MOST_SLOTS].map(|slot| defaults.admitted_mark(slot).unwrap());
+        let marks = [0, 1, 2, 3, MAX_SLOTS].map(|slot| defaults.admitted_mark(slot).unwrap());
         assert_eq!(marks, [0x5000_0000, 0xd000_0000, 0x5800_0000, 0xd800_0000, 0xdffe_0000]);
         let others = RuleParameters::new(&[21], 7, 4, 0x10, 0x4000_0011).unwrap();
         for parameters in [defaults, others] {
-            let fixed = parameters.data() | parameters.none();
-            for slot in 0..=MOST_SLOTS {
+            let fixed = parameters.data_mark() | parameters.queue_none_mark();
+            for slot in 0..=MAX_SLOTS {
                 let mark = parameters.admitted_mark(slot).unwrap();
                 assert_eq!(mark & parameters.mask(), fixed);
                 assert_eq!(mark & !parameters.mask() & !parameters.slots(), 0);
                 assert_eq!(parameters.slot_of(mark), Some(slot));
                 assert_eq!(parameters.slot_of(mark ^ 0x100), None);
             }
-            assert_eq!(parameters.admitted_mark(MOST_SLOTS + 1), None);
+            assert_eq!(parameters.admitted_mark(MAX_SLOTS + 1), None);
         }
     }
 

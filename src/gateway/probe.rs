@@ -58,18 +58,18 @@ pub struct Features {
     /// Of the configured queues those that someone reads, and what is known of the reader.
     pub readers: Vec<(u16, String)>,
     /// What connections can be told to conntrack.
-    pub expecting: Expecting,
+    pub expecting: ConntrackAbilities,
     /// Connections in conntrack's table, and its limit.
     pub connections: Option<(u64, u64)>,
     /// Control connections that have the kernel's FTP helper now.
     pub helped: usize,
     /// What else decides about connections.
-    pub neighbours: Neighbours,
+    pub neighbours: ConflictingSettings,
 }
 
 /// What else on this machine decides about connections, besides rules.
 #[derive(Clone, Copy, Debug)]
-pub struct Neighbours {
+pub struct ConflictingSettings {
     /// Whether our table is loaded, and queues by itself.
     pub table_queues: bool,
     /// Whether the kernel assigns its helpers by port (`nf_conntrack_helper`).
@@ -80,7 +80,7 @@ pub struct Neighbours {
     pub routing: Routing,
 }
 
-impl Neighbours {
+impl ConflictingSettings {
     /// As they are now.
     pub fn read(parameters: &RuleParameters) -> Self {
         Self {
@@ -137,7 +137,7 @@ impl Features {
     pub fn probe(parameters: &RuleParameters) -> Self {
         let net_admin = has(CAP_NET_ADMIN);
         let mut socket = Socket::open().ok().filter(|_| net_admin);
-        let expecting = Expecting::probe(net_admin);
+        let expecting = ConntrackAbilities::probe(net_admin);
         let helped = match expecting.ctnetlink {
             true => helped_connections(parameters).unwrap_or(0),
             false => 0,
@@ -156,14 +156,14 @@ impl Features {
             connections: number_in("/proc/sys/net/netfilter/nf_conntrack_count")
                 .zip(number_in("/proc/sys/net/netfilter/nf_conntrack_max")),
             helped,
-            neighbours: Neighbours::read(parameters),
+            neighbours: ConflictingSettings::read(parameters),
         }
     }
 }
 
 /// What conntrack can be asked and told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Expecting {
+pub struct ConntrackAbilities {
     /// Connections can be asked for (nf_conntrack_netlink).
     pub ctnetlink: bool,
     /// Expectations can be set from here.
@@ -176,7 +176,7 @@ pub struct Expecting {
     pub scanner_helper: bool,
 }
 
-impl Expecting {
+impl ConntrackAbilities {
     /// Asks the kernel.
     pub fn read() -> Self {
         Self::probe(has(CAP_NET_ADMIN))
@@ -190,7 +190,8 @@ impl Expecting {
     }
 
     fn probe(permitted: bool) -> Self {
-        let answers = |subsystem, command, flags| permitted && answers(subsystem, command, flags);
+        let answers =
+            |subsystem, command, flags| permitted && is_answered(subsystem, command, flags);
         let (one, all) = (0, libc::NLM_F_DUMP);
         let takes = |rules: &str| permitted && check(rules).is_ok();
         // Mostly it takes both, which one start of nft tells.
@@ -213,10 +214,10 @@ impl Expecting {
 
 /// Whether the kernel takes helpers that live in user space.
 fn takes_helpers(permitted: bool) -> bool {
-    permitted && answers(libc::NFNL_SUBSYS_CTHELPER, NFNL_MSG_CTHELPER_GET, libc::NLM_F_DUMP)
+    permitted && is_answered(libc::NFNL_SUBSYS_CTHELPER, NFNL_MSG_CTHELPER_GET, libc::NLM_F_DUMP)
 }
 
-fn answers(subsystem: i32, command: u8, flags: i32) -> bool {
+fn is_answered(subsystem: i32, command: u8, flags: i32) -> bool {
     let ask =
         |mut requests: Requests| requests.ask(command, flags, libc::AF_UNSPEC, |_| {}, |_| {});
     Requests::open(subsystem).and_then(ask).is_ok()
@@ -235,7 +236,7 @@ fn queueing(
     let not_permitted = || GatewayError::NotPermitted { what: "nf_tables".into() };
     let socket = socket.ok_or_else(not_permitted)?;
     let mut refused = None;
-    for statement in QueueStatement::WAYS {
+    for statement in QueueStatement::QUEUE_REASONS {
         // Under another name: the table itself may have an owner.
         match check(&as_draft(&render_nftables(parameters, statement))) {
             Ok(()) if statement == QueueStatement::Native => {}

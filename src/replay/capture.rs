@@ -1,9 +1,10 @@
-//! Reading captures: pcap and pcapng, record by record, whatever their bytes are.
+//! Reads captures in the formats pcap and pcapng, record by record. Malformed captures are errors and never panics.
 //!
-//! pcap-parser knows the formats; here is what it asks for, byte by byte from any `Read` (a pipe may
-//! give few at a time), and what it leaves out: lengths that cannot be, the obsolete packet block,
-//! timestamps of any resolution. Knows nothing of what the packets hold but the link type; a frame is
-//! what capture tools count as one, from 1.
+//! pcap-parser parses the formats. This module reads the bytes that pcap-parser needs from any `Read`; a pipe may
+//! return few bytes at a time. It also does what pcap-parser does not do: it checks lengths, reads the obsolete packet
+//! block, and handles timestamps of any resolution.
+//!
+//! The module knows nothing of the packets except the link type. Frames are counted from 1, as capture tools do.
 
 use std::{
     io::{self, Read},
@@ -23,20 +24,21 @@ use pcap_parser::{
 
 use super::link_type::LinkType;
 
-/// No record is longer than this; a length above it is damage. (Wireshark's limit is 256 KiB, and
-/// 128 MiB for link types that do not occur here.)
+/// The maximum length of a record. A longer one means that the capture is damaged. Wireshark's limit is 256 KiB, and
+/// 128 MiB for link types that do not occur here.
 const MAX_RECORD: usize = 1 << 24;
-/// A type of pcapng blocks: the enhanced packet's predecessor, of the same layout but for the interface.
+/// The pcapng block type of the obsolete packet block. Its layout differs from the enhanced packet block only in the
+/// interface field.
 const OBSOLETE_PACKET: u32 = 2;
-/// Where the packet starts in its block.
+/// The offset of the packet in an enhanced packet block.
 const ENHANCED_DATA: usize = 28;
 const SIMPLE_DATA: usize = 12;
 
-/// A packet's link, and where in the block it is.
+/// The link type of a packet, and its range in the block.
 type PacketInBlock = Option<(Option<LinkType>, Range<usize>)>;
 type Parsed<'a, T> = IResult<&'a [u8], T, PcapError<&'a [u8]>>;
 
-/// Why a capture cannot be read, or not further.
+/// Why a capture cannot be read, or not to its end.
 #[derive(Debug, thiserror::Error)]
 pub enum CaptureError {
     #[error(transparent)]
@@ -44,7 +46,7 @@ pub enum CaptureError {
     #[error("not a pcap or pcapng capture{0}")]
     NotCapture(&'static str),
     #[error(
-        "link type {0} is not supported; Ethernet, Linux cooked (SLL, SLL2), raw IP and loopback are"
+        "link type {0} is not supported; supported are Ethernet, Linux cooked (SLL, SLL2), raw IP and loopback"
     )]
     Link(u32),
     #[error("damaged after frame {after}: {what}")]
@@ -54,13 +56,13 @@ pub enum CaptureError {
 /// One packet of a capture.
 #[derive(Debug)]
 pub struct Record<'a> {
-    /// Its number, from 1.
+    /// The number of the frame, from 1.
     pub frame: u64,
-    /// Since 1970.
+    /// The time since 1970.
     pub time: Duration,
-    /// `None` for a link type that is not read here.
+    /// The link type; `None` if it is not supported.
     pub link: Option<LinkType>,
-    /// What was captured of it.
+    /// The captured bytes.
     pub data: &'a [u8],
 }
 
@@ -69,12 +71,12 @@ pub struct Record<'a> {
 struct Interface {
     link: u32,
     snap_length: u32,
-    /// Timestamp units in a second.
+    /// Timestamp units per second.
     units: u64,
     offset_seconds: i64,
 }
 
-/// A pcap capture: the parser of its records, the link of all, timestamp units in a second.
+/// A pcap capture: the parser for its records, the link type, and the timestamp units per second.
 type Pcap = (for<'a> fn(&'a [u8]) -> Parsed<'a, LegacyPcapBlock<'a>>, LinkType, u32);
 
 /// Reads a capture.
@@ -83,10 +85,10 @@ pub struct CaptureReader<R> {
     input: R,
     /// `None` for pcapng.
     pcap: Option<Pcap>,
-    /// Of the present pcapng section.
+    /// Whether the current pcapng section is big-endian.
     big_endian: bool,
     interfaces: Vec<Interface>,
-    /// The record or block that was read last, with its header.
+    /// The current record or block, with its header.
     block: Vec<u8>,
     frame: u64,
     last_time: Duration,
@@ -95,7 +97,7 @@ pub struct CaptureReader<R> {
 }
 
 impl<R: Read> CaptureReader<R> {
-    /// Reads the capture's header.
+    /// Reads the header of the capture.
     pub fn open(input: R) -> Result<Self, CaptureError> {
         let mut reader = Self {
             input,
@@ -113,7 +115,7 @@ impl<R: Read> CaptureReader<R> {
             _ => bytes_missing(&parse_pcap_header(start)),
         })?;
         if let Ok((_, header)) = parse_pcap_header(&reader.block) {
-            // The upper bits of the link type say how long a frame check sequence is.
+            // The upper bits of the link type are the length of the frame check sequence.
             let number = header.network.0.cast_unsigned() & 0xffff;
             let link = LinkType::from_number(number).ok_or(CaptureError::Link(number))?;
             let units = if header.is_nanosecond_precision() { 1_000_000_000 } else { 1_000_000 };
@@ -128,14 +130,14 @@ impl<R: Read> CaptureReader<R> {
             return Err(CaptureError::NotCapture(match reader.block[..] {
                 [] => ": it is empty",
                 [0x1f, 0x8b, ..] => ": it is compressed; gunzip it first",
-                [_, _, _, _, ..] if !is_whole => ": its header is cut off",
+                [_, _, _, _, ..] if !is_whole => ": its header is incomplete",
                 _ => "",
             }));
         }
         Ok(reader)
     }
 
-    /// The next packet; `None` at the end, or where the capture is cut off.
+    /// The next packet; `None` at the end of the capture, also if the last record is incomplete.
     pub fn next_record(&mut self) -> Result<Option<Record<'_>>, CaptureError> {
         let found = match self.pcap {
             Some(pcap) => self.next_in_pcap(pcap)?,
@@ -152,24 +154,24 @@ impl<R: Read> CaptureReader<R> {
         self.is_truncated
     }
 
-    /// A link type that occurred and is not read here.
+    /// A link type in the capture that is not supported.
     pub fn unsupported_link(&self) -> Option<u32> {
         self.unsupported_link
     }
 
-    /// Whether its timestamps may be finer than microseconds.
+    /// Whether timestamps may be finer than microseconds.
     pub fn has_nanoseconds(&self) -> bool {
-        // In pcapng interfaces tell, which may come at any time.
+        // In pcapng, interfaces have the resolution, and a new interface may follow at any time.
         self.pcap.is_none_or(|(_, _, units)| units > 1_000_000)
     }
 
-    /// The next record: its link, and where in the block the packet is.
+    /// Reads the next pcap record.
     fn next_in_pcap(&mut self, (parse, link, units): Pcap) -> Result<PacketInBlock, CaptureError> {
         if !self.read_block(|block| bytes_missing(&parse(block)))? {
             return Ok(None);
         }
         let Ok((_, record)) = parse(&self.block) else {
-            return Err(self.damaged("its next record is malformed".to_owned()));
+            return Err(self.damaged("the next record is malformed".to_owned()));
         };
         let nanoseconds = u64::from(record.ts_usec) * u64::from(1_000_000_000 / units);
         self.last_time =
@@ -177,7 +179,7 @@ impl<R: Read> CaptureReader<R> {
         Ok(Some((Some(link), self.block.len() - record.data.len()..self.block.len())))
     }
 
-    /// The same of the next block that has a packet.
+    /// Reads the next pcapng block with a packet.
     fn next_in_pcapng(&mut self) -> Result<PacketInBlock, CaptureError> {
         loop {
             let big_endian = self.big_endian;
@@ -197,7 +199,7 @@ impl<R: Read> CaptureReader<R> {
                     self.block[..4].copy_from_slice(&kind);
                 }
                 JOURNAL => {
-                    self.frame += 1; // tools count it
+                    self.frame += 1; // capture tools count it
                     continue;
                 }
                 _ => continue,
@@ -229,17 +231,17 @@ impl<R: Read> CaptureReader<R> {
                 }
                 _ => {
                     let length = self.block.len();
-                    let what = format!("its next block, of {length} bytes, is malformed");
+                    let what = format!("the next block of {length} bytes is malformed");
                     return Err(self.damaged(what));
                 }
             };
             let Some(interface) = self.interfaces.get(interface as usize).copied() else {
-                let what = format!("a packet of interface {interface}, not described");
+                let what = format!("a packet has the undeclared interface {interface}");
                 return Err(self.damaged(what));
             };
             let data = at..at + captured as usize;
             if data.end + 4 > self.block.len() {
-                let what = format!("a packet of {captured} bytes in a smaller block");
+                let what = format!("a packet of {captured} bytes does not fit into its block");
                 return Err(self.damaged(what));
             }
             if let Some(stamp) = stamp {
@@ -253,18 +255,18 @@ impl<R: Read> CaptureReader<R> {
         }
     }
 
-    /// Reads the next block, as long as bytes of it are `missing`; whether it is there.
+    /// Reads the next block. `missing` returns how many more bytes are needed. Returns whether the block is complete.
     fn read_block(&mut self, missing: impl Fn(&[u8]) -> usize) -> Result<bool, CaptureError> {
         self.block.clear();
         loop {
             let count = match missing(&self.block) {
                 0 => return Ok(true),
                 count if count > MAX_RECORD => {
-                    return Err(self.damaged(format!("a record of {count} bytes")));
+                    return Err(self.damaged(format!("a record has {count} bytes")));
                 }
                 count => count,
             };
-            // Grows as bytes come: a length is not believed before.
+            // The buffer grows only as bytes arrive, because the length in the capture may be wrong.
             if self.input.by_ref().take(count as u64).read_to_end(&mut self.block)? < count {
                 self.is_truncated |= !self.block.is_empty();
                 return Ok(false);
@@ -277,7 +279,7 @@ impl<R: Read> CaptureReader<R> {
     }
 }
 
-/// How many bytes a parser asks for besides those that it has.
+/// The number of additional bytes that a parser needs.
 fn bytes_missing<T>(parsed: &Parsed<'_, T>) -> usize {
     match parsed {
         Err(nom::Err::Incomplete(Needed::Size(count))) => count.get(),
@@ -294,7 +296,7 @@ fn block_type(block: &[u8], big_endian: bool) -> Option<u32> {
 
 impl Interface {
     fn of(block: &InterfaceDescriptionBlock<'_>, big_endian: bool) -> Self {
-        let offset = block.if_tsoffset; // which pcap-parser takes for little-endian
+        let offset = block.if_tsoffset; // pcap-parser reads it as little-endian
         Self {
             link: block.linktype.0.cast_unsigned(),
             snap_length: block.snaplen,
@@ -311,8 +313,8 @@ impl Interface {
     }
 }
 
-/// `if_tsresol`: a power of ten, or with the upper bit of two. What is finer than 64 bits can tell
-/// is taken for the default.
+/// The timestamp units per second of `if_tsresol`: a power of ten, or of two if the upper bit is set. If the value does
+/// not fit into 64 bits, the default is used.
 fn units(resolution: u8) -> u64 {
     let exponent = u32::from(resolution & 0x7f);
     let units = if resolution & 0x80 == 0 {

@@ -1,26 +1,28 @@
-//! One control connection as a capture shows it: its segments put in order.
+//! Puts the segments of one captured control connection in order.
 //!
-//! The engine drops a segment past a gap and waits for it to be sent again; a capture that shows
-//! segments out of order has no such repetition. So what is past a gap waits here until the gap is
-//! filled, or until it shows that it never will be. All numbers here are sent numbers.
+//! The engine drops a segment after a gap and waits for its retransmission. A capture with segments out of order has
+//! no such retransmission. So segments after a gap wait here until the gap is filled, or until it is certain that it
+//! never will be filled.
+//!
+//! All sequence numbers here are sent numbers, see `session`.
 
 use std::{net::SocketAddr, time::Duration};
 
-use ftp_alg_core::packet::{Packet, ReorderQueue, Seq, Waiting, flags};
+use ftp_alg_core::packet::{Packet, ReorderItem, ReorderQueue, Seq, flags};
 
-/// How many segments of one direction wait behind a gap.
+/// How many segments of one direction wait after a gap at most.
 const MAX_QUEUED: usize = 64;
-/// How many bytes of them: as many as there can be.
+/// How many bytes wait at most. This is enough for the maximum number of segments.
 const MAX_QUEUED_BYTES: usize = MAX_QUEUED << 16;
 
 /// A segment of a control connection, as captured.
 #[derive(Clone, Debug)]
 pub struct CapturedSegment {
-    /// The frame that it was in.
+    /// The number of the frame.
     pub frame: u64,
-    /// When it is handed on.
+    /// The time at which the engine gets the segment.
     pub time: Duration,
-    /// The whole IP packet.
+    /// The complete IP packet.
     pub bytes: Vec<u8>,
 }
 
@@ -30,29 +32,29 @@ impl AsRef<[u8]> for CapturedSegment {
     }
 }
 
-/// What a segment's headers say.
+/// The fields of a segment's headers.
 #[derive(Clone, Copy, Debug)]
 pub struct SegmentHeader {
     pub source: SocketAddr,
     pub destination: SocketAddr,
     pub seq: Seq,
-    /// Past its last number, that of a FIN included.
+    /// The sequence number after the segment. A FIN counts as one number.
     pub end: Seq,
-    /// The acknowledgement, if there is one.
+    /// The acknowledgement number, if the segment has one.
     pub ack: Option<Seq>,
     pub flags: u8,
     pub length: usize,
 }
 
 impl SegmentHeader {
-    /// Of a segment.
-    pub fn of(packet: &Packet<'_>) -> Self {
+    /// Reads the header of a segment.
+    pub fn read(packet: &Packet<'_>) -> Self {
         let length = packet.payload().len();
         Self {
             source: packet.source(),
             destination: packet.destination(),
             seq: packet.seq(),
-            // At most what an IP packet holds.
+            // The length fits, because it is at most that of an IP packet.
             end: packet.seq() + length as u32 + u32::from(packet.has(flags::FIN)),
             ack: packet.has(flags::ACK).then(|| packet.ack()),
             flags: packet.flags(),
@@ -60,107 +62,107 @@ impl SegmentHeader {
         }
     }
 
-    /// Whether all of the control bits `which` are set.
+    /// Whether all control bits in `which` are set.
     pub fn has(&self, which: u8) -> bool {
         self.flags & which == which
     }
 
-    /// Whether it occupies numbers.
+    /// Whether the segment has data or a FIN, so that it occupies sequence numbers.
     pub fn occupies_sequence_space(&self) -> bool {
         self.seq != self.end
     }
 }
 
-/// How a connection is treated.
+/// Whether the engine follows a connection.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum FollowState {
-    /// Its packets pass: nothing of its dialogue was seen yet, or it is over for the engine.
+    /// The engine does not follow the connection: no dialogue was captured yet, or the engine has ended it.
     #[default]
     Unfollowed,
-    /// The engine follows it.
+    /// The engine follows the connection.
     Followed,
-    /// The engine lost it: its numbers are mapped, and no more.
+    /// The engine has lost the connection. Only its sequence numbers are still adjusted.
     Lost,
 }
 
 /// A control connection.
 #[derive(Debug, Default)]
 pub struct CapturedConnection {
-    /// How it is treated.
+    /// Whether the engine follows the connection.
     pub stage: FollowState,
-    /// Whether the engine has done with it, until it begins anew.
+    /// Whether the engine has ended the connection. A new start resets this.
     pub is_finished: bool,
-    /// The number of the last SYN.
+    /// The sequence number of the last SYN.
     pub syn: Option<Seq>,
-    /// The first numbers of client and server, where the start was seen.
+    /// The first sequence numbers of client and server, if the start was captured.
     pub initial_numbers: Option<(Seq, Seq)>,
-    /// Both directions, in the order of the key's ends.
+    /// Both directions, in the order of the endpoints in the key.
     pub directions: [CapturedDirection; 2],
 }
 
-/// One direction of it.
+/// One direction of a captured control connection.
 #[derive(Debug, Default)]
 pub struct CapturedDirection {
-    /// The first number that was not handed on.
+    /// The first sequence number that was not passed to the engine.
     pub next: Seq,
     queue: ReorderQueue<CapturedSegment, MAX_QUEUED, MAX_QUEUED_BYTES>,
-    /// The latest of the frames that the unfinished line came in.
+    /// The highest frame number among the segments of the unfinished line.
     pub line_frame: u64,
-    /// The last acknowledgement that was written: as captured, and as written.
+    /// The last written acknowledgement number: as captured, and as written.
     pub last_written_ack: Option<(Seq, Seq)>,
 }
 
 impl CapturedDirection {
-    /// A direction whose next number is `next`.
+    /// A direction with the next sequence number `next`.
     pub fn new(next: Seq) -> Self {
         Self { next, ..Self::default() }
     }
 
-    /// Keeps a segment that starts past a gap. Says whether there is room for more.
-    pub fn enqueue(&mut self, facts: &SegmentHeader, segment: CapturedSegment) -> bool {
-        let SegmentHeader { seq, end, .. } = *facts;
-        self.queue.insert(Waiting { flow: (), seq, end, item: segment })
+    /// Queues a segment that starts after a gap. Returns whether there is room for more segments.
+    pub fn enqueue(&mut self, header: &SegmentHeader, segment: CapturedSegment) -> bool {
+        let SegmentHeader { seq, end, .. } = *header;
+        self.queue.insert(ReorderItem { flow: (), seq, end, item: segment })
             && self.queue.iter().len() < MAX_QUEUED
     }
 
-    /// The segment that is next, if it is here; or the first past the gap, if `any` will do.
+    /// Takes the next segment, if it is queued. With `any`, takes the first segment after the gap.
     pub fn take_ready(&mut self, any: bool) -> Option<CapturedSegment> {
         let is_ready = any || !self.first_queued()?.is_after(self.next);
         is_ready.then(|| self.queue.take_first())?.map(|waiting| waiting.item)
     }
 
-    /// Where the first segment past the gap starts.
+    /// The start of the first segment after the gap.
     pub fn first_queued(&self) -> Option<Seq> {
         self.queue.iter().next().map(|first| first.seq)
     }
 
-    /// Takes note that the bytes of `payload`, which start at `seq`, were handed on with `frame`.
-    pub fn advance(&mut self, facts: &SegmentHeader, payload: &[u8], frame: u64) {
-        if let Some(new) = self.new_part(facts, payload) {
+    /// Records that a segment was passed to the engine with `frame`.
+    pub fn advance(&mut self, header: &SegmentHeader, payload: &[u8], frame: u64) {
+        if let Some(new) = self.new_part(header, payload) {
             self.line_frame = match new.iter().rposition(|b| *b == b'\n') {
                 Some(last) if last + 1 == new.len() => 0,
                 Some(_) => frame,
                 None => self.line_frame.max(frame),
             };
         }
-        self.next = self.next.max(facts.end);
+        self.next = self.next.max(header.end);
     }
 
-    /// How much of `payload` belongs to a line that began in a later frame than `frame`: such a
-    /// line was completed by that later frame.
+    /// How much of `payload` belongs to a line with bytes in a later frame than `frame`. That later frame completed the
+    /// line.
     pub fn completed_later(
         &self,
-        facts: &SegmentHeader,
+        header: &SegmentHeader,
         payload: &[u8],
         frame: u64,
     ) -> Option<usize> {
-        let new = self.new_part(facts, payload).filter(|_| self.line_frame > frame)?;
+        let new = self.new_part(header, payload).filter(|_| self.line_frame > frame)?;
         let end = new.iter().position(|b| *b == b'\n')? + 1;
         Some(payload.len() - new.len() + end)
     }
 
-    fn new_part<'a>(&self, facts: &SegmentHeader, payload: &'a [u8]) -> Option<&'a [u8]> {
-        let old = self.next.distance_from(facts.seq);
+    fn new_part<'a>(&self, header: &SegmentHeader, payload: &'a [u8]) -> Option<&'a [u8]> {
+        let old = self.next.distance_from(header.seq);
         payload.get(usize::try_from(old).ok()?..).filter(|new| !new.is_empty())
     }
 }

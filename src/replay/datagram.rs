@@ -1,46 +1,47 @@
-//! Any IP packet as a capture shows it (whole, cut by the snap length, a fragment): who sends it
-//! to whom, and the same packet between other endpoints.
+//! Reads the endpoints of any IP packet in a capture, and changes them.
 //!
-//! The engine's `packet` module takes whole TCP segments only; here every packet must be readable
-//! as far as it goes, so that the written capture shows all of them. Checksums of whole packets
-//! are computed anew, as captures may show them before the network card did; those of parts are
-//! updated (RFC 1624) where they are in sight.
+//! A packet may be complete, cut by the snap length, or a fragment. The engine's `packet` module accepts only complete
+//! TCP segments. Here every packet must be readable as far as possible, so that the written capture has all packets.
+//!
+//! Checksums of complete packets are computed again, because a capture may have packets before the network card set
+//! the checksum. Checksums of incomplete packets are updated (RFC 1624) if they were captured.
 
 use std::net::{IpAddr, SocketAddr};
 
 use etherparse::{Ipv6ExtensionSlice, Ipv6Header, LaxIpSlice};
 
-/// Transport protocols with ports or with a checksum over the addresses.
+/// The transport protocols that have ports, or a checksum that includes the addresses.
 pub const TCP: u8 = 6;
 const UDP: u8 = 17;
 const ICMPV6: u8 = 58;
 
-/// What the headers of an IP packet say.
+/// The endpoints and the layout of an IP packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct DatagramLayout {
-    /// The sender; port 0 where none is in sight.
+    /// The source endpoint; port 0 if the port was not captured.
     pub source: SocketAddr,
-    /// The addressee; port 0 where none is in sight.
+    /// The destination endpoint; port 0 if the port was not captured.
     pub destination: SocketAddr,
+    /// The transport protocol.
     pub protocol: u8,
-    /// Where its header starts.
+    /// The offset of the transport header.
     pub transport: usize,
-    /// How long the packet was on the wire.
+    /// The length of the packet on the wire.
     pub length: usize,
-    /// Whether it is the later part of a packet.
+    /// Whether the packet is a fragment without the transport header.
     pub is_later_fragment: bool,
-    /// Whether it is any part of a packet.
+    /// Whether the packet is a fragment.
     pub is_fragment: bool,
 }
 
 impl DatagramLayout {
-    /// Reads the headers of `bytes`; `None` if they are cut or contradict themselves.
+    /// Parses the headers of `bytes`; `None` if they are incomplete or inconsistent.
     pub fn parse(bytes: &[u8]) -> Option<Self> {
         let (ip, _) = LaxIpSlice::from_slice(bytes).ok()?;
         let (length, is_later_fragment) = match &ip {
             LaxIpSlice::Ipv4(v4) => {
                 let length = match v4.header().total_len() {
-                    0 => bytes.len().min(0xffff), // segmentation was left to the network card
+                    0 => bytes.len().min(0xffff), // the network card would have set it (segmentation offload)
                     length => length.into(),
                 };
                 (length, v4.header().fragments_offset().value() > 0)
@@ -67,7 +68,7 @@ impl DatagramLayout {
         (layout.transport <= length).then(|| layout.with_ports(bytes))
     }
 
-    /// Whether `bytes`, which this was read from, are all of the packet.
+    /// Whether `bytes`, from which the layout was parsed, are the complete packet.
     pub fn is_whole(&self, bytes: &[u8]) -> bool {
         bytes.len() >= self.length && !self.is_fragment
     }
@@ -83,7 +84,7 @@ impl DatagramLayout {
         self
     }
 
-    /// Where the transport's checksum stands, if this packet has it.
+    /// The offset of the transport checksum, if this packet has one.
     fn checksum_at(&self) -> Option<usize> {
         let offset = match self.protocol {
             _ if self.is_later_fragment => return None,
@@ -96,7 +97,7 @@ impl DatagramLayout {
     }
 }
 
-/// Puts right what a packet leaves to the network card: its length.
+/// Sets the length of an IPv4 packet whose length the network card would have set.
 pub fn fill_in_length(bytes: &mut [u8]) {
     if bytes.len() <= 0xffff && bytes.first().is_some_and(|b| b >> 4 == 4) && bytes.len() >= 20 {
         let length = bytes.len() as u16; // checked above
@@ -106,8 +107,8 @@ pub fn fill_in_length(bytes: &mut [u8]) {
     }
 }
 
-/// Changes `bytes`, whose headers are `layout`, to be between `source` and `destination` (of the
-/// same family), with right checksums.
+/// Changes the endpoints of a packet to `source` and `destination`, which must have the same IP version, and updates
+/// the checksums.
 pub fn readdress(
     bytes: &mut [u8],
     layout: &DatagramLayout,
@@ -136,8 +137,7 @@ pub fn readdress(
     }
 }
 
-/// Writes `new` over the bytes at `at`, if they are in sight, and updates the transport's checksum
-/// as if it covered them.
+/// Overwrites the bytes at `at` if they were captured, and updates the transport checksum as if it covered them.
 pub fn overwrite(bytes: &mut [u8], layout: &DatagramLayout, at: usize, new: &[u8]) {
     let Some(place) = bytes.get_mut(at..at + new.len()) else { return };
     let removed: u64 = place.chunks(2).map(|pair| u64::from(!be_word(pair))).sum();
@@ -154,7 +154,7 @@ fn set_checksum(bytes: &mut [u8], layout: &DatagramLayout) {
     let Some(at) = layout.checksum_at() else { return };
     let v4 = layout.source.is_ipv4();
     match word(bytes, at) {
-        Some(0) if layout.protocol == UDP && v4 => return, // RFC 768: there is none
+        Some(0) if layout.protocol == UDP && v4 => return, // RFC 768: no checksum
         Some(_) if at + 2 <= layout.length => bytes[at..at + 2].fill(0),
         _ => return,
     }
@@ -172,7 +172,7 @@ fn sum(bytes: &[u8]) -> u64 {
     bytes.chunks(2).map(|pair| u64::from(be_word(pair))).sum()
 }
 
-/// One or two bytes as a number; a last odd byte counts as if a zero followed (RFC 1071).
+/// One or two bytes as a big-endian number. An odd last byte is padded with zero (RFC 1071).
 fn be_word(pair: &[u8]) -> u16 {
     u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)])
 }
@@ -215,7 +215,7 @@ mod tests {
         ends.map(|end| end.parse().unwrap())
     }
 
-    /// Judged by etherparse.
+    /// Whether the checksum is correct according to etherparse.
     fn checksum_is_right(bytes: &[u8]) -> bool {
         let sliced = SlicedPacket::from_ip(bytes).unwrap();
         let ip = sliced.net.unwrap();
@@ -243,7 +243,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn a_readdressed_packet_is_valid_whatever_its_checksum_was(v6: bool, udp: bool, junk: u8,
+        fn readdressed_packet_has_a_valid_checksum(v6: bool, udp: bool, junk: u8,
             payload in proptest::collection::vec(any::<u8>(), 0..50)) {
             let mut bytes = datagram(v6, udp, &payload);
             let layout = DatagramLayout::parse(&bytes).unwrap();
@@ -258,7 +258,7 @@ mod tests {
         }
 
         #[test]
-        fn a_cut_packets_checksum_is_that_of_the_whole(v6: bool, udp: bool, cut in 0usize..40) {
+        fn cut_packet_has_the_checksum_of_the_complete_packet(v6: bool, udp: bool, cut in 0usize..40) {
             let whole = datagram(v6, udp, &[7; 60]);
             let mut part = whole[..whole.len() - cut].to_vec();
             let layout = DatagramLayout::parse(&part).unwrap();
@@ -269,7 +269,7 @@ mod tests {
         }
 
         #[test]
-        fn no_bytes_make_it_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..120),
+        fn arbitrary_bytes_do_not_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..120),
                                   v6: bool, cut in 0usize..120) {
             if let Some(first) = bytes.first_mut() {
                 *first = if v6 { 0x60 } else { 0x45 };
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn a_later_fragment_has_no_ports() {
+    fn later_fragment_has_no_ports() {
         let mut bytes = datagram(false, false, b"x");
         bytes[7] = 9;
         let layout = DatagramLayout::parse(&bytes).unwrap();
@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_left_to_the_network_card_is_filled_in() {
+    fn offloaded_length_is_filled_in() {
         let mut bytes = datagram(false, false, b"xyz");
         let length = bytes[2..4].to_vec();
         bytes[2..4].fill(0);

@@ -1,8 +1,8 @@
-//! What stands before the IP header in a captured packet, by link type.
+//! Finds the IP header in a captured packet, by link type (<https://www.tcpdump.org/linktypes.html>).
 //!
-//! <https://www.tcpdump.org/linktypes.html>. Knows nothing of what follows.
+//! The module knows nothing of the IP packet itself.
 
-/// How packets of a capture start.
+/// The link-layer header of captured packets.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LinkType {
     /// Ethernet, with or without VLAN tags and PPPoE.
@@ -11,9 +11,9 @@ pub enum LinkType {
     Cooked,
     /// Linux cooked, version 2.
     Cooked2,
-    /// A loopback interface of BSD: four bytes of address family.
+    /// A BSD loopback interface: four bytes of address family.
     Loopback,
-    /// None: the IP header comes first.
+    /// No link-layer header.
     Raw,
 }
 
@@ -23,7 +23,7 @@ const VLAN: [u16; 3] = [0x8100, 0x88a8, 0x9100];
 const PPPOE: u16 = 0x8864;
 
 impl LinkType {
-    /// The link type with this number in capture files.
+    /// The link type with this number in capture files; `None` if it is not supported.
     pub fn from_number(number: u32) -> Option<Self> {
         Some(match number {
             0 | 108 => Self::Loopback,
@@ -35,13 +35,13 @@ impl LinkType {
         })
     }
 
-    /// The packet from its IP header on, and what follows it on the link; `None` if it is not IP.
+    /// The bytes from the IP header to the end of the frame; `None` if it is not IP.
     pub fn ip(self, data: &[u8]) -> Option<&[u8]> {
         let ip = match self {
             Self::Ethernet => typed(data.get(14..)?, word(data, 12)?)?,
             Self::Cooked => typed(data.get(16..)?, word(data, 14)?)?,
             Self::Cooked2 => typed(data.get(20..)?, word(data, 0)?)?,
-            // The family's number and its byte order depend on the machine; the packet tells.
+            // The number of the address family and its byte order depend on the machine, so the IP header decides.
             Self::Loopback => data.get(4..)?,
             Self::Raw => data,
         };
@@ -49,7 +49,7 @@ impl LinkType {
     }
 }
 
-/// Follows tags to IP.
+/// Skips VLAN tags and PPPoE up to the IP header.
 fn typed(mut data: &[u8], mut ethertype: u16) -> Option<&[u8]> {
     while VLAN.contains(&ethertype) {
         ethertype = word(data, 2)?;
@@ -71,7 +71,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn tags_and_tunnels_are_skipped() {
+    fn vlan_tags_and_pppoe_are_skipped() {
         let ip = [0x45, 1, 2];
         let with = |start: &[u8]| [start, &ip].concat();
         let macs = [0; 12];

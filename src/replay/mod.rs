@@ -1,10 +1,12 @@
-//! A host of the engine beside the daemon: a capture in place of the kernel.
+//! Runs the engine on a capture instead of on packets of the kernel.
 //!
-//! `capture` reads records and `link` finds the IP packet in each; `player` puts the segments of
-//! control connections in order (`flow`) and hands them to the engine, whose kernel is a simulated
-//! `nat`; `view` and `writer` write what the outer side sees; `report` has what was found.
+//! - `capture` reads records, and `link_type` finds the IP packet in each record.
+//! - `player` puts the segments of control connections in order (`connection`) and passes them to the engine. The
+//!   engine's kernel is a simulated NAT gateway (`nat`).
+//! - `outer_view` and `writer` write the packets that the outer side sees.
+//! - `report` collects the results.
 //!
-//! Knows nothing of the command line, nor of the running kernel.
+//! The module knows nothing of the command line and of the running kernel.
 
 mod capture;
 mod connection;
@@ -29,7 +31,7 @@ pub use report::{AnnouncementRow, ReplayReport};
 use player::Player;
 use writer::PcapWriter;
 
-/// Why a replay ended.
+/// The error that ended a replay.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
     #[error(transparent)]
@@ -38,7 +40,7 @@ pub enum ReplayError {
     Write(io::Error),
 }
 
-/// Plays a capture; gives what was found, and why it was not played to its end.
+/// Plays a capture. Returns the report, and the error if the capture was not played to its end.
 pub fn play(
     mut reader: CaptureReader<impl Read>,
     policy: Policy,
@@ -71,10 +73,12 @@ pub fn play(
         if !is_readable {
             return (ReplayReport::default(), Some(CaptureError::Link(link).into()));
         }
-        player.warn(format!("packets of link type {link} are not read"));
+        player.warn(format!(
+            "packets of link type {link} were skipped: the link type is not supported"
+        ));
     }
     if reader.is_truncated() {
-        player.warn("the capture is cut off within its last record".to_owned());
+        player.warn("the capture ends within its last record".to_owned());
     }
     match player.finish() {
         Ok(report) => (report, error),

@@ -1,9 +1,8 @@
-//! The kernel that `replay` simulates: a NAT gateway between the hosts inside and all others.
+//! The kernel that `replay` simulates: a NAT gateway between the hosts inside and all other hosts.
 //!
-//! Hosts inside are seen from outside with the one external address and, where it is free, with
-//! their own port, both as clients (masquerade) and as servers (published). A data connection to a
-//! pinhole is seen with the endpoint that was announced. Without an external address nothing is
-//! translated.
+//! From outside, hosts inside have the external address. They have their own port if it is free. This applies to
+//! clients (masquerade) and servers (published). A data connection to a pinhole has the announced endpoint. Without an
+//! external address nothing is translated.
 
 use std::{
     collections::HashMap,
@@ -12,26 +11,26 @@ use std::{
 
 use ipnetwork::IpNetwork;
 
-use ftp_alg_core::engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation};
+use ftp_alg_core::engine::{Kernel, KernelError, Opening, Pinhole, QueueMode, Translation};
 
-/// A connection's protocol, end inside and end outside.
+/// A connection: protocol, inner endpoint and outer endpoint.
 type NatKey = (u8, SocketAddr, SocketAddr);
 
-/// The translating gateway.
+/// The simulated NAT gateway.
 #[derive(Debug, Default)]
 pub struct SimulatedNat {
     external: Option<IpAddr>,
     inside: Vec<IpNetwork>,
-    /// The port with which a connection's end inside is seen.
+    /// The external port of the inner end of each connection.
     ports: HashMap<NatKey, u16>,
-    /// Protocol, external port and end outside of each connection, with its end inside.
+    /// The inner endpoint of each connection, by protocol, external port and outer endpoint.
     used_ports: HashMap<(u8, u16, SocketAddr), SocketAddr>,
-    /// Initiator outside and target inside, with what the initiator dials.
+    /// The arrival of each pinhole, by the initiator outside and the target inside.
     pinholes: HashMap<(IpAddr, SocketAddr), SocketAddr>,
 }
 
 impl SimulatedNat {
-    /// A gateway that shows hosts within `inside` as `external`.
+    /// A gateway that translates hosts in `inside` to `external`.
     pub fn new(external: Option<IpAddr>, inside: Vec<IpNetwork>) -> Self {
         Self { external, inside, ..Self::default() }
     }
@@ -42,12 +41,12 @@ impl SimulatedNat {
             && self.inside.iter().any(|network| network.contains(address))
     }
 
-    /// Whether packets between `a` and `b` pass the gateway and are translated.
+    /// Whether packets between `a` and `b` cross the gateway and are translated.
     pub fn translates_between(&self, a: IpAddr, b: IpAddr) -> bool {
         self.is_inside(a) != self.is_inside(b)
     }
 
-    /// How `end` is seen by `peer` in a connection of `protocol`.
+    /// The endpoint that `peer` sees instead of `end` in a connection of `protocol`.
     pub fn seen_endpoint(&mut self, protocol: u8, end: SocketAddr, peer: SocketAddr) -> SocketAddr {
         match self.external {
             Some(external) if self.is_inside(end.ip()) && !self.is_inside(peer.ip()) => {
@@ -59,14 +58,14 @@ impl SimulatedNat {
 
     fn external_port(&mut self, protocol: u8, inside: SocketAddr, outside: SocketAddr) -> u16 {
         if inside.port() == 0 {
-            return 0; // no ports are in sight
+            return 0; // the ports were not captured
         }
         if let Some(port) = self.ports.get(&(protocol, inside, outside)) {
             return *port;
         }
         let dialled = self.pinholes.get(&(outside.ip(), inside)).map(|arrival| arrival.port());
         let own = dialled.unwrap_or(inside.port());
-        // The next free one after it, as NAT does when two hosts inside use the same port.
+        // If two hosts inside use the same port, NAT uses the next free port.
         let port = (0..u16::MAX)
             .map(|step| own.wrapping_add(step))
             .find(|port| *port != 0 && !self.used_ports.contains_key(&(protocol, *port, outside)))
@@ -78,7 +77,7 @@ impl SimulatedNat {
 }
 
 impl Kernel for SimulatedNat {
-    fn translation(
+    fn lookup_translation(
         &mut self,
         a: SocketAddr,
         b: SocketAddr,
@@ -91,7 +90,7 @@ impl Kernel for SimulatedNat {
         }))
     }
 
-    fn change(
+    fn update_pinholes(
         &mut self,
         closed: &[Pinhole],
         openings: &[Opening],
@@ -107,12 +106,12 @@ impl Kernel for SimulatedNat {
         Ok(())
     }
 
-    fn attend(&mut self, _: &Translation, _: Attention) -> Result<(), KernelError> {
-        Ok(()) // every packet is handed over anyway
+    fn set_queue_mode(&mut self, _: &Translation, _: QueueMode) -> Result<(), KernelError> {
+        Ok(()) // replay passes every packet to the engine
     }
 
     fn inject(&mut self, _: &[u8]) -> Result<(), KernelError> {
-        Ok(()) // the capture has its own acknowledgements
+        Ok(()) // the capture has the acknowledgements already
     }
 }
 
@@ -131,7 +130,7 @@ mod tests {
     }
 
     #[test]
-    fn a_host_inside_keeps_its_port_where_it_is_free() {
+    fn inner_host_has_its_own_port_if_it_is_free() {
         let mut nat = nat();
         let server = end("203.0.113.9:21");
         for _ in 0..2 {
@@ -148,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn other_families_and_neighbours_are_not_translated() {
+    fn other_ip_versions_and_inner_connections_are_not_translated() {
         let mut nat = nat();
         let (a, b) = (end("10.0.0.1:4000"), end("10.0.0.2:21"));
         assert_eq!(nat.seen_endpoint(6, a, b), a);
@@ -159,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pinholes_target_is_seen_as_announced() {
+    fn pinhole_target_has_the_announced_endpoint() {
         let mut nat = nat();
         let pinhole = Pinhole {
             initiator: [203, 0, 113, 9].into(),
@@ -173,7 +172,7 @@ mod tests {
             from_client: false,
             lifetime: Duration::ZERO,
         };
-        nat.change(&[], &[opening], &mut Vec::new()).unwrap();
+        nat.update_pinholes(&[], &[opening], &mut Vec::new()).unwrap();
         let initiator = end("203.0.113.9:20");
         assert_eq!(nat.seen_endpoint(6, pinhole.target, initiator), pinhole.arrival);
     }

@@ -1,4 +1,4 @@
-//! What of a played capture the outer side sees, and writing it (see `player`).
+//! Writes the packets of a played capture as the outer side sees them (see `player`).
 
 use std::{
     io::{self, Write},
@@ -6,7 +6,7 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::Fate,
+    engine::PacketOutcome,
     packet::{Edit, Packet, flags},
     session::Side,
 };
@@ -18,10 +18,10 @@ use super::{
 };
 
 impl<W: Write> Player<W> {
-    /// Whether the outer side sees what the engine makes of the packets of `side`, which sent one
-    /// with `facts`.
-    pub(super) fn is_from_inner_side(&self, facts: &SegmentHeader, side: Side) -> bool {
-        let (source, destination) = (facts.source.ip(), facts.destination.ip());
+    /// Whether `side`, which sent a segment with this header, is the inner end. The outer side sees the packets of the
+    /// inner end as the engine changes them.
+    pub(super) fn is_from_inner_side(&self, header: &SegmentHeader, side: Side) -> bool {
+        let (source, destination) = (header.source.ip(), header.destination.ip());
         if self.gateway.kernel.translates_between(source, destination) {
             self.gateway.kernel.is_inside(source)
         } else {
@@ -29,22 +29,22 @@ impl<W: Write> Player<W> {
         }
     }
 
-    /// Writes what the engine made of a packet of the inner end, `input`.
+    /// Writes a packet of the inner end after the engine's verdict. `input` is the packet that the engine got.
     pub(super) fn write_inner(
         &mut self,
         segment: &CapturedSegment,
-        facts: &SegmentHeader,
+        header: &SegmentHeader,
         side: Side,
-        fate: Fate,
+        verdict: PacketOutcome,
         input: Vec<u8>,
     ) -> io::Result<()> {
-        if fate != Fate::Replace {
+        if verdict != PacketOutcome::Replace {
             return self.write_packet(segment.time, input);
         }
         let bytes = self.gateway.replacement().to_vec();
         let Ok(packet) = Packet::parse(&bytes) else { return Ok(()) };
-        let rest = self.remainder(segment, facts, side, &packet);
-        let is_held = facts.length > 0 && packet.payload().is_empty();
+        let rest = self.remainder(segment, header, side, &packet);
+        let is_held = header.length > 0 && packet.payload().is_empty();
         if !is_held || packet.has(flags::FIN) {
             self.write_packet(segment.time, bytes)?;
         }
@@ -54,29 +54,32 @@ impl<W: Write> Player<W> {
         }
     }
 
-    /// A rewritten segment that grew too long goes on in part; the rest follows when its sender
-    /// sends again, which in a capture it never does. So the rest is made here.
+    /// The rest of a rewritten segment that became too long.
+    ///
+    /// A gateway forwards only the first part, and the rest with the sender's retransmission. A capture has no such
+    /// retransmission, so the rest is made here.
     fn remainder(
         &mut self,
         segment: &CapturedSegment,
-        facts: &SegmentHeader,
+        header: &SegmentHeader,
         side: Side,
         sent: &Packet<'_>,
     ) -> Option<Vec<u8>> {
         let packet = Packet::parse(&segment.bytes).ok()?;
-        let fin = facts.has(flags::FIN);
-        let (session, _) = self.gateway.engine.sessions.between(facts.source, facts.destination)?;
+        let fin = header.has(flags::FIN);
+        let (session, _) =
+            self.gateway.engine.sessions.session_between(header.source, header.destination)?;
         let mut whole = Vec::new();
         let placeholder: &[u8] = if fin { &[0] } else { &[] };
         let payload = [packet.payload(), placeholder].concat();
-        session.map(side).render(facts.seq, &payload, &mut whole);
+        session.map(side).render(header.seq, &payload, &mut whole);
         whole.truncate(whole.len() - usize::from(fin && !whole.is_empty()));
         let rest = whole.get(sent.payload().len()..).filter(|rest| !rest.is_empty())?;
         let edit = Edit {
             seq: sent.seq() + sent.payload().len() as u32, // an IP packet's
             ack: sent.ack(),
             payload: Some(rest),
-            flags: facts.flags,
+            flags: header.flags,
             urgent: 0,
         };
         let mut bytes = Vec::new();
@@ -84,20 +87,20 @@ impl<W: Write> Player<W> {
         Some(bytes)
     }
 
-    /// Writes a packet of the outer end, as it sent it: `input`. It has not acknowledged what was
-    /// held back from it.
+    /// Writes a packet of the outer end (`input`) as it was sent. An acknowledgement only of held bytes is left out,
+    /// because the outer end did not receive them.
     pub(super) fn write_outer(
         &mut self,
         key: ConnectionKey,
         from: usize,
         segment: &CapturedSegment,
-        facts: &SegmentHeader,
+        header: &SegmentHeader,
         input: Vec<u8>,
     ) -> io::Result<()> {
         let written = Packet::parse(&input).ok().map(|packet| packet.ack());
-        if let (Some(captured), Some(written)) = (facts.ack, written) {
+        if let (Some(captured), Some(written)) = (header.ack, written) {
             let last = self.direction(key, from).last_written_ack.replace((captured, written));
-            let bare = !facts.occupies_sequence_space() && facts.flags == flags::ACK;
+            let bare = !header.occupies_sequence_space() && header.flags == flags::ACK;
             let advances_only_there =
                 last.is_some_and(|(c, w)| captured.is_after(c) && written == w);
             if bare && advances_only_there {
@@ -107,44 +110,43 @@ impl<W: Write> Player<W> {
         self.write_packet(segment.time, input)
     }
 
-    /// Writes a packet of a connection that the engine lost, with numbers to match what it did
-    /// before.
+    /// Writes a packet of a connection that the engine has lost. Its numbers match the rewrites before the loss.
     pub(super) fn write_lost(
         &mut self,
         segment: &CapturedSegment,
-        facts: &SegmentHeader,
+        header: &SegmentHeader,
     ) -> io::Result<()> {
         let mut bytes = segment.bytes.clone();
         if let Some(layout) = DatagramLayout::parse(&bytes) {
-            self.renumber(&mut bytes, &layout, facts);
+            self.renumber(&mut bytes, &layout, header);
         }
         self.write_packet(segment.time, bytes)
     }
 
-    /// Writes a part of a packet of a control connection.
+    /// Writes an incomplete packet of a control connection.
     pub(super) fn write_partial(
         &mut self,
         time: Duration,
         mut bytes: Vec<u8>,
         layout: &DatagramLayout,
     ) -> io::Result<()> {
-        if let Some(facts) = partial_header(&bytes, layout) {
-            self.renumber(&mut bytes, layout, &facts);
+        if let Some(header) = partial_header(&bytes, layout) {
+            self.renumber(&mut bytes, layout, &header);
         }
         self.write(time, bytes, layout)
     }
 
-    /// Writes a packet of a control connection that the engine does not follow.
+    /// Writes a packet of a control connection that the engine does not follow, without changes.
     pub(super) fn write_as_captured(&mut self, segment: &CapturedSegment) -> io::Result<()> {
         self.write_packet(segment.time, segment.bytes.clone())
     }
 
-    fn renumber(&mut self, bytes: &mut [u8], layout: &DatagramLayout, facts: &SegmentHeader) {
-        let found = self.gateway.engine.sessions.between(facts.source, facts.destination);
+    fn renumber(&mut self, bytes: &mut [u8], layout: &DatagramLayout, header: &SegmentHeader) {
+        let found = self.gateway.engine.sessions.session_between(header.source, header.destination);
         let Some((session, side)) = found else { return };
-        let seq = session.map(side).deliver(facts.seq);
-        let ack = facts.ack.map(|ack| session.map(side.peer()).deliver(ack));
-        if self.is_from_inner_side(facts, side) {
+        let seq = session.map(side).deliver(header.seq);
+        let ack = header.ack.map(|ack| session.map(side.peer()).deliver(ack));
+        if self.is_from_inner_side(header, side) {
             datagram::overwrite(bytes, layout, layout.transport + 4, &seq.0.to_be_bytes());
         } else if let Some(ack) = ack {
             datagram::overwrite(bytes, layout, layout.transport + 8, &ack.0.to_be_bytes());
@@ -158,7 +160,7 @@ impl<W: Write> Player<W> {
         }
     }
 
-    /// Writes any packet, as the outer side sees its ends.
+    /// Writes a packet with the endpoints that the outer side sees.
     pub(super) fn write(
         &mut self,
         time: Duration,
@@ -183,7 +185,7 @@ impl<W: Write> Player<W> {
     }
 }
 
-/// The numbers of a segment that is not whole.
+/// The header of an incomplete segment.
 fn partial_header(bytes: &[u8], layout: &DatagramLayout) -> Option<SegmentHeader> {
     let long = |at: usize| {
         let at = layout.transport + at;

@@ -1,14 +1,12 @@
-//! Plays a capture to the engine, and shows what the outer side sees.
+//! Plays a capture to the engine, and produces the packets that the outer side sees.
 //!
-//! A capture shows a conversation without a gateway: each end acknowledges what the other sent,
-//! which here the engine may have changed on the way. So there are two kinds of numbers (see
-//! `session`): those of the packets in the capture are all *sent* numbers, and an acknowledgement
-//! becomes one in *delivered* numbers before the engine takes it, as a peer behind a gateway would
-//! have sent it.
+//! A capture has a conversation without a gateway: each end acknowledges exactly the bytes that the other end sent. In
+//! the replay, the engine may change these bytes. So there are two kinds of sequence numbers (see `session`). All
+//! numbers in the capture are *sent* numbers. Before the engine gets a packet, its acknowledgement number is converted
+//! to a *delivered* number, because a peer behind a gateway would have sent that number.
 //!
-//! The *outer* side is the one beyond the gateway: the server's where nothing is translated. What
-//! it sees of the inner end's packets is what the engine makes of them; what it sends itself is
-//! seen before the engine takes it.
+//! The *outer* side is the side beyond the gateway. Without translation it is the server's side. It sees packets of the
+//! inner end after the engine, and its own packets before the engine.
 
 use std::{
     collections::HashMap,
@@ -18,7 +16,7 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::{Checksums, Engine, Fate, Standalone},
+    engine::{Checksums, Engine, PacketOutcome, Standalone},
     packet::{self, Edit, Malformed, Packet, Seq, flags},
     policy::Policy,
     session::Side,
@@ -35,25 +33,25 @@ use super::{
     writer::PcapWriter,
 };
 
-/// A capture's clock may jump: no time is further than this from its first.
+/// The maximum time after the first frame. The clock of a capture may jump.
 const MAX_ELAPSED: Duration = Duration::from_secs(100 * 365 * 86400);
-/// How often the engine is asked to drop what is over, in the capture's time.
+/// The interval, in the capture's time, at which the engine removes expired sessions and pinholes.
 const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How many gaps are told one by one.
+/// How many gaps get a warning of their own.
 const MAX_REPORTED_GAPS: u64 = 10;
 
-/// Both ends of a connection, in order.
+/// Both endpoints of a connection, in ascending order.
 pub type ConnectionKey = (SocketAddr, SocketAddr);
 
-/// Plays.
+/// Plays a capture to an engine.
 pub struct Player<W> {
     pub(super) gateway: Standalone<SimulatedNat>,
     ports: Vec<u16>,
     connections: HashMap<ConnectionKey, CapturedConnection>,
     pub(super) writer: Option<PcapWriter<W>>,
     engine_start: Instant,
-    /// The capture's first time, and its latest so far.
+    /// The first and the latest time in the capture so far.
     time_span: Option<(Duration, Duration)>,
     last_sweep: Duration,
     last_frame: u64,
@@ -61,7 +59,7 @@ pub struct Player<W> {
 }
 
 impl<W: Write> Player<W> {
-    /// Plays to an engine with `policy` behind `nat`.
+    /// A player with an engine with `policy` and the simulated gateway `nat`.
     pub fn new(policy: Policy, nat: SimulatedNat, writer: Option<PcapWriter<W>>) -> Self {
         let report =
             ReplayReport { written: writer.as_ref().map(|_| 0), ..ReplayReport::default() };
@@ -78,7 +76,7 @@ impl<W: Write> Player<W> {
         }
     }
 
-    /// Takes the next packet of the capture.
+    /// Plays the next packet of the capture.
     pub fn handle_record(&mut self, record: &Record) -> io::Result<()> {
         self.last_frame = record.frame;
         self.report.packets = record.frame;
@@ -104,9 +102,9 @@ impl<W: Write> Player<W> {
         }
         self.report.control_packets += 1;
         let whole = layout.is_whole(&bytes);
-        match Packet::parse(&bytes).map(|packet| SegmentHeader::of(&packet)) {
-            Ok(facts) => {
-                self.handle_segment(facts, CapturedSegment { frame: record.frame, time, bytes })?;
+        match Packet::parse(&bytes).map(|packet| SegmentHeader::read(&packet)) {
+            Ok(header) => {
+                self.handle_segment(header, CapturedSegment { frame: record.frame, time, bytes })?;
                 self.sweep();
                 Ok(())
             }
@@ -126,7 +124,7 @@ impl<W: Write> Player<W> {
         self.report.warnings.push(warning);
     }
 
-    /// The capture is over.
+    /// Plays the queued segments at the end of the capture, and returns the report.
     pub fn finish(mut self) -> io::Result<ReplayReport> {
         let mut keys: Vec<ConnectionKey> = self.connections.keys().copied().collect();
         keys.sort();
@@ -135,7 +133,7 @@ impl<W: Write> Player<W> {
         }
         if let Some(more) = self.report.gaps.checked_sub(MAX_REPORTED_GAPS).filter(|more| *more > 0)
         {
-            self.report.warnings.push(format!("{more} more gaps"));
+            self.report.warnings.push(format!("{more} more gaps are not listed"));
         }
         if let Some(writer) = self.writer.take() {
             writer.finish()?;
@@ -144,30 +142,34 @@ impl<W: Write> Player<W> {
         Ok(self.report)
     }
 
-    /// Takes a segment of a control connection.
-    fn handle_segment(&mut self, facts: SegmentHeader, segment: CapturedSegment) -> io::Result<()> {
-        let (key, from) = key_of(&facts);
-        if facts.has(flags::SYN | flags::ACK) {
-            return self.handle_syn_ack(key, from, facts, segment);
+    /// Plays a segment of a control connection.
+    fn handle_segment(
+        &mut self,
+        header: SegmentHeader,
+        segment: CapturedSegment,
+    ) -> io::Result<()> {
+        let (key, from) = key_of(&header);
+        if header.has(flags::SYN | flags::ACK) {
+            return self.handle_syn_ack(key, from, header, segment);
         }
-        let flow = self.connections.entry(key).or_default();
-        if facts.has(flags::SYN) {
-            let again = flow.syn == Some(facts.seq)
-                || flow.initial_numbers.is_some_and(|(client, _)| client == facts.seq + 1);
-            if !again {
+        let connection = self.connections.entry(key).or_default();
+        if header.has(flags::SYN) {
+            let is_retransmission = connection.syn == Some(header.seq)
+                || connection.initial_numbers.is_some_and(|(client, _)| client == header.seq + 1);
+            if !is_retransmission {
                 self.end_connection(key)?;
             }
-            self.connection(key).syn = Some(facts.seq);
+            self.connection(key).syn = Some(header.seq);
             return self.write_as_captured(&segment);
         }
-        if flow.stage == FollowState::Unfollowed
-            && !flow.is_finished
-            && facts.length > 0
-            && let Some(ack) = facts.ack
+        if connection.stage == FollowState::Unfollowed
+            && !connection.is_finished
+            && header.length > 0
+            && let Some(ack) = header.ack
         {
-            flow.stage = FollowState::Followed;
-            flow.directions[from] = CapturedDirection::new(facts.seq);
-            flow.directions[1 - from] = CapturedDirection::new(ack);
+            connection.stage = FollowState::Followed;
+            connection.directions[from] = CapturedDirection::new(header.seq);
+            connection.directions[1 - from] = CapturedDirection::new(ack);
             self.report.sessions += 1;
         }
         match self.connection(key).stage {
@@ -175,13 +177,13 @@ impl<W: Write> Player<W> {
             FollowState::Lost => return self.deliver_to_engine(key, from, &segment),
             FollowState::Followed => {}
         }
-        if let Some(ack) = facts.ack {
+        if let Some(ack) = header.ack {
             self.note_acknowledgement(key, 1 - from, ack)?;
         }
         let time = segment.time;
         let direction = self.direction(key, from);
-        if facts.seq.is_after(direction.next) && !facts.has(flags::RST) {
-            if direction.enqueue(&facts, segment) {
+        if header.seq.is_after(direction.next) && !header.has(flags::RST) {
+            if direction.enqueue(&header, segment) {
                 return Ok(());
             }
             if let Some(seq) = self.direction(key, from).first_queued() {
@@ -193,33 +195,37 @@ impl<W: Write> Player<W> {
         self.deliver_queued(key, from, time)
     }
 
-    /// A SYN-ACK tells both first numbers, and may begin a connection anew.
+    /// Plays a SYN-ACK. It has the initial sequence numbers of both directions, and may start a new connection.
     fn handle_syn_ack(
         &mut self,
         key: ConnectionKey,
         from: usize,
-        facts: SegmentHeader,
+        header: SegmentHeader,
         segment: CapturedSegment,
     ) -> io::Result<()> {
-        let Some(ack) = facts.ack else { return Ok(()) };
-        let start = Some((ack, facts.seq + 1));
-        let flow = self.connections.entry(key).or_default();
-        if flow.initial_numbers != start && flow.syn == Some(ack - 1) {
+        let Some(ack) = header.ack else { return Ok(()) };
+        let start = Some((ack, header.seq + 1));
+        let connection = self.connections.entry(key).or_default();
+        if connection.initial_numbers != start && connection.syn == Some(ack - 1) {
             self.end_connection(key)?;
         }
         let bytes = segment.bytes.clone();
         self.deliver_segment(key, from, segment)?;
-        let began =
-            match (self.gateway.engine.sessions.between(key.0, key.1), Packet::parse(&bytes)) {
-                (Some((session, _)), Ok(packet)) => session.began_with(&packet),
-                _ => false,
-            };
-        let flow = self.connection(key);
-        if began && (flow.stage != FollowState::Followed || flow.initial_numbers != start) {
+        let began = match (
+            self.gateway.engine.sessions.session_between(key.0, key.1),
+            Packet::parse(&bytes),
+        ) {
+            (Some((session, _)), Ok(packet)) => session.began_with(&packet),
+            _ => false,
+        };
+        let connection = self.connection(key);
+        if began
+            && (connection.stage != FollowState::Followed || connection.initial_numbers != start)
+        {
             let mut directions = [CapturedDirection::new(ack), CapturedDirection::new(ack)];
-            directions[from].next = facts.seq + 1;
-            let syn = flow.syn;
-            *flow = CapturedConnection {
+            directions[from].next = header.seq + 1;
+            let syn = connection.syn;
+            *connection = CapturedConnection {
                 stage: FollowState::Followed,
                 is_finished: false,
                 syn,
@@ -231,7 +237,7 @@ impl<W: Write> Player<W> {
         Ok(())
     }
 
-    /// The connection gives way to another one with the same ends.
+    /// Ends a connection because of tuple reuse.
     fn end_connection(&mut self, key: ConnectionKey) -> io::Result<()> {
         self.flush_queues(key)?;
         self.gateway.engine.sessions.forget_between(key.0, key.1);
@@ -239,62 +245,70 @@ impl<W: Write> Player<W> {
         Ok(())
     }
 
-    /// The receiver of direction `of` acknowledged `ack`: what is not there by now never will be.
-    fn note_acknowledgement(&mut self, key: ConnectionKey, of: usize, ack: Seq) -> io::Result<()> {
+    /// Records that the receiver of direction `of` acknowledged `ack`. Bytes before `ack` that were not captured by now
+    /// are a permanent gap.
+    fn note_acknowledgement(
+        &mut self,
+        key: ConnectionKey,
+        index: usize,
+        ack: Seq,
+    ) -> io::Result<()> {
         let time = self.latest_time();
-        while ack.is_after(self.direction(key, of).next)
+        while ack.is_after(self.direction(key, index).next)
             && self.connection(key).stage == FollowState::Followed
         {
-            let first = self.direction(key, of).first_queued();
-            self.note_gap(key, of, first.map_or(ack, |first| first.min(ack)));
-            self.deliver_queued(key, of, time)?;
+            let first = self.direction(key, index).first_queued();
+            self.note_gap(key, index, first.map_or(ack, |first| first.min(ack)));
+            self.deliver_queued(key, index, time)?;
         }
         Ok(())
     }
 
-    /// No more segments come: hands over what waits.
+    /// Plays all queued segments, because no more segments follow.
     fn flush_queues(&mut self, key: ConnectionKey) -> io::Result<()> {
-        for of in [0, 1] {
-            while let Some(first) = self.direction(key, of).first_queued() {
+        for index in [0, 1] {
+            while let Some(first) = self.direction(key, index).first_queued() {
                 let time = self.latest_time();
-                self.note_gap(key, of, first);
-                self.deliver_queued(key, of, time)?;
+                self.note_gap(key, index, first);
+                self.deliver_queued(key, index, time)?;
             }
         }
         Ok(())
     }
 
-    /// The bytes of direction `of` up to `until` are not in the capture. The engine learns it as it
-    /// does from a receiver that has them: by an acknowledgement.
-    fn note_gap(&mut self, key: ConnectionKey, of: usize, until: Seq) {
-        let next = self.direction(key, of).next;
+    /// Records that the bytes of direction `of` before `until` are not in the capture.
+    ///
+    /// The engine gets an acknowledgement for them, as from a receiver that has received these bytes.
+    fn note_gap(&mut self, key: ConnectionKey, index: usize, until: Seq) {
+        let next = self.direction(key, index).next;
         if !until.is_after(next) {
             return;
         }
-        let (sender, receiver) = if of == 0 { key } else { (key.1, key.0) };
-        let seq = self.direction(key, 1 - of).next;
+        let (sender, receiver) = if index == 0 { key } else { (key.1, key.0) };
+        let seq = self.direction(key, 1 - index).next;
         if self.connection(key).stage == FollowState::Followed
-            && let Some((session, side)) = self.gateway.engine.sessions.between(sender, receiver)
+            && let Some((session, side)) =
+                self.gateway.engine.sessions.session_between(sender, receiver)
         {
             let ack = session.map(side).deliver(until);
             let mut bytes = Vec::new();
             packet::acknowledgement(receiver, sender, seq, ack, u16::MAX, None, &mut bytes);
             self.run_engine(&bytes, self.last_frame);
         }
-        let direction = self.direction(key, of);
+        let direction = self.direction(key, index);
         direction.next = until;
         direction.line_frame = 0;
         self.report.gaps += 1;
         if self.report.gaps <= MAX_REPORTED_GAPS {
             self.report.warnings.push(format!(
-                "before frame {}: {} bytes from {sender} to {receiver} are not in the capture",
+                "gap before frame {}: {} bytes from {sender} to {receiver} are not in the capture",
                 self.last_frame,
                 until - next
             ));
         }
     }
 
-    /// Hands over what has waited and is next now, with the time at which that came to be.
+    /// Passes queued segments to the engine that are in order now. They get the time of the segment that filled the gap.
     fn deliver_queued(
         &mut self,
         key: ConnectionKey,
@@ -302,16 +316,18 @@ impl<W: Write> Player<W> {
         time: Duration,
     ) -> io::Result<()> {
         loop {
-            let flow = self.connection(key);
-            let any = flow.stage != FollowState::Followed;
-            let Some(mut segment) = flow.directions[from].take_ready(any) else { return Ok(()) };
+            let connection = self.connection(key);
+            let any = connection.stage != FollowState::Followed;
+            let Some(mut segment) = connection.directions[from].take_ready(any) else {
+                return Ok(());
+            };
             segment.time = segment.time.max(time);
             self.deliver_segment(key, from, segment)?;
         }
     }
 
-    /// Hands over the next segment. If it completes a line of which a part came in a later frame,
-    /// that frame completed the line.
+    /// Passes the next segment to the engine. If it completes a line that has a part in a later frame, the later frame
+    /// counts as the frame that completed the line.
     fn deliver_segment(
         &mut self,
         key: ConnectionKey,
@@ -319,9 +335,9 @@ impl<W: Write> Player<W> {
         mut segment: CapturedSegment,
     ) -> io::Result<()> {
         let Ok(packet) = Packet::parse(&segment.bytes) else { return Ok(()) };
-        let (facts, payload) = (SegmentHeader::of(&packet), packet.payload());
+        let (header, payload) = (SegmentHeader::read(&packet), packet.payload());
         let direction = self.direction(key, from);
-        if let Some(end) = direction.completed_later(&facts, payload, segment.frame) {
+        if let Some(end) = direction.completed_later(&header, payload, segment.frame) {
             let frame = direction.line_frame;
             if end == payload.len() {
                 segment.frame = frame;
@@ -335,14 +351,14 @@ impl<W: Write> Player<W> {
                     bytes
                 };
                 let (line, rest) = payload.split_at(end);
-                let flags = facts.flags & !(flags::FIN | flags::PSH);
-                let bytes = part(facts.seq, line, flags);
+                let flags = header.flags & !(flags::FIN | flags::PSH);
+                let bytes = part(header.seq, line, flags);
                 self.deliver_to_engine(
                     key,
                     from,
                     &CapturedSegment { frame, bytes, time: segment.time },
                 )?;
-                segment.bytes = part(facts.seq + end as u32, rest, facts.flags);
+                segment.bytes = part(header.seq + end as u32, rest, header.flags);
             }
         }
         self.deliver_to_engine(key, from, &segment)
@@ -355,41 +371,42 @@ impl<W: Write> Player<W> {
         segment: &CapturedSegment,
     ) -> io::Result<()> {
         let Ok(packet) = Packet::parse(&segment.bytes) else { return Ok(()) };
-        let facts = SegmentHeader::of(&packet);
-        let flow = self.connection(key);
-        if flow.stage == FollowState::Lost {
-            flow.directions[from].advance(&facts, packet.payload(), segment.frame);
-            return self.write_lost(segment, &facts);
+        let header = SegmentHeader::read(&packet);
+        let connection = self.connection(key);
+        if connection.stage == FollowState::Lost {
+            connection.directions[from].advance(&header, packet.payload(), segment.frame);
+            return self.write_lost(segment, &header);
         }
-        let before = self.side(&facts);
+        let before = self.side(&header);
         let input = self.with_delivered_acknowledgements(&packet);
-        let fate = self.run_engine(&input, segment.frame);
-        let after = self.side(&facts);
-        let flow = self.connection(key);
-        flow.directions[from].advance(&facts, packet.payload(), segment.frame);
-        if flow.stage == FollowState::Followed && after.is_none() {
-            (flow.stage, flow.is_finished) = (FollowState::Unfollowed, true);
+        let verdict = self.run_engine(&input, segment.frame);
+        let after = self.side(&header);
+        let connection = self.connection(key);
+        connection.directions[from].advance(&header, packet.payload(), segment.frame);
+        if connection.stage == FollowState::Followed && after.is_none() {
+            (connection.stage, connection.is_finished) = (FollowState::Unfollowed, true);
         }
-        if fate == Fate::Drop {
-            flow.stage = FollowState::Lost;
+        if verdict == PacketOutcome::Drop {
+            connection.stage = FollowState::Lost;
             self.report.warnings.push(format!(
-                "frame {}: a gateway would wait for this segment to be sent again; the connection \
-                 from {} to {} is not followed from here on",
-                segment.frame, facts.source, facts.destination
+                "frame {}: a gateway would wait for a retransmission of this segment; the \
+                 connection from {} to {} is not followed any more",
+                segment.frame, header.source, header.destination
             ));
-            return self.write_lost(segment, &facts);
+            return self.write_lost(segment, &header);
         }
         match after.or(before) {
-            Some(side) if self.is_from_inner_side(&facts, side) => {
-                self.write_inner(segment, &facts, side, fate, input)
+            Some(side) if self.is_from_inner_side(&header, side) => {
+                self.write_inner(segment, &header, side, verdict, input)
             }
-            _ => self.write_outer(key, from, segment, &facts, input),
+            _ => self.write_outer(key, from, segment, &header, input),
         }
     }
 
-    /// A captured packet with its acknowledgements in delivered numbers.
+    /// A captured packet with its acknowledgement numbers and SACK blocks as delivered numbers.
     fn with_delivered_acknowledgements(&mut self, packet: &Packet<'_>) -> Vec<u8> {
-        let found = self.gateway.engine.sessions.between(packet.source(), packet.destination());
+        let found =
+            self.gateway.engine.sessions.session_between(packet.source(), packet.destination());
         let Some((session, side)) = found.filter(|_| !packet.has(flags::SYN)) else {
             return packet.bytes().to_vec();
         };
@@ -409,32 +426,36 @@ impl<W: Write> Player<W> {
         bytes
     }
 
-    /// Hands `bytes` to the engine; what it decides is due to `frame`.
-    fn run_engine(&mut self, bytes: &[u8], frame: u64) -> Fate {
+    /// Passes `bytes` to the engine. Its decisions are reported for `frame`.
+    fn run_engine(&mut self, bytes: &[u8], frame: u64) -> PacketOutcome {
         let now = self.now();
-        let fate = self.gateway.packet(now, bytes);
+        let verdict = self.gateway.packet(now, bytes);
         for event in self.gateway.take_events().0 {
             self.report.add(frame, event);
         }
-        fate
+        verdict
     }
 
-    /// Lets the engine drop what is over.
+    /// Makes the engine remove expired sessions and pinholes.
     fn sweep(&mut self) {
         let latest = self.latest_time();
         if latest.saturating_sub(self.last_sweep) >= SWEEP_INTERVAL {
             self.last_sweep = latest;
             let now = self.now();
             self.gateway.expire(now);
-            self.gateway.take_events(); // no announcement is decided about by time
+            self.gateway.take_events(); // no expiry decides about an announcement
         }
     }
 
-    fn side(&mut self, facts: &SegmentHeader) -> Option<Side> {
-        self.gateway.engine.sessions.between(facts.source, facts.destination).map(|(_, side)| side)
+    fn side(&mut self, header: &SegmentHeader) -> Option<Side> {
+        self.gateway
+            .engine
+            .sessions
+            .session_between(header.source, header.destination)
+            .map(|(_, side)| side)
     }
 
-    /// The latest time so far, of which the engine's is made.
+    /// The latest time in the capture so far. The time of the engine follows it.
     fn latest_time(&self) -> Duration {
         self.time_span.map_or(Duration::ZERO, |(_, last)| last)
     }
@@ -449,13 +470,13 @@ impl<W: Write> Player<W> {
         self.connections.entry(key).or_default()
     }
 
-    pub(super) fn direction(&mut self, key: ConnectionKey, of: usize) -> &mut CapturedDirection {
-        &mut self.connection(key).directions[of]
+    pub(super) fn direction(&mut self, key: ConnectionKey, index: usize) -> &mut CapturedDirection {
+        &mut self.connection(key).directions[index]
     }
 }
 
-/// The connection that a segment is of, and which of its directions.
-fn key_of(facts: &SegmentHeader) -> (ConnectionKey, usize) {
-    let (source, destination) = (facts.source, facts.destination);
+/// The key of a segment's connection, and the index of its direction.
+fn key_of(header: &SegmentHeader) -> (ConnectionKey, usize) {
+    let (source, destination) = (header.source, header.destination);
     if source < destination { ((source, destination), 0) } else { ((destination, source), 1) }
 }

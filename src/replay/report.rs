@@ -1,64 +1,74 @@
-//! What a replay found.
+//! The report of a replay.
 
 use ftp_alg_core::{
-    engine::{Decision, Event, What},
+    engine::{AnnouncementDecision, Event, EventKind},
     ftp::Kind,
     session::Side,
 };
 use serde::Serialize;
 
-/// One announcement and what became of it.
+/// An announcement and the decision about it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize)]
 pub struct AnnouncementRow {
     /// The frame that completed the line.
     pub frame: u64,
     pub kind: Kind,
-    /// client or server.
+    /// The sender: `client` or `server`.
     pub from: &'static str,
-    /// The endpoint, if it could be read.
+    /// The announced endpoint, if it could be parsed.
     pub announced: Option<String>,
-    /// open, rewrite, refuse or ignore.
+    /// The action: `open`, `rewrite`, `refuse` or `ignore`.
     pub action: String,
-    /// What is announced instead.
+    /// The endpoint after the rewrite.
     pub rewritten: Option<String>,
     pub reason: String,
-    /// The session's number.
+    /// The number of the session.
     #[serde(skip)]
     pub session: u64,
-    /// The line, where it could not be read.
+    /// The line, if its endpoint could not be parsed.
     #[serde(skip)]
     pub unread_line: Option<String>,
 }
 
-/// All that was found.
+/// The announcements, warnings and counters of a replay.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ReplayReport {
     pub rows: Vec<AnnouncementRow>,
-    /// What the user should know besides, in the order in which it showed.
+    /// Warnings in the order of the capture.
     pub warnings: Vec<String>,
+    /// All frames of the capture.
     pub packets: u64,
     /// Packets of control connections.
     pub control_packets: u64,
-    /// Control connections.
+    /// Control connections that the engine followed.
     pub sessions: u64,
-    /// Frames that hold no IP packet.
+    /// Frames without an IP packet.
     pub not_ip: u64,
-    /// IP packets, or segments of control connections, that contradict themselves.
+    /// Inconsistent IP packets, and inconsistent segments of control connections.
     pub malformed: u64,
-    /// Packets of control connections that are not in the capture as a whole.
+    /// Packets of control connections that were captured only in part.
     pub incomplete: u64,
     /// Gaps in control connections that nothing in the capture fills.
     pub gaps: u64,
+    /// Packets that were written; `None` without `--write`.
     pub written: Option<u64>,
-    /// Packets that do not pass the gateway, and were not written.
+    /// Packets between hosts inside, which do not cross the gateway and were not written.
     pub inside_only: u64,
 }
 
 impl ReplayReport {
-    /// Takes note of what the engine told while it read what `frame` completed.
+    /// Adds an event of the engine. `frame` is the frame that completed the line.
     pub fn add(&mut self, frame: u64, event: Event) {
-        let What::Announcement(decision) = event.what else { return };
-        let Decision { kind, from, announced, action, rewritten, reason, said } = decision;
+        let EventKind::Announcement(decision) = event.kind else { return };
+        let AnnouncementDecision {
+            kind,
+            from,
+            announced,
+            action,
+            rewritten,
+            reason,
+            unread_text: said,
+        } = decision;
         self.rows.push(AnnouncementRow {
             frame,
             kind,

@@ -1,4 +1,4 @@
-//! Replay in-process: damaged captures, captures in every container, gaps and disorder.
+//! Tests of the replay in-process: damaged captures, all capture formats, gaps, and segments out of order.
 
 use std::{fs, io::Cursor, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -7,7 +7,8 @@ use proptest::prelude::*;
 
 use super::{report::AnnouncementRow, *};
 
-/// Plays `capture` behind a gateway that hides 192.168.0.0/16; gives what was written as well.
+/// Plays `capture` with a gateway that translates 192.168.0.0/16. Returns the report, the written capture, and whether
+/// there was an error.
 fn played(capture: &[u8]) -> Result<(ReplayReport, Vec<u8>, bool), CaptureError> {
     let reader = CaptureReader::open(Cursor::new(capture))?;
     let external = [198, 51, 100, 1].into();
@@ -17,7 +18,7 @@ fn played(capture: &[u8]) -> Result<(ReplayReport, Vec<u8>, bool), CaptureError>
     Ok((report, written, error.is_some()))
 }
 
-/// A conversation without a gateway, one packet a line; both ends count what they sent.
+/// A conversation without a gateway, one packet for each line.
 #[derive(Default)]
 struct Talk {
     sent: [u32; 2],
@@ -91,7 +92,7 @@ fn row(rows: &[AnnouncementRow]) -> (u64, &str, Option<&str>) {
     (row.frame, &row.action, row.rewritten.as_deref())
 }
 
-/// The payloads of what was written, by source.
+/// The written payloads from one source.
 fn said(written: &[u8], from: &str) -> String {
     let from: SocketAddr = from.parse().unwrap();
     let mut reader = CaptureReader::open(Cursor::new(written)).unwrap();
@@ -101,7 +102,7 @@ fn said(written: &[u8], from: &str) -> String {
         let packet = ftp_alg_core::packet::Packet::parse(record.data).unwrap();
         assert!(packet.checksum_is_valid());
         if packet.source() == from && !packet.payload().is_empty() {
-            assert_eq!(*next.get_or_insert(packet.seq().0), packet.seq().0, "a hole was written");
+            assert_eq!(*next.get_or_insert(packet.seq().0), packet.seq().0, "a gap was written");
             text.extend(packet.payload());
             next = Some((packet.seq() + packet.payload().len() as u32).0);
         }
@@ -114,7 +115,7 @@ const REWRITTEN: Option<&str> = Some("198.51.100.1:3762");
 const EXTERNAL: &str = "198.51.100.1:1035";
 
 #[test]
-fn what_peers_acknowledge_is_mapped_past_a_rewrite() {
+fn acknowledgements_after_a_rewrite_are_adjusted() {
     let mut talk = Talk::logged_in();
     for (from, line) in [(CLIENT, PORT), (SERVER, "200 ok\r\n"), (CLIENT, "QUIT\r\n")] {
         talk.say(from, line);
@@ -129,7 +130,7 @@ fn what_peers_acknowledge_is_mapped_past_a_rewrite() {
 }
 
 #[test]
-fn segments_out_of_order_are_read_in_order_and_reported_where_they_completed_the_line() {
+fn out_of_order_segments_are_reported_at_the_completing_frame() {
     let mut talk = Talk::logged_in();
     talk.say(CLIENT, "PORT 192,168,1");
     talk.say(CLIENT, "50,80,14,178\r\nNOOP\r\n");
@@ -144,7 +145,7 @@ fn segments_out_of_order_are_read_in_order_and_reported_where_they_completed_the
 }
 
 #[test]
-fn a_line_whole_in_its_frame_keeps_that_frame_when_it_waited() {
+fn queued_complete_line_is_reported_at_its_own_frame() {
     let mut talk = Talk::logged_in();
     talk.say(CLIENT, "NOOP\r\n");
     talk.say(CLIENT, PORT);
@@ -154,7 +155,7 @@ fn a_line_whole_in_its_frame_keeps_that_frame_when_it_waited() {
 }
 
 #[test]
-fn a_hole_is_told_and_opens_nothing() {
+fn gap_is_reported_and_opens_no_pinhole() {
     let mut talk = Talk::logged_in();
     for (from, line) in [
         (CLIENT, "NOOP\r\n"),
@@ -168,14 +169,14 @@ fn a_hole_is_told_and_opens_nothing() {
     assert_eq!(row(&report.rows), (8, "ignore", None));
     assert_eq!(report.rows[0].reason, "packets of the dialogue were missed");
     assert_eq!(report.gaps, 1);
-    assert!(report.warnings[0].contains("before frame 9: 6 bytes from 192.168.150.80:1035"));
-    // The same where the capture ends.
+    assert!(report.warnings[0].contains("gap before frame 9: 6 bytes from 192.168.150.80:1035"));
+    // The result is the same at the end of the capture.
     talk.packets.truncate(9);
     assert_eq!(row(&played(&talk.capture(&[8])).unwrap().0.rows).0, 8);
 }
 
 #[test]
-fn a_hole_within_an_announcement_does_not_stop_the_replay() {
+fn gap_within_an_announcement_does_not_stop_the_replay() {
     let mut talk = Talk::logged_in();
     for (from, line) in [
         (CLIENT, "PORT 192,168,"),
@@ -189,12 +190,12 @@ fn a_hole_within_an_announcement_does_not_stop_the_replay() {
     let (report, written, _) = played(&talk.capture(&[9])).unwrap();
     assert!(report.rows.is_empty());
     assert_eq!((report.gaps, report.written), (1, Some(10)));
-    assert!(report.warnings[1].contains("is not followed from here on"), "{report:?}");
+    assert!(report.warnings[1].contains("is not followed any more"), "{report:?}");
     assert!(!written.is_empty());
 }
 
 #[test]
-fn an_announcement_in_pieces_is_shown_in_one() {
+fn segmented_announcement_is_written_as_one_segment() {
     let mut talk = Talk::logged_in();
     for at in 0..PORT.len() {
         talk.say(CLIENT, &PORT[at..=at]);
@@ -205,12 +206,12 @@ fn an_announcement_in_pieces_is_shown_in_one() {
     let (report, written, _) = played(&talk.capture(&[])).unwrap();
     assert_eq!(row(&report.rows), (7 + 2 * PORT.len() as u64 - 1, "rewrite", REWRITTEN));
     assert!(said(&written, EXTERNAL).ends_with("\r\nPORT 198,51,100,1,14,178\r\n"));
-    // Nothing of the pieces before the last is seen outside, nor their acknowledgements.
+    // The segments before the last one are held, so neither they nor their acknowledgements are written.
     assert_eq!(report.written, Some(7 + 2 + 1));
 }
 
 #[test]
-fn what_grows_past_a_segment_follows_in_another() {
+fn rewrite_that_exceeds_the_segment_continues_in_another() {
     let mut talk = Talk::logged_in();
     let long = format!("{PORT}{}", "NOOP\r\n".repeat(200));
     talk.say(CLIENT, &long.replace("192,168,150,80", "192,168,1,8"));
@@ -230,12 +231,12 @@ fn what_grows_past_a_segment_follows_in_another() {
 }
 
 #[test]
-fn the_same_ends_may_begin_again_at_once() {
+fn tuple_reuse_starts_a_new_session() {
     let mut talk = Talk::logged_in();
-    let mut again = Talk::logged_in();
-    again.say(CLIENT, PORT);
-    for (packet, shift) in again.packets.iter_mut().zip(1..) {
-        // Other numbers than before.
+    let mut second = Talk::logged_in();
+    second.say(CLIENT, PORT);
+    for (packet, shift) in second.packets.iter_mut().zip(1..) {
+        // Different sequence numbers.
         for at in [24, 28] {
             let number = u32::from_be_bytes(packet[at..at + 4].try_into().unwrap());
             if !(at == 28 && shift == 1) {
@@ -243,13 +244,13 @@ fn the_same_ends_may_begin_again_at_once() {
             }
         }
     }
-    talk.packets.extend(again.packets);
+    talk.packets.extend(second.packets);
     let (report, ..) = played(&talk.capture(&[])).unwrap();
     assert_eq!((report.sessions, row(&report.rows)), (2, (15, "rewrite", REWRITTEN)));
 }
 
 #[test]
-fn pcapng_of_any_byte_order_and_resolution_is_read() {
+fn pcapng_with_any_byte_order_and_resolution_is_read() {
     let mut talk = Talk::logged_in();
     talk.say(CLIENT, PORT);
     for big in [false, true] {
@@ -291,7 +292,7 @@ fn pcapng(talk: &Talk, big: bool, resolution: Option<u8>, units: u64) -> Vec<u8>
 }
 
 #[test]
-fn what_is_no_capture_is_told() {
+fn other_files_are_refused_with_a_reason() {
     let refused = |bytes: &[u8]| played(bytes).map(|_| ()).unwrap_err().to_string();
     assert_eq!(refused(b""), "not a pcap or pcapng capture: it is empty");
     assert_eq!(refused(b"#!/bin/sh"), "not a pcap or pcapng capture");
@@ -302,7 +303,7 @@ fn what_is_no_capture_is_told() {
 }
 
 #[test]
-fn a_capture_that_is_cut_off_gives_what_was_read() {
+fn truncated_capture_is_played_to_its_end() {
     let mut talk = Talk::logged_in();
     talk.say(CLIENT, PORT);
     let whole = talk.capture(&[]);
@@ -311,24 +312,24 @@ fn a_capture_that_is_cut_off_gives_what_was_read() {
     for end in whole.len() + 1..longer.len() {
         let (report, _, failed) = played(&longer[..end]).unwrap();
         assert_eq!((report.packets, failed), (8, false));
-        assert_eq!(report.warnings, ["the capture is cut off within its last record"]);
+        assert_eq!(report.warnings, ["the capture ends within its last record"]);
     }
     assert!(played(&whole).unwrap().0.warnings.is_empty());
 }
 
 #[test]
-fn a_length_that_cannot_be_is_damage() {
+fn impossible_record_length_is_damage() {
     let mut capture = Talk::logged_in().capture(&[]);
     let at = 24 + 8; // of the first record
     capture[at..at + 4].copy_from_slice(&u32::MAX.to_le_bytes());
     let reader = CaptureReader::open(Cursor::new(&capture[..])).unwrap();
     let (_, error) = play(reader, Policy::default(), SimulatedNat::default(), None::<Vec<u8>>);
     let error = error.unwrap().to_string();
-    assert_eq!(error, "damaged after frame 0: a record of 4294967295 bytes");
+    assert_eq!(error, "damaged after frame 0: a record has 4294967295 bytes");
 }
 
 #[test]
-fn segments_cut_by_the_snap_length_are_shown_and_count_as_missing() {
+fn segments_cut_by_the_snap_length_are_written_and_are_gaps() {
     let mut talk = Talk::logged_in();
     for (from, line) in [(CLIENT, PORT), (SERVER, "200 ok\r\n"), (CLIENT, "QUIT\r\n")] {
         talk.say(from, line);
@@ -344,7 +345,7 @@ fn segments_cut_by_the_snap_length_are_shown_and_count_as_missing() {
     assert!(report.rows.is_empty());
 }
 
-/// Captures of others, where they are, and one of our own.
+/// Captures of other programs, if they are there, and one of our own.
 fn samples() -> Vec<Vec<u8>> {
     let mut talk = Talk::logged_in();
     for (from, line) in [(CLIENT, PORT), (SERVER, "200 ok\r\n"), (CLIENT, "QUIT\r\n")] {
@@ -365,7 +366,7 @@ proptest! {
     #![proptest_config(ProptestConfig::with_cases(512))]
 
     #[test]
-    fn no_damage_makes_it_panic(which: prop::sample::Index, cut: Option<prop::sample::Index>,
+    fn damaged_captures_do_not_panic(which: prop::sample::Index, cut: Option<prop::sample::Index>,
         damage in prop::collection::vec((any::<prop::sample::Index>(), any::<u8>()), 1..40)) {
         thread_local!(static SAMPLES: Vec<Vec<u8>> = samples());
         SAMPLES.with(|samples| {
@@ -377,19 +378,19 @@ proptest! {
             if let Some(cut) = cut {
                 capture.truncate(cut.index(capture.len()));
             }
-            // What can be read is written as a capture that can be read.
+            // The written capture can be read again.
             if let Ok((report, written, _)) = played(&capture) && report.packets > 0 {
                 let reader = CaptureReader::open(Cursor::new(&written[..])).unwrap();
-                let (again, error) =
+                let (second, error) =
                     play(reader, Policy::default(), SimulatedNat::default(), None::<Vec<u8>>);
                 assert!(error.is_none());
-                assert_eq!(Some(again.packets), report.written);
+                assert_eq!(Some(second.packets), report.written);
             }
         });
     }
 }
 
-/// Gives one byte at a time, as a pipe may.
+/// A reader that returns one byte at a time, as a pipe may.
 struct Pipe<'a>(&'a [u8]);
 
 impl Read for Pipe<'_> {
@@ -399,7 +400,7 @@ impl Read for Pipe<'_> {
     }
 }
 
-/// A pcapng capture of raw IP, with a snap length of 3 and times a day late, and `blocks`.
+/// A pcapng capture of raw IP with `blocks`, a snap length of 3, and a time offset of one day.
 fn blocks(big: bool, blocks: &[(u32, &[u32], &[u8])]) -> Vec<u8> {
     let long = |n: u32| if big { n.to_be_bytes() } else { n.to_le_bytes() };
     let word = |n: u16| if big { n.to_be_bytes() } else { n.to_le_bytes() };
@@ -422,9 +423,9 @@ fn blocks(big: bool, blocks: &[(u32, &[u32], &[u8])]) -> Vec<u8> {
 }
 
 #[test]
-fn blocks_of_every_kind_are_read_from_a_pipe() {
+fn all_block_types_are_read_from_a_pipe() {
     for big in [false, true] {
-        let interface = if big { 0xffff } else { 0xffff << 16 }; // 0, and packets that were lost
+        let interface = if big { 0xffff } else { 0xffff << 16 }; // interface 0, and the count of lost packets
         let capture = blocks(
             big,
             &[
@@ -443,7 +444,7 @@ fn blocks_of_every_kind_are_read_from_a_pipe() {
             assert_eq!(record.data, data.as_bytes());
         }
         let error = reader.next_record().unwrap_err().to_string();
-        assert_eq!(error, "damaged after frame 4: its next block, of 36 bytes, is malformed");
+        assert_eq!(error, "damaged after frame 4: the next block of 36 bytes is malformed");
         assert!(!reader.is_truncated());
     }
 }

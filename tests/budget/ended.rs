@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use ftp_alg_core::{engine::Fate, policy::Policy};
+use ftp_alg_core::{engine::PacketOutcome, policy::Policy};
 
 use crate::network::{Hostile, LONG_NAME, Reset, Wire, numbered, repeated, server};
 
@@ -47,11 +47,11 @@ fn the_one_that_held_much_for_longest_is_ended_and_both_its_ends_are_reset() {
     assert_eq!(wire.resets(), expected, "what was acknowledged, and all that was sent");
 
     // Whatever comes of it is dropped, and its sender is told by the number that it expects.
-    assert_eq!(wire.say_at(client, next, 7005, b"PORT 10,99,99,99,9,9\r\n"), Fate::Drop);
+    assert_eq!(wire.say_at(client, next, 7005, b"PORT 10,99,99,99,9,9\r\n"), PacketOutcome::Drop);
     assert_eq!(wire.resets(), [Reset { to: client, seq: 7005 }]);
-    assert_eq!(wire.say_at(client, 5001, 7005, b"PORT 10,99,99,99,9,9\r\n"), Fate::Drop);
+    assert_eq!(wire.say_at(client, 5001, 7005, b"PORT 10,99,99,99,9,9\r\n"), PacketOutcome::Drop);
     wire.resets();
-    assert_eq!(wire.answer(client, "200 ok\r\n"), Fate::Drop);
+    assert_eq!(wire.answer(client, "200 ok\r\n"), PacketOutcome::Drop);
     assert_eq!(wire.resets(), [Reset { to: server(client), seq: next }]);
 }
 
@@ -62,9 +62,9 @@ fn one_that_was_ended_stays_so_after_a_restart_until_it_is_still() {
     let [next, heard] = wire.next(client);
     wire.restart(policy());
     assert!(wire.gateway.engine.sessions.memory() <= MEMORY);
-    assert_eq!(wire.say_at(client, next, heard, b"NOOP\r\n"), Fate::Drop);
+    assert_eq!(wire.say_at(client, next, heard, b"NOOP\r\n"), PacketOutcome::Drop);
     wire.advance(Duration::from_secs(59));
-    assert_eq!(wire.say_at(client, next, heard, b"NOOP\r\n"), Fate::Drop);
+    assert_eq!(wire.say_at(client, next, heard, b"NOOP\r\n"), PacketOutcome::Drop);
     let before = wire.gateway.engine.sessions.count();
     wire.advance(Duration::from_secs(61));
     assert_eq!(wire.gateway.engine.sessions.count(), before - 1);
@@ -75,7 +75,7 @@ fn the_endpoints_of_one_that_was_ended_may_begin_anew() {
     let (mut wire, client) = (Wire::new(policy()), numbered(0));
     fill(&mut wire, 0);
     wire.begin_at(client, [9_000_001, 8_000_001]);
-    assert_eq!(wire.answer(client, "220 ready\r\n"), Fate::Accept);
+    assert_eq!(wire.answer(client, "220 ready\r\n"), PacketOutcome::Accept);
     assert!(wire.has(client));
 }
 
@@ -96,7 +96,7 @@ fn a_dialogue_that_is_acknowledged_goes_on_however_many_hold_much() {
             wire.connect(numbered(100_000 + 100 * round + number));
             wire.say(numbered(100_000 + 100 * round + number), &repeated(LONG_NAME));
             for _ in 0..20 {
-                assert_ne!(wire.answer(honest, "213 5\r\n"), Fate::Drop);
+                assert_ne!(wire.answer(honest, "213 5\r\n"), PacketOutcome::Drop);
             }
         }
     }
@@ -107,7 +107,7 @@ fn a_dialogue_that_is_acknowledged_goes_on_however_many_hold_much() {
 #[test]
 fn engines_beside_each_other_have_one_budget_and_leave_room_for_the_others() {
     let mut first = Wire::new(policy());
-    let mut second = Wire::with(first.gateway.engine.beside());
+    let mut second = Wire::with(first.gateway.engine.new_shard());
     let honest = numbered(0);
     second.connect(honest);
     second.say(honest, &repeated(LONG_NAME)[..40_000]);

@@ -9,7 +9,7 @@ use std::{
 use etherparse::{IpNumber, Ipv4Header, Ipv6Header, SlicedPacket, TcpHeader, TransportSlice};
 use ftp_alg_core::{
     engine::{
-        Attention, Checksums, Engine, Event, Fate, Kernel, KernelError, Opening, Pinhole,
+        Checksums, Engine, Event, Kernel, KernelError, Opening, PacketOutcome, Pinhole, QueueMode,
         Standalone, Translation,
     },
     policy::Policy,
@@ -67,7 +67,7 @@ pub struct Nat {
 }
 
 impl Kernel for Nat {
-    fn translation(
+    fn lookup_translation(
         &mut self,
         a: SocketAddr,
         b: SocketAddr,
@@ -79,7 +79,7 @@ impl Kernel for Nat {
         }
         Ok(Some(translation))
     }
-    fn change(
+    fn update_pinholes(
         &mut self,
         closed: &[Pinhole],
         openings: &[Opening],
@@ -95,7 +95,7 @@ impl Kernel for Nat {
         }
         Ok(())
     }
-    fn attend(&mut self, _: &Translation, _: Attention) -> Result<(), KernelError> {
+    fn set_queue_mode(&mut self, _: &Translation, _: QueueMode) -> Result<(), KernelError> {
         Ok(())
     }
     fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {
@@ -143,7 +143,7 @@ impl Wire {
 
     pub fn with(mut engine: Engine) -> Self {
         let now = Instant::now();
-        engine.sessions.note_changes(now);
+        engine.sessions.track_changes(now);
         Self {
             gateway: Standalone::new(engine, Nat::default()),
             now,
@@ -156,13 +156,19 @@ impl Wire {
     /// Another engine goes on with what this one wrote.
     pub fn restart(&mut self, policy: Policy) {
         let mut records = Vec::new();
-        self.gateway.engine.sessions.records(|record| records.push(record.to_vec())).unwrap();
+        self.gateway
+            .engine
+            .sessions
+            .write_all_records(|record| records.push(record.to_vec()))
+            .unwrap();
         self.gateway.engine = Engine::new(policy, Checksums::Trust);
         let records = records.iter().map(Vec::as_slice);
         self.gateway.engine.sessions.restore(records, self.now, self.epoch).unwrap();
-        self.gateway.engine.sessions.note_changes(self.epoch);
+        self.gateway.engine.sessions.track_changes(self.epoch);
         let Standalone { engine, kernel, .. } = &mut self.gateway;
-        kernel.open.retain(|(initiator, arrival)| engine.sessions.holds(*initiator, *arrival));
+        kernel
+            .open
+            .retain(|(initiator, arrival)| engine.sessions.holds_pinhole(*initiator, *arrival));
     }
 
     /// Clients see servers by this address.
@@ -215,11 +221,11 @@ impl Wire {
     }
 
     /// `client` says `payload`, which it sends again from where it was cut.
-    pub fn say(&mut self, client: SocketAddr, payload: &[u8]) -> Fate {
+    pub fn say(&mut self, client: SocketAddr, payload: &[u8]) -> PacketOutcome {
         let [seq, ack] = self.next[&client];
         let verdict = self.say_at(client, seq, ack, payload);
         let passed = match verdict {
-            Fate::Accept => payload.len(),
+            PacketOutcome::Accept => payload.len(),
             _ => payload.len().min(self.passed()),
         };
         self.next.insert(client, [seq + passed as u32, ack]);
@@ -236,13 +242,19 @@ impl Wire {
     }
 
     /// `client` says `payload` at a number.
-    pub fn say_at(&mut self, client: SocketAddr, seq: u32, ack: u32, payload: &[u8]) -> Fate {
+    pub fn say_at(
+        &mut self,
+        client: SocketAddr,
+        seq: u32,
+        ack: u32,
+        payload: &[u8],
+    ) -> PacketOutcome {
         let packet = segment(client, server(client), seq, ack, payload);
         self.hand(&packet)
     }
 
     /// The server says `text` to `client`, and acknowledges all that this said.
-    pub fn answer(&mut self, client: SocketAddr, text: &str) -> Fate {
+    pub fn answer(&mut self, client: SocketAddr, text: &str) -> PacketOutcome {
         let [ack, seq] = self.next[&client];
         self.next.insert(client, [ack, seq + text.len() as u32]);
         let packet = segment(server(client), client, seq, ack, text.as_bytes());
@@ -267,7 +279,7 @@ impl Wire {
         self.next[&client]
     }
 
-    fn hand(&mut self, packet: &[u8]) -> Fate {
+    fn hand(&mut self, packet: &[u8]) -> PacketOutcome {
         let fate = self.gateway.packet(self.now, packet);
         self.events.extend(self.gateway.take_events().0);
         fate

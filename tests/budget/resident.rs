@@ -74,7 +74,11 @@ fn flood() {
         }
         let grown = resident().saturating_sub(before);
         let mut written = 0;
-        wire.gateway.engine.sessions.records(|record| written += record.len() + 8).unwrap();
+        wire.gateway
+            .engine
+            .sessions
+            .write_all_records(|record| written += record.len() + 8)
+            .unwrap();
         println!(
             "{hostile:?}: {count} connections, {} KiB counted, {} KiB more resident, {} KiB of journal; {:?}",
             wire.gateway.engine.sessions.memory() >> 10,

@@ -2,7 +2,7 @@
 
 use std::{net::SocketAddr, time::Duration};
 
-use ftp_alg_core::{engine::Fate, policy::Policy};
+use ftp_alg_core::{engine::PacketOutcome, policy::Policy};
 
 use crate::network::{Wire, server};
 
@@ -79,8 +79,8 @@ fn who_takes_no_notice_of_a_reset_is_not_heard_any_more() {
     assert!(!wire.has(gone));
     let resets = wire.resets();
     assert!(resets.iter().any(|reset| reset.to == server(gone)), "{resets:?}");
-    assert_eq!(wire.say(gone, b"USER joe\r\n"), Fate::Drop);
-    assert_eq!(wire.say(gone, b"PORT 10,99,99,99,9,9\r\n"), Fate::Drop, "no third host's");
+    assert_eq!(wire.say(gone, b"USER joe\r\n"), PacketOutcome::Drop);
+    assert_eq!(wire.say(gone, b"PORT 10,99,99,99,9,9\r\n"), PacketOutcome::Drop, "no third host's");
     assert_eq!(wire.opened(), 0);
 }
 
@@ -109,7 +109,7 @@ fn one_whose_numbers_are_adjusted_is_reset_too() {
         wire.log_in(client);
         wire.say(client, b"PASV\r\n");
         let reply = wire.answer(client, "227 Entering Passive Mode (203,0,113,9,9,9)\r\n");
-        assert_eq!(reply, Fate::Replace);
+        assert_eq!(reply, PacketOutcome::Replace);
     }
     assert!(count(&wire, HOSTILE) <= MOST - MOST / 4, "{}", count(&wire, HOSTILE));
     wire.log_in(of("10.0.1.1", 0));

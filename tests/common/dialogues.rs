@@ -184,7 +184,10 @@ fn judge(dialogue: &Playing, server: &Report, client: &Report) -> Vec<String> {
     }
     let announced = server.announced.len() + client.announced.len();
     if announced != dialogue.announcements() {
-        wrong.push(format!("{announced} announcements were heard, not {}", dialogue.announcements()));
+        wrong.push(format!(
+            "{announced} announcements were heard, not {}",
+            dialogue.announcements()
+        ));
     }
     let moved: Vec<Option<u64>> = server.data.iter().map(|data| data.content.moved).collect();
     let expected: Vec<Option<u64>> = dialogue.transfers().into_iter().map(Some).collect();

@@ -89,7 +89,7 @@ fn firewalld_over_nftables_is_told_of_the_other_back_end() {
         let daemon = site.daemon(NFTABLES);
         let outcome = firewalld.machine.setup(&daemon, &[]);
         outcome.says("backend = \"conntrack\"");
-        firewalld.machine.setup(&daemon, &["--apply"]).fails("left to do by hand");
+        firewalld.machine.setup(&daemon, &["--apply"]).fails("rules to add by hand");
     }
     let daemon = site.daemon(CONNTRACK);
     firewalld.machine.setup(&daemon, &["--apply"]).says("nothing to do");

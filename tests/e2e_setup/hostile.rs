@@ -64,7 +64,7 @@ fn a_file_that_was_wrong_before_is_left_alone() {
     for wrong in [right.replace('\n', "\r\n"), right.clone() + "nonsense\n"] {
         machine.write(CONF, &wrong);
         let (files, rules) = (machine.files(), live(&machine));
-        machine.setup(&daemon, &["--apply"]).fails("the files were wrong before");
+        machine.setup(&daemon, &["--apply"]).fails("the files have an error");
         assert_eq!((machine.files(), live(&machine)), (files, rules));
     }
     machine.shell("printf '\\377' > /etc/nftables.conf");
@@ -76,15 +76,15 @@ fn rules_that_no_file_has_are_named_with_their_line() {
     let (_site, machine, daemon) = gateway(|text| text);
     let line = "nft insert rule inet gateway forward ct mark and 0x40000000 != 0 accept";
     for (lines, why) in [
-        ("echo 'flush ruleset' > /etc/nftables.conf", "it was loaded by hand"),
-        ("rm /etc/nftables.conf", "there is no /etc/nftables.conf"),
+        ("echo 'flush ruleset' > /etc/nftables.conf", "the chain was loaded by hand"),
+        ("rm /etc/nftables.conf", "/etc/nftables.conf does not exist"),
     ] {
         machine.shell(lines);
         let files = machine.files();
         let outcome = machine.setup(&daemon, &[]);
         outcome.says(line);
         outcome.says(why);
-        machine.setup(&daemon, &["--apply"]).fails("left to do by hand: 1");
+        machine.setup(&daemon, &["--apply"]).fails("rules to add by hand: 1");
         assert_eq!(machine.files(), files);
     }
 }
@@ -142,13 +142,13 @@ fn a_firewall_that_refuses_gets_its_files_back() {
     // It fails once, and then loads something else than its file.
     for (instead, why) in [
         ("[ -e /etc/failed ] || { touch /etc/failed; echo no >&2; exit 1; }", "no"),
-        ("exit 0", "after the change as before it"),
+        ("exit 0", "even after the change"),
     ] {
         with_nft(&machine, instead);
         let text = machine.read(CONF);
         let outcome = machine.setup(&daemon, &["--apply"]);
         outcome.fails(why);
-        outcome.fails("all was taken back");
+        outcome.fails("all changes were undone");
         assert_eq!((machine.read(CONF), live(&machine)), (text, rules.clone()));
     }
 }
@@ -174,7 +174,7 @@ fn a_file_that_was_edited_since_loses_our_line_only() {
     let text = machine.read(CONF);
     machine.setup(&daemon, &["--apply"]).says("applied");
     machine.shell("echo '# mine' >> /etc/nftables.conf");
-    machine.setup(&daemon, &["--undo"]).says("was edited since: only our lines were removed");
+    machine.setup(&daemon, &["--undo"]).says("was edited: only the lines of setup were removed");
     assert_eq!(machine.read(CONF), text + "# mine\n");
     assert!(!live(&machine).contains("ftp-alg-setup"));
 }
@@ -184,7 +184,7 @@ fn a_file_that_was_edited_since_loses_our_line_only() {
 fn a_rule_that_is_only_loaded_is_put_into_the_file() {
     let (_site, machine, daemon) = gateway(|text| text);
     machine.shell("nft insert rule inet gateway forward ct mark and 0x40000000 != 0 accept");
-    machine.setup(&daemon, &[]).says("passes admitted data connections");
+    machine.setup(&daemon, &[]).says("accepts admitted data connections");
     machine.setup(&daemon, &["--apply"]).says("applied");
     assert!(machine.read(CONF).contains("ftp-alg-setup"));
     machine.setup(&daemon, &["--undo"]).says("undone");
@@ -195,7 +195,7 @@ fn a_rule_that_is_only_loaded_is_put_into_the_file() {
 fn a_line_that_comes_too_late_gets_another_before_it() {
     let late = "tcp dport 1024-65535 drop\n\t\tct mark & 0x40000000 != 0 accept\n\t\t# Control";
     let (site, machine, daemon) = gateway(|text| text.replacen("# Control", late, 1));
-    machine.setup(&daemon, &["--apply"]).says("by `tcp dport 1024-65535 drop`");
+    machine.setup(&daemon, &["--apply"]).says("connections: `tcp dport 1024-65535 drop`");
     site.carries(&daemon, &[ftp_alg_lab::Family::V4]);
 }
 
@@ -208,7 +208,7 @@ fn a_journal_that_others_may_write_is_not_believed() {
     for wrong in ["chown 33 /var/lib/ftp-alg", "chmod 777 /var/lib/ftp-alg/setup"] {
         machine.shell(wrong);
         for arguments in ["--undo", "--apply"] {
-            machine.setup(&daemon, &[arguments]).fails("can be changed by others than root");
+            machine.setup(&daemon, &[arguments]).fails("is writable by users other than root");
         }
         assert_eq!(machine.files(), files);
         machine.shell("chown 0 /var/lib/ftp-alg; chmod 700 /var/lib/ftp-alg/setup");
@@ -226,7 +226,7 @@ fn what_was_applied_before_survives_a_later_failure() {
     machine.shell("nft -f /etc/nftables.conf");
     let rules = live(&machine);
     with_nft(&machine, "echo no >&2; exit 1");
-    machine.setup(&daemon, &["--apply"]).fails("all was taken back");
+    machine.setup(&daemon, &["--apply"]).fails("all changes were undone");
     assert_eq!((machine.read(CONF), live(&machine)), (applied + SECOND, rules));
     with_nft(&machine, ":");
     machine.setup(&daemon, &["--apply"]).says("applied");

@@ -145,8 +145,8 @@ pub fn shows_the_cycle(
     let before = machine.files();
 
     let shown = machine.setup(&daemon, &[]);
-    shown.says("nothing was changed: `ftp-alg setup --apply` does this");
-    shown.says(&format!("{name}, by "));
+    shown.says("nothing was changed: run `ftp-alg setup --apply` to do this");
+    shown.says(&format!("{name} (recognised by "));
     shown.says("ftp-alg-setup");
     let json = machine.setup(&daemon, &["--json"]);
     let report: Value = serde_json::from_str(&json.text).unwrap();

@@ -57,8 +57,8 @@ fn ufw_beside_docker_gets_the_line_in_both() {
     let before = machine.files();
     for arguments in [&[][..], &["--apply"]] {
         let outcome = machine.setup(&daemon, arguments);
-        outcome.says("ufw, by ");
-        outcome.says("Docker, by ");
+        outcome.says("ufw (recognised by ");
+        outcome.says("Docker (recognised by ");
     }
     assert!(machine.shell("iptables -S DOCKER-USER").contains("ftp-alg-setup"));
     machine.shell("ufw reload");

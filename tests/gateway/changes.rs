@@ -266,7 +266,7 @@ fn a_port_in_use_is_refused_among_others() {
     let mut outcomes = Vec::new();
     place.lab.on_gateway(|| {
         let _listener = std::net::TcpListener::bind(holes[1].arrival).unwrap();
-        kernel.change(&[], &openings, &mut outcomes).unwrap();
+        kernel.update_pinholes(&[], &openings, &mut outcomes).unwrap();
     });
     assert!(matches!(outcomes[..], [Ok(()), Err(KernelError::Taken), Ok(())]), "{outcomes:?}");
     assert_eq!(kernel.list_open().unwrap().len(), 2);

@@ -9,7 +9,7 @@ use std::{
 };
 
 use ftp_alg::gateway::{
-    Commits, Condition, RuleParameters, Table,
+    Commits, RuleParameters, Table, TableCondition,
     fastpath::{FastPath, Flow, TranslationLease, Translations},
 };
 
@@ -30,7 +30,7 @@ struct Ready {
 
 impl Ready {
     fn new() -> Self {
-        Self::with(|| Commits::by_one_socket().unwrap())
+        Self::with(|| Commits::through_one_socket().unwrap())
     }
 
     /// With a table without an owner, which other programs can remove.
@@ -167,7 +167,7 @@ fn a_connection_is_translated_to_the_target_of_its_slot() {
     // Without the element the SYN is dropped, even if this machine listens at the destination.
     ready.lab.gateway_sh("nft flush ruleset");
     ready.lab.on_gateway(|| {
-        assert_eq!(ready.table.condition().unwrap(), Condition::Gone);
+        assert_eq!(ready.table.condition().unwrap(), TableCondition::Gone);
         ready.table.restore().unwrap();
     });
     ready.open(&Flow { id: 2, ..active.clone() }, Some(port));
@@ -210,8 +210,8 @@ fn translations_are_shared_and_read_by_the_next_daemon() {
         let mut next = Translations::new(&RuleParameters::default(), &commits).unwrap();
         next.restore_elements().unwrap();
     });
-    let condition = ready.lab.on_gateway(|| ready.table.look().unwrap());
-    assert_eq!(condition, Condition::Intact, "elements do not belong to the fingerprint");
+    let condition = ready.lab.on_gateway(|| ready.table.check_condition().unwrap());
+    assert_eq!(condition, TableCondition::Intact, "elements do not belong to the fingerprint");
     assert_eq!(ready.list("fast_path_targets4"), targets);
     let reacquired = ready.acquire(Some("10.0.0.2"), None).unwrap();
     assert_eq!(reacquired.mark(), one.mark());

@@ -12,7 +12,7 @@ use ftp_alg::gateway::{
     flows::{Failures, FastPathFlows},
 };
 use ftp_alg_core::{
-    engine::{FlowChange, Handover, Kernel as _, Login, TakenBack, Translation},
+    engine::{FlowChange, Handover, Kernel as _, LoginStage, Translation, Withdrawal},
     ftp::Zeros,
 };
 
@@ -33,33 +33,34 @@ fn no_more_connections_are_handed_over_than_there_is_room_for() {
             Translation::identity(client.into(), SERVER.into())
         };
         let handed_over = |number: u32, login| {
-            FlowChange::Over(Handover {
+            FlowChange::Handover(Handover {
                 flow: number.into(),
                 lines: 0,
-                next: [1000, 2000],
+                next_seq: [1000, 2000],
                 login,
                 translation: ends(number),
-                named: [*CLIENT.ip(), *SERVER.ip()],
-                shifts: None,
+                announced_addresses: [*CLIENT.ip(), *SERVER.ip()],
+                seq_offsets: None,
                 zeros: Zeros::None,
-                lifetime: Duration::from_secs(30),
+                pinhole_lifetime: Duration::from_secs(30),
             })
         };
         // Half of them for those that have not logged in.
-        let all: Vec<_> = (1..=most).map(|number| handed_over(number, Login::Greeted)).collect();
-        kernel.hand_over(&all);
+        let all: Vec<_> =
+            (1..=most).map(|number| handed_over(number, LoginStage::Greeted)).collect();
+        kernel.apply_flow_changes(&all);
         assert_eq!(flows.program().flow_ids().unwrap().len(), most as usize / 2);
-        let over = |number| handed_over(number, Login::Done);
+        let over = |number| handed_over(number, LoginStage::LoggedIn);
         let others: Vec<_> = (most / 2 + 1..=most).map(over).collect();
-        kernel.hand_over(&others);
+        kernel.apply_flow_changes(&others);
         assert_eq!(flows.take_failures(), None);
-        kernel.hand_over(&[over(most + 1), over(most + 2)]);
+        kernel.apply_flow_changes(&[over(most + 1), over(most + 2)]);
         let last =
             "cannot hand a connection over: limit of 16384 connections reached; others are queued"
                 .into();
         assert_eq!(flows.take_failures(), Some(Failures { count: 2, last }));
-        kernel.hand_over(&[
-            FlowChange::Back(TakenBack { flow: 1, translation: ends(1) }),
+        kernel.apply_flow_changes(&[
+            FlowChange::Withdraw(Withdrawal { flow: 1, translation: ends(1) }),
             over(most + 1),
         ]);
         assert_eq!(flows.take_failures(), None);

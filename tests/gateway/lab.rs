@@ -198,7 +198,7 @@ pub fn pinhole(initiator: &str, arrival: SocketAddr) -> Pinhole {
 pub trait OneAtATime: Kernel {
     fn close_and_open(&mut self, closed: &[Pinhole], opening: &Opening) -> Result<(), KernelError> {
         let mut outcomes = Vec::new();
-        self.change(closed, &[*opening], &mut outcomes)?;
+        self.update_pinholes(closed, &[*opening], &mut outcomes)?;
         outcomes.remove(0)
     }
 
@@ -207,7 +207,7 @@ pub trait OneAtATime: Kernel {
     }
 
     fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
-        self.change(&[*pinhole], &[], &mut Vec::new())
+        self.update_pinholes(&[*pinhole], &[], &mut Vec::new())
     }
 }
 

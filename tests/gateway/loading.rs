@@ -38,7 +38,7 @@ fn no_draft_is_left_in_the_kernel() {
     assert!(rustix::process::geteuid().is_root(), "this test needs root");
     let lab = Lab::new();
     lab.on_gateway(|| {
-        let commits = Commits::by_one_socket().unwrap();
+        let commits = Commits::through_one_socket().unwrap();
         let table = Table::install_for(&RuleParameters::default(), &commits).unwrap();
         assert_eq!(lab.gateway_sh("nft list tables").trim(), "table inet ftp_alg");
         table.remove().unwrap();

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg::gateway::{Decision, Queue};
+use ftp_alg::gateway::{Queue, QueueVerdict};
 
 /// Reads the queue until `done`, deciding by `judge`.
 pub fn serve(
@@ -24,10 +24,10 @@ pub fn serve(
         let (packets, mut verdicts) = queue.batch();
         for packet in packets {
             match judge(packet.payload) {
-                Judgement::Pass => verdicts.verdict(packet.id, Decision::Accept).unwrap(),
-                Judgement::Drop => verdicts.verdict(packet.id, Decision::Drop).unwrap(),
+                Judgement::Pass => verdicts.verdict(packet.id, QueueVerdict::Accept).unwrap(),
+                Judgement::Drop => verdicts.verdict(packet.id, QueueVerdict::Drop).unwrap(),
                 Judgement::Replace(with) => {
-                    verdicts.verdict(packet.id, Decision::Replace(&with)).unwrap();
+                    verdicts.verdict(packet.id, QueueVerdict::Replace(&with)).unwrap();
                 }
             }
         }

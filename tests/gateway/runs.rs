@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use ftp_alg::gateway::{Decision, Queue, QueueCounts};
+use ftp_alg::gateway::{Queue, QueueCounts, QueueVerdict};
 
 use super::lab::Lab;
 
@@ -60,15 +60,15 @@ fn a_run_of_accepts_covers_no_other_packet() {
                 match number(packet.payload) {
                     LATER => later = Some(packet.id),
                     number if is_dropped(number) => {
-                        verdicts.verdict(packet.id, Decision::Drop).unwrap();
+                        verdicts.verdict(packet.id, QueueVerdict::Drop).unwrap();
                     }
                     number if is_replaced(number) => {
                         let mut other = packet.payload.to_vec();
                         *other.last_mut().unwrap() = number + 100;
                         other[26..28].fill(0); // No checksum.
-                        verdicts.verdict(packet.id, Decision::Replace(&other)).unwrap();
+                        verdicts.verdict(packet.id, QueueVerdict::Replace(&other)).unwrap();
                     }
-                    _ => verdicts.verdict(packet.id, Decision::Accept).unwrap(),
+                    _ => verdicts.verdict(packet.id, QueueVerdict::Accept).unwrap(),
                 }
             }
             verdicts.flush().unwrap();
@@ -77,12 +77,12 @@ fn a_run_of_accepts_covers_no_other_packet() {
             .filter(|number| *number != LATER && !is_dropped(*number))
             .map(|number| if is_replaced(number) { number + 100 } else { number });
         assert_eq!(arrived(), wanted.collect::<Vec<_>>());
-        queue.verdict(later.unwrap(), Decision::Accept).unwrap();
+        queue.verdict(later.unwrap(), QueueVerdict::Accept).unwrap();
         queue.flush().unwrap();
         assert_eq!(arrived(), [LATER]);
         queue.receive().unwrap();
         assert_eq!(queue.counts(), QueueCounts::default());
-        queue.verdict(later.unwrap(), Decision::Accept).unwrap(); // the kernel has it no longer
+        queue.verdict(later.unwrap(), QueueVerdict::Accept).unwrap(); // the kernel has it no longer
         queue.flush().unwrap();
         queue.receive().unwrap();
         assert_eq!(queue.counts(), QueueCounts { refused: 1, ..QueueCounts::default() });
@@ -106,7 +106,7 @@ fn what_comes_while_a_queue_is_opened_is_read() {
         };
         // A child that another test starts has our descriptors from fork to exec, and with them the queue of the round before.
         let open = |_| {
-            let queue = Queue::open_joined(2100).ok();
+            let queue = Queue::open_with_super_packets(2100).ok();
             if queue.is_none() {
                 thread::sleep(Duration::from_millis(20));
             }
@@ -115,7 +115,7 @@ fn what_comes_while_a_queue_is_opened_is_read() {
         // Without a panic, which would leave the sender alone.
         let first_read = |_| {
             let mut queue = (0..100).find_map(open)?;
-            queue.set_patience(Duration::from_secs(5)).ok()?;
+            queue.set_receive_timeout(Duration::from_secs(5)).ok()?;
             queue.wait().ok()?;
             queue.packet(0).map(|packet| packet.id)
         };

@@ -5,7 +5,7 @@ mod loading;
 
 use std::time::Duration;
 
-use ftp_alg::gateway::{Commits, Condition, LinuxKernel, RuleParameters, Table};
+use ftp_alg::gateway::{Commits, LinuxKernel, RuleParameters, Table, TableCondition};
 use ftp_alg_core::engine::{Opening, Pinhole, Translation};
 
 use super::lab::{CLIENT, Lab, OneAtATime as _, SERVER, at, ip};
@@ -34,20 +34,20 @@ fn a_change_of_others_is_seen_among_ours() {
                 kernel.close(&hole).unwrap(); // but for the first they change nothing
             }
         };
-        assert_eq!(table.condition().unwrap(), Condition::Intact);
+        assert_eq!(table.condition().unwrap(), TableCondition::Intact);
         ours();
-        assert_eq!(table.condition().unwrap(), Condition::Intact);
+        assert_eq!(table.condition().unwrap(), TableCondition::Intact);
         lab.gateway_sh("nft add rule inet ftp_alg control counter");
         ours();
-        assert_eq!(table.condition().unwrap(), Condition::Changed);
-        assert_eq!(table.condition().unwrap(), Condition::Changed);
+        assert_eq!(table.condition().unwrap(), TableCondition::Changed);
+        assert_eq!(table.condition().unwrap(), TableCondition::Changed);
         lab.on_gateway(|| table.restore()).unwrap();
-        assert_eq!(table.condition().unwrap(), Condition::Intact);
+        assert_eq!(table.condition().unwrap(), TableCondition::Intact);
         lab.gateway_sh("nft add table ip other; nft delete table ip other");
-        assert_eq!(table.condition().unwrap(), Condition::Intact);
+        assert_eq!(table.condition().unwrap(), TableCondition::Intact);
     }
     lab.gateway_sh("nft delete table inet ftp_alg");
-    assert_eq!(table.condition().unwrap(), Condition::Gone);
+    assert_eq!(table.condition().unwrap(), TableCondition::Gone);
     lab.gateway_sh("nft add table inet ftp_alg");
-    assert_eq!(table.condition().unwrap(), Condition::Replaced);
+    assert_eq!(table.condition().unwrap(), TableCondition::Replaced);
 }

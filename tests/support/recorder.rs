@@ -7,7 +7,8 @@ use std::{
 };
 
 use ftp_alg_core::engine::{
-    Attention, FlowChange, Kernel, KernelError, Opening, Pinhole, Shut, Translation,
+    FastPathPinholeClosing, FlowChange, Kernel, KernelError, Opening, Pinhole, QueueMode,
+    Translation,
 };
 
 use super::fast_path::program::Program;
@@ -25,7 +26,7 @@ pub struct Recorder {
     pub transactions: usize,
     /// External ports that others use.
     pub taken: HashSet<u16>,
-    pub attention: Option<Attention>,
+    pub attention: Option<QueueMode>,
     /// How often a translation was asked for.
     pub asked: usize,
     /// How often it was told what the connection needs.
@@ -111,7 +112,7 @@ impl Recorder {
 }
 
 impl Kernel for Recorder {
-    fn translation(
+    fn lookup_translation(
         &mut self,
         a: SocketAddr,
         b: SocketAddr,
@@ -125,7 +126,7 @@ impl Kernel for Recorder {
         Ok(known)
     }
 
-    fn change(
+    fn update_pinholes(
         &mut self,
         closed: &[Pinhole],
         openings: &[Opening],
@@ -146,7 +147,11 @@ impl Kernel for Recorder {
         Ok(())
     }
 
-    fn attend(&mut self, control: &Translation, attention: Attention) -> Result<(), KernelError> {
+    fn set_queue_mode(
+        &mut self,
+        control: &Translation,
+        attention: QueueMode,
+    ) -> Result<(), KernelError> {
         self.check("attend")?;
         self.told += 1;
         if self.forgot {
@@ -157,11 +162,11 @@ impl Kernel for Recorder {
         Ok(())
     }
 
-    fn hand_over(&mut self, changes: &[FlowChange]) {
+    fn apply_flow_changes(&mut self, changes: &[FlowChange]) {
         self.program.apply_changes(changes);
     }
 
-    fn shut(&mut self, shut: &[Shut]) {
+    fn close_fast_path_pinholes(&mut self, shut: &[FastPathPinholeClosing]) {
         self.program.close_pinholes(shut);
     }
 

@@ -3,7 +3,7 @@
 //! Each packet is judged when it arrives, by the ct mark of that moment. Not modelled: the sign of life, and the set of
 //! connections that had a SYN after their handshake.
 
-use ftp_alg_core::{engine::Attention, packet::flags, session::Side};
+use ftp_alg_core::{engine::QueueMode, packet::flags, session::Side};
 
 use super::segment::Segment;
 
@@ -46,14 +46,14 @@ impl Selection {
     pub fn way(
         &mut self,
         now: u64,
-        attention: Option<Attention>,
+        attention: Option<QueueMode>,
         from: Side,
         segment: Option<&Segment>,
     ) -> Way {
         match attention {
-            Some(Attention::None) => return Way::Passes,
-            Some(Attention::Every | Attention::Watched) => return Way::Queued(Mark::Every),
-            None | Some(Attention::Payload) => {}
+            Some(QueueMode::None) => return Way::Passes,
+            Some(QueueMode::All | QueueMode::Watch) => return Way::Queued(Mark::Every),
+            None | Some(QueueMode::Selected) => {}
         }
         let of_note = flags::FIN | flags::RST | flags::SYN | flags::URG;
         let is_of_note = segment.is_none_or(|s| !s.payload.is_empty() || s.flags & of_note != 0);

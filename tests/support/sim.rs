@@ -12,7 +12,7 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::{Engine, Event, Translation, What},
+    engine::{Engine, Event, EventKind, Translation},
     packet::flags,
     session::Side,
 };
@@ -321,8 +321,8 @@ impl Sim {
 
     /// What was decided about announcements: action, and reason.
     pub fn decisions(&self) -> Vec<String> {
-        let announcements = self.events.iter().filter_map(|e| match &e.what {
-            What::Announcement(decision) => Some(decision.to_string()),
+        let announcements = self.events.iter().filter_map(|e| match &e.kind {
+            EventKind::Announcement(decision) => Some(decision.to_string()),
             _ => None,
         });
         announcements.collect()

@@ -1,7 +1,7 @@
 //! Wire cases 1 to 5, 10 to 13: the forms of announcements.
 
 use ftp_alg_core::{
-    policy::{Foreign, Policy},
+    policy::{ForeignAddress, Policy},
     session::Side::{Client, Server},
 };
 
@@ -202,7 +202,7 @@ fn case_11_eprt_of_an_address_that_is_not_the_control_connections_opens_nothing(
         assert_eq!(heard, crossed_out(line), "a server of both families could reach it");
         assert_eq!(sim.kernel.opened, []);
 
-        let policy = Policy { foreign: Foreign::Allow, ..Policy::default() };
+        let policy = Policy { foreign: ForeignAddress::Allow, ..Policy::default() };
         let mut sim = Sim::logged_in(Scenario { v6, policy, ..Scenario::default() });
         let reply = "522 Network protocol not supported, use (1)\r\n";
         assert_eq!(sim.exchange(line, reply), (line.to_owned(), reply.to_owned()));

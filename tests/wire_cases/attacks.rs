@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ftp_alg_core::{
-    engine::Attention,
+    engine::QueueMode,
     packet::flags,
     session::Side::{Client, Server},
 };
@@ -122,7 +122,7 @@ fn case_14_packets_missed_while_encrypted_close_what_is_open() {
         ..Segment::default()
     };
     assert_eq!(sim.forge(Client, &unseen), Some(unseen));
-    assert_eq!(sim.kernel.attention, Some(Attention::None));
+    assert_eq!(sim.kernel.attention, Some(QueueMode::None));
     assert_eq!(sim.kernel.pinholes(), []);
     sim.assert_nothing_left();
 }
@@ -162,7 +162,7 @@ fn case_16_other_protocols_are_left_alone_for_good() {
                 let mut sim = Sim::new(scenario.clone());
                 sim.say(Client, first);
                 sim.say(Server, greeting);
-                assert_eq!(sim.kernel.attention, Some(Attention::None));
+                assert_eq!(sim.kernel.attention, Some(QueueMode::None));
                 assert_eq!((sim.replaced, sim.engine().sessions.count()), (0, 0));
             }
         }
@@ -375,7 +375,7 @@ fn an_acknowledgement_with_a_wrong_checksum_counts_for_nothing() {
     let mut packet = lie.packet(t.client, t.server);
     let checksum = packet.len() - 4;
     packet[checksum] ^= 1; // its receiver discards it
-    sim.decided(std::time::Instant::now(), &packet, ftp_alg_core::engine::Queued::default());
+    sim.decided(std::time::Instant::now(), &packet, ftp_alg_core::engine::PacketMeta::default());
     assert_eq!(sim.exchange("PORT 192,168,150,80,9,9\r\n", "").0, "PORT 198,51,100,1,9,9\r\n");
 }
 
@@ -451,7 +451,7 @@ fn a_connection_on_the_endpoints_of_one_that_never_ended_is_followed() {
             let opening = [handshake(Server, client, server), handshake(Client, client, server)];
             assert_eq!(sim.forge(Server, &opening[0]).as_ref(), Some(&opening[0]));
             let told = sim.kernel.attention;
-            let is_seen = matches!(told, Some(Attention::Watched | Attention::Every));
+            let is_seen = matches!(told, Some(QueueMode::Watch | QueueMode::All));
             assert!(is_seen, "what comes next is seen: {told:?}");
             assert_eq!(sim.forge(Client, &opening[1]).as_ref(), Some(&opening[1]));
             assert_eq!(sim.kernel.pinholes(), [], "the old one is over");

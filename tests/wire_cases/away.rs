@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use ftp_alg_core::{
-    engine::{Attention, Fate, Queued},
+    engine::{PacketMeta, PacketOutcome, QueueMode},
     packet::{Packet, flags},
     session::Side::{self, Client, Server},
 };
@@ -42,12 +42,19 @@ impl Restarted {
     }
 
     /// Takes a packet of `from`, `seq` bytes behind what was seen, which acknowledges `ack` unseen ones.
-    fn take(&mut self, from: Side, seq: u32, ack: u32, payload: &[u8]) -> Fate {
-        self.queued(from, seq, ack, payload, Queued::default())
+    fn take(&mut self, from: Side, seq: u32, ack: u32, payload: &[u8]) -> PacketOutcome {
+        self.queued(from, seq, ack, payload, PacketMeta::default())
     }
 
     /// The same, queued in this way.
-    fn queued(&mut self, from: Side, seq: u32, ack: u32, payload: &[u8], how: Queued) -> Fate {
+    fn queued(
+        &mut self,
+        from: Side,
+        seq: u32,
+        ack: u32,
+        payload: &[u8],
+        how: PacketMeta,
+    ) -> PacketOutcome {
         let packet = self.packet(from, seq, ack, payload);
         self.sim.decided(Instant::now(), &packet, how).0
     }
@@ -82,9 +89,9 @@ impl Restarted {
 fn a_dialogue_goes_on_after_a_restart() {
     for (command, reply) in [(b"PASV\r\n", PASSIVE), (b"EPSV\r\n", EXTENDED)] {
         let mut gateway = Restarted::new();
-        assert_eq!(gateway.take(Client, 0, 0, command), Fate::Accept);
-        assert_eq!(gateway.take(Server, 0, 6, reply), Fate::Accept);
-        assert_eq!(gateway.take(Client, 6, reply.len() as u32, PORT), Fate::Accept);
+        assert_eq!(gateway.take(Client, 0, 0, command), PacketOutcome::Accept);
+        assert_eq!(gateway.take(Server, 0, 6, reply), PacketOutcome::Accept);
+        assert_eq!(gateway.take(Client, 6, reply.len() as u32, PORT), PacketOutcome::Accept);
         assert_eq!(gateway.opened(), 2);
     }
 }
@@ -94,10 +101,10 @@ fn a_dialogue_goes_on_after_a_restart() {
 fn after_a_restart_the_bytes_at_a_number_are_those_that_were_read_before() {
     let mut gateway = Restarted::new();
     let line = b"NOOP xxxxxxxxxxxxxxxxxx\r\n";
-    assert_eq!(gateway.take(Client, 0, 0, line), Fate::Accept);
+    assert_eq!(gateway.take(Client, 0, 0, line), PacketOutcome::Accept);
     gateway.sim.crash();
     let other = gateway.packet(Client, 0, 0, b"PORT 10,99,99,99,14,178\r\nX");
-    let (_, passed) = gateway.sim.decided(Instant::now(), &other, Queued::default());
+    let (_, passed) = gateway.sim.decided(Instant::now(), &other, PacketMeta::default());
     assert!(passed.ends_with(&[line, &b"X"[..]].concat()), "{}", passed.escape_ascii());
 }
 
@@ -106,7 +113,7 @@ fn it_opens_nothing_where_packets_may_have_passed_unread() {
     for (unseen, lapses) in [(0, false), (0, true), (31, false), (31, true)] {
         let mut gateway = Restarted::new();
         if lapses {
-            gateway.sim.engine().lapse();
+            gateway.sim.engine().record_downtime();
         }
         gateway.take(Server, unseen, 6, PASSIVE);
         gateway.take(Client, 6, unseen, b"");
@@ -120,27 +127,27 @@ fn it_opens_nothing_where_packets_may_have_passed_unread() {
 fn after_a_lapse_a_command_waits_until_the_server_has_said_what_it_has() {
     for unread in [0, PORT.len() as u32] {
         let mut gateway = Restarted::new();
-        gateway.sim.engine().lapse();
-        assert_eq!(gateway.take(Client, 0, 0, PORT), Fate::Replace, "the server is asked");
-        assert_eq!(gateway.take(Client, 0, 0, PORT), Fate::Replace);
+        gateway.sim.engine().record_downtime();
+        assert_eq!(gateway.take(Client, 0, 0, PORT), PacketOutcome::Replace, "the server is asked");
+        assert_eq!(gateway.take(Client, 0, 0, PORT), PacketOutcome::Replace);
         assert_eq!(gateway.opened(), 0, "{unread}");
         gateway.take(Server, 0, unread, b"");
-        assert_eq!(gateway.take(Client, 0, 0, PORT), Fate::Accept);
+        assert_eq!(gateway.take(Client, 0, 0, PORT), PacketOutcome::Accept);
         assert_eq!(gateway.opened(), u64::from(unread == 0), "{unread} bytes passed unread");
     }
 }
 
 #[test]
 fn it_waits_in_the_queue_where_it_may_and_need_not_be_sent_again() {
-    let patient = Queued { may_wait: true, ..Queued::default() };
+    let patient = PacketMeta { may_wait: true, ..PacketMeta::default() };
     for (unread, becomes) in [(0, Decision::Accept), (PORT.len() as u32, Decision::Drop)] {
         let mut gateway = Restarted::new();
-        gateway.sim.engine().lapse();
-        assert_eq!(gateway.queued(Client, 0, 0, PORT, patient), Fate::Wait);
+        gateway.sim.engine().record_downtime();
+        assert_eq!(gateway.queued(Client, 0, 0, PORT, patient), PacketOutcome::Wait);
         let asked = gateway.sim.kernel.injected.pop().unwrap();
         let asked = Packet::parse(&asked).unwrap();
         assert_eq!((asked.seq().0, asked.payload().len()), (gateway.client.wrapping_sub(1), 0));
-        assert_eq!(gateway.sim.kernel.attention, Some(Attention::Every));
+        assert_eq!(gateway.sim.kernel.attention, Some(QueueMode::All));
         assert!(gateway.sim.others.is_empty());
         gateway.take(Server, 0, unread, b"");
         let others = &gateway.sim.others;
@@ -155,16 +162,16 @@ fn what_is_taken_back_leaves_a_connection_as_its_ends_have_it() {
     let mut gateway = Restarted::of(Nat::Masquerade);
     let line = b"EPRT |1|192.168.150.80|3762|\r\n";
     gateway.sim.daemon.lapses = true;
-    assert_eq!(gateway.take(Client, 0, 0, line), Fate::Drop);
+    assert_eq!(gateway.take(Client, 0, 0, line), PacketOutcome::Drop);
     gateway.sim.daemon.lapses = false;
     let kernel = &mut gateway.sim.kernel;
     assert!(kernel.pinholes().is_empty());
-    assert_eq!(kernel.attention, Some(Attention::Payload));
+    assert_eq!(kernel.attention, Some(QueueMode::Selected));
     // It has passed as it was.
     let next = line.len() as u32;
-    assert_eq!(gateway.take(Server, 0, next, b"200 ok\r\n"), Fate::Accept);
-    assert_eq!(gateway.take(Client, next, 8, b"NOOP\r\n"), Fate::Accept);
-    assert_eq!(gateway.take(Client, next + 6, 8, line), Fate::Accept);
+    assert_eq!(gateway.take(Server, 0, next, b"200 ok\r\n"), PacketOutcome::Accept);
+    assert_eq!(gateway.take(Client, next, 8, b"NOOP\r\n"), PacketOutcome::Accept);
+    assert_eq!(gateway.take(Client, next + 6, 8, line), PacketOutcome::Accept);
     assert_eq!(gateway.sim.engine().counters().pinholes_opened, 1, "nothing more is opened");
 }
 
@@ -175,9 +182,9 @@ fn the_start_of_a_line_that_passed_is_not_held_back_when_it_is_sent_again() {
         gateway.take(side, 0, 0, &line[..1]);
         // The other end has all of it: no more is acknowledged than that.
         let all = line.len() as u32;
-        assert_eq!(gateway.take(side.peer(), 0, all, b""), Fate::Accept, "{line:?}");
-        assert_eq!(gateway.take(side, all, 0, b""), Fate::Accept, "{line:?}");
-        let lost = gateway.sim.engine().counters().lost;
+        assert_eq!(gateway.take(side.peer(), 0, all, b""), PacketOutcome::Accept, "{line:?}");
+        assert_eq!(gateway.take(side, all, 0, b""), PacketOutcome::Accept, "{line:?}");
+        let lost = gateway.sim.engine().counters().unread_sessions;
         assert_eq!((lost, gateway.sim.engine().sessions.count()), (1, 1), "{line:?}");
     }
 }
@@ -186,12 +193,12 @@ fn the_start_of_a_line_that_passed_is_not_held_back_when_it_is_sent_again() {
 fn a_port_behind_lines_that_passed_unread_goes_on_once_the_server_has_them_and_opens_nothing() {
     let mut gateway = Restarted::new();
     let first = gateway.take(Client, 8, 20, PORT);
-    assert!(matches!(first, Fate::Replace | Fate::Drop), "{first:?}");
+    assert!(matches!(first, PacketOutcome::Replace | PacketOutcome::Drop), "{first:?}");
     // The server answers what it has.
     gateway.take(Server, 20, 8, b"");
-    assert_eq!(gateway.take(Client, 8, 20, PORT), Fate::Accept);
+    assert_eq!(gateway.take(Client, 8, 20, PORT), PacketOutcome::Accept);
     assert_eq!(gateway.opened(), 0);
-    assert_eq!(gateway.sim.engine().counters().lost, 1);
+    assert_eq!(gateway.sim.engine().counters().unread_sessions, 1);
 }
 
 /// The start of a line was dropped while nobody was there, and the other end acknowledged it all the same: so its sender
@@ -214,12 +221,12 @@ fn after_a_lapse_a_server_greets_a_client_that_it_knows() {
     for says in ["220 ready\r\n", "220-a\r\n220 ready\r\n"] {
         let mut sim = Sim::new(with(Nat::Masquerade));
         let (client, server) = (sim.client.next_number(), sim.server.next_number());
-        sim.engine().lapse();
+        sim.engine().record_downtime();
         let mut gateway = Restarted { sim, client, server };
         for _ in 0..2 {
             let verdict = gateway.take(Server, 0, 0, says.as_bytes());
-            assert_eq!(verdict, Fate::Accept, "{says}");
-            gateway.sim.engine().lapse();
+            assert_eq!(verdict, PacketOutcome::Accept, "{says}");
+            gateway.sim.engine().record_downtime();
         }
     }
 }
@@ -229,31 +236,35 @@ fn after_a_lapse_a_server_greets_a_client_that_it_knows() {
 fn after_a_lapse_what_has_other_numbers_goes_on() {
     let take = |lapses| {
         let mut gateway = Restarted::new();
-        assert_eq!(gateway.take(Client, 0, 0, b"NOOP\r\n"), Fate::Accept);
+        assert_eq!(gateway.take(Client, 0, 0, b"NOOP\r\n"), PacketOutcome::Accept);
         if lapses {
-            gateway.sim.engine().lapse();
+            gateway.sim.engine().record_downtime();
         }
         gateway.take(Server, 1 << 30, 1 << 30, b"220 ready\r\n")
     };
-    assert_eq!(take(true), Fate::Accept);
-    assert_eq!(take(false), Fate::Drop);
+    assert_eq!(take(true), PacketOutcome::Accept);
+    assert_eq!(take(false), PacketOutcome::Drop);
 }
 
 /// One that began while packets passed by, or in the place of one that is known, has waited for nothing.
 #[test]
 fn late_packets_of_connections_that_are_not_known_are_decided() {
-    let late = Queued { is_late: true, ..Queued::default() };
+    let late = PacketMeta { is_late: true, ..PacketMeta::default() };
     let take = |prepare: fn(&mut Sim), from, number, payload: &[u8]| {
         let mut gateway = Restarted::new();
         prepare(&mut gateway.sim);
         gateway.queued(from, number, number, payload, late)
     };
     let syst = b"SYST\r\n";
-    assert_eq!(take(|_| {}, Client, 0, syst), Fate::Drop);
-    assert_eq!(take(|_| {}, Server, 0, PASSIVE), Fate::Drop);
-    assert_eq!(take(|_| {}, Client, 1 << 30, syst), Fate::Accept);
-    assert_eq!(take(|_| {}, Server, 0, b""), Fate::Accept);
-    assert_eq!(take(|sim| sim.engine().lapse(), Client, 0, syst), Fate::Replace, "it is asked");
-    assert_eq!(take(Sim::forget, Client, 0, syst), Fate::Accept);
-    assert_eq!(take(Sim::forget, Server, 0, PASSIVE), Fate::Accept);
+    assert_eq!(take(|_| {}, Client, 0, syst), PacketOutcome::Drop);
+    assert_eq!(take(|_| {}, Server, 0, PASSIVE), PacketOutcome::Drop);
+    assert_eq!(take(|_| {}, Client, 1 << 30, syst), PacketOutcome::Accept);
+    assert_eq!(take(|_| {}, Server, 0, b""), PacketOutcome::Accept);
+    assert_eq!(
+        take(|sim| sim.engine().record_downtime(), Client, 0, syst),
+        PacketOutcome::Replace,
+        "it is asked"
+    );
+    assert_eq!(take(Sim::forget, Client, 0, syst), PacketOutcome::Accept);
+    assert_eq!(take(Sim::forget, Server, 0, PASSIVE), PacketOutcome::Accept);
 }

@@ -2,7 +2,7 @@
 //! that no end expects. Whatever a server puts together of them, it executes no announcement that was not judged.
 
 use ftp_alg_core::{
-    engine::Attention,
+    engine::QueueMode,
     packet::flags,
     session::Side::{self, Client, Server},
 };
@@ -281,7 +281,7 @@ fn a_forged_syn_ack_has_every_packet_queued_and_judged() {
     let mut attack = Attack::new(Prefers::Lowest);
     let forged = Segment { flags: flags::SYN | flags::ACK, ..attack.segment(Server, 7, b"") };
     attack.sim.forge(Server, &forged);
-    assert_eq!(attack.sim.kernel.attention, Some(Attention::Watched));
+    assert_eq!(attack.sim.kernel.attention, Some(QueueMode::Watch));
     let before = attack.sim.engine().counters().packets;
     attack.says(0, b"NOOP\r\n");
     attack.says(6, BOUNCE.as_bytes());
@@ -318,7 +318,7 @@ fn text_that_is_reflected_opens_nothing() {
 fn a_server_that_lacks_what_was_read_is_asked_by_a_number_that_it_answers() {
     let mut attack = Attack::new(Prefers::Lowest);
     assert!(attack.send(0, b"NOOP\r\n").is_some());
-    attack.sim.engine().lapse();
+    attack.sim.engine().record_downtime();
     let both = b"NOOP\r\nSITE x\r\n";
     let asks = attack.send(0, both).unwrap();
     assert!(asks.payload.is_empty());

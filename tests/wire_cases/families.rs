@@ -6,7 +6,7 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::{Fate, Queued, Translation},
+    engine::{PacketMeta, PacketOutcome, Translation},
     packet::flags,
     session::Side::{Client, Server},
 };
@@ -66,8 +66,8 @@ fn ipv6_packets_with_the_numbers_of_ipv4_addresses_touch_no_ipv4_connection() {
         let t = nat.translation(false);
         let sessions = sim.engine().sessions.count();
         for packet in lookalike_packets(&t) {
-            let verdict = sim.decided(Instant::now(), &packet, Queued::default()).0;
-            assert_eq!(verdict, Fate::Accept);
+            let verdict = sim.decided(Instant::now(), &packet, PacketMeta::default()).0;
+            assert_eq!(verdict, PacketOutcome::Accept);
         }
         assert_eq!(sim.kernel.attention, None, "{nat:?}");
         assert!(sim.engine().sessions.count() > sessions, "they are sessions of their own");
@@ -86,7 +86,7 @@ fn an_ipv6_packet_on_every_port_stalls_no_ipv4_connection_that_begins_later() {
     let before = lookalike_packets(&t);
     let mut sim = Sim::new(Scenario::default());
     for packet in before {
-        sim.decided(Instant::now(), &packet, Queued::default());
+        sim.decided(Instant::now(), &packet, PacketMeta::default());
     }
     sim.connect_again();
     assert_eq!(sim.say(Server, b"220 ready\r\n"), b"220 ready\r\n");

@@ -1,7 +1,7 @@
 //! What happens at each limit: nothing opens, the dialogue goes on, it is counted, and said.
 
 use ftp_alg_core::{
-    engine::{Limits, What},
+    engine::{EventKind, Limits},
     packet::flags,
     policy::Policy,
     session::Side::{Client, Server},
@@ -31,7 +31,7 @@ fn serve(sim: &mut Sim, commands: &str) -> Vec<String> {
 
 /// What was said of limits, apart from refused announcements.
 fn said(sim: &Sim) -> Vec<String> {
-    let limits = sim.events.iter().filter(|event| matches!(event.what, What::Limit(_)));
+    let limits = sim.events.iter().filter(|event| matches!(event.kind, EventKind::LimitReached(_)));
     limits.map(|event| event.what_text()).collect()
 }
 
@@ -141,7 +141,7 @@ fn bytes_that_are_not_acknowledged_are_limited() {
         passed += u64::from(forwarded);
     }
     assert_eq!(passed, 65);
-    let limits = Limits { kept: 1, ..Limits::default() };
+    let limits = Limits { unacknowledged_data: 1, ..Limits::default() };
     // What follows the first that waits is past a gap.
     assert_eq!((sim.engine().counters().limits, said(&sim).len()), (limits, 1));
 }

@@ -329,7 +329,7 @@ fn a_client_that_lies_about_what_it_has_is_heard_and_refused_as_before() {
         let mut sim = Sim::logged_in(Scenario { queues_acks: true, ..scenario });
         let lie = next_of_client(&sim, b"");
         sim.forge(Client, &Segment { ack: lie.ack.wrapping_add(1000), ..lie });
-        assert_eq!(sim.engine().counters().lost, 1);
+        assert_eq!(sim.engine().counters().unread_sessions, 1);
         let t = sim.translation;
         let stranger = if t.client.is_ipv4() { "192.0.2.99:2200" } else { "[2001:db8:99::9]:2200" };
         let mut say = |line: &str| -> String {

@@ -6,8 +6,8 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::{Attention, Pinhole},
-    policy::{External, KnownServer, Policy},
+    engine::{Pinhole, QueueMode},
+    policy::{ExternalAddress, KnownServer, Policy},
     session::Side::{Client, Server},
 };
 
@@ -321,7 +321,7 @@ fn a_fixed_external_address_is_announced() {
         let fixed: IpAddr = "198.18.0.1".parse().unwrap();
         scenario.policy.external = fixed.into();
         let t = scenario.nat.translation(false);
-        let external = External::Fixed("198.18.0.2".parse().unwrap());
+        let external = ExternalAddress::Fixed("198.18.0.2".parse().unwrap());
         scenario.policy.servers =
             [KnownServer { address: t.server.ip(), external: Some(external), heal: false }].into();
         let mut sim = Sim::logged_in(scenario.clone());
@@ -342,7 +342,7 @@ fn a_fixed_external_address_is_announced() {
 fn attention_is_asked_for_only_where_numbers_change() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     sim.say(Client, b"PORT 192,168,150,80,9,9\r\n");
-    assert_eq!(sim.kernel.attention, Some(Attention::Every));
+    assert_eq!(sim.kernel.attention, Some(QueueMode::All));
     let mut sim = Sim::logged_in(with(Nat::Routed));
     sim.say(Client, b"PORT 192,168,150,80,9,9\r\n");
     assert_eq!(sim.kernel.attention, None);

@@ -5,8 +5,11 @@
 use std::net::SocketAddr;
 
 use ftp_alg_core::{
-    engine::Attention,
-    policy::{AuthTls, External, Externals, Foreign, KnownServer, Network, Policy},
+    engine::QueueMode,
+    policy::{
+        AuthTls, ExternalAddress, ExternalAddresses, ForeignAddress, KnownServer, NetworkPolicy,
+        Policy,
+    },
     session::Side::{Client, Server},
 };
 
@@ -21,7 +24,7 @@ use crate::{
 };
 
 /// A scenario whose server is known, and healed if so said.
-fn known(mut scenario: Scenario, external: Option<External>, heal: bool) -> Scenario {
+fn known(mut scenario: Scenario, external: Option<ExternalAddress>, heal: bool) -> Scenario {
     let address = scenario.nat.translation(scenario.v6).server.ip();
     let known = [KnownServer { address, external, heal }];
     scenario.policy.servers = [&scenario.policy.servers[..], &known].concat().into();
@@ -44,7 +47,7 @@ const NAMED: [&str; 6] = [
 #[test]
 fn a_healed_server_means_itself_whatever_it_announces() {
     everywhere_v4(|scenario| {
-        for foreign in [Foreign::Refuse, Foreign::Allow] {
+        for foreign in [ForeignAddress::Refuse, ForeignAddress::Allow] {
             for named in NAMED {
                 let mut scenario = known(scenario.clone(), None, true);
                 scenario.policy.foreign = foreign;
@@ -90,7 +93,7 @@ fn a_server_that_is_not_healed_is_refused_by_the_name_of_the_key() {
 #[test]
 fn a_healed_server_announces_its_configured_address() {
     everywhere_v4(|scenario| {
-        let external = External::Fixed("198.18.0.2".parse().unwrap());
+        let external = ExternalAddress::Fixed("198.18.0.2".parse().unwrap());
         for named in NAMED {
             let mut sim = Sim::logged_in(known(scenario.clone(), Some(external), true));
             let heard = sim.exchange("PASV\r\n", &passive(endpoint(named))).1;
@@ -122,7 +125,8 @@ fn a_name_that_is_not_resolved_is_refused_until_it_is() {
     everywhere_v4(|mut scenario| {
         let nat = scenario.nat;
         let t = nat.translation(false);
-        scenario.policy.external = Externals { v4: External::Unresolved, v6: External::Unresolved };
+        scenario.policy.external =
+            ExternalAddresses { v4: ExternalAddress::Unresolved, v6: ExternalAddress::Unresolved };
         let mut sim = Sim::logged_in(scenario.clone());
         let line = active(at(t.client, 2200));
         let heard = text(sim.say(Client, line.as_bytes()));
@@ -150,9 +154,9 @@ fn a_name_that_is_not_resolved_is_refused_until_it_is() {
 }
 
 /// The clients of the simulated network, or its servers, with a policy of their own.
-fn network(clients: &[&str], servers: &[&str], inspect: bool, policy: Policy) -> Network {
+fn network(clients: &[&str], servers: &[&str], inspect: bool, policy: Policy) -> NetworkPolicy {
     let of = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
-    Network { clients: of(clients), servers: of(servers), inspect, policy }
+    NetworkPolicy { clients: of(clients), servers: of(servers), inspect, policy }
 }
 
 #[test]
@@ -230,7 +234,7 @@ fn a_network_that_is_not_inspected_is_left_alone_for_good() {
         scenario.policy.networks = vec![network(&[], &servers, false, Policy::default())];
         let t = scenario.nat.translation(scenario.v6);
         let mut sim = Sim::new(scenario);
-        assert_eq!(sim.kernel.attention, Some(Attention::None), "from its first packet");
+        assert_eq!(sim.kernel.attention, Some(QueueMode::None), "from its first packet");
         assert_eq!(sim.engine().sessions.count(), 0);
         let packets = sim.engine().counters().packets;
         sim.say(Server, b"220 ready\r\n");
@@ -253,6 +257,6 @@ fn a_network_that_is_not_inspected_passes_unread_while_the_kernel_does_not_know_
     assert_eq!((sim.kernel.attention, sim.daemon.engine().sessions.count()), (None, 0));
     sim.kernel.translation = Some(t);
     assert_eq!(text(sim.say(Server, b"331 password\r\n")), "331 password\r\n");
-    assert_eq!(sim.kernel.attention, Some(Attention::None));
+    assert_eq!(sim.kernel.attention, Some(QueueMode::None));
     assert_eq!(sim.engine().counters().errors, 0);
 }

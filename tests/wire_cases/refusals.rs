@@ -1,7 +1,7 @@
 //! Wire cases 5 and 15: what is refused never reaches the server, and replies stay in order.
 
 use ftp_alg_core::{
-    policy::{AuthTls, Foreign, Policy},
+    policy::{AuthTls, ForeignAddress, Policy},
     session::Side::Client,
 };
 
@@ -60,7 +60,7 @@ fn case_15_an_announcement_of_a_third_host_is_refused_unless_allowed() {
         assert_eq!((codes, heard), (vec!["504".to_owned()], vec![crossed_out(&line)]));
         assert_eq!(sim.kernel.opened, []);
 
-        let policy = Policy { foreign: Foreign::Allow, ..Policy::default() };
+        let policy = Policy { foreign: ForeignAddress::Allow, ..Policy::default() };
         let t = scenario.nat.translation(scenario.v6);
         let (codes, heard, mut sim) = replies(Scenario { policy, ..scenario }, &line);
         assert_eq!((codes, heard), (vec!["200".to_owned()], vec![line]));

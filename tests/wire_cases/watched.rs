@@ -3,7 +3,7 @@
 use std::time::Duration;
 
 use ftp_alg_core::{
-    engine::{Attention, Fate, Queued},
+    engine::{PacketMeta, PacketOutcome, QueueMode},
     packet::flags,
     session::Side::{self, Client, Server},
 };
@@ -45,7 +45,7 @@ fn past_gap(sim: &mut Sim, side: Side, past: u32) -> Segment {
 }
 
 fn is_watched(sim: &Sim) -> bool {
-    matches!(sim.kernel.attention, Some(Attention::Every | Attention::Watched))
+    matches!(sim.kernel.attention, Some(QueueMode::All | QueueMode::Watch))
 }
 
 #[test]
@@ -78,7 +78,7 @@ fn a_connection_on_whose_endpoints_a_syn_ack_was_forged_is_not_watched_for_good(
         for talks in [false, true] {
             let mut sim = Sim::logged_in(scenario.clone());
             sim.forge(Server, &forged_syn_ack(1));
-            assert_eq!(sim.kernel.attention, Some(Attention::Watched));
+            assert_eq!(sim.kernel.attention, Some(QueueMode::Watch));
             if talks {
                 sim.exchange("NOOP\r\n", "200 ok\r\n");
             }
@@ -96,7 +96,7 @@ fn a_connection_that_says_nothing_after_a_forged_syn_ack_is_not_watched_for_good
         let mut sim = Sim::logged_in(scenario);
         sim.forge(Server, &forged_syn_ack(1));
         sim.advance(LONG);
-        assert_eq!(sim.kernel.attention, Some(Attention::Payload));
+        assert_eq!(sim.kernel.attention, Some(QueueMode::Selected));
     });
 }
 
@@ -145,9 +145,9 @@ fn segments_past_a_gap_that_never_closes_do_not_have_a_connection_watched_for_go
                 let forged = past_gap(&mut sim, side, 3000);
                 sim.forge(side, &forged);
             }
-            assert_eq!(sim.kernel.attention, Some(Attention::Every));
+            assert_eq!(sim.kernel.attention, Some(QueueMode::All));
             sim.advance(LONG);
-            assert_eq!(sim.kernel.attention, Some(Attention::Payload));
+            assert_eq!(sim.kernel.attention, Some(QueueMode::Selected));
             assert_transfer_works(&mut sim);
         }
     });
@@ -178,13 +178,13 @@ fn what_a_forgotten_session_had_told_is_taken_back_with_the_next_packets() {
     let t = sim.translation;
     sim.forget();
     let noop = next(&mut sim, Client, b"NOOP\r\n").packet(t.client, t.server);
-    let how = Queued { every: true, ..Queued::default() };
+    let how = PacketMeta { queues_all: true, ..PacketMeta::default() };
     for _ in 0..2 {
         let now = std::time::Instant::now();
         let verdict = sim.decided(now, &noop, how).0;
-        assert_eq!(verdict, Fate::Accept);
+        assert_eq!(verdict, PacketOutcome::Accept);
     }
-    assert_eq!(sim.kernel.attention, Some(Attention::Payload));
+    assert_eq!(sim.kernel.attention, Some(QueueMode::Selected));
 }
 
 fn next(sim: &mut Sim, side: Side, payload: &[u8]) -> Segment {
@@ -223,12 +223,12 @@ fn who_is_the_client_is_never_looked_up() {
                 Some(Server) => base.packet(server, client),
                 _ => base.packet(client, server),
             };
-            let how = Queued { from, ..Queued::default() };
+            let how = PacketMeta { from, ..PacketMeta::default() };
             let verdict = sim.decided(now, &packet, how).0;
-            assert_eq!(verdict, Fate::Accept);
+            assert_eq!(verdict, PacketOutcome::Accept);
             let followed = sim.engine().sessions.count() - sessions;
             assert_eq!(followed, usize::from(from.is_some()), "{client} {server} {from:?}");
-            if let Some((_, side)) = sim.engine().sessions.between(client, server) {
+            if let Some((_, side)) = sim.engine().sessions.session_between(client, server) {
                 assert_eq!(side, Client);
             }
             sim.engine().sessions.forget_between(client, server);

@@ -1,115 +1,115 @@
-//! What the operator allows, as plain data that the engine reads.
+//! The operator's policy, as plain data that the engine reads.
 //!
-//! Knows nothing of where it comes from: not of files, keys or text (`config` makes it from a
-//! checked configuration), and not of packets. Every field but `keeps_length` has the default of an empty
-//! configuration: `Policy::default()` is what `replay` uses.
+//! It knows nothing of files, keys or text (`config` builds it from a checked configuration), nor of packets.
+//! `Policy::default()` is the policy of an empty configuration, except `preserves_length`; `replay` uses it.
 
 use std::{net::IpAddr, ops::RangeInclusive, sync::Arc, time::Duration};
 
 use ipnetwork::IpNetwork;
 
-/// What the engine may do for whom.
+/// What the engine allows, and for whom.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Policy {
-    /// Server ports whose connections are read as FTP control connections; never empty.
+    /// Server ports of FTP control connections; never empty.
     pub control_ports: Vec<u16>,
-    /// How long an unused pinhole lives.
+    /// Lifetime of an unused pinhole.
     pub pinhole_lifetime: Duration,
-    /// External ports to announce when the announced one is already taken.
+    /// External ports to announce if the announced port is taken.
     pub port_range: RangeInclusive<u16>,
-    /// Whether a client's announcement that is rewritten keeps its length where zeros before its port or another port of these
-    /// make it so. The daemon's do, `replay` shows the plain form.
-    pub keeps_length: bool,
-    /// The address to announce in place of one that NAT hides.
-    pub external: Externals,
-    /// Servers of which more is known than their connections show; each network's policy shares them.
+    /// Whether a client's rewritten announcement keeps its length if leading zeros or another port of `port_range` make
+    /// that possible. Set in the daemon; `replay` shows the plain form.
+    pub preserves_length: bool,
+    /// The external address to announce.
+    pub external: ExternalAddresses,
+    /// Published servers with settings of their own; all network policies share them.
     pub servers: Arc<[KnownServer]>,
-    /// What becomes of an announcement that names a third host.
-    pub foreign: Foreign,
+    /// What to do with an announcement of a foreign address.
+    pub foreign: ForeignAddress,
     /// The lowest port that an announcement may name.
     pub min_data_port: u16,
-    /// Other ports that no announcement may name, and that are never chosen to be announced.
+    /// Ports that no announcement may name, and that are never chosen as external ports.
     pub deny_ports: Arc<[RangeInclusive<u16>]>,
-    /// Whether a pinhole needs a login that the server accepted.
+    /// Whether a pinhole requires an accepted login.
     pub require_login: bool,
-    /// What becomes of `AUTH TLS`.
+    /// What to do with `AUTH TLS`.
     pub auth_tls: AuthTls,
-    /// The most control connections that are followed at a time.
+    /// Limit of control connections at a time.
     pub max_sessions: usize,
-    /// How many of these one client may have before others go first, where there are nearly as many as may be.
+    /// Number of sessions of one client beyond which its sessions are evicted first, if `max_sessions` is nearly
+    /// reached.
     pub max_sessions_per_client: usize,
-    /// The most bytes that all sessions hold together until they are acknowledged, or complete.
+    /// Limit in bytes of unacknowledged and incomplete data of all sessions together.
     pub memory: usize,
-    /// The most pinholes that one client may have open at a time.
+    /// Limit of open pinholes of one client.
     pub max_pinholes_per_client: usize,
-    /// Connections for which another policy holds: the first that matches, of at most 65535.
-    pub networks: Vec<Network>,
+    /// Policies for certain connections, at most 65535. The first match counts.
+    pub networks: Vec<NetworkPolicy>,
 }
 
-/// The address to announce in place of one that NAT hides.
+/// The address to announce for an endpoint that NAT hides.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum External {
-    /// The one that the control connection's own translation shows.
+pub enum ExternalAddress {
+    /// The address in the control connection's own translation.
     #[default]
     Auto,
-    /// A given one.
+    /// A fixed address.
     Fixed(IpAddr),
-    /// That of a name which is not known yet. The translation shows another one, or the name would
-    /// not have been given, so nothing can be announced.
+    /// The address of a DNS name that is not resolved yet. Nothing can be announced, because the translation shows
+    /// another address.
     Unresolved,
 }
 
-/// The addresses to announce to peers of either family.
+/// The external addresses of both families.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Externals {
-    /// Over IPv4.
-    pub v4: External,
-    /// Over IPv6.
-    pub v6: External,
+pub struct ExternalAddresses {
+    /// The IPv4 address.
+    pub v4: ExternalAddress,
+    /// The IPv6 address.
+    pub v6: ExternalAddress,
 }
 
-/// A server of which more is known than its connections show.
+/// A published server with settings of its own.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct KnownServer {
     /// The server's own address.
     pub address: IpAddr,
-    /// The address to announce for it; `None` means what [`Policy::external`] says.
-    pub external: Option<External>,
-    /// Whether it means itself when it announces another address: it stands in a container or
-    /// behind another NAT, and does not know how it is reached.
+    /// Its external address; `None` for [`Policy::external`].
+    pub external: Option<ExternalAddress>,
+    /// Whether the server means itself when it announces another address: it runs in a container or behind another NAT,
+    /// and does not know its public address.
     pub heal: bool,
 }
 
-/// Connections for which another policy holds.
+/// A policy for certain connections.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Network {
-    /// Where their clients are; anywhere if empty.
+pub struct NetworkPolicy {
+    /// Networks of the clients; any if empty.
     pub clients: Vec<IpNetwork>,
-    /// Where their servers are; anywhere if empty.
+    /// Networks of the servers; any if empty.
     pub servers: Vec<IpNetwork>,
-    /// Whether they are followed at all.
+    /// Whether these connections are inspected.
     pub inspect: bool,
-    /// All of the policy that holds for them, without networks.
+    /// Their complete policy; its own `networks` are empty.
     pub policy: Policy,
 }
 
-/// What becomes of an announcement that names another host than its sender (RFC 2577, section 3).
+/// What to do with an announcement of an address that is not its sender's (RFC 2577 section 3).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub enum Foreign {
-    /// It is refused.
+pub enum ForeignAddress {
+    /// Refuse it.
     #[default]
     Refuse,
-    /// It is treated as any other.
+    /// Treat it like any other.
     Allow,
 }
 
-/// What becomes of `AUTH TLS`, after which nothing can be read.
+/// What to do with `AUTH TLS`, after which nothing can be read.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum AuthTls {
-    /// It goes to the server.
+    /// Forward it to the server.
     #[default]
     Pass,
-    /// It is refused, so that the dialogue stays readable.
+    /// Refuse it, so that the dialogue stays readable.
     Refuse,
 }
 
@@ -119,10 +119,10 @@ impl Default for Policy {
             control_ports: vec![21],
             pinhole_lifetime: Duration::from_secs(30),
             port_range: 49152..=65535,
-            keeps_length: false,
-            external: Externals::default(),
+            preserves_length: false,
+            external: ExternalAddresses::default(),
             servers: Arc::default(),
-            foreign: Foreign::Refuse,
+            foreign: ForeignAddress::Refuse,
             min_data_port: 1024,
             deny_ports: Arc::default(),
             require_login: true,
@@ -137,37 +137,37 @@ impl Default for Policy {
 }
 
 impl Policy {
-    /// Whether `AUTH` is kept from servers.
+    /// Whether `AUTH` is refused.
     pub fn refuses_auth(&self) -> bool {
         self.auth_tls == AuthTls::Refuse
     }
 
-    /// What is known of the server at `address`.
+    /// The settings of the server at `address`.
     pub fn server(&self, address: IpAddr) -> Option<&KnownServer> {
         self.servers.iter().find(|server| server.address == address)
     }
 
-    /// The address to announce for `server` to a peer of the same family: its own first, then the
-    /// one for all. Where no translation hides it (`is_hidden`), only for a server that is known,
-    /// as one published by another gateway in front of this one; the address for all is not that
-    /// of a server which is known only for what it announces.
-    pub fn external_of(&self, server: IpAddr, is_hidden: bool) -> External {
+    /// The address to announce for `server` to a peer of the same family: the server's own setting first, then the
+    /// general one. If no translation hides the server (`is_hidden`), only its own setting counts, for example for a
+    /// server that another gateway in front of this one publishes. The general address does not apply to a server that
+    /// is listed only for what it announces.
+    pub fn external_of(&self, server: IpAddr, is_hidden: bool) -> ExternalAddress {
         let known = self.server(server);
         match known.and_then(|known| known.external) {
             Some(external) => external,
             None if is_hidden || known.is_some_and(|known| !known.heal) => {
                 self.external.of_family(server)
             }
-            None => External::Auto,
+            None => ExternalAddress::Auto,
         }
     }
 
-    /// Whether `port` is one of those that nothing is opened at.
+    /// Whether `port` is in `deny_ports`.
     pub fn denies(&self, port: u16) -> bool {
         self.deny_ports.iter().any(|range| range.contains(&port))
     }
 
-    /// An external port to announce in place of one that is taken, chosen by `random`.
+    /// An external port in place of one that is taken, selected by `random`.
     pub fn external_port(&self, random: u64) -> Option<u16> {
         let first = *self.port_range.start();
         let width = u64::from(self.port_range.end() - first) + 1;
@@ -176,32 +176,35 @@ impl Policy {
             .find(|port| !self.denies(*port) && !self.control_ports.contains(port))
     }
 
-    /// Which of [`Policy::networks`] a control connection is in, if any.
+    /// Index of the network policy for a control connection, if any.
     pub fn network_of(&self, client: IpAddr, server: IpAddr) -> Option<u16> {
         let at = self.networks.iter().position(|network| network.contains(client, server))?;
         at.try_into().ok()
     }
 
-    /// Whether [`Policy::network_of`] is as in `other` for every connection.
-    pub fn tells_networks_as(&self, other: &Self) -> bool {
-        self.networks.iter().map(Network::ends).eq(other.networks.iter().map(Network::ends))
+    /// Whether [`Policy::network_of`] gives the same result as in `other` for every connection.
+    pub fn has_same_networks_as(&self, other: &Self) -> bool {
+        self.networks
+            .iter()
+            .map(NetworkPolicy::ends)
+            .eq(other.networks.iter().map(NetworkPolicy::ends))
     }
 
-    /// Whether connections in the network at `index` are followed at all; those outside of all are.
+    /// Whether connections with network policy `index` are inspected; those without one always are.
     pub fn inspects(&self, index: Option<u16>) -> bool {
         let network = index.and_then(|index| self.networks.get(usize::from(index)));
         network.is_none_or(|network| network.inspect)
     }
 
-    /// The policy that holds in the network at `index`; this one outside of all.
+    /// The network policy `index`, or this policy for `None`.
     #[inline]
-    pub fn within(&self, index: Option<u16>) -> &Self {
+    pub fn for_network(&self, index: Option<u16>) -> &Self {
         let network = index.and_then(|index| self.networks.get(usize::from(index)));
         network.map_or(self, |network| &network.policy)
     }
 }
 
-impl Network {
+impl NetworkPolicy {
     fn ends(&self) -> (&[IpNetwork], &[IpNetwork]) {
         (&self.clients, &self.servers)
     }
@@ -214,17 +217,17 @@ impl Network {
     }
 }
 
-impl Externals {
-    /// The one to announce to peers of the same family as `like`.
-    pub fn of_family(&self, like: IpAddr) -> External {
+impl ExternalAddresses {
+    /// The external address of the same family as `like`.
+    pub fn of_family(&self, like: IpAddr) -> ExternalAddress {
         if like.is_ipv4() { self.v4 } else { self.v6 }
     }
 }
 
-impl From<IpAddr> for Externals {
-    /// A given address; the other family follows the translation.
+impl From<IpAddr> for ExternalAddresses {
+    /// A fixed address; the other family follows the translation.
     fn from(address: IpAddr) -> Self {
-        let fixed = External::Fixed(address);
+        let fixed = ExternalAddress::Fixed(address);
         if address.is_ipv4() {
             Self { v4: fixed, ..Self::default() }
         } else {
@@ -241,24 +244,26 @@ mod tests {
         text.parse().unwrap()
     }
 
-    fn server(external: Option<External>, heal: bool) -> KnownServer {
+    fn server(external: Option<ExternalAddress>, heal: bool) -> KnownServer {
         KnownServer { address: ip("10.0.0.5"), external, heal }
     }
 
     #[test]
     fn a_servers_own_external_address_comes_before_the_common_one() {
-        let (common, own) =
-            (External::Fixed(ip("198.51.100.1")), External::Fixed(ip("198.51.100.2")));
+        let (common, own) = (
+            ExternalAddress::Fixed(ip("198.51.100.1")),
+            ExternalAddress::Fixed(ip("198.51.100.2")),
+        );
         let cases = [
             (None, true, common),
-            (None, false, External::Auto),
+            (None, false, ExternalAddress::Auto),
             (Some(server(None, false)), true, common),
             (Some(server(None, false)), false, common),
             (Some(server(Some(own), false)), false, own),
             (Some(server(Some(own), true)), false, own),
-            (Some(server(Some(External::Auto), false)), true, External::Auto),
-            // A server outside, which clients inside use.
-            (Some(server(None, true)), false, External::Auto),
+            (Some(server(Some(ExternalAddress::Auto), false)), true, ExternalAddress::Auto),
+            // A server outside that clients inside use.
+            (Some(server(None, true)), false, ExternalAddress::Auto),
             (Some(server(None, true)), true, common),
         ];
         for (known, is_hidden, expected) in cases {
@@ -274,10 +279,10 @@ mod tests {
 
     #[test]
     fn a_family_without_a_given_address_follows_the_translation() {
-        let external = Externals::from(ip("198.51.100.1"));
-        assert_eq!(external.of_family(ip("::1")), External::Auto);
-        assert_eq!(external.of_family(ip("10.0.0.5")), External::Fixed(ip("198.51.100.1")));
-        assert_eq!(Externals::default().of_family(ip("10.0.0.5")), External::Auto);
+        let external = ExternalAddresses::from(ip("198.51.100.1"));
+        assert_eq!(external.of_family(ip("::1")), ExternalAddress::Auto);
+        assert_eq!(external.of_family(ip("10.0.0.5")), ExternalAddress::Fixed(ip("198.51.100.1")));
+        assert_eq!(ExternalAddresses::default().of_family(ip("10.0.0.5")), ExternalAddress::Auto);
     }
 
     #[test]
@@ -298,7 +303,7 @@ mod tests {
 
     #[test]
     fn the_first_network_that_holds_both_ends_counts() {
-        let network = |clients: &[&str], servers: &[&str], min_data_port| Network {
+        let network = |clients: &[&str], servers: &[&str], min_data_port| NetworkPolicy {
             clients: clients.iter().map(|text| text.parse().unwrap()).collect(),
             servers: servers.iter().map(|text| text.parse().unwrap()).collect(),
             inspect: true,
@@ -321,7 +326,7 @@ mod tests {
             ("2001:db8::2", "2001:db8::1", 1024),
         ] {
             let index = policy.network_of(ip(client), ip(server));
-            assert_eq!(policy.within(index).min_data_port, port, "{client} {server}");
+            assert_eq!(policy.for_network(index).min_data_port, port, "{client} {server}");
         }
     }
 }

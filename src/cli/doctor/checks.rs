@@ -1,4 +1,4 @@
-//! What the doctor looks at besides the rules: the daemon and the kernel.
+//! The checks of `doctor` on the daemon and the kernel. The audit of the rules is in `daemon::health`.
 
 use super::fast_path;
 use crate::{
@@ -8,25 +8,25 @@ use crate::{
         health::{self, Check, CheckStatus, HostAudit},
         snapshot::{Problem, Status},
     },
-    gateway::{Backend, Expecting, Features, GatewayError, QueueStatement},
+    gateway::{Backend, ConntrackAbilities, Features, GatewayError, QueueStatement},
 };
 
 const DAEMON: &str = "daemon";
 const KERNEL: &str = "kernel";
 const HELPERS: &str = "other helpers";
 
-/// What was found out.
+/// The input of all checks.
 pub(super) struct Checks<'a> {
-    /// The daemon, if one answers and serves this network namespace, else why none does.
+    /// The status of the daemon that serves this network namespace, or the problem that there is none.
     pub(super) running: Result<&'a Status, &'a Problem>,
     pub(super) features: &'a Features,
-    /// `queue.fast-path` of the configuration.
+    /// The configuration key `queue.fast-path`.
     pub(super) fast_path: FastPath,
     pub(super) surroundings: HostAudit<'a>,
 }
 
 impl Checks<'_> {
-    /// All of it, section by section.
+    /// All checks, section by section.
     pub(super) fn all(&self) -> Vec<Check> {
         let mut checks = vec![self.privileges()];
         checks.extend(self.confinement());
@@ -48,19 +48,19 @@ impl Checks<'_> {
                 KERNEL,
                 name,
                 "privileges",
-                "CAP_NET_RAW is missing, which sends acknowledgements: run as root",
+                "CAP_NET_RAW is missing, so ftp-alg cannot send acknowledgements: run as root",
             ),
             (false, _) => Check::problem(
                 KERNEL,
                 name,
                 "privileges",
-                "CAP_NET_ADMIN is missing, without which nothing can be said: run as root",
+                "CAP_NET_ADMIN is missing, so doctor cannot check the kernel: run as root",
             )
             .remedy(["sudo ftp-alg doctor".to_owned()]),
         }
     }
 
-    /// What keeps the daemon from all but its work: of the one that runs, or as this kernel can.
+    /// The confinement of the running daemon, or the confinement that this kernel allows.
     fn confinement(&self) -> Vec<Check> {
         let name = "confinement";
         let missing = match self.running {
@@ -68,7 +68,7 @@ impl Checks<'_> {
             Err(_) => confine::landlock_missing().map(str::to_owned).into_iter().collect(),
         };
         if missing.is_empty() {
-            return vec![Check::ok(KERNEL, name, "the daemon can reach its own files only")];
+            return vec![Check::ok(KERNEL, name, "the daemon can access only its own files")];
         }
         missing.into_iter().map(|what| Check::note(KERNEL, name, what)).collect()
     }
@@ -79,32 +79,37 @@ impl Checks<'_> {
         checks.extend(self.surroundings.parameters.queues().map(|number| self.queue(number)));
         let needed = |name: &str, there: bool, what: &str, module: &str| match there {
             true => Check::ok(KERNEL, name, what),
-            false => Check::problem(KERNEL, name, "kernel", format!("no {module}, which {what}"))
-                .remedy([format!("modprobe {module}")]),
+            false => {
+                Check::problem(KERNEL, name, "kernel", format!("{module} is missing: it {what}"))
+                    .remedy([format!("modprobe {module}")])
+            }
         };
         checks.push(needed(
             "ctnetlink",
             features.expecting.ctnetlink,
-            "tells how connections are translated",
+            "shows how connections are translated",
             "nf_conntrack_netlink",
         ));
         checks.push(needed("nat", features.expecting.nat, "translates data connections", "nf_nat"));
-        // Only the conntrack back end uses these, and one of the helpers is enough.
+        // Only the conntrack back end uses these features. It needs only one of the two helpers.
         let conntrack = self.surroundings.backend == Backend::Conntrack;
         let optional = |name: &str, there: bool, spare: bool| match there {
-            true => Check::ok(KERNEL, name, "there"),
-            false if conntrack && !spare => {
-                Check::problem(KERNEL, name, "kernel", "the conntrack back end needs it")
-            }
+            true => Check::ok(KERNEL, name, "available"),
+            false if conntrack && !spare => Check::problem(
+                KERNEL,
+                name,
+                "kernel",
+                "not available: the conntrack back end needs it",
+            ),
             false => Check::new(
                 KERNEL,
                 name,
                 CheckStatus::Missing,
-                "only the conntrack back end could use it",
+                "only the conntrack back end uses it",
             ),
         };
         checks.push(optional("expectations", features.expecting.expectations, false));
-        let Expecting { cthelper, scanner_helper, .. } = features.expecting;
+        let ConntrackAbilities { cthelper, scanner_helper, .. } = features.expecting;
         checks.push(optional("nfnetlink_cthelper", cthelper, scanner_helper));
         checks.push(optional("nf_conntrack_sane", scanner_helper, cthelper));
         checks.push(self.connections());
@@ -117,12 +122,13 @@ impl Checks<'_> {
     fn nftables(&self) -> Check {
         let name = "nftables";
         match (&self.features.nft, &self.features.rules) {
-            (Err(error), _) => Check::problem(KERNEL, name, "kernel", error.clone())
-                .details(["nft loads the rules: install the package nftables".to_owned()]),
+            (Err(error), _) => Check::problem(KERNEL, name, "kernel", error.clone()).details([
+                "install the package nftables: ftp-alg loads its rules with nft".to_owned(),
+            ]),
             (Ok(version), Ok(_)) => {
                 Check::ok(KERNEL, name, format!("nft {version}; the rules load"))
             }
-            // What is wrong with the queue is said there.
+            // The check `queueing` reports this error.
             (Ok(version), Err(GatewayError::FeatureMissing { what, .. }))
                 if what == GatewayError::QUEUE_RULES =>
             {
@@ -137,17 +143,20 @@ impl Checks<'_> {
     fn queueing(&self) -> Check {
         let name = "queueing";
         match &self.features.rules {
-            _ if !self.features.queue => {
-                Check::problem(KERNEL, name, "kernel", "the kernel has no queues (nfnetlink_queue)")
-                    .remedy(["modprobe nfnetlink_queue".to_owned()])
-            }
+            _ if !self.features.queue => Check::problem(
+                KERNEL,
+                name,
+                "kernel",
+                "nfnetlink_queue is missing: no packet can be queued",
+            )
+            .remedy(["modprobe nfnetlink_queue".to_owned()]),
             Ok(QueueStatement::Native) => {
-                Check::ok(KERNEL, name, "by the queue statement of nftables")
+                Check::ok(KERNEL, name, "with the queue statement of nftables")
             }
             Ok(_) => Check::ok(
                 KERNEL,
                 name,
-                "by the iptables target NFQUEUE (no queue statement of nftables)",
+                "with the iptables target NFQUEUE (nftables has no queue statement here)",
             ),
             Err(error) => Check::problem(KERNEL, name, "kernel", error.to_string())
                 .remedy(["modprobe nft_queue".to_owned()]),
@@ -164,14 +173,13 @@ impl Checks<'_> {
                 Check::ok(KERNEL, name, says)
             }
             (Some(_), Err(problem)) if problem.name == health::DAEMON_HUNG => {
-                Check::ok(KERNEL, name, "read by the ftp-alg that does not answer")
+                Check::ok(KERNEL, name, "read by a running ftp-alg that does not answer")
             }
             (Some((_, reader)), Err(_)) => {
                 let says = format!("taken by another program ({reader})");
                 Check::problem(KERNEL, name, "queue-taken", says).details([
-                    "stop it, or set another number in [queue]; a running ftp-alg with another \
-                     control socket is named with --socket"
-                        .to_owned(),
+                    "stop that program, or set another number in [queue]".to_owned(),
+                    "if it is an ftp-alg with another control socket, use --socket".to_owned(),
                 ])
             }
         }
@@ -181,12 +189,18 @@ impl Checks<'_> {
         let name = "connections";
         match self.features.connections {
             Some((count, limit)) if count.saturating_mul(10) >= limit.saturating_mul(9) => {
-                let says = format!("{count} of at most {limit}: new ones are dropped soon");
+                let says = format!(
+                    "{count} of at most {limit}: at the limit, new connections are dropped"
+                );
                 Check::note(KERNEL, name, says)
                     .remedy([format!("sysctl -w net.netfilter.nf_conntrack_max={}", limit * 2)])
             }
             Some((count, limit)) => Check::ok(KERNEL, name, format!("{count} of at most {limit}")),
-            None => Check::note(KERNEL, name, "conntrack does not tell how many"),
+            None => Check::note(
+                KERNEL,
+                name,
+                "unknown: the kernel does not show the count of conntrack",
+            ),
         }
     }
 
@@ -197,9 +211,9 @@ impl Checks<'_> {
             (true, false) => "IPv4 is forwarded, IPv6 is not",
             (false, true) => "IPv6 is forwarded, IPv4 is not",
             (false, false) => {
-                let says = "nothing is forwarded: judged as a host with FTP servers or clients";
+                let says = "nothing is forwarded: checked as a host with FTP servers or clients";
                 return Check::note(KERNEL, "forwarding", says)
-                    .details(["a gateway needs:".to_owned()])
+                    .details(["on a gateway, run:".to_owned()])
                     .remedy(["sysctl -w net.ipv4.ip_forward=1".to_owned()]);
             }
         };
@@ -213,7 +227,7 @@ impl Checks<'_> {
         fast_path::check(KERNEL, self.fast_path, running, backend, &machine)
     }
 
-    /// The rules that the fast path may suffer from, if it is to run.
+    /// The rules that may overwrite the packet marks of the fast path, if it could run.
     fn packet_marks(&self) -> Option<Check> {
         let HostAudit { parameters, firewall, backend, .. } = self.surroundings;
         let could_run = self.fast_path == FastPath::Auto && backend == Backend::Nftables;
@@ -225,7 +239,7 @@ impl Checks<'_> {
         let helped = self.features.helped;
         (helped > 0).then(|| {
             let says = format!(
-                "control connections that have the kernel's FTP helper, until they end: {helped}"
+                "control connections with the kernel's FTP helper: {helped}; each has it until it ends"
             );
             let ends = |port| format!("conntrack -D -p tcp --orig-port-dst {port}    # ends them");
             let ports = self.surroundings.parameters.control_ports().iter();
@@ -233,7 +247,8 @@ impl Checks<'_> {
         })
     }
 
-    /// What the daemon says of itself. What it says of the kernel and the rules was looked at here.
+    /// The problems that the daemon reports about itself. Its problems with the kernel and the rules are left out,
+    /// because doctor checks these itself.
     fn daemon(&self) -> Vec<Check> {
         match self.running {
             Err(problem) => vec![Check::from_problem(DAEMON, problem)],
@@ -246,7 +261,8 @@ impl Checks<'_> {
                     health::version_problem(status).map(|p| Check::from_problem(DAEMON, &p)),
                 );
                 if checks.is_empty() {
-                    let says = format!("version {} runs, and sees no problem", status.version);
+                    let says =
+                        format!("version {} is running and reports no problem", status.version);
                     checks.push(Check::ok(DAEMON, "ftp-alg", says));
                 }
                 checks

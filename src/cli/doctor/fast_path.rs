@@ -1,6 +1,7 @@
-//! Whether the fast path runs, or could run on this machine (docs/fastpath.md, "Where it runs").
+//! Checks whether the fast path runs, or could run on this machine (docs/fastpath.md, "Where it runs").
 //!
-//! Only reads what the kernel shows of itself: no program is loaded. The daemon says what it met when it loaded its own.
+//! The check only reads files of the kernel, and loads no BPF program. A running daemon reports the result of loading
+//! its own program.
 
 use std::fs;
 
@@ -14,18 +15,18 @@ use crate::{
 };
 
 const NAME: &str = "fast path";
-/// The first Linux with TCX, as major and minor number.
+/// The first Linux version with TCX: major and minor number.
 const FIRST_WITH_TCX: (u32, u32) = (6, 6);
 const BPF_FS: &str = "/sys/fs/bpf";
 
-/// What the kernel shows of itself, as text.
+/// Files in which the kernel describes itself, as text.
 #[derive(Clone, Debug)]
 pub(super) struct KernelInfo {
-    /// As `uname -r` prints it.
+    /// The release, as `uname -r` prints it.
     pub(super) release: String,
-    /// Lines of `/proc/self/mounts`.
+    /// The contents of `/proc/self/mounts`.
     pub(super) mounts: String,
-    /// `/sys/kernel/security/lockdown`; empty where the kernel has no lockdown.
+    /// The contents of `/sys/kernel/security/lockdown`; empty if the kernel has no lockdown.
     pub(super) lockdown: String,
 }
 
@@ -39,17 +40,23 @@ impl KernelInfo {
         }
     }
 
-    /// What keeps the fast path from running here, a line each.
+    /// The obstacles that keep the fast path from running here, one line each.
     fn obstacles(&self, backend: Backend) -> Vec<String> {
         let mut found = Vec::new();
         if !self.has_tcx() {
-            found.push(format!("Linux {} has no TCX: it needs 6.6 or newer", self.release));
+            found.push(format!(
+                "Linux {} has no TCX: the fast path needs Linux 6.6 or newer",
+                self.release
+            ));
         }
         if !self.has_bpf_fs() {
             found.push(format!("no BPF file system is mounted: mount -t bpf bpf {BPF_FS}"));
         }
         if backend == Backend::Conntrack {
-            found.push("the back end is conntrack: it needs nftables ([pinhole] backend)".into());
+            found.push(
+                "the back end is conntrack: the fast path needs nftables ([pinhole] backend)"
+                    .into(),
+            );
         }
         found
     }
@@ -57,7 +64,7 @@ impl KernelInfo {
     fn has_tcx(&self) -> bool {
         let mut numbers = self.release.split(|c: char| !c.is_ascii_digit());
         let mut next = || numbers.next()?.parse::<u32>().ok();
-        // A release that says nothing is no obstacle: the kernel itself will say.
+        // An unknown release is no obstacle, because loading the program will show it.
         next().zip(next()).is_none_or(|release| release >= FIRST_WITH_TCX)
     }
 
@@ -69,17 +76,17 @@ impl KernelInfo {
         self.mounts.lines().any(is_one)
     }
 
-    /// What may be why the kernel refuses a program all the same.
+    /// The lockdown mode, if it may make the kernel refuse a BPF program.
     fn lockdown(&self) -> Option<String> {
         self.lockdown.contains("[confidentiality]").then(|| {
-            "kernel lockdown is in the mode confidentiality: if the kernel refuses the program, \
-             this may be why"
+            "kernel lockdown is in mode confidentiality: this may be the reason if the kernel \
+             refuses the BPF program"
                 .to_owned()
         })
     }
 }
 
-/// Of the daemon that runs, if one does; otherwise what can be said beforehand.
+/// The state of the fast path in the running daemon. Without a daemon: whether the fast path could run.
 pub(super) fn check(
     section: &'static str,
     wanted: FastPath,
@@ -103,7 +110,7 @@ pub(super) fn check(
         }
         (FastPath::Auto, Some(status)) => {
             let why = if status.why == FastPathStatus::OFF_BY_CONFIGURATION {
-                "the daemon runs with another configuration: restart it"
+                "the running daemon has another configuration: restart it"
             } else {
                 &status.why
             };
@@ -116,7 +123,7 @@ pub(super) fn check(
     }
 }
 
-/// The rules that may take away the marks by which it has data connections admitted.
+/// The rules that may overwrite the packet marks by which our table admits data connections of the fast path.
 pub(super) fn packet_marks(
     section: &'static str,
     changes: &[MarkChange],
@@ -127,13 +134,13 @@ pub(super) fn packet_marks(
     }
     let bits = parameters.mask() | parameters.slots();
     let says = if changes.iter().any(|change| change.is_unconditional) {
-        "a rule takes the fast path's packet marks away: it stays off"
+        "a rule overwrites the packet marks of the fast path: the fast path stays off"
     } else {
-        "rules take the fast path's packet marks away: data connections that they apply to fail"
+        "rules overwrite the packet marks of the fast path: data connections that match them fail"
     };
     let what_to_do = format!(
-        "give them a mask that leaves {bits:#010x} alone, as in `meta mark set meta mark & {:#010x} | 0x1` or \
-         `-j MARK --set-xmark 0x1/0xff`; or set fast-path = \"off\" in [queue]",
+        "use a mask in these rules that does not change {bits:#010x}, as in `meta mark set meta mark & {:#010x} | 0x1` \
+         or `-j MARK --set-xmark 0x1/0xff`; or set fast-path = \"off\" in [queue]",
         !0xff_u32
     );
     let rules = changes.iter().map(MarkChange::to_string);
@@ -163,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn tcx_is_there_from_linux_6_6_on() {
+    fn linux_6_6_and_newer_has_tcx() {
         for (release, has) in [
             ("6.6.0", true),
             ("6.10-rc1", true),
@@ -195,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_daemon_says_counts_more_than_what_could_be() {
+    fn state_of_a_running_daemon_takes_precedence() {
         let mut on = FastPathStatus {
             interfaces: vec!["lan0".into(), "wan0".into()],
             ..FastPathStatus::off("")
@@ -220,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn rules_that_take_marks_away_are_told_by_whether_they_are_for_all() {
+    fn mark_overwriting_rules_are_reported_by_their_scope() {
         let parameters = RuleParameters::default();
         let change = |to_all| MarkChange {
             chain: "inet own c".into(),
@@ -229,18 +236,18 @@ mod tests {
         };
         assert!(packet_marks("kernel", &[], &parameters).is_none());
         for (changes, words) in [
-            (vec![change(false)], "connections that they apply to fail"),
-            (vec![change(false), change(true)], "it stays off"),
+            (vec![change(false)], "connections that match them fail"),
+            (vec![change(false), change(true)], "the fast path stays off"),
         ] {
             let check = packet_marks("kernel", &changes, &parameters).unwrap();
             assert!(check.mark == CheckStatus::Note && check.says.ends_with(words), "{check:?}");
             assert_eq!(check.details[0], "`meta mark set 0x1` in inet own c");
-            assert!(check.advice[0].contains("leaves 0xfffe0000 alone"), "{check:?}");
+            assert!(check.advice[0].contains("does not change 0xfffe0000"), "{check:?}");
         }
     }
 
     #[test]
-    fn lockdown_is_mentioned_where_it_may_be_the_reason() {
+    fn confidentiality_lockdown_is_mentioned() {
         let lockdown = "none integrity [confidentiality]\n".into();
         let locked = KernelInfo { lockdown, ..machine() };
         let check = check("kernel", FastPath::Auto, None, Backend::Nftables, &locked);

@@ -1,5 +1,6 @@
-//! `ftp-alg doctor --try`: logs in to a server and transfers a listing in each mode, and says which
-//! step fails, where, by which rule or reply.
+//! `ftp-alg doctor --try`: logs in to a server, transfers a listing in each mode, and reports which step fails.
+//!
+//! For a failed step it also reports the reply, or the rule of this machine that drops the connection.
 
 mod ftp_client;
 mod local_machine;
@@ -23,25 +24,25 @@ use target::TryTarget;
 use super::{Failure, output, table};
 use crate::{config::plain, gateway::RuleParameters};
 
-/// How long a name may take to resolve.
+/// The time limit for resolving a name.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
-/// How many addresses of a name are tried.
+/// How many addresses of a name are tried at most.
 const MAX_ADDRESSES: usize = 4;
 const MODES: [Kind; 4] = [Kind::Epsv, Kind::Pasv, Kind::Eprt, Kind::Port];
 
-/// Options of a try.
+/// The options of `doctor --try`.
 #[derive(Args, Debug)]
 pub(super) struct TryOptions {
     /// Log in at ftp://[USER[:PASSWORD]@]HOST[:PORT] and try each mode
     #[arg(long = "try", value_name = "URL")]
     url: Option<String>,
-    /// A file with the password on its first line; or set FTP_ALG_PASSWORD
+    /// A file with the password in its first line; or set FTP_ALG_PASSWORD
     #[arg(long, value_name = "FILE", requires = "url")]
     password_file: Option<PathBuf>,
 }
 
 impl TryOptions {
-    /// Tries, if it is asked for, and prints each step as it ends.
+    /// Runs all steps and prints each result at once. `None` if `--try` is not given.
     pub(super) fn run_if_asked(
         &self,
         parameters: &RuleParameters,
@@ -57,14 +58,14 @@ impl TryOptions {
     }
 }
 
-/// What came of a step.
+/// The result of a step.
 #[derive(Debug, Serialize)]
 struct TryStep {
     step: String,
-    /// None if it was not tried.
+    /// Whether the step succeeded; `None` if it was not tried.
     ok: Option<bool>,
     says: String,
-    /// What to do, a line each.
+    /// What to do, one line each.
     remedy: Vec<String>,
 }
 
@@ -85,12 +86,12 @@ impl TryStep {
     }
 }
 
-fn run_steps(target: &TryTarget, here: &LocalMachine<'_>, json: bool) -> Result<(), Failure> {
+fn run_steps(target: &TryTarget, local: &LocalMachine<'_>, json: bool) -> Result<(), Failure> {
     let mut report = TryReport { json, steps: Vec::new() };
     if !json {
         output::print(&format!("{}\n", plain(&target.to_string())))?;
     }
-    if let Some(why) = try_server(target, here, &mut report)? {
+    if let Some(why) = try_server(target, local, &mut report)? {
         for kind in MODES {
             report.add(&kind.to_string(), None, format!("not tried: {why}"), Vec::new())?;
         }
@@ -98,7 +99,7 @@ fn run_steps(target: &TryTarget, here: &LocalMachine<'_>, json: bool) -> Result<
     report.end()
 }
 
-/// All steps in their order.
+/// The results of all steps, in order.
 struct TryReport {
     json: bool,
     steps: Vec<TryStep>,
@@ -140,18 +141,18 @@ impl TryReport {
     }
 }
 
-/// All steps, or those up to one without which there is nothing to try, and why not.
+/// Runs all steps. If a step fails that all modes need, returns the reason why no mode was tried.
 fn try_server(
     target: &TryTarget,
-    here: &LocalMachine<'_>,
+    local: &LocalMachine<'_>,
     report: &mut TryReport,
 ) -> Result<Option<String>, Failure> {
     let addresses = match resolve(&target.host, target.port) {
         Ok(addresses) => addresses,
         Err(error) => {
-            let advice = "see /etc/resolv.conf, or give an address".to_owned();
+            let advice = "check /etc/resolv.conf, or use an address".to_owned();
             report.add("lookup", Some(false), format!("{}: {error}", target.host), vec![advice])?;
-            return Ok(Some(format!("{} has no known address", target.host)));
+            return Ok(Some(format!("no address for {}", target.host)));
         }
     };
     let (mut errors, mut remedies, mut found) = (Vec::new(), Vec::new(), None);
@@ -161,8 +162,8 @@ fn try_server(
                 found = Some((stream, address));
                 break;
             }
-            Err(trouble) => {
-                let (says, remedy) = here.explain(&trouble, None);
+            Err(error) => {
+                let (says, remedy) = local.explain(&error, None);
                 errors.push(says);
                 remedies.extend(remedy);
             }
@@ -171,7 +172,7 @@ fn try_server(
     remedies.dedup();
     let Some((stream, server)) = found else {
         report.add("connect", Some(false), errors.join("; "), remedies)?;
-        return Ok(Some("there is no control connection".to_owned()));
+        return Ok(Some("no control connection".to_owned()));
     };
     let own = stream.local_addr().map(|own| format!(" from {}", own.ip())).unwrap_or_default();
     errors.insert(0, format!("{server}{own}"));
@@ -181,28 +182,28 @@ fn try_server(
             report.add("greeting", Some(true), says, Vec::new())?;
             client
         }
-        Err(trouble) => {
-            let (says, remedy) = here.explain(&trouble, Some(server));
+        Err(error) => {
+            let (says, remedy) = local.explain(&error, Some(server));
             report.add("greeting", Some(false), says, remedy)?;
-            return Ok(Some("the server did not greet".to_owned()));
+            return Ok(Some("no greeting from the server".to_owned()));
         }
     };
     match login(&mut client, target) {
         Ok(says) => report.add("login", Some(true), says, Vec::new())?,
-        Err(trouble) => {
-            let advice = "another login: ftp://USER@HOST and --password-file FILE".to_owned();
-            report.add("login", Some(false), trouble.to_string(), vec![advice])?;
-            return Ok(Some("there is no login".to_owned()));
+        Err(error) => {
+            let advice = "try another login: ftp://USER@HOST and --password-file FILE".to_owned();
+            report.add("login", Some(false), error.to_string(), vec![advice])?;
+            return Ok(Some("login failed".to_owned()));
         }
     }
-    try_modes(target, here, report, client, server)?;
+    try_modes(target, local, report, client, server)?;
     Ok(None)
 }
 
-/// Each mode; a new session after one that failed, as replies may be under way in the old one.
+/// Tries each mode. After a failed mode it starts a new session, because replies may still arrive in the old one.
 fn try_modes(
     target: &TryTarget,
-    here: &LocalMachine<'_>,
+    local: &LocalMachine<'_>,
     report: &mut TryReport,
     client: FtpClient,
     server: SocketAddr,
@@ -211,7 +212,12 @@ fn try_modes(
     for kind in MODES {
         let step = kind.to_string();
         if server.is_ipv6() && matches!(kind, Kind::Pasv | Kind::Port) {
-            report.add(&step, None, format!("not tried: {kind} is for IPv4 only"), Vec::new())?;
+            report.add(
+                &step,
+                None,
+                format!("not tried: {kind} works only with IPv4"),
+                Vec::new(),
+            )?;
             continue;
         }
         let session = match client.take() {
@@ -220,8 +226,8 @@ fn try_modes(
         };
         let mut session = match session {
             Ok(session) => session,
-            Err(trouble) => {
-                let says = format!("not tried: no second session: {trouble}");
+            Err(error) => {
+                let says = format!("not tried: cannot open another session: {error}");
                 report.add(&step, Some(false), says, Vec::new())?;
                 continue;
             }
@@ -231,9 +237,9 @@ fn try_modes(
                 report.add(&step, Some(true), says, Vec::new())?;
                 client = Some(session);
             }
-            Err(trouble) => {
+            Err(error) => {
                 session.quit();
-                let (says, remedy) = here.explain(&trouble, Some(server));
+                let (says, remedy) = local.explain(&error, Some(server));
                 report.add(&step, Some(false), says, remedy)?;
             }
         }
@@ -244,7 +250,7 @@ fn try_modes(
     Ok(())
 }
 
-/// Another session like the first.
+/// Opens another session with the same login.
 fn new_session(target: &TryTarget, server: SocketAddr) -> Result<FtpClient, FtpClientError> {
     let (mut client, _) = read_greeting(FtpClient::new(ftp_client::connect(server)?, server))?;
     login(&mut client, target)?;
@@ -252,7 +258,7 @@ fn new_session(target: &TryTarget, server: SocketAddr) -> Result<FtpClient, FtpC
 }
 
 fn read_greeting(mut client: FtpClient) -> Result<(FtpClient, String), FtpClientError> {
-    let greeting = client.reply().map_err(|trouble| match trouble {
+    let greeting = client.reply().map_err(|error| match error {
         FtpClientError::ControlConnection(says) => {
             FtpClientError::ControlConnection(format!("connected, but {says}"))
         }
@@ -279,18 +285,18 @@ fn login(client: &mut FtpClient, target: &TryTarget) -> Result<String, FtpClient
     }
 }
 
-/// The addresses of a name, some at most. The resolver has no limit of its own.
+/// The first few addresses of a name. The time limit is needed because the resolver has none.
 fn resolve(host: &str, port: u16) -> Result<Vec<SocketAddr>, String> {
     let (sender, receiver) = mpsc::channel();
     let host = host.to_owned();
     thread::spawn(move || {
         let found = (host.as_str(), port).to_socket_addrs();
         let found = found.map(|all| all.take(MAX_ADDRESSES).collect::<Vec<_>>());
-        // Nobody waits any more after the limit.
+        // After the time limit nobody receives the result.
         let _ = sender.send(found.map_err(|error| error.to_string()));
     });
     match receiver.recv_timeout(RESOLVE_TIMEOUT) {
-        Ok(Ok(addresses)) if addresses.is_empty() => Err("no address".to_owned()),
+        Ok(Ok(addresses)) if addresses.is_empty() => Err("the name has no address".to_owned()),
         Ok(found) => found,
         Err(_) => Err(format!("no answer within {} s", RESOLVE_TIMEOUT.as_secs())),
     }

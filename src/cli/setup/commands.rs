@@ -1,4 +1,4 @@
-//! Commands of the firewalls.
+//! Runs the commands of firewalls.
 
 use std::path::Path;
 
@@ -7,7 +7,7 @@ use serde_json::Value;
 use super::{file_edits::MARKER, store::UndoCommand};
 use crate::{cli::Failure, gateway::output_of};
 
-/// What a command prints, if it succeeds.
+/// Runs a command and returns its output. It is a failure if the command fails.
 pub(super) fn run_command(words: &[String]) -> Result<String, Failure> {
     let Some((program, arguments)) = words.split_first() else { return Ok(String::new()) };
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
@@ -15,7 +15,7 @@ pub(super) fn run_command(words: &[String]) -> Result<String, Failure> {
         .map_err(|error| Failure::Failed(format!("`{}`: {error}", words.join(" "))))
 }
 
-/// Whether systemd manages this machine, as sd_booted(3) tells it.
+/// Whether systemd manages this machine (sd_booted(3)).
 pub(super) fn systemd_runs() -> bool {
     Path::new("/run/systemd/system").is_dir()
 }
@@ -28,7 +28,7 @@ impl UndoCommand {
             Self::Remove(words) => {
                 let remove = words.iter().map(|word| if word == "-I" { "-D" } else { word });
                 let remove: Vec<String> = remove.map(str::to_owned).collect();
-                // Until there is none; one that is gone already is no failure.
+                // Repeat until no such rule is left. It is no failure if there was none.
                 while run_command(&remove).is_ok() {}
                 Ok(())
             }
@@ -36,13 +36,13 @@ impl UndoCommand {
     }
 }
 
-/// Removes our rules from `chain` (family, table, name).
+/// Removes the rules of setup from `chain` (family, table, name).
 fn remove_from_nft(chain: &[String]) -> Result<(), Failure> {
     let words = |start: &[&str], end: &[&str]| -> Vec<String> {
         let start = start.iter().map(|word| (*word).to_owned());
         start.chain(chain.iter().cloned()).chain(end.iter().map(|w| (*w).to_owned())).collect()
     };
-    // A chain that is gone has none of our rules.
+    // A chain that does not exist any more has no rules of setup.
     let Ok(listed) = run_command(&words(&["nft", "--json", "--handle", "list", "chain"], &[]))
     else {
         return Ok(());

@@ -1,24 +1,24 @@
-//! Edits of the files that a firewall is loaded from, as pure functions from text to text.
+//! Edits the files from which a firewall is loaded. All edits are pure functions from text to text.
 //!
-//! Every line that they add bears [`MARKER`] in a comment of the rule itself, which `iptables-save` and
-//! `nft list ruleset` keep. So our lines are known again in a file that was edited or saved anew.
+//! Every added line has [`MARKER`] in a comment of the rule itself. `iptables-save` and `nft list ruleset` preserve
+//! this comment, so setup recognises its lines even if somebody edited the file or saved the rules again.
 
 use similar::TextDiff;
 
 /// The comment of each rule that setup adds.
 pub(super) const MARKER: &str = "ftp-alg-setup";
 
-/// A rule to add, and how one tells that the operator has it already.
+/// A rule to add, and how to recognise that the operator already has an equivalent rule.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct AcceptRule {
-    /// Its conditions, in the language of the file.
+    /// The conditions of the rule, in the language of the file.
     pub(super) condition: String,
-    /// The words of a line that does the same.
+    /// The words by which an equivalent line is recognised.
     pub(super) recognised_by: [String; 2],
 }
 
 impl AcceptRule {
-    /// Whether a line, which may be the operator's, does the same.
+    /// Whether `line` has the same effect. It may be a line of the operator.
     fn is_equivalent(&self, line: &str) -> bool {
         let line = line.trim_start().to_ascii_lowercase();
         !line.starts_with('#')
@@ -26,22 +26,22 @@ impl AcceptRule {
             && self.recognised_by.iter().all(|words| line.contains(words))
     }
 
-    /// Whether one of `lines` does the same.
+    /// Whether one of `lines` has the same effect.
     pub(super) fn has_equivalent_in(&self, lines: &str) -> bool {
         lines.lines().any(|line| self.is_equivalent(line))
     }
 
-    /// The line of `iptables-restore` for `chain`.
+    /// The rule as a line of `iptables-restore` for `chain`.
     pub(super) fn iptables_line(&self, chain: &str) -> String {
         format!("-A {chain} {}", self.iptables_arguments())
     }
 
-    /// What follows the chain in the language of iptables.
+    /// The arguments of iptables after the chain.
     pub(super) fn iptables_arguments(&self) -> String {
         format!("{} -m comment --comment {MARKER} -j ACCEPT", self.condition)
     }
 
-    /// The statement of nftables.
+    /// The rule as a statement of nftables.
     pub(super) fn nft_statement(&self) -> String {
         format!("{} accept comment \"{MARKER}\"", self.condition)
     }
@@ -52,13 +52,14 @@ pub(super) fn without_setup_lines(text: &str) -> String {
     text.split_inclusive('\n').filter(|line| !line.contains(MARKER)).collect()
 }
 
-/// How lines of `text` end.
+/// The line end that `text` uses.
 pub(super) fn newline(text: &str) -> &'static str {
     if text.contains("\r\n") { "\r\n" } else { "\n" }
 }
 
-/// A file of `iptables-restore` with `rule` before the others in `chain` of `table`, or unchanged if it has it; `None` if
-/// it does not declare the chain.
+/// Adds `rule` to a file of `iptables-restore`, before the other rules in `chain` of `table`.
+///
+/// Returns the text unchanged if it has an equivalent rule, and `None` if it does not declare the chain.
 pub(super) fn with_iptables_rule(
     text: &str,
     table: &str,
@@ -72,7 +73,7 @@ pub(super) fn with_iptables_rule(
     let declares = |line: &&str| line.split_whitespace().next() == Some(&declaration);
     lines[start..end].iter().find(|line| declares(line))?;
     let is_rule = |line: &&str| {
-        // Counters may come first, as `iptables-save -c` writes them.
+        // A line may start with counters, as `iptables-save -c` writes them.
         let rest = line.split_once("] ").filter(|_| line.starts_with('[')).map_or(*line, |x| x.1);
         let mut words = rest.split_whitespace();
         matches!(words.next(), Some("-A" | "-I")) && words.next() == Some(chain)
@@ -82,7 +83,7 @@ pub(super) fn with_iptables_rule(
     }
     let first = lines[start..end].iter().position(is_rule);
     let mut at = first.map_or(end, |first| start + first);
-    // A comment belongs to what follows it.
+    // A comment belongs to the line after it.
     while at > start && lines[at - 1].trim_start().starts_with('#') {
         at -= 1;
     }
@@ -91,8 +92,8 @@ pub(super) fn with_iptables_rule(
     Some(lines.concat())
 }
 
-/// firewalld's `direct.xml` with `rule` in `chain` of table filter of a version of IP; `None` if it is not the file it
-/// should be.
+/// Adds `rule` to firewalld's `direct.xml`, in `chain` of the table filter for one IP version. `None` if the file has
+/// no `<direct>` element.
 pub(super) fn with_direct_rule(
     text: &str,
     ip: &str,
@@ -120,14 +121,14 @@ pub(super) fn with_direct_rule(
     Some(format!("{}{added}{}", &text[..end], &text[end..]))
 }
 
-/// `text` with `line` at its end.
+/// Adds `line` at the end of `text`.
 pub(super) fn with_last_line(text: &str, line: &str) -> String {
     let newline = newline(text);
     let gap = if text.is_empty() || text.ends_with('\n') { "" } else { newline };
     format!("{text}{gap}{line}{newline}")
 }
 
-/// What a change does to a file, as `diff -u` shows it.
+/// The difference between two versions of a file in the format of `diff -u`.
 pub(super) fn difference(path: &str, before: Option<&str>, after: &str) -> String {
     let old = if before.is_some() { path } else { "/dev/null" };
     TextDiff::from_lines(before.unwrap_or_default(), after)
@@ -157,7 +158,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_goes_before_the_first_of_its_chain_and_that_one_s_comment() {
+    fn rule_is_added_before_the_first_rule_of_its_chain() {
         let expected = SAVED.replace("# SSH", &format!("{LINE}\n# SSH"));
         let text = edited(SAVED).unwrap();
         assert_eq!(text, expected);
@@ -166,17 +167,17 @@ mod tests {
     }
 
     #[test]
-    fn a_rule_goes_to_the_end_where_the_chain_has_none() {
+    fn rule_is_added_at_the_end_if_the_chain_has_none() {
         let text = SAVED.replace("# SSH\n-A FORWARD -j A\n", "");
         assert!(edited(&text).unwrap().ends_with(&format!("{LINE}\nCOMMIT\n")));
     }
 
     #[test]
-    fn the_operator_s_own_line_is_enough() {
+    fn equivalent_line_of_the_operator_is_enough() {
         let own = "-A FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT\n";
         let text = SAVED.replace("# SSH\n", own);
         assert_eq!(edited(&text).unwrap(), text);
-        // But not as a comment, nor in another chain.
+        // A comment is not enough, nor is a rule in another chain.
         for other in [format!("#{own}"), own.replace("FORWARD", "INPUT")] {
             let text = SAVED.replace("# SSH\n", &other);
             assert!(edited(&text).unwrap().contains(MARKER), "{other}");
@@ -184,7 +185,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_that_is_not_declared_gets_nothing() {
+    fn undeclared_chain_gets_no_rule() {
         for text in
             ["", "*filter\nCOMMIT\n", "*filter\n:FORWARD-X DROP\nCOMMIT\n", "*filter\n:FORWARD -\n"]
         {
@@ -193,7 +194,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_end_as_the_others_do_and_the_last_may_not() {
+    fn line_ends_of_the_file_are_preserved() {
         let text = SAVED.replace('\n', "\r\n");
         assert!(edited(&text).unwrap().contains(&format!("{LINE}\r\n")));
         let text = SAVED.trim_end();
@@ -203,14 +204,14 @@ mod tests {
     }
 
     #[test]
-    fn counters_before_a_rule_are_passed_over() {
+    fn counters_before_a_rule_are_skipped() {
         let text = "*filter\n:FORWARD DROP [1:2]\n[3:4] -A FORWARD -j A\nCOMMIT\n";
         let text = edited(text).unwrap();
         assert!(text.contains(&format!("{LINE}\n[3:4] -A FORWARD")));
     }
 
     #[test]
-    fn direct_rules_go_into_a_file_there_is_or_a_new_one() {
+    fn direct_rules_are_added_to_an_existing_or_a_new_file() {
         let with = |text: &str| {
             let text = with_direct_rule(text, "ipv4", "FORWARD", &mark())?;
             with_direct_rule(&text, "ipv6", "FORWARD", &mark())
@@ -226,7 +227,7 @@ mod tests {
     }
 
     #[test]
-    fn a_difference_names_the_file_and_its_absence() {
+    fn difference_names_the_file_or_dev_null() {
         assert_eq!(
             difference("/a", Some("x\n"), "x\ny\n"),
             "--- /a\n+++ /a\n@@ -1 +1,2 @@\n x\n+y\n"

@@ -1,4 +1,4 @@
-//! The firewalls that are known: which files they are loaded from, and which commands check and load these.
+//! The supported firewalls: the files from which they are loaded, and the commands that check and load these files.
 
 use std::{
     collections::BTreeSet,
@@ -17,12 +17,12 @@ use super::{
 use crate::{
     cli::Failure,
     gateway::{
-        firewall::{ChainLocation, Ip, Origin, RulesetManager},
+        firewall::{ChainLocation, IpVersion, Origin, RulesetManager},
         rules,
     },
 };
 
-/// Who writes the rules, and by what that is recognized.
+/// The program that generates the rules, and how setup recognises it (`message`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumMessage, IntoStaticStr, VariantArray)]
 pub(super) enum FirewallProgram {
     #[strum(serialize = "nftables", message = "a table of nftables that no other program manages")]
@@ -33,25 +33,25 @@ pub(super) enum FirewallProgram {
     Ufw,
     #[strum(serialize = "firewalld", message = "chains of firewalld")]
     Firewalld,
-    #[strum(message = "FORWARD goes to DOCKER-USER first")]
+    #[strum(message = "a jump from FORWARD to DOCKER-USER")]
     Docker,
     #[strum(serialize = "OpenWrt (fw4)", message = "the table inet fw4")]
     Fw4,
 }
 
-/// What is to be done about one firewall.
+/// The changes for one firewall.
 #[derive(Clone, Debug)]
 pub(super) struct Plan {
     pub(super) kind: FirewallProgram,
     pub(super) needs: Vec<NeededRule>,
     pub(super) changes: ChangeSet,
-    /// Commands that say whether its files are right.
+    /// The commands that check the firewall's files.
     pub(super) checks: Vec<Vec<String>>,
-    /// Why it is not loaded from its files.
+    /// Why single rules are loaded and not the files.
     pub(super) note: Option<&'static str>,
 }
 
-/// What setup cannot do for good.
+/// A rule that setup cannot make permanent.
 #[derive(Clone, Debug)]
 pub(super) struct ManualStep {
     pub(super) need: NeededRule,
@@ -74,33 +74,34 @@ const DOCKER_USER: &str = "DOCKER-USER";
 const FW4: &str = "/usr/share/nftables.d/chain-pre";
 const SYSUPGRADE: &str = "/etc/sysupgrade.conf";
 const FILES_NOT_LOADED: Option<&str> =
-    Some("the files are not loaded, as that would change more than these lines");
-/// How deep includes may go; nft itself stops at 16.
+    Some("only these rules are loaded: loading the files would change other rules, too");
+/// The maximum depth of nested includes; nft has the same limit.
 const MAX_INCLUDE_DEPTH: usize = 16;
 
 impl FirewallProgram {
-    /// Whether it writes `place`. With Docker beside ufw both do.
-    fn manages(self, place: &ChainLocation) -> bool {
-        let docker = place.insert_into == DOCKER_USER;
+    /// Whether this program generates the chain. Next to Docker, ufw also generates chains.
+    fn manages(self, location: &ChainLocation) -> bool {
+        let docker = location.insert_into == DOCKER_USER;
         match self {
             Self::Docker => docker,
-            Self::Ufw => place.manager == Some(RulesetManager::Ufw),
-            Self::Firewalld => place.manager == Some(RulesetManager::Firewalld),
-            Self::Fw4 => place.manager == Some(RulesetManager::Fw4),
+            Self::Ufw => location.manager == Some(RulesetManager::Ufw),
+            Self::Firewalld => location.manager == Some(RulesetManager::Firewalld),
+            Self::Fw4 => location.manager == Some(RulesetManager::Fw4),
             Self::Nftables | Self::Iptables => {
-                let none = matches!(place.manager, None | Some(RulesetManager::Docker)) && !docker;
-                none && (place.origin == Origin::Nftables) == (self == Self::Nftables)
+                let none =
+                    matches!(location.manager, None | Some(RulesetManager::Docker)) && !docker;
+                none && (location.origin == Origin::Nftables) == (self == Self::Nftables)
             }
         }
     }
 }
 
-/// What is to be done about each firewall, and what has to be done by hand.
+/// The changes for each firewall, and the rules that must be added by hand.
 pub(super) fn plans(needs: &[NeededRule]) -> Result<(Vec<Plan>, Vec<ManualStep>), Failure> {
     let (mut plans, mut by_hand) = (Vec::new(), Vec::new());
     for &kind in FirewallProgram::VARIANTS {
         let needs: Vec<NeededRule> =
-            needs.iter().filter(|n| kind.manages(&n.place)).cloned().collect();
+            needs.iter().filter(|n| kind.manages(&n.location)).cloned().collect();
         if needs.is_empty() {
             continue;
         }
@@ -109,7 +110,7 @@ pub(super) fn plans(needs: &[NeededRule]) -> Result<(Vec<Plan>, Vec<ManualStep>)
         for need in needs {
             match draft.add(kind, &need)? {
                 Ok(()) => met.push(need),
-                // That a line which works is in no file of ours is no news.
+                // The rule is loaded already, so it is not reported that no file has it.
                 Err(_) if need.passes => {}
                 Err(why) => by_hand.push(ManualStep { need, why }),
             }
@@ -134,11 +135,11 @@ struct PlanDraft {
     note: Option<&'static str>,
 }
 
-/// Whether a line has a place in a file; why not.
+/// Whether a file can take a rule, or the reason why not.
 type Placement = Result<(), String>;
 
 impl PlanDraft {
-    /// The file at `path`, as edited so far.
+    /// The file at `path` with the edits so far.
     fn file(&mut self, path: &str) -> Result<&mut FileChange, Failure> {
         let path = Path::new(path);
         let files = &mut self.changes.files;
@@ -152,7 +153,7 @@ impl PlanDraft {
         Ok(&mut files[at])
     }
 
-    /// Checks with this command, too.
+    /// Adds a command that checks the files.
     fn check(&mut self, words: &[&str]) {
         let words = command(words);
         if !self.checks.contains(&words) {
@@ -160,20 +161,20 @@ impl PlanDraft {
         }
     }
 
-    /// Loads with this command.
+    /// Adds a command that loads the changes.
     fn load(&mut self, words: Vec<String>) {
         if !self.changes.loads.contains(&words) {
             self.changes.loads.push(words);
         }
     }
 
-    /// Loads with this command, also what was before.
+    /// Adds a command that loads the files, both after the change and after its undoing.
     fn load_and_undo_with(&mut self, words: &[&str]) {
         self.load(command(words));
         self.changes.take_back.push(UndoCommand::Run(command(words)));
     }
 
-    /// Adds the line of `need` to the file that it belongs to.
+    /// Adds the rule of `need` to the file of its chain.
     fn add(&mut self, kind: FirewallProgram, need: &NeededRule) -> Result<Placement, Failure> {
         match kind {
             FirewallProgram::Nftables => self.nftables(need),
@@ -187,9 +188,9 @@ impl PlanDraft {
 
     fn nftables(&mut self, need: &NeededRule) -> Result<Placement, Failure> {
         let Some(main) = first_existing(&NFTABLES) else {
-            return Ok(Err(format!("there is no {}", NFTABLES[0])));
+            return Ok(Err(format!("{} does not exist", NFTABLES[0])));
         };
-        let ChainLocation { family, table, insert_into, .. } = &need.place;
+        let ChainLocation { family, table, insert_into, .. } = &need.location;
         let chain = format!("{family} {table} {insert_into}");
         self.check(&["nft", "--check", "--file", main]);
         for path in included_files(main)? {
@@ -199,19 +200,25 @@ impl PlanDraft {
                 return Ok(Ok(()));
             }
         }
-        Ok(Err(format!("{main} and what it includes have no such chain: it was loaded by hand")))
+        Ok(Err(format!(
+            "{main} and its includes do not have this chain, so the chain was loaded by hand"
+        )))
     }
 
     fn iptables(&mut self, need: &NeededRule) -> Result<Placement, Failure> {
         let Some(path) = iptables_file(need.ip) else {
-            let usual = IPTABLES[usize::from(need.ip == Ip::V6)][0];
-            return Ok(Err(format!("there is no {usual}")));
+            let usual = IPTABLES[usize::from(need.ip == IpVersion::V6)][0];
+            return Ok(Err(format!("{usual} does not exist")));
         };
-        let ChainLocation { table, insert_into, .. } = &need.place;
+        let ChainLocation { table, insert_into, .. } = &need.location;
         let file = self.file(path)?;
         match file_edits::with_iptables_rule(&file.written, table, insert_into, &need.rule) {
             Some(text) => file.written = text,
-            None => return Ok(Err(format!("{path} does not declare {insert_into} of {table}"))),
+            None => {
+                return Ok(Err(format!(
+                    "{path} does not declare chain {insert_into} of table {table}"
+                )));
+            }
         }
         let restore = restore_program(need);
         self.check(&[&restore, "--test", path]);
@@ -220,17 +227,17 @@ impl PlanDraft {
 
     fn ufw(&mut self, need: &NeededRule) -> Result<Placement, Failure> {
         let (path, prefix) = match need.ip {
-            Ip::V4 => ("/etc/ufw/before.rules", "ufw"),
-            Ip::V6 => ("/etc/ufw/before6.rules", "ufw6"),
+            IpVersion::V4 => ("/etc/ufw/before.rules", "ufw"),
+            IpVersion::V6 => ("/etc/ufw/before6.rules", "ufw6"),
         };
         let chain = format!("{prefix}-before-{}", need.hook);
         let file = self.file(path)?;
-        let text = match need.place.table.as_str() {
+        let text = match need.location.table.as_str() {
             "filter" => file_edits::with_iptables_rule(&file.written, "filter", &chain, &need.rule),
             _ => None,
         };
         let Some(text) = text else {
-            return Ok(Err(format!("{path} does not declare {chain}")));
+            return Ok(Err(format!("{path} does not declare chain {chain}")));
         };
         file.written = text;
         let restore = restore_program(need);
@@ -239,11 +246,11 @@ impl PlanDraft {
     }
 
     fn firewalld(&mut self, need: &NeededRule) -> Result<Placement, Failure> {
-        if need.place.origin == Origin::Nftables {
+        if need.location.origin == Origin::Nftables {
             return Ok(Err(
-                "firewalld over nftables has no rule for a mark, and forgets those of \
-                           others: take the back end conntrack, which it admits, by [pinhole] \
-                           backend = \"conntrack\""
+                "firewalld with nftables cannot match a mark, and removes rules of other programs: \
+                           set backend = \"conntrack\" in [pinhole], because firewalld accepts related \
+                           connections"
                     .to_owned(),
             ));
         }
@@ -251,7 +258,7 @@ impl PlanDraft {
         match file_edits::with_direct_rule(
             &file.written,
             need.ip_name(),
-            &need.place.chain,
+            &need.location.chain,
             &need.rule,
         ) {
             Some(text) => file.written = text,
@@ -262,15 +269,17 @@ impl PlanDraft {
     }
 
     fn docker(&mut self, need: &NeededRule) -> Result<Placement, Failure> {
-        let kept =
+        let stored =
             iptables_file(need.ip).map(|path| store::read(Path::new(path))).transpose()?.flatten();
         let of_user = |line: &&str| line.trim_start().starts_with("-A DOCKER-USER ");
-        let kept: String = kept.iter().flat_map(|text| text.lines().filter(of_user)).collect();
-        if need.rule.has_equivalent_in(&kept) {
+        let stored: String = stored.iter().flat_map(|text| text.lines().filter(of_user)).collect();
+        if need.rule.has_equivalent_in(&stored) {
             return Ok(Ok(()));
         }
         if first_existing(&DOCKER_UNITS).is_none() {
-            return Ok(Err("there is no docker.service to load it after".to_owned()));
+            return Ok(Err(
+                "docker.service does not exist, so no unit can load the rule after it".to_owned()
+            ));
         }
         let program = need.command.split(' ').next().unwrap_or_default();
         let rule = need.rule.iptables_arguments();
@@ -313,7 +322,7 @@ impl PlanDraft {
         Ok(Ok(()))
     }
 
-    /// How the firewall takes the new files, and gives them up.
+    /// Plans how the firewall loads the changes, and how the loading is undone.
     fn plan_loading(&mut self, kind: FirewallProgram, needs: &[NeededRule]) -> Result<(), Failure> {
         match kind {
             FirewallProgram::Ufw => self.load_and_undo_with(&["ufw", "reload"]),
@@ -327,32 +336,32 @@ impl PlanDraft {
             }
             FirewallProgram::Nftables => {
                 let main = first_existing(&NFTABLES).unwrap_or(NFTABLES[0]);
-                let same = nftables_match_file(main);
-                self.note = if same { None } else { FILES_NOT_LOADED };
-                self.load_rules(needs, same.then(|| command(&["nft", "--file", main])));
+                let matches = nftables_match_file(main);
+                self.note = if matches { None } else { FILES_NOT_LOADED };
+                self.load_rules(needs, matches.then(|| command(&["nft", "--file", main])));
             }
             FirewallProgram::Iptables => {
                 let programs: BTreeSet<String> = needs.iter().map(restore_program).collect();
                 for restore in programs {
-                    let of_it = needs.iter().filter(|need| restore_program(need) == restore);
-                    let needs: Vec<NeededRule> = of_it.cloned().collect();
+                    let its_needs = needs.iter().filter(|need| restore_program(need) == restore);
+                    let needs: Vec<NeededRule> = its_needs.cloned().collect();
                     let Some(path) = needs.first().and_then(|need| iptables_file(need.ip)) else {
                         continue;
                     };
-                    let same = iptables_match_file(path, &restore)?;
-                    self.note = if same { self.note } else { FILES_NOT_LOADED };
-                    self.load_rules(&needs, same.then(|| command(&[&restore, path])));
+                    let matches = iptables_match_file(path, &restore)?;
+                    self.note = if matches { self.note } else { FILES_NOT_LOADED };
+                    self.load_rules(&needs, matches.then(|| command(&[&restore, path])));
                 }
             }
         }
         Ok(())
     }
 
-    /// Loads the files by `reload`; without it, adds the lines alone to what is loaded. Either way only the lines
-    /// are removed when they are taken back.
+    /// Loads the files with `reload`. Without `reload` it adds single rules to the loaded ones. In both cases, undoing
+    /// removes only these rules.
     fn load_rules(&mut self, needs: &[NeededRule], reload: Option<Vec<String>>) {
         for need in needs {
-            let line = match need.place.origin {
+            let line = match need.location.origin {
                 Origin::Nftables => format!("{} comment \"{}\"", need.command, file_edits::MARKER),
                 _ => need.command.replace(
                     " -j ACCEPT",
@@ -381,12 +390,12 @@ fn first_existing<'a>(paths: &[&'a str]) -> Option<&'a str> {
     paths.iter().copied().find(|path| Path::new(path).exists())
 }
 
-/// The file that iptables-persistent, or the service of this distribution, loads.
-fn iptables_file(ip: Ip) -> Option<&'static str> {
-    first_existing(&IPTABLES[usize::from(ip == Ip::V6)])
+/// The file that iptables-persistent or the distribution's service loads.
+fn iptables_file(ip: IpVersion) -> Option<&'static str> {
+    first_existing(&IPTABLES[usize::from(ip == IpVersion::V6)])
 }
 
-/// The files of a pattern, in the order in which nft reads them.
+/// The files that match a pattern, in the order in which nft reads them.
 fn glob_files(pattern: &str) -> impl Iterator<Item = String> {
     let options = glob::MatchOptions { require_literal_leading_dot: true, ..Default::default() };
     let paths = glob::glob_with(pattern, options).into_iter().flatten().flatten();
@@ -402,7 +411,7 @@ fn included_files(main: &str) -> Result<Vec<String>, Failure> {
         for path in &new {
             let text = store::read(Path::new(path))?.unwrap_or_default();
             for pattern in NftFile::parse(&text).includes {
-                // nft looks for the others in its directory.
+                // nft looks up relative paths in its default directory.
                 let pattern = Path::new("/etc").join(pattern);
                 next.extend(glob_files(&pattern.to_string_lossy()));
             }
@@ -414,10 +423,12 @@ fn included_files(main: &str) -> Result<Vec<String>, Failure> {
     Ok(files)
 }
 
-/// Whether loading `main`, even twice, gives what is loaded. If not, it would take away what somebody added (a table of
-/// Docker, an address in a set), or add rules a second time.
+/// Whether loading `main`, even twice, results in the rules that are loaded now.
+///
+/// If not, loading `main` would remove things that somebody added (a table of Docker, an address in a set), or add
+/// rules a second time.
 fn nftables_match_file(main: &str) -> bool {
-    // In a network namespace of its own.
+    // The files are loaded in a new network namespace.
     let lines = format!("nft -f {main} && nft -f {main} && nft --stateless list ruleset");
     let fresh = run_command(&command(&["unshare", "--net", "--", "sh", "-c", &lines]));
     let loaded = run_command(&command(&["nft", "--stateless", "list", "ruleset"]));
@@ -428,19 +439,19 @@ fn nftables_match_file(main: &str) -> bool {
     tables.all(|table| table.starts_with(&ours) || fresh.contains(&format!("{table}\n}}\n")))
 }
 
-/// Whether all that is loaded of the tables in `path` is in it: `iptables-restore` would remove the rest, as the
-/// chains of fail2ban.
+/// Whether the file at `path` has all chains and rules that are loaded in its tables. Otherwise `iptables-restore`
+/// would remove the others, such as the chains of fail2ban.
 fn iptables_match_file(path: &str, restore: &str) -> Result<bool, Failure> {
     let text = store::read(Path::new(path))?.unwrap_or_default();
     let saved = run_command(&[restore.replace("-restore", "-save")])?;
-    let (loaded, kept) = (chains_and_rules(&saved), chains_and_rules(&text));
+    let (loaded, stored) = (chains_and_rules(&saved), chains_and_rules(&text));
     Ok(loaded
         .iter()
-        .filter(|(table, _)| kept.iter().any(|(other, _)| other == table))
-        .all(|line| kept.contains(line)))
+        .filter(|(table, _)| stored.iter().any(|(other, _)| other == table))
+        .all(|line| stored.contains(line)))
 }
 
-/// The tables with the chains and rules that a file of `iptables-restore` has.
+/// The chains and rules in a file of `iptables-restore`, each with its table.
 fn chains_and_rules(text: &str) -> BTreeSet<(&str, &str)> {
     let mut table = "";
     let mut lines = BTreeSet::new();
@@ -456,13 +467,13 @@ fn chains_and_rules(text: &str) -> BTreeSet<(&str, &str)> {
     lines
 }
 
-/// `iptables-nft-restore`, or `iptables-restore` where there is only one kind.
+/// `iptables-nft-restore`, or `iptables-restore` if the system has only one variant.
 fn restore_program(need: &NeededRule) -> String {
     let program = need.command.split(' ').next().unwrap_or_default();
     let restore = format!("{program}-restore");
     match run_command(&command(&[&restore, "--version"])) {
         Ok(_) => restore,
-        Err(_) if need.ip == Ip::V6 => "ip6tables-restore".to_owned(),
+        Err(_) if need.ip == IpVersion::V6 => "ip6tables-restore".to_owned(),
         Err(_) => "iptables-restore".to_owned(),
     }
 }

@@ -1,46 +1,47 @@
-//! What the firewall that is loaded stops, and the line that each of its chains lacks.
+//! Finds the chains of the loaded firewall that drop packets which ftp-alg needs, and the rule that each chain lacks.
 
 use super::file_edits::{AcceptRule, MARKER};
 use crate::gateway::{
     Backend, RuleParameters,
     firewall::{
-        ChainLocation, ChainVerdict, DataPathVerdict, Firewall, Hook, Ip, Origin, PacketClass,
-        condition,
+        ChainLocation, ChainVerdict, DataPathVerdict, Firewall, Hook, IpVersion, Origin,
+        PacketClass, condition,
     },
 };
 
-/// A chain that needs a line, at once or when its file is loaded.
+/// A rule that a chain needs, now or when its file is loaded again.
 #[derive(Clone, Debug)]
 pub(super) struct NeededRule {
     pub(super) hook: Hook,
-    pub(super) ip: Ip,
-    pub(super) sign: PacketClass,
-    pub(super) place: ChainLocation,
-    /// Whether packets pass already, by a line that may be in no file.
+    pub(super) ip: IpVersion,
+    pub(super) class: PacketClass,
+    pub(super) location: ChainLocation,
+    /// Whether a loaded rule accepts the packets already. That rule may be in no file.
     pub(super) passes: bool,
-    /// Whether that line is one of setup's.
+    /// Whether that loaded rule was added by setup.
     pub(super) has_setup_rule: bool,
-    /// What happens to them.
+    /// What the chain does with the packets now.
     pub(super) description: String,
-    /// The command that doctor names.
+    /// The command that doctor prints.
     pub(super) command: String,
-    /// The line, in the language of the firewall.
+    /// The rule in the language of the firewall.
     pub(super) rule: AcceptRule,
 }
 
-/// The chains that stop what `backend` needs, where that matters, and those that pass it by a line of ours.
+/// The rules for all chains that drop the packets `backend` needs, and for those that accept them by a rule of ours.
+/// Hooks that this machine does not use are ignored.
 pub(super) fn needed_rules(
-    outlooks: &[DataPathVerdict],
+    verdicts: &[DataPathVerdict],
     backend: Backend,
     parameters: &RuleParameters,
 ) -> Vec<NeededRule> {
     let mut needs: Vec<NeededRule> = Vec::new();
-    for outlook in outlooks {
-        for sign in [PacketClass::for_data_connections(backend), PacketClass::Injected] {
-            let Some(judgement) = outlook.verdict_for(sign) else { continue };
-            for chain in judgement.chains.iter().filter(|_| outlook.is_used_by(sign)) {
-                let known = needs.iter().any(|n| n.place == chain.location && n.sign == sign);
-                if !known && let Some(need) = needed_rule(outlook, chain, sign, parameters) {
+    for verdict in verdicts {
+        for class in [PacketClass::for_data_connections(backend), PacketClass::Injected] {
+            let Some(hook_verdict) = verdict.verdict_for(class) else { continue };
+            for chain in hook_verdict.chains.iter().filter(|_| verdict.is_used_by(class)) {
+                let exists = needs.iter().any(|n| n.location == chain.location && n.class == class);
+                if !exists && let Some(need) = needed_rule(verdict, chain, class, parameters) {
                     needs.push(need);
                 }
             }
@@ -50,58 +51,59 @@ pub(super) fn needed_rules(
 }
 
 fn needed_rule(
-    outlook: &DataPathVerdict,
+    verdict: &DataPathVerdict,
     chain: &ChainVerdict,
-    sign: PacketClass,
+    class: PacketClass,
     parameters: &RuleParameters,
 ) -> Option<NeededRule> {
-    let known_by = recognising_words(chain.location.origin, sign, parameters);
-    let by_our_line = |rule: &String| known_by.iter().all(|words| rule.contains(words));
+    let recognised_by = recognising_words(chain.location.origin, class, parameters);
+    let is_by_setup = |rule: &String| recognised_by.iter().all(|words| rule.contains(words));
     if chain.passes
-        && (sign == PacketClass::RelatedData
-            || !chain.decided_by.rule.as_ref().is_some_and(by_our_line))
+        && (class == PacketClass::RelatedData
+            || !chain.decided_by.rule.as_ref().is_some_and(is_by_setup))
     {
         return None;
     }
-    let place = chain.location.clone();
-    let command = place.accept_command(sign, parameters);
-    // As nft lists it.
-    let condition = condition(place.origin, sign, parameters).replace(" and ", " & ");
-    let what = sign.description();
-    let says = match chain.passes {
-        true => format!("{place} passes {what}"),
-        false => format!("{place} drops {what}, by {}", chain.decided_by),
+    let location = chain.location.clone();
+    let command = location.accept_command(class, parameters);
+    // nft lists `and` as `&`.
+    let condition = condition(location.origin, class, parameters).replace(" and ", " & ");
+    let packets = class.description();
+    let description = match chain.passes {
+        true => format!("{location} accepts {packets}"),
+        false => format!("{location} drops {packets}: {}", chain.decided_by),
     };
-    let (hook, ip, passes) = (outlook.hook, outlook.ip, chain.passes);
-    let has_ours = chain.decided_by.rule.as_ref().is_some_and(|rule| rule.contains(MARKER));
-    // Another's line does not help where packets are dropped: it comes too late, or is in no chain that they pass.
-    let [words, value] = known_by;
-    let known_by = [if passes { words } else { MARKER.to_owned() }, value];
+    let (hook, ip, passes) = (verdict.hook, verdict.ip, chain.passes);
+    let has_setup_rule = chain.decided_by.rule.as_ref().is_some_and(|rule| rule.contains(MARKER));
+    // If the packets are dropped, an equivalent line of the operator does not help: it comes too late, or the packets
+    // do not reach its chain.
+    let [words, value] = recognised_by;
+    let recognised_by = [if passes { words } else { MARKER.to_owned() }, value];
     Some(NeededRule {
         hook,
         ip,
-        sign,
-        place,
+        class,
+        location,
         passes,
-        has_setup_rule: has_ours,
-        description: says,
+        has_setup_rule,
+        description,
         command,
-        rule: AcceptRule { condition, recognised_by: known_by },
+        rule: AcceptRule { condition, recognised_by },
     })
 }
 
-/// The words of a line with this effect.
+/// The words by which a line with this effect is recognised.
 fn recognising_words(
     origin: Origin,
-    sign: PacketClass,
+    class: PacketClass,
     parameters: &RuleParameters,
 ) -> [String; 2] {
     let nft = origin == Origin::Nftables;
-    // Some programs print leading zeros, and some do not.
-    let (words, value) = match sign {
+    // Only some programs print leading zeros, so the value has none.
+    let (words, value) = match class {
         PacketClass::RelatedData => ("related", "established".to_owned()),
         PacketClass::MarkedData => {
-            (if nft { "ct mark" } else { "connmark" }, format!("{:x}", parameters.data()))
+            (if nft { "ct mark" } else { "connmark" }, format!("{:x}", parameters.data_mark()))
         }
         PacketClass::Injected => {
             (if nft { "meta mark" } else { "-m mark" }, format!("{:x}", parameters.mask()))
@@ -111,14 +113,14 @@ fn recognising_words(
 }
 
 impl NeededRule {
-    /// Whether `firewall` lets these packets pass now.
+    /// Whether the chain accepts the packets with the rules of `firewall`.
     pub(super) fn is_met(&self, firewall: &Firewall, parameters: &RuleParameters) -> bool {
-        let judgement = firewall.verdict(self.hook, self.ip, self.sign, parameters);
-        judgement.chains.iter().all(|chain| chain.passes || chain.location != self.place)
+        let hook_verdict = firewall.verdict(self.hook, self.ip, self.class, parameters);
+        hook_verdict.chains.iter().all(|chain| chain.passes || chain.location != self.location)
     }
 
-    /// As `ipv4`, in the words of iptables and firewalld.
+    /// The IP version as firewalld writes it.
     pub(super) fn ip_name(&self) -> &'static str {
-        if self.ip == Ip::V4 { "ipv4" } else { "ipv6" }
+        if self.ip == IpVersion::V4 { "ipv4" } else { "ipv6" }
     }
 }

@@ -1,7 +1,7 @@
-//! Files that `nft -f` loads: their base chains, what they include, and a rule at a chain's start.
+//! Reads files that `nft -f` loads: finds base chains and includes, and adds a rule at the start of a chain.
 //!
-//! Reads only the blocks and statements that say where a base chain is. Whether a file is right as a whole, nft
-//! itself says.
+//! The parser knows only the blocks and statements that are needed to find base chains. It does not check the file,
+//! because nft does that.
 
 use std::ops::Range;
 
@@ -10,23 +10,23 @@ use super::file_edits::AcceptRule;
 /// A base chain in a file.
 #[derive(Debug, PartialEq, Eq)]
 struct ChainInFile {
-    /// As in `inet filter forward`.
+    /// Family, table and chain, as in `inet filter forward`.
     name: String,
-    /// Between its braces.
+    /// The range between the braces.
     body: Range<usize>,
-    /// Behind the statement with its hook.
+    /// The position after the statement with the hook.
     after_hook: usize,
 }
 
-/// What stands in a file.
+/// The base chains and includes of a file.
 #[derive(Debug, Default)]
 pub(super) struct NftFile {
     chains: Vec<ChainInFile>,
-    /// The patterns that it includes.
+    /// The patterns in the file's `include` statements.
     pub(super) includes: Vec<String>,
 }
 
-/// What separates words.
+/// A token of the nft language.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Token<'a> {
     Word(&'a str),
@@ -36,7 +36,7 @@ enum Token<'a> {
     End,
 }
 
-/// Tokens of `text` with the places where they end; comments are passed over.
+/// The tokens of `text` with their end positions, without comments.
 fn tokens(text: &str) -> Vec<(Token<'_>, usize)> {
     let bytes = text.as_bytes();
     let mut tokens = Vec::new();
@@ -67,7 +67,7 @@ fn tokens(text: &str) -> Vec<(Token<'_>, usize)> {
 
 const FAMILIES: [&str; 6] = ["ip", "ip6", "inet", "arp", "bridge", "netdev"];
 
-/// `[FAMILY] REST...` as `FAMILY REST...`; the family of none is `ip`.
+/// The name with its family: `[FAMILY] REST...` becomes `FAMILY REST...`. The default family is `ip`.
 fn full_name(words: &[&str]) -> String {
     match words.first() {
         Some(first) if FAMILIES.contains(first) => words.join(" "),
@@ -75,14 +75,14 @@ fn full_name(words: &[&str]) -> String {
     }
 }
 
-/// A block that is open.
+/// An open block.
 enum Block {
     Table(String),
     Chain { name: String, start: usize, after_hook: Option<usize> },
     Other,
 }
 
-/// The block that `words` open.
+/// The block that starts after `words`.
 fn block(open: &[Block], words: &[&str], start: usize) -> Block {
     let plain = match words {
         ["add" | "create", rest @ ..] => rest,
@@ -110,7 +110,7 @@ impl NftFile {
                 Token::Word(word) => words.push(word),
                 Token::Open => {
                     open.push(block(&open, &words, end));
-                    // The rest of a statement with a set of values goes on behind it.
+                    // A statement continues after a set of values in braces.
                     if !matches!(open.last(), Some(Block::Other)) {
                         words.clear();
                     }
@@ -142,7 +142,7 @@ impl NftFile {
         script
     }
 
-    /// A statement that ends at `end`.
+    /// Reads the statement that ends at `end`.
     fn statement(&mut self, open: &mut [Block], words: &[&str], end: usize) {
         match (open.last_mut(), words) {
             (Some(Block::Chain { after_hook, .. }), ["type", _, "hook", ..]) => {
@@ -154,8 +154,9 @@ impl NftFile {
     }
 }
 
-/// `text` with `rule` at the start of the base chain `name` (`inet filter forward`), or unchanged if it has it;
-/// `None` if it has no such chain.
+/// Adds `rule` at the start of the base chain `name`, as in `inet filter forward`.
+///
+/// Returns the text unchanged if the chain has an equivalent rule, and `None` if there is no such chain.
 pub(super) fn with_rule(text: &str, name: &str, rule: &AcceptRule) -> Option<String> {
     let script = NftFile::parse(text);
     let chain = script.chains.into_iter().find(|chain| chain.name == name)?;
@@ -163,7 +164,7 @@ pub(super) fn with_rule(text: &str, name: &str, rule: &AcceptRule) -> Option<Str
         return Some(text.to_owned());
     }
     let mut at = chain.after_hook;
-    // The policy mostly stands in the same line.
+    // The policy is usually in the same line.
     let line_end = text[at..chain.body.end].find('\n').map_or(chain.body.end, |end| at + end + 1);
     while !text[..at].ends_with('\n') {
         let rest = &text[at..line_end];
@@ -182,7 +183,7 @@ pub(super) fn with_rule(text: &str, name: &str, rule: &AcceptRule) -> Option<Str
     let (at, line) = match ends_the_line {
         true if text[..at].ends_with('\n') => (at, line),
         true => (line_end, line),
-        // All in one line: it is broken here.
+        // The whole chain is in one line, so the line is broken here.
         false => (at, format!("\n{line}{indent}")),
     };
     Some(format!("{}{line}{}", &text[..at], &text[at..]))
@@ -202,7 +203,7 @@ mod tests {
     const LINE: &str = "ct mark & 0x40000000 != 0 accept comment \"ftp-alg-setup\"\n";
 
     #[test]
-    fn a_rule_goes_behind_the_hook_and_the_policy() {
+    fn rule_is_added_after_hook_and_policy() {
         let text = "#!/usr/sbin/nft -f\nflush ruleset\n\ntable inet filter {\n\tset s { type mark; }\n\
                     \tchain forward {\n\t\ttype filter hook forward priority 0; policy drop;\n\
                     \t\ttcp dport { 21, 22 } accept\n\t}\n}\n";
@@ -214,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn every_way_to_write_a_chain_is_understood() {
+    fn all_forms_of_a_chain_are_understood() {
         let cases = [
             (
                 "table inet t { chain c { type filter hook forward priority 0; policy drop; accept; } }",
@@ -256,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chain_without_a_hook_or_of_another_name_is_none() {
+    fn chain_without_hook_or_with_another_name_is_not_found() {
         let text = "table inet t {\n chain c {\n accept\n }\n chain d { type filter hook input priority 0; }\n}";
         for name in ["inet t c", "ip t d", "inet t e"] {
             assert_eq!(with_rule(text, name, &rule()), None, "{name}");
@@ -265,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn the_operator_s_own_line_is_enough() {
+    fn equivalent_line_of_the_operator_is_enough() {
         let text = "table inet t {\n chain c {\n type filter hook input priority 0;\n \
                     ct mark and 0x40000000 != 0 accept\n }\n}";
         assert_eq!(with_rule(text, "inet t c", &rule()).unwrap(), text);
@@ -274,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn includes_are_found_and_hostile_text_ends() {
+    fn includes_are_found_and_malformed_text_terminates() {
         let script =
             NftFile::parse("include \"/etc/nftables.d/*.nft\"\n include \"x\"; flush table t");
         assert_eq!(script.includes, ["/etc/nftables.d/*.nft", "x"]);

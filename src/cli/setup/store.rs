@@ -1,7 +1,9 @@
-//! The files that setup changes, and the journal by which it takes changes back.
+//! Changes the files of a firewall, and records the changes in a journal, so that setup can undo them.
 //!
-//! A file is written beside, synced and renamed, so that it is the old or the new one at any moment. The journal is
-//! written before the first file is: what an interrupted run began, the next one takes back.
+//! Invariants:
+//! - A file is written under a temporary name, synced and renamed. So at any moment it has either the old or the new
+//!   contents.
+//! - The journal is written before the first file. So the next run can undo the changes of an interrupted run.
 
 use std::{
     fs::{self, File, OpenOptions},
@@ -16,30 +18,31 @@ use serde::{Deserialize, Serialize};
 use super::file_edits::without_setup_lines;
 use crate::cli::Failure;
 
-/// Where originals are kept.
+/// The directory of the journal, which has the original files.
 const DIRECTORY: &str = "/var/lib/ftp-alg/setup";
 
-/// A file, before and after.
+/// A file before and after a change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct FileChange {
     pub(super) path: PathBuf,
-    /// Its text; none if there was no file.
+    /// The original text; `None` if there was no file.
     pub(super) original: Option<String>,
+    /// The new text.
     pub(super) written: String,
-    /// The directories that it needs and that are not there, the deepest first.
+    /// The missing parent directories, the deepest first.
     directories: Vec<PathBuf>,
 }
 
-/// How the kernel gives up what it was told.
+/// How to undo the loading of a change.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum UndoCommand {
-    /// A command that loads the files that were put back.
+    /// Run this command, which loads the restored files.
     Run(Vec<String>),
-    /// The command that adds a rule, which is removed.
+    /// Remove the rule that this command adds.
     Remove(Vec<String>),
 }
 
-/// Changes, and what makes them effective.
+/// Changes of files, and the commands that load them and undo the loading.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ChangeSet {
     pub(super) files: Vec<FileChange>,
@@ -55,16 +58,16 @@ impl ChangeSet {
     }
 }
 
-/// What was done, and what is being done.
+/// The changes that setup made, and those that it is making.
 #[derive(Debug, Default, Serialize, Deserialize)]
 pub(super) struct SetupJournal {
-    /// In effect. Its originals are the operator's.
+    /// Completed changes. The original texts are those of the operator.
     pub(super) done: ChangeSet,
-    /// Begun, and not known to be in effect.
+    /// Changes of a run that has not ended, or was interrupted.
     pub(super) begun: Option<ChangeSet>,
 }
 
-/// The right to change files, for as long as it lives.
+/// The lock on the journal. It is released when this value is dropped.
 pub(super) struct SetupLock(#[expect(dead_code, reason = "held, not read")] File);
 
 fn io_failure(what: &str, path: &Path, error: &io::Error) -> Failure {
@@ -76,7 +79,7 @@ fn io_failure(what: &str, path: &Path, error: &io::Error) -> Failure {
     Failure::Failed(format!("cannot {what} {}: {error}{advice}", path.display()))
 }
 
-/// Locks out other runs that change something.
+/// Takes the lock, so that no other run can change files.
 pub(super) fn lock() -> Result<SetupLock, Failure> {
     let path = Path::new(DIRECTORY).join("lock");
     check_only_root_writes(&path)?;
@@ -90,20 +93,20 @@ pub(super) fn lock() -> Result<SetupLock, Failure> {
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(SetupLock(file)),
         Err(rustix::io::Errno::WOULDBLOCK) => Err(Failure::Failed(
-            "another ftp-alg setup is at work: wait until it has ended, and try again".to_owned(),
+            "another ftp-alg setup is running: try again when it has ended".to_owned(),
         )),
         Err(error) => Err(io_failure("lock", &path, &error.into())),
     }
 }
 
-/// That nobody but root put the journal there: it says which files to write, and what.
+/// Checks that only root can write the journal, because the journal says which files to write.
 fn check_only_root_writes(path: &Path) -> Result<(), Failure> {
     for path in path.ancestors() {
         let Ok(found) = fs::symlink_metadata(path) else { continue };
         if found.uid() != 0 || found.mode() & 0o022 != 0 && !found.is_symlink() {
             return Err(Failure::Failed(format!(
-                "{} can be changed by others than root: make it root's own \
-                 (chown root: and chmod go-w), and remove from it what is not",
+                "{} is writable by users other than root: remove files that are not root's, then run \
+                 chown root: and chmod go-w on it",
                 path.display()
             )));
         }
@@ -116,15 +119,15 @@ impl SetupJournal {
         Path::new(DIRECTORY).join("journal.json")
     }
 
-    /// What earlier runs did.
+    /// Reads the journal; empty if there is none.
     pub(super) fn read() -> Result<Self, Failure> {
         let path = Self::path();
         check_only_root_writes(&path)?;
         match fs::read_to_string(&path) {
             Ok(text) => serde_json::from_str(&text).map_err(|error| {
                 Failure::Failed(format!(
-                    "cannot read {}: {error}; it holds the original files: save what you need of it, \
-                     then remove it",
+                    "cannot read {}: {error}; it has the original files: save what you need, then \
+                     remove it",
                     path.display()
                 ))
             }),
@@ -133,12 +136,12 @@ impl SetupJournal {
         }
     }
 
-    /// Whether there is nothing to take back.
+    /// Whether there is nothing to undo.
     pub(super) fn is_empty(&self) -> bool {
         self.done == ChangeSet::default() && self.begun.is_none()
     }
 
-    /// Keeps it, or removes it if it says nothing.
+    /// Writes the journal, or removes its file if it is empty.
     pub(super) fn write(&self) -> Result<(), Failure> {
         let path = Self::path();
         if self.is_empty() {
@@ -153,12 +156,12 @@ impl SetupJournal {
         write(&path, &text, None).map_err(|error| io_failure("write", &path, &error))
     }
 
-    /// Takes what was begun for done.
+    /// Moves the current changes to the completed ones.
     pub(super) fn mark_done(&mut self) {
         let Some(begun) = self.begun.take() else { return };
         for change in begun.files {
             match self.done.files.iter_mut().find(|known| known.path == change.path) {
-                // What the operator wrote since counts as original.
+                // The operator edited the file since, so the edited text is the new original.
                 Some(known) if change.original.as_ref() != Some(&known.written) => {
                     known.original = change.original.as_deref().map(without_setup_lines);
                     known.written = change.written;
@@ -175,7 +178,7 @@ impl SetupJournal {
     }
 }
 
-/// The text of a file; none if there is no file.
+/// The text of a file; `None` if there is no file.
 pub(super) fn read(path: &Path) -> Result<Option<String>, Failure> {
     match fs::read(path) {
         Ok(bytes) => String::from_utf8(bytes).map(Some).map_err(|_| {
@@ -189,30 +192,32 @@ pub(super) fn read(path: &Path) -> Result<Option<String>, Failure> {
     }
 }
 
-/// Where the next text of a file is written.
+/// The temporary name under which a file is written.
 fn temporary_path(path: &Path) -> Option<PathBuf> {
     let name = path.file_name()?.to_string_lossy();
-    // No pattern of an include matches this.
+    // Patterns of include statements do not match a name that starts with a dot.
     Some(path.with_file_name(format!(".{name}.ftp-alg")))
 }
 
-/// What a link leads to.
+/// The path with all symbolic links resolved.
 fn resolved(path: &Path) -> PathBuf {
     fs::canonicalize(path).unwrap_or_else(|_| path.to_owned())
 }
 
-/// Writes beside, syncs, renames. Keeps mode and owner of a file that is there, and links to it.
+/// Writes a file under a temporary name, syncs it and renames it. Preserves mode and owner of an existing file, and
+/// symbolic links to it.
 fn write(path: &Path, text: &str, mode: Option<u32>) -> io::Result<()> {
     let path = resolved(path);
     let invalid = || io::Error::from(io::ErrorKind::InvalidInput);
-    let beside = temporary_path(&path).ok_or_else(invalid)?;
-    // Left by a run that was interrupted; others are locked out.
-    let _ = fs::remove_file(&beside);
+    let temporary = temporary_path(&path).ok_or_else(invalid)?;
+    // An interrupted run may have left the temporary file. The lock excludes other runs.
+    let _ = fs::remove_file(&temporary);
     let attempt = || {
-        let mut file = OpenOptions::new().create_new(true).write(true).mode(0o600).open(&beside)?;
+        let mut file =
+            OpenOptions::new().create_new(true).write(true).mode(0o600).open(&temporary)?;
         let mode = match fs::metadata(&path) {
             Ok(old) => {
-                chown(&beside, Some(old.uid()), Some(old.gid()))?;
+                chown(&temporary, Some(old.uid()), Some(old.gid()))?;
                 old.mode() & 0o7777
             }
             Err(_) => mode.unwrap_or(0o600),
@@ -220,14 +225,14 @@ fn write(path: &Path, text: &str, mode: Option<u32>) -> io::Result<()> {
         file.set_permissions(fs::Permissions::from_mode(mode))?;
         file.write_all(text.as_bytes())?;
         file.sync_all()?;
-        fs::rename(&beside, &path)?;
+        fs::rename(&temporary, &path)?;
         File::open(path.parent().ok_or_else(invalid)?)?.sync_all()
     };
-    attempt().inspect_err(|_| drop(fs::remove_file(&beside)))
+    attempt().inspect_err(|_| drop(fs::remove_file(&temporary)))
 }
 
 impl FileChange {
-    /// The file at `path` as it is, to be edited.
+    /// Reads the file at `path`, for editing.
     pub(super) fn for_file(path: &Path) -> Result<Self, Failure> {
         let original = read(path)?;
         let written = original.clone().unwrap_or_default();
@@ -236,17 +241,19 @@ impl FileChange {
         Ok(Self { path: path.to_owned(), original, written, directories })
     }
 
-    /// Whether the file is another afterwards.
+    /// Whether the new text differs from the original.
     pub(super) fn is_different(&self) -> bool {
         self.original.as_deref().unwrap_or_default() != self.written
     }
 
-    /// Writes it, unless somebody else changed the file meanwhile.
+    /// Writes the new text, unless somebody else changed the file since it was read.
     pub(super) fn write_file(&self) -> Result<(), Failure> {
         let path = &self.path;
         if read(path)? != self.original {
-            let what = "was changed meanwhile: nothing was written to it; try again";
-            return Err(Failure::Failed(format!("{} {what}", path.display())));
+            return Err(Failure::Failed(format!(
+                "{} was changed by another program and was not written: try again",
+                path.display()
+            )));
         }
         if let Some(directory) = path.parent() {
             fs::create_dir_all(directory)
@@ -255,35 +262,36 @@ impl FileChange {
         write(path, &self.written, Some(0o644)).map_err(|error| io_failure("write", path, &error))
     }
 
-    /// Puts the original back, and says so. Of a file that was edited since only our lines go.
+    /// Restores the original, and returns a line about the result. If the file was edited since, only the lines of
+    /// setup are removed.
     pub(super) fn undo(&self) -> Result<String, Failure> {
         let path = &self.path;
         let now = read(path)?;
         let cannot_write = |error| io_failure("write", path, &error);
         let put = |text: &str| write(path, text, Some(0o644)).map_err(cannot_write);
         let says = match (&self.original, now) {
-            (original, now) if *original == now => "is as it was before",
+            (original, now) if *original == now => "has its original contents",
             (Some(original), Some(now)) if now == self.written => {
                 put(original)?;
-                "is as it was before"
+                "was restored"
             }
             (None, Some(now)) if now == self.written => {
                 fs::remove_file(path).map_err(|error| io_failure("remove", path, &error))?;
-                "is removed again"
+                "was removed"
             }
-            (_, None) => "is gone: left so",
+            (_, None) => "does not exist any more: not changed",
             (_, Some(now)) => match without_setup_lines(&now) {
-                rest if rest == now => "was edited, and has none of our lines: left so",
+                rest if rest == now => "was edited and has no lines of setup: not changed",
                 rest => {
                     put(&rest)?;
-                    "was edited since: only our lines were removed"
+                    "was edited: only the lines of setup were removed"
                 }
             },
         };
-        // Left by a run that was interrupted.
+        // An interrupted run may have left the temporary file.
         let _ = temporary_path(&resolved(path)).map(fs::remove_file);
         for directory in &self.directories {
-            // One that has other files by now stays.
+            // A directory with other files is not removed.
             let _ = fs::remove_dir(directory);
         }
         Ok(format!("{} {says}", path.display()))
@@ -307,7 +315,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_original_counts_unless_the_operator_wrote_since() {
+    fn first_original_counts_unless_the_operator_edited_the_file() {
         let mut journal = SetupJournal::default();
         finished(&mut journal, change(Some("a\n"), "a\n1 ftp-alg-setup\n"));
         let second = "a\n1 ftp-alg-setup\n2 ftp-alg-setup\n";
@@ -318,7 +326,7 @@ mod tests {
     }
 
     #[test]
-    fn a_file_is_made_and_taken_back_with_its_directory() {
+    fn new_file_is_undone_together_with_its_directory() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("new/x.nft");
         let mut change = FileChange::for_file(&path).unwrap();
@@ -329,25 +337,25 @@ mod tests {
         let Err(Failure::Failed(error)) = change.write_file() else {
             panic!("it was there already")
         };
-        assert!(error.ends_with("was changed meanwhile: nothing was written to it; try again"));
-        assert!(change.undo().unwrap().ends_with("x.nft is removed again"));
+        assert!(error.ends_with("was changed by another program and was not written: try again"));
+        assert!(change.undo().unwrap().ends_with("x.nft was removed"));
         assert!(!home.path().join("new").exists());
-        assert!(change.undo().unwrap().ends_with("is as it was before"));
+        assert!(change.undo().unwrap().ends_with("has its original contents"));
     }
 
     #[test]
-    fn of_a_file_that_was_edited_only_our_lines_go() {
+    fn undo_removes_only_setup_lines_from_an_edited_file() {
         let home = tempfile::tempdir().unwrap();
         let path = home.path().join("x");
         for (now, rest, says) in [
             (
                 "a\n1 ftp-alg-setup\nb\n",
                 Some("a\nb\n"),
-                "was edited since: only our lines were removed",
+                "was edited: only the lines of setup were removed",
             ),
-            ("c\n", Some("c\n"), "was edited, and has none of our lines: left so"),
-            ("a\n1 ftp-alg-setup\n", Some("a\n"), "is as it was before"),
-            ("", None, "is gone: left so"),
+            ("c\n", Some("c\n"), "was edited and has no lines of setup: not changed"),
+            ("a\n1 ftp-alg-setup\n", Some("a\n"), "was restored"),
+            ("", None, "does not exist any more: not changed"),
         ] {
             fs::write(&path, now).unwrap();
             if rest.is_none() {

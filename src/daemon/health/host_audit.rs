@@ -3,10 +3,10 @@
 
 use super::check::{Check, CheckStatus};
 use crate::gateway::{
-    Backend, Neighbours, Routing, RuleParameters,
+    Backend, ConflictingSettings, Routing, RuleParameters,
     firewall::{
         Acceptance, ConflictKind, ControlPathVerdict, DataPathVerdict, Firewall, Hook, HookVerdict,
-        Ip, PacketClass, interfaces,
+        IpVersion, PacketClass, interfaces,
     },
 };
 
@@ -26,7 +26,7 @@ pub struct HostAudit<'a> {
     /// What these rules do to data connections.
     pub data_paths: &'a [DataPathVerdict],
     /// Other facts about this machine: routing, helpers, queue rules.
-    pub neighbours: Neighbours,
+    pub neighbours: ConflictingSettings,
     /// The back end in use, or the one that the daemon would use.
     pub backend: Backend,
     /// Another back end that this kernel has, and how to select it.
@@ -249,7 +249,7 @@ impl HostAudit<'_> {
 }
 
 /// Merges the checks of IPv4 and IPv6 into one called `name` if they have the same result.
-fn merge_families(name: &str, families: impl Iterator<Item = (Ip, Check)>) -> Vec<Check> {
+fn merge_families(name: &str, families: impl Iterator<Item = (IpVersion, Check)>) -> Vec<Check> {
     let mut checks: Vec<Check> = Vec::new();
     for (ip, mut check) in families {
         check.name = format!("{name} {ip}");

@@ -36,7 +36,7 @@ use super::{
     snapshot::{NameRow, Problem, Status},
 };
 use crate::gateway::{
-    Neighbours, RuleParameters, Table,
+    ConflictingSettings, RuleParameters, Table,
     firewall::{Firewall, data_path_verdicts},
     used_pinholes,
 };
@@ -195,7 +195,7 @@ impl Health {
 
     /// Audits the rules of other programs.
     pub(super) fn audit_rules(&self, firewall: &Firewall, parameters: &RuleParameters) {
-        let neighbours = Neighbours::read(parameters);
+        let neighbours = ConflictingSettings::read(parameters);
         let audit = |firewall: &Firewall| {
             let data_paths = data_path_verdicts(firewall, neighbours.routing, parameters);
             let audit = HostAudit {

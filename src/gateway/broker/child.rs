@@ -22,7 +22,7 @@ const DIRECTORIES: [&str; 6] = [
 
 /// What a program left behind.
 #[derive(Debug, Serialize, Deserialize)]
-pub(in crate::gateway) struct Finished {
+pub(in crate::gateway) struct ChildOutput {
     pub(in crate::gateway) success: bool,
     pub(in crate::gateway) stdout: String,
     pub(in crate::gateway) stderr: String,
@@ -30,7 +30,7 @@ pub(in crate::gateway) struct Finished {
 
 /// Runs `program` to its end, with `input` on its standard input. It gets nothing of the environment, and speaks
 /// English.
-pub(super) fn run(program: &str, arguments: &[&str], input: &str) -> io::Result<Finished> {
+pub(super) fn run(program: &str, arguments: &[&str], input: &str) -> io::Result<ChildOutput> {
     let absent = || io::Error::from_raw_os_error(libc::ENOENT);
     let path = find(program, &DIRECTORIES.map(Path::new)).ok_or_else(absent)?;
     let mut child = Command::new(path)
@@ -49,7 +49,7 @@ pub(super) fn run(program: &str, arguments: &[&str], input: &str) -> io::Result<
         written?;
     }
     let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
-    Ok(Finished {
+    Ok(ChildOutput {
         success: output.status.success(),
         stdout: text(&output.stdout),
         stderr: text(&output.stderr),

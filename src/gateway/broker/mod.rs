@@ -30,7 +30,7 @@ use rustix::net::{
 use serde::{Deserialize, Serialize, de::DeserializeOwned};
 
 use crate::config;
-use child::Finished;
+use child::ChildOutput;
 
 /// All that the daemon runs.
 const COMMANDS: [&[&str]; 13] = [
@@ -56,23 +56,23 @@ pub struct Broker {
     files: Vec<PathBuf>,
 }
 
-static OURS: OnceLock<Broker> = OnceLock::new();
+static OWN_STATE_FILES: OnceLock<Broker> = OnceLock::new();
 
 /// This process's broker, if it has one.
-pub(super) fn ours() -> Option<&'static Broker> {
-    OURS.get()
+pub(super) fn is_own_path() -> Option<&'static Broker> {
+    OWN_STATE_FILES.get()
 }
 
 /// From now on this process leaves programs and `files` to the broker at the other end of
 /// `connection`: once in its life, as it can never do them itself again.
-pub fn rely_on(connection: UnixStream, files: Vec<PathBuf>) {
-    let set = OURS.set(Broker { connection, files });
+pub fn use_broker(connection: UnixStream, files: Vec<PathBuf>) {
+    let set = OWN_STATE_FILES.set(Broker { connection, files });
     debug_assert!(set.is_ok(), "a process has one broker");
 }
 
 /// The text of a file, which a broker must have been started for, if there is one.
 pub fn read(path: &Path) -> io::Result<String> {
-    match ours() {
+    match is_own_path() {
         Some(broker) => broker.read(path),
         None => config::read_text(path),
     }
@@ -113,9 +113,9 @@ impl Broker {
         program: &str,
         arguments: &[&str],
         input: &str,
-    ) -> io::Result<Finished> {
+    ) -> io::Result<ChildOutput> {
         let words = [program].iter().chain(arguments).map(|&word| word.to_owned()).collect();
-        self.ask(&Request::Run { words, input: input.to_owned() })
+        self.request_from_broker(&Request::Run { words, input: input.to_owned() })
     }
 
     fn read(&self, path: &Path) -> io::Result<String> {
@@ -123,10 +123,10 @@ impl Broker {
         let number = number.ok_or_else(|| {
             io::Error::other(format!("the broker was not started for {}", path.display()))
         })?;
-        self.ask(&Request::Read(number))
+        self.request_from_broker(&Request::Read(number))
     }
 
-    fn ask<T: DeserializeOwned>(&self, request: &Request) -> io::Result<T> {
+    fn request_from_broker<T: DeserializeOwned>(&self, request: &Request) -> io::Result<T> {
         let (mut mine, theirs) = UnixStream::pair()?;
         let passed = [theirs.as_fd()];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -153,19 +153,19 @@ pub fn serve(
     confine: fn() -> io::Result<()>,
 ) -> io::Result<()> {
     let files = Arc::new(files);
-    while let Some(stream) = next(connection)? {
+    while let Some(stream) = next_request(connection)? {
         let files = Arc::clone(&files);
         // Not waited for: without a daemon nobody wants the answer.
         thread::Builder::new().name("request".into()).spawn(move || {
             // A daemon that does not ask properly, or is gone, gets no answer.
-            let _ = attend(stream, &files, confine);
+            let _ = serve_requests(stream, &files, confine);
         })?;
     }
     Ok(())
 }
 
 /// The next request's connection; `None` when the daemon has ended.
-fn next(connection: &UnixStream) -> io::Result<Option<UnixStream>> {
+fn next_request(connection: &UnixStream) -> io::Result<Option<UnixStream>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
     let mut byte = [0];
@@ -190,7 +190,7 @@ fn next(connection: &UnixStream) -> io::Result<Option<UnixStream>> {
     }
 }
 
-fn attend(
+fn serve_requests(
     mut stream: UnixStream,
     files: &[PathBuf],
     confine: fn() -> io::Result<()>,
@@ -198,8 +198,8 @@ fn attend(
     let mut request = Vec::new();
     stream.read_to_end(&mut request)?;
     let answer = match serde_json::from_slice(&request)? {
-        Request::Run { words, input } => answer(run(&words, &input, confine)),
-        Request::Read(number) => answer(match files.get(number) {
+        Request::Run { words, input } => handle_request(run(&words, &input, confine)),
+        Request::Read(number) => handle_request(match files.get(number) {
             Some(file) => config::read_text(file),
             None => Err(io::ErrorKind::InvalidInput.into()),
         }),
@@ -207,11 +207,11 @@ fn attend(
     stream.write_all(&answer?)
 }
 
-fn answer<T: Serialize>(outcome: io::Result<T>) -> serde_json::Result<Vec<u8>> {
+fn handle_request<T: Serialize>(outcome: io::Result<T>) -> serde_json::Result<Vec<u8>> {
     serde_json::to_vec(&outcome.map_err(Refusal::from))
 }
 
-fn run(words: &[String], input: &str, confine: fn() -> io::Result<()>) -> io::Result<Finished> {
+fn run(words: &[String], input: &str, confine: fn() -> io::Result<()>) -> io::Result<ChildOutput> {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
     match words.split_first() {
         Some((program, arguments)) if COMMANDS.contains(&words.as_slice()) => {
@@ -267,7 +267,7 @@ mod tests {
         std::fs::write(&other, "secret").unwrap();
         let refused = broker.read(&other).unwrap_err().to_string();
         assert!(refused.contains("was not started for"), "{refused}");
-        assert!(broker.ask::<String>(&Request::Read(1)).is_err());
+        assert!(broker.request_from_broker::<String>(&Request::Read(1)).is_err());
     }
 
     #[test]

@@ -3,15 +3,15 @@
 
 use std::io;
 
-use super::child::{self, Finished};
+use super::child::{self, ChildOutput};
 
 /// Runs `program` to its end, with `input` on its standard input.
 pub(in crate::gateway) fn run(
     program: &str,
     arguments: &[&str],
     input: &str,
-) -> io::Result<Finished> {
-    match super::ours() {
+) -> io::Result<ChildOutput> {
+    match super::is_own_path() {
         Some(broker) => broker.run(program, arguments, input),
         None => child::run(program, arguments, input),
     }

@@ -14,27 +14,27 @@ use std::{
 
 use crate::gateway::netlink::{
     Socket,
-    nft::{self, Parts},
+    nft::{self, KeyParts},
 };
 
 const SETS: [&CStr; 2] = [c"external_addresses4", c"external_addresses6"];
 
 /// How often the sets are read at most. A client logs in before it announces anything, which takes as long.
-const READ_AFTER: Duration = Duration::from_millis(20);
+const READ_INTERVAL: Duration = Duration::from_millis(20);
 
 /// So many addresses of one server are tried, those first of which a packet was queued last.
-const MOST_TRIED: usize = 16;
+const MAX_TRIED: usize = 16;
 
 /// What was read of the sets. One for each thread.
 #[derive(Debug)]
-pub(super) struct Externals {
+pub(super) struct ExternalAddressLookup {
     socket: Socket,
     /// A server, and where clients reach it; what was seen last is first.
     known: Vec<(SocketAddr, SocketAddr)>,
     read: Option<Instant>,
 }
 
-impl Externals {
+impl ExternalAddressLookup {
     pub(super) fn new() -> io::Result<Self> {
         Ok(Self { socket: Socket::open()?, known: Vec::new(), read: None })
     }
@@ -42,13 +42,13 @@ impl Externals {
     /// The addresses of `server` as far as they were read.
     pub(super) fn of(&self, server: SocketAddr) -> Vec<SocketAddr> {
         let of_server = self.known.iter().filter(|(of, _)| *of == server);
-        of_server.map(|(_, external)| *external).take(MOST_TRIED).collect()
+        of_server.map(|(_, external)| *external).take(MAX_TRIED).collect()
     }
 
     /// Reads them again, if that was not done just before. Returns whether it was done now.
     pub(super) fn read_again(&mut self) -> io::Result<bool> {
         let now = Instant::now();
-        if self.read.is_some_and(|then| now.saturating_duration_since(then) < READ_AFTER) {
+        if self.read.is_some_and(|then| now.saturating_duration_since(then) < READ_INTERVAL) {
             return Ok(false);
         }
         self.read = Some(now);
@@ -73,7 +73,7 @@ impl Externals {
 
 /// Server and external address.
 fn read_key(key: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
-    let (mut parts, v6) = Parts::of(key, 16, 40)?;
+    let (mut parts, v6) = KeyParts::of(key, 16, 40)?;
     Some((parts.endpoint(v6)?, parts.endpoint(v6)?))
 }
 

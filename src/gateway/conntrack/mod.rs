@@ -9,7 +9,7 @@ pub use used::used_pinholes;
 
 use std::{io, net::SocketAddr};
 
-use ftp_alg_core::engine::{Attention, KernelError, Translation};
+use ftp_alg_core::engine::{KernelError, QueueMode, Translation};
 
 use super::{
     GatewayError,
@@ -23,7 +23,7 @@ use super::{
     },
     parameters::RuleParameters,
 };
-use externals::Externals;
+use externals::ExternalAddressLookup;
 
 // From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
 const CTA_PROTOINFO: u16 = 4;
@@ -38,17 +38,17 @@ pub struct Conntrack {
     requests: Requests,
     every: u32,
     none: u32,
-    externals: Externals,
+    externals: ExternalAddressLookup,
 }
 
 /// Both directions as conntrack has them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-struct Connection {
+struct ConntrackEntry {
     original: Tuple,
     reply: Tuple,
 }
 
-impl Connection {
+impl ConntrackEntry {
     fn translation(&self) -> Translation {
         Translation {
             client: self.original.source,
@@ -59,7 +59,7 @@ impl Connection {
     }
 
     /// Whether these are the addresses that its packets show at our hooks.
-    fn shows(&self, client: SocketAddr, server: SocketAddr) -> bool {
+    fn matches_packet(&self, client: SocketAddr, server: SocketAddr) -> bool {
         (self.original.source, self.reply.source) == (client, server)
     }
 }
@@ -69,8 +69,9 @@ impl Conntrack {
     pub fn new(parameters: &RuleParameters) -> Result<Self, GatewayError> {
         let requests = Requests::open(libc::NFNL_SUBSYS_CTNETLINK)
             .map_err(|e| GatewayError::system("netlink socket", e))?;
-        let (every, none) = (parameters.every(), parameters.none());
-        let externals = Externals::new().map_err(|e| GatewayError::system("netlink socket", e))?;
+        let (every, none) = (parameters.queue_all_mark(), parameters.queue_none_mark());
+        let externals =
+            ExternalAddressLookup::new().map_err(|e| GatewayError::system("netlink socket", e))?;
         Ok(Self { requests, every, none, externals })
     }
 
@@ -125,7 +126,7 @@ impl Conntrack {
         for (source, destination) in pairs {
             // Its reply tuple may be another connection's visible pair, so this is checked.
             let found = self.get(Tuple { source, destination })?;
-            if let Some(connection) = found.filter(|found| found.shows(client, server)) {
+            if let Some(connection) = found.filter(|found| found.matches_packet(client, server)) {
                 return Ok(Some(connection.translation()));
             }
         }
@@ -133,22 +134,22 @@ impl Conntrack {
     }
 
     /// Sets what later packets of a control connection need: our bits of its mark, and be-liberal.
-    pub fn attend(
+    pub fn set_mark_and_liberal(
         &mut self,
         control: &Translation,
-        attention: Attention,
+        attention: QueueMode,
     ) -> Result<(), KernelError> {
         let mark = match attention {
-            Attention::Every | Attention::Watched => self.every,
-            Attention::Payload => 0,
-            Attention::None => self.none,
+            QueueMode::All | QueueMode::Watch => self.every,
+            QueueMode::Selected => 0,
+            QueueMode::None => self.none,
         };
         let mask = self.every | self.none;
         let original = Tuple { source: control.client, destination: control.server_external };
         let fill = |message: &mut Writer<'_>| {
             original.put(message, CTA_TUPLE_ORIG);
             message.put(CTA_MARK, &mark.to_be_bytes()).put(CTA_MARK_MASK, &mask.to_be_bytes());
-            if attention == Attention::Every {
+            if attention == QueueMode::All {
                 // struct nf_ct_tcp_flags: flags, mask.
                 let liberal = [IP_CT_TCP_FLAG_BE_LIBERAL; 2];
                 message.nest(CTA_PROTOINFO, |info| {
@@ -170,7 +171,7 @@ impl Conntrack {
         }
     }
 
-    fn get(&mut self, tuple: Tuple) -> io::Result<Option<Connection>> {
+    fn get(&mut self, tuple: Tuple) -> io::Result<Option<ConntrackEntry>> {
         let mut connection = None;
         found(self.requests.ask(
             IPCTNL_MSG_CT_GET,
@@ -183,8 +184,8 @@ impl Conntrack {
     }
 }
 
-fn parse(attributes: &Attributes<'_>) -> Option<Connection> {
-    Some(Connection {
+fn parse(attributes: &Attributes<'_>) -> Option<ConntrackEntry> {
+    Some(ConntrackEntry {
         original: Tuple::read(attributes, CTA_TUPLE_ORIG)?,
         reply: Tuple::read(attributes, CTA_TUPLE_REPLY)?,
     })
@@ -195,20 +196,20 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
-    use crate::gateway::netlink::{Messages, Start, Writer};
+    use crate::gateway::netlink::{MessageHead, Messages, Writer};
 
-    fn connection(addresses: [&str; 4]) -> Connection {
+    fn connection(addresses: [&str; 4]) -> ConntrackEntry {
         let [a, b, c, d] = addresses.map(|text| text.parse().unwrap());
-        Connection {
+        ConntrackEntry {
             original: Tuple { source: a, destination: b },
             reply: Tuple { source: c, destination: d },
         }
     }
 
-    fn message(connection: &Connection) -> Vec<u8> {
+    fn message(connection: &ConntrackEntry) -> Vec<u8> {
         let mut bytes = Vec::new();
         let start =
-            Start { subsystem: 1, command: 0, flags: 0, sequence: 1, family: 2, resource: 0 };
+            MessageHead { subsystem: 1, command: 0, flags: 0, sequence: 1, family: 2, resource: 0 };
         let mut writer = Writer::new(&mut bytes, start);
         connection.original.put(&mut writer, CTA_TUPLE_ORIG);
         connection.reply.put(&mut writer, CTA_TUPLE_REPLY);
@@ -258,9 +259,11 @@ mod tests {
             connection(["10.0.0.1:1025", "192.0.2.1:21", "10.1.0.1:2121", "192.0.2.9:4"]);
         let Translation { client, client_external, server, server_external } =
             connection.translation();
-        assert!(connection.shows(client, server) && !connection.shows(server, client));
-        assert!(!connection.shows(client, server_external));
-        assert!(!connection.shows(client_external, server));
+        assert!(
+            connection.matches_packet(client, server) && !connection.matches_packet(server, client)
+        );
+        assert!(!connection.matches_packet(client, server_external));
+        assert!(!connection.matches_packet(client_external, server));
     }
 
     proptest! {

@@ -19,7 +19,7 @@ pub fn used_pinholes(
 ) -> Result<HashSet<(IpAddr, SocketAddr)>, GatewayError> {
     let failed = |error| GatewayError::system("list of data connections", error);
     let mut requests = Requests::open(libc::NFNL_SUBSYS_CTNETLINK).map_err(failed)?;
-    let mark = parameters.data().to_be_bytes();
+    let mark = parameters.data_mark().to_be_bytes();
     let mut used = HashSet::new();
     let marked = |message: &mut Writer<'_>| {
         message.put(CTA_MARK, &mark).put(CTA_MARK_MASK, &mark);

@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use ftp_alg_core::engine::Shift;
+use ftp_alg_core::engine::SequenceOffset;
 
 /// Length of the longest line that the program inspects, with its CR LF.
 pub const LONGEST_LINE: usize = 128;
@@ -89,7 +89,7 @@ pub struct Flow {
     /// Most digits in each number of a `PORT`'s port, if leading zeros keep its length; 0 if they may not.
     pub port_digits: u32,
     /// Sequence offsets of the client and of the server, if the connection is adjusted.
-    pub seq_offsets: Option<[Shift; 2]>,
+    pub seq_offsets: Option<[SequenceOffset; 2]>,
     /// Time from the opening of a pinhole to its deadline.
     pub pinhole_lifetime: Duration,
 }
@@ -142,7 +142,7 @@ impl Flow {
         let lifetime_ns = u64::try_from(self.pinhole_lifetime.as_nanos()).unwrap_or(u64::MAX);
         let [client_seq, server_seq] = self.next_seq;
         let [client_offset, server_offset] =
-            self.seq_offsets.unwrap_or([Shift { by: 0, since: 0 }; 2]);
+            self.seq_offsets.unwrap_or([SequenceOffset { offset: 0, first_seq: 0 }; 2]);
         StructWriter::default()
             .u32(0)
             .u32(handed_over)
@@ -165,10 +165,10 @@ impl Flow {
             .u32(self.inspected_mark)
             .u32(self.port_digits)
             .u32(self.seq_offsets.is_some().into())
-            .u32(client_offset.by)
-            .u32(server_offset.by)
-            .u32(client_offset.since)
-            .u32(server_offset.since)
+            .u32(client_offset.offset)
+            .u32(server_offset.offset)
+            .u32(client_offset.first_seq)
+            .u32(server_offset.first_seq)
             .u64(0)
             .u64(lifetime_ns)
             .array()
@@ -354,7 +354,10 @@ mod tests {
             passive_mark: 0x55,
             inspected_mark: 0x66,
             port_digits: 0x77,
-            seq_offsets: Some([Shift { by: 0x99, since: 0xaa }, Shift { by: 0xbb, since: 0xcc }]),
+            seq_offsets: Some([
+                SequenceOffset { offset: 0x99, first_seq: 0xaa },
+                SequenceOffset { offset: 0xbb, first_seq: 0xcc },
+            ]),
             pinhole_lifetime: Duration::from_nanos(0x88),
         };
         let bytes = flow.to_bytes();

@@ -16,7 +16,7 @@ use crate::gateway::{
         Socket, found,
         nft::{self, Batch, Element},
     },
-    parameters::MOST_SLOTS,
+    parameters::MAX_SLOTS,
 };
 
 const TARGETS: &CStr = c"fast_path_targets4";
@@ -175,7 +175,7 @@ impl Translations {
 
     /// A free slot, or that of an unused target, which is then evicted.
     fn free_slot(&self, evicted: &mut Option<Ipv4Addr>) -> Option<u32> {
-        if self.targets.len() < MOST_SLOTS as usize {
+        if self.targets.len() < MAX_SLOTS as usize {
             let mut taken: Vec<u32> = self.targets.values().map(|target| target.value).collect();
             taken.sort_unstable();
             let gap = taken.iter().zip(1..).find(|(taken, slot)| *taken != slot);

@@ -7,7 +7,7 @@
 
 use super::{
     ConflictingRule, Ruleset,
-    model::{Hook, Ip},
+    model::{Hook, IpVersion},
     sample_packets::SampleConnection,
     traversal::{self, base_chains},
 };
@@ -24,7 +24,7 @@ pub(super) fn conflicts_with_control<'a>(
         if all.all(|rule| rule.conflict.is_none()) {
             continue;
         }
-        let hooks = Hook::ALL.into_iter().flat_map(|hook| Ip::BOTH.map(|ip| (hook, ip)));
+        let hooks = Hook::ALL.into_iter().flat_map(|hook| IpVersion::BOTH.map(|ip| (hook, ip)));
         for (hook, ip) in hooks.filter(|(_, ip)| table.family.sees(*ip)) {
             for &port in parameters.control_ports() {
                 let connection = SampleConnection { hook, ip, port, from: None, to: None };
@@ -61,7 +61,7 @@ mod tests {
     fn iptables(rules: &str) -> Firewall {
         let mut firewall = Firewall::default();
         let text = format!("*raw\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n{rules}COMMIT\n");
-        firewall.add_iptables_save(Origin::IptablesLegacy, Ip::V4, &text);
+        firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, &text);
         firewall
     }
 

@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use super::{
     ChainVerdict, Firewall, HookVerdict,
-    model::{Condition, Hook, InterfacePattern, Ip, RuleVerdict},
+    model::{Condition, Hook, InterfacePattern, IpVersion, RuleVerdict},
     sample_packets::SampleConnection,
 };
 use crate::gateway::RuleParameters;
@@ -43,7 +43,7 @@ pub struct InterfacePairVerdict {
 pub struct ControlPathVerdict {
     /// The hook of the first packet.
     pub hook: Hook,
-    pub ip: Ip,
+    pub ip: IpVersion,
     /// One verdict for each ordered pair of interfaces; at input and output one for each interface.
     pub pairs: Vec<InterfacePairVerdict>,
 }
@@ -140,7 +140,7 @@ impl Firewall {
             })
             .collect();
         let mut known = HashMap::new();
-        let cases = hooks.iter().flat_map(|hook| Ip::BOTH.map(|ip| (*hook, ip)));
+        let cases = hooks.iter().flat_map(|hook| IpVersion::BOTH.map(|ip| (*hook, ip)));
         cases
             .map(|(hook, ip)| {
                 let pairs = interface_pairs(hook, interfaces).map(|(from, to)| {
@@ -178,7 +178,7 @@ impl Firewall {
     pub fn local_connection_verdict(
         &self,
         hook: Hook,
-        ip: Ip,
+        ip: IpVersion,
         port: u16,
         interface: Option<&str>,
         parameters: &RuleParameters,
@@ -276,7 +276,7 @@ mod tests {
     fn iptables(rules: &str) -> Firewall {
         let mut firewall = Firewall::default();
         let text = format!("*filter\n:INPUT DROP\n:FORWARD DROP\n:OUTPUT DROP\n{rules}COMMIT\n");
-        firewall.add_iptables_save(Origin::IptablesLegacy, Ip::V4, &text);
+        firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, &text);
         firewall
     }
 
@@ -403,7 +403,7 @@ mod tests {
         let mut firewall = iptables("-A FORWARD -j ACCEPT\n");
         let early = "-A PREROUTING -i wan0 -p tcp -m tcp --dport 21 -m addrtype --dst-type UNICAST";
         let text = format!("*raw\n:PREROUTING ACCEPT\n{early} -j DROP\nCOMMIT\n");
-        firewall.add_iptables_save(Origin::IptablesLegacy, Ip::V4, &text);
+        firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, &text);
         let forward = verdict(&firewall, Hook::Forward, &["lan0", "wan0"]);
         assert_eq!(forward.summary(), "accepted lan0 -> wan0; all others: dropped");
         let place = "in iptables-legacy raw PREROUTING";

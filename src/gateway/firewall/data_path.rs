@@ -1,13 +1,13 @@
 //! Evaluates whether the firewall accepts the packets that a back end needs, at each hook.
 
-use super::{Firewall, Hook, HookVerdict, Ip, PacketClass};
+use super::{Firewall, Hook, HookVerdict, IpVersion, PacketClass};
 use crate::gateway::{Routing, RuleParameters};
 
 /// The verdicts on data connections and injected packets at one hook with one IP version.
 #[derive(Clone, Debug)]
 pub struct DataPathVerdict {
     pub hook: Hook,
-    pub ip: Ip,
+    pub ip: IpVersion,
     /// Whether data connections use this hook on this machine.
     ///
     /// A router uses forward. Input and output are used if the machine is no router, or if an FTP server listens.
@@ -45,21 +45,21 @@ pub fn data_path_verdicts(
     parameters: &RuleParameters,
 ) -> Vec<DataPathVerdict> {
     let routes = routing.v4 || routing.v6;
-    let cases = Hook::ALL.into_iter().flat_map(|hook| Ip::BOTH.map(|ip| (hook, ip)));
+    let cases = Hook::ALL.into_iter().flat_map(|hook| IpVersion::BOTH.map(|ip| (hook, ip)));
     cases
         .map(|(hook, ip)| {
             let verdict = |class| firewall.verdict(hook, ip, class, parameters);
             let is_used = match (hook, ip) {
-                (Hook::Forward, Ip::V4) => routing.v4,
-                (Hook::Forward, Ip::V6) => routing.v6,
-                (_, Ip::V4) => !routes || routing.serves,
-                (_, Ip::V6) => (!routes || routing.serves) && routing.has_v6,
+                (Hook::Forward, IpVersion::V4) => routing.v4,
+                (Hook::Forward, IpVersion::V6) => routing.v6,
+                (_, IpVersion::V4) => !routes || routing.serves,
+                (_, IpVersion::V6) => (!routes || routing.serves) && routing.has_v6,
             };
             DataPathVerdict {
                 hook,
                 ip,
                 is_used,
-                has_addresses: ip == Ip::V4 || routing.has_v6,
+                has_addresses: ip == IpVersion::V4 || routing.has_v6,
                 mark: verdict(PacketClass::MarkedData),
                 related: verdict(PacketClass::RelatedData),
                 injected: (hook == Hook::Output).then(|| verdict(PacketClass::Injected)),
@@ -85,7 +85,7 @@ mod tests {
             "*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT DROP [0:0]\n{rules}\nCOMMIT\n"
         );
         let mut firewall = Firewall::default();
-        firewall.add_iptables_save(Origin::IptablesLegacy, Ip::V4, &text);
+        firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, &text);
         let verdicts = data_path_verdicts(&firewall, routing, &RuleParameters::default());
         let cases = || verdicts.iter().filter(|verdict| verdict.is_used);
         [cases().all(|case| case.mark.passes()), cases().all(|case| case.related.passes())]

@@ -3,7 +3,7 @@
 
 use super::{
     Ruleset,
-    model::{BaseChain, Hook, Ip, Origin, Table},
+    model::{BaseChain, Hook, IpVersion, Origin, Table},
     sample_packets::fast_path_first_packet,
     traversal::{self, base_chains},
     xtables,
@@ -35,7 +35,7 @@ pub(super) fn packet_mark_changes(rules: &Ruleset, parameters: &RuleParameters) 
     let packet = fast_path_first_packet(parameters, rules.changed_mark_bits);
     let bits = parameters.mask() | parameters.slots();
     let mut found: Vec<MarkChange> = Vec::new();
-    for table in rules.tables.iter().filter(|table| table.family.sees(Ip::V4)) {
+    for table in rules.tables.iter().filter(|table| table.family.sees(IpVersion::V4)) {
         let before =
             |base: BaseChain| base.hook == Hook::Prerouting && base.priority < MARK_READ_PRIORITY;
         for (name, _) in base_chains(table).filter(|(_, base)| before(*base)) {
@@ -62,7 +62,7 @@ pub(super) fn packet_mark_changes(rules: &Ruleset, parameters: &RuleParameters) 
 fn chain_name(table: &Table, chain: &str) -> String {
     match table.origin {
         Origin::Nftables => format!("{} {} {chain}", table.family, table.name),
-        origin => format!("{} {} {chain}", xtables::program(origin, Ip::V4), table.name),
+        origin => format!("{} {} {chain}", xtables::program(origin, IpVersion::V4), table.name),
     }
 }
 
@@ -82,7 +82,7 @@ mod tests {
         let text = format!(
             "*mangle\n:PREROUTING ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:own - [0:0]\n{rules}COMMIT\n"
         );
-        firewall.add_iptables_save(Origin::IptablesLegacy, Ip::V4, &text);
+        firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, &text);
         found(&firewall)
     }
 

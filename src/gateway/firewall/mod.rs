@@ -27,7 +27,7 @@ pub use control_path::{Acceptance, ControlPathVerdict, InterfacePairVerdict};
 pub use data_path::{DataPathVerdict, data_path_verdicts};
 pub use marks::MarkChange;
 use model::{ChangedMarkBits, SamplePacket, Table};
-pub use model::{Hook, Ip, Origin, TableFamily};
+pub use model::{Hook, IpVersion, Origin, TableFamily};
 pub use remedy::{RulesetManager, condition};
 pub use ruleset_reader::RulesetReader;
 pub use sample_packets::PacketClass;
@@ -155,7 +155,7 @@ impl std::fmt::Display for ChainLocation {
 impl ChainLocation {
     /// The program that changes this chain.
     fn program(&self) -> &'static str {
-        let ip = if self.family == TableFamily::Ip6 { Ip::V6 } else { Ip::V4 };
+        let ip = if self.family == TableFamily::Ip6 { IpVersion::V6 } else { IpVersion::V4 };
         xtables::program(self.origin, ip)
     }
 }
@@ -219,19 +219,19 @@ impl Firewall {
     pub fn verdict(
         &self,
         hook: Hook,
-        ip: Ip,
+        ip: IpVersion,
         class: PacketClass,
         parameters: &RuleParameters,
     ) -> HookVerdict {
         let changes = self.ruleset.changed_mark_bits;
         self.verdict_on_packets(
             ip,
-            &packets_of_class(hook, ip, class, parameters.data(), parameters, changes),
+            &packets_of_class(hook, ip, class, parameters.data_mark(), parameters, changes),
         )
     }
 
     /// What the firewall does with the packets of one connection, each at its own hook.
-    fn verdict_on_packets(&self, ip: Ip, packets: &[SamplePacket<'_>]) -> HookVerdict {
+    fn verdict_on_packets(&self, ip: IpVersion, packets: &[SamplePacket<'_>]) -> HookVerdict {
         let mut chains = Vec::new();
         for table in self.ruleset.tables.iter().filter(|table| table.family.sees(ip)) {
             for (name, base) in base_chains(table) {
@@ -247,7 +247,12 @@ impl Firewall {
     }
 
     /// Whether the rules may accept a data connection without our ct mark at `hook`.
-    pub fn may_accept_unmarked(&self, hook: Hook, ip: Ip, parameters: &RuleParameters) -> bool {
+    pub fn may_accept_unmarked(
+        &self,
+        hook: Hook,
+        ip: IpVersion,
+        parameters: &RuleParameters,
+    ) -> bool {
         let packets = packets_of_class(
             hook,
             ip,
@@ -279,7 +284,7 @@ impl Firewall {
 
     /// Whether nft lists tables that look like those of iptables-nft. Their contents must be read with
     /// `iptables-nft-save`, because nft knows only the names of xtables matches.
-    fn has_iptables_tables(&self, ip: Ip) -> bool {
+    fn has_iptables_tables(&self, ip: IpVersion) -> bool {
         let built_in = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
         self.ruleset.tables.iter().any(|table| {
             table.origin == Origin::Nftables
@@ -291,7 +296,7 @@ impl Firewall {
 
     /// Adds the output of `iptables-save`. For iptables-nft it replaces the tables that nft listed, because nft knows
     /// only the names of xtables matches.
-    pub(super) fn add_iptables_save(&mut self, origin: Origin, ip: Ip, text: &str) {
+    pub(super) fn add_iptables_save(&mut self, origin: Origin, ip: IpVersion, text: &str) {
         let read = xtables::parse(text, origin, ip);
         if origin == Origin::IptablesNft {
             let same = |table: &Table, other: &Table| {

@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use strum::{Display, EnumString, IntoStaticStr};
 
 use super::ConflictingRule;
-pub use crate::gateway::legacy::Ip;
+pub use crate::gateway::ip_version::IpVersion;
 
 /// The bits of `ct state`, as nftables numbers them.
 pub(super) mod state {
@@ -329,8 +329,11 @@ pub enum TableFamily {
 }
 
 impl TableFamily {
-    pub(super) fn sees(self, ip: Ip) -> bool {
-        matches!((self, ip), (Self::Inet, _) | (Self::Ip, Ip::V4) | (Self::Ip6, Ip::V6))
+    pub(super) fn sees(self, ip: IpVersion) -> bool {
+        matches!(
+            (self, ip),
+            (Self::Inet, _) | (Self::Ip, IpVersion::V4) | (Self::Ip6, IpVersion::V6)
+        )
     }
 }
 
@@ -373,7 +376,7 @@ pub(super) struct ChangedMarkBits {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct SamplePacket<'a> {
     pub(super) hook: Hook,
-    pub(super) ip: Ip,
+    pub(super) ip: IpVersion,
     /// Whether the destination is an address of this machine.
     pub(super) is_local: bool,
     /// The input interface, if known; empty if the packet has none.
@@ -393,7 +396,7 @@ pub(super) struct SamplePacket<'a> {
 impl SamplePacket<'_> {
     fn value(&self, field: Field) -> FieldValue {
         match field {
-            Field::Family => FieldValue::exactly(if self.ip == Ip::V4 { 4 } else { 6 }),
+            Field::Family => FieldValue::exactly(if self.ip == IpVersion::V4 { 4 } else { 6 }),
             Field::Protocol => FieldValue::exactly(6),
             Field::State => FieldValue::exactly(self.state),
             Field::Direction => self.direction,

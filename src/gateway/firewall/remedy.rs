@@ -123,7 +123,7 @@ impl ChainLocation {
 
 /// The condition that matches packets of `class`, in the language of `origin`.
 pub fn condition(origin: Origin, class: PacketClass, parameters: &RuleParameters) -> String {
-    let (data, mask) = (parameters.data(), parameters.mask());
+    let (data, mask) = (parameters.data_mark(), parameters.mask());
     match (origin, class) {
         (Origin::Nftables, PacketClass::MarkedData) => format!("ct mark and {data:#010x} != 0"),
         (Origin::Nftables, PacketClass::RelatedData) => "ct state established,related".to_owned(),

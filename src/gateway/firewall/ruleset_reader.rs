@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use super::{Firewall, Ip};
-use crate::gateway::{ClaimedPorts, Commits, GatewayError, legacy::uses_legacy, netlink::Socket};
+use super::{Firewall, IpVersion};
+use crate::gateway::{
+    ClaimedPorts, Commits, GatewayError, ip_version::uses_legacy, netlink::Socket,
+};
 
 /// Minimum time between two readings, however often the rules change.
 const MIN_INTERVAL: Duration = Duration::from_secs(2);
@@ -31,12 +33,12 @@ impl RulesetReader {
 
     /// Reads the rules if they may have changed, and returns them. A reading can take seconds.
     pub fn read_if_changed(&mut self) -> Option<Firewall> {
-        let others = self.commits.of_others(&mut self.socket).ok().flatten();
+        let others = self.commits.count_by_others(&mut self.socket).ok().flatten();
         let now = Instant::now();
         if let Some((before, at)) = self.last_read {
             let age = now.saturating_duration_since(at);
             let is_same = others.is_none() || others == before;
-            let legacy = || Ip::BOTH.into_iter().any(|ip| uses_legacy(ip).unwrap_or(false));
+            let legacy = || IpVersion::BOTH.into_iter().any(|ip| uses_legacy(ip).unwrap_or(false));
             if age < MIN_INTERVAL || is_same && (age < LEGACY_INTERVAL || !legacy()) {
                 return None;
             }

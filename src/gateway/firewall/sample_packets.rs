@@ -3,7 +3,7 @@
 //! There are three kinds: packets of data connections that `ftp-alg` admitted, packets that `ftp-alg` injects, and
 //! packets of connections without its marks, such as control connections.
 
-use super::model::{ChangedMarkBits, FieldValue, Hook, Ip, SamplePacket, state};
+use super::model::{ChangedMarkBits, FieldValue, Hook, IpVersion, SamplePacket, state};
 use crate::gateway::{Backend, RuleParameters};
 
 /// The ephemeral ports of Linux and of other systems have this range in common.
@@ -44,7 +44,7 @@ impl PacketClass {
 }
 
 /// The first packet of a connection without any other known property.
-fn first_packet(hook: Hook, ip: Ip) -> SamplePacket<'static> {
+fn first_packet(hook: Hook, ip: IpVersion) -> SamplePacket<'static> {
     let any_port = FieldValue::Within(0, u16::MAX.into());
     SamplePacket {
         hook,
@@ -67,7 +67,7 @@ fn first_packet(hook: Hook, ip: Ip) -> SamplePacket<'static> {
 /// the ct mark bit of admitted data connections.
 pub(super) fn packets_of_class(
     hook: Hook,
-    ip: Ip,
+    ip: IpVersion,
     class: PacketClass,
     data: u32,
     parameters: &RuleParameters,
@@ -126,9 +126,12 @@ pub(super) fn fast_path_first_packet(
     SamplePacket {
         output: Some(""),
         ct_mark: FieldValue::Bits { bits: 0, known: !changes.ct_mark },
-        mark: FieldValue::Bits { bits: parameters.data() | parameters.none(), known },
+        mark: FieldValue::Bits {
+            bits: parameters.data_mark() | parameters.queue_none_mark(),
+            known,
+        },
         destination_port: FieldValue::Within(1024, u16::MAX.into()),
-        ..first_packet(Hook::Prerouting, Ip::V4)
+        ..first_packet(Hook::Prerouting, IpVersion::V4)
     }
 }
 
@@ -137,7 +140,7 @@ pub(super) fn fast_path_first_packet(
 pub(super) struct SampleConnection<'a> {
     /// The hook of the first packet.
     pub(super) hook: Hook,
-    pub(super) ip: Ip,
+    pub(super) ip: IpVersion,
     /// The destination port.
     pub(super) port: u16,
     /// The interface towards the initiator: `None` if unknown, empty if this machine is the initiator.
@@ -154,7 +157,7 @@ impl<'a> SampleConnection<'a> {
         changes: ChangedMarkBits,
     ) -> Vec<SamplePacket<'a>> {
         let Self { hook, ip, port, from, to } = *self;
-        let (data, mask) = (parameters.data(), parameters.mask());
+        let (data, mask) = (parameters.data_mark(), parameters.mask());
         let first = SamplePacket {
             input: from,
             output: to,

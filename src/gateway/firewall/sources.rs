@@ -6,10 +6,10 @@ use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags, sys::socket::SockaddrSt
 
 use serde_json::json;
 
-use super::{Firewall, Ip, Origin, xtables::program};
+use super::{Firewall, IpVersion, Origin, xtables::program};
 use crate::gateway::{
     broker::programs::{answer_of, output_of},
-    legacy::uses_legacy,
+    ip_version::uses_legacy,
     netlink::{Socket, nft},
     rules::TABLE as OURS,
 };
@@ -42,7 +42,7 @@ pub(super) fn read(texts: bool) -> Firewall {
         read_errors: vec![format!("nftables: {error}")],
         ..Firewall::default()
     });
-    for ip in Ip::BOTH {
+    for ip in IpVersion::BOTH {
         let over_nft = firewall.has_iptables_tables(ip).then_some(Origin::IptablesNft);
         let legacy = uses_legacy(ip).unwrap_or_else(|error| {
             let program = program(Origin::IptablesLegacy, ip);
@@ -112,11 +112,11 @@ pub fn interfaces() -> Vec<String> {
 }
 
 /// The output of `iptables-save` of this variant. A system with only one variant has no suffix in the program's name.
-fn iptables_save(origin: Origin, ip: Ip) -> io::Result<String> {
+fn iptables_save(origin: Origin, ip: IpVersion) -> io::Result<String> {
     let program = program(origin, ip);
     match output_of(&format!("{program}-save"), &[]) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
-            let plain = if ip == Ip::V4 { "iptables" } else { "ip6tables" };
+            let plain = if ip == IpVersion::V4 { "iptables" } else { "ip6tables" };
             let over_nft = output_of(plain, &["--version"])?.contains("nf_tables");
             if over_nft != (origin == Origin::IptablesNft) {
                 return Err(io::Error::other(format!(

@@ -20,11 +20,11 @@ fn nftables((json, listing): (&str, &str)) -> Firewall {
 
 fn legacy(text: &str) -> Firewall {
     let mut firewall = Firewall::default();
-    firewall.add_iptables_save(Origin::IptablesLegacy, Ip::V4, text);
+    firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, text);
     firewall
 }
 
-fn verdict(firewall: &Firewall, hook: Hook, ip: Ip, class: PacketClass) -> HookVerdict {
+fn verdict(firewall: &Firewall, hook: Hook, ip: IpVersion, class: PacketClass) -> HookVerdict {
     firewall.verdict(hook, ip, class, &RuleParameters::default())
 }
 
@@ -52,7 +52,7 @@ fn one_rule(statements: &str) -> Firewall {
 #[test]
 fn default_drop_gets_a_command_that_accepts_our_mark() {
     let firewall = nftables(PLAIN);
-    let forward = verdict(&firewall, Hook::Forward, Ip::V4, MarkedData);
+    let forward = verdict(&firewall, Hook::Forward, IpVersion::V4, MarkedData);
     assert!(!forward.passes());
     let chain = forward.dropping_chains().next().unwrap();
     assert_eq!(
@@ -72,22 +72,22 @@ fn default_drop_gets_a_command_that_accepts_our_mark() {
 
 #[test]
 fn rule_for_our_mark_before_a_final_drop_is_found() {
-    let input = verdict(&nftables(PLAIN), Hook::Input, Ip::V6, MarkedData);
+    let input = verdict(&nftables(PLAIN), Hook::Input, IpVersion::V6, MarkedData);
     assert!(input.passes());
     assert_eq!(
         input.chains[0].decided_by.rule.as_deref(),
         Some("ct mark & 0x40000000 == 0x40000000 accept")
     );
     assert!(exceptions(&input).is_empty(), "{input:?}");
-    let related = verdict(&nftables(PLAIN), Hook::Input, Ip::V4, RelatedData);
+    let related = verdict(&nftables(PLAIN), Hook::Input, IpVersion::V4, RelatedData);
     assert!(related.passes());
 }
 
 #[test]
 fn injected_packets_need_their_own_rule() {
     let firewall = nftables(PLAIN);
-    assert!(verdict(&firewall, Hook::Output, Ip::V4, MarkedData).passes());
-    let ours = verdict(&firewall, Hook::Output, Ip::V4, Injected);
+    assert!(verdict(&firewall, Hook::Output, IpVersion::V4, MarkedData).passes());
+    let ours = verdict(&firewall, Hook::Output, IpVersion::V4, Injected);
     assert_eq!(
         remedies(&ours, Injected),
         ["nft insert rule inet filter output meta mark 0x70000000 accept"]
@@ -97,7 +97,7 @@ fn injected_packets_need_their_own_rule() {
 #[test]
 fn firewalld_accepts_related_and_rejects_the_rest() {
     let firewall = nftables(FIREWALLD);
-    for ip in Ip::BOTH {
+    for ip in IpVersion::BOTH {
         for hook in [Hook::Forward, Hook::Input] {
             let mark = verdict(&firewall, hook, ip, MarkedData);
             let chain = mark.dropping_chains().next().unwrap();
@@ -114,8 +114,8 @@ fn firewalld_accepts_related_and_rejects_the_rest() {
     }
     // firewalld rejects some IPv6 addresses. IPv4 has no such exception.
     let output = |ip| verdict(&firewall, Hook::Output, ip, MarkedData);
-    assert_eq!(exceptions(&output(Ip::V4)), [""; 0]);
-    assert_eq!(exceptions(&output(Ip::V6)).len(), 1);
+    assert_eq!(exceptions(&output(IpVersion::V4)), [""; 0]);
+    assert_eq!(exceptions(&output(IpVersion::V6)).len(), 1);
 }
 
 #[test]
@@ -188,7 +188,7 @@ fn kernel_helper_rule_is_a_conflict_with_a_delete_command() {
 #[test]
 fn fw4_accepts_related_and_from_the_inside_only() {
     let firewall = nftables(FW4);
-    for ip in Ip::BOTH {
+    for ip in IpVersion::BOTH {
         let forward = verdict(&firewall, Hook::Forward, ip, MarkedData);
         assert!(!forward.passes());
         assert!(exceptions(&forward).iter().any(|rule| rule.contains("accept wan IPv4/IPv6")));
@@ -204,7 +204,7 @@ fn fw4_accepts_related_and_from_the_inside_only() {
 #[test]
 fn ufw_drops_by_policy_and_accepts_related() {
     let firewall = legacy(UFW);
-    let forward = verdict(&firewall, Hook::Forward, Ip::V4, MarkedData);
+    let forward = verdict(&firewall, Hook::Forward, IpVersion::V4, MarkedData);
     let chain = forward.dropping_chains().next().unwrap();
     assert_eq!(chain.decided_by.rule, None);
     let advice = chain.location.manager.unwrap().persistence_advice(
@@ -223,20 +223,20 @@ fn ufw_drops_by_policy_and_accepts_related() {
         remedies(&forward, MarkedData),
         ["iptables-legacy -I FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT"]
     );
-    assert!(verdict(&firewall, Hook::Forward, Ip::V4, RelatedData).passes());
+    assert!(verdict(&firewall, Hook::Forward, IpVersion::V4, RelatedData).passes());
     // The destination is local at input, so `ufw-not-local` returns.
-    let input = verdict(&firewall, Hook::Input, Ip::V4, MarkedData);
+    let input = verdict(&firewall, Hook::Input, IpVersion::V4, MarkedData);
     assert_eq!(input.dropping_chains().next().unwrap().decided_by.rule, None);
-    assert!(verdict(&firewall, Hook::Forward, Ip::V6, MarkedData).chains.is_empty());
+    assert!(verdict(&firewall, Hook::Forward, IpVersion::V6, MarkedData).chains.is_empty());
 }
 
 #[test]
 fn rule_in_docker_user_is_enough() {
     let firewall = legacy(DOCKER);
     for class in [MarkedData, RelatedData] {
-        assert!(!verdict(&firewall, Hook::Forward, Ip::V4, class).passes());
+        assert!(!verdict(&firewall, Hook::Forward, IpVersion::V4, class).passes());
     }
-    let forward = verdict(&firewall, Hook::Forward, Ip::V4, MarkedData);
+    let forward = verdict(&firewall, Hook::Forward, IpVersion::V4, MarkedData);
     let line = "-m connmark --mark 0x40000000/0x40000000 -j ACCEPT";
     assert_eq!(remedies(&forward, MarkedData), [format!("iptables-legacy -I DOCKER-USER {line}")]);
     let added = DOCKER.replacen(
@@ -244,7 +244,7 @@ fn rule_in_docker_user_is_enough() {
         &format!("-A FORWARD -j DOCKER-USER\n-A DOCKER-USER {line}"),
         1,
     );
-    assert!(verdict(&legacy(&added), Hook::Forward, Ip::V4, MarkedData).passes());
+    assert!(verdict(&legacy(&added), Hook::Forward, IpVersion::V4, MarkedData).passes());
 }
 
 #[test]
@@ -255,16 +255,18 @@ fn iptables_save_output_replaces_tables_listed_by_nft() {
         {"rule": {"family": "ip", "table": "filter", "chain": "FORWARD", "handle": 2, "expr":
         [{"xt": {"type": "match", "name": "connmark"}}, {"counter": null}, {"accept": null}]}}]}"#;
     let mut firewall = Firewall::from_nft(json, "").unwrap();
-    assert!(firewall.has_iptables_tables(Ip::V4) && !firewall.has_iptables_tables(Ip::V6));
-    let unknown = verdict(&firewall, Hook::Forward, Ip::V4, MarkedData);
+    assert!(
+        firewall.has_iptables_tables(IpVersion::V4) && !firewall.has_iptables_tables(IpVersion::V6)
+    );
+    let unknown = verdict(&firewall, Hook::Forward, IpVersion::V4, MarkedData);
     assert!(!unknown.passes() && exceptions(&unknown).len() == 1);
     let text = "*filter\n:FORWARD DROP [0:0]\n\
         -A FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT\nCOMMIT\n";
-    firewall.add_iptables_save(Origin::IptablesNft, Ip::V4, text);
+    firewall.add_iptables_save(Origin::IptablesNft, IpVersion::V4, text);
     let known = firewall;
-    let forward = verdict(&known, Hook::Forward, Ip::V4, MarkedData);
+    let forward = verdict(&known, Hook::Forward, IpVersion::V4, MarkedData);
     assert!(forward.passes() && forward.chains.len() == 1);
-    assert!(verdict(&known, Hook::Forward, Ip::V6, MarkedData).chains.is_empty());
+    assert!(verdict(&known, Hook::Forward, IpVersion::V6, MarkedData).chains.is_empty());
 }
 
 #[test]
@@ -305,7 +307,7 @@ fn all_ways_to_accept_our_mark_in_nftables_are_understood() {
     ];
     for (condition, passes) in cases {
         let firewall = one_rule(&format!(r#"{condition}, {{"accept": null}}"#));
-        let verdict = verdict(&firewall, Hook::Forward, Ip::V4, MarkedData);
+        let verdict = verdict(&firewall, Hook::Forward, IpVersion::V4, MarkedData);
         assert_eq!(verdict.passes(), passes, "{condition}");
     }
 }
@@ -316,15 +318,15 @@ fn state_map_decides_by_state() {
         r#"{"vmap": {"key": {"ct": {"key": "state"}}, "data": {"set": [["invalid", {"drop": null}],
         ["established", {"accept": null}], ["related", {"accept": null}]]}}}"#,
     );
-    assert!(verdict(&firewall, Hook::Forward, Ip::V4, RelatedData).passes());
-    assert!(!verdict(&firewall, Hook::Forward, Ip::V4, MarkedData).passes());
+    assert!(verdict(&firewall, Hook::Forward, IpVersion::V4, RelatedData).passes());
+    assert!(!verdict(&firewall, Hook::Forward, IpVersion::V4, MarkedData).passes());
 }
 
 #[test]
 fn later_packets_must_be_accepted_too() {
     let only_new = r#"{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "new"}},
         {"accept": null}"#;
-    assert!(!verdict(&one_rule(only_new), Hook::Forward, Ip::V4, MarkedData).passes());
+    assert!(!verdict(&one_rule(only_new), Hook::Forward, IpVersion::V4, MarkedData).passes());
 }
 
 #[test]
@@ -384,7 +386,8 @@ fn rules_that_change_our_ct_mark_bits_are_conflicts() {
 fn foreign_ct_mark_bits_are_unknown_if_a_rule_sets_them() {
     let accept = "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -m connmark --mark 0x40000000/0x4000ffff \
         -j ACCEPT\nCOMMIT\n";
-    let passes = |text: &str| verdict(&legacy(text), Hook::Forward, Ip::V4, MarkedData).passes();
+    let passes =
+        |text: &str| verdict(&legacy(text), Hook::Forward, IpVersion::V4, MarkedData).passes();
     assert!(passes(accept));
     let others = "*mangle\n:PREROUTING ACCEPT [0:0]\n\
         -A PREROUTING -j CONNMARK --set-xmark 0x1/0xff\nCOMMIT\n";
@@ -396,7 +399,7 @@ fn iptables_options_are_conditions() {
     let one = |options: &str| {
         let text =
             format!("*filter\n:FORWARD DROP [0:0]\n-A FORWARD {options} -j ACCEPT\nCOMMIT\n");
-        verdict(&legacy(&text), Hook::Forward, Ip::V4, MarkedData).passes()
+        verdict(&legacy(&text), Hook::Forward, IpVersion::V4, MarkedData).passes()
     };
     for options in [
         "",
@@ -434,8 +437,8 @@ fn verdicts_differ_by_ip_version() {
         r#"{"match": {"op": "==", "left": {"meta": {"key": "nfproto"}}, "right": "ipv4"}},
         {"accept": null}"#,
     );
-    assert!(verdict(&firewall, Hook::Forward, Ip::V4, MarkedData).passes());
-    assert!(!verdict(&firewall, Hook::Forward, Ip::V6, MarkedData).passes());
+    assert!(verdict(&firewall, Hook::Forward, IpVersion::V4, MarkedData).passes());
+    assert!(!verdict(&firewall, Hook::Forward, IpVersion::V6, MarkedData).passes());
 }
 
 #[test]
@@ -448,14 +451,17 @@ fn our_table_and_dormant_tables_are_left_out() {
             "hook": "forward", "prio": 0, "policy": "drop"}}}}]}}"#
         );
         let firewall = Firewall::from_nft(&json, "").unwrap();
-        assert!(verdict(&firewall, Hook::Forward, Ip::V4, MarkedData).chains.is_empty(), "{table}");
+        assert!(
+            verdict(&firewall, Hook::Forward, IpVersion::V4, MarkedData).chains.is_empty(),
+            "{table}"
+        );
     }
 }
 
 fn evaluate_all(firewall: &Firewall) {
     let parameters = RuleParameters::default();
     for hook in Hook::ALL {
-        for ip in Ip::BOTH {
+        for ip in IpVersion::BOTH {
             for class in [MarkedData, RelatedData, Injected] {
                 let verdict = verdict(firewall, hook, ip, class);
                 let lines = remedies(&verdict, class);

@@ -7,10 +7,10 @@
 use std::collections::{HashMap, HashSet};
 
 use super::{
-    Ip, Ruleset,
+    IpVersion, Ruleset,
     model::{Certainty, Comparison, Condition, Field, FieldValue, Rule, RuleVerdict, Table},
 };
-use crate::gateway::claimed::Claim;
+use crate::gateway::claimed_ports::PortClaim;
 
 /// How many jumps are followed from a rule back to a base chain.
 const MAX_DEPTH: usize = 16;
@@ -24,7 +24,7 @@ type PortRanges = Option<Vec<(u16, u16)>>;
 /// The ports that the operator's rules translate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct TranslatedPorts {
-    claims: Vec<Claim>,
+    claims: Vec<PortClaim>,
     unlimited: Vec<String>,
 }
 
@@ -41,9 +41,9 @@ impl TranslatedPorts {
                     let sees = |ip| table.family.sees(ip);
                     match intersection(&own_ports, &way) {
                         Some(ports) if ports.is_empty() => {}
-                        Some(ports) => found.claims.push(Claim {
-                            v4: sees(Ip::V4),
-                            v6: sees(Ip::V6),
+                        Some(ports) => found.claims.push(PortClaim {
+                            v4: sees(IpVersion::V4),
+                            v6: sees(IpVersion::V6),
                             ports,
                             to: diversion.address,
                             to_ports: diversion.ports,
@@ -60,7 +60,7 @@ impl TranslatedPorts {
     }
 
     /// The claimed ports, each with its destination.
-    pub(super) fn into_claims(self) -> Vec<Claim> {
+    pub(super) fn into_claims(self) -> Vec<PortClaim> {
         self.claims
     }
 
@@ -172,7 +172,7 @@ mod tests {
     fn claims(firewall: &Firewall, port: u16) -> bool {
         let target = "10.0.0.5:4000".parse().unwrap();
         let arrival = SocketAddr::new("203.0.113.1".parse().unwrap(), port);
-        firewall.translated_ports().claims.iter().any(|claim| claim.diverts(arrival, target))
+        firewall.translated_ports().claims.iter().any(|claim| claim.is_translated(arrival, target))
     }
 
     fn nftables(rules: &[&str]) -> Firewall {
@@ -207,7 +207,7 @@ mod tests {
     fn saved(rules: &str) -> Firewall {
         let mut firewall = Firewall::default();
         let text = format!("*nat\n:PREROUTING ACCEPT [0:0]\n:WEB - [0:0]\n{rules}COMMIT\n");
-        firewall.add_iptables_save(Origin::IptablesLegacy, Ip::V4, &text);
+        firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, &text);
         firewall
     }
 

@@ -304,7 +304,7 @@ mod tests {
     use super::*;
     use crate::gateway::firewall::{
         ChangedMarkBits, PacketClass, RuleParameters,
-        model::{Field, Hook, Ip, Origin, TableFamily},
+        model::{Field, Hook, IpVersion, Origin, TableFamily},
         sample_packets::packets_of_class,
     };
 
@@ -336,10 +336,10 @@ mod tests {
     fn verdict(table: &Table) -> PacketVerdict {
         let (name, base) = base_chains(table).next().unwrap();
         let parameters = RuleParameters::default();
-        let (data, changes) = (parameters.data(), ChangedMarkBits::default());
+        let (data, changes) = (parameters.data_mark(), ChangedMarkBits::default());
         let packet = packets_of_class(
             Hook::Forward,
-            Ip::V4,
+            IpVersion::V4,
             PacketClass::MarkedData,
             data,
             &parameters,

@@ -9,7 +9,7 @@ use super::{
     ConflictKind, ConflictingRule, Ruleset,
     model::{
         BaseChain, Chain, Condition, DestinationNat, Field, Hook, InterfaceDirection,
-        InterfacePattern, Ip, Origin, Ranges, Rule, RuleVerdict, Table, TableFamily, state,
+        InterfacePattern, IpVersion, Origin, Ranges, Rule, RuleVerdict, Table, TableFamily, state,
     },
 };
 
@@ -21,7 +21,7 @@ const PRIORITIES: [(&str, i32); 5] =
 const OURS: &str = "FTP_ALG";
 
 /// Parses the output of `iptables-save` for one IP version.
-pub(super) fn parse(text: &str, origin: Origin, ip: Ip) -> Ruleset {
+pub(super) fn parse(text: &str, origin: Origin, ip: IpVersion) -> Ruleset {
     let mut rules = Ruleset::default();
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
@@ -32,7 +32,7 @@ pub(super) fn parse(text: &str, origin: Origin, ip: Ip) -> Ruleset {
     rules
 }
 
-fn table(name: &str, lines: &[&str], origin: Origin, ip: Ip) -> Ruleset {
+fn table(name: &str, lines: &[&str], origin: Origin, ip: IpVersion) -> Ruleset {
     let mut chains: BTreeMap<String, Chain> = BTreeMap::new();
     let priority = PRIORITIES.iter().find(|(table, _)| *table == name).map_or(0, |(_, at)| *at);
     for line in lines {
@@ -92,19 +92,19 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: Ip) -> Ruleset {
         };
         chains.entry(chain.clone()).or_default().rules.push(rule);
     }
-    let family = if ip == Ip::V4 { TableFamily::Ip } else { TableFamily::Ip6 };
+    let family = if ip == IpVersion::V4 { TableFamily::Ip } else { TableFamily::Ip6 };
     found.tables.push(Table { origin, family, name: name.to_owned(), has_owner: false, chains });
     found
 }
 
 /// The program that changes tables of this origin.
-pub(super) fn program(origin: Origin, ip: Ip) -> &'static str {
+pub(super) fn program(origin: Origin, ip: IpVersion) -> &'static str {
     match (origin, ip) {
         (Origin::Nftables, _) => "nft",
-        (Origin::IptablesNft, Ip::V4) => "iptables-nft",
-        (Origin::IptablesNft, Ip::V6) => "ip6tables-nft",
-        (Origin::IptablesLegacy, Ip::V4) => "iptables-legacy",
-        (Origin::IptablesLegacy, Ip::V6) => "ip6tables-legacy",
+        (Origin::IptablesNft, IpVersion::V4) => "iptables-nft",
+        (Origin::IptablesNft, IpVersion::V6) => "ip6tables-nft",
+        (Origin::IptablesLegacy, IpVersion::V4) => "iptables-legacy",
+        (Origin::IptablesLegacy, IpVersion::V6) => "ip6tables-legacy",
     }
 }
 

@@ -7,7 +7,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use super::{Attributes, Message, Socket, Start, Writer, be16};
+use super::{Attributes, Message, MessageHead, Socket, Writer, be16};
 
 // From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
 pub const IPCTNL_MSG_CT_NEW: u8 = 0;
@@ -128,7 +128,7 @@ impl Requests {
         fill: impl FnOnce(&mut Writer<'_>),
         each: impl FnMut(&Message<'_>),
     ) -> io::Result<()> {
-        let start = Start {
+        let start = MessageHead {
             subsystem: self.subsystem,
             command,
             flags: flags as u16,

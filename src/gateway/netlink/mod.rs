@@ -177,7 +177,7 @@ pub struct Writer<'a> {
 
 /// What a netfilter message starts with.
 #[derive(Clone, Copy, Debug)]
-pub struct Start {
+pub struct MessageHead {
     pub subsystem: u8,
     pub command: u8,
     /// Beside `NLM_F_REQUEST`, which is always set.
@@ -189,7 +189,7 @@ pub struct Start {
 }
 
 impl<'a> Writer<'a> {
-    pub fn new(out: &'a mut Vec<u8>, start: Start) -> Self {
+    pub fn new(out: &'a mut Vec<u8>, start: MessageHead) -> Self {
         let at = out.len();
         let kind = u16::from(start.subsystem) << 8 | u16::from(start.command);
         out.extend_from_slice(&[0; 4]);
@@ -372,13 +372,13 @@ impl Socket {
     pub fn request(
         &mut self,
         buffer: &mut Vec<u8>,
-        start: Start,
+        start: MessageHead,
         fill: impl FnOnce(&mut Writer<'_>),
         mut each: impl FnMut(&Message<'_>),
     ) -> io::Result<()> {
         let sequence = self.next_sequence();
         buffer.clear();
-        fill(&mut Writer::new(buffer, Start { sequence, ..start }));
+        fill(&mut Writer::new(buffer, MessageHead { sequence, ..start }));
         let mut failed = 0;
         self.ask(buffer, |message| match message.kind {
             _ if message.sequence != sequence => {}
@@ -417,8 +417,8 @@ mod tests {
 
     use super::*;
 
-    const START: Start =
-        Start { subsystem: 3, command: 2, flags: 0, sequence: 7, family: 0, resource: 2100 };
+    const START: MessageHead =
+        MessageHead { subsystem: 3, command: 2, flags: 0, sequence: 7, family: 0, resource: 2100 };
 
     #[test]
     fn what_is_written_is_read_again() {

@@ -18,7 +18,8 @@ use nftnl_sys as sys;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    self as netlink, Attributes, FAMILY_HEADER, Message, Socket, Start, Writer, be32, be64, found,
+    self as netlink, Attributes, FAMILY_HEADER, Message, MessageHead, Socket, Writer, be32, be64,
+    found,
 };
 
 /// Our table, for libnftnl.
@@ -64,11 +65,11 @@ pub struct Element<'a> {
 }
 
 /// What a key is put together of. Each part takes whole 4-byte words.
-pub struct Parts<'a> {
+pub struct KeyParts<'a> {
     pub rest: &'a [u8],
 }
 
-impl<'a> Parts<'a> {
+impl<'a> KeyParts<'a> {
     /// Those of a key that is as long with addresses of IPv4 or of IPv6, and whether it is IPv6's.
     pub fn of(key: &'a [u8], v4: usize, v6: usize) -> Option<(Self, bool)> {
         let is_v6 = key.len() == v6;
@@ -94,14 +95,14 @@ impl<'a> Parts<'a> {
 
 /// What the kernel said to a batch.
 #[derive(Debug)]
-pub struct Outcome {
+pub struct BatchOutcome {
     /// Index of the message and error number, of those that failed.
     errors: Vec<(usize, i32)>,
     /// Whether the batch was asked to tell changes, and if so, told of some.
     told: Option<bool>,
 }
 
-impl Outcome {
+impl BatchOutcome {
     /// Whether message `index` failed with `errno`.
     pub fn failed_with(&self, index: usize, errno: i32) -> bool {
         self.errors.contains(&(index, errno))
@@ -166,7 +167,7 @@ impl Batch {
 
     /// Has the outcome tell whether the batch changes anything: one that only destroys what is not there
     /// does not. Costs a message more of the kernel.
-    pub fn tell_changes(&mut self) {
+    pub fn subscribe_to_changes(&mut self) {
         self.tells_changes = true;
         self.add_flag(0, libc::NLM_F_ECHO);
     }
@@ -263,11 +264,11 @@ impl Batch {
     }
 
     /// Sends the batch; the kernel does all of it or nothing. It has to say that it did.
-    pub fn send(&mut self, socket: &mut Socket) -> io::Result<Outcome> {
+    pub fn send(&mut self, socket: &mut Socket) -> io::Result<BatchOutcome> {
         // The kernel answers each message that fails, and those that ask for it: the last one.
         self.add_flag(self.last, libc::NLM_F_ACK);
         let last = self.messages - 1;
-        let (outcome, answered) = self.hand_over(socket, Some(last))?;
+        let (outcome, answered) = self.give_to_owner(socket, Some(last))?;
         if !answered && outcome.errors.is_empty() {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the kernel did not answer"));
         }
@@ -277,16 +278,16 @@ impl Batch {
     /// As [`send`](Self::send), where time matters: the kernel says only what it refused. For batches
     /// of elements alone. Their messages are whole, which is all that nfnetlink_rcv_batch() would pass over
     /// in silence, and what else fails is told before the system call returns.
-    pub fn send_unacknowledged(&mut self, socket: &mut Socket) -> io::Result<Outcome> {
-        self.hand_over(socket, None).map(|(outcome, _)| outcome)
+    pub fn send_unacknowledged(&mut self, socket: &mut Socket) -> io::Result<BatchOutcome> {
+        self.give_to_owner(socket, None).map(|(outcome, _)| outcome)
     }
 
     /// Sends it. Gives what the kernel said, and whether it acknowledged the message `last`.
-    fn hand_over(
+    fn give_to_owner(
         &mut self,
         socket: &mut Socket,
         last: Option<usize>,
-    ) -> io::Result<(Outcome, bool)> {
+    ) -> io::Result<(BatchOutcome, bool)> {
         self.boundary(libc::NFNL_MSG_BATCH_END);
         let mut answered = false;
         let (mut errors, mut told) = (Vec::new(), self.tells_changes.then_some(false));
@@ -304,7 +305,7 @@ impl Batch {
                 errno => errors.push((index, errno)),
             }
         })?;
-        Ok((Outcome { errors, told }, answered))
+        Ok((BatchOutcome { errors, told }, answered))
     }
 
     /// Sets a flag of the message that starts at `start`.
@@ -322,7 +323,7 @@ impl Batch {
 
     /// The message that begins or ends a batch, and is of no table.
     fn boundary(&mut self, command: i32) -> usize {
-        let start = Start {
+        let start = MessageHead {
             subsystem: libc::NFNL_SUBSYS_NONE as u8,
             command: command as u8,
             flags: 0,
@@ -351,8 +352,8 @@ impl Batch {
 /// The kernel's own messages have 0.
 const FIRST_SEQUENCE: u32 = 1;
 
-fn start(command: i32, flags: i32, sequence: u32) -> Start {
-    Start {
+fn start(command: i32, flags: i32, sequence: u32) -> MessageHead {
+    MessageHead {
         subsystem: libc::NFNL_SUBSYS_NFTABLES as u8,
         command: command as u8,
         flags: flags as u16,
@@ -387,7 +388,7 @@ pub fn target(name: &CStr, revision: u32, info: &[u8]) -> NonNull<sys::nftnl_exp
 
 /// What tells our table from one that was changed, or put in its place.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Shape {
+pub struct TableFingerprint {
     /// Never given twice.
     pub handle: u64,
     /// Such as `dormant`, but for those about owners.
@@ -406,7 +407,7 @@ pub fn generation(socket: &mut Socket) -> io::Result<u32> {
 }
 
 /// The shape of our table, if there is one.
-pub fn shape(socket: &mut Socket) -> io::Result<Option<Shape>> {
+pub fn fingerprint(socket: &mut Socket) -> io::Result<Option<TableFingerprint>> {
     let name = TABLE.to_bytes_with_nul();
     let (mut table, mut rules) = (None, crc32fast::Hasher::new());
     found(ask(socket, libc::NFT_MSG_GETTABLE, 0, &[(NFTA_TABLE_NAME, name)], |message| {
@@ -427,7 +428,7 @@ pub fn shape(socket: &mut Socket) -> io::Result<Option<Shape>> {
             rules.update(message.body.get(FAMILY_HEADER..).unwrap_or_default());
         },
     ))?;
-    Ok(Some(Shape { handle, flags, rules: rules.finalize() }))
+    Ok(Some(TableFingerprint { handle, flags, rules: rules.finalize() }))
 }
 
 /// The attributes of each rule of our table, if there is one.
@@ -470,7 +471,7 @@ pub fn is_there(socket: &mut Socket, table: &str) -> io::Result<bool> {
 pub fn tables(socket: &mut Socket, family: i32) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     let start =
-        Start { family: family as u8, ..start(libc::NFT_MSG_GETTABLE, libc::NLM_F_DUMP, 0) };
+        MessageHead { family: family as u8, ..start(libc::NFT_MSG_GETTABLE, libc::NLM_F_DUMP, 0) };
     socket.request(
         &mut Vec::new(),
         start,

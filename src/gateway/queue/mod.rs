@@ -24,12 +24,12 @@ use ftp_alg_core::packet::Offload;
 use super::{
     GatewayError,
     broker::rights::{CAP_NET_ADMIN, has},
-    netlink::{self, Messages, Socket, Start, Writer},
+    netlink::{self, MessageHead, Messages, Socket, Writer},
 };
-use receive::{BATCH, Found, Receiver, SLOT, offset_in, parse};
+use receive::{BATCH, PacketPosition, Receiver, SLOT, offset_in, parse};
 pub(super) use statistics::{STATISTICS, reader_port, readers};
 use statistics::{owner, row};
-use verdicts::Pending;
+use verdicts::PendingVerdicts;
 pub use verdicts::Verdicts;
 
 const SUBSYSTEM: u8 = libc::NFNL_SUBSYS_QUEUE as u8;
@@ -43,7 +43,7 @@ const MAXIMUM_REPLACEMENT: usize = u16::MAX as usize - 4;
 
 /// A packet that waits for its verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Packet<'a> {
+pub struct QueuePacket<'a> {
     /// What [`Queue::verdict`] wants.
     pub id: u32,
     /// The IP packet, whole.
@@ -60,16 +60,16 @@ pub struct Packet<'a> {
     pub offload: Offload,
 }
 
-impl Packet<'_> {
+impl QueuePacket<'_> {
     /// The same with these bytes.
-    pub fn of(self, payload: &[u8]) -> Packet<'_> {
-        Packet { payload, ..self }
+    pub fn of(self, payload: &[u8]) -> QueuePacket<'_> {
+        QueuePacket { payload, ..self }
     }
 }
 
 /// What becomes of a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Decision<'a> {
+pub enum QueueVerdict<'a> {
     /// It goes on as it is.
     Accept,
     /// This goes on in its place. Checksums must be right. In the place of a joined packet a shorter one
@@ -97,8 +97,8 @@ pub struct Queue {
     socket: Socket,
     number: u16,
     receiver: Receiver,
-    found: Vec<Found>,
-    pending: Pending,
+    found: Vec<PacketPosition>,
+    pending: PendingVerdicts,
     is_joined: bool,
     counts: QueueCounts,
     /// Where the kernel says what it dropped, to root only. Without that the numbers of packets show
@@ -117,7 +117,7 @@ impl Queue {
     /// The same; packets come as the kernel handles them: several segments as one, without a checksum. It parts and
     /// sums them when they go on, changed ones too (nfqnl_mangle() leaves their segment's length, and
     /// tcp_gso_segment() sums what is not marked as partly summed).
-    pub fn open_joined(number: u16) -> Result<Self, GatewayError> {
+    pub fn open_with_super_packets(number: u16) -> Result<Self, GatewayError> {
         Self::open_with(number, true)
     }
 
@@ -133,7 +133,7 @@ impl Queue {
             // No fail-open: a packet that passed a full queue unseen would tear the stream of its
             // connection, while TCP repeats one that was dropped.
             if is_joined {
-                joined(message, true);
+                accepts_super_packets(message, true);
             }
         })
         .map_err(|e| GatewayError::system(opening(), e))?;
@@ -156,7 +156,7 @@ impl Queue {
             number,
             receiver: Receiver::new(SLOT),
             found: Vec::with_capacity(BATCH),
-            pending: Pending::new(number),
+            pending: PendingVerdicts::new(number),
             is_joined,
             counts: QueueCounts::default(),
             statistics: statistics.ok(),
@@ -176,7 +176,7 @@ impl Queue {
     }
 
     /// How long [`Queue::wait`] waits.
-    pub fn set_patience(&mut self, patience: Duration) -> Result<(), GatewayError> {
+    pub fn set_receive_timeout(&mut self, patience: Duration) -> Result<(), GatewayError> {
         let waiting = |e| GatewayError::system(format!("queue {}", self.number), e);
         socket2::SockRef::from(&self.socket).set_read_timeout(Some(patience)).map_err(waiting)
     }
@@ -219,19 +219,19 @@ impl Queue {
                     PACKET => {
                         let Some((mut packet, payload)) = parse(&message) else {
                             self.counts.dropped += 1;
-                            self.pending.was_unreadable();
+                            self.pending.record_unreadable();
                             continue;
                         };
                         if self.statistics.is_none() {
                             self.counts.overruns += between(self.last, packet.id);
                             self.last = packet.id;
                         }
-                        self.pending.was_read(packet.id);
-                        if packet.is_cut && packet.offload.joined {
+                        self.pending.record_read(packet.id);
+                        if packet.is_cut && packet.offload.is_super_packet {
                             // More than a message holds (BIG TCP). TCP repeats it in parts.
                             is_any_cut = true;
                             self.counts.dropped += 1;
-                            self.pending.decide(packet.id, Decision::Drop, None);
+                            self.pending.decide(packet.id, QueueVerdict::Drop, None);
                         } else if let Some(payload) = payload {
                             packet.start = start + offset_in(datagram, payload);
                             packet.length = payload.len();
@@ -239,7 +239,7 @@ impl Queue {
                         } else {
                             // Nothing to judge it by; TCP repeats it.
                             self.counts.dropped += 1;
-                            self.pending.decide(packet.id, Decision::Drop, None);
+                            self.pending.decide(packet.id, QueueVerdict::Drop, None);
                         }
                     }
                     netlink::ERROR if message.errno() != 0 => self.counts.refused += 1,
@@ -248,7 +248,7 @@ impl Queue {
             }
             if messages.malformed() {
                 self.counts.dropped += 1;
-                self.pending.was_unreadable();
+                self.pending.record_unreadable();
             }
         }
         if is_any_cut && self.is_joined {
@@ -269,17 +269,17 @@ impl Queue {
         );
         let mut request = Vec::new();
         let start = configuration(number, 0, 0);
-        joined(&mut Writer::new(&mut request, start), false);
+        accepts_super_packets(&mut Writer::new(&mut request, start), false);
         self.socket.send(&request).map_err(|e| GatewayError::system(format!("queue {number}"), e))
     }
 
     /// Packet `index` of the batch last received.
-    pub fn packet(&self, index: usize) -> Option<Packet<'_>> {
+    pub fn packet(&self, index: usize) -> Option<QueuePacket<'_>> {
         self.found.get(index).and_then(|found| self.receiver.packet(found))
     }
 
     /// The packets of the batch last received, and what takes the verdicts on them.
-    pub fn batch(&mut self) -> (impl Iterator<Item = Packet<'_>> + Clone, Verdicts<'_>) {
+    pub fn batch(&mut self) -> (impl Iterator<Item = QueuePacket<'_>> + Clone, Verdicts<'_>) {
         let receiver = &self.receiver;
         (
             self.found.iter().filter_map(|found| receiver.packet(found)),
@@ -288,7 +288,7 @@ impl Queue {
     }
 
     /// Decides on a packet, of this batch or an earlier one. Takes effect with [`Queue::flush`].
-    pub fn verdict(&mut self, id: u32, decision: Decision<'_>) -> Result<(), GatewayError> {
+    pub fn verdict(&mut self, id: u32, decision: QueueVerdict<'_>) -> Result<(), GatewayError> {
         self.verdicts().verdict(id, decision)
     }
 
@@ -338,7 +338,7 @@ impl AsFd for Queue {
 }
 
 /// Whether packets come as several segments in one.
-fn joined(message: &mut Writer<'_>, yes: bool) {
+fn accepts_super_packets(message: &mut Writer<'_>, yes: bool) {
     let mask = libc::NFQA_CFG_F_GSO as u32;
     let flags = if yes { mask } else { 0 };
     message
@@ -346,8 +346,8 @@ fn joined(message: &mut Writer<'_>, yes: bool) {
         .put(libc::NFQA_CFG_MASK as u16, &mask.to_be_bytes());
 }
 
-fn configuration(number: u16, flags: u16, sequence: u32) -> Start {
-    Start {
+fn configuration(number: u16, flags: u16, sequence: u32) -> MessageHead {
+    MessageHead {
         subsystem: SUBSYSTEM,
         command: libc::NFQNL_MSG_CONFIG as u8,
         flags,

@@ -6,7 +6,7 @@ use ftp_alg_core::packet::Offload;
 
 use super::{
     super::netlink::{Message, be16, be32},
-    Packet,
+    QueuePacket,
 };
 
 /// Datagrams read at once.
@@ -17,7 +17,7 @@ pub(super) const SLOT: usize = (1 << 16) + 1024 + 320;
 
 /// Where in the receive buffer a packet is.
 #[derive(Clone, Copy, Debug)]
-pub(super) struct Found {
+pub(super) struct PacketPosition {
     pub(super) id: u32,
     hook: u8,
     mark: u32,
@@ -36,17 +36,17 @@ pub(super) struct Receiver {
     /// The room for one datagram.
     slot: usize,
     lengths: Vec<usize>,
-    calls: Box<Calls>,
+    calls: Box<ReceiveCall>,
 }
 
 /// What recvmmsg() is told; the pointers mean something only during a call.
-struct Calls {
+struct ReceiveCall {
     vectors: [libc::iovec; BATCH],
     headers: [libc::mmsghdr; BATCH],
 }
 
 // SAFETY: no pointer in it is followed but by recvmmsg(), and that after all of them were set anew.
-unsafe impl Send for Calls {}
+unsafe impl Send for ReceiveCall {}
 
 impl std::fmt::Debug for Receiver {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
@@ -100,8 +100,8 @@ impl Receiver {
         Some((start, self.bytes.get(start..start.checked_add(length)?)?))
     }
 
-    pub(super) fn packet(&self, found: &Found) -> Option<Packet<'_>> {
-        Some(Packet {
+    pub(super) fn packet(&self, found: &PacketPosition) -> Option<QueuePacket<'_>> {
+        Some(QueuePacket {
             id: found.id,
             payload: self.bytes.get(found.start..found.start.checked_add(found.length)?)?,
             hook: found.hook,
@@ -113,7 +113,7 @@ impl Receiver {
     }
 }
 
-pub(super) fn parse<'a>(message: &Message<'a>) -> Option<(Found, Option<&'a [u8]>)> {
+pub(super) fn parse<'a>(message: &Message<'a>) -> Option<(PacketPosition, Option<&'a [u8]>)> {
     let mut found = None;
     let (mut payload, mut mark, mut indev, mut outdev) = (None, 0, 0, 0);
     let (mut offload, mut is_cut) = (Offload::default(), false);
@@ -127,8 +127,8 @@ pub(super) fn parse<'a>(message: &Message<'a>) -> Option<(Found, Option<&'a [u8]
             libc::NFQA_IFINDEX_OUTDEV => outdev = be32(content)?,
             libc::NFQA_SKB_INFO => {
                 let flags = be32(content)?.cast_signed();
-                offload.joined = flags & libc::NFQA_SKB_GSO != 0;
-                offload.unsummed = flags & libc::NFQA_SKB_CSUMNOTREADY != 0;
+                offload.is_super_packet = flags & libc::NFQA_SKB_GSO != 0;
+                offload.lacks_checksum = flags & libc::NFQA_SKB_CSUMNOTREADY != 0;
             }
             libc::NFQA_CAP_LEN => is_cut = true,
             libc::NFQA_PAYLOAD => payload = Some(content),
@@ -137,7 +137,10 @@ pub(super) fn parse<'a>(message: &Message<'a>) -> Option<(Found, Option<&'a [u8]
     }
     let (id, _protocol, hook) = found?;
     let (start, length) = (0, 0);
-    Some((Found { id, hook, mark, indev, outdev, offload, is_cut, start, length }, payload))
+    Some((
+        PacketPosition { id, hook, mark, indev, outdev, offload, is_cut, start, length },
+        payload,
+    ))
 }
 
 /// Where `part`, a part of `whole`, starts.

@@ -23,14 +23,14 @@ pub(in super::super) fn reader_port(number: u16) -> Option<u32> {
 /// The thread's own network namespace, not that of the process's first thread.
 pub(in super::super) const STATISTICS: &str = "/proc/thread-self/net/netfilter/nfnetlink_queue";
 
-pub(super) struct Row {
+pub(super) struct QueueStatistics {
     pub(super) port: u32,
     pub(super) dropped: u64,
 }
 
 /// Columns (seq_show in nfnetlink_queue.c): queue, port, waiting, copy mode, copy range, dropped,
 /// dropped at the socket, last id, 1.
-pub(super) fn row(table: &str, number: u16) -> Option<Row> {
+pub(super) fn row(table: &str, number: u16) -> Option<QueueStatistics> {
     table.lines().find_map(|line| {
         let mut columns = line.split_ascii_whitespace();
         if columns.next()?.parse::<u16>().ok()? != number {
@@ -39,7 +39,7 @@ pub(super) fn row(table: &str, number: u16) -> Option<Row> {
         let port = columns.next()?.parse().ok()?;
         let full: u64 = columns.nth(3)?.parse().ok()?;
         let socket: u64 = columns.next()?.parse().ok()?;
-        Some(Row { port, dropped: full.saturating_add(socket) })
+        Some(QueueStatistics { port, dropped: full.saturating_add(socket) })
     })
 }
 

@@ -12,9 +12,9 @@ use std::collections::VecDeque;
 use super::{
     super::{
         GatewayError,
-        netlink::{Socket, Start, Writer},
+        netlink::{MessageHead, Socket, Writer},
     },
-    Decision, MAXIMUM_REPLACEMENT, SUBSYSTEM,
+    MAXIMUM_REPLACEMENT, QueueVerdict, SUBSYSTEM,
 };
 
 /// Verdicts are to be sent when they take this many bytes.
@@ -22,7 +22,7 @@ pub(super) const FLUSH_AT: usize = 256 << 10;
 
 /// Verdicts not sent yet, and packets without any.
 #[derive(Debug)]
-pub(super) struct Pending {
+pub(super) struct PendingVerdicts {
     number: u16,
     /// Read and not decided, in the order of their numbers.
     undecided: VecDeque<u32>,
@@ -37,7 +37,7 @@ pub(super) struct Pending {
     out: Vec<u8>,
 }
 
-impl Pending {
+impl PendingVerdicts {
     pub(super) fn new(number: u16) -> Self {
         Self {
             number,
@@ -51,7 +51,7 @@ impl Pending {
     }
 
     /// A packet of this number waits for its verdict.
-    pub(super) fn was_read(&mut self, id: u32) {
+    pub(super) fn record_read(&mut self, id: u32) {
         // As nfq_id_after() compares: numbers go round.
         self.is_blind |= self.last.is_some_and(|last| id.wrapping_sub(last).cast_signed() <= 0);
         self.last = Some(id);
@@ -59,15 +59,15 @@ impl Pending {
     }
 
     /// There may be a packet whose number could not be read. It never gets a verdict.
-    pub(super) fn was_unreadable(&mut self) {
+    pub(super) fn record_unreadable(&mut self) {
         self.is_blind = true;
     }
 
-    pub(super) fn decide(&mut self, id: u32, decision: Decision<'_>, mark: Option<u32>) {
+    pub(super) fn decide(&mut self, id: u32, decision: QueueVerdict<'_>, mark: Option<u32>) {
         let is_first = self.undecided.front() == Some(&id);
         if is_first {
             self.undecided.pop_front();
-            if decision == Decision::Accept {
+            if decision == QueueVerdict::Accept {
                 if mark != self.run_mark {
                     self.close_run();
                     self.run_mark = mark;
@@ -80,9 +80,9 @@ impl Pending {
         }
         self.close_run();
         let (verdict, payload) = match decision {
-            Decision::Accept => (libc::NF_ACCEPT, None),
-            Decision::Replace(payload) => (libc::NF_ACCEPT, Some(payload)),
-            Decision::Drop => (libc::NF_DROP, None),
+            QueueVerdict::Accept => (libc::NF_ACCEPT, None),
+            QueueVerdict::Replace(payload) => (libc::NF_ACCEPT, Some(payload)),
+            QueueVerdict::Drop => (libc::NF_DROP, None),
         };
         self.put(libc::NFQNL_MSG_VERDICT, verdict, id, payload, mark);
     }
@@ -122,7 +122,7 @@ impl Pending {
         }
         let mut message = Writer::new(
             &mut self.out,
-            Start {
+            MessageHead {
                 subsystem: SUBSYSTEM,
                 command: kind as u8,
                 flags: 0,
@@ -145,12 +145,12 @@ impl Pending {
 #[derive(Debug)]
 pub struct Verdicts<'a> {
     pub(super) socket: &'a Socket,
-    pub(super) pending: &'a mut Pending,
+    pub(super) pending: &'a mut PendingVerdicts,
 }
 
 impl Verdicts<'_> {
     /// As [`Queue::verdict`](super::Queue::verdict).
-    pub fn verdict(&mut self, id: u32, decision: Decision<'_>) -> Result<(), GatewayError> {
+    pub fn verdict(&mut self, id: u32, decision: QueueVerdict<'_>) -> Result<(), GatewayError> {
         self.verdict_with(id, decision, None)
     }
 
@@ -158,12 +158,12 @@ impl Verdicts<'_> {
     pub fn verdict_with(
         &mut self,
         id: u32,
-        decision: Decision<'_>,
+        decision: QueueVerdict<'_>,
         mark: Option<u32>,
     ) -> Result<(), GatewayError> {
         match decision {
-            Decision::Replace(payload) if payload.len() > MAXIMUM_REPLACEMENT => {
-                self.pending.decide(id, Decision::Drop, None);
+            QueueVerdict::Replace(payload) if payload.len() > MAXIMUM_REPLACEMENT => {
+                self.pending.decide(id, QueueVerdict::Drop, None);
                 let length = payload.len();
                 return Err(GatewayError::Parameters(format!(
                     "a packet of {length} bytes is above what a verdict can carry, \

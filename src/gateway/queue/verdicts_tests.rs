@@ -19,7 +19,7 @@ struct Kernel {
 }
 
 impl Kernel {
-    fn take(&mut self, pending: &mut Pending) {
+    fn take(&mut self, pending: &mut PendingVerdicts) {
         pending.close_run();
         for message in Messages::new(&pending.out) {
             assert_eq!(message.body.get(2..4), Some(&2100_u16.to_be_bytes()[..]));
@@ -62,20 +62,20 @@ impl Kernel {
     }
 }
 
-fn decision(name: char) -> Decision<'static> {
+fn decision(name: char) -> QueueVerdict<'static> {
     match name {
-        'a' => Decision::Accept,
-        'd' => Decision::Drop,
-        _ => Decision::Replace(b"new"),
+        'a' => QueueVerdict::Accept,
+        'd' => QueueVerdict::Drop,
+        _ => QueueVerdict::Replace(b"new"),
     }
 }
 
 #[test]
 fn a_run_of_accepts_is_one_message_and_all_else_has_its_own() {
-    let (mut pending, mut kernel) = (Pending::new(2100), Kernel::default());
+    let (mut pending, mut kernel) = (PendingVerdicts::new(2100), Kernel::default());
     for (id, name) in (7..).zip("aaadaaraa".chars()) {
         kernel.waiting.push_back(id);
-        pending.was_read(id);
+        pending.record_read(id);
         pending.decide(id, decision(name), None);
     }
     pending.close_run();
@@ -87,12 +87,12 @@ fn a_run_of_accepts_is_one_message_and_all_else_has_its_own() {
 
 #[test]
 fn a_run_has_one_mark() {
-    let (mut pending, mut kernel) = (Pending::new(2100), Kernel::default());
+    let (mut pending, mut kernel) = (PendingVerdicts::new(2100), Kernel::default());
     let marks = [None, None, Some(7), Some(7), Some(7), Some(8), None, None];
     for (id, mark) in (1..).zip(marks) {
         kernel.waiting.push_back(id);
-        pending.was_read(id);
-        pending.decide(id, Decision::Accept, mark);
+        pending.record_read(id);
+        pending.decide(id, QueueVerdict::Accept, mark);
     }
     kernel.take(&mut pending);
     assert_eq!((kernel.marks(1..9), kernel.batches, kernel.refused), (marks.to_vec(), 3, 0));
@@ -100,9 +100,9 @@ fn a_run_has_one_mark() {
 
 #[test]
 fn a_replacement_is_carried() {
-    let mut pending = Pending::new(2100);
-    pending.was_read(8);
-    pending.decide(8, Decision::Replace(b"new"), None);
+    let mut pending = PendingVerdicts::new(2100);
+    pending.record_read(8);
+    pending.decide(8, QueueVerdict::Replace(b"new"), None);
     let message = Messages::new(&pending.out).next().unwrap();
     assert_eq!(message.attributes().first(2), Some(&[0, 0, 0, 1, 0, 0, 0, 8][..]));
     assert_eq!(message.attributes().first(10), Some(&b"new"[..]));
@@ -110,36 +110,36 @@ fn a_replacement_is_carried() {
 
 #[test]
 fn what_waits_from_an_earlier_batch_is_not_covered() {
-    let (mut pending, mut kernel) = (Pending::new(2100), Kernel::default());
+    let (mut pending, mut kernel) = (PendingVerdicts::new(2100), Kernel::default());
     for id in 1..=6 {
         kernel.waiting.push_back(id);
-        pending.was_read(id);
+        pending.record_read(id);
     }
-    pending.decide(1, Decision::Accept, None);
+    pending.decide(1, QueueVerdict::Accept, None);
     // 2 is kept for later.
     for id in 3..=5 {
-        pending.decide(id, Decision::Accept, None);
+        pending.decide(id, QueueVerdict::Accept, None);
     }
     kernel.take(&mut pending);
     assert_eq!(kernel.waiting, [2, 6]);
-    pending.decide(2, Decision::Drop, None);
-    pending.decide(6, Decision::Accept, None);
+    pending.decide(2, QueueVerdict::Drop, None);
+    pending.decide(6, QueueVerdict::Accept, None);
     kernel.take(&mut pending);
     assert_eq!((kernel.was(2), kernel.was(6), kernel.refused), (Some('d'), Some('a'), 0));
 }
 
 #[test]
 fn after_a_packet_without_a_number_each_verdict_is_its_own() {
-    let (mut pending, mut kernel) = (Pending::new(2100), Kernel::default());
+    let (mut pending, mut kernel) = (PendingVerdicts::new(2100), Kernel::default());
     for id in 1..=9 {
         kernel.waiting.push_back(id);
         match id {
-            3 => pending.was_unreadable(),
-            id => pending.was_read(id),
+            3 => pending.record_unreadable(),
+            id => pending.record_read(id),
         }
     }
     for id in [1, 2, 4, 5, 6, 7, 8, 9] {
-        pending.decide(id, Decision::Accept, None);
+        pending.decide(id, QueueVerdict::Accept, None);
     }
     kernel.take(&mut pending);
     assert_eq!((kernel.waiting, kernel.batches), (VecDeque::from([3]), 0));
@@ -147,11 +147,11 @@ fn after_a_packet_without_a_number_each_verdict_is_its_own() {
 
 #[test]
 fn a_number_that_does_not_rise_ends_the_runs() {
-    let (mut pending, mut kernel) = (Pending::new(2100), Kernel::default());
+    let (mut pending, mut kernel) = (PendingVerdicts::new(2100), Kernel::default());
     for id in [5, 6, 4, 7] {
         kernel.waiting.push_back(id);
-        pending.was_read(id);
-        pending.decide(id, if id == 4 { Decision::Drop } else { Decision::Accept }, None);
+        pending.record_read(id);
+        pending.decide(id, if id == 4 { QueueVerdict::Drop } else { QueueVerdict::Accept }, None);
     }
     kernel.take(&mut pending);
     assert_eq!((kernel.was(4), kernel.was(6), kernel.batches), (Some('d'), Some('a'), 0));
@@ -165,7 +165,7 @@ proptest! {
         first in prop_oneof![Just(1_u32), Just(u32::MAX - 20), any::<u32>()],
         steps in proptest::collection::vec((0u32..3, 0usize..4, prop::char::range('a', 'e')), 0..200),
     ) {
-        let (mut pending, mut kernel) = (Pending::new(2100), Kernel::default());
+        let (mut pending, mut kernel) = (PendingVerdicts::new(2100), Kernel::default());
         let mut next = first;
         let mut open: Vec<u32> = Vec::new();
         let mut wanted = BTreeMap::new();
@@ -176,7 +176,7 @@ proptest! {
                     // One may be read long after the kernel queued others; some the kernel drops.
                     next = next.wrapping_add(gap + 1);
                     kernel.waiting.push_back(next);
-                    pending.was_read(next);
+                    pending.record_read(next);
                     open.push(next);
                 }
                 _ if open.is_empty() => {}

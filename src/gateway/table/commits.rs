@@ -17,7 +17,7 @@ use crate::gateway::{
     GatewayError,
     netlink::{
         Socket,
-        nft::{self, Batch, Outcome},
+        nft::{self, Batch, BatchOutcome},
     },
 };
 
@@ -25,14 +25,14 @@ use crate::gateway::{
 /// there shares one of these.
 #[derive(Clone, Debug, Default)]
 pub struct Commits {
-    counts: Arc<Counts>,
+    counts: Arc<CommitCounts>,
     /// The socket by which all of them are made, if one is to own our table.
     writer: Option<Arc<Mutex<Socket>>>,
 }
 
 /// All of them wrap around, as the generation does.
 #[derive(Debug, Default)]
-struct Counts {
+struct CommitCounts {
     started: AtomicU32,
     changed: AtomicU32,
     ended: AtomicU32,
@@ -41,7 +41,7 @@ struct Counts {
 impl Commits {
     /// With one socket for all of them, so that it can own our table; the kernel takes one transaction at a time
     /// anyway. Where the kernel has no tables with an owner, each thread has its own, as in [`Commits::default`].
-    pub fn by_one_socket() -> Result<Self, GatewayError> {
+    pub fn through_one_socket() -> Result<Self, GatewayError> {
         let failed = |error| GatewayError::system("netlink socket", error);
         let mut socket = Socket::open().map_err(failed)?;
         compiled::prepare(&socket);
@@ -60,7 +60,7 @@ impl Commits {
         &self,
         batch: &mut Batch,
         socket: &mut Socket,
-    ) -> io::Result<Outcome> {
+    ) -> io::Result<BatchOutcome> {
         self.with_writer(socket, |socket| batch.send(socket))
     }
 
@@ -78,7 +78,7 @@ impl Commits {
         &self,
         batch: &mut Batch,
         socket: &mut Socket,
-    ) -> io::Result<Outcome> {
+    ) -> io::Result<BatchOutcome> {
         self.counts.started.fetch_add(1, SeqCst);
         // Where it is not known what became of it, it never ends, and no difference is known any more.
         let outcome = self.with_writer(socket, |socket| batch.send_unacknowledged(socket))?;
@@ -89,8 +89,11 @@ impl Commits {
 
     /// How many transactions were others', from a start that is always the same; `None` while one of
     /// ours is under way, as it is not known whether the kernel has counted it.
-    pub(in crate::gateway) fn of_others(&self, socket: &mut Socket) -> io::Result<Option<u32>> {
-        let Counts { started, changed, ended } = &*self.counts;
+    pub(in crate::gateway) fn count_by_others(
+        &self,
+        socket: &mut Socket,
+    ) -> io::Result<Option<u32>> {
+        let CommitCounts { started, changed, ended } = &*self.counts;
         // In this order: what has ended has started.
         let over = ended.load(SeqCst);
         let begun = started.load(SeqCst);

@@ -46,13 +46,13 @@ const RULE: &[u16] = &[2, 4, 7];
 
 /// What makes the table, in the order in which it is to be made.
 #[derive(Clone, Debug)]
-pub(super) struct Compiled {
-    parts: Vec<Part>,
+pub(super) struct CompiledTable {
+    parts: Vec<TableMessage>,
 }
 
 /// One message, without its table.
 #[derive(Clone, Debug)]
-struct Part {
+struct TableMessage {
     command: i32,
     attributes: Vec<u8>,
 }
@@ -71,7 +71,7 @@ pub(super) fn is_draft_there(socket: &mut Socket) -> io::Result<bool> {
 
 /// Whether the helper in our table, if there is one, is that of IPv4 and of IPv6: as nf_tables finds those that are there,
 /// one of them does (`nft_ct_helper_obj_init`).
-pub(super) fn has_whole_helper(socket: &mut Socket) -> io::Result<bool> {
+pub(super) fn has_complete_helper(socket: &mut Socket) -> io::Result<bool> {
     let mut is_whole = true;
     nft::dump_of(socket, libc::NFT_MSG_GETOBJ, TABLE, None, |object| {
         let helper = object.nested(NFTA_OBJ_DATA);
@@ -127,7 +127,7 @@ fn put_table(batch: &mut Batch, name: &str, is_owned: bool) -> usize {
     batch.copied(libc::NFT_MSG_NEWTABLE, libc::NLM_F_CREATE, name, &attribute)
 }
 
-impl Compiled {
+impl CompiledTable {
     /// Reads the draft. What another program did to it meanwhile has to be found out by who calls.
     pub(super) fn read(socket: &mut Socket) -> io::Result<Self> {
         let mut parts = Vec::new();
@@ -145,18 +145,21 @@ impl Compiled {
                     // It only has to be there: the rules know their sets by name.
                     put(&mut kept, NFTA_SET_ID, &(sets.len() as u32).to_be_bytes());
                 }
-                parts.push(Part { command, attributes: kept });
+                parts.push(TableMessage { command, attributes: kept });
             })?;
         }
         for set in &sets {
             let of_set = Some((NFTA_SET_ELEM_LIST_SET, &set[..]));
             nft::dump_of(socket, libc::NFT_MSG_GETSETELEM, DRAFT, of_set, |attributes| {
                 let (command, attributes) = (libc::NFT_MSG_NEWSETELEM, copy(attributes, ELEMENTS));
-                parts.push(Part { command, attributes });
+                parts.push(TableMessage { command, attributes });
             })?;
         }
         nft::dump_of(socket, libc::NFT_MSG_GETRULE, DRAFT, None, |attributes| {
-            parts.push(Part { command: libc::NFT_MSG_NEWRULE, attributes: copy(attributes, RULE) });
+            parts.push(TableMessage {
+                command: libc::NFT_MSG_NEWRULE,
+                attributes: copy(attributes, RULE),
+            });
         })?;
         Ok(Self { parts })
     }
@@ -168,7 +171,7 @@ impl Compiled {
 
     /// Has the batch make all that is in the table, which must be there and empty.
     pub(super) fn put(&self, batch: &mut Batch) {
-        for Part { command, attributes } in &self.parts {
+        for TableMessage { command, attributes } in &self.parts {
             let order = if *command == libc::NFT_MSG_NEWRULE { libc::NLM_F_APPEND } else { 0 };
             batch.copied(*command, libc::NLM_F_CREATE | order, TABLE, attributes);
         }

@@ -9,38 +9,38 @@ use std::{
 
 use ftp_alg_core::engine::Pinhole;
 
-use crate::gateway::netlink::nft::{Element, Parts};
+use crate::gateway::netlink::nft::{Element, KeyParts};
 
 /// The sets of one address family.
-pub(super) struct Sets {
+pub(super) struct FamilySets {
     pub(super) pinholes: &'static CStr,
     targets: &'static CStr,
     sources: &'static CStr,
 }
 
-pub(super) const V4: Sets =
-    Sets { pinholes: c"pinholes4", targets: c"targets4", sources: c"sources4" };
-pub(super) const V6: Sets =
-    Sets { pinholes: c"pinholes6", targets: c"targets6", sources: c"sources6" };
+pub(super) const V4: FamilySets =
+    FamilySets { pinholes: c"pinholes4", targets: c"targets4", sources: c"sources4" };
+pub(super) const V6: FamilySets =
+    FamilySets { pinholes: c"pinholes6", targets: c"targets6", sources: c"sources6" };
 
 /// The keys and data of one pinhole's elements.
-pub(super) struct Elements {
-    sets: &'static Sets,
-    key: Bytes,
-    target: Bytes,
-    source_key: Bytes,
-    source: Bytes,
+pub(super) struct PinholeElements {
+    sets: &'static FamilySets,
+    key: KeyBytes,
+    target: KeyBytes,
+    source_key: KeyBytes,
+    source: KeyBytes,
     changes_target: bool,
     changes_source: bool,
 }
 
 /// An element that translates, and whether there is need of it.
-pub(super) struct Translation<'a> {
+pub(super) struct TranslationElement<'a> {
     pub(super) element: Element<'a>,
     pub(super) changes: bool,
 }
 
-impl Elements {
+impl PinholeElements {
     pub(super) fn of(pinhole: &Pinhole) -> io::Result<Self> {
         let Pinhole { initiator, arrival, target, source } = *pinhole;
         let families = [initiator, arrival.ip(), target.ip(), source].map(|a| a.is_ipv4());
@@ -54,10 +54,10 @@ impl Elements {
         };
         Ok(Self {
             sets,
-            key: Bytes::default().address(initiator).endpoint(arrival),
-            target: Bytes::default().endpoint(target),
-            source_key: Bytes::default().address(initiator).endpoint(target),
-            source: Bytes::default().address(source),
+            key: KeyBytes::default().address(initiator).endpoint(arrival),
+            target: KeyBytes::default().endpoint(target),
+            source_key: KeyBytes::default().address(initiator).endpoint(target),
+            source: KeyBytes::default().address(source),
             changes_target: target != arrival,
             changes_source: source != initiator,
         })
@@ -67,12 +67,12 @@ impl Elements {
         Element { set: self.sets.pinholes, key: self.key.as_ref(), data: None, timeout }
     }
 
-    pub(super) fn translations(&self, timeout: Option<Duration>) -> [Translation<'_>; 2] {
+    pub(super) fn translations(&self, timeout: Option<Duration>) -> [TranslationElement<'_>; 2] {
         let of = |set, key, data, changes| {
             let element = Element { set, key, data: Some(data), timeout };
-            Translation { element, changes }
+            TranslationElement { element, changes }
         };
-        let Sets { targets, sources, .. } = *self.sets;
+        let FamilySets { targets, sources, .. } = *self.sets;
         [
             of(targets, self.key.as_ref(), self.target.as_ref(), self.changes_target),
             of(sources, self.source_key.as_ref(), self.source.as_ref(), self.changes_source),
@@ -82,12 +82,12 @@ impl Elements {
 
 /// A concatenation: each part takes whole 4-byte words. The longest has two addresses and a port.
 #[derive(Clone, Copy, Default)]
-struct Bytes {
+struct KeyBytes {
     words: [[u8; 4]; 9],
     length: usize,
 }
 
-impl Bytes {
+impl KeyBytes {
     fn push(mut self, word: [u8; 4]) -> Self {
         if let Some(free) = self.words.get_mut(self.length) {
             *free = word;
@@ -118,7 +118,7 @@ impl Bytes {
 
 /// Initiator and arrival of the pinhole whose permission has this key.
 pub(super) fn read_key(key: &[u8]) -> Option<(IpAddr, SocketAddr)> {
-    let (mut parts, v6) = Parts::of(key, 12, 36)?;
+    let (mut parts, v6) = KeyParts::of(key, 12, 36)?;
     Some((parts.address(v6)?, parts.endpoint(v6)?))
 }
 
@@ -139,21 +139,21 @@ mod tests {
             [("10.0.0.1", "192.0.2.7:4000"), ("2001:db8::1", "[2001:db8::2]:65535")]
         {
             let pinhole = pinhole(initiator, arrival);
-            let elements = Elements::of(&pinhole).unwrap();
+            let elements = PinholeElements::of(&pinhole).unwrap();
             assert_eq!(read_key(elements.key.as_ref()), Some((pinhole.initiator, pinhole.arrival)));
         }
     }
 
     #[test]
     fn a_key_has_whole_words() {
-        let elements = Elements::of(&pinhole("10.0.0.1", "192.0.2.7:258")).unwrap();
+        let elements = PinholeElements::of(&pinhole("10.0.0.1", "192.0.2.7:258")).unwrap();
         assert_eq!(elements.key.as_ref(), [10, 0, 0, 1, 192, 0, 2, 7, 1, 2, 0, 0]);
         assert_eq!(elements.target.as_ref(), [192, 0, 2, 7, 1, 2, 0, 0]);
     }
 
     #[test]
     fn families_are_not_mixed() {
-        assert!(Elements::of(&pinhole("10.0.0.1", "[2001:db8::2]:1")).is_err());
+        assert!(PinholeElements::of(&pinhole("10.0.0.1", "[2001:db8::2]:1")).is_err());
     }
 
     proptest! {

@@ -83,7 +83,7 @@ impl Expectations {
             |source| KernelError::System { what: format!("open pinhole {pinhole}"), source };
         let family = family_of(pinhole.arrival);
         let master = Tuple { source: control.client, destination: control.server_external };
-        let expected = Expected::of(&pinhole).map_err(failed)?;
+        let expected = ExpectedPacket::of(&pinhole).map_err(failed)?;
         // CTA_EXPECT_NAT_DIR: the direction of the master that the connection goes in.
         let direction = u32::from(!from_client);
         let nat = Tuple { source: pinhole.target, destination: expected.none };
@@ -134,7 +134,7 @@ impl Expectations {
     fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
         let failed =
             |source| KernelError::System { what: format!("close pinhole {pinhole}"), source };
-        let tuple = Expected::of(pinhole).map_err(failed)?.tuple;
+        let tuple = ExpectedPacket::of(pinhole).map_err(failed)?.tuple;
         let family = family_of(pinhole.arrival);
         let fill = |message: &mut Writer<'_>| tuple.put(message, CTA_EXPECT_TUPLE);
         let deleted = self.requests.change(IPCTNL_MSG_EXP_DELETE, 0, family, fill);
@@ -152,7 +152,7 @@ impl Expectations {
 }
 
 /// What the first packet of a pinhole's connection shows.
-struct Expected {
+struct ExpectedPacket {
     /// Its source port is 0,
     tuple: Tuple,
     /// and not compared. The destination always is, whatever the mask says.
@@ -161,7 +161,7 @@ struct Expected {
     none: SocketAddr,
 }
 
-impl Expected {
+impl ExpectedPacket {
     fn of(pinhole: &Pinhole) -> io::Result<Self> {
         let Pinhole { initiator, arrival, target, .. } = *pinhole;
         let [none, all]: [IpAddr; 2] = match (initiator, arrival.ip(), target.ip()) {

@@ -24,7 +24,7 @@ const SET: &CStr = c"heartbeat";
 const KEY: &[u8] = &[libc::IPPROTO_TCP as u8];
 
 /// How long the daemon may be away before the queue is passed by. Also in the rules, for a table that was just loaded.
-pub const DEADLINE: Duration = Duration::from_secs(5);
+pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Renews the sign of life.
 #[derive(Debug)]

@@ -37,7 +37,7 @@ const NFCTH_POLICY_EXPECT_TIMEOUT: u16 = 3;
 const NFCT_HELPER_STATUS_DISABLED: u32 = 0;
 
 /// Above what a session may hold: the engine's limit is the one that counts.
-const MOST_EXPECTED: u32 = 64;
+const MAX_EXPECTED: u32 = 64;
 /// Until each expectation is given its own.
 const TIMEOUT_SECONDS: u32 = 30;
 
@@ -61,7 +61,7 @@ impl OwnHelper {
     pub(super) fn register() -> io::Result<Option<Self>> {
         let requests = Requests::open(libc::NFNL_SUBSYS_CTHELPER)?;
         let mut helper = Self { requests, is_kept: false };
-        match helper.make_whole() {
+        match helper.restore_missing() {
             Ok(_) => Ok(Some(helper)),
             // nfnetlink_rcv_msg() answers so for a subsystem that it does not have, and the
             // subsystem where this is not the machine's own user namespace.
@@ -71,7 +71,7 @@ impl OwnHelper {
                     Some(libc::EINVAL | libc::EOPNOTSUPP | libc::EPERM)
                 ) =>
             {
-                helper.keep();
+                helper.set_keep();
                 Ok(None)
             }
             Err(error) => Err(error),
@@ -79,7 +79,7 @@ impl OwnHelper {
     }
 
     /// Registers what another daemon removed, as rules referred to it no more. Whether there was any.
-    pub(super) fn make_whole(&mut self) -> io::Result<bool> {
+    pub(super) fn restore_missing(&mut self) -> io::Result<bool> {
         let create = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
         let mut was_missing = false;
         for family in FAMILIES {
@@ -94,7 +94,7 @@ impl OwnHelper {
     }
 
     /// Leaves it in the kernel.
-    pub(super) fn keep(mut self) {
+    pub(super) fn set_keep(mut self) {
         self.is_kept = true;
     }
 
@@ -172,7 +172,7 @@ fn fill(message: &mut Writer<'_>, family: i32) {
         .nest(NFCTH_POLICY, |policy| {
             policy.put(NFCTH_POLICY_SET_NUM, &1u32.to_be_bytes()).nest(NFCTH_POLICY_SET1, |set| {
                 set.put(NFCTH_POLICY_NAME, b"data\0")
-                    .put(NFCTH_POLICY_EXPECT_MAX, &MOST_EXPECTED.to_be_bytes())
+                    .put(NFCTH_POLICY_EXPECT_MAX, &MAX_EXPECTED.to_be_bytes())
                     .put(NFCTH_POLICY_EXPECT_TIMEOUT, &TIMEOUT_SECONDS.to_be_bytes());
             });
         });

@@ -10,14 +10,14 @@ use nftnl_sys as sys;
 
 use super::{
     commits::Commits,
-    compiled::{self, Compiled},
+    compiled::{self, CompiledTable},
 };
 use crate::gateway::{
     Backend, GatewayError, QueueStatement, RuleParameters,
     broker::programs,
     netlink::{
         Socket,
-        nft::{self, Batch, Shape},
+        nft::{self, Batch, TableFingerprint},
     },
     parameters::TABLE,
 };
@@ -31,7 +31,7 @@ const READS: usize = 100;
 
 /// Loads what is to be loaded, by sockets of who loads it.
 #[derive(Debug)]
-pub(super) struct Loader<'a> {
+pub(super) struct TableLoader<'a> {
     pub(super) parameters: &'a RuleParameters,
     pub(super) statement: QueueStatement,
     /// For questions, and for transactions where nobody is to own the table.
@@ -42,14 +42,14 @@ pub(super) struct Loader<'a> {
 
 /// A table that is loaded.
 #[derive(Debug)]
-pub(super) struct Loaded {
-    pub(super) shape: Shape,
+pub(super) struct LoadedTable {
+    pub(super) shape: TableFingerprint,
     pub(super) is_owned: bool,
 }
 
-impl Loader<'_> {
+impl TableLoader<'_> {
     /// Has `nft` compile `text`; leaves a draft in the kernel.
-    pub(super) fn compile(&mut self, text: &str) -> Result<Compiled, GatewayError> {
+    pub(super) fn compile(&mut self, text: &str) -> Result<CompiledTable, GatewayError> {
         let before = nft::generation(self.socket).map_err(netlink_failed)?;
         nft(&["--file", "-"], &compiled::as_draft(text)).map_err(|error| match error {
             GatewayError::RulesRefused { message }
@@ -69,7 +69,7 @@ impl Loader<'_> {
             other => other,
         })?;
         for _ in 0..READS {
-            match Compiled::read(self.socket) {
+            match CompiledTable::read(self.socket) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.raw_os_error() != Some(libc::ENOENT) => {
                     return Err(netlink_failed(error));
@@ -83,15 +83,15 @@ impl Loader<'_> {
                 _ => break,
             }
         }
-        Err(disturbed("the draft of it was removed or changed"))
+        Err(was_disturbed("the draft of it was removed or changed"))
     }
 
     /// Puts `compiled` in the place of the table that is there, if any, and of the draft if that `is_new`.
     pub(super) fn put(
         &mut self,
-        compiled: &Compiled,
+        compiled: &CompiledTable,
         is_new: bool,
-    ) -> Result<Loaded, GatewayError> {
+    ) -> Result<LoadedTable, GatewayError> {
         let mut is_owned = self.commits.can_own();
         let mut has_asked_for_module = false;
         loop {
@@ -99,7 +99,7 @@ impl Loader<'_> {
             if is_new {
                 compiled::delete_draft(&mut batch);
             }
-            if nft::shape(self.socket).map_err(netlink_failed)?.is_some() {
+            if nft::fingerprint(self.socket).map_err(netlink_failed)?.is_some() {
                 compiled::delete_table(&mut batch);
             }
             let table = compiled::own_table(&mut batch, is_owned);
@@ -118,28 +118,30 @@ impl Loader<'_> {
                     return Err(no_queue(errno));
                 }
                 libc::EPERM if failed < table => {
-                    return Err(disturbed(
+                    return Err(was_disturbed(
                         "one of that name has an owner, which has not ended yet",
                     ));
                 }
-                _ => return Err(disturbed(&io::Error::from_raw_os_error(errno).to_string())),
+                _ => return Err(was_disturbed(&io::Error::from_raw_os_error(errno).to_string())),
             }
         }
         let (wanted, mut rules) = (compiled.rules(), 0);
         nft::rules(self.socket, |_| rules += 1).map_err(netlink_failed)?;
-        match compiled::has_whole_helper(self.socket) {
+        match compiled::has_complete_helper(self.socket) {
             Ok(true) => {}
             Ok(false) => {
-                return Err(disturbed("another ftp-alg removed the conntrack helper meanwhile"));
+                return Err(was_disturbed(
+                    "another ftp-alg removed the conntrack helper meanwhile",
+                ));
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                return Err(disturbed("other programs change the rules"));
+                return Err(was_disturbed("other programs change the rules"));
             }
             Err(error) => return Err(netlink_failed(error)),
         }
-        match nft::shape(self.socket).map_err(netlink_failed)? {
-            Some(shape) if rules == wanted => Ok(Loaded { shape, is_owned }),
-            _ => Err(disturbed("it was removed or changed at once")),
+        match nft::fingerprint(self.socket).map_err(netlink_failed)? {
+            Some(shape) if rules == wanted => Ok(LoadedTable { shape, is_owned }),
+            _ => Err(was_disturbed("it was removed or changed at once")),
         }
     }
 
@@ -165,7 +167,7 @@ pub(super) fn remove_draft(socket: &mut Socket) {
     }
 }
 
-fn disturbed(message: &str) -> GatewayError {
+fn was_disturbed(message: &str) -> GatewayError {
     GatewayError::Disturbed { message: message.to_owned() }
 }
 

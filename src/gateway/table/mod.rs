@@ -8,15 +8,15 @@ mod heartbeat;
 mod helper;
 pub(super) mod loading;
 mod notices;
+mod other_daemon;
 mod pinholes;
 pub mod readers;
-mod rival;
 pub mod rules;
 
 pub use commits::Commits;
 pub use expectations::Expectations;
-pub use heartbeat::{DEADLINE, Heartbeat};
-pub use notices::Notices;
+pub use heartbeat::{HEARTBEAT_TIMEOUT, Heartbeat};
+pub use notices::ChangeNotices;
 pub use pinholes::{OpenPinhole, Pinholes};
 
 use std::{io, sync::Arc, thread, time::Duration};
@@ -26,16 +26,16 @@ use serde::{Deserialize, Serialize};
 use super::{
     Backend, GatewayError, QueueStatement, RuleParameters,
     broker::programs::output_of,
-    legacy::{Ip, uses_legacy},
+    ip_version::{IpVersion, uses_legacy},
     netlink::{
         Socket,
-        nft::{self, Batch, Shape},
+        nft::{self, Batch, TableFingerprint},
     },
     parameters::TABLE,
 };
-use compiled::Compiled;
+use compiled::CompiledTable;
 use helper::{OwnHelper, take_off_scanner_helper};
-use loading::{Loaded, Loader, netlink_failed, remove_draft};
+use loading::{LoadedTable, TableLoader, netlink_failed, remove_draft};
 use rules::{render_nftables, with_own_helper};
 
 /// The table `inet ftp_alg`, loaded; removed when dropped.
@@ -46,7 +46,7 @@ pub struct Table {
     /// For the removal: of the namespace that the table is in, and opened with full rights.
     socket: Socket,
     /// As it was loaded; `None` means that there is nothing to remove.
-    shape: Option<Shape>,
+    shape: Option<TableFingerprint>,
     /// What the table's helper object is, where it is ours.
     helper: Option<OwnHelper>,
     /// The transactions of ours that leave the table's shape as it is.
@@ -54,7 +54,7 @@ pub struct Table {
     /// How many transactions others had made when the table was last found intact.
     others: Option<u32>,
     /// What it was made of, where this process has loaded it.
-    compiled: Option<Arc<Compiled>>,
+    compiled: Option<Arc<CompiledTable>>,
     /// Whether others can change it.
     is_owned: bool,
 }
@@ -64,7 +64,7 @@ const PATIENCE: (u32, Duration) = (200, Duration::from_millis(20));
 
 /// What became of the table since it was loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Condition {
+pub enum TableCondition {
     /// It is as it was.
     Intact,
     /// It is not there any more, as after `nft flush ruleset`.
@@ -77,10 +77,10 @@ pub enum Condition {
 
 /// What a table was loaded from and what it then was, by which a daemon that is started again knows it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Imprint {
+pub struct TableRecord {
     text: String,
     statement: QueueStatement,
-    shape: Shape,
+    shape: TableFingerprint,
 }
 
 impl Table {
@@ -101,7 +101,7 @@ impl Table {
             return Self::load(parameters, QueueStatement::Operator, commits, None);
         }
         let mut refused = None;
-        for statement in QueueStatement::WAYS {
+        for statement in QueueStatement::QUEUE_REASONS {
             match Self::load(parameters, statement, commits, None) {
                 Err(GatewayError::RulesRefused { message }) => refused = Some(message),
                 other => return other,
@@ -113,32 +113,32 @@ impl Table {
     /// Whether a table of this name is loaded, whoever did it.
     pub fn is_there() -> Result<bool, GatewayError> {
         let mut socket = Socket::open().map_err(netlink_failed)?;
-        Ok(nft::shape(&mut socket).map_err(netlink_failed)?.is_some())
+        Ok(nft::fingerprint(&mut socket).map_err(netlink_failed)?.is_some())
     }
 
     /// The daemon that the loaded table belongs to, as an error, if that is another than the one that reads the queues of
     /// `parameters`, and runs.
-    pub fn rival(parameters: &RuleParameters) -> Result<Option<GatewayError>, GatewayError> {
+    pub fn other_daemon(parameters: &RuleParameters) -> Result<Option<GatewayError>, GatewayError> {
         let mut socket = Socket::open().map_err(netlink_failed)?;
-        rival::find(&mut socket, parameters).map_err(netlink_failed)
+        other_daemon::find(&mut socket, parameters).map_err(netlink_failed)
     }
 
     /// As [`Table::rival`], of the daemon whose table this is.
-    pub fn rival_now(&self) -> Result<Option<GatewayError>, GatewayError> {
-        Self::rival(&self.parameters)
+    pub fn other_daemon_now(&self) -> Result<Option<GatewayError>, GatewayError> {
+        Self::other_daemon(&self.parameters)
     }
 
     /// Takes over the table that an earlier daemon left, with all that is open in it; `None` if it is not
     /// as `imprint` says, or not what would be loaded now. `commits` as in [`Table::install_for`].
     pub fn adopt(
         parameters: &RuleParameters,
-        imprint: &Imprint,
+        imprint: &TableRecord,
         commits: &Commits,
     ) -> Result<Option<Self>, GatewayError> {
-        let Imprint { statement, shape, ref text } = *imprint;
+        let TableRecord { statement, shape, ref text } = *imprint;
         let mut socket = Socket::open().map_err(netlink_failed)?;
         compiled::prepare(&socket);
-        if nft::shape(&mut socket).map_err(netlink_failed)? != Some(shape)
+        if nft::fingerprint(&mut socket).map_err(netlink_failed)? != Some(shape)
             || operator_queues() != (statement == QueueStatement::Operator)
         {
             return Ok(None);
@@ -146,7 +146,7 @@ impl Table {
         let helper = OwnHelper::register().map_err(helper_failed)?;
         if rules(parameters, statement, helper.as_ref()) != *text {
             // The rules that refer to it are still there.
-            helper.into_iter().for_each(OwnHelper::keep);
+            helper.into_iter().for_each(OwnHelper::set_keep);
             return Ok(None);
         }
         // What nobody owned before cannot be owned any more.
@@ -175,10 +175,10 @@ impl Table {
     }
 
     /// By what [`Table::adopt`] knows it.
-    pub fn imprint(&self) -> Option<Imprint> {
+    pub fn record(&self) -> Option<TableRecord> {
         let text = rules(&self.parameters, self.statement, self.helper.as_ref());
         let statement = self.statement;
-        self.shape.map(|shape| Imprint { text, statement, shape })
+        self.shape.map(|shape| TableRecord { text, statement, shape })
     }
 
     /// As [`Table::install`], queueing as told.
@@ -194,7 +194,7 @@ impl Table {
         parameters: &RuleParameters,
         statement: QueueStatement,
         commits: &Commits,
-        compiled: Option<&Arc<Compiled>>,
+        compiled: Option<&Arc<CompiledTable>>,
     ) -> Result<Self, GatewayError> {
         let (attempts, pause) = PATIENCE;
         for _ in 1..attempts {
@@ -210,12 +210,12 @@ impl Table {
         parameters: &RuleParameters,
         statement: QueueStatement,
         commits: &Commits,
-        compiled: Option<&Arc<Compiled>>,
+        compiled: Option<&Arc<CompiledTable>>,
     ) -> Result<Self, GatewayError> {
         let mut socket = Socket::open().map_err(netlink_failed)?;
         compiled::prepare(&socket);
         let mut helper = OwnHelper::register().map_err(helper_failed)?;
-        let mut loader = Loader { parameters, statement, socket: &mut socket, commits };
+        let mut loader = TableLoader { parameters, statement, socket: &mut socket, commits };
         let (compiled, is_new) = match compiled {
             Some(compiled) => (Arc::clone(compiled), false),
             None => {
@@ -225,17 +225,17 @@ impl Table {
                     (&mut helper, &compiled)
                 {
                     // Another daemon may have removed it, and made it again since.
-                    helper.make_whole().map_err(helper_failed)?;
+                    helper.restore_missing().map_err(helper_failed)?;
                     compiled = loader.compile(&text);
                 }
-                (Arc::new(compiled.map_err(|error| explained(helper.as_mut(), error))?), true)
+                (Arc::new(compiled.map_err(|error| explain(helper.as_mut(), error))?), true)
             }
         };
         let loaded = loader.put(&compiled, is_new);
         if loaded.is_err() && is_new {
             remove_draft(&mut socket);
         }
-        let Loaded { shape, is_owned } = loaded?;
+        let LoadedTable { shape, is_owned } = loaded?;
         Ok(Self {
             parameters: parameters.clone(),
             statement,
@@ -250,28 +250,28 @@ impl Table {
     }
 
     /// What became of it. Looks at it only if others have changed nf_tables since it was found intact.
-    pub fn condition(&mut self) -> Result<Condition, GatewayError> {
-        let others = self.commits.of_others(&mut self.socket).map_err(netlink_failed)?;
+    pub fn condition(&mut self) -> Result<TableCondition, GatewayError> {
+        let others = self.commits.count_by_others(&mut self.socket).map_err(netlink_failed)?;
         if others.is_some() && others == self.others {
-            return Ok(Condition::Intact);
+            return Ok(TableCondition::Intact);
         }
         self.others = None;
-        let condition = self.look()?;
+        let condition = self.check_condition()?;
         // Counted before the look: what came between shows in the next one.
-        self.others = others.filter(|_| condition == Condition::Intact);
+        self.others = others.filter(|_| condition == TableCondition::Intact);
         Ok(condition)
     }
 
     /// As [`Table::condition`], whatever was found before.
-    pub fn look(&mut self) -> Result<Condition, GatewayError> {
-        let now = nft::shape(&mut self.socket).map_err(netlink_failed)?;
+    pub fn check_condition(&mut self) -> Result<TableCondition, GatewayError> {
+        let now = nft::fingerprint(&mut self.socket).map_err(netlink_failed)?;
         Ok(match now {
-            None => Condition::Gone,
-            Some(_) if now == self.shape => Condition::Intact,
+            None => TableCondition::Gone,
+            Some(_) if now == self.shape => TableCondition::Intact,
             Some(now) if self.shape.is_some_and(|then| then.handle == now.handle) => {
-                Condition::Changed
+                TableCondition::Changed
             }
-            Some(_) => Condition::Replaced,
+            Some(_) => TableCondition::Replaced,
         })
     }
 
@@ -279,7 +279,7 @@ impl Table {
     pub fn restore(&mut self) -> Result<(), GatewayError> {
         let compiled = self.compiled.as_ref();
         let restored = Self::load_once(&self.parameters, self.statement, &self.commits, compiled)?;
-        std::mem::replace(self, restored).keep();
+        std::mem::replace(self, restored).set_keep();
         Ok(())
     }
 
@@ -294,15 +294,15 @@ impl Table {
     }
 
     /// Whether packets wait as long as there is a sign of life. With operators' queueing they pass where nobody reads.
-    pub fn has_them_wait(&self) -> bool {
+    pub fn set_hold_packets(&self) -> bool {
         self.statement != QueueStatement::Operator
     }
 
     /// Leaves the table in the kernel, for a daemon that is to be restarted.
-    pub fn keep(mut self) {
+    pub fn set_keep(mut self) {
         self.shape = None;
         if let Some(helper) = self.helper.take() {
-            helper.keep();
+            helper.set_keep();
         }
     }
 
@@ -313,7 +313,7 @@ impl Table {
 
     fn delete(&mut self) -> Result<(), GatewayError> {
         let Some(loaded) = self.shape.take() else { return Ok(()) };
-        let there = nft::shape(&mut self.socket).map_err(netlink_failed)?;
+        let there = nft::fingerprint(&mut self.socket).map_err(netlink_failed)?;
         if there.is_none_or(|there| there.handle != loaded.handle) {
             return Ok(());
         }
@@ -361,13 +361,13 @@ fn operator_queues() -> bool {
     let tables = Socket::open().and_then(|mut socket| nft::tables(&mut socket, libc::NFPROTO_IPV4));
     let may_have_chain = tables.map_or(true, |tables| tables.iter().any(|name| name == table));
     may_have_chain && output_of("nft", &["list", "chain", "ip", table, chain]).is_ok()
-        || uses_legacy(Ip::V4).unwrap_or(false)
+        || uses_legacy(IpVersion::V4).unwrap_or(false)
             && output_of("iptables-legacy-save", &[]).is_ok_and(|rules| rules.contains(chain))
 }
 
 /// Why rules do not compile: perhaps another daemon removed the helper before they referred to it. It is there again then.
-fn explained(helper: Option<&mut OwnHelper>, error: GatewayError) -> GatewayError {
-    match helper.map(OwnHelper::make_whole).transpose() {
+fn explain(helper: Option<&mut OwnHelper>, error: GatewayError) -> GatewayError {
+    match helper.map(OwnHelper::restore_missing).transpose() {
         Ok(Some(true)) => GatewayError::Disturbed { message: error.to_string() },
         Ok(_) => error,
         Err(failed) => helper_failed(failed),

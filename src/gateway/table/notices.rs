@@ -26,12 +26,12 @@ const BUFFER: usize = 1 << 16;
 
 /// Listens in the network namespace of the thread that makes it.
 #[derive(Debug)]
-pub struct Notices {
+pub struct ChangeNotices {
     socket: Socket,
     buffer: Vec<u8>,
 }
 
-impl Notices {
+impl ChangeNotices {
     /// Begins to listen.
     pub fn open() -> Result<Self, GatewayError> {
         let failed = |error| GatewayError::system("notices of nf_tables", error);

@@ -22,13 +22,13 @@ use ftp_alg_core::engine::{KernelError, Opening, Pinhole};
 use super::{
     commits::Commits,
     compiled,
-    elements::{Elements, Translation, V4, V6, read_key},
+    elements::{PinholeElements, TranslationElement, V4, V6, read_key},
 };
 use crate::gateway::{
     GatewayError,
     netlink::{
         Socket,
-        nft::{self, Batch, Element, Outcome},
+        nft::{self, Batch, BatchOutcome, Element},
     },
 };
 
@@ -118,13 +118,13 @@ impl Pinholes {
     ) -> Result<(), KernelError> {
         let failed = |source| KernelError::System { what: "change pinholes".into(), source };
         // What has no elements is not open.
-        let closed = closed.iter().filter_map(|pinhole| Elements::of(pinhole).ok());
-        let mut revoked: Vec<_> = closed.map(Revoked::new).collect();
+        let closed = closed.iter().filter_map(|pinhole| PinholeElements::of(pinhole).ok());
+        let mut revoked: Vec<_> = closed.map(ClosingElements::new).collect();
         let mut opened = Vec::with_capacity(openings.len());
         for opening in openings {
-            match Elements::of(&opening.pinhole) {
+            match PinholeElements::of(&opening.pinhole) {
                 Ok(elements) => {
-                    opened.push(Opened::new(opening, elements, outcomes.len()));
+                    opened.push(OpeningElements::new(opening, elements, outcomes.len()));
                     outcomes.push(Ok(()));
                 }
                 Err(source) => outcomes.push(Err(not_opened(&opening.pinhole, source))),
@@ -136,7 +136,7 @@ impl Pinholes {
             }
             self.batch.clear();
             if opened.is_empty() {
-                self.batch.tell_changes();
+                self.batch.subscribe_to_changes();
             }
             revoked.iter_mut().for_each(|revoked| revoked.put(&mut self.batch, self.destroys));
             opened.iter_mut().for_each(|opened| opened.put(&mut self.batch, self.destroys));
@@ -152,10 +152,10 @@ impl Pinholes {
             }
             let mut learned = false;
             for revoked in &mut revoked {
-                learned |= revoked.removal.learn(&outcome, usize::MAX);
+                learned |= revoked.removal.learn_element_data(&outcome, usize::MAX);
             }
             // Without our table there are no pinholes.
-            revoked.retain(|revoked| revoked.removal.old != Old::Absent);
+            revoked.retain(|revoked| revoked.removal.old != OldElement::Absent);
             let before = opened.len();
             opened.retain_mut(|opened| match opened.learn(&outcome) {
                 Ok(more) => {
@@ -221,7 +221,7 @@ fn table_error(errno: i32) -> io::Error {
 /// What is known of an element that is to go, where the kernel cannot destroy: its data is guessed, then learned from
 /// errors.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum Old {
+enum OldElement {
     /// Not there, or there with the data that is guessed.
     Same,
     /// There with other data, or in a set that is full.
@@ -231,35 +231,35 @@ enum Old {
 }
 
 /// The removal of an element that may not be there.
-struct Removal {
-    old: Old,
+struct ElementRemoval {
+    old: OldElement,
     /// Index of its message in the last transaction.
     at: usize,
 }
 
-impl Removal {
+impl ElementRemoval {
     fn new() -> Self {
-        Self { old: Old::Same, at: usize::MAX }
+        Self { old: OldElement::Same, at: usize::MAX }
     }
 
-    fn put(&mut self, batch: &mut Batch, destroys: bool, element: &Element<'_>) {
+    fn send_batch(&mut self, batch: &mut Batch, destroys: bool, element: &Element<'_>) {
         self.at = match self.old {
-            Old::Absent => usize::MAX,
+            OldElement::Absent => usize::MAX,
             _ if destroys => batch.destroy_element(element.set, element.key),
-            Old::Same => batch.clear_element(element),
-            Old::Other => batch.delete_element(element.set, element.key),
+            OldElement::Same => batch.clear_element(element),
+            OldElement::Other => batch.delete_element(element.set, element.key),
         };
     }
 
     /// Whether the next transaction will be another; `added` is the message that adds an element with this key.
-    fn learn(&mut self, outcome: &Outcome, added: usize) -> bool {
+    fn learn_element_data(&mut self, outcome: &BatchOutcome, added: usize) -> bool {
         let now = if outcome.failed_with(self.at, libc::ENOENT) {
-            Old::Absent
+            OldElement::Absent
         } else if is_there(outcome, self.at)
             || outcome.failed_with(self.at, libc::ENFILE)
             || is_there(outcome, added)
         {
-            Old::Other
+            OldElement::Other
         } else {
             self.old
         };
@@ -268,25 +268,25 @@ impl Removal {
 }
 
 /// Whether a message failed, since there is such an element.
-fn is_there(outcome: &Outcome, at: usize) -> bool {
+fn is_there(outcome: &BatchOutcome, at: usize) -> bool {
     outcome.failed_with(at, libc::EEXIST) || outcome.failed_with(at, libc::EBUSY)
 }
 
 /// A pinhole to be closed. Its translations go as well: whoever opens many leaves no more behind than it holds. With an
 /// older kernel they stay until they expire.
-struct Revoked {
-    elements: Elements,
-    removal: Removal,
+struct ClosingElements {
+    elements: PinholeElements,
+    removal: ElementRemoval,
 }
 
-impl Revoked {
-    fn new(elements: Elements) -> Self {
-        Self { elements, removal: Removal::new() }
+impl ClosingElements {
+    fn new(elements: PinholeElements) -> Self {
+        Self { elements, removal: ElementRemoval::new() }
     }
 
     fn put(&mut self, batch: &mut Batch, destroys: bool) {
         if destroys {
-            for Translation { element, changes } in self.elements.translations(None) {
+            for TranslationElement { element, changes } in self.elements.translations(None) {
                 if changes {
                     batch.destroy_element(element.set, element.key);
                 }
@@ -294,33 +294,33 @@ impl Revoked {
         }
         // The timeout is that of an element that is never seen.
         let permission = self.elements.permission(Some(TRANSLATIONS_LONGER));
-        self.removal.put(batch, destroys, &permission);
+        self.removal.send_batch(batch, destroys, &permission);
     }
 }
 
 /// A pinhole to be opened.
-struct Opened<'a> {
+struct OpeningElements<'a> {
     pinhole: &'a Pinhole,
     lifetime: Duration,
-    elements: Elements,
+    elements: PinholeElements,
     /// The index of its outcome.
     index: usize,
     /// Of the translations that an earlier pinhole may have left.
-    removals: [Removal; 2],
+    removals: [ElementRemoval; 2],
     /// Its messages in the last transaction: all, the permission and the translations.
     messages: Range<usize>,
     permitted: usize,
     added: [usize; 2],
 }
 
-impl<'a> Opened<'a> {
-    fn new(opening: &'a Opening, elements: Elements, index: usize) -> Self {
+impl<'a> OpeningElements<'a> {
+    fn new(opening: &'a Opening, elements: PinholeElements, index: usize) -> Self {
         Self {
             pinhole: &opening.pinhole,
             lifetime: opening.lifetime,
             elements,
             index,
-            removals: [Removal::new(), Removal::new()],
+            removals: [ElementRemoval::new(), ElementRemoval::new()],
             messages: 0..0,
             permitted: usize::MAX,
             added: [usize::MAX; 2],
@@ -334,7 +334,7 @@ impl<'a> Opened<'a> {
         for ((translation, removal), added) in
             translations.iter().zip(&mut self.removals).zip(&mut self.added)
         {
-            removal.put(batch, destroys, &translation.element);
+            removal.send_batch(batch, destroys, &translation.element);
             if translation.changes {
                 *added = batch.add_element(&translation.element);
             }
@@ -343,7 +343,7 @@ impl<'a> Opened<'a> {
     }
 
     /// Whether the next transaction will be another, if it is not refused for good.
-    fn learn(&mut self, outcome: &Outcome) -> Result<bool, KernelError> {
+    fn learn(&mut self, outcome: &BatchOutcome) -> Result<bool, KernelError> {
         if is_there(outcome, self.permitted) {
             return Err(KernelError::Taken);
         }
@@ -354,7 +354,7 @@ impl<'a> Opened<'a> {
         }
         let mut learned = false;
         for (removal, added) in self.removals.iter_mut().zip(self.added) {
-            learned |= removal.learn(outcome, added);
+            learned |= removal.learn_element_data(outcome, added);
         }
         match outcome.error_in(&self.messages) {
             Some(error) if !learned => Err(not_opened(self.pinhole, table_error(error))),

@@ -6,7 +6,7 @@ use std::{collections::BTreeSet, fs, io, path::Path};
 
 use rustix::process::Pid;
 
-use super::rival;
+use super::other_daemon;
 use crate::gateway::{GatewayError, RuleParameters, netlink::Socket, queue};
 
 /// The thread's own network namespace.
@@ -14,7 +14,7 @@ const SOCKETS: &str = "/proc/thread-self/net/netlink";
 
 /// A process that reads queues.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Reader {
+pub struct QueueReader {
     pub process: Pid,
     pub name: String,
     pub queue: u16,
@@ -22,22 +22,22 @@ pub struct Reader {
 
 /// The processes that read queues of `parameters`, or of the table that is loaded. Others' can be seen
 /// by root, and by who has their user and rights.
-pub fn readers(parameters: &RuleParameters) -> Result<Vec<Reader>, GatewayError> {
+pub fn readers(parameters: &RuleParameters) -> Result<Vec<QueueReader>, GatewayError> {
     let failed = |source| GatewayError::system("look for the readers of queues", source);
     let mut socket = Socket::open().map_err(failed)?;
     let mut numbers: BTreeSet<u16> = parameters.queues().collect();
-    numbers.extend(rival::queues(&mut socket).map_err(failed)?);
+    numbers.extend(other_daemon::queues(&mut socket).map_err(failed)?);
     let ports =
         numbers.into_iter().filter_map(|number| Some((number, queue::reader_port(number)?)));
     let sockets = fs::read_to_string(SOCKETS).map_err(failed)?;
-    let mut readers: Vec<Reader> = Vec::new();
+    let mut readers: Vec<QueueReader> = Vec::new();
     for (queue, port) in ports {
         let found = inode(&sockets, port).map_or(Ok(None), owner).map_err(failed)?;
         let process = found.ok_or_else(|| GatewayError::NotPermitted {
             what: format!("find the process that reads queue {queue}"),
         })?;
         if readers.iter().all(|reader| reader.process != process) {
-            readers.push(Reader { process, name: name(process), queue });
+            readers.push(QueueReader { process, name: name(process), queue });
         }
     }
     Ok(readers)

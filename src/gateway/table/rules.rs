@@ -32,9 +32,9 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
                 ports.iter().for_each(|port| value(" 21 ", &format!(" {port} ")));
             }
             "define queues" => value("2100", &queues(parameters, '-')),
-            "define data" => value("0x40000000", &mark(parameters.data())),
-            "define queue_all" => value("0x20000000", &mark(parameters.every())),
-            "define queue_none" => value("0x10000000", &mark(parameters.none())),
+            "define data" => value("0x40000000", &mark(parameters.data_mark())),
+            "define queue_all" => value("0x20000000", &mark(parameters.queue_all_mark())),
+            "define queue_none" => value("0x10000000", &mark(parameters.queue_none_mark())),
             "define target_slot" => value("0x8ffe0000", &mark(parameters.slots())),
             "define injected" => value("0x70000000", &mark(parameters.mask())),
             _ if line.starts_with('#') => text.push_str(&replace_marks(line, parameters)),
@@ -119,10 +119,10 @@ fn replace_marks(line: &str, parameters: &RuleParameters) -> String {
         let (before, found) = rest.split_at(at);
         text.push_str(before);
         let new = match found.get(..10) {
-            Some("0x40000000") => parameters.data(),
-            Some("0x20000000") => parameters.every(),
-            Some("0x10000000") => parameters.none(),
-            Some("0x30000000") => parameters.every() | parameters.none(),
+            Some("0x40000000") => parameters.data_mark(),
+            Some("0x20000000") => parameters.queue_all_mark(),
+            Some("0x10000000") => parameters.queue_none_mark(),
+            Some("0x30000000") => parameters.queue_all_mark() | parameters.queue_none_mark(),
             Some("0x70000000") => parameters.mask(),
             _ => {
                 text.push_str("0x");

@@ -7,7 +7,8 @@ use std::{
 };
 
 use ftp_alg_core::engine::{
-    FlowChange, Handover, Hole, Login, Pinhole, Shift, Shut, TakenBack, Translation,
+    FastPathPinhole, FastPathPinholeClosing, FlowChange, Handover, LoginStage, Pinhole,
+    SequenceOffset, Translation, Withdrawal,
 };
 
 use super::{
@@ -227,8 +228,8 @@ impl Program {
     pub fn apply_changes(&mut self, changes: &[FlowChange]) {
         for change in changes {
             match change {
-                FlowChange::Over(handover) => self.hand_over(handover),
-                FlowChange::Back(TakenBack { flow, translation }) => {
+                FlowChange::Handover(handover) => self.hand_over(handover),
+                FlowChange::Withdraw(Withdrawal { flow, translation }) => {
                     self.take_back(*flow, translation);
                 }
             }
@@ -236,8 +237,17 @@ impl Program {
     }
 
     fn hand_over(&mut self, handover: &Handover) {
-        let Handover { flow, lines, next, login, translation, named, zeros, shifts, lifetime } =
-            *handover;
+        let Handover {
+            flow,
+            lines,
+            next_seq: next,
+            login,
+            translation,
+            announced_addresses: named,
+            zeros,
+            seq_offsets: shifts,
+            pinhole_lifetime: lifetime,
+        } = *handover;
         // Another worker took the connection back, and has not reported it yet.
         if self.flows.contains_key(&flow) {
             self.take_back(flow, &translation);
@@ -258,9 +268,9 @@ impl Program {
             next_seq: next,
             line_count: lines,
             dialogue: match login {
-                Login::Silent => GREETING_DUE,
-                Login::Greeted => LOGIN_DUE,
-                Login::Done => READY,
+                LoginStage::NotGreeted => GREETING_DUE,
+                LoginStage::Greeted => LOGIN_DUE,
+                LoginStage::LoggedIn => READY,
             },
             client,
             server,
@@ -274,7 +284,9 @@ impl Program {
             passive_mark: 0,
             inspected_mark: 0,
             port_digits: u32::try_from(zeros.digits()).unwrap(),
-            seq_offsets: shifts.map(|shifts| shifts.map(|Shift { by, since }| (by, since))),
+            seq_offsets: shifts.map(|shifts| {
+                shifts.map(|SequenceOffset { offset: by, first_seq: since }| (by, since))
+            }),
             pinhole: None,
             pinhole_line: 0,
             pinhole_lifetime: u64::try_from(lifetime.as_nanos()).unwrap(),
@@ -305,8 +317,8 @@ impl Program {
     }
 
     /// Closes pinholes, unless they were consumed or replaced.
-    pub fn close_pinholes(&mut self, shut: &[Shut]) {
-        for Shut { pinhole, hole } in shut {
+    pub fn close_pinholes(&mut self, shut: &[FastPathPinholeClosing]) {
+        for FastPathPinholeClosing { pinhole, id: hole } in shut {
             let Some(key) = key(pinhole.initiator, pinhole.arrival) else { continue };
             let is_it = self.pinholes.get(&key) == Some(&hole.flow)
                 && self.opened.get(&key).is_some_and(|opened| opened.line == hole.line);
@@ -351,12 +363,12 @@ impl Program {
     }
 
     /// The open pinholes, each with its initiator and arrival.
-    pub fn open_pinholes(&self) -> Vec<(Hole, (IpAddr, SocketAddr))> {
+    pub fn open_pinholes(&self) -> Vec<(FastPathPinhole, (IpAddr, SocketAddr))> {
         let ends = |key: &PinholeKey| {
             (key.initiator.into(), SocketAddrV4::new(key.arrival, key.port).into())
         };
         let hole = |(key, opened): (&PinholeKey, &OpenPinhole)| {
-            (Hole { flow: self.pinholes[key], line: opened.line }, ends(key))
+            (FastPathPinhole { flow: self.pinholes[key], line: opened.line }, ends(key))
         };
         self.opened.iter().map(hole).collect()
     }

@@ -5,8 +5,8 @@ use std::{collections::BTreeMap, time::Instant};
 
 use ftp_alg_core::{
     engine::{
-        Arrival, Checksums, Effects, Engine, Event, Hole, Host, Kernel as _, Queued, Sessions,
-        Step, Token, Verdict,
+        Checksums, Effects, Engine, Event, FastPathPinhole, Host, Kernel as _, PacketMeta,
+        QueuedPacket, Sessions, Step, Token, Verdict,
     },
     policy::Policy,
     session::Side,
@@ -93,11 +93,11 @@ impl Host for Hands<'_> {
         self.kernel
     }
 
-    fn with<R>(&mut self, shard: usize, work: impl FnOnce(&mut Engine) -> R) -> R {
+    fn with_engine<R>(&mut self, shard: usize, work: impl FnOnce(&mut Engine) -> R) -> R {
         work(&mut self.daemon.shards[shard].engine)
     }
 
-    fn has_lapsed(&mut self) -> bool {
+    fn had_downtime(&mut self) -> bool {
         self.daemon.lapses
     }
 
@@ -107,7 +107,7 @@ impl Host for Hands<'_> {
         journal.extend(effects.records().map(<[u8]>::to_vec));
     }
 
-    fn give(&mut self, all: &[Effects]) {
+    fn give_verdicts(&mut self, all: &[Effects]) {
         for effects in all {
             for released in &effects.verdicts {
                 let packet = self.daemon.packets.remove(&released.token.id).expect("one verdict");
@@ -123,7 +123,7 @@ impl Host for Hands<'_> {
         }
     }
 
-    fn events(&mut self, events: &mut Vec<Event>, _: u64) {
+    fn report_events(&mut self, events: &mut Vec<Event>, _: u64) {
         self.daemon.events.append(events);
     }
 }
@@ -138,9 +138,9 @@ impl Daemon {
     ) -> Self {
         let first = Engine::new(policy.clone(), Checksums::Verify);
         let shard = |_| {
-            let mut engine = first.beside();
-            engine.sessions.note_changes(epoch);
-            engine.sessions.set_hands_over(hands_over);
+            let mut engine = first.new_shard();
+            engine.sessions.track_changes(epoch);
+            engine.sessions.set_uses_fast_path(hands_over);
             Shard { engine, journal: Vec::new() }
         };
         let shards = (0..workers).map(shard).collect();
@@ -190,11 +190,11 @@ impl Daemon {
         kernel: &Recorder,
     ) {
         let with = |packet: Packet| {
-            let how = Queued {
+            let how = PacketMeta {
                 may_wait: packet.may_wait,
                 from: if let Mark::From(side) = packet.mark { Some(side) } else { None },
-                every: packet.mark == Mark::Every,
-                ..Queued::default()
+                queues_all: packet.mark == Mark::Every,
+                ..PacketMeta::default()
             };
             (packet, how)
         };
@@ -206,16 +206,16 @@ impl Daemon {
         &mut self,
         worker: usize,
         now: Instant,
-        packets: Vec<(Packet, Queued)>,
+        packets: Vec<(Packet, PacketMeta)>,
         kernel: &Recorder,
     ) {
         let first = self.last + 1;
         let arrivals = packets.iter().zip(first..).map(|((packet, how), id)| {
             let token = Token { queue: worker as u16, id, mark: 0 };
-            Arrival { token, bytes: &packet.bytes, how: *how }
+            QueuedPacket { token, bytes: &packet.bytes, meta: *how }
         });
         let Work { effects, next, now: at } = &mut self.work[worker];
-        (*next, *at) = (Some(Step::Look), Some(now));
+        (*next, *at) = (Some(Step::CheckRequests), Some(now));
         let (engine, effects) = (&mut self.shards[self.home].engine, &mut effects[self.home]);
         if let Some(judged) = &mut self.judged {
             judged.fetch(kernel);
@@ -232,7 +232,7 @@ impl Daemon {
     pub fn expire(&mut self, now: Instant, kernel: &Recorder) {
         let timer = self.timer();
         let Work { effects, next, now: at } = &mut self.work[timer];
-        (*next, *at) = (Some(Step::Look), Some(now));
+        (*next, *at) = (Some(Step::CheckRequests), Some(now));
         if let Some(judged) = &mut self.judged {
             judged.fetch(kernel);
             judged.feed(&mut self.shards[self.home].engine, &mut effects[self.home]);
@@ -247,11 +247,11 @@ impl Daemon {
         let reader = self.reader();
         let Some(judged) = &mut self.judged else { return };
         let Work { effects, next, now: at } = &mut self.work[reader];
-        (*next, *at) = (Some(Step::Look), Some(now));
+        (*next, *at) = (Some(Step::CheckRequests), Some(now));
         judged.begin_read(kernel);
         for (index, (shard, effects)) in self.shards.iter_mut().zip(effects).enumerate() {
             // Also what another worker had it read, and has not written yet.
-            shard.engine.read_judged(std::iter::empty(), effects);
+            shard.engine.read_fast_path_lines(std::iter::empty(), effects);
             if index == self.home {
                 judged.feed(&mut shard.engine, effects);
             }
@@ -260,7 +260,7 @@ impl Daemon {
 
     /// When something in the reorder queue has waited for long enough.
     pub fn waits_until(&self) -> Option<Instant> {
-        self.shards.iter().filter_map(|shard| shard.engine.waits_until()).min()
+        self.shards.iter().filter_map(|shard| shard.engine.reorder_deadline()).min()
     }
 
     /// The next step of what comes of a batch of `worker`. Whether there was one.
@@ -269,7 +269,7 @@ impl Daemon {
         let step = work.next.take();
         if let (Some(step), Some(now)) = (step, work.now) {
             let hands = &mut Hands { daemon: self, kernel };
-            work.next = step.take(hands, now, &mut work.effects);
+            work.next = step.run(hands, now, &mut work.effects);
         }
         if work.next.is_none()
             && worker == self.reader()
@@ -283,7 +283,7 @@ impl Daemon {
 
     /// Whether nothing is asked for the batch of `worker`, so that it is concluded next.
     pub fn is_decided(&self, worker: usize) -> bool {
-        !self.work[worker].effects.iter().any(Effects::asks)
+        !self.work[worker].effects.iter().any(Effects::has_kernel_requests)
     }
 
     /// What `worker` does next.
@@ -300,7 +300,7 @@ impl Daemon {
     pub fn crash(&mut self) {
         self.assert_judged_alike();
         let shards = self.shards.len();
-        let effects = || (0..shards).map(Effects::of).collect();
+        let effects = || (0..shards).map(Effects::for_shard).collect();
         let work = |_| Work { effects: effects(), ..Work::default() };
         self.work = (0..shards + 2).map(work).collect();
         self.packets.clear();
@@ -310,20 +310,27 @@ impl Daemon {
     pub fn restart(&mut self, now: Instant, kernel: &mut Recorder) {
         let first = Engine::new(self.policy.clone(), Checksums::Verify);
         for shard in &mut self.shards {
-            let mut engine = first.beside();
+            let mut engine = first.new_shard();
             engine
                 .sessions
                 .restore(shard.journal.iter().map(Vec::as_slice), now, self.epoch)
                 .unwrap();
-            engine.sessions.note_changes(self.epoch);
+            engine.sessions.track_changes(self.epoch);
             shard.journal.clear();
-            engine.sessions.records(|record| shard.journal.push(record.to_vec())).unwrap();
+            engine
+                .sessions
+                .write_all_records(|record| shard.journal.push(record.to_vec()))
+                .unwrap();
             shard.engine = engine;
         }
         for pinhole in kernel.pinholes() {
             let (initiator, arrival) = (pinhole.initiator, pinhole.arrival);
-            if !self.shards.iter().any(|shard| shard.engine.sessions.holds(initiator, arrival)) {
-                kernel.change(&[pinhole], &[], &mut Vec::new()).unwrap();
+            if !self
+                .shards
+                .iter()
+                .any(|shard| shard.engine.sessions.holds_pinhole(initiator, arrival))
+            {
+                kernel.update_pinholes(&[pinhole], &[], &mut Vec::new()).unwrap();
             }
         }
         if self.judged.is_some() {
@@ -336,8 +343,8 @@ impl Daemon {
         self.judged = Some(Judged::new(self.epoch).after(kernel));
         self.read_all(now, kernel);
         for shard in &mut self.shards {
-            shard.engine.sessions.set_hands_over(false);
-            shard.engine.sessions.set_hands_over(true);
+            shard.engine.sessions.set_uses_fast_path(false);
+            shard.engine.sessions.set_uses_fast_path(true);
         }
         self.read_all(now, kernel);
         for flow in kernel.program.flow_ids() {
@@ -346,8 +353,10 @@ impl Daemon {
         self.read_all(now, kernel);
         let engines = || self.shards.iter().map(|shard| &shard.engine.sessions);
         kernel.program.retain_pinholes(|initiator, arrival, flow, line| match flow {
-            0 => engines().any(|sessions| sessions.holds(initiator, arrival)),
-            _ => engines().flat_map(Sessions::holes).any(|hole| hole == Hole { flow, line }),
+            0 => engines().any(|sessions| sessions.holds_pinhole(initiator, arrival)),
+            _ => engines()
+                .flat_map(Sessions::fast_path_pinholes)
+                .any(|hole| hole == FastPathPinhole { flow, line }),
         });
     }
 
@@ -359,12 +368,12 @@ impl Daemon {
 
     /// No line was judged that the engines would have decided otherwise.
     pub fn assert_judged_alike(&self) {
-        let otherwise = self.shards.iter().map(|s| s.engine.counters().judged_otherwise).sum();
+        let otherwise = self.shards.iter().map(|s| s.engine.counters().fast_path_mismatches).sum();
         assert_eq!(0_u64, otherwise, "judged otherwise than the engine");
     }
 
     /// How many judged lines the engines have read since they were started.
     pub fn judged(&self) -> u64 {
-        self.shards.iter().map(|shard| shard.engine.counters().judged).sum()
+        self.shards.iter().map(|shard| shard.engine.counters().fast_path_lines).sum()
     }
 }

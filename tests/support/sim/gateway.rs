@@ -7,7 +7,7 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::{self, Event, Queued, Step, Translation},
+    engine::{self, Event, PacketMeta, Step, Translation},
     packet::{Seq, flags},
     session::Side,
 };
@@ -116,7 +116,9 @@ impl Sim {
         let mut passed = Vec::new();
         while let Some(step) = self.daemon.next_step(worker) {
             let fate = match step {
-                Step::Look if may_crash && self.daemon.is_decided(worker) => self.crashes.fate(),
+                Step::CheckRequests if may_crash && self.daemon.is_decided(worker) => {
+                    self.crashes.fate()
+                }
                 _ => Fate::GoesOn,
             };
             if fate == Fate::Crashes {
@@ -170,7 +172,12 @@ impl Sim {
 
     /// What becomes of one packet of which the packet selection says this, and what goes on of it.
     /// [`others`](Self::others) has what becomes of packets that waited for it.
-    pub fn decided(&mut self, now: Instant, bytes: &[u8], how: Queued) -> (engine::Fate, Vec<u8>) {
+    pub fn decided(
+        &mut self,
+        now: Instant,
+        bytes: &[u8],
+        how: PacketMeta,
+    ) -> (engine::PacketOutcome, Vec<u8>) {
         let from = Side::Client; // of no concern here
         let (origin, bytes, mark) = (Origin::Genuine, bytes.to_vec(), Mark::From(from));
         let packet =
@@ -184,11 +191,11 @@ impl Sim {
         self.others = others;
         let own: Vec<Given> = own;
         match own.into_iter().next() {
-            None => (engine::Fate::Wait, Vec::new()),
+            None => (engine::PacketOutcome::Wait, Vec::new()),
             Some(Given { decision, packet }) => match decision {
-                Decision::Accept => (engine::Fate::Accept, packet.bytes),
-                Decision::Replace(new) => (engine::Fate::Replace, new),
-                Decision::Drop => (engine::Fate::Drop, Vec::new()),
+                Decision::Accept => (engine::PacketOutcome::Accept, packet.bytes),
+                Decision::Replace(new) => (engine::PacketOutcome::Replace, new),
+                Decision::Drop => (engine::PacketOutcome::Drop, Vec::new()),
             },
         }
     }
@@ -368,7 +375,8 @@ impl Sim {
         if self.server.received() == 0 {
             return; // the gateway may still follow the connection before
         }
-        let Some((session, _)) = self.daemon.engine().sessions.between(client, server) else {
+        let Some((session, _)) = self.daemon.engine().sessions.session_between(client, server)
+        else {
             return;
         };
         let map = session.map(side).clone();

@@ -6,7 +6,7 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::{Effects, Engine, JudgedLine, Pinhole},
+    engine::{Effects, Engine, FastPathLine, Pinhole},
     ftp::Zeros,
     session,
 };
@@ -58,7 +58,7 @@ impl Judged {
     pub fn feed(&mut self, engine: &mut Engine, effects: &mut Effects) {
         let lines = std::mem::take(&mut self.inbox);
         if !lines.is_empty() {
-            engine.read_judged(lines.iter().map(|line| read(line, self.epoch)), effects);
+            engine.read_fast_path_lines(lines.iter().map(|line| read(line, self.epoch)), effects);
         }
     }
 
@@ -75,8 +75,8 @@ impl Judged {
     }
 }
 
-fn read(line: &InspectedLine, epoch: Instant) -> JudgedLine<'_> {
-    JudgedLine {
+fn read(line: &InspectedLine, epoch: Instant) -> FastPathLine<'_> {
+    FastPathLine {
         flow: line.flow,
         line: line.line,
         at: epoch + line.at,
@@ -86,9 +86,9 @@ fn read(line: &InspectedLine, epoch: Instant) -> JudgedLine<'_> {
         seq: line.seq,
         ack: line.ack,
         window: line.window,
-        opened: line.opened,
-        consumed: line.consumed,
-        ends: line.is_fin,
+        opened_pinhole: line.opened,
+        consumed_pinhole: line.consumed,
+        is_fin: line.is_fin,
         zeros: Zeros::of_digits(line.port_digits as usize),
         bytes: &line.bytes,
     }
@@ -159,9 +159,9 @@ impl Sim {
         let ends = |pinhole: &Pinhole| (pinhole.initiator, pinhole.arrival);
         let mut open: Vec<_> = self.kernel.pinholes().iter().map(ends).collect();
         let sessions = &mut self.daemon.engine().sessions;
-        let unheld = open.iter().copied().find(|(from, to)| !sessions.holds(*from, *to));
+        let unheld = open.iter().copied().find(|(from, to)| !sessions.holds_pinhole(*from, *to));
         let holes = self.kernel.program.open_pinholes();
-        let is_held = |hole| sessions.holes().any(|held| held == hole);
+        let is_held = |hole| sessions.fast_path_pinholes().any(|held| held == hole);
         let unheld_hole = holes.iter().find(|(hole, _)| !is_held(*hole));
         open.extend(holes.iter().map(|(_, ends)| *ends));
         let held: Vec<_> = sessions.list_pinholes().map(|info| ends(&info.pinhole)).collect();

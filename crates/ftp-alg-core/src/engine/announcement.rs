@@ -1,5 +1,5 @@
-//! What becomes of an announcement: by policy and dialogue, by how the connection is translated, and by what the kernel
-//! says to the pinhole.
+//! Decides about announcements: by policy, by the dialogue, by the connection's translation, and by the kernel's answer
+//! to the pinhole request.
 
 use std::{
     borrow::Cow,
@@ -7,212 +7,243 @@ use std::{
 };
 
 use super::{
-    Action, Decision, KernelError, Pinhole, Translation, What,
+    Action, AnnouncementDecision, EventKind, KernelError, Pinhole, Translation,
     connection::Connection,
-    handover::Hole,
-    pinholes::{Attempt, Form, Held},
-    places::OpenError,
+    handover::FastPathPinhole,
+    pinholes::{Attempt, HeldPinhole, PortFormat},
+    registry::OpenError,
 };
 use crate::{
     ftp::{Kind, Malformed, Zeros},
-    policy::{External, Foreign, Policy},
-    session::{Announced, Phase, Reason, Ruling, Side},
+    policy::{ExternalAddress, ForeignAddress, Policy},
+    session::{AnnouncedLine, AnnouncementVerdict, Phase, Reason, Side},
 };
 
-/// How many pinholes one session may hold at a time; pipelined announcements need several.
+/// Limit of pinholes of one session; pipelined announcements need several.
 const MAX_PER_SESSION: usize = 8;
 
-/// What is to be done about an announcement now.
-pub enum Judged {
-    /// This.
-    Ruled(Ruling),
-    /// The kernel is to be [asked](Connection::ask) first: for the pinhole that is attempted, if one is, or how the
-    /// connection is translated.
-    Asks,
+/// The outcome of one step of a decision about an announcement.
+pub enum AnnouncementOutcome {
+    /// The decision is made.
+    Decided(AnnouncementVerdict),
+    /// The kernel must answer a [request](Connection::request) first: to open the reserved pinhole, or to look up the
+    /// connection's translation.
+    NeedsKernel,
 }
 
-/// Why nothing is opened.
-pub(super) enum No {
+/// Why no pinhole is opened.
+pub(super) enum NotOpened {
     Refuse(Reason, Cow<'static, str>),
     Ignore(Cow<'static, str>),
-    /// As refused, but the client gets the reply as it is.
+    /// As `Refuse`, but the client gets the reply unchanged.
     Pass(Cow<'static, str>),
 }
 
-impl No {
-    /// What is done about an address that is not the sender's, and that nothing can be opened for.
-    fn foreign(policy: &Policy, why: Reason, reason: Cow<'static, str>) -> Self {
+impl NotOpened {
+    /// What to do about a foreign address for which no pinhole can be opened.
+    fn for_foreign_address(policy: &Policy, why: Reason, reason: Cow<'static, str>) -> Self {
         match policy.foreign {
-            Foreign::Refuse => Self::Refuse(why, reason),
-            Foreign::Allow => Self::Ignore(reason),
+            ForeignAddress::Refuse => Self::Refuse(why, reason),
+            ForeignAddress::Allow => Self::Ignore(reason),
         }
     }
 }
 
-/// What is opened: the pinhole that is wanted, and the address that the announcement will name.
-struct Plan {
+/// The pinhole to open, and the address to announce.
+struct PinholePlan {
     pinhole: Pinhole,
     named: IpAddr,
-    /// Whether the server meant itself by another address.
+    /// Whether the server's foreign address was replaced.
     healed: bool,
 }
 
-/// What was opened.
-struct Opened {
-    /// What to announce.
+/// A pinhole that was opened.
+struct OpenedPinhole {
+    /// The endpoint to announce.
     endpoint: SocketAddr,
-    /// As in [`Plan`].
+    /// Whether the server's foreign address was replaced.
     healed: bool,
 }
 
 impl Connection<'_> {
-    /// Decides about `announced`, as far as that can be done without the kernel. The pinhole that it is to be asked for
-    /// is written to `attempt`.
-    pub fn judge(&mut self, announced: &Announced, attempt: &mut Option<Attempt>) -> Judged {
+    /// Decides about `announced`, as far as possible without the kernel. A pinhole that the kernel must open is stored
+    /// in `attempt`.
+    pub fn decide_announcement(
+        &mut self,
+        announced: &AnnouncedLine,
+        attempt: &mut Option<Attempt>,
+    ) -> AnnouncementOutcome {
         let kind = announced.kind;
         if let (false, Err(Malformed::Form(_)), Some(said)) =
-            (kind.is_active(), &announced.parsed, &announced.said)
+            (kind.is_active(), &announced.parsed, &announced.unread_text)
         {
-            self.tell(What::Unread(said.clone()));
-            return Judged::Ruled(Ruling::Pass);
+            self.push_event(EventKind::UnreadableReply(said.clone()));
+            return AnnouncementOutcome::Decided(AnnouncementVerdict::Pass);
         }
-        // Without a question to the kernel: anyone can make up such a one. A reply may work without us.
+        // Without a request to the kernel, because an attacker can send such an announcement at will. The reply may
+        // work without us.
         let is_unknown = match announced.phase {
-            Phase::Joined => true,
-            Phase::Answered => !kind.is_active(),
+            Phase::PickedUp => true,
+            Phase::PickedUpFtp => !kind.is_active(),
             _ => false,
         };
-        let plan = match (&announced.parsed, self.endpoint(announced)) {
-            _ if is_unknown => Err(No::Ignore(announced.bar.unwrap_or_default().into())),
+        let plan = match (&announced.parsed, self.announced_endpoint(announced)) {
+            _ if is_unknown => {
+                Err(NotOpened::Ignore(announced.blocked_because.unwrap_or_default().into()))
+            }
             (Ok(_), Some(endpoint)) => match self.plan(announced, endpoint) {
-                Ok(None) => return Judged::Asks,
+                Ok(None) => return AnnouncementOutcome::NeedsKernel,
                 Ok(Some(plan)) => Ok(plan),
                 Err(no) => Err(no),
             },
             (Err(malformed), _) => {
                 let reason = malformed.to_string().into();
                 Err(match malformed {
-                    // No server can be made to connect anywhere by it.
-                    Malformed::Family => No::Ignore(reason),
-                    Malformed::Scope => No::foreign(self.policy, Reason::Address, reason),
-                    _ if kind.is_active() => No::Refuse(Reason::Malformed, reason),
-                    _ => No::Ignore(reason),
+                    // It cannot make a server connect to anything.
+                    Malformed::Family => NotOpened::Ignore(reason),
+                    Malformed::Scope => {
+                        NotOpened::for_foreign_address(self.policy, Reason::ForeignAddress, reason)
+                    }
+                    _ if kind.is_active() => NotOpened::Refuse(Reason::Malformed, reason),
+                    _ => NotOpened::Ignore(reason),
                 })
             }
-            (Ok(_), None) => Err(No::Ignore("nothing was announced".into())),
+            (Ok(_), None) => Err(NotOpened::Ignore("nothing was announced".into())),
         };
-        match plan.and_then(|plan| self.attempt(announced, plan)) {
+        match plan.and_then(|plan| self.reserve_pinhole(announced, plan)) {
             Ok(made) => {
                 *attempt = Some(made);
-                Judged::Asks
+                AnnouncementOutcome::NeedsKernel
             }
-            Err(no) => Judged::Ruled(self.decided(announced, Err(no))),
+            Err(no) => AnnouncementOutcome::Decided(self.record_decision(announced, Err(no))),
         }
     }
 
-    /// What becomes of `announced`, as the kernel could not say how the connection is translated.
-    pub fn judge_untranslated(&mut self, announced: &Announced, error: &KernelError) -> Ruling {
-        self.failed(error);
-        self.decided(announced, Err(No::Refuse(Reason::Kernel, error.to_string().into())))
+    /// Decides about `announced` if the kernel could not look up the connection's translation.
+    pub fn decide_untranslated(
+        &mut self,
+        announced: &AnnouncedLine,
+        error: &KernelError,
+    ) -> AnnouncementVerdict {
+        self.record_kernel_error(error);
+        self.record_decision(
+            announced,
+            Err(NotOpened::Refuse(Reason::KernelRefused, error.to_string().into())),
+        )
     }
 
-    /// What becomes of `announced`, as the kernel has answered.
-    pub fn judge_opened(
+    /// Decides about `announced` after the kernel's answer to the pinhole request.
+    pub fn decide_after_opening(
         &mut self,
-        announced: &Announced,
+        announced: &AnnouncedLine,
         attempt: &mut Attempt,
         answer: Result<(), KernelError>,
-    ) -> Judged {
+    ) -> AnnouncementOutcome {
         let no = match answer {
             Ok(()) => {
-                let held = self.pinholes.opened(self.now, self.index, &attempt.proposal);
-                let opened = self.opened(held, attempt.named, attempt.healed);
-                return Judged::Ruled(self.decided(announced, Ok(opened)));
+                let held = self.pinholes.hold_opened(self.now, self.index, &attempt.proposal);
+                let opened =
+                    self.hold_opened(held, attempt.announced_address, attempt.replaced_foreign);
+                return AnnouncementOutcome::Decided(self.record_decision(announced, Ok(opened)));
             }
             Err(KernelError::Taken) => {
-                let closed = &mut self.effects.closed_first;
-                let again = self.pinholes.propose_again(self.policy, &mut attempt.proposal, closed);
-                self.pinholes.take_shut(&mut self.effects.shut);
+                let closed = &mut self.effects.closed_before_opening;
+                let again =
+                    self.pinholes.propose_next_port(self.policy, &mut attempt.proposal, closed);
+                self.pinholes.take_fast_path_closings(&mut self.effects.fast_path_closings);
                 match again {
-                    Ok(()) => return Judged::Asks,
+                    Ok(()) => return AnnouncementOutcome::NeedsKernel,
                     Err(error) => self.refusal(&error),
                 }
             }
             Err(error) => {
-                self.pinholes.withdraw(&attempt.proposal, &mut self.effects.closings);
+                self.pinholes.withdraw(&attempt.proposal, &mut self.effects.pinholes_to_close);
                 if let KernelError::Full { what } = error {
                     self.refusal(&OpenError::Full(what))
                 } else {
-                    self.failed(&error);
-                    No::Refuse(Reason::Kernel, error.to_string().into())
+                    self.record_kernel_error(&error);
+                    NotOpened::Refuse(Reason::KernelRefused, error.to_string().into())
                 }
             }
         };
-        Judged::Ruled(self.decided(announced, Err(no)))
+        AnnouncementOutcome::Decided(self.record_decision(announced, Err(no)))
     }
 
-    /// What becomes of `announced`, which the program in the kernel has judged, and opened `hole` for. That is taken if it was
-    /// right to do so.
-    pub fn judge_judged(&mut self, announced: &Announced, hole: &mut Option<Hole>) -> Ruling {
-        let endpoint = self.endpoint(announced);
+    /// Decides about an announcement that the BPF program inspected, and for which it opened the pinhole `hole`. The
+    /// pinhole is taken over if that was correct.
+    pub fn decide_fast_path_announcement(
+        &mut self,
+        announced: &AnnouncedLine,
+        hole: &mut Option<FastPathPinhole>,
+    ) -> AnnouncementVerdict {
+        let endpoint = self.announced_endpoint(announced);
         let plan = match (*hole, endpoint) {
             (Some(hole), Some(endpoint)) => {
                 self.plan(announced, endpoint).map(|plan| plan.map(|plan| (hole, plan)))
             }
-            _ => Err(No::Ignore("the fast path opened nothing for it".into())),
+            _ => Err(NotOpened::Ignore("the fast path opened nothing for it".into())),
         };
         match plan {
-            Ok(Some((opened, Plan { pinhole, named, healed }))) => {
+            Ok(Some((opened, PinholePlan { pinhole, named, healed }))) => {
                 *hole = None;
                 let (kind, lifetime) = (announced.kind, self.policy.pinhole_lifetime);
                 let client = self.control.client().ip();
                 let opened = (opened, self.now);
-                self.close_judged("a later one replaced it");
-                let held =
-                    self.pinholes.opened_by(opened, self.index, client, (kind, lifetime), pinhole);
-                let opened = self.opened(held, named, healed);
-                self.decided(announced, Ok(opened))
+                self.close_fast_path_pinholes("a later one replaced it");
+                let held = self.pinholes.hold_fast_path_pinhole(
+                    opened,
+                    self.index,
+                    client,
+                    (kind, lifetime),
+                    pinhole,
+                );
+                let opened = self.hold_opened(held, named, healed);
+                self.record_decision(announced, Ok(opened))
             }
-            Err(No::Refuse(_, reason) | No::Ignore(reason) | No::Pass(reason)) => {
-                self.decided(announced, Err(No::Pass(reason)))
-            }
+            Err(
+                NotOpened::Refuse(_, reason) | NotOpened::Ignore(reason) | NotOpened::Pass(reason),
+            ) => self.record_decision(announced, Err(NotOpened::Pass(reason))),
             Ok(None) => {
                 let reason = "nothing is known of its translation";
-                self.decided(announced, Err(No::Pass(reason.into())))
+                self.record_decision(announced, Err(NotOpened::Pass(reason.into())))
             }
         }
     }
 
-    /// The session holds one more pinhole.
-    fn opened(&mut self, held: Held, named: IpAddr, healed: bool) -> Opened {
+    /// Adds an opened pinhole to the session.
+    fn hold_opened(&mut self, held: HeldPinhole, named: IpAddr, healed: bool) -> OpenedPinhole {
         let endpoint = SocketAddr::new(named, held.pinhole.arrival.port());
         self.counters.pinholes_opened += 1;
         let answered = held.answered;
-        self.control.hold(held);
+        self.control.add_pinhole(held);
         if answered {
             let before = self.control.pinholes().len() - 1;
-            self.close_answered(before, Some("a later one replaced it"));
+            self.close_answered_before(before, Some("a later one replaced it"));
         }
-        Opened { endpoint, healed }
+        OpenedPinhole { endpoint, healed }
     }
 
-    /// The endpoint that was announced.
-    fn endpoint(&self, announced: &Announced) -> Option<SocketAddr> {
+    /// The announced endpoint.
+    fn announced_endpoint(&self, announced: &AnnouncedLine) -> Option<SocketAddr> {
         let read = announced.parsed.as_ref().ok()?;
         let address = read.address.unwrap_or(self.control.server().ip());
         Some(SocketAddr::new(address, read.port))
     }
 
-    /// The zeros by which an announcement keeps its length.
-    fn zeros(&self, announced: &Announced) -> Zeros {
-        if self.policy.keeps_length { announced.zeros } else { Zeros::None }
+    /// The leading zeros by which an announcement may keep its length.
+    fn allowed_zeros(&self, announced: &AnnouncedLine) -> Zeros {
+        if self.policy.preserves_length { announced.zeros } else { Zeros::None }
     }
 
-    /// Takes note of what was decided.
-    fn decided(&mut self, announced: &Announced, opened: Result<Opened, No>) -> Ruling {
-        let endpoint = self.endpoint(announced);
+    /// Records a decision: event, counters, verdict.
+    fn record_decision(
+        &mut self,
+        announced: &AnnouncedLine,
+        opened: Result<OpenedPinhole, NotOpened>,
+    ) -> AnnouncementVerdict {
+        let endpoint = self.announced_endpoint(announced);
         let (action, rewritten, reason, ruling) = match opened {
-            Ok(Opened { endpoint: named, healed }) => {
+            Ok(OpenedPinhole { endpoint: named, healed }) => {
                 let same = Some(named) == endpoint;
                 let action = if same { Action::Open } else { Action::Rewrite };
                 let reason = match endpoint.filter(|_| healed) {
@@ -223,126 +254,143 @@ impl Connection<'_> {
                     None if same => "both ends see the same endpoint".into(),
                     None => "the other end sees another endpoint".into(),
                 };
-                let zeros = self.zeros(announced);
-                let ruling = Ruling::Open { endpoint: named, zeros };
+                let zeros = self.allowed_zeros(announced);
+                let ruling = AnnouncementVerdict::Open { endpoint: named, zeros };
                 (action, (!same).then_some(named), reason, ruling)
             }
-            Err(No::Refuse(why, reason)) => (Action::Refuse, None, reason, Ruling::Refuse(why)),
-            Err(No::Pass(reason)) => (Action::Refuse, None, reason, Ruling::Pass),
-            Err(No::Ignore(reason)) => (Action::Ignore, None, reason, Ruling::Pass),
+            Err(NotOpened::Refuse(why, reason)) => {
+                (Action::Refuse, None, reason, AnnouncementVerdict::Refuse(why))
+            }
+            Err(NotOpened::Pass(reason)) => {
+                (Action::Refuse, None, reason, AnnouncementVerdict::Pass)
+            }
+            Err(NotOpened::Ignore(reason)) => {
+                (Action::Ignore, None, reason, AnnouncementVerdict::Pass)
+            }
         };
         match action {
             Action::Rewrite => self.counters.rewrites += 1,
             Action::Refuse => self.counters.pinholes_refused += 1,
             Action::Open | Action::Ignore => {}
         }
-        let Announced { kind, ref said, .. } = *announced;
+        let AnnouncedLine { kind, unread_text: ref said, .. } = *announced;
         let from = if kind.is_active() { Side::Client } else { Side::Server };
         let (announced, said) = (endpoint, said.clone());
-        self.tell(What::Announcement(Decision {
+        self.push_event(EventKind::Announcement(AnnouncementDecision {
             kind,
             from,
             announced,
             action,
             rewritten,
             reason,
-            said,
+            unread_text: said,
         }));
         ruling
     }
 
-    /// What is to be opened for `endpoint`; `None` if it is to be looked up first how the connection is translated.
-    fn plan(&mut self, announced: &Announced, endpoint: SocketAddr) -> Result<Option<Plan>, No> {
-        let Announced { kind, bar, .. } = *announced;
-        if !announced.asked {
-            return Err(No::Ignore("it answers no PASV or EPSV".into()));
+    /// The pinhole to open for `endpoint`; `None` if the connection's translation must be looked up first.
+    fn plan(
+        &mut self,
+        announced: &AnnouncedLine,
+        endpoint: SocketAddr,
+    ) -> Result<Option<PinholePlan>, NotOpened> {
+        let AnnouncedLine { kind, blocked_because: bar, .. } = *announced;
+        if !announced.was_requested {
+            return Err(NotOpened::Ignore("it answers no PASV or EPSV".into()));
         }
         let Some(translation) = self.control.translation() else { return Ok(None) };
         let plan = plan(kind, endpoint, translation, self.policy)?;
         if let Some(bar) = bar {
-            return Err(No::Ignore(bar.into()));
+            return Err(NotOpened::Ignore(bar.into()));
         }
         if self.policy.require_login && !announced.is_logged_in {
-            return Err(No::Ignore("the server has not accepted a login".into()));
+            return Err(NotOpened::Ignore("the server has not accepted a login".into()));
         }
         if announced.is_epsv_only && kind != Kind::Epsv {
             let reason = "the client has bound itself to EPSV (EPSV ALL)";
-            return Err(No::Refuse(Reason::EpsvOnly, reason.into()));
+            return Err(NotOpened::Refuse(Reason::EpsvOnly, reason.into()));
         }
         if self.control.pinholes().len() >= MAX_PER_SESSION {
             self.counters.limits.session_pinholes += 1;
             let reason = format!("the session has {MAX_PER_SESSION} pinholes already");
-            return Err(No::Refuse(Reason::Limit, reason.into()));
+            return Err(NotOpened::Refuse(Reason::Limit, reason.into()));
         }
         Ok(Some(plan))
     }
 
-    /// Reserves what is to be opened.
-    fn attempt(&mut self, announced: &Announced, plan: Plan) -> Result<Attempt, No> {
-        let Plan { pinhole, named, healed } = plan;
-        let room = self.room(announced, named);
+    /// Reserves the pinhole of `plan`.
+    fn reserve_pinhole(
+        &mut self,
+        announced: &AnnouncedLine,
+        plan: PinholePlan,
+    ) -> Result<Attempt, NotOpened> {
+        let PinholePlan { pinhole, named, healed } = plan;
+        let room = self.room_for_port(announced, named);
         let Some(control) = self.control.translation() else {
-            return Err(No::Ignore("nothing is known of its translation".into()));
+            return Err(NotOpened::Ignore("nothing is known of its translation".into()));
         };
-        let form = Form { kind: announced.kind, room, zeros: self.zeros(announced) };
-        let closed = &mut self.effects.closed_first;
+        let form = PortFormat { kind: announced.kind, room, zeros: self.allowed_zeros(announced) };
+        let closed = &mut self.effects.closed_before_opening;
         let proposed = self.pinholes.propose(self.policy, control, form, pinhole, closed);
-        // The program would still have the port.
-        self.pinholes.take_shut(&mut self.effects.shut);
+        // Otherwise the BPF program would still use the port.
+        self.pinholes.take_fast_path_closings(&mut self.effects.fast_path_closings);
         match proposed {
-            Ok(proposal) => Ok(Attempt { proposal, named, healed }),
+            Ok(proposal) => {
+                Ok(Attempt { proposal, announced_address: named, replaced_foreign: healed })
+            }
             Err(error) => Err(self.refusal(&error)),
         }
     }
 
-    /// How many bytes an external port is to take for the line to keep its length. `None` if any will do.
-    fn room(&mut self, announced: &Announced, named: IpAddr) -> Option<usize> {
-        let (kind, endpoint) = (announced.kind, self.endpoint(announced)?);
-        // A server's port may be the only one that leads to it.
-        if !self.policy.keeps_length || !kind.is_active() || named == endpoint.ip() {
+    /// Number of bytes that an external port must take so that the line keeps its length; `None` if any port will do.
+    fn room_for_port(&mut self, announced: &AnnouncedLine, named: IpAddr) -> Option<usize> {
+        let (kind, endpoint) = (announced.kind, self.announced_endpoint(announced)?);
+        // A server's port may be the only one that is forwarded to it.
+        if !self.policy.preserves_length || !kind.is_active() || named == endpoint.ip() {
             return None;
         }
-        let zeros = self.zeros(announced);
+        let zeros = self.allowed_zeros(announced);
         let room = announced.parsed.as_ref().ok()?.room_for_port(named, zeros)?;
-        let judging = self.control.judging();
-        if judging.is_fruitful() && !kind.has_port_in(endpoint.port(), room, zeros) {
-            // The program changes lengths of an adjusted connection, but no ports: what recurs would be queued each time.
-            if judging.has_other_port {
+        let judging = self.control.fast_path();
+        if judging.is_worthwhile() && !kind.has_port_in(endpoint.port(), room, zeros) {
+            // On an adjusted connection the BPF program changes lengths, but never ports. Otherwise each announcement
+            // would be queued.
+            if judging.used_fitting_port {
                 return None;
             }
-            self.control.judging_mut().has_other_port = true;
+            self.control.fast_path_mut().used_fitting_port = true;
         }
         Some(room)
     }
 
-    fn refusal(&mut self, error: &OpenError) -> No {
+    fn refusal(&mut self, error: &OpenError) -> NotOpened {
         let limits = &mut self.counters.limits;
         match error {
             OpenError::Limit(limit) => {
                 limits.client_pinholes += 1;
                 let reason = format!("the client has {limit} pinholes already");
-                No::Refuse(Reason::Limit, reason.into())
+                NotOpened::Refuse(Reason::Limit, reason.into())
             }
             OpenError::Full(what) => {
                 limits.pinholes += 1;
                 let reason = format!("there is no room for another pinhole: {what}");
-                No::Refuse(Reason::Limit, reason.into())
+                NotOpened::Refuse(Reason::Limit, reason.into())
             }
             OpenError::NoPort => {
                 limits.ports += 1;
-                No::Refuse(Reason::NoPort, "no external port is free".into())
+                NotOpened::Refuse(Reason::NoPort, "no external port is free".into())
             }
         }
     }
 }
 
-/// What an announcement asks for, and whether policy allows it.
+/// The pinhole that an announcement requests, if policy allows it.
 fn plan(
     kind: Kind,
     announced: SocketAddr,
     translation: &Translation,
     policy: &Policy,
-) -> Result<Plan, No> {
+) -> Result<PinholePlan, NotOpened> {
     let Translation { client, client_external, server, server_external } = *translation;
     let (own, seen, initiator, source) = if kind.is_active() {
         (client.ip(), client_external.ip(), server.ip(), server_external.ip())
@@ -350,42 +398,42 @@ fn plan(
         (server.ip(), server_external.ip(), client.ip(), client_external.ip())
     };
     if announced.is_ipv4() != own.is_ipv4() {
-        // A server that speaks both could be made to connect to any host of the other.
+        // A dual-stack server could be made to connect to any host of the other family.
         let reason = "its address is of another family than the control connection";
-        return Err(No::foreign(policy, Reason::Family, reason.into()));
+        return Err(NotOpened::for_foreign_address(policy, Reason::OtherFamily, reason.into()));
     }
     let named = external(kind, translation, policy)?;
     let is_own = [own, seen, named].contains(&announced.ip());
     let healed = !is_own && !kind.is_active() && policy.server(own).is_some_and(|s| s.heal);
     let sender = is_own || healed;
-    if !sender && policy.foreign == Foreign::Refuse {
+    if !sender && policy.foreign == ForeignAddress::Refuse {
         let ip = announced.ip();
         let hint = if kind.is_active() { "" } else { ", and no heal-address is set for it" };
         let reason = format!("{ip} is not the sender's address {own}{hint}").into();
-        // Somebody's public server that does not know its address. Many clients then connect to the address that they
-        // dialled (curl, lftp, FileZilla), which works where the firewall lets clients connect to any server.
+        // A public server that announces a private address. Many clients then connect to the address that they used for
+        // the control connection (curl, lftp, FileZilla). That works if the firewall allows it.
         let is_elsewhere = is_internal(ip) && !is_internal(own) && policy.server(own).is_none();
         return Err(match is_elsewhere && !kind.is_active() {
-            true => No::Pass(reason),
-            false => No::Refuse(Reason::Address, reason),
+            true => NotOpened::Pass(reason),
+            false => NotOpened::Refuse(Reason::ForeignAddress, reason),
         });
     }
     if announced.port() < policy.min_data_port {
         let (port, minimum) = (announced.port(), policy.min_data_port);
         let reason = format!("port {port} in {kind} is below the minimum {minimum}");
-        return Err(No::Refuse(Reason::LowPort, reason.into()));
+        return Err(NotOpened::Refuse(Reason::LowPort, reason.into()));
     }
     if policy.denies(announced.port()) {
         let reason = format!("port {} in {kind} is one of deny-ports", announced.port());
-        return Err(No::Refuse(Reason::DeniedPort, reason.into()));
+        return Err(NotOpened::Refuse(Reason::DeniedPort, reason.into()));
     }
     let (target, arrival, named) = if healed && is_internal(named) && !is_internal(announced.ip()) {
-        // The address that the server was given by whoever put it behind another NAT.
+        // The server's address on the other side of another NAT.
         (own, seen, announced.ip())
     } else if sender {
         (own, seen, named)
     } else {
-        // A third host, allowed: it is reached at the address that was announced.
+        // A third host that policy allows: it is reached at the announced address.
         (announced.ip(), announced.ip(), announced.ip())
     };
     let pinhole = Pinhole {
@@ -394,16 +442,16 @@ fn plan(
         target: SocketAddr::new(target, announced.port()),
         source,
     };
-    Ok(Plan { pinhole, named, healed })
+    Ok(PinholePlan { pinhole, named, healed })
 }
 
-/// The address by which the other end knows the one that announces. A configured one stands for
-/// what translation hides, and for a known server.
+/// The address by which the other end knows the announcing end. A configured address replaces one that NAT hides, and
+/// applies to a published server.
 pub(super) fn external(
     kind: Kind,
     translation: &Translation,
     policy: &Policy,
-) -> Result<IpAddr, No> {
+) -> Result<IpAddr, NotOpened> {
     let Translation { client, client_external, server, server_external } = translation;
     let (own, seen) = if kind.is_active() {
         (client.ip(), client_external.ip())
@@ -411,21 +459,21 @@ pub(super) fn external(
         (server.ip(), server_external.ip())
     };
     let external = match kind.is_active() {
-        true if own == seen => External::Auto,
+        true if own == seen => ExternalAddress::Auto,
         true => policy.external.of_family(own),
         false => policy.external_of(own, own != seen),
     };
     match external {
-        External::Auto => Ok(seen),
-        External::Fixed(address) => Ok(address),
-        External::Unresolved => {
+        ExternalAddress::Auto => Ok(seen),
+        ExternalAddress::Fixed(address) => Ok(address),
+        ExternalAddress::Unresolved => {
             let reason = "the name of the external address is not resolved yet";
-            Err(No::Refuse(Reason::Unresolved, reason.into()))
+            Err(NotOpened::Refuse(Reason::Unresolved, reason.into()))
         }
     }
 }
 
-/// Whether an address leads nowhere beyond the network that it was given in.
+/// Whether an address is not routable outside its own network.
 fn is_internal(address: IpAddr) -> bool {
     match address {
         IpAddr::V4(v4) => {
@@ -450,8 +498,8 @@ mod tests {
     use super::*;
     use crate::policy::KnownServer;
 
-    /// What is opened for a 227 of `announced` by the server 10.0.0.5 that is dialled as `dialled`:
-    /// where it arrives, and what the client is told.
+    /// The pinhole for a 227 of `announced` by the server 10.0.0.5, whose clients use the address `dialled`: arrival
+    /// address, and announced address.
     fn healed(dialled: &str, announced: &str) -> (IpAddr, IpAddr) {
         let end = |ip: &str| SocketAddr::new(ip.parse().unwrap(), 21);
         let server = end("10.0.0.5");
@@ -471,7 +519,7 @@ mod tests {
     fn a_healed_servers_public_address_stays_only_where_the_dialled_one_leads_nowhere() {
         let ip = |text: &str| -> IpAddr { text.parse().unwrap() };
         for (dialled, announced, named) in [
-            // Behind the 1:1 NAT of a cloud its own address is all that the gateway sees.
+            // Behind a cloud's 1:1 NAT, the gateway sees only the private address.
             ("10.0.0.5", "198.51.100.77", "198.51.100.77"),
             ("10.0.0.5", "172.17.0.2", "10.0.0.5"),
             ("10.0.0.5", "0.0.0.0", "10.0.0.5"),

@@ -1,45 +1,46 @@
-//! What the kernel answered, and how that goes on.
+//! Handles the kernel's answers to an engine's requests.
 
 use std::{mem::take, time::Instant};
 
 use super::{
-    Arrival, Attention, Effects, Engine, Entry, Event, KernelError, Lookup, Mark, Opening,
-    Translation, Verdict, What,
-    announcement::Judged,
+    Effects, Engine, Entry, Event, EventKind, KernelError, Lookup, Opening, QueueMode,
+    QueueModeChange, QueuedPacket, Translation, Verdict,
+    announcement::AnnouncementOutcome,
     connection::Connection,
-    effects::{Ask, KEPT, Purpose, SessionRef, Waiting},
+    effects::{KernelRequest, Purpose, RETAINED_CAPACITY, SessionRef, WaitingPacket},
     pinholes::Attempt,
 };
-use crate::session::{Announced, DropReason, Known, Question};
+use crate::session::{AnnouncedLine, DecisionAnswer, DecisionRequest, DropReason};
 
 impl Engine {
-    /// Takes the kernel's answers to all that `effects` asked, and goes on with the packets that waited for them. They
-    /// may ask again.
-    pub fn answered(&mut self, now: Instant, effects: &mut Effects) {
+    /// Takes the kernel's answers to all requests in `effects`, and continues with the packets that waited for them.
+    /// These may make further requests.
+    pub fn handle_answers(&mut self, now: Instant, effects: &mut Effects) {
         let (mut lookups, mut openings) = (take(&mut effects.lookups), take(&mut effects.openings));
-        let (mut marks, mut packets) = (take(&mut effects.marks), take(&mut effects.waiting));
+        let (mut marks, mut packets) =
+            (take(&mut effects.mode_changes), take(&mut effects.waiting_bytes));
         for ask in &mut lookups {
-            self.looked_up(now, ask, &packets, effects);
+            self.handle_lookup(now, ask, &packets, effects);
         }
         for ask in &mut openings {
-            self.opened(now, ask, &packets, effects);
+            self.handle_opening(now, ask, &packets, effects);
         }
         for ask in &mut marks {
-            self.marked(now, ask, &packets, effects);
+            self.handle_mode_change(now, ask, &packets, effects);
         }
         packets.clear();
-        packets.shrink_to(KEPT);
-        reuse(&mut effects.lookups, lookups);
-        reuse(&mut effects.openings, openings);
-        reuse(&mut effects.marks, marks);
-        reuse(&mut effects.waiting, packets);
+        packets.shrink_to(RETAINED_CAPACITY);
+        reuse_allocation(&mut effects.lookups, lookups);
+        reuse_allocation(&mut effects.openings, openings);
+        reuse_allocation(&mut effects.mode_changes, marks);
+        reuse_allocation(&mut effects.waiting_bytes, packets);
         self.release_ordered(now, effects);
     }
 
-    fn looked_up(
+    fn handle_lookup(
         &mut self,
         now: Instant,
-        ask: &mut Ask<Lookup, Option<Translation>>,
+        ask: &mut KernelRequest<Lookup, Option<Translation>>,
         packets: &[u8],
         effects: &mut Effects,
     ) {
@@ -49,39 +50,44 @@ impl Engine {
             .take()
             .unwrap_or(Ok(None))
             .and_then(|found| found.ok_or(KernelError::Unknown));
-        if let Some(Entry { control, .. }) = self.sessions.table.get_of(session.index, session.id) {
+        if let Some(Entry { control, .. }) =
+            self.sessions.table.get_session(session.index, session.id)
+        {
             match &found {
                 Ok(translation) => control.set_translation(Some(*translation)),
-                Err(_) => control.judging_mut().note_fruitless(),
+                Err(_) => control.fast_path_mut().count_idle_handover(),
             }
-            if std::mem::take(&mut control.judging_mut().awaits_translation) && found.is_ok() {
-                self.offer(session.index, effects);
+            if std::mem::take(&mut control.fast_path_mut().wants_translation) && found.is_ok() {
+                self.offer_to_fast_path(session.index, effects);
             }
         }
         let Some(waiting) = ask.waiting.take() else { return };
         let judge = |connection: &mut Connection<'_>, announced: &_, attempt: &mut _| match &found {
-            Ok(_) => connection.judge(announced, attempt),
-            Err(error) => Judged::Ruled(connection.judge_untranslated(announced, error)),
+            Ok(_) => connection.decide_announcement(announced, attempt),
+            Err(error) => {
+                AnnouncementOutcome::Decided(connection.decide_untranslated(announced, error))
+            }
         };
-        self.judge_again(now, session, waiting, packets, effects, judge);
+        self.resume_announcement(now, session, waiting, packets, effects, judge);
     }
 
-    fn opened(
+    fn handle_opening(
         &mut self,
         now: Instant,
-        ask: &mut Ask<Opening, ()>,
+        ask: &mut KernelRequest<Opening, ()>,
         packets: &[u8],
         effects: &mut Effects,
     ) {
         let session = ask.session;
         let answer = ask.answer.take().unwrap_or(Err(KernelError::Unknown));
         let Some(waiting) = ask.waiting.take() else { return };
-        if self.sessions.table.get_of(session.index, session.id).is_none() {
-            // It was given up meanwhile.
-            let (pinholes, closings) = (&mut self.sessions.pinholes, &mut effects.closings);
+        if self.sessions.table.get_session(session.index, session.id).is_none() {
+            // The session was removed meanwhile.
+            let (pinholes, closings) =
+                (&mut self.sessions.pinholes, &mut effects.pinholes_to_close);
             match &waiting.attempt {
                 Some(Attempt { proposal, .. }) if answer.is_ok() => {
-                    pinholes.abandon(proposal, closings);
+                    pinholes.release_unwanted(proposal, closings);
                 }
                 Some(Attempt { proposal, .. }) => pinholes.withdraw(proposal, closings),
                 None => {}
@@ -89,36 +95,42 @@ impl Engine {
         }
         let judge = |connection: &mut Connection<'_>, announced: &_, attempt: &mut _| match attempt
         {
-            Some(attempt) => connection.judge_opened(announced, attempt, answer),
-            None => connection.judge(announced, attempt),
+            Some(attempt) => connection.decide_after_opening(announced, attempt, answer),
+            None => connection.decide_announcement(announced, attempt),
         };
-        self.judge_again(now, session, waiting, packets, effects, judge);
+        self.resume_announcement(now, session, waiting, packets, effects, judge);
     }
 
-    /// Goes on with a packet whose announcement asked, as `judge` says.
-    fn judge_again(
+    /// Continues with a packet whose announcement waited; `judge` makes the decision.
+    fn resume_announcement(
         &mut self,
         now: Instant,
         session: SessionRef,
-        mut waiting: Box<Waiting>,
+        mut waiting: Box<WaitingPacket>,
         packets: &[u8],
         effects: &mut Effects,
-        judge: impl FnOnce(&mut Connection<'_>, &Announced, &mut Option<Attempt>) -> Judged,
+        judge: impl FnOnce(
+            &mut Connection<'_>,
+            &AnnouncedLine,
+            &mut Option<Attempt>,
+        ) -> AnnouncementOutcome,
     ) {
-        let Waiting { token, how, ref bytes, ref request, ref mut attempt } = *waiting;
-        let packet = Arrival { token, how, bytes: &packets[bytes.clone()] };
-        let judged = match &request.question {
-            Question::Announcement(announced) => {
+        let WaitingPacket { token, how, ref bytes, ref request, ref mut attempt } = *waiting;
+        let packet = QueuedPacket { token, meta: how, bytes: &packets[bytes.clone()] };
+        let judged = match &request.request {
+            DecisionRequest::Announcement(announced) => {
                 self.with_connection(now, session, effects, |c| judge(c, announced, attempt))
             }
-            Question::Lengthen => None,
+            DecisionRequest::AdjustSequence => None,
         };
         let answer = match judged {
-            Some(Judged::Ruled(ruling)) => Some((waiting.request, Known::Ruling(ruling))),
-            Some(Judged::Asks) => {
+            Some(AnnouncementOutcome::Decided(ruling)) => {
+                Some((waiting.request, DecisionAnswer::Ruling(ruling)))
+            }
+            Some(AnnouncementOutcome::NeedsKernel) => {
                 let ask = |c: &mut Connection<'_>| {
-                    c.control.answer();
-                    c.ask(packet.bytes, waiting);
+                    c.control.end_request();
+                    c.request(packet.bytes, waiting);
                 };
                 return self.with_connection(now, session, effects, ask).unwrap_or(());
             }
@@ -127,54 +139,60 @@ impl Engine {
         self.resume(now, session, Some((packet, answer)), effects);
     }
 
-    fn marked(
+    fn handle_mode_change(
         &mut self,
         now: Instant,
-        ask: &mut Ask<Mark, Translation>,
+        ask: &mut KernelRequest<QueueModeChange, Translation>,
         packets: &[u8],
         effects: &mut Effects,
     ) {
         let session = ask.session;
-        let Mark { connection: Lookup { client, server }, translation, attention, purpose } =
-            ask.question;
-        let moment = self.sessions.epoch.moment(now);
+        let QueueModeChange {
+            connection: Lookup { client, server },
+            translation,
+            mode: attention,
+            purpose,
+        } = ask.request;
+        let moment = self.sessions.epoch.timestamp(now);
         let answer = ask.answer.take().unwrap_or(Err(KernelError::Unknown));
-        let event = |what| Event { session: session.id, client, server, what };
-        if purpose == Purpose::LeaveAlone {
+        let event = |what| Event { session: session.id, client, server, kind: what };
+        if purpose == Purpose::NotInspected {
             match answer {
-                Ok(_) => effects
-                    .events
-                    .push(event(What::Turned("left alone: its [[network]] is not inspected"))),
-                // It is told with its next packet.
+                Ok(_) => effects.events.push(event(EventKind::StateChanged(
+                    "left alone: its [[network]] is not inspected",
+                ))),
+                // The queue mode is set with its next packet.
                 Err(KernelError::Unknown) => {}
                 Err(error) => {
                     self.counters.errors += 1;
-                    effects.events.push(event(What::Failed(error.to_string())));
+                    effects.events.push(event(EventKind::KernelRefused(error.to_string())));
                 }
             }
             return;
         }
         let is_refused = matches!(&answer, Err(error) if !matches!(error, KernelError::Unknown));
-        if let Some(Entry { control, .. }) = self.sessions.table.get_of(session.index, session.id) {
+        if let Some(Entry { control, .. }) =
+            self.sessions.table.get_session(session.index, session.id)
+        {
             match &answer {
                 Ok(found) => {
-                    control.told(attention, moment);
+                    control.record_mode(attention, moment);
                     if purpose != Purpose::TupleReuse && control.translation().is_none() {
                         control.set_translation(Some(*found));
                     }
                 }
-                // What conntrack does not know has no mark, either.
-                Err(KernelError::Unknown) if attention == Attention::Payload => {
-                    control.told(attention, moment);
+                // A connection that conntrack does not know has no mark, either.
+                Err(KernelError::Unknown) if attention == QueueMode::Selected => {
+                    control.record_mode(attention, moment);
                 }
-                // It will be known, perhaps with another translation, once this packet has passed.
+                // Conntrack will know the connection, perhaps with another translation, once this packet has passed.
                 Err(KernelError::Unknown) => {
                     if translation.is_some() {
                         control.set_translation(None);
                     }
-                    control.missed(attention, moment);
+                    control.record_unknown(attention, moment);
                 }
-                Err(_) if attention == Attention::Payload => {
+                Err(_) if attention == QueueMode::Selected => {
                     self.sessions.watched.add(now, session.index, control);
                 }
                 Err(_) => {}
@@ -182,26 +200,27 @@ impl Engine {
         }
         if let (true, Err(error)) = (is_refused, &answer) {
             self.counters.errors += 1;
-            effects.events.push(event(What::Failed(error.to_string())));
+            effects.events.push(event(EventKind::KernelRefused(error.to_string())));
         }
         if is_refused {
-            // Numbers may be changed only once the kernel knows; their sender will send them again.
-            self.drop_changed(session, effects);
+            // Sequence numbers may change only after the kernel has set the queue mode. The sender retransmits the
+            // dropped packets.
+            self.drop_changed_packets(session, effects);
         }
         let waited = ask.waiting.take().map(|waiting| {
-            let Waiting { token, how, bytes, request, .. } = *waiting;
-            let packet = Arrival { token, how, bytes: &packets[bytes] };
-            (packet, Some((request, Known::Lengthen(answer.is_ok()))))
+            let WaitingPacket { token, how, bytes, request, .. } = *waiting;
+            let packet = QueuedPacket { token, meta: how, bytes: &packets[bytes] };
+            (packet, Some((request, DecisionAnswer::Lengthen(answer.is_ok()))))
         });
         self.resume(now, session, waited, effects);
     }
 
-    /// Drops what changed of `session`, and sends nothing on its behalf.
-    fn drop_changed(&mut self, session: SessionRef, effects: &mut Effects) {
+    /// Drops the changed packets of `session`, and its injections.
+    fn drop_changed_packets(&mut self, session: SessionRef, effects: &mut Effects) {
         let reason = DropReason::KernelRefused;
         for released in &mut effects.verdicts {
             if released.session() == session
-                && released.needs_every
+                && released.needs_all_queued
                 && !matches!(released.verdict, Verdict::Accept | Verdict::Drop(_))
             {
                 released.verdict = Verdict::Drop(reason);
@@ -212,7 +231,7 @@ impl Engine {
         effects.injections.retain(|injection| injection.session != session);
     }
 
-    /// Does `work` on the connection of `session`, if that is still followed.
+    /// Runs `work` on the connection of `session`, if it still exists.
     fn with_connection<R>(
         &mut self,
         now: Instant,
@@ -220,13 +239,13 @@ impl Engine {
         effects: &mut Effects,
         work: impl FnOnce(&mut Connection<'_>) -> R,
     ) -> Option<R> {
-        let moment = self.sessions.epoch.moment(now);
-        let Entry { control, .. } = self.sessions.table.get_of(session.index, session.id)?;
+        let moment = self.sessions.epoch.timestamp(now);
+        let Entry { control, .. } = self.sessions.table.get_session(session.index, session.id)?;
         Some(work(&mut Connection {
             now,
-            moment,
+            timestamp: moment,
             index: session.index,
-            policy: self.sessions.policy.within(control.network()),
+            policy: self.sessions.policy.for_network(control.network()),
             control,
             pinholes: &mut self.sessions.pinholes,
             counters: &mut self.counters,
@@ -235,8 +254,8 @@ impl Engine {
     }
 }
 
-/// Has `room` take memory that nothing is in any more, unless it has some.
-fn reuse<T>(room: &mut Vec<T>, mut memory: Vec<T>) {
+/// Gives `room` an empty allocation to reuse, unless it has one.
+fn reuse_allocation<T>(room: &mut Vec<T>, mut memory: Vec<T>) {
     memory.clear();
     if room.capacity() == 0 {
         *room = memory;

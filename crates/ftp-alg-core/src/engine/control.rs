@@ -1,7 +1,7 @@
-//! What is known of one control connection, in as little room as can be.
+//! The state of one control connection, in compact form.
 //!
-//! There may be a million of them, and a packet's is in no cache then: what packets need lies in four
-//! cache lines with the session, and what few connections have elsewhere.
+//! There may be a million connections, and a packet's connection is then not cached. So the state that every packet
+//! needs is in four cache lines together with the session. State that few connections need is boxed.
 
 use std::{
     net::SocketAddr,
@@ -9,264 +9,270 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{Attention, Event, Translation, What, handover::Judging, pinholes::Held};
+use super::{
+    Event, EventKind, QueueMode, Translation, handover::FastPathState, pinholes::HeldPinhole,
+};
 use crate::{
     packet::Endpoint,
     session::{Session, Side},
 };
 
-/// A control connection.
+/// A control connection in the table.
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct Entry {
-    /// All else.
+    /// The state outside the session.
     pub control: Control,
     /// The session.
     pub session: Session,
 }
 
 impl Entry {
-    /// Something of each of its cache lines.
-    pub fn touched(&self) -> u64 {
-        let Control { id, ends, told, .. } = &self.control;
-        id ^ u64::from(*told) ^ u64::from(ends.server_port[0]) ^ u64::from(self.session.touched())
+    /// Reads one word of each cache line, so that they are cached afterwards.
+    pub fn touch_cache_lines(&self) -> u64 {
+        let Control { id, endpoints: ends, mode_set_at: told, .. } = &self.control;
+        id ^ u64::from(*told)
+            ^ u64::from(ends.server_port[0])
+            ^ u64::from(self.session.touch_cache_lines())
     }
 }
 
-/// What is known of a control connection besides its session.
+/// The state of a control connection outside its session.
 #[derive(Debug)]
 pub struct Control {
-    /// Its number, from 1.
+    /// Session number, from 1.
     pub id: u64,
-    /// Client and server, as packets show them.
-    pub ends: Ends,
-    /// One more than which of the policy's networks it is in.
+    /// Client and server endpoint, as packets show them.
+    pub endpoints: EndpointPair,
+    /// Index of the network policy plus one.
     network: Option<NonZeroU16>,
-    /// What the kernel was last told, and in which millisecond.
-    attention: Option<Attention>,
-    told: u32,
-    /// When it was first seen.
-    pub since: Moment,
-    /// When a packet of it was last seen.
-    pub last: Moment,
-    /// Whether it is noted as changed since it was last written.
+    /// The queue mode that was set last, and the millisecond in which it was set.
+    queue_mode: Option<QueueMode>,
+    mode_set_at: u32,
+    /// Time of the first packet.
+    pub first_seen: Timestamp,
+    /// Time of the last packet.
+    pub last_seen: Timestamp,
+    /// Whether the session has changed since its last record.
     pub changed: bool,
-    /// Whether it holds more memory than is ordinary.
-    pub weighs: bool,
-    /// Whether it counts for its client.
-    pub counts: bool,
-    /// How much the kernel is being asked that its packets wait for. A mark may be asked for beside a pinhole.
-    asked: u8,
-    rare: Option<Box<Rare>>,
+    /// Whether the session counts for the memory budget.
+    pub is_in_memory_budget: bool,
+    /// Whether the session counts for its client's share.
+    pub counts_for_client: bool,
+    /// Number of open kernel requests that its packets wait for. A queue mode change may be requested in addition to a
+    /// pinhole.
+    open_requests: u8,
+    extra: Option<Box<Extra>>,
 }
 
-/// What a connection has on which nothing was announced yet.
+/// State that a connection has only after its first announcement, or in rare cases.
 #[derive(Debug, Default)]
-struct Rare {
+struct Extra {
     translation: Option<Translation>,
-    pinholes: Vec<Held>,
-    rival: Option<Rival>,
-    /// Whether the client said something in a SYN (RFC 7413), which is not read.
+    pinholes: Vec<HeldPinhole>,
+    incarnation: Option<NewIncarnation>,
+    /// Whether the client's SYN carried data (RFC 7413), which is not read.
     spoke_in_syn: bool,
-    /// Whether its packets are watched for a while.
+    /// Whether every packet is queued for a while.
     is_watched: bool,
-    /// How often in a row the kernel did not know it when it was to be told.
-    misses: u8,
-    /// What of it was judged in the kernel.
-    judging: Judging,
+    /// How many times in a row conntrack did not know the connection.
+    unknown_to_conntrack: u8,
+    /// The state on the fast path.
+    fast_path: FastPathState,
 }
 
-/// Another connection that began on the same endpoints, unless it was forged.
+/// Another connection on the same endpoints, unless its SYN-ACK was spoofed.
 #[derive(Debug)]
-struct Rival {
+struct NewIncarnation {
     session: Box<Session>,
-    /// When its SYN-ACK came last.
-    since: Moment,
+    /// Time of its last SYN-ACK.
+    since: Timestamp,
 }
 
 impl Control {
-    /// A connection that is first seen `now`.
-    pub fn new(id: u64, client: SocketAddr, server: SocketAddr, now: Moment) -> Self {
+    /// A connection whose first packet arrives `now`.
+    pub fn new(id: u64, client: SocketAddr, server: SocketAddr, now: Timestamp) -> Self {
         Self {
             id,
-            ends: Ends::new(client.into(), server.into()),
+            endpoints: EndpointPair::new(client.into(), server.into()),
             network: None,
-            attention: None,
-            told: 0,
-            since: now,
-            last: now,
+            queue_mode: None,
+            mode_set_at: 0,
+            first_seen: now,
+            last_seen: now,
             changed: false,
-            weighs: false,
-            counts: false,
-            asked: 0,
-            rare: None,
+            is_in_memory_budget: false,
+            counts_for_client: false,
+            open_requests: 0,
+            extra: None,
         }
     }
 
-    /// The client, as packets show it.
+    /// The client as packets show it.
     pub fn client(&self) -> SocketAddr {
-        self.ends.client().socket()
+        self.endpoints.client().socket()
     }
 
-    /// The server, as packets show it.
+    /// The server as packets show it.
     pub fn server(&self) -> SocketAddr {
-        self.ends.server().socket()
+        self.endpoints.server().socket()
     }
 
-    /// Which of the policy's networks it is in.
+    /// Index of the network policy.
     pub fn network(&self) -> Option<u16> {
         self.network.map(|after| after.get() - 1)
     }
 
-    /// It is in this one.
+    /// Sets the index of the network policy.
     pub fn set_network(&mut self, network: Option<u16>) {
-        // There are fewer than are counted here.
+        // The configuration allows fewer networks than this type can count.
         self.network = network.and_then(|network| NonZeroU16::new(network.saturating_add(1)));
     }
 
-    /// Something that happened on it.
-    pub fn event(&self, what: What) -> Event {
-        Event { session: self.id, client: self.client(), server: self.server(), what }
+    /// An event of this session.
+    pub fn event(&self, what: EventKind) -> Event {
+        Event { session: self.id, client: self.client(), server: self.server(), kind: what }
     }
 
-    /// The kernel is asked something.
-    pub fn ask(&mut self) {
-        self.asked = self.asked.saturating_add(1);
+    /// Counts an open kernel request.
+    pub fn begin_request(&mut self) {
+        self.open_requests = self.open_requests.saturating_add(1);
     }
 
-    /// It has answered.
-    pub fn answer(&mut self) {
-        self.asked = self.asked.saturating_sub(1);
+    /// Counts an answered kernel request.
+    pub fn end_request(&mut self) {
+        self.open_requests = self.open_requests.saturating_sub(1);
     }
 
-    /// Whether its packets wait for what the kernel is asked.
+    /// Whether packets of the session wait for the kernel.
     pub fn is_busy(&self) -> bool {
-        self.asked > 0
+        self.open_requests > 0
     }
 
     /// Which end `source` is.
-    pub fn side(&self, source: Endpoint) -> Side {
-        if source == self.ends.client() { Side::Client } else { Side::Server }
+    pub fn side_of(&self, source: Endpoint) -> Side {
+        if source == self.endpoints.client() { Side::Client } else { Side::Server }
     }
 
-    /// Whether the client said something in a SYN (RFC 7413), which is not read.
+    /// Whether the client's SYN carried data (RFC 7413), which is not read.
     pub fn spoke_in_syn(&self) -> bool {
-        self.rare.as_ref().is_some_and(|rare| rare.spoke_in_syn)
+        self.extra.as_ref().is_some_and(|rare| rare.spoke_in_syn)
     }
 
-    /// The client did, or did not.
+    /// Sets whether the client's SYN carried data.
     pub fn set_spoke_in_syn(&mut self, spoke: bool) {
-        if self.rare.is_some() || spoke {
-            self.rare().spoke_in_syn = spoke;
+        if self.extra.is_some() || spoke {
+            self.extra_mut().spoke_in_syn = spoke;
         }
     }
 
-    /// How its ends see each other, if that was looked up.
+    /// The translation, if it was looked up.
     pub fn translation(&self) -> Option<&Translation> {
-        self.rare.as_ref()?.translation.as_ref()
+        self.extra.as_ref()?.translation.as_ref()
     }
 
-    /// What was found, or that nothing is known any more.
+    /// Sets the translation, or that it is unknown.
     pub fn set_translation(&mut self, translation: Option<Translation>) {
-        if self.rare.is_some() || translation.is_some() {
-            self.rare().translation = translation;
+        if self.extra.is_some() || translation.is_some() {
+            self.extra_mut().translation = translation;
         }
     }
 
-    /// What of it was judged in the kernel.
-    pub fn judging(&self) -> Judging {
-        self.rare.as_ref().map_or_else(Judging::default, |rare| rare.judging)
+    /// The state on the fast path.
+    pub fn fast_path(&self) -> FastPathState {
+        self.extra.as_ref().map_or_else(FastPathState::default, |rare| rare.fast_path)
     }
 
-    /// The same, to change.
-    pub fn judging_mut(&mut self) -> &mut Judging {
-        &mut self.rare().judging
+    /// The state on the fast path, mutable.
+    pub fn fast_path_mut(&mut self) -> &mut FastPathState {
+        &mut self.extra_mut().fast_path
     }
 
-    /// Pinholes that it holds, oldest first.
-    pub fn pinholes(&self) -> &[Held] {
-        self.rare.as_ref().map_or(&[], |rare| &rare.pinholes)
+    /// The pinholes that the session holds, oldest first.
+    pub fn pinholes(&self) -> &[HeldPinhole] {
+        self.extra.as_ref().map_or(&[], |rare| &rare.pinholes)
     }
 
-    /// The same, to change.
-    pub fn pinholes_mut(&mut self) -> Option<&mut Vec<Held>> {
-        Some(&mut self.rare.as_mut()?.pinholes)
+    /// The pinholes, mutable.
+    pub fn pinholes_mut(&mut self) -> Option<&mut Vec<HeldPinhole>> {
+        Some(&mut self.extra.as_mut()?.pinholes)
     }
 
-    /// One more pinhole.
-    pub fn hold(&mut self, held: Held) {
-        let pinholes = &mut self.rare().pinholes;
+    /// Adds a pinhole.
+    pub fn add_pinhole(&mut self, held: HeldPinhole) {
+        let pinholes = &mut self.extra_mut().pinholes;
         pinholes.reserve_exact(1); // hardly ever are there more, and each is large
         pinholes.push(held);
     }
 
-    /// The pinhole at `index`, which it holds no more.
-    pub fn let_go(&mut self, index: usize) -> Option<Held> {
+    /// Removes the pinhole at `index`.
+    pub fn remove_pinhole(&mut self, index: usize) -> Option<HeldPinhole> {
         let pinholes = self.pinholes_mut()?;
         (index < pinholes.len()).then(|| pinholes.remove(index))
     }
 
-    /// The same, which it holds no more.
-    pub fn take_pinholes(&mut self) -> Vec<Held> {
-        self.rare.as_mut().map_or_else(Vec::new, |rare| std::mem::take(&mut rare.pinholes))
+    /// Removes all pinholes.
+    pub fn take_pinholes(&mut self) -> Vec<HeldPinhole> {
+        self.extra.as_mut().map_or_else(Vec::new, |rare| std::mem::take(&mut rare.pinholes))
     }
 
-    /// Another that began on the same endpoints, unless it was forged.
-    pub fn rival(&self) -> Option<&Session> {
-        self.rare.as_ref()?.rival.as_ref().map(|rival| &*rival.session)
+    /// The other connection on the same endpoints, unless it was spoofed.
+    pub fn incarnation(&self) -> Option<&Session> {
+        self.extra.as_ref()?.incarnation.as_ref().map(|rival| &*rival.session)
     }
 
-    /// Another began `now` on the same endpoints, or someone forged it.
-    pub fn set_rival(&mut self, session: Session, now: Moment) {
-        self.rare().rival = Some(Rival { session: Box::new(session), since: now });
+    /// Records that another connection started `now` on the same endpoints, unless it is spoofed.
+    pub fn set_incarnation(&mut self, session: Session, now: Timestamp) {
+        self.extra_mut().incarnation =
+            Some(NewIncarnation { session: Box::new(session), since: now });
     }
 
-    /// The other one's SYN-ACK came again.
-    pub fn refresh_rival(&mut self, now: Moment) {
-        if let Some(rival) = self.rare.as_mut().and_then(|rare| rare.rival.as_mut()) {
+    /// Records a retransmission of the other connection's SYN-ACK.
+    pub fn refresh_incarnation(&mut self, now: Timestamp) {
+        if let Some(rival) = self.extra.as_mut().and_then(|rare| rare.incarnation.as_mut()) {
             rival.since = now;
         }
     }
 
-    /// Gives up the other one if its SYN-ACK is as old as this. Returns whether there is still one.
-    pub fn drop_old_rival(&mut self, now: Moment, age: Duration) -> bool {
-        let Some(rare) = &mut self.rare else { return false };
-        rare.rival.take_if(|rival| now.since(rival.since) >= age);
-        rare.rival.is_some()
+    /// Removes the other connection if its SYN-ACK is older than `age`. Returns whether it is still there.
+    pub fn drop_old_incarnation(&mut self, now: Timestamp, age: Duration) -> bool {
+        let Some(rare) = &mut self.extra else { return false };
+        rare.incarnation.take_if(|rival| now.duration_since(rival.since) >= age);
+        rare.incarnation.is_some()
     }
 
-    /// Takes the other one out if it `is` none that was forged.
-    pub fn take_rival_if(&mut self, is: impl FnOnce(&Session) -> bool) -> Option<Session> {
-        let rival = &mut self.rare.as_mut()?.rival;
+    /// Removes and returns the other connection if `is` shows that it was not spoofed.
+    pub fn take_incarnation_if(&mut self, is: impl FnOnce(&Session) -> bool) -> Option<Session> {
+        let rival = &mut self.extra.as_mut()?.incarnation;
         rival.take_if(|rival| is(&rival.session)).map(|rival| *rival.session)
     }
 
-    /// Whether the kernel is to be told `wanted`, as it was told otherwise, or long ago.
-    pub fn is_to_be_told(&self, wanted: Attention, now: Moment, again: Duration) -> bool {
-        self.attention != Some(wanted) || self.told_since(now) >= again
+    /// Whether the kernel must set the queue mode `wanted`, because another mode was set, or the same long ago.
+    pub fn needs_mode_change(&self, wanted: QueueMode, now: Timestamp, again: Duration) -> bool {
+        self.queue_mode != Some(wanted) || self.mode_set_since(now) >= again
     }
 
-    /// How long ago the kernel was last told something.
-    pub fn told_since(&self, now: Moment) -> Duration {
-        Duration::from_millis(now.millis().wrapping_sub(self.told).into())
+    /// Time since the queue mode was set.
+    pub fn mode_set_since(&self, now: Timestamp) -> Duration {
+        Duration::from_millis(now.millis().wrapping_sub(self.mode_set_at).into())
     }
 
-    /// What the kernel was last told.
-    pub fn attention(&self) -> Option<Attention> {
-        self.attention
+    /// The queue mode that was set last.
+    pub fn queue_mode(&self) -> Option<QueueMode> {
+        self.queue_mode
     }
 
-    /// The kernel was told.
-    pub fn told(&mut self, attention: Attention, now: Moment) {
-        (self.attention, self.told) = (Some(attention), now.millis());
-        if let Some(rare) = &mut self.rare {
-            rare.misses = 0;
+    /// Records that the kernel has set the queue mode.
+    pub fn record_mode(&mut self, attention: QueueMode, now: Timestamp) {
+        (self.queue_mode, self.mode_set_at) = (Some(attention), now.millis());
+        if let Some(rare) = &mut self.extra {
+            rare.unknown_to_conntrack = 0;
         }
     }
 
-    /// Its packets are watched for a while, or not any more. Returns whether they were.
-    pub fn watch(&mut self, is_watched: bool) -> bool {
-        match (&mut self.rare, is_watched) {
+    /// Sets whether every packet is queued for a while. Returns the previous value.
+    pub fn set_watched(&mut self, is_watched: bool) -> bool {
+        match (&mut self.extra, is_watched) {
             (None, false) => false,
             (rare, _) => {
                 std::mem::replace(&mut rare.get_or_insert_default().is_watched, is_watched)
@@ -274,38 +280,38 @@ impl Control {
         }
     }
 
-    /// Whether the kernel did not know the connection so often that it need not be asked `again` yet.
-    pub fn is_unknown(&self, now: Moment, again: Duration) -> bool {
-        let misses = self.rare.as_ref().map_or(0, |rare| rare.misses);
-        misses >= MISSES && self.told_since(now) < again
+    /// Whether conntrack did not know the connection so often that the next request can wait.
+    pub fn is_unknown_to_conntrack(&self, now: Timestamp, again: Duration) -> bool {
+        let misses = self.extra.as_ref().map_or(0, |rare| rare.unknown_to_conntrack);
+        misses >= MISSES && self.mode_set_since(now) < again
     }
 
-    /// The kernel did not know the connection when it was to be told `wanted`. It may know it after the next
-    /// packet; a connection that it goes on not knowing is asked about again only as a reminder.
-    pub fn missed(&mut self, wanted: Attention, now: Moment) {
-        let rare = self.rare();
-        rare.misses = rare.misses.saturating_add(1);
-        if rare.misses >= MISSES {
-            (self.attention, self.told) = (Some(wanted), now.millis());
+    /// Records that conntrack did not know the connection. It may know it after the next packet. If it still does not,
+    /// the request is repeated only at the resend interval.
+    pub fn record_unknown(&mut self, wanted: QueueMode, now: Timestamp) {
+        let rare = self.extra_mut();
+        rare.unknown_to_conntrack = rare.unknown_to_conntrack.saturating_add(1);
+        if rare.unknown_to_conntrack >= MISSES {
+            (self.queue_mode, self.mode_set_at) = (Some(wanted), now.millis());
         }
     }
 
-    /// What it was told is not known any more.
-    pub fn forget_attention(&mut self) {
-        self.attention = None;
+    /// Records that the queue mode is unknown.
+    pub fn forget_queue_mode(&mut self) {
+        self.queue_mode = None;
     }
 
-    fn rare(&mut self) -> &mut Rare {
-        self.rare.get_or_insert_default()
+    fn extra_mut(&mut self) -> &mut Extra {
+        self.extra.get_or_insert_default()
     }
 }
 
-/// So often in a row the kernel is asked at once about a connection that it does not know.
+/// Number of immediate requests for a connection that conntrack does not know.
 const MISSES: u8 = 4;
 
-/// Both endpoints of a connection. Bytes, as numbers of their length would be aligned to it.
+/// Both endpoints of a connection. Stored as bytes, because numbers would need alignment.
 #[derive(Debug)]
-pub struct Ends {
+pub struct EndpointPair {
     client: [[u8; 8]; 2],
     server: [[u8; 8]; 2],
     client_port: [u8; 2],
@@ -313,7 +319,7 @@ pub struct Ends {
     is_v4: bool,
 }
 
-impl Ends {
+impl EndpointPair {
     fn new(client: Endpoint, server: Endpoint) -> Self {
         let packed = |end: Endpoint| [end.high.to_ne_bytes(), end.low.to_ne_bytes()];
         Self {
@@ -325,12 +331,12 @@ impl Ends {
         }
     }
 
-    /// The client's.
+    /// The client's endpoint.
     pub fn client(&self) -> Endpoint {
         self.end(self.client, self.client_port)
     }
 
-    /// The server's.
+    /// The server's endpoint.
     pub fn server(&self) -> Endpoint {
         self.end(self.server, self.server_port)
     }
@@ -341,13 +347,13 @@ impl Ends {
     }
 }
 
-/// A time, in nanoseconds from the [`Epoch`] on.
+/// A time in nanoseconds since the [`Epoch`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Moment(i64);
+pub struct Timestamp(i64);
 
-impl Moment {
-    /// How long ago `earlier` was, at least nothing.
-    pub fn since(self, earlier: Self) -> Duration {
+impl Timestamp {
+    /// Time since `earlier`, at least zero.
+    pub fn duration_since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0).max(0).cast_unsigned())
     }
 
@@ -356,32 +362,32 @@ impl Moment {
     }
 }
 
-/// The first time that an engine was told: an [`Instant`] takes twice the room of the distance from it.
+/// The first time that an engine saw. An [`Instant`] takes twice the room of a distance from it.
 #[derive(Clone, Copy, Default)]
 pub struct Epoch {
     first: Option<Instant>,
-    /// What was asked last: packets of one batch are of one time.
-    last: Option<(Instant, Moment)>,
+    /// The last conversion: all packets of a batch have the same time.
+    last: Option<(Instant, Timestamp)>,
 }
 
 impl Epoch {
-    /// The moment `at`.
+    /// The timestamp of `at`.
     #[inline]
-    pub fn moment(&mut self, at: Instant) -> Moment {
+    pub fn timestamp(&mut self, at: Instant) -> Timestamp {
         if let Some((last, moment)) = self.last
             && last == at
         {
             return moment;
         }
-        self.other_moment(at)
+        self.update_timestamp(at)
     }
 
-    fn other_moment(&mut self, at: Instant) -> Moment {
+    fn update_timestamp(&mut self, at: Instant) -> Timestamp {
         let epoch = *self.first.get_or_insert(at);
         let nanos = |distance: Duration| {
             i64::try_from(distance.as_nanos()).unwrap_or(i64::MAX) // in three hundred years
         };
-        let moment = Moment(match at.checked_duration_since(epoch) {
+        let moment = Timestamp(match at.checked_duration_since(epoch) {
             Some(after) => nanos(after),
             None => -nanos(epoch.duration_since(at)),
         });
@@ -389,8 +395,8 @@ impl Epoch {
         moment
     }
 
-    /// When `moment` was; there is none without an epoch.
-    pub fn instant(&self, Moment(nanos): Moment) -> Option<Instant> {
+    /// The time of a timestamp; `None` before the first call of `timestamp`.
+    pub fn instant(&self, Timestamp(nanos): Timestamp) -> Option<Instant> {
         let distance = Duration::from_nanos(nanos.unsigned_abs());
         let epoch = self.first?;
         if nanos < 0 { epoch.checked_sub(distance) } else { epoch.checked_add(distance) }
@@ -417,15 +423,15 @@ mod tests {
             let (client, server) = (client.parse().unwrap(), server.parse().unwrap());
             let mut epoch = Epoch::default();
             let now = Instant::now();
-            let control = Control::new(1, client, server, epoch.moment(now));
+            let control = Control::new(1, client, server, epoch.timestamp(now));
             assert_eq!((control.client(), control.server()), (client, server));
             for distance in [0, 1, 1_500_000_000].map(Duration::from_nanos) {
                 let (earlier, later) = (now - distance, now + distance);
-                assert_eq!(epoch.instant(control.since), Some(now));
-                let (before, after) = (epoch.moment(earlier), epoch.moment(later));
+                assert_eq!(epoch.instant(control.first_seen), Some(now));
+                let (before, after) = (epoch.timestamp(earlier), epoch.timestamp(later));
                 assert_eq!(epoch.instant(before), Some(earlier));
-                assert_eq!(after.since(before), 2 * distance);
-                assert_eq!(before.since(after), Duration::ZERO);
+                assert_eq!(after.duration_since(before), 2 * distance);
+                assert_eq!(before.duration_since(after), Duration::ZERO);
             }
         }
     }

@@ -1,4 +1,4 @@
-//! What is counted, in one place. Field names are those of `ftp-alg status --json`.
+//! All counters. Field names are those of `ftp-alg status --json`.
 
 use std::{collections::BTreeMap, ops::AddAssign};
 
@@ -6,7 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::DropReason;
 
-/// Counters with a name each, that are added to each other.
+/// A struct of counters that can be added to another.
 macro_rules! counters {
     ($(#[$of:meta])* $name:ident { $($(#[$doc:meta])* $field:ident: $kind:ty,)* }) => {
         $(#[$of])*
@@ -23,39 +23,39 @@ macro_rules! counters {
 }
 
 counters! {
-    /// What was done since the start.
+    /// Counters since the start.
     Counters {
         /// Packets that got a verdict, or wait for one.
         packets: u64,
-        /// Lines that were judged in the kernel, by the fast path.
-        judged: u64,
-        /// Lines that the engine would have judged otherwise. There are none.
-        judged_otherwise: u64,
-        /// Announcements whose endpoint was replaced.
+        /// Lines that the BPF program inspected and let pass.
+        fast_path_lines: u64,
+        /// Lines that the engine would have decided differently. Always 0 unless there is a bug.
+        fast_path_mismatches: u64,
+        /// Announcements whose endpoint was rewritten.
         rewrites: u64,
         /// Pinholes opened.
         pinholes_opened: u64,
-        /// Pinholes whose transfer began, as the server said.
+        /// Pinholes whose transfer started, according to the server's replies.
         pinholes_used: u64,
         /// Announcements for which policy refused a pinhole.
         pinholes_refused: u64,
-        /// Commands other than announcements that policy kept from the server.
+        /// Commands other than announcements that policy refused.
         commands_refused: u64,
-        /// Connections that became unreadable, as they are encrypted.
+        /// Sessions that became encrypted, so they can no longer be read.
         encrypted: u64,
-        /// Connections of which packets were missed, so that nothing is opened for them any more.
-        lost: u64,
-        /// Packets of connections that were too many to be followed.
+        /// Sessions that missed packets, so nothing is opened for them any more.
+        unread_sessions: u64,
+        /// Packets of connections beyond the limit of sessions.
         uninspected: u64,
-        /// Packets that could not be read and passed.
+        /// Packets that could not be parsed and passed.
         malformed: u64,
-        /// What went wrong on our side: the kernel refused, a packet could not be answered.
+        /// Failures of the gateway: the kernel refused a request, or a packet could not be handled.
         errors: u64,
         /// Packets dropped, by reason.
         drops: Drops,
         /// Packets that passed unread, by reason.
         unread: Unread,
-        /// How often each limit was reached; docs/configuration.md says what happens then.
+        /// How often each limit was reached; docs/configuration.md describes what happens then.
         limits: Limits,
     }
 }
@@ -63,66 +63,66 @@ counters! {
 counters! {
     /// Packets that passed unread, by reason.
     Unread {
-        /// No TCP packet, or not whole.
+        /// Not a complete TCP packet.
         malformed: u64,
-        /// A wrong checksum: its receiver discards it.
+        /// Wrong checksum: the receiver discards it.
         checksum: u64,
-        /// No session is known, and it begins none.
+        /// No session exists, and the packet starts none.
         no_session: u64,
-        /// There are as many sessions as there may be, or its `[[network]]` is not inspected.
+        /// The limit of sessions is reached, or the connection's `[[network]]` is not inspected.
         not_followed: u64,
-        /// It is of another connection than the one that is followed between its endpoints.
+        /// It belongs to another connection on the endpoints of a session.
         other_connection: u64,
     }
 }
 
 counters! {
-    /// How often each limit was reached. Of `max-sessions` [`Counters::uninspected`] tells as well.
+    /// How often each limit was reached. `max-sessions` also counts in [`Counters::uninspected`].
     Limits {
-        /// Connections given up for newer ones.
+        /// Sessions evicted for newer ones.
         sessions: u64,
-        /// Connections given up for others, of clients that had more than their share.
+        /// Sessions evicted because their client had more than its share.
         client_sessions: u64,
-        /// Connections ended for the memory that they held.
+        /// Sessions reset because of the memory budget.
         memory: u64,
-        /// Announcements refused for the pinholes of their client.
+        /// Announcements refused because of the client's limit of pinholes.
         client_pinholes: u64,
-        /// Announcements refused for the pinholes of their session.
+        /// Announcements refused because of the session's limit of pinholes.
         session_pinholes: u64,
-        /// Announcements refused as there is no room for another pinhole, or none for the client's part.
+        /// Announcements refused because of the limit of all pinholes, or of the client's part of it.
         pinholes: u64,
-        /// Connections whose end could not be noted by the packet selection, as its set was full.
-        endings: u64,
-        /// Announcements refused as no external port was found free.
+        /// Connections whose FIN could not be recorded in the rules' set `closing`, because it was full.
+        closing_set: u64,
+        /// Announcements refused because no external port was free.
         ports: u64,
-        /// Lines that may announce, too long to be held back.
+        /// Possible announcements that were too long to be held back.
         line: u64,
-        /// Segments that waited for rewrites to be acknowledged.
+        /// Segments dropped until rewrites are acknowledged.
         rewrites: u64,
-        /// Segments that waited for a client's bytes to be acknowledged.
-        kept: u64,
-        /// Unanswered commands whose kind was forgotten.
+        /// Segments dropped until the client's data is acknowledged.
+        unacknowledged_data: u64,
+        /// Pending commands whose kind was forgotten.
         commands: u64,
     }
 }
 
-/// Packets dropped, by reason: in JSON an object with each reason's name.
+/// Packets dropped, by reason: in JSON an object with the reasons' names.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(from = "BTreeMap<String, u64>", into = "BTreeMap<String, u64>")]
 pub struct Drops([u64; DropReason::ALL.len()]);
 
 impl Drops {
-    /// One more.
+    /// Counts one packet.
     pub fn count(&mut self, reason: DropReason) {
         self.0[reason as usize] += 1;
     }
 
-    /// One less: the same packet is decided about again.
+    /// Takes one packet back, because it will be decided again.
     pub(super) fn uncount(&mut self, reason: DropReason) {
         self.0[reason as usize] -= 1;
     }
 
-    /// How many for this reason.
+    /// The count for this reason.
     pub fn of(&self, reason: DropReason) -> u64 {
         self.0[reason as usize]
     }

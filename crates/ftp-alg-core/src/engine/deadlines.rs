@@ -1,5 +1,5 @@
-//! When pinholes end: of each session the first deadline, so that there are no more of them than sessions, however often these
-//! open and close pinholes.
+//! Deadlines of pinholes: the earliest one of each session. So there are at most as many as sessions, however often
+//! these open and close pinholes.
 
 use std::{
     cmp::Reverse,
@@ -9,37 +9,37 @@ use std::{
 
 use ahash::RandomState;
 
-/// Deadlines of owners, each of which is known by a number.
+/// Deadlines of owners, which are identified by number.
 #[derive(Default)]
 pub struct Deadlines {
-    /// All that were added and have not come.
-    order: BinaryHeap<Reverse<(Instant, u32)>>,
-    /// The first of each owner.
-    first: HashMap<u32, Instant, RandomState>,
+    /// All deadlines that have not passed.
+    queue: BinaryHeap<Reverse<(Instant, u32)>>,
+    /// The earliest deadline of each owner.
+    earliest: HashMap<u32, Instant, RandomState>,
 }
 
 impl Deadlines {
-    /// Adds one, unless an earlier one of its owner comes anyway.
+    /// Adds a deadline, unless the owner has an earlier one.
     pub fn add(&mut self, at: Instant, owner: u32) {
-        if self.first.get(&owner).is_none_or(|first| at < *first) {
-            self.first.insert(owner, at);
-            self.order.push(Reverse((at, owner)));
+        if self.earliest.get(&owner).is_none_or(|first| at < *first) {
+            self.earliest.insert(owner, at);
+            self.queue.push(Reverse((at, owner)));
         }
     }
 
-    /// Takes one that is over by `now`: its owner.
+    /// Removes a deadline that has passed by `now`. Returns its owner.
     pub fn take_due(&mut self, now: Instant) -> Option<u32> {
-        let Reverse((at, owner)) = *self.order.peek().filter(|Reverse((at, _))| *at <= now)?;
-        self.order.pop();
-        if self.first.get(&owner) == Some(&at) {
-            self.first.remove(&owner);
+        let Reverse((at, owner)) = *self.queue.peek().filter(|Reverse((at, _))| *at <= now)?;
+        self.queue.pop();
+        if self.earliest.get(&owner) == Some(&at) {
+            self.earliest.remove(&owner);
         }
         Some(owner)
     }
 
-    /// When the next one comes.
+    /// The next deadline.
     pub fn next(&self) -> Option<Instant> {
-        self.order.peek().map(|Reverse((at, _))| *at)
+        self.queue.peek().map(|Reverse((at, _))| *at)
     }
 }
 
@@ -56,12 +56,12 @@ mod tests {
         for second in 0..10_000 {
             deadlines.add(after(30 + second), (second % 4) as u32);
         }
-        assert_eq!((deadlines.order.len(), deadlines.first.len()), (4, 4));
+        assert_eq!((deadlines.queue.len(), deadlines.earliest.len()), (4, 4));
         assert_eq!(deadlines.next(), Some(after(30)));
         assert_eq!(deadlines.take_due(after(29)), None);
         let due = [31, 31, 40, 40].map(|second| deadlines.take_due(after(second)));
         assert_eq!(due, [Some(0), Some(1), Some(2), Some(3)]);
-        assert_eq!((deadlines.next(), deadlines.first.len()), (None, 0));
+        assert_eq!((deadlines.next(), deadlines.earliest.len()), (None, 0));
     }
 
     #[test]

@@ -1,133 +1,148 @@
-//! One packet: which session it belongs to, what that makes of it, and what becomes of it.
+//! Decides about one packet: which session it belongs to, what the session does with it, and its verdict.
 
 use std::{net::SocketAddr, time::Instant};
 
 use super::{
-    Arrival, Attention, Checksums, Effects, Engine, Entry, Key, Queued, Unread, Verdict,
-    announcement::Judged,
+    Checksums, Effects, Engine, Entry, Key, PacketMeta, QueueMode, QueuedPacket, Unread, Verdict,
+    announcement::AnnouncementOutcome,
+    client_shares::should_count,
     connection::Connection,
-    effects::{Released, SessionRef, Waiting},
-    memory::is_to_be_weighed,
-    parting::part,
-    shares::is_to_be_counted,
-    telling::{acknowledge, send_rest, wanted},
+    effects::{Released, SessionRef, WaitingPacket},
+    memory::should_count_memory,
+    queue_mode::{acknowledge, send_trailing_segment, wanted_queue_mode},
+    resegment::resegment,
 };
 use crate::{
     packet::{Edit, Packet, Seq, flags},
     session::{
-        Answered, DropReason, Forward, Known, Outcome, Phase, Question, Rest, Session, Side,
+        AnsweredLine, DecisionAnswer, DecisionRequest, DropReason, ForwardAction, ForwardPlan,
+        Phase, Session, Side, TrailingSegment,
     },
 };
 
-/// What is to be done about a packet now.
+/// What to do with a packet now.
 pub(super) enum Decision {
-    /// It has its verdict.
+    /// It has a verdict.
     Verdict(Verdict),
-    /// It overtook what precedes it, or its receiver is asked first what it has, and it may wait for that.
-    Wait,
-    /// It waits behind those of its session that came before it.
-    Behind,
-    /// It waits for what is asked of the kernel.
-    Asked,
+    /// It arrived out of order, or waits for the answer to a probe, and may wait in the reorder queue.
+    Reorder,
+    /// It waits behind earlier packets of its session.
+    Park,
+    /// It waits for the kernel.
+    AwaitKernel,
 }
 
-/// A packet on its way, with what its verdict will need.
+/// State that a packet's verdict needs.
 #[derive(Clone, Copy)]
-pub(super) struct Deciding {
+pub(super) struct PacketContext {
     pub(super) session: SessionRef,
-    was_held: bool,
-    needs_every: bool,
+    all_were_queued: bool,
+    needs_all_queued: bool,
 }
 
-impl Deciding {
-    /// Of a packet of which nothing is known.
+impl PacketContext {
+    /// The context of a packet without a session.
     pub(super) const UNKNOWN: Self =
-        Self { session: SessionRef::NONE, was_held: false, needs_every: false };
+        Self { session: SessionRef::NONE, all_were_queued: false, needs_all_queued: false };
 }
 
 impl Engine {
-    /// Decides about a packet that is new, or has waited.
+    /// Handles a packet that is new, or has waited.
     #[inline]
-    pub(super) fn arrive(&mut self, now: Instant, packet: &Arrival<'_>, effects: &mut Effects) {
-        let mut deciding = Deciding::UNKNOWN;
-        let decision = self.decision(now, packet, &mut deciding, effects);
-        self.follow(now, packet, decision, deciding, effects);
-    }
-
-    /// Goes on with a packet whose session has waited for `answer`. If that was given up meanwhile, it is decided anew.
-    pub(super) fn go_on(
+    pub(super) fn handle_packet(
         &mut self,
         now: Instant,
-        packet: &Arrival<'_>,
-        session: SessionRef,
-        answer: Answered,
+        packet: &QueuedPacket<'_>,
         effects: &mut Effects,
     ) {
-        let mut deciding = Deciding { session, ..Deciding::UNKNOWN };
-        let read = Packet::parse(packet.bytes).map(|read| read.left_to(packet.how.offload));
-        let entry = self.sessions.table.get_of(session.index, session.id);
-        let (Ok(read), Some(Entry { control, .. })) = (read, entry) else {
-            return self.arrive(now, packet, effects);
-        };
-        let from = control.side(read.endpoints().0);
-        let decision =
-            self.inspect(now, (packet, &read, from), Some(answer), &mut deciding, effects);
-        self.follow(now, packet, decision, deciding, effects);
+        let mut deciding = PacketContext::UNKNOWN;
+        let decision = self.decide(now, packet, &mut deciding, effects);
+        self.apply_decision(now, packet, decision, deciding, effects);
     }
 
-    /// Does as was decided.
-    #[inline]
-    fn follow(
+    /// Continues with a packet whose session waited for `answer`. If the session was removed meanwhile, the packet is
+    /// handled as a new one.
+    pub(super) fn handle_answered_packet(
         &mut self,
         now: Instant,
-        packet: &Arrival<'_>,
+        packet: &QueuedPacket<'_>,
+        session: SessionRef,
+        answer: AnsweredLine,
+        effects: &mut Effects,
+    ) {
+        let mut deciding = PacketContext { session, ..PacketContext::UNKNOWN };
+        let read = Packet::parse(packet.bytes).map(|read| read.with_offload(packet.meta.offload));
+        let entry = self.sessions.table.get_session(session.index, session.id);
+        let (Ok(read), Some(Entry { control, .. })) = (read, entry) else {
+            return self.handle_packet(now, packet, effects);
+        };
+        let from = control.side_of(read.endpoints().0);
+        let decision =
+            self.inspect_packet(now, (packet, &read, from), Some(answer), &mut deciding, effects);
+        self.apply_decision(now, packet, decision, deciding, effects);
+    }
+
+    /// Carries out the decision.
+    #[inline]
+    fn apply_decision(
+        &mut self,
+        now: Instant,
+        packet: &QueuedPacket<'_>,
         decision: Decision,
-        deciding: Deciding,
+        deciding: PacketContext,
         effects: &mut Effects,
     ) {
         match decision {
             Decision::Verdict(verdict) => self.release(packet, verdict, deciding, effects),
-            Decision::Wait => self.reorder(now, packet, effects),
-            Decision::Behind => self.park(packet, deciding.session, effects),
-            Decision::Asked => {}
+            Decision::Reorder => self.queue_out_of_order(now, packet, effects),
+            Decision::Park => self.park(packet, deciding.session, effects),
+            Decision::AwaitKernel => {}
         }
     }
 
-    /// A packet has its verdict.
+    /// Gives a packet its verdict.
     #[inline]
     pub(super) fn release(
         &mut self,
-        packet: &Arrival<'_>,
+        packet: &QueuedPacket<'_>,
         verdict: Verdict,
-        deciding: Deciding,
+        deciding: PacketContext,
         effects: &mut Effects,
     ) {
-        let Deciding { session, was_held, needs_every } = deciding;
+        let PacketContext { session, all_were_queued: was_held, needs_all_queued: needs_every } =
+            deciding;
         if let Verdict::Drop(reason) = verdict {
-            self.note_drop(packet.bytes, reason);
+            self.count_drop(packet.bytes, reason);
         }
-        let is_late = packet.how.is_late;
+        let is_late = packet.meta.is_late;
         if is_late {
-            self.lapse_session(session);
+            self.record_session_downtime(session);
         }
-        // What passed meanwhile may be anything.
+        // Packets that passed meanwhile may have changed anything.
         let session = if is_late { SessionRef::NONE } else { session };
         let (token, SessionRef { index, id }) = (packet.token, session);
-        let released = Released { token, verdict, index, id, was_held, needs_every };
+        let released = Released {
+            token,
+            verdict,
+            index,
+            id,
+            all_were_queued: was_held,
+            needs_all_queued: needs_every,
+        };
         effects.verdicts.push(released);
     }
 
     #[cold]
-    fn note_drop(&mut self, bytes: &[u8], reason: DropReason) {
+    fn count_drop(&mut self, bytes: &[u8], reason: DropReason) {
         self.counters.drops.count(reason);
         if !tracing::enabled!(tracing::Level::TRACE) {
             return;
         }
         let Ok(packet) = Packet::parse(bytes) else { return };
         let seq = packet.seq().0;
-        if let Some(Entry { session, control }) = self.sessions.table.of_packet(&packet) {
-            let from = control.side(packet.endpoints().0);
-            let (id, expected) = (control.id, session.next_of(from).0);
+        if let Some(Entry { session, control }) = self.sessions.table.find_packet(&packet) {
+            let from = control.side_of(packet.endpoints().0);
+            let (id, expected) = (control.id, session.next_seq(from).0);
             tracing::trace!(
                 "packet dropped: {reason}, session {id}, sequence number {seq} of the {from:?}, expected {expected}"
             );
@@ -136,7 +151,7 @@ impl Engine {
         }
     }
 
-    /// A packet passes unread, `why`.
+    /// Counts and traces a packet that passes unread because of `why`.
     #[cold]
     fn pass_unread(&mut self, bytes: &[u8], why: fn(&mut Unread) -> &mut u64, what: &str) {
         *why(&mut self.counters.unread) += 1;
@@ -144,27 +159,27 @@ impl Engine {
     }
 
     #[inline]
-    fn decision(
+    fn decide(
         &mut self,
         now: Instant,
-        arrival: &Arrival<'_>,
-        deciding: &mut Deciding,
+        arrival: &QueuedPacket<'_>,
+        deciding: &mut PacketContext,
         effects: &mut Effects,
     ) -> Decision {
-        let Arrival { bytes, how, .. } = arrival; // by reference: copied at once, it would stall
+        let QueuedPacket { bytes, meta: how, .. } = arrival; // by reference: copied at once, it would stall
         const ACCEPT: Decision = Decision::Verdict(Verdict::Accept);
-        let Ok(packet) = Packet::parse(bytes).map(|packet| packet.left_to(how.offload)) else {
+        let Ok(packet) = Packet::parse(bytes).map(|packet| packet.with_offload(how.offload)) else {
             self.counters.malformed += 1;
             self.pass_unread(bytes, |unread| &mut unread.malformed, "it cannot be read");
             return ACCEPT;
         };
-        let is_summed = self.checksums == Checksums::Verify && !how.offload.unsummed;
+        let is_summed = self.checksums == Checksums::Verify && !how.offload.lacks_checksum;
         if is_summed && !packet.checksum_is_valid() {
             self.counters.malformed += 1;
             self.pass_unread(bytes, |unread| &mut unread.checksum, "its checksum is wrong");
             return ACCEPT;
         }
-        if how.is_late && !self.decides_late(&packet) {
+        if how.is_late && !self.may_decide_late(&packet) {
             return Decision::Verdict(Verdict::Drop(DropReason::Stale));
         }
         let (source, destination) = packet.endpoints();
@@ -173,8 +188,8 @@ impl Engine {
         if let Some(index) = found
             && let Some(Entry { control, .. }) = self.sessions.table.get_mut(index)
         {
-            let from = control.side(source);
-            if control.judging().is_handed_over {
+            let from = control.side_of(source);
+            if control.fast_path().is_handed_over {
                 self.sessions.take_back(index);
             }
             let Some(Entry { control, .. }) = self.sessions.table.get_mut(index) else {
@@ -182,62 +197,65 @@ impl Engine {
             };
             if control.is_busy() {
                 deciding.session = SessionRef { index, id: control.id };
-                return Decision::Behind;
+                return Decision::Park;
             }
-            let is_certain = !packet.has(flags::SYN) && control.rival().is_none();
+            let is_certain = !packet.has(flags::SYN) && control.incarnation().is_none();
             known = is_certain.then_some((index, from));
         }
         let known = known.or_else(|| {
-            let index = self.entry_of(now, &packet, found, *how, effects)?;
-            Some((index, self.sessions.table.get_mut(index)?.control.side(source)))
+            let index = self.find_or_insert(now, &packet, found, *how, effects)?;
+            Some((index, self.sessions.table.get_mut(index)?.control.side_of(source)))
         });
         let Some((index, from)) = known else {
             trace_unread(bytes, "no session follows it");
             return ACCEPT;
         };
-        let moment = self.sessions.epoch.moment(now);
+        let moment = self.sessions.epoch.timestamp(now);
         let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else {
             return ACCEPT;
         };
-        control.last = moment;
-        if session.has_ended() && !packet.has(flags::SYN) {
-            return Decision::Verdict(self.sessions.answer_ended(index, from, &packet, effects));
+        control.last_seen = moment;
+        if session.was_reset() && !packet.has(flags::SYN) {
+            return Decision::Verdict(
+                self.sessions.answer_reset_session(index, from, &packet, effects),
+            );
         }
-        let is_unsaid = session.dialogue().phase() == Phase::Silent && control.rival().is_none();
-        if is_unsaid && !packet.has(flags::SYN) && !session.concerns(from, &packet) {
-            // Of a connection that is not known: the SYN-ACK was a stranger's.
+        let is_unsaid =
+            session.dialogue().phase() == Phase::NotGreeted && control.incarnation().is_none();
+        if is_unsaid && !packet.has(flags::SYN) && !session.is_in_window(from, &packet) {
+            // The session started with a spoofed SYN-ACK; this packet belongs to another connection.
             let what = "it is of another connection than the one that is followed";
             self.pass_unread(bytes, |unread| &mut unread.other_connection, what);
             return ACCEPT;
         }
         deciding.session = SessionRef { index, id: control.id };
-        if how.may_wait && session.is_early(from, &packet) {
-            deciding.was_held = session.wants_every_packet();
-            return Decision::Wait;
+        if how.may_wait && session.may_reorder(from, &packet) {
+            deciding.all_were_queued = session.needs_all_queued();
+            return Decision::Reorder;
         }
-        self.inspect(now, (arrival, &packet, from), None, deciding, effects)
+        self.inspect_packet(now, (arrival, &packet, from), None, deciding, effects)
     }
 
-    /// Has the session of a packet read it, for which it waited for `answer`, if there is one.
+    /// Has the session read a packet, with the `answer` to its pending line if there is one.
     #[inline]
-    fn inspect(
+    fn inspect_packet(
         &mut self,
         now: Instant,
-        (arrival, packet, from): (&Arrival<'_>, &Packet<'_>, Side),
-        answer: Option<Answered>,
-        deciding: &mut Deciding,
+        (arrival, packet, from): (&QueuedPacket<'_>, &Packet<'_>, Side),
+        answer: Option<AnsweredLine>,
+        deciding: &mut PacketContext,
         effects: &mut Effects,
     ) -> Decision {
-        let (how, index) = (&arrival.how, deciding.session.index);
+        let (how, index) = (&arrival.meta, deciding.session.index);
         let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else {
             return Decision::Verdict(Verdict::Accept);
         };
-        deciding.was_held = session.wants_every_packet();
+        deciding.all_were_queued = session.needs_all_queued();
         let mut connection = Connection {
             now,
-            moment: control.last,
+            timestamp: control.last_seen,
             index,
-            policy: self.sessions.policy.within(control.network()),
+            policy: self.sessions.policy.for_network(control.network()),
             control,
             pinholes: &mut self.sessions.pinholes,
             counters: &mut self.counters,
@@ -246,110 +264,120 @@ impl Engine {
         let inspection = &mut self.inspection;
         inspection.refuses_auth = connection.policy.refuses_auth();
         inspection.answer = answer;
-        let read = session.seen();
+        let read = session.read_positions();
         let mut outcome;
         loop {
-            outcome = session.packet(from, packet, inspection, &mut self.payload);
-            for note in inspection.notes.drain(..) {
-                connection.note(note);
+            outcome = session.handle_packet(from, packet, inspection, &mut self.changed_payload);
+            for note in inspection.events.drain(..) {
+                connection.handle_dialogue_event(note);
             }
-            let Some(request) = inspection.request.take() else { break };
+            let Some(request) = inspection.pending.take() else { break };
             let mut attempt = None;
-            let judged = match &request.question {
-                Question::Announcement(announced) => connection.judge(announced, &mut attempt),
-                Question::Lengthen => Judged::Asks,
+            let judged = match &request.request {
+                DecisionRequest::Announcement(announced) => {
+                    connection.decide_announcement(announced, &mut attempt)
+                }
+                DecisionRequest::AdjustSequence => AnnouncementOutcome::NeedsKernel,
             };
             match judged {
-                Judged::Ruled(ruling) => {
-                    inspection.answer = Some((request, Known::Ruling(ruling)));
+                AnnouncementOutcome::Decided(ruling) => {
+                    inspection.answer = Some((request, DecisionAnswer::Ruling(ruling)));
                 }
-                Judged::Asks => {
-                    let Arrival { token, how, bytes } = *arrival;
-                    let waiting = Waiting { token, how, bytes: 0..0, request, attempt };
-                    connection.ask(bytes, Box::new(waiting));
-                    return Decision::Asked;
+                AnnouncementOutcome::NeedsKernel => {
+                    let QueuedPacket { token, meta: how, bytes } = *arrival;
+                    let waiting = WaitingPacket { token, how, bytes: 0..0, request, attempt };
+                    connection.request(bytes, Box::new(waiting));
+                    return Decision::AwaitKernel;
                 }
             }
         }
-        let asks = how.may_wait && session.is_asking(from, packet);
-        let is_new = read != session.seen();
-        let wanted = wanted(&connection, session, how.every);
+        let asks = how.may_wait && session.awaits_probe_answer(from, packet);
+        let is_new = read != session.read_positions();
+        let wanted = wanted_queue_mode(&connection, session, how.queues_all);
         if let Some(wanted) = wanted {
-            connection.mark(wanted);
+            connection.request_mode_change(wanted);
         }
-        deciding.needs_every = wanted == Some(Attention::Every);
+        deciding.needs_all_queued = wanted == Some(QueueMode::All);
         if let Some(acknowledgement) = outcome.acknowledge {
             acknowledge(&mut connection, acknowledgement);
         }
-        let attention = connection.control.attention();
-        let is_watched = matches!(attention, Some(Attention::Watched | Attention::Every))
-            || deciding.needs_every;
+        let attention = connection.control.queue_mode();
+        let is_watched = matches!(attention, Some(QueueMode::Watch | QueueMode::All))
+            || deciding.needs_all_queued;
         if is_watched && !session.changes_packets() {
             self.sessions.watched.add(now, index, connection.control);
         }
-        let wants_none = session.wants_no_packet();
+        let wants_none = session.needs_none_queued();
         if session.is_over() {
-            connection.close_all("the control connection ended");
+            connection.close_all_pinholes("the control connection ended");
         } else if wants_none {
-            connection.close_all("the connection is not inspected any more");
+            connection.close_all_pinholes("the connection is not inspected any more");
         }
-        let decision =
-            forward(&mut connection, session, from, packet, &outcome, &self.payload, asks);
+        let decision = forward_verdict(
+            &mut connection,
+            session,
+            from,
+            packet,
+            &outcome,
+            &self.changed_payload,
+            asks,
+        );
         let ends = flags::FIN | flags::RST | flags::SYN;
         let says = is_new || packet.flags() & ends != 0;
-        let is_dropped = matches!(outcome.forward, Forward::Drop(_));
-        let is_counted = is_to_be_weighed(session, control) || is_to_be_counted(session, control);
+        let is_dropped = matches!(outcome.action, ForwardAction::Drop(_));
+        let is_counted = should_count_memory(session, control) || should_count(session, control);
         if wants_none {
             self.sessions.remove(index);
         } else if says && !is_dropped {
-            // Of others nothing is lost that the next packet does not tell again.
-            self.sessions.note_change(index);
+            // Other changes need no record, because the next packet repeats them.
+            self.sessions.mark_changed(index);
         }
         if is_counted {
-            self.sessions.weigh(&mut self.counters, index, effects);
-            self.sessions.enlist(&mut self.counters, now, index, effects);
+            self.sessions.update_memory(&mut self.counters, index, effects);
+            self.sessions.count_session(&mut self.counters, now, index, effects);
         }
         let goes_on = matches!(decision, Decision::Verdict(Verdict::Accept | Verdict::Replace(_)));
-        // Where this machine is an end the program sees half of a connection, and nothing of a SYN from here.
+        // If this machine is an end of the connection, the BPF program sees only half of it, and no SYN from here.
         let may_rest = is_new || packet.has(flags::SYN);
         if from == Side::Server && may_rest && goes_on && !how.is_local {
-            self.offer(index, effects);
+            self.offer_to_fast_path(index, effects);
         }
         decision
     }
 
-    /// The entry that `packet` belongs to where that is not certain, made where it starts one.
-    fn entry_of(
+    /// Finds the entry of `packet` if that is not certain, or inserts one if the packet starts a session.
+    fn find_or_insert(
         &mut self,
         now: Instant,
         packet: &Packet<'_>,
         found: Option<u32>,
-        how: Queued,
+        how: PacketMeta,
         effects: &mut Effects,
     ) -> Option<u32> {
         if let Some(index) = found
             && !packet.has(flags::SYN)
         {
-            return self.decide(now, index, packet, effects);
+            return self.resolve_tuple_reuse(now, index, packet, effects);
         }
         let (source, destination) = (packet.source(), packet.destination());
         if packet.has(flags::SYN | flags::ACK) {
             let Some(index) = found else {
-                let session = Session::opened(packet);
-                return self.insert(now, (destination, source), session, effects);
+                let session = Session::from_syn_ack(packet);
+                return self.insert_session(now, (destination, source), session, effects);
             };
             let Entry { session, control } = self.sessions.table.get_mut(index)?;
             if session.began_with(packet) {
                 return found;
             }
-            // All that is known of such a one is that something was said before, in the SYN.
-            let is_unknown = session.dialogue().phase() == Phase::Joined && !session.is_adjusted();
+            // The session is known only by data in an earlier SYN.
+            let is_unknown =
+                session.dialogue().phase() == Phase::PickedUp && !session.is_adjusted();
             if !(control.spoke_in_syn() && is_unknown) {
-                return self.contest(now, index, packet, how.every, effects);
+                return self.handle_tuple_reuse(now, index, packet, how.queues_all, effects);
             }
             self.sessions.forget(index);
-            let session = Session::opened_unread(packet);
-            return self.insert(now, (destination, source), session, effects);
+            let session = Session::with_unread_syn_data(packet);
+            return self.insert_session(now, (destination, source), session, effects);
         }
         if packet.payload().is_empty() {
             self.counters.unread.no_session += u64::from(found.is_none());
@@ -359,23 +387,23 @@ impl Engine {
             self.sessions.table.get_mut(index)?.control.set_spoke_in_syn(true);
             return found;
         }
-        // The start was not seen. Where nobody says which end is the client its port shows it, if at all; nobody is asked,
-        // as whoever forges such packets would have it asked for each.
+        // Picked up mid-stream. If the rules do not tell which end sent the packet, the port does, if at all. Conntrack
+        // is not asked, because an attacker could cause a lookup with each spoofed packet.
         let Some(side) = how.from.or_else(|| self.side_by_port(source, destination)) else {
             self.counters.unread.no_session += 1;
             return None;
         };
-        let session = Session::joined(side, packet);
+        let session = Session::picked_up(side, packet);
         let index = match side {
-            Side::Client => self.insert(now, (source, destination), session, effects),
-            Side::Server => self.insert(now, (destination, source), session, effects),
+            Side::Client => self.insert_session(now, (source, destination), session, effects),
+            Side::Server => self.insert_session(now, (destination, source), session, effects),
         }?;
         self.sessions.table.get_mut(index)?.control.set_spoke_in_syn(packet.has(flags::SYN));
         Some(index)
     }
 
-    /// Follows a connection between these ends, if that is to be.
-    pub(super) fn insert(
+    /// Starts a session between these endpoints, if admission allows it.
+    pub(super) fn insert_session(
         &mut self,
         now: Instant,
         ends: (SocketAddr, SocketAddr),
@@ -396,7 +424,7 @@ impl Engine {
     }
 }
 
-/// Tells of a packet that passes unread.
+/// Traces a packet that passes unread.
 #[cold]
 fn trace_unread(bytes: &[u8], what: &str) {
     if !tracing::enabled!(tracing::Level::TRACE) {
@@ -414,14 +442,14 @@ fn trace_unread(bytes: &[u8], what: &str) {
     }
 }
 
-/// What goes on in the place of `packet`.
+/// The verdict on `packet` for a session's `outcome`.
 #[inline(never)] // the outcome is then read in the parts in which it was written
-fn forward(
+fn forward_verdict(
     connection: &mut Connection<'_>,
     session: &Session,
     from: Side,
     packet: &Packet<'_>,
-    outcome: &Outcome,
+    outcome: &ForwardPlan,
     changed: &[u8],
     asks: bool,
 ) -> Decision {
@@ -435,35 +463,36 @@ fn forward(
         packet.rebuild_onto(edit, acknowledged, &mut segment);
         segment
     };
-    Decision::Verdict(match outcome.forward {
-        Forward::Unchanged => Verdict::Accept,
-        Forward::Drop(reason) => Verdict::Drop(reason),
-        // Not reached: what asks was parked.
-        Forward::Asks => Verdict::Drop(DropReason::KernelRefused),
-        Forward::Changed { seq, ack, flags, .. } if asks => {
+    Decision::Verdict(match outcome.action {
+        ForwardAction::Unchanged => Verdict::Accept,
+        ForwardAction::Drop(reason) => Verdict::Drop(reason),
+        // Unreachable: a packet that awaits a decision was parked.
+        ForwardAction::AwaitDecision => Verdict::Drop(DropReason::KernelRefused),
+        ForwardAction::Changed { seq, ack, flags, .. } if asks => {
             let edit = Edit { seq, ack, payload: Some(&[]), flags, urgent: 0 };
-            send_rest(connection, from, rebuilt(&edit));
-            return Decision::Wait;
+            send_trailing_segment(connection, from, rebuilt(&edit));
+            return Decision::Reorder;
         }
-        // The kernel drops one that is not longer than its first segment was, and does not say how long that is.
-        Forward::Changed { seq, ack, payload: true, flags, urgent }
-            if packet.offload().joined && changed.len() < packet.payload().len() =>
+        // The kernel drops a super-packet that is not longer than its first segment was, and does not report that
+        // length.
+        ForwardAction::Changed { seq, ack, payload: true, flags, urgent }
+            if packet.offload().is_super_packet && changed.len() < packet.payload().len() =>
         {
             let edit = Edit { seq, ack, payload: Some(changed), flags, urgent };
-            let limit = session.longest_segment(from);
-            for segment in part(packet, &edit, limit, acknowledged) {
-                send_rest(connection, from, segment);
+            let limit = session.mss(from);
+            for segment in resegment(packet, &edit, limit, acknowledged) {
+                send_trailing_segment(connection, from, segment);
             }
             Verdict::Drop(DropReason::Resegmented)
         }
-        Forward::Changed { seq, ack, payload, flags, urgent } => {
+        ForwardAction::Changed { seq, ack, payload, flags, urgent } => {
             let mut whole = changed;
-            if let Some(Rest { start, flags }) = outcome.rest {
+            if let Some(TrailingSegment { start, flags }) = outcome.trailing {
                 let (first, rest) = whole.split_at(start);
                 whole = first;
                 let seq = seq + start as u32; // within a packet
                 let edit = Edit { seq, ack, payload: Some(rest), flags, urgent: 0 };
-                send_rest(connection, from, rebuilt(&edit));
+                send_trailing_segment(connection, from, rebuilt(&edit));
             }
             let payload = payload.then_some(whole);
             let edit = Edit { seq, ack, payload, flags, urgent };

@@ -1,90 +1,97 @@
-//! Carries out what comes of a batch, in the one order that is safe.
+//! Carries out the effects of a batch in the only safe order.
 //!
-//! 1. What the engine asks is asked: translations, then one transaction of pinholes, then marks. No engine is in use meanwhile.
-//!    With the answers packets go on that waited for them, and may ask more.
-//! 2. Records of sessions are written: what was not written has not gone on either, and is retransmitted. They come
-//!    after the pinholes: those that no record knows are closed by the next daemon, where a pinhole that only a record
-//!    knows would be missing.
-//! 3. The program in the kernel leaves connections alone, and gets others. Verdicts are given.
-//! 4. Packets are injected, behind those that they follow.
-//! 5. Pinholes are closed that nobody waits for.
+//! 1. Kernel requests: translations are looked up, then all pinholes are opened in one transaction, then queue modes
+//!    are set. No engine is locked meanwhile. With the answers, the engine continues with the packets that waited,
+//!    which may make further requests.
+//! 2. Records of sessions are written. A packet whose record is not written has not been forwarded either, and is
+//!    retransmitted. Records come after pinholes: the next daemon closes a pinhole that is in no record, but a pinhole
+//!    that is only in a record would be missing.
+//! 3. The BPF program takes over connections or returns them. Then verdicts are given.
+//! 4. Packets are injected, after those that they follow.
+//! 5. Pinholes that are no longer needed are closed.
 
 use std::time::Instant;
 
-use super::{Effects, Engine, Event, Injection, Kernel, KernelError, Lookup, Mark, Opening, What};
+use super::{
+    Effects, Engine, Event, EventKind, Injection, Kernel, KernelError, Lookup, Opening,
+    QueueModeChange,
+};
 
-/// What engines run in: the daemon, `replay`, the simulated network.
+/// The environment of engines: the daemon, `replay`, the simulated network.
 pub trait Host {
-    /// The kernel that it asks.
+    /// The kernel that answers requests.
     type Kernel: Kernel;
 
-    /// The kernel.
+    /// The kernel that answers requests.
     fn kernel(&mut self) -> &mut Self::Kernel;
 
-    /// Does `work` on the engine `shard`, which nobody else uses meanwhile.
-    fn with<R>(&mut self, shard: usize, work: impl FnOnce(&mut Engine) -> R) -> R;
+    /// Runs `work` on the engine `shard` with exclusive access.
+    fn with_engine<R>(&mut self, shard: usize, work: impl FnOnce(&mut Engine) -> R) -> R;
 
-    /// Whether packets may have passed unread since the batch began.
-    fn has_lapsed(&mut self) -> bool {
+    /// Whether packets may have passed unread since the batch started.
+    fn had_downtime(&mut self) -> bool {
         false
     }
 
     /// [Concludes](Engine::conclude) a batch, and writes its records in the order in which engines concluded.
     fn conclude(&mut self, effects: &mut Effects) {
-        self.with(effects.shard, |engine| engine.conclude(effects));
+        self.with_engine(effects.shard, |engine| engine.conclude(effects));
     }
 
     /// Gives the verdicts.
-    fn give(&mut self, effects: &[Effects]);
+    fn give_verdicts(&mut self, effects: &[Effects]);
 
-    /// Takes note of what was decided, and of how much more.
-    fn events(&mut self, _events: &mut Vec<Event>, _more: u64) {}
+    /// Takes the events, and the number of omitted ones.
+    fn report_events(&mut self, _events: &mut Vec<Event>, _more: u64) {}
 }
 
-/// Carries out `all`, of different engines, and leaves nothing in them.
+/// Carries out the effects of several engines, and empties them.
 pub fn carry_out<H: Host>(host: &mut H, now: Instant, all: &mut [Effects]) {
-    let mut next = Some(Step::Look);
+    let mut next = Some(Step::CheckRequests);
     while let Some(step) = next {
-        next = step.take(host, now, all);
+        next = step.run(host, now, all);
     }
 }
 
-/// One step of [`carry_out`], which others may act between.
+/// One step of [`carry_out`]; a caller may act between steps.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Step {
-    /// Looks whether something is asked. If not, looks whether packets passed unread, and concludes at once if none did.
-    Look,
-    /// Asks for translations.
+    /// Checks for kernel requests. If there are none, checks for downtime, and concludes if there was none.
+    CheckRequests,
+    /// Looks up translations.
     LookUp,
     /// Opens pinholes.
     Open,
-    /// Sets marks.
+    /// Sets queue modes.
     Mark,
-    /// Has the engines go on with the answers.
+    /// Gives the answers to the engines.
     Answer,
     /// Concludes, and writes records.
     Conclude,
     /// Gives verdicts.
     Give,
-    /// Injects, closes, and tells what was decided.
+    /// Injects packets, closes pinholes, reports events.
     Finish,
 }
 
 impl Step {
-    /// Takes it. Returns the next one.
-    pub fn take<H: Host>(self, host: &mut H, now: Instant, all: &mut [Effects]) -> Option<Self> {
+    /// Runs the step. Returns the next one.
+    pub fn run<H: Host>(self, host: &mut H, now: Instant, all: &mut [Effects]) -> Option<Self> {
         Some(match self {
-            Self::Look if all.iter().any(Effects::asks) => Self::LookUp,
-            Self::Look => {
-                let is_held = |effects: &&mut Effects| effects.is_touched && !effects.has_lapsed;
-                if !host.has_lapsed() {
-                    return Self::Conclude.take(host, now, all);
+            Self::CheckRequests if all.iter().any(Effects::has_kernel_requests) => Self::LookUp,
+            Self::CheckRequests => {
+                let is_held =
+                    |effects: &&mut Effects| effects.is_active && !effects.downtime_recorded;
+                if !host.had_downtime() {
+                    return Self::Conclude.run(host, now, all);
                 }
                 for effects in all.iter_mut().filter(is_held) {
-                    effects.has_lapsed = true;
-                    host.with(effects.shard, |engine| engine.lapsed_meanwhile(effects));
+                    effects.downtime_recorded = true;
+                    host.with_engine(effects.shard, |engine| {
+                        engine.undo_changes_after_downtime(effects)
+                    });
                 }
-                match all.iter().any(Effects::asks) {
+                match all.iter().any(Effects::has_kernel_requests) {
                     true => Self::LookUp,
                     false => Self::Conclude,
                 }
@@ -94,21 +101,21 @@ impl Step {
                 Self::Open
             }
             Self::Open => {
-                open(host.kernel(), all);
+                open_pinholes(host.kernel(), all);
                 Self::Mark
             }
             Self::Mark => {
-                mark(host.kernel(), all);
+                set_queue_modes(host.kernel(), all);
                 Self::Answer
             }
             Self::Answer => {
-                for effects in all.iter_mut().filter(|effects| effects.asks()) {
-                    host.with(effects.shard, |engine| engine.answered(now, effects));
+                for effects in all.iter_mut().filter(|effects| effects.has_kernel_requests()) {
+                    host.with_engine(effects.shard, |engine| engine.handle_answers(now, effects));
                 }
-                Self::Look
+                Self::CheckRequests
             }
             Self::Conclude => {
-                for effects in all.iter_mut().filter(|effects| effects.is_touched) {
+                for effects in all.iter_mut().filter(|effects| effects.is_active) {
                     host.conclude(effects);
                 }
                 Self::Give
@@ -116,14 +123,14 @@ impl Step {
             Self::Give => {
                 for Effects { flow_changes, .. } in all.iter() {
                     if let Some(changes) = flow_changes {
-                        changes.tell(|changes| host.kernel().hand_over(changes));
+                        changes.send_pending(|changes| host.kernel().apply_flow_changes(changes));
                     }
                 }
-                host.give(all);
+                host.give_verdicts(all);
                 Self::Finish
             }
             Self::Finish => {
-                for effects in all.iter_mut().filter(|effects| effects.is_touched) {
+                for effects in all.iter_mut().filter(|effects| effects.is_active) {
                     finish(host, effects);
                 }
                 return None;
@@ -134,70 +141,81 @@ impl Step {
 
 fn look_up(kernel: &mut impl Kernel, all: &mut [Effects]) {
     for ask in all.iter_mut().flat_map(|effects| &mut effects.lookups) {
-        ask.answer = Some(kernel.translation(ask.question.client, ask.question.server));
+        ask.answer = Some(kernel.lookup_translation(ask.request.client, ask.request.server));
     }
 }
 
 /// Opens all pinholes of all engines in one transaction.
-fn open(kernel: &mut impl Kernel, all: &mut [Effects]) {
+fn open_pinholes(kernel: &mut impl Kernel, all: &mut [Effects]) {
     let Some(asking) = all.iter().find(|effects| !effects.openings.is_empty()) else { return };
-    let places = asking.places.clone();
+    let places = asking.registry.clone();
     let openings: Vec<Opening> =
-        all.iter().flat_map(|effects| &effects.openings).map(|ask| ask.question).collect();
-    for Effects { shut, .. } in all.iter_mut().filter(|effects| !effects.shut.is_empty()) {
-        kernel.shut(shut);
+        all.iter().flat_map(|effects| &effects.openings).map(|ask| ask.request).collect();
+    for Effects { fast_path_closings: shut, .. } in
+        all.iter_mut().filter(|effects| !effects.fast_path_closings.is_empty())
+    {
+        kernel.close_fast_path_pinholes(shut);
         shut.clear();
     }
-    let closed = all.iter_mut().flat_map(|effects| effects.closed_first.drain(..));
+    let closed = all.iter_mut().flat_map(|effects| effects.closed_before_opening.drain(..));
     let mut outcomes = Vec::with_capacity(openings.len());
-    // What fails to close expires by itself.
-    let _ = places.tell(closed, |closed| kernel.change(closed, &openings, &mut outcomes));
+    // A pinhole that cannot be closed expires.
+    let _ = places
+        .update_kernel(closed, |closed| kernel.update_pinholes(closed, &openings, &mut outcomes));
     let mut outcomes = outcomes.into_iter();
     for ask in all.iter_mut().flat_map(|effects| &mut effects.openings) {
         ask.answer = outcomes.next();
     }
 }
 
-fn mark(kernel: &mut impl Kernel, all: &mut [Effects]) {
-    for ask in all.iter_mut().flat_map(|effects| &mut effects.marks) {
-        let Mark { connection: Lookup { client, server }, translation, attention, .. } =
-            ask.question;
+fn set_queue_modes(kernel: &mut impl Kernel, all: &mut [Effects]) {
+    for ask in all.iter_mut().flat_map(|effects| &mut effects.mode_changes) {
+        let QueueModeChange {
+            connection: Lookup { client, server },
+            translation,
+            mode: attention,
+            ..
+        } = ask.request;
         let known = match translation {
             Some(known) => Ok(known),
             None => kernel
-                .translation(client, server)
+                .lookup_translation(client, server)
                 .and_then(|found| found.ok_or(KernelError::Unknown)),
         };
-        ask.answer = Some(known.and_then(|known| kernel.attend(&known, attention).map(|()| known)));
+        ask.answer =
+            Some(known.and_then(|known| kernel.set_queue_mode(&known, attention).map(|()| known)));
     }
 }
 
-/// Injects and closes, and tells what was decided.
+/// Injects packets, closes pinholes, reports events.
 fn finish<H: Host>(host: &mut H, effects: &mut Effects) {
     let mut errors = 0;
     for Injection { session, client, server, packet, .. } in &effects.injections {
         if let Err(error) = host.kernel().inject(packet) {
             errors += 1;
-            let (session, what) = (session.id, What::Failed(error.to_string()));
-            effects.events.push(Event { session, client: *client, server: *server, what });
+            let (session, what) = (session.id, EventKind::KernelRefused(error.to_string()));
+            effects.events.push(Event { session, client: *client, server: *server, kind: what });
         }
     }
-    if !effects.shut.is_empty() {
-        host.kernel().shut(&effects.shut);
+    if !effects.fast_path_closings.is_empty() {
+        host.kernel().close_fast_path_pinholes(&effects.fast_path_closings);
     }
-    if !effects.closings.is_empty() {
-        let closed = effects.places.tell(effects.closings.iter().copied(), |due| match due {
-            [] => Ok(()),
-            due => host.kernel().change(due, &[], &mut Vec::new()),
-        });
+    if !effects.pinholes_to_close.is_empty() {
+        let closed =
+            effects.registry.update_kernel(effects.pinholes_to_close.iter().copied(), |due| {
+                match due {
+                    [] => Ok(()),
+                    due => host.kernel().update_pinholes(due, &[], &mut Vec::new()),
+                }
+            });
         errors += u64::from(closed.is_err());
     }
     if errors > 0 {
-        host.with(effects.shard, |engine| engine.count_errors(errors));
+        host.with_engine(effects.shard, |engine| engine.count_errors(errors));
     }
-    let (events, more) = effects.events.all();
+    let (events, more) = effects.events.pending_mut();
     if !events.is_empty() || more > 0 {
-        host.events(events, more);
+        host.report_events(events, more);
         events.clear();
     }
     effects.clear();

@@ -1,15 +1,15 @@
-//! Which segments may wait: for what they overtook, and behind one that asks.
+//! Which segments may wait: for their predecessors, and for the answer to a probe.
 
-use super::{super::parked::MOST_PARKED, *};
+use super::{super::parked::MAX_PARKED, *};
 
 impl Conversation {
-    /// Hands in `packet` with patience.
-    fn hand_early(&mut self, packet: &[u8]) -> Fate {
-        let how = Queued { may_wait: true, ..Queued::default() };
+    /// Passes `packet` with `may_wait`.
+    fn hand_early(&mut self, packet: &[u8]) -> PacketOutcome {
+        let how = PacketMeta { may_wait: true, ..PacketMeta::default() };
         self.gateway.queued(self.now, packet, how)
     }
 
-    /// A segment of `side`, `past` its next number.
+    /// A segment of `side`, `past` its next sequence number.
     fn ahead(&self, side: Side, past: u32) -> Vec<u8> {
         let me = usize::from(side == Side::Server);
         self.build(side, self.next[me] + past, b"NOOP\r\n", false)
@@ -22,10 +22,10 @@ fn a_segment_that_overtook_another_goes_on_after_it() {
         let mut talk = Conversation::logged_in();
         let packets = talk.gateway.engine.counters().packets;
         let early = talk.ahead(side, 6);
-        assert_eq!(talk.hand_early(&early), Fate::Wait);
-        assert!(talk.gateway.given().is_empty());
-        assert_eq!(talk.say(side, "SYST\r\n").0, Fate::Accept);
-        let verdicts = talk.gateway.given().iter().map(|released| &released.verdict);
+        assert_eq!(talk.hand_early(&early), PacketOutcome::Wait);
+        assert!(talk.gateway.verdicts().is_empty());
+        assert_eq!(talk.say(side, "SYST\r\n").0, PacketOutcome::Accept);
+        let verdicts = talk.gateway.verdicts().iter().map(|released| &released.verdict);
         assert!(verdicts.eq([&Verdict::Accept; 2]));
         assert_eq!(talk.gateway.engine.counters().packets, packets + 2);
     }
@@ -35,10 +35,10 @@ fn a_segment_that_overtook_another_goes_on_after_it() {
 fn without_patience_it_is_dropped_and_so_are_those_after_it() {
     let mut talk = Conversation::logged_in();
     let (first, second) = (talk.ahead(Side::Client, 6), talk.ahead(Side::Client, 12));
-    assert_eq!(talk.hand(&first).0, Fate::Drop);
+    assert_eq!(talk.hand(&first).0, PacketOutcome::Drop);
     assert_eq!(talk.gateway.engine.counters().drops.of(DropReason::OutOfOrder), 1);
-    // The receiver is asked what it has, as nothing may be missing.
-    assert_eq!(talk.hand_early(&second), Fate::Replace);
+    // The receiver is probed, because nothing may be missing.
+    assert_eq!(talk.hand_early(&second), PacketOutcome::Replace);
 }
 
 #[test]
@@ -49,14 +49,14 @@ fn what_a_stranger_may_have_sent_does_not_wait() {
     for wrong in [received - 1, received + 1, received + (1 << 30)] {
         talk.received[0] = wrong;
         let early = talk.ahead(Side::Client, 6);
-        assert_ne!(talk.hand_early(&early), Fate::Wait, "acknowledges {wrong}");
-        // It counted as one past a gap.
+        assert_ne!(talk.hand_early(&early), PacketOutcome::Wait, "acknowledges {wrong}");
+        // It counted as a segment past a gap.
         talk.received[0] = received;
         talk.say(Side::Client, "SYST\r\n");
     }
     let mut talk = Conversation::logged_in();
     let early = talk.ahead(Side::Client, 1 << 21);
-    assert_eq!(talk.hand_early(&early), Fate::Drop);
+    assert_eq!(talk.hand_early(&early), PacketOutcome::Drop);
 }
 
 #[test]
@@ -65,16 +65,16 @@ fn behind_one_that_asks_so_many_packets_wait_and_more_are_dropped() {
     let port = talk.build(Side::Client, talk.next[0], b"PORT 10,0,0,2,200,10\r\n", false);
     let later = talk.ahead(Side::Client, 22);
     let (now, engine, mut effects) = (talk.now, &mut talk.gateway.engine, Effects::default());
-    let arrivals = std::iter::once(&port).chain(std::iter::repeat_n(&later, MOST_PARKED + 1));
-    let arrivals = arrivals.zip(0..).map(|(bytes, id)| Arrival {
+    let arrivals = std::iter::once(&port).chain(std::iter::repeat_n(&later, MAX_PARKED + 1));
+    let arrivals = arrivals.zip(0..).map(|(bytes, id)| QueuedPacket {
         token: Token { id, ..Token::default() },
         bytes,
-        how: Queued::default(),
+        meta: PacketMeta::default(),
     });
     engine.take(now, arrivals, &mut effects);
-    assert!(effects.asks());
+    assert!(effects.has_kernel_requests());
     let dropped = effects.verdicts.iter().map(|released| (released.token.id, &released.verdict));
-    let last = (MOST_PARKED as u32 + 1, &Verdict::Drop(DropReason::Overflow));
+    let last = (MAX_PARKED as u32 + 1, &Verdict::Drop(DropReason::Overflow));
     assert!(dropped.eq([last]), "{:?}", effects.verdicts);
     assert_eq!(engine.counters().drops.of(DropReason::Overflow), 1);
 }
@@ -85,16 +85,17 @@ fn what_asked_for_a_session_that_was_given_up_is_decided_anew() {
     let port = talk.build(Side::Client, talk.next[0], b"PORT 10,0,0,2,200,10\r\n", false);
     let (now, mut effects) = (talk.now, Effects::default());
     let token = Token { id: u32::MAX, ..Token::default() };
-    let arrival = Arrival { token, bytes: &port, how: Queued::default() };
+    let arrival = QueuedPacket { token, bytes: &port, meta: PacketMeta::default() };
     talk.gateway.engine.take(now, std::iter::once(arrival), &mut effects);
-    assert!(effects.asks());
+    assert!(effects.has_kernel_requests());
     talk.gateway.engine.sessions.forget_between(talk.client, talk.server);
     carry_out(&mut talk.gateway, now, std::slice::from_mut(&mut effects));
-    let given = talk.gateway.given().iter().filter(|released| released.token == token);
+    let given = talk.gateway.verdicts().iter().filter(|released| released.token == token);
     assert!(given.map(|released| &released.verdict).eq([&Verdict::Accept]));
     assert!(talk.gateway.kernel.open.is_empty());
-    // It is the first that is known of another session.
-    let (session, _) = talk.gateway.engine.sessions.between(talk.client, talk.server).unwrap();
+    // It is the first packet of another session.
+    let (session, _) =
+        talk.gateway.engine.sessions.session_between(talk.client, talk.server).unwrap();
     assert_eq!(session.state(), "joined");
 }
 
@@ -104,21 +105,21 @@ fn the_answer_to_another_question_lets_nothing_overtake_what_waits() {
     let port = talk.build(Side::Client, talk.next[0], b"PORT 10,0,0,2,200,10\r\n", false);
     let later = talk.build(Side::Client, talk.next[0] + 22, b"NOOP\r\n", false);
     let (now, [mut first, mut other]) = (talk.now, [(); 2].map(|()| Effects::default()));
-    let arrivals = [&port, &later].into_iter().zip(1000..).map(|(bytes, id)| Arrival {
+    let arrivals = [&port, &later].into_iter().zip(1000..).map(|(bytes, id)| QueuedPacket {
         token: Token { id, ..Token::default() },
         bytes,
-        how: Queued::default(),
+        meta: PacketMeta::default(),
     });
     let engine = &mut talk.gateway.engine;
     engine.take(now, arrivals, &mut first);
     let key = Key::between(talk.client, talk.server);
     let index = engine.sessions.table.find(&key).unwrap();
     let control = &mut engine.sessions.table.get_mut(index).unwrap().control;
-    let (attention, purpose) = (Attention::Payload, effects::Purpose::Session);
-    telling::mark_afresh(&mut other, index, control, attention, purpose);
+    let (attention, purpose) = (QueueMode::Selected, effects::Purpose::Session);
+    queue_mode::renew_queue_mode(&mut other, index, control, attention, purpose);
     for (mut effects, decided) in [(other, &[][..]), (first, &[1000, 1001])] {
         carry_out(&mut talk.gateway, now, std::slice::from_mut(&mut effects));
-        let given = talk.gateway.given().iter().map(|released| released.token.id);
+        let given = talk.gateway.verdicts().iter().map(|released| released.token.id);
         assert_eq!(given.filter(|id| *id >= 1000).collect::<Vec<_>>(), decided);
     }
 }
@@ -126,38 +127,38 @@ fn the_answer_to_another_question_lets_nothing_overtake_what_waits() {
 #[test]
 fn a_packet_that_waits_changes_no_session() {
     let mut talk = Conversation::logged_in();
-    talk.gateway.engine.sessions.note_changes(talk.now);
+    talk.gateway.engine.sessions.track_changes(talk.now);
     talk.next[0] += 10;
-    assert_eq!(talk.say(Side::Client, "NOOP\r\n").0, Fate::Drop);
+    assert_eq!(talk.say(Side::Client, "NOOP\r\n").0, PacketOutcome::Drop);
     assert_eq!(std::mem::take(&mut talk.gateway.journal), [[0; 0]; 0]);
     talk.next[0] -= 16;
-    assert_eq!(talk.say(Side::Client, "NOOP\r\n").0, Fate::Accept);
+    assert_eq!(talk.say(Side::Client, "NOOP\r\n").0, PacketOutcome::Accept);
     assert_eq!(std::mem::take(&mut talk.gateway.journal).len(), 1);
 }
 
-/// A client announces a port again on another connection, which another engine follows, before the kernel was told to
-/// close the first pinhole there.
+/// A client announces a port again, on another connection in another shard, before the kernel has closed the first
+/// pinhole there.
 #[test]
 fn a_closing_that_comes_late_closes_no_pinhole_of_another_engine() {
     let mut first = Conversation::logged_in();
-    let beside = first.gateway.engine.beside();
+    let beside = first.gateway.engine.new_shard();
     let mut second = Conversation::through(beside, "192.168.150.80").log_in();
     first.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
     let refusal = first.build(Side::Server, first.next[1], b"500 no\r\n", false);
-    let (token, how) = (Token::default(), Queued::default());
-    let arrival = Arrival { token, bytes: &refusal, how };
+    let (token, how) = (Token::default(), PacketMeta::default());
+    let arrival = QueuedPacket { token, bytes: &refusal, meta: how };
     let (now, mut effects) = (first.now, Effects::default());
     first.gateway.engine.take(now, std::iter::once(arrival), &mut effects);
-    let mut step = Step::Look;
+    let mut step = Step::CheckRequests;
     while step != Step::Finish {
-        step = step.take(&mut first.gateway, now, std::slice::from_mut(&mut effects)).unwrap();
+        step = step.run(&mut first.gateway, now, std::slice::from_mut(&mut effects)).unwrap();
     }
     let open = |talk: &mut Conversation| std::mem::take(&mut talk.gateway.kernel.open);
     second.gateway.kernel.open = open(&mut first);
     second.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
     first.gateway.kernel.open = open(&mut second);
     assert_eq!(first.gateway.kernel.open.len(), 1);
-    assert_eq!(step.take(&mut first.gateway, now, std::slice::from_mut(&mut effects)), None);
+    assert_eq!(step.run(&mut first.gateway, now, std::slice::from_mut(&mut effects)), None);
     assert_eq!(first.gateway.kernel.open.len(), 1, "the second's is open");
     second.gateway.kernel.open = open(&mut first);
     second.say(Side::Server, "500 no\r\n");

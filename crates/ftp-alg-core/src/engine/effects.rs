@@ -1,4 +1,4 @@
-//! What comes of a batch: what is asked of the kernel, and what is then to be done, in the order of the fields.
+//! The effects of a batch: requests to the kernel, and actions to carry out in the order of the fields.
 
 use std::{
     net::SocketAddr,
@@ -7,40 +7,40 @@ use std::{
 };
 
 use super::{
-    Attention, KernelError, Pinhole, Queued, Translation,
+    KernelError, PacketMeta, Pinhole, QueueMode, Translation,
     event::Events,
     handover::FlowChanges,
-    pinholes::{Attempt, Shut},
-    places::{Closing, Places},
+    pinholes::{Attempt, FastPathPinholeClosing},
+    registry::{PinholeClosing, PinholeRegistry},
 };
-use crate::session::{DropReason, Request, Side};
+use crate::session::{DropReason, PendingLine, Side};
 
-/// A packet in a queue of the kernel, as its host knows it. The engine only hands it back.
-// Aligned, so that it is copied whole: read back in other parts than it was written it costs a stall a packet.
+/// A packet in a kernel queue, as its host identifies it. The engine passes it through.
+// Aligned so that it is copied as a whole. If it is written and read in different parts, that stalls once a packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(align(8))]
 pub struct Token {
-    /// Which of the host's queues holds it.
+    /// Index of the host's queue.
     pub queue: u16,
-    /// Its number there.
+    /// Packet number in the queue.
     pub id: u32,
-    /// The packet mark that it came with.
+    /// The packet mark on arrival.
     pub mark: u32,
 }
 
-/// What becomes of a queued packet.
+/// What happens to a queued packet.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It goes on as it is.
+    /// It is forwarded unchanged.
     Accept,
-    /// These bytes of [`Effects::replacements`] go on in its place.
+    /// These bytes of [`Effects::replacements`] are forwarded in its place.
     Replace(Range<u32>),
-    /// It ends here.
+    /// It is dropped.
     Drop(DropReason),
 }
 
 impl Verdict {
-    /// What goes on in the packet's place, from [`Effects::replacements`].
+    /// The replacement, from [`Effects::replacements`].
     pub fn replacement<'a>(&self, replacements: &'a [u8]) -> &'a [u8] {
         match self {
             Self::Replace(range) => {
@@ -51,7 +51,7 @@ impl Verdict {
     }
 }
 
-/// A session, by its place in the table and its number.
+/// A reference to a session: its table slot and its number.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionRef {
     pub(super) index: u32,
@@ -59,7 +59,7 @@ pub struct SessionRef {
 }
 
 impl SessionRef {
-    /// No session.
+    /// A reference to no session.
     pub(super) const NONE: Self = Self { index: u32::MAX, id: 0 };
 }
 
@@ -68,191 +68,196 @@ impl SessionRef {
 pub struct Released {
     /// The packet.
     pub token: Token,
-    /// What becomes of it.
+    /// The verdict.
     pub verdict: Verdict,
-    /// Its session, in two: padding would be copied with what follows it, which stalls.
+    /// The session reference in two fields: its padding would be copied with the next field, which stalls.
     pub(super) index: u32,
     pub(super) id: u64,
-    /// Whether all packets of its session were queued before it was decided.
-    pub(super) was_held: bool,
-    /// Whether the kernel must have agreed to queue every packet of its session.
-    pub(super) needs_every: bool,
+    /// Whether all packets of the session were already queued before this decision.
+    pub(super) all_were_queued: bool,
+    /// Whether the kernel must first have set the queue mode to all.
+    pub(super) needs_all_queued: bool,
 }
 
 impl Released {
-    /// Its session.
+    /// The packet's session.
     pub(super) fn session(&self) -> SessionRef {
         SessionRef { index: self.index, id: self.id }
     }
 }
 
-/// A question to the kernel, with room for what it says.
+/// A request to the kernel, with room for the answer.
 #[derive(Debug)]
-pub struct Ask<Q, A> {
+pub struct KernelRequest<Q, A> {
     pub(super) session: SessionRef,
-    /// What is asked.
-    pub question: Q,
-    /// What the kernel said; `None` before it was asked.
+    /// The request.
+    pub request: Q,
+    /// The kernel's answer; `None` until it is there.
     pub answer: Option<Result<A, KernelError>>,
-    /// The packet that waits for it.
-    pub(super) waiting: Option<Box<Waiting>>,
+    /// The packet that waits for the answer.
+    pub(super) waiting: Option<Box<WaitingPacket>>,
 }
 
-impl<Q, A> Ask<Q, A> {
+impl<Q, A> KernelRequest<Q, A> {
     #[inline(always)] // built where it stays
-    pub(super) fn new(session: SessionRef, question: Q, waiting: Option<Box<Waiting>>) -> Self {
-        Self { session, question, answer: None, waiting }
+    pub(super) fn new(
+        session: SessionRef,
+        question: Q,
+        waiting: Option<Box<WaitingPacket>>,
+    ) -> Self {
+        Self { session, request: question, answer: None, waiting }
     }
 }
 
 /// A packet that waits for an answer.
 #[derive(Debug)]
-pub(super) struct Waiting {
+pub(super) struct WaitingPacket {
     pub(super) token: Token,
-    pub(super) how: Queued,
-    /// Its bytes in [`Effects::waiting`].
+    pub(super) how: PacketMeta,
+    /// Position of its bytes in [`Effects::waiting_bytes`].
     pub(super) bytes: Range<usize>,
-    /// The line of it that asks.
-    pub(super) request: Box<Request>,
-    /// What is to be opened for that, if this is what is asked.
+    /// The line that needs a decision.
+    pub(super) request: Box<PendingLine>,
+    /// The reserved pinhole, if the request is to open one.
     pub(super) attempt: Option<Attempt>,
 }
 
-/// How NAT shows the ends of this connection to each other.
+/// A lookup of a connection's translation.
 #[derive(Clone, Copy, Debug)]
 pub struct Lookup {
-    /// The client, as packets show it.
+    /// The client as packets show it.
     pub client: SocketAddr,
-    /// The server, as packets show it.
+    /// The server as packets show it.
     pub server: SocketAddr,
 }
 
-/// A pinhole to open.
+/// A request to open a pinhole.
 #[derive(Clone, Copy, Debug)]
 pub struct Opening {
     /// The pinhole.
     pub pinhole: Pinhole,
-    /// The control connection that it belongs to.
+    /// Its control connection.
     pub control: Translation,
-    /// Whether its client opens the data connection, not its server.
+    /// Whether the client opens the data connection, not the server.
     pub from_client: bool,
-    /// How long it lives if no connection comes.
+    /// How long the pinhole stays open if no connection comes.
     pub lifetime: Duration,
 }
 
-/// Later packets of a control connection need this attention.
+/// A request to change the queue mode of a control connection.
 #[derive(Clone, Copy, Debug)]
-pub struct Mark {
-    /// The connection, as packets show it.
+pub struct QueueModeChange {
+    /// The connection as packets show it.
     pub connection: Lookup,
-    /// The same, where it is known how it is translated; it is to be looked up otherwise.
+    /// Its translation; `None` if it must be looked up.
     pub translation: Option<Translation>,
-    /// What its packets need.
-    pub attention: Attention,
+    /// The new queue mode.
+    pub mode: QueueMode,
     pub(super) purpose: Purpose,
 }
 
-/// What a [`Mark`] is for.
+/// The reason for a [`QueueModeChange`].
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Purpose {
-    /// What its session wants.
+    /// The session needs it.
     Session,
-    /// Another connection may have begun on the same endpoints, so that nothing of its translation is known.
+    /// Another connection may have started on the same endpoints, so the translation is unknown.
     TupleReuse,
-    /// It is not inspected.
-    LeaveAlone,
+    /// The connection is not inspected.
+    NotInspected,
 }
 
 /// A packet to send from this machine.
 #[derive(Clone, Debug)]
 pub struct Injection {
     pub(super) session: SessionRef,
-    pub(super) to: Side,
+    pub(super) recipient: Side,
     pub(super) client: SocketAddr,
     pub(super) server: SocketAddr,
-    /// From its IP header on, with the addresses that its addressee knows.
+    /// The IP packet, with the addresses that the recipient knows.
     pub packet: Vec<u8>,
 }
 
-/// What is to be done, in this order. Kept by its host from one batch to the next, so that a packet allocates nothing.
+/// The effects of a batch, in the order in which they are carried out. The host reuses it for the next batch, so that
+/// packets need no allocation.
 #[derive(Debug, Default)]
 pub struct Effects {
-    /// Of which of the host's engines.
+    /// Index of the host's engine.
     pub shard: usize,
-    /// Where the pinholes are.
-    pub(super) places: Places,
-    /// Whether anything was done since effects were last carried out.
-    pub(super) is_touched: bool,
-    /// Whether it was noted that packets passed unread meanwhile.
-    pub(super) has_lapsed: bool,
-    /// When a packet of the reorder queue has waited for long enough.
-    pub waits_until: Option<Instant>,
+    /// The registry of open pinholes.
+    pub(super) registry: PinholeRegistry,
+    /// Whether the engine has worked since the effects were last carried out.
+    pub(super) is_active: bool,
+    /// Whether downtime during the batch was recorded.
+    pub(super) downtime_recorded: bool,
+    /// The next deadline of the reorder queue.
+    pub reorder_deadline: Option<Instant>,
     /// Translations to look up.
-    pub lookups: Vec<Ask<Lookup, Option<Translation>>>,
-    /// Pinholes to close in the same transaction, before the others open.
-    pub closed_first: Vec<Closing>,
-    /// Pinholes to open, all at once where the kernel can.
-    pub openings: Vec<Ask<Opening, ()>>,
-    /// Marks to set, once pinholes are open; answered by the translation.
-    pub marks: Vec<Ask<Mark, Translation>>,
-    /// The packets that wait for answers.
-    pub(super) waiting: Vec<u8>,
-    /// Records of the sessions that changed, one after the other, with the ends of each.
+    pub lookups: Vec<KernelRequest<Lookup, Option<Translation>>>,
+    /// Pinholes to close in the same transaction, before others are opened.
+    pub closed_before_opening: Vec<PinholeClosing>,
+    /// Pinholes to open, in one transaction if the kernel can.
+    pub openings: Vec<KernelRequest<Opening, ()>>,
+    /// Queue modes to set after pinholes are open; the answer is the translation.
+    pub mode_changes: Vec<KernelRequest<QueueModeChange, Translation>>,
+    /// The bytes of packets that wait for answers.
+    pub(super) waiting_bytes: Vec<u8>,
+    /// Records of changed sessions, and the end of each.
     pub(super) records: Vec<u8>,
     pub(super) record_ends: Vec<usize>,
-    /// Verdicts, in the order in which packets go on.
+    /// Verdicts, in the order in which packets are forwarded.
     pub verdicts: Vec<Released>,
-    /// What goes on in the place of packets.
+    /// Replacements of packets.
     pub replacements: Vec<u8>,
     /// Packets to send.
     pub injections: Vec<Injection>,
-    /// Connections for the program in the kernel to judge, or to leave alone, before verdicts are given.
+    /// Connections that the BPF program takes over or returns, before verdicts are given.
     pub flow_changes: Option<FlowChanges>,
     /// Pinholes to close.
-    pub closings: Vec<Closing>,
-    /// Pinholes of the program in the kernel to close.
-    pub shut: Vec<Shut>,
+    pub pinholes_to_close: Vec<PinholeClosing>,
+    /// Pinholes of the BPF program to close.
+    pub fast_path_closings: Vec<FastPathPinholeClosing>,
     pub(super) events: Events,
 }
 
-/// Kept for the next batch; of a larger one the rest is given back.
-pub(super) const KEPT: usize = 256 << 10;
+/// Allocation in bytes that is reused for the next batch; a larger one is freed.
+pub(super) const RETAINED_CAPACITY: usize = 256 << 10;
 
 impl Effects {
-    /// None yet, of the engine `shard` of its host.
-    pub fn of(shard: usize) -> Self {
+    /// Empty effects of the engine with index `shard`.
+    pub fn for_shard(shard: usize) -> Self {
         Self { shard, ..Self::default() }
     }
 
-    /// Something is done, by an engine whose pinholes are at `places`.
-    pub(super) fn touch(&mut self, places: &Places) {
-        self.is_touched = true;
-        self.places.follow(places);
+    /// Marks the effects as in use by an engine with this registry.
+    pub(super) fn activate(&mut self, places: &PinholeRegistry) {
+        self.is_active = true;
+        self.registry.share_with(places);
     }
 
-    /// Whether the kernel is to be asked something before anything else is done.
-    pub fn asks(&self) -> bool {
-        !(self.lookups.is_empty() && self.openings.is_empty() && self.marks.is_empty())
+    /// Whether the kernel must answer requests before anything else is done.
+    pub fn has_kernel_requests(&self) -> bool {
+        !(self.lookups.is_empty() && self.openings.is_empty() && self.mode_changes.is_empty())
     }
 
-    /// Records of the sessions that changed. To be written before verdicts are given.
+    /// Records of changed sessions, to be written before verdicts are given.
     pub fn records(&self) -> impl Iterator<Item = &[u8]> {
         let starts = std::iter::once(0).chain(self.record_ends.iter().copied());
         starts.zip(&self.record_ends).map(|(start, end)| &self.records[start..*end])
     }
 
-    /// All of it was done. What is still asked stays.
+    /// Clears everything that was carried out. Open requests stay.
     pub fn clear(&mut self) {
         for buffer in [&mut self.records, &mut self.replacements] {
             buffer.clear();
-            buffer.shrink_to(KEPT);
+            buffer.shrink_to(RETAINED_CAPACITY);
         }
-        (self.is_touched, self.has_lapsed) = (false, false);
+        (self.is_active, self.downtime_recorded) = (false, false);
         self.record_ends.clear();
         self.verdicts.clear();
         self.injections.clear();
-        self.closings.clear();
+        self.pinholes_to_close.clear();
         self.flow_changes = None;
-        self.shut.clear();
+        self.fast_path_closings.clear();
     }
 }

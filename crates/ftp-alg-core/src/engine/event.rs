@@ -1,4 +1,4 @@
-//! What the engine decided and why, for logs, `replay` and whoever wants to know.
+//! Events: what the engine decided, and why. The log and `replay` print them.
 
 use std::{borrow::Cow, fmt, net::SocketAddr};
 
@@ -8,13 +8,13 @@ use crate::{ftp::Kind, session::Side};
 /// What was done about an announcement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Action {
-    /// A pinhole was opened; the announcement went on as it was.
+    /// A pinhole was opened; the announcement was forwarded unchanged.
     Open,
-    /// A pinhole was opened; the announcement went on naming another endpoint.
+    /// A pinhole was opened; the announcement was forwarded with another endpoint.
     Rewrite,
-    /// Nothing was opened; a command was kept from the server.
+    /// Nothing was opened; a command was not forwarded to the server.
     Refuse,
-    /// Nothing was opened; the announcement went on as it was.
+    /// Nothing was opened; the announcement was forwarded unchanged.
     Ignore,
 }
 
@@ -31,91 +31,91 @@ impl fmt::Display for Action {
 
 /// A decision about one announcement.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Decision {
-    /// The form of the announcement.
+pub struct AnnouncementDecision {
+    /// The kind of announcement.
     pub kind: Kind,
-    /// Who announced.
+    /// The end that announced.
     pub from: Side,
-    /// What was announced; `None` when it could not be read.
+    /// The announced endpoint; `None` if the line could not be parsed.
     pub announced: Option<SocketAddr>,
     /// What was done.
     pub action: Action,
-    /// What is announced instead.
+    /// The endpoint that was announced instead.
     pub rewritten: Option<SocketAddr>,
-    /// Why.
+    /// The reason.
     pub reason: Cow<'static, str>,
-    /// The line, escaped and cut, where it could not be read.
-    pub said: Option<String>,
+    /// The line, escaped and cut, if it could not be parsed.
+    pub unread_text: Option<String>,
 }
 
-/// What happened.
+/// The kind of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum What {
-    /// An announcement was decided about.
-    Announcement(Decision),
-    /// This reply, escaped and cut, should have announced, names no endpoint, and passed.
-    Unread(String),
-    /// A pinhole was closed before it was used, because of this.
-    Closed(Pinhole, &'static str),
-    /// A pinhole's deadline passed before a transfer began through it.
-    Expired(Pinhole, Kind),
+pub enum EventKind {
+    /// A decision about an announcement.
+    Announcement(AnnouncementDecision),
+    /// A 227 or 229 without an endpoint was forwarded; its text is escaped and cut.
+    UnreadableReply(String),
+    /// An unused pinhole was closed for this reason.
+    PinholeClosed(Pinhole, &'static str),
+    /// A pinhole expired before a transfer started.
+    PinholeExpired(Pinhole, Kind),
     /// The connection is encrypted from here on.
     Encrypted,
-    /// Another command than an announcement was kept from the server.
-    Refused(&'static str),
-    /// This was not done, as a limit is reached.
-    Limit(Cow<'static, str>),
-    /// The connection was ended at a limit.
-    Ended(String),
-    /// The connection is treated otherwise from here on.
-    Turned(&'static str),
-    /// The kernel did not do what was asked.
-    Failed(String),
+    /// A command other than an announcement was refused.
+    CommandRefused(&'static str),
+    /// A limit was reached.
+    LimitReached(Cow<'static, str>),
+    /// The session was reset because of a limit.
+    Reset(String),
+    /// The inspection of the connection changed.
+    StateChanged(&'static str),
+    /// The kernel refused a request.
+    KernelRefused(String),
 }
 
-/// Something that happened on one control connection.
+/// An event on one control connection.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Event {
-    /// The session's number, counted from 1 since start.
+    /// The session number, from 1.
     pub session: u64,
     /// The client.
     pub client: SocketAddr,
     /// The server.
     pub server: SocketAddr,
-    /// What happened.
-    pub what: What,
+    /// The kind of event, with its data.
+    pub kind: EventKind,
 }
 
 impl fmt::Display for Event {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "#{} {} -> {}: ", self.session, self.client, self.server)?;
-        match &self.what {
-            What::Announcement(decision) => decision.fmt(f),
-            What::Unread(said) => write!(f, "pass \"{said}\": it names no endpoint"),
-            What::Closed(pinhole, why) => write!(f, "closed pinhole {pinhole}: {why}"),
-            What::Expired(pinhole, kind) => {
+        match &self.kind {
+            EventKind::Announcement(decision) => decision.fmt(f),
+            EventKind::UnreadableReply(said) => write!(f, "pass \"{said}\": it names no endpoint"),
+            EventKind::PinholeClosed(pinhole, why) => write!(f, "closed pinhole {pinhole}: {why}"),
+            EventKind::PinholeExpired(pinhole, kind) => {
                 write!(f, "closed pinhole {pinhole} for {kind}: nobody connected in time")
             }
-            What::Encrypted => f.write_str(
+            EventKind::Encrypted => f.write_str(
                 "encrypted: nothing is opened or rewritten for its data connections, as it cannot be read; open the \
                  server's passive ports in the firewall, or have clients use plain FTP by [policy] auth-tls = \"refuse\"",
             ),
-            What::Refused(what) => write!(f, "refuse {what}"),
-            What::Limit(what) => f.write_str(what),
-            What::Ended(why) => write!(f, "ended, both ends are reset: {why}"),
-            What::Turned(what) => f.write_str(what),
-            What::Failed(what) => write!(f, "failed: {what}"),
+            EventKind::CommandRefused(what) => write!(f, "refuse {what}"),
+            EventKind::LimitReached(what) => f.write_str(what),
+            EventKind::Reset(why) => write!(f, "ended, both ends are reset: {why}"),
+            EventKind::StateChanged(what) => f.write_str(what),
+            EventKind::KernelRefused(what) => write!(f, "failed: {what}"),
         }
     }
 }
 
-impl fmt::Display for Decision {
+impl fmt::Display for AnnouncementDecision {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} {}", self.action, self.kind)?;
         if let Some(announced) = self.announced {
             write!(f, " {announced}")?;
         }
-        if let Some(said) = &self.said {
+        if let Some(said) = &self.unread_text {
             write!(f, " \"{said}\"")?;
         }
         if let Some(rewritten) = self.rewritten {
@@ -125,39 +125,39 @@ impl fmt::Display for Decision {
     }
 }
 
-/// Events that wait to be taken.
+/// A bounded list of events.
 #[derive(Debug, Default)]
 pub struct Events {
     list: Vec<Event>,
-    more: u64,
+    omitted: u64,
 }
 
-/// How many wait at most. One segment can hold hundreds of commands.
+/// Limit of stored events. One segment can contain hundreds of commands.
 const MAX_EVENTS: usize = 1024;
 
 impl Events {
-    /// One more.
+    /// Adds an event, or counts it as omitted.
     pub fn push(&mut self, event: Event) {
         if self.list.len() < MAX_EVENTS {
             self.list.push(event);
         } else {
-            self.more += 1;
+            self.omitted += 1;
         }
     }
 
-    /// Several, and as many as `more` of which only the number is known.
-    pub fn add(&mut self, events: &mut Vec<Event>, more: u64) {
+    /// Adds several events, and a number of omitted ones.
+    pub fn append(&mut self, events: &mut Vec<Event>, more: u64) {
         events.drain(..).for_each(|event| self.push(event));
-        self.more += more;
+        self.omitted += more;
     }
 
-    /// Those that wait, to be emptied, and how many more there were.
-    pub fn all(&mut self) -> (&mut Vec<Event>, u64) {
-        (&mut self.list, std::mem::take(&mut self.more))
+    /// The stored events, to be drained, and the number of omitted ones.
+    pub fn pending_mut(&mut self) -> (&mut Vec<Event>, u64) {
+        (&mut self.list, std::mem::take(&mut self.omitted))
     }
 
-    /// Those that wait, and how many more there were.
+    /// Takes the stored events and the number of omitted ones.
     pub fn take(&mut self) -> (Vec<Event>, u64) {
-        (std::mem::take(&mut self.list), std::mem::take(&mut self.more))
+        (std::mem::take(&mut self.list), std::mem::take(&mut self.omitted))
     }
 }

@@ -1,11 +1,11 @@
-//! Connections that are judged in the kernel, as the engine sees them.
+//! Connections on the fast path, from the engine's side.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::*;
-use crate::engine::flows::MOST_SILENT;
+use crate::engine::fast_path::MAX_UNGREETED;
 
-/// What the client says, and its reply.
+/// A client's line and its reply.
 type Exchange<'t> = [(Side, &'t str); 2];
 
 const PASV: Exchange<'static> = [
@@ -19,19 +19,19 @@ fn v4(address: SocketAddr) -> SocketAddrV4 {
 }
 
 impl Conversation {
-    /// One that is handed over.
+    /// A conversation that is handed over.
     fn handed_over() -> Self {
         Self::handed_over_from("192.168.150.80")
     }
 
     fn handed_over_from(client: &str) -> Self {
-        let policy = Policy { keeps_length: true, ..Policy::default() };
+        let policy = Policy { preserves_length: true, ..Policy::default() };
         let engine = Engine::new(policy, Checksums::Verify);
         let mut talk = Self::through(engine, client).log_in();
         talk.say_all(&PASV);
-        talk.gateway.engine.sessions.set_hands_over(true);
+        talk.gateway.engine.sessions.set_uses_fast_path(true);
         talk.say_all(&[(Side::Client, "RETR first\r\n"), (Side::Server, "226 done\r\n")]);
-        assert_eq!(talk.gateway.engine.sessions.handed_over().collect::<Vec<_>>(), [1]);
+        assert_eq!(talk.gateway.engine.sessions.fast_path_sessions().collect::<Vec<_>>(), [1]);
         talk
     }
 
@@ -41,12 +41,12 @@ impl Conversation {
         }
     }
 
-    /// The line `number` of those that were judged, as it came.
+    /// Passes line `number` from the fast path to the engine.
     fn judged(&mut self, number: u32, said: (Side, &str), opened: bool) {
         self.judged_with(number, said, opened, None);
     }
 
-    /// The same, with the line whose pinhole was found gone.
+    /// The same, with the line whose pinhole was found consumed.
     fn judged_with(
         &mut self,
         number: u32,
@@ -55,7 +55,7 @@ impl Conversation {
         consumed: Option<u32>,
     ) {
         let me = usize::from(side == Side::Server);
-        let line = JudgedLine {
+        let line = FastPathLine {
             flow: 1,
             line: number,
             at: self.now,
@@ -65,20 +65,21 @@ impl Conversation {
             seq: self.next[me],
             ack: self.received[me],
             window: 512,
-            opened,
-            consumed,
-            ends: text.is_empty(),
+            opened_pinhole: opened,
+            consumed_pinhole: consumed,
+            is_fin: text.is_empty(),
             zeros: crate::ftp::Zeros::Three,
             bytes: text.as_bytes(),
         };
         self.next[me] += text.len().max(1) as u32; // a FIN counts as one
         self.received[1 - me] = self.next[me];
         let now = self.now;
-        self.gateway.work(now, |engine, effects| engine.read_judged([line].into_iter(), effects));
+        self.gateway
+            .run(now, |engine, effects| engine.read_fast_path_lines([line].into_iter(), effects));
     }
 
     fn is_handed_over(&self) -> bool {
-        self.gateway.engine.sessions.handed_over().count() == 1
+        self.gateway.engine.sessions.fast_path_sessions().count() == 1
     }
 
     fn pinholes(&self) -> Vec<String> {
@@ -90,19 +91,19 @@ impl Conversation {
 #[test]
 fn a_connection_at_rest_is_handed_over_with_all_that_the_program_needs() {
     let talk = Conversation::handed_over();
-    let [FlowChange::Over(handover)] = talk.gateway.kernel.changes[..] else { panic!() };
+    let [FlowChange::Handover(handover)] = talk.gateway.kernel.changes[..] else { panic!() };
     assert_eq!(
         handover,
         Handover {
             flow: 1,
             lines: 0,
-            next: talk.next,
-            login: Login::Done,
+            next_seq: talk.next,
+            login: LoginStage::LoggedIn,
             translation: talk.gateway.kernel.translation.unwrap(),
-            named: ["198.51.100.1".parse().unwrap(), "203.0.113.9".parse().unwrap()],
-            shifts: None,
+            announced_addresses: ["198.51.100.1".parse().unwrap(), "203.0.113.9".parse().unwrap()],
+            seq_offsets: None,
             zeros: crate::ftp::Zeros::Three,
-            lifetime: Duration::from_secs(30),
+            pinhole_lifetime: Duration::from_secs(30),
         }
     );
 }
@@ -114,14 +115,14 @@ fn a_login_hands_over_if_the_translation_is_known() {
             Engine::new(Policy::default(), Checksums::Verify),
             "192.168.150.80",
         );
-        talk.gateway.engine.sessions.set_hands_over(true);
+        talk.gateway.engine.sessions.set_uses_fast_path(true);
         let known = talk.gateway.kernel.translation;
         talk.gateway.kernel.translation = known.filter(|_| translation.is_some());
         let mut talk = talk.log_in();
         assert_eq!(talk.is_handed_over(), translation.is_some());
         if translation.is_none() {
             talk.say_all(&[(Side::Client, "NOOP\r\n"), (Side::Server, "200 ok\r\n")].repeat(8));
-            // It is asked for three times, no more.
+            // It is looked up three times, not more often.
             talk.gateway.kernel.translation = known;
             talk.say_all(&[(Side::Client, "NOOP\r\n"), (Side::Server, "200 ok\r\n")]);
             assert!(!talk.is_handed_over());
@@ -138,7 +139,7 @@ fn what_is_judged_counts_as_what_is_queued() {
     talk.judged(3, (Side::Server, "226 done\r\n"), false);
     talk.judged(4, PASV[0], false);
     talk.judged(5, (Side::Server, "227 Entering Passive Mode (203,0,113,9,78,53)\r\n"), true);
-    // From the client's address, as the server is to see it.
+    // From the client's address as the server sees it.
     let passive = "PASV 192.168.150.80 -> 203.0.113.9:20021 (from 198.51.100.1)";
     assert_eq!(talk.pinholes(), [passive]);
     talk.judged(6, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
@@ -146,14 +147,17 @@ fn what_is_judged_counts_as_what_is_queued() {
     let active = "PORT 203.0.113.9 -> 198.51.100.1:1025 (to 192.168.150.80:1025)";
     assert_eq!(talk.pinholes(), [active]);
     let counters = talk.gateway.engine.counters();
-    assert_eq!((counters.judged, counters.judged_otherwise, counters.pinholes_opened), (7, 0, 3));
+    assert_eq!(
+        (counters.fast_path_lines, counters.fast_path_mismatches, counters.pinholes_opened),
+        (7, 0, 3)
+    );
     assert_eq!((counters.rewrites, counters.pinholes_used), (1, 1));
     assert!(talk.is_handed_over());
-    // The rules of the kernel were told of the first one alone, and the program of those that were replaced.
+    // The rules had only the first one; the BPF program had those that were replaced.
     talk.gateway.expire(talk.now);
     assert_eq!(talk.gateway.kernel.open.len(), 0);
-    let holes: Vec<_> = talk.gateway.kernel.shut.iter().map(|shut| shut.hole).collect();
-    assert_eq!(holes, [Hole { flow: 1, line: 5 }]);
+    let holes: Vec<_> = talk.gateway.kernel.shut.iter().map(|shut| shut.id).collect();
+    assert_eq!(holes, [FastPathPinhole { flow: 1, line: 5 }]);
 }
 
 #[test]
@@ -162,11 +166,14 @@ fn a_pinhole_expires_before_a_later_line_replaces_it() {
     let lifetime = talk.gateway.engine.sessions.policy().pinhole_lifetime;
     talk.judged(1, PASV[0], false);
     talk.judged(2, (Side::Server, "227 Entering Passive Mode (203,0,113,9,78,53)\r\n"), true);
-    // Nobody has looked at deadlines since.
+    // No deadline was checked since.
     talk.now += lifetime;
     talk.judged(3, PASV[0], false);
     let (events, _) = talk.gateway.take_events();
-    assert!(events.iter().any(|event| matches!(event.what, What::Expired(..))), "{events:?}");
+    assert!(
+        events.iter().any(|event| matches!(event.kind, EventKind::PinholeExpired(..))),
+        "{events:?}"
+    );
     assert!(talk.pinholes().is_empty(), "{:?}", talk.pinholes());
 }
 
@@ -181,7 +188,7 @@ fn a_pinhole_that_was_consumed_is_not_closed_in_the_program() {
         talk.judged_with(5, (Side::Server, "226 done\r\n"), false, consumed);
         assert!(talk.pinholes().is_empty());
         talk.gateway.expire(talk.now); // closes what is spent
-        let shut = talk.gateway.kernel.shut.iter().map(|shut| shut.hole.line).next();
+        let shut = talk.gateway.kernel.shut.iter().map(|shut| shut.id.line).next();
         assert_eq!(shut, closed, "{consumed:?}");
     }
 }
@@ -189,7 +196,7 @@ fn a_pinhole_that_was_consumed_is_not_closed_in_the_program() {
 #[test]
 fn a_connection_with_a_pinhole_of_rules_is_handed_over_when_its_transfer_is_over() {
     let mut talk = Conversation::masqueraded().log_in();
-    talk.gateway.engine.sessions.set_hands_over(true);
+    talk.gateway.engine.sessions.set_uses_fast_path(true);
     talk.say_all(&PASV);
     assert!(!talk.is_handed_over() && talk.pinholes().len() == 1);
     talk.say_all(&[(Side::Client, "RETR one\r\n"), (Side::Server, "150 here\r\n")]);
@@ -202,14 +209,15 @@ fn a_packet_that_is_queued_takes_the_connection_back_and_goes_on() {
     let mut talk = Conversation::handed_over();
     talk.judged(1, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
     let (fate, _) = talk.say(Side::Server, "500 no\r\n");
-    assert_eq!(fate, Fate::Accept);
-    let [_, FlowChange::Back(taken), FlowChange::Over(again)] = talk.gateway.kernel.changes[..]
+    assert_eq!(fate, PacketOutcome::Accept);
+    let [_, FlowChange::Withdraw(taken), FlowChange::Handover(again)] =
+        talk.gateway.kernel.changes[..]
     else {
         panic!("{:?}", talk.gateway.kernel.changes)
     };
-    assert_eq!((taken.flow, again.flow, again.lines, again.next), (1, 1, 1, talk.next));
+    assert_eq!((taken.flow, again.flow, again.lines, again.next_seq), (1, 1, 1, talk.next));
     // Refused, so its pinhole is closed.
-    assert_eq!(talk.gateway.kernel.shut.last().unwrap().hole, Hole { flow: 1, line: 1 });
+    assert_eq!(talk.gateway.kernel.shut.last().unwrap().id, FastPathPinhole { flow: 1, line: 1 });
     assert!(talk.pinholes().is_empty());
 }
 
@@ -220,7 +228,7 @@ fn a_line_sent_again_after_it_was_judged_is_the_same() {
     let packet = talk.build(Side::Client, seq, line.as_bytes(), false);
     talk.judged(1, (Side::Client, line), true);
     let (fate, heard) = talk.hand(&packet);
-    assert_eq!((fate, heard.as_str()), (Fate::Replace, "PORT 198,51,100,1,4,001\r\n"));
+    assert_eq!((fate, heard.as_str()), (PacketOutcome::Replace, "PORT 198,51,100,1,4,001\r\n"));
     assert_eq!(talk.pinholes().len(), 1);
     let other = talk.build(Side::Client, seq, b"PORT 192,168,150,80,9,9\r\n", false);
     assert_eq!(talk.hand(&other).1, "PORT 198,51,100,1,4,001\r\n");
@@ -237,9 +245,9 @@ fn a_connection_that_both_sides_end_is_over_with_its_pinholes() {
     assert!(talk.is_handed_over() && talk.pinholes().len() == 1);
     talk.judged(6, (Side::Client, ""), false);
     assert!(!talk.is_handed_over() && talk.pinholes().is_empty());
-    assert_eq!(talk.gateway.kernel.shut.last().unwrap().hole, Hole { flow: 1, line: 2 });
+    assert_eq!(talk.gateway.kernel.shut.last().unwrap().id, FastPathPinhole { flow: 1, line: 2 });
     let counters = talk.gateway.engine.counters();
-    assert_eq!((counters.judged, counters.judged_otherwise), (6, 0));
+    assert_eq!((counters.fast_path_lines, counters.fast_path_mismatches), (6, 0));
 }
 
 #[test]
@@ -248,7 +256,7 @@ fn a_connection_of_which_nothing_is_judged_is_handed_over_three_times() {
     for _ in 0..5 {
         talk.say_all(&[(Side::Client, "NOOP\r\n"), (Side::Server, "200 fine\r\n")]);
     }
-    let over = |change: &&FlowChange| matches!(change, FlowChange::Over(_));
+    let over = |change: &&FlowChange| matches!(change, FlowChange::Handover(_));
     assert_eq!(talk.gateway.kernel.changes.iter().filter(over).count(), 3);
     assert!(!talk.is_handed_over());
 }
@@ -265,9 +273,9 @@ fn lines_that_were_read_before_are_not_read_again() {
 #[test]
 fn a_line_that_is_judged_otherwise_ends_the_judging() {
     for (line, opened) in [
-        // Of another address: the engine would have refused it.
+        // Another host's address: the engine would have refused it.
         ("PORT 192,168,150,81,4,1\r\n", true),
-        // Nothing was opened.
+        // No pinhole was opened.
         ("PORT 192,168,150,80,4,1\r\n", false),
         ("NOOP\r\n", true),
         ("AUTH TLS\r\n", true),
@@ -275,39 +283,42 @@ fn a_line_that_is_judged_otherwise_ends_the_judging() {
         let mut talk = Conversation::handed_over();
         talk.judged(1, (Side::Client, line), opened);
         assert!(!talk.is_handed_over(), "{line}");
-        assert_eq!(talk.gateway.engine.counters().judged_otherwise, 1, "{line}");
+        assert_eq!(talk.gateway.engine.counters().fast_path_mismatches, 1, "{line}");
     }
 }
 
 #[test]
 fn a_session_is_restored_as_it_is_judged() {
     let mut talk = Conversation::handed_over();
-    talk.gateway.engine.sessions.note_changes(talk.now);
+    talk.gateway.engine.sessions.track_changes(talk.now);
     talk.judged(1, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
     let journal = std::mem::take(&mut talk.gateway.journal);
     let mut next = Engine::new(Policy::default(), Checksums::Verify);
     let records = journal.iter().map(Vec::as_slice);
     next.sessions.restore(records, talk.now, talk.now).unwrap();
-    next.sessions.set_hands_over(true);
+    next.sessions.set_uses_fast_path(true);
     talk.gateway.engine = next;
     assert!(talk.is_handed_over());
     talk.judged(2, (Side::Server, "200 fine\r\n"), false);
     talk.judged(3, (Side::Client, "RETR one\r\n"), false);
     talk.judged(4, (Side::Server, "150 here\r\n"), false);
     let counters = talk.gateway.engine.counters();
-    assert_eq!((counters.judged, counters.judged_otherwise, counters.lost), (3, 0, 0));
+    assert_eq!(
+        (counters.fast_path_lines, counters.fast_path_mismatches, counters.unread_sessions),
+        (3, 0, 0)
+    );
     talk.say(Side::Server, "226 done\r\n");
-    assert_eq!(talk.gateway.engine.counters().lost, 0);
+    assert_eq!(talk.gateway.engine.counters().unread_sessions, 0);
     assert!(talk.is_handed_over());
 }
 
 #[test]
 fn its_client_has_no_more_pinholes_for_it() {
-    // Half of them.
+    // Half of the limit.
     let policy = Policy { max_pinholes_per_client: 2, ..Policy::default() };
     let engine = Engine::new(policy, Checksums::Verify);
     let mut talk = Conversation::through(engine, "192.168.150.80").log_in();
-    talk.gateway.engine.sessions.set_hands_over(true);
+    talk.gateway.engine.sessions.set_uses_fast_path(true);
     talk.say_all(&PASV);
     assert!(!talk.is_handed_over(), "its only pinhole is open");
     talk.say_all(&[(Side::Client, "RETR one\r\n"), (Side::Server, "150 here\r\n")]);
@@ -318,12 +329,12 @@ fn its_client_has_no_more_pinholes_for_it() {
 #[test]
 fn whoever_ends_it_or_changes_the_policy_takes_it_back() {
     let mut talk = Conversation::handed_over();
-    talk.gateway.work(talk.now, |engine, _| engine.sessions.set_policy(Policy::default()));
-    assert!(matches!(talk.gateway.kernel.changes[..], [_, FlowChange::Back(_)]));
+    talk.gateway.run(talk.now, |engine, _| engine.sessions.set_policy(Policy::default()));
+    assert!(matches!(talk.gateway.kernel.changes[..], [_, FlowChange::Withdraw(_)]));
     let mut talk = Conversation::handed_over();
     let (client, server) = (talk.client, talk.server);
-    talk.gateway.work(talk.now, |engine, _| engine.sessions.forget_between(client, server));
-    assert!(matches!(talk.gateway.kernel.changes[..], [_, FlowChange::Back(_)]));
+    talk.gateway.run(talk.now, |engine, _| engine.sessions.forget_between(client, server));
+    assert!(matches!(talk.gateway.kernel.changes[..], [_, FlowChange::Withdraw(_)]));
 }
 
 #[test]
@@ -331,11 +342,11 @@ fn a_pinhole_of_the_program_is_replaced_by_its_next_one() {
     let mut talk = Conversation::handed_over();
     talk.judged(1, PASV[0], false);
     talk.judged(2, (Side::Server, "227 Entering Passive Mode (203,0,113,9,78,53)\r\n"), true);
-    // The program closes what it has open when the client announces, whatever the server says to that.
+    // The BPF program closes its open pinhole when the client announces another one, whatever the server replies.
     talk.judged(3, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
     talk.say(Side::Server, "500 no\r\n");
     assert!(talk.pinholes().is_empty(), "{:?}", talk.pinholes());
-    assert_eq!(talk.gateway.engine.sessions.holes().count(), 0);
+    assert_eq!(talk.gateway.engine.sessions.fast_path_pinholes().count(), 0);
 }
 
 #[test]
@@ -343,13 +354,13 @@ fn a_pinhole_of_the_program_is_closed_before_a_rule_has_its_port() {
     let mut talk = Conversation::handed_over();
     talk.judged(1, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
     talk.judged(2, (Side::Server, "200 fine\r\n"), false);
-    let hole = Hole { flow: 1, line: 1 };
-    assert_eq!(talk.gateway.engine.sessions.holes().collect::<Vec<_>>(), [hole]);
+    let hole = FastPathPinhole { flow: 1, line: 1 };
+    assert_eq!(talk.gateway.engine.sessions.fast_path_pinholes().collect::<Vec<_>>(), [hole]);
     let packet = talk.build(Side::Client, talk.next[0], b"PORT 192,168,150,80,4,1\r\n", false);
-    assert!(talk.gateway.kernel.shut.iter().all(|shut| shut.hole != hole));
+    assert!(talk.gateway.kernel.shut.iter().all(|shut| shut.id != hole));
     assert_eq!(talk.hand(&packet).1, "PORT 198,51,100,1,4,001\r\n");
-    // The session holds it until the server answers.
-    assert_eq!(talk.gateway.kernel.shut.last().map(|shut| shut.hole), Some(hole));
+    // The session holds it until the server replies.
+    assert_eq!(talk.gateway.kernel.shut.last().map(|shut| shut.id), Some(hole));
 }
 
 #[test]
@@ -376,30 +387,33 @@ fn a_length_is_kept_by_another_port_once_where_lines_are_judged() {
 fn changes_are_told_in_the_order_in_which_they_were_decided() {
     let talk = Conversation::handed_over();
     let [over] = talk.gateway.kernel.changes[..] else { panic!() };
-    let FlowChange::Over(Handover { flow, translation, .. }) = over else { panic!() };
-    let back = FlowChange::Back(TakenBack { flow, translation });
+    let FlowChange::Handover(Handover { flow, translation, .. }) = over else { panic!() };
+    let back = FlowChange::Withdraw(Withdrawal { flow, translation });
     let all = FlowChanges::default();
     let (first, second) = (all.clone(), all.clone());
     first.add(&mut vec![over]);
     second.add(&mut vec![back]);
-    // Who was later tells both.
-    second.tell(|changes| assert_eq!(changes, [over, back]));
-    first.tell(|_| panic!("nothing is left"));
+    // The later caller sends both.
+    second.send_pending(|changes| assert_eq!(changes, [over, back]));
+    first.send_pending(|_| panic!("nothing is left"));
 }
 
-/// A connection whose SYN-ACK hands it over.
+/// A connection that its SYN-ACK hands over.
 fn silent() -> Conversation {
     let mut engine = Engine::new(Policy::default(), Checksums::Verify);
-    engine.sessions.set_hands_over(true);
+    engine.sessions.set_uses_fast_path(true);
     Conversation::through(engine, "192.168.150.80")
 }
 
 #[test]
 fn a_connection_is_handed_over_before_its_server_greets() {
     let mut talk = silent();
-    let [FlowChange::Over(handover)] = talk.gateway.kernel.changes[..] else { panic!() };
-    assert_eq!((handover.next, handover.login, handover.lines), (talk.next, Login::Silent, 0));
-    assert_eq!(talk.gateway.engine.sessions.silent, 1);
+    let [FlowChange::Handover(handover)] = talk.gateway.kernel.changes[..] else { panic!() };
+    assert_eq!(
+        (handover.next_seq, handover.login, handover.lines),
+        (talk.next, LoginStage::NotGreeted, 0)
+    );
+    assert_eq!(talk.gateway.engine.sessions.ungreeted_handovers, 1);
     for (number, line) in (1..).zip([
         (Side::Server, "220 (vsFTPd 3.0.3)\r\n"),
         (Side::Client, "USER joe\r\n"),
@@ -408,13 +422,16 @@ fn a_connection_is_handed_over_before_its_server_greets() {
         (Side::Server, "230 in\r\n"),
     ]) {
         talk.judged(number, line, false);
-        assert_eq!(talk.gateway.engine.sessions.silent, 0);
+        assert_eq!(talk.gateway.engine.sessions.ungreeted_handovers, 0);
     }
     talk.judged(6, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
     let counters = talk.gateway.engine.counters();
-    assert_eq!((counters.judged, counters.judged_otherwise, counters.pinholes_opened), (6, 0, 1));
+    assert_eq!(
+        (counters.fast_path_lines, counters.fast_path_mismatches, counters.pinholes_opened),
+        (6, 0, 1)
+    );
     assert!(talk.is_handed_over());
-    // The program wrote at most three digits, whatever the server would take: what is sent again must be the same.
+    // The BPF program wrote at most three digits, even if the server accepts more: a retransmission must be equal.
     assert_eq!(talk.gateway.kernel.changes.len(), 1);
     let said = "PORT 192,168,150,80,4,1\r\n";
     talk.next[0] -= said.len() as u32;
@@ -434,13 +451,13 @@ fn few_connections_are_handed_over_before_their_servers_greet() {
     }
     let sessions = &talk.gateway.engine.sessions;
     assert_eq!(
-        (sessions.silent, sessions.handed_over().count()),
-        (MOST_SILENT, MOST_SILENT as usize)
+        (sessions.ungreeted_handovers, sessions.fast_path_sessions().count()),
+        (MAX_UNGREETED, MAX_UNGREETED as usize)
     );
-    // The one that greets, those that give way and those that are taken back leave their places to others.
+    // Those that get a greeting, are evicted or are taken back make room for others.
     talk.client = before;
     talk.judged(1, (Side::Server, "220 ready\r\n"), false);
-    assert_eq!(talk.gateway.engine.sessions.silent, MOST_SILENT - 1);
+    assert_eq!(talk.gateway.engine.sessions.ungreeted_handovers, MAX_UNGREETED - 1);
     talk.gateway.engine.sessions.take_all_back();
-    assert_eq!(talk.gateway.engine.sessions.silent, 0);
+    assert_eq!(talk.gateway.engine.sessions.ungreeted_handovers, 0);
 }

@@ -1,4 +1,4 @@
-//! What the engine and the program in the kernel tell each other of connections that it judges.
+//! The interface between the engine and the fast path's BPF program.
 
 use std::{
     net::{Ipv4Addr, SocketAddrV4},
@@ -11,131 +11,132 @@ use serde::{Deserialize, Serialize};
 use super::Translation;
 use crate::{ftp::Zeros, session::Side};
 
-/// A connection that was handed over so often and of which nothing was judged then is not handed over again.
-const FRUITLESS: u8 = 3;
+/// Limit of consecutive handovers during which the BPF program passed no line. After that the connection is not handed
+/// over again.
+const MAX_IDLE_HANDOVERS: u8 = 3;
 
-/// What of a connection was judged in the kernel.
+/// A connection's state on the fast path.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub struct Judging {
-    /// How many lines of it were, ever.
-    pub(super) lines: u32,
-    /// Whether it is handed over.
+pub struct FastPathState {
+    /// Number of lines that the BPF program has passed in total.
+    pub(super) lines_inspected: u32,
+    /// Whether the connection is handed over.
     pub(super) is_handed_over: bool,
-    /// How often in a row nothing was judged.
-    pub(super) fruitless: u8,
-    /// Whether it is to be handed over as soon as its translation is known.
+    /// Number of consecutive handovers without a passed line.
+    pub(super) idle_handovers: u8,
+    /// Whether to hand the connection over as soon as its translation is known.
     #[serde(skip)]
-    pub(super) awaits_translation: bool,
-    /// Whether nothing of it was judged since it was handed over, and its server had not greeted then.
+    pub(super) wants_translation: bool,
+    /// Whether it was handed over before the greeting, and no line was passed since.
     #[serde(skip)]
-    pub(super) is_silent: bool,
-    /// Whether one of its announcements kept its length by another external port, so that it was not judged.
+    pub(super) is_ungreeted: bool,
+    /// Whether an announcement got another external port to keep its length, and so was queued.
     #[serde(skip)]
-    pub(super) has_other_port: bool,
+    pub(super) used_fitting_port: bool,
 }
 
-impl Judging {
-    /// Whether lines of it were judged, and others may be.
-    pub(super) fn is_fruitful(&self) -> bool {
-        self.lines > 0 && self.may_be_handed_over()
+impl FastPathState {
+    /// Whether lines were passed, and more may be.
+    pub(super) fn is_worthwhile(&self) -> bool {
+        self.lines_inspected > 0 && self.may_be_handed_over()
     }
 
     pub(super) fn may_be_handed_over(&self) -> bool {
-        self.fruitless < FRUITLESS
+        self.idle_handovers < MAX_IDLE_HANDOVERS
     }
 
-    /// It is counted as silent no more. 1 if it was.
-    pub(super) fn end_silence(&mut self) -> u32 {
-        std::mem::take(&mut self.is_silent).into()
+    /// Clears `is_ungreeted`. Returns 1 if it was set, else 0.
+    pub(super) fn clear_ungreeted(&mut self) -> u32 {
+        std::mem::take(&mut self.is_ungreeted).into()
     }
 
-    /// It could not be handed over, or nothing was judged since.
-    pub(super) fn note_fruitless(&mut self) {
-        self.fruitless = self.fruitless.saturating_add(1);
+    /// Counts a failed handover, or one without a passed line.
+    pub(super) fn count_idle_handover(&mut self) {
+        self.idle_handovers = self.idle_handovers.saturating_add(1);
     }
 }
 
-/// A pinhole that the program opened: its connection, and which line of it that was.
+/// A pinhole of the BPF program, identified by the session and the line that opened it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
-pub struct Hole {
-    /// The session's number.
+pub struct FastPathPinhole {
+    /// Session number.
     pub flow: u64,
-    /// Its line, from 1.
+    /// Line number in the session, from 1.
     pub line: u32,
 }
 
-/// How far a client is that logs in.
+/// Progress of the login.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Login {
-    /// The server has not greeted.
-    Silent,
-    /// It has.
+pub enum LoginStage {
+    /// The server has not sent its greeting.
+    NotGreeted,
+    /// The server has sent its greeting.
     Greeted,
     /// The client has logged in.
-    Done,
+    LoggedIn,
 }
 
-/// A connection for the program to judge.
+/// A connection that the BPF program takes over.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Handover {
-    /// The session's number.
+    /// Session number.
     pub flow: u64,
-    /// How many lines of it were judged before.
+    /// Number of lines that were passed before.
     pub lines: u32,
-    /// The next sequence numbers of client and server.
-    pub next: [u32; 2],
-    /// What of the login is over. Before all of it is, nothing else is judged.
-    pub login: Login,
-    /// How its ends see each other; of IPv4.
+    /// Next expected sequence numbers of client and server.
+    pub next_seq: [u32; 2],
+    /// Progress of the login. Until it is complete, the program passes only lines of the login.
+    pub login: LoginStage,
+    /// Translation of the IPv4 connection.
     pub translation: Translation,
-    /// The address that an announcement of the client names in the place of its own, and one of the server.
-    pub named: [Ipv4Addr; 2],
-    /// How a `PORT` that is rewritten keeps its length.
+    /// The addresses to announce for the client and for the server.
+    pub announced_addresses: [Ipv4Addr; 2],
+    /// How a rewritten `PORT` keeps its length.
     pub zeros: Zeros,
-    /// The client's sequence numbers and the server's, if they are adjusted: then a line may change its length.
-    pub shifts: Option<[Shift; 2]>,
-    /// How long an unused pinhole lives.
-    pub lifetime: Duration,
+    /// Sequence offsets of client and server. With them, a line may change its length.
+    pub seq_offsets: Option<[SequenceOffset; 2]>,
+    /// Lifetime of an unused pinhole.
+    pub pinhole_lifetime: Duration,
 }
 
-/// Where the sequence numbers of one end are: by how much they are shifted, and from which sent one on. Earlier ones may be
-/// shifted by something else.
+/// The sequence offset of one direction, valid from a certain sequence number on. Earlier numbers may have another
+/// offset.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shift {
-    /// Delivered minus sent.
-    pub by: u32,
-    /// A sent number.
-    pub since: u32,
+pub struct SequenceOffset {
+    /// Delivered minus sent sequence number.
+    pub offset: u32,
+    /// First sent sequence number with this offset.
+    pub first_seq: u32,
 }
 
-/// A connection that the program is to leave alone.
+/// A connection that the BPF program returns.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct TakenBack {
-    /// The session's number.
+pub struct Withdrawal {
+    /// Session number.
     pub flow: u64,
-    /// How its ends see each other.
+    /// The connection's translation.
     pub translation: Translation,
 }
 
-/// What the program is to be told, in this order.
+/// A change for the BPF program.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum FlowChange {
-    /// It judges this one from now on.
-    Over(Handover),
-    /// It does not any more.
-    Back(TakenBack),
+    /// It takes this connection over.
+    Handover(Handover),
+    /// It returns this connection.
+    Withdraw(Withdrawal),
 }
 
-/// What the program is to be told of the connections of one engine. Threads conclude batches in one order and may go on in
-/// another, so who tells it says all that was decided by then, in the order in which it was decided.
+/// Changes of one engine's connections that the BPF program does not have yet. Threads may conclude batches in another
+/// order than they carry them out. So each sends all changes so far, in the order of the decisions.
 #[derive(Clone, Debug, Default)]
-pub struct FlowChanges(Arc<Untold>);
+pub struct FlowChanges(Arc<PendingChanges>);
 
 #[derive(Debug, Default)]
-struct Untold {
+struct PendingChanges {
     changes: Mutex<Vec<FlowChange>>,
-    /// Held by who tells it. Taken before the other.
-    telling: Mutex<()>,
+    /// Held while changes are sent. Locked before `changes`.
+    sending: Mutex<()>,
 }
 
 impl FlowChanges {
@@ -145,9 +146,10 @@ impl FlowChanges {
         }
     }
 
-    /// Has `tell` tell it what it was not told yet. When this returns all that was decided before was told, by whomever.
-    pub fn tell(&self, tell: impl FnOnce(&[FlowChange])) {
-        let _telling = lock(&self.0.telling);
+    /// Calls `tell` with all changes that were not sent yet. After the return, all earlier changes have been sent, by
+    /// this thread or another.
+    pub fn send_pending(&self, tell: impl FnOnce(&[FlowChange])) {
+        let _telling = lock(&self.0.sending);
         let changes = std::mem::take(&mut *lock(&self.0.changes));
         if !changes.is_empty() {
             tell(&changes);
@@ -155,40 +157,40 @@ impl FlowChanges {
     }
 }
 
-/// What a panic left is whole: changes are added and taken in one step.
+/// A poisoned lock is still consistent, because changes are added and taken in one step.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
-/// A line that the program has judged, as it came; or a FIN.
+/// A line, or a FIN, that the BPF program let pass.
 #[derive(Clone, Copy, Debug)]
-pub struct JudgedLine<'l> {
-    /// The session's number.
+pub struct FastPathLine<'l> {
+    /// Session number.
     pub flow: u64,
-    /// Which line of it this is, from 1.
+    /// Line number in the session, from 1.
     pub line: u32,
-    /// When it was judged.
+    /// Time of the packet.
     pub at: Instant,
-    /// Who said it.
+    /// The end that sent it.
     pub from: Side,
-    /// The ends, as packets at our hooks show them.
+    /// The client's endpoint, as packets at our hooks show it.
     pub client: SocketAddrV4,
-    /// The same.
+    /// The server's endpoint, as packets at our hooks show it.
     pub server: SocketAddrV4,
-    /// Its sequence number, and what it acknowledges.
+    /// Sequence number.
     pub seq: u32,
-    /// The same.
+    /// Acknowledgement number.
     pub ack: u32,
-    /// The window that its packet offers.
+    /// The advertised window.
     pub window: u16,
     /// Whether a pinhole was opened for it.
-    pub opened: bool,
-    /// The line of its connection whose pinhole was found gone: the program need not close that.
-    pub consumed: Option<u32>,
-    /// Whether it is a FIN, and no line.
-    pub ends: bool,
-    /// How a `PORT` kept its length then.
+    pub opened_pinhole: bool,
+    /// The line number of a pinhole that was found consumed, so it need not be closed.
+    pub consumed_pinhole: Option<u32>,
+    /// Whether this is a FIN instead of a line.
+    pub is_fin: bool,
+    /// How a rewritten `PORT` kept its length.
     pub zeros: Zeros,
-    /// The line, with its end.
+    /// The line, including its line end.
     pub bytes: &'l [u8],
 }

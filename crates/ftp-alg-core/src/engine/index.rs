@@ -1,24 +1,23 @@
-//! Where in the table a connection is: from the hash of its endpoints to its place.
+//! The hash index of the session table: from the hash of the endpoints to a table slot.
 //!
-//! The endpoints stand in the entry alone. A slot has 32 bits of the hash and a place in eight bytes, and
-//! those that a search looks at lie beside each other, so that a packet's entry is found with one cache
-//! line, however many there are. There are many small tables instead of a large one, so that no packet
-//! waits while all are moved to one of twice the size.
+//! The endpoints are stored only in the table entry. An index slot holds 32 bits of the hash and a table slot in eight
+//! bytes. The index slots of a search are adjacent, so a lookup reads one cache line however many entries there are.
+//! There are many small hash tables instead of one large table, so no packet waits for a large table to grow.
 
-/// The top bits of a hash choose the part, the low ones the slot.
+/// The upper bits of a hash select the part, the lower ones the slot.
 const PARTS: u32 = 64;
 
-/// The low half of a hash above, a place and one below; zero is free.
+/// Low half of the hash, then a table slot plus one; 0 is free.
 type Slot = u64;
 
-/// Places of the table by hashes. Knows neither keys nor entries.
+/// Table slots by hash. Knows neither keys nor entries.
 pub struct Index {
     parts: [Part; PARTS as usize],
 }
 
 #[derive(Default)]
 struct Part {
-    /// A power of two, or none.
+    /// Length is a power of two, or zero.
     slots: Vec<Slot>,
     taken: usize,
 }
@@ -30,25 +29,25 @@ impl Default for Index {
 }
 
 impl Index {
-    /// The place with this hash that `is` the one.
+    /// The table slot with this hash for which `is` returns true.
     pub fn find(&self, hash: u64, mut is: impl FnMut(u32) -> bool) -> Option<u32> {
         let part = &self.parts[part_of(hash)];
         part.position(hash, &mut is).map(|at| place(part.slots[at]))
     }
 
-    /// The slot at which a search for this hash begins: to read it has it in the cache afterwards.
+    /// Reads the index slot where a search for this hash starts, so that it is cached afterwards.
     pub fn first_slot(&self, hash: u64) -> u64 {
         let part = &self.parts[part_of(hash)];
         let mask = part.slots.len().wrapping_sub(1);
         part.slots.get(hash as usize & mask).copied().unwrap_or_default()
     }
 
-    /// One more place.
+    /// Inserts a table slot.
     pub fn insert(&mut self, hash: u64, place: u32) {
         self.parts[part_of(hash)].insert(hash << 32 | (u64::from(place) + 1));
     }
 
-    /// Takes out a place.
+    /// Removes a table slot.
     pub fn remove(&mut self, hash: u64, place: u32) {
         let part = &mut self.parts[part_of(hash)];
         if let Some(at) = part.position(hash, &mut |found| found == place) {
@@ -95,7 +94,7 @@ impl Part {
         self.slots[at] = slot;
     }
 
-    /// Frees a slot, and fills it with one behind it that would not be found any more.
+    /// Frees a slot, and moves a later one into it that would otherwise not be found any more.
     fn remove(&mut self, mut free: usize) {
         let mask = self.slots.len() - 1;
         let mut at = free;
@@ -141,7 +140,7 @@ mod tests {
         fn places_are_found_by_their_hashes_whatever_came_and_went(
             steps in proptest::collection::vec((0u64..40, any::<bool>()), 0..400),
         ) {
-            // Few hashes, of which some wrap round and all are in two parts: as many meet as can.
+            // Few hashes, some of which wrap and all of which are in two parts, so that as many as possible collide.
             let hash = |n: u64| ((n % 2) << 63) | ((n / 2) % 5) | ((n % 3) << 31);
             let mut index = Index::default();
             let mut known = BTreeMap::new();

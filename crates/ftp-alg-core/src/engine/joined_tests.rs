@@ -1,22 +1,27 @@
-//! Packets of joined segments, and those without a checksum: what they teach, and what becomes of them.
+//! Super-packets, and packets without a checksum.
 
 use super::*;
 
-const JOINED: Offload = Offload { joined: true, unsummed: true };
-const UNSUMMED: Offload = Offload { joined: false, unsummed: true };
+const JOINED: Offload = Offload { is_super_packet: true, lacks_checksum: true };
+const UNSUMMED: Offload = Offload { is_super_packet: false, lacks_checksum: true };
 
 impl Conversation {
-    /// Has `side` say `text` in a packet of which `offload` is left to do, and gives what replaces it.
-    fn say_left_to(&mut self, offload: Offload, side: Side, text: &str) -> (Fate, Vec<u8>) {
+    /// Sends `text` of `side` in a packet with this offload state. Returns its replacement.
+    fn say_left_to(
+        &mut self,
+        offload: Offload,
+        side: Side,
+        text: &str,
+    ) -> (PacketOutcome, Vec<u8>) {
         let me = usize::from(side == Side::Server);
         let mut packet = self.build(side, self.next[me], text.as_bytes(), false);
         self.next[me] += text.len() as u32;
-        if offload.unsummed {
+        if offload.lacks_checksum {
             packet[36..38].fill(0x5a);
         }
-        let how = Queued { offload, ..Queued::default() };
+        let how = PacketMeta { offload, ..PacketMeta::default() };
         let fate = self.gateway.queued(self.now, &packet, how);
-        let out = if fate == Fate::Replace { self.gateway.replacement() } else { &[] };
+        let out = if fate == PacketOutcome::Replace { self.gateway.replacement() } else { &[] };
         (fate, out.to_vec())
     }
 }
@@ -35,18 +40,18 @@ fn a_packet_without_a_checksum_is_read_only_where_it_gets_one() {
         let seq = talk.next[0];
         let mut packet = talk.build(Side::Client, seq, port.as_bytes(), false);
         packet[36] ^= 1;
-        let how = Queued { offload, ..Queued::default() };
+        let how = PacketMeta { offload, ..PacketMeta::default() };
         let fate = talk.gateway.queued(talk.now, &packet, how);
         assert_eq!(talk.gateway.kernel.open.len(), pinholes);
-        assert_eq!(fate == Fate::Replace, pinholes == 1);
+        assert_eq!(fate == PacketOutcome::Replace, pinholes == 1);
     }
     let mut talk = Conversation::logged_in();
     let (fate, out) = talk.say_left_to(UNSUMMED, Side::Client, port);
-    assert_eq!(fate, Fate::Replace);
+    assert_eq!(fate, PacketOutcome::Replace);
     assert_eq!(payload(&out), "PORT 198,51,100,1,14,178\r\n".to_owned());
-    // Renumbered only: the old checksum is nothing to go by.
+    // Only renumbered: the old checksum is meaningless.
     let (fate, out) = talk.say_left_to(UNSUMMED, Side::Client, "NOOP\r\n");
-    assert_eq!((fate, payload(&out)), (Fate::Replace, "NOOP\r\n".to_owned()));
+    assert_eq!((fate, payload(&out)), (PacketOutcome::Replace, "NOOP\r\n".to_owned()));
 }
 
 #[test]
@@ -57,16 +62,16 @@ fn a_joined_packet_that_grows_stays_one_and_one_that_shrinks_goes_on_in_parts() 
     let mut talk = Conversation::through(engine, "10.0.0.1").log_in();
     let (fate, out) =
         talk.say_left_to(JOINED, Side::Client, &format!("{others}PORT 10,0,0,1,14,178\r\n"));
-    assert_eq!(fate, Fate::Replace);
+    assert_eq!(fate, PacketOutcome::Replace);
     assert_eq!(payload(&out), format!("{others}PORT 198,51,100,1,14,178\r\n"));
     assert!(talk.gateway.kernel.injected.is_empty());
 
     let (fate, _) = talk.say_left_to(JOINED, Side::Client, &format!("{others}PORT 10,0"));
-    assert_eq!(fate, Fate::Drop);
+    assert_eq!(fate, PacketOutcome::Drop);
     let segments: Vec<_> =
         talk.gateway.kernel.injected.iter().map(|packet| payload(packet)).collect();
     assert_eq!(segments.concat(), others);
-    // The joined ones taught no other length.
+    // Super-packets do not change the known MSS.
     assert!(segments.iter().all(|segment| segment.len() <= 536) && segments.len() == 6);
     let mut next = None;
     for packet in &talk.gateway.kernel.injected {
@@ -86,7 +91,7 @@ fn parts_begin_and_end_as_the_whole_does() {
     let changed = [b'y'; 1100];
     let edit =
         Edit { seq: Seq(100), ack: Seq(9), payload: Some(&changed), flags: control, urgent: 3 };
-    let parts = parting::part(&packet, &edit, 536, Some);
+    let parts = resegment::resegment(&packet, &edit, 536, Some);
     let seen: Vec<_> = parts
         .iter()
         .map(|part| {
@@ -105,5 +110,5 @@ fn parts_begin_and_end_as_the_whole_does() {
         ]
     );
     let nothing = Edit { payload: Some(&[]), ..edit };
-    assert_eq!(parting::part(&packet, &nothing, 536, Some).len(), 1);
+    assert_eq!(resegment::resegment(&packet, &nothing, 536, Some).len(), 1);
 }

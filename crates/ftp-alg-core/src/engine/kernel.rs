@@ -1,8 +1,7 @@
-//! What is asked of the kernel, and nothing else.
+//! The interface to the kernel.
 //!
-//! The engine never makes a system call: what it asks is among its [`Effects`](super::Effects), and whoever carries
-//! those out asks a [`Kernel`]. The daemon's is `gateway::LinuxKernel`, that of `replay` a simulated NAT, that of tests
-//! a recorder.
+//! The engine never makes a system call. Its requests are part of its [`Effects`](super::Effects), and the host that
+//! carries them out calls a [`Kernel`]: the daemon `gateway::LinuxKernel`, `replay` a simulated NAT, tests a recorder.
 
 use std::{
     fmt,
@@ -11,13 +10,13 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{FlowChange, Opening, Shut};
+use super::{FastPathPinholeClosing, FlowChange, Opening};
 use crate::session::Side;
 
-/// How NAT shows the two ends of a control connection to each other.
+/// The translation of a control connection: how NAT shows its two ends to each other.
 ///
-/// At our hooks (forward; input; output after destination NAT) a packet carries the real address
-/// of both ends: `client` and `server`. Without NAT the external addresses equal the real ones.
+/// At our hooks (forward; input; output after destination NAT) packets carry the real addresses of both ends, `client`
+/// and `server`. Without NAT the external addresses equal the real ones.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Translation {
     /// The client's own endpoint (conntrack's original source).
@@ -26,17 +25,17 @@ pub struct Translation {
     pub client_external: SocketAddr,
     /// The server's own endpoint (conntrack's reply source).
     pub server: SocketAddr,
-    /// The server as the client sees it, the one it dialled (conntrack's original destination).
+    /// The server as the client sees it: the address it connected to (conntrack's original destination).
     pub server_external: SocketAddr,
 }
 
 impl Translation {
-    /// No NAT: both ends see each other's own address.
+    /// The translation of a connection without NAT.
     pub fn identity(client: SocketAddr, server: SocketAddr) -> Self {
         Self { client, client_external: client, server, server_external: server }
     }
 
-    /// Source and destination of what `to` receives, as it sees them.
+    /// Source and destination of packets that `to` receives, as it sees them.
     pub fn seen_by(&self, to: Side) -> (SocketAddr, SocketAddr) {
         match to {
             Side::Client => (self.server_external, self.client),
@@ -72,81 +71,88 @@ impl fmt::Display for Pinhole {
     }
 }
 
-/// What later packets of a control connection need, said to the packet selection by ct mark.
+/// Which later packets of a control connection are queued. The ct mark stores it for the rules.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Attention {
-    /// Every packet must be queued, and conntrack must not judge sequence numbers (be-liberal).
-    Every,
-    /// Every packet is queued for a while, as an acknowledgement shows whose a SYN-ACK was; conntrack goes on judging numbers.
-    Watched,
-    /// What opens, ends or says something is queued, as of a connection that is new.
-    Payload,
-    /// No packet is queued any more: not FTP, or opaque and unadjusted.
+pub enum QueueMode {
+    /// Every packet is queued, and conntrack must accept any sequence number (be-liberal).
+    All,
+    /// Every packet is queued for a while, because an acknowledgement will show whether a SYN-ACK was spoofed.
+    /// Conntrack still checks sequence numbers.
+    Watch,
+    /// Packets that carry data, and those that open or close the connection, are queued. This is the mode of a new
+    /// connection.
+    Selected,
+    /// No packet is queued: the connection is not FTP, or it is encrypted and not adjusted.
     None,
 }
 
-/// Why the kernel did not do what was asked.
+/// Why the kernel refused a request.
 #[derive(Debug, thiserror::Error)]
 pub enum KernelError {
-    /// The pinhole's initiator and arrival are already those of another pinhole.
+    /// Another pinhole has the same initiator and arrival.
     #[error("the port is already taken")]
     Taken,
-    /// There is no room for another pinhole.
+    /// The limit of pinholes is reached.
     #[error("the kernel has no room for another pinhole: {what}")]
     Full {
-        /// The limit that was reached.
+        /// Which limit.
         what: &'static str,
     },
-    /// Conntrack does not know the connection, or not yet: of one that it forgot, the first packet
-    /// is known when its verdict is given.
+    /// Conntrack does not know the connection, or not yet: if it has forgotten a connection, it knows it again once its
+    /// next packet has its verdict.
     #[error("conntrack does not know the connection")]
     Unknown,
-    /// The system refused; the text names what was asked for.
+    /// A system call failed.
     #[error("{what}: {source}")]
     System {
-        /// What was asked for, as in `open pinhole 10.0.0.1 -> 10.0.0.2:4000`.
+        /// The request, for example `open pinhole 10.0.0.1 -> 10.0.0.2:4000`.
         what: String,
-        /// The kernel's answer.
+        /// The kernel's error.
         source: std::io::Error,
     },
 }
 
-/// The kernel, as [`carry_out`](super::carry_out) asks it. Each call has taken effect when it returns.
+/// The kernel, as [`carry_out`](super::carry_out) uses it. Each call has taken effect when it returns.
 pub trait Kernel {
-    /// The translation of the TCP connection whose packets show these two ends, as conntrack knows it;
-    /// `None` when it knows no such connection. Costs a few direct look-ups, however many connections there are.
-    fn translation(
+    /// The translation of the TCP connection whose packets show these two ends, or `None` if conntrack does not know
+    /// it. Costs a few lookups, however many connections there are.
+    fn lookup_translation(
         &mut self,
         client: SocketAddr,
         server: SocketAddr,
     ) -> Result<Option<Translation>, KernelError>;
 
-    /// Closes `closed`, whether they are open or not, and drops their translations; data connections go on. Then opens
-    /// `openings`, each for one connection, or for its lifetime if none comes. All in one transaction where the kernel
-    /// can, but for openings that are refused: [`KernelError::Taken`] if initiator and arrival are those of an open
-    /// pinhole. Adds one outcome for each opening, in their order; fails if closing does.
-    fn change(
+    /// Closes the pinholes `closed`, open or not, with their translations; established data connections stay. Then
+    /// opens `openings`, each for one connection or until its lifetime ends. All of it is one transaction if the kernel
+    /// can, except openings that are refused: [`KernelError::Taken`] if an open pinhole has the same initiator and
+    /// arrival. Adds one outcome for each opening, in order. Fails if closing fails.
+    fn update_pinholes(
         &mut self,
         closed: &[Pinhole],
         openings: &[Opening],
         outcomes: &mut Vec<Result<(), KernelError>>,
     ) -> Result<(), KernelError>;
 
-    /// How many pinholes can be open at a time, at least 1.
-    fn capacity(&self) -> usize {
+    /// Maximum number of open pinholes; at least 1.
+    fn pinhole_capacity(&self) -> usize {
         usize::from(u16::MAX)
     }
 
-    /// Sets what later packets of this control connection need. [`KernelError::Unknown`] if
-    /// conntrack does not know it.
-    fn attend(&mut self, control: &Translation, attention: Attention) -> Result<(), KernelError>;
+    /// Sets which later packets of this control connection are queued. [`KernelError::Unknown`] if conntrack does not
+    /// know it.
+    fn set_queue_mode(
+        &mut self,
+        control: &Translation,
+        attention: QueueMode,
+    ) -> Result<(), KernelError>;
 
-    /// Hands connections over to the program in the kernel that judges what recurs, if there is one, and takes others back.
-    fn hand_over(&mut self, _changes: &[FlowChange]) {}
+    /// Hands connections over to the fast path's BPF program and takes others back. Without a fast path it does
+    /// nothing.
+    fn apply_flow_changes(&mut self, _changes: &[FlowChange]) {}
 
-    /// Closes pinholes that this program has opened, if they are still open.
-    fn shut(&mut self, _shut: &[Shut]) {}
+    /// Closes pinholes that the BPF program opened, if they are still open.
+    fn close_fast_path_pinholes(&mut self, _shut: &[FastPathPinholeClosing]) {}
 
-    /// Sends a whole IP packet from this machine, past connection tracking.
+    /// Sends an IP packet from this machine, without connection tracking.
     fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError>;
 }

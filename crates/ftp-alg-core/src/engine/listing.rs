@@ -1,42 +1,42 @@
-//! What is open now, for people.
+//! Lists of open sessions and pinholes, for `ftp-alg sessions` and `ftp-alg pinholes`.
 
 use std::time::Instant;
 
 use super::{Entry, Pinhole, Sessions, Translation};
 use crate::ftp::Kind;
 
-/// One row of the table of sessions, for people.
+/// A row of `ftp-alg sessions`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct SessionInfo {
-    /// Its number.
+    /// Session number.
     pub id: u64,
-    /// Both ends, and how they see each other; none is translated as long as that was not looked up.
+    /// Endpoints and translation. Until the translation is looked up, the external endpoints equal the real ones.
     pub translation: Translation,
-    /// Whether it was looked up.
+    /// Whether the translation was looked up.
     pub is_looked_up: bool,
-    /// One word for where it stands.
+    /// The state as one word.
     pub state: &'static str,
-    /// Since when it is followed.
+    /// Time of the first packet.
     pub since: Instant,
     /// Whether its sequence numbers are adjusted.
     pub adjusted: bool,
-    /// How many pinholes it holds.
+    /// Number of open pinholes.
     pub pinholes: usize,
 }
 
-/// One open pinhole, for people.
+/// A row of `ftp-alg pinholes`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PinholeInfo {
-    /// The session that holds it.
+    /// The number of its session.
     pub session: u64,
     /// The pinhole.
     pub pinhole: Pinhole,
-    /// What announced it.
+    /// The kind of announcement that opened it.
     pub kind: Kind,
 }
 
 impl Sessions {
-    /// The control connections that are open.
+    /// The open control connections.
     pub fn list(&self) -> impl Iterator<Item = SessionInfo> {
         let open = self.table.iter().filter(|entry| !entry.session.is_over());
         open.filter_map(|Entry { session, control }| {
@@ -46,14 +46,14 @@ impl Sessions {
                 translation: control.translation().copied().unwrap_or(untranslated),
                 is_looked_up: control.translation().is_some(),
                 state: session.state(),
-                since: self.epoch.instant(control.since)?,
-                adjusted: session.wants_every_packet(),
+                since: self.epoch.instant(control.first_seen)?,
+                adjusted: session.needs_all_queued(),
                 pinholes: control.pinholes().iter().filter(|p| !p.in_use).count(),
             })
         })
     }
 
-    /// The pinholes that nobody has used yet, as far as the dialogue tells.
+    /// The open pinholes that are not yet used, as far as the dialogue shows.
     pub fn list_pinholes(&self) -> impl Iterator<Item = PinholeInfo> {
         self.table.iter().flat_map(|Entry { control, .. }| {
             control.pinholes().iter().filter(|p| !p.in_use).map(|held| PinholeInfo {

@@ -1,13 +1,12 @@
-//! One budget over all sessions, in bytes: what they hold beside their places in the table, until it is acknowledged or
-//! complete.
+//! The memory budget of all sessions: bytes of unacknowledged and incomplete data outside the session table.
 //!
-//! Hardly any session holds more than [`ORDINARY`] bytes, and none for long unless an end keeps it from being acknowledged.
-//! Those that do are counted, in the order in which they began to. Where all together hold more than the budget,
-//! the one that has done so for longest is ended: both its ends are reset. Forgetting it would not do, as what it holds
-//! is what its packets are put right with, and compared with.
+//! Hardly any session holds more than [`UNCOUNTED_BYTES`], and none for long unless an end does not acknowledge.
+//! Sessions above that are counted, in the order in which they exceeded it. If all together exceed the budget, the
+//! first of them is reset at both ends. Forgetting its data would not do, because its packets are adjusted by it and
+//! compared with it.
 //!
-//! Engines beside each other count together. Of the last quarter of the budget none takes more than an even share,
-//! so that what floods one leaves room for the sessions of the others.
+//! All shards share one budget. In its last quarter no shard takes more than an even share, so a flood of one shard
+//! leaves room for the others.
 
 use std::{
     collections::BTreeMap,
@@ -20,44 +19,44 @@ use std::{
 use ahash::AHashMap;
 
 use super::{
-    Attention, Counters, Effects, Entry, Injection, Sessions, Verdict, What,
+    Counters, Effects, Entry, EventKind, Injection, QueueMode, Sessions, Verdict,
     control::Control,
     effects::{Purpose, SessionRef},
-    telling::mark_afresh,
+    queue_mode::renew_queue_mode,
 };
 use crate::{
     packet::{self, Edit, Packet, Seq, flags},
     session::{DropReason, Session, Side},
 };
 
-/// A session that holds no more than this is not counted.
-const ORDINARY: usize = 512;
+/// Sessions that hold at most this many bytes are not counted.
+const UNCOUNTED_BYTES: usize = 512;
 
-/// What the sessions of one engine hold, of those that hold more than is [`ORDINARY`].
+/// The counted sessions of one shard.
 #[derive(Default)]
-pub(super) struct Memory {
-    /// Of all engines beside each other.
+pub(super) struct MemoryBudget {
+    /// Bytes held in all shards.
     all: Arc<AtomicUsize>,
     own: usize,
-    /// Since when, as a serial, and how much, by places in the table.
+    /// Serial number and bytes, by table slot.
     held: AHashMap<u32, (u64, usize)>,
-    /// Places by these serials.
+    /// Table slots by serial number.
     by_age: BTreeMap<u64, u32>,
     serial: u64,
 }
 
-impl Memory {
-    /// Of an engine beside this one's.
-    pub(super) fn beside(&self) -> Self {
+impl MemoryBudget {
+    /// The budget of another shard.
+    pub(super) fn new_shard(&self) -> Self {
         Self { all: Arc::clone(&self.all), ..Self::default() }
     }
 
-    /// How much is held in all engines beside each other.
+    /// Bytes held in all shards.
     pub(super) fn all(&self) -> usize {
         self.all.load(Ordering::Relaxed)
     }
 
-    /// The session at `place` holds `bytes` from now on. Whether that is more than before.
+    /// Sets the bytes of the session in table slot `place`. Returns whether it holds more than before.
     fn set(&mut self, place: u32, bytes: usize) -> bool {
         let before = self.held.get(&place).copied();
         if bytes == 0 {
@@ -81,97 +80,102 @@ impl Memory {
         bytes > before
     }
 
-    /// Whether something is to be given back, where so many engines share `budget`.
+    /// Whether this shard must free memory, if `engines` shards share `budget`.
     fn exceeds(&self, budget: usize, engines: usize) -> bool {
         let all = self.all();
         all > budget || (all > budget - budget / 4 && self.own > budget / engines.max(1))
     }
 
-    /// Which session has held more than is ordinary for longest, and how much that is.
+    /// The session that has been counted longest, and its bytes.
     fn oldest(&self) -> Option<(u32, usize)> {
         let place = *self.by_age.first_key_value()?.1;
         Some((place, self.held.get(&place)?.1))
     }
 }
 
-/// Whether it is to be noted how much a session holds.
+/// Whether a session's memory must be recorded.
 #[inline]
-pub(super) fn is_to_be_weighed(session: &Session, control: &Control) -> bool {
-    control.weighs || session.heap() > ORDINARY
+pub(super) fn should_count_memory(session: &Session, control: &Control) -> bool {
+    control.is_in_memory_budget || session.heap() > UNCOUNTED_BYTES
 }
 
 impl Sessions {
-    /// How many bytes all sessions hold, of this engine and those beside it, that are counted.
+    /// Bytes that the counted sessions of all shards hold.
     pub fn memory(&self) -> usize {
         self.memory.all()
     }
 
-    /// Takes note of what the session at `index` holds now, and keeps all of them in their budget.
+    /// Records the memory of the session at `index`, and enforces the budget.
     #[inline]
-    pub(super) fn weigh(&mut self, counters: &mut Counters, index: u32, effects: &mut Effects) {
-        if self.note_memory(index) {
-            self.keep_budget(counters, effects);
+    pub(super) fn update_memory(
+        &mut self,
+        counters: &mut Counters,
+        index: u32,
+        effects: &mut Effects,
+    ) {
+        if self.record_memory(index) {
+            self.enforce_memory_budget(counters, effects);
         }
     }
 
-    /// Takes note of what the session at `index` holds now. Whether it is more than before.
+    /// Records the memory of the session at `index`. Returns whether it holds more than before.
     #[inline]
-    pub(super) fn note_memory(&mut self, index: u32) -> bool {
+    pub(super) fn record_memory(&mut self, index: u32) -> bool {
         let Some(Entry { session, control }) = self.table.get_mut(index) else { return false };
-        if !is_to_be_weighed(session, control) {
+        if !should_count_memory(session, control) {
             return false;
         }
         let bytes = session.heap();
-        control.weighs = bytes > ORDINARY;
-        self.memory.set(index, if bytes > ORDINARY { bytes } else { 0 })
+        control.is_in_memory_budget = bytes > UNCOUNTED_BYTES;
+        self.memory.set(index, if bytes > UNCOUNTED_BYTES { bytes } else { 0 })
     }
 
-    /// The session that was at `index` has gone.
-    pub(super) fn forget_memory(&mut self, index: u32) {
+    /// Removes the session at `index` from the budget.
+    pub(super) fn release_memory(&mut self, index: u32) {
         self.memory.set(index, 0);
     }
 
-    /// Ends sessions until what is held is in its budget.
+    /// Resets sessions until the budget is met.
     #[cold]
-    pub(super) fn keep_budget(&mut self, counters: &mut Counters, effects: &mut Effects) {
+    pub(super) fn enforce_memory_budget(&mut self, counters: &mut Counters, effects: &mut Effects) {
         let budget = self.policy.memory;
-        while self.memory.exceeds(budget, self.table.tables())
+        while self.memory.exceeds(budget, self.table.table_count())
             && let Some((index, bytes)) = self.memory.oldest()
         {
             counters.limits.memory += 1;
-            self.end(
+            self.reset_session(
                 index,
                 format!(
                     "it has held {bytes} bytes for longest, and all hold more than policy.memory"
                 ),
                 effects,
             );
-            self.note_change(index);
+            self.mark_changed(index);
         }
     }
 
-    /// Ends the session at `index` because of `why`: nothing of it goes on, and both ends are told.
-    pub(super) fn end(&mut self, index: u32, why: String, effects: &mut Effects) {
+    /// Resets the session at `index` because of `why`: resets are sent to both ends, and no later packet is forwarded.
+    pub(super) fn reset_session(&mut self, index: u32, why: String, effects: &mut Effects) {
         let Some(Entry { session, control }) = self.table.get_mut(index) else { return };
         for held in control.take_pinholes() {
             self.pinholes.close(held);
         }
-        effects.events.push(control.event(What::Ended(why)));
-        // Its other packets are dropped here, and answered.
-        mark_afresh(effects, index, control, Attention::Every, Purpose::Session);
+        effects.events.push(control.event(EventKind::Reset(why)));
+        // Its later packets are dropped here, and answered.
+        renew_queue_mode(effects, index, control, QueueMode::All, Purpose::Session);
         for to in [Side::Client, Side::Server] {
-            let [first, second] = session.resets(to);
-            let ack = session.next_of(to);
+            let [first, second] = session.reset_numbers(to);
+            let ack = session.next_seq(to);
             effects.injections.push(reset(index, control, to, first, ack));
             if second != first {
                 effects.injections.push(reset(index, control, to, second, ack));
             }
         }
-        session.end();
-        control.weighs = false;
+        session.reset();
+        control.is_in_memory_budget = false;
         let id = control.id as u32;
-        let counted = std::mem::take(&mut control.counts).then(|| control.client());
-        // It gives way to any other.
+        let counted = std::mem::take(&mut control.counts_for_client).then(|| control.client());
+        // It may be evicted for any other session.
         self.table.by_age.push_back((index, id));
         self.memory.set(index, 0);
         if let Some(client) = counted {
@@ -179,9 +183,9 @@ impl Sessions {
         }
     }
 
-    /// What becomes of a packet of `from` that belongs to a session which was ended.
+    /// The verdict on a packet of `from` that belongs to a session which was reset.
     #[cold]
-    pub(super) fn answer_ended(
+    pub(super) fn answer_reset_session(
         &mut self,
         index: u32,
         from: Side,
@@ -190,7 +194,7 @@ impl Sessions {
     ) -> Verdict {
         const DROP: Verdict = Verdict::Drop(DropReason::SessionEnded);
         let Some(Entry { session, control }) = self.table.get_mut(index) else { return DROP };
-        if !session.concerns(from, packet) {
+        if !session.is_in_window(from, packet) {
             return Verdict::Accept;
         }
         if packet.has(flags::ACK) && !packet.has(flags::RST) {
@@ -201,7 +205,7 @@ impl Sessions {
     }
 }
 
-/// A reset for `to`, which expects `seq` and has sent what precedes `ack`.
+/// A reset for `to`, which expects `seq` and has sent everything before `ack`.
 fn reset(index: u32, control: &Control, to: Side, seq: Seq, ack: Seq) -> Injection {
     let (client, server) = (control.client(), control.server());
     let (source, destination) = match to {
@@ -216,5 +220,5 @@ fn reset(index: u32, control: &Control, to: Side, seq: Seq, ack: Seq) -> Injecti
         plain.rebuild(&edit, |_| None, &mut packet);
     }
     let session = SessionRef { index, id: control.id };
-    Injection { session, to, client, server, packet }
+    Injection { session, recipient: to, client, server, packet }
 }

@@ -1,42 +1,42 @@
-//! A batch in, its effects out; the table of sessions.
+//! The engine: a batch of packets in, effects out; the table of sessions.
 //!
-//! Sans-I/O: the engine takes packets and the time, and what comes of them is among [`Effects`]. It never touches
-//! a socket, a clock or the kernel: whoever [carries effects out](carry_out) does. So the daemon, `replay`, the
-//! benchmarks and the tests all run the same code.
+//! Sans-I/O: the engine takes packets and the time, and returns [`Effects`]. It never uses a socket, a clock or the
+//! kernel; the host that [carries the effects out](carry_out) does. So the daemon, `replay`, the benchmarks and the
+//! tests run the same code.
 
 mod admission;
-mod ahead;
 mod announcement;
 mod answers;
+mod client_shares;
 mod connection;
 mod control;
 mod counters;
 mod deadlines;
 mod decide;
+mod downtime;
 mod drive;
 mod effects;
 mod event;
-mod flows;
+mod fast_path;
 mod handover;
 mod index;
 mod kernel;
-mod lapse;
 mod listing;
 mod memory;
 mod parked;
-mod parting;
 mod pinholes;
-mod places;
+mod prefetch;
+mod queue_mode;
+mod records;
+mod registry;
 mod reorder;
-mod saved;
+mod resegment;
 mod sessions;
-mod shares;
 mod standalone;
 mod table;
-mod telling;
 #[cfg(test)]
 mod tests;
-mod watch;
+mod watched;
 
 use std::time::{Duration, Instant};
 
@@ -44,166 +44,170 @@ use control::{Control, Entry, Epoch};
 pub use counters::{Counters, Drops, Limits, Unread};
 pub use drive::{Host, Step, carry_out};
 use effects::SessionRef;
-pub use effects::{Effects, Injection, Lookup, Mark, Opening, Released, Token, Verdict};
-pub use event::{Action, Decision, Event, What};
-pub use handover::{FlowChange, FlowChanges, Handover, Hole, JudgedLine, Login, Shift, TakenBack};
-pub use kernel::{Attention, Kernel, KernelError, Pinhole, Translation};
+pub use effects::{Effects, Injection, Lookup, Opening, QueueModeChange, Released, Token, Verdict};
+pub use event::{Action, AnnouncementDecision, Event, EventKind};
+pub use handover::{
+    FastPathLine, FastPathPinhole, FlowChange, FlowChanges, Handover, LoginStage, SequenceOffset,
+    Withdrawal,
+};
+pub use kernel::{Kernel, KernelError, Pinhole, QueueMode, Translation};
 pub use listing::{PinholeInfo, SessionInfo};
-use parked::Parked;
-pub use pinholes::Shut;
-pub use places::Places;
+use parked::ParkedPacket;
+pub use pinholes::FastPathPinholeClosing;
+pub use records::{RECORD_FORMAT, RecordError, RestoredCounts, SessionRecords};
+pub use registry::PinholeRegistry;
 use reorder::ReorderQueue;
-pub use saved::{BadRecord, RECORD_FORMAT, Restored, SavedSessions};
 pub use sessions::Sessions;
-pub use standalone::{Fate, Standalone};
+pub use standalone::{PacketOutcome, Standalone};
 use table::Key;
 
-/// Which end sent a packet.
+/// The end of a connection that sent a packet.
 pub use crate::session::{DropReason, Side};
 use crate::{packet::Offload, policy::Policy, session::Inspection};
 
-/// A packet that waits in a queue.
+/// A packet in a kernel queue.
 #[derive(Clone, Copy, Debug)]
-pub struct Arrival<'p> {
-    /// Which one it is to its host.
+pub struct QueuedPacket<'p> {
+    /// How the host identifies the packet.
     pub token: Token,
-    /// From its IP header on.
+    /// The packet from its IP header on.
     pub bytes: &'p [u8],
-    /// How it comes here.
-    pub how: Queued,
+    /// What the host knows about the packet.
+    pub meta: PacketMeta,
 }
 
-/// How a packet comes here.
+/// What a host knows about a packet besides its bytes.
 #[derive(Clone, Copy, Debug, Default)]
-pub struct Queued {
-    /// What is left to do of it.
+pub struct PacketMeta {
+    /// Its offload state.
     pub offload: Offload,
-    /// Whether it may wait for what it overtook.
+    /// Whether it may wait in the reorder queue.
     pub may_wait: bool,
-    /// Which end sent it, where the packet selection says so: connection tracking knows, ports do not always show it.
+    /// The end that sent it, if the rules say so: conntrack knows the direction, ports do not always show it.
     pub from: Option<Side>,
-    /// Whether the packet selection queued it because it queues every packet of its connection.
-    pub every: bool,
-    /// Whether others of its connection may have passed unread since it was queued.
+    /// Whether it was queued because every packet of its connection is.
+    pub queues_all: bool,
+    /// Whether other packets of its connection may have passed unread since it was queued.
     pub is_late: bool,
     /// Whether this machine is an end of its connection.
     pub is_local: bool,
 }
 
-/// Whether TCP checksums are checked. A segment whose checksum is wrong is discarded by its
-/// receiver, so what it says must not count.
+/// Whether TCP checksums are verified. A receiver discards a segment with a wrong checksum, so its content must not
+/// count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Checksums {
-    /// They are; a segment with a wrong one passes unread.
+    /// They are verified; a segment with a wrong one passes unread.
     Verify,
-    /// They are taken for right: captures show them before the network card computes them.
+    /// They are assumed correct: captures show packets before the network card computes checksums.
     Trust,
 }
 
-/// What the kernel was told is told again after this long, as conntrack may have been flushed.
-const REMINDER: Duration = Duration::from_secs(1);
+/// Interval after which an unchanged queue mode is set again, because conntrack may have been flushed.
+const RESEND_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The engine.
+/// The engine of one shard.
 pub struct Engine {
-    /// Those that are followed.
+    /// The sessions of this shard.
     pub sessions: Sessions,
     checksums: Checksums,
     counters: Counters,
-    payload: Vec<u8>,
+    changed_payload: Vec<u8>,
     inspection: Inspection,
-    /// Packets whose session waits for the kernel, in the order in which they came.
-    parked: Vec<Parked>,
-    reorder: ReorderQueue,
+    /// Packets whose session waits for the kernel, in order of arrival.
+    parked_packets: Vec<ParkedPacket>,
+    reorder_queue: ReorderQueue,
 }
 
 impl Engine {
-    /// An engine that has seen nothing.
+    /// An engine without sessions.
     pub fn new(policy: Policy, checksums: Checksums) -> Self {
-        Self::with(Sessions::new(policy), checksums)
+        Self::from_sessions(Sessions::new(policy), checksums)
     }
 
-    /// An engine that has seen nothing, for other connections through the same kernel: sessions are
-    /// numbered in one row, an external port is given out once, and limits hold over both.
-    pub fn beside(&self) -> Self {
-        Self::with(self.sessions.beside(), self.checksums)
+    /// The engine of another shard of the same gateway. Shards share the session numbers, the registry of external
+    /// ports, and the limits.
+    pub fn new_shard(&self) -> Self {
+        Self::from_sessions(self.sessions.new_shard(), self.checksums)
     }
 
-    fn with(sessions: Sessions, checksums: Checksums) -> Self {
+    fn from_sessions(sessions: Sessions, checksums: Checksums) -> Self {
         Self {
             sessions,
             checksums,
             counters: Counters::default(),
-            payload: Vec::new(),
+            changed_payload: Vec::new(),
             inspection: Inspection::default(),
-            parked: Vec::new(),
-            reorder: ReorderQueue::default(),
+            parked_packets: Vec::new(),
+            reorder_queue: ReorderQueue::default(),
         }
     }
 
-    /// Decides about a batch of packets, as far as that can be done without the kernel; [carry out](carry_out) what comes
-    /// of it.
+    /// Decides about a batch of packets, as far as possible without the kernel. The caller [carries out](carry_out) the
+    /// effects.
     ///
-    /// A packet that needs an answer of the kernel stays here until that [is given](Self::answered), with those of its
-    /// session that follow it, and one that overtook others until these have come. So their verdicts come later.
+    /// A packet that needs the kernel's answer stays here until [`handle_answers`](Self::handle_answers), with later
+    /// packets of its session. An out-of-order packet stays until its predecessors have arrived. Their verdicts come
+    /// later.
     pub fn take<'p>(
         &mut self,
         now: Instant,
-        packets: impl Iterator<Item = Arrival<'p>> + Clone,
+        packets: impl Iterator<Item = QueuedPacket<'p>> + Clone,
         effects: &mut Effects,
     ) {
-        effects.touch(self.sessions.pinholes.places());
-        self.sessions.expect(packets.clone().map(|packet| packet.bytes));
-        // Who sees to what is over may sleep, where packets of these sessions come by other queues.
+        effects.activate(self.sessions.pinholes.registry());
+        self.sessions.prefetch(packets.clone().map(|packet| packet.bytes));
+        // The thread that calls `expire` may sleep while packets of these sessions arrive through other queues.
         self.sessions.expire_pinholes(now, effects);
         for packet in packets {
             self.counters.packets += 1;
-            self.arrive(now, &packet, effects);
+            self.handle_packet(now, &packet, effects);
         }
         self.release_ordered(now, effects);
     }
 
-    /// Finishes a batch when nothing is asked any more: says what is to be written and closed.
+    /// Finishes a batch when no request is open: adds records and closings.
     pub fn conclude(&mut self, effects: &mut Effects) {
-        self.address(&mut effects.injections);
-        effects.closings.append(&mut effects.closed_first);
-        self.sessions.pinholes.settle(&mut effects.closings);
-        self.sessions.pinholes.take_shut(&mut effects.shut);
-        if self.sessions.hands_over || !self.sessions.flow_changes.is_empty() {
-            self.sessions.untold.add(&mut self.sessions.flow_changes);
-            effects.flow_changes = Some(self.sessions.untold.clone());
+        self.finish_injections(&mut effects.injections);
+        effects.pinholes_to_close.append(&mut effects.closed_before_opening);
+        self.sessions.pinholes.take_closings(&mut effects.pinholes_to_close);
+        self.sessions.pinholes.take_fast_path_closings(&mut effects.fast_path_closings);
+        if self.sessions.uses_fast_path || !self.sessions.flow_changes.is_empty() {
+            self.sessions.pending_flow_changes.add(&mut self.sessions.flow_changes);
+            effects.flow_changes = Some(self.sessions.pending_flow_changes.clone());
         }
         self.take_records(effects);
-        effects.waits_until = self.waits_until();
+        effects.reorder_deadline = self.reorder_deadline();
     }
 
-    /// Adds a record of each session that changed to `effects`.
+    /// Adds a record of each changed session to `effects`.
     pub fn take_records(&mut self, effects: &mut Effects) {
         self.sessions.take_records(&mut self.counters, effects);
     }
 
-    /// Drops what is over by `now`. To be called again at the [next deadline](Sessions::next_deadline), or a second
-    /// later.
+    /// Removes expired pinholes, watches and sessions. The caller calls it again at the
+    /// [next deadline](Sessions::next_deadline), or a second later.
     pub fn expire(&mut self, now: Instant, effects: &mut Effects) {
-        effects.touch(self.sessions.pinholes.places());
+        effects.activate(self.sessions.pinholes.registry());
         self.sessions.expire_pinholes(now, effects);
         self.release_ordered(now, effects);
-        self.end_watches(now, effects);
+        self.expire_watches(now, effects);
         self.sessions.sweep(now);
-        self.sessions.keep_budget(&mut self.counters, effects);
-        self.sessions.pinholes.settle_spent();
+        self.sessions.enforce_memory_budget(&mut self.counters, effects);
+        self.sessions.pinholes.close_all_consumed();
     }
 
-    /// When a packet of the reorder queue has waited for long enough.
-    pub fn waits_until(&self) -> Option<Instant> {
-        reorder::next_deadline(&self.reorder)
+    /// The next deadline of the reorder queue.
+    pub fn reorder_deadline(&self) -> Option<Instant> {
+        reorder::next_deadline(&self.reorder_queue)
     }
 
-    /// What was done since the start.
+    /// The counters since the start.
     pub fn counters(&self) -> Counters {
         self.counters
     }
 
-    /// So many requests failed that the kernel got from whoever carries effects out.
+    /// Counts requests that failed when the host carried the effects out.
     pub fn count_errors(&mut self, errors: u64) {
         self.counters.errors += errors;
     }

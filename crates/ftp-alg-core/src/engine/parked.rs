@@ -1,76 +1,81 @@
-//! Packets that wait behind one of their session that waits for the kernel, in the order in which they came.
+//! Parked packets: they wait behind an earlier packet of their session that waits for the kernel, in order of arrival.
 
 use std::time::Instant;
 
 use super::{
-    Arrival, DropReason, Effects, Engine, Entry, Queued, SessionRef, Token, Verdict,
-    decide::Deciding,
+    DropReason, Effects, Engine, Entry, PacketMeta, QueuedPacket, SessionRef, Token, Verdict,
+    decide::PacketContext,
 };
-use crate::session::Answered;
+use crate::session::AnsweredLine;
 
-/// So many packets wait behind those that ask. With `fanout = "cpu"` other workers read on while one asks.
-pub(super) const MOST_PARKED: usize = 1024;
-/// So many bytes.
-const MOST_BYTES: usize = 4 << 20;
+/// Limit of parked packets. With `fanout = "cpu"`, other workers continue to read while one waits.
+pub(super) const MAX_PARKED: usize = 1024;
+/// Limit of their bytes.
+const MAX_BYTES: usize = 4 << 20;
 
 /// A packet that waits.
-pub(super) struct Parked {
+pub(super) struct ParkedPacket {
     session: SessionRef,
     bytes: Vec<u8>,
     token: Token,
-    how: Queued,
+    meta: PacketMeta,
 }
 
 impl Engine {
-    /// Keeps a packet behind those of its session, if there is room.
+    /// Parks a packet behind earlier ones of its session, if there is room.
     #[cold]
     pub(super) fn park(
         &mut self,
-        packet: &Arrival<'_>,
+        packet: &QueuedPacket<'_>,
         session: SessionRef,
         effects: &mut Effects,
     ) {
-        let Arrival { token, bytes, how } = *packet;
-        if !self.may_park(bytes) {
+        let QueuedPacket { token, bytes, meta: how } = *packet;
+        if !self.has_room_to_park(bytes) {
             let verdict = Verdict::Drop(DropReason::Overflow);
-            return self.release(packet, verdict, Deciding::UNKNOWN, effects);
+            return self.release(packet, verdict, PacketContext::UNKNOWN, effects);
         }
-        self.parked.push(Parked { session, bytes: bytes.to_vec(), token, how });
+        self.parked_packets.push(ParkedPacket { session, bytes: bytes.to_vec(), token, meta: how });
     }
 
-    fn may_park(&self, bytes: &[u8]) -> bool {
-        let waiting: usize = self.parked.iter().map(|parked| parked.bytes.len()).sum();
-        self.parked.len() < MOST_PARKED && waiting + bytes.len() <= MOST_BYTES
+    fn has_room_to_park(&self, bytes: &[u8]) -> bool {
+        let waiting: usize = self.parked_packets.iter().map(|parked| parked.bytes.len()).sum();
+        self.parked_packets.len() < MAX_PARKED && waiting + bytes.len() <= MAX_BYTES
     }
 
-    /// Goes on with the packet of `session` that waited, as what it asked is known, and with those behind it, until one
-    /// asks again.
+    /// Continues with the packet of `session` whose request was answered, and with the parked ones behind it, until one
+    /// makes another request.
     pub(super) fn resume(
         &mut self,
         now: Instant,
         session: SessionRef,
-        waited: Option<(Arrival<'_>, Option<Answered>)>,
+        waited: Option<(QueuedPacket<'_>, Option<AnsweredLine>)>,
         effects: &mut Effects,
     ) {
-        if let Some(Entry { control, .. }) = self.sessions.table.get_of(session.index, session.id) {
-            control.answer();
+        if let Some(Entry { control, .. }) =
+            self.sessions.table.get_session(session.index, session.id)
+        {
+            control.end_request();
         }
         match waited {
-            Some((packet, Some(answer))) => self.go_on(now, &packet, session, answer, effects),
-            Some((packet, None)) => self.arrive(now, &packet, effects),
+            Some((packet, Some(answer))) => {
+                self.handle_answered_packet(now, &packet, session, answer, effects)
+            }
+            Some((packet, None)) => self.handle_packet(now, &packet, effects),
             None => {}
         }
-        while !self.parked.is_empty()
-            && !self.is_busy(session)
-            && let Some(at) = self.parked.iter().position(|parked| parked.session == session)
+        while !self.parked_packets.is_empty()
+            && !self.awaits_kernel(session)
+            && let Some(at) =
+                self.parked_packets.iter().position(|parked| parked.session == session)
         {
-            let Parked { bytes, token, how, .. } = self.parked.remove(at);
-            self.arrive(now, &Arrival { token, bytes: &bytes, how }, effects);
+            let ParkedPacket { bytes, token, meta: how, .. } = self.parked_packets.remove(at);
+            self.handle_packet(now, &QueuedPacket { token, bytes: &bytes, meta: how }, effects);
         }
     }
 
-    fn is_busy(&mut self, session: SessionRef) -> bool {
-        let entry = self.sessions.table.get_of(session.index, session.id);
+    fn awaits_kernel(&mut self, session: SessionRef) -> bool {
+        let entry = self.sessions.table.get_session(session.index, session.id);
         entry.is_some_and(|entry| entry.control.is_busy())
     }
 }

@@ -1,9 +1,7 @@
-//! Which pinholes are open or in use, over all sessions: external ports are given out once, each
-//! client has a limit, and unused pinholes end at their deadline.
+//! The pinholes of one shard: reservation of external ports, limits of clients, and deadlines of unused pinholes.
 //!
-//! A port stays given out while a transfer uses it: a server that connects from port 20 would
-//! otherwise meet its own earlier connection to the same port. Engines beside each other give ports out together
-//! ([`super::places`]).
+//! A port stays reserved while a transfer uses it. Otherwise a server that connects from port 20 would reuse the tuple
+//! of its earlier connection. All shards share one [registry](super::registry) of ports.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -16,8 +14,11 @@ use serde::{Deserialize, Serialize};
 use super::{
     Opening, Pinhole, Translation,
     deadlines::Deadlines,
-    handover::Hole,
-    places::{Closing, Common, OpenError, Place, Places, most_unused, share_of},
+    handover::FastPathPinhole,
+    registry::{
+        OpenError, PinholeClosing, PinholeRegistry, RegistryEntry, RegistryState, client_key,
+        max_unused,
+    },
 };
 use crate::{
     ftp::{Kind, Zeros},
@@ -26,37 +27,37 @@ use crate::{
 
 /// A pinhole that a session holds.
 #[derive(Clone, Debug)]
-pub struct Held {
+pub struct HeldPinhole {
     /// The pinhole.
     pub pinhole: Pinhole,
-    /// What announced it.
+    /// The kind of announcement that opened it.
     pub kind: Kind,
-    /// When it ends, if it is not used before.
+    /// When it expires if it is not used.
     pub deadline: Instant,
-    /// Whether the server has answered the announcement; a server's own counts as answered.
+    /// Whether the server has answered the announcement; a server's own announcement counts as answered.
     pub answered: bool,
     /// Whether a transfer uses it.
     pub in_use: bool,
-    /// Whose it is, as [`share_of`] has it.
+    /// The client it counts for, see [`client_key`].
     client: IpAddr,
-    /// Tells it from others with the same endpoints.
+    /// Distinguishes it from others with the same endpoints.
     serial: u64,
-    /// Where the program in the kernel opened it: no rule knows it.
-    hole: Option<Hole>,
-    /// Whether the program has it no more.
+    /// Identity in the BPF program, if that opened it; the rules do not know it then.
+    fast_path: Option<FastPathPinhole>,
+    /// Whether the BPF program no longer has it.
     pub is_consumed: bool,
 }
 
-/// A [`Held`] as a record has it.
+/// A [`HeldPinhole`] in a record.
 #[derive(Serialize, Deserialize)]
-pub struct SavedPinhole {
+pub struct PinholeRecord {
     pinhole: Pinhole,
     kind: Kind,
     /// Milliseconds since the records' epoch.
     pub deadline: u64,
     answered: bool,
     in_use: bool,
-    hole: Option<Hole>,
+    hole: Option<FastPathPinhole>,
 }
 
 /// A pinhole that is being opened, with its external port reserved.
@@ -68,185 +69,197 @@ pub struct Proposal {
     client: IpAddr,
     lifetime: Duration,
     serial: u64,
-    /// How the external ports are drawn, and how many were.
-    draws: Draws,
-    /// The pinhole with the same endpoints that this one takes the place of.
-    replaced: Option<Place>,
+    /// The candidate ports, and how many were tried.
+    draws: PortCandidates,
+    /// The entry with the same endpoints that this one replaces.
+    replaced: Option<RegistryEntry>,
 }
 
-/// A pinhole that the kernel was asked to open.
+/// A pinhole that the kernel was requested to open.
 #[derive(Debug)]
 pub struct Attempt {
     pub proposal: Proposal,
-    /// The address that the announcement will name.
-    pub named: IpAddr,
-    /// Whether the server meant itself by another address.
-    pub healed: bool,
+    /// The address to announce.
+    pub announced_address: IpAddr,
+    /// Whether the server's foreign address was replaced.
+    pub replaced_foreign: bool,
 }
 
 impl Proposal {
-    /// What the kernel is asked for, on behalf of this control connection.
+    /// The request to the kernel on behalf of this control connection.
     pub fn opening(&self, control: &Translation) -> Opening {
         let Self { pinhole, kind, lifetime, .. } = *self;
         Opening { pinhole, control: *control, from_client: !kind.is_active(), lifetime }
     }
 
-    fn withdraw(&self, common: &mut Common, closed: &mut Vec<Closing>) {
+    fn withdraw(&self, common: &mut RegistryState, closed: &mut Vec<PinholeClosing>) {
         let Self { pinhole, client, serial, replaced, .. } = *self;
         closed.extend(common.withdraw(pinhole, serial, client, replaced));
     }
 }
 
-/// A pinhole of the program in the kernel that nobody wants any more.
+/// A pinhole of the BPF program that is to be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Shut {
+pub struct FastPathPinholeClosing {
     /// The pinhole.
     pub pinhole: Pinhole,
-    /// Which one it must be.
-    pub hole: Hole,
+    /// Its identity in the BPF program.
+    pub id: FastPathPinhole,
 }
 
 /// How a port is written into an announcement.
 #[derive(Clone, Copy, Debug)]
-pub struct Form {
+pub struct PortFormat {
     pub kind: Kind,
-    /// How many bytes there are for it, if it is to fill them.
+    /// Number of bytes to fill, if the line is to keep its length.
     pub room: Option<usize>,
     pub zeros: Zeros,
 }
 
-/// The external ports that are tried, in an order of their own.
+/// The sequence of external ports to try.
 #[derive(Clone, Copy, Debug)]
-struct Draws {
+struct PortCandidates {
     announced: u16,
-    form: Form,
+    format: PortFormat,
     seed: u64,
     tried: usize,
 }
 
-/// How many random ports are tried when the announced one is taken.
+/// Number of random ports to try if the announced one is taken.
 const PORT_TRIES: usize = 32;
-/// How many of the right length are tried before those.
+/// Number of ports of the right length to try before those.
 const FITTING_TRIES: usize = 4;
-/// Among how many one of the right length is looked for. Of those below 10000, with one digit fewer, every
-/// fiftieth is written with four characters in a `PORT`.
+/// Number of random draws to find ports of the right length. Of the ports below 10000, which have one digit less, one
+/// in fifty takes four characters in a `PORT`.
 const FITTING_DRAWS: usize = 256;
 
-/// How many spent pinholes may wait for an opening that takes them along.
-const MAX_SPENT: usize = 32;
+/// Limit of consumed pinholes that wait to be closed together with an opening.
+const MAX_CONSUMED: usize = 32;
 
-/// All pinholes of one engine.
+/// The pinholes of one shard.
 pub struct PinholeTable {
-    places: Places,
-    /// How many there may be.
+    registry: PinholeRegistry,
+    /// Limit of open pinholes.
     capacity: usize,
     deadlines: Deadlines,
-    /// Closed here, still to be closed in the kernel.
-    closing: Vec<Held>,
-    /// As those, but most likely used up, so that there is no hurry.
-    spent: Vec<Held>,
-    /// Given up, and opened by the program in the kernel, which is still to be told.
-    shut: Vec<Shut>,
+    /// Pinholes that are closed here, but not yet in the kernel.
+    to_close: Vec<HeldPinhole>,
+    /// The same for pinholes that were most likely consumed, so that closing can wait.
+    consumed: Vec<HeldPinhole>,
+    /// Pinholes that the BPF program is to close.
+    fast_path_closings: Vec<FastPathPinholeClosing>,
     random: RandomState,
 }
 
 impl Default for PinholeTable {
     fn default() -> Self {
         Self {
-            places: Places::default(),
+            registry: PinholeRegistry::default(),
             capacity: usize::from(u16::MAX),
             deadlines: Deadlines::default(),
-            closing: Vec::new(),
-            spent: Vec::new(),
-            shut: Vec::new(),
+            to_close: Vec::new(),
+            consumed: Vec::new(),
+            fast_path_closings: Vec::new(),
             random: RandomState::new(),
         }
     }
 }
 
 impl PinholeTable {
-    /// An empty table for an engine beside this one's.
-    pub fn beside(&self) -> Self {
-        Self { places: self.places.clone(), capacity: self.capacity, ..Self::default() }
+    /// An empty table for another shard.
+    pub fn new_shard(&self) -> Self {
+        Self { registry: self.registry.clone(), capacity: self.capacity, ..Self::default() }
     }
 
-    /// Reserves an external port for `wanted`, another one if the announced one is taken, or if that is not written
-    /// with as many bytes as its `form` has room for: an announcement that stays as long changes no numbers. What must be
-    /// closed before it opens, and what may be closed with it, is added to `closed`, or to what the program
-    /// [is to be told](Self::take_shut).
+    /// Reserves an external port for `wanted`. Another one than announced is used if that is taken, or if it does not
+    /// fill the room of `form`: an announcement that keeps its length changes no sequence numbers. Pinholes that must
+    /// be closed before this one opens, or may be closed with it, are added to `closed` or to the [closings of the BPF
+    /// program](Self::take_fast_path_closings).
     pub fn propose(
         &mut self,
         policy: &Policy,
         control: &Translation,
-        form: Form,
+        form: PortFormat,
         wanted: Pinhole,
-        closed: &mut Vec<Closing>,
+        closed: &mut Vec<PinholeClosing>,
     ) -> Result<Proposal, OpenError> {
-        let client = share_of(control.client.ip());
-        let mut common = self.places.lock();
-        self.closing.append(&mut self.spent);
-        settle(&mut self.closing, &mut common, closed, &mut self.shut);
+        let client = client_key(control.client.ip());
+        let mut common = self.registry.lock();
+        self.to_close.append(&mut self.consumed);
+        settle(&mut self.to_close, &mut common, closed, &mut self.fast_path_closings);
         common.check(client, policy.max_pinholes_per_client, self.capacity)?;
-        let draws = Draws { announced: wanted.arrival.port(), form, seed: common.serial, tried: 0 };
+        let draws = PortCandidates {
+            announced: wanted.arrival.port(),
+            format: form,
+            seed: common.serial,
+            tried: 0,
+        };
         let lifetime = policy.pinhole_lifetime;
         let (pinhole, kind, serial, replaced) = (wanted, form.kind, 0, None);
         let mut proposal = Proposal { pinhole, kind, client, lifetime, serial, draws, replaced };
-        reserve(&mut common, &mut proposal, policy, &self.random, (closed, &mut self.shut))?;
+        reserve(
+            &mut common,
+            &mut proposal,
+            policy,
+            &self.random,
+            (closed, &mut self.fast_path_closings),
+        )?;
         Ok(proposal)
     }
 
-    /// The kernel has another pinhole at the port that was reserved: the next one.
-    pub fn propose_again(
+    /// Reserves the next port, because the kernel has another pinhole at this one.
+    pub fn propose_next_port(
         &mut self,
         policy: &Policy,
         proposal: &mut Proposal,
-        closed: &mut Vec<Closing>,
+        closed: &mut Vec<PinholeClosing>,
     ) -> Result<(), OpenError> {
-        let mut common = self.places.lock();
+        let mut common = self.registry.lock();
         proposal.withdraw(&mut common, closed);
-        reserve(&mut common, proposal, policy, &self.random, (closed, &mut self.shut))
+        reserve(&mut common, proposal, policy, &self.random, (closed, &mut self.fast_path_closings))
     }
 
-    /// The kernel did not open it. What it was to take the place of may have to be closed, by `closed`.
-    pub fn withdraw(&mut self, proposal: &Proposal, closed: &mut Vec<Closing>) {
-        proposal.withdraw(&mut self.places.lock(), closed);
+    /// Withdraws a reservation, because the kernel did not open the pinhole. If the entry that it replaced must be
+    /// closed, it is added to `closed`.
+    pub fn withdraw(&mut self, proposal: &Proposal, closed: &mut Vec<PinholeClosing>) {
+        proposal.withdraw(&mut self.registry.lock(), closed);
     }
 
-    /// The kernel opened it, and nobody wants it any more.
-    pub fn abandon(&mut self, proposal: &Proposal, closed: &mut Vec<Closing>) {
+    /// Releases a pinhole that the kernel has opened but that is no longer needed.
+    pub fn release_unwanted(&mut self, proposal: &Proposal, closed: &mut Vec<PinholeClosing>) {
         let Proposal { pinhole, client, serial, .. } = *proposal;
-        closed.extend(self.places.lock().give_up(pinhole, serial, (client, false)));
+        closed.extend(self.registry.lock().release(pinhole, serial, (client, false)));
     }
 
-    /// It was opened, for the session `owner`.
-    pub fn opened(&mut self, now: Instant, owner: u32, proposal: &Proposal) -> Held {
+    /// Holds an opened pinhole for the session `owner`.
+    pub fn hold_opened(&mut self, now: Instant, owner: u32, proposal: &Proposal) -> HeldPinhole {
         let Proposal { pinhole, kind, client, lifetime, serial, .. } = *proposal;
-        let held = Held::new(pinhole, kind, now + lifetime, (client, serial), None);
+        let held = HeldPinhole::new(pinhole, kind, now + lifetime, (client, serial), None);
         self.deadlines.add(held.deadline, owner);
         held
     }
 
-    /// The program in the kernel has opened `pinhole` as `hole` at the time `at`, for the session `owner` of a `client`.
-    pub fn opened_by(
+    /// Holds `pinhole`, which the BPF program opened at the time `at` for the session `owner` of `client`.
+    pub fn hold_fast_path_pinhole(
         &mut self,
-        (hole, at): (Hole, Instant),
+        (hole, at): (FastPathPinhole, Instant),
         owner: u32,
         client: IpAddr,
         (kind, lifetime): (Kind, Duration),
         pinhole: Pinhole,
-    ) -> Held {
-        let client = share_of(client);
-        let serial = self.places.lock().enter_late((pinhole, hole), (client, false));
-        let held = Held::new(pinhole, kind, at + lifetime, (client, serial), Some(hole));
+    ) -> HeldPinhole {
+        let client = client_key(client);
+        let serial = self.registry.lock().insert_from_fast_path((pinhole, hole), (client, false));
+        let held = HeldPinhole::new(pinhole, kind, at + lifetime, (client, serial), Some(hole));
         self.deadlines.add(held.deadline, owner);
         held
     }
 
-    /// Whether the program in the kernel may open one more pinhole for a `client`. It is counted from now on. Half of what the
-    /// client may have is left to those of its connections that are queued.
-    pub fn grant(&mut self, policy: &Policy, client: IpAddr) -> bool {
-        let (client, mut common) = (share_of(client), self.places.lock());
-        let most = most_unused(policy.max_pinholes_per_client, self.capacity) / 2;
+    /// Whether the BPF program may open another pinhole for `client`; if so, it is counted. Half of the client's limit
+    /// is reserved for its connections that are inspected inline.
+    pub fn grant_fast_path(&mut self, policy: &Policy, client: IpAddr) -> bool {
+        let (client, mut common) = (client_key(client), self.registry.lock());
+        let most = max_unused(policy.max_pinholes_per_client, self.capacity) / 2;
         let may = most > 0 && common.check(client, most, self.capacity).is_ok();
         if may {
             common.count(client, false);
@@ -254,131 +267,136 @@ impl PinholeTable {
         may
     }
 
-    /// Rules are to have `held`, if the program in the kernel has it. Whether it had.
-    pub fn leave_program(&mut self, held: &mut Held) -> bool {
-        let Some(hole) = held.hole.take() else { return false };
-        self.shut.push(Shut { pinhole: held.pinhole, hole });
-        self.places.lock().leave_program(held.pinhole, held.serial);
+    /// Moves `held` from the BPF program to the rules. Returns whether the program had it.
+    pub fn move_to_rules(&mut self, held: &mut HeldPinhole) -> bool {
+        let Some(hole) = held.fast_path.take() else { return false };
+        self.fast_path_closings.push(FastPathPinholeClosing { pinhole: held.pinhole, id: hole });
+        self.registry.lock().move_to_rules(held.pinhole, held.serial);
         true
     }
 
-    /// It may, as it was granted before a restart.
-    pub fn count_granted(&mut self, client: IpAddr) {
-        self.places.lock().count(share_of(client), false);
+    /// Counts a grant that was made before a restart.
+    pub fn recount_fast_path_grant(&mut self, client: IpAddr) {
+        self.registry.lock().count(client_key(client), false);
     }
 
-    /// It opens none any more, and is not counted.
-    pub fn revoke(&mut self, client: IpAddr) {
-        self.places.lock().drop_one(share_of(client), false);
+    /// Takes back the grant of one pinhole for `client`.
+    pub fn revoke_fast_path_grant(&mut self, client: IpAddr) {
+        self.registry.lock().uncount_held(client_key(client), false);
     }
 
-    /// What the program in the kernel is to be told.
-    pub fn take_shut(&mut self, shut: &mut Vec<Shut>) {
-        shut.append(&mut self.shut);
+    /// Takes the pinholes that the BPF program is to close.
+    pub fn take_fast_path_closings(&mut self, shut: &mut Vec<FastPathPinholeClosing>) {
+        shut.append(&mut self.fast_path_closings);
     }
 
-    /// So many pinholes may be open at a time.
+    /// Sets the limit of open pinholes.
     pub fn set_capacity(&mut self, capacity: usize) {
         self.capacity = capacity.max(1);
     }
 
-    /// Takes over a pinhole of a `client` from a record, for the session `owner`.
+    /// Restores a pinhole of `client` from a record, for the session `owner`.
     pub fn restore(
         &mut self,
         owner: u32,
         client: IpAddr,
-        saved: &SavedPinhole,
+        saved: &PinholeRecord,
         deadline: Instant,
-    ) -> Held {
-        let SavedPinhole { pinhole, kind, answered, in_use, hole, .. } = *saved;
-        let client = share_of(client);
-        let mut common = self.places.lock();
+    ) -> HeldPinhole {
+        let PinholeRecord { pinhole, kind, answered, in_use, hole, .. } = *saved;
+        let client = client_key(client);
+        let mut common = self.registry.lock();
         let serial = match hole {
-            Some(hole) => common.enter_late((pinhole, hole), (client, in_use)),
-            None => common.enter(pinhole, (client, in_use)).0,
+            Some(hole) => common.insert_from_fast_path((pinhole, hole), (client, in_use)),
+            None => common.insert(pinhole, (client, in_use)).0,
         };
         drop(common);
-        let new = Held::new(pinhole, kind, deadline, (client, serial), hole);
-        let held = Held { answered, in_use, ..new };
+        let new = HeldPinhole::new(pinhole, kind, deadline, (client, serial), hole);
+        let held = HeldPinhole { answered, in_use, ..new };
         self.deadlines.add(held.deadline, owner);
         held
     }
 
-    /// Whether a session of any engine beside this one holds a pinhole of rules with these endpoints.
-    pub fn holds(&self, initiator: IpAddr, arrival: SocketAddr) -> bool {
-        self.places.lock().holds(initiator, arrival)
+    /// Whether a session of any shard holds a pinhole of the rules with these endpoints.
+    pub fn is_held(&self, initiator: IpAddr, arrival: SocketAddr) -> bool {
+        self.registry.lock().is_held(initiator, arrival)
     }
 
-    /// Those of all engines beside this one.
-    pub fn places(&self) -> &Places {
-        &self.places
+    /// The registry of all shards.
+    pub fn registry(&self) -> &PinholeRegistry {
+        &self.registry
     }
 
-    /// A transfer uses `held`: it does not count for its client any more.
-    pub fn used(&mut self, held: &mut Held) {
+    /// Records that a transfer uses `held`, so that it no longer counts for its client.
+    pub fn mark_in_use(&mut self, held: &mut HeldPinhole) {
         if !std::mem::replace(&mut held.in_use, true) {
-            self.places.lock().uncount(held.client);
+            self.registry.lock().uncount_unused(held.client);
         }
     }
 
-    /// The transfer that used `held` failed: it may be used again until its deadline.
-    pub fn unused(&mut self, held: &mut Held) {
+    /// Records that the transfer that used `held` failed, so that it may be used until its deadline.
+    pub fn mark_unused(&mut self, held: &mut HeldPinhole) {
         if std::mem::replace(&mut held.in_use, false) {
-            self.places.lock().count_unused(held.client);
+            self.registry.lock().count_unused(held.client);
         }
     }
 
-    /// Gives up `held`: what the next [`settle`](Self::settle) gives closes it in the kernel, and its port is
-    /// free again.
-    pub fn close(&mut self, held: Held) {
-        self.closing.push(held);
+    /// Closes `held`. The next call of [`take_closings`](Self::take_closings) returns it for the kernel, and its port
+    /// is free again.
+    pub fn close(&mut self, held: HeldPinhole) {
+        self.to_close.push(held);
     }
 
-    /// Gives up `held`, whose transfer is over. Its connection has used it up, unless the server says
-    /// what is not so: it is closed with the next opening, or in [`settle_spent`](Self::settle_spent), and its port is
-    /// free then.
-    pub fn spend(&mut self, held: Held) {
-        if held.in_use && self.spent.len() < MAX_SPENT {
-            self.spent.push(held);
+    /// Closes `held` after its transfer. Its connection has most likely consumed it, so it is closed in the kernel with
+    /// the next opening, or by [`close_all_consumed`](Self::close_all_consumed).
+    pub fn close_consumed(&mut self, held: HeldPinhole) {
+        if held.in_use && self.consumed.len() < MAX_CONSUMED {
+            self.consumed.push(held);
         } else {
             self.close(held);
         }
     }
 
-    /// Adds to `closed` what was closed here, and is to be closed in the kernel.
-    pub fn settle(&mut self, closed: &mut Vec<Closing>) {
-        if !self.closing.is_empty() {
-            settle(&mut self.closing, &mut self.places.lock(), closed, &mut self.shut);
+    /// Adds pinholes to `closed` that are to be closed in the kernel.
+    pub fn take_closings(&mut self, closed: &mut Vec<PinholeClosing>) {
+        if !self.to_close.is_empty() {
+            settle(
+                &mut self.to_close,
+                &mut self.registry.lock(),
+                closed,
+                &mut self.fast_path_closings,
+            );
         }
     }
 
-    /// Has [`settle`](Self::settle) close what is spent, too.
-    pub fn settle_spent(&mut self) {
-        self.closing.append(&mut self.spent);
+    /// Adds consumed pinholes to the next [`take_closings`](Self::take_closings).
+    pub fn close_all_consumed(&mut self) {
+        self.to_close.append(&mut self.consumed);
     }
 
-    /// The next owner that may have a pinhole whose deadline is over. To be followed by [`await_next`](Self::await_next).
-    pub fn next_expired(&mut self, now: Instant) -> Option<u32> {
+    /// Takes an owner that may have an expired pinhole. The caller then calls
+    /// [`schedule_deadlines`](Self::schedule_deadlines).
+    pub fn take_expired_owner(&mut self, now: Instant) -> Option<u32> {
         self.deadlines.take_due(now)
     }
 
-    /// The deadlines of what this owner still holds come as well.
-    pub fn await_next(&mut self, owner: u32, now: Instant, held: &[Held]) {
+    /// Schedules the deadlines of the pinholes that this owner still holds.
+    pub fn schedule_deadlines(&mut self, owner: u32, now: Instant, held: &[HeldPinhole]) {
         let next = held.iter().map(|held| held.deadline).filter(|at| *at > now).min();
         next.into_iter().for_each(|at| self.deadlines.add(at, owner));
     }
 
-    /// When the next deadline is.
+    /// The next deadline.
     pub fn next_deadline(&self) -> Option<Instant> {
         self.deadlines.next()
     }
 }
 
-/// The external ports to try in the place of `announced`, best first; others for each `seed`.
-fn candidates<'a>(
+/// The external ports to try in place of `announced`, best first; different ones for each `seed`.
+fn candidate_ports<'a>(
     policy: &'a Policy,
     announced: u16,
-    Form { kind, room, zeros }: Form,
+    PortFormat { kind, room, zeros }: PortFormat,
     random: &'a RandomState,
     seed: u64,
 ) -> impl Iterator<Item = u16> + 'a {
@@ -390,76 +408,86 @@ fn candidates<'a>(
     fitting.chain([announced]).chain(any)
 }
 
-/// Adds to `closed` and `shut` what is in `closing`, except where the same endpoints were opened again since: that closed the
+/// Moves `closing` to `closed` and `shut`, except pinholes whose endpoints were opened again, because that replaced the
 /// old one.
 fn settle(
-    closing: &mut Vec<Held>,
-    common: &mut Common,
-    closed: &mut Vec<Closing>,
-    shut: &mut Vec<Shut>,
+    closing: &mut Vec<HeldPinhole>,
+    common: &mut RegistryState,
+    closed: &mut Vec<PinholeClosing>,
+    shut: &mut Vec<FastPathPinholeClosing>,
 ) {
     for held in closing.drain(..) {
-        if let Some(hole) = held.hole.filter(|_| !held.is_consumed) {
-            shut.push(Shut { pinhole: held.pinhole, hole });
+        if let Some(hole) = held.fast_path.filter(|_| !held.is_consumed) {
+            shut.push(FastPathPinholeClosing { pinhole: held.pinhole, id: hole });
         }
-        closed.extend(common.give_up(held.pinhole, held.serial, (held.client, held.in_use)));
+        closed.extend(common.release(held.pinhole, held.serial, (held.client, held.in_use)));
     }
 }
 
-/// Reserves the next external port for `proposal` that no other pinhole has.
+/// Reserves the next external port for `proposal` that no other pinhole uses.
 fn reserve(
-    common: &mut Common,
+    common: &mut RegistryState,
     proposal: &mut Proposal,
     policy: &Policy,
     random: &RandomState,
-    (closed, shut): (&mut Vec<Closing>, &mut Vec<Shut>),
+    (closed, shut): (&mut Vec<PinholeClosing>, &mut Vec<FastPathPinholeClosing>),
 ) -> Result<(), OpenError> {
-    let Draws { announced, form, seed, tried } = proposal.draws;
-    for port in candidates(policy, announced, form, random, seed).skip(tried) {
+    let PortCandidates { announced, format: form, seed, tried } = proposal.draws;
+    for port in candidate_ports(policy, announced, form, random, seed).skip(tried) {
         proposal.draws.tried += 1;
         proposal.pinhole.arrival.set_port(port);
         let Pinhole { initiator, arrival, target, .. } = proposal.pinhole;
-        let there = common.leads_to(initiator, arrival);
+        let there = common.target_of(initiator, arrival);
         if there.is_some_and(|there| there != target) {
             continue;
         }
-        let (serial, replaced) = common.enter(proposal.pinhole, (proposal.client, false));
+        let (serial, replaced) = common.insert(proposal.pinhole, (proposal.client, false));
         (proposal.serial, proposal.replaced) = (serial, replaced);
         // Announced again, or not closed yet.
-        closed.extend(replaced.map(|place| Closing { pinhole: place.pinhole, serial }));
-        let hole = replaced.and_then(|place| Some((place.pinhole, place.hole?)));
-        shut.extend(hole.map(|(pinhole, hole)| Shut { pinhole, hole }));
+        closed.extend(replaced.map(|place| PinholeClosing { pinhole: place.pinhole, serial }));
+        let hole = replaced.and_then(|place| Some((place.pinhole, place.fast_path?)));
+        shut.extend(hole.map(|(pinhole, hole)| FastPathPinholeClosing { pinhole, id: hole }));
         return Ok(());
     }
     Err(OpenError::NoPort)
 }
 
-impl Held {
+impl HeldPinhole {
     fn new(
         pinhole: Pinhole,
         kind: Kind,
         deadline: Instant,
         (client, serial): (IpAddr, u64),
-        hole: Option<Hole>,
+        hole: Option<FastPathPinhole>,
     ) -> Self {
         let (answered, in_use, is_consumed) = (!kind.is_active(), false, false);
-        Self { pinhole, kind, deadline, answered, in_use, client, serial, hole, is_consumed }
+        Self {
+            pinhole,
+            kind,
+            deadline,
+            answered,
+            in_use,
+            client,
+            serial,
+            fast_path: hole,
+            is_consumed,
+        }
     }
 
-    /// Whether the program in the kernel opened it.
-    pub fn is_judged(&self) -> bool {
-        self.hole.is_some()
+    /// Whether the BPF program opened it.
+    pub fn is_fast_path(&self) -> bool {
+        self.fast_path.is_some()
     }
 
-    /// Where it did.
-    pub fn hole(&self) -> Option<Hole> {
-        self.hole
+    /// Its identity in the BPF program.
+    pub fn fast_path_id(&self) -> Option<FastPathPinhole> {
+        self.fast_path
     }
 
-    /// As a record has it, with its deadline as that counts time.
-    pub fn save(&self, deadline: u64) -> SavedPinhole {
-        let Self { pinhole, kind, answered, in_use, hole, .. } = *self;
-        SavedPinhole { pinhole, kind, deadline, answered, in_use, hole }
+    /// The pinhole as a record, with this deadline.
+    pub fn to_record(&self, deadline: u64) -> PinholeRecord {
+        let Self { pinhole, kind, answered, in_use, fast_path: hole, .. } = *self;
+        PinholeRecord { pinhole, kind, deadline, answered, in_use, hole }
     }
 }
 

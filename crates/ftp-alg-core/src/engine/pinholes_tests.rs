@@ -1,18 +1,18 @@
-//! Shares of pinholes: of one client, of one IPv6 network, of all; and what closing leaves to others.
+//! Limits of pinholes: of one client, of one IPv6 network, of all; and closings that meet other pinholes.
 
 use super::*;
 
-fn open(table: &mut PinholeTable, client: &str, port: u16) -> Result<Held, OpenError> {
+fn open(table: &mut PinholeTable, client: &str, port: u16) -> Result<HeldPinhole, OpenError> {
     let (proposal, closed) = propose(table, client, port)?;
-    table.places.tell(closed.into_iter(), |_| {});
-    Ok(table.opened(Instant::now(), 1, &proposal))
+    table.registry.update_kernel(closed.into_iter(), |_| {});
+    Ok(table.hold_opened(Instant::now(), 1, &proposal))
 }
 
 fn propose(
     table: &mut PinholeTable,
     client: &str,
     port: u16,
-) -> Result<(Proposal, Vec<Closing>), OpenError> {
+) -> Result<(Proposal, Vec<PinholeClosing>), OpenError> {
     let client: IpAddr = client.parse().unwrap();
     let server: IpAddr =
         if client.is_ipv4() { "203.0.113.9" } else { "2001:db8:9::9" }.parse().unwrap();
@@ -24,7 +24,7 @@ fn propose(
     let proposal = table.propose(
         &policy,
         &control,
-        Form { kind: Kind::Port, room: None, zeros: Zeros::None },
+        PortFormat { kind: Kind::Port, room: None, zeros: Zeros::None },
         pinhole,
         &mut closed,
     )?;
@@ -37,7 +37,7 @@ fn of(capacity: usize) -> PinholeTable {
     table
 }
 
-fn refusal(result: Result<Held, OpenError>) -> String {
+fn refusal(result: Result<HeldPinhole, OpenError>) -> String {
     format!("{:?}", result.map(drop).unwrap_err())
 }
 
@@ -69,14 +69,14 @@ fn those_in_use_count_for_a_part_of_all() {
     let mut held: Vec<_> = (4000..4128)
         .map(|port| {
             let mut held = open(&mut table, "192.0.2.1", port).unwrap();
-            table.used(&mut held);
+            table.mark_in_use(&mut held);
             held
         })
         .collect();
     assert!(refusal(open(&mut table, "192.0.2.1", 5000)).contains("share"));
     open(&mut table, "192.0.2.2", 5000).unwrap();
     table.close(held.remove(0));
-    table.spend(held.remove(0));
+    table.close_consumed(held.remove(0));
     open(&mut table, "192.0.2.1", 5000).unwrap();
     open(&mut table, "192.0.2.1", 5001).unwrap();
     assert!(refusal(open(&mut table, "192.0.2.1", 5002)).contains("share"));
@@ -93,7 +93,7 @@ fn no_more_are_open_than_there_is_room_for() {
     open(&mut table, "192.0.2.9", 4000).unwrap();
 }
 
-/// Two external ports of one target: the source of both is translated by the same element.
+/// Two external ports of one target: one element translates the source of both.
 #[test]
 fn closing_one_of_two_to_a_target_leaves_the_source_of_the_other() {
     let mut table = of(1024);
@@ -107,52 +107,53 @@ fn closing_one_of_two_to_a_target_leaves_the_source_of_the_other() {
             source: "10.0.0.1".parse().unwrap(),
         };
         let policy = Policy::default();
-        let form = Form { kind: Kind::Port, room: None, zeros: Zeros::Three };
+        let form = PortFormat { kind: Kind::Port, room: None, zeros: Zeros::Three };
         let proposal = table.propose(&policy, &control, form, pinhole, &mut Vec::new()).unwrap();
-        table.opened(Instant::now(), 1, &proposal)
+        table.hold_opened(Instant::now(), 1, &proposal)
     };
     let (one, other) = (open(&mut table, 6000), open(&mut table, 6001));
     for (held, keeps) in [(one, true), (other, false)] {
         let Pinhole { initiator, source, .. } = held.pinhole;
         table.close(held);
         let mut closed = Vec::new();
-        table.settle(&mut closed);
-        let told = table.places.tell(closed.into_iter(), <[Pinhole]>::to_vec);
+        table.take_closings(&mut closed);
+        let told = table.registry.update_kernel(closed.into_iter(), <[Pinhole]>::to_vec);
         let [told] = told[..] else { panic!("{told:?}") };
         assert_eq!(told.source, if keeps { initiator } else { source });
     }
-    assert!(table.places.lock().is_empty());
+    assert!(table.registry.lock().is_empty());
 }
 
-/// A client announces a port again, by another connection that another engine follows: what closes the first pinhole may be
-/// told before, between and after.
+/// A client announces a port again, on another connection in another shard. The closing of the first pinhole may come
+/// before, between and after.
 #[test]
 fn what_closes_a_pinhole_closes_none_that_was_opened_in_its_place() {
     for after_reserving in [false, true] {
         for after_opening in [false, true] {
             let mut first = of(8);
-            let mut second = first.beside();
-            let places = first.places.clone();
-            let tell =
-                |closings: &mut Vec<Closing>| places.tell(closings.drain(..), |due| due.len());
+            let mut second = first.new_shard();
+            let places = first.registry.clone();
+            let tell = |closings: &mut Vec<PinholeClosing>| {
+                places.update_kernel(closings.drain(..), |due| due.len())
+            };
             let held = open(&mut first, "192.0.2.1", 4000).unwrap();
             first.close(held);
             let mut closings = Vec::new();
-            first.settle(&mut closings);
+            first.take_closings(&mut closings);
             if !after_reserving {
                 assert_eq!(tell(&mut closings), 1);
             }
             let (proposal, mut closed_first) = propose(&mut second, "192.0.2.1", 4000).unwrap();
             assert_eq!(proposal.pinhole.arrival.port(), 4000);
             if !after_opening {
-                // Before the new one opens: it does no harm, and need not be done.
+                // Before the new one opens: not necessary, and without effect.
                 assert_eq!(tell(&mut closings), 0);
             }
             assert_eq!(tell(&mut closed_first), usize::from(after_reserving));
-            let held = second.opened(Instant::now(), 1, &proposal);
+            let held = second.hold_opened(Instant::now(), 1, &proposal);
             assert_eq!(tell(&mut closings), 0, "the new one stays");
             second.close(held);
-            second.settle(&mut closings);
+            second.take_closings(&mut closings);
             assert_eq!(tell(&mut closings), 1);
             assert!(places.lock().is_empty());
         }
@@ -165,22 +166,24 @@ fn the_place_of_a_pinhole_that_the_kernel_refused_is_free() {
     let (proposal, _) = propose(&mut table, "192.0.2.1", 4000).unwrap();
     let mut closings = Vec::new();
     table.withdraw(&proposal, &mut closings);
-    assert!(closings.is_empty() && table.places.lock().is_empty());
+    assert!(closings.is_empty() && table.registry.lock().is_empty());
 }
 
-/// The kernel refuses the second: the first is still to be closed, by whoever has it to do, and its place is free then.
+/// The kernel refuses the second pinhole. The first is still to be closed, and then its entry is free.
 #[test]
 fn a_pinhole_in_whose_place_none_could_be_opened_is_closed() {
     for told_meanwhile in [false, true] {
         let mut first = of(8);
-        let mut second = first.beside();
-        let places = first.places.clone();
+        let mut second = first.new_shard();
+        let places = first.registry.clone();
         let held = open(&mut first, "192.0.2.1", 4000).unwrap();
         first.close(held);
         let mut closings = Vec::new();
-        first.settle(&mut closings);
+        first.take_closings(&mut closings);
         let (proposal, _) = propose(&mut second, "192.0.2.1", 4000).unwrap();
-        let told = |closings: &mut Vec<Closing>| places.tell(closings.drain(..), |due| due.len());
+        let told = |closings: &mut Vec<PinholeClosing>| {
+            places.update_kernel(closings.drain(..), |due| due.len())
+        };
         let before = if told_meanwhile { told(&mut closings) } else { 0 };
         let mut left = Vec::new();
         second.withdraw(&proposal, &mut left);

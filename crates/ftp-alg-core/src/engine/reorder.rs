@@ -1,99 +1,109 @@
 //! The reorder queue: packets that arrived before their predecessors.
 //!
-//! A segment past a gap does not go on, as nothing reaches a peer that was not read. Where a host sends on two
-//! processors, or the gateway receives on two, one packet overtakes another, and nothing is missing. If the
-//! first of them is dropped, so is all that follows it: no acknowledgement tells its sender of that, as the
-//! receiver has no gap, and both ends wait for the sender's timeouts. So such a one may wait until its predecessors
-//! have come.
+//! A segment past a gap is not forwarded, because every byte that reaches a peer must have been read. If a host sends
+//! from two processors, or the gateway receives on two, packets arrive out of order although none is missing. Dropping
+//! the first of them would mean dropping all that follow. No acknowledgement would tell the sender, because the
+//! receiver sees no gap, and both ends would wait for the sender's timeout. So such a packet may wait until its
+//! predecessors have arrived.
 //!
-//! Nothing is kept of it in the session: a segment that waits was not read, and has changed nothing.
+//! The session stores nothing about it: a waiting segment was not read and has changed nothing.
 
 use std::time::{Duration, Instant};
 
 use super::{
-    Arrival, DropReason, Effects, Engine, Entry, Queued, Released, Token, Verdict, decide::Deciding,
+    DropReason, Effects, Engine, Entry, PacketMeta, QueuedPacket, Released, Token, Verdict,
+    decide::PacketContext,
 };
-use crate::packet::{self, Endpoint, Packet, Taken, Turn};
+use crate::packet::{self, Endpoint, Packet, Readiness, ReorderResult};
 
-/// So many wait at a time; of more, all is as if none could wait.
-const MOST_PACKETS: usize = 256;
-/// So many bytes.
-const MOST_BYTES: usize = 4 << 20;
-/// What precedes it was lost if it has not come by then: TCP sends again after 200 ms (Linux) to a second
-/// (RFC 6298).
-const LONGEST_WAIT: Duration = Duration::from_millis(500);
+/// Limit of packets in the queue. At the limit, packets are handled as if none could wait.
+const MAX_PACKETS: usize = 256;
+/// Limit of their bytes.
+const MAX_BYTES: usize = 4 << 20;
+/// After this time a missing predecessor is lost: TCP retransmits after 200 ms (Linux) to a second (RFC 6298).
+const MAX_WAIT: Duration = Duration::from_millis(500);
 
-/// A packet that waits.
+/// A packet in the queue.
 #[derive(Clone, Debug)]
-pub(super) struct Waiting {
+pub(super) struct ReorderedPacket {
     token: Token,
     bytes: Vec<u8>,
-    how: Queued,
+    meta: PacketMeta,
     since: Instant,
 }
 
-impl Waiting {
-    fn arrival(&self) -> Arrival<'_> {
-        Arrival { token: self.token, bytes: &self.bytes, how: self.how }
+impl ReorderedPacket {
+    fn queued_packet(&self) -> QueuedPacket<'_> {
+        QueuedPacket { token: self.token, bytes: &self.bytes, meta: self.meta }
     }
 
-    fn is_late(&self, now: Instant) -> bool {
-        now.saturating_duration_since(self.since) >= LONGEST_WAIT
+    fn has_waited_long(&self, now: Instant) -> bool {
+        now.saturating_duration_since(self.since) >= MAX_WAIT
     }
 }
 
-impl AsRef<[u8]> for Waiting {
+impl AsRef<[u8]> for ReorderedPacket {
     fn as_ref(&self) -> &[u8] {
         &self.bytes
     }
 }
 
-/// What became of a packet.
+/// The outcome of an insertion.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Kept {
-    /// It waits.
-    Yes,
+enum Insertion {
+    /// The packet is in the queue.
+    Queued,
     /// There is no room.
     Full,
-    /// It is one that waits, retransmitted: its sender does not know of what precedes it as missing, and
-    /// the receiver may have that.
-    Again,
+    /// The packet is a retransmission of a queued one. So its sender does not consider its predecessor missing, and the
+    /// receiver may have that.
+    Retransmission,
 }
 
-/// Packets that wait, those of a flow in the order of their numbers.
+/// The queued packets, those of a flow in the order of their sequence numbers.
 pub(super) type ReorderQueue =
-    packet::ReorderQueue<Waiting, MOST_PACKETS, MOST_BYTES, (Endpoint, Endpoint)>;
+    packet::ReorderQueue<ReorderedPacket, MAX_PACKETS, MAX_BYTES, (Endpoint, Endpoint)>;
 
-/// Has a packet wait.
-fn keep(queue: &mut ReorderQueue, now: Instant, arrival: &Arrival<'_>) -> Kept {
-    let Arrival { token, bytes, how } = *arrival;
-    let Ok(packet) = Packet::parse(bytes) else { return Kept::Full };
+/// Inserts a packet.
+fn enqueue(queue: &mut ReorderQueue, now: Instant, arrival: &QueuedPacket<'_>) -> Insertion {
+    let QueuedPacket { token, bytes, meta: how } = *arrival;
+    let Ok(packet) = Packet::parse(bytes) else { return Insertion::Full };
     let (flow, seq) = (packet.endpoints(), packet.seq());
     if queue.starts_at(&flow, seq) {
-        return Kept::Again;
+        return Insertion::Retransmission;
     }
     let end = seq + packet.payload().len() as u32;
-    let item = Waiting { token, bytes: bytes.to_vec(), how, since: now };
-    if queue.insert(packet::Waiting { flow, seq, end, item }) { Kept::Yes } else { Kept::Full }
+    let item = ReorderedPacket { token, bytes: bytes.to_vec(), meta: how, since: now };
+    if queue.insert(packet::ReorderItem { flow, seq, end, item }) {
+        Insertion::Queued
+    } else {
+        Insertion::Full
+    }
 }
 
-/// When the oldest of them has waited for long enough.
+/// When the oldest packet has waited for [`MAX_WAIT`].
 pub(super) fn next_deadline(queue: &ReorderQueue) -> Option<Instant> {
-    Some(queue.iter().map(|waiting| waiting.item.since).min()? + LONGEST_WAIT)
+    Some(queue.iter().map(|waiting| waiting.item.since).min()? + MAX_WAIT)
 }
 
 impl Engine {
-    /// Has a packet wait for what it overtook.
+    /// Puts an out-of-order packet into the queue.
     #[cold]
-    pub(super) fn reorder(&mut self, now: Instant, packet: &Arrival<'_>, effects: &mut Effects) {
-        let impatient = Arrival { how: Queued { may_wait: false, ..packet.how }, ..*packet };
+    pub(super) fn queue_out_of_order(
+        &mut self,
+        now: Instant,
+        packet: &QueuedPacket<'_>,
+        effects: &mut Effects,
+    ) {
+        let impatient =
+            QueuedPacket { meta: PacketMeta { may_wait: false, ..packet.meta }, ..*packet };
         let impatient = &impatient;
-        match keep(&mut self.reorder, now, packet) {
-            Kept::Yes => {}
-            Kept::Full => self.arrive(now, impatient, effects),
-            Kept::Again => {
-                // As the first time.
-                self.arrive(now, impatient, effects);
+        match enqueue(&mut self.reorder_queue, now, packet) {
+            Insertion::Queued => {}
+            Insertion::Full => self.handle_packet(now, impatient, effects),
+            Insertion::Retransmission => {
+                // The same outcome as for the first copy.
+                self.handle_packet(now, impatient, effects);
                 let is_drop = |released: &mut Released| {
                     released.token == packet.token && matches!(released.verdict, Verdict::Drop(_))
                 };
@@ -101,30 +111,30 @@ impl Engine {
                     effects.verdicts.pop_if(is_drop)
                 {
                     self.counters.drops.uncount(reason);
-                    self.arrive(now, impatient, effects);
+                    self.handle_packet(now, impatient, effects);
                 }
             }
         }
     }
 
-    /// Goes on with packets of the reorder queue whose predecessors have come, or that have waited for long enough.
+    /// Continues with queued packets whose predecessors have arrived, or that have waited too long.
     pub(super) fn release_ordered(&mut self, now: Instant, effects: &mut Effects) {
-        while !self.reorder.is_empty() {
-            let mut queue = std::mem::take(&mut self.reorder);
-            let Taken { due, late, over } =
-                queue.take(|waiting| self.turn(waiting), |waiting| waiting.is_late(now));
-            self.reorder = queue;
-            for packet::Waiting { item, .. } in over {
+        while !self.reorder_queue.is_empty() {
+            let mut queue = std::mem::take(&mut self.reorder_queue);
+            let ReorderResult { due, late, over } = queue
+                .take(|waiting| self.readiness(waiting), |waiting| waiting.has_waited_long(now));
+            self.reorder_queue = queue;
+            for packet::ReorderItem { item, .. } in over {
                 let verdict = Verdict::Drop(DropReason::Overlap);
-                self.release(&item.arrival(), verdict, Deciding::UNKNOWN, effects);
+                self.release(&item.queued_packet(), verdict, PacketContext::UNKNOWN, effects);
             }
             let has_more = !due.is_empty();
-            for packet::Waiting { item, .. } in due {
-                self.arrive(now, &item.arrival(), effects);
+            for packet::ReorderItem { item, .. } in due {
+                self.handle_packet(now, &item.queued_packet(), effects);
             }
-            for packet::Waiting { mut item, .. } in late {
-                item.how.may_wait = false;
-                self.arrive(now, &item.arrival(), effects);
+            for packet::ReorderItem { mut item, .. } in late {
+                item.meta.may_wait = false;
+                self.handle_packet(now, &item.queued_packet(), effects);
             }
             if !has_more {
                 return;
@@ -132,17 +142,17 @@ impl Engine {
         }
     }
 
-    /// How things stand for a packet that waits.
-    fn turn(&mut self, waiting: &Waiting) -> Turn {
-        let Ok(packet) = Packet::parse(&waiting.bytes) else { return Turn::Over };
-        let Some(Entry { session, control }) = self.sessions.table.of_packet(&packet) else {
-            return Turn::Over;
+    /// Whether a queued packet can leave the queue.
+    fn readiness(&mut self, waiting: &ReorderedPacket) -> Readiness {
+        let Ok(packet) = Packet::parse(&waiting.bytes) else { return Readiness::Over };
+        let Some(Entry { session, control }) = self.sessions.table.find_packet(&packet) else {
+            return Readiness::Over;
         };
-        let from = control.side(packet.endpoints().0);
-        if control.is_busy() || session.is_asking(from, &packet) {
-            return Turn::Waits;
+        let from = control.side_of(packet.endpoints().0);
+        if control.is_busy() || session.awaits_probe_answer(from, &packet) {
+            return Readiness::NotYet;
         }
-        Turn::at(packet.seq(), session.next_of(from))
+        Readiness::at(packet.seq(), session.next_seq(from))
     }
 }
 
@@ -164,18 +174,23 @@ mod tests {
     fn what_waits_too_long_or_is_too_much_or_comes_again_is_told() {
         let (mut waiting, now) = (ReorderQueue::default(), Instant::now());
         let keep = |queue: &mut ReorderQueue, port, seq| {
-            let (token, how) = (Token::default(), Queued::default());
-            super::keep(queue, now, &Arrival { token, bytes: &segment(port, seq), how })
+            let (token, how) = (Token::default(), PacketMeta::default());
+            super::enqueue(
+                queue,
+                now,
+                &QueuedPacket { token, bytes: &segment(port, seq), meta: how },
+            )
         };
-        for count in 0..MOST_PACKETS {
-            assert_eq!(keep(&mut waiting, 1035, 10 * count as u32), Kept::Yes);
+        for count in 0..MAX_PACKETS {
+            assert_eq!(keep(&mut waiting, 1035, 10 * count as u32), Insertion::Queued);
         }
-        assert_eq!(keep(&mut waiting, 1035, 100), Kept::Again);
-        assert_eq!(keep(&mut waiting, 1036, 100), Kept::Full);
-        assert_eq!(next_deadline(&waiting), Some(now + LONGEST_WAIT));
-        let mut late = |at| waiting.take(|_| Turn::Waits, |item| item.is_late(at)).late.len();
-        assert_eq!(late(now + LONGEST_WAIT / 2), 0);
-        assert_eq!(late(now + LONGEST_WAIT), MOST_PACKETS);
-        assert_eq!(keep(&mut waiting, 1036, 100), Kept::Yes);
+        assert_eq!(keep(&mut waiting, 1035, 100), Insertion::Retransmission);
+        assert_eq!(keep(&mut waiting, 1036, 100), Insertion::Full);
+        assert_eq!(next_deadline(&waiting), Some(now + MAX_WAIT));
+        let mut late =
+            |at| waiting.take(|_| Readiness::NotYet, |item| item.has_waited_long(at)).late.len();
+        assert_eq!(late(now + MAX_WAIT / 2), 0);
+        assert_eq!(late(now + MAX_WAIT), MAX_PACKETS);
+        assert_eq!(keep(&mut waiting, 1036, 100), Insertion::Queued);
     }
 }

@@ -5,12 +5,16 @@ use super::*;
 #[test]
 fn adjusted_connections_go_on_after_a_restart_with_a_stricter_policy() {
     let mut talk = Conversation::logged_in();
-    talk.gateway.engine.sessions.note_changes(talk.now);
+    talk.gateway.engine.sessions.track_changes(talk.now);
     let mut record = Vec::new();
     for (adjusted, command) in [(false, "NOOP\r\n"), (true, "PORT 192,168,150,80,14,178\r\n")] {
         talk.say(Side::Client, command);
-        talk.gateway.engine.sessions.records(|session| record = session.to_vec()).unwrap();
-        let left_alone = crate::policy::Network {
+        talk.gateway
+            .engine
+            .sessions
+            .write_all_records(|session| record = session.to_vec())
+            .unwrap();
+        let left_alone = crate::policy::NetworkPolicy {
             clients: Vec::new(),
             servers: Vec::new(),
             inspect: false,
@@ -22,13 +26,13 @@ fn adjusted_connections_go_on_after_a_restart_with_a_stricter_policy() {
             let restored =
                 next.sessions.restore([&record[..]].into_iter(), talk.now, talk.now).unwrap();
             let of_one = usize::from(adjusted);
-            assert_eq!(restored, Restored { sessions: of_one, adjusted: of_one });
+            assert_eq!(restored, RestoredCounts { sessions: of_one, adjusted: of_one });
         }
     }
 }
 
-/// What a session with all that a record has is written as: an open pinhole, a rewrite that is not
-/// acknowledged, a line of which the start is held back.
+/// The record of a session with everything that a record can hold: an open pinhole, an unacknowledged rewrite, a line
+/// whose start is held back.
 const RECORDED: &str = "\
     000100c0a896508b0800cb007109150100c0a896508b0800c63364018b0800cb0071091500cb007109150000\
     0100cb00710900c6336401b21d00c0a89650b21d00cb00710900b0ea01000000000000006495017600000002\
@@ -41,9 +45,9 @@ fn a_record_of_this_format_is_read_and_written_as_ever() {
     let mut talk = Conversation::logged_in();
     talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
     talk.say(Side::Client, "EPR");
-    talk.gateway.engine.sessions.note_changes(talk.now);
+    talk.gateway.engine.sessions.track_changes(talk.now);
     let mut written = Vec::new();
-    talk.gateway.engine.sessions.records(|record| written.push(record.to_vec())).unwrap();
+    talk.gateway.engine.sessions.write_all_records(|record| written.push(record.to_vec())).unwrap();
     let hex = |record: &[u8]| record.iter().map(|b| format!("{b:02x}")).collect::<String>();
     let changed = "the form of a record changed: raise RECORD_FORMAT, then put the new one here";
     assert_eq!(written.iter().map(|r| hex(r)).collect::<Vec<_>>(), [RECORDED], "{changed}");
@@ -51,12 +55,15 @@ fn a_record_of_this_format_is_read_and_written_as_ever() {
     let mut next = Engine::new(Policy::default(), Checksums::Verify);
     let records = written.iter().map(Vec::as_slice);
     let restored = next.sessions.restore(records, talk.now, talk.now).unwrap();
-    assert_eq!(restored, Restored { sessions: 1, adjusted: 1 });
-    next.sessions.note_changes(talk.now);
+    assert_eq!(restored, RestoredCounts { sessions: 1, adjusted: 1 });
+    next.sessions.track_changes(talk.now);
     let mut again = Vec::new();
-    next.sessions.records(|record| again.push(record.to_vec())).unwrap();
+    next.sessions.write_all_records(|record| again.push(record.to_vec())).unwrap();
     assert_eq!(again, written);
     talk.gateway.engine = next;
     let (verdict, heard) = talk.say(Side::Client, "T |1|192.168.150.80|3763|\r\n");
-    assert_eq!((verdict, heard.as_str()), (Fate::Replace, "EPRT |1|198.51.100.1|3763|\r\n"));
+    assert_eq!(
+        (verdict, heard.as_str()),
+        (PacketOutcome::Replace, "EPRT |1|198.51.100.1|3763|\r\n")
+    );
 }

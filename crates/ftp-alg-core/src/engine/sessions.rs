@@ -1,4 +1,4 @@
-//! The sessions that are followed, and what they hold: memory, pinholes, their share of what there is.
+//! The sessions of one shard, and their resources: memory, pinholes, client shares.
 
 use std::{
     net::SocketAddr,
@@ -7,133 +7,133 @@ use std::{
 };
 
 use super::{
-    Effects, Entry, Epoch, What,
+    Effects, Entry, Epoch, EventKind,
+    client_shares::ClientShares,
     handover::{FlowChange, FlowChanges},
-    memory::Memory,
-    pinholes::{Held, PinholeTable},
-    saved::Changes,
-    shares::Shares,
+    memory::MemoryBudget,
+    pinholes::{HeldPinhole, PinholeTable},
+    records::UnwrittenChanges,
     table::{Key, Table},
-    watch::Watched,
+    watched::WatchedConnections,
 };
 use crate::{
     policy::Policy,
     session::{Session, Side},
 };
 
-/// Those of one engine.
+/// The sessions of one shard.
 pub struct Sessions {
     pub(super) policy: Policy,
     pub(super) table: Table,
     pub(super) epoch: Epoch,
     pub(super) pinholes: PinholeTable,
-    pub(super) memory: Memory,
-    pub(super) shares: Shares,
-    pub(super) watched: Watched,
-    /// Common to engines beside each other.
+    pub(super) memory: MemoryBudget,
+    pub(super) client_shares: ClientShares,
+    pub(super) watched: WatchedConnections,
+    /// The last session number; all shards share it.
     pub(super) last_id: Arc<AtomicU64>,
-    /// Which place of the table was looked at last for what is over.
+    /// Table slot that the last sweep examined.
     pub(super) swept: u32,
-    /// Where changes are noted, what did.
-    pub(super) changes: Option<Changes>,
-    /// For records.
-    pub(super) record: Vec<u8>,
-    /// Whether connections are handed over to the program in the kernel.
-    pub(super) hands_over: bool,
-    /// How many are handed over of which the server has not greeted.
-    pub(super) silent: u32,
-    /// What that is to be told.
+    /// Changes that are not written yet, if they are tracked.
+    pub(super) unwritten: Option<UnwrittenChanges>,
+    /// Buffer for encoding records.
+    pub(super) record_buffer: Vec<u8>,
+    /// Whether connections are handed over to the BPF program.
+    pub(super) uses_fast_path: bool,
+    /// Number of connections that were handed over before the greeting.
+    pub(super) ungreeted_handovers: u32,
+    /// Changes for the BPF program in the current batch.
     pub(super) flow_changes: Vec<FlowChange>,
-    /// What it is to be told of batches that were concluded.
-    pub(super) untold: FlowChanges,
+    /// Changes of concluded batches that are not sent yet.
+    pub(super) pending_flow_changes: FlowChanges,
 }
 
 impl Sessions {
-    /// None yet.
+    /// No sessions.
     pub(super) fn new(policy: Policy) -> Self {
         Self {
             policy,
             table: Table::default(),
             epoch: Epoch::default(),
             pinholes: PinholeTable::default(),
-            memory: Memory::default(),
-            shares: Shares::default(),
-            watched: Watched::default(),
+            memory: MemoryBudget::default(),
+            client_shares: ClientShares::default(),
+            watched: WatchedConnections::default(),
             last_id: Arc::default(),
             swept: 0,
-            changes: None,
-            record: Vec::new(),
-            hands_over: false,
-            silent: 0,
+            unwritten: None,
+            record_buffer: Vec::new(),
+            uses_fast_path: false,
+            ungreeted_handovers: 0,
             flow_changes: Vec::new(),
-            untold: FlowChanges::default(),
+            pending_flow_changes: FlowChanges::default(),
         }
     }
 
-    /// None yet, of an engine beside the one of these.
-    pub(super) fn beside(&self) -> Self {
+    /// The sessions of another shard.
+    pub(super) fn new_shard(&self) -> Self {
         Self {
-            table: self.table.beside(),
-            pinholes: self.pinholes.beside(),
-            memory: self.memory.beside(),
+            table: self.table.new_shard(),
+            pinholes: self.pinholes.new_shard(),
+            memory: self.memory.new_shard(),
             last_id: Arc::clone(&self.last_id),
-            hands_over: self.hands_over,
+            uses_fast_path: self.uses_fast_path,
             ..Self::new(self.policy.clone())
         }
     }
 
-    /// So many pinholes can be open at a time in the kernel.
+    /// Sets how many pinholes the kernel can hold.
     pub fn set_capacity(&mut self, capacity: usize) {
         self.pinholes.set_capacity(capacity);
     }
 
-    /// What holds.
+    /// The policy.
     pub fn policy(&self) -> &Policy {
         &self.policy
     }
 
-    /// From now on `policy` holds. What is open stays open, and what is followed is followed.
+    /// Sets the policy. Open pinholes and sessions stay.
     pub fn set_policy(&mut self, policy: Policy) {
         self.take_all_back();
-        if !policy.tells_networks_as(&self.policy) {
+        if !policy.has_same_networks_as(&self.policy) {
             for Entry { control, .. } in self.table.iter_mut() {
                 let (client, server) = (control.client().ip(), control.server().ip());
                 control.set_network(policy.network_of(client, server));
             }
         }
         self.policy = policy;
-        self.share_again();
+        self.recompute_shares();
     }
 
     /// Closes all pinholes, used or not; sessions stay.
-    pub fn close_all(&mut self, effects: &mut Effects) {
-        effects.touch(self.pinholes.places());
+    pub fn close_all_pinholes(&mut self, effects: &mut Effects) {
+        effects.activate(self.pinholes.registry());
         self.take_all_back();
         for entry in self.table.iter_mut() {
             for held in entry.control.take_pinholes() {
                 self.pinholes.close(held);
             }
         }
-        self.pinholes.settle_spent();
-        self.pinholes.settle(&mut effects.closings);
+        self.pinholes.close_all_consumed();
+        self.pinholes.take_closings(&mut effects.pinholes_to_close);
     }
 
-    /// Closes the pinholes that nobody has used by their deadline.
+    /// Closes expired pinholes.
     pub(super) fn expire_pinholes(&mut self, now: Instant, effects: &mut Effects) {
-        while let Some(owner) = self.pinholes.next_expired(now) {
+        while let Some(owner) = self.pinholes.take_expired_owner(now) {
             self.expire_pinholes_of(owner, now, effects);
             let held = self.table.get_mut(owner).map_or(&[][..], |entry| entry.control.pinholes());
-            self.pinholes.await_next(owner, now, held);
+            self.pinholes.schedule_deadlines(owner, now, held);
         }
     }
 
-    /// The same, of the connection at `index` alone.
+    /// Closes expired pinholes of the session at `index`.
     pub(super) fn expire_pinholes_of(&mut self, index: u32, now: Instant, effects: &mut Effects) {
         let Some(Entry { control, .. }) = self.table.get_mut(index) else { return };
-        let is_over = |held: &Held| !held.in_use && held.deadline <= now;
+        let is_over = |held: &HeldPinhole| !held.in_use && held.deadline <= now;
         while let Some(at) = control.pinholes().iter().position(&is_over) {
-            let Some(held) = control.let_go(at) else { return };
-            effects.events.push(control.event(What::Expired(held.pinhole, held.kind)));
+            let Some(held) = control.remove_pinhole(at) else { return };
+            effects.events.push(control.event(EventKind::PinholeExpired(held.pinhole, held.kind)));
             self.pinholes.close(held);
         }
     }
@@ -143,26 +143,26 @@ impl Sessions {
         self.pinholes.next_deadline()
     }
 
-    /// How many are followed, with those that are over and linger.
+    /// Number of sessions, including closed ones that linger.
     pub fn count(&self) -> usize {
         self.table.len()
     }
 
-    /// Drops the one between two endpoints, for tools that know that it is over.
+    /// Removes the session between two endpoints, for tools that know that it is closed.
     pub fn forget_between(&mut self, a: SocketAddr, b: SocketAddr) {
         if let Some(index) = self.table.find(&Key::between(a, b)) {
             self.forget(index);
         }
     }
 
-    /// The one between two endpoints, for tools that look at both sides of it.
-    pub fn between(&mut self, a: SocketAddr, b: SocketAddr) -> Option<(&Session, Side)> {
+    /// The session between two endpoints, for tools that look at both directions.
+    pub fn session_between(&mut self, a: SocketAddr, b: SocketAddr) -> Option<(&Session, Side)> {
         let index = self.table.find(&Key::between(a, b))?;
         let entry = self.table.get_mut(index)?;
-        Some((&entry.session, entry.control.side(a.into())))
+        Some((&entry.session, entry.control.side_of(a.into())))
     }
 
-    /// Drops the entry at `index`, and what it holds.
+    /// Removes the session at `index` and closes its pinholes.
     pub(super) fn forget(&mut self, index: u32) -> Option<Entry> {
         let mut entry = self.remove(index)?;
         for held in entry.control.take_pinholes() {
@@ -171,17 +171,17 @@ impl Sessions {
         Some(entry)
     }
 
-    /// Drops the entry at `index`, of which the pinholes were taken.
+    /// Removes the session at `index`, whose pinholes were taken.
     pub(super) fn remove(&mut self, index: u32) -> Option<Entry> {
         let mut entry = self.table.remove(index)?;
-        self.take_back_removed(&mut entry.control);
-        if entry.control.weighs {
-            self.forget_memory(index);
+        self.withdraw_removed(&mut entry.control);
+        if entry.control.is_in_memory_budget {
+            self.release_memory(index);
         }
-        if entry.control.counts {
+        if entry.control.counts_for_client {
             self.uncount(entry.control.client(), index);
         }
-        self.note_gone(entry.control.id);
+        self.mark_removed(entry.control.id);
         Some(entry)
     }
 }

@@ -3,16 +3,16 @@
 use std::time::Instant;
 
 use super::{
-    Arrival, Effects, Engine, Event, Host, Kernel, Queued, Released, Token, Verdict, carry_out,
-    event::Events,
+    Effects, Engine, Event, Host, Kernel, PacketMeta, QueuedPacket, Released, Token, Verdict,
+    carry_out, event::Events,
 };
 
-/// What became of a packet.
+/// What happened to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Fate {
-    /// It went on as it is.
+pub enum PacketOutcome {
+    /// It was forwarded unchanged.
     Accept,
-    /// The [replacement](Standalone::replacement) went on.
+    /// The [replacement](Standalone::replacement) was forwarded.
     Replace,
     /// It was dropped.
     Drop,
@@ -20,7 +20,7 @@ pub enum Fate {
     Wait,
 }
 
-/// An engine, its kernel, and what comes of one packet at a time.
+/// An engine with its kernel and the effects of one packet at a time.
 pub struct Standalone<K> {
     /// The engine.
     pub engine: Engine,
@@ -28,24 +28,24 @@ pub struct Standalone<K> {
     pub kernel: K,
     /// Taken out while they are carried out.
     effects: Option<Box<Effects>>,
-    given: Vec<Released>,
+    verdicts: Vec<Released>,
     replacements: Vec<u8>,
     replacement: Verdict,
-    /// Records of sessions, where the engine notes changes.
+    /// Records of sessions, if the engine tracks changes.
     pub journal: Vec<Vec<u8>>,
     events: Events,
     last: u32,
 }
 
 impl<K: Kernel> Standalone<K> {
-    /// `engine`, which asks `kernel`.
+    /// Combines `engine` and `kernel`.
     pub fn new(mut engine: Engine, kernel: K) -> Self {
-        engine.sessions.set_capacity(kernel.capacity());
+        engine.sessions.set_capacity(kernel.pinhole_capacity());
         Self {
             engine,
             kernel,
             effects: None,
-            given: Vec::new(),
+            verdicts: Vec::new(),
             replacements: Vec::new(),
             replacement: Verdict::Accept,
             journal: Vec::new(),
@@ -54,71 +54,71 @@ impl<K: Kernel> Standalone<K> {
         }
     }
 
-    /// Decides about a packet of a selection that tells nothing, and does what comes of it.
-    pub fn packet(&mut self, now: Instant, bytes: &[u8]) -> Fate {
-        self.queued(now, bytes, Queued::default())
+    /// Handles a packet without metadata.
+    pub fn packet(&mut self, now: Instant, bytes: &[u8]) -> PacketOutcome {
+        self.queued(now, bytes, PacketMeta::default())
     }
 
-    /// Decides about a packet, and does what comes of it.
-    pub fn queued(&mut self, now: Instant, bytes: &[u8], how: Queued) -> Fate {
+    /// Handles a packet.
+    pub fn queued(&mut self, now: Instant, bytes: &[u8], how: PacketMeta) -> PacketOutcome {
         self.last = self.last.wrapping_add(1);
         let token = Token { id: self.last, ..Token::default() };
-        self.take(now, std::iter::once(Arrival { token, bytes, how }));
-        let released = self.given.iter().find(|released| released.token == token);
+        self.take(now, std::iter::once(QueuedPacket { token, bytes, meta: how }));
+        let released = self.verdicts.iter().find(|released| released.token == token);
         match released.map(|released| &released.verdict) {
-            None => Fate::Wait,
-            Some(Verdict::Accept) => Fate::Accept,
-            Some(Verdict::Drop(_)) => Fate::Drop,
+            None => PacketOutcome::Wait,
+            Some(Verdict::Accept) => PacketOutcome::Accept,
+            Some(Verdict::Drop(_)) => PacketOutcome::Drop,
             Some(Verdict::Replace(range)) => {
                 self.replacement = Verdict::Replace(range.clone());
-                Fate::Replace
+                PacketOutcome::Replace
             }
         }
     }
 
-    /// What went on in the place of the last packet that was replaced.
+    /// The replacement of the last packet.
     pub fn replacement(&self) -> &[u8] {
         self.replacement.replacement(&self.replacements)
     }
 
-    /// Decides about a batch, and does what comes of it.
-    pub fn take<'p>(&mut self, now: Instant, packets: impl Iterator<Item = Arrival<'p>> + Clone) {
-        self.work(now, |engine, effects| engine.take(now, packets, effects));
-    }
-
-    /// Drops what is over by `now`.
-    pub fn expire(&mut self, now: Instant) {
-        self.work(now, |engine, effects| engine.expire(now, effects));
-    }
-
-    /// Does `work`, and what comes of it.
-    pub fn work<R>(
+    /// Handles a batch.
+    pub fn take<'p>(
         &mut self,
         now: Instant,
-        work: impl FnOnce(&mut Engine, &mut Effects) -> R,
-    ) -> R {
-        self.given.clear();
+        packets: impl Iterator<Item = QueuedPacket<'p>> + Clone,
+    ) {
+        self.run(now, |engine, effects| engine.take(now, packets, effects));
+    }
+
+    /// Removes what has expired by `now`.
+    pub fn expire(&mut self, now: Instant) {
+        self.run(now, |engine, effects| engine.expire(now, effects));
+    }
+
+    /// Runs `work`, and carries out its effects.
+    pub fn run<R>(&mut self, now: Instant, work: impl FnOnce(&mut Engine, &mut Effects) -> R) -> R {
+        self.verdicts.clear();
         self.replacements.clear();
         self.replacement = Verdict::Accept;
         let mut effects = self.effects.take().unwrap_or_default();
-        effects.touch(self.engine.sessions.pinholes.places());
+        effects.activate(self.engine.sessions.pinholes.registry());
         let result = work(&mut self.engine, &mut effects);
         carry_out(self, now, std::slice::from_mut(&mut *effects));
         self.effects = Some(effects);
         result
     }
 
-    /// The verdicts that were given.
-    pub fn given(&self) -> &[Released] {
-        &self.given
+    /// The verdicts of the last batch.
+    pub fn verdicts(&self) -> &[Released] {
+        &self.verdicts
     }
 
-    /// What went on in the place of packets.
+    /// Replacements of packets.
     pub fn replacements(&self) -> &[u8] {
         &self.replacements
     }
 
-    /// What was decided since this was last called, and how much more.
+    /// Events since the last call, and the number of omitted ones.
     pub fn take_events(&mut self) -> (Vec<Event>, u64) {
         self.events.take()
     }
@@ -131,7 +131,7 @@ impl<K: Kernel> Host for Standalone<K> {
         &mut self.kernel
     }
 
-    fn with<R>(&mut self, _: usize, work: impl FnOnce(&mut Engine) -> R) -> R {
+    fn with_engine<R>(&mut self, _: usize, work: impl FnOnce(&mut Engine) -> R) -> R {
         work(&mut self.engine)
     }
 
@@ -140,10 +140,10 @@ impl<K: Kernel> Host for Standalone<K> {
         self.journal.extend(effects.records().map(<[u8]>::to_vec));
     }
 
-    fn give(&mut self, effects: &[Effects]) {
+    fn give_verdicts(&mut self, effects: &[Effects]) {
         for effects in effects {
             let before = self.replacements.len() as u32;
-            self.given.extend(effects.verdicts.iter().cloned().map(|mut released| {
+            self.verdicts.extend(effects.verdicts.iter().cloned().map(|mut released| {
                 if let Verdict::Replace(range) = &mut released.verdict {
                     *range = before + range.start..before + range.end;
                 }
@@ -153,7 +153,7 @@ impl<K: Kernel> Host for Standalone<K> {
         }
     }
 
-    fn events(&mut self, events: &mut Vec<Event>, more: u64) {
-        self.events.add(events, more);
+    fn report_events(&mut self, events: &mut Vec<Event>, more: u64) {
+        self.events.append(events, more);
     }
 }

@@ -1,4 +1,4 @@
-//! The table of sessions: found by the two endpoints that a packet shows, whichever way it goes.
+//! The session table: finds a session by the two endpoints of a packet, in either direction.
 
 use std::{
     collections::VecDeque,
@@ -28,8 +28,8 @@ impl Key {
         Self(a.into(), b.into())
     }
 
-    fn of(control: &Control) -> Self {
-        Self(control.ends.client(), control.ends.server())
+    fn from_control(control: &Control) -> Self {
+        Self(control.endpoints.client(), control.endpoints.server())
     }
 }
 
@@ -43,7 +43,7 @@ impl Hash for Key {
     fn hash<H: Hasher>(&self, state: &mut H) {
         let Self(a, b) = *self;
         if a.is_v4() && b.is_v4() {
-            // Without a jump, which would be taken as often as not.
+            // Without a branch, which would be mispredicted half of the time.
             let one = |end: Endpoint| (end.low << 16) | u64::from(end.port());
             let (a, b) = (one(a), one(b));
             state.write_u128((u128::from(a.min(b)) << 64) | u128::from(a.max(b)));
@@ -57,41 +57,39 @@ impl Hash for Key {
     }
 }
 
-/// All control connections that are followed.
+/// The control connections of one shard.
 #[derive(Default)]
 pub struct Table {
     random: RandomState,
     index: Index,
-    entries: Places,
+    entries: Slots,
     free: Vec<u32>,
-    /// What was found last: packets of one connection often come one after the other.
+    /// Slot of the last lookup: consecutive packets often belong to one connection.
     recent: u32,
-    /// Places and the ends of numbers in the order in which they were taken, of entries that may have gone
-    /// since.
+    /// Slots and low halves of session numbers, oldest first; the sessions may be gone.
     pub(super) by_age: VecDeque<(u32, u32)>,
-    /// How many entries the tables beside each other have together.
+    /// Number of entries in the tables of all shards.
     all: Arc<AtomicUsize>,
 }
 
 impl Table {
-    /// An empty table, whose entries are counted with those of this one.
-    pub fn beside(&self) -> Self {
+    /// An empty table for another shard.
+    pub fn new_shard(&self) -> Self {
         Self { all: Arc::clone(&self.all), ..Self::default() }
     }
 
-    /// How many there are in all tables that are counted together.
+    /// Number of entries in the tables of all shards.
     pub fn all(&self) -> usize {
         self.all.load(Ordering::Relaxed)
     }
 
-    /// How many tables are counted together.
-    pub fn tables(&self) -> usize {
+    /// Number of shards.
+    pub fn table_count(&self) -> usize {
         Arc::strong_count(&self.all)
     }
 
-    /// The one that has been there longest among those that `may` be dropped. Those before it are
-    /// never asked about again.
-    pub fn oldest(&mut self, may: impl Fn(&Entry) -> bool) -> Option<u32> {
+    /// The oldest entry for which `may` returns true. Entries before it are not examined again.
+    pub fn take_oldest(&mut self, may: impl Fn(&Entry) -> bool) -> Option<u32> {
         while let Some((index, id)) = self.by_age.pop_front() {
             let entry = self.entries.get(index);
             if entry.is_some_and(|entry| entry.control.id as u32 == id && may(entry)) {
@@ -101,17 +99,17 @@ impl Table {
         None
     }
 
-    /// How many there are.
+    /// Number of entries.
     pub fn len(&self) -> usize {
         self.entries.len() - self.free.len()
     }
 
-    /// Where the connection `key` is.
+    /// The slot of the connection `key`.
     #[inline]
     pub fn find(&mut self, key: &Key) -> Option<u32> {
         let is = |place| {
             let entry = self.entries.get(place);
-            entry.is_some_and(|entry| Key::of(&entry.control) == *key)
+            entry.is_some_and(|entry| Key::from_control(&entry.control) == *key)
         };
         if !is(self.recent) {
             self.recent = self.index.find(self.random.hash_one(key), is)?;
@@ -119,40 +117,42 @@ impl Table {
         Some(self.recent)
     }
 
-    /// Has what is known of these connections in the cache, as far as it fits. Where one search waits for memory
-    /// the processor begins the next, as no step of one needs another's.
-    pub fn approach(&self, keys: &[Key]) {
-        let mut hashes = [0; APPROACHED];
+    /// Loads the entries of these connections into the cache. While one lookup waits for memory, the processor starts
+    /// the next, because no lookup depends on another.
+    pub fn prefetch(&self, keys: &[Key]) {
+        let mut hashes = [0; PREFETCHED];
         for (hash, key) in hashes.iter_mut().zip(keys) {
             *hash = self.random.hash_one(key);
             black_box(self.index.first_slot(*hash));
         }
-        for hash in &hashes[..keys.len().min(APPROACHED)] {
+        for hash in &hashes[..keys.len().min(PREFETCHED)] {
             let place = self.index.find(*hash, |_| true);
-            black_box(place.and_then(|place| self.entries.get(place)).map(Entry::touched));
+            black_box(
+                place.and_then(|place| self.entries.get(place)).map(Entry::touch_cache_lines),
+            );
         }
     }
 
-    /// The one at `index`.
+    /// The entry in slot `index`.
     pub fn get_mut(&mut self, index: u32) -> Option<&mut Entry> {
         self.entries.get_mut(index)?.as_mut()
     }
 
-    /// The one at `index`, if it is still that of the session `id`.
-    pub fn get_of(&mut self, index: u32, id: u64) -> Option<&mut Entry> {
+    /// The entry in slot `index`, if it is still session `id`.
+    pub fn get_session(&mut self, index: u32, id: u64) -> Option<&mut Entry> {
         self.get_mut(index).filter(|entry| entry.control.id == id)
     }
 
-    /// That of the connection of `packet`.
-    pub fn of_packet(&mut self, packet: &Packet<'_>) -> Option<&mut Entry> {
+    /// The entry of the connection of `packet`.
+    pub fn find_packet(&mut self, packet: &Packet<'_>) -> Option<&mut Entry> {
         let (source, destination) = packet.endpoints();
         let index = self.find(&Key::between(source, destination))?;
         self.get_mut(index)
     }
 
-    /// Takes in one more.
+    /// Inserts an entry. Returns its slot.
     pub fn insert(&mut self, entry: Entry) -> u32 {
-        let hash = self.random.hash_one(Key::of(&entry.control));
+        let hash = self.random.hash_one(Key::from_control(&entry.control));
         let id = entry.control.id as u32;
         let free = self.free.pop();
         let index = match free.and_then(|index| Some((index, self.entries.get_mut(index)?))) {
@@ -174,44 +174,44 @@ impl Table {
         index
     }
 
-    /// Takes out the one at `index`.
+    /// Removes the entry in slot `index`.
     pub fn remove(&mut self, index: u32) -> Option<Entry> {
         let entry = self.entries.get_mut(index)?.take()?;
-        self.index.remove(self.random.hash_one(Key::of(&entry.control)), index);
+        self.index.remove(self.random.hash_one(Key::from_control(&entry.control)), index);
         self.free.push(index);
         self.all.fetch_sub(1, Ordering::Relaxed);
         Some(entry)
     }
 
-    /// All of them.
+    /// All entries.
     pub fn iter(&self) -> impl Iterator<Item = &Entry> {
         self.entries.chunks.iter().flatten().flatten()
     }
 
-    /// All of them, to change.
+    /// All entries, mutable.
     pub fn iter_mut(&mut self) -> impl Iterator<Item = &mut Entry> {
         self.entries.chunks.iter_mut().flatten().flatten()
     }
 
-    /// How many places there are, taken or free.
-    pub fn places(&self) -> u32 {
+    /// Number of slots, used or free.
+    pub fn slot_count(&self) -> u32 {
         self.entries.len() as u32 // bounded by max-sessions
     }
 }
 
-/// How many connections are approached together.
-pub const APPROACHED: usize = 32;
+/// Number of connections in one prefetch.
+pub const PREFETCHED: usize = 32;
 
-/// How many entries are moved at most as there are more of them, and how much room for them is free at most.
+/// Maximum number of entries that move when the table grows, and maximum number of unused slots.
 const CHUNK: usize = 1 << 13;
 
-/// Entries, in pieces that are never moved once they are full.
+/// Table slots in chunks that are never moved once they are full.
 #[derive(Default)]
-struct Places {
+struct Slots {
     chunks: Vec<Vec<Option<Entry>>>,
 }
 
-impl Places {
+impl Slots {
     fn len(&self) -> usize {
         self.chunks.last().map_or(0, |last| (self.chunks.len() - 1) * CHUNK + last.len())
     }
@@ -227,7 +227,7 @@ impl Places {
     fn push(&mut self, entry: Entry) -> u32 {
         let index = self.len() as u32; // bounded by max-sessions
         if (index as usize).is_multiple_of(CHUNK) {
-            // The first grows with what is in it, as there may never be more.
+            // The first chunk grows with its content, because it may stay the only one.
             let room = if index == 0 { 0 } else { CHUNK };
             self.chunks.push(Vec::with_capacity(room));
         }

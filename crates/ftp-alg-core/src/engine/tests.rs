@@ -1,4 +1,4 @@
-//! The engine with a kernel that only takes notes: one dialogue, packet by packet.
+//! The engine with a kernel that records requests: one dialogue, packet by packet.
 
 #[path = "early_tests.rs"]
 mod early;
@@ -16,22 +16,22 @@ use etherparse::PacketBuilder;
 use super::*;
 use crate::packet::{Edit, Packet, Seq, flags};
 
-/// Notes what it was asked for; masquerades as it is told.
+/// Records requests; masquerades as it is set up.
 #[derive(Default)]
 struct Notes {
     translation: Option<Translation>,
     open: Vec<Pinhole>,
     injected: Vec<Vec<u8>>,
-    attention: Option<Attention>,
+    attention: Option<QueueMode>,
     /// Conntrack was flushed, and no packet has passed since.
     forgot: bool,
-    /// What it was told of connections that a program judges.
+    /// Changes of connections on the fast path.
     changes: Vec<FlowChange>,
-    shut: Vec<Shut>,
+    shut: Vec<FastPathPinholeClosing>,
 }
 
 impl Kernel for Notes {
-    fn translation(
+    fn lookup_translation(
         &mut self,
         _: SocketAddr,
         _: SocketAddr,
@@ -39,7 +39,7 @@ impl Kernel for Notes {
         Ok(self.translation.filter(|_| !self.forgot))
     }
 
-    fn change(
+    fn update_pinholes(
         &mut self,
         closed: &[Pinhole],
         openings: &[Opening],
@@ -51,7 +51,7 @@ impl Kernel for Notes {
         Ok(())
     }
 
-    fn attend(&mut self, _: &Translation, attention: Attention) -> Result<(), KernelError> {
+    fn set_queue_mode(&mut self, _: &Translation, attention: QueueMode) -> Result<(), KernelError> {
         if self.forgot {
             return Err(KernelError::Unknown);
         }
@@ -59,11 +59,11 @@ impl Kernel for Notes {
         Ok(())
     }
 
-    fn hand_over(&mut self, changes: &[FlowChange]) {
+    fn apply_flow_changes(&mut self, changes: &[FlowChange]) {
         self.changes.extend(changes);
     }
 
-    fn shut(&mut self, shut: &[Shut]) {
+    fn close_fast_path_pinholes(&mut self, shut: &[FastPathPinholeClosing]) {
         self.shut.extend(shut);
     }
 
@@ -73,7 +73,7 @@ impl Kernel for Notes {
     }
 }
 
-/// A conversation over a gateway: both ends count what they sent, and what reached them.
+/// A conversation through a gateway: both ends count what they sent and received.
 struct Conversation {
     gateway: Standalone<Notes>,
     now: Instant,
@@ -103,7 +103,7 @@ impl Conversation {
         let gateway = Standalone::new(engine, kernel);
         let mut this = Self { gateway, now, client, server, next, received };
         let syn_ack = this.build(Side::Server, 499, b"", true);
-        assert_eq!(this.hand(&syn_ack).0, Fate::Accept);
+        assert_eq!(this.hand(&syn_ack).0, PacketOutcome::Accept);
         this
     }
 
@@ -119,7 +119,7 @@ impl Conversation {
             (Side::Client, "PASS x\r\n"),
             (Side::Server, "230 in\r\n"),
         ] {
-            assert_eq!(self.say(side, line), (Fate::Accept, line.to_owned()));
+            assert_eq!(self.say(side, line), (PacketOutcome::Accept, line.to_owned()));
         }
         self
     }
@@ -139,19 +139,19 @@ impl Conversation {
         bytes
     }
 
-    fn hand(&mut self, packet: &[u8]) -> (Fate, String) {
+    fn hand(&mut self, packet: &[u8]) -> (PacketOutcome, String) {
         let fate = self.gateway.packet(self.now, packet);
-        let seen = if fate == Fate::Replace { self.gateway.replacement() } else { packet };
+        let seen = if fate == PacketOutcome::Replace { self.gateway.replacement() } else { packet };
         let seen = Packet::parse(seen).unwrap();
         let payload = seen.payload().to_vec();
-        if fate != Fate::Drop && !payload.is_empty() {
+        if fate != PacketOutcome::Drop && !payload.is_empty() {
             let receiver = usize::from(seen.source() == self.client);
             self.received[receiver] = seen.seq().0 + payload.len() as u32;
         }
         (fate, String::from_utf8(payload).unwrap())
     }
 
-    fn say(&mut self, side: Side, text: &str) -> (Fate, String) {
+    fn say(&mut self, side: Side, text: &str) -> (PacketOutcome, String) {
         let me = usize::from(side == Side::Server);
         let packet = self.build(side, self.next[me], text.as_bytes(), false);
         self.next[me] += text.len() as u32;
@@ -163,7 +163,7 @@ impl Conversation {
 fn the_slacksite_port_is_rewritten_and_leads_back() {
     let mut talk = Conversation::logged_in();
     let (verdict, line) = talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
-    assert_eq!((verdict, &*line), (Fate::Replace, "PORT 198,51,100,1,14,178\r\n"));
+    assert_eq!((verdict, &*line), (PacketOutcome::Replace, "PORT 198,51,100,1,14,178\r\n"));
     assert_eq!(
         talk.gateway.kernel.open,
         [Pinhole {
@@ -173,7 +173,7 @@ fn the_slacksite_port_is_rewritten_and_leads_back() {
             source: "203.0.113.9".parse().unwrap(),
         }]
     );
-    assert_eq!(talk.gateway.kernel.attention, Some(Attention::Every));
+    assert_eq!(talk.gateway.kernel.attention, Some(QueueMode::All));
     assert_eq!(talk.gateway.engine.counters().rewrites, 1);
 }
 
@@ -220,7 +220,7 @@ fn each_unused_pinhole_of_a_session_ends_at_its_own_deadline() {
     }
 }
 
-/// One after a whole transfer.
+/// A conversation after a complete transfer.
 fn spent() -> Conversation {
     let mut talk = Conversation::logged_in();
     for (side, line) in [
@@ -246,7 +246,7 @@ fn a_spent_pinhole_is_closed_by_the_next_that_opens() {
         assert_eq!(talk.gateway.kernel.open[0].arrival.port(), 14 << 8 | port);
         let is_held = |port| {
             let arrival = SocketAddr::new("198.51.100.1".parse().unwrap(), 14 << 8 | port);
-            talk.gateway.engine.sessions.pinholes.holds(talk.server.ip(), arrival)
+            talk.gateway.engine.sessions.pinholes.is_held(talk.server.ip(), arrival)
         };
         assert!(is_held(port) && !is_held(178 + 179 - port));
     }
@@ -268,7 +268,7 @@ fn a_spent_pinhole_is_closed_when_nothing_opens_for_a_while_or_ever() {
 #[test]
 fn a_spent_pinholes_port_is_not_given_to_an_engine_beside_before_it_is_closed() {
     let mut talk = spent();
-    let beside = talk.gateway.engine.beside();
+    let beside = talk.gateway.engine.new_shard();
     let mut other = Conversation::through(beside, "192.168.150.81").log_in();
     let announce = "PORT 192,168,150,81,14,178\r\n";
     assert_ne!(other.say(Side::Client, announce).1, "PORT 198,51,100,1,14,178\r\n");
@@ -279,7 +279,7 @@ fn a_spent_pinholes_port_is_not_given_to_an_engine_beside_before_it_is_closed() 
 #[test]
 fn a_cut_announcement_is_held_and_acknowledged() {
     let mut talk = Conversation::logged_in();
-    assert_eq!(talk.say(Side::Client, "PO"), (Fate::Replace, String::new()));
+    assert_eq!(talk.say(Side::Client, "PO"), (PacketOutcome::Replace, String::new()));
     let acknowledgement = Packet::parse(&talk.gateway.kernel.injected[0]).unwrap();
     assert_eq!(acknowledgement.source(), talk.server);
     assert_eq!(acknowledgement.destination(), talk.client);
@@ -293,24 +293,24 @@ fn a_cut_announcement_is_held_and_acknowledged() {
 fn other_protocols_open_nothing_and_are_left_alone_where_the_server_is_none_of_ftp() {
     let mut talk = Conversation::masqueraded();
     talk.say(Side::Server, "220 ready\r\n");
-    assert_eq!(talk.say(Side::Client, "POST / HTTP/1.1\r\n").0, Fate::Accept);
+    assert_eq!(talk.say(Side::Client, "POST / HTTP/1.1\r\n").0, PacketOutcome::Accept);
     assert_eq!(talk.gateway.kernel.attention, None);
-    assert_eq!(talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n").0, Fate::Accept);
-    assert_eq!(talk.say(Side::Client, "PORT 10,99,99,99,14,178\r\n").0, Fate::Replace);
+    assert_eq!(talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n").0, PacketOutcome::Accept);
+    assert_eq!(talk.say(Side::Client, "PORT 10,99,99,99,14,178\r\n").0, PacketOutcome::Replace);
     assert!(talk.gateway.kernel.open.is_empty());
 
     let mut talk = Conversation::masqueraded();
-    assert_eq!(talk.say(Side::Client, "POST / HTTP/1.1\r\n").0, Fate::Accept);
-    assert_eq!(talk.say(Side::Server, "HTTP/1.1 200 OK\r\n").0, Fate::Accept);
-    assert_eq!(talk.gateway.kernel.attention, Some(Attention::None));
-    assert_eq!(talk.say(Side::Client, "PORT 10,99,99,99,14,178\r\n").0, Fate::Accept);
+    assert_eq!(talk.say(Side::Client, "POST / HTTP/1.1\r\n").0, PacketOutcome::Accept);
+    assert_eq!(talk.say(Side::Server, "HTTP/1.1 200 OK\r\n").0, PacketOutcome::Accept);
+    assert_eq!(talk.gateway.kernel.attention, Some(QueueMode::None));
+    assert_eq!(talk.say(Side::Client, "PORT 10,99,99,99,14,178\r\n").0, PacketOutcome::Accept);
 }
 
 #[test]
 fn engines_beside_each_other_give_out_a_port_once_and_number_sessions_in_one_row() {
     let mut first = Conversation::logged_in();
     let mut second =
-        Conversation::through(first.gateway.engine.beside(), "192.168.150.81").log_in();
+        Conversation::through(first.gateway.engine.new_shard(), "192.168.150.81").log_in();
     assert_eq!(second.gateway.engine.sessions.list().next().unwrap().id, 2);
     first.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
     first.gateway.kernel.open.clear(); // a connection used it up
@@ -330,7 +330,7 @@ fn engines_beside_each_other_give_out_a_port_once_and_number_sessions_in_one_row
 fn a_clients_limit_holds_over_engines_beside_each_other() {
     let policy = Policy { max_pinholes_per_client: 1, ..Policy::default() };
     let engine = Engine::new(policy, Checksums::Verify);
-    let mut second = Conversation::through(engine.beside(), "192.168.150.80").log_in();
+    let mut second = Conversation::through(engine.new_shard(), "192.168.150.80").log_in();
     let mut first = Conversation::through(engine, "192.168.150.80").log_in();
     first.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
     second.say(Side::Client, "PORT 192,168,150,80,14,179\r\n");
@@ -342,13 +342,13 @@ fn a_clients_limit_holds_over_engines_beside_each_other() {
 fn a_flushed_conntrack_is_told_again_what_a_connection_needs() {
     let mut talk = Conversation::logged_in();
     talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
-    assert_eq!(talk.gateway.kernel.attention.take(), Some(Attention::Every));
-    (talk.gateway.kernel.forgot, talk.now) = (true, talk.now + REMINDER);
+    assert_eq!(talk.gateway.kernel.attention.take(), Some(QueueMode::All));
+    (talk.gateway.kernel.forgot, talk.now) = (true, talk.now + RESEND_INTERVAL);
     let (verdict, line) = talk.say(Side::Client, "NOOP\r\n");
-    assert_eq!((verdict, &*line), (Fate::Replace, "NOOP\r\n"), "it goes on");
+    assert_eq!((verdict, &*line), (PacketOutcome::Replace, "NOOP\r\n"), "it goes on");
     talk.gateway.kernel.forgot = false;
     talk.say(Side::Server, "200 ok\r\n");
-    assert_eq!(talk.gateway.kernel.attention, Some(Attention::Every));
+    assert_eq!(talk.gateway.kernel.attention, Some(QueueMode::All));
     assert_eq!(talk.gateway.engine.counters().errors, 0);
 }
 
@@ -369,18 +369,18 @@ fn nothing_is_announced_while_the_translation_is_not_known() {
 fn what_is_held_while_conntrack_knows_nothing_is_not_lost() {
     let mut talk = Conversation::logged_in();
     talk.gateway.kernel.forgot = true;
-    assert_eq!(talk.say(Side::Client, "PO"), (Fate::Replace, String::new()));
+    assert_eq!(talk.say(Side::Client, "PO"), (PacketOutcome::Replace, String::new()));
     assert!(talk.gateway.kernel.injected.is_empty());
     talk.gateway.kernel.forgot = false;
     talk.next[0] -= 2;
-    assert_eq!(talk.say(Side::Client, "PO"), (Fate::Replace, String::new()), "sent again");
+    assert_eq!(talk.say(Side::Client, "PO"), (PacketOutcome::Replace, String::new()), "sent again");
     assert_eq!(talk.gateway.kernel.injected.len(), 1);
-    assert_eq!(talk.gateway.kernel.attention, Some(Attention::Every));
+    assert_eq!(talk.gateway.kernel.attention, Some(QueueMode::All));
     let (_, line) = talk.say(Side::Client, "RT 192,168,150,80,14,178\r\n");
     assert_eq!(line, "PORT 198,51,100,1,14,178\r\n");
 }
 
-/// A packet between a client and the server of all tests, its numbers counted from 100 and 500.
+/// A packet between a client and the server of all tests; sequence numbers count from 100 and 500.
 fn flood(number: u16, side: Side, said: (u32, u32), payload: &str) -> Vec<u8> {
     let client = [10, 9, number.to_be_bytes()[0], number.to_be_bytes()[1]];
     let server = [203, 0, 113, 9];
@@ -395,7 +395,7 @@ fn flood(number: u16, side: Side, said: (u32, u32), payload: &str) -> Vec<u8> {
     bytes
 }
 
-/// Hands `engine` the start of a connection: its SYN-ACK and, if so said, a greeting and an answer.
+/// Passes the start of a connection to the engine: its SYN-ACK and, with `dialogue`, a greeting and a command.
 fn begin(gateway: &mut Standalone<Notes>, number: u16, dialogue: bool) {
     let now = Instant::now();
     let mut packets = vec![flood(number, Side::Server, (0, u32::MAX), "SYN")];
@@ -404,7 +404,7 @@ fn begin(gateway: &mut Standalone<Notes>, number: u16, dialogue: bool) {
         packets.push(flood(number, Side::Client, (0, 11), "USER joe\r\n"));
     }
     for packet in packets {
-        assert_eq!(gateway.packet(now, &packet), Fate::Accept);
+        assert_eq!(gateway.packet(now, &packet), PacketOutcome::Accept);
     }
 }
 
@@ -458,7 +458,7 @@ fn a_flood_of_silent_connections_keeps_no_other_out_and_ends_none_that_is_verifi
 #[test]
 fn sessions_are_limited_over_engines_beside_each_other() {
     let mut first = crowded(8);
-    let mut second = Standalone::new(first.engine.beside(), Notes::default());
+    let mut second = Standalone::new(first.engine.new_shard(), Notes::default());
     for number in 0..100 {
         begin(&mut first, number, false);
     }
@@ -482,13 +482,13 @@ fn what_one_end_has_closed_is_not_kept_for_ever() {
     let mut now = Instant::now();
     let mut fin = flood(1, Side::Server, (10, 11), "421 too late\r\n");
     fin = with_fin(fin);
-    assert_eq!(gateway.packet(now, &fin), Fate::Accept);
+    assert_eq!(gateway.packet(now, &fin), PacketOutcome::Accept);
     now += Duration::from_secs(600);
     gateway.expire(now);
     assert_eq!(clients(&gateway), [2]);
 }
 
-/// The same packet with a FIN and its checksum.
+/// The packet with a FIN and its checksum.
 fn with_fin(packet: Vec<u8>) -> Vec<u8> {
     let sliced = etherparse::SlicedPacket::from_ip(&packet).unwrap();
     let (Some(etherparse::NetSlice::Ipv4(ip)), Some(etherparse::TransportSlice::Tcp(tcp))) =
@@ -506,7 +506,7 @@ fn with_fin(packet: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// A conversation that goes on with an engine that knows these records only.
+/// A conversation that continues with an engine that knows only these records.
 fn restored(records: &[Vec<u8>], mut before: Conversation) -> Conversation {
     let mut engine = Engine::new(Policy::default(), Checksums::Verify);
     engine.sessions.restore(records.iter().map(Vec::as_slice), before.now, before.now).unwrap();
@@ -517,11 +517,11 @@ fn restored(records: &[Vec<u8>], mut before: Conversation) -> Conversation {
 #[test]
 fn of_a_session_and_the_one_in_its_place_a_cut_journal_never_has_both() {
     let mut talk = Conversation::logged_in();
-    talk.gateway.engine.sessions.note_changes(talk.now);
+    talk.gateway.engine.sessions.track_changes(talk.now);
     let mut journal = std::mem::take(&mut talk.gateway.journal);
     talk.say(Side::Client, "NOOP\r\n");
     journal.extend(std::mem::take(&mut talk.gateway.journal));
-    // Both ends begin anew on the same endpoints.
+    // Both ends start a new connection on the same endpoints.
     (talk.next, talk.received) = ([9_000_100, 9_000_500], [9_000_500, 9_000_100]);
     let syn_ack = talk.build(Side::Server, 9_000_499, b"", true);
     talk.hand(&syn_ack);
@@ -541,30 +541,34 @@ fn of_a_session_and_the_one_in_its_place_a_cut_journal_never_has_both() {
 #[test]
 fn one_that_began_on_the_endpoints_of_an_adjusted_session_meanwhile_goes_on() {
     let mut talk = Conversation::masqueraded();
-    talk.gateway.engine.sessions.note_changes(talk.now);
+    talk.gateway.engine.sessions.track_changes(talk.now);
     let mut talk = talk.log_in();
     talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
     let records = std::mem::take(&mut talk.gateway.journal);
     let mut talk = restored(&records, talk);
     let (next, received) = (talk.next, talk.received);
-    // Its SYN-ACK passed while no daemon was there.
+    // Its SYN-ACK passed while no daemon ran.
     (talk.next, talk.received) = ([9_000_100, 9_000_500], [9_000_500, 9_000_100]);
     let greeting = "220 ready\r\n";
-    assert_eq!(talk.say(Side::Server, greeting), (Fate::Accept, greeting.to_owned()));
+    assert_eq!(talk.say(Side::Server, greeting), (PacketOutcome::Accept, greeting.to_owned()));
     (talk.next, talk.received) = (next, received);
     let (verdict, line) = talk.say(Side::Server, "200 ok\r\n");
-    assert_eq!((verdict, &*line), (Fate::Replace, "200 ok\r\n"), "the old one goes on, too");
+    assert_eq!(
+        (verdict, &*line),
+        (PacketOutcome::Replace, "200 ok\r\n"),
+        "the old one goes on, too"
+    );
 }
 
 #[test]
 fn a_client_that_has_it_look_as_if_packets_were_missed_is_refused_all_the_same() {
     let mut talk = Conversation::logged_in();
-    // Acknowledges what was never sent; its server takes no notice of the segment.
+    // Acknowledges data that was never sent; the server ignores the segment.
     talk.received[0] += 1000;
     talk.say(Side::Client, "NOOP\r\n");
     (talk.received[0], talk.next[0]) = (talk.received[0] - 1000, talk.next[0] - 6);
     talk.say(Side::Client, "NOOP\r\n");
-    assert_eq!(talk.gateway.engine.counters().lost, 1);
+    assert_eq!(talk.gateway.engine.counters().unread_sessions, 1);
     let (_, line) = talk.say(Side::Client, "PORT 10,99,99,99,14,178\r\n");
     assert_eq!(line, "XXXX XXXXXXXXXXXXXXXXXX\r\n");
     assert_eq!(talk.say(Side::Client, "POR").1, "", "however it is cut");

@@ -1,7 +1,7 @@
-//! Announcements: the endpoint inside `PORT`, `EPRT`, 227 and 229, in all forms seen in the wild.
+//! Announcements: the endpoint in `PORT`, `EPRT`, 227 and 229, in all forms seen in practice.
 //!
-//! Commands are read strictly, as a server reads them; replies leniently, as clients do: RFC 1123
-//! section 4.1.2.6 asks a client to scan a 227 for digits, as its punctuation was never fixed.
+//! Commands are parsed strictly, as servers do. Replies are parsed leniently, as clients do: RFC 1123 section 4.1.2.6
+//! asks a client to scan a 227 for digits, because its punctuation was never fixed.
 
 use std::{
     fmt,
@@ -14,7 +14,7 @@ use tinyvec::TinyVec;
 
 use super::{Text, Zeros};
 
-/// Which announcement. Its name is the same for people and in JSON.
+/// The kind of announcement. Log lines and JSON use the same name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
 pub enum Kind {
@@ -49,56 +49,56 @@ impl fmt::Display for Kind {
 /// An endpoint that one end of a control connection announced.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announcement {
-    /// Its form.
+    /// The kind of announcement.
     pub kind: Kind,
-    /// The address; `None` in a 229, which means the server's own.
+    /// The address; `None` in a 229, which implies the server's own.
     pub address: Option<IpAddr>,
     /// The port.
     pub port: u16,
-    /// Where the endpoint stands in the text: the bytes that a rewrite replaces.
+    /// Position of the endpoint in the text: the bytes that a rewrite replaces.
     pub endpoint: Range<usize>,
-    /// What separates the fields of an `EPRT` or a 229.
+    /// The byte that separates the fields of an `EPRT` or a 229.
     delimiter: u8,
-    /// Whether the byte before the endpoint of a 227 is a parenthesis, so that blanks may stand before that.
+    /// Whether a parenthesis precedes the endpoint of a 227, so that blanks may precede the parenthesis.
     pub has_parenthesis: bool,
 }
 
-/// An endpoint as an announcement names it. Most take no memory of their own.
-pub type Named = TinyVec<[u8; 28]>;
+/// The text of an endpoint in an announcement. Most need no heap memory.
+pub type EndpointText = TinyVec<[u8; 28]>;
 
-/// Why a line that announces cannot be read.
+/// Why an announcement cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// Not of the form of its kind.
+    /// The text does not have the form of its kind.
     #[error("{0} is malformed")]
     Form(Kind),
-    /// A host-port number that is no octet.
+    /// A number of a host-port is above 255.
     #[error("{number} in {kind} is above 255")]
     Octet {
-        /// In what it stands.
+        /// The kind of announcement.
         kind: Kind,
         /// The number.
         number: u32,
     },
-    /// A port that is no port.
+    /// A port is out of range.
     #[error("port {number} in {kind} is not between 1 and 65535")]
     Port {
-        /// In what it stands.
+        /// The kind of announcement.
         kind: Kind,
         /// The number.
         number: u32,
     },
-    /// An `EPRT` whose address is not of the family that it names, or of a family other than 1
-    /// and 2; the server answers 522.
+    /// The address of an `EPRT` does not belong to the family it names, or the family is not 1 or 2. The server answers
+    /// 522.
     #[error("EPRT names a family that is not served here")]
     Family,
-    /// An `EPRT` with a scoped address (`fe80::1%eth0`), which means nothing to another machine.
+    /// The address of an `EPRT` has a scope (`fe80::1%eth0`), which other machines cannot interpret.
     #[error("EPRT names a scoped address")]
     Scope,
 }
 
 impl Kind {
-    /// Whether a port can be announced in so many bytes.
+    /// Whether `port` can be written with exactly `length` bytes.
     pub fn has_port_in(self, port: u16, length: usize, zeros: Zeros) -> bool {
         let [high, low] = port.to_be_bytes().map(|number| digits(number.into()));
         match self {
@@ -110,16 +110,16 @@ impl Kind {
 }
 
 impl Announcement {
-    /// Reads the argument of `PORT`, which starts at `start` of the text.
+    /// Parses the argument of `PORT`, which starts at `start` of the text.
     pub fn port(argument: &[u8], start: usize) -> Result<Self, Malformed> {
-        let numbers = Numbers::at(argument, 0).ok_or(Malformed::Form(Kind::Port))?;
+        let numbers = HostPort::at(argument, 0).ok_or(Malformed::Form(Kind::Port))?;
         if numbers.span != (0..argument.len()) {
             return Err(Malformed::Form(Kind::Port));
         }
         numbers.announcement(Kind::Port, start)
     }
 
-    /// Reads the argument of `EPRT`, which starts at `start` of the text.
+    /// Parses the argument of `EPRT`, which starts at `start` of the text.
     pub fn eprt(argument: &[u8], start: usize) -> Result<Self, Malformed> {
         let form = || Malformed::Form(Kind::Eprt);
         let (&delimiter, rest) = argument.split_first().ok_or_else(form)?;
@@ -133,7 +133,7 @@ impl Announcement {
         let text = std::str::from_utf8(address).map_err(|_| form())?;
         let address: IpAddr = match family {
             b"1" => text.parse::<Ipv4Addr>().map_err(|_| form())?.into(),
-            // RFC 2428: no character that an address needs. A rewrite could need it.
+            // RFC 2428: the delimiter must not occur in an address. The rewritten address could contain it.
             b"2" if is_in_ipv6(delimiter) => return Err(form()),
             b"2" if text.contains('%') => return Err(Malformed::Scope),
             b"2" => text.parse::<Ipv6Addr>().map_err(|_| form())?.into(),
@@ -153,7 +153,7 @@ impl Announcement {
         while let Some(digit) = bytes.get(at..).and_then(|b| b.iter().position(u8::is_ascii_digit))
         {
             at += digit;
-            if let Some(numbers) = Numbers::at(bytes, at) {
+            if let Some(numbers) = HostPort::at(bytes, at) {
                 let has_parenthesis = at.checked_sub(1).and_then(|at| bytes.get(at)) == Some(&b'(');
                 let read = numbers.announcement(Kind::Pasv, 0)?;
                 return Ok(Self { has_parenthesis, ..read });
@@ -189,8 +189,8 @@ impl Announcement {
         Err(Malformed::Form(Kind::Epsv))
     }
 
-    /// How many bytes are left for the port where `address` is named in the place of this endpoint. `None` when
-    /// no port takes as many.
+    /// Number of bytes that remain for the port if `address` replaces the announced one and the length stays. `None` if
+    /// no port fits.
     pub fn room_for_port(&self, address: IpAddr, zeros: Zeros) -> Option<usize> {
         let address = match (self.kind, address) {
             (Kind::Epsv, _) => return Some(self.endpoint.len()),
@@ -207,25 +207,25 @@ impl Announcement {
         self.endpoint.len().checked_sub(address + 1).filter(|room| lengths.contains(room))
     }
 
-    /// What takes the place of which bytes when `new` is announced instead. Where `zeros` say that the line keeps its length, blanks
-    /// before the parenthesis of a 227 that would be shorter make up for that (docs/studies/lengths.md).
-    pub fn edit(&self, new: SocketAddr, zeros: Zeros) -> Option<(Range<usize>, Named)> {
+    /// The range to replace and its replacement if `new` is announced instead. If `zeros` require that a 227 keeps its
+    /// length, a shorter one is padded with blanks before the parenthesis (docs/studies/lengths.md).
+    pub fn edit(&self, new: SocketAddr, zeros: Zeros) -> Option<(Range<usize>, EndpointText)> {
         let text = self.rewritten(new, zeros)?;
         let Range { start, end } = self.endpoint;
         let missing = self.endpoint.len().saturating_sub(text.len());
         if missing == 0 || zeros == Zeros::None || !self.has_parenthesis {
             return Some((start..end, text));
         }
-        let mut padded = Named::new();
+        let mut padded = EndpointText::new();
         padded.extend(std::iter::repeat_n(b' ', missing));
         padded.push(b'(');
         padded.extend_from_slice(&text);
         Some((start - 1..end, padded))
     }
 
-    /// The text that takes the place of the endpoint when `new` is announced instead, as long as the endpoint if
-    /// `zeros` make it so. `None` when the form cannot say it: an IPv6 address in a host-port.
-    pub fn rewritten(&self, new: SocketAddr, zeros: Zeros) -> Option<Named> {
+    /// The replacement of the endpoint if `new` is announced instead; as long as the endpoint if `zeros` make that
+    /// possible. `None` if the kind cannot express it: an IPv6 address in a host-port.
+    pub fn rewritten(&self, new: SocketAddr, zeros: Zeros) -> Option<EndpointText> {
         Some(match (self.kind, new.ip()) {
             (Kind::Port | Kind::Pasv, IpAddr::V4(ip)) => {
                 let ([a, b, c, d], [high, low]) = (ip.octets(), new.port().to_be_bytes());
@@ -234,7 +234,7 @@ impl Announcement {
                 host_port([a, b, c, d, high, low], room.unwrap_or_default(), zeros.digits())
             }
             (Kind::Port | Kind::Pasv, IpAddr::V6(_)) => return None,
-            // The family stands before the endpoint and is not replaced.
+            // The family precedes the endpoint and is not replaced.
             (Kind::Eprt, ip) if self.address.is_some_and(|old| old.is_ipv4() == ip.is_ipv4()) => {
                 named(&format!("{ip}{}{}", char::from(self.delimiter), new.port()))
             }
@@ -248,13 +248,13 @@ fn digits(number: u16) -> usize {
     number.checked_ilog10().unwrap_or(0) as usize + 1
 }
 
-fn named(text: &str) -> Named {
+fn named(text: &str) -> EndpointText {
     text.as_bytes().into()
 }
 
-/// Six numbers between commas. By hand, as the machinery of `format!` costs a tenth of a rewrite. If the last two take
-/// less than `room`, zeros stand before the last one up to `most` digits, then before the other.
-fn host_port(numbers: [u8; 6], room: usize, most: usize) -> Named {
+/// Writes six numbers with commas. Not with `format!`, which costs a tenth of a rewrite. If the last two take less than
+/// `room`, the last one is padded with zeros up to `most` digits, then the other.
+fn host_port(numbers: [u8; 6], room: usize, most: usize) -> EndpointText {
     let [.., high, low] = numbers.map(|number| digits(number.into()));
     let zeros = room.saturating_sub(high + 1 + low);
     let low = low.max(most.min(low + zeros));
@@ -276,15 +276,15 @@ fn host_port(numbers: [u8; 6], room: usize, most: usize) -> Named {
     text[..length - 1].into()
 }
 
-/// Six numbers between commas, as they stand.
-struct Numbers {
+/// Six numbers with commas, and their position.
+struct HostPort {
     values: [u32; 6],
     span: Range<usize>,
 }
 
-impl Numbers {
-    /// Reads exactly six at `at`, where the first one's first digit stands. A seventh makes it
-    /// none: which six were meant cannot be known.
+impl HostPort {
+    /// Parses exactly six numbers, the first of which starts at `at`. With a seventh number the result is `None`,
+    /// because it is unclear which six are meant.
     fn at(bytes: &[u8], at: usize) -> Option<Self> {
         let mut values = [0; 6];
         let mut position = at;
@@ -322,7 +322,7 @@ impl Numbers {
     }
 }
 
-/// Past a comma with blanks around it.
+/// Skips a comma and the blanks around it.
 fn comma(bytes: &[u8], at: usize) -> Option<usize> {
     if let Some([b',', b'0'..=b'9']) = bytes.get(at..at + 2) {
         return Some(at + 1);
@@ -341,7 +341,7 @@ fn number(digits: &[u8]) -> Option<u32> {
     (length == digits.len()).then_some(number)
 }
 
-/// The number of one to nine digits that `bytes` start with, and how many they are.
+/// The number of one to nine digits at the start of `bytes`, and its number of digits.
 fn leading_number(bytes: &[u8]) -> Option<(u32, usize)> {
     let mut number = 0;
     let mut length = 0;
@@ -362,12 +362,12 @@ fn checked_port(kind: Kind, number: u32) -> Result<u16, Malformed> {
     }
 }
 
-/// RFC 2428 section 2: ASCII 33 to 126; a digit could not be told from the fields.
+/// RFC 2428 section 2: ASCII 33 to 126. A digit is excluded, because it could not be told from the fields.
 fn is_delimiter(byte: u8) -> bool {
     byte.is_ascii_graphic() && !byte.is_ascii_digit()
 }
 
-/// Whether the text of an IPv6 address may have `byte`.
+/// Whether `byte` may occur in an IPv6 address.
 fn is_in_ipv6(byte: u8) -> bool {
     byte.is_ascii_hexdigit() || matches!(byte, b':' | b'.')
 }
@@ -499,13 +499,13 @@ mod tests {
             ("192,168,150,8,14,178", "198.51.100.1:3762", "198,51,100,1,014,178"),
             ("192,168,150,80,4,1", "198.51.100.1:1025", "198,51,100,1,4,001"),
             ("192,168,1,80,4,1", "10.0.0.1:1025", "10,0,0,1,004,001"),
-            // One more zero would be a fourth digit.
+            // Another zero would be a fourth digit.
             ("192,168,150,80,14,178", "198.51.100.1:3762", "198,51,100,1,14,178"),
             ("192,168,10,80,4,1", "10.0.0.1:1025", "10,0,0,1,4,1"),
             ("192,168,150,80,140,178", "198.51.100.1:36018", "198,51,100,1,140,178"),
             ("10,0,0,2,4,1", "198.51.100.1:1025", "198,51,100,1,4,1"),
             ("10,0,0,2,4,1", "10.0.0.3:1025", "10,0,0,3,4,1"),
-            // What a client fills up itself is as long.
+            // The client's own padding keeps the same length.
             ("10,0,0,209,004,001", "10.0.0.1:1025", "10,0,0,1,4,1"),
             ("10,0,0,20,04,001", "10.0.0.1:1025", "10,0,0,1,004,001"),
         ] {
@@ -532,7 +532,7 @@ mod tests {
             ("227 (255,255,255,255,4,1).", "1.1.1.1:1025", "227         (1,1,1,1,4,1)."),
             ("227 Mode (10,0,0,1,4,1)", "10.0.0.209:1025", "227 Mode (10,0,0,209,4,1)"),
             ("227 Mode (10,0,0,2,4,1)", "10.0.0.1:1025", "227 Mode (10,0,0,1,4,1)"),
-            // Without a parenthesis blanks would stand where nobody expects them.
+            // Without a parenthesis, no reader expects blanks there.
             ("227 Mode 10,0,0,209,4,1", "10.0.0.1:1025", "227 Mode 10,0,0,1,4,1"),
             ("227 Mode ( 10,0,0,209,4,1)", "10.0.0.1:1025", "227 Mode ( 10,0,0,1,4,1)"),
         ] {

@@ -2,7 +2,7 @@
 
 use super::{Text, text::is_blank};
 
-/// What a command asks for, as far as a gateway cares.
+/// The commands that matter to a gateway.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verb {
     /// `PORT`: the client announces an IPv4 host-port (RFC 959).
@@ -13,22 +13,21 @@ pub enum Verb {
     Pasv,
     /// `EPSV`: asks the server for a 229.
     Epsv,
-    /// `EPSV ALL`: from now on nothing but EPSV is used (RFC 2428 section 4).
+    /// `EPSV ALL`: the client uses only EPSV from now on (RFC 2428 section 4).
     EpsvAll,
-    /// `USER`: a login begins, and ends the one before (RFC 959 section 4.1.1).
+    /// `USER`: starts a login and ends the previous one (RFC 959 section 4.1.1).
     User,
     /// `PASS`, `ACCT`: a further step of a login.
     Login,
-    /// `REIN`: back to before the login.
+    /// `REIN`: ends the login.
     Reinitialize,
     /// `AUTH`: asks for TLS or another security mechanism (RFC 2228, RFC 4217).
     Auth,
-    /// `CCC`: asks to go back to plain text (RFC 4217 section 12).
+    /// `CCC`: returns to plain text (RFC 4217 section 12).
     ClearCommandChannel,
-    /// A command that moves data over a data connection.
+    /// A command that uses a data connection.
     Transfer,
-    /// A command whose reply may have lines that hold names or files, with an argument: `STAT` of a directory is
-    /// answered by a listing.
+    /// A command whose reply may contain file names or contents: the reply to `STAT` with a directory is a listing.
     Listing,
     /// Another FTP command.
     Other,
@@ -39,18 +38,18 @@ pub enum Verb {
 /// One command line.
 #[derive(Clone, Copy, Debug)]
 pub struct Command<'t> {
-    /// What it asks for.
+    /// The command.
     pub verb: Verb,
-    /// The first word.
+    /// The first word of the line.
     pub word: &'t [u8],
-    /// What follows the verb, without blanks around it.
+    /// The text after the verb, without surrounding blanks.
     pub argument: &'t [u8],
-    /// Where the argument starts in the text.
+    /// Position of the argument in the text.
     pub argument_start: usize,
 }
 
 impl<'t> Command<'t> {
-    /// Reads a client's line. `None` for an empty one, which servers pass over.
+    /// Parses a client's line. `None` for an empty line, which servers ignore.
     pub fn parse(text: &'t Text<'_>) -> Option<Self> {
         let bytes = text.bytes();
         if bytes.is_empty() {
@@ -64,21 +63,21 @@ impl<'t> Command<'t> {
         Some(Self { verb: classify(verb, argument), word: verb, argument, argument_start })
     }
 
-    /// Whether `text`, the start of a line that is not complete yet, may become a command that
-    /// announces an endpoint, or, with `auth`, one that asks for encryption.
+    /// Whether `text`, the start of an unfinished line, may become an announcement or, with `auth`, a request for
+    /// encryption.
     pub fn may_announce(text: &Text<'_>, auth: bool) -> bool {
         let start = text.bytes();
         let verb = &start[..start.len().min(4)];
         let could_be =
             |name: &[u8]| name.len() >= verb.len() && name[..verb.len()].eq_ignore_ascii_case(verb);
-        // A fifth byte that is no blank makes it another verb.
+        // A fifth byte other than a blank makes it another verb.
         let other_verb = start.get(4).is_some_and(|b| !is_blank(*b));
         !other_verb && (could_be(b"PORT") || could_be(b"EPRT") || (auth && could_be(b"AUTH")))
     }
 }
 
-/// The verbs of RFC 959 and its extensions (RFC 775, 1123, 1639, 2228, 2389, 2428, 2640, 3659, 4217,
-/// 7151, and what common clients and servers speak), shorter ones filled up with NUL. Text has no NUL.
+/// The verbs of RFC 959 and its extensions (RFC 775, 1123, 1639, 2228, 2389, 2428, 2640, 3659, 4217, 7151, and those of
+/// common clients and servers), padded with NUL. Text contains no NUL.
 #[rustfmt::skip]
 fn classify(verb: &[u8], argument: &[u8]) -> Verb {
     let mut name = [0; 4];
@@ -88,7 +87,7 @@ fn classify(verb: &[u8], argument: &[u8]) -> Verb {
     match &name {
         b"PORT" => Verb::Port,
         b"EPRT" => Verb::Eprt,
-        // `P@SW` is what some routers make of it; servers know.
+        // Some routers change it to `P@SW`; servers accept that.
         b"PASV" | b"P@SW" => Verb::Pasv,
         b"EPSV" if argument.eq_ignore_ascii_case(b"ALL") => Verb::EpsvAll,
         b"EPSV" => Verb::Epsv,
@@ -98,11 +97,11 @@ fn classify(verb: &[u8], argument: &[u8]) -> Verb {
         b"AUTH" => Verb::Auth,
         b"CCC\0" => Verb::ClearCommandChannel,
         b"APPE" | b"LIST" | b"MLSD" | b"NLST" | b"RETR" | b"STOR" | b"STOU" => Verb::Transfer,
-        // Clients send these with others.
+        // Clients send these with other arguments.
         b"SITE" if has_first_word(argument, b"CHMOD") || has_first_word(argument, b"UTIME") => Verb::Other,
-        // Without an argument it names the directory that the client is in.
+        // Without an argument the reply names the current directory.
         b"MLST" => Verb::Listing,
-        // Its reply may be one line of a file that the server shows, and what that makes of the next.
+        // The reply may contain one line of a file that the server shows.
         b"QUIT" => Verb::Listing,
         b"HELP" | b"SITE" | b"STAT" if !argument.is_empty() => Verb::Listing,
         b"ABOR" | b"ADAT" | b"ALLO" | b"AVBL" | b"CDUP" | b"CLNT" | b"CONF" | b"COMB" | b"CSID"

@@ -1,20 +1,19 @@
 //! The FTP control protocol (RFC 959, RFC 2428): commands, replies, announcements.
 //!
-//! Pure functions from one line's bytes to what it says. A line here is what lies between two line
-//! feeds; this module knows nothing of packets, connections or time, and never panics: every
-//! byte it is given was chosen by a stranger.
+//! Pure functions from the bytes of one line to its meaning. A line is the text between two line feeds. This module
+//! knows nothing of packets, connections or time. It never panics, because an attacker may have chosen every byte.
 
+mod ambiguity;
 mod announcement;
 mod command;
-mod foreign;
-mod hidden;
+mod non_ftp;
 mod reply;
 mod text;
 mod zeros;
 
+pub use ambiguity::{LineEnd, VerbScanner, is_plain, may_end_or_skip};
 pub use announcement::{Announcement, Kind, Malformed};
 pub use command::{Command, Verb};
-pub use hidden::{Hidden, LineEnd, is_plain, may_end_or_skip};
 pub use reply::{Reply, ReplyTracker};
 pub use text::Text;
 pub use zeros::Zeros;

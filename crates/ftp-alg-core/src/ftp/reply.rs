@@ -6,44 +6,44 @@ use serde::{Deserialize, Serialize};
 
 use super::Text;
 
-/// One line that ends a reply, or is all of it.
+/// The last line of a reply.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Reply {
-    /// The three digits.
+    /// The three-digit reply code.
     pub code: u16,
 }
 
 impl Reply {
-    /// 1xx: more is to come.
+    /// 1yz: another reply follows.
     pub fn is_preliminary(self) -> bool {
         (100..200).contains(&self.code)
     }
 
-    /// 2xx: done.
+    /// 2yz: completed.
     pub fn is_success(self) -> bool {
         (200..300).contains(&self.code)
     }
 
-    /// 4xx, 5xx (and 6xx of RFC 2228's protected replies are none of these).
+    /// 4yz or 5yz. (6yz, RFC 2228's protected replies, belong to none of these groups.)
     pub fn is_failure(self) -> bool {
         (400..600).contains(&self.code)
     }
 
-    /// 50x, 53x: what servers answer to a command that they do not know, or not before a login.
+    /// 50z or 53z: the reply to an unknown command, or to one that needs a login.
     pub fn is_of_unknown_command(self) -> bool {
         matches!(self.code / 10, 50 | 53)
     }
 }
 
-/// Follows multi-line replies, so that text inside one is not taken for a reply.
+/// Follows multi-line replies, so that text inside one is not taken as a reply.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct ReplyTracker {
-    /// The code of the reply that is open, and one more: there are few bytes for it.
+    /// Code of the unfinished reply plus one, to fit into two bytes.
     open: Option<NonZeroU16>,
 }
 
 impl ReplyTracker {
-    /// Reads one complete line; gives the reply if this line ends one.
+    /// Reads one complete line; returns the reply if this line ends one.
     pub fn line(&mut self, text: &Text<'_>) -> Option<Reply> {
         let parsed = parse(text);
         match (self.open(), parsed) {
@@ -60,13 +60,13 @@ impl ReplyTracker {
         }
     }
 
-    /// The code of a multi-line reply that goes on.
+    /// Code of an unfinished multi-line reply.
     pub fn open(&self) -> Option<u16> {
         self.open.map(|code| code.get() - 1)
     }
 
-    /// Whether `text`, the start of a line that is not complete yet, may become a line that ends the reply to an
-    /// unknown command ([`Reply::is_of_unknown_command`]).
+    /// Whether `text`, the start of an unfinished line, may end the reply to an unknown command
+    /// ([`Reply::is_of_unknown_command`]).
     pub fn may_fail(&self, text: &Text<'_>) -> bool {
         let start = text.bytes();
         let is_of_open = |code: u16| {
@@ -83,8 +83,7 @@ impl ReplyTracker {
         !text.is_indented() && may_begin && self.open().is_none_or(is_of_open)
     }
 
-    /// Whether `text`, the start of a line that is not complete yet, may become a line that ends a
-    /// 227 or 229 reply.
+    /// Whether `text`, the start of an unfinished line, may end a 227 or 229.
     pub fn may_announce(&self, text: &Text<'_>) -> bool {
         if text.is_indented() || self.open().is_some_and(|code| code != 227 && code != 229) {
             return false;
@@ -96,8 +95,8 @@ impl ReplyTracker {
     }
 }
 
-/// The code, and whether more lines of the reply follow. Blanks before a code make it text: that is
-/// how a server keeps text from being taken for the end of its reply (RFC 959 section 4.2).
+/// The code, and whether more lines of the reply follow. A line with blanks before the code is text: that is how a
+/// server marks text that looks like the end of its reply (RFC 959 section 4.2).
 fn parse(text: &Text<'_>) -> Option<(u16, bool)> {
     let (digits, rest) = text.bytes().split_at_checked(3)?;
     if text.is_indented() {

@@ -1,24 +1,23 @@
-//! A line as FTP reads it: Telnet commands and NUL bytes left out, ends trimmed.
+//! The readable text of a line: without Telnet commands and NUL bytes, with trimmed ends.
 //!
-//! RFC 959 section 2.3.4 lets a client put Telnet commands (`IAC IP`, `IAC DM` before `ABOR`)
-//! into the control connection. They are skipped for reading; the bytes that are forwarded stay
-//! as they are, so every position in the text can be traced to its place in the line. Options are
-//! refused (RFC 1123 section 4.1.2.12), so nothing is ever negotiated further: what `IAC SB` begins
-//! is text, as servers take it. What servers take otherwise is the matter of `hidden`.
+//! RFC 959 section 2.3.4 allows Telnet commands on the control connection (`IAC IP`, `IAC DM` before `ABOR`). They are
+//! skipped when a line is read. Forwarded bytes stay unchanged, so every position in the text can be mapped to the
+//! line. Options are always refused (RFC 1123 section 4.1.2.12), so nothing is negotiated, and servers read the content
+//! of `IAC SB` as text. `ambiguity` handles the differences between servers.
 
 use std::{borrow::Cow, ops::Range};
 
 const IAC: u8 = 0xff;
 const WILL: u8 = 0xfb;
 const DONT: u8 = 0xfe;
-/// The lowest Telnet command (RFC 854: SE).
+/// The lowest Telnet command byte (RFC 854: SE).
 const LOWEST: u8 = 0xf0;
 
 /// The readable part of one line, without its line end.
 #[derive(Debug)]
 pub struct Text<'a> {
     bytes: Cow<'a, [u8]>,
-    /// Where each byte stood in the line; empty when they stand as they stood from `start`.
+    /// Position of each byte in the line; empty if the text is contiguous from `start`.
     origins: Vec<usize>,
     start: usize,
     indented: bool,
@@ -27,9 +26,9 @@ pub struct Text<'a> {
 }
 
 impl<'a> Text<'a> {
-    /// Reads `line`, with or without its CR LF (or bare LF).
+    /// Parses `line`, with or without its CR LF (or bare LF).
     pub fn new(line: &'a [u8]) -> Self {
-        let odd = has_odd(line);
+        let odd = has_control_bytes(line);
         if odd && line.iter().any(|byte| matches!(*byte, IAC | 0)) {
             return Self::cleaned(line);
         }
@@ -54,7 +53,7 @@ impl<'a> Text<'a> {
             let skip = match (byte, line.get(i + 1)) {
                 (0, _) => 1,
                 (IAC, Some(&IAC)) => 0,
-                // No option has the number of a letter: what follows is the start of a word.
+                // No option has the code of a letter, so the next byte starts a word.
                 (IAC, Some(&(WILL..=DONT))) if is_graphic(line.get(i + 2)) => 2,
                 (IAC, Some(&(WILL..=DONT))) => 3,
                 (IAC, Some(&(LOWEST..))) => 2,
@@ -87,22 +86,22 @@ impl<'a> Text<'a> {
         &self.bytes
     }
 
-    /// Whether blanks stand before the readable bytes.
+    /// Whether blanks precede the readable bytes.
     pub fn is_indented(&self) -> bool {
         self.indented
     }
 
-    /// Whether the line has a byte in it that is left out, or ends a line, for some server.
+    /// Whether some server may skip a byte of the line, or end the line at it.
     pub fn is_odd(&self) -> bool {
         self.odd
     }
 
-    /// How many bytes at the end are the start of a Telnet command that goes on.
+    /// Number of bytes at the end that start an unfinished Telnet command.
     pub fn unfinished(&self) -> usize {
         self.unfinished
     }
 
-    /// Where `range` of the readable bytes stands in the line. `range` must not be empty.
+    /// Position of `range` in the line. `range` must not be empty.
     pub fn origin(&self, range: Range<usize>) -> Range<usize> {
         match (self.origins.get(range.start), self.origins.get(range.end.saturating_sub(1))) {
             (Some(first), Some(last)) => *first..*last + 1,
@@ -111,30 +110,30 @@ impl<'a> Text<'a> {
     }
 }
 
-/// What some servers pass over before a verb, and take for its end: what C calls white space.
+/// Bytes that some servers skip before a verb and accept as its end: C's white space.
 pub(super) fn is_blank(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | 0x0b | 0x0c | b'\r')
 }
 
-/// Whether `byte` may be left out, or end a line, for some server.
-pub(super) const fn is_odd(byte: u8) -> bool {
+/// Whether some server may skip `byte`, or end a line at it.
+pub(super) const fn is_control(byte: u8) -> bool {
     byte >= LOWEST || matches!(byte, 0 | b'\r' | b'\n')
 }
 
 /// Whether `line` has such a byte before its end.
-pub(super) fn has_odd(line: &[u8]) -> bool {
+pub(super) fn has_control_bytes(line: &[u8]) -> bool {
     let text = line.strip_suffix(b"\n").unwrap_or(line);
     let text = text.strip_suffix(b"\r").unwrap_or(text);
-    // Lines are short: looking every byte up costs less than comparing, or stopping at the first.
-    text.iter().fold(false, |found, byte| found | ODD[usize::from(*byte)])
+    // Lines are short: a lookup of every byte costs less than comparisons, or than stopping at the first.
+    text.iter().fold(false, |found, byte| found | CONTROL_BYTES[usize::from(*byte)])
 }
 
-/// Which bytes [are odd](is_odd).
-static ODD: [bool; 256] = {
+/// The bytes for which [`is_control`] holds.
+static CONTROL_BYTES: [bool; 256] = {
     let mut odd = [false; 256];
     let mut byte = 0;
     while byte < odd.len() {
-        odd[byte] = is_odd(byte as u8);
+        odd[byte] = is_control(byte as u8);
         byte += 1;
     }
     odd
@@ -149,7 +148,7 @@ fn trimmed_end(line: &[u8]) -> usize {
     line.iter().rposition(|b| *b != b'\n' && !is_blank(*b)).map_or(0, |i| i + 1)
 }
 
-/// Whether the Telnet command at the start of `bytes` goes on after them.
+/// Whether the Telnet command at the start of `bytes` is unfinished.
 fn is_unfinished(bytes: &[u8]) -> bool {
     matches!(bytes, [IAC, WILL..=DONT] | [IAC])
 }

@@ -1,22 +1,22 @@
-//! Zeros before the numbers of a port, by which a rewritten `PORT` keeps its length.
+//! Leading zeros of port numbers, by which a rewritten `PORT` keeps its length.
 
 use serde::{Deserialize, Serialize};
 
-/// How a rewritten `PORT` keeps its length: by zeros before both numbers of its port, so that each has so many digits at most
-/// (docs/studies/lengths.md).
+/// How many leading zeros a rewritten `PORT` may have to keep its length. Both numbers of its port are padded to at
+/// most this many digits (docs/studies/lengths.md).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Zeros {
-    /// It need not.
+    /// No zeros: the length may change.
     #[default]
     None,
-    /// As every server reads them.
+    /// Three digits, which every server accepts.
     Three,
-    /// As servers of well-known names read them.
+    /// Four digits, which servers with certain greetings accept.
     Four,
 }
 
 impl Zeros {
-    /// The most digits of each number; 0 without zeros.
+    /// Maximum number of digits; 0 without zeros.
     pub fn digits(self) -> usize {
         match self {
             Self::None => 0,
@@ -25,7 +25,7 @@ impl Zeros {
         }
     }
 
-    /// Those with so many digits at most; none unless servers take as many.
+    /// The setting for at most this many digits; `None` unless servers accept as many.
     pub fn of_digits(digits: usize) -> Self {
         match digits {
             3 => Self::Three,
@@ -34,7 +34,7 @@ impl Zeros {
         }
     }
 
-    /// The longest port that is written so.
+    /// Length of the longest port in this form.
     pub(super) fn longest(self) -> usize {
         2 * self.digits().max(3) + 1
     }

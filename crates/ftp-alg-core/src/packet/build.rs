@@ -1,4 +1,4 @@
-//! Building packets: a changed copy of one that was parsed, or an acknowledgement from nothing.
+//! Builds packets: a changed copy of a parsed packet, or a new acknowledgement.
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -22,10 +22,10 @@ pub struct Edit<'a> {
 }
 
 impl<'a> Packet<'a> {
-    /// Writes a copy changed by `edit` over `out`, with lengths and checksums to match. `sack`
-    /// maps each SACK block, left and right edge; a block that it maps to `None` is left out.
+    /// Writes a copy with the changes of `edit` to `out`, with correct lengths and checksums. `sack` maps the edges of
+    /// each SACK block; a block that it maps to `None` is omitted.
     ///
-    /// A payload longer than an IP packet can be is cut; callers keep far below that.
+    /// A payload longer than an IP packet can carry is cut; callers stay far below that.
     pub fn rebuild(
         &self,
         edit: &Edit<'_>,
@@ -36,7 +36,7 @@ impl<'a> Packet<'a> {
         self.rebuild_onto(edit, sack, out);
     }
 
-    /// As [`rebuild`](Self::rebuild), behind what is in `out`.
+    /// As [`rebuild`](Self::rebuild), but appends to `out`.
     pub fn rebuild_onto(
         &self,
         edit: &Edit<'_>,
@@ -60,8 +60,8 @@ impl<'a> Packet<'a> {
             tcp.set_flags(edit.flags);
             tcp.set_urgent_ptr(edit.urgent);
         }
-        if edit.payload.is_none() && !self.offload.unsummed {
-            // RFC 1624: only what changed has to be summed.
+        if edit.payload.is_none() && !self.offload.lacks_checksum {
+            // RFC 1624: only the changed words are summed.
             let mut sum = Sum::of(self.word::<16>());
             sum.change(self.long::<4>(), edit.seq.0);
             sum.change(self.long::<8>(), edit.ack.0);
@@ -82,8 +82,9 @@ impl<'a> Packet<'a> {
     }
 }
 
-/// Writes an acknowledgement over `out`: a segment without payload from `source` to `destination`.
-/// `timestamps` are the option's two values, for a connection that uses it.
+/// Writes an acknowledgement to `out`: a segment without payload from `source` to `destination`.
+///
+/// `timestamps` are the two values of the option, for a connection that uses it.
 pub fn acknowledgement(
     source: SocketAddr,
     destination: SocketAddr,
@@ -104,8 +105,8 @@ pub fn acknowledgement(
     set_tcp_checksum(&mut out[ip..], source.ip(), destination.ip());
 }
 
-/// Writes a segment that says `payload` over `out`, from the first of `ends` to the second, with its sequence number and what it
-/// acknowledges.
+/// Writes a segment with `payload` to `out`, from the first of `ends` to the second, with its sequence and
+/// acknowledgement number.
 pub fn segment(
     ends: (SocketAddr, SocketAddr),
     numbers: (Seq, Seq),
@@ -120,7 +121,8 @@ pub fn segment(
     set_tcp_checksum(&mut out[tcp..], source.ip(), destination.ip());
 }
 
-/// Writes IP and TCP headers over `out`, but for lengths and checksums; the TCP header's options are zero. Returns where it begins.
+/// Writes IP and TCP headers to `out`, without lengths and checksums; TCP options are zero. Returns the offset of the
+/// TCP header.
 fn headers(
     (source, destination): (SocketAddr, SocketAddr),
     header: usize,
@@ -166,7 +168,7 @@ fn headers(
     ip
 }
 
-/// Writes a copy of `packet` between other endpoints over `out`, as NAT would have it.
+/// Writes a copy of `packet` with other endpoints to `out`, as NAT does.
 pub fn with_endpoints(
     packet: &Packet<'_>,
     source: SocketAddr,
@@ -198,7 +200,7 @@ pub fn with_endpoints(
     set_tcp_checksum(&mut out[packet.tcp..], source.ip(), destination.ip());
 }
 
-/// Maps the blocks of a whole SACK option; room that is left over is filled with NOP.
+/// Maps the blocks of a SACK option; unused room is filled with NOP.
 fn map_sack(option: &mut [u8], map: &mut impl FnMut([Seq; 2]) -> Option<[Seq; 2]>) {
     let mut kept = 2;
     let mut at = 2;
@@ -243,7 +245,7 @@ fn set_tcp_checksum(segment: &mut [u8], source: IpAddr, destination: IpAddr) {
     segment.set_checksum(checksum);
 }
 
-/// A checksum as numbers under it change (RFC 1624 equation 3). A number of 32 bits is two of its words.
+/// A checksum that follows changes of the summed words (RFC 1624 equation 3). A 32-bit value counts as two words.
 struct Sum(u64);
 
 impl Sum {
@@ -271,7 +273,7 @@ mod tests {
 
     use super::*;
 
-    /// Judged by etherparse alone: lengths and both checksums.
+    /// Checks lengths and both checksums with etherparse alone.
     fn assert_valid(bytes: &[u8]) {
         let sliced = SlicedPacket::from_ip(bytes).unwrap();
         let Some(TransportSlice::Tcp(tcp)) = &sliced.transport else { panic!("no TCP") };

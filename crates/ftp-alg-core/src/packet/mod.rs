@@ -1,9 +1,8 @@
-//! Checked views of IPv4, IPv6 and TCP packets, and the building of changed ones.
+//! Checked views of IPv4, IPv6 and TCP packets, and functions that build changed ones.
 //!
-//! [`Packet::parse`] checks every length once; the accessors of a [`Packet`] cannot fail after
-//! that. Knows nothing of FTP. Fragments are no concern here: connection tracking puts packets
-//! together before our hooks see them (`nf_defrag`), and one that is a fragment all the same is
-//! not parsed.
+//! [`Packet::parse`] checks every length once, so the accessors of a [`Packet`] cannot fail. This module knows nothing
+//! of FTP. Fragments do not matter: connection tracking reassembles packets before our hooks see them (`nf_defrag`),
+//! and a remaining fragment is not parsed.
 
 mod build;
 mod reorder;
@@ -14,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use etherparse::{IpNumber, Ipv4Slice, Ipv6Slice, TcpSlice};
 
 pub use build::{Edit, acknowledgement, segment, with_endpoints};
-pub use reorder::{ReorderQueue, Taken, Turn, Waiting};
+pub use reorder::{Readiness, ReorderItem, ReorderQueue, ReorderResult};
 pub use seq::Seq;
 
 /// TCP control bits.
@@ -29,10 +28,10 @@ pub mod flags {
     pub const CWR: u8 = 0x80;
 }
 
-/// Why bytes are no TCP packet that can be inspected.
+/// Why bytes cannot be inspected as a TCP packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum Malformed {
-    /// The IP header is cut, contradicts itself, or is of another version.
+    /// The IP header is truncated, inconsistent, or of another version.
     #[error("malformed IP header")]
     Ip,
     /// A fragment.
@@ -41,38 +40,38 @@ pub enum Malformed {
     /// Another transport protocol than TCP.
     #[error("not TCP")]
     NotTcp,
-    /// The TCP header is cut or contradicts itself.
+    /// The TCP header is truncated or inconsistent.
     #[error("malformed TCP header")]
     Tcp,
 }
 
-/// What a kernel leaves to whoever sends a packet on: network cards, or its own last step.
+/// Work that the kernel leaves to the network card, or to its own last step (GSO, checksum offload).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Offload {
-    /// The payload is that of several segments of one connection, one behind the other; on the wire
-    /// each is a packet.
-    pub joined: bool,
-    /// The TCP checksum is not computed yet; the one on the wire will be right.
-    pub unsummed: bool,
+    /// Whether the packet is a super-packet: the segments of one connection that the kernel has merged. Each is a
+    /// packet on the wire.
+    pub is_super_packet: bool,
+    /// Whether the TCP checksum is not computed yet; the one on the wire will be correct.
+    pub lacks_checksum: bool,
 }
 
-/// A whole IP packet that carries a whole TCP segment, or several joined as one.
+/// An IP packet with one TCP segment, or a super-packet.
 #[derive(Clone, Copy, Debug)]
 pub struct Packet<'a> {
-    /// The packet, without link-layer padding after it.
+    /// The packet without link-layer padding.
     bytes: &'a [u8],
     /// The TCP header without its options.
     header: &'a [u8; 20],
-    /// Where the TCP header starts.
+    /// Offset of the TCP header.
     tcp: usize,
-    /// Where the payload starts.
+    /// Offset of the payload.
     payload: usize,
     offload: Offload,
 }
 
 impl<'a> Packet<'a> {
-    /// Checks and slices `bytes`, which start at the IP header.
-    // Inlined, as its result would go through memory in parts and be read back whole: a stall a packet.
+    /// Parses `bytes`, which start at the IP header.
+    // Inlined: otherwise the result is written to memory in parts and read back whole, which stalls once a packet.
     #[inline(always)]
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Malformed> {
         let tcp = match bytes.first().map(|b| b >> 4) {
@@ -91,12 +90,12 @@ impl<'a> Packet<'a> {
         Ok(Self { bytes, header, tcp: start, payload, offload: Offload::default() })
     }
 
-    /// This packet, of which `offload` is left to do.
-    pub fn left_to(self, offload: Offload) -> Self {
+    /// Returns this packet with the given offload state.
+    pub fn with_offload(self, offload: Offload) -> Self {
         Self { offload, ..self }
     }
 
-    /// What is left to do of it.
+    /// The offload state.
     pub fn offload(&self) -> Offload {
         self.offload
     }
@@ -106,22 +105,22 @@ impl<'a> Packet<'a> {
         self.bytes
     }
 
-    /// Address and port that it comes from.
+    /// Source address and port.
     pub fn source(&self) -> SocketAddr {
         self.endpoints().0.socket()
     }
 
-    /// Address and port that it goes to.
+    /// Destination address and port.
     pub fn destination(&self) -> SocketAddr {
         self.endpoints().1.socket()
     }
 
-    /// Source and destination, quick to compare.
+    /// Source and destination, in a form that compares fast.
     #[inline(always)]
     pub fn endpoints(&self) -> (Endpoint, Endpoint) {
         let long = |at: usize| self.bytes[at..].first_chunk().map_or(0, |b| u64::from_be_bytes(*b));
         let (from, to) = (self.word::<0>(), self.word::<2>());
-        // An IPv4 header has 20 bytes at least, an IPv6 header 40.
+        // An IPv4 header has at least 20 bytes, an IPv6 header 40.
         if self.is_v4() {
             let both = long(12);
             let end = |low, port| Endpoint { high: 0, low, port: u32::from(port) };
@@ -133,12 +132,12 @@ impl<'a> Packet<'a> {
         }
     }
 
-    /// The sequence number of its first payload byte (of the SYN, if it carries one).
+    /// The sequence number of the first payload byte (of the SYN, if set).
     pub fn seq(&self) -> Seq {
         Seq(self.long::<4>())
     }
 
-    /// The next byte that its sender expects; meaningless without [`flags::ACK`].
+    /// The acknowledgement number; meaningless without [`flags::ACK`].
     pub fn ack(&self) -> Seq {
         Seq(self.long::<8>())
     }
@@ -153,17 +152,17 @@ impl<'a> Packet<'a> {
         self.flags() & which == which
     }
 
-    /// The advertised window, as it stands (unscaled).
+    /// The advertised window, unscaled.
     pub fn window(&self) -> u16 {
         self.word::<14>()
     }
 
-    /// The urgent pointer, if the packet says that it is meant.
+    /// The urgent pointer, if URG is set.
     pub fn urgent(&self) -> Option<u16> {
         self.has(flags::URG).then(|| self.word::<18>())
     }
 
-    /// What it carries.
+    /// The payload.
     pub fn payload(&self) -> &'a [u8] {
         &self.bytes[self.payload..]
     }
@@ -175,7 +174,7 @@ impl<'a> Packet<'a> {
         Some((long(at), long(at + 4)))
     }
 
-    /// Whether the TCP checksum is right. A receiver discards the packet if not.
+    /// Whether the TCP checksum is correct. Otherwise the receiver discards the packet.
     pub fn checksum_is_valid(&self) -> bool {
         let segment = &self.bytes[self.tcp..];
         let length = segment.len() as u32; // an IP packet's
@@ -186,17 +185,16 @@ impl<'a> Packet<'a> {
                 (true, _) => sum(segment) + sum(&self.bytes[12..20]),
                 (false, _) => sum(segment) + sum(&self.bytes[8..40]),
             };
-        // What is summed includes the checksum, so the whole is zero: in ones' complement that is all
-        // multiples of 2^16 - 1.
+        // The sum includes the checksum, so it is zero: a multiple of 2^16 - 1 in ones' complement.
         sum.is_multiple_of(0xffff)
     }
 
-    /// Where in the packet the content of the SACK option stands: eight bytes a block.
+    /// Position of the SACK option's content in the packet: eight bytes a block.
     fn sack(&self) -> Option<std::ops::Range<usize>> {
         self.option(OPTION_SACK, 10)
     }
 
-    /// The content of option `kind`, of at least `length` bytes with its two-byte head.
+    /// Position of the content of option `kind`, which has at least `length` bytes including its two-byte head.
     fn option(&self, kind: u8, length: usize) -> Option<std::ops::Range<usize>> {
         let mut at = self.tcp + 20;
         while at < self.payload {
@@ -232,50 +230,49 @@ impl<'a> Packet<'a> {
     }
 }
 
-/// Address and port in numbers that fit into registers: in one of 128 bits what was just written in parts is
-/// read back whole, a stall a packet.
+/// Address and port as register-sized numbers. With a single 128-bit number, parts that were just written would be read
+/// back whole, which stalls once a packet.
 ///
-/// The family is part of it: an IPv4 address is not the IPv6 address with the same number, whether that is
-/// `::a.b.c.d` or `::ffff:a.b.c.d`.
+/// The family is part of the value: an IPv4 address differs from the IPv6 addresses `::a.b.c.d` and `::ffff:a.b.c.d`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub struct Endpoint {
-    /// The address's upper half; zero for IPv4.
+    /// Upper half of the address; zero for IPv4.
     pub high: u64,
-    /// The address's lower half; for IPv4 the address.
+    /// Lower half of the address; for IPv4 the address.
     pub low: u64,
-    /// The port, with [`IPV6`] above it.
+    /// The port, combined with [`IPV6`].
     port: u32,
 }
 
-/// Set in the number of an IPv6 endpoint's port: one comparison then tells ports and families apart.
+/// Set in the port field of an IPv6 endpoint, so that one comparison covers port and family.
 const IPV6: u32 = 1 << 16;
 
 impl Endpoint {
-    /// The endpoint with these halves of an address.
+    /// The endpoint with these address halves.
     #[inline]
     pub fn new(high: u64, low: u64, port: u16, is_v4: bool) -> Self {
         Self { high, low, port: u32::from(port) | if is_v4 { 0 } else { IPV6 } }
     }
 
-    /// Its port.
+    /// The port.
     #[inline]
     pub fn port(self) -> u16 {
         self.port as u16 // without the family
     }
 
-    /// Whether it is of IPv4.
+    /// Whether this is an IPv4 endpoint.
     #[inline]
     pub fn is_v4(self) -> bool {
         self.port & IPV6 == 0
     }
 
-    /// The port, and the family above it: another number for each pair of them.
+    /// Port and family in one number that is unique for each pair.
     #[inline]
     pub fn port_and_family(self) -> u32 {
         self.port
     }
 
-    /// The same as an address.
+    /// The endpoint as a socket address.
     pub fn socket(self) -> SocketAddr {
         let ip = if self.is_v4() {
             IpAddr::from(Ipv4Addr::from_bits(self.low as u32)) // it was made of one
@@ -301,8 +298,8 @@ const OPTION_NOP: u8 = 1;
 const OPTION_SACK: u8 = 5;
 const OPTION_TIMESTAMPS: u8 = 8;
 
-/// The sum of 16-bit words, modulo 2^16 - 1, in the byte order of this machine: what adds up to zero does
-/// in either (RFC 1071 section 2).
+/// The sum of 16-bit words modulo 2^16 - 1, in this machine's byte order. The result is zero in one byte order if it is
+/// in the other (RFC 1071 section 2).
 #[inline]
 fn sum(mut bytes: &[u8]) -> u64 {
     let mut sum = 0; // of 64 KiB at most

@@ -1,26 +1,26 @@
-//! Sequence numbers: a circle of 2^32 (RFC 9293 section 3.4).
+//! Sequence numbers, modulo 2^32 (RFC 9293 section 3.4).
 
 use std::ops::{Add, Sub};
 
 use serde::{Deserialize, Serialize};
 
-/// A TCP sequence number. "Before" and "after" hold for numbers less than 2^31 apart; peers choose
-/// these numbers, so no operation on them can panic.
+/// A TCP sequence number. Comparisons hold for numbers less than 2^31 apart. Peers choose these numbers, so no
+/// operation can panic.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct Seq(pub u32);
 
 impl Seq {
-    /// Whether `self` comes before `other`.
+    /// Whether `self` is before `other`.
     pub fn is_before(self, other: Self) -> bool {
         self.distance_from(other) < 0
     }
 
-    /// Whether `self` comes after `other`.
+    /// Whether `self` is after `other`.
     pub fn is_after(self, other: Self) -> bool {
         self.distance_from(other) > 0
     }
 
-    /// How far `self` is past `other`; negative when it is before it.
+    /// Distance from `other` to `self`; negative if `self` is before it.
     pub fn distance_from(self, other: Self) -> i32 {
         self.0.wrapping_sub(other.0).cast_signed()
     }
@@ -52,7 +52,7 @@ impl Sub<u32> for Seq {
     }
 }
 
-/// The bytes from `other` to `self`, on the circle.
+/// Number of bytes from `other` to `self`, modulo 2^32.
 impl Sub for Seq {
     type Output = u32;
 

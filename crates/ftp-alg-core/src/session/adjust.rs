@@ -1,45 +1,43 @@
-//! Sequence adjustment: where a byte of one direction's stream stands before and after our rewrites.
+//! Sequence adjustment: maps the sequence numbers of one direction before our rewrites to those after them, and back.
 //!
-//! *Sent* numbers are those of the end that sends, *delivered* numbers those of the end that
-//! receives. A [`Rewrite`] says that sent bytes `[start, start + len)` are delivered as `new`.
-//! Between and around rewrites the numbers differ by a constant. Both mappings are monotone and
-//! tile the stream, so segments with any boundaries, first sent or sent again, are delivered as one
-//! consistent stream:
+//! *Sent* sequence numbers are those of the sending end, *delivered* ones those of the receiving end. A [`Rewrite`]
+//! says that the sent bytes `[start, start + len)` are delivered as `new`. Between rewrites the two differ by a
+//! constant. Both mappings are monotone and cover the stream without gaps, so segments with any boundaries, first sent
+//! or retransmitted, are delivered as one consistent stream:
+//! - A segment that ends inside a rewritten range delivers as many bytes of `new` as it covers of the range. The
+//!   segment that covers the end of the range delivers the rest.
+//! - An acknowledgement becomes the highest sent sequence number whose delivered number it covers.
 //!
-//! - a segment that ends inside a rewritten range delivers as many bytes of `new` as it covers of
-//!   the range; the one that covers its end delivers the rest;
-//! - an acknowledgement becomes the highest sent number whose delivered number it covers.
-//!
-//! A FIN occupies a number like a byte; in a rewritten range it is a placeholder byte of `new`.
+//! A FIN occupies one sequence number, like a byte. In a rewritten range it is a placeholder byte of `new`.
 
 use serde::{Deserialize, Serialize};
 
-use super::few::{self, Bytes, Few, save_bytes};
+use super::compact::{self, CompactVec, SmallBytes, save_bytes};
 use crate::packet::Seq;
 
-/// One replaced range.
+/// One rewritten range.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Rewrite {
-    /// First sent number that is replaced.
+    /// First sent sequence number of the range.
     start: Seq,
-    /// How many sent numbers are replaced; at least 1.
+    /// Length of the range in sent sequence numbers; at least 1.
     len: u32,
-    /// Where the replacement starts in delivered numbers.
+    /// Where the replacement starts, in delivered sequence numbers.
     delivered: Seq,
-    /// What is delivered instead.
+    /// The bytes that are delivered.
     new: Replacement,
 }
 
-/// What is delivered in place of a range.
+/// The bytes that are delivered in place of a range.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Replacement {
-    Bytes(#[serde(serialize_with = "save_bytes")] Bytes),
-    /// So many times [`CROSSED_OUT`]: a refused line may be as long as a packet.
+    Bytes(#[serde(serialize_with = "save_bytes")] SmallBytes),
+    /// This many [`BLANK`] bytes: a refused line may be as long as a packet.
     CrossedOut(u32),
 }
 
-/// Each byte of what is crossed out as a whole.
-pub const CROSSED_OUT: u8 = b'X';
+/// The byte that replaces each byte of a command that the server must refuse.
+pub const BLANK: u8 = b'X';
 
 impl Replacement {
     fn len(&self) -> usize {
@@ -49,17 +47,17 @@ impl Replacement {
         }
     }
 
-    /// Writes those of its bytes from `first` up to `last` to `out`.
+    /// Appends the replacement's bytes from `first` up to `last` to `out`.
     fn render(&self, first: usize, last: usize, out: &mut Vec<u8>) {
         match self {
             Self::Bytes(bytes) => out.extend_from_slice(&bytes[first..last]),
-            Self::CrossedOut(_) => out.resize(out.len() + last - first, CROSSED_OUT),
+            Self::CrossedOut(_) => out.resize(out.len() + last - first, BLANK),
         }
     }
 
     fn heap(&self) -> usize {
         match self {
-            Self::Bytes(bytes) => few::heap_of_bytes(bytes),
+            Self::Bytes(bytes) => compact::heap_of_bytes(bytes),
             Self::CrossedOut(_) => 0,
         }
     }
@@ -67,7 +65,7 @@ impl Replacement {
 
 impl From<&[u8]> for Replacement {
     fn from(new: &[u8]) -> Self {
-        if new.len() > size_of::<Self>() && new.iter().all(|byte| *byte == CROSSED_OUT) {
+        if new.len() > size_of::<Self>() && new.iter().all(|byte| *byte == BLANK) {
             Self::CrossedOut(new.len() as u32) // at most a packet and what was held before it
         } else {
             Self::Bytes(new.into())
@@ -85,35 +83,33 @@ impl Rewrite {
     }
 }
 
-/// How many rewrites that are not acknowledged yet a direction remembers. When they are as many,
-/// nothing more is read until the receiver acknowledges.
+/// Limit of unacknowledged rewrites in a direction. At the limit nothing more is read until the receiver acknowledges.
 pub const MAX_REWRITES: usize = 64;
-/// Likewise, how many bytes that are delivered in place of others.
+/// Limit of the replacement bytes in all unacknowledged rewrites of a direction.
 pub const MAX_REWRITTEN: usize = 4096;
 
-/// The mapping of one direction, with a bounded history: rewrites that the receiver has
-/// acknowledged are forgotten, only their sum is kept.
+/// The mapping of one direction. Rewrites that the receiver has acknowledged are forgotten; their sum stays.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct SequenceMap {
-    /// Delivered minus sent before the first rewrite that is remembered.
+    /// Delivered minus sent sequence number before the oldest rewrite in the list.
     base: u32,
-    rewrites: Few<Rewrite>,
+    rewrites: CompactVec<Rewrite>,
 }
 
 impl SequenceMap {
-    /// Whether sent and delivered numbers are the same everywhere.
+    /// Whether sent and delivered sequence numbers are equal everywhere.
     pub fn is_identity(&self) -> bool {
         self.base == 0 && self.rewrites.is_empty()
     }
 
-    /// Whether all numbers differ by one constant, with nothing to replace.
+    /// Whether all sequence numbers differ by one constant and no bytes are replaced.
     pub fn is_shift(&self) -> bool {
         self.rewrites.is_empty()
     }
 
-    /// Whether numbers before the last rewrite and after it differ, or ever did.
+    /// Whether sequence numbers differ now, or differed before an earlier rewrite.
     #[inline]
-    pub fn shifts(&self) -> bool {
+    pub fn changes_numbers(&self) -> bool {
         self.base != 0 || !self.rewrites.is_empty() && self.has_shift()
     }
 
@@ -121,12 +117,12 @@ impl SequenceMap {
         self.rewrites.iter().any(|rewrite| rewrite.len as usize != rewrite.new.len())
     }
 
-    /// Whether the history is full.
+    /// Whether one of the two limits of unacknowledged rewrites is reached.
     pub fn is_full(&self) -> bool {
         self.rewrites.len() >= MAX_REWRITES || self.rewritten() >= MAX_REWRITTEN
     }
 
-    /// How many bytes are remembered that are delivered in place of others.
+    /// Number of replacement bytes in the list of rewrites.
     fn rewritten(&self) -> usize {
         let kept = |rewrite: &Rewrite| match &rewrite.new {
             Replacement::Bytes(bytes) => bytes.len(),
@@ -135,26 +131,26 @@ impl SequenceMap {
         self.rewrites.iter().map(kept).sum()
     }
 
-    /// How much memory it takes besides its own size.
+    /// Heap memory in bytes.
     #[inline]
     pub fn heap(&self) -> usize {
         if self.rewrites.is_empty() {
             return 0;
         }
-        few::heap(&self.rewrites) + self.rewrites.iter().map(|r| r.new.heap()).sum::<usize>()
+        compact::heap(&self.rewrites) + self.rewrites.iter().map(|r| r.new.heap()).sum::<usize>()
     }
 
-    /// Whether half of the history is full: what need not be rewritten is not.
+    /// Whether half of a limit is reached. Optional rewrites are then left out.
     pub fn is_half_full(&self) -> bool {
         self.rewrites.len() >= MAX_REWRITES / 2
     }
 
-    /// Where the last range that is remembered starts, in sent numbers.
+    /// First sent sequence number of the newest rewrite in the list.
     pub fn last_start(&self) -> Option<Seq> {
         self.rewrites.last().map(|r| r.start)
     }
 
-    /// The delivered number of sent `seq`.
+    /// The delivered sequence number of the sent number `seq`.
     pub fn deliver(&self, seq: Seq) -> Seq {
         let mut offset = self.base;
         for rewrite in &*self.rewrites {
@@ -170,8 +166,8 @@ impl SequenceMap {
         seq + offset
     }
 
-    /// The highest sent number that delivered `seq` covers: what an acknowledgement of `seq`
-    /// acknowledges to the sender.
+    /// The highest sent sequence number that the delivered number `seq` covers. An acknowledgement of `seq` becomes
+    /// this.
     pub fn acknowledge(&self, seq: Seq) -> Seq {
         let mut offset = self.base;
         for rewrite in &*self.rewrites {
@@ -186,12 +182,12 @@ impl SequenceMap {
         seq - offset
     }
 
-    /// The lowest sent number whose delivered number is at or after `seq`: the left edge of a SACK
+    /// The lowest sent sequence number whose delivered number is at or after `seq`. This is the left edge of a SACK
     /// block, which must not claim bytes that have not arrived.
     pub fn acknowledge_left(&self, seq: Seq) -> Seq {
         let covered = self.acknowledge(seq);
         if self.deliver(covered).is_before(seq) {
-            // Inside a replacement: all of its range is claimed only from its end on.
+            // Inside a replacement: the range counts as received only from its end on.
             self.rewrites
                 .iter()
                 .find(|r| seq.is_before(r.delivered_end()))
@@ -201,9 +197,8 @@ impl SequenceMap {
         }
     }
 
-    /// From now on sent `[start, start + len)` is delivered as `new`. `start` must not be before
-    /// the end of an earlier rewrite. A range delivered as nothing that goes on where the last one
-    /// ended is joined to it.
+    /// Delivers the sent bytes `[start, start + len)` as `new` from now on. `start` must not be before the end of an
+    /// earlier rewrite. If a range delivered as nothing continues the previous one, the two are merged.
     pub fn replace(&mut self, start: Seq, len: u32, new: &[u8]) {
         debug_assert!(len > 0);
         if let Some(last) = self.rewrites.last_mut()
@@ -216,28 +211,28 @@ impl SequenceMap {
         }
         let offset = self.rewrites.last().map_or(self.base, |r| r.delivered_end() - r.end());
         let delivered = start + offset;
-        few::push(&mut self.rewrites, Rewrite { start, len, delivered, new: new.into() });
+        compact::push(&mut self.rewrites, Rewrite { start, len, delivered, new: new.into() });
     }
 
-    /// Forgets what was replaced wholly before sent `seq`: its receiver has acknowledged it.
+    /// Forgets rewrites that end before the sent sequence number `seq`, because the receiver has acknowledged them.
     pub fn forget_before(&mut self, seq: Seq) {
         let gone = self.rewrites.iter().take_while(|r| !r.end().is_after(seq)).count();
         if gone > 0 {
             let last = &self.rewrites[gone - 1];
             self.base = last.delivered_end() - last.end();
-            few::drop_front(&mut self.rewrites, gone);
+            compact::drop_front(&mut self.rewrites, gone);
         }
     }
 
-    /// The last range that is remembered was delivered as it was sent.
+    /// Forgets the newest rewrite: its range was delivered unchanged.
     pub fn forget_last(&mut self) {
         self.rewrites.pop();
         if self.rewrites.is_empty() {
-            self.rewrites = Few::new();
+            self.rewrites = CompactVec::new();
         }
     }
 
-    /// Writes to `out` what is delivered for the sent bytes `bytes`, which start at `seq`.
+    /// Appends to `out` what is delivered for the sent `bytes`, which start at `seq`.
     pub fn render(&self, seq: Seq, bytes: &[u8], out: &mut Vec<u8>) {
         let end = seq + bytes.len() as u32; // a segment
         let index = |s: Seq| (s - seq) as usize;
@@ -288,7 +283,7 @@ mod tests {
         map.forget_before(Seq(7));
         assert!(!map.is_shift());
         map.forget_before(Seq(8));
-        assert!(map.is_shift() && map.shifts());
+        assert!(map.is_shift() && map.changes_numbers());
         assert_eq!(map.acknowledge(Seq(12)), Seq(10));
     }
 
@@ -319,7 +314,7 @@ mod tests {
     #[test]
     fn a_line_that_is_crossed_out_takes_no_memory_of_its_length() {
         let mut map = SequenceMap::default();
-        map.replace(Seq(5), 60_000, &[CROSSED_OUT; 60_000]);
+        map.replace(Seq(5), 60_000, &[BLANK; 60_000]);
         assert!(map.heap() < 100, "{}", map.heap());
         let line = rendered(&map, Seq(3), &[b'1'; 60_010]);
         let crossed = |range: std::ops::Range<usize>| line[range].iter().all(|b| *b == b'X');
@@ -343,10 +338,10 @@ mod tests {
         assert!(map.is_full());
     }
 
-    /// The distance from the last one, the length, and what takes its place.
+    /// Distance from the previous rewrite, length of the range, replacement.
     type Replaced = (usize, usize, Vec<u8>);
 
-    /// A stream, some of its ranges replaced: start (across the wrap), sent bytes, rewrites.
+    /// A stream with rewrites: start (across the wrap), sent bytes, rewrites.
     fn streams() -> impl Strategy<Value = (u32, Vec<u8>, Vec<Replaced>)> {
         let bytes = proptest::collection::vec(any::<u8>(), 1..60);
         let start = prop_oneof![Just(u32::MAX - 20), any::<u32>()];
@@ -386,7 +381,7 @@ mod tests {
             }
             prop_assert_eq!(&delivered, &expected);
 
-            // What an acknowledgement acknowledges has been delivered, and all of it is.
+            // Everything that an acknowledgement covers has been delivered, and all of it is acknowledged.
             for n in 0..=expected.len() as u32 {
                 let y = map.deliver(Seq(start)) + n;
                 let sent = map.acknowledge(y);

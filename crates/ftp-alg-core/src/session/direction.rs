@@ -1,235 +1,238 @@
-//! One direction of a control connection: which bytes have been seen, the unfinished line, what
-//! of it is held back, and how sent numbers become delivered ones.
+//! One direction of a control connection: the bytes seen so far, the unfinished line, the bytes that are held back, and
+//! the sequence adjustment.
 //!
-//! A line that may become an announcement is held back until it is complete: its bytes are kept
-//! here, delivered as nothing for now, and delivered with the segment that completes the line. Held
-//! bytes are acknowledged to their sender, so that it neither waits (Nagle's algorithm) nor sends
-//! them again; but only once everything before them has been acknowledged by the receiver, as an
-//! acknowledgement covers all that precedes it.
+//! A line that may become an announcement is held back until it is complete. Its bytes are stored here, delivered as
+//! nothing for now, and delivered with the segment that completes the line. Held bytes are acknowledged to their
+//! sender, so that it neither waits (Nagle's algorithm) nor retransmits. The acknowledgement is sent only after the
+//! receiver has acknowledged everything before the held bytes, because an acknowledgement covers all earlier bytes.
 
 use serde::{Deserialize, Serialize};
 
 use super::{
-    adjust::CROSSED_OUT,
-    few::{allocated, save_bytes},
+    adjust::BLANK,
+    compact::{allocated, save_bytes},
     limits::{MAX_HELD, MAX_LINE},
-    lines::LineEdit,
+    line_decisions::LineEdit,
     sequence_space::SequenceSpace,
     tls::TlsRecords,
-    unacknowledged::Unacknowledged,
-    urgent::Mark,
+    unacknowledged::UnacknowledgedData,
+    urgent::UrgentPointer,
 };
 use crate::packet::Seq;
 
 /// One direction.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Direction {
-    /// Where it is.
+    /// Sequence numbers and sequence adjustment.
     pub space: SequenceSpace,
-    rare: Option<Box<Rare>>,
+    extra: Option<Box<Extra>>,
 }
 
-/// What few directions have: in one place, as a packet's session is to be in few cache lines.
+/// State that few directions need. It is boxed so that a session fits into few cache lines.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
-struct Rare {
-    /// The unfinished line; of one that is not held back the first [`MAX_LINE`] bytes.
+struct Extra {
+    /// The unfinished line; if it is not held back, at most its first [`MAX_LINE`] bytes.
     #[serde(serialize_with = "save_bytes")]
     line: Vec<u8>,
-    /// Whether the unfinished line is held back, all of it.
-    held: bool,
-    /// Bytes were missed, if the receiver did not lie: what it acknowledged may never have been sent.
-    skipped: bool,
-    /// What is sent while it is encrypted.
+    /// Whether the whole unfinished line is held back.
+    is_held_back: bool,
+    /// Whether bytes were missed, according to the receiver's acknowledgements. A receiver may lie, so the bytes may
+    /// never have been sent.
+    has_missed_bytes: bool,
+    /// TLS records, while the direction is encrypted.
     records: Option<TlsRecords>,
-    /// Whether much of what the client said waits for its acknowledgement.
-    is_much: bool,
-    /// Whether nothing of the client goes on until the server has said what it has.
-    is_barred: bool,
-    /// The last urgent pointer that was forwarded.
-    mark: Option<Mark>,
-    /// The smallest window that the packets of the pending command offered, if they acknowledged all that was said.
+    /// Whether so much data is unacknowledged that pure acknowledgements must be queued.
+    has_much_unacknowledged: bool,
+    /// Whether the client's data is blocked until the server's acknowledgement shows which bytes it has.
+    is_blocked: bool,
+    /// The urgent pointer that was forwarded last.
+    urgent: Option<UrgentPointer>,
+    /// The smallest window that the packets of the pending command offered, if they acknowledged everything before.
     #[serde(skip)]
-    offered: u16,
+    offered_window: u16,
 }
 
-impl Rare {
-    fn is_nothing(&self) -> bool {
+impl Extra {
+    fn is_empty(&self) -> bool {
         self.line.is_empty()
-            && !(self.held || self.skipped || self.is_much || self.is_barred)
+            && !(self.is_held_back
+                || self.has_missed_bytes
+                || self.has_much_unacknowledged
+                || self.is_blocked)
             && self.records.is_none()
-            && self.mark.is_none()
-            && self.offered == 0
+            && self.urgent.is_none()
+            && self.offered_window == 0
     }
 }
 
 impl Direction {
-    /// A direction whose first byte has number `first`.
+    /// A direction whose first byte has the sequence number `first`.
     pub fn new(first: Seq) -> Self {
-        Self { space: SequenceSpace::new(first), rare: None }
+        Self { space: SequenceSpace::new(first), extra: None }
     }
 
-    /// Forgets all but where it is.
-    pub fn forget(&mut self) {
-        self.space.forget();
-        self.rare = None;
+    /// Forgets everything except the sequence numbers.
+    pub fn reset(&mut self) {
+        self.space.reset();
+        self.extra = None;
     }
 
-    /// Whether numbers differ from here on, or bytes are held.
+    /// Whether sequence numbers differ, or bytes are held back.
     #[inline]
     pub fn changes_packets(&self) -> bool {
-        self.space.map.shifts() || self.is_holding()
+        self.space.map.changes_numbers() || self.is_holding()
     }
 
-    /// Whether much of what the client said waits for its acknowledgement.
+    /// Whether so much data is unacknowledged that pure acknowledgements must be queued.
     #[inline]
-    pub fn is_much(&self) -> bool {
-        self.rare.as_ref().is_some_and(|rare| rare.is_much)
+    pub fn has_much_unacknowledged(&self) -> bool {
+        self.extra.as_ref().is_some_and(|rare| rare.has_much_unacknowledged)
     }
 
-    /// Much of it does.
-    pub fn note_much(&mut self) {
-        self.rare_mut().is_much = true;
+    /// Sets that pure acknowledgements must be queued.
+    pub fn set_much_unacknowledged(&mut self) {
+        self.extra_mut().has_much_unacknowledged = true;
     }
 
-    /// Of `data`, what was read of this direction, only what is not acknowledged is kept.
+    /// Drops the part of `data` that the receiver has acknowledged.
     #[inline]
-    pub fn forget_acknowledged(&mut self, data: &mut Unacknowledged) {
+    pub fn forget_acknowledged(&mut self, data: &mut UnacknowledgedData) {
         let is_empty = data.len() == 0 || data.forget_before(self.space.unacknowledged());
-        if is_empty && let Some(rare) = &mut self.rare {
-            rare.is_much = false;
+        if is_empty && let Some(rare) = &mut self.extra {
+            rare.has_much_unacknowledged = false;
         }
     }
 
-    /// Whether nothing of the client goes on until the server has said what it has.
+    /// Whether the client's data is blocked until the server's acknowledgement shows which bytes it has.
     #[inline]
-    pub fn is_barred(&self) -> bool {
-        self.rare.as_ref().is_some_and(|rare| rare.is_barred)
+    pub fn is_blocked(&self) -> bool {
+        self.extra.as_ref().is_some_and(|rare| rare.is_blocked)
     }
 
-    /// Nothing of the client does.
-    pub fn bar(&mut self) {
-        self.rare_mut().is_barred = true;
+    /// Blocks the client's data.
+    pub fn block(&mut self) {
+        self.extra_mut().is_blocked = true;
     }
 
-    /// The server has said what it has, if it was asked.
+    /// Unblocks the client's data if the server was probed: its acknowledgement has arrived.
     #[inline]
-    pub fn unbar(&mut self) {
-        if self.is_barred() && self.space.is_asked() {
-            self.rare_mut().is_barred = false;
+    pub fn unblock(&mut self) {
+        if self.is_blocked() && self.space.is_probing() {
+            self.extra_mut().is_blocked = false;
         }
     }
 
-    /// What is sent while it is encrypted; nothing if that is plain text.
+    /// TLS records; `None` while the direction is plain text.
     pub fn records(&self) -> Option<&TlsRecords> {
-        self.rare.as_ref()?.records.as_ref()
+        self.extra.as_ref()?.records.as_ref()
     }
 
-    /// The same, to change.
+    /// TLS records, mutable.
     pub fn records_mut(&mut self) -> Option<&mut TlsRecords> {
-        self.rare.as_mut()?.records.as_mut()
+        self.extra.as_mut()?.records.as_mut()
     }
 
-    /// It is encrypted from here on.
+    /// Starts to follow TLS records: the direction is encrypted from here on.
     pub fn encrypt(&mut self) {
         self.stop_reading();
-        self.rare_mut().records = Some(TlsRecords::default());
+        self.extra_mut().records = Some(TlsRecords::default());
     }
 
-    /// It is plain text again.
+    /// Returns to plain text.
     pub fn decrypt(&mut self) {
-        if let Some(rare) = &mut self.rare {
+        if let Some(rare) = &mut self.extra {
             rare.records = None;
         }
-        self.tidy();
+        self.release_unused();
     }
 
-    /// The last urgent pointer that was forwarded.
-    pub fn mark(&self) -> Option<&Mark> {
-        self.rare.as_ref()?.mark.as_ref()
+    /// The urgent pointer that was forwarded last.
+    pub fn urgent(&self) -> Option<&UrgentPointer> {
+        self.extra.as_ref()?.urgent.as_ref()
     }
 
-    /// The same, to change.
-    pub fn mark_mut(&mut self) -> Option<&mut Mark> {
-        self.rare.as_mut()?.mark.as_mut()
+    /// The urgent pointer that was forwarded last, mutable.
+    pub fn urgent_mut(&mut self) -> Option<&mut UrgentPointer> {
+        self.extra.as_mut()?.urgent.as_mut()
     }
 
-    /// The last urgent pointer is this one.
-    pub fn set_mark(&mut self, mark: Option<Mark>) {
-        if self.rare.is_some() || mark.is_some() {
-            self.rare_mut().mark = mark;
+    /// Sets the urgent pointer that was forwarded last.
+    pub fn set_urgent(&mut self, mark: Option<UrgentPointer>) {
+        if self.extra.is_some() || mark.is_some() {
+            self.extra_mut().urgent = mark;
         }
     }
 
-    /// Whether a line with an urgent byte is not complete.
-    pub fn is_in_marked_line(&self) -> bool {
-        self.mark().is_some_and(Mark::is_in_line)
+    /// Whether the line with the urgent byte is still incomplete.
+    pub fn is_in_urgent_line(&self) -> bool {
+        self.urgent().is_some_and(UrgentPointer::is_in_line)
     }
 
     /// The smallest window that the packets of the pending command offered.
-    pub fn offered(&self) -> u16 {
-        self.rare.as_ref().map_or(0, |rare| rare.offered)
+    pub fn offered_window(&self) -> u16 {
+        self.extra.as_ref().map_or(0, |rare| rare.offered_window)
     }
 
-    /// They offered this one.
-    pub fn set_offered(&mut self, window: u16) {
-        self.rare_mut().offered = window;
+    /// Sets the smallest window that the packets of the pending command offered.
+    pub fn set_offered_window(&mut self, window: u16) {
+        self.extra_mut().offered_window = window;
     }
 
-    fn rare_mut(&mut self) -> &mut Rare {
-        self.rare.get_or_insert_default()
+    fn extra_mut(&mut self) -> &mut Extra {
+        self.extra.get_or_insert_default()
     }
 
-    /// Gives memory back that nothing needs.
-    fn tidy(&mut self) {
-        self.rare.take_if(|rare| rare.is_nothing());
+    /// Frees the boxed state if it is empty.
+    fn release_unused(&mut self) {
+        self.extra.take_if(|rare| rare.is_empty());
     }
 
     fn line_mut(&mut self) -> &mut Vec<u8> {
-        &mut self.rare_mut().line
+        &mut self.extra_mut().line
     }
 
     fn take_line(&mut self) -> Vec<u8> {
-        let Some(rare) = &mut self.rare else { return Vec::new() };
+        let Some(rare) = &mut self.extra else { return Vec::new() };
         let line = std::mem::take(&mut rare.line);
-        rare.held = false;
-        self.tidy();
+        rare.is_held_back = false;
+        self.release_unused();
         line
     }
 
     fn set_line(&mut self, line: Vec<u8>) {
-        if self.rare.is_some() || !line.is_empty() {
+        if self.extra.is_some() || !line.is_empty() {
             *self.line_mut() = line;
-            self.tidy();
+            self.release_unused();
         }
     }
 
     /// Whether bytes are held back.
     #[inline]
     pub fn is_holding(&self) -> bool {
-        self.rare.as_ref().is_some_and(|rare| rare.held)
+        self.extra.as_ref().is_some_and(|rare| rare.is_held_back)
     }
 
     fn set_held(&mut self, held: bool) {
         if self.is_holding() != held {
-            self.rare_mut().held = held;
+            self.extra_mut().is_held_back = held;
         }
     }
 
-    /// Whether the byte `seq` is held back.
+    /// Whether the byte with sequence number `seq` is held back.
     pub fn is_held(&self, seq: Seq) -> bool {
         self.is_holding()
             && seq.is_before(self.space.next)
             && self.space.map.deliver(seq) == self.space.map.deliver(self.space.next)
     }
 
-    /// What is held back may be acknowledged to its sender now.
+    /// Whether the held bytes may be acknowledged to their sender now.
     pub fn may_acknowledge_held(&self) -> bool {
-        self.rare.as_ref().is_some_and(|rare| rare.held && !rare.skipped)
+        self.extra.as_ref().is_some_and(|rare| rare.is_held_back && !rare.has_missed_bytes)
             && self.space.is_acknowledged()
     }
 
-    /// The receiver has acknowledged what precedes delivered `ack`. Rewrites before it are forgotten, but not what is
-    /// held back: its sender may still send it again.
+    /// The receiver has acknowledged everything before the delivered sequence number `ack`. Rewrites before it are
+    /// forgotten, except held bytes, which their sender may still retransmit.
     #[inline]
     pub fn acknowledged(&mut self, ack: Seq) {
         self.space.acked = self.space.acked.max(ack);
@@ -242,26 +245,26 @@ impl Direction {
         });
     }
 
-    /// Whether it is between two lines, and goes on.
+    /// Whether no line is unfinished and no FIN was sent.
     pub fn is_idle(&self) -> bool {
         self.line().is_empty() && !self.is_holding() && !self.space.finished
     }
 
-    /// Whether it has nothing of what few directions have.
-    pub fn has_nothing_rare(&self) -> bool {
-        self.rare.is_none()
+    /// Whether the boxed state is absent.
+    pub fn has_no_extra(&self) -> bool {
+        self.extra.is_none()
     }
 
-    /// Bytes were missed up to `next`: the unfinished line is lost.
-    pub fn skip_to(&mut self, next: Seq) {
+    /// Bytes up to `next` were missed. Drops the unfinished line.
+    pub fn skip_missed(&mut self, next: Seq) {
         self.space.next = next;
         self.space.end_gap();
-        let rare = self.rare_mut();
-        (rare.line, rare.held) = (Vec::new(), false);
-        rare.skipped = true;
+        let rare = self.extra_mut();
+        (rare.line, rare.is_held_back) = (Vec::new(), false);
+        rare.has_missed_bytes = true;
     }
 
-    /// What is held back has reached the receiver all the same.
+    /// The held bytes have reached the receiver without us: forgets them.
     pub fn stop_holding(&mut self) {
         if self.is_holding() {
             self.space.map.forget_last();
@@ -269,55 +272,56 @@ impl Direction {
         }
     }
 
-    /// Drops what is kept for reading, but for what is held back and still to be delivered.
+    /// Drops the unfinished line, unless it is held back and still has to be delivered.
     pub fn stop_reading(&mut self) {
         if !self.is_holding() {
             self.take_line();
         }
     }
 
-    /// What is held back is delivered before `first`, the byte at `seq`, as nobody reads on.
-    pub fn let_go(&mut self, seq: Seq, first: u8) {
+    /// Delivers the held bytes before `first`, the byte at `seq`, because inspection ends.
+    pub fn release_before(&mut self, seq: Seq, first: u8) {
         self.line_mut().push(first);
-        self.release(seq);
+        self.release_line_at(seq);
     }
 
-    /// The unfinished line says nothing yet, and is delivered; of its last bytes `unfinished` are
-    /// the start of a Telnet command.
-    pub fn pass_over(&mut self, mut line: Vec<u8>, unfinished: usize) {
+    /// Delivers the unfinished line, which cannot become an announcement. Its last `unfinished` bytes are the start of
+    /// a Telnet command and stay.
+    pub fn forward_unread_start(&mut self, mut line: Vec<u8>, unfinished: usize) {
         line.drain(..line.len() - unfinished);
         line.truncate(MAX_LINE);
         line.shrink_to_fit();
         self.set_line(line);
     }
 
-    /// The whole unfinished line with `chunk`, which completes or continues it, and how many of
-    /// its bytes have been delivered already.
+    /// Returns the unfinished line including `chunk`, which continues or completes it, and how many of its bytes have
+    /// been delivered.
     pub fn line_with<'a>(&'a mut self, chunk: &'a [u8]) -> (&'a [u8], usize) {
         let length = self.line().len();
         if length == 0 {
             return (chunk, 0);
         }
-        self.lengthen_line(chunk);
+        self.append_to_line(chunk);
         (self.line(), if self.is_holding() { 0 } else { length })
     }
 
-    /// What was added to the unfinished line behind `length` is to be added again.
+    /// Cuts the unfinished line back to `length`, because the rest will be read again.
     pub fn shorten_line(&mut self, length: usize) {
-        if let Some(rare) = &mut self.rare {
+        if let Some(rare) = &mut self.extra {
             rare.line.truncate(length);
         }
     }
 
-    /// `chunk` at `seq` ended its line, which is delivered as it is but for `edit`: a range of the
-    /// whole line, and what takes its place. `delivered` of the line's bytes have been delivered.
+    /// `chunk` at `seq` completes the line. The line is delivered unchanged except for `edit`, a range of the whole
+    /// line and its replacement. `delivered` bytes of the line have been delivered.
     pub fn end_line(&mut self, seq: Seq, chunk: &[u8], delivered: usize, edit: LineEdit) {
-        // A refused line longer than can be held: all of it, blanks as well, as what is as long is not kept.
+        // A refused line may be longer than the limit of held bytes. All of it is blanked, including blanks, because a
+        // replacement of that length is not stored.
         let is_long = |new: &[u8]| new.len() > MAX_HELD;
         if self.is_holding() {
             let mut line = self.take_line();
             match edit {
-                Some((range, new)) if is_long(&new) => line[..range.end].fill(CROSSED_OUT),
+                Some((range, new)) if is_long(&new) => line[..range.end].fill(BLANK),
                 Some((range, new)) => drop(line.splice(range, new)),
                 None => {}
             }
@@ -326,14 +330,14 @@ impl Direction {
             && let Some(start) = range.start.checked_sub(delivered)
         {
             if is_long(&new) {
-                new.fill(CROSSED_OUT);
+                new.fill(BLANK);
             }
             self.space.map.replace(seq + start as u32, range.len() as u32, &new);
         }
         self.take_line();
     }
 
-    /// `line` is delivered in place of `chunk` at `seq`, or in place of its start where both end alike.
+    /// Delivers `line` in place of `chunk` at `seq`, or in place of the start of `chunk` if both end alike.
     fn release_line(&mut self, seq: Seq, chunk: &[u8], mut line: Vec<u8>) {
         let ends = line.iter().rev().zip(chunk.iter().skip(1).rev());
         let alike = ends.take_while(|(one, other)| one == other).count();
@@ -342,12 +346,12 @@ impl Direction {
         self.set_held(false);
     }
 
-    /// `chunk` at `seq` continues a line that is not complete. With `hold` it is held back, if all
-    /// of the line can be; otherwise it is delivered, after what was held.
+    /// `chunk` at `seq` continues an incomplete line. With `hold` it is held back if the whole line can be; otherwise
+    /// it is delivered, after the bytes held so far.
     pub fn continue_line(&mut self, seq: Seq, chunk: &[u8], hold: bool) {
         let starts = self.line().is_empty();
         if hold && (starts || self.is_holding()) {
-            self.lengthen_line(chunk);
+            self.append_to_line(chunk);
             self.set_held(true);
             self.space.map.replace(seq, chunk.len() as u32, &[]);
             return;
@@ -355,64 +359,63 @@ impl Direction {
         if self.is_holding() {
             self.release_line(seq, chunk, [self.line(), chunk].concat());
         }
-        self.lengthen_line(chunk);
+        self.append_to_line(chunk);
     }
 
-    /// Adds `chunk` to the line; if that is held back all of it, however long, as it is still to be
-    /// delivered.
-    fn lengthen_line(&mut self, chunk: &[u8]) {
+    /// Appends `chunk` to the unfinished line. A line that is held back is stored in full, because it has to be
+    /// delivered later.
+    fn append_to_line(&mut self, chunk: &[u8]) {
         let is_held = self.is_holding();
         let line = self.line_mut();
         let room = if is_held { chunk.len() } else { MAX_LINE.saturating_sub(line.len()) };
         let chunk = &chunk[..chunk.len().min(room)];
         if line.capacity() - line.len() < chunk.len() {
-            // Many lines may be unfinished, and few go on in many pieces.
+            // Many lines may be unfinished, and few grow in many steps.
             line.reserve_exact(chunk.len().max(line.len() / 4));
         }
         line.extend_from_slice(chunk);
     }
 
-    /// The line so far is delivered in place of the byte at `seq`.
-    fn release(&mut self, seq: Seq) {
+    /// Delivers the unfinished line in place of the byte at `seq`.
+    fn release_line_at(&mut self, seq: Seq) {
         let line = self.take_line();
         self.space.map.replace(seq, 1, &line);
         self.set_held(false);
     }
 
-    /// `chunk` at `seq` makes the line that is held back longer than can be held: what there is of
-    /// it is delivered with every byte crossed out, blanks as well, so that whatever follows in the
-    /// line is no command; and is read as that.
-    pub fn cross_out(&mut self, seq: Seq, chunk: &[u8]) {
+    /// `chunk` at `seq` makes the held line longer than the limit. The line so far is delivered with every byte
+    /// blanked, including blanks, so that nothing later in the line is a command. It is also read like that.
+    pub fn blank_held_line(&mut self, seq: Seq, chunk: &[u8]) {
         let line = self.line_mut();
         let count = line.len() + chunk.len();
-        line.resize(count.min(MAX_LINE), CROSSED_OUT);
-        line.fill(CROSSED_OUT);
-        self.space.map.replace(seq, chunk.len() as u32, &vec![CROSSED_OUT; count]);
+        line.resize(count.min(MAX_LINE), BLANK);
+        line.fill(BLANK);
+        self.space.map.replace(seq, chunk.len() as u32, &vec![BLANK; count]);
         self.set_held(false);
     }
 
-    /// A FIN at `seq` ends the stream: what is held back is delivered before it. The placeholder
-    /// for the FIN's own number follows the held bytes.
+    /// A FIN at `seq` ends the stream. The held bytes are delivered before it, followed by a placeholder for the FIN's
+    /// own sequence number.
     pub fn finish(&mut self, seq: Seq) {
         if self.is_holding() {
             self.line_mut().push(0);
-            self.release(seq);
+            self.release_line_at(seq);
         }
         self.space.finished = true;
         self.space.next = seq + 1;
     }
 
-    /// How much memory it takes besides its own size.
+    /// Heap memory in bytes.
     #[inline]
     pub fn heap(&self) -> usize {
         let map = self.space.map.heap();
-        self.rare.as_ref().map_or(map, |rare| {
-            map + allocated(size_of::<Rare>()) + allocated(rare.line.capacity())
+        self.extra.as_ref().map_or(map, |rare| {
+            map + allocated(size_of::<Extra>()) + allocated(rare.line.capacity())
         })
     }
 
     /// The unfinished line.
     pub fn line(&self) -> &[u8] {
-        self.rare.as_ref().map_or(&[], |rare| &rare.line)
+        self.extra.as_ref().map_or(&[], |rare| &rare.line)
     }
 }

@@ -1,37 +1,37 @@
-//! Why packets are dropped, by names that `ftp-alg status` has.
+//! Drop reasons: why a packet was dropped. `ftp-alg status` and docs/counters.md use the same names.
 
 use std::fmt;
 
-/// Why a packet was dropped. TCP retransmits what its receiver still needs.
+/// Why a packet was dropped. Its sender retransmits it if the receiver still needs it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 #[repr(u8)]
 pub enum DropReason {
-    /// Its predecessors have not arrived, and it may not wait for them any longer.
+    /// An earlier segment is missing, and the reorder queue cannot hold this one, or has held it too long.
     OutOfOrder,
-    /// Its sequence number is too far from the next one.
+    /// The sequence number is too far from the next expected one.
     OutOfWindow,
-    /// It overlaps what arrived while it waited in the reorder queue.
+    /// The segment overlaps data that arrived while it was in the reorder queue.
     Overlap,
-    /// The connection has as many unacknowledged rewrites, or as much unacknowledged data, as it may.
+    /// A limit of unacknowledged rewrites or unacknowledged data is reached.
     LimitReached,
-    /// Packets of its connection may have passed unread, and the server has not said yet what it has.
+    /// Packets of the connection may have passed unread, and the server has not yet shown which bytes it has.
     Unacknowledged,
     /// Data after a FIN.
     AfterFin,
-    /// The connection was ended at a limit.
+    /// The gateway reset the connection because of a limit.
     SessionEnded,
-    /// Its segments are injected one by one in its place.
+    /// The super-packet was split; its segments are injected in its place.
     Resegmented,
-    /// The kernel refused what must be in effect before it goes on.
+    /// The kernel refused a change that must take effect before the packet is forwarded.
     KernelRefused,
-    /// Others of its connection may have passed unread while it was queued.
+    /// Other packets of the connection may have passed unread while this one was queued.
     Stale,
-    /// Its session waits for the kernel, and too many packets wait with it.
+    /// The session waits for the kernel, and too many packets wait behind it.
     Overflow,
 }
 
 impl DropReason {
-    /// All of them.
+    /// Every drop reason.
     pub const ALL: [Self; 11] = [
         Self::OutOfOrder,
         Self::OutOfWindow,
@@ -46,7 +46,7 @@ impl DropReason {
         Self::Overflow,
     ];
 
-    /// Its name in `ftp-alg status`.
+    /// Name in `ftp-alg status`.
     pub fn name(self) -> &'static str {
         match self {
             Self::OutOfOrder => "out_of_order",

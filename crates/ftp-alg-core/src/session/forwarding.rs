@@ -1,22 +1,22 @@
-//! How packets go on: with the numbers that their receiver knows, and the bytes that it is to have.
+//! How packets are forwarded: with the sequence numbers that the receiver expects, and the bytes that it is to get.
 //!
-//! Everything here goes by the [`SequenceMap`](super::SequenceMap) of either direction and by what
-//! is held back; nothing is read or decided. Holds of what goes on, whatever the peers send:
-//! - a number is delivered with the same byte however often its segment is sent again;
-//! - an acknowledgement never covers what was not delivered, but for what is held back here.
+//! This module applies the [`SequenceMap`](super::SequenceMap) of each direction and the held bytes. It reads and
+//! decides nothing. Invariants for every forwarded packet, whatever the peers send:
+//! - A sequence number is always delivered with the same byte, however often its segment is retransmitted.
+//! - An acknowledgement never covers bytes that were not delivered, except the bytes held back here.
 
 use std::borrow::Cow;
 
-use super::{DropReason, Side, direction::Direction, limits::MAX_JOINED};
+use super::{DropReason, Side, direction::Direction, limits::MAX_SUPER_PACKET};
 use crate::packet::{Packet, Seq, flags};
 
-/// How a packet is to be forwarded.
+/// How a packet is forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Forward {
-    /// As it is.
+pub enum ForwardAction {
+    /// Unchanged.
     Unchanged,
-    /// With other numbers, and other payload if `payload` says so (it is in the buffer that was
-    /// handed in).
+    /// With other header fields, and another payload if `payload` is set. The payload is in the buffer that the caller
+    /// passed.
     Changed {
         /// The sequence number.
         seq: Seq,
@@ -29,52 +29,52 @@ pub enum Forward {
         /// The urgent pointer.
         urgent: u16,
     },
-    /// Not at all: its sender will send it again.
+    /// Not at all: its sender retransmits it.
     Drop(DropReason),
-    /// Not yet: what the session [asks](super::Request) must be known first.
-    Asks,
+    /// Not yet: the session first needs the answer to its [pending line](super::PendingLine).
+    AwaitDecision,
 }
 
-/// An acknowledgement to send to the end whose bytes are held back.
+/// An acknowledgement for the end whose bytes are held back.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Acknowledgement {
-    /// To whom.
-    pub to: Side,
-    /// The other end's next number, as the addressee knows it.
+    /// The end that receives it.
+    pub recipient: Side,
+    /// The other end's next sequence number, as the recipient knows it.
     pub seq: Seq,
-    /// The addressee's next number.
+    /// The recipient's next sequence number.
     pub ack: Seq,
     /// The other end's window as last advertised.
     pub window: u16,
-    /// The timestamps option, where the connection uses it.
+    /// The timestamps option, if the connection uses it.
     pub timestamps: Option<(u32, u32)>,
 }
 
-/// What is to be done about a packet.
+/// The outcome for one packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Outcome {
-    /// How it goes on.
-    pub forward: Forward,
-    /// What is to be sent besides.
+pub struct ForwardPlan {
+    /// How the packet is forwarded.
+    pub action: ForwardAction,
+    /// An acknowledgement to send in addition.
     pub acknowledge: Option<Acknowledgement>,
-    /// Where the payload grew longer than a segment may be.
-    pub rest: Option<Rest>,
+    /// The second part of a payload that grew longer than a segment may be.
+    pub trailing: Option<TrailingSegment>,
 }
 
-/// The part of a payload that is to be sent as a segment of its own behind the changed one.
+/// The part of a payload that is sent as a segment of its own after the changed one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Rest {
-    /// Where in the payload it starts.
+pub struct TrailingSegment {
+    /// Offset in the payload.
     pub start: usize,
     /// The control bits of its segment.
     pub flags: u8,
 }
 
-impl Forward {
-    /// The same without the packet's urgent pointer.
+impl ForwardAction {
+    /// The same action without the packet's urgent pointer.
     pub(super) fn without_urgent(self, packet: &Packet<'_>) -> Self {
         match self {
-            Self::Drop(_) | Self::Asks => self,
+            Self::Drop(_) | Self::AwaitDecision => self,
             Self::Unchanged => Self::Changed {
                 seq: packet.seq(),
                 ack: packet.ack(),
@@ -89,37 +89,37 @@ impl Forward {
     }
 }
 
-impl From<Forward> for Outcome {
-    /// Nothing is to be sent besides.
-    fn from(forward: Forward) -> Self {
-        Self { forward, acknowledge: None, rest: None }
+impl From<ForwardAction> for ForwardPlan {
+    /// A plan without an additional acknowledgement or segment.
+    fn from(forward: ForwardAction) -> Self {
+        Self { action: forward, acknowledge: None, trailing: None }
     }
 }
 
-/// The way of a packet of `from` from its sender to its receiver.
-pub(super) struct Way<'a> {
+/// The two directions of a packet from `from`.
+pub(super) struct Path<'a> {
     pub(super) from: Side,
-    /// The direction that it is of.
+    /// The direction of the packet.
     pub(super) sender: &'a Direction,
-    /// The other.
+    /// The opposite direction.
     pub(super) receiver: &'a Direction,
 }
 
-impl Way<'_> {
-    /// Forwards a packet whose bytes, `payload`, have all been seen, perhaps all of them before,
-    /// `again`. Where there are fewer than the packet has, its rest waits.
-    pub(super) fn deliver(
+impl Path<'_> {
+    /// Forwards a packet whose `payload` has been read completely, now or, if `again` is set, before. If `payload` is
+    /// shorter than the packet's, the rest is not forwarded yet.
+    pub(super) fn forward(
         &self,
         packet: &Packet<'_>,
         payload: Cow<'_, [u8]>,
         again: bool,
         out: &mut Vec<u8>,
-    ) -> Outcome {
+    ) -> ForwardPlan {
         let sender = self.sender;
         let is_cut = payload.len() < packet.payload().len();
         let (seq, fin) = (packet.seq(), packet.has(flags::FIN) && !is_cut);
         if sender.space.map.is_shift() && matches!(payload, Cow::Borrowed(_)) {
-            return self.renumbered(packet).into();
+            return self.renumber(packet).into();
         }
         out.clear();
         if fin {
@@ -134,16 +134,16 @@ impl Way<'_> {
             control &= !(flags::FIN | flags::PSH);
         }
         let mut rest = None;
-        let segment = sender.space.longest_segment();
-        // What is joined is parted again behind us.
-        let limit = if packet.offload().joined { MAX_JOINED } else { segment };
+        let segment = sender.space.mss();
+        // The kernel splits a super-packet again when it sends it.
+        let limit = if packet.offload().is_super_packet { MAX_SUPER_PACKET } else { segment };
         if out.len() > limit && out.len() > payload.len() {
-            // What is lost of the rest, or is too long for it, follows when the receiver has
-            // acknowledged this much and the sender sends again from there.
+            // The rest that is lost or does not fit follows when the sender retransmits it, after the receiver has
+            // acknowledged this part.
             let ends = flags::FIN | flags::PSH;
             let dropped = if out.len() > limit + segment { ends } else { 0 };
             out.truncate(limit + segment);
-            rest = Some(Rest { start: limit, flags: control & !flags::URG & !dropped });
+            rest = Some(TrailingSegment { start: limit, flags: control & !flags::URG & !dropped });
             control &= !ends;
         }
         let mut delivered = sender.space.map.deliver(seq);
@@ -158,81 +158,81 @@ impl Way<'_> {
         let mut acknowledge = None;
         let may_acknowledge = sender.may_acknowledge_held();
         if out.is_empty() && !fin && (again || !may_acknowledge) {
-            // Held back, perhaps delivered since with a later segment. Whether the receiver has all
-            // that precedes is not known here, or our own acknowledgement was lost, or discarded
-            // for an old timestamp; the receiver's answer to a number just before the next one
-            // tells, and will be mapped to cover what is, or was, held.
+            // The bytes are held back, or were delivered later with another segment. Either it is unknown whether the
+            // receiver has everything before them, or our own acknowledgement was lost or discarded because of an old
+            // timestamp. The receiver answers a number just before the next one, and its answer is mapped so that it
+            // covers the held bytes.
             delivered = delivered - 1;
         }
         if may_acknowledge {
             acknowledge = Some(self.acknowledge_held(packet));
         }
-        let ack = self.acknowledgement_for(packet);
+        let ack = self.delivered_ack(packet);
         let forward =
-            Forward::Changed { seq: delivered, ack, payload: true, flags: control, urgent };
-        Outcome { forward, acknowledge, rest }
+            ForwardAction::Changed { seq: delivered, ack, payload: true, flags: control, urgent };
+        ForwardPlan { action: forward, acknowledge, trailing: rest }
     }
 
     fn acknowledge_held(&self, packet: &Packet<'_>) -> Acknowledgement {
         let other = self.receiver;
         Acknowledgement {
-            to: self.from,
+            recipient: self.from,
             seq: other.space.map.deliver(other.space.next),
             ack: self.sender.space.next,
             window: other.space.window,
             timestamps: other.space.clock().zip(packet.timestamps()).map(
                 |(clock, (value, echo))| {
-                    // What was not seen may have shown a later clock, which the addressee echoes.
+                    // Packets that passed unread may have carried a later clock, which the recipient echoes.
                     (if Seq(echo).is_after(Seq(clock)) { echo } else { clock }, value)
                 },
             ),
         }
     }
 
-    /// A packet without payload, or one whose payload stays: only its numbers are mapped.
-    pub(super) fn renumbered(&self, packet: &Packet<'_>) -> Forward {
+    /// Forwards a packet without payload, or with an unchanged payload: only its numbers are mapped.
+    pub(super) fn renumber(&self, packet: &Packet<'_>) -> ForwardAction {
         if !(self.sender.space.is_adjusted() || self.receiver.space.is_adjusted()) {
-            return Forward::Unchanged; // nothing is held back either
+            return ForwardAction::Unchanged; // nothing is held back either
         }
-        let seq = self.number_for(packet);
-        let ack = self.acknowledgement_for(packet);
+        let seq = self.delivered_seq(packet);
+        let ack = self.delivered_ack(packet);
         // A SACK block may lie past a rewrite that the acknowledgement does not cover yet.
-        let claims_move = self.receiver.space.map.shifts();
+        let claims_move = self.receiver.space.map.changes_numbers();
         if seq == packet.seq() && ack == packet.ack() && !claims_move {
-            return Forward::Unchanged;
+            return ForwardAction::Unchanged;
         }
         let urgent = packet.urgent().unwrap_or(0);
-        Forward::Changed { seq, ack, payload: false, flags: packet.flags(), urgent }
+        ForwardAction::Changed { seq, ack, payload: false, flags: packet.flags(), urgent }
     }
 
-    /// The number of `packet` of `from`, as the other end knows it.
-    fn number_for(&self, packet: &Packet<'_>) -> Seq {
+    /// The sequence number of `packet` as the receiver knows it.
+    fn delivered_seq(&self, packet: &Packet<'_>) -> Seq {
         let sender = self.sender;
         let delivered = sender.space.map.deliver(packet.seq());
         let says_nothing = packet.payload().is_empty() && !packet.has(flags::RST);
         if says_nothing && sender.is_held(packet.seq()) && !packet.has(flags::FIN) {
-            // Whoever sends this has an acknowledgement for what is held, and asks whether the peer
-            // is alive, or has room: that answers a number before the next one only.
+            // The sender has an acknowledgement for the held bytes and sends a keep-alive or window probe. Only a
+            // number before the next one makes the receiver answer.
             delivered - 1
         } else {
             delivered
         }
     }
 
-    /// The acknowledgement that `packet` of `from` carries, as the other end understands it.
-    fn acknowledgement_for(&self, packet: &Packet<'_>) -> Seq {
+    /// The acknowledgement number of `packet` as the receiver knows it.
+    fn delivered_ack(&self, packet: &Packet<'_>) -> Seq {
         if !packet.has(flags::ACK) {
             return packet.ack();
         }
         self.receiver.space.map.acknowledge(packet.ack())
     }
 
-    /// In place of a segment that starts past what was seen: one of no length by a number that the receiver has
-    /// acknowledged, which must be answered (RFC 9293 section 3.10.7.4), so that the receiver says what it has. One just
-    /// before the next number may be past what it has. It acknowledges what is known to be acknowledged, as with that
-    /// number an off-path attacker's segment would count.
-    pub(super) fn asks(&self) -> Forward {
+    /// Replaces an out-of-order segment by a probe: an empty segment with a sequence number that the receiver has
+    /// acknowledged. The receiver must answer it (RFC 9293 section 3.10.7.4), so it shows which bytes it has. A number
+    /// just before the next one may be past what it has. The probe acknowledges only what is known to be acknowledged,
+    /// because otherwise an off-path attacker's segment with that number would count.
+    pub(super) fn probe_receiver(&self) -> ForwardAction {
         let (seq, ack) = (self.sender.space.acked - 1, self.receiver.space.unacknowledged());
-        Forward::Changed { seq, ack, payload: true, flags: flags::ACK, urgent: 0 }
+        ForwardAction::Changed { seq, ack, payload: true, flags: flags::ACK, urgent: 0 }
     }
 }

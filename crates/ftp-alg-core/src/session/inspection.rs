@@ -1,182 +1,188 @@
-//! What a session finds in what it reads, and what it asks of whoever decides.
+//! The interface between a session and its caller: events that the session finds, and decisions that it needs.
 
 use std::ops::Range;
 
-use super::{Dialogue, Phase, Reason, few::Bytes};
+use super::{Dialogue, Phase, Reason, compact::SmallBytes};
 use crate::{
     ftp::{Announcement, Kind, Malformed, Text, Zeros},
     packet::Seq,
 };
 
-/// What is to become of an announcement.
+/// The decision about an announcement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Ruling {
-    /// It goes on as it is; nothing was opened for it.
+pub enum AnnouncementVerdict {
+    /// Forward the line unchanged; nothing was opened for it.
     Pass,
-    /// A pinhole is open; it goes on naming this endpoint.
+    /// A pinhole is open; the line announces this endpoint.
     Open {
-        /// What it names.
+        /// The endpoint in the forwarded line.
         endpoint: std::net::SocketAddr,
-        /// How it keeps its length.
+        /// How the line keeps its length.
         zeros: Zeros,
     },
-    /// The client gets a reply that says why. A command is kept from the server, which gets a line that it must
-    /// refuse instead.
+    /// The client gets an error reply with the reason. A command is replaced by a line that the server must refuse.
     Refuse(Reason),
 }
 
-/// Something in the dialogue that bears on what is open.
+/// An event in the dialogue that concerns pinholes or the session's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Note {
-    /// The server accepted the oldest announcement of the client that it had not answered.
+pub enum DialogueEvent {
+    /// The server accepted the client's oldest pending announcement.
     AnnouncementAccepted,
-    /// The server refused the oldest announcement of the client that it had not answered.
+    /// The server refused the client's oldest pending announcement.
     AnnouncementRefused,
-    /// A transfer is under way.
+    /// A transfer has started.
     TransferStarted,
-    /// A transfer is over.
+    /// A transfer has ended.
     TransferEnded {
         /// Whether it was completed.
         completed: bool,
     },
-    /// A login was accepted.
+    /// The server accepted a login.
     LoggedIn,
-    /// The connection is not FTP, and not read any more.
+    /// The server is not an FTP server; inspection ends.
     NotFtp,
-    /// The client is none of FTP; its server may be, so what is refused is still refused.
+    /// The client does not speak FTP. The server may, so refused commands are still refused.
     NotFtpClient,
     /// The connection is encrypted from here on.
     Encrypted,
     /// The connection is plain text again.
     Readable,
-    /// Bytes were missed: what the dialogue was is not known any more.
-    Lost,
-    /// `AUTH` was kept from the server, or a line too long to be read.
-    Refused(Refused),
-    /// Something was not done, as this limit is reached.
-    Limit(Limit),
+    /// Packets were missed: the earlier dialogue is unknown.
+    PacketsMissed,
+    /// A command was refused that is not an announcement, or a line that is too long.
+    Refused(RefusedLine),
+    /// A limit of the session was reached.
+    Limit(SessionLimit),
 }
 
-/// A line that is read as far as can be before something is known. The session is as it was before the line.
+/// A line whose reading stopped because a decision is needed. The session is as it was before the line.
 #[derive(Clone, Debug)]
-pub struct Request {
-    /// What is to be known.
-    pub question: Question,
-    /// The number of the byte from which it was read.
+pub struct PendingLine {
+    /// The decision that is needed.
+    pub request: DecisionRequest,
+    /// Sequence number at which the line was read.
     pub(super) seq: Seq,
-    /// How it is read on.
-    pub(super) then: Then,
-    /// What the line has made of the dialogue so far.
+    /// How reading continues.
+    pub(super) continuation: Continuation,
+    /// The dialogue after the line.
     pub(super) dialogue: Dialogue,
-    /// What it has changed so far about the connection.
-    pub(super) read: Read,
-    /// What was found in it.
-    pub(super) notes: Vec<Note>,
+    /// The line's effect on the connection.
+    pub(super) effect: ReadEffect,
+    /// The events found in the line.
+    pub(super) events: Vec<DialogueEvent>,
 }
 
-impl Request {
-    /// Of a line that was just read.
-    pub(super) fn new(question: Question, then: Then) -> Box<Self> {
-        let (dialogue, read, notes) = (Dialogue::default(), Read::Nothing, Vec::new());
-        Box::new(Self { question, seq: Seq(0), then, dialogue, read, notes })
+impl PendingLine {
+    /// A line that was just read.
+    pub(super) fn new(question: DecisionRequest, then: Continuation) -> Box<Self> {
+        let (dialogue, read, notes) = (Dialogue::default(), ReadEffect::Nothing, Vec::new());
+        Box::new(Self {
+            request: question,
+            seq: Seq(0),
+            continuation: then,
+            dialogue,
+            effect: read,
+            events: notes,
+        })
     }
 }
 
-/// What a session asks whoever decides.
+/// A decision that a session needs from its caller.
 #[derive(Clone, Debug)]
-pub enum Question {
-    /// What becomes of this announcement.
-    Announcement(Announced),
-    /// Whether numbers may change for a reply that says why something is refused: not where the kernel cannot be told,
-    /// as the reply would wait for that.
-    Lengthen,
+pub enum DecisionRequest {
+    /// What to do about this announcement.
+    Announcement(AnnouncedLine),
+    /// Whether the sequence numbers may be adjusted for a longer error reply. Not if the kernel cannot be informed,
+    /// because the reply would wait for that.
+    AdjustSequence,
 }
 
-impl Question {
-    /// The announcement, if it could be read.
+impl DecisionRequest {
+    /// The announcement, if it could be parsed.
     pub(super) fn announcement(&self) -> Option<&Announcement> {
         match self {
-            Self::Announcement(Announced { parsed, .. }) => parsed.as_ref().ok(),
-            Self::Lengthen => None,
+            Self::Announcement(AnnouncedLine { parsed, .. }) => parsed.as_ref().ok(),
+            Self::AdjustSequence => None,
         }
     }
 }
 
-/// How a line is read on, once that is known for which it waits.
+/// How reading a line continues after the decision.
 #[derive(Clone, Debug)]
-pub enum Then {
-    /// A client's announcement, crossed out where it is refused and `whole`: none of it was forwarded.
+pub enum Continuation {
+    /// A client's announcement. If it is refused and `is_undelivered`, it is blanked.
     Command {
-        /// Whether it is.
-        whole: bool,
+        /// Whether no byte of it has been forwarded.
+        is_undelivered: bool,
     },
-    /// The same, where only some servers see it. Its verb ends here.
+    /// The same for an announcement that only some servers see.
     Hidden {
-        /// Where.
+        /// Offset of the end of its verb.
         end: usize,
     },
-    /// A server's. A refusal may take its place, by these limits, where there are any.
-    Reply(Option<Refusal>),
-    /// A reply that is longer than the one it would take the place of.
-    Longer(Range<usize>, Bytes),
+    /// A server's announcement. An error reply may replace it within these limits, if any.
+    Reply(Option<ReplyLimits>),
+    /// An error reply that is longer than the reply it replaces.
+    LongerReply(Range<usize>, SmallBytes),
 }
 
-/// How a reply that refuses takes the place of a server's.
+/// Limits of an error reply that replaces a server's reply.
 #[derive(Clone, Copy, Debug)]
-pub struct Refusal {
+pub struct ReplyLimits {
     /// Whether it may be longer.
-    pub grow: bool,
-    /// As in [`Reason::reply`].
-    pub code: Option<u16>,
+    pub may_grow: bool,
+    /// Reply code, as in [`Reason::reply`].
+    pub reply_code: Option<u16>,
 }
 
-/// What reading a line changes about the connection.
+/// The effect of a line on the connection.
 #[derive(Clone, Copy, Debug)]
-pub enum Read {
-    /// Nothing.
+pub enum ReadEffect {
+    /// None.
     Nothing,
-    /// It is not FTP.
+    /// The server is not an FTP server.
     NotFtp,
-    /// The client is none of FTP.
+    /// The client does not speak FTP.
     NotFtpClient,
-    /// It is encrypted from here on.
+    /// Encryption begins.
     Encrypted,
 }
 
-/// What is known then.
+/// The answer to a [`DecisionRequest`].
 #[derive(Clone, Copy, Debug)]
-pub enum Known {
-    /// What becomes of the announcement.
-    Ruling(Ruling),
-    /// Whether numbers may change.
+pub enum DecisionAnswer {
+    /// The decision about the announcement.
+    Ruling(AnnouncementVerdict),
+    /// Whether the sequence numbers may be adjusted.
     Lengthen(bool),
 }
 
-/// An announcement, or a line that should announce but cannot be read, and where the dialogue stands.
+/// An announcement, or a line that should be one but cannot be parsed, with the state of the dialogue.
 #[derive(Clone, Debug)]
-pub struct Announced {
-    /// The form of the announcement.
+pub struct AnnouncedLine {
+    /// The kind of announcement.
     pub kind: Kind,
-    /// What was announced, with its place in the line.
+    /// The parsed announcement with its position in the line.
     pub parsed: Result<Announcement, Malformed>,
-    /// Whether a 227 or 229 answers a command.
-    pub asked: bool,
-    /// The line, escaped and cut, where it could not be read.
-    pub said: Option<String>,
-    /// Why nothing may be opened for it.
-    pub bar: Option<&'static str>,
-    /// How far the dialogue is known to be FTP.
+    /// Whether a 227 or 229 answers a pending command.
+    pub was_requested: bool,
+    /// The line, escaped and cut, if it could not be parsed.
+    pub unread_text: Option<String>,
+    /// Why the dialogue allows no pinhole for it.
+    pub blocked_because: Option<&'static str>,
+    /// How much of the dialogue has shown that it is FTP.
     pub phase: Phase,
-    /// Whether a login was accepted.
+    /// Whether the server has accepted a login.
     pub is_logged_in: bool,
-    /// Whether the client has bound itself to EPSV (RFC 2428 section 4).
+    /// Whether the client has restricted itself to EPSV (RFC 2428 section 4).
     pub is_epsv_only: bool,
-    /// The zeros that the server takes.
+    /// The leading zeros that the server accepts.
     pub zeros: Zeros,
 }
 
-impl Announced {
-    /// What `text` announces, or should, where `dialogue` has read it.
+impl AnnouncedLine {
+    /// Describes the announcement in `text`, which `dialogue` has read.
     pub(super) fn new(
         kind: Kind,
         mut parsed: Result<Announcement, Malformed>,
@@ -191,10 +197,10 @@ impl Announced {
         }
         Self {
             kind,
-            asked,
-            said: parsed.is_err().then(|| shown(text.bytes())),
+            was_requested: asked,
+            unread_text: parsed.is_err().then(|| escape_and_cut(text.bytes())),
             parsed,
-            bar: dialogue.bar(kind.is_active()),
+            blocked_because: dialogue.blocked_because(kind.is_active()),
             phase: dialogue.phase(),
             is_logged_in: dialogue.is_logged_in(),
             is_epsv_only: dialogue.is_epsv_only(),
@@ -203,80 +209,80 @@ impl Announced {
     }
 }
 
-/// How a peer's bytes are shown: escaped, and cut to 80 bytes.
-fn shown(text: &[u8]) -> String {
+/// A peer's bytes for a log line: escaped, and cut to 80 bytes.
+fn escape_and_cut(text: &[u8]) -> String {
     const LIMIT: usize = 80;
     let cut = if text.len() > LIMIT { "..." } else { "" };
     format!("{}{cut}", text[..text.len().min(LIMIT)].escape_ascii())
 }
 
-/// A line that asked, and what is known.
-pub type Answered = (Box<Request>, Known);
+/// A pending line and the answer to its request.
+pub type AnsweredLine = (Box<PendingLine>, DecisionAnswer);
 
-/// One pass over a packet's payload: what the session is given to read it, and what it finds.
+/// One pass over a packet's payload: the session's input, and what it finds.
 #[derive(Debug, Default)]
 pub struct Inspection {
-    /// Whether `AUTH` is kept from the server.
+    /// Whether `AUTH` is refused.
     pub refuses_auth: bool,
-    /// What is known for the line that asked, with that line.
-    pub answer: Option<Answered>,
-    /// What was found, in order.
-    pub notes: Vec<Note>,
-    /// The line that asks: more is not read before it is answered.
-    pub request: Option<Box<Request>>,
+    /// The pending line and the answer to its request.
+    pub answer: Option<AnsweredLine>,
+    /// The events found, in order.
+    pub events: Vec<DialogueEvent>,
+    /// The line that needs a decision. Nothing after it is read before the decision.
+    pub pending: Option<Box<PendingLine>>,
 }
 
 impl Inspection {
-    /// Notes something.
-    pub(super) fn note(&mut self, note: Note) {
-        self.notes.push(note);
+    /// Adds an event.
+    pub(super) fn push_event(&mut self, note: DialogueEvent) {
+        self.events.push(note);
     }
 
-    /// Notes that something was refused that is no announcement, or a line too long to be read.
-    pub(super) fn refused(&mut self, what: Refused) {
-        self.note(Note::Refused(what));
+    /// Adds the event that a line was refused.
+    pub(super) fn push_refused(&mut self, what: RefusedLine) {
+        self.push_event(DialogueEvent::Refused(what));
     }
 
-    /// Notes that something was not done, as this limit is reached.
-    pub(super) fn limit(&mut self, which: Limit) {
-        self.note(Note::Limit(which));
+    /// Adds the event that a limit was reached.
+    pub(super) fn push_limit(&mut self, which: SessionLimit) {
+        self.push_event(DialogueEvent::Limit(which));
     }
 }
 
-/// How much is kept of one connection.
+/// A limit of one connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Limit {
-    /// Of a 227 or 229, so much that this one passed before it was whole: nothing is opened for it.
+pub enum SessionLimit {
+    /// A 227 or 229 was longer than the limit and was forwarded before it was complete. Nothing is opened for it.
     Reply,
-    /// Of rewrites that are not acknowledged: the segment waits.
+    /// Unacknowledged rewrites: the segment is dropped, and its sender retransmits it.
     Rewrites,
-    /// Of the client's bytes that are not acknowledged: the segment waits.
-    Kept,
-    /// Of unanswered commands: replies to the oldest open nothing.
+    /// The client's unacknowledged data: the segment is dropped, and its sender retransmits it.
+    UnacknowledgedData,
+    /// Pending commands: replies to the oldest open nothing.
     Commands,
 }
 
-/// What nothing is opened for, other than an announcement that was judged; a command is kept from the server.
+/// A refused line other than a parsed announcement. A command is not forwarded to the server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refused {
-    /// `AUTH`, by the operator's choice.
+pub enum RefusedLine {
+    /// `AUTH`, refused by policy.
     Auth,
-    /// A `PORT` or `EPRT` line longer than is held back.
+    /// A `PORT` or `EPRT` line longer than the limit of held bytes.
     Overlong,
-    /// `PORT`, `EPRT`, or `AUTH` by the operator's choice, that only some servers would see.
-    Hidden,
-    /// A line with an urgent byte, which is another command without it.
+    /// `PORT` or `EPRT`, or `AUTH` if policy refuses it, that only some servers see in the line.
+    Ambiguous,
+    /// A line with an urgent byte that is another command without that byte.
     Urgent,
 }
 
-impl Refused {
-    /// As the client hears it.
+impl RefusedLine {
+    /// The reason that the client is given.
     pub fn reason(self) -> Reason {
         match self {
-            Self::Auth => Reason::Auth,
+            Self::Auth => Reason::AuthTls,
             Self::Overlong => Reason::TooLong,
             Self::Urgent => Reason::Urgent,
-            Self::Hidden => Reason::Hidden,
+            Self::Ambiguous => Reason::Ambiguous,
         }
     }
 }

@@ -1,18 +1,17 @@
-//! How much of a line is kept, and how long segments are.
+//! Limits of stored lines and of segment lengths.
 
-/// The longest line start that is held back. Announcements are far shorter: RFC 2428's longest is
-/// an `EPRT` of 63 bytes.
+/// Limit of a line start that is held back. Announcements are far shorter: the longest `EPRT` of RFC 2428 has 63 bytes.
 pub const MAX_HELD: usize = 512;
 
-/// How much of an unfinished line that passes is kept for reading; more of it is read as cut.
+/// Limit of the stored part of an unfinished line that was forwarded. A longer line is read as truncated.
 pub const MAX_LINE: usize = 1024;
 
-/// A joined segment may grow to this length; an IP packet holds little more.
-pub const MAX_JOINED: usize = 65_000;
+/// Maximum length of a super-packet that grew by a rewrite; an IP packet holds little more.
+pub const MAX_SUPER_PACKET: usize = 65_000;
 
-/// A delivered segment may always be this long (RFC 879's default for IPv4), and as long as the
-/// longest that its sender sent.
-pub const SAFE_SEGMENT: usize = 536;
+/// A delivered segment may always have this length (RFC 879's default for IPv4), and the length of the longest segment
+/// that its sender sent.
+pub const DEFAULT_MSS: usize = 536;
 
-/// How long the verbs of announcements are.
-pub const VERB: usize = 4;
+/// Length of the verbs of announcements.
+pub const VERB_LENGTH: usize = 4;

@@ -1,54 +1,56 @@
 //! One control connection: stream assembly, dialogue, sequence adjustment.
 //!
-//! [`Session::packet`] takes each packet of the connection and says how it is to be forwarded.
-//! What may be announced is not decided here but by the [`Inspection`] that is handed in. Knows nothing
-//! of other sessions, of the kernel, or of time.
+//! [`Session::handle_packet`] takes each packet of the connection and returns how it is forwarded. The session does not
+//! decide about announcements; it asks its caller through [`Inspection`]. It knows nothing of other sessions, the
+//! kernel, or time.
 //!
-//! A [`Session`] has two [directions](direction), a [`Dialogue`] and a [`Standing`]; here is what is asked of it.
-//! [`passage`] wires them: a packet's acknowledgement goes to the other direction, its payload through [`segments`] and
-//! [`reading`] to the dialogue, and what goes on is made by [`forwarding`]. `docs/session.md` has a picture.
+//! A [`Session`] consists of two [directions](direction), a [`Dialogue`] and an [`InspectionState`].
+//! [`packet_handling`] connects them: it gives a packet's acknowledgement to the opposite direction, and its payload
+//! through [`segments`] and [`reading`] to the dialogue. [`forwarding`] builds the forwarded packet. `docs/session.md`
+//! has a picture.
 //!
 //! Invariants, whatever the peers send:
-//! - bytes are read in the order of their numbers, each once;
-//! - a segment past a gap is not forwarded, so nothing reaches a peer that was not read;
-//! - a number is delivered with the same byte however often its segment is sent again.
+//! - Bytes are read in the order of their sequence numbers, each once.
+//! - A segment past a gap is not forwarded, so every byte that reaches a peer has been read.
+//! - A sequence number is always delivered with the same byte, however often its segment is retransmitted.
 
 mod adjust;
-mod apart;
+mod compact;
 mod dialogue;
 mod direction;
 mod drops;
-mod few;
 mod forwarding;
 mod inspection;
+mod inspection_state;
 mod limits;
-mod lines;
-mod passage;
+mod line_decisions;
+mod packet_handling;
+mod pending_commands;
+mod push_state;
 mod reading;
 mod reason;
 mod segments;
 mod sequence_space;
 mod side;
-mod standing;
 mod tls;
 mod unacknowledged;
-mod unanswered;
 mod urgent;
 
 pub use adjust::SequenceMap;
 pub use dialogue::{Dialogue, Phase};
 use direction::Direction;
 pub use drops::DropReason;
-pub use forwarding::{Acknowledgement, Forward, Outcome, Rest};
+pub use forwarding::{Acknowledgement, ForwardAction, ForwardPlan, TrailingSegment};
 pub use inspection::{
-    Announced, Answered, Inspection, Known, Limit, Note, Question, Refused, Request, Ruling,
+    AnnouncedLine, AnnouncementVerdict, AnsweredLine, DecisionAnswer, DecisionRequest,
+    DialogueEvent, Inspection, PendingLine, RefusedLine, SessionLimit,
 };
-use inspection::{Read, Refusal, Then};
+use inspection::{Continuation, ReadEffect, ReplyLimits};
+use inspection_state::{Completeness, InspectionState};
 pub use reason::Reason;
 use serde::{Deserialize, Serialize};
 pub use side::Side;
-use standing::{Seen, Standing};
-use unacknowledged::Unacknowledged;
+use unacknowledged::UnacknowledgedData;
 
 use crate::packet::{Packet, Seq, flags};
 
@@ -57,262 +59,261 @@ use crate::packet::{Packet, Seq, flags};
 pub struct Session {
     client: Direction,
     server: Direction,
-    /// The client's.
-    unacknowledged: Unacknowledged,
+    /// The client's unacknowledged data.
+    unacknowledged: UnacknowledgedData,
     dialogue: Dialogue,
-    standing: Standing,
+    inspection_state: InspectionState,
     /// Whether one of its ends has reset it.
     is_reset: bool,
 }
 
 impl Session {
-    /// A connection whose SYN-ACK is `syn_ack`: it tells both initial numbers.
-    pub fn opened(syn_ack: &Packet<'_>) -> Self {
-        Self::answered(syn_ack, Dialogue::default())
+    /// A connection that starts with `syn_ack`, which carries both initial sequence numbers.
+    pub fn from_syn_ack(syn_ack: &Packet<'_>) -> Self {
+        Self::from_syn_ack_with(syn_ack, Dialogue::default())
     }
 
-    /// Such a connection, of which something was said before that was not read.
-    pub fn opened_unread(syn_ack: &Packet<'_>) -> Self {
-        Self::answered(syn_ack, Dialogue::early())
+    /// A connection that starts with `syn_ack` and whose SYN carried data that was not read.
+    pub fn with_unread_syn_data(syn_ack: &Packet<'_>) -> Self {
+        Self::from_syn_ack_with(syn_ack, Dialogue::client_first())
     }
 
-    fn answered(syn_ack: &Packet<'_>, dialogue: Dialogue) -> Self {
-        let mut session = Self::between(syn_ack.ack(), syn_ack.seq() + 1, dialogue);
+    fn from_syn_ack_with(syn_ack: &Packet<'_>, dialogue: Dialogue) -> Self {
+        let mut session = Self::new(syn_ack.ack(), syn_ack.seq() + 1, dialogue);
         session.server.space.observe(syn_ack);
         session
     }
 
-    /// A connection whose start was not seen, from `packet` of `side` on.
-    pub fn joined(side: Side, packet: &Packet<'_>) -> Self {
+    /// A connection picked up mid-stream, from `packet` of `side` on.
+    pub fn picked_up(side: Side, packet: &Packet<'_>) -> Self {
         match side {
-            Side::Client => Self::between(packet.seq(), packet.ack(), Dialogue::joined()),
-            Side::Server => Self::between(packet.ack(), packet.seq(), Dialogue::joined()),
+            Side::Client => Self::new(packet.seq(), packet.ack(), Dialogue::picked_up()),
+            Side::Server => Self::new(packet.ack(), packet.seq(), Dialogue::picked_up()),
         }
     }
 
-    fn between(client: Seq, server: Seq, dialogue: Dialogue) -> Self {
+    fn new(client: Seq, server: Seq, dialogue: Dialogue) -> Self {
         Self {
             client: Direction::new(client),
             server: Direction::new(server),
-            unacknowledged: Unacknowledged::new(client),
+            unacknowledged: UnacknowledgedData::new(client),
             dialogue,
-            standing: Standing::Followed(Seen::All),
+            inspection_state: InspectionState::Inline(Completeness::All),
             is_reset: false,
         }
     }
 
-    /// Whether both ends have said what they had to say, all of it was read, nothing of it is kept, and what comes next is
-    /// a command, or the greeting.
-    pub fn is_at_rest(&self) -> bool {
+    /// Whether everything sent was read and acknowledged, nothing is stored, and the next line is a command or the
+    /// greeting.
+    pub fn is_idle(&self) -> bool {
         let is_still = |direction: &Direction| {
-            let is_ordinary = direction.is_idle() && direction.has_nothing_rare();
+            let is_ordinary = direction.is_idle() && direction.has_no_extra();
             is_ordinary && !direction.space.has_gap() && direction.space.map.is_shift()
         };
-        self.standing == Standing::Followed(Seen::All)
+        self.inspection_state == InspectionState::Inline(Completeness::All)
             && !self.is_reset
-            && self.dialogue.is_at_rest()
+            && self.dialogue.is_idle()
             && is_still(&self.client)
             && is_still(&self.server)
             && self.unacknowledged.len() == 0
     }
 
-    /// The gateway ends it: both ends are reset, and nothing of either goes on any more. What is known of it is given back,
-    /// so its packets could not be put right. They are dropped as long as it is remembered, and each is answered by a reset
-    /// with the number that its sender expects (RFC 9293 section 3.10.7.1).
-    pub fn end(&mut self) {
-        self.client.forget();
-        self.server.forget();
-        self.unacknowledged = Unacknowledged::new(self.client.space.next);
-        self.dialogue = Dialogue::joined();
-        self.standing = Standing::Ended;
+    /// Resets the session: nothing of either end is forwarded any more, and all stored data is freed. Later packets are
+    /// dropped while the session is remembered, and each is answered by a reset with the sequence number that its
+    /// sender expects (RFC 9293 section 3.10.7.1).
+    pub fn reset(&mut self) {
+        self.client.reset();
+        self.server.reset();
+        self.unacknowledged = UnacknowledgedData::new(self.client.space.next);
+        self.dialogue = Dialogue::picked_up();
+        self.inspection_state = InspectionState::Reset;
     }
 
-    /// Whether the gateway has ended it.
-    pub fn has_ended(&self) -> bool {
-        self.standing.is_ended()
+    /// Whether the gateway has reset the session.
+    pub fn was_reset(&self) -> bool {
+        self.inspection_state.is_reset()
     }
 
-    /// Numbers of resets for `to`, before it is ended. What `to` expects is the first or the second, or lies between
-    /// them: then it answers the second by one that tells.
-    pub fn resets(&self, to: Side) -> [Seq; 2] {
+    /// Sequence numbers for resets to `to`, taken before the session is reset. `to` expects one of the two, or a number
+    /// between them; then it answers the second with a challenge ACK.
+    pub fn reset_numbers(&self, to: Side) -> [Seq; 2] {
         let direction = self.direction(to.peer());
         [direction.space.acked, direction.space.map.deliver(direction.space.next)]
     }
 
-    /// Whether `packet` of `from` is one of this connection, not of one that began on its endpoints unseen.
-    pub fn concerns(&self, from: Side, packet: &Packet<'_>) -> bool {
-        !packet.has(flags::SYN) && self.direction(from).space.is_near(packet.seq())
+    /// Whether `packet` of `from` belongs to this connection, and not to another on the same endpoints whose start was
+    /// not seen.
+    pub fn is_in_window(&self, from: Side, packet: &Packet<'_>) -> bool {
+        !packet.has(flags::SYN) && self.direction(from).space.is_in_window(packet.seq())
     }
 
-    /// Whether `syn_ack` is the one that this session began with, sent again.
+    /// Whether `syn_ack` is a retransmission of the SYN-ACK that started this session.
     pub fn began_with(&self, syn_ack: &Packet<'_>) -> bool {
         (self.client.space.first, self.server.space.first) == (syn_ack.ack(), syn_ack.seq() + 1)
     }
 
-    /// Whether `packet` is the client's acknowledgement of the SYN-ACK that this session began with, or
-    /// the first that it says with it.
-    pub fn is_confirmed_by(&self, packet: &Packet<'_>) -> bool {
+    /// Whether `packet` is the client's acknowledgement of the SYN-ACK that started this session, with or without data.
+    pub fn is_first_acknowledgement(&self, packet: &Packet<'_>) -> bool {
         let first = (self.client.space.first, self.server.space.first);
         packet.has(flags::ACK) && (packet.seq(), packet.ack()) == first
     }
 
-    /// Whether every packet of the connection must be seen: numbers differ, or bytes are held.
+    /// Whether every packet must be queued: sequence numbers differ, bytes are held back, or a probe's answer is
+    /// expected.
     #[inline]
-    pub fn wants_every_packet(&self) -> bool {
-        // Acknowledgements show what is missing, and how much of the unacknowledged data was received.
-        let is_asked = self.client.space.is_asked() || self.server.space.is_asked();
-        is_asked || self.client.is_much() || self.changes_packets()
+    pub fn needs_all_queued(&self) -> bool {
+        // Acknowledgements show which bytes are missing, and how much of the unacknowledged data has arrived.
+        let is_asked = self.client.space.is_probing() || self.server.space.is_probing();
+        is_asked || self.client.has_much_unacknowledged() || self.changes_packets()
     }
 
-    /// Whether numbers differ from here on, or bytes are held: packets that are not seen would break the connection.
+    /// Whether sequence numbers differ, or bytes are held back. A packet that passed unread would break the connection.
     #[inline]
     pub fn changes_packets(&self) -> bool {
         self.client.changes_packets() || self.server.changes_packets()
     }
 
-    /// The answer of a receiver that was asked what it has is not waited for any longer. The next segment past a gap asks
-    /// again.
-    pub fn stop_asking(&mut self) {
-        self.client.space.stop_asking();
-        self.server.space.stop_asking();
+    /// Stops waiting for the answer to a probe. The next segment past a gap sends another one.
+    pub fn stop_probing(&mut self) {
+        self.client.space.stop_probing();
+        self.server.space.stop_probing();
     }
 
-    /// Whether numbers or bytes of either direction are not delivered as they are sent.
+    /// Whether sequence numbers or bytes of either direction differ from what was sent.
     pub fn is_adjusted(&self) -> bool {
         self.client.space.is_adjusted() || self.server.space.is_adjusted()
     }
 
-    /// Whether no packet of the connection need be seen any more.
+    /// Whether no packet of the connection needs to be queued any more.
     #[inline]
-    pub fn wants_no_packet(&self) -> bool {
-        self.standing.is_off() && !self.wants_every_packet()
+    pub fn needs_none_queued(&self) -> bool {
+        self.inspection_state.is_off() && !self.needs_all_queued()
     }
 
-    /// Whether the connection is over: reset, or finished by both ends.
+    /// Whether the connection was reset, or finished by both ends.
     pub fn is_over(&self) -> bool {
-        self.is_cut() || (self.client.space.finished && self.server.space.finished)
+        self.is_reset() || (self.client.space.finished && self.server.space.finished)
     }
 
-    /// Whether one of its ends, or the gateway, has reset it.
-    fn is_cut(&self) -> bool {
-        self.is_reset || self.standing.is_ended()
+    /// Whether one of the ends, or the gateway, has reset the connection.
+    fn is_reset(&self) -> bool {
+        self.is_reset || self.inspection_state.is_reset()
     }
 
-    /// Whether it was saved, or packets passed by, and nothing has shown yet that it goes on where it was.
+    /// Whether packets may have passed unread since the last restore or downtime, and nothing has yet shown otherwise.
     pub fn is_unconfirmed(&self) -> bool {
-        !self.standing.is_confirmed() || self.is_barred()
+        !self.inspection_state.is_confirmed() || self.is_client_blocked()
     }
 
-    /// By how much the numbers of `side` are shifted, and from which sent one on, if nothing is known of earlier ones. For a
-    /// session that [is at rest](Self::is_at_rest).
-    pub fn shift(&self, side: Side) -> (u32, Seq) {
+    /// The sequence offset of `side`, and the first sent sequence number that it applies to. Only for an
+    /// [idle](Self::is_idle) session.
+    pub fn sequence_offset(&self, side: Side) -> (u32, Seq) {
         let space = &self.direction(side).space;
         (space.map.deliver(space.next) - space.next, space.unacknowledged())
     }
 
-    /// Whether one end has said its last.
+    /// Whether one end has sent a FIN.
     pub fn is_half_closed(&self) -> bool {
         self.client.space.finished || self.server.space.finished
     }
 
-    /// Whether it is encrypted, so that a login is not seen.
+    /// Whether the connection is encrypted, so that a login cannot be seen.
     pub fn is_encrypted(&self) -> bool {
-        self.standing.is_encrypted()
+        self.inspection_state.is_encrypted()
     }
 
-    /// What has been said.
+    /// The state of the dialogue.
     pub fn dialogue(&self) -> &Dialogue {
         &self.dialogue
     }
 
-    /// One word for people.
+    /// The state as one word for `ftp-alg sessions`.
     pub fn state(&self) -> &'static str {
-        match (self.standing, self.dialogue.phase()) {
+        match (self.inspection_state, self.dialogue.phase()) {
             _ if self.is_over() => "closing",
-            (Standing::Off(_) | Standing::Ended, _) => "opaque",
-            (Standing::Encrypted(_), _) => "encrypted",
-            (_, Phase::Silent | Phase::Early | Phase::EarlyFeat) => "new",
+            (InspectionState::Off(_) | InspectionState::Reset, _) => "opaque",
+            (InspectionState::Encrypted(_), _) => "encrypted",
+            (_, Phase::NotGreeted | Phase::ClientFirst | Phase::FeatFirst) => "new",
             (_, Phase::NotFtp) => "not-ftp",
             (_, Phase::Greeted) => "greeted",
-            (_, Phase::Joined | Phase::Answered) => "joined",
-            (_, Phase::Lost) => "lost",
+            (_, Phase::PickedUp | Phase::PickedUpFtp) => "joined",
+            (_, Phase::Missed) => "lost",
             (_, Phase::Verified) if self.dialogue.is_logged_in() => "logged-in",
             (_, Phase::Verified) => "login",
         }
     }
 
-    /// Something of each of its cache lines: whoever reads it has them in the cache afterwards.
-    pub fn touched(&self) -> u32 {
+    /// Reads one word of each cache line of the session, so that they are cached afterwards.
+    pub fn touch_cache_lines(&self) -> u32 {
         let numbers =
             self.client.space.next.0 ^ self.server.space.next.0 ^ self.client.space.first.0;
         numbers ^ u32::from(self.dialogue.is_logged_in()) ^ self.unacknowledged.len() as u32
     }
 
-    /// How much memory is taken by what is not acknowledged or not complete, besides the session's own size.
+    /// Heap memory in bytes of unacknowledged data, rewrites and incomplete lines.
     #[inline]
     pub fn heap(&self) -> usize {
         self.client.heap() + self.server.heap() + self.unacknowledged.heap()
     }
 
-    /// The mapping of the direction that `side` sends.
+    /// The sequence mapping of the direction that `side` sends.
     pub fn map(&self, side: Side) -> &SequenceMap {
         &self.direction(side).space.map
     }
 
-    /// As long may a segment be that `side` is to have sent.
-    pub fn longest_segment(&self, side: Side) -> usize {
-        self.direction(side).space.longest_segment()
+    /// Maximum length of a delivered segment from `side`.
+    pub fn mss(&self, side: Side) -> usize {
+        self.direction(side).space.mss()
     }
 
-    /// The first number of `side` that was not seen yet.
-    pub fn next_of(&self, side: Side) -> Seq {
+    /// The next expected sequence number of `side`.
+    pub fn next_seq(&self, side: Side) -> Seq {
         self.direction(side).space.next
     }
 
-    /// Whether what precedes `packet` of `from` may just have been overtaken by it, so that it may wait for that.
-    /// Not if one before was past that gap, and did not wait. What it acknowledges must be what the other end has sent and is
-    /// not known to be acknowledged: else an off-path attacker who hits the window anywhere would have bytes read when their
-    /// turn comes.
-    pub fn is_early(&self, from: Side, packet: &Packet<'_>) -> bool {
+    /// Whether `packet` of `from` arrived out of order and may wait in the reorder queue for its predecessors. Not if
+    /// an earlier segment past the same gap did not wait. Its acknowledgement must be acceptable: otherwise an off-path
+    /// attacker who guesses any number in the window could have bytes read later.
+    pub fn may_reorder(&self, from: Side, packet: &Packet<'_>) -> bool {
         let (sender, receiver) = (self.direction(from), self.direction(from.peer()));
         if !packet.seq().is_after(sender.space.next) {
             return false;
         }
         let says = !packet.payload().is_empty() || packet.has(flags::FIN);
         says && packet.flags() & (flags::SYN | flags::RST | flags::ACK) == flags::ACK
-            && sender.space.is_near(packet.seq())
+            && sender.space.is_in_window(packet.seq())
             && receiver.space.may_be_acknowledged(packet.ack())
             && !sender.space.has_gap()
-            && self.standing.is_confirmed()
-            && !(self.is_cut() || sender.space.finished || self.is_barred())
+            && self.inspection_state.is_confirmed()
+            && !(self.is_reset() || sender.space.finished || self.is_client_blocked())
     }
 
-    /// Whether nothing of the client goes on for now.
-    fn is_barred(&self) -> bool {
-        self.client.is_barred()
+    /// Whether the client's data is blocked for now.
+    fn is_client_blocked(&self) -> bool {
+        self.client.is_blocked()
     }
 
-    /// How far both directions were read.
+    /// The next expected sequence numbers of client and server.
     #[inline]
-    pub fn seen(&self) -> (Seq, Seq) {
+    pub fn read_positions(&self) -> (Seq, Seq) {
         (self.client.space.next, self.server.space.next)
     }
 
-    /// Whether `packet` of `from` waits until the server has said what it has.
-    pub fn is_asking(&self, from: Side, packet: &Packet<'_>) -> bool {
+    /// Whether `packet` of `from` waits for the answer to a probe of the server.
+    pub fn awaits_probe_answer(&self, from: Side, packet: &Packet<'_>) -> bool {
         from == Side::Client
-            && self.is_barred()
+            && self.is_client_blocked()
             && !packet.payload().is_empty()
-            && self.client.space.is_near(packet.seq())
+            && self.client.space.is_in_window(packet.seq())
     }
 
-    /// Anything may have passed unread. A client could go on with other bytes at the numbers of those that its server has, so
-    /// the server is asked first what it has.
-    pub fn lapse(&mut self) {
-        self.standing.set_seen(Seen::Unknown);
-        if self.standing.is_followed() {
-            self.client.bar();
-            self.client.space.ask_at_next_gap();
+    /// Records that packets may have passed unread. A client could send other bytes with sequence numbers that its
+    /// server has already received, so the server is probed first.
+    pub fn record_downtime(&mut self) {
+        self.inspection_state.set_completeness(Completeness::Unknown);
+        if self.inspection_state.is_inline() {
+            self.client.block();
+            self.client.space.probe_at_next_gap();
         }
     }
 

@@ -1,72 +1,72 @@
-//! Why something is refused, and the reply by which the client hears of it.
+//! Refusal reasons, and the error reply that the client gets.
 //!
-//! The reply takes the place of the server's: of a 227 or 229 that is refused, or of the server's answer to a command
-//! that was crossed out. Numbers do not change where it fits into the line that it replaces, so there are two texts
-//! for each reason.
+//! The error reply replaces a server's reply: a refused 227 or 229, or the server's reply to a blanked command.
+//! Sequence numbers stay the same if it fits into the reply that it replaces, so each reason has a short and a long
+//! text.
 
 use serde::{Deserialize, Serialize};
 
-use super::few::Bytes;
+use super::compact::SmallBytes;
 
-/// Why the gateway refuses an announcement or a command. One byte, as it is kept with the command until the reply comes.
+/// Why the gateway refuses an announcement or a command. One byte, because it is stored with the pending command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Reason {
     /// The announcement names another host than its sender (`policy.foreign-address`).
-    Address,
-    /// The address is of another family than the control connection.
-    Family,
+    ForeignAddress,
+    /// The announced address belongs to another family than the control connection.
+    OtherFamily,
     /// The port is below `policy.min-data-port`.
     LowPort,
-    /// The port is one of `policy.deny-ports`.
+    /// The port is in `policy.deny-ports`.
     DeniedPort,
-    /// No server could read it.
+    /// The line cannot be parsed, by any server.
     Malformed,
-    /// The line is longer than is held back.
+    /// The line is longer than the limit of held bytes.
     TooLong,
-    /// `EPSV ALL` was accepted.
+    /// The client has restricted itself to EPSV by `EPSV ALL`.
     EpsvOnly,
-    /// The name of the external address has not been looked up yet.
+    /// The DNS name of the external address has not been resolved yet.
     Unresolved,
-    /// There are as many pinholes as there may be.
+    /// A limit of pinholes is reached.
     Limit,
     /// No external port is free.
     NoPort,
     /// The kernel did not open the pinhole.
-    Kernel,
+    KernelRefused,
     /// `policy.auth-tls` is `"refuse"`.
-    Auth,
+    AuthTls,
     /// The line has an urgent byte and is another command without it.
     Urgent,
-    /// Some server may read another command in the line.
-    Hidden,
+    /// Some servers may see another command in the line.
+    Ambiguous,
 }
 
 impl Reason {
-    /// The code for a command: 504 for what another parameter would be allowed (RFC 2577 section 3), 425 for what may
-    /// work later, 534 for what policy forbids (RFC 2228).
+    /// The reply code for a command: 504 if another parameter would be accepted (RFC 2577 section 3), 425 if a retry
+    /// may succeed, 534 if policy forbids it (RFC 2228).
     fn code(self) -> u16 {
         match self {
-            Self::Address | Self::Family | Self::LowPort | Self::DeniedPort => 504,
+            Self::ForeignAddress | Self::OtherFamily | Self::LowPort | Self::DeniedPort => 504,
             Self::Malformed => 501,
-            Self::TooLong | Self::Urgent | Self::Hidden => 500,
+            Self::TooLong | Self::Urgent | Self::Ambiguous => 500,
             Self::EpsvOnly => 503,
-            Self::Unresolved | Self::Limit | Self::NoPort | Self::Kernel => 425,
-            Self::Auth => 534,
+            Self::Unresolved | Self::Limit | Self::NoPort | Self::KernelRefused => 425,
+            Self::AuthTls => 534,
         }
     }
 
-    /// A short text, which fits into what servers usually say, and a longer one.
+    /// A short text, which fits into a usual server reply, and a longer one.
     fn texts(self, passive: bool) -> [&'static str; 2] {
         match self {
-            Self::Address if passive => [
+            Self::ForeignAddress if passive => [
                 "Gateway: not the server's address.",
                 "Refused by the gateway: the server announced the address of another host.",
             ],
-            Self::Address => [
+            Self::ForeignAddress => [
                 "Gateway: not your own address.",
                 "Refused by the gateway: the address is not the client's.",
             ],
-            Self::Family => [
+            Self::OtherFamily => [
                 "Gateway: wrong address family.",
                 "Refused by the gateway: the address is of another family than the connection.",
             ],
@@ -101,33 +101,34 @@ impl Reason {
                 "Gateway: no free external port.",
                 "Refused by the gateway: no external port is free. Try again later.",
             ],
-            Self::Kernel => [
+            Self::KernelRefused => [
                 "Gateway: cannot open a port.",
                 "Refused by the gateway: it cannot open a data port. Try again later.",
             ],
-            Self::Auth => {
+            Self::AuthTls => {
                 ["Gateway policy refuses AUTH.", "Refused by the gateway: its policy is plain FTP."]
             }
             Self::Urgent => [
                 "Gateway: urgent data in a line.",
                 "Refused by the gateway: urgent data in a line.",
             ],
-            Self::Hidden => [
+            Self::Ambiguous => [
                 "Gateway: control byte in a line.",
                 "Refused by the gateway: control bytes in a line.",
             ],
         }
     }
 
-    /// What takes the place of `room` bytes of the server, without a line end: the longer text where it fits, the
-    /// shorter one where that does, filled up with blanks; else the longer one, which is longer than `room`. `passive`
-    /// for a 227 or 229. `code` is that of a reply whose first lines the client has, and which must end with the same.
-    pub fn reply(self, passive: bool, code: Option<u16>, room: usize) -> Bytes {
+    /// The error reply in place of `room` bytes of the server, without a line end. The longer text is used if it fits,
+    /// else the shorter one if that fits, padded with blanks; otherwise the longer one, which exceeds `room`. `passive`
+    /// is set for a 227 or 229. `code` is the code of a multi-line reply whose first lines the client already has,
+    /// because the last line must repeat it.
+    pub fn reply(self, passive: bool, code: Option<u16>, room: usize) -> SmallBytes {
         let own = if passive { 425 } else { self.code() };
         let code = code.unwrap_or(own);
         let [short, long] = self.texts(passive).map(|text| format!("{code} {text}"));
         let text = if long.len() > room && short.len() <= room { short } else { long };
-        Bytes::Heap(format!("{text:room$}").into_bytes())
+        SmallBytes::Heap(format!("{text:room$}").into_bytes())
     }
 }
 
@@ -136,8 +137,8 @@ mod tests {
     use super::*;
 
     const ALL: [Reason; 14] = [
-        Reason::Address,
-        Reason::Family,
+        Reason::ForeignAddress,
+        Reason::OtherFamily,
         Reason::LowPort,
         Reason::DeniedPort,
         Reason::Malformed,
@@ -146,10 +147,10 @@ mod tests {
         Reason::Unresolved,
         Reason::Limit,
         Reason::NoPort,
-        Reason::Kernel,
-        Reason::Auth,
+        Reason::KernelRefused,
+        Reason::AuthTls,
         Reason::Urgent,
-        Reason::Hidden,
+        Reason::Ambiguous,
     ];
 
     #[test]

@@ -1,13 +1,13 @@
-//! From segments to lines: bytes are read in the order of their numbers, each once.
+//! From segments to lines: bytes are read in the order of their sequence numbers, each once.
 
 use super::{
-    Limit, Note, Side,
-    reading::{Ends, Reading},
+    DialogueEvent, SessionLimit, Side,
+    reading::{DirectionReader, LineEnds},
 };
 use crate::packet::Seq;
 
-impl Reading<'_> {
-    /// Reads what is new of `payload` at `seq`, as far as limits allow; a FIN follows it if `fin`.
+impl DirectionReader<'_> {
+    /// Reads the new part of `payload` at `seq`, as far as limits allow; a FIN follows it if `fin`.
     #[inline(always)]
     pub(super) fn segment(&mut self, seq: Seq, payload: &[u8], fin: bool) {
         let (next, end) = (self.direction.space.next, seq + payload.len() as u32);
@@ -19,25 +19,25 @@ impl Reading<'_> {
         }
     }
 
-    /// Reads `new`, which is next and starts at `seq`; a FIN follows it if `fin`. Line by line, and only up to the one
-    /// for which there is no room, or that asks: that waits, with what follows it.
+    /// Reads `new`, the next bytes, which start at `seq`; a FIN follows if `fin`. Stops before a line that exceeds a
+    /// limit or needs a decision; that line and the rest are not forwarded yet.
     #[inline(always)]
     fn new_bytes(&mut self, mut seq: Seq, mut new: &[u8], fin: bool) {
         while !new.is_empty() {
-            let is_text = self.standing.reads(self.direction);
+            let is_text = self.standing.reads_text(self.direction);
             let end = if is_text { memchr::memchr(b'\n', new) } else { None };
             let (line, rest) = new.split_at(end.map_or(new.len(), |end| end + 1));
             let keeps = self.from == Side::Client && is_text;
             if let Some(limit) = self.limit(keeps, line.len()) {
-                return self.pass.limit(limit);
+                return self.pass.push_limit(limit);
             }
             let read = if is_text {
                 self.line(
                     seq,
                     line,
-                    Ends { segment: rest.is_empty(), stream: fin && rest.is_empty() },
+                    LineEnds { segment: rest.is_empty(), stream: fin && rest.is_empty() },
                 );
-                if self.pass.request.is_some() {
+                if self.pass.pending.is_some() {
                     return;
                 }
                 line.len()
@@ -45,29 +45,30 @@ impl Reading<'_> {
                 self.text_start(seq, new).unwrap_or(new.len())
             };
             if keeps {
-                self.unacknowledged.keep(seq, line);
+                self.unacknowledged.push(seq, line);
             }
             (seq, new) = (seq + read as u32, &new[read..]);
             self.direction.space.next = seq;
         }
     }
 
-    /// Why `more` bytes may not be read now, which are kept until they are acknowledged if the session `keeps` them.
-    fn limit(&self, keeps: bool, more: usize) -> Option<Limit> {
+    /// The limit that does not allow `more` bytes now. If the session `keeps` them, they are stored until they are
+    /// acknowledged.
+    fn limit(&self, keeps: bool, more: usize) -> Option<SessionLimit> {
         if self.direction.space.map.is_full() {
-            Some(Limit::Rewrites)
+            Some(SessionLimit::Rewrites)
         } else {
-            (keeps && !self.unacknowledged.has_room(more)).then_some(Limit::Kept)
+            (keeps && !self.unacknowledged.has_room(more))
+                .then_some(SessionLimit::UnacknowledgedData)
         }
     }
 
-    /// Where in the bytes `new` at `seq`, which begin as something else, text begins again; `None`
-    /// if it does not.
+    /// Index in `new`, which starts at `seq` as other data, at which text starts again; `None` if it does not.
     #[cold]
     fn text_start(&mut self, seq: Seq, new: &[u8]) -> Option<usize> {
         let was_holding = self.direction.is_holding();
         if was_holding {
-            self.direction.let_go(seq, *new.first()?);
+            self.direction.release_before(seq, *new.first()?);
         }
         if self.standing.is_off() {
             return None;
@@ -76,16 +77,16 @@ impl Reading<'_> {
         let start = records.follow(new)?;
         let is_complete = records.is_complete();
         if was_holding && start == 0 {
-            // It goes on a line whose start went with its first byte.
+            // It continues a line whose start was delivered with its first byte.
             self.stop_reading();
             return None;
         }
         match self.other.records() {
             Some(others) => {
                 self.dialogue.resume(is_complete && others.is_complete());
-                self.pass.note(Note::Readable);
+                self.pass.push_event(DialogueEvent::Readable);
             }
-            None => self.standing.follow(),
+            None => self.standing.return_to_inline(),
         }
         self.direction.decrypt();
         Some(start)

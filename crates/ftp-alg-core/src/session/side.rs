@@ -1,6 +1,6 @@
 //! The two ends of a control connection.
 
-/// One of the two ends.
+/// One end of a control connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Side {
     /// The end that sends commands.

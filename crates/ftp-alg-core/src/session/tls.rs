@@ -1,29 +1,28 @@
-//! Follows TLS records without reading them, to notice where plain text begins again.
+//! Follows TLS records without decrypting them, to find where plain text starts again.
 //!
-//! After `CCC` (RFC 4217 section 12) both ends end TLS on a record boundary and go on in plain
-//! text. No FTP line starts with a byte that is a TLS content type, so at a boundary the first
-//! byte tells.
+//! After `CCC` (RFC 4217 section 12) both ends stop TLS at a record boundary and continue in plain text. No FTP line
+//! starts with a byte that is a TLS content type, so the first byte after a boundary shows which it is.
 
 use serde::{Deserialize, Serialize};
 
 const CONTENT_TYPES: std::ops::RangeInclusive<u8> = 20..=24;
 const HEADER: usize = 5;
-/// The content type of what the ends say.
+/// The content type of application data.
 const APPLICATION_DATA: u8 = 23;
 
-/// The records of one direction.
+/// The TLS records of one direction.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct TlsRecords {
     header: [u8; HEADER],
     header_len: u8,
-    /// Bytes of the current record that are still to come.
+    /// Remaining bytes of the current record.
     rest: u16,
-    /// Whether one of them carried what the ends say: they have agreed on keys.
+    /// Whether a record carried application data: the handshake is complete.
     data: bool,
 }
 
 impl TlsRecords {
-    /// Reads the next bytes of the stream. Gives the index at which plain text begins, if it does.
+    /// Reads the next bytes of the stream. Returns the index at which plain text starts, if it does.
     pub fn follow(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         while at < bytes.len() {
@@ -46,7 +45,7 @@ impl TlsRecords {
         None
     }
 
-    /// Whether there was a session, as far as this direction tells, and the last record is complete.
+    /// Whether the handshake was completed, as far as this direction shows, and the last record is complete.
     pub fn is_complete(&self) -> bool {
         self.data && self.header_len == 0 && self.rest == 0
     }

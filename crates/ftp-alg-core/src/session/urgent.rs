@@ -1,14 +1,15 @@
 //! Urgent data (RFC 9293 section 3.8.5; RFC 6093).
 //!
-//! Most servers read the urgent byte in the stream (SO_OOBINLINE); others read the stream without it, and a server
-//! may take the byte before the urgent pointer for it (Linux, BSD) or the one behind. So a command could be one line
-//! for us and another for the server. The URG bit is therefore cleared, and the byte is in the stream for everybody.
+//! Most servers read the urgent byte in the stream (SO_OOBINLINE); others read the stream without it. A server may take
+//! the byte before the urgent pointer as the urgent byte (Linux, BSD), or the byte after it. So a line could be one
+//! command for us and another for the server. The gateway therefore clears the URG bit, and the byte is in the stream
+//! for everybody.
 //!
-//! One use is legitimate: the Telnet Synch (RFC 854), Telnet commands with an urgent byte among them before `ABOR`,
-//! `STAT` or `QUIT` (RFC 959 section 4.1.3), which makes some servers look at the command during a transfer. There URG
-//! stays, if the urgent byte stands before the first readable byte of its line. The line is then held back until it
-//! is complete. If it is another known command without the urgent byte, it is crossed out. Of a server nothing is
-//! legitimate. A retransmission gets the same treatment, as a mark is remembered by its sequence number.
+//! One use is legitimate: the Telnet Synch (RFC 854), an urgent byte among the Telnet commands before `ABOR`, `STAT` or
+//! `QUIT` (RFC 959 section 4.1.3). It makes some servers read the command during a transfer. URG stays there if the
+//! urgent byte precedes the first readable byte of its line. The line is then held back until it is complete. If it is
+//! another known command without the urgent byte, it is blanked. A server has no legitimate use. A retransmission is
+//! treated alike, because the urgent pointer is stored with its sequence number.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,29 +19,29 @@ use crate::{
     packet::Seq,
 };
 
-/// An urgent pointer of the client that was forwarded.
+/// A client's urgent pointer that was forwarded.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-pub struct Mark {
-    /// The sequence number that the pointer names: the one behind the urgent byte.
+pub struct UrgentPointer {
+    /// The sequence number that the pointer names: one after the urgent byte.
     end: Seq,
-    /// The line that the urgent byte stands in, until it is complete.
-    line: Option<Line>,
+    /// The line with the urgent byte, until it is complete.
+    line: Option<UrgentLine>,
 }
 
 /// A line with an urgent byte.
 #[derive(Clone, Debug, Serialize, Deserialize)]
-struct Line {
-    /// What was read of it, Telnet commands included.
+struct UrgentLine {
+    /// The bytes read so far, including Telnet commands.
     bytes: Vec<u8>,
-    /// The index of the urgent byte.
+    /// Index of the urgent byte.
     urgent: usize,
 }
 
-impl Mark {
-    /// If the urgent pointer that names `end` is that of a Telnet Synch, where `new` is what is new in its packet from
-    /// `next` on, and `known` the start of its line that was read already. The urgent byte must be new, in this packet,
-    /// and before all that is readable in its line.
-    pub fn of_synch(end: Seq, next: Seq, new: &[u8], known: &[u8]) -> Option<Self> {
+impl UrgentPointer {
+    /// The urgent pointer `end`, if it belongs to a Telnet Synch. `new` are the new bytes of its packet from `next` on,
+    /// and `known` is the start of its line that was read before. The urgent byte must be new, in this packet, and
+    /// before everything readable in its line.
+    pub fn from_telnet_synch(end: Seq, next: Seq, new: &[u8], known: &[u8]) -> Option<Self> {
         let urgent = end - 1;
         if urgent.is_before(next) {
             return None;
@@ -57,7 +58,7 @@ impl Mark {
             [] => line.len(),
             _ => text.origin(0..1).start,
         };
-        let line = Line { bytes: known.to_vec(), urgent };
+        let line = UrgentLine { bytes: known.to_vec(), urgent };
         (line.urgent < lead).then_some(Self { end, line: Some(line) })
     }
 
@@ -66,12 +67,12 @@ impl Mark {
         self.end
     }
 
-    /// Whether its line is not complete. A line may have one urgent byte.
+    /// Whether its line is incomplete. A line may have one urgent byte.
     pub fn is_in_line(&self) -> bool {
         self.line.is_some()
     }
 
-    /// `chunk` at `seq` is read, which continues or ends a line. Whether that has the urgent byte.
+    /// Reads `chunk` at `seq`, which continues or completes a line. Returns whether that line has the urgent byte.
     pub fn continues(&mut self, seq: Seq, chunk: &[u8]) -> bool {
         let Self { end, line: Some(line) } = self else { return false };
         if (*end - 1).is_before(seq + chunk.len() as u32) {
@@ -82,8 +83,8 @@ impl Mark {
         false
     }
 
-    /// `chunk` at `seq` ends a line. Whether the urgent byte makes it another command for servers that read the stream
-    /// without that byte.
+    /// Reads `chunk` at `seq`, which completes a line. Returns whether the line is another command for servers that
+    /// read the stream without the urgent byte.
     pub fn ends_ambiguously(&mut self, seq: Seq, chunk: &[u8]) -> bool {
         let is_marked = self.continues(seq, chunk);
         let line = if is_marked { self.line.take_if(|line| !line.may_go_on()) } else { None };
@@ -91,13 +92,13 @@ impl Mark {
     }
 }
 
-impl Line {
-    /// Whether the line feed at its end may be the urgent byte, so that it is one line with the next one.
+impl UrgentLine {
+    /// Whether the line feed at its end may be the urgent byte, so that this line and the next are one.
     fn may_go_on(&self) -> bool {
         self.urgent + 2 == self.bytes.len() && self.bytes.ends_with(b"\n")
     }
 
-    /// Whether the line is another known command without the urgent byte, whichever byte that is.
+    /// Whether the line without the urgent byte is another known command, whichever byte that is.
     fn is_ambiguous(&self) -> bool {
         let said = Text::new(last_line(&self.bytes));
         let is_other = |at: usize| {
@@ -117,7 +118,7 @@ fn last_line(bytes: &[u8]) -> &[u8] {
     memchr::memrchr(b'\n', complete).map_or(bytes, |at| &bytes[at + 1..])
 }
 
-/// What a server reads of a line that skips all that no command begins with.
+/// The part of a line that remains for a server which skips everything that cannot start a command.
 fn readable(line: &[u8]) -> Vec<u8> {
     let text = Text::new(line);
     text.bytes().iter().copied().skip_while(|byte| !byte.is_ascii_alphabetic()).collect()

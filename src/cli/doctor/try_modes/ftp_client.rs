@@ -1,6 +1,9 @@
-//! A small FTP client that trusts no server: what it reads and how long it waits is bounded, it
-//! connects to the server's own address alone and never below port 1024 (RFC 2577), and no control
-//! character of a reply comes through.
+//! A small FTP client that does not trust the server.
+//!
+//! Invariants:
+//! - All input and all waiting times are limited, so that a hostile server cannot stop the program.
+//! - Data connections go only to the server's own address and never to a port below 1024 (RFC 2577).
+//! - Control characters in replies are escaped, because replies are printed on a terminal.
 
 use std::{
     io::{self, Read as _, Write as _},
@@ -12,57 +15,57 @@ use ftp_alg_core::ftp::{Announcement, Kind, ReplyTracker, Text};
 
 use crate::config::plain;
 
-/// How long a connection may take to come about.
+/// The time limit for opening a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// How long a reply may take.
+/// The time limit for a reply.
 const REPLY_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a listing may take.
+/// The time limit for a listing.
 const LISTING_TIMEOUT: Duration = Duration::from_secs(10);
 const POLL_INTERVAL: Duration = Duration::from_millis(10);
 const MAX_REPLY: usize = 64 * 1024;
 const MAX_LISTING: usize = 1024 * 1024;
-/// How much of a reply's last line is shown.
+/// How many characters of a reply are shown.
 const MAX_SHOWN: usize = 160;
 const MIN_PORT: u16 = 1024;
 
-/// Why something did not work.
+/// Why a step of the client failed.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum FtpClientError {
-    /// The server says no, or what cannot be used.
+    /// The server refused a command, or sent a reply that cannot be used.
     #[error("{0}")]
     Refused(String),
-    /// The server names another address than its own.
+    /// The server announced an address that is not its own.
     #[error("{0}")]
     ForeignAddress(String),
-    /// The server does not take an announcement.
+    /// The server refused an announcement.
     #[error("{0}")]
     AnnouncementRefused(String),
-    /// The control connection is of no more use.
+    /// The control connection cannot be used any more.
     #[error("{0}")]
     ControlConnection(String),
-    /// A connection to this endpoint did not come about.
+    /// The client could not connect to this endpoint.
     #[error("{says}")]
     ConnectFailed { says: String, to: SocketAddr },
-    /// The server's connection to this endpoint here did not come about.
+    /// The server did not connect to this endpoint of the client.
     #[error("{says}")]
     NoDataConnection { says: String, to: SocketAddr },
 }
 
-/// A reply, of whatever number of lines.
+/// A reply with one or more lines.
 #[derive(Debug)]
 pub(super) struct FtpReply {
     pub(super) code: u16,
-    /// Its last line as it came.
+    /// The last line as received.
     line: Vec<u8>,
 }
 
 impl FtpReply {
-    /// Whether it is of the hundreds `class`.
+    /// Whether the first digit of the reply code is `class`.
     pub(super) fn is_class(&self, class: u16) -> bool {
         self.code / 100 == class
     }
 
-    /// Its last line, fit for a terminal.
+    /// The last line, with control characters escaped.
     pub(super) fn text(&self) -> String {
         let text = plain(String::from_utf8_lossy(Text::new(&self.line).bytes()).trim());
         match text.char_indices().nth(MAX_SHOWN) {
@@ -78,7 +81,8 @@ pub(super) fn connect(to: SocketAddr) -> Result<TcpStream, FtpClientError> {
         FtpClientError::ConnectFailed {
             says: match error.kind() {
                 io::ErrorKind::TimedOut => {
-                    format!("{to}: the SYN was not answered within {} s", CONNECT_TIMEOUT.as_secs())
+                    let limit = CONNECT_TIMEOUT.as_secs();
+                    format!("connection to {to} timed out: no answer to the SYN within {limit} s")
                 }
                 io::ErrorKind::ConnectionRefused => format!("connection refused by {to}"),
                 _ => format!("{to}: {error}"),
@@ -98,7 +102,7 @@ pub(super) struct FtpClient {
     server: SocketAddr,
     unread: Vec<u8>,
     tracker: ReplyTracker,
-    /// The length of the reply so far.
+    /// The length of the lines of the current reply so far.
     length: usize,
 }
 
@@ -119,7 +123,7 @@ impl FtpClient {
         })
     }
 
-    /// The next reply, if it is complete by then.
+    /// The next reply, if it is complete before `deadline`.
     fn reply_before(&mut self, deadline: Instant) -> Result<Option<FtpReply>, FtpClientError> {
         loop {
             while let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
@@ -131,14 +135,14 @@ impl FtpClient {
                 }
             }
             if self.length + self.unread.len() > MAX_REPLY {
-                let says = format!("a reply of more than {} KiB", MAX_REPLY / 1024);
+                let says = format!("reply is longer than {} KiB", MAX_REPLY / 1024);
                 return Err(FtpClientError::ControlConnection(says));
             }
             let mut chunk = [0; 4096];
             match read_before(&mut self.stream, &mut chunk, deadline) {
                 Ok(None) => return Ok(None),
                 Ok(Some(0)) => {
-                    let says = "the server ended the control connection";
+                    let says = "the server closed the control connection";
                     return Err(FtpClientError::ControlConnection(says.to_owned()));
                 }
                 Ok(Some(count)) => self.unread.extend_from_slice(&chunk[..count]),
@@ -164,13 +168,13 @@ impl FtpClient {
         self.reply()
     }
 
-    /// Ends the session, whatever is under way in it.
+    /// Ends the session, even during a transfer.
     pub(super) fn quit(mut self) {
-        // A server that does not hear it sees the connection end.
+        // If QUIT cannot be sent, the end of the connection has the same effect.
         let _ = self.send_line("QUIT");
     }
 
-    /// A listing by a data connection that `kind` announces; what came of it.
+    /// Transfers a listing over a data connection announced by `kind`, and returns a description.
     pub(super) fn transfer_listing(&mut self, kind: Kind) -> Result<String, FtpClientError> {
         if kind.is_active() { self.active_listing(kind) } else { self.passive_listing(kind) }
     }
@@ -185,19 +189,24 @@ impl FtpClient {
         let refuse = |why: String| FtpClientError::Refused(format!("{why}: {}", reply.text()));
         let announced = read.map_err(|error| refuse(error.to_string()))?;
         if announced.port < MIN_PORT {
-            return Err(refuse(format!("port {} is below {MIN_PORT}, not tried", announced.port)));
+            return Err(refuse(format!(
+                "announced port {} is below {MIN_PORT} and was not tried",
+                announced.port
+            )));
         }
         let to = SocketAddr::new(self.server.ip(), announced.port);
         let foreign = announced.address.filter(|address| *address != to.ip());
         let foreign = foreign.map(|address| {
-            format!("{} announces {address}, which is not the server's address", reply.code)
+            format!("{} announces {address}, not the address of the server", reply.code)
         });
-        let data = connect(to).map_err(|trouble| match (trouble, &foreign) {
+        let data = connect(to).map_err(|error| match (error, &foreign) {
             (FtpClientError::ConnectFailed { says, .. }, Some(foreign)) => {
-                FtpClientError::ForeignAddress(format!("{foreign}; tried instead: {says}"))
+                FtpClientError::ForeignAddress(format!(
+                    "{foreign}; with the address of the server: {says}"
+                ))
             }
             (FtpClientError::ConnectFailed { says, to }, None) => {
-                let says = format!("{} came; data connection: {says}", reply.code);
+                let says = format!("reply {}, but the data connection failed: {says}", reply.code);
                 FtpClientError::ConnectFailed { says, to }
             }
             (other, _) => other,
@@ -205,14 +214,17 @@ impl FtpClient {
         self.send_line("LIST")?;
         let done = self.read_listing(data, None, &format!("from {to}"))?;
         match foreign {
-            Some(foreign) => Err(FtpClientError::ForeignAddress(format!("{foreign}; {to} works"))),
+            Some(foreign) => Err(FtpClientError::ForeignAddress(format!(
+                "{foreign}; a connection to {to} works"
+            ))),
             None => Ok(done),
         }
     }
 
     fn active_listing(&mut self, kind: Kind) -> Result<String, FtpClientError> {
-        let here =
-            |error: io::Error| FtpClientError::Refused(format!("cannot listen here: {error}"));
+        let here = |error: io::Error| {
+            FtpClientError::Refused(format!("cannot listen for a data connection: {error}"))
+        };
         let own = self.stream.local_addr().map_err(here)?.ip();
         let listener = TcpListener::bind((own, 0)).map_err(here)?;
         listener.set_nonblocking(true).map_err(here)?;
@@ -226,7 +238,7 @@ impl FtpClient {
         };
         let reply = self.command(&announcement)?;
         if !reply.is_class(2) {
-            let says = format!("{} to {announcement}", reply.text());
+            let says = format!("{announcement} refused: {}", reply.text());
             return Err(FtpClientError::AnnouncementRefused(says));
         }
         self.send_line("LIST")?;
@@ -234,15 +246,15 @@ impl FtpClient {
         let mut first = None;
         loop {
             let reply = self.reply_before(Instant::now() + POLL_INTERVAL)?;
-            // What came before this reply is there by now.
+            // A connection that the server opened before this reply can be accepted now.
             match listener.accept() {
                 Ok((data, peer)) if peer.ip() == self.server.ip() => {
                     return self.read_listing(data, reply.or(first), &format!("to {to}"));
                 }
                 Ok((_, peer)) => {
-                    let says = format!("the data connection came from {}", peer.ip());
+                    let says = format!("data connection from {}", peer.ip());
                     return Err(FtpClientError::Refused(format!(
-                        "{says}, not from the server's address"
+                        "{says}, not from the address of the server"
                     )));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
@@ -251,25 +263,26 @@ impl FtpClient {
             match reply {
                 Some(reply) if reply.is_class(1) => first = Some(reply),
                 Some(reply) => {
-                    let says = format!("{}; the server could not reach {to}", reply.text());
+                    let says = format!("the server could not connect to {to}: {}", reply.text());
                     return Err(FtpClientError::NoDataConnection { says, to });
                 }
                 None => {}
             }
             if Instant::now() > deadline {
                 let limit = CONNECT_TIMEOUT.as_secs();
-                let says = format!("no data connection came to {to} within {limit} s");
+                let says = format!("no data connection to {to} within {limit} s");
                 return Err(FtpClientError::NoDataConnection { says, to });
             }
         }
     }
 
-    /// Reads what comes by `data`, and the replies around it, of which `first` is there already.
+    /// Reads a listing from `data`, and the replies before and after it. `first` is the preliminary reply if it was
+    /// read already.
     fn read_listing(
         &mut self,
         mut data: TcpStream,
         first: Option<FtpReply>,
-        way: &str,
+        direction: &str,
     ) -> Result<String, FtpClientError> {
         let first = match first {
             Some(reply) => reply,
@@ -286,25 +299,27 @@ impl FtpClient {
                 Ok(Some(count)) => length += count,
                 Ok(None) => {
                     let limit = LISTING_TIMEOUT.as_secs();
-                    let says = format!("{length} bytes of a listing {way}, no end in {limit} s");
+                    let says = format!(
+                        "listing {direction} not complete within {limit} s: {length} bytes"
+                    );
                     return Err(FtpClientError::Refused(says));
                 }
                 Err(error) => {
-                    return Err(FtpClientError::Refused(format!("listing {way}: {error}")));
+                    return Err(FtpClientError::Refused(format!("listing {direction}: {error}")));
                 }
             }
         }
         drop(data);
         let last = if first.is_class(1) { self.reply()? } else { first };
-        // Who ends a long listing is told so.
+        // The server reports an error if the client closes the connection of a long listing.
         if !last.is_class(2) && length < MAX_LISTING {
             return Err(FtpClientError::Refused(last.text()));
         }
-        Ok(format!("a listing of {length} bytes {way}"))
+        Ok(format!("listing of {length} bytes {direction}"))
     }
 }
 
-/// Reads what there is; `None` if there is nothing by then.
+/// Reads available bytes; `None` if none arrive before the deadline.
 fn read_before(
     stream: &mut TcpStream,
     buffer: &mut [u8],
@@ -329,7 +344,7 @@ mod tests {
 
     use super::*;
 
-    /// A client of a server that `serve` plays, with the lines that it hears.
+    /// A client that is connected to a server. `serve` plays the server, and gets the lines that it receives.
     fn session(
         serve: impl FnOnce(TcpStream, io::Lines<io::BufReader<TcpStream>>) + Send + 'static,
     ) -> FtpClient {
@@ -337,29 +352,29 @@ mod tests {
         let server = listener.local_addr().unwrap();
         thread::spawn(move || {
             let (stream, _) = listener.accept().unwrap();
-            let heard = io::BufReader::new(stream.try_clone().unwrap()).lines();
-            serve(stream, heard);
+            let received = io::BufReader::new(stream.try_clone().unwrap()).lines();
+            serve(stream, received);
         });
         FtpClient::new(connect(server).unwrap(), server)
     }
 
-    /// Says `text` until the client has enough of it.
+    /// Sends `text` until the client closes the connection.
     fn forever(mut stream: impl io::Write, text: &str) {
         let text = text.repeat(1000);
         while stream.write_all(text.as_bytes()).is_ok() {}
     }
 
     #[test]
-    fn replies_without_an_end_are_given_up() {
+    fn endless_replies_are_an_error() {
         for text in ["no line feed ", "220-more\r\n", "\n"] {
             let mut client = session(move |stream, _| forever(stream, text));
-            let trouble = client.reply().unwrap_err();
-            assert_eq!(trouble.to_string(), "a reply of more than 64 KiB", "{text:?}");
+            let error = client.reply().unwrap_err();
+            assert_eq!(error.to_string(), "reply is longer than 64 KiB", "{text:?}");
         }
     }
 
     #[test]
-    fn a_reply_may_come_in_pieces_and_lines() {
+    fn reply_may_have_several_segments_and_lines() {
         let mut client = session(|mut stream, _| {
             for piece in ["220-Wel", "come\r\n 220 not yet\r", "\n220 \u{1b}He", "re\r\n230 in\r\n"]
             {
@@ -371,17 +386,18 @@ mod tests {
         assert_eq!((greeting.code, greeting.text().as_str()), (220, "220 \\u{1b}Here"));
         assert_eq!(client.reply().unwrap().code, 230);
         let ended = client.reply().unwrap_err().to_string();
-        assert_eq!(ended, "the server ended the control connection");
+        assert_eq!(ended, "the server closed the control connection");
     }
 
-    /// A server of one passive listing, which sends `body` again and again.
+    /// The result of a passive listing from a server that sends `body`, repeatedly unless it is `short`, and the reply
+    /// `last`.
     fn listing(body: &'static str, last: &'static str) -> Result<String, FtpClientError> {
-        let mut client = session(move |mut stream, mut heard| {
+        let mut client = session(move |mut stream, mut received| {
             let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).unwrap();
             let port = listener.local_addr().unwrap().port();
-            assert_eq!(heard.next().unwrap().unwrap(), "EPSV");
+            assert_eq!(received.next().unwrap().unwrap(), "EPSV");
             write!(stream, "229 here (|||{port}|)\r\n").unwrap();
-            assert_eq!(heard.next().unwrap().unwrap(), "LIST");
+            assert_eq!(received.next().unwrap().unwrap(), "LIST");
             let (mut data, _) = listener.accept().unwrap();
             write!(stream, "150 it comes\r\n").unwrap();
             match body {
@@ -396,45 +412,45 @@ mod tests {
     }
 
     #[test]
-    fn listings_are_counted_and_endless_ones_are_left() {
+    fn listings_are_counted_and_endless_ones_are_cut_off() {
         let done = listing("short", "226 done").unwrap();
-        assert!(done.starts_with("a listing of 5 bytes from 127.0.0.1:"), "{done}");
+        assert!(done.starts_with("listing of 5 bytes from 127.0.0.1:"), "{done}");
         assert!(listing("", "226 done").is_ok());
         assert_eq!(listing("", "426 lost").unwrap_err().to_string(), "426 lost");
         assert!(listing("endless ", "426 lost").is_ok());
     }
 
-    /// What comes of `PORT` where `act` is done once the client listens; it gets the port.
+    /// The result of a listing with `PORT`. `act` plays the server after `LIST`, and gets the announced port.
     fn port(
         act: impl FnOnce(u16, &mut TcpStream) + Send + 'static,
     ) -> Result<String, FtpClientError> {
-        let mut client = session(move |mut stream, mut heard| {
-            let announced = heard.next().unwrap().unwrap();
+        let mut client = session(move |mut stream, mut received| {
+            let announced = received.next().unwrap().unwrap();
             let numbers: Vec<u16> =
                 announced[5..].split(',').map(|number| number.parse().unwrap()).collect();
             write!(stream, "200 will do\r\n").unwrap();
-            assert_eq!(heard.next().unwrap().unwrap(), "LIST");
+            assert_eq!(received.next().unwrap().unwrap(), "LIST");
             act(numbers[4] * 256 + numbers[5], &mut stream);
-            // Until the client is done.
-            heard.for_each(drop);
+            // Keep the connection open until the client is done.
+            received.for_each(drop);
         });
         client.transfer_listing(Kind::Port)
     }
 
     #[test]
-    fn the_server_may_connect_before_it_says_so() {
+    fn server_may_connect_before_the_preliminary_reply() {
         let done = port(|port, stream| {
             let mut data = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
             data.write_all(b"listing").unwrap();
             drop(data);
             write!(stream, "226 done\r\n").unwrap();
         });
-        assert!(done.unwrap().starts_with("a listing of 7 bytes to 127.0.0.1:"));
+        assert!(done.unwrap().starts_with("listing of 7 bytes to 127.0.0.1:"));
     }
 
     #[test]
     fn only_the_server_may_connect() {
-        let stranger = port(|port, _| {
+        let outsider = port(|port, _| {
             let socket = socket2::Socket::new(socket2::Domain::IPV4, socket2::Type::STREAM, None);
             let socket = socket.unwrap();
             let from: SocketAddr = ([127, 0, 0, 2], 0).into();
@@ -442,13 +458,13 @@ mod tests {
             let to: SocketAddr = ([127, 0, 0, 1], port).into();
             socket.connect(&to.into()).unwrap();
         });
-        let says = stranger.unwrap_err().to_string();
-        assert_eq!(says, "the data connection came from 127.0.0.2, not from the server's address");
+        let says = outsider.unwrap_err().to_string();
+        assert_eq!(says, "data connection from 127.0.0.2, not from the address of the server");
     }
 
     #[test]
-    fn preliminary_replies_do_not_hold_the_client() {
-        let trouble = port(|_, stream| forever(stream, "150 soon\r\n")).unwrap_err();
-        assert!(matches!(trouble, FtpClientError::NoDataConnection { .. }), "{trouble}");
+    fn endless_preliminary_replies_do_not_block_the_client() {
+        let error = port(|_, stream| forever(stream, "150 soon\r\n")).unwrap_err();
+        assert!(matches!(error, FtpClientError::NoDataConnection { .. }), "{error}");
     }
 }

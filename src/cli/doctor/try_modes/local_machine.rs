@@ -1,4 +1,4 @@
-//! What this machine does to the connections that are tried: looked at once one fails.
+//! Finds out whether rules of this machine drop a connection of `--try`. The rules are read only if a step fails.
 
 use std::{
     cell::OnceCell,
@@ -11,27 +11,27 @@ use crate::{
     daemon::{client, snapshot::Status},
     gateway::{
         Backend, RuleParameters,
-        firewall::{Acceptance, Firewall, Hook, Ip, PacketClass},
+        firewall::{Acceptance, Firewall, Hook, IpVersion, PacketClass},
     },
 };
 
-/// This machine's rules and daemon.
+/// The rules and the daemon of this machine.
 pub(super) struct LocalMachine<'a> {
     parameters: &'a RuleParameters,
     socket: &'a Path,
-    /// The back end of the daemon here, if one answers.
+    /// The back end of the local daemon, if one answers.
     running: OnceCell<Option<Backend>>,
     firewall: OnceCell<Firewall>,
 }
 
-/// A connection that did not come about.
+/// A connection that failed to open.
 #[derive(Clone, Copy)]
 struct FailedConnection {
-    /// Where its first packet would be.
+    /// The hook of its first packet.
     hook: Hook,
     peer: IpAddr,
     port: u16,
-    /// The control port of its session, if it is a data connection.
+    /// The server's control port, if it is a data connection.
     control: Option<u16>,
 }
 
@@ -40,14 +40,14 @@ impl<'a> LocalMachine<'a> {
         Self { parameters, socket, running: OnceCell::new(), firewall: OnceCell::new() }
     }
 
-    /// What failed, and what to do. `server` is that of the control connection, if there is one.
+    /// The error message, and what to do. `server` is the endpoint of the control connection, if there is one.
     pub(super) fn explain(
         &self,
-        trouble: &FtpClientError,
+        error: &FtpClientError,
         server: Option<SocketAddr>,
     ) -> (String, Vec<String>) {
         let control = server.map(|server| server.port());
-        let advice = match trouble {
+        let advice = match error {
             FtpClientError::ConnectFailed { says, to } => {
                 let (peer, port) = (to.ip(), to.port());
                 return self.explain_failed_connection(
@@ -63,80 +63,83 @@ impl<'a> LocalMachine<'a> {
                 );
             }
             FtpClientError::ForeignAddress(_) => {
-                "run ftp-alg on the server's gateway, or give the server its outer address"
+                "run ftp-alg on the server's gateway, or set the server's external address"
             }
             FtpClientError::AnnouncementRefused(_) => {
-                "if this host is behind NAT, its gateway needs ftp-alg: `ftp-alg doctor`"
+                "a NAT gateway in between needs ftp-alg: run `ftp-alg doctor` there"
             }
             FtpClientError::ControlConnection(_) => {
-                "see the server's log, and `ftp-alg status` on each gateway in between"
+                "check the server's log, and `ftp-alg status` on each gateway in between"
             }
-            FtpClientError::Refused(_) => "see the server's log and configuration",
+            FtpClientError::Refused(_) => "check the server's log and configuration",
         };
-        (trouble.to_string(), vec![advice.to_owned()])
+        (error.to_string(), vec![advice.to_owned()])
     }
 
     fn explain_failed_connection(
         &self,
         says: &str,
-        missed: FailedConnection,
+        failed: FailedConnection,
     ) -> (String, Vec<String>) {
-        let blamed = self.dropping_rule(missed);
-        let mut remedy = match (&blamed, missed.control) {
+        let dropped = self.dropping_rule(failed);
+        let mut remedy = match (&dropped, failed.control) {
             (Some((_, remedy)), _) => remedy.clone(),
             (None, Some(_)) => {
-                vec!["look on each gateway in between: `ftp-alg doctor` there".to_owned()]
+                vec!["run `ftp-alg doctor` on each gateway in between".to_owned()]
             }
-            (None, None) => {
-                vec!["is a server there, and does each firewall in between let it pass?".to_owned()]
-            }
+            (None, None) => vec![
+                "check that the server is running".to_owned(),
+                "check that each firewall in between accepts the connection".to_owned(),
+            ],
         };
         if !rustix::process::geteuid().is_root() {
-            remedy
-                .push("run it as root to have the rules of this machine looked at, too".to_owned());
+            remedy.push("run this as root to check the rules of this machine, too".to_owned());
         }
-        match blamed {
-            Some((rule, _)) => (format!("{says}; on this machine {rule}"), remedy),
+        match dropped {
+            Some((rule, _)) => (format!("{says}; {rule}"), remedy),
             None => (says.to_owned(), remedy),
         }
     }
 
-    /// Which rule here drops such a connection, if one does, and what to do.
-    fn dropping_rule(&self, missed: FailedConnection) -> Option<(String, Vec<String>)> {
-        let FailedConnection { hook, peer, port, control } = missed;
-        let ip = if peer.is_ipv4() { Ip::V4 } else { Ip::V6 };
+    /// The rule of this machine that drops such a connection, and what to do. `None` if no rule drops it.
+    fn dropping_rule(&self, failed: FailedConnection) -> Option<(String, Vec<String>)> {
+        let FailedConnection { hook, peer, port, control } = failed;
+        let ip = if peer.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
         let firewall = self.firewall.get_or_init(Firewall::read);
         let is_read = control.is_some_and(|port| self.parameters.control_ports().contains(&port));
-        let sign = match self.running_backend().filter(|_| is_read) {
+        let class = match self.running_backend().filter(|_| is_read) {
             Some(backend) => PacketClass::for_data_connections(backend),
             None => {
-                // Without a route no rule is at fault.
+                // Without a route the connection fails before any rule.
                 let interface = outgoing_interface(peer)?;
-                let judged = firewall.local_connection_verdict(
+                let (acceptance, chain) = firewall.local_connection_verdict(
                     hook,
                     ip,
                     port,
                     Some(&interface),
                     self.parameters,
                 );
-                let verb = match judged.0 {
-                    Acceptance::Dropped => "drops it",
-                    Acceptance::Partly => "may drop it",
+                let event = match acceptance {
+                    Acceptance::Dropped => "dropped on this machine by",
+                    Acceptance::Partly => "may be dropped on this machine by",
                     Acceptance::Accepted => return None,
                 };
                 let remedy = match control {
                     Some(port) if !is_read => {
-                        format!("ftp-alg here reads port {port} only if it is in control-ports")
+                        format!("add port {port} to control-ports of ftp-alg on this machine")
                     }
-                    Some(_) => "start ftp-alg here, and see `ftp-alg doctor`".to_owned(),
-                    None => format!("let it accept TCP to port {port}, and the replies"),
+                    Some(_) => {
+                        "start ftp-alg on this machine, then run `ftp-alg doctor`".to_owned()
+                    }
+                    None => format!("accept TCP to port {port}, and the replies, in that chain"),
                 };
-                return Some((format!("{} {verb}", judged.1?), vec![remedy]));
+                return Some((format!("{event} {}", chain?), vec![remedy]));
             }
         };
-        let judgement = firewall.verdict(hook, ip, sign, self.parameters);
-        let stop = judgement.dropping_chains().next()?;
-        Some((format!("{stop} drops it"), Firewall::remedies(&judgement, sign, self.parameters)))
+        let verdict = firewall.verdict(hook, ip, class, self.parameters);
+        let chain = verdict.dropping_chains().next()?;
+        let remedies = Firewall::remedies(&verdict, class, self.parameters);
+        Some((format!("dropped on this machine by {chain}"), remedies))
     }
 
     fn running_backend(&self) -> Option<Backend> {
@@ -147,13 +150,13 @@ impl<'a> LocalMachine<'a> {
     }
 }
 
-/// The interface by which packets leave for `peer`.
+/// The output interface of packets to `peer`.
 fn outgoing_interface(peer: IpAddr) -> Option<String> {
     let any: IpAddr = match peer {
         IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
         IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
     };
-    // To connect it asks for a route, and sends nothing.
+    // connect() of a UDP socket looks up the route and sends nothing.
     let socket = UdpSocket::bind((any, 0)).ok()?;
     socket.connect((peer, 9)).ok()?;
     let own = socket.local_addr().ok()?.ip();

@@ -1,4 +1,4 @@
-//! What `--try` is given: a server, and who logs in there.
+//! The argument of `--try`: a server and a login.
 
 use std::{fmt, path::Path};
 
@@ -7,9 +7,9 @@ use url::{Host, Url};
 
 use crate::config;
 
-/// The variable of the environment that may have the password.
+/// The environment variable that may have the password.
 const PASSWORD_VARIABLE: &str = "FTP_ALG_PASSWORD";
-const URL_FORM: &str = "give ftp://[USER[:PASSWORD]@]HOST[:PORT]";
+const URL_FORM: &str = "use ftp://[USER[:PASSWORD]@]HOST[:PORT]";
 
 /// A server and a login.
 #[derive(Clone, PartialEq, Eq)]
@@ -17,7 +17,7 @@ pub(super) struct TryTarget {
     pub(super) host: String,
     pub(super) port: u16,
     pub(super) user: String,
-    /// None if nobody gave one.
+    /// The password, if the user gave one.
     pub(super) password: Option<String>,
 }
 
@@ -28,7 +28,7 @@ impl fmt::Debug for TryTarget {
 }
 
 impl fmt::Display for TryTarget {
-    /// Without the password.
+    /// The URL without the password.
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { host, port, user, .. } = self;
         match host.contains(':') {
@@ -39,8 +39,9 @@ impl fmt::Display for TryTarget {
 }
 
 impl TryTarget {
-    /// Reads a URL. A password in `file`, or else in the environment, goes before one in it. Errors
-    /// do not repeat the URL, which may have a password.
+    /// Parses a URL. A password in `file`, or in the environment, overrides the one in the URL.
+    ///
+    /// Error messages do not contain the URL, because it may contain a password.
     pub(super) fn new(url: &str, file: Option<&Path>) -> Result<Self, String> {
         let mut target = Self::from_url(url)?;
         let given = match file {
@@ -56,10 +57,10 @@ impl TryTarget {
         if target.user == "anonymous" {
             target.password.get_or_insert_with(|| "ftp-alg@".to_owned());
         }
-        // A line feed would begin another command.
+        // A line feed would start another FTP command.
         let words = [Some(&target.user), target.password.as_ref()];
         if words.into_iter().flatten().any(|word| word.contains(char::is_control)) {
-            return Err("--try: a control character in the user's name or the password".to_owned());
+            return Err("--try: control character in the user name or the password".to_owned());
         }
         Ok(target)
     }
@@ -67,20 +68,20 @@ impl TryTarget {
     fn from_url(text: &str) -> Result<Self, String> {
         let url = Url::parse(text).map_err(|error| format!("--try: {error}; {URL_FORM}"))?;
         if url.scheme() != "ftp" {
-            return Err(format!("--try: `{}` is not tried, only ftp; {URL_FORM}", url.scheme()));
+            return Err(format!("--try: scheme `{}` is not supported; {URL_FORM}", url.scheme()));
         }
         if !matches!(url.path(), "" | "/") || url.query().is_some() || url.fragment().is_some() {
-            return Err(format!("--try: no file is fetched, leave the path out; {URL_FORM}"));
+            return Err(format!("--try: the URL has a path; {URL_FORM}"));
         }
         let host = match url.host() {
             Some(Host::Domain(name)) => name.to_owned(),
             Some(Host::Ipv4(address)) => address.to_string(),
             Some(Host::Ipv6(address)) => address.to_string(),
-            None => return Err(format!("--try: no host; {URL_FORM}")),
+            None => return Err(format!("--try: the URL has no host; {URL_FORM}")),
         };
         let decoded = |text| {
             let text = percent_decode_str(text).decode_utf8();
-            text.map(String::from).map_err(|_| "--try: the login is no UTF-8".to_owned())
+            text.map(String::from).map_err(|_| "--try: the login is not UTF-8".to_owned())
         };
         let user = match url.username() {
             "" => "anonymous".to_owned(),
@@ -96,7 +97,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_url_has_a_host_and_perhaps_more() {
+    fn url_has_a_host_and_optional_parts() {
         for (url, said, password) in [
             ("ftp://h", "ftp://anonymous@h:21", Some("ftp-alg@")),
             ("ftp://h:2121/", "ftp://anonymous@h:2121", Some("ftp-alg@")),
@@ -110,7 +111,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_tried_is_refused_without_its_password() {
+    fn unsupported_url_is_refused_without_showing_its_password() {
         for url in [
             "h",
             "http://u:secret@h",
@@ -127,7 +128,7 @@ mod tests {
     }
 
     #[test]
-    fn a_password_comes_from_the_first_line_of_a_file() {
+    fn password_is_the_first_line_of_the_file() {
         let file = tempfile::NamedTempFile::new().unwrap();
         std::fs::write(file.path(), "of the file\nmore\n").unwrap();
         let target = TryTarget::new("ftp://u:other@h", Some(file.path())).unwrap();

@@ -1,22 +1,22 @@
-//! Lines that no FTP client sends: they tell that something else speaks, whatever its first word is.
+//! Lines that no FTP client sends: another protocol is in use, whatever the first word is.
 //!
-//! A browser can be made to send a request whose method is an FTP verb (`USER / HTTP/1.1`), then header lines, then
-//! a body that reads as commands. So request lines and header lines are told by their form. What is free text in FTP
-//! is no sign: the argument of `PASS`, and names with blanks.
+//! A browser can be made to send a request whose method is an FTP verb (`USER / HTTP/1.1`), then header lines, then a
+//! body that looks like commands. So request lines and header lines are recognised by their form. Free text in FTP is
+//! excluded: the argument of `PASS`, and names with blanks.
 
 use super::{Command, Verb};
 
-/// The longest verb of any extension that is known has seven characters (`XSHA512`).
+/// The longest verb of any known extension has seven characters (`XSHA512`).
 const LONGEST_VERB: usize = 8;
 
 impl Command<'_> {
-    /// Whether no FTP client sends this line; `first` if it is the client's first.
+    /// Whether no FTP client sends this line; `first` is set for the client's first line.
     pub fn is_foreign(&self, first: bool) -> bool {
         !is_verb(self.word) || self.is_request_line(first)
     }
 
-    /// `METHOD target NAME/1.1`, as in HTTP, RTSP, SIP and ICAP: three words, of which the target is a path, an
-    /// asterisk or an address. A name with one blank that ends in `HTTP/1.1` is taken for one if it is absolute.
+    /// `METHOD target NAME/1.1`, as in HTTP, RTSP, SIP and ICAP: three words, the second of which is a path, an
+    /// asterisk or an address. A file name with one blank that ends in `HTTP/1.1` matches if it is absolute.
     fn is_request_line(&self, first: bool) -> bool {
         let mut words = self.argument.split(|byte| *byte == b' ');
         let (Some(target), Some(version), None) = (words.next(), words.next(), words.next()) else {
@@ -32,11 +32,11 @@ impl Command<'_> {
     }
 }
 
-/// Letters and digits, and no more of them than a verb has. Telnet commands may be left of what an interrupt was.
+/// Letters and digits, at most as many as a verb has. Parts of a Telnet interrupt may precede them.
 fn is_verb(word: &[u8]) -> bool {
     let telnet = word.iter().take_while(|byte| **byte >= 0xf0).count();
     let word = &word[telnet..];
-    // What we crossed out as it was too long says nothing of the client.
+    // A line that we blanked because it was too long says nothing about the client.
     let is_crossed_out = word.iter().all(|byte| *byte == b'X');
     is_crossed_out
         || word.len() <= LONGEST_VERB
@@ -44,7 +44,7 @@ fn is_verb(word: &[u8]) -> bool {
             && word.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'@') // P@SW
 }
 
-/// `HTTP/1.1` and its like.
+/// A protocol version such as `HTTP/1.1`.
 fn is_version(word: &[u8]) -> bool {
     let Some(slash) = word.iter().position(|byte| *byte == b'/') else { return false };
     let (name, number) = word.split_at(slash);
@@ -117,7 +117,7 @@ mod tests {
         ] {
             assert!(!is_foreign(line, false), "{line}");
         }
-        // What is left of an interrupt.
+        // The remainder of a Telnet interrupt.
         assert!(!Command::parse(&Text::new(b"\xf2ABOR")).unwrap().is_foreign(false));
     }
 }

@@ -1,30 +1,29 @@
-//! Where in a client's line some server might see another command begin.
+//! Ambiguous client lines: positions at which some server may see another command start.
 //!
-//! RFC 959 ends lines with CR LF and lets Telnet commands stand anywhere. Servers differ: one ends a line at a bare
-//! LF, another would at a bare CR or a NUL; one passes over the two bytes of a Telnet command, another over three, or
-//! over one, or over none. For what is *opened* the ends must agree, so [`is_plain`] tells the lines that
-//! everybody reads alike. For what is *refused* each reading counts, so [`Hidden`] follows all of them at once: the
-//! set of places in a verb where a server may be, whatever it left out before. ProFTPD takes the byte behind
-//! `IAC WILL` for an option even if it is an LF, so that a verb may go on in what is the next line here: a verb that
-//! is interrupted there counts as one.
+//! RFC 959 ends lines with CR LF and allows Telnet commands anywhere. Servers differ: some end a line at a bare LF,
+//! others at a bare CR or a NUL. Some skip two bytes for a Telnet command, others three, one or none. To *open* a
+//! pinhole, both ends must agree, so [`is_plain`] recognises lines that every server reads alike. To *refuse* a
+//! command, every reading counts, so [`VerbScanner`] follows all of them at once, as a set of positions in a verb.
+//! ProFTPD takes the byte after `IAC WILL` as an option even if it is an LF. A verb may then continue in the next line,
+//! so a verb that is interrupted there counts as a verb.
 
-use super::text::{Text, has_odd, is_blank};
+use super::text::{Text, has_control_bytes, is_blank};
 
 const IAC: u8 = 0xff;
 const SB: u8 = 0xfa;
 const SE: u8 = 0xf0;
 
-/// How a line ends, and whether all of it is read alike by everybody.
+/// How a line ends, and whether all servers read it alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LineEnd {
-    /// CR LF, and nothing in the line that another may take for an end.
+    /// CR LF, and no byte in the line that a server may take as a line end.
     Plain,
-    /// Something else: what peers take for lines is not known.
+    /// Anything else: it is unclear where servers see line ends.
     Odd,
 }
 
-/// Whether everybody takes `line`, which is read as `text`, for one line: it ends with CR LF, has no other CR, LF or NUL,
-/// and no Telnet command of which one of these two may be a part.
+/// Whether all servers read `line`, parsed as `text`, as one line: it ends with CR LF, contains no other CR, LF or NUL,
+/// and no Telnet command that could include one of the final two bytes.
 pub fn is_plain(line: &[u8], text: &Text<'_>) -> LineEnd {
     let is_odd = text.is_odd(); // mostly there is nothing of these
     let Some(text) = line.strip_suffix(b"\r\n") else { return LineEnd::Odd };
@@ -35,36 +34,36 @@ pub fn is_plain(line: &[u8], text: &Text<'_>) -> LineEnd {
     if may_end_or_skip(text) || touches { LineEnd::Odd } else { LineEnd::Plain }
 }
 
-/// Whether some server may end a line within `bytes`, or pass over more of them than others (`IAC SB`).
+/// Whether some server may end a line within `bytes`, or skip more of them than others (`IAC SB`).
 pub fn may_end_or_skip(bytes: &[u8]) -> bool {
     bytes.iter().any(|byte| matches!(byte, 0 | b'\r' | b'\n'))
         || bytes.windows(2).any(|two| two == [IAC, SB])
 }
 
-/// The commands that are looked for.
+/// The verbs to find.
 const WORDS: [&[u8; 4]; 3] = [b"PORT", b"EPRT", b"AUTH"];
-/// Between two lines, for some server.
+/// Some server is between two lines.
 const START: u16 = 1;
 
-/// The bit for `letters` of the word with this number.
+/// The bit for `letters` letters of the verb with index `word`.
 fn bit(word: usize, letters: usize) -> u16 {
     1 << (word * 4 + letters)
 }
 
-/// What has been read of a line, as every server may read it. Each set has a bit for the start of a line, and one
-/// for each start of a word.
+/// The positions in a line at which servers may be. Each set has a bit for the start of a line, and one for each prefix
+/// of a verb.
 #[derive(Clone, Copy, Debug)]
-pub struct Hidden {
+pub struct VerbScanner {
     now: u16,
-    /// The same, of servers for which the next byte belongs to a Telnet command.
+    /// The positions of servers for which the next byte belongs to a Telnet command.
     skips: u16,
     last: u8,
 }
 
-impl Hidden {
-    /// Where in `line`, the start of a line or all of it, the verb of a `PORT`, `EPRT`, or with `auth` an `AUTH`, ends
-    /// for some server, and a blank or LF follows. So does one of which the rest may be in the next line: where a Telnet
-    /// command has the LF for its option, or a subnegotiation begins.
+impl VerbScanner {
+    /// End of the verb `PORT`, `EPRT`, or with `auth` `AUTH`, that some server sees in `line` followed by a blank or
+    /// LF; `line` may be incomplete. A verb that may continue in the next line counts as well: if a Telnet command
+    /// takes the LF as its option, or a subnegotiation starts.
     pub fn find(line: &[u8], auth: bool) -> Option<usize> {
         let mut state = Self { now: START, skips: 0, last: 0 };
         let (mut at, mut interrupted) = (0, 0);
@@ -76,41 +75,41 @@ impl Hidden {
                 interrupted = at;
             }
             if state.step(byte, auth) {
-                // What stands in place of this byte may be taken for the Telnet command's, too.
+                // This byte may also belong to the Telnet command.
                 return Some(if state.is_interrupted(auth) { interrupted } else { at });
             }
             at += 1;
             if state.now | state.skips == 0 {
-                // Text, up to where another line may begin.
+                // Skips text up to the next possible line end.
                 at += memchr::memchr3(0, b'\r', b'\n', &line[at..])?;
             }
         }
         (!line.ends_with(b"\n") && state.is_interrupted(auth)).then_some(interrupted)
     }
 
-    /// Whether a verb goes on for a server that takes the next byte for a part of a Telnet command, whatever it is.
+    /// Whether a verb continues for a server that takes the next byte as part of a Telnet command.
     fn is_interrupted(&self, auth: bool) -> bool {
         let words = if auth { 3 } else { 2 };
         (0..words).any(|word| (1..=4).any(|letters| self.skips & bit(word, letters) != 0))
     }
 
-    /// Whether there is anything in `line` that needs a look: all others have one beginning only.
+    /// Whether `line` contains bytes that need the scan. All other lines have one possible start.
     pub fn may_be_in(line: &[u8]) -> bool {
-        has_odd(line)
+        has_control_bytes(line)
     }
 
-    /// Reads one more byte. Whether a verb ended before it.
+    /// Reads one byte. Returns whether a verb ended before it.
     fn step(&mut self, byte: u8, auth: bool) -> bool {
         let before = self.now;
         let words = if auth { 3 } else { 2 };
-        // Whoever ends lines at CR LF may take an LF for a blank.
+        // A server that ends lines at CR LF may take an LF as a blank.
         let ends_word = is_blank(byte) || byte == b'\n';
         let is_verb = ends_word && (0..words).any(|word| before & bit(word, 4) != 0);
         let last = std::mem::replace(&mut self.last, byte);
         if is_verb || last == IAC && byte == SB && before & START != 0 {
             return true;
         }
-        // A server that takes this byte for a part of a Telnet command goes on as it was.
+        // A server that takes this byte as part of a Telnet command stays at its position.
         let mut now = std::mem::take(&mut self.skips);
         if is_blank(byte) {
             now |= before & START;
@@ -199,10 +198,10 @@ mod tests {
                 b"PORT\xff\xff\0\n",
             ] {
                 let line = [lead, verb].concat();
-                assert_eq!(Hidden::find(&line, false), Some(line.len() - 1), "{line:?}");
+                assert_eq!(VerbScanner::find(&line, false), Some(line.len() - 1), "{line:?}");
             }
-            assert!(Hidden::find(&[lead, b"AUTH "].concat(), false).is_none());
-            assert!(Hidden::find(&[lead, b"AUTH "].concat(), true).is_some());
+            assert!(VerbScanner::find(&[lead, b"AUTH "].concat(), false).is_none());
+            assert!(VerbScanner::find(&[lead, b"AUTH "].concat(), true).is_some());
         }
     }
 
@@ -222,7 +221,7 @@ mod tests {
             b"PO\r\n",
             b"STOR P\xff",
         ] {
-            assert_eq!(Hidden::find(line, true), None, "{line:?}");
+            assert_eq!(VerbScanner::find(line, true), None, "{line:?}");
         }
     }
 
@@ -231,8 +230,8 @@ mod tests {
         for line in
             [&b"PO\xff\xfb\nRT 1"[..], b"P\xff", b"eprt\xff\xfb\n", b"\xff\xfa\n", b"NOOP\rP\xff"]
         {
-            assert!(Hidden::find(line, false).is_some(), "{line:?}");
-            assert!(Hidden::find(&line[..1], false).is_none(), "{line:?}");
+            assert!(VerbScanner::find(line, false).is_some(), "{line:?}");
+            assert!(VerbScanner::find(&line[..1], false).is_none(), "{line:?}");
         }
     }
 }

@@ -1,10 +1,10 @@
-//! A changed packet of joined segments as segments of its own.
+//! Resegmentation: splits a changed super-packet into segments.
 
 use crate::packet::{Edit, Packet, Seq, flags};
 
-/// The segments of `packet`, changed by `edit`, each with at most `limit` bytes. As the kernel would part it: what
-/// ends something is in the last, what begins something in the first.
-pub(super) fn part(
+/// The segments of `packet` with the changes of `edit`, each with at most `limit` bytes. Flags are divided as in the
+/// kernel (`tcp_gso_segment`): FIN and PSH go to the last segment, CWR to the first.
+pub(super) fn resegment(
     packet: &Packet<'_>,
     edit: &Edit<'_>,
     limit: usize,

@@ -1,22 +1,22 @@
-//! Looking ahead: what is known of the connections of several packets is looked up at once.
+//! Prefetching: loads the table entries of several packets into the cache at once.
 
 use super::{
     Sessions,
-    table::{APPROACHED, Key},
+    table::{Key, PREFETCHED},
 };
 use crate::packet::Packet;
 
-/// So few sessions are in a processor's own cache anyhow.
+/// Up to this many sessions are cached anyway.
 const FEW_SESSIONS: usize = 4096;
 
 impl Sessions {
-    /// Prepares for packets that are taken next, and decides nothing. Where there are more sessions than a
-    /// cache holds each packet waits for memory, and here for that of all at once.
-    pub fn expect<'p>(&self, packets: impl Iterator<Item = &'p [u8]>) {
+    /// Prepares for the next packets, without decisions. With more sessions than a cache holds, each packet would wait
+    /// for memory; here all of them wait once.
+    pub fn prefetch<'p>(&self, packets: impl Iterator<Item = &'p [u8]>) {
         if self.table.len() < FEW_SESSIONS {
             return;
         }
-        let mut keys = [Key::default(); APPROACHED];
+        let mut keys = [Key::default(); PREFETCHED];
         let mut packets = packets.filter_map(|bytes| Packet::parse(bytes).ok()).peekable();
         while packets.peek().is_some() {
             let mut count = 0;
@@ -25,7 +25,7 @@ impl Sessions {
                 *key = Key::between(source, destination);
                 count += 1;
             }
-            self.table.approach(&keys[..count]);
+            self.table.prefetch(&keys[..count]);
         }
     }
 }

@@ -3,10 +3,10 @@
 
 use toml::de::{DeTable, DeValue};
 
-use super::file::{TABLES, TOP, Table};
+use super::file::{TABLES, TOP_LEVEL_KEYS, Table};
 
 /// Something that has no place in a file: its key with its table, where it is, and what is wrong.
-pub(super) struct Misfit {
+pub(super) struct InvalidKey {
     pub key: String,
     pub offset: usize,
     pub message: String,
@@ -14,13 +14,13 @@ pub(super) struct Misfit {
 
 /// What of `document` is no table or key of ours. A table that has another shape is taken out; serde passes over what
 /// is unknown.
-pub(super) fn clear(document: &mut DeTable<'_>) -> Vec<Misfit> {
+pub(super) fn clear(document: &mut DeTable<'_>) -> Vec<InvalidKey> {
     let mut misfits = Vec::new();
     let mut misshapen = Vec::new();
     for (key, value) in document.iter() {
         let (name, offset) = (key.get_ref().as_ref(), key.span().start);
         let message = match TABLES.iter().find(|table| table.name == name) {
-            None if has(TOP, name) => continue,
+            None if has(TOP_LEVEL_KEYS, name) => continue,
             None => unknown(None, name),
             Some(table) => match tables(table, value.get_ref()) {
                 Ok(tables) => {
@@ -33,7 +33,7 @@ pub(super) fn clear(document: &mut DeTable<'_>) -> Vec<Misfit> {
                 }
             },
         };
-        misfits.push(Misfit { key: name.to_owned(), offset, message });
+        misfits.push(InvalidKey { key: name.to_owned(), offset, message });
     }
     for name in misshapen {
         document.remove(name.as_str());
@@ -60,9 +60,9 @@ fn tables<'a, 'i>(table: &Table, value: &'a DeValue<'i>) -> Result<Vec<&'a DeTab
     }
 }
 
-fn check(table: &Table, keys: &DeTable<'_>, misfits: &mut Vec<Misfit>) {
+fn check(table: &Table, keys: &DeTable<'_>, misfits: &mut Vec<InvalidKey>) {
     let unknown = keys.keys().filter(|key| !has(table.keys, key.get_ref()));
-    misfits.extend(unknown.map(|key| Misfit {
+    misfits.extend(unknown.map(|key| InvalidKey {
         key: format!("{}.{}", table.name, key.get_ref()),
         offset: key.span().start,
         message: self::unknown(Some(table), key.get_ref()),
@@ -82,12 +82,14 @@ fn title(table: &Table) -> String {
 fn unknown(here: Option<&Table>, name: &str) -> String {
     let own: Vec<&str> = match here {
         Some(table) => table.keys.to_vec(),
-        None => TOP.iter().copied().chain(TABLES.iter().map(|table| table.name)).collect(),
+        None => {
+            TOP_LEVEL_KEYS.iter().copied().chain(TABLES.iter().map(|table| table.name)).collect()
+        }
     };
     let meant = name.replace('-', "_").to_ascii_lowercase();
     let homes: Vec<String> =
         TABLES.iter().filter(|table| table.keys.contains(&&*meant)).map(title).collect();
-    if own.contains(&&*meant) || (homes.is_empty() && !TOP.contains(&&*meant)) {
+    if own.contains(&&*meant) || (homes.is_empty() && !TOP_LEVEL_KEYS.contains(&&*meant)) {
         let nearest = own.iter().map(|key| (strsim::levenshtein(&meant, key), *key)).min();
         return match nearest.filter(|(edits, key)| *edits <= key.len().max(meant.len()) / 3 + 1) {
             Some((_, key)) => format!("unknown key; did you mean `{}`?", key.replace('_', "-")),

@@ -4,22 +4,22 @@ use std::{fs, io};
 
 /// The version of IP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, strum::Display)]
-pub enum Ip {
+pub enum IpVersion {
     #[strum(to_string = "IPv4")]
     V4,
     #[strum(to_string = "IPv6")]
     V6,
 }
 
-impl Ip {
+impl IpVersion {
     pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
 }
 
 /// Whether tables of the old kind are in use. Asking `iptables-legacy` itself would make them.
-pub(super) fn uses_legacy(ip: Ip) -> io::Result<bool> {
+pub(super) fn uses_legacy(ip: IpVersion) -> io::Result<bool> {
     let file = match ip {
-        Ip::V4 => "/proc/thread-self/net/ip_tables_names",
-        Ip::V6 => "/proc/thread-self/net/ip6_tables_names",
+        IpVersion::V4 => "/proc/thread-self/net/ip_tables_names",
+        IpVersion::V6 => "/proc/thread-self/net/ip6_tables_names",
     };
     match fs::read_to_string(file) {
         Ok(names) => Ok(!names.trim().is_empty()),

@@ -15,7 +15,7 @@ use rustix::{
 
 /// Ports that a rule of the operator translates, and where to.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Claim {
+pub(super) struct PortClaim {
     /// Whether packets of IPv4 meet it, and of IPv6.
     pub(super) v4: bool,
     pub(super) v6: bool,
@@ -27,9 +27,9 @@ pub(super) struct Claim {
     pub(super) to_ports: Option<(u16, u16)>,
 }
 
-impl Claim {
+impl PortClaim {
     /// Whether it takes what arrives at `arrival` elsewhere than to `target`.
-    pub(super) fn diverts(&self, arrival: SocketAddr, target: SocketAddr) -> bool {
+    pub(super) fn is_translated(&self, arrival: SocketAddr, target: SocketAddr) -> bool {
         let within = |port: u16, (first, last): (u16, u16)| (first..=last).contains(&port);
         let is_same = self.to == Some(target.ip())
             && self.to_ports.is_none_or(|ports| within(target.port(), ports));
@@ -41,14 +41,14 @@ impl Claim {
 /// What is known of such ports; all copies know the same.
 #[derive(Clone, Debug, Default)]
 pub struct ClaimedPorts {
-    claims: Arc<RwLock<Vec<Claim>>>,
+    claims: Arc<RwLock<Vec<PortClaim>>>,
 }
 
 impl ClaimedPorts {
     /// Whether something else than a pinhole to `target` decides what becomes of a connection to `arrival`.
     pub(super) fn is_claimed(&self, arrival: SocketAddr, target: SocketAddr) -> io::Result<bool> {
         let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
-        if claims.iter().any(|claim| claim.diverts(arrival, target)) {
+        if claims.iter().any(|claim| claim.is_translated(arrival, target)) {
             return Ok(true);
         }
         drop(claims);
@@ -56,16 +56,16 @@ impl ClaimedPorts {
     }
 
     /// Whether the operator's rules translate this port of any address, whatever to.
-    pub(super) fn has(&self, port: u16) -> bool {
+    pub(super) fn is_in_use(&self, port: u16) -> bool {
         let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
-        let has = |claim: &Claim| {
+        let has = |claim: &PortClaim| {
             claim.ports.iter().any(|(first, last)| (*first..=*last).contains(&port))
         };
         claims.iter().any(has)
     }
 
     /// What the operator's rules translate now.
-    pub(super) fn set(&self, claims: Vec<Claim>) {
+    pub(super) fn set(&self, claims: Vec<PortClaim>) {
         *self.claims.write().unwrap_or_else(PoisonError::into_inner) = claims;
     }
 }

@@ -1,0 +1,332 @@
+//! The engine's side of the fast path.
+//!
+//! An idle connection is handed over to the BPF program, with everything that the program needs to inspect its lines,
+//! as long as the ends take turns with lines that it knows. The engine later reads each line that the program let pass,
+//! before it decides anything else. So events, counters, pinholes and records are the same as if the line had been
+//! queued. A packet that is queued takes the connection back.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::{
+    Effects, Engine, Entry, EventKind, Lookup, Pinhole, QueueMode, Sessions,
+    announcement::external,
+    client_shares::should_count,
+    connection::Connection,
+    effects::{KernelRequest, SessionRef},
+    handover::{
+        FastPathLine, FastPathPinhole, FlowChange, Handover, LoginStage, SequenceOffset, Withdrawal,
+    },
+    memory::should_count_memory,
+    table::Key,
+};
+use crate::{
+    ftp::{Kind, Zeros},
+    packet::{self, Packet, Seq, flags},
+    session::{AnnouncementVerdict, DecisionAnswer, DecisionRequest, ForwardAction, Phase, Side},
+};
+
+/// Limit of connections that are handed over before the server's greeting, because any SYN-ACK creates one.
+pub(super) const MAX_UNGREETED: u32 = 256;
+
+impl Engine {
+    /// Reads lines from the fast path, in order for each connection. The caller [carries out](super::carry_out) the
+    /// effects.
+    pub fn read_fast_path_lines<'l>(
+        &mut self,
+        lines: impl Iterator<Item = FastPathLine<'l>>,
+        effects: &mut Effects,
+    ) {
+        effects.activate(self.sessions.pinholes.registry());
+        let mut bytes = Vec::new();
+        for line in lines {
+            let ends: [SocketAddr; 2] = [line.client.into(), line.server.into()];
+            let Some(index) = self.sessions.table.find(&Key::between(ends[0], ends[1])) else {
+                continue;
+            };
+            let Some(Entry { control, .. }) = self.sessions.table.get_mut(index) else { continue };
+            // The session is gone, or the line was read before a crash.
+            if control.id != line.flow || line.line <= control.fast_path().lines_inspected {
+                continue;
+            }
+            let is_missing = line.line != control.fast_path().lines_inspected + 1;
+            let judging = control.fast_path_mut();
+            (judging.lines_inspected, judging.idle_handovers) = (line.line, 0);
+            self.sessions.ungreeted_handovers -= judging.clear_ungreeted();
+            let [source, destination] = match line.from {
+                Side::Client => ends,
+                Side::Server => [ends[1], ends[0]],
+            };
+            let (seq, ack) = (Seq(line.seq), Seq(line.ack));
+            let last = if line.is_fin { flags::FIN } else { flags::PSH };
+            let header = (line.window, flags::ACK | last);
+            packet::segment((source, destination), (seq, ack), header, line.bytes, &mut bytes);
+            let Ok(packet) = Packet::parse(&bytes) else { continue };
+            // Lines of other connections that are read later may be older than this one.
+            self.sessions.expire_pinholes_of(index, line.at, effects);
+            self.read_fast_path_line(index, &line, &packet, effects);
+            if is_missing {
+                self.handle_fast_path_mismatch(index, effects);
+            }
+        }
+    }
+
+    fn read_fast_path_line(
+        &mut self,
+        index: u32,
+        line: &FastPathLine<'_>,
+        packet: &Packet<'_>,
+        effects: &mut Effects,
+    ) {
+        self.counters.fast_path_lines += 1;
+        let moment = self.sessions.epoch.timestamp(line.at);
+        let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else { return };
+        control.last_seen = moment;
+        if let Some(opener) = line.consumed_pinhole {
+            let consumed = Some(FastPathPinhole { flow: line.flow, line: opener });
+            let held = control.pinholes_mut().into_iter().flatten();
+            held.filter(|held| held.fast_path_id() == consumed)
+                .for_each(|held| held.is_consumed = true);
+        }
+        let mut connection = Connection {
+            now: line.at,
+            timestamp: moment,
+            index,
+            policy: self.sessions.policy.for_network(control.network()),
+            control,
+            pinholes: &mut self.sessions.pinholes,
+            counters: &mut self.counters,
+            effects,
+        };
+        let inspection = &mut self.inspection;
+        inspection.refuses_auth = connection.policy.refuses_auth();
+        inspection.answer = None;
+        let mut hole =
+            line.opened_pinhole.then_some(FastPathPinhole { flow: line.flow, line: line.line });
+        let mut is_alike = true;
+        let is_adjusted = session.is_adjusted();
+        let outcome = loop {
+            let outcome =
+                session.handle_packet(line.from, packet, inspection, &mut self.changed_payload);
+            for note in inspection.events.drain(..) {
+                connection.handle_dialogue_event(note);
+            }
+            let Some(request) = inspection.pending.take() else { break outcome };
+            let known = match &request.request {
+                DecisionRequest::Announcement(announced) => {
+                    is_alike &= hole.is_some();
+                    let ruling = connection.decide_fast_path_announcement(announced, &mut hole);
+                    DecisionAnswer::Ruling(match ruling {
+                        AnnouncementVerdict::Open { endpoint, .. } => {
+                            AnnouncementVerdict::Open { endpoint, zeros: line.zeros }
+                        }
+                        other => other,
+                    })
+                }
+                DecisionRequest::AdjustSequence => DecisionAnswer::Lengthen(false),
+            };
+            inspection.answer = Some((request, known));
+        };
+        is_alike &= match outcome.action {
+            ForwardAction::Unchanged => true,
+            // Also a packet that only follows an unacknowledged rewrite.
+            ForwardAction::Changed { seq, ack, payload, .. } => {
+                let keeps_numbers = (seq, ack) == (packet.seq(), packet.ack())
+                    && (!payload || self.changed_payload.len() == line.bytes.len());
+                (is_adjusted || keeps_numbers)
+                    && (line.opened_pinhole || !payload || self.changed_payload == line.bytes)
+            }
+            ForwardAction::Drop(_) | ForwardAction::AwaitDecision => false,
+        };
+        let is_over = session.is_over();
+        if is_over {
+            connection.close_all_pinholes("the control connection ended");
+        }
+        let is_counted = should_count_memory(session, control) || should_count(session, control);
+        self.sessions.mark_changed(index);
+        if is_over {
+            self.sessions.take_back(index);
+        }
+        if !is_alike || hole.is_some() {
+            self.handle_fast_path_mismatch(index, effects);
+        }
+        if is_counted {
+            self.sessions.update_memory(&mut self.counters, index, effects);
+            self.sessions.count_session(&mut self.counters, line.at, index, effects);
+        }
+    }
+
+    /// The BPF program passed a line that the engine would have decided differently, or a line is missing.
+    #[cold]
+    fn handle_fast_path_mismatch(&mut self, index: u32, effects: &mut Effects) {
+        self.counters.fast_path_mismatches += 1;
+        self.sessions.take_back(index);
+        if let Some(Entry { session, control }) = self.sessions.table.get_mut(index) {
+            session.record_downtime();
+            effects.events.push(control.event(EventKind::KernelRefused(
+                "the fast path judged a line otherwise than the engine; please report this".into(),
+            )));
+        }
+    }
+
+    /// Hands the connection at `index` over if it is idle and eligible. Looks up its translation first if necessary.
+    #[inline]
+    pub(super) fn offer_to_fast_path(&mut self, index: u32, effects: &mut Effects) {
+        if self.sessions.uses_fast_path {
+            self.sessions.hand_over(index, effects);
+        }
+    }
+}
+
+impl Sessions {
+    /// Sets whether connections are handed over. If not, all are taken back.
+    pub fn set_uses_fast_path(&mut self, hands_over: bool) {
+        self.uses_fast_path = hands_over;
+        if !hands_over {
+            self.take_all_back();
+        }
+    }
+
+    fn hand_over(&mut self, index: u32, effects: &mut Effects) {
+        let Some(Entry { session, control }) = self.table.get_mut(index) else { return };
+        let judging = control.fast_path();
+        if judging.is_handed_over || !judging.may_be_handed_over() || !session.is_idle() {
+            return;
+        }
+        if control.incarnation().is_some() || control.is_busy() || control.spoke_in_syn() {
+            return;
+        }
+        if control.client().is_ipv6() {
+            return;
+        }
+        // An open pinhole of the rules; it is closed when its transfer is over.
+        if control.pinholes().iter().any(|held| !held.is_fast_path()) {
+            return;
+        }
+        let is_silent = session.dialogue().phase() == Phase::NotGreeted;
+        if is_silent && self.ungreeted_handovers >= MAX_UNGREETED {
+            return;
+        }
+        let Some(translation) = control.translation().copied() else {
+            let (session, client, server) =
+                (SessionRef { index, id: control.id }, control.client(), control.server());
+            control.fast_path_mut().wants_translation = true;
+            effects.lookups.push(KernelRequest::new(session, Lookup { client, server }, None));
+            return;
+        };
+        let policy = self.policy.for_network(control.network());
+        let named = |kind| match external(kind, &translation, policy) {
+            Ok(IpAddr::V4(address)) => Some(address),
+            _ => None,
+        };
+        let (Some(client), Some(server)) = (named(Kind::Port), named(Kind::Pasv)) else { return };
+        // The BPF program would pad a 227 with blanks.
+        if !policy.preserves_length
+            && server.to_string().len() < translation.server.ip().to_string().len()
+        {
+            return;
+        }
+        // An adjusted connection stays inline until the kernel has set its queue mode.
+        if session.is_adjusted() && control.queue_mode() != Some(QueueMode::All) {
+            return;
+        }
+        if !self.pinholes.grant_fast_path(policy, translation.client.ip()) {
+            return;
+        }
+        let next = [session.next_seq(Side::Client).0, session.next_seq(Side::Server).0];
+        let judging = control.fast_path_mut();
+        (judging.is_handed_over, judging.is_ungreeted) = (true, is_silent);
+        self.ungreeted_handovers += u32::from(is_silent);
+        judging.count_idle_handover();
+        self.flow_changes.push(FlowChange::Handover(Handover {
+            flow: control.id,
+            lines: control.fast_path().lines_inspected,
+            next_seq: next,
+            login: match session.dialogue().is_logged_in() {
+                true => LoginStage::LoggedIn,
+                false if is_silent => LoginStage::NotGreeted,
+                false => LoginStage::Greeted,
+            },
+            translation,
+            announced_addresses: [client, server],
+            seq_offsets: session.is_adjusted().then(|| {
+                [Side::Client, Side::Server].map(|side| {
+                    let (by, since) = session.sequence_offset(side);
+                    SequenceOffset { offset: by, first_seq: since.0 }
+                })
+            }),
+            zeros: if policy.preserves_length { session.dialogue().zeros() } else { Zeros::None },
+            pinhole_lifetime: policy.pinhole_lifetime,
+        }));
+        self.mark_changed(index);
+    }
+
+    /// Takes the connection at `index` back from the BPF program.
+    pub(super) fn take_back(&mut self, index: u32) {
+        let Some(Entry { control, .. }) = self.table.get_mut(index) else { return };
+        if let Some(taken) = withdrawal(control, &mut self.ungreeted_handovers) {
+            self.push_withdrawal(taken);
+            self.mark_changed(index);
+        }
+    }
+
+    /// Takes back a connection that was just removed from the table.
+    pub(super) fn withdraw_removed(&mut self, control: &mut super::Control) {
+        if let Some(taken) = withdrawal(control, &mut self.ungreeted_handovers) {
+            self.push_withdrawal(taken);
+        }
+    }
+
+    fn push_withdrawal(&mut self, taken: Withdrawal) {
+        self.pinholes.revoke_fast_path_grant(taken.translation.client.ip());
+        self.flow_changes.push(FlowChange::Withdraw(taken));
+    }
+
+    /// Takes all connections back.
+    pub fn take_all_back(&mut self) {
+        for index in 0..self.table.slot_count() {
+            self.take_back(index);
+        }
+    }
+
+    /// The held pinholes that the BPF program opened.
+    pub fn fast_path_pinholes(&self) -> impl Iterator<Item = FastPathPinhole> {
+        let held = self.table.iter().flat_map(|entry| entry.control.pinholes());
+        held.filter_map(super::pinholes::HeldPinhole::fast_path_id)
+    }
+
+    /// Moves the BPF program's pinholes to the rules. Returns those that are still unused.
+    pub fn move_pinholes_to_rules(&mut self) -> Vec<Pinhole> {
+        let mut left = Vec::new();
+        for Entry { control, .. } in self.table.iter_mut() {
+            for held in control.pinholes_mut().into_iter().flatten() {
+                if self.pinholes.move_to_rules(held) && !held.in_use {
+                    left.push(held.pinhole);
+                }
+            }
+        }
+        left
+    }
+
+    /// The held pinholes of the rules.
+    pub fn rule_pinholes(&self) -> impl Iterator<Item = Pinhole> {
+        let held = self.table.iter().flat_map(|entry| entry.control.pinholes());
+        held.filter(|held| !held.is_fast_path()).map(|held| held.pinhole)
+    }
+
+    /// Numbers of the sessions on the fast path.
+    pub fn fast_path_sessions(&self) -> impl Iterator<Item = u64> {
+        let handed = self.table.iter().filter(|entry| entry.control.fast_path().is_handed_over);
+        handed.map(|entry| entry.control.id)
+    }
+}
+
+fn withdrawal(control: &mut super::Control, silent: &mut u32) -> Option<Withdrawal> {
+    if !control.fast_path().is_handed_over {
+        return None;
+    }
+    let judging = control.fast_path_mut();
+    judging.is_handed_over = false;
+    *silent -= judging.clear_ungreeted();
+    let translation = *control.translation()?;
+    Some(Withdrawal { flow: control.id, translation })
+}

@@ -1,0 +1,115 @@
+//! Queue mode changes and injected packets of a control connection.
+
+use super::{
+    Effects, Engine, Injection, Lookup, QueueMode, QueueModeChange, RESEND_INTERVAL,
+    connection::Connection,
+    control::Control,
+    effects::{KernelRequest, Purpose, SessionRef},
+};
+use crate::{
+    packet::{self, Packet},
+    session::{Acknowledgement, Session, Side},
+};
+
+/// Requests the queue mode of the connection at `index`, whose translation is unknown.
+pub(super) fn renew_queue_mode(
+    effects: &mut Effects,
+    index: u32,
+    control: &mut Control,
+    attention: QueueMode,
+    purpose: Purpose,
+) {
+    control.begin_request();
+    let connection = Lookup { client: control.client(), server: control.server() };
+    let mark = QueueModeChange { connection, translation: None, mode: attention, purpose };
+    effects.mode_changes.push(KernelRequest::new(SessionRef { index, id: control.id }, mark, None));
+}
+
+/// The queue mode that the kernel has to set, if it differs from the last one, or that was long ago. `every` is set if
+/// the packet was queued because every packet of its connection is: an earlier daemon, or a session that is forgotten,
+/// has set that mode.
+#[inline]
+pub(super) fn wanted_queue_mode(
+    connection: &Connection<'_>,
+    session: &Session,
+    every: bool,
+) -> Option<QueueMode> {
+    let (control, moment) = (&*connection.control, connection.timestamp);
+    // Conntrack must not check sequence numbers past a gap either: it has seen numbers that were not forwarded.
+    let wanted = if session.needs_all_queued() {
+        QueueMode::All
+    } else if session.needs_none_queued() {
+        QueueMode::None
+    } else {
+        let is_settled = control.incarnation().is_none();
+        let is_over = match control.queue_mode() {
+            Some(QueueMode::All | QueueMode::Watch) => is_settled,
+            // The mode may have been set after this packet was queued.
+            Some(QueueMode::Selected) => {
+                every && is_settled && control.mode_set_since(moment) >= RESEND_INTERVAL
+            }
+            // A session that has just replaced another on its endpoints must be written first, because after a crash
+            // the packet is decided again.
+            None => every && is_settled && control.first_seen < moment,
+            Some(QueueMode::None) => false,
+        };
+        is_over.then_some(QueueMode::Selected)?
+    };
+    control.needs_mode_change(wanted, moment, RESEND_INTERVAL).then_some(wanted)
+}
+
+/// Injects an acknowledgement.
+pub(super) fn acknowledge(connection: &mut Connection<'_>, acknowledgement: Acknowledgement) {
+    let Acknowledgement { recipient: to, seq, ack, window, timestamps } = acknowledgement;
+    let Lookup { client, server } = connection.endpoints();
+    let (source, destination) = match to {
+        Side::Client => (server, client),
+        Side::Server => (client, server),
+    };
+    let mut packet = Vec::new();
+    packet::acknowledgement(source, destination, seq, ack, window, timestamps, &mut packet);
+    inject(connection, to, packet);
+}
+
+/// Injects `segment`, the trailing part of what `from` sent, as a packet to the other end.
+pub(super) fn send_trailing_segment(connection: &mut Connection<'_>, from: Side, segment: Vec<u8>) {
+    inject(connection, from.peer(), segment);
+}
+
+/// Injects a packet that has the endpoints of packets at our hooks.
+fn inject(connection: &mut Connection<'_>, to: Side, packet: Vec<u8>) {
+    let (session, Lookup { client, server }) = (connection.session(), connection.endpoints());
+    if connection.control.translation().is_none() && !connection.control.is_busy() {
+        connection.effects.lookups.push(KernelRequest::new(session, connection.endpoints(), None));
+    }
+    connection.effects.injections.push(Injection {
+        session,
+        recipient: to,
+        client,
+        server,
+        packet,
+    });
+}
+
+impl Engine {
+    /// Gives injected packets the addresses that their recipients know, because NAT does not translate them any more.
+    /// If conntrack does not know the connection, nothing is injected.
+    pub(super) fn finish_injections(&mut self, injections: &mut Vec<Injection>) {
+        injections.retain_mut(|injection| {
+            let SessionRef { index, id } = injection.session;
+            let entry = self.sessions.table.get_session(index, id);
+            let Some(translation) = entry.and_then(|entry| entry.control.translation()) else {
+                return false;
+            };
+            let (source, destination) = translation.seen_by(injection.recipient);
+            let Ok(shown) = Packet::parse(&injection.packet) else { return false };
+            if shown.source() == source && shown.destination() == destination {
+                return true;
+            }
+            let mut packet = Vec::new();
+            packet::with_endpoints(&shown, source, destination, &mut packet);
+            injection.packet = packet;
+            true
+        });
+    }
+}

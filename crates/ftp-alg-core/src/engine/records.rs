@@ -1,0 +1,331 @@
+//! Sessions as records, so that a restarted daemon continues them.
+//!
+//! A record describes a session after all packets decided so far, or says that the session was removed. The last record
+//! of a session counts. The host writes records before it gives the verdicts of those packets. So a packet whose record
+//! was not written has not been forwarded either, and is retransmitted. Records may be ahead of verdicts, because the
+//! batch of one worker also writes decisions of another. Then the retransmission was read before, and is forwarded as
+//! it was read. Times are milliseconds since an epoch that both daemons know.
+
+use std::{
+    borrow::Cow,
+    collections::BTreeMap,
+    net::{IpAddr, SocketAddr},
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Control, Counters, Effects, Entry, Epoch, Lookup, Opening, Pinhole, PinholeRegistry, Sessions,
+    Translation, handover::FastPathState, pinholes::PinholeRecord,
+};
+use crate::session::{Phase, Session};
+
+/// Version of the record format. It is raised with every change of a type in a record, so that records of another
+/// version are refused instead of misread. `tests` has a record of this version.
+pub const RECORD_FORMAT: u32 = 10;
+
+#[derive(Serialize, Deserialize)]
+enum Record<'a> {
+    Session(Box<SessionRecord<'a>>),
+    Gone(u64),
+}
+
+#[derive(Serialize, Deserialize)]
+struct SessionRecord<'a> {
+    id: u64,
+    client: SocketAddr,
+    server: SocketAddr,
+    translation: Option<Translation>,
+    since: u64,
+    last: u64,
+    pinholes: Vec<PinholeRecord>,
+    spoke_in_syn: bool,
+    fast_path: FastPathState,
+    session: Cow<'a, Session>,
+    incarnation: Option<Cow<'a, Session>>,
+}
+
+/// A connection is in use if it had a packet within this time.
+const RECENT_USE: Duration = Duration::from_secs(3);
+
+/// A record that cannot be decoded.
+#[derive(Debug, thiserror::Error)]
+#[error("a session cannot be read: {0}")]
+pub struct RecordError(#[from] postcard::Error);
+
+/// Session records by session number, so that the oldest are restored first.
+#[derive(Default)]
+pub struct SessionRecords(BTreeMap<u64, Box<SessionRecord<'static>>>);
+
+impl SessionRecords {
+    /// Decodes `records`.
+    pub fn read<'r>(records: impl Iterator<Item = &'r [u8]>) -> Result<Self, RecordError> {
+        let mut sessions = BTreeMap::new();
+        for record in records {
+            match postcard::from_bytes(record)? {
+                Record::Session(saved) => drop(sessions.insert(saved.id, saved)),
+                Record::Gone(id) => drop(sessions.remove(&id)),
+            }
+        }
+        Ok(Self(sessions))
+    }
+
+    /// Adds other records. Sessions of different [shards](super::Engine::new_shard) have different numbers.
+    pub fn add(&mut self, Self(others): Self) {
+        self.0.extend(others);
+    }
+
+    /// Divides the records into `parts`; `home` selects the part by client and server.
+    pub fn divide(self, parts: usize, home: impl Fn(SocketAddr, SocketAddr) -> usize) -> Vec<Self> {
+        let mut divided: Vec<Self> = (0..parts).map(|_| Self::default()).collect();
+        for (id, saved) in self.0 {
+            if let Some(Self(part)) = divided.get_mut(home(saved.client, saved.server)) {
+                part.insert(id, saved);
+            }
+        }
+        divided
+    }
+}
+
+/// Counts of restored sessions.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RestoredCounts {
+    /// Number of control connections.
+    pub sessions: usize,
+    /// Number of those with sequence adjustment.
+    pub adjusted: usize,
+}
+
+/// Changes that are not written yet.
+pub(super) struct UnwrittenChanges {
+    epoch: Instant,
+    /// Table slots of changed sessions; an entry knows whether it is listed.
+    changed: Vec<u32>,
+    gone: Vec<u64>,
+}
+
+fn millis_since(epoch: Instant, at: Instant) -> u64 {
+    at.saturating_duration_since(epoch).as_millis() as u64 // of an uptime
+}
+
+fn write_session(
+    Entry { session, control }: &Entry,
+    own: Epoch,
+    epoch: Instant,
+    buffer: &mut Vec<u8>,
+) -> Result<(), postcard::Error> {
+    let millis = |moment| own.instant(moment).map_or(0, |at| millis_since(epoch, at));
+    let saved = SessionRecord {
+        id: control.id,
+        client: control.client(),
+        server: control.server(),
+        translation: control.translation().copied(),
+        since: millis(control.first_seen),
+        last: millis(control.last_seen),
+        pinholes: control
+            .pinholes()
+            .iter()
+            .map(|held| held.to_record(millis_since(epoch, held.deadline)))
+            .collect(),
+        spoke_in_syn: control.spoke_in_syn(),
+        fast_path: control.fast_path(),
+        session: Cow::Borrowed(session),
+        incarnation: control.incarnation().map(Cow::Borrowed),
+    };
+    encode_record(&Record::Session(Box::new(saved)), buffer)
+}
+
+fn encode_record(record: &Record<'_>, buffer: &mut Vec<u8>) -> Result<(), postcard::Error> {
+    buffer.clear();
+    *buffer = postcard::to_extend(record, std::mem::take(buffer))?;
+    Ok(())
+}
+
+impl Sessions {
+    /// Records that the session at `index` has changed.
+    pub(super) fn mark_changed(&mut self, index: u32) {
+        if let (Some(changes), Some(entry)) = (&mut self.unwritten, self.table.get_mut(index))
+            && !std::mem::replace(&mut entry.control.changed, true)
+        {
+            changes.changed.push(index);
+        }
+    }
+
+    /// Records that the session `id` was removed.
+    pub(super) fn mark_removed(&mut self, id: u64) {
+        if let Some(changes) = &mut self.unwritten {
+            changes.gone.push(id);
+        }
+    }
+
+    /// Tracks changes from now on; times count from `epoch`.
+    pub fn track_changes(&mut self, epoch: Instant) {
+        self.unwritten = Some(UnwrittenChanges { epoch, changed: Vec::new(), gone: Vec::new() });
+    }
+
+    /// Adds a record of each changed session to `effects`.
+    pub(super) fn take_records(&mut self, counters: &mut Counters, effects: &mut Effects) {
+        let Effects { records, record_ends, .. } = effects;
+        let failed = self.encode_changes(|record| {
+            records.extend_from_slice(record);
+            record_ends.push(records.len());
+        });
+        if failed.is_err() {
+            counters.errors += 1;
+        }
+    }
+
+    fn encode_changes(&mut self, mut each: impl FnMut(&[u8])) -> Result<(), RecordError> {
+        let Some(UnwrittenChanges { epoch, changed, gone }) = &mut self.unwritten else {
+            return Ok(());
+        };
+        let buffer = &mut self.record_buffer;
+        // Removals come first. Otherwise truncated records could describe two sessions on the same endpoints.
+        for id in gone.drain(..) {
+            encode_record(&Record::Gone(id), buffer)?;
+            each(buffer);
+        }
+        for index in changed.drain(..) {
+            let Some(entry) = self.table.get_mut(index) else { continue };
+            if std::mem::take(&mut entry.control.changed) {
+                write_session(entry, self.epoch, *epoch, buffer)?;
+                each(buffer);
+            }
+        }
+        Ok(())
+    }
+
+    /// Passes a record of every session to `each`, and clears all tracked changes.
+    pub fn write_all_records(&mut self, mut each: impl FnMut(&[u8])) -> Result<(), RecordError> {
+        let Some(changes) = &mut self.unwritten else { return Ok(()) };
+        changes.changed.clear();
+        changes.gone.clear();
+        for entry in self.table.iter_mut() {
+            entry.control.changed = false;
+            write_session(entry, self.epoch, changes.epoch, &mut self.record_buffer)?;
+            each(&self.record_buffer);
+        }
+        Ok(())
+    }
+
+    /// Restores the sessions in `records`; see [`restore_sessions`](Self::restore_sessions).
+    pub fn restore<'r>(
+        &mut self,
+        records: impl Iterator<Item = &'r [u8]>,
+        now: Instant,
+        epoch: Instant,
+    ) -> Result<RestoredCounts, RecordError> {
+        Ok(self.restore_sessions(SessionRecords::read(records)?, now, epoch))
+    }
+
+    /// Restores sessions, with times counted from `epoch`. Their pinholes count as open: one that the kernel no longer
+    /// has was consumed. A stricter policy does not affect adjusted sessions, because the connection would break.
+    pub fn restore_sessions(
+        &mut self,
+        SessionRecords(sessions): SessionRecords,
+        now: Instant,
+        epoch: Instant,
+    ) -> RestoredCounts {
+        let at = |millis| epoch.checked_add(Duration::from_millis(millis)).unwrap_or(now);
+        let mut restored = RestoredCounts::default();
+        let (first, rest): (Vec<_>, Vec<_>) =
+            sessions.into_values().partition(|saved| saved.session.is_adjusted());
+        for saved in first.into_iter().chain(rest) {
+            self.last_id.fetch_max(saved.id, Ordering::Relaxed);
+            let SessionRecord { id, client, server, translation, pinholes, .. } = *saved;
+            let network = self.policy.network_of(client.ip(), server.ip());
+            let adjusted = saved.session.is_adjusted();
+            if !adjusted && (!self.policy.inspects(network) || !self.has_room()) {
+                continue;
+            }
+            let [since, last] =
+                [saved.since, saved.last].map(|millis| self.epoch.timestamp(at(millis).min(now)));
+            let mut control = Control::new(id, client, server, since);
+            control.set_network(network);
+            // Retransmissions write no record, and an adjusted session must not time out because of that.
+            control.last_seen = if adjusted { self.epoch.timestamp(now) } else { last };
+            control.set_spoke_in_syn(saved.spoke_in_syn);
+            control.set_translation(translation);
+            if saved.fast_path.lines_inspected > 0 || saved.fast_path.is_handed_over {
+                *control.fast_path_mut() = saved.fast_path;
+                if saved.fast_path.is_handed_over {
+                    self.pinholes.recount_fast_path_grant(client.ip());
+                }
+            }
+            if let Some(rival) = saved.incarnation {
+                control.set_incarnation(rival.into_owned(), self.epoch.timestamp(now));
+            }
+            let session = saved.session.into_owned();
+            restored.sessions += 1;
+            restored.adjusted += usize::from(adjusted);
+            let owner = self.table.insert(Entry { session, control });
+            self.record_memory(owner);
+            self.count_for_client(owner);
+            let Some(entry) = self.table.get_mut(owner) else { continue };
+            if entry.control.incarnation().is_some() {
+                self.watched.add(now, owner, &mut entry.control);
+            }
+            for pinhole in pinholes {
+                let deadline = at(pinhole.deadline).min(now + self.policy.pinhole_lifetime);
+                let held = self.pinholes.restore(owner, client.ip(), &pinhole, deadline);
+                entry.control.add_pinhole(held);
+            }
+        }
+        restored
+    }
+
+    /// The registry of pinholes.
+    pub fn registry(&self) -> &PinholeRegistry {
+        self.pinholes.registry()
+    }
+
+    /// Held pinholes for which `is_missing` returns true, to be opened again for the rest of their lifetime.
+    pub fn missing_pinholes(
+        &self,
+        now: Instant,
+        is_missing: impl Fn(&Pinhole) -> bool,
+    ) -> impl Iterator<Item = Opening> {
+        self.table.iter().flat_map(move |Entry { control, .. }| {
+            let missing = control
+                .pinholes()
+                .iter()
+                .filter(|p| !p.in_use && !p.is_fast_path() && is_missing(&p.pinhole));
+            missing
+                .filter_map(move |held| {
+                    let lifetime = held.deadline.saturating_duration_since(now);
+                    let (pinhole, from_client) = (held.pinhole, !held.kind.is_active());
+                    let control = *control.translation().filter(|_| !lifetime.is_zero())?;
+                    Some(Opening { pinhole, control, from_client, lifetime })
+                })
+                .collect::<Vec<_>>()
+        })
+    }
+
+    /// Whether a session of any shard holds a pinhole with these endpoints that the rules, not the BPF program, must
+    /// have.
+    pub fn holds_pinhole(&self, initiator: IpAddr, arrival: SocketAddr) -> bool {
+        self.pinholes.is_held(initiator, arrival)
+    }
+
+    /// Whether an open, inspected connection had a packet a moment ago.
+    pub fn is_in_use(&mut self, now: Instant) -> bool {
+        let moment = self.epoch.timestamp(now);
+        self.table.iter().any(|Entry { session, control }| {
+            let is_known = matches!(session.dialogue().phase(), Phase::Greeted | Phase::Verified);
+            is_known
+                && !session.is_half_closed()
+                && moment.duration_since(control.last_seen) < RECENT_USE
+        })
+    }
+
+    /// The open connections with sequence adjustment.
+    pub fn adjusted_connections(&self) -> impl Iterator<Item = Lookup> {
+        let adjusted = |entry: &&Entry| entry.session.is_adjusted() && !entry.session.is_over();
+        self.table.iter().filter(adjusted).map(|Entry { control, .. }| Lookup {
+            client: control.client(),
+            server: control.server(),
+        })
+    }
+}

@@ -1,0 +1,344 @@
+//! The registry of all pinholes of all shards, and the order in which the kernel is updated.
+//!
+//! The kernel identifies a pinhole by initiator and arrival. So closing a pinhole could close one that another shard
+//! has opened there since. For that reason an entry is first released, and is free only when the kernel closes it. A
+//! shard that wants the entry before takes it over, and then has to close it. [`PinholeRegistry::update_kernel`]
+//! serialises updates: it omits closings of entries that were taken over, and a pinhole at a freed entry is opened
+//! later.
+
+use std::{
+    collections::hash_map::Entry,
+    fmt,
+    net::{IpAddr, Ipv6Addr, SocketAddr},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+};
+
+use ahash::AHashMap;
+
+use super::{Pinhole, handover::FastPathPinhole};
+
+/// Fraction of all pinholes that one client may hold unused, and fraction including those in use.
+const UNUSED_FRACTION: usize = 4;
+const HELD_FRACTION: usize = 8;
+
+/// Why no pinhole can be opened.
+#[derive(Debug)]
+pub enum OpenError {
+    /// The client's limit of unused pinholes is reached.
+    Limit(usize),
+    /// The limit of all pinholes is reached, or the client's fraction of it.
+    Full(&'static str),
+    /// No external port is free.
+    NoPort,
+}
+
+/// The registry that all shards share.
+#[derive(Clone, Default)]
+pub struct PinholeRegistry(Arc<RegistryLocks>);
+
+#[derive(Default)]
+struct RegistryLocks {
+    state: Mutex<RegistryState>,
+    /// Held while the kernel is updated. Locked before any other lock.
+    updating: Mutex<()>,
+}
+
+/// A pinhole to close, unless its entry was taken over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct PinholeClosing {
+    /// The pinhole.
+    pub(super) pinhole: Pinhole,
+    /// The serial number that the entry must have.
+    pub(super) serial: u64,
+}
+
+/// An entry of the registry.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RegistryEntry {
+    pub(super) pinhole: Pinhole,
+    serial: u64,
+    is_released: bool,
+    /// Identity in the BPF program, if that opened it; the rules do not know it then.
+    pub(super) fast_path: Option<FastPathPinhole>,
+}
+
+/// The state that all shards share.
+#[derive(Default)]
+pub(super) struct RegistryState {
+    /// By initiator and arrival.
+    entries: AHashMap<(IpAddr, SocketAddr), RegistryEntry>,
+    /// Number of released entries.
+    released: usize,
+    /// Number of pinholes by initiator and target, which select the source translation.
+    sources: AHashMap<(IpAddr, SocketAddr), u32>,
+    per_client: AHashMap<IpAddr, ClientShare>,
+    /// Serial number of the last inserted pinhole.
+    pub(super) serial: u64,
+}
+
+/// The pinholes of one client.
+#[derive(Default)]
+struct ClientShare {
+    unused: usize,
+    /// Includes those in use.
+    held: usize,
+}
+
+/// The client that pinholes count for: an IPv6 host has a whole /64.
+pub(super) fn client_key(client: IpAddr) -> IpAddr {
+    match client {
+        IpAddr::V4(_) => client,
+        IpAddr::V6(address) => Ipv6Addr::from(u128::from(address) >> 64 << 64).into(),
+    }
+}
+
+impl PinholeRegistry {
+    /// Calls `tell` with the pinholes of `closings` that are due; it updates the kernel. No other thread updates
+    /// pinholes meanwhile.
+    pub fn update_kernel<R>(
+        &self,
+        closings: impl Iterator<Item = PinholeClosing>,
+        tell: impl FnOnce(&[Pinhole]) -> R,
+    ) -> R {
+        let _telling = lock(&self.0.updating);
+        let mut common = self.lock();
+        let due: Vec<_> = closings.filter_map(|closing| common.take_due(closing)).collect();
+        drop(common);
+        tell(&due)
+    }
+
+    /// Shares the registry of `others`.
+    pub(super) fn share_with(&mut self, others: &Self) {
+        if !Arc::ptr_eq(&self.0, &others.0) {
+            self.clone_from(others);
+        }
+    }
+
+    pub(super) fn lock(&self) -> MutexGuard<'_, RegistryState> {
+        lock(&self.0.state)
+    }
+}
+
+impl fmt::Debug for PinholeRegistry {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Places")
+    }
+}
+
+/// Limit of unused pinholes of a client with limit `most`, if there may be `capacity` in all.
+pub(super) fn max_unused(most: usize, capacity: usize) -> usize {
+    most.min((capacity / UNUSED_FRACTION).max(1))
+}
+
+impl RegistryState {
+    /// Whether `client` may hold another pinhole, if there may be `capacity` in all and `most` unused ones of the
+    /// client.
+    pub(super) fn check(
+        &self,
+        client: IpAddr,
+        most: usize,
+        capacity: usize,
+    ) -> Result<(), OpenError> {
+        if self.entries.len() - self.released >= capacity {
+            return Err(OpenError::Full("there are as many as it holds"));
+        }
+        let Some(ClientShare { unused, held }) = self.per_client.get(&client) else {
+            return Ok(());
+        };
+        let most = max_unused(most, capacity);
+        if *unused >= most {
+            return Err(OpenError::Limit(most));
+        }
+        if *held >= (capacity / HELD_FRACTION).max(most) {
+            return Err(OpenError::Full("the client has its share of them"));
+        }
+        Ok(())
+    }
+
+    /// Target of the pinhole with these endpoints, released or not.
+    pub(super) fn target_of(&self, initiator: IpAddr, arrival: SocketAddr) -> Option<SocketAddr> {
+        self.entries.get(&(initiator, arrival)).map(|place| place.pinhole.target)
+    }
+
+    /// Whether a session holds a pinhole of the rules with these endpoints.
+    pub(super) fn is_held(&self, initiator: IpAddr, arrival: SocketAddr) -> bool {
+        let place = self.entries.get(&(initiator, arrival));
+        place.is_some_and(|place| !place.is_released && place.fast_path.is_none())
+    }
+
+    /// Inserts a client's pinhole, in use or not. Returns its serial number and the entry that it replaced.
+    pub(super) fn insert(
+        &mut self,
+        pinhole: Pinhole,
+        (client, in_use): (IpAddr, bool),
+    ) -> (u64, Option<RegistryEntry>) {
+        self.serial += 1;
+        let serial = self.serial;
+        self.count(client, in_use);
+        let before = self.insert_entry(RegistryEntry {
+            pinhole,
+            serial,
+            is_released: false,
+            fast_path: None,
+        });
+        (serial, before)
+    }
+
+    /// Inserts a client's pinhole that the BPF program opened earlier. A present entry stays, unless it is of the BPF
+    /// program as well, because it may be newer. Returns the serial number.
+    pub(super) fn insert_from_fast_path(
+        &mut self,
+        (pinhole, hole): (Pinhole, FastPathPinhole),
+        (client, in_use): (IpAddr, bool),
+    ) -> u64 {
+        self.serial += 1;
+        let serial = self.serial;
+        self.count(client, in_use);
+        let there = self.entries.get(&(pinhole.initiator, pinhole.arrival));
+        if there.is_none_or(|there| there.fast_path.is_some()) {
+            self.insert_entry(RegistryEntry {
+                pinhole,
+                serial,
+                is_released: false,
+                fast_path: Some(hole),
+            });
+        }
+        serial
+    }
+
+    /// Moves the pinhole with `serial` from the BPF program to the rules.
+    pub(super) fn move_to_rules(&mut self, pinhole: Pinhole, serial: u64) {
+        let place = self.entries.get_mut(&(pinhole.initiator, pinhole.arrival));
+        if let Some(place) = place.filter(|place| place.serial == serial) {
+            place.fast_path = None;
+        }
+    }
+
+    /// Counts a pinhole of `client`.
+    pub(super) fn count(&mut self, client: IpAddr, in_use: bool) {
+        let share = self.per_client.entry(client).or_default();
+        share.held += 1;
+        share.unused += usize::from(!in_use);
+    }
+
+    fn insert_entry(&mut self, place: RegistryEntry) -> Option<RegistryEntry> {
+        let Pinhole { initiator, arrival, target, .. } = place.pinhole;
+        let before = self.entries.insert((initiator, arrival), place);
+        if let Some(before) = before {
+            self.uncount_entry(&before);
+        }
+        *self.sources.entry((initiator, target)).or_default() += 1;
+        self.released += usize::from(place.is_released);
+        before
+    }
+
+    /// Removes the pinhole with `serial`, if it is the present entry.
+    fn remove(&mut self, pinhole: Pinhole, serial: u64) -> bool {
+        let Entry::Occupied(there) = self.entries.entry((pinhole.initiator, pinhole.arrival))
+        else {
+            return false;
+        };
+        let is_its_own = there.get().serial == serial;
+        if is_its_own {
+            let place = there.remove();
+            self.uncount_entry(&place);
+        }
+        is_its_own
+    }
+
+    /// Updates the counts for a removed entry.
+    fn uncount_entry(&mut self, place: &RegistryEntry) {
+        self.released -= usize::from(place.is_released);
+        let Pinhole { initiator, target, .. } = place.pinhole;
+        if let Entry::Occupied(mut count) = self.sources.entry((initiator, target)) {
+            *count.get_mut() -= 1;
+            if *count.get() == 0 {
+                count.remove();
+            }
+        }
+    }
+
+    /// Withdraws the pinhole with `serial`, which was not opened: the `replaced` entry returns. It must be closed if it
+    /// was released, because its owner may have left that to this pinhole.
+    pub(super) fn withdraw(
+        &mut self,
+        pinhole: Pinhole,
+        serial: u64,
+        client: IpAddr,
+        replaced: Option<RegistryEntry>,
+    ) -> Option<PinholeClosing> {
+        self.uncount_held(client, false);
+        let was_there = self.remove(pinhole, serial);
+        let place = replaced.filter(|_| was_there)?;
+        self.insert_entry(place);
+        place.is_released.then_some(PinholeClosing { pinhole: place.pinhole, serial: place.serial })
+    }
+
+    /// Releases the pinhole with `serial`. Returns its closing, unless another entry has replaced it.
+    pub(super) fn release(
+        &mut self,
+        pinhole: Pinhole,
+        serial: u64,
+        (client, in_use): (IpAddr, bool),
+    ) -> Option<PinholeClosing> {
+        self.uncount_held(client, in_use);
+        let place = self.entries.get_mut(&(pinhole.initiator, pinhole.arrival))?;
+        if place.fast_path.is_some() {
+            self.remove(pinhole, serial);
+            return None;
+        }
+        let is_new = place.serial == serial && !std::mem::replace(&mut place.is_released, true);
+        self.released += usize::from(is_new);
+        is_new.then_some(PinholeClosing { pinhole, serial })
+    }
+
+    /// The pinhole that the kernel is to close now for `closing`. Its source translation is omitted if another open
+    /// pinhole has the same. A released entry is free from now on.
+    fn take_due(&mut self, PinholeClosing { pinhole, serial }: PinholeClosing) -> Option<Pinhole> {
+        let Pinhole { initiator, arrival, target, .. } = pinhole;
+        let there =
+            self.entries.get(&(initiator, arrival)).filter(|place| place.serial == serial)?;
+        let is_given_up = there.is_released;
+        let is_shared = matches!(self.sources.get(&(initiator, target)), Some(2..));
+        if is_given_up {
+            self.remove(pinhole, serial);
+        }
+        Some(if is_shared { Pinhole { source: initiator, ..pinhole } } else { pinhole })
+    }
+
+    #[cfg(test)]
+    pub(super) fn is_empty(&self) -> bool {
+        self.entries.is_empty()
+            && self.sources.is_empty()
+            && self.per_client.is_empty()
+            && self.released == 0
+    }
+
+    pub(super) fn count_unused(&mut self, client: IpAddr) {
+        self.per_client.entry(client).or_default().unused += 1;
+    }
+
+    pub(super) fn uncount_unused(&mut self, client: IpAddr) {
+        if let Some(share) = self.per_client.get_mut(&client) {
+            share.unused = share.unused.saturating_sub(1);
+        }
+    }
+
+    /// Counts one pinhole of `client` less.
+    pub(super) fn uncount_held(&mut self, client: IpAddr, in_use: bool) {
+        if !in_use {
+            self.uncount_unused(client);
+        }
+        if let Entry::Occupied(mut share) = self.per_client.entry(client) {
+            share.get_mut().held = share.get().held.saturating_sub(1);
+            if share.get().held == 0 {
+                share.remove();
+            }
+        }
+    }
+}
+
+/// A poisoned lock is still consistent, because an entry is written in one step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}

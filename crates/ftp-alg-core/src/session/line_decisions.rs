@@ -1,0 +1,410 @@
+//! Decisions about whole lines: what a line says, and how it is changed.
+
+use std::{net::SocketAddr, ops::Range};
+
+use super::{
+    AnnouncedLine, AnnouncementVerdict, Continuation, DecisionAnswer, DecisionRequest, Dialogue,
+    Inspection, PendingLine, Phase, ReadEffect, Reason, RefusedLine, ReplyLimits, SessionLimit,
+    Side,
+    adjust::BLANK,
+    compact::SmallBytes,
+    dialogue::{CommandEffect, ReplyEffect},
+    limits::{MAX_HELD, VERB_LENGTH},
+};
+use crate::ftp::{
+    Announcement, Command, Kind, Malformed, Text, Verb, VerbScanner, Zeros, is_plain,
+};
+
+/// A range of the line and its replacement.
+pub type LineEdit = Option<(Range<usize>, SmallBytes)>;
+
+/// The result of reading a line.
+pub enum LineRead {
+    /// The line was read and is delivered with this edit.
+    Done(LineEdit),
+    /// Reading continues after a decision.
+    Asks(Box<PendingLine>),
+}
+
+/// Reads a complete line of the client. `delivered` bytes of it have been forwarded.
+pub fn client_line(
+    dialogue: &mut Dialogue,
+    line: &[u8],
+    delivered: usize,
+    pass: &mut Inspection,
+    read: &mut ReadEffect,
+) -> LineRead {
+    let text = Text::new(line);
+    dialogue.client_line_ended(is_plain(line, &text));
+    let hidden = if text.is_odd() { ambiguous_verb_end(dialogue, line, pass) } else { None };
+    if hidden.is_none() && is_blanked_start(line, delivered) && dialogue.phase() == Phase::Verified
+    {
+        dialogue.refused(Reason::TooLong);
+        return LineRead::Done(None);
+    }
+    let Some(end) = hidden else {
+        return plain_line(dialogue, (line, &text), delivered, false, pass, read);
+    };
+    plain_line(dialogue, (line, &text), delivered, true, pass, read);
+    refuse_ambiguous_announcement(dialogue, line, (delivered, end), pass)
+}
+
+/// Reads a line in which some server sees an announcement whose verb ends at `end`. It is refused, unless the
+/// announcement would be allowed for every reader.
+#[cold]
+fn refuse_ambiguous_announcement(
+    dialogue: &Dialogue,
+    line: &[u8],
+    (delivered, end): (usize, usize),
+    pass: &mut Inspection,
+) -> LineRead {
+    let text = Text::new(&line[verb_start(line, end)..]);
+    // No other verb is hidden after it.
+    let command = Command::parse(&text).filter(|_| !VerbScanner::may_be_in(&line[end..]));
+    let Some((kind, parsed)) = command.and_then(|command| announcement(&command)) else {
+        pass.push_refused(RefusedLine::Ambiguous);
+        return LineRead::Done(blank_from(line, delivered, end));
+    };
+    let announced = AnnouncedLine::new(kind, parsed, true, dialogue, &text);
+    LineRead::Asks(PendingLine::new(
+        DecisionRequest::Announcement(announced),
+        Continuation::Hidden { end },
+    ))
+}
+
+/// Continues with a pending line after the decision `known`.
+pub fn finish_line(
+    dialogue: &mut Dialogue,
+    (line, delivered): (&[u8], usize),
+    request: &PendingLine,
+    known: DecisionAnswer,
+) -> LineRead {
+    let text = || Text::new(line);
+    LineRead::Done(match (&request.continuation, known) {
+        (Continuation::LongerReply(range, new), DecisionAnswer::Lengthen(true)) => {
+            Some((range.clone(), new.clone()))
+        }
+        (Continuation::Hidden { end }, DecisionAnswer::Ruling(AnnouncementVerdict::Refuse(_))) => {
+            blank_from(line, delivered, *end)
+        }
+        (
+            Continuation::Reply(Some(refusal)),
+            DecisionAnswer::Ruling(AnnouncementVerdict::Refuse(reason)),
+        ) => {
+            return refuse_reply(&text(), (reason, true), *refusal);
+        }
+        (
+            Continuation::Command { is_undelivered: whole },
+            DecisionAnswer::Ruling(AnnouncementVerdict::Refuse(reason)),
+        ) => blank_command(dialogue, &text(), line, reason, *whole),
+        (Continuation::Command { .. }, DecisionAnswer::Ruling(AnnouncementVerdict::Pass)) => {
+            dialogue.announced(false);
+            None
+        }
+        (
+            then @ (Continuation::Command { .. } | Continuation::Reply(_)),
+            DecisionAnswer::Ruling(AnnouncementVerdict::Open { endpoint, zeros }),
+        ) => {
+            if let Continuation::Command { .. } = then {
+                dialogue.announced(true);
+            }
+            request.request.announcement().and_then(|read| rewrite(read, endpoint, zeros))
+        }
+        _ => None,
+    })
+}
+
+/// The announcement in a `PORT` or `EPRT`.
+fn announcement(command: &Command<'_>) -> Option<(Kind, Result<Announcement, Malformed>)> {
+    let Command { verb, argument, argument_start, .. } = *command;
+    match verb {
+        Verb::Port => Some((Kind::Port, Announcement::port(argument, argument_start))),
+        Verb::Eprt => Some((Kind::Eprt, Announcement::eprt(argument, argument_start))),
+        _ => None,
+    }
+}
+
+/// Whether the line that `chunk` completes may need a [decision](super::PendingLine): an announcement, or the reply to
+/// a blanked command. `known` is the start of the line that was read before.
+pub fn may_need_decision(dialogue: &Dialogue, from: Side, known: &[u8], chunk: &[u8]) -> bool {
+    match (from, chunk) {
+        _ if !known.is_empty() => true,
+        (Side::Client, [b'A'..=b'Z' | b'a'..=b'z', ..]) => {
+            let verb = &chunk[..chunk.len().min(VERB_LENGTH)];
+            verb.eq_ignore_ascii_case(b"PORT")
+                || verb.eq_ignore_ascii_case(b"EPRT")
+                || VerbScanner::may_be_in(chunk)
+        }
+        (Side::Server, [b'0'..=b'9', b'0'..=b'9', b'0'..=b'9', ..]) => {
+            matches!(chunk, [b'2', b'2', b'7' | b'9', ..]) || dialogue.awaits_refusal()
+        }
+        _ => true,
+    }
+}
+
+/// Start of the verb that ends at `end` of `line`.
+fn verb_start(line: &[u8], end: usize) -> usize {
+    line[..end].iter().rposition(|byte| !byte.is_ascii_alphabetic()).map_or(0, |at| at + 1)
+}
+
+/// End of the verb that some server sees as an announcement, unless every server is known to see the same.
+#[cold]
+fn ambiguous_verb_end(dialogue: &Dialogue, line: &[u8], pass: &Inspection) -> Option<usize> {
+    if dialogue.phase() == Phase::PickedUp {
+        return None;
+    }
+    let end = VerbScanner::find(line, pass.refuses_auth)?;
+    let text = Text::new(line);
+    let known = Command::parse(&text).filter(|command| {
+        matches!(command.verb, Verb::Port | Verb::Eprt) && !command.argument.is_empty()
+    });
+    // This announcement is the one that the engine decides about, if no byte inside it may be skipped.
+    let is_judged = known.is_some_and(|command| {
+        let start = text.origin(0..1).start;
+        let all = text.origin(0..command.argument_start + command.argument.len());
+        all.len() == text.bytes().len()
+            && start + command.word.len() == end
+            && !VerbScanner::may_be_in(&line[all])
+    });
+    (!is_judged || cannot_begin_ftp(dialogue, line)).then_some(end)
+}
+
+/// Blanks `line` from the verb that ends at `end`, as far as it was not `delivered`.
+fn blank_from(line: &[u8], delivered: usize, end: usize) -> LineEdit {
+    // Includes bytes inside the verb that a server may skip.
+    let is_word = |byte: &u8| byte.is_ascii_alphabetic() || *byte == 0 || *byte >= 0xf0;
+    let word = line[..end].iter().rev().take_while(|byte| is_word(byte)).count();
+    let start = (end - word).max(delivered);
+    let stop = line.len() - line.iter().rev().take_while(|b| matches!(b, b'\r' | b'\n')).count();
+    if start < end || line[..delivered] == *BLANKED_LINE {
+        return (start < stop).then(|| (start..stop, blanked(&line[start..stop])));
+    }
+    // The verb is longer. What follows becomes part of it. That includes a bare LF, because some servers read an
+    // argument after it.
+    let stop = if start < stop || line.ends_with(b"\r\n") { stop } else { line.len() };
+    (start < stop).then(|| (start..stop, (start..stop).map(|_| BLANK).collect()))
+}
+
+/// Stands for the start of a line whose rest is blanked as it arrives.
+pub const BLANKED_LINE: &[u8] = b"PORT ";
+
+/// The blanked form of `bytes`.
+pub fn blanked(bytes: &[u8]) -> SmallBytes {
+    bytes.iter().map(|b| if matches!(b, b' ' | b'\t') { *b } else { b'X' }).collect()
+}
+
+/// Reads a line without ambiguity. If `hidden` shows an ambiguous verb, the caller refuses the whole line.
+fn plain_line(
+    dialogue: &mut Dialogue,
+    (line, text): (&[u8], &Text<'_>),
+    delivered: usize,
+    hidden: bool,
+    pass: &mut Inspection,
+    read: &mut ReadEffect,
+) -> LineRead {
+    let is_command = !cannot_begin_ftp(dialogue, line);
+    let command = if is_command { Command::parse(text) } else { None };
+    let phase = dialogue.phase();
+    // The start of a possible announcement was held back, unless it could not be.
+    let whole = delivered == 0 || text.bytes().is_empty() || text.origin(0..1).start >= delivered;
+    let cut = !whole && dialogue.phase() != Phase::PickedUp;
+    let step = dialogue.client_line(command.as_ref());
+    if dialogue.phase() == Phase::NotFtp && phase != Phase::NotFtp {
+        *read = ReadEffect::NotFtpClient;
+    }
+    LineRead::Done(match (step, command) {
+        (CommandEffect::Announces | CommandEffect::Auth, _) if hidden => {
+            dialogue.announced(false);
+            None
+        }
+        (CommandEffect::Auth, _) if !pass.refuses_auth || phase == Phase::PickedUp => {
+            dialogue.auth();
+            None
+        }
+        (CommandEffect::Announces | CommandEffect::Auth, Some(command)) if cut => {
+            dialogue.announced(false);
+            if line[..delivered] != *BLANKED_LINE {
+                pass.push_refused(RefusedLine::Ambiguous);
+            }
+            blank_from(line, delivered, text.origin(0..command.word.len()).end)
+        }
+        (CommandEffect::Announces, Some(command)) => {
+            let Some((kind, parsed)) = announcement(&command) else { return LineRead::Done(None) };
+            let announced = AnnouncedLine::new(kind, parsed, true, dialogue, text);
+            let question = DecisionRequest::Announcement(announced);
+            return LineRead::Asks(PendingLine::new(
+                question,
+                Continuation::Command { is_undelivered: whole },
+            ));
+        }
+        (CommandEffect::Auth, _) => {
+            pass.push_refused(RefusedLine::Auth);
+            blank_command(dialogue, text, line, Reason::AuthTls, whole)
+        }
+        _ => None,
+    })
+}
+
+/// Whether the start of the line was blanked because it was too long to be held back. A client that sends that many X
+/// itself gets the same reply.
+fn is_blanked_start(line: &[u8], delivered: usize) -> bool {
+    delivered > MAX_HELD && line.starts_with(&[b'X'; MAX_HELD])
+}
+
+/// Whether no FTP client starts with `bytes`. A binary message with a length prefix may continue like FTP.
+pub fn cannot_begin_ftp(dialogue: &Dialogue, bytes: &[u8]) -> bool {
+    dialogue.phase() == Phase::Greeted && bytes.contains(&0)
+}
+
+/// What may happen to a line of the server.
+#[derive(Clone, Copy)]
+pub struct ReplyContext {
+    /// Whether another reply may replace it.
+    pub replace: bool,
+    /// Whether the replacement may be longer.
+    pub grow: bool,
+    /// Whether the line is everything that the server had to send.
+    pub apart: bool,
+}
+
+/// Reads a complete line of the server. `delivered` bytes of it have been forwarded.
+pub fn server_line(
+    dialogue: &mut Dialogue,
+    line: &[u8],
+    delivered: usize,
+    limits: ReplyContext,
+    pass: &mut Inspection,
+    read: &mut ReadEffect,
+) -> LineRead {
+    let text = Text::new(line);
+    let phase = dialogue.phase();
+    // The first lines of a multi-line reply were forwarded, so the last one must have the same code (RFC 959 section
+    // 4.2).
+    let code = dialogue.open_reply();
+    let ReplyContext { replace, grow, apart } = limits;
+    let refusal = |dialogue: &Dialogue| {
+        (replace && delivered == 0)
+            .then(|| ReplyLimits { may_grow: grow && !dialogue.is_flooded(), reply_code: code })
+    };
+    dialogue.server_line_ended(is_plain(line, &text));
+    let meaning = dialogue.server_line(&text);
+    if dialogue.phase() == Phase::NotFtp && phase != Phase::NotFtp {
+        *read = ReadEffect::NotFtpClient;
+    }
+    match meaning {
+        ReplyEffect::Nothing => {}
+        ReplyEffect::NotFtp => *read = ReadEffect::NotFtp,
+        ReplyEffect::Passive { asked } => {
+            let extended = text.bytes().starts_with(b"229");
+            let (kind, parsed) = if extended {
+                (Kind::Epsv, Announcement::extended_passive(&text))
+            } else {
+                (Kind::Pasv, Announcement::passive(&text))
+            };
+            if parsed.is_err() && !asked {
+                return LineRead::Done(None); // `227 Logout.`
+            }
+            if delivered > 0 && dialogue.phase() != Phase::PickedUp {
+                pass.push_limit(SessionLimit::Reply);
+                return LineRead::Done(None);
+            }
+            if !(apart && parsed.as_ref().is_ok_and(|parsed| is_end_of_reply(&text, parsed))) {
+                dialogue.may_be_rest();
+            }
+            let announced = AnnouncedLine::new(kind, parsed, asked, dialogue, &text);
+            let then = Continuation::Reply(refusal(dialogue));
+            return LineRead::Asks(PendingLine::new(
+                DecisionRequest::Announcement(announced),
+                then,
+            ));
+        }
+        ReplyEffect::Refused(reason) => {
+            if let Some(refusal) = refusal(dialogue) {
+                return refuse_reply(&text, (reason, false), refusal);
+            }
+        }
+        ReplyEffect::Notable(note) => pass.push_event(note),
+        ReplyEffect::Encrypted => *read = ReadEffect::Encrypted,
+    }
+    LineRead::Done(None)
+}
+
+/// Whether only punctuation follows the announced endpoint. The tail of another reply ends differently, for example
+/// with `" is the current directory`.
+fn is_end_of_reply(text: &Text<'_>, announcement: &Announcement) -> bool {
+    let behind = text.bytes().get(announcement.endpoint.end..).unwrap_or_default();
+    !behind.iter().any(|byte| byte.is_ascii_alphanumeric() || *byte == b'"')
+}
+
+/// Replaces only the endpoint, and only if it changes.
+fn rewrite(announcement: &Announcement, endpoint: SocketAddr, zeros: Zeros) -> LineEdit {
+    let same = announcement.port == endpoint.port()
+        && announcement.address.is_none_or(|address| address == endpoint.ip());
+    if same {
+        return None;
+    }
+    announcement.edit(endpoint, zeros)
+}
+
+/// Replaces a reply by an error reply with `reason`; `passive` is set for a 227 or 229. If the error reply is longer
+/// and the connection must not be adjusted, the original reply stays.
+fn refuse_reply(
+    text: &Text<'_>,
+    (reason, passive): (Reason, bool),
+    refusal: ReplyLimits,
+) -> LineRead {
+    let range = text.origin(0..text.bytes().len());
+    let new = reason.reply(passive, refusal.reply_code, range.len());
+    if new.len() == range.len() {
+        LineRead::Done(Some((range, new)))
+    } else if refusal.may_grow {
+        LineRead::Asks(PendingLine::new(
+            DecisionRequest::AdjustSequence,
+            Continuation::LongerReply(range, new),
+        ))
+    } else {
+        LineRead::Done(None)
+    }
+}
+
+/// Blanks the client's line, if none of it was forwarded, and gives the client the `reason`.
+fn blank_command(
+    dialogue: &mut Dialogue,
+    text: &Text<'_>,
+    line: &[u8],
+    reason: Reason,
+    whole: bool,
+) -> LineEdit {
+    if !whole {
+        dialogue.announced(false);
+        return None;
+    }
+    dialogue.refused(reason);
+    Some(refused_command_text(text, line))
+}
+
+/// A line of the same length that every server must refuse (RFC 959: 500). Replies stay in the order of the commands,
+/// and sequence numbers stay the same.
+pub fn refused_command_text(text: &Text<'_>, line: &[u8]) -> (Range<usize>, SmallBytes) {
+    let range = text.origin(0..text.bytes().len());
+    let new = blanked(&line[range.clone()]);
+    (range, new)
+}
+
+/// Refuses the client's line, which is another command for some servers. `delivered` bytes of it were forwarded.
+pub fn refuse_ambiguous_line(
+    dialogue: &mut Dialogue,
+    line: &[u8],
+    delivered: usize,
+    pass: &mut Inspection,
+) -> LineEdit {
+    pass.push_refused(RefusedLine::Urgent);
+    dialogue.refused(RefusedLine::Urgent.reason());
+    let text = Text::new(line);
+    if text.bytes().is_empty() {
+        return None;
+    }
+    let (range, new) = refused_command_text(&text, line);
+    let skipped = delivered.saturating_sub(range.start).min(range.len());
+    (skipped < range.len()).then(|| (range.start + skipped..range.end, new[skipped..].into()))
+}

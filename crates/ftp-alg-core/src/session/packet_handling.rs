@@ -1,0 +1,276 @@
+//! How a session handles a packet: whether its sequence number is acceptable, what it acknowledges, what is read, and
+//! how it is forwarded.
+
+use std::borrow::Cow;
+
+use super::{
+    DialogueEvent, DropReason, ForwardAction, ForwardPlan, Inspection, Session, Side,
+    direction::Direction,
+    forwarding::Path,
+    push_state::{PushState, record_offered_window},
+    reading::DirectionReader,
+    urgent::UrgentPointer,
+};
+use crate::packet::{Packet, Seq, flags};
+
+impl Session {
+    /// Handles a packet of `from`. A changed payload is written to `out`.
+    #[inline]
+    pub fn handle_packet(
+        &mut self,
+        from: Side,
+        packet: &Packet<'_>,
+        pass: &mut Inspection,
+        out: &mut Vec<u8>,
+    ) -> ForwardPlan {
+        if packet.has(flags::SYN) {
+            return ForwardAction::Unchanged.into();
+        }
+        if packet.has(flags::URG) {
+            return self.handle_urgent_packet(from, packet, pass, out);
+        }
+        self.inspect_packet(from, packet, pass, out)
+    }
+
+    /// As [`handle_packet`](Self::handle_packet), for a packet with the URG bit.
+    #[cold]
+    fn handle_urgent_packet(
+        &mut self,
+        from: Side,
+        packet: &Packet<'_>,
+        pass: &mut Inspection,
+        out: &mut Vec<u8>,
+    ) -> ForwardPlan {
+        let end = packet.seq() + u32::from(packet.urgent().unwrap_or(0));
+        let mut stays = !self.inspection_state.reads_text(self.direction(from));
+        let before = self.client.urgent().cloned();
+        if !stays && from == Side::Client {
+            stays = before.as_ref().is_some_and(|mark| mark.end() == end);
+            if !stays && let Some(mark) = self.telnet_synch(end, packet) {
+                self.client.set_urgent(Some(mark));
+                stays = true;
+            }
+        }
+        let mut outcome = self.inspect_packet(from, packet, pass, out);
+        if pass.pending.is_some() {
+            return outcome; // its mark is noted for when it is taken up again
+        }
+        let is_noted = stays && from == Side::Client && self.client.urgent().is_some();
+        if is_noted && !(self.client.space.next + 1).is_after(end) {
+            // The segment was not forwarded, so its urgent pointer was not either.
+            self.client.set_urgent(before);
+            stays = false;
+        }
+        if !stays {
+            outcome.action = outcome.action.without_urgent(packet);
+        }
+        outcome
+    }
+
+    /// The urgent pointer of the client's `packet`, if it belongs to a Telnet Synch. `end` is the sequence number that
+    /// it names.
+    fn telnet_synch(&self, end: Seq, packet: &Packet<'_>) -> Option<UrgentPointer> {
+        let (seq, next) = (packet.seq(), self.client.space.next);
+        if seq.is_after(next) || self.client.is_in_urgent_line() {
+            return None;
+        }
+        let payload = self.as_read(seq, packet.payload());
+        UrgentPointer::from_telnet_synch(
+            end,
+            next,
+            payload.get((next - seq) as usize..)?,
+            self.client.line(),
+        )
+    }
+
+    /// As [`handle_packet`](Self::handle_packet), for a packet without SYN, whose urgent pointer stays as it is.
+    #[inline(always)]
+    fn inspect_packet(
+        &mut self,
+        from: Side,
+        packet: &Packet<'_>,
+        pass: &mut Inspection,
+        out: &mut Vec<u8>,
+    ) -> ForwardPlan {
+        if !self.inspection_state.is_confirmed() && !self.confirm_restored(from, packet) {
+            return ForwardAction::Unchanged.into();
+        }
+        if self.is_over() && !self.direction(from).space.is_in_window(packet.seq()) {
+            return ForwardAction::Unchanged.into(); // of another connection, whose start was not seen
+        }
+        // The receiver ignores a packet from an off-path attacker who cannot see the sequence numbers, so it does not
+        // count here either.
+        if packet.has(flags::RST) {
+            self.is_reset |= self.direction(from).space.accepts_reset(packet.seq());
+            return self.path(from).renumber(packet).into();
+        }
+        if pass.answer.is_none() {
+            self.observe(from, packet, pass);
+        }
+        out.clear();
+        let payload = packet.payload();
+        let fin = packet.has(flags::FIN);
+        if payload.is_empty() && !fin {
+            return self.path(from).renumber(packet).into();
+        }
+
+        let seq = packet.seq();
+        // It is unknown which bytes the server has received.
+        let is_barred = from == Side::Client && self.is_client_blocked() && !payload.is_empty();
+        if is_barred || seq.is_after(self.direction(from).space.next) {
+            return self.handle_out_of_order(from, packet).into();
+        }
+        let is_read = from == Side::Client && self.inspection_state.reads_text(&self.client);
+        let mut payload = if is_read { self.as_read(seq, payload) } else { payload.into() };
+        let direction = self.direction_mut(from);
+        let new = (direction.space.next - seq) as usize;
+        let mut again = true;
+        if new <= payload.len() && (new < payload.len() || (fin && !direction.space.finished)) {
+            if direction.space.finished {
+                return ForwardAction::Drop(DropReason::AfterFin).into();
+            }
+            direction.space.end_gap();
+            let pushed = match from {
+                Side::Server if self.dialogue.is_ambiguous() => {
+                    PushState::from_reply_packet(packet, &self.client, &self.server)
+                }
+                _ => PushState::from_packet(packet),
+            };
+            self.reader(from, pushed, pass).segment(seq, &payload, fin);
+            self.request_acknowledgements();
+            if pass.pending.is_some() {
+                return ForwardAction::AwaitDecision.into();
+            }
+            let read = (self.direction(from).space.next - seq) as usize;
+            again = read == new;
+            if read == 0 {
+                return ForwardAction::Drop(DropReason::LimitReached).into();
+            }
+            if read < payload.len() {
+                payload = payload[..read].to_vec().into(); // the rest comes again
+            }
+        }
+        if matches!(payload, Cow::Borrowed(_)) && !self.is_adjusted() {
+            return ForwardAction::Unchanged.into();
+        }
+        self.path(from).forward(packet, payload, again, out)
+    }
+
+    /// Checks whether a connection of which packets may have been missed continues with `packet` of `from`.
+    #[cold]
+    fn confirm_restored(&mut self, from: Side, packet: &Packet<'_>) -> bool {
+        let (sender, receiver) = match from {
+            Side::Client => (&mut self.client, &self.server),
+            Side::Server => (&mut self.server, &self.client),
+        };
+        self.inspection_state.confirm(packet, sender, receiver)
+    }
+
+    /// Records what the header of a packet of `from` shows.
+    #[inline(always)]
+    fn observe(&mut self, from: Side, packet: &Packet<'_>, pass: &mut Inspection) {
+        let direction = self.direction_mut(from);
+        if direction.space.is_acceptable(packet.seq()) {
+            direction.space.observe(packet);
+            if packet.has(flags::ACK) {
+                self.handle_acknowledgement(from, packet.ack(), pass);
+            }
+        }
+        if from == Side::Client && self.dialogue.is_ambiguous() {
+            record_offered_window(packet, &mut self.client, &self.server, &self.dialogue);
+        }
+    }
+
+    /// `by` has acknowledged the other end's data up to the delivered number `ack`.
+    #[inline]
+    fn handle_acknowledgement(&mut self, by: Side, ack: Seq, pass: &mut Inspection) {
+        let side = by.peer();
+        let Some(is_received) = self.direction(side).space.is_all_seen(ack) else { return };
+        if by == Side::Server {
+            self.client.unblock();
+        }
+        if !is_received {
+            return self.handle_unseen_acknowledgement(side, ack, pass);
+        }
+        self.direction_mut(side).acknowledged(ack);
+        if by == Side::Server {
+            self.client.forget_acknowledged(&mut self.unacknowledged);
+        }
+    }
+
+    /// The data of `side` is acknowledged up to the delivered number `ack`, although not all of it was seen.
+    #[cold]
+    fn handle_unseen_acknowledgement(&mut self, side: Side, ack: Seq, pass: &mut Inspection) {
+        let direction = self.direction_mut(side);
+        // The receiver has bytes that never passed through the queue. So the held bytes, which were retransmitted, have
+        // arrived too.
+        direction.stop_holding();
+        let end = direction.space.map.acknowledge(ack);
+        // The queue was full, or the daemon was down. The connection continues, but the content of the missed bytes is
+        // unknown.
+        direction.skip_missed(end.max(direction.space.next));
+        direction.acknowledged(ack);
+        if !self.inspection_state.is_inline() {
+            self.inspection_state.turn_off();
+        }
+        let phase = self.dialogue.phase();
+        self.dialogue.record_missed();
+        if phase != self.dialogue.phase() {
+            pass.push_event(DialogueEvent::PacketsMissed);
+        }
+    }
+
+    /// Requests that pure acknowledgements are queued if there is much unacknowledged data, or many rewrites.
+    fn request_acknowledgements(&mut self) {
+        if self.unacknowledged.is_much() || self.client.space.map.is_half_full() {
+            self.client.set_much_unacknowledged();
+        }
+    }
+
+    /// Handles a segment that starts past a gap, or may not be forwarded yet. If bytes are missing, its sender
+    /// retransmits them first. If it retransmits this segment instead, they may not be missing: the receiver is probed.
+    fn handle_out_of_order(&mut self, from: Side, packet: &Packet<'_>) -> ForwardAction {
+        let is_barred = from == Side::Client && self.is_client_blocked();
+        let direction = self.direction_mut(from);
+        if !direction.space.is_in_window(packet.seq()) {
+            ForwardAction::Drop(DropReason::OutOfWindow)
+        } else if direction.space.count_gap() {
+            self.path(from).probe_receiver()
+        } else if is_barred && !packet.seq().is_after(direction.space.next) {
+            ForwardAction::Drop(DropReason::Unacknowledged)
+        } else {
+            ForwardAction::Drop(DropReason::OutOfOrder)
+        }
+    }
+
+    /// Returns the client's `bytes` at `seq`, with bytes that were read before replaced by what was read.
+    fn as_read<'a>(&self, seq: Seq, bytes: &'a [u8]) -> Cow<'a, [u8]> {
+        self.unacknowledged.as_read(seq, bytes)
+    }
+
+    fn reader<'a>(
+        &'a mut self,
+        from: Side,
+        pushed: PushState,
+        pass: &'a mut Inspection,
+    ) -> DirectionReader<'a> {
+        let Self { client, server, unacknowledged, dialogue, inspection_state: standing, .. } =
+            self;
+        let (direction, other) = match from {
+            Side::Client => (client, server),
+            Side::Server => (server, client),
+        };
+        DirectionReader { from, direction, other, unacknowledged, dialogue, standing, pass, pushed }
+    }
+
+    fn path(&self, from: Side) -> Path<'_> {
+        Path { from, sender: self.direction(from), receiver: self.direction(from.peer()) }
+    }
+
+    fn direction_mut(&mut self, side: Side) -> &mut Direction {
+        match side {
+            Side::Client => &mut self.client,
+            Side::Server => &mut self.server,
+        }
+    }
+}

@@ -1,0 +1,129 @@
+//! Pending commands, oldest first, as runs of one kind.
+
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Reason,
+    compact::{self, CompactVec},
+};
+
+/// The reply that a pending command expects.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum PendingKind {
+    User,
+    Login,
+    Passive,
+    /// The reply to a `PORT` or `EPRT` that opened a pinhole.
+    Announcement,
+    EpsvAll,
+    Reinitialize,
+    Auth,
+    Transfer,
+    /// The reply to a blanked command.
+    Refused(Reason),
+    Other,
+    /// The kind is no longer known, only the number of commands.
+    Forgotten,
+}
+
+/// Limit of runs of one kind. Beyond it the kinds of the oldest commands are forgotten, but not their number. Replies
+/// still match their commands, and replies to forgotten commands have no effect.
+pub const MAX_RUNS: usize = 32;
+
+/// A number of consecutive commands of one kind.
+type Run = (PendingKind, u32);
+
+/// The pending commands. Usually there is one.
+#[derive(Clone, Debug, Default, Serialize, Deserialize)]
+pub struct PendingCommands {
+    oldest: Option<Run>,
+    /// Empty if `oldest` is `None`.
+    later: CompactVec<Run>,
+}
+
+impl PendingCommands {
+    /// Number of runs.
+    pub fn len(&self) -> usize {
+        usize::from(self.oldest.is_some()) + self.later.len()
+    }
+
+    /// Number of commands.
+    pub fn count(&self) -> u32 {
+        let runs = self.oldest.iter().chain(self.later.iter());
+        runs.fold(0, |sum, (_, count)| sum.saturating_add(*count))
+    }
+
+    /// Whether a command of this kind is pending.
+    pub fn contains(&self, which: PendingKind) -> bool {
+        self.kinds().any(|kind| kind == which)
+    }
+
+    /// The kind of the oldest command.
+    pub fn oldest(&self) -> Option<PendingKind> {
+        self.oldest.map(|(awaited, _)| awaited)
+    }
+
+    /// Adds a command. Returns whether the limit was exceeded, so that the oldest kinds were forgotten.
+    pub fn push(&mut self, awaited: PendingKind) -> bool {
+        let Some(oldest) = &mut self.oldest else {
+            self.oldest = Some((awaited, 1));
+            return false;
+        };
+        let (last, count) = self.later.last_mut().unwrap_or(oldest);
+        if *last == awaited {
+            *count = count.saturating_add(1);
+            return false;
+        }
+        let is_full = self.len() >= MAX_RUNS;
+        if is_full {
+            let first = self.oldest.take().map_or(0, |(_, count)| count);
+            self.next_is_oldest();
+            if let Some((kind, count)) = &mut self.oldest {
+                (*kind, *count) = (PendingKind::Forgotten, count.saturating_add(first));
+            }
+        }
+        compact::push(&mut self.later, (awaited, 1));
+        is_full
+    }
+
+    /// Removes the oldest command.
+    pub fn pop(&mut self) -> Option<PendingKind> {
+        let (awaited, count) = self.oldest.as_mut()?;
+        let awaited = *awaited;
+        *count -= 1;
+        if *count == 0 {
+            self.next_is_oldest();
+        }
+        Some(awaited)
+    }
+
+    /// Removes the commands before the first `which`, because their replies will not come any more. Returns `false` if
+    /// there is none, or if forgotten commands precede it.
+    pub fn skip_to(&mut self, which: PendingKind) -> bool {
+        self.skip_to_any(&[which])
+    }
+
+    /// As [`skip_to`](Self::skip_to), for the first of several kinds.
+    pub fn skip_to_any(&mut self, which: &[PendingKind]) -> bool {
+        let mut kinds = self.kinds().enumerate();
+        let found = kinds.find(|(_, kind)| which.contains(kind) || *kind == PendingKind::Forgotten);
+        let Some((at, _)) = found.filter(|(_, kind)| which.contains(kind)) else { return false };
+        drop(kinds);
+        if at > 0 {
+            compact::drop_front(&mut self.later, at - 1);
+            self.next_is_oldest();
+        }
+        true
+    }
+
+    fn kinds(&self) -> impl Iterator<Item = PendingKind> {
+        self.oldest.iter().chain(self.later.iter()).map(|(kind, _)| *kind)
+    }
+
+    fn next_is_oldest(&mut self) {
+        self.oldest = self.later.first().copied();
+        if self.oldest.is_some() {
+            compact::drop_front(&mut self.later, 1);
+        }
+    }
+}
