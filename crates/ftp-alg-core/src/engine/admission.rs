@@ -35,30 +35,30 @@ const MIN_SWEEP: u32 = 1024;
 impl Sessions {
     /// Whether another session may be inserted.
     pub(super) fn has_room(&self) -> bool {
-        self.table.all() < self.policy.max_sessions
+        self.table.total_len() < self.policy.max_sessions
     }
 
     /// Whether another session may be inserted, after an eviction if necessary. At the limit, the oldest session
     /// without a verified dialogue is evicted, or one of a client that has more than its share. In the last quarter of
     /// the limit, no engine gets more than its share, so a flood of one engine leaves room for the others.
     fn make_room(&mut self, counters: &mut Counters, now: Instant, effects: &mut Effects) -> bool {
-        let most = self.policy.max_sessions;
-        let (all, share) = (self.table.all(), most / self.table.table_count().max(1));
-        if all < most && (all < most - most / 4 || self.table.len() <= share) {
+        let limit = self.policy.max_sessions;
+        let (all, share) = (self.table.total_len(), limit / self.table.table_count().max(1));
+        if all < limit && (all < limit - limit / 4 || self.table.len() <= share) {
             return true;
         }
         let Some(index) = self.table.take_oldest(may_be_evicted) else {
-            return self.evict_from_any_client(counters, now, effects) || all < most;
+            return self.evict_from_any_client(counters, now, effects) || all < limit;
         };
         if let Some(Entry { session, control }) = self.forget(index)
             && !session.is_over()
         {
             counters.limits.sessions += 1;
             let age = self.epoch.timestamp(now).duration_since(control.first_seen).as_secs();
-            let what = format!(
+            let text = format!(
                 "not followed any more, after {age} s, for a newer one: there are max-sessions"
             );
-            effects.events.push(control.event(EventKind::LimitReached(what.into())));
+            effects.events.push(control.event(EventKind::LimitReached(text.into())));
         }
         true
     }
@@ -79,12 +79,12 @@ impl Sessions {
             return None;
         }
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        let moment = self.epoch.timestamp(now);
-        let mut control = Control::new(id, client, server, moment);
+        let timestamp = self.epoch.timestamp(now);
+        let mut control = Control::new(id, client, server, timestamp);
         control.set_network(network);
         // A session picked up mid-stream evicts no other.
-        let is_joined = session.dialogue().phase() == Phase::PickedUp;
-        if !(if is_joined { self.has_room() } else { self.make_room(counters, now, effects) }) {
+        let is_picked_up = session.dialogue().phase() == Phase::PickedUp;
+        if !(if is_picked_up { self.has_room() } else { self.make_room(counters, now, effects) }) {
             counters.uninspected += 1;
             counters.unread.not_followed += 1;
             effects.events.push(
@@ -101,7 +101,7 @@ impl Sessions {
     /// Sets the queue mode so that no packet of the connection is queued any more.
     fn bypass_connection(&mut self, client: SocketAddr, server: SocketAddr, effects: &mut Effects) {
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
-        let mark = QueueModeChange {
+        let mode_change = QueueModeChange {
             connection: Lookup { client, server },
             translation: None,
             mode: QueueMode::None,
@@ -109,18 +109,18 @@ impl Sessions {
         };
         effects.mode_changes.push(KernelRequest::new(
             SessionRef { id, ..SessionRef::NONE },
-            mark,
+            mode_change,
             None,
         ));
     }
 
     /// Removes sessions whose timeout has passed, in a part of the table at a time.
     pub(super) fn sweep(&mut self, now: Instant) {
-        let places = self.table.slot_count();
+        let slots = self.table.slot_count();
         let is_nearly_full = self.is_nearly_full();
         let now = self.epoch.timestamp(now);
-        for _ in 0..MIN_SWEEP.max(places / 16).min(places) {
-            self.swept = (self.swept + 1) % places;
+        for _ in 0..MIN_SWEEP.max(slots / 16).min(slots) {
+            self.swept = (self.swept + 1) % slots;
             let Some(Entry { session, control }) = self.table.get_mut(self.swept) else { continue };
             let needs_login = self.policy.for_network(control.network()).require_login;
             // If the table is nearly full, a client without a login cannot stay by sending a line now and then.

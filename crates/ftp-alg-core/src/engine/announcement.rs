@@ -52,9 +52,9 @@ impl NotOpened {
 /// The pinhole to open, and the address to announce.
 struct PinholePlan {
     pinhole: Pinhole,
-    named: IpAddr,
+    announced_address: IpAddr,
     /// Whether the server's foreign address was replaced.
-    healed: bool,
+    replaced_foreign: bool,
 }
 
 /// A pinhole that was opened.
@@ -62,7 +62,7 @@ struct OpenedPinhole {
     /// The endpoint to announce.
     endpoint: SocketAddr,
     /// Whether the server's foreign address was replaced.
-    healed: bool,
+    replaced_foreign: bool,
 }
 
 impl Connection<'_> {
@@ -74,10 +74,10 @@ impl Connection<'_> {
         attempt: &mut Option<Attempt>,
     ) -> AnnouncementOutcome {
         let kind = announced.kind;
-        if let (false, Err(Malformed::Form(_)), Some(said)) =
+        if let (false, Err(Malformed::Form(_)), Some(text)) =
             (kind.is_active(), &announced.parsed, &announced.unread_text)
         {
-            self.push_event(EventKind::UnreadableReply(said.clone()));
+            self.push_event(EventKind::UnreadableReply(text.clone()));
             return AnnouncementOutcome::Decided(AnnouncementVerdict::Pass);
         }
         // Without a request to the kernel, because an attacker can send such an announcement at will. The reply may
@@ -94,7 +94,7 @@ impl Connection<'_> {
             (Ok(_), Some(endpoint)) => match self.plan(announced, endpoint) {
                 Ok(None) => return AnnouncementOutcome::NeedsKernel,
                 Ok(Some(plan)) => Ok(plan),
-                Err(no) => Err(no),
+                Err(not_opened) => Err(not_opened),
             },
             (Err(malformed), _) => {
                 let reason = malformed.to_string().into();
@@ -111,11 +111,13 @@ impl Connection<'_> {
             (Ok(_), None) => Err(NotOpened::Ignore("nothing was announced".into())),
         };
         match plan.and_then(|plan| self.reserve_pinhole(announced, plan)) {
-            Ok(made) => {
-                *attempt = Some(made);
+            Ok(reserved) => {
+                *attempt = Some(reserved);
                 AnnouncementOutcome::NeedsKernel
             }
-            Err(no) => AnnouncementOutcome::Decided(self.record_decision(announced, Err(no))),
+            Err(not_opened) => {
+                AnnouncementOutcome::Decided(self.record_decision(announced, Err(not_opened)))
+            }
         }
     }
 
@@ -139,7 +141,7 @@ impl Connection<'_> {
         attempt: &mut Attempt,
         answer: Result<(), KernelError>,
     ) -> AnnouncementOutcome {
-        let no = match answer {
+        let not_opened = match answer {
             Ok(()) => {
                 let held = self.pinholes.hold_opened(self.now, self.index, &attempt.proposal);
                 let opened =
@@ -148,10 +150,10 @@ impl Connection<'_> {
             }
             Err(KernelError::Taken) => {
                 let closed = &mut self.effects.closed_before_opening;
-                let again =
+                let proposed =
                     self.pinholes.propose_next_port(self.policy, &mut attempt.proposal, closed);
                 self.pinholes.take_fast_path_closings(&mut self.effects.fast_path_closings);
-                match again {
+                match proposed {
                     Ok(()) => return AnnouncementOutcome::NeedsKernel,
                     Err(error) => self.refusal(&error),
                 }
@@ -166,7 +168,7 @@ impl Connection<'_> {
                 }
             }
         };
-        AnnouncementOutcome::Decided(self.record_decision(announced, Err(no)))
+        AnnouncementOutcome::Decided(self.record_decision(announced, Err(not_opened)))
     }
 
     /// Decides about an announcement that the BPF program inspected, and for which it opened the pinhole `hole`. The
@@ -174,31 +176,31 @@ impl Connection<'_> {
     pub fn decide_fast_path_announcement(
         &mut self,
         announced: &AnnouncedLine,
-        hole: &mut Option<FastPathPinhole>,
+        opened_by: &mut Option<FastPathPinhole>,
     ) -> AnnouncementVerdict {
         let endpoint = self.announced_endpoint(announced);
-        let plan = match (*hole, endpoint) {
-            (Some(hole), Some(endpoint)) => {
-                self.plan(announced, endpoint).map(|plan| plan.map(|plan| (hole, plan)))
+        let plan = match (*opened_by, endpoint) {
+            (Some(opened_by), Some(endpoint)) => {
+                self.plan(announced, endpoint).map(|plan| plan.map(|plan| (opened_by, plan)))
             }
             _ => Err(NotOpened::Ignore("the fast path opened nothing for it".into())),
         };
         match plan {
-            Ok(Some((opened, PinholePlan { pinhole, named, healed }))) => {
-                *hole = None;
+            Ok(Some((identity, PinholePlan { pinhole, announced_address, replaced_foreign }))) => {
+                *opened_by = None;
                 let (kind, lifetime) = (announced.kind, self.policy.pinhole_lifetime);
                 let client = self.control.client().ip();
-                let opened = (opened, self.now);
+                let identity = (identity, self.now);
                 self.close_fast_path_pinholes("a later one replaced it");
                 let held = self.pinholes.hold_fast_path_pinhole(
-                    opened,
+                    identity,
                     self.index,
                     client,
                     (kind, lifetime),
                     pinhole,
                 );
-                let opened = self.hold_opened(held, named, healed);
-                self.record_decision(announced, Ok(opened))
+                let identity = self.hold_opened(held, announced_address, replaced_foreign);
+                self.record_decision(announced, Ok(identity))
             }
             Err(
                 NotOpened::Refuse(_, reason) | NotOpened::Ignore(reason) | NotOpened::Pass(reason),
@@ -211,8 +213,13 @@ impl Connection<'_> {
     }
 
     /// Adds an opened pinhole to the session.
-    fn hold_opened(&mut self, held: HeldPinhole, named: IpAddr, healed: bool) -> OpenedPinhole {
-        let endpoint = SocketAddr::new(named, held.pinhole.arrival.port());
+    fn hold_opened(
+        &mut self,
+        held: HeldPinhole,
+        announced_address: IpAddr,
+        replaced_foreign: bool,
+    ) -> OpenedPinhole {
+        let endpoint = SocketAddr::new(announced_address, held.pinhole.arrival.port());
         self.counters.pinholes_opened += 1;
         let answered = held.answered;
         self.control.add_pinhole(held);
@@ -220,7 +227,7 @@ impl Connection<'_> {
             let before = self.control.pinholes().len() - 1;
             self.close_answered_before(before, Some("a later one replaced it"));
         }
-        OpenedPinhole { endpoint, healed }
+        OpenedPinhole { endpoint, replaced_foreign }
     }
 
     /// The announced endpoint.
@@ -242,21 +249,21 @@ impl Connection<'_> {
         opened: Result<OpenedPinhole, NotOpened>,
     ) -> AnnouncementVerdict {
         let endpoint = self.announced_endpoint(announced);
-        let (action, rewritten, reason, ruling) = match opened {
-            Ok(OpenedPinhole { endpoint: named, healed }) => {
-                let same = Some(named) == endpoint;
-                let action = if same { Action::Open } else { Action::Rewrite };
-                let reason = match endpoint.filter(|_| healed) {
+        let (action, rewritten, reason, verdict) = match opened {
+            Ok(OpenedPinhole { endpoint: to_announce, replaced_foreign }) => {
+                let is_same = Some(to_announce) == endpoint;
+                let action = if is_same { Action::Open } else { Action::Rewrite };
+                let reason = match endpoint.filter(|_| replaced_foreign) {
                     Some(endpoint) => {
                         let (own, ip) = (self.control.server().ip(), endpoint.ip());
                         format!("healed: the server is {own}, and means itself by {ip}").into()
                     }
-                    None if same => "both ends see the same endpoint".into(),
+                    None if is_same => "both ends see the same endpoint".into(),
                     None => "the other end sees another endpoint".into(),
                 };
                 let zeros = self.allowed_zeros(announced);
-                let ruling = AnnouncementVerdict::Open { endpoint: named, zeros };
-                (action, (!same).then_some(named), reason, ruling)
+                let verdict = AnnouncementVerdict::Open { endpoint: to_announce, zeros };
+                (action, (!is_same).then_some(to_announce), reason, verdict)
             }
             Err(NotOpened::Refuse(why, reason)) => {
                 (Action::Refuse, None, reason, AnnouncementVerdict::Refuse(why))
@@ -273,9 +280,9 @@ impl Connection<'_> {
             Action::Refuse => self.counters.pinholes_refused += 1,
             Action::Open | Action::Ignore => {}
         }
-        let AnnouncedLine { kind, unread_text: ref said, .. } = *announced;
+        let AnnouncedLine { kind, ref unread_text, .. } = *announced;
         let from = if kind.is_active() { Side::Client } else { Side::Server };
-        let (announced, said) = (endpoint, said.clone());
+        let (announced, unread_text) = (endpoint, unread_text.clone());
         self.push_event(EventKind::Announcement(AnnouncementDecision {
             kind,
             from,
@@ -283,9 +290,9 @@ impl Connection<'_> {
             action,
             rewritten,
             reason,
-            unread_text: said,
+            unread_text,
         }));
-        ruling
+        verdict
     }
 
     /// The pinhole to open for `endpoint`; `None` if the connection's translation must be looked up first.
@@ -294,14 +301,14 @@ impl Connection<'_> {
         announced: &AnnouncedLine,
         endpoint: SocketAddr,
     ) -> Result<Option<PinholePlan>, NotOpened> {
-        let AnnouncedLine { kind, blocked_because: bar, .. } = *announced;
+        let AnnouncedLine { kind, blocked_because: reason, .. } = *announced;
         if !announced.was_requested {
             return Err(NotOpened::Ignore("it answers no PASV or EPSV".into()));
         }
         let Some(translation) = self.control.translation() else { return Ok(None) };
         let plan = plan(kind, endpoint, translation, self.policy)?;
-        if let Some(bar) = bar {
-            return Err(NotOpened::Ignore(bar.into()));
+        if let Some(reason) = reason {
+            return Err(NotOpened::Ignore(reason.into()));
         }
         if self.policy.require_login && !announced.is_logged_in {
             return Err(NotOpened::Ignore("the server has not accepted a login".into()));
@@ -324,38 +331,42 @@ impl Connection<'_> {
         announced: &AnnouncedLine,
         plan: PinholePlan,
     ) -> Result<Attempt, NotOpened> {
-        let PinholePlan { pinhole, named, healed } = plan;
-        let room = self.room_for_port(announced, named);
-        let Some(control) = self.control.translation() else {
+        let PinholePlan { pinhole, announced_address, replaced_foreign } = plan;
+        let room = self.room_for_port(announced, announced_address);
+        let Some(translation) = self.control.translation() else {
             return Err(NotOpened::Ignore("nothing is known of its translation".into()));
         };
-        let form = PortFormat { kind: announced.kind, room, zeros: self.allowed_zeros(announced) };
+        let format =
+            PortFormat { kind: announced.kind, room, zeros: self.allowed_zeros(announced) };
         let closed = &mut self.effects.closed_before_opening;
-        let proposed = self.pinholes.propose(self.policy, control, form, pinhole, closed);
+        let proposed = self.pinholes.propose(self.policy, translation, format, pinhole, closed);
         // Otherwise the BPF program would still use the port.
         self.pinholes.take_fast_path_closings(&mut self.effects.fast_path_closings);
         match proposed {
-            Ok(proposal) => {
-                Ok(Attempt { proposal, announced_address: named, replaced_foreign: healed })
-            }
+            Ok(proposal) => Ok(Attempt { proposal, announced_address, replaced_foreign }),
             Err(error) => Err(self.refusal(&error)),
         }
     }
 
     /// Number of bytes that an external port must take so that the line keeps its length; `None` if any port will do.
-    fn room_for_port(&mut self, announced: &AnnouncedLine, named: IpAddr) -> Option<usize> {
+    fn room_for_port(
+        &mut self,
+        announced: &AnnouncedLine,
+        announced_address: IpAddr,
+    ) -> Option<usize> {
         let (kind, endpoint) = (announced.kind, self.announced_endpoint(announced)?);
         // A server's port may be the only one that is forwarded to it.
-        if !self.policy.preserves_length || !kind.is_active() || named == endpoint.ip() {
+        if !self.policy.preserves_length || !kind.is_active() || announced_address == endpoint.ip()
+        {
             return None;
         }
         let zeros = self.allowed_zeros(announced);
-        let room = announced.parsed.as_ref().ok()?.room_for_port(named, zeros)?;
-        let judging = self.control.fast_path();
-        if judging.is_worthwhile() && !kind.has_port_in(endpoint.port(), room, zeros) {
+        let room = announced.parsed.as_ref().ok()?.room_for_port(announced_address, zeros)?;
+        let fast_path = self.control.fast_path();
+        if fast_path.is_worthwhile() && !kind.has_port_in(endpoint.port(), room, zeros) {
             // On an adjusted connection the BPF program changes lengths, but never ports. Otherwise each announcement
             // would be queued.
-            if judging.used_fitting_port {
+            if fast_path.used_fitting_port {
                 return None;
             }
             self.control.fast_path_mut().used_fitting_port = true;
@@ -402,10 +413,11 @@ fn plan(
         let reason = "its address is of another family than the control connection";
         return Err(NotOpened::for_foreign_address(policy, Reason::OtherFamily, reason.into()));
     }
-    let named = external(kind, translation, policy)?;
-    let is_own = [own, seen, named].contains(&announced.ip());
-    let healed = !is_own && !kind.is_active() && policy.server(own).is_some_and(|s| s.heal);
-    let sender = is_own || healed;
+    let announced_address = external(kind, translation, policy)?;
+    let is_own = [own, seen, announced_address].contains(&announced.ip());
+    let replaced_foreign =
+        !is_own && !kind.is_active() && policy.server(own).is_some_and(|s| s.heal);
+    let sender = is_own || replaced_foreign;
     if !sender && policy.foreign == ForeignAddress::Refuse {
         let ip = announced.ip();
         let hint = if kind.is_active() { "" } else { ", and no heal-address is set for it" };
@@ -427,22 +439,23 @@ fn plan(
         let reason = format!("port {} in {kind} is one of deny-ports", announced.port());
         return Err(NotOpened::Refuse(Reason::DeniedPort, reason.into()));
     }
-    let (target, arrival, named) = if healed && is_internal(named) && !is_internal(announced.ip()) {
-        // The server's address on the other side of another NAT.
-        (own, seen, announced.ip())
-    } else if sender {
-        (own, seen, named)
-    } else {
-        // A third host that policy allows: it is reached at the announced address.
-        (announced.ip(), announced.ip(), announced.ip())
-    };
+    let (target, arrival, announced_address) =
+        if replaced_foreign && is_internal(announced_address) && !is_internal(announced.ip()) {
+            // The server's address on the other side of another NAT.
+            (own, seen, announced.ip())
+        } else if sender {
+            (own, seen, announced_address)
+        } else {
+            // A third host that policy allows: it is reached at the announced address.
+            (announced.ip(), announced.ip(), announced.ip())
+        };
     let pinhole = Pinhole {
         initiator,
         arrival: SocketAddr::new(arrival, announced.port()),
         target: SocketAddr::new(target, announced.port()),
         source,
     };
-    Ok(PinholePlan { pinhole, named, healed })
+    Ok(PinholePlan { pinhole, announced_address, replaced_foreign })
 }
 
 /// The address by which the other end knows the announcing end. A configured address replaces one that NAT hides, and
@@ -453,18 +466,18 @@ pub(super) fn external(
     policy: &Policy,
 ) -> Result<IpAddr, NotOpened> {
     let Translation { client, client_external, server, server_external } = translation;
-    let (own, seen) = if kind.is_active() {
+    let (own, translated) = if kind.is_active() {
         (client.ip(), client_external.ip())
     } else {
         (server.ip(), server_external.ip())
     };
     let external = match kind.is_active() {
-        true if own == seen => ExternalAddress::Auto,
+        true if own == translated => ExternalAddress::Auto,
         true => policy.external.of_family(own),
-        false => policy.external_of(own, own != seen),
+        false => policy.external_of(own, own != translated),
     };
     match external {
-        ExternalAddress::Auto => Ok(seen),
+        ExternalAddress::Auto => Ok(translated),
         ExternalAddress::Fixed(address) => Ok(address),
         ExternalAddress::Unresolved => {
             let reason = "the name of the external address is not resolved yet";
@@ -500,7 +513,7 @@ mod tests {
 
     /// The pinhole for a 227 of `announced` by the server 10.0.0.5, whose clients use the address `dialled`: arrival
     /// address, and announced address.
-    fn healed(dialled: &str, announced: &str) -> (IpAddr, IpAddr) {
+    fn replaced_foreign(dialled: &str, announced: &str) -> (IpAddr, IpAddr) {
         let end = |ip: &str| SocketAddr::new(ip.parse().unwrap(), 21);
         let server = end("10.0.0.5");
         let translation = Translation {
@@ -512,13 +525,13 @@ mod tests {
         let announced = SocketAddr::new(announced.parse().unwrap(), 5000);
         let Ok(plan) = plan(Kind::Pasv, announced, &translation, &policy) else { panic!() };
         assert_eq!(plan.pinhole.target, SocketAddr::new(server.ip(), 5000));
-        (plan.pinhole.arrival.ip(), plan.named)
+        (plan.pinhole.arrival.ip(), plan.announced_address)
     }
 
     #[test]
     fn a_healed_servers_public_address_stays_only_where_the_dialled_one_leads_nowhere() {
         let ip = |text: &str| -> IpAddr { text.parse().unwrap() };
-        for (dialled, announced, named) in [
+        for (dialled, announced, announced_address) in [
             // Behind a cloud's 1:1 NAT, the gateway sees only the private address.
             ("10.0.0.5", "198.51.100.77", "198.51.100.77"),
             ("10.0.0.5", "172.17.0.2", "10.0.0.5"),
@@ -528,7 +541,11 @@ mod tests {
             ("203.0.113.9", "198.51.100.77", "203.0.113.9"),
             ("203.0.113.9", "10.0.0.6", "203.0.113.9"),
         ] {
-            assert_eq!(healed(dialled, announced), (ip(dialled), ip(named)), "{dialled}");
+            assert_eq!(
+                replaced_foreign(dialled, announced),
+                (ip(dialled), ip(announced_address)),
+                "{dialled}"
+            );
         }
     }
 

@@ -17,22 +17,22 @@ impl Engine {
     /// These may make further requests.
     pub fn handle_answers(&mut self, now: Instant, effects: &mut Effects) {
         let (mut lookups, mut openings) = (take(&mut effects.lookups), take(&mut effects.openings));
-        let (mut marks, mut packets) =
+        let (mut mode_changes, mut packets) =
             (take(&mut effects.mode_changes), take(&mut effects.waiting_bytes));
-        for ask in &mut lookups {
-            self.handle_lookup(now, ask, &packets, effects);
+        for kernel_request in &mut lookups {
+            self.handle_lookup(now, kernel_request, &packets, effects);
         }
-        for ask in &mut openings {
-            self.handle_opening(now, ask, &packets, effects);
+        for kernel_request in &mut openings {
+            self.handle_opening(now, kernel_request, &packets, effects);
         }
-        for ask in &mut marks {
-            self.handle_mode_change(now, ask, &packets, effects);
+        for kernel_request in &mut mode_changes {
+            self.handle_mode_change(now, kernel_request, &packets, effects);
         }
         packets.clear();
         packets.shrink_to(RETAINED_CAPACITY);
         reuse_allocation(&mut effects.lookups, lookups);
         reuse_allocation(&mut effects.openings, openings);
-        reuse_allocation(&mut effects.mode_changes, marks);
+        reuse_allocation(&mut effects.mode_changes, mode_changes);
         reuse_allocation(&mut effects.waiting_bytes, packets);
         self.release_ordered(now, effects);
     }
@@ -40,12 +40,12 @@ impl Engine {
     fn handle_lookup(
         &mut self,
         now: Instant,
-        ask: &mut KernelRequest<Lookup, Option<Translation>>,
+        kernel_request: &mut KernelRequest<Lookup, Option<Translation>>,
         packets: &[u8],
         effects: &mut Effects,
     ) {
-        let session = ask.session;
-        let found = ask
+        let session = kernel_request.session;
+        let found = kernel_request
             .answer
             .take()
             .unwrap_or(Ok(None))
@@ -61,26 +61,27 @@ impl Engine {
                 self.offer_to_fast_path(session.index, effects);
             }
         }
-        let Some(waiting) = ask.waiting.take() else { return };
-        let judge = |connection: &mut Connection<'_>, announced: &_, attempt: &mut _| match &found {
+        let Some(waiting) = kernel_request.waiting.take() else { return };
+        let decide = |connection: &mut Connection<'_>, announced: &_, attempt: &mut _| match &found
+        {
             Ok(_) => connection.decide_announcement(announced, attempt),
             Err(error) => {
                 AnnouncementOutcome::Decided(connection.decide_untranslated(announced, error))
             }
         };
-        self.resume_announcement(now, session, waiting, packets, effects, judge);
+        self.resume_announcement(now, session, waiting, packets, effects, decide);
     }
 
     fn handle_opening(
         &mut self,
         now: Instant,
-        ask: &mut KernelRequest<Opening, ()>,
+        kernel_request: &mut KernelRequest<Opening, ()>,
         packets: &[u8],
         effects: &mut Effects,
     ) {
-        let session = ask.session;
-        let answer = ask.answer.take().unwrap_or(Err(KernelError::Unknown));
-        let Some(waiting) = ask.waiting.take() else { return };
+        let session = kernel_request.session;
+        let answer = kernel_request.answer.take().unwrap_or(Err(KernelError::Unknown));
+        let Some(waiting) = kernel_request.waiting.take() else { return };
         if self.sessions.table.get_session(session.index, session.id).is_none() {
             // The session was removed meanwhile.
             let (pinholes, closings) =
@@ -93,15 +94,15 @@ impl Engine {
                 None => {}
             }
         }
-        let judge = |connection: &mut Connection<'_>, announced: &_, attempt: &mut _| match attempt
+        let decide = |connection: &mut Connection<'_>, announced: &_, attempt: &mut _| match attempt
         {
             Some(attempt) => connection.decide_after_opening(announced, attempt, answer),
             None => connection.decide_announcement(announced, attempt),
         };
-        self.resume_announcement(now, session, waiting, packets, effects, judge);
+        self.resume_announcement(now, session, waiting, packets, effects, decide);
     }
 
-    /// Continues with a packet whose announcement waited; `judge` makes the decision.
+    /// Continues with a packet whose announcement waited; `decide` makes the decision.
     fn resume_announcement(
         &mut self,
         now: Instant,
@@ -109,30 +110,30 @@ impl Engine {
         mut waiting: Box<WaitingPacket>,
         packets: &[u8],
         effects: &mut Effects,
-        judge: impl FnOnce(
+        decide: impl FnOnce(
             &mut Connection<'_>,
             &AnnouncedLine,
             &mut Option<Attempt>,
         ) -> AnnouncementOutcome,
     ) {
-        let WaitingPacket { token, how, ref bytes, ref request, ref mut attempt } = *waiting;
-        let packet = QueuedPacket { token, meta: how, bytes: &packets[bytes.clone()] };
-        let judged = match &request.request {
+        let WaitingPacket { token, meta, ref bytes, ref line, ref mut attempt } = *waiting;
+        let packet = QueuedPacket { token, meta, bytes: &packets[bytes.clone()] };
+        let outcome = match &line.request {
             DecisionRequest::Announcement(announced) => {
-                self.with_connection(now, session, effects, |c| judge(c, announced, attempt))
+                self.with_connection(now, session, effects, |c| decide(c, announced, attempt))
             }
             DecisionRequest::AdjustSequence => None,
         };
-        let answer = match judged {
-            Some(AnnouncementOutcome::Decided(ruling)) => {
-                Some((waiting.request, DecisionAnswer::Ruling(ruling)))
+        let answer = match outcome {
+            Some(AnnouncementOutcome::Decided(verdict)) => {
+                Some((waiting.line, DecisionAnswer::Ruling(verdict)))
             }
             Some(AnnouncementOutcome::NeedsKernel) => {
-                let ask = |c: &mut Connection<'_>| {
+                let request_again = |c: &mut Connection<'_>| {
                     c.control.end_request();
                     c.request(packet.bytes, waiting);
                 };
-                return self.with_connection(now, session, effects, ask).unwrap_or(());
+                return self.with_connection(now, session, effects, request_again).unwrap_or(());
             }
             None => None, // its session was given up meanwhile
         };
@@ -142,20 +143,16 @@ impl Engine {
     fn handle_mode_change(
         &mut self,
         now: Instant,
-        ask: &mut KernelRequest<QueueModeChange, Translation>,
+        kernel_request: &mut KernelRequest<QueueModeChange, Translation>,
         packets: &[u8],
         effects: &mut Effects,
     ) {
-        let session = ask.session;
-        let QueueModeChange {
-            connection: Lookup { client, server },
-            translation,
-            mode: attention,
-            purpose,
-        } = ask.request;
-        let moment = self.sessions.epoch.timestamp(now);
-        let answer = ask.answer.take().unwrap_or(Err(KernelError::Unknown));
-        let event = |what| Event { session: session.id, client, server, kind: what };
+        let session = kernel_request.session;
+        let QueueModeChange { connection: Lookup { client, server }, translation, mode, purpose } =
+            kernel_request.request;
+        let timestamp = self.sessions.epoch.timestamp(now);
+        let answer = kernel_request.answer.take().unwrap_or(Err(KernelError::Unknown));
+        let event = |kind| Event { session: session.id, client, server, kind };
         if purpose == Purpose::NotInspected {
             match answer {
                 Ok(_) => effects.events.push(event(EventKind::StateChanged(
@@ -176,23 +173,23 @@ impl Engine {
         {
             match &answer {
                 Ok(found) => {
-                    control.record_mode(attention, moment);
+                    control.record_mode(mode, timestamp);
                     if purpose != Purpose::TupleReuse && control.translation().is_none() {
                         control.set_translation(Some(*found));
                     }
                 }
                 // A connection that conntrack does not know has no mark, either.
-                Err(KernelError::Unknown) if attention == QueueMode::Selected => {
-                    control.record_mode(attention, moment);
+                Err(KernelError::Unknown) if mode == QueueMode::Selected => {
+                    control.record_mode(mode, timestamp);
                 }
                 // Conntrack will know the connection, perhaps with another translation, once this packet has passed.
                 Err(KernelError::Unknown) => {
                     if translation.is_some() {
                         control.set_translation(None);
                     }
-                    control.record_unknown(attention, moment);
+                    control.record_unknown(mode, timestamp);
                 }
-                Err(_) if attention == QueueMode::Selected => {
+                Err(_) if mode == QueueMode::Selected => {
                     self.sessions.watched.add(now, session.index, control);
                 }
                 Err(_) => {}
@@ -207,10 +204,10 @@ impl Engine {
             // dropped packets.
             self.drop_changed_packets(session, effects);
         }
-        let waited = ask.waiting.take().map(|waiting| {
-            let WaitingPacket { token, how, bytes, request, .. } = *waiting;
-            let packet = QueuedPacket { token, meta: how, bytes: &packets[bytes] };
-            (packet, Some((request, DecisionAnswer::Lengthen(answer.is_ok()))))
+        let waited = kernel_request.waiting.take().map(|waiting| {
+            let WaitingPacket { token, meta, bytes, line, .. } = *waiting;
+            let packet = QueuedPacket { token, meta, bytes: &packets[bytes] };
+            (packet, Some((line, DecisionAnswer::Lengthen(answer.is_ok()))))
         });
         self.resume(now, session, waited, effects);
     }
@@ -239,11 +236,11 @@ impl Engine {
         effects: &mut Effects,
         work: impl FnOnce(&mut Connection<'_>) -> R,
     ) -> Option<R> {
-        let moment = self.sessions.epoch.timestamp(now);
+        let timestamp = self.sessions.epoch.timestamp(now);
         let Entry { control, .. } = self.sessions.table.get_session(session.index, session.id)?;
         Some(work(&mut Connection {
             now,
-            timestamp: moment,
+            timestamp,
             index: session.index,
             policy: self.sessions.policy.for_network(control.network()),
             control,
@@ -254,10 +251,10 @@ impl Engine {
     }
 }
 
-/// Gives `room` an empty allocation to reuse, unless it has one.
-fn reuse_allocation<T>(room: &mut Vec<T>, mut memory: Vec<T>) {
-    memory.clear();
-    if room.capacity() == 0 {
-        *room = memory;
+/// Gives `target` an empty allocation to reuse, unless it has one.
+fn reuse_allocation<T>(target: &mut Vec<T>, mut unused: Vec<T>) {
+    unused.clear();
+    if target.capacity() == 0 {
+        *target = unused;
     }
 }

@@ -94,28 +94,28 @@ impl ClientShares {
     }
 
     /// Adds the youngest session of `client`, whose share is `share`.
-    fn add(&mut self, client: ClientKey, place: u32, share: usize) {
-        let needed = place as usize + 1;
+    fn add(&mut self, client: ClientKey, slot: u32, share: usize) {
+        let needed = slot as usize + 1;
         if self.links.len() < needed {
             self.links.resize(needed, ListLink { next: NONE, previous: NONE });
         }
         let none = SessionList { first: NONE, last: NONE, count: 0 };
         let list = self.clients[client.bucket()].entry(client).or_insert(none);
-        set(&mut self.links, place, ListLink { next: NONE, previous: list.last });
+        set_link(&mut self.links, slot, ListLink { next: NONE, previous: list.last });
         match self.links.get_mut(list.last as usize) {
-            Some(last) => last.next = place,
-            None => list.first = place,
+            Some(last) => last.next = slot,
+            None => list.first = slot,
         }
-        list.last = place;
+        list.last = slot;
         list.count += 1;
         if list.count as usize > share {
             self.over_share.insert(client);
         }
     }
 
-    fn remove(&mut self, client: ClientKey, place: u32, share: usize) {
+    fn remove(&mut self, client: ClientKey, slot: u32, share: usize) {
         let Some(list) = self.clients[client.bucket()].get_mut(&client) else { return };
-        let Some(&ListLink { next, previous }) = self.links.get(place as usize) else { return };
+        let Some(&ListLink { next, previous }) = self.links.get(slot as usize) else { return };
         match self.links.get_mut(previous as usize) {
             Some(link) => link.next = next,
             None => list.first = next,
@@ -137,34 +137,34 @@ impl ClientShares {
     /// The oldest sessions of `client`.
     fn oldest(&self, client: ClientKey) -> impl Iterator<Item = u32> {
         let first = self.clients[client.bucket()].get(&client).map(|list| list.first);
-        std::iter::successors(first, |place| Some(self.links.get(*place as usize)?.next))
-            .take_while(|place| *place != NONE)
+        std::iter::successors(first, |slot| Some(self.links.get(*slot as usize)?.next))
+            .take_while(|slot| *slot != NONE)
             .take(MAX_EXAMINED)
     }
 }
 
-fn set(links: &mut [ListLink], place: u32, link: ListLink) {
-    if let Some(at) = links.get_mut(place as usize) {
+fn set_link(links: &mut [ListLink], slot: u32, link: ListLink) {
+    if let Some(at) = links.get_mut(slot as usize) {
         *at = link;
     }
 }
 
 /// Whether a session counts for its client.
-fn counts(session: &Session) -> bool {
+fn is_countable(session: &Session) -> bool {
     !matches!(session.dialogue().phase(), Phase::NotGreeted | Phase::PickedUp) && !session.is_over()
 }
 
 /// Whether a session has to be counted for its client.
 #[inline]
 pub(super) fn should_count(session: &Session, control: &Control) -> bool {
-    !control.counts_for_client && counts(session)
+    !control.counts_for_client && is_countable(session)
 }
 
 impl Sessions {
     /// Whether the number of sessions is so near the limit that shares apply.
     pub(super) fn is_nearly_full(&self) -> bool {
-        let most = self.policy.max_sessions;
-        self.table.all() > most - most / 4
+        let limit = self.policy.max_sessions;
+        self.table.total_len() > limit - limit / 4
     }
 
     /// Counts the session at `index` for its client if it starts to count. Near the limit, the oldest session of a
@@ -231,38 +231,40 @@ impl Sessions {
                 .is_some_and(|index| self.forget(index).is_some())
     }
 
-    /// Evicts a session of `client` other than the one at `but`: the oldest that is closed or has no login, or the one
+    /// Evicts a session of `client` other than the one at `except`: the oldest that is closed or has no login, or the one
     /// that was idle longest.
     fn evict_from_client(
         &mut self,
         counters: &mut Counters,
         now: Instant,
-        (client, but): (ClientKey, u32),
+        (client, except): (ClientKey, u32),
         effects: &mut Effects,
     ) -> bool {
-        let moment = self.epoch.timestamp(now);
-        // Whether it has a login, and how long it was idle.
+        let timestamp = self.epoch.timestamp(now);
+        // Whether commands are pending, how long it was idle, and its slot.
         let mut found: Option<(bool, Duration, u32)> = None;
-        for place in self.client_shares.oldest(client).filter(|place| *place != but) {
-            let Some(Entry { session, control }) = self.table.get_mut(place) else { continue };
-            let still = moment.duration_since(control.last_seen);
+        for slot in self.client_shares.oldest(client).filter(|slot| *slot != except) {
+            let Some(Entry { session, control }) = self.table.get_mut(slot) else { continue };
+            let idle = timestamp.duration_since(control.last_seen);
             if session.is_over() || !has_login(session) {
-                found = Some((false, still, place));
+                found = Some((false, idle, slot));
                 break;
             }
-            let in_use = session.dialogue().has_pending_commands();
-            if found.is_none_or(|(used, other, _)| (used, still) > (in_use, other)) {
-                found = Some((in_use, still, place));
+            let is_busy = session.dialogue().has_pending_commands();
+            if found.is_none_or(|(other_busy, other_idle, _)| {
+                (other_busy, idle) > (is_busy, other_idle)
+            }) {
+                found = Some((is_busy, idle, slot));
             }
         }
-        let Some((_, still, place)) = found else { return false };
+        let Some((_, idle, slot)) = found else { return false };
         counters.limits.client_sessions += 1;
-        let why = format!(
+        let reason = format!(
             "its client has more than its share of max-sessions, and it was still for {} s",
-            still.as_secs()
+            idle.as_secs()
         );
-        self.reset_session(place, why, effects);
-        self.mark_changed(place);
+        self.reset_session(slot, reason, effects);
+        self.mark_changed(slot);
         true
     }
 }

@@ -29,8 +29,8 @@ pub struct Connection<'a> {
 
 impl Connection<'_> {
     /// Handles an event that the session found in the dialogue.
-    pub fn handle_dialogue_event(&mut self, note: DialogueEvent) {
-        match note {
+    pub fn handle_dialogue_event(&mut self, event: DialogueEvent) {
+        match event {
             DialogueEvent::AnnouncementAccepted => {
                 let mut pinholes = self.control.pinholes_mut().into_iter().flatten().enumerate();
                 if let Some((at, held)) = pinholes.find(|(_, p)| !p.answered) {
@@ -80,8 +80,8 @@ impl Connection<'_> {
                 self.push_event(EventKind::Encrypted);
             }
             DialogueEvent::Readable => self.push_event(EventKind::StateChanged("readable again")),
-            DialogueEvent::Refused(what) => self.record_refused_command(what),
-            DialogueEvent::Limit(which) => self.record_limit(which),
+            DialogueEvent::Refused(line) => self.record_refused_command(line),
+            DialogueEvent::Limit(limit) => self.record_limit(limit),
             DialogueEvent::PacketsMissed => {
                 self.counters.unread_sessions += 1;
                 self.push_event(EventKind::StateChanged(
@@ -91,13 +91,13 @@ impl Connection<'_> {
         }
     }
 
-    fn record_refused_command(&mut self, what: RefusedLine) {
-        match what {
+    fn record_refused_command(&mut self, line: RefusedLine) {
+        match line {
             RefusedLine::Ambiguous => self.counters.pinholes_refused += 1,
             _ => self.counters.commands_refused += 1,
         }
-        self.counters.limits.line += u64::from(what == RefusedLine::Overlong);
-        self.push_event(EventKind::CommandRefused(match what {
+        self.counters.limits.line += u64::from(line == RefusedLine::Overlong);
+        self.push_event(EventKind::CommandRefused(match line {
             RefusedLine::Auth => "AUTH: policy.auth-tls is \"refuse\"",
             RefusedLine::Ambiguous => {
                 "PORT, EPRT or AUTH: Telnet commands, a bare CR or LF or a NUL hide it from some servers"
@@ -107,9 +107,9 @@ impl Connection<'_> {
         }));
     }
 
-    fn record_limit(&mut self, which: SessionLimit) {
+    fn record_limit(&mut self, limit: SessionLimit) {
         let limits = &mut self.counters.limits;
-        let (counter, what) = match which {
+        let (counter, text) = match limit {
             SessionLimit::Reply => (
                 &mut limits.line,
                 "nothing is opened for a 227 or 229: its line is longer than 512 bytes",
@@ -126,14 +126,14 @@ impl Connection<'_> {
             ),
         };
         *counter += 1;
-        self.push_event(EventKind::LimitReached(what.into()));
+        self.push_event(EventKind::LimitReached(text.into()));
     }
 
     /// Closes all pinholes of the connection.
-    pub fn close_all_pinholes(&mut self, why: &'static str) {
+    pub fn close_all_pinholes(&mut self, reason: &'static str) {
         for held in self.control.take_pinholes() {
             if !held.in_use {
-                self.push_event(EventKind::PinholeClosed(held.pinhole, why));
+                self.push_event(EventKind::PinholeClosed(held.pinhole, reason));
             }
             self.pinholes.close(held);
         }
@@ -152,10 +152,10 @@ impl Connection<'_> {
 
     /// Requests a queue mode change. The session is busy until it is set, because two threads could set two modes in
     /// the wrong order.
-    pub fn request_mode_change(&mut self, attention: QueueMode) {
+    pub fn request_mode_change(&mut self, mode: QueueMode) {
         self.control.begin_request();
-        let ask = KernelRequest::new(self.session(), self.mode_change(attention), None);
-        self.effects.mode_changes.push(ask);
+        let kernel_request = KernelRequest::new(self.session(), self.mode_change(mode), None);
+        self.effects.mode_changes.push(kernel_request);
     }
 
     /// Requests what the packet of these `bytes` is `waiting` for: a pinhole, the translation, or the queue mode that a
@@ -166,32 +166,32 @@ impl Connection<'_> {
         waiting.bytes = start..self.effects.waiting_bytes.len();
         self.control.begin_request();
         let session = self.session();
-        if matches!(waiting.request.request, DecisionRequest::AdjustSequence) {
-            let question = self.mode_change(QueueMode::All);
-            self.effects.mode_changes.push(KernelRequest::new(session, question, Some(waiting)));
+        if matches!(waiting.line.request, DecisionRequest::AdjustSequence) {
+            let request = self.mode_change(QueueMode::All);
+            self.effects.mode_changes.push(KernelRequest::new(session, request, Some(waiting)));
         } else if let (Some(attempt), Some(control)) =
             (&waiting.attempt, self.control.translation())
         {
-            let question = attempt.proposal.opening(control);
-            self.effects.openings.push(KernelRequest::new(session, question, Some(waiting)));
+            let request = attempt.proposal.opening(control);
+            self.effects.openings.push(KernelRequest::new(session, request, Some(waiting)));
         } else {
-            let question = self.endpoints();
-            self.effects.lookups.push(KernelRequest::new(session, question, Some(waiting)));
+            let request = self.endpoints();
+            self.effects.lookups.push(KernelRequest::new(session, request, Some(waiting)));
         }
     }
 
-    fn mode_change(&self, attention: QueueMode) -> QueueModeChange {
+    fn mode_change(&self, mode: QueueMode) -> QueueModeChange {
         let translation = self.control.translation().copied();
         QueueModeChange {
             connection: self.endpoints(),
             translation,
-            mode: attention,
+            mode,
             purpose: Purpose::Session,
         }
     }
 
-    pub fn push_event(&mut self, what: EventKind) {
-        self.effects.events.push(self.control.event(what));
+    pub fn push_event(&mut self, kind: EventKind) {
+        self.effects.events.push(self.control.event(kind));
     }
 
     pub fn record_kernel_error(&mut self, error: &KernelError) {
@@ -200,30 +200,30 @@ impl Connection<'_> {
     }
 
     /// Closes the answered pinholes before index `end`.
-    pub(super) fn close_answered_before(&mut self, end: usize, why: Option<&'static str>) {
-        let mut kept = 0;
+    pub(super) fn close_answered_before(&mut self, end: usize, reason: Option<&'static str>) {
+        let mut skipped = 0;
         for _ in 0..end {
-            if self.control.pinholes().get(kept).is_some_and(|held| !held.answered) {
-                kept += 1;
+            if self.control.pinholes().get(skipped).is_some_and(|held| !held.answered) {
+                skipped += 1;
                 continue;
             }
-            let Some(held) = self.control.remove_pinhole(kept) else { return };
-            if let Some(why) = why.filter(|_| !held.in_use) {
-                self.push_event(EventKind::PinholeClosed(held.pinhole, why));
+            let Some(held) = self.control.remove_pinhole(skipped) else { return };
+            if let Some(reason) = reason.filter(|_| !held.in_use) {
+                self.push_event(EventKind::PinholeClosed(held.pinhole, reason));
             }
             self.pinholes.close(held);
         }
     }
 
     /// Closes the pinholes that the BPF program opened; it holds one for each connection at a time.
-    pub(super) fn close_fast_path_pinholes(&mut self, why: &'static str) {
-        let is_judged =
+    pub(super) fn close_fast_path_pinholes(&mut self, reason: &'static str) {
+        let fast_path_position =
             |control: &Control| control.pinholes().iter().position(HeldPinhole::is_fast_path);
         while let Some(held) =
-            is_judged(self.control).and_then(|at| self.control.remove_pinhole(at))
+            fast_path_position(self.control).and_then(|at| self.control.remove_pinhole(at))
         {
             if !held.in_use {
-                self.push_event(EventKind::PinholeClosed(held.pinhole, why));
+                self.push_event(EventKind::PinholeClosed(held.pinhole, reason));
             }
             self.pinholes.close(held);
         }

@@ -30,8 +30,8 @@ pub struct Entry {
 impl Entry {
     /// Reads one word of each cache line, so that they are cached afterwards.
     pub fn touch_cache_lines(&self) -> u64 {
-        let Control { id, endpoints: ends, mode_set_at: told, .. } = &self.control;
-        id ^ u64::from(*told)
+        let Control { id, endpoints: ends, mode_set_at, .. } = &self.control;
+        id ^ u64::from(*mode_set_at)
             ^ u64::from(ends.server_port[0])
             ^ u64::from(self.session.touch_cache_lines())
     }
@@ -72,7 +72,7 @@ struct Extra {
     pinholes: Vec<HeldPinhole>,
     incarnation: Option<NewIncarnation>,
     /// Whether the client's SYN carried data (RFC 7413), which is not read.
-    spoke_in_syn: bool,
+    syn_had_data: bool,
     /// Whether every packet is queued for a while.
     is_watched: bool,
     /// How many times in a row conntrack did not know the connection.
@@ -86,7 +86,7 @@ struct Extra {
 struct NewIncarnation {
     session: Box<Session>,
     /// Time of its last SYN-ACK.
-    since: Timestamp,
+    last_syn_ack: Timestamp,
 }
 
 impl Control {
@@ -130,8 +130,8 @@ impl Control {
     }
 
     /// An event of this session.
-    pub fn event(&self, what: EventKind) -> Event {
-        Event { session: self.id, client: self.client(), server: self.server(), kind: what }
+    pub fn event(&self, kind: EventKind) -> Event {
+        Event { session: self.id, client: self.client(), server: self.server(), kind }
     }
 
     /// Counts an open kernel request.
@@ -155,14 +155,14 @@ impl Control {
     }
 
     /// Whether the client's SYN carried data (RFC 7413), which is not read.
-    pub fn spoke_in_syn(&self) -> bool {
-        self.extra.as_ref().is_some_and(|rare| rare.spoke_in_syn)
+    pub fn syn_had_data(&self) -> bool {
+        self.extra.as_ref().is_some_and(|extra| extra.syn_had_data)
     }
 
     /// Sets whether the client's SYN carried data.
-    pub fn set_spoke_in_syn(&mut self, spoke: bool) {
-        if self.extra.is_some() || spoke {
-            self.extra_mut().spoke_in_syn = spoke;
+    pub fn set_syn_had_data(&mut self, had_data: bool) {
+        if self.extra.is_some() || had_data {
+            self.extra_mut().syn_had_data = had_data;
         }
     }
 
@@ -180,7 +180,7 @@ impl Control {
 
     /// The state on the fast path.
     pub fn fast_path(&self) -> FastPathState {
-        self.extra.as_ref().map_or_else(FastPathState::default, |rare| rare.fast_path)
+        self.extra.as_ref().map_or_else(FastPathState::default, |extra| extra.fast_path)
     }
 
     /// The state on the fast path, mutable.
@@ -190,7 +190,7 @@ impl Control {
 
     /// The pinholes that the session holds, oldest first.
     pub fn pinholes(&self) -> &[HeldPinhole] {
-        self.extra.as_ref().map_or(&[], |rare| &rare.pinholes)
+        self.extra.as_ref().map_or(&[], |extra| &extra.pinholes)
     }
 
     /// The pinholes, mutable.
@@ -213,43 +213,51 @@ impl Control {
 
     /// Removes all pinholes.
     pub fn take_pinholes(&mut self) -> Vec<HeldPinhole> {
-        self.extra.as_mut().map_or_else(Vec::new, |rare| std::mem::take(&mut rare.pinholes))
+        self.extra.as_mut().map_or_else(Vec::new, |extra| std::mem::take(&mut extra.pinholes))
     }
 
     /// The other connection on the same endpoints, unless it was spoofed.
     pub fn incarnation(&self) -> Option<&Session> {
-        self.extra.as_ref()?.incarnation.as_ref().map(|rival| &*rival.session)
+        self.extra.as_ref()?.incarnation.as_ref().map(|incarnation| &*incarnation.session)
     }
 
     /// Records that another connection started `now` on the same endpoints, unless it is spoofed.
     pub fn set_incarnation(&mut self, session: Session, now: Timestamp) {
         self.extra_mut().incarnation =
-            Some(NewIncarnation { session: Box::new(session), since: now });
+            Some(NewIncarnation { session: Box::new(session), last_syn_ack: now });
     }
 
     /// Records a retransmission of the other connection's SYN-ACK.
     pub fn refresh_incarnation(&mut self, now: Timestamp) {
-        if let Some(rival) = self.extra.as_mut().and_then(|rare| rare.incarnation.as_mut()) {
-            rival.since = now;
+        if let Some(incarnation) = self.extra.as_mut().and_then(|extra| extra.incarnation.as_mut())
+        {
+            incarnation.last_syn_ack = now;
         }
     }
 
     /// Removes the other connection if its SYN-ACK is older than `age`. Returns whether it is still there.
     pub fn drop_old_incarnation(&mut self, now: Timestamp, age: Duration) -> bool {
-        let Some(rare) = &mut self.extra else { return false };
-        rare.incarnation.take_if(|rival| now.duration_since(rival.since) >= age);
-        rare.incarnation.is_some()
+        let Some(extra) = &mut self.extra else { return false };
+        extra
+            .incarnation
+            .take_if(|incarnation| now.duration_since(incarnation.last_syn_ack) >= age);
+        extra.incarnation.is_some()
     }
 
-    /// Removes and returns the other connection if `is` shows that it was not spoofed.
-    pub fn take_incarnation_if(&mut self, is: impl FnOnce(&Session) -> bool) -> Option<Session> {
-        let rival = &mut self.extra.as_mut()?.incarnation;
-        rival.take_if(|rival| is(&rival.session)).map(|rival| *rival.session)
+    /// Removes and returns the other connection if `is_genuine` shows that it was not spoofed.
+    pub fn take_incarnation_if(
+        &mut self,
+        is_genuine: impl FnOnce(&Session) -> bool,
+    ) -> Option<Session> {
+        let incarnation = &mut self.extra.as_mut()?.incarnation;
+        incarnation
+            .take_if(|incarnation| is_genuine(&incarnation.session))
+            .map(|incarnation| *incarnation.session)
     }
 
     /// Whether the kernel must set the queue mode `wanted`, because another mode was set, or the same long ago.
-    pub fn needs_mode_change(&self, wanted: QueueMode, now: Timestamp, again: Duration) -> bool {
-        self.queue_mode != Some(wanted) || self.mode_set_since(now) >= again
+    pub fn needs_mode_change(&self, wanted: QueueMode, now: Timestamp, interval: Duration) -> bool {
+        self.queue_mode != Some(wanted) || self.mode_set_since(now) >= interval
     }
 
     /// Time since the queue mode was set.
@@ -263,10 +271,10 @@ impl Control {
     }
 
     /// Records that the kernel has set the queue mode.
-    pub fn record_mode(&mut self, attention: QueueMode, now: Timestamp) {
-        (self.queue_mode, self.mode_set_at) = (Some(attention), now.millis());
-        if let Some(rare) = &mut self.extra {
-            rare.unknown_to_conntrack = 0;
+    pub fn record_mode(&mut self, mode: QueueMode, now: Timestamp) {
+        (self.queue_mode, self.mode_set_at) = (Some(mode), now.millis());
+        if let Some(extra) = &mut self.extra {
+            extra.unknown_to_conntrack = 0;
         }
     }
 
@@ -274,24 +282,24 @@ impl Control {
     pub fn set_watched(&mut self, is_watched: bool) -> bool {
         match (&mut self.extra, is_watched) {
             (None, false) => false,
-            (rare, _) => {
-                std::mem::replace(&mut rare.get_or_insert_default().is_watched, is_watched)
+            (extra, _) => {
+                std::mem::replace(&mut extra.get_or_insert_default().is_watched, is_watched)
             }
         }
     }
 
     /// Whether conntrack did not know the connection so often that the next request can wait.
-    pub fn is_unknown_to_conntrack(&self, now: Timestamp, again: Duration) -> bool {
-        let misses = self.extra.as_ref().map_or(0, |rare| rare.unknown_to_conntrack);
-        misses >= MISSES && self.mode_set_since(now) < again
+    pub fn is_unknown_to_conntrack(&self, now: Timestamp, interval: Duration) -> bool {
+        let tries = self.extra.as_ref().map_or(0, |extra| extra.unknown_to_conntrack);
+        tries >= MAX_UNKNOWN_TRIES && self.mode_set_since(now) < interval
     }
 
     /// Records that conntrack did not know the connection. It may know it after the next packet. If it still does not,
     /// the request is repeated only at the resend interval.
     pub fn record_unknown(&mut self, wanted: QueueMode, now: Timestamp) {
-        let rare = self.extra_mut();
-        rare.unknown_to_conntrack = rare.unknown_to_conntrack.saturating_add(1);
-        if rare.unknown_to_conntrack >= MISSES {
+        let extra = self.extra_mut();
+        extra.unknown_to_conntrack = extra.unknown_to_conntrack.saturating_add(1);
+        if extra.unknown_to_conntrack >= MAX_UNKNOWN_TRIES {
             (self.queue_mode, self.mode_set_at) = (Some(wanted), now.millis());
         }
     }
@@ -307,7 +315,7 @@ impl Control {
 }
 
 /// Number of immediate requests for a connection that conntrack does not know.
-const MISSES: u8 = 4;
+const MAX_UNKNOWN_TRIES: u8 = 4;
 
 /// Both endpoints of a connection. Stored as bytes, because numbers would need alignment.
 #[derive(Debug)]
@@ -374,10 +382,10 @@ impl Epoch {
     /// The timestamp of `at`.
     #[inline]
     pub fn timestamp(&mut self, at: Instant) -> Timestamp {
-        if let Some((last, moment)) = self.last
+        if let Some((last, timestamp)) = self.last
             && last == at
         {
-            return moment;
+            return timestamp;
         }
         self.update_timestamp(at)
     }
@@ -387,12 +395,12 @@ impl Epoch {
         let nanos = |distance: Duration| {
             i64::try_from(distance.as_nanos()).unwrap_or(i64::MAX) // in three hundred years
         };
-        let moment = Timestamp(match at.checked_duration_since(epoch) {
+        let timestamp = Timestamp(match at.checked_duration_since(epoch) {
             Some(after) => nanos(after),
             None => -nanos(epoch.duration_since(at)),
         });
-        self.last = Some((at, moment));
-        moment
+        self.last = Some((at, timestamp));
+        timestamp
     }
 
     /// The time of a timestamp; `None` before the first call of `timestamp`.

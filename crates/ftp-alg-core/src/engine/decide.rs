@@ -55,9 +55,9 @@ impl Engine {
         packet: &QueuedPacket<'_>,
         effects: &mut Effects,
     ) {
-        let mut deciding = PacketContext::UNKNOWN;
-        let decision = self.decide(now, packet, &mut deciding, effects);
-        self.apply_decision(now, packet, decision, deciding, effects);
+        let mut context = PacketContext::UNKNOWN;
+        let decision = self.decide(now, packet, &mut context, effects);
+        self.apply_decision(now, packet, decision, context, effects);
     }
 
     /// Continues with a packet whose session waited for `answer`. If the session was removed meanwhile, the packet is
@@ -70,16 +70,17 @@ impl Engine {
         answer: AnsweredLine,
         effects: &mut Effects,
     ) {
-        let mut deciding = PacketContext { session, ..PacketContext::UNKNOWN };
-        let read = Packet::parse(packet.bytes).map(|read| read.with_offload(packet.meta.offload));
+        let mut context = PacketContext { session, ..PacketContext::UNKNOWN };
+        let parsed =
+            Packet::parse(packet.bytes).map(|parsed| parsed.with_offload(packet.meta.offload));
         let entry = self.sessions.table.get_session(session.index, session.id);
-        let (Ok(read), Some(Entry { control, .. })) = (read, entry) else {
+        let (Ok(parsed), Some(Entry { control, .. })) = (parsed, entry) else {
             return self.handle_packet(now, packet, effects);
         };
-        let from = control.side_of(read.endpoints().0);
+        let from = control.side_of(parsed.endpoints().0);
         let decision =
-            self.inspect_packet(now, (packet, &read, from), Some(answer), &mut deciding, effects);
-        self.apply_decision(now, packet, decision, deciding, effects);
+            self.inspect_packet(now, (packet, &parsed, from), Some(answer), &mut context, effects);
+        self.apply_decision(now, packet, decision, context, effects);
     }
 
     /// Carries out the decision.
@@ -89,13 +90,13 @@ impl Engine {
         now: Instant,
         packet: &QueuedPacket<'_>,
         decision: Decision,
-        deciding: PacketContext,
+        context: PacketContext,
         effects: &mut Effects,
     ) {
         match decision {
-            Decision::Verdict(verdict) => self.release(packet, verdict, deciding, effects),
+            Decision::Verdict(verdict) => self.release(packet, verdict, context, effects),
             Decision::Reorder => self.queue_out_of_order(now, packet, effects),
-            Decision::Park => self.park(packet, deciding.session, effects),
+            Decision::Park => self.park(packet, context.session, effects),
             Decision::AwaitKernel => {}
         }
     }
@@ -106,11 +107,10 @@ impl Engine {
         &mut self,
         packet: &QueuedPacket<'_>,
         verdict: Verdict,
-        deciding: PacketContext,
+        context: PacketContext,
         effects: &mut Effects,
     ) {
-        let PacketContext { session, all_were_queued: was_held, needs_all_queued: needs_every } =
-            deciding;
+        let PacketContext { session, all_were_queued, needs_all_queued } = context;
         if let Verdict::Drop(reason) = verdict {
             self.count_drop(packet.bytes, reason);
         }
@@ -121,14 +121,7 @@ impl Engine {
         // Packets that passed meanwhile may have changed anything.
         let session = if is_late { SessionRef::NONE } else { session };
         let (token, SessionRef { index, id }) = (packet.token, session);
-        let released = Released {
-            token,
-            verdict,
-            index,
-            id,
-            all_were_queued: was_held,
-            needs_all_queued: needs_every,
-        };
+        let released = Released { token, verdict, index, id, all_were_queued, needs_all_queued };
         effects.verdicts.push(released);
     }
 
@@ -151,35 +144,36 @@ impl Engine {
         }
     }
 
-    /// Counts and traces a packet that passes unread because of `why`.
+    /// Counts and traces a packet that passes unread, by `counter`, for `reason`.
     #[cold]
-    fn pass_unread(&mut self, bytes: &[u8], why: fn(&mut Unread) -> &mut u64, what: &str) {
-        *why(&mut self.counters.unread) += 1;
-        trace_unread(bytes, what);
+    fn pass_unread(&mut self, bytes: &[u8], counter: fn(&mut Unread) -> &mut u64, reason: &str) {
+        *counter(&mut self.counters.unread) += 1;
+        trace_unread(bytes, reason);
     }
 
     #[inline]
     fn decide(
         &mut self,
         now: Instant,
-        arrival: &QueuedPacket<'_>,
-        deciding: &mut PacketContext,
+        queued: &QueuedPacket<'_>,
+        context: &mut PacketContext,
         effects: &mut Effects,
     ) -> Decision {
-        let QueuedPacket { bytes, meta: how, .. } = arrival; // by reference: copied at once, it would stall
+        let QueuedPacket { bytes, meta, .. } = queued; // by reference: copied at once, it would stall
         const ACCEPT: Decision = Decision::Verdict(Verdict::Accept);
-        let Ok(packet) = Packet::parse(bytes).map(|packet| packet.with_offload(how.offload)) else {
+        let Ok(packet) = Packet::parse(bytes).map(|packet| packet.with_offload(meta.offload))
+        else {
             self.counters.malformed += 1;
             self.pass_unread(bytes, |unread| &mut unread.malformed, "it cannot be read");
             return ACCEPT;
         };
-        let is_summed = self.checksums == Checksums::Verify && !how.offload.lacks_checksum;
-        if is_summed && !packet.checksum_is_valid() {
+        let has_checksum = self.checksums == Checksums::Verify && !meta.offload.lacks_checksum;
+        if has_checksum && !packet.checksum_is_valid() {
             self.counters.malformed += 1;
             self.pass_unread(bytes, |unread| &mut unread.checksum, "its checksum is wrong");
             return ACCEPT;
         }
-        if how.is_late && !self.may_decide_late(&packet) {
+        if meta.is_late && !self.may_decide_late(&packet) {
             return Decision::Verdict(Verdict::Drop(DropReason::Stale));
         }
         let (source, destination) = packet.endpoints();
@@ -196,44 +190,44 @@ impl Engine {
                 return ACCEPT;
             };
             if control.is_busy() {
-                deciding.session = SessionRef { index, id: control.id };
+                context.session = SessionRef { index, id: control.id };
                 return Decision::Park;
             }
             let is_certain = !packet.has(flags::SYN) && control.incarnation().is_none();
             known = is_certain.then_some((index, from));
         }
         let known = known.or_else(|| {
-            let index = self.find_or_insert(now, &packet, found, *how, effects)?;
+            let index = self.find_or_insert(now, &packet, found, *meta, effects)?;
             Some((index, self.sessions.table.get_mut(index)?.control.side_of(source)))
         });
         let Some((index, from)) = known else {
             trace_unread(bytes, "no session follows it");
             return ACCEPT;
         };
-        let moment = self.sessions.epoch.timestamp(now);
+        let timestamp = self.sessions.epoch.timestamp(now);
         let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else {
             return ACCEPT;
         };
-        control.last_seen = moment;
+        control.last_seen = timestamp;
         if session.was_reset() && !packet.has(flags::SYN) {
             return Decision::Verdict(
                 self.sessions.answer_reset_session(index, from, &packet, effects),
             );
         }
-        let is_unsaid =
+        let is_ungreeted =
             session.dialogue().phase() == Phase::NotGreeted && control.incarnation().is_none();
-        if is_unsaid && !packet.has(flags::SYN) && !session.is_in_window(from, &packet) {
+        if is_ungreeted && !packet.has(flags::SYN) && !session.is_in_window(from, &packet) {
             // The session started with a spoofed SYN-ACK; this packet belongs to another connection.
-            let what = "it is of another connection than the one that is followed";
-            self.pass_unread(bytes, |unread| &mut unread.other_connection, what);
+            let reason = "it is of another connection than the one that is followed";
+            self.pass_unread(bytes, |unread| &mut unread.other_connection, reason);
             return ACCEPT;
         }
-        deciding.session = SessionRef { index, id: control.id };
-        if how.may_wait && session.may_reorder(from, &packet) {
-            deciding.all_were_queued = session.needs_all_queued();
+        context.session = SessionRef { index, id: control.id };
+        if meta.may_wait && session.may_reorder(from, &packet) {
+            context.all_were_queued = session.needs_all_queued();
             return Decision::Reorder;
         }
-        self.inspect_packet(now, (arrival, &packet, from), None, deciding, effects)
+        self.inspect_packet(now, (queued, &packet, from), None, context, effects)
     }
 
     /// Has the session read a packet, with the `answer` to its pending line if there is one.
@@ -241,16 +235,16 @@ impl Engine {
     fn inspect_packet(
         &mut self,
         now: Instant,
-        (arrival, packet, from): (&QueuedPacket<'_>, &Packet<'_>, Side),
+        (queued, packet, from): (&QueuedPacket<'_>, &Packet<'_>, Side),
         answer: Option<AnsweredLine>,
-        deciding: &mut PacketContext,
+        context: &mut PacketContext,
         effects: &mut Effects,
     ) -> Decision {
-        let (how, index) = (&arrival.meta, deciding.session.index);
+        let (meta, index) = (&queued.meta, context.session.index);
         let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else {
             return Decision::Verdict(Verdict::Accept);
         };
-        deciding.all_were_queued = session.needs_all_queued();
+        context.all_were_queued = session.needs_all_queued();
         let mut connection = Connection {
             now,
             timestamp: control.last_seen,
@@ -264,53 +258,54 @@ impl Engine {
         let inspection = &mut self.inspection;
         inspection.refuses_auth = connection.policy.refuses_auth();
         inspection.answer = answer;
-        let read = session.read_positions();
+        let positions = session.read_positions();
         let mut outcome;
         loop {
             outcome = session.handle_packet(from, packet, inspection, &mut self.changed_payload);
-            for note in inspection.events.drain(..) {
-                connection.handle_dialogue_event(note);
+            for event in inspection.events.drain(..) {
+                connection.handle_dialogue_event(event);
             }
             let Some(request) = inspection.pending.take() else { break };
             let mut attempt = None;
-            let judged = match &request.request {
+            let decided = match &request.request {
                 DecisionRequest::Announcement(announced) => {
                     connection.decide_announcement(announced, &mut attempt)
                 }
                 DecisionRequest::AdjustSequence => AnnouncementOutcome::NeedsKernel,
             };
-            match judged {
-                AnnouncementOutcome::Decided(ruling) => {
-                    inspection.answer = Some((request, DecisionAnswer::Ruling(ruling)));
+            match decided {
+                AnnouncementOutcome::Decided(verdict) => {
+                    inspection.answer = Some((request, DecisionAnswer::Ruling(verdict)));
                 }
                 AnnouncementOutcome::NeedsKernel => {
-                    let QueuedPacket { token, meta: how, bytes } = *arrival;
-                    let waiting = WaitingPacket { token, how, bytes: 0..0, request, attempt };
+                    let QueuedPacket { token, meta, bytes } = *queued;
+                    let waiting =
+                        WaitingPacket { token, meta, bytes: 0..0, line: request, attempt };
                     connection.request(bytes, Box::new(waiting));
                     return Decision::AwaitKernel;
                 }
             }
         }
-        let asks = how.may_wait && session.awaits_probe_answer(from, packet);
-        let is_new = read != session.read_positions();
-        let wanted = wanted_queue_mode(&connection, session, how.queues_all);
+        let awaits_probe = meta.may_wait && session.awaits_probe_answer(from, packet);
+        let is_new = positions != session.read_positions();
+        let wanted = wanted_queue_mode(&connection, session, meta.queues_all);
         if let Some(wanted) = wanted {
             connection.request_mode_change(wanted);
         }
-        deciding.needs_all_queued = wanted == Some(QueueMode::All);
+        context.needs_all_queued = wanted == Some(QueueMode::All);
         if let Some(acknowledgement) = outcome.acknowledge {
             acknowledge(&mut connection, acknowledgement);
         }
-        let attention = connection.control.queue_mode();
-        let is_watched = matches!(attention, Some(QueueMode::Watch | QueueMode::All))
-            || deciding.needs_all_queued;
+        let mode = connection.control.queue_mode();
+        let is_watched =
+            matches!(mode, Some(QueueMode::Watch | QueueMode::All)) || context.needs_all_queued;
         if is_watched && !session.changes_packets() {
             self.sessions.watched.add(now, index, connection.control);
         }
-        let wants_none = session.needs_none_queued();
+        let needs_none = session.needs_none_queued();
         if session.is_over() {
             connection.close_all_pinholes("the control connection ended");
-        } else if wants_none {
+        } else if needs_none {
             connection.close_all_pinholes("the connection is not inspected any more");
         }
         let decision = forward_verdict(
@@ -320,15 +315,15 @@ impl Engine {
             packet,
             &outcome,
             &self.changed_payload,
-            asks,
+            awaits_probe,
         );
-        let ends = flags::FIN | flags::RST | flags::SYN;
-        let says = is_new || packet.flags() & ends != 0;
+        let connection_flags = flags::FIN | flags::RST | flags::SYN;
+        let may_matter = is_new || packet.flags() & connection_flags != 0;
         let is_dropped = matches!(outcome.action, ForwardAction::Drop(_));
         let is_counted = should_count_memory(session, control) || should_count(session, control);
-        if wants_none {
+        if needs_none {
             self.sessions.remove(index);
-        } else if says && !is_dropped {
+        } else if may_matter && !is_dropped {
             // Other changes need no record, because the next packet repeats them.
             self.sessions.mark_changed(index);
         }
@@ -336,10 +331,11 @@ impl Engine {
             self.sessions.update_memory(&mut self.counters, index, effects);
             self.sessions.count_session(&mut self.counters, now, index, effects);
         }
-        let goes_on = matches!(decision, Decision::Verdict(Verdict::Accept | Verdict::Replace(_)));
+        let is_forwarded =
+            matches!(decision, Decision::Verdict(Verdict::Accept | Verdict::Replace(_)));
         // If this machine is an end of the connection, the BPF program sees only half of it, and no SYN from here.
-        let may_rest = is_new || packet.has(flags::SYN);
-        if from == Side::Server && may_rest && goes_on && !how.is_local {
+        let may_be_idle = is_new || packet.has(flags::SYN);
+        if from == Side::Server && may_be_idle && is_forwarded && !meta.is_local {
             self.offer_to_fast_path(index, effects);
         }
         decision
@@ -351,7 +347,7 @@ impl Engine {
         now: Instant,
         packet: &Packet<'_>,
         found: Option<u32>,
-        how: PacketMeta,
+        meta: PacketMeta,
         effects: &mut Effects,
     ) -> Option<u32> {
         if let Some(index) = found
@@ -372,8 +368,8 @@ impl Engine {
             // The session is known only by data in an earlier SYN.
             let is_unknown =
                 session.dialogue().phase() == Phase::PickedUp && !session.is_adjusted();
-            if !(control.spoke_in_syn() && is_unknown) {
-                return self.handle_tuple_reuse(now, index, packet, how.queues_all, effects);
+            if !(control.syn_had_data() && is_unknown) {
+                return self.handle_tuple_reuse(now, index, packet, meta.queues_all, effects);
             }
             self.sessions.forget(index);
             let session = Session::with_unread_syn_data(packet);
@@ -384,12 +380,12 @@ impl Engine {
             return found;
         }
         if let Some(index) = found {
-            self.sessions.table.get_mut(index)?.control.set_spoke_in_syn(true);
+            self.sessions.table.get_mut(index)?.control.set_syn_had_data(true);
             return found;
         }
         // Picked up mid-stream. If the rules do not tell which end sent the packet, the port does, if at all. Conntrack
         // is not asked, because an attacker could cause a lookup with each spoofed packet.
-        let Some(side) = how.from.or_else(|| self.side_by_port(source, destination)) else {
+        let Some(side) = meta.from.or_else(|| self.side_by_port(source, destination)) else {
             self.counters.unread.no_session += 1;
             return None;
         };
@@ -398,7 +394,7 @@ impl Engine {
             Side::Client => self.insert_session(now, (source, destination), session, effects),
             Side::Server => self.insert_session(now, (destination, source), session, effects),
         }?;
-        self.sessions.table.get_mut(index)?.control.set_spoke_in_syn(packet.has(flags::SYN));
+        self.sessions.table.get_mut(index)?.control.set_syn_had_data(packet.has(flags::SYN));
         Some(index)
     }
 
@@ -406,11 +402,11 @@ impl Engine {
     pub(super) fn insert_session(
         &mut self,
         now: Instant,
-        ends: (SocketAddr, SocketAddr),
+        endpoints: (SocketAddr, SocketAddr),
         session: Session,
         effects: &mut Effects,
     ) -> Option<u32> {
-        self.sessions.insert(&mut self.counters, now, ends, session, effects)
+        self.sessions.insert(&mut self.counters, now, endpoints, session, effects)
     }
 
     fn side_by_port(&self, source: SocketAddr, destination: SocketAddr) -> Option<Side> {
@@ -426,7 +422,7 @@ impl Engine {
 
 /// Traces a packet that passes unread.
 #[cold]
-fn trace_unread(bytes: &[u8], what: &str) {
+fn trace_unread(bytes: &[u8], reason: &str) {
     if !tracing::enabled!(tracing::Level::TRACE) {
         return;
     }
@@ -435,10 +431,10 @@ fn trace_unread(bytes: &[u8], what: &str) {
             let (source, destination, seq) =
                 (packet.source(), packet.destination(), packet.seq().0);
             tracing::trace!(
-                "packet passes unread: {what}, {source} -> {destination}, sequence number {seq}"
+                "packet passes unread: {reason}, {source} -> {destination}, sequence number {seq}"
             );
         }
-        Err(error) => tracing::trace!("packet passes unread: {what}, {error}"),
+        Err(error) => tracing::trace!("packet passes unread: {reason}, {error}"),
     }
 }
 
@@ -451,7 +447,7 @@ fn forward_verdict(
     packet: &Packet<'_>,
     outcome: &ForwardPlan,
     changed: &[u8],
-    asks: bool,
+    awaits_probe: bool,
 ) -> Decision {
     let sent = session.map(from.peer());
     let acknowledged = |[left, right]: [Seq; 2]| {
@@ -468,7 +464,7 @@ fn forward_verdict(
         ForwardAction::Drop(reason) => Verdict::Drop(reason),
         // Unreachable: a packet that awaits a decision was parked.
         ForwardAction::AwaitDecision => Verdict::Drop(DropReason::KernelRefused),
-        ForwardAction::Changed { seq, ack, flags, .. } if asks => {
+        ForwardAction::Changed { seq, ack, flags, .. } if awaits_probe => {
             let edit = Edit { seq, ack, payload: Some(&[]), flags, urgent: 0 };
             send_trailing_segment(connection, from, rebuilt(&edit));
             return Decision::Reorder;
@@ -486,15 +482,15 @@ fn forward_verdict(
             Verdict::Drop(DropReason::Resegmented)
         }
         ForwardAction::Changed { seq, ack, payload, flags, urgent } => {
-            let mut whole = changed;
+            let mut body = changed;
             if let Some(TrailingSegment { start, flags }) = outcome.trailing {
-                let (first, rest) = whole.split_at(start);
-                whole = first;
+                let (first, trailing) = body.split_at(start);
+                body = first;
                 let seq = seq + start as u32; // within a packet
-                let edit = Edit { seq, ack, payload: Some(rest), flags, urgent: 0 };
+                let edit = Edit { seq, ack, payload: Some(trailing), flags, urgent: 0 };
                 send_trailing_segment(connection, from, rebuilt(&edit));
             }
-            let payload = payload.then_some(whole);
+            let payload = payload.then_some(body);
             let edit = Edit { seq, ack, payload, flags, urgent };
             let out = &mut connection.effects.replacements;
             let start = out.len();

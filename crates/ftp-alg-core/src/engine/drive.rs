@@ -42,7 +42,7 @@ pub trait Host {
     fn give_verdicts(&mut self, effects: &[Effects]);
 
     /// Takes the events, and the number of omitted ones.
-    fn report_events(&mut self, _events: &mut Vec<Event>, _more: u64) {}
+    fn report_events(&mut self, _events: &mut Vec<Event>, _omitted: u64) {}
 }
 
 /// Carries out the effects of several engines, and empties them.
@@ -80,12 +80,12 @@ impl Step {
         Some(match self {
             Self::CheckRequests if all.iter().any(Effects::has_kernel_requests) => Self::LookUp,
             Self::CheckRequests => {
-                let is_held =
+                let is_unchecked =
                     |effects: &&mut Effects| effects.is_active && !effects.downtime_recorded;
                 if !host.had_downtime() {
                     return Self::Conclude.run(host, now, all);
                 }
-                for effects in all.iter_mut().filter(is_held) {
+                for effects in all.iter_mut().filter(is_unchecked) {
                     effects.downtime_recorded = true;
                     host.with_engine(effects.shard, |engine| {
                         engine.undo_changes_after_downtime(effects)
@@ -140,50 +140,47 @@ impl Step {
 }
 
 fn look_up(kernel: &mut impl Kernel, all: &mut [Effects]) {
-    for ask in all.iter_mut().flat_map(|effects| &mut effects.lookups) {
-        ask.answer = Some(kernel.lookup_translation(ask.request.client, ask.request.server));
+    for lookup in all.iter_mut().flat_map(|effects| &mut effects.lookups) {
+        lookup.answer =
+            Some(kernel.lookup_translation(lookup.request.client, lookup.request.server));
     }
 }
 
 /// Opens all pinholes of all engines in one transaction.
 fn open_pinholes(kernel: &mut impl Kernel, all: &mut [Effects]) {
-    let Some(asking) = all.iter().find(|effects| !effects.openings.is_empty()) else { return };
-    let places = asking.registry.clone();
+    let Some(requester) = all.iter().find(|effects| !effects.openings.is_empty()) else { return };
+    let registry = requester.registry.clone();
     let openings: Vec<Opening> =
-        all.iter().flat_map(|effects| &effects.openings).map(|ask| ask.request).collect();
-    for Effects { fast_path_closings: shut, .. } in
+        all.iter().flat_map(|effects| &effects.openings).map(|opening| opening.request).collect();
+    for Effects { fast_path_closings: closings, .. } in
         all.iter_mut().filter(|effects| !effects.fast_path_closings.is_empty())
     {
-        kernel.close_fast_path_pinholes(shut);
-        shut.clear();
+        kernel.close_fast_path_pinholes(closings);
+        closings.clear();
     }
     let closed = all.iter_mut().flat_map(|effects| effects.closed_before_opening.drain(..));
     let mut outcomes = Vec::with_capacity(openings.len());
     // A pinhole that cannot be closed expires.
-    let _ = places
+    let _ = registry
         .update_kernel(closed, |closed| kernel.update_pinholes(closed, &openings, &mut outcomes));
     let mut outcomes = outcomes.into_iter();
-    for ask in all.iter_mut().flat_map(|effects| &mut effects.openings) {
-        ask.answer = outcomes.next();
+    for opening in all.iter_mut().flat_map(|effects| &mut effects.openings) {
+        opening.answer = outcomes.next();
     }
 }
 
 fn set_queue_modes(kernel: &mut impl Kernel, all: &mut [Effects]) {
-    for ask in all.iter_mut().flat_map(|effects| &mut effects.mode_changes) {
-        let QueueModeChange {
-            connection: Lookup { client, server },
-            translation,
-            mode: attention,
-            ..
-        } = ask.request;
+    for change in all.iter_mut().flat_map(|effects| &mut effects.mode_changes) {
+        let QueueModeChange { connection: Lookup { client, server }, translation, mode, .. } =
+            change.request;
         let known = match translation {
             Some(known) => Ok(known),
             None => kernel
                 .lookup_translation(client, server)
                 .and_then(|found| found.ok_or(KernelError::Unknown)),
         };
-        ask.answer =
-            Some(known.and_then(|known| kernel.set_queue_mode(&known, attention).map(|()| known)));
+        change.answer =
+            Some(known.and_then(|known| kernel.set_queue_mode(&known, mode).map(|()| known)));
     }
 }
 
@@ -193,8 +190,8 @@ fn finish<H: Host>(host: &mut H, effects: &mut Effects) {
     for Injection { session, client, server, packet, .. } in &effects.injections {
         if let Err(error) = host.kernel().inject(packet) {
             errors += 1;
-            let (session, what) = (session.id, EventKind::KernelRefused(error.to_string()));
-            effects.events.push(Event { session, client: *client, server: *server, kind: what });
+            let (session, kind) = (session.id, EventKind::KernelRefused(error.to_string()));
+            effects.events.push(Event { session, client: *client, server: *server, kind });
         }
     }
     if !effects.fast_path_closings.is_empty() {
@@ -213,9 +210,9 @@ fn finish<H: Host>(host: &mut H, effects: &mut Effects) {
     if errors > 0 {
         host.with_engine(effects.shard, |engine| engine.count_errors(errors));
     }
-    let (events, more) = effects.events.pending_mut();
-    if !events.is_empty() || more > 0 {
-        host.report_events(events, more);
+    let (events, omitted) = effects.events.pending_mut();
+    if !events.is_empty() || omitted > 0 {
+        host.report_events(events, omitted);
         events.clear();
     }
     effects.clear();

@@ -102,10 +102,10 @@ impl<Q, A> KernelRequest<Q, A> {
     #[inline(always)] // built where it stays
     pub(super) fn new(
         session: SessionRef,
-        question: Q,
+        request: Q,
         waiting: Option<Box<WaitingPacket>>,
     ) -> Self {
-        Self { session, request: question, answer: None, waiting }
+        Self { session, request, answer: None, waiting }
     }
 }
 
@@ -113,11 +113,11 @@ impl<Q, A> KernelRequest<Q, A> {
 #[derive(Debug)]
 pub(super) struct WaitingPacket {
     pub(super) token: Token,
-    pub(super) how: PacketMeta,
+    pub(super) meta: PacketMeta,
     /// Position of its bytes in [`Effects::waiting_bytes`].
     pub(super) bytes: Range<usize>,
     /// The line that needs a decision.
-    pub(super) request: Box<PendingLine>,
+    pub(super) line: Box<PendingLine>,
     /// The reserved pinhole, if the request is to open one.
     pub(super) attempt: Option<Attempt>,
 }
@@ -230,9 +230,9 @@ impl Effects {
     }
 
     /// Marks the effects as in use by an engine with this registry.
-    pub(super) fn activate(&mut self, places: &PinholeRegistry) {
+    pub(super) fn activate(&mut self, registry: &PinholeRegistry) {
         self.is_active = true;
-        self.registry.share_with(places);
+        self.registry.share_with(registry);
     }
 
     /// Whether the kernel must answer requests before anything else is done.

@@ -91,7 +91,7 @@ impl fmt::Display for Event {
         write!(f, "#{} {} -> {}: ", self.session, self.client, self.server)?;
         match &self.kind {
             EventKind::Announcement(decision) => decision.fmt(f),
-            EventKind::UnreadableReply(said) => write!(f, "pass \"{said}\": it names no endpoint"),
+            EventKind::UnreadableReply(text) => write!(f, "pass \"{text}\": it names no endpoint"),
             EventKind::PinholeClosed(pinhole, why) => write!(f, "closed pinhole {pinhole}: {why}"),
             EventKind::PinholeExpired(pinhole, kind) => {
                 write!(f, "closed pinhole {pinhole} for {kind}: nobody connected in time")
@@ -115,8 +115,8 @@ impl fmt::Display for AnnouncementDecision {
         if let Some(announced) = self.announced {
             write!(f, " {announced}")?;
         }
-        if let Some(said) = &self.unread_text {
-            write!(f, " \"{said}\"")?;
+        if let Some(text) = &self.unread_text {
+            write!(f, " \"{text}\"")?;
         }
         if let Some(rewritten) = self.rewritten {
             write!(f, " as {rewritten}")?;
@@ -146,9 +146,9 @@ impl Events {
     }
 
     /// Adds several events, and a number of omitted ones.
-    pub fn append(&mut self, events: &mut Vec<Event>, more: u64) {
+    pub fn append(&mut self, events: &mut Vec<Event>, omitted: u64) {
         events.drain(..).for_each(|event| self.push(event));
-        self.omitted += more;
+        self.omitted += omitted;
     }
 
     /// The stored events, to be drained, and the number of omitted ones.

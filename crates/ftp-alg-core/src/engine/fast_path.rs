@@ -39,8 +39,9 @@ impl Engine {
         effects.activate(self.sessions.pinholes.registry());
         let mut bytes = Vec::new();
         for line in lines {
-            let ends: [SocketAddr; 2] = [line.client.into(), line.server.into()];
-            let Some(index) = self.sessions.table.find(&Key::between(ends[0], ends[1])) else {
+            let endpoints: [SocketAddr; 2] = [line.client.into(), line.server.into()];
+            let Some(index) = self.sessions.table.find(&Key::between(endpoints[0], endpoints[1]))
+            else {
                 continue;
             };
             let Some(Entry { control, .. }) = self.sessions.table.get_mut(index) else { continue };
@@ -49,16 +50,16 @@ impl Engine {
                 continue;
             }
             let is_missing = line.line != control.fast_path().lines_inspected + 1;
-            let judging = control.fast_path_mut();
-            (judging.lines_inspected, judging.idle_handovers) = (line.line, 0);
-            self.sessions.ungreeted_handovers -= judging.clear_ungreeted();
+            let state = control.fast_path_mut();
+            (state.lines_inspected, state.idle_handovers) = (line.line, 0);
+            self.sessions.ungreeted_handovers -= state.clear_ungreeted();
             let [source, destination] = match line.from {
-                Side::Client => ends,
-                Side::Server => [ends[1], ends[0]],
+                Side::Client => endpoints,
+                Side::Server => [endpoints[1], endpoints[0]],
             };
             let (seq, ack) = (Seq(line.seq), Seq(line.ack));
-            let last = if line.is_fin { flags::FIN } else { flags::PSH };
-            let header = (line.window, flags::ACK | last);
+            let end_flag = if line.is_fin { flags::FIN } else { flags::PSH };
+            let header = (line.window, flags::ACK | end_flag);
             packet::segment((source, destination), (seq, ack), header, line.bytes, &mut bytes);
             let Ok(packet) = Packet::parse(&bytes) else { continue };
             // Lines of other connections that are read later may be older than this one.
@@ -78,18 +79,18 @@ impl Engine {
         effects: &mut Effects,
     ) {
         self.counters.fast_path_lines += 1;
-        let moment = self.sessions.epoch.timestamp(line.at);
+        let timestamp = self.sessions.epoch.timestamp(line.at);
         let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else { return };
-        control.last_seen = moment;
-        if let Some(opener) = line.consumed_pinhole {
-            let consumed = Some(FastPathPinhole { flow: line.flow, line: opener });
+        control.last_seen = timestamp;
+        if let Some(opening_line) = line.consumed_pinhole {
+            let consumed = Some(FastPathPinhole { flow: line.flow, line: opening_line });
             let held = control.pinholes_mut().into_iter().flatten();
             held.filter(|held| held.fast_path_id() == consumed)
                 .for_each(|held| held.is_consumed = true);
         }
         let mut connection = Connection {
             now: line.at,
-            timestamp: moment,
+            timestamp,
             index,
             policy: self.sessions.policy.for_network(control.network()),
             control,
@@ -100,22 +101,22 @@ impl Engine {
         let inspection = &mut self.inspection;
         inspection.refuses_auth = connection.policy.refuses_auth();
         inspection.answer = None;
-        let mut hole =
+        let mut opened =
             line.opened_pinhole.then_some(FastPathPinhole { flow: line.flow, line: line.line });
-        let mut is_alike = true;
+        let mut matches = true;
         let is_adjusted = session.is_adjusted();
         let outcome = loop {
             let outcome =
                 session.handle_packet(line.from, packet, inspection, &mut self.changed_payload);
-            for note in inspection.events.drain(..) {
-                connection.handle_dialogue_event(note);
+            for event in inspection.events.drain(..) {
+                connection.handle_dialogue_event(event);
             }
             let Some(request) = inspection.pending.take() else { break outcome };
-            let known = match &request.request {
+            let answer = match &request.request {
                 DecisionRequest::Announcement(announced) => {
-                    is_alike &= hole.is_some();
-                    let ruling = connection.decide_fast_path_announcement(announced, &mut hole);
-                    DecisionAnswer::Ruling(match ruling {
+                    matches &= opened.is_some();
+                    let verdict = connection.decide_fast_path_announcement(announced, &mut opened);
+                    DecisionAnswer::Ruling(match verdict {
                         AnnouncementVerdict::Open { endpoint, .. } => {
                             AnnouncementVerdict::Open { endpoint, zeros: line.zeros }
                         }
@@ -124,9 +125,9 @@ impl Engine {
                 }
                 DecisionRequest::AdjustSequence => DecisionAnswer::Lengthen(false),
             };
-            inspection.answer = Some((request, known));
+            inspection.answer = Some((request, answer));
         };
-        is_alike &= match outcome.action {
+        matches &= match outcome.action {
             ForwardAction::Unchanged => true,
             // Also a packet that only follows an unacknowledged rewrite.
             ForwardAction::Changed { seq, ack, payload, .. } => {
@@ -146,7 +147,7 @@ impl Engine {
         if is_over {
             self.sessions.take_back(index);
         }
-        if !is_alike || hole.is_some() {
+        if !matches || opened.is_some() {
             self.handle_fast_path_mismatch(index, effects);
         }
         if is_counted {
@@ -179,20 +180,20 @@ impl Engine {
 
 impl Sessions {
     /// Sets whether connections are handed over. If not, all are taken back.
-    pub fn set_uses_fast_path(&mut self, hands_over: bool) {
-        self.uses_fast_path = hands_over;
-        if !hands_over {
+    pub fn set_uses_fast_path(&mut self, enabled: bool) {
+        self.uses_fast_path = enabled;
+        if !enabled {
             self.take_all_back();
         }
     }
 
     fn hand_over(&mut self, index: u32, effects: &mut Effects) {
         let Some(Entry { session, control }) = self.table.get_mut(index) else { return };
-        let judging = control.fast_path();
-        if judging.is_handed_over || !judging.may_be_handed_over() || !session.is_idle() {
+        let state = control.fast_path();
+        if state.is_handed_over || !state.may_be_handed_over() || !session.is_idle() {
             return;
         }
-        if control.incarnation().is_some() || control.is_busy() || control.spoke_in_syn() {
+        if control.incarnation().is_some() || control.is_busy() || control.syn_had_data() {
             return;
         }
         if control.client().is_ipv6() {
@@ -202,8 +203,8 @@ impl Sessions {
         if control.pinholes().iter().any(|held| !held.is_fast_path()) {
             return;
         }
-        let is_silent = session.dialogue().phase() == Phase::NotGreeted;
-        if is_silent && self.ungreeted_handovers >= MAX_UNGREETED {
+        let is_ungreeted = session.dialogue().phase() == Phase::NotGreeted;
+        if is_ungreeted && self.ungreeted_handovers >= MAX_UNGREETED {
             return;
         }
         let Some(translation) = control.translation().copied() else {
@@ -214,11 +215,15 @@ impl Sessions {
             return;
         };
         let policy = self.policy.for_network(control.network());
-        let named = |kind| match external(kind, &translation, policy) {
+        let announced_address = |kind| match external(kind, &translation, policy) {
             Ok(IpAddr::V4(address)) => Some(address),
             _ => None,
         };
-        let (Some(client), Some(server)) = (named(Kind::Port), named(Kind::Pasv)) else { return };
+        let (Some(client), Some(server)) =
+            (announced_address(Kind::Port), announced_address(Kind::Pasv))
+        else {
+            return;
+        };
         // The BPF program would pad a 227 with blanks.
         if !policy.preserves_length
             && server.to_string().len() < translation.server.ip().to_string().len()
@@ -232,26 +237,26 @@ impl Sessions {
         if !self.pinholes.grant_fast_path(policy, translation.client.ip()) {
             return;
         }
-        let next = [session.next_seq(Side::Client).0, session.next_seq(Side::Server).0];
-        let judging = control.fast_path_mut();
-        (judging.is_handed_over, judging.is_ungreeted) = (true, is_silent);
-        self.ungreeted_handovers += u32::from(is_silent);
-        judging.count_idle_handover();
+        let next_seq = [session.next_seq(Side::Client).0, session.next_seq(Side::Server).0];
+        let state = control.fast_path_mut();
+        (state.is_handed_over, state.is_ungreeted) = (true, is_ungreeted);
+        self.ungreeted_handovers += u32::from(is_ungreeted);
+        state.count_idle_handover();
         self.flow_changes.push(FlowChange::Handover(Handover {
             flow: control.id,
             lines: control.fast_path().lines_inspected,
-            next_seq: next,
+            next_seq,
             login: match session.dialogue().is_logged_in() {
                 true => LoginStage::LoggedIn,
-                false if is_silent => LoginStage::NotGreeted,
+                false if is_ungreeted => LoginStage::NotGreeted,
                 false => LoginStage::Greeted,
             },
             translation,
             announced_addresses: [client, server],
             seq_offsets: session.is_adjusted().then(|| {
                 [Side::Client, Side::Server].map(|side| {
-                    let (by, since) = session.sequence_offset(side);
-                    SequenceOffset { offset: by, first_seq: since.0 }
+                    let (offset, first_seq) = session.sequence_offset(side);
+                    SequenceOffset { offset, first_seq: first_seq.0 }
                 })
             }),
             zeros: if policy.preserves_length { session.dialogue().zeros() } else { Zeros::None },
@@ -263,22 +268,22 @@ impl Sessions {
     /// Takes the connection at `index` back from the BPF program.
     pub(super) fn take_back(&mut self, index: u32) {
         let Some(Entry { control, .. }) = self.table.get_mut(index) else { return };
-        if let Some(taken) = withdrawal(control, &mut self.ungreeted_handovers) {
-            self.push_withdrawal(taken);
+        if let Some(withdrawn) = withdrawal(control, &mut self.ungreeted_handovers) {
+            self.push_withdrawal(withdrawn);
             self.mark_changed(index);
         }
     }
 
     /// Takes back a connection that was just removed from the table.
     pub(super) fn withdraw_removed(&mut self, control: &mut super::Control) {
-        if let Some(taken) = withdrawal(control, &mut self.ungreeted_handovers) {
-            self.push_withdrawal(taken);
+        if let Some(withdrawn) = withdrawal(control, &mut self.ungreeted_handovers) {
+            self.push_withdrawal(withdrawn);
         }
     }
 
-    fn push_withdrawal(&mut self, taken: Withdrawal) {
-        self.pinholes.revoke_fast_path_grant(taken.translation.client.ip());
-        self.flow_changes.push(FlowChange::Withdraw(taken));
+    fn push_withdrawal(&mut self, withdrawal: Withdrawal) {
+        self.pinholes.revoke_fast_path_grant(withdrawal.translation.client.ip());
+        self.flow_changes.push(FlowChange::Withdraw(withdrawal));
     }
 
     /// Takes all connections back.
@@ -296,15 +301,15 @@ impl Sessions {
 
     /// Moves the BPF program's pinholes to the rules. Returns those that are still unused.
     pub fn move_pinholes_to_rules(&mut self) -> Vec<Pinhole> {
-        let mut left = Vec::new();
+        let mut unused = Vec::new();
         for Entry { control, .. } in self.table.iter_mut() {
             for held in control.pinholes_mut().into_iter().flatten() {
                 if self.pinholes.move_to_rules(held) && !held.in_use {
-                    left.push(held.pinhole);
+                    unused.push(held.pinhole);
                 }
             }
         }
-        left
+        unused
     }
 
     /// The held pinholes of the rules.
@@ -315,18 +320,19 @@ impl Sessions {
 
     /// Numbers of the sessions on the fast path.
     pub fn fast_path_sessions(&self) -> impl Iterator<Item = u64> {
-        let handed = self.table.iter().filter(|entry| entry.control.fast_path().is_handed_over);
-        handed.map(|entry| entry.control.id)
+        let handed_over =
+            self.table.iter().filter(|entry| entry.control.fast_path().is_handed_over);
+        handed_over.map(|entry| entry.control.id)
     }
 }
 
-fn withdrawal(control: &mut super::Control, silent: &mut u32) -> Option<Withdrawal> {
+fn withdrawal(control: &mut super::Control, ungreeted: &mut u32) -> Option<Withdrawal> {
     if !control.fast_path().is_handed_over {
         return None;
     }
-    let judging = control.fast_path_mut();
-    judging.is_handed_over = false;
-    *silent -= judging.clear_ungreeted();
+    let state = control.fast_path_mut();
+    state.is_handed_over = false;
+    *ungreeted -= state.clear_ungreeted();
     let translation = *control.translation()?;
     Some(Withdrawal { flow: control.id, translation })
 }

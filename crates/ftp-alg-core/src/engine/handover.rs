@@ -146,13 +146,13 @@ impl FlowChanges {
         }
     }
 
-    /// Calls `tell` with all changes that were not sent yet. After the return, all earlier changes have been sent, by
+    /// Calls `send` with all changes that were not sent yet. After the return, all earlier changes have been sent, by
     /// this thread or another.
-    pub fn send_pending(&self, tell: impl FnOnce(&[FlowChange])) {
-        let _telling = lock(&self.0.sending);
+    pub fn send_pending(&self, send: impl FnOnce(&[FlowChange])) {
+        let _sending = lock(&self.0.sending);
         let changes = std::mem::take(&mut *lock(&self.0.changes));
         if !changes.is_empty() {
-            tell(&changes);
+            send(&changes);
         }
     }
 }

@@ -32,7 +32,7 @@ impl Index {
     /// The table slot with this hash for which `is` returns true.
     pub fn find(&self, hash: u64, mut is: impl FnMut(u32) -> bool) -> Option<u32> {
         let part = &self.parts[part_of(hash)];
-        part.position(hash, &mut is).map(|at| place(part.slots[at]))
+        part.position(hash, &mut is).map(|at| table_slot(part.slots[at]))
     }
 
     /// Reads the index slot where a search for this hash starts, so that it is cached afterwards.
@@ -43,14 +43,14 @@ impl Index {
     }
 
     /// Inserts a table slot.
-    pub fn insert(&mut self, hash: u64, place: u32) {
-        self.parts[part_of(hash)].insert(hash << 32 | (u64::from(place) + 1));
+    pub fn insert(&mut self, hash: u64, table_slot: u32) {
+        self.parts[part_of(hash)].insert(hash << 32 | (u64::from(table_slot) + 1));
     }
 
     /// Removes a table slot.
-    pub fn remove(&mut self, hash: u64, place: u32) {
+    pub fn remove(&mut self, hash: u64, table_slot: u32) {
         let part = &mut self.parts[part_of(hash)];
-        if let Some(at) = part.position(hash, &mut |found| found == place) {
+        if let Some(at) = part.position(hash, &mut |found| found == table_slot) {
             part.remove(at);
         }
     }
@@ -65,7 +65,7 @@ impl Part {
             if slot == 0 {
                 return None; // there is one always
             }
-            if slot >> 32 == hash & 0xffff_ffff && is(place(slot)) {
+            if slot >> 32 == hash & 0xffff_ffff && is(table_slot(slot)) {
                 return Some(at);
             }
             at = (at + 1) & mask;
@@ -123,7 +123,7 @@ fn home(slot: Slot) -> usize {
     (slot >> 32) as usize
 }
 
-fn place(slot: Slot) -> u32 {
+fn table_slot(slot: Slot) -> u32 {
     (slot as u32).wrapping_sub(1)
 }
 
@@ -152,7 +152,7 @@ mod tests {
                     known.remove(&n);
                 }
                 for n in 0..40 {
-                    let found = index.find(hash(n), |place| place == n as u32);
+                    let found = index.find(hash(n), |table_slot| table_slot == n as u32);
                     prop_assert_eq!(found.is_some(), known.contains_key(&n));
                 }
             }

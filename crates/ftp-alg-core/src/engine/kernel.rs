@@ -140,18 +140,15 @@ pub trait Kernel {
 
     /// Sets which later packets of this control connection are queued. [`KernelError::Unknown`] if conntrack does not
     /// know it.
-    fn set_queue_mode(
-        &mut self,
-        control: &Translation,
-        attention: QueueMode,
-    ) -> Result<(), KernelError>;
+    fn set_queue_mode(&mut self, control: &Translation, mode: QueueMode)
+    -> Result<(), KernelError>;
 
     /// Hands connections over to the fast path's BPF program and takes others back. Without a fast path it does
     /// nothing.
     fn apply_flow_changes(&mut self, _changes: &[FlowChange]) {}
 
     /// Closes pinholes that the BPF program opened, if they are still open.
-    fn close_fast_path_pinholes(&mut self, _shut: &[FastPathPinholeClosing]) {}
+    fn close_fast_path_pinholes(&mut self, _closings: &[FastPathPinholeClosing]) {}
 
     /// Sends an IP packet from this machine, without connection tracking.
     fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError>;

@@ -36,7 +36,7 @@ const UNCOUNTED_BYTES: usize = 512;
 #[derive(Default)]
 pub(super) struct MemoryBudget {
     /// Bytes held in all shards.
-    all: Arc<AtomicUsize>,
+    total: Arc<AtomicUsize>,
     own: usize,
     /// Serial number and bytes, by table slot.
     held: AHashMap<u32, (u64, usize)>,
@@ -48,33 +48,33 @@ pub(super) struct MemoryBudget {
 impl MemoryBudget {
     /// The budget of another shard.
     pub(super) fn new_shard(&self) -> Self {
-        Self { all: Arc::clone(&self.all), ..Self::default() }
+        Self { total: Arc::clone(&self.total), ..Self::default() }
     }
 
     /// Bytes held in all shards.
-    pub(super) fn all(&self) -> usize {
-        self.all.load(Ordering::Relaxed)
+    pub(super) fn total(&self) -> usize {
+        self.total.load(Ordering::Relaxed)
     }
 
-    /// Sets the bytes of the session in table slot `place`. Returns whether it holds more than before.
-    fn set(&mut self, place: u32, bytes: usize) -> bool {
-        let before = self.held.get(&place).copied();
+    /// Sets the bytes of the session in table slot `slot`. Returns whether it holds more than before.
+    fn set(&mut self, slot: u32, bytes: usize) -> bool {
+        let before = self.held.get(&slot).copied();
         if bytes == 0 {
-            if let Some((serial, _)) = self.held.remove(&place) {
+            if let Some((serial, _)) = self.held.remove(&slot) {
                 self.by_age.remove(&serial);
             }
-        } else if let Some((_, held)) = self.held.get_mut(&place) {
+        } else if let Some((_, held)) = self.held.get_mut(&slot) {
             *held = bytes;
         } else {
             self.serial += 1;
-            self.held.insert(place, (self.serial, bytes));
-            self.by_age.insert(self.serial, place);
+            self.held.insert(slot, (self.serial, bytes));
+            self.by_age.insert(self.serial, slot);
         }
         let before = before.map_or(0, |(_, held)| held);
         if bytes >= before {
-            self.all.fetch_add(bytes - before, Ordering::Relaxed);
+            self.total.fetch_add(bytes - before, Ordering::Relaxed);
         } else {
-            self.all.fetch_sub(before - bytes, Ordering::Relaxed);
+            self.total.fetch_sub(before - bytes, Ordering::Relaxed);
         }
         self.own = self.own - before + bytes;
         bytes > before
@@ -82,14 +82,14 @@ impl MemoryBudget {
 
     /// Whether this shard must free memory, if `engines` shards share `budget`.
     fn exceeds(&self, budget: usize, engines: usize) -> bool {
-        let all = self.all();
-        all > budget || (all > budget - budget / 4 && self.own > budget / engines.max(1))
+        let total = self.total();
+        total > budget || (total > budget - budget / 4 && self.own > budget / engines.max(1))
     }
 
     /// The session that has been counted longest, and its bytes.
     fn oldest(&self) -> Option<(u32, usize)> {
-        let place = *self.by_age.first_key_value()?.1;
-        Some((place, self.held.get(&place)?.1))
+        let slot = *self.by_age.first_key_value()?.1;
+        Some((slot, self.held.get(&slot)?.1))
     }
 }
 
@@ -102,7 +102,7 @@ pub(super) fn should_count_memory(session: &Session, control: &Control) -> bool 
 impl Sessions {
     /// Bytes that the counted sessions of all shards hold.
     pub fn memory(&self) -> usize {
-        self.memory.all()
+        self.memory.total()
     }
 
     /// Records the memory of the session at `index`, and enforces the budget.
@@ -154,21 +154,21 @@ impl Sessions {
         }
     }
 
-    /// Resets the session at `index` because of `why`: resets are sent to both ends, and no later packet is forwarded.
-    pub(super) fn reset_session(&mut self, index: u32, why: String, effects: &mut Effects) {
+    /// Resets the session at `index` because of `reason`: resets are sent to both ends, and no later packet is forwarded.
+    pub(super) fn reset_session(&mut self, index: u32, reason: String, effects: &mut Effects) {
         let Some(Entry { session, control }) = self.table.get_mut(index) else { return };
         for held in control.take_pinholes() {
             self.pinholes.close(held);
         }
-        effects.events.push(control.event(EventKind::Reset(why)));
+        effects.events.push(control.event(EventKind::Reset(reason)));
         // Its later packets are dropped here, and answered.
         renew_queue_mode(effects, index, control, QueueMode::All, Purpose::Session);
         for to in [Side::Client, Side::Server] {
-            let [first, second] = session.reset_numbers(to);
+            let [expected, other] = session.reset_numbers(to);
             let ack = session.next_seq(to);
-            effects.injections.push(reset(index, control, to, first, ack));
-            if second != first {
-                effects.injections.push(reset(index, control, to, second, ack));
+            effects.injections.push(reset(index, control, to, expected, ack));
+            if other != expected {
+                effects.injections.push(reset(index, control, to, other, ack));
             }
         }
         session.reset();
@@ -212,12 +212,12 @@ fn reset(index: u32, control: &Control, to: Side, seq: Seq, ack: Seq) -> Injecti
         Side::Client => (server, client),
         Side::Server => (client, server),
     };
-    let (mut plain, mut packet) = (Vec::new(), Vec::new());
-    packet::acknowledgement(source, destination, seq, ack, 0, None, &mut plain);
-    if let Ok(plain) = Packet::parse(&plain) {
+    let (mut acknowledgement, mut packet) = (Vec::new(), Vec::new());
+    packet::acknowledgement(source, destination, seq, ack, 0, None, &mut acknowledgement);
+    if let Ok(acknowledgement) = Packet::parse(&acknowledgement) {
         let flags = flags::RST | flags::ACK;
         let edit = Edit { seq, ack, payload: None, flags, urgent: 0 };
-        plain.rebuild(&edit, |_| None, &mut packet);
+        acknowledgement.rebuild(&edit, |_| None, &mut packet);
     }
     let session = SessionRef { index, id: control.id };
     Injection { session, recipient: to, client, server, packet }

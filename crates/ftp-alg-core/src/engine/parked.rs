@@ -30,12 +30,12 @@ impl Engine {
         session: SessionRef,
         effects: &mut Effects,
     ) {
-        let QueuedPacket { token, bytes, meta: how } = *packet;
+        let QueuedPacket { token, bytes, meta } = *packet;
         if !self.has_room_to_park(bytes) {
             let verdict = Verdict::Drop(DropReason::Overflow);
             return self.release(packet, verdict, PacketContext::UNKNOWN, effects);
         }
-        self.parked_packets.push(ParkedPacket { session, bytes: bytes.to_vec(), token, meta: how });
+        self.parked_packets.push(ParkedPacket { session, bytes: bytes.to_vec(), token, meta });
     }
 
     fn has_room_to_park(&self, bytes: &[u8]) -> bool {
@@ -49,7 +49,7 @@ impl Engine {
         &mut self,
         now: Instant,
         session: SessionRef,
-        waited: Option<(QueuedPacket<'_>, Option<AnsweredLine>)>,
+        answered: Option<(QueuedPacket<'_>, Option<AnsweredLine>)>,
         effects: &mut Effects,
     ) {
         if let Some(Entry { control, .. }) =
@@ -57,7 +57,7 @@ impl Engine {
         {
             control.end_request();
         }
-        match waited {
+        match answered {
             Some((packet, Some(answer))) => {
                 self.handle_answered_packet(now, &packet, session, answer, effects)
             }
@@ -66,11 +66,11 @@ impl Engine {
         }
         while !self.parked_packets.is_empty()
             && !self.awaits_kernel(session)
-            && let Some(at) =
+            && let Some(index) =
                 self.parked_packets.iter().position(|parked| parked.session == session)
         {
-            let ParkedPacket { bytes, token, meta: how, .. } = self.parked_packets.remove(at);
-            self.handle_packet(now, &QueuedPacket { token, bytes: &bytes, meta: how }, effects);
+            let ParkedPacket { bytes, token, meta, .. } = self.parked_packets.remove(index);
+            self.handle_packet(now, &QueuedPacket { token, bytes: &bytes, meta }, effects);
         }
     }
 

@@ -57,7 +57,7 @@ pub struct PinholeRecord {
     pub deadline: u64,
     answered: bool,
     in_use: bool,
-    hole: Option<FastPathPinhole>,
+    fast_path: Option<FastPathPinhole>,
 }
 
 /// A pinhole that is being opened, with its external port reserved.
@@ -70,7 +70,7 @@ pub struct Proposal {
     lifetime: Duration,
     serial: u64,
     /// The candidate ports, and how many were tried.
-    draws: PortCandidates,
+    candidates: PortCandidates,
     /// The entry with the same endpoints that this one replaces.
     replaced: Option<RegistryEntry>,
 }
@@ -92,9 +92,9 @@ impl Proposal {
         Opening { pinhole, control: *control, from_client: !kind.is_active(), lifetime }
     }
 
-    fn withdraw(&self, common: &mut RegistryState, closed: &mut Vec<PinholeClosing>) {
+    fn withdraw(&self, state: &mut RegistryState, closed: &mut Vec<PinholeClosing>) {
         let Self { pinhole, client, serial, replaced, .. } = *self;
-        closed.extend(common.withdraw(pinhole, serial, client, replaced));
+        closed.extend(state.withdraw(pinhole, serial, client, replaced));
     }
 }
 
@@ -179,26 +179,27 @@ impl PinholeTable {
         &mut self,
         policy: &Policy,
         control: &Translation,
-        form: PortFormat,
+        format: PortFormat,
         wanted: Pinhole,
         closed: &mut Vec<PinholeClosing>,
     ) -> Result<Proposal, OpenError> {
         let client = client_key(control.client.ip());
-        let mut common = self.registry.lock();
+        let mut state = self.registry.lock();
         self.to_close.append(&mut self.consumed);
-        settle(&mut self.to_close, &mut common, closed, &mut self.fast_path_closings);
-        common.check(client, policy.max_pinholes_per_client, self.capacity)?;
-        let draws = PortCandidates {
+        settle(&mut self.to_close, &mut state, closed, &mut self.fast_path_closings);
+        state.check(client, policy.max_pinholes_per_client, self.capacity)?;
+        let candidates = PortCandidates {
             announced: wanted.arrival.port(),
-            format: form,
-            seed: common.serial,
+            format,
+            seed: state.serial,
             tried: 0,
         };
         let lifetime = policy.pinhole_lifetime;
-        let (pinhole, kind, serial, replaced) = (wanted, form.kind, 0, None);
-        let mut proposal = Proposal { pinhole, kind, client, lifetime, serial, draws, replaced };
+        let (pinhole, kind, serial, replaced) = (wanted, format.kind, 0, None);
+        let mut proposal =
+            Proposal { pinhole, kind, client, lifetime, serial, candidates, replaced };
         reserve(
-            &mut common,
+            &mut state,
             &mut proposal,
             policy,
             &self.random,
@@ -214,9 +215,9 @@ impl PinholeTable {
         proposal: &mut Proposal,
         closed: &mut Vec<PinholeClosing>,
     ) -> Result<(), OpenError> {
-        let mut common = self.registry.lock();
-        proposal.withdraw(&mut common, closed);
-        reserve(&mut common, proposal, policy, &self.random, (closed, &mut self.fast_path_closings))
+        let mut state = self.registry.lock();
+        proposal.withdraw(&mut state, closed);
+        reserve(&mut state, proposal, policy, &self.random, (closed, &mut self.fast_path_closings))
     }
 
     /// Withdraws a reservation, because the kernel did not open the pinhole. If the entry that it replaced must be
@@ -242,15 +243,17 @@ impl PinholeTable {
     /// Holds `pinhole`, which the BPF program opened at the time `at` for the session `owner` of `client`.
     pub fn hold_fast_path_pinhole(
         &mut self,
-        (hole, at): (FastPathPinhole, Instant),
+        (fast_path, at): (FastPathPinhole, Instant),
         owner: u32,
         client: IpAddr,
         (kind, lifetime): (Kind, Duration),
         pinhole: Pinhole,
     ) -> HeldPinhole {
         let client = client_key(client);
-        let serial = self.registry.lock().insert_from_fast_path((pinhole, hole), (client, false));
-        let held = HeldPinhole::new(pinhole, kind, at + lifetime, (client, serial), Some(hole));
+        let serial =
+            self.registry.lock().insert_from_fast_path((pinhole, fast_path), (client, false));
+        let held =
+            HeldPinhole::new(pinhole, kind, at + lifetime, (client, serial), Some(fast_path));
         self.deadlines.add(held.deadline, owner);
         held
     }
@@ -258,19 +261,20 @@ impl PinholeTable {
     /// Whether the BPF program may open another pinhole for `client`; if so, it is counted. Half of the client's limit
     /// is reserved for its connections that are inspected inline.
     pub fn grant_fast_path(&mut self, policy: &Policy, client: IpAddr) -> bool {
-        let (client, mut common) = (client_key(client), self.registry.lock());
-        let most = max_unused(policy.max_pinholes_per_client, self.capacity) / 2;
-        let may = most > 0 && common.check(client, most, self.capacity).is_ok();
-        if may {
-            common.count(client, false);
+        let (client, mut state) = (client_key(client), self.registry.lock());
+        let limit = max_unused(policy.max_pinholes_per_client, self.capacity) / 2;
+        let is_granted = limit > 0 && state.check(client, limit, self.capacity).is_ok();
+        if is_granted {
+            state.count(client, false);
         }
-        may
+        is_granted
     }
 
     /// Moves `held` from the BPF program to the rules. Returns whether the program had it.
     pub fn move_to_rules(&mut self, held: &mut HeldPinhole) -> bool {
-        let Some(hole) = held.fast_path.take() else { return false };
-        self.fast_path_closings.push(FastPathPinholeClosing { pinhole: held.pinhole, id: hole });
+        let Some(fast_path) = held.fast_path.take() else { return false };
+        self.fast_path_closings
+            .push(FastPathPinholeClosing { pinhole: held.pinhole, id: fast_path });
         self.registry.lock().move_to_rules(held.pinhole, held.serial);
         true
     }
@@ -286,8 +290,11 @@ impl PinholeTable {
     }
 
     /// Takes the pinholes that the BPF program is to close.
-    pub fn take_fast_path_closings(&mut self, shut: &mut Vec<FastPathPinholeClosing>) {
-        shut.append(&mut self.fast_path_closings);
+    pub fn take_fast_path_closings(
+        &mut self,
+        fast_path_closings: &mut Vec<FastPathPinholeClosing>,
+    ) {
+        fast_path_closings.append(&mut self.fast_path_closings);
     }
 
     /// Sets the limit of open pinholes.
@@ -300,18 +307,18 @@ impl PinholeTable {
         &mut self,
         owner: u32,
         client: IpAddr,
-        saved: &PinholeRecord,
+        record: &PinholeRecord,
         deadline: Instant,
     ) -> HeldPinhole {
-        let PinholeRecord { pinhole, kind, answered, in_use, hole, .. } = *saved;
+        let PinholeRecord { pinhole, kind, answered, in_use, fast_path, .. } = *record;
         let client = client_key(client);
-        let mut common = self.registry.lock();
-        let serial = match hole {
-            Some(hole) => common.insert_from_fast_path((pinhole, hole), (client, in_use)),
-            None => common.insert(pinhole, (client, in_use)).0,
+        let mut state = self.registry.lock();
+        let serial = match fast_path {
+            Some(fast_path) => state.insert_from_fast_path((pinhole, fast_path), (client, in_use)),
+            None => state.insert(pinhole, (client, in_use)).0,
         };
-        drop(common);
-        let new = HeldPinhole::new(pinhole, kind, deadline, (client, serial), hole);
+        drop(state);
+        let new = HeldPinhole::new(pinhole, kind, deadline, (client, serial), fast_path);
         let held = HeldPinhole { answered, in_use, ..new };
         self.deadlines.add(held.deadline, owner);
         held
@@ -402,51 +409,54 @@ fn candidate_ports<'a>(
 ) -> impl Iterator<Item = u16> + 'a {
     let fits = move |port: &u16| room.is_none_or(|room| kind.has_port_in(*port, room, zeros));
     let draw = move |number: usize| policy.external_port(random.hash_one((seed, number)));
-    let draws = if fits(&announced) { 0 } else { FITTING_DRAWS };
-    let fitting = (0..draws).map_while(draw).filter(fits).take(FITTING_TRIES);
-    let any = (draws..draws + PORT_TRIES).map_while(draw);
+    let fitting_draws = if fits(&announced) { 0 } else { FITTING_DRAWS };
+    let fitting = (0..fitting_draws).map_while(draw).filter(fits).take(FITTING_TRIES);
+    let any = (fitting_draws..fitting_draws + PORT_TRIES).map_while(draw);
     fitting.chain([announced]).chain(any)
 }
 
 /// Moves `closing` to `closed` and `shut`, except pinholes whose endpoints were opened again, because that replaced the
 /// old one.
 fn settle(
-    closing: &mut Vec<HeldPinhole>,
-    common: &mut RegistryState,
+    to_close: &mut Vec<HeldPinhole>,
+    state: &mut RegistryState,
     closed: &mut Vec<PinholeClosing>,
-    shut: &mut Vec<FastPathPinholeClosing>,
+    fast_path_closings: &mut Vec<FastPathPinholeClosing>,
 ) {
-    for held in closing.drain(..) {
-        if let Some(hole) = held.fast_path.filter(|_| !held.is_consumed) {
-            shut.push(FastPathPinholeClosing { pinhole: held.pinhole, id: hole });
+    for held in to_close.drain(..) {
+        if let Some(fast_path) = held.fast_path.filter(|_| !held.is_consumed) {
+            fast_path_closings
+                .push(FastPathPinholeClosing { pinhole: held.pinhole, id: fast_path });
         }
-        closed.extend(common.release(held.pinhole, held.serial, (held.client, held.in_use)));
+        closed.extend(state.release(held.pinhole, held.serial, (held.client, held.in_use)));
     }
 }
 
 /// Reserves the next external port for `proposal` that no other pinhole uses.
 fn reserve(
-    common: &mut RegistryState,
+    state: &mut RegistryState,
     proposal: &mut Proposal,
     policy: &Policy,
     random: &RandomState,
-    (closed, shut): (&mut Vec<PinholeClosing>, &mut Vec<FastPathPinholeClosing>),
+    (closed, fast_path_closings): (&mut Vec<PinholeClosing>, &mut Vec<FastPathPinholeClosing>),
 ) -> Result<(), OpenError> {
-    let PortCandidates { announced, format: form, seed, tried } = proposal.draws;
-    for port in candidate_ports(policy, announced, form, random, seed).skip(tried) {
-        proposal.draws.tried += 1;
+    let PortCandidates { announced, format, seed, tried } = proposal.candidates;
+    for port in candidate_ports(policy, announced, format, random, seed).skip(tried) {
+        proposal.candidates.tried += 1;
         proposal.pinhole.arrival.set_port(port);
         let Pinhole { initiator, arrival, target, .. } = proposal.pinhole;
-        let there = common.target_of(initiator, arrival);
-        if there.is_some_and(|there| there != target) {
+        let present = state.target_of(initiator, arrival);
+        if present.is_some_and(|present| present != target) {
             continue;
         }
-        let (serial, replaced) = common.insert(proposal.pinhole, (proposal.client, false));
+        let (serial, replaced) = state.insert(proposal.pinhole, (proposal.client, false));
         (proposal.serial, proposal.replaced) = (serial, replaced);
         // Announced again, or not closed yet.
-        closed.extend(replaced.map(|place| PinholeClosing { pinhole: place.pinhole, serial }));
-        let hole = replaced.and_then(|place| Some((place.pinhole, place.fast_path?)));
-        shut.extend(hole.map(|(pinhole, hole)| FastPathPinholeClosing { pinhole, id: hole }));
+        closed.extend(replaced.map(|entry| PinholeClosing { pinhole: entry.pinhole, serial }));
+        let fast_path = replaced.and_then(|entry| Some((entry.pinhole, entry.fast_path?)));
+        fast_path_closings.extend(
+            fast_path.map(|(pinhole, fast_path)| FastPathPinholeClosing { pinhole, id: fast_path }),
+        );
         return Ok(());
     }
     Err(OpenError::NoPort)
@@ -458,20 +468,10 @@ impl HeldPinhole {
         kind: Kind,
         deadline: Instant,
         (client, serial): (IpAddr, u64),
-        hole: Option<FastPathPinhole>,
+        fast_path: Option<FastPathPinhole>,
     ) -> Self {
         let (answered, in_use, is_consumed) = (!kind.is_active(), false, false);
-        Self {
-            pinhole,
-            kind,
-            deadline,
-            answered,
-            in_use,
-            client,
-            serial,
-            fast_path: hole,
-            is_consumed,
-        }
+        Self { pinhole, kind, deadline, answered, in_use, client, serial, fast_path, is_consumed }
     }
 
     /// Whether the BPF program opened it.
@@ -486,8 +486,8 @@ impl HeldPinhole {
 
     /// The pinhole as a record, with this deadline.
     pub fn to_record(&self, deadline: u64) -> PinholeRecord {
-        let Self { pinhole, kind, answered, in_use, fast_path: hole, .. } = *self;
-        PinholeRecord { pinhole, kind, deadline, answered, in_use, hole }
+        let Self { pinhole, kind, answered, in_use, fast_path, .. } = *self;
+        PinholeRecord { pinhole, kind, deadline, answered, in_use, fast_path }
     }
 }
 

@@ -16,25 +16,29 @@ pub(super) fn renew_queue_mode(
     effects: &mut Effects,
     index: u32,
     control: &mut Control,
-    attention: QueueMode,
+    mode: QueueMode,
     purpose: Purpose,
 ) {
     control.begin_request();
     let connection = Lookup { client: control.client(), server: control.server() };
-    let mark = QueueModeChange { connection, translation: None, mode: attention, purpose };
-    effects.mode_changes.push(KernelRequest::new(SessionRef { index, id: control.id }, mark, None));
+    let mode_change = QueueModeChange { connection, translation: None, mode, purpose };
+    effects.mode_changes.push(KernelRequest::new(
+        SessionRef { index, id: control.id },
+        mode_change,
+        None,
+    ));
 }
 
-/// The queue mode that the kernel has to set, if it differs from the last one, or that was long ago. `every` is set if
-/// the packet was queued because every packet of its connection is: an earlier daemon, or a session that is forgotten,
-/// has set that mode.
+/// The queue mode that the kernel must set, unless it has set the same one recently. `queues_all` says that the rules
+/// queued the packet because they queue every packet of its connection. If this session did not request that mode, an
+/// earlier daemon or a session that was removed did.
 #[inline]
 pub(super) fn wanted_queue_mode(
     connection: &Connection<'_>,
     session: &Session,
-    every: bool,
+    queues_all: bool,
 ) -> Option<QueueMode> {
-    let (control, moment) = (&*connection.control, connection.timestamp);
+    let (control, timestamp) = (&*connection.control, connection.timestamp);
     // Conntrack must not check sequence numbers past a gap either: it has seen numbers that were not forwarded.
     let wanted = if session.needs_all_queued() {
         QueueMode::All
@@ -42,33 +46,33 @@ pub(super) fn wanted_queue_mode(
         QueueMode::None
     } else {
         let is_settled = control.incarnation().is_none();
-        let is_over = match control.queue_mode() {
+        let is_outdated = match control.queue_mode() {
             Some(QueueMode::All | QueueMode::Watch) => is_settled,
             // The mode may have been set after this packet was queued.
             Some(QueueMode::Selected) => {
-                every && is_settled && control.mode_set_since(moment) >= RESEND_INTERVAL
+                queues_all && is_settled && control.mode_set_since(timestamp) >= RESEND_INTERVAL
             }
             // A session that has just replaced another on its endpoints must be written first, because after a crash
             // the packet is decided again.
-            None => every && is_settled && control.first_seen < moment,
+            None => queues_all && is_settled && control.first_seen < timestamp,
             Some(QueueMode::None) => false,
         };
-        is_over.then_some(QueueMode::Selected)?
+        is_outdated.then_some(QueueMode::Selected)?
     };
-    control.needs_mode_change(wanted, moment, RESEND_INTERVAL).then_some(wanted)
+    control.needs_mode_change(wanted, timestamp, RESEND_INTERVAL).then_some(wanted)
 }
 
 /// Injects an acknowledgement.
 pub(super) fn acknowledge(connection: &mut Connection<'_>, acknowledgement: Acknowledgement) {
-    let Acknowledgement { recipient: to, seq, ack, window, timestamps } = acknowledgement;
+    let Acknowledgement { recipient, seq, ack, window, timestamps } = acknowledgement;
     let Lookup { client, server } = connection.endpoints();
-    let (source, destination) = match to {
+    let (source, destination) = match recipient {
         Side::Client => (server, client),
         Side::Server => (client, server),
     };
     let mut packet = Vec::new();
     packet::acknowledgement(source, destination, seq, ack, window, timestamps, &mut packet);
-    inject(connection, to, packet);
+    inject(connection, recipient, packet);
 }
 
 /// Injects `segment`, the trailing part of what `from` sent, as a packet to the other end.
@@ -77,18 +81,12 @@ pub(super) fn send_trailing_segment(connection: &mut Connection<'_>, from: Side,
 }
 
 /// Injects a packet that has the endpoints of packets at our hooks.
-fn inject(connection: &mut Connection<'_>, to: Side, packet: Vec<u8>) {
+fn inject(connection: &mut Connection<'_>, recipient: Side, packet: Vec<u8>) {
     let (session, Lookup { client, server }) = (connection.session(), connection.endpoints());
     if connection.control.translation().is_none() && !connection.control.is_busy() {
         connection.effects.lookups.push(KernelRequest::new(session, connection.endpoints(), None));
     }
-    connection.effects.injections.push(Injection {
-        session,
-        recipient: to,
-        client,
-        server,
-        packet,
-    });
+    connection.effects.injections.push(Injection { session, recipient, client, server, packet });
 }
 
 impl Engine {
@@ -102,12 +100,12 @@ impl Engine {
                 return false;
             };
             let (source, destination) = translation.seen_by(injection.recipient);
-            let Ok(shown) = Packet::parse(&injection.packet) else { return false };
-            if shown.source() == source && shown.destination() == destination {
+            let Ok(parsed) = Packet::parse(&injection.packet) else { return false };
+            if parsed.source() == source && parsed.destination() == destination {
                 return true;
             }
             let mut packet = Vec::new();
-            packet::with_endpoints(&shown, source, destination, &mut packet);
+            packet::with_endpoints(&parsed, source, destination, &mut packet);
             injection.packet = packet;
             true
         });

@@ -38,10 +38,10 @@ struct SessionRecord<'a> {
     client: SocketAddr,
     server: SocketAddr,
     translation: Option<Translation>,
-    since: u64,
-    last: u64,
+    first_seen: u64,
+    last_seen: u64,
     pinholes: Vec<PinholeRecord>,
-    spoke_in_syn: bool,
+    syn_had_data: bool,
     fast_path: FastPathState,
     session: Cow<'a, Session>,
     incarnation: Option<Cow<'a, Session>>,
@@ -65,7 +65,7 @@ impl SessionRecords {
         let mut sessions = BTreeMap::new();
         for record in records {
             match postcard::from_bytes(record)? {
-                Record::Session(saved) => drop(sessions.insert(saved.id, saved)),
+                Record::Session(record) => drop(sessions.insert(record.id, record)),
                 Record::Gone(id) => drop(sessions.remove(&id)),
             }
         }
@@ -80,9 +80,9 @@ impl SessionRecords {
     /// Divides the records into `parts`; `home` selects the part by client and server.
     pub fn divide(self, parts: usize, home: impl Fn(SocketAddr, SocketAddr) -> usize) -> Vec<Self> {
         let mut divided: Vec<Self> = (0..parts).map(|_| Self::default()).collect();
-        for (id, saved) in self.0 {
-            if let Some(Self(part)) = divided.get_mut(home(saved.client, saved.server)) {
-                part.insert(id, saved);
+        for (id, record) in self.0 {
+            if let Some(Self(part)) = divided.get_mut(home(record.client, record.server)) {
+                part.insert(id, record);
             }
         }
         divided
@@ -116,25 +116,25 @@ fn write_session(
     epoch: Instant,
     buffer: &mut Vec<u8>,
 ) -> Result<(), postcard::Error> {
-    let millis = |moment| own.instant(moment).map_or(0, |at| millis_since(epoch, at));
-    let saved = SessionRecord {
+    let millis = |timestamp| own.instant(timestamp).map_or(0, |at| millis_since(epoch, at));
+    let record = SessionRecord {
         id: control.id,
         client: control.client(),
         server: control.server(),
         translation: control.translation().copied(),
-        since: millis(control.first_seen),
-        last: millis(control.last_seen),
+        first_seen: millis(control.first_seen),
+        last_seen: millis(control.last_seen),
         pinholes: control
             .pinholes()
             .iter()
             .map(|held| held.to_record(millis_since(epoch, held.deadline)))
             .collect(),
-        spoke_in_syn: control.spoke_in_syn(),
+        syn_had_data: control.syn_had_data(),
         fast_path: control.fast_path(),
         session: Cow::Borrowed(session),
         incarnation: control.incarnation().map(Cow::Borrowed),
     };
-    encode_record(&Record::Session(Box::new(saved)), buffer)
+    encode_record(&Record::Session(Box::new(record)), buffer)
 }
 
 fn encode_record(record: &Record<'_>, buffer: &mut Vec<u8>) -> Result<(), postcard::Error> {
@@ -230,34 +230,34 @@ impl Sessions {
     ) -> RestoredCounts {
         let at = |millis| epoch.checked_add(Duration::from_millis(millis)).unwrap_or(now);
         let mut restored = RestoredCounts::default();
-        let (first, rest): (Vec<_>, Vec<_>) =
-            sessions.into_values().partition(|saved| saved.session.is_adjusted());
-        for saved in first.into_iter().chain(rest) {
-            self.last_id.fetch_max(saved.id, Ordering::Relaxed);
-            let SessionRecord { id, client, server, translation, pinholes, .. } = *saved;
+        let (adjusted_records, other_records): (Vec<_>, Vec<_>) =
+            sessions.into_values().partition(|record| record.session.is_adjusted());
+        for record in adjusted_records.into_iter().chain(other_records) {
+            self.last_id.fetch_max(record.id, Ordering::Relaxed);
+            let SessionRecord { id, client, server, translation, pinholes, .. } = *record;
             let network = self.policy.network_of(client.ip(), server.ip());
-            let adjusted = saved.session.is_adjusted();
+            let adjusted = record.session.is_adjusted();
             if !adjusted && (!self.policy.inspects(network) || !self.has_room()) {
                 continue;
             }
-            let [since, last] =
-                [saved.since, saved.last].map(|millis| self.epoch.timestamp(at(millis).min(now)));
-            let mut control = Control::new(id, client, server, since);
+            let [first_seen, last_seen] = [record.first_seen, record.last_seen]
+                .map(|millis| self.epoch.timestamp(at(millis).min(now)));
+            let mut control = Control::new(id, client, server, first_seen);
             control.set_network(network);
             // Retransmissions write no record, and an adjusted session must not time out because of that.
-            control.last_seen = if adjusted { self.epoch.timestamp(now) } else { last };
-            control.set_spoke_in_syn(saved.spoke_in_syn);
+            control.last_seen = if adjusted { self.epoch.timestamp(now) } else { last_seen };
+            control.set_syn_had_data(record.syn_had_data);
             control.set_translation(translation);
-            if saved.fast_path.lines_inspected > 0 || saved.fast_path.is_handed_over {
-                *control.fast_path_mut() = saved.fast_path;
-                if saved.fast_path.is_handed_over {
+            if record.fast_path.lines_inspected > 0 || record.fast_path.is_handed_over {
+                *control.fast_path_mut() = record.fast_path;
+                if record.fast_path.is_handed_over {
                     self.pinholes.recount_fast_path_grant(client.ip());
                 }
             }
-            if let Some(rival) = saved.incarnation {
-                control.set_incarnation(rival.into_owned(), self.epoch.timestamp(now));
+            if let Some(incarnation) = record.incarnation {
+                control.set_incarnation(incarnation.into_owned(), self.epoch.timestamp(now));
             }
-            let session = saved.session.into_owned();
+            let session = record.session.into_owned();
             restored.sessions += 1;
             restored.adjusted += usize::from(adjusted);
             let owner = self.table.insert(Entry { session, control });
@@ -311,12 +311,12 @@ impl Sessions {
 
     /// Whether an open, inspected connection had a packet a moment ago.
     pub fn is_in_use(&mut self, now: Instant) -> bool {
-        let moment = self.epoch.timestamp(now);
+        let timestamp = self.epoch.timestamp(now);
         self.table.iter().any(|Entry { session, control }| {
             let is_known = matches!(session.dialogue().phase(), Phase::Greeted | Phase::Verified);
             is_known
                 && !session.is_half_closed()
-                && moment.duration_since(control.last_seen) < RECENT_USE
+                && timestamp.duration_since(control.last_seen) < RECENT_USE
         })
     }
 

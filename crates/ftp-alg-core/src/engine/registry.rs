@@ -93,18 +93,18 @@ pub(super) fn client_key(client: IpAddr) -> IpAddr {
 }
 
 impl PinholeRegistry {
-    /// Calls `tell` with the pinholes of `closings` that are due; it updates the kernel. No other thread updates
+    /// Calls `update` with the pinholes of `closings` that are due; it updates the kernel. No other thread updates
     /// pinholes meanwhile.
     pub fn update_kernel<R>(
         &self,
         closings: impl Iterator<Item = PinholeClosing>,
-        tell: impl FnOnce(&[Pinhole]) -> R,
+        update: impl FnOnce(&[Pinhole]) -> R,
     ) -> R {
-        let _telling = lock(&self.0.updating);
-        let mut common = self.lock();
-        let due: Vec<_> = closings.filter_map(|closing| common.take_due(closing)).collect();
-        drop(common);
-        tell(&due)
+        let _updating = lock(&self.0.updating);
+        let mut state = self.lock();
+        let due: Vec<_> = closings.filter_map(|closing| state.take_due(closing)).collect();
+        drop(state);
+        update(&due)
     }
 
     /// Shares the registry of `others`.
@@ -121,22 +121,22 @@ impl PinholeRegistry {
 
 impl fmt::Debug for PinholeRegistry {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("Places")
+        f.write_str("PinholeRegistry")
     }
 }
 
-/// Limit of unused pinholes of a client with limit `most`, if there may be `capacity` in all.
-pub(super) fn max_unused(most: usize, capacity: usize) -> usize {
-    most.min((capacity / UNUSED_FRACTION).max(1))
+/// Limit of unused pinholes of a client with this `limit`, if there may be `capacity` in all.
+pub(super) fn max_unused(limit: usize, capacity: usize) -> usize {
+    limit.min((capacity / UNUSED_FRACTION).max(1))
 }
 
 impl RegistryState {
-    /// Whether `client` may hold another pinhole, if there may be `capacity` in all and `most` unused ones of the
+    /// Whether `client` may hold another pinhole, if there may be `capacity` in all and `limit` unused ones of the
     /// client.
     pub(super) fn check(
         &self,
         client: IpAddr,
-        most: usize,
+        limit: usize,
         capacity: usize,
     ) -> Result<(), OpenError> {
         if self.entries.len() - self.released >= capacity {
@@ -145,11 +145,11 @@ impl RegistryState {
         let Some(ClientShare { unused, held }) = self.per_client.get(&client) else {
             return Ok(());
         };
-        let most = max_unused(most, capacity);
-        if *unused >= most {
-            return Err(OpenError::Limit(most));
+        let limit = max_unused(limit, capacity);
+        if *unused >= limit {
+            return Err(OpenError::Limit(limit));
         }
-        if *held >= (capacity / HELD_FRACTION).max(most) {
+        if *held >= (capacity / HELD_FRACTION).max(limit) {
             return Err(OpenError::Full("the client has its share of them"));
         }
         Ok(())
@@ -157,13 +157,13 @@ impl RegistryState {
 
     /// Target of the pinhole with these endpoints, released or not.
     pub(super) fn target_of(&self, initiator: IpAddr, arrival: SocketAddr) -> Option<SocketAddr> {
-        self.entries.get(&(initiator, arrival)).map(|place| place.pinhole.target)
+        self.entries.get(&(initiator, arrival)).map(|entry| entry.pinhole.target)
     }
 
     /// Whether a session holds a pinhole of the rules with these endpoints.
     pub(super) fn is_held(&self, initiator: IpAddr, arrival: SocketAddr) -> bool {
-        let place = self.entries.get(&(initiator, arrival));
-        place.is_some_and(|place| !place.is_released && place.fast_path.is_none())
+        let entry = self.entries.get(&(initiator, arrival));
+        entry.is_some_and(|entry| !entry.is_released && entry.fast_path.is_none())
     }
 
     /// Inserts a client's pinhole, in use or not. Returns its serial number and the entry that it replaced.
@@ -188,19 +188,19 @@ impl RegistryState {
     /// program as well, because it may be newer. Returns the serial number.
     pub(super) fn insert_from_fast_path(
         &mut self,
-        (pinhole, hole): (Pinhole, FastPathPinhole),
+        (pinhole, fast_path): (Pinhole, FastPathPinhole),
         (client, in_use): (IpAddr, bool),
     ) -> u64 {
         self.serial += 1;
         let serial = self.serial;
         self.count(client, in_use);
-        let there = self.entries.get(&(pinhole.initiator, pinhole.arrival));
-        if there.is_none_or(|there| there.fast_path.is_some()) {
+        let present = self.entries.get(&(pinhole.initiator, pinhole.arrival));
+        if present.is_none_or(|present| present.fast_path.is_some()) {
             self.insert_entry(RegistryEntry {
                 pinhole,
                 serial,
                 is_released: false,
-                fast_path: Some(hole),
+                fast_path: Some(fast_path),
             });
         }
         serial
@@ -208,9 +208,9 @@ impl RegistryState {
 
     /// Moves the pinhole with `serial` from the BPF program to the rules.
     pub(super) fn move_to_rules(&mut self, pinhole: Pinhole, serial: u64) {
-        let place = self.entries.get_mut(&(pinhole.initiator, pinhole.arrival));
-        if let Some(place) = place.filter(|place| place.serial == serial) {
-            place.fast_path = None;
+        let entry = self.entries.get_mut(&(pinhole.initiator, pinhole.arrival));
+        if let Some(entry) = entry.filter(|entry| entry.serial == serial) {
+            entry.fast_path = None;
         }
     }
 
@@ -221,35 +221,35 @@ impl RegistryState {
         share.unused += usize::from(!in_use);
     }
 
-    fn insert_entry(&mut self, place: RegistryEntry) -> Option<RegistryEntry> {
-        let Pinhole { initiator, arrival, target, .. } = place.pinhole;
-        let before = self.entries.insert((initiator, arrival), place);
+    fn insert_entry(&mut self, entry: RegistryEntry) -> Option<RegistryEntry> {
+        let Pinhole { initiator, arrival, target, .. } = entry.pinhole;
+        let before = self.entries.insert((initiator, arrival), entry);
         if let Some(before) = before {
             self.uncount_entry(&before);
         }
         *self.sources.entry((initiator, target)).or_default() += 1;
-        self.released += usize::from(place.is_released);
+        self.released += usize::from(entry.is_released);
         before
     }
 
     /// Removes the pinhole with `serial`, if it is the present entry.
     fn remove(&mut self, pinhole: Pinhole, serial: u64) -> bool {
-        let Entry::Occupied(there) = self.entries.entry((pinhole.initiator, pinhole.arrival))
+        let Entry::Occupied(present) = self.entries.entry((pinhole.initiator, pinhole.arrival))
         else {
             return false;
         };
-        let is_its_own = there.get().serial == serial;
+        let is_its_own = present.get().serial == serial;
         if is_its_own {
-            let place = there.remove();
-            self.uncount_entry(&place);
+            let entry = present.remove();
+            self.uncount_entry(&entry);
         }
         is_its_own
     }
 
     /// Updates the counts for a removed entry.
-    fn uncount_entry(&mut self, place: &RegistryEntry) {
-        self.released -= usize::from(place.is_released);
-        let Pinhole { initiator, target, .. } = place.pinhole;
+    fn uncount_entry(&mut self, entry: &RegistryEntry) {
+        self.released -= usize::from(entry.is_released);
+        let Pinhole { initiator, target, .. } = entry.pinhole;
         if let Entry::Occupied(mut count) = self.sources.entry((initiator, target)) {
             *count.get_mut() -= 1;
             if *count.get() == 0 {
@@ -269,9 +269,9 @@ impl RegistryState {
     ) -> Option<PinholeClosing> {
         self.uncount_held(client, false);
         let was_there = self.remove(pinhole, serial);
-        let place = replaced.filter(|_| was_there)?;
-        self.insert_entry(place);
-        place.is_released.then_some(PinholeClosing { pinhole: place.pinhole, serial: place.serial })
+        let entry = replaced.filter(|_| was_there)?;
+        self.insert_entry(entry);
+        entry.is_released.then_some(PinholeClosing { pinhole: entry.pinhole, serial: entry.serial })
     }
 
     /// Releases the pinhole with `serial`. Returns its closing, unless another entry has replaced it.
@@ -282,12 +282,12 @@ impl RegistryState {
         (client, in_use): (IpAddr, bool),
     ) -> Option<PinholeClosing> {
         self.uncount_held(client, in_use);
-        let place = self.entries.get_mut(&(pinhole.initiator, pinhole.arrival))?;
-        if place.fast_path.is_some() {
+        let entry = self.entries.get_mut(&(pinhole.initiator, pinhole.arrival))?;
+        if entry.fast_path.is_some() {
             self.remove(pinhole, serial);
             return None;
         }
-        let is_new = place.serial == serial && !std::mem::replace(&mut place.is_released, true);
+        let is_new = entry.serial == serial && !std::mem::replace(&mut entry.is_released, true);
         self.released += usize::from(is_new);
         is_new.then_some(PinholeClosing { pinhole, serial })
     }
@@ -296,11 +296,11 @@ impl RegistryState {
     /// pinhole has the same. A released entry is free from now on.
     fn take_due(&mut self, PinholeClosing { pinhole, serial }: PinholeClosing) -> Option<Pinhole> {
         let Pinhole { initiator, arrival, target, .. } = pinhole;
-        let there =
-            self.entries.get(&(initiator, arrival)).filter(|place| place.serial == serial)?;
-        let is_given_up = there.is_released;
+        let present =
+            self.entries.get(&(initiator, arrival)).filter(|entry| entry.serial == serial)?;
+        let is_released = present.is_released;
         let is_shared = matches!(self.sources.get(&(initiator, target)), Some(2..));
-        if is_given_up {
+        if is_released {
             self.remove(pinhole, serial);
         }
         Some(if is_shared { Pinhole { source: initiator, ..pinhole } } else { pinhole })

@@ -65,15 +65,15 @@ pub(super) type ReorderQueue =
     packet::ReorderQueue<ReorderedPacket, MAX_PACKETS, MAX_BYTES, (Endpoint, Endpoint)>;
 
 /// Inserts a packet.
-fn enqueue(queue: &mut ReorderQueue, now: Instant, arrival: &QueuedPacket<'_>) -> Insertion {
-    let QueuedPacket { token, bytes, meta: how } = *arrival;
+fn enqueue(queue: &mut ReorderQueue, now: Instant, queued: &QueuedPacket<'_>) -> Insertion {
+    let QueuedPacket { token, bytes, meta } = *queued;
     let Ok(packet) = Packet::parse(bytes) else { return Insertion::Full };
     let (flow, seq) = (packet.endpoints(), packet.seq());
     if queue.starts_at(&flow, seq) {
         return Insertion::Retransmission;
     }
     let end = seq + packet.payload().len() as u32;
-    let item = ReorderedPacket { token, bytes: bytes.to_vec(), meta: how, since: now };
+    let item = ReorderedPacket { token, bytes: bytes.to_vec(), meta, since: now };
     if queue.insert(packet::ReorderItem { flow, seq, end, item }) {
         Insertion::Queued
     } else {
@@ -95,15 +95,15 @@ impl Engine {
         packet: &QueuedPacket<'_>,
         effects: &mut Effects,
     ) {
-        let impatient =
+        let without_wait =
             QueuedPacket { meta: PacketMeta { may_wait: false, ..packet.meta }, ..*packet };
-        let impatient = &impatient;
+        let without_wait = &without_wait;
         match enqueue(&mut self.reorder_queue, now, packet) {
             Insertion::Queued => {}
-            Insertion::Full => self.handle_packet(now, impatient, effects),
+            Insertion::Full => self.handle_packet(now, without_wait, effects),
             Insertion::Retransmission => {
                 // The same outcome as for the first copy.
-                self.handle_packet(now, impatient, effects);
+                self.handle_packet(now, without_wait, effects);
                 let is_drop = |released: &mut Released| {
                     released.token == packet.token && matches!(released.verdict, Verdict::Drop(_))
                 };
@@ -111,7 +111,7 @@ impl Engine {
                     effects.verdicts.pop_if(is_drop)
                 {
                     self.counters.drops.uncount(reason);
-                    self.handle_packet(now, impatient, effects);
+                    self.handle_packet(now, without_wait, effects);
                 }
             }
         }
@@ -173,24 +173,20 @@ mod tests {
     #[test]
     fn what_waits_too_long_or_is_too_much_or_comes_again_is_told() {
         let (mut waiting, now) = (ReorderQueue::default(), Instant::now());
-        let keep = |queue: &mut ReorderQueue, port, seq| {
-            let (token, how) = (Token::default(), PacketMeta::default());
-            super::enqueue(
-                queue,
-                now,
-                &QueuedPacket { token, bytes: &segment(port, seq), meta: how },
-            )
+        let enqueue = |queue: &mut ReorderQueue, port, seq| {
+            let (token, meta) = (Token::default(), PacketMeta::default());
+            super::enqueue(queue, now, &QueuedPacket { token, bytes: &segment(port, seq), meta })
         };
         for count in 0..MAX_PACKETS {
-            assert_eq!(keep(&mut waiting, 1035, 10 * count as u32), Insertion::Queued);
+            assert_eq!(enqueue(&mut waiting, 1035, 10 * count as u32), Insertion::Queued);
         }
-        assert_eq!(keep(&mut waiting, 1035, 100), Insertion::Retransmission);
-        assert_eq!(keep(&mut waiting, 1036, 100), Insertion::Full);
+        assert_eq!(enqueue(&mut waiting, 1035, 100), Insertion::Retransmission);
+        assert_eq!(enqueue(&mut waiting, 1036, 100), Insertion::Full);
         assert_eq!(next_deadline(&waiting), Some(now + MAX_WAIT));
         let mut late =
             |at| waiting.take(|_| Readiness::NotYet, |item| item.has_waited_long(at)).late.len();
         assert_eq!(late(now + MAX_WAIT / 2), 0);
         assert_eq!(late(now + MAX_WAIT), MAX_PACKETS);
-        assert_eq!(keep(&mut waiting, 1036, 100), Insertion::Queued);
+        assert_eq!(enqueue(&mut waiting, 1036, 100), Insertion::Queued);
     }
 }

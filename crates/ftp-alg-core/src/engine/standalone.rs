@@ -60,10 +60,10 @@ impl<K: Kernel> Standalone<K> {
     }
 
     /// Handles a packet.
-    pub fn queued(&mut self, now: Instant, bytes: &[u8], how: PacketMeta) -> PacketOutcome {
+    pub fn queued(&mut self, now: Instant, bytes: &[u8], meta: PacketMeta) -> PacketOutcome {
         self.last = self.last.wrapping_add(1);
         let token = Token { id: self.last, ..Token::default() };
-        self.take(now, std::iter::once(QueuedPacket { token, bytes, meta: how }));
+        self.take(now, std::iter::once(QueuedPacket { token, bytes, meta }));
         let released = self.verdicts.iter().find(|released| released.token == token);
         match released.map(|released| &released.verdict) {
             None => PacketOutcome::Wait,
@@ -153,7 +153,7 @@ impl<K: Kernel> Host for Standalone<K> {
         }
     }
 
-    fn report_events(&mut self, events: &mut Vec<Event>, more: u64) {
-        self.events.append(events, more);
+    fn report_events(&mut self, events: &mut Vec<Event>, omitted: u64) {
+        self.events.append(events, omitted);
     }
 }

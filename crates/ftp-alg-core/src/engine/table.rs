@@ -44,8 +44,8 @@ impl Hash for Key {
         let Self(a, b) = *self;
         if a.is_v4() && b.is_v4() {
             // Without a branch, which would be mispredicted half of the time.
-            let one = |end: Endpoint| (end.low << 16) | u64::from(end.port());
-            let (a, b) = (one(a), one(b));
+            let number = |end: Endpoint| (end.low << 16) | u64::from(end.port());
+            let (a, b) = (number(a), number(b));
             state.write_u128((u128::from(a.min(b)) << 64) | u128::from(a.max(b)));
         } else {
             for end in [a.min(b), a.max(b)] {
@@ -69,30 +69,30 @@ pub struct Table {
     /// Slots and low halves of session numbers, oldest first; the sessions may be gone.
     pub(super) by_age: VecDeque<(u32, u32)>,
     /// Number of entries in the tables of all shards.
-    all: Arc<AtomicUsize>,
+    total: Arc<AtomicUsize>,
 }
 
 impl Table {
     /// An empty table for another shard.
     pub fn new_shard(&self) -> Self {
-        Self { all: Arc::clone(&self.all), ..Self::default() }
+        Self { total: Arc::clone(&self.total), ..Self::default() }
     }
 
     /// Number of entries in the tables of all shards.
-    pub fn all(&self) -> usize {
-        self.all.load(Ordering::Relaxed)
+    pub fn total_len(&self) -> usize {
+        self.total.load(Ordering::Relaxed)
     }
 
     /// Number of shards.
     pub fn table_count(&self) -> usize {
-        Arc::strong_count(&self.all)
+        Arc::strong_count(&self.total)
     }
 
-    /// The oldest entry for which `may` returns true. Entries before it are not examined again.
-    pub fn take_oldest(&mut self, may: impl Fn(&Entry) -> bool) -> Option<u32> {
+    /// The oldest entry for which `is_evictable` returns true. Entries before it are not examined again.
+    pub fn take_oldest(&mut self, is_evictable: impl Fn(&Entry) -> bool) -> Option<u32> {
         while let Some((index, id)) = self.by_age.pop_front() {
             let entry = self.entries.get(index);
-            if entry.is_some_and(|entry| entry.control.id as u32 == id && may(entry)) {
+            if entry.is_some_and(|entry| entry.control.id as u32 == id && is_evictable(entry)) {
                 return Some(index);
             }
         }
@@ -107,12 +107,12 @@ impl Table {
     /// The slot of the connection `key`.
     #[inline]
     pub fn find(&mut self, key: &Key) -> Option<u32> {
-        let is = |place| {
-            let entry = self.entries.get(place);
+        let has_key = |slot| {
+            let entry = self.entries.get(slot);
             entry.is_some_and(|entry| Key::from_control(&entry.control) == *key)
         };
-        if !is(self.recent) {
-            self.recent = self.index.find(self.random.hash_one(key), is)?;
+        if !has_key(self.recent) {
+            self.recent = self.index.find(self.random.hash_one(key), has_key)?;
         }
         Some(self.recent)
     }
@@ -126,10 +126,8 @@ impl Table {
             black_box(self.index.first_slot(*hash));
         }
         for hash in &hashes[..keys.len().min(PREFETCHED)] {
-            let place = self.index.find(*hash, |_| true);
-            black_box(
-                place.and_then(|place| self.entries.get(place)).map(Entry::touch_cache_lines),
-            );
+            let slot = self.index.find(*hash, |_| true);
+            black_box(slot.and_then(|slot| self.entries.get(slot)).map(Entry::touch_cache_lines));
         }
     }
 
@@ -156,14 +154,14 @@ impl Table {
         let id = entry.control.id as u32;
         let free = self.free.pop();
         let index = match free.and_then(|index| Some((index, self.entries.get_mut(index)?))) {
-            Some((index, place)) => {
-                *place = Some(entry);
+            Some((index, slot)) => {
+                *slot = Some(entry);
                 index
             }
             None => self.entries.push(entry),
         };
         self.index.insert(hash, index);
-        self.all.fetch_add(1, Ordering::Relaxed);
+        self.total.fetch_add(1, Ordering::Relaxed);
         self.by_age.push_back((index, id));
         if self.by_age.len() > 2 * self.entries.len() {
             let entries = &self.entries;
@@ -179,7 +177,7 @@ impl Table {
         let entry = self.entries.get_mut(index)?.take()?;
         self.index.remove(self.random.hash_one(Key::from_control(&entry.control)), index);
         self.free.push(index);
-        self.all.fetch_sub(1, Ordering::Relaxed);
+        self.total.fetch_sub(1, Ordering::Relaxed);
         Some(entry)
     }
 

@@ -48,28 +48,28 @@ impl Engine {
         now: Instant,
         index: u32,
         syn_ack: &Packet<'_>,
-        every: bool,
+        queues_all: bool,
         effects: &mut Effects,
     ) -> Option<u32> {
-        let moment = self.sessions.epoch.timestamp(now);
+        let timestamp = self.sessions.epoch.timestamp(now);
         let Entry { session, control } = self.sessions.table.get_mut(index)?;
-        if control.incarnation().is_some_and(|rival| rival.began_with(syn_ack)) {
-            control.refresh_incarnation(moment);
+        if control.incarnation().is_some_and(|incarnation| incarnation.began_with(syn_ack)) {
+            control.refresh_incarnation(timestamp);
         } else {
-            let rival = if control.spoke_in_syn() {
+            let incarnation = if control.syn_had_data() {
                 Session::with_unread_syn_data(syn_ack)
             } else {
                 Session::from_syn_ack(syn_ack)
             };
-            control.set_incarnation(rival, moment);
+            control.set_incarnation(incarnation, timestamp);
         }
-        let wanted = if session.changes_packets() { QueueMode::All } else { QueueMode::Watch };
-        if every {
+        let mode = if session.changes_packets() { QueueMode::All } else { QueueMode::Watch };
+        if queues_all {
             // The mode was set for this connection, not for an earlier one.
-            control.record_mode(wanted, moment);
-        } else if !control.is_unknown_to_conntrack(moment, RESEND_INTERVAL) {
+            control.record_mode(mode, timestamp);
+        } else if !control.is_unknown_to_conntrack(timestamp, RESEND_INTERVAL) {
             // Without the old translation: a new connection may be translated differently.
-            renew_queue_mode(effects, index, control, wanted, Purpose::TupleReuse);
+            renew_queue_mode(effects, index, control, mode, Purpose::TupleReuse);
         }
         self.sessions.watched.add(now, index, control);
         Some(index)
@@ -86,8 +86,9 @@ impl Engine {
     ) -> Option<u32> {
         let control = &mut self.sessions.table.get_mut(index)?.control;
         let (client, server) = (control.client(), control.server());
-        let confirms =
-            |rival: &Session| packet.source() == client && rival.is_first_acknowledgement(packet);
+        let confirms = |incarnation: &Session| {
+            packet.source() == client && incarnation.is_first_acknowledgement(packet)
+        };
         let Some(session) = control.take_incarnation_if(confirms) else { return Some(index) };
         self.sessions.forget(index);
         self.insert_session(now, (client, server), session, effects)
@@ -95,26 +96,26 @@ impl Engine {
 
     /// Ends expired watches. A later SYN-ACK or segment past a gap prolongs them.
     pub(super) fn expire_watches(&mut self, now: Instant, effects: &mut Effects) {
-        let moment = self.sessions.epoch.timestamp(now);
+        let timestamp = self.sessions.epoch.timestamp(now);
         while let Some((index, id)) = self.sessions.watched.next_due(now) {
             let Some(Entry { session, control }) = self.sessions.table.get_session(index, id)
             else {
                 continue;
             };
             control.set_watched(false);
-            if control.drop_old_incarnation(moment, WATCH_TIME) {
+            if control.drop_old_incarnation(timestamp, WATCH_TIME) {
                 self.sessions.watched.add(now, index, control);
                 continue;
             }
             session.stop_probing();
-            let wanted = match control.queue_mode() {
+            let mode = match control.queue_mode() {
                 // The BPF program may already adjust it.
                 _ if control.fast_path().is_handed_over => continue,
                 _ if session.needs_all_queued() || session.needs_none_queued() => continue,
                 Some(QueueMode::Watch | QueueMode::All) => QueueMode::Selected,
                 _ => continue,
             };
-            renew_queue_mode(effects, index, control, wanted, Purpose::Session);
+            renew_queue_mode(effects, index, control, mode, Purpose::Session);
         }
     }
 }
