@@ -1,9 +1,9 @@
 //! Measures the time to open and close a pinhole, while its packet waits: `cargo bench --bench pinholes`, as root.
 //!
-//! Two network namespaces take turns, one with 10 open pinholes and one with 50,000. The pinhole of a transfer is consumed
-//! by a connection, and closed in the transaction that opens the next one, on the next port. A revoked pinhole is closed
-//! unused, and the next one is for another client and server. The baseline is a single set element, which every pinhole
-//! needs, as a message that is ready to be sent.
+//! Two network namespaces take turns, one with 10 open pinholes and one with 50,000. The pinhole of a transfer is
+//! consumed by a connection, and closed in the transaction that opens the next one, on the next port. A revoked pinhole
+//! is closed unused, and the next one is for another client and server. The baseline is a single set element, which
+//! every pinhole needs, as a message that is ready to be sent.
 
 #![allow(unsafe_code, clippy::unwrap_used)]
 

@@ -157,8 +157,8 @@ impl Flow {
 /// The address of an interface for a packet socket.
 #[allow(unsafe_code)]
 fn link_address(index: i32) -> io::Result<SockAddr> {
-    // SAFETY: `storage` is zeroed, and has room and alignment for any address. The closure writes a whole `sockaddr_ll`, and
-    // sets its length.
+    // SAFETY: `storage` is zeroed, and has room and alignment for any address. The closure writes a whole
+    // `sockaddr_ll`, and sets its length.
     let ((), address) = unsafe {
         SockAddr::try_init(|storage, length| {
             let address = storage.cast::<libc::sockaddr_ll>();

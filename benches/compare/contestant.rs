@@ -16,12 +16,13 @@ pub enum Contestant {
     },
     /// `nf_conntrack_ftp` and `nf_nat_ftp`.
     KernelHelper,
-    /// A queue with every control packet, whose reader accepts them all; with the kernel's helper if there are transfers.
+    /// A queue with every control packet, whose reader accepts them all; with the kernel's helper if there are
+    /// transfers.
     AcceptLoop,
     /// SuSE's ftp-proxy. Clients connect to it instead of the server.
     SuseProxy {
-        /// Whether clients acknowledge at once, unlike usual clients. The proxy delays the last reply of a transfer until the
-        /// previous reply is acknowledged, which takes 40 ms with delayed acknowledgements.
+        /// Whether clients acknowledge at once, unlike usual clients. The proxy delays the last reply of a transfer
+        /// until the previous reply is acknowledged, which takes 40 ms with delayed acknowledgements.
         hurried: bool,
     },
     /// ProFTPD with mod_proxy. Clients connect to it instead of the server.

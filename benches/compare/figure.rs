@@ -5,7 +5,8 @@ use crate::{contestant::Contestant, forward::Traffic, load::Verb};
 /// A figure: one kind of measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Figure {
-    /// Transfers of a small file, with this number of clients at once. All use one command, or the chosen commands in turn.
+    /// Transfers of a small file, with this number of clients at once. All use one command, or the chosen commands in
+    /// turn.
     Cycles(usize, Option<Verb>),
     /// Transfers with `PASV` from a server behind destination NAT, so each 227 is rewritten.
     Published(usize),

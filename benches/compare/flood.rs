@@ -1,13 +1,13 @@
-//! Packets through the queue: many logged-in control connections. This program builds the packets of both ends itself, so
-//! no TCP stack limits the rate. Commands and replies are in order.
+//! Packets through the queue: many logged-in control connections. This program builds the packets of both ends itself,
+//! so no TCP stack limits the rate. Commands and replies are in order.
 //!
-//! The generator runs on the reader's core, with a higher priority: it fills the queue, then sleeps until the reader has
-//! read it. So the reader always finds many packets, like a reader under full load, and loses none. On a core of its own
-//! the generator would be slower than a good reader. The reader would then wake and sleep for each packet, and waking
-//! another core costs more than the work that is measured here.
+//! The generator runs on the reader's core, with a higher priority: it fills the queue, then sleeps until the reader
+//! has read it. So the reader always finds many packets, like a reader under full load, and loses none. On a core of
+//! its own the generator would be slower than a good reader. The reader would then wake and sleep for each packet, and
+//! waking another core costs more than the work that is measured here.
 //!
-//! The generator is at the other ends of the gateway's cables, and receives nothing. It knows the sequence numbers of both
-//! ends, masquerading preserves free ports, and the interfaces count the arrivals.
+//! The generator is at the other ends of the gateway's cables, and receives nothing. It knows the sequence numbers of
+//! both ends, masquerading preserves free ports, and the interfaces count the arrivals.
 
 use std::{
     io, thread,

@@ -1,6 +1,6 @@
-//! Other traffic: measures the time of a forwarded packet that belongs to no control connection. Sender and gateway share a
-//! core, so the time between two packets is the sum of sending and forwarding. The difference between two contestants is
-//! the difference between their rules.
+//! Other traffic: measures the time of a forwarded packet that belongs to no control connection. Sender and gateway
+//! share a core, so the time between two packets is the sum of sending and forwarding. The difference between two
+//! contestants is the difference between their rules.
 
 use std::{
     io,

@@ -1,6 +1,6 @@
-//! Listeners for data connections, which all sessions of a process share. A port is reused after several hundred transfers.
-//! Binding a new port for each transfer would take longer than a session, because the kernel searches among the ports of
-//! closed connections.
+//! Listeners for data connections, which all sessions of a process share. A port is reused after several hundred
+//! transfers. Binding a new port for each transfer would take longer than a session, because the kernel searches among
+//! the ports of closed connections.
 
 use std::{
     collections::VecDeque,

@@ -1,5 +1,5 @@
-//! The load: clients that transfer a small file again and again, each on its own control connection. The result is one JSON
-//! object.
+//! The load: clients that transfer a small file again and again, each on its own control connection. The result is one
+//! JSON object.
 
 use std::{
     io::{self, Read},

@@ -1,8 +1,9 @@
 //! Compares `ftp-alg` with other helpers and proxies: `make bench-compare`, as root.
 //!
-//! Builds a client, a gateway that masquerades and drops by default, and a server. Runs each contestant on the gateway in
-//! turn, and measures what users notice. Each measurement has a lab of its own. The measurements are interleaved over
-//! several rounds, and the table shows medians. `docs/benchmarks/README.md` says how to run this and how to read the result.
+//! Builds a client, a gateway that masquerades and drops by default, and a server. Runs each contestant on the gateway
+//! in turn, and measures what users notice. Each measurement has a lab of its own. The measurements are interleaved
+//! over several rounds, and the table shows medians. `docs/benchmarks/README.md` says how to run this and how to read
+//! the result.
 
 mod accept;
 mod bulk;
@@ -88,8 +89,8 @@ fn compare(options: &Options) -> Result<(), String> {
     if failed { Err("some measurements failed: see ERRORS above".to_owned()) } else { Ok(()) }
 }
 
-/// The contestant at `place` in `round`. The order is reversed in every second round, and rotated after each pair of rounds,
-/// so that each contestant is first equally often.
+/// The contestant at `place` in `round`. The order is reversed in every second round, and rotated after each pair of
+/// rounds, so that each contestant is first equally often.
 fn contestant_at(round: usize, place: usize, count: usize) -> usize {
     let place = if round.is_multiple_of(2) { place } else { count - 1 - place };
     (place + round / 2) % count

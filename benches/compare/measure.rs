@@ -99,7 +99,8 @@ fn transfer(options: &Options, stage: &Testbed, control: bool) -> Result<BenchRe
     Ok(report)
 }
 
-/// Detaches the gateway's cables from the switches, so that they end at this program, and sets the gateway's neighbours.
+/// Detaches the gateway's cables from the switches, so that they end at this program, and sets the gateway's
+/// neighbours.
 fn cables(stage: &Testbed) -> Result<[Side; 2]> {
     let lab = &stage.lab;
     let side = |interface: &str, near, far| {

@@ -1,4 +1,5 @@
-//! The options: words on the command line choose figures and contestants, and environment variables set numbers and paths.
+//! The options: words on the command line choose figures and contestants, and environment variables set numbers and
+//! paths.
 
 use std::{
     env,

@@ -1,5 +1,5 @@
-//! The user-space proxies, which `packaging/provision bench` unpacks. They run on the gateway, and clients connect to them
-//! instead of the server. Every connection to them is accepted, so the cost of a firewall is not counted.
+//! The user-space proxies, which `packaging/provision bench` unpacks. They run on the gateway, and clients connect to
+//! them instead of the server. Every connection to them is accepted, so the cost of a firewall is not counted.
 
 use std::{
     fs,

@@ -61,8 +61,8 @@ impl Results {
         reports.iter().map(|report| report.errors).sum()
     }
 
-    /// Whether `ftp-alg` had an error, or a contestant could not be measured at all. Occasional errors of other contestants
-    /// are a result.
+    /// Whether `ftp-alg` had an error, or a contestant could not be measured at all. Occasional errors of other
+    /// contestants are a result.
     pub fn failed(&self, options: &Options) -> bool {
         self.reports.iter().any(|figure| {
             figure.iter().zip(&options.contestants).any(|(reports, contestant)| {

@@ -95,8 +95,8 @@ fn write_extra_time(text: &mut String, options: &Options, results: &Results) {
     }
 }
 
-/// The goal for the extra time, as a multiple of the kernel helper's, with the fast path's program on the interfaces. Without
-/// the program the goal is 1.2.
+/// The goal for the extra time, as a multiple of the kernel helper's, with the fast path's program on the interfaces.
+/// Without the program the goal is 1.2.
 const EXTRA_TIME_GOAL: f64 = 1.7;
 
 /// The title of a ratio to the contestant named `with`.

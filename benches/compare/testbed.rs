@@ -1,5 +1,5 @@
-//! The testbed: a lab with a contestant on its gateway. Each measurement has its own, so that none finds conntrack entries
-//! of another.
+//! The testbed: a lab with a contestant on its gateway. Each measurement has its own, so that none finds conntrack
+//! entries of another.
 
 use std::{
     fs,

@@ -1,5 +1,5 @@
-//! Hands the engine a known number of packets and does nothing else, for a tool that counts instructions.
-//! `make bench-instructions` runs this under callgrind with N and with 2N packets. Unlike times, the number of instructions
+//! Hands the engine a known number of packets and does nothing else, for a tool that counts instructions. `make
+//! bench-instructions` runs this under callgrind with N and with 2N packets. Unlike times, the number of instructions
 //! does not depend on the machine and its load.
 
 use std::{hint::black_box, time::Instant};

@@ -1,7 +1,7 @@
 //! Measures the engine's time for a packet: `cargo bench --bench engine`.
 //!
-//! Each benchmark hands a new engine a whole recorded conversation and counts its packets. So a figure is the time of one
-//! packet, with its verdict and its replacement, but without the kernel.
+//! Each benchmark hands a new engine a whole recorded conversation and counts its packets. So a figure is the time of
+//! one packet, with its verdict and its replacement, but without the kernel.
 //!
 //! `-- many` measures a thousand to a million sessions at once, see [`many`]. `make bench-instructions` counts
 //! instructions, see [`instructions`].
@@ -122,7 +122,8 @@ fn run(bencher: Bencher, lines: &[(&str, bool)], counted: usize) {
     bench_packets(bencher, &conversation.packets, counted);
 }
 
-/// Times `segments` of [`LINES`] clients: the first segment of all, then the second. Each client has done a transfer before.
+/// Times `segments` of [`LINES`] clients: the first segment of all, then the second. Each client has done a transfer
+/// before.
 fn run_on_each(bencher: Bencher, segments: &[&str]) {
     let (mut preparation, mut timed) = (Vec::new(), vec![Vec::new(); segments.len()]);
     for port in 0..LINES {

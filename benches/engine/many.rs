@@ -1,8 +1,8 @@
 //! Many sessions at once: measures the memory of a session, and the time of a packet that belongs to a random session.
 //!
 //! Each number of sessions has a process of its own. Memory is the growth of `VmRSS`, so it includes tables and the
-//! allocator. Timed packets are built just before, a few at a time. So the packets are in the cache, like packets that a
-//! kernel has just delivered, but the engine's data about their sessions is not.
+//! allocator. Timed packets are built just before, a few at a time. So the packets are in the cache, like packets that
+//! a kernel has just delivered, but the engine's data about their sessions is not.
 
 use std::time::{Duration, Instant};
 

@@ -1,7 +1,7 @@
 //! The control socket, where the commands `status`, `sessions`, `pinholes` and `log-level` reach the running daemon.
 //!
-//! A client sends one request line (`status`, `sessions`, `pinholes`, `log-level [LEVEL]`), gets one line of JSON, and the
-//! connection ends.
+//! A client sends one request line (`status`, `sessions`, `pinholes`, `log-level [LEVEL]`), gets one line of JSON, and
+//! the connection ends.
 //!
 //! Invariants:
 //! - Only its owner can use the socket, from the moment it exists.

@@ -1,13 +1,14 @@
 //! External addresses given by name: they are looked up at the start, and again when their records expire.
 //!
 //! Invariants:
-//! - One thread serves all names, with a task for each name, so a name server that does not answer delays no other name.
-//!   Without names there is no thread.
-//! - No packet waits for a look-up. The main thread gets an event for a changed address, and gives the engines a new policy.
-//! - The last known address stays in use while a name cannot be resolved. Before the first answer nothing can be announced
-//!   for it ([`External::Unresolved`]).
-//! - Each look-up reads `/etc/resolv.conf` and `/etc/hosts`, because a program that changes the address (a dial-up daemon,
-//!   a DHCP client) may change these files too.
+//! - One thread serves all names, with a task for each name, so a name server that does not answer delays no other
+//!   name. Without names there is no thread.
+//! - No packet waits for a look-up. The main thread gets an event for a changed address, and gives the engines a new
+//!   policy.
+//! - The last known address stays in use while a name cannot be resolved. Before the first answer nothing can be
+//!   announced for it ([`External::Unresolved`]).
+//! - Each look-up reads `/etc/resolv.conf` and `/etc/hosts`, because a program that changes the address (a dial-up
+//!   daemon, a DHCP client) may change these files too.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -222,8 +223,8 @@ async fn watch_name(name: ExternalName, known: Arc<Mutex<Known>>, events: Sender
     }
 }
 
-/// Records the result of a look-up. Returns its TTL, and whether another address is to be announced now; `None` for a name
-/// that is not watched any more.
+/// Records the result of a look-up. Returns its TTL, and whether another address is to be announced now; `None` for a
+/// name that is not watched any more.
 fn record_look_up(
     known: &mut Known,
     name: &ExternalName,

@@ -1,8 +1,8 @@
 //! Fast-path lines on their way from the ring buffer to the engines.
 //!
 //! Invariants:
-//! - A thread that decides about packets first fetches the lines of all shards, and then has the engine of its shard read
-//!   them. So an engine has read every earlier line when it decides about a packet.
+//! - A thread that decides about packets first fetches the lines of all shards, and then has the engine of its shard
+//!   read them. So an engine has read every earlier line when it decides about a packet.
 //! - The room in the ring buffer is released when all its lines are in the journals, so a crash loses none.
 
 use std::{
@@ -78,7 +78,8 @@ impl FastPathReader {
         let mut fetched = lock(&self.fetched_lines);
         if ring.has_unread() {
             self.flows.read_lines(&mut fetched);
-            // The program may reserve room for a later line first. The records are large, so their positions are sorted.
+            // The program may reserve room for a later line first. The records are large, so their positions are
+            // sorted.
             let mut order: Vec<_> = (0..).zip(&*fetched).map(sort_key).collect();
             order.sort_unstable();
             for line in order.into_iter().filter_map(|(.., at)| fetched.get(at)) {

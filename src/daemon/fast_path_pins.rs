@@ -1,9 +1,9 @@
 //! The directory in which the fast path's program, maps and links are pinned, so that they outlive the daemon.
 //!
-//! systemd mounts the BPF file system for root only (mode 0700). So the daemon opens the directory before it gives up its
-//! rights, and reaches the pins through `/proc/self/fd`. It loads the program after it has become its own user, so the
-//! pins belong to that user. A daemon that was never root, as under systemd's unit, finds a BPF file system in its state
-//! directory, where the service manager has mounted one.
+//! systemd mounts the BPF file system for root only (mode 0700). So the daemon opens the directory before it gives up
+//! its rights, and reaches the pins through `/proc/self/fd`. It loads the program after it has become its own user, so
+//! the pins belong to that user. A daemon that was never root, as under systemd's unit, finds a BPF file system in its
+//! state directory, where the service manager has mounted one.
 
 use std::{
     fmt::Display,
@@ -104,8 +104,8 @@ impl FastPathPins {
     }
 }
 
-/// The program, loaded and not in use yet. Dropping it removes the program, unless an earlier daemon left it attached: then
-/// the next daemon may take it over.
+/// The program, loaded and not in use yet. Dropping it removes the program, unless an earlier daemon left it attached:
+/// then the next daemon may take it over.
 #[derive(Debug)]
 pub(super) struct LoadedProgram {
     program: Option<FastPath>,

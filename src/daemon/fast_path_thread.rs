@@ -19,16 +19,16 @@ use crate::gateway::{
     used_pinholes,
 };
 
-/// Interval between two readings of the ring buffer, while there are lines and while there are none. The ring buffer wakes
-/// the thread earlier when it fills.
+/// Interval between two readings of the ring buffer, while there are lines and while there are none. The ring buffer
+/// wakes the thread earlier when it fills.
 const MIN_PAUSE: Duration = Duration::from_millis(4);
 const MAX_PAUSE: Duration = Duration::from_millis(64);
 /// Interval between two updates of the program's interfaces and barred ports.
 const UPDATE_INTERVAL: Duration = Duration::from_secs(1);
 
 impl FastPathReader {
-    /// Has the engines read all lines, and releases their room in the ring buffer when they are in the journals. Returns
-    /// whether there were any.
+    /// Has the engines read all lines, and releases their room in the ring buffer when they are in the journals.
+    /// Returns whether there were any.
     pub(super) fn read_lines(&self, shared: &SharedState, kernel: &mut LinuxKernel) -> bool {
         let position = self.fetch_lines();
         let mut has_read = false;
@@ -45,8 +45,8 @@ impl FastPathReader {
         has_read
     }
 
-    /// Brings engines and program to the same connections, at the start. If the program or the table is new, opens the old
-    /// program's pinholes in the table.
+    /// Brings engines and program to the same connections, at the start. If the program or the table is new, opens the
+    /// old program's pinholes in the table.
     pub(super) fn start(
         &self,
         is_new_table: bool,
@@ -78,8 +78,8 @@ impl FastPathReader {
         Ok(self.flows.program().remove()?)
     }
 
-    /// Takes all connections back, and closes pinholes of the program that no session holds. From then on the engines hand
-    /// connections over, or none, as `hands_over` says.
+    /// Takes all connections back, and closes pinholes of the program that no session holds. From then on the engines
+    /// hand connections over, or none, as `hands_over` says.
     fn resynchronise(
         &self,
         hands_over: bool,
@@ -138,8 +138,8 @@ impl FastPathReader {
         self.read_lines(shared, kernel);
     }
 
-    /// Ends the inspection by the program: takes all connections back and reads their lines. The program's pinholes stay
-    /// open.
+    /// Ends the inspection by the program: takes all connections back and reads their lines. The program's pinholes
+    /// stay open.
     pub(super) fn stop(&self, shared: &SharedState, kernel: &mut LinuxKernel) {
         for shard in &shared.shards {
             lock(&shard.engine).sessions.set_uses_fast_path(false);

@@ -1,5 +1,5 @@
-//! Verdicts that one worker forwards to another. The kernel takes a verdict only from the reader of the packet's queue. If
-//! processors choose the queue, a packet that waited in an engine may be released by a worker of another queue.
+//! Verdicts that one worker forwards to another. The kernel takes a verdict only from the reader of the packet's queue.
+//! If processors choose the queue, a packet that waited in an engine may be released by a worker of another queue.
 
 use std::sync::{
     Mutex,

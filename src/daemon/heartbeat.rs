@@ -23,8 +23,8 @@ pub(super) struct HeartbeatRenewer {
 }
 
 impl HeartbeatRenewer {
-    /// Takes over an earlier daemon's heartbeat, if packets `have_waited` since that daemon ended and the heartbeat has not
-    /// expired. Otherwise records a downtime, and sets a new heartbeat.
+    /// Takes over an earlier daemon's heartbeat, if packets `have_waited` since that daemon ended and the heartbeat has
+    /// not expired. Otherwise records a downtime, and sets a new heartbeat.
     pub(super) fn start(
         commits: &Commits,
         shared: &SharedState,
@@ -67,8 +67,8 @@ impl HeartbeatRenewer {
         Ok(())
     }
 
-    /// Renews the heartbeat for the last time. A daemon that starts before its deadline finds that no packet bypassed the
-    /// queue.
+    /// Renews the heartbeat for the last time. A daemon that starts before its deadline finds that no packet bypassed
+    /// the queue.
     pub(super) fn stop(&mut self, shared: &SharedState) -> Result<(), GatewayError> {
         shared.progress.set_deadline(Instant::now() + RESTART_GRACE);
         self.heartbeat.renew(RESTART_GRACE).map(drop)

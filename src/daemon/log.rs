@@ -1,8 +1,8 @@
 //! The log: one line for each decision, at a limited rate.
 //!
-//! If standard error is the journal, lines are sent with its native protocol ([`journald`]). Otherwise they are written to
-//! standard error with the time, and in colours only if that is a terminal. docs/commands.md says what each level has, and
-//! lists the fields.
+//! If standard error is the journal, lines are sent with its native protocol ([`journald`]). Otherwise they are written
+//! to standard error with the time, and in colours only if that is a terminal. docs/commands.md says what each level
+//! has, and lists the fields.
 //!
 //! Every line of the levels info, warn and error has the field `event`, a stable name for scripts.
 
@@ -61,8 +61,8 @@ where
         .log_internal_errors(false)
 }
 
-/// The log of decisions about packets. Its rate is limited, because peers cause the lines and must not be able to fill the
-/// log.
+/// The log of decisions about packets. Its rate is limited, because peers cause the lines and must not be able to fill
+/// the log.
 #[derive(Default)]
 pub(super) struct EventLog {
     limiter: Mutex<LineLimiter>,
@@ -199,8 +199,8 @@ fn log_line(level: Level, name: &'static str, text: &dyn Display, fields: &Field
     }
 }
 
-/// The kind of a line. Each kind has rate limits of its own, so that no kind suppresses another. The variant's name is the
-/// field `FTP_ALG_EVENT`, and its message names such lines in the summary of suppressed ones.
+/// The kind of a line. Each kind has rate limits of its own, so that no kind suppresses another. The variant's name is
+/// the field `FTP_ALG_EVENT`, and its message names such lines in the summary of suppressed ones.
 #[derive(
     Clone, Copy, Debug, PartialEq, Eq, Hash, EnumCount, EnumMessage, IntoStaticStr, VariantArray,
 )]
@@ -255,7 +255,8 @@ impl Topic {
     }
 }
 
-/// The topic of an event. `None` for lines of the level debug, which have no rate limit because somebody asked for them.
+/// The topic of an event. `None` for lines of the level debug, which have no rate limit because somebody asked for
+/// them.
 fn topic_of(what: &EventKind) -> Option<Topic> {
     match what {
         EventKind::KernelRefused(_) => Some(Topic::Kernel),

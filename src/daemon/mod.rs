@@ -170,8 +170,8 @@ pub trait DaemonService {
     fn makes_progress(&self) -> bool;
 }
 
-/// Interval of [`DaemonService::maintain`]. While the table is missing, packets of adjusted connections pass unadjusted.
-/// A check takes microseconds, unless another program has changed nf_tables.
+/// Interval of [`DaemonService::maintain`]. While the table is missing, packets of adjusted connections pass
+/// unadjusted. A check takes microseconds, unless another program has changed nf_tables.
 const MAINTENANCE_INTERVAL: Duration = Duration::from_millis(100);
 
 /// Time for a daemon that is ending to release the state directory.
@@ -327,8 +327,8 @@ struct ConfinedDaemon {
     fast_path: Result<LoadedProgram, String>,
 }
 
-/// Makes the directories, starts the broker, ends another daemon for `--takeover`, loads the fast path, and gives up all
-/// other rights.
+/// Makes the directories, starts the broker, ends another daemon for `--takeover`, loads the fast path, and gives up
+/// all other rights.
 fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, DaemonError> {
     let account = options.user.as_deref().map(Account::named).transpose()?;
     let socket_dir = match options.socket.parent() {
@@ -417,8 +417,8 @@ fn watch_signals(events: Sender<DaemonEvent>) -> Result<(), DaemonError> {
     Ok(())
 }
 
-/// Makes the state directory, or checks the one that exists. Only the daemon may write to it, because a restarted daemon
-/// trusts its files.
+/// Makes the state directory, or checks the one that exists. Only the daemon may write to it, because a restarted
+/// daemon trusts its files.
 fn make_state_dir(path: &Path, account: Option<&Account>) -> Result<File, DaemonError> {
     make_dir(path, account)?;
     let failed = |source| DaemonError::Directory { path: path.to_owned(), source };

@@ -24,7 +24,8 @@ impl SharedState {
         }
     }
 
-    /// The pinholes that an engine holds and that are open in the kernel. The kernel closes a consumed pinhole by itself.
+    /// The pinholes that an engine holds and that are open in the kernel. The kernel closes a consumed pinhole by
+    /// itself.
     fn pinhole_rows(&self) -> Vec<PinholeRow> {
         let mut kernel = lock(&self.kernel);
         let open =

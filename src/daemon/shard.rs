@@ -1,8 +1,9 @@
-//! A shard: an engine with its journal, for a part of the connections. [`shard_map`](super::shard_map) finds the shard of
-//! a connection.
+//! A shard: an engine with its journal, for a part of the connections. [`shard_map`](super::shard_map) finds the shard
+//! of a connection.
 //!
 //! Invariants:
-//! - A thread locks one engine at a time, and asks the kernel nothing meanwhile, because a worker may wait for the lock.
+//! - A thread locks one engine at a time, and asks the kernel nothing meanwhile, because a worker may wait for the
+//!   lock.
 //! - A thread locks the engine before the journal, so that two threads cannot wait for each other.
 
 use std::{
@@ -21,8 +22,8 @@ pub(super) struct Shard {
 }
 
 impl Shard {
-    /// Concludes a batch, and writes its records. Locks the journal before it releases the engine, so the records are in the
-    /// order of the batches.
+    /// Concludes a batch, and writes its records. Locks the journal before it releases the engine, so the records are
+    /// in the order of the batches.
     pub(super) fn conclude(&self, effects: &mut Effects) -> io::Result<()> {
         let mut engine = lock(&self.engine);
         engine.conclude(effects);
@@ -55,8 +56,8 @@ impl Shard {
     }
 }
 
-/// Locks a mutex, even if a thread panicked while it held the lock. A worker that panics ends the daemon, and until then
-/// its engine may be read. No other data can be left half changed.
+/// Locks a mutex, even if a thread panicked while it held the lock. A worker that panics ends the daemon, and until
+/// then its engine may be read. No other data can be left half changed.
 pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

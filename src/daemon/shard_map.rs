@@ -1,5 +1,5 @@
-//! Finds the shard of a connection: a hash of its two endpoints, which is the same for both directions and for each queue
-//! that its packets arrive by.
+//! Finds the shard of a connection: a hash of its two endpoints, which is the same for both directions and for each
+//! queue that its packets arrive by.
 
 use std::net::SocketAddr;
 

@@ -153,8 +153,8 @@ impl SharedState {
         });
     }
 
-    /// Records that packets of any connection may have passed unread. The journals are written at once: a restarted daemon
-    /// would find a current heartbeat, and could not know of the downtime.
+    /// Records that packets of any connection may have passed unread. The journals are written at once: a restarted
+    /// daemon would find a current heartbeat, and could not know of the downtime.
     pub(super) fn record_downtime(&self) {
         for shard in &self.shards {
             if let Err(error) = shard.record_downtime() {

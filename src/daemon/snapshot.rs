@@ -1,7 +1,7 @@
 //! The rows that the control socket sends as JSON: status, sessions and pinholes.
 //!
-//! Invariant: field names do not change, because scripts read them. This module knows nothing of engines and kernels; the
-//! daemon implements [`StatusSource`].
+//! Invariant: field names do not change, because scripts read them. This module knows nothing of engines and kernels;
+//! the daemon implements [`StatusSource`].
 
 use std::{
     net::{IpAddr, SocketAddr},

@@ -5,8 +5,8 @@
 //! - `backend` says which back end has the pinholes.
 //!
 //! Invariants:
-//! - Records are written before the verdicts that they belong to, so a restarted daemon knows every change that a packet
-//!   has shown to a peer.
+//! - Records are written before the verdicts that they belong to, so a restarted daemon knows every change that a
+//!   packet has shown to a peer.
 //! - When most records are superseded, the journal is replaced by a checkpoint.
 //! - The sessions of all journals are restored together, so a daemon with more or fewer workers can continue with them.
 //! - All files are valid for one boot of one network namespace. A journal of another one, or a damaged one, is renamed,
@@ -88,8 +88,8 @@ impl StateDir {
         })
     }
 
-    /// Restores the sessions of all journals into `engines`, each session into the engine of its shard. Then starts a new
-    /// journal for each of `queues`, which belong to the engines in the same order.
+    /// Restores the sessions of all journals into `engines`, each session into the engine of its shard. Then starts a
+    /// new journal for each of `queues`, which belong to the engines in the same order.
     pub(super) fn open_journals(
         &self,
         queues: &[u16],
@@ -213,8 +213,8 @@ impl StateDir {
         Ok(records)
     }
 
-    /// The rules that an earlier daemon loaded. `None` if there were none, or the file cannot be read: then the rules are
-    /// loaded again.
+    /// The rules that an earlier daemon loaded. `None` if there were none, or the file cannot be read: then the rules
+    /// are loaded again.
     pub(super) fn table_record(&self) -> Option<TableRecord> {
         let text = fs::read_to_string(self.path.join(TABLE_RECORD)).ok()?;
         let (origin, record): (String, TableRecord) = serde_json::from_str(&text).ok()?;
@@ -287,8 +287,8 @@ fn replace_file(path: &Path, write: impl FnOnce(&mut File) -> io::Result<()>) ->
     Ok(file)
 }
 
-/// Replaces the file at `path` by a checkpoint: all sessions of `engines`. Returns the file, positioned at its end, and its
-/// length.
+/// Replaces the file at `path` by a checkpoint: all sessions of `engines`. Returns the file, positioned at its end, and
+/// its length.
 fn write_checkpoint(
     path: &Path,
     origin: &str,
@@ -349,8 +349,8 @@ impl Journal {
         Ok(())
     }
 
-    /// Writes a checkpoint if one is due, if the journal could not be written before, or if its file was removed. Called
-    /// about once a second.
+    /// Writes a checkpoint if one is due, if the journal could not be written before, or if its file was removed.
+    /// Called about once a second.
     pub(super) fn maintain(&mut self, engine: &mut Engine) -> io::Result<()> {
         let is_in_place = match &self.file {
             Some(file) => {

@@ -1,8 +1,8 @@
 //! Loads the table again if another program removes, changes or replaces it.
 //!
-//! A failure never ends the daemon. It tries again at growing intervals, as long as it runs. A table of the same name is
-//! most likely a copy that an operator saved and loaded again, so it is replaced. It is left alone only while another
-//! daemon reads its queues, because two daemons that replace each other's table serve nobody.
+//! A failure never ends the daemon. It tries again at growing intervals, as long as it runs. A table of the same name
+//! is most likely a copy that an operator saved and loaded again, so it is replaced. It is left alone only while
+//! another daemon reads its queues, because two daemons that replace each other's table serve nobody.
 
 use std::{
     sync::mpsc::Sender,

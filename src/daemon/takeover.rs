@@ -1,7 +1,7 @@
 //! `--takeover`: ends the ftp-alg that runs in this network namespace, and waits for its end.
 //!
-//! It gets SIGTERM, as from a service manager. Its table stays if connections have adjusted sequence numbers. They stall for
-//! a moment, and continue if this daemon has the same state directory.
+//! It gets SIGTERM, as from a service manager. Its table stays if connections have adjusted sequence numbers. They
+//! stall for a moment, and continue if this daemon has the same state directory.
 
 use std::time::{Duration, Instant};
 

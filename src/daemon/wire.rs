@@ -1,7 +1,7 @@
 //! Lines on a Unix socket, with a limit for their length and one deadline for request and answer together.
 //!
-//! A socket's own timeouts apply to each call, so a peer that sends byte after byte could block the reader for ever. This
-//! module knows nothing of what the lines mean.
+//! A socket's own timeouts apply to each call, so a peer that sends byte after byte could block the reader for ever.
+//! This module knows nothing of what the lines mean.
 
 use std::{
     io::{self, BufRead as _, BufReader, Read, Write},
@@ -21,8 +21,8 @@ impl DeadlineStream<'_> {
         if left.is_zero() { Err(io::ErrorKind::TimedOut.into()) } else { Ok(Some(left)) }
     }
 
-    /// Reads a line, and returns it without its newline. Bytes after the newline are lost, because each side sends only one
-    /// line. If the connection ends before the newline, the error is [`io::ErrorKind::UnexpectedEof`].
+    /// Reads a line, and returns it without its newline. Bytes after the newline are lost, because each side sends only
+    /// one line. If the connection ends before the newline, the error is [`io::ErrorKind::UnexpectedEof`].
     pub(super) fn read_line(&mut self, limit: usize) -> io::Result<Vec<u8>> {
         let mut line = Vec::new();
         BufReader::new(self.take(limit as u64 + 1)).read_until(b'\n', &mut line)?;

@@ -1,8 +1,8 @@
 //! The worker: a thread that reads the packets of one netfilter queue and gives their verdicts.
 //!
 //! Invariants:
-//! - The engine of a shard reads the fast path's lines before it decides about a packet of that shard, so it knows every
-//!   earlier line.
+//! - The engine of a shard reads the fast path's lines before it decides about a packet of that shard, so it knows
+//!   every earlier line.
 //! - After the heartbeat has lapsed, the worker decides about the waiting packets before it records progress. The
 //!   heartbeat is not renewed before that, so no other packet is queued meanwhile.
 

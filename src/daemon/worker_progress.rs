@@ -36,7 +36,8 @@ impl WorkerProgress {
         self.deadline.store(self.millis(deadline), Ordering::Release);
     }
 
-    /// Whether the heartbeat has lapsed, or is about to: packets of connections that are not adjusted may bypass the queue.
+    /// Whether the heartbeat has lapsed, or is about to: packets of connections that are not adjusted may bypass the
+    /// queue.
     pub(super) fn has_lapsed(&self, now: Instant) -> bool {
         self.millis(now + KERNEL_ROUNDING) >= self.deadline.load(Ordering::Acquire)
     }

@@ -105,7 +105,7 @@ pub(super) fn start(
     });
     let flows = reader.as_ref().ok().map(|reader| Arc::clone(reader.flows()));
     let make_kernel = || -> Result<LinuxKernel, crate::gateway::GatewayError> {
-        let kernel = LinuxKernel::new(&parameters)?.counted_in(&commits).skip_capacity(&claimed);
+        let kernel = LinuxKernel::new(&parameters)?.counted_in(&commits).avoiding_ports(&claimed);
         Ok(kernel.with_flows(flows.as_ref()))
     };
     let kernel = make_kernel()?;
@@ -155,7 +155,7 @@ pub(super) fn start(
             &mut make_kernel()?,
         )?;
     }
-    let have_waited = !is_new_table && workers.table.as_ref().is_some_and(Table::set_hold_packets);
+    let have_waited = !is_new_table && workers.table.as_ref().is_some_and(Table::holds_packets);
     workers.heartbeat = Some(HeartbeatRenewer::start(&commits, &workers.shared, have_waited)?);
     let rules_reader = RulesetReader::new(&claimed, &commits)?;
     let first_reading = workers.start_rules_reader(rules_reader, parameters.clone(), events)?;
@@ -195,8 +195,8 @@ fn log_fast_path_off(why: &str) {
 /// A variable for tests. With the value `no`, the table gets no owner, so other programs can remove it.
 const OWNER_VARIABLE: &str = "FTP_ALG_TABLE_OWNER";
 
-/// Opens the one socket of all transactions. It owns the table if the kernel has tables with an owner that outlive their
-/// owner's socket.
+/// Opens the one socket of all transactions. It owns the table if the kernel has tables with an owner that outlive
+/// their owner's socket.
 fn open_commits() -> Result<Commits, crate::gateway::GatewayError> {
     if std::env::var_os(OWNER_VARIABLE).is_some_and(|value| value == "no") {
         return Ok(Commits::default());
@@ -269,8 +269,8 @@ impl Workers {
     }
 
     /// Starts the thread that reads the operator's rules when they change, and updates the daemon's health. After each
-    /// reading it sends the rule that changes the packet marks of every connection, if there is one: the fast path needs
-    /// those marks.
+    /// reading it sends the rule that changes the packet marks of every connection, if there is one: the fast path
+    /// needs those marks.
     fn start_rules_reader(
         &mut self,
         mut reader: RulesetReader,
@@ -387,8 +387,8 @@ impl Workers {
         Ok(is_new)
     }
 
-    /// Whether an adjusted connection is still open according to the kernel. After [`MAX_QUERIED`] lookups the answer is
-    /// yes, because the end of the daemon must not take long.
+    /// Whether an adjusted connection is still open according to the kernel. After [`MAX_QUERIED`] lookups the answer
+    /// is yes, because the end of the daemon must not take long.
     fn has_adjusted_connection(&self, kernel: &mut LinuxKernel) -> bool {
         let of_shard = |shard: &Shard| {
             lock(&shard.engine)
@@ -428,8 +428,8 @@ fn start_thread(
     })
 }
 
-/// Pins this thread to the processors whose packets reach its queue: the kernel puts packets of processor `c` into queue
-/// `c % count`. A thread on another processor works too, but later.
+/// Pins this thread to the processors whose packets reach its queue: the kernel puts packets of processor `c` into
+/// queue `c % count`. A thread on another processor works too, but later.
 fn pin_to_processors(number: u16, index: usize, count: usize) {
     let pinned = sched_getaffinity(None).and_then(|allowed| {
         let mut wanted = CpuSet::new();
@@ -466,7 +466,7 @@ impl Drop for Workers {
                 {
                     self.shared.report_error(&error);
                 }
-                table.set_keep();
+                table.leave_in_kernel();
                 if adjusted {
                     tracing::warn!(
                         event = "table_left",

@@ -1,15 +1,15 @@
 //! Gives up all rights that the daemon does not need, before it reads the first packet.
 //!
-//! The daemon retains two capabilities, its state directory, the system calls of its work, and the fast path's pins if the
-//! fast path runs. It cannot start a program, and it cannot regain rights. Its broker ([`crate::gateway::broker`]) does
-//! everything else. The broker may read files and run programs, but it may write nothing. Those programs may read only what
-//! programs need to run.
+//! The daemon retains two capabilities, its state directory, the system calls of its work, and the fast path's pins if
+//! the fast path runs. It cannot start a program, and it cannot regain rights. Its broker ([`crate::gateway::broker`])
+//! does everything else. The broker may read files and run programs, but it may write nothing. Those programs may read
+//! only what programs need to run.
 //!
 //! There are two steps. [`become_user`] changes the user, and retains the capabilities that load the fast path.
 //! [`confine_daemon`] gives up the rest. In between the fast path is loaded, so its pins belong to the daemon's user.
 //!
-//! Invariant: this happens before the daemon starts a thread, because it applies only to the calling thread and to threads
-//! that it starts later.
+//! Invariant: this happens before the daemon starts a thread, because it applies only to the calling thread and to
+//! threads that it starts later.
 //!
 //! docs/security.md says which rights are left, and why.
 
@@ -33,8 +33,8 @@ const NEEDED: [Cap; 2] = [Cap::NET_ADMIN, Cap::NET_RAW];
 /// compilers generate it ("attempt to corrupt spilled pointer on stack"). Once it is loaded, neither is needed.
 const NEEDED_TO_LOAD: [Cap; 2] = [Cap::BPF, Cap::PERFMON];
 
-/// The rights that landlock forbids unless a rule allows them, together with [`Scope::Signal`], as far as the kernel knows
-/// them. Linux 5.13 does not know truncation by name, signals and ioctl yet, but seccomp forbids these as well.
+/// The rights that landlock forbids unless a rule allows them, together with [`Scope::Signal`], as far as the kernel
+/// knows them. Linux 5.13 does not know truncation by name, signals and ioctl yet, but seccomp forbids these as well.
 const HANDLED: ABI = ABI::V5;
 const NO_LANDLOCK: &str = "landlock: not in this kernel, or not enabled (lsm= on its command line); \
                            files are protected by their permissions only";
@@ -70,15 +70,15 @@ fn failed<E: std::fmt::Display>(what: &'static str) -> impl Fn(E) -> ConfineErro
     move |reason| ConfineError::System { what, reason: reason.to_string() }
 }
 
-/// Becomes `account`, with the daemon's capabilities and those that load the fast path's program. [`confine_daemon`] must
-/// follow.
+/// Becomes `account`, with the daemon's capabilities and those that load the fast path's program. [`confine_daemon`]
+/// must follow.
 pub fn become_user(account: Option<&Account>) -> Result<(), ConfineError> {
     restrict_capabilities(account, &NEEDED_TO_LOAD, false)
 }
 
 /// Confines the daemon. From now on it may read `/proc`, use files in `state_dir`, and make and remove sockets in
-/// `socket_dir`. With `pins`, the directory of the fast path's pins, it may also use BPF maps, attach the loaded program, and
-/// make and remove pins. Returns the confinement that this kernel lacks, a line each.
+/// `socket_dir`. With `pins`, the directory of the fast path's pins, it may also use BPF maps, attach the loaded
+/// program, and make and remove pins. Returns the confinement that this kernel lacks, a line each.
 pub fn confine_daemon(
     state_dir: &Path,
     socket_dir: &Path,
@@ -118,8 +118,8 @@ pub fn confine_broker(account: Option<&Account>) -> Result<(), ConfineError> {
     Ok(())
 }
 
-/// Confines the broker's thread that is about to start a program to the files that such programs read. The program's input
-/// comes from the daemon, and could name other files.
+/// Confines the broker's thread that is about to start a program to the files that such programs read. The program's
+/// input comes from the daemon, and could name other files.
 pub fn confine_program() -> io::Result<()> {
     let run = AccessFs::ReadFile | AccessFs::ReadDir | AccessFs::Execute;
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
@@ -136,9 +136,9 @@ pub fn landlock_missing() -> Option<&'static str> {
     (status == Some(RulesetStatus::NotEnforced)).then_some(NO_LANDLOCK)
 }
 
-/// Becomes `account`, and retains the needed capabilities and `more`. The process can regain no other. A second call without
-/// `more` gives those up as well. A capability that the process does not have is no error here, but later where it is
-/// needed. With `for_programs`, programs that the process starts have these capabilities, too.
+/// Becomes `account`, and retains the needed capabilities and `more`. The process can regain no other. A second call
+/// without `more` gives those up as well. A capability that the process does not have is no error here, but later where
+/// it is needed. With `for_programs`, programs that the process starts have these capabilities, too.
 fn restrict_capabilities(
     account: Option<&Account>,
     more: &[Cap],

@@ -1,8 +1,8 @@
 //! Limits the running daemon to the system calls that it makes.
 //!
 //! A forbidden call fails with EPERM. A C library that tries a new call must not end a gateway, and an attacker gains
-//! nothing by trying. In a debug build a forbidden call ends the process at once, so that tests find calls that are missing
-//! here.
+//! nothing by trying. In a debug build a forbidden call ends the process at once, so that tests find calls that are
+//! missing here.
 
 use std::{collections::BTreeMap, process};
 
@@ -135,8 +135,8 @@ const FAST_PATH: &[c_long] = &[
 
 /// The address families of sockets.
 const FAMILIES: [i32; 4] = [libc::AF_UNIX, libc::AF_NETLINK, libc::AF_INET, libc::AF_INET6];
-/// The operations of `prctl`: names of threads, names of memory (the C library sets these), and the auxiliary vector, in
-/// which rustix finds the kernel's clocks.
+/// The operations of `prctl`: names of threads, names of memory (the C library sets these), and the auxiliary vector,
+/// in which rustix finds the kernel's clocks.
 const CONTROLS: [u64; 3] = [libc::PR_SET_NAME as u64, libc::PR_SET_VMA as u64, PR_GET_AUXV];
 /// From linux/prctl.h, because libc does not have it.
 const PR_GET_AUXV: u64 = 0x4155_5856;

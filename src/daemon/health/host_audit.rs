@@ -1,5 +1,5 @@
-//! What the rules of other programs do to FTP here: which other helpers take control connections, and whether control and
-//! data connections pass.
+//! What the rules of other programs do to FTP here: which other helpers take control connections, and whether control
+//! and data connections pass.
 
 use super::check::{Check, CheckStatus};
 use crate::gateway::{
@@ -269,8 +269,8 @@ fn merge_families(name: &str, families: impl Iterator<Item = (IpVersion, Check)>
     checks
 }
 
-/// Whether both versions of IP have the same result: both are fine, or both have the same problem. The texts may differ in
-/// `ip6tables` and `iptables`.
+/// Whether both versions of IP have the same result: both are fine, or both have the same problem. The texts may differ
+/// in `ip6tables` and `iptables`.
 fn is_alike(one: &Check, other: &Check) -> bool {
     let plain = |check: &Check| check.says.replace("ip6tables", "iptables");
     one.mark == other.mark && (one.mark == CheckStatus::Ok || plain(one) == plain(other))

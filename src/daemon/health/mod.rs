@@ -1,8 +1,8 @@
 //! Whether FTP works here, and what to do if it does not: one list of problems for `status`, `doctor`, the log and the
 //! service manager.
 //!
-//! [`HostAudit`] finds what the rules of other programs do to FTP, for `doctor` and for the daemon. [`Health`] has what the
-//! daemon knows about itself, and the result of its last audit.
+//! [`HostAudit`] finds what the rules of other programs do to FTP, for `doctor` and for the daemon. [`Health`] has what
+//! the daemon knows about itself, and the result of its last audit.
 //!
 //! Invariant: the names of problems do not change, because scripts match them.
 
@@ -72,8 +72,8 @@ const MAX_EXPIRED: usize = 1024;
 /// The client and the server of a session.
 type Ends = (SocketAddr, SocketAddr);
 
-/// The problem of a daemon that did not answer, according to `error`. If a daemon's table is loaded, its absence is certain
-/// only if the queues are `unread`.
+/// The problem of a daemon that did not answer, according to `error`. If a daemon's table is loaded, its absence is
+/// certain only if the queues are `unread`.
 pub fn daemon_problem(error: &ClientError, unread: bool) -> Problem {
     let text = error.to_string();
     let restart = "systemctl restart ftp-alg: sessions survive";
@@ -296,8 +296,8 @@ impl Health {
         let names: HashSet<String> = problems.iter().map(|problem| problem.name.clone()).collect();
         for problem in problems {
             let Problem { name, text, remedy } = problem;
-            // Other problems are reported if they last until the next look: at the start names are not looked up yet, and
-            // a journal may be written again a moment later.
+            // Other problems are reported if they last until the next look: at the start names are not looked up yet,
+            // and a journal may be written again a moment later.
             let is_lasting =
                 is_audit_problem(problem) && name != NAME_PROBLEM || state.previous.contains(name);
             if is_lasting && state.reported.insert(name.clone()) {

@@ -20,8 +20,8 @@ use tracing::{
 use tracing_subscriber::{Layer, layer::Context};
 
 const SOCKET: &str = "/run/systemd/journal/socket";
-/// How long a worker waits for a journald that takes no lines. The line then goes to standard error, and no worker waits
-/// until journald takes lines again.
+/// How long a worker waits for a journald that takes no lines. The line then goes to standard error, and no worker
+/// waits until journald takes lines again.
 const SEND_LIMIT: Duration = Duration::from_millis(100);
 
 /// Whether standard error is the journal. See systemd.exec(5), `$JOURNAL_STREAM`.
