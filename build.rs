@@ -1,8 +1,8 @@
-//! Gives the program its version with the commit: `0.1.0 (abc123def, 2026-11-21)`, and compiles the BPF program of the
-//! fast path.
+//! Build script: puts the commit into the program's version (`0.1.0 (abc123def, 2026-11-21)`), and compiles the fast
+//! path's BPF program.
 //!
-//! The commit is git's, or what `git archive` wrote into `packaging/commit`. Debug builds have none:
-//! each commit would compile everything again.
+//! The commit comes from git, or from `packaging/commit`, which `git archive` fills in. Debug builds have none, because
+//! each commit would rebuild everything.
 
 use std::{
     env, fs,
@@ -38,7 +38,7 @@ fn written() -> Option<String> {
     fs::read_to_string(WRITTEN).ok().filter(|text| !text.contains('$'))
 }
 
-/// Those that git says, if the directory is a repository and not only within one.
+/// Hash and date from git, if this directory itself is a repository.
 fn of_git() -> Option<String> {
     let git = |arguments: &[&str]| {
         let output = Command::new("git").args(arguments).output().ok()?;
@@ -47,7 +47,7 @@ fn of_git() -> Option<String> {
     if !git(&["rev-parse", "--show-prefix"])?.is_empty() {
         return None;
     }
-    // It has a line for each commit and checkout.
+    // Git appends a line for each commit and checkout.
     println!("cargo::rerun-if-changed={}", git(&["rev-parse", "--git-path", "logs/HEAD"])?);
     git(&["log", "-1", "--format=%H %cs"])
 }
@@ -57,7 +57,7 @@ fn compile_fast_path() -> Result<(), String> {
     let to = env::var_os("OUT_DIR").map(PathBuf::from).ok_or("OUT_DIR is not set")?;
     let mut clang = Command::new("clang");
     clang.args(["-O2", "-g", "-target", "bpf", "-mcpu=v3", "-Wall", "-Werror"]);
-    // The object is the same wherever it is compiled.
+    // The object does not depend on the build directory.
     clang.arg("-fdebug-compilation-dir=.").current_dir(FAST_PATH);
     if let Some(headers) = headers_of_architecture() {
         clang.arg("-I").arg(headers);
@@ -73,7 +73,7 @@ fn compile_fast_path() -> Result<(), String> {
     }
     let errors = String::from_utf8_lossy(&output.stderr);
     let is_header = errors.contains("file not found");
-    // Each line of cargo's is one of ours.
+    // Each line for cargo is one of ours.
     for line in errors.lines() {
         println!("cargo::warning={line}");
     }
@@ -83,8 +83,8 @@ fn compile_fast_path() -> Result<(), String> {
     })
 }
 
-/// Debian has `asm/types.h` in a directory of each architecture, where clang does not look for another target's. Any
-/// does: the types are the same.
+/// Debian installs `asm/types.h` in a directory for each architecture, which clang does not search when it compiles for
+/// another target. Any of them works, because the types are equal.
 fn headers_of_architecture() -> Option<PathBuf> {
     let architecture = env::var("CARGO_CFG_TARGET_ARCH").unwrap_or_default();
     let entries = fs::read_dir(Path::new("/usr/include")).ok()?;

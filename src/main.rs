@@ -13,7 +13,7 @@ fn main() -> ExitCode {
         Err(failure) => {
             let (code, lines) = failure.report();
             for line in lines {
-                // A closed standard error leaves the exit code to speak (eprintln! would panic).
+                // If standard error is closed, the exit code remains (eprintln! would panic).
                 let _ = writeln!(io::stderr(), "{line}");
             }
             ExitCode::from(code)

@@ -83,7 +83,7 @@ fn the_table_replaces_itself_and_leaves_nothing() {
     let before = lab.gateway_sh("nft list ruleset");
     lab.on_gateway(|| {
         let parameters = RuleParameters::new(&[21, 2121], 7, 4, 1 << 3, 0b1011).unwrap();
-        Table::install(&parameters).unwrap().set_keep();
+        Table::install(&parameters).unwrap().leave_in_kernel();
         let list = || lab.gateway_sh("nft list table inet ftp_alg | grep -v 'tcp timeout'");
         let once = list();
         let table = Table::install(&parameters).unwrap();

@@ -1,7 +1,7 @@
-//! From the file's values to a [`Config`]: each must be one that the rest may rely on.
+//! Converts the file's values to a [`Config`], and checks each of them.
 //!
-//! All problems are found in one go, each with its key, place, value and what is allowed. Values
-//! that are valid but not served by this version are noted apart, in the same words.
+//! All problems are found in one pass, each with its key, position, value and what is allowed. Values that are valid
+//! but not supported by this version are reported separately.
 
 use std::{
     collections::HashSet, net::IpAddr, ops::RangeInclusive, path::Path, sync::Arc, time::Duration,
@@ -23,9 +23,9 @@ use super::{
 const TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 const MAX_CONTROL_PORTS: usize = 64;
 const MAX_SESSIONS: i64 = 1 << 24;
-/// Without the key one client's share of them is a sixteenth.
+/// Default share of one client: a sixteenth.
 const SHARES: usize = 16;
-/// The least holds a few sessions that hold as much as one may (docs/configuration.md).
+/// The minimum allows a few sessions at their own limit (docs/configuration.md).
 const MEMORY: RangeInclusive<usize> = 1 << 20..=1 << 40;
 /// Each session is compared with all of them, once.
 const MAX_NETWORKS: usize = 1024;
@@ -44,7 +44,7 @@ const NETWORKS: &str =
     "a network without host bits, such as \"192.168.150.0/24\", or a list of them";
 const FREE_PORTS: &str = "a range of ports from 1024 to 65535, such as \"49152-65535\"";
 
-/// Checks `text`, which problems call `path`.
+/// Checks `text`; problems name it `path`.
 pub(super) fn check(text: &str, path: &Path) -> Result<Config, Vec<Problem>> {
     let syntax = |errors: Vec<toml::de::Error>| -> Vec<Problem> {
         errors.iter().map(|error| error::syntax(path, text, error)).collect()
@@ -53,7 +53,7 @@ pub(super) fn check(text: &str, path: &Path) -> Result<Config, Vec<Problem>> {
     if !errors.is_empty() {
         let mut problems = syntax(errors);
         problems.sort_by_key(|problem| (problem.line, problem.column));
-        // What follows from the first of a line says nothing new.
+        // A problem caused by an earlier one in the same line is redundant.
         problems.dedup_by_key(|problem| problem.line);
         return Err(problems);
     }
@@ -202,7 +202,7 @@ impl Checker<'_> {
         Policy { max_sessions, max_sessions_per_client, memory, ..rules }
     }
 
-    /// What `[policy]` and each `[[network]]` may set.
+    /// The keys that `[policy]` and each `[[network]]` may have.
     fn rules(&mut self, file: &file::Rules<'_>, default: &Policy, nat: &Nat) -> Policy {
         let key = |name| format!("{}.{name}", file.table);
         Policy {
@@ -264,7 +264,7 @@ impl Checker<'_> {
         Some(ranges)
     }
 
-    /// Those that set nothing hold what `[policy]` says, which is `default`.
+    /// A network without a key inherits `[policy]`, which is `default`.
     fn networks(
         &mut self,
         files: &[Spanned<file::Network>],
@@ -407,7 +407,7 @@ impl Checker<'_> {
         })
     }
 
-    /// The value of `key`: `default` when it is absent, and when `read` refuses it, which is noted.
+    /// The value of `key`. If it is absent, or `read` refuses it, which is reported, the result is `default`.
     fn value<T>(
         &mut self,
         key: &str,
@@ -443,7 +443,7 @@ impl Checker<'_> {
         self.problems.push(problem);
     }
 
-    /// Refuses a whole table, which begins at byte `place`.
+    /// Refuses a whole table that starts at byte `place`.
     fn refuse_table(&mut self, key: &str, place: usize, why: String) {
         let problem = error::at(self.path, self.text, place, Some(key.to_owned()), why);
         self.problems.push(problem);
@@ -476,7 +476,7 @@ fn host(value: &Value) -> Option<IpAddr> {
     text::host(value.as_str()?)
 }
 
-/// A range without the ports below 1024, which no data connection of ours may use.
+/// A range above 1023; data connections never use lower ports.
 fn ports(value: &Value) -> Option<RangeInclusive<u16>> {
     text::port_range(value.as_str()?).filter(|range| *range.start() >= 1024)
 }

@@ -1,12 +1,12 @@
-//! What is wrong with a configuration, and where: file, line, column, key, value, what is allowed.
+//! Configuration errors: file, line, column, key, value, what is allowed.
 //!
-//! One problem is one line of text whatever the file holds: values are escaped and cut.
+//! Each problem is one line of text, whatever the file contains: values are escaped and cut.
 
 use std::{fmt, io, ops::Range, path::Path, path::PathBuf};
 
 use super::hint;
 
-/// The most characters of a value that a message repeats.
+/// Maximum number of characters of a value in a message.
 const MAX_SHOWN: usize = 60;
 
 /// Why there is no configuration.
@@ -30,18 +30,18 @@ fn lines(problems: &[Problem]) -> String {
     problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n")
 }
 
-/// One thing that is wrong.
+/// One problem in a configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Problem {
-    /// The file, as it was named.
+    /// The file as the caller named it.
     pub path: PathBuf,
     /// The line, from 1.
     pub line: usize,
     /// The column in characters, from 1.
     pub column: usize,
-    /// The key with its tables, as in `pinhole.mark`; `None` where there is none to name.
+    /// The key with its table, such as `pinhole.mark`; `None` if no key applies.
     pub key: Option<String>,
-    /// The offending value and what is allowed.
+    /// The value, and what is allowed.
     pub message: String,
 }
 
@@ -68,14 +68,14 @@ pub(super) fn at(
     Problem {
         path: path.to_owned(),
         line: before.matches('\n').count() + 1,
-        // A byte order mark is not seen.
+        // A byte order mark is invisible.
         column: before[line_start..].trim_start_matches('\u{feff}').chars().count() + 1,
         key,
         message,
     }
 }
 
-/// What the TOML reader said of what is no TOML.
+/// The TOML parser's message about a syntax error.
 pub(super) fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> Problem {
     let offset = error.span().map_or(0, |span| span.start);
     let (offset, message) = match bare_text(text, offset) {
@@ -89,7 +89,7 @@ pub(super) fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> Proble
     at(path, text, offset, key_before(text, offset), message)
 }
 
-/// The text without quotes that stands for a value around byte `offset`.
+/// The unquoted text around byte `offset` that should be a value.
 fn bare_text(text: &str, offset: usize) -> Option<Range<usize>> {
     let is_part = |c: char| c.is_ascii_alphanumeric() || ".:/_-".contains(c);
     let start = text.get(..offset)?.trim_end_matches(is_part).len();
@@ -99,14 +99,14 @@ fn bare_text(text: &str, offset: usize) -> Option<Range<usize>> {
     (is_value && length > 0).then_some(start..start + length)
 }
 
-/// The key to the left of byte `offset` in its line.
+/// The key before byte `offset` in its line.
 fn key_before(text: &str, offset: usize) -> Option<String> {
     let line = text.get(..offset)?.rsplit('\n').next()?;
     let key = line.split_once('=')?.0.trim();
     (!key.is_empty()).then(|| shown(key, 0..key.len()))
 }
 
-/// `text[span]` as a message may repeat it: on one line, without control characters, not too long.
+/// `text[span]` for a message: one line, without control characters, cut.
 pub(super) fn shown(text: &str, span: Range<usize>) -> String {
     let value = text.get(span).unwrap_or_default();
     match value.char_indices().nth(MAX_SHOWN) {
@@ -115,7 +115,7 @@ pub(super) fn shown(text: &str, span: Range<usize>) -> String {
     }
 }
 
-/// `text` with control characters escaped, which terminals would heed.
+/// `text` with escaped control characters, which a terminal would interpret.
 pub(crate) fn plain(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for c in text.chars() {

@@ -1,15 +1,15 @@
-//! The shape of the file: its tables and keys, and nothing of what their values must be.
+//! The structure of the file: tables and keys, without their values' rules.
 //!
-//! Values stay as TOML gives them, with their place, so that [`super::check`] can judge all of
-//! them and say of each what is allowed. [`super::shape`] refuses what is not listed here.
+//! Values stay as TOML parses them, with their positions, so that [`super::check`] can check all of them and say what
+//! is allowed. [`super::invalid_keys`] refuses keys that are not listed here.
 
 use serde::Deserialize;
 use toml::{Spanned, Value};
 
-/// One value and its place, if its key is given.
+/// A value with its position, if the key is present.
 pub(super) type SpannedValue = Option<Spanned<Value>>;
 
-/// A table of the file, and the names of its keys with `_` for `-`.
+/// A table of the file, and its keys with `_` for `-`.
 macro_rules! table {
     ($name:ident: $($key:ident),+) => {
         #[derive(Debug, Default, Deserialize)]
@@ -38,19 +38,19 @@ pub(super) struct File {
     pub metrics: Metrics,
 }
 
-/// The keys that stand before the first table.
+/// Keys before the first table.
 pub(super) const TOP_LEVEL_KEYS: &[&str] = &["control_ports"];
 
-/// One of the file's tables.
+/// A table of the file.
 pub(super) struct Table {
     pub name: &'static str,
-    /// Whether there may be several.
+    /// Whether it may occur several times.
     pub is_list: bool,
-    /// With `_` for `-`.
+    /// Its keys, with `_` for `-`.
     pub keys: &'static [&'static str],
 }
 
-/// All of them.
+/// The tables of the file.
 pub(super) const TABLES: [Table; 7] = [
     Table { name: "queue", is_list: false, keys: Queue::KEYS },
     Table { name: "pinhole", is_list: false, keys: Pinhole::KEYS },
@@ -71,7 +71,7 @@ table!(Network: clients, servers, inspect, foreign_address, min_data_port, deny_
 table!(Server: address, external_address, heal_address, passive_ports);
 table!(Metrics: listen);
 
-/// The keys that `[policy]` and `[[network]]` have in common.
+/// The keys common to `[policy]` and `[[network]]`.
 macro_rules! rules {
     ($($key:ident),+) => {
         pub(super) struct Rules<'a> {
@@ -80,7 +80,7 @@ macro_rules! rules {
         }
 
         impl<'a> Rules<'a> {
-            /// All of them, by name with `_` for `-`.
+            /// Names, with `_` for `-`, and values of the keys.
             pub fn leaves(&self) -> impl Iterator<Item = (&'static str, &'a SpannedValue)> {
                 [$((stringify!($key), self.$key)),+].into_iter()
             }

@@ -1,10 +1,9 @@
-//! What was meant by a value that is not allowed: the likely slips are undone, and what then is
-//! allowed is offered.
+//! Suggestions for values that are not allowed: common slips are undone, and an allowed result is suggested.
 
 use ipnetwork::IpNetwork;
 use toml::Value;
 
-/// Undoes one slip; `None` where it was not made. Gives the text that should stand in the file.
+/// Undoes one slip. Returns the corrected text, or `None` if the slip was not made.
 type SlipFix = fn(&Value) -> Option<String>;
 
 const SLIPS: [SlipFix; 9] = [
@@ -19,7 +18,7 @@ const SLIPS: [SlipFix; 9] = [
     no_list,
 ];
 
-/// The first text whose value `is_allowed`.
+/// The first correction whose value `is_allowed`.
 pub(super) fn suggestion(value: &Value, is_allowed: impl Fn(&Value) -> bool) -> Option<String> {
     let items = value.as_array();
     let texts = SLIPS.into_iter().filter_map(|undo| match items {
@@ -32,7 +31,7 @@ pub(super) fn suggestion(value: &Value, is_allowed: impl Fn(&Value) -> bool) -> 
     texts.into_iter().find(|text| parse(text).is_some_and(|value| is_allowed(&value)))
 }
 
-/// What should stand in the place of `token`, which is text without quotes.
+/// The correction of `token`, which is unquoted text.
 pub(super) fn unquoted(token: &str) -> String {
     word_for_flag(&Value::String(token.to_owned())).unwrap_or_else(|| format!("\"{token}\""))
 }

@@ -1,19 +1,17 @@
-//! Which tables and keys a file has: what is unknown, or has another shape, is refused and taken out,
-//! so that the rest can be judged as well.
+//! Refuses unknown tables and keys, and those of the wrong type, and removes them so that the rest can be checked.
 
 use toml::de::{DeTable, DeValue};
 
 use super::file::{TABLES, TOP_LEVEL_KEYS, Table};
 
-/// Something that has no place in a file: its key with its table, where it is, and what is wrong.
+/// A key that the file may not have: key with table, position, message.
 pub(super) struct InvalidKey {
     pub key: String,
     pub offset: usize,
     pub message: String,
 }
 
-/// What of `document` is no table or key of ours. A table that has another shape is taken out; serde passes over what
-/// is unknown.
+/// Finds what is not a known table or key. A table of the wrong type is removed; serde ignores unknown keys.
 pub(super) fn clear(document: &mut DeTable<'_>) -> Vec<InvalidKey> {
     let mut misfits = Vec::new();
     let mut misshapen = Vec::new();
@@ -41,7 +39,7 @@ pub(super) fn clear(document: &mut DeTable<'_>) -> Vec<InvalidKey> {
     misfits
 }
 
-/// The tables that `value` holds, or what is wrong with its shape.
+/// The tables in `value`, or why it has the wrong type.
 fn tables<'a, 'i>(table: &Table, value: &'a DeValue<'i>) -> Result<Vec<&'a DeTable<'i>>, String> {
     let title = title(table);
     match (value, table.is_list) {
@@ -78,7 +76,7 @@ fn title(table: &Table) -> String {
     if table.is_list { format!("[[{}]]", table.name) } else { format!("[{}]", table.name) }
 }
 
-/// What to say of `name`, which is no key of the table `here`, or of the top of the file.
+/// The message about `name`, which is not a key of the table `here`, or of the top level.
 fn unknown(here: Option<&Table>, name: &str) -> String {
     let own: Vec<&str> = match here {
         Some(table) => table.keys.to_vec(),

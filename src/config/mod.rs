@@ -1,12 +1,10 @@
-//! The configuration file: reading it, judging it, and saying what is wrong with it.
+//! The configuration file: reads and checks it, and reports problems.
 //!
-//! Everything that leaves this module has been checked: a [`Config`] holds only values that the
-//! rest may use without asking again. Knows nothing of who runs it or of the kernel; whether an
-//! external name resolves or a queue is free is not asked here.
+//! A [`Config`] holds only checked values that other modules may use without checks. This module knows nothing of who
+//! runs it or of the kernel. It does not check whether an external name resolves or a queue is free.
 //!
-//! `file` is the shape of the file, `shape` refuses what has another, `check` turns it into a
-//! [`Config`], `text` reads the values that TOML has no type for, `hint` says what was meant by one that is
-//! not allowed, `error` places what was found.
+//! `file` describes the structure, `invalid_keys` refuses anything else, `check` builds a [`Config`], `text` parses
+//! values that TOML has no type for, `hint` makes suggestions, `error` adds positions.
 
 mod check;
 mod error;
@@ -34,16 +32,16 @@ use ftp_alg_core::policy::{
 };
 use strum::{Display, EnumString, IntoStaticStr};
 
-/// Where the configuration is when no other place is named.
+/// Default path of the configuration.
 pub const DEFAULT_PATH: &str = "/etc/ftp-alg.toml";
 
-/// The most bytes that a configuration may have; a file beyond it is not one of ours.
+/// Maximum size of a configuration in bytes.
 const MAX_BYTES: u64 = 1 << 20;
 
 /// A checked configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Config {
-    /// `control-ports`: server ports whose connections are read.
+    /// `control-ports`: server ports of control connections.
     pub control_ports: Vec<u16>,
     /// `[queue]`.
     pub queue: Queue,
@@ -51,9 +49,9 @@ pub struct Config {
     pub pinhole: Pinhole,
     /// `[nat]`.
     pub nat: Nat,
-    /// `[policy]`: what is allowed, and how much of it. What the other tables say, [`Config::policy`] adds.
+    /// `[policy]`. [`Config::policy`] adds the values of other tables.
     pub limits: Policy,
-    /// `[[network]]`, likewise.
+    /// `[[network]]`: policies of certain connections.
     pub networks: Vec<NetworkPolicy>,
     /// `[[server]]`.
     pub servers: Vec<Server>,
@@ -62,47 +60,47 @@ pub struct Config {
     unsupported: Vec<Problem>,
 }
 
-/// `[queue]`: which netfilter queues are ours.
+/// `[queue]`: our netfilter queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Queue {
     /// The first queue's number.
     pub number: u16,
-    /// How many there are, one worker each; `None` is one for each processor.
+    /// Number of queues, one for each worker; `None` is one for each processor.
     pub workers: Option<u16>,
-    /// How packets are spread over them.
+    /// How packets are distributed.
     pub fanout: Fanout,
-    /// Whether recurring lines are judged in the kernel.
+    /// Whether the fast path is used.
     pub fast_path: FastPath,
 }
 
-/// How packets are spread over several queues.
+/// How packets are distributed over several queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Display)]
 #[strum(serialize_all = "lowercase")]
 pub enum Fanout {
-    /// All packets of a connection by one queue.
+    /// By connection.
     Connection,
-    /// Each by the queue of the processor that it is on, where its worker runs.
+    /// By the packet's processor, where the queue's worker runs.
     Cpu,
 }
 
-/// Whether recurring lines of control connections are judged in the kernel (docs/fastpath.md).
+/// Whether lines of control connections are inspected in the kernel (docs/fastpath.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Display)]
 #[strum(serialize_all = "lowercase")]
 pub enum FastPath {
-    /// Where the kernel can run the program.
+    /// If the kernel supports the BPF program.
     Auto,
     /// Never: every packet with payload is queued.
     Off,
 }
 
-/// `queue.fast-path` of a file that does not have it.
+/// Default of `queue.fast-path`.
 pub const DEFAULT_FAST_PATH: FastPath = FastPath::Auto;
 
-/// As many workers may there be.
+/// Limit of workers.
 const MAX_WORKERS: u16 = 64;
 
 impl Queue {
-    /// How many there are on this machine.
+    /// Number of workers on this machine.
     pub fn workers(&self) -> u16 {
         self.workers.unwrap_or_else(|| {
             let processors = thread::available_parallelism().map_or(1, usize::from);
@@ -113,63 +111,63 @@ impl Queue {
 
     /// The numbers of all queues.
     pub fn numbers(&self) -> impl Iterator<Item = u16> + use<> {
-        // The check holds number + workers <= 65536.
+        // The check ensures number + workers <= 65536.
         let first = self.number;
         (0..self.workers()).map(move |index| first.saturating_add(index))
     }
 }
 
-/// `[pinhole]`: how a pinhole is made.
+/// `[pinhole]`: how pinholes are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pinhole {
-    /// What holds the pinholes; `None` is the best one that the kernel offers.
+    /// The back end; `None` is the best one that the kernel supports.
     pub backend: Option<Backend>,
-    /// How long an unused pinhole lives.
+    /// Lifetime of an unused pinhole.
     pub timeout: Duration,
-    /// The ct mark bit on data connections that we admitted; one bit, within `mark_mask`.
+    /// The ct mark bit of admitted data connections; within `mark_mask`.
     pub mark: u32,
     /// The three ct mark bits that are ours.
     pub mark_mask: u32,
 }
 
-/// What holds the pinholes.
+/// What implements pinholes.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Display, EnumString, IntoStaticStr)]
 #[strum(serialize_all = "lowercase")]
 pub enum Backend {
-    /// Sets and maps of our nftables table; a firewall accepts the mark.
+    /// Sets and maps in our nftables table; the firewall accepts the mark.
     #[default]
     Nftables,
-    /// Expectations of the connection tracker; a firewall accepts `related`.
+    /// Conntrack expectations; the firewall accepts `related`.
     Conntrack,
 }
 
-/// `[nat]`: what is announced in place of an address that NAT hides.
+/// `[nat]`: external addresses and ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Nat {
     pub external_address: ExternalSetting,
-    /// The ports, used when the announced one is already taken.
+    /// External ports, used if the announced port is taken.
     pub port_range: RangeInclusive<u16>,
 }
 
-/// The address to announce in place of one that NAT hides.
+/// The external address to announce.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum ExternalSetting {
-    /// The one that the control connection's own translation shows.
+    /// The address in the control connection's own translation.
     Auto,
     Address(IpAddr),
     Dns(String),
 }
 
-/// A name among the external addresses, and the family of the address that is wanted of it.
+/// A DNS name, and the address family to resolve.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct ExternalName {
     pub name: String,
-    /// Whether the address is to be an IPv6 one.
+    /// Whether to resolve an IPv6 address.
     pub v6: bool,
 }
 
 impl ExternalSetting {
-    /// What the policy is to say over one family, where `resolve` knows the addresses of names.
+    /// The policy's address of one family; `resolve` resolves names.
     fn external(
         &self,
         v6: bool,
@@ -183,13 +181,13 @@ impl ExternalSetting {
     }
 }
 
-/// One `[[server]]`: a server of which more is known than its connections show.
+/// A `[[server]]`: a published server with settings of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Server {
     pub address: IpAddr,
-    /// What is announced for it; `None` means what `[nat]` says.
+    /// Its external address; `None` for `[nat]`.
     pub external_address: Option<ExternalSetting>,
-    /// Whether it means itself whatever address it announces.
+    /// Whether a foreign address that it announces is replaced.
     pub heal_address: bool,
     /// The ports opened for encrypted sessions.
     pub passive_ports: Option<RangeInclusive<u16>>,
@@ -326,7 +324,7 @@ impl Config {
         .collect()
     }
 
-    /// This configuration, but with `old`'s values of the keys that a running daemon cannot change.
+    /// This configuration, with `old`'s values of keys that a running daemon cannot change.
     pub fn with_fixed_keys_of(self, old: &Self) -> Self {
         Self {
             control_ports: old.control_ports.clone(),
@@ -338,7 +336,7 @@ impl Config {
     }
 }
 
-/// The file's text. A file that never ends, such as a device, is an error as any other.
+/// Text of the file. A file without end, such as a device, is an error.
 pub(crate) fn read_text(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     let length = File::open(path)?.take(MAX_BYTES + 1).read_to_string(&mut text);
@@ -352,7 +350,7 @@ pub(crate) fn read_text(path: &Path) -> io::Result<String> {
     Ok(text)
 }
 
-/// Whether an address can be that of one host: neither unspecified, multicast nor broadcast.
+/// Whether an address can belong to one host: not unspecified, multicast or broadcast.
 pub(crate) fn is_host(address: IpAddr) -> bool {
     !address.is_unspecified()
         && !address.is_multicast()

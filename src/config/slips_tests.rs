@@ -1,4 +1,4 @@
-//! Likely slips in a configuration: each is answered by a line that says what to write.
+//! Common slips in a configuration: each gets a line that says what to write.
 
 use std::{fs, io::Write, os::unix::fs::PermissionsExt, path::Path};
 
@@ -184,7 +184,7 @@ fn a_file_that_cannot_be_read_is_answered_by_what_to_do() {
     fs::set_permissions(&path, fs::Permissions::from_mode(0o000)).unwrap();
     let absent = refusal(&place.path().join("absent"));
     assert!(absent.contains("No such file"), "{absent}");
-    // Root may read it all the same.
+    // Root may read it anyway.
     if !rustix::process::geteuid().is_root() {
         assert!(
             refusal(&path).ends_with("; let the user that ftp-alg runs as read it"),

@@ -1,4 +1,4 @@
-//! What a configuration may say, and what is answered to one that says something else.
+//! Valid configurations, and the messages about invalid ones.
 
 use ftp_alg_core::policy::{AuthTls, ForeignAddress};
 
@@ -384,7 +384,7 @@ fn text_that_is_no_toml_or_has_another_shape_is_refused_in_one_line_each() {
 #[test]
 fn values_in_a_refusal_are_escaped_and_cut() {
     let text = format!("pinhole.backend = '''\n\u{1b}[31m{}'''", "x".repeat(300));
-    // TOML itself refuses control characters; a newline is what can arrive here.
+    // TOML refuses control characters itself; a newline can occur.
     assert!(!refusal(&text).contains(['\n', '\u{1b}']));
     let text = format!("pinhole.backend = '''\n{}'''", "x".repeat(300));
     let refusal = refusal(&text);

@@ -1,7 +1,6 @@
-//! Values that TOML has no type for, read from their text: durations, port ranges, addresses,
-//! networks.
+//! Values that TOML has no type for: durations, port ranges, addresses, networks.
 //!
-//! Nothing here trims, guesses or rounds: text that is not exactly in form is `None`.
+//! Nothing is trimmed, guessed or rounded: text in any other form is `None`.
 
 use std::{net::IpAddr, ops::RangeInclusive, time::Duration};
 
@@ -45,14 +44,14 @@ pub(super) fn bytes(value: &Value) -> Option<usize> {
     number.checked_mul(factor)
 }
 
-/// `49152-65535`: both ends belong to it, the first is not above the last.
+/// `49152-65535`, inclusive; the first is not above the last.
 pub(super) fn port_range(text: &str) -> Option<RangeInclusive<u16>> {
     let (first, last) = text.split_once('-')?;
     let (first, last) = (port(first)?, port(last)?);
     (first <= last).then_some(first..=last)
 }
 
-/// A port, or a range of ports in text.
+/// A port number, or a range of ports as text.
 pub(super) fn ports(value: &Value) -> Option<RangeInclusive<u16>> {
     let range = match value {
         Value::Integer(port) => {
@@ -72,7 +71,7 @@ pub(super) fn external_address(text: &str) -> Option<ExternalSetting> {
     if let Some(name) = text.strip_prefix("dns:") {
         return is_host_name(name).then(|| ExternalSetting::Dns(name.to_owned()));
     }
-    // Of a loopback address each who hears it thinks that it is its own.
+    // A client that is given a loopback address takes it as its own.
     host(text).filter(|address| !address.is_loopback()).map(ExternalSetting::Address)
 }
 
@@ -91,7 +90,7 @@ pub(super) fn networks(value: &Value) -> Option<Vec<IpNetwork>> {
     }
 }
 
-/// `192.168.150.0/24`, or one address; the bits behind the prefix are zero.
+/// `192.168.150.0/24`, or one address; the bits after the prefix are zero.
 fn network(text: &str) -> Option<IpNetwork> {
     text.parse().ok().filter(|network: &IpNetwork| network.ip() == network.network())
 }
@@ -101,7 +100,7 @@ fn port(text: &str) -> Option<u16> {
     text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten()
 }
 
-/// RFC 1123, section 2.1; `_` is met in practice.
+/// RFC 1123 section 2.1; `_` occurs in practice.
 fn is_host_name(name: &str) -> bool {
     let label = |label: &str| {
         (1..=63).contains(&label.len())

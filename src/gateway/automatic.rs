@@ -1,9 +1,10 @@
-//! Which back end `auto` means: expectations where the kernel takes helpers in user space, as their data connections are
-//! `related` and bear our ct mark, too; otherwise sets. Asks the kernel, and nothing about the operator's rules.
+//! The back end that `auto` selects: `conntrack` (expectations) if the kernel supports helpers in user space, because
+//! its data connections are `related` and carry our ct mark as well; otherwise `nftables` (sets). Probes the kernel,
+//! not the operator's rules.
 
 use super::{Backend, ConntrackAbilities};
 
-/// The back end that `auto` means here, and why. `before` is that of the sessions that go on, if any do.
+/// The back end that `auto` selects here, and why. `before` is the back end of restored sessions, if there are any.
 pub fn automatic(before: Option<Backend>) -> (Backend, &'static str) {
     choose_backend(
         before,
@@ -12,8 +13,8 @@ pub fn automatic(before: Option<Backend>) -> (Backend, &'static str) {
     )
 }
 
-/// As [`automatic`]. `is_possible` says whether the kernel takes expectations for whatever helper, `is_good` whether it does
-/// for one of ours.
+/// As [`automatic`]. `is_possible` says whether the kernel accepts expectations with any helper, `is_good` whether with
+/// our own.
 fn choose_backend(
     before: Option<Backend>,
     is_possible: impl FnOnce() -> bool,

@@ -1,6 +1,6 @@
-//! Ports of this machine's addresses that something else uses: the operator's rules translate them, or a program
-//! here has bound them. A translated data connection must not arrive at such a port, as its initiator would
-//! then reach the other end of the pinhole where it wants the service.
+//! Ports of this machine's addresses that are in use: the operator's rules translate them, or a local program has bound
+//! them. A translated data connection must not arrive at such a port. Otherwise its initiator would reach the pinhole's
+//! target instead of that service.
 
 use std::{
     io,
@@ -13,22 +13,22 @@ use rustix::{
     net::{AddressFamily, SocketFlags, SocketType, bind, socket_with},
 };
 
-/// Ports that a rule of the operator translates, and where to.
+/// Ports that one of the operator's rules translates, and the target.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PortClaim {
-    /// Whether packets of IPv4 meet it, and of IPv6.
+    /// Whether the rule applies to IPv4, and to IPv6.
     pub(super) v4: bool,
     pub(super) v6: bool,
     /// Inclusive ranges.
     pub(super) ports: Vec<(u16, u16)>,
-    /// The one host that it leads to, if it is one and known.
+    /// The target host, if it is a single known one.
     pub(super) to: Option<IpAddr>,
-    /// The ports there, if they are named.
+    /// The target ports, if given.
     pub(super) to_ports: Option<(u16, u16)>,
 }
 
 impl PortClaim {
-    /// Whether it takes what arrives at `arrival` elsewhere than to `target`.
+    /// Whether the rule sends a connection to `arrival` anywhere but to `target`.
     pub(super) fn is_translated(&self, arrival: SocketAddr, target: SocketAddr) -> bool {
         let within = |port: u16, (first, last): (u16, u16)| (first..=last).contains(&port);
         let is_same = self.to == Some(target.ip())
@@ -38,14 +38,14 @@ impl PortClaim {
     }
 }
 
-/// What is known of such ports; all copies know the same.
+/// The known ports; clones share them.
 #[derive(Clone, Debug, Default)]
 pub struct ClaimedPorts {
     claims: Arc<RwLock<Vec<PortClaim>>>,
 }
 
 impl ClaimedPorts {
-    /// Whether something else than a pinhole to `target` decides what becomes of a connection to `arrival`.
+    /// Whether a rule or a program other than a pinhole to `target` handles a connection to `arrival`.
     pub(super) fn is_claimed(&self, arrival: SocketAddr, target: SocketAddr) -> io::Result<bool> {
         let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
         if claims.iter().any(|claim| claim.is_translated(arrival, target)) {
@@ -55,7 +55,7 @@ impl ClaimedPorts {
         is_bound(arrival)
     }
 
-    /// Whether the operator's rules translate this port of any address, whatever to.
+    /// Whether the operator's rules translate this port of any address.
     pub(super) fn is_in_use(&self, port: u16) -> bool {
         let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
         let has = |claim: &PortClaim| {
@@ -64,13 +64,13 @@ impl ClaimedPorts {
         claims.iter().any(has)
     }
 
-    /// What the operator's rules translate now.
+    /// Sets the ports that the operator's rules translate.
     pub(super) fn set(&self, claims: Vec<PortClaim>) {
         *self.claims.write().unwrap_or_else(PoisonError::into_inner) = claims;
     }
 }
 
-/// Whether a program of this machine has bound `address`, as the kernel says when one tries.
+/// Whether a program on this machine has bound `address`, according to an attempt to bind it.
 fn is_bound(address: SocketAddr) -> io::Result<bool> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
@@ -81,9 +81,9 @@ fn is_bound(address: SocketAddr) -> io::Result<bool> {
         }
     };
     match bound {
-        // Where the address is not this machine's, nothing here listens on it.
+        // The address is not local, so nothing here listens on it.
         Ok(()) | Err(Errno::ADDRNOTAVAIL) => Ok(false),
-        // The ports below ip_unprivileged_port_start are for services.
+        // Ports below ip_unprivileged_port_start are reserved for services.
         Err(Errno::ADDRINUSE | Errno::ACCESS) => Ok(true),
         Err(error) => Err(error.into()),
     }
@@ -112,7 +112,7 @@ mod tests {
         let listener = TcpListener::bind("0.0.0.0:0").unwrap();
         let port = listener.local_addr().unwrap().port();
         assert!(is_bound(SocketAddr::new("127.0.0.1".parse().unwrap(), port)).unwrap());
-        // Not this machine's.
+        // Not a local address.
         assert!(!is_bound(SocketAddr::new("192.0.2.1".parse().unwrap(), port)).unwrap());
     }
 }

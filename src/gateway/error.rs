@@ -1,8 +1,8 @@
-//! Why the kernel's edge could not do its work. Knows no more than what to tell an operator.
+//! Errors of this crate's kernel interface, as an operator needs them.
 
 use std::io;
 
-/// Each message names the thing, why it failed, and what to do.
+/// Each message names the object, the reason, and what to do.
 #[derive(Debug, thiserror::Error)]
 pub enum GatewayError {
     #[error("{what}: not permitted; run as root, or with CAP_NET_ADMIN and CAP_NET_RAW")]
@@ -22,12 +22,12 @@ pub enum GatewayError {
     )]
     QueueTaken {
         number: u16,
-        /// ` (name, pid 1234)`, or nothing.
+        /// ` (name, pid 1234)`, or empty.
         owner: String,
     },
     #[error("{what}: the kernel has no {feature}; {remedy}")]
     FeatureMissing { what: String, feature: &'static str, remedy: &'static str },
-    /// What failed may work the next time.
+    /// A failure that may not occur on the next attempt.
     #[error(
         "table inet ftp_alg cannot be loaded while another program changes the rules: {message}"
     )]
@@ -37,9 +37,9 @@ pub enum GatewayError {
          serve all control ports"
     )]
     Rival {
-        /// A queue that the table puts packets into.
+        /// Number of a queue that the table uses.
         number: u16,
-        /// ` (name, pid 1234)`, or nothing.
+        /// ` (name, pid 1234)`, or empty.
         owner: String,
     },
     #[error("{0}")]
@@ -49,10 +49,10 @@ pub enum GatewayError {
 }
 
 impl GatewayError {
-    /// What a failure is about when packets cannot be queued.
+    /// The object of errors about rules that queue packets.
     pub const QUEUE_RULES: &str = "queue rules";
 
-    /// Sorts `source` into the variants that say what to do.
+    /// Selects the variant for `source`, so that the message says what to do.
     pub(super) fn system(what: impl Into<String>, source: io::Error) -> Self {
         let what = what.into();
         match source.raw_os_error() {

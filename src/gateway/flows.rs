@@ -90,7 +90,7 @@ impl FastPathFlows {
         for change in changes {
             match change {
                 FlowChange::Handover(handover) => self.hand_over(handover),
-                FlowChange::Withdraw(taken) => self.take_back(taken),
+                FlowChange::Withdraw(withdrawal) => self.take_back(withdrawal),
             }
         }
     }
@@ -196,11 +196,13 @@ impl FastPathFlows {
         }
     }
 
-    fn take_back(&self, taken: &Withdrawal) {
-        let Some(endpoints) = Ipv4Endpoints::from_translation(&taken.translation) else { return };
-        let back = self.program.take_back(taken.flow, endpoints.packet_tuples());
+    fn take_back(&self, withdrawal: &Withdrawal) {
+        let Some(endpoints) = Ipv4Endpoints::from_translation(&withdrawal.translation) else {
+            return;
+        };
+        let back = self.program.take_back(withdrawal.flow, endpoints.packet_tuples());
         self.record_outcome("cannot take a connection back", back);
-        self.set_leases(taken.flow, None);
+        self.set_leases(withdrawal.flow, None);
     }
 
     /// Stores the translations of a connection, and releases those that it had before.
@@ -242,12 +244,12 @@ impl FastPathFlows {
     }
 
     /// Closes pinholes that the program opened.
-    pub(super) fn close_pinholes(&self, shut: &[FastPathPinholeClosing]) {
-        for FastPathPinholeClosing { pinhole, id: hole } in shut {
+    pub(super) fn close_pinholes(&self, closings: &[FastPathPinholeClosing]) {
+        for FastPathPinholeClosing { pinhole, id } in closings {
             if let (IpAddr::V4(initiator), SocketAddr::V4(arrival)) =
                 (pinhole.initiator, pinhole.arrival)
             {
-                let closed = self.program.close_pinhole(initiator, arrival, hole.flow, hole.line);
+                let closed = self.program.close_pinhole(initiator, arrival, id.flow, id.line);
                 self.record_outcome("cannot close a pinhole", closed);
             }
         }

@@ -1,5 +1,5 @@
-//! Sends whole IP packets from this machine, marked so that our rules keep conntrack and the
-//! queue away from them. Does not look into a packet beyond its destination.
+//! Sends IP packets from this machine. Their packet mark makes our rules exclude them from conntrack and from the
+//! queue. Reads nothing of a packet but its destination.
 
 use std::{
     io,
@@ -15,7 +15,7 @@ use super::{GatewayError, RuleParameters};
 #[derive(Debug)]
 pub struct Injector {
     v4: Socket,
-    /// Absent where IPv6 is disabled.
+    /// `None` if IPv6 is disabled.
     v6: Option<Socket>,
 }
 
@@ -23,7 +23,7 @@ impl Injector {
     /// Opens the sockets.
     pub fn new(parameters: &RuleParameters) -> Result<Self, GatewayError> {
         let open = |domain| -> io::Result<Socket> {
-            // IPPROTO_RAW: whoever sends writes the IP header, in both families.
+            // IPPROTO_RAW: the sender writes the IP header, in both families.
             let raw = Protocol::from(libc::IPPROTO_RAW);
             let socket = Socket::new(domain, Type::RAW, Some(raw))?;
             socket.set_mark(parameters.mask())?;
@@ -48,7 +48,7 @@ impl Injector {
         };
         let invalid = |text| Err(io::Error::new(io::ErrorKind::InvalidInput, text));
         let result = match sent {
-            // The port must be 0: rawv6_sendmsg() takes it for a protocol number.
+            // The port must be 0: rawv6_sendmsg() takes it as a protocol number.
             Some((Some(socket), address)) => socket
                 .send_to(packet, &SocketAddr::new(address, 0).into())
                 .and_then(|sent| match sent {

@@ -1,4 +1,4 @@
-//! Versions of IP, and whether the kernel has tables of the old iptables for them.
+//! IP versions, and whether the kernel has legacy iptables tables for them.
 
 use std::{fs, io};
 
@@ -15,7 +15,7 @@ impl IpVersion {
     pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
 }
 
-/// Whether tables of the old kind are in use. Asking `iptables-legacy` itself would make them.
+/// Whether legacy tables are in use. Calling `iptables-legacy` would create them.
 pub(super) fn uses_legacy(ip: IpVersion) -> io::Result<bool> {
     let file = match ip {
         IpVersion::V4 => "/proc/thread-self/net/ip_tables_names",

@@ -1,4 +1,4 @@
-//! The running kernel as the engine asks for it: looks translations up, opens and closes pinholes, injects packets.
+//! The running kernel, as the engine uses it: looks up translations, opens and closes pinholes, injects packets.
 
 use std::{
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
@@ -16,19 +16,19 @@ use super::{
     Pinholes, RuleParameters, flows::FastPathFlows,
 };
 
-/// The running kernel, in the network namespace of the thread that makes this. One for each
-/// thread; it needs the loaded [`Table`], which all share.
+/// The running kernel, in the network namespace of the thread that creates this. One for each thread. It needs the
+/// loaded [`Table`], which all threads share.
 #[derive(Debug)]
 pub struct LinuxKernel {
     holder: PinholeBackend,
     conntrack: Conntrack,
     injector: Injector,
     claimed: ClaimedPorts,
-    /// Of the fast path, where there is one.
+    /// The fast path's flows, if there is a fast path.
     flows: Option<Arc<FastPathFlows>>,
 }
 
-/// What holds the pinholes.
+/// The back end that implements pinholes.
 #[derive(Debug)]
 enum PinholeBackend {
     Nftables(Pinholes),
@@ -50,7 +50,7 @@ impl LinuxKernel {
         })
     }
 
-    /// Counts each transaction of nf_tables in `commits`.
+    /// Counts each nf_tables transaction in `commits`.
     pub fn counted_in(self, commits: &Commits) -> Self {
         let holder = match self.holder {
             PinholeBackend::Nftables(pinholes) => {
@@ -61,24 +61,24 @@ impl LinuxKernel {
         Self { holder, ..self }
     }
 
-    /// Opens no translated pinhole at a port that is among `claimed`.
-    pub fn skip_capacity(self, claimed: &ClaimedPorts) -> Self {
+    /// Opens no translated pinhole at a port in `claimed`.
+    pub fn avoiding_ports(self, claimed: &ClaimedPorts) -> Self {
         Self { claimed: claimed.clone(), ..self }
     }
 
-    /// Tells the fast path of connections and pinholes.
+    /// Updates the fast path about connections and pinholes.
     pub fn with_flows(self, flows: Option<&Arc<FastPathFlows>>) -> Self {
         Self { flows: flows.cloned(), ..self }
     }
 
-    /// [`KernelError::Taken`] if the pinhole is translated, and something else uses the port where it arrives.
+    /// [`KernelError::Taken`] if the pinhole is translated and its arrival port is in use.
     fn check(&self, pinhole: &Pinhole) -> Result<(), KernelError> {
         let Pinhole { arrival, target, .. } = *pinhole;
         if arrival == target {
             return Ok(());
         }
         match self.claimed.is_claimed(arrival, target) {
-            // The program would admit its own connection there.
+            // The BPF program would admit its own connection there.
             Ok(false)
                 if self.flows.as_ref().is_some_and(|flows| !flows.reserve_pinhole(pinhole)) =>
             {
@@ -92,7 +92,7 @@ impl LinuxKernel {
         }
     }
 
-    /// The pinholes that the fast path's program has open now.
+    /// The open pinholes of the BPF program.
     pub fn list_fast_path_pinholes(&self) -> Result<Vec<OpenPinhole>, GatewayError> {
         let Some(flows) = &self.flows else { return Ok(Vec::new()) };
         let open = flows.program().list_open_pinholes();
@@ -103,8 +103,8 @@ impl LinuxKernel {
         Ok(open.into_iter().map(row).collect())
     }
 
-    /// The pinholes that rules, or expectations, have open now, as the kernel says; with [`Backend::Conntrack`] also what
-    /// others expect.
+    /// The open pinholes of the rules, or the expectations, according to the kernel. With [`Backend::Conntrack`] this
+    /// includes expectations of other helpers.
     pub fn list_open(&mut self) -> Result<Vec<OpenPinhole>, GatewayError> {
         match &mut self.holder {
             PinholeBackend::Nftables(pinholes) => pinholes.list_open(),

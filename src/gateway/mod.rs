@@ -1,17 +1,17 @@
-//! The edge to the kernel: queue, nftables, conntrack, injection.
+//! The kernel interface: queue, nftables, conntrack, injection.
 //!
-//! Knows packets only as bytes with addresses, and nothing of what is said in them. Every call
-//! into the kernel, and every `unsafe` block of the crate, is in here.
+//! It treats packets as bytes with addresses and does not read their content. Every system call of the daemon to
+//! netfilter, and every `unsafe` block of the crate, is in this module.
 //!
-//! | room | is |
+//! | submodule | is |
 //! | --- | --- |
-//! | `netlink` | messages and sockets, batches of nf_tables, requests of conntrack |
-//! | [`fastpath`] | the BPF program that judges lines before they are queued |
-//! | `broker` | programs, and files that are replaced, for a confined daemon; rights |
-//! | `conntrack` | connections: how one is translated, which bits it has |
+//! | `netlink` | messages and sockets, nf_tables batches, conntrack requests |
+//! | [`fastpath`] | the BPF program that inspects lines before they are queued |
+//! | `broker` | programs and replaced files, for a confined daemon; capabilities |
+//! | `conntrack` | conntrack entries: translation, mark, be-liberal |
 //! | `queue` | NFQUEUE: packets and verdicts |
-//! | `table` | our rules and their table, what holds pinholes, whose the table is |
-//! | [`firewall`] | the operator's rules; nothing here or in the packet's path knows it |
+//! | `table` | our rules and their table, the pinhole back ends, table ownership |
+//! | [`firewall`] | the operator's rules; the packet path does not use it |
 
 mod automatic;
 pub mod broker;

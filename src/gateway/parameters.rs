@@ -1,6 +1,6 @@
-//! What an operator may change in the rules, and what the marks of packets mean.
+//! Parameters of the rules, and the meaning of marks.
 //!
-//! Knows only numbers, not the rules that have them.
+//! Knows only numbers, not the rules that use them.
 
 use ftp_alg_core::{
     engine::{PacketMeta, Side},
@@ -14,13 +14,12 @@ pub use crate::config::Backend;
 /// Name of our table, of family `inet`.
 pub const TABLE: &str = "ftp_alg";
 
-/// The highest number of a slot in a packet mark; all bits below its highest are set.
+/// The highest slot number in a packet mark.
 pub const MAX_SLOTS: u32 = 0xfff;
 
-/// What an operator may change in the rules.
+/// Parameters of the rules.
 ///
-/// Holds only values that make working rules: at least one port and one queue, and a mask of
-/// exactly three bits, one of them the mark.
+/// The values are checked: at least one port and one queue, and a mask of exactly three bits, one of which is the mark.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleParameters {
     control_ports: Vec<u16>,
@@ -49,8 +48,8 @@ impl Default for RuleParameters {
 }
 
 impl RuleParameters {
-    /// Checks the values. `mark` is the ct mark bit on data connections that were admitted;
-    /// `mark_mask` has it and the two bits that we put on control connections.
+    /// Checks the values. `mark` is the ct mark bit of admitted data connections; `mark_mask` includes it and the two
+    /// bits of control connections.
     pub fn new(
         control_ports: &[u16],
         queue_first: u16,
@@ -94,23 +93,23 @@ impl RuleParameters {
         Ok(Self { control_ports, queue_first, queue_count, data, every, none, ..Self::default() })
     }
 
-    /// These, with another back end than [`Backend::Nftables`].
+    /// The same parameters with another back end.
     pub fn with_backend(self, backend: Backend) -> Self {
         Self { backend, ..self }
     }
 
-    /// These, where a packet goes to the queue of the processor that it is on, rather than to that of its
-    /// connection. Of one queue both are the same.
+    /// The same parameters with the queue selected by the packet's processor instead of its connection. With one queue
+    /// there is no difference.
     pub fn by_processor(self, by_processor: bool) -> Self {
         Self { by_processor: by_processor && self.queue_count > 1, ..self }
     }
 
-    /// Whether packets are spread over the queues by the processor that they are on.
+    /// Whether the queue is selected by the packet's processor.
     pub fn is_by_processor(&self) -> bool {
         self.by_processor
     }
 
-    /// What holds the pinholes.
+    /// The back end that implements pinholes.
     pub fn backend(&self) -> Backend {
         self.backend
     }
@@ -130,17 +129,18 @@ impl RuleParameters {
         self.data
     }
 
-    /// The ct mark bit of a control connection of which every packet is queued.
+    /// The ct mark bit of a control connection with queue mode `all`.
     pub fn queue_all_mark(&self) -> u32 {
         self.every
     }
 
-    /// The ct mark bit of a control connection of which no packet is queued.
+    /// The ct mark bit of a control connection with queue mode `none`.
     pub fn queue_none_mark(&self) -> u32 {
         self.none
     }
 
-    /// What the rules say of a packet by its packet mark; of one that `is_late` others may have passed.
+    /// The metadata of a packet with this packet mark. `is_late` says that other packets of its connection may have
+    /// passed before it.
     pub fn queued(&self, mark: u32, offload: Offload, is_late: bool) -> PacketMeta {
         let bits = mark & self.mask();
         PacketMeta {
@@ -157,24 +157,24 @@ impl RuleParameters {
         }
     }
 
-    /// Whether a packet of packet mark `mark` ends a connection that the selection had no room to note.
+    /// Whether this packet mark belongs to the FIN of a connection that did not fit into the set `closing`.
     pub fn is_unrecorded_end(&self, mark: u32) -> bool {
         mark & self.mask() == self.data | self.every
     }
 
-    /// The packet mark that a packet which was queued with `mark` goes on with, if it is to be another: no later rule sees
-    /// what ours say with it.
+    /// The packet mark of a packet that was queued with `mark`, after its verdict, if it changes: our bits are cleared,
+    /// so no later rule sees them.
     pub fn clear_own_mark_bits(&self, mark: u32) -> Option<u32> {
         (mark & self.mask() != 0).then_some(mark & !self.mask())
     }
 
-    /// The packet mark of a packet that the fast path's program inspected and let pass.
+    /// The packet mark of a packet that the BPF program inspected and let pass.
     pub fn inspected_mark(&self) -> u32 {
         self.every | self.none
     }
 
-    /// The packet mark of the first packet of a data connection that the fast path admits. `slot` says what its
-    /// destination is translated to, and is 0 if it is not; `None` if there are not so many.
+    /// The packet mark of the first packet of a data connection that the fast path admits. `slot` selects the
+    /// translated destination; 0 means none. `None` if the slot is out of range.
     pub fn admitted_mark(&self, slot: u32) -> Option<u32> {
         let bits = self.free_bits().enumerate();
         let set = bits.filter(|(place, _)| slot & 1 << place != 0);
@@ -182,7 +182,7 @@ impl RuleParameters {
             .then(|| self.data | self.none | set.fold(0, |mark, (_, bit)| mark | bit))
     }
 
-    /// The slot of which this is the packet mark.
+    /// The slot in this packet mark.
     pub(super) fn slot_of(&self, admitted_mark: u32) -> Option<u32> {
         let bits = self.free_bits().enumerate();
         let set = bits.filter(|(_, bit)| admitted_mark & bit != 0);
@@ -190,38 +190,38 @@ impl RuleParameters {
         (self.admitted_mark(slot) == Some(admitted_mark)).then_some(slot)
     }
 
-    /// The bits of a packet mark that a slot is in: with few slots as few as can be, from the highest, as others
-    /// take the lowest first.
+    /// The packet mark bits that encode a slot. Few slots use few bits, from the highest, because other programs use
+    /// the lowest first.
     fn free_bits(&self) -> impl Iterator<Item = u32> + use<> {
         let mask = self.mask();
         let free = (0..u32::BITS).rev().map(|place| 1 << place).filter(move |bit| bit & mask == 0);
         free.take(MAX_SLOTS.count_ones() as usize)
     }
 
-    /// All bits that a slot may be in.
+    /// All bits that may encode a slot.
     pub fn slots(&self) -> u32 {
         self.free_bits().fold(0, |bits, bit| bits | bit)
     }
 
-    /// All our bits of the ct mark; also the packet mark of what we send ourselves.
+    /// All our ct mark bits; also the packet mark of injected packets.
     pub fn mask(&self) -> u32 {
         self.data | self.every | self.none
     }
 }
 
-/// What puts the packets into the queue.
+/// What puts packets into the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum QueueStatement {
     /// The `queue` statement of nftables.
     Native,
     /// The iptables target NFQUEUE in our nftables table, through nft_compat.
     Xtables,
-    /// Rules that the operator loaded (`ftp-alg rules iptables`); our table queues nothing.
+    /// The operator's own rules (`ftp-alg rules iptables`); our table does not queue.
     Operator,
 }
 
 impl QueueStatement {
-    /// Those for which no operator queues, best first: not every kernel has nftables' own.
+    /// The statements that need no operator, best first: not every kernel supports nftables' own.
     pub const QUEUE_REASONS: [Self; 2] = [Self::Native, Self::Xtables];
 }
 

@@ -1,8 +1,7 @@
-//! What this kernel, in this network namespace, offers: found out by asking it, with nothing left
-//! behind.
+//! Probes what the kernel supports in this network namespace, without leaving anything behind.
 //!
-//! Rules and objects are tried in transactions that the kernel checks and never commits. As with
-//! any use, the kernel may load a module of its own when it is asked for one.
+//! Rules and objects are tested in transactions that the kernel checks and never commits. The kernel may load a module
+//! when it is probed, as with any use.
 
 use std::{
     fs::{self, File},
@@ -36,52 +35,52 @@ use super::{
 const IPCTNL_MSG_CT_GET_STATS: u8 = 5;
 const NFNL_MSG_CTHELPER_GET: u8 = 1;
 
-/// A table that only holds an object of the kernel's helper for scanners.
+/// A table that contains only an object of the kernel's helper for scanners.
 const SCANNER_HELPER: &str =
     "table inet ftp_alg_probe { ct helper scanner { type \"sane\" protocol tcp; }; }\n";
-/// A table that translates.
+/// A table with a NAT chain.
 const NAT: &str = "table inet ftp_alg_probe {
     chain nat { type nat hook postrouting priority 0; masquerade; }; }\n";
 
-/// What is there, and what is not.
+/// The result of the probe.
 #[derive(Debug)]
 pub struct Features {
-    /// Whether this process has CAP_NET_ADMIN; nothing else is known without it.
+    /// Whether this process has CAP_NET_ADMIN. Without it nothing else is known.
     pub net_admin: bool,
     pub net_raw: bool,
     /// The version of the program `nft`.
     pub nft: Result<String, String>,
-    /// How packets get into a queue, if the kernel takes our rules.
+    /// How packets can be queued, if the kernel accepts our rules.
     pub rules: Result<QueueStatement, GatewayError>,
     /// Whether queues can be read (nfnetlink_queue).
     pub queue: bool,
-    /// Of the configured queues those that someone reads, and what is known of the reader.
+    /// Configured queues that already have a reader, and the reader.
     pub readers: Vec<(u16, String)>,
-    /// What connections can be told to conntrack.
+    /// Conntrack's abilities.
     pub expecting: ConntrackAbilities,
-    /// Connections in conntrack's table, and its limit.
+    /// Number of conntrack entries, and the limit.
     pub connections: Option<(u64, u64)>,
-    /// Control connections that have the kernel's FTP helper now.
+    /// Number of control connections that have the kernel's FTP helper.
     pub helped: usize,
-    /// What else decides about connections.
+    /// Settings outside the rules that conflict with ours.
     pub neighbours: ConflictingSettings,
 }
 
-/// What else on this machine decides about connections, besides rules.
+/// Settings outside the rules that affect connections.
 #[derive(Clone, Copy, Debug)]
 pub struct ConflictingSettings {
-    /// Whether our table is loaded, and queues by itself.
+    /// Whether our table is loaded and queues packets itself.
     pub table_queues: bool,
     /// Whether the kernel assigns its helpers by port (`nf_conntrack_helper`).
     pub automatic_helpers: bool,
-    /// Helpers can live in user space (nfnetlink_cthelper).
+    /// Whether helpers can run in user space (nfnetlink_cthelper).
     pub cthelper: bool,
-    /// What this machine does with packets that are not its own.
+    /// How this machine routes.
     pub routing: Routing,
 }
 
 impl ConflictingSettings {
-    /// As they are now.
+    /// Reads the present settings.
     pub fn read(parameters: &RuleParameters) -> Self {
         Self {
             table_queues: Socket::open()
@@ -93,19 +92,19 @@ impl ConflictingSettings {
     }
 }
 
-/// What this machine does with packets that are not its own: its task.
+/// How this machine handles packets of other hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Routing {
     pub v4: bool,
     pub v6: bool,
-    /// It has an IPv6 address, but for `lo`.
+    /// Whether it has an IPv6 address other than on `lo`.
     pub has_v6: bool,
-    /// A program here listens on a control port.
+    /// Whether a local program listens on a control port.
     pub serves: bool,
 }
 
 impl Routing {
-    /// As it is now.
+    /// Reads the present settings.
     pub fn read(control_ports: &[u16]) -> Self {
         let addresses = fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap_or_default();
         Self {
@@ -120,7 +119,7 @@ impl Routing {
     }
 }
 
-/// Whether one of `ports` is listened on. The sockets that listen come first (tcp_get_idx() in tcp_ipv4.c).
+/// Whether a socket listens on one of `ports`. Listening sockets come first (tcp_get_idx() in tcp_ipv4.c).
 fn listens(sockets: impl BufRead, ports: &[u16]) -> bool {
     let listening = |line: io::Result<String>| {
         let line = line.ok()?;
@@ -133,7 +132,7 @@ fn listens(sockets: impl BufRead, ports: &[u16]) -> bool {
 }
 
 impl Features {
-    /// Asks the kernel.
+    /// Probes the kernel.
     pub fn probe(parameters: &RuleParameters) -> Self {
         let net_admin = has(CAP_NET_ADMIN);
         let mut socket = Socket::open().ok().filter(|_| net_admin);
@@ -161,29 +160,29 @@ impl Features {
     }
 }
 
-/// What conntrack can be asked and told.
+/// Conntrack's abilities.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ConntrackAbilities {
-    /// Connections can be asked for (nf_conntrack_netlink).
+    /// Whether entries can be queried (nf_conntrack_netlink).
     pub ctnetlink: bool,
-    /// Expectations can be set from here.
+    /// Whether user space can create expectations.
     pub expectations: bool,
-    /// Addresses can be translated (nf_nat, and with it `nat-follow-master`).
+    /// Whether NAT is available (nf_nat, and with it `nat-follow-master`).
     pub nat: bool,
-    /// Helpers can live in user space (nfnetlink_cthelper).
+    /// Whether helpers can run in user space (nfnetlink_cthelper).
     pub cthelper: bool,
-    /// The kernel has its helper for scanners (nf_conntrack_sane), as an object.
+    /// Whether the kernel has its helper for scanners (nf_conntrack_sane) as an nftables object.
     pub scanner_helper: bool,
 }
 
 impl ConntrackAbilities {
-    /// Asks the kernel.
+    /// Probes the kernel.
     pub fn read() -> Self {
         Self::probe(has(CAP_NET_ADMIN))
     }
 
-    /// Whether pinholes can be expectations for a helper of our own, in user space. Starts no program where the kernel has
-    /// no such helpers.
+    /// Whether pinholes can be expectations of our own helper in user space. Starts no program if the kernel does not
+    /// support such helpers.
     pub fn by_own_helper() -> bool {
         let permitted = has(CAP_NET_ADMIN);
         takes_helpers(permitted) && Self::probe(permitted).possible()
@@ -194,7 +193,7 @@ impl ConntrackAbilities {
             |subsystem, command, flags| permitted && is_answered(subsystem, command, flags);
         let (one, all) = (0, libc::NLM_F_DUMP);
         let takes = |rules: &str| permitted && check(rules).is_ok();
-        // Mostly it takes both, which one start of nft tells.
+        // Usually the kernel accepts both, which takes one run of nft to find out.
         let takes_both = takes(&format!("{NAT}{SCANNER_HELPER}"));
         Self {
             ctnetlink: answers(libc::NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET_STATS, one),
@@ -205,14 +204,14 @@ impl ConntrackAbilities {
         }
     }
 
-    /// Whether pinholes can be expectations: the kernel takes these only for a control connection
-    /// that has a helper, of whichever kind.
+    /// Whether pinholes can be expectations. The kernel accepts these only for a control connection that has a helper
+    /// of any kind.
     pub fn possible(&self) -> bool {
         self.ctnetlink && self.expectations && self.nat && (self.cthelper || self.scanner_helper)
     }
 }
 
-/// Whether the kernel takes helpers that live in user space.
+/// Whether the kernel accepts helpers in user space.
 fn takes_helpers(permitted: bool) -> bool {
     permitted && is_answered(libc::NFNL_SUBSYS_CTHELPER, NFNL_MSG_CTHELPER_GET, libc::NLM_F_DUMP)
 }
@@ -223,12 +222,12 @@ fn is_answered(subsystem: i32, command: u8, flags: i32) -> bool {
     Requests::open(subsystem).and_then(ask).is_ok()
 }
 
-/// Has nft and the kernel check `rules` without loading them.
+/// Checks `rules` with nft and the kernel, without loading them.
 fn check(rules: &str) -> Result<(), GatewayError> {
     nft(&["--check", "--file", "-"], rules)
 }
 
-/// How our rules can queue here, by checking them as a whole.
+/// How our rules can queue packets, determined by checking the whole table.
 fn queueing(
     parameters: &RuleParameters,
     socket: Option<&mut Socket>,
@@ -237,7 +236,7 @@ fn queueing(
     let socket = socket.ok_or_else(not_permitted)?;
     let mut refused = None;
     for statement in QueueStatement::QUEUE_REASONS {
-        // Under another name: the table itself may have an owner.
+        // Under another name, because the table itself may have an owner.
         match check(&as_draft(&render_nftables(parameters, statement))) {
             Ok(()) if statement == QueueStatement::Native => {}
             Ok(()) => try_queue_rule(parameters, socket)?,
@@ -252,7 +251,7 @@ fn queueing(
     Err(refused.unwrap_or_else(not_permitted))
 }
 
-/// How many control connections have the kernel's helper.
+/// Number of control connections that have the kernel's helper.
 fn helped_connections(parameters: &RuleParameters) -> io::Result<usize> {
     let mut found = 0;
     let mut requests = Requests::open(libc::NFNL_SUBSYS_CTNETLINK)?;
@@ -279,7 +278,7 @@ fn number_in(path: &str) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
-/// `1.0.6` of `nftables v1.0.6 (Lester Gooch #5)`.
+/// Extracts `1.0.6` from `nftables v1.0.6 (Lester Gooch #5)`.
 fn version(text: &str) -> &str {
     let word = text.split_whitespace().nth(1).unwrap_or(text.trim());
     word.strip_prefix('v').unwrap_or(word)

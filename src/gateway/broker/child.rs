@@ -1,4 +1,4 @@
-//! Programs that this process starts itself.
+//! Child programs of this process.
 
 use std::{
     io::{self, Write as _},
@@ -9,8 +9,8 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-/// Where programs are looked for. Never in `PATH`: who starts a program that has capabilities of its own (as
-/// `setcap` gives them) chooses that, and would choose what gets them, too.
+/// Directories that are searched for programs. Never `PATH`: if the binary has file capabilities (`setcap`), whoever
+/// starts it chooses `PATH`, and so would choose which program gets them.
 const DIRECTORIES: [&str; 6] = [
     "/usr/sbin",
     "/usr/bin",
@@ -20,7 +20,7 @@ const DIRECTORIES: [&str; 6] = [
     "/run/current-system/sw/bin", // NixOS
 ];
 
-/// What a program left behind.
+/// Output and exit status of a program.
 #[derive(Debug, Serialize, Deserialize)]
 pub(in crate::gateway) struct ChildOutput {
     pub(in crate::gateway) success: bool,
@@ -28,8 +28,7 @@ pub(in crate::gateway) struct ChildOutput {
     pub(in crate::gateway) stderr: String,
 }
 
-/// Runs `program` to its end, with `input` on its standard input. It gets nothing of the environment, and speaks
-/// English.
+/// Runs `program` to its end, with `input` on its standard input. Its environment is empty and its locale is C.
 pub(super) fn run(program: &str, arguments: &[&str], input: &str) -> io::Result<ChildOutput> {
     let absent = || io::Error::from_raw_os_error(libc::ENOENT);
     let path = find(program, &DIRECTORIES.map(Path::new)).ok_or_else(absent)?;
@@ -42,7 +41,7 @@ pub(super) fn run(program: &str, arguments: &[&str], input: &str) -> io::Result<
         .stdout(Stdio::piped())
         .stderr(Stdio::piped())
         .spawn()?;
-    // One that ends before it has read all says why on its standard error.
+    // A program that ends before it has read everything reports the reason on its standard error.
     let written = child.stdin.take().map_or(Ok(()), |mut stdin| stdin.write_all(input.as_bytes()));
     let output = child.wait_with_output()?;
     if output.status.success() {
@@ -56,7 +55,7 @@ pub(super) fn run(program: &str, arguments: &[&str], input: &str) -> io::Result<
     })
 }
 
-/// Where `program` is. A directory in which others than its owner may put programs is passed over.
+/// The path of `program`. A directory in which others than its owner may create files is skipped.
 fn find(program: &str, directories: &[&Path]) -> Option<PathBuf> {
     let is_safe = |directory: &&&Path| {
         directory.metadata().is_ok_and(|found| found.permissions().mode() & 0o022 == 0)

@@ -1,13 +1,12 @@
-//! What a confined daemon cannot do any more, done for it by a process of its own: the broker.
+//! The broker: a helper process that does for the confined daemon what it may no longer do.
 //!
-//! That runs programs, and reads files that others replace by renaming (a configuration,
-//! `/etc/resolv.conf`): rights to read follow the file, not its name. It is started before the daemon
-//! is confined, and ends with it. It does not trust the daemon: it runs the command lines of
-//! [`COMMANDS`] and reads the files that it was started for, and nothing else.
+//! It runs programs, and reads files that others replace by renaming (the configuration, `/etc/resolv.conf`), because
+//! landlock's right to read belongs to the file, not to its name. It is started before the daemon is confined, and ends
+//! with it. It does not trust the daemon: it runs only the command lines in [`COMMANDS`], and reads only the files that
+//! it was started for.
 //!
-//! Each request has a connection of its own, as one may take long: the daemon makes a pair of
-//! sockets and passes one of them on. A request is a JSON value up to the end of the stream, and so is
-//! its answer.
+//! Each request has its own connection, because a request may take long: the daemon creates a socket pair and passes
+//! one socket to the broker. Request and answer are JSON values up to the end of the stream.
 
 mod child;
 pub(super) mod programs;
@@ -32,7 +31,7 @@ use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use crate::config;
 use child::ChildOutput;
 
-/// All that the daemon runs.
+/// The command lines that the daemon may run.
 const COMMANDS: [&[&str]; 13] = [
     &["nft", "--file", "-"],
     &["nft", "--check", "--file", "-"],
@@ -49,7 +48,7 @@ const COMMANDS: [&[&str]; 13] = [
     &["ip6tables", "--version"],
 ];
 
-/// The daemon's end.
+/// The daemon's connection to the broker.
 #[derive(Debug)]
 pub struct Broker {
     connection: UnixStream,
@@ -63,14 +62,14 @@ pub(super) fn is_own_path() -> Option<&'static Broker> {
     OWN_STATE_FILES.get()
 }
 
-/// From now on this process leaves programs and `files` to the broker at the other end of
-/// `connection`: once in its life, as it can never do them itself again.
+/// From now on this process uses the broker at the other end of `connection` for programs and `files`. May be called
+/// once, because the process gives up these rights for good.
 pub fn use_broker(connection: UnixStream, files: Vec<PathBuf>) {
     let set = OWN_STATE_FILES.set(Broker { connection, files });
     debug_assert!(set.is_ok(), "a process has one broker");
 }
 
-/// The text of a file, which a broker must have been started for, if there is one.
+/// The text of a file. If there is a broker, it must have been started for this file.
 pub fn read(path: &Path) -> io::Result<String> {
     match is_own_path() {
         Some(broker) => broker.read(path),
@@ -84,11 +83,11 @@ enum Request {
         words: Vec<String>,
         input: String,
     },
-    /// The file with this number.
+    /// Reads the file with this index.
     Read(usize),
 }
 
-/// Why the broker did not do it.
+/// Why the broker refused or failed.
 #[derive(Debug, Serialize, Deserialize)]
 struct Refusal {
     errno: Option<i32>,
@@ -145,8 +144,8 @@ impl Broker {
     }
 }
 
-/// Works for the daemon at the other end of `connection` until that ends. `confine` confines the
-/// calling thread to what a program may do.
+/// Serves the daemon at the other end of `connection` until it ends. `confine` confines the calling thread to what a
+/// program may do.
 pub fn serve(
     connection: &UnixStream,
     files: Vec<PathBuf>,
@@ -155,16 +154,16 @@ pub fn serve(
     let files = Arc::new(files);
     while let Some(stream) = next_request(connection)? {
         let files = Arc::clone(&files);
-        // Not waited for: without a daemon nobody wants the answer.
+        // Not joined: without a daemon nobody needs the answer.
         thread::Builder::new().name("request".into()).spawn(move || {
-            // A daemon that does not ask properly, or is gone, gets no answer.
+            // A daemon that sends a malformed request, or is gone, gets no answer.
             let _ = serve_requests(stream, &files, confine);
         })?;
     }
     Ok(())
 }
 
-/// The next request's connection; `None` when the daemon has ended.
+/// The connection of the next request; `None` when the daemon has ended.
 fn next_request(connection: &UnixStream) -> io::Result<Option<UnixStream>> {
     let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
     let mut control = RecvAncillaryBuffer::new(&mut space);
@@ -226,7 +225,7 @@ fn run(words: &[String], input: &str, confine: fn() -> io::Result<()>) -> io::Re
 mod tests {
     use super::*;
 
-    /// A broker on a thread, for these files.
+    /// A broker in a thread, for these files.
     fn broker(files: &[&Path]) -> (Broker, thread::JoinHandle<io::Result<()>>) {
         let (connection, theirs) = UnixStream::pair().unwrap();
         let files: Vec<PathBuf> = files.iter().map(|&file| file.to_owned()).collect();

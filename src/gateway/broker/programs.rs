@@ -1,5 +1,5 @@
-//! The programs that the kernel's edge needs (`nft`, and those that print the rules of iptables):
-//! run here, or, where this process may not start any, by its broker.
+//! The programs that this crate needs (`nft`, `iptables-save` and its variants): run here, or by the broker if this
+//! process may not start programs.
 
 use std::io;
 
@@ -17,12 +17,12 @@ pub(in crate::gateway) fn run(
     }
 }
 
-/// What a program prints, if it succeeds; else what it said.
+/// The standard output of a program if it succeeds, otherwise its error output.
 pub fn output_of(program: &str, arguments: &[&str]) -> io::Result<String> {
     answer_of(program, arguments, "")
 }
 
-/// The same of a program that gets `input`.
+/// The same for a program that reads `input`.
 pub(in crate::gateway) fn answer_of(
     program: &str,
     arguments: &[&str],

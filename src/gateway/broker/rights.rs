@@ -1,4 +1,4 @@
-//! Which rights this thread has.
+//! The capabilities of this thread.
 
 use std::fs;
 

@@ -1,8 +1,8 @@
-//! At which addresses clients know servers, where connections are translated at both ends.
+//! The addresses that clients use for servers, for connections with source and destination translation.
 //!
-//! Our rules note that in two sets for each such connection of which a packet is queued, so that nobody has to go
-//! through the connection table. The sets hold as many pairs as servers are published or intercepted, not as many as
-//! there are connections; they are read at most fifty times a second, whatever is asked.
+//! Our rules store them in two sets whenever a packet of such a connection is queued, so the connection table need not
+//! be dumped. The sets hold one pair for each published or intercepted server, however many connections there are. They
+//! are read at most fifty times a second.
 
 use std::{
     cmp::Reverse,
@@ -19,17 +19,17 @@ use crate::gateway::netlink::{
 
 const SETS: [&CStr; 2] = [c"external_addresses4", c"external_addresses6"];
 
-/// How often the sets are read at most. A client logs in before it announces anything, which takes as long.
+/// Minimum interval between two reads. A client logs in before it announces anything, which takes as long.
 const READ_INTERVAL: Duration = Duration::from_millis(20);
 
-/// So many addresses of one server are tried, those first of which a packet was queued last.
+/// Number of addresses of one server that are tried, most recently used first.
 const MAX_TRIED: usize = 16;
 
-/// What was read of the sets. One for each thread.
+/// The content of the sets. One for each thread.
 #[derive(Debug)]
 pub(super) struct ExternalAddressLookup {
     socket: Socket,
-    /// A server, and where clients reach it; what was seen last is first.
+    /// Servers and the addresses that clients use, most recently used first.
     known: Vec<(SocketAddr, SocketAddr)>,
     read: Option<Instant>,
 }
@@ -39,13 +39,13 @@ impl ExternalAddressLookup {
         Ok(Self { socket: Socket::open()?, known: Vec::new(), read: None })
     }
 
-    /// The addresses of `server` as far as they were read.
+    /// The known addresses of `server`.
     pub(super) fn of(&self, server: SocketAddr) -> Vec<SocketAddr> {
         let of_server = self.known.iter().filter(|(of, _)| *of == server);
         of_server.map(|(_, external)| *external).take(MAX_TRIED).collect()
     }
 
-    /// Reads them again, if that was not done just before. Returns whether it was done now.
+    /// Reads the sets, unless they were read just before. Returns whether they were read.
     pub(super) fn read_again(&mut self) -> io::Result<bool> {
         let now = Instant::now();
         if self.read.is_some_and(|then| now.saturating_duration_since(then) < READ_INTERVAL) {
@@ -58,9 +58,9 @@ impl ExternalAddressLookup {
                 known.extend(read_key(key).map(|pair| (Reverse(remaining), pair)));
             });
             match read {
-                // One that changes meanwhile is whole enough.
+                // A set that changes while it is read is complete enough.
                 Ok(_) => {}
-                // Without our table nothing is noted.
+                // Without our table there are no sets.
                 Err(error) if error.kind() == io::ErrorKind::NotFound => {}
                 Err(error) => return Err(error),
             }

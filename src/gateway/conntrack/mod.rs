@@ -1,6 +1,6 @@
-//! Connections as conntrack knows them: how NAT translates one, and what we ask of it.
+//! Conntrack entries: the translation of a connection, its ct mark, and be-liberal.
 //!
-//! Knows a connection by its addresses only.
+//! Identifies a connection by its addresses only.
 
 mod externals;
 mod used;
@@ -32,7 +32,7 @@ const CTA_PROTOINFO_TCP_FLAGS_ORIGINAL: u16 = 4;
 const CTA_PROTOINFO_TCP_FLAGS_REPLY: u16 = 5;
 const IP_CT_TCP_FLAG_BE_LIBERAL: u8 = 0x08;
 
-/// Asks conntrack. One for each thread.
+/// Queries to conntrack. One for each thread.
 #[derive(Debug)]
 pub struct Conntrack {
     requests: Requests,
@@ -41,7 +41,7 @@ pub struct Conntrack {
     externals: ExternalAddressLookup,
 }
 
-/// Both directions as conntrack has them.
+/// Both directions of a connection in conntrack.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct ConntrackEntry {
     original: Tuple,
@@ -58,7 +58,7 @@ impl ConntrackEntry {
         }
     }
 
-    /// Whether these are the addresses that its packets show at our hooks.
+    /// Whether packets of this connection show these addresses at our hooks.
     fn matches_packet(&self, client: SocketAddr, server: SocketAddr) -> bool {
         (self.original.source, self.reply.source) == (client, server)
     }
@@ -77,13 +77,12 @@ impl Conntrack {
 
     /// The translation of the TCP connection whose packets show `client` and `server` at our hooks.
     ///
-    /// What shows there is the original source and the reply source. The kernel looks up by the
-    /// whole tuple of either direction, so without destination NAT the pair is the original
-    /// tuple, without source NAT the reply tuple. With both it is neither: then the address that the client
-    /// dialled is one of those that our rules have noted of this server.
+    /// Packets show the original source and the reply source. The kernel looks up whole tuples. Without destination NAT
+    /// the pair is the original tuple, without source NAT it is the reply tuple. With both it is neither; then the
+    /// address that the client used is one of those that our rules have stored for this server.
     ///
-    /// Nothing here depends on how many connections there are. Whoever sends packets that belong to none has
-    /// each of them looked for.
+    /// The cost does not depend on the number of connections. A packet of an unknown connection costs a lookup each
+    /// time.
     pub fn translation(
         &mut self,
         client: SocketAddr,
@@ -116,7 +115,7 @@ impl Conntrack {
         self.first_of(client, server, new.map(dialled))
     }
 
-    /// The first connection with one of these pairs of addresses that shows `client` and `server`.
+    /// The first connection with one of these tuples whose packets show `client` and `server`.
     fn first_of(
         &mut self,
         client: SocketAddr,
@@ -124,7 +123,7 @@ impl Conntrack {
         pairs: impl IntoIterator<Item = (SocketAddr, SocketAddr)>,
     ) -> io::Result<Option<Translation>> {
         for (source, destination) in pairs {
-            // Its reply tuple may be another connection's visible pair, so this is checked.
+            // Its reply tuple may equal another connection's visible pair, so this is checked.
             let found = self.get(Tuple { source, destination })?;
             if let Some(connection) = found.filter(|found| found.matches_packet(client, server)) {
                 return Ok(Some(connection.translation()));
@@ -133,7 +132,7 @@ impl Conntrack {
         Ok(None)
     }
 
-    /// Sets what later packets of a control connection need: our bits of its mark, and be-liberal.
+    /// Sets our bits of a control connection's ct mark, and be-liberal.
     pub fn set_mark_and_liberal(
         &mut self,
         control: &Translation,
@@ -216,7 +215,7 @@ mod tests {
         bytes
     }
 
-    /// What Linux 6.18 answered about a connection with source translation.
+    /// The answer of Linux 6.18 for a connection with source translation.
     const RECORDED: &str = "\
         d40000000001020003000000dce8f7c5020000003400018014000180080001000a00000208000200\
         c00002091c000280050001000600000006000200df6f000006000300001500003400028014000180\

@@ -1,4 +1,5 @@
-//! Which pinholes were used, as conntrack knows it: the connections that have the mark of those that were admitted.
+//! The pinholes that were consumed, according to conntrack: the connections that carry the mark of admitted data
+//! connections.
 
 use std::{
     collections::HashSet,
@@ -13,7 +14,7 @@ use crate::gateway::{
     },
 };
 
-/// Initiator and arrival of each connection that a pinhole admitted, and that conntrack still knows.
+/// Initiator and arrival of each admitted connection that conntrack still knows.
 pub fn used_pinholes(
     parameters: &RuleParameters,
 ) -> Result<HashSet<(IpAddr, SocketAddr)>, GatewayError> {

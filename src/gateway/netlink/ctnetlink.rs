@@ -1,6 +1,6 @@
-//! Messages of ctnetlink: tuples, and asking for them.
+//! ctnetlink messages: tuples and requests.
 //!
-//! Knows a connection by its addresses only, and nothing of what is asked about it.
+//! Identifies a connection by its addresses only.
 
 use std::{
     io,
@@ -38,7 +38,7 @@ pub struct Tuple {
 }
 
 impl Tuple {
-    /// Appends it as an attribute.
+    /// Appends the tuple as an attribute.
     pub fn put(&self, message: &mut Writer<'_>, kind: u16) {
         message.nest(kind, |inner| {
             inner.nest(CTA_TUPLE_IP, |ip| {
@@ -54,7 +54,7 @@ impl Tuple {
         });
     }
 
-    /// The first of these attributes that is of type `kind`, if it is of TCP.
+    /// The first attribute of type `kind`, if it is a TCP tuple.
     pub fn read(attributes: &Attributes<'_>, kind: u16) -> Option<Self> {
         let tuple = attributes.nested(kind)?;
         let ip = tuple.nested(CTA_TUPLE_IP)?;
@@ -83,7 +83,7 @@ fn put_address(message: &mut Writer<'_>, address: IpAddr, v4: u16, v6: u16) {
     };
 }
 
-/// A socket for one subsystem's requests.
+/// A socket for requests to one subsystem.
 #[derive(Debug)]
 pub struct Requests {
     socket: Socket,
@@ -97,7 +97,7 @@ impl Requests {
         Ok(Self { socket: Socket::open()?, subsystem: subsystem as u8, request: Vec::new() })
     }
 
-    /// Sends what the kernel has to acknowledge.
+    /// Sends a change that the kernel acknowledges.
     pub fn change(
         &mut self,
         command: u8,
@@ -108,7 +108,7 @@ impl Requests {
         self.ask(command, libc::NLM_F_ACK | flags, family, fill, |_| {})
     }
 
-    /// Hands to `each` all objects that match what `fill` writes.
+    /// Passes all objects that match the request of `fill` to `each`.
     pub fn dump(
         &mut self,
         command: u8,
@@ -119,7 +119,7 @@ impl Requests {
         self.ask(command, libc::NLM_F_DUMP, libc::AF_UNSPEC, fill, each)
     }
 
-    /// Sends one request and hands each message of the answer to `each`.
+    /// Sends one request and passes each message of the answer to `each`.
     pub fn ask(
         &mut self,
         command: u8,

@@ -1,7 +1,7 @@
-//! Netlink messages: a socket, bounded reading of what the kernel sends, writing of what it gets.
+//! Netlink messages: a socket, bounded parsing of received messages, and building of sent ones.
 //!
-//! Knows nothing of queues, sets or connections. Nothing read here is trusted to have the length
-//! that it claims. The module is private: `pub` in this room is for the gateway alone.
+//! Knows nothing of queues, sets or connections. No received length is trusted. The module is private to `gateway`,
+//! also where items are `pub`.
 
 #![allow(unsafe_code)]
 
@@ -32,7 +32,7 @@ const fn align(length: usize) -> usize {
     (length + 3) & !3
 }
 
-/// One message as it came, less its header.
+/// A received message without its header.
 #[derive(Clone, Copy, Debug)]
 pub struct Message<'a> {
     pub kind: u16,
@@ -42,18 +42,18 @@ pub struct Message<'a> {
 }
 
 impl<'a> Message<'a> {
-    /// The error number in an `ERROR` or `DONE` message, 0 in an acknowledgement.
+    /// The error number of an `ERROR` or `DONE` message; 0 for an acknowledgement.
     pub fn errno(&self) -> i32 {
         self.body.first_chunk().map_or(0, |code| i32::from_ne_bytes(*code).saturating_neg())
     }
 
-    /// The attributes behind the family header.
+    /// The attributes after the family header.
     pub fn attributes(&self) -> Attributes<'a> {
         Attributes { rest: self.body.get(FAMILY_HEADER..).unwrap_or_default() }
     }
 }
 
-/// The messages of one datagram; ends at the first that does not fit.
+/// The messages of one datagram, up to the first malformed one.
 #[derive(Debug)]
 pub struct Messages<'a> {
     rest: &'a [u8],
@@ -65,7 +65,7 @@ impl<'a> Messages<'a> {
         Self { rest: datagram, malformed: false }
     }
 
-    /// Whether the iteration ended early, at something that is no message.
+    /// Whether the iteration ended at a malformed message.
     pub fn malformed(&self) -> bool {
         self.malformed
     }
@@ -102,7 +102,7 @@ impl<'a> Iterator for Messages<'a> {
     }
 }
 
-/// Type and content of each attribute; ends at the first that does not fit.
+/// Type and content of each attribute, up to the first malformed one.
 #[derive(Clone, Debug)]
 pub struct Attributes<'a> {
     rest: &'a [u8],
@@ -113,7 +113,7 @@ impl<'a> Attributes<'a> {
         Self { rest: bytes }
     }
 
-    /// The content of the first attribute of this type.
+    /// Content of the first attribute of this type.
     pub fn first(&self, kind: u16) -> Option<&'a [u8]> {
         self.clone().find(|(found, _)| *found == kind).map(|(_, content)| content)
     }
@@ -127,7 +127,7 @@ impl<'a> Attributes<'a> {
         })
     }
 
-    /// The attributes inside the first attribute of this type.
+    /// The attributes nested in the first attribute of this type.
     pub fn nested(&self, kind: u16) -> Option<Attributes<'a>> {
         self.first(kind).map(Attributes::new)
     }
@@ -153,7 +153,7 @@ fn u32_at(bytes: &[u8], at: usize) -> Option<u32> {
     bytes.get(at..)?.first_chunk().map(|b| u32::from_ne_bytes(*b))
 }
 
-/// Reads a number in network order from the start of an attribute.
+/// Parses a big-endian number at the start of an attribute.
 pub fn be16(content: &[u8]) -> Option<u16> {
     content.first_chunk().map(|b| u16::from_be_bytes(*b))
 }
@@ -168,23 +168,23 @@ pub fn be64(content: &[u8]) -> Option<u64> {
     content.first_chunk().map(|b| u64::from_be_bytes(*b))
 }
 
-/// Appends one netfilter message to `out`; its lengths are right whenever it is not borrowed.
+/// Appends one netfilter message to `out`. Lengths are correct whenever it is not borrowed.
 #[derive(Debug)]
 pub struct Writer<'a> {
     out: &'a mut Vec<u8>,
     start: usize,
 }
 
-/// What a netfilter message starts with.
+/// The header fields of a netfilter message.
 #[derive(Clone, Copy, Debug)]
 pub struct MessageHead {
     pub subsystem: u8,
     pub command: u8,
-    /// Beside `NLM_F_REQUEST`, which is always set.
+    /// In addition to `NLM_F_REQUEST`, which is always set.
     pub flags: u16,
     pub sequence: u32,
     pub family: u8,
-    /// The queue's number, in queue messages.
+    /// Queue number, in queue messages.
     pub resource: u16,
 }
 
@@ -217,14 +217,14 @@ impl<'a> Writer<'a> {
         self
     }
 
-    /// Appends attributes that are whole, with their padding.
+    /// Appends complete attributes with their padding.
     pub fn put_whole(&mut self, attributes: &[u8]) -> &mut Self {
         self.out.extend_from_slice(attributes);
         self.settle();
         self
     }
 
-    /// Appends an attribute that holds the attributes which `fill` appends.
+    /// Appends an attribute whose content `fill` appends.
     pub fn nest(&mut self, kind: u16, fill: impl FnOnce(&mut Self)) -> &mut Self {
         let at = self.out.len();
         self.put(kind | libc::NLA_F_NESTED as u16, &[]);
@@ -244,7 +244,7 @@ impl<'a> Writer<'a> {
     }
 }
 
-/// `None` where the kernel answers that there is no such thing.
+/// `None` if the kernel answers that the object does not exist.
 pub fn found<T>(answer: io::Result<T>) -> io::Result<Option<T>> {
     match answer {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
@@ -252,16 +252,16 @@ pub fn found<T>(answer: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
-/// Appends a message that says nothing, for who only waits for one.
+/// Appends an empty message, which only wakes its receiver.
 pub fn put_nothing(out: &mut Vec<u8>) {
     out.extend_from_slice(&(HEADER as u32).to_ne_bytes());
     out.extend_from_slice(&(libc::NLMSG_NOOP as u16).to_ne_bytes());
     out.resize(out.len() + HEADER - 6, 0);
 }
 
-/// A netlink socket, bound; of netfilter, unless it was opened for something else.
+/// A bound netlink socket, of netfilter unless opened for another family.
 pub struct Socket {
-    /// Not `mnl::Socket`: a program that this one starts would inherit that, and keep a queue.
+    /// Not `mnl::Socket`, because child programs would inherit that and hold a queue open.
     inner: NonNull<mnl_sys::mnl_socket>,
     buffer: Vec<u8>,
     sequence: u32,
@@ -303,7 +303,7 @@ impl Socket {
         Self::of(libc::NETLINK_NETFILTER)
     }
 
-    /// One of rtnetlink, which knows interfaces.
+    /// Opens an rtnetlink socket, for interfaces.
     pub fn open_route() -> io::Result<Self> {
         Self::of(libc::NETLINK_ROUTE)
     }
@@ -333,21 +333,21 @@ impl Socket {
         if done == 0 { Ok(()) } else { Err(io::Error::last_os_error()) }
     }
 
-    /// As [`Socket::set_option`], of a buffer's size: beyond what anyone may have, or, without the right to that, as much as
-    /// anyone may.
+    /// As [`Socket::set_option`], for a buffer size: beyond the system's limit, or up to the limit without the right to
+    /// exceed it.
     pub fn set_buffer(&self, force: i32, polite: i32, size: i32) {
         if self.set_option(libc::SOL_SOCKET, force, size).is_err() {
             let _ = self.set_option(libc::SOL_SOCKET, polite, size);
         }
     }
 
-    /// A sequence number not used for a long time; never 0, which the kernel uses itself.
+    /// A sequence number that was not used recently; never 0, which the kernel uses itself.
     pub fn next_sequence(&mut self) -> u32 {
         self.sequence = self.sequence.wrapping_add(1).max(1);
         self.sequence
     }
 
-    /// The number by which the kernel knows the socket.
+    /// The kernel's port number of the socket.
     pub fn port(&self) -> u32 {
         // SAFETY: the socket lives as long as `self`.
         unsafe { mnl_sys::mnl_socket_get_portid(self.inner.as_ptr()) }
@@ -366,9 +366,8 @@ impl Socket {
         }
     }
 
-    /// Sends the one request that `fill` writes after `start`, whose sequence number is set here, and
-    /// hands each message of the answer to `each`. What the kernel refuses is an error. `buffer` is
-    /// for the request.
+    /// Sends one request that `fill` writes after `start`, whose sequence number is set here, and passes each message
+    /// of the answer to `each`. A refusal is an error. `buffer` is reused for the request.
     pub fn request(
         &mut self,
         buffer: &mut Vec<u8>,
@@ -388,11 +387,10 @@ impl Socket {
         if failed == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(failed)) }
     }
 
-    /// Sends `request` and hands each message of the answer to `each`.
+    /// Sends `request` and passes each message of the answer to `each`.
     ///
-    /// netlink_sendmsg() returns when the kernel has queued all its answers (of a dump the first
-    /// part, and each later one when the part before is read), so this never has to wait, and
-    /// leaves nothing behind for the next request.
+    /// netlink_sendmsg() returns after the kernel has queued its answers (of a dump the first part, and each later part
+    /// when the previous one is read). So this never blocks, and leaves nothing for the next request.
     pub fn ask(&mut self, request: &[u8], mut each: impl FnMut(Message<'_>)) -> io::Result<()> {
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.resize(1 << 16, 0);

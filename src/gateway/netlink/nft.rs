@@ -1,7 +1,7 @@
-//! Batches of nf_tables messages on a persistent socket: all of one batch happens, or nothing.
+//! Batches of nf_tables messages on a persistent socket: a batch takes effect as a whole, or not at all.
 //!
-//! Elements are written here, as each transfer waits for some; libnftnl builds tables, chains and rules.
-//! Its own batch is not used: it takes 128 KiB for each, and a pinhole is a few hundred bytes.
+//! Elements are encoded here, because each transfer waits for some. libnftnl builds tables, chains and rules. Its own
+//! batch type is not used, because it takes 128 KiB for each, and a pinhole needs a few hundred bytes.
 
 #![allow(unsafe_code)]
 
@@ -22,10 +22,10 @@ use super::{
     found,
 };
 
-/// Our table, for libnftnl.
+/// Name of our table, for libnftnl.
 pub const TABLE: &CStr = c"ftp_alg";
 
-/// Room for one object of libnftnl; ours are below 512.
+/// Buffer size for one libnftnl object; ours are below 512.
 const OBJECT_ROOM: usize = 8192;
 
 // From linux/netfilter/nf_tables.h; libc lacks them.
@@ -41,7 +41,7 @@ const NFTA_SET_ELEM_EXPIRATION: u16 = 5;
 const NFTA_DATA_VALUE: u16 = 1;
 const NFTA_TABLE_NAME: u16 = 1;
 pub const NFTA_TABLE_FLAGS: u16 = 2;
-/// Flags: that no other socket may change the table, and that it stays when its owner has gone.
+/// Flags: no other socket may change the table, and it stays after its owner has gone.
 pub const OWNED: u32 = 0x2 | 0x4;
 const NFTA_TABLE_HANDLE: u16 = 4;
 const NFTA_GEN_ID: u16 = 1;
@@ -52,7 +52,7 @@ const NFTA_EXPR_NAME: u16 = 1;
 const NFTA_EXPR_DATA: u16 = 2;
 const NFTA_TARGET_NAME: u16 = 1;
 
-/// The kind of message that tells that a transaction has changed something.
+/// Message type that announces a changed generation.
 const NEW_GENERATION: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8 | libc::NFT_MSG_NEWGEN as u16;
 
 /// An element of a set or map in our table.
@@ -64,13 +64,13 @@ pub struct Element<'a> {
     pub timeout: Option<Duration>,
 }
 
-/// What a key is put together of. Each part takes whole 4-byte words.
+/// The parts of a concatenated key. Each takes whole 4-byte words.
 pub struct KeyParts<'a> {
     pub rest: &'a [u8],
 }
 
 impl<'a> KeyParts<'a> {
-    /// Those of a key that is as long with addresses of IPv4 or of IPv6, and whether it is IPv6's.
+    /// The parts of a key whose length is `v4` or `v6`, and whether it is IPv6.
     pub fn of(key: &'a [u8], v4: usize, v6: usize) -> Option<(Self, bool)> {
         let is_v6 = key.len() == v6;
         (is_v6 || key.len() == v4).then_some((Self { rest: key }, is_v6))
@@ -93,12 +93,12 @@ impl<'a> KeyParts<'a> {
     }
 }
 
-/// What the kernel said to a batch.
+/// The kernel's answer to a batch.
 #[derive(Debug)]
 pub struct BatchOutcome {
-    /// Index of the message and error number, of those that failed.
+    /// Message index and error number of failed messages.
     errors: Vec<(usize, i32)>,
-    /// Whether the batch was asked to tell changes, and if so, told of some.
+    /// Whether the batch changed something, if it was requested to report that.
     told: Option<bool>,
 }
 
@@ -108,39 +108,38 @@ impl BatchOutcome {
         self.errors.contains(&(index, errno))
     }
 
-    /// With which error message `index` failed, if it did.
+    /// Error number of message `index`, if it failed.
     pub fn error_of(&self, index: usize) -> Option<i32> {
         self.errors.iter().find(|(failed, _)| *failed == index).map(|(_, errno)| *errno)
     }
 
-    /// With which error the first of these messages failed that did.
+    /// Error number of the first failed message in this range.
     pub fn error_in(&self, messages: &Range<usize>) -> Option<i32> {
         self.errors.iter().find(|(failed, _)| messages.contains(failed)).map(|(_, errno)| *errno)
     }
 
-    /// Whether the batch changed something, taking it that one which did not tell did so unless it
-    /// failed.
+    /// Whether the batch changed something. Without a report, that is assumed unless it failed.
     pub fn changed(&self) -> bool {
         self.errors.is_empty() && self.told.unwrap_or(true)
     }
 
-    /// Which message failed first, and why, if the batch did not take effect.
+    /// Index and error number of the first failed message, if the batch did not take effect.
     pub fn first_failure(&self) -> Option<(usize, i32)> {
         self.errors.first().copied()
     }
 
-    /// Why the batch did not take effect, if it did not.
+    /// The error, if the batch did not take effect.
     pub fn first_error(&self) -> Option<i32> {
         self.errors.first().map(|(_, errno)| *errno)
     }
 }
 
-/// Messages to be sent as one.
+/// Messages that are sent as one transaction.
 #[derive(Debug)]
 pub struct Batch {
     bytes: Vec<u8>,
     messages: usize,
-    /// Where the last message starts.
+    /// Offset of the last message.
     last: usize,
     tells_changes: bool,
 }
@@ -152,12 +151,12 @@ impl Batch {
         batch
     }
 
-    /// How many messages there are.
+    /// Number of messages.
     pub fn len(&self) -> usize {
         self.messages
     }
 
-    /// Starts again, keeping the memory.
+    /// Clears the batch but keeps its memory.
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.messages = 0;
@@ -165,40 +164,40 @@ impl Batch {
         self.boundary(libc::NFNL_MSG_BATCH_BEGIN);
     }
 
-    /// Has the outcome tell whether the batch changes anything: one that only destroys what is not there
-    /// does not. Costs a message more of the kernel.
+    /// Requests that the outcome reports whether the batch changes anything. A batch that only destroys absent elements
+    /// does not. Costs one more message from the kernel.
     pub fn subscribe_to_changes(&mut self) {
         self.tells_changes = true;
         self.add_flag(0, libc::NLM_F_ECHO);
     }
 
-    /// Adds an element that must not be there. Returns the message's index.
+    /// Adds an element that must not exist. Returns the message index.
     pub fn add_element(&mut self, element: &Element<'_>) -> usize {
         let flags = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
         self.element(libc::NFT_MSG_NEWSETELEM, flags, element)
     }
 
-    /// Deletes an element that must be there. Returns the message's index.
+    /// Deletes an element that must exist. Returns the message index.
     pub fn delete_element(&mut self, set: &'static CStr, key: &[u8]) -> usize {
         let element = Element { set, key, data: None, timeout: None };
         self.element(libc::NFT_MSG_DELSETELEM, 0, &element)
     }
 
-    /// Deletes an element whether it is there or not; kernels before Linux 6.3 refuse it with EINVAL.
-    /// Returns the message's index.
+    /// Deletes an element whether it exists or not. Kernels before Linux 6.3 refuse this with EINVAL. Returns the
+    /// message index.
     ///
-    /// What is not there costs a look-up, and nothing to be done after the batch. (Deleting it fails the
-    /// batch, and then the kernel waits for an RCU grace period: a millisecond, not microseconds.)
+    /// An absent element costs a lookup and nothing after the batch. (A delete message would fail the batch, and then
+    /// the kernel waits for an RCU grace period: a millisecond instead of microseconds.)
     pub fn destroy_element(&mut self, set: &'static CStr, key: &[u8]) -> usize {
         let element = Element { set, key, data: None, timeout: None };
         self.element(NFT_MSG_DESTROYSETELEM, 0, &element)
     }
 
-    /// Deletes an element whether it is there or not, on any kernel. Returns the index of the message
-    /// that fails when it is there with other data.
+    /// Deletes an element whether it exists or not, on any kernel. Returns the index of the message that fails if it
+    /// exists with other data.
     ///
-    /// It is added first, which changes nothing if it is there; what one batch adds and deletes is
-    /// never seen.
+    /// The element is added first, which changes nothing if it exists. An element that one batch adds and deletes is
+    /// never visible.
     pub fn clear_element(&mut self, element: &Element<'_>) -> usize {
         let index = self.element(libc::NFT_MSG_NEWSETELEM, libc::NLM_F_CREATE, element);
         self.delete_element(element.set, element.key);
@@ -229,9 +228,9 @@ impl Batch {
         })
     }
 
-    /// Adds an object, or deletes it. Returns the message's index.
+    /// Adds or deletes an object. Returns the message index.
     pub fn object(&mut self, object: &impl nftnl::NlMsg, kind: nftnl::MsgType) -> usize {
-        // libnftnl writes through pointers to structures, and does not check for the end.
+        // libnftnl writes through struct pointers and does not check for the end.
         let mut room = vec![0_u64; OBJECT_ROOM / size_of::<u64>()];
         let (sequence, whole) = (self.next_sequence(), size_of_val(&room[..]));
         // SAFETY: `NlMsg` asks for room for the largest message there is, which a table, a chain or a
@@ -246,7 +245,7 @@ impl Batch {
         self.append(|out| out.extend_from_slice(message))
     }
 
-    /// Adds a message about `table`, or a part of it, with attributes that are whole. Returns its index.
+    /// Adds a message about `table`, or a part of it, with complete attributes. Returns its index.
     pub fn copied(&mut self, command: i32, flags: i32, table: &str, attributes: &[u8]) -> usize {
         let mut name = table.as_bytes().to_vec();
         name.push(0);
@@ -255,7 +254,7 @@ impl Batch {
         })
     }
 
-    /// Removes all rules of a chain of our table. Returns the message's index.
+    /// Removes all rules of a chain of our table. Returns the message index.
     pub fn flush_chain(&mut self, chain: &CStr) -> usize {
         self.message(libc::NFT_MSG_DELRULE, 0, |message| {
             message.put(NFTA_RULE_TABLE, TABLE.to_bytes_with_nul());
@@ -263,9 +262,9 @@ impl Batch {
         })
     }
 
-    /// Sends the batch; the kernel does all of it or nothing. It has to say that it did.
+    /// Sends the batch; it takes effect as a whole or not at all. The kernel acknowledges it.
     pub fn send(&mut self, socket: &mut Socket) -> io::Result<BatchOutcome> {
-        // The kernel answers each message that fails, and those that ask for it: the last one.
+        // The kernel answers each failed message, and those that request it: the last one.
         self.add_flag(self.last, libc::NLM_F_ACK);
         let last = self.messages - 1;
         let (outcome, answered) = self.give_to_owner(socket, Some(last))?;
@@ -275,14 +274,14 @@ impl Batch {
         Ok(outcome)
     }
 
-    /// As [`send`](Self::send), where time matters: the kernel says only what it refused. For batches
-    /// of elements alone. Their messages are whole, which is all that nfnetlink_rcv_batch() would pass over
-    /// in silence, and what else fails is told before the system call returns.
+    /// As [`send`](Self::send), but without acknowledgement, where time matters: the kernel reports only refusals. Only
+    /// for batches of elements. Their messages are complete, so nfnetlink_rcv_batch() skips none silently, and any
+    /// other failure is reported before the system call returns.
     pub fn send_unacknowledged(&mut self, socket: &mut Socket) -> io::Result<BatchOutcome> {
         self.give_to_owner(socket, None).map(|(outcome, _)| outcome)
     }
 
-    /// Sends it. Gives what the kernel said, and whether it acknowledged the message `last`.
+    /// Sends the batch. Returns the kernel's answer, and whether it acknowledged the message `last`.
     fn give_to_owner(
         &mut self,
         socket: &mut Socket,
@@ -308,7 +307,7 @@ impl Batch {
         Ok((BatchOutcome { errors, told }, answered))
     }
 
-    /// Sets a flag of the message that starts at `start`.
+    /// Sets a flag of the message at `start`.
     fn add_flag(&mut self, start: usize, flag: i32) {
         // struct nlmsghdr: behind length and type.
         if let Some(flags) = self.bytes.get_mut(start + 6..start + 8) {
@@ -321,7 +320,7 @@ impl Batch {
         FIRST_SEQUENCE.wrapping_add(self.messages as u32)
     }
 
-    /// The message that begins or ends a batch, and is of no table.
+    /// The message that begins or ends a batch; it belongs to no table.
     fn boundary(&mut self, command: i32) -> usize {
         let start = MessageHead {
             subsystem: libc::NFNL_SUBSYS_NONE as u8,
@@ -349,7 +348,7 @@ impl Batch {
     }
 }
 
-/// The kernel's own messages have 0.
+/// The kernel's own messages have sequence number 0.
 const FIRST_SEQUENCE: u32 = 1;
 
 fn start(command: i32, flags: i32, sequence: u32) -> MessageHead {
@@ -363,13 +362,13 @@ fn start(command: i32, flags: i32, sequence: u32) -> MessageHead {
     }
 }
 
-/// Aborts without memory, as Rust itself does; libnftnl's allocations fail for no other reason.
+/// Aborts if memory is exhausted, as Rust does; libnftnl's allocations fail for no other reason.
 pub fn allocated<T>(object: *mut T) -> NonNull<T> {
     NonNull::new(object).unwrap_or_else(|| std::process::abort())
 }
 
-/// A target of iptables as an nftables expression; only nft_compat knows it. `info` is its structure in
-/// the kernel's headers, padded as XT_ALIGN does.
+/// An iptables target as an nftables expression, for nft_compat. `info` is the target's kernel structure, padded as
+/// XT_ALIGN does.
 pub fn target(name: &CStr, revision: u32, info: &[u8]) -> NonNull<sys::nftnl_expr> {
     // SAFETY: strings are copied. libnftnl frees the information with free(3) when it frees the
     // expression, so it must come from malloc(3), with room for what is copied there.
@@ -386,18 +385,18 @@ pub fn target(name: &CStr, revision: u32, info: &[u8]) -> NonNull<sys::nftnl_exp
     }
 }
 
-/// What tells our table from one that was changed, or put in its place.
+/// Identifies our table and its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableFingerprint {
-    /// Never given twice.
+    /// The kernel never reuses it.
     pub handle: u64,
-    /// Such as `dormant`, but for those about owners.
+    /// Such as `dormant`, without the owner flags.
     flags: u32,
-    /// Checksum of all rules, with their order and handles.
+    /// Checksum of all rules with their order and handles.
     rules: u32,
 }
 
-/// How many transactions there were in this network namespace. It wraps around, and is never 0.
+/// The generation: the number of transactions in this network namespace. It wraps, and is never 0.
 pub fn generation(socket: &mut Socket) -> io::Result<u32> {
     let mut generation = None;
     ask(socket, libc::NFT_MSG_GETGEN, 0, &[], |message| {
@@ -406,7 +405,7 @@ pub fn generation(socket: &mut Socket) -> io::Result<u32> {
     generation.ok_or_else(|| io::ErrorKind::InvalidData.into())
 }
 
-/// The shape of our table, if there is one.
+/// The fingerprint of our table, if it exists.
 pub fn fingerprint(socket: &mut Socket) -> io::Result<Option<TableFingerprint>> {
     let name = TABLE.to_bytes_with_nul();
     let (mut table, mut rules) = (None, crc32fast::Hasher::new());
@@ -416,7 +415,7 @@ pub fn fingerprint(socket: &mut Socket) -> io::Result<Option<TableFingerprint>> 
         table = handle.zip(attributes.first(NFTA_TABLE_FLAGS).and_then(be32));
     }))?;
     let Some((handle, flags)) = table else { return Ok(None) };
-    // Whether a table has an owner changes with the daemon that runs.
+    // The owner changes with the daemon that runs.
     let flags = flags & !OWNED;
     found(ask(
         socket,
@@ -424,14 +423,14 @@ pub fn fingerprint(socket: &mut Socket) -> io::Result<Option<TableFingerprint>> 
         libc::NLM_F_DUMP,
         &[(NFTA_RULE_TABLE, name)],
         |message| {
-            // What precedes the attributes has the number of the last transaction.
+            // The bytes before the attributes contain the generation.
             rules.update(message.body.get(FAMILY_HEADER..).unwrap_or_default());
         },
     ))?;
     Ok(Some(TableFingerprint { handle, flags, rules: rules.finalize() }))
 }
 
-/// The attributes of each rule of our table, if there is one.
+/// The attributes of each rule of our table, if it exists.
 pub fn rules(socket: &mut Socket, mut each: impl FnMut(Attributes<'_>)) -> io::Result<()> {
     let of_table = [(NFTA_RULE_TABLE, TABLE.to_bytes_with_nul())];
     found(ask(socket, libc::NFT_MSG_GETRULE, libc::NLM_F_DUMP, &of_table, |message| {
@@ -440,7 +439,7 @@ pub fn rules(socket: &mut Socket, mut each: impl FnMut(Attributes<'_>)) -> io::R
     .map(drop)
 }
 
-/// Whether a rule of our table queues packets: by a statement, or by the target of iptables.
+/// Whether a rule of our table queues packets, by a statement or by the iptables target.
 pub fn queues(socket: &mut Socket) -> io::Result<bool> {
     let mut found = false;
     rules(socket, |rule| {
@@ -459,7 +458,7 @@ pub fn queues(socket: &mut Socket) -> io::Result<bool> {
     Ok(found)
 }
 
-/// Whether there is a table of this name.
+/// Whether a table with this name exists.
 pub fn is_there(socket: &mut Socket, table: &str) -> io::Result<bool> {
     let mut name = table.as_bytes().to_vec();
     name.push(0);
@@ -467,7 +466,7 @@ pub fn is_there(socket: &mut Socket, table: &str) -> io::Result<bool> {
     Ok(found(asked)?.is_some())
 }
 
-/// The names of all tables of `family` (`NFPROTO_*`).
+/// Names of all tables of `family` (`NFPROTO_*`).
 pub fn tables(socket: &mut Socket, family: i32) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     let start =
@@ -484,7 +483,7 @@ pub fn tables(socket: &mut Socket, family: i32) -> io::Result<Vec<String>> {
     Ok(names)
 }
 
-/// What the kernel tells of all objects of one kind in `table`, of those that `of` names.
+/// Passes all objects of one kind in `table`, restricted to what `of` names, to `each`.
 pub fn dump_of(
     socket: &mut Socket,
     command: i32,
@@ -499,7 +498,7 @@ pub fn dump_of(
     ask(socket, command, libc::NLM_F_DUMP, &asked, |message| {
         consistent &= i32::from(message.flags) & libc::NLM_F_DUMP_INTR == 0;
         let attributes = message.attributes();
-        // Not all kernels tell of one table only.
+        // Not all kernels restrict the dump to one table.
         if attributes.first(NFTA_TABLE_NAME) == Some(&name[..]) {
             each(&attributes);
         }
@@ -507,8 +506,8 @@ pub fn dump_of(
     if consistent { Ok(()) } else { Err(io::ErrorKind::Interrupted.into()) }
 }
 
-/// The elements of a set of our table: key and what is left of the timeout. Returns whether the
-/// set stayed the same meanwhile; otherwise some may be missing or come twice.
+/// The elements of a set of our table: key and remaining timeout. Returns whether the set stayed unchanged meanwhile;
+/// otherwise some elements may be missing or repeated.
 pub fn dump(
     socket: &mut Socket,
     set: &'static CStr,
@@ -520,7 +519,7 @@ pub fn dump(
     })
 }
 
-/// As [`dump`], of a map: key and data.
+/// As [`dump`], for a map: key and data.
 pub fn dump_map(
     socket: &mut Socket,
     map: &'static CStr,
@@ -558,7 +557,7 @@ fn dump_elements(
     Ok(consistent)
 }
 
-/// Asks nf_tables, and hands each message of the answer to `each`.
+/// Sends a request to nf_tables, and passes each message of the answer to `each`.
 fn ask(
     socket: &mut Socket,
     command: i32,

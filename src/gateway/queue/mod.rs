@@ -1,7 +1,7 @@
-//! One NFQUEUE: reads queued packets in batches, and gives verdicts in batches.
+//! One NFQUEUE: reads packets in batches, and sends verdicts in batches.
 //!
-//! Does not know what is in a packet. A packet stays in the kernel until its verdict is flushed;
-//! verdicts may come in any order and in a later batch.
+//! Does not read the content of packets. A packet stays in the kernel until its verdict is flushed. Verdicts may come
+//! in any order and in a later batch.
 
 #![allow(unsafe_code)]
 
@@ -35,63 +35,62 @@ pub use verdicts::Verdicts;
 const SUBSYSTEM: u8 = libc::NFNL_SUBSYS_QUEUE as u8;
 const PACKET: u16 = (libc::NFNL_SUBSYS_QUEUE as u16) << 8 | libc::NFQNL_MSG_PACKET as u16;
 
-/// So many packets wait in a queue at most; the kernel drops more.
+/// Limit of packets in a queue; the kernel drops further ones.
 pub const MAXIMUM_WAITING: u32 = 8192;
 const SOCKET_BUFFER: i32 = 8 << 20;
-/// What an attribute can hold.
+/// Maximum length of a netlink attribute.
 const MAXIMUM_REPLACEMENT: usize = u16::MAX as usize - 4;
 
 /// A packet that waits for its verdict.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct QueuePacket<'a> {
-    /// What [`Queue::verdict`] wants.
+    /// Packet number, for [`Queue::verdict`].
     pub id: u32,
-    /// The IP packet, whole.
+    /// The complete IP packet.
     pub payload: &'a [u8],
     /// Netfilter hook: 1 input, 2 forward, 3 output, 4 postrouting.
     pub hook: u8,
     /// The packet mark.
     pub mark: u32,
-    /// Interface that it came in on; 0 if it was made here.
+    /// Input interface; 0 for a local packet.
     pub indev: u32,
-    /// Interface that it goes out on; 0 if it ends here.
+    /// Output interface; 0 if the packet is delivered locally.
     pub outdev: u32,
-    /// What is left to do of it, with [`Queue::open_joined`].
+    /// The offload state, with [`Queue::open_with_super_packets`].
     pub offload: Offload,
 }
 
 impl QueuePacket<'_> {
-    /// The same with these bytes.
+    /// The packet with other bytes.
     pub fn of(self, payload: &[u8]) -> QueuePacket<'_> {
         QueuePacket { payload, ..self }
     }
 }
 
-/// What becomes of a packet.
+/// What happens to a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum QueueVerdict<'a> {
-    /// It goes on as it is.
+    /// It is forwarded unchanged.
     Accept,
-    /// This goes on in its place. Checksums must be right. In the place of a joined packet a shorter one
-    /// would be lost: tcp_gso_segment() refuses what is no longer than a segment.
+    /// These bytes are forwarded in its place, with correct checksums. A shorter replacement of a super-packet would be
+    /// lost: tcp_gso_segment() refuses one that is not longer than a segment.
     Replace(&'a [u8]),
-    /// It ends here.
+    /// It is dropped.
     Drop,
 }
 
-/// What a queue has counted.
+/// Counters of a queue.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct QueueCounts {
-    /// Packets that the kernel dropped, as the queue or our receive buffer was full.
+    /// Packets that the kernel dropped because the queue or our receive buffer was full.
     pub overruns: u64,
-    /// Packets that were dropped unread: longer than a message, or in one that cannot be read.
+    /// Packets that were dropped unread: longer than a message, or in a malformed one.
     pub dropped: u64,
-    /// Verdicts that the kernel refused, as on a packet that it no longer had.
+    /// Verdicts that the kernel refused, for example because it no longer had the packet.
     pub refused: u64,
 }
 
-/// A queue of which this is the only reader. Closing it is dropping it: packets without a verdict
-/// are then dropped by the kernel.
+/// A queue whose only reader this is. Dropping it closes it; the kernel then drops packets without a verdict.
 #[derive(Debug)]
 pub struct Queue {
     socket: Socket,
@@ -101,22 +100,22 @@ pub struct Queue {
     pending: PendingVerdicts,
     is_joined: bool,
     counts: QueueCounts,
-    /// Where the kernel says what it dropped, to root only. Without that the numbers of packets show
-    /// those that the receive buffer had no room for.
+    /// The kernel's statistics, readable for root only. Otherwise gaps in the packet numbers show the packets that the
+    /// receive buffer had no room for.
     statistics: Option<File>,
-    /// The number of the packet read last; the kernel counts from 1.
+    /// Number of the last packet read; the kernel counts from 1.
     last: u32,
 }
 
 impl Queue {
-    /// Becomes the reader of queue `number`.
+    /// Opens queue `number` as its reader.
     pub fn open(number: u16) -> Result<Self, GatewayError> {
         Self::open_with(number, false)
     }
 
-    /// The same; packets come as the kernel handles them: several segments as one, without a checksum. It parts and
-    /// sums them when they go on, changed ones too (nfqnl_mangle() leaves their segment's length, and
-    /// tcp_gso_segment() sums what is not marked as partly summed).
+    /// The same, with packets as the kernel handles them: super-packets, without checksums. The kernel resegments and
+    /// sums them after the verdict, changed ones too. (nfqnl_mangle() leaves their segment length, and
+    /// tcp_gso_segment() sums a packet that is not marked as partly summed.)
     pub fn open_with_super_packets(number: u16) -> Result<Self, GatewayError> {
         Self::open_with(number, true)
     }
@@ -130,8 +129,8 @@ impl Queue {
         .map_err(|error| refused(number, error))?;
         configure(&mut socket, number, |message| {
             message.put(libc::NFQA_CFG_QUEUE_MAXLEN as u16, &MAXIMUM_WAITING.to_be_bytes());
-            // No fail-open: a packet that passed a full queue unseen would tear the stream of its
-            // connection, while TCP repeats one that was dropped.
+            // No fail-open: a packet that passes a full queue unread breaks the stream of its connection, while TCP
+            // retransmits a dropped one.
             if is_joined {
                 accepts_super_packets(message, true);
             }
@@ -139,8 +138,8 @@ impl Queue {
         .map_err(|e| GatewayError::system(opening(), e))?;
         socket.set_buffer(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, SOCKET_BUFFER);
         socket.set_buffer(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SOCKET_BUFFER);
-        // A socket that reports an overrun is refused all further packets until it has been read
-        // empty (netlink_overrun sets NETLINK_S_CONGESTED); the drops are counted in /proc.
+        // A socket that reports an overrun gets no further packets until it has been read empty (netlink_overrun sets
+        // NETLINK_S_CONGESTED). The drops are counted in /proc.
         socket
             .set_option(libc::SOL_NETLINK, libc::NETLINK_NO_ENOBUFS, 1)
             .map_err(|e| GatewayError::system(opening(), e))?;
@@ -164,30 +163,30 @@ impl Queue {
         })
     }
 
-    /// The queue's number.
+    /// The queue number.
     pub fn number(&self) -> u16 {
         self.number
     }
 
-    /// Reads the packets that wait, up to a batch, without blocking. Returns how many; they stay
-    /// readable by [`Queue::packet`] until the next call.
+    /// Reads the waiting packets, up to a batch, without blocking. Returns their number; [`Queue::packet`] returns them
+    /// until the next call.
     pub fn receive(&mut self) -> Result<usize, GatewayError> {
         self.read(libc::MSG_DONTWAIT)
     }
 
-    /// How long [`Queue::wait`] waits.
+    /// Sets the timeout of [`Queue::wait`].
     pub fn set_receive_timeout(&mut self, patience: Duration) -> Result<(), GatewayError> {
         let waiting = |e| GatewayError::system(format!("queue {}", self.number), e);
         socket2::SockRef::from(&self.socket).set_read_timeout(Some(patience)).map_err(waiting)
     }
 
-    /// As [`Queue::receive`], but waits until there is a packet, one wakes this, or
-    /// patience ends: reading at once saves a call of poll() for each.
+    /// As [`Queue::receive`], but waits for a packet, a wake-up or the timeout. Reading at once saves a poll() for
+    /// each.
     pub fn wait(&mut self) -> Result<usize, GatewayError> {
         self.read(libc::MSG_WAITFORONE)
     }
 
-    /// What ends [`Queue::wait`] from another thread.
+    /// Ends [`Queue::wait`] from another thread.
     pub fn waker(&self) -> Result<Waker, GatewayError> {
         let waking = |e| GatewayError::system(format!("queue {}", self.number), e);
         Ok(Waker { socket: Socket::open().map_err(waking)?, port: self.socket.port() })
@@ -228,7 +227,7 @@ impl Queue {
                         }
                         self.pending.record_read(packet.id);
                         if packet.is_cut && packet.offload.is_super_packet {
-                            // More than a message holds (BIG TCP). TCP repeats it in parts.
+                            // Longer than a message (BIG TCP). TCP retransmits it in parts.
                             is_any_cut = true;
                             self.counts.dropped += 1;
                             self.pending.decide(packet.id, QueueVerdict::Drop, None);
@@ -237,7 +236,7 @@ impl Queue {
                             packet.length = payload.len();
                             self.found.push(packet);
                         } else {
-                            // Nothing to judge it by; TCP repeats it.
+                            // No metadata to decide by; TCP retransmits it.
                             self.counts.dropped += 1;
                             self.pending.decide(packet.id, QueueVerdict::Drop, None);
                         }
@@ -260,7 +259,7 @@ impl Queue {
         Ok(self.found.len())
     }
 
-    /// Ends what [`Queue::open_joined`] began, between packets.
+    /// Undoes [`Queue::open_with_super_packets`] between packets.
     fn part(&mut self) -> Result<(), GatewayError> {
         self.is_joined = false;
         let number = self.number;
@@ -273,12 +272,12 @@ impl Queue {
         self.socket.send(&request).map_err(|e| GatewayError::system(format!("queue {number}"), e))
     }
 
-    /// Packet `index` of the batch last received.
+    /// Packet `index` of the last batch.
     pub fn packet(&self, index: usize) -> Option<QueuePacket<'_>> {
         self.found.get(index).and_then(|found| self.receiver.packet(found))
     }
 
-    /// The packets of the batch last received, and what takes the verdicts on them.
+    /// The packets of the last batch, and the verdicts on them.
     pub fn batch(&mut self) -> (impl Iterator<Item = QueuePacket<'_>> + Clone, Verdicts<'_>) {
         let receiver = &self.receiver;
         (
@@ -287,7 +286,7 @@ impl Queue {
         )
     }
 
-    /// Decides on a packet, of this batch or an earlier one. Takes effect with [`Queue::flush`].
+    /// Decides on a packet of this or an earlier batch. Takes effect with [`Queue::flush`].
     pub fn verdict(&mut self, id: u32, decision: QueueVerdict<'_>) -> Result<(), GatewayError> {
         self.verdicts().verdict(id, decision)
     }
@@ -297,12 +296,12 @@ impl Queue {
         self.verdicts().flush()
     }
 
-    /// What takes verdicts on packets of earlier batches.
+    /// Takes verdicts on packets of earlier batches.
     pub fn verdicts(&mut self) -> Verdicts<'_> {
         Verdicts { socket: &self.socket, pending: &mut self.pending }
     }
 
-    /// What was counted since it was opened.
+    /// Counters since the queue was opened.
     pub fn counts(&self) -> QueueCounts {
         let mut text = [0; 4096];
         let read =
@@ -313,7 +312,7 @@ impl Queue {
     }
 }
 
-/// Ends the wait of a queue's reader, by a message to its socket that says nothing.
+/// Wakes a queue's reader, by an empty message to its socket.
 #[derive(Debug)]
 pub struct Waker {
     socket: Socket,
@@ -321,8 +320,8 @@ pub struct Waker {
 }
 
 impl Waker {
-    /// Does so. A reader that is not there any more needs none, nor one whose buffer is full: it has packets to read. Nobody
-    /// may wait for that, as a reader may wait for who wakes it.
+    /// Wakes the reader. Not necessary if there is none any more, or if its buffer is full, because then it has packets
+    /// to read. This must never block, because the reader may wait for the caller.
     pub fn wake(&self) {
         let mut nothing = Vec::new();
         netlink::put_nothing(&mut nothing);
@@ -337,7 +336,7 @@ impl AsFd for Queue {
     }
 }
 
-/// Whether packets come as several segments in one.
+/// Sets whether the kernel passes super-packets.
 fn accepts_super_packets(message: &mut Writer<'_>, yes: bool) {
     let mask = libc::NFQA_CFG_F_GSO as u32;
     let flags = if yes { mask } else { 0 };
@@ -357,8 +356,8 @@ fn configuration(number: u16, flags: u16, sequence: u32) -> MessageHead {
     }
 }
 
-/// Has the kernel hand out packets, which it drops until then. Without an answer: whoever waited for one would read packets
-/// before it, and all that is read here must be decided.
+/// Starts the delivery of packets, which the kernel drops until then. Does not wait for the answer: packets could be
+/// read before it, and every packet that is read must get a verdict.
 fn start(socket: &Socket, number: u16) -> io::Result<()> {
     // struct nfqnl_msg_config_params: copy range (big-endian), mode.
     let mut parameters = [0; 5];
@@ -394,14 +393,14 @@ fn configure(
     }
 }
 
-/// The kernel says EPERM both when the queue has a reader and when we may not ask.
+/// The kernel returns EPERM both when the queue has a reader and when we lack the capability.
 fn refused(number: u16, error: io::Error) -> GatewayError {
     let taken = || match std::fs::read_to_string(STATISTICS) {
         Ok(table) => {
             let owner = format!(" ({})", owner(row(&table, number)?.port));
             Some(GatewayError::QueueTaken { number, owner })
         }
-        // Only root may read it; who has the capability was refused for the reader.
+        // Only root may read it; with the capability, the refusal means that the queue has a reader.
         Err(error) if error.kind() == io::ErrorKind::PermissionDenied && has(CAP_NET_ADMIN) => {
             Some(GatewayError::QueueTaken { number, owner: String::new() })
         }
@@ -416,13 +415,13 @@ fn refused(number: u16, error: io::Error) -> GatewayError {
         Some(libc::EPERM | libc::EBUSY) => {
             taken().unwrap_or_else(|| GatewayError::system(format!("queue {number}"), error))
         }
-        // nfnetlink_rcv_msg() knows no such subsystem.
+        // nfnetlink_rcv_msg() does not know the subsystem.
         Some(libc::EINVAL | libc::EOPNOTSUPP) => missing(),
         _ => GatewayError::system(format!("queue {number}"), error),
     }
 }
 
-/// How many packets there were between two that came one after the other.
+/// Number of packets between two consecutive ones.
 fn between(last: u32, id: u32) -> u64 {
     u64::from(id.wrapping_sub(last).wrapping_sub(1))
 }

@@ -1,4 +1,4 @@
-//! Reading what a queue holds: datagrams into buffers made once, packets in their place there.
+//! Receives datagrams of a queue into preallocated buffers, where packets are read in place.
 
 use std::io;
 
@@ -9,13 +9,13 @@ use super::{
     QueuePacket,
 };
 
-/// Datagrams read at once.
+/// Maximum number of datagrams in one call.
 pub(super) const BATCH: usize = 64;
-/// The largest queued packet and its attributes. Slots begin at different places of the processor's cache: with
-/// a power of two between them, sixty headers would push each other out.
+/// The largest queued packet with its attributes. Slots start at different cache sets: with a power of two between
+/// them, sixty headers would evict each other.
 pub(super) const SLOT: usize = (1 << 16) + 1024 + 320;
 
-/// Where in the receive buffer a packet is.
+/// Position of a packet in the receive buffer.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct PacketPosition {
     pub(super) id: u32,
@@ -24,28 +24,28 @@ pub(super) struct PacketPosition {
     indev: u32,
     outdev: u32,
     pub(super) offload: Offload,
-    /// The packet is longer than what came of it.
+    /// Whether the packet is truncated.
     pub(super) is_cut: bool,
     pub(super) start: usize,
     pub(super) length: usize,
 }
 
-/// Buffers for one batch, made once.
+/// Preallocated buffers for one batch.
 pub(super) struct Receiver {
     bytes: Vec<u8>,
-    /// The room for one datagram.
+    /// Size of the buffer for one datagram.
     slot: usize,
     lengths: Vec<usize>,
     calls: Box<ReceiveCall>,
 }
 
-/// What recvmmsg() is told; the pointers mean something only during a call.
+/// The arguments of recvmmsg(); their pointers are valid only during a call.
 struct ReceiveCall {
     vectors: [libc::iovec; BATCH],
     headers: [libc::mmsghdr; BATCH],
 }
 
-// SAFETY: no pointer in it is followed but by recvmmsg(), and that after all of them were set anew.
+// SAFETY: only recvmmsg() dereferences its pointers, and all of them are set before each call.
 unsafe impl Send for ReceiveCall {}
 
 impl std::fmt::Debug for Receiver {
@@ -64,7 +64,7 @@ impl Receiver {
         Self { bytes, slot, lengths: Vec::with_capacity(BATCH), calls }
     }
 
-    /// Reads datagrams, at most a batch.
+    /// Receives datagrams, at most a batch.
     pub(super) fn receive(&mut self, fd: i32, flags: libc::c_int) -> io::Result<usize> {
         self.lengths.clear();
         let (vectors, headers) = (&mut self.calls.vectors, &mut self.calls.headers);
@@ -93,7 +93,7 @@ impl Receiver {
         Ok(received)
     }
 
-    /// A datagram and where it starts.
+    /// A datagram and its offset.
     pub(super) fn datagram(&self, slot: usize) -> Option<(usize, &[u8])> {
         let start = slot.checked_mul(self.slot)?;
         let length = *self.lengths.get(slot)?;
@@ -143,7 +143,7 @@ pub(super) fn parse<'a>(message: &Message<'a>) -> Option<(PacketPosition, Option
     ))
 }
 
-/// Where `part`, a part of `whole`, starts.
+/// Offset of `part` in `whole`.
 pub(super) fn offset_in(whole: &[u8], part: &[u8]) -> usize {
     (part.as_ptr() as usize).saturating_sub(whole.as_ptr() as usize)
 }
@@ -155,7 +155,7 @@ mod tests {
     use super::*;
     use crate::gateway::netlink::Messages;
 
-    /// What Linux 6.18 sent: a forwarded packet of 53 bytes, the last of them an `x`.
+    /// A message of Linux 6.18 with a forwarded packet of 53 bytes, the last of them an `x`.
     const RECORDED: &str = "\
         79000000000300000000000000000000020008340b00010000000002080002000800050000000002\
         080006000000000310000900000600003e0f9080bf7a000039000a0045000035310d40003f063eab\

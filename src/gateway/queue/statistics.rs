@@ -1,6 +1,6 @@
-//! What `/proc` tells of all queues: who reads them, and how many packets were dropped.
+//! Statistics of all queues in `/proc`: their readers, and dropped packets.
 
-/// Most programs have their process id as netlink port.
+/// Most programs use their process id as netlink port.
 pub(super) fn owner(port: u32) -> String {
     std::fs::read_to_string(format!("/proc/{port}/comm")).map_or_else(
         |_| format!("netlink port {port}"),
@@ -8,19 +8,19 @@ pub(super) fn owner(port: u32) -> String {
     )
 }
 
-/// Of these queues those that someone reads, and who does.
+/// The queues among these that have a reader, and the reader.
 pub(in super::super) fn readers(numbers: std::ops::RangeInclusive<u16>) -> Vec<(u16, String)> {
     let table = std::fs::read_to_string(STATISTICS).unwrap_or_default();
     numbers.filter_map(|number| Some((number, owner(row(&table, number)?.port)))).collect()
 }
 
-/// The netlink port of who reads the queue.
+/// Netlink port of the queue's reader.
 pub(in super::super) fn reader_port(number: u16) -> Option<u32> {
     let table = std::fs::read_to_string(STATISTICS).ok()?;
     row(&table, number).map(|row| row.port)
 }
 
-/// The thread's own network namespace, not that of the process's first thread.
+/// In the thread's own network namespace, not in that of the process's first thread.
 pub(in super::super) const STATISTICS: &str = "/proc/thread-self/net/netfilter/nfnetlink_queue";
 
 pub(super) struct QueueStatistics {

@@ -1,11 +1,12 @@
-//! Verdicts on their way to the kernel: joined in one send, and a run of accepts with one packet mark as one message.
+//! Verdicts on their way to the kernel: several in one send, and a run of accepts with the same packet mark in one
+//! message.
 //!
-//! `NFQNL_MSG_VERDICT_BATCH` goes to every packet up to a number that waits in the kernel, so it must
-//! never be sent while one up to that number is undecided. [`Pending`] knows which are: the kernel counts
-//! packets upwards and hands them out in that order (`__nfqnl_enqueue_packet`, under the queue's lock), so what
-//! was read and has no verdict yet is a row of rising numbers. A run goes on only by the first of that row;
-//! all that is left in it, and all that is read later, is above the run's end. One packet whose number
-//! is not known, or out of order, would break this, and ends it for good.
+//! `NFQNL_MSG_VERDICT_BATCH` applies to every waiting packet up to a number, so it must not be sent while one of those
+//! is undecided. [`PendingVerdicts`] knows the undecided packets. The kernel counts packets upwards and delivers them
+//! in that order (`__nfqnl_enqueue_packet`, under the queue's lock), so undecided packets are a sequence of rising
+//! numbers. A run is continued only by the first of them. All others, and all packets that are read later, have numbers
+//! above the end of the run. A packet with an unknown number, or out of order, would break this, so runs end for good
+//! then.
 
 use std::collections::VecDeque;
 
@@ -17,23 +18,23 @@ use super::{
     MAXIMUM_REPLACEMENT, QueueVerdict, SUBSYSTEM,
 };
 
-/// Verdicts are to be sent when they take this many bytes.
+/// Number of bytes at which verdicts are sent.
 pub(super) const FLUSH_AT: usize = 256 << 10;
 
-/// Verdicts not sent yet, and packets without any.
+/// Verdicts that were not sent yet, and packets without a verdict.
 #[derive(Debug)]
 pub(super) struct PendingVerdicts {
     number: u16,
-    /// Read and not decided, in the order of their numbers.
+    /// Packets that were read and not decided, in the order of their numbers.
     undecided: VecDeque<u32>,
-    /// Whether `undecided` may lack one.
+    /// Whether `undecided` may be incomplete.
     is_blind: bool,
-    /// The number read last.
+    /// Number of the last packet read.
     last: Option<u32>,
-    /// Accepted, but not in `out` yet, all to go on with the same packet mark.
+    /// Accepted packets with the same packet mark that are not in `out` yet.
     run: Vec<u32>,
     run_mark: Option<u32>,
-    /// What is to be sent.
+    /// Messages to send.
     out: Vec<u8>,
 }
 
@@ -50,15 +51,15 @@ impl PendingVerdicts {
         }
     }
 
-    /// A packet of this number waits for its verdict.
+    /// Records a packet that was read.
     pub(super) fn record_read(&mut self, id: u32) {
-        // As nfq_id_after() compares: numbers go round.
+        // As nfq_id_after() compares: numbers wrap.
         self.is_blind |= self.last.is_some_and(|last| id.wrapping_sub(last).cast_signed() <= 0);
         self.last = Some(id);
         self.undecided.push_back(id);
     }
 
-    /// There may be a packet whose number could not be read. It never gets a verdict.
+    /// Records that a packet's number could not be read. It never gets a verdict.
     pub(super) fn record_unreadable(&mut self) {
         self.is_blind = true;
     }
@@ -87,7 +88,7 @@ impl PendingVerdicts {
         self.put(libc::NFQNL_MSG_VERDICT, verdict, id, payload, mark);
     }
 
-    /// How much there is to send.
+    /// Number of bytes to send.
     fn length(&self) -> usize {
         self.out.len()
     }
@@ -154,7 +155,7 @@ impl Verdicts<'_> {
         self.verdict_with(id, decision, None)
     }
 
-    /// The same; the packet goes on with `mark` as its packet mark, if there is one.
+    /// The same, and sets the packet mark to `mark` if given.
     pub fn verdict_with(
         &mut self,
         id: u32,
@@ -175,7 +176,7 @@ impl Verdicts<'_> {
         Ok(())
     }
 
-    /// Whether so much was decided that it is to be flushed before more is.
+    /// Whether verdicts should be flushed before more are given.
     pub fn is_full(&self) -> bool {
         self.pending.length() >= FLUSH_AT
     }
@@ -190,7 +191,7 @@ impl Verdicts<'_> {
         let sent = self.socket.send(out);
         out.clear();
         out.shrink_to(FLUSH_AT);
-        // What they were about still waits in the kernel.
+        // The packets still wait in the kernel.
         self.pending.is_blind |= sent.is_err();
         let number = self.pending.number;
         sent.map_err(|e| GatewayError::system(format!("verdicts of queue {number}"), e))

@@ -1,4 +1,4 @@
-//! What the kernel would do by the verdicts that are sent.
+//! What the kernel does with the verdicts that are sent.
 
 use std::collections::BTreeMap;
 
@@ -7,7 +7,7 @@ use proptest::prelude::*;
 use super::*;
 use crate::gateway::netlink::Messages;
 
-/// What became of packets, by a model of nfqnl_recv_verdict() and nfqnl_recv_verdict_batch().
+/// The fate of packets, by a model of nfqnl_recv_verdict() and nfqnl_recv_verdict_batch().
 #[derive(Default)]
 struct Kernel {
     waiting: VecDeque<u32>,
@@ -116,7 +116,7 @@ fn what_waits_from_an_earlier_batch_is_not_covered() {
         pending.record_read(id);
     }
     pending.decide(1, QueueVerdict::Accept, None);
-    // 2 is kept for later.
+    // 2 is decided later.
     for id in 3..=5 {
         pending.decide(id, QueueVerdict::Accept, None);
     }
@@ -158,8 +158,8 @@ fn a_number_that_does_not_rise_ends_the_runs() {
 }
 
 proptest! {
-    /// Whatever is decided in whatever order, over several batches and round the end of the numbers:
-    /// each packet gets its own verdict, and no other.
+    /// Whatever is decided in whatever order, over several batches and a wrap of the numbers, each packet gets its own
+    /// verdict.
     #[test]
     fn each_packet_gets_its_own_verdict(
         first in prop_oneof![Just(1_u32), Just(u32::MAX - 20), any::<u32>()],
@@ -173,7 +173,7 @@ proptest! {
             match name {
                 'e' => kernel.take(&mut pending),
                 'b' | 'c' => {
-                    // One may be read long after the kernel queued others; some the kernel drops.
+                    // A packet may be read long after the kernel queued others, and the kernel drops some.
                     next = next.wrapping_add(gap + 1);
                     kernel.waiting.push_back(next);
                     pending.record_read(next);

@@ -1,8 +1,8 @@
-//! Whether anyone but us has changed nf_tables since we last looked.
+//! Detects whether others have changed nf_tables since the last look.
 //!
-//! The kernel counts the transactions of a network namespace (its generation), ours among them; each
-//! pinhole is one. We count ours, so that the difference is the number of others', from some start.
-//! Knows nothing of what a transaction changes.
+//! The kernel counts the transactions of a network namespace (its generation), including ours; each pinhole is one. We
+//! count ours, so the difference is the number of others' transactions, plus a constant. Knows nothing of what a
+//! transaction changes.
 
 use std::{
     io,
@@ -21,16 +21,15 @@ use crate::gateway::{
     },
 };
 
-/// The transactions of one network namespace that this process has made. All that makes any
-/// there shares one of these.
+/// The transactions of this process in one network namespace. All users share it.
 #[derive(Clone, Debug, Default)]
 pub struct Commits {
     counts: Arc<CommitCounts>,
-    /// The socket by which all of them are made, if one is to own our table.
+    /// The socket for all transactions, if it is to own our table.
     writer: Option<Arc<Mutex<Socket>>>,
 }
 
-/// All of them wrap around, as the generation does.
+/// The counts wrap, as the generation does.
 #[derive(Debug, Default)]
 struct CommitCounts {
     started: AtomicU32,
@@ -39,8 +38,8 @@ struct CommitCounts {
 }
 
 impl Commits {
-    /// With one socket for all of them, so that it can own our table; the kernel takes one transaction at a time
-    /// anyway. Where the kernel has no tables with an owner, each thread has its own, as in [`Commits::default`].
+    /// Uses one socket for all transactions, so that it can own our table; the kernel runs one transaction at a time
+    /// anyway. If the kernel does not support table owners, each thread has its own socket, as in [`Commits::default`].
     pub fn through_one_socket() -> Result<Self, GatewayError> {
         let failed = |error| GatewayError::system("netlink socket", error);
         let mut socket = Socket::open().map_err(failed)?;
@@ -55,7 +54,7 @@ impl Commits {
         self.writer.is_some()
     }
 
-    /// Sends a batch that is not counted, and is acknowledged; by `socket` if there is none for all.
+    /// Sends a batch that is not counted, with acknowledgement; through `socket` if there is no common one.
     pub(super) fn send_acknowledged(
         &self,
         batch: &mut Batch,
@@ -66,35 +65,35 @@ impl Commits {
 
     fn with_writer<T>(&self, other: &mut Socket, send: impl FnOnce(&mut Socket) -> T) -> T {
         match &self.writer {
-            // A panic leaves nothing half sent.
+            // A panic leaves no half-sent batch.
             Some(writer) => send(&mut writer.lock().unwrap_or_else(PoisonError::into_inner)),
             None => send(other),
         }
     }
 
-    /// Sends, by `socket` if there is none for all, a batch of elements that, if it is not refused, changes something; or is asked to
-    /// [tell](Batch::tell_changes) whether it does.
+    /// Sends a batch of elements, through `socket` if there is no common one. Unless it is refused, it must change
+    /// something, or [report](Batch::subscribe_to_changes) whether it does.
     pub(in crate::gateway) fn send(
         &self,
         batch: &mut Batch,
         socket: &mut Socket,
     ) -> io::Result<BatchOutcome> {
         self.counts.started.fetch_add(1, SeqCst);
-        // Where it is not known what became of it, it never ends, and no difference is known any more.
+        // If the outcome is unknown, the transaction never ends, and no difference is known any more.
         let outcome = self.with_writer(socket, |socket| batch.send_unacknowledged(socket))?;
         self.counts.changed.fetch_add(u32::from(outcome.changed()), SeqCst);
         self.counts.ended.fetch_add(1, SeqCst);
         Ok(outcome)
     }
 
-    /// How many transactions were others', from a start that is always the same; `None` while one of
-    /// ours is under way, as it is not known whether the kernel has counted it.
+    /// Number of others' transactions plus a constant; `None` while one of ours is in progress, because the kernel may
+    /// or may not have counted it.
     pub(in crate::gateway) fn count_by_others(
         &self,
         socket: &mut Socket,
     ) -> io::Result<Option<u32>> {
         let CommitCounts { started, changed, ended } = &*self.counts;
-        // In this order: what has ended has started.
+        // In this order: a transaction that has ended has started.
         let over = ended.load(SeqCst);
         let begun = started.load(SeqCst);
         let generation = nft::generation(socket)?;

@@ -1,9 +1,9 @@
-//! Our table as the kernel's own messages: what `nft` made of the rules' text, kept to be sent again.
+//! Our table as kernel messages: the output of `nft` for the rules' text, stored to be sent again.
 //!
-//! `nft` loads the text into a draft, a dormant table of another name that no packet meets. The kernel tells of a table's
-//! chains, sets, elements and rules by the same attributes as it is told of them, so they are read from the draft once,
-//! and sent under the table's own name: in one transaction, by a socket of ours, which may own the table, without a
-//! program to be started. What is read is not understood here; numbers that the kernel gave are left out.
+//! `nft` loads the text as a draft, a dormant table with another name that no packet meets. The kernel reports a
+//! table's chains, sets, elements and rules with the same attributes that create them. They are read from the draft
+//! once, and sent with the table's own name: in one transaction, through our socket, which may own the table, without
+//! starting a program. The attributes are not interpreted; numbers that the kernel assigned are omitted.
 
 use std::io;
 
@@ -17,25 +17,25 @@ use crate::gateway::{
 
 /// The draft.
 const DRAFT: &str = "ftp_alg_draft";
-/// A table that is tried, and one that nobody has.
+/// Names of two tables for probing.
 const PROBE: &str = "ftp_alg_probe";
 const ABSENT: &str = "ftp_alg_absent";
-/// Of a socket; memory is used for what waits only.
+/// Socket buffer size; memory is used only for waiting messages.
 const BUFFER: i32 = 4 << 20;
 
-// From linux/netfilter/nf_tables.h; libc lacks them. In messages of every kind the first attribute is the table's name.
+// From linux/netfilter/nf_tables.h; libc lacks them. The first attribute of every message is the table's name.
 const NFTA_SET_NAME: u16 = 2;
 const NFTA_SET_ID: u16 = 10;
 const NFTA_SET_ELEM_LIST_SET: u16 = 2;
 const NFTA_OBJ_DATA: u16 = 4;
 const NFTA_CT_HELPER_L3PROTO: u16 = 2;
-/// As the kernel tells it, which is a u16 in network byte order.
+/// As the kernel reports it: a big-endian u16.
 const BOTH_FAMILIES: [u8; 2] = (libc::NFPROTO_INET as u16).to_be_bytes();
 
 /// Name, type, data, user data.
 const OBJECT: &[u16] = &[2, 3, 4, 8];
-/// Name, flags, types and lengths of key and data, policy, description, timeout, interval of collection, user data, type of
-/// object, expressions.
+/// Name, flags, types and lengths of key and data, policy, description, timeout, gc interval, user data, object type,
+/// expressions.
 const SET: &[u16] = &[2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 15, 17, 18];
 /// Name, hook, policy, type, flags, user data.
 const CHAIN: &[u16] = &[3, 4, 5, 7, 10, 12];
@@ -44,13 +44,13 @@ const ELEMENTS: &[u16] = &[2, 3];
 /// Chain, expressions, user data.
 const RULE: &[u16] = &[2, 4, 7];
 
-/// What makes the table, in the order in which it is to be made.
+/// The messages that create the table, in order.
 #[derive(Clone, Debug)]
 pub(super) struct CompiledTable {
     parts: Vec<TableMessage>,
 }
 
-/// One message, without its table.
+/// One message, without the table's name.
 #[derive(Clone, Debug)]
 struct TableMessage {
     command: i32,
@@ -64,13 +64,13 @@ pub(in crate::gateway) fn as_draft(text: &str) -> String {
     text.replace(&ours, &draft).replacen(&opening, &format!("{opening}\tflags dormant\n"), 1)
 }
 
-/// Whether the draft is in the kernel.
+/// Whether the draft is loaded.
 pub(super) fn is_draft_there(socket: &mut Socket) -> io::Result<bool> {
     nft::is_there(socket, DRAFT)
 }
 
-/// Whether the helper in our table, if there is one, is that of IPv4 and of IPv6: as nf_tables finds those that are there,
-/// one of them does (`nft_ct_helper_obj_init`).
+/// Whether the helper in our table, if any, covers IPv4 and IPv6. nf_tables finds existing ones, and one of them may be
+/// missing (`nft_ct_helper_obj_init`).
 pub(super) fn has_complete_helper(socket: &mut Socket) -> io::Result<bool> {
     let mut is_whole = true;
     nft::dump_of(socket, libc::NFT_MSG_GETOBJ, TABLE, None, |object| {
@@ -81,12 +81,12 @@ pub(super) fn has_complete_helper(socket: &mut Socket) -> io::Result<bool> {
     Ok(is_whole)
 }
 
-/// Has the batch delete the draft, which must be there.
+/// Adds the deletion of the draft, which must exist.
 pub(super) fn delete_draft(batch: &mut Batch) {
     delete(batch, DRAFT);
 }
 
-/// Has the batch delete our table, which must be there.
+/// Adds the deletion of our table, which must exist.
 pub(super) fn delete_table(batch: &mut Batch) {
     delete(batch, TABLE);
 }
@@ -95,8 +95,8 @@ fn delete(batch: &mut Batch, table: &str) {
     batch.copied(libc::NFT_MSG_DELTABLE, 0, table, &[]);
 }
 
-/// Makes room for the transaction that makes our table, and for what the kernel says if it refuses all of it: the
-/// first failure is what counts, so that the last ones may be lost. What cannot be set is as it was.
+/// Enlarges the socket's buffers for the transaction that creates our table, and for the kernel's answers if it refuses
+/// all of it. Only the first failure counts, so later ones may be lost. A limit that cannot be set stays.
 pub(super) fn prepare(socket: &Socket) {
     socket.set_buffer(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, BUFFER);
     socket.set_buffer(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, BUFFER);
@@ -105,8 +105,8 @@ pub(super) fn prepare(socket: &Socket) {
     }
 }
 
-/// Whether this kernel has tables that have an owner, and stay after it. Tried in a transaction whose last message
-/// cannot succeed, so that nothing is committed.
+/// Whether this kernel supports tables with an owner that stay after it. Probed in a transaction whose last message
+/// must fail, so that nothing is committed.
 pub(super) fn can_own(socket: &mut Socket) -> io::Result<bool> {
     let mut batch = Batch::new();
     let table = put_table(&mut batch, PROBE, true);
@@ -114,8 +114,8 @@ pub(super) fn can_own(socket: &mut Socket) -> io::Result<bool> {
     Ok(batch.send(socket)?.error_of(table).is_none())
 }
 
-/// Has the batch make our table, or take over one that its owner has left. Gives the message's index: a kernel that
-/// has no tables with an owner, or none that stay without theirs, refuses that one.
+/// Adds the creation of our table, or the take-over of one whose owner has gone. Returns the message index: a kernel
+/// without table owners, or without tables that outlive them, refuses that message.
 pub(super) fn own_table(batch: &mut Batch, is_owned: bool) -> usize {
     put_table(batch, TABLE, is_owned)
 }
@@ -128,7 +128,7 @@ fn put_table(batch: &mut Batch, name: &str, is_owned: bool) -> usize {
 }
 
 impl CompiledTable {
-    /// Reads the draft. What another program did to it meanwhile has to be found out by who calls.
+    /// Reads the draft. The caller must find out whether another program changed it meanwhile.
     pub(super) fn read(socket: &mut Socket) -> io::Result<Self> {
         let mut parts = Vec::new();
         let mut sets = Vec::new();
@@ -142,7 +142,7 @@ impl CompiledTable {
                 let mut kept = copy(attributes, kept);
                 if command == libc::NFT_MSG_NEWSET {
                     sets.extend(attributes.first(NFTA_SET_NAME).map(<[u8]>::to_vec));
-                    // It only has to be there: the rules know their sets by name.
+                    // The attribute is only required; the rules name their sets.
                     put(&mut kept, NFTA_SET_ID, &(sets.len() as u32).to_be_bytes());
                 }
                 parts.push(TableMessage { command, attributes: kept });
@@ -164,12 +164,12 @@ impl CompiledTable {
         Ok(Self { parts })
     }
 
-    /// How many rules there are.
+    /// Number of rules.
     pub(super) fn rules(&self) -> usize {
         self.parts.iter().filter(|part| part.command == libc::NFT_MSG_NEWRULE).count()
     }
 
-    /// Has the batch make all that is in the table, which must be there and empty.
+    /// Adds the creation of everything in the table, which must exist and be empty.
     pub(super) fn put(&self, batch: &mut Batch) {
         for TableMessage { command, attributes } in &self.parts {
             let order = if *command == libc::NFT_MSG_NEWRULE { libc::NLM_F_APPEND } else { 0 };
@@ -178,7 +178,7 @@ impl CompiledTable {
     }
 }
 
-/// The attributes of these types, as they stand.
+/// The attributes of these types, unchanged.
 fn copy(attributes: &Attributes<'_>, kept: &[u16]) -> Vec<u8> {
     let whole = attributes.clone().whole();
     whole.filter(|(kind, _)| kept.contains(kind)).flat_map(|(_, bytes)| bytes).copied().collect()

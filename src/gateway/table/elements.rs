@@ -1,4 +1,4 @@
-//! The bytes of a pinhole's elements, as the types of our table's sets want them.
+//! Encodes a pinhole's elements for the sets of our table.
 
 use std::{
     ffi::CStr,
@@ -34,7 +34,7 @@ pub(super) struct PinholeElements {
     changes_source: bool,
 }
 
-/// An element that translates, and whether there is need of it.
+/// A translating element, and whether it is needed.
 pub(super) struct TranslationElement<'a> {
     pub(super) element: Element<'a>,
     pub(super) changes: bool,
@@ -80,7 +80,7 @@ impl PinholeElements {
     }
 }
 
-/// A concatenation: each part takes whole 4-byte words. The longest has two addresses and a port.
+/// A concatenated key: each part takes whole 4-byte words. The longest has two addresses and a port.
 #[derive(Clone, Copy, Default)]
 struct KeyBytes {
     words: [[u8; 4]; 9],
@@ -116,7 +116,7 @@ impl KeyBytes {
     }
 }
 
-/// Initiator and arrival of the pinhole whose permission has this key.
+/// Initiator and arrival of the pinhole with this permission key.
 pub(super) fn read_key(key: &[u8]) -> Option<(IpAddr, SocketAddr)> {
     let (mut parts, v6) = KeyParts::of(key, 12, 36)?;
     Some((parts.address(v6)?, parts.endpoint(v6)?))

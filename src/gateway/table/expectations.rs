@@ -1,9 +1,8 @@
-//! Pinholes as expectations of the connection tracker (nf_conntrack_expect.c).
+//! Pinholes as conntrack expectations (nf_conntrack_expect.c).
 //!
-//! A data connection that an expectation awaits is `related` to its control connection, so a
-//! firewall that accepts `related` needs nothing else, and the kernel translates it as it does the
-//! control connection ("nat-follow-master"). An expectation is used up by its first connection and
-//! ends with its control connection. Knows nothing of what was announced.
+//! An expected data connection is `related` to its control connection. So a firewall that accepts `related` needs
+//! nothing else, and the kernel translates it like the control connection ("nat-follow-master"). An expectation is
+//! consumed by its first connection and ends with its control connection. Knows nothing of announcements.
 
 use std::{
     fs, io,
@@ -34,10 +33,10 @@ const CTA_EXPECT_NAT: u16 = 10;
 const CTA_EXPECT_FN: u16 = 11;
 const CTA_EXPECT_NAT_DIR: u16 = 1;
 const CTA_EXPECT_NAT_TUPLE: u16 = 2;
-/// Translates source and destination as the master connection's are.
+/// Translates source and destination like those of the master connection.
 const FOLLOW_MASTER: &[u8] = b"nat-follow-master\0";
 
-/// How many expectations there can be, those of others included.
+/// Limit of expectations, including those of others.
 const CAPACITY: &str = "/proc/sys/net/netfilter/nf_conntrack_expect_max";
 
 /// Opens and closes pinholes. One for each thread.
@@ -56,12 +55,12 @@ impl Expectations {
         Ok(Self { requests, capacity: read.unwrap_or(usize::MAX) })
     }
 
-    /// How many expectations there can be, as it was when this was made.
+    /// Limit of expectations when this was created.
     pub(in crate::gateway) fn capacity(&self) -> usize {
         self.capacity
     }
 
-    /// Closes `closed`, then opens `openings`, one after the other. `outcomes` becomes the outcome of each opening. If
+    /// Closes `closed`, then opens `openings`, one after the other. `outcomes` receives the outcome of each opening. If
     /// this fails, any of `closed` may still be open.
     pub fn change(
         &mut self,
@@ -75,8 +74,8 @@ impl Expectations {
         Ok(())
     }
 
-    /// Opens a pinhole for one connection, within its lifetime, in whole seconds.
-    /// [`KernelError::Taken`] if initiator and arrival are those of an expectation.
+    /// Opens a pinhole for one connection, for its lifetime in whole seconds. [`KernelError::Taken`] if an expectation
+    /// has the same initiator and arrival.
     fn open(&mut self, opening: &Opening) -> Result<(), KernelError> {
         let Opening { pinhole, control, from_client, lifetime } = *opening;
         let failed =
@@ -84,7 +83,7 @@ impl Expectations {
         let family = family_of(pinhole.arrival);
         let master = Tuple { source: control.client, destination: control.server_external };
         let expected = ExpectedPacket::of(&pinhole).map_err(failed)?;
-        // CTA_EXPECT_NAT_DIR: the direction of the master that the connection goes in.
+        // CTA_EXPECT_NAT_DIR: the master's direction that the data connection has.
         let direction = u32::from(!from_client);
         let nat = Tuple { source: pinhole.target, destination: expected.none };
         let announcer = if from_client { control.server } else { control.client };
@@ -101,7 +100,7 @@ impl Expectations {
                 expected.mask.put(message, CTA_EXPECT_MASK);
                 message.put(CTA_EXPECT_TIMEOUT, &seconds.to_be_bytes());
                 if is_third {
-                    // To follow would lead to the one that announced it.
+                    // Following the master would lead to the announcing end.
                     return;
                 }
                 message.put(CTA_EXPECT_FN, FOLLOW_MASTER);
@@ -121,8 +120,7 @@ impl Expectations {
                 _ => failed(refusal(source)),
             }
         })?;
-        // nf_ct_expect_insert() takes the helper's time; what is asked for is heeded for one that is
-        // there already.
+        // nf_ct_expect_insert() sets the helper's timeout; ours applies only to an expectation that already exists.
         let limited = ask(0);
         limited.or_else(|error| {
             self.close(&pinhole)?;
@@ -130,7 +128,7 @@ impl Expectations {
         })
     }
 
-    /// Closes `pinhole` if it is open. A connection through it goes on.
+    /// Closes `pinhole` if it is open. An established connection stays.
     fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
         let failed =
             |source| KernelError::System { what: format!("close pinhole {pinhole}"), source };
@@ -141,7 +139,7 @@ impl Expectations {
         found(deleted).map(drop).map_err(failed)
     }
 
-    /// The expectations for TCP that there are now, ours and those of others.
+    /// The present TCP expectations, ours and those of others.
     pub fn list_open(&mut self) -> Result<Vec<OpenPinhole>, GatewayError> {
         let mut open = Vec::new();
         let each = |expectation: &Attributes<'_>| open.extend(parse(expectation));
@@ -151,13 +149,13 @@ impl Expectations {
     }
 }
 
-/// What the first packet of a pinhole's connection shows.
+/// The first packet of a pinhole's connection.
 struct ExpectedPacket {
     /// Its source port is 0,
     tuple: Tuple,
-    /// and not compared. The destination always is, whatever the mask says.
+    /// and is not compared. The destination always is, whatever the mask says.
     mask: Tuple,
-    /// For what is read and not used.
+    /// Placeholder for fields that are read and not used.
     none: SocketAddr,
 }
 
@@ -184,7 +182,7 @@ impl ExpectedPacket {
     }
 }
 
-/// What the kernel's error numbers mean here.
+/// Explains the kernel's error numbers.
 fn refusal(error: io::Error) -> io::Error {
     let text = match error.raw_os_error() {
         Some(libc::EOPNOTSUPP | libc::ESHUTDOWN) => {

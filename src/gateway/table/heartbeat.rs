@@ -1,12 +1,12 @@
-//! The sign of life in our table: an element with a deadline, without which the queue is passed by.
+//! The heartbeat: an element with a deadline in our table, without which the rules bypass the queue.
 //!
-//! While the element is there, the kernel drops what is to be queued and has no reader, and TCP sends it again. When
-//! the deadline has passed, packets of connections that are not adjusted pass by the queue, although someone who
-//! hangs may still have it open. Knows nothing of who makes progress.
+//! While the element exists, the kernel drops packets for a queue that has no reader, and TCP retransmits them. After
+//! the deadline, packets of unadjusted connections bypass the queue, even if a hanging daemon still has it open. Knows
+//! nothing of workers' progress.
 //!
-//! The element is deleted and added in one transaction, as kernels before Linux 6.12 cannot give an element another
-//! deadline. Both generations are whole: no packet ever finds none. That it is there before it is deleted shows that
-//! nothing has passed by since it was renewed the last time.
+//! The element is deleted and added in one transaction, because kernels before Linux 6.12 cannot change an element's
+//! deadline. Each generation is complete, so every packet finds the element. If it existed before it is deleted, no
+//! packet has bypassed the queue since the last renewal.
 
 use std::{ffi::CStr, io, time::Duration};
 
@@ -20,13 +20,13 @@ use crate::gateway::{
 };
 
 const SET: &CStr = c"heartbeat";
-/// The set holds protocol numbers, as its rule looks up a packet's.
+/// The set holds protocol numbers, because its rule looks up a packet's protocol.
 const KEY: &[u8] = &[libc::IPPROTO_TCP as u8];
 
-/// How long the daemon may be away before the queue is passed by. Also in the rules, for a table that was just loaded.
+/// Time without renewal after which the rules bypass the queue. The rules contain it as well, for a newly loaded table.
 pub const HEARTBEAT_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Renews the sign of life.
+/// Renews the heartbeat.
 #[derive(Debug)]
 pub struct Heartbeat {
     socket: Socket,
@@ -35,14 +35,14 @@ pub struct Heartbeat {
 }
 
 impl Heartbeat {
-    /// Opens a netlink socket; the table need not be there yet. Counts each transaction in `commits`.
+    /// Opens a netlink socket; the table need not exist yet. Counts each transaction in `commits`.
     pub fn new(commits: &Commits) -> Result<Self, GatewayError> {
         let socket = Socket::open().map_err(failed)?;
         Ok(Self { socket, batch: Batch::new(), commits: commits.clone() })
     }
 
-    /// From now on the sign of life lasts for `left`, if it is still there. Otherwise packets have passed by, and it
-    /// is to be given [anew](Self::begin). Whether it was there.
+    /// Sets the deadline to `left` from now, if the element still exists. If not, packets have bypassed the queue, and
+    /// the heartbeat must [begin again](Self::begin). Returns whether it existed.
     pub fn renew(&mut self, left: Duration) -> Result<bool, GatewayError> {
         self.batch.clear();
         let deleted = self.batch.delete_element(SET, KEY);
@@ -55,7 +55,7 @@ impl Heartbeat {
         }
     }
 
-    /// The sign of life lasts for `left`, whether it was there or not. Without our table nothing happens.
+    /// Sets the deadline to `left` from now, whether the element exists or not. Without our table nothing happens.
     pub fn begin(&mut self, left: Duration) -> Result<(), GatewayError> {
         self.batch.clear();
         self.batch.clear_element(&element(left));

@@ -1,7 +1,7 @@
-//! A conntrack helper of our own, by nfnetlink_cthelper: it reads nothing, and makes the kernel take
+//! Our own conntrack helper, registered through nfnetlink_cthelper: it reads nothing, and lets the kernel accept
 //! expectations for the connections that carry it.
 //!
-//! Helpers belong to the machine, not to a network namespace; daemons in several share this one.
+//! Helpers belong to the machine, not to a network namespace; daemons in several namespaces share this one.
 
 use std::{io, thread, time::Duration};
 
@@ -14,7 +14,7 @@ use crate::gateway::netlink::{
     found,
 };
 
-/// Its name.
+/// Name of the helper.
 pub(super) const OWN_HELPER: &str = "ftp-alg";
 
 // From linux/netfilter/nfnetlink_cthelper.h; libc lacks them.
@@ -36,9 +36,9 @@ const NFCTH_POLICY_EXPECT_TIMEOUT: u16 = 3;
 /// The kernel queues nothing for a helper in this state.
 const NFCT_HELPER_STATUS_DISABLED: u32 = 0;
 
-/// Above what a session may hold: the engine's limit is the one that counts.
+/// More than a session may hold: the engine's limit is the effective one.
 const MAX_EXPECTED: u32 = 64;
-/// Until each expectation is given its own.
+/// Default timeout; each expectation gets its own.
 const TIMEOUT_SECONDS: u32 = 30;
 
 /// The kernel's helper for scanners, which stands in for ours.
@@ -46,10 +46,10 @@ const SCANNER_HELPER: &[u8] = b"sane\0";
 
 const FAMILIES: [i32; 2] = [libc::AF_INET, libc::AF_INET6];
 
-/// The kernel frees what a deleted table held a little later: how often, and how long, to wait.
+/// The kernel frees the objects of a deleted table a little later: number and length of waits.
 const PATIENCE: (u32, Duration) = (20, Duration::from_millis(5));
 
-/// The helper, registered; removed when dropped, unless the rules of another daemon refer to it.
+/// The registered helper; removed on drop, unless another daemon's rules refer to it.
 #[derive(Debug)]
 pub(super) struct OwnHelper {
     requests: Requests,
@@ -57,28 +57,29 @@ pub(super) struct OwnHelper {
 }
 
 impl OwnHelper {
-    /// Registers it; `None` where the kernel has no nfnetlink_cthelper.
+    /// Registers the helper; `None` if the kernel has no nfnetlink_cthelper.
     pub(super) fn register() -> io::Result<Option<Self>> {
         let requests = Requests::open(libc::NFNL_SUBSYS_CTHELPER)?;
         let mut helper = Self { requests, is_kept: false };
         match helper.restore_missing() {
             Ok(_) => Ok(Some(helper)),
-            // nfnetlink_rcv_msg() answers so for a subsystem that it does not have, and the
-            // subsystem where this is not the machine's own user namespace.
+            // nfnetlink_rcv_msg() answers like this for an unknown subsystem; the subsystem itself does outside the
+            // machine's own user namespace.
             Err(error)
                 if matches!(
                     error.raw_os_error(),
                     Some(libc::EINVAL | libc::EOPNOTSUPP | libc::EPERM)
                 ) =>
             {
-                helper.set_keep();
+                helper.leave_in_kernel();
                 Ok(None)
             }
             Err(error) => Err(error),
         }
     }
 
-    /// Registers what another daemon removed, as rules referred to it no more. Whether there was any.
+    /// Registers what another daemon removed after its rules no longer referred to it. Returns whether anything was
+    /// missing.
     pub(super) fn restore_missing(&mut self) -> io::Result<bool> {
         let create = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
         let mut was_missing = false;
@@ -93,8 +94,8 @@ impl OwnHelper {
         Ok(was_missing)
     }
 
-    /// Leaves it in the kernel.
-    pub(super) fn set_keep(mut self) {
+    /// Leaves the helper in the kernel.
+    pub(super) fn leave_in_kernel(mut self) {
         self.is_kept = true;
     }
 
@@ -124,8 +125,8 @@ impl Drop for OwnHelper {
     }
 }
 
-/// Takes the helper for scanners off the connections to `ports`, and ends what they expect: without our rules
-/// nothing keeps it from acting on what they say.
+/// Removes the helper for scanners from connections to `ports`, and their expectations: without our rules nothing
+/// prevents it from acting on their content.
 pub(super) fn take_off_scanner_helper(ports: &[u16]) -> io::Result<()> {
     let mut requests = Requests::open(libc::NFNL_SUBSYS_CTNETLINK)?;
     let mut carriers = Vec::new();
@@ -138,13 +139,13 @@ pub(super) fn take_off_scanner_helper(ports: &[u16]) -> io::Result<()> {
                 help.put(CTA_HELP_NAME, b"\0");
             });
         };
-        // One that has ended meanwhile carries none any more.
+        // A connection that has ended meanwhile carries no helper any more.
         found(requests.change(IPCTNL_MSG_CT_NEW, 0, family_of(original.source), fill))?;
     }
     Ok(())
 }
 
-/// The original tuple of a connection to one of `ports` that carries the helper for scanners.
+/// Original tuple of a connection to one of `ports` that carries the helper for scanners.
 fn carrier(attributes: &Attributes<'_>, ports: &[u16]) -> Option<Tuple> {
     let name = attributes.nested(CTA_HELP)?.first(CTA_HELP_NAME)?;
     let original = Tuple::read(attributes, CTA_TUPLE_ORIG)?;

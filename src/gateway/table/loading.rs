@@ -1,7 +1,6 @@
-//! Brings our table into the kernel: has `nft` compile the rules' text, and puts the result in the place of what is
-//! there, in one transaction.
+//! Loads our table: `nft` compiles the rules' text, and the result replaces the present table in one transaction.
 //!
-//! Whatever fails because another program changes the rules at the same moment is [`GatewayError::Disturbed`].
+//! A failure because another program changes the rules at the same time is [`GatewayError::Disturbed`].
 
 use std::{ffi::CStr, io, ptr::NonNull};
 
@@ -22,25 +21,25 @@ use crate::gateway::{
     parameters::TABLE,
 };
 
-/// The chain that queues what waits for a reader.
+/// The chain that puts packets into the queue.
 const QUEUEING: &CStr = c"to_queue";
-/// What nft says when another program is in its way.
+/// Messages of nft if another program interferes.
 const BUSY: [&str; 2] = ["Resource busy", "Interrupted system call"];
-/// How often a draft is read, of which another transaction interrupts each.
+/// Number of attempts to read a draft; another transaction may interrupt each.
 const READS: usize = 100;
 
-/// Loads what is to be loaded, by sockets of who loads it.
+/// Loads a table through the caller's sockets.
 #[derive(Debug)]
 pub(super) struct TableLoader<'a> {
     pub(super) parameters: &'a RuleParameters,
     pub(super) statement: QueueStatement,
-    /// For questions, and for transactions where nobody is to own the table.
+    /// For queries, and for transactions if nobody is to own the table.
     pub(super) socket: &'a mut Socket,
-    /// Who owns the table, if anyone.
+    /// The owner of the table, if any.
     pub(super) commits: &'a Commits,
 }
 
-/// A table that is loaded.
+/// A table that was loaded.
 #[derive(Debug)]
 pub(super) struct LoadedTable {
     pub(super) shape: TableFingerprint,
@@ -58,7 +57,7 @@ impl TableLoader<'_> {
             {
                 GatewayError::Disturbed { message }
             }
-            // Without `queue` statements nothing else in the rules may be missing.
+            // Without `queue` statements the kernel must support everything in the rules.
             GatewayError::RulesRefused { message }
                 if self.parameters.backend() == Backend::Conntrack
                     && self.statement != QueueStatement::Native
@@ -74,7 +73,7 @@ impl TableLoader<'_> {
                 Err(error) if error.raw_os_error() != Some(libc::ENOENT) => {
                     return Err(netlink_failed(error));
                 }
-                // What is there at the end was there all the time.
+                // A draft that still exists at the end existed all the time.
                 Ok(compiled)
                     if compiled::is_draft_there(self.socket).map_err(netlink_failed)? =>
                 {
@@ -86,7 +85,7 @@ impl TableLoader<'_> {
         Err(was_disturbed("the draft of it was removed or changed"))
     }
 
-    /// Puts `compiled` in the place of the table that is there, if any, and of the draft if that `is_new`.
+    /// Replaces the present table, if any, by `compiled`, and removes the draft if that `is_new`.
     pub(super) fn put(
         &mut self,
         compiled: &CompiledTable,
@@ -145,8 +144,8 @@ impl TableLoader<'_> {
         }
     }
 
-    /// Puts the iptables target into the chain that queues, in the place of what is in it, where that is the way
-    /// to queue. Gives the index of the message.
+    /// Replaces the content of the queueing chain by the iptables target, if that is the way to queue. Returns the
+    /// message index.
     fn put_queue_rule(&self, batch: &mut Batch) -> Option<usize> {
         if self.statement != QueueStatement::Xtables {
             return None;
@@ -158,7 +157,7 @@ impl TableLoader<'_> {
     }
 }
 
-/// Removes a draft that could not be put into its place.
+/// Removes a draft that could not replace the table.
 pub(super) fn remove_draft(socket: &mut Socket) {
     let mut batch = Batch::new();
     compiled::delete_draft(&mut batch);
@@ -216,7 +215,7 @@ pub(in crate::gateway) fn nft(arguments: &[&str], text: &str) -> Result<(), Gate
             remedy: "load it with `modprobe nf_tables`",
         });
     }
-    // What follows the first line shows the place in a text that the operator does not see.
+    // The other lines show a position in a text that the operator does not see.
     let message = message.lines().next().unwrap_or("no reason given").to_owned();
     Err(GatewayError::RulesRefused { message })
 }
@@ -229,15 +228,14 @@ fn queue_rule<'a>(chain: &'a Chain<'a>, parameters: &RuleParameters) -> Rule<'a>
     rule
 }
 
-/// Tries the iptables target in a transaction whose last message cannot succeed: it deletes a
-/// chain that is not there. So the kernel checks the rule, loads the target's module, and commits nothing.
+/// Tests the iptables target in a transaction whose last message must fail, because it deletes a chain that does not
+/// exist. So the kernel checks the rule, loads the target's module, and commits nothing.
 pub(in crate::gateway) fn try_queue_rule(
     parameters: &RuleParameters,
     socket: &mut Socket,
 ) -> Result<(), GatewayError> {
     let mut refused = None;
-    // Linux 6.1 loads the target's module by a name that begins with the family's, and has none
-    // for inet.
+    // Linux 6.1 loads the target's module by a name that starts with the family's, and has none for inet.
     for family in [ProtoFamily::Inet, ProtoFamily::Ipv4, ProtoFamily::Inet] {
         let table = nftnl::Table::new(c"ftp_alg_probe", family);
         let chain = Chain::new(c"probe", &table);
@@ -255,7 +253,7 @@ pub(in crate::gateway) fn try_queue_rule(
     Err(no_queue(refused.unwrap_or(libc::ENOENT)))
 }
 
-/// The iptables target NFQUEUE as an nftables expression; only nft_compat knows it.
+/// The iptables target NFQUEUE as an nftables expression, for nft_compat.
 struct NfQueue {
     first: u16,
     total: u16,

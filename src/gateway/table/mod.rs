@@ -1,4 +1,4 @@
-//! Our nftables table: has it loaded, watches it, removes it. Knows nothing of its rules.
+//! Our nftables table: loads it, watches it, removes it. Knows nothing of its rules.
 
 mod commits;
 pub(super) mod compiled;
@@ -38,44 +38,44 @@ use helper::{OwnHelper, take_off_scanner_helper};
 use loading::{LoadedTable, TableLoader, netlink_failed, remove_draft};
 use rules::{render_nftables, with_own_helper};
 
-/// The table `inet ftp_alg`, loaded; removed when dropped.
+/// The loaded table `inet ftp_alg`; removed on drop.
 #[derive(Debug)]
 pub struct Table {
     parameters: RuleParameters,
     statement: QueueStatement,
-    /// For the removal: of the namespace that the table is in, and opened with full rights.
+    /// For the removal: opened in the table's namespace, with full capabilities.
     socket: Socket,
-    /// As it was loaded; `None` means that there is nothing to remove.
+    /// Its fingerprint when it was loaded; `None` if there is nothing to remove.
     shape: Option<TableFingerprint>,
-    /// What the table's helper object is, where it is ours.
+    /// The table's helper object, if it is ours.
     helper: Option<OwnHelper>,
-    /// The transactions of ours that leave the table's shape as it is.
+    /// Our transactions that leave the fingerprint as it is.
     commits: Commits,
-    /// How many transactions others had made when the table was last found intact.
+    /// Number of others' transactions when the table was last found intact.
     others: Option<u32>,
-    /// What it was made of, where this process has loaded it.
+    /// The compiled table, if this process has loaded it.
     compiled: Option<Arc<CompiledTable>>,
-    /// Whether others can change it.
+    /// Whether only we can change it.
     is_owned: bool,
 }
 
-/// How often, and how long, to wait for other programs that change the rules while ours are loaded.
+/// Number and length of waits for other programs that change the rules while ours are loaded.
 const PATIENCE: (u32, Duration) = (200, Duration::from_millis(20));
 
-/// What became of the table since it was loaded.
+/// What has happened to the table since it was loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum TableCondition {
-    /// It is as it was.
+    /// It is unchanged.
     Intact,
-    /// It is not there any more, as after `nft flush ruleset`.
+    /// It is gone, as after `nft flush ruleset`.
     Gone,
     /// Rules are missing or were added, as after `nft flush table`.
     Changed,
-    /// Another one has taken its place: a copy that was saved and loaded, or that of another ftp-alg.
+    /// Another table has replaced it: a saved copy that was loaded, or the table of another ftp-alg.
     Replaced,
 }
 
-/// What a table was loaded from and what it then was, by which a daemon that is started again knows it.
+/// The text from which a table was loaded, and its fingerprint, by which a restarted daemon recognises it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableRecord {
     text: String,
@@ -84,15 +84,16 @@ pub struct TableRecord {
 }
 
 impl Table {
-    /// Loads the table, in the place of one that is already there, and queues as this kernel can:
-    /// what it cannot is seen by trying, as each transaction costs grace periods of the kernel.
-    /// Where the operator has loaded rules that queue, these do it.
+    /// Loads the table in place of a present one, and queues in the way that this kernel supports. Support is found out
+    /// by trying, because each transaction costs grace periods of the kernel. If the operator has loaded rules that
+    /// queue, those do it.
     pub fn install(parameters: &RuleParameters) -> Result<Self, GatewayError> {
         Self::install_for(parameters, &Commits::default())
     }
 
-    /// As [`Table::install`], for who makes and counts all transactions by `commits`, whose socket then owns it, if
-    /// there is one and the kernel has such tables (Linux 6.9): no other program can remove or change it.
+    /// As [`Table::install`], for a caller that makes and counts all transactions through `commits`. Its socket then
+    /// owns the table, if there is one and the kernel supports owners (Linux 6.9): no other program can remove or
+    /// change the table.
     pub fn install_for(
         parameters: &RuleParameters,
         commits: &Commits,
@@ -110,26 +111,26 @@ impl Table {
         Err(GatewayError::RulesRefused { message: refused.unwrap_or_default() })
     }
 
-    /// Whether a table of this name is loaded, whoever did it.
+    /// Whether a table with this name is loaded, by whomever.
     pub fn is_there() -> Result<bool, GatewayError> {
         let mut socket = Socket::open().map_err(netlink_failed)?;
         Ok(nft::fingerprint(&mut socket).map_err(netlink_failed)?.is_some())
     }
 
-    /// The daemon that the loaded table belongs to, as an error, if that is another than the one that reads the queues of
-    /// `parameters`, and runs.
+    /// An error that names the running daemon that the loaded table belongs to, if that does not read the queues of
+    /// `parameters`.
     pub fn other_daemon(parameters: &RuleParameters) -> Result<Option<GatewayError>, GatewayError> {
         let mut socket = Socket::open().map_err(netlink_failed)?;
         other_daemon::find(&mut socket, parameters).map_err(netlink_failed)
     }
 
-    /// As [`Table::rival`], of the daemon whose table this is.
+    /// As [`Table::other_daemon`], for the daemon whose table this is.
     pub fn other_daemon_now(&self) -> Result<Option<GatewayError>, GatewayError> {
         Self::other_daemon(&self.parameters)
     }
 
-    /// Takes over the table that an earlier daemon left, with all that is open in it; `None` if it is not
-    /// as `imprint` says, or not what would be loaded now. `commits` as in [`Table::install_for`].
+    /// Takes over the table of an earlier daemon, with all open pinholes; `None` if it differs from its record, or from
+    /// the table that would be loaded now. `commits` as in [`Table::install_for`].
     pub fn adopt(
         parameters: &RuleParameters,
         imprint: &TableRecord,
@@ -145,11 +146,11 @@ impl Table {
         }
         let helper = OwnHelper::register().map_err(helper_failed)?;
         if rules(parameters, statement, helper.as_ref()) != *text {
-            // The rules that refer to it are still there.
-            helper.into_iter().for_each(OwnHelper::set_keep);
+            // The rules that refer to it still exist.
+            helper.into_iter().for_each(OwnHelper::leave_in_kernel);
             return Ok(None);
         }
-        // What nobody owned before cannot be owned any more.
+        // A table that had no owner cannot get one later.
         let is_owned = commits.can_own() && {
             let mut batch = Batch::new();
             compiled::own_table(&mut batch, true);
@@ -174,14 +175,14 @@ impl Table {
         self.is_owned
     }
 
-    /// By what [`Table::adopt`] knows it.
+    /// The record by which [`Table::adopt`] recognises it.
     pub fn record(&self) -> Option<TableRecord> {
         let text = rules(&self.parameters, self.statement, self.helper.as_ref());
         let statement = self.statement;
         self.shape.map(|shape| TableRecord { text, statement, shape })
     }
 
-    /// As [`Table::install`], queueing as told.
+    /// As [`Table::install`], with a given way to queue.
     pub fn install_with(
         parameters: &RuleParameters,
         statement: QueueStatement,
@@ -189,7 +190,7 @@ impl Table {
         Self::load(parameters, statement, &Commits::default(), None)
     }
 
-    /// Loads it, from `compiled` if it is that, and tries again while other programs are in the way.
+    /// Loads it, from `compiled` if that is given, and repeats while other programs interfere.
     fn load(
         parameters: &RuleParameters,
         statement: QueueStatement,
@@ -224,7 +225,7 @@ impl Table {
                 if let (Some(helper), Err(GatewayError::RulesRefused { .. })) =
                     (&mut helper, &compiled)
                 {
-                    // Another daemon may have removed it, and made it again since.
+                    // Another daemon may have removed it, and registered it again since.
                     helper.restore_missing().map_err(helper_failed)?;
                     compiled = loader.compile(&text);
                 }
@@ -249,7 +250,7 @@ impl Table {
         })
     }
 
-    /// What became of it. Looks at it only if others have changed nf_tables since it was found intact.
+    /// Its condition. Checks it only if others have changed nf_tables since it was last found intact.
     pub fn condition(&mut self) -> Result<TableCondition, GatewayError> {
         let others = self.commits.count_by_others(&mut self.socket).map_err(netlink_failed)?;
         if others.is_some() && others == self.others {
@@ -257,12 +258,12 @@ impl Table {
         }
         self.others = None;
         let condition = self.check_condition()?;
-        // Counted before the look: what came between shows in the next one.
+        // Counted before the check: a change in between shows in the next one.
         self.others = others.filter(|_| condition == TableCondition::Intact);
         Ok(condition)
     }
 
-    /// As [`Table::condition`], whatever was found before.
+    /// As [`Table::condition`], but always checks.
     pub fn check_condition(&mut self) -> Result<TableCondition, GatewayError> {
         let now = nft::fingerprint(&mut self.socket).map_err(netlink_failed)?;
         Ok(match now {
@@ -275,38 +276,39 @@ impl Table {
         })
     }
 
-    /// Loads it again, without what was open.
+    /// Loads it again, without the pinholes that were open.
     pub fn restore(&mut self) -> Result<(), GatewayError> {
         let compiled = self.compiled.as_ref();
         let restored = Self::load_once(&self.parameters, self.statement, &self.commits, compiled)?;
-        std::mem::replace(self, restored).set_keep();
+        std::mem::replace(self, restored).leave_in_kernel();
         Ok(())
     }
 
-    /// What it was made for.
+    /// The parameters it was loaded for.
     pub fn parameters(&self) -> &RuleParameters {
         &self.parameters
     }
 
-    /// How it queues.
+    /// How it queues packets.
     pub fn statement(&self) -> QueueStatement {
         self.statement
     }
 
-    /// Whether packets wait as long as there is a sign of life. With operators' queueing they pass where nobody reads.
-    pub fn set_hold_packets(&self) -> bool {
+    /// Whether packets are dropped, to be retransmitted, while the heartbeat exists and no daemon reads. With the
+    /// operator's own queueing they pass.
+    pub fn holds_packets(&self) -> bool {
         self.statement != QueueStatement::Operator
     }
 
-    /// Leaves the table in the kernel, for a daemon that is to be restarted.
-    pub fn set_keep(mut self) {
+    /// Leaves the table in the kernel, for a daemon that will be restarted.
+    pub fn leave_in_kernel(mut self) {
         self.shape = None;
         if let Some(helper) = self.helper.take() {
-            helper.set_keep();
+            helper.leave_in_kernel();
         }
     }
 
-    /// Removes the table, and nothing else: not one that has taken its place.
+    /// Removes the table, unless another one has replaced it.
     pub fn remove(mut self) -> Result<(), GatewayError> {
         self.delete()
     }
@@ -344,7 +346,7 @@ impl Drop for Table {
     }
 }
 
-/// The text that is loaded.
+/// The text to load.
 fn rules(
     parameters: &RuleParameters,
     statement: QueueStatement,
@@ -354,10 +356,10 @@ fn rules(
     if helper.is_some() { with_own_helper(&text) } else { text }
 }
 
-/// Whether what `ftp-alg rules iptables` prints is loaded, for either kind of iptables.
+/// Whether the output of `ftp-alg rules iptables` is loaded, in any variant of iptables.
 fn operator_queues() -> bool {
     let (table, chain) = ("mangle", "FTP_ALG_CONTROL");
-    // To ask nft takes a tenth of the daemon's start.
+    // To run nft takes a tenth of the daemon's start.
     let tables = Socket::open().and_then(|mut socket| nft::tables(&mut socket, libc::NFPROTO_IPV4));
     let may_have_chain = tables.map_or(true, |tables| tables.iter().any(|name| name == table));
     may_have_chain && output_of("nft", &["list", "chain", "ip", table, chain]).is_ok()
@@ -365,7 +367,8 @@ fn operator_queues() -> bool {
             && output_of("iptables-legacy-save", &[]).is_ok_and(|rules| rules.contains(chain))
 }
 
-/// Why rules do not compile: perhaps another daemon removed the helper before they referred to it. It is there again then.
+/// Explains why rules do not compile: another daemon may have removed the helper before they referred to it. Then it is
+/// registered again.
 fn explain(helper: Option<&mut OwnHelper>, error: GatewayError) -> GatewayError {
     match helper.map(OwnHelper::restore_missing).transpose() {
         Ok(Some(true)) => GatewayError::Disturbed { message: error.to_string() },

@@ -1,8 +1,8 @@
-//! The kernel's notices of changes to nf_tables, for who has to look at once.
+//! Notices of changes to nf_tables.
 //!
-//! Where someone listens, the kernel puts together a notice of each pinhole, too; those are filtered before they wake
-//! anyone. So only who needs it listens. A change that a notice does not tell, as it comes behind elements in its
-//! transaction, or was lost, is found at the next look.
+//! If someone subscribes, the kernel builds a notice for each pinhole as well; those are filtered before they wake
+//! anyone. So only a daemon that needs notices subscribes. A change that no notice shows, because it follows elements
+//! in its transaction or was lost, is found at the next check.
 
 #![allow(unsafe_code)]
 
@@ -16,15 +16,15 @@ use rustix::{
 use crate::gateway::{GatewayError, netlink::Socket};
 
 const GROUP: i32 = libc::NFNLGRP_NFTABLES;
-/// Notices of elements, and of the number of transactions.
+/// Notices of elements, and of the generation.
 const IGNORED: [i32; 3] =
     [libc::NFT_MSG_NEWSETELEM, libc::NFT_MSG_DELSETELEM, libc::NFT_MSG_NEWGEN];
-/// Where a message says what it is: `nlmsg_type` of `struct nlmsghdr`.
+/// Offset of the message type: `nlmsg_type` of `struct nlmsghdr`.
 const TYPE_OFFSET: u32 = 4;
-/// Holds what comes while one look is taken; what does not fit is a notice as well.
+/// Buffer for notices that arrive during a check; an overflow counts as a notice.
 const BUFFER: usize = 1 << 16;
 
-/// Listens in the network namespace of the thread that makes it.
+/// Subscribes in the network namespace of the thread that creates it.
 #[derive(Debug)]
 pub struct ChangeNotices {
     socket: Socket,
@@ -32,7 +32,7 @@ pub struct ChangeNotices {
 }
 
 impl ChangeNotices {
-    /// Begins to listen.
+    /// Subscribes.
     pub fn open() -> Result<Self, GatewayError> {
         let failed = |error| GatewayError::system("notices of nf_tables", error);
         let socket = Socket::open().map_err(failed)?;
@@ -43,7 +43,7 @@ impl ChangeNotices {
         Ok(Self { socket, buffer: vec![0; BUFFER] })
     }
 
-    /// Waits until something has changed, and forgets all that has.
+    /// Waits for a notice, and discards all that have arrived.
     pub fn wait(&mut self) -> io::Result<()> {
         let mut flags = RecvFlags::empty();
         loop {
@@ -57,14 +57,14 @@ impl ChangeNotices {
     }
 }
 
-/// Has the kernel drop notices that begin with an ignored message.
+/// Filters notices that start with an ignored message.
 fn ignore_elements(socket: &Socket) -> io::Result<()> {
     let statement = |code: u32, k: u32| libc::sock_filter { code: code as u16, jt: 0, jf: 0, k };
     let mut program = vec![statement(libc::BPF_LD | libc::BPF_H | libc::BPF_ABS, TYPE_OFFSET)];
     let last = IGNORED.len();
     for (index, message) in IGNORED.into_iter().enumerate() {
         let kind = (libc::NFNL_SUBSYS_NFTABLES << 8 | message) as u16;
-        // A filter reads numbers in network order.
+        // A socket filter reads numbers in network order.
         let k = u32::from(u16::from_be_bytes(kind.to_ne_bytes()));
         let code = (libc::BPF_JMP | libc::BPF_JEQ | libc::BPF_K) as u16;
         program.push(libc::sock_filter { code, jt: (last - index) as u8, jf: 0, k });

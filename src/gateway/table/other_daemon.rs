@@ -1,5 +1,5 @@
-//! Whether the table that is loaded belongs to another daemon that runs: its rules put packets into a queue that another
-//! program reads. A table without such a reader is a copy that someone saved and loaded, or what a daemon left.
+//! Whether the loaded table belongs to another running daemon: another program reads the queue that its rules use. A
+//! table without such a reader is a saved copy that someone loaded, or was left by a daemon.
 
 use std::io;
 
@@ -16,8 +16,7 @@ const NFTA_QUEUE_NUM: u16 = 1;
 const NFTA_TARGET_NAME: u16 = 1;
 const NFTA_TARGET_INFO: u16 = 3;
 
-/// The daemon that the loaded table belongs to, as the error to give, if it is not the one that reads the queues of
-/// `parameters`.
+/// An error that names the daemon of the loaded table, if that is not the reader of the queues of `parameters`.
 pub(super) fn find(
     socket: &mut Socket,
     parameters: &RuleParameters,
@@ -32,7 +31,7 @@ pub(super) fn find(
     }))
 }
 
-/// The first numbers of the queues that our table's rules name.
+/// First numbers of the queues that our table's rules use.
 pub(super) fn queues(socket: &mut Socket) -> io::Result<Vec<u16>> {
     let mut numbers = Vec::new();
     nft::rules(socket, |rule| {
@@ -44,14 +43,14 @@ pub(super) fn queues(socket: &mut Socket) -> io::Result<Vec<u16>> {
     Ok(numbers)
 }
 
-/// The number of the queue that an expression names.
+/// Queue number in an expression.
 fn queue(expression: &[u8]) -> Option<u16> {
     let expression = Attributes::new(expression);
     let data = expression.nested(NFTA_EXPR_DATA)?;
     match expression.first(NFTA_EXPR_NAME)? {
         b"queue\0" => data.first(NFTA_QUEUE_NUM).and_then(be16),
         b"target\0" if data.first(NFTA_TARGET_NAME)? == b"NFQUEUE\0" => {
-            // struct xt_NFQ_info begins with it.
+            // struct xt_NFQ_info starts with it.
             data.first(NFTA_TARGET_INFO)?.first_chunk().map(|number| u16::from_ne_bytes(*number))
         }
         _ => None,

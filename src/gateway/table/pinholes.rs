@@ -1,14 +1,13 @@
 //! Pinholes as elements of the sets and maps in our table.
 //!
-//! A pinhole is at most three elements, written in one atomic batch: the permission (`pinholes*`, which
-//! the kernel deletes when a connection uses it), where the connection goes (`targets*`) and the
-//! source it shows there (`sources*`); the latter two only where they change something. They mean
-//! something only for a connection that the permission admitted, so what is left of them when it is gone
-//! does nothing, and expires; opening deletes what an earlier pinhole left under the same keys. Knows
-//! nothing of the connection that asked for the pinhole.
+//! A pinhole has at most three elements, written in one atomic batch: the permission (`pinholes*`, which the kernel
+//! deletes when a connection consumes it), the target (`targets*`) and the source address there (`sources*`); the last
+//! two only if they translate. They affect only a connection that the permission admitted. So leftovers of a closed
+//! pinhole have no effect, and expire; opening deletes leftovers with the same keys. Knows nothing of control
+//! connections.
 //!
-//! A transfer waits for its pinhole, so that as little is asked as can be. Above all nothing is deleted
-//! that is not there: each deletion ends with work for the kernel that waits for a grace period.
+//! A transfer waits for its pinhole, so a batch has as few messages as possible. Above all, nothing is deleted that is
+//! absent: each deletion ends with work for the kernel that waits for a grace period.
 
 use std::{
     io,
@@ -32,15 +31,14 @@ use crate::gateway::{
     },
 };
 
-/// Translations outlive the permission, so that a connection admitted in its last moment finds
-/// them.
+/// Translations outlive the permission, so that a connection admitted at the last moment finds them.
 const TRANSLATIONS_LONGER: Duration = Duration::from_secs(5);
 
-/// Transactions tried before a change gives up. Each tells all that is refused; elements may expire between one and
-/// the next.
+/// Number of attempts of a transaction. Each reports everything that is refused; elements may expire between two
+/// attempts.
 const ATTEMPTS: usize = 8;
 
-/// Pinholes opened in one transaction, and pinholes closed in it: it fits a send buffer of the default size.
+/// Maximum number of pinholes opened, and of pinholes closed, in one transaction: it fits the default send buffer.
 const AT_ONCE: usize = 128;
 
 /// Opens and closes pinholes. One for each thread.
@@ -49,32 +47,32 @@ pub struct Pinholes {
     socket: Socket,
     batch: Batch,
     commits: Commits,
-    /// Whether the kernel deletes what may not be there (Linux 6.3); told by its first answer.
+    /// Whether the kernel supports destroy messages (Linux 6.3); its first answer shows it.
     destroys: bool,
 }
 
-/// A pinhole that nothing has used yet.
+/// A pinhole that is not yet used.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct OpenPinhole {
     pub initiator: IpAddr,
     /// Where its connection arrives.
     pub arrival: SocketAddr,
-    /// When it closes by itself.
+    /// Time until it expires.
     pub remaining: Duration,
 }
 
 impl Pinholes {
-    /// The size of each set of pinholes, with some room for what was used up and is not collected yet.
+    /// Size of each set of pinholes, minus room for consumed elements that are not collected yet.
     pub(in crate::gateway) const CAPACITY: usize = 65_536 - 4096;
 
-    /// Opens a netlink socket; the table need not be there yet.
+    /// Opens a netlink socket; the table need not exist yet.
     pub fn new() -> Result<Self, GatewayError> {
         let socket = Socket::open().map_err(|e| GatewayError::system("netlink socket", e))?;
         compiled::prepare(&socket);
         Ok(Self { socket, batch: Batch::new(), commits: Commits::default(), destroys: true })
     }
 
-    /// As [`Pinholes::new`], with no request that is newer than Linux 6.1.
+    /// As [`Pinholes::new`], without requests that are newer than Linux 6.1.
     pub fn for_older_kernels() -> Result<Self, GatewayError> {
         Ok(Self { destroys: false, ..Self::new()? })
     }
@@ -84,13 +82,13 @@ impl Pinholes {
         Self { commits: commits.clone(), ..self }
     }
 
-    /// Closes `closed`, whether they are open, consumed or expired, and opens each of `openings` for one connection,
-    /// within its lifetime; all in one transaction, unless they are very many. An established connection goes on when its
+    /// Closes `closed`, whether they are open, consumed or expired, and opens each of `openings` for one connection or
+    /// for its lifetime; all in one transaction, unless there are very many. An established connection stays when its
     /// pinhole is closed.
     ///
-    /// `outcomes` becomes the outcome of each opening, [`KernelError::Taken`] if its initiator and arrival are those of
-    /// an open pinhole. The kernel names every message that it refuses, and does nothing then; so the transaction is
-    /// sent again without the openings that are refused. If this fails, any of `closed` may still be open.
+    /// `outcomes` receives the outcome of each opening, [`KernelError::Taken`] if an open pinhole has the same
+    /// initiator and arrival. The kernel reports every message that it refuses, and then does nothing. So the
+    /// transaction is sent again without the refused openings. If this fails, any of `closed` may still be open.
     pub fn change(
         &mut self,
         closed: &[Pinhole],
@@ -109,7 +107,7 @@ impl Pinholes {
         Ok(())
     }
 
-    /// One transaction of [`Pinholes::change`], tried until the kernel takes it.
+    /// One transaction of [`Pinholes::change`], repeated until the kernel accepts it.
     fn transact(
         &mut self,
         closed: &[Pinhole],
@@ -117,7 +115,7 @@ impl Pinholes {
         outcomes: &mut Vec<Result<(), KernelError>>,
     ) -> Result<(), KernelError> {
         let failed = |source| KernelError::System { what: "change pinholes".into(), source };
-        // What has no elements is not open.
+        // A pinhole that has no elements is not open.
         let closed = closed.iter().filter_map(|pinhole| PinholeElements::of(pinhole).ok());
         let mut revoked: Vec<_> = closed.map(ClosingElements::new).collect();
         let mut opened = Vec::with_capacity(openings.len());
@@ -176,7 +174,7 @@ impl Pinholes {
         Err(failed(io::ErrorKind::ResourceBusy.into()))
     }
 
-    /// The pinholes that are open now, as the kernel says.
+    /// The open pinholes, according to the kernel.
     pub fn list_open(&mut self) -> Result<Vec<OpenPinhole>, GatewayError> {
         let mut open = Vec::new();
         for sets in [V4, V6] {
@@ -207,7 +205,7 @@ fn not_opened(pinhole: &Pinhole, source: io::Error) -> KernelError {
     KernelError::System { what: format!("open pinhole {pinhole}"), source }
 }
 
-/// ENOENT says nothing to an operator.
+/// ENOENT means nothing to an operator.
 fn table_error(errno: i32) -> io::Error {
     match errno {
         libc::ENOENT => io::Error::new(
@@ -218,22 +216,21 @@ fn table_error(errno: i32) -> io::Error {
     }
 }
 
-/// What is known of an element that is to go, where the kernel cannot destroy: its data is guessed, then learned from
-/// errors.
+/// State of an element to delete, for a kernel without destroy messages: its data is guessed, then learned from errors.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum OldElement {
-    /// Not there, or there with the data that is guessed.
+    /// Absent, or present with the guessed data.
     Same,
-    /// There with other data, or in a set that is full.
+    /// Present with other data, or in a full set.
     Other,
-    /// Not there.
+    /// Absent.
     Absent,
 }
 
-/// The removal of an element that may not be there.
+/// The deletion of an element that may be absent.
 struct ElementRemoval {
     old: OldElement,
-    /// Index of its message in the last transaction.
+    /// Message index in the last transaction.
     at: usize,
 }
 
@@ -251,7 +248,7 @@ impl ElementRemoval {
         };
     }
 
-    /// Whether the next transaction will be another; `added` is the message that adds an element with this key.
+    /// Whether the next transaction will differ; `added` is the message that adds an element with this key.
     fn learn_element_data(&mut self, outcome: &BatchOutcome, added: usize) -> bool {
         let now = if outcome.failed_with(self.at, libc::ENOENT) {
             OldElement::Absent
@@ -267,12 +264,12 @@ impl ElementRemoval {
     }
 }
 
-/// Whether a message failed, since there is such an element.
+/// Whether a message failed because such an element exists.
 fn is_there(outcome: &BatchOutcome, at: usize) -> bool {
     outcome.failed_with(at, libc::EEXIST) || outcome.failed_with(at, libc::EBUSY)
 }
 
-/// A pinhole to be closed. Its translations go as well: whoever opens many leaves no more behind than it holds. With an
+/// A pinhole to close. Its translations are deleted as well, so that a client that opens many leaves none behind. On an
 /// older kernel they stay until they expire.
 struct ClosingElements {
     elements: PinholeElements,
@@ -292,22 +289,22 @@ impl ClosingElements {
                 }
             }
         }
-        // The timeout is that of an element that is never seen.
+        // The timeout is that of an element that is never visible.
         let permission = self.elements.permission(Some(TRANSLATIONS_LONGER));
         self.removal.send_batch(batch, destroys, &permission);
     }
 }
 
-/// A pinhole to be opened.
+/// A pinhole to open.
 struct OpeningElements<'a> {
     pinhole: &'a Pinhole,
     lifetime: Duration,
     elements: PinholeElements,
-    /// The index of its outcome.
+    /// Index of its outcome.
     index: usize,
-    /// Of the translations that an earlier pinhole may have left.
+    /// Deletion of translations that an earlier pinhole may have left.
     removals: [ElementRemoval; 2],
-    /// Its messages in the last transaction: all, the permission and the translations.
+    /// Its messages in the last transaction: all, the permission, the translations.
     messages: Range<usize>,
     permitted: usize,
     added: [usize; 2],
@@ -342,7 +339,7 @@ impl<'a> OpeningElements<'a> {
         self.messages = self.permitted..batch.len();
     }
 
-    /// Whether the next transaction will be another, if it is not refused for good.
+    /// Whether the next transaction will differ, unless the pinhole is refused for good.
     fn learn(&mut self, outcome: &BatchOutcome) -> Result<bool, KernelError> {
         if is_there(outcome, self.permitted) {
             return Err(KernelError::Taken);

@@ -1,6 +1,6 @@
-//! Which processes read our queues, or those that the loaded table names.
+//! The processes that read our queues, or those of the loaded table.
 //!
-//! The kernel knows a reader by the port of its netlink socket, and `/proc` whose socket that is.
+//! The kernel knows a reader by the port of its netlink socket; `/proc` shows whose socket that is.
 
 use std::{collections::BTreeSet, fs, io, path::Path};
 
@@ -20,8 +20,8 @@ pub struct QueueReader {
     pub queue: u16,
 }
 
-/// The processes that read queues of `parameters`, or of the table that is loaded. Others' can be seen
-/// by root, and by who has their user and rights.
+/// The processes that read the queues of `parameters`, or of the loaded table. Root sees all of them; others see those
+/// with their own user and capabilities.
 pub fn readers(parameters: &RuleParameters) -> Result<Vec<QueueReader>, GatewayError> {
     let failed = |source| GatewayError::system("look for the readers of queues", source);
     let mut socket = Socket::open().map_err(failed)?;
@@ -43,14 +43,14 @@ pub fn readers(parameters: &RuleParameters) -> Result<Vec<QueueReader>, GatewayE
     Ok(readers)
 }
 
-/// What a process calls itself.
+/// The command name of a process.
 pub fn name(process: Pid) -> String {
     let path = format!("/proc/{}/comm", process.as_raw_nonzero());
     fs::read_to_string(path).map_or_else(|_| String::new(), |name| name.trim_end().to_owned())
 }
 
-/// The inode of the netfilter socket with this port. Columns (netlink_native_seq_show): address,
-/// protocol, port, and after others the inode.
+/// Inode of the netfilter socket with this port. Columns (netlink_native_seq_show): address, protocol, port, ...,
+/// inode.
 fn inode(sockets: &str, port: u32) -> Option<u64> {
     let protocol = libc::NETLINK_NETFILTER.to_string();
     let port = port.to_string();
@@ -76,7 +76,7 @@ fn owner(inode: u64) -> io::Result<Option<Pid>> {
     Ok(None)
 }
 
-/// Whether the process has it open, as far as that may be seen.
+/// Whether the process has it open, as far as that is visible.
 fn has_open(process: &Path, socket: &str) -> bool {
     let files = fs::read_dir(process.join("fd")).into_iter().flatten().flatten();
     files.filter_map(|file| fs::read_link(file.path()).ok()).any(|to| to == Path::new(socket))

@@ -1,7 +1,7 @@
-//! The rule files in `rules/`, with an operator's ports, queues and marks in them.
+//! The rule files in `rules/`, with the configured ports, queues and marks.
 //!
-//! The files are the source; this only replaces values in their text. It does not know whether
-//! the kernel takes them.
+//! The files are the source; this module only replaces values in their text. It does not know whether the kernel
+//! accepts them.
 
 use std::fmt::Write as _;
 
@@ -9,7 +9,7 @@ use super::helper::OWN_HELPER;
 pub use crate::gateway::parameters::TABLE;
 use crate::gateway::{Backend, QueueStatement, RuleParameters};
 
-/// Lines between `#if BACKEND` and the next such line, or `#end`, are for that back end alone.
+/// Lines between `#if BACKEND` and the next such line, or `#end`, belong to that back end.
 const NFTABLES: &str = include_str!("../../../rules/ftp-alg.nft.in");
 const IPTABLES: &str = include_str!("../../../rules/ftp-alg.iptables");
 const IP6TABLES: &str = include_str!("../../../rules/ftp-alg.ip6tables");
@@ -19,9 +19,8 @@ pub fn render(parameters: &RuleParameters) -> String {
     render_nftables(parameters, QueueStatement::Native)
 }
 
-/// As [`render`]; without the `queue` statements when `statement` is another. Chain `to_queue` then
-/// drops for [`QueueStatement::Xtables`], until the rule that queues takes that place: what it
-/// gets must never pass unseen.
+/// As [`render`], without `queue` statements unless `statement` is native. For [`QueueStatement::Xtables`] chain
+/// `to_queue` then drops, until the rule that queues replaces that: its packets must never pass unread.
 pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -> String {
     let mut text = String::with_capacity(NFTABLES.len() + 64);
     for line in lines_for(parameters.backend()) {
@@ -51,7 +50,7 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
     text
 }
 
-/// The lines of the nftables file that are for `backend`.
+/// The lines of the nftables file for `backend`.
 fn lines_for(backend: Backend) -> impl Iterator<Item = &'static str> {
     let mut is_for = true;
     NFTABLES.split_inclusive('\n').filter(move |line| {
@@ -63,7 +62,7 @@ fn lines_for(backend: Backend) -> impl Iterator<Item = &'static str> {
     })
 }
 
-/// Nftables rules with our own helper, which must be there when they are loaded.
+/// The rules with our own helper, which must exist when they are loaded.
 pub(super) fn with_own_helper(text: &str) -> String {
     text.replace("\"sane\"", &format!("\"{OWN_HELPER}\"")).replace("#helper: ", "")
 }
@@ -111,7 +110,7 @@ fn mark(bits: u32) -> String {
     format!("{bits:#010x}")
 }
 
-/// Replaces in one pass, as a new value may equal another's old one.
+/// Replaces all marks in one pass, because a new value may equal another's old one.
 fn replace_marks(line: &str, parameters: &RuleParameters) -> String {
     let mut rest = line;
     let mut text = String::with_capacity(line.len());
