@@ -240,13 +240,13 @@ impl Program {
         let Handover {
             flow,
             lines,
-            next_seq: next,
+            next_seq,
             login,
             translation,
-            announced_addresses: named,
+            announced_addresses: [announced_client, announced_server],
             zeros,
-            seq_offsets: shifts,
-            pinhole_lifetime: lifetime,
+            seq_offsets,
+            pinhole_lifetime,
         } = *handover;
         // Another worker took the connection back, and has not reported it yet.
         if self.flows.contains_key(&flow) {
@@ -262,10 +262,9 @@ impl Program {
             self.tuples.insert(tuple, (flow, side));
         }
         let [client, client_external, server, server_external] = ends;
-        let [announced_client, announced_server] = named;
         let handed = Flow {
             handed_over: true,
-            next_seq: next,
+            next_seq,
             line_count: lines,
             dialogue: match login {
                 LoginStage::NotGreeted => GREETING_DUE,
@@ -284,12 +283,12 @@ impl Program {
             passive_mark: 0,
             inspected_mark: 0,
             port_digits: u32::try_from(zeros.digits()).unwrap(),
-            seq_offsets: shifts.map(|shifts| {
-                shifts.map(|SequenceOffset { offset: by, first_seq: since }| (by, since))
+            seq_offsets: seq_offsets.map(|offsets| {
+                offsets.map(|SequenceOffset { offset, first_seq }| (offset, first_seq))
             }),
             pinhole: None,
             pinhole_line: 0,
-            pinhole_lifetime: u64::try_from(lifetime.as_nanos()).unwrap(),
+            pinhole_lifetime: u64::try_from(pinhole_lifetime.as_nanos()).unwrap(),
             last_line: [(0, Some(Vec::new())), (0, Some(Vec::new()))],
         };
         self.flows.insert(flow, handed);
@@ -317,11 +316,11 @@ impl Program {
     }
 
     /// Closes pinholes, unless they were consumed or replaced.
-    pub fn close_pinholes(&mut self, shut: &[FastPathPinholeClosing]) {
-        for FastPathPinholeClosing { pinhole, id: hole } in shut {
+    pub fn close_pinholes(&mut self, closings: &[FastPathPinholeClosing]) {
+        for FastPathPinholeClosing { pinhole, id } in closings {
             let Some(key) = key(pinhole.initiator, pinhole.arrival) else { continue };
-            let is_it = self.pinholes.get(&key) == Some(&hole.flow)
-                && self.opened.get(&key).is_some_and(|opened| opened.line == hole.line);
+            let is_it = self.pinholes.get(&key) == Some(&id.flow)
+                && self.opened.get(&key).is_some_and(|opened| opened.line == id.line);
             if is_it {
                 self.remove(key);
             }
