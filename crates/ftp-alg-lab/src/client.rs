@@ -14,7 +14,7 @@ use super::{Host, LabError, ProgramOutput, Result, Script, Server};
 /// The time limit for one operation of a client. If a packet is dropped, the client waits for this time.
 const LIMIT: Duration = Duration::from_secs(20);
 
-/// Who opens the data connection.
+/// Which end opens the data connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, strum::Display)]
 #[strum(serialize_all = "lowercase")]
 pub enum Mode {

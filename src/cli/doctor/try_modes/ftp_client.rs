@@ -75,7 +75,7 @@ impl FtpReply {
     }
 }
 
-/// Connects within [`CONNECT`].
+/// Connects within [`CONNECT_TIMEOUT`].
 pub(super) fn connect(to: SocketAddr) -> Result<TcpStream, FtpClientError> {
     let stream = TcpStream::connect_timeout(&to, CONNECT_TIMEOUT).map_err(|error| {
         FtpClientError::ConnectFailed {
