@@ -44,7 +44,7 @@ fn a_server_that_announces_its_inside_is_reached_where_the_client_dialled() {
             assert_eq!(host_port(session.got(6)).0, dialled, "{what}");
             assert_eq!(session.got(9), "the body\r\n", "{what}");
             let log = gateway.daemon.log();
-            let healed = format!("healed: the server is {server}, and means itself by {announced}");
+            let healed = format!("foreign address {announced} replaced: the server is {server}");
             assert!(log.contains(&healed), "{what}: {log}");
         }
     }
@@ -61,7 +61,7 @@ fn a_server_that_is_not_healed_gets_no_pinhole() {
     let client = gated_client(&lab.client, json!({"host": dialled, "steps": steps}));
     assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     assert_eq!(connect(&lab.client, &dialled, PASSIVE), "silent");
-    assert!(gateway.daemon.log().contains("no heal-address is set for it"));
+    assert!(gateway.daemon.log().contains("its [[server]] has no replace-foreign-address"));
     assert_eq!(client.release().got(6).trim_end(), "425 Gateway: not the server's address.");
 }
 

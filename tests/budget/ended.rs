@@ -35,7 +35,7 @@ fn the_one_that_held_much_for_longest_is_ended_and_both_its_ends_are_reset() {
     assert!(!wire.has(client) && (1..=last).all(|number| wire.has(numbered(number))));
     let said = wire.said();
     assert!(
-        said.contains("ended, both ends are reset") && said.contains("policy.memory"),
+        said.contains("session reset at both ends") && said.contains("policy.memory"),
         "{said}"
     );
     let [next, heard] = wire.next(client);

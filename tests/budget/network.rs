@@ -335,7 +335,9 @@ impl Wire {
     /// The last line of the log about a connection that was given up.
     pub fn said(&self) -> String {
         let mut lines = self.events.iter().rev().map(ToString::to_string);
-        let is_it = |line: &String| line.contains("ended, ") || line.contains("not followed");
+        let is_it = |line: &String| {
+            line.contains("session reset") || line.contains("max-sessions is reached")
+        };
         lines.find(is_it).unwrap_or_default()
     }
 }

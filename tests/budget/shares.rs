@@ -93,7 +93,7 @@ fn who_has_logged_in_and_is_still_counts_as_well_and_is_reset() {
     }
     assert_eq!(count(&wire, HOSTILE), MOST - MOST / 4);
     let said = wire.said();
-    assert!(said.contains("ended, both ends are reset: its client has more"), "{said}");
+    assert!(said.contains("session reset at both ends: its client has more"), "{said}");
     let resets = wire.resets();
     let (client, server) = (of(HOSTILE, 0), server(of(HOSTILE, 0)));
     assert!(resets.iter().any(|reset| reset.to == client), "{resets:?}");

@@ -114,7 +114,7 @@ fn those_that_hold_more_than_the_budget_are_ended_and_others_are_served() {
         scene.assert_transfer();
     }
     let log = daemon.log();
-    assert!(log.contains("ended, both ends are reset"), "{log}");
+    assert!(log.contains("session reset at both ends"), "{log}");
     let reset = lab.client2.shell("ss -tan state established '( dport = 2121 )' | wc -l").unwrap();
     let open: usize = reset.stdout_text().trim().parse().unwrap();
     println!("{open} of 300 are open; {}", daemon.status().unwrap());

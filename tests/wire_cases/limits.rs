@@ -173,6 +173,6 @@ fn sessions_are_limited() {
     assert_eq!(sim.kernel.opened, []);
     let counters = sim.engine().counters();
     assert_eq!(counters.uninspected, counters.packets);
-    assert!(said(&sim).iter().all(|said| said == "not followed: there are max-sessions"));
+    assert!(said(&sim).iter().all(|said| said == "not inspected: max-sessions is reached"));
     assert_eq!(said(&sim).len() as u64, counters.packets);
 }

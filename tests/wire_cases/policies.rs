@@ -61,8 +61,7 @@ fn a_healed_server_means_itself_whatever_it_announces() {
                 assert_eq!((pinhole.initiator, pinhole.arrival), (t.client.ip(), seen));
                 let decision = sim.decisions().pop().unwrap();
                 let ip = endpoint(named).ip();
-                let why =
-                    format!("healed: the server is {}, and means itself by {ip}", t.server.ip());
+                let why = format!("foreign address {ip} replaced: the server is {}", t.server.ip());
                 assert!(decision.ends_with(&why), "{decision}");
             }
         }
@@ -85,7 +84,10 @@ fn a_server_that_is_not_healed_is_refused_by_the_name_of_the_key() {
             assert_eq!(sim.kernel.opened, []);
             let decision = sim.decisions().pop().unwrap();
             assert!(decision.starts_with("refuse PASV "), "{decision}");
-            assert!(decision.ends_with("and no heal-address is set for it"), "{decision}");
+            assert!(
+                decision.ends_with("and its [[server]] has no replace-foreign-address"),
+                "{decision}"
+            );
         }
     });
 }
@@ -203,7 +205,7 @@ fn a_denied_port_is_refused_whoever_announces_it_and_never_chosen() {
         assert_eq!(sim.kernel.opened, []);
         for decision in sim.decisions() {
             assert!(decision.starts_with("refuse "), "{decision}");
-            assert!(decision.ends_with("is one of deny-ports"), "{decision}");
+            assert!(decision.ends_with("is in deny-ports"), "{decision}");
         }
         sim.kernel.taken.insert(3307);
         let heard = text(sim.say(Client, active(at(t.client, 3307)).as_bytes()));

@@ -55,9 +55,8 @@ impl Sessions {
         {
             counters.limits.sessions += 1;
             let age = self.epoch.timestamp(now).duration_since(control.first_seen).as_secs();
-            let text = format!(
-                "not followed any more, after {age} s, for a newer one: there are max-sessions"
-            );
+            let text =
+                format!("evicted after {age} s for a newer connection: max-sessions is reached");
             effects.events.push(control.event(EventKind::LimitReached(text.into())));
         }
         true
@@ -88,8 +87,9 @@ impl Sessions {
             counters.uninspected += 1;
             counters.unread.not_followed += 1;
             effects.events.push(
-                control
-                    .event(EventKind::LimitReached("not followed: there are max-sessions".into())),
+                control.event(EventKind::LimitReached(
+                    "not inspected: max-sessions is reached".into(),
+                )),
             );
             return None;
         }

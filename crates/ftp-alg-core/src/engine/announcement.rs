@@ -171,42 +171,42 @@ impl Connection<'_> {
         AnnouncementOutcome::Decided(self.record_decision(announced, Err(not_opened)))
     }
 
-    /// Decides about an announcement that the BPF program inspected, and for which it opened the pinhole `hole`. The
-    /// pinhole is taken over if that was correct.
+    /// Decides about an announcement that the BPF program inspected, and for which it opened the pinhole `fast_path`. The
+    /// session takes that over if the decision was correct.
     pub fn decide_fast_path_announcement(
         &mut self,
         announced: &AnnouncedLine,
-        opened_by: &mut Option<FastPathPinhole>,
+        fast_path: &mut Option<FastPathPinhole>,
     ) -> AnnouncementVerdict {
         let endpoint = self.announced_endpoint(announced);
-        let plan = match (*opened_by, endpoint) {
-            (Some(opened_by), Some(endpoint)) => {
-                self.plan(announced, endpoint).map(|plan| plan.map(|plan| (opened_by, plan)))
+        let plan = match (*fast_path, endpoint) {
+            (Some(fast_path), Some(endpoint)) => {
+                self.plan(announced, endpoint).map(|plan| plan.map(|plan| (fast_path, plan)))
             }
-            _ => Err(NotOpened::Ignore("the fast path opened nothing for it".into())),
+            _ => Err(NotOpened::Ignore("the fast path opened no pinhole for it".into())),
         };
         match plan {
-            Ok(Some((identity, PinholePlan { pinhole, announced_address, replaced_foreign }))) => {
-                *opened_by = None;
+            Ok(Some((id, PinholePlan { pinhole, announced_address, replaced_foreign }))) => {
+                *fast_path = None;
                 let (kind, lifetime) = (announced.kind, self.policy.pinhole_lifetime);
                 let client = self.control.client().ip();
-                let identity = (identity, self.now);
-                self.close_fast_path_pinholes("a later one replaced it");
+                let opened = (id, self.now);
+                self.close_fast_path_pinholes("a later pinhole replaced it");
                 let held = self.pinholes.hold_fast_path_pinhole(
-                    identity,
+                    opened,
                     self.index,
                     client,
                     (kind, lifetime),
                     pinhole,
                 );
-                let identity = self.hold_opened(held, announced_address, replaced_foreign);
-                self.record_decision(announced, Ok(identity))
+                let opened = self.hold_opened(held, announced_address, replaced_foreign);
+                self.record_decision(announced, Ok(opened))
             }
             Err(
                 NotOpened::Refuse(_, reason) | NotOpened::Ignore(reason) | NotOpened::Pass(reason),
             ) => self.record_decision(announced, Err(NotOpened::Pass(reason))),
             Ok(None) => {
-                let reason = "nothing is known of its translation";
+                let reason = "the connection's translation is unknown";
                 self.record_decision(announced, Err(NotOpened::Pass(reason.into())))
             }
         }
@@ -225,7 +225,7 @@ impl Connection<'_> {
         self.control.add_pinhole(held);
         if answered {
             let before = self.control.pinholes().len() - 1;
-            self.close_answered_before(before, Some("a later one replaced it"));
+            self.close_answered_before(before, Some("a later pinhole replaced it"));
         }
         OpenedPinhole { endpoint, replaced_foreign }
     }
@@ -256,7 +256,7 @@ impl Connection<'_> {
                 let reason = match endpoint.filter(|_| replaced_foreign) {
                     Some(endpoint) => {
                         let (own, ip) = (self.control.server().ip(), endpoint.ip());
-                        format!("healed: the server is {own}, and means itself by {ip}").into()
+                        format!("foreign address {ip} replaced: the server is {own}").into()
                     }
                     None if is_same => "both ends see the same endpoint".into(),
                     None => "the other end sees another endpoint".into(),
@@ -303,7 +303,7 @@ impl Connection<'_> {
     ) -> Result<Option<PinholePlan>, NotOpened> {
         let AnnouncedLine { kind, blocked_because: reason, .. } = *announced;
         if !announced.was_requested {
-            return Err(NotOpened::Ignore("it answers no PASV or EPSV".into()));
+            return Err(NotOpened::Ignore("the reply answers no PASV or EPSV".into()));
         }
         let Some(translation) = self.control.translation() else { return Ok(None) };
         let plan = plan(kind, endpoint, translation, self.policy)?;
@@ -314,7 +314,7 @@ impl Connection<'_> {
             return Err(NotOpened::Ignore("the server has not accepted a login".into()));
         }
         if announced.is_epsv_only && kind != Kind::Epsv {
-            let reason = "the client has bound itself to EPSV (EPSV ALL)";
+            let reason = "the client has sent EPSV ALL, so only EPSV is allowed";
             return Err(NotOpened::Refuse(Reason::EpsvOnly, reason.into()));
         }
         if self.control.pinholes().len() >= MAX_PER_SESSION {
@@ -334,7 +334,7 @@ impl Connection<'_> {
         let PinholePlan { pinhole, announced_address, replaced_foreign } = plan;
         let room = self.room_for_port(announced, announced_address);
         let Some(translation) = self.control.translation() else {
-            return Err(NotOpened::Ignore("nothing is known of its translation".into()));
+            return Err(NotOpened::Ignore("the connection's translation is unknown".into()));
         };
         let format =
             PortFormat { kind: announced.kind, room, zeros: self.allowed_zeros(announced) };
@@ -420,7 +420,11 @@ fn plan(
     let sender = is_own || replaced_foreign;
     if !sender && policy.foreign == ForeignAddress::Refuse {
         let ip = announced.ip();
-        let hint = if kind.is_active() { "" } else { ", and no heal-address is set for it" };
+        let hint = if kind.is_active() {
+            ""
+        } else {
+            ", and its [[server]] has no replace-foreign-address"
+        };
         let reason = format!("{ip} is not the sender's address {own}{hint}").into();
         // A public server that announces a private address. Many clients then connect to the address that they used for
         // the control connection (curl, lftp, FileZilla). That works if the firewall allows it.
@@ -432,11 +436,11 @@ fn plan(
     }
     if announced.port() < policy.min_data_port {
         let (port, minimum) = (announced.port(), policy.min_data_port);
-        let reason = format!("port {port} in {kind} is below the minimum {minimum}");
+        let reason = format!("port {port} in {kind} is below min-data-port {minimum}");
         return Err(NotOpened::Refuse(Reason::LowPort, reason.into()));
     }
     if policy.denies(announced.port()) {
-        let reason = format!("port {} in {kind} is one of deny-ports", announced.port());
+        let reason = format!("port {} in {kind} is in deny-ports", announced.port());
         return Err(NotOpened::Refuse(Reason::DeniedPort, reason.into()));
     }
     let (target, arrival, announced_address) =
@@ -529,7 +533,7 @@ mod tests {
     }
 
     #[test]
-    fn a_healed_servers_public_address_stays_only_where_the_dialled_one_leads_nowhere() {
+    fn a_public_address_is_announced_if_the_control_address_is_internal() {
         let ip = |text: &str| -> IpAddr { text.parse().unwrap() };
         for (dialled, announced, announced_address) in [
             // Behind a cloud's 1:1 NAT, the gateway sees only the private address.
@@ -550,7 +554,7 @@ mod tests {
     }
 
     #[test]
-    fn internal_addresses_are_told_from_public_ones() {
+    fn internal_and_public_addresses_are_distinguished() {
         let internal = [
             "0.0.0.0",
             "0.1.2.3",

@@ -156,7 +156,7 @@ impl Engine {
         if purpose == Purpose::NotInspected {
             match answer {
                 Ok(_) => effects.events.push(event(EventKind::StateChanged(
-                    "left alone: its [[network]] is not inspected",
+                    "not inspected: its [[network]] has inspect = false",
                 ))),
                 // The queue mode is set with its next packet.
                 Err(KernelError::Unknown) => {}

@@ -260,7 +260,7 @@ impl Sessions {
         let Some((_, idle, slot)) = found else { return false };
         counters.limits.client_sessions += 1;
         let reason = format!(
-            "its client has more than its share of max-sessions, and it was still for {} s",
+            "its client has more than its share of max-sessions, and this session was idle for {} s",
             idle.as_secs()
         );
         self.reset_session(slot, reason, effects);

@@ -72,7 +72,7 @@ impl Connection<'_> {
             DialogueEvent::NotFtpClient => {
                 self.close_all_pinholes("the connection is not FTP");
                 self.push_event(EventKind::StateChanged(
-                    "not FTP: nothing is opened any more; what is refused is refused",
+                    "the client does not speak FTP: no pinhole is opened any more, refusals continue",
                 ));
             }
             DialogueEvent::Encrypted => {
@@ -85,7 +85,7 @@ impl Connection<'_> {
             DialogueEvent::PacketsMissed => {
                 self.counters.unread_sessions += 1;
                 self.push_event(EventKind::StateChanged(
-                    "packets were missed: nothing is opened any more",
+                    "packets were missed: no pinhole is opened any more",
                 ));
             }
         }
@@ -100,29 +100,30 @@ impl Connection<'_> {
         self.push_event(EventKind::CommandRefused(match line {
             RefusedLine::Auth => "AUTH: policy.auth-tls is \"refuse\"",
             RefusedLine::Ambiguous => {
-                "PORT, EPRT or AUTH: Telnet commands, a bare CR or LF or a NUL hide it from some servers"
+                "PORT, EPRT or AUTH: the line is ambiguous, because of Telnet commands, a bare CR or LF, or a NUL"
             }
             RefusedLine::Overlong => "PORT or EPRT: the line is longer than 512 bytes",
-            RefusedLine::Urgent => "a line that is another command without its urgent byte",
+            RefusedLine::Urgent => "a line with urgent data: it is another command without its urgent byte",
         }));
     }
 
     fn record_limit(&mut self, limit: SessionLimit) {
         let limits = &mut self.counters.limits;
         let (counter, text) = match limit {
-            SessionLimit::Reply => (
-                &mut limits.line,
-                "nothing is opened for a 227 or 229: its line is longer than 512 bytes",
+            SessionLimit::Reply => {
+                (&mut limits.line, "no pinhole for a 227 or 229: the line is longer than 512 bytes")
+            }
+            SessionLimit::Rewrites => (
+                &mut limits.rewrites,
+                "64 rewrites are unacknowledged: further data must be retransmitted",
             ),
-            SessionLimit::Rewrites => {
-                (&mut limits.rewrites, "a segment waits: 64 rewrites are not acknowledged")
-            }
-            SessionLimit::UnacknowledgedData => {
-                (&mut limits.unacknowledged_data, "a segment waits: 64 KiB are not acknowledged")
-            }
+            SessionLimit::UnacknowledgedData => (
+                &mut limits.unacknowledged_data,
+                "64 KiB are unacknowledged: further data must be retransmitted",
+            ),
             SessionLimit::Commands => (
                 &mut limits.commands,
-                "too many commands wait for replies: those to the oldest open nothing",
+                "too many pending commands: replies to the oldest open no pinhole",
             ),
         };
         *counter += 1;

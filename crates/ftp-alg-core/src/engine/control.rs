@@ -416,12 +416,12 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_entry_of_the_table_takes_four_cache_lines() {
+    fn a_table_entry_takes_four_cache_lines() {
         assert_eq!(size_of::<Option<Entry>>(), 256);
     }
 
     #[test]
-    fn ends_and_moments_are_what_they_were_made_of() {
+    fn endpoints_and_timestamps_convert_without_loss() {
         for (client, server) in [
             ("10.0.0.1:4000", "203.0.113.9:21"),
             ("[::1]:4000", "[::1]:21"),

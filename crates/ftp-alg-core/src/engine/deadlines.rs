@@ -27,7 +27,7 @@ impl Deadlines {
         }
     }
 
-    /// Removes a deadline that has passed by `now`. Returns its owner.
+    /// Removes a deadline that is due at `now`. Returns its owner.
     pub fn take_due(&mut self, now: Instant) -> Option<u32> {
         let Reverse((at, owner)) = *self.queue.peek().filter(|Reverse((at, _))| *at <= now)?;
         self.queue.pop();
@@ -50,7 +50,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn there_is_one_deadline_of_each_owner_however_many_are_added() {
+    fn each_owner_has_one_deadline_however_many_are_added() {
         let (start, mut deadlines) = (Instant::now(), Deadlines::default());
         let after = |seconds| start + Duration::from_secs(seconds);
         for second in 0..10_000 {
@@ -65,7 +65,7 @@ mod tests {
     }
 
     #[test]
-    fn an_earlier_one_comes_first_and_the_later_one_still_comes() {
+    fn a_later_deadline_remains_after_an_earlier_one() {
         let (start, mut deadlines) = (Instant::now(), Deadlines::default());
         let after = |seconds| start + Duration::from_secs(seconds);
         deadlines.add(after(30), 7);

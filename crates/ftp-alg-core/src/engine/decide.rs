@@ -164,7 +164,7 @@ impl Engine {
         let Ok(packet) = Packet::parse(bytes).map(|packet| packet.with_offload(meta.offload))
         else {
             self.counters.malformed += 1;
-            self.pass_unread(bytes, |unread| &mut unread.malformed, "it cannot be read");
+            self.pass_unread(bytes, |unread| &mut unread.malformed, "not a complete TCP packet");
             return ACCEPT;
         };
         let has_checksum = self.checksums == Checksums::Verify && !meta.offload.lacks_checksum;
@@ -201,7 +201,7 @@ impl Engine {
             Some((index, self.sessions.table.get_mut(index)?.control.side_of(source)))
         });
         let Some((index, from)) = known else {
-            trace_unread(bytes, "no session follows it");
+            trace_unread(bytes, "no session for it");
             return ACCEPT;
         };
         let timestamp = self.sessions.epoch.timestamp(now);
@@ -218,7 +218,7 @@ impl Engine {
             session.dialogue().phase() == Phase::NotGreeted && control.incarnation().is_none();
         if is_ungreeted && !packet.has(flags::SYN) && !session.is_in_window(from, &packet) {
             // The session started with a spoofed SYN-ACK; this packet belongs to another connection.
-            let reason = "it is of another connection than the one that is followed";
+            let reason = "it belongs to another connection on the endpoints of a session";
             self.pass_unread(bytes, |unread| &mut unread.other_connection, reason);
             return ACCEPT;
         }
@@ -230,7 +230,7 @@ impl Engine {
         self.inspect_packet(now, (queued, &packet, from), None, context, effects)
     }
 
-    /// Has the session read a packet, with the `answer` to its pending line if there is one.
+    /// Passes a packet to its session, with the `answer` to its pending line if there is one.
     #[inline]
     fn inspect_packet(
         &mut self,
@@ -318,12 +318,12 @@ impl Engine {
             awaits_probe,
         );
         let connection_flags = flags::FIN | flags::RST | flags::SYN;
-        let may_matter = is_new || packet.flags() & connection_flags != 0;
+        let may_change_session = is_new || packet.flags() & connection_flags != 0;
         let is_dropped = matches!(outcome.action, ForwardAction::Drop(_));
         let is_counted = should_count_memory(session, control) || should_count(session, control);
         if needs_none {
             self.sessions.remove(index);
-        } else if may_matter && !is_dropped {
+        } else if may_change_session && !is_dropped {
             // Other changes need no record, because the next packet repeats them.
             self.sessions.mark_changed(index);
         }

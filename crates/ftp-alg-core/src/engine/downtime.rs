@@ -27,7 +27,7 @@ impl Engine {
             effects.injections.retain(|injection| injection.session.id != id);
             self.counters.unread_sessions += 1;
             effects.events.push(control.event(EventKind::StateChanged(
-                "packets passed by while it was decided: nothing is opened any more",
+                "downtime: packets may have passed unread, so no pinhole is opened any more",
             )));
             renew_queue_mode(effects, index, control, QueueMode::Selected, Purpose::Session);
             if !matches!(released.verdict, Verdict::Drop(_)) {
@@ -48,7 +48,7 @@ impl Engine {
         }
     }
 
-    /// Records the same for one session.
+    /// Records that packets of one session may have passed unread, unless all its packets are queued.
     pub(super) fn record_session_downtime(&mut self, session: SessionRef) {
         if self.sessions.table.get_session(session.index, session.id).is_some() {
             self.record_downtime_at(session.index);

@@ -91,18 +91,18 @@ impl fmt::Display for Event {
         write!(f, "#{} {} -> {}: ", self.session, self.client, self.server)?;
         match &self.kind {
             EventKind::Announcement(decision) => decision.fmt(f),
-            EventKind::UnreadableReply(text) => write!(f, "pass \"{text}\": it names no endpoint"),
-            EventKind::PinholeClosed(pinhole, why) => write!(f, "closed pinhole {pinhole}: {why}"),
+            EventKind::UnreadableReply(text) => write!(f, "pass \"{text}\": the reply names no endpoint"),
+            EventKind::PinholeClosed(pinhole, reason) => write!(f, "pinhole closed: {pinhole}: {reason}"),
             EventKind::PinholeExpired(pinhole, kind) => {
-                write!(f, "closed pinhole {pinhole} for {kind}: nobody connected in time")
+                write!(f, "pinhole expired: {pinhole} for {kind}: no data connection arrived in time")
             }
             EventKind::Encrypted => f.write_str(
-                "encrypted: nothing is opened or rewritten for its data connections, as it cannot be read; open the \
-                 server's passive ports in the firewall, or have clients use plain FTP by [policy] auth-tls = \"refuse\"",
+                "encrypted: the dialogue cannot be read, so no pinhole is opened and nothing is rewritten; open the server's \
+                 passive ports in the firewall, or set [policy] auth-tls = \"refuse\" so that clients use plain FTP",
             ),
             EventKind::CommandRefused(what) => write!(f, "refuse {what}"),
             EventKind::LimitReached(what) => f.write_str(what),
-            EventKind::Reset(why) => write!(f, "ended, both ends are reset: {why}"),
+            EventKind::Reset(reason) => write!(f, "session reset at both ends: {reason}"),
             EventKind::StateChanged(what) => f.write_str(what),
             EventKind::KernelRefused(what) => write!(f, "failed: {what}"),
         }

@@ -164,7 +164,7 @@ impl Engine {
         if let Some(Entry { session, control }) = self.sessions.table.get_mut(index) {
             session.record_downtime();
             effects.events.push(control.event(EventKind::KernelRefused(
-                "the fast path judged a line otherwise than the engine; please report this".into(),
+                "the fast path passed a line that the engine would have decided differently; please report this".into(),
             )));
         }
     }

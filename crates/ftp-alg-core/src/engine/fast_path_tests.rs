@@ -42,12 +42,12 @@ impl Conversation {
     }
 
     /// Passes line `number` from the fast path to the engine.
-    fn judged(&mut self, number: u32, said: (Side, &str), opened: bool) {
-        self.judged_with(number, said, opened, None);
+    fn fast_path_line(&mut self, number: u32, said: (Side, &str), opened: bool) {
+        self.fast_path_line_with(number, said, opened, None);
     }
 
     /// The same, with the line whose pinhole was found consumed.
-    fn judged_with(
+    fn fast_path_line_with(
         &mut self,
         number: u32,
         (side, text): (Side, &str),
@@ -89,7 +89,7 @@ impl Conversation {
 }
 
 #[test]
-fn a_connection_at_rest_is_handed_over_with_all_that_the_program_needs() {
+fn an_idle_connection_is_handed_over_with_its_state() {
     let talk = Conversation::handed_over();
     let [FlowChange::Handover(handover)] = talk.gateway.kernel.changes[..] else { panic!() };
     assert_eq!(
@@ -109,7 +109,7 @@ fn a_connection_at_rest_is_handed_over_with_all_that_the_program_needs() {
 }
 
 #[test]
-fn a_login_hands_over_if_the_translation_is_known() {
+fn a_login_triggers_a_handover_if_the_translation_is_known() {
     for translation in [None, Some(())] {
         let mut talk = Conversation::through(
             Engine::new(Policy::default(), Checksums::Verify),
@@ -131,19 +131,23 @@ fn a_login_hands_over_if_the_translation_is_known() {
 }
 
 #[test]
-fn what_is_judged_counts_as_what_is_queued() {
+fn fast_path_lines_count_like_queued_lines() {
     let mut talk = Conversation::handed_over();
-    talk.judged(1, (Side::Client, "RETR one\r\n"), false);
-    talk.judged(2, (Side::Server, "150 here\r\n"), false);
+    talk.fast_path_line(1, (Side::Client, "RETR one\r\n"), false);
+    talk.fast_path_line(2, (Side::Server, "150 here\r\n"), false);
     assert!(talk.pinholes().is_empty(), "{:?}", talk.pinholes());
-    talk.judged(3, (Side::Server, "226 done\r\n"), false);
-    talk.judged(4, PASV[0], false);
-    talk.judged(5, (Side::Server, "227 Entering Passive Mode (203,0,113,9,78,53)\r\n"), true);
+    talk.fast_path_line(3, (Side::Server, "226 done\r\n"), false);
+    talk.fast_path_line(4, PASV[0], false);
+    talk.fast_path_line(
+        5,
+        (Side::Server, "227 Entering Passive Mode (203,0,113,9,78,53)\r\n"),
+        true,
+    );
     // From the client's address as the server sees it.
     let passive = "PASV 192.168.150.80 -> 203.0.113.9:20021 (from 198.51.100.1)";
     assert_eq!(talk.pinholes(), [passive]);
-    talk.judged(6, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
-    talk.judged(7, (Side::Server, "200 PORT command successful\r\n"), false);
+    talk.fast_path_line(6, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
+    talk.fast_path_line(7, (Side::Server, "200 PORT command successful\r\n"), false);
     let active = "PORT 203.0.113.9 -> 198.51.100.1:1025 (to 192.168.150.80:1025)";
     assert_eq!(talk.pinholes(), [active]);
     let counters = talk.gateway.engine.counters();
@@ -156,7 +160,8 @@ fn what_is_judged_counts_as_what_is_queued() {
     // The rules had only the first one; the BPF program had those that were replaced.
     talk.gateway.expire(talk.now);
     assert_eq!(talk.gateway.kernel.open.len(), 0);
-    let holes: Vec<_> = talk.gateway.kernel.shut.iter().map(|shut| shut.id).collect();
+    let holes: Vec<_> =
+        talk.gateway.kernel.fast_path_closings.iter().map(|closing| closing.id).collect();
     assert_eq!(holes, [FastPathPinhole { flow: 1, line: 5 }]);
 }
 
@@ -164,11 +169,15 @@ fn what_is_judged_counts_as_what_is_queued() {
 fn a_pinhole_expires_before_a_later_line_replaces_it() {
     let mut talk = Conversation::handed_over();
     let lifetime = talk.gateway.engine.sessions.policy().pinhole_lifetime;
-    talk.judged(1, PASV[0], false);
-    talk.judged(2, (Side::Server, "227 Entering Passive Mode (203,0,113,9,78,53)\r\n"), true);
+    talk.fast_path_line(1, PASV[0], false);
+    talk.fast_path_line(
+        2,
+        (Side::Server, "227 Entering Passive Mode (203,0,113,9,78,53)\r\n"),
+        true,
+    );
     // No deadline was checked since.
     talk.now += lifetime;
-    talk.judged(3, PASV[0], false);
+    talk.fast_path_line(3, PASV[0], false);
     let (events, _) = talk.gateway.take_events();
     assert!(
         events.iter().any(|event| matches!(event.kind, EventKind::PinholeExpired(..))),
@@ -178,23 +187,28 @@ fn a_pinhole_expires_before_a_later_line_replaces_it() {
 }
 
 #[test]
-fn a_pinhole_that_was_consumed_is_not_closed_in_the_program() {
+fn a_consumed_pinhole_is_not_closed_in_the_bpf_program() {
     for (consumed, closed) in [(None, Some(2)), (Some(2), None), (Some(1), Some(2))] {
         let mut talk = Conversation::handed_over();
-        talk.judged(1, PASV[0], false);
-        talk.judged(2, (Side::Server, "227 Entering Passive Mode (203,0,113,9,78,53)\r\n"), true);
-        talk.judged(3, (Side::Client, "RETR one\r\n"), false);
-        talk.judged(4, (Side::Server, "150 here\r\n"), false);
-        talk.judged_with(5, (Side::Server, "226 done\r\n"), false, consumed);
+        talk.fast_path_line(1, PASV[0], false);
+        talk.fast_path_line(
+            2,
+            (Side::Server, "227 Entering Passive Mode (203,0,113,9,78,53)\r\n"),
+            true,
+        );
+        talk.fast_path_line(3, (Side::Client, "RETR one\r\n"), false);
+        talk.fast_path_line(4, (Side::Server, "150 here\r\n"), false);
+        talk.fast_path_line_with(5, (Side::Server, "226 done\r\n"), false, consumed);
         assert!(talk.pinholes().is_empty());
         talk.gateway.expire(talk.now); // closes what is spent
-        let shut = talk.gateway.kernel.shut.iter().map(|shut| shut.id.line).next();
+        let shut =
+            talk.gateway.kernel.fast_path_closings.iter().map(|closing| closing.id.line).next();
         assert_eq!(shut, closed, "{consumed:?}");
     }
 }
 
 #[test]
-fn a_connection_with_a_pinhole_of_rules_is_handed_over_when_its_transfer_is_over() {
+fn a_connection_with_a_rules_pinhole_is_handed_over_after_its_transfer() {
     let mut talk = Conversation::masqueraded().log_in();
     talk.gateway.engine.sessions.set_uses_fast_path(true);
     talk.say_all(&PASV);
@@ -205,11 +219,11 @@ fn a_connection_with_a_pinhole_of_rules_is_handed_over_when_its_transfer_is_over
 }
 
 #[test]
-fn a_packet_that_is_queued_takes_the_connection_back_and_goes_on() {
+fn a_queued_packet_takes_the_connection_back_and_is_forwarded() {
     let mut talk = Conversation::handed_over();
-    talk.judged(1, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
-    let (fate, _) = talk.say(Side::Server, "500 no\r\n");
-    assert_eq!(fate, PacketOutcome::Accept);
+    talk.fast_path_line(1, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
+    let (outcome, _) = talk.say(Side::Server, "500 no\r\n");
+    assert_eq!(outcome, PacketOutcome::Accept);
     let [_, FlowChange::Withdraw(taken), FlowChange::Handover(again)] =
         talk.gateway.kernel.changes[..]
     else {
@@ -217,41 +231,54 @@ fn a_packet_that_is_queued_takes_the_connection_back_and_goes_on() {
     };
     assert_eq!((taken.flow, again.flow, again.lines, again.next_seq), (1, 1, 1, talk.next));
     // Refused, so its pinhole is closed.
-    assert_eq!(talk.gateway.kernel.shut.last().unwrap().id, FastPathPinhole { flow: 1, line: 1 });
+    assert_eq!(
+        talk.gateway.kernel.fast_path_closings.last().unwrap().id,
+        FastPathPinhole { flow: 1, line: 1 }
+    );
     assert!(talk.pinholes().is_empty());
 }
 
 #[test]
-fn a_line_sent_again_after_it_was_judged_is_the_same() {
+fn a_retransmitted_fast_path_line_is_forwarded_unchanged() {
     let mut talk = Conversation::handed_over();
     let (seq, line) = (talk.next[0], "PORT 192,168,150,80,4,1\r\n");
     let packet = talk.build(Side::Client, seq, line.as_bytes(), false);
-    talk.judged(1, (Side::Client, line), true);
-    let (fate, heard) = talk.hand(&packet);
-    assert_eq!((fate, heard.as_str()), (PacketOutcome::Replace, "PORT 198,51,100,1,4,001\r\n"));
+    talk.fast_path_line(1, (Side::Client, line), true);
+    let (outcome, forwarded) = talk.pass(&packet);
+    assert_eq!(
+        (outcome, forwarded.as_str()),
+        (PacketOutcome::Replace, "PORT 198,51,100,1,4,001\r\n")
+    );
     assert_eq!(talk.pinholes().len(), 1);
     let other = talk.build(Side::Client, seq, b"PORT 192,168,150,80,9,9\r\n", false);
-    assert_eq!(talk.hand(&other).1, "PORT 198,51,100,1,4,001\r\n");
+    assert_eq!(talk.pass(&other).1, "PORT 198,51,100,1,4,001\r\n");
 }
 
 #[test]
-fn a_connection_that_both_sides_end_is_over_with_its_pinholes() {
+fn two_fast_path_fins_end_the_session_and_its_pinholes() {
     let mut talk = Conversation::handed_over();
-    talk.judged(1, PASV[0], false);
-    talk.judged(2, (Side::Server, "227 Entering Passive Mode (203,0,113,9,78,53)\r\n"), true);
-    talk.judged(3, (Side::Client, "QUIT\r\n"), false);
-    talk.judged(4, (Side::Server, "221 bye\r\n"), false);
-    talk.judged(5, (Side::Server, ""), false);
+    talk.fast_path_line(1, PASV[0], false);
+    talk.fast_path_line(
+        2,
+        (Side::Server, "227 Entering Passive Mode (203,0,113,9,78,53)\r\n"),
+        true,
+    );
+    talk.fast_path_line(3, (Side::Client, "QUIT\r\n"), false);
+    talk.fast_path_line(4, (Side::Server, "221 bye\r\n"), false);
+    talk.fast_path_line(5, (Side::Server, ""), false);
     assert!(talk.is_handed_over() && talk.pinholes().len() == 1);
-    talk.judged(6, (Side::Client, ""), false);
+    talk.fast_path_line(6, (Side::Client, ""), false);
     assert!(!talk.is_handed_over() && talk.pinholes().is_empty());
-    assert_eq!(talk.gateway.kernel.shut.last().unwrap().id, FastPathPinhole { flow: 1, line: 2 });
+    assert_eq!(
+        talk.gateway.kernel.fast_path_closings.last().unwrap().id,
+        FastPathPinhole { flow: 1, line: 2 }
+    );
     let counters = talk.gateway.engine.counters();
     assert_eq!((counters.fast_path_lines, counters.fast_path_mismatches), (6, 0));
 }
 
 #[test]
-fn a_connection_of_which_nothing_is_judged_is_handed_over_three_times() {
+fn a_connection_without_fast_path_lines_is_handed_over_three_times() {
     let mut talk = Conversation::handed_over();
     for _ in 0..5 {
         talk.say_all(&[(Side::Client, "NOOP\r\n"), (Side::Server, "200 fine\r\n")]);
@@ -262,16 +289,16 @@ fn a_connection_of_which_nothing_is_judged_is_handed_over_three_times() {
 }
 
 #[test]
-fn lines_that_were_read_before_are_not_read_again() {
+fn a_line_that_was_read_before_is_ignored() {
     let mut talk = Conversation::handed_over();
-    talk.judged(1, (Side::Client, "NOOP\r\n"), false);
+    talk.fast_path_line(1, (Side::Client, "NOOP\r\n"), false);
     let before = talk.gateway.engine.counters();
-    talk.judged(1, (Side::Client, "NOOP\r\n"), false);
+    talk.fast_path_line(1, (Side::Client, "NOOP\r\n"), false);
     assert_eq!(talk.gateway.engine.counters(), before);
 }
 
 #[test]
-fn a_line_that_is_judged_otherwise_ends_the_judging() {
+fn a_mismatch_takes_the_connection_back() {
     for (line, opened) in [
         // Another host's address: the engine would have refused it.
         ("PORT 192,168,150,81,4,1\r\n", true),
@@ -281,17 +308,17 @@ fn a_line_that_is_judged_otherwise_ends_the_judging() {
         ("AUTH TLS\r\n", true),
     ] {
         let mut talk = Conversation::handed_over();
-        talk.judged(1, (Side::Client, line), opened);
+        talk.fast_path_line(1, (Side::Client, line), opened);
         assert!(!talk.is_handed_over(), "{line}");
         assert_eq!(talk.gateway.engine.counters().fast_path_mismatches, 1, "{line}");
     }
 }
 
 #[test]
-fn a_session_is_restored_as_it_is_judged() {
+fn a_session_on_the_fast_path_is_restored() {
     let mut talk = Conversation::handed_over();
     talk.gateway.engine.sessions.track_changes(talk.now);
-    talk.judged(1, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
+    talk.fast_path_line(1, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
     let journal = std::mem::take(&mut talk.gateway.journal);
     let mut next = Engine::new(Policy::default(), Checksums::Verify);
     let records = journal.iter().map(Vec::as_slice);
@@ -299,9 +326,9 @@ fn a_session_is_restored_as_it_is_judged() {
     next.sessions.set_uses_fast_path(true);
     talk.gateway.engine = next;
     assert!(talk.is_handed_over());
-    talk.judged(2, (Side::Server, "200 fine\r\n"), false);
-    talk.judged(3, (Side::Client, "RETR one\r\n"), false);
-    talk.judged(4, (Side::Server, "150 here\r\n"), false);
+    talk.fast_path_line(2, (Side::Server, "200 fine\r\n"), false);
+    talk.fast_path_line(3, (Side::Client, "RETR one\r\n"), false);
+    talk.fast_path_line(4, (Side::Server, "150 here\r\n"), false);
     let counters = talk.gateway.engine.counters();
     assert_eq!(
         (counters.fast_path_lines, counters.fast_path_mismatches, counters.unread_sessions),
@@ -313,7 +340,7 @@ fn a_session_is_restored_as_it_is_judged() {
 }
 
 #[test]
-fn its_client_has_no_more_pinholes_for_it() {
+fn a_handover_respects_the_clients_pinhole_limit() {
     // Half of the limit.
     let policy = Policy { max_pinholes_per_client: 2, ..Policy::default() };
     let engine = Engine::new(policy, Checksums::Verify);
@@ -327,7 +354,7 @@ fn its_client_has_no_more_pinholes_for_it() {
 }
 
 #[test]
-fn whoever_ends_it_or_changes_the_policy_takes_it_back() {
+fn a_policy_change_or_removal_takes_the_connection_back() {
     let mut talk = Conversation::handed_over();
     talk.gateway.run(talk.now, |engine, _| engine.sessions.set_policy(Policy::default()));
     assert!(matches!(talk.gateway.kernel.changes[..], [_, FlowChange::Withdraw(_)]));
@@ -338,45 +365,49 @@ fn whoever_ends_it_or_changes_the_policy_takes_it_back() {
 }
 
 #[test]
-fn a_pinhole_of_the_program_is_replaced_by_its_next_one() {
+fn the_next_fast_path_pinhole_replaces_the_previous_one() {
     let mut talk = Conversation::handed_over();
-    talk.judged(1, PASV[0], false);
-    talk.judged(2, (Side::Server, "227 Entering Passive Mode (203,0,113,9,78,53)\r\n"), true);
+    talk.fast_path_line(1, PASV[0], false);
+    talk.fast_path_line(
+        2,
+        (Side::Server, "227 Entering Passive Mode (203,0,113,9,78,53)\r\n"),
+        true,
+    );
     // The BPF program closes its open pinhole when the client announces another one, whatever the server replies.
-    talk.judged(3, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
+    talk.fast_path_line(3, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
     talk.say(Side::Server, "500 no\r\n");
     assert!(talk.pinholes().is_empty(), "{:?}", talk.pinholes());
     assert_eq!(talk.gateway.engine.sessions.fast_path_pinholes().count(), 0);
 }
 
 #[test]
-fn a_pinhole_of_the_program_is_closed_before_a_rule_has_its_port() {
+fn a_fast_path_pinhole_is_closed_before_the_rules_reuse_its_port() {
     let mut talk = Conversation::handed_over();
-    talk.judged(1, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
-    talk.judged(2, (Side::Server, "200 fine\r\n"), false);
+    talk.fast_path_line(1, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
+    talk.fast_path_line(2, (Side::Server, "200 fine\r\n"), false);
     let hole = FastPathPinhole { flow: 1, line: 1 };
     assert_eq!(talk.gateway.engine.sessions.fast_path_pinholes().collect::<Vec<_>>(), [hole]);
     let packet = talk.build(Side::Client, talk.next[0], b"PORT 192,168,150,80,4,1\r\n", false);
-    assert!(talk.gateway.kernel.shut.iter().all(|shut| shut.id != hole));
-    assert_eq!(talk.hand(&packet).1, "PORT 198,51,100,1,4,001\r\n");
+    assert!(talk.gateway.kernel.fast_path_closings.iter().all(|closing| closing.id != hole));
+    assert_eq!(talk.pass(&packet).1, "PORT 198,51,100,1,4,001\r\n");
     // The session holds it until the server replies.
-    assert_eq!(talk.gateway.kernel.shut.last().map(|shut| shut.id), Some(hole));
+    assert_eq!(talk.gateway.kernel.fast_path_closings.last().map(|closing| closing.id), Some(hole));
 }
 
 #[test]
-fn a_length_is_kept_by_another_port_once_where_lines_are_judged() {
-    for is_judged in [false, true] {
+fn a_fast_path_connection_gets_another_port_for_its_length_once() {
+    for is_on_fast_path in [false, true] {
         let mut talk = Conversation::handed_over_from("192.168.1.8");
-        if is_judged {
-            talk.judged(1, (Side::Client, "NOOP\r\n"), false);
-            talk.judged(2, (Side::Server, "200 ok\r\n"), false);
+        if is_on_fast_path {
+            talk.fast_path_line(1, (Side::Client, "NOOP\r\n"), false);
+            talk.fast_path_line(2, (Side::Server, "200 ok\r\n"), false);
         }
         for (round, port) in (80..84).enumerate() {
             let line = format!("PORT 192,168,1,8,195,{port}\r\n");
             let (_, rewritten) = talk.say(Side::Client, &line);
             let own = format!("PORT 198,51,100,1,195,{port}\r\n");
-            let is_long = is_judged && round > 0;
-            assert_eq!(rewritten == own, is_long, "{is_judged}, {round}: {rewritten}");
+            let is_long = is_on_fast_path && round > 0;
+            assert_eq!(rewritten == own, is_long, "{is_on_fast_path}, {round}: {rewritten}");
             assert_eq!(rewritten.len(), line.len() + usize::from(is_long), "{rewritten}");
             talk.say_all(&[(Side::Server, "200 ok\r\n"), (Side::Client, "NOOP\r\n")]);
         }
@@ -384,7 +415,7 @@ fn a_length_is_kept_by_another_port_once_where_lines_are_judged() {
 }
 
 #[test]
-fn changes_are_told_in_the_order_in_which_they_were_decided() {
+fn flow_changes_are_sent_in_the_order_of_the_decisions() {
     let talk = Conversation::handed_over();
     let [over] = talk.gateway.kernel.changes[..] else { panic!() };
     let FlowChange::Handover(Handover { flow, translation, .. }) = over else { panic!() };
@@ -399,15 +430,15 @@ fn changes_are_told_in_the_order_in_which_they_were_decided() {
 }
 
 /// A connection that its SYN-ACK hands over.
-fn silent() -> Conversation {
+fn ungreeted() -> Conversation {
     let mut engine = Engine::new(Policy::default(), Checksums::Verify);
     engine.sessions.set_uses_fast_path(true);
     Conversation::through(engine, "192.168.150.80")
 }
 
 #[test]
-fn a_connection_is_handed_over_before_its_server_greets() {
-    let mut talk = silent();
+fn a_connection_is_handed_over_before_the_greeting() {
+    let mut talk = ungreeted();
     let [FlowChange::Handover(handover)] = talk.gateway.kernel.changes[..] else { panic!() };
     assert_eq!(
         (handover.next_seq, handover.login, handover.lines),
@@ -421,10 +452,10 @@ fn a_connection_is_handed_over_before_its_server_greets() {
         (Side::Client, "PASS x\r\n"),
         (Side::Server, "230 in\r\n"),
     ]) {
-        talk.judged(number, line, false);
+        talk.fast_path_line(number, line, false);
         assert_eq!(talk.gateway.engine.sessions.ungreeted_handovers, 0);
     }
-    talk.judged(6, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
+    talk.fast_path_line(6, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
     let counters = talk.gateway.engine.counters();
     assert_eq!(
         (counters.fast_path_lines, counters.fast_path_mismatches, counters.pinholes_opened),
@@ -439,15 +470,15 @@ fn a_connection_is_handed_over_before_its_server_greets() {
 }
 
 #[test]
-fn few_connections_are_handed_over_before_their_servers_greet() {
-    let mut talk = silent();
+fn handovers_before_the_greeting_are_limited() {
+    let mut talk = ungreeted();
     let before = talk.client;
     for number in 1..400 {
         talk.client.set_ip(Ipv4Addr::from(0x0a00_0000 + number).into());
         (talk.next, talk.received) = ([100, 500], [500, 100]);
         talk.gateway.kernel.translation.as_mut().unwrap().client = talk.client;
         let syn_ack = talk.build(Side::Server, 499, b"", true);
-        talk.hand(&syn_ack);
+        talk.pass(&syn_ack);
     }
     let sessions = &talk.gateway.engine.sessions;
     assert_eq!(
@@ -456,7 +487,7 @@ fn few_connections_are_handed_over_before_their_servers_greet() {
     );
     // Those that get a greeting, are evicted or are taken back make room for others.
     talk.client = before;
-    talk.judged(1, (Side::Server, "220 ready\r\n"), false);
+    talk.fast_path_line(1, (Side::Server, "220 ready\r\n"), false);
     assert_eq!(talk.gateway.engine.sessions.ungreeted_handovers, MAX_UNGREETED - 1);
     talk.gateway.engine.sessions.take_all_back();
     assert_eq!(talk.gateway.engine.sessions.ungreeted_handovers, 0);

@@ -189,7 +189,7 @@ pub struct FastPathLine<'l> {
     pub consumed_pinhole: Option<u32>,
     /// Whether this is a FIN instead of a line.
     pub is_fin: bool,
-    /// How a rewritten `PORT` kept its length.
+    /// How the rewritten `PORT` got its original length.
     pub zeros: Zeros,
     /// The line, including its line end.
     pub bytes: &'l [u8],

@@ -137,7 +137,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn places_are_found_by_their_hashes_whatever_came_and_went(
+        fn slots_are_found_after_any_inserts_and_removals(
             steps in proptest::collection::vec((0u64..40, any::<bool>()), 0..400),
         ) {
             // Few hashes, some of which wrap and all of which are in two parts, so that as many as possible collide.

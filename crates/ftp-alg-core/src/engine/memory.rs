@@ -146,7 +146,7 @@ impl Sessions {
             self.reset_session(
                 index,
                 format!(
-                    "it has held {bytes} bytes for longest, and all hold more than policy.memory"
+                    "policy.memory is exceeded, and this session has held its {bytes} bytes longest"
                 ),
                 effects,
             );

@@ -144,7 +144,7 @@ pub struct PinholeTable {
     deadlines: Deadlines,
     /// Pinholes that are closed here, but not yet in the kernel.
     to_close: Vec<HeldPinhole>,
-    /// The same for pinholes that were most likely consumed, so that closing can wait.
+    /// Pinholes that their connections have most likely consumed, so closing them can wait.
     consumed: Vec<HeldPinhole>,
     /// Pinholes that the BPF program is to close.
     fast_path_closings: Vec<FastPathPinholeClosing>,
@@ -171,8 +171,8 @@ impl PinholeTable {
         Self { registry: self.registry.clone(), capacity: self.capacity, ..Self::default() }
     }
 
-    /// Reserves an external port for `wanted`. Another one than announced is used if that is taken, or if it does not
-    /// fill the room of `form`: an announcement that keeps its length changes no sequence numbers. Pinholes that must
+    /// Reserves an external port for `wanted`. It differs from the announced port if that is taken, or does not fill the
+    /// room of `format`: an announcement that keeps its length changes no sequence numbers. Pinholes that must
     /// be closed before this one opens, or may be closed with it, are added to `closed` or to the [closings of the BPF
     /// program](Self::take_fast_path_closings).
     pub fn propose(

@@ -31,7 +31,7 @@ fn propose(
     Ok((proposal, closed))
 }
 
-fn of(capacity: usize) -> PinholeTable {
+fn table_with(capacity: usize) -> PinholeTable {
     let mut table = PinholeTable::default();
     table.set_capacity(capacity);
     table
@@ -43,19 +43,19 @@ fn refusal(result: Result<HeldPinhole, OpenError>) -> String {
 
 #[test]
 fn addresses_of_one_ipv6_network_share_a_limit() {
-    let mut table = of(60_000);
-    let of = |host: u16| format!("2001:db8:1:2:{host:x}::1");
-    let mut held: Vec<_> = (1..=64).map(|n| open(&mut table, &of(n), 4000).unwrap()).collect();
-    assert_eq!(refusal(open(&mut table, &of(65), 4000)), "Limit(64)");
+    let mut table = table_with(60_000);
+    let address = |host: u16| format!("2001:db8:1:2:{host:x}::1");
+    let mut held: Vec<_> = (1..=64).map(|n| open(&mut table, &address(n), 4000).unwrap()).collect();
+    assert_eq!(refusal(open(&mut table, &address(65), 4000)), "Limit(64)");
     held.push(open(&mut table, "2001:db8:1:3::1", 4000).unwrap());
     held.push(open(&mut table, "192.0.2.1", 4000).unwrap());
     held.drain(..1).for_each(|held| table.close(held));
-    open(&mut table, &of(65), 4000).unwrap();
+    open(&mut table, &address(65), 4000).unwrap();
 }
 
 #[test]
-fn a_client_leaves_room_where_there_is_little() {
-    let mut table = of(128);
+fn a_client_may_hold_a_quarter_of_a_small_capacity() {
+    let mut table = table_with(128);
     for port in 4000..4032 {
         open(&mut table, "192.0.2.1", port).unwrap();
     }
@@ -64,8 +64,8 @@ fn a_client_leaves_room_where_there_is_little() {
 }
 
 #[test]
-fn those_in_use_count_for_a_part_of_all() {
-    let mut table = of(1024);
+fn pinholes_in_use_count_for_the_clients_fraction() {
+    let mut table = table_with(1024);
     let mut held: Vec<_> = (4000..4128)
         .map(|port| {
             let mut held = open(&mut table, "192.0.2.1", port).unwrap();
@@ -83,8 +83,8 @@ fn those_in_use_count_for_a_part_of_all() {
 }
 
 #[test]
-fn no_more_are_open_than_there_is_room_for() {
-    let mut table = of(8);
+fn the_capacity_limits_open_pinholes() {
+    let mut table = table_with(8);
     for host in 1..=8 {
         open(&mut table, &format!("192.0.2.{host}"), 4000).unwrap();
     }
@@ -95,8 +95,8 @@ fn no_more_are_open_than_there_is_room_for() {
 
 /// Two external ports of one target: one element translates the source of both.
 #[test]
-fn closing_one_of_two_to_a_target_leaves_the_source_of_the_other() {
-    let mut table = of(1024);
+fn a_source_translation_stays_while_another_pinhole_uses_it() {
+    let mut table = table_with(1024);
     let control =
         Translation::identity("192.0.2.1:4000".parse().unwrap(), "203.0.113.9:21".parse().unwrap());
     let open = |table: &mut PinholeTable, port: u16| {
@@ -112,14 +112,14 @@ fn closing_one_of_two_to_a_target_leaves_the_source_of_the_other() {
         table.hold_opened(Instant::now(), 1, &proposal)
     };
     let (one, other) = (open(&mut table, 6000), open(&mut table, 6001));
-    for (held, keeps) in [(one, true), (other, false)] {
+    for (held, is_shared) in [(one, true), (other, false)] {
         let Pinhole { initiator, source, .. } = held.pinhole;
         table.close(held);
         let mut closed = Vec::new();
         table.take_closings(&mut closed);
-        let told = table.registry.update_kernel(closed.into_iter(), <[Pinhole]>::to_vec);
-        let [told] = told[..] else { panic!("{told:?}") };
-        assert_eq!(told.source, if keeps { initiator } else { source });
+        let due = table.registry.update_kernel(closed.into_iter(), <[Pinhole]>::to_vec);
+        let [due] = due[..] else { panic!("{due:?}") };
+        assert_eq!(due.source, if is_shared { initiator } else { source });
     }
     assert!(table.registry.lock().is_empty());
 }
@@ -127,42 +127,42 @@ fn closing_one_of_two_to_a_target_leaves_the_source_of_the_other() {
 /// A client announces a port again, on another connection in another shard. The closing of the first pinhole may come
 /// before, between and after.
 #[test]
-fn what_closes_a_pinhole_closes_none_that_was_opened_in_its_place() {
+fn a_closing_spares_a_pinhole_that_replaced_the_entry() {
     for after_reserving in [false, true] {
         for after_opening in [false, true] {
-            let mut first = of(8);
+            let mut first = table_with(8);
             let mut second = first.new_shard();
-            let places = first.registry.clone();
-            let tell = |closings: &mut Vec<PinholeClosing>| {
-                places.update_kernel(closings.drain(..), |due| due.len())
+            let registry = first.registry.clone();
+            let update = |closings: &mut Vec<PinholeClosing>| {
+                registry.update_kernel(closings.drain(..), |due| due.len())
             };
             let held = open(&mut first, "192.0.2.1", 4000).unwrap();
             first.close(held);
             let mut closings = Vec::new();
             first.take_closings(&mut closings);
             if !after_reserving {
-                assert_eq!(tell(&mut closings), 1);
+                assert_eq!(update(&mut closings), 1);
             }
             let (proposal, mut closed_first) = propose(&mut second, "192.0.2.1", 4000).unwrap();
             assert_eq!(proposal.pinhole.arrival.port(), 4000);
             if !after_opening {
                 // Before the new one opens: not necessary, and without effect.
-                assert_eq!(tell(&mut closings), 0);
+                assert_eq!(update(&mut closings), 0);
             }
-            assert_eq!(tell(&mut closed_first), usize::from(after_reserving));
+            assert_eq!(update(&mut closed_first), usize::from(after_reserving));
             let held = second.hold_opened(Instant::now(), 1, &proposal);
-            assert_eq!(tell(&mut closings), 0, "the new one stays");
+            assert_eq!(update(&mut closings), 0, "the new one stays");
             second.close(held);
             second.take_closings(&mut closings);
-            assert_eq!(tell(&mut closings), 1);
-            assert!(places.lock().is_empty());
+            assert_eq!(update(&mut closings), 1);
+            assert!(registry.lock().is_empty());
         }
     }
 }
 
 #[test]
-fn the_place_of_a_pinhole_that_the_kernel_refused_is_free() {
-    let mut table = of(8);
+fn the_entry_of_a_refused_pinhole_is_free() {
+    let mut table = table_with(8);
     let (proposal, _) = propose(&mut table, "192.0.2.1", 4000).unwrap();
     let mut closings = Vec::new();
     table.withdraw(&proposal, &mut closings);
@@ -171,23 +171,23 @@ fn the_place_of_a_pinhole_that_the_kernel_refused_is_free() {
 
 /// The kernel refuses the second pinhole. The first is still to be closed, and then its entry is free.
 #[test]
-fn a_pinhole_in_whose_place_none_could_be_opened_is_closed() {
-    for told_meanwhile in [false, true] {
-        let mut first = of(8);
+fn a_withdrawn_replacement_leaves_the_old_pinhole_to_close() {
+    for updated_meanwhile in [false, true] {
+        let mut first = table_with(8);
         let mut second = first.new_shard();
-        let places = first.registry.clone();
+        let registry = first.registry.clone();
         let held = open(&mut first, "192.0.2.1", 4000).unwrap();
         first.close(held);
         let mut closings = Vec::new();
         first.take_closings(&mut closings);
         let (proposal, _) = propose(&mut second, "192.0.2.1", 4000).unwrap();
-        let told = |closings: &mut Vec<PinholeClosing>| {
-            places.update_kernel(closings.drain(..), |due| due.len())
+        let update = |closings: &mut Vec<PinholeClosing>| {
+            registry.update_kernel(closings.drain(..), |due| due.len())
         };
-        let before = if told_meanwhile { told(&mut closings) } else { 0 };
+        let before = if updated_meanwhile { update(&mut closings) } else { 0 };
         let mut left = Vec::new();
         second.withdraw(&proposal, &mut left);
-        assert_eq!((before, told(&mut left), told(&mut closings)), (0, 1, 0));
-        assert!(places.lock().is_empty());
+        assert_eq!((before, update(&mut left), update(&mut closings)), (0, 1, 0));
+        assert!(registry.lock().is_empty());
     }
 }

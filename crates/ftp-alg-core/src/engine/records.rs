@@ -52,7 +52,7 @@ const RECENT_USE: Duration = Duration::from_secs(3);
 
 /// A record that cannot be decoded.
 #[derive(Debug, thiserror::Error)]
-#[error("a session cannot be read: {0}")]
+#[error("a session record cannot be decoded: {0}")]
 pub struct RecordError(#[from] postcard::Error);
 
 /// Session records by session number, so that the oldest are restored first.

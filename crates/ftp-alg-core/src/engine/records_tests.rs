@@ -3,7 +3,7 @@
 use super::*;
 
 #[test]
-fn adjusted_connections_go_on_after_a_restart_with_a_stricter_policy() {
+fn adjusted_sessions_are_restored_under_a_stricter_policy() {
     let mut talk = Conversation::logged_in();
     talk.gateway.engine.sessions.track_changes(talk.now);
     let mut record = Vec::new();
@@ -14,19 +14,19 @@ fn adjusted_connections_go_on_after_a_restart_with_a_stricter_policy() {
             .sessions
             .write_all_records(|session| record = session.to_vec())
             .unwrap();
-        let left_alone = crate::policy::NetworkPolicy {
+        let uninspected = crate::policy::NetworkPolicy {
             clients: Vec::new(),
             servers: Vec::new(),
             inspect: false,
             policy: Policy::default(),
         };
-        let networks = Policy { networks: vec![left_alone], ..Policy::default() };
+        let networks = Policy { networks: vec![uninspected], ..Policy::default() };
         for policy in [Policy { max_sessions: 0, ..Policy::default() }, networks] {
             let mut next = Engine::new(policy, Checksums::Verify);
             let restored =
                 next.sessions.restore([&record[..]].into_iter(), talk.now, talk.now).unwrap();
-            let of_one = usize::from(adjusted);
-            assert_eq!(restored, RestoredCounts { sessions: of_one, adjusted: of_one });
+            let count = usize::from(adjusted);
+            assert_eq!(restored, RestoredCounts { sessions: count, adjusted: count });
         }
     }
 }
@@ -41,7 +41,7 @@ const RECORDED: &str = "\
     37380d0a4550527602010000010301000001000000";
 
 #[test]
-fn a_record_of_this_format_is_read_and_written_as_ever() {
+fn a_record_of_this_format_round_trips() {
     let mut talk = Conversation::logged_in();
     talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
     talk.say(Side::Client, "EPR");
@@ -57,13 +57,13 @@ fn a_record_of_this_format_is_read_and_written_as_ever() {
     let restored = next.sessions.restore(records, talk.now, talk.now).unwrap();
     assert_eq!(restored, RestoredCounts { sessions: 1, adjusted: 1 });
     next.sessions.track_changes(talk.now);
-    let mut again = Vec::new();
-    next.sessions.write_all_records(|record| again.push(record.to_vec())).unwrap();
-    assert_eq!(again, written);
+    let mut rewritten = Vec::new();
+    next.sessions.write_all_records(|record| rewritten.push(record.to_vec())).unwrap();
+    assert_eq!(rewritten, written);
     talk.gateway.engine = next;
-    let (verdict, heard) = talk.say(Side::Client, "T |1|192.168.150.80|3763|\r\n");
+    let (verdict, forwarded) = talk.say(Side::Client, "T |1|192.168.150.80|3763|\r\n");
     assert_eq!(
-        (verdict, heard.as_str()),
+        (verdict, forwarded.as_str()),
         (PacketOutcome::Replace, "EPRT |1|198.51.100.1|3763|\r\n")
     );
 }

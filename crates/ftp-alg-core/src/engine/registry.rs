@@ -140,7 +140,7 @@ impl RegistryState {
         capacity: usize,
     ) -> Result<(), OpenError> {
         if self.entries.len() - self.released >= capacity {
-            return Err(OpenError::Full("there are as many as it holds"));
+            return Err(OpenError::Full("all are in use"));
         }
         let Some(ClientShare { unused, held }) = self.per_client.get(&client) else {
             return Ok(());
@@ -150,7 +150,7 @@ impl RegistryState {
             return Err(OpenError::Limit(limit));
         }
         if *held >= (capacity / HELD_FRACTION).max(limit) {
-            return Err(OpenError::Full("the client has its share of them"));
+            return Err(OpenError::Full("the client has its share"));
         }
         Ok(())
     }

@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_waits_too_long_or_is_too_much_or_comes_again_is_told() {
+    fn the_queue_reports_limits_retransmissions_and_late_packets() {
         let (mut waiting, now) = (ReorderQueue::default(), Instant::now());
         let enqueue = |queue: &mut ReorderQueue, port, seq| {
             let (token, meta) = (Token::default(), PacketMeta::default());

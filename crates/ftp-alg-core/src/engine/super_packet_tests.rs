@@ -2,12 +2,12 @@
 
 use super::*;
 
-const JOINED: Offload = Offload { is_super_packet: true, lacks_checksum: true };
-const UNSUMMED: Offload = Offload { is_super_packet: false, lacks_checksum: true };
+const SUPER_PACKET: Offload = Offload { is_super_packet: true, lacks_checksum: true };
+const NO_CHECKSUM: Offload = Offload { is_super_packet: false, lacks_checksum: true };
 
 impl Conversation {
     /// Sends `text` of `side` in a packet with this offload state. Returns its replacement.
-    fn say_left_to(
+    fn say_with_offload(
         &mut self,
         offload: Offload,
         side: Side,
@@ -20,9 +20,9 @@ impl Conversation {
             packet[36..38].fill(0x5a);
         }
         let how = PacketMeta { offload, ..PacketMeta::default() };
-        let fate = self.gateway.queued(self.now, &packet, how);
-        let out = if fate == PacketOutcome::Replace { self.gateway.replacement() } else { &[] };
-        (fate, out.to_vec())
+        let outcome = self.gateway.queued(self.now, &packet, how);
+        let out = if outcome == PacketOutcome::Replace { self.gateway.replacement() } else { &[] };
+        (outcome, out.to_vec())
     }
 }
 
@@ -33,44 +33,48 @@ fn payload(packet: &[u8]) -> String {
 }
 
 #[test]
-fn a_packet_without_a_checksum_is_read_only_where_it_gets_one() {
+fn a_missing_checksum_is_accepted_only_with_checksum_offload() {
     let port = "PORT 192,168,150,80,14,178\r\n";
-    for (offload, pinholes) in [(Offload::default(), 0), (UNSUMMED, 1)] {
+    for (offload, pinholes) in [(Offload::default(), 0), (NO_CHECKSUM, 1)] {
         let mut talk = Conversation::logged_in();
         let seq = talk.next[0];
         let mut packet = talk.build(Side::Client, seq, port.as_bytes(), false);
         packet[36] ^= 1;
         let how = PacketMeta { offload, ..PacketMeta::default() };
-        let fate = talk.gateway.queued(talk.now, &packet, how);
+        let outcome = talk.gateway.queued(talk.now, &packet, how);
         assert_eq!(talk.gateway.kernel.open.len(), pinholes);
-        assert_eq!(fate == PacketOutcome::Replace, pinholes == 1);
+        assert_eq!(outcome == PacketOutcome::Replace, pinholes == 1);
     }
     let mut talk = Conversation::logged_in();
-    let (fate, out) = talk.say_left_to(UNSUMMED, Side::Client, port);
-    assert_eq!(fate, PacketOutcome::Replace);
+    let (outcome, out) = talk.say_with_offload(NO_CHECKSUM, Side::Client, port);
+    assert_eq!(outcome, PacketOutcome::Replace);
     assert_eq!(payload(&out), "PORT 198,51,100,1,14,178\r\n".to_owned());
     // Only renumbered: the old checksum is meaningless.
-    let (fate, out) = talk.say_left_to(UNSUMMED, Side::Client, "NOOP\r\n");
-    assert_eq!((fate, payload(&out)), (PacketOutcome::Replace, "NOOP\r\n".to_owned()));
+    let (outcome, out) = talk.say_with_offload(NO_CHECKSUM, Side::Client, "NOOP\r\n");
+    assert_eq!((outcome, payload(&out)), (PacketOutcome::Replace, "NOOP\r\n".to_owned()));
 }
 
 #[test]
-fn a_joined_packet_that_grows_stays_one_and_one_that_shrinks_goes_on_in_parts() {
-    let others = "NOOP\r\n".repeat(500);
+fn a_growing_super_packet_stays_whole_and_a_shrinking_one_is_resegmented() {
+    let padding = "NOOP\r\n".repeat(500);
     // Shorter than the external address.
     let engine = Engine::new(Policy::default(), Checksums::Verify);
     let mut talk = Conversation::through(engine, "10.0.0.1").log_in();
-    let (fate, out) =
-        talk.say_left_to(JOINED, Side::Client, &format!("{others}PORT 10,0,0,1,14,178\r\n"));
-    assert_eq!(fate, PacketOutcome::Replace);
-    assert_eq!(payload(&out), format!("{others}PORT 198,51,100,1,14,178\r\n"));
+    let (outcome, out) = talk.say_with_offload(
+        SUPER_PACKET,
+        Side::Client,
+        &format!("{padding}PORT 10,0,0,1,14,178\r\n"),
+    );
+    assert_eq!(outcome, PacketOutcome::Replace);
+    assert_eq!(payload(&out), format!("{padding}PORT 198,51,100,1,14,178\r\n"));
     assert!(talk.gateway.kernel.injected.is_empty());
 
-    let (fate, _) = talk.say_left_to(JOINED, Side::Client, &format!("{others}PORT 10,0"));
-    assert_eq!(fate, PacketOutcome::Drop);
+    let (outcome, _) =
+        talk.say_with_offload(SUPER_PACKET, Side::Client, &format!("{padding}PORT 10,0"));
+    assert_eq!(outcome, PacketOutcome::Drop);
     let segments: Vec<_> =
         talk.gateway.kernel.injected.iter().map(|packet| payload(packet)).collect();
-    assert_eq!(segments.concat(), others);
+    assert_eq!(segments.concat(), padding);
     // Super-packets do not change the known MSS.
     assert!(segments.iter().all(|segment| segment.len() <= 536) && segments.len() == 6);
     let mut next = None;
@@ -83,7 +87,7 @@ fn a_joined_packet_that_grows_stays_one_and_one_that_shrinks_goes_on_in_parts() 
 }
 
 #[test]
-fn parts_begin_and_end_as_the_whole_does() {
+fn segments_carry_the_flags_of_the_super_packet() {
     let talk = Conversation::logged_in();
     let packet = talk.build(Side::Client, 7, &[b'x'; 1200], false);
     let packet = Packet::parse(&packet).unwrap();

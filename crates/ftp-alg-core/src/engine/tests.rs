@@ -1,13 +1,13 @@
 //! The engine with a kernel that records requests: one dialogue, packet by packet.
 
-#[path = "early_tests.rs"]
-mod early;
-#[path = "flows_tests.rs"]
-mod flows;
-#[path = "joined_tests.rs"]
-mod joined;
-#[path = "saved_tests.rs"]
-mod saved;
+#[path = "fast_path_tests.rs"]
+mod fast_path;
+#[path = "records_tests.rs"]
+mod records;
+#[path = "super_packet_tests.rs"]
+mod super_packets;
+#[path = "waiting_tests.rs"]
+mod waiting;
 
 use std::net::{IpAddr, SocketAddr};
 
@@ -18,25 +18,25 @@ use crate::packet::{Edit, Packet, Seq, flags};
 
 /// Records requests; masquerades as it is set up.
 #[derive(Default)]
-struct Notes {
+struct RecordingKernel {
     translation: Option<Translation>,
     open: Vec<Pinhole>,
     injected: Vec<Vec<u8>>,
-    attention: Option<QueueMode>,
+    mode: Option<QueueMode>,
     /// Conntrack was flushed, and no packet has passed since.
-    forgot: bool,
+    was_flushed: bool,
     /// Changes of connections on the fast path.
     changes: Vec<FlowChange>,
-    shut: Vec<FastPathPinholeClosing>,
+    fast_path_closings: Vec<FastPathPinholeClosing>,
 }
 
-impl Kernel for Notes {
+impl Kernel for RecordingKernel {
     fn lookup_translation(
         &mut self,
         _: SocketAddr,
         _: SocketAddr,
     ) -> Result<Option<Translation>, KernelError> {
-        Ok(self.translation.filter(|_| !self.forgot))
+        Ok(self.translation.filter(|_| !self.was_flushed))
     }
 
     fn update_pinholes(
@@ -51,11 +51,11 @@ impl Kernel for Notes {
         Ok(())
     }
 
-    fn set_queue_mode(&mut self, _: &Translation, attention: QueueMode) -> Result<(), KernelError> {
-        if self.forgot {
+    fn set_queue_mode(&mut self, _: &Translation, mode: QueueMode) -> Result<(), KernelError> {
+        if self.was_flushed {
             return Err(KernelError::Unknown);
         }
-        self.attention = Some(attention);
+        self.mode = Some(mode);
         Ok(())
     }
 
@@ -63,8 +63,8 @@ impl Kernel for Notes {
         self.changes.extend(changes);
     }
 
-    fn close_fast_path_pinholes(&mut self, shut: &[FastPathPinholeClosing]) {
-        self.shut.extend(shut);
+    fn close_fast_path_pinholes(&mut self, fast_path_closings: &[FastPathPinholeClosing]) {
+        self.fast_path_closings.extend(fast_path_closings);
     }
 
     fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {
@@ -75,7 +75,7 @@ impl Kernel for Notes {
 
 /// A conversation through a gateway: both ends count what they sent and received.
 struct Conversation {
-    gateway: Standalone<Notes>,
+    gateway: Standalone<RecordingKernel>,
     now: Instant,
     client: SocketAddr,
     server: SocketAddr,
@@ -97,13 +97,14 @@ impl Conversation {
             server,
             server_external: server,
         };
-        let kernel = Notes { translation: Some(translation), ..Notes::default() };
+        let kernel =
+            RecordingKernel { translation: Some(translation), ..RecordingKernel::default() };
         let now = Instant::now();
         let (next, received) = ([100, 500], [500, 100]);
         let gateway = Standalone::new(engine, kernel);
         let mut this = Self { gateway, now, client, server, next, received };
         let syn_ack = this.build(Side::Server, 499, b"", true);
-        assert_eq!(this.hand(&syn_ack).0, PacketOutcome::Accept);
+        assert_eq!(this.pass(&syn_ack).0, PacketOutcome::Accept);
         this
     }
 
@@ -139,28 +140,29 @@ impl Conversation {
         bytes
     }
 
-    fn hand(&mut self, packet: &[u8]) -> (PacketOutcome, String) {
-        let fate = self.gateway.packet(self.now, packet);
-        let seen = if fate == PacketOutcome::Replace { self.gateway.replacement() } else { packet };
+    fn pass(&mut self, packet: &[u8]) -> (PacketOutcome, String) {
+        let outcome = self.gateway.packet(self.now, packet);
+        let seen =
+            if outcome == PacketOutcome::Replace { self.gateway.replacement() } else { packet };
         let seen = Packet::parse(seen).unwrap();
         let payload = seen.payload().to_vec();
-        if fate != PacketOutcome::Drop && !payload.is_empty() {
+        if outcome != PacketOutcome::Drop && !payload.is_empty() {
             let receiver = usize::from(seen.source() == self.client);
             self.received[receiver] = seen.seq().0 + payload.len() as u32;
         }
-        (fate, String::from_utf8(payload).unwrap())
+        (outcome, String::from_utf8(payload).unwrap())
     }
 
     fn say(&mut self, side: Side, text: &str) -> (PacketOutcome, String) {
         let me = usize::from(side == Side::Server);
         let packet = self.build(side, self.next[me], text.as_bytes(), false);
         self.next[me] += text.len() as u32;
-        self.hand(&packet)
+        self.pass(&packet)
     }
 }
 
 #[test]
-fn the_slacksite_port_is_rewritten_and_leads_back() {
+fn a_port_behind_masquerade_is_rewritten_and_opened() {
     let mut talk = Conversation::logged_in();
     let (verdict, line) = talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
     assert_eq!((verdict, &*line), (PacketOutcome::Replace, "PORT 198,51,100,1,14,178\r\n"));
@@ -173,7 +175,7 @@ fn the_slacksite_port_is_rewritten_and_leads_back() {
             source: "203.0.113.9".parse().unwrap(),
         }]
     );
-    assert_eq!(talk.gateway.kernel.attention, Some(QueueMode::All));
+    assert_eq!(talk.gateway.kernel.mode, Some(QueueMode::All));
     assert_eq!(talk.gateway.engine.counters().rewrites, 1);
 }
 
@@ -189,7 +191,7 @@ fn a_refused_announcement_closes_its_pinhole() {
 }
 
 #[test]
-fn an_unused_pinhole_ends_at_its_deadline() {
+fn an_unused_pinhole_expires_at_its_deadline() {
     let mut talk = Conversation::logged_in();
     talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
     let deadline = talk.now + Duration::from_secs(30);
@@ -201,7 +203,7 @@ fn an_unused_pinhole_ends_at_its_deadline() {
 }
 
 #[test]
-fn each_unused_pinhole_of_a_session_ends_at_its_own_deadline() {
+fn each_unused_pinhole_expires_at_its_own_deadline() {
     let mut talk = Conversation::logged_in();
     let lifetime = Duration::from_secs(30);
     let first = talk.now + lifetime;
@@ -221,7 +223,7 @@ fn each_unused_pinhole_of_a_session_ends_at_its_own_deadline() {
 }
 
 /// A conversation after a complete transfer.
-fn spent() -> Conversation {
+fn after_transfer() -> Conversation {
     let mut talk = Conversation::logged_in();
     for (side, line) in [
         (Side::Client, "PORT 192,168,150,80,14,178\r\n"),
@@ -232,14 +234,14 @@ fn spent() -> Conversation {
     ] {
         talk.say(side, line);
     }
-    assert_eq!(talk.gateway.kernel.open.len(), 1, "it was closed before it had to be");
+    assert_eq!(talk.gateway.kernel.open.len(), 1, "closed too early");
     talk
 }
 
 #[test]
-fn a_spent_pinhole_is_closed_by_the_next_that_opens() {
+fn a_consumed_pinhole_is_closed_with_the_next_opening() {
     for port in [178, 179] {
-        let mut talk = spent();
+        let mut talk = after_transfer();
         let line = format!("PORT 192,168,150,80,14,{port}\r\n");
         assert_eq!(talk.say(Side::Client, &line).1, format!("PORT 198,51,100,1,14,{port}\r\n"));
         assert_eq!(talk.gateway.kernel.open.len(), 1);
@@ -253,23 +255,23 @@ fn a_spent_pinhole_is_closed_by_the_next_that_opens() {
 }
 
 #[test]
-fn a_spent_pinhole_is_closed_when_nothing_opens_for_a_while_or_ever() {
-    let mut talk = spent();
+fn a_consumed_pinhole_is_closed_on_expiry_or_session_end() {
+    let mut talk = after_transfer();
     talk.gateway.expire(talk.now);
     assert!(talk.gateway.kernel.open.is_empty());
-    let mut talk = spent();
+    let mut talk = after_transfer();
     let end = with_fin(talk.build(Side::Client, talk.next[0], b"", false));
-    talk.hand(&end);
+    talk.pass(&end);
     let end = with_fin(talk.build(Side::Server, talk.next[1], b"", false));
-    talk.hand(&end);
+    talk.pass(&end);
     assert!(talk.gateway.kernel.open.is_empty());
 }
 
 #[test]
-fn a_spent_pinholes_port_is_not_given_to_an_engine_beside_before_it_is_closed() {
-    let mut talk = spent();
-    let beside = talk.gateway.engine.new_shard();
-    let mut other = Conversation::through(beside, "192.168.150.81").log_in();
+fn a_consumed_pinholes_port_stays_reserved_in_other_shards_until_closed() {
+    let mut talk = after_transfer();
+    let shard = talk.gateway.engine.new_shard();
+    let mut other = Conversation::through(shard, "192.168.150.81").log_in();
     let announce = "PORT 192,168,150,81,14,178\r\n";
     assert_ne!(other.say(Side::Client, announce).1, "PORT 198,51,100,1,14,178\r\n");
     talk.gateway.expire(talk.now);
@@ -277,7 +279,7 @@ fn a_spent_pinholes_port_is_not_given_to_an_engine_beside_before_it_is_closed() 
 }
 
 #[test]
-fn a_cut_announcement_is_held_and_acknowledged() {
+fn an_incomplete_announcement_is_held_and_acknowledged() {
     let mut talk = Conversation::logged_in();
     assert_eq!(talk.say(Side::Client, "PO"), (PacketOutcome::Replace, String::new()));
     let acknowledgement = Packet::parse(&talk.gateway.kernel.injected[0]).unwrap();
@@ -290,11 +292,11 @@ fn a_cut_announcement_is_held_and_acknowledged() {
 }
 
 #[test]
-fn other_protocols_open_nothing_and_are_left_alone_where_the_server_is_none_of_ftp() {
+fn other_protocols_open_no_pinholes() {
     let mut talk = Conversation::masqueraded();
     talk.say(Side::Server, "220 ready\r\n");
     assert_eq!(talk.say(Side::Client, "POST / HTTP/1.1\r\n").0, PacketOutcome::Accept);
-    assert_eq!(talk.gateway.kernel.attention, None);
+    assert_eq!(talk.gateway.kernel.mode, None);
     assert_eq!(talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n").0, PacketOutcome::Accept);
     assert_eq!(talk.say(Side::Client, "PORT 10,99,99,99,14,178\r\n").0, PacketOutcome::Replace);
     assert!(talk.gateway.kernel.open.is_empty());
@@ -302,18 +304,18 @@ fn other_protocols_open_nothing_and_are_left_alone_where_the_server_is_none_of_f
     let mut talk = Conversation::masqueraded();
     assert_eq!(talk.say(Side::Client, "POST / HTTP/1.1\r\n").0, PacketOutcome::Accept);
     assert_eq!(talk.say(Side::Server, "HTTP/1.1 200 OK\r\n").0, PacketOutcome::Accept);
-    assert_eq!(talk.gateway.kernel.attention, Some(QueueMode::None));
+    assert_eq!(talk.gateway.kernel.mode, Some(QueueMode::None));
     assert_eq!(talk.say(Side::Client, "PORT 10,99,99,99,14,178\r\n").0, PacketOutcome::Accept);
 }
 
 #[test]
-fn engines_beside_each_other_give_out_a_port_once_and_number_sessions_in_one_row() {
+fn shards_share_external_ports_and_session_numbers() {
     let mut first = Conversation::logged_in();
     let mut second =
         Conversation::through(first.gateway.engine.new_shard(), "192.168.150.81").log_in();
     assert_eq!(second.gateway.engine.sessions.list().next().unwrap().id, 2);
     first.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
-    first.gateway.kernel.open.clear(); // a connection used it up
+    first.gateway.kernel.open.clear(); // its connection consumed it
     second.say(Side::Client, "PORT 192,168,150,81,14,178\r\n");
     let [pinhole] = second.gateway.kernel.open[..] else {
         panic!("{:?}", second.gateway.kernel.open)
@@ -323,11 +325,15 @@ fn engines_beside_each_other_give_out_a_port_once_and_number_sessions_in_one_row
     first.say(Side::Server, "500 no\r\n");
     second.say(Side::Server, "200 ok\r\n");
     second.say(Side::Client, "PORT 192,168,150,81,14,178\r\n");
-    assert_eq!(second.gateway.kernel.open.last().unwrap().arrival.port(), 3762, "free again");
+    assert_eq!(
+        second.gateway.kernel.open.last().unwrap().arrival.port(),
+        3762,
+        "its port is free again"
+    );
 }
 
 #[test]
-fn a_clients_limit_holds_over_engines_beside_each_other() {
+fn a_clients_pinhole_limit_holds_over_all_shards() {
     let policy = Policy { max_pinholes_per_client: 1, ..Policy::default() };
     let engine = Engine::new(policy, Checksums::Verify);
     let mut second = Conversation::through(engine.new_shard(), "192.168.150.80").log_in();
@@ -339,49 +345,53 @@ fn a_clients_limit_holds_over_engines_beside_each_other() {
 }
 
 #[test]
-fn a_flushed_conntrack_is_told_again_what_a_connection_needs() {
+fn the_queue_mode_is_set_again_after_a_conntrack_flush() {
     let mut talk = Conversation::logged_in();
     talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
-    assert_eq!(talk.gateway.kernel.attention.take(), Some(QueueMode::All));
-    (talk.gateway.kernel.forgot, talk.now) = (true, talk.now + RESEND_INTERVAL);
+    assert_eq!(talk.gateway.kernel.mode.take(), Some(QueueMode::All));
+    (talk.gateway.kernel.was_flushed, talk.now) = (true, talk.now + RESEND_INTERVAL);
     let (verdict, line) = talk.say(Side::Client, "NOOP\r\n");
-    assert_eq!((verdict, &*line), (PacketOutcome::Replace, "NOOP\r\n"), "it goes on");
-    talk.gateway.kernel.forgot = false;
+    assert_eq!((verdict, &*line), (PacketOutcome::Replace, "NOOP\r\n"), "the packet is forwarded");
+    talk.gateway.kernel.was_flushed = false;
     talk.say(Side::Server, "200 ok\r\n");
-    assert_eq!(talk.gateway.kernel.attention, Some(QueueMode::All));
+    assert_eq!(talk.gateway.kernel.mode, Some(QueueMode::All));
     assert_eq!(talk.gateway.engine.counters().errors, 0);
 }
 
 #[test]
-fn nothing_is_announced_while_the_translation_is_not_known() {
+fn an_announcement_is_refused_while_the_translation_is_unknown() {
     let mut talk = Conversation::logged_in();
-    talk.gateway.kernel.forgot = true;
+    talk.gateway.kernel.was_flushed = true;
     let (_, line) = talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
     assert!(line.starts_with("XXXX "), "{line}");
     assert!(talk.gateway.kernel.open.is_empty());
-    talk.gateway.kernel.forgot = false;
+    talk.gateway.kernel.was_flushed = false;
     talk.say(Side::Server, "500 what?\r\n");
     let (_, line) = talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
     assert_eq!(line, "PORT 198,51,100,1,14,178\r\n");
 }
 
 #[test]
-fn what_is_held_while_conntrack_knows_nothing_is_not_lost() {
+fn held_bytes_survive_while_conntrack_forgets_the_connection() {
     let mut talk = Conversation::logged_in();
-    talk.gateway.kernel.forgot = true;
+    talk.gateway.kernel.was_flushed = true;
     assert_eq!(talk.say(Side::Client, "PO"), (PacketOutcome::Replace, String::new()));
     assert!(talk.gateway.kernel.injected.is_empty());
-    talk.gateway.kernel.forgot = false;
+    talk.gateway.kernel.was_flushed = false;
     talk.next[0] -= 2;
-    assert_eq!(talk.say(Side::Client, "PO"), (PacketOutcome::Replace, String::new()), "sent again");
+    assert_eq!(
+        talk.say(Side::Client, "PO"),
+        (PacketOutcome::Replace, String::new()),
+        "retransmission"
+    );
     assert_eq!(talk.gateway.kernel.injected.len(), 1);
-    assert_eq!(talk.gateway.kernel.attention, Some(QueueMode::All));
+    assert_eq!(talk.gateway.kernel.mode, Some(QueueMode::All));
     let (_, line) = talk.say(Side::Client, "RT 192,168,150,80,14,178\r\n");
     assert_eq!(line, "PORT 198,51,100,1,14,178\r\n");
 }
 
 /// A packet between a client and the server of all tests; sequence numbers count from 100 and 500.
-fn flood(number: u16, side: Side, said: (u32, u32), payload: &str) -> Vec<u8> {
+fn flood_packet(number: u16, side: Side, said: (u32, u32), payload: &str) -> Vec<u8> {
     let client = [10, 9, number.to_be_bytes()[0], number.to_be_bytes()[1]];
     let server = [203, 0, 113, 9];
     let (seq, ack) = (100 + said.0, 500_u32.wrapping_add(said.1));
@@ -396,19 +406,19 @@ fn flood(number: u16, side: Side, said: (u32, u32), payload: &str) -> Vec<u8> {
 }
 
 /// Passes the start of a connection to the engine: its SYN-ACK and, with `dialogue`, a greeting and a command.
-fn begin(gateway: &mut Standalone<Notes>, number: u16, dialogue: bool) {
+fn start_connection(gateway: &mut Standalone<RecordingKernel>, number: u16, dialogue: bool) {
     let now = Instant::now();
-    let mut packets = vec![flood(number, Side::Server, (0, u32::MAX), "SYN")];
+    let mut packets = vec![flood_packet(number, Side::Server, (0, u32::MAX), "SYN")];
     if dialogue {
-        packets.push(flood(number, Side::Server, (0, 0), "220 ready\r\n"));
-        packets.push(flood(number, Side::Client, (0, 11), "USER joe\r\n"));
+        packets.push(flood_packet(number, Side::Server, (0, 0), "220 ready\r\n"));
+        packets.push(flood_packet(number, Side::Client, (0, 11), "USER joe\r\n"));
     }
     for packet in packets {
         assert_eq!(gateway.packet(now, &packet), PacketOutcome::Accept);
     }
 }
 
-fn clients(gateway: &Standalone<Notes>) -> Vec<u16> {
+fn clients(gateway: &Standalone<RecordingKernel>) -> Vec<u16> {
     let mut clients: Vec<u16> = gateway
         .engine
         .sessions
@@ -422,19 +432,19 @@ fn clients(gateway: &Standalone<Notes>) -> Vec<u16> {
     clients
 }
 
-fn crowded(max_sessions: usize) -> Standalone<Notes> {
+fn gateway_with_limit(max_sessions: usize) -> Standalone<RecordingKernel> {
     let policy = Policy { max_sessions, ..Policy::default() };
-    Standalone::new(Engine::new(policy, Checksums::Verify), Notes::default())
+    Standalone::new(Engine::new(policy, Checksums::Verify), RecordingKernel::default())
 }
 
 #[test]
-fn a_flood_of_silent_connections_keeps_no_other_out_and_ends_none_that_is_verified() {
-    let mut gateway = crowded(10);
-    begin(&mut gateway, 1, true);
+fn a_flood_of_ungreeted_connections_evicts_no_verified_session() {
+    let mut gateway = gateway_with_limit(10);
+    start_connection(&mut gateway, 1, true);
     for number in 100..10_000 {
-        begin(&mut gateway, number, false);
+        start_connection(&mut gateway, number, false);
         if number % 1000 == 0 {
-            begin(&mut gateway, number / 1000 + 1, true); // 2 to 10
+            start_connection(&mut gateway, number / 1000 + 1, true); // 2 to 10
         }
         assert!(gateway.engine.sessions.count() <= 10);
     }
@@ -448,39 +458,39 @@ fn a_flood_of_silent_connections_keeps_no_other_out_and_ends_none_that_is_verifi
     let counters = gateway.engine.counters();
     assert_eq!(counters.packets, 9900 + 10 * 3);
     assert_eq!(counters.limits.sessions + counters.uninspected, 9900);
-    assert_eq!(counters.uninspected, 999, "behind the tenth nothing is left that gives way");
+    assert_eq!(counters.uninspected, 999, "after the tenth no session can be evicted");
     let (events, more) = gateway.take_events();
     assert_eq!(events.len() as u64 + more, 9900);
     assert!(events.len() <= 1024);
-    assert!(events[0].to_string().ends_with("for a newer one: there are max-sessions"));
+    assert!(events[0].to_string().ends_with("for a newer connection: max-sessions is reached"));
 }
 
 #[test]
-fn sessions_are_limited_over_engines_beside_each_other() {
-    let mut first = crowded(8);
-    let mut second = Standalone::new(first.engine.new_shard(), Notes::default());
+fn the_session_limit_holds_over_all_shards() {
+    let mut first = gateway_with_limit(8);
+    let mut second = Standalone::new(first.engine.new_shard(), RecordingKernel::default());
     for number in 0..100 {
-        begin(&mut first, number, false);
+        start_connection(&mut first, number, false);
     }
-    assert_eq!(clients(&first).len(), 6, "the last quarter is for those with less than a half");
+    assert_eq!(clients(&first).len(), 6, "the last quarter is for shards below their share");
     for number in 100..200 {
-        begin(&mut second, number, true);
+        start_connection(&mut second, number, true);
     }
     assert_eq!((first.engine.sessions.count(), second.engine.sessions.count()), (6, 2));
     assert_eq!(clients(&second), [100, 101]);
     for number in 200..206 {
-        begin(&mut first, number, true);
+        start_connection(&mut first, number, true);
     }
     assert_eq!(clients(&first), [200, 201, 202, 203, 204, 205]);
 }
 
 #[test]
-fn what_one_end_has_closed_is_not_kept_for_ever() {
-    let mut gateway = crowded(8);
-    begin(&mut gateway, 1, true);
-    begin(&mut gateway, 2, true);
+fn a_half_closed_session_times_out() {
+    let mut gateway = gateway_with_limit(8);
+    start_connection(&mut gateway, 1, true);
+    start_connection(&mut gateway, 2, true);
     let mut now = Instant::now();
-    let mut fin = flood(1, Side::Server, (10, 11), "421 too late\r\n");
+    let mut fin = flood_packet(1, Side::Server, (10, 11), "421 too late\r\n");
     fin = with_fin(fin);
     assert_eq!(gateway.packet(now, &fin), PacketOutcome::Accept);
     now += Duration::from_secs(600);
@@ -515,7 +525,7 @@ fn restored(records: &[Vec<u8>], mut before: Conversation) -> Conversation {
 }
 
 #[test]
-fn of_a_session_and_the_one_in_its_place_a_cut_journal_never_has_both() {
+fn a_truncated_journal_never_has_two_sessions_on_the_same_endpoints() {
     let mut talk = Conversation::logged_in();
     talk.gateway.engine.sessions.track_changes(talk.now);
     let mut journal = std::mem::take(&mut talk.gateway.journal);
@@ -524,9 +534,9 @@ fn of_a_session_and_the_one_in_its_place_a_cut_journal_never_has_both() {
     // Both ends start a new connection on the same endpoints.
     (talk.next, talk.received) = ([9_000_100, 9_000_500], [9_000_500, 9_000_100]);
     let syn_ack = talk.build(Side::Server, 9_000_499, b"", true);
-    talk.hand(&syn_ack);
+    talk.pass(&syn_ack);
     let acknowledgement = talk.build(Side::Client, 9_000_100, b"", false);
-    talk.hand(&acknowledgement);
+    talk.pass(&acknowledgement);
     journal.extend(std::mem::take(&mut talk.gateway.journal));
     for length in 0..=journal.len() {
         let mut engine = Engine::new(Policy::default(), Checksums::Verify);
@@ -539,7 +549,7 @@ fn of_a_session_and_the_one_in_its_place_a_cut_journal_never_has_both() {
 }
 
 #[test]
-fn one_that_began_on_the_endpoints_of_an_adjusted_session_meanwhile_goes_on() {
+fn a_tuple_reuse_during_a_restart_spares_the_new_connection() {
     let mut talk = Conversation::masqueraded();
     talk.gateway.engine.sessions.track_changes(talk.now);
     let mut talk = talk.log_in();
@@ -556,12 +566,12 @@ fn one_that_began_on_the_endpoints_of_an_adjusted_session_meanwhile_goes_on() {
     assert_eq!(
         (verdict, &*line),
         (PacketOutcome::Replace, "200 ok\r\n"),
-        "the old one goes on, too"
+        "the old session continues, too"
     );
 }
 
 #[test]
-fn a_client_that_has_it_look_as_if_packets_were_missed_is_refused_all_the_same() {
+fn a_client_that_feigns_missed_packets_is_still_refused() {
     let mut talk = Conversation::logged_in();
     // Acknowledges data that was never sent; the server ignores the segment.
     talk.received[0] += 1000;
@@ -571,7 +581,7 @@ fn a_client_that_has_it_look_as_if_packets_were_missed_is_refused_all_the_same()
     assert_eq!(talk.gateway.engine.counters().unread_sessions, 1);
     let (_, line) = talk.say(Side::Client, "PORT 10,99,99,99,14,178\r\n");
     assert_eq!(line, "XXXX XXXXXXXXXXXXXXXXXX\r\n");
-    assert_eq!(talk.say(Side::Client, "POR").1, "", "however it is cut");
+    assert_eq!(talk.say(Side::Client, "POR").1, "", "cut into two segments");
     assert_eq!(talk.say(Side::Client, "T 10,99,99,99,14,178\r\n").1, line);
     let own = "PORT 192,168,150,80,14,178\r\n";
     assert_eq!(talk.say(Side::Client, own).1, own, "nothing is opened for it");

@@ -4,7 +4,7 @@ use super::{super::parked::MAX_PARKED, *};
 
 impl Conversation {
     /// Passes `packet` with `may_wait`.
-    fn hand_early(&mut self, packet: &[u8]) -> PacketOutcome {
+    fn pass_early(&mut self, packet: &[u8]) -> PacketOutcome {
         let how = PacketMeta { may_wait: true, ..PacketMeta::default() };
         self.gateway.queued(self.now, packet, how)
     }
@@ -17,12 +17,12 @@ impl Conversation {
 }
 
 #[test]
-fn a_segment_that_overtook_another_goes_on_after_it() {
+fn an_out_of_order_segment_is_forwarded_after_its_predecessor() {
     for side in [Side::Client, Side::Server] {
         let mut talk = Conversation::logged_in();
         let packets = talk.gateway.engine.counters().packets;
-        let early = talk.ahead(side, 6);
-        assert_eq!(talk.hand_early(&early), PacketOutcome::Wait);
+        let segment = talk.ahead(side, 6);
+        assert_eq!(talk.pass_early(&segment), PacketOutcome::Wait);
         assert!(talk.gateway.verdicts().is_empty());
         assert_eq!(talk.say(side, "SYST\r\n").0, PacketOutcome::Accept);
         let verdicts = talk.gateway.verdicts().iter().map(|released| &released.verdict);
@@ -32,35 +32,35 @@ fn a_segment_that_overtook_another_goes_on_after_it() {
 }
 
 #[test]
-fn without_patience_it_is_dropped_and_so_are_those_after_it() {
+fn an_out_of_order_segment_that_may_not_wait_is_dropped() {
     let mut talk = Conversation::logged_in();
     let (first, second) = (talk.ahead(Side::Client, 6), talk.ahead(Side::Client, 12));
-    assert_eq!(talk.hand(&first).0, PacketOutcome::Drop);
+    assert_eq!(talk.pass(&first).0, PacketOutcome::Drop);
     assert_eq!(talk.gateway.engine.counters().drops.of(DropReason::OutOfOrder), 1);
     // The receiver is probed, because nothing may be missing.
-    assert_eq!(talk.hand_early(&second), PacketOutcome::Replace);
+    assert_eq!(talk.pass_early(&second), PacketOutcome::Replace);
 }
 
 #[test]
-fn what_a_stranger_may_have_sent_does_not_wait() {
+fn a_segment_outside_the_window_does_not_wait() {
     let mut talk = Conversation::logged_in();
     let received = talk.received[0];
     talk.say(Side::Client, "SYST\r\n"); // acknowledges all
     for wrong in [received - 1, received + 1, received + (1 << 30)] {
         talk.received[0] = wrong;
-        let early = talk.ahead(Side::Client, 6);
-        assert_ne!(talk.hand_early(&early), PacketOutcome::Wait, "acknowledges {wrong}");
+        let segment = talk.ahead(Side::Client, 6);
+        assert_ne!(talk.pass_early(&segment), PacketOutcome::Wait, "acknowledges {wrong}");
         // It counted as a segment past a gap.
         talk.received[0] = received;
         talk.say(Side::Client, "SYST\r\n");
     }
     let mut talk = Conversation::logged_in();
-    let early = talk.ahead(Side::Client, 1 << 21);
-    assert_eq!(talk.hand_early(&early), PacketOutcome::Drop);
+    let segment = talk.ahead(Side::Client, 1 << 21);
+    assert_eq!(talk.pass_early(&segment), PacketOutcome::Drop);
 }
 
 #[test]
-fn behind_one_that_asks_so_many_packets_wait_and_more_are_dropped() {
+fn packets_behind_a_kernel_request_are_parked_up_to_a_limit() {
     let mut talk = Conversation::logged_in();
     let port = talk.build(Side::Client, talk.next[0], b"PORT 10,0,0,2,200,10\r\n", false);
     let later = talk.ahead(Side::Client, 22);
@@ -80,7 +80,7 @@ fn behind_one_that_asks_so_many_packets_wait_and_more_are_dropped() {
 }
 
 #[test]
-fn what_asked_for_a_session_that_was_given_up_is_decided_anew() {
+fn a_packet_whose_session_was_removed_starts_another_session() {
     let mut talk = Conversation::logged_in();
     let port = talk.build(Side::Client, talk.next[0], b"PORT 10,0,0,2,200,10\r\n", false);
     let (now, mut effects) = (talk.now, Effects::default());
@@ -100,7 +100,7 @@ fn what_asked_for_a_session_that_was_given_up_is_decided_anew() {
 }
 
 #[test]
-fn the_answer_to_another_question_lets_nothing_overtake_what_waits() {
+fn parked_packets_stay_in_order_after_an_unrelated_answer() {
     let mut talk = Conversation::logged_in();
     let port = talk.build(Side::Client, talk.next[0], b"PORT 10,0,0,2,200,10\r\n", false);
     let later = talk.build(Side::Client, talk.next[0] + 22, b"NOOP\r\n", false);
@@ -115,8 +115,8 @@ fn the_answer_to_another_question_lets_nothing_overtake_what_waits() {
     let key = Key::between(talk.client, talk.server);
     let index = engine.sessions.table.find(&key).unwrap();
     let control = &mut engine.sessions.table.get_mut(index).unwrap().control;
-    let (attention, purpose) = (QueueMode::Selected, effects::Purpose::Session);
-    queue_mode::renew_queue_mode(&mut other, index, control, attention, purpose);
+    let (mode, purpose) = (QueueMode::Selected, effects::Purpose::Session);
+    queue_mode::renew_queue_mode(&mut other, index, control, mode, purpose);
     for (mut effects, decided) in [(other, &[][..]), (first, &[1000, 1001])] {
         carry_out(&mut talk.gateway, now, std::slice::from_mut(&mut effects));
         let given = talk.gateway.verdicts().iter().map(|released| released.token.id);
@@ -125,7 +125,7 @@ fn the_answer_to_another_question_lets_nothing_overtake_what_waits() {
 }
 
 #[test]
-fn a_packet_that_waits_changes_no_session() {
+fn a_dropped_packet_changes_no_session() {
     let mut talk = Conversation::logged_in();
     talk.gateway.engine.sessions.track_changes(talk.now);
     talk.next[0] += 10;
@@ -139,10 +139,10 @@ fn a_packet_that_waits_changes_no_session() {
 /// A client announces a port again, on another connection in another shard, before the kernel has closed the first
 /// pinhole there.
 #[test]
-fn a_closing_that_comes_late_closes_no_pinhole_of_another_engine() {
+fn a_late_closing_spares_a_new_pinhole_of_another_shard() {
     let mut first = Conversation::logged_in();
-    let beside = first.gateway.engine.new_shard();
-    let mut second = Conversation::through(beside, "192.168.150.80").log_in();
+    let shard = first.gateway.engine.new_shard();
+    let mut second = Conversation::through(shard, "192.168.150.80").log_in();
     first.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
     let refusal = first.build(Side::Server, first.next[1], b"500 no\r\n", false);
     let (token, how) = (Token::default(), PacketMeta::default());
