@@ -312,7 +312,7 @@ fn state_that_is_damaged_or_foreign_is_refused_and_the_start_is_clean() {
         assert_eq!(fs::read(gateway.state("queue-2100.refused")).unwrap(), content, "{what}");
         // One that was heard of since is another.
         let known = gateway.daemon.sessions().unwrap();
-        assert!(known.iter().all(|session| session["state"] == "joined"), "{what}: {known:?}");
+        assert!(known.iter().all(|session| session["state"] == "picked-up"), "{what}: {known:?}");
         drop(client);
         // What is new works.
         let second = gateway.client(&[gate(), announcement(), list()]).release();

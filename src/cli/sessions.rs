@@ -18,7 +18,7 @@ use crate::daemon::snapshot::SessionRow;
 ///   greeted    greeting seen; no FTP command from the client yet
 ///   login      FTP; no login accepted yet
 ///   logged-in  login accepted; announcements open pinholes
-///   joined     picked up mid-stream; opens no pinholes
+///   picked-up  picked up mid-stream; opens no pinholes
 ///   lost       packets were missed; opens no more pinholes
 ///   encrypted  TLS; cannot be inspected before CCC
 ///   not-ftp    the server speaks FTP, the client does not; opens no pinholes

@@ -110,12 +110,11 @@ fn counters(status: &snapshot::Status) -> Vec<(String, String)> {
 
 /// The state and the counters of the fast path, in up to three lines.
 fn fast_path(status: &FastPathStatus) -> Vec<(String, String)> {
-    let FastPathStatus { connections, inspected, handed_back, opened, admitted, no_room, .. } =
-        status;
+    let FastPathStatus { connections, lines, handed_back, opened, admitted, no_room, .. } = status;
     let mut lines = match status.state {
         FastPathState::On => vec![
             format!("on: {}; {connections} connections", status.attached_to()),
-            format!("{inspected} lines inspected, {handed_back} connections taken back"),
+            format!("{lines} lines inspected, {handed_back} connections taken back"),
         ],
         FastPathState::Off => vec![format!("off: {}", status.why)],
     };
@@ -167,7 +166,7 @@ mod tests {
         assert_eq!(lines(&status), ["off: Linux 6.1 has no TCX"]);
         status.state = FastPathState::On;
         status.interfaces = vec!["lan0".into(), "wan0".into()];
-        (status.connections, status.inspected, status.handed_back) = (3, 812, 5);
+        (status.connections, status.lines, status.handed_back) = (3, 812, 5);
         let on = ["on: lan0, wan0; 3 connections", "812 lines inspected, 5 connections taken back"];
         assert_eq!(lines(&status), on);
         (status.opened, status.admitted, status.no_room) = (140, 139, 2);

@@ -122,7 +122,7 @@ impl FastPathReader {
             why: String::new(),
             interfaces: self.flows.program().interfaces(),
             connections: connections as u64,
-            inspected: counts.inspected,
+            lines: counts.inspected,
             handed_back: counts.handed_back,
             opened: counts.opened,
             admitted: counts.admitted,

@@ -22,6 +22,7 @@ mod heartbeat;
 mod host;
 mod log;
 mod queries;
+mod retired_fields;
 mod shard;
 mod shard_map;
 mod shared_state;

@@ -68,8 +68,8 @@ pub struct FastPathStatus {
     /// Control connections that are on the fast path now.
     pub connections: u64,
     /// Fast-path lines: the program inspected them, and they were not queued.
-    #[serde(rename = "judged")]
-    pub inspected: u64,
+    #[serde(default)]
+    pub lines: u64,
     /// Control connections that the program handed back to the queue, to be inspected inline.
     pub handed_back: u64,
     /// Pinholes that the program opened.
@@ -107,7 +107,7 @@ impl FastPathStatus {
             why: why.into(),
             interfaces: Vec::new(),
             connections: 0,
-            inspected: 0,
+            lines: 0,
             handed_back: 0,
             opened: 0,
             admitted: 0,
@@ -217,7 +217,7 @@ mod tests {
 
     #[test]
     fn the_fast_path_has_the_documented_fields() {
-        let json = r#"{"state":"off","why":"the configuration says so","interfaces":[],"connections":0,"judged":0,"handed_back":0,"opened":0,"admitted":0,"no_room":0}"#;
+        let json = r#"{"state":"off","why":"the configuration says so","interfaces":[],"connections":0,"lines":0,"handed_back":0,"opened":0,"admitted":0,"no_room":0}"#;
         let default = FastPathStatus::default();
         assert_eq!(serde_json::to_string(&default).unwrap(), json);
         assert_eq!(serde_json::from_str::<FastPathStatus>(json).unwrap(), default);

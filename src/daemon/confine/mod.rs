@@ -2,8 +2,8 @@
 //!
 //! The daemon retains two capabilities, its state directory, the system calls of its work, and the fast path's pins if
 //! the fast path runs. It cannot start a program, and it cannot regain rights. Its broker ([`crate::gateway::broker`])
-//! does everything else. The broker may read files and run programs, but it may write nothing. Those programs may read
-//! only what programs need to run.
+//! does everything else for it. The broker may read files and run programs, but it may write nothing. Those programs
+//! may read only what programs need to run.
 //!
 //! There are two steps. [`become_user`] changes the user, and retains the capabilities that load the fast path.
 //! [`confine_daemon`] gives up the rest. In between the fast path is loaded, so its pins belong to the daemon's user.

@@ -96,7 +96,7 @@ fn a_packet_whose_session_was_removed_starts_another_session() {
     // It is the first packet of another session.
     let (session, _) =
         talk.gateway.engine.sessions.session_between(talk.client, talk.server).unwrap();
-    assert_eq!(session.state(), "joined");
+    assert_eq!(session.state(), "picked-up");
 }
 
 #[test]

@@ -236,8 +236,8 @@ impl Session {
             (_, Phase::NotGreeted | Phase::ClientFirst | Phase::FeatFirst) => "new",
             (_, Phase::NotFtp) => "not-ftp",
             (_, Phase::Greeted) => "greeted",
-            (_, Phase::PickedUp | Phase::PickedUpFtp) => "joined",
-            (_, Phase::Missed) => "lost",
+            (_, Phase::PickedUp | Phase::PickedUpFtp) => "picked-up",
+            (_, Phase::PacketsMissed) => "lost",
             (_, Phase::Verified) if self.dialogue.is_logged_in() => "logged-in",
             (_, Phase::Verified) => "login",
         }
@@ -282,7 +282,7 @@ impl Session {
         let says = !packet.payload().is_empty() || packet.has(flags::FIN);
         says && packet.flags() & (flags::SYN | flags::RST | flags::ACK) == flags::ACK
             && sender.space.is_in_window(packet.seq())
-            && receiver.space.may_be_acknowledged(packet.ack())
+            && receiver.space.is_acceptable_ack(packet.ack())
             && !sender.space.has_gap()
             && self.inspection_state.is_confirmed()
             && !(self.is_reset() || sender.space.finished || self.is_client_blocked())
