@@ -171,8 +171,8 @@ impl Connection<'_> {
         AnnouncementOutcome::Decided(self.record_decision(announced, Err(not_opened)))
     }
 
-    /// Decides about an announcement that the BPF program inspected, and for which it opened the pinhole `fast_path`. The
-    /// session takes that over if the decision was correct.
+    /// Decides about an announcement that the BPF program inspected, and for which it opened the pinhole `fast_path`.
+    /// The session takes that over if it was opened rightly.
     pub fn decide_fast_path_announcement(
         &mut self,
         announced: &AnnouncedLine,

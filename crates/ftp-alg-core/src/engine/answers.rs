@@ -135,7 +135,7 @@ impl Engine {
                 };
                 return self.with_connection(now, session, effects, request_again).unwrap_or(());
             }
-            None => None, // its session was given up meanwhile
+            None => None, // its session was removed meanwhile
         };
         self.resume(now, session, Some((packet, answer)), effects);
     }

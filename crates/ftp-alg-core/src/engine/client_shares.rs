@@ -231,8 +231,8 @@ impl Sessions {
                 .is_some_and(|index| self.forget(index).is_some())
     }
 
-    /// Evicts a session of `client` other than the one at `except`: the oldest that is closed or has no login, or the one
-    /// that was idle longest.
+    /// Evicts a session of `client` other than the one at `except`: the first of the oldest that is closed or has no
+    /// login. If all have a login, the one that was idle longest, preferably without pending commands.
     fn evict_from_client(
         &mut self,
         counters: &mut Counters,

@@ -201,7 +201,7 @@ impl Control {
     /// Adds a pinhole.
     pub fn add_pinhole(&mut self, held: HeldPinhole) {
         let pinholes = &mut self.extra_mut().pinholes;
-        pinholes.reserve_exact(1); // hardly ever are there more, and each is large
+        pinholes.reserve_exact(1); // there are hardly ever more, and each is large
         pinholes.push(held);
     }
 

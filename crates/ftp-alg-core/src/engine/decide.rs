@@ -159,7 +159,8 @@ impl Engine {
         context: &mut PacketContext,
         effects: &mut Effects,
     ) -> Decision {
-        let QueuedPacket { bytes, meta, .. } = queued; // by reference: copied at once, it would stall
+        // By reference, because a copy right after the write would stall.
+        let QueuedPacket { bytes, meta, .. } = queued;
         const ACCEPT: Decision = Decision::Verdict(Verdict::Accept);
         let Ok(packet) = Packet::parse(bytes).map(|packet| packet.with_offload(meta.offload))
         else {

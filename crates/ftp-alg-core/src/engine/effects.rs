@@ -16,7 +16,7 @@ use super::{
 use crate::session::{DropReason, PendingLine, Side};
 
 /// A packet in a kernel queue, as its host identifies it. The engine passes it through.
-// Aligned so that it is copied as a whole. If it is written and read in different parts, that stalls once a packet.
+// Aligned so that it is copied as a whole: writing and reading it in different parts would stall once a packet.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 #[repr(align(8))]
 pub struct Token {
@@ -140,7 +140,7 @@ pub struct Opening {
     pub control: Translation,
     /// Whether the client opens the data connection, not the server.
     pub from_client: bool,
-    /// How long the pinhole stays open if no connection comes.
+    /// How long the pinhole stays open if no connection arrives.
     pub lifetime: Duration,
 }
 

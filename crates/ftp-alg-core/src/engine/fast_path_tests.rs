@@ -200,7 +200,7 @@ fn a_consumed_pinhole_is_not_closed_in_the_bpf_program() {
         talk.fast_path_line(4, (Side::Server, "150 here\r\n"), false);
         talk.fast_path_line_with(5, (Side::Server, "226 done\r\n"), false, consumed);
         assert!(talk.pinholes().is_empty());
-        talk.gateway.expire(talk.now); // closes what is spent
+        talk.gateway.expire(talk.now); // closes consumed pinholes
         let shut =
             talk.gateway.kernel.fast_path_closings.iter().map(|closing| closing.id.line).next();
         assert_eq!(shut, closed, "{consumed:?}");

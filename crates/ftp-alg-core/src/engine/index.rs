@@ -63,7 +63,7 @@ impl Part {
         loop {
             let slot = *self.slots.get(at)?;
             if slot == 0 {
-                return None; // there is one always
+                return None; // a part always has a free slot
             }
             if slot >> 32 == hash & 0xffff_ffff && is(table_slot(slot)) {
                 return Some(at);

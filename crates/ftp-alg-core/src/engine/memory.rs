@@ -154,7 +154,7 @@ impl Sessions {
         }
     }
 
-    /// Resets the session at `index` because of `reason`: resets are sent to both ends, and no later packet is forwarded.
+    /// Resets the session at `index` because of `reason`: both ends get a RST, and no later packet is forwarded.
     pub(super) fn reset_session(&mut self, index: u32, reason: String, effects: &mut Effects) {
         let Some(Entry { session, control }) = self.table.get_mut(index) else { return };
         for held in control.take_pinholes() {
@@ -198,7 +198,7 @@ impl Sessions {
             return Verdict::Accept;
         }
         if packet.has(flags::ACK) && !packet.has(flags::RST) {
-            let ack = packet.seq() + packet.payload().len() as u32; // a packet's
+            let ack = packet.seq() + packet.payload().len() as u32; // at most a packet's length
             effects.injections.push(reset(index, control, from, packet.ack(), ack));
         }
         DROP

@@ -171,9 +171,9 @@ impl PinholeTable {
         Self { registry: self.registry.clone(), capacity: self.capacity, ..Self::default() }
     }
 
-    /// Reserves an external port for `wanted`. It differs from the announced port if that is taken, or does not fill the
-    /// room of `format`: an announcement that keeps its length changes no sequence numbers. Pinholes that must
-    /// be closed before this one opens, or may be closed with it, are added to `closed` or to the [closings of the BPF
+    /// Reserves an external port for `wanted`. It differs from the announced port if that is taken, or does not fill
+    /// the room of `format`: an announcement that keeps its length changes no sequence numbers. Pinholes that must be
+    /// closed before this one opens, or may be closed with it, are added to `closed` or to the [closings of the BPF
     /// program](Self::take_fast_path_closings).
     pub fn propose(
         &mut self,
@@ -415,8 +415,8 @@ fn candidate_ports<'a>(
     fitting.chain([announced]).chain(any)
 }
 
-/// Moves `closing` to `closed` and `shut`, except pinholes whose endpoints were opened again, because that replaced the
-/// old one.
+/// Moves `to_close` to `closed` and `fast_path_closings`, except pinholes whose endpoints were opened again: the new
+/// pinhole has replaced the old one.
 fn settle(
     to_close: &mut Vec<HeldPinhole>,
     state: &mut RegistryState,
