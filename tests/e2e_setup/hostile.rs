@@ -162,7 +162,7 @@ fn two_at_a_time_are_refused() {
         !machine.try_shell("flock -n /var/lib/ftp-alg/setup/lock true").status.success()
     });
     for arguments in ["--apply", "--undo"] {
-        machine.setup(&daemon, &[arguments]).fails("another ftp-alg setup is at work");
+        machine.setup(&daemon, &[arguments]).fails("another ftp-alg setup is running");
     }
     machine.setup(&daemon, &[]).says("nothing to do");
     drop(other);
