@@ -182,7 +182,7 @@ fn shows_nothing(kind: ServerKind, more: &str, message: &str, steps: &[Value]) {
     assert_eq!(report["error"], Value::Null, "{report}");
     let opened = gateway.daemon.counter("pinholes_opened").unwrap();
     assert_eq!(opened, 0, "{report}{}", gateway.daemon.log());
-    let bounds = gateway.daemon.log().matches("may be a part of another reply").count();
+    let bounds = gateway.daemon.log().matches("may be part of another reply").count();
     assert_eq!(bounds, 1, "{report}{}", gateway.daemon.log());
 }
 

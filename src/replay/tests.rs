@@ -167,7 +167,7 @@ fn gap_is_reported_and_opens_no_pinhole() {
     }
     let (report, ..) = played(&talk.capture(&[8])).unwrap();
     assert_eq!(row(&report.rows), (8, "ignore", None));
-    assert_eq!(report.rows[0].reason, "packets of the dialogue were missed");
+    assert_eq!(report.rows[0].reason, "packets were missed: the earlier dialogue is unknown");
     assert_eq!(report.gaps, 1);
     assert!(report.warnings[0].contains("gap before frame 9: 6 bytes from 192.168.150.80:1035"));
     // The result is the same at the end of the capture.

@@ -1,8 +1,8 @@
-//! What `ftp-alg` decides: a batch in, its effects out. Sans-I/O: no socket, no clock, no unsafe code.
+//! The engine of `ftp-alg`: a batch of packets in, effects out. Sans-I/O: no socket, no clock, no unsafe code.
 //!
-//! Each module may import only those above it in this list (a test, `tests/architecture.rs`, holds that):
+//! Each module may import only modules above it in this list; `tests/architecture.rs` checks that.
 //!
-//! | module | is | knows nothing of |
+//! | module | is | does not know |
 //! | --- | --- | --- |
 //! | [`ftp`] | the control protocol: commands, replies, host-ports, lines | packets, connections, time |
 //! | [`packet`] | IPv4, IPv6 and TCP views, checksums, payload replacement | FTP |

@@ -14,7 +14,7 @@ pub struct Policy {
     pub control_ports: Vec<u16>,
     /// Lifetime of an unused pinhole.
     pub pinhole_lifetime: Duration,
-    /// External ports to announce if the announced port is taken.
+    /// External ports to announce if the announced port is already taken.
     pub port_range: RangeInclusive<u16>,
     /// Whether a client's rewritten announcement keeps its length if leading zeros or another port of `port_range` make
     /// that possible. Set in the daemon; `replay` shows the plain form.
@@ -77,7 +77,7 @@ pub struct KnownServer {
     pub external: Option<ExternalAddress>,
     /// Whether the server means itself when it announces another address: it runs in a container or behind another NAT,
     /// and does not know its public address.
-    pub heal: bool,
+    pub replace_foreign_address: bool,
 }
 
 /// A policy for certain connections.
@@ -155,7 +155,7 @@ impl Policy {
         let known = self.server(server);
         match known.and_then(|known| known.external) {
             Some(external) => external,
-            None if is_hidden || known.is_some_and(|known| !known.heal) => {
+            None if is_hidden || known.is_some_and(|known| !known.replace_foreign_address) => {
                 self.external.of_family(server)
             }
             None => ExternalAddress::Auto,
@@ -186,8 +186,8 @@ impl Policy {
     pub fn has_same_networks_as(&self, other: &Self) -> bool {
         self.networks
             .iter()
-            .map(NetworkPolicy::ends)
-            .eq(other.networks.iter().map(NetworkPolicy::ends))
+            .map(NetworkPolicy::ranges)
+            .eq(other.networks.iter().map(NetworkPolicy::ranges))
     }
 
     /// Whether connections with network policy `index` are inspected; those without one always are.
@@ -205,7 +205,7 @@ impl Policy {
 }
 
 impl NetworkPolicy {
-    fn ends(&self) -> (&[IpNetwork], &[IpNetwork]) {
+    fn ranges(&self) -> (&[IpNetwork], &[IpNetwork]) {
         (&self.clients, &self.servers)
     }
 
@@ -245,11 +245,11 @@ mod tests {
     }
 
     fn server(external: Option<ExternalAddress>, heal: bool) -> KnownServer {
-        KnownServer { address: ip("10.0.0.5"), external, heal }
+        KnownServer { address: ip("10.0.0.5"), external, replace_foreign_address: heal }
     }
 
     #[test]
-    fn a_servers_own_external_address_comes_before_the_common_one() {
+    fn a_servers_own_external_address_precedes_the_general_one() {
         let (common, own) = (
             ExternalAddress::Fixed(ip("198.51.100.1")),
             ExternalAddress::Fixed(ip("198.51.100.2")),
@@ -278,7 +278,7 @@ mod tests {
     }
 
     #[test]
-    fn a_family_without_a_given_address_follows_the_translation() {
+    fn a_family_without_a_fixed_address_uses_the_translation() {
         let external = ExternalAddresses::from(ip("198.51.100.1"));
         assert_eq!(external.of_family(ip("::1")), ExternalAddress::Auto);
         assert_eq!(external.of_family(ip("10.0.0.5")), ExternalAddress::Fixed(ip("198.51.100.1")));
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn the_first_network_that_holds_both_ends_counts() {
+    fn the_first_network_policy_that_matches_both_endpoints_applies() {
         let network = |clients: &[&str], servers: &[&str], min_data_port| NetworkPolicy {
             clients: clients.iter().map(|text| text.parse().unwrap()).collect(),
             servers: servers.iter().map(|text| text.parse().unwrap()).collect(),

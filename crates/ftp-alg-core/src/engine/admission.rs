@@ -160,9 +160,11 @@ fn idle_timeout(session: &Session, needs_login: bool) -> Duration {
             LOGIN_TIMEOUT
         }
         _ if session.is_unconfirmed() && !session.is_adjusted() => UNCONFIRMED_TIMEOUT,
-        Phase::PickedUp | Phase::PickedUpFtp | Phase::Verified | Phase::Missed | Phase::NotFtp => {
-            IDLE_TIMEOUT
-        }
+        Phase::PickedUp
+        | Phase::PickedUpFtp
+        | Phase::Verified
+        | Phase::PacketsMissed
+        | Phase::NotFtp => IDLE_TIMEOUT,
     }
 }
 

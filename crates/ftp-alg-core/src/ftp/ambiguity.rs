@@ -2,7 +2,7 @@
 //!
 //! RFC 959 ends lines with CR LF and allows Telnet commands anywhere. Servers differ: some end a line at a bare LF,
 //! others at a bare CR or a NUL. Some skip two bytes for a Telnet command, others three, one or none. To *open* a
-//! pinhole, both ends must agree, so [`is_plain`] recognises lines that every server reads alike. To *refuse* a
+//! pinhole, both ends must agree, so [`line_end`] recognises lines that every server reads alike. To *refuse* a
 //! command, every reading counts, so [`VerbScanner`] follows all of them at once, as a set of positions in a verb.
 //! ProFTPD takes the byte after `IAC WILL` as an option even if it is an LF. A verb may then continue in the next line,
 //! so a verb that is interrupted there counts as a verb.
@@ -19,19 +19,19 @@ pub enum LineEnd {
     /// CR LF, and no byte in the line that a server may take as a line end.
     Plain,
     /// Anything else: it is unclear where servers see line ends.
-    Odd,
+    Ambiguous,
 }
 
 /// Whether all servers read `line`, parsed as `text`, as one line: it ends with CR LF, contains no other CR, LF or NUL,
 /// and no Telnet command that could include one of the final two bytes.
-pub fn is_plain(line: &[u8], text: &Text<'_>) -> LineEnd {
-    let is_odd = text.is_odd(); // mostly there is nothing of these
-    let Some(text) = line.strip_suffix(b"\r\n") else { return LineEnd::Odd };
-    if !is_odd {
+pub fn line_end(line: &[u8], text: &Text<'_>) -> LineEnd {
+    let has_control = text.is_odd(); // rare
+    let Some(text) = line.strip_suffix(b"\r\n") else { return LineEnd::Ambiguous };
+    if !has_control {
         return LineEnd::Plain;
     }
-    let touches = text.iter().rev().take(2).any(|byte| *byte == IAC);
-    if may_end_or_skip(text) || touches { LineEnd::Odd } else { LineEnd::Plain }
+    let touches_end = text.iter().rev().take(2).any(|byte| *byte == IAC);
+    if may_end_or_skip(text) || touches_end { LineEnd::Ambiguous } else { LineEnd::Plain }
 }
 
 /// Whether some server may end a line within `bytes`, or skip more of them than others (`IAC SB`).
@@ -54,24 +54,24 @@ fn bit(word: usize, letters: usize) -> u16 {
 /// of a verb.
 #[derive(Clone, Copy, Debug)]
 pub struct VerbScanner {
-    now: u16,
+    states: u16,
     /// The positions of servers for which the next byte belongs to a Telnet command.
-    skips: u16,
-    last: u8,
+    states_after_skip: u16,
+    last_byte: u8,
 }
 
 impl VerbScanner {
     /// End of the verb `PORT`, `EPRT`, or with `auth` `AUTH`, that some server sees in `line` followed by a blank or
     /// LF; `line` may be incomplete. A verb that may continue in the next line counts as well: if a Telnet command
     /// takes the LF as its option, or a subnegotiation starts.
-    pub fn find(line: &[u8], auth: bool) -> Option<usize> {
-        let mut state = Self { now: START, skips: 0, last: 0 };
+    pub fn find_verb_end(line: &[u8], auth: bool) -> Option<usize> {
+        let mut state = Self { states: START, states_after_skip: 0, last_byte: 0 };
         let (mut at, mut interrupted) = (0, 0);
         while let Some(&byte) = line.get(at) {
             if byte == b'\n' && state.is_interrupted(auth) {
                 return Some(interrupted);
             }
-            if byte >= SE && state.last < SE {
+            if byte >= SE && state.last_byte < SE {
                 interrupted = at;
             }
             if state.step(byte, auth) {
@@ -79,7 +79,7 @@ impl VerbScanner {
                 return Some(if state.is_interrupted(auth) { interrupted } else { at });
             }
             at += 1;
-            if state.now | state.skips == 0 {
+            if state.states | state.states_after_skip == 0 {
                 // Skips text up to the next possible line end.
                 at += memchr::memchr3(0, b'\r', b'\n', &line[at..])?;
             }
@@ -90,45 +90,46 @@ impl VerbScanner {
     /// Whether a verb continues for a server that takes the next byte as part of a Telnet command.
     fn is_interrupted(&self, auth: bool) -> bool {
         let words = if auth { 3 } else { 2 };
-        (0..words).any(|word| (1..=4).any(|letters| self.skips & bit(word, letters) != 0))
+        (0..words)
+            .any(|word| (1..=4).any(|letters| self.states_after_skip & bit(word, letters) != 0))
     }
 
     /// Whether `line` contains bytes that need the scan. All other lines have one possible start.
-    pub fn may_be_in(line: &[u8]) -> bool {
+    pub fn is_needed(line: &[u8]) -> bool {
         has_control_bytes(line)
     }
 
     /// Reads one byte. Returns whether a verb ended before it.
     fn step(&mut self, byte: u8, auth: bool) -> bool {
-        let before = self.now;
+        let before = self.states;
         let words = if auth { 3 } else { 2 };
         // A server that ends lines at CR LF may take an LF as a blank.
         let ends_word = is_blank(byte) || byte == b'\n';
         let is_verb = ends_word && (0..words).any(|word| before & bit(word, 4) != 0);
-        let last = std::mem::replace(&mut self.last, byte);
+        let last = std::mem::replace(&mut self.last_byte, byte);
         if is_verb || last == IAC && byte == SB && before & START != 0 {
             return true;
         }
         // A server that takes this byte as part of a Telnet command stays at its position.
-        let mut now = std::mem::take(&mut self.skips);
+        let mut states = std::mem::take(&mut self.states_after_skip);
         if is_blank(byte) {
-            now |= before & START;
+            states |= before & START;
         }
         if matches!(byte, 0 | b'\r' | b'\n') {
-            now |= START | before;
+            states |= START | before;
         } else if byte >= SE {
-            now |= before;
-            self.skips = before;
+            states |= before;
+            self.states_after_skip = before;
         }
         for (word, letters) in WORDS.iter().enumerate() {
             for (at, letter) in letters.iter().enumerate() {
                 let from = if at == 0 { START } else { bit(word, at) };
                 if before & from != 0 && byte.eq_ignore_ascii_case(letter) {
-                    now |= bit(word, at + 1);
+                    states |= bit(word, at + 1);
                 }
             }
         }
-        self.now = now;
+        self.states = states;
         false
     }
 }
@@ -138,7 +139,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_line_that_everybody_reads_alike_is_plain() {
+    fn an_unambiguous_line_is_plain() {
         for line in [
             &b"RETR a b\r\n"[..],
             b"\r\n",
@@ -146,7 +147,7 @@ mod tests {
             b"STOR \xf0\x9f\x98\x80.jpg\r\n",
             b"229 x (|||5|)\r\n",
         ] {
-            assert_eq!(is_plain(line, &Text::new(line)), LineEnd::Plain, "{line:?}");
+            assert_eq!(line_end(line, &Text::new(line)), LineEnd::Plain, "{line:?}");
         }
         for line in [
             &b"RETR a\n"[..],
@@ -160,12 +161,12 @@ mod tests {
             b"RETR a",
             b"",
         ] {
-            assert_eq!(is_plain(line, &Text::new(line)), LineEnd::Odd, "{line:?}");
+            assert_eq!(line_end(line, &Text::new(line)), LineEnd::Ambiguous, "{line:?}");
         }
     }
 
     #[test]
-    fn a_verb_is_found_behind_whatever_any_server_leaves_out() {
+    fn a_verb_is_found_after_anything_that_a_server_skips() {
         for lead in [
             &b""[..],
             b"NOOP\r",
@@ -198,15 +199,19 @@ mod tests {
                 b"PORT\xff\xff\0\n",
             ] {
                 let line = [lead, verb].concat();
-                assert_eq!(VerbScanner::find(&line, false), Some(line.len() - 1), "{line:?}");
+                assert_eq!(
+                    VerbScanner::find_verb_end(&line, false),
+                    Some(line.len() - 1),
+                    "{line:?}"
+                );
             }
-            assert!(VerbScanner::find(&[lead, b"AUTH "].concat(), false).is_none());
-            assert!(VerbScanner::find(&[lead, b"AUTH "].concat(), true).is_some());
+            assert!(VerbScanner::find_verb_end(&[lead, b"AUTH "].concat(), false).is_none());
+            assert!(VerbScanner::find_verb_end(&[lead, b"AUTH "].concat(), true).is_some());
         }
     }
 
     #[test]
-    fn text_is_no_verb() {
+    fn text_is_not_a_verb() {
         for line in [
             &b"RETR PORT 1"[..],
             b"RETR \xfcr PORT 1",
@@ -221,17 +226,17 @@ mod tests {
             b"PO\r\n",
             b"STOR P\xff",
         ] {
-            assert_eq!(VerbScanner::find(line, true), None, "{line:?}");
+            assert_eq!(VerbScanner::find_verb_end(line, true), None, "{line:?}");
         }
     }
 
     #[test]
-    fn a_verb_that_is_interrupted_is_one() {
+    fn an_interrupted_verb_counts_as_a_verb() {
         for line in
             [&b"PO\xff\xfb\nRT 1"[..], b"P\xff", b"eprt\xff\xfb\n", b"\xff\xfa\n", b"NOOP\rP\xff"]
         {
-            assert!(VerbScanner::find(line, false).is_some(), "{line:?}");
-            assert!(VerbScanner::find(&line[..1], false).is_none(), "{line:?}");
+            assert!(VerbScanner::find_verb_end(line, false).is_some(), "{line:?}");
+            assert!(VerbScanner::find_verb_end(&line[..1], false).is_none(), "{line:?}");
         }
     }
 }

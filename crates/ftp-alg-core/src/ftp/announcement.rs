@@ -112,7 +112,7 @@ impl Kind {
 impl Announcement {
     /// Parses the argument of `PORT`, which starts at `start` of the text.
     pub fn port(argument: &[u8], start: usize) -> Result<Self, Malformed> {
-        let numbers = HostPort::at(argument, 0).ok_or(Malformed::Form(Kind::Port))?;
+        let numbers = HostPort::parse_at(argument, 0).ok_or(Malformed::Form(Kind::Port))?;
         if numbers.span != (0..argument.len()) {
             return Err(Malformed::Form(Kind::Port));
         }
@@ -153,7 +153,7 @@ impl Announcement {
         while let Some(digit) = bytes.get(at..).and_then(|b| b.iter().position(u8::is_ascii_digit))
         {
             at += digit;
-            if let Some(numbers) = HostPort::at(bytes, at) {
+            if let Some(numbers) = HostPort::parse_at(bytes, at) {
                 let has_parenthesis = at.checked_sub(1).and_then(|at| bytes.get(at)) == Some(&b'(');
                 let read = numbers.announcement(Kind::Pasv, 0)?;
                 return Ok(Self { has_parenthesis, ..read });
@@ -236,10 +236,10 @@ impl Announcement {
             (Kind::Port | Kind::Pasv, IpAddr::V6(_)) => return None,
             // The family precedes the endpoint and is not replaced.
             (Kind::Eprt, ip) if self.address.is_some_and(|old| old.is_ipv4() == ip.is_ipv4()) => {
-                named(&format!("{ip}{}{}", char::from(self.delimiter), new.port()))
+                to_endpoint_text(&format!("{ip}{}{}", char::from(self.delimiter), new.port()))
             }
             (Kind::Eprt, _) => return None,
-            (Kind::Epsv, _) => named(&new.port().to_string()),
+            (Kind::Epsv, _) => to_endpoint_text(&new.port().to_string()),
         })
     }
 }
@@ -248,7 +248,7 @@ fn digits(number: u16) -> usize {
     number.checked_ilog10().unwrap_or(0) as usize + 1
 }
 
-fn named(text: &str) -> EndpointText {
+fn to_endpoint_text(text: &str) -> EndpointText {
     text.as_bytes().into()
 }
 
@@ -285,20 +285,20 @@ struct HostPort {
 impl HostPort {
     /// Parses exactly six numbers, the first of which starts at `at`. With a seventh number the result is `None`,
     /// because it is unclear which six are meant.
-    fn at(bytes: &[u8], at: usize) -> Option<Self> {
+    fn parse_at(bytes: &[u8], at: usize) -> Option<Self> {
         let mut values = [0; 6];
         let mut position = at;
         let mut end = at;
         for (i, value) in values.iter_mut().enumerate() {
             if i > 0 {
-                position = comma(bytes, position)?;
+                position = skip_comma(bytes, position)?;
             }
             let (number, digits) = leading_number(bytes.get(position..)?)?;
             *value = number;
             position += digits;
             end = position;
         }
-        match comma(bytes, position) {
+        match skip_comma(bytes, position) {
             Some(next) if bytes.get(next).is_some_and(u8::is_ascii_digit) => None,
             _ => Some(Self { values, span: at..end }),
         }
@@ -323,7 +323,7 @@ impl HostPort {
 }
 
 /// Skips a comma and the blanks around it.
-fn comma(bytes: &[u8], at: usize) -> Option<usize> {
+fn skip_comma(bytes: &[u8], at: usize) -> Option<usize> {
     if let Some([b',', b'0'..=b'9']) = bytes.get(at..at + 2) {
         return Some(at + 1);
     }
@@ -362,7 +362,7 @@ fn checked_port(kind: Kind, number: u32) -> Result<u16, Malformed> {
     }
 }
 
-/// RFC 2428 section 2: ASCII 33 to 126. A digit is excluded, because it could not be told from the fields.
+/// RFC 2428 section 2: ASCII 33 to 126. A digit is excluded, because the fields consist of digits.
 fn is_delimiter(byte: u8) -> bool {
     byte.is_ascii_graphic() && !byte.is_ascii_digit()
 }
@@ -387,7 +387,7 @@ mod tests {
     }
 
     #[test]
-    fn a_227_is_found_in_every_form_in_the_wild() {
+    fn a_227_is_parsed_in_every_known_form() {
         for (line, address, port, endpoint) in [
             (
                 "227 Entering Passive Mode (192,168,150,90,195,149)",
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn a_227_that_cannot_be_read_announces_nothing() {
+    fn a_malformed_227_is_rejected() {
         for line in ["227 Logout.", "227 (1,2,3,4,5)", "227 (1,2,3,4,5,6,7)", "227", "227 (1,,2)"] {
             assert_eq!(pasv(line), Err(Malformed::Form(Kind::Pasv)), "{line}");
         }
@@ -426,7 +426,7 @@ mod tests {
     }
 
     #[test]
-    fn a_229_is_found_with_any_delimiter() {
+    fn a_229_is_parsed_with_any_delimiter() {
         for line in [
             "229 Entering Extended Passive Mode (|||50069|)",
             "229 Entering Extended Passive Mode (!!!50069!).",
@@ -447,7 +447,7 @@ mod tests {
     }
 
     #[test]
-    fn port_is_read_strictly() {
+    fn port_is_parsed_strictly() {
         let found = Announcement::port(b"192,168,150,80,14,178", 5).unwrap();
         assert_eq!(found.address, Some("192.168.150.80".parse().unwrap()));
         assert_eq!((found.port, found.endpoint), (3762, 5..26));
@@ -463,7 +463,7 @@ mod tests {
     }
 
     #[test]
-    fn eprt_is_read_in_both_families() {
+    fn eprt_is_parsed_in_both_families() {
         let v4 = Announcement::eprt(b"|1|132.235.1.2|6275|", 5).unwrap();
         assert_eq!((v4.address, v4.port), (Some("132.235.1.2".parse().unwrap()), 6275));
         assert_eq!(v4.endpoint, 8..24);
@@ -494,7 +494,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rewritten_port_keeps_its_length_by_zeros_where_that_is_safe() {
+    fn zeros_preserve_the_length_of_a_rewritten_port() {
         for (said, new, heard) in [
             ("192,168,150,8,14,178", "198.51.100.1:3762", "198,51,100,1,014,178"),
             ("192,168,150,80,4,1", "198.51.100.1:1025", "198,51,100,1,4,001"),
@@ -526,7 +526,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rewritten_227_keeps_its_length_by_blanks_before_its_parenthesis() {
+    fn blanks_preserve_the_length_of_a_rewritten_227() {
         for (said, new, heard) in [
             ("227 Mode (10,0,0,209,4,1)", "10.0.0.1:1025", "227 Mode   (10,0,0,1,4,1)"),
             ("227 (255,255,255,255,4,1).", "1.1.1.1:1025", "227         (1,1,1,1,4,1)."),
@@ -550,7 +550,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rewrite_keeps_the_form() {
+    fn a_rewrite_preserves_the_form() {
         let new = "198.51.100.1:3762".parse().unwrap();
         let port = Announcement::port(b"192,168,150,80,14,178", 5).unwrap();
         assert_eq!(port.rewritten(new, Zeros::None).unwrap(), &b"198,51,100,1,14,178"[..]);

@@ -97,11 +97,11 @@ fn classify(verb: &[u8], argument: &[u8]) -> Verb {
         b"AUTH" => Verb::Auth,
         b"CCC\0" => Verb::ClearCommandChannel,
         b"APPE" | b"LIST" | b"MLSD" | b"NLST" | b"RETR" | b"STOR" | b"STOU" => Verb::Transfer,
-        // Clients send these with other arguments.
+        // Clients pipeline these with other commands, and the replies contain no names.
         b"SITE" if has_first_word(argument, b"CHMOD") || has_first_word(argument, b"UTIME") => Verb::Other,
         // Without an argument the reply names the current directory.
         b"MLST" => Verb::Listing,
-        // The reply may contain one line of a file that the server shows.
+        // The reply may contain one line of a file that the server shows. The next line may then belong to that file.
         b"QUIT" => Verb::Listing,
         b"HELP" | b"SITE" | b"STAT" if !argument.is_empty() => Verb::Listing,
         b"ABOR" | b"ADAT" | b"ALLO" | b"AVBL" | b"CDUP" | b"CLNT" | b"CONF" | b"COMB" | b"CSID"
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn verbs_are_read_in_any_case_with_blanks_around() {
+    fn verbs_are_parsed_in_any_case_with_blanks_around_them() {
         assert_eq!(verb(b" port 10,0,0,2,4,1\r\n"), Some(Verb::Port));
         assert_eq!(verb(b"\rPORT\x0b10,0,0,2,4,1\r\n"), Some(Verb::Port));
         assert_eq!(verb(b"EpSv aLL\r\n"), Some(Verb::EpsvAll));
@@ -145,7 +145,7 @@ mod tests {
     }
 
     #[test]
-    fn other_protocols_first_lines_are_unknown() {
+    fn first_lines_of_other_protocols_are_unknown_commands() {
         for line in [&b"POST / HTTP/1.1\r\n"[..], b"GET /PORT 10,0,0,2,4,1\r\n", b"\x16\x03\x01"] {
             assert_eq!(verb(line), Some(Verb::Unknown), "{line:?}");
         }
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn only_prefixes_of_announcing_commands_may_announce() {
+    fn only_prefixes_of_announcing_verbs_may_announce() {
         let may = |start: &[u8]| Command::may_announce(&Text::new(start), false);
         for start in [&b""[..], b"P", b"po", b" EPR", b"PORT", b"eprt |1", b"\xff\xf4PO"] {
             assert!(may(start), "{start:?}");

@@ -11,7 +11,7 @@ mod reply;
 mod text;
 mod zeros;
 
-pub use ambiguity::{LineEnd, VerbScanner, is_plain, may_end_or_skip};
+pub use ambiguity::{LineEnd, VerbScanner, line_end, may_end_or_skip};
 pub use announcement::{Announcement, Kind, Malformed};
 pub use command::{Command, Verb};
 pub use reply::{Reply, ReplyTracker};

@@ -11,11 +11,11 @@ const LONGEST_VERB: usize = 8;
 
 impl Command<'_> {
     /// Whether no FTP client sends this line; `first` is set for the client's first line.
-    pub fn is_foreign(&self, first: bool) -> bool {
+    pub fn is_not_ftp(&self, first: bool) -> bool {
         !is_verb(self.word) || self.is_request_line(first)
     }
 
-    /// `METHOD target NAME/1.1`, as in HTTP, RTSP, SIP and ICAP: three words, the second of which is a path, an
+    /// Whether the line is `METHOD target NAME/1.1`, as in HTTP, RTSP, SIP and ICAP: three words, the second of which is a path, an
     /// asterisk or an address. A file name with one blank that ends in `HTTP/1.1` matches if it is absolute.
     fn is_request_line(&self, first: bool) -> bool {
         let mut words = self.argument.split(|byte| *byte == b' ');
@@ -32,19 +32,19 @@ impl Command<'_> {
     }
 }
 
-/// Letters and digits, at most as many as a verb has. Parts of a Telnet interrupt may precede them.
+/// Whether `word` has only letters and digits, at most as many as a verb. Parts of a Telnet interrupt may precede them.
 fn is_verb(word: &[u8]) -> bool {
     let telnet = word.iter().take_while(|byte| **byte >= 0xf0).count();
     let word = &word[telnet..];
     // A line that we blanked because it was too long says nothing about the client.
-    let is_crossed_out = word.iter().all(|byte| *byte == b'X');
-    is_crossed_out
+    let is_blanked = word.iter().all(|byte| *byte == b'X');
+    is_blanked
         || word.len() <= LONGEST_VERB
             && word.first().is_some_and(u8::is_ascii_alphabetic)
             && word.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'@') // P@SW
 }
 
-/// A protocol version such as `HTTP/1.1`.
+/// Whether `word` is a protocol version such as `HTTP/1.1`.
 fn is_version(word: &[u8]) -> bool {
     let Some(slash) = word.iter().position(|byte| *byte == b'/') else { return false };
     let (name, number) = word.split_at(slash);
@@ -62,12 +62,12 @@ mod tests {
     use super::*;
     use crate::ftp::Text;
 
-    fn is_foreign(line: &str, first: bool) -> bool {
-        Command::parse(&Text::new(line.as_bytes())).unwrap().is_foreign(first)
+    fn is_not_ftp(line: &str, first: bool) -> bool {
+        Command::parse(&Text::new(line.as_bytes())).unwrap().is_not_ftp(first)
     }
 
     #[test]
-    fn request_lines_and_header_lines_are_no_ftp_whatever_their_verb() {
+    fn request_and_header_lines_are_not_ftp_whatever_their_verb() {
         for line in [
             "USER / HTTP/1.1",
             "USER x HTTP/1.1",
@@ -87,13 +87,13 @@ mod tests {
             "PROPPATCH /",
             "\u{1}\u{2}",
         ] {
-            assert!(is_foreign(line, false), "{line}");
+            assert!(is_not_ftp(line, false), "{line}");
         }
-        assert!(is_foreign("PASS / HTTP/1.1", true));
+        assert!(is_not_ftp("PASS / HTTP/1.1", true));
     }
 
     #[test]
-    fn what_ftp_clients_say_is_ftp() {
+    fn lines_of_ftp_clients_are_ftp() {
         for line in [
             "USER anonymous",
             "USER a b",
@@ -115,9 +115,9 @@ mod tests {
             "LANG en",
             "WHAT",
         ] {
-            assert!(!is_foreign(line, false), "{line}");
+            assert!(!is_not_ftp(line, false), "{line}");
         }
         // The remainder of a Telnet interrupt.
-        assert!(!Command::parse(&Text::new(b"\xf2ABOR")).unwrap().is_foreign(false));
+        assert!(!Command::parse(&Text::new(b"\xf2ABOR")).unwrap().is_not_ftp(false));
     }
 }

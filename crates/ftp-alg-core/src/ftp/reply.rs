@@ -14,23 +14,23 @@ pub struct Reply {
 }
 
 impl Reply {
-    /// 1yz: another reply follows.
+    /// Whether this is a preliminary reply (1yz): another reply follows.
     pub fn is_preliminary(self) -> bool {
         (100..200).contains(&self.code)
     }
 
-    /// 2yz: completed.
+    /// Whether this is a completion reply (2yz).
     pub fn is_success(self) -> bool {
         (200..300).contains(&self.code)
     }
 
-    /// 4yz or 5yz. (6yz, RFC 2228's protected replies, belong to none of these groups.)
+    /// Whether the reply reports a failure (4yz or 5yz). RFC 2228's protected replies (6yz) are neither success nor failure.
     pub fn is_failure(self) -> bool {
         (400..600).contains(&self.code)
     }
 
-    /// 50z or 53z: the reply to an unknown command, or to one that needs a login.
-    pub fn is_of_unknown_command(self) -> bool {
+    /// Whether this is 50z or 53z: the reply to an unknown command, or to one that needs a login.
+    pub fn is_unknown_command(self) -> bool {
         matches!(self.code / 10, 50 | 53)
     }
 }
@@ -66,11 +66,11 @@ impl ReplyTracker {
     }
 
     /// Whether `text`, the start of an unfinished line, may end the reply to an unknown command
-    /// ([`Reply::is_of_unknown_command`]).
-    pub fn may_fail(&self, text: &Text<'_>) -> bool {
+    /// ([`Reply::is_unknown_command`]).
+    pub fn may_refuse_command(&self, text: &Text<'_>) -> bool {
         let start = text.bytes();
         let is_of_open = |code: u16| {
-            Reply { code }.is_of_unknown_command()
+            Reply { code }.is_unknown_command()
                 && code.to_string().as_bytes().starts_with(&start[..start.len().min(3)])
         };
         let may_begin = match start {
@@ -123,14 +123,14 @@ mod tests {
     }
 
     #[test]
-    fn text_inside_a_multi_line_reply_is_no_reply() {
+    fn text_inside_a_multi_line_reply_is_not_a_reply() {
         let lines: [&[u8]; 3] =
             [b"211-Status\r\n", b"227 Entering Passive Mode (10,0,0,1,0,22)\r\n", b"211 End\r\n"];
         assert_eq!(codes(&lines), [None, None, Some(211)]);
     }
 
     #[test]
-    fn the_last_line_of_a_multi_line_227_counts() {
+    fn the_last_line_of_a_multi_line_227_is_the_reply() {
         assert_eq!(
             codes(&[b"227-hello\r\n", b" 227 x\r\n", b"227 (1,2)\r\n"]),
             [None, None, Some(227)]
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn lines_without_a_code_are_no_reply() {
+    fn lines_without_a_code_are_not_replies() {
         assert_eq!(codes(&[b"22", b"227x", b"abc def", b""]), [None; 4]);
         assert_eq!(codes(&[b"227"]), [Some(227)]);
     }

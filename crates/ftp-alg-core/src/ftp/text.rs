@@ -11,43 +11,43 @@ const IAC: u8 = 0xff;
 const WILL: u8 = 0xfb;
 const DONT: u8 = 0xfe;
 /// The lowest Telnet command byte (RFC 854: SE).
-const LOWEST: u8 = 0xf0;
+const LOWEST_TELNET: u8 = 0xf0;
 
 /// The readable part of one line, without its line end.
 #[derive(Debug)]
 pub struct Text<'a> {
     bytes: Cow<'a, [u8]>,
     /// Position of each byte in the line; empty if the text is contiguous from `start`.
-    origins: Vec<usize>,
+    positions: Vec<usize>,
     start: usize,
     indented: bool,
-    odd: bool,
+    has_control: bool,
     unfinished: usize,
 }
 
 impl<'a> Text<'a> {
     /// Parses `line`, with or without its CR LF (or bare LF).
     pub fn new(line: &'a [u8]) -> Self {
-        let odd = has_control_bytes(line);
-        if odd && line.iter().any(|byte| matches!(*byte, IAC | 0)) {
-            return Self::cleaned(line);
+        let has_control = has_control_bytes(line);
+        if has_control && line.iter().any(|byte| matches!(*byte, IAC | 0)) {
+            return Self::without_telnet(line);
         }
         let end = trimmed_end(line);
         let start = line[..end].iter().position(|b| !is_blank(*b)).unwrap_or(end);
         let indented = line.first().is_some_and(|b| is_blank(*b));
         Self {
             bytes: Cow::Borrowed(&line[start..end]),
-            origins: Vec::new(),
+            positions: Vec::new(),
             start,
             indented,
-            odd,
+            has_control,
             unfinished: 0,
         }
     }
 
-    fn cleaned(line: &[u8]) -> Self {
+    fn without_telnet(line: &[u8]) -> Self {
         let mut bytes = Vec::with_capacity(line.len());
-        let mut origins = Vec::with_capacity(line.len());
+        let mut positions = Vec::with_capacity(line.len());
         let (mut i, mut unfinished) = (0, 0);
         while let Some(&byte) = line.get(i) {
             let skip = match (byte, line.get(i + 1)) {
@@ -56,13 +56,13 @@ impl<'a> Text<'a> {
                 // No option has the code of a letter, so the next byte starts a word.
                 (IAC, Some(&(WILL..=DONT))) if is_graphic(line.get(i + 2)) => 2,
                 (IAC, Some(&(WILL..=DONT))) => 3,
-                (IAC, Some(&(LOWEST..))) => 2,
+                (IAC, Some(&(LOWEST_TELNET..))) => 2,
                 (IAC, _) => 1,
                 _ => 0,
             };
             if skip == 0 {
                 bytes.push(byte);
-                origins.push(i);
+                positions.push(i);
                 i += if byte == IAC { 2 } else { 1 };
             } else {
                 if byte == IAC && is_unfinished(&line[i..]) {
@@ -75,10 +75,17 @@ impl<'a> Text<'a> {
         let end = trimmed_end(&bytes);
         let start = bytes[..end].iter().position(|b| !is_blank(*b)).unwrap_or(end);
         bytes.truncate(end);
-        origins.truncate(end);
+        positions.truncate(end);
         bytes.drain(..start);
-        origins.drain(..start);
-        Self { bytes: Cow::Owned(bytes), origins, start: 0, indented, odd: true, unfinished }
+        positions.drain(..start);
+        Self {
+            bytes: Cow::Owned(bytes),
+            positions,
+            start: 0,
+            indented,
+            has_control: true,
+            unfinished,
+        }
     }
 
     /// The readable bytes.
@@ -93,7 +100,7 @@ impl<'a> Text<'a> {
 
     /// Whether some server may skip a byte of the line, or end the line at it.
     pub fn is_odd(&self) -> bool {
-        self.odd
+        self.has_control
     }
 
     /// Number of bytes at the end that start an unfinished Telnet command.
@@ -101,26 +108,26 @@ impl<'a> Text<'a> {
         self.unfinished
     }
 
-    /// Position of `range` in the line. `range` must not be empty.
+    /// The range of the line that `range` of the readable bytes comes from. `range` must not be empty.
     pub fn origin(&self, range: Range<usize>) -> Range<usize> {
-        match (self.origins.get(range.start), self.origins.get(range.end.saturating_sub(1))) {
+        match (self.positions.get(range.start), self.positions.get(range.end.saturating_sub(1))) {
             (Some(first), Some(last)) => *first..*last + 1,
             _ => self.start + range.start..self.start + range.end,
         }
     }
 }
 
-/// Bytes that some servers skip before a verb and accept as its end: C's white space.
+/// Whether `byte` is white space in C. Some servers skip it before a verb, and end a verb at it.
 pub(super) fn is_blank(byte: u8) -> bool {
     matches!(byte, b' ' | b'\t' | 0x0b | 0x0c | b'\r')
 }
 
 /// Whether some server may skip `byte`, or end a line at it.
 pub(super) const fn is_control(byte: u8) -> bool {
-    byte >= LOWEST || matches!(byte, 0 | b'\r' | b'\n')
+    byte >= LOWEST_TELNET || matches!(byte, 0 | b'\r' | b'\n')
 }
 
-/// Whether `line` has such a byte before its end.
+/// Whether `line` has a [control byte](is_control) before its end.
 pub(super) fn has_control_bytes(line: &[u8]) -> bool {
     let text = line.strip_suffix(b"\n").unwrap_or(line);
     let text = text.strip_suffix(b"\r").unwrap_or(text);
@@ -130,13 +137,13 @@ pub(super) fn has_control_bytes(line: &[u8]) -> bool {
 
 /// The bytes for which [`is_control`] holds.
 static CONTROL_BYTES: [bool; 256] = {
-    let mut odd = [false; 256];
+    let mut table = [false; 256];
     let mut byte = 0;
-    while byte < odd.len() {
-        odd[byte] = is_control(byte as u8);
+    while byte < table.len() {
+        table[byte] = is_control(byte as u8);
         byte += 1;
     }
-    odd
+    table
 };
 
 fn is_graphic(byte: Option<&u8>) -> bool {
@@ -158,7 +165,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn telnet_commands_are_skipped_and_positions_kept() {
+    fn telnet_commands_are_skipped_and_positions_mapped() {
         let line = b"\xff\xf4\xff\xf2 PO\xff\xfd\x06RT 1\r\n";
         let text = Text::new(line);
         assert_eq!(text.bytes(), b"PORT 1");
@@ -167,7 +174,7 @@ mod tests {
     }
 
     #[test]
-    fn doubled_iac_is_one_byte_and_unfinished_commands_end_the_text() {
+    fn a_doubled_iac_is_one_byte_and_unfinished_telnet_ends_the_text() {
         assert_eq!(Text::new(b"a\xff\xffb\xff").bytes(), b"a\xffb");
         assert_eq!(Text::new(b"a\xff\xfa1\xff\xf0b").bytes(), b"a1b");
         assert_eq!(Text::new(b"\xff\xfd").bytes(), b"");
@@ -179,7 +186,7 @@ mod tests {
     }
 
     #[test]
-    fn line_ends_blanks_and_nul_bytes_are_not_read() {
+    fn line_ends_blanks_and_nul_bytes_are_removed() {
         for line in [
             &b" \tPORT 1 \r\n"[..],
             b"PORT 1\n",

@@ -44,17 +44,17 @@ impl<'a> Packet<'a> {
         all: &mut Vec<u8>,
     ) {
         let payload = edit.payload.unwrap_or(self.payload());
-        let payload = &payload[..payload.len().min(usize::from(u16::MAX) - self.payload)];
+        let payload = &payload[..payload.len().min(usize::from(u16::MAX) - self.payload_offset)];
         let start = all.len();
-        all.extend_from_slice(&self.bytes[..self.payload]);
+        all.extend_from_slice(&self.bytes[..self.payload_offset]);
         all.extend_from_slice(payload);
         let out = &mut all[start..];
         let sack_range = self.sack();
         if let Some(range) = &sack_range {
             map_sack(&mut out[range.start - 2..range.end], &mut sack);
         }
-        let header = &self.bytes[self.tcp..self.payload];
-        if let Some(mut tcp) = MutableTcpPacket::new(&mut out[self.tcp..]) {
+        let header = &self.bytes[self.tcp_offset..self.payload_offset];
+        if let Some(mut tcp) = MutableTcpPacket::new(&mut out[self.tcp_offset..]) {
             tcp.set_sequence(edit.seq.0);
             tcp.set_acknowledgement(edit.ack.0);
             tcp.set_flags(edit.flags);
@@ -62,22 +62,26 @@ impl<'a> Packet<'a> {
         }
         if edit.payload.is_none() && !self.offload.lacks_checksum {
             // RFC 1624: only the changed words are summed.
-            let mut sum = Sum::of(self.word::<16>());
-            sum.change(self.long::<4>(), edit.seq.0);
-            sum.change(self.long::<8>(), edit.ack.0);
-            sum.change(self.flags().into(), edit.flags.into());
-            sum.change(self.word::<18>().into(), edit.urgent.into());
+            let mut sum = IncrementalChecksum::new(self.header_u16::<16>());
+            sum.update(self.header_u32::<4>(), edit.seq.0);
+            sum.update(self.header_u32::<8>(), edit.ack.0);
+            sum.update(self.flags().into(), edit.flags.into());
+            sum.update(self.header_u16::<18>().into(), edit.urgent.into());
             if sack_range.is_some() {
                 let long = |word: &[u8; 4]| u32::from_be_bytes(*word);
-                let (old, new) = (header.as_chunks().0, out[self.tcp..].as_chunks().0);
+                let (old, new) = (header.as_chunks().0, out[self.tcp_offset..].as_chunks().0);
                 let options = old.iter().zip(new).skip(5);
-                options.for_each(|(old, new)| sum.change(long(old), long(new)));
+                options.for_each(|(old, new)| sum.update(long(old), long(new)));
             }
             let updated = sum.checksum();
-            out[self.tcp + 16..self.tcp + 18].copy_from_slice(&updated.to_be_bytes());
+            out[self.tcp_offset + 16..self.tcp_offset + 18].copy_from_slice(&updated.to_be_bytes());
         } else {
             set_lengths(out, self.source().ip());
-            set_tcp_checksum(&mut out[self.tcp..], self.source().ip(), self.destination().ip());
+            set_tcp_checksum(
+                &mut out[self.tcp_offset..],
+                self.source().ip(),
+                self.destination().ip(),
+            );
         }
     }
 }
@@ -95,7 +99,7 @@ pub fn acknowledgement(
     out: &mut Vec<u8>,
 ) {
     let header = if timestamps.is_some() { 32 } else { 20 };
-    let ip = headers((source, destination), header, (seq, ack), (window, flags::ACK), out);
+    let ip = write_headers((source, destination), header, (seq, ack), (window, flags::ACK), out);
     if let Some((value, echo)) = timestamps {
         out[ip + 20..ip + 24].copy_from_slice(&[OPTION_NOP, OPTION_NOP, 8, 10]);
         out[ip + 24..ip + 28].copy_from_slice(&value.to_be_bytes());
@@ -114,7 +118,7 @@ pub fn segment(
     payload: &[u8],
     out: &mut Vec<u8>,
 ) {
-    let tcp = headers(ends, 20, numbers, header, out);
+    let tcp = write_headers(ends, 20, numbers, header, out);
     out.extend_from_slice(payload);
     let (source, destination) = ends;
     set_lengths(out, source.ip());
@@ -123,7 +127,7 @@ pub fn segment(
 
 /// Writes IP and TCP headers to `out`, without lengths and checksums; TCP options are zero. Returns the offset of the
 /// TCP header.
-fn headers(
+fn write_headers(
     (source, destination): (SocketAddr, SocketAddr),
     header: usize,
     (seq, ack): (Seq, Seq),
@@ -154,7 +158,7 @@ fn headers(
                 packet.set_destination(destination);
             }
         }
-        _ => {} // ends of two families: a connection has one
+        _ => {} // mixed families: no connection has them
     }
     if let Some(mut tcp) = MutableTcpPacket::new(&mut out[ip..]) {
         tcp.set_source(source.port());
@@ -192,33 +196,33 @@ pub fn with_endpoints(
         }
         _ => return,
     }
-    if let Some(mut tcp) = MutableTcpPacket::new(&mut out[packet.tcp..]) {
+    if let Some(mut tcp) = MutableTcpPacket::new(&mut out[packet.tcp_offset..]) {
         tcp.set_source(source.port());
         tcp.set_destination(destination.port());
     }
     set_lengths(out, source.ip());
-    set_tcp_checksum(&mut out[packet.tcp..], source.ip(), destination.ip());
+    set_tcp_checksum(&mut out[packet.tcp_offset..], source.ip(), destination.ip());
 }
 
 /// Maps the blocks of a SACK option; unused room is filled with NOP.
 fn map_sack(option: &mut [u8], map: &mut impl FnMut([Seq; 2]) -> Option<[Seq; 2]>) {
-    let mut kept = 2;
+    let mut written = 2;
     let mut at = 2;
     while let Some(&[a, b, c, d, e, f, g, h]) = option.get(at..at + 8) {
         let edges = [[a, b, c, d], [e, f, g, h]].map(|edge| Seq(u32::from_be_bytes(edge)));
         if let Some([left, right]) = map(edges) {
-            option[kept..kept + 4].copy_from_slice(&left.0.to_be_bytes());
-            option[kept + 4..kept + 8].copy_from_slice(&right.0.to_be_bytes());
-            kept += 8;
+            option[written..written + 4].copy_from_slice(&left.0.to_be_bytes());
+            option[written + 4..written + 8].copy_from_slice(&right.0.to_be_bytes());
+            written += 8;
         }
         at += 8;
     }
-    if kept == 2 {
+    if written == 2 {
         option.fill(OPTION_NOP);
     } else {
         option[0] = OPTION_SACK;
-        option[1] = kept as u8; // at most 34
-        option[kept..].fill(OPTION_NOP);
+        option[1] = written as u8; // at most 34
+        option[written..].fill(OPTION_NOP);
     }
 }
 
@@ -246,14 +250,14 @@ fn set_tcp_checksum(segment: &mut [u8], source: IpAddr, destination: IpAddr) {
 }
 
 /// A checksum that follows changes of the summed words (RFC 1624 equation 3). A 32-bit value counts as two words.
-struct Sum(u64);
+struct IncrementalChecksum(u64);
 
-impl Sum {
-    fn of(checksum: u16) -> Self {
+impl IncrementalChecksum {
+    fn new(checksum: u16) -> Self {
         Self(u64::from(!checksum))
     }
 
-    fn change(&mut self, old: u32, new: u32) {
+    fn update(&mut self, old: u32, new: u32) {
         self.0 += u64::from(!old) + u64::from(new);
     }
 
@@ -331,11 +335,11 @@ mod tests {
 
     proptest! {
         #[test]
-        fn every_edit_leaves_a_valid_packet(v6: bool, seq: u32, ack: u32,
+        fn every_edit_results_in_a_valid_packet(v6: bool, seq: u32, ack: u32,
             old in proptest::collection::vec(any::<u8>(), 0..99),
             new in proptest::option::of(proptest::collection::vec(any::<u8>(), 0..99))) {
             let bytes = packet(v6, &old, &[(50, 60)]);
-            let mut out = vec![0xa5; 7]; // junk that must go
+            let mut out = vec![0xa5; 7]; // junk that must be overwritten
             Packet::parse(&bytes).unwrap().rebuild(&edit(seq, ack, new.as_deref()), Some, &mut out);
             assert_valid(&out);
             let built = Packet::parse(&out).unwrap();
@@ -345,7 +349,7 @@ mod tests {
     }
 
     #[test]
-    fn sack_blocks_are_mapped_and_lost_ones_left_out() {
+    fn sack_blocks_are_mapped_or_removed() {
         let bytes = packet(false, b"", &[(50, 60), (70, 80)]);
         let mut out = Vec::new();
         let map = |[l, r]: [Seq; 2]| (l != Seq(50)).then_some([l + 5, r + 5]);
@@ -379,7 +383,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_are_exchanged_with_their_checksums() {
+    fn replaced_endpoints_have_valid_checksums() {
         let bytes = packet(false, b"PASV\r\n", &[(50, 60)]);
         let (a, b) = ("192.0.2.1:9".parse().unwrap(), "192.0.2.2:8".parse().unwrap());
         let mut out = Vec::new();

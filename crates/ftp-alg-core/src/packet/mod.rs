@@ -63,15 +63,15 @@ pub struct Packet<'a> {
     /// The TCP header without its options.
     header: &'a [u8; 20],
     /// Offset of the TCP header.
-    tcp: usize,
+    tcp_offset: usize,
     /// Offset of the payload.
-    payload: usize,
+    payload_offset: usize,
     offload: Offload,
 }
 
 impl<'a> Packet<'a> {
     /// Parses `bytes`, which start at the IP header.
-    // Inlined: otherwise the result is written to memory in parts and read back whole, which stalls once a packet.
+    // Inlined: otherwise the result is written to memory in parts and read back whole, which stalls the CPU for each packet.
     #[inline(always)]
     pub fn parse(bytes: &'a [u8]) -> Result<Self, Malformed> {
         let tcp = match bytes.first().map(|b| b >> 4) {
@@ -86,8 +86,8 @@ impl<'a> Packet<'a> {
         let length = TcpSlice::from_slice(tcp).map_err(|_| Malformed::Tcp)?.header_slice().len();
         let header = tcp.first_chunk().ok_or(Malformed::Tcp)?;
         let start = tcp.as_ptr().addr() - bytes.as_ptr().addr();
-        let (bytes, payload) = (&bytes[..start + tcp.len()], start + length);
-        Ok(Self { bytes, header, tcp: start, payload, offload: Offload::default() })
+        let (bytes, payload_offset) = (&bytes[..start + tcp.len()], start + length);
+        Ok(Self { bytes, header, tcp_offset: start, payload_offset, offload: Offload::default() })
     }
 
     /// Returns this packet with the given offload state.
@@ -119,7 +119,7 @@ impl<'a> Packet<'a> {
     #[inline(always)]
     pub fn endpoints(&self) -> (Endpoint, Endpoint) {
         let long = |at: usize| self.bytes[at..].first_chunk().map_or(0, |b| u64::from_be_bytes(*b));
-        let (from, to) = (self.word::<0>(), self.word::<2>());
+        let (from, to) = (self.header_u16::<0>(), self.header_u16::<2>());
         // An IPv4 header has at least 20 bytes, an IPv6 header 40.
         if self.is_v4() {
             let both = long(12);
@@ -134,12 +134,12 @@ impl<'a> Packet<'a> {
 
     /// The sequence number of the first payload byte (of the SYN, if set).
     pub fn seq(&self) -> Seq {
-        Seq(self.long::<4>())
+        Seq(self.header_u32::<4>())
     }
 
     /// The acknowledgement number; meaningless without [`flags::ACK`].
     pub fn ack(&self) -> Seq {
-        Seq(self.long::<8>())
+        Seq(self.header_u32::<8>())
     }
 
     /// The control bits, see [`flags`].
@@ -154,17 +154,17 @@ impl<'a> Packet<'a> {
 
     /// The advertised window, unscaled.
     pub fn window(&self) -> u16 {
-        self.word::<14>()
+        self.header_u16::<14>()
     }
 
     /// The urgent pointer, if URG is set.
     pub fn urgent(&self) -> Option<u16> {
-        self.has(flags::URG).then(|| self.word::<18>())
+        self.has(flags::URG).then(|| self.header_u16::<18>())
     }
 
     /// The payload.
     pub fn payload(&self) -> &'a [u8] {
-        &self.bytes[self.payload..]
+        &self.bytes[self.payload_offset..]
     }
 
     /// The timestamps option: the sender's clock, and the echo of the receiver's (RFC 7323).
@@ -176,11 +176,11 @@ impl<'a> Packet<'a> {
 
     /// Whether the TCP checksum is correct. Otherwise the receiver discards the packet.
     pub fn checksum_is_valid(&self) -> bool {
-        let segment = &self.bytes[self.tcp..];
+        let segment = &self.bytes[self.tcp_offset..];
         let length = segment.len() as u32; // an IP packet's
         let pseudo = u64::from(u16::from(IpNumber::TCP.0).to_be()) + u64::from(length.to_be());
         let sum = pseudo
-            + match (self.is_v4(), self.tcp) {
+            + match (self.is_v4(), self.tcp_offset) {
                 (true, 20) | (false, 40) => sum(&self.bytes[if self.is_v4() { 12 } else { 8 }..]),
                 (true, _) => sum(segment) + sum(&self.bytes[12..20]),
                 (false, _) => sum(segment) + sum(&self.bytes[8..40]),
@@ -196,14 +196,14 @@ impl<'a> Packet<'a> {
 
     /// Position of the content of option `kind`, which has at least `length` bytes including its two-byte head.
     fn option(&self, kind: u8, length: usize) -> Option<std::ops::Range<usize>> {
-        let mut at = self.tcp + 20;
-        while at < self.payload {
+        let mut at = self.tcp_offset + 20;
+        while at < self.payload_offset {
             match self.bytes[at] {
                 OPTION_END => return None,
                 OPTION_NOP => at += 1,
                 found => {
-                    let len = usize::from(*self.bytes[..self.payload].get(at + 1)?);
-                    if len < 2 || at + len > self.payload {
+                    let len = usize::from(*self.bytes[..self.payload_offset].get(at + 1)?);
+                    if len < 2 || at + len > self.payload_offset {
                         return None;
                     }
                     if found == kind && len >= length {
@@ -220,18 +220,18 @@ impl<'a> Packet<'a> {
         self.bytes[0] >> 4 == 4
     }
 
-    fn word<const AT: usize>(&self) -> u16 {
+    fn header_u16<const AT: usize>(&self) -> u16 {
         u16::from_be_bytes([self.header[AT], self.header[AT + 1]])
     }
 
-    fn long<const AT: usize>(&self) -> u32 {
+    fn header_u32<const AT: usize>(&self) -> u32 {
         let [a, b, c, d] = [0, 1, 2, 3].map(|i| self.header[AT + i]);
         u32::from_be_bytes([a, b, c, d])
     }
 }
 
 /// Address and port as register-sized numbers. With a single 128-bit number, parts that were just written would be read
-/// back whole, which stalls once a packet.
+/// back whole, which stalls the CPU for each packet.
 ///
 /// The family is part of the value: an IPv4 address differs from the IPv6 addresses `::a.b.c.d` and `::ffff:a.b.c.d`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
@@ -275,7 +275,7 @@ impl Endpoint {
     /// The endpoint as a socket address.
     pub fn socket(self) -> SocketAddr {
         let ip = if self.is_v4() {
-            IpAddr::from(Ipv4Addr::from_bits(self.low as u32)) // it was made of one
+            IpAddr::from(Ipv4Addr::from_bits(self.low as u32)) // 32 bits for IPv4
         } else {
             Ipv6Addr::from_bits((u128::from(self.high) << 64) | u128::from(self.low)).into()
         };
@@ -287,7 +287,7 @@ impl From<SocketAddr> for Endpoint {
     fn from(endpoint: SocketAddr) -> Self {
         let (high, low) = match endpoint.ip() {
             IpAddr::V4(v4) => (0, u64::from(v4.to_bits())),
-            IpAddr::V6(v6) => ((v6.to_bits() >> 64) as u64, v6.to_bits() as u64), // its halves
+            IpAddr::V6(v6) => ((v6.to_bits() >> 64) as u64, v6.to_bits() as u64), // the two halves
         };
         Self::new(high, low, endpoint.port(), endpoint.is_ipv4())
     }
@@ -348,7 +348,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_are_read_and_padding_is_not_payload() {
+    fn header_fields_are_parsed_and_padding_is_not_payload() {
         let mut bytes = v4(b"PASV\r\n");
         bytes.extend([0; 6]);
         let packet = Packet::parse(&bytes).unwrap();
@@ -365,7 +365,7 @@ mod tests {
     }
 
     #[test]
-    fn fragments_and_other_protocols_are_not_parsed() {
+    fn fragments_and_other_protocols_are_rejected() {
         let mut fragment = v4(b"x");
         fragment[6] = 0x20; // more fragments
         assert_eq!(Packet::parse(&fragment).unwrap_err(), Malformed::Fragment);
@@ -379,7 +379,7 @@ mod tests {
     }
 
     #[test]
-    fn endpoints_of_two_families_differ_though_their_addresses_have_one_number() {
+    fn endpoints_of_two_families_differ_despite_equal_numbers() {
         let texts =
             ["10.0.0.2:21", "[::10.0.0.2]:21", "[::ffff:10.0.0.2]:21", "[::]:21", "0.0.0.0:21"];
         let sockets: Vec<SocketAddr> = texts.iter().map(|text| text.parse().unwrap()).collect();
@@ -394,7 +394,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_bytes_make_a_view_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..200),
+        fn arbitrary_bytes_never_cause_a_panic(mut bytes in proptest::collection::vec(any::<u8>(), 0..200),
                                       version in 4u8..7) {
             if let Some(first) = bytes.first_mut() {
                 *first = version << 4 | *first & 0xf;
@@ -406,7 +406,7 @@ mod tests {
         }
 
         #[test]
-        fn a_damaged_packet_does_not_make_a_view_panic(at in 0usize..60, value: u8) {
+        fn a_damaged_packet_never_causes_a_panic(at in 0usize..60, value: u8) {
             let mut bytes = v4(b"PORT 10,0,0,2,4,1\r\n");
             let at = at % bytes.len();
             bytes[at] = value;

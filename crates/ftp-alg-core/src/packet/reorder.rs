@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn segments_without_a_gap_are_due_together_in_order() {
+    fn segments_without_a_gap_are_taken_together_in_order() {
         let mut queue = Queue::default();
         // Sequence numbers wrap; 30 is past a gap.
         for seq in [5, 0, u32::MAX - 4, 30] {
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn a_queue_is_full_by_count_or_by_bytes() {
+    fn a_queue_is_limited_by_count_and_by_bytes() {
         let mut queue = Queue::default();
         assert!((0..8).all(|seq| insert(&mut queue, 1, 10 * seq)));
         assert!(!insert(&mut queue, 1, 100) && queue.starts_at(&1, Seq(70)));
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn of_those_due_the_one_that_reaches_furthest_is_first() {
+    fn the_due_segment_that_reaches_furthest_is_taken_first() {
         let mut queue = ReorderQueue::<Vec<u8>, 8, 99>::default();
         for (seq, length) in [(5, 3), (7, 9), (8, 2), (20, 30)] {
             let (seq, end) = (Seq(seq), Seq(seq) + length);

@@ -66,7 +66,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn order_holds_past_the_wrap() {
+    fn sequence_numbers_are_ordered_across_the_wrap() {
         let last = Seq(u32::MAX);
         assert!((last + 1).is_after(last) && last.is_before(last + 1));
         assert_eq!((last + 6) - last, 6);

@@ -12,7 +12,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::compact::{self, CompactVec, SmallBytes, save_bytes};
+use super::compact::{self, CompactVec, SmallBytes, serialize_bytes};
 use crate::packet::Seq;
 
 /// One rewritten range.
@@ -31,19 +31,19 @@ struct Rewrite {
 /// The bytes that are delivered in place of a range.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Replacement {
-    Bytes(#[serde(serialize_with = "save_bytes")] SmallBytes),
+    Bytes(#[serde(serialize_with = "serialize_bytes")] SmallBytes),
     /// This many [`BLANK`] bytes: a refused line may be as long as a packet.
-    CrossedOut(u32),
+    Blanked(u32),
 }
 
-/// The byte that replaces each byte of a command that the server must refuse.
+/// The byte that replaces each byte of a blanked command: one that the server must refuse.
 pub const BLANK: u8 = b'X';
 
 impl Replacement {
     fn len(&self) -> usize {
         match self {
             Self::Bytes(bytes) => bytes.len(),
-            Self::CrossedOut(count) => *count as usize,
+            Self::Blanked(count) => *count as usize,
         }
     }
 
@@ -51,14 +51,14 @@ impl Replacement {
     fn render(&self, first: usize, last: usize, out: &mut Vec<u8>) {
         match self {
             Self::Bytes(bytes) => out.extend_from_slice(&bytes[first..last]),
-            Self::CrossedOut(_) => out.resize(out.len() + last - first, BLANK),
+            Self::Blanked(_) => out.resize(out.len() + last - first, BLANK),
         }
     }
 
     fn heap(&self) -> usize {
         match self {
-            Self::Bytes(bytes) => compact::heap_of_bytes(bytes),
-            Self::CrossedOut(_) => 0,
+            Self::Bytes(bytes) => compact::bytes_heap_size(bytes),
+            Self::Blanked(_) => 0,
         }
     }
 }
@@ -66,7 +66,7 @@ impl Replacement {
 impl From<&[u8]> for Replacement {
     fn from(new: &[u8]) -> Self {
         if new.len() > size_of::<Self>() && new.iter().all(|byte| *byte == BLANK) {
-            Self::CrossedOut(new.len() as u32) // at most a packet and what was held before it
+            Self::Blanked(new.len() as u32) // at most a packet and the held bytes before it
         } else {
             Self::Bytes(new.into())
         }
@@ -79,16 +79,17 @@ impl Rewrite {
     }
 
     fn delivered_end(&self) -> Seq {
-        self.delivered + self.new.len() as u32 // bounded by the longest line that is read
+        self.delivered + self.new.len() as u32 // at most the longest line
     }
 }
 
 /// Limit of unacknowledged rewrites in a direction. At the limit nothing more is read until the receiver acknowledges.
 pub const MAX_REWRITES: usize = 64;
-/// Limit of the replacement bytes in all unacknowledged rewrites of a direction.
-pub const MAX_REWRITTEN: usize = 4096;
+/// Limit of the replacement bytes in all unacknowledged rewrites of a direction, with the same effect.
+pub const MAX_REWRITTEN_BYTES: usize = 4096;
 
-/// The mapping of one direction. Rewrites that the receiver has acknowledged are forgotten; their sum stays.
+/// The mapping of one direction. Rewrites that the receiver has acknowledged are
+/// forgotten; only the sum of their offsets stays.
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 pub struct SequenceMap {
     /// Delivered minus sent sequence number before the oldest rewrite in the list.
@@ -107,28 +108,28 @@ impl SequenceMap {
         self.rewrites.is_empty()
     }
 
-    /// Whether sequence numbers differ now, or differed before an earlier rewrite.
+    /// Whether sent and delivered sequence numbers differ anywhere.
     #[inline]
     pub fn changes_numbers(&self) -> bool {
-        self.base != 0 || !self.rewrites.is_empty() && self.has_shift()
+        self.base != 0 || !self.rewrites.is_empty() && self.changes_length()
     }
 
-    fn has_shift(&self) -> bool {
+    fn changes_length(&self) -> bool {
         self.rewrites.iter().any(|rewrite| rewrite.len as usize != rewrite.new.len())
     }
 
     /// Whether one of the two limits of unacknowledged rewrites is reached.
     pub fn is_full(&self) -> bool {
-        self.rewrites.len() >= MAX_REWRITES || self.rewritten() >= MAX_REWRITTEN
+        self.rewrites.len() >= MAX_REWRITES || self.rewritten_bytes() >= MAX_REWRITTEN_BYTES
     }
 
     /// Number of replacement bytes in the list of rewrites.
-    fn rewritten(&self) -> usize {
-        let kept = |rewrite: &Rewrite| match &rewrite.new {
+    fn rewritten_bytes(&self) -> usize {
+        let stored = |rewrite: &Rewrite| match &rewrite.new {
             Replacement::Bytes(bytes) => bytes.len(),
-            Replacement::CrossedOut(_) => 0,
+            Replacement::Blanked(_) => 0,
         };
-        self.rewrites.iter().map(kept).sum()
+        self.rewrites.iter().map(stored).sum()
     }
 
     /// Heap memory in bytes.
@@ -140,7 +141,7 @@ impl SequenceMap {
         compact::heap(&self.rewrites) + self.rewrites.iter().map(|r| r.new.heap()).sum::<usize>()
     }
 
-    /// Whether half of a limit is reached. Optional rewrites are then left out.
+    /// Whether half of [`MAX_REWRITES`] are in the list. Optional rewrites are then not made.
     pub fn is_half_full(&self) -> bool {
         self.rewrites.len() >= MAX_REWRITES / 2
     }
@@ -274,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_grown_rewrite_shifts_what_follows() {
+    fn a_longer_replacement_shifts_what_follows() {
         let mut map = SequenceMap::default();
         map.replace(Seq(5), 3, b"abcde");
         assert_eq!(rendered(&map, Seq(0), b"01234567890"), b"01234abcde890");
@@ -288,7 +289,7 @@ mod tests {
     }
 
     #[test]
-    fn a_held_range_is_acknowledged_with_what_came_before_it() {
+    fn a_held_range_is_acknowledged_with_its_predecessors() {
         let mut map = SequenceMap::default();
         map.replace(Seq(10), 1, &[]);
         map.replace(Seq(11), 1, &[]);
@@ -302,7 +303,7 @@ mod tests {
     }
 
     #[test]
-    fn a_sack_block_never_claims_a_part_of_a_replacement() {
+    fn a_sack_block_never_covers_part_of_a_replacement() {
         let mut map = SequenceMap::default();
         map.replace(Seq(10), 4, b"abcdefgh");
         assert_eq!(map.acknowledge_left(Seq(12)), Seq(12));
@@ -312,18 +313,18 @@ mod tests {
     }
 
     #[test]
-    fn a_line_that_is_crossed_out_takes_no_memory_of_its_length() {
+    fn a_blanked_line_needs_constant_memory() {
         let mut map = SequenceMap::default();
         map.replace(Seq(5), 60_000, &[BLANK; 60_000]);
         assert!(map.heap() < 100, "{}", map.heap());
         let line = rendered(&map, Seq(3), &[b'1'; 60_010]);
-        let crossed = |range: std::ops::Range<usize>| line[range].iter().all(|b| *b == b'X');
-        assert!(crossed(2..60_002) && line[..2] == *b"11" && line[60_002..] == [b'1'; 8]);
+        let is_blanked = |range: std::ops::Range<usize>| line[range].iter().all(|b| *b == b'X');
+        assert!(is_blanked(2..60_002) && line[..2] == *b"11" && line[60_002..] == [b'1'; 8]);
         assert_eq!(rendered(&map, Seq(100), b"0123"), b"XXXX");
     }
 
     #[test]
-    fn a_history_is_full_by_number_or_by_bytes() {
+    fn a_sequence_map_is_full_by_number_or_by_bytes() {
         let mut map = SequenceMap::default();
         for number in 0..MAX_REWRITES as u32 {
             assert!(!map.is_full(), "{number}");
@@ -331,7 +332,7 @@ mod tests {
         }
         assert!(map.is_full());
         let mut map = SequenceMap::default();
-        for number in 0..(MAX_REWRITTEN / 512) as u32 {
+        for number in 0..(MAX_REWRITTEN_BYTES / 512) as u32 {
             assert!(!map.is_full(), "{number}");
             map.replace(Seq(1000 * number), 512, &[b'x'; 512]);
         }

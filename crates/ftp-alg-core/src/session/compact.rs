@@ -1,40 +1,42 @@
-//! What most sessions have nothing of, in as little room as can be: there are many sessions, and a packet
-//! finds its own in as few cache lines as possible.
+//! Containers for data that most sessions do not have.
+//!
+//! Empty, they need as little memory as possible, because there are many sessions, and a packet should find its own in
+//! few cache lines.
 
 use serde::Serializer;
 use thin_vec::ThinVec;
 use tinyvec::TinyVec;
 
-/// A list that is mostly empty, and then takes no more than a pointer.
+/// A vector that needs only a pointer while it is empty.
 pub type CompactVec<T> = ThinVec<T>;
 
-/// How many bytes take no memory of their own: a `PORT` is 28 with its line end.
-const SHORT: usize = 28;
+/// Number of bytes that need no allocation: a `PORT` with its line end has 28.
+const INLINE_LEN: usize = 28;
 
-/// Bytes, mostly as few as a command has.
-pub type SmallBytes = TinyVec<[u8; SHORT]>;
+/// A byte string that is usually as short as a command.
+pub type SmallBytes = TinyVec<[u8; INLINE_LEN]>;
 
-/// How much the allocator takes for `size` bytes: glibc's, which adds eight and rounds up to sixteen.
-pub fn allocated(size: usize) -> usize {
+/// Memory in bytes that glibc's allocator uses for `size` bytes: it adds eight and rounds up to a multiple of sixteen.
+pub fn allocation_size(size: usize) -> usize {
     if size == 0 { 0 } else { (size + 8).next_multiple_of(16).max(32) }
 }
 
-/// How much memory a list takes besides its own size and what is behind pointers in it.
+/// Heap memory in bytes of a vector, without the allocations of its elements.
 #[inline]
 pub fn heap<T>(list: &CompactVec<T>) -> usize {
     const HEADER: usize = 16; // length and capacity
-    if list.has_capacity() { allocated(HEADER + list.capacity() * size_of::<T>()) } else { 0 }
+    if list.has_capacity() { allocation_size(HEADER + list.capacity() * size_of::<T>()) } else { 0 }
 }
 
-/// One more. There is room for one alone at first, as mostly no other follows.
-pub fn push<T>(list: &mut CompactVec<T>, one: T) {
+/// Appends an element. The first allocation has room for one only, because usually no other follows.
+pub fn push<T>(list: &mut CompactVec<T>, element: T) {
     if !list.has_capacity() {
         list.reserve_exact(1);
     }
-    list.push(one);
+    list.push(element);
 }
 
-/// Takes out the first `n`. Of an empty list the memory is given back.
+/// Removes the first `n` elements. Frees the memory of an empty vector.
 pub fn drop_front<T>(list: &mut CompactVec<T>, n: usize) {
     list.drain(..n);
     if list.is_empty() {
@@ -44,9 +46,9 @@ pub fn drop_front<T>(list: &mut CompactVec<T>, n: usize) {
     }
 }
 
-/// Adds `more` at the end.
+/// Appends `more`.
 pub fn extend_bytes(bytes: &mut SmallBytes, more: &[u8]) {
-    // By an eighth, not twice as much: there may be many that are long.
+    // Grows by an eighth, not to twice the size, because many of them may be long.
     if let SmallBytes::Heap(long) = bytes
         && long.capacity() - long.len() < more.len()
     {
@@ -55,16 +57,16 @@ pub fn extend_bytes(bytes: &mut SmallBytes, more: &[u8]) {
     bytes.extend_from_slice(more);
 }
 
-/// How much memory bytes take besides their own size.
+/// Heap memory in bytes of a byte string.
 #[inline]
-pub fn heap_of_bytes(bytes: &SmallBytes) -> usize {
-    if let SmallBytes::Heap(long) = bytes { allocated(long.capacity()) } else { 0 }
+pub fn bytes_heap_size(bytes: &SmallBytes) -> usize {
+    if let SmallBytes::Heap(long) = bytes { allocation_size(long.capacity()) } else { 0 }
 }
 
-/// Takes out the first `n` bytes.
-pub fn drop_first_bytes(bytes: &mut SmallBytes, n: usize) {
+/// Removes the first `n` bytes.
+pub fn drop_front_bytes(bytes: &mut SmallBytes, n: usize) {
     match bytes {
-        SmallBytes::Heap(long) if long.len() - n > SHORT => {
+        SmallBytes::Heap(long) if long.len() - n > INLINE_LEN => {
             long.drain(..n);
             if long.capacity() > 4 * long.len() {
                 long.shrink_to(2 * long.len());
@@ -74,9 +76,8 @@ pub fn drop_first_bytes(bytes: &mut SmallBytes, n: usize) {
     }
 }
 
-/// Bytes are saved in one go, not each by itself: a session may have many, and is saved with each
-/// packet.
-pub fn save_bytes<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+/// Serialises bytes as one unit, not one by one, because a session may have many and is written with each packet.
+pub fn serialize_bytes<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_bytes(bytes)
 }
 
@@ -85,21 +86,21 @@ mod tests {
     use super::*;
 
     #[test]
-    fn bytes_are_the_same_short_and_long() {
+    fn short_and_long_byte_strings_behave_alike() {
         let all: Vec<u8> = (0..100).collect();
         for first in 0..all.len() {
             let mut bytes = SmallBytes::from(&all[..first]);
             extend_bytes(&mut bytes, &all[first..]);
             assert_eq!(*bytes, all);
-            drop_first_bytes(&mut bytes, first);
+            drop_front_bytes(&mut bytes, first);
             assert_eq!(*bytes, all[first..]);
-            assert_eq!(bytes.is_inline(), all.len() - first <= SHORT);
-            assert_eq!(heap_of_bytes(&bytes) == 0, bytes.is_inline());
+            assert_eq!(bytes.is_inline(), all.len() - first <= INLINE_LEN);
+            assert_eq!(bytes_heap_size(&bytes) == 0, bytes.is_inline());
         }
     }
 
     #[test]
-    fn what_is_empty_takes_no_memory_of_its_own() {
+    fn an_empty_vector_needs_no_heap_memory() {
         let mut list = CompactVec::new();
         assert_eq!(heap(&list), 0);
         push(&mut list, 3);

@@ -30,7 +30,7 @@ pub enum Phase {
     /// Picked up mid-stream: the earlier dialogue is unknown.
     PickedUp,
     /// Packets were missed: the earlier dialogue is unknown.
-    Missed,
+    PacketsMissed,
     /// The client sent data before the server's greeting.
     ClientFirst,
     /// The server's greeting is FTP, but the client is not. Nothing is opened any more. Refused commands are still
@@ -54,21 +54,21 @@ impl Phase {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ambiguity {
     /// A line did not end with CR LF, or contained a CR, LF or NUL.
-    Lines,
+    LineEnds,
     /// A pending or unfinished reply may contain file names or contents. Their author can make them look like other
     /// replies.
-    Listing,
-    /// As [`Ambiguity::Lines`], caused by a line of the client.
-    ClientLines,
+    ListingReply,
+    /// As [`Ambiguity::LineEnds`], caused by a line of the client.
+    ClientLineEnds,
     /// Resolved, but the server may store a name with line ends in it. The next command leads to
-    /// [`Ambiguity::Repeats`].
-    Names,
+    /// [`Ambiguity::RepeatedName`].
+    NameWithLineEnd,
     /// The server may repeat such a name in a pending reply.
-    Repeats,
+    RepeatedName,
     /// Resolved as far as can be seen. A server's announcement must be a complete reply of its own.
-    Over,
+    Resolved,
     /// An announcement was not a complete reply of its own.
-    Rest,
+    PartialReply,
 }
 
 /// What a client's line does.
@@ -76,9 +76,9 @@ pub enum Ambiguity {
 pub enum CommandEffect {
     /// Nothing that concerns a gateway.
     Nothing,
-    /// `PORT` or `EPRT`: the caller reports the decision with [`Dialogue::announced`].
-    Announces,
-    /// `AUTH`: the caller calls [`Dialogue::auth`] if it is forwarded.
+    /// `PORT` or `EPRT`: the caller reports the decision with [`Dialogue::record_announcement`].
+    Announcement,
+    /// `AUTH`: the caller calls [`Dialogue::record_auth`] if it is forwarded.
     Auth,
 }
 
@@ -92,12 +92,12 @@ pub enum ReplyEffect {
     /// A 227 or 229.
     Passive {
         /// Whether a `PASV` or `EPSV` was pending.
-        asked: bool,
+        was_requested: bool,
     },
     /// The reply to a command that was blanked for this reason.
-    Refused(Reason),
+    ReplyToBlanked(Reason),
     /// An event that concerns pinholes or the session's state.
-    Notable(DialogueEvent),
+    Event(DialogueEvent),
     /// Encryption begins with the next byte.
     Encrypted,
 }
@@ -109,16 +109,16 @@ pub struct Dialogue {
     logged_in: bool,
     epsv_all: bool,
     replies: ReplyTracker,
-    awaited: PendingCommands,
-    doubt: Option<Ambiguity>,
+    pending: PendingCommands,
+    ambiguity: Option<Ambiguity>,
     /// The leading zeros that the server accepts, according to its greeting.
     zeros: Zeros,
     /// Whether the server's last line was complete, unambiguous, and the end of a reply.
     #[serde(skip)]
-    replied: bool,
-    /// Whether command kinds were forgotten since the last call of [`Dialogue::has_forgotten`].
+    is_reply_complete: bool,
+    /// Whether command kinds were forgotten since the last call of [`Dialogue::take_forgotten`].
     #[serde(skip)]
-    forgot: bool,
+    has_forgotten: bool,
 }
 
 impl Default for Dialogue {
@@ -129,11 +129,11 @@ impl Default for Dialogue {
             logged_in: false,
             epsv_all: false,
             replies: ReplyTracker::default(),
-            awaited: PendingCommands::default(),
-            doubt: None,
+            pending: PendingCommands::default(),
+            ambiguity: None,
             zeros: Zeros::Three,
-            replied: false,
-            forgot: false,
+            is_reply_complete: false,
+            has_forgotten: false,
         }
     }
 }
@@ -155,7 +155,7 @@ impl Dialogue {
         let phase = match self.phase {
             Phase::PickedUp | Phase::PickedUpFtp | Phase::NotFtp => self.phase,
             // Even if no greeting was seen: the missed packets may contain it.
-            _ => Phase::Missed,
+            _ => Phase::PacketsMissed,
         };
         *self = Self { phase, ..Self::default() };
     }
@@ -167,22 +167,26 @@ impl Dialogue {
 
     /// Why no announcement may open a pinhole now, by the client if `is_active`, else by the server.
     pub fn blocked_because(&self, is_active: bool) -> Option<&'static str> {
-        Some(match (self.phase, self.doubt) {
-            (Phase::NotFtp, _) => "the client is none of FTP",
-            (Phase::ClientFirst | Phase::FeatFirst, _) => "the client spoke before the server",
-            (Phase::PickedUp | Phase::PickedUpFtp, _) => "the start of the dialogue was not seen",
-            (Phase::Missed, _) => "packets of the dialogue were missed",
-            (_, Some(Ambiguity::Lines | Ambiguity::ClientLines)) => {
-                "a line did not end with CR LF, or had a CR, LF or NUL in it: the ends may not agree where lines end"
+        Some(match (self.phase, self.ambiguity) {
+            (Phase::NotFtp, _) => "the client does not speak FTP",
+            (Phase::ClientFirst | Phase::FeatFirst, _) => {
+                "the client sent data before the server's greeting"
             }
-            (_, Some(Ambiguity::Listing)) if !is_active => {
-                "it came together with a reply of several lines, or that to STAT, MLST, SITE, HELP or QUIT, which may hold lines of the client's making"
+            (Phase::PickedUp | Phase::PickedUpFtp, _) => {
+                "the connection was picked up mid-stream: its earlier dialogue is unknown"
             }
-            (_, Some(Ambiguity::Repeats)) if !is_active => {
-                "it may be a part of another reply, which repeats a name with line ends in it"
+            (Phase::PacketsMissed, _) => "packets were missed: the earlier dialogue is unknown",
+            (_, Some(Ambiguity::LineEnds | Ambiguity::ClientLineEnds)) => {
+                "a line did not end with CR LF, or contained a CR, LF or NUL: client and server may disagree where lines end"
             }
-            (_, Some(Ambiguity::Rest)) if !is_active => {
-                "it may be a part of another reply: it was no segment by itself, or its command left no room for more"
+            (_, Some(Ambiguity::ListingReply)) if !is_active => {
+                "it came with a multi-line reply, or with a reply to STAT, MLST, SITE, HELP or QUIT: a client can choose lines of such replies"
+            }
+            (_, Some(Ambiguity::RepeatedName)) if !is_active => {
+                "it may be part of another reply, which repeats a name that contains line ends"
+            }
+            (_, Some(Ambiguity::PartialReply)) if !is_active => {
+                "it may be part of another reply: it was not a segment of its own, or the client's window left no room for more"
             }
             _ => return None,
         })
@@ -191,56 +195,59 @@ impl Dialogue {
     /// Whether the dialogue was ambiguous at some time, so that a server's announcement must be a complete reply of its
     /// own.
     pub fn is_ambiguous(&self) -> bool {
-        self.doubt.is_some()
+        self.ambiguity.is_some()
     }
 
     /// Records that the announcement just read is not a complete reply of its own.
-    pub fn may_be_rest(&mut self) {
-        match self.doubt {
-            Some(Ambiguity::Over) => self.doubt = Some(Ambiguity::Rest),
-            Some(Ambiguity::Names) => self.doubt = Some(Ambiguity::Repeats),
+    pub fn record_partial_reply(&mut self) {
+        match self.ambiguity {
+            Some(Ambiguity::Resolved) => self.ambiguity = Some(Ambiguity::PartialReply),
+            Some(Ambiguity::NameWithLineEnd) => self.ambiguity = Some(Ambiguity::RepeatedName),
             _ => {}
         }
     }
 
     /// Records that the client does not speak FTP, although the server may.
-    pub fn leave_ftp(&mut self) {
+    pub fn mark_client_not_ftp(&mut self) {
         self.phase = Phase::NotFtp;
     }
 
     /// Records how a client's line ends, before the line is read.
-    pub fn client_line_ended(&mut self, end: LineEnd) {
-        if end == LineEnd::Odd {
-            self.doubt = Some(Ambiguity::ClientLines);
+    pub fn record_client_line_end(&mut self, end: LineEnd) {
+        if end == LineEnd::Ambiguous {
+            self.ambiguity = Some(Ambiguity::ClientLineEnds);
         }
     }
 
     /// Records how a server's line ends, before the line is read.
-    pub fn server_line_ended(&mut self, end: LineEnd) {
-        self.replied = end == LineEnd::Plain;
-        if end == LineEnd::Odd {
-            self.doubt_lines();
+    pub fn record_server_line_end(&mut self, end: LineEnd) {
+        self.is_reply_complete = end == LineEnd::Plain;
+        if end == LineEnd::Ambiguous {
+            self.record_ambiguous_line();
         }
     }
 
-    fn doubt_lines(&mut self) {
-        self.doubt = Some(match self.doubt {
-            Some(Ambiguity::ClientLines | Ambiguity::Names | Ambiguity::Repeats) => {
-                Ambiguity::ClientLines
-            }
-            _ => Ambiguity::Lines,
+    fn record_ambiguous_line(&mut self) {
+        self.ambiguity = Some(match self.ambiguity {
+            Some(
+                Ambiguity::ClientLineEnds | Ambiguity::NameWithLineEnd | Ambiguity::RepeatedName,
+            ) => Ambiguity::ClientLineEnds,
+            _ => Ambiguity::LineEnds,
         });
     }
 
-    /// The server's TCP has nothing more to send for now, so its last line was the end of a reply.
-    pub fn settled(&mut self) {
-        if self.replied && !self.has_pending_commands() {
-            self.doubt = match self.doubt {
+    /// Ends the ambiguity if the server's last line ended a reply and no command is pending. Called when the server's TCP
+    /// has nothing more to send for now.
+    pub fn resolve_ambiguity(&mut self) {
+        if self.is_reply_complete && !self.has_pending_commands() {
+            self.ambiguity = match self.ambiguity {
                 None => None,
-                Some(Ambiguity::ClientLines | Ambiguity::Names | Ambiguity::Repeats) => {
-                    Some(Ambiguity::Names)
-                }
-                _ => Some(Ambiguity::Over),
+                Some(
+                    Ambiguity::ClientLineEnds
+                    | Ambiguity::NameWithLineEnd
+                    | Ambiguity::RepeatedName,
+                ) => Some(Ambiguity::NameWithLineEnd),
+                _ => Some(Ambiguity::Resolved),
             };
         }
     }
@@ -254,7 +261,7 @@ impl Dialogue {
     pub fn is_idle(&self) -> bool {
         matches!(self.phase, Phase::NotGreeted | Phase::Greeted | Phase::Verified)
             && !self.epsv_all
-            && self.doubt.is_none()
+            && self.ambiguity.is_none()
             && !self.has_pending_commands()
             && self.replies == ReplyTracker::default()
     }
@@ -270,39 +277,39 @@ impl Dialogue {
     }
 
     /// Whether a 227 or 229 would answer a pending command.
-    pub fn awaits_passive(&self) -> bool {
-        self.awaited.contains(PendingKind::Passive)
+    pub fn has_pending_passive(&self) -> bool {
+        self.pending.contains(PendingKind::Passive)
     }
 
     /// Whether the start of a server's line may become an announcement, or the reply to a blanked command.
     pub fn may_announce(&self, text: &Text<'_>) -> bool {
-        let is_refused = !self.is_flooded() && self.awaits_refusal();
-        self.awaits_passive() && self.replies.may_announce(text)
-            || is_refused && self.replies.may_fail(text)
+        let is_refused = !self.has_many_pending() && self.expects_blanked_reply();
+        self.has_pending_passive() && self.replies.may_announce(text)
+            || is_refused && self.replies.may_refuse_command(text)
     }
 
     /// Whether the next reply may answer a blanked command.
-    pub fn awaits_refusal(&self) -> bool {
-        matches!(self.awaited.oldest(), Some(PendingKind::Refused(_)))
+    pub fn expects_blanked_reply(&self) -> bool {
+        matches!(self.pending.oldest(), Some(PendingKind::Blanked(_)))
     }
 
     /// Reply code of an unfinished multi-line reply.
-    pub fn open_reply(&self) -> Option<u16> {
+    pub fn open_reply_code(&self) -> Option<u16> {
         self.replies.open()
     }
 
     /// Reads a complete line of the client.
-    pub fn client_line(&mut self, command: Option<&Command<'_>>) -> CommandEffect {
+    pub fn read_command(&mut self, command: Option<&Command<'_>>) -> CommandEffect {
         match (self.phase, command) {
             (Phase::NotGreeted, Some(c)) if c.word == b"FEAT" && c.argument.is_empty() => {
                 self.phase = Phase::FeatFirst;
             }
             (Phase::NotGreeted | Phase::FeatFirst, _) => self.phase = Phase::ClientFirst,
-            (Phase::Greeted, Some(c)) if c.verb != Verb::Unknown && !c.is_foreign(true) => {
+            (Phase::Greeted, Some(c)) if c.verb != Verb::Unknown && !c.is_not_ftp(true) => {
                 self.phase = Phase::Verified;
             }
             (Phase::Greeted, _) => self.phase = Phase::NotFtp,
-            (Phase::Verified, Some(c)) if c.is_foreign(false) => self.phase = Phase::NotFtp,
+            (Phase::Verified, Some(c)) if c.is_not_ftp(false) => self.phase = Phase::NotFtp,
             _ => {}
         }
         let Some(command) = command else { return CommandEffect::Nothing };
@@ -310,14 +317,14 @@ impl Dialogue {
             // The server forgets the login when it reads this command (RFC 959 section 4.1.1).
             self.logged_in = false;
         }
-        self.doubt = match (self.doubt, command.verb) {
-            (None | Some(Ambiguity::Over), Verb::Listing) => Some(Ambiguity::Listing),
-            (doubt, Verb::Pasv | Verb::Epsv) => doubt,
-            (Some(Ambiguity::Names), _) => Some(Ambiguity::Repeats),
-            (doubt, _) => doubt,
+        self.ambiguity = match (self.ambiguity, command.verb) {
+            (None | Some(Ambiguity::Resolved), Verb::Listing) => Some(Ambiguity::ListingReply),
+            (ambiguity, Verb::Pasv | Verb::Epsv) => ambiguity,
+            (Some(Ambiguity::NameWithLineEnd), _) => Some(Ambiguity::RepeatedName),
+            (ambiguity, _) => ambiguity,
         };
-        let awaited = match command.verb {
-            Verb::Port | Verb::Eprt => return CommandEffect::Announces,
+        let kind = match command.verb {
+            Verb::Port | Verb::Eprt => return CommandEffect::Announcement,
             Verb::Auth => return CommandEffect::Auth,
             Verb::Pasv | Verb::Epsv => PendingKind::Passive,
             Verb::EpsvAll => PendingKind::EpsvAll,
@@ -329,32 +336,32 @@ impl Dialogue {
                 PendingKind::Other
             }
         };
-        self.push_pending(awaited);
+        self.push_pending(kind);
         CommandEffect::Nothing
     }
 
     /// Records whether the announcement just read opened a pinhole.
-    pub fn announced(&mut self, opened: bool) {
+    pub fn record_announcement(&mut self, opened: bool) {
         self.push_pending(if opened { PendingKind::Announcement } else { PendingKind::Other });
     }
 
     /// Records that the command just read was blanked. If too many commands are pending, or replies cannot be matched,
     /// the client gets the server's own reply.
-    pub fn refused(&mut self, reason: Reason) {
-        let is_known = self.phase == Phase::Verified && self.awaited.len() < MAX_RUNS / 2;
-        self.push_pending(if is_known { PendingKind::Refused(reason) } else { PendingKind::Other });
+    pub fn record_blanked(&mut self, reason: Reason) {
+        let is_known = self.phase == Phase::Verified && self.pending.len() < MAX_RUNS / 2;
+        self.push_pending(if is_known { PendingKind::Blanked(reason) } else { PendingKind::Other });
     }
 
     /// Records that the `AUTH` just read is forwarded to the server.
-    pub fn auth(&mut self) {
+    pub fn record_auth(&mut self) {
         self.push_pending(PendingKind::Auth);
     }
 
     /// Reads a complete line of the server.
-    pub fn server_line(&mut self, text: &Text<'_>) -> ReplyEffect {
+    pub fn read_reply_line(&mut self, text: &Text<'_>) -> ReplyEffect {
         let was_open = self.replies != ReplyTracker::default();
         let reply = self.replies.line(text);
-        self.replied &= reply.is_some();
+        self.is_reply_complete &= reply.is_some();
         if !self.phase.has_greeted() {
             if accepts_leading_zeros(text.bytes()) {
                 self.zeros = Zeros::Four;
@@ -380,90 +387,90 @@ impl Dialogue {
             self.phase = Phase::PickedUpFtp;
         }
         if !was_open
-            && self.open_reply().is_some_and(may_show_files)
-            && matches!(self.doubt, None | Some(Ambiguity::Over))
+            && self.open_reply_code().is_some_and(may_show_files)
+            && matches!(self.ambiguity, None | Some(Ambiguity::Resolved))
         {
-            self.doubt = Some(Ambiguity::Listing);
+            self.ambiguity = Some(Ambiguity::ListingReply);
         }
         if !was_open && reply.is_none() && self.replies == ReplyTracker::default() {
             // No server sends this line; it may be part of a file name.
-            self.doubt_lines();
+            self.record_ambiguous_line();
         }
         if reply.is_some_and(|reply| reply.code == 257) && ends_inside_name(text) {
-            self.doubt_lines();
+            self.record_ambiguous_line();
         }
-        reply.map_or(ReplyEffect::Nothing, |reply| self.reply(reply))
+        reply.map_or(ReplyEffect::Nothing, |reply| self.handle_reply(reply))
     }
 
     /// Whether so many commands are pending that no reply may be held or made longer. The server sends as much as its
     /// client's window allows, so longer replies would not fit, and with them the acknowledgements that the client
     /// needs would not arrive.
-    pub fn is_flooded(&self) -> bool {
-        self.awaited.count() > MAX_PENDING
+    pub fn has_many_pending(&self) -> bool {
+        self.pending.count() > MAX_PENDING
     }
 
     /// Whether a command is pending.
     pub fn has_pending_commands(&self) -> bool {
-        self.awaited.len() > 0
+        self.pending.len() > 0
     }
 
     /// The dialogue is plain text again after encryption. If `session` is set, both ends sent encrypted data, so the
     /// login happened there: RFC 4217 allows `CCC` only after a login, and the server still refuses commands that need
     /// one.
-    pub fn resume(&mut self, session: bool) {
-        self.awaited = PendingCommands::default();
+    pub fn resume_plaintext(&mut self, session: bool) {
+        self.pending = PendingCommands::default();
         self.replies = ReplyTracker::default();
         self.logged_in = session;
     }
 
-    fn reply(&mut self, reply: Reply) -> ReplyEffect {
+    fn handle_reply(&mut self, reply: Reply) -> ReplyEffect {
         match reply.code {
             227 | 229 => {
-                let asked = self.answer(PendingKind::Passive);
-                if !asked {
-                    self.awaited.pop();
+                let was_requested = self.pop_answered(PendingKind::Passive);
+                if !was_requested {
+                    self.pending.pop();
                 }
-                ReplyEffect::Passive { asked }
+                ReplyEffect::Passive { was_requested }
             }
             // The client's earlier identity no longer counts (RFC 2228 section 3, RFC 4217 section 4).
-            234 if self.answer(PendingKind::Auth) => {
+            234 if self.pop_answered(PendingKind::Auth) => {
                 self.logged_in = false;
                 ReplyEffect::Encrypted
             }
-            334 if self.answer(PendingKind::Auth) => {
+            334 if self.pop_answered(PendingKind::Auth) => {
                 self.logged_in = false;
                 ReplyEffect::Nothing
             }
-            230 | 232 if self.awaited.skip_to_any(&[PendingKind::User, PendingKind::Login]) => {
-                self.awaited.pop();
+            230 | 232 if self.pending.drop_before_any(&[PendingKind::User, PendingKind::Login]) => {
+                self.pending.pop();
                 // Unless the client has started another login since.
                 self.logged_in = ![PendingKind::User, PendingKind::Reinitialize]
                     .into_iter()
-                    .any(|later| self.awaited.contains(later));
+                    .any(|later| self.pending.contains(later));
                 if self.logged_in {
-                    ReplyEffect::Notable(DialogueEvent::LoggedIn)
+                    ReplyEffect::Event(DialogueEvent::LoggedIn)
                 } else {
                     ReplyEffect::Nothing
                 }
             }
             _ if reply.is_preliminary() => {
-                if self.awaited.skip_to(PendingKind::Transfer) {
-                    ReplyEffect::Notable(DialogueEvent::TransferStarted)
+                if self.pending.drop_before(PendingKind::Transfer) {
+                    ReplyEffect::Event(DialogueEvent::TransferStarted)
                 } else {
                     ReplyEffect::Nothing
                 }
             }
-            _ => match self.awaited.pop() {
+            _ => match self.pending.pop() {
                 Some(PendingKind::Announcement) if reply.is_success() => {
-                    ReplyEffect::Notable(DialogueEvent::AnnouncementAccepted)
+                    ReplyEffect::Event(DialogueEvent::AnnouncementAccepted)
                 }
                 Some(PendingKind::Announcement) if reply.is_failure() => {
-                    ReplyEffect::Notable(DialogueEvent::AnnouncementRefused)
+                    ReplyEffect::Event(DialogueEvent::AnnouncementRefused)
                 }
-                Some(PendingKind::Refused(reason)) if reply.is_of_unknown_command() => {
-                    ReplyEffect::Refused(reason)
+                Some(PendingKind::Blanked(reason)) if reply.is_unknown_command() => {
+                    ReplyEffect::ReplyToBlanked(reason)
                 }
-                Some(PendingKind::Transfer) => ReplyEffect::Notable(DialogueEvent::TransferEnded {
+                Some(PendingKind::Transfer) => ReplyEffect::Event(DialogueEvent::TransferEnded {
                     completed: reply.is_success(),
                 }),
                 Some(PendingKind::EpsvAll) if reply.is_success() => {
@@ -479,22 +486,22 @@ impl Dialogue {
         }
     }
 
-    fn push_pending(&mut self, awaited: PendingKind) {
-        self.forgot |= self.awaited.push(awaited);
+    fn push_pending(&mut self, kind: PendingKind) {
+        self.has_forgotten |= self.pending.push(kind);
     }
 
     /// Whether command kinds were forgotten since the last call, because too many commands were pending.
-    pub fn has_forgotten(&mut self) -> bool {
-        std::mem::take(&mut self.forgot)
+    pub fn take_forgotten(&mut self) -> bool {
+        std::mem::take(&mut self.has_forgotten)
     }
 
-    fn answer(&mut self, which: PendingKind) -> bool {
-        self.awaited.skip_to(which) && self.awaited.pop().is_some()
+    fn pop_answered(&mut self, which: PendingKind) -> bool {
+        self.pending.drop_before(which) && self.pending.pop().is_some()
     }
 }
 
 /// Servers that read numbers of any length in a `PORT`, by the start of their greeting text (docs/studies/lengths.md).
-const WELL_KNOWN: [&[u8]; 5] = [
+const ZERO_TOLERANT_GREETINGS: [&[u8]; 5] = [
     b"(vsFTPd ",
     b"ProFTPD ",
     b"--------- Welcome to Pure-FTPd",
@@ -505,7 +512,7 @@ const WELL_KNOWN: [&[u8]; 5] = [
 /// Whether this is the greeting of such a server.
 fn accepts_leading_zeros(line: &[u8]) -> bool {
     let text = line.strip_prefix(b"220").and_then(|rest| rest.get(1..)).unwrap_or_default();
-    WELL_KNOWN.iter().any(|name| text.starts_with(name))
+    ZERO_TOLERANT_GREETINGS.iter().any(|name| text.starts_with(name))
 }
 
 /// Whether a multi-line reply with this code may show a file that a client uploaded. ProFTPD does (`DisplayChdir`), and

@@ -4,11 +4,11 @@ use super::*;
 
 fn said(dialogue: &mut Dialogue, line: &str) -> CommandEffect {
     let text = Text::new(line.as_bytes());
-    dialogue.client_line(Command::parse(&text).as_ref())
+    dialogue.read_command(Command::parse(&text).as_ref())
 }
 
 fn answered(dialogue: &mut Dialogue, line: &str) -> ReplyEffect {
-    dialogue.server_line(&Text::new(line.as_bytes()))
+    dialogue.read_reply_line(&Text::new(line.as_bytes()))
 }
 
 fn logged_in() -> Dialogue {
@@ -17,12 +17,12 @@ fn logged_in() -> Dialogue {
     said(&mut dialogue, "USER x");
     answered(&mut dialogue, "331 password");
     said(&mut dialogue, "PASS x");
-    assert_eq!(answered(&mut dialogue, "230 in"), ReplyEffect::Notable(DialogueEvent::LoggedIn));
+    assert_eq!(answered(&mut dialogue, "230 in"), ReplyEffect::Event(DialogueEvent::LoggedIn));
     dialogue
 }
 
 #[test]
-fn the_server_greets_first_and_the_client_answers_with_ftp() {
+fn the_server_greets_first_and_the_client_answers_in_ftp() {
     let mut early = Dialogue::default();
     said(&mut early, "USER x");
     assert_eq!(early.phase(), Phase::ClientFirst);
@@ -50,7 +50,7 @@ fn the_server_greets_first_and_the_client_answers_with_ftp() {
 }
 
 #[test]
-fn a_login_needs_its_reply() {
+fn a_login_needs_a_completion_reply() {
     let mut dialogue = Dialogue::default();
     answered(&mut dialogue, "220 ready");
     assert_eq!(answered(&mut dialogue, "230 in"), ReplyEffect::Nothing);
@@ -81,40 +81,40 @@ fn a_login_ends_when_another_begins() {
     }
     let mut dialogue = logged_in();
     said(&mut dialogue, "USER y");
-    assert_eq!(answered(&mut dialogue, "230 in"), ReplyEffect::Notable(DialogueEvent::LoggedIn));
+    assert_eq!(answered(&mut dialogue, "230 in"), ReplyEffect::Event(DialogueEvent::LoggedIn));
     said(&mut dialogue, "USER y");
     said(&mut dialogue, "PASS y");
     answered(&mut dialogue, "331 password");
     assert_eq!(answered(&mut dialogue, "332 account"), ReplyEffect::Nothing);
     said(&mut dialogue, "ACCT y");
-    assert_eq!(answered(&mut dialogue, "230 in"), ReplyEffect::Notable(DialogueEvent::LoggedIn));
+    assert_eq!(answered(&mut dialogue, "230 in"), ReplyEffect::Event(DialogueEvent::LoggedIn));
 }
 
 #[test]
-fn nothing_opens_while_the_ends_may_not_agree() {
+fn nothing_is_opened_while_the_dialogue_is_ambiguous() {
     let mut dialogue = logged_in();
-    dialogue.server_line_ended(LineEnd::Odd);
+    dialogue.record_server_line_end(LineEnd::Ambiguous);
     said(&mut dialogue, "NOOP");
     assert!(dialogue.blocked_because(false).is_some());
-    dialogue.server_line_ended(LineEnd::Plain);
+    dialogue.record_server_line_end(LineEnd::Plain);
     answered(&mut dialogue, "200 ok");
     assert!(dialogue.blocked_because(false).is_some(), "the server may have more to say");
-    dialogue.settled();
+    dialogue.resolve_ambiguity();
     assert_eq!(dialogue.blocked_because(false), None);
     said(&mut dialogue, "STAT"); // names no file
     assert_eq!(dialogue.blocked_because(false), None);
     said(&mut dialogue, "STAT x");
     for line in ["211 x", "213-x", "213 End", "229 (|||3306|)"] {
         assert!(dialogue.blocked_because(false).is_some(), "{line}");
-        dialogue.server_line_ended(LineEnd::Plain);
+        dialogue.record_server_line_end(LineEnd::Plain);
         answered(&mut dialogue, line);
     }
-    dialogue.settled();
+    dialogue.resolve_ambiguity();
     assert_eq!(dialogue.blocked_because(false), None);
     // Not a reply; perhaps part of a listing.
-    dialogue.server_line_ended(LineEnd::Plain);
+    dialogue.record_server_line_end(LineEnd::Plain);
     answered(&mut dialogue, "-rw-r--r-- x");
-    dialogue.settled();
+    dialogue.resolve_ambiguity();
     assert!(dialogue.blocked_because(false).is_some());
 }
 
@@ -143,14 +143,14 @@ fn feat_alone_may_precede_the_greeting() {
 }
 
 #[test]
-fn a_name_with_line_ends_is_remembered() {
+fn a_name_with_line_ends_stays_ambiguous() {
     let mut dialogue = logged_in();
-    dialogue.client_line_ended(LineEnd::Odd);
+    dialogue.record_client_line_end(LineEnd::Ambiguous);
     said(&mut dialogue, "CWD x");
     let settles = |dialogue: &mut Dialogue, line| {
-        dialogue.server_line_ended(LineEnd::Plain);
+        dialogue.record_server_line_end(LineEnd::Plain);
         answered(dialogue, line);
-        dialogue.settled();
+        dialogue.resolve_ambiguity();
         assert!(dialogue.blocked_because(false).is_none(), "{line}");
     };
     settles(&mut dialogue, "250 ok");
@@ -160,61 +160,61 @@ fn a_name_with_line_ends_is_remembered() {
     // Any other command may be answered with the name.
     said(&mut dialogue, "CDUP");
     said(&mut dialogue, "PASV");
-    dialogue.server_line_ended(LineEnd::Plain);
+    dialogue.record_server_line_end(LineEnd::Plain);
     answered(&mut dialogue, "250 in x");
-    dialogue.settled();
+    dialogue.resolve_ambiguity();
     assert!(dialogue.blocked_because(false).is_some());
     settles(&mut dialogue, "227 x");
 }
 
 #[test]
-fn a_257_that_ends_within_its_name_is_doubted() {
+fn a_257_that_ends_inside_its_name_is_ambiguous() {
     for (line, is_whole) in
         [(r#"257 "/a""b" made"#, true), (r#"257 "/a"#, false), (r#"257 "/a"""#, false)]
     {
         let mut dialogue = logged_in();
         said(&mut dialogue, "PWD");
         said(&mut dialogue, "PASV");
-        dialogue.server_line_ended(LineEnd::Plain);
+        dialogue.record_server_line_end(LineEnd::Plain);
         answered(&mut dialogue, line);
         assert_eq!(dialogue.blocked_because(false).is_none(), is_whole, "{line}");
     }
 }
 
 #[test]
-fn a_227_counts_only_as_an_answer() {
+fn a_227_counts_only_as_a_reply_to_pasv() {
     let mut dialogue = logged_in();
-    assert_eq!(answered(&mut dialogue, "227 x"), ReplyEffect::Passive { asked: false });
-    said(&mut dialogue, "ABOR"); // answered once although we expect as many replies as commands
+    assert_eq!(answered(&mut dialogue, "227 x"), ReplyEffect::Passive { was_requested: false });
+    said(&mut dialogue, "ABOR"); // one reply, although we expect one for each command
     said(&mut dialogue, "EPSV");
-    assert_eq!(answered(&mut dialogue, "227 x"), ReplyEffect::Passive { asked: true });
-    assert!(!dialogue.awaits_passive());
+    assert_eq!(answered(&mut dialogue, "227 x"), ReplyEffect::Passive { was_requested: true });
+    assert!(!dialogue.has_pending_passive());
 }
 
 #[test]
-fn a_refused_announcement_is_noticed_in_a_pipeline() {
+fn a_refused_announcement_is_recognised_in_a_pipeline() {
     let mut dialogue = logged_in();
     said(&mut dialogue, "TYPE I");
-    assert_eq!(said(&mut dialogue, "PORT 1,2,3,4,5,6"), CommandEffect::Announces);
-    dialogue.announced(true);
+    assert_eq!(said(&mut dialogue, "PORT 1,2,3,4,5,6"), CommandEffect::Announcement);
+    dialogue.record_announcement(true);
     said(&mut dialogue, "LIST");
     assert_eq!(answered(&mut dialogue, "200 ok"), ReplyEffect::Nothing);
     assert_eq!(
         answered(&mut dialogue, "500 no"),
-        ReplyEffect::Notable(DialogueEvent::AnnouncementRefused)
+        ReplyEffect::Event(DialogueEvent::AnnouncementRefused)
     );
     assert_eq!(
         answered(&mut dialogue, "150 here"),
-        ReplyEffect::Notable(DialogueEvent::TransferStarted)
+        ReplyEffect::Event(DialogueEvent::TransferStarted)
     );
     assert_eq!(
         answered(&mut dialogue, "226 done"),
-        ReplyEffect::Notable(DialogueEvent::TransferEnded { completed: true })
+        ReplyEffect::Event(DialogueEvent::TransferEnded { completed: true })
     );
 }
 
 #[test]
-fn epsv_all_counts_once_accepted() {
+fn epsv_all_applies_after_its_completion_reply() {
     let mut dialogue = logged_in();
     said(&mut dialogue, "EPSV ALL");
     assert!(!dialogue.is_epsv_only());
@@ -227,7 +227,7 @@ fn encryption_needs_a_234_to_an_auth() {
     let mut dialogue = logged_in();
     assert_eq!(answered(&mut dialogue, "234 x"), ReplyEffect::Nothing);
     assert_eq!(said(&mut dialogue, "AUTH TLS"), CommandEffect::Auth);
-    dialogue.auth();
+    dialogue.record_auth();
     let mut refused = dialogue.clone();
     assert_eq!(answered(&mut refused, "534 no"), ReplyEffect::Nothing);
     assert!(refused.is_logged_in());
@@ -235,60 +235,63 @@ fn encryption_needs_a_234_to_an_auth() {
     assert!(!dialogue.is_logged_in());
     for session in [false, true] {
         let mut plain = dialogue.clone();
-        plain.resume(session);
+        plain.resume_plaintext(session);
         assert_eq!(plain.is_logged_in(), session);
     }
     assert_eq!(said(&mut refused, "AUTH GSSAPI"), CommandEffect::Auth);
-    refused.auth();
+    refused.record_auth();
     assert_eq!(answered(&mut refused, "334 go on"), ReplyEffect::Nothing);
     assert!(!refused.is_logged_in());
 }
 
 #[test]
-fn unanswered_commands_are_bounded() {
+fn pending_commands_are_limited() {
     let mut dialogue = logged_in();
     for _ in 0..100 {
         said(&mut dialogue, "NOOP");
         said(&mut dialogue, "PASV");
     }
-    assert_eq!(dialogue.awaited.len(), MAX_RUNS);
-    assert!(dialogue.has_forgotten() && !dialogue.has_forgotten());
+    assert_eq!(dialogue.pending.len(), MAX_RUNS);
+    assert!(dialogue.take_forgotten() && !dialogue.take_forgotten());
 }
 
 #[test]
-fn commands_of_one_kind_are_not_many() {
+fn consecutive_commands_of_one_kind_are_one_run() {
     let mut dialogue = logged_in();
     for _ in 0..1000 {
         said(&mut dialogue, "SIZE x");
     }
-    assert_eq!(said(&mut dialogue, "PORT 1,2,3,4,5,6"), CommandEffect::Announces);
-    dialogue.announced(true);
-    assert!(!dialogue.has_forgotten());
+    assert_eq!(said(&mut dialogue, "PORT 1,2,3,4,5,6"), CommandEffect::Announcement);
+    dialogue.record_announcement(true);
+    assert!(!dialogue.take_forgotten());
     for _ in 0..1000 {
         assert_eq!(answered(&mut dialogue, "550 no"), ReplyEffect::Nothing);
     }
     assert_eq!(
         answered(&mut dialogue, "500 no"),
-        ReplyEffect::Notable(DialogueEvent::AnnouncementRefused)
+        ReplyEffect::Event(DialogueEvent::AnnouncementRefused)
     );
 }
 
 #[test]
-fn a_reply_to_a_forgotten_command_means_nothing_and_later_ones_are_told_apart() {
+fn replies_to_forgotten_commands_are_ignored_and_later_ones_match() {
     let mut dialogue = logged_in();
     for _ in 0..50 {
         said(&mut dialogue, "PASV");
         said(&mut dialogue, "AUTH TLS");
-        dialogue.auth();
+        dialogue.record_auth();
     }
     let forgotten = 100 - (MAX_RUNS as u32 - 1);
     for number in 0..forgotten {
         let line = if number % 2 == 0 { "227 x" } else { "234 x" };
         let meaning = answered(&mut dialogue, line);
-        assert!(matches!(meaning, ReplyEffect::Nothing | ReplyEffect::Passive { asked: false }));
+        assert!(matches!(
+            meaning,
+            ReplyEffect::Nothing | ReplyEffect::Passive { was_requested: false }
+        ));
     }
     assert_eq!(forgotten % 2, 1, "the next is an AUTH");
     assert_eq!(answered(&mut dialogue, "534 no"), ReplyEffect::Nothing);
-    assert_eq!(answered(&mut dialogue, "227 x"), ReplyEffect::Passive { asked: true });
+    assert_eq!(answered(&mut dialogue, "227 x"), ReplyEffect::Passive { was_requested: true });
     assert_eq!(answered(&mut dialogue, "234 go"), ReplyEffect::Encrypted);
 }

@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     adjust::BLANK,
-    compact::{allocated, save_bytes},
+    compact::{allocation_size, serialize_bytes},
     limits::{MAX_HELD, MAX_LINE},
     line_decisions::LineEdit,
     sequence_space::SequenceSpace,
@@ -32,7 +32,7 @@ pub struct Direction {
 #[derive(Clone, Debug, Default, Serialize, Deserialize)]
 struct Extra {
     /// The unfinished line; if it is not held back, at most its first [`MAX_LINE`] bytes.
-    #[serde(serialize_with = "save_bytes")]
+    #[serde(serialize_with = "serialize_bytes")]
     line: Vec<u8>,
     /// Whether the whole unfinished line is held back.
     is_held_back: bool,
@@ -40,7 +40,7 @@ struct Extra {
     /// never have been sent.
     has_missed_bytes: bool,
     /// TLS records, while the direction is encrypted.
-    records: Option<TlsRecords>,
+    tls_records: Option<TlsRecords>,
     /// Whether so much data is unacknowledged that pure acknowledgements must be queued.
     has_much_unacknowledged: bool,
     /// Whether the client's data is blocked until the server's acknowledgement shows which bytes it has.
@@ -59,7 +59,7 @@ impl Extra {
                 || self.has_missed_bytes
                 || self.has_much_unacknowledged
                 || self.is_blocked)
-            && self.records.is_none()
+            && self.tls_records.is_none()
             && self.urgent.is_none()
             && self.offered_window == 0
     }
@@ -86,7 +86,7 @@ impl Direction {
     /// Whether so much data is unacknowledged that pure acknowledgements must be queued.
     #[inline]
     pub fn has_much_unacknowledged(&self) -> bool {
-        self.extra.as_ref().is_some_and(|rare| rare.has_much_unacknowledged)
+        self.extra.as_ref().is_some_and(|extra| extra.has_much_unacknowledged)
     }
 
     /// Sets that pure acknowledgements must be queued.
@@ -98,15 +98,15 @@ impl Direction {
     #[inline]
     pub fn forget_acknowledged(&mut self, data: &mut UnacknowledgedData) {
         let is_empty = data.len() == 0 || data.forget_before(self.space.unacknowledged());
-        if is_empty && let Some(rare) = &mut self.extra {
-            rare.has_much_unacknowledged = false;
+        if is_empty && let Some(extra) = &mut self.extra {
+            extra.has_much_unacknowledged = false;
         }
     }
 
     /// Whether the client's data is blocked until the server's acknowledgement shows which bytes it has.
     #[inline]
     pub fn is_blocked(&self) -> bool {
-        self.extra.as_ref().is_some_and(|rare| rare.is_blocked)
+        self.extra.as_ref().is_some_and(|extra| extra.is_blocked)
     }
 
     /// Blocks the client's data.
@@ -123,25 +123,25 @@ impl Direction {
     }
 
     /// TLS records; `None` while the direction is plain text.
-    pub fn records(&self) -> Option<&TlsRecords> {
-        self.extra.as_ref()?.records.as_ref()
+    pub fn tls_records(&self) -> Option<&TlsRecords> {
+        self.extra.as_ref()?.tls_records.as_ref()
     }
 
     /// TLS records, mutable.
-    pub fn records_mut(&mut self) -> Option<&mut TlsRecords> {
-        self.extra.as_mut()?.records.as_mut()
+    pub fn tls_records_mut(&mut self) -> Option<&mut TlsRecords> {
+        self.extra.as_mut()?.tls_records.as_mut()
     }
 
     /// Starts to follow TLS records: the direction is encrypted from here on.
-    pub fn encrypt(&mut self) {
+    pub fn start_tls(&mut self) {
         self.stop_reading();
-        self.extra_mut().records = Some(TlsRecords::default());
+        self.extra_mut().tls_records = Some(TlsRecords::default());
     }
 
     /// Returns to plain text.
-    pub fn decrypt(&mut self) {
-        if let Some(rare) = &mut self.extra {
-            rare.records = None;
+    pub fn end_tls(&mut self) {
+        if let Some(extra) = &mut self.extra {
+            extra.tls_records = None;
         }
         self.release_unused();
     }
@@ -157,20 +157,20 @@ impl Direction {
     }
 
     /// Sets the urgent pointer that was forwarded last.
-    pub fn set_urgent(&mut self, mark: Option<UrgentPointer>) {
-        if self.extra.is_some() || mark.is_some() {
-            self.extra_mut().urgent = mark;
+    pub fn set_urgent(&mut self, pointer: Option<UrgentPointer>) {
+        if self.extra.is_some() || pointer.is_some() {
+            self.extra_mut().urgent = pointer;
         }
     }
 
     /// Whether the line with the urgent byte is still incomplete.
     pub fn is_in_urgent_line(&self) -> bool {
-        self.urgent().is_some_and(UrgentPointer::is_in_line)
+        self.urgent().is_some_and(UrgentPointer::has_open_line)
     }
 
     /// The smallest window that the packets of the pending command offered.
     pub fn offered_window(&self) -> u16 {
-        self.extra.as_ref().map_or(0, |rare| rare.offered_window)
+        self.extra.as_ref().map_or(0, |extra| extra.offered_window)
     }
 
     /// Sets the smallest window that the packets of the pending command offered.
@@ -184,7 +184,7 @@ impl Direction {
 
     /// Frees the boxed state if it is empty.
     fn release_unused(&mut self) {
-        self.extra.take_if(|rare| rare.is_empty());
+        self.extra.take_if(|extra| extra.is_empty());
     }
 
     fn line_mut(&mut self) -> &mut Vec<u8> {
@@ -192,9 +192,9 @@ impl Direction {
     }
 
     fn take_line(&mut self) -> Vec<u8> {
-        let Some(rare) = &mut self.extra else { return Vec::new() };
-        let line = std::mem::take(&mut rare.line);
-        rare.is_held_back = false;
+        let Some(extra) = &mut self.extra else { return Vec::new() };
+        let line = std::mem::take(&mut extra.line);
+        extra.is_held_back = false;
         self.release_unused();
         line
     }
@@ -209,7 +209,7 @@ impl Direction {
     /// Whether bytes are held back.
     #[inline]
     pub fn is_holding(&self) -> bool {
-        self.extra.as_ref().is_some_and(|rare| rare.is_held_back)
+        self.extra.as_ref().is_some_and(|extra| extra.is_held_back)
     }
 
     fn set_held(&mut self, held: bool) {
@@ -227,14 +227,14 @@ impl Direction {
 
     /// Whether the held bytes may be acknowledged to their sender now.
     pub fn may_acknowledge_held(&self) -> bool {
-        self.extra.as_ref().is_some_and(|rare| rare.is_held_back && !rare.has_missed_bytes)
+        self.extra.as_ref().is_some_and(|extra| extra.is_held_back && !extra.has_missed_bytes)
             && self.space.is_acknowledged()
     }
 
     /// The receiver has acknowledged everything before the delivered sequence number `ack`. Rewrites before it are
     /// forgotten, except held bytes, which their sender may still retransmit.
     #[inline]
-    pub fn acknowledged(&mut self, ack: Seq) {
+    pub fn record_acknowledgement(&mut self, ack: Seq) {
         self.space.acked = self.space.acked.max(ack);
         let Some(last) = self.space.map.last_start() else { return };
         let acknowledged = self.space.unacknowledged();
@@ -259,9 +259,9 @@ impl Direction {
     pub fn skip_missed(&mut self, next: Seq) {
         self.space.next = next;
         self.space.end_gap();
-        let rare = self.extra_mut();
-        (rare.line, rare.is_held_back) = (Vec::new(), false);
-        rare.has_missed_bytes = true;
+        let extra = self.extra_mut();
+        (extra.line, extra.is_held_back) = (Vec::new(), false);
+        extra.has_missed_bytes = true;
     }
 
     /// The held bytes have reached the receiver without us: forgets them.
@@ -296,7 +296,7 @@ impl Direction {
 
     /// Returns the unfinished line including `chunk`, which continues or completes it, and how many of its bytes have
     /// been delivered.
-    pub fn line_with<'a>(&'a mut self, chunk: &'a [u8]) -> (&'a [u8], usize) {
+    pub fn assemble_line<'a>(&'a mut self, chunk: &'a [u8]) -> (&'a [u8], usize) {
         let length = self.line().len();
         if length == 0 {
             return (chunk, 0);
@@ -306,9 +306,9 @@ impl Direction {
     }
 
     /// Cuts the unfinished line back to `length`, because the rest will be read again.
-    pub fn shorten_line(&mut self, length: usize) {
-        if let Some(rare) = &mut self.extra {
-            rare.line.truncate(length);
+    pub fn truncate_line(&mut self, length: usize) {
+        if let Some(extra) = &mut self.extra {
+            extra.line.truncate(length);
         }
     }
 
@@ -396,7 +396,7 @@ impl Direction {
 
     /// A FIN at `seq` ends the stream. The held bytes are delivered before it, followed by a placeholder for the FIN's
     /// own sequence number.
-    pub fn finish(&mut self, seq: Seq) {
+    pub fn finish_stream(&mut self, seq: Seq) {
         if self.is_holding() {
             self.line_mut().push(0);
             self.release_line_at(seq);
@@ -409,13 +409,13 @@ impl Direction {
     #[inline]
     pub fn heap(&self) -> usize {
         let map = self.space.map.heap();
-        self.extra.as_ref().map_or(map, |rare| {
-            map + allocated(size_of::<Extra>()) + allocated(rare.line.capacity())
+        self.extra.as_ref().map_or(map, |extra| {
+            map + allocation_size(size_of::<Extra>()) + allocation_size(extra.line.capacity())
         })
     }
 
     /// The unfinished line.
     pub fn line(&self) -> &[u8] {
-        self.extra.as_ref().map_or(&[], |rare| &rare.line)
+        self.extra.as_ref().map_or(&[], |extra| &extra.line)
     }
 }

@@ -106,13 +106,14 @@ pub(super) struct Path<'a> {
 }
 
 impl Path<'_> {
-    /// Forwards a packet whose `payload` has been read completely, now or, if `again` is set, before. If `payload` is
+    /// Forwards a packet whose `payload` has been read completely, now or, if
+    /// `is_retransmission` is set, before. If `payload` is
     /// shorter than the packet's, the rest is not forwarded yet.
     pub(super) fn forward(
         &self,
         packet: &Packet<'_>,
         payload: Cow<'_, [u8]>,
-        again: bool,
+        is_retransmission: bool,
         out: &mut Vec<u8>,
     ) -> ForwardPlan {
         let sender = self.sender;
@@ -157,7 +158,7 @@ impl Path<'_> {
         }
         let mut acknowledge = None;
         let may_acknowledge = sender.may_acknowledge_held();
-        if out.is_empty() && !fin && (again || !may_acknowledge) {
+        if out.is_empty() && !fin && (is_retransmission || !may_acknowledge) {
             // The bytes are held back, or were delivered later with another segment. Either it is unknown whether the
             // receiver has everything before them, or our own acknowledgement was lost or discarded because of an old
             // timestamp. The receiver answers a number just before the next one, and its answer is mapped so that it

@@ -61,13 +61,13 @@ pub enum DialogueEvent {
 pub struct PendingLine {
     /// The decision that is needed.
     pub request: DecisionRequest,
-    /// Sequence number at which the line was read.
+    /// Sequence number of the bytes that completed the line.
     pub(super) seq: Seq,
     /// How reading continues.
     pub(super) continuation: Continuation,
-    /// The dialogue after the line.
+    /// The dialogue with the changes that the line has made so far.
     pub(super) dialogue: Dialogue,
-    /// The line's effect on the connection.
+    /// The line's effect on the connection so far.
     pub(super) effect: ReadEffect,
     /// The events found in the line.
     pub(super) events: Vec<DialogueEvent>,
@@ -75,16 +75,9 @@ pub struct PendingLine {
 
 impl PendingLine {
     /// A line that was just read.
-    pub(super) fn new(question: DecisionRequest, then: Continuation) -> Box<Self> {
-        let (dialogue, read, notes) = (Dialogue::default(), ReadEffect::Nothing, Vec::new());
-        Box::new(Self {
-            request: question,
-            seq: Seq(0),
-            continuation: then,
-            dialogue,
-            effect: read,
-            events: notes,
-        })
+    pub(super) fn new(request: DecisionRequest, continuation: Continuation) -> Box<Self> {
+        let (dialogue, effect, events) = (Dialogue::default(), ReadEffect::Nothing, Vec::new());
+        Box::new(Self { request, seq: Seq(0), continuation, dialogue, effect, events })
     }
 }
 
@@ -112,17 +105,17 @@ impl DecisionRequest {
 #[derive(Clone, Debug)]
 pub enum Continuation {
     /// A client's announcement. If it is refused and `is_undelivered`, it is blanked.
-    Command {
+    ClientAnnouncement {
         /// Whether no byte of it has been forwarded.
         is_undelivered: bool,
     },
-    /// The same for an announcement that only some servers see.
-    Hidden {
+    /// A client's announcement that only some servers see.
+    AmbiguousAnnouncement {
         /// Offset of the end of its verb.
-        end: usize,
+        verb_end: usize,
     },
     /// A server's announcement. An error reply may replace it within these limits, if any.
-    Reply(Option<ReplyLimits>),
+    ServerAnnouncement(Option<ReplyLimits>),
     /// An error reply that is longer than the reply it replaces.
     LongerReply(Range<usize>, SmallBytes),
 }
@@ -139,7 +132,7 @@ pub struct ReplyLimits {
 /// The effect of a line on the connection.
 #[derive(Clone, Copy, Debug)]
 pub enum ReadEffect {
-    /// None.
+    /// No effect.
     Nothing,
     /// The server is not an FTP server.
     NotFtp,
@@ -163,9 +156,9 @@ pub enum DecisionAnswer {
 pub struct AnnouncedLine {
     /// The kind of announcement.
     pub kind: Kind,
-    /// The parsed announcement with its position in the line.
+    /// The parsed announcement with its position in the line, or why the line cannot be parsed.
     pub parsed: Result<Announcement, Malformed>,
-    /// Whether a 227 or 229 answers a pending command.
+    /// Whether a 227 or 229 answers a pending command; set for commands.
     pub was_requested: bool,
     /// The line, escaped and cut, if it could not be parsed.
     pub unread_text: Option<String>,
@@ -186,7 +179,7 @@ impl AnnouncedLine {
     pub(super) fn new(
         kind: Kind,
         mut parsed: Result<Announcement, Malformed>,
-        asked: bool,
+        was_requested: bool,
         dialogue: &Dialogue,
         text: &Text<'_>,
     ) -> Self {
@@ -197,7 +190,7 @@ impl AnnouncedLine {
         }
         Self {
             kind,
-            was_requested: asked,
+            was_requested,
             unread_text: parsed.is_err().then(|| escape_and_cut(text.bytes())),
             parsed,
             blocked_because: dialogue.blocked_because(kind.is_active()),
@@ -234,18 +227,18 @@ pub struct Inspection {
 
 impl Inspection {
     /// Adds an event.
-    pub(super) fn push_event(&mut self, note: DialogueEvent) {
-        self.events.push(note);
+    pub(super) fn push_event(&mut self, event: DialogueEvent) {
+        self.events.push(event);
     }
 
     /// Adds the event that a line was refused.
-    pub(super) fn push_refused(&mut self, what: RefusedLine) {
-        self.push_event(DialogueEvent::Refused(what));
+    pub(super) fn push_refused(&mut self, line: RefusedLine) {
+        self.push_event(DialogueEvent::Refused(line));
     }
 
     /// Adds the event that a limit was reached.
-    pub(super) fn push_limit(&mut self, which: SessionLimit) {
-        self.push_event(DialogueEvent::Limit(which));
+    pub(super) fn push_limit(&mut self, limit: SessionLimit) {
+        self.push_event(DialogueEvent::Limit(limit));
     }
 }
 

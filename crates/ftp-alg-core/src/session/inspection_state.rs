@@ -40,7 +40,7 @@ impl InspectionState {
     pub fn reads_text(self, direction: &Direction) -> bool {
         match self {
             Self::Inline(_) => true,
-            Self::Encrypted(_) => direction.records().is_none(),
+            Self::Encrypted(_) => direction.tls_records().is_none(),
             Self::Off(_) | Self::Reset => false,
         }
     }
@@ -67,7 +67,7 @@ impl InspectionState {
     }
 
     /// Sets the state to encrypted.
-    pub fn encrypt(&mut self) {
+    pub fn set_encrypted(&mut self) {
         *self = Self::Encrypted(self.completeness());
     }
 

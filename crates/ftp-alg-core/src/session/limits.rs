@@ -9,8 +9,7 @@ pub const MAX_LINE: usize = 1024;
 /// Maximum length of a super-packet that grew by a rewrite; an IP packet holds little more.
 pub const MAX_SUPER_PACKET: usize = 65_000;
 
-/// A delivered segment may always have this length (RFC 879's default for IPv4), and the length of the longest segment
-/// that its sender sent.
+/// MSS of a sender that has sent no longer segment yet: RFC 879's default for IPv4.
 pub const DEFAULT_MSS: usize = 536;
 
 /// Length of the verbs of announcements.

@@ -12,7 +12,7 @@ use super::{
     limits::{MAX_HELD, VERB_LENGTH},
 };
 use crate::ftp::{
-    Announcement, Command, Kind, Malformed, Text, Verb, VerbScanner, Zeros, is_plain,
+    Announcement, Command, Kind, Malformed, Text, Verb, VerbScanner, Zeros, line_end,
 };
 
 /// A range of the line and its replacement.
@@ -23,30 +23,40 @@ pub enum LineRead {
     /// The line was read and is delivered with this edit.
     Done(LineEdit),
     /// Reading continues after a decision.
-    Asks(Box<PendingLine>),
+    NeedsDecision(Box<PendingLine>),
 }
 
 /// Reads a complete line of the client. `delivered` bytes of it have been forwarded.
-pub fn client_line(
+pub fn read_client_line(
     dialogue: &mut Dialogue,
     line: &[u8],
     delivered: usize,
-    pass: &mut Inspection,
-    read: &mut ReadEffect,
+    inspection: &mut Inspection,
+    line_effect: &mut ReadEffect,
 ) -> LineRead {
     let text = Text::new(line);
-    dialogue.client_line_ended(is_plain(line, &text));
-    let hidden = if text.is_odd() { ambiguous_verb_end(dialogue, line, pass) } else { None };
-    if hidden.is_none() && is_blanked_start(line, delivered) && dialogue.phase() == Phase::Verified
+    dialogue.record_client_line_end(line_end(line, &text));
+    let verb_end =
+        if text.is_odd() { ambiguous_verb_end(dialogue, line, inspection) } else { None };
+    if verb_end.is_none()
+        && is_blanked_start(line, delivered)
+        && dialogue.phase() == Phase::Verified
     {
-        dialogue.refused(Reason::TooLong);
+        dialogue.record_blanked(Reason::TooLong);
         return LineRead::Done(None);
     }
-    let Some(end) = hidden else {
-        return plain_line(dialogue, (line, &text), delivered, false, pass, read);
+    let Some(end) = verb_end else {
+        return read_command_line(
+            dialogue,
+            (line, &text),
+            delivered,
+            false,
+            inspection,
+            line_effect,
+        );
     };
-    plain_line(dialogue, (line, &text), delivered, true, pass, read);
-    refuse_ambiguous_announcement(dialogue, line, (delivered, end), pass)
+    read_command_line(dialogue, (line, &text), delivered, true, inspection, line_effect);
+    refuse_ambiguous_announcement(dialogue, line, (delivered, end), inspection)
 }
 
 /// Reads a line in which some server sees an announcement whose verb ends at `end`. It is refused, unless the
@@ -56,57 +66,62 @@ fn refuse_ambiguous_announcement(
     dialogue: &Dialogue,
     line: &[u8],
     (delivered, end): (usize, usize),
-    pass: &mut Inspection,
+    inspection: &mut Inspection,
 ) -> LineRead {
     let text = Text::new(&line[verb_start(line, end)..]);
     // No other verb is hidden after it.
-    let command = Command::parse(&text).filter(|_| !VerbScanner::may_be_in(&line[end..]));
+    let command = Command::parse(&text).filter(|_| !VerbScanner::is_needed(&line[end..]));
     let Some((kind, parsed)) = command.and_then(|command| announcement(&command)) else {
-        pass.push_refused(RefusedLine::Ambiguous);
+        inspection.push_refused(RefusedLine::Ambiguous);
         return LineRead::Done(blank_from(line, delivered, end));
     };
     let announced = AnnouncedLine::new(kind, parsed, true, dialogue, &text);
-    LineRead::Asks(PendingLine::new(
+    LineRead::NeedsDecision(PendingLine::new(
         DecisionRequest::Announcement(announced),
-        Continuation::Hidden { end },
+        Continuation::AmbiguousAnnouncement { verb_end: end },
     ))
 }
 
-/// Continues with a pending line after the decision `known`.
+/// Continues with a pending line with the `answer` to its request.
 pub fn finish_line(
     dialogue: &mut Dialogue,
     (line, delivered): (&[u8], usize),
     request: &PendingLine,
-    known: DecisionAnswer,
+    answer: DecisionAnswer,
 ) -> LineRead {
     let text = || Text::new(line);
-    LineRead::Done(match (&request.continuation, known) {
+    LineRead::Done(match (&request.continuation, answer) {
         (Continuation::LongerReply(range, new), DecisionAnswer::Lengthen(true)) => {
             Some((range.clone(), new.clone()))
         }
-        (Continuation::Hidden { end }, DecisionAnswer::Ruling(AnnouncementVerdict::Refuse(_))) => {
-            blank_from(line, delivered, *end)
-        }
         (
-            Continuation::Reply(Some(refusal)),
+            Continuation::AmbiguousAnnouncement { verb_end },
+            DecisionAnswer::Ruling(AnnouncementVerdict::Refuse(_)),
+        ) => blank_from(line, delivered, *verb_end),
+        (
+            Continuation::ServerAnnouncement(Some(refusal)),
             DecisionAnswer::Ruling(AnnouncementVerdict::Refuse(reason)),
         ) => {
             return refuse_reply(&text(), (reason, true), *refusal);
         }
         (
-            Continuation::Command { is_undelivered: whole },
+            Continuation::ClientAnnouncement { is_undelivered },
             DecisionAnswer::Ruling(AnnouncementVerdict::Refuse(reason)),
-        ) => blank_command(dialogue, &text(), line, reason, *whole),
-        (Continuation::Command { .. }, DecisionAnswer::Ruling(AnnouncementVerdict::Pass)) => {
-            dialogue.announced(false);
+        ) => blank_command(dialogue, &text(), line, reason, *is_undelivered),
+        (
+            Continuation::ClientAnnouncement { .. },
+            DecisionAnswer::Ruling(AnnouncementVerdict::Pass),
+        ) => {
+            dialogue.record_announcement(false);
             None
         }
         (
-            then @ (Continuation::Command { .. } | Continuation::Reply(_)),
+            continuation @ (Continuation::ClientAnnouncement { .. }
+            | Continuation::ServerAnnouncement(_)),
             DecisionAnswer::Ruling(AnnouncementVerdict::Open { endpoint, zeros }),
         ) => {
-            if let Continuation::Command { .. } = then {
-                dialogue.announced(true);
+            if let Continuation::ClientAnnouncement { .. } = continuation {
+                dialogue.record_announcement(true);
             }
             request.request.announcement().and_then(|read| rewrite(read, endpoint, zeros))
         }
@@ -125,18 +140,18 @@ fn announcement(command: &Command<'_>) -> Option<(Kind, Result<Announcement, Mal
 }
 
 /// Whether the line that `chunk` completes may need a [decision](super::PendingLine): an announcement, or the reply to
-/// a blanked command. `known` is the start of the line that was read before.
-pub fn may_need_decision(dialogue: &Dialogue, from: Side, known: &[u8], chunk: &[u8]) -> bool {
+/// a blanked command. `start` is the part of the line that was read before.
+pub fn may_need_decision(dialogue: &Dialogue, from: Side, start: &[u8], chunk: &[u8]) -> bool {
     match (from, chunk) {
-        _ if !known.is_empty() => true,
+        _ if !start.is_empty() => true,
         (Side::Client, [b'A'..=b'Z' | b'a'..=b'z', ..]) => {
             let verb = &chunk[..chunk.len().min(VERB_LENGTH)];
             verb.eq_ignore_ascii_case(b"PORT")
                 || verb.eq_ignore_ascii_case(b"EPRT")
-                || VerbScanner::may_be_in(chunk)
+                || VerbScanner::is_needed(chunk)
         }
         (Side::Server, [b'0'..=b'9', b'0'..=b'9', b'0'..=b'9', ..]) => {
-            matches!(chunk, [b'2', b'2', b'7' | b'9', ..]) || dialogue.awaits_refusal()
+            matches!(chunk, [b'2', b'2', b'7' | b'9', ..]) || dialogue.expects_blanked_reply()
         }
         _ => true,
     }
@@ -149,24 +164,24 @@ fn verb_start(line: &[u8], end: usize) -> usize {
 
 /// End of the verb that some server sees as an announcement, unless every server is known to see the same.
 #[cold]
-fn ambiguous_verb_end(dialogue: &Dialogue, line: &[u8], pass: &Inspection) -> Option<usize> {
+fn ambiguous_verb_end(dialogue: &Dialogue, line: &[u8], inspection: &Inspection) -> Option<usize> {
     if dialogue.phase() == Phase::PickedUp {
         return None;
     }
-    let end = VerbScanner::find(line, pass.refuses_auth)?;
+    let end = VerbScanner::find_verb_end(line, inspection.refuses_auth)?;
     let text = Text::new(line);
-    let known = Command::parse(&text).filter(|command| {
+    let command = Command::parse(&text).filter(|command| {
         matches!(command.verb, Verb::Port | Verb::Eprt) && !command.argument.is_empty()
     });
     // This announcement is the one that the engine decides about, if no byte inside it may be skipped.
-    let is_judged = known.is_some_and(|command| {
+    let is_announced = command.is_some_and(|command| {
         let start = text.origin(0..1).start;
         let all = text.origin(0..command.argument_start + command.argument.len());
         all.len() == text.bytes().len()
             && start + command.word.len() == end
-            && !VerbScanner::may_be_in(&line[all])
+            && !VerbScanner::is_needed(&line[all])
     });
-    (!is_judged || cannot_begin_ftp(dialogue, line)).then_some(end)
+    (!is_announced || cannot_begin_ftp(dialogue, line)).then_some(end)
 }
 
 /// Blanks `line` from the verb that ends at `end`, as far as it was not `delivered`.
@@ -176,7 +191,7 @@ fn blank_from(line: &[u8], delivered: usize, end: usize) -> LineEdit {
     let word = line[..end].iter().rev().take_while(|byte| is_word(byte)).count();
     let start = (end - word).max(delivered);
     let stop = line.len() - line.iter().rev().take_while(|b| matches!(b, b'\r' | b'\n')).count();
-    if start < end || line[..delivered] == *BLANKED_LINE {
+    if start < end || line[..delivered] == *BLANKED_START {
         return (start < stop).then(|| (start..stop, blanked(&line[start..stop])));
     }
     // The verb is longer. What follows becomes part of it. That includes a bare LF, because some servers read an
@@ -186,60 +201,63 @@ fn blank_from(line: &[u8], delivered: usize, end: usize) -> LineEdit {
 }
 
 /// Stands for the start of a line whose rest is blanked as it arrives.
-pub const BLANKED_LINE: &[u8] = b"PORT ";
+pub const BLANKED_START: &[u8] = b"PORT ";
 
 /// The blanked form of `bytes`.
 pub fn blanked(bytes: &[u8]) -> SmallBytes {
     bytes.iter().map(|b| if matches!(b, b' ' | b'\t') { *b } else { b'X' }).collect()
 }
 
-/// Reads a line without ambiguity. If `hidden` shows an ambiguous verb, the caller refuses the whole line.
-fn plain_line(
+/// Reads a line as one command. If it `is_ambiguous`, the caller refuses the whole line.
+fn read_command_line(
     dialogue: &mut Dialogue,
     (line, text): (&[u8], &Text<'_>),
     delivered: usize,
-    hidden: bool,
-    pass: &mut Inspection,
-    read: &mut ReadEffect,
+    is_ambiguous: bool,
+    inspection: &mut Inspection,
+    line_effect: &mut ReadEffect,
 ) -> LineRead {
     let is_command = !cannot_begin_ftp(dialogue, line);
     let command = if is_command { Command::parse(text) } else { None };
     let phase = dialogue.phase();
     // The start of a possible announcement was held back, unless it could not be.
-    let whole = delivered == 0 || text.bytes().is_empty() || text.origin(0..1).start >= delivered;
-    let cut = !whole && dialogue.phase() != Phase::PickedUp;
-    let step = dialogue.client_line(command.as_ref());
+    let is_undelivered =
+        delivered == 0 || text.bytes().is_empty() || text.origin(0..1).start >= delivered;
+    let is_partly_forwarded = !is_undelivered && dialogue.phase() != Phase::PickedUp;
+    let effect = dialogue.read_command(command.as_ref());
     if dialogue.phase() == Phase::NotFtp && phase != Phase::NotFtp {
-        *read = ReadEffect::NotFtpClient;
+        *line_effect = ReadEffect::NotFtpClient;
     }
-    LineRead::Done(match (step, command) {
-        (CommandEffect::Announces | CommandEffect::Auth, _) if hidden => {
-            dialogue.announced(false);
+    LineRead::Done(match (effect, command) {
+        (CommandEffect::Announcement | CommandEffect::Auth, _) if is_ambiguous => {
+            dialogue.record_announcement(false);
             None
         }
-        (CommandEffect::Auth, _) if !pass.refuses_auth || phase == Phase::PickedUp => {
-            dialogue.auth();
+        (CommandEffect::Auth, _) if !inspection.refuses_auth || phase == Phase::PickedUp => {
+            dialogue.record_auth();
             None
         }
-        (CommandEffect::Announces | CommandEffect::Auth, Some(command)) if cut => {
-            dialogue.announced(false);
-            if line[..delivered] != *BLANKED_LINE {
-                pass.push_refused(RefusedLine::Ambiguous);
+        (CommandEffect::Announcement | CommandEffect::Auth, Some(command))
+            if is_partly_forwarded =>
+        {
+            dialogue.record_announcement(false);
+            if line[..delivered] != *BLANKED_START {
+                inspection.push_refused(RefusedLine::Ambiguous);
             }
             blank_from(line, delivered, text.origin(0..command.word.len()).end)
         }
-        (CommandEffect::Announces, Some(command)) => {
+        (CommandEffect::Announcement, Some(command)) => {
             let Some((kind, parsed)) = announcement(&command) else { return LineRead::Done(None) };
             let announced = AnnouncedLine::new(kind, parsed, true, dialogue, text);
-            let question = DecisionRequest::Announcement(announced);
-            return LineRead::Asks(PendingLine::new(
-                question,
-                Continuation::Command { is_undelivered: whole },
+            let request = DecisionRequest::Announcement(announced);
+            return LineRead::NeedsDecision(PendingLine::new(
+                request,
+                Continuation::ClientAnnouncement { is_undelivered },
             ));
         }
         (CommandEffect::Auth, _) => {
-            pass.push_refused(RefusedLine::Auth);
-            blank_command(dialogue, text, line, Reason::AuthTls, whole)
+            inspection.push_refused(RefusedLine::Auth);
+            blank_command(dialogue, text, line, Reason::AuthTls, is_undelivered)
         }
         _ => None,
     })
@@ -260,71 +278,75 @@ pub fn cannot_begin_ftp(dialogue: &Dialogue, bytes: &[u8]) -> bool {
 #[derive(Clone, Copy)]
 pub struct ReplyContext {
     /// Whether another reply may replace it.
-    pub replace: bool,
+    pub may_replace: bool,
     /// Whether the replacement may be longer.
-    pub grow: bool,
+    pub may_grow: bool,
     /// Whether the line is everything that the server had to send.
-    pub apart: bool,
+    pub is_complete_reply: bool,
 }
 
 /// Reads a complete line of the server. `delivered` bytes of it have been forwarded.
-pub fn server_line(
+pub fn read_server_line(
     dialogue: &mut Dialogue,
     line: &[u8],
     delivered: usize,
-    limits: ReplyContext,
-    pass: &mut Inspection,
-    read: &mut ReadEffect,
+    context: ReplyContext,
+    inspection: &mut Inspection,
+    line_effect: &mut ReadEffect,
 ) -> LineRead {
     let text = Text::new(line);
     let phase = dialogue.phase();
     // The first lines of a multi-line reply were forwarded, so the last one must have the same code (RFC 959 section
     // 4.2).
-    let code = dialogue.open_reply();
-    let ReplyContext { replace, grow, apart } = limits;
+    let code = dialogue.open_reply_code();
+    let ReplyContext { may_replace, may_grow, is_complete_reply } = context;
     let refusal = |dialogue: &Dialogue| {
-        (replace && delivered == 0)
-            .then(|| ReplyLimits { may_grow: grow && !dialogue.is_flooded(), reply_code: code })
+        (may_replace && delivered == 0).then(|| ReplyLimits {
+            may_grow: may_grow && !dialogue.has_many_pending(),
+            reply_code: code,
+        })
     };
-    dialogue.server_line_ended(is_plain(line, &text));
-    let meaning = dialogue.server_line(&text);
+    dialogue.record_server_line_end(line_end(line, &text));
+    let effect = dialogue.read_reply_line(&text);
     if dialogue.phase() == Phase::NotFtp && phase != Phase::NotFtp {
-        *read = ReadEffect::NotFtpClient;
+        *line_effect = ReadEffect::NotFtpClient;
     }
-    match meaning {
+    match effect {
         ReplyEffect::Nothing => {}
-        ReplyEffect::NotFtp => *read = ReadEffect::NotFtp,
-        ReplyEffect::Passive { asked } => {
+        ReplyEffect::NotFtp => *line_effect = ReadEffect::NotFtp,
+        ReplyEffect::Passive { was_requested } => {
             let extended = text.bytes().starts_with(b"229");
             let (kind, parsed) = if extended {
                 (Kind::Epsv, Announcement::extended_passive(&text))
             } else {
                 (Kind::Pasv, Announcement::passive(&text))
             };
-            if parsed.is_err() && !asked {
+            if parsed.is_err() && !was_requested {
                 return LineRead::Done(None); // `227 Logout.`
             }
             if delivered > 0 && dialogue.phase() != Phase::PickedUp {
-                pass.push_limit(SessionLimit::Reply);
+                inspection.push_limit(SessionLimit::Reply);
                 return LineRead::Done(None);
             }
-            if !(apart && parsed.as_ref().is_ok_and(|parsed| is_end_of_reply(&text, parsed))) {
-                dialogue.may_be_rest();
+            if !(is_complete_reply
+                && parsed.as_ref().is_ok_and(|parsed| is_end_of_reply(&text, parsed)))
+            {
+                dialogue.record_partial_reply();
             }
-            let announced = AnnouncedLine::new(kind, parsed, asked, dialogue, &text);
-            let then = Continuation::Reply(refusal(dialogue));
-            return LineRead::Asks(PendingLine::new(
+            let announced = AnnouncedLine::new(kind, parsed, was_requested, dialogue, &text);
+            let continuation = Continuation::ServerAnnouncement(refusal(dialogue));
+            return LineRead::NeedsDecision(PendingLine::new(
                 DecisionRequest::Announcement(announced),
-                then,
+                continuation,
             ));
         }
-        ReplyEffect::Refused(reason) => {
+        ReplyEffect::ReplyToBlanked(reason) => {
             if let Some(refusal) = refusal(dialogue) {
                 return refuse_reply(&text, (reason, false), refusal);
             }
         }
-        ReplyEffect::Notable(note) => pass.push_event(note),
-        ReplyEffect::Encrypted => *read = ReadEffect::Encrypted,
+        ReplyEffect::Event(note) => inspection.push_event(note),
+        ReplyEffect::Encrypted => *line_effect = ReadEffect::Encrypted,
     }
     LineRead::Done(None)
 }
@@ -358,7 +380,7 @@ fn refuse_reply(
     if new.len() == range.len() {
         LineRead::Done(Some((range, new)))
     } else if refusal.may_grow {
-        LineRead::Asks(PendingLine::new(
+        LineRead::NeedsDecision(PendingLine::new(
             DecisionRequest::AdjustSequence,
             Continuation::LongerReply(range, new),
         ))
@@ -373,13 +395,13 @@ fn blank_command(
     text: &Text<'_>,
     line: &[u8],
     reason: Reason,
-    whole: bool,
+    is_undelivered: bool,
 ) -> LineEdit {
-    if !whole {
-        dialogue.announced(false);
+    if !is_undelivered {
+        dialogue.record_announcement(false);
         return None;
     }
-    dialogue.refused(reason);
+    dialogue.record_blanked(reason);
     Some(refused_command_text(text, line))
 }
 
@@ -396,10 +418,10 @@ pub fn refuse_ambiguous_line(
     dialogue: &mut Dialogue,
     line: &[u8],
     delivered: usize,
-    pass: &mut Inspection,
+    inspection: &mut Inspection,
 ) -> LineEdit {
-    pass.push_refused(RefusedLine::Urgent);
-    dialogue.refused(RefusedLine::Urgent.reason());
+    inspection.push_refused(RefusedLine::Urgent);
+    dialogue.record_blanked(RefusedLine::Urgent.reason());
     let text = Text::new(line);
     if text.bytes().is_empty() {
         return None;

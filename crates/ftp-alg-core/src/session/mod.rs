@@ -10,9 +10,10 @@
 //! has a picture.
 //!
 //! Invariants, whatever the peers send:
-//! - Bytes are read in the order of their sequence numbers, each once.
+//! - Bytes are read in the order of their sequence numbers, each once, because the ends process them in this order.
 //! - A segment past a gap is not forwarded, so every byte that reaches a peer has been read.
-//! - A sequence number is always delivered with the same byte, however often its segment is retransmitted.
+//! - A sequence number is always delivered with the same byte, however often its segment is retransmitted, because the
+//!   receiver may use any of the copies.
 
 mod adjust;
 mod compact;
@@ -63,8 +64,8 @@ pub struct Session {
     unacknowledged: UnacknowledgedData,
     dialogue: Dialogue,
     inspection_state: InspectionState,
-    /// Whether one of its ends has reset it.
-    is_reset: bool,
+    /// Whether the client or the server has reset the connection.
+    is_reset_by_peer: bool,
 }
 
 impl Session {
@@ -99,11 +100,11 @@ impl Session {
             unacknowledged: UnacknowledgedData::new(client),
             dialogue,
             inspection_state: InspectionState::Inline(Completeness::All),
-            is_reset: false,
+            is_reset_by_peer: false,
         }
     }
 
-    /// Whether everything sent was read and acknowledged, nothing is stored, and the next line is a command or the
+    /// Whether all sent bytes were read and acknowledged, no bytes are stored, and the next line is a command or the
     /// greeting.
     pub fn is_idle(&self) -> bool {
         let is_still = |direction: &Direction| {
@@ -111,15 +112,15 @@ impl Session {
             is_ordinary && !direction.space.has_gap() && direction.space.map.is_shift()
         };
         self.inspection_state == InspectionState::Inline(Completeness::All)
-            && !self.is_reset
+            && !self.is_reset_by_peer
             && self.dialogue.is_idle()
             && is_still(&self.client)
             && is_still(&self.server)
             && self.unacknowledged.len() == 0
     }
 
-    /// Resets the session: nothing of either end is forwarded any more, and all stored data is freed. Later packets are
-    /// dropped while the session is remembered, and each is answered by a reset with the sequence number that its
+    /// Resets the session: nothing of either end is forwarded any more, and all stored data is freed, so later packets
+    /// could not be adjusted. They are dropped while the session is remembered, and each is answered by a reset with the sequence number that its
     /// sender expects (RFC 9293 section 3.10.7.1).
     pub fn reset(&mut self) {
         self.client.reset();
@@ -163,8 +164,8 @@ impl Session {
     #[inline]
     pub fn needs_all_queued(&self) -> bool {
         // Acknowledgements show which bytes are missing, and how much of the unacknowledged data has arrived.
-        let is_asked = self.client.space.is_probing() || self.server.space.is_probing();
-        is_asked || self.client.has_much_unacknowledged() || self.changes_packets()
+        let is_probing = self.client.space.is_probing() || self.server.space.is_probing();
+        is_probing || self.client.has_much_unacknowledged() || self.changes_packets()
     }
 
     /// Whether sequence numbers differ, or bytes are held back. A packet that passed unread would break the connection.
@@ -197,7 +198,7 @@ impl Session {
 
     /// Whether one of the ends, or the gateway, has reset the connection.
     fn is_reset(&self) -> bool {
-        self.is_reset || self.inspection_state.is_reset()
+        self.is_reset_by_peer || self.inspection_state.is_reset()
     }
 
     /// Whether packets may have passed unread since the last restore or downtime, and nothing has yet shown otherwise.
@@ -279,8 +280,9 @@ impl Session {
         if !packet.seq().is_after(sender.space.next) {
             return false;
         }
-        let says = !packet.payload().is_empty() || packet.has(flags::FIN);
-        says && packet.flags() & (flags::SYN | flags::RST | flags::ACK) == flags::ACK
+        let has_data_or_fin = !packet.payload().is_empty() || packet.has(flags::FIN);
+        has_data_or_fin
+            && packet.flags() & (flags::SYN | flags::RST | flags::ACK) == flags::ACK
             && sender.space.is_in_window(packet.seq())
             && receiver.space.is_acceptable_ack(packet.ack())
             && !sender.space.has_gap()

@@ -20,16 +20,16 @@ impl Session {
         &mut self,
         from: Side,
         packet: &Packet<'_>,
-        pass: &mut Inspection,
+        inspection: &mut Inspection,
         out: &mut Vec<u8>,
     ) -> ForwardPlan {
         if packet.has(flags::SYN) {
             return ForwardAction::Unchanged.into();
         }
         if packet.has(flags::URG) {
-            return self.handle_urgent_packet(from, packet, pass, out);
+            return self.handle_urgent_packet(from, packet, inspection, out);
         }
-        self.inspect_packet(from, packet, pass, out)
+        self.inspect_packet(from, packet, inspection, out)
     }
 
     /// As [`handle_packet`](Self::handle_packet), for a packet with the URG bit.
@@ -38,30 +38,30 @@ impl Session {
         &mut self,
         from: Side,
         packet: &Packet<'_>,
-        pass: &mut Inspection,
+        inspection: &mut Inspection,
         out: &mut Vec<u8>,
     ) -> ForwardPlan {
         let end = packet.seq() + u32::from(packet.urgent().unwrap_or(0));
-        let mut stays = !self.inspection_state.reads_text(self.direction(from));
+        let mut urg_stays = !self.inspection_state.reads_text(self.direction(from));
         let before = self.client.urgent().cloned();
-        if !stays && from == Side::Client {
-            stays = before.as_ref().is_some_and(|mark| mark.end() == end);
-            if !stays && let Some(mark) = self.telnet_synch(end, packet) {
-                self.client.set_urgent(Some(mark));
-                stays = true;
+        if !urg_stays && from == Side::Client {
+            urg_stays = before.as_ref().is_some_and(|pointer| pointer.end() == end);
+            if !urg_stays && let Some(pointer) = self.telnet_synch(end, packet) {
+                self.client.set_urgent(Some(pointer));
+                urg_stays = true;
             }
         }
-        let mut outcome = self.inspect_packet(from, packet, pass, out);
-        if pass.pending.is_some() {
-            return outcome; // its mark is noted for when it is taken up again
+        let mut outcome = self.inspect_packet(from, packet, inspection, out);
+        if inspection.pending.is_some() {
+            return outcome; // its urgent pointer stays stored until the packet is handled after the decision
         }
-        let is_noted = stays && from == Side::Client && self.client.urgent().is_some();
-        if is_noted && !(self.client.space.next + 1).is_after(end) {
+        let is_stored = urg_stays && from == Side::Client && self.client.urgent().is_some();
+        if is_stored && !(self.client.space.next + 1).is_after(end) {
             // The segment was not forwarded, so its urgent pointer was not either.
             self.client.set_urgent(before);
-            stays = false;
+            urg_stays = false;
         }
-        if !stays {
+        if !urg_stays {
             outcome.action = outcome.action.without_urgent(packet);
         }
         outcome
@@ -74,7 +74,7 @@ impl Session {
         if seq.is_after(next) || self.client.is_in_urgent_line() {
             return None;
         }
-        let payload = self.as_read(seq, packet.payload());
+        let payload = self.with_read_bytes(seq, packet.payload());
         UrgentPointer::from_telnet_synch(
             end,
             next,
@@ -89,23 +89,23 @@ impl Session {
         &mut self,
         from: Side,
         packet: &Packet<'_>,
-        pass: &mut Inspection,
+        inspection: &mut Inspection,
         out: &mut Vec<u8>,
     ) -> ForwardPlan {
         if !self.inspection_state.is_confirmed() && !self.confirm_restored(from, packet) {
             return ForwardAction::Unchanged.into();
         }
         if self.is_over() && !self.direction(from).space.is_in_window(packet.seq()) {
-            return ForwardAction::Unchanged.into(); // of another connection, whose start was not seen
+            return ForwardAction::Unchanged.into(); // belongs to another connection, whose start was not seen
         }
         // The receiver ignores a packet from an off-path attacker who cannot see the sequence numbers, so it does not
         // count here either.
         if packet.has(flags::RST) {
-            self.is_reset |= self.direction(from).space.accepts_reset(packet.seq());
+            self.is_reset_by_peer |= self.direction(from).space.accepts_reset(packet.seq());
             return self.path(from).renumber(packet).into();
         }
-        if pass.answer.is_none() {
-            self.observe(from, packet, pass);
+        if inspection.answer.is_none() {
+            self.observe(from, packet, inspection);
         }
         out.clear();
         let payload = packet.payload();
@@ -116,44 +116,44 @@ impl Session {
 
         let seq = packet.seq();
         // It is unknown which bytes the server has received.
-        let is_barred = from == Side::Client && self.is_client_blocked() && !payload.is_empty();
-        if is_barred || seq.is_after(self.direction(from).space.next) {
+        let is_blocked = from == Side::Client && self.is_client_blocked() && !payload.is_empty();
+        if is_blocked || seq.is_after(self.direction(from).space.next) {
             return self.handle_out_of_order(from, packet).into();
         }
         let is_read = from == Side::Client && self.inspection_state.reads_text(&self.client);
-        let mut payload = if is_read { self.as_read(seq, payload) } else { payload.into() };
+        let mut payload = if is_read { self.with_read_bytes(seq, payload) } else { payload.into() };
         let direction = self.direction_mut(from);
         let new = (direction.space.next - seq) as usize;
-        let mut again = true;
+        let mut is_retransmission = true;
         if new <= payload.len() && (new < payload.len() || (fin && !direction.space.finished)) {
             if direction.space.finished {
                 return ForwardAction::Drop(DropReason::AfterFin).into();
             }
             direction.space.end_gap();
-            let pushed = match from {
+            let push_state = match from {
                 Side::Server if self.dialogue.is_ambiguous() => {
                     PushState::from_reply_packet(packet, &self.client, &self.server)
                 }
                 _ => PushState::from_packet(packet),
             };
-            self.reader(from, pushed, pass).segment(seq, &payload, fin);
+            self.reader(from, push_state, inspection).read_segment(seq, &payload, fin);
             self.request_acknowledgements();
-            if pass.pending.is_some() {
+            if inspection.pending.is_some() {
                 return ForwardAction::AwaitDecision.into();
             }
             let read = (self.direction(from).space.next - seq) as usize;
-            again = read == new;
+            is_retransmission = read == new;
             if read == 0 {
                 return ForwardAction::Drop(DropReason::LimitReached).into();
             }
             if read < payload.len() {
-                payload = payload[..read].to_vec().into(); // the rest comes again
+                payload = payload[..read].to_vec().into(); // the rest will be retransmitted
             }
         }
         if matches!(payload, Cow::Borrowed(_)) && !self.is_adjusted() {
             return ForwardAction::Unchanged.into();
         }
-        self.path(from).forward(packet, payload, again, out)
+        self.path(from).forward(packet, payload, is_retransmission, out)
     }
 
     /// Checks whether a connection of which packets may have been missed continues with `packet` of `from`.
@@ -168,12 +168,12 @@ impl Session {
 
     /// Records what the header of a packet of `from` shows.
     #[inline(always)]
-    fn observe(&mut self, from: Side, packet: &Packet<'_>, pass: &mut Inspection) {
+    fn observe(&mut self, from: Side, packet: &Packet<'_>, inspection: &mut Inspection) {
         let direction = self.direction_mut(from);
         if direction.space.is_acceptable(packet.seq()) {
             direction.space.observe(packet);
             if packet.has(flags::ACK) {
-                self.handle_acknowledgement(from, packet.ack(), pass);
+                self.handle_acknowledgement(from, packet.ack(), inspection);
             }
         }
         if from == Side::Client && self.dialogue.is_ambiguous() {
@@ -183,16 +183,16 @@ impl Session {
 
     /// `by` has acknowledged the other end's data up to the delivered number `ack`.
     #[inline]
-    fn handle_acknowledgement(&mut self, by: Side, ack: Seq, pass: &mut Inspection) {
+    fn handle_acknowledgement(&mut self, by: Side, ack: Seq, inspection: &mut Inspection) {
         let side = by.peer();
         let Some(is_received) = self.direction(side).space.is_all_seen(ack) else { return };
         if by == Side::Server {
             self.client.unblock();
         }
         if !is_received {
-            return self.handle_unseen_acknowledgement(side, ack, pass);
+            return self.handle_unseen_acknowledgement(side, ack, inspection);
         }
-        self.direction_mut(side).acknowledged(ack);
+        self.direction_mut(side).record_acknowledgement(ack);
         if by == Side::Server {
             self.client.forget_acknowledged(&mut self.unacknowledged);
         }
@@ -200,7 +200,7 @@ impl Session {
 
     /// The data of `side` is acknowledged up to the delivered number `ack`, although not all of it was seen.
     #[cold]
-    fn handle_unseen_acknowledgement(&mut self, side: Side, ack: Seq, pass: &mut Inspection) {
+    fn handle_unseen_acknowledgement(&mut self, side: Side, ack: Seq, inspection: &mut Inspection) {
         let direction = self.direction_mut(side);
         // The receiver has bytes that never passed through the queue. So the held bytes, which were retransmitted, have
         // arrived too.
@@ -209,20 +209,20 @@ impl Session {
         // The queue was full, or the daemon was down. The connection continues, but the content of the missed bytes is
         // unknown.
         direction.skip_missed(end.max(direction.space.next));
-        direction.acknowledged(ack);
+        direction.record_acknowledgement(ack);
         if !self.inspection_state.is_inline() {
             self.inspection_state.turn_off();
         }
         let phase = self.dialogue.phase();
         self.dialogue.record_missed();
         if phase != self.dialogue.phase() {
-            pass.push_event(DialogueEvent::PacketsMissed);
+            inspection.push_event(DialogueEvent::PacketsMissed);
         }
     }
 
     /// Requests that pure acknowledgements are queued if there is much unacknowledged data, or many rewrites.
     fn request_acknowledgements(&mut self) {
-        if self.unacknowledged.is_much() || self.client.space.map.is_half_full() {
+        if self.unacknowledged.is_large() || self.client.space.map.is_half_full() {
             self.client.set_much_unacknowledged();
         }
     }
@@ -230,13 +230,13 @@ impl Session {
     /// Handles a segment that starts past a gap, or may not be forwarded yet. If bytes are missing, its sender
     /// retransmits them first. If it retransmits this segment instead, they may not be missing: the receiver is probed.
     fn handle_out_of_order(&mut self, from: Side, packet: &Packet<'_>) -> ForwardAction {
-        let is_barred = from == Side::Client && self.is_client_blocked();
+        let is_blocked = from == Side::Client && self.is_client_blocked();
         let direction = self.direction_mut(from);
         if !direction.space.is_in_window(packet.seq()) {
             ForwardAction::Drop(DropReason::OutOfWindow)
         } else if direction.space.count_gap() {
             self.path(from).probe_receiver()
-        } else if is_barred && !packet.seq().is_after(direction.space.next) {
+        } else if is_blocked && !packet.seq().is_after(direction.space.next) {
             ForwardAction::Drop(DropReason::Unacknowledged)
         } else {
             ForwardAction::Drop(DropReason::OutOfOrder)
@@ -244,23 +244,31 @@ impl Session {
     }
 
     /// Returns the client's `bytes` at `seq`, with bytes that were read before replaced by what was read.
-    fn as_read<'a>(&self, seq: Seq, bytes: &'a [u8]) -> Cow<'a, [u8]> {
-        self.unacknowledged.as_read(seq, bytes)
+    fn with_read_bytes<'a>(&self, seq: Seq, bytes: &'a [u8]) -> Cow<'a, [u8]> {
+        self.unacknowledged.with_read_bytes(seq, bytes)
     }
 
     fn reader<'a>(
         &'a mut self,
         from: Side,
-        pushed: PushState,
-        pass: &'a mut Inspection,
+        push_state: PushState,
+        inspection: &'a mut Inspection,
     ) -> DirectionReader<'a> {
-        let Self { client, server, unacknowledged, dialogue, inspection_state: standing, .. } =
-            self;
-        let (direction, other) = match from {
+        let Self { client, server, unacknowledged, dialogue, inspection_state, .. } = self;
+        let (direction, opposite) = match from {
             Side::Client => (client, server),
             Side::Server => (server, client),
         };
-        DirectionReader { from, direction, other, unacknowledged, dialogue, standing, pass, pushed }
+        DirectionReader {
+            from,
+            direction,
+            opposite,
+            unacknowledged,
+            dialogue,
+            inspection_state,
+            inspection,
+            push_state,
+        }
     }
 
     fn path(&self, from: Side) -> Path<'_> {

@@ -20,7 +20,7 @@ pub enum PendingKind {
     Auth,
     Transfer,
     /// The reply to a blanked command.
-    Refused(Reason),
+    Blanked(Reason),
     Other,
     /// The kind is no longer known, only the number of commands.
     Forgotten,
@@ -60,58 +60,58 @@ impl PendingCommands {
 
     /// The kind of the oldest command.
     pub fn oldest(&self) -> Option<PendingKind> {
-        self.oldest.map(|(awaited, _)| awaited)
+        self.oldest.map(|(kind, _)| kind)
     }
 
     /// Adds a command. Returns whether the limit was exceeded, so that the oldest kinds were forgotten.
-    pub fn push(&mut self, awaited: PendingKind) -> bool {
+    pub fn push(&mut self, kind: PendingKind) -> bool {
         let Some(oldest) = &mut self.oldest else {
-            self.oldest = Some((awaited, 1));
+            self.oldest = Some((kind, 1));
             return false;
         };
         let (last, count) = self.later.last_mut().unwrap_or(oldest);
-        if *last == awaited {
+        if *last == kind {
             *count = count.saturating_add(1);
             return false;
         }
         let is_full = self.len() >= MAX_RUNS;
         if is_full {
             let first = self.oldest.take().map_or(0, |(_, count)| count);
-            self.next_is_oldest();
+            self.promote_next();
             if let Some((kind, count)) = &mut self.oldest {
                 (*kind, *count) = (PendingKind::Forgotten, count.saturating_add(first));
             }
         }
-        compact::push(&mut self.later, (awaited, 1));
+        compact::push(&mut self.later, (kind, 1));
         is_full
     }
 
     /// Removes the oldest command.
     pub fn pop(&mut self) -> Option<PendingKind> {
-        let (awaited, count) = self.oldest.as_mut()?;
-        let awaited = *awaited;
+        let (kind, count) = self.oldest.as_mut()?;
+        let kind = *kind;
         *count -= 1;
         if *count == 0 {
-            self.next_is_oldest();
+            self.promote_next();
         }
-        Some(awaited)
+        Some(kind)
     }
 
     /// Removes the commands before the first `which`, because their replies will not come any more. Returns `false` if
     /// there is none, or if forgotten commands precede it.
-    pub fn skip_to(&mut self, which: PendingKind) -> bool {
-        self.skip_to_any(&[which])
+    pub fn drop_before(&mut self, which: PendingKind) -> bool {
+        self.drop_before_any(&[which])
     }
 
-    /// As [`skip_to`](Self::skip_to), for the first of several kinds.
-    pub fn skip_to_any(&mut self, which: &[PendingKind]) -> bool {
+    /// As [`drop_before`](Self::drop_before), for the first of several kinds.
+    pub fn drop_before_any(&mut self, which: &[PendingKind]) -> bool {
         let mut kinds = self.kinds().enumerate();
         let found = kinds.find(|(_, kind)| which.contains(kind) || *kind == PendingKind::Forgotten);
         let Some((at, _)) = found.filter(|(_, kind)| which.contains(kind)) else { return false };
         drop(kinds);
         if at > 0 {
             compact::drop_front(&mut self.later, at - 1);
-            self.next_is_oldest();
+            self.promote_next();
         }
         true
     }
@@ -120,7 +120,7 @@ impl PendingCommands {
         self.oldest.iter().chain(self.later.iter()).map(|(kind, _)| *kind)
     }
 
-    fn next_is_oldest(&mut self) {
+    fn promote_next(&mut self) {
         self.oldest = self.later.first().copied();
         if self.oldest.is_some() {
             compact::drop_front(&mut self.later, 1);

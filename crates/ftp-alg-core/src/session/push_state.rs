@@ -41,7 +41,7 @@ impl PushState {
     ) -> Self {
         match Self::from_packet(packet) {
             Self::Pushed if is_complete_reply(packet, client, server) => Self::CompleteReply,
-            pushed => pushed,
+            push_state => push_state,
         }
     }
 }

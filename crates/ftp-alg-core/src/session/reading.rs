@@ -10,8 +10,8 @@ use super::{
     inspection_state::InspectionState,
     limits::{MAX_HELD, MAX_LINE, VERB_LENGTH},
     line_decisions::{
-        BLANKED_LINE, LineRead, ReplyContext, cannot_begin_ftp, client_line, finish_line,
-        may_need_decision, refuse_ambiguous_line, server_line,
+        BLANKED_START, LineRead, ReplyContext, cannot_begin_ftp, finish_line, may_need_decision,
+        read_client_line, read_server_line, refuse_ambiguous_line,
     },
     push_state::PushState,
     unacknowledged::UnacknowledgedData,
@@ -24,7 +24,7 @@ use crate::{
 
 /// Number of bytes at the end of `lead` that affect what follows: an unfinished Telnet command, or a CR that may end a
 /// line, together with the Telnet command that it may belong to.
-fn may_go_on(lead: &[u8]) -> usize {
+fn affecting_tail_len(lead: &[u8]) -> usize {
     match lead {
         [.., 0xff, _, b'\r'] => 3,
         [.., 0xff, _] => 2,
@@ -38,48 +38,51 @@ pub(super) struct DirectionReader<'a> {
     /// The end that sends this direction.
     pub(super) from: Side,
     pub(super) direction: &'a mut Direction,
-    pub(super) other: &'a mut Direction,
+    pub(super) opposite: &'a mut Direction,
     /// The client's unacknowledged data.
     pub(super) unacknowledged: &'a mut UnacknowledgedData,
     pub(super) dialogue: &'a mut Dialogue,
-    pub(super) standing: &'a mut InspectionState,
-    pub(super) pass: &'a mut Inspection,
+    pub(super) inspection_state: &'a mut InspectionState,
+    pub(super) inspection: &'a mut Inspection,
     /// The PSH state of the packet.
-    pub(super) pushed: PushState,
+    pub(super) push_state: PushState,
 }
 
 /// What else ends at the end of a line or of its start.
 #[derive(Clone, Copy)]
-pub(super) struct LineEnds {
+pub(super) struct LineBoundary {
     /// Whether the segment ends there.
-    pub(super) segment: bool,
+    pub(super) ends_segment: bool,
     /// Whether the stream ends there.
-    pub(super) stream: bool,
+    pub(super) ends_stream: bool,
 }
 
 /// The state before a line was read, to restore it if the line needs a decision.
 struct Snapshot {
     dialogue: Dialogue,
-    mark: Option<UrgentPointer>,
+    pointer: Option<UrgentPointer>,
     line: usize,
-    notes: usize,
+    event_count: usize,
 }
 
 impl DirectionReader<'_> {
     /// Reads `line` at `seq`, which is new: a whole line or the start of one.
-    pub(super) fn line(&mut self, seq: Seq, line: &[u8], ends: LineEnds) {
+    pub(super) fn read_line(&mut self, seq: Seq, line: &[u8], boundary: LineBoundary) {
         if line.ends_with(b"\n") {
             self.end_line(seq, line);
-            if self.from == Side::Server && self.pushed != PushState::NotPushed && ends.segment {
-                self.dialogue.settled();
+            if self.from == Side::Server
+                && self.push_state != PushState::NotPushed
+                && boundary.ends_segment
+            {
+                self.dialogue.resolve_ambiguity();
             }
             return;
         }
         if self.from == Side::Client && cannot_begin_ftp(self.dialogue, line) {
-            self.dialogue.leave_ftp();
-            self.pass.push_event(DialogueEvent::NotFtpClient);
+            self.dialogue.mark_client_not_ftp();
+            self.inspection.push_event(DialogueEvent::NotFtpClient);
         }
-        self.continue_line(seq, line, ends.stream);
+        self.continue_line(seq, line, boundary.ends_stream);
     }
 
     /// Reads `chunk` at `seq`, which completes a line.
@@ -88,90 +91,96 @@ impl DirectionReader<'_> {
         if is_client && self.direction.line().len() + chunk.len() > MAX_LINE {
             // The stored part of the line may be truncated.
             let end = chunk.len() - if chunk.ends_with(b"\r\n") { 2 } else { 1 };
-            if end > 0 && !self.direction.is_holding() && self.hides(seq, &chunk[..end]) {
+            if end > 0
+                && !self.direction.is_holding()
+                && self.blank_ambiguous_tail(seq, &chunk[..end])
+            {
                 (seq, chunk) = (seq + end as u32, &chunk[end..]);
             }
         }
-        let mut answered = self.pass.answer.take().filter(|(request, _)| request.seq == seq);
-        let before = self.before(chunk, answered.as_mut().map(|(request, _)| &mut **request));
+        let mut answered = self.inspection.answer.take().filter(|(request, _)| request.seq == seq);
+        let before = self.snapshot(chunk, answered.as_mut().map(|(request, _)| &mut **request));
         let is_ambiguous = is_client && self.ends_ambiguously(seq, chunk);
-        let replace = !self.direction.space.map.is_half_full();
-        let (line, delivered) = self.direction.line_with(chunk);
-        let mut read = ReadEffect::Nothing;
-        let (dialogue, pass) = (&mut *self.dialogue, &mut *self.pass);
-        let done = if let Some((mut request, known)) = answered {
-            read = request.effect;
-            pass.events.append(&mut request.events);
-            finish_line(dialogue, (line, delivered), &request, known)
+        let may_replace = !self.direction.space.map.is_half_full();
+        let (line, delivered) = self.direction.assemble_line(chunk);
+        let mut effect = ReadEffect::Nothing;
+        let (dialogue, inspection) = (&mut *self.dialogue, &mut *self.inspection);
+        let outcome = if let Some((mut request, answer)) = answered {
+            effect = request.effect;
+            inspection.events.append(&mut request.events);
+            finish_line(dialogue, (line, delivered), &request, answer)
         } else if is_ambiguous {
-            LineRead::Done(refuse_ambiguous_line(dialogue, line, delivered, pass))
+            LineRead::Done(refuse_ambiguous_line(dialogue, line, delivered, inspection))
         } else if is_client {
-            client_line(dialogue, line, delivered, pass, &mut read)
+            read_client_line(dialogue, line, delivered, inspection, &mut effect)
         } else {
-            let (grow, apart) =
-                (self.other.space.window > 0, self.pushed == PushState::CompleteReply);
-            let limits = ReplyContext { replace, grow, apart };
-            server_line(dialogue, line, delivered, limits, pass, &mut read)
+            let (may_grow, is_complete_reply) =
+                (self.opposite.space.window > 0, self.push_state == PushState::CompleteReply);
+            let context = ReplyContext { may_replace, may_grow, is_complete_reply };
+            read_server_line(dialogue, line, delivered, context, inspection, &mut effect)
         };
-        let edit = match (done, before) {
+        let edit = match (outcome, before) {
             (LineRead::Done(edit), _) => edit,
-            (LineRead::Asks(mut request), Some(before)) => {
-                (request.seq, request.effect) = (seq, read);
-                return self.ask(request, before);
+            (LineRead::NeedsDecision(mut request), Some(before)) => {
+                (request.seq, request.effect) = (seq, effect);
+                return self.suspend_line(request, before);
             }
-            (LineRead::Asks(_), None) => {
-                debug_assert!(false, "asks: {}", chunk.escape_ascii());
+            (LineRead::NeedsDecision(_), None) => {
+                debug_assert!(false, "needs a decision: {}", chunk.escape_ascii());
                 None
             }
         };
         self.direction.end_line(seq, chunk, delivered, edit);
-        if self.dialogue.has_forgotten() {
-            self.pass.push_limit(SessionLimit::Commands);
+        if self.dialogue.take_forgotten() {
+            self.inspection.push_limit(SessionLimit::Commands);
         }
-        match read {
+        match effect {
             ReadEffect::Nothing => {}
             ReadEffect::NotFtp => self.stop_reading(),
-            ReadEffect::NotFtpClient => self.pass.push_event(DialogueEvent::NotFtpClient),
+            ReadEffect::NotFtpClient => self.inspection.push_event(DialogueEvent::NotFtpClient),
             ReadEffect::Encrypted => {
-                self.standing.encrypt();
-                self.direction.encrypt();
-                self.other.encrypt();
-                self.pass.push_event(DialogueEvent::Encrypted);
+                self.inspection_state.set_encrypted();
+                self.direction.start_tls();
+                self.opposite.start_tls();
+                self.inspection.push_event(DialogueEvent::Encrypted);
             }
         }
     }
 
     /// A snapshot of the state before the line that `chunk` completes, if the line may need a decision. A line whose
     /// decision has arrived continues from there.
-    fn before(&mut self, chunk: &[u8], asked: Option<&mut PendingLine>) -> Option<Snapshot> {
+    fn snapshot(&mut self, chunk: &[u8], resumed: Option<&mut PendingLine>) -> Option<Snapshot> {
         let line = self.direction.line();
-        let dialogue = match asked {
-            Some(asked) => std::mem::replace(self.dialogue, std::mem::take(&mut asked.dialogue)),
+        let dialogue = match resumed {
+            Some(resumed) => {
+                std::mem::replace(self.dialogue, std::mem::take(&mut resumed.dialogue))
+            }
             None if may_need_decision(self.dialogue, self.from, line, chunk) => {
                 self.dialogue.clone()
             }
             None => return None,
         };
-        let (mark, notes) = (self.direction.urgent().cloned(), self.pass.events.len());
-        Some(Snapshot { dialogue, mark, line: line.len(), notes })
+        let (pointer, event_count) =
+            (self.direction.urgent().cloned(), self.inspection.events.len());
+        Some(Snapshot { dialogue, pointer, line: line.len(), event_count })
     }
 
     /// A line needs a decision: restores the snapshot and stores the line as pending.
-    fn ask(&mut self, mut request: Box<PendingLine>, before: Snapshot) {
+    fn suspend_line(&mut self, mut request: Box<PendingLine>, before: Snapshot) {
         request.dialogue = std::mem::replace(self.dialogue, before.dialogue);
-        self.direction.set_urgent(before.mark);
-        self.direction.shorten_line(before.line);
-        request.events = self.pass.events.split_off(before.notes);
-        self.pass.pending = Some(request);
+        self.direction.set_urgent(before.pointer);
+        self.direction.truncate_line(before.line);
+        request.events = self.inspection.events.split_off(before.event_count);
+        self.inspection.pending = Some(request);
     }
 
     /// Whether an urgent byte in the client's line, which `chunk` at `seq` completes, makes it another command for some
     /// servers.
     fn ends_ambiguously(&mut self, seq: Seq, chunk: &[u8]) -> bool {
-        let Some(mark) = self.direction.urgent_mut() else { return false };
-        let is_ambiguous = mark.ends_ambiguously(seq, chunk);
-        let (end, is_in_line) = (mark.end(), mark.is_in_line());
-        if !is_in_line && end.is_before(self.direction.space.unacknowledged()) {
+        let Some(pointer) = self.direction.urgent_mut() else { return false };
+        let is_ambiguous = pointer.ends_ambiguously(seq, chunk);
+        let (end, has_open_line) = (pointer.end(), pointer.has_open_line());
+        if !has_open_line && end.is_before(self.direction.space.unacknowledged()) {
             self.direction.set_urgent(None);
         }
         is_ambiguous
@@ -180,26 +189,26 @@ impl DirectionReader<'_> {
     /// Reads `chunk` at `seq`, which belongs to an incomplete line; a FIN follows it if `fin`.
     fn continue_line(&mut self, mut seq: Seq, mut chunk: &[u8], fin: bool) {
         let is_client = self.from == Side::Client;
-        let is_marked =
-            is_client && self.direction.urgent_mut().is_some_and(|mark| mark.continues(seq, chunk));
+        let is_urgent = is_client
+            && self.direction.urgent_mut().is_some_and(|pointer| pointer.continues(seq, chunk));
         if is_client && !self.direction.is_holding() {
-            let lead = self.pass_lead(chunk);
+            let lead = self.forward_lead(chunk);
             (seq, chunk) = (seq + lead as u32, &chunk[lead..]);
             if chunk.is_empty() {
                 return;
             }
-            if is_marked {
-                self.direction.forward_unread_start(Vec::new(), 0); // what follows is held back by itself
+            if is_urgent {
+                self.direction.forward_unread_start(Vec::new(), 0); // the rest is held back on its own
             }
         }
         let before = self.direction.line().len();
-        let mut hold = is_marked;
+        let mut hold = is_urgent;
         let is_start = self.direction.is_holding() || before == 0;
         if !hold && is_start && self.dialogue.phase() != Phase::PickedUp {
             let line = [self.direction.line(), chunk].concat();
             let text = Text::new(&line);
             hold = match self.from {
-                Side::Client => Command::may_announce(&text, self.pass.refuses_auth),
+                Side::Client => Command::may_announce(&text, self.inspection.refuses_auth),
                 Side::Server => self.dialogue.may_announce(&text),
             };
             // Before the greeting, the start of a line is forwarded until it is longer than a verb, because the server
@@ -209,53 +218,55 @@ impl DirectionReader<'_> {
         }
         if hold && before + chunk.len() > MAX_HELD {
             if is_client {
-                self.pass.push_refused(RefusedLine::Overlong);
+                self.inspection.push_refused(RefusedLine::Overlong);
                 self.direction.blank_held_line(seq, chunk);
                 return;
             }
             hold = false;
         }
-        if !hold && is_client && self.hides(seq, chunk) {
+        if !hold && is_client && self.blank_ambiguous_tail(seq, chunk) {
             return;
         }
         self.direction.continue_line(seq, chunk, hold && !fin);
         if is_client && before + chunk.len() > MAX_LINE {
-            self.keep_last_start(chunk);
+            self.store_last_line_start(chunk);
         }
     }
 
-    /// Whether some server may see an announcement in the line that `chunk` at `seq` continues. If so, the line is
-    /// blanked from there on.
-    fn hides(&mut self, seq: Seq, chunk: &[u8]) -> bool {
+    /// Blanks the line that `chunk` at `seq` continues from the point at which some server may see an announcement.
+    /// Returns whether there is such a point.
+    fn blank_ambiguous_tail(&mut self, seq: Seq, chunk: &[u8]) -> bool {
         if self.dialogue.phase() == Phase::PickedUp {
             return false;
         }
         let before = self.direction.line().len();
         let line = [self.direction.line(), chunk].concat();
-        let Some(end) = VerbScanner::find(&line, self.pass.refuses_auth) else { return false };
+        let Some(end) = VerbScanner::find_verb_end(&line, self.inspection.refuses_auth) else {
+            return false;
+        };
         // The complete line might have shown that the client does not speak FTP; that is now unknown.
-        self.dialogue.client_line_ended(LineEnd::Odd);
-        if !self.direction.line().starts_with(BLANKED_LINE) {
-            self.pass.push_refused(RefusedLine::Ambiguous);
+        self.dialogue.record_client_line_end(LineEnd::Ambiguous);
+        if !self.direction.line().starts_with(BLANKED_START) {
+            self.inspection.push_refused(RefusedLine::Ambiguous);
         }
         if self.direction.is_holding() {
             self.direction.blank_held_line(seq, chunk);
         } else {
-            let kept = end.saturating_sub(before).min(chunk.len() - 1);
-            let (kept, rest) = chunk.split_at(kept);
+            let unchanged = end.saturating_sub(before).min(chunk.len() - 1);
+            let (unchanged, rest) = chunk.split_at(unchanged);
             self.direction.space.map.replace(
-                seq + kept.len() as u32,
+                seq + unchanged.len() as u32,
                 rest.len() as u32,
                 &vec![BLANK; rest.len()],
             );
         }
-        self.direction.forward_unread_start(BLANKED_LINE.to_vec(), BLANKED_LINE.len());
+        self.direction.forward_unread_start(BLANKED_START.to_vec(), BLANKED_START.len());
         true
     }
 
     /// In an unfinished line longer than the limit, stores the last position at which some server may see another line
     /// start.
-    fn keep_last_start(&mut self, chunk: &[u8]) {
+    fn store_last_line_start(&mut self, chunk: &[u8]) {
         if let Some(at) = chunk.iter().rposition(|byte| matches!(byte, 0 | b'\r')) {
             self.direction.forward_unread_start(chunk[at..].to_vec(), chunk.len() - at);
         }
@@ -263,7 +274,7 @@ impl DirectionReader<'_> {
 
     /// Forwards Telnet commands (above all urgent ones) and blanks before a command at once. Returns their length in
     /// `chunk`. They are stored if they may change how servers read what follows.
-    fn pass_lead(&mut self, chunk: &[u8]) -> usize {
+    fn forward_lead(&mut self, chunk: &[u8]) -> usize {
         let line = [self.direction.line(), chunk].concat();
         let text = Text::new(&line);
         let start = match text.bytes() {
@@ -272,14 +283,15 @@ impl DirectionReader<'_> {
         };
         let Some(lead) = start.checked_sub(self.direction.line().len()) else { return 0 };
         let is_all = lead == chunk.len();
-        if !is_all && !self.begins_alike(&line[..start], &text) {
+        if !is_all && !self.begins_alike_for_all(&line[..start], &text) {
             return 0;
         }
-        let mut unfinished = if is_all { text.unfinished().max(may_go_on(&line)) } else { 0 };
-        let passed = &line[..start - unfinished];
-        let is_cut = is_all && Text::new(passed).unfinished() > 0; // within a Telnet command
-        if is_cut || may_end_or_skip(passed) {
-            self.dialogue.client_line_ended(LineEnd::Odd);
+        let mut unfinished =
+            if is_all { text.unfinished().max(affecting_tail_len(&line)) } else { 0 };
+        let forwarded = &line[..start - unfinished];
+        let is_cut = is_all && Text::new(forwarded).unfinished() > 0; // within a Telnet command
+        if is_cut || may_end_or_skip(forwarded) {
+            self.dialogue.record_client_line_end(LineEnd::Ambiguous);
         }
         if is_cut {
             unfinished = text.unfinished();
@@ -290,17 +302,18 @@ impl DirectionReader<'_> {
 
     /// Whether every server sees `text`, a possible announcement, start right after `lead`. Some servers count one more
     /// byte as part of a Telnet command and may see a verb after that byte.
-    fn begins_alike(&self, lead: &[u8], text: &Text<'_>) -> bool {
-        let may_announce = |text: &Text<'_>| Command::may_announce(text, self.pass.refuses_auth);
+    fn begins_alike_for_all(&self, lead: &[u8], text: &Text<'_>) -> bool {
+        let may_announce =
+            |text: &Text<'_>| Command::may_announce(text, self.inspection.refuses_auth);
         let is_option = lead.last().is_some_and(|byte| *byte >= 0xf0);
         may_announce(text) && !(is_option && may_announce(&Text::new(&text.bytes()[1..])))
     }
 
     /// Ends inspection: the connection is not FTP.
     pub(super) fn stop_reading(&mut self) {
-        self.standing.turn_off();
+        self.inspection_state.turn_off();
         self.direction.stop_reading();
-        self.other.stop_reading();
-        self.pass.push_event(DialogueEvent::NotFtp);
+        self.opposite.stop_reading();
+        self.inspection.push_event(DialogueEvent::NotFtp);
     }
 }

@@ -19,7 +19,7 @@ pub enum Reason {
     LowPort,
     /// The port is in `policy.deny-ports`.
     DeniedPort,
-    /// The line cannot be parsed, by any server.
+    /// No server could parse the line.
     Malformed,
     /// The line is longer than the limit of held bytes.
     TooLong,
@@ -154,7 +154,7 @@ mod tests {
     ];
 
     #[test]
-    fn each_reason_fits_into_what_servers_say() {
+    fn each_reason_fits_into_usual_replies() {
         let usual = [
             "227 Entering Passive Mode (10,0,0,5,4,1)",
             "229 Entering Extended Passive Mode (|||5006|)",
@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn a_text_that_does_not_fit_is_whole() {
+    fn a_text_that_does_not_fit_is_not_truncated() {
         for reason in ALL {
             for passive in [false, true] {
                 let [short, long] = reason.texts(passive);

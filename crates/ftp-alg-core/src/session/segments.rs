@@ -2,49 +2,52 @@
 
 use super::{
     DialogueEvent, SessionLimit, Side,
-    reading::{DirectionReader, LineEnds},
+    reading::{DirectionReader, LineBoundary},
 };
 use crate::packet::Seq;
 
 impl DirectionReader<'_> {
     /// Reads the new part of `payload` at `seq`, as far as limits allow; a FIN follows it if `fin`.
     #[inline(always)]
-    pub(super) fn segment(&mut self, seq: Seq, payload: &[u8], fin: bool) {
+    pub(super) fn read_segment(&mut self, seq: Seq, payload: &[u8], fin: bool) {
         let (next, end) = (self.direction.space.next, seq + payload.len() as u32);
         if next.is_before(end) {
-            self.new_bytes(next, &payload[(next - seq) as usize..], fin);
+            self.read_new_bytes(next, &payload[(next - seq) as usize..], fin);
         }
         if fin && self.direction.space.next == end {
-            self.direction.finish(end);
+            self.direction.finish_stream(end);
         }
     }
 
     /// Reads `new`, the next bytes, which start at `seq`; a FIN follows if `fin`. Stops before a line that exceeds a
     /// limit or needs a decision; that line and the rest are not forwarded yet.
     #[inline(always)]
-    fn new_bytes(&mut self, mut seq: Seq, mut new: &[u8], fin: bool) {
+    fn read_new_bytes(&mut self, mut seq: Seq, mut new: &[u8], fin: bool) {
         while !new.is_empty() {
-            let is_text = self.standing.reads_text(self.direction);
+            let is_text = self.inspection_state.reads_text(self.direction);
             let end = if is_text { memchr::memchr(b'\n', new) } else { None };
             let (line, rest) = new.split_at(end.map_or(new.len(), |end| end + 1));
-            let keeps = self.from == Side::Client && is_text;
-            if let Some(limit) = self.limit(keeps, line.len()) {
-                return self.pass.push_limit(limit);
+            let stores = self.from == Side::Client && is_text;
+            if let Some(limit) = self.reached_limit(stores, line.len()) {
+                return self.inspection.push_limit(limit);
             }
             let read = if is_text {
-                self.line(
+                self.read_line(
                     seq,
                     line,
-                    LineEnds { segment: rest.is_empty(), stream: fin && rest.is_empty() },
+                    LineBoundary {
+                        ends_segment: rest.is_empty(),
+                        ends_stream: fin && rest.is_empty(),
+                    },
                 );
-                if self.pass.pending.is_some() {
+                if self.inspection.pending.is_some() {
                     return;
                 }
                 line.len()
             } else {
-                self.text_start(seq, new).unwrap_or(new.len())
+                self.find_text_start(seq, new).unwrap_or(new.len())
             };
-            if keeps {
+            if stores {
                 self.unacknowledged.push(seq, line);
             }
             (seq, new) = (seq + read as u32, &new[read..]);
@@ -52,28 +55,28 @@ impl DirectionReader<'_> {
         }
     }
 
-    /// The limit that does not allow `more` bytes now. If the session `keeps` them, they are stored until they are
+    /// The limit that does not allow `more` bytes now. If `stores` is set, they are stored until they are
     /// acknowledged.
-    fn limit(&self, keeps: bool, more: usize) -> Option<SessionLimit> {
+    fn reached_limit(&self, stores: bool, more: usize) -> Option<SessionLimit> {
         if self.direction.space.map.is_full() {
             Some(SessionLimit::Rewrites)
         } else {
-            (keeps && !self.unacknowledged.has_room(more))
+            (stores && !self.unacknowledged.has_room(more))
                 .then_some(SessionLimit::UnacknowledgedData)
         }
     }
 
     /// Index in `new`, which starts at `seq` as other data, at which text starts again; `None` if it does not.
     #[cold]
-    fn text_start(&mut self, seq: Seq, new: &[u8]) -> Option<usize> {
+    fn find_text_start(&mut self, seq: Seq, new: &[u8]) -> Option<usize> {
         let was_holding = self.direction.is_holding();
         if was_holding {
             self.direction.release_before(seq, *new.first()?);
         }
-        if self.standing.is_off() {
+        if self.inspection_state.is_off() {
             return None;
         }
-        let records = self.direction.records_mut()?;
+        let records = self.direction.tls_records_mut()?;
         let start = records.follow(new)?;
         let is_complete = records.is_complete();
         if was_holding && start == 0 {
@@ -81,14 +84,14 @@ impl DirectionReader<'_> {
             self.stop_reading();
             return None;
         }
-        match self.other.records() {
-            Some(others) => {
-                self.dialogue.resume(is_complete && others.is_complete());
-                self.pass.push_event(DialogueEvent::Readable);
+        match self.opposite.tls_records() {
+            Some(opposite_records) => {
+                self.dialogue.resume_plaintext(is_complete && opposite_records.is_complete());
+                self.inspection.push_event(DialogueEvent::Readable);
             }
-            None => self.standing.return_to_inline(),
+            None => self.inspection_state.return_to_inline(),
         }
-        self.direction.decrypt();
+        self.direction.end_tls();
         Some(start)
     }
 }

@@ -138,7 +138,7 @@ impl SequenceSpace {
     }
 
     /// Whether `ack` is acceptable: it acknowledges data that was sent, and is not before the last acknowledgement.
-    pub fn may_be_acknowledged(&self, ack: Seq) -> bool {
+    pub fn is_acceptable_ack(&self, ack: Seq) -> bool {
         !ack.is_before(self.acked) && !ack.is_after(self.map.deliver(self.next))
     }
 

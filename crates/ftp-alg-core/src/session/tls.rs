@@ -6,19 +6,19 @@
 use serde::{Deserialize, Serialize};
 
 const CONTENT_TYPES: std::ops::RangeInclusive<u8> = 20..=24;
-const HEADER: usize = 5;
+const HEADER_LEN: usize = 5;
 /// The content type of application data.
 const APPLICATION_DATA: u8 = 23;
 
 /// The TLS records of one direction.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct TlsRecords {
-    header: [u8; HEADER],
+    header: [u8; HEADER_LEN],
     header_len: u8,
     /// Remaining bytes of the current record.
-    rest: u16,
+    remaining: u16,
     /// Whether a record carried application data: the handshake is complete.
-    data: bool,
+    has_application_data: bool,
 }
 
 impl TlsRecords {
@@ -26,8 +26,8 @@ impl TlsRecords {
     pub fn follow(&mut self, bytes: &[u8]) -> Option<usize> {
         let mut at = 0;
         while at < bytes.len() {
-            let skipped = usize::from(self.rest).min(bytes.len() - at);
-            self.rest -= skipped as u16; // at most itself
+            let skipped = usize::from(self.remaining).min(bytes.len() - at);
+            self.remaining -= skipped as u16; // at most itself
             at += skipped;
             let Some(&byte) = bytes.get(at) else { break };
             if self.header_len == 0 && !CONTENT_TYPES.contains(&byte) {
@@ -36,9 +36,10 @@ impl TlsRecords {
             self.header[usize::from(self.header_len)] = byte;
             self.header_len += 1;
             at += 1;
-            if usize::from(self.header_len) == HEADER {
-                self.rest = u16::from_be_bytes([self.header[3], self.header[4]]);
-                self.data |= self.header[0] == APPLICATION_DATA && self.rest > 0;
+            if usize::from(self.header_len) == HEADER_LEN {
+                self.remaining = u16::from_be_bytes([self.header[3], self.header[4]]);
+                self.has_application_data |=
+                    self.header[0] == APPLICATION_DATA && self.remaining > 0;
                 self.header_len = 0;
             }
         }
@@ -47,7 +48,7 @@ impl TlsRecords {
 
     /// Whether the handshake was completed, as far as this direction shows, and the last record is complete.
     pub fn is_complete(&self) -> bool {
-        self.data && self.header_len == 0 && self.rest == 0
+        self.has_application_data && self.header_len == 0 && self.remaining == 0
     }
 }
 
@@ -56,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn plain_text_is_found_at_a_record_boundary_however_it_is_cut() {
+    fn plain_text_is_found_at_a_record_boundary_with_any_segments() {
         let stream = b"\x16\x03\x01\x00\x04PORT\x15\x03\x03\x00\x02\x01\x00PORT 1";
         for cut in 0..stream.len() {
             let mut records = TlsRecords::default();

@@ -6,7 +6,7 @@ use std::borrow::Cow;
 use serde::{Deserialize, Serialize, Serializer};
 
 use super::{
-    compact::{self, SmallBytes, save_bytes},
+    compact::{self, SmallBytes, serialize_bytes},
     limits::MAX_LINE,
 };
 use crate::packet::Seq;
@@ -20,7 +20,7 @@ const MUCH_UNACKNOWLEDGED: usize = 1 << 14;
 /// Data that was read and is not known to be acknowledged.
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct UnacknowledgedData {
-    #[serde(serialize_with = "save_short")]
+    #[serde(serialize_with = "serialize_short")]
     bytes: SmallBytes,
     /// Sequence number of the first byte.
     first_seq: Seq,
@@ -52,14 +52,14 @@ impl UnacknowledgedData {
     }
 
     /// Whether there is so much data that pure acknowledgements must be queued.
-    pub fn is_much(&self) -> bool {
+    pub fn is_large(&self) -> bool {
         self.bytes.len() > MUCH_UNACKNOWLEDGED
     }
 
     /// Heap memory in bytes.
     #[inline]
     pub fn heap(&self) -> usize {
-        compact::heap_of_bytes(&self.bytes)
+        compact::bytes_heap_size(&self.bytes)
     }
 
     /// Drops the data before `acknowledged`. Returns whether nothing is left.
@@ -67,36 +67,36 @@ impl UnacknowledgedData {
         if self.bytes.is_empty() {
             return true;
         }
-        let gone = acknowledged.distance_from(self.first_seq).max(0) as usize;
-        if gone >= self.bytes.len() {
+        let acknowledged_len = acknowledged.distance_from(self.first_seq).max(0) as usize;
+        if acknowledged_len >= self.bytes.len() {
             self.bytes = SmallBytes::default();
-        } else if gone > 0 {
-            compact::drop_first_bytes(&mut self.bytes, gone);
-            self.first_seq = self.first_seq + gone as u32;
+        } else if acknowledged_len > 0 {
+            compact::drop_front_bytes(&mut self.bytes, acknowledged_len);
+            self.first_seq = self.first_seq + acknowledged_len as u32;
         }
         self.bytes.is_empty()
     }
 
     /// Returns `bytes` at `seq`, with the part that was read before replaced by what was read then. An attacker sends
     /// other bytes, and some keep-alives send one byte of garbage (RFC 1122 section 4.2.3.6).
-    pub fn as_read<'a>(&self, seq: Seq, bytes: &'a [u8]) -> Cow<'a, [u8]> {
+    pub fn with_read_bytes<'a>(&self, seq: Seq, bytes: &'a [u8]) -> Cow<'a, [u8]> {
         let skipped = |from: Seq, to: Seq| to.distance_from(from).max(0) as usize;
-        let kept = self.bytes.get(skipped(self.first_seq, seq)..).unwrap_or_default();
-        if kept.is_empty() {
-            return Cow::Borrowed(bytes); // all of them are new
+        let stored = self.bytes.get(skipped(self.first_seq, seq)..).unwrap_or_default();
+        if stored.is_empty() {
+            return Cow::Borrowed(bytes); // all bytes are new
         }
         let start = skipped(seq, self.first_seq).min(bytes.len());
-        let end = bytes.len().min(start + kept.len());
-        let kept = &kept[..end - start];
-        if bytes[start..end] == *kept {
+        let end = bytes.len().min(start + stored.len());
+        let stored = &stored[..end - start];
+        if bytes[start..end] == *stored {
             return Cow::Borrowed(bytes);
         }
-        Cow::Owned([&bytes[..start], kept, &bytes[end..]].concat())
+        Cow::Owned([&bytes[..start], stored, &bytes[end..]].concat())
     }
 }
 
 /// Records contain at most one line of the data. More would be written with every packet. So the retransmission of a
 /// longer one is not compared after a restart.
-fn save_short<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
-    save_bytes(if bytes.len() <= MAX_LINE { bytes } else { &[] }, serializer)
+fn serialize_short<S: Serializer>(bytes: &[u8], serializer: S) -> Result<S::Ok, S::Error> {
+    serialize_bytes(if bytes.len() <= MAX_LINE { bytes } else { &[] }, serializer)
 }

@@ -68,7 +68,7 @@ impl UrgentPointer {
     }
 
     /// Whether its line is incomplete. A line may have one urgent byte.
-    pub fn is_in_line(&self) -> bool {
+    pub fn has_open_line(&self) -> bool {
         self.line.is_some()
     }
 
@@ -86,26 +86,26 @@ impl UrgentPointer {
     /// Reads `chunk` at `seq`, which completes a line. Returns whether the line is another command for servers that
     /// read the stream without the urgent byte.
     pub fn ends_ambiguously(&mut self, seq: Seq, chunk: &[u8]) -> bool {
-        let is_marked = self.continues(seq, chunk);
-        let line = if is_marked { self.line.take_if(|line| !line.may_go_on()) } else { None };
+        let is_urgent = self.continues(seq, chunk);
+        let line = if is_urgent { self.line.take_if(|line| !line.may_continue()) } else { None };
         line.is_some_and(|line| line.is_ambiguous())
     }
 }
 
 impl UrgentLine {
     /// Whether the line feed at its end may be the urgent byte, so that this line and the next are one.
-    fn may_go_on(&self) -> bool {
+    fn may_continue(&self) -> bool {
         self.urgent + 2 == self.bytes.len() && self.bytes.ends_with(b"\n")
     }
 
     /// Whether the line without the urgent byte is another known command, whichever byte that is.
     fn is_ambiguous(&self) -> bool {
-        let said = Text::new(last_line(&self.bytes));
+        let read = Text::new(last_line(&self.bytes));
         let is_other = |at: usize| {
             let mut bytes = self.bytes.clone();
             bytes.remove(at);
-            let other = readable(last_line(&bytes));
-            other != said.bytes() && is_known(&other)
+            let other = from_first_letter(last_line(&bytes));
+            other != read.bytes() && is_known_command(&other)
         };
         let end = self.bytes.len().min(self.urgent + 2);
         self.bytes.len() > MAX_HELD || (self.urgent..end).any(is_other)
@@ -119,11 +119,11 @@ fn last_line(bytes: &[u8]) -> &[u8] {
 }
 
 /// The part of a line that remains for a server which skips everything that cannot start a command.
-fn readable(line: &[u8]) -> Vec<u8> {
+fn from_first_letter(line: &[u8]) -> Vec<u8> {
     let text = Text::new(line);
     text.bytes().iter().copied().skip_while(|byte| !byte.is_ascii_alphabetic()).collect()
 }
 
-fn is_known(line: &[u8]) -> bool {
+fn is_known_command(line: &[u8]) -> bool {
     Command::parse(&Text::new(line)).is_some_and(|command| command.verb != Verb::Unknown)
 }
