@@ -415,8 +415,9 @@ fn plan(
     }
     let announced_address = external(kind, translation, policy)?;
     let is_own = [own, seen, announced_address].contains(&announced.ip());
-    let replaced_foreign =
-        !is_own && !kind.is_active() && policy.server(own).is_some_and(|s| s.heal);
+    let replaced_foreign = !is_own
+        && !kind.is_active()
+        && policy.server(own).is_some_and(|s| s.replace_foreign_address);
     let sender = is_own || replaced_foreign;
     if !sender && policy.foreign == ForeignAddress::Refuse {
         let ip = announced.ip();
@@ -524,7 +525,8 @@ mod tests {
             server_external: end(dialled),
             ..Translation::identity(end("192.0.2.20"), server)
         };
-        let known = KnownServer { address: server.ip(), external: None, heal: true };
+        let known =
+            KnownServer { address: server.ip(), external: None, replace_foreign_address: true };
         let policy = Policy { servers: [known].into(), ..Policy::default() };
         let announced = SocketAddr::new(announced.parse().unwrap(), 5000);
         let Ok(plan) = plan(Kind::Pasv, announced, &translation, &policy) else { panic!() };

@@ -123,7 +123,7 @@ impl Drops {
     }
 
     /// The count for this reason.
-    pub fn of(&self, reason: DropReason) -> u64 {
+    pub fn get(&self, reason: DropReason) -> u64 {
         self.0[reason as usize]
     }
 }
@@ -136,7 +136,10 @@ impl AddAssign for Drops {
 
 impl From<Drops> for BTreeMap<String, u64> {
     fn from(drops: Drops) -> Self {
-        DropReason::ALL.iter().map(|reason| (reason.name().to_owned(), drops.of(*reason))).collect()
+        DropReason::ALL
+            .iter()
+            .map(|reason| (reason.name().to_owned(), drops.get(*reason)))
+            .collect()
     }
 }
 

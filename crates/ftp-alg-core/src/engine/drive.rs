@@ -61,15 +61,15 @@ pub enum Step {
     /// Looks up translations.
     LookUp,
     /// Opens pinholes.
-    Open,
+    OpenPinholes,
     /// Sets queue modes.
-    Mark,
+    SetQueueModes,
     /// Gives the answers to the engines.
     Answer,
     /// Concludes, and writes records.
     Conclude,
     /// Gives verdicts.
-    Give,
+    GiveVerdicts,
     /// Injects packets, closes pinholes, reports events.
     Finish,
 }
@@ -98,13 +98,13 @@ impl Step {
             }
             Self::LookUp => {
                 look_up(host.kernel(), all);
-                Self::Open
+                Self::OpenPinholes
             }
-            Self::Open => {
+            Self::OpenPinholes => {
                 open_pinholes(host.kernel(), all);
-                Self::Mark
+                Self::SetQueueModes
             }
-            Self::Mark => {
+            Self::SetQueueModes => {
                 set_queue_modes(host.kernel(), all);
                 Self::Answer
             }
@@ -118,9 +118,9 @@ impl Step {
                 for effects in all.iter_mut().filter(|effects| effects.is_active) {
                     host.conclude(effects);
                 }
-                Self::Give
+                Self::GiveVerdicts
             }
-            Self::Give => {
+            Self::GiveVerdicts => {
                 for Effects { flow_changes, .. } in all.iter() {
                     if let Some(changes) = flow_changes {
                         changes.send_pending(|changes| host.kernel().apply_flow_changes(changes));

@@ -36,7 +36,7 @@ fn an_out_of_order_segment_that_may_not_wait_is_dropped() {
     let mut talk = Conversation::logged_in();
     let (first, second) = (talk.ahead(Side::Client, 6), talk.ahead(Side::Client, 12));
     assert_eq!(talk.pass(&first).0, PacketOutcome::Drop);
-    assert_eq!(talk.gateway.engine.counters().drops.of(DropReason::OutOfOrder), 1);
+    assert_eq!(talk.gateway.engine.counters().drops.get(DropReason::OutOfOrder), 1);
     // The receiver is probed, because nothing may be missing.
     assert_eq!(talk.pass_early(&second), PacketOutcome::Replace);
 }
@@ -76,7 +76,7 @@ fn packets_behind_a_kernel_request_are_parked_up_to_a_limit() {
     let dropped = effects.verdicts.iter().map(|released| (released.token.id, &released.verdict));
     let last = (MAX_PARKED as u32 + 1, &Verdict::Drop(DropReason::Overflow));
     assert!(dropped.eq([last]), "{:?}", effects.verdicts);
-    assert_eq!(engine.counters().drops.of(DropReason::Overflow), 1);
+    assert_eq!(engine.counters().drops.get(DropReason::Overflow), 1);
 }
 
 #[test]
