@@ -93,7 +93,7 @@ fn the_log_level_changes_while_the_daemon_runs() {
     refused(&gateway);
     wait_for("the line after that", || refusals() > 1);
     assert_eq!(refusals(), 2, "{}", gateway.daemon.log());
-    assert!(gateway.daemon.log().contains("log level: debug, error before"));
+    assert!(gateway.daemon.log().contains("log level changed: debug, error before"));
 }
 
 #[test]
