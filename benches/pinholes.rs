@@ -133,7 +133,7 @@ impl BenchNamespace {
         let parameters = RuleParameters::default();
         let commits = Commits::through_one_socket().unwrap();
         let table = Table::install_for(&parameters, &commits).unwrap();
-        let kernel = LinuxKernel::new(&parameters).unwrap().counted_in(&commits);
+        let kernel = LinuxKernel::new(&parameters).unwrap().with_commits(&commits);
         let bare = RawElement::new();
         let mut bench = Self {
             live,

@@ -109,7 +109,7 @@ fn auto_keeps_the_back_end_as_long_as_sessions_go_on() {
             }
         }
         gateway.start_again("");
-        let (kernels, _) = ftp_alg::gateway::automatic(None);
+        let (kernels, _) = ftp_alg::gateway::automatic_backend(None);
         assert_eq!(gateway.daemon.status().unwrap()["backend"], kernels.to_string());
     }
 }

@@ -31,7 +31,7 @@ use std::{
 };
 
 use ftp_alg::gateway::{
-    ConflictingSettings, GatewayError, Injector, LinuxKernel, Queue, QueueCounts, QueueStatement,
+    GatewayError, HostSettings, Injector, LinuxKernel, Queue, QueueCounts, QueueStatement,
     RuleParameters, Table, rules,
 };
 use ftp_alg_core::engine::{Kernel as _, KernelError, Opening, Pinhole, QueueMode, Translation};
@@ -113,18 +113,15 @@ fn all_ways_of_queueing_load() {
             let table = Table::install_with(&parameters, *way).unwrap();
             let text = lab.gateway_sh("nft list chain inet ftp_alg to_queue");
             assert!(text.contains("2100") && !text.contains("drop"), "{text}");
-            assert!(ConflictingSettings::read(&parameters).table_queues, "{way:?}");
+            assert!(HostSettings::read(&parameters).table_queues, "{way:?}");
             table.remove().unwrap();
-            assert!(!ConflictingSettings::read(&parameters).table_queues);
+            assert!(!HostSettings::read(&parameters).table_queues);
             let two = RuleParameters::new(&[21], 2100, 2, 0x4000_0000, 0x7000_0000).unwrap();
-            let _table = Table::install_with(&two.by_processor(true), *way).unwrap();
+            let _table = Table::install_with(&two.with_fanout_by_cpu(true), *way).unwrap();
             let text = lab.gateway_sh("nft list chain inet ftp_alg to_queue");
             assert!(text.contains("fanout") && !text.contains("bypass"), "{text}");
             let _table = Table::install_with(&parameters, QueueStatement::Operator).unwrap();
-            assert!(
-                !ConflictingSettings::read(&parameters).table_queues,
-                "the operator's rules do"
-            );
+            assert!(!HostSettings::read(&parameters).table_queues, "the operator's rules do");
         });
     }
     assert_eq!(lab.gateway_sh("nft list ruleset"), "");

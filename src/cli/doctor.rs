@@ -9,14 +9,14 @@ use serde::Serialize;
 
 use super::{ConfigOption, Failure, SocketOption, output, table};
 use crate::{
-    config::plain,
+    config::escape_control_characters,
     daemon::{
         self, client,
         health::{self, Check, HostAudit},
         snapshot::{self, Problem},
     },
     gateway::{
-        Backend, Features, automatic,
+        Backend, KernelFeatures, automatic_backend,
         firewall::{Firewall, data_path_verdicts},
     },
 };
@@ -58,15 +58,15 @@ impl Doctor {
         {
             return done;
         }
-        let features = Features::probe(&parameters);
+        let features = KernelFeatures::probe(&parameters);
         let running = self.running(&features);
         let firewall = Firewall::read();
-        let neighbours = features.neighbours;
-        let data_paths = data_path_verdicts(&firewall, neighbours.routing, &parameters);
+        let host = features.host;
+        let data_paths = data_path_verdicts(&firewall, host.routing, &parameters);
         let runs_with = running.as_ref().ok().and_then(|status| status.backend.parse().ok());
         let configured = config.pinhole.backend;
         let (wanted, why) =
-            configured.map_or_else(|| automatic(None), |backend| (backend, CONFIGURED));
+            configured.map_or_else(|| automatic_backend(None), |backend| (backend, CONFIGURED));
         // The back end of the running daemon counts, because it has the pinholes now.
         let backend = runs_with.unwrap_or(wanted);
         let is_auto = configured.is_none();
@@ -79,7 +79,7 @@ impl Doctor {
         };
         let other = if backend != wanted && !is_auto {
             Some((wanted, "restart ftp-alg"))
-        } else if backend == Backend::Nftables && features.expecting.possible() {
+        } else if backend == Backend::Nftables && features.conntrack.supports_expectations() {
             Some((Backend::Conntrack, "set backend = \"conntrack\" in [pinhole]"))
         } else {
             None
@@ -88,7 +88,7 @@ impl Doctor {
             parameters: &parameters,
             firewall: &firewall,
             data_paths: &data_paths,
-            neighbours,
+            host,
             backend,
             other_backend: other,
         };
@@ -112,7 +112,7 @@ impl Doctor {
     }
 
     /// The status of the daemon that serves this network namespace, or the problem that there is none.
-    fn running(&self, features: &Features) -> Result<snapshot::Status, Problem> {
+    fn running(&self, features: &KernelFeatures) -> Result<snapshot::Status, Problem> {
         let socket = &self.socket.socket;
         let answer = client::request(socket, "status", super::ANSWER_TIMEOUT);
         let status = answer.and_then(|answer| answer.parse::<snapshot::Status>());
@@ -164,16 +164,16 @@ fn text(report: &DoctorReport) -> String {
             text += &format!("{}{section}\n", if text.is_empty() { "" } else { "\n" });
         }
         let mark = check.mark;
-        let says = table::wrapped(&plain(&check.says), width + 13);
+        let says = table::wrapped(&escape_control_characters(&check.says), width + 13);
         text += &format!("  {mark:<7}  {:<width$}  {says}\n", check.name);
         for line in &check.details {
-            text += &format!("  {:<7}  {:<width$}  {}\n", "", "", plain(line));
+            text += &format!("  {:<7}  {:<width$}  {}\n", "", "", escape_control_characters(line));
         }
         for line in &check.remedy {
-            text += &format!("      {}\n", plain(line));
+            text += &format!("      {}\n", escape_control_characters(line));
         }
         for line in &check.advice {
-            text += &format!("    {}\n", table::wrapped(&plain(line), 4));
+            text += &format!("    {}\n", table::wrapped(&escape_control_characters(line), 4));
         }
     }
     if let Some(backend) = report.backend {

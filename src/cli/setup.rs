@@ -19,7 +19,7 @@ use crate::{
     config::Config,
     daemon::{self, client, snapshot},
     gateway::{
-        Backend, Routing, RuleParameters, automatic,
+        Backend, Routing, RuleParameters, automatic_backend,
         firewall::{Firewall, data_path_verdicts},
     },
 };
@@ -117,7 +117,7 @@ fn backend(config: &Config, socket: &SocketOption) -> Backend {
     if let Some(backend) = running.and_then(|status| status.backend.parse().ok()) {
         return backend;
     }
-    config.pinhole.backend.unwrap_or_else(|| automatic(None).0)
+    config.pinhole.backend.unwrap_or_else(|| automatic_backend(None).0)
 }
 
 impl Setup {

@@ -20,20 +20,20 @@ use super::{
     text,
 };
 
-const TIMEOUT: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
+const TIMEOUT_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
 const MAX_CONTROL_PORTS: usize = 64;
 const MAX_SESSIONS: i64 = 1 << 24;
 /// Default share of one client: a sixteenth.
-const SHARES: usize = 16;
+const DEFAULT_SHARE_DIVISOR: usize = 16;
 /// The minimum allows a few sessions at their own limit (docs/configuration.md).
-const MEMORY: RangeInclusive<usize> = 1 << 20..=1 << 40;
+const MEMORY_RANGE: RangeInclusive<usize> = 1 << 20..=1 << 40;
 /// Each session is compared with all of them, once.
 const MAX_NETWORKS: usize = 1024;
 /// Each announced port is compared with all of them.
-const MAX_DENIED: usize = 64;
+const MAX_DENY_PORTS: usize = 64;
 const MAX_PINHOLES_PER_CLIENT: i64 = 65536;
 /// Queue numbers are 16 bits wide.
-const QUEUES: u32 = 65536;
+const QUEUE_COUNT: u32 = 65536;
 
 const SERVER_ADDRESS: &str = "server.address";
 const SERVER_EXTERNAL: &str = "server.external-address";
@@ -47,7 +47,7 @@ const FREE_PORTS: &str = "a range of ports from 1024 to 65535, such as \"49152-6
 /// Checks `text`; problems name it `path`.
 pub(super) fn check(text: &str, path: &Path) -> Result<Config, Vec<Problem>> {
     let syntax = |errors: Vec<toml::de::Error>| -> Vec<Problem> {
-        errors.iter().map(|error| error::syntax(path, text, error)).collect()
+        errors.iter().map(|error| error::syntax_problem(path, text, error)).collect()
     };
     let (mut document, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
@@ -57,15 +57,15 @@ pub(super) fn check(text: &str, path: &Path) -> Result<Config, Vec<Problem>> {
         problems.dedup_by_key(|problem| problem.line);
         return Err(problems);
     }
-    let misfits = invalid_keys::clear(document.get_mut()).into_iter();
+    let misfits = invalid_keys::remove_invalid_keys(document.get_mut()).into_iter();
     let problems = misfits.map(|InvalidKey { key, offset, message }| {
-        error::at(path, text, offset, Some(error::shown(&key, 0..key.len())), message)
+        error::problem_at(path, text, offset, Some(error::shown_value(&key, 0..key.len())), message)
     });
     let problems = problems.collect();
     let file = File::deserialize(toml::Deserializer::from(document))
         .map_err(|error| syntax(vec![error]))?;
     let mut checker = Checker { path, text, problems, unsupported: Vec::new() };
-    let mut config = checker.file(&file);
+    let mut config = checker.check_file(&file);
     if checker.problems.is_empty() {
         config.unsupported = checker.unsupported;
         Ok(config)
@@ -83,7 +83,7 @@ struct Checker<'a> {
 }
 
 impl Checker<'_> {
-    fn file(&mut self, file: &File) -> Config {
+    fn check_file(&mut self, file: &File) -> Config {
         let default = Config::default();
         let control_ports = self.control_ports(&file.control_ports, default.control_ports);
         let servers = self.servers(&file.server, &control_ports);
@@ -107,7 +107,7 @@ impl Checker<'_> {
         let allowed = "a list of ports from 1 to 65535, such as [21, 2121]";
         let ports = self.value(key, leaf, default, allowed, |value| {
             let items = value.as_array()?.iter();
-            items.map(|item| integer(item, 1..=65535)?.try_into().ok()).collect()
+            items.map(|item| integer_in(item, 1..=65535)?.try_into().ok()).collect()
         });
         let Some(leaf) = leaf else { return ports };
         if ports.is_empty() {
@@ -132,12 +132,14 @@ impl Checker<'_> {
                 if value.as_str() == Some("auto") {
                     return Some(None);
                 }
-                integer(value, 1..=MAX_WORKERS.into())?.try_into().ok().map(Some)
+                integer_in(value, 1..=MAX_WORKERS.into())?.try_into().ok().map(Some)
             });
         let count = workers.unwrap_or(1);
         let end = u32::from(number) + u32::from(count);
-        if let (true, Some(leaf)) = (end > QUEUES, file.number.as_ref().or(file.workers.as_ref())) {
-            let why = format!("leaves no {count} queues (number + workers): at most {QUEUES}");
+        if let (true, Some(leaf)) =
+            (end > QUEUE_COUNT, file.number.as_ref().or(file.workers.as_ref()))
+        {
+            let why = format!("leaves no {count} queues (number + workers): at most {QUEUE_COUNT}");
             self.refuse("queue.number", leaf, &why);
         }
         let fanout = self.choice("queue.fanout", &file.fanout, default.fanout, &FANOUTS);
@@ -151,11 +153,11 @@ impl Checker<'_> {
         let backend = self.choice("pinhole.backend", &file.backend, default.backend, &BACKENDS);
         let allowed = "a duration from 1s to 1h, such as \"30s\", \"1500ms\" or \"2m\"";
         let timeout = self.value("pinhole.timeout", &file.timeout, default.timeout, allowed, |v| {
-            text::duration(v.as_str()?).filter(|timeout| TIMEOUT.contains(timeout))
+            text::duration(v.as_str()?).filter(|timeout| TIMEOUT_RANGE.contains(timeout))
         });
         let problems_before = self.problems.len();
-        let mark_mask = self.bits("pinhole.mark-mask", &file.mark_mask, default.mark_mask, 3);
-        let mark = self.bits("pinhole.mark", &file.mark, default.mark, 1);
+        let mark_mask = self.mark_bits("pinhole.mark-mask", &file.mark_mask, default.mark_mask, 3);
+        let mark = self.mark_bits("pinhole.mark", &file.mark, default.mark, 1);
         if mark & !mark_mask != 0 && self.problems.len() == problems_before {
             match (&file.mark, &file.mark_mask) {
                 (Some(leaf), _) => {
@@ -175,7 +177,7 @@ impl Checker<'_> {
     fn nat(&mut self, file: &file::Nat, default: Nat) -> Nat {
         let key = "nat.external-address";
         let external_address =
-            self.external(key, &file.external_address).unwrap_or(default.external_address);
+            self.external_address(key, &file.external_address).unwrap_or(default.external_address);
         let port_range =
             self.value("nat.port-range", &file.port_range, default.port_range, FREE_PORTS, ports);
         Nat { external_address, port_range }
@@ -191,19 +193,19 @@ impl Checker<'_> {
         let max_sessions_per_client = self.number(
             "policy.max-sessions-per-client",
             &file.max_sessions_per_client,
-            (max_sessions / SHARES).max(1),
+            (max_sessions / DEFAULT_SHARE_DIVISOR).max(1),
             1..=MAX_SESSIONS,
         );
         let allowed = "a size from 1MiB to 1TiB, such as \"64MiB\", \"512KiB\", \"1GiB\" or a number of bytes";
         let memory = self.value("policy.memory", &file.memory, default.memory, allowed, |value| {
-            text::bytes(value).filter(|bytes| MEMORY.contains(bytes))
+            text::bytes(value).filter(|bytes| MEMORY_RANGE.contains(bytes))
         });
-        let rules = self.rules(&file.rules(), &default, nat);
+        let rules = self.policy_keys(&file.rules(), &default, nat);
         Policy { max_sessions, max_sessions_per_client, memory, ..rules }
     }
 
     /// The keys that `[policy]` and each `[[network]]` may have.
-    fn rules(&mut self, file: &file::Rules<'_>, default: &Policy, nat: &Nat) -> Policy {
+    fn policy_keys(&mut self, file: &file::Rules<'_>, default: &Policy, nat: &Nat) -> Policy {
         let key = |name| format!("{}.{name}", file.table);
         Policy {
             foreign: self.choice(
@@ -253,8 +255,8 @@ impl Checker<'_> {
             value.as_array()?.iter().map(text::ports).collect()
         })?;
         let leaf = leaf.as_ref()?;
-        if ranges.len() > MAX_DENIED {
-            let why = format!("has {} entries: at most {MAX_DENIED}", ranges.len());
+        if ranges.len() > MAX_DENY_PORTS {
+            let why = format!("has {} entries: at most {MAX_DENY_PORTS}", ranges.len());
             self.refuse(key, leaf, &why);
         }
         let denied = |port| ranges.iter().any(|range: &RangeInclusive<u16>| range.contains(&port));
@@ -293,7 +295,7 @@ impl Checker<'_> {
                     self.refuse(&format!("network.{}", name.replace('_', "-")), leaf, why);
                 }
             }
-            let policy = self.rules(&rules, default, nat);
+            let policy = self.policy_keys(&rules, default, nat);
             networks.push(NetworkPolicy { clients, servers, inspect, policy });
         }
         networks
@@ -317,7 +319,11 @@ impl Checker<'_> {
             servers.push(Server {
                 address,
                 external_address: self.server_external(file, address),
-                heal_address: self.flag("server.heal-address", &file.heal_address, false),
+                replace_foreign_address: self.flag(
+                    "server.heal-address",
+                    &file.heal_address,
+                    false,
+                ),
                 passive_ports: self.passive_ports(file, control_ports),
             });
         }
@@ -325,7 +331,7 @@ impl Checker<'_> {
     }
 
     fn server_external(&mut self, file: &file::Server, address: IpAddr) -> Option<ExternalSetting> {
-        let external = self.external(SERVER_EXTERNAL, &file.external_address);
+        let external = self.external_address(SERVER_EXTERNAL, &file.external_address);
         if let (Some(ExternalSetting::Address(external)), Some(leaf)) =
             (&external, &file.external_address)
             && external.is_ipv4() != address.is_ipv4()
@@ -361,12 +367,12 @@ impl Checker<'_> {
         Some(listen)
     }
 
-    fn external(&mut self, key: &str, leaf: &SpannedValue) -> Option<ExternalSetting> {
+    fn external_address(&mut self, key: &str, leaf: &SpannedValue) -> Option<ExternalSetting> {
         self.optional(key, leaf, EXTERNAL, |value| text::external_address(value.as_str()?))
     }
 
     /// A mark or mask of exactly `count` bits.
-    fn bits(&mut self, key: &str, leaf: &SpannedValue, default: u32, count: u32) -> u32 {
+    fn mark_bits(&mut self, key: &str, leaf: &SpannedValue, default: u32, count: u32) -> u32 {
         let bits = if count == 1 { "one bit" } else { "three bits" };
         let allowed = format!("a 32-bit number with exactly {bits} set, such as {default:#x}");
         self.value(key, leaf, default, &allowed, |value| {
@@ -388,7 +394,7 @@ impl Checker<'_> {
     ) -> T {
         let allowed = format!("a whole number from {} to {}", range.start(), range.end());
         self.value(key, leaf, default, &allowed, |value| {
-            integer(value, range.clone())?.try_into().ok()
+            integer_in(value, range.clone())?.try_into().ok()
         })
     }
 
@@ -431,7 +437,7 @@ impl Checker<'_> {
         if value.is_none() {
             let meant = hint::suggestion(leaf.get_ref(), |value| read(value).is_some());
             let meant = meant.map_or(String::new(), |text| {
-                format!("; did you mean {}?", error::shown(&text, 0..text.len()))
+                format!("; did you mean {}?", error::shown_value(&text, 0..text.len()))
             });
             self.refuse(key, leaf, &format!("is not {allowed}{meant}"));
         }
@@ -445,7 +451,7 @@ impl Checker<'_> {
 
     /// Refuses a whole table that starts at byte `place`.
     fn refuse_table(&mut self, key: &str, place: usize, why: String) {
-        let problem = error::at(self.path, self.text, place, Some(key.to_owned()), why);
+        let problem = error::problem_at(self.path, self.text, place, Some(key.to_owned()), why);
         self.problems.push(problem);
     }
 
@@ -455,8 +461,8 @@ impl Checker<'_> {
     }
 
     fn problem(&self, key: &str, leaf: &Spanned<Value>, why: &str) -> Problem {
-        let message = format!("{} {why}", error::shown(self.text, leaf.span()));
-        error::at(self.path, self.text, leaf.span().start, Some(key.to_owned()), message)
+        let message = format!("{} {why}", error::shown_value(self.text, leaf.span()));
+        error::problem_at(self.path, self.text, leaf.span().start, Some(key.to_owned()), message)
     }
 }
 
@@ -468,7 +474,7 @@ const BACKENDS: [(&str, Option<Backend>); 3] = [
     ("conntrack", Some(Backend::Conntrack)),
 ];
 
-fn integer(value: &Value, range: RangeInclusive<i64>) -> Option<i64> {
+fn integer_in(value: &Value, range: RangeInclusive<i64>) -> Option<i64> {
     value.as_integer().filter(|number| range.contains(number))
 }
 

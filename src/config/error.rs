@@ -56,7 +56,7 @@ impl fmt::Display for Problem {
 }
 
 /// A problem at byte `offset` of `text`.
-pub(super) fn at(
+pub(super) fn problem_at(
     path: &Path,
     text: &str,
     offset: usize,
@@ -76,17 +76,17 @@ pub(super) fn at(
 }
 
 /// The TOML parser's message about a syntax error.
-pub(super) fn syntax(path: &Path, text: &str, error: &toml::de::Error) -> Problem {
+pub(super) fn syntax_problem(path: &Path, text: &str, error: &toml::de::Error) -> Problem {
     let offset = error.span().map_or(0, |span| span.start);
     let (offset, message) = match bare_text(text, offset) {
         Some(token) => {
             let meant = hint::unquoted(&text[token.clone()]);
-            let shown = shown(text, token.clone());
+            let shown = shown_value(text, token.clone());
             (token.start, format!("{shown} is text without quotes: write {meant}"))
         }
         None => (offset, error.message().split_whitespace().collect::<Vec<_>>().join(" ")),
     };
-    at(path, text, offset, key_before(text, offset), message)
+    problem_at(path, text, offset, key_before(text, offset), message)
 }
 
 /// The unquoted text around byte `offset` that should be a value.
@@ -103,20 +103,20 @@ fn bare_text(text: &str, offset: usize) -> Option<Range<usize>> {
 fn key_before(text: &str, offset: usize) -> Option<String> {
     let line = text.get(..offset)?.rsplit('\n').next()?;
     let key = line.split_once('=')?.0.trim();
-    (!key.is_empty()).then(|| shown(key, 0..key.len()))
+    (!key.is_empty()).then(|| shown_value(key, 0..key.len()))
 }
 
 /// `text[span]` for a message: one line, without control characters, cut.
-pub(super) fn shown(text: &str, span: Range<usize>) -> String {
+pub(super) fn shown_value(text: &str, span: Range<usize>) -> String {
     let value = text.get(span).unwrap_or_default();
     match value.char_indices().nth(MAX_SHOWN) {
-        Some((end, _)) => plain(&value[..end]) + "...",
-        None => plain(value),
+        Some((end, _)) => escape_control_characters(&value[..end]) + "...",
+        None => escape_control_characters(value),
     }
 }
 
 /// `text` with escaped control characters, which a terminal would interpret.
-pub(crate) fn plain(text: &str) -> String {
+pub(crate) fn escape_control_characters(text: &str) -> String {
     let mut plain = String::with_capacity(text.len());
     for c in text.chars() {
         match c.is_control() {

@@ -7,15 +7,15 @@ use toml::Value;
 type SlipFix = fn(&Value) -> Option<String>;
 
 const SLIPS: [SlipFix; 9] = [
-    quoted_number,
-    word_for_flag,
-    without_dns,
-    host_bits,
-    unit,
-    range,
-    upper_case,
-    quoted_list,
-    no_list,
+    without_quotes,
+    as_flag,
+    with_dns,
+    without_host_bits,
+    with_unit,
+    with_dash,
+    lower_case,
+    as_list_without_quotes,
+    as_list,
 ];
 
 /// The first correction whose value `is_allowed`.
@@ -33,7 +33,7 @@ pub(super) fn suggestion(value: &Value, is_allowed: impl Fn(&Value) -> bool) -> 
 
 /// The correction of `token`, which is unquoted text.
 pub(super) fn unquoted(token: &str) -> String {
-    word_for_flag(&Value::String(token.to_owned())).unwrap_or_else(|| format!("\"{token}\""))
+    as_flag(&Value::String(token.to_owned())).unwrap_or_else(|| format!("\"{token}\""))
 }
 
 fn parse(text: &str) -> Option<Value> {
@@ -42,12 +42,12 @@ fn parse(text: &str) -> Option<Value> {
 }
 
 /// `"2"` for `2`, `"0x10"` for `0x10`, `"true"` for `true`.
-fn quoted_number(value: &Value) -> Option<String> {
+fn without_quotes(value: &Value) -> Option<String> {
     value.as_str().filter(|text| !text.contains('\n')).map(str::to_owned)
 }
 
 /// `yes` for `true`, and the like.
-fn word_for_flag(value: &Value) -> Option<String> {
+fn as_flag(value: &Value) -> Option<String> {
     match value.as_str()?.to_ascii_lowercase().as_str() {
         "yes" | "on" | "true" => Some("true".to_owned()),
         "no" | "off" | "false" => Some("false".to_owned()),
@@ -56,20 +56,20 @@ fn word_for_flag(value: &Value) -> Option<String> {
 }
 
 /// `"ftp.example.net"` for `"dns:ftp.example.net"`.
-fn without_dns(value: &Value) -> Option<String> {
+fn with_dns(value: &Value) -> Option<String> {
     let name = value.as_str()?;
     let (_, top) = name.trim_end_matches('.').rsplit_once('.')?;
     top.starts_with(|c: char| c.is_ascii_alphabetic()).then(|| format!("\"dns:{name}\""))
 }
 
 /// `"10.0.0.5/24"` for `"10.0.0.0/24"`.
-fn host_bits(value: &Value) -> Option<String> {
+fn without_host_bits(value: &Value) -> Option<String> {
     let network: IpNetwork = value.as_str()?.parse().ok()?;
     Some(format!("\"{}/{}\"", network.network(), network.prefix()))
 }
 
 /// `30`, `"30 sec"` for `"30s"`; `64`, `"64MB"` for `"64MiB"`.
-fn unit(value: &Value) -> Option<String> {
+fn with_unit(value: &Value) -> Option<String> {
     let text = match value {
         Value::Integer(number) => number.to_string(),
         _ => value.as_str()?.to_owned(),
@@ -90,7 +90,7 @@ fn unit(value: &Value) -> Option<String> {
 }
 
 /// `"9981:9986"`, `"9981 - 9986"` for `"9981-9986"`.
-fn range(value: &Value) -> Option<String> {
+fn with_dash(value: &Value) -> Option<String> {
     let text: String = value.as_str()?.split_whitespace().collect();
     let (first, last) =
         text.split_once(['-', ':', '\u{2013}']).or_else(|| text.split_once(".."))?;
@@ -98,16 +98,16 @@ fn range(value: &Value) -> Option<String> {
 }
 
 /// `"Refuse"` for `"refuse"`.
-fn upper_case(value: &Value) -> Option<String> {
+fn lower_case(value: &Value) -> Option<String> {
     value.as_str().map(|text| format!("\"{}\"", text.trim().to_ascii_lowercase()))
 }
 
 /// `"21"` for `[21]`.
-fn quoted_list(value: &Value) -> Option<String> {
-    quoted_number(value).map(|text| format!("[{text}]"))
+fn as_list_without_quotes(value: &Value) -> Option<String> {
+    without_quotes(value).map(|text| format!("[{text}]"))
 }
 
 /// `21` for `[21]`.
-fn no_list(value: &Value) -> Option<String> {
+fn as_list(value: &Value) -> Option<String> {
     Some(format!("[{value}]"))
 }

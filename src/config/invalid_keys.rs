@@ -12,15 +12,15 @@ pub(super) struct InvalidKey {
 }
 
 /// Finds what is not a known table or key. A table of the wrong type is removed; serde ignores unknown keys.
-pub(super) fn clear(document: &mut DeTable<'_>) -> Vec<InvalidKey> {
+pub(super) fn remove_invalid_keys(document: &mut DeTable<'_>) -> Vec<InvalidKey> {
     let mut misfits = Vec::new();
     let mut misshapen = Vec::new();
     for (key, value) in document.iter() {
         let (name, offset) = (key.get_ref().as_ref(), key.span().start);
         let message = match TABLES.iter().find(|table| table.name == name) {
-            None if has(TOP_LEVEL_KEYS, name) => continue,
-            None => unknown(None, name),
-            Some(table) => match tables(table, value.get_ref()) {
+            None if contains_key(TOP_LEVEL_KEYS, name) => continue,
+            None => unknown_key_message(None, name),
+            Some(table) => match tables_of(table, value.get_ref()) {
                 Ok(tables) => {
                     tables.into_iter().for_each(|keys| check(table, keys, &mut misfits));
                     continue;
@@ -40,7 +40,10 @@ pub(super) fn clear(document: &mut DeTable<'_>) -> Vec<InvalidKey> {
 }
 
 /// The tables in `value`, or why it has the wrong type.
-fn tables<'a, 'i>(table: &Table, value: &'a DeValue<'i>) -> Result<Vec<&'a DeTable<'i>>, String> {
+fn tables_of<'a, 'i>(
+    table: &Table,
+    value: &'a DeValue<'i>,
+) -> Result<Vec<&'a DeTable<'i>>, String> {
     let title = title(table);
     match (value, table.is_list) {
         (DeValue::Table(keys), false) => Ok(vec![keys]),
@@ -59,16 +62,16 @@ fn tables<'a, 'i>(table: &Table, value: &'a DeValue<'i>) -> Result<Vec<&'a DeTab
 }
 
 fn check(table: &Table, keys: &DeTable<'_>, misfits: &mut Vec<InvalidKey>) {
-    let unknown = keys.keys().filter(|key| !has(table.keys, key.get_ref()));
+    let unknown = keys.keys().filter(|key| !contains_key(table.keys, key.get_ref()));
     misfits.extend(unknown.map(|key| InvalidKey {
         key: format!("{}.{}", table.name, key.get_ref()),
         offset: key.span().start,
-        message: self::unknown(Some(table), key.get_ref()),
+        message: self::unknown_key_message(Some(table), key.get_ref()),
     }));
 }
 
 /// Whether `name` is among `keys`, which have `_` for `-`.
-fn has(keys: &[&str], name: &str) -> bool {
+fn contains_key(keys: &[&str], name: &str) -> bool {
     keys.iter().any(|key| key.len() == name.len() && key.replace('_', "-") == name)
 }
 
@@ -77,7 +80,7 @@ fn title(table: &Table) -> String {
 }
 
 /// The message about `name`, which is not a key of the table `here`, or of the top level.
-fn unknown(here: Option<&Table>, name: &str) -> String {
+fn unknown_key_message(here: Option<&Table>, name: &str) -> String {
     let own: Vec<&str> = match here {
         Some(table) => table.keys.to_vec(),
         None => {

@@ -25,7 +25,7 @@ use std::{
     time::Duration,
 };
 
-pub(crate) use error::plain;
+pub(crate) use error::escape_control_characters;
 pub use error::{ConfigError, Problem};
 use ftp_alg_core::policy::{
     ExternalAddress, ExternalAddresses, KnownServer, NetworkPolicy, Policy,
@@ -188,7 +188,7 @@ pub struct Server {
     /// Its external address; `None` for `[nat]`.
     pub external_address: Option<ExternalSetting>,
     /// Whether a foreign address that it announces is replaced.
-    pub heal_address: bool,
+    pub replace_foreign_address: bool,
     /// The ports opened for encrypted sessions.
     pub passive_ports: Option<RangeInclusive<u16>>,
 }
@@ -274,7 +274,7 @@ impl Config {
                 .external_address
                 .as_ref()
                 .map(|external| external.external(server.address.is_ipv6(), &resolve)),
-            heal: server.heal_address,
+            replace_foreign_address: server.replace_foreign_address,
         };
         let servers: Arc<[KnownServer]> = self.servers.iter().map(server).collect();
         let complete = |limits: &Policy| Policy {

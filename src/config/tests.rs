@@ -112,9 +112,13 @@ fn every_key_reaches_the_policy() {
             KnownServer {
                 address: ip("10.0.0.5"),
                 external: Some(ExternalAddress::Fixed(ip("198.51.100.7"))),
-                heal: true,
+                replace_foreign_address: true,
             },
-            KnownServer { address: ip("2001:db8::5"), external: None, heal: false },
+            KnownServer {
+                address: ip("2001:db8::5"),
+                external: None,
+                replace_foreign_address: false,
+            },
         ]
         .into(),
         foreign: ForeignAddress::Allow,

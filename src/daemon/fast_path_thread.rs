@@ -15,8 +15,8 @@ use super::{
     ServiceError, fast_path_lines::FastPathReader, host, shard::lock, shared_state::SharedState,
 };
 use crate::gateway::{
-    Backend, ClaimedPorts, GatewayError, LinuxKernel, RuleParameters, flows::Failures,
-    used_pinholes,
+    Backend, ClaimedPorts, GatewayError, LinuxKernel, RuleParameters, consumed_pinholes,
+    flows::Failures,
 };
 
 /// Interval between two readings of the ring buffer, while there are lines and while there are none. The ring buffer
@@ -220,7 +220,7 @@ pub(super) fn reopen_program_pinholes(
     if left.is_empty() || parameters.backend() != Backend::Nftables {
         return Ok(());
     }
-    let used = used_pinholes(parameters)?;
+    let used = consumed_pinholes(parameters)?;
     shared.reopen_pinholes(kernel, |pinhole| {
         left.contains(pinhole) && !used.contains(&(pinhole.initiator, pinhole.arrival))
     });

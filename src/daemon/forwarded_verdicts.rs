@@ -25,7 +25,7 @@ pub(super) fn give_verdict(
         Verdict::Drop(_) => QueueVerdict::Drop,
         Verdict::Replace(_) => QueueVerdict::Replace(replacement),
     };
-    verdicts.verdict_with(token.id, decision, parameters.clear_own_mark_bits(token.mark))
+    verdicts.verdict_with_mark(token.id, decision, parameters.clear_own_mark_bits(token.mark))
 }
 
 /// A verdict, with the packet's replacement.

@@ -35,7 +35,7 @@ impl HeartbeatRenewer {
         let mut renewer = Self { heartbeat, expires: now + HEARTBEAT_TIMEOUT, renewed: now };
         if !have_waited || !renewer.heartbeat.renew(HEARTBEAT_TIMEOUT)? {
             shared.record_downtime();
-            renewer.heartbeat.begin(HEARTBEAT_TIMEOUT)?;
+            renewer.heartbeat.start(HEARTBEAT_TIMEOUT)?;
         }
         shared.progress.set_deadline(renewer.expires);
         Ok(renewer)
@@ -51,7 +51,7 @@ impl HeartbeatRenewer {
         }
         if !self.heartbeat.renew(left)? {
             shared.record_downtime();
-            self.heartbeat.begin(left)?;
+            self.heartbeat.start(left)?;
             let seconds = now.saturating_duration_since(self.renewed).as_secs_f64();
             tracing::warn!(
                 event = "downtime",

@@ -13,7 +13,9 @@ use std::{
 use ftp_alg_core::engine::Pinhole;
 
 use super::{DaemonEvent, ServiceError, shard::lock, shared_state::SharedState};
-use crate::gateway::{Backend, ChangeNotices, GatewayError, Table, TableCondition, used_pinholes};
+use crate::gateway::{
+    Backend, ChangeNotices, GatewayError, Table, TableCondition, consumed_pinholes,
+};
 
 /// How many times in a row to load the table while other programs change nf_tables.
 const IMMEDIATE_ATTEMPTS: usize = 5;
@@ -147,7 +149,7 @@ impl TableGuard {
 fn restore_table(table: &mut Table) -> Result<(), GatewayError> {
     for _ in 1..IMMEDIATE_ATTEMPTS {
         match table.restore() {
-            Err(GatewayError::Disturbed { .. }) => thread::sleep(Duration::from_millis(1)),
+            Err(GatewayError::ConcurrentChange { .. }) => thread::sleep(Duration::from_millis(1)),
             other => return other,
         }
     }
@@ -166,7 +168,7 @@ pub(super) fn reopen_pinholes(table: &Table, shared: &SharedState) {
         return; // expectations are in no table
     }
     let mut kernel = lock(&shared.kernel);
-    let known = used_pinholes(table.parameters())
+    let known = consumed_pinholes(table.parameters())
         .and_then(|used| kernel.list_open().map(|open| (used, open)));
     let (used, open) = match known {
         Ok(known) => known,

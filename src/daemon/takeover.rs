@@ -75,7 +75,7 @@ fn terminate(reader: &QueueReader, deadline: Instant) -> Result<bool, Errno> {
         other => other?,
     };
     // The descriptor now refers to one process. Its number may have been reused before that, so the name is compared.
-    if readers::name(reader.process) != reader.name {
+    if readers::process_name(reader.process) != reader.name {
         return Ok(true);
     }
     if ended(pidfd_send_signal(&process, Signal::TERM))? {

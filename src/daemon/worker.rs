@@ -138,7 +138,7 @@ impl Worker {
                     bytes: packet.payload,
                     meta: PacketMeta {
                         is_local: packet.indev == 0 || packet.outdev == 0,
-                        ..parameters.queued(packet.mark, packet.offload, late)
+                        ..parameters.packet_meta(packet.mark, packet.offload, late)
                     },
                 });
                 let mut engine = lock(&shared.shards[shard].engine);

@@ -88,7 +88,7 @@ pub(super) fn start(
     let mut why = "the configuration says so";
     if config.pinhole.backend.is_none() {
         let backend;
-        (backend, why) = gateway::automatic(state.backend().filter(|_| restored));
+        (backend, why) = gateway::automatic_backend(state.backend().filter(|_| restored));
         parameters = parameters.with_backend(backend);
     }
     let commits = open_commits()?;
@@ -105,7 +105,7 @@ pub(super) fn start(
     });
     let flows = reader.as_ref().ok().map(|reader| Arc::clone(reader.flows()));
     let make_kernel = || -> Result<LinuxKernel, crate::gateway::GatewayError> {
-        let kernel = LinuxKernel::new(&parameters)?.counted_in(&commits).avoiding_ports(&claimed);
+        let kernel = LinuxKernel::new(&parameters)?.with_commits(&commits).avoiding_ports(&claimed);
         Ok(kernel.with_flows(flows.as_ref()))
     };
     let kernel = make_kernel()?;
@@ -180,7 +180,7 @@ pub(super) fn start(
         let kernel = make_kernel()?;
         let shared = Arc::clone(&workers.shared);
         let worker = Worker::new(queue, ShardMap(count), index, kernel, parameters.clone(), shared);
-        let processors = parameters.is_by_processor().then_some((index, count));
+        let processors = parameters.fans_out_by_cpu().then_some((index, count));
         workers.spawn(worker, processors, events.clone())?;
     }
     let backend = parameters.backend();
@@ -224,7 +224,7 @@ pub fn rule_parameters(config: &Config) -> Result<RuleParameters, crate::gateway
     )
     .map(|parameters| {
         parameters
-            .by_processor(queue.fanout == config::Fanout::Cpu)
+            .with_fanout_by_cpu(queue.fanout == config::Fanout::Cpu)
             .with_backend(pinhole.backend.unwrap_or_default())
     })
 }
@@ -332,7 +332,7 @@ impl Workers {
         let record = record.filter(|_| restored);
         let left = record.map(|record| Table::adopt(parameters, &record, commits));
         let left = left.transpose()?.flatten();
-        if left.is_none() && Table::is_there()? {
+        if left.is_none() && Table::is_loaded()? {
             if let Some(other) = Table::other_daemon(parameters)? {
                 return Err(other.into());
             }

@@ -5,11 +5,11 @@
 use super::{Backend, ConntrackAbilities};
 
 /// The back end that `auto` selects here, and why. `before` is the back end of restored sessions, if there are any.
-pub fn automatic(before: Option<Backend>) -> (Backend, &'static str) {
+pub fn automatic_backend(before: Option<Backend>) -> (Backend, &'static str) {
     choose_backend(
         before,
-        || ConntrackAbilities::read().possible(),
-        ConntrackAbilities::by_own_helper,
+        || ConntrackAbilities::read().supports_expectations(),
+        ConntrackAbilities::supports_own_helper,
     )
 }
 

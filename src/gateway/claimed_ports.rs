@@ -22,17 +22,17 @@ pub(super) struct PortClaim {
     /// Inclusive ranges.
     pub(super) ports: Vec<(u16, u16)>,
     /// The target host, if it is a single known one.
-    pub(super) to: Option<IpAddr>,
+    pub(super) target: Option<IpAddr>,
     /// The target ports, if given.
-    pub(super) to_ports: Option<(u16, u16)>,
+    pub(super) target_ports: Option<(u16, u16)>,
 }
 
 impl PortClaim {
     /// Whether the rule sends a connection to `arrival` anywhere but to `target`.
-    pub(super) fn is_translated(&self, arrival: SocketAddr, target: SocketAddr) -> bool {
+    pub(super) fn diverts(&self, arrival: SocketAddr, target: SocketAddr) -> bool {
         let within = |port: u16, (first, last): (u16, u16)| (first..=last).contains(&port);
-        let is_same = self.to == Some(target.ip())
-            && self.to_ports.is_none_or(|ports| within(target.port(), ports));
+        let is_same = self.target == Some(target.ip())
+            && self.target_ports.is_none_or(|ports| within(target.port(), ports));
         let sees = if arrival.is_ipv4() { self.v4 } else { self.v6 };
         sees && self.ports.iter().any(|ports| within(arrival.port(), *ports)) && !is_same
     }
@@ -48,7 +48,7 @@ impl ClaimedPorts {
     /// Whether a rule or a program other than a pinhole to `target` handles a connection to `arrival`.
     pub(super) fn is_claimed(&self, arrival: SocketAddr, target: SocketAddr) -> io::Result<bool> {
         let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
-        if claims.iter().any(|claim| claim.is_translated(arrival, target)) {
+        if claims.iter().any(|claim| claim.diverts(arrival, target)) {
             return Ok(true);
         }
         drop(claims);
@@ -56,7 +56,7 @@ impl ClaimedPorts {
     }
 
     /// Whether the operator's rules translate this port of any address.
-    pub(super) fn is_in_use(&self, port: u16) -> bool {
+    pub(super) fn is_translated(&self, port: u16) -> bool {
         let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
         let has = |claim: &PortClaim| {
             claim.ports.iter().any(|(first, last)| (*first..=*last).contains(&port))

@@ -31,12 +31,12 @@ pub enum GatewayError {
     #[error(
         "table inet ftp_alg cannot be loaded while another program changes the rules: {message}"
     )]
-    Disturbed { message: String },
+    ConcurrentChange { message: String },
     #[error(
         "table inet ftp_alg is that of another ftp-alg, which reads queue {number}{owner}: stop one of the two; one can \
          serve all control ports"
     )]
-    Rival {
+    OtherDaemon {
         /// Number of a queue that the table uses.
         number: u16,
         /// ` (name, pid 1234)`, or empty.

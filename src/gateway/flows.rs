@@ -81,7 +81,7 @@ impl FastPathFlows {
     /// Has the program open no pinholes at barred ports and at `claimed` ports.
     pub fn bar_ports(&self, claimed: &ClaimedPorts, is_barred: impl Fn(u16) -> bool) {
         let barred =
-            self.program.set_barred_ports(|port| is_barred(port) || claimed.is_in_use(port));
+            self.program.set_barred_ports(|port| is_barred(port) || claimed.is_translated(port));
         self.record_outcome("cannot bar ports", barred);
     }
 

@@ -20,10 +20,10 @@ use super::{
 /// loaded [`Table`], which all threads share.
 #[derive(Debug)]
 pub struct LinuxKernel {
-    holder: PinholeBackend,
+    backend: PinholeBackend,
     conntrack: Conntrack,
     injector: Injector,
-    claimed: ClaimedPorts,
+    claimed_ports: ClaimedPorts,
     /// The fast path's flows, if there is a fast path.
     flows: Option<Arc<FastPathFlows>>,
 }
@@ -39,31 +39,31 @@ impl LinuxKernel {
     /// Opens all sockets; needs CAP_NET_ADMIN and CAP_NET_RAW.
     pub fn new(parameters: &RuleParameters) -> Result<Self, GatewayError> {
         Ok(Self {
-            holder: match parameters.backend() {
+            backend: match parameters.backend() {
                 Backend::Nftables => PinholeBackend::Nftables(Pinholes::new()?),
                 Backend::Conntrack => PinholeBackend::Conntrack(Expectations::new()?),
             },
             conntrack: Conntrack::new(parameters)?,
             injector: Injector::new(parameters)?,
-            claimed: ClaimedPorts::default(),
+            claimed_ports: ClaimedPorts::default(),
             flows: None,
         })
     }
 
     /// Counts each nf_tables transaction in `commits`.
-    pub fn counted_in(self, commits: &Commits) -> Self {
-        let holder = match self.holder {
+    pub fn with_commits(self, commits: &Commits) -> Self {
+        let holder = match self.backend {
             PinholeBackend::Nftables(pinholes) => {
-                PinholeBackend::Nftables(pinholes.counted_in(commits))
+                PinholeBackend::Nftables(pinholes.with_commits(commits))
             }
             other => other,
         };
-        Self { holder, ..self }
+        Self { backend: holder, ..self }
     }
 
     /// Opens no translated pinhole at a port in `claimed`.
     pub fn avoiding_ports(self, claimed: &ClaimedPorts) -> Self {
-        Self { claimed: claimed.clone(), ..self }
+        Self { claimed_ports: claimed.clone(), ..self }
     }
 
     /// Updates the fast path about connections and pinholes.
@@ -72,12 +72,12 @@ impl LinuxKernel {
     }
 
     /// [`KernelError::Taken`] if the pinhole is translated and its arrival port is in use.
-    fn check(&self, pinhole: &Pinhole) -> Result<(), KernelError> {
+    fn check_arrival(&self, pinhole: &Pinhole) -> Result<(), KernelError> {
         let Pinhole { arrival, target, .. } = *pinhole;
         if arrival == target {
             return Ok(());
         }
-        match self.claimed.is_claimed(arrival, target) {
+        match self.claimed_ports.is_claimed(arrival, target) {
             // The BPF program would admit its own connection there.
             Ok(false)
                 if self.flows.as_ref().is_some_and(|flows| !flows.reserve_pinhole(pinhole)) =>
@@ -106,7 +106,7 @@ impl LinuxKernel {
     /// The open pinholes of the rules, or the expectations, according to the kernel. With [`Backend::Conntrack`] this
     /// includes expectations of other helpers.
     pub fn list_open(&mut self) -> Result<Vec<OpenPinhole>, GatewayError> {
-        match &mut self.holder {
+        match &mut self.backend {
             PinholeBackend::Nftables(pinholes) => pinholes.list_open(),
             PinholeBackend::Conntrack(expectations) => expectations.list_open(),
         }
@@ -131,11 +131,12 @@ impl Kernel for LinuxKernel {
         if let Some(flows) = &self.flows {
             closed.iter().for_each(|pinhole| flows.release_pinhole(pinhole));
         }
-        let checked: Vec<_> = openings.iter().map(|opening| self.check(&opening.pinhole)).collect();
+        let checked: Vec<_> =
+            openings.iter().map(|opening| self.check_arrival(&opening.pinhole)).collect();
         let passed = openings.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
         let passed: Vec<_> = passed.map(|(opening, _)| *opening).collect();
         let mut answers = Vec::with_capacity(passed.len());
-        match &mut self.holder {
+        match &mut self.backend {
             PinholeBackend::Nftables(pinholes) => pinholes.change(closed, &passed, &mut answers)?,
             PinholeBackend::Conntrack(expectations) => {
                 expectations.change(closed, &passed, &mut answers)?
@@ -156,7 +157,7 @@ impl Kernel for LinuxKernel {
     }
 
     fn pinhole_capacity(&self) -> usize {
-        match &self.holder {
+        match &self.backend {
             PinholeBackend::Nftables(_) => Pinholes::CAPACITY,
             PinholeBackend::Conntrack(expectations) => expectations.capacity(),
         }

@@ -30,15 +30,15 @@ mod probe;
 mod queue;
 mod table;
 
-pub use automatic::automatic;
-pub use broker::programs::output_of;
+pub use automatic::automatic_backend;
+pub use broker::programs::run_for_output;
 pub use claimed_ports::ClaimedPorts;
-pub use conntrack::{Conntrack, used_pinholes};
+pub use conntrack::{Conntrack, consumed_pinholes};
 pub use error::GatewayError;
 pub use inject::Injector;
 pub use kernel::LinuxKernel;
 pub use parameters::{Backend, QueueStatement, RuleParameters};
-pub use probe::{ConflictingSettings, ConntrackAbilities, Features, Routing};
+pub use probe::{ConntrackAbilities, HostSettings, KernelFeatures, Routing};
 pub use queue::{MAXIMUM_WAITING, Queue, QueueCounts, QueuePacket, QueueVerdict, Verdicts, Waker};
 pub use table::{
     ChangeNotices, Commits, Expectations, HEARTBEAT_TIMEOUT, Heartbeat, OpenPinhole, Pinholes,

@@ -15,7 +15,7 @@ pub use crate::config::Backend;
 pub const TABLE: &str = "ftp_alg";
 
 /// The highest slot number in a packet mark.
-pub const MAX_SLOTS: u32 = 0xfff;
+pub const MAX_SLOT: u32 = 0xfff;
 
 /// Parameters of the rules.
 ///
@@ -25,10 +25,10 @@ pub struct RuleParameters {
     control_ports: Vec<u16>,
     queue_first: u16,
     queue_count: u16,
-    by_processor: bool,
-    data: u32,
-    every: u32,
-    none: u32,
+    fans_out_by_cpu: bool,
+    data_mark: u32,
+    queue_all_mark: u32,
+    queue_none_mark: u32,
     backend: Backend,
 }
 
@@ -38,10 +38,10 @@ impl Default for RuleParameters {
             control_ports: vec![21],
             queue_first: 2100,
             queue_count: 1,
-            by_processor: false,
-            data: 0x4000_0000,
-            every: 0x2000_0000,
-            none: 0x1000_0000,
+            fans_out_by_cpu: false,
+            data_mark: 0x4000_0000,
+            queue_all_mark: 0x2000_0000,
+            queue_none_mark: 0x1000_0000,
             backend: Backend::Nftables,
         }
     }
@@ -90,7 +90,15 @@ impl RuleParameters {
         let every = 1 << others.ilog2();
         let none = others & !every;
         let data = mark;
-        Ok(Self { control_ports, queue_first, queue_count, data, every, none, ..Self::default() })
+        Ok(Self {
+            control_ports,
+            queue_first,
+            queue_count,
+            data_mark: data,
+            queue_all_mark: every,
+            queue_none_mark: none,
+            ..Self::default()
+        })
     }
 
     /// The same parameters with another back end.
@@ -100,13 +108,13 @@ impl RuleParameters {
 
     /// The same parameters with the queue selected by the packet's processor instead of its connection. With one queue
     /// there is no difference.
-    pub fn by_processor(self, by_processor: bool) -> Self {
-        Self { by_processor: by_processor && self.queue_count > 1, ..self }
+    pub fn with_fanout_by_cpu(self, by_processor: bool) -> Self {
+        Self { fans_out_by_cpu: by_processor && self.queue_count > 1, ..self }
     }
 
     /// Whether the queue is selected by the packet's processor.
-    pub fn is_by_processor(&self) -> bool {
-        self.by_processor
+    pub fn fans_out_by_cpu(&self) -> bool {
+        self.fans_out_by_cpu
     }
 
     /// The back end that implements pinholes.
@@ -126,32 +134,32 @@ impl RuleParameters {
 
     /// The ct mark bit of an admitted data connection.
     pub fn data_mark(&self) -> u32 {
-        self.data
+        self.data_mark
     }
 
     /// The ct mark bit of a control connection with queue mode `all`.
     pub fn queue_all_mark(&self) -> u32 {
-        self.every
+        self.queue_all_mark
     }
 
     /// The ct mark bit of a control connection with queue mode `none`.
     pub fn queue_none_mark(&self) -> u32 {
-        self.none
+        self.queue_none_mark
     }
 
     /// The metadata of a packet with this packet mark. `is_late` says that other packets of its connection may have
     /// passed before it.
-    pub fn queued(&self, mark: u32, offload: Offload, is_late: bool) -> PacketMeta {
+    pub fn packet_meta(&self, mark: u32, offload: Offload, is_late: bool) -> PacketMeta {
         let bits = mark & self.mask();
         PacketMeta {
             offload,
             may_wait: true,
             from: match bits {
-                _ if bits == self.every => Some(Side::Client),
-                _ if bits == self.data => Some(Side::Server),
+                _ if bits == self.queue_all_mark => Some(Side::Client),
+                _ if bits == self.data_mark => Some(Side::Server),
                 _ => None,
             },
-            queues_all: bits == self.none,
+            queues_all: bits == self.queue_none_mark,
             is_late,
             is_local: false,
         }
@@ -159,7 +167,7 @@ impl RuleParameters {
 
     /// Whether this packet mark belongs to the FIN of a connection that did not fit into the set `closing`.
     pub fn is_unrecorded_end(&self, mark: u32) -> bool {
-        mark & self.mask() == self.data | self.every
+        mark & self.mask() == self.data_mark | self.queue_all_mark
     }
 
     /// The packet mark of a packet that was queued with `mark`, after its verdict, if it changes: our bits are cleared,
@@ -170,7 +178,7 @@ impl RuleParameters {
 
     /// The packet mark of a packet that the BPF program inspected and let pass.
     pub fn inspected_mark(&self) -> u32 {
-        self.every | self.none
+        self.queue_all_mark | self.queue_none_mark
     }
 
     /// The packet mark of the first packet of a data connection that the fast path admits. `slot` selects the
@@ -178,8 +186,9 @@ impl RuleParameters {
     pub fn admitted_mark(&self, slot: u32) -> Option<u32> {
         let bits = self.free_bits().enumerate();
         let set = bits.filter(|(place, _)| slot & 1 << place != 0);
-        (slot <= MAX_SLOTS)
-            .then(|| self.data | self.none | set.fold(0, |mark, (_, bit)| mark | bit))
+        (slot <= MAX_SLOT).then(|| {
+            self.data_mark | self.queue_none_mark | set.fold(0, |mark, (_, bit)| mark | bit)
+        })
     }
 
     /// The slot in this packet mark.
@@ -195,17 +204,17 @@ impl RuleParameters {
     fn free_bits(&self) -> impl Iterator<Item = u32> + use<> {
         let mask = self.mask();
         let free = (0..u32::BITS).rev().map(|place| 1 << place).filter(move |bit| bit & mask == 0);
-        free.take(MAX_SLOTS.count_ones() as usize)
+        free.take(MAX_SLOT.count_ones() as usize)
     }
 
     /// All bits that may encode a slot.
-    pub fn slots(&self) -> u32 {
+    pub fn slot_mask(&self) -> u32 {
         self.free_bits().fold(0, |bits, bit| bits | bit)
     }
 
     /// All our ct mark bits; also the packet mark of injected packets.
     pub fn mask(&self) -> u32 {
-        self.data | self.every | self.none
+        self.data_mark | self.queue_all_mark | self.queue_none_mark
     }
 }
 
@@ -222,7 +231,7 @@ pub enum QueueStatement {
 
 impl QueueStatement {
     /// The statements that need no operator, best first: not every kernel supports nftables' own.
-    pub const QUEUE_REASONS: [Self; 2] = [Self::Native, Self::Xtables];
+    pub const BY_PREFERENCE: [Self; 2] = [Self::Native, Self::Xtables];
 }
 
 #[cfg(test)]
@@ -235,10 +244,15 @@ mod tests {
             RuleParameters::default(),
             RuleParameters::new(&[21], 7, 4, 0x10, 0x4000_0011).unwrap(),
         ] {
-            let RuleParameters { data, every, none, .. } = parameters;
+            let RuleParameters {
+                data_mark: data,
+                queue_all_mark: every,
+                queue_none_mark: none,
+                ..
+            } = parameters;
             let read = |mark| {
                 let mark = mark | 0x8000; // the operator's
-                let queued = parameters.queued(mark, Offload::default(), false);
+                let queued = parameters.packet_meta(mark, Offload::default(), false);
                 (queued.from, parameters.is_unrecorded_end(mark), queued.queues_all)
             };
             assert_eq!(read(0), (None, false, false), "an operator's rules say nothing");
@@ -256,20 +270,20 @@ mod tests {
     #[test]
     fn slots_are_in_bits_of_the_packet_mark_that_are_not_ours() {
         let defaults = RuleParameters::default();
-        assert_eq!((defaults.inspected_mark(), defaults.slots()), (0x3000_0000, 0x8ffe_0000));
-        let marks = [0, 1, 2, 3, MAX_SLOTS].map(|slot| defaults.admitted_mark(slot).unwrap());
+        assert_eq!((defaults.inspected_mark(), defaults.slot_mask()), (0x3000_0000, 0x8ffe_0000));
+        let marks = [0, 1, 2, 3, MAX_SLOT].map(|slot| defaults.admitted_mark(slot).unwrap());
         assert_eq!(marks, [0x5000_0000, 0xd000_0000, 0x5800_0000, 0xd800_0000, 0xdffe_0000]);
         let others = RuleParameters::new(&[21], 7, 4, 0x10, 0x4000_0011).unwrap();
         for parameters in [defaults, others] {
             let fixed = parameters.data_mark() | parameters.queue_none_mark();
-            for slot in 0..=MAX_SLOTS {
+            for slot in 0..=MAX_SLOT {
                 let mark = parameters.admitted_mark(slot).unwrap();
                 assert_eq!(mark & parameters.mask(), fixed);
-                assert_eq!(mark & !parameters.mask() & !parameters.slots(), 0);
+                assert_eq!(mark & !parameters.mask() & !parameters.slot_mask(), 0);
                 assert_eq!(parameters.slot_of(mark), Some(slot));
                 assert_eq!(parameters.slot_of(mark ^ 0x100), None);
             }
-            assert_eq!(parameters.admitted_mark(MAX_SLOTS + 1), None);
+            assert_eq!(parameters.admitted_mark(MAX_SLOT + 1), None);
         }
     }
 

@@ -12,8 +12,8 @@ use std::{
 use super::{
     GatewayError, QueueStatement, RuleParameters,
     broker::{
-        programs::output_of,
-        rights::{CAP_NET_ADMIN, CAP_NET_RAW, has},
+        programs::run_for_output,
+        rights::{CAP_NET_ADMIN, CAP_NET_RAW, has_capability},
     },
     netlink::{
         Attributes, Socket,
@@ -21,7 +21,7 @@ use super::{
             CTA_HELP, CTA_HELP_NAME, CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, IPCTNL_MSG_EXP_GET,
             Requests, Tuple,
         },
-        nft::queues,
+        nft::has_queue_rule,
     },
     queue,
     table::{
@@ -44,7 +44,7 @@ const NAT: &str = "table inet ftp_alg_probe {
 
 /// The result of the probe.
 #[derive(Debug)]
-pub struct Features {
+pub struct KernelFeatures {
     /// Whether this process has CAP_NET_ADMIN. Without it nothing else is known.
     pub net_admin: bool,
     pub net_raw: bool,
@@ -57,18 +57,18 @@ pub struct Features {
     /// Configured queues that already have a reader, and the reader.
     pub readers: Vec<(u16, String)>,
     /// Conntrack's abilities.
-    pub expecting: ConntrackAbilities,
+    pub conntrack: ConntrackAbilities,
     /// Number of conntrack entries, and the limit.
     pub connections: Option<(u64, u64)>,
     /// Number of control connections that have the kernel's FTP helper.
-    pub helped: usize,
+    pub helped_connections: usize,
     /// Settings outside the rules that conflict with ours.
-    pub neighbours: ConflictingSettings,
+    pub host: HostSettings,
 }
 
 /// Settings outside the rules that affect connections.
 #[derive(Clone, Copy, Debug)]
-pub struct ConflictingSettings {
+pub struct HostSettings {
     /// Whether our table is loaded and queues packets itself.
     pub table_queues: bool,
     /// Whether the kernel assigns its helpers by port (`nf_conntrack_helper`).
@@ -79,14 +79,15 @@ pub struct ConflictingSettings {
     pub routing: Routing,
 }
 
-impl ConflictingSettings {
+impl HostSettings {
     /// Reads the present settings.
     pub fn read(parameters: &RuleParameters) -> Self {
         Self {
             table_queues: Socket::open()
-                .is_ok_and(|mut socket| queues(&mut socket).unwrap_or(false)),
-            automatic_helpers: number_in("/proc/sys/net/netfilter/nf_conntrack_helper") == Some(1),
-            cthelper: takes_helpers(has(CAP_NET_ADMIN)),
+                .is_ok_and(|mut socket| has_queue_rule(&mut socket).unwrap_or(false)),
+            automatic_helpers: read_number("/proc/sys/net/netfilter/nf_conntrack_helper")
+                == Some(1),
+            cthelper: has_cthelper(has_capability(CAP_NET_ADMIN)),
             routing: Routing::read(parameters.control_ports()),
         }
     }
@@ -100,7 +101,7 @@ pub struct Routing {
     /// Whether it has an IPv6 address other than on `lo`.
     pub has_v6: bool,
     /// Whether a local program listens on a control port.
-    pub serves: bool,
+    pub has_local_server: bool,
 }
 
 impl Routing {
@@ -108,19 +109,19 @@ impl Routing {
     pub fn read(control_ports: &[u16]) -> Self {
         let addresses = fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap_or_default();
         Self {
-            v4: number_in("/proc/sys/net/ipv4/ip_forward") == Some(1),
-            v6: number_in("/proc/sys/net/ipv6/conf/all/forwarding") == Some(1),
+            v4: read_number("/proc/sys/net/ipv4/ip_forward") == Some(1),
+            v6: read_number("/proc/sys/net/ipv6/conf/all/forwarding") == Some(1),
             has_v6: addresses.lines().any(|line| !line.trim_end().ends_with(" lo")),
-            serves: ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"]
+            has_local_server: ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"]
                 .into_iter()
                 .filter_map(|path| File::open(path).ok())
-                .any(|file| listens(BufReader::new(file), control_ports)),
+                .any(|file| is_listened_on(BufReader::new(file), control_ports)),
         }
     }
 }
 
 /// Whether a socket listens on one of `ports`. Listening sockets come first (tcp_get_idx() in tcp_ipv4.c).
-fn listens(sockets: impl BufRead, ports: &[u16]) -> bool {
+fn is_listened_on(sockets: impl BufRead, ports: &[u16]) -> bool {
     let listening = |line: io::Result<String>| {
         let line = line.ok()?;
         let mut words = line.split_whitespace().skip(1);
@@ -131,31 +132,31 @@ fn listens(sockets: impl BufRead, ports: &[u16]) -> bool {
     sockets.lines().skip(1).map_while(listening).any(|port| ports.contains(&port))
 }
 
-impl Features {
+impl KernelFeatures {
     /// Probes the kernel.
     pub fn probe(parameters: &RuleParameters) -> Self {
-        let net_admin = has(CAP_NET_ADMIN);
+        let net_admin = has_capability(CAP_NET_ADMIN);
         let mut socket = Socket::open().ok().filter(|_| net_admin);
         let expecting = ConntrackAbilities::probe(net_admin);
         let helped = match expecting.ctnetlink {
-            true => helped_connections(parameters).unwrap_or(0),
+            true => count_helped_connections(parameters).unwrap_or(0),
             false => 0,
         };
-        let rules = queueing(parameters, socket.as_mut());
+        let rules = supported_statement(parameters, socket.as_mut());
         Self {
             net_admin,
-            net_raw: has(CAP_NET_RAW),
-            nft: output_of("nft", &["--version"])
-                .map(|text| version(&text).to_owned())
+            net_raw: has_capability(CAP_NET_RAW),
+            nft: run_for_output("nft", &["--version"])
+                .map(|text| nft_version(&text).to_owned())
                 .map_err(|error| error.to_string()),
             rules,
             queue: Path::new(queue::STATISTICS).exists(),
             readers: queue::readers(parameters.queues()),
-            expecting,
-            connections: number_in("/proc/sys/net/netfilter/nf_conntrack_count")
-                .zip(number_in("/proc/sys/net/netfilter/nf_conntrack_max")),
-            helped,
-            neighbours: ConflictingSettings::read(parameters),
+            conntrack: expecting,
+            connections: read_number("/proc/sys/net/netfilter/nf_conntrack_count")
+                .zip(read_number("/proc/sys/net/netfilter/nf_conntrack_max")),
+            helped_connections: helped,
+            host: HostSettings::read(parameters),
         }
     }
 }
@@ -178,27 +179,27 @@ pub struct ConntrackAbilities {
 impl ConntrackAbilities {
     /// Probes the kernel.
     pub fn read() -> Self {
-        Self::probe(has(CAP_NET_ADMIN))
+        Self::probe(has_capability(CAP_NET_ADMIN))
     }
 
     /// Whether pinholes can be expectations of our own helper in user space. Starts no program if the kernel does not
     /// support such helpers.
-    pub fn by_own_helper() -> bool {
-        let permitted = has(CAP_NET_ADMIN);
-        takes_helpers(permitted) && Self::probe(permitted).possible()
+    pub fn supports_own_helper() -> bool {
+        let permitted = has_capability(CAP_NET_ADMIN);
+        has_cthelper(permitted) && Self::probe(permitted).supports_expectations()
     }
 
     fn probe(permitted: bool) -> Self {
         let answers =
             |subsystem, command, flags| permitted && is_answered(subsystem, command, flags);
         let (one, all) = (0, libc::NLM_F_DUMP);
-        let takes = |rules: &str| permitted && check(rules).is_ok();
+        let takes = |rules: &str| permitted && check_rules(rules).is_ok();
         // Usually the kernel accepts both, which takes one run of nft to find out.
         let takes_both = takes(&format!("{NAT}{SCANNER_HELPER}"));
         Self {
             ctnetlink: answers(libc::NFNL_SUBSYS_CTNETLINK, IPCTNL_MSG_CT_GET_STATS, one),
             expectations: answers(libc::NFNL_SUBSYS_CTNETLINK_EXP, IPCTNL_MSG_EXP_GET, all),
-            cthelper: takes_helpers(permitted),
+            cthelper: has_cthelper(permitted),
             nat: takes_both || takes(NAT),
             scanner_helper: takes_both || takes(SCANNER_HELPER),
         }
@@ -206,13 +207,13 @@ impl ConntrackAbilities {
 
     /// Whether pinholes can be expectations. The kernel accepts these only for a control connection that has a helper
     /// of any kind.
-    pub fn possible(&self) -> bool {
+    pub fn supports_expectations(&self) -> bool {
         self.ctnetlink && self.expectations && self.nat && (self.cthelper || self.scanner_helper)
     }
 }
 
 /// Whether the kernel accepts helpers in user space.
-fn takes_helpers(permitted: bool) -> bool {
+fn has_cthelper(permitted: bool) -> bool {
     permitted && is_answered(libc::NFNL_SUBSYS_CTHELPER, NFNL_MSG_CTHELPER_GET, libc::NLM_F_DUMP)
 }
 
@@ -223,21 +224,21 @@ fn is_answered(subsystem: i32, command: u8, flags: i32) -> bool {
 }
 
 /// Checks `rules` with nft and the kernel, without loading them.
-fn check(rules: &str) -> Result<(), GatewayError> {
+fn check_rules(rules: &str) -> Result<(), GatewayError> {
     nft(&["--check", "--file", "-"], rules)
 }
 
 /// How our rules can queue packets, determined by checking the whole table.
-fn queueing(
+fn supported_statement(
     parameters: &RuleParameters,
     socket: Option<&mut Socket>,
 ) -> Result<QueueStatement, GatewayError> {
     let not_permitted = || GatewayError::NotPermitted { what: "nf_tables".into() };
     let socket = socket.ok_or_else(not_permitted)?;
     let mut refused = None;
-    for statement in QueueStatement::QUEUE_REASONS {
+    for statement in QueueStatement::BY_PREFERENCE {
         // Under another name, because the table itself may have an owner.
-        match check(&as_draft(&render_nftables(parameters, statement))) {
+        match check_rules(&as_draft(&render_nftables(parameters, statement))) {
             Ok(()) if statement == QueueStatement::Native => {}
             Ok(()) => try_queue_rule(parameters, socket)?,
             Err(error @ GatewayError::RulesRefused { .. }) => {
@@ -252,7 +253,7 @@ fn queueing(
 }
 
 /// Number of control connections that have the kernel's helper.
-fn helped_connections(parameters: &RuleParameters) -> io::Result<usize> {
+fn count_helped_connections(parameters: &RuleParameters) -> io::Result<usize> {
     let mut found = 0;
     let mut requests = Requests::open(libc::NFNL_SUBSYS_CTNETLINK)?;
     let is_helped = |connection: &Attributes<'_>| {
@@ -274,12 +275,12 @@ fn is_ftp(name: &[u8]) -> bool {
     name.strip_suffix(b"\0").unwrap_or(name) == b"ftp"
 }
 
-fn number_in(path: &str) -> Option<u64> {
+fn read_number(path: &str) -> Option<u64> {
     fs::read_to_string(path).ok()?.trim().parse().ok()
 }
 
 /// Extracts `1.0.6` from `nftables v1.0.6 (Lester Gooch #5)`.
-fn version(text: &str) -> &str {
+fn nft_version(text: &str) -> &str {
     let word = text.split_whitespace().nth(1).unwrap_or(text.trim());
     word.strip_prefix('v').unwrap_or(word)
 }
@@ -290,9 +291,9 @@ mod tests {
 
     #[test]
     fn versions_are_read() {
-        assert_eq!(version("nftables v1.0.6 (Lester Gooch #5)\n"), "1.0.6");
-        assert_eq!(version("strange\n"), "strange");
-        assert_eq!(version(""), "");
+        assert_eq!(nft_version("nftables v1.0.6 (Lester Gooch #5)\n"), "1.0.6");
+        assert_eq!(nft_version("strange\n"), "strange");
+        assert_eq!(nft_version(""), "");
     }
 
     #[test]
@@ -302,9 +303,9 @@ mod tests {
             1: 00000000:0015 00000000:0000 0A 00000000:00000000\n   \
             2: 0100007F:1234 0100007F:0050 01 00000000:00000000\n";
         for (port, answer) in [(21, true), (22, true), (0x1234, false), (80, false)] {
-            assert_eq!(listens(text.as_bytes(), &[port]), answer, "{port}");
+            assert_eq!(is_listened_on(text.as_bytes(), &[port]), answer, "{port}");
         }
-        assert!(!listens(&b"nonsense\nmore of it\n"[..], &[21]));
+        assert!(!is_listened_on(&b"nonsense\nmore of it\n"[..], &[21]));
     }
 
     #[test]

@@ -17,7 +17,7 @@ fn a_change_of_others_is_seen_among_ours() {
     let commits = Commits::default();
     let (mut kernel, mut table) = lab.on_gateway(|| {
         let parameters = RuleParameters::default();
-        let kernel = LinuxKernel::new(&parameters).unwrap().counted_in(&commits);
+        let kernel = LinuxKernel::new(&parameters).unwrap().with_commits(&commits);
         (kernel, Table::install_for(&parameters, &commits).unwrap())
     });
     let arrival = at(SERVER, 4000);

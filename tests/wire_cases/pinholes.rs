@@ -322,8 +322,12 @@ fn a_fixed_external_address_is_announced() {
         scenario.policy.external = fixed.into();
         let t = scenario.nat.translation(false);
         let external = ExternalAddress::Fixed("198.18.0.2".parse().unwrap());
-        scenario.policy.servers =
-            [KnownServer { address: t.server.ip(), external: Some(external), heal: false }].into();
+        scenario.policy.servers = [KnownServer {
+            address: t.server.ip(),
+            external: Some(external),
+            replace_foreign_address: false,
+        }]
+        .into();
         let mut sim = Sim::logged_in(scenario.clone());
         let heard = text(sim.say(Client, active(at(t.client, 2200)).as_bytes()));
         let named: SocketAddr = SocketAddr::new(fixed, 2200);

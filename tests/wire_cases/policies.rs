@@ -26,7 +26,7 @@ use crate::{
 /// A scenario whose server is known, and healed if so said.
 fn known(mut scenario: Scenario, external: Option<ExternalAddress>, heal: bool) -> Scenario {
     let address = scenario.nat.translation(scenario.v6).server.ip();
-    let known = [KnownServer { address, external, heal }];
+    let known = [KnownServer { address, external, replace_foreign_address: heal }];
     scenario.policy.servers = [&scenario.policy.servers[..], &known].concat().into();
     scenario
 }

@@ -505,7 +505,7 @@ fn policy(which: u8) -> Policy {
             let server = |address: &str, heal| KnownServer {
                 address: address.parse().expect("an address"),
                 external: None,
-                heal,
+                replace_foreign_address: heal,
             };
             let external: IpAddr = [198, 51, 100, 77].into();
             Policy {

@@ -8,7 +8,7 @@ use crate::{
         health::{self, Check, CheckStatus, HostAudit},
         snapshot::{Problem, Status},
     },
-    gateway::{Backend, ConntrackAbilities, Features, GatewayError, QueueStatement},
+    gateway::{Backend, ConntrackAbilities, GatewayError, KernelFeatures, QueueStatement},
 };
 
 const DAEMON: &str = "daemon";
@@ -19,7 +19,7 @@ const HELPERS: &str = "other helpers";
 pub(super) struct Checks<'a> {
     /// The status of the daemon that serves this network namespace, or the problem that there is none.
     pub(super) running: Result<&'a Status, &'a Problem>,
-    pub(super) features: &'a Features,
+    pub(super) features: &'a KernelFeatures,
     /// The configuration key `queue.fast-path`.
     pub(super) fast_path: FastPath,
     pub(super) surroundings: HostAudit<'a>,
@@ -40,7 +40,7 @@ impl Checks<'_> {
     }
 
     fn privileges(&self) -> Check {
-        let Features { net_admin, net_raw, .. } = *self.features;
+        let KernelFeatures { net_admin, net_raw, .. } = *self.features;
         let name = "privileges";
         match (net_admin, net_raw) {
             (true, true) => Check::ok(KERNEL, name, "CAP_NET_ADMIN and CAP_NET_RAW"),
@@ -86,11 +86,11 @@ impl Checks<'_> {
         };
         checks.push(needed(
             "ctnetlink",
-            features.expecting.ctnetlink,
+            features.conntrack.ctnetlink,
             "shows how connections are translated",
             "nf_conntrack_netlink",
         ));
-        checks.push(needed("nat", features.expecting.nat, "translates data connections", "nf_nat"));
+        checks.push(needed("nat", features.conntrack.nat, "translates data connections", "nf_nat"));
         // Only the conntrack back end uses these features. It needs only one of the two helpers.
         let conntrack = self.surroundings.backend == Backend::Conntrack;
         let optional = |name: &str, there: bool, spare: bool| match there {
@@ -108,8 +108,8 @@ impl Checks<'_> {
                 "only the conntrack back end uses it",
             ),
         };
-        checks.push(optional("expectations", features.expecting.expectations, false));
-        let ConntrackAbilities { cthelper, scanner_helper, .. } = features.expecting;
+        checks.push(optional("expectations", features.conntrack.expectations, false));
+        let ConntrackAbilities { cthelper, scanner_helper, .. } = features.conntrack;
         checks.push(optional("nfnetlink_cthelper", cthelper, scanner_helper));
         checks.push(optional("nf_conntrack_sane", scanner_helper, cthelper));
         checks.push(self.connections());
@@ -205,8 +205,7 @@ impl Checks<'_> {
     }
 
     fn routing(&self) -> Check {
-        let says = match (self.features.neighbours.routing.v4, self.features.neighbours.routing.v6)
-        {
+        let says = match (self.features.host.routing.v4, self.features.host.routing.v6) {
             (true, true) => "IPv4 and IPv6 are forwarded",
             (true, false) => "IPv4 is forwarded, IPv6 is not",
             (false, true) => "IPv6 is forwarded, IPv4 is not",
@@ -236,7 +235,7 @@ impl Checks<'_> {
     }
 
     fn helper_connections(&self) -> Option<Check> {
-        let helped = self.features.helped;
+        let helped = self.features.helped_connections;
         (helped > 0).then(|| {
             let says = format!(
                 "control connections with the kernel's FTP helper: {helped}; each has it until it ends"

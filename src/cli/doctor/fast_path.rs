@@ -132,7 +132,7 @@ pub(super) fn packet_marks(
     if changes.is_empty() {
         return None;
     }
-    let bits = parameters.mask() | parameters.slots();
+    let bits = parameters.mask() | parameters.slot_mask();
     let says = if changes.iter().any(|change| change.is_unconditional) {
         "a rule overwrites the packet marks of the fast path: the fast path stays off"
     } else {

@@ -22,7 +22,7 @@ use serde::Serialize;
 use target::TryTarget;
 
 use super::{Failure, output, table};
-use crate::{config::plain, gateway::RuleParameters};
+use crate::{config::escape_control_characters, gateway::RuleParameters};
 
 /// The time limit for resolving a name.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
@@ -89,7 +89,7 @@ impl TryStep {
 fn run_steps(target: &TryTarget, local: &LocalMachine<'_>, json: bool) -> Result<(), Failure> {
     let mut report = TryReport { json, steps: Vec::new() };
     if !json {
-        output::print(&format!("{}\n", plain(&target.to_string())))?;
+        output::print(&format!("{}\n", escape_control_characters(&target.to_string())))?;
     }
     if let Some(why) = try_server(target, local, &mut report)? {
         for kind in MODES {
@@ -113,8 +113,8 @@ impl TryReport {
         says: String,
         remedy: Vec<String>,
     ) -> Result<(), Failure> {
-        let [says, step] = [says, step.to_owned()].map(|text| plain(&text));
-        let remedy = remedy.iter().map(|line| plain(line)).collect();
+        let [says, step] = [says, step.to_owned()].map(|text| escape_control_characters(&text));
+        let remedy = remedy.iter().map(|line| escape_control_characters(line)).collect();
         let step = TryStep { step, ok, says, remedy };
         if !self.json {
             output::print(&step.text())?;

@@ -5,13 +5,13 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{file_edits::MARKER, store::UndoCommand};
-use crate::{cli::Failure, gateway::output_of};
+use crate::{cli::Failure, gateway::run_for_output};
 
 /// Runs a command and returns its output. It is a failure if the command fails.
 pub(super) fn run_command(words: &[String]) -> Result<String, Failure> {
     let Some((program, arguments)) = words.split_first() else { return Ok(String::new()) };
     let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
-    output_of(program, &arguments)
+    run_for_output(program, &arguments)
         .map_err(|error| Failure::Failed(format!("`{}`: {error}", words.join(" "))))
 }
 

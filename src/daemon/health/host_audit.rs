@@ -3,7 +3,7 @@
 
 use super::check::{Check, CheckStatus};
 use crate::gateway::{
-    Backend, ConflictingSettings, Routing, RuleParameters,
+    Backend, HostSettings, Routing, RuleParameters,
     firewall::{
         Acceptance, ConflictKind, ControlPathVerdict, DataPathVerdict, Firewall, Hook, HookVerdict,
         IpVersion, PacketClass, interfaces,
@@ -26,7 +26,7 @@ pub struct HostAudit<'a> {
     /// What these rules do to data connections.
     pub data_paths: &'a [DataPathVerdict],
     /// Other facts about this machine: routing, helpers, queue rules.
-    pub neighbours: ConflictingSettings,
+    pub host: HostSettings,
     /// The back end in use, or the one that the daemon would use.
     pub backend: Backend,
     /// Another back end that this kernel has, and how to select it.
@@ -45,7 +45,7 @@ impl HostAudit<'_> {
     /// Whether control connections pass, and between which interfaces. One pair of interfaces that is open is enough,
     /// because only the operator knows which pairs should be.
     fn control_checks(&self) -> Vec<Check> {
-        let Routing { v4, v6, serves, .. } = self.neighbours.routing;
+        let Routing { v4, v6, has_local_server: serves, .. } = self.host.routing;
         let own: &[Hook] = if serves { &[Hook::Input] } else { &[Hook::Input, Hook::Output] };
         let tasks = [(v4 || v6, &[Hook::Forward][..]), (serves || !(v4 || v6), own)];
         let hooks = tasks.into_iter().filter(|(is_ours, _)| *is_ours).map(|(_, hooks)| hooks);
@@ -91,7 +91,7 @@ impl HostAudit<'_> {
 
     fn helper_checks(&self) -> Vec<Check> {
         let mut checks = Vec::new();
-        if self.neighbours.automatic_helpers {
+        if self.host.automatic_helpers {
             let says = "nf_conntrack_helper is on: the kernel's FTP helper takes every connection \
                         to port 21";
             checks.push(
@@ -120,7 +120,7 @@ impl HostAudit<'_> {
                 // A conntrack helper keeps a connection out of flowtables. The daemon assigns one if the kernel has
                 // nfnetlink_cthelper, and always with the back end conntrack.
                 ConflictKind::Offload
-                    if self.neighbours.cthelper || self.backend == Backend::Conntrack =>
+                    if self.host.cthelper || self.backend == Backend::Conntrack =>
                 {
                     continue;
                 }
@@ -133,7 +133,7 @@ impl HostAudit<'_> {
                     )])
                 }
                 // If such rules are loaded and the table does not queue, `run` relies on those rules.
-                ConflictKind::Queueing if !self.neighbours.table_queues => continue,
+                ConflictKind::Queueing if !self.host.table_queues => continue,
                 ConflictKind::Queueing => {
                     let says =
                         "queues control packets a second time: ftp-alg run queues them itself";

@@ -36,9 +36,8 @@ use super::{
     snapshot::{NameRow, Problem, Status},
 };
 use crate::gateway::{
-    ConflictingSettings, RuleParameters, Table,
+    HostSettings, RuleParameters, Table, consumed_pinholes,
     firewall::{Firewall, data_path_verdicts},
-    used_pinholes,
 };
 
 /// The problem that no daemon runs.
@@ -87,7 +86,7 @@ pub fn daemon_problem(error: &ClientError, unread: bool) -> Problem {
         }
         ClientError::NoDaemon { .. } | ClientError::System { .. } => {}
     }
-    match Table::is_there() {
+    match Table::is_loaded() {
         Ok(true) if unread => {
             let text = format!(
                 "{text}; table inet ftp_alg is still loaded: connections with adjusted sequence numbers stall, and \
@@ -195,14 +194,14 @@ impl Health {
 
     /// Audits the rules of other programs.
     pub(super) fn audit_rules(&self, firewall: &Firewall, parameters: &RuleParameters) {
-        let neighbours = ConflictingSettings::read(parameters);
+        let host = HostSettings::read(parameters);
         let audit = |firewall: &Firewall| {
-            let data_paths = data_path_verdicts(firewall, neighbours.routing, parameters);
+            let data_paths = data_path_verdicts(firewall, host.routing, parameters);
             let audit = HostAudit {
                 parameters,
                 firewall,
                 data_paths: &data_paths,
-                neighbours,
+                host,
                 backend: parameters.backend(),
                 other_backend: None,
             };
@@ -244,7 +243,7 @@ impl Health {
         if expired.is_empty() {
             return Vec::new();
         }
-        let used = used_pinholes(parameters).unwrap_or_default();
+        let used = consumed_pinholes(parameters).unwrap_or_default();
         let is_unused = |one: &ExpiredPinhole| {
             let Pinhole { initiator, arrival, .. } = one.pinhole;
             !used.contains(&(initiator, arrival))

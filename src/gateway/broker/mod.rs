@@ -55,23 +55,23 @@ pub struct Broker {
     files: Vec<PathBuf>,
 }
 
-static OWN_STATE_FILES: OnceLock<Broker> = OnceLock::new();
+static BROKER: OnceLock<Broker> = OnceLock::new();
 
 /// This process's broker, if it has one.
-pub(super) fn is_own_path() -> Option<&'static Broker> {
-    OWN_STATE_FILES.get()
+pub(super) fn own_broker() -> Option<&'static Broker> {
+    BROKER.get()
 }
 
 /// From now on this process uses the broker at the other end of `connection` for programs and `files`. May be called
 /// once, because the process gives up these rights for good.
 pub fn use_broker(connection: UnixStream, files: Vec<PathBuf>) {
-    let set = OWN_STATE_FILES.set(Broker { connection, files });
+    let set = BROKER.set(Broker { connection, files });
     debug_assert!(set.is_ok(), "a process has one broker");
 }
 
 /// The text of a file. If there is a broker, it must have been started for this file.
 pub fn read(path: &Path) -> io::Result<String> {
-    match is_own_path() {
+    match own_broker() {
         Some(broker) => broker.read(path),
         None => config::read_text(path),
     }
@@ -114,7 +114,7 @@ impl Broker {
         input: &str,
     ) -> io::Result<ChildOutput> {
         let words = [program].iter().chain(arguments).map(|&word| word.to_owned()).collect();
-        self.request_from_broker(&Request::Run { words, input: input.to_owned() })
+        self.request(&Request::Run { words, input: input.to_owned() })
     }
 
     fn read(&self, path: &Path) -> io::Result<String> {
@@ -122,10 +122,10 @@ impl Broker {
         let number = number.ok_or_else(|| {
             io::Error::other(format!("the broker was not started for {}", path.display()))
         })?;
-        self.request_from_broker(&Request::Read(number))
+        self.request(&Request::Read(number))
     }
 
-    fn request_from_broker<T: DeserializeOwned>(&self, request: &Request) -> io::Result<T> {
+    fn request<T: DeserializeOwned>(&self, request: &Request) -> io::Result<T> {
         let (mut mine, theirs) = UnixStream::pair()?;
         let passed = [theirs.as_fd()];
         let mut space = [MaybeUninit::uninit(); rustix::cmsg_space!(ScmRights(1))];
@@ -157,7 +157,7 @@ pub fn serve(
         // Not joined: without a daemon nobody needs the answer.
         thread::Builder::new().name("request".into()).spawn(move || {
             // A daemon that sends a malformed request, or is gone, gets no answer.
-            let _ = serve_requests(stream, &files, confine);
+            let _ = serve_request(stream, &files, confine);
         })?;
     }
     Ok(())
@@ -189,7 +189,7 @@ fn next_request(connection: &UnixStream) -> io::Result<Option<UnixStream>> {
     }
 }
 
-fn serve_requests(
+fn serve_request(
     mut stream: UnixStream,
     files: &[PathBuf],
     confine: fn() -> io::Result<()>,
@@ -197,8 +197,8 @@ fn serve_requests(
     let mut request = Vec::new();
     stream.read_to_end(&mut request)?;
     let answer = match serde_json::from_slice(&request)? {
-        Request::Run { words, input } => handle_request(run(&words, &input, confine)),
-        Request::Read(number) => handle_request(match files.get(number) {
+        Request::Run { words, input } => encode_answer(run(&words, &input, confine)),
+        Request::Read(number) => encode_answer(match files.get(number) {
             Some(file) => config::read_text(file),
             None => Err(io::ErrorKind::InvalidInput.into()),
         }),
@@ -206,7 +206,7 @@ fn serve_requests(
     stream.write_all(&answer?)
 }
 
-fn handle_request<T: Serialize>(outcome: io::Result<T>) -> serde_json::Result<Vec<u8>> {
+fn encode_answer<T: Serialize>(outcome: io::Result<T>) -> serde_json::Result<Vec<u8>> {
     serde_json::to_vec(&outcome.map_err(Refusal::from))
 }
 
@@ -266,7 +266,7 @@ mod tests {
         std::fs::write(&other, "secret").unwrap();
         let refused = broker.read(&other).unwrap_err().to_string();
         assert!(refused.contains("was not started for"), "{refused}");
-        assert!(broker.request_from_broker::<String>(&Request::Read(1)).is_err());
+        assert!(broker.request::<String>(&Request::Read(1)).is_err());
     }
 
     #[test]

@@ -11,19 +11,19 @@ pub(in crate::gateway) fn run(
     arguments: &[&str],
     input: &str,
 ) -> io::Result<ChildOutput> {
-    match super::is_own_path() {
+    match super::own_broker() {
         Some(broker) => broker.run(program, arguments, input),
         None => child::run(program, arguments, input),
     }
 }
 
 /// The standard output of a program if it succeeds, otherwise its error output.
-pub fn output_of(program: &str, arguments: &[&str]) -> io::Result<String> {
-    answer_of(program, arguments, "")
+pub fn run_for_output(program: &str, arguments: &[&str]) -> io::Result<String> {
+    run_with_input(program, arguments, "")
 }
 
 /// The same for a program that reads `input`.
-pub(in crate::gateway) fn answer_of(
+pub(in crate::gateway) fn run_with_input(
     program: &str,
     arguments: &[&str],
     input: &str,
@@ -47,10 +47,10 @@ mod tests {
 
     #[test]
     fn what_a_program_prints_and_what_it_says_of_a_failure() {
-        assert_eq!(answer_of("cat", &[], "a\n").unwrap(), "a\n");
-        let failed = output_of("sh", &["-c", "echo why >&2; exit 1"]).unwrap_err();
+        assert_eq!(run_with_input("cat", &[], "a\n").unwrap(), "a\n");
+        let failed = run_for_output("sh", &["-c", "echo why >&2; exit 1"]).unwrap_err();
         assert_eq!(failed.to_string(), "sh failed: why");
-        let absent = output_of("no-such-program", &[]).unwrap_err();
+        let absent = run_for_output("no-such-program", &[]).unwrap_err();
         assert_eq!(absent.to_string(), "no-such-program is not installed");
     }
 }

@@ -7,7 +7,7 @@ pub(in crate::gateway) const CAP_NET_ADMIN: u32 = 12;
 pub(in crate::gateway) const CAP_NET_RAW: u32 = 13;
 
 /// Whether this thread has a capability.
-pub(in crate::gateway) fn has(capability: u32) -> bool {
+pub(in crate::gateway) fn has_capability(capability: u32) -> bool {
     let status = fs::read_to_string("/proc/thread-self/status").unwrap_or_default();
     status
         .lines()

@@ -2,10 +2,10 @@
 //!
 //! Identifies a connection by its addresses only.
 
-mod externals;
-mod used;
+mod consumed;
+mod external_addresses;
 
-pub use used::used_pinholes;
+pub use consumed::consumed_pinholes;
 
 use std::{io, net::SocketAddr};
 
@@ -19,11 +19,11 @@ use super::{
             CTA_MARK, CTA_MARK_MASK, CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, IPCTNL_MSG_CT_GET,
             IPCTNL_MSG_CT_NEW, Requests, Tuple, family_of,
         },
-        found,
+        or_absent,
     },
     parameters::RuleParameters,
 };
-use externals::ExternalAddressLookup;
+use external_addresses::ExternalAddressLookup;
 
 // From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
 const CTA_PROTOINFO: u16 = 4;
@@ -36,9 +36,9 @@ const IP_CT_TCP_FLAG_BE_LIBERAL: u8 = 0x08;
 #[derive(Debug)]
 pub struct Conntrack {
     requests: Requests,
-    every: u32,
-    none: u32,
-    externals: ExternalAddressLookup,
+    queue_all_mark: u32,
+    queue_none_mark: u32,
+    external_addresses: ExternalAddressLookup,
 }
 
 /// Both directions of a connection in conntrack.
@@ -72,7 +72,12 @@ impl Conntrack {
         let (every, none) = (parameters.queue_all_mark(), parameters.queue_none_mark());
         let externals =
             ExternalAddressLookup::new().map_err(|e| GatewayError::system("netlink socket", e))?;
-        Ok(Self { requests, every, none, externals })
+        Ok(Self {
+            requests,
+            queue_all_mark: every,
+            queue_none_mark: none,
+            external_addresses: externals,
+        })
     }
 
     /// The translation of the TCP connection whose packets show `client` and `server` at our hooks.
@@ -99,24 +104,24 @@ impl Conntrack {
             return Ok(None);
         }
         let pair = [(client, server), (server, client)];
-        if let Some(found) = self.first_of(client, server, pair)? {
+        if let Some(found) = self.find_by_pairs(client, server, pair)? {
             return Ok(Some(found));
         }
-        let known = self.externals.of(server);
+        let known = self.external_addresses.addresses_of(server);
         let dialled = |external: &SocketAddr| (client, *external);
-        if let Some(found) = self.first_of(client, server, known.iter().map(dialled))? {
+        if let Some(found) = self.find_by_pairs(client, server, known.iter().map(dialled))? {
             return Ok(Some(found));
         }
-        if !self.externals.read_again()? {
+        if !self.external_addresses.refresh()? {
             return Ok(None);
         }
-        let read = self.externals.of(server);
+        let read = self.external_addresses.addresses_of(server);
         let new = read.iter().filter(|external| !known.contains(external));
-        self.first_of(client, server, new.map(dialled))
+        self.find_by_pairs(client, server, new.map(dialled))
     }
 
     /// The first connection with one of these tuples whose packets show `client` and `server`.
-    fn first_of(
+    fn find_by_pairs(
         &mut self,
         client: SocketAddr,
         server: SocketAddr,
@@ -124,9 +129,9 @@ impl Conntrack {
     ) -> io::Result<Option<Translation>> {
         for (source, destination) in pairs {
             // Its reply tuple may equal another connection's visible pair, so this is checked.
-            let found = self.get(Tuple { source, destination })?;
-            if let Some(connection) = found.filter(|found| found.matches_packet(client, server)) {
-                return Ok(Some(connection.translation()));
+            let found = self.query(Tuple { source, destination })?;
+            if let Some(entry) = found.filter(|found| found.matches_packet(client, server)) {
+                return Ok(Some(entry.translation()));
             }
         }
         Ok(None)
@@ -139,11 +144,11 @@ impl Conntrack {
         attention: QueueMode,
     ) -> Result<(), KernelError> {
         let mark = match attention {
-            QueueMode::All | QueueMode::Watch => self.every,
+            QueueMode::All | QueueMode::Watch => self.queue_all_mark,
             QueueMode::Selected => 0,
-            QueueMode::None => self.none,
+            QueueMode::None => self.queue_none_mark,
         };
-        let mask = self.every | self.none;
+        let mask = self.queue_all_mark | self.queue_none_mark;
         let original = Tuple { source: control.client, destination: control.server_external };
         let fill = |message: &mut Writer<'_>| {
             original.put(message, CTA_TUPLE_ORIG);
@@ -160,7 +165,7 @@ impl Conntrack {
             }
         };
         let family = family_of(original.source);
-        match found(self.requests.change(IPCTNL_MSG_CT_NEW, 0, family, fill)) {
+        match or_absent(self.requests.change(IPCTNL_MSG_CT_NEW, 0, family, fill)) {
             Ok(known) => known.ok_or(KernelError::Unknown),
             Err(source) => {
                 let Tuple { source: client, destination: server } = original;
@@ -170,9 +175,9 @@ impl Conntrack {
         }
     }
 
-    fn get(&mut self, tuple: Tuple) -> io::Result<Option<ConntrackEntry>> {
+    fn query(&mut self, tuple: Tuple) -> io::Result<Option<ConntrackEntry>> {
         let mut connection = None;
-        found(self.requests.ask(
+        or_absent(self.requests.ask(
             IPCTNL_MSG_CT_GET,
             0,
             family_of(tuple.source),

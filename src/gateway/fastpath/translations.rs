@@ -13,10 +13,11 @@ use std::{collections::HashMap, ffi::CStr, hash::Hash, io, net::Ipv4Addr};
 use crate::gateway::{
     Commits, GatewayError, RuleParameters,
     netlink::{
-        Socket, found,
+        Socket,
         nft::{self, Batch, Element},
+        or_absent,
     },
-    parameters::MAX_SLOTS,
+    parameters::MAX_SLOT,
 };
 
 const TARGETS: &CStr = c"fast_path_targets4";
@@ -91,7 +92,7 @@ impl Translations {
         targets.clear();
         sources.clear();
         // Without our table there are no elements.
-        let is_whole = found(nft::dump_map(socket, TARGETS, |key, target| {
+        let is_whole = or_absent(nft::dump_map(socket, TARGETS, |key, target| {
             let mark = key.first_chunk().map(|mark| u32::from_ne_bytes(*mark));
             if let Some(slot) = mark.and_then(|mark| parameters.slot_of(mark))
                 && let Some(target) = address_at(target, 0)
@@ -99,7 +100,7 @@ impl Translations {
                 targets.insert(target, Leased { value: slot, lease_count: 0 });
             }
         }))?;
-        let is_whole_too = found(nft::dump_map(socket, SOURCES, |pair, source| {
+        let is_whole_too = or_absent(nft::dump_map(socket, SOURCES, |pair, source| {
             if let (Some(initiator), Some(target)) = (address_at(pair, 0), address_at(pair, 4))
                 && let Some(value) = address_at(source, 0)
             {
@@ -175,7 +176,7 @@ impl Translations {
 
     /// A free slot, or that of an unused target, which is then evicted.
     fn free_slot(&self, evicted: &mut Option<Ipv4Addr>) -> Option<u32> {
-        if self.targets.len() < MAX_SLOTS as usize {
+        if self.targets.len() < MAX_SLOT as usize {
             let mut taken: Vec<u32> = self.targets.values().map(|target| target.value).collect();
             taken.sort_unstable();
             let gap = taken.iter().zip(1..).find(|(taken, slot)| *taken != slot);

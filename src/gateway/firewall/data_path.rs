@@ -52,8 +52,8 @@ pub fn data_path_verdicts(
             let is_used = match (hook, ip) {
                 (Hook::Forward, IpVersion::V4) => routing.v4,
                 (Hook::Forward, IpVersion::V6) => routing.v6,
-                (_, IpVersion::V4) => !routes || routing.serves,
-                (_, IpVersion::V6) => (!routes || routing.serves) && routing.has_v6,
+                (_, IpVersion::V4) => !routes || routing.has_local_server,
+                (_, IpVersion::V6) => (!routes || routing.has_local_server) && routing.has_v6,
             };
             DataPathVerdict {
                 hook,
@@ -73,8 +73,8 @@ mod tests {
     use super::*;
     use crate::gateway::firewall::Origin;
 
-    const GATEWAY: Routing = Routing { v4: true, v6: false, has_v6: true, serves: false };
-    const HOST: Routing = Routing { v4: false, v6: false, has_v6: false, serves: false };
+    const GATEWAY: Routing = Routing { v4: true, v6: false, has_v6: true, has_local_server: false };
+    const HOST: Routing = Routing { v4: false, v6: false, has_v6: false, has_local_server: false };
     const RELATED: &str = "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT";
     const MARK: &str = "-A FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT";
 
@@ -106,7 +106,7 @@ mod tests {
         assert_eq!(pass(&both[0], HOST), [false, false]);
         assert_eq!(pass(&both.join("\n"), HOST), [false, true]);
         assert_eq!(pass(&both.join("\n"), GATEWAY), [false, false]);
-        let serving = Routing { serves: true, ..GATEWAY };
+        let serving = Routing { has_local_server: true, ..GATEWAY };
         assert_eq!(pass(RELATED, serving), [false, false]);
         assert_eq!(pass(&format!("{RELATED}\n{}", both.join("\n")), serving), [false, true]);
     }

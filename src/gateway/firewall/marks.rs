@@ -33,7 +33,7 @@ impl std::fmt::Display for MarkChange {
 /// The rules that may overwrite the mark, each once.
 pub(super) fn packet_mark_changes(rules: &Ruleset, parameters: &RuleParameters) -> Vec<MarkChange> {
     let packet = fast_path_first_packet(parameters, rules.changed_mark_bits);
-    let bits = parameters.mask() | parameters.slots();
+    let bits = parameters.mask() | parameters.slot_mask();
     let mut found: Vec<MarkChange> = Vec::new();
     for table in rules.tables.iter().filter(|table| table.family.sees(IpVersion::V4)) {
         let before =

@@ -122,7 +122,7 @@ pub(super) fn fast_path_first_packet(
 ) -> SamplePacket<'static> {
     let mask = parameters.mask();
     // The number of a translation may be in the other bits.
-    let known = mask | !(changes.mark | parameters.slots());
+    let known = mask | !(changes.mark | parameters.slot_mask());
     SamplePacket {
         output: Some(""),
         ct_mark: FieldValue::Bits { bits: 0, known: !changes.ct_mark },

@@ -8,7 +8,7 @@ use serde_json::json;
 
 use super::{Firewall, IpVersion, Origin, xtables::program};
 use crate::gateway::{
-    broker::programs::{answer_of, output_of},
+    broker::programs::{run_for_output, run_with_input},
     ip_version::uses_legacy,
     netlink::{Socket, nft},
     rules::TABLE as OURS,
@@ -75,15 +75,15 @@ fn list_tables(
     let mut socket = Socket::open()?;
     let mut all = String::new();
     for (number, family) in FAMILIES {
-        for name in nft::tables(&mut socket, number)? {
+        for name in nft::table_names(&mut socket, number)? {
             if (family, name.as_str()) == ("inet", OURS) {
                 continue;
             }
             let Some(command) = command(family, &name) else { continue };
-            match answer_of("nft", arguments, &command) {
+            match run_with_input("nft", arguments, &command) {
                 Ok(listing) => all.push_str(&listing),
                 // The table was deleted in the meantime.
-                Err(_) if !nft::tables(&mut socket, number)?.contains(&name) => {}
+                Err(_) if !nft::table_names(&mut socket, number)?.contains(&name) => {}
                 Err(error) => return Err(error),
             }
         }
@@ -114,16 +114,16 @@ pub fn interfaces() -> Vec<String> {
 /// The output of `iptables-save` of this variant. A system with only one variant has no suffix in the program's name.
 fn iptables_save(origin: Origin, ip: IpVersion) -> io::Result<String> {
     let program = program(origin, ip);
-    match output_of(&format!("{program}-save"), &[]) {
+    match run_for_output(&format!("{program}-save"), &[]) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let plain = if ip == IpVersion::V4 { "iptables" } else { "ip6tables" };
-            let over_nft = output_of(plain, &["--version"])?.contains("nf_tables");
+            let over_nft = run_for_output(plain, &["--version"])?.contains("nf_tables");
             if over_nft != (origin == Origin::IptablesNft) {
                 return Err(io::Error::other(format!(
                     "in use, but its rules cannot be read: install {program}-save"
                 )));
             }
-            output_of(&format!("{plain}-save"), &[])
+            run_for_output(&format!("{plain}-save"), &[])
         }
         other => other,
     }

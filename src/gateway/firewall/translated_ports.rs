@@ -45,8 +45,8 @@ impl TranslatedPorts {
                             v4: sees(IpVersion::V4),
                             v6: sees(IpVersion::V6),
                             ports,
-                            to: diversion.address,
-                            to_ports: diversion.ports,
+                            target: diversion.address,
+                            target_ports: diversion.ports,
                         }),
                         None if found.unlimited.len() < MAX_NAMED => {
                             found.unlimited.push(rule.text.clone());
@@ -172,7 +172,7 @@ mod tests {
     fn claims(firewall: &Firewall, port: u16) -> bool {
         let target = "10.0.0.5:4000".parse().unwrap();
         let arrival = SocketAddr::new("203.0.113.1".parse().unwrap(), port);
-        firewall.translated_ports().claims.iter().any(|claim| claim.is_translated(arrival, target))
+        firewall.translated_ports().claims.iter().any(|claim| claim.diverts(arrival, target))
     }
 
     fn nftables(rules: &[&str]) -> Firewall {

@@ -66,7 +66,7 @@ impl<'a> Messages<'a> {
     }
 
     /// Whether the iteration ended at a malformed message.
-    pub fn malformed(&self) -> bool {
+    pub fn is_malformed(&self) -> bool {
         self.malformed
     }
 }
@@ -119,7 +119,7 @@ impl<'a> Attributes<'a> {
     }
 
     /// Type of each attribute, and its bytes with header and padding.
-    pub fn whole(mut self) -> impl Iterator<Item = (u16, &'a [u8])> {
+    pub fn raw(mut self) -> impl Iterator<Item = (u16, &'a [u8])> {
         std::iter::from_fn(move || {
             let before = self.rest;
             let (kind, _) = self.next()?;
@@ -200,7 +200,7 @@ impl<'a> Writer<'a> {
         out.extend_from_slice(&[start.family, libc::NFNETLINK_V0 as u8]);
         out.extend_from_slice(&start.resource.to_be_bytes());
         let mut writer = Self { out, start: at };
-        writer.settle();
+        writer.update_length();
         writer
     }
 
@@ -213,14 +213,14 @@ impl<'a> Writer<'a> {
         self.out.extend_from_slice(&kind.to_ne_bytes());
         self.out.extend_from_slice(content);
         self.out.resize(align(self.out.len() - self.start) + self.start, 0);
-        self.settle();
+        self.update_length();
         self
     }
 
     /// Appends complete attributes with their padding.
-    pub fn put_whole(&mut self, attributes: &[u8]) -> &mut Self {
+    pub fn put_raw(&mut self, attributes: &[u8]) -> &mut Self {
         self.out.extend_from_slice(attributes);
-        self.settle();
+        self.update_length();
         self
     }
 
@@ -236,7 +236,7 @@ impl<'a> Writer<'a> {
         self
     }
 
-    fn settle(&mut self) {
+    fn update_length(&mut self) {
         let length = (self.out.len() - self.start) as u32;
         if let Some(field) = self.out.get_mut(self.start..self.start + 4) {
             field.copy_from_slice(&length.to_ne_bytes());
@@ -245,7 +245,7 @@ impl<'a> Writer<'a> {
 }
 
 /// `None` if the kernel answers that the object does not exist.
-pub fn found<T>(answer: io::Result<T>) -> io::Result<Option<T>> {
+pub fn or_absent<T>(answer: io::Result<T>) -> io::Result<Option<T>> {
     match answer {
         Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(None),
         other => other.map(Some),
@@ -253,7 +253,7 @@ pub fn found<T>(answer: io::Result<T>) -> io::Result<Option<T>> {
 }
 
 /// Appends an empty message, which only wakes its receiver.
-pub fn put_nothing(out: &mut Vec<u8>) {
+pub fn put_noop(out: &mut Vec<u8>) {
     out.extend_from_slice(&(HEADER as u32).to_ne_bytes());
     out.extend_from_slice(&(libc::NLMSG_NOOP as u16).to_ne_bytes());
     out.resize(out.len() + HEADER - 6, 0);
@@ -300,15 +300,15 @@ impl Drop for Socket {
 
 impl Socket {
     pub fn open() -> io::Result<Self> {
-        Self::of(libc::NETLINK_NETFILTER)
+        Self::open_protocol(libc::NETLINK_NETFILTER)
     }
 
     /// Opens an rtnetlink socket, for interfaces.
     pub fn open_route() -> io::Result<Self> {
-        Self::of(libc::NETLINK_ROUTE)
+        Self::open_protocol(libc::NETLINK_ROUTE)
     }
 
-    fn of(protocol: i32) -> io::Result<Self> {
+    fn open_protocol(protocol: i32) -> io::Result<Self> {
         // SAFETY: it only opens.
         let socket = unsafe { mnl_sys::mnl_socket_open2(protocol, libc::SOCK_CLOEXEC) };
         let inner = NonNull::new(socket).ok_or_else(io::Error::last_os_error)?;
@@ -440,7 +440,7 @@ mod tests {
         Writer::new(&mut bytes, START).put(1, &[1; 8]);
         bytes.pop();
         let mut messages = Messages::new(&bytes);
-        assert!(messages.next().is_none() && messages.malformed());
+        assert!(messages.next().is_none() && messages.is_malformed());
     }
 
     proptest! {

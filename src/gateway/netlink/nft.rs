@@ -19,7 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     self as netlink, Attributes, FAMILY_HEADER, Message, MessageHead, Socket, Writer, be32, be64,
-    found,
+    or_absent,
 };
 
 /// Name of our table, for libnftnl.
@@ -71,7 +71,7 @@ pub struct KeyParts<'a> {
 
 impl<'a> KeyParts<'a> {
     /// The parts of a key whose length is `v4` or `v6`, and whether it is IPv6.
-    pub fn of(key: &'a [u8], v4: usize, v6: usize) -> Option<(Self, bool)> {
+    pub fn parse(key: &'a [u8], v4: usize, v6: usize) -> Option<(Self, bool)> {
         let is_v6 = key.len() == v6;
         (is_v6 || key.len() == v4).then_some((Self { rest: key }, is_v6))
     }
@@ -99,7 +99,7 @@ pub struct BatchOutcome {
     /// Message index and error number of failed messages.
     errors: Vec<(usize, i32)>,
     /// Whether the batch changed something, if it was requested to report that.
-    told: Option<bool>,
+    reported_change: Option<bool>,
 }
 
 impl BatchOutcome {
@@ -119,8 +119,8 @@ impl BatchOutcome {
     }
 
     /// Whether the batch changed something. Without a report, that is assumed unless it failed.
-    pub fn changed(&self) -> bool {
-        self.errors.is_empty() && self.told.unwrap_or(true)
+    pub fn changed_something(&self) -> bool {
+        self.errors.is_empty() && self.reported_change.unwrap_or(true)
     }
 
     /// Index and error number of the first failed message, if the batch did not take effect.
@@ -141,12 +141,12 @@ pub struct Batch {
     messages: usize,
     /// Offset of the last message.
     last: usize,
-    tells_changes: bool,
+    reports_changes: bool,
 }
 
 impl Batch {
     pub fn new() -> Self {
-        let mut batch = Self { bytes: Vec::new(), messages: 0, last: 0, tells_changes: false };
+        let mut batch = Self { bytes: Vec::new(), messages: 0, last: 0, reports_changes: false };
         batch.clear();
         batch
     }
@@ -160,14 +160,14 @@ impl Batch {
     pub fn clear(&mut self) {
         self.bytes.clear();
         self.messages = 0;
-        self.tells_changes = false;
+        self.reports_changes = false;
         self.boundary(libc::NFNL_MSG_BATCH_BEGIN);
     }
 
     /// Requests that the outcome reports whether the batch changes anything. A batch that only destroys absent elements
     /// does not. Costs one more message from the kernel.
-    pub fn subscribe_to_changes(&mut self) {
-        self.tells_changes = true;
+    pub fn report_changes(&mut self) {
+        self.reports_changes = true;
         self.add_flag(0, libc::NLM_F_ECHO);
     }
 
@@ -246,11 +246,17 @@ impl Batch {
     }
 
     /// Adds a message about `table`, or a part of it, with complete attributes. Returns its index.
-    pub fn copied(&mut self, command: i32, flags: i32, table: &str, attributes: &[u8]) -> usize {
+    pub fn raw_message(
+        &mut self,
+        command: i32,
+        flags: i32,
+        table: &str,
+        attributes: &[u8],
+    ) -> usize {
         let mut name = table.as_bytes().to_vec();
         name.push(0);
         self.message(command, flags, |message| {
-            message.put(NFTA_TABLE_NAME, &name).put_whole(attributes);
+            message.put(NFTA_TABLE_NAME, &name).put_raw(attributes);
         })
     }
 
@@ -267,7 +273,7 @@ impl Batch {
         // The kernel answers each failed message, and those that request it: the last one.
         self.add_flag(self.last, libc::NLM_F_ACK);
         let last = self.messages - 1;
-        let (outcome, answered) = self.give_to_owner(socket, Some(last))?;
+        let (outcome, answered) = self.exchange(socket, Some(last))?;
         if !answered && outcome.errors.is_empty() {
             return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the kernel did not answer"));
         }
@@ -278,18 +284,18 @@ impl Batch {
     /// for batches of elements. Their messages are complete, so nfnetlink_rcv_batch() skips none silently, and any
     /// other failure is reported before the system call returns.
     pub fn send_unacknowledged(&mut self, socket: &mut Socket) -> io::Result<BatchOutcome> {
-        self.give_to_owner(socket, None).map(|(outcome, _)| outcome)
+        self.exchange(socket, None).map(|(outcome, _)| outcome)
     }
 
     /// Sends the batch. Returns the kernel's answer, and whether it acknowledged the message `last`.
-    fn give_to_owner(
+    fn exchange(
         &mut self,
         socket: &mut Socket,
         last: Option<usize>,
     ) -> io::Result<(BatchOutcome, bool)> {
         self.boundary(libc::NFNL_MSG_BATCH_END);
         let mut answered = false;
-        let (mut errors, mut told) = (Vec::new(), self.tells_changes.then_some(false));
+        let (mut errors, mut told) = (Vec::new(), self.reports_changes.then_some(false));
         socket.ask(&self.bytes, |message| {
             if message.kind == NEW_GENERATION {
                 told = Some(true);
@@ -304,7 +310,7 @@ impl Batch {
                 errno => errors.push((index, errno)),
             }
         })?;
-        Ok((BatchOutcome { errors, told }, answered))
+        Ok((BatchOutcome { errors, reported_change: told }, answered))
     }
 
     /// Sets a flag of the message at `start`.
@@ -369,7 +375,7 @@ pub fn allocated<T>(object: *mut T) -> NonNull<T> {
 
 /// An iptables target as an nftables expression, for nft_compat. `info` is the target's kernel structure, padded as
 /// XT_ALIGN does.
-pub fn target(name: &CStr, revision: u32, info: &[u8]) -> NonNull<sys::nftnl_expr> {
+pub fn xtables_target(name: &CStr, revision: u32, info: &[u8]) -> NonNull<sys::nftnl_expr> {
     // SAFETY: strings are copied. libnftnl frees the information with free(3) when it frees the
     // expression, so it must come from malloc(3), with room for what is copied there.
     unsafe {
@@ -409,7 +415,7 @@ pub fn generation(socket: &mut Socket) -> io::Result<u32> {
 pub fn fingerprint(socket: &mut Socket) -> io::Result<Option<TableFingerprint>> {
     let name = TABLE.to_bytes_with_nul();
     let (mut table, mut rules) = (None, crc32fast::Hasher::new());
-    found(ask(socket, libc::NFT_MSG_GETTABLE, 0, &[(NFTA_TABLE_NAME, name)], |message| {
+    or_absent(ask(socket, libc::NFT_MSG_GETTABLE, 0, &[(NFTA_TABLE_NAME, name)], |message| {
         let attributes = message.attributes();
         let handle = attributes.first(NFTA_TABLE_HANDLE).and_then(be64);
         table = handle.zip(attributes.first(NFTA_TABLE_FLAGS).and_then(be32));
@@ -417,7 +423,7 @@ pub fn fingerprint(socket: &mut Socket) -> io::Result<Option<TableFingerprint>> 
     let Some((handle, flags)) = table else { return Ok(None) };
     // The owner changes with the daemon that runs.
     let flags = flags & !OWNED;
-    found(ask(
+    or_absent(ask(
         socket,
         libc::NFT_MSG_GETRULE,
         libc::NLM_F_DUMP,
@@ -431,18 +437,18 @@ pub fn fingerprint(socket: &mut Socket) -> io::Result<Option<TableFingerprint>> 
 }
 
 /// The attributes of each rule of our table, if it exists.
-pub fn rules(socket: &mut Socket, mut each: impl FnMut(Attributes<'_>)) -> io::Result<()> {
+pub fn for_each_rule(socket: &mut Socket, mut each: impl FnMut(Attributes<'_>)) -> io::Result<()> {
     let of_table = [(NFTA_RULE_TABLE, TABLE.to_bytes_with_nul())];
-    found(ask(socket, libc::NFT_MSG_GETRULE, libc::NLM_F_DUMP, &of_table, |message| {
+    or_absent(ask(socket, libc::NFT_MSG_GETRULE, libc::NLM_F_DUMP, &of_table, |message| {
         each(message.attributes());
     }))
     .map(drop)
 }
 
 /// Whether a rule of our table queues packets, by a statement or by the iptables target.
-pub fn queues(socket: &mut Socket) -> io::Result<bool> {
+pub fn has_queue_rule(socket: &mut Socket) -> io::Result<bool> {
     let mut found = false;
-    rules(socket, |rule| {
+    for_each_rule(socket, |rule| {
         let expressions = rule.nested(NFTA_RULE_EXPRESSIONS);
         for (_, expression) in expressions.into_iter().flatten() {
             let expression = Attributes::new(expression);
@@ -459,15 +465,15 @@ pub fn queues(socket: &mut Socket) -> io::Result<bool> {
 }
 
 /// Whether a table with this name exists.
-pub fn is_there(socket: &mut Socket, table: &str) -> io::Result<bool> {
+pub fn has_table(socket: &mut Socket, table: &str) -> io::Result<bool> {
     let mut name = table.as_bytes().to_vec();
     name.push(0);
     let asked = ask(socket, libc::NFT_MSG_GETTABLE, 0, &[(NFTA_TABLE_NAME, &name)], |_| {});
-    Ok(found(asked)?.is_some())
+    Ok(or_absent(asked)?.is_some())
 }
 
 /// Names of all tables of `family` (`NFPROTO_*`).
-pub fn tables(socket: &mut Socket, family: i32) -> io::Result<Vec<String>> {
+pub fn table_names(socket: &mut Socket, family: i32) -> io::Result<Vec<String>> {
     let mut names = Vec::new();
     let start =
         MessageHead { family: family as u8, ..start(libc::NFT_MSG_GETTABLE, libc::NLM_F_DUMP, 0) };
@@ -484,7 +490,7 @@ pub fn tables(socket: &mut Socket, family: i32) -> io::Result<Vec<String>> {
 }
 
 /// Passes all objects of one kind in `table`, restricted to what `of` names, to `each`.
-pub fn dump_of(
+pub fn dump_objects(
     socket: &mut Socket,
     command: i32,
     table: &str,
@@ -508,7 +514,7 @@ pub fn dump_of(
 
 /// The elements of a set of our table: key and remaining timeout. Returns whether the set stayed unchanged meanwhile;
 /// otherwise some elements may be missing or repeated.
-pub fn dump(
+pub fn dump_set(
     socket: &mut Socket,
     set: &'static CStr,
     mut each: impl FnMut(&[u8], Option<Duration>),

@@ -23,12 +23,12 @@ use ftp_alg_core::packet::Offload;
 
 use super::{
     GatewayError,
-    broker::rights::{CAP_NET_ADMIN, has},
+    broker::rights::{CAP_NET_ADMIN, has_capability},
     netlink::{self, MessageHead, Messages, Socket, Writer},
 };
-use receive::{BATCH, PacketPosition, Receiver, SLOT, offset_in, parse};
+use receive::{BATCH_SIZE, PacketPosition, Receiver, SLOT_SIZE, offset_in, parse};
 pub(super) use statistics::{STATISTICS, reader_port, readers};
-use statistics::{owner, row};
+use statistics::{find_row, reader_name};
 use verdicts::PendingVerdicts;
 pub use verdicts::Verdicts;
 
@@ -62,7 +62,7 @@ pub struct QueuePacket<'a> {
 
 impl QueuePacket<'_> {
     /// The packet with other bytes.
-    pub fn of(self, payload: &[u8]) -> QueuePacket<'_> {
+    pub fn with_payload(self, payload: &[u8]) -> QueuePacket<'_> {
         QueuePacket { payload, ..self }
     }
 }
@@ -96,15 +96,15 @@ pub struct Queue {
     socket: Socket,
     number: u16,
     receiver: Receiver,
-    found: Vec<PacketPosition>,
+    packets: Vec<PacketPosition>,
     pending: PendingVerdicts,
-    is_joined: bool,
+    takes_super_packets: bool,
     counts: QueueCounts,
     /// The kernel's statistics, readable for root only. Otherwise gaps in the packet numbers show the packets that the
     /// receive buffer had no room for.
-    statistics: Option<File>,
+    statistics_file: Option<File>,
     /// Number of the last packet read; the kernel counts from 1.
-    last: u32,
+    last_id: u32,
 }
 
 impl Queue {
@@ -132,7 +132,7 @@ impl Queue {
             // No fail-open: a packet that passes a full queue unread breaks the stream of its connection, while TCP
             // retransmits a dropped one.
             if is_joined {
-                accepts_super_packets(message, true);
+                put_super_packet_flag(message, true);
             }
         })
         .map_err(|e| GatewayError::system(opening(), e))?;
@@ -143,7 +143,7 @@ impl Queue {
         socket
             .set_option(libc::SOL_NETLINK, libc::NETLINK_NO_ENOBUFS, 1)
             .map_err(|e| GatewayError::system(opening(), e))?;
-        start(&socket, number).map_err(|e| GatewayError::system(opening(), e))?;
+        start_delivery(&socket, number).map_err(|e| GatewayError::system(opening(), e))?;
         let statistics = File::open(STATISTICS);
         if let Err(error) = &statistics {
             tracing::info!(
@@ -153,13 +153,13 @@ impl Queue {
         Ok(Self {
             socket,
             number,
-            receiver: Receiver::new(SLOT),
-            found: Vec::with_capacity(BATCH),
+            receiver: Receiver::new(SLOT_SIZE),
+            packets: Vec::with_capacity(BATCH_SIZE),
             pending: PendingVerdicts::new(number),
-            is_joined,
+            takes_super_packets: is_joined,
             counts: QueueCounts::default(),
-            statistics: statistics.ok(),
-            last: 0,
+            statistics_file: statistics.ok(),
+            last_id: 0,
         })
     }
 
@@ -193,7 +193,7 @@ impl Queue {
     }
 
     fn read(&mut self, flags: libc::c_int) -> Result<usize, GatewayError> {
-        self.found.clear();
+        self.packets.clear();
         let datagrams = loop {
             match self.receiver.receive(self.socket.as_fd().as_raw_fd(), flags) {
                 Ok(datagrams) => break datagrams,
@@ -221,9 +221,9 @@ impl Queue {
                             self.pending.record_unreadable();
                             continue;
                         };
-                        if self.statistics.is_none() {
-                            self.counts.overruns += between(self.last, packet.id);
-                            self.last = packet.id;
+                        if self.statistics_file.is_none() {
+                            self.counts.overruns += count_between(self.last_id, packet.id);
+                            self.last_id = packet.id;
                         }
                         self.pending.record_read(packet.id);
                         if packet.is_cut && packet.offload.is_super_packet {
@@ -234,7 +234,7 @@ impl Queue {
                         } else if let Some(payload) = payload {
                             packet.start = start + offset_in(datagram, payload);
                             packet.length = payload.len();
-                            self.found.push(packet);
+                            self.packets.push(packet);
                         } else {
                             // No metadata to decide by; TCP retransmits it.
                             self.counts.dropped += 1;
@@ -245,43 +245,43 @@ impl Queue {
                     _ => {}
                 }
             }
-            if messages.malformed() {
+            if messages.is_malformed() {
                 self.counts.dropped += 1;
                 self.pending.record_unreadable();
             }
         }
-        if is_any_cut && self.is_joined {
-            self.part()?;
+        if is_any_cut && self.takes_super_packets {
+            self.disable_super_packets()?;
         }
         if self.counts.dropped != dropped_before {
             self.flush()?;
         }
-        Ok(self.found.len())
+        Ok(self.packets.len())
     }
 
     /// Undoes [`Queue::open_with_super_packets`] between packets.
-    fn part(&mut self) -> Result<(), GatewayError> {
-        self.is_joined = false;
+    fn disable_super_packets(&mut self) -> Result<(), GatewayError> {
+        self.takes_super_packets = false;
         let number = self.number;
         tracing::warn!(
             "queue {number}: a packet is longer than 64 KiB; from now on each segment comes alone"
         );
         let mut request = Vec::new();
         let start = configuration(number, 0, 0);
-        accepts_super_packets(&mut Writer::new(&mut request, start), false);
+        put_super_packet_flag(&mut Writer::new(&mut request, start), false);
         self.socket.send(&request).map_err(|e| GatewayError::system(format!("queue {number}"), e))
     }
 
     /// Packet `index` of the last batch.
     pub fn packet(&self, index: usize) -> Option<QueuePacket<'_>> {
-        self.found.get(index).and_then(|found| self.receiver.packet(found))
+        self.packets.get(index).and_then(|found| self.receiver.packet(found))
     }
 
     /// The packets of the last batch, and the verdicts on them.
     pub fn batch(&mut self) -> (impl Iterator<Item = QueuePacket<'_>> + Clone, Verdicts<'_>) {
         let receiver = &self.receiver;
         (
-            self.found.iter().filter_map(|found| receiver.packet(found)),
+            self.packets.iter().filter_map(|found| receiver.packet(found)),
             Verdicts { socket: &self.socket, pending: &mut self.pending },
         )
     }
@@ -304,10 +304,13 @@ impl Queue {
     /// Counters since the queue was opened.
     pub fn counts(&self) -> QueueCounts {
         let mut text = [0; 4096];
-        let read =
-            self.statistics.as_ref().and_then(|f| f.read_at(&mut text, 0).ok()).unwrap_or_default();
+        let read = self
+            .statistics_file
+            .as_ref()
+            .and_then(|f| f.read_at(&mut text, 0).ok())
+            .unwrap_or_default();
         let text = String::from_utf8_lossy(text.get(..read).unwrap_or_default());
-        let by_kernel = row(&text, self.number).map_or(0, |row| row.dropped);
+        let by_kernel = find_row(&text, self.number).map_or(0, |row| row.dropped);
         QueueCounts { overruns: self.counts.overruns + by_kernel, ..self.counts }
     }
 }
@@ -324,7 +327,7 @@ impl Waker {
     /// to read. This must never block, because the reader may wait for the caller.
     pub fn wake(&self) {
         let mut nothing = Vec::new();
-        netlink::put_nothing(&mut nothing);
+        netlink::put_noop(&mut nothing);
         let _ = self.socket.send_to(&nothing, self.port);
     }
 }
@@ -337,7 +340,7 @@ impl AsFd for Queue {
 }
 
 /// Sets whether the kernel passes super-packets.
-fn accepts_super_packets(message: &mut Writer<'_>, yes: bool) {
+fn put_super_packet_flag(message: &mut Writer<'_>, yes: bool) {
     let mask = libc::NFQA_CFG_F_GSO as u32;
     let flags = if yes { mask } else { 0 };
     message
@@ -358,7 +361,7 @@ fn configuration(number: u16, flags: u16, sequence: u32) -> MessageHead {
 
 /// Starts the delivery of packets, which the kernel drops until then. Does not wait for the answer: packets could be
 /// read before it, and every packet that is read must get a verdict.
-fn start(socket: &Socket, number: u16) -> io::Result<()> {
+fn start_delivery(socket: &Socket, number: u16) -> io::Result<()> {
     // struct nfqnl_msg_config_params: copy range (big-endian), mode.
     let mut parameters = [0; 5];
     if let Some((range, mode)) = parameters.split_first_chunk_mut() {
@@ -397,11 +400,13 @@ fn configure(
 fn refused(number: u16, error: io::Error) -> GatewayError {
     let taken = || match std::fs::read_to_string(STATISTICS) {
         Ok(table) => {
-            let owner = format!(" ({})", owner(row(&table, number)?.port));
+            let owner = format!(" ({})", reader_name(find_row(&table, number)?.port));
             Some(GatewayError::QueueTaken { number, owner })
         }
         // Only root may read it; with the capability, the refusal means that the queue has a reader.
-        Err(error) if error.kind() == io::ErrorKind::PermissionDenied && has(CAP_NET_ADMIN) => {
+        Err(error)
+            if error.kind() == io::ErrorKind::PermissionDenied && has_capability(CAP_NET_ADMIN) =>
+        {
             Some(GatewayError::QueueTaken { number, owner: String::new() })
         }
         Err(_) => None,
@@ -422,7 +427,7 @@ fn refused(number: u16, error: io::Error) -> GatewayError {
 }
 
 /// Number of packets between two consecutive ones.
-fn between(last: u32, id: u32) -> u64 {
+fn count_between(last: u32, id: u32) -> u64 {
     u64::from(id.wrapping_sub(last).wrapping_sub(1))
 }
 
@@ -432,7 +437,7 @@ mod tests {
 
     #[test]
     fn packets_that_are_missing_are_counted_by_their_numbers() {
-        assert_eq!([between(0, 1), between(1, 2), between(2, 5)], [0, 0, 2]);
-        assert_eq!(between(u32::MAX, 0), 0);
+        assert_eq!([count_between(0, 1), count_between(1, 2), count_between(2, 5)], [0, 0, 2]);
+        assert_eq!(count_between(u32::MAX, 0), 0);
     }
 }

@@ -10,10 +10,10 @@ use super::{
 };
 
 /// Maximum number of datagrams in one call.
-pub(super) const BATCH: usize = 64;
+pub(super) const BATCH_SIZE: usize = 64;
 /// The largest queued packet with its attributes. Slots start at different cache sets: with a power of two between
 /// them, sixty headers would evict each other.
-pub(super) const SLOT: usize = (1 << 16) + 1024 + 320;
+pub(super) const SLOT_SIZE: usize = (1 << 16) + 1024 + 320;
 
 /// Position of a packet in the receive buffer.
 #[derive(Clone, Copy, Debug)]
@@ -41,8 +41,8 @@ pub(super) struct Receiver {
 
 /// The arguments of recvmmsg(); their pointers are valid only during a call.
 struct ReceiveCall {
-    vectors: [libc::iovec; BATCH],
-    headers: [libc::mmsghdr; BATCH],
+    vectors: [libc::iovec; BATCH_SIZE],
+    headers: [libc::mmsghdr; BATCH_SIZE],
 }
 
 // SAFETY: only recvmmsg() dereferences its pointers, and all of them are set before each call.
@@ -58,10 +58,10 @@ impl Receiver {
     /// With `slot` bytes for each datagram.
     pub(super) fn new(slot: usize) -> Self {
         // Zeroed pages that are never touched take no memory.
-        let bytes = vec![0; BATCH * slot];
+        let bytes = vec![0; BATCH_SIZE * slot];
         // SAFETY: plain data for which zero is a valid value.
         let calls = Box::new(unsafe { std::mem::zeroed() });
-        Self { bytes, slot, lengths: Vec::with_capacity(BATCH), calls }
+        Self { bytes, slot, lengths: Vec::with_capacity(BATCH_SIZE), calls }
     }
 
     /// Receives datagrams, at most a batch.
@@ -82,7 +82,7 @@ impl Receiver {
             libc::recvmmsg(
                 fd,
                 headers.as_mut_ptr(),
-                BATCH as libc::c_uint,
+                BATCH_SIZE as libc::c_uint,
                 flags as _, // unsigned in musl
                 std::ptr::null_mut(),
             )

@@ -1,7 +1,7 @@
 //! Statistics of all queues in `/proc`: their readers, and dropped packets.
 
 /// Most programs use their process id as netlink port.
-pub(super) fn owner(port: u32) -> String {
+pub(super) fn reader_name(port: u32) -> String {
     std::fs::read_to_string(format!("/proc/{port}/comm")).map_or_else(
         |_| format!("netlink port {port}"),
         |name| format!("{}, pid {port}", name.trim_end()),
@@ -11,13 +11,15 @@ pub(super) fn owner(port: u32) -> String {
 /// The queues among these that have a reader, and the reader.
 pub(in super::super) fn readers(numbers: std::ops::RangeInclusive<u16>) -> Vec<(u16, String)> {
     let table = std::fs::read_to_string(STATISTICS).unwrap_or_default();
-    numbers.filter_map(|number| Some((number, owner(row(&table, number)?.port)))).collect()
+    numbers
+        .filter_map(|number| Some((number, reader_name(find_row(&table, number)?.port))))
+        .collect()
 }
 
 /// Netlink port of the queue's reader.
 pub(in super::super) fn reader_port(number: u16) -> Option<u32> {
     let table = std::fs::read_to_string(STATISTICS).ok()?;
-    row(&table, number).map(|row| row.port)
+    find_row(&table, number).map(|row| row.port)
 }
 
 /// In the thread's own network namespace, not in that of the process's first thread.
@@ -30,7 +32,7 @@ pub(super) struct QueueStatistics {
 
 /// Columns (seq_show in nfnetlink_queue.c): queue, port, waiting, copy mode, copy range, dropped,
 /// dropped at the socket, last id, 1.
-pub(super) fn row(table: &str, number: u16) -> Option<QueueStatistics> {
+pub(super) fn find_row(table: &str, number: u16) -> Option<QueueStatistics> {
     table.lines().find_map(|line| {
         let mut columns = line.split_ascii_whitespace();
         if columns.next()?.parse::<u16>().ok()? != number {
@@ -50,9 +52,9 @@ mod tests {
     #[test]
     fn the_row_of_a_queue_is_read() {
         let table = " 2100  27402     0 2 65531     3     4       58  1\n  210   1 0 2 0 0 0 0 1\n";
-        let row = row(table, 2100).unwrap();
+        let row = find_row(table, 2100).unwrap();
         assert_eq!((row.port, row.dropped), (27402, 7));
-        assert!(super::row(table, 2101).is_none());
-        assert!(super::row("2100 x", 2100).is_none());
+        assert!(super::find_row(table, 2101).is_none());
+        assert!(super::find_row("2100 x", 2100).is_none());
     }
 }

@@ -28,9 +28,9 @@ pub(super) struct PendingVerdicts {
     /// Packets that were read and not decided, in the order of their numbers.
     undecided: VecDeque<u32>,
     /// Whether `undecided` may be incomplete.
-    is_blind: bool,
+    may_lack_packets: bool,
     /// Number of the last packet read.
-    last: Option<u32>,
+    last_id: Option<u32>,
     /// Accepted packets with the same packet mark that are not in `out` yet.
     run: Vec<u32>,
     run_mark: Option<u32>,
@@ -43,8 +43,8 @@ impl PendingVerdicts {
         Self {
             number,
             undecided: VecDeque::new(),
-            is_blind: false,
-            last: None,
+            may_lack_packets: false,
+            last_id: None,
             run: Vec::new(),
             run_mark: None,
             out: Vec::with_capacity(4096),
@@ -54,14 +54,15 @@ impl PendingVerdicts {
     /// Records a packet that was read.
     pub(super) fn record_read(&mut self, id: u32) {
         // As nfq_id_after() compares: numbers wrap.
-        self.is_blind |= self.last.is_some_and(|last| id.wrapping_sub(last).cast_signed() <= 0);
-        self.last = Some(id);
+        self.may_lack_packets |=
+            self.last_id.is_some_and(|last| id.wrapping_sub(last).cast_signed() <= 0);
+        self.last_id = Some(id);
         self.undecided.push_back(id);
     }
 
     /// Records that a packet's number could not be read. It never gets a verdict.
     pub(super) fn record_unreadable(&mut self) {
-        self.is_blind = true;
+        self.may_lack_packets = true;
     }
 
     pub(super) fn decide(&mut self, id: u32, decision: QueueVerdict<'_>, mark: Option<u32>) {
@@ -96,7 +97,7 @@ impl PendingVerdicts {
     fn close_run(&mut self) {
         let mut run = std::mem::take(&mut self.run);
         match run.as_slice() {
-            [_, .., last] if !self.is_blind => {
+            [_, .., last] if !self.may_lack_packets => {
                 let mark = self.run_mark;
                 self.put(libc::NFQNL_MSG_VERDICT_BATCH, libc::NF_ACCEPT, *last, None, mark);
             }
@@ -152,11 +153,11 @@ pub struct Verdicts<'a> {
 impl Verdicts<'_> {
     /// As [`Queue::verdict`](super::Queue::verdict).
     pub fn verdict(&mut self, id: u32, decision: QueueVerdict<'_>) -> Result<(), GatewayError> {
-        self.verdict_with(id, decision, None)
+        self.verdict_with_mark(id, decision, None)
     }
 
     /// The same, and sets the packet mark to `mark` if given.
-    pub fn verdict_with(
+    pub fn verdict_with_mark(
         &mut self,
         id: u32,
         decision: QueueVerdict<'_>,
@@ -192,7 +193,7 @@ impl Verdicts<'_> {
         out.clear();
         out.shrink_to(FLUSH_AT);
         // The packets still wait in the kernel.
-        self.pending.is_blind |= sent.is_err();
+        self.pending.may_lack_packets |= sent.is_err();
         let number = self.pending.number;
         sent.map_err(|e| GatewayError::system(format!("verdicts of queue {number}"), e))
     }

@@ -26,7 +26,7 @@ use crate::gateway::{
 pub struct Commits {
     counts: Arc<CommitCounts>,
     /// The socket for all transactions, if it is to own our table.
-    writer: Option<Arc<Mutex<Socket>>>,
+    shared_socket: Option<Arc<Mutex<Socket>>>,
 }
 
 /// The counts wrap, as the generation does.
@@ -43,15 +43,15 @@ impl Commits {
     pub fn through_one_socket() -> Result<Self, GatewayError> {
         let failed = |error| GatewayError::system("netlink socket", error);
         let mut socket = Socket::open().map_err(failed)?;
-        compiled::prepare(&socket);
+        compiled::configure_socket(&socket);
         let has_owners = compiled::can_own(&mut socket).map_err(failed)?;
         let writer = has_owners.then(|| Arc::new(Mutex::new(socket)));
-        Ok(Self { writer, ..Self::default() })
+        Ok(Self { shared_socket: writer, ..Self::default() })
     }
 
     /// Whether there is a socket that can own our table.
     pub(super) fn can_own(&self) -> bool {
-        self.writer.is_some()
+        self.shared_socket.is_some()
     }
 
     /// Sends a batch that is not counted, with acknowledgement; through `socket` if there is no common one.
@@ -60,11 +60,11 @@ impl Commits {
         batch: &mut Batch,
         socket: &mut Socket,
     ) -> io::Result<BatchOutcome> {
-        self.with_writer(socket, |socket| batch.send(socket))
+        self.with_socket(socket, |socket| batch.send(socket))
     }
 
-    fn with_writer<T>(&self, other: &mut Socket, send: impl FnOnce(&mut Socket) -> T) -> T {
-        match &self.writer {
+    fn with_socket<T>(&self, other: &mut Socket, send: impl FnOnce(&mut Socket) -> T) -> T {
+        match &self.shared_socket {
             // A panic leaves no half-sent batch.
             Some(writer) => send(&mut writer.lock().unwrap_or_else(PoisonError::into_inner)),
             None => send(other),
@@ -80,8 +80,8 @@ impl Commits {
     ) -> io::Result<BatchOutcome> {
         self.counts.started.fetch_add(1, SeqCst);
         // If the outcome is unknown, the transaction never ends, and no difference is known any more.
-        let outcome = self.with_writer(socket, |socket| batch.send_unacknowledged(socket))?;
-        self.counts.changed.fetch_add(u32::from(outcome.changed()), SeqCst);
+        let outcome = self.with_socket(socket, |socket| batch.send_unacknowledged(socket))?;
+        self.counts.changed.fetch_add(u32::from(outcome.changed_something()), SeqCst);
         self.counts.ended.fetch_add(1, SeqCst);
         Ok(outcome)
     }

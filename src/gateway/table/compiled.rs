@@ -47,7 +47,7 @@ const RULE: &[u16] = &[2, 4, 7];
 /// The messages that create the table, in order.
 #[derive(Clone, Debug)]
 pub(super) struct CompiledTable {
-    parts: Vec<TableMessage>,
+    messages: Vec<TableMessage>,
 }
 
 /// One message, without the table's name.
@@ -66,14 +66,14 @@ pub(in crate::gateway) fn as_draft(text: &str) -> String {
 
 /// Whether the draft is loaded.
 pub(super) fn is_draft_there(socket: &mut Socket) -> io::Result<bool> {
-    nft::is_there(socket, DRAFT)
+    nft::has_table(socket, DRAFT)
 }
 
 /// Whether the helper in our table, if any, covers IPv4 and IPv6. nf_tables finds existing ones, and one of them may be
 /// missing (`nft_ct_helper_obj_init`).
 pub(super) fn has_complete_helper(socket: &mut Socket) -> io::Result<bool> {
     let mut is_whole = true;
-    nft::dump_of(socket, libc::NFT_MSG_GETOBJ, TABLE, None, |object| {
+    nft::dump_objects(socket, libc::NFT_MSG_GETOBJ, TABLE, None, |object| {
         let helper = object.nested(NFTA_OBJ_DATA);
         let families = helper.and_then(|helper| helper.first(NFTA_CT_HELPER_L3PROTO));
         is_whole &= families.is_none_or(|families| families == BOTH_FAMILIES);
@@ -92,12 +92,12 @@ pub(super) fn delete_table(batch: &mut Batch) {
 }
 
 fn delete(batch: &mut Batch, table: &str) {
-    batch.copied(libc::NFT_MSG_DELTABLE, 0, table, &[]);
+    batch.raw_message(libc::NFT_MSG_DELTABLE, 0, table, &[]);
 }
 
 /// Enlarges the socket's buffers for the transaction that creates our table, and for the kernel's answers if it refuses
 /// all of it. Only the first failure counts, so later ones may be lost. A limit that cannot be set stays.
-pub(super) fn prepare(socket: &Socket) {
+pub(super) fn configure_socket(socket: &Socket) {
     socket.set_buffer(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, BUFFER);
     socket.set_buffer(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, BUFFER);
     for option in [libc::NETLINK_CAP_ACK, libc::NETLINK_NO_ENOBUFS] {
@@ -110,21 +110,21 @@ pub(super) fn prepare(socket: &Socket) {
 pub(super) fn can_own(socket: &mut Socket) -> io::Result<bool> {
     let mut batch = Batch::new();
     let table = put_table(&mut batch, PROBE, true);
-    batch.copied(libc::NFT_MSG_DELTABLE, 0, ABSENT, &[]);
+    batch.raw_message(libc::NFT_MSG_DELTABLE, 0, ABSENT, &[]);
     Ok(batch.send(socket)?.error_of(table).is_none())
 }
 
 /// Adds the creation of our table, or the take-over of one whose owner has gone. Returns the message index: a kernel
 /// without table owners, or without tables that outlive them, refuses that message.
-pub(super) fn own_table(batch: &mut Batch, is_owned: bool) -> usize {
+pub(super) fn put_own_table(batch: &mut Batch, is_owned: bool) -> usize {
     put_table(batch, TABLE, is_owned)
 }
 
 fn put_table(batch: &mut Batch, name: &str, is_owned: bool) -> usize {
     let flags = if is_owned { nft::OWNED } else { 0 };
     let mut attribute = Vec::new();
-    put(&mut attribute, nft::NFTA_TABLE_FLAGS, &flags.to_be_bytes());
-    batch.copied(libc::NFT_MSG_NEWTABLE, libc::NLM_F_CREATE, name, &attribute)
+    put_attribute(&mut attribute, nft::NFTA_TABLE_FLAGS, &flags.to_be_bytes());
+    batch.raw_message(libc::NFT_MSG_NEWTABLE, libc::NLM_F_CREATE, name, &attribute)
 }
 
 impl CompiledTable {
@@ -138,53 +138,54 @@ impl CompiledTable {
             (libc::NFT_MSG_GETSET, libc::NFT_MSG_NEWSET, SET),
         ];
         for (get, command, kept) in kinds {
-            nft::dump_of(socket, get, DRAFT, None, |attributes| {
-                let mut kept = copy(attributes, kept);
+            nft::dump_objects(socket, get, DRAFT, None, |attributes| {
+                let mut kept = copy_attributes(attributes, kept);
                 if command == libc::NFT_MSG_NEWSET {
                     sets.extend(attributes.first(NFTA_SET_NAME).map(<[u8]>::to_vec));
                     // The attribute is only required; the rules name their sets.
-                    put(&mut kept, NFTA_SET_ID, &(sets.len() as u32).to_be_bytes());
+                    put_attribute(&mut kept, NFTA_SET_ID, &(sets.len() as u32).to_be_bytes());
                 }
                 parts.push(TableMessage { command, attributes: kept });
             })?;
         }
         for set in &sets {
             let of_set = Some((NFTA_SET_ELEM_LIST_SET, &set[..]));
-            nft::dump_of(socket, libc::NFT_MSG_GETSETELEM, DRAFT, of_set, |attributes| {
-                let (command, attributes) = (libc::NFT_MSG_NEWSETELEM, copy(attributes, ELEMENTS));
+            nft::dump_objects(socket, libc::NFT_MSG_GETSETELEM, DRAFT, of_set, |attributes| {
+                let (command, attributes) =
+                    (libc::NFT_MSG_NEWSETELEM, copy_attributes(attributes, ELEMENTS));
                 parts.push(TableMessage { command, attributes });
             })?;
         }
-        nft::dump_of(socket, libc::NFT_MSG_GETRULE, DRAFT, None, |attributes| {
+        nft::dump_objects(socket, libc::NFT_MSG_GETRULE, DRAFT, None, |attributes| {
             parts.push(TableMessage {
                 command: libc::NFT_MSG_NEWRULE,
-                attributes: copy(attributes, RULE),
+                attributes: copy_attributes(attributes, RULE),
             });
         })?;
-        Ok(Self { parts })
+        Ok(Self { messages: parts })
     }
 
     /// Number of rules.
-    pub(super) fn rules(&self) -> usize {
-        self.parts.iter().filter(|part| part.command == libc::NFT_MSG_NEWRULE).count()
+    pub(super) fn rule_count(&self) -> usize {
+        self.messages.iter().filter(|part| part.command == libc::NFT_MSG_NEWRULE).count()
     }
 
     /// Adds the creation of everything in the table, which must exist and be empty.
-    pub(super) fn put(&self, batch: &mut Batch) {
-        for TableMessage { command, attributes } in &self.parts {
+    pub(super) fn add_to_batch(&self, batch: &mut Batch) {
+        for TableMessage { command, attributes } in &self.messages {
             let order = if *command == libc::NFT_MSG_NEWRULE { libc::NLM_F_APPEND } else { 0 };
-            batch.copied(*command, libc::NLM_F_CREATE | order, TABLE, attributes);
+            batch.raw_message(*command, libc::NLM_F_CREATE | order, TABLE, attributes);
         }
     }
 }
 
 /// The attributes of these types, unchanged.
-fn copy(attributes: &Attributes<'_>, kept: &[u16]) -> Vec<u8> {
-    let whole = attributes.clone().whole();
+fn copy_attributes(attributes: &Attributes<'_>, kept: &[u16]) -> Vec<u8> {
+    let whole = attributes.clone().raw();
     whole.filter(|(kind, _)| kept.contains(kind)).flat_map(|(_, bytes)| bytes).copied().collect()
 }
 
-fn put(out: &mut Vec<u8>, kind: u16, content: &[u8; 4]) {
+fn put_attribute(out: &mut Vec<u8>, kind: u16, content: &[u8; 4]) {
     out.extend_from_slice(&8_u16.to_ne_bytes());
     out.extend_from_slice(&kind.to_ne_bytes());
     out.extend_from_slice(content);

@@ -30,18 +30,18 @@ pub(super) struct PinholeElements {
     target: KeyBytes,
     source_key: KeyBytes,
     source: KeyBytes,
-    changes_target: bool,
-    changes_source: bool,
+    has_other_target: bool,
+    has_other_source: bool,
 }
 
 /// A translating element, and whether it is needed.
 pub(super) struct TranslationElement<'a> {
     pub(super) element: Element<'a>,
-    pub(super) changes: bool,
+    pub(super) is_needed: bool,
 }
 
 impl PinholeElements {
-    pub(super) fn of(pinhole: &Pinhole) -> io::Result<Self> {
+    pub(super) fn for_pinhole(pinhole: &Pinhole) -> io::Result<Self> {
         let Pinhole { initiator, arrival, target, source } = *pinhole;
         let families = [initiator, arrival.ip(), target.ip(), source].map(|a| a.is_ipv4());
         let sets = match families {
@@ -58,8 +58,8 @@ impl PinholeElements {
             target: KeyBytes::default().endpoint(target),
             source_key: KeyBytes::default().address(initiator).endpoint(target),
             source: KeyBytes::default().address(source),
-            changes_target: target != arrival,
-            changes_source: source != initiator,
+            has_other_target: target != arrival,
+            has_other_source: source != initiator,
         })
     }
 
@@ -70,12 +70,12 @@ impl PinholeElements {
     pub(super) fn translations(&self, timeout: Option<Duration>) -> [TranslationElement<'_>; 2] {
         let of = |set, key, data, changes| {
             let element = Element { set, key, data: Some(data), timeout };
-            TranslationElement { element, changes }
+            TranslationElement { element, is_needed: changes }
         };
         let FamilySets { targets, sources, .. } = *self.sets;
         [
-            of(targets, self.key.as_ref(), self.target.as_ref(), self.changes_target),
-            of(sources, self.source_key.as_ref(), self.source.as_ref(), self.changes_source),
+            of(targets, self.key.as_ref(), self.target.as_ref(), self.has_other_target),
+            of(sources, self.source_key.as_ref(), self.source.as_ref(), self.has_other_source),
         ]
     }
 }
@@ -118,7 +118,7 @@ impl KeyBytes {
 
 /// Initiator and arrival of the pinhole with this permission key.
 pub(super) fn read_key(key: &[u8]) -> Option<(IpAddr, SocketAddr)> {
-    let (mut parts, v6) = KeyParts::of(key, 12, 36)?;
+    let (mut parts, v6) = KeyParts::parse(key, 12, 36)?;
     Some((parts.address(v6)?, parts.endpoint(v6)?))
 }
 
@@ -139,21 +139,21 @@ mod tests {
             [("10.0.0.1", "192.0.2.7:4000"), ("2001:db8::1", "[2001:db8::2]:65535")]
         {
             let pinhole = pinhole(initiator, arrival);
-            let elements = PinholeElements::of(&pinhole).unwrap();
+            let elements = PinholeElements::for_pinhole(&pinhole).unwrap();
             assert_eq!(read_key(elements.key.as_ref()), Some((pinhole.initiator, pinhole.arrival)));
         }
     }
 
     #[test]
     fn a_key_has_whole_words() {
-        let elements = PinholeElements::of(&pinhole("10.0.0.1", "192.0.2.7:258")).unwrap();
+        let elements = PinholeElements::for_pinhole(&pinhole("10.0.0.1", "192.0.2.7:258")).unwrap();
         assert_eq!(elements.key.as_ref(), [10, 0, 0, 1, 192, 0, 2, 7, 1, 2, 0, 0]);
         assert_eq!(elements.target.as_ref(), [192, 0, 2, 7, 1, 2, 0, 0]);
     }
 
     #[test]
     fn families_are_not_mixed() {
-        assert!(PinholeElements::of(&pinhole("10.0.0.1", "[2001:db8::2]:1")).is_err());
+        assert!(PinholeElements::for_pinhole(&pinhole("10.0.0.1", "[2001:db8::2]:1")).is_err());
     }
 
     proptest! {

@@ -18,7 +18,7 @@ use crate::gateway::{
     netlink::{
         Attributes, Writer, be32,
         ctnetlink::{IPCTNL_MSG_EXP_GET, Requests, Tuple, family_of},
-        found,
+        or_absent,
     },
 };
 
@@ -82,10 +82,10 @@ impl Expectations {
             |source| KernelError::System { what: format!("open pinhole {pinhole}"), source };
         let family = family_of(pinhole.arrival);
         let master = Tuple { source: control.client, destination: control.server_external };
-        let expected = ExpectedPacket::of(&pinhole).map_err(failed)?;
+        let expected = ExpectedPacket::for_pinhole(&pinhole).map_err(failed)?;
         // CTA_EXPECT_NAT_DIR: the master's direction that the data connection has.
         let direction = u32::from(!from_client);
-        let nat = Tuple { source: pinhole.target, destination: expected.none };
+        let nat = Tuple { source: pinhole.target, destination: expected.unspecified };
         let announcer = if from_client { control.server } else { control.client };
         let is_third = pinhole.target.ip() != announcer.ip();
         if is_third && pinhole.target != pinhole.arrival {
@@ -117,7 +117,7 @@ impl Expectations {
                 // Conntrack has forgotten the control connection.
                 Some(libc::ENOENT) => KernelError::Unknown,
                 Some(libc::EMFILE) => KernelError::Full { what: "nf_conntrack_expect_max" },
-                _ => failed(refusal(source)),
+                _ => failed(explain_error(source)),
             }
         })?;
         // nf_ct_expect_insert() sets the helper's timeout; ours applies only to an expectation that already exists.
@@ -132,11 +132,11 @@ impl Expectations {
     fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
         let failed =
             |source| KernelError::System { what: format!("close pinhole {pinhole}"), source };
-        let tuple = ExpectedPacket::of(pinhole).map_err(failed)?.tuple;
+        let tuple = ExpectedPacket::for_pinhole(pinhole).map_err(failed)?.tuple;
         let family = family_of(pinhole.arrival);
         let fill = |message: &mut Writer<'_>| tuple.put(message, CTA_EXPECT_TUPLE);
         let deleted = self.requests.change(IPCTNL_MSG_EXP_DELETE, 0, family, fill);
-        found(deleted).map(drop).map_err(failed)
+        or_absent(deleted).map(drop).map_err(failed)
     }
 
     /// The present TCP expectations, ours and those of others.
@@ -156,11 +156,11 @@ struct ExpectedPacket {
     /// and is not compared. The destination always is, whatever the mask says.
     mask: Tuple,
     /// Placeholder for fields that are read and not used.
-    none: SocketAddr,
+    unspecified: SocketAddr,
 }
 
 impl ExpectedPacket {
-    fn of(pinhole: &Pinhole) -> io::Result<Self> {
+    fn for_pinhole(pinhole: &Pinhole) -> io::Result<Self> {
         let Pinhole { initiator, arrival, target, .. } = *pinhole;
         let [none, all]: [IpAddr; 2] = match (initiator, arrival.ip(), target.ip()) {
             (IpAddr::V4(_), IpAddr::V4(_), IpAddr::V4(_)) => {
@@ -177,13 +177,13 @@ impl ExpectedPacket {
         Ok(Self {
             tuple: Tuple { source: (initiator, 0).into(), destination: arrival },
             mask: Tuple { source: (all, 0).into(), destination: (all, u16::MAX).into() },
-            none: (none, 0).into(),
+            unspecified: (none, 0).into(),
         })
     }
 }
 
 /// Explains the kernel's error numbers.
-fn refusal(error: io::Error) -> io::Error {
+fn explain_error(error: io::Error) -> io::Error {
     let text = match error.raw_os_error() {
         Some(libc::EOPNOTSUPP | libc::ESHUTDOWN) => {
             "the control connection carries no helper, since it began before ftp-alg did or conntrack \

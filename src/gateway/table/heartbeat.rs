@@ -56,7 +56,7 @@ impl Heartbeat {
     }
 
     /// Sets the deadline to `left` from now, whether the element exists or not. Without our table nothing happens.
-    pub fn begin(&mut self, left: Duration) -> Result<(), GatewayError> {
+    pub fn start(&mut self, left: Duration) -> Result<(), GatewayError> {
         self.batch.clear();
         self.batch.clear_element(&element(left));
         self.batch.add_element(&element(left));

@@ -11,7 +11,7 @@ use crate::gateway::netlink::{
         CTA_HELP, CTA_HELP_NAME, CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, IPCTNL_MSG_CT_GET,
         IPCTNL_MSG_CT_NEW, Requests, Tuple, family_of,
     },
-    found,
+    or_absent,
 };
 
 /// Name of the helper.
@@ -47,21 +47,21 @@ const SCANNER_HELPER: &[u8] = b"sane\0";
 const FAMILIES: [i32; 2] = [libc::AF_INET, libc::AF_INET6];
 
 /// The kernel frees the objects of a deleted table a little later: number and length of waits.
-const PATIENCE: (u32, Duration) = (20, Duration::from_millis(5));
+const REMOVAL_ATTEMPTS: (u32, Duration) = (20, Duration::from_millis(5));
 
 /// The registered helper; removed on drop, unless another daemon's rules refer to it.
 #[derive(Debug)]
 pub(super) struct OwnHelper {
     requests: Requests,
-    is_kept: bool,
+    is_left_registered: bool,
 }
 
 impl OwnHelper {
     /// Registers the helper; `None` if the kernel has no nfnetlink_cthelper.
     pub(super) fn register() -> io::Result<Option<Self>> {
         let requests = Requests::open(libc::NFNL_SUBSYS_CTHELPER)?;
-        let mut helper = Self { requests, is_kept: false };
-        match helper.restore_missing() {
+        let mut helper = Self { requests, is_left_registered: false };
+        match helper.register_missing() {
             Ok(_) => Ok(Some(helper)),
             // nfnetlink_rcv_msg() answers like this for an unknown subsystem; the subsystem itself does outside the
             // machine's own user namespace.
@@ -80,7 +80,7 @@ impl OwnHelper {
 
     /// Registers what another daemon removed after its rules no longer referred to it. Returns whether anything was
     /// missing.
-    pub(super) fn restore_missing(&mut self) -> io::Result<bool> {
+    pub(super) fn register_missing(&mut self) -> io::Result<bool> {
         let create = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
         let mut was_missing = false;
         for family in FAMILIES {
@@ -96,14 +96,14 @@ impl OwnHelper {
 
     /// Leaves the helper in the kernel.
     pub(super) fn leave_in_kernel(mut self) {
-        self.is_kept = true;
+        self.is_left_registered = true;
     }
 
     fn remove(&mut self, family: i32) -> io::Result<()> {
-        let (attempts, pause) = PATIENCE;
+        let (attempts, pause) = REMOVAL_ATTEMPTS;
         for _ in 0..attempts {
             let fill = |message: &mut Writer<'_>| identify(message, family);
-            match found(self.requests.change(NFNL_MSG_CTHELPER_DEL, 0, libc::AF_UNSPEC, fill)) {
+            match or_absent(self.requests.change(NFNL_MSG_CTHELPER_DEL, 0, libc::AF_UNSPEC, fill)) {
                 Err(error) if error.raw_os_error() == Some(libc::EBUSY) => thread::sleep(pause),
                 other => return other.map(drop),
             }
@@ -114,7 +114,7 @@ impl OwnHelper {
 
 impl Drop for OwnHelper {
     fn drop(&mut self) {
-        if self.is_kept {
+        if self.is_left_registered {
             return;
         }
         for family in FAMILIES {
@@ -127,10 +127,11 @@ impl Drop for OwnHelper {
 
 /// Removes the helper for scanners from connections to `ports`, and their expectations: without our rules nothing
 /// prevents it from acting on their content.
-pub(super) fn take_off_scanner_helper(ports: &[u16]) -> io::Result<()> {
+pub(super) fn remove_scanner_helper(ports: &[u16]) -> io::Result<()> {
     let mut requests = Requests::open(libc::NFNL_SUBSYS_CTNETLINK)?;
     let mut carriers = Vec::new();
-    let each = |connection: &Attributes<'_>| carriers.extend(carrier(connection, ports));
+    let each =
+        |connection: &Attributes<'_>| carriers.extend(scanner_helper_carrier(connection, ports));
     requests.dump(IPCTNL_MSG_CT_GET, |_| {}, each)?;
     for original in carriers {
         let fill = |message: &mut Writer<'_>| {
@@ -140,13 +141,13 @@ pub(super) fn take_off_scanner_helper(ports: &[u16]) -> io::Result<()> {
             });
         };
         // A connection that has ended meanwhile carries no helper any more.
-        found(requests.change(IPCTNL_MSG_CT_NEW, 0, family_of(original.source), fill))?;
+        or_absent(requests.change(IPCTNL_MSG_CT_NEW, 0, family_of(original.source), fill))?;
     }
     Ok(())
 }
 
 /// Original tuple of a connection to one of `ports` that carries the helper for scanners.
-fn carrier(attributes: &Attributes<'_>, ports: &[u16]) -> Option<Tuple> {
+fn scanner_helper_carrier(attributes: &Attributes<'_>, ports: &[u16]) -> Option<Tuple> {
     let name = attributes.nested(CTA_HELP)?.first(CTA_HELP_NAME)?;
     let original = Tuple::read(attributes, CTA_TUPLE_ORIG)?;
     let reply = Tuple::read(attributes, CTA_TUPLE_REPLY)?;

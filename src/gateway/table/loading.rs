@@ -24,9 +24,9 @@ use crate::gateway::{
 /// The chain that puts packets into the queue.
 const QUEUEING: &CStr = c"to_queue";
 /// Messages of nft if another program interferes.
-const BUSY: [&str; 2] = ["Resource busy", "Interrupted system call"];
+const BUSY_MESSAGES: [&str; 2] = ["Resource busy", "Interrupted system call"];
 /// Number of attempts to read a draft; another transaction may interrupt each.
-const READS: usize = 100;
+const MAX_READS: usize = 100;
 
 /// Loads a table through the caller's sockets.
 #[derive(Debug)]
@@ -42,7 +42,7 @@ pub(super) struct TableLoader<'a> {
 /// A table that was loaded.
 #[derive(Debug)]
 pub(super) struct LoadedTable {
-    pub(super) shape: TableFingerprint,
+    pub(super) fingerprint: TableFingerprint,
     pub(super) is_owned: bool,
 }
 
@@ -52,10 +52,10 @@ impl TableLoader<'_> {
         let before = nft::generation(self.socket).map_err(netlink_failed)?;
         nft(&["--file", "-"], &compiled::as_draft(text)).map_err(|error| match error {
             GatewayError::RulesRefused { message }
-                if BUSY.iter().any(|words| message.contains(words))
+                if BUSY_MESSAGES.iter().any(|words| message.contains(words))
                     || nft::generation(self.socket).is_ok_and(|now| now != before) =>
             {
-                GatewayError::Disturbed { message }
+                GatewayError::ConcurrentChange { message }
             }
             // Without `queue` statements the kernel must support everything in the rules.
             GatewayError::RulesRefused { message }
@@ -67,7 +67,7 @@ impl TableLoader<'_> {
             }
             other => other,
         })?;
-        for _ in 0..READS {
+        for _ in 0..MAX_READS {
             match CompiledTable::read(self.socket) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.raw_os_error() != Some(libc::ENOENT) => {
@@ -82,11 +82,11 @@ impl TableLoader<'_> {
                 _ => break,
             }
         }
-        Err(was_disturbed("the draft of it was removed or changed"))
+        Err(concurrent_change("the draft of it was removed or changed"))
     }
 
     /// Replaces the present table, if any, by `compiled`, and removes the draft if that `is_new`.
-    pub(super) fn put(
+    pub(super) fn replace_table(
         &mut self,
         compiled: &CompiledTable,
         is_new: bool,
@@ -101,8 +101,8 @@ impl TableLoader<'_> {
             if nft::fingerprint(self.socket).map_err(netlink_failed)?.is_some() {
                 compiled::delete_table(&mut batch);
             }
-            let table = compiled::own_table(&mut batch, is_owned);
-            compiled.put(&mut batch);
+            let table = compiled::put_own_table(&mut batch, is_owned);
+            compiled.add_to_batch(&mut batch);
             let queueing = self.put_queue_rule(&mut batch);
             let outcome = self.commits.send_acknowledged(&mut batch, self.socket);
             let outcome = outcome.map_err(netlink_failed)?;
@@ -117,30 +117,34 @@ impl TableLoader<'_> {
                     return Err(no_queue(errno));
                 }
                 libc::EPERM if failed < table => {
-                    return Err(was_disturbed(
+                    return Err(concurrent_change(
                         "one of that name has an owner, which has not ended yet",
                     ));
                 }
-                _ => return Err(was_disturbed(&io::Error::from_raw_os_error(errno).to_string())),
+                _ => {
+                    return Err(concurrent_change(
+                        &io::Error::from_raw_os_error(errno).to_string(),
+                    ));
+                }
             }
         }
-        let (wanted, mut rules) = (compiled.rules(), 0);
-        nft::rules(self.socket, |_| rules += 1).map_err(netlink_failed)?;
+        let (wanted, mut rules) = (compiled.rule_count(), 0);
+        nft::for_each_rule(self.socket, |_| rules += 1).map_err(netlink_failed)?;
         match compiled::has_complete_helper(self.socket) {
             Ok(true) => {}
             Ok(false) => {
-                return Err(was_disturbed(
+                return Err(concurrent_change(
                     "another ftp-alg removed the conntrack helper meanwhile",
                 ));
             }
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                return Err(was_disturbed("other programs change the rules"));
+                return Err(concurrent_change("other programs change the rules"));
             }
             Err(error) => return Err(netlink_failed(error)),
         }
         match nft::fingerprint(self.socket).map_err(netlink_failed)? {
-            Some(shape) if rules == wanted => Ok(LoadedTable { shape, is_owned }),
-            _ => Err(was_disturbed("it was removed or changed at once")),
+            Some(shape) if rules == wanted => Ok(LoadedTable { fingerprint: shape, is_owned }),
+            _ => Err(concurrent_change("it was removed or changed at once")),
         }
     }
 
@@ -166,8 +170,8 @@ pub(super) fn remove_draft(socket: &mut Socket) {
     }
 }
 
-fn was_disturbed(message: &str) -> GatewayError {
-    GatewayError::Disturbed { message: message.to_owned() }
+fn concurrent_change(message: &str) -> GatewayError {
+    GatewayError::ConcurrentChange { message: message.to_owned() }
 }
 
 fn no_helper() -> GatewayError {
@@ -223,7 +227,7 @@ pub(in crate::gateway) fn nft(arguments: &[&str], text: &str) -> Result<(), Gate
 fn queue_rule<'a>(chain: &'a Chain<'a>, parameters: &RuleParameters) -> Rule<'a> {
     let (first, last) = parameters.queues().into_inner();
     let mut rule = Rule::new(chain);
-    let by_processor = parameters.is_by_processor();
+    let by_processor = parameters.fans_out_by_cpu();
     rule.add_expr(&NfQueue { first, total: last - first + 1, by_processor });
     rule
 }
@@ -267,6 +271,6 @@ impl Expression for NfQueue {
         let [c, d] = self.total.to_ne_bytes();
         let [e, f] = (u16::from(self.by_processor) << 1).to_ne_bytes();
         let info = [a, b, c, d, e, f, 0, 0];
-        nft::target(c"NFQUEUE", 3, &info)
+        nft::xtables_target(c"NFQUEUE", 3, &info)
     }
 }

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Backend, GatewayError, QueueStatement, RuleParameters,
-    broker::programs::output_of,
+    broker::programs::run_for_output,
     ip_version::{IpVersion, uses_legacy},
     netlink::{
         Socket,
@@ -34,7 +34,7 @@ use super::{
     parameters::TABLE,
 };
 use compiled::CompiledTable;
-use helper::{OwnHelper, take_off_scanner_helper};
+use helper::{OwnHelper, remove_scanner_helper};
 use loading::{LoadedTable, TableLoader, netlink_failed, remove_draft};
 use rules::{render_nftables, with_own_helper};
 
@@ -46,13 +46,13 @@ pub struct Table {
     /// For the removal: opened in the table's namespace, with full capabilities.
     socket: Socket,
     /// Its fingerprint when it was loaded; `None` if there is nothing to remove.
-    shape: Option<TableFingerprint>,
+    fingerprint: Option<TableFingerprint>,
     /// The table's helper object, if it is ours.
     helper: Option<OwnHelper>,
     /// Our transactions that leave the fingerprint as it is.
     commits: Commits,
     /// Number of others' transactions when the table was last found intact.
-    others: Option<u32>,
+    transactions_by_others: Option<u32>,
     /// The compiled table, if this process has loaded it.
     compiled: Option<Arc<CompiledTable>>,
     /// Whether only we can change it.
@@ -60,7 +60,7 @@ pub struct Table {
 }
 
 /// Number and length of waits for other programs that change the rules while ours are loaded.
-const PATIENCE: (u32, Duration) = (200, Duration::from_millis(20));
+const LOAD_ATTEMPTS: (u32, Duration) = (200, Duration::from_millis(20));
 
 /// What has happened to the table since it was loaded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -102,7 +102,7 @@ impl Table {
             return Self::load(parameters, QueueStatement::Operator, commits, None);
         }
         let mut refused = None;
-        for statement in QueueStatement::QUEUE_REASONS {
+        for statement in QueueStatement::BY_PREFERENCE {
             match Self::load(parameters, statement, commits, None) {
                 Err(GatewayError::RulesRefused { message }) => refused = Some(message),
                 other => return other,
@@ -112,7 +112,7 @@ impl Table {
     }
 
     /// Whether a table with this name is loaded, by whomever.
-    pub fn is_there() -> Result<bool, GatewayError> {
+    pub fn is_loaded() -> Result<bool, GatewayError> {
         let mut socket = Socket::open().map_err(netlink_failed)?;
         Ok(nft::fingerprint(&mut socket).map_err(netlink_failed)?.is_some())
     }
@@ -138,14 +138,14 @@ impl Table {
     ) -> Result<Option<Self>, GatewayError> {
         let TableRecord { statement, shape, ref text } = *imprint;
         let mut socket = Socket::open().map_err(netlink_failed)?;
-        compiled::prepare(&socket);
+        compiled::configure_socket(&socket);
         if nft::fingerprint(&mut socket).map_err(netlink_failed)? != Some(shape)
             || operator_queues() != (statement == QueueStatement::Operator)
         {
             return Ok(None);
         }
         let helper = OwnHelper::register().map_err(helper_failed)?;
-        if rules(parameters, statement, helper.as_ref()) != *text {
+        if rules_text(parameters, statement, helper.as_ref()) != *text {
             // The rules that refer to it still exist.
             helper.into_iter().for_each(OwnHelper::leave_in_kernel);
             return Ok(None);
@@ -153,7 +153,7 @@ impl Table {
         // A table that had no owner cannot get one later.
         let is_owned = commits.can_own() && {
             let mut batch = Batch::new();
-            compiled::own_table(&mut batch, true);
+            compiled::put_own_table(&mut batch, true);
             let outcome = commits.send_acknowledged(&mut batch, &mut socket);
             outcome.map_err(netlink_failed)?.first_error().is_none()
         };
@@ -161,10 +161,10 @@ impl Table {
             parameters: parameters.clone(),
             statement,
             socket,
-            shape: Some(shape),
+            fingerprint: Some(shape),
             helper,
             commits: commits.clone(),
-            others: None,
+            transactions_by_others: None,
             compiled: None,
             is_owned,
         }))
@@ -177,9 +177,9 @@ impl Table {
 
     /// The record by which [`Table::adopt`] recognises it.
     pub fn record(&self) -> Option<TableRecord> {
-        let text = rules(&self.parameters, self.statement, self.helper.as_ref());
+        let text = rules_text(&self.parameters, self.statement, self.helper.as_ref());
         let statement = self.statement;
-        self.shape.map(|shape| TableRecord { text, statement, shape })
+        self.fingerprint.map(|shape| TableRecord { text, statement, shape })
     }
 
     /// As [`Table::install`], with a given way to queue.
@@ -197,10 +197,10 @@ impl Table {
         commits: &Commits,
         compiled: Option<&Arc<CompiledTable>>,
     ) -> Result<Self, GatewayError> {
-        let (attempts, pause) = PATIENCE;
+        let (attempts, pause) = LOAD_ATTEMPTS;
         for _ in 1..attempts {
             match Self::load_once(parameters, statement, commits, compiled) {
-                Err(GatewayError::Disturbed { .. }) => thread::sleep(pause),
+                Err(GatewayError::ConcurrentChange { .. }) => thread::sleep(pause),
                 other => return other,
             }
         }
@@ -214,37 +214,37 @@ impl Table {
         compiled: Option<&Arc<CompiledTable>>,
     ) -> Result<Self, GatewayError> {
         let mut socket = Socket::open().map_err(netlink_failed)?;
-        compiled::prepare(&socket);
+        compiled::configure_socket(&socket);
         let mut helper = OwnHelper::register().map_err(helper_failed)?;
         let mut loader = TableLoader { parameters, statement, socket: &mut socket, commits };
         let (compiled, is_new) = match compiled {
             Some(compiled) => (Arc::clone(compiled), false),
             None => {
-                let text = rules(parameters, statement, helper.as_ref());
+                let text = rules_text(parameters, statement, helper.as_ref());
                 let mut compiled = loader.compile(&text);
                 if let (Some(helper), Err(GatewayError::RulesRefused { .. })) =
                     (&mut helper, &compiled)
                 {
                     // Another daemon may have removed it, and registered it again since.
-                    helper.restore_missing().map_err(helper_failed)?;
+                    helper.register_missing().map_err(helper_failed)?;
                     compiled = loader.compile(&text);
                 }
                 (Arc::new(compiled.map_err(|error| explain(helper.as_mut(), error))?), true)
             }
         };
-        let loaded = loader.put(&compiled, is_new);
+        let loaded = loader.replace_table(&compiled, is_new);
         if loaded.is_err() && is_new {
             remove_draft(&mut socket);
         }
-        let LoadedTable { shape, is_owned } = loaded?;
+        let LoadedTable { fingerprint: shape, is_owned } = loaded?;
         Ok(Self {
             parameters: parameters.clone(),
             statement,
             socket,
-            shape: Some(shape),
+            fingerprint: Some(shape),
             helper,
             commits: commits.clone(),
-            others: None,
+            transactions_by_others: None,
             compiled: Some(compiled),
             is_owned,
         })
@@ -253,13 +253,13 @@ impl Table {
     /// Its condition. Checks it only if others have changed nf_tables since it was last found intact.
     pub fn condition(&mut self) -> Result<TableCondition, GatewayError> {
         let others = self.commits.count_by_others(&mut self.socket).map_err(netlink_failed)?;
-        if others.is_some() && others == self.others {
+        if others.is_some() && others == self.transactions_by_others {
             return Ok(TableCondition::Intact);
         }
-        self.others = None;
+        self.transactions_by_others = None;
         let condition = self.check_condition()?;
         // Counted before the check: a change in between shows in the next one.
-        self.others = others.filter(|_| condition == TableCondition::Intact);
+        self.transactions_by_others = others.filter(|_| condition == TableCondition::Intact);
         Ok(condition)
     }
 
@@ -268,8 +268,8 @@ impl Table {
         let now = nft::fingerprint(&mut self.socket).map_err(netlink_failed)?;
         Ok(match now {
             None => TableCondition::Gone,
-            Some(_) if now == self.shape => TableCondition::Intact,
-            Some(now) if self.shape.is_some_and(|then| then.handle == now.handle) => {
+            Some(_) if now == self.fingerprint => TableCondition::Intact,
+            Some(now) if self.fingerprint.is_some_and(|then| then.handle == now.handle) => {
                 TableCondition::Changed
             }
             Some(_) => TableCondition::Replaced,
@@ -302,7 +302,7 @@ impl Table {
 
     /// Leaves the table in the kernel, for a daemon that will be restarted.
     pub fn leave_in_kernel(mut self) {
-        self.shape = None;
+        self.fingerprint = None;
         if let Some(helper) = self.helper.take() {
             helper.leave_in_kernel();
         }
@@ -314,7 +314,7 @@ impl Table {
     }
 
     fn delete(&mut self) -> Result<(), GatewayError> {
-        let Some(loaded) = self.shape.take() else { return Ok(()) };
+        let Some(loaded) = self.fingerprint.take() else { return Ok(()) };
         let there = nft::fingerprint(&mut self.socket).map_err(netlink_failed)?;
         if there.is_none_or(|there| there.handle != loaded.handle) {
             return Ok(());
@@ -331,7 +331,7 @@ impl Table {
             }
         }
         if self.parameters.backend() == Backend::Conntrack && self.helper.is_none() {
-            take_off_scanner_helper(self.parameters.control_ports()).map_err(helper_failed)?;
+            remove_scanner_helper(self.parameters.control_ports()).map_err(helper_failed)?;
         }
         self.helper = None;
         Ok(())
@@ -347,7 +347,7 @@ impl Drop for Table {
 }
 
 /// The text to load.
-fn rules(
+fn rules_text(
     parameters: &RuleParameters,
     statement: QueueStatement,
     helper: Option<&OwnHelper>,
@@ -360,18 +360,19 @@ fn rules(
 fn operator_queues() -> bool {
     let (table, chain) = ("mangle", "FTP_ALG_CONTROL");
     // To run nft takes a tenth of the daemon's start.
-    let tables = Socket::open().and_then(|mut socket| nft::tables(&mut socket, libc::NFPROTO_IPV4));
+    let tables =
+        Socket::open().and_then(|mut socket| nft::table_names(&mut socket, libc::NFPROTO_IPV4));
     let may_have_chain = tables.map_or(true, |tables| tables.iter().any(|name| name == table));
-    may_have_chain && output_of("nft", &["list", "chain", "ip", table, chain]).is_ok()
+    may_have_chain && run_for_output("nft", &["list", "chain", "ip", table, chain]).is_ok()
         || uses_legacy(IpVersion::V4).unwrap_or(false)
-            && output_of("iptables-legacy-save", &[]).is_ok_and(|rules| rules.contains(chain))
+            && run_for_output("iptables-legacy-save", &[]).is_ok_and(|rules| rules.contains(chain))
 }
 
 /// Explains why rules do not compile: another daemon may have removed the helper before they referred to it. Then it is
 /// registered again.
 fn explain(helper: Option<&mut OwnHelper>, error: GatewayError) -> GatewayError {
-    match helper.map(OwnHelper::restore_missing).transpose() {
-        Ok(Some(true)) => GatewayError::Disturbed { message: error.to_string() },
+    match helper.map(OwnHelper::register_missing).transpose() {
+        Ok(Some(true)) => GatewayError::ConcurrentChange { message: error.to_string() },
         Ok(_) => error,
         Err(failed) => helper_failed(failed),
     }

@@ -25,7 +25,7 @@ pub(super) fn find(
     let others = numbers.into_iter().filter(|number| !parameters.queues().contains(number));
     Ok(others.into_iter().find_map(|number| match Queue::open(number) {
         Err(GatewayError::QueueTaken { number, owner }) => {
-            Some(GatewayError::Rival { number, owner })
+            Some(GatewayError::OtherDaemon { number, owner })
         }
         _ => None,
     }))
@@ -34,7 +34,7 @@ pub(super) fn find(
 /// First numbers of the queues that our table's rules use.
 pub(super) fn queues(socket: &mut Socket) -> io::Result<Vec<u16>> {
     let mut numbers = Vec::new();
-    nft::rules(socket, |rule| {
+    nft::for_each_rule(socket, |rule| {
         let expressions = rule.nested(NFTA_RULE_EXPRESSIONS).into_iter().flatten();
         numbers.extend(expressions.filter_map(|(_, expression)| queue(expression)));
     })?;

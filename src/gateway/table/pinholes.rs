@@ -32,14 +32,14 @@ use crate::gateway::{
 };
 
 /// Translations outlive the permission, so that a connection admitted at the last moment finds them.
-const TRANSLATIONS_LONGER: Duration = Duration::from_secs(5);
+const TRANSLATION_GRACE: Duration = Duration::from_secs(5);
 
 /// Number of attempts of a transaction. Each reports everything that is refused; elements may expire between two
 /// attempts.
 const ATTEMPTS: usize = 8;
 
 /// Maximum number of pinholes opened, and of pinholes closed, in one transaction: it fits the default send buffer.
-const AT_ONCE: usize = 128;
+const MAX_PER_TRANSACTION: usize = 128;
 
 /// Opens and closes pinholes. One for each thread.
 #[derive(Debug)]
@@ -48,7 +48,7 @@ pub struct Pinholes {
     batch: Batch,
     commits: Commits,
     /// Whether the kernel supports destroy messages (Linux 6.3); its first answer shows it.
-    destroys: bool,
+    has_destroy: bool,
 }
 
 /// A pinhole that is not yet used.
@@ -68,17 +68,17 @@ impl Pinholes {
     /// Opens a netlink socket; the table need not exist yet.
     pub fn new() -> Result<Self, GatewayError> {
         let socket = Socket::open().map_err(|e| GatewayError::system("netlink socket", e))?;
-        compiled::prepare(&socket);
-        Ok(Self { socket, batch: Batch::new(), commits: Commits::default(), destroys: true })
+        compiled::configure_socket(&socket);
+        Ok(Self { socket, batch: Batch::new(), commits: Commits::default(), has_destroy: true })
     }
 
     /// As [`Pinholes::new`], without requests that are newer than Linux 6.1.
     pub fn for_older_kernels() -> Result<Self, GatewayError> {
-        Ok(Self { destroys: false, ..Self::new()? })
+        Ok(Self { has_destroy: false, ..Self::new()? })
     }
 
     /// Counts each transaction in `commits`.
-    pub fn counted_in(self, commits: &Commits) -> Self {
+    pub fn with_commits(self, commits: &Commits) -> Self {
         Self { commits: commits.clone(), ..self }
     }
 
@@ -98,8 +98,8 @@ impl Pinholes {
         outcomes.clear();
         let (mut closed, mut openings) = (closed, openings);
         while !closed.is_empty() || !openings.is_empty() {
-            let (closed_now, closed_later) = closed.split_at(closed.len().min(AT_ONCE));
-            let room = if closed_later.is_empty() { AT_ONCE } else { 0 };
+            let (closed_now, closed_later) = closed.split_at(closed.len().min(MAX_PER_TRANSACTION));
+            let room = if closed_later.is_empty() { MAX_PER_TRANSACTION } else { 0 };
             let (openings_now, openings_later) = openings.split_at(openings.len().min(room));
             self.transact(closed_now, openings_now, outcomes)?;
             (closed, openings) = (closed_later, openings_later);
@@ -116,11 +116,11 @@ impl Pinholes {
     ) -> Result<(), KernelError> {
         let failed = |source| KernelError::System { what: "change pinholes".into(), source };
         // A pinhole that has no elements is not open.
-        let closed = closed.iter().filter_map(|pinhole| PinholeElements::of(pinhole).ok());
+        let closed = closed.iter().filter_map(|pinhole| PinholeElements::for_pinhole(pinhole).ok());
         let mut revoked: Vec<_> = closed.map(ClosingElements::new).collect();
         let mut opened = Vec::with_capacity(openings.len());
         for opening in openings {
-            match PinholeElements::of(&opening.pinhole) {
+            match PinholeElements::for_pinhole(&opening.pinhole) {
                 Ok(elements) => {
                     opened.push(OpeningElements::new(opening, elements, outcomes.len()));
                     outcomes.push(Ok(()));
@@ -134,28 +134,28 @@ impl Pinholes {
             }
             self.batch.clear();
             if opened.is_empty() {
-                self.batch.subscribe_to_changes();
+                self.batch.report_changes();
             }
-            revoked.iter_mut().for_each(|revoked| revoked.put(&mut self.batch, self.destroys));
-            opened.iter_mut().for_each(|opened| opened.put(&mut self.batch, self.destroys));
+            revoked.iter_mut().for_each(|revoked| revoked.put(&mut self.batch, self.has_destroy));
+            opened.iter_mut().for_each(|opened| opened.put(&mut self.batch, self.has_destroy));
             let outcome = self.commits.send(&mut self.batch, &mut self.socket).map_err(failed)?;
             let Some(error) = outcome.first_error() else { return Ok(()) };
             let removals = revoked.iter().map(|revoked| &revoked.removal);
             let mut removals = removals.chain(opened.iter().flat_map(|opened| &opened.removals));
-            if self.destroys
-                && removals.any(|removal| outcome.failed_with(removal.at, libc::EINVAL))
+            if self.has_destroy
+                && removals.any(|removal| outcome.failed_with(removal.message, libc::EINVAL))
             {
-                self.destroys = false;
+                self.has_destroy = false;
                 continue;
             }
             let mut learned = false;
             for revoked in &mut revoked {
-                learned |= revoked.removal.learn_element_data(&outcome, usize::MAX);
+                learned |= revoked.removal.learn_from(&outcome, usize::MAX);
             }
             // Without our table there are no pinholes.
-            revoked.retain(|revoked| revoked.removal.old != OldElement::Absent);
+            revoked.retain(|revoked| revoked.removal.existing != ExistingElement::Absent);
             let before = opened.len();
-            opened.retain_mut(|opened| match opened.learn(&outcome) {
+            opened.retain_mut(|opened| match opened.learn_from(&outcome) {
                 Ok(more) => {
                     learned |= more;
                     true
@@ -181,13 +181,14 @@ impl Pinholes {
             let before = open.len();
             for _ in 0..ATTEMPTS {
                 open.truncate(before);
-                let consistent = nft::dump(&mut self.socket, sets.pinholes, |key, remaining| {
-                    open.extend(read_key(key).map(|(initiator, arrival)| OpenPinhole {
-                        initiator,
-                        arrival,
-                        remaining: remaining.unwrap_or_default(),
-                    }));
-                });
+                let consistent =
+                    nft::dump_set(&mut self.socket, sets.pinholes, |key, remaining| {
+                        open.extend(read_key(key).map(|(initiator, arrival)| OpenPinhole {
+                            initiator,
+                            arrival,
+                            remaining: remaining.unwrap_or_default(),
+                        }));
+                    });
                 match consistent {
                     Ok(false) => {}
                     Ok(true) => break,
@@ -218,54 +219,54 @@ fn table_error(errno: i32) -> io::Error {
 
 /// State of an element to delete, for a kernel without destroy messages: its data is guessed, then learned from errors.
 #[derive(Clone, Copy, PartialEq, Eq)]
-enum OldElement {
+enum ExistingElement {
     /// Absent, or present with the guessed data.
-    Same,
+    AsGuessed,
     /// Present with other data, or in a full set.
-    Other,
+    Different,
     /// Absent.
     Absent,
 }
 
 /// The deletion of an element that may be absent.
 struct ElementRemoval {
-    old: OldElement,
+    existing: ExistingElement,
     /// Message index in the last transaction.
-    at: usize,
+    message: usize,
 }
 
 impl ElementRemoval {
     fn new() -> Self {
-        Self { old: OldElement::Same, at: usize::MAX }
+        Self { existing: ExistingElement::AsGuessed, message: usize::MAX }
     }
 
-    fn send_batch(&mut self, batch: &mut Batch, destroys: bool, element: &Element<'_>) {
-        self.at = match self.old {
-            OldElement::Absent => usize::MAX,
+    fn add_to_batch(&mut self, batch: &mut Batch, destroys: bool, element: &Element<'_>) {
+        self.message = match self.existing {
+            ExistingElement::Absent => usize::MAX,
             _ if destroys => batch.destroy_element(element.set, element.key),
-            OldElement::Same => batch.clear_element(element),
-            OldElement::Other => batch.delete_element(element.set, element.key),
+            ExistingElement::AsGuessed => batch.clear_element(element),
+            ExistingElement::Different => batch.delete_element(element.set, element.key),
         };
     }
 
     /// Whether the next transaction will differ; `added` is the message that adds an element with this key.
-    fn learn_element_data(&mut self, outcome: &BatchOutcome, added: usize) -> bool {
-        let now = if outcome.failed_with(self.at, libc::ENOENT) {
-            OldElement::Absent
-        } else if is_there(outcome, self.at)
-            || outcome.failed_with(self.at, libc::ENFILE)
-            || is_there(outcome, added)
+    fn learn_from(&mut self, outcome: &BatchOutcome, added: usize) -> bool {
+        let now = if outcome.failed_with(self.message, libc::ENOENT) {
+            ExistingElement::Absent
+        } else if exists_already(outcome, self.message)
+            || outcome.failed_with(self.message, libc::ENFILE)
+            || exists_already(outcome, added)
         {
-            OldElement::Other
+            ExistingElement::Different
         } else {
-            self.old
+            self.existing
         };
-        std::mem::replace(&mut self.old, now) != now
+        std::mem::replace(&mut self.existing, now) != now
     }
 }
 
 /// Whether a message failed because such an element exists.
-fn is_there(outcome: &BatchOutcome, at: usize) -> bool {
+fn exists_already(outcome: &BatchOutcome, at: usize) -> bool {
     outcome.failed_with(at, libc::EEXIST) || outcome.failed_with(at, libc::EBUSY)
 }
 
@@ -283,15 +284,17 @@ impl ClosingElements {
 
     fn put(&mut self, batch: &mut Batch, destroys: bool) {
         if destroys {
-            for TranslationElement { element, changes } in self.elements.translations(None) {
+            for TranslationElement { element, is_needed: changes } in
+                self.elements.translations(None)
+            {
                 if changes {
                     batch.destroy_element(element.set, element.key);
                 }
             }
         }
         // The timeout is that of an element that is never visible.
-        let permission = self.elements.permission(Some(TRANSLATIONS_LONGER));
-        self.removal.send_batch(batch, destroys, &permission);
+        let permission = self.elements.permission(Some(TRANSLATION_GRACE));
+        self.removal.add_to_batch(batch, destroys, &permission);
     }
 }
 
@@ -306,8 +309,8 @@ struct OpeningElements<'a> {
     removals: [ElementRemoval; 2],
     /// Its messages in the last transaction: all, the permission, the translations.
     messages: Range<usize>,
-    permitted: usize,
-    added: [usize; 2],
+    permission: usize,
+    translations: [usize; 2],
 }
 
 impl<'a> OpeningElements<'a> {
@@ -319,39 +322,39 @@ impl<'a> OpeningElements<'a> {
             index,
             removals: [ElementRemoval::new(), ElementRemoval::new()],
             messages: 0..0,
-            permitted: usize::MAX,
-            added: [usize::MAX; 2],
+            permission: usize::MAX,
+            translations: [usize::MAX; 2],
         }
     }
 
     fn put(&mut self, batch: &mut Batch, destroys: bool) {
-        self.permitted = batch.add_element(&self.elements.permission(Some(self.lifetime)));
-        let longer = self.lifetime.saturating_add(TRANSLATIONS_LONGER);
+        self.permission = batch.add_element(&self.elements.permission(Some(self.lifetime)));
+        let longer = self.lifetime.saturating_add(TRANSLATION_GRACE);
         let translations = self.elements.translations(Some(longer));
         for ((translation, removal), added) in
-            translations.iter().zip(&mut self.removals).zip(&mut self.added)
+            translations.iter().zip(&mut self.removals).zip(&mut self.translations)
         {
-            removal.send_batch(batch, destroys, &translation.element);
-            if translation.changes {
+            removal.add_to_batch(batch, destroys, &translation.element);
+            if translation.is_needed {
                 *added = batch.add_element(&translation.element);
             }
         }
-        self.messages = self.permitted..batch.len();
+        self.messages = self.permission..batch.len();
     }
 
     /// Whether the next transaction will differ, unless the pinhole is refused for good.
-    fn learn(&mut self, outcome: &BatchOutcome) -> Result<bool, KernelError> {
-        if is_there(outcome, self.permitted) {
+    fn learn_from(&mut self, outcome: &BatchOutcome) -> Result<bool, KernelError> {
+        if exists_already(outcome, self.permission) {
             return Err(KernelError::Taken);
         }
-        let [target, source] = self.added;
-        if [self.permitted, target, source].iter().any(|at| outcome.failed_with(*at, libc::ENFILE))
+        let [target, source] = self.translations;
+        if [self.permission, target, source].iter().any(|at| outcome.failed_with(*at, libc::ENFILE))
         {
             return Err(KernelError::Full { what: "a set of pinholes in table ftp_alg" });
         }
         let mut learned = false;
-        for (removal, added) in self.removals.iter_mut().zip(self.added) {
-            learned |= removal.learn_element_data(outcome, added);
+        for (removal, added) in self.removals.iter_mut().zip(self.translations) {
+            learned |= removal.learn_from(outcome, added);
         }
         match outcome.error_in(&self.messages) {
             Some(error) if !learned => Err(not_opened(self.pinhole, table_error(error))),

@@ -32,19 +32,19 @@ pub fn readers(parameters: &RuleParameters) -> Result<Vec<QueueReader>, GatewayE
     let sockets = fs::read_to_string(SOCKETS).map_err(failed)?;
     let mut readers: Vec<QueueReader> = Vec::new();
     for (queue, port) in ports {
-        let found = inode(&sockets, port).map_or(Ok(None), owner).map_err(failed)?;
+        let found = inode(&sockets, port).map_or(Ok(None), process_with_socket).map_err(failed)?;
         let process = found.ok_or_else(|| GatewayError::NotPermitted {
             what: format!("find the process that reads queue {queue}"),
         })?;
         if readers.iter().all(|reader| reader.process != process) {
-            readers.push(QueueReader { process, name: name(process), queue });
+            readers.push(QueueReader { process, name: process_name(process), queue });
         }
     }
     Ok(readers)
 }
 
 /// The command name of a process.
-pub fn name(process: Pid) -> String {
+pub fn process_name(process: Pid) -> String {
     let path = format!("/proc/{}/comm", process.as_raw_nonzero());
     fs::read_to_string(path).map_or_else(|_| String::new(), |name| name.trim_end().to_owned())
 }
@@ -62,7 +62,7 @@ fn inode(sockets: &str, port: u32) -> Option<u64> {
 }
 
 /// The process that has this socket open.
-fn owner(inode: u64) -> io::Result<Option<Pid>> {
+fn process_with_socket(inode: u64) -> io::Result<Option<Pid>> {
     let socket = format!("socket:[{inode}]");
     for entry in fs::read_dir("/proc")? {
         let path = entry?.path();
@@ -93,6 +93,6 @@ mod tests {
         assert_eq!((inode(sockets, 77), inode(sockets, 7)), (Some(5), None));
         let (ours, _other) = std::os::unix::net::UnixStream::pair().unwrap();
         let inode = rustix::fs::fstat(&ours).unwrap().st_ino;
-        assert_eq!(owner(inode).unwrap(), Some(rustix::process::getpid()));
+        assert_eq!(process_with_socket(inode).unwrap(), Some(rustix::process::getpid()));
     }
 }

@@ -30,17 +30,17 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
                 let ports = parameters.control_ports();
                 ports.iter().for_each(|port| value(" 21 ", &format!(" {port} ")));
             }
-            "define queues" => value("2100", &queues(parameters, '-')),
+            "define queues" => value("2100", &queue_range(parameters, '-')),
             "define data" => value("0x40000000", &mark(parameters.data_mark())),
             "define queue_all" => value("0x20000000", &mark(parameters.queue_all_mark())),
             "define queue_none" => value("0x10000000", &mark(parameters.queue_none_mark())),
-            "define target_slot" => value("0x8ffe0000", &mark(parameters.slots())),
+            "define target_slot" => value("0x8ffe0000", &mark(parameters.slot_mask())),
             "define injected" => value("0x70000000", &mark(parameters.mask())),
             _ if line.starts_with('#') => text.push_str(&replace_marks(line, parameters)),
             _ => match (line.trim(), statement) {
                 ("queue to $queues", QueueStatement::Operator) => {}
                 ("queue to $queues", QueueStatement::Xtables) => text.push_str("\t\tdrop\n"),
-                ("queue to $queues", _) if parameters.is_by_processor() => {
+                ("queue to $queues", _) if parameters.fans_out_by_cpu() => {
                     text.push_str(&line.replace("queue to", "queue flags fanout to"));
                 }
                 _ => text.push_str(line),
@@ -80,10 +80,10 @@ pub fn render_ip6tables(parameters: &RuleParameters) -> String {
 fn render_xtables(template: &str, parameters: &RuleParameters) -> String {
     let queue = match parameters.queues().count() {
         1 => format!("--queue-num {}", parameters.queues().start()),
-        _ if parameters.is_by_processor() => {
-            format!("--queue-balance {} --queue-cpu-fanout", queues(parameters, ':'))
+        _ if parameters.fans_out_by_cpu() => {
+            format!("--queue-balance {} --queue-cpu-fanout", queue_range(parameters, ':'))
         }
-        _ => format!("--queue-balance {}", queues(parameters, ':')),
+        _ => format!("--queue-balance {}", queue_range(parameters, ':')),
     };
     let mut text = String::with_capacity(template.len() + 64);
     for line in template.split_inclusive('\n') {
@@ -101,7 +101,7 @@ fn render_xtables(template: &str, parameters: &RuleParameters) -> String {
     text
 }
 
-fn queues(parameters: &RuleParameters, separator: char) -> String {
+fn queue_range(parameters: &RuleParameters, separator: char) -> String {
     let (first, last) = parameters.queues().into_inner();
     if first == last { first.to_string() } else { format!("{first}{separator}{last}") }
 }
@@ -198,12 +198,12 @@ mod tests {
 
     #[test]
     fn packets_are_spread_by_processor_over_several_queues_only() {
-        let spread = others().by_processor(true);
+        let spread = others().with_fanout_by_cpu(true);
         let text = render(&spread);
         assert!(text.contains("\tqueue flags fanout to $queues"), "{text}");
         let text = render_iptables(&spread);
         assert_eq!(text.matches("--queue-balance 7:10 --queue-cpu-fanout").count(), 3);
-        assert_eq!(RuleParameters::default().by_processor(true), RuleParameters::default());
+        assert_eq!(RuleParameters::default().with_fanout_by_cpu(true), RuleParameters::default());
     }
 
     #[test]

@@ -13,7 +13,7 @@ use std::{
 
 use ftp_alg_core::ftp::{Announcement, Kind, ReplyTracker, Text};
 
-use crate::config::plain;
+use crate::config::escape_control_characters;
 
 /// The time limit for opening a connection.
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
@@ -67,7 +67,9 @@ impl FtpReply {
 
     /// The last line, with control characters escaped.
     pub(super) fn text(&self) -> String {
-        let text = plain(String::from_utf8_lossy(Text::new(&self.line).bytes()).trim());
+        let text = escape_control_characters(
+            String::from_utf8_lossy(Text::new(&self.line).bytes()).trim(),
+        );
         match text.char_indices().nth(MAX_SHOWN) {
             Some((end, _)) => format!("{}...", &text[..end]),
             None => text,

@@ -15,7 +15,7 @@ use crate::gateway::{
 };
 
 /// Initiator and arrival of each admitted connection that conntrack still knows.
-pub fn used_pinholes(
+pub fn consumed_pinholes(
     parameters: &RuleParameters,
 ) -> Result<HashSet<(IpAddr, SocketAddr)>, GatewayError> {
     let failed = |error| GatewayError::system("list of data connections", error);

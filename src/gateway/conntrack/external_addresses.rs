@@ -31,30 +31,30 @@ pub(super) struct ExternalAddressLookup {
     socket: Socket,
     /// Servers and the addresses that clients use, most recently used first.
     known: Vec<(SocketAddr, SocketAddr)>,
-    read: Option<Instant>,
+    last_read: Option<Instant>,
 }
 
 impl ExternalAddressLookup {
     pub(super) fn new() -> io::Result<Self> {
-        Ok(Self { socket: Socket::open()?, known: Vec::new(), read: None })
+        Ok(Self { socket: Socket::open()?, known: Vec::new(), last_read: None })
     }
 
     /// The known addresses of `server`.
-    pub(super) fn of(&self, server: SocketAddr) -> Vec<SocketAddr> {
+    pub(super) fn addresses_of(&self, server: SocketAddr) -> Vec<SocketAddr> {
         let of_server = self.known.iter().filter(|(of, _)| *of == server);
         of_server.map(|(_, external)| *external).take(MAX_TRIED).collect()
     }
 
     /// Reads the sets, unless they were read just before. Returns whether they were read.
-    pub(super) fn read_again(&mut self) -> io::Result<bool> {
+    pub(super) fn refresh(&mut self) -> io::Result<bool> {
         let now = Instant::now();
-        if self.read.is_some_and(|then| now.saturating_duration_since(then) < READ_INTERVAL) {
+        if self.last_read.is_some_and(|then| now.saturating_duration_since(then) < READ_INTERVAL) {
             return Ok(false);
         }
-        self.read = Some(now);
+        self.last_read = Some(now);
         let mut known = Vec::new();
         for set in SETS {
-            let read = nft::dump(&mut self.socket, set, |key, remaining| {
+            let read = nft::dump_set(&mut self.socket, set, |key, remaining| {
                 known.extend(read_key(key).map(|pair| (Reverse(remaining), pair)));
             });
             match read {
@@ -73,7 +73,7 @@ impl ExternalAddressLookup {
 
 /// Server and external address.
 fn read_key(key: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
-    let (mut parts, v6) = KeyParts::of(key, 16, 40)?;
+    let (mut parts, v6) = KeyParts::parse(key, 16, 40)?;
     Some((parts.endpoint(v6)?, parts.endpoint(v6)?))
 }
 
