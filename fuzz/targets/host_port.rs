@@ -1,6 +1,6 @@
-//! Announcements: what is read, is read again after a rewrite, and names what was rewritten.
+//! Announcements: a rewritten announcement can be parsed, and has the new endpoint.
 //!
-//! The input is an endpoint of 19 bytes, the form, and the text.
+//! The input has one byte for the kind and the padding, 18 bytes for the new endpoint, and the text.
 
 #![no_main]
 
@@ -37,14 +37,17 @@ fn read(kind: Kind, text: &[u8]) -> Result<Announcement, Malformed> {
     }
 }
 
-/// Announces `new` in place of what `text` announces, as a rewrite of the session does, and as long if `zeros` make it so.
+/// Announces `new` in place of the endpoint of `text`, as a session does. `zeros` may preserve the length.
 fn round_trip(announcement: &Announcement, text: &[u8], new: SocketAddr, zeros: Zeros) {
     let Announcement { kind, address, port, ref endpoint, .. } = *announcement;
     assert!(port > 0);
     assert_eq!(address.is_none(), kind == Kind::Epsv);
     let Some(rewritten) = announcement.rewritten(new, zeros) else {
         let v6 = new.is_ipv6();
-        assert!(address.is_some_and(|address| address.is_ipv6() != v6), "{kind} cannot say {new}");
+        assert!(
+            address.is_some_and(|address| address.is_ipv6() != v6),
+            "{kind} cannot express {new}"
+        );
         return;
     };
     let room = announcement.room_for_port(new.ip(), zeros).filter(|_| zeros != Zeros::None);
@@ -58,15 +61,15 @@ fn round_trip(announcement: &Announcement, text: &[u8], new: SocketAddr, zeros: 
     let mut line = text[..place.start].to_vec();
     line.extend_from_slice(&rewritten);
     line.extend_from_slice(&text[place.end..]);
-    let again = read(kind, &line).expect("what was rewritten is read");
+    let again = read(kind, &line).expect("a rewritten announcement can be parsed");
     assert_eq!(again.kind, kind);
     assert_eq!(again.address, address.map(|_| new.ip()));
     assert_eq!(again.port, new.port());
-    // Nothing else counts as the endpoint now.
+    // No other part of the line is parsed as the endpoint.
     assert_eq!(again.endpoint, endpoint.start..endpoint.start + rewritten.len());
 }
 
-/// Numbers are written into each form: what is no octet or no port is refused, all else is read.
+/// Writes numbers into each kind of announcement. Numbers that are no octet or no port must be rejected, all others parsed.
 fn numbers(kind: Kind, bytes: &[u8; 16]) {
     let wide = |at: usize| u32::from(u16::from_be_bytes([bytes[at], bytes[at + 1]])) % 512;
     let numbers = [0, 2, 4, 6, 8, 10].map(wide);

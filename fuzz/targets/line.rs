@@ -1,4 +1,4 @@
-//! A client's stream says the same however it is cut into segments.
+//! A client's stream has the same meaning with any boundaries of segments.
 //!
 //! The input is one byte of circumstances, four lengths of segments, and the stream.
 
@@ -12,18 +12,18 @@ use std::net::SocketAddr;
 
 use ftp_alg_core::{
     ftp::{Command, Text},
-    session::{Refused, Side},
+    session::{RefusedLine, Side},
 };
 use libfuzzer_sys::fuzz_target;
 use readings::command;
 use talk::{Reading, Said, Talk, is_short, segments};
 
-/// The bits of circumstances, besides those of the endpoint and the first number.
+/// The bits of circumstances, apart from those of the endpoint and the first sequence number.
 const REFUSES_AUTH: u8 = 8;
 const NO_GREETING: u8 = 16;
 /// The start of the connection was not seen.
 const PICKED_UP: u8 = 32;
-/// The greeting comes behind the first segment.
+/// The greeting arrives after the first segment.
 const LATE_GREETING: u8 = 64 | NO_GREETING;
 
 fuzz_target!(|data: &[u8]| {
@@ -36,41 +36,48 @@ fuzz_target!(|data: &[u8]| {
     if how & PICKED_UP == 0 || how & NO_GREETING == 0 {
         let refused = read(how, false, &mut segments(stream, cuts));
         let obeyed = command(&refused.received, &[b"PORT", b"EPRT"], is_endpoint);
-        assert_eq!(obeyed, None, "some server obeys what is refused: {refused:?}");
+        assert_eq!(obeyed, None, "some server obeys a refused command: {refused:?}");
         if how & REFUSES_AUTH != 0 {
             let obeyed = command(&refused.received, &[b"AUTH"], is_mechanism);
-            assert_eq!(obeyed, None, "some server obeys what is refused: {refused:?}");
+            assert_eq!(obeyed, None, "some server obeys a refused command: {refused:?}");
         }
     }
     if is_short(stream) && how & LATE_GREETING != LATE_GREETING {
         let whole = opens(&mut std::iter::once(stream));
-        // How much of a line in which something may hide is crossed out depends on what had been forwarded of it.
-        let may_hide = |pair: &[u8]| {
+        // How much of an ambiguous line is blanked depends on how much of it has been forwarded.
+        let is_ambiguous = |pair: &[u8]| {
             matches!(pair, [0 | 0xf0.., _] | [_, 0 | 0xf0..])
                 || pair[0] == b'\r' && pair[1] != b'\n'
         };
-        let hides = |reading: &Reading| reading.said.contains(&Said::Refused(Refused::Hidden));
-        if !stream.windows(2).any(may_hide) && !hides(&cut) && !hides(&whole) {
+        let refuses_ambiguous =
+            |reading: &Reading| reading.said.contains(&Said::Refused(RefusedLine::Ambiguous));
+        if !stream.windows(2).any(is_ambiguous)
+            && !refuses_ambiguous(&cut)
+            && !refuses_ambiguous(&whole)
+        {
             assert_eq!(cut, whole);
         }
         let mut others = whole.opened.iter();
         for opened in &cut.opened {
-            assert!(others.any(|other| other == opened), "opened by cuts: {cut:?}, not {whole:?}");
+            assert!(
+                others.any(|other| other == opened),
+                "opened only in segments: {cut:?}, not {whole:?}"
+            );
         }
     }
 });
 
-/// Whether what follows `PORT` or `EPRT` may be an endpoint.
+/// Whether the argument of `PORT` or `EPRT` may be an endpoint.
 fn is_endpoint(argument: &[u8]) -> bool {
     argument.first().is_some_and(|byte| byte.is_ascii_digit() || *byte == b'|')
 }
 
-/// Whether what follows `AUTH` may be a mechanism, and is not crossed out.
+/// Whether the argument of `AUTH` may be a mechanism, and is not blanked.
 fn is_mechanism(argument: &[u8]) -> bool {
     argument.first().is_some_and(|byte| byte.is_ascii_alphabetic() && *byte != b'X')
 }
 
-/// Every part of what is read can be traced to its place in the line.
+/// Checks that every part of the text maps to its position in the line.
 fn positions(line: &[u8]) {
     let text = Text::new(line);
     let Some(command) = Command::parse(&text) else { return };
@@ -83,9 +90,9 @@ fn positions(line: &[u8]) {
     }
 }
 
-/// What the session makes of the stream, and what of it the server receives, where all `opens` or is refused.
+/// Reads the stream with a session that opens a pinhole for every announcement if `opens`, or refuses all.
 fn read<'a>(how: u8, opens: bool, segments: &mut dyn Iterator<Item = &'a [u8]>) -> Reading {
-    // Longer than most that is announced, shorter, or unchanged; the stream may wrap.
+    // Longer or shorter than most announced endpoints, or unchanged. The sequence numbers may wrap.
     let endpoint: SocketAddr = match how & 3 {
         0 => ([198, 51, 100, 101], 54321).into(),
         1 => ([1, 1, 1, 1], 257).into(),

@@ -1,6 +1,6 @@
-//! Packets: any bytes are parsed or refused, and what is built of them is valid to etherparse.
+//! Packets: arbitrary bytes are parsed or rejected, and packets built from them are valid for etherparse.
 //!
-//! The input is 16 bytes of what to change, the new payload after its length, and the packet.
+//! The input has 16 bytes of changes (the last one is the length of the new payload), the new payload and the packet.
 
 #![no_main]
 
@@ -29,7 +29,7 @@ fuzz_target!(|data: &[u8]| {
         let drops = how & 2 != 0 && edges[0].0 & 1 != 0;
         (!drops).then(|| edges.map(|edge| edge + u32::from(shift)))
     };
-    let mut out = vec![0xa5; 3]; // junk that must go
+    let mut out = vec![0xa5; 3]; // junk that must be overwritten
     packet.rebuild(&edit, shifted, &mut out);
     rebuilt(&packet, &edit, &out);
 
@@ -58,7 +58,7 @@ fuzz_target!(|data: &[u8]| {
     assert_eq!((made.timestamps(), made.payload()), (timestamps, &b""[..]));
 });
 
-/// What is read is what etherparse reads.
+/// Checks that etherparse reads the same fields.
 fn agrees(packet: &Packet<'_>, bytes: &[u8]) {
     let sliced = SlicedPacket::from_ip(bytes).expect("etherparse reads it as well");
     let Some(TransportSlice::Tcp(tcp)) = &sliced.transport else { panic!("no TCP") };
@@ -83,7 +83,7 @@ fn agrees(packet: &Packet<'_>, bytes: &[u8]) {
     assert_eq!(packet.checksum_is_valid(), tcp_sum(packet.bytes()) == 0xffff);
 }
 
-/// `out` is `packet` changed by `edit`, and as valid as it was.
+/// Checks that `out` is `packet` with the changes of `edit`, and its checksum as valid as before.
 fn rebuilt(packet: &Packet<'_>, edit: &Edit<'_>, out: &[u8]) {
     let made = match edit.payload {
         Some(payload) => {
@@ -92,7 +92,7 @@ fn rebuilt(packet: &Packet<'_>, edit: &Edit<'_>, out: &[u8]) {
             made
         }
         None => {
-            let made = Packet::parse(out).expect("a changed packet is a packet");
+            let made = Packet::parse(out).expect("a changed packet can be parsed");
             assert_eq!(made.checksum_is_valid(), packet.checksum_is_valid());
             assert_eq!(made.payload(), packet.payload());
             made
@@ -103,14 +103,14 @@ fn rebuilt(packet: &Packet<'_>, edit: &Edit<'_>, out: &[u8]) {
     assert_eq!((made.window(), made.timestamps()), (packet.window(), packet.timestamps()));
 }
 
-/// Both checksums and all lengths are right.
+/// Checks both checksums and all lengths.
 fn valid(bytes: &[u8]) -> Packet<'_> {
     if bytes[0] >> 4 == 4 {
         let header = &bytes[..usize::from(bytes[0] & 0xf) * 4];
         assert_eq!(sum(0, header), 0xffff, "IPv4 header checksum");
     }
     assert_eq!(tcp_sum(bytes), 0xffff, "TCP checksum");
-    let packet = Packet::parse(bytes).expect("what is made is a packet");
+    let packet = Packet::parse(bytes).expect("a built packet can be parsed");
     assert_eq!(packet.bytes().len(), bytes.len(), "the IP header's length");
     packet
 }

@@ -1,4 +1,4 @@
-//! A server's stream says the same however it is cut into segments, whatever commands are pending.
+//! A server's stream has the same meaning with any boundaries of segments, whatever commands are pending.
 //!
 //! The input is two bytes of circumstances, four lengths of segments, and the stream.
 
@@ -15,7 +15,7 @@ use ftp_alg_core::{
 use libfuzzer_sys::fuzz_target;
 use talk::{Reading, Talk, is_short, segments};
 
-/// What the client may have said before.
+/// Commands that the client may have sent before.
 const COMMANDS: [&[u8]; 8] = [
     b"USER joe\r\n",
     b"PASV\r\n",
@@ -42,7 +42,7 @@ fuzz_target!(|data: &[u8]| {
     }
 });
 
-/// A reply is read only from a line that starts with its code, and an announcement from within it.
+/// Checks that a reply comes only from a line that starts with its code, and an announcement from within that line.
 fn reply(tracker: &mut ReplyTracker, line: &[u8]) {
     let text = Text::new(line);
     let is_open = *tracker != ReplyTracker::default();
@@ -63,7 +63,7 @@ fn reply(tracker: &mut ReplyTracker, line: &[u8]) {
     }
 }
 
-/// What the session makes of the stream, and what of it the client receives.
+/// Reads the stream with a session.
 fn read<'a>(how: u8, commands: u8, segments: impl Iterator<Item = &'a [u8]>) -> Reading {
     let endpoint: SocketAddr = match how & 3 {
         0 => ([198, 51, 100, 101], 54321).into(),
@@ -71,7 +71,7 @@ fn read<'a>(how: u8, commands: u8, segments: impl Iterator<Item = &'a [u8]>) -> 
         2 => ([10, 0, 0, 2], 1025).into(),
         _ => ([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], 5282).into(),
     };
-    let endpoint = (how & 16 == 0).then_some(endpoint); // or all is refused
+    let endpoint = (how & 16 == 0).then_some(endpoint); // otherwise all announcements are refused
     let mut talk = Talk::new(7, endpoint, how & 8 != 0, how & 32 != 0);
     if how & 4 == 0 {
         talk.say(Side::Server, b"220 ready\r\n");

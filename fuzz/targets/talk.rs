@@ -1,5 +1,5 @@
-//! Two TCP ends that lose nothing, and a session between them: what a stream says, however it is
-//! cut into segments.
+//! Two TCP ends without packet loss and a session between them: what the session reads must not depend on the boundaries
+//! of segments.
 
 use std::{fmt, net::SocketAddr};
 
@@ -7,31 +7,31 @@ use ftp_alg_core::{
     ftp::{Announcement, Kind, Malformed, Zeros},
     packet::{Packet, Seq, flags},
     session::{
-        Announced, Forward, Inspection, Known, Note, Outcome, Phase, Question, Reason, Refused,
-        Ruling, Session, Side,
+        AnnouncedLine, AnnouncementVerdict, DecisionAnswer, DecisionRequest, DialogueEvent,
+        ForwardAction, ForwardPlan, Inspection, Phase, Reason, RefusedLine, Session, Side,
     },
 };
 
-/// Lines may be read otherwise when they are cut, once they are longer than is held back.
+/// The limit of held lines. The boundaries of segments may matter for longer ones.
 pub const LONGEST: usize = 512;
 
-/// Something that a session said to its judge.
+/// A request or an event of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Said {
     Announcement(Kind, Result<Announcement, Malformed>),
-    Refused(Refused),
-    Note(Note),
+    Refused(RefusedLine),
+    Event(DialogueEvent),
 }
 
-/// What a session made of a stream.
+/// The result of one stream.
 #[derive(PartialEq, Eq)]
 pub struct Reading {
     pub said: Vec<Said>,
-    /// What the stream's receiver was given.
+    /// The bytes that the stream's receiver got.
     pub received: Vec<u8>,
-    /// Whether a 227 or 229 would be an answer, and whether a login was accepted.
+    /// Whether a `PASV` or `EPSV` is pending, and whether a login was accepted.
     pub dialogue: (bool, bool),
-    /// What nothing bars from being opened.
+    /// The announcements for which the dialogue allows a pinhole.
     pub opened: Vec<Announcement>,
 }
 
@@ -42,23 +42,23 @@ impl fmt::Debug for Reading {
     }
 }
 
-/// Writes down what it is asked, and opens everything that can be read, or refuses all.
+/// Records requests and events. Accepts every announcement that can be parsed, or refuses all.
 pub struct Recorder {
     pub said: Vec<Said>,
     pub opened: Vec<Announcement>,
-    /// What is announced instead; where there is none all is refused.
+    /// The endpoint to announce instead; `None` refuses all announcements.
     pub endpoint: Option<SocketAddr>,
     pub refuses_auth: bool,
 }
 
 impl Recorder {
-    fn rule(&mut self, announced: &Announced) -> Ruling {
-        // Nothing comes of it, and of a line that was cut it is not said. The engine lets pass what comes after a pickup.
-        if !announced.asked || announced.phase == Phase::Joined {
-            return Ruling::Pass;
+    fn decide(&mut self, announced: &AnnouncedLine) -> AnnouncementVerdict {
+        // It has no effect, and a line that was cut does not ask. After a pickup the engine forwards announcements unchanged.
+        if !announced.was_requested || announced.phase == Phase::PickedUp {
+            return AnnouncementVerdict::Pass;
         }
-        // Blanks before a verb that have passed are not always kept, so the place in what is kept depends on the cuts.
-        // What the receiver gets shows whether the endpoint was found.
+        // Blanks before a verb that were forwarded are not always stored, so the position in the line depends on the
+        // boundaries of segments. The received bytes show whether the endpoint was found.
         let mut parsed = announced.parsed.clone();
         if let Ok(announcement) = &mut parsed {
             announcement.endpoint = 0..0;
@@ -66,22 +66,22 @@ impl Recorder {
         self.said.push(Said::Announcement(announced.kind, parsed.clone()));
         match (parsed, self.endpoint) {
             (Ok(announcement), Some(endpoint)) => {
-                if announced.bar.is_none() {
+                if announced.blocked_because.is_none() {
                     self.opened.push(announcement);
                 }
-                Ruling::Open { endpoint, zeros: Zeros::Three }
+                AnnouncementVerdict::Open { endpoint, zeros: Zeros::Three }
             }
-            _ if announced.kind.is_active() => Ruling::Refuse(Reason::Malformed),
-            (Ok(_), None) => Ruling::Refuse(Reason::Address),
-            _ => Ruling::Pass,
+            _ if announced.kind.is_active() => AnnouncementVerdict::Refuse(Reason::Malformed),
+            (Ok(_), None) => AnnouncementVerdict::Refuse(Reason::ForeignAddress),
+            _ => AnnouncementVerdict::Pass,
         }
     }
 
-    fn note(&mut self, note: Note) {
-        match note {
-            Note::Refused(what) => self.said.push(Said::Refused(what)),
-            Note::Limit(_) => {}
-            note => self.said.push(Said::Note(note)),
+    fn record_event(&mut self, event: DialogueEvent) {
+        match event {
+            DialogueEvent::Refused(line) => self.said.push(Said::Refused(line)),
+            DialogueEvent::Limit(_) => {}
+            event => self.said.push(Said::Event(event)),
         }
     }
 }
@@ -98,7 +98,7 @@ struct Stream {
 
 /// A control connection.
 pub struct Talk {
-    judge: Recorder,
+    recorder: Recorder,
     session: Session,
     client: Stream,
     server: Stream,
@@ -109,7 +109,7 @@ pub struct Talk {
 const HEADERS: usize = 40;
 
 impl Talk {
-    /// A connection whose handshake is over, and was seen unless `picked_up`; `first` is the client's first number.
+    /// A connection after its handshake, which was seen unless `picked_up`; `first` is the client's first sequence number.
     pub fn new(
         first: u32,
         endpoint: Option<SocketAddr>,
@@ -124,16 +124,16 @@ impl Talk {
         let (client, server) = (stream(first), stream(u32::MAX - 100));
         let session = if picked_up {
             fill(&mut packet, first, server.first, flags::ACK, b"");
-            Session::joined(Side::Client, &Packet::parse(&packet).expect("a packet"))
+            Session::picked_up(Side::Client, &Packet::parse(&packet).expect("a packet"))
         } else {
             fill(&mut packet, server.first.wrapping_sub(1), first, flags::SYN | flags::ACK, b"");
-            Session::opened(&Packet::parse(&packet).expect("a packet"))
+            Session::from_syn_ack(&Packet::parse(&packet).expect("a packet"))
         };
-        let judge = Recorder { said: Vec::new(), opened: Vec::new(), endpoint, refuses_auth };
-        Self { judge, session, client, server, packet, out: Vec::new() }
+        let recorder = Recorder { said: Vec::new(), opened: Vec::new(), endpoint, refuses_auth };
+        Self { recorder, session, client, server, packet, out: Vec::new() }
     }
 
-    /// `side` says `bytes` in one segment, and again what of it is not acknowledged.
+    /// `side` sends `bytes` in one segment, and retransmits what is not acknowledged.
     pub fn say(&mut self, side: Side, bytes: &[u8]) {
         let stream = self.stream(side);
         let mut from = stream.sent.len();
@@ -142,7 +142,7 @@ impl Talk {
             self.send(side, from);
             self.acknowledge(side);
             let stream = self.stream(side);
-            // What is held back is not acknowledged before the line is whole.
+            // Held bytes are not acknowledged before the line is complete.
             if stream.acknowledged <= from || stream.acknowledged == stream.sent.len() {
                 return;
             }
@@ -150,20 +150,20 @@ impl Talk {
         }
     }
 
-    /// What was made of what `side` said.
+    /// The result of the stream that `side` sent.
     pub fn reading_of(self, side: Side) -> Reading {
         let stream = match side {
             Side::Client => self.client,
             Side::Server => self.server,
         };
         let dialogue = self.session.dialogue();
-        let dialogue = (dialogue.awaits_passive(), dialogue.is_logged_in());
-        // A client is known for none of FTP with the byte that shows it, perhaps before its line is complete: the order
-        // of what is told, and how often, depends on the cuts.
-        let mut said = self.judge.said;
+        let dialogue = (dialogue.has_pending_passive(), dialogue.is_logged_in());
+        // The byte that shows that a client does not speak FTP may arrive before its line is complete, so the order and
+        // the number of events depend on the boundaries of segments.
+        let mut said = self.recorder.said;
         said.sort_by_key(|said| format!("{said:?}"));
         said.dedup_by_key(|said| format!("{said:?}"));
-        Reading { said, received: stream.received, dialogue, opened: self.judge.opened }
+        Reading { said, received: stream.received, dialogue, opened: self.recorder.opened }
     }
 
     fn stream(&mut self, side: Side) -> &mut Stream {
@@ -173,18 +173,18 @@ impl Talk {
         }
     }
 
-    /// A segment of what `side` said from `from` on.
+    /// Sends the bytes of `side` from `from` on as one segment.
     fn send(&mut self, side: Side, from: usize) {
         let ack = self.stream(side.peer()).next_received();
         let stream = self.stream(side);
         let seq = stream.first.wrapping_add(from as u32); // within an input
         let payload = stream.sent[from..].to_vec();
         let outcome = self.hand(side, seq, ack, &payload);
-        let (seq, payload) = match outcome.forward {
-            Forward::Drop(_) | Forward::Asks => return,
-            Forward::Changed { seq, payload: true, .. } => (seq, &self.out[..]),
-            Forward::Changed { seq, .. } => (seq, &payload[..]),
-            Forward::Unchanged => (Seq(seq), &payload[..]),
+        let (seq, payload) = match outcome.action {
+            ForwardAction::Drop(_) | ForwardAction::AwaitDecision => return,
+            ForwardAction::Changed { seq, payload: true, .. } => (seq, &self.out[..]),
+            ForwardAction::Changed { seq, .. } => (seq, &payload[..]),
+            ForwardAction::Unchanged => (Seq(seq), &payload[..]),
         };
         let received = match side {
             Side::Client => &mut self.client,
@@ -192,7 +192,7 @@ impl Talk {
         };
         let next = Seq(received.next_received());
         assert!(payload.is_empty() || !seq.is_after(next), "a gap that nothing fills");
-        // A receiver takes what is new; what it has must be the same.
+        // A receiver accepts new bytes; retransmitted ones must be the same.
         let known = (next - seq) as usize;
         let again = known.min(payload.len());
         if !payload.is_empty() {
@@ -202,41 +202,44 @@ impl Talk {
         received.received.extend_from_slice(&payload[again..]);
     }
 
-    /// The other end acknowledges what it has of what `side` said.
+    /// The other end acknowledges the bytes of `side` that it has received.
     fn acknowledge(&mut self, side: Side) {
         let ack = self.stream(side).next_received();
         let seq = self.stream(side.peer()).next_sent();
         let outcome = self.hand(side.peer(), seq, ack, b"");
-        let ack = match outcome.forward {
-            Forward::Drop(_) | Forward::Asks => return,
-            Forward::Changed { ack, .. } => ack,
-            Forward::Unchanged => Seq(ack),
+        let ack = match outcome.action {
+            ForwardAction::Drop(_) | ForwardAction::AwaitDecision => return,
+            ForwardAction::Changed { ack, .. } => ack,
+            ForwardAction::Unchanged => Seq(ack),
         };
         let stream = self.stream(side);
         let acknowledged = (ack - Seq(stream.first)) as usize;
-        assert!(acknowledged <= stream.sent.len(), "an acknowledgement of what was not sent");
+        assert!(
+            acknowledged <= stream.sent.len(),
+            "an acknowledgement of bytes that were not sent"
+        );
         stream.acknowledged = stream.acknowledged.max(acknowledged);
     }
 
-    fn hand(&mut self, side: Side, seq: u32, ack: u32, payload: &[u8]) -> Outcome {
+    fn hand(&mut self, side: Side, seq: u32, ack: u32, payload: &[u8]) -> ForwardPlan {
         let bits = if payload.is_empty() { flags::ACK } else { flags::ACK | flags::PSH };
         fill(&mut self.packet, seq, ack, bits, payload);
         let packet = Packet::parse(&self.packet).expect("a packet");
-        let mut pass =
-            Inspection { refuses_auth: self.judge.refuses_auth, ..Inspection::default() };
+        let mut inspection =
+            Inspection { refuses_auth: self.recorder.refuses_auth, ..Inspection::default() };
         loop {
-            let outcome = self.session.packet(side, &packet, &mut pass, &mut self.out);
-            pass.notes.drain(..).for_each(|note| self.judge.note(note));
-            match pass.request.take() {
+            let outcome = self.session.handle_packet(side, &packet, &mut inspection, &mut self.out);
+            inspection.events.drain(..).for_each(|event| self.recorder.record_event(event));
+            match inspection.pending.take() {
                 None => return outcome,
-                Some(request) => {
-                    let known = match &request.question {
-                        Question::Announcement(announced) => {
-                            Known::Ruling(self.judge.rule(announced))
+                Some(pending) => {
+                    let answer = match &pending.request {
+                        DecisionRequest::Announcement(announced) => {
+                            DecisionAnswer::Ruling(self.recorder.decide(announced))
                         }
-                        Question::Lengthen => Known::Lengthen(true),
+                        DecisionRequest::AdjustSequence => DecisionAnswer::Lengthen(true),
                     };
-                    pass.answer = Some((request, known));
+                    inspection.answer = Some((pending, answer));
                 }
             }
         }
@@ -244,7 +247,7 @@ impl Talk {
 }
 
 impl Stream {
-    /// The number that its receiver expects.
+    /// The sequence number that its receiver expects.
     fn next_received(&self) -> u32 {
         self.first.wrapping_add(self.received.len() as u32) // within an input
     }
@@ -254,7 +257,7 @@ impl Stream {
     }
 }
 
-/// A session looks at no endpoints and no checksums.
+/// Fills in the fields that a session reads; it ignores endpoints and checksums.
 fn fill(packet: &mut Vec<u8>, seq: u32, ack: u32, bits: u8, payload: &[u8]) {
     packet.truncate(HEADERS);
     packet.extend_from_slice(payload);
@@ -266,7 +269,7 @@ fn fill(packet: &mut Vec<u8>, seq: u32, ack: u32, bits: u8, payload: &[u8]) {
     packet[34..36].copy_from_slice(&0x2000u16.to_be_bytes());
 }
 
-/// Where to cut: each byte of `cuts` is the length of a segment, in turn and over again.
+/// Cuts a stream into segments: each byte of `cuts` is the length of one, cyclically.
 pub fn segments<'a>(stream: &'a [u8], cuts: &'a [u8]) -> impl Iterator<Item = &'a [u8]> {
     let mut lengths = cuts.iter().map(|cut| usize::from(*cut).max(1)).cycle();
     let mut rest = stream;
@@ -278,7 +281,7 @@ pub fn segments<'a>(stream: &'a [u8], cuts: &'a [u8]) -> impl Iterator<Item = &'
     })
 }
 
-/// Whether no line is longer than is held back.
+/// Whether every line is shorter than the limit of held lines.
 pub fn is_short(stream: &[u8]) -> bool {
     stream.split(|b| *b == b'\n').all(|line| line.len() < LONGEST)
 }

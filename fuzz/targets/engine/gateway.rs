@@ -1,23 +1,23 @@
-//! The kernel of a gateway with a few control connections: a recorder, which judges every pinhole.
+//! The kernel of a gateway with a few control connections: a recorder that checks every pinhole.
 
 use std::net::SocketAddr;
 
 use ftp_alg_core::{
-    engine::{Attention, Kernel, KernelError, Opening, Pinhole, Translation},
-    policy::{Foreign, Policy},
+    engine::{Kernel, KernelError, Opening, Pinhole, QueueMode, Translation},
+    policy::{ForeignAddress, Policy},
 };
 
 use super::recorder::Recorder;
 
 /// The kernel, for any number of connections.
 pub struct Gateway {
-    /// Knows one at a time.
+    /// The recorder, which knows one connection at a time.
     pub recorder: Recorder,
-    /// All that there are.
+    /// The translations of all connections.
     pub translations: Vec<Translation>,
-    /// Which of them may have been logged in.
+    /// For each connection, whether the server may have accepted a login.
     pub logged_in: Vec<bool>,
-    /// What the engine goes by.
+    /// The policy of the engine.
     pub policy: Policy,
     /// Whether conntrack has been flushed.
     pub knows_none: bool,
@@ -30,20 +30,20 @@ impl Gateway {
         Self { recorder, translations, logged_in, policy, knows_none: false }
     }
 
-    /// A pinhole is for the two ends of its control connection, unless policy allows third hosts,
-    /// and above the lowest port; what is not announced is within the configured range.
-    fn judge(&self, opening: &Opening) {
+    /// Checks a pinhole: it is for the two ends of its control connection, unless policy allows foreign addresses. Its
+    /// port is not below the lowest one. A port that was not announced is in the configured range.
+    fn check(&self, opening: &Opening) {
         let Opening { pinhole, control, from_client, lifetime } = opening;
         let Pinhole { initiator, arrival, target, source } = *pinhole;
         let Translation { client, client_external, server, server_external } = *control;
         let network = self.policy.network_of(client.ip(), server.ip());
-        let policy = self.policy.within(network);
+        let policy = self.policy.for_network(network);
         let ((from, seen_from), (to, seen_to)) = match from_client {
             true => ((client, client_external), (server, server_external)),
             false => ((server, server_external), (client, client_external)),
         };
         assert_eq!((initiator, source), (from.ip(), seen_from.ip()), "who opens {pinhole}");
-        if policy.foreign == Foreign::Refuse {
+        if policy.foreign == ForeignAddress::Refuse {
             assert_eq!((target.ip(), arrival.ip()), (to.ip(), seen_to.ip()), "whose is {pinhole}");
         }
         assert!(target.port() >= policy.min_data_port, "{pinhole} is too low");
@@ -61,7 +61,7 @@ impl Gateway {
 }
 
 impl Kernel for Gateway {
-    fn translation(
+    fn lookup_translation(
         &mut self,
         a: SocketAddr,
         b: SocketAddr,
@@ -70,33 +70,33 @@ impl Kernel for Gateway {
             |t: &&Translation| [t.client, t.server] == [a, b] || [t.client, t.server] == [b, a];
         let found = self.translations.iter().find(is_between).copied();
         self.recorder.translation = found.filter(|_| !self.knows_none);
-        self.recorder.translation(a, b)
+        self.recorder.lookup_translation(a, b)
     }
 
-    fn change(
+    fn update_pinholes(
         &mut self,
         closed: &[Pinhole],
         openings: &[Opening],
         outcomes: &mut Vec<Result<(), KernelError>>,
     ) -> Result<(), KernelError> {
-        self.recorder.change(closed, &[], outcomes)?;
+        self.recorder.update_pinholes(closed, &[], outcomes)?;
         for opening in openings {
             self.recorder.translation = Some(opening.control);
-            self.recorder.change(&[], &[*opening], outcomes)?;
+            self.recorder.update_pinholes(&[], &[*opening], outcomes)?;
             if outcomes.last().is_some_and(Result::is_ok) {
-                self.judge(opening);
+                self.check(opening);
             }
         }
         Ok(())
     }
 
-    fn attend(&mut self, control: &Translation, attention: Attention) -> Result<(), KernelError> {
+    fn set_queue_mode(&mut self, control: &Translation, mode: QueueMode) -> Result<(), KernelError> {
         self.index(control);
         if self.knows_none {
             return Err(KernelError::Unknown);
         }
         self.recorder.translation = Some(*control);
-        self.recorder.attend(control, attention)
+        self.recorder.set_queue_mode(control, mode)
     }
 
     fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {

@@ -7,9 +7,9 @@ use std::{
 };
 
 use ftp_alg_core::{
-    engine::{Checksums, Engine, Fate, Kernel, Standalone, Translation},
+    engine::{Checksums, Engine, Kernel, PacketOutcome, Standalone, Translation},
     packet::{Packet, flags},
-    policy::{AuthTls, Externals, Foreign, KnownServer, Network, Policy},
+    policy::{AuthTls, ExternalAddresses, ForeignAddress, KnownServer, NetworkPolicy, Policy},
     session::Side,
 };
 
@@ -19,7 +19,7 @@ use super::{flow::Flow, gateway::Gateway, segment::Segment};
 const PINHOLES_PER_SESSION: usize = 8;
 /// After this nothing is remembered of any connection.
 const LONG: Duration = Duration::from_secs(10 * 86_400);
-/// How often what is missing is sent again in vain.
+/// Number of retransmissions without progress after which bytes count as lost.
 const PATIENCE: u32 = 3;
 const TIMES: [u64; 8] = [0, 1, 5, 10, 30, 61, 121, 500_000];
 
@@ -93,7 +93,7 @@ impl World {
                     .standalone
                     .engine
                     .sessions
-                    .between(translation.client, translation.server)
+                    .session_between(translation.client, translation.server)
                     .is_some()
                 {
                     self.connections[slot].give_up();
@@ -184,19 +184,19 @@ impl World {
 
     /// The daemon ends, and another one goes on with what it wrote.
     fn start_again(&mut self) {
-        self.standalone.engine.sessions.note_changes(self.base);
+        self.standalone.engine.sessions.track_changes(self.base);
         let mut records = Vec::new();
         self.standalone
             .engine
             .sessions
-            .records(|record| records.push(record.to_vec()))
+            .write_all_records(|record| records.push(record.to_vec()))
             .expect("records");
         let mut next = Engine::new(self.standalone.kernel.policy.clone(), Checksums::Verify);
         let (records, now) = (records.iter().map(Vec::as_slice), self.now());
         next.sessions.restore(records, now, self.base).expect("records of our own");
         for pinhole in self.standalone.kernel.recorder.pinholes() {
-            if !next.sessions.holds(pinhole.initiator, pinhole.arrival) {
-                let closed = self.standalone.kernel.change(&[pinhole], &[], &mut Vec::new());
+            if !next.sessions.holds_pinhole(pinhole.initiator, pinhole.arrival) {
+                let closed = self.standalone.kernel.update_pinholes(&[pinhole], &[], &mut Vec::new());
                 self.has_failed |= closed.is_err();
             }
         }
@@ -234,7 +234,7 @@ impl World {
 
     fn close_all(&mut self) {
         let now = self.now();
-        self.standalone.work(now, |engine, effects| engine.sessions.close_all(effects));
+        self.standalone.run(now, |engine, effects| engine.sessions.close_all_pinholes(effects));
     }
 
     fn expire(&mut self) {
@@ -265,7 +265,7 @@ impl World {
                 .standalone
                 .engine
                 .sessions
-                .between(client, server)
+                .session_between(client, server)
                 .map(|(session, _)| session.began_with(&packet))
         };
         let before = began(self);
@@ -334,9 +334,9 @@ impl World {
     fn packet(&mut self, bytes: &[u8]) {
         let now = self.now();
         let known = Packet::parse(bytes).is_ok();
-        let fate = self.standalone.packet(now, bytes);
+        let outcome = self.standalone.packet(now, bytes);
         if !known {
-            assert_eq!(fate, Fate::Accept);
+            assert_eq!(outcome, PacketOutcome::Accept);
         }
         // Whose it is, and what it says, is not looked at here.
         self.connections.iter_mut().for_each(Connection::give_up);
@@ -355,7 +355,7 @@ impl World {
             .standalone
             .engine
             .sessions
-            .between(client, server)
+            .session_between(client, server)
             .map(|(session, _)| session.state());
         let connection = &mut self.connections[slot];
         // What was forgotten had numbers that nobody knows now, and what passed was not read.
@@ -368,7 +368,7 @@ impl World {
         let packet = segment.packet(source, destination);
         let (now, sessions) = (self.now(), self.standalone.engine.sessions.count());
         let opened = self.standalone.engine.counters().pinholes_opened;
-        let fate = self.standalone.packet(now, &packet);
+        let outcome = self.standalone.packet(now, &packet);
         assert!(
             self.standalone.engine.sessions.count()
                 <= sessions.max(self.standalone.kernel.policy.max_sessions)
@@ -377,7 +377,7 @@ impl World {
             self.check_limit(client.ip());
         }
 
-        let session = self.standalone.engine.sessions.between(client, server);
+        let session = self.standalone.engine.sessions.session_between(client, server);
         let state = session.map(|(session, _)| session.state());
         let connection = &mut self.connections[slot];
         connection.was_seen |= state.is_some() || !segment.payload.is_empty();
@@ -386,14 +386,14 @@ impl World {
         let is_read =
             state.is_some_and(|state| matches!(state, "new" | "greeted" | "login" | "logged-in"));
         flow.is_unknown |= flow.is_contradicted && !(is_read && side == Side::Client);
-        match fate {
-            Fate::Accept => connection.receive(side, segment),
-            Fate::Replace => {
+        match outcome {
+            PacketOutcome::Accept => connection.receive(side, segment),
+            PacketOutcome::Replace => {
                 let (from, to, changed) = Segment::judged(self.standalone.replacement());
                 assert_eq!((from, to), (source, destination));
                 connection.receive(side, &changed);
             }
-            Fate::Drop | Fate::Wait => {}
+            PacketOutcome::Drop | PacketOutcome::Wait => {}
         }
         self.injected();
     }
@@ -493,7 +493,7 @@ fn policy(which: u8) -> Policy {
     match which & 7 {
         0 => default,
         1 => open,
-        2 => Policy { foreign: Foreign::Allow, ..open },
+        2 => Policy { foreign: ForeignAddress::Allow, ..open },
         3 => Policy { min_data_port: 2000, auth_tls: AuthTls::Refuse, ..default },
         4 => Policy {
             max_sessions: 2,
@@ -509,7 +509,7 @@ fn policy(which: u8) -> Policy {
             };
             let external: IpAddr = [198, 51, 100, 77].into();
             Policy {
-                external: Externals::from(external),
+                external: ExternalAddresses::from(external),
                 servers: [server("203.0.113.9", true), server("10.0.0.5", false)].into(),
                 ..open
             }
@@ -518,11 +518,11 @@ fn policy(which: u8) -> Policy {
             Policy { pinhole_lifetime: Duration::from_secs(5), max_pinholes_per_client: 1, ..open }
         }
         _ => {
-            let network = |client: &str, inspect| Network {
+            let network = |client: &str, inspect| NetworkPolicy {
                 clients: vec![client.parse().expect("a network")],
                 servers: vec![],
                 inspect,
-                policy: Policy { foreign: Foreign::Allow, min_data_port: 1, ..open.clone() },
+                policy: Policy { foreign: ForeignAddress::Allow, min_data_port: 1, ..open.clone() },
             };
             let networks = vec![network("192.168.0.0/16", true), network("192.0.2.0/24", false)];
             Policy { control_ports: vec![21, 2121], networks, ..default }
