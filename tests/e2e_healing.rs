@@ -21,8 +21,8 @@ fn passive_transfer() -> Vec<Value> {
     [&login()[..], &[say("PASV"), reply()], &transfer, &[reply(), reply()]].concat()
 }
 
-fn healing(server: &str) -> String {
-    format!("[[server]]\naddress = \"{server}\"\nheal-address = true\n")
+fn replacing(server: &str) -> String {
+    format!("[[server]]\naddress = \"{server}\"\nreplace-foreign-address = true\n")
 }
 
 #[test]
@@ -30,8 +30,10 @@ fn a_server_that_announces_its_inside_is_reached_where_the_client_dialled() {
     for topology in [Topology::PublishedServer, Topology::Masquerade, Topology::Routed] {
         for announced in ["0.0.0.0", "127.0.0.1", "172.17.0.2"] {
             let server = ftp_alg_lab::LabSpec::new(topology).plan.server.address(Family::V4);
-            let configuration =
-                format!("[policy]\nforeign-address = \"allow\"\n{}", healing(&server.to_string()));
+            let configuration = format!(
+                "[policy]\nforeign-address = \"allow\"\n{}",
+                replacing(&server.to_string())
+            );
             let gateway = gateway_with(topology, &configuration);
             let lab = &gateway.lab;
             let plan = json!({"address": announced, "passive_port": PASSIVE});
@@ -44,14 +46,24 @@ fn a_server_that_announces_its_inside_is_reached_where_the_client_dialled() {
             assert_eq!(host_port(session.got(6)).0, dialled, "{what}");
             assert_eq!(session.got(9), "the body\r\n", "{what}");
             let log = gateway.daemon.log();
-            let healed = format!("foreign address {announced} replaced: the server is {server}");
-            assert!(log.contains(&healed), "{what}: {log}");
+            let replaced = format!("foreign address {announced} replaced: the server is {server}");
+            assert!(log.contains(&replaced), "{what}: {log}");
         }
     }
 }
 
 #[test]
-fn a_server_that_is_not_healed_gets_no_pinhole() {
+fn an_old_key_name_is_logged() {
+    let text = "[[server]]\naddress = \"10.0.0.5\"\nheal-address = true\n";
+    let gateway = gateway_with(Topology::Routed, text);
+    let log = gateway.daemon.log();
+    let warning =
+        ":3:1: server.heal-address: this key is now called replace-foreign-address: rename it";
+    assert_eq!(log.matches(warning).count(), 1, "{log}");
+}
+
+#[test]
+fn without_the_key_a_foreign_address_gets_no_pinhole() {
     let gateway = gateway_with(Topology::PublishedServer, "");
     let lab = &gateway.lab;
     let plan = json!({"address": "172.17.0.2", "passive_port": PASSIVE});

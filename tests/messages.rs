@@ -103,6 +103,12 @@ impl Messages {
         let mut before = String::new();
         for tree in tokens {
             match &tree {
+                TokenTree::Group(group) if before == "#" => {
+                    let inner = group.stream().to_string();
+                    if ATTRIBUTES.iter().any(|name| inner.starts_with(name)) {
+                        self.add_tokens(group.stream());
+                    }
+                }
                 TokenTree::Group(group) if !INTERNAL.contains(&before.as_str()) => {
                     self.add_tokens(group.stream());
                 }

@@ -83,7 +83,7 @@ fn positions(line: &[u8]) {
     let Some(command) = Command::parse(&text) else { return };
     let end = command.argument_start + command.argument.len();
     assert_eq!(&text.bytes()[command.argument_start..end], command.argument);
-    let whole = text.origin(0..text.bytes().len());
+    let whole = text.line_range(0..text.bytes().len());
     assert!(whole.end <= line.len());
     if !line.contains(&0xff) && !line.contains(&0) {
         assert_eq!(&line[whole], text.bytes());

@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
-use ftp_alg_core::packet::{Edit, Packet, Seq, acknowledgement, with_endpoints};
+use ftp_alg_core::packet::{PacketEdit, Packet, Seq, build_acknowledgement, build_with_endpoints};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -18,7 +18,7 @@ fuzz_target!(|data: &[u8]| {
     agrees(&packet, bytes);
 
     let (seq, ack) = (u32::from_be_bytes([s0, s1, s2, s3]), u32::from_be_bytes([a0, a1, a2, a3]));
-    let edit = Edit {
+    let edit = PacketEdit {
         seq: Seq(seq),
         ack: Seq(ack),
         payload: (how & 1 != 0).then_some(payload),
@@ -33,7 +33,7 @@ fuzz_target!(|data: &[u8]| {
     packet.rebuild(&edit, shifted, &mut out);
     rebuilt(&packet, &edit, &out);
 
-    let unchanged = Edit {
+    let unchanged = PacketEdit {
         seq: packet.seq(),
         ack: packet.ack(),
         payload: None,
@@ -45,13 +45,13 @@ fuzz_target!(|data: &[u8]| {
 
     let source = SocketAddr::new(packet.destination().ip(), u16::from_be_bytes([port0, port1]));
     let destination = packet.source();
-    with_endpoints(&packet, source, destination, &mut out);
+    build_with_endpoints(&packet, source, destination, &mut out);
     let copy = valid(&out);
     assert_eq!((copy.source(), copy.destination()), (source, destination));
     assert_eq!((copy.seq(), copy.payload()), (packet.seq(), packet.payload()));
 
     let timestamps = packet.timestamps();
-    acknowledgement(source, destination, Seq(seq), Seq(ack), 7, timestamps, &mut out);
+    build_acknowledgement(source, destination, Seq(seq), Seq(ack), 7, timestamps, &mut out);
     let made = valid(&out);
     assert_eq!((made.source(), made.destination()), (source, destination));
     assert_eq!((made.seq(), made.ack(), made.window()), (Seq(seq), Seq(ack), 7));
@@ -84,7 +84,7 @@ fn agrees(packet: &Packet<'_>, bytes: &[u8]) {
 }
 
 /// Checks that `out` is `packet` with the changes of `edit`, and its checksum as valid as before.
-fn rebuilt(packet: &Packet<'_>, edit: &Edit<'_>, out: &[u8]) {
+fn rebuilt(packet: &Packet<'_>, edit: &PacketEdit<'_>, out: &[u8]) {
     let made = match edit.payload {
         Some(payload) => {
             let made = valid(out);

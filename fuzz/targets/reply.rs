@@ -9,7 +9,7 @@ mod talk;
 use std::net::SocketAddr;
 
 use ftp_alg_core::{
-    ftp::{Announcement, Kind, ReplyTracker, Text},
+    ftp::{Announcement, AnnouncementKind, ReplyTracker, Text},
     session::Side,
 };
 use libfuzzer_sys::fuzz_target;
@@ -46,20 +46,20 @@ fuzz_target!(|data: &[u8]| {
 fn reply(tracker: &mut ReplyTracker, line: &[u8]) {
     let text = Text::new(line);
     let is_open = *tracker != ReplyTracker::default();
-    if let Some(reply) = tracker.line(&text) {
+    if let Some(reply) = tracker.read_line(&text) {
         assert!(text.bytes().starts_with(format!("{:03}", reply.code).as_bytes()));
         assert!(!text.is_indented());
         assert_eq!(*tracker, ReplyTracker::default());
     } else if is_open {
         assert_ne!(*tracker, ReplyTracker::default(), "only a reply's last line ends it");
     }
-    for read in [Announcement::passive(&text), Announcement::extended_passive(&text)] {
+    for read in [Announcement::parse_227(&text), Announcement::parse_229(&text)] {
         let Ok(announcement) = read else { continue };
         let said = &text.bytes()[announcement.endpoint.clone()];
         assert!(
             announcement.endpoint.start >= 3 && said.iter().all(|b| b"0123456789, ".contains(b))
         );
-        assert_eq!(announcement.kind == Kind::Epsv, !said.contains(&b','));
+        assert_eq!(announcement.kind == AnnouncementKind::Epsv, !said.contains(&b','));
     }
 }
 

@@ -4,11 +4,11 @@
 use std::{fmt, net::SocketAddr};
 
 use ftp_alg_core::{
-    ftp::{Announcement, Kind, Malformed, Zeros},
+    ftp::{Announcement, AnnouncementKind, MalformedAnnouncement, ZeroPadding},
     packet::{Packet, Seq, flags},
     session::{
         AnnouncedLine, AnnouncementVerdict, DecisionAnswer, DecisionRequest, DialogueEvent,
-        ForwardAction, ForwardPlan, Inspection, Phase, Reason, RefusedLine, Session, Side,
+        ForwardAction, ForwardPlan, Inspection, Phase, RefusalReason, RefusedLine, Session, Side,
     },
 };
 
@@ -18,7 +18,7 @@ pub const LONGEST: usize = 512;
 /// A request or an event of a session.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Said {
-    Announcement(Kind, Result<Announcement, Malformed>),
+    Announcement(AnnouncementKind, Result<Announcement, MalformedAnnouncement>),
     Refused(RefusedLine),
     Event(DialogueEvent),
 }
@@ -69,18 +69,18 @@ impl Recorder {
                 if announced.blocked_because.is_none() {
                     self.opened.push(announcement);
                 }
-                AnnouncementVerdict::Open { endpoint, zeros: Zeros::Three }
+                AnnouncementVerdict::Open { endpoint, zeros: ZeroPadding::Three }
             }
-            _ if announced.kind.is_active() => AnnouncementVerdict::Refuse(Reason::Malformed),
-            (Ok(_), None) => AnnouncementVerdict::Refuse(Reason::ForeignAddress),
+            _ if announced.kind.is_active() => AnnouncementVerdict::Refuse(RefusalReason::Malformed),
+            (Ok(_), None) => AnnouncementVerdict::Refuse(RefusalReason::ForeignAddress),
             _ => AnnouncementVerdict::Pass,
         }
     }
 
     fn record_event(&mut self, event: DialogueEvent) {
         match event {
-            DialogueEvent::Refused(line) => self.said.push(Said::Refused(line)),
-            DialogueEvent::Limit(_) => {}
+            DialogueEvent::LineRefused(line) => self.said.push(Said::Refused(line)),
+            DialogueEvent::LimitReached(_) => {}
             event => self.said.push(Said::Event(event)),
         }
     }
@@ -235,9 +235,9 @@ impl Talk {
                 Some(pending) => {
                     let answer = match &pending.request {
                         DecisionRequest::Announcement(announced) => {
-                            DecisionAnswer::Ruling(self.recorder.decide(announced))
+                            DecisionAnswer::Verdict(self.recorder.decide(announced))
                         }
-                        DecisionRequest::AdjustSequence => DecisionAnswer::Lengthen(true),
+                        DecisionRequest::AdjustSequence => DecisionAnswer::AdjustSequence(true),
                     };
                     inspection.answer = Some((pending, answer));
                 }

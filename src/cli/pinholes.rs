@@ -57,7 +57,7 @@ fn rows(row: &PinholeRow) -> impl Iterator<Item = [String; 5]> {
 
 #[cfg(test)]
 mod tests {
-    use ftp_alg_core::ftp::Kind;
+    use ftp_alg_core::ftp::AnnouncementKind;
 
     use super::*;
 
@@ -69,7 +69,7 @@ mod tests {
             arrival: "198.51.100.1:3762".parse().unwrap(),
             target: target.parse().unwrap(),
             source: source.parse().unwrap(),
-            kind: Kind::Port,
+            kind: AnnouncementKind::Port,
             remaining_seconds: 29,
         };
         let text = text(&[

@@ -13,10 +13,11 @@ use toml::{Spanned, Value, de::DeTable};
 
 use super::{
     Backend, Config, ExternalSetting, Fanout, FastPath, MAX_WORKERS, Nat, Pinhole, Problem, Queue,
-    Server, error,
+    Server,
+    error::{self, InvalidKey},
     file::{self, File, SpannedValue},
-    hint,
-    invalid_keys::{self, InvalidKey},
+    hint, invalid_keys,
+    old_keys::{self, OldName},
     text,
 };
 
@@ -57,8 +58,9 @@ pub(super) fn check(text: &str, path: &Path) -> Result<Config, Vec<Problem>> {
         problems.dedup_by_key(|problem| problem.line);
         return Err(problems);
     }
-    let misfits = invalid_keys::remove_invalid_keys(document.get_mut()).into_iter();
-    let problems = misfits.map(|InvalidKey { key, offset, message }| {
+    let (old_names, mut invalid) = old_keys::replace_old_keys(document.get_mut());
+    invalid.extend(invalid_keys::remove_invalid_keys(document.get_mut()));
+    let problems = invalid.into_iter().map(|InvalidKey { key, offset, message }| {
         error::problem_at(path, text, offset, Some(error::shown_value(&key, 0..key.len())), message)
     });
     let problems = problems.collect();
@@ -68,11 +70,24 @@ pub(super) fn check(text: &str, path: &Path) -> Result<Config, Vec<Problem>> {
     let mut config = checker.check_file(&file);
     if checker.problems.is_empty() {
         config.unsupported = checker.unsupported;
+        let warnings = old_names.iter().map(|name| old_name_warning(path, text, name));
+        config.warnings = warnings.collect();
         Ok(config)
     } else {
         checker.problems.sort_by_key(|problem| (problem.line, problem.column));
         Err(checker.problems)
     }
+}
+
+/// The warning about an old name: one line, however often the file uses it.
+fn old_name_warning(path: &Path, text: &str, name: &OldName) -> Problem {
+    let OldName { old, new, offset, uses } = *name;
+    let new = new.rsplit('.').next().unwrap_or(new);
+    let uses = if uses > 1 { format!(" ({uses} uses)") } else { String::new() };
+    let message = format!(
+        "this key{uses} is now called {new}: rename it, because the next version removes the old name"
+    );
+    error::problem_at(path, text, offset, Some(old.to_owned()), message)
 }
 
 struct Checker<'a> {
@@ -99,27 +114,28 @@ impl Checker<'_> {
             control_ports,
             servers,
             unsupported: Vec::new(),
+            warnings: Vec::new(),
         }
     }
 
-    fn control_ports(&mut self, leaf: &SpannedValue, default: Vec<u16>) -> Vec<u16> {
+    fn control_ports(&mut self, entry: &SpannedValue, default: Vec<u16>) -> Vec<u16> {
         let key = "control-ports";
         let allowed = "a list of ports from 1 to 65535, such as [21, 2121]";
-        let ports = self.value(key, leaf, default, allowed, |value| {
+        let ports = self.value(key, entry, default, allowed, |value| {
             let items = value.as_array()?.iter();
             items.map(|item| integer_in(item, 1..=65535)?.try_into().ok()).collect()
         });
-        let Some(leaf) = leaf else { return ports };
+        let Some(entry) = entry else { return ports };
         if ports.is_empty() {
-            self.refuse(key, leaf, "is empty: give at least one port");
+            self.refuse(key, entry, "is empty: give at least one port");
         }
         if ports.len() > MAX_CONTROL_PORTS {
-            let why = format!("has {} ports: at most {MAX_CONTROL_PORTS}", ports.len());
-            self.refuse(key, leaf, &why);
+            let message = format!("has {} ports: give at most {MAX_CONTROL_PORTS}", ports.len());
+            self.refuse(key, entry, &message);
         }
         let mut seen = HashSet::new();
         if let Some(twice) = ports.iter().find(|&port| !seen.insert(port)) {
-            self.refuse(key, leaf, &format!("has port {twice} twice: give each port once"));
+            self.refuse(key, entry, &format!("contains port {twice} twice: remove one"));
         }
         ports
     }
@@ -136,16 +152,17 @@ impl Checker<'_> {
             });
         let count = workers.unwrap_or(1);
         let end = u32::from(number) + u32::from(count);
-        if let (true, Some(leaf)) =
+        if let (true, Some(entry)) =
             (end > QUEUE_COUNT, file.number.as_ref().or(file.workers.as_ref()))
         {
-            let why = format!("leaves no {count} queues (number + workers): at most {QUEUE_COUNT}");
-            self.refuse("queue.number", leaf, &why);
+            let message = format!(
+                "leaves fewer than {count} queue numbers up to 65535: choose a lower number or fewer workers"
+            );
+            self.refuse("queue.number", entry, &message);
         }
         let fanout = self.choice("queue.fanout", &file.fanout, default.fanout, &FANOUTS);
         let fast_path =
             self.choice("queue.fast-path", &file.fast_path, default.fast_path, &FAST_PATHS);
-        self.flag("queue.calm", &file.calm, true); // of earlier versions: it changes nothing
         Queue { number, workers, fanout, fast_path }
     }
 
@@ -160,13 +177,14 @@ impl Checker<'_> {
         let mark = self.mark_bits("pinhole.mark", &file.mark, default.mark, 1);
         if mark & !mark_mask != 0 && self.problems.len() == problems_before {
             match (&file.mark, &file.mark_mask) {
-                (Some(leaf), _) => {
-                    let why = format!("is not within mark-mask {mark_mask:#x}");
-                    self.refuse("pinhole.mark", leaf, &why);
+                (Some(entry), _) => {
+                    let message = format!("is not a bit of mark-mask {mark_mask:#x}");
+                    self.refuse("pinhole.mark", entry, &message);
                 }
-                (None, Some(leaf)) => {
-                    let why = format!("leaves out the default mark {mark:#x}: set mark as well");
-                    self.refuse("pinhole.mark-mask", leaf, &why);
+                (None, Some(entry)) => {
+                    let message =
+                        format!("does not contain the default mark {mark:#x}: set mark as well");
+                    self.refuse("pinhole.mark-mask", entry, &message);
                 }
                 (None, None) => {}
             }
@@ -200,12 +218,12 @@ impl Checker<'_> {
         let memory = self.value("policy.memory", &file.memory, default.memory, allowed, |value| {
             text::bytes(value).filter(|bytes| MEMORY_RANGE.contains(bytes))
         });
-        let rules = self.policy_keys(&file.rules(), &default, nat);
-        Policy { max_sessions, max_sessions_per_client, memory, ..rules }
+        let keys = self.policy_keys(&file.policy_keys(), &default, nat);
+        Policy { max_sessions, max_sessions_per_client, memory, ..keys }
     }
 
     /// The keys that `[policy]` and each `[[network]]` may have.
-    fn policy_keys(&mut self, file: &file::Rules<'_>, default: &Policy, nat: &Nat) -> Policy {
+    fn policy_keys(&mut self, file: &file::PolicyKeys<'_>, default: &Policy, nat: &Nat) -> Policy {
         let key = |name| format!("{}.{name}", file.table);
         Policy {
             foreign: self.choice(
@@ -247,21 +265,21 @@ impl Checker<'_> {
     fn deny_ports(
         &mut self,
         key: &str,
-        leaf: &SpannedValue,
+        entry: &SpannedValue,
         nat: &Nat,
     ) -> Option<Arc<[RangeInclusive<u16>]>> {
         let allowed = "a list of ports and ranges of ports, such as [1433, \"5900-5999\"]";
-        let ranges: Arc<[_]> = self.optional(key, leaf, allowed, |value| {
+        let ranges: Arc<[_]> = self.optional(key, entry, allowed, |value| {
             value.as_array()?.iter().map(text::ports).collect()
         })?;
-        let leaf = leaf.as_ref()?;
+        let entry = entry.as_ref()?;
         if ranges.len() > MAX_DENY_PORTS {
-            let why = format!("has {} entries: at most {MAX_DENY_PORTS}", ranges.len());
-            self.refuse(key, leaf, &why);
+            let message = format!("has {} entries: give at most {MAX_DENY_PORTS}", ranges.len());
+            self.refuse(key, entry, &message);
         }
         let denied = |port| ranges.iter().any(|range: &RangeInclusive<u16>| range.contains(&port));
         if nat.port_range.clone().all(denied) {
-            self.refuse(key, leaf, "leaves no port of nat.port-range");
+            self.refuse(key, entry, "denies every port of nat.port-range: leave at least one");
         }
         Some(ranges)
     }
@@ -274,28 +292,31 @@ impl Checker<'_> {
         nat: &Nat,
     ) -> Vec<NetworkPolicy> {
         if let Some(beyond) = files.get(MAX_NETWORKS) {
-            let why = format!("there are {}: at most {MAX_NETWORKS}", files.len());
-            self.refuse_table("network", beyond.span().start, why);
+            let message = format!(
+                "the file has {} of these tables: give at most {MAX_NETWORKS}",
+                files.len()
+            );
+            self.refuse_table("network", beyond.span().start, message);
         }
         let mut networks = Vec::new();
         for spanned in files {
             let (file, place) = (spanned.get_ref(), spanned.span().start);
             let sides = [("network.clients", &file.clients), ("network.servers", &file.servers)];
-            if sides.iter().all(|(_, leaf)| leaf.is_none()) {
-                let why = "clients and servers are missing: give one of them, or both";
-                self.refuse_table("network", place, why.to_owned());
+            if sides.iter().all(|(_, entry)| entry.is_none()) {
+                let message = "clients and servers are missing: give at least one of them";
+                self.refuse_table("network", place, message.to_owned());
             }
             let [clients, servers] = sides
-                .map(|(key, leaf)| self.value(key, leaf, Vec::new(), NETWORKS, text::networks));
+                .map(|(key, entry)| self.value(key, entry, Vec::new(), NETWORKS, text::networks));
             let inspect = self.flag("network.inspect", &file.inspect, true);
-            let rules = file.rules();
-            for (name, leaf) in rules.leaves() {
-                if let (false, Some(leaf)) = (inspect, leaf) {
-                    let why = "has no meaning beside inspect = false: remove one of them";
-                    self.refuse(&format!("network.{}", name.replace('_', "-")), leaf, why);
+            let keys = file.policy_keys();
+            for (name, entry) in keys.entries() {
+                if let (false, Some(entry)) = (inspect, entry) {
+                    let message = "has no effect with inspect = false: remove one of the two keys";
+                    self.refuse(&format!("network.{}", name.replace('_', "-")), entry, message);
                 }
             }
-            let policy = self.policy_keys(&rules, default, nat);
+            let policy = self.policy_keys(&keys, default, nat);
             networks.push(NetworkPolicy { clients, servers, inspect, policy });
         }
         networks
@@ -305,23 +326,27 @@ impl Checker<'_> {
         let mut servers: Vec<Server> = Vec::new();
         for spanned in files {
             let file = spanned.get_ref();
-            let Some(leaf) = &file.address else {
-                let why = format!("is missing: give {HOST}");
-                self.refuse_table(SERVER_ADDRESS, spanned.span().start, why);
+            let Some(entry) = &file.address else {
+                let message = format!("is missing: give {HOST}");
+                self.refuse_table(SERVER_ADDRESS, spanned.span().start, message);
                 continue;
             };
             let Some(address) = self.optional(SERVER_ADDRESS, &file.address, HOST, host) else {
                 continue;
             };
             if servers.iter().any(|server| server.address == address) {
-                self.refuse(SERVER_ADDRESS, leaf, "has a [[server]] already: give each one once");
+                self.refuse(
+                    SERVER_ADDRESS,
+                    entry,
+                    "already has a [[server]]: give each address once",
+                );
             }
             servers.push(Server {
                 address,
                 external_address: self.server_external(file, address),
                 replace_foreign_address: self.flag(
-                    "server.heal-address",
-                    &file.heal_address,
+                    "server.replace-foreign-address",
+                    &file.replace_foreign_address,
                     false,
                 ),
                 passive_ports: self.passive_ports(file, control_ports),
@@ -332,12 +357,13 @@ impl Checker<'_> {
 
     fn server_external(&mut self, file: &file::Server, address: IpAddr) -> Option<ExternalSetting> {
         let external = self.external_address(SERVER_EXTERNAL, &file.external_address);
-        if let (Some(ExternalSetting::Address(external)), Some(leaf)) =
+        if let (Some(ExternalSetting::Address(external)), Some(entry)) =
             (&external, &file.external_address)
             && external.is_ipv4() != address.is_ipv4()
         {
-            let why = format!("is not of the same family as the server's address {address}");
-            self.refuse(SERVER_EXTERNAL, leaf, &why);
+            let message =
+                format!("is not of the same address family as the server's address {address}");
+            self.refuse(SERVER_EXTERNAL, entry, &message);
         }
         external
     }
@@ -347,53 +373,57 @@ impl Checker<'_> {
         file: &file::Server,
         control_ports: &[u16],
     ) -> Option<RangeInclusive<u16>> {
-        let leaf = file.passive_ports.as_ref()?;
+        let entry = file.passive_ports.as_ref()?;
         let range = self.optional(SERVER_PORTS, &file.passive_ports, FREE_PORTS, ports)?;
         if let Some(port) = control_ports.iter().find(|port| range.contains(port)) {
-            self.refuse(SERVER_PORTS, leaf, &format!("holds the control port {port}"));
+            self.refuse(
+                SERVER_PORTS,
+                entry,
+                &format!("contains the control port {port}: choose other ports"),
+            );
         }
-        let why = "is not served by this version: encrypted sessions pass unread; remove the key";
-        self.unsupported(SERVER_PORTS, leaf, why);
+        let message = "is not supported by this version: encrypted sessions pass without inspection; remove the key";
+        self.unsupported(SERVER_PORTS, entry, message);
         Some(range)
     }
 
     fn metrics(&mut self, file: &file::Metrics) -> Option<std::net::SocketAddr> {
         let key = "metrics.listen";
         let allowed = "an address and a port, such as \"127.0.0.1:9821\"";
-        let leaf = file.listen.as_ref()?;
+        let entry = file.listen.as_ref()?;
         let listen =
             self.optional(key, &file.listen, allowed, |value| value.as_str()?.parse().ok())?;
-        self.unsupported(key, leaf, "is not served by this version: remove the key");
+        self.unsupported(key, entry, "is not supported by this version: remove the key");
         Some(listen)
     }
 
-    fn external_address(&mut self, key: &str, leaf: &SpannedValue) -> Option<ExternalSetting> {
-        self.optional(key, leaf, EXTERNAL, |value| text::external_address(value.as_str()?))
+    fn external_address(&mut self, key: &str, entry: &SpannedValue) -> Option<ExternalSetting> {
+        self.optional(key, entry, EXTERNAL, |value| text::external_address(value.as_str()?))
     }
 
     /// A mark or mask of exactly `count` bits.
-    fn mark_bits(&mut self, key: &str, leaf: &SpannedValue, default: u32, count: u32) -> u32 {
+    fn mark_bits(&mut self, key: &str, entry: &SpannedValue, default: u32, count: u32) -> u32 {
         let bits = if count == 1 { "one bit" } else { "three bits" };
         let allowed = format!("a 32-bit number with exactly {bits} set, such as {default:#x}");
-        self.value(key, leaf, default, &allowed, |value| {
+        self.value(key, entry, default, &allowed, |value| {
             let number = u32::try_from(value.as_integer()?).ok()?;
             (number.count_ones() == count).then_some(number)
         })
     }
 
-    fn flag(&mut self, key: &str, leaf: &SpannedValue, default: bool) -> bool {
-        self.value(key, leaf, default, "true or false", Value::as_bool)
+    fn flag(&mut self, key: &str, entry: &SpannedValue, default: bool) -> bool {
+        self.value(key, entry, default, "true or false", Value::as_bool)
     }
 
     fn number<T: TryFrom<i64>>(
         &mut self,
         key: &str,
-        leaf: &SpannedValue,
+        entry: &SpannedValue,
         default: T,
         range: RangeInclusive<i64>,
     ) -> T {
         let allowed = format!("a whole number from {} to {}", range.start(), range.end());
-        self.value(key, leaf, default, &allowed, |value| {
+        self.value(key, entry, default, &allowed, |value| {
             integer_in(value, range.clone())?.try_into().ok()
         })
     }
@@ -401,13 +431,13 @@ impl Checker<'_> {
     fn choice<T: Copy>(
         &mut self,
         key: &str,
-        leaf: &SpannedValue,
+        entry: &SpannedValue,
         default: T,
         choices: &[(&str, T)],
     ) -> T {
         let names: Vec<String> = choices.iter().map(|(name, _)| format!("\"{name}\"")).collect();
         let allowed = format!("one of {}", names.join(", "));
-        self.value(key, leaf, default, &allowed, |value| {
+        self.value(key, entry, default, &allowed, |value| {
             let text = value.as_str()?;
             choices.iter().find(|(name, _)| *name == text).map(|&(_, choice)| choice)
         })
@@ -417,52 +447,52 @@ impl Checker<'_> {
     fn value<T>(
         &mut self,
         key: &str,
-        leaf: &SpannedValue,
+        entry: &SpannedValue,
         default: T,
         allowed: &str,
         read: impl Fn(&Value) -> Option<T>,
     ) -> T {
-        self.optional(key, leaf, allowed, read).unwrap_or(default)
+        self.optional(key, entry, allowed, read).unwrap_or(default)
     }
 
     fn optional<T>(
         &mut self,
         key: &str,
-        leaf: &SpannedValue,
+        entry: &SpannedValue,
         allowed: &str,
         read: impl Fn(&Value) -> Option<T>,
     ) -> Option<T> {
-        let leaf = leaf.as_ref()?;
-        let value = read(leaf.get_ref());
+        let entry = entry.as_ref()?;
+        let value = read(entry.get_ref());
         if value.is_none() {
-            let meant = hint::suggestion(leaf.get_ref(), |value| read(value).is_some());
+            let meant = hint::suggestion(entry.get_ref(), |value| read(value).is_some());
             let meant = meant.map_or(String::new(), |text| {
                 format!("; did you mean {}?", error::shown_value(&text, 0..text.len()))
             });
-            self.refuse(key, leaf, &format!("is not {allowed}{meant}"));
+            self.refuse(key, entry, &format!("is not {allowed}{meant}"));
         }
         value
     }
 
-    fn refuse(&mut self, key: &str, leaf: &Spanned<Value>, why: &str) {
-        let problem = self.problem(key, leaf, why);
+    fn refuse(&mut self, key: &str, entry: &Spanned<Value>, message: &str) {
+        let problem = self.problem(key, entry, message);
         self.problems.push(problem);
     }
 
     /// Refuses a whole table that starts at byte `place`.
-    fn refuse_table(&mut self, key: &str, place: usize, why: String) {
-        let problem = error::problem_at(self.path, self.text, place, Some(key.to_owned()), why);
+    fn refuse_table(&mut self, key: &str, place: usize, message: String) {
+        let problem = error::problem_at(self.path, self.text, place, Some(key.to_owned()), message);
         self.problems.push(problem);
     }
 
-    fn unsupported(&mut self, key: &str, leaf: &Spanned<Value>, why: &str) {
-        let problem = self.problem(key, leaf, why);
+    fn unsupported(&mut self, key: &str, entry: &Spanned<Value>, message: &str) {
+        let problem = self.problem(key, entry, message);
         self.unsupported.push(problem);
     }
 
-    fn problem(&self, key: &str, leaf: &Spanned<Value>, why: &str) -> Problem {
-        let message = format!("{} {why}", error::shown_value(self.text, leaf.span()));
-        error::problem_at(self.path, self.text, leaf.span().start, Some(key.to_owned()), message)
+    fn problem(&self, key: &str, entry: &Spanned<Value>, message: &str) -> Problem {
+        let message = format!("{} {message}", error::shown_value(self.text, entry.span()));
+        error::problem_at(self.path, self.text, entry.span().start, Some(key.to_owned()), message)
     }
 }
 

@@ -21,13 +21,20 @@ pub enum ConfigError {
 fn remedy(source: &io::Error) -> &'static str {
     match source.kind() {
         io::ErrorKind::IsADirectory => "; name a file",
-        io::ErrorKind::PermissionDenied => "; let the user that ftp-alg runs as read it",
+        io::ErrorKind::PermissionDenied => "; let the user that ftp-alg runs as read the file",
         _ => "",
     }
 }
 
 fn lines(problems: &[Problem]) -> String {
     problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n")
+}
+
+/// A key that the file may not have: key with table, position, message.
+pub(super) struct InvalidKey {
+    pub key: String,
+    pub offset: usize,
+    pub message: String,
 }
 
 /// One problem in a configuration.

@@ -1,7 +1,7 @@
 //! The structure of the file: tables and keys, without their values' rules.
 //!
 //! Values stay as TOML parses them, with their positions, so that [`super::check`] can check all of them and say what
-//! is allowed. [`super::invalid_keys`] refuses keys that are not listed here.
+//! is allowed. [`super::invalid_keys`] refuses keys that are not listed here, and [`super::old_keys`] knows older names.
 
 use serde::Deserialize;
 use toml::{Spanned, Value};
@@ -61,46 +61,46 @@ pub(super) const TABLES: [Table; 7] = [
     Table { name: "metrics", is_list: false, keys: Metrics::KEYS },
 ];
 
-table!(Queue: number, workers, fanout, fast_path, calm);
+table!(Queue: number, workers, fanout, fast_path);
 table!(Pinhole: backend, timeout, mark, mark_mask);
 table!(Nat: external_address, port_range);
 table!(Policy: foreign_address, min_data_port, deny_ports, require_login, auth_tls, max_sessions,
     max_sessions_per_client, memory, max_pinholes_per_client);
 table!(Network: clients, servers, inspect, foreign_address, min_data_port, deny_ports,
     require_login, auth_tls, max_pinholes_per_client);
-table!(Server: address, external_address, heal_address, passive_ports);
+table!(Server: address, external_address, replace_foreign_address, passive_ports);
 table!(Metrics: listen);
 
 /// The keys common to `[policy]` and `[[network]]`.
-macro_rules! rules {
+macro_rules! policy_keys {
     ($($key:ident),+) => {
-        pub(super) struct Rules<'a> {
+        pub(super) struct PolicyKeys<'a> {
             pub table: &'static str,
             $(pub $key: &'a SpannedValue),+
         }
 
-        impl<'a> Rules<'a> {
+        impl<'a> PolicyKeys<'a> {
             /// Names, with `_` for `-`, and values of the keys.
-            pub fn leaves(&self) -> impl Iterator<Item = (&'static str, &'a SpannedValue)> {
+            pub fn entries(&self) -> impl Iterator<Item = (&'static str, &'a SpannedValue)> {
                 [$((stringify!($key), self.$key)),+].into_iter()
             }
         }
 
         impl Policy {
-            pub fn rules(&self) -> Rules<'_> {
-                Rules { table: "policy", $($key: &self.$key),+ }
+            pub fn policy_keys(&self) -> PolicyKeys<'_> {
+                PolicyKeys { table: "policy", $($key: &self.$key),+ }
             }
         }
 
         impl Network {
-            pub fn rules(&self) -> Rules<'_> {
-                Rules { table: "network", $($key: &self.$key),+ }
+            pub fn policy_keys(&self) -> PolicyKeys<'_> {
+                PolicyKeys { table: "network", $($key: &self.$key),+ }
             }
         }
     };
 }
 
-rules!(
+policy_keys!(
     foreign_address,
     min_data_port,
     deny_ports,

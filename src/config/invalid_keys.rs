@@ -2,19 +2,16 @@
 
 use toml::de::{DeTable, DeValue};
 
-use super::file::{TABLES, TOP_LEVEL_KEYS, Table};
-
-/// A key that the file may not have: key with table, position, message.
-pub(super) struct InvalidKey {
-    pub key: String,
-    pub offset: usize,
-    pub message: String,
-}
+use super::{
+    error::InvalidKey,
+    file::{TABLES, TOP_LEVEL_KEYS, Table},
+    old_keys,
+};
 
 /// Finds what is not a known table or key. A table of the wrong type is removed; serde ignores unknown keys.
 pub(super) fn remove_invalid_keys(document: &mut DeTable<'_>) -> Vec<InvalidKey> {
-    let mut misfits = Vec::new();
-    let mut misshapen = Vec::new();
+    let mut invalid = Vec::new();
+    let mut wrong_type = Vec::new();
     for (key, value) in document.iter() {
         let (name, offset) = (key.get_ref().as_ref(), key.span().start);
         let message = match TABLES.iter().find(|table| table.name == name) {
@@ -22,21 +19,21 @@ pub(super) fn remove_invalid_keys(document: &mut DeTable<'_>) -> Vec<InvalidKey>
             None => unknown_key_message(None, name),
             Some(table) => match tables_of(table, value.get_ref()) {
                 Ok(tables) => {
-                    tables.into_iter().for_each(|keys| check(table, keys, &mut misfits));
+                    tables.into_iter().for_each(|keys| check(table, keys, &mut invalid));
                     continue;
                 }
                 Err(message) => {
-                    misshapen.push(name.to_owned());
+                    wrong_type.push(name.to_owned());
                     message
                 }
             },
         };
-        misfits.push(InvalidKey { key: name.to_owned(), offset, message });
+        invalid.push(InvalidKey { key: name.to_owned(), offset, message });
     }
-    for name in misshapen {
+    for name in wrong_type {
         document.remove(name.as_str());
     }
-    misfits
+    invalid
 }
 
 /// The tables in `value`, or why it has the wrong type.
@@ -48,22 +45,22 @@ fn tables_of<'a, 'i>(
     match (value, table.is_list) {
         (DeValue::Table(keys), false) => Ok(vec![keys]),
         (DeValue::Table(_), true) => {
-            Err(format!("there may be several: write {title}, with two brackets"))
+            Err(format!("this table may occur several times: write {title}, with two brackets"))
         }
         (DeValue::Array(items), _) if items.iter().all(|item| item.get_ref().is_table()) => {
             if table.is_list {
                 Ok(items.iter().filter_map(|item| item.get_ref().as_table()).collect())
             } else {
-                Err(format!("there is one only: write {title}, with one bracket"))
+                Err(format!("this table may occur only once: write {title}, with one bracket"))
             }
         }
-        _ => Err(format!("it is a table: write {title}, and its keys below")),
+        _ => Err(format!("this is a table, not a value: write {title}, and its keys below")),
     }
 }
 
-fn check(table: &Table, keys: &DeTable<'_>, misfits: &mut Vec<InvalidKey>) {
+fn check(table: &Table, keys: &DeTable<'_>, invalid: &mut Vec<InvalidKey>) {
     let unknown = keys.keys().filter(|key| !contains_key(table.keys, key.get_ref()));
-    misfits.extend(unknown.map(|key| InvalidKey {
+    invalid.extend(unknown.map(|key| InvalidKey {
         key: format!("{}.{}", table.name, key.get_ref()),
         offset: key.span().start,
         message: self::unknown_key_message(Some(table), key.get_ref()),
@@ -87,7 +84,9 @@ fn unknown_key_message(here: Option<&Table>, name: &str) -> String {
             TOP_LEVEL_KEYS.iter().copied().chain(TABLES.iter().map(|table| table.name)).collect()
         }
     };
-    let meant = name.replace('-', "_").to_ascii_lowercase();
+    let typed = name.replace('-', "_").to_ascii_lowercase();
+    let renamed = old_keys::new_name(&typed);
+    let meant = renamed.clone().unwrap_or(typed);
     let homes: Vec<String> =
         TABLES.iter().filter(|table| table.keys.contains(&&*meant)).map(title).collect();
     if own.contains(&&*meant) || (homes.is_empty() && !TOP_LEVEL_KEYS.contains(&&*meant)) {
@@ -99,6 +98,10 @@ fn unknown_key_message(here: Option<&Table>, name: &str) -> String {
     }
     match homes.as_slice() {
         [] => "unknown key; it belongs at the top of the file, before the first [table]".to_owned(),
-        homes => format!("unknown key; it belongs in {}", homes.join(" or ")),
+        homes => {
+            let renamed = renamed.map(|key| format!(" as `{}`", key.replace('_', "-")));
+            let tables = homes.join(" or ");
+            format!("unknown key; it belongs in {tables}{}", renamed.unwrap_or_default())
+        }
     }
 }

@@ -3,7 +3,7 @@
 //! A [`Config`] holds only checked values that other modules may use without checks. This module knows nothing of who
 //! runs it or of the kernel. It does not check whether an external name resolves or a queue is free.
 //!
-//! `file` describes the structure, `invalid_keys` refuses anything else, `check` builds a [`Config`], `text` parses
+//! `file` describes the structure, `old_keys` replaces names of earlier versions, `invalid_keys` refuses anything else, `check` builds a [`Config`], `text` parses
 //! values that TOML has no type for, `hint` makes suggestions, `error` adds positions.
 
 mod check;
@@ -11,6 +11,7 @@ mod error;
 mod file;
 mod hint;
 mod invalid_keys;
+mod old_keys;
 mod text;
 
 use std::{
@@ -58,6 +59,7 @@ pub struct Config {
     /// `metrics.listen`.
     pub metrics: Option<SocketAddr>,
     unsupported: Vec<Problem>,
+    warnings: Vec<Problem>,
 }
 
 /// `[queue]`: our netfilter queues.
@@ -216,6 +218,7 @@ impl Default for Config {
             servers: Vec::new(),
             metrics: None,
             unsupported: Vec::new(),
+            warnings: Vec::new(),
         }
     }
 }
@@ -304,6 +307,11 @@ impl Config {
         }
     }
 
+    /// Keys that the file uses under an old name, which works in this version only.
+    pub fn warnings(&self) -> &[Problem] {
+        &self.warnings
+    }
+
     /// The keys whose value in `next` differs and cannot change under a running daemon: rules,
     /// queues and marks of live connections depend on them.
     pub fn fixed_keys_changed(&self, next: &Self) -> Vec<&'static str> {
@@ -341,11 +349,13 @@ pub(crate) fn read_text(path: &Path) -> io::Result<String> {
     let mut text = String::new();
     let length = File::open(path)?.take(MAX_BYTES + 1).read_to_string(&mut text);
     let length = length.map_err(|error| match error.kind() {
-        io::ErrorKind::InvalidData => io::Error::other("it is no text in UTF-8; save it as that"),
+        io::ErrorKind::InvalidData => {
+            io::Error::other("the file is not UTF-8 text; save it as UTF-8")
+        }
         _ => error,
     })?;
     if length as u64 > MAX_BYTES {
-        return Err(io::Error::other(format!("it has more than {MAX_BYTES} bytes")));
+        return Err(io::Error::other(format!("the file has more than {MAX_BYTES} bytes")));
     }
     Ok(text)
 }

@@ -15,7 +15,7 @@ fn assert_refusals(cases: &[(&str, &str)]) {
 }
 
 #[test]
-fn text_without_quotes_is_offered_with_quotes() {
+fn unquoted_text_is_suggested_with_quotes() {
     let nat = "f:1:24: nat.external-address: ";
     for (bare, problem) in [
         ("10.0.0.5", "10.0.0.5 is text without quotes: write \"10.0.0.5\""),
@@ -51,7 +51,7 @@ fn text_without_quotes_is_offered_with_quotes() {
 }
 
 #[test]
-fn each_value_without_quotes_gets_a_line() {
+fn each_unquoted_value_gets_a_line() {
     let refusal = refusal("[pinhole]\ntimeout = 30s\n[nat]\nexternal-address = 10.0.0.5\n");
     let lines: Vec<&str> = refusal.lines().collect();
     assert_eq!(lines.len(), 2, "{refusal}");
@@ -59,7 +59,7 @@ fn each_value_without_quotes_gets_a_line() {
 }
 
 #[test]
-fn a_key_in_the_wrong_table_is_told_its_own() {
+fn a_key_in_the_wrong_table_gets_the_right_one() {
     let top = "unknown key; it belongs at the top of the file, before the first [table]";
     assert_refusals(&[
         ("workers = 2", "f:1:1: workers: unknown key; it belongs in [queue]"),
@@ -80,7 +80,7 @@ fn a_key_in_the_wrong_table_is_told_its_own() {
 }
 
 #[test]
-fn all_unknown_keys_and_wrong_values_are_named_at_once() {
+fn unknown_keys_and_invalid_values_are_reported_together() {
     let text =
         "frob = 1\n[queue]\nworker = 0\nnumber = -1\n[server]\naddress = 1\n[polcy]\n[nat]\nx = 1";
     let refusal = refusal(text);
@@ -97,23 +97,29 @@ fn all_unknown_keys_and_wrong_values_are_named_at_once() {
 }
 
 #[test]
-fn one_bracket_and_two_are_told_apart() {
+fn wrong_brackets_are_reported() {
     assert_refusals(&[
         (
             "[server]\naddress = \"10.0.0.5\"",
-            "f:1:2: server: there may be several: write [[server]], with two brackets",
+            "f:1:2: server: this table may occur several times: write [[server]], with two brackets",
         ),
-        ("[[policy]]", "f:1:3: policy: there is one only: write [policy], with one bracket"),
-        ("nat = \"auto\"", "f:1:1: nat: it is a table: write [nat], and its keys below"),
+        (
+            "[[policy]]",
+            "f:1:3: policy: this table may occur only once: write [policy], with one bracket",
+        ),
+        (
+            "nat = \"auto\"",
+            "f:1:1: nat: this is a table, not a value: write [nat], and its keys below",
+        ),
         (
             "server = []\nnetwork = [1]",
-            "f:2:1: network: it is a table: write [[network]], and its keys below",
+            "f:2:1: network: this is a table, not a value: write [[network]], and its keys below",
         ),
     ]);
 }
 
 #[test]
-fn what_was_meant_is_offered() {
+fn common_slips_get_a_suggestion() {
     for (text, meant) in [
         ("nat.external-address = \"ftp.example.net\"", "\"dns:ftp.example.net\""),
         ("[[network]]\nclients = \"10.0.0.5/24\"", "\"10.0.0.0/24\""),
@@ -143,7 +149,7 @@ fn what_was_meant_is_offered() {
 }
 
 #[test]
-fn nothing_is_offered_that_is_not_allowed() {
+fn suggestions_are_always_valid() {
     for text in [
         "nat.external-address = \"10.0.0.256\"",
         "nat.external-address = \"ftp\"",
@@ -159,7 +165,7 @@ fn nothing_is_offered_that_is_not_allowed() {
 }
 
 #[test]
-fn a_byte_order_mark_and_carriage_returns_are_no_slips() {
+fn a_byte_order_mark_and_carriage_returns_are_valid() {
     let text = "\u{feff}control-ports = [2121]\r\n\r\n[queue]\r\nworkers = 2\r\n";
     let config = Config::parse(text, Path::new("f")).unwrap();
     assert_eq!((config.control_ports, config.queue.workers), (vec![2121], Some(2)));
@@ -169,7 +175,7 @@ fn a_byte_order_mark_and_carriage_returns_are_no_slips() {
 }
 
 #[test]
-fn a_file_that_cannot_be_read_is_answered_by_what_to_do() {
+fn an_unreadable_file_gets_a_remedy() {
     let place = tempfile::tempdir().unwrap();
     let refusal = |path: &Path| Config::load(Some(path)).unwrap_err().to_string();
     let directory = refusal(place.path());
@@ -177,7 +183,7 @@ fn a_file_that_cannot_be_read_is_answered_by_what_to_do() {
     let path = place.path().join("f");
     fs::File::create(&path).unwrap().write_all(b"\xff\xfec\x00").unwrap();
     assert!(
-        refusal(&path).ends_with("it is no text in UTF-8; save it as that"),
+        refusal(&path).ends_with("the file is not UTF-8 text; save it as UTF-8"),
         "{}",
         refusal(&path)
     );
@@ -187,7 +193,7 @@ fn a_file_that_cannot_be_read_is_answered_by_what_to_do() {
     // Root may read it anyway.
     if !rustix::process::geteuid().is_root() {
         assert!(
-            refusal(&path).ends_with("; let the user that ftp-alg runs as read it"),
+            refusal(&path).ends_with("; let the user that ftp-alg runs as read the file"),
             "{}",
             refusal(&path)
         );

@@ -27,7 +27,7 @@ fn an_empty_file_means_the_defaults() {
 }
 
 #[test]
-fn the_contracts_defaults_written_out_are_the_defaults() {
+fn documented_defaults_are_the_defaults() {
     let text = r#"
         control-ports = [21]
         [queue]
@@ -82,7 +82,7 @@ fn every_key_reaches_the_policy() {
         [[server]]
         address = "10.0.0.5"
         external-address = "198.51.100.7"
-        heal-address = true
+        replace-foreign-address = true
         [[server]]
         address = "2001:db8::5"
         [[network]]
@@ -162,7 +162,7 @@ fn ip(text: &str) -> IpAddr {
 }
 
 #[test]
-fn a_name_stands_for_what_is_known_of_it_in_the_families_that_need_it() {
+fn names_resolve_in_the_address_families_that_use_them() {
     let text = r#"
         nat.external-address = "dns:gateway.example"
         [[server]]
@@ -204,20 +204,20 @@ fn a_name_stands_for_what_is_known_of_it_in_the_families_that_need_it() {
 }
 
 #[test]
-fn a_refusal_names_file_line_column_key_value_and_what_is_allowed() {
+fn an_error_names_position_key_value_and_allowed_values() {
     let text = "\n\n\n\n\n[pinhole]\nmark = 0x80000000\n";
     assert_eq!(
         refusal(text),
-        "/etc/ftp-alg.toml:7:8: pinhole.mark: 0x80000000 is not within mark-mask 0x70000000"
+        "/etc/ftp-alg.toml:7:8: pinhole.mark: 0x80000000 is not a bit of mark-mask 0x70000000"
     );
 }
 
 #[test]
-fn values_outside_their_range_are_refused_with_the_range() {
+fn invalid_values_are_refused_with_the_allowed_ones() {
     let cases = [
         ("control-ports = []", "control-ports: [] is empty"),
         ("control-ports = [0]", "control-ports: [0] is not a list of ports from 1 to 65535"),
-        ("control-ports = [21, 21]", "has port 21 twice"),
+        ("control-ports = [21, 21]", "contains port 21 twice"),
         ("control-ports = 21", "control-ports: 21 is not a list of ports"),
         ("control-ports = [\"21\"]", "is not a list of ports"),
         ("queue.number = 65536", "queue.number: 65536 is not a whole number from 0 to 65535"),
@@ -225,7 +225,7 @@ fn values_outside_their_range_are_refused_with_the_range() {
         ("queue.workers = 65", "queue.workers: 65 is not a whole number from 1 to 64, or \"auto\""),
         ("queue.fanout = \"port\"", "queue.fanout: \"port\" is not one of \"connection\", \"cpu\""),
         ("queue.fast-path = \"on\"", "queue.fast-path: \"on\" is not one of \"auto\", \"off\""),
-        ("queue = { number = 65535, workers = 2 }", "65535 leaves no 2 queues"),
+        ("queue = { number = 65535, workers = 2 }", "65535 leaves fewer than 2 queue numbers"),
         ("pinhole.backend = \"ebpf\"", "is not one of \"auto\", \"nftables\", \"conntrack\""),
         ("pinhole.timeout = \"999ms\"", "\"999ms\" is not a duration from 1s to 1h"),
         ("pinhole.timeout = \"61m\"", "pinhole.timeout: \"61m\" is not a duration"),
@@ -235,7 +235,7 @@ fn values_outside_their_range_are_refused_with_the_range() {
         ("pinhole.mark = -1", "pinhole.mark: -1 is not a 32-bit number"),
         ("pinhole.mark-mask = 0x100000000", "is not a 32-bit number"),
         ("pinhole.mark-mask = 0x30", "exactly three bits set"),
-        ("pinhole.mark-mask = 0x7", "0x7 leaves out the default mark 0x40000000"),
+        ("pinhole.mark-mask = 0x7", "0x7 does not contain the default mark 0x40000000"),
         ("nat.external-address = \"127.0.0.1\"", "is not \"auto\", the address of a host"),
         ("nat.external-address = \"0.0.0.0\"", "is not \"auto\", the address of a host"),
         ("nat.port-range = \"1000-2000\"", "\"1000-2000\" is not a range of ports from 1024"),
@@ -250,7 +250,7 @@ fn values_outside_their_range_are_refused_with_the_range() {
         ("policy.deny-ports = [\"9-8\"]", "is not a list of ports and ranges of ports, such as"),
         (
             "[policy]\ndeny-ports = [\"40000-65535\"]",
-            ":2:14: policy.deny-ports: [\"40000-65535\"] leaves no port of nat.port-range",
+            ":2:14: policy.deny-ports: [\"40000-65535\"] denies every port of nat.port-range",
         ),
         ("policy.require-login = \"yes\"", "\"yes\" is not true or false"),
         ("policy.auth-tls = true", "policy.auth-tls: true is not one of \"pass\", \"refuse\""),
@@ -271,19 +271,19 @@ fn values_outside_their_range_are_refused_with_the_range() {
         ("[[server]]\nexternal-address = \"auto\"", ":1:1: server.address: is missing"),
         (
             "[[server]]\naddress = \"10.0.0.5\"\nexternal-address = \"2001:db8::1\"",
-            ":3:20: server.external-address: \"2001:db8::1\" is not of the same family",
+            ":3:20: server.external-address: \"2001:db8::1\" is not of the same address family",
         ),
         (
             "[[server]]\naddress = \"10.0.0.5\"\n[[server]]\naddress = \"10.0.0.5\"",
-            ":4:11: server.address: \"10.0.0.5\" has a [[server]] already",
+            ":4:11: server.address: \"10.0.0.5\" already has a [[server]]",
         ),
         (
             "[[server]]\naddress = \"10.0.0.5\"\npassive-ports = \"20-30\"",
             "server.passive-ports: \"20-30\" is not a range of ports from 1024",
         ),
         (
-            "[[server]]\naddress = \"10.0.0.5\"\nheal-address = \"yes\"",
-            ":3:16: server.heal-address: \"yes\" is not true or false",
+            "[[server]]\naddress = \"10.0.0.5\"\nreplace-foreign-address = \"yes\"",
+            ":3:27: server.replace-foreign-address: \"yes\" is not true or false",
         ),
         ("[[network]]\ninspect = false", ":1:1: network: clients and servers are missing"),
         (
@@ -302,11 +302,11 @@ fn values_outside_their_range_are_refused_with_the_range() {
         ),
         (
             "[[network]]\nservers = \"::/0\"\ninspect = false\nauth-tls = \"pass\"",
-            ":4:12: network.auth-tls: \"pass\" has no meaning beside inspect = false",
+            ":4:12: network.auth-tls: \"pass\" has no effect with inspect = false",
         ),
         (
             "control-ports = [2121]\n[[server]]\naddress = \"10.0.0.5\"\npassive-ports = \"2000-3000\"",
-            "holds the control port 2121",
+            "contains the control port 2121",
         ),
     ];
     for (text, expected) in cases {
@@ -319,17 +319,17 @@ fn values_outside_their_range_are_refused_with_the_range() {
 #[test]
 fn more_than_64_control_ports_are_refused() {
     let text = format!("control-ports = {:?}", (1..=65).collect::<Vec<u16>>());
-    assert!(refusal(&text).ends_with("has 65 ports: at most 64"), "{}", refusal(&text));
+    assert!(refusal(&text).ends_with("has 65 ports: give at most 64"), "{}", refusal(&text));
 }
 
 #[test]
 fn more_than_64_denied_ports_are_refused() {
     let text = format!("policy.deny-ports = {:?}", (1..=65).collect::<Vec<u16>>());
-    assert!(refusal(&text).ends_with("has 65 entries: at most 64"), "{}", refusal(&text));
+    assert!(refusal(&text).ends_with("has 65 entries: give at most 64"), "{}", refusal(&text));
 }
 
 #[test]
-fn all_problems_are_named_in_the_order_of_the_file() {
+fn all_problems_are_reported_in_file_order() {
     let text = "[queue]\nworkers = 0\n[policy]\nmax-sessions = 0\n[nat]\nport-range = \"x\"\n";
     let refusal = refusal(text);
     let lines: Vec<&str> = refusal.lines().collect();
@@ -338,16 +338,17 @@ fn all_problems_are_named_in_the_order_of_the_file() {
 }
 
 #[test]
-fn a_table_of_which_there_may_be_several_wants_two_brackets() {
+fn a_repeatable_table_needs_two_brackets() {
     for (table, key) in [("server", "address"), ("network", "clients")] {
         let refusal = refusal(&format!("[{table}]\n{key} = \"10.0.0.5\""));
-        let expected = format!(":1:2: {table}: there may be several: write [[{table}]]");
+        let expected =
+            format!(":1:2: {table}: this table may occur several times: write [[{table}]]");
         assert!(refusal.contains(&expected), "{refusal}");
     }
 }
 
 #[test]
-fn an_unknown_key_is_refused_with_the_nearest_known_one() {
+fn an_unknown_key_gets_the_nearest_known_one() {
     let cases = [
         ("[queue]\nworker = 2", ":2:1: queue.worker: unknown key; did you mean `workers`?"),
         ("control_ports = [21]", "control_ports: unknown key; did you mean `control-ports`?"),
@@ -368,12 +369,15 @@ fn an_unknown_key_is_refused_with_the_nearest_known_one() {
 }
 
 #[test]
-fn text_that_is_no_toml_or_has_another_shape_is_refused_in_one_line_each() {
+fn syntax_and_type_errors_are_one_line_each() {
     let cases = [
         ("[queue\nnumber = 1", ":1:7:"),
         ("[queue]\nnumber = 1\nnumber = 2", ":3:1:"),
-        ("queue = 3", ":1:1: queue: it is a table: write [queue], and its keys below"),
-        ("server = \"10.0.0.5\"", ":1:1: server: it is a table: write [[server]]"),
+        (
+            "queue = 3",
+            ":1:1: queue: this is a table, not a value: write [queue], and its keys below",
+        ),
+        ("server = \"10.0.0.5\"", ":1:1: server: this is a table, not a value: write [[server]]"),
         ("queue.number = 99999999999999999999", ":1:"),
         ("= = =\n\u{1b}[31m", ":1:"),
     ];
@@ -386,7 +390,7 @@ fn text_that_is_no_toml_or_has_another_shape_is_refused_in_one_line_each() {
 }
 
 #[test]
-fn values_in_a_refusal_are_escaped_and_cut() {
+fn values_in_messages_are_escaped_and_cut() {
     let text = format!("pinhole.backend = '''\n\u{1b}[31m{}'''", "x".repeat(300));
     // TOML refuses control characters itself; a newline can occur.
     assert!(!refusal(&text).contains(['\n', '\u{1b}']));
@@ -397,12 +401,15 @@ fn values_in_a_refusal_are_escaped_and_cut() {
 }
 
 #[test]
-fn what_this_version_does_not_serve_is_valid_but_named() {
+fn unsupported_keys_are_valid_but_reported() {
     let cases = [
-        ("metrics.listen = \"127.0.0.1:9821\"", "metrics.listen: \"127.0.0.1:9821\" is not served"),
+        (
+            "metrics.listen = \"127.0.0.1:9821\"",
+            "metrics.listen: \"127.0.0.1:9821\" is not supported",
+        ),
         (
             "[[server]]\naddress = \"10.0.0.5\"\npassive-ports = \"9981-9986\"",
-            ":3:17: server.passive-ports: \"9981-9986\" is not served by this version",
+            ":3:17: server.passive-ports: \"9981-9986\" is not supported by this version",
         ),
     ];
     for (text, expected) in cases {
@@ -421,13 +428,13 @@ fn only_the_default_file_may_be_absent() {
 }
 
 #[test]
-fn a_file_without_end_is_refused() {
+fn an_endless_file_is_refused() {
     let refusal = Config::load(Some(Path::new("/dev/zero"))).unwrap_err().to_string();
     assert!(refusal.contains("more than 1048576 bytes"), "{refusal}");
 }
 
 #[test]
-fn keys_that_a_running_daemon_cannot_change_are_told_apart() {
+fn keys_that_need_a_restart_are_reported() {
     let old = Config::default();
     let new = parse("control-ports = [2121]\npinhole.timeout = \"5s\"\nqueue.workers = 2").unwrap();
     assert_eq!(old.fixed_keys_changed(&new), ["control-ports", "queue.workers"]);

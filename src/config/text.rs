@@ -117,7 +117,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_duration_is_a_whole_number_and_a_unit() {
+    fn durations_need_a_whole_number_and_a_unit() {
         for (text, milliseconds) in [("1500ms", 1500), ("30s", 30_000), ("2m", 120_000)] {
             assert_eq!(duration(text), Some(Duration::from_millis(milliseconds)), "{text}");
         }
@@ -129,7 +129,7 @@ mod tests {
     }
 
     #[test]
-    fn a_size_is_a_whole_number_of_bytes_or_has_a_unit() {
+    fn sizes_are_bytes_or_have_a_unit() {
         let read = |text: &str| bytes(&toml::from_str::<toml::Table>(text).unwrap()["m"]);
         for (text, expected) in [
             ("m = 1048576", 1 << 20),
@@ -151,7 +151,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_range_holds_both_its_ends() {
+    fn port_ranges_are_inclusive() {
         assert_eq!(port_range("49152-65535"), Some(49152..=65535));
         assert_eq!(port_range("2000-2000"), Some(2000..=2000));
         for text in ["2000", "3000-2000", "-", "1-65536", "+1-2", "1 - 2", "1-2-3"] {
@@ -160,7 +160,7 @@ mod tests {
     }
 
     #[test]
-    fn ports_are_numbers_and_ranges_in_text() {
+    fn ports_are_numbers_or_ranges() {
         let read = |text: &str| ports(&toml::from_str::<toml::Table>(text).unwrap()["p"]);
         assert_eq!(read("p = 3306"), Some(3306..=3306));
         assert_eq!(read("p = '5900-5999'"), Some(5900..=5999));
@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn a_network_has_no_host_bits() {
+    fn networks_with_host_bits_are_refused() {
         let read = |text: &str| network(text).map(|network| network.to_string());
         for text in ["192.168.150.0/24", "0.0.0.0/0", "2001:db8::/32", "10.0.0.5/32"] {
             assert_eq!(read(text).as_deref(), Some(text));
@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn an_external_address_is_auto_an_address_or_a_name() {
+    fn external_addresses_are_auto_an_address_or_a_name() {
         assert_eq!(external_address("auto"), Some(ExternalSetting::Auto));
         assert!(matches!(external_address("2001:db8::1"), Some(ExternalSetting::Address(_))));
         assert_eq!(

@@ -313,6 +313,9 @@ fn reload(options: &DaemonOptions, old: Config, service: &dyn DaemonService) -> 
 fn load(options: &DaemonOptions) -> Result<Config, ConfigError> {
     let config = Config::load_with(options.config.as_deref(), broker::read)?;
     config.unsupported()?;
+    for warning in config.warnings() {
+        tracing::warn!(event = "config_key_renamed", "{warning}");
+    }
     Ok(config)
 }
 

@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use ftp_alg_core::{engine::Counters, ftp::Kind};
+use ftp_alg_core::{engine::Counters, ftp::AnnouncementKind};
 
 /// Counters and health of a running daemon.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -199,7 +199,7 @@ pub struct PinholeRow {
     pub target: SocketAddr,
     /// The source address that the target sees.
     pub source: IpAddr,
-    pub kind: Kind,
+    pub kind: AnnouncementKind,
     /// Whole seconds until it expires.
     pub remaining_seconds: u64,
 }
@@ -231,7 +231,7 @@ mod tests {
             arrival: SocketAddr::from(([198, 51, 100, 1], 3762)),
             target: SocketAddr::from(([192, 168, 150, 80], 3762)),
             source: IpAddr::from([198, 51, 100, 9]),
-            kind: Kind::Port,
+            kind: AnnouncementKind::Port,
             remaining_seconds: 29,
         };
         let json = r#"{"session":7,"initiator":"198.51.100.9","arrival":"198.51.100.1:3762","target":"192.168.150.80:3762","source":"198.51.100.9","kind":"PORT","remaining_seconds":29}"#;

@@ -7,7 +7,7 @@ use std::{
 
 use ftp_alg_core::{
     engine::PacketOutcome,
-    packet::{Edit, Packet, flags},
+    packet::{Packet, PacketEdit, flags},
     session::Side,
 };
 
@@ -75,7 +75,7 @@ impl<W: Write> Player<W> {
         session.map(side).render(header.seq, &payload, &mut whole);
         whole.truncate(whole.len() - usize::from(fin && !whole.is_empty()));
         let rest = whole.get(sent.payload().len()..).filter(|rest| !rest.is_empty())?;
-        let edit = Edit {
+        let edit = PacketEdit {
             seq: sent.seq() + sent.payload().len() as u32, // an IP packet's
             ack: sent.ack(),
             payload: Some(rest),
@@ -144,8 +144,8 @@ impl<W: Write> Player<W> {
     fn renumber(&mut self, bytes: &mut [u8], layout: &DatagramLayout, header: &SegmentHeader) {
         let found = self.gateway.engine.sessions.session_between(header.source, header.destination);
         let Some((session, side)) = found else { return };
-        let seq = session.map(side).deliver(header.seq);
-        let ack = header.ack.map(|ack| session.map(side.peer()).deliver(ack));
+        let seq = session.map(side).to_delivered(header.seq);
+        let ack = header.ack.map(|ack| session.map(side.peer()).to_delivered(ack));
         if self.is_from_inner_side(header, side) {
             datagram::overwrite(bytes, layout, layout.transport + 4, &seq.0.to_be_bytes());
         } else if let Some(ack) = ack {

@@ -17,7 +17,7 @@ use std::{
 
 use ftp_alg_core::{
     engine::{Checksums, Engine, PacketOutcome, Standalone},
-    packet::{self, Edit, Malformed, Packet, Seq, flags},
+    packet::{self, MalformedPacket, Packet, PacketEdit, Seq, flags},
     policy::Policy,
     session::Side,
 };
@@ -109,7 +109,7 @@ impl<W: Write> Player<W> {
                 Ok(())
             }
             Err(error) => {
-                if whole && error != Malformed::Fragment {
+                if whole && error != MalformedPacket::Fragment {
                     self.report.malformed += 1;
                 } else {
                     self.report.incomplete += 1;
@@ -215,7 +215,7 @@ impl<W: Write> Player<W> {
             self.gateway.engine.sessions.session_between(key.0, key.1),
             Packet::parse(&bytes),
         ) {
-            (Some((session, _)), Ok(packet)) => session.began_with(&packet),
+            (Some((session, _)), Ok(packet)) => session.is_syn_ack_retransmission(&packet),
             _ => false,
         };
         let connection = self.connection(key);
@@ -290,9 +290,9 @@ impl<W: Write> Player<W> {
             && let Some((session, side)) =
                 self.gateway.engine.sessions.session_between(sender, receiver)
         {
-            let ack = session.map(side).deliver(until);
+            let ack = session.map(side).to_delivered(until);
             let mut bytes = Vec::new();
-            packet::acknowledgement(receiver, sender, seq, ack, u16::MAX, None, &mut bytes);
+            packet::build_acknowledgement(receiver, sender, seq, ack, u16::MAX, None, &mut bytes);
             self.run_engine(&bytes, self.last_frame);
         }
         let direction = self.direction(key, index);
@@ -344,8 +344,13 @@ impl<W: Write> Player<W> {
             } else {
                 let part = |seq, payload, flags| {
                     let urgent = packet.urgent().unwrap_or(0);
-                    let edit =
-                        Edit { seq, ack: packet.ack(), payload: Some(payload), flags, urgent };
+                    let edit = PacketEdit {
+                        seq,
+                        ack: packet.ack(),
+                        payload: Some(payload),
+                        flags,
+                        urgent,
+                    };
                     let mut bytes = Vec::new();
                     packet.rebuild(&edit, Some, &mut bytes);
                     bytes
@@ -414,11 +419,13 @@ impl<W: Write> Player<W> {
         if map.is_identity() {
             return packet.bytes().to_vec();
         }
-        let ack = if packet.has(flags::ACK) { map.deliver(packet.ack()) } else { packet.ack() };
+        let ack =
+            if packet.has(flags::ACK) { map.to_delivered(packet.ack()) } else { packet.ack() };
         let urgent = packet.urgent().unwrap_or(0);
-        let edit = Edit { seq: packet.seq(), ack, payload: None, flags: packet.flags(), urgent };
+        let edit =
+            PacketEdit { seq: packet.seq(), ack, payload: None, flags: packet.flags(), urgent };
         let sack = |block: [Seq; 2]| {
-            let [left, right] = block.map(|edge| map.deliver(edge));
+            let [left, right] = block.map(|edge| map.to_delivered(edge));
             left.is_before(right).then_some([left, right])
         };
         let mut bytes = Vec::new();

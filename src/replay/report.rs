@@ -2,7 +2,7 @@
 
 use ftp_alg_core::{
     engine::{AnnouncementDecision, Event, EventKind},
-    ftp::Kind,
+    ftp::AnnouncementKind,
     session::Side,
 };
 use serde::Serialize;
@@ -12,7 +12,7 @@ use serde::Serialize;
 pub struct AnnouncementRow {
     /// The frame that completed the line.
     pub frame: u64,
-    pub kind: Kind,
+    pub kind: AnnouncementKind,
     /// The sender: `client` or `server`.
     pub from: &'static str,
     /// The announced endpoint, if it could be parsed.

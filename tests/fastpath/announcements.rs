@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
 
-use ftp_alg_core::ftp::{Announcement, Text, Zeros};
+use ftp_alg_core::ftp::{Announcement, Text, ZeroPadding};
 
 use crate::{
     data::syn,
@@ -212,7 +212,7 @@ fn a_port_command_is_rewritten_as_the_engine_does() {
             continue;
         }
         let line_count = talk.before.line_count;
-        let zeros = *rng.pick(&[Zeros::Three, Zeros::Four]);
+        let zeros = *rng.pick(&[ZeroPadding::Three, ZeroPadding::Four]);
         let port_digits = u32::try_from(zeros.digits()).unwrap();
         let seq_offsets = may_move.then(|| routed().next_seq.map(|next| (0, next)));
         talk.before =
@@ -220,8 +220,8 @@ fn a_port_command_is_rewritten_as_the_engine_does() {
         talk.hand_over();
         let argument = format!("{},{},{}", client, port >> 8, port & 255).replace('.', ",");
         let frame = talk.frame(Side::Client, format!("PORT {argument}\r\n"));
-        let read = Announcement::port(argument.as_bytes(), 0).unwrap();
-        let text = read.rewritten(SocketAddr::new(announced.into(), port), zeros).unwrap();
+        let read = Announcement::parse_port(argument.as_bytes(), 0).unwrap();
+        let text = read.replacement_text(SocketAddr::new(announced.into(), port), zeros).unwrap();
         if may_move || text.len() == argument.len() {
             talk.inspected(&frame, &[b"PORT ", &text[..], b"\r\n"].concat());
             inspected += 1;
@@ -248,8 +248,8 @@ fn a_227_or_229_is_read_as_the_engine_does() {
         talk.says(Side::Server, line);
         let text = Text::new(line.as_bytes());
         let read = match command {
-            "PASV" => Announcement::passive(&text).unwrap(),
-            _ => Announcement::extended_passive(&text).unwrap(),
+            "PASV" => Announcement::parse_227(&text).unwrap(),
+            _ => Announcement::parse_229(&text).unwrap(),
         };
         assert_eq!(read.port, 1025);
         assert!(read.address.is_none_or(|address| address == *SERVER.ip()));

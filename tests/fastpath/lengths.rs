@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use ftp_alg_core::ftp::{Announcement, Zeros};
+use ftp_alg_core::ftp::{Announcement, ZeroPadding};
 
 use crate::{
     frames::{ACK, CWR, FIN, Frame, PSH, RST},
@@ -148,8 +148,9 @@ fn an_eprt_is_rewritten_as_the_engine_does() {
         talk.hand_over();
         let argument = format!("|1|{}|{port}|", client.ip());
         let frame = talk.frame(Side::Client, format!("EPRT {argument}\r\n"));
-        let read = Announcement::eprt(argument.as_bytes(), 0).unwrap();
-        let text = read.rewritten(SocketAddr::new(named.into(), port), Zeros::Three).unwrap();
+        let read = Announcement::parse_eprt(argument.as_bytes(), 0).unwrap();
+        let text =
+            read.replacement_text(SocketAddr::new(named.into(), port), ZeroPadding::Three).unwrap();
         talk.inspected(&frame, &[b"EPRT |1|", &text[..], b"|\r\n"].concat());
     }
 }

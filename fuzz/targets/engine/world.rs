@@ -266,7 +266,7 @@ impl World {
                 .engine
                 .sessions
                 .session_between(client, server)
-                .map(|(session, _)| session.began_with(&packet))
+                .map(|(session, _)| session.is_syn_ack_retransmission(&packet))
         };
         let before = began(self);
         self.hand(slot, Side::Server, &syn_ack);

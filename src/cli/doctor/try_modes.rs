@@ -15,7 +15,7 @@ use std::{
 };
 
 use clap::Args;
-use ftp_alg_core::ftp::Kind;
+use ftp_alg_core::ftp::AnnouncementKind;
 use ftp_client::{FtpClient, FtpClientError};
 use local_machine::LocalMachine;
 use serde::Serialize;
@@ -28,7 +28,12 @@ use crate::{config::escape_control_characters, gateway::RuleParameters};
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many addresses of a name are tried at most.
 const MAX_ADDRESSES: usize = 4;
-const MODES: [Kind; 4] = [Kind::Epsv, Kind::Pasv, Kind::Eprt, Kind::Port];
+const MODES: [AnnouncementKind; 4] = [
+    AnnouncementKind::Epsv,
+    AnnouncementKind::Pasv,
+    AnnouncementKind::Eprt,
+    AnnouncementKind::Port,
+];
 
 /// The options of `doctor --try`.
 #[derive(Args, Debug)]
@@ -211,7 +216,7 @@ fn try_modes(
     let mut client = Some(client);
     for kind in MODES {
         let step = kind.to_string();
-        if server.is_ipv6() && matches!(kind, Kind::Pasv | Kind::Port) {
+        if server.is_ipv6() && matches!(kind, AnnouncementKind::Pasv | AnnouncementKind::Port) {
             report.add(
                 &step,
                 None,

@@ -20,7 +20,7 @@ use std::{
 
 use ftp_alg_core::{
     engine::{Counters, Pinhole},
-    ftp::Kind,
+    ftp::AnnouncementKind,
 };
 use sd_notify::NotifyState;
 
@@ -142,7 +142,7 @@ pub fn name_checks(rows: &[NameRow]) -> Vec<Check> {
 #[derive(Clone, Debug)]
 struct ExpiredPinhole {
     pinhole: Pinhole,
-    kind: Kind,
+    kind: AnnouncementKind,
     client: SocketAddr,
     server: SocketAddr,
 }
@@ -223,7 +223,7 @@ impl Health {
     }
 
     /// Records that a pinhole expired in its engine.
-    pub(super) fn record_expired(&self, pinhole: Pinhole, kind: Kind, ends: Ends) {
+    pub(super) fn record_expired(&self, pinhole: Pinhole, kind: AnnouncementKind, ends: Ends) {
         let mut state = lock(&self.state);
         if state.expired.len() < MAX_EXPIRED {
             let (client, server) = ends;

@@ -72,7 +72,7 @@ impl Commits {
     }
 
     /// Sends a batch of elements, through `socket` if there is no common one. Unless it is refused, it must change
-    /// something, or [report](Batch::subscribe_to_changes) whether it does.
+    /// something, or [report](Batch::report_changes) whether it does.
     pub(in crate::gateway) fn send(
         &self,
         batch: &mut Batch,

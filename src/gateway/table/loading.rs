@@ -1,6 +1,6 @@
 //! Loads our table: `nft` compiles the rules' text, and the result replaces the present table in one transaction.
 //!
-//! A failure because another program changes the rules at the same time is [`GatewayError::Disturbed`].
+//! A failure because another program changes the rules at the same time is [`GatewayError::ConcurrentChange`].
 
 use std::{ffi::CStr, io, ptr::NonNull};
 

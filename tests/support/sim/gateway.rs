@@ -384,7 +384,7 @@ impl Sim {
         let receiver = if side == Side::Client { &self.server } else { &self.client };
         let awaits = |number| sender.awaits(number);
         for (left, right) in segment.sack.iter().filter(|(left, _)| awaits(*left)) {
-            let (from, to) = (map.deliver(Seq(*left)).0, map.deliver(Seq(*right)).0);
+            let (from, to) = (map.to_delivered(Seq(*left)).0, map.to_delivered(Seq(*right)).0);
             assert!(receiver.has(from, to), "SACK {left}..{right} of {side:?} is untrue");
         }
     }

@@ -7,7 +7,7 @@ use std::{
 
 use ftp_alg_core::{
     engine::{Effects, Engine, FastPathLine, Pinhole},
-    ftp::Zeros,
+    ftp::ZeroPadding,
     session,
 };
 
@@ -89,7 +89,7 @@ fn read(line: &InspectedLine, epoch: Instant) -> FastPathLine<'_> {
         opened_pinhole: line.opened,
         consumed_pinhole: line.consumed,
         is_fin: line.is_fin,
-        zeros: Zeros::of_digits(line.port_digits as usize),
+        zeros: ZeroPadding::from_digits(line.port_digits as usize),
         bytes: &line.bytes,
     }
 }

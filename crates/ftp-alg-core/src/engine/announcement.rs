@@ -14,9 +14,9 @@ use super::{
     registry::OpenError,
 };
 use crate::{
-    ftp::{Kind, Malformed, Zeros},
+    ftp::{AnnouncementKind, MalformedAnnouncement, ZeroPadding},
     policy::{ExternalAddress, ForeignAddress, Policy},
-    session::{AnnouncedLine, AnnouncementVerdict, Phase, Reason, Side},
+    session::{AnnouncedLine, AnnouncementVerdict, Phase, RefusalReason, Side},
 };
 
 /// Limit of pinholes of one session; pipelined announcements need several.
@@ -33,7 +33,7 @@ pub enum AnnouncementOutcome {
 
 /// Why no pinhole is opened.
 pub(super) enum NotOpened {
-    Refuse(Reason, Cow<'static, str>),
+    Refuse(RefusalReason, Cow<'static, str>),
     Ignore(Cow<'static, str>),
     /// As `Refuse`, but the client gets the reply unchanged.
     Pass(Cow<'static, str>),
@@ -41,7 +41,7 @@ pub(super) enum NotOpened {
 
 impl NotOpened {
     /// What to do about a foreign address for which no pinhole can be opened.
-    fn for_foreign_address(policy: &Policy, why: Reason, reason: Cow<'static, str>) -> Self {
+    fn for_foreign_address(policy: &Policy, why: RefusalReason, reason: Cow<'static, str>) -> Self {
         match policy.foreign {
             ForeignAddress::Refuse => Self::Refuse(why, reason),
             ForeignAddress::Allow => Self::Ignore(reason),
@@ -74,7 +74,7 @@ impl Connection<'_> {
         attempt: &mut Option<Attempt>,
     ) -> AnnouncementOutcome {
         let kind = announced.kind;
-        if let (false, Err(Malformed::Form(_)), Some(text)) =
+        if let (false, Err(MalformedAnnouncement::Form(_)), Some(text)) =
             (kind.is_active(), &announced.parsed, &announced.unread_text)
         {
             self.push_event(EventKind::UnreadableReply(text.clone()));
@@ -100,11 +100,13 @@ impl Connection<'_> {
                 let reason = malformed.to_string().into();
                 Err(match malformed {
                     // It cannot make a server connect to anything.
-                    Malformed::Family => NotOpened::Ignore(reason),
-                    Malformed::Scope => {
-                        NotOpened::for_foreign_address(self.policy, Reason::ForeignAddress, reason)
-                    }
-                    _ if kind.is_active() => NotOpened::Refuse(Reason::Malformed, reason),
+                    MalformedAnnouncement::Family => NotOpened::Ignore(reason),
+                    MalformedAnnouncement::Scope => NotOpened::for_foreign_address(
+                        self.policy,
+                        RefusalReason::ForeignAddress,
+                        reason,
+                    ),
+                    _ if kind.is_active() => NotOpened::Refuse(RefusalReason::Malformed, reason),
                     _ => NotOpened::Ignore(reason),
                 })
             }
@@ -130,7 +132,7 @@ impl Connection<'_> {
         self.record_kernel_error(error);
         self.record_decision(
             announced,
-            Err(NotOpened::Refuse(Reason::KernelRefused, error.to_string().into())),
+            Err(NotOpened::Refuse(RefusalReason::KernelRefused, error.to_string().into())),
         )
     }
 
@@ -164,7 +166,7 @@ impl Connection<'_> {
                     self.refusal(&OpenError::Full(what))
                 } else {
                     self.record_kernel_error(&error);
-                    NotOpened::Refuse(Reason::KernelRefused, error.to_string().into())
+                    NotOpened::Refuse(RefusalReason::KernelRefused, error.to_string().into())
                 }
             }
         };
@@ -238,8 +240,8 @@ impl Connection<'_> {
     }
 
     /// The leading zeros by which an announcement may keep its length.
-    fn allowed_zeros(&self, announced: &AnnouncedLine) -> Zeros {
-        if self.policy.preserves_length { announced.zeros } else { Zeros::None }
+    fn allowed_zeros(&self, announced: &AnnouncedLine) -> ZeroPadding {
+        if self.policy.preserves_length { announced.zeros } else { ZeroPadding::None }
     }
 
     /// Records a decision: event, counters, verdict.
@@ -313,14 +315,14 @@ impl Connection<'_> {
         if self.policy.require_login && !announced.is_logged_in {
             return Err(NotOpened::Ignore("the server has not accepted a login".into()));
         }
-        if announced.is_epsv_only && kind != Kind::Epsv {
+        if announced.is_epsv_only && kind != AnnouncementKind::Epsv {
             let reason = "the client has sent EPSV ALL, so only EPSV is allowed";
-            return Err(NotOpened::Refuse(Reason::EpsvOnly, reason.into()));
+            return Err(NotOpened::Refuse(RefusalReason::EpsvOnly, reason.into()));
         }
         if self.control.pinholes().len() >= MAX_PER_SESSION {
             self.counters.limits.session_pinholes += 1;
             let reason = format!("the session has {MAX_PER_SESSION} pinholes already");
-            return Err(NotOpened::Refuse(Reason::Limit, reason.into()));
+            return Err(NotOpened::Refuse(RefusalReason::PinholeLimit, reason.into()));
         }
         Ok(Some(plan))
     }
@@ -363,7 +365,7 @@ impl Connection<'_> {
         let zeros = self.allowed_zeros(announced);
         let room = announced.parsed.as_ref().ok()?.room_for_port(announced_address, zeros)?;
         let fast_path = self.control.fast_path();
-        if fast_path.is_worthwhile() && !kind.has_port_in(endpoint.port(), room, zeros) {
+        if fast_path.is_worthwhile() && !kind.fits_port(endpoint.port(), room, zeros) {
             // On an adjusted connection the BPF program changes lengths, but never ports. Otherwise each announcement
             // would be queued.
             if fast_path.used_fitting_port {
@@ -380,16 +382,16 @@ impl Connection<'_> {
             OpenError::Limit(limit) => {
                 limits.client_pinholes += 1;
                 let reason = format!("the client has {limit} pinholes already");
-                NotOpened::Refuse(Reason::Limit, reason.into())
+                NotOpened::Refuse(RefusalReason::PinholeLimit, reason.into())
             }
             OpenError::Full(what) => {
                 limits.pinholes += 1;
                 let reason = format!("there is no room for another pinhole: {what}");
-                NotOpened::Refuse(Reason::Limit, reason.into())
+                NotOpened::Refuse(RefusalReason::PinholeLimit, reason.into())
             }
             OpenError::NoPort => {
                 limits.ports += 1;
-                NotOpened::Refuse(Reason::NoPort, "no external port is free".into())
+                NotOpened::Refuse(RefusalReason::NoFreePort, "no external port is free".into())
             }
         }
     }
@@ -397,7 +399,7 @@ impl Connection<'_> {
 
 /// The pinhole that an announcement requests, if policy allows it.
 fn plan(
-    kind: Kind,
+    kind: AnnouncementKind,
     announced: SocketAddr,
     translation: &Translation,
     policy: &Policy,
@@ -411,7 +413,11 @@ fn plan(
     if announced.is_ipv4() != own.is_ipv4() {
         // A dual-stack server could be made to connect to any host of the other family.
         let reason = "its address is of another family than the control connection";
-        return Err(NotOpened::for_foreign_address(policy, Reason::OtherFamily, reason.into()));
+        return Err(NotOpened::for_foreign_address(
+            policy,
+            RefusalReason::OtherFamily,
+            reason.into(),
+        ));
     }
     let announced_address = external(kind, translation, policy)?;
     let is_own = [own, seen, announced_address].contains(&announced.ip());
@@ -432,17 +438,17 @@ fn plan(
         let is_elsewhere = is_internal(ip) && !is_internal(own) && policy.server(own).is_none();
         return Err(match is_elsewhere && !kind.is_active() {
             true => NotOpened::Pass(reason),
-            false => NotOpened::Refuse(Reason::ForeignAddress, reason),
+            false => NotOpened::Refuse(RefusalReason::ForeignAddress, reason),
         });
     }
     if announced.port() < policy.min_data_port {
         let (port, minimum) = (announced.port(), policy.min_data_port);
         let reason = format!("port {port} in {kind} is below min-data-port {minimum}");
-        return Err(NotOpened::Refuse(Reason::LowPort, reason.into()));
+        return Err(NotOpened::Refuse(RefusalReason::LowPort, reason.into()));
     }
     if policy.denies(announced.port()) {
         let reason = format!("port {} in {kind} is in deny-ports", announced.port());
-        return Err(NotOpened::Refuse(Reason::DeniedPort, reason.into()));
+        return Err(NotOpened::Refuse(RefusalReason::DeniedPort, reason.into()));
     }
     let (target, arrival, announced_address) =
         if replaced_foreign && is_internal(announced_address) && !is_internal(announced.ip()) {
@@ -466,7 +472,7 @@ fn plan(
 /// The address by which the other end knows the announcing end. A configured address replaces one that NAT hides, and
 /// applies to a published server.
 pub(super) fn external(
-    kind: Kind,
+    kind: AnnouncementKind,
     translation: &Translation,
     policy: &Policy,
 ) -> Result<IpAddr, NotOpened> {
@@ -486,7 +492,7 @@ pub(super) fn external(
         ExternalAddress::Fixed(address) => Ok(address),
         ExternalAddress::Unresolved => {
             let reason = "the name of the external address is not resolved yet";
-            Err(NotOpened::Refuse(Reason::Unresolved, reason.into()))
+            Err(NotOpened::Refuse(RefusalReason::Unresolved, reason.into()))
         }
     }
 }
@@ -529,7 +535,9 @@ mod tests {
             KnownServer { address: server.ip(), external: None, replace_foreign_address: true };
         let policy = Policy { servers: [known].into(), ..Policy::default() };
         let announced = SocketAddr::new(announced.parse().unwrap(), 5000);
-        let Ok(plan) = plan(Kind::Pasv, announced, &translation, &policy) else { panic!() };
+        let Ok(plan) = plan(AnnouncementKind::Pasv, announced, &translation, &policy) else {
+            panic!()
+        };
         assert_eq!(plan.pinhole.target, SocketAddr::new(server.ip(), 5000));
         (plan.pinhole.arrival.ip(), plan.announced_address)
     }

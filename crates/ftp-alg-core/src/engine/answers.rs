@@ -126,7 +126,7 @@ impl Engine {
         };
         let answer = match outcome {
             Some(AnnouncementOutcome::Decided(verdict)) => {
-                Some((waiting.line, DecisionAnswer::Ruling(verdict)))
+                Some((waiting.line, DecisionAnswer::Verdict(verdict)))
             }
             Some(AnnouncementOutcome::NeedsKernel) => {
                 let request_again = |c: &mut Connection<'_>| {
@@ -207,7 +207,7 @@ impl Engine {
         let waited = kernel_request.waiting.take().map(|waiting| {
             let WaitingPacket { token, meta, bytes, line, .. } = *waiting;
             let packet = QueuedPacket { token, meta, bytes: &packets[bytes] };
-            (packet, Some((line, DecisionAnswer::Lengthen(answer.is_ok()))))
+            (packet, Some((line, DecisionAnswer::AdjustSequence(answer.is_ok()))))
         });
         self.resume(now, session, waited, effects);
     }

@@ -79,9 +79,11 @@ impl Connection<'_> {
                 self.counters.encrypted += 1;
                 self.push_event(EventKind::Encrypted);
             }
-            DialogueEvent::Readable => self.push_event(EventKind::StateChanged("readable again")),
-            DialogueEvent::Refused(line) => self.record_refused_command(line),
-            DialogueEvent::Limit(limit) => self.record_limit(limit),
+            DialogueEvent::PlaintextResumed => {
+                self.push_event(EventKind::StateChanged("readable again"))
+            }
+            DialogueEvent::LineRefused(line) => self.record_refused_command(line),
+            DialogueEvent::LimitReached(limit) => self.record_limit(limit),
             DialogueEvent::PacketsMissed => {
                 self.counters.unread_sessions += 1;
                 self.push_event(EventKind::StateChanged(
@@ -110,7 +112,7 @@ impl Connection<'_> {
     fn record_limit(&mut self, limit: SessionLimit) {
         let limits = &mut self.counters.limits;
         let (counter, text) = match limit {
-            SessionLimit::Reply => {
+            SessionLimit::HeldReply => {
                 (&mut limits.line, "no pinhole for a 227 or 229: the line is longer than 512 bytes")
             }
             SessionLimit::Rewrites => (
@@ -121,7 +123,7 @@ impl Connection<'_> {
                 &mut limits.unacknowledged_data,
                 "64 KiB are unacknowledged: further data must be retransmitted",
             ),
-            SessionLimit::Commands => (
+            SessionLimit::PendingCommands => (
                 &mut limits.commands,
                 "too many pending commands: replies to the oldest open no pinhole",
             ),

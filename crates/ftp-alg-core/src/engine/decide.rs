@@ -13,7 +13,7 @@ use super::{
     resegment::resegment,
 };
 use crate::{
-    packet::{Edit, Packet, Seq, flags},
+    packet::{Packet, PacketEdit, Seq, flags},
     session::{
         AnsweredLine, DecisionAnswer, DecisionRequest, DropReason, ForwardAction, ForwardPlan,
         Phase, Session, Side, TrailingSegment,
@@ -276,7 +276,7 @@ impl Engine {
             };
             match decided {
                 AnnouncementOutcome::Decided(verdict) => {
-                    inspection.answer = Some((request, DecisionAnswer::Ruling(verdict)));
+                    inspection.answer = Some((request, DecisionAnswer::Verdict(verdict)));
                 }
                 AnnouncementOutcome::NeedsKernel => {
                     let QueuedPacket { token, meta, bytes } = *queued;
@@ -363,7 +363,7 @@ impl Engine {
                 return self.insert_session(now, (destination, source), session, effects);
             };
             let Entry { session, control } = self.sessions.table.get_mut(index)?;
-            if session.began_with(packet) {
+            if session.is_syn_ack_retransmission(packet) {
                 return found;
             }
             // The session is known only by data in an earlier SYN.
@@ -452,12 +452,12 @@ fn forward_verdict(
 ) -> Decision {
     let sent = session.map(from.peer());
     let acknowledged = |[left, right]: [Seq; 2]| {
-        let (left, right) = (sent.acknowledge_left(left), sent.acknowledge(right));
+        let (left, right) = (sent.to_sent_left_edge(left), sent.to_sent(right));
         left.is_before(right).then_some([left, right])
     };
-    let rebuilt = |edit: &Edit<'_>| {
+    let rebuilt = |edit: &PacketEdit<'_>| {
         let mut segment = Vec::new();
-        packet.rebuild_onto(edit, acknowledged, &mut segment);
+        packet.append_rebuilt(edit, acknowledged, &mut segment);
         segment
     };
     Decision::Verdict(match outcome.action {
@@ -466,7 +466,7 @@ fn forward_verdict(
         // Unreachable: a packet that awaits a decision was parked.
         ForwardAction::AwaitDecision => Verdict::Drop(DropReason::KernelRefused),
         ForwardAction::Changed { seq, ack, flags, .. } if awaits_probe => {
-            let edit = Edit { seq, ack, payload: Some(&[]), flags, urgent: 0 };
+            let edit = PacketEdit { seq, ack, payload: Some(&[]), flags, urgent: 0 };
             send_trailing_segment(connection, from, rebuilt(&edit));
             return Decision::Reorder;
         }
@@ -475,7 +475,7 @@ fn forward_verdict(
         ForwardAction::Changed { seq, ack, payload: true, flags, urgent }
             if packet.offload().is_super_packet && changed.len() < packet.payload().len() =>
         {
-            let edit = Edit { seq, ack, payload: Some(changed), flags, urgent };
+            let edit = PacketEdit { seq, ack, payload: Some(changed), flags, urgent };
             let limit = session.mss(from);
             for segment in resegment(packet, &edit, limit, acknowledged) {
                 send_trailing_segment(connection, from, segment);
@@ -488,14 +488,14 @@ fn forward_verdict(
                 let (first, trailing) = body.split_at(start);
                 body = first;
                 let seq = seq + start as u32; // within a packet
-                let edit = Edit { seq, ack, payload: Some(trailing), flags, urgent: 0 };
+                let edit = PacketEdit { seq, ack, payload: Some(trailing), flags, urgent: 0 };
                 send_trailing_segment(connection, from, rebuilt(&edit));
             }
             let payload = payload.then_some(body);
-            let edit = Edit { seq, ack, payload, flags, urgent };
+            let edit = PacketEdit { seq, ack, payload, flags, urgent };
             let out = &mut connection.effects.replacements;
             let start = out.len();
-            packet.rebuild_onto(&edit, acknowledged, out);
+            packet.append_rebuilt(&edit, acknowledged, out);
             Verdict::Replace(start as u32..out.len() as u32) // of one batch
         }
     })

@@ -3,7 +3,7 @@
 use std::{borrow::Cow, fmt, net::SocketAddr};
 
 use super::Pinhole;
-use crate::{ftp::Kind, session::Side};
+use crate::{ftp::AnnouncementKind, session::Side};
 
 /// What was done about an announcement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ impl fmt::Display for Action {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct AnnouncementDecision {
     /// The kind of announcement.
-    pub kind: Kind,
+    pub kind: AnnouncementKind,
     /// The end that announced.
     pub from: Side,
     /// The announced endpoint; `None` if the line could not be parsed.
@@ -58,7 +58,7 @@ pub enum EventKind {
     /// An unused pinhole was closed for this reason.
     PinholeClosed(Pinhole, &'static str),
     /// A pinhole expired before a transfer started.
-    PinholeExpired(Pinhole, Kind),
+    PinholeExpired(Pinhole, AnnouncementKind),
     /// The connection is encrypted from here on.
     Encrypted,
     /// A command other than an announcement was refused.

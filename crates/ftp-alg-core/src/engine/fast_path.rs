@@ -20,7 +20,7 @@ use super::{
     table::Key,
 };
 use crate::{
-    ftp::{Kind, Zeros},
+    ftp::{AnnouncementKind, ZeroPadding},
     packet::{self, Packet, Seq, flags},
     session::{AnnouncementVerdict, DecisionAnswer, DecisionRequest, ForwardAction, Phase, Side},
 };
@@ -60,7 +60,13 @@ impl Engine {
             let (seq, ack) = (Seq(line.seq), Seq(line.ack));
             let end_flag = if line.is_fin { flags::FIN } else { flags::PSH };
             let header = (line.window, flags::ACK | end_flag);
-            packet::segment((source, destination), (seq, ack), header, line.bytes, &mut bytes);
+            packet::build_segment(
+                (source, destination),
+                (seq, ack),
+                header,
+                line.bytes,
+                &mut bytes,
+            );
             let Ok(packet) = Packet::parse(&bytes) else { continue };
             // Lines of other connections that are read later may be older than this one.
             self.sessions.expire_pinholes_of(index, line.at, effects);
@@ -116,14 +122,14 @@ impl Engine {
                 DecisionRequest::Announcement(announced) => {
                     matches &= opened.is_some();
                     let verdict = connection.decide_fast_path_announcement(announced, &mut opened);
-                    DecisionAnswer::Ruling(match verdict {
+                    DecisionAnswer::Verdict(match verdict {
                         AnnouncementVerdict::Open { endpoint, .. } => {
                             AnnouncementVerdict::Open { endpoint, zeros: line.zeros }
                         }
                         other => other,
                     })
                 }
-                DecisionRequest::AdjustSequence => DecisionAnswer::Lengthen(false),
+                DecisionRequest::AdjustSequence => DecisionAnswer::AdjustSequence(false),
             };
             inspection.answer = Some((request, answer));
         };
@@ -220,7 +226,7 @@ impl Sessions {
             _ => None,
         };
         let (Some(client), Some(server)) =
-            (announced_address(Kind::Port), announced_address(Kind::Pasv))
+            (announced_address(AnnouncementKind::Port), announced_address(AnnouncementKind::Pasv))
         else {
             return;
         };
@@ -259,7 +265,11 @@ impl Sessions {
                     SequenceOffset { offset, first_seq: first_seq.0 }
                 })
             }),
-            zeros: if policy.preserves_length { session.dialogue().zeros() } else { Zeros::None },
+            zeros: if policy.preserves_length {
+                session.dialogue().zeros()
+            } else {
+                ZeroPadding::None
+            },
             pinhole_lifetime: policy.pinhole_lifetime,
         }));
         self.mark_changed(index);

@@ -68,7 +68,7 @@ impl Conversation {
             opened_pinhole: opened,
             consumed_pinhole: consumed,
             is_fin: text.is_empty(),
-            zeros: crate::ftp::Zeros::Three,
+            zeros: crate::ftp::ZeroPadding::Three,
             bytes: text.as_bytes(),
         };
         self.next[me] += text.len().max(1) as u32; // a FIN counts as one
@@ -102,7 +102,7 @@ fn an_idle_connection_is_handed_over_with_its_state() {
             translation: talk.gateway.kernel.translation.unwrap(),
             announced_addresses: ["198.51.100.1".parse().unwrap(), "203.0.113.9".parse().unwrap()],
             seq_offsets: None,
-            zeros: crate::ftp::Zeros::Three,
+            zeros: crate::ftp::ZeroPadding::Three,
             pinhole_lifetime: Duration::from_secs(30),
         }
     );

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use super::{Entry, Pinhole, Sessions, Translation};
-use crate::ftp::Kind;
+use crate::ftp::AnnouncementKind;
 
 /// A row of `ftp-alg sessions`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -32,7 +32,7 @@ pub struct PinholeInfo {
     /// The pinhole.
     pub pinhole: Pinhole,
     /// The kind of announcement that opened it.
-    pub kind: Kind,
+    pub kind: AnnouncementKind,
 }
 
 impl Sessions {

@@ -25,7 +25,7 @@ use super::{
     queue_mode::renew_queue_mode,
 };
 use crate::{
-    packet::{self, Edit, Packet, Seq, flags},
+    packet::{self, Packet, PacketEdit, Seq, flags},
     session::{DropReason, Session, Side},
 };
 
@@ -96,7 +96,7 @@ impl MemoryBudget {
 /// Whether a session's memory must be recorded.
 #[inline]
 pub(super) fn should_count_memory(session: &Session, control: &Control) -> bool {
-    control.is_in_memory_budget || session.heap() > UNCOUNTED_BYTES
+    control.is_in_memory_budget || session.heap_size() > UNCOUNTED_BYTES
 }
 
 impl Sessions {
@@ -125,7 +125,7 @@ impl Sessions {
         if !should_count_memory(session, control) {
             return false;
         }
-        let bytes = session.heap();
+        let bytes = session.heap_size();
         control.is_in_memory_budget = bytes > UNCOUNTED_BYTES;
         self.memory.set(index, if bytes > UNCOUNTED_BYTES { bytes } else { 0 })
     }
@@ -213,10 +213,10 @@ fn reset(index: u32, control: &Control, to: Side, seq: Seq, ack: Seq) -> Injecti
         Side::Server => (client, server),
     };
     let (mut acknowledgement, mut packet) = (Vec::new(), Vec::new());
-    packet::acknowledgement(source, destination, seq, ack, 0, None, &mut acknowledgement);
+    packet::build_acknowledgement(source, destination, seq, ack, 0, None, &mut acknowledgement);
     if let Ok(acknowledgement) = Packet::parse(&acknowledgement) {
         let flags = flags::RST | flags::ACK;
-        let edit = Edit { seq, ack, payload: None, flags, urgent: 0 };
+        let edit = PacketEdit { seq, ack, payload: None, flags, urgent: 0 };
         acknowledgement.rebuild(&edit, |_| None, &mut packet);
     }
     let session = SessionRef { index, id: control.id };

@@ -21,7 +21,7 @@ use super::{
     },
 };
 use crate::{
-    ftp::{Kind, Zeros},
+    ftp::{AnnouncementKind, ZeroPadding},
     policy::Policy,
 };
 
@@ -31,7 +31,7 @@ pub struct HeldPinhole {
     /// The pinhole.
     pub pinhole: Pinhole,
     /// The kind of announcement that opened it.
-    pub kind: Kind,
+    pub kind: AnnouncementKind,
     /// When it expires if it is not used.
     pub deadline: Instant,
     /// Whether the server has answered the announcement; a server's own announcement counts as answered.
@@ -52,7 +52,7 @@ pub struct HeldPinhole {
 #[derive(Serialize, Deserialize)]
 pub struct PinholeRecord {
     pinhole: Pinhole,
-    kind: Kind,
+    kind: AnnouncementKind,
     /// Milliseconds since the records' epoch.
     pub deadline: u64,
     answered: bool,
@@ -65,7 +65,7 @@ pub struct PinholeRecord {
 pub struct Proposal {
     /// The pinhole.
     pub pinhole: Pinhole,
-    kind: Kind,
+    kind: AnnouncementKind,
     client: IpAddr,
     lifetime: Duration,
     serial: u64,
@@ -110,10 +110,10 @@ pub struct FastPathPinholeClosing {
 /// How a port is written into an announcement.
 #[derive(Clone, Copy, Debug)]
 pub struct PortFormat {
-    pub kind: Kind,
+    pub kind: AnnouncementKind,
     /// Number of bytes to fill, if the line is to keep its length.
     pub room: Option<usize>,
-    pub zeros: Zeros,
+    pub zeros: ZeroPadding,
 }
 
 /// The sequence of external ports to try.
@@ -246,7 +246,7 @@ impl PinholeTable {
         (fast_path, at): (FastPathPinhole, Instant),
         owner: u32,
         client: IpAddr,
-        (kind, lifetime): (Kind, Duration),
+        (kind, lifetime): (AnnouncementKind, Duration),
         pinhole: Pinhole,
     ) -> HeldPinhole {
         let client = client_key(client);
@@ -407,7 +407,7 @@ fn candidate_ports<'a>(
     random: &'a RandomState,
     seed: u64,
 ) -> impl Iterator<Item = u16> + 'a {
-    let fits = move |port: &u16| room.is_none_or(|room| kind.has_port_in(*port, room, zeros));
+    let fits = move |port: &u16| room.is_none_or(|room| kind.fits_port(*port, room, zeros));
     let draw = move |number: usize| policy.external_port(random.hash_one((seed, number)));
     let fitting_draws = if fits(&announced) { 0 } else { FITTING_DRAWS };
     let fitting = (0..fitting_draws).map_while(draw).filter(fits).take(FITTING_TRIES);
@@ -465,7 +465,7 @@ fn reserve(
 impl HeldPinhole {
     fn new(
         pinhole: Pinhole,
-        kind: Kind,
+        kind: AnnouncementKind,
         deadline: Instant,
         (client, serial): (IpAddr, u64),
         fast_path: Option<FastPathPinhole>,

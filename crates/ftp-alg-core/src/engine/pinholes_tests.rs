@@ -24,7 +24,7 @@ fn propose(
     let proposal = table.propose(
         &policy,
         &control,
-        PortFormat { kind: Kind::Port, room: None, zeros: Zeros::None },
+        PortFormat { kind: AnnouncementKind::Port, room: None, zeros: ZeroPadding::None },
         pinhole,
         &mut closed,
     )?;
@@ -107,7 +107,8 @@ fn a_source_translation_stays_while_another_pinhole_uses_it() {
             source: "10.0.0.1".parse().unwrap(),
         };
         let policy = Policy::default();
-        let form = PortFormat { kind: Kind::Port, room: None, zeros: Zeros::Three };
+        let form =
+            PortFormat { kind: AnnouncementKind::Port, room: None, zeros: ZeroPadding::Three };
         let proposal = table.propose(&policy, &control, form, pinhole, &mut Vec::new()).unwrap();
         table.hold_opened(Instant::now(), 1, &proposal)
     };

@@ -71,7 +71,7 @@ pub(super) fn acknowledge(connection: &mut Connection<'_>, acknowledgement: Ackn
         Side::Server => (client, server),
     };
     let mut packet = Vec::new();
-    packet::acknowledgement(source, destination, seq, ack, window, timestamps, &mut packet);
+    packet::build_acknowledgement(source, destination, seq, ack, window, timestamps, &mut packet);
     inject(connection, recipient, packet);
 }
 
@@ -105,7 +105,7 @@ impl Engine {
                 return true;
             }
             let mut packet = Vec::new();
-            packet::with_endpoints(&parsed, source, destination, &mut packet);
+            packet::build_with_endpoints(&parsed, source, destination, &mut packet);
             injection.packet = packet;
             true
         });

@@ -144,15 +144,15 @@ impl Engine {
 
     /// Whether a queued packet can leave the queue.
     fn readiness(&mut self, waiting: &ReorderedPacket) -> Readiness {
-        let Ok(packet) = Packet::parse(&waiting.bytes) else { return Readiness::Over };
+        let Ok(packet) = Packet::parse(&waiting.bytes) else { return Readiness::Overlaps };
         let Some(Entry { session, control }) = self.sessions.table.find_packet(&packet) else {
-            return Readiness::Over;
+            return Readiness::Overlaps;
         };
         let from = control.side_of(packet.endpoints().0);
         if control.is_busy() || session.awaits_probe_answer(from, &packet) {
             return Readiness::NotYet;
         }
-        Readiness::at(packet.seq(), session.next_seq(from))
+        Readiness::from_seqs(packet.seq(), session.next_seq(from))
     }
 }
 

@@ -1,12 +1,12 @@
 //! Resegmentation: splits a changed super-packet into segments.
 
-use crate::packet::{Edit, Packet, Seq, flags};
+use crate::packet::{Packet, PacketEdit, Seq, flags};
 
 /// The segments of `packet` with the changes of `edit`, each with at most `limit` bytes. Flags are divided as in the
 /// kernel (`tcp_gso_segment`): FIN and PSH go to the last segment, CWR to the first.
 pub(super) fn resegment(
     packet: &Packet<'_>,
-    edit: &Edit<'_>,
+    edit: &PacketEdit<'_>,
     limit: usize,
     sack: impl Fn([Seq; 2]) -> Option<[Seq; 2]>,
 ) -> Vec<Vec<u8>> {
@@ -18,7 +18,7 @@ pub(super) fn resegment(
         let (is_first, is_last) = (index == 0, index + 1 == count);
         let ends = if is_last { 0 } else { flags::FIN | flags::PSH };
         let begins = if is_first { 0 } else { flags::URG | flags::CWR };
-        let edit = Edit {
+        let edit = PacketEdit {
             seq: edit.seq + start as u32, // within a packet
             payload: Some(&payload[start..end]),
             flags: edit.flags & !ends & !begins,

@@ -93,8 +93,13 @@ fn segments_carry_the_flags_of_the_super_packet() {
     let packet = Packet::parse(&packet).unwrap();
     let control = flags::ACK | flags::PSH | flags::FIN | flags::URG | flags::CWR;
     let changed = [b'y'; 1100];
-    let edit =
-        Edit { seq: Seq(100), ack: Seq(9), payload: Some(&changed), flags: control, urgent: 3 };
+    let edit = PacketEdit {
+        seq: Seq(100),
+        ack: Seq(9),
+        payload: Some(&changed),
+        flags: control,
+        urgent: 3,
+    };
     let parts = resegment::resegment(&packet, &edit, 536, Some);
     let seen: Vec<_> = parts
         .iter()
@@ -113,6 +118,6 @@ fn segments_carry_the_flags_of_the_super_packet() {
             (1172, 28, flags::ACK | last, None),
         ]
     );
-    let nothing = Edit { payload: Some(&[]), ..edit };
+    let nothing = PacketEdit { payload: Some(&[]), ..edit };
     assert_eq!(resegment::resegment(&packet, &nothing, 536, Some).len(), 1);
 }

@@ -14,7 +14,7 @@ use std::net::{IpAddr, SocketAddr};
 use etherparse::PacketBuilder;
 
 use super::*;
-use crate::packet::{Edit, Packet, Seq, flags};
+use crate::packet::{Packet, PacketEdit, Seq, flags};
 
 /// Records requests; masquerades as it is set up.
 #[derive(Default)]

@@ -53,7 +53,10 @@ impl Engine {
     ) -> Option<u32> {
         let timestamp = self.sessions.epoch.timestamp(now);
         let Entry { session, control } = self.sessions.table.get_mut(index)?;
-        if control.incarnation().is_some_and(|incarnation| incarnation.began_with(syn_ack)) {
+        if control
+            .incarnation()
+            .is_some_and(|incarnation| incarnation.is_syn_ack_retransmission(syn_ack))
+        {
             control.refresh_incarnation(timestamp);
         } else {
             let incarnation = if control.syn_had_data() {

@@ -25,7 +25,7 @@ pub enum LineEnd {
 /// Whether all servers read `line`, parsed as `text`, as one line: it ends with CR LF, contains no other CR, LF or NUL,
 /// and no Telnet command that could include one of the final two bytes.
 pub fn line_end(line: &[u8], text: &Text<'_>) -> LineEnd {
-    let has_control = text.is_odd(); // rare
+    let has_control = text.has_control_bytes(); // rare
     let Some(text) = line.strip_suffix(b"\r\n") else { return LineEnd::Ambiguous };
     if !has_control {
         return LineEnd::Plain;

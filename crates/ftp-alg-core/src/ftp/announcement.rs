@@ -12,12 +12,12 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tinyvec::TinyVec;
 
-use super::{Text, Zeros};
+use super::{Text, ZeroPadding};
 
 /// The kind of announcement. Log lines and JSON use the same name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(rename_all = "UPPERCASE")]
-pub enum Kind {
+pub enum AnnouncementKind {
     /// `PORT h1,h2,h3,h4,p1,p2` (RFC 959 section 4.1.2).
     Port,
     /// `EPRT |family|address|port|` (RFC 2428 section 2).
@@ -28,14 +28,14 @@ pub enum Kind {
     Epsv,
 }
 
-impl Kind {
+impl AnnouncementKind {
     /// Whether the client announces (active mode), not the server.
     pub fn is_active(self) -> bool {
         matches!(self, Self::Port | Self::Eprt)
     }
 }
 
-impl fmt::Display for Kind {
+impl fmt::Display for AnnouncementKind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.pad(match self {
             Self::Port => "PORT",
@@ -50,7 +50,7 @@ impl fmt::Display for Kind {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Announcement {
     /// The kind of announcement.
-    pub kind: Kind,
+    pub kind: AnnouncementKind,
     /// The address; `None` in a 229, which implies the server's own.
     pub address: Option<IpAddr>,
     /// The port.
@@ -68,15 +68,15 @@ pub type EndpointText = TinyVec<[u8; 28]>;
 
 /// Why an announcement cannot be parsed.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Malformed {
+pub enum MalformedAnnouncement {
     /// The text does not have the form of its kind.
     #[error("{0} is malformed")]
-    Form(Kind),
+    Form(AnnouncementKind),
     /// A number of a host-port is above 255.
     #[error("{number} in {kind} is above 255")]
     Octet {
         /// The kind of announcement.
-        kind: Kind,
+        kind: AnnouncementKind,
         /// The number.
         number: u32,
     },
@@ -84,7 +84,7 @@ pub enum Malformed {
     #[error("port {number} in {kind} is not between 1 and 65535")]
     Port {
         /// The kind of announcement.
-        kind: Kind,
+        kind: AnnouncementKind,
         /// The number.
         number: u32,
     },
@@ -97,9 +97,9 @@ pub enum Malformed {
     Scope,
 }
 
-impl Kind {
+impl AnnouncementKind {
     /// Whether `port` can be written with exactly `length` bytes.
-    pub fn has_port_in(self, port: u16, length: usize, zeros: Zeros) -> bool {
+    pub fn fits_port(self, port: u16, length: usize, zeros: ZeroPadding) -> bool {
         let [high, low] = port.to_be_bytes().map(|number| digits(number.into()));
         match self {
             Self::Port => (high + 1 + low..=zeros.longest()).contains(&length),
@@ -111,17 +111,18 @@ impl Kind {
 
 impl Announcement {
     /// Parses the argument of `PORT`, which starts at `start` of the text.
-    pub fn port(argument: &[u8], start: usize) -> Result<Self, Malformed> {
-        let numbers = HostPort::parse_at(argument, 0).ok_or(Malformed::Form(Kind::Port))?;
+    pub fn parse_port(argument: &[u8], start: usize) -> Result<Self, MalformedAnnouncement> {
+        let numbers = HostPort::parse_at(argument, 0)
+            .ok_or(MalformedAnnouncement::Form(AnnouncementKind::Port))?;
         if numbers.span != (0..argument.len()) {
-            return Err(Malformed::Form(Kind::Port));
+            return Err(MalformedAnnouncement::Form(AnnouncementKind::Port));
         }
-        numbers.announcement(Kind::Port, start)
+        numbers.announcement(AnnouncementKind::Port, start)
     }
 
     /// Parses the argument of `EPRT`, which starts at `start` of the text.
-    pub fn eprt(argument: &[u8], start: usize) -> Result<Self, Malformed> {
-        let form = || Malformed::Form(Kind::Eprt);
+    pub fn parse_eprt(argument: &[u8], start: usize) -> Result<Self, MalformedAnnouncement> {
+        let form = || MalformedAnnouncement::Form(AnnouncementKind::Eprt);
         let (&delimiter, rest) = argument.split_first().ok_or_else(form)?;
         if !is_delimiter(delimiter) {
             return Err(form());
@@ -129,25 +130,25 @@ impl Announcement {
         let fields: Vec<&[u8]> = rest.split(|b| *b == delimiter).collect();
         let [family, address, port, b""] = fields[..] else { return Err(form()) };
         let port = number(port).ok_or_else(form)?;
-        let port = checked_port(Kind::Eprt, port)?;
+        let port = checked_port(AnnouncementKind::Eprt, port)?;
         let text = std::str::from_utf8(address).map_err(|_| form())?;
         let address: IpAddr = match family {
             b"1" => text.parse::<Ipv4Addr>().map_err(|_| form())?.into(),
             // RFC 2428: the delimiter must not occur in an address. The rewritten address could contain it.
             b"2" if is_in_ipv6(delimiter) => return Err(form()),
-            b"2" if text.contains('%') => return Err(Malformed::Scope),
+            b"2" if text.contains('%') => return Err(MalformedAnnouncement::Scope),
             b"2" => text.parse::<Ipv6Addr>().map_err(|_| form())?.into(),
-            other if number(other).is_some() => return Err(Malformed::Family),
+            other if number(other).is_some() => return Err(MalformedAnnouncement::Family),
             _ => return Err(form()),
         };
         let first = start + 1 + family.len() + 1;
         let endpoint = first..start + argument.len() - 1;
-        let (kind, address, has_parenthesis) = (Kind::Eprt, Some(address), false);
+        let (kind, address, has_parenthesis) = (AnnouncementKind::Eprt, Some(address), false);
         Ok(Self { kind, address, port, endpoint, delimiter, has_parenthesis })
     }
 
     /// Finds the host-port in the text of a 227.
-    pub fn passive(text: &Text<'_>) -> Result<Self, Malformed> {
+    pub fn parse_227(text: &Text<'_>) -> Result<Self, MalformedAnnouncement> {
         let bytes = text.bytes();
         let mut at = 3; // past the code
         while let Some(digit) = bytes.get(at..).and_then(|b| b.iter().position(u8::is_ascii_digit))
@@ -155,16 +156,16 @@ impl Announcement {
             at += digit;
             if let Some(numbers) = HostPort::parse_at(bytes, at) {
                 let has_parenthesis = at.checked_sub(1).and_then(|at| bytes.get(at)) == Some(&b'(');
-                let read = numbers.announcement(Kind::Pasv, 0)?;
+                let read = numbers.announcement(AnnouncementKind::Pasv, 0)?;
                 return Ok(Self { has_parenthesis, ..read });
             }
             at += bytes[at..].iter().take_while(|b| matches!(b, b'0'..=b'9' | b',' | b' ')).count();
         }
-        Err(Malformed::Form(Kind::Pasv))
+        Err(MalformedAnnouncement::Form(AnnouncementKind::Pasv))
     }
 
     /// Finds the port in the text of a 229.
-    pub fn extended_passive(text: &Text<'_>) -> Result<Self, Malformed> {
+    pub fn parse_229(text: &Text<'_>) -> Result<Self, MalformedAnnouncement> {
         let bytes = text.bytes();
         for at in 3..bytes.len() {
             let [d, second, third, rest @ ..] = &bytes[at..] else { break };
@@ -175,10 +176,10 @@ impl Announcement {
             if rest.get(digits) != Some(d) {
                 continue;
             }
-            let port = checked_port(Kind::Epsv, port)?;
+            let port = checked_port(AnnouncementKind::Epsv, port)?;
             let endpoint = at + 3..at + 3 + digits;
             return Ok(Self {
-                kind: Kind::Epsv,
+                kind: AnnouncementKind::Epsv,
                 address: None,
                 port,
                 endpoint,
@@ -186,34 +187,38 @@ impl Announcement {
                 has_parenthesis: false,
             });
         }
-        Err(Malformed::Form(Kind::Epsv))
+        Err(MalformedAnnouncement::Form(AnnouncementKind::Epsv))
     }
 
     /// Number of bytes that remain for the port if `address` replaces the announced one and the length stays. `None` if
     /// no port fits.
-    pub fn room_for_port(&self, address: IpAddr, zeros: Zeros) -> Option<usize> {
+    pub fn room_for_port(&self, address: IpAddr, zeros: ZeroPadding) -> Option<usize> {
         let address = match (self.kind, address) {
-            (Kind::Epsv, _) => return Some(self.endpoint.len()),
+            (AnnouncementKind::Epsv, _) => return Some(self.endpoint.len()),
             (_, IpAddr::V4(ip)) => {
                 ip.octets().map(|octet| digits(octet.into())).iter().sum::<usize>() + 3
             }
             (_, IpAddr::V6(ip)) => ip.to_string().len(),
         };
         let lengths = match self.kind {
-            Kind::Port => 3..=zeros.longest(),
-            Kind::Pasv => 3..=Zeros::None.longest(),
-            Kind::Eprt | Kind::Epsv => 1..=5,
+            AnnouncementKind::Port => 3..=zeros.longest(),
+            AnnouncementKind::Pasv => 3..=ZeroPadding::None.longest(),
+            AnnouncementKind::Eprt | AnnouncementKind::Epsv => 1..=5,
         };
         self.endpoint.len().checked_sub(address + 1).filter(|room| lengths.contains(room))
     }
 
     /// The range to replace and its replacement if `new` is announced instead. If `zeros` require that a 227 keeps its
     /// length, a shorter one is padded with blanks before the parenthesis (docs/studies/lengths.md).
-    pub fn edit(&self, new: SocketAddr, zeros: Zeros) -> Option<(Range<usize>, EndpointText)> {
-        let text = self.rewritten(new, zeros)?;
+    pub fn edit(
+        &self,
+        new: SocketAddr,
+        zeros: ZeroPadding,
+    ) -> Option<(Range<usize>, EndpointText)> {
+        let text = self.replacement_text(new, zeros)?;
         let Range { start, end } = self.endpoint;
         let missing = self.endpoint.len().saturating_sub(text.len());
-        if missing == 0 || zeros == Zeros::None || !self.has_parenthesis {
+        if missing == 0 || zeros == ZeroPadding::None || !self.has_parenthesis {
             return Some((start..end, text));
         }
         let mut padded = EndpointText::new();
@@ -225,21 +230,24 @@ impl Announcement {
 
     /// The replacement of the endpoint if `new` is announced instead; as long as the endpoint if `zeros` make that
     /// possible. `None` if the kind cannot express it: an IPv6 address in a host-port.
-    pub fn rewritten(&self, new: SocketAddr, zeros: Zeros) -> Option<EndpointText> {
+    pub fn replacement_text(&self, new: SocketAddr, zeros: ZeroPadding) -> Option<EndpointText> {
         Some(match (self.kind, new.ip()) {
-            (Kind::Port | Kind::Pasv, IpAddr::V4(ip)) => {
+            (AnnouncementKind::Port | AnnouncementKind::Pasv, IpAddr::V4(ip)) => {
                 let ([a, b, c, d], [high, low]) = (ip.octets(), new.port().to_be_bytes());
-                let room = self.room_for_port(new.ip(), zeros).filter(|_| zeros != Zeros::None);
-                let room = room.filter(|room| self.kind.has_port_in(new.port(), *room, zeros));
+                let room =
+                    self.room_for_port(new.ip(), zeros).filter(|_| zeros != ZeroPadding::None);
+                let room = room.filter(|room| self.kind.fits_port(new.port(), *room, zeros));
                 host_port([a, b, c, d, high, low], room.unwrap_or_default(), zeros.digits())
             }
-            (Kind::Port | Kind::Pasv, IpAddr::V6(_)) => return None,
+            (AnnouncementKind::Port | AnnouncementKind::Pasv, IpAddr::V6(_)) => return None,
             // The family precedes the endpoint and is not replaced.
-            (Kind::Eprt, ip) if self.address.is_some_and(|old| old.is_ipv4() == ip.is_ipv4()) => {
+            (AnnouncementKind::Eprt, ip)
+                if self.address.is_some_and(|old| old.is_ipv4() == ip.is_ipv4()) =>
+            {
                 to_endpoint_text(&format!("{ip}{}{}", char::from(self.delimiter), new.port()))
             }
-            (Kind::Eprt, _) => return None,
-            (Kind::Epsv, _) => to_endpoint_text(&new.port().to_string()),
+            (AnnouncementKind::Eprt, _) => return None,
+            (AnnouncementKind::Epsv, _) => to_endpoint_text(&new.port().to_string()),
         })
     }
 }
@@ -304,10 +312,15 @@ impl HostPort {
         }
     }
 
-    fn announcement(self, kind: Kind, start: usize) -> Result<Announcement, Malformed> {
+    fn announcement(
+        self,
+        kind: AnnouncementKind,
+        start: usize,
+    ) -> Result<Announcement, MalformedAnnouncement> {
         let mut octets = [0; 6];
         for (octet, number) in octets.iter_mut().zip(self.values) {
-            *octet = u8::try_from(number).map_err(|_| Malformed::Octet { kind, number })?;
+            *octet =
+                u8::try_from(number).map_err(|_| MalformedAnnouncement::Octet { kind, number })?;
         }
         let [a, b, c, d, high, low] = octets;
         let port = checked_port(kind, u32::from(u16::from_be_bytes([high, low])))?;
@@ -355,10 +368,10 @@ fn leading_number(bytes: &[u8]) -> Option<(u32, usize)> {
     (length > 0).then_some((number, length))
 }
 
-fn checked_port(kind: Kind, number: u32) -> Result<u16, Malformed> {
+fn checked_port(kind: AnnouncementKind, number: u32) -> Result<u16, MalformedAnnouncement> {
     match u16::try_from(number) {
         Ok(port) if port > 0 => Ok(port),
-        _ => Err(Malformed::Port { kind, number }),
+        _ => Err(MalformedAnnouncement::Port { kind, number }),
     }
 }
 
@@ -373,194 +386,5 @@ fn is_in_ipv6(byte: u8) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn pasv(line: &str) -> Result<(String, u16, String), Malformed> {
-        let text = Text::new(line.as_bytes());
-        let found = Announcement::passive(&text)?;
-        Ok((found.address.unwrap().to_string(), found.port, line[found.endpoint].to_owned()))
-    }
-
-    fn epsv(line: &str) -> Result<u16, Malformed> {
-        Announcement::extended_passive(&Text::new(line.as_bytes())).map(|a| a.port)
-    }
-
-    #[test]
-    fn a_227_is_parsed_in_every_known_form() {
-        for (line, address, port, endpoint) in [
-            (
-                "227 Entering Passive Mode (192,168,150,90,195,149)",
-                "192.168.150.90",
-                50069,
-                "192,168,150,90,195,149",
-            ),
-            ("227 Entering Passive Mode(1,2,3,4,5,6)", "1.2.3.4", 1286, "1,2,3,4,5,6"),
-            (
-                "227 Entering Passive Mode( 1, 2, 3, 4, 143,225).",
-                "1.2.3.4",
-                36833,
-                "1, 2, 3, 4, 143,225",
-            ),
-            ("227 Entering passive mode. 127,0,0,1,4,51", "127.0.0.1", 1075, "127,0,0,1,4,51"),
-            ("227 =127,0,0,1,4,51", "127.0.0.1", 1075, "127,0,0,1,4,51"),
-            (
-                "227 Data transfer will passively listen to 127,0,0,1,4,51",
-                "127.0.0.1",
-                1075,
-                "127,0,0,1,4,51",
-            ),
-            ("227 Server v2.1, mode 4 (0,0,0,0,156,64)", "0.0.0.0", 40000, "0,0,0,0,156,64"),
-        ] {
-            assert_eq!(pasv(line), Ok((address.to_owned(), port, endpoint.to_owned())), "{line}");
-        }
-    }
-
-    #[test]
-    fn a_malformed_227_is_rejected() {
-        for line in ["227 Logout.", "227 (1,2,3,4,5)", "227 (1,2,3,4,5,6,7)", "227", "227 (1,,2)"] {
-            assert_eq!(pasv(line), Err(Malformed::Form(Kind::Pasv)), "{line}");
-        }
-        let octet = Malformed::Octet { kind: Kind::Pasv, number: 256 };
-        assert_eq!(pasv("227 (10,0,0,1,256,22)"), Err(octet));
-    }
-
-    #[test]
-    fn a_229_is_parsed_with_any_delimiter() {
-        for line in [
-            "229 Entering Extended Passive Mode (|||50069|)",
-            "229 Entering Extended Passive Mode (!!!50069!).",
-            "229 Entering Extended Passive Mode (|||50069|).",
-            "229 Ok ... |||50069|",
-            "229 ((((50069()",
-        ] {
-            assert_eq!(epsv(line), Ok(50069), "{line}");
-        }
-        for line in
-            ["229 (|||50069)", "229 (||50069|)", "229 (|1|1.2.3.4|50069|)", "229", "229 |||"]
-        {
-            assert_eq!(epsv(line), Err(Malformed::Form(Kind::Epsv)), "{line}");
-        }
-        let port = |number| Err(Malformed::Port { kind: Kind::Epsv, number });
-        assert_eq!(epsv("229 (|||65558|)"), port(65558));
-        assert_eq!(epsv("229 (|||0|)"), port(0));
-    }
-
-    #[test]
-    fn port_is_parsed_strictly() {
-        let found = Announcement::port(b"192,168,150,80,14,178", 5).unwrap();
-        assert_eq!(found.address, Some("192.168.150.80".parse().unwrap()));
-        assert_eq!((found.port, found.endpoint), (3762, 5..26));
-        let octet = |number| Err(Malformed::Octet { kind: Kind::Port, number });
-        assert_eq!(Announcement::port(b"10,0,0,2,256,22", 0), octet(256));
-        assert_eq!(Announcement::port(b"300,1,1,1,4,1", 0), octet(300));
-        for argument in [&b"1,2,3"[..], b"", b"1,2,3,4,5,6,7", b"(1,2,3,4,5,6)", b"1,2,3,4,5,6x"] {
-            let read = Announcement::port(argument, 0);
-            assert_eq!(read, Err(Malformed::Form(Kind::Port)), "{argument:?}");
-        }
-        let zero = Malformed::Port { kind: Kind::Port, number: 0 };
-        assert_eq!(Announcement::port(b"10,0,0,2,0,0", 0), Err(zero));
-    }
-
-    #[test]
-    fn eprt_is_parsed_in_both_families() {
-        let v4 = Announcement::eprt(b"|1|132.235.1.2|6275|", 5).unwrap();
-        assert_eq!((v4.address, v4.port), (Some("132.235.1.2".parse().unwrap()), 6275));
-        assert_eq!(v4.endpoint, 8..24);
-        let v6 = Announcement::eprt(b"!2!1080::8:800:200C:417A!5282!", 0).unwrap();
-        assert_eq!(v6.address, Some("1080::8:800:200c:417a".parse().unwrap()));
-        assert_eq!(
-            v6.rewritten("[2001:db8::1]:7".parse().unwrap(), Zeros::None).unwrap(),
-            &b"2001:db8::1!7"[..]
-        );
-
-        assert_eq!(Announcement::eprt(b"|2|fe80::1%eth0|5282|", 0), Err(Malformed::Scope));
-        assert_eq!(Announcement::eprt(b"|3|x|5282|", 0), Err(Malformed::Family));
-        let port = Malformed::Port { kind: Kind::Eprt, number: 65558 };
-        assert_eq!(Announcement::eprt(b"|1|10.0.0.2|65558|", 0), Err(port));
-        for argument in [
-            &b""[..],
-            b"|",
-            b"|1|10.0.0.2|80",
-            b"|1|::1|80|",
-            b"|1|10.0.0.2|80|x",
-            b"1111",
-            b"a2a::1a80a",
-            b".2.::1.80.",
-        ] {
-            let read = Announcement::eprt(argument, 0);
-            assert_eq!(read, Err(Malformed::Form(Kind::Eprt)), "{argument:?}");
-        }
-    }
-
-    #[test]
-    fn zeros_preserve_the_length_of_a_rewritten_port() {
-        for (said, new, heard) in [
-            ("192,168,150,8,14,178", "198.51.100.1:3762", "198,51,100,1,014,178"),
-            ("192,168,150,80,4,1", "198.51.100.1:1025", "198,51,100,1,4,001"),
-            ("192,168,1,80,4,1", "10.0.0.1:1025", "10,0,0,1,004,001"),
-            // Another zero would be a fourth digit.
-            ("192,168,150,80,14,178", "198.51.100.1:3762", "198,51,100,1,14,178"),
-            ("192,168,10,80,4,1", "10.0.0.1:1025", "10,0,0,1,4,1"),
-            ("192,168,150,80,140,178", "198.51.100.1:36018", "198,51,100,1,140,178"),
-            ("10,0,0,2,4,1", "198.51.100.1:1025", "198,51,100,1,4,1"),
-            ("10,0,0,2,4,1", "10.0.0.3:1025", "10,0,0,3,4,1"),
-            // The client's own padding keeps the same length.
-            ("10,0,0,209,004,001", "10.0.0.1:1025", "10,0,0,1,4,1"),
-            ("10,0,0,20,04,001", "10.0.0.1:1025", "10,0,0,1,004,001"),
-        ] {
-            let read = Announcement::port(said.as_bytes(), 0).unwrap();
-            let text = read.rewritten(new.parse().unwrap(), Zeros::Three).unwrap();
-            assert_eq!(std::str::from_utf8(&text), Ok(heard), "{said}");
-        }
-        for (said, new, heard) in [
-            ("192,168,150,80,200,10", "198.51.100.1:51210", "198,51,100,1,200,0010"),
-            ("192,168,150,80,200,100", "198.51.100.1:51300", "198,51,100,1,0200,0100"),
-            ("192,168,150,180,200,100", "198.51.100.1:51300", "198,51,100,1,200,100"),
-            ("192,168,150,80,200,1", "198.51.100.1:51201", "198,51,100,1,200,001"),
-        ] {
-            let read = Announcement::port(said.as_bytes(), 0).unwrap();
-            let text = read.rewritten(new.parse().unwrap(), Zeros::Four).unwrap();
-            assert_eq!(std::str::from_utf8(&text), Ok(heard), "{said}");
-        }
-    }
-
-    #[test]
-    fn blanks_preserve_the_length_of_a_rewritten_227() {
-        for (said, new, heard) in [
-            ("227 Mode (10,0,0,209,4,1)", "10.0.0.1:1025", "227 Mode   (10,0,0,1,4,1)"),
-            ("227 (255,255,255,255,4,1).", "1.1.1.1:1025", "227         (1,1,1,1,4,1)."),
-            ("227 Mode (10,0,0,1,4,1)", "10.0.0.209:1025", "227 Mode (10,0,0,209,4,1)"),
-            ("227 Mode (10,0,0,2,4,1)", "10.0.0.1:1025", "227 Mode (10,0,0,1,4,1)"),
-            // Without a parenthesis, no reader expects blanks there.
-            ("227 Mode 10,0,0,209,4,1", "10.0.0.1:1025", "227 Mode 10,0,0,1,4,1"),
-            ("227 Mode ( 10,0,0,209,4,1)", "10.0.0.1:1025", "227 Mode ( 10,0,0,1,4,1)"),
-        ] {
-            let read = Announcement::passive(&Text::new(said.as_bytes())).unwrap();
-            let edited = |zeros| {
-                let (range, text) = read.edit(new.parse().unwrap(), zeros).unwrap();
-                let mut line = said.to_owned();
-                line.replace_range(range, std::str::from_utf8(&text).unwrap());
-                line
-            };
-            assert_eq!(edited(Zeros::Three), heard, "{said}");
-            let bare = heard.split_whitespace().collect::<Vec<_>>().join(" ");
-            assert_eq!(edited(Zeros::None), bare, "{said}");
-        }
-    }
-
-    #[test]
-    fn a_rewrite_preserves_the_form() {
-        let new = "198.51.100.1:3762".parse().unwrap();
-        let port = Announcement::port(b"192,168,150,80,14,178", 5).unwrap();
-        assert_eq!(port.rewritten(new, Zeros::None).unwrap(), &b"198,51,100,1,14,178"[..]);
-        let zeros = port.rewritten("10.0.0.255:2570".parse().unwrap(), Zeros::None).unwrap();
-        assert_eq!(zeros, &b"10,0,0,255,10,10"[..]);
-        let epsv = Announcement::extended_passive(&Text::new(b"229 (|||50069|)")).unwrap();
-        assert_eq!(epsv.rewritten(new, Zeros::None).unwrap(), &b"3762"[..]);
-        let eprt = Announcement::eprt(b"|1|10.0.0.2|80|", 0).unwrap();
-        assert_eq!(eprt.rewritten(new, Zeros::None).unwrap(), &b"198.51.100.1|3762"[..]);
-        assert_eq!(eprt.rewritten("[::1]:1".parse().unwrap(), Zeros::None), None);
-        assert_eq!(port.rewritten("[::1]:1".parse().unwrap(), Zeros::None), None);
-    }
-}
+#[path = "announcement_tests.rs"]
+mod tests;

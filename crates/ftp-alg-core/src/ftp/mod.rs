@@ -12,8 +12,8 @@ mod text;
 mod zeros;
 
 pub use ambiguity::{LineEnd, VerbScanner, line_end, may_end_or_skip};
-pub use announcement::{Announcement, Kind, Malformed};
+pub use announcement::{Announcement, AnnouncementKind, MalformedAnnouncement};
 pub use command::{Command, Verb};
 pub use reply::{Reply, ReplyTracker};
 pub use text::Text;
-pub use zeros::Zeros;
+pub use zeros::ZeroPadding;

@@ -44,9 +44,9 @@ pub struct ReplyTracker {
 
 impl ReplyTracker {
     /// Reads one complete line; returns the reply if this line ends one.
-    pub fn line(&mut self, text: &Text<'_>) -> Option<Reply> {
+    pub fn read_line(&mut self, text: &Text<'_>) -> Option<Reply> {
         let parsed = parse(text);
-        match (self.open(), parsed) {
+        match (self.open_code(), parsed) {
             (None, Some((code, true))) => {
                 self.open = NonZeroU16::new(code + 1); // at most 999
                 None
@@ -61,7 +61,7 @@ impl ReplyTracker {
     }
 
     /// Code of an unfinished multi-line reply.
-    pub fn open(&self) -> Option<u16> {
+    pub fn open_code(&self) -> Option<u16> {
         self.open.map(|code| code.get() - 1)
     }
 
@@ -80,12 +80,12 @@ impl ReplyTracker {
             }
             _ => false,
         };
-        !text.is_indented() && may_begin && self.open().is_none_or(is_of_open)
+        !text.is_indented() && may_begin && self.open_code().is_none_or(is_of_open)
     }
 
     /// Whether `text`, the start of an unfinished line, may end a 227 or 229.
     pub fn may_announce(&self, text: &Text<'_>) -> bool {
-        if text.is_indented() || self.open().is_some_and(|code| code != 227 && code != 229) {
+        if text.is_indented() || self.open_code().is_some_and(|code| code != 227 && code != 229) {
             return false;
         }
         let start = text.bytes();
@@ -119,7 +119,7 @@ mod tests {
 
     fn codes(lines: &[&[u8]]) -> Vec<Option<u16>> {
         let mut tracker = ReplyTracker::default();
-        lines.iter().map(|l| tracker.line(&Text::new(l)).map(|r| r.code)).collect()
+        lines.iter().map(|l| tracker.read_line(&Text::new(l)).map(|r| r.code)).collect()
     }
 
     #[test]
@@ -152,7 +152,7 @@ mod tests {
             assert_eq!(tracker.may_announce(&Text::new(start)), may, "{start:?}");
         }
         let mut inside = ReplyTracker::default();
-        inside.line(&Text::new(b"211-Status"));
+        inside.read_line(&Text::new(b"211-Status"));
         assert!(!inside.may_announce(&Text::new(b"227 (1")));
     }
 }

@@ -99,17 +99,17 @@ impl<'a> Text<'a> {
     }
 
     /// Whether some server may skip a byte of the line, or end the line at it.
-    pub fn is_odd(&self) -> bool {
+    pub fn has_control_bytes(&self) -> bool {
         self.has_control
     }
 
     /// Number of bytes at the end that start an unfinished Telnet command.
-    pub fn unfinished(&self) -> usize {
+    pub fn incomplete_telnet_len(&self) -> usize {
         self.unfinished
     }
 
     /// The range of the line that `range` of the readable bytes comes from. `range` must not be empty.
-    pub fn origin(&self, range: Range<usize>) -> Range<usize> {
+    pub fn line_range(&self, range: Range<usize>) -> Range<usize> {
         match (self.positions.get(range.start), self.positions.get(range.end.saturating_sub(1))) {
             (Some(first), Some(last)) => *first..*last + 1,
             _ => self.start + range.start..self.start + range.end,
@@ -169,8 +169,8 @@ mod tests {
         let line = b"\xff\xf4\xff\xf2 PO\xff\xfd\x06RT 1\r\n";
         let text = Text::new(line);
         assert_eq!(text.bytes(), b"PORT 1");
-        assert_eq!(text.origin(0..4), 5..12);
-        assert_eq!(&line[text.origin(5..6)], b"1");
+        assert_eq!(text.line_range(0..4), 5..12);
+        assert_eq!(&line[text.line_range(5..6)], b"1");
     }
 
     #[test]
@@ -181,7 +181,7 @@ mod tests {
         for (line, unfinished) in
             [(&b"\xff\xf4\xff"[..], 1), (b"\xff\xfd", 2), (b"\xff\xfd\x06", 0), (b"\xff\xfa", 0)]
         {
-            assert_eq!(Text::new(line).unfinished(), unfinished, "{line:?}");
+            assert_eq!(Text::new(line).incomplete_telnet_len(), unfinished, "{line:?}");
         }
     }
 

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 /// How many leading zeros a rewritten `PORT` may have to keep its length. Both numbers of its port are padded to at
 /// most this many digits (docs/studies/lengths.md).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Zeros {
+pub enum ZeroPadding {
     /// No zeros: the length may change.
     #[default]
     None,
@@ -15,7 +15,7 @@ pub enum Zeros {
     Four,
 }
 
-impl Zeros {
+impl ZeroPadding {
     /// Maximum number of digits; 0 without zeros.
     pub fn digits(self) -> usize {
         match self {
@@ -26,7 +26,7 @@ impl Zeros {
     }
 
     /// The setting for at most this many digits; `None` unless servers accept as many.
-    pub fn of_digits(digits: usize) -> Self {
+    pub fn from_digits(digits: usize) -> Self {
         match digits {
             3 => Self::Three,
             4 => Self::Four,

@@ -8,7 +8,7 @@ use super::{OPTION_NOP, OPTION_SACK, Packet, Seq, flags};
 
 /// What to change in a copy of a packet.
 #[derive(Clone, Copy, Debug)]
-pub struct Edit<'a> {
+pub struct PacketEdit<'a> {
     /// The new sequence number.
     pub seq: Seq,
     /// The new acknowledgement number.
@@ -28,18 +28,18 @@ impl<'a> Packet<'a> {
     /// A payload longer than an IP packet can carry is cut; callers stay far below that.
     pub fn rebuild(
         &self,
-        edit: &Edit<'_>,
+        edit: &PacketEdit<'_>,
         sack: impl FnMut([Seq; 2]) -> Option<[Seq; 2]>,
         out: &mut Vec<u8>,
     ) {
         out.clear();
-        self.rebuild_onto(edit, sack, out);
+        self.append_rebuilt(edit, sack, out);
     }
 
     /// As [`rebuild`](Self::rebuild), but appends to `out`.
-    pub fn rebuild_onto(
+    pub fn append_rebuilt(
         &self,
-        edit: &Edit<'_>,
+        edit: &PacketEdit<'_>,
         mut sack: impl FnMut([Seq; 2]) -> Option<[Seq; 2]>,
         all: &mut Vec<u8>,
     ) {
@@ -89,7 +89,7 @@ impl<'a> Packet<'a> {
 /// Writes an acknowledgement to `out`: a segment without payload from `source` to `destination`.
 ///
 /// `timestamps` are the two values of the option, for a connection that uses it.
-pub fn acknowledgement(
+pub fn build_acknowledgement(
     source: SocketAddr,
     destination: SocketAddr,
     seq: Seq,
@@ -111,7 +111,7 @@ pub fn acknowledgement(
 
 /// Writes a segment with `payload` to `out`, from the first of `ends` to the second, with its sequence and
 /// acknowledgement number.
-pub fn segment(
+pub fn build_segment(
     ends: (SocketAddr, SocketAddr),
     numbers: (Seq, Seq),
     header: (u16, u8),
@@ -173,7 +173,7 @@ fn write_headers(
 }
 
 /// Writes a copy of `packet` with other endpoints to `out`, as NAT does.
-pub fn with_endpoints(
+pub fn build_with_endpoints(
     packet: &Packet<'_>,
     source: SocketAddr,
     destination: SocketAddr,
@@ -329,8 +329,8 @@ mod tests {
         out
     }
 
-    fn edit(seq: u32, ack: u32, payload: Option<&[u8]>) -> Edit<'_> {
-        Edit { seq: Seq(seq), ack: Seq(ack), payload, flags: flags::ACK, urgent: 0 }
+    fn edit(seq: u32, ack: u32, payload: Option<&[u8]>) -> PacketEdit<'_> {
+        PacketEdit { seq: Seq(seq), ack: Seq(ack), payload, flags: flags::ACK, urgent: 0 }
     }
 
     proptest! {
@@ -372,7 +372,7 @@ mod tests {
             for timestamps in [None, Some((3, 4))] {
                 let (a, b) = (a.parse().unwrap(), b.parse().unwrap());
                 let mut out = vec![0xa5; 99];
-                acknowledgement(a, b, Seq(1), Seq(2), 512, timestamps, &mut out);
+                build_acknowledgement(a, b, Seq(1), Seq(2), 512, timestamps, &mut out);
                 assert_valid(&out);
                 let packet = Packet::parse(&out).unwrap();
                 assert_eq!((packet.source(), packet.destination()), (a, b));
@@ -387,7 +387,7 @@ mod tests {
         let bytes = packet(false, b"PASV\r\n", &[(50, 60)]);
         let (a, b) = ("192.0.2.1:9".parse().unwrap(), "192.0.2.2:8".parse().unwrap());
         let mut out = Vec::new();
-        with_endpoints(&Packet::parse(&bytes).unwrap(), a, b, &mut out);
+        build_with_endpoints(&Packet::parse(&bytes).unwrap(), a, b, &mut out);
         assert_valid(&out);
         assert_eq!(Packet::parse(&out).unwrap().source(), a);
     }

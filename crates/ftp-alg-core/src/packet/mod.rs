@@ -12,7 +12,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
 use etherparse::{IpNumber, Ipv4Slice, Ipv6Slice, TcpSlice};
 
-pub use build::{Edit, acknowledgement, segment, with_endpoints};
+pub use build::{PacketEdit, build_acknowledgement, build_segment, build_with_endpoints};
 pub use reorder::{Readiness, ReorderItem, ReorderQueue, ReorderResult};
 pub use seq::Seq;
 
@@ -30,7 +30,7 @@ pub mod flags {
 
 /// Why bytes cannot be inspected as a TCP packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Malformed {
+pub enum MalformedPacket {
     /// The IP header is truncated, inconsistent, or of another version.
     #[error("malformed IP header")]
     Ip,
@@ -73,18 +73,19 @@ impl<'a> Packet<'a> {
     /// Parses `bytes`, which start at the IP header.
     // Inlined: otherwise the result is written to memory in parts and read back whole, which stalls the CPU for each packet.
     #[inline(always)]
-    pub fn parse(bytes: &'a [u8]) -> Result<Self, Malformed> {
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, MalformedPacket> {
         let tcp = match bytes.first().map(|b| b >> 4) {
             Some(4) => {
-                tcp_bytes(Ipv4Slice::from_slice(bytes).map_err(|_| Malformed::Ip)?.payload())
+                tcp_bytes(Ipv4Slice::from_slice(bytes).map_err(|_| MalformedPacket::Ip)?.payload())
             }
             Some(6) => {
-                tcp_bytes(Ipv6Slice::from_slice(bytes).map_err(|_| Malformed::Ip)?.payload())
+                tcp_bytes(Ipv6Slice::from_slice(bytes).map_err(|_| MalformedPacket::Ip)?.payload())
             }
-            _ => Err(Malformed::Ip),
+            _ => Err(MalformedPacket::Ip),
         }?;
-        let length = TcpSlice::from_slice(tcp).map_err(|_| Malformed::Tcp)?.header_slice().len();
-        let header = tcp.first_chunk().ok_or(Malformed::Tcp)?;
+        let length =
+            TcpSlice::from_slice(tcp).map_err(|_| MalformedPacket::Tcp)?.header_slice().len();
+        let header = tcp.first_chunk().ok_or(MalformedPacket::Tcp)?;
         let start = tcp.as_ptr().addr() - bytes.as_ptr().addr();
         let (bytes, payload_offset) = (&bytes[..start + tcp.len()], start + length);
         Ok(Self { bytes, header, tcp_offset: start, payload_offset, offload: Offload::default() })
@@ -321,10 +322,10 @@ fn sum(mut bytes: &[u8]) -> u64 {
     sum + u64::from(u32::from_ne_bytes(last))
 }
 
-fn tcp_bytes<'a>(payload: &etherparse::IpPayloadSlice<'a>) -> Result<&'a [u8], Malformed> {
+fn tcp_bytes<'a>(payload: &etherparse::IpPayloadSlice<'a>) -> Result<&'a [u8], MalformedPacket> {
     match payload {
-        p if p.fragmented => Err(Malformed::Fragment),
-        p if p.ip_number != IpNumber::TCP => Err(Malformed::NotTcp),
+        p if p.fragmented => Err(MalformedPacket::Fragment),
+        p if p.ip_number != IpNumber::TCP => Err(MalformedPacket::NotTcp),
         p => Ok(p.payload),
     }
 }
@@ -368,14 +369,14 @@ mod tests {
     fn fragments_and_other_protocols_are_rejected() {
         let mut fragment = v4(b"x");
         fragment[6] = 0x20; // more fragments
-        assert_eq!(Packet::parse(&fragment).unwrap_err(), Malformed::Fragment);
+        assert_eq!(Packet::parse(&fragment).unwrap_err(), MalformedPacket::Fragment);
         let mut udp = v4(b"x");
         udp[9] = 17;
-        assert_eq!(Packet::parse(&udp).unwrap_err(), Malformed::NotTcp);
+        assert_eq!(Packet::parse(&udp).unwrap_err(), MalformedPacket::NotTcp);
         let mut offset = v4(b"");
         offset[32] = 0xf0; // a data offset past the end
-        assert_eq!(Packet::parse(&offset).unwrap_err(), Malformed::Tcp);
-        assert_eq!(Packet::parse(&[]).unwrap_err(), Malformed::Ip);
+        assert_eq!(Packet::parse(&offset).unwrap_err(), MalformedPacket::Tcp);
+        assert_eq!(Packet::parse(&[]).unwrap_err(), MalformedPacket::Ip);
     }
 
     #[test]

@@ -25,18 +25,18 @@ pub enum Readiness {
     /// It is the next expected segment.
     Due,
     /// Other data with its sequence number has arrived.
-    Over,
+    Overlaps,
 }
 
 impl Readiness {
     /// The state of a segment at `seq` if `next` is the next expected sequence number.
-    pub fn at(seq: Seq, next: Seq) -> Self {
+    pub fn from_seqs(seq: Seq, next: Seq) -> Self {
         if seq == next {
             Self::Due
         } else if seq.is_after(next) {
             Self::NotYet
         } else {
-            Self::Over
+            Self::Overlaps
         }
     }
 }
@@ -117,14 +117,16 @@ impl<T: AsRef<[u8]>, const COUNT: usize, const BYTES: usize, F: PartialEq>
         };
         for segment in std::mem::take(&mut self.segments) {
             let turn = match taken.due.last() {
-                Some(last) if last.flow == segment.flow => Readiness::at(segment.seq, last.end),
+                Some(last) if last.flow == segment.flow => {
+                    Readiness::from_seqs(segment.seq, last.end)
+                }
                 _ => turn(&segment.item),
             };
             match turn {
                 Readiness::Due => taken.due.push(segment),
                 Readiness::NotYet if is_late(&segment.item) => taken.late.push(segment),
                 Readiness::NotYet => self.segments.push(segment),
-                Readiness::Over => taken.over.push(segment),
+                Readiness::Overlaps => taken.over.push(segment),
             }
         }
         taken
@@ -163,8 +165,10 @@ mod tests {
         let mut take = |next: u32| {
             let mut is_first = true;
             let turn = |item: &Vec<u8>| match item[0] {
-                1 if std::mem::take(&mut is_first) => Readiness::at(Seq(u32::MAX - 4), Seq(next)),
-                1 => Readiness::at(Seq(30), Seq(next)),
+                1 if std::mem::take(&mut is_first) => {
+                    Readiness::from_seqs(Seq(u32::MAX - 4), Seq(next))
+                }
+                1 => Readiness::from_seqs(Seq(30), Seq(next)),
                 _ => Readiness::NotYet,
             };
             queue.take(turn, |_| false)

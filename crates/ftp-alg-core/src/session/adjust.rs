@@ -55,7 +55,7 @@ impl Replacement {
         }
     }
 
-    fn heap(&self) -> usize {
+    fn heap_size(&self) -> usize {
         match self {
             Self::Bytes(bytes) => compact::bytes_heap_size(bytes),
             Self::Blanked(_) => 0,
@@ -104,7 +104,7 @@ impl SequenceMap {
     }
 
     /// Whether all sequence numbers differ by one constant and no bytes are replaced.
-    pub fn is_shift(&self) -> bool {
+    pub fn is_constant_offset(&self) -> bool {
         self.rewrites.is_empty()
     }
 
@@ -134,11 +134,12 @@ impl SequenceMap {
 
     /// Heap memory in bytes.
     #[inline]
-    pub fn heap(&self) -> usize {
+    pub fn heap_size(&self) -> usize {
         if self.rewrites.is_empty() {
             return 0;
         }
-        compact::heap(&self.rewrites) + self.rewrites.iter().map(|r| r.new.heap()).sum::<usize>()
+        compact::heap_size(&self.rewrites)
+            + self.rewrites.iter().map(|r| r.new.heap_size()).sum::<usize>()
     }
 
     /// Whether half of [`MAX_REWRITES`] are in the list. Optional rewrites are then not made.
@@ -147,12 +148,12 @@ impl SequenceMap {
     }
 
     /// First sent sequence number of the newest rewrite in the list.
-    pub fn last_start(&self) -> Option<Seq> {
+    pub fn last_rewrite_start(&self) -> Option<Seq> {
         self.rewrites.last().map(|r| r.start)
     }
 
     /// The delivered sequence number of the sent number `seq`.
-    pub fn deliver(&self, seq: Seq) -> Seq {
+    pub fn to_delivered(&self, seq: Seq) -> Seq {
         let mut offset = self.base;
         for rewrite in &*self.rewrites {
             if seq.is_before(rewrite.start) {
@@ -169,7 +170,7 @@ impl SequenceMap {
 
     /// The highest sent sequence number that the delivered number `seq` covers. An acknowledgement of `seq` becomes
     /// this.
-    pub fn acknowledge(&self, seq: Seq) -> Seq {
+    pub fn to_sent(&self, seq: Seq) -> Seq {
         let mut offset = self.base;
         for rewrite in &*self.rewrites {
             if seq.is_before(rewrite.delivered) {
@@ -185,9 +186,9 @@ impl SequenceMap {
 
     /// The lowest sent sequence number whose delivered number is at or after `seq`. This is the left edge of a SACK
     /// block, which must not claim bytes that have not arrived.
-    pub fn acknowledge_left(&self, seq: Seq) -> Seq {
-        let covered = self.acknowledge(seq);
-        if self.deliver(covered).is_before(seq) {
+    pub fn to_sent_left_edge(&self, seq: Seq) -> Seq {
+        let covered = self.to_sent(seq);
+        if self.to_delivered(covered).is_before(seq) {
             // Inside a replacement: the range counts as received only from its end on.
             self.rewrites
                 .iter()
@@ -279,13 +280,13 @@ mod tests {
         let mut map = SequenceMap::default();
         map.replace(Seq(5), 3, b"abcde");
         assert_eq!(rendered(&map, Seq(0), b"01234567890"), b"01234abcde890");
-        assert_eq!((map.deliver(Seq(5)), map.deliver(Seq(8))), (Seq(5), Seq(10)));
-        assert_eq!((map.acknowledge(Seq(10)), map.acknowledge(Seq(9))), (Seq(8), Seq(7)));
+        assert_eq!((map.to_delivered(Seq(5)), map.to_delivered(Seq(8))), (Seq(5), Seq(10)));
+        assert_eq!((map.to_sent(Seq(10)), map.to_sent(Seq(9))), (Seq(8), Seq(7)));
         map.forget_before(Seq(7));
-        assert!(!map.is_shift());
+        assert!(!map.is_constant_offset());
         map.forget_before(Seq(8));
-        assert!(map.is_shift() && map.changes_numbers());
-        assert_eq!(map.acknowledge(Seq(12)), Seq(10));
+        assert!(map.is_constant_offset() && map.changes_numbers());
+        assert_eq!(map.to_sent(Seq(12)), Seq(10));
     }
 
     #[test]
@@ -294,29 +295,29 @@ mod tests {
         map.replace(Seq(10), 1, &[]);
         map.replace(Seq(11), 1, &[]);
         assert_eq!(map.rewrites.len(), 1);
-        assert_eq!(map.acknowledge(Seq(9)), Seq(9));
-        assert_eq!(map.acknowledge(Seq(10)), Seq(12));
+        assert_eq!(map.to_sent(Seq(9)), Seq(9));
+        assert_eq!(map.to_sent(Seq(10)), Seq(12));
         map.replace(Seq(12), 2, b"PORT");
         assert_eq!(rendered(&map, Seq(12), b"RT\r\n"), b"PORT\r\n");
         assert_eq!(rendered(&map, Seq(10), b"PORT\r\n"), b"PORT\r\n");
-        assert_eq!(map.deliver(Seq(14)), Seq(14));
+        assert_eq!(map.to_delivered(Seq(14)), Seq(14));
     }
 
     #[test]
     fn a_sack_block_never_covers_part_of_a_replacement() {
         let mut map = SequenceMap::default();
         map.replace(Seq(10), 4, b"abcdefgh");
-        assert_eq!(map.acknowledge_left(Seq(12)), Seq(12));
-        assert_eq!(map.acknowledge_left(Seq(16)), Seq(14));
-        assert_eq!(map.acknowledge_left(Seq(18)), Seq(14));
-        assert_eq!(map.acknowledge_left(Seq(10)), Seq(10));
+        assert_eq!(map.to_sent_left_edge(Seq(12)), Seq(12));
+        assert_eq!(map.to_sent_left_edge(Seq(16)), Seq(14));
+        assert_eq!(map.to_sent_left_edge(Seq(18)), Seq(14));
+        assert_eq!(map.to_sent_left_edge(Seq(10)), Seq(10));
     }
 
     #[test]
     fn a_blanked_line_needs_constant_memory() {
         let mut map = SequenceMap::default();
         map.replace(Seq(5), 60_000, &[BLANK; 60_000]);
-        assert!(map.heap() < 100, "{}", map.heap());
+        assert!(map.heap_size() < 100, "{}", map.heap_size());
         let line = rendered(&map, Seq(3), &[b'1'; 60_010]);
         let is_blanked = |range: std::ops::Range<usize>| line[range].iter().all(|b| *b == b'X');
         assert!(is_blanked(2..60_002) && line[..2] == *b"11" && line[60_002..] == [b'1'; 8]);
@@ -377,19 +378,19 @@ mod tests {
             let mut delivered = Vec::new();
             for pair in cuts.windows(2) {
                 let seq = Seq(start) + pair[0] as u32;
-                prop_assert_eq!(map.deliver(seq) - map.deliver(Seq(start)), delivered.len() as u32);
+                prop_assert_eq!(map.to_delivered(seq) - map.to_delivered(Seq(start)), delivered.len() as u32);
                 map.render(seq, &bytes[pair[0]..pair[1]], &mut delivered);
             }
             prop_assert_eq!(&delivered, &expected);
 
             // Everything that an acknowledgement covers has been delivered, and all of it is acknowledged.
             for n in 0..=expected.len() as u32 {
-                let y = map.deliver(Seq(start)) + n;
-                let sent = map.acknowledge(y);
-                prop_assert!(!map.deliver(sent).is_after(y));
-                prop_assert!(map.deliver(sent + 1).is_after(y));
-                let left = map.acknowledge_left(y);
-                prop_assert!(!map.deliver(left).is_before(y));
+                let y = map.to_delivered(Seq(start)) + n;
+                let sent = map.to_sent(y);
+                prop_assert!(!map.to_delivered(sent).is_after(y));
+                prop_assert!(map.to_delivered(sent + 1).is_after(y));
+                let left = map.to_sent_left_edge(y);
+                prop_assert!(!map.to_delivered(left).is_before(y));
             }
         }
     }

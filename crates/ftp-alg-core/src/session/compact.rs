@@ -23,7 +23,7 @@ pub fn allocation_size(size: usize) -> usize {
 
 /// Heap memory in bytes of a vector, without the allocations of its elements.
 #[inline]
-pub fn heap<T>(list: &CompactVec<T>) -> usize {
+pub fn heap_size<T>(list: &CompactVec<T>) -> usize {
     const HEADER: usize = 16; // length and capacity
     if list.has_capacity() { allocation_size(HEADER + list.capacity() * size_of::<T>()) } else { 0 }
 }
@@ -102,14 +102,14 @@ mod tests {
     #[test]
     fn an_empty_vector_needs_no_heap_memory() {
         let mut list = CompactVec::new();
-        assert_eq!(heap(&list), 0);
+        assert_eq!(heap_size(&list), 0);
         push(&mut list, 3);
-        assert_eq!((list.capacity(), heap(&list)), (1, 32));
+        assert_eq!((list.capacity(), heap_size(&list)), (1, 32));
         push(&mut list, 4);
         drop_front(&mut list, 1);
         assert_eq!(*list, [4]);
         drop_front(&mut list, 1);
-        assert_eq!(heap(&list), 0);
+        assert_eq!(heap_size(&list), 0);
         assert_eq!((size_of::<CompactVec<u8>>(), size_of::<SmallBytes>()), (8, 32));
     }
 }

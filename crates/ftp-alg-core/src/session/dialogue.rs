@@ -10,10 +10,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    DialogueEvent, Reason,
+    DialogueEvent, RefusalReason,
     pending_commands::{MAX_RUNS, PendingCommands, PendingKind},
 };
-use crate::ftp::{Command, LineEnd, Reply, ReplyTracker, Text, Verb, Zeros};
+use crate::ftp::{Command, LineEnd, Reply, ReplyTracker, Text, Verb, ZeroPadding};
 
 /// With more pending commands than this, the client does not wait for replies.
 const MAX_PENDING: u32 = 16;
@@ -95,7 +95,7 @@ pub enum ReplyEffect {
         was_requested: bool,
     },
     /// The reply to a command that was blanked for this reason.
-    ReplyToBlanked(Reason),
+    ReplyToBlanked(RefusalReason),
     /// An event that concerns pinholes or the session's state.
     Event(DialogueEvent),
     /// Encryption begins with the next byte.
@@ -112,7 +112,7 @@ pub struct Dialogue {
     pending: PendingCommands,
     ambiguity: Option<Ambiguity>,
     /// The leading zeros that the server accepts, according to its greeting.
-    zeros: Zeros,
+    zeros: ZeroPadding,
     /// Whether the server's last line was complete, unambiguous, and the end of a reply.
     #[serde(skip)]
     is_reply_complete: bool,
@@ -131,7 +131,7 @@ impl Default for Dialogue {
             replies: ReplyTracker::default(),
             pending: PendingCommands::default(),
             ambiguity: None,
-            zeros: Zeros::Three,
+            zeros: ZeroPadding::Three,
             is_reply_complete: false,
             has_forgotten: false,
         }
@@ -258,7 +258,7 @@ impl Dialogue {
     }
 
     /// Whether no command is pending, and nothing is ambiguous or special.
-    pub fn is_idle(&self) -> bool {
+    pub fn is_quiescent(&self) -> bool {
         matches!(self.phase, Phase::NotGreeted | Phase::Greeted | Phase::Verified)
             && !self.epsv_all
             && self.ambiguity.is_none()
@@ -272,7 +272,7 @@ impl Dialogue {
     }
 
     /// The leading zeros that the server accepts.
-    pub fn zeros(&self) -> Zeros {
+    pub fn zeros(&self) -> ZeroPadding {
         self.zeros
     }
 
@@ -295,7 +295,7 @@ impl Dialogue {
 
     /// Reply code of an unfinished multi-line reply.
     pub fn open_reply_code(&self) -> Option<u16> {
-        self.replies.open()
+        self.replies.open_code()
     }
 
     /// Reads a complete line of the client.
@@ -347,7 +347,7 @@ impl Dialogue {
 
     /// Records that the command just read was blanked. If too many commands are pending, or replies cannot be matched,
     /// the client gets the server's own reply.
-    pub fn record_blanked(&mut self, reason: Reason) {
+    pub fn record_blanked(&mut self, reason: RefusalReason) {
         let is_known = self.phase == Phase::Verified && self.pending.len() < MAX_RUNS / 2;
         self.push_pending(if is_known { PendingKind::Blanked(reason) } else { PendingKind::Other });
     }
@@ -360,11 +360,11 @@ impl Dialogue {
     /// Reads a complete line of the server.
     pub fn read_reply_line(&mut self, text: &Text<'_>) -> ReplyEffect {
         let was_open = self.replies != ReplyTracker::default();
-        let reply = self.replies.line(text);
+        let reply = self.replies.read_line(text);
         self.is_reply_complete &= reply.is_some();
         if !self.phase.has_greeted() {
             if accepts_leading_zeros(text.bytes()) {
-                self.zeros = Zeros::Four;
+                self.zeros = ZeroPadding::Four;
             }
             return match reply {
                 Some(reply) if reply.is_preliminary() => ReplyEffect::Nothing, // 120: ready in a while

@@ -222,7 +222,7 @@ impl Direction {
     pub fn is_held(&self, seq: Seq) -> bool {
         self.is_holding()
             && seq.is_before(self.space.next)
-            && self.space.map.deliver(seq) == self.space.map.deliver(self.space.next)
+            && self.space.map.to_delivered(seq) == self.space.map.to_delivered(self.space.next)
     }
 
     /// Whether the held bytes may be acknowledged to their sender now.
@@ -236,7 +236,7 @@ impl Direction {
     #[inline]
     pub fn record_acknowledgement(&mut self, ack: Seq) {
         self.space.acked = self.space.acked.max(ack);
-        let Some(last) = self.space.map.last_start() else { return };
+        let Some(last) = self.space.map.last_rewrite_start() else { return };
         let acknowledged = self.space.unacknowledged();
         self.space.map.forget_before(if self.is_holding() {
             acknowledged.min(last)
@@ -407,8 +407,8 @@ impl Direction {
 
     /// Heap memory in bytes.
     #[inline]
-    pub fn heap(&self) -> usize {
-        let map = self.space.map.heap();
+    pub fn heap_size(&self) -> usize {
+        let map = self.space.map.heap_size();
         self.extra.as_ref().map_or(map, |extra| {
             map + allocation_size(size_of::<Extra>()) + allocation_size(extra.line.capacity())
         })

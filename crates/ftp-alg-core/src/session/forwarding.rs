@@ -119,7 +119,7 @@ impl Path<'_> {
         let sender = self.sender;
         let is_cut = payload.len() < packet.payload().len();
         let (seq, fin) = (packet.seq(), packet.has(flags::FIN) && !is_cut);
-        if sender.space.map.is_shift() && matches!(payload, Cow::Borrowed(_)) {
+        if sender.space.map.is_constant_offset() && matches!(payload, Cow::Borrowed(_)) {
             return self.renumber(packet).into();
         }
         out.clear();
@@ -147,10 +147,10 @@ impl Path<'_> {
             rest = Some(TrailingSegment { start: limit, flags: control & !flags::URG & !dropped });
             control &= !ends;
         }
-        let mut delivered = sender.space.map.deliver(seq);
+        let mut delivered = sender.space.map.to_delivered(seq);
         let is_here = |offset: &u16| !is_cut || usize::from(*offset) <= payload.len();
         let urgent = packet.urgent().filter(is_here).map_or(0, |offset| {
-            let shifted = sender.space.map.deliver(seq + u32::from(offset)) - delivered;
+            let shifted = sender.space.map.to_delivered(seq + u32::from(offset)) - delivered;
             u16::try_from(shifted).unwrap_or(u16::MAX)
         });
         if urgent == 0 {
@@ -178,7 +178,7 @@ impl Path<'_> {
         let other = self.receiver;
         Acknowledgement {
             recipient: self.from,
-            seq: other.space.map.deliver(other.space.next),
+            seq: other.space.map.to_delivered(other.space.next),
             ack: self.sender.space.next,
             window: other.space.window,
             timestamps: other.space.clock().zip(packet.timestamps()).map(
@@ -209,7 +209,7 @@ impl Path<'_> {
     /// The sequence number of `packet` as the receiver knows it.
     fn delivered_seq(&self, packet: &Packet<'_>) -> Seq {
         let sender = self.sender;
-        let delivered = sender.space.map.deliver(packet.seq());
+        let delivered = sender.space.map.to_delivered(packet.seq());
         let says_nothing = packet.payload().is_empty() && !packet.has(flags::RST);
         if says_nothing && sender.is_held(packet.seq()) && !packet.has(flags::FIN) {
             // The sender has an acknowledgement for the held bytes and sends a keep-alive or window probe. Only a
@@ -225,7 +225,7 @@ impl Path<'_> {
         if !packet.has(flags::ACK) {
             return packet.ack();
         }
-        self.receiver.space.map.acknowledge(packet.ack())
+        self.receiver.space.map.to_sent(packet.ack())
     }
 
     /// Replaces an out-of-order segment by a probe: an empty segment with a sequence number that the receiver has

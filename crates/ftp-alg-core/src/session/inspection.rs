@@ -2,9 +2,9 @@
 
 use std::ops::Range;
 
-use super::{Dialogue, Phase, Reason, compact::SmallBytes};
+use super::{Dialogue, Phase, RefusalReason, compact::SmallBytes};
 use crate::{
-    ftp::{Announcement, Kind, Malformed, Text, Zeros},
+    ftp::{Announcement, AnnouncementKind, MalformedAnnouncement, Text, ZeroPadding},
     packet::Seq,
 };
 
@@ -18,10 +18,10 @@ pub enum AnnouncementVerdict {
         /// The endpoint in the forwarded line.
         endpoint: std::net::SocketAddr,
         /// How the line keeps its length.
-        zeros: Zeros,
+        zeros: ZeroPadding,
     },
     /// The client gets an error reply with the reason. A command is replaced by a line that the server must refuse.
-    Refuse(Reason),
+    Refuse(RefusalReason),
 }
 
 /// An event in the dialogue that concerns pinholes or the session's state.
@@ -47,13 +47,13 @@ pub enum DialogueEvent {
     /// The connection is encrypted from here on.
     Encrypted,
     /// The connection is plain text again.
-    Readable,
+    PlaintextResumed,
     /// Packets were missed: the earlier dialogue is unknown.
     PacketsMissed,
     /// A command was refused that is not an announcement, or a line that is too long.
-    Refused(RefusedLine),
+    LineRefused(RefusedLine),
     /// A limit of the session was reached.
-    Limit(SessionLimit),
+    LimitReached(SessionLimit),
 }
 
 /// A line whose reading stopped because a decision is needed. The session is as it was before the line.
@@ -125,7 +125,7 @@ pub enum Continuation {
 pub struct ReplyLimits {
     /// Whether it may be longer.
     pub may_grow: bool,
-    /// Reply code, as in [`Reason::reply`].
+    /// Reply code, as in [`RefusalReason::reply`].
     pub reply_code: Option<u16>,
 }
 
@@ -146,18 +146,18 @@ pub enum ReadEffect {
 #[derive(Clone, Copy, Debug)]
 pub enum DecisionAnswer {
     /// The decision about the announcement.
-    Ruling(AnnouncementVerdict),
+    Verdict(AnnouncementVerdict),
     /// Whether the sequence numbers may be adjusted.
-    Lengthen(bool),
+    AdjustSequence(bool),
 }
 
 /// An announcement, or a line that should be one but cannot be parsed, with the state of the dialogue.
 #[derive(Clone, Debug)]
 pub struct AnnouncedLine {
     /// The kind of announcement.
-    pub kind: Kind,
+    pub kind: AnnouncementKind,
     /// The parsed announcement with its position in the line, or why the line cannot be parsed.
-    pub parsed: Result<Announcement, Malformed>,
+    pub parsed: Result<Announcement, MalformedAnnouncement>,
     /// Whether a 227 or 229 answers a pending command; set for commands.
     pub was_requested: bool,
     /// The line, escaped and cut, if it could not be parsed.
@@ -171,21 +171,21 @@ pub struct AnnouncedLine {
     /// Whether the client has restricted itself to EPSV (RFC 2428 section 4).
     pub is_epsv_only: bool,
     /// The leading zeros that the server accepts.
-    pub zeros: Zeros,
+    pub zeros: ZeroPadding,
 }
 
 impl AnnouncedLine {
     /// Describes the announcement in `text`, which `dialogue` has read.
     pub(super) fn new(
-        kind: Kind,
-        mut parsed: Result<Announcement, Malformed>,
+        kind: AnnouncementKind,
+        mut parsed: Result<Announcement, MalformedAnnouncement>,
         was_requested: bool,
         dialogue: &Dialogue,
         text: &Text<'_>,
     ) -> Self {
         if let Ok(Announcement { endpoint, has_parenthesis, .. }) = &mut parsed {
-            let with_parenthesis = text.origin(endpoint.start.saturating_sub(1)..endpoint.end);
-            *endpoint = text.origin(endpoint.clone());
+            let with_parenthesis = text.line_range(endpoint.start.saturating_sub(1)..endpoint.end);
+            *endpoint = text.line_range(endpoint.clone());
             *has_parenthesis &= with_parenthesis.len() == endpoint.len() + 1;
         }
         Self {
@@ -233,12 +233,12 @@ impl Inspection {
 
     /// Adds the event that a line was refused.
     pub(super) fn push_refused(&mut self, line: RefusedLine) {
-        self.push_event(DialogueEvent::Refused(line));
+        self.push_event(DialogueEvent::LineRefused(line));
     }
 
     /// Adds the event that a limit was reached.
     pub(super) fn push_limit(&mut self, limit: SessionLimit) {
-        self.push_event(DialogueEvent::Limit(limit));
+        self.push_event(DialogueEvent::LimitReached(limit));
     }
 }
 
@@ -246,13 +246,13 @@ impl Inspection {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum SessionLimit {
     /// A 227 or 229 was longer than the limit and was forwarded before it was complete. Nothing is opened for it.
-    Reply,
+    HeldReply,
     /// Unacknowledged rewrites: the segment is dropped, and its sender retransmits it.
     Rewrites,
     /// The client's unacknowledged data: the segment is dropped, and its sender retransmits it.
     UnacknowledgedData,
     /// Pending commands: replies to the oldest open nothing.
-    Commands,
+    PendingCommands,
 }
 
 /// A refused line other than a parsed announcement. A command is not forwarded to the server.
@@ -270,12 +270,12 @@ pub enum RefusedLine {
 
 impl RefusedLine {
     /// The reason that the client is given.
-    pub fn reason(self) -> Reason {
+    pub fn reason(self) -> RefusalReason {
         match self {
-            Self::Auth => Reason::AuthTls,
-            Self::Overlong => Reason::TooLong,
-            Self::Urgent => Reason::Urgent,
-            Self::Ambiguous => Reason::Ambiguous,
+            Self::Auth => RefusalReason::AuthTls,
+            Self::Overlong => RefusalReason::TooLong,
+            Self::Urgent => RefusalReason::UrgentData,
+            Self::Ambiguous => RefusalReason::Ambiguous,
         }
     }
 }

@@ -4,15 +4,16 @@ use std::{net::SocketAddr, ops::Range};
 
 use super::{
     AnnouncedLine, AnnouncementVerdict, Continuation, DecisionAnswer, DecisionRequest, Dialogue,
-    Inspection, PendingLine, Phase, ReadEffect, Reason, RefusedLine, ReplyLimits, SessionLimit,
-    Side,
+    Inspection, PendingLine, Phase, ReadEffect, RefusalReason, RefusedLine, ReplyLimits,
+    SessionLimit, Side,
     adjust::BLANK,
     compact::SmallBytes,
     dialogue::{CommandEffect, ReplyEffect},
     limits::{MAX_HELD, VERB_LENGTH},
 };
 use crate::ftp::{
-    Announcement, Command, Kind, Malformed, Text, Verb, VerbScanner, Zeros, line_end,
+    Announcement, AnnouncementKind, Command, MalformedAnnouncement, Text, Verb, VerbScanner,
+    ZeroPadding, line_end,
 };
 
 /// A range of the line and its replacement.
@@ -36,13 +37,16 @@ pub fn read_client_line(
 ) -> LineRead {
     let text = Text::new(line);
     dialogue.record_client_line_end(line_end(line, &text));
-    let verb_end =
-        if text.is_odd() { ambiguous_verb_end(dialogue, line, inspection) } else { None };
+    let verb_end = if text.has_control_bytes() {
+        ambiguous_verb_end(dialogue, line, inspection)
+    } else {
+        None
+    };
     if verb_end.is_none()
         && is_blanked_start(line, delivered)
         && dialogue.phase() == Phase::Verified
     {
-        dialogue.record_blanked(Reason::TooLong);
+        dialogue.record_blanked(RefusalReason::TooLong);
         return LineRead::Done(None);
     }
     let Some(end) = verb_end else {
@@ -91,26 +95,26 @@ pub fn finish_line(
 ) -> LineRead {
     let text = || Text::new(line);
     LineRead::Done(match (&request.continuation, answer) {
-        (Continuation::LongerReply(range, new), DecisionAnswer::Lengthen(true)) => {
+        (Continuation::LongerReply(range, new), DecisionAnswer::AdjustSequence(true)) => {
             Some((range.clone(), new.clone()))
         }
         (
             Continuation::AmbiguousAnnouncement { verb_end },
-            DecisionAnswer::Ruling(AnnouncementVerdict::Refuse(_)),
+            DecisionAnswer::Verdict(AnnouncementVerdict::Refuse(_)),
         ) => blank_from(line, delivered, *verb_end),
         (
             Continuation::ServerAnnouncement(Some(refusal)),
-            DecisionAnswer::Ruling(AnnouncementVerdict::Refuse(reason)),
+            DecisionAnswer::Verdict(AnnouncementVerdict::Refuse(reason)),
         ) => {
             return refuse_reply(&text(), (reason, true), *refusal);
         }
         (
             Continuation::ClientAnnouncement { is_undelivered },
-            DecisionAnswer::Ruling(AnnouncementVerdict::Refuse(reason)),
+            DecisionAnswer::Verdict(AnnouncementVerdict::Refuse(reason)),
         ) => blank_command(dialogue, &text(), line, reason, *is_undelivered),
         (
             Continuation::ClientAnnouncement { .. },
-            DecisionAnswer::Ruling(AnnouncementVerdict::Pass),
+            DecisionAnswer::Verdict(AnnouncementVerdict::Pass),
         ) => {
             dialogue.record_announcement(false);
             None
@@ -118,7 +122,7 @@ pub fn finish_line(
         (
             continuation @ (Continuation::ClientAnnouncement { .. }
             | Continuation::ServerAnnouncement(_)),
-            DecisionAnswer::Ruling(AnnouncementVerdict::Open { endpoint, zeros }),
+            DecisionAnswer::Verdict(AnnouncementVerdict::Open { endpoint, zeros }),
         ) => {
             if let Continuation::ClientAnnouncement { .. } = continuation {
                 dialogue.record_announcement(true);
@@ -130,11 +134,17 @@ pub fn finish_line(
 }
 
 /// The announcement in a `PORT` or `EPRT`.
-fn announcement(command: &Command<'_>) -> Option<(Kind, Result<Announcement, Malformed>)> {
+fn announcement(
+    command: &Command<'_>,
+) -> Option<(AnnouncementKind, Result<Announcement, MalformedAnnouncement>)> {
     let Command { verb, argument, argument_start, .. } = *command;
     match verb {
-        Verb::Port => Some((Kind::Port, Announcement::port(argument, argument_start))),
-        Verb::Eprt => Some((Kind::Eprt, Announcement::eprt(argument, argument_start))),
+        Verb::Port => {
+            Some((AnnouncementKind::Port, Announcement::parse_port(argument, argument_start)))
+        }
+        Verb::Eprt => {
+            Some((AnnouncementKind::Eprt, Announcement::parse_eprt(argument, argument_start)))
+        }
         _ => None,
     }
 }
@@ -175,8 +185,8 @@ fn ambiguous_verb_end(dialogue: &Dialogue, line: &[u8], inspection: &Inspection)
     });
     // This announcement is the one that the engine decides about, if no byte inside it may be skipped.
     let is_announced = command.is_some_and(|command| {
-        let start = text.origin(0..1).start;
-        let all = text.origin(0..command.argument_start + command.argument.len());
+        let start = text.line_range(0..1).start;
+        let all = text.line_range(0..command.argument_start + command.argument.len());
         all.len() == text.bytes().len()
             && start + command.word.len() == end
             && !VerbScanner::is_needed(&line[all])
@@ -222,7 +232,7 @@ fn read_command_line(
     let phase = dialogue.phase();
     // The start of a possible announcement was held back, unless it could not be.
     let is_undelivered =
-        delivered == 0 || text.bytes().is_empty() || text.origin(0..1).start >= delivered;
+        delivered == 0 || text.bytes().is_empty() || text.line_range(0..1).start >= delivered;
     let is_partly_forwarded = !is_undelivered && dialogue.phase() != Phase::PickedUp;
     let effect = dialogue.read_command(command.as_ref());
     if dialogue.phase() == Phase::NotFtp && phase != Phase::NotFtp {
@@ -244,7 +254,7 @@ fn read_command_line(
             if line[..delivered] != *BLANKED_START {
                 inspection.push_refused(RefusedLine::Ambiguous);
             }
-            blank_from(line, delivered, text.origin(0..command.word.len()).end)
+            blank_from(line, delivered, text.line_range(0..command.word.len()).end)
         }
         (CommandEffect::Announcement, Some(command)) => {
             let Some((kind, parsed)) = announcement(&command) else { return LineRead::Done(None) };
@@ -257,7 +267,7 @@ fn read_command_line(
         }
         (CommandEffect::Auth, _) => {
             inspection.push_refused(RefusedLine::Auth);
-            blank_command(dialogue, text, line, Reason::AuthTls, is_undelivered)
+            blank_command(dialogue, text, line, RefusalReason::AuthTls, is_undelivered)
         }
         _ => None,
     })
@@ -317,15 +327,15 @@ pub fn read_server_line(
         ReplyEffect::Passive { was_requested } => {
             let extended = text.bytes().starts_with(b"229");
             let (kind, parsed) = if extended {
-                (Kind::Epsv, Announcement::extended_passive(&text))
+                (AnnouncementKind::Epsv, Announcement::parse_229(&text))
             } else {
-                (Kind::Pasv, Announcement::passive(&text))
+                (AnnouncementKind::Pasv, Announcement::parse_227(&text))
             };
             if parsed.is_err() && !was_requested {
                 return LineRead::Done(None); // `227 Logout.`
             }
             if delivered > 0 && dialogue.phase() != Phase::PickedUp {
-                inspection.push_limit(SessionLimit::Reply);
+                inspection.push_limit(SessionLimit::HeldReply);
                 return LineRead::Done(None);
             }
             if !(is_complete_reply
@@ -359,7 +369,7 @@ fn is_end_of_reply(text: &Text<'_>, announcement: &Announcement) -> bool {
 }
 
 /// Replaces only the endpoint, and only if it changes.
-fn rewrite(announcement: &Announcement, endpoint: SocketAddr, zeros: Zeros) -> LineEdit {
+fn rewrite(announcement: &Announcement, endpoint: SocketAddr, zeros: ZeroPadding) -> LineEdit {
     let same = announcement.port == endpoint.port()
         && announcement.address.is_none_or(|address| address == endpoint.ip());
     if same {
@@ -372,10 +382,10 @@ fn rewrite(announcement: &Announcement, endpoint: SocketAddr, zeros: Zeros) -> L
 /// and the connection must not be adjusted, the original reply stays.
 fn refuse_reply(
     text: &Text<'_>,
-    (reason, passive): (Reason, bool),
+    (reason, passive): (RefusalReason, bool),
     refusal: ReplyLimits,
 ) -> LineRead {
-    let range = text.origin(0..text.bytes().len());
+    let range = text.line_range(0..text.bytes().len());
     let new = reason.reply(passive, refusal.reply_code, range.len());
     if new.len() == range.len() {
         LineRead::Done(Some((range, new)))
@@ -394,7 +404,7 @@ fn blank_command(
     dialogue: &mut Dialogue,
     text: &Text<'_>,
     line: &[u8],
-    reason: Reason,
+    reason: RefusalReason,
     is_undelivered: bool,
 ) -> LineEdit {
     if !is_undelivered {
@@ -408,7 +418,7 @@ fn blank_command(
 /// A line of the same length that every server must refuse (RFC 959: 500). Replies stay in the order of the commands,
 /// and sequence numbers stay the same.
 pub fn refused_command_text(text: &Text<'_>, line: &[u8]) -> (Range<usize>, SmallBytes) {
-    let range = text.origin(0..text.bytes().len());
+    let range = text.line_range(0..text.bytes().len());
     let new = blanked(&line[range.clone()]);
     (range, new)
 }

@@ -48,7 +48,7 @@ pub use inspection::{
 };
 use inspection::{Continuation, ReadEffect, ReplyLimits};
 use inspection_state::{Completeness, InspectionState};
-pub use reason::Reason;
+pub use reason::RefusalReason;
 use serde::{Deserialize, Serialize};
 pub use side::Side;
 use unacknowledged::UnacknowledgedData;
@@ -109,11 +109,11 @@ impl Session {
     pub fn is_idle(&self) -> bool {
         let is_still = |direction: &Direction| {
             let is_ordinary = direction.is_idle() && direction.has_no_extra();
-            is_ordinary && !direction.space.has_gap() && direction.space.map.is_shift()
+            is_ordinary && !direction.space.has_gap() && direction.space.map.is_constant_offset()
         };
         self.inspection_state == InspectionState::Inline(Completeness::All)
             && !self.is_reset_by_peer
-            && self.dialogue.is_idle()
+            && self.dialogue.is_quiescent()
             && is_still(&self.client)
             && is_still(&self.server)
             && self.unacknowledged.len() == 0
@@ -139,7 +139,7 @@ impl Session {
     /// between them; then it answers the second with a challenge ACK.
     pub fn reset_numbers(&self, to: Side) -> [Seq; 2] {
         let direction = self.direction(to.peer());
-        [direction.space.acked, direction.space.map.deliver(direction.space.next)]
+        [direction.space.acked, direction.space.map.to_delivered(direction.space.next)]
     }
 
     /// Whether `packet` of `from` belongs to this connection, and not to another on the same endpoints whose start was
@@ -149,7 +149,7 @@ impl Session {
     }
 
     /// Whether `syn_ack` is a retransmission of the SYN-ACK that started this session.
-    pub fn began_with(&self, syn_ack: &Packet<'_>) -> bool {
+    pub fn is_syn_ack_retransmission(&self, syn_ack: &Packet<'_>) -> bool {
         (self.client.space.first, self.server.space.first) == (syn_ack.ack(), syn_ack.seq() + 1)
     }
 
@@ -210,7 +210,7 @@ impl Session {
     /// [idle](Self::is_idle) session.
     pub fn sequence_offset(&self, side: Side) -> (u32, Seq) {
         let space = &self.direction(side).space;
-        (space.map.deliver(space.next) - space.next, space.unacknowledged())
+        (space.map.to_delivered(space.next) - space.next, space.unacknowledged())
     }
 
     /// Whether one end has sent a FIN.
@@ -253,8 +253,8 @@ impl Session {
 
     /// Heap memory in bytes of unacknowledged data, rewrites and incomplete lines.
     #[inline]
-    pub fn heap(&self) -> usize {
-        self.client.heap() + self.server.heap() + self.unacknowledged.heap()
+    pub fn heap_size(&self) -> usize {
+        self.client.heap_size() + self.server.heap_size() + self.unacknowledged.heap_size()
     }
 
     /// The sequence mapping of the direction that `side` sends.

@@ -205,7 +205,7 @@ impl Session {
         // The receiver has bytes that never passed through the queue. So the held bytes, which were retransmitted, have
         // arrived too.
         direction.stop_holding();
-        let end = direction.space.map.acknowledge(ack);
+        let end = direction.space.map.to_sent(ack);
         // The queue was full, or the daemon was down. The connection continues, but the content of the missed bytes is
         // unknown.
         direction.skip_missed(end.max(direction.space.next));

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Reason,
+    RefusalReason,
     compact::{self, CompactVec},
 };
 
@@ -20,7 +20,7 @@ pub enum PendingKind {
     Auth,
     Transfer,
     /// The reply to a blanked command.
-    Blanked(Reason),
+    Blanked(RefusalReason),
     Other,
     /// The kind is no longer known, only the number of commands.
     Forgotten,

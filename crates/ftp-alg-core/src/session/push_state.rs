@@ -67,7 +67,7 @@ pub(super) fn record_offered_window(
     if packet.payload().is_empty() {
         return;
     }
-    let acknowledges_all = packet.ack() == server.space.map.deliver(server.space.next);
+    let acknowledges_all = packet.ack() == server.space.map.to_delivered(server.space.next);
     let window = if acknowledges_all { packet.window() } else { 0 };
     let is_first = client.is_idle() && !dialogue.has_pending_commands();
     client.set_offered_window(if is_first { window } else { window.min(client.offered_window()) });

@@ -67,7 +67,7 @@ struct Snapshot {
 
 impl DirectionReader<'_> {
     /// Reads `line` at `seq`, which is new: a whole line or the start of one.
-    pub(super) fn read_line(&mut self, seq: Seq, line: &[u8], boundary: LineBoundary) {
+    pub(super) fn read_line_part(&mut self, seq: Seq, line: &[u8], boundary: LineBoundary) {
         if line.ends_with(b"\n") {
             self.end_line(seq, line);
             if self.from == Side::Server
@@ -132,7 +132,7 @@ impl DirectionReader<'_> {
         };
         self.direction.end_line(seq, chunk, delivered, edit);
         if self.dialogue.take_forgotten() {
-            self.inspection.push_limit(SessionLimit::Commands);
+            self.inspection.push_limit(SessionLimit::PendingCommands);
         }
         match effect {
             ReadEffect::Nothing => {}
@@ -279,7 +279,7 @@ impl DirectionReader<'_> {
         let text = Text::new(&line);
         let start = match text.bytes() {
             [] => line.len(),
-            _ => text.origin(0..1).start,
+            _ => text.line_range(0..1).start,
         };
         let Some(lead) = start.checked_sub(self.direction.line().len()) else { return 0 };
         let is_all = lead == chunk.len();
@@ -287,14 +287,14 @@ impl DirectionReader<'_> {
             return 0;
         }
         let mut unfinished =
-            if is_all { text.unfinished().max(affecting_tail_len(&line)) } else { 0 };
+            if is_all { text.incomplete_telnet_len().max(affecting_tail_len(&line)) } else { 0 };
         let forwarded = &line[..start - unfinished];
-        let is_cut = is_all && Text::new(forwarded).unfinished() > 0; // within a Telnet command
+        let is_cut = is_all && Text::new(forwarded).incomplete_telnet_len() > 0; // within a Telnet command
         if is_cut || may_end_or_skip(forwarded) {
             self.dialogue.record_client_line_end(LineEnd::Ambiguous);
         }
         if is_cut {
-            unfinished = text.unfinished();
+            unfinished = text.incomplete_telnet_len();
         }
         self.direction.forward_unread_start(line[..start].to_vec(), unfinished);
         lead

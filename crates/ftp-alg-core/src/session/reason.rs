@@ -10,7 +10,7 @@ use super::compact::SmallBytes;
 
 /// Why the gateway refuses an announcement or a command. One byte, because it is stored with the pending command.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Reason {
+pub enum RefusalReason {
     /// The announcement names another host than its sender (`policy.foreign-address`).
     ForeignAddress,
     /// The announced address belongs to another family than the control connection.
@@ -28,29 +28,29 @@ pub enum Reason {
     /// The DNS name of the external address has not been resolved yet.
     Unresolved,
     /// A limit of pinholes is reached.
-    Limit,
+    PinholeLimit,
     /// No external port is free.
-    NoPort,
+    NoFreePort,
     /// The kernel did not open the pinhole.
     KernelRefused,
     /// `policy.auth-tls` is `"refuse"`.
     AuthTls,
     /// The line has an urgent byte and is another command without it.
-    Urgent,
+    UrgentData,
     /// Some servers may see another command in the line.
     Ambiguous,
 }
 
-impl Reason {
+impl RefusalReason {
     /// The reply code for a command: 504 if another parameter would be accepted (RFC 2577 section 3), 425 if a retry
     /// may succeed, 534 if policy forbids it (RFC 2228).
     fn code(self) -> u16 {
         match self {
             Self::ForeignAddress | Self::OtherFamily | Self::LowPort | Self::DeniedPort => 504,
             Self::Malformed => 501,
-            Self::TooLong | Self::Urgent | Self::Ambiguous => 500,
+            Self::TooLong | Self::UrgentData | Self::Ambiguous => 500,
             Self::EpsvOnly => 503,
-            Self::Unresolved | Self::Limit | Self::NoPort | Self::KernelRefused => 425,
+            Self::Unresolved | Self::PinholeLimit | Self::NoFreePort | Self::KernelRefused => 425,
             Self::AuthTls => 534,
         }
     }
@@ -93,11 +93,11 @@ impl Reason {
                 "Gateway: name not resolved yet.",
                 "Refused by the gateway: its external name is not resolved yet.",
             ],
-            Self::Limit => [
+            Self::PinholeLimit => [
                 "Gateway: too many data ports.",
                 "Refused by the gateway: too many data ports are open. Try again later.",
             ],
-            Self::NoPort => [
+            Self::NoFreePort => [
                 "Gateway: no free external port.",
                 "Refused by the gateway: no external port is free. Try again later.",
             ],
@@ -108,7 +108,7 @@ impl Reason {
             Self::AuthTls => {
                 ["Gateway policy refuses AUTH.", "Refused by the gateway: its policy is plain FTP."]
             }
-            Self::Urgent => [
+            Self::UrgentData => [
                 "Gateway: urgent data in a line.",
                 "Refused by the gateway: urgent data in a line.",
             ],
@@ -136,21 +136,21 @@ impl Reason {
 mod tests {
     use super::*;
 
-    const ALL: [Reason; 14] = [
-        Reason::ForeignAddress,
-        Reason::OtherFamily,
-        Reason::LowPort,
-        Reason::DeniedPort,
-        Reason::Malformed,
-        Reason::TooLong,
-        Reason::EpsvOnly,
-        Reason::Unresolved,
-        Reason::Limit,
-        Reason::NoPort,
-        Reason::KernelRefused,
-        Reason::AuthTls,
-        Reason::Urgent,
-        Reason::Ambiguous,
+    const ALL: [RefusalReason; 14] = [
+        RefusalReason::ForeignAddress,
+        RefusalReason::OtherFamily,
+        RefusalReason::LowPort,
+        RefusalReason::DeniedPort,
+        RefusalReason::Malformed,
+        RefusalReason::TooLong,
+        RefusalReason::EpsvOnly,
+        RefusalReason::Unresolved,
+        RefusalReason::PinholeLimit,
+        RefusalReason::NoFreePort,
+        RefusalReason::KernelRefused,
+        RefusalReason::AuthTls,
+        RefusalReason::UrgentData,
+        RefusalReason::Ambiguous,
     ];
 
     #[test]

@@ -32,7 +32,7 @@ impl DirectionReader<'_> {
                 return self.inspection.push_limit(limit);
             }
             let read = if is_text {
-                self.read_line(
+                self.read_line_part(
                     seq,
                     line,
                     LineBoundary {
@@ -87,7 +87,7 @@ impl DirectionReader<'_> {
         match self.opposite.tls_records() {
             Some(opposite_records) => {
                 self.dialogue.resume_plaintext(is_complete && opposite_records.is_complete());
-                self.inspection.push_event(DialogueEvent::Readable);
+                self.inspection.push_event(DialogueEvent::PlaintextResumed);
             }
             None => self.inspection_state.return_to_inline(),
         }

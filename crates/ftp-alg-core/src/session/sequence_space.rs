@@ -85,7 +85,7 @@ impl SequenceSpace {
 
     /// Whether everything before the delivered number `ack` was seen here; `None` if `ack` is out of window.
     pub fn is_all_seen(&self, ack: Seq) -> Option<bool> {
-        let distance = ack.distance_from(self.map.deliver(self.next));
+        let distance = ack.distance_from(self.map.to_delivered(self.next));
         (distance.unsigned_abs() <= MAX_DISTANCE).then_some(distance <= 0)
     }
 
@@ -139,12 +139,12 @@ impl SequenceSpace {
 
     /// Whether `ack` is acceptable: it acknowledges data that was sent, and is not before the last acknowledgement.
     pub fn is_acceptable_ack(&self, ack: Seq) -> bool {
-        !ack.is_before(self.acked) && !ack.is_after(self.map.deliver(self.next))
+        !ack.is_before(self.acked) && !ack.is_after(self.map.to_delivered(self.next))
     }
 
     /// The first sent sequence number that is not known to be acknowledged (SND.UNA).
     pub fn unacknowledged(&self) -> Seq {
-        self.map.acknowledge(self.acked)
+        self.map.to_sent(self.acked)
     }
 
     /// Whether the receiver accepts a segment with number `seq`, even if some bytes passed unread (RFC 9293 section

@@ -58,7 +58,7 @@ impl UnacknowledgedData {
 
     /// Heap memory in bytes.
     #[inline]
-    pub fn heap(&self) -> usize {
+    pub fn heap_size(&self) -> usize {
         compact::bytes_heap_size(&self.bytes)
     }
 

@@ -56,7 +56,7 @@ impl UrgentPointer {
         let text = Text::new(&line);
         let lead = match text.bytes() {
             [] => line.len(),
-            _ => text.origin(0..1).start,
+            _ => text.line_range(0..1).start,
         };
         let line = UrgentLine { bytes: known.to_vec(), urgent };
         (line.urgent < lead).then_some(Self { end, line: Some(line) })

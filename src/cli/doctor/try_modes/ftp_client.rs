@@ -11,7 +11,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::ftp::{Announcement, Kind, ReplyTracker, Text};
+use ftp_alg_core::ftp::{Announcement, AnnouncementKind, ReplyTracker, Text};
 
 use crate::config::escape_control_characters;
 
@@ -131,7 +131,7 @@ impl FtpClient {
             while let Some(end) = self.unread.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.unread.drain(..=end).collect();
                 self.length += line.len();
-                if let Some(reply) = self.tracker.line(&Text::new(&line)) {
+                if let Some(reply) = self.tracker.read_line(&Text::new(&line)) {
                     self.length = 0;
                     return Ok(Some(FtpReply { code: reply.code, line }));
                 }
@@ -177,15 +177,18 @@ impl FtpClient {
     }
 
     /// Transfers a listing over a data connection announced by `kind`, and returns a description.
-    pub(super) fn transfer_listing(&mut self, kind: Kind) -> Result<String, FtpClientError> {
+    pub(super) fn transfer_listing(
+        &mut self,
+        kind: AnnouncementKind,
+    ) -> Result<String, FtpClientError> {
         if kind.is_active() { self.active_listing(kind) } else { self.passive_listing(kind) }
     }
 
-    fn passive_listing(&mut self, kind: Kind) -> Result<String, FtpClientError> {
+    fn passive_listing(&mut self, kind: AnnouncementKind) -> Result<String, FtpClientError> {
         let reply = self.command(&kind.to_string())?;
         let read = match (kind, reply.code) {
-            (Kind::Pasv, 227) => Announcement::passive(&Text::new(&reply.line)),
-            (Kind::Epsv, 229) => Announcement::extended_passive(&Text::new(&reply.line)),
+            (AnnouncementKind::Pasv, 227) => Announcement::parse_227(&Text::new(&reply.line)),
+            (AnnouncementKind::Epsv, 229) => Announcement::parse_229(&Text::new(&reply.line)),
             _ => return Err(FtpClientError::Refused(reply.text())),
         };
         let refuse = |why: String| FtpClientError::Refused(format!("{why}: {}", reply.text()));
@@ -223,7 +226,7 @@ impl FtpClient {
         }
     }
 
-    fn active_listing(&mut self, kind: Kind) -> Result<String, FtpClientError> {
+    fn active_listing(&mut self, kind: AnnouncementKind) -> Result<String, FtpClientError> {
         let here = |error: io::Error| {
             FtpClientError::Refused(format!("cannot listen for a data connection: {error}"))
         };
@@ -232,7 +235,7 @@ impl FtpClient {
         listener.set_nonblocking(true).map_err(here)?;
         let to = listener.local_addr().map_err(here)?;
         let announcement = match own {
-            IpAddr::V4(v4) if kind == Kind::Port => {
+            IpAddr::V4(v4) if kind == AnnouncementKind::Port => {
                 let ([a, b, c, d], [high, low]) = (v4.octets(), to.port().to_be_bytes());
                 format!("PORT {a},{b},{c},{d},{high},{low}")
             }
@@ -410,7 +413,7 @@ mod tests {
             drop(data);
             write!(stream, "{last}\r\n").unwrap();
         });
-        client.transfer_listing(Kind::Epsv)
+        client.transfer_listing(AnnouncementKind::Epsv)
     }
 
     #[test]
@@ -436,7 +439,7 @@ mod tests {
             // Keep the connection open until the client is done.
             received.for_each(drop);
         });
-        client.transfer_listing(Kind::Port)
+        client.transfer_listing(AnnouncementKind::Port)
     }
 
     #[test]

@@ -1,0 +1,193 @@
+//! Parsing and rewriting of announcements in all forms.
+
+use super::*;
+
+fn pasv(line: &str) -> Result<(String, u16, String), MalformedAnnouncement> {
+    let text = Text::new(line.as_bytes());
+    let found = Announcement::parse_227(&text)?;
+    Ok((found.address.unwrap().to_string(), found.port, line[found.endpoint].to_owned()))
+}
+
+fn epsv(line: &str) -> Result<u16, MalformedAnnouncement> {
+    Announcement::parse_229(&Text::new(line.as_bytes())).map(|a| a.port)
+}
+
+#[test]
+fn a_227_is_parsed_in_every_known_form() {
+    for (line, address, port, endpoint) in [
+        (
+            "227 Entering Passive Mode (192,168,150,90,195,149)",
+            "192.168.150.90",
+            50069,
+            "192,168,150,90,195,149",
+        ),
+        ("227 Entering Passive Mode(1,2,3,4,5,6)", "1.2.3.4", 1286, "1,2,3,4,5,6"),
+        (
+            "227 Entering Passive Mode( 1, 2, 3, 4, 143,225).",
+            "1.2.3.4",
+            36833,
+            "1, 2, 3, 4, 143,225",
+        ),
+        ("227 Entering passive mode. 127,0,0,1,4,51", "127.0.0.1", 1075, "127,0,0,1,4,51"),
+        ("227 =127,0,0,1,4,51", "127.0.0.1", 1075, "127,0,0,1,4,51"),
+        (
+            "227 Data transfer will passively listen to 127,0,0,1,4,51",
+            "127.0.0.1",
+            1075,
+            "127,0,0,1,4,51",
+        ),
+        ("227 Server v2.1, mode 4 (0,0,0,0,156,64)", "0.0.0.0", 40000, "0,0,0,0,156,64"),
+    ] {
+        assert_eq!(pasv(line), Ok((address.to_owned(), port, endpoint.to_owned())), "{line}");
+    }
+}
+
+#[test]
+fn a_malformed_227_is_rejected() {
+    for line in ["227 Logout.", "227 (1,2,3,4,5)", "227 (1,2,3,4,5,6,7)", "227", "227 (1,,2)"] {
+        assert_eq!(pasv(line), Err(MalformedAnnouncement::Form(AnnouncementKind::Pasv)), "{line}");
+    }
+    let octet = MalformedAnnouncement::Octet { kind: AnnouncementKind::Pasv, number: 256 };
+    assert_eq!(pasv("227 (10,0,0,1,256,22)"), Err(octet));
+}
+
+#[test]
+fn a_229_is_parsed_with_any_delimiter() {
+    for line in [
+        "229 Entering Extended Passive Mode (|||50069|)",
+        "229 Entering Extended Passive Mode (!!!50069!).",
+        "229 Entering Extended Passive Mode (|||50069|).",
+        "229 Ok ... |||50069|",
+        "229 ((((50069()",
+    ] {
+        assert_eq!(epsv(line), Ok(50069), "{line}");
+    }
+    for line in ["229 (|||50069)", "229 (||50069|)", "229 (|1|1.2.3.4|50069|)", "229", "229 |||"] {
+        assert_eq!(epsv(line), Err(MalformedAnnouncement::Form(AnnouncementKind::Epsv)), "{line}");
+    }
+    let port = |number| Err(MalformedAnnouncement::Port { kind: AnnouncementKind::Epsv, number });
+    assert_eq!(epsv("229 (|||65558|)"), port(65558));
+    assert_eq!(epsv("229 (|||0|)"), port(0));
+}
+
+#[test]
+fn port_is_parsed_strictly() {
+    let found = Announcement::parse_port(b"192,168,150,80,14,178", 5).unwrap();
+    assert_eq!(found.address, Some("192.168.150.80".parse().unwrap()));
+    assert_eq!((found.port, found.endpoint), (3762, 5..26));
+    let octet = |number| Err(MalformedAnnouncement::Octet { kind: AnnouncementKind::Port, number });
+    assert_eq!(Announcement::parse_port(b"10,0,0,2,256,22", 0), octet(256));
+    assert_eq!(Announcement::parse_port(b"300,1,1,1,4,1", 0), octet(300));
+    for argument in [&b"1,2,3"[..], b"", b"1,2,3,4,5,6,7", b"(1,2,3,4,5,6)", b"1,2,3,4,5,6x"] {
+        let read = Announcement::parse_port(argument, 0);
+        assert_eq!(read, Err(MalformedAnnouncement::Form(AnnouncementKind::Port)), "{argument:?}");
+    }
+    let zero = MalformedAnnouncement::Port { kind: AnnouncementKind::Port, number: 0 };
+    assert_eq!(Announcement::parse_port(b"10,0,0,2,0,0", 0), Err(zero));
+}
+
+#[test]
+fn eprt_is_parsed_in_both_families() {
+    let v4 = Announcement::parse_eprt(b"|1|132.235.1.2|6275|", 5).unwrap();
+    assert_eq!((v4.address, v4.port), (Some("132.235.1.2".parse().unwrap()), 6275));
+    assert_eq!(v4.endpoint, 8..24);
+    let v6 = Announcement::parse_eprt(b"!2!1080::8:800:200C:417A!5282!", 0).unwrap();
+    assert_eq!(v6.address, Some("1080::8:800:200c:417a".parse().unwrap()));
+    assert_eq!(
+        v6.replacement_text("[2001:db8::1]:7".parse().unwrap(), ZeroPadding::None).unwrap(),
+        &b"2001:db8::1!7"[..]
+    );
+
+    assert_eq!(
+        Announcement::parse_eprt(b"|2|fe80::1%eth0|5282|", 0),
+        Err(MalformedAnnouncement::Scope)
+    );
+    assert_eq!(Announcement::parse_eprt(b"|3|x|5282|", 0), Err(MalformedAnnouncement::Family));
+    let port = MalformedAnnouncement::Port { kind: AnnouncementKind::Eprt, number: 65558 };
+    assert_eq!(Announcement::parse_eprt(b"|1|10.0.0.2|65558|", 0), Err(port));
+    for argument in [
+        &b""[..],
+        b"|",
+        b"|1|10.0.0.2|80",
+        b"|1|::1|80|",
+        b"|1|10.0.0.2|80|x",
+        b"1111",
+        b"a2a::1a80a",
+        b".2.::1.80.",
+    ] {
+        let read = Announcement::parse_eprt(argument, 0);
+        assert_eq!(read, Err(MalformedAnnouncement::Form(AnnouncementKind::Eprt)), "{argument:?}");
+    }
+}
+
+#[test]
+fn zeros_preserve_the_length_of_a_rewritten_port() {
+    for (said, new, heard) in [
+        ("192,168,150,8,14,178", "198.51.100.1:3762", "198,51,100,1,014,178"),
+        ("192,168,150,80,4,1", "198.51.100.1:1025", "198,51,100,1,4,001"),
+        ("192,168,1,80,4,1", "10.0.0.1:1025", "10,0,0,1,004,001"),
+        // Another zero would be a fourth digit.
+        ("192,168,150,80,14,178", "198.51.100.1:3762", "198,51,100,1,14,178"),
+        ("192,168,10,80,4,1", "10.0.0.1:1025", "10,0,0,1,4,1"),
+        ("192,168,150,80,140,178", "198.51.100.1:36018", "198,51,100,1,140,178"),
+        ("10,0,0,2,4,1", "198.51.100.1:1025", "198,51,100,1,4,1"),
+        ("10,0,0,2,4,1", "10.0.0.3:1025", "10,0,0,3,4,1"),
+        // The client's own padding keeps the same length.
+        ("10,0,0,209,004,001", "10.0.0.1:1025", "10,0,0,1,4,1"),
+        ("10,0,0,20,04,001", "10.0.0.1:1025", "10,0,0,1,004,001"),
+    ] {
+        let read = Announcement::parse_port(said.as_bytes(), 0).unwrap();
+        let text = read.replacement_text(new.parse().unwrap(), ZeroPadding::Three).unwrap();
+        assert_eq!(std::str::from_utf8(&text), Ok(heard), "{said}");
+    }
+    for (said, new, heard) in [
+        ("192,168,150,80,200,10", "198.51.100.1:51210", "198,51,100,1,200,0010"),
+        ("192,168,150,80,200,100", "198.51.100.1:51300", "198,51,100,1,0200,0100"),
+        ("192,168,150,180,200,100", "198.51.100.1:51300", "198,51,100,1,200,100"),
+        ("192,168,150,80,200,1", "198.51.100.1:51201", "198,51,100,1,200,001"),
+    ] {
+        let read = Announcement::parse_port(said.as_bytes(), 0).unwrap();
+        let text = read.replacement_text(new.parse().unwrap(), ZeroPadding::Four).unwrap();
+        assert_eq!(std::str::from_utf8(&text), Ok(heard), "{said}");
+    }
+}
+
+#[test]
+fn blanks_preserve_the_length_of_a_rewritten_227() {
+    for (said, new, heard) in [
+        ("227 Mode (10,0,0,209,4,1)", "10.0.0.1:1025", "227 Mode   (10,0,0,1,4,1)"),
+        ("227 (255,255,255,255,4,1).", "1.1.1.1:1025", "227         (1,1,1,1,4,1)."),
+        ("227 Mode (10,0,0,1,4,1)", "10.0.0.209:1025", "227 Mode (10,0,0,209,4,1)"),
+        ("227 Mode (10,0,0,2,4,1)", "10.0.0.1:1025", "227 Mode (10,0,0,1,4,1)"),
+        // Without a parenthesis, no reader expects blanks there.
+        ("227 Mode 10,0,0,209,4,1", "10.0.0.1:1025", "227 Mode 10,0,0,1,4,1"),
+        ("227 Mode ( 10,0,0,209,4,1)", "10.0.0.1:1025", "227 Mode ( 10,0,0,1,4,1)"),
+    ] {
+        let read = Announcement::parse_227(&Text::new(said.as_bytes())).unwrap();
+        let edited = |zeros| {
+            let (range, text) = read.edit(new.parse().unwrap(), zeros).unwrap();
+            let mut line = said.to_owned();
+            line.replace_range(range, std::str::from_utf8(&text).unwrap());
+            line
+        };
+        assert_eq!(edited(ZeroPadding::Three), heard, "{said}");
+        let bare = heard.split_whitespace().collect::<Vec<_>>().join(" ");
+        assert_eq!(edited(ZeroPadding::None), bare, "{said}");
+    }
+}
+
+#[test]
+fn a_rewrite_preserves_the_form() {
+    let new = "198.51.100.1:3762".parse().unwrap();
+    let port = Announcement::parse_port(b"192,168,150,80,14,178", 5).unwrap();
+    assert_eq!(port.replacement_text(new, ZeroPadding::None).unwrap(), &b"198,51,100,1,14,178"[..]);
+    let zeros =
+        port.replacement_text("10.0.0.255:2570".parse().unwrap(), ZeroPadding::None).unwrap();
+    assert_eq!(zeros, &b"10,0,0,255,10,10"[..]);
+    let epsv = Announcement::parse_229(&Text::new(b"229 (|||50069|)")).unwrap();
+    assert_eq!(epsv.replacement_text(new, ZeroPadding::None).unwrap(), &b"3762"[..]);
+    let eprt = Announcement::parse_eprt(b"|1|10.0.0.2|80|", 0).unwrap();
+    assert_eq!(eprt.replacement_text(new, ZeroPadding::None).unwrap(), &b"198.51.100.1|3762"[..]);
+    assert_eq!(eprt.replacement_text("[::1]:1".parse().unwrap(), ZeroPadding::None), None);
+    assert_eq!(port.replacement_text("[::1]:1".parse().unwrap(), ZeroPadding::None), None);
+}
