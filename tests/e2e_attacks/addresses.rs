@@ -80,7 +80,7 @@ fn a_client_cannot_send_the_server_to_a_third_host() {
 
 /// Whoever has addresses of both families is seen with one of them: the other may be anybody's.
 #[test]
-fn an_address_of_another_family_is_a_third_hosts() {
+fn an_announced_address_of_another_family_is_refused() {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
     let lab = &scene.gateway.lab;
     let [third, client] = [&lab.outsider, &lab.client].map(|host| host.address(Family::V6));
@@ -123,7 +123,7 @@ fn a_client_cannot_send_the_server_to_a_low_port() {
 
 /// Modulo 256 and 65536 these are port 22, or the client's own address.
 #[test]
-fn numbers_that_are_no_octets_and_no_ports_are_no_announcement() {
+fn numbers_out_of_range_are_not_an_announcement() {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
     let lines = [
         "PORT 192,168,150,80,256,22",
@@ -141,7 +141,7 @@ fn numbers_that_are_no_octets_and_no_ports_are_no_announcement() {
 }
 
 #[test]
-fn what_follows_an_announcement_in_its_line_makes_it_none() {
+fn trailing_text_invalidates_an_announcement() {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
     let lines = [
         format!("{PORT},9"),
@@ -182,7 +182,7 @@ fn assert_replies_open_nothing(replies: &[&str]) {
 }
 
 #[test]
-fn a_server_cannot_announce_a_low_port_or_one_that_is_none() {
+fn a_server_cannot_announce_a_low_or_invalid_port() {
     assert_replies_open_nothing(&[
         "227 Entering Passive Mode (192,168,150,90,0,22)",
         "227 Entering Passive Mode (192,168,150,90,256,22)",
@@ -242,7 +242,7 @@ fn a_client_cannot_have_two_servers_connect_to_each_other() {
 }
 
 #[test]
-fn with_either_back_end_a_bounce_is_refused() {
+fn a_bounce_is_refused_with_either_back_end() {
     with_each_back_end(|back_end| {
         let scene = Scene::with(Topology::Masquerade, back_end, &json!({}));
         let lines = [format!("PORT {},14,178", comma(&scene.gateway.lab.client2))];

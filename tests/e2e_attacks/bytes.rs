@@ -16,7 +16,7 @@ use crate::{
 const BOUNCE: &str = "PORT 198,51,100,66,14,180";
 
 #[test]
-fn telnet_commands_nul_bytes_and_blanks_hide_no_announcement() {
+fn telnet_commands_nuls_and_blanks_do_not_hide_a_bounce() {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
     let lines = [
         "\u{ff}\u{f4}\u{ff}\u{f2}PORT 198,51,100,66,14,180",
@@ -63,7 +63,7 @@ fn a_bare_line_feed_ends_a_line() {
 
 /// RFC 959 ends lines with CR LF: what a bare CR stands before is part of the line.
 #[test]
-fn a_bare_carriage_return_ends_no_line() {
+fn a_bare_carriage_return_does_not_end_a_line() {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
     let lines = [format!("NOOP\r{PORT}"), format!("NOOP\r{PORT}\rLIST")];
     let client = scene.logged_in(&lines.map(|line| [say(&line), reply()]).concat());
@@ -104,12 +104,12 @@ fn assert_long_lines(lines: &[(&str, &str)]) {
 }
 
 #[test]
-fn ten_megabytes_without_a_line_end_are_no_line() {
+fn ten_megabytes_without_a_line_end_open_no_pinhole() {
     assert_long_lines(&[("", "x"), ("", "OOPS 192,168,150,80,14,178 ")]);
 }
 
 #[test]
-fn ten_megabytes_that_begin_with_an_announcement_are_none() {
+fn a_ten_megabyte_announcement_opens_no_pinhole() {
     assert_long_lines(&[(PORT, " and so on"), ("PORT ", "0"), ("EPRT |1|", "\u{ff}\u{f1}")]);
 }
 
@@ -147,7 +147,7 @@ fn assert_first_counts(taken: &str, segments: &Value, lost: Option<&str>, heard:
 const BEGINS_WITH_NO: &str = "tcp dport 21 @ih,0,16 0x4e4f";
 
 #[test]
-fn of_segments_that_differ_the_first_counts() {
+fn overlapping_segments_that_differ_retain_the_first_bytes() {
     let harmless = "NOOP 198,51,100,66,14,180\r\n";
     let bounce = format!("{BOUNCE}\r\n");
     // The server has not got the first when the second comes.
@@ -163,7 +163,7 @@ fn of_segments_that_differ_the_first_counts() {
 }
 
 #[test]
-fn a_held_start_that_is_sent_again_as_another_counts_as_it_was() {
+fn held_bytes_cannot_be_replaced_by_a_retransmission() {
     let line = format!("{PORT}\r\n");
     let bounce = "PORT 198,051,100,66,14,180\r\n";
     let again = json!([[0, &line[..9]], [0, &bounce[..9]], [9, &line[9..]]]);

@@ -30,7 +30,7 @@ fn assert_text(topology: Topology, exchanges: &[(&str, &str)], cut_before: Optio
 }
 
 #[test]
-fn a_port_command_in_a_name_or_an_argument_is_text() {
+fn a_port_command_inside_an_argument_is_text() {
     let exchanges = [
         "RETR PORT 192,168,150,80,14,178",
         "STOR PORT 192,168,150,80,14,178",
@@ -46,7 +46,7 @@ fn a_port_command_in_a_name_or_an_argument_is_text() {
 }
 
 #[test]
-fn an_announcement_inside_other_replies_is_text() {
+fn an_announcement_inside_another_reply_is_text() {
     let lines = [
         ("STAT", format!("211-Status\r\n{PASSIVE}\r\n211 End")),
         ("HELP", format!("214-Help\r\n 227 x\r\n{PASSIVE}\r\n229 Extended (|||50069|)\r\n214 End")),
@@ -62,7 +62,7 @@ fn an_announcement_inside_other_replies_is_text() {
 
 /// A segment that begins with the code is no reply where the line does not begin with it.
 #[test]
-fn a_code_that_ends_a_line_of_text_is_text() {
+fn a_reply_code_inside_a_line_is_text() {
     let lines = [
         ("STAT", format!("211-Status {PASSIVE}\r\n211 End")),
         ("PASV x", format!("500 What is {PASSIVE}?")),
@@ -75,7 +75,7 @@ fn a_code_that_ends_a_line_of_text_is_text() {
 }
 
 #[test]
-fn an_announcement_that_answers_no_pasv_opens_nothing() {
+fn a_passive_reply_to_another_command_opens_no_pinhole() {
     let exchanges = [("NOOP", PASSIVE), ("FEAT", "229 Entering Extended Passive Mode (|||50069|)")];
     assert_text(Topology::PublishedServer, &exchanges, None);
 }
@@ -89,13 +89,13 @@ fn assert_no_login(extra: &Value, before: &[Value]) {
 }
 
 #[test]
-fn nothing_opens_before_a_login() {
+fn no_pinhole_opens_before_a_login() {
     assert_no_login(&json!({}), &[reply()]);
     assert_no_login(&json!({}), &[reply(), say("USER lab"), reply()]);
 }
 
 #[test]
-fn nothing_opens_after_a_login_that_was_refused() {
+fn no_pinhole_opens_after_a_refused_login() {
     let steps = [reply(), say("USER lab"), reply(), say("PASS wrong"), reply()];
     assert_no_login(&json!({"PASS wrong": "530 No"}), &steps);
     let text = "530-Not\r\n230 Welcome\r\n530 at all";
@@ -103,19 +103,19 @@ fn nothing_opens_after_a_login_that_was_refused() {
 }
 
 #[test]
-fn a_230_that_answers_no_login_is_none() {
+fn a_230_to_another_command_is_not_a_login() {
     let steps = [reply(), say("NOOP"), reply(), say("FEAT"), reply()];
     assert_no_login(&json!({"NOOP": "230 Welcome", "FEAT": "232 Welcome"}), &steps);
 }
 
 #[test]
-fn a_login_ends_with_a_rein() {
+fn rein_ends_the_login() {
     let steps = [&login()[..], &[say("REIN"), reply()]].concat();
     assert_no_login(&json!({"REIN": "220 Anew"}), &steps);
 }
 
 #[test]
-fn a_client_bound_to_epsv_announces_nothing() {
+fn after_epsv_all_other_announcements_open_no_pinhole() {
     let plan = json!({"extra": {"EPSV ALL": "200 As you wish"}, "passive_port": PASSIVE_PORT});
     for (topology, announcement, port) in [
         (Topology::Masquerade, PORT, ANNOUNCED),
@@ -134,7 +134,7 @@ fn a_client_bound_to_epsv_announces_nothing() {
 /// More commands than are remembered: which reply answers which is guessed, and must not be
 /// guessed in an attacker's favour.
 #[test]
-fn a_long_pipeline_makes_no_announcement_out_of_text() {
+fn a_long_pipeline_does_not_turn_text_into_announcements() {
     let extra = json!({"STAT": PASSIVE, "PASV": "227 Logout.", "FEAT": "230 Welcome"});
     let scene = Scene::new(Topology::PublishedServer, &json!({"extra": extra}));
     let noops = |count| json!({"send": "NOOP\r\n", "times": count});

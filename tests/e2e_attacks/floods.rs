@@ -93,7 +93,7 @@ fn ten_thousand_announcements_on_twenty_connections() {
 
 /// A server that neither accepts nor refuses leaves each announcement open.
 #[test]
-fn a_client_holds_no_more_pinholes_than_it_may() {
+fn all_sessions_of_a_client_share_its_pinhole_limit() {
     let extra = json!({"PORT": "350 And now?"});
     let configuration = "policy.max-pinholes-per-client = 20\n";
     let scene = Scene::with(Topology::Masquerade, configuration, &json!({"extra": extra}));

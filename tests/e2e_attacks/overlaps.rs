@@ -38,7 +38,7 @@ fn assert_not_executed(lines: &[String]) {
 
 /// A packet waits for what it overtook, dies at the server, and is cut by a later line.
 #[test]
-fn what_waits_is_not_cut_by_a_later_line() {
+fn a_waiting_packet_is_not_overlapped_by_a_later_line() {
     let (first, cut) = ("NOOP\r\n", "NOOP xxxx\r\n");
     let long = format!("SITE xxxxxx{BOUNCE}");
     assert!(long[cut.len()..].starts_with("PORT "));
@@ -60,7 +60,7 @@ fn what_waits_is_not_cut_by_a_later_line() {
 
 /// Headers of IPv6 that are longer than most packets.
 #[test]
-fn a_line_behind_long_options_is_not_lost_from_sight() {
+fn a_line_after_long_ipv6_options_is_inspected() {
     let (one, two) = ("SITE ", format!("xxxxxxxxx{BOUNCE}"));
     let segments = json!([
         [one.len(), "NOOP xx\r\n", {"options": 1320, "pause": 0.2}],
@@ -74,7 +74,7 @@ fn a_line_behind_long_options_is_not_lost_from_sight() {
 
 /// A line that is sent again, shorter, while verdicts are on their way, again and again at other moments.
 #[test]
-fn a_line_is_not_cut_by_a_shorter_one_at_any_moment() {
+fn a_line_cannot_be_replaced_by_a_shorter_retransmission() {
     let (short, long) = ("NOOP xxxx\r\n", format!("SITE xxxxxx{BOUNCE}"));
     let scene = Scene::new(Topology::Routed, &json!({}));
     let lab = &scene.gateway.lab;
@@ -97,7 +97,7 @@ fn a_line_is_not_cut_by_a_shorter_one_at_any_moment() {
 
 /// Of lines that mean nothing by themselves the server must not get one that begins in the middle of another.
 #[test]
-fn lines_that_overlap_make_no_command() {
+fn overlapping_lines_do_not_form_a_command() {
     let long = format!("NOOP aaaaaa{BOUNCE}");
     let short = "NOOP xxxx\r\n";
     assert!(long[short.len()..].starts_with("PORT "));

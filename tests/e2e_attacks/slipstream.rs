@@ -64,7 +64,7 @@ fn complicit() -> Value {
 }
 
 #[test]
-fn a_post_opens_nothing_wherever_its_segments_end() {
+fn an_http_post_opens_no_pinhole_wherever_segments_end() {
     let head = "POST / HTTP/1.1\r\nHost: ftp.example.net\r\nContent-Length: 4000\r\n\r\n";
     let body = "USER lab\r\nPASS lab\r\n";
     let line = port_line(FIRST).len();
@@ -80,7 +80,7 @@ fn a_post_opens_nothing_wherever_its_segments_end() {
 }
 
 #[test]
-fn other_protocols_that_hold_a_port_line_open_nothing() {
+fn a_port_line_inside_another_protocol_opens_no_pinhole() {
     let commands = "USER lab\r\nPASS lab\r\n";
     let hello = "\u{16}\u{3}\u{1}\u{1}\u{0}\u{1}\u{0}\u{0}\u{fc}\u{3}\u{3}";
     let stun = "\u{0}\u{1}\u{0}\u{8}!\u{12}\u{a4}Babcdefghijkl";
@@ -102,7 +102,7 @@ fn other_protocols_that_hold_a_port_line_open_nothing() {
 /// What Chromium sends for `fetch(url, {method: "USER", body})`, to a server that greeted while the client's window was
 /// closed, so that the request comes after the greeting.
 #[test]
-fn a_request_whose_method_is_an_ftp_verb_opens_nothing() {
+fn an_http_request_with_an_ftp_verb_opens_no_pinhole() {
     let commands = "USER lab\r\nPASS lab\r\n";
     let openings: Vec<_> = ["USER", "PASS", "NOOP", "STAT", "QUIT", "PWD", "FEAT", "RETR"]
         .into_iter()
@@ -125,7 +125,7 @@ fn a_request_whose_method_is_an_ftp_verb_opens_nothing() {
 
 /// The greeting is the server's to make; what follows it must be the client's answer.
 #[test]
-fn a_client_that_speaks_before_the_greeting_opens_nothing() {
+fn a_client_that_precedes_the_greeting_opens_no_pinhole() {
     // The server answers only when it has read a line.
     let scene = Scene::new(Topology::Masquerade, &json!({"greeting": null}));
     let mut steps = vec![json!({"send": "USER lab\r\n"}), reply(), say("PASS lab"), reply()];

@@ -23,7 +23,7 @@ fn pause() -> Value {
 }
 
 #[test]
-fn an_urgent_byte_hides_no_announcement_from_the_gateway() {
+fn an_urgent_byte_does_not_hide_a_bounce() {
     with_each_back_end(|configuration| {
         let scene = Scene::with(Topology::Masquerade, configuration, &json!({}));
         let mut steps = Vec::new();
@@ -56,7 +56,7 @@ fn an_urgent_byte_hides_no_announcement_from_the_gateway() {
 }
 
 #[test]
-fn a_servers_urgent_byte_does_not_change_what_its_client_reads() {
+fn an_urgent_byte_of_the_server_stays_in_the_stream() {
     let extra = json!({"PASV": {"urgent": 40, "reply": "227 Entering Passive Mode (192,168,150,90,195,149)"}});
     let scene = Scene::new(Topology::PublishedServer, &json!({"extra": extra}));
     let client = scene.logged_in(&[say("PASV"), reply()]);
@@ -96,7 +96,7 @@ fn a_telnet_synch_before_abor_reaches_every_server() {
 
 /// Real servers get a line that none of them obeys.
 #[test]
-fn no_server_obeys_a_line_with_an_urgent_byte_in_its_verb() {
+fn no_server_executes_a_verb_with_an_urgent_byte() {
     for kind in [ServerKind::Vsftpd, ServerKind::Proftpd, ServerKind::Pyftpdlib] {
         let gateway = gateway_with(Topology::Masquerade, "");
         let lab = &gateway.lab;

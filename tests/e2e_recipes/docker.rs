@@ -36,7 +36,7 @@ fn apply(host: &Host, text: &str) {
 
 /// What a container opens goes out anyway; passive transfers are what Docker stops.
 #[test]
-fn docker_admits_data_connections_by_the_line_in_its_user_s_chain() {
+fn a_rule_in_docker_user_admits_data_connections() {
     for (rules, variant) in KINDS {
         let (site, recipe) = docker(rules, variant);
         shows_its_line(&site, &recipe, &[Family::V4], &[Mode::Passive], apply);
@@ -44,7 +44,7 @@ fn docker_admits_data_connections_by_the_line_in_its_user_s_chain() {
 }
 
 #[test]
-fn docker_needs_no_line_with_the_conntrack_back_end() {
+fn docker_needs_no_rule_with_the_conntrack_back_end() {
     for (rules, variant) in KINDS {
         let (site, recipe) = docker(rules, variant);
         needs_no_line_with_conntrack(&site, &recipe, &[Family::V4], apply);

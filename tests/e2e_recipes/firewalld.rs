@@ -125,7 +125,7 @@ fn recipe() -> Recipe {
 /// Over iptables a direct rule accepts. What it forwards to another port or host, firewalld accepts
 /// by itself.
 #[test]
-fn firewalld_over_iptables_admits_data_connections_by_a_direct_rule() {
+fn a_direct_rule_admits_data_connections_through_firewalld_over_iptables() {
     for (place, stopped) in [
         (Place::Masquerade, Mode::Passive),
         (Place::Published, Mode::Active),
@@ -145,7 +145,7 @@ fn firewalld_over_iptables_admits_data_connections_by_a_direct_rule() {
 /// Over nftables firewalld accepts what a destination translation brought in, and a gateway lets
 /// its LAN out: that is all of FTP over IPv4.
 #[test]
-fn firewalld_over_nftables_needs_nothing_where_addresses_are_translated() {
+fn firewalld_over_nftables_needs_no_rule_with_nat() {
     for place in [Place::Masquerade, Place::Published] {
         let (site, _firewalld) = installed(place, "nftables", LENIENT);
         let daemon = site.daemon(NFTABLES);
@@ -157,7 +157,7 @@ fn firewalld_over_nftables_needs_nothing_where_addresses_are_translated() {
 /// What is not translated it stops, and no direct rule changes that: the packet must be accepted by
 /// both, iptables and nftables.
 #[test]
-fn firewalld_over_nftables_stops_the_rest_whatever_a_direct_rule_says() {
+fn firewalld_over_nftables_drops_despite_a_direct_rule_without_nat() {
     let (site, firewalld) = installed(Place::Server, "nftables", "");
     firewalld.run(site.guard(), &recipe().text, &["host"]);
     let daemon = site.daemon(NFTABLES);
@@ -167,7 +167,7 @@ fn firewalld_over_nftables_stops_the_rest_whatever_a_direct_rule_says() {
 }
 
 #[test]
-fn firewalld_needs_no_line_with_the_conntrack_back_end() {
+fn firewalld_needs_no_rule_with_the_conntrack_back_end() {
     let places = [Place::Masquerade, Place::Published, Place::Server, Place::Client];
     for (place, backend) in places.into_iter().flat_map(|p| [(p, "nftables"), (p, "iptables")]) {
         let (site, firewalld) = installed(place, backend, STRICT);
@@ -180,7 +180,7 @@ fn firewalld_needs_no_line_with_the_conntrack_back_end() {
 
 /// It flushes its own table over nftables, and all chains of iptables over iptables, where ours is not.
 #[test]
-fn firewalld_leaves_our_table_alone_when_it_is_loaded_anew() {
+fn a_firewalld_reload_leaves_our_table_alone() {
     // It takes half a minute over iptables.
     let all = std::env::var_os("FTP_ALG_RELOADS").is_some();
     for backend in ["nftables", "iptables"].into_iter().take(if all { 2 } else { 1 }) {

@@ -61,7 +61,7 @@ fn iptables_shows_its_line(variant: &str) {
 }
 
 #[test]
-fn the_readmes_minimal_firewall_is_enough_with_its_line_or_related() {
+fn the_minimal_firewall_of_the_readme_suffices() {
     let readme = include_str!("../../README.md");
     let start = readme.find("table inet filter {").unwrap();
     let text = &readme[start..start + readme[start..].find("```").unwrap()];
@@ -79,14 +79,14 @@ fn the_readmes_minimal_firewall_is_enough_with_its_line_or_related() {
 }
 
 #[test]
-fn nftables_admits_data_connections_by_its_line() {
+fn the_nftables_rule_admits_data_connections() {
     for place in PLACES {
         shows_its_line(&Site::new(place), &nftables(place), &FAMILIES, &MODES, load_nftables);
     }
 }
 
 #[test]
-fn no_port_is_open_to_a_stranger() {
+fn an_outsider_finds_no_open_port() {
     for place in PLACES {
         let site = Site::new(place);
         load_nftables(site.guard(), &nftables(place).text);
@@ -95,17 +95,17 @@ fn no_port_is_open_to_a_stranger() {
 }
 
 #[test]
-fn iptables_over_nftables_admits_data_connections_by_its_line() {
+fn the_iptables_nft_rule_admits_data_connections() {
     iptables_shows_its_line("nft");
 }
 
 #[test]
-fn iptables_of_old_admits_data_connections_by_its_line() {
+fn the_iptables_legacy_rule_admits_data_connections() {
     iptables_shows_its_line("legacy");
 }
 
 #[test]
-fn nftables_needs_no_line_with_the_conntrack_back_end() {
+fn nftables_needs_no_rule_with_the_conntrack_back_end() {
     for place in PLACES {
         let site = Site::new(place);
         needs_no_line_with_conntrack(&site, &nftables(place), &FAMILIES, load_nftables);
@@ -113,7 +113,7 @@ fn nftables_needs_no_line_with_the_conntrack_back_end() {
 }
 
 #[test]
-fn iptables_needs_no_line_with_the_conntrack_back_end() {
+fn iptables_needs_no_rule_with_the_conntrack_back_end() {
     for (place, variant) in PLACES.into_iter().flat_map(|place| [(place, "nft"), (place, "legacy")])
     {
         let site = Site::new(place);
@@ -125,7 +125,7 @@ fn iptables_needs_no_line_with_the_conntrack_back_end() {
 /// Nagle's algorithm keeps the second half of an announcement until the first is acknowledged,
 /// which only `ftp-alg` does at once.
 #[test]
-fn a_host_that_drops_what_it_sends_admits_acknowledgements_by_their_line() {
+fn a_host_with_output_drop_admits_acknowledgements_by_their_rule() {
     for (recipe, apply) in [
         (nftables(Place::Server), load_nftables as fn(&Host, &str)),
         (iptables(Place::Server, "nft"), run_iptables),

@@ -49,7 +49,7 @@ fn load(host: &Host, redirect: bool, include: &str) {
 
 /// fw4 lets the LAN out: active transfers are what it stops.
 #[test]
-fn openwrt_admits_data_connections_to_its_lan_by_its_line() {
+fn the_openwrt_rule_admits_data_connections_to_the_lan() {
     let site = Site::new(Place::Masquerade);
     shows_its_line(&site, &recipe(), &FAMILIES, &[Mode::Active], |host, text| {
         load(host, false, text);
@@ -59,7 +59,7 @@ fn openwrt_admits_data_connections_to_its_lan_by_its_line() {
 /// fw4 accepts what a destination translation brought in, once there is a port forward: over IPv4
 /// nothing is missing, over IPv6 the line is.
 #[test]
-fn openwrt_admits_data_connections_to_a_published_server() {
+fn the_openwrt_rule_admits_data_connections_to_a_published_server() {
     let site = Site::new(Place::Published);
     load(site.guard(), true, &recipe().without_its_line());
     let daemon = site.daemon(NFTABLES);
@@ -71,7 +71,7 @@ fn openwrt_admits_data_connections_to_a_published_server() {
 }
 
 #[test]
-fn openwrt_needs_no_line_with_the_conntrack_back_end() {
+fn openwrt_needs_no_rule_with_the_conntrack_back_end() {
     for (place, redirect) in [(Place::Masquerade, false), (Place::Published, true)] {
         let site = Site::new(place);
         needs_no_line_with_conntrack(&site, &recipe(), &FAMILIES, |host, text| {

@@ -22,7 +22,7 @@ fn load_queueing(host: &Host, variant: &str) {
 }
 
 #[test]
-fn queueing_by_iptables_serves_every_place() {
+fn iptables_queue_rules_work_in_every_place() {
     for variant in ["nft", "legacy"] {
         for place in [Place::Masquerade, Place::Published, Place::Server, Place::Client] {
             let site = Site::new(place);
@@ -44,7 +44,7 @@ fn queueing_by_iptables_serves_every_place() {
 }
 
 #[test]
-fn queueing_that_is_loaded_too_late_is_a_second_one() {
+fn doctor_reports_iptables_queue_rules_loaded_after_the_daemon() {
     let site = Site::new(Place::Masquerade);
     let daemon = site.daemon(NFTABLES);
     load_queueing(site.guard(), "nft");

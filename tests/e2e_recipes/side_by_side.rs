@@ -38,7 +38,7 @@ fn tables(host: &Host) -> (String, Option<String>) {
 }
 
 #[test]
-fn starting_and_stopping_leaves_the_operator_s_rules_as_they_were() {
+fn start_and_stop_leave_the_operators_rules_unchanged() {
     for variant in VARIANTS {
         for place in [Place::Masquerade, Place::Published, Place::Server] {
             let site = Site::new(place);
@@ -59,7 +59,7 @@ fn starting_and_stopping_leaves_the_operator_s_rules_as_they_were() {
 }
 
 #[test]
-fn the_operator_s_rules_may_come_later_be_flushed_and_loaded_again() {
+fn the_operators_rules_may_be_flushed_and_reloaded() {
     for variant in VARIANTS {
         for place in [Place::Masquerade, Place::Published] {
             let site = Site::new(place);

@@ -72,7 +72,7 @@ fn installed(place: Place) -> (Site, Recipe, impl Fn(&Host, &str)) {
 }
 
 #[test]
-fn ufw_admits_data_connections_by_its_line() {
+fn the_ufw_rule_admits_data_connections() {
     for place in [Place::Masquerade, Place::Published, Place::Server, Place::Client] {
         let (site, recipe, apply) = installed(place);
         shows_its_line(&site, &recipe, &FAMILIES, &MODES, apply);
@@ -80,7 +80,7 @@ fn ufw_admits_data_connections_by_its_line() {
 }
 
 #[test]
-fn ufw_is_asked_twice_and_writes_once() {
+fn the_ufw_recipe_is_idempotent() {
     let (site, recipe, apply) = installed(Place::Masquerade);
     let rules = site.guard().directory().join("ufw/etc/ufw");
     let written = || ["before.rules", "before6.rules"].map(|f| fs::read(rules.join(f)).unwrap());
@@ -91,7 +91,7 @@ fn ufw_is_asked_twice_and_writes_once() {
 }
 
 #[test]
-fn ufw_may_be_disabled_and_enabled_while_ftp_alg_runs() {
+fn ufw_may_be_reloaded_and_reenabled_while_the_daemon_runs() {
     let (site, recipe, apply) = installed(Place::Masquerade);
     apply(site.guard(), &recipe.text);
     let daemon = site.daemon(NFTABLES);
@@ -104,7 +104,7 @@ fn ufw_may_be_disabled_and_enabled_while_ftp_alg_runs() {
 }
 
 #[test]
-fn ufw_needs_no_line_with_the_conntrack_back_end() {
+fn ufw_needs_no_rule_with_the_conntrack_back_end() {
     for place in [Place::Masquerade, Place::Published, Place::Server, Place::Client] {
         let (site, recipe, apply) = installed(place);
         needs_no_line_with_conntrack(&site, &recipe, &FAMILIES, apply);

@@ -21,7 +21,7 @@ cat /etc/systemd/system/docker.service.d/*.conf 2>/dev/null | sed -n 's/^ExecSta
 ";
 
 #[test]
-fn docker_by_a_drop_in_of_its_service() {
+fn setup_adds_the_docker_rule_by_a_systemd_drop_in() {
     for rules in RULES {
         let mut plan = AddressPlan::for_topology(Topology::PublishedServer);
         plan.inside.v4 = Ipv4Addr::new(172, 17, 0, 1);
@@ -43,7 +43,7 @@ fn docker_by_a_drop_in_of_its_service() {
 }
 
 #[test]
-fn the_drop_in_is_one_that_systemd_reads_and_that_adds_its_rule_once() {
+fn systemd_accepts_the_drop_in_and_adds_its_rule_once() {
     let site = Site::new(Place::Masquerade);
     let machine = Machine::on(site.guard());
     let unit = "[Service]\nExecStart=/bin/true\n";

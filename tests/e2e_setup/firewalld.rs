@@ -63,14 +63,14 @@ fn firewalld(site: &Site, backend: &str, lines: &str) -> Firewalld {
 const RELOAD: &str = "firewall-cmd --reload";
 
 #[test]
-fn firewalld_over_iptables_by_permanent_direct_rules() {
+fn setup_adds_permanent_direct_rules_to_firewalld_over_iptables() {
     let site = Site::new(Place::Masquerade);
     let firewalld = firewalld(&site, "iptables", GATEWAY);
     shows_the_cycle(&site, &firewalld.machine, "firewalld", RELOAD, &FAMILIES, &[Mode::Passive]);
 }
 
 #[test]
-fn firewalld_keeps_the_direct_rules_that_it_had() {
+fn setup_preserves_existing_direct_rules_of_firewalld() {
     let site = Site::new(Place::Server);
     let lines = "firewall-cmd --permanent --add-interface=eth0; firewall-cmd --permanent \
         --add-port=21/tcp; firewall-cmd --permanent --direct --add-rule ipv4 filter INPUT 0 \
@@ -81,7 +81,7 @@ fn firewalld_keeps_the_direct_rules_that_it_had() {
 
 /// It has no rule that would help, and says what does.
 #[test]
-fn firewalld_over_nftables_is_told_of_the_other_back_end() {
+fn setup_recommends_the_conntrack_back_end_for_firewalld_over_nftables() {
     let site = Site::new(Place::Masquerade);
     let firewalld = firewalld(&site, "nftables", GATEWAY);
     let before = firewalld.machine.files();

@@ -25,7 +25,7 @@ fn live(machine: &Machine) -> String {
 }
 
 #[test]
-fn a_file_system_that_cannot_be_written_to() {
+fn a_read_only_file_system_fails_without_changes() {
     let (_site, machine, daemon) = gateway(|text| text);
     let (files, rules) = (machine.files(), live(&machine));
     machine.shell("mount -o remount,ro /etc");
@@ -42,7 +42,7 @@ fn a_file_system_that_cannot_be_written_to() {
 }
 
 #[test]
-fn a_link_its_mode_and_owner_and_a_last_line_without_end_are_kept() {
+fn symbolic_link_mode_owner_and_missing_newline_are_preserved() {
     let (_site, machine, daemon) = gateway(|text| text.trim_end().to_owned());
     machine.shell(
         "mkdir /etc/git; mv /etc/nftables.conf /etc/git/x; ln -s git/x /etc/nftables.conf
@@ -58,7 +58,7 @@ fn a_link_its_mode_and_owner_and_a_last_line_without_end_are_kept() {
 }
 
 #[test]
-fn a_file_that_was_wrong_before_is_left_alone() {
+fn an_invalid_file_is_left_alone() {
     let (_site, machine, daemon) = gateway(|text| text);
     let right = machine.read(CONF);
     for wrong in [right.replace('\n', "\r\n"), right.clone() + "nonsense\n"] {
@@ -72,7 +72,7 @@ fn a_file_that_was_wrong_before_is_left_alone() {
 }
 
 #[test]
-fn rules_that_no_file_has_are_named_with_their_line() {
+fn rules_in_no_file_are_reported_with_a_command() {
     let (_site, machine, daemon) = gateway(|text| text);
     let line = "nft insert rule inet gateway forward ct mark and 0x40000000 != 0 accept";
     for (lines, why) in [
@@ -90,7 +90,7 @@ fn rules_that_no_file_has_are_named_with_their_line() {
 }
 
 #[test]
-fn two_chains_that_drop_both_get_the_line() {
+fn two_chains_that_drop_both_get_the_rule() {
     let (site, machine, daemon) = gateway(|text| text + SECOND);
     let before = machine.files();
     machine.setup(&daemon, &["--apply"]).says("ip second forward drops");
@@ -111,7 +111,7 @@ fn with_nft(machine: &Machine, instead: &str) {
 }
 
 #[test]
-fn an_interrupted_run_is_taken_back_or_finished_by_the_next() {
+fn the_next_run_finishes_or_undoes_an_interrupted_apply() {
     let (_site, machine, daemon) = gateway(|text| text);
     let (files, rules) = (machine.files(), live(&machine));
     for next in ["--undo", "--apply"] {
@@ -136,7 +136,7 @@ fn an_interrupted_run_is_taken_back_or_finished_by_the_next() {
 }
 
 #[test]
-fn a_firewall_that_refuses_gets_its_files_back() {
+fn a_failed_reload_restores_the_files() {
     let (_site, machine, daemon) = gateway(|text| text);
     let rules = live(&machine);
     // It fails once, and then loads something else than its file.
@@ -154,7 +154,7 @@ fn a_firewall_that_refuses_gets_its_files_back() {
 }
 
 #[test]
-fn two_at_a_time_are_refused() {
+fn concurrent_setup_runs_are_refused() {
     let (_site, machine, daemon) = gateway(|text| text);
     machine.setup(&daemon, &["--apply"]).says("applied");
     let other = machine.start("flock", &["/var/lib/ftp-alg/setup/lock", "sleep", "60"]);
@@ -169,7 +169,7 @@ fn two_at_a_time_are_refused() {
 }
 
 #[test]
-fn a_file_that_was_edited_since_loses_our_line_only() {
+fn undo_removes_only_our_lines_from_an_edited_file() {
     let (_site, machine, daemon) = gateway(|text| text);
     let text = machine.read(CONF);
     machine.setup(&daemon, &["--apply"]).says("applied");
@@ -181,7 +181,7 @@ fn a_file_that_was_edited_since_loses_our_line_only() {
 
 /// The rule that doctor names works until the next reload.
 #[test]
-fn a_rule_that_is_only_loaded_is_put_into_the_file() {
+fn apply_saves_a_rule_that_is_only_loaded() {
     let (_site, machine, daemon) = gateway(|text| text);
     machine.shell("nft insert rule inet gateway forward ct mark and 0x40000000 != 0 accept");
     machine.setup(&daemon, &[]).says("accepts admitted data connections");
@@ -192,7 +192,7 @@ fn a_rule_that_is_only_loaded_is_put_into_the_file() {
 }
 
 #[test]
-fn a_line_that_comes_too_late_gets_another_before_it() {
+fn a_rule_after_a_drop_gets_another_before_the_drop() {
     let late = "tcp dport 1024-65535 drop\n\t\tct mark & 0x40000000 != 0 accept\n\t\t# Control";
     let (site, machine, daemon) = gateway(|text| text.replacen("# Control", late, 1));
     machine.setup(&daemon, &["--apply"]).says("connections: `tcp dport 1024-65535 drop`");
@@ -201,7 +201,7 @@ fn a_line_that_comes_too_late_gets_another_before_it() {
 
 /// Who can write the journal could have root write any file.
 #[test]
-fn a_journal_that_others_may_write_is_not_believed() {
+fn a_journal_writable_by_others_is_refused() {
     let (_site, machine, daemon) = gateway(|text| text);
     machine.setup(&daemon, &["--apply"]).says("applied");
     let files = machine.files();
@@ -217,7 +217,7 @@ fn a_journal_that_others_may_write_is_not_believed() {
 }
 
 #[test]
-fn what_was_applied_before_survives_a_later_failure() {
+fn an_earlier_apply_survives_a_later_failure() {
     let (_site, machine, daemon) = gateway(|text| text);
     let before = machine.read(CONF);
     machine.setup(&daemon, &["--apply"]).says("applied");

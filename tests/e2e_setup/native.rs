@@ -42,7 +42,7 @@ pub fn machine(place: Place, text: &str) -> (Site, Machine) {
 }
 
 #[test]
-fn nftables_that_renews_its_own_table() {
+fn setup_edits_an_nftables_file_that_replaces_its_table() {
     for place in PLACES {
         let (site, machine) = machine(place, &nftables(place));
         let loads = shows_the_cycle(&site, &machine, "nftables", NFT, &FAMILIES, &MODES);
@@ -51,7 +51,7 @@ fn nftables_that_renews_its_own_table() {
 }
 
 #[test]
-fn nftables_that_starts_from_nothing_and_includes_its_tables() {
+fn setup_edits_an_included_nftables_file() {
     let text = nftables(Place::Masquerade);
     let (site, machine) = machine(Place::Masquerade, "flush ruleset\n");
     machine.write(
@@ -66,7 +66,7 @@ fn nftables_that_starts_from_nothing_and_includes_its_tables() {
 
 /// Loading the file would take away another program's table, or add its rules twice.
 #[test]
-fn nftables_that_cannot_be_loaded_again_gets_the_rule_beside_its_file() {
+fn setup_inserts_a_rule_if_the_file_cannot_be_reloaded() {
     let plain = nftables(Place::Masquerade)
         .replace("add table inet gateway\ndelete table inet gateway\n", "");
     for (first, other) in [("flush ruleset\n", "add table ip other"), ("", "")] {
@@ -111,18 +111,18 @@ pub fn iptables_machine(place: Place, variant: &str) -> (Site, Machine) {
 }
 
 #[test]
-fn iptables_over_nftables_by_its_saved_rules() {
+fn setup_edits_the_saved_rules_of_iptables_nft() {
     iptables_shows_the_cycle("nft");
 }
 
 #[test]
-fn iptables_of_old_by_its_saved_rules() {
+fn setup_edits_the_saved_rules_of_iptables_legacy() {
     iptables_shows_the_cycle("legacy");
 }
 
 /// As fail2ban's: restoring the file would remove it.
 #[test]
-fn iptables_keeps_a_chain_that_is_in_no_file() {
+fn setup_preserves_an_iptables_chain_that_is_in_no_file() {
     let (site, machine) = iptables_machine(Place::Masquerade, "nft");
     machine.shell("iptables-nft -N f2b-sshd");
     let restart = "iptables-nft-restore /etc/iptables/rules.v4
@@ -133,7 +133,7 @@ fn iptables_keeps_a_chain_that_is_in_no_file() {
 }
 
 #[test]
-fn the_conntrack_back_end_gets_a_line_for_related() {
+fn the_conntrack_back_end_gets_a_rule_for_related() {
     let text = nftables(Place::Masquerade).replace("established,related", "established");
     let (site, machine) = machine(Place::Masquerade, &text);
     let daemon = site.daemon(CONNTRACK);
@@ -146,7 +146,7 @@ fn the_conntrack_back_end_gets_a_line_for_related() {
 }
 
 #[test]
-fn a_mark_of_one_s_own_is_known_again() {
+fn setup_recognises_its_rule_with_a_configured_mark() {
     let configuration = "[pinhole]\nbackend = \"nftables\"\nmark = 0x100\nmark-mask = 0x700\n";
     let nft = machine(Place::Masquerade, &nftables(Place::Masquerade));
     for (site, machine) in [nft, iptables_machine(Place::Masquerade, "nft")] {

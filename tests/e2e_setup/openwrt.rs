@@ -25,7 +25,7 @@ esac
 "#;
 
 #[test]
-fn openwrt_by_files_that_fw4_includes() {
+fn setup_adds_files_that_fw4_includes() {
     let site = Site::new(Place::Masquerade);
     let machine = Machine::on(site.guard());
     machine.write("/etc/fw4.nft", RULESET);

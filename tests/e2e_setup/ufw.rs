@@ -38,7 +38,7 @@ fn machine(place: Place) -> (Site, Machine) {
 }
 
 #[test]
-fn ufw_by_its_files_before_the_rules() {
+fn setup_edits_the_before_rules_of_ufw() {
     for place in [Place::Masquerade, Place::Published, Place::Server] {
         let (site, machine) = machine(place);
         shows_the_cycle(&site, &machine, "ufw", "ufw reload", &FAMILIES, &MODES);
@@ -46,7 +46,7 @@ fn ufw_by_its_files_before_the_rules() {
 }
 
 #[test]
-fn ufw_beside_docker_gets_the_line_in_both() {
+fn setup_adds_the_rule_to_both_ufw_and_docker() {
     let (site, machine) = machine(Place::Masquerade);
     machine.write("/etc/systemd/system/docker.service", "[Service]\nExecStart=/bin/true\n");
     machine.shell(

@@ -16,7 +16,7 @@ use crate::{
 };
 
 #[test]
-fn case_1_the_six_numbers_of_a_227_are_found_and_nothing_else_is_changed() {
+fn only_the_host_port_of_a_227_is_rewritten() {
     everywhere_v4(|scenario| {
         let nat = scenario.nat;
         let t = nat.translation(false);
@@ -43,14 +43,14 @@ fn case_1_the_six_numbers_of_a_227_are_found_and_nothing_else_is_changed() {
 }
 
 #[test]
-fn case_1_a_227_with_blanks_between_its_numbers_is_read() {
+fn a_227_with_blanks_in_its_host_port_is_rewritten() {
     let mut sim = Sim::logged_in(with(Nat::PortForward));
     let heard = sim.exchange("PASV\r\n", "227 Ok( 203, 0, 113, 9, 143,225).\r\n").1;
     assert_eq!(heard, "227 Ok( 198,51,100,2,143,225).\r\n");
 }
 
 #[test]
-fn case_2_a_227_that_announces_nothing_passes() {
+fn a_227_without_a_host_port_is_forwarded_unchanged() {
     everywhere(|scenario| {
         let mut sim = Sim::logged_in(scenario);
         assert_eq!(sim.exchange("QUIT\r\n", "227 Logout.\r\n").1, "227 Logout.\r\n");
@@ -61,7 +61,7 @@ fn case_2_a_227_that_announces_nothing_passes() {
 }
 
 #[test]
-fn case_3_a_reply_is_read_by_its_form_whatever_was_asked() {
+fn a_passive_reply_is_parsed_by_its_form_alone() {
     everywhere_v4(|scenario| {
         let t = scenario.nat.translation(false);
         let mut sim = Sim::logged_in(scenario.clone());
@@ -75,7 +75,7 @@ fn case_3_a_reply_is_read_by_its_form_whatever_was_asked() {
 }
 
 #[test]
-fn case_4_a_229_is_read_with_any_delimiter() {
+fn a_229_with_any_delimiter_opens_a_pinhole() {
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);
         for (line, port) in [
@@ -101,7 +101,7 @@ fn case_4_a_229_is_read_with_any_delimiter() {
 }
 
 #[test]
-fn case_4_a_229_whose_port_is_taken_names_another_between_the_same_delimiters() {
+fn a_229_rewritten_for_a_taken_port_retains_its_delimiters() {
     everywhere(|mut scenario| {
         scenario.policy = Policy { port_range: 61234..=61234, ..Policy::default() };
         let t = scenario.nat.translation(scenario.v6);
@@ -114,7 +114,7 @@ fn case_4_a_229_whose_port_is_taken_names_another_between_the_same_delimiters() 
 }
 
 #[test]
-fn case_5_a_227_of_another_host_opens_nothing() {
+fn a_227_with_a_foreign_address_opens_no_pinhole() {
     everywhere_v4(|scenario| {
         for numbers in ["0,0,0,0,156,64", "127,0,0,1,156,64", "10,99,99,99,156,64", "0,0,0,0,0,0"] {
             let mut sim = Sim::logged_in(scenario.clone());
@@ -127,7 +127,7 @@ fn case_5_a_227_of_another_host_opens_nothing() {
 }
 
 #[test]
-fn case_8_text_inside_a_reply_of_several_lines_is_no_announcement() {
+fn text_inside_a_multi_line_reply_is_not_an_announcement() {
     everywhere_v4(|scenario| {
         let t = scenario.nat.translation(false);
         let text = "211-Status\r\n227 Entering Passive Mode (203,0,113,9,4,22)\r\n211 End\r\n";
@@ -147,7 +147,7 @@ fn case_8_text_inside_a_reply_of_several_lines_is_no_announcement() {
 }
 
 #[test]
-fn case_10_odd_but_valid_lines_are_read() {
+fn unusual_but_valid_announcements_are_rewritten() {
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);
         let (own, seen) = (at(t.client, 2313), at(t.client_external, 2313));
@@ -169,7 +169,7 @@ fn case_10_odd_but_valid_lines_are_read() {
 }
 
 #[test]
-fn case_10_a_long_line_passes() {
+fn a_long_line_is_forwarded_unchanged() {
     everywhere(|scenario| {
         let mut sim = Sim::logged_in(scenario);
         let line = format!("STOR {}\r\n", "x".repeat(10_000));
@@ -181,7 +181,7 @@ fn case_10_a_long_line_passes() {
 }
 
 #[test]
-fn case_10_a_reply_of_one_long_line_is_not_held_for_ever() {
+fn an_overlong_227_line_is_not_held() {
     let mut sim = Sim::logged_in(with(Nat::PortForward));
     sim.say(Client, b"PASV\r\n");
     let line = format!("227 {}", "x".repeat(5_000));
@@ -191,7 +191,7 @@ fn case_10_a_reply_of_one_long_line_is_not_held_for_ever() {
 }
 
 #[test]
-fn case_11_eprt_of_an_address_that_is_not_the_control_connections_opens_nothing() {
+fn an_eprt_with_a_foreign_address_opens_no_pinhole() {
     for (v6, line) in [
         (true, "EPRT |2|fe80::1%eth0|5282|\r\n"),
         (true, "EPRT |1|192.168.150.80|5282|\r\n"),
@@ -212,7 +212,7 @@ fn case_11_eprt_of_an_address_that_is_not_the_control_connections_opens_nothing(
 }
 
 #[test]
-fn case_11_eprt_of_a_family_that_is_not_known_passes_without_a_pinhole() {
+fn an_eprt_of_an_unknown_family_is_forwarded_unchanged() {
     let mut sim = Sim::logged_in(Scenario::default());
     let (line, reply) = ("EPRT |3|x|5282|\r\n", "522 Network protocol not supported\r\n");
     assert_eq!(sim.exchange(line, reply), (line.to_owned(), reply.to_owned()));
@@ -221,7 +221,7 @@ fn case_11_eprt_of_a_family_that_is_not_known_passes_without_a_pinhole() {
 }
 
 #[test]
-fn case_11_eprt_is_rewritten_in_both_families() {
+fn an_eprt_is_rewritten_over_ipv4_and_ipv6() {
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);
         let (own, seen) = (at(t.client, 5282), at(t.client_external, 5282));
@@ -234,7 +234,7 @@ fn case_11_eprt_is_rewritten_in_both_families() {
 }
 
 #[test]
-fn case_12_after_epsv_all_nothing_but_epsv_opens_and_port_is_refused() {
+fn after_epsv_all_only_epsv_opens_a_pinhole() {
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);
         for epsv in ["EPSV\r\n", "EPSV 1\r\n", "EPSV 2\r\n", "epsv\r\n"] {
@@ -253,7 +253,7 @@ fn case_12_after_epsv_all_nothing_but_epsv_opens_and_port_is_refused() {
 }
 
 #[test]
-fn case_12_a_refused_epsv_all_binds_nobody() {
+fn a_refused_epsv_all_has_no_effect() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     sim.exchange("EPSV ALL\r\n", "504 no\r\n");
     let heard = sim.say(Client, b"PORT 192,168,150,80,9,9\r\n");
@@ -261,7 +261,7 @@ fn case_12_a_refused_epsv_all_binds_nobody() {
 }
 
 #[test]
-fn case_13_lprt_passes_without_a_pinhole() {
+fn lprt_and_lpsv_are_forwarded_without_a_pinhole() {
     everywhere(|scenario| {
         let mut sim = Sim::logged_in(scenario);
         let (command, reply) = ("LPRT 4,4,10,0,0,2,2,4,1\r\n", "200 ok\r\n");

@@ -20,7 +20,7 @@ use crate::{
 };
 
 #[test]
-fn case_14_after_a_234_nothing_is_read_until_plain_text_returns() {
+fn after_a_234_inspection_resumes_only_with_plain_text() {
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);
         let mut sim = Sim::new(scenario.clone());
@@ -45,7 +45,7 @@ fn case_14_after_a_234_nothing_is_read_until_plain_text_returns() {
 }
 
 #[test]
-fn case_14_an_announcement_in_plain_text_again_is_read_however_it_is_cut() {
+fn an_announcement_after_ccc_is_rewritten_wherever_segments_end() {
     let close = b"\x15\x03\x03\x00\x02\x01\x00";
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);
@@ -74,7 +74,7 @@ fn case_14_an_announcement_in_plain_text_again_is_read_however_it_is_cut() {
 }
 
 #[test]
-fn case_14_a_refused_auth_leaves_the_dialogue_readable() {
+fn announcements_are_still_rewritten_after_a_refused_auth() {
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);
         for reply in ["502 no\r\n", "431 no\r\n", "534-no\r\n534 no\r\n"] {
@@ -87,7 +87,7 @@ fn case_14_a_refused_auth_leaves_the_dialogue_readable() {
 }
 
 #[test]
-fn case_14_what_is_held_when_encryption_begins_is_delivered() {
+fn held_bytes_are_forwarded_when_encryption_begins() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     sim.say(Client, b"AUTH TLS\r\nPO");
     sim.say(Server, b"234 go\r\n");
@@ -96,7 +96,7 @@ fn case_14_what_is_held_when_encryption_begins_is_delivered() {
 }
 
 #[test]
-fn case_14_what_is_held_when_encryption_begins_is_delivered_once_if_no_encryption_follows() {
+fn held_bytes_are_forwarded_once_if_no_encryption_follows() {
     for rest in ["RT 192,168,150,80,9,9\r\n", "P", "X\r\n"] {
         let mut sim = Sim::logged_in(with(Nat::Masquerade));
         sim.say(Client, b"AUTH TLS\r\nPO");
@@ -109,7 +109,7 @@ fn case_14_what_is_held_when_encryption_begins_is_delivered_once_if_no_encryptio
 }
 
 #[test]
-fn case_14_packets_missed_while_encrypted_close_what_is_open() {
+fn missed_packets_of_an_encrypted_session_close_its_pinholes() {
     let mut sim = Sim::logged_in(Scenario { queues_acks: true, ..with(Nat::Routed) });
     sim.exchange("PASV\r\n", "227 =203,0,113,9,9,9\r\n");
     sim.exchange("AUTH TLS\r\n", "234 go\r\n");
@@ -128,7 +128,7 @@ fn case_14_packets_missed_while_encrypted_close_what_is_open() {
 }
 
 #[test]
-fn case_16_other_protocols_are_left_alone_for_good() {
+fn connections_of_other_protocols_are_never_rewritten() {
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);
         for first in [
@@ -170,7 +170,7 @@ fn case_16_other_protocols_are_left_alone_for_good() {
 }
 
 #[test]
-fn case_16_a_client_that_speaks_first_is_no_ftp_client() {
+fn a_client_that_sends_before_the_greeting_opens_no_pinhole() {
     let mut sim = Sim::new(with(Nat::Masquerade));
     sim.say(Client, b"USER x\r\n");
     sim.say(Server, b"220 ready\r\n331 x\r\n");
@@ -181,7 +181,7 @@ fn case_16_a_client_that_speaks_first_is_no_ftp_client() {
 }
 
 #[test]
-fn case_16_what_is_held_when_the_server_turns_out_to_be_none_is_delivered() {
+fn held_bytes_are_forwarded_if_the_server_is_not_ftp() {
     let mut sim = Sim::new(with(Nat::Masquerade));
     assert_eq!(sim.say(Client, b"PORT 1"), b"");
     assert_eq!(sim.say(Server, b"SSH-2.0-x\r\n"), b"SSH-2.0-x\r\n");
@@ -190,7 +190,7 @@ fn case_16_what_is_held_when_the_server_turns_out_to_be_none_is_delivered() {
 }
 
 #[test]
-fn case_17_a_transfer_without_an_announcement_passes() {
+fn a_transfer_without_an_announcement_is_forwarded_unchanged() {
     everywhere(|scenario| {
         let mut sim = Sim::logged_in(scenario);
         sim.exchange("LIST\r\n", "150 here\r\n");
@@ -200,7 +200,7 @@ fn case_17_a_transfer_without_an_announcement_passes() {
 }
 
 #[test]
-fn more_refusals_than_are_remembered_do_not_stop_a_held_line() {
+fn a_held_line_is_completed_despite_too_many_refusals() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     let mut server = ServerModel::new("203.0.113.9".parse().unwrap(), 5000);
     let refused = "PORT 10,99,99,99,9,9\r\n".repeat(70);
@@ -212,7 +212,7 @@ fn more_refusals_than_are_remembered_do_not_stop_a_held_line() {
 }
 
 #[test]
-fn refusals_without_end_are_all_answered() {
+fn every_one_of_hundreds_of_refused_commands_is_answered() {
     let mut scenario = with(Nat::Masquerade);
     scenario.client.nagle = false;
     let mut sim = Sim::logged_in(scenario);
@@ -229,7 +229,7 @@ fn refusals_without_end_are_all_answered() {
 }
 
 #[test]
-fn bytes_sent_again_as_others_do_not_reach_the_server() {
+fn a_retransmission_with_different_bytes_does_not_reach_the_server() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     let segment = |sim: &Sim, payload: &[u8]| Segment {
         seq: 1001 + sim.client.sent().len() as u32,
@@ -248,7 +248,7 @@ fn bytes_sent_again_as_others_do_not_reach_the_server() {
 }
 
 #[test]
-fn more_than_is_kept_arrives_although_acknowledgements_are_not_queued() {
+fn long_lines_arrive_although_acknowledgements_are_not_queued() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     let line = format!("STOR {}\r\n", "x".repeat(300_000));
     assert_eq!(text(sim.say(Client, line.as_bytes())), line);
@@ -256,7 +256,7 @@ fn more_than_is_kept_arrives_although_acknowledgements_are_not_queued() {
 }
 
 #[test]
-fn data_in_a_syn_does_not_hide_what_the_client_says_first() {
+fn data_in_a_syn_counts_as_the_first_client_bytes() {
     let mut sim = Sim::new(with(Nat::Masquerade));
     // Another connection between the same ends: its SYN carries the start of an HTTP request.
     sim.reset(Client);
@@ -290,7 +290,7 @@ fn data_in_a_syn_does_not_hide_what_the_client_says_first() {
 }
 
 #[test]
-fn an_acknowledgement_of_what_was_never_sent_opens_nothing() {
+fn an_acknowledgement_of_unsent_data_opens_no_pinhole() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     let ack = Segment {
         seq: 1001 + sim.client.sent().len() as u32,
@@ -305,7 +305,7 @@ fn an_acknowledgement_of_what_was_never_sent_opens_nothing() {
 }
 
 #[test]
-fn segments_of_any_numbers_do_not_make_the_engine_panic() {
+fn random_sequence_numbers_never_make_the_engine_panic() {
     let mut rng = crate::support::Rng::new(7);
     for round in 0..300 {
         let mut sim =
@@ -368,7 +368,7 @@ fn segments_of_any_numbers_do_not_make_the_engine_panic() {
 }
 
 #[test]
-fn an_acknowledgement_with_a_wrong_checksum_counts_for_nothing() {
+fn an_acknowledgement_with_a_bad_checksum_is_ignored() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     let t = sim.translation;
     let lie = Segment { ack: 70_001 + 5000, flags: flags::ACK, ..Segment::default() };
@@ -380,7 +380,7 @@ fn an_acknowledgement_with_a_wrong_checksum_counts_for_nothing() {
 }
 
 #[test]
-fn a_reset_that_its_receiver_ignores_ends_nothing() {
+fn an_unacceptable_reset_does_not_end_the_session() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     let blind = Segment { seq: 0x7000_0000, flags: flags::RST, ..Segment::default() };
     sim.forge(Server, &blind);
@@ -397,7 +397,7 @@ fn handshake(side: ftp_alg_core::session::Side, client: u32, server: u32) -> Seg
 }
 
 #[test]
-fn a_forged_syn_ack_takes_no_connection_away() {
+fn a_spoofed_syn_ack_does_not_replace_a_session() {
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);
         let mut sim = Sim::logged_in(scenario);
@@ -437,7 +437,7 @@ fn talk_on(sim: &mut Sim, (mut client, mut server): (u32, u32), last: &str) -> (
 }
 
 #[test]
-fn a_connection_on_the_endpoints_of_one_that_never_ended_is_followed() {
+fn a_connection_that_reuses_a_live_tuple_is_inspected() {
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);
         for wait in [0, 100] {
@@ -465,7 +465,7 @@ fn a_connection_on_the_endpoints_of_one_that_never_ended_is_followed() {
 }
 
 #[test]
-fn data_in_a_syn_does_not_hide_what_is_said_where_another_connection_was() {
+fn data_in_a_syn_counts_on_a_reused_tuple() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     sim.advance(Duration::from_secs(100));
     let request = b"POST / HTTP/1.1\r\n";
@@ -480,7 +480,7 @@ fn data_in_a_syn_does_not_hide_what_is_said_where_another_connection_was() {
 }
 
 #[test]
-fn an_acknowledgement_that_its_receiver_ignores_ends_nothing() {
+fn an_unacceptable_acknowledgement_does_not_end_the_session() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     let (client, server) = (sim.client.sent().len() as u32, sim.server.sent().len() as u32);
     for offset in [0u32.wrapping_sub(1 << 19), 1 << 19] {

@@ -55,7 +55,7 @@ fn goes_on(sim: &mut Sim) {
 }
 
 #[test]
-fn a_clients_pinholes_are_limited() {
+fn pinholes_per_client_are_limited() {
     let mut sim = limited(Policy { max_pinholes_per_client: 2, ..Policy::default() });
     let lines: String = (1..=5).map(|low| format!("PORT 192,168,150,80,9,{low}\r\n")).collect();
     serve(&mut sim, &lines);
@@ -68,7 +68,7 @@ fn a_clients_pinholes_are_limited() {
 }
 
 #[test]
-fn a_sessions_pinholes_are_limited() {
+fn pinholes_per_session_are_limited() {
     let mut sim = limited(Policy::default());
     let lines: String = (1..=20).map(|low| format!("PORT 192,168,150,80,9,{low}\r\n")).collect();
     serve(&mut sim, &lines);
@@ -78,7 +78,7 @@ fn a_sessions_pinholes_are_limited() {
 }
 
 #[test]
-fn only_so_many_ports_are_tried() {
+fn attempts_to_find_a_free_port_are_limited() {
     let mut sim = limited(Policy::default());
     sim.kernel.taken.extend(1..=u16::MAX);
     serve(&mut sim, "PORT 192,168,150,80,9,9\r\n");
@@ -90,7 +90,7 @@ fn only_so_many_ports_are_tried() {
 }
 
 #[test]
-fn a_line_that_may_announce_is_limited() {
+fn the_length_of_a_possible_announcement_is_limited() {
     let mut sim = limited(Policy::default());
     let long = format!("PORT {}192,168,150,80,9,9\r\n", " ".repeat(600));
     let (start, rest) = long.split_at(600);
@@ -113,7 +113,7 @@ fn a_line_that_may_announce_is_limited() {
 }
 
 #[test]
-fn rewrites_that_are_not_acknowledged_are_limited() {
+fn unacknowledged_rewrites_are_limited() {
     let mut sim = limited(Policy::default());
     let refused = "PORT 10,99,99,99,9,9\r\n".repeat(300);
     let heard = serve(&mut sim, &refused);
@@ -126,7 +126,7 @@ fn rewrites_that_are_not_acknowledged_are_limited() {
 }
 
 #[test]
-fn bytes_that_are_not_acknowledged_are_limited() {
+fn unacknowledged_data_is_limited() {
     let mut sim = limited(Policy::default());
     let start = 1001 + sim.client.sent().len() as u32;
     let ack = 70_001 + sim.server.sent().len() as u32;
@@ -147,7 +147,7 @@ fn bytes_that_are_not_acknowledged_are_limited() {
 }
 
 #[test]
-fn commands_that_wait_for_replies_are_limited_by_kind() {
+fn pending_commands_that_announce_are_limited() {
     let mut sim = limited(Policy::default());
     let heard = serve(&mut sim, &"SIZE x\r\n".repeat(500));
     assert_eq!((heard.len(), sim.engine().counters().limits), (500, Limits::default()));

@@ -6,22 +6,22 @@
 #[path = "../support/mod.rs"]
 mod support;
 
+mod address_families;
+mod ambiguous_lines;
 mod announcements;
-mod apart;
 mod attacks;
-mod away;
-mod crafted;
-mod families;
+mod crafted_segments;
+mod downtime;
 mod limits;
-mod networks;
+mod network_conditions;
 mod pinholes;
 mod policies;
-mod readings;
-mod reasons;
+mod queue_modes;
+mod refusal_replies;
 mod refusals;
+mod split_replies;
 mod streams;
 mod urgent;
-mod watched;
 
 use support::{
     scenario::{NATS, Nat, Scenario},

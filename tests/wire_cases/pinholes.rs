@@ -26,7 +26,7 @@ fn asks(scenario: &Scenario) -> &'static str {
 }
 
 #[test]
-fn a_pinhole_is_open_before_its_announcement_is_released_and_leads_to_its_target() {
+fn a_pinhole_is_open_before_its_announcement_is_forwarded() {
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);
         let mut sim = Sim::logged_in(scenario.clone());
@@ -59,7 +59,7 @@ fn a_pinhole_is_open_before_its_announcement_is_released_and_leads_to_its_target
 }
 
 #[test]
-fn nothing_opens_before_a_login_unless_it_may() {
+fn pinholes_need_a_login_unless_the_policy_waives_it() {
     everywhere(|mut scenario| {
         let t = scenario.nat.translation(scenario.v6);
         for require_login in [true, false] {
@@ -76,7 +76,7 @@ fn nothing_opens_before_a_login_unless_it_may() {
 }
 
 #[test]
-fn a_refused_login_is_none() {
+fn a_refused_login_opens_no_pinhole() {
     let mut sim = Sim::new(with(Nat::Routed));
     sim.say(Server, b"220 ready\r\n");
     sim.exchange("USER joe\r\n", "331 password\r\n");
@@ -88,7 +88,7 @@ fn a_refused_login_is_none() {
 }
 
 #[test]
-fn a_refused_announcement_is_revoked_at_once() {
+fn a_pinhole_is_revoked_if_the_server_refuses_its_announcement() {
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);
         for reply in ["500 no\r\n", "425 no\r\n", "530-no\r\n text\r\n530 no\r\n"] {
@@ -105,7 +105,7 @@ fn a_refused_announcement_is_revoked_at_once() {
 }
 
 #[test]
-fn pipelined_announcements_are_answered_one_by_one() {
+fn replies_are_matched_to_pipelined_announcements_in_order() {
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);
         let mut sim = Sim::logged_in(scenario.clone());
@@ -125,7 +125,7 @@ fn pipelined_announcements_are_answered_one_by_one() {
 }
 
 #[test]
-fn replies_out_of_turn_do_not_open_or_keep_anything() {
+fn a_passive_reply_without_its_command_opens_no_pinhole() {
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);
         let reply = passive(at(t.server, 3300));
@@ -150,7 +150,7 @@ fn replies_out_of_turn_do_not_open_or_keep_anything() {
 }
 
 #[test]
-fn an_unused_pinhole_times_out() {
+fn an_unused_pinhole_expires() {
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);
         let mut sim = Sim::logged_in(scenario);
@@ -169,7 +169,7 @@ fn an_unused_pinhole_times_out() {
 }
 
 #[test]
-fn a_shorter_lifetime_after_a_reload_holds_for_new_pinholes() {
+fn a_reloaded_pinhole_lifetime_applies_to_new_pinholes() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     let long = Policy { pinhole_lifetime: Duration::from_secs(300), ..Policy::default() };
     sim.engine().sessions.set_policy(long);
@@ -183,7 +183,7 @@ fn a_shorter_lifetime_after_a_reload_holds_for_new_pinholes() {
 }
 
 #[test]
-fn the_end_of_the_control_connection_closes_its_pinholes() {
+fn closing_the_control_connection_closes_its_pinholes() {
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);
         let mut sim = Sim::logged_in(scenario.clone());
@@ -199,7 +199,7 @@ fn the_end_of_the_control_connection_closes_its_pinholes() {
 }
 
 #[test]
-fn a_last_segment_sent_again_after_the_end_leaves_no_session() {
+fn a_retransmission_after_the_close_leaves_no_session() {
     everywhere(|scenario| {
         let mut sim = Sim::logged_in(scenario.clone());
         sim.say(Client, b"QUIT\r\n");
@@ -222,7 +222,7 @@ fn a_last_segment_sent_again_after_the_end_leaves_no_session() {
 }
 
 #[test]
-fn a_pinhole_admits_one_connection() {
+fn a_pinhole_admits_exactly_one_connection() {
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);
         let mut sim = Sim::logged_in(scenario);
@@ -239,7 +239,7 @@ fn a_pinhole_admits_one_connection() {
 }
 
 #[test]
-fn a_client_has_no_more_pinholes_than_it_may() {
+fn a_client_cannot_exceed_max_pinholes_per_client() {
     let policy = Policy { max_pinholes_per_client: 3, ..Policy::default() };
     let mut sim = Sim::logged_in(Scenario { policy, ..with(Nat::Masquerade) });
     let line = |low| format!("PORT 192,168,150,80,9,{low}\r\n");
@@ -257,7 +257,7 @@ fn a_client_has_no_more_pinholes_than_it_may() {
 }
 
 #[test]
-fn a_session_has_no_more_pinholes_than_it_may() {
+fn a_session_cannot_exceed_its_pinhole_limit() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     let mut server = ServerModel::new("203.0.113.9".parse().unwrap(), 5000);
     let lines: String = (1..=20).map(|low| format!("PORT 192,168,150,80,9,{low}\r\n")).collect();
@@ -268,7 +268,7 @@ fn a_session_has_no_more_pinholes_than_it_may() {
 }
 
 #[test]
-fn more_sessions_than_may_be_are_left_alone() {
+fn sessions_beyond_max_sessions_are_forwarded_unchanged() {
     let policy = Policy { max_sessions: 0, ..Policy::default() };
     let mut sim = Sim::logged_in(Scenario { policy, ..with(Nat::Masquerade) });
     let line = b"PORT 192,168,150,80,9,1\r\n";
@@ -277,7 +277,7 @@ fn more_sessions_than_may_be_are_left_alone() {
 }
 
 #[test]
-fn a_taken_port_is_replaced_by_one_of_the_range() {
+fn a_taken_port_is_replaced_from_the_port_range() {
     everywhere(|mut scenario| {
         scenario.policy.port_range = 61000..=61003;
         let t = scenario.nat.translation(scenario.v6);
@@ -296,7 +296,7 @@ fn a_taken_port_is_replaced_by_one_of_the_range() {
 }
 
 #[test]
-fn a_kernel_that_fails_makes_no_promise() {
+fn a_kernel_error_refuses_the_announcement() {
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);
         let mut sim = Sim::logged_in(scenario.clone());
@@ -343,7 +343,7 @@ fn a_fixed_external_address_is_announced() {
 }
 
 #[test]
-fn attention_is_asked_for_only_where_numbers_change() {
+fn queue_mode_all_is_set_only_with_a_sequence_adjustment() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     sim.say(Client, b"PORT 192,168,150,80,9,9\r\n");
     assert_eq!(sim.kernel.attention, Some(QueueMode::All));

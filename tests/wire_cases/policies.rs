@@ -45,7 +45,7 @@ const NAMED: [&str; 6] = [
 ];
 
 #[test]
-fn a_healed_server_means_itself_whatever_it_announces() {
+fn replace_foreign_address_substitutes_the_servers_own_address() {
     everywhere_v4(|scenario| {
         for foreign in [ForeignAddress::Refuse, ForeignAddress::Allow] {
             for named in NAMED {
@@ -69,7 +69,7 @@ fn a_healed_server_means_itself_whatever_it_announces() {
 }
 
 #[test]
-fn a_server_that_is_not_healed_is_refused_by_the_name_of_the_key() {
+fn a_foreign_address_is_refused_without_replace_foreign_address() {
     everywhere_v4(|scenario| {
         for named in NAMED {
             let mut sim = Sim::logged_in(known(scenario.clone(), None, false));
@@ -93,7 +93,7 @@ fn a_server_that_is_not_healed_is_refused_by_the_name_of_the_key() {
 }
 
 #[test]
-fn a_healed_server_announces_its_configured_address() {
+fn replace_foreign_address_uses_the_configured_external_address() {
     everywhere_v4(|scenario| {
         let external = ExternalAddress::Fixed("198.18.0.2".parse().unwrap());
         for named in NAMED {
@@ -105,7 +105,7 @@ fn a_healed_server_announces_its_configured_address() {
 }
 
 #[test]
-fn healing_leaves_what_needs_none_and_what_clients_announce() {
+fn replace_foreign_address_affects_only_foreign_addresses_of_servers() {
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);
         let mut sim = Sim::logged_in(known(scenario.clone(), None, true));
@@ -123,7 +123,7 @@ fn healing_leaves_what_needs_none_and_what_clients_announce() {
 }
 
 #[test]
-fn a_name_that_is_not_resolved_is_refused_until_it_is() {
+fn announcements_are_refused_until_the_external_name_is_resolved() {
     everywhere_v4(|mut scenario| {
         let nat = scenario.nat;
         let t = nat.translation(false);
@@ -162,7 +162,7 @@ fn network(clients: &[&str], servers: &[&str], inspect: bool, policy: Policy) ->
 }
 
 #[test]
-fn a_networks_policy_holds_for_its_connections_alone() {
+fn a_network_policy_applies_only_to_its_own_connections() {
     everywhere(|mut scenario| {
         let inside = ["192.168.150.0/24", "fd00:150::/64"];
         let open = Policy { min_data_port: 20, require_login: false, ..Policy::default() };
@@ -189,7 +189,7 @@ fn a_networks_policy_holds_for_its_connections_alone() {
 }
 
 #[test]
-fn a_denied_port_is_refused_whoever_announces_it_and_never_chosen() {
+fn a_denied_port_is_refused_and_never_chosen() {
     everywhere(|mut scenario| {
         scenario.policy.deny_ports = [3306..=3306, 61000..=61002].into();
         scenario.policy.port_range = 61000..=61003;
@@ -214,7 +214,7 @@ fn a_denied_port_is_refused_whoever_announces_it_and_never_chosen() {
 }
 
 #[test]
-fn a_reload_decides_again_which_network_holds() {
+fn a_reload_reselects_the_network_of_each_session() {
     let mut scenario = with(Nat::Masquerade);
     let strict = Policy { auth_tls: AuthTls::Refuse, ..Policy::default() };
     let mut sim = Sim::logged_in(scenario.clone());
@@ -230,7 +230,7 @@ fn a_reload_decides_again_which_network_holds() {
 }
 
 #[test]
-fn a_network_that_is_not_inspected_is_left_alone_for_good() {
+fn connections_of_an_uninspected_network_leave_the_queue() {
     everywhere(|mut scenario| {
         let servers = ["203.0.113.9/32", "2001:db8:9::9/128"];
         scenario.policy.networks = vec![network(&[], &servers, false, Policy::default())];
@@ -248,7 +248,7 @@ fn a_network_that_is_not_inspected_is_left_alone_for_good() {
 }
 
 #[test]
-fn a_network_that_is_not_inspected_passes_unread_while_the_kernel_does_not_know_it() {
+fn an_uninspected_network_is_forwarded_before_conntrack_knows_the_connection() {
     let mut scenario = with(Nat::Masquerade);
     scenario.policy.networks = vec![network(&["192.168.150.80/32"], &[], false, Policy::default())];
     let t = scenario.nat.translation(false);

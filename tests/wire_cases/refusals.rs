@@ -26,7 +26,7 @@ fn replies(scenario: Scenario, commands: &str) -> (Vec<String>, Vec<String>, Sim
 }
 
 #[test]
-fn case_15_an_announcement_that_is_out_of_bounds_gets_an_error_and_opens_nothing() {
+fn an_invalid_announcement_gets_an_error_and_opens_no_pinhole() {
     everywhere_v4(|scenario| {
         for line in [
             "PORT 10,0,0,2,256,22\r\n",
@@ -51,7 +51,7 @@ fn case_15_an_announcement_that_is_out_of_bounds_gets_an_error_and_opens_nothing
 }
 
 #[test]
-fn case_15_an_announcement_of_a_third_host_is_refused_unless_allowed() {
+fn an_announcement_of_a_third_host_is_refused_unless_allowed() {
     everywhere(|scenario| {
         let third = if scenario.v6 { "[2001:db8:5::5]:5555" } else { "10.99.99.99:5555" };
         let third = third.parse().unwrap();
@@ -69,7 +69,7 @@ fn case_15_an_announcement_of_a_third_host_is_refused_unless_allowed() {
 }
 
 #[test]
-fn case_15_replies_stay_in_order_in_a_pipeline_with_refusals() {
+fn replies_stay_in_order_in_a_pipeline_with_refusals() {
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);
         let bad = active(at(t.client, 22));
@@ -83,7 +83,7 @@ fn case_15_replies_stay_in_order_in_a_pipeline_with_refusals() {
 }
 
 #[test]
-fn a_refused_command_does_not_reach_the_server_in_pieces_either() {
+fn a_refused_command_is_crossed_out_however_it_is_split() {
     let line = "NOOP\r\nPORT 10,99,99,99,21,179\r\nNOOP\r\n";
     for cut in 1..line.len() {
         for nagle in [false, true] {
@@ -103,7 +103,7 @@ fn a_refused_command_does_not_reach_the_server_in_pieces_either() {
 }
 
 #[test]
-fn auth_is_refused_where_the_operator_says_so() {
+fn auth_is_refused_if_the_policy_says_so() {
     let policy = Policy { auth_tls: AuthTls::Refuse, ..Policy::default() };
     let line = b"AUTH TLS\r\n";
     for cut in 1..line.len() {
@@ -119,7 +119,7 @@ fn auth_is_refused_where_the_operator_says_so() {
 }
 
 #[test]
-fn an_announcement_longer_than_can_be_held_is_refused_however_it_is_sent() {
+fn an_announcement_too_long_to_hold_is_refused() {
     let endpoint = "10,99,99,99,21,179";
     for (name, start) in [
         ("blanks before", " ".repeat(600)),
@@ -148,7 +148,7 @@ fn an_announcement_longer_than_can_be_held_is_refused_however_it_is_sent() {
 }
 
 #[test]
-fn whatever_is_refused_and_however_it_is_sent_the_client_gets_an_error_and_goes_on() {
+fn after_any_refusal_the_client_gets_an_error_and_continues() {
     let long = format!("PORT {}10,99,99,99,21,179", "  ".repeat(300));
     let t = Nat::Masquerade.translation(false);
     let good = active(at(t.client, 2200));

@@ -47,7 +47,7 @@ fn in_pieces<'a>(
 }
 
 #[test]
-fn case_6_an_announcement_cut_at_any_byte_arrives_without_a_retransmission() {
+fn an_announcement_split_anywhere_arrives_without_a_retransmission() {
     everywhere(|mut scenario| {
         for nagle in [false, true] {
             (scenario.client.nagle, scenario.server.nagle) = (nagle, nagle);
@@ -66,7 +66,7 @@ fn case_6_an_announcement_cut_at_any_byte_arrives_without_a_retransmission() {
 }
 
 #[test]
-fn case_6_an_announcement_of_one_byte_a_segment_arrives_without_a_retransmission() {
+fn an_announcement_in_one_byte_segments_arrives_without_a_retransmission() {
     everywhere(|mut scenario| {
         for nagle in [false, true] {
             (scenario.client.nagle, scenario.server.nagle) = (nagle, nagle);
@@ -81,7 +81,7 @@ fn case_6_an_announcement_of_one_byte_a_segment_arrives_without_a_retransmission
 }
 
 #[test]
-fn case_6_every_byte_waited_for_arrives_without_a_retransmission() {
+fn an_announcement_sent_with_pauses_arrives_without_a_retransmission() {
     everywhere(|scenario| {
         for (side, said, expected) in both(&scenario) {
             let mut sim = Sim::logged_in(scenario.clone());
@@ -103,7 +103,7 @@ fn case_6_every_byte_waited_for_arrives_without_a_retransmission() {
 }
 
 #[test]
-fn case_6_what_follows_a_held_start_arrives_whole_however_long_it_is() {
+fn a_long_line_after_held_bytes_arrives_complete() {
     let long = "x".repeat(1300);
     let long = long.as_str();
     everywhere(|scenario| {
@@ -123,7 +123,7 @@ fn case_6_what_follows_a_held_start_arrives_whole_however_long_it_is() {
 }
 
 #[test]
-fn case_6_a_retransmission_gets_the_same_rewrite_and_no_second_pinhole() {
+fn a_retransmission_gets_the_same_rewrite_and_no_second_pinhole() {
     for loss_after in 0..12 {
         everywhere(|mut scenario| {
             scenario.client.reslices = loss_after % 2 == 1;
@@ -140,7 +140,7 @@ fn case_6_a_retransmission_gets_the_same_rewrite_and_no_second_pinhole() {
 }
 
 #[test]
-fn case_7_of_several_lines_in_one_segment_the_announcement_alone_is_rewritten() {
+fn only_the_announcement_among_several_lines_is_rewritten() {
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);
         let mut sim = Sim::logged_in(scenario.clone());
@@ -160,7 +160,7 @@ fn case_7_of_several_lines_in_one_segment_the_announcement_alone_is_rewritten() 
 }
 
 #[test]
-fn case_9_telnet_commands_with_urgent_data_are_forwarded_unchanged() {
+fn telnet_commands_with_urgent_data_are_forwarded_unchanged() {
     everywhere(|mut scenario| {
         scenario.client.nagle = false;
         for pieces in [
@@ -191,7 +191,7 @@ fn case_9_telnet_commands_with_urgent_data_are_forwarded_unchanged() {
 }
 
 #[test]
-fn case_9_an_announcement_after_telnet_commands_is_read_however_it_is_cut() {
+fn an_announcement_after_telnet_commands_is_rewritten_wherever_segments_end() {
     let line = b"\xff\xf4\xff\xf2\xff\xfd\x06PORT 192,168,150,80,9,9\r\n";
     let expected = b"\xff\xf4\xff\xf2\xff\xfd\x06PORT 198,51,100,1,9,9\r\n";
     for cut in 0..line.len() {
@@ -213,7 +213,7 @@ fn case_9_an_announcement_after_telnet_commands_is_read_however_it_is_cut() {
 }
 
 #[test]
-fn case_9_a_cr_before_a_command_is_a_blank_however_it_is_cut() {
+fn a_cr_before_a_command_is_treated_as_a_blank() {
     // ProFTPD obeys it; other servers take it for a part of the verb, so nothing is opened.
     for (host, heard) in [("192,168,150,80", "PORT 192,168,150,80,9,9"), ("10,99,99,99", "")] {
         let line = [b"\xff\xf1\r", format!("PORT {host},9,9\r\n").as_bytes()].concat();
@@ -233,7 +233,7 @@ fn case_9_a_cr_before_a_command_is_a_blank_however_it_is_cut() {
 }
 
 #[test]
-fn case_9_the_urgent_pointer_follows_what_a_rewrite_moved() {
+fn the_urgent_pointer_is_adjusted_after_a_rewrite() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     let before = sim.client.sent().len();
     let line = b"PORT 192,168,150,80,9,9\r\n";
@@ -250,7 +250,7 @@ fn case_9_the_urgent_pointer_follows_what_a_rewrite_moved() {
 }
 
 #[test]
-fn case_18_numbers_wrap_at_any_byte_of_an_announcement() {
+fn sequence_numbers_may_wrap_inside_an_announcement() {
     for back in 1..120 {
         everywhere(|mut scenario| {
             scenario.client.isn = 0u32.wrapping_sub(back);
@@ -264,7 +264,7 @@ fn case_18_numbers_wrap_at_any_byte_of_an_announcement() {
 }
 
 #[test]
-fn case_18_sack_blocks_across_a_rewrite_claim_what_has_arrived_and_no_more() {
+fn sack_blocks_across_a_rewrite_cover_only_received_data() {
     for seed in 0..150 {
         let grows = seed % 2 == 0;
         let mut scenario = with(if grows { Nat::PortForward } else { Nat::Masquerade });
@@ -285,7 +285,7 @@ fn case_18_sack_blocks_across_a_rewrite_claim_what_has_arrived_and_no_more() {
 }
 
 #[test]
-fn case_18_a_fin_may_carry_the_last_bytes() {
+fn a_fin_may_carry_the_last_bytes() {
     everywhere(|scenario| {
         for (side, said, expected) in both(&scenario) {
             for cut in 0..said.len() {
@@ -310,7 +310,7 @@ fn case_18_a_fin_may_carry_the_last_bytes() {
 }
 
 #[test]
-fn case_18_what_is_held_back_arrives_before_the_fin() {
+fn held_bytes_are_forwarded_before_the_fin() {
     everywhere(|scenario| {
         for end in ["P", "POR", "PORT 192,168", "EPRT |"] {
             for at_once in [false, true] {
@@ -333,7 +333,7 @@ fn case_18_what_is_held_back_arrives_before_the_fin() {
 }
 
 #[test]
-fn case_18_a_reset_passes_and_closes_all() {
+fn a_reset_is_forwarded_and_closes_all_pinholes() {
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);
         for side in [Client, Server] {
@@ -350,7 +350,7 @@ fn case_18_a_reset_passes_and_closes_all() {
 }
 
 #[test]
-fn case_19_a_rewrite_that_grows_past_the_segment_size_arrives_in_two() {
+fn a_rewrite_beyond_the_mss_is_sent_as_two_segments() {
     for nagle in [false, true] {
         let mut scenario = with(Nat::PortForward);
         scenario.server.mss = 600;
@@ -370,7 +370,7 @@ fn case_19_a_rewrite_that_grows_past_the_segment_size_arrives_in_two() {
 }
 
 #[test]
-fn a_segment_past_a_gap_waits_for_what_is_missing() {
+fn a_segment_after_a_gap_waits_for_the_missing_bytes() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     let next = 1001 + sim.client.sent().len() as u32;
     let later = Segment {
@@ -389,7 +389,7 @@ fn a_segment_past_a_gap_waits_for_what_is_missing() {
 }
 
 #[test]
-fn held_bytes_that_are_sent_again_ask_the_receiver_for_an_acknowledgement() {
+fn retransmitted_held_bytes_solicit_an_acknowledgement_from_the_receiver() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     let segment = |offset: u32, payload: &[u8]| Segment {
         seq: 1001 + 18 + offset,

@@ -88,7 +88,7 @@ fn an_urgent_byte_inside_a_verb_stays_in_the_stream() {
 }
 
 #[test]
-fn a_bare_urgent_pointer_marks_no_byte_that_comes_later() {
+fn an_urgent_pointer_without_data_is_cleared() {
     let mut sim = Sim::logged_in(scenario(Nat::Masquerade));
     for urgent in [0, 1, 3, 4, u16::MAX] {
         let bare = Segment {
@@ -105,7 +105,7 @@ fn a_bare_urgent_pointer_marks_no_byte_that_comes_later() {
 }
 
 #[test]
-fn an_urgent_pointer_past_its_segment_is_not_forwarded() {
+fn an_urgent_pointer_beyond_its_segment_is_cleared() {
     for urgent in [0, 3, 9, 10, u16::MAX] {
         let mut sim = Sim::logged_in(scenario(Nat::Masquerade));
         let said = Segment {
@@ -123,7 +123,7 @@ fn an_urgent_pointer_past_its_segment_is_not_forwarded() {
 }
 
 #[test]
-fn a_retransmission_cannot_mark_another_byte() {
+fn a_retransmission_cannot_mark_another_urgent_byte() {
     let mut sim = Sim::logged_in(scenario(Nat::Masquerade));
     let said = |sim: &Sim, urgent| Segment {
         seq: sim.client.next_number(),
@@ -153,7 +153,7 @@ fn a_retransmission_cannot_mark_another_byte() {
 }
 
 #[test]
-fn a_line_that_is_another_command_without_its_urgent_byte_is_crossed_out() {
+fn a_bounce_hidden_by_an_urgent_byte_is_crossed_out() {
     everywhere_v4(|mut scenario| {
         scenario.client.nagle = false;
         for lead in [
@@ -192,7 +192,7 @@ fn a_line_that_is_another_command_without_its_urgent_byte_is_crossed_out() {
 }
 
 #[test]
-fn no_random_urgent_data_makes_a_command_that_was_not_judged() {
+fn random_urgent_data_never_forms_an_uninspected_command() {
     let parts: [&[u8]; 14] = [
         b"\xff",
         b"\xf4",
@@ -238,7 +238,7 @@ fn no_random_urgent_data_makes_a_command_that_was_not_judged() {
 }
 
 #[test]
-fn a_synch_before_a_long_line_of_telnet_commands_is_judged_as_well() {
+fn a_synch_before_many_telnet_commands_is_inspected() {
     let mut sim = Sim::logged_in(scenario(Nat::Masquerade));
     let before = sim.server.received();
     sim.write_urgent(Client, b"\xff\xf4\xff");
@@ -252,7 +252,7 @@ fn a_synch_before_a_long_line_of_telnet_commands_is_judged_as_well() {
 }
 
 #[test]
-fn a_synch_works_again_and_again() {
+fn repeated_telnet_synchs_are_forwarded() {
     everywhere_v4(|mut scenario| {
         scenario.client.nagle = false;
         let mut sim = Sim::logged_in(scenario);
@@ -271,7 +271,7 @@ fn a_synch_works_again_and_again() {
 }
 
 #[test]
-fn urgent_data_of_a_server_is_in_the_stream_of_its_client() {
+fn urgent_data_of_a_server_stays_in_the_stream() {
     everywhere_v4(|mut scenario| {
         scenario.server.nagle = false;
         let mut sim = Sim::logged_in(scenario.clone());
@@ -290,7 +290,7 @@ fn urgent_data_of_a_server_is_in_the_stream_of_its_client() {
 }
 
 #[test]
-fn an_announcement_with_an_urgent_byte_is_read_as_every_server_reads_it() {
+fn an_announcement_with_an_urgent_byte_is_rewritten() {
     let mut sim = Sim::logged_in(scenario(Nat::Masquerade));
     let t = sim.translation;
     let line = active(at(t.client, 2345));
@@ -304,7 +304,7 @@ fn an_announcement_with_an_urgent_byte_is_read_as_every_server_reads_it() {
 
 /// A server would take the line end, or the start of the next line, out of the stream.
 #[test]
-fn an_urgent_line_end_is_in_the_stream() {
+fn an_urgent_line_end_stays_in_the_stream() {
     everywhere(|scenario| {
         let mut sim = Sim::logged_in(scenario);
         let line = b"\xff\xf4\xff\xf2ABOR\r\n";

@@ -50,7 +50,7 @@ fn assert_followed(sim: &mut Sim) {
 }
 
 #[test]
-fn a_keep_alive_is_answered_whatever_is_held_or_unacknowledged() {
+fn a_keep_alive_is_answered_despite_held_or_unacknowledged_data() {
     everywhere(|scenario| {
         for probe in PROBES {
             for said in ["", "P", "PORT 1", "NOO", "NOOP\r\n"] {
@@ -71,7 +71,7 @@ fn a_keep_alive_is_answered_whatever_is_held_or_unacknowledged() {
 }
 
 #[test]
-fn a_closed_window_delays_an_announcement_and_nothing_else() {
+fn a_closed_window_only_delays_an_announcement() {
     everywhere(|scenario| {
         for probe in PROBES {
             for cut in [1, 7, 20] {
@@ -94,7 +94,7 @@ fn a_closed_window_delays_an_announcement_and_nothing_else() {
 }
 
 #[test]
-fn a_window_opens_again_although_its_update_is_lost() {
+fn a_window_reopens_although_its_update_is_lost() {
     for probe in PROBES {
         for seed in 0..100 {
             let mut scenario = probing(with(Nat::Masquerade), probe);
@@ -112,7 +112,7 @@ fn a_window_opens_again_although_its_update_is_lost() {
 }
 
 #[test]
-fn both_ends_may_close_at_once() {
+fn both_ends_can_close_simultaneously() {
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);
         for held in ["", "PO", "PORT 1"] {
@@ -130,7 +130,7 @@ fn both_ends_may_close_at_once() {
 }
 
 #[test]
-fn the_same_endpoints_may_be_used_again_at_once() {
+fn a_closed_connections_tuple_can_be_reused_at_once() {
     everywhere(|mut scenario| {
         scenario.link.reorder = 0.3;
         let mut sim = Sim::logged_in(scenario);
@@ -153,7 +153,7 @@ fn the_same_endpoints_may_be_used_again_at_once() {
 }
 
 #[test]
-fn endpoints_of_a_connection_whose_end_was_not_seen_may_be_used_again() {
+fn the_tuple_of_an_unclosed_connection_can_be_reused() {
     everywhere(|scenario| {
         let mut sim = Sim::logged_in(scenario);
         assert_followed(&mut sim);
@@ -167,7 +167,7 @@ fn endpoints_of_a_connection_whose_end_was_not_seen_may_be_used_again() {
 }
 
 #[test]
-fn a_connection_whose_handshake_was_not_seen_passes_where_another_has_just_ended() {
+fn a_reused_tuple_with_a_partial_handshake_is_forwarded_unchanged() {
     everywhere(|scenario| {
         let mut sim = Sim::logged_in(scenario);
         assert_followed(&mut sim);
@@ -203,7 +203,7 @@ fn a_connection_whose_handshake_was_not_seen_passes_where_another_has_just_ended
 }
 
 #[test]
-fn a_syn_ack_that_a_stranger_sends_changes_nothing() {
+fn a_spoofed_syn_ack_and_greeting_change_nothing() {
     everywhere(|scenario| {
         for still in [0, 20] {
             let mut sim = Sim::logged_in(scenario.clone());
@@ -230,7 +230,7 @@ fn a_syn_ack_that_a_stranger_sends_changes_nothing() {
 }
 
 #[test]
-fn a_reset_near_the_numbers_ends_nothing() {
+fn a_reset_near_the_window_does_not_end_the_session() {
     everywhere(|scenario| {
         for (side, away) in [(Client, 1000), (Client, -40), (Server, 66_000), (Server, -40)] {
             let mut sim = Sim::logged_in(scenario.clone());
@@ -249,7 +249,7 @@ fn a_reset_near_the_numbers_ends_nothing() {
 }
 
 #[test]
-fn a_segment_far_outside_the_window_does_not_become_one_inside() {
+fn a_segment_far_outside_the_window_is_dropped() {
     everywhere(|scenario| {
         let mut sim = Sim::logged_in(scenario);
         sim.write(Client, b"PORT 1");
@@ -271,7 +271,7 @@ fn a_segment_far_outside_the_window_does_not_become_one_inside() {
 }
 
 #[test]
-fn of_overlapping_segments_the_first_bytes_count() {
+fn overlapping_segments_retain_the_bytes_inspected_first() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     let first = next_of_client(&sim, b"NOOP 10,99,99,99,21,179\r\nTYP");
     let mut second = next_of_client(&sim, b"PORT 10,99,99,99,21,179\r\nTYPE I\r\nPORT 10,9");
@@ -286,7 +286,7 @@ fn of_overlapping_segments_the_first_bytes_count() {
 }
 
 #[test]
-fn ip_options_and_congestion_marks_go_on_with_a_rewrite() {
+fn ip_options_and_ecn_marks_survive_a_rewrite() {
     everywhere(|mut scenario| {
         let settings = Settings { ip_options: true, ecn: true, ..Settings::default() };
         scenario.client = settings.clone();
@@ -308,7 +308,7 @@ fn ip_options_and_congestion_marks_go_on_with_a_rewrite() {
 }
 
 #[test]
-fn an_announcement_cut_or_joined_behind_the_gateway_is_one() {
+fn an_announcement_resegmented_behind_the_gateway_still_arrives() {
     everywhere_v4(|mut scenario| {
         for (split, merge) in [(1.0, 0.0), (0.0, 1.0), (0.7, 0.7)] {
             scenario.link = Link { split, merge, ..Link::default() };
@@ -324,7 +324,7 @@ fn an_announcement_cut_or_joined_behind_the_gateway_is_one() {
 }
 
 #[test]
-fn a_client_that_lies_about_what_it_has_is_heard_and_refused_as_before() {
+fn a_false_acknowledgement_does_not_disable_refusals() {
     everywhere(|scenario| {
         let mut sim = Sim::logged_in(Scenario { queues_acks: true, ..scenario });
         let lie = next_of_client(&sim, b"");

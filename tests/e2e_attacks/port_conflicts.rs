@@ -113,7 +113,7 @@ fn published(lab: &Lab, how: &str) {
 }
 
 #[test]
-fn a_published_port_is_not_given_to_a_client() {
+fn a_published_port_is_not_assigned_to_a_client() {
     thread::scope(|scope| {
         for (how, back_end) in [
             ("nft", "nftables"),
@@ -133,7 +133,7 @@ fn a_published_port_is_not_given_to_a_client() {
 }
 
 #[test]
-fn a_port_that_is_published_later_is_not_given_to_a_client() {
+fn a_port_published_later_is_not_assigned_to_a_client() {
     thread::scope(|scope| {
         for how in ["nft", "iptables-nft"] {
             scope.spawn(move || {
@@ -148,7 +148,7 @@ fn a_port_that_is_published_later_is_not_given_to_a_client() {
 }
 
 #[test]
-fn a_port_that_the_gateway_listens_on_is_not_given_to_a_client() {
+fn a_port_of_the_gateway_is_not_assigned_to_clients() {
     with_each_back_end(|back_end| {
         let scene = scene(Topology::Masquerade, back_end, |_| {});
         let _service = serve(&scene.gateway.lab.gateway, ANNOUNCED);
@@ -158,7 +158,7 @@ fn a_port_that_the_gateway_listens_on_is_not_given_to_a_client() {
 
 /// What a published server announces is at the gateway's address, too.
 #[test]
-fn a_port_that_the_gateway_listens_on_is_not_given_to_a_server() {
+fn a_port_of_the_gateway_is_not_assigned_to_servers() {
     with_each_back_end(|back_end| {
         let scene = scene(Topology::PublishedServer, back_end, |_| {});
         let lab = &scene.gateway.lab;
@@ -175,7 +175,7 @@ fn a_port_that_the_gateway_listens_on_is_not_given_to_a_server() {
 
 /// Rules that translate what the server announces to the server itself are no reason for another port.
 #[test]
-fn a_server_keeps_the_ports_that_are_published_for_it() {
+fn ports_published_for_the_ftp_server_are_not_replaced() {
     with_each_back_end(|back_end| {
         let scene = scene(Topology::PublishedServer, back_end, |lab| {
             let server = lab.server.address(Family::V4);

@@ -69,7 +69,7 @@ fn assert_unmoved(forged: impl Fn(&Scene, &Seen)) {
 const FAR: [u32; 5] = [0, 1 << 20, 1 << 30, 1 << 31, 3 << 30];
 
 #[test]
-fn a_forged_syn_ack_and_what_follows_it_change_nothing() {
+fn spoofed_syn_acks_and_greetings_change_nothing() {
     assert_unmoved(|scene, seen| {
         for offset in FAR {
             let numbers = (seen.next.0.wrapping_add(offset), seen.next.1.wrapping_add(offset));
@@ -81,7 +81,7 @@ fn a_forged_syn_ack_and_what_follows_it_change_nothing() {
 }
 
 #[test]
-fn a_forged_reset_changes_nothing() {
+fn spoofed_resets_change_nothing() {
     assert_unmoved(|scene, seen| {
         for offset in [1 << 19, 0u32.wrapping_sub(1 << 19), 1 << 21, 1 << 31] {
             let numbers = (seen.next.0.wrapping_add(offset), seen.next.1);
@@ -93,7 +93,7 @@ fn a_forged_reset_changes_nothing() {
 }
 
 #[test]
-fn forged_replies_change_nothing() {
+fn spoofed_replies_change_nothing() {
     assert_unmoved(|scene, seen| {
         for offset in [1 << 19, 0u32.wrapping_sub(1 << 19), 1 << 21, 1 << 31] {
             let numbers = (seen.next.0.wrapping_add(offset), seen.next.1);
@@ -108,7 +108,7 @@ fn forged_replies_change_nothing() {
 
 /// The login that a client waits for is the server's to accept.
 #[test]
-fn a_forged_230_is_no_login() {
+fn a_spoofed_230_is_not_a_login() {
     let scene = Scene::new(Topology::Masquerade, &json!({"extra": {"PASS wrong": "530 No"}}));
     let lab = &scene.gateway.lab;
     let outer = Capture::start(&lab.gateway, lab.server_side(), "tcp port 21").unwrap();

@@ -86,7 +86,7 @@ impl Restarted {
 }
 
 #[test]
-fn a_dialogue_goes_on_after_a_restart() {
+fn inspection_continues_after_a_restart() {
     for (command, reply) in [(b"PASV\r\n", PASSIVE), (b"EPSV\r\n", EXTENDED)] {
         let mut gateway = Restarted::new();
         assert_eq!(gateway.take(Client, 0, 0, command), PacketOutcome::Accept);
@@ -98,7 +98,7 @@ fn a_dialogue_goes_on_after_a_restart() {
 
 /// A line that died behind the gateway is sent again as another.
 #[test]
-fn after_a_restart_the_bytes_at_a_number_are_those_that_were_read_before() {
+fn after_a_restart_a_retransmission_retains_its_original_bytes() {
     let mut gateway = Restarted::new();
     let line = b"NOOP xxxxxxxxxxxxxxxxxx\r\n";
     assert_eq!(gateway.take(Client, 0, 0, line), PacketOutcome::Accept);
@@ -109,7 +109,7 @@ fn after_a_restart_the_bytes_at_a_number_are_those_that_were_read_before() {
 }
 
 #[test]
-fn it_opens_nothing_where_packets_may_have_passed_unread() {
+fn no_pinhole_opens_if_packets_may_have_passed_unread() {
     for (unseen, lapses) in [(0, false), (0, true), (31, false), (31, true)] {
         let mut gateway = Restarted::new();
         if lapses {
@@ -124,7 +124,7 @@ fn it_opens_nothing_where_packets_may_have_passed_unread() {
 
 /// Else a client could say one thing to the server while nobody reads, and another at the same numbers to us.
 #[test]
-fn after_a_lapse_a_command_waits_until_the_server_has_said_what_it_has() {
+fn after_downtime_a_command_waits_for_the_servers_acknowledgement() {
     for unread in [0, PORT.len() as u32] {
         let mut gateway = Restarted::new();
         gateway.sim.engine().record_downtime();
@@ -138,7 +138,7 @@ fn after_a_lapse_a_command_waits_until_the_server_has_said_what_it_has() {
 }
 
 #[test]
-fn it_waits_in_the_queue_where_it_may_and_need_not_be_sent_again() {
+fn after_downtime_a_command_can_wait_in_the_queue() {
     let patient = PacketMeta { may_wait: true, ..PacketMeta::default() };
     for (unread, becomes) in [(0, Decision::Accept), (PORT.len() as u32, Decision::Drop)] {
         let mut gateway = Restarted::new();
@@ -158,7 +158,7 @@ fn it_waits_in_the_queue_where_it_may_and_need_not_be_sent_again() {
 
 /// A daemon that was stopped while it decided finds that what it changed may have passed by unchanged.
 #[test]
-fn what_is_taken_back_leaves_a_connection_as_its_ends_have_it() {
+fn rolling_back_a_late_rewrite_leaves_the_connection_usable() {
     let mut gateway = Restarted::of(Nat::Masquerade);
     let line = b"EPRT |1|192.168.150.80|3762|\r\n";
     gateway.sim.daemon.lapses = true;
@@ -176,7 +176,7 @@ fn what_is_taken_back_leaves_a_connection_as_its_ends_have_it() {
 }
 
 #[test]
-fn the_start_of_a_line_that_passed_is_not_held_back_when_it_is_sent_again() {
+fn a_retransmitted_line_start_that_passed_unread_is_not_held() {
     for (side, line) in [(Server, &b"221 bye\r\n"[..]), (Client, b"PASV\r\n")] {
         let mut gateway = Restarted::new();
         gateway.take(side, 0, 0, &line[..1]);
@@ -190,7 +190,7 @@ fn the_start_of_a_line_that_passed_is_not_held_back_when_it_is_sent_again() {
 }
 
 #[test]
-fn a_port_behind_lines_that_passed_unread_goes_on_once_the_server_has_them_and_opens_nothing() {
+fn a_port_after_unread_lines_is_forwarded_without_a_pinhole() {
     let mut gateway = Restarted::new();
     let first = gateway.take(Client, 8, 20, PORT);
     assert!(matches!(first, PacketOutcome::Replace | PacketOutcome::Drop), "{first:?}");
@@ -204,7 +204,7 @@ fn a_port_behind_lines_that_passed_unread_goes_on_once_the_server_has_them_and_o
 /// The start of a line was dropped while nobody was there, and the other end acknowledged it all the same: so its sender
 /// goes on in the middle of it.
 #[test]
-fn the_rest_of_a_line_whose_start_was_dropped_announces_nothing() {
+fn a_line_without_its_dropped_start_opens_no_pinhole() {
     let mut gateway = Restarted::new();
     gateway.take(Client, 12, 8, b"NOOP\r\n");
     gateway.take(Server, 8, 12, PASSIVE);
@@ -217,7 +217,7 @@ fn the_rest_of_a_line_whose_start_was_dropped_announces_nothing() {
 
 /// A connection on which nothing was said yet.
 #[test]
-fn after_a_lapse_a_server_greets_a_client_that_it_knows() {
+fn after_downtime_a_greeting_is_forwarded() {
     for says in ["220 ready\r\n", "220-a\r\n220 ready\r\n"] {
         let mut sim = Sim::new(with(Nat::Masquerade));
         let (client, server) = (sim.client.next_number(), sim.server.next_number());
@@ -233,7 +233,7 @@ fn after_a_lapse_a_server_greets_a_client_that_it_knows() {
 
 /// The end of one connection and the start of another may have passed unread.
 #[test]
-fn after_a_lapse_what_has_other_numbers_goes_on() {
+fn after_downtime_segments_of_a_new_connection_are_forwarded() {
     let take = |lapses| {
         let mut gateway = Restarted::new();
         assert_eq!(gateway.take(Client, 0, 0, b"NOOP\r\n"), PacketOutcome::Accept);
@@ -248,7 +248,7 @@ fn after_a_lapse_what_has_other_numbers_goes_on() {
 
 /// One that began while packets passed by, or in the place of one that is known, has waited for nothing.
 #[test]
-fn late_packets_of_connections_that_are_not_known_are_decided() {
+fn late_packets_of_unknown_connections_get_a_verdict() {
     let late = PacketMeta { is_late: true, ..PacketMeta::default() };
     let take = |prepare: fn(&mut Sim), from, number, payload: &[u8]| {
         let mut gateway = Restarted::new();

@@ -158,7 +158,7 @@ fn assert_answered_in_time(scene: &Scene, kind: Kind) {
 }
 
 #[test]
-fn forged_packets_keep_no_client_waiting() {
+fn spoofed_packets_do_not_delay_other_clients() {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
     fill(&scene.gateway.lab.gateway, ENTRIES);
     for kind in [Kind::Ports, Kind::Midstream, Kind::Lookalike, Kind::SynAck, Kind::Published] {
@@ -167,14 +167,14 @@ fn forged_packets_keep_no_client_waiting() {
 }
 
 #[test]
-fn forged_syn_acks_keep_not_even_their_own_client_waiting() {
+fn spoofed_syn_acks_do_not_delay_their_own_client() {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
     assert_answered_in_time(&scene, Kind::OwnSynAck);
 }
 
 /// The daemon asks about each session whose numbers are adjusted whether it is still there.
 #[test]
-fn a_daemon_whose_sessions_conntrack_forgot_stops_at_once() {
+fn the_daemon_stops_quickly_if_conntrack_lost_its_sessions() {
     const SESSIONS: usize = 200;
     let configuration = "policy.max-pinholes-per-client = 1000\n";
     let mut scene = Scene::with(Topology::Masquerade, configuration, &json!({}));

@@ -93,7 +93,7 @@ fn transferred(lab: &Lab, first: &str) -> String {
 }
 
 #[test]
-fn a_connection_on_the_endpoints_of_a_vanished_one_is_followed() {
+fn a_control_connection_on_a_reused_tuple_is_inspected() {
     // Calm, of which lines pass; of which every packet is queued.
     for first in ["NOOP", "PORT 192,168,150,80,14,178"] {
         with_each_back_end(|back_end| {
@@ -108,7 +108,7 @@ fn a_connection_on_the_endpoints_of_a_vanished_one_is_followed() {
 
 /// Where there is no room to note its SYN, that waits.
 #[test]
-fn it_waits_where_many_do_the_same() {
+fn a_syn_waits_if_the_reused_tuples_set_is_full() {
     let lab = Lab::new(Topology::Masquerade).unwrap();
     let _daemon = Daemon::start(&executable_without_owner(&lab), &lab.gateway, "").unwrap();
     let _server = start_server(&lab);

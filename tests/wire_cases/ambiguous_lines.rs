@@ -80,7 +80,7 @@ const LEADS: [&[u8]; 26] = [
 ];
 
 #[test]
-fn an_announcement_that_any_server_would_see_is_refused_however_it_is_cut() {
+fn a_hidden_bounce_is_refused_wherever_segments_end() {
     let mut attacks = 0;
     for lead in LEADS {
         for verb in [
@@ -136,7 +136,7 @@ fn rounds() -> usize {
 
 /// What servers may read in two ways, whole, in two pieces, or byte by byte.
 #[test]
-fn what_opens_in_pieces_opens_as_a_whole() {
+fn splitting_a_line_never_opens_more_pinholes() {
     let own = Nat::Masquerade.translation(false).client;
     let announcement = active(at(own, 2200));
     let own: [&[u8]; 6] =
@@ -165,7 +165,7 @@ fn what_opens_in_pieces_opens_as_a_whole() {
 
 /// Whatever is put together of what hides verbs, cut anywhere.
 #[test]
-fn no_mixture_of_line_ends_and_telnet_commands_makes_an_announcement() {
+fn random_line_ends_and_telnet_commands_never_hide_a_bounce() {
     let own: [&[u8]; 8] =
         [b"PORT ", b"EPRT ", b"PO", b"RT ", b"P", b"E", b"ORT ", b"10,99,99,99,9,9"];
     let parts = [&own[..], &ODD, &[b"\xff\xfa", b"\xff\xf0"]].concat();
@@ -186,7 +186,7 @@ fn no_mixture_of_line_ends_and_telnet_commands_makes_an_announcement() {
 
 /// Longer than is kept of an unfinished line.
 #[test]
-fn an_announcement_far_behind_the_start_of_its_line_is_refused() {
+fn a_bounce_far_into_its_line_is_refused() {
     for lead in [&b"\r"[..], b"\0", b"\r\xff\xf4z", b"\n"] {
         let verb = [lead, b"PORT ", THIRD.as_bytes()].concat();
         let line = [b"RETR ", "x".repeat(3000).as_bytes(), &verb, b"\r\n"].concat();
@@ -202,7 +202,7 @@ fn an_announcement_far_behind_the_start_of_its_line_is_refused() {
 }
 
 #[test]
-fn nothing_opens_behind_a_line_that_servers_end_elsewhere_until_all_is_answered() {
+fn no_pinhole_opens_while_an_ambiguous_line_is_pending() {
     everywhere_v4(|scenario| {
         let t = scenario.nat.translation(false);
         let (line, seen) = (active(at(t.client, 2200)), active(at(t.client_external, 2200)));
@@ -214,7 +214,10 @@ fn nothing_opens_behind_a_line_that_servers_end_elsewhere_until_all_is_answered(
             assert_eq!(sim.say(Client, &pipelined), pipelined, "{odd:?}");
             assert_eq!(sim.kernel.opened, []);
             let decision = sim.decisions().pop().unwrap();
-            assert!(decision.ends_with("the ends may not agree where lines end"), "{decision}");
+            assert!(
+                decision.ends_with("client and server may disagree where lines end"),
+                "{decision}"
+            );
             sim.say(Server, b"200 ok\r\n200 ok\r\n");
             assert_eq!(text(sim.say(Client, line.as_bytes())), seen, "{odd:?}");
         }
@@ -222,7 +225,7 @@ fn nothing_opens_behind_a_line_that_servers_end_elsewhere_until_all_is_answered(
 }
 
 #[test]
-fn a_reply_that_does_not_begin_and_end_with_cr_lf_opens_nothing() {
+fn a_reply_not_delimited_by_crlf_opens_no_pinhole() {
     everywhere_v4(|scenario| {
         let t = scenario.nat.translation(false);
         let line = passive(at(t.server, 5000));
@@ -246,7 +249,7 @@ fn a_reply_that_does_not_begin_and_end_with_cr_lf_opens_nothing() {
 
 /// pyftpdlib takes it for one command, and answers with what it was asked for.
 #[test]
-fn an_argument_that_a_server_repeats_is_no_announcement() {
+fn an_argument_echoed_by_the_server_opens_no_pinhole() {
     let forged = "229 x (|||3306|)";
     for lead in ["SIZE a\n", "SIZE a\nNOOP\n", "SIZE a\r", "SIZE a\0"] {
         let mut sim = Sim::logged_in(with(Nat::PortForward));
@@ -264,7 +267,7 @@ pub fn halves_of_listing() -> (String, String) {
 }
 
 #[test]
-fn a_listing_on_the_control_connection_is_no_announcement() {
+fn a_listing_on_the_control_connection_opens_no_pinhole() {
     for command in ["STAT x", "stat x*", "MLST x", "SITE INDEX x", "HELP x"] {
         // With names in it, whoever made them.
         let mut sim = Sim::logged_in(with(Nat::PortForward));
@@ -281,7 +284,7 @@ fn a_listing_on_the_control_connection_is_no_announcement() {
 
 /// Servers show files that uploaders made, and one makes line ends of what is in them.
 #[test]
-fn a_file_that_a_server_shows_is_no_announcement() {
+fn a_file_shown_in_a_reply_opens_no_pinhole() {
     for (command, code) in
         [("CWD x", "250"), ("PASS x", "230"), ("NLST", "226"), ("CDUP", "200"), ("QUIT", "")]
     {
@@ -298,7 +301,7 @@ fn a_file_that_a_server_shows_is_no_announcement() {
 }
 
 #[test]
-fn pipelines_of_what_holds_no_names_open_as_ever() {
+fn pipelined_pasv_after_commands_without_listings_opens_a_pinhole() {
     let t = Nat::PortForward.translation(false);
     for before in ["TYPE I", "CWD x", "PWD", "NOOP", "MODE S", "SIZE x", "MDTM x", "STAT", "REST 0"]
     {
@@ -320,7 +323,7 @@ fn request(verb: &str, body: &str) -> String {
 }
 
 #[test]
-fn a_request_whose_method_is_an_ftp_verb_opens_nothing_and_what_is_refused_is() {
+fn an_http_request_with_an_ftp_verb_opens_no_pinhole() {
     let t = Nat::Masquerade.translation(false);
     let third = active("10.99.99.99:2200".parse().unwrap());
     for verb in ["USER", "PASS", "NOOP", "RETR", "QUIT", "STAT", "HELP", "user", "PORT", "AUTH"] {
@@ -341,7 +344,7 @@ fn a_request_whose_method_is_an_ftp_verb_opens_nothing_and_what_is_refused_is() 
 }
 
 #[test]
-fn what_no_ftp_client_says_closes_what_is_open_at_any_time() {
+fn a_line_of_another_protocol_closes_open_pinholes() {
     let t = Nat::Masquerade.translation(false);
     let own = active(at(t.client, 2200));
     for line in
@@ -358,7 +361,7 @@ fn what_no_ftp_client_says_closes_what_is_open_at_any_time() {
 }
 
 #[test]
-fn a_client_that_speaks_before_the_greeting_opens_nothing_and_what_is_refused_is() {
+fn bounces_are_refused_from_clients_that_precede_the_greeting() {
     let t = Nat::Masquerade.translation(false);
     let (own, third) = (active(at(t.client, 2200)), active("10.99.99.99:2200".parse().unwrap()));
     for first in ["USER x\r\n", "\r\n", "GET / HTTP/1.1\r\n", "\u{16}\u{3}\n"] {
@@ -383,7 +386,7 @@ fn a_client_that_speaks_before_the_greeting_opens_nothing_and_what_is_refused_is
 }
 
 #[test]
-fn before_the_greeting_a_refused_command_is_refused_however_it_is_cut() {
+fn refused_commands_before_the_greeting_are_crossed_out_however_split() {
     let third = |verb, end| format!("{verb}{THIRD}{end}");
     let refused = [
         third("PORT ", "\r\n"),
@@ -414,7 +417,7 @@ fn before_the_greeting_a_refused_command_is_refused_however_it_is_cut() {
 }
 
 #[test]
-fn what_is_refused_is_refused_from_the_first_reply_after_a_pickup_on_however_it_is_cut() {
+fn refusals_apply_after_a_picked_up_sessions_first_reply() {
     let third = format!("PORT {THIRD}\r\n");
     for line in ["AUTH TLS\r\n", &third, "PORT 10,0,x\r\n", "EPRT |2|fe80::1%1|5282|\r\n"] {
         for cut in 0..line.len() {
@@ -432,7 +435,7 @@ fn what_is_refused_is_refused_from_the_first_reply_after_a_pickup_on_however_it_
 }
 
 #[test]
-fn what_speaks_first_to_a_server_of_another_protocol_does_not_wait() {
+fn client_first_protocols_are_not_delayed() {
     // A byte that may begin an announcement ends a segment.
     for request in [
         &b"GET / HTTP/1.1\r\n\r\nP"[..],
@@ -451,7 +454,7 @@ fn what_speaks_first_to_a_server_of_another_protocol_does_not_wait() {
 }
 
 #[test]
-fn a_client_that_lies_about_the_greeting_is_refused_as_before() {
+fn a_false_acknowledgement_of_the_greeting_does_not_disable_refusals() {
     let third = active("10.99.99.99:2200".parse().unwrap());
     for greeted in [false, true] {
         let mut sim = Sim::new(with(Nat::Masquerade));
@@ -471,7 +474,7 @@ fn a_client_that_lies_about_the_greeting_is_refused_as_before() {
 }
 
 #[test]
-fn plain_text_after_a_234_is_no_login() {
+fn plain_text_after_a_234_does_not_count_as_login() {
     let t = Nat::Masquerade.translation(false);
     let (own, seen) = (active(at(t.client, 2200)), active(at(t.client_external, 2200)));
     let data = b"\x17\x03\x03\x00\x01x";
@@ -510,7 +513,7 @@ fn plain_text_after_a_234_is_no_login() {
 }
 
 #[test]
-fn a_second_user_ends_the_login_before() {
+fn a_second_user_command_ends_the_login() {
     let t = Nat::Masquerade.translation(false);
     let (own, seen) = (active(at(t.client, 2200)), active(at(t.client_external, 2200)));
     for (line, reply) in [("USER y\r\n", "331 x\r\n"), ("user y\r\n", ""), ("REIN\r\n", "")] {
@@ -527,7 +530,7 @@ fn a_second_user_ends_the_login_before() {
 }
 
 #[test]
-fn what_is_refused_counts_once() {
+fn a_refusal_is_counted_once() {
     for line in [
         &b"PO\xff\xf1RT 10,99,99,99,9,9\r\n"[..],
         b"\0PORT 10,99,99,99,9,9\r\n",
@@ -548,7 +551,7 @@ fn what_is_refused_counts_once() {
 }
 
 #[test]
-fn a_third_host_is_refused_where_the_start_was_not_seen_as_soon_as_the_server_is_one_of_ftp() {
+fn a_picked_up_session_refuses_bounces_after_an_ftp_reply() {
     everywhere(|scenario| {
         let host = if scenario.v6 { "[fd99::9]:2200" } else { "10.99.99.99:2200" };
         let third = active(host.parse().unwrap());

@@ -30,7 +30,7 @@ fn limit(scene: &Scene, name: &str) -> u64 {
 }
 
 #[test]
-fn an_end_that_cannot_be_noted_is_still_seen() {
+fn a_close_is_detected_although_the_closing_set_is_full() {
     // The fast path needs no note of an end.
     let scene =
         Scene::with_open_table(Topology::Routed, "[queue]\nfast-path = \"off\"\n", &json!({}));
@@ -44,7 +44,7 @@ fn an_end_that_cannot_be_noted_is_still_seen() {
 }
 
 #[test]
-fn a_full_set_of_pinholes_refuses_and_is_counted() {
+fn a_full_pinhole_set_refuses_announcements_and_is_counted() {
     let scene = Scene::with_open_table(Topology::Masquerade, NFTABLES, &json!({}));
     fill(&scene, "pinholes4", |number| {
         let [_, _, high, low] = number.to_be_bytes();
@@ -64,7 +64,7 @@ fn a_full_set_of_pinholes_refuses_and_is_counted() {
 
 /// What a client opened and closed is gone, translations included.
 #[test]
-fn closed_pinholes_leave_nothing_in_the_maps() {
+fn closed_pinholes_leave_no_map_elements() {
     let scene = Scene::with_open_table(Topology::Masquerade, NFTABLES, &json!({}));
     let steps: Vec<_> =
         (1..=20).flat_map(|low| [say(&format!("PORT 192,168,150,80,9,{low}")), reply()]).collect();

@@ -7,8 +7,8 @@ use ftp_alg_core::{
 };
 
 use crate::{
+    ambiguous_lines::halves_of_listing,
     everywhere,
-    readings::halves_of_listing,
     support::{
         ftp::{at, passive, text},
         scenario::Nat,
@@ -69,7 +69,7 @@ impl Ends {
 
 /// By its window a client has a server stop wherever it wants.
 #[test]
-fn a_listing_that_its_client_has_stop_is_no_announcement_either() {
+fn a_listing_stalled_by_the_client_window_opens_no_pinhole() {
     let mut ends = Ends::new();
     let (first, second) = halves_of_listing();
     ends.reply(&first, ACK);
@@ -82,7 +82,7 @@ fn a_listing_that_its_client_has_stop_is_no_announcement_either() {
 }
 
 #[test]
-fn what_may_be_the_rest_of_a_reply_is_no_announcement() {
+fn a_possible_remainder_of_an_earlier_reply_opens_no_pinhole() {
     let length = REPLY.len() as u16;
     let mut ends = Ends::after_a_listing();
     ends.command("EPSV\r\n", length + 1);
@@ -143,7 +143,7 @@ fn what_may_be_the_rest_of_a_reply_is_no_announcement() {
 }
 
 #[test]
-fn clients_that_list_on_the_control_connection_transfer_as_ever() {
+fn transfers_work_after_a_listing_on_the_control_connection() {
     everywhere(|scenario| {
         let v6 = scenario.v6;
         let t = scenario.nat.translation(v6);

@@ -88,7 +88,7 @@ impl Attack {
 
 /// The tests would find it.
 #[test]
-fn without_a_gateway_pieces_make_an_announcement() {
+fn without_the_gateway_overlapping_segments_form_an_announcement() {
     for prefers in ALL {
         let mut victim = Victim::new(prefers, 1000);
         let (cut, line) = (b"NOOP x\r\n", format!("SITE xxx{BOUNCE}"));
@@ -110,7 +110,7 @@ fn without_a_gateway_pieces_make_an_announcement() {
 
 /// A line that holds an announcement where another one ends, in every place and order.
 #[test]
-fn a_line_cut_by_another_is_executed_as_it_was_read() {
+fn a_line_overlapped_by_another_is_executed_as_inspected() {
     let long = format!("SITE xxxxxxxxxxxx{BOUNCE}");
     for prefers in ALL {
         for start in -8..12 {
@@ -139,7 +139,7 @@ fn a_line_cut_by_another_is_executed_as_it_was_read() {
 }
 
 #[test]
-fn a_line_that_died_behind_the_gateway_is_what_is_at_its_numbers() {
+fn a_line_lost_after_inspection_still_owns_its_sequence_numbers() {
     for prefers in ALL {
         let mut attack = Attack::new(prefers);
         assert!(attack.send(0, b"NOOP xxxxxxxxxxxxxxxxxxxxxxxxx\r\n").is_some());
@@ -152,7 +152,7 @@ fn a_line_that_died_behind_the_gateway_is_what_is_at_its_numbers() {
 
 /// The start of an announcement, and what completes it as the rest of a line before and behind it.
 #[test]
-fn a_start_completed_by_what_overlaps_it_is_judged() {
+fn a_line_completed_by_an_overlapping_segment_is_inspected() {
     for prefers in ALL {
         for reaches in [true, false] {
             let mut attack = Attack::new(prefers);
@@ -171,7 +171,7 @@ fn a_start_completed_by_what_overlaps_it_is_judged() {
 }
 
 #[test]
-fn a_probe_by_a_byte_that_the_server_has_hides_nothing() {
+fn bytes_before_the_window_do_not_hide_an_announcement() {
     for prefers in ALL {
         for probe in ["x", "\n", "\r\n", "SITE x\r\n"] {
             let mut attack = Attack::new(prefers);
@@ -246,7 +246,7 @@ fn random_attack(seed: u64) {
 }
 
 #[test]
-fn no_attack_makes_a_server_execute_an_announcement_that_was_not_judged() {
+fn random_segments_never_make_a_server_execute_an_uninspected_announcement() {
     for seed in 0..rounds() {
         random_attack(seed);
     }
@@ -257,7 +257,7 @@ fn rounds() -> u64 {
 }
 
 #[test]
-fn a_pipeline_with_a_gap_is_read_in_the_order_of_its_numbers() {
+fn a_pipeline_with_a_gap_is_inspected_in_sequence_order() {
     let t = Nat::Masquerade.translation(false);
     let (port, seen) = (active(at(t.client, 2200)), active(at(t.client_external, 2200)));
     for prefers in ALL {
@@ -277,7 +277,7 @@ fn a_pipeline_with_a_gap_is_read_in_the_order_of_its_numbers() {
 }
 
 #[test]
-fn a_forged_syn_ack_has_every_packet_queued_and_judged() {
+fn after_a_spoofed_syn_ack_every_packet_is_inspected() {
     let mut attack = Attack::new(Prefers::Lowest);
     let forged = Segment { flags: flags::SYN | flags::ACK, ..attack.segment(Server, 7, b"") };
     attack.sim.forge(Server, &forged);
@@ -292,7 +292,7 @@ fn a_forged_syn_ack_has_every_packet_queued_and_judged() {
 
 /// What a server echoes of a client's text, cut by a small MSS so that a segment begins as a reply.
 #[test]
-fn text_that_is_reflected_opens_nothing() {
+fn client_text_echoed_in_a_reply_opens_no_pinhole() {
     let mut attack = Attack::new(Prefers::Lowest);
     attack.says(0, b"PASV\r\n");
     for part in ["550 no such file: ", "227 =203,0,113,9,9,9\r\n"] {
@@ -315,7 +315,7 @@ fn text_that_is_reflected_opens_nothing() {
 
 /// A line that was read is lost behind the gateway, and others may have passed unread since.
 #[test]
-fn a_server_that_lacks_what_was_read_is_asked_by_a_number_that_it_answers() {
+fn a_probe_after_downtime_uses_an_answerable_sequence_number() {
     let mut attack = Attack::new(Prefers::Lowest);
     assert!(attack.send(0, b"NOOP\r\n").is_some());
     attack.sim.engine().record_downtime();

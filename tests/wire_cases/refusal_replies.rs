@@ -39,7 +39,7 @@ fn verb(scenario: &Scenario) -> &'static str {
 }
 
 #[test]
-fn a_refused_227_or_229_is_a_425_of_the_same_length_however_it_is_cut() {
+fn a_refused_passive_reply_becomes_a_425_of_equal_length() {
     everywhere(|mut scenario| {
         (scenario.client.nagle, scenario.server.nagle) = (false, false);
         let t = scenario.nat.translation(scenario.v6);
@@ -64,7 +64,7 @@ fn a_refused_227_or_229_is_a_425_of_the_same_length_however_it_is_cut() {
 }
 
 #[test]
-fn a_refused_227_that_is_short_becomes_longer() {
+fn a_short_refused_227_becomes_a_longer_425() {
     let mut sim = Sim::logged_in(with(Nat::PortForward));
     let heard = sim.exchange("PASV\r\n", "227 =198,18,0,9,21,179\r\n").1;
     let expected =
@@ -75,7 +75,7 @@ fn a_refused_227_that_is_short_becomes_longer() {
 }
 
 #[test]
-fn each_reason_for_which_a_227_is_refused_is_told() {
+fn the_425_states_the_reason_of_the_refusal() {
     for (line, policy, reason) in [
         (
             "227 ok (198,18,0,9,21,179) for you, my dear client\r\n",
@@ -102,7 +102,7 @@ fn each_reason_for_which_a_227_is_refused_is_told() {
 }
 
 #[test]
-fn a_client_with_too_many_pinholes_is_told() {
+fn the_425_states_that_the_pinhole_limit_is_reached() {
     let policy = Policy { max_pinholes_per_client: 1, ..Policy::default() };
     let mut sim = Sim::logged_in(Scenario { policy, ..with(Nat::Masquerade) });
     let reply = |port| passive(at(sim.translation.server, port));
@@ -114,7 +114,7 @@ fn a_client_with_too_many_pinholes_is_told() {
 
 /// RFC 959 section 4.2: the last line has the code of the first, which the client has already.
 #[test]
-fn the_last_line_of_a_multi_line_227_keeps_its_code() {
+fn a_refused_multi_line_227_retains_its_reply_code() {
     everywhere_v4(|scenario| {
         let t = scenario.nat.translation(false);
         let last = passive(at(t.server, 22));
@@ -127,7 +127,7 @@ fn the_last_line_of_a_multi_line_227_keeps_its_code() {
 }
 
 #[test]
-fn a_227_that_is_not_refused_passes_as_it_is() {
+fn a_227_that_is_not_refused_is_forwarded_unchanged() {
     let low = "227 Entering Passive Mode (203,0,113,9,0,22)\r\n";
     // It answers nothing, or names nothing.
     for (command, reply) in [
@@ -157,7 +157,7 @@ fn a_227_that_is_not_refused_passes_as_it_is() {
 }
 
 #[test]
-fn a_known_server_with_a_private_address_is_refused_by_425() {
+fn a_known_servers_private_address_is_refused_with_425() {
     let mut scenario = with(Nat::Masquerade);
     let address = scenario.nat.translation(false).server.ip();
     scenario.policy.servers =
@@ -168,7 +168,7 @@ fn a_known_server_with_a_private_address_is_refused_by_425() {
 }
 
 #[test]
-fn a_227_that_is_too_long_to_be_held_back_goes_on() {
+fn a_227_too_long_to_hold_is_forwarded_unchanged() {
     let mut sim = Sim::logged_in(prompt(Nat::PortForward));
     sim.say(Client, b"PASV\r\n");
     let long = format!("227 {} (10,99,99,99,21,179)\r\n", "x".repeat(600));
@@ -176,7 +176,7 @@ fn a_227_that_is_too_long_to_be_held_back_goes_on() {
 }
 
 #[test]
-fn the_answer_to_a_refused_command_names_the_gateways_reason_however_it_is_cut() {
+fn the_reply_to_a_refused_command_states_the_gateways_reason() {
     for (command, reply, expected) in [
         (
             BOUNCE,
@@ -225,7 +225,7 @@ fn the_answer_to_a_refused_command_names_the_gateways_reason_however_it_is_cut()
 }
 
 #[test]
-fn a_reason_that_fits_changes_no_number() {
+fn a_reason_of_equal_length_needs_no_sequence_adjustment() {
     everywhere_v4(|scenario| {
         let mut sim = Sim::logged_in(scenario);
         let reply = "530 Please login with USER and PASS.\r\n";
@@ -236,7 +236,7 @@ fn a_reason_that_fits_changes_no_number() {
 }
 
 #[test]
-fn an_answer_that_is_none_to_an_unknown_command_passes_as_it_is() {
+fn replies_that_reject_no_command_are_forwarded_unchanged() {
     for reply in [
         "200 fine\r\n",
         "421 Too many. Bye\r\n",
@@ -255,7 +255,7 @@ fn an_answer_that_is_none_to_an_unknown_command_passes_as_it_is() {
 }
 
 #[test]
-fn thousands_of_refused_commands_get_an_answer_each() {
+fn thousands_of_refused_commands_each_get_a_reply() {
     let mut sim = Sim::logged_in(prompt(Nat::Masquerade));
     let count = 3000;
     for _ in 0..count {
@@ -277,7 +277,7 @@ fn thousands_of_refused_commands_get_an_answer_each() {
 }
 
 #[test]
-fn where_the_kernel_cannot_be_told_of_other_numbers_the_answer_stays() {
+fn the_reply_is_unchanged_if_the_kernel_refuses_sequence_adjustment() {
     let mut sim = Sim::logged_in(prompt(Nat::Masquerade));
     sim.say(Client, BOUNCE.as_bytes());
     sim.kernel.failing = true;
@@ -289,7 +289,7 @@ fn where_the_kernel_cannot_be_told_of_other_numbers_the_answer_stays() {
 }
 
 #[test]
-fn an_answer_after_missed_bytes_passes_as_it_is() {
+fn the_reply_is_unchanged_after_missed_bytes() {
     let mut sim = Sim::new(prompt(Nat::Masquerade));
     sim.forget();
     sim.say(Server, b"230 in\r\n");

@@ -49,7 +49,7 @@ fn is_watched(sim: &Sim) -> bool {
 }
 
 #[test]
-fn a_forged_syn_ack_stops_no_connection_that_is_not_known() {
+fn a_spoofed_syn_ack_does_not_stop_an_unknown_connection() {
     everywhere(|scenario| {
         let mut sim = Sim::logged_in(scenario);
         sim.forget();
@@ -73,7 +73,7 @@ fn assert_transfer_works(sim: &mut Sim) {
 }
 
 #[test]
-fn a_connection_on_whose_endpoints_a_syn_ack_was_forged_is_not_watched_for_good() {
+fn queue_mode_watch_ends_after_a_spoofed_syn_ack() {
     everywhere(|scenario| {
         for talks in [false, true] {
             let mut sim = Sim::logged_in(scenario.clone());
@@ -91,7 +91,7 @@ fn a_connection_on_whose_endpoints_a_syn_ack_was_forged_is_not_watched_for_good(
 }
 
 #[test]
-fn a_connection_that_says_nothing_after_a_forged_syn_ack_is_not_watched_for_good() {
+fn queue_mode_watch_ends_on_an_idle_connection() {
     everywhere(|scenario| {
         let mut sim = Sim::logged_in(scenario);
         sim.forge(Server, &forged_syn_ack(1));
@@ -101,7 +101,7 @@ fn a_connection_that_says_nothing_after_a_forged_syn_ack_is_not_watched_for_good
 }
 
 #[test]
-fn a_flood_of_forged_syn_acks_asks_little_of_the_kernel() {
+fn a_flood_of_spoofed_syn_acks_causes_few_kernel_requests() {
     everywhere(|scenario| {
         let mut sim = Sim::logged_in(scenario);
         let (asked, told) = (sim.kernel.asked, sim.kernel.told);
@@ -120,7 +120,7 @@ fn a_flood_of_forged_syn_acks_asks_little_of_the_kernel() {
 }
 
 #[test]
-fn one_that_begins_anew_while_syn_acks_are_forged_is_followed_and_not_watched_for_good() {
+fn queue_mode_watch_ends_after_tuple_reuse() {
     everywhere(|scenario| {
         let mut sim = Sim::logged_in(scenario);
         sim.forge(Server, &forged_syn_ack(1));
@@ -137,7 +137,7 @@ fn one_that_begins_anew_while_syn_acks_are_forged_is_followed_and_not_watched_fo
 }
 
 #[test]
-fn segments_past_a_gap_that_never_closes_do_not_have_a_connection_watched_for_good() {
+fn queue_mode_all_ends_although_a_gap_never_closes() {
     everywhere(|scenario| {
         for side in [Client, Server] {
             let mut sim = Sim::logged_in(scenario.clone());
@@ -154,7 +154,7 @@ fn segments_past_a_gap_that_never_closes_do_not_have_a_connection_watched_for_go
 }
 
 #[test]
-fn a_restart_leaves_no_connection_watched_for_good() {
+fn queue_mode_watch_ends_after_a_restart() {
     everywhere(|scenario| {
         for waits in [false, true] {
             let mut sim = Sim::logged_in(scenario.clone());
@@ -172,7 +172,7 @@ fn a_restart_leaves_no_connection_watched_for_good() {
 }
 
 #[test]
-fn what_a_forgotten_session_had_told_is_taken_back_with_the_next_packets() {
+fn the_queue_mode_of_a_forgotten_session_is_reset() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     sim.forge(Server, &forged_syn_ack(1));
     let t = sim.translation;
@@ -193,7 +193,7 @@ fn next(sim: &mut Sim, side: Side, payload: &[u8]) -> Segment {
 
 /// What conntrack does not know it is not asked about with every packet.
 #[test]
-fn misses_are_remembered() {
+fn failed_conntrack_lookups_are_remembered() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     sim.kernel.forgot = true;
     let asked = sim.kernel.asked;
@@ -209,7 +209,7 @@ fn misses_are_remembered() {
 
 /// Neither port shows the client: nobody is asked, unless the packet selection says it.
 #[test]
-fn who_is_the_client_is_never_looked_up() {
+fn the_client_side_is_never_looked_up_in_conntrack() {
     for [client, server] in
         [["192.0.2.7:21", "203.0.113.9:21"], ["192.0.2.7:4000", "203.0.113.9:2121"]]
     {

@@ -180,28 +180,28 @@ fn assert_once(topology: Topology, family: Family, is_active: bool, endings: usi
 }
 
 #[test]
-fn an_active_connection_through_masquerade_is_not_opened_again() {
+fn a_consumed_active_pinhole_behind_masquerade_admits_no_second_connection() {
     assert_once(Topology::Masquerade, Family::V4, true, 5);
 }
 
 #[test]
-fn an_active_connection_of_ipv6_is_not_opened_again() {
+fn a_consumed_active_ipv6_pinhole_admits_no_second_connection() {
     assert_once(Topology::Routed, Family::V6, true, 2);
 }
 
 #[test]
-fn a_passive_connection_to_a_published_server_is_not_opened_again() {
+fn a_consumed_published_server_pinhole_admits_no_second_connection() {
     assert_once(Topology::PublishedServer, Family::V4, false, 2);
 }
 
 #[test]
-fn a_passive_connection_of_ipv6_is_not_opened_again() {
+fn a_consumed_passive_ipv6_pinhole_admits_no_second_connection() {
     assert_once(Topology::Routed, Family::V6, false, 2);
 }
 
 /// A SYN that is sent again, as its answer was lost, belongs to the same connection.
 #[test]
-fn a_handshake_whose_answer_is_lost_goes_on() {
+fn a_data_connection_survives_a_lost_syn_ack() {
     with_each_back_end(|back_end| {
         let announced = Announced::new(back_end, Topology::Masquerade, Family::V4, true);
         let answer = format!("tcp flags & (syn | ack) == (syn | ack) tcp dport {SOURCE}");
@@ -214,7 +214,7 @@ fn a_handshake_whose_answer_is_lost_goes_on() {
 
 /// A server that always connects from one port, to a client that always announces one.
 #[test]
-fn another_announcement_admits_another_connection_on_the_same_endpoints() {
+fn a_second_announcement_admits_another_connection_on_the_same_tuple() {
     with_each_back_end(|back_end| {
         let mut announced = Announced::new(back_end, Topology::Routed, Family::V4, true);
         assert_eq!(announced.connect("r", "2"), "open");

@@ -60,7 +60,7 @@ fn lookalike_packets(translation: &Translation) -> Vec<Vec<u8>> {
 }
 
 #[test]
-fn ipv6_packets_with_the_numbers_of_ipv4_addresses_touch_no_ipv4_connection() {
+fn ipv6_lookalike_packets_do_not_affect_an_ipv4_connection() {
     for nat in NATS {
         let mut sim = Sim::logged_in(with(nat));
         let t = nat.translation(false);
@@ -81,7 +81,7 @@ fn ipv6_packets_with_the_numbers_of_ipv4_addresses_touch_no_ipv4_connection() {
 
 /// One packet a port came before the neighbour: its connection begins all the same.
 #[test]
-fn an_ipv6_packet_on_every_port_stalls_no_ipv4_connection_that_begins_later() {
+fn ipv6_lookalike_packets_do_not_stall_later_ipv4_connections() {
     let t = Nat::Masquerade.translation(false);
     let before = lookalike_packets(&t);
     let mut sim = Sim::new(Scenario::default());

@@ -68,7 +68,7 @@ fn is_ready(crowd: &BackgroundProcess) -> bool {
 }
 
 #[test]
-fn a_thousand_connections_that_are_never_acknowledged_stay_within_memory_and_journal() {
+fn a_thousand_unacknowledged_sessions_stay_within_memory_and_journal_limits() {
     let (scene, _server) = scene("", false);
     let lab = &scene.gateway.lab;
     let daemon = &scene.gateway.daemon;
@@ -98,7 +98,7 @@ fn a_thousand_connections_that_are_never_acknowledged_stay_within_memory_and_jou
 }
 
 #[test]
-fn those_that_hold_more_than_the_budget_are_ended_and_others_are_served() {
+fn sessions_beyond_the_memory_budget_are_reset() {
     let (scene, _server) = scene("policy.memory = \"2MiB\"\n", false);
     let lab = &scene.gateway.lab;
     let daemon = &scene.gateway.daemon;
@@ -122,7 +122,7 @@ fn those_that_hold_more_than_the_budget_are_ended_and_others_are_served() {
 }
 
 #[test]
-fn who_says_noop_on_all_connections_leaves_room_for_others() {
+fn active_sessions_of_one_client_leave_room_for_others() {
     let (scene, _server) = scene("policy.max-sessions = 200\n", true);
     let lab = &scene.gateway.lab;
     let plan = json!({

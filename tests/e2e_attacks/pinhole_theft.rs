@@ -33,7 +33,7 @@ fn announced(back_end: &str, then: &[Value], attack: impl Fn(&Scene, &str, u16))
 }
 
 #[test]
-fn a_third_host_that_comes_first_gets_nothing_and_takes_nothing() {
+fn a_third_host_neither_uses_nor_consumes_a_pinhole() {
     with_each_back_end(|back_end| {
         announced(back_end, &[], |scene, address, port| {
             let lab = &scene.gateway.lab;
@@ -48,7 +48,7 @@ fn a_third_host_that_comes_first_gets_nothing_and_takes_nothing() {
 }
 
 #[test]
-fn a_used_pinhole_admits_nobody() {
+fn a_consumed_pinhole_admits_nobody() {
     with_each_back_end(|back_end| {
         announced(back_end, &[], |scene, address, port| {
             let lab = &scene.gateway.lab;
@@ -60,7 +60,7 @@ fn a_used_pinhole_admits_nobody() {
 }
 
 #[test]
-fn a_pinhole_does_not_outlive_its_control_connection() {
+fn a_pinhole_closes_with_its_control_connection() {
     with_each_back_end(|back_end| {
         for end in [json!({"abort": true}), json!({"sleep": 0})] {
             announced(back_end, &[end], |scene, address, port| {
@@ -75,7 +75,7 @@ fn a_pinhole_does_not_outlive_its_control_connection() {
 
 /// Whoever announced listens on, and the server comes again: a 226 is the end of it.
 #[test]
-fn a_transfer_that_is_over_leaves_nothing_open() {
+fn a_completed_transfer_leaves_no_pinhole_open() {
     with_each_back_end(|back_end| {
         let plan = json!({"extra": {"RETR nothing": "226 Done"}});
         let scene = Scene::with(Topology::Masquerade, back_end, &plan);
@@ -112,7 +112,7 @@ fn passive(back_end: &str, attack: impl Fn(&Scene, &str)) {
 }
 
 #[test]
-fn one_clients_pinhole_is_no_other_clients() {
+fn a_pinhole_does_not_admit_another_client() {
     with_each_back_end(|back_end| {
         passive(back_end, |scene, address| {
             let lab = &scene.gateway.lab;
@@ -136,7 +136,7 @@ fn one_clients_pinhole_is_no_other_clients() {
 
 /// A client of two servers: what it announced to one is for that one.
 #[test]
-fn one_servers_pinhole_is_no_other_servers() {
+fn a_pinhole_does_not_admit_another_server() {
     with_each_back_end(|back_end| {
         announced(back_end, &[], |scene, address, port| {
             let lab = &scene.gateway.lab;
@@ -159,7 +159,7 @@ fn one_servers_pinhole_is_no_other_servers() {
 
 /// On the wire: what got through from anyone but the server is nothing at all.
 #[test]
-fn the_inside_sees_no_packet_of_a_thief() {
+fn no_packet_of_a_third_host_reaches_the_inside() {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
     let lab = &scene.gateway.lab;
     let inner = Capture::start(&lab.gateway, lab.client_side(), "tcp").unwrap();

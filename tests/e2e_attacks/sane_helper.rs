@@ -37,7 +37,7 @@ fn assert_unheard(topology: Topology, family: Family, line: &str, steps: &[Value
 /// What a client sends again goes on as it was read, so a packet that is harmless when it comes is a request
 /// when it leaves.
 #[test]
-fn bytes_that_were_read_before_are_no_request_when_they_are_sent_again() {
+fn retransmitted_bytes_never_form_a_sane_request() {
     for (topology, family) in [
         (Topology::Routed, Family::V4),
         (Topology::Routed, Family::V6),
@@ -52,7 +52,7 @@ fn bytes_that_were_read_before_are_no_request_when_they_are_sent_again() {
 
 /// The same where more was read at once, and where it is sent again in parts.
 #[test]
-fn a_part_of_what_was_read_before_is_no_request() {
+fn partly_retransmitted_bytes_never_form_a_sane_request() {
     let line = format!("USER {REQUEST}efgh");
     for parts in [json!([5, "XXXXXXXX"]), json!([3, "XX"])] {
         let again = json!({"taken": line, "segments": [[0, line], parts, [5, "YYYYYYYY"]]});
@@ -62,7 +62,7 @@ fn a_part_of_what_was_read_before_is_no_request() {
 
 /// Without our rules the helper would be free to act on what connections say that still carry it.
 #[test]
-fn after_the_daemon_no_connection_carries_the_helper() {
+fn stopping_the_daemon_removes_the_helper_from_connections() {
     let mut scene = Scene::with(Topology::Routed, CONNTRACK, &json!({"extra": {REQUEST: ANSWER}}));
     let pause = json!({"sleep": 0.3});
     let client = {

@@ -56,7 +56,7 @@ fn attack_prepared(
 
 /// It takes CR LF for the only end, and repeats the argument.
 #[test]
-fn pyftpdlib_repeats_an_argument_that_looks_like_an_announcement() {
+fn an_argument_echoed_by_pyftpdlib_opens_no_pinhole() {
     for end in ["\n", "\r", "\0"] {
         let line = format!("SIZE a{end}229 x (|||{FORGED}|)\r\nEPSV\r\n");
         let steps = [say("TYPE I"), reply(), json!({"send": line})];
@@ -66,7 +66,7 @@ fn pyftpdlib_repeats_an_argument_that_looks_like_an_announcement() {
 
 /// It takes NUL in a name for LF, and lists names as they are.
 #[test]
-fn vsftpd_lists_a_name_that_looks_like_an_announcement() {
+fn a_file_name_listed_by_vsftpd_opens_no_pinhole() {
     for name in
         [format!("x\0229 E (|||{FORGED}|)\0"), format!("x\r\0213 End\r\0229 E (|||{FORGED}|)\r\0y")]
     {
@@ -87,7 +87,7 @@ fn vsftpd_lists_a_name_that_looks_like_an_announcement() {
 /// It leaves out a NUL behind a CR, and a Telnet option whatever that is, so that what is one line for it is two here, and
 /// commands both. Later it repeats the name of the directory that it is in, asked by lines that everybody reads alike.
 #[test]
-fn proftpd_repeats_a_directory_that_looks_like_an_announcement() {
+fn a_directory_name_echoed_by_proftpd_opens_no_pinhole() {
     let end = "\r\0\n\u{ff}\u{fb}A";
     for (last, commands) in [
         ("", "PWD\r\nEPSV\r\n"),
@@ -114,7 +114,7 @@ fn proftpd_repeats_a_directory_that_looks_like_an_announcement() {
 /// It shows a file of the directory that its client goes to, or is in, and puts line ends in place of what
 /// stands for a time. Who uploads has made that file.
 #[test]
-fn proftpd_shows_a_file_that_looks_like_an_announcement() {
+fn a_message_file_shown_by_proftpd_opens_no_pinhole() {
     let end = "\r%{time:%n}";
     let goes = [say("TYPE I"), reply(), say("CWD pub"), reply()];
     for (code, more, before, command) in [
@@ -215,22 +215,22 @@ fn assert_never_sent(kind: ServerKind, more: &str) {
 }
 
 #[test]
-fn proftpd_is_sent_to_nobody_however_it_is_hidden() {
+fn no_hidden_bounce_reaches_proftpd() {
     assert_never_sent(ServerKind::Proftpd, "AllowForeignAddress on\nMaxInstances 300");
 }
 
 #[test]
-fn vsftpd_is_sent_to_nobody_however_it_is_hidden() {
+fn no_hidden_bounce_reaches_vsftpd() {
     assert_never_sent(ServerKind::Vsftpd, "port_promiscuous=YES");
 }
 
 #[test]
-fn pure_ftpd_is_sent_to_nobody_however_it_is_hidden() {
+fn no_hidden_bounce_reaches_pure_ftpd() {
     assert_never_sent(ServerKind::PureFtpd, "-w");
 }
 
 #[test]
-fn pyftpdlib_is_sent_to_nobody_however_it_is_hidden() {
+fn no_hidden_bounce_reaches_pyftpdlib() {
     assert_never_sent(ServerKind::Pyftpdlib, "");
 }
 
@@ -249,7 +249,7 @@ fn assert_only_refused(plan: &Value, steps: &[Value]) {
 }
 
 #[test]
-fn a_client_that_is_none_of_ftp_opens_nothing_and_bounces_nothing() {
+fn an_http_client_opens_no_pinhole_and_cannot_bounce() {
     let request = "USER / HTTP/1.1\r\nHost: x\r\n\r\n";
     let steps = [
         &[reply(), json!({"send": request}), json!({"reply": true, "count": 3})][..],
@@ -259,7 +259,7 @@ fn a_client_that_is_none_of_ftp_opens_nothing_and_bounces_nothing() {
 }
 
 #[test]
-fn a_client_that_speaks_before_the_greeting_bounces_nothing() {
+fn a_client_that_precedes_the_greeting_cannot_bounce() {
     // The server greets when it has read a line.
     let plan = json!({"greeting": null, "extra": {"NOOP": "220 ready"}});
     let steps = [&[say("NOOP"), reply()], &login()[1..]].concat();
@@ -267,14 +267,14 @@ fn a_client_that_speaks_before_the_greeting_bounces_nothing() {
 }
 
 #[test]
-fn plain_text_after_auth_and_a_234_opens_nothing() {
+fn plain_text_after_auth_and_234_opens_no_pinhole() {
     let plan = json!({"extra": {"AUTH TLS": "234 go"}});
     assert_only_refused(&plan, &[reply(), say("AUTH TLS"), reply()]);
     assert_only_refused(&plan, &[&login()[..], &[say("AUTH TLS"), reply()]].concat());
 }
 
 #[test]
-fn a_second_user_ends_the_first_login() {
+fn a_second_user_or_a_rein_ends_the_login() {
     assert_only_refused(&json!({}), &[&login()[..], &[say("USER other"), reply()]].concat());
     assert_only_refused(
         &json!({"extra": {"REIN": "502 no"}}),
@@ -284,7 +284,7 @@ fn a_second_user_ends_the_first_login() {
 
 /// A gateway on the server's side opens what is asked for after a listing that was whole.
 #[test]
-fn a_passive_transfer_after_a_listing_by_stat_works() {
+fn a_passive_transfer_works_after_a_stat_listing() {
     for kind in [ServerKind::Vsftpd, ServerKind::Pyftpdlib] {
         let gateway = gateway_with(Topology::PublishedServer, "");
         let lab = &gateway.lab;
