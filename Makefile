@@ -30,7 +30,7 @@ help:
 	@echo 'make check     formatting, lints, retired words, licences and known vulnerabilities of dependencies'
 	@echo 'make bench     the benchmarks'
 	@echo 'make bench-instructions  what a packet costs in instructions (valgrind)'
-	@echo 'make bench-compare  beside the kernel helper, two proxies and a C loop, for 15 minutes (root)'
+	@echo 'make bench-compare  compared with the kernel helper, two proxies and a C loop, for 15 minutes (root)'
 	@echo 'make build     target/release/ftp-alg'
 	@echo 'make install   installs it, with DESTDIR= and PREFIX= (root); make uninstall'
 	@echo 'make deb       target/debian/ftp-alg_*.deb'
@@ -64,8 +64,8 @@ test-nightly: provision rust
 	cargo test --locked --release --test wire_cases urgent -- --nocapture
 	cargo test --locked --release --test e2e_restart killed_again -- --nocapture
 	cargo test --locked --release --test e2e_reload -- --nocapture
-	cargo test --locked --release --test e2e_away kills -- --nocapture
-	FTP_ALG_ROUNDS=30 cargo test --locked --release --test e2e_away stop -- --nocapture
+	cargo test --locked --release --test e2e_downtime kills -- --nocapture
+	FTP_ALG_ROUNDS=30 cargo test --locked --release --test e2e_downtime stop -- --nocapture
 	cargo test --locked --release --test e2e_soak -- --nocapture
 	FTP_ALG_LAB_FAST_PATH=off cargo test --locked --test e2e_attacks --test e2e_matrix --test e2e_stream --test e2e_wire
 	@$(MAKE) --no-print-directory test-installed

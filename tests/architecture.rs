@@ -74,7 +74,7 @@ fn a_module_names_only_modules_above_it() {
 }
 
 #[test]
-fn files_beside_each_other_name_each_other_in_no_circle() {
+fn files_of_a_directory_have_no_cyclic_references() {
     let mut named: BTreeMap<PathBuf, BTreeSet<PathBuf>> = BTreeMap::new();
     for file in CRATES.into_iter().chain([LAB]).flat_map(sources) {
         let text = fs::read_to_string(&file).unwrap();
@@ -232,7 +232,7 @@ mod the_reading_itself {
     }
 
     #[test]
-    fn finds_the_files_beside_a_file() {
+    fn finds_the_files_of_a_directory() {
         let gateway = root().join("src/gateway");
         let found = |file: &str, text| -> Vec<(PathBuf, PathBuf)> {
             through_super(&gateway.join(file), text)
@@ -250,7 +250,7 @@ mod the_reading_itself {
         let gateway = root().join(GATEWAY);
         let found = |file: &str, text| names_of_gateway(&gateway.join(file), text);
         let text = "use crate::gateway::{Queue, netlink::Socket}; use super::commits::Commits;";
-        assert_eq!(found("table/rival.rs", text), ["Queue", "netlink"]);
+        assert_eq!(found("table/other_daemon.rs", text), ["Queue", "netlink"]);
         assert_eq!(found("table/mod.rs", "use super::{Backend, queue::x};"), ["Backend", "queue"]);
         assert_eq!(found("inject.rs", "use super::GatewayError;"), ["GatewayError"]);
         let exported = exports("pub use queue::{Packet, Queue};\npub use error::GatewayError;");
@@ -295,7 +295,7 @@ mod the_reading_itself {
 }
 
 /// The top-level modules that `text` names, in order. `own_child` says whether a name is that of a
-/// file beside it, which `super` then means.
+/// file next to it, which `super` then means.
 fn named_modules(text: &str, own_child: impl Fn(&str) -> bool) -> Vec<String> {
     let tokens = tokens(&blanked(text));
     let mut found = Vec::new();
@@ -350,7 +350,7 @@ fn through_super(file: &Path, text: &str) -> Vec<(PathBuf, PathBuf)> {
     named.filter(|(_, to)| to.join("mod.rs").exists() || to.with_extension("rs").exists()).collect()
 }
 
-/// The names behind `super`, each with the module beside which it is.
+/// The names behind `super`, each with the module next to which it is.
 fn named_through_super(file: &Path, text: &str) -> Vec<(PathBuf, String)> {
     let own = if file.ends_with("mod.rs") { file.parent().unwrap() } else { file };
     let own = own.with_extension("");
@@ -407,9 +407,9 @@ fn names_of_gateway(file: &Path, text: &str) -> Vec<String> {
     let absolute = windows.filter(|(_, window)| *window == ["crate", "::", "gateway"]);
     let mut names: Vec<_> = absolute.flat_map(|(at, _)| heads(&tokens[at + 3..])).collect();
     let gateway = root().join(GATEWAY);
-    let beside = named_through_super(file, text).into_iter();
-    let beside = beside.filter(|(from, _)| from.parent() == Some(&gateway));
-    names.extend(beside.map(|(_, name)| name));
+    let of_super = named_through_super(file, text).into_iter();
+    let of_super = of_super.filter(|(from, _)| from.parent() == Some(&gateway));
+    names.extend(of_super.map(|(_, name)| name));
     names.retain(|name| name != "super");
     names
 }
@@ -426,7 +426,7 @@ fn exports(text: &str) -> BTreeMap<String, String> {
     .collect()
 }
 
-/// What is left of `named` when whoever names nobody has left, again and again.
+/// What is left of `named` when anyone who names nobody has left, again and again.
 fn circles(
     mut named: BTreeMap<PathBuf, BTreeSet<PathBuf>>,
 ) -> BTreeMap<PathBuf, BTreeSet<PathBuf>> {

@@ -267,7 +267,10 @@ fn a_log_filter_that_means_nothing_is_wrong_usage() {
             .unwrap();
         assert_eq!(output.status.code(), Some(2));
         let stderr = String::from_utf8(output.stderr).unwrap();
-        assert!(stderr.starts_with(&format!("ftp-alg: FTP_ALG_LOG={filter}: ")), "{stderr}");
+        assert!(
+            stderr.starts_with(&format!("ftp-alg: log level refused: FTP_ALG_LOG={filter}: ")),
+            "{stderr}"
+        );
     }
 }
 

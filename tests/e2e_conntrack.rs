@@ -49,7 +49,7 @@ fn an_announcement_is_one_narrow_expectation_for_one_connection() {
     }
     assert_eq!(gateway.daemon.pinholes().unwrap().len(), 1);
 
-    assert_eq!(connect(&lab.outsider, &address, port), "silent", "a stranger");
+    assert_eq!(connect(&lab.outsider, &address, port), "silent", "an off-path attacker");
     assert_eq!(connect(&lab.server, &address, port.wrapping_add(1)), "silent", "another port");
     assert_eq!(connect(&lab.server, &address, port), "open", "the server");
     // 0x40000000: what firewalls accept data connections by, and nothing of what it inherits.

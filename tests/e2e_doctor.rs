@@ -56,7 +56,7 @@ impl Opinion {
     }
 }
 
-/// Beside the daemon's socket.
+/// Next to the daemon's socket.
 fn config(daemon: &Daemon) -> String {
     daemon.socket().with_file_name("ftp-alg.toml").display().to_string()
 }
@@ -189,7 +189,7 @@ fn default_drop_of_iptables_over_nftables_is_cured() {
 }
 
 #[test]
-fn default_drop_of_iptables_of_old_is_cured() {
+fn default_drop_of_iptables_legacy_is_cured() {
     let (rules, lines) = iptables("legacy");
     cured_by_its_own_lines(&rules, &lines.each_ref().map(String::as_str));
 }
@@ -241,7 +241,7 @@ fn firewalld_is_cured() {
 }
 
 #[test]
-fn a_firewall_that_only_drops_ipv6_is_told_so() {
+fn a_firewall_that_drops_only_ipv6_gets_a_message() {
     let (rules, [_, v6]) = iptables("legacy");
     let rules: Vec<&str> = rules.lines().filter(|line| line.starts_with("ip6tables")).collect();
     let (lab, daemon) = firewalled(&rules.join("\n"));
@@ -269,7 +269,7 @@ END",
 }
 
 #[test]
-fn a_host_is_judged_by_input_and_output() {
+fn a_host_is_audited_by_input_and_output() {
     let (lab, daemon) = firewalled(
         "nft -f - <<END
 table inet filter {
@@ -358,7 +358,7 @@ END";
 }
 
 #[test]
-fn control_connections_fare_as_their_interfaces_are_judged() {
+fn control_connections_pass_as_the_audit_of_interfaces_says() {
     let nft = "nft -f - <<END
 table inet mine {
     set inner { typeof iifname; flags interval; elements = { \"la*\" }; }
@@ -392,7 +392,7 @@ END";
 }
 
 #[test]
-fn auto_heeds_the_kernel_and_not_the_firewall() {
+fn auto_selects_the_back_end_by_kernel_not_by_firewall() {
     let lab = Lab::new(Topology::Masquerade).unwrap();
     let has_helpers = ConntrackAbilities::read().cthelper;
     let choice = || {

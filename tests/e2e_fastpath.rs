@@ -1,4 +1,4 @@
-//! The fast path with real ends: what recurs is judged at the interfaces and not queued, and nothing else is different.
+//! The fast path with real ends: what recurs is inspected at the interfaces and not queued, and nothing else is different.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod common;
@@ -69,7 +69,7 @@ fn plan(lab: &Lab, listen: &[u16], steps: &[Vec<Value>]) -> Value {
 }
 
 #[test]
-fn transfers_through_a_routed_firewall_are_judged() {
+fn transfers_through_a_routed_firewall_use_the_fast_path() {
     let Some(gateway) = gateway(Topology::Routed) else { return };
     let (lab, daemon) = (&gateway.lab, &gateway.daemon);
     let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
@@ -77,9 +77,9 @@ fn transfers_through_a_routed_firewall_are_judged() {
     let session = scripted_client(&lab.client, &plan(lab, &[], &steps));
     assert_eq!(session.error, None, "{:?} {}", session.steps, fast_path(daemon));
     wait_for("all to be read", || daemon.counter("pinholes_opened").unwrap() == 8);
-    assert!(count(daemon, "judged") > 20, "{}", fast_path(daemon));
+    assert!(count(daemon, "lines") > 20, "{}", fast_path(daemon));
     assert_eq!(count(daemon, "admitted"), 8, "{}", fast_path(daemon));
-    assert_eq!(daemon.counter("judged_otherwise").unwrap(), 0);
+    assert_eq!(daemon.counter("fast_path_mismatches").unwrap(), 0);
     daemon.wait_for_no_pinholes(Duration::from_secs(5)).unwrap();
 }
 
@@ -91,22 +91,22 @@ fn interfaces_have_the_program_only_while_a_session_lasts() {
     let is_attached = || !fast_path(daemon)["interfaces"].as_array().unwrap().is_empty();
     for _ in 0..2 {
         wait_for("the end of its use", || !is_attached());
-        let before = count(daemon, "judged");
+        let before = count(daemon, "lines");
         let session = scripted_client(
             &lab.client,
             &plan(lab, &[], &[login(), passive("PASV"), vec![say("QUIT"), reply()]]),
         );
         assert_eq!(session.error, None, "{:?} {}", session.steps, daemon.log());
         assert!(is_attached(), "{}", fast_path(daemon));
-        // The session for which it is attached is judged from its greeting on.
-        assert!(count(daemon, "judged") - before > 8, "{}", fast_path(daemon));
+        // The session for which it is attached is inspected from its greeting on.
+        assert!(count(daemon, "lines") - before > 8, "{}", fast_path(daemon));
         assert_eq!(daemon.counter("errors").unwrap(), 0, "{}", daemon.log());
     }
     assert_eq!(count(daemon, "admitted"), 2, "{}", fast_path(daemon));
 }
 
 #[test]
-fn transfers_from_a_published_server_are_judged() {
+fn transfers_from_a_published_server_use_the_fast_path() {
     for topology in [Topology::PublishedServer, Topology::OneToOne] {
         let configuration = match topology {
             Topology::OneToOne => format!("nat.external-address = \"198.51.100.1\"\n{ON}"),
@@ -127,12 +127,12 @@ fn transfers_from_a_published_server_are_judged() {
             assert_eq!(count(daemon, "admitted"), 12, "{}", fast_path(daemon));
             assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
         }
-        assert_eq!(daemon.counter("judged_otherwise").unwrap(), 0, "{topology}");
+        assert_eq!(daemon.counter("fast_path_mismatches").unwrap(), 0, "{topology}");
     }
 }
 
 #[test]
-fn sessions_at_rest_leave_pinholes_for_others_of_their_client() {
+fn idle_sessions_leave_pinholes_for_other_sessions_of_a_client() {
     let configuration = format!("policy.max-pinholes-per-client = 4\n{ON}");
     let gateway = gateway_with(Topology::Masquerade, &configuration);
     let lab = &gateway.lab;
@@ -166,11 +166,11 @@ fn a_server_on_the_gateway_itself_is_left_to_the_queue() {
     assert_eq!(session.error, None, "{:?} {}", session.steps, daemon.log());
     assert_eq!(daemon.counter("pinholes_opened").unwrap(), 4);
     assert_eq!(daemon.counter("pinholes_used").unwrap(), 4);
-    assert_eq!((count(daemon, "judged"), count(daemon, "handed_back")), (0, 0));
+    assert_eq!((count(daemon, "lines"), count(daemon, "handed_back")), (0, 0));
 }
 
 #[test]
-fn transfers_through_masquerade_are_judged_and_not_queued() {
+fn transfers_through_masquerade_use_the_fast_path() {
     let Some(gateway) = gateway(Topology::Masquerade) else { return };
     let (lab, daemon) = (&gateway.lab, &gateway.daemon);
     let server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
@@ -188,10 +188,10 @@ fn transfers_through_masquerade_are_judged_and_not_queued() {
     assert_eq!(announced.len(), 8);
     assert!(announced.iter().all(|line| line.starts_with("PORT 198,51,100,1,")), "{announced:?}");
     wait_for("all to be read", || daemon.counter("pinholes_opened").unwrap() == 24);
-    assert!(count(daemon, "judged") > 100, "{}", fast_path(daemon));
+    assert!(count(daemon, "lines") > 100, "{}", fast_path(daemon));
     assert_eq!(count(daemon, "admitted"), 24, "{}", fast_path(daemon));
     assert!(daemon.counter("packets").unwrap() < 40, "{}", daemon.counter("packets").unwrap());
-    assert_eq!(daemon.counter("judged_otherwise").unwrap(), 0);
+    assert_eq!(daemon.counter("fast_path_mismatches").unwrap(), 0);
     assert_eq!(daemon.counter("errors").unwrap(), 0);
     assert_eq!(daemon.log().matches("PORT 192.168.150.80:").count(), 8, "{}", daemon.log());
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
@@ -200,7 +200,7 @@ fn transfers_through_masquerade_are_judged_and_not_queued() {
 
 /// An EPRT that names another address changes its length: the first one is queued, and adjusts the connection.
 #[test]
-fn an_adjusted_connection_is_judged() {
+fn an_adjusted_connection_uses_the_fast_path() {
     let Some(gateway) = gateway(Topology::Masquerade) else { return };
     let (lab, daemon) = (&gateway.lab, &gateway.daemon);
     let server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
@@ -221,14 +221,14 @@ fn an_adjusted_connection_is_judged() {
     assert!(count(daemon, "admitted") >= 47, "{}", fast_path(daemon));
     assert!(count(daemon, "handed_back") <= 2, "{}", fast_path(daemon));
     assert!(daemon.counter("packets").unwrap() < 40, "{}", daemon.counter("packets").unwrap());
-    assert_eq!(daemon.counter("judged_otherwise").unwrap(), 0, "{}", daemon.log());
+    assert_eq!(daemon.counter("fast_path_mismatches").unwrap(), 0, "{}", daemon.log());
     assert_eq!(daemon.counter("errors").unwrap(), 0);
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
     daemon.wait_for_no_pinholes(Duration::from_secs(5)).unwrap();
 }
 
 #[test]
-fn announcements_that_only_another_port_would_keep_short_are_judged_from_the_third_on() {
+fn announcements_use_the_fast_path_from_the_third_on() {
     let Some(gateway) = gateway(Topology::Masquerade) else { return };
     let (lab, daemon) = (&gateway.lab, &gateway.daemon);
     // One byte shorter than 198.51.100.1.
@@ -252,13 +252,13 @@ fn announcements_that_only_another_port_would_keep_short_are_judged_from_the_thi
     assert!(announced[1..].iter().copied().eq(&ports[1..].iter().map(own).collect::<Vec<_>>()));
     wait_for("all to be read", || daemon.counter("pinholes_opened").unwrap() == 16);
     assert!(count(daemon, "admitted") >= 14, "{}", fast_path(daemon));
-    assert_eq!(daemon.counter("judged_otherwise").unwrap(), 0, "{}", daemon.log());
+    assert_eq!(daemon.counter("fast_path_mismatches").unwrap(), 0, "{}", daemon.log());
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
     daemon.wait_for_no_pinholes(Duration::from_secs(5)).unwrap();
 }
 
 #[test]
-fn a_connection_is_judged_while_no_daemon_runs_and_the_next_one_reads_it() {
+fn the_fast_path_works_without_a_daemon_and_the_next_reads_it() {
     let Some(mut gateway) = gateway(Topology::Routed) else { return };
     let _server = scripted_server(&gateway.lab.server, &json!({"body": "here it is\r\n"}));
     let gate = vec![json!({"gate": ""})];
@@ -277,7 +277,7 @@ fn a_connection_is_judged_while_no_daemon_runs_and_the_next_one_reads_it() {
     let daemon = &gateway.daemon;
     // Three opened before are in the journal, and not counted again.
     assert_eq!(daemon.counter("pinholes_opened").unwrap(), 6, "{}", daemon.log());
-    assert_eq!(daemon.counter("judged_otherwise").unwrap(), 0);
+    assert_eq!(daemon.counter("fast_path_mismatches").unwrap(), 0);
     assert_eq!(daemon.counter("lost").unwrap(), 0);
 }
 
@@ -336,14 +336,14 @@ fn a_rule_that_takes_marks_away_keeps_it_off() {
 fn a_clean_stop_leaves_no_program_and_no_pin() {
     let Some(mut gateway) = gateway(Topology::Routed) else { return };
     let links = gateway.lab.gateway.shell("ip -details link show lan").unwrap().stdout_text();
-    assert!(count(&gateway.daemon, "judged") == 0, "{links}");
+    assert!(count(&gateway.daemon, "lines") == 0, "{links}");
     assert_eq!(pins(&gateway.lab), 1);
     gateway.daemon.stop().unwrap();
     assert_eq!(pins(&gateway.lab), 0, "{}", gateway.daemon.log());
 }
 
 #[test]
-fn transfers_survive_a_daemon_that_is_killed_while_they_are_judged() {
+fn transfers_on_the_fast_path_survive_a_killed_daemon() {
     let rounds = std::env::var("FTP_ALG_ROUNDS").map_or(40, |text| text.parse().unwrap());
     let Some(mut gateway) = gateway(Topology::Masquerade) else { return };
     let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
@@ -356,25 +356,25 @@ fn transfers_survive_a_daemon_that_is_killed_while_they_are_judged() {
     let command = gateway.lab.client.script_command(Script::Load, &arguments).unwrap();
     let mut load = gateway.lab.client.start(command, "load").unwrap();
     wait_for("the load", || load.log().contains("ready"));
-    let mut judged = 0;
+    let mut fast_path = 0;
     for round in 0..rounds {
-        judged += gateway.daemon.counter("judged").unwrap();
-        assert_eq!(gateway.daemon.counter("judged_otherwise").unwrap(), 0, "round {round}");
+        fast_path += gateway.daemon.counter("fast_path_lines").unwrap();
+        assert_eq!(gateway.daemon.counter("fast_path_mismatches").unwrap(), 0, "round {round}");
         gateway.daemon.kill();
         gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, ON).unwrap();
         let log = gateway.daemon.log();
         assert!(log.contains("restored 6 sessions"), "round {round}: {log}");
-        // At another moment of a transfer each time; long enough that what is sent again gets through.
+        // At another moment of a transfer each time; long enough that what is retransmitted gets through.
         thread::sleep(scaled_timeout(Duration::from_millis(250 + round * 37 % 250)));
     }
     fs::write(&until, b"").unwrap();
     wait_for("the load's end", || load.exit_status().is_some());
     let report: Value = serde_json::from_str(load.log().lines().last().unwrap()).unwrap();
-    println!("{rounds} rounds, {judged} lines judged: {report}");
+    println!("{rounds} rounds, {fast_path} fast-path lines: {report}");
     let number = |key: &str| report[key].as_u64().unwrap();
     assert_eq!([number("damaged"), number("lost"), number("failed")], [0; 3], "{report}");
     assert!(number("sessions") == 6 && number("transfers") > rounds, "{report}");
-    assert!(judged > rounds * 10, "{judged} lines were judged");
+    assert!(fast_path > rounds * 10, "{fast_path} lines were inspected");
     gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
     assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);

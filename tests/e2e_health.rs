@@ -42,8 +42,8 @@ fn problems(daemon: &Daemon, command: &str) -> Vec<String> {
     said(daemon, command).1
 }
 
-/// `name` is told by `status`, `doctor` and the log, and by nobody once it is solved.
-fn is_told_until_solved(daemon: &Daemon, name: &str, solve: impl FnOnce()) {
+/// `name` is informed by `status`, `doctor` and the log, and by nobody once it is solved.
+fn is_reported_until_solved(daemon: &Daemon, name: &str, solve: impl FnOnce()) {
     wait_for(name, || problems(daemon, "status") == [name]);
     assert_eq!(problems(daemon, "doctor"), [name]);
     wait_for("a line in the log", || daemon.log().contains(&format!("WARN problem {name}: ")));
@@ -57,7 +57,7 @@ fn is_told_until_solved(daemon: &Daemon, name: &str, solve: impl FnOnce()) {
 }
 
 #[test]
-fn nothing_is_told_where_all_is_well() {
+fn a_healthy_gateway_reports_no_problem() {
     for (backend, topology) in [
         ("nftables", Topology::Masquerade),
         ("conntrack", Topology::PublishedServer),
@@ -66,8 +66,8 @@ fn nothing_is_told_where_all_is_well() {
         let configuration = format!("[pinhole]\nbackend = \"{backend}\"\n");
         let Gateway { daemon, .. } = &gateway_with(topology, &configuration);
         assert_eq!(problems(daemon, "status"), [""; 0]);
-        let (report, told, _) = said(daemon, "doctor");
-        assert!(told.is_empty(), "{report}");
+        let (report, problems, _) = said(daemon, "doctor");
+        assert!(problems.is_empty(), "{report}");
         assert!(!daemon.log().contains("problem"), "{}", daemon.log());
     }
 }
@@ -115,7 +115,7 @@ END",
         .unwrap();
     lab.gateway.nft("delete table inet gateway").unwrap();
     let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
-    is_told_until_solved(&daemon, "data-connections", || {
+    is_reported_until_solved(&daemon, "data-connections", || {
         let line = "nft insert rule inet filter forward ct mark and 0x40000000 != 0 accept";
         lab.gateway.shell(line).unwrap();
     });
@@ -149,7 +149,7 @@ END"
 #[test]
 fn control_connections_that_are_dropped() {
     let (lab, daemon) = filtered("tcp dport 80 accept");
-    is_told_until_solved(&daemon, "control-connections", || {
+    is_reported_until_solved(&daemon, "control-connections", || {
         let line = "nft add rule inet filter forward iifname lan tcp dport 21 accept";
         lab.gateway.shell(line).unwrap();
     });
@@ -172,7 +172,7 @@ table inet mine {
 }
 END";
     lab.gateway.shell(rules).unwrap();
-    is_told_until_solved(&daemon, "notrack", || {
+    is_reported_until_solved(&daemon, "notrack", || {
         lab.gateway.shell("nft delete table inet mine").unwrap();
     });
 }
@@ -187,7 +187,7 @@ table inet mine {
 }
 END";
     lab.gateway.shell(rules).unwrap();
-    is_told_until_solved(&daemon, "helper", || {
+    is_reported_until_solved(&daemon, "helper", || {
         lab.gateway.shell("nft delete table inet mine").unwrap();
     });
 }
@@ -202,7 +202,7 @@ fn a_journal_that_cannot_be_written() {
     let state = daemon.socket().with_file_name("state");
     let aside = daemon.socket().with_file_name("aside");
     std::fs::rename(&state, &aside).unwrap();
-    is_told_until_solved(daemon, "state", || std::fs::rename(&aside, &state).unwrap());
+    is_reported_until_solved(daemon, "state", || std::fs::rename(&aside, &state).unwrap());
 }
 
 #[test]

@@ -128,7 +128,7 @@ fn unadjusted_connections_pass_while_the_daemon_is_down() {
         let host = gateway.lab.server_address(Family::V4).to_string();
         let mut steps = login();
         steps.extend([json!({"gate": ""}), say("NOOP"), reply(), say("QUIT"), reply()]);
-        // What is said waits for the daemon for 5 s, and then until it is sent again.
+        // What is said waits for the daemon for 5 s, and then until it is retransmitted.
         let plan = json!({"host": host, "timeout": 20, "steps": steps});
         let client = gated_client(&gateway.lab.client, plan);
         if kill {
@@ -185,7 +185,7 @@ fn run_without_root_says_so() {
 }
 
 #[test]
-fn who_may_not_ask_the_daemon_is_told_so() {
+fn a_user_without_permission_gets_an_error() {
     let gateway = gateway(Topology::Routed);
     let program = executable_for_everyone(&gateway.lab);
     let mut command = gateway.lab.gateway.command("setpriv");

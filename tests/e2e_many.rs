@@ -1,4 +1,4 @@
-//! A thousand transfers in a row in each mode, with a stranger scanning meanwhile.
+//! A thousand transfers in a row in each mode, with an off-path attacker scanning meanwhile.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod common;
@@ -54,7 +54,7 @@ fn a_thousand_in_each_mode(topology: Topology, kind: ServerKind) {
         (all.join().unwrap(), open)
     });
     assert_eq!(errors, [""; 0]);
-    assert!(open.iter().all(|port| *port == 21), "open to a stranger: {open:?}");
+    assert!(open.iter().all(|port| *port == 21), "open to an off-path attacker: {open:?}");
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0, "packets invalid for conntrack");
     gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
     assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);

@@ -121,7 +121,7 @@ fn what_a_flushed_connection_tracker_costs_is_said() {
     lab.gateway.run("conntrack", &["-F"]).unwrap();
     let session = client.release();
     assert_eq!(session.error, None);
-    // The helper that expectations need went with the entry: the client is told at once, and a new
+    // The helper that expectations need went with the entry: the client is informed at once, and a new
     // session works.
     assert!(session.got(13).starts_with("425") && session.got(15).starts_with("425"));
     assert!(gateway.daemon.log().contains("open a new one"), "{}", gateway.daemon.log());
@@ -131,7 +131,7 @@ fn what_a_flushed_connection_tracker_costs_is_said() {
 }
 
 #[test]
-fn a_client_that_both_ends_forgot_is_followed_when_it_comes_again_from_the_same_port() {
+fn a_client_that_reuses_its_tuple_after_a_flush_is_inspected() {
     // Where numbers are adjusted all packets are queued anyway.
     for topology in [Topology::Masquerade, Topology::Routed] {
         let gateway = gateway(topology);

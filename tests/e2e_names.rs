@@ -29,8 +29,8 @@ fn named(names: &Value) -> (NameServer, Gateway) {
     (dns, Gateway { daemon, lab })
 }
 
-/// Where a new control connection is told to connect, and how long the answer took.
-fn told(lab: &Lab) -> (String, f64) {
+/// Where a new control connection is informed to connect, and how long the answer took.
+fn announced_address(lab: &Lab) -> (String, f64) {
     let (answer, time) = answered(lab);
     (host_port(&answer).0, time)
 }
@@ -62,7 +62,7 @@ fn sessions_announce_what_the_name_stands_for_by_then() {
     let changed = Instant::now();
     wait_for_address(&gateway.daemon, SECOND);
     assert!(changed.elapsed() < Duration::from_secs(4), "{:?}", changed.elapsed());
-    assert_eq!(told(lab).0, SECOND);
+    assert_eq!(announced_address(lab).0, SECOND);
     let session = client.release();
     assert_eq!(session.error, None);
     assert_eq!(host_port(session.got(6)).0, FIRST);
@@ -81,7 +81,7 @@ fn a_name_server_that_is_silent_delays_no_packet_and_changes_nothing() {
     let asked = dns.questions();
     wait_for("a question", || dns.questions() > asked + 1);
     for _ in 0..3 {
-        let (address, milliseconds) = told(lab);
+        let (address, milliseconds) = announced_address(lab);
         assert_eq!(address, FIRST, "the last known address");
         assert!(milliseconds < 500.0, "{milliseconds} ms");
     }
@@ -109,7 +109,7 @@ fn nothing_is_opened_for_a_name_that_was_never_resolved() {
     assert!(!dns.log().contains("other.test"), "no search domain: {}", dns.log());
     dns.set(&is(FIRST));
     wait_for_address(&gateway.daemon, FIRST);
-    assert_eq!(told(lab).0, FIRST);
+    assert_eq!(announced_address(lab).0, FIRST);
     assert!(gateway.daemon.stop().unwrap().success());
 }
 
@@ -119,7 +119,7 @@ fn a_reload_adds_changes_and_removes_names() {
     let lab = &gateway.lab;
     let _server = scripted_server(&lab.server, &json!({}));
     wait_for_address(&gateway.daemon, FIRST);
-    for (configuration, told_now, names) in [
+    for (configuration, announced_now, names) in [
         (
             "[[server]]\naddress = \"192.168.150.90\"\nexternal-address = \"dns:b.test\"\n",
             SECOND,
@@ -129,7 +129,7 @@ fn a_reload_adds_changes_and_removes_names() {
         ("nat.external-address = \"dns:hosts.lab.test\"\n", "203.0.113.9", 2),
     ] {
         reload(&gateway.daemon, configuration);
-        wait_for(configuration, || told(lab).0 == told_now);
+        wait_for(configuration, || announced_address(lab).0 == announced_now);
         let status = gateway.daemon.status().unwrap();
         assert_eq!(status["names"].as_array().unwrap().len(), names, "{configuration}");
     }

@@ -120,7 +120,7 @@ fn pinhole_admits_the_server_once_and_nobody_else() {
     let lines = server.lines();
     let (address, port) = host_port(lines.last().unwrap());
 
-    assert_eq!(connect(&lab.outsider, &address, port), "silent", "a stranger");
+    assert_eq!(connect(&lab.outsider, &address, port), "silent", "an off-path attacker");
     assert_eq!(connect(&lab.server, &address, port.wrapping_add(1)), "silent", "another port");
     assert_eq!(connect(&lab.server, &address, port), "open", "the server");
     assert_eq!(connect(&lab.server, &address, port), "silent", "the server again");
@@ -144,7 +144,7 @@ fn passive_pinhole_admits_only_the_client_that_asked() {
     let announcements = outer.finish().unwrap().announcements().unwrap();
     let (address, port) = host_port(&announcements[0]);
     assert_eq!(connect(&lab.client2, &address, port), "silent", "another client");
-    assert_eq!(connect(&lab.outsider, &address, port), "silent", "a stranger");
+    assert_eq!(connect(&lab.outsider, &address, port), "silent", "an off-path attacker");
     assert_eq!(connect(&lab.outsider, "192.168.150.90", 50069), "silent", "past the translation");
     let session = client.release();
     assert_eq!(session.error, None);

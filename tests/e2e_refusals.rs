@@ -1,4 +1,4 @@
-//! What is refused is told at once, in order: real servers answer, real clients hear the gateway's reason and go on.
+//! What is refused is informed at once, in order: real servers answer, real clients hear the gateway's reason and go on.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod common;
@@ -57,7 +57,7 @@ fn every_server_answers_in_order_and_its_client_hears_the_reason() {
     }
 }
 
-/// All of the server's data ports are denied: each client is told at once and ends, or says what it tries next, long
+/// All of the server's data ports are denied: each client is informed at once and ends, or says what it tries next, long
 /// before any of its time-outs.
 #[test]
 fn clients_end_at_once_and_show_the_reason() {

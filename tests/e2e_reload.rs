@@ -1,4 +1,4 @@
-//! A firewall that is loaded anew, and whatever else other programs do to the rules while the daemon runs.
+//! A firewall that is reloaded, and whatever else other programs do to the rules while the daemon runs.
 //!
 //! `FTP_ALG_RELOADS` says how often the rules are loaded under load (15). `FTP_ALG_TABLE_OWNER=no` has the daemon's table
 //! be one that others may remove, as on a kernel before Linux 6.9.
@@ -179,7 +179,7 @@ fn has_owner(lab: &Lab) -> bool {
 }
 
 #[test]
-fn a_daemon_starts_while_the_firewall_is_loaded_anew() {
+fn a_daemon_starts_during_firewall_reloads() {
     let lab = Lab::new(Topology::Masquerade).unwrap();
     let firewall = lab.gateway.ruleset().unwrap();
     let file = lab.directory().join("firewall.nft");

@@ -366,7 +366,7 @@ fn kill_again_and_again(more: &str, adjusted: &str) {
         let log = gateway.daemon.log();
         let before = format!("restored 8 sessions ({adjusted}");
         assert!(log.contains(&before), "round {round}: {log}");
-        // At another moment of a transfer each time; long enough that what is sent again gets through.
+        // At another moment of a transfer each time; long enough that what is retransmitted gets through.
         thread::sleep(scaled_timeout(Duration::from_millis(250 + round * 37 % 250)));
     }
     fs::write(&until, b"").unwrap();

@@ -138,11 +138,11 @@ fn proftpd_at_192_168_150_90_published_without_masquerade_address() {
         assert_eq!(failed, [""; 0], "iptables {variant}");
         let said = |line: &&String| line.starts_with("227");
         let inner = inner.finish().unwrap().announcements().unwrap();
-        let told = "227 Entering Passive Mode (192,168,150,90,";
-        assert!(inner.iter().filter(said).all(|line| line.starts_with(told)), "{inner:?}");
+        let announced = "227 Entering Passive Mode (192,168,150,90,";
+        assert!(inner.iter().filter(said).all(|line| line.starts_with(announced)), "{inner:?}");
         let outer = outer.finish().unwrap().announcements().unwrap();
-        let told = "227 Entering Passive Mode   (198,51,100,1,";
-        assert!(outer.iter().filter(said).all(|line| line.starts_with(told)), "{outer:?}");
+        let announced = "227 Entering Passive Mode   (198,51,100,1,";
+        assert!(outer.iter().filter(said).all(|line| line.starts_with(announced)), "{outer:?}");
         assert!(outer.iter().any(|line| said(&line)), "{outer:?}");
         assert_all_closed(&gateway);
     }
@@ -160,11 +160,11 @@ fn client_at_192_168_150_80_masqueraded_to_proftpd() {
         assert_eq!(failed, [""; 0], "iptables {variant}");
         let said = |line: &&String| line.starts_with("PORT");
         let inner = inner.finish().unwrap().announcements().unwrap();
-        let told = "PORT 192,168,150,80,";
-        assert!(inner.iter().filter(said).all(|line| line.starts_with(told)), "{inner:?}");
+        let announced = "PORT 192,168,150,80,";
+        assert!(inner.iter().filter(said).all(|line| line.starts_with(announced)), "{inner:?}");
         let outer = outer.finish().unwrap().announcements().unwrap();
-        let told = "PORT 198,51,100,1,";
-        assert!(outer.iter().filter(said).all(|line| line.starts_with(told)), "{outer:?}");
+        let announced = "PORT 198,51,100,1,";
+        assert!(outer.iter().filter(said).all(|line| line.starts_with(announced)), "{outer:?}");
         assert!(outer.iter().any(|line| said(&line)), "{outer:?}");
         assert_all_closed(&gateway);
     }
@@ -357,7 +357,7 @@ fn a_published_server_and_masqueraded_clients_on_one_gateway_at_once() {
     }
 }
 
-/// Servers that were told long ago what they are called outside.
+/// Servers that learned long ago what they are called outside.
 #[test]
 fn a_server_that_announces_its_external_address_by_itself_is_not_translated_twice() {
     let gateway = gateway(Topology::PublishedServer, FirewallKind::IptablesLegacy, "");
@@ -391,7 +391,7 @@ fn a_server_that_announces_its_external_address_by_itself_is_not_translated_twic
     assert_all_closed(&gateway);
 }
 
-/// Plays every dialogue while `nat` is on the gateway beside its own rules; both ends compare the
+/// Plays every dialogue while `nat` is on the gateway next to its own rules; both ends compare the
 /// peer of each data connection with that of its control connection.
 fn data_follows_control(topology: Topology, dialled: &str, nat: &str) {
     let gateway = gateway(topology, FirewallKind::Nftables, "");

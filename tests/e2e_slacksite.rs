@@ -1,4 +1,4 @@
-//! The sessions that everyone quotes when explaining FTP behind NAT, byte for byte, judged by
+//! The sessions that everyone quotes when explaining FTP behind NAT, byte for byte, checked by
 //! tshark on both sides of the gateway.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 

@@ -1,4 +1,4 @@
-//! TCP is a stream: announcements cut anywhere, sent again, delayed by Nagle's algorithm.
+//! TCP is a stream: announcements cut anywhere, retransmitted, delayed by Nagle's algorithm.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod common;
@@ -30,7 +30,7 @@ fn run(lab: &Lab, nodelay: bool, transfers: Vec<Vec<Value>>) -> Session {
     scripted_client(&lab.client, &plan)
 }
 
-/// Transfers that took longer than any answer does, without the pauses they were told to make.
+/// Transfers that took longer than any answer does, without the pauses they were ordered to make.
 fn stalled(session: &Session, steps: usize, pauses_ms: f64) -> Vec<usize> {
     let transfers = session.steps[5..].chunks(steps).enumerate();
     let took = |steps: &[(String, f64)]| steps.iter().map(|(_, ms)| ms).sum::<f64>() - pauses_ms;
@@ -181,7 +181,7 @@ fn active_transfer_losing_port(
 }
 
 #[test]
-fn announcement_lost_before_the_rewrite_is_rewritten_when_it_comes_again() {
+fn a_retransmission_of_a_lost_announcement_is_rewritten() {
     let gateway = gateway(Topology::Masquerade);
     let (inner, outer) = active_transfer_losing_port(&gateway, &gateway.lab.gateway);
     let copies = |side: &CaptureAnalysis| {
@@ -189,7 +189,7 @@ fn announcement_lost_before_the_rewrite_is_rewritten_when_it_comes_again() {
     };
     assert!(copies(&inner) >= 2, "the client sent it again");
     assert_eq!(copies(&outer), 1, "the server's side saw it once");
-    // An acknowledgement may pass before the announcement comes again, with the sequence number
+    // An acknowledgement may pass before the announcement is retransmitted, with the sequence number
     // behind the bytes that nobody has seen yet: nothing can know how long they will become.
     assert_eq!(outer.wrong_checksums().unwrap(), [""; 0]);
 }
@@ -209,7 +209,7 @@ fn retransmission_gets_the_same_rewrite() {
 }
 
 #[test]
-fn reply_lost_behind_an_adjustment_comes_again() {
+fn a_reply_lost_after_an_adjustment_is_retransmitted() {
     let gateway = gateway(Topology::Masquerade);
     let lab = &gateway.lab;
     let _server = scripted_server(&lab.server, &json!({}));
@@ -224,7 +224,7 @@ fn reply_lost_behind_an_adjustment_comes_again() {
 }
 
 #[test]
-fn passive_announcement_sent_again_gets_the_same_rewrite() {
+fn a_retransmitted_passive_announcement_gets_the_same_rewrite() {
     let gateway = gateway(Topology::PublishedServer);
     let lab = &gateway.lab;
     let _server = scripted_server(&lab.server, &json!({"passive_port": 50069}));

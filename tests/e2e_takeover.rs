@@ -45,7 +45,7 @@ fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
 
-/// Where a second daemon may have its files, whoever it is.
+/// Where a second daemon may have its files, anyone who it is.
 fn elsewhere(gateway: &Gateway) -> [String; 2] {
     let home = gateway.lab.directory().join("elsewhere");
     fs::create_dir_all(&home).unwrap();

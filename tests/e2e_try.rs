@@ -113,7 +113,7 @@ fn a_gateway_tries_for_itself() {
 }
 
 #[test]
-fn a_control_port_that_is_not_read_is_told() {
+fn an_uninspected_control_port_is_reported() {
     let gateway = gateway(Topology::OnClient);
     let lab = &gateway.lab;
     let _server = scripted_server(&lab.server, &json!({"port": 2121}));
@@ -177,7 +177,7 @@ fn rules_of_the_trying_host_are_named() {
 }
 
 #[test]
-fn a_dropped_or_refused_control_connection_is_told() {
+fn a_dropped_or_refused_control_connection_is_reported() {
     let lab = Lab::new(Topology::Routed).unwrap();
     let url = url(&lab, None, Family::V4);
     let refused = attempt(&lab.client, &url, &[]);
@@ -192,7 +192,7 @@ fn a_dropped_or_refused_control_connection_is_told() {
 }
 
 #[test]
-fn a_refused_login_is_told_with_the_reply() {
+fn a_refused_login_is_reported_with_the_reply() {
     let gateway = gateway(Topology::Masquerade);
     let lab = &gateway.lab;
     let _server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
@@ -218,7 +218,7 @@ fn a_password_may_come_from_a_file() {
 }
 
 #[test]
-fn a_foreign_address_is_told_and_never_connected_to() {
+fn a_foreign_address_is_reported_and_never_used() {
     let lab = Lab::new(Topology::Routed).unwrap();
     lab.gateway.shell("nft flush ruleset").unwrap();
     let plan = json!({"pasv_reply": "227 Entering Passive Mode (198,51,100,66,200,10)"});
@@ -270,7 +270,7 @@ fn a_server_that_hangs_ends_the_try() {
 }
 
 #[test]
-fn without_rights_all_but_the_rules_is_told() {
+fn without_capabilities_everything_but_the_rules_is_reported() {
     let lab = Lab::new(Topology::Routed).unwrap();
     let program = executable_for_everyone(&lab);
     let mut command = lab.client.command("setpriv");
@@ -282,7 +282,7 @@ fn without_rights_all_but_the_rules_is_told() {
 }
 
 #[test]
-fn an_unknown_name_is_told() {
+fn an_unknown_name_is_reported() {
     let lab = Lab::new(Topology::Routed).unwrap();
     let tried = attempt(&lab.client, "ftp://nobody.invalid", &[]);
     assert_eq!((tried.failed(), tried.skipped()), (vec!["lookup"], MODES.to_vec()));
@@ -307,7 +307,7 @@ fn what_is_printed_fits_a_terminal() {
 }
 
 #[test]
-fn wrong_usage_is_told_before_anything_is_tried() {
+fn wrong_usage_is_reported_before_anything_is_tried() {
     for (arguments, expected) in [
         (&["--try", "ftp://h/file"][..], "has a path"),
         (&["--try", "sftp://h"], "is not supported"),

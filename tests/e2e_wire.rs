@@ -81,7 +81,7 @@ fn ip_options_and_fragments_together_do_not_either() {
 }
 
 #[test]
-fn segments_that_overtake_each_other_are_not_lost() {
+fn out_of_order_segments_are_not_lost() {
     // The client sends nothing again.
     let many = format!("SITE a\r\n{PORT}\r\nSITE b\r\nSITE c\r\n");
     let mut steps = lines(&["USER lab", "PASS lab", &many, "NOOP"]);
@@ -125,7 +125,7 @@ fn congestion_marks_reach_the_ends_of_an_adjusted_connection() {
         let side = side.finish().unwrap();
         let count = |what: &str| side.count(&format!("tcp.flags.syn == 0 && {what}")).unwrap();
         assert!(count("tcp.dstport == 21 && ip.dsfield.ecn == 3") > 0, "marked");
-        assert!(count("tcp.srcport == 21 && tcp.flags.ece == 1") > 0, "told");
+        assert!(count("tcp.srcport == 21 && tcp.flags.ece == 1") > 0, "reported");
         assert!(count("tcp.dstport == 21 && tcp.flags.cwr == 1") > 0, "heard");
         assert_eq!(side.wrong_checksums().unwrap(), [""; 0]);
     }

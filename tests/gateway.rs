@@ -35,7 +35,7 @@ use ftp_alg::gateway::{
     RuleParameters, Table, rules,
 };
 use ftp_alg_core::engine::{Kernel as _, KernelError, Opening, Pinhole, QueueMode, Translation};
-use packets::{Judgement, serve, tcp, with_payload};
+use packets::{PacketAction, serve, tcp, with_payload};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use lab::{
@@ -171,23 +171,23 @@ fn pass_replace_drop(lab: &Lab) {
             (text, rest)
         });
         let mut ending = false;
-        let judge = |packet: &[u8]| {
+        let decide = |packet: &[u8]| {
             let segment = tcp(packet);
             ending |= segment.fin;
             assert!(!segment.pure || ending, "a pure acknowledgement was queued before any FIN");
             match segment.payload.as_slice() {
                 b"hello" if !dropped => {
                     dropped = true;
-                    Judgement::Drop
+                    PacketAction::Drop
                 }
                 b"hello" => {
                     replaced = true;
-                    Judgement::Replace(with_payload(packet, b"HELLO"))
+                    PacketAction::Replace(with_payload(packet, b"HELLO"))
                 }
-                _ => Judgement::Pass,
+                _ => PacketAction::Pass,
             }
         };
-        serve(&mut queue, judge, || traffic.is_finished());
+        serve(&mut queue, decide, || traffic.is_finished());
         assert_eq!(traffic.join().unwrap(), (*b"HELLO", b"z".to_vec()));
     });
     assert!(dropped && replaced);
@@ -237,7 +237,7 @@ fn without_a_reader_control_connections_pass_unless_they_need_one() {
     let mut ready = Ready::new();
     let lab = &ready.lab;
     let listener = listen(&lab.server, at(SERVER, 21));
-    assert!(connect(&lab.client, CLIENT, at(SERVER, 21)).is_err(), "there is a sign of life");
+    assert!(connect(&lab.client, CLIENT, at(SERVER, 21)).is_err(), "there is a heartbeat");
     ready.lab.pass_by();
     let mut client = connect(&lab.client, CLIENT, at(SERVER, 21)).unwrap();
     let (mut server, peer) = exchange(&mut client, &listener);
@@ -254,7 +254,7 @@ fn without_a_reader_control_connections_pass_unless_they_need_one() {
         &mut queue,
         |packet| {
             pure += u32::from(tcp(packet).pure);
-            Judgement::Pass
+            PacketAction::Pass
         },
         || {
             read += server.read(&mut text).unwrap_or_default();
@@ -262,11 +262,11 @@ fn without_a_reader_control_connections_pass_unless_they_need_one() {
         },
     );
     let end = Instant::now() + Duration::from_millis(200);
-    let judge = |packet: &[u8]| {
+    let decide = |packet: &[u8]| {
         pure += u32::from(tcp(packet).pure);
-        Judgement::Pass
+        PacketAction::Pass
     };
-    serve(&mut queue, judge, || Instant::now() > end);
+    serve(&mut queue, decide, || Instant::now() > end);
     assert!(pure > 0, "acknowledgements must be queued, too");
     drop(queue);
     ready.kernel.set_queue_mode(&control, QueueMode::None).unwrap();
@@ -454,7 +454,7 @@ fn translations_are_found_from_the_visible_pair() {
 }
 
 #[test]
-fn attention_changes_only_our_mark_bits() {
+fn queue_mode_changes_only_our_mark_bits() {
     need_root!();
     let mut ready = Ready::new();
     ready.lab.pass_by();
@@ -471,12 +471,12 @@ fn attention_changes_only_our_mark_bits() {
     let mut stream = connect(&ready.lab.client, CLIENT, at(SERVER, 21)).unwrap();
     let (_server, peer) = exchange(&mut stream, &listener);
     let control = ready.kernel.lookup_translation(peer, at(SERVER, 21)).unwrap().unwrap();
-    for (attention, bit) in [
+    for (queue_mode, bit) in [
         (QueueMode::All, 0x2000_0000),
         (QueueMode::None, 0x1000_0000),
         (QueueMode::All, 0x2000_0000),
     ] {
-        ready.kernel.set_queue_mode(&control, attention).unwrap();
+        ready.kernel.set_queue_mode(&control, queue_mode).unwrap();
         assert_eq!(mark(&ready), 0x8000_0a5f | bit);
     }
     let gone = Translation::identity(at(CLIENT, 1), at(SERVER, 21));

@@ -1,7 +1,7 @@
 //! The lab itself: it drops what nobody admitted, and its servers and clients work.
 //!
 //! The kernel's own helper stands in for `ftp-alg` here, so that a failure in the other end-to-end
-//! tests can be told from a failure of the lab.
+//! tests can be distinguished from a failure of the lab.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod matrix;
@@ -69,7 +69,7 @@ fn only_control_connections_pass(spec: LabSpec) {
         process
     };
     let _listeners = [listen(&lab.server, "21 4000"), listen(&lab.client, "4000")];
-    // Nine labs at once: what shall come has time to be sent again, what shall not is not waited for.
+    // Nine labs at once: what shall come has time to be retransmitted, what shall not is not waited for.
     let connect = |from: &Host, to: SocketAddr, seconds: &str| {
         let arguments = [to.ip().to_string(), to.port().to_string(), seconds.to_owned()];
         let arguments = arguments.each_ref().map(String::as_str);
@@ -84,8 +84,8 @@ fn only_control_connections_pass(spec: LabSpec) {
         assert_eq!(server, "silent", "{topology} {family}: the client to the server");
         let inner = lab.client_side() == "lan" || topology == Topology::OnClient;
         let inner = if inner { &lab.client } else { &lab.server };
-        let stranger = connect(&lab.outsider, at(inner.address(family)), "0.7");
-        assert_eq!(stranger, "silent", "{topology} {family}: a stranger to the {}", inner.role());
+        let outsider = connect(&lab.outsider, at(inner.address(family)), "0.7");
+        assert_eq!(outsider, "silent", "{topology} {family}: an outsider to the {}", inner.role());
     }
 }
 

@@ -1,7 +1,7 @@
 //! docs/messages.md lists every message of the program, with what it means and what to do.
 //!
 //! A message is a string literal of at least three words in the code of the product. The test reads the code with
-//! [`syn`], and compares with the table. `UPDATE=1 cargo test --test messages` writes the table anew: new messages get
+//! [`syn`], and compares with the table. `UPDATE=1 cargo test --test messages` writes the table again: new messages get
 //! empty columns, which then fail the test until somebody fills them.
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]

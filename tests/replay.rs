@@ -1,4 +1,4 @@
-//! `ftp-alg replay` on captures recorded elsewhere, judged by their truth files and by tshark.
+//! `ftp-alg replay` on captures recorded elsewhere, checked by their truth files and by tshark.
 //!
 //! The captures are in `shared/captures` above the project, or where `FTP_ALG_CAPTURES` says. Where
 //! they or tshark are absent the tests say so and are skipped, but not where `CI` is set.
@@ -447,7 +447,7 @@ fn the_slacksite_port_reaches_the_server_as_the_external_address() {
         let mut shifted = 0;
         for (before, after) in before.iter().zip(&after) {
             let [before, after] = [before, after].map(|l| l.split('\t').collect::<Vec<_>>());
-            assert_eq!(before[0], after[0], "the time is kept");
+            assert_eq!(before[0], after[0], "the time is retained");
             let [old, new] = [&before, &after].map(|l| l[field].parse::<i64>().unwrap());
             assert_eq!(before[3 - field], after[3 - field], "the other direction is as it was");
             assert!(old - new == 0 && shifted == 0 || old - new == 3, "{before:?} {after:?}");

@@ -1,4 +1,4 @@
-//! Random dialogues over a bad network (see `support::link` and `support::stranger`): both ends must
+//! Random dialogues over a bad network (see `support::link` and `support::off_path`): both ends must
 //! get what the other sent, with exactly the rewrites that NAT calls for, in bounded time, and nothing may
 //! be left over.
 //!
@@ -43,9 +43,9 @@ const ATTACKS: u64 = 1_000;
 /// Refused commands whose client heard the reason, and those whose client heard the server: more than 16 commands were
 /// pending, or its window was closed.
 static REASONS: [AtomicUsize; 2] = [AtomicUsize::new(0), AtomicUsize::new(0)];
-/// Of the fast path: dialogues of which lines were judged, lines, those rewritten, pinholes that were opened, those used, and
+/// Of the fast path: dialogues of which lines were inspected, lines, those rewritten, pinholes that were opened, those used, and
 /// retransmissions.
-static JUDGED: [AtomicUsize; 7] = [const { AtomicUsize::new(0) }; 7];
+static FAST_PATH: [AtomicUsize; 7] = [const { AtomicUsize::new(0) }; 7];
 
 fn number(name: &str) -> Option<u64> {
     std::env::var(name).ok().map(|number| number.parse().unwrap())
@@ -71,19 +71,19 @@ fn every_dialogue_arrives_with_the_expected_rewrites_and_leaves_nothing() {
     });
     let inconsistent = inconsistent.into_inner().unwrap();
     eprintln!("{count} dialogues from seed {first}, {} inconsistent", inconsistent.len());
-    let [told, untold] = REASONS.each_ref().map(|count| count.load(Relaxed));
-    eprintln!("{told} refusals by the gateway, {untold} by the server");
-    let judged = JUDGED.each_ref().map(|count| count.load(Relaxed));
+    let [explained, unexplained] = REASONS.each_ref().map(|count| count.load(Relaxed));
+    eprintln!("{explained} refusals by the gateway, {unexplained} by the server");
+    let fast_path = FAST_PATH.each_ref().map(|count| count.load(Relaxed));
     eprintln!(
-        "judged: dialogues, lines, rewritten, adjusted, opened, used, retransmissions {judged:?}"
+        "fast path: dialogues, lines, rewritten, adjusted, opened, used, retransmissions {fast_path:?}"
     );
     let few = count as usize / 100;
-    assert!(count < 1000 || judged.iter().all(|figure| *figure > few), "{judged:?}");
-    assert!(untold <= 10 + told / 100, "{untold} of {told}");
+    assert!(count < 1000 || fast_path.iter().all(|figure| *figure > few), "{fast_path:?}");
+    assert!(unexplained <= 10 + explained / 100, "{unexplained} of {explained}");
     assert!(inconsistent.is_empty(), "seeds of inconsistent dialogues: {inconsistent:?}");
 }
 
-/// No segments of a client have its server execute what nobody has judged. `FTP_ALG_ATTACKS` says how many attacks (1,000)
+/// No segments of a client have its server execute what was not inspected. `FTP_ALG_ATTACKS` says how many attacks (1,000)
 /// there are, and `FTP_ALG_SEED` where to start.
 #[test]
 fn no_attack_on_the_queue_makes_a_server_execute_an_announcement() {
@@ -124,7 +124,7 @@ fn dialogue(seed: u64) {
             sim.kernel.program.counts;
         let dialogues = usize::from(inspected > 0);
         let figures = [dialogues, inspected, rewritten, adjusted, opened, admitted, retransmitted];
-        for (sum, figure) in JUDGED.iter().zip(figures) {
+        for (sum, figure) in FAST_PATH.iter().zip(figures) {
             sum.fetch_add(figure, Relaxed);
         }
     }
@@ -149,14 +149,14 @@ fn talk(sim: &mut Sim, rng: &mut Rng) {
         expected.push(unchanged(line));
     }
     // Lines that recur, one after the other.
-    let is_calm = sim.hands_over() && rng.chance(0.7);
-    server.pauses = is_calm;
-    let pipelines = !is_calm && rng.chance(0.5);
+    let is_idle = sim.hands_over() && rng.chance(0.7);
+    server.pauses = is_idle;
+    let pipelines = !is_idle && rng.chance(0.5);
     let mut filled = 0;
     let mut used = Vec::new();
-    let most = if is_calm || rng.chance(0.1) { 25 } else { 7 };
+    let most = if is_idle || rng.chance(0.1) { 25 } else { 7 };
     for _ in 0..1 + rng.below(most) {
-        let (line, heard) = if is_calm && rng.chance(0.8) {
+        let (line, heard) = if is_idle && rng.chance(0.8) {
             recurring(rng, t.client, t.client_external)
         } else {
             command(rng, t.client, t.client_external)
@@ -168,10 +168,10 @@ fn talk(sim: &mut Sim, rng: &mut Rng) {
             filled += 1;
             expected.push(unchanged("TYPE I\r\n"));
         }
-        // At most so many unanswered that no session's limit is met.
+        // At most so many pending that no session's limit is met.
         if !pipelines || (expected.len() - filled) % 5 == 0 {
             let said = std::mem::take(&mut said);
-            if is_calm && rng.chance(0.9) {
+            if is_idle && rng.chance(0.9) {
                 sim.write(Client, said.as_bytes());
             } else {
                 write_in_pieces(sim, rng, &said);
@@ -349,7 +349,7 @@ fn command(rng: &mut Rng, own: SocketAddr, seen: SocketAddr) -> (String, String)
     }
 }
 
-/// What the fast path may judge.
+/// What the fast path may inspect.
 fn recurring(rng: &mut Rng, own: SocketAddr, seen: SocketAddr) -> (String, String) {
     let port = *rng.pick(&[1025, 2201, 25_700, 34_567, 65_535]);
     let unchanged = |line: &str| (line.to_owned(), line.to_owned());
@@ -391,7 +391,7 @@ fn disturb(sim: &mut Sim, rng: &mut Rng) {
         0 => sim.advance(Duration::from_secs(15)),
         1 | 2 => sim.keep_alive(side),
         // Not while it speaks: a shorter rewrite makes the numbers of what follows lower, and a
-        // window told by a higher one, which overtook the line, would hold for good.
+        // window advertised by a higher one, which arrived before the line, would hold for good.
         3 | 4 if sim.end(side).is_quiet() => {
             let time = Duration::from_millis(rng.below(3000) as u64);
             sim.close_window(side, time);

@@ -166,9 +166,9 @@ impl Kernel for LinuxKernel {
     fn set_queue_mode(
         &mut self,
         control: &Translation,
-        attention: QueueMode,
+        mode: QueueMode,
     ) -> Result<(), KernelError> {
-        self.conntrack.set_mark_and_liberal(control, attention)
+        self.conntrack.set_mark_and_liberal(control, mode)
     }
 
     fn apply_flow_changes(&mut self, changes: &[FlowChange]) {

@@ -12,7 +12,7 @@ fn policy() -> Policy {
     Policy { memory: MEMORY, ..Policy::default() }
 }
 
-/// Connections from `first` on hold as much as each may, until the budget is used up and one is ended.
+/// Connections from `first` on hold as much as each may, until the budget is consumed and one is ended.
 fn fill(wire: &mut Wire, first: usize) -> usize {
     for number in first.. {
         wire.connect(numbered(number));
@@ -46,7 +46,7 @@ fn the_one_that_held_much_for_longest_is_ended_and_both_its_ends_are_reset() {
     ];
     assert_eq!(wire.resets(), expected, "what was acknowledged, and all that was sent");
 
-    // Whatever comes of it is dropped, and its sender is told by the number that it expects.
+    // Whatever comes of it is dropped, and its sender is informed by the number that it expects.
     assert_eq!(wire.say_at(client, next, 7005, b"PORT 10,99,99,99,9,9\r\n"), PacketOutcome::Drop);
     assert_eq!(wire.resets(), [Reset { to: client, seq: 7005 }]);
     assert_eq!(wire.say_at(client, 5001, 7005, b"PORT 10,99,99,99,9,9\r\n"), PacketOutcome::Drop);
@@ -71,7 +71,7 @@ fn one_that_was_ended_stays_so_after_a_restart_until_it_is_still() {
 }
 
 #[test]
-fn the_endpoints_of_one_that_was_ended_may_begin_anew() {
+fn a_reset_session_allows_tuple_reuse() {
     let (mut wire, client) = (Wire::new(policy()), numbered(0));
     fill(&mut wire, 0);
     wire.begin_at(client, [9_000_001, 8_000_001]);
@@ -105,7 +105,7 @@ fn a_dialogue_that_is_acknowledged_goes_on_however_many_hold_much() {
 }
 
 #[test]
-fn engines_beside_each_other_have_one_budget_and_leave_room_for_the_others() {
+fn shards_share_one_budget_and_leave_room_for_each_other() {
     let mut first = Wire::new(policy());
     let mut second = Wire::with(first.gateway.engine.new_shard());
     let honest = numbered(0);

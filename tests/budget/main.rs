@@ -2,8 +2,8 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod ended;
-mod given_back;
 mod network;
+mod released;
 mod resident;
 #[path = "../support/rng.rs"]
 mod rng;

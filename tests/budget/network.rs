@@ -220,7 +220,7 @@ impl Wire {
         self.answer(client, "230 in\r\n");
     }
 
-    /// `client` says `payload`, which it sends again from where it was cut.
+    /// `client` says `payload`, which it retransmits from where it was cut.
     pub fn say(&mut self, client: SocketAddr, payload: &[u8]) -> PacketOutcome {
         let [seq, ack] = self.next[&client];
         let verdict = self.say_at(client, seq, ack, payload);

@@ -114,7 +114,7 @@ fn one_connection_holds_no_more_than_it_may_whatever_it_says() {
 }
 
 #[test]
-fn a_segment_that_is_sent_again_is_not_written_again() {
+fn a_retransmission_writes_no_record() {
     let client = numbered(0);
     let mut wire = Wire::new(Policy::default());
     wire.connect(client);
@@ -150,7 +150,7 @@ fn time_of(wire: &mut Wire, segment: &[u8], times: u32) -> Duration {
 }
 
 #[test]
-fn a_segment_that_is_sent_again_costs_no_more_than_to_read_one_as_long() {
+fn a_retransmission_costs_no_more_than_a_new_segment() {
     let ordinary = (0..20).map(|_| {
         let mut wire = Wire::new(Policy::default());
         wire.connect(numbered(0));

@@ -20,13 +20,13 @@ if "serve" in plan:
     selector = selectors.DefaultSelector()
     listener = socket.create_server(("", plan["serve"]), backlog=1024)
     selector.register(listener, selectors.EVENT_READ)
-    kept = []
+    retained = []
     while True:
         for key, _ in selector.select():
             if key.fileobj is listener:
                 client, _ = listener.accept()
                 client.send(b"220 ready\r\n")
-                kept.append(client)
+                retained.append(client)
                 if plan.get("answers"):
                     selector.register(client, selectors.EVENT_READ)
                 continue

@@ -144,7 +144,7 @@ pub fn failures(
     }
     let mut failures = Vec::new();
     for ((dialogue, server), client) in dialogues.iter().zip(by_server).zip(by_client) {
-        let wrong = judge(dialogue, &server, &client);
+        let wrong = decide(dialogue, &server, &client);
         failures.extend(wrong.into_iter().map(|wrong| format!("{}: {wrong}", dialogue.name())));
     }
     failures
@@ -154,7 +154,7 @@ fn reports(log: &str) -> Vec<Report> {
     log.lines().filter_map(|line| serde_json::from_str(line).ok()).collect()
 }
 
-fn judge(dialogue: &Playing, server: &Report, client: &Report) -> Vec<String> {
+fn decide(dialogue: &Playing, server: &Report, client: &Report) -> Vec<String> {
     let mut wrong = Vec::new();
     for (role, report) in [("server", server), ("client", client)] {
         if let Some(error) = &report.error {

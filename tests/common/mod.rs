@@ -36,7 +36,7 @@ pub fn executable_for_everyone(lab: &Lab) -> PathBuf {
     copy
 }
 
-/// The program, told to have a table that other programs can remove, as on a kernel before Linux 6.9. Made by another
+/// The program, made to have a table that other programs can remove, as on a kernel before Linux 6.9. Made by another
 /// process, as [`executable_for_everyone`] is.
 pub fn executable_without_owner(lab: &Lab) -> PathBuf {
     let (program, script) = (executable(), lab.directory().join("ftp-alg-without-owner"));
@@ -76,8 +76,8 @@ impl Drop for Gateway {
             let lines: Vec<_> = log.lines().collect();
             let name = thread::current().name().unwrap_or("test").replace("::", "-");
             let whole = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name).with_extension("log");
-            let kept = fs::write(&whole, &log).is_ok();
-            let place = if kept { whole.display().to_string() } else { String::new() };
+            let retained = fs::write(&whole, &log).is_ok();
+            let place = if retained { whole.display().to_string() } else { String::new() };
             println!("the daemon's log, {} lines, all of them in {place}:", lines.len());
             let (first, rest) = lines.split_at(lines.len().min(20));
             let (_, last) = rest.split_at(rest.len().saturating_sub(40));

@@ -2,12 +2,12 @@
 
 JSON: {"host": H, "source": ADDRESS, "fragment": BYTES or 0, "ip_options": BOOL, "steps": [STEP, ...]}
 Segments longer than `fragment` bytes, a multiple of 8, go as IP fragments, the last one first; `ip_options`
-puts a router alert into each packet. IPv4 only. Nothing is sent again, so the network must lose nothing, and
+puts a router alert into each packet. IPv4 only. Nothing is retransmitted, so the network must lose nothing, and
 the host must keep its own resets back.
 A STEP is {"send": TEXT}, or {"send": TEXT, "closed": SECONDS}: the window is closed for that long, and
 probes are answered; or {"send": TEXT, "reversed": true}: each line is a segment of its own, and the last line
 goes first; or {"send": TEXT, "edge": BYTES}: for a second and a half the server may send as many bytes, and replies are not
-awaited; `TEXT` goes in two segments, if not "whole". Each other line is followed by a reply; so is the handshake.
+expected; `TEXT` goes in two segments, if not "whole". Each other line is followed by a reply; so is the handshake.
 Prints one JSON object: {"replies": [TEXT, ...], "rest": TEXT that no step took, "probes": N, "error": TEXT or
 null}.
 """

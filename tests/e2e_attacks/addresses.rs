@@ -78,7 +78,7 @@ fn a_client_cannot_send_the_server_to_a_third_host() {
     assert_refused(&scene, &lines);
 }
 
-/// Whoever has addresses of both families is seen with one of them: the other may be anybody's.
+/// Anyone who has addresses of both families is seen with one of them: the other may be anybody's.
 #[test]
 fn an_announced_address_of_another_family_is_refused() {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
@@ -195,7 +195,7 @@ fn a_server_cannot_announce_a_low_or_invalid_port() {
 
 #[test]
 fn a_server_cannot_announce_a_third_host() {
-    // Behind NAT: another host beside it, the stranger, and the gateway's inner address.
+    // Behind NAT: another host next to it, the outsider, and the gateway's inner address.
     assert_replies_open_nothing(&[
         "227 Entering Passive Mode (192,168,150,91,195,149)",
         "227 Entering Passive Mode (198,51,100,66,195,149)",

@@ -174,7 +174,7 @@ fn hidden(third: &str) -> Vec<String> {
     lines
 }
 
-/// The server is told to let itself be sent to anyone.
+/// The server is informed to let itself be sent to anyone.
 fn assert_never_sent(kind: ServerKind, more: &str) {
     let gateway = gateway_with(Topology::Masquerade, "");
     let Lab { client, outsider: third, server: host, .. } = &gateway.lab;

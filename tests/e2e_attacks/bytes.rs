@@ -12,7 +12,7 @@ use crate::{
     scene::{ANNOUNCED, PORT, Scene},
 };
 
-/// The stranger's port 3764.
+/// The outsider's port 3764.
 const BOUNCE: &str = "PORT 198,51,100,66,14,180";
 
 #[test]
@@ -139,7 +139,7 @@ fn assert_first_counts(taken: &str, segments: &Value, lost: Option<&str>, heard:
     assert_eq!(client.release().error, None);
     let server = lab.server.address(Family::V4);
     let reached = format!("{ATTEMPTS} && ip.src == {server}");
-    assert_eq!(thirds.finish().unwrap().count(&reached).unwrap(), 0, "the stranger");
+    assert_eq!(thirds.finish().unwrap().count(&reached).unwrap(), 0, "the outsider");
     scene.assert_transfer();
 }
 
@@ -148,18 +148,18 @@ const BEGINS_WITH_NO: &str = "tcp dport 21 @ih,0,16 0x4e4f";
 
 #[test]
 fn overlapping_segments_that_differ_retain_the_first_bytes() {
-    let harmless = "NOOP 198,51,100,66,14,180\r\n";
+    let bypassable = "NOOP 198,51,100,66,14,180\r\n";
     let bounce = format!("{BOUNCE}\r\n");
     // The server has not got the first when the second comes.
-    let both = json!([[0, harmless], [0, bounce], [0, &bounce[..9]]]);
-    assert_first_counts(harmless, &both, Some(BEGINS_WITH_NO), &["NOOP 198"]);
+    let both = json!([[0, bypassable], [0, bounce], [0, &bounce[..9]]]);
+    assert_first_counts(bypassable, &both, Some(BEGINS_WITH_NO), &["NOOP 198"]);
     // The second goes on; that is new.
     let longer = bounce.repeat(2);
-    let both = json!([[0, harmless], [0, longer]]);
+    let both = json!([[0, bypassable], [0, longer]]);
     assert_first_counts(&longer, &both, Some(BEGINS_WITH_NO), &["NOOP 198", "XXXX XXX"]);
     // The bounce comes first, but past a gap; then part of it in pieces.
-    let late = json!([[4, &bounce[4..]], [0, "NOOP"], [2, "RT 1"], [0, harmless]]);
-    assert_first_counts(harmless, &late, None, &["NOOP 198"]);
+    let late = json!([[4, &bounce[4..]], [0, "NOOP"], [2, "RT 1"], [0, bypassable]]);
+    assert_first_counts(bypassable, &late, None, &["NOOP 198"]);
 }
 
 #[test]

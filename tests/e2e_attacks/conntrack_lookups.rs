@@ -1,4 +1,4 @@
-//! Packets that a stranger makes without seeing a connection, five hundred a second, where connection tracking has fifty
+//! Packets that an off-path attacker makes without seeing a connection, five hundred a second, where connection tracking has fifty
 //! thousand entries: nobody looks through these, and an honest client is answered as ever.
 
 use std::{thread, time::Duration};
@@ -102,7 +102,7 @@ fn measured(scene: &Scene, kind: Kind) -> (f64, f64) {
     let queued = scene.gateway.daemon.counter("packets").unwrap() - queued;
     let sent: u64 = sent.trim().parse().unwrap();
     match kind {
-        // Without a SYN it is nothing that anyone has to judge. What is queued are lines.
+        // Without a SYN it is nothing that anyone has to decide. What is queued are lines.
         Kind::SynAck | Kind::OwnSynAck => assert!(queued < sent, "{queued} were queued"),
         _ => assert!(queued > sent / 2, "{kind:?}: {queued} were queued of {sent}"),
     }

@@ -199,7 +199,7 @@ fn a_consumed_passive_ipv6_pinhole_admits_no_second_connection() {
     assert_once(Topology::Routed, Family::V6, false, 2);
 }
 
-/// A SYN that is sent again, as its answer was lost, belongs to the same connection.
+/// A SYN that is retransmitted, as its answer was lost, belongs to the same connection.
 #[test]
 fn a_data_connection_survives_a_lost_syn_ack() {
     with_each_back_end(|back_end| {

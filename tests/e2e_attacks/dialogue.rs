@@ -111,7 +111,7 @@ fn a_230_to_another_command_is_not_a_login() {
 #[test]
 fn rein_ends_the_login() {
     let steps = [&login()[..], &[say("REIN"), reply()]].concat();
-    assert_no_login(&json!({"REIN": "220 Anew"}), &steps);
+    assert_no_login(&json!({"REIN": "220 Again"}), &steps);
 }
 
 #[test]

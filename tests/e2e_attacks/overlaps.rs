@@ -1,4 +1,4 @@
-//! Segments that overlap, through the real kernel: none that a client makes have its server execute what was not judged.
+//! Segments that overlap, through the real kernel: none that a client makes have its server execute what was not inspected.
 
 use std::time::Duration;
 
@@ -36,7 +36,7 @@ fn assert_not_executed(lines: &[String]) {
     assert!(!lines.iter().any(|line| line.starts_with("PORT ")), "{lines:?}");
 }
 
-/// A packet waits for what it overtook, dies at the server, and is cut by a later line.
+/// A packet waits for its predecessors, dies at the server, and is cut by a later line.
 #[test]
 fn a_waiting_packet_is_not_overlapped_by_a_later_line() {
     let (first, cut) = ("NOOP\r\n", "NOOP xxxx\r\n");
@@ -72,7 +72,7 @@ fn a_line_after_long_ipv6_options_is_inspected() {
     assert_not_executed(&executed(Family::V6, "", &format!("{one}{two}"), &segments));
 }
 
-/// A line that is sent again, shorter, while verdicts are on their way, again and again at other moments.
+/// A line that is retransmitted, shorter, while verdicts are on their way, again and again at other moments.
 #[test]
 fn a_line_cannot_be_replaced_by_a_shorter_retransmission() {
     let (short, long) = ("NOOP xxxx\r\n", format!("SITE xxxxxx{BOUNCE}"));

@@ -1,4 +1,4 @@
-//! Data port stealing: whoever is not the one that a pinhole is for, or comes too late.
+//! Data port stealing: anyone who is not the one that a pinhole is for, or comes too late.
 
 use std::time::Duration;
 
@@ -73,7 +73,7 @@ fn a_pinhole_closes_with_its_control_connection() {
     });
 }
 
-/// Whoever announced listens on, and the server comes again: a 226 is the end of it.
+/// Anyone who announced listens on, and the server is retransmitted: a 226 is the end of it.
 #[test]
 fn a_completed_transfer_leaves_no_pinhole_open() {
     with_each_back_end(|back_end| {

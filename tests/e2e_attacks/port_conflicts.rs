@@ -68,7 +68,7 @@ fn scene(topology: Topology, back_end: &str, prepare: impl Fn(&Lab)) -> Scene {
     Scene { server, gateway }
 }
 
-/// A client behind masquerade announces port 3762: the server is told another one, and reaches the service there.
+/// A client behind masquerade announces port 3762: the server is informed another one, and reaches the service there.
 fn assert_spared(scene: &Scene) {
     let lab = &scene.gateway.lab;
     let outside = lab.gateway.address(Family::V4).to_string();

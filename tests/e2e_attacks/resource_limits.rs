@@ -92,7 +92,7 @@ fn a_thousand_unacknowledged_sessions_stay_within_memory_and_journal_limits() {
     assert!(status["sessions"].as_u64().unwrap() >= 990, "{status}");
     // The budget, 2 KiB for each session, and what a batch of packets takes.
     assert!(grown <= (64 << 10) + 2000 + (24 << 10), "{grown} KiB");
-    // Twice what it holds at most, 4 MiB, and the new one beside it.
+    // Twice what it holds at most, 4 MiB, and the new one next to it.
     assert!(written <= 3 * (12 << 10) * 1000 + (4 << 20), "{written} bytes");
     scene.assert_transfer();
 }

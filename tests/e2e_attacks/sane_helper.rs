@@ -34,7 +34,7 @@ fn assert_unheard(topology: Topology, family: Family, line: &str, steps: &[Value
     drop(client);
 }
 
-/// What a client sends again goes on as it was read, so a packet that is harmless when it comes is a request
+/// What a client retransmits goes on as it was read, so a packet that is bypassable when it comes is a request
 /// when it leaves.
 #[test]
 fn retransmitted_bytes_never_form_a_sane_request() {
@@ -50,7 +50,7 @@ fn retransmitted_bytes_never_form_a_sane_request() {
     }
 }
 
-/// The same where more was read at once, and where it is sent again in parts.
+/// The same where more was read at once, and where it is retransmitted in parts.
 #[test]
 fn partly_retransmitted_bytes_never_form_a_sane_request() {
     let line = format!("USER {REQUEST}efgh");

@@ -80,7 +80,7 @@ impl Scene {
     }
 
     /// Nothing is open to anyone, neither as the kernel lists it nor for whom it might have been
-    /// opened, nor for a stranger.
+    /// opened, nor for an off-path attacker.
     pub fn assert_closed(&self, ports: &[u16]) {
         assert_eq!(self.gateway.daemon.open_pinholes().unwrap(), [""; 0]);
         let lab = &self.gateway.lab;

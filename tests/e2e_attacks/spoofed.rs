@@ -1,4 +1,4 @@
-//! Packets that a stranger makes in the server's name, without seeing the connection.
+//! Packets that an off-path attacker makes in the server's name, without seeing the connection.
 
 use ftp_alg_lab::{Capture, CaptureAnalysis, Family, Topology};
 use serde_json::json;
@@ -26,7 +26,7 @@ impl Seen {
     }
 }
 
-/// Sends packets from the stranger as if from the server, with `flags` as nping has them.
+/// Sends packets from the outsider as if from the server, with `flags` as nping has them.
 fn forge(scene: &Scene, port: u16, flags: &str, (seq, ack): (u32, u32), payload: &str) {
     let lab = &scene.gateway.lab;
     let server = lab.server.address(Family::V4).to_string();
@@ -43,7 +43,7 @@ fn forge(scene: &Scene, port: u16, flags: &str, (seq, ack): (u32, u32), payload:
     lab.outsider.run("nping", &arguments).unwrap();
 }
 
-/// What a stranger tries before an active transfer, which works as if nothing were.
+/// What an off-path attacker tries before an active transfer, which works as if nothing were.
 fn assert_unmoved(forged: impl Fn(&Scene, &Seen)) {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
     let lab = &scene.gateway.lab;

@@ -14,7 +14,7 @@ use crate::{
     scene::with_each_back_end,
 };
 
-/// `server` ends a connection without a packet at `GONE`; `client ADDRESS FIRST` says the line FIRST, goes, comes again
+/// `server` ends a connection without a packet at `GONE`; `client ADDRESS FIRST` says the line FIRST, goes, is retransmitted
 /// from the same port and makes a passive transfer.
 const ENDS: &str = r#"
 import re, socket, sys, time
@@ -94,7 +94,7 @@ fn transferred(lab: &Lab, first: &str) -> String {
 
 #[test]
 fn a_control_connection_on_a_reused_tuple_is_inspected() {
-    // Calm, of which lines pass; of which every packet is queued.
+    // Idle, of which lines pass; of which every packet is queued.
     for first in ["NOOP", "PORT 192,168,150,80,14,178"] {
         with_each_back_end(|back_end| {
             let gateway = gateway_with(Topology::Masquerade, back_end);

@@ -11,7 +11,7 @@ use crate::{
     scene::{ANNOUNCED, Scene, with_each_back_end},
 };
 
-/// The stranger's port 3764.
+/// The outsider's port 3764.
 const BOUNCE: &str = "RT 198,51,100,66,14,180\r\n";
 
 fn urgent(text: &str) -> Value {

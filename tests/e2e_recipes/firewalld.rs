@@ -150,7 +150,7 @@ fn firewalld_over_nftables_needs_no_rule_with_nat() {
         let (site, _firewalld) = installed(place, "nftables", LENIENT);
         let daemon = site.daemon(NFTABLES);
         site.carries(&daemon, &[Family::V4]);
-        site.shows_a_stranger(&daemon, FEW);
+        site.shows_an_outsider(&daemon, FEW);
     }
 }
 

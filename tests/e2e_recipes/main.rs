@@ -1,5 +1,5 @@
 //! The recipes in `rules/recipes`, each applied as an operator applies it: with its line for
-//! `ftp-alg` transfers pass a default drop, without it they do not, and a stranger finds nothing.
+//! `ftp-alg` transfers pass a default drop, without it they do not, and an off-path attacker finds nothing.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 #[path = "../common/mod.rs"]

@@ -90,7 +90,7 @@ fn an_outsider_finds_no_open_port() {
     for place in PLACES {
         let site = Site::new(place);
         load_nftables(site.guard(), &nftables(place).text);
-        site.shows_a_stranger(&site.daemon(NFTABLES), "1-65535");
+        site.shows_an_outsider(&site.daemon(NFTABLES), "1-65535");
     }
 }
 

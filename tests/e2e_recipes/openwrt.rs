@@ -67,7 +67,7 @@ fn the_openwrt_rule_admits_data_connections_to_a_published_server() {
     site.stops(&daemon, Family::V6, Mode::Passive);
     load(site.guard(), true, &recipe().text);
     site.carries(&daemon, &FAMILIES);
-    site.shows_a_stranger(&daemon, FEW);
+    site.shows_an_outsider(&daemon, FEW);
 }
 
 #[test]

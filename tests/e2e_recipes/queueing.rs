@@ -34,7 +34,7 @@ fn iptables_queue_rules_work_in_every_place() {
             let doctor = daemon.ask(&["doctor", "--json"]).unwrap().stdout_text();
             assert!(!doctor.contains("queued-twice"), "{doctor}");
             site.carries(&daemon, &FAMILIES);
-            site.shows_a_stranger(&daemon, FEW);
+            site.shows_an_outsider(&daemon, FEW);
             assert_eq!(site.guard().invalid_packets().unwrap(), 0, "{variant} {place:?}");
             // Half an announcement is held back and acknowledged here too.
             let times = [(); 3].map(|()| site.answer_to_a_cut_announcement());

@@ -156,9 +156,9 @@ impl Site {
         vec![reply(), say(&user), reply(), say(&password), reply()]
     }
 
-    /// While a pinhole waits for its one connection, a stranger finds what is published and
+    /// While a pinhole waits for its one connection, an off-path attacker finds what is published and
     /// nothing else: on `ports`, and on the pinhole's own.
-    pub fn shows_a_stranger(&self, daemon: &Daemon, ports: &str) {
+    pub fn shows_an_outsider(&self, daemon: &Daemon, ports: &str) {
         let (mode, published): (_, &[u16]) = match self.place {
             Place::Masquerade | Place::Client => (Mode::Active, &[]),
             Place::Published | Place::Server => (Mode::Passive, &[21]),
@@ -246,7 +246,7 @@ pub fn shows_its_line(
     }
     apply(site.guard(), &recipe.text);
     site.carries(&daemon, families);
-    site.shows_a_stranger(&daemon, FEW);
+    site.shows_an_outsider(&daemon, FEW);
 }
 
 /// The same recipe without its line is enough for the conntrack back end.
@@ -259,5 +259,5 @@ pub fn needs_no_line_with_conntrack(
     apply(site.guard(), &recipe.without_its_line());
     let daemon = site.daemon(CONNTRACK);
     site.carries(&daemon, families);
-    site.shows_a_stranger(&daemon, FEW);
+    site.shows_an_outsider(&daemon, FEW);
 }

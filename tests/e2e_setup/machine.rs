@@ -94,7 +94,7 @@ impl Machine {
         )
     }
 
-    /// `ftp-alg setup` beside `daemon`.
+    /// `ftp-alg setup` next to `daemon`.
     pub fn setup(&self, daemon: &Daemon, arguments: &[&str]) -> Outcome {
         let mut command = self.command(executable().to_str().unwrap());
         command.arg("setup").args(arguments).arg("--socket").arg(daemon.socket());
@@ -128,7 +128,7 @@ impl Outcome {
     }
 }
 
-/// What every firewall must show, with its rules loaded and kept in its files: `stopped` without setup, all with it,
+/// What every firewall must show, with its rules loaded and retained in its files: `stopped` without setup, all with it,
 /// after the firewall's own `reload` too; and neither after --undo. Gives the commands that loaded the change.
 pub fn shows_the_cycle(
     site: &Site,

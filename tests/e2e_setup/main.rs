@@ -1,4 +1,4 @@
-//! `ftp-alg setup` on real firewalls: shown, applied, loaded anew, taken back to the byte.
+//! `ftp-alg setup` on real firewalls: shown, applied, reloaded, taken back to the byte.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 #[path = "../common/mod.rs"]

@@ -29,7 +29,7 @@ fn setup_adds_files_that_fw4_includes() {
     let site = Site::new(Place::Masquerade);
     let machine = Machine::on(site.guard());
     machine.write("/etc/fw4.nft", RULESET);
-    machine.write("/etc/sysupgrade.conf", "# kept over an upgrade");
+    machine.write("/etc/sysupgrade.conf", "# retained over an upgrade");
     machine.write("/usr/sbin/fw4", FW4);
     machine.shell("chmod 755 /usr/sbin/fw4; mkdir -p /usr/share/nftables.d; fw4 reload");
     let name = "OpenWrt (fw4)";

@@ -1,4 +1,4 @@
-//! ufw, alone and beside Docker.
+//! ufw, alone and next to Docker.
 
 use crate::{
     machine::{Machine, cache, shows_the_cycle},

@@ -88,7 +88,7 @@ impl Lab {
         run("ip", &["netns", "exec", &self.gateway, "sh", "-c", command])
     }
 
-    /// Nobody renews the sign of life in the table, and the queue is passed by.
+    /// Nobody renews the heartbeat in the table, and the queue is bypassed.
     pub fn pass_by(&self) {
         self.gateway_sh("nft 'delete element inet ftp_alg heartbeat { tcp }'");
     }

@@ -7,10 +7,10 @@ use std::{
 
 use ftp_alg::gateway::{Queue, QueueVerdict};
 
-/// Reads the queue until `done`, deciding by `judge`.
+/// Reads the queue until `done`, deciding by `decide`.
 pub fn serve(
     queue: &mut Queue,
-    mut judge: impl FnMut(&[u8]) -> Judgement,
+    mut decide: impl FnMut(&[u8]) -> PacketAction,
     mut done: impl FnMut() -> bool,
 ) {
     let end = Instant::now() + Duration::from_secs(10);
@@ -23,10 +23,10 @@ pub fn serve(
         queue.receive().unwrap();
         let (packets, mut verdicts) = queue.batch();
         for packet in packets {
-            match judge(packet.payload) {
-                Judgement::Pass => verdicts.verdict(packet.id, QueueVerdict::Accept).unwrap(),
-                Judgement::Drop => verdicts.verdict(packet.id, QueueVerdict::Drop).unwrap(),
-                Judgement::Replace(with) => {
+            match decide(packet.payload) {
+                PacketAction::Pass => verdicts.verdict(packet.id, QueueVerdict::Accept).unwrap(),
+                PacketAction::Drop => verdicts.verdict(packet.id, QueueVerdict::Drop).unwrap(),
+                PacketAction::Replace(with) => {
                     verdicts.verdict(packet.id, QueueVerdict::Replace(&with)).unwrap();
                 }
             }
@@ -35,7 +35,7 @@ pub fn serve(
     }
 }
 
-pub enum Judgement {
+pub enum PacketAction {
     Pass,
     Drop,
     Replace(Vec<u8>),

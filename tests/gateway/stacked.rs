@@ -20,9 +20,9 @@ struct Way {
 /// What the gateway's interface has for an address.
 const OWN: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
-/// A packet that comes up through several interfaces is judged once, and a SYN admitted once.
+/// A packet that comes up through several interfaces is inspected once, and a SYN admitted once.
 #[test]
-fn interfaces_upon_others_judge_a_packet_once() {
+fn stacked_interfaces_inspect_a_packet_once() {
     if !super::fastpath::has_tcx() {
         return;
     }
@@ -72,11 +72,11 @@ fn interfaces_upon_others_judge_a_packet_once() {
         },
     ];
     for way in ways {
-        judge_once(&way);
+        inspect_once(&way);
     }
 }
 
-fn judge_once(Way { name, made, attached, vlan }: &Way) {
+fn inspect_once(Way { name, made, attached, vlan }: &Way) {
     let (lab, pins) = (Lab::new(), Pins::new());
     lab.on_gateway(|| {
         // Not every kernel has all of them.
@@ -98,7 +98,7 @@ fn judge_once(Way { name, made, attached, vlan }: &Way) {
             inside(&lab.client, || send_frame("eth0", OWN, &bytes));
         };
         let by_server = |bytes: Vec<u8>| inside(&lab.server, || send_frame("eth0", OWN, &bytes));
-        let judged = |count: u64| {
+        let fast_path = |count: u64| {
             for _ in 0..100 {
                 let counts = path.counters().unwrap();
                 if counts.inspected + counts.admitted >= count {
@@ -114,18 +114,18 @@ fn judge_once(Way { name, made, attached, vlan }: &Way) {
             );
         };
         by_client(frame(CLIENT, SERVER, 1000, 2000, b"NOOP\r\n"));
-        judged(1);
+        fast_path(1);
         by_server(frame(SERVER, CLIENT, 2000, 1006, b"200 \r\n"));
-        judged(2);
+        fast_path(2);
         by_client(frame(CLIENT, SERVER, 1006, 2006, b"PASV\r\n"));
-        judged(3);
+        fast_path(3);
         by_server(frame(SERVER, CLIENT, 2006, 1012, b"227 x (192,0,2,9,15,161)\r\n"));
-        judged(4);
+        fast_path(4);
         let target = SocketAddrV4::new(*SERVER.ip(), 4001);
         let mut syn = frame(SocketAddrV4::new(*CLIENT.ip(), 40_001), target, 1, 0, b"");
         syn[47] = 2;
         by_client(syn);
-        judged(5);
+        fast_path(5);
         assert_eq!((path.counters().unwrap().admitted, read(&path).len()), (1, 4), "{name}");
         path.remove().unwrap();
     });

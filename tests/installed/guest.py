@@ -104,7 +104,7 @@ class Ftp(ftplib.FTP):
         assert b"".join(back) == body, "the file that came back is another one"
 
     def exchange_on(self, pipe, modes):
-        """The same, again and again, until told to end. Gives how often. Leaves time for others: all is emulated."""
+        """The same, again and again, until it is ordered to end. Gives how often. Leaves time for others: all is emulated."""
         count = 0
         while not pipe.poll(0.5):
             self.exchange(pipe, modes[count % len(modes)])
@@ -113,7 +113,7 @@ class Ftp(ftplib.FTP):
         return count
 
     def fetch(self, pipe, mode):
-        """Fetches the large file slowly until told to go on. Gives how much was missing then."""
+        """Fetches the large file slowly until it is ordered to continue. Gives how much was missing then."""
         self.set_pasv(mode == "passive")
         data, at, missing = self.transfercmd("RETR pub/large"), 0, None
         pipe.send("begun")
@@ -403,7 +403,7 @@ def an_upgrade_keeps_transfers_and_sessions():
     assert auth_is_refused()
 
 
-def a_firewall_that_is_loaded_anew_keeps_sessions():
+def a_firewall_reload_keeps_sessions():
     # Linux 6.1 knows no owner of a table: the daemon loads it again. What is said meanwhile is not seen.
     run("systemctl reload nftables")
     wait_for("the table", lambda: "table inet ftp_alg" in run("nft list tables"))
@@ -449,7 +449,7 @@ STEPS = [
     a_killed_daemon_is_started_again_and_sessions_go_on,
     a_hung_daemon_is_replaced_by_the_watchdog_and_sessions_go_on,
     an_upgrade_keeps_transfers_and_sessions,
-    a_firewall_that_is_loaded_anew_keeps_sessions,
+    a_firewall_reload_keeps_sessions,
     the_journal_has_what_the_daemon_said,
     a_purge_leaves_nothing,
 ]

@@ -1,7 +1,7 @@
 //! Every client with every server, in every way in which both can announce a data connection.
 //!
 //! Each cell is a download, an upload and a listing, compared byte for byte. Both ends are watched:
-//! a cell fails, too, if its client said anything else than it was told to.
+//! a cell fails, too, if its client said anything else than its script.
 #![allow(dead_code, reason = "each test file uses its part")]
 
 mod witness;

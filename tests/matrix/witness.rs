@@ -1,4 +1,4 @@
-//! What an end of a lab saw of many transfers: whether each client said what it was told to, and
+//! What an end of a lab saw of many transfers: whether each client said its script, and
 //! whether each data connection had the addresses of its control connection.
 
 use std::{
@@ -16,7 +16,7 @@ pub struct Witness {
 
 /// What a [`Witness`] says at the end.
 pub struct Testimony {
-    /// What was said by whoever asked for a file, by the file's name.
+    /// What was said by anyone who asked for a file, by the file's name.
     said: BTreeMap<String, BTreeSet<String>>,
     /// Announcements that no connection between the same two addresses followed.
     pub strays: Vec<String>,

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Installs a package beside this machine, uses it, and purges it: in a copy of the machine that only this process
+# Installs a package next to this machine, uses it, and purges it: in a copy of the machine that only this process
 # sees (an overlay in a mount namespace), with a network namespace of its own, and without init.
 #
 #   unshare --mount --net --pid --fork chroot.sh PACKAGE DIRECTORY     (an empty directory)

@@ -1,5 +1,5 @@
 //! A client that makes its own segments: they overlap, die behind the gateway, and come at any moment while others wait for
-//! their verdicts. It wants its server to execute a `PORT` that nobody has judged.
+//! their verdicts. It wants its server to execute a `PORT` that was not inspected.
 
 use std::time::Duration;
 
@@ -82,7 +82,7 @@ pub fn attack(seed: u64, crashes: f64) -> Vec<String> {
     let mut rng = Rng::new(seed ^ 0xa77a);
     let mut sim = Sim::logged_in(scenario(&mut rng, seed, crashes));
     if sim.hands_over() {
-        // It is handed over at rest, and as soon as its translation is known.
+        // It is handed over idle, and as soon as its translation is known.
         sim.exchange("EPSV\r\n", "229 ok (|||20001|)\r\n");
         for _ in 0..rng.below(3) {
             sim.exchange("NOOP\r\n", "200 ok\r\n");

@@ -1,5 +1,5 @@
 //! The links on both sides of the gateway, and what happens to packets there: they are lost,
-//! doubled, overtaken, damaged, cut in two by a middlebox, and put together again.
+//! doubled, reordered, damaged, cut in two by a middlebox, and put together again.
 
 use std::{collections::BTreeMap, net::SocketAddr};
 
@@ -54,7 +54,7 @@ pub enum Origin {
     Genuine,
     /// It was, before a bit was turned.
     Damaged,
-    /// A stranger forged it, or it is a duplicate from long ago.
+    /// an off-path attacker forged it, or it is a duplicate from long ago.
     Stray,
 }
 
@@ -96,7 +96,7 @@ impl Air {
     /// Sends off `flight` at `start`.
     pub fn send(&mut self, flight: Flight, start: u64) {
         if flight.origin == Origin::Genuine && self.rng.chance(self.link.split) {
-            let (source, destination, segment) = Segment::judged(&flight.bytes);
+            let (source, destination, segment) = Segment::checked(&flight.bytes);
             if segment.payload.len() > 1 {
                 let at = 1 + self.rng.below(segment.payload.len() - 1);
                 for part in segment.split(at) {
@@ -149,13 +149,13 @@ impl Air {
     /// The packet of `first`, which arrives at `now`, and one that follows it in one, which must
     /// be under way already.
     fn join_next(&mut self, first: &Flight, now: u64) -> Option<Vec<u8>> {
-        let (source, destination, segment) = Segment::judged(&first.bytes);
+        let (source, destination, segment) = Segment::checked(&first.bytes);
         let sent = now + self.link.delay;
         let (key, both) = self.flights.iter().find_map(|(key, next)| {
             let fits = next.origin == Origin::Genuine
                 && (next.from, next.to) == (first.from, first.to)
                 && key.0 <= sent;
-            let (_, _, next) = fits.then(|| Segment::judged(&next.bytes))?;
+            let (_, _, next) = fits.then(|| Segment::checked(&next.bytes))?;
             Some((*key, segment.merged(&next)?))
         })?;
         self.flights.remove(&key);

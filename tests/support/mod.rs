@@ -14,6 +14,7 @@ pub mod crash;
 pub mod fast_path;
 pub mod ftp;
 pub mod link;
+mod off_path;
 pub mod readings;
 pub mod recorder;
 mod rng;
@@ -21,7 +22,6 @@ pub mod scenario;
 pub mod segment;
 pub mod selection;
 pub mod sim;
-mod stranger;
 pub mod tcp;
 pub mod victim;
 

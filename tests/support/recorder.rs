@@ -26,11 +26,11 @@ pub struct Recorder {
     pub transactions: usize,
     /// External ports that others use.
     pub taken: HashSet<u16>,
-    pub attention: Option<QueueMode>,
+    pub queue_mode: Option<QueueMode>,
     /// How often a translation was asked for.
     pub asked: usize,
-    /// How often it was told what the connection needs.
-    pub told: usize,
+    /// Number of queue mode changes.
+    pub mode_changes: usize,
     /// Whether conntrack knows no connection.
     pub forgot: bool,
     /// Packets to be sent.
@@ -52,9 +52,9 @@ impl Recorder {
             closed: Vec::new(),
             transactions: 0,
             taken: HashSet::new(),
-            attention: None,
+            queue_mode: None,
             asked: 0,
-            told: 0,
+            mode_changes: 0,
             forgot: false,
             injected: Vec::new(),
             failing: false,
@@ -150,15 +150,15 @@ impl Kernel for Recorder {
     fn set_queue_mode(
         &mut self,
         control: &Translation,
-        attention: QueueMode,
+        queue_mode: QueueMode,
     ) -> Result<(), KernelError> {
         self.check("attend")?;
-        self.told += 1;
+        self.mode_changes += 1;
         if self.forgot {
             return Err(KernelError::Unknown);
         }
         assert_eq!(Some(*control), self.translation, "the connection that is to be marked");
-        self.attention = Some(attention);
+        self.queue_mode = Some(queue_mode);
         Ok(())
     }
 

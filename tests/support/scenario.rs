@@ -49,7 +49,7 @@ impl Nat {
     }
 }
 
-/// For half of the seeds, how many judged lines there is room for.
+/// For half of the seeds, how many fast-path lines there is room for.
 pub fn hands_over(seed: u64) -> Option<usize> {
     let mut rng = Rng::new(seed ^ 11);
     rng.chance(0.5).then(|| *rng.pick(&[1, 2, 3, 7, 5461, 5461, 5461, 5461]))
@@ -66,24 +66,24 @@ pub struct Scenario {
     pub link: Link,
     /// Whether pure acknowledgements are queued although the engine does not want every packet.
     pub queues_acks: bool,
-    /// How often, for each packet that an end sends, a stranger sends one.
+    /// How often, for each packet that an end sends, an off-path attacker sends one.
     pub strays: f64,
     /// How often the daemon crashes, for each packet that is queued.
     pub crashes: f64,
-    /// Whether what overtook others waits for them, as the daemon has it.
+    /// Whether out-of-order packets wait for their predecessors, as the daemon has it.
     pub is_patient: bool,
     pub queueing: Queueing,
-    /// For how many judged lines there is room, if connections are handed over.
+    /// For how many fast-path lines there is room, if connections are handed over.
     pub hands_over: Option<usize>,
     pub seed: u64,
 }
 
 impl Scenario {
-    /// What the gateway translates. Where lines are judged, it may be that no 227 changes its length.
+    /// What the gateway translates. Where lines are fast_path, it may be that no 227 changes its length.
     pub fn translation(&self) -> Translation {
         let mut translation = self.nat.translation(self.v6);
-        let is_judged = self.hands_over.is_some() && !self.v6 && self.nat.hides_server();
-        if is_judged && Rng::new(self.seed ^ 12).chance(0.7) {
+        let uses_fast_path = self.hands_over.is_some() && !self.v6 && self.nat.hides_server();
+        if uses_fast_path && Rng::new(self.seed ^ 12).chance(0.7) {
             let as_long = "192.0.2.200";
             translation.server_external.set_ip(as_long.parse().unwrap());
         }

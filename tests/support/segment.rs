@@ -1,4 +1,4 @@
-//! Segments as bytes: built and judged by etherparse alone, so that the engine's packet code is
+//! Segments as bytes: built and checked by etherparse alone, so that the engine's packet code is
 //! not verified with itself.
 
 use std::net::{IpAddr, SocketAddr};
@@ -37,7 +37,7 @@ pub struct Segment {
 /// What is wrong with a packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Fault {
-    /// The IP header: whoever forwards it drops it.
+    /// The IP header: anyone who forwards it drops it.
     Ip,
     /// What it carries: its receiver discards it.
     Content(&'static str),
@@ -134,7 +134,7 @@ impl Segment {
     }
 
     /// Reads a packet, all lengths and checksums of which must be right.
-    pub fn judged(bytes: &[u8]) -> (SocketAddr, SocketAddr, Self) {
+    pub fn checked(bytes: &[u8]) -> (SocketAddr, SocketAddr, Self) {
         Self::read(bytes).unwrap_or_else(|fault| panic!("{fault:?} in {bytes:02x?}"))
     }
 

@@ -1,6 +1,6 @@
 //! The packet selection, as `rules/ftp-alg.nft.in` has it: which packets are queued, and with which packet mark.
 //!
-//! Each packet is judged when it arrives, by the ct mark of that moment. Not modelled: the sign of life, and the set of
+//! Each packet is inspected when it arrives, by the ct mark of that moment. Not modelled: the heartbeat, and the set of
 //! connections that had a SYN after their handshake.
 
 use ftp_alg_core::{engine::QueueMode, packet::flags, session::Side};
@@ -42,15 +42,15 @@ impl Selection {
     }
 
     /// What becomes of a packet of `from` that arrives at `now`; `segment` is `None` if its receiver discards it.
-    /// `attention` is what the connection's ct mark says.
+    /// `queue_mode` is what the connection's ct mark says.
     pub fn way(
         &mut self,
         now: u64,
-        attention: Option<QueueMode>,
+        queue_mode: Option<QueueMode>,
         from: Side,
         segment: Option<&Segment>,
     ) -> Way {
-        match attention {
+        match queue_mode {
             Some(QueueMode::None) => return Way::Passes,
             Some(QueueMode::All | QueueMode::Watch) => return Way::Queued(Mark::Every),
             None | Some(QueueMode::Selected) => {}

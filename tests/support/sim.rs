@@ -2,7 +2,7 @@
 //! virtual, in microseconds, and all chance comes from one seed.
 //!
 //! As on a real gateway, packets carry the real addresses of both ends where the engine sees them.
-//! Every packet that the engine makes is judged by etherparse, and what it injects must carry the
+//! Every packet that the engine makes is inspected by etherparse, and what it injects must carry the
 //! addresses that its addressee knows. A packet with a wrong checksum must pass unread; its receiver
 //! discards it.
 
@@ -21,17 +21,17 @@ use super::{
     Rng,
     crash::Crashes,
     link::{Air, Flight, Origin, Place},
+    off_path::OffPathAttacker,
     recorder::Recorder,
     scenario::Scenario,
     segment::Segment,
     selection::Selection,
-    stranger::Stranger,
     tcp::{End, Settings},
 };
 
 pub mod daemon;
+mod fast_path_lines;
 mod gateway;
-mod judged;
 pub mod queues;
 
 use daemon::Daemon;
@@ -64,7 +64,7 @@ pub struct Sim {
     /// Verdicts that [`decided`](Self::decided) gave on others.
     pub others: Vec<daemon::Given>,
     air: Air,
-    stranger: Stranger,
+    outsider: OffPathAttacker,
     steps: u64,
     /// Whether every packet is shown (`FTP_ALG_TRACE`).
     traces: bool,
@@ -114,7 +114,7 @@ impl Sim {
             packets: 0,
             others: Vec::new(),
             air: Air::new(link, Rng::new(seed)),
-            stranger: Stranger::new(strays, Rng::new(seed ^ 3)),
+            outsider: OffPathAttacker::new(strays, Rng::new(seed ^ 3)),
             steps: 0,
             traces: std::env::var_os("FTP_ALG_TRACE").is_some(),
             captured: None,
@@ -168,7 +168,7 @@ impl Sim {
         self.client = End::new(client.0.clone(), server.0.isn, client.1);
         self.server = End::new(server.0, client.0.isn, server.1);
         self.progress = (self.now, (0, 0));
-        self.kernel.attention = None;
+        self.kernel.queue_mode = None;
         self.selection.begin();
         self.shake_hands();
     }
@@ -345,7 +345,7 @@ impl Sim {
     /// A packet that no end's TCP made: an attacker's. Gives what goes on of it.
     pub fn forge(&mut self, from: Side, segment: &Segment) -> Option<Segment> {
         let bytes = self.packet(from, segment);
-        Some(Segment::judged(&self.select(from, bytes)?).2)
+        Some(Segment::checked(&self.select(from, bytes)?).2)
     }
 
     /// Nothing must be left once the connection is over and forgotten.
@@ -361,7 +361,7 @@ impl Sim {
         // A late segment may look like one of a connection whose start was not seen.
         self.advance(Duration::from_secs(900));
         assert_eq!(self.daemon.sessions(), 0, "sessions left: {}", self.summary());
-        self.daemon.assert_judged_alike();
+        self.daemon.assert_no_fast_path_mismatch();
         self.kernel.program.assert_empty();
     }
 
@@ -407,7 +407,7 @@ impl Sim {
 
     fn send(&mut self, from: Side, segment: &Segment) {
         let bytes = self.packet(from, segment);
-        if let Some((from, bytes)) = self.stranger.follow(from, &bytes, &self.client, &self.server)
+        if let Some((from, bytes)) = self.outsider.follow(from, &bytes, &self.client, &self.server)
         {
             let flight = Flight { from, to: Place::Gateway, origin: Origin::Stray, bytes };
             self.air.send(flight, self.now);

@@ -26,7 +26,7 @@ pub struct Settings {
     pub timestamps: bool,
     pub sack: bool,
     pub window: u16,
-    /// Whether segments that are sent again have other boundaries.
+    /// Whether segments that are retransmitted have other boundaries.
     pub reslices: bool,
     /// Whether it takes part in explicit congestion notification.
     pub ecn: bool,
@@ -83,7 +83,7 @@ pub struct End {
     next: usize,
     /// The highest offset ever sent.
     max: usize,
-    /// Up to where lost segments are sent again as acknowledgements come in.
+    /// Up to where lost segments are retransmitted as acknowledgements come in.
     recover: usize,
     sacked: Vec<(usize, usize)>,
     urgent: usize,
@@ -338,7 +338,7 @@ impl End {
                 self.later.iter().take(3).map(|(l, r)| (number(*l), number(*r))).collect();
         }
         if self.settings.ecn {
-            // RFC 3168, 6.1.5: what is sent again, and what carries nothing, is not marked.
+            // RFC 3168, 6.1.5: what is retransmitted, and what carries nothing, is not marked.
             if start == self.max && !segment.payload.is_empty() {
                 segment.ecn = 2;
                 segment.flags |= if std::mem::take(&mut self.owes_cwr) { CWR } else { 0 };

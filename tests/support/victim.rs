@@ -1,4 +1,4 @@
-//! What a server executes of segments that overlap and overtake each other, by how its TCP puts them together.
+//! What a server executes of segments that overlap and arrive out of order, by how its TCP puts them together.
 
 use std::collections::BTreeMap;
 
@@ -83,7 +83,7 @@ impl Victim {
         all - std::mem::replace(&mut self.answered, all)
     }
 
-    /// What it was made to connect to, whoever judged that.
+    /// What it was made to connect to, anyone who fast_path that.
     pub fn announcements(&self) -> Vec<String> {
         let announces = |line: &String| line.starts_with("PORT ") || line.starts_with("EPRT ");
         self.lines().into_iter().filter(announces).collect()

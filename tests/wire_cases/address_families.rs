@@ -1,4 +1,4 @@
-//! Connections of IPv4 and of IPv6 whose addresses have the same numbers are two connections.
+//! IPv4 and IPv6 connections whose addresses have the same numeric value are separate connections.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -21,7 +21,8 @@ use crate::{
     with,
 };
 
-/// IPv6 addresses with the number of an IPv4 one: IPv4-compatible (`::a.b.c.d`), and IPv4-mapped (`::ffff:a.b.c.d`).
+/// The IPv6 addresses that have the numeric value of an IPv4 address: IPv4-compatible (`::a.b.c.d`) and IPv4-mapped
+/// (`::ffff:a.b.c.d`).
 fn lookalikes(endpoint: SocketAddr) -> Vec<SocketAddr> {
     let IpAddr::V4(address) = endpoint.ip() else { panic!("not IPv4") };
     [address.to_ipv6_compatible(), address.to_ipv6_mapped()]
@@ -29,7 +30,7 @@ fn lookalikes(endpoint: SocketAddr) -> Vec<SocketAddr> {
         .into()
 }
 
-/// What an attacker sends over IPv6 on the numbers of an IPv4 connection, in both directions.
+/// The packets that an attacker sends over IPv6 on the lookalike addresses of an IPv4 connection, in both directions.
 fn lookalike_packets(translation: &Translation) -> Vec<Vec<u8>> {
     let base = Segment { window: 1000, ..Segment::default() };
     let syn_ack = Segment { seq: 9000, ack: 5000, flags: flags::SYN | flags::ACK, ..base.clone() };
@@ -69,8 +70,11 @@ fn ipv6_lookalike_packets_do_not_affect_an_ipv4_connection() {
             let verdict = sim.decided(Instant::now(), &packet, PacketMeta::default()).0;
             assert_eq!(verdict, PacketOutcome::Accept);
         }
-        assert_eq!(sim.kernel.attention, None, "{nat:?}");
-        assert!(sim.engine().sessions.count() > sessions, "they are sessions of their own");
+        assert_eq!(sim.kernel.queue_mode, None, "{nat:?}");
+        assert!(
+            sim.engine().sessions.count() > sessions,
+            "the lookalike packets have sessions of their own"
+        );
         let heard = text(sim.say(Client, active(at(t.client, 2200)).as_bytes()));
         assert_eq!(heard, active(at(t.client_external, 2200)), "{nat:?}");
         assert_eq!(sim.kernel.opened.len(), 1);
@@ -79,7 +83,8 @@ fn ipv6_lookalike_packets_do_not_affect_an_ipv4_connection() {
     }
 }
 
-/// One packet a port came before the neighbour: its connection begins all the same.
+/// One lookalike packet for each source port arrives before the IPv4 connection begins. The connection is still
+/// inspected.
 #[test]
 fn ipv6_lookalike_packets_do_not_stall_later_ipv4_connections() {
     let t = Nat::Masquerade.translation(false);

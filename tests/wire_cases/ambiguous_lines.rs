@@ -1,4 +1,5 @@
-//! What servers read otherwise than we do: line ends, Telnet commands, and replies that hold lines of a client's making.
+//! Lines that servers parse differently from the gateway: line ends, Telnet commands, and replies that contain text of
+//! the client's choice.
 
 use std::ops::Range;
 
@@ -21,16 +22,19 @@ use crate::{
     with,
 };
 
-/// A third host's endpoint.
+/// The host-port of a third host.
 const THIRD: &str = "10,99,99,99,21,179";
 
-/// What some server takes for an announcement of the third host.
-fn obeyed(bytes: &[u8]) -> Option<(Ends, Telnet, Vec<u8>)> {
+/// The first command that some server model would execute as an announcement of the third host.
+fn executed_bounce(bytes: &[u8]) -> Option<(Ends, Telnet, Vec<u8>)> {
     command(bytes, &[b"PORT", b"EPRT"], |argument| argument.starts_with(b"10,99,99,99,"))
 }
 
-/// What the server gets of `line` in these pieces.
-fn heard<'a>(mut sim: Sim, pieces: impl IntoIterator<Item = &'a [u8]>) -> (Vec<u8>, Sim) {
+/// Sends `pieces` one after the other, waiting after each, and returns what the server receives.
+fn received_in_pieces<'a>(
+    mut sim: Sim,
+    pieces: impl IntoIterator<Item = &'a [u8]>,
+) -> (Vec<u8>, Sim) {
     for piece in pieces {
         sim.write(Client, piece);
         sim.settle();
@@ -44,7 +48,7 @@ fn logged_in() -> Sim {
     Sim::logged_in(scenario)
 }
 
-fn refusing_auth() -> Scenario {
+fn with_auth_refused() -> Scenario {
     let mut scenario = with(Nat::Masquerade);
     scenario.policy.auth_tls = AuthTls::Refuse;
     scenario
@@ -93,23 +97,27 @@ fn a_hidden_bounce_is_refused_wherever_segments_end() {
             b"PORT\xff\xff\r\n",
         ] {
             let line = [lead, verb, THIRD.as_bytes(), b"\r\n"].concat();
-            attacks += usize::from(obeyed(&line).is_some());
+            attacks += usize::from(executed_bounce(&line).is_some());
             for cut in 0..lead.len() + 14 {
                 let (first, second) = line.split_at(cut);
-                let (got, sim) = heard(logged_in(), [first, second]);
-                assert_eq!(obeyed(&got), None, "{line:?} cut at {cut}: {got:?}");
-                assert_eq!(got.len(), line.len(), "no number changes: {line:?} cut at {cut}");
+                let (got, sim) = received_in_pieces(logged_in(), [first, second]);
+                assert_eq!(executed_bounce(&got), None, "{line:?} split at {cut}: {got:?}");
+                assert_eq!(
+                    got.len(),
+                    line.len(),
+                    "sequence numbers change: {line:?} split at {cut}"
+                );
                 assert_eq!((sim.timeouts(), sim.kernel.opened.len()), (0, 0));
             }
-            let (got, _) = heard(logged_in(), line.chunks(1));
-            assert_eq!(obeyed(&got), None, "{line:?} byte by byte: {got:?}");
+            let (got, _) = received_in_pieces(logged_in(), line.chunks(1));
+            assert_eq!(executed_bounce(&got), None, "{line:?} byte by byte: {got:?}");
         }
     }
-    assert!(attacks > 60, "{attacks} were attacks");
+    assert!(attacks > 60, "only {attacks} lines are bounces for some server");
 }
 
-/// What may end a line, or be a Telnet command, for some server, and what is nothing.
-const ODD: [&[u8]; 12] = [
+/// Bytes that some server treats as a line end or a Telnet command, and some neutral bytes.
+const NEUTRAL_OR_AMBIGUOUS: [&[u8]; 12] = [
     b"\r",
     b"\n",
     b"\0",
@@ -124,8 +132,8 @@ const ODD: [&[u8]; 12] = [
     b"NOOP ",
 ];
 
-/// As many of `parts`, in any order.
-fn mixture(rng: &mut Rng, parts: &[&[u8]], count: Range<usize>) -> Vec<u8> {
+/// Concatenates a random number of `parts`, within `count`, in random order.
+fn random_mixture(rng: &mut Rng, parts: &[&[u8]], count: Range<usize>) -> Vec<u8> {
     (0..count.start + rng.below(count.len())).flat_map(|_| rng.pick(parts).to_vec()).collect()
 }
 
@@ -134,57 +142,58 @@ fn rounds() -> usize {
     std::env::var("FTP_ALG_ROUNDS").ok().map_or(1500, |n| n.parse().unwrap())
 }
 
-/// What servers may read in two ways, whole, in two pieces, or byte by byte.
+/// Sends lines that servers parse in several ways: as one segment, as two segments, and byte by byte.
 #[test]
 fn splitting_a_line_never_opens_more_pinholes() {
     let own = Nat::Masquerade.translation(false).client;
     let announcement = active(at(own, 2200));
     let own: [&[u8]; 6] =
         [b"NOOP\r\n", b"\xff\xfa", b"\xff\xf0", b"PO", b"GET / HTTP/1.1\r\n", b"PORT "];
-    let parts = [&ODD[..], &own].concat();
+    let parts = [&NEUTRAL_OR_AMBIGUOUS[..], &own].concat();
     let mut rng = Rng::new(17);
     let rounds = rounds();
     let mut opened = 0;
     for round in 0..rounds {
-        let mut line = mixture(&mut rng, &parts, 1..6);
+        let mut line = random_mixture(&mut rng, &parts, 1..6);
         line.extend_from_slice(announcement.as_bytes());
         if rng.chance(0.3) {
             line.extend_from_slice(announcement.as_bytes());
         }
-        let count = |pieces: Vec<&[u8]>| heard(logged_in(), pieces).1.kernel.opened.len();
+        let count =
+            |pieces: Vec<&[u8]>| received_in_pieces(logged_in(), pieces).1.kernel.opened.len();
         let whole = count(vec![&line]);
         opened += whole;
         let (first, second) = line.split_at(rng.below(line.len()));
         for pieces in [vec![first, second], line.chunks(1).collect()] {
             let cut = count(pieces);
-            assert!(cut <= whole, "round {round}, {line:?} cut at {}: {cut}", first.len());
+            assert!(cut <= whole, "round {round}, {line:?} split at {}: {cut}", first.len());
         }
     }
-    assert!(opened > rounds / 10, "{opened} of {rounds} opened");
+    assert!(opened > rounds / 10, "only {opened} of {rounds} opened a pinhole");
 }
 
-/// Whatever is put together of what hides verbs, cut anywhere.
+/// Combines the fragments that can hide a verb at random and splits the result anywhere.
 #[test]
 fn random_line_ends_and_telnet_commands_never_hide_a_bounce() {
     let own: [&[u8]; 8] =
         [b"PORT ", b"EPRT ", b"PO", b"RT ", b"P", b"E", b"ORT ", b"10,99,99,99,9,9"];
-    let parts = [&own[..], &ODD, &[b"\xff\xfa", b"\xff\xf0"]].concat();
+    let parts = [&own[..], &NEUTRAL_OR_AMBIGUOUS, &[b"\xff\xfa", b"\xff\xf0"]].concat();
     let mut rng = Rng::new(13);
     let mut attacks = 0;
     let rounds = rounds();
     for round in 0..rounds {
-        let mut line = mixture(&mut rng, &parts, 2..10);
+        let mut line = random_mixture(&mut rng, &parts, 2..10);
         line.extend_from_slice(b" 10,99,99,99,9,9\r\n");
-        attacks += usize::from(obeyed(&line).is_some());
+        attacks += usize::from(executed_bounce(&line).is_some());
         let cut = rng.below(line.len());
         let (first, second) = line.split_at(cut);
-        let (got, _) = heard(logged_in(), [first, second]);
-        assert_eq!(obeyed(&got), None, "round {round}, {line:?} cut at {cut}: {got:?}");
+        let (got, _) = received_in_pieces(logged_in(), [first, second]);
+        assert_eq!(executed_bounce(&got), None, "round {round}, {line:?} split at {cut}: {got:?}");
     }
-    assert!(attacks > rounds / 20, "{attacks} of {rounds} were attacks");
+    assert!(attacks > rounds / 20, "only {attacks} of {rounds} lines are bounces for some server");
 }
 
-/// Longer than is kept of an unfinished line.
+/// The line is longer than the gateway stores of an unfinished line.
 #[test]
 fn a_bounce_far_into_its_line_is_refused() {
     for lead in [&b"\r"[..], b"\0", b"\r\xff\xf4z", b"\n"] {
@@ -194,8 +203,8 @@ fn a_bounce_far_into_its_line_is_refused() {
             for second_cut in [1, 2, 5] {
                 let (first, rest) = line.split_at(cut);
                 let (second, third) = rest.split_at(second_cut.min(rest.len()));
-                let (got, _) = heard(logged_in(), [first, second, third]);
-                assert_eq!(obeyed(&got), None, "{lead:?} cut at {cut}, {second_cut}");
+                let (got, _) = received_in_pieces(logged_in(), [first, second, third]);
+                assert_eq!(executed_bounce(&got), None, "{lead:?} split at {cut}, {second_cut}");
             }
         }
     }
@@ -247,7 +256,7 @@ fn a_reply_not_delimited_by_crlf_opens_no_pinhole() {
     });
 }
 
-/// pyftpdlib takes it for one command, and answers with what it was asked for.
+/// pyftpdlib parses the line as one command and echoes its argument in the reply.
 #[test]
 fn an_argument_echoed_by_the_server_opens_no_pinhole() {
     let forged = "229 x (|||3306|)";
@@ -260,8 +269,9 @@ fn an_argument_echoed_by_the_server_opens_no_pinhole() {
     }
 }
 
-/// A listing with a name in it that looks like its end and an announcement, up to that and from there on.
-pub fn halves_of_listing() -> (String, String) {
+/// A listing that contains a file name which looks like the end of the listing and an announcement. It is split before
+/// the announcement.
+pub fn split_listing() -> (String, String) {
     let first = "213-Status follows:\r\n-rw-r--r-- x\r\n213 End\r\n";
     (first.into(), "229 x (|||3306|)\r\n213 End of status\r\n".into())
 }
@@ -269,20 +279,20 @@ pub fn halves_of_listing() -> (String, String) {
 #[test]
 fn a_listing_on_the_control_connection_opens_no_pinhole() {
     for command in ["STAT x", "stat x*", "MLST x", "SITE INDEX x", "HELP x"] {
-        // With names in it, whoever made them.
+        // The reply contains file names, which anyone who may upload chooses.
         let mut sim = Sim::logged_in(with(Nat::PortForward));
         sim.say(Client, format!("{command}\r\nEPSV\r\n").as_bytes());
-        let (first, second) = halves_of_listing();
+        let (first, second) = split_listing();
         sim.say(Server, (first + &second).as_bytes());
         assert_eq!(sim.exchange("", "229 (|||50069|)\r\n").1, "229 (|||50069|)\r\n");
         assert_eq!(sim.kernel.opened, [], "{command}");
-        // What is asked for when it is over is opened.
+        // An announcement requested after the listing is complete opens a pinhole.
         sim.exchange("EPSV\r\n", "229 (|||50070|)\r\n");
         assert_eq!(sim.kernel.opened.len(), 1, "{command}");
     }
 }
 
-/// Servers show files that uploaders made, and one makes line ends of what is in them.
+/// Servers show files that uploaders wrote, and one server expands sequences in them to line ends.
 #[test]
 fn a_file_shown_in_a_reply_opens_no_pinhole() {
     for (command, code) in
@@ -313,8 +323,8 @@ fn pipelined_pasv_after_commands_without_listings_opens_a_pinhole() {
     }
 }
 
-/// What a browser sends for `fetch("http://10.0.0.2:21/", {method: verb, body: ...})`.
-fn request(verb: &str, body: &str) -> String {
+/// The HTTP http_request that a browser sends for `fetch("http://10.0.0.2:21/", {method: verb, body: ...})`.
+fn http_request(verb: &str, body: &str) -> String {
     format!(
         "{verb} / HTTP/1.1\r\nHost: 10.0.0.2:21\r\nConnection: keep-alive\r\nContent-Length: {}\r\n\
          User-Agent: Mozilla/5.0\r\nAccept: */*\r\n\r\n{body}",
@@ -331,7 +341,7 @@ fn an_http_request_with_an_ftp_verb_opens_no_pinhole() {
         let body = format!("\r\nUSER x\r\nPASS x\r\n{own}{third}");
         let mut sim = Sim::new(with(Nat::Masquerade));
         sim.say(Server, b"220 ready\r\n");
-        let got = text(sim.say(Client, request(verb, &body).as_bytes()));
+        let got = text(sim.say(Client, http_request(verb, &body).as_bytes()));
         assert!(got.ends_with(&format!("{own}{}", crossed_out(&third))), "{verb}: {got}");
         sim.say(Server, b"331 x\r\n500 x\r\n500 x\r\n500 x\r\n331 x\r\n230 in\r\n500 x\r\n");
         for line in ["USER x\r\n", "PASS x\r\n"] {
@@ -371,9 +381,9 @@ fn bounces_are_refused_from_clients_that_precede_the_greeting() {
             let (start, rest) = said.split_at(first.len() + cut);
             let (got, mut sim) = {
                 sim.write(Client, start.as_bytes());
-                heard(sim, [rest.as_bytes()])
+                received_in_pieces(sim, [rest.as_bytes()])
             };
-            assert_eq!(obeyed(&got), None, "{got:?}, cut at {cut}");
+            assert_eq!(executed_bounce(&got), None, "{got:?}, split at {cut}");
             sim.say(Server, b"120 soon\r\n220 ready\r\n");
             for line in ["USER x\r\n", "PASS x\r\n"] {
                 sim.exchange(line, "230 in\r\n");
@@ -404,14 +414,15 @@ fn refused_commands_before_the_greeting_are_crossed_out_however_split() {
         for (one, two) in
             (first.len()..said.len()).flat_map(|one| (one..said.len()).map(move |two| (one, two)))
         {
-            let mut scenario = refusing_auth();
+            let mut scenario = with_auth_refused();
             scenario.client.nagle = false;
             let pieces = [&said[..one], &said[one..two], &said[two..]];
-            let (got, _) = heard(Sim::new(scenario), pieces.map(str::as_bytes));
+            let (got, _) = received_in_pieces(Sim::new(scenario), pieces.map(str::as_bytes));
             let is_auth = |argument: &[u8]| argument.starts_with(b"TLS");
-            let obeyed = obeyed(&got).or_else(|| command(&got, &[b"AUTH"], is_auth));
-            assert_eq!(obeyed, None, "{said:?}, cut at {one} and {two}");
-            assert_eq!(got.len(), said.len(), "no number changes");
+            let executed_bounce =
+                executed_bounce(&got).or_else(|| command(&got, &[b"AUTH"], is_auth));
+            assert_eq!(executed_bounce, None, "{said:?}, split at {one} and {two}");
+            assert_eq!(got.len(), said.len(), "sequence numbers change");
         }
     }
 }
@@ -421,13 +432,13 @@ fn refusals_apply_after_a_picked_up_sessions_first_reply() {
     let third = format!("PORT {THIRD}\r\n");
     for line in ["AUTH TLS\r\n", &third, "PORT 10,0,x\r\n", "EPRT |2|fe80::1%1|5282|\r\n"] {
         for cut in 0..line.len() {
-            let mut sim = Sim::logged_in(refusing_auth());
+            let mut sim = Sim::logged_in(with_auth_refused());
             sim.forget();
             let (first, second) = line.split_at(cut);
             for seen in [line, &crossed_out(line)] {
-                let mut heard = sim.say(Client, first.as_bytes());
-                heard.extend(sim.say(Client, second.as_bytes()));
-                assert_eq!(text(heard), seen, "cut at {cut}");
+                let mut received_in_pieces = sim.say(Client, first.as_bytes());
+                received_in_pieces.extend(sim.say(Client, second.as_bytes()));
+                assert_eq!(text(received_in_pieces), seen, "split at {cut}");
                 sim.say(Server, b"500 no\r\n");
             }
         }
@@ -436,8 +447,8 @@ fn refusals_apply_after_a_picked_up_sessions_first_reply() {
 
 #[test]
 fn client_first_protocols_are_not_delayed() {
-    // A byte that may begin an announcement ends a segment.
-    for request in [
+    // Each http_request ends with a byte that may begin an announcement.
+    for http_request in [
         &b"GET / HTTP/1.1\r\n\r\nP"[..],
         b"\x16\x03\x01\0\x05abc\nEPRT",
         b"a\r\n\0P",
@@ -445,7 +456,7 @@ fn client_first_protocols_are_not_delayed() {
         b"\0\xff\xf2EPRT",
     ] {
         let mut sim = Sim::new(with(Nat::Masquerade));
-        assert_eq!(sim.say(Client, request), request);
+        assert_eq!(sim.say(Client, http_request), http_request);
         assert_eq!(sim.timeouts(), 0);
         let reply = b"HTTP/1.1 200 OK\r\n";
         assert_eq!(sim.say(Server, reply), reply);
@@ -504,7 +515,7 @@ fn plain_text_after_a_234_does_not_count_as_login() {
             assert_eq!(sim.kernel.opened, [], "{before:?}");
         }
     }
-    // A login made in plain text counts.
+    // A login in plain text after the 234 counts.
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     sim.exchange("AUTH TLS\r\n", "234 go\r\n");
     sim.exchange("USER x\r\n", "331 x\r\n");
@@ -542,8 +553,8 @@ fn a_refusal_is_counted_once() {
                 sim = Sim::new(with(Nat::Masquerade));
                 sim.say(Server, b"220 ready\r\n");
             }
-            let (got, mut sim) = heard(sim, [line]);
-            assert_eq!(obeyed(&got), None, "{got:?}");
+            let (got, mut sim) = received_in_pieces(sim, [line]);
+            assert_eq!(executed_bounce(&got), None, "{got:?}");
             let counters = sim.engine().counters();
             assert_eq!((counters.pinholes_refused, counters.commands_refused), (1, 0), "{line:?}");
         }
@@ -561,12 +572,12 @@ fn a_picked_up_session_refuses_bounces_after_an_ftp_reply() {
         assert_eq!(sim.exchange("NOOP\r\n", "200 ok\r\n").0, "NOOP\r\n");
         for cut in 1..third.len() {
             let (first, second) = third.as_bytes().split_at(cut);
-            let mut heard = sim.say(Client, first);
-            heard.extend(sim.say(Client, second));
-            assert_eq!(text(heard), crossed_out(&third), "cut at {cut}");
+            let mut received_in_pieces = sim.say(Client, first);
+            received_in_pieces.extend(sim.say(Client, second));
+            assert_eq!(text(received_in_pieces), crossed_out(&third), "split at {cut}");
             sim.say(Server, b"500 what?\r\n");
         }
-        // Its own goes on, and nothing is opened.
+        // The client's own announcement is forwarded, but opens no pinhole.
         let own = active(at(t.client, 2200));
         assert_eq!(text(sim.say(Client, own.as_bytes())), own);
         sim.say(Server, b"200 fine\r\n");

@@ -1,4 +1,4 @@
-//! Wire cases 1 to 5, 10 to 13: the forms of announcements.
+//! The forms of announcements: which are rewritten, which open a pinhole, and which are forwarded as text.
 
 use ftp_alg_core::{
     policy::{ForeignAddress, Policy},
@@ -199,7 +199,7 @@ fn an_eprt_with_a_foreign_address_opens_no_pinhole() {
     ] {
         let mut sim = Sim::logged_in(Scenario { v6, ..Scenario::default() });
         let heard = sim.exchange(line, "500 what?\r\n").0;
-        assert_eq!(heard, crossed_out(line), "a server of both families could reach it");
+        assert_eq!(heard, crossed_out(line), "a dual-stack server could connect to that address");
         assert_eq!(sim.kernel.opened, []);
 
         let policy = Policy { foreign: ForeignAddress::Allow, ..Policy::default() };

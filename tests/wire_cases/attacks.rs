@@ -1,4 +1,4 @@
-//! Wire cases 14, 16, 17, 20 and what an attacker may try.
+//! Encrypted sessions, other protocols, and segments that an attacker crafts or spoofs.
 
 use std::time::Duration;
 
@@ -34,7 +34,7 @@ fn after_a_234_inspection_resumes_only_with_plain_text() {
             assert_eq!(sim.say(side, record), record);
         }
         assert_untouched(&sim);
-        // CCC, its 200, and TLS's close are records; then both speak plain text.
+        // `CCC`, its 200 reply and the TLS close are TLS records. After them both ends use plain text.
         sim.say(Client, b"\x15\x03\x03\x00\x02\x01\x00");
         sim.say(Server, b"\x15\x03\x03\x00\x02\x01\x00");
         let heard = text(sim.say(Client, active(at(t.client, 2200)).as_bytes()));
@@ -65,9 +65,9 @@ fn an_announcement_after_ccc_is_rewritten_wherever_segments_end() {
                 let (first, second) = line.as_bytes().split_at(cut);
                 let mut heard = sim.say(Client, first);
                 heard.extend(sim.say(Client, second));
-                assert_eq!(text(heard), active(at(t.client_external, 2200)), "cut at {cut}");
-                assert_eq!(sim.kernel.opened.len(), 1, "cut at {cut}");
-                assert_eq!(sim.timeouts(), 0, "cut at {cut}");
+                assert_eq!(text(heard), active(at(t.client_external, 2200)), "split at {cut}");
+                assert_eq!(sim.kernel.opened.len(), 1, "split at {cut}");
+                assert_eq!(sim.timeouts(), 0, "split at {cut}");
             }
         }
     });
@@ -122,7 +122,7 @@ fn missed_packets_of_an_encrypted_session_close_its_pinholes() {
         ..Segment::default()
     };
     assert_eq!(sim.forge(Client, &unseen), Some(unseen));
-    assert_eq!(sim.kernel.attention, Some(QueueMode::None));
+    assert_eq!(sim.kernel.queue_mode, Some(QueueMode::None));
     assert_eq!(sim.kernel.pinholes(), []);
     sim.assert_nothing_left();
 }
@@ -147,7 +147,7 @@ fn connections_of_other_protocols_are_never_rewritten() {
                 sim.settle();
                 sim.write(Client, rest);
                 sim.settle();
-                assert_eq!(sim.server.read(), first, "cut at {cut}");
+                assert_eq!(sim.server.read(), first, "split at {cut}");
                 for line in ["USER x\r\n", "PASS x\r\n"] {
                     sim.exchange(line, "230 in\r\n");
                 }
@@ -155,14 +155,14 @@ fn connections_of_other_protocols_are_never_rewritten() {
                 assert_eq!(sim.exchange(&line, "200 ok\r\n").0, line);
                 assert_eq!(sim.kernel.opened, []);
             }
-            // Where the server is none of FTP either, no packet is queued any more.
+            // If the server is not FTP either, packets are no longer queued.
             for greeting in
                 [&b"HTTP/1.1 200 OK\r\n"[..], b"SSH-2.0-x\r\n", b"\x16\x03\x01\x00\x05abcd\n"]
             {
                 let mut sim = Sim::new(scenario.clone());
                 sim.say(Client, first);
                 sim.say(Server, greeting);
-                assert_eq!(sim.kernel.attention, Some(QueueMode::None));
+                assert_eq!(sim.kernel.queue_mode, Some(QueueMode::None));
                 assert_eq!((sim.replaced, sim.engine().sessions.count()), (0, 0));
             }
         }
@@ -239,12 +239,15 @@ fn a_retransmission_with_different_bytes_does_not_reach_the_server() {
         payload: payload.to_vec(),
         ..Segment::default()
     };
-    let harmless = segment(&sim, b"NOOP 10,99,99,99,21,179\r\n");
+    let noop = segment(&sim, b"NOOP 10,99,99,99,21,179\r\n");
     let bounce = segment(&sim, b"PORT 10,99,99,99,21,179\r\n");
-    assert!(sim.forge(Client, &harmless).is_some());
+    assert!(sim.forge(Client, &noop).is_some());
     let second = sim.forge(Client, &bounce);
-    assert!(second.is_none_or(|s| !s.payload.starts_with(b"PORT 10,99")), "it was never read");
-    assert_eq!(sim.forge(Client, &harmless), Some(harmless));
+    assert!(
+        second.is_none_or(|s| !s.payload.starts_with(b"PORT 10,99")),
+        "the server received bytes that the gateway did not inspect"
+    );
+    assert_eq!(sim.forge(Client, &noop), Some(noop));
 }
 
 #[test]
@@ -258,7 +261,7 @@ fn long_lines_arrive_although_acknowledgements_are_not_queued() {
 #[test]
 fn data_in_a_syn_counts_as_the_first_client_bytes() {
     let mut sim = Sim::new(with(Nat::Masquerade));
-    // Another connection between the same ends: its SYN carries the start of an HTTP request.
+    // Another connection on the same tuple: its SYN carries the start of an HTTP request.
     sim.reset(Client);
     sim.settle();
     sim.advance(Duration::from_secs(100));
@@ -345,7 +348,8 @@ fn random_sequence_numbers_never_make_the_engine_panic() {
                     | if rng.chance(0.9) { flags::ACK } else { flags::SYN },
                 window: rng.next() as u16,
                 urgent: rng.next() as u16,
-                // Our acknowledgement echoes the value, which the real end takes for its own.
+                // The gateway's acknowledgement echoes this value, and the real end must accept the echo as its own
+                // timestamp.
                 timestamps: rng.chance(0.5).then(|| (0, rng.next() as u32)),
                 sack: if rng.chance(0.5) { vec![sack] } else { Vec::new() },
                 payload: rng.pick(&lines).as_bytes().to_vec(),
@@ -361,7 +365,7 @@ fn random_sequence_numbers_never_make_the_engine_panic() {
         sim.advance(Duration::from_secs(40));
         assert_eq!(sim.kernel.pinholes(), []);
         assert_eq!(sim.engine().sessions.list_pinholes().count(), 0);
-        sim.advance(Duration::from_secs(200)); // what may have taken its place does
+        sim.advance(Duration::from_secs(200)); // sessions that may have reused the tuple expire
         sim.advance(Duration::from_secs(432_000 + 100));
         assert_eq!(sim.engine().sessions.count(), 0);
     }
@@ -374,7 +378,7 @@ fn an_acknowledgement_with_a_bad_checksum_is_ignored() {
     let lie = Segment { ack: 70_001 + 5000, flags: flags::ACK, ..Segment::default() };
     let mut packet = lie.packet(t.client, t.server);
     let checksum = packet.len() - 4;
-    packet[checksum] ^= 1; // its receiver discards it
+    packet[checksum] ^= 1; // the receiver discards the packet
     sim.decided(std::time::Instant::now(), &packet, ftp_alg_core::engine::PacketMeta::default());
     assert_eq!(sim.exchange("PORT 192,168,150,80,9,9\r\n", "").0, "PORT 198,51,100,1,9,9\r\n");
 }
@@ -407,24 +411,28 @@ fn a_spoofed_syn_ack_does_not_replace_a_session() {
         for _ in 0..3 {
             sim.advance(Duration::from_secs(8));
             let forged = handshake(Server, 0x5000_0001, 0x9000_0001);
-            assert_eq!(sim.forge(Server, &forged), Some(forged), "its receiver discards it");
-            // What the stranger says next is not that server's.
+            assert_eq!(
+                sim.forge(Server, &forged),
+                Some(forged),
+                "it must be forwarded, because the client discards it"
+            );
+            // What the attacker sends next does not count as the server's data.
             let said = Segment {
                 payload: b"220 x\r\n".into(),
                 ..handshake(Client, 0x9000_0001, 0x5000_0001)
             };
             sim.forge(Server, &said);
         }
-        assert_eq!(sim.kernel.pinholes().len(), 1, "still open");
+        assert_eq!(sim.kernel.pinholes().len(), 1, "the pinhole must stay open");
         assert_eq!(sim.exchange("NOOP\r\n", "200 ok\r\n").0, "NOOP\r\n");
         assert_eq!(sim.exchange(&line, "200 ok\r\n").0, seen);
         assert_eq!(sim.timeouts(), 0);
     });
 }
 
-/// A login by segments with these numbers, and `last` of the client, all of which pass as they are; gives the
-/// numbers that come next.
-fn talk_on(sim: &mut Sim, (mut client, mut server): (u32, u32), last: &str) -> (u32, u32) {
+/// Exchanges a login in segments with these sequence numbers, then `last` from the client. All of them must be
+/// forwarded unchanged. Returns the next sequence numbers.
+fn exchange_login(sim: &mut Sim, (mut client, mut server): (u32, u32), last: &str) -> (u32, u32) {
     for (side, line) in
         [(Server, "220 x\r\n"), (Client, "USER x\r\n"), (Server, "230 x\r\n"), (Client, last)]
     {
@@ -444,18 +452,22 @@ fn a_connection_that_reuses_a_live_tuple_is_inspected() {
             let mut sim = Sim::logged_in(scenario.clone());
             sim.exchange(&active(at(t.client, 2200)), "200 ok\r\n");
             assert_eq!(sim.kernel.pinholes().len(), 1);
-            // The client was switched off, and on again; conntrack begins anew as well.
+            // The client was switched off and on. Its old conntrack entry is gone as well.
             sim.advance(Duration::from_secs(wait));
-            sim.kernel.attention = None;
+            sim.kernel.queue_mode = None;
             let (client, server) = (0x5000_0001, 0x9000_0001);
             let opening = [handshake(Server, client, server), handshake(Client, client, server)];
             assert_eq!(sim.forge(Server, &opening[0]).as_ref(), Some(&opening[0]));
-            let told = sim.kernel.attention;
-            let is_seen = matches!(told, Some(QueueMode::Watch | QueueMode::All));
-            assert!(is_seen, "what comes next is seen: {told:?}");
+            let mode = sim.kernel.queue_mode;
+            let is_queued = matches!(mode, Some(QueueMode::Watch | QueueMode::All));
+            assert!(is_queued, "what comes next is seen: {mode:?}");
             assert_eq!(sim.forge(Client, &opening[1]).as_ref(), Some(&opening[1]));
-            assert_eq!(sim.kernel.pinholes(), [], "the old one is over");
-            let (client, server) = talk_on(&mut sim, (client, server), "TYPE I\r\n");
+            assert_eq!(
+                sim.kernel.pinholes(),
+                [],
+                "the pinholes of the old connection must be closed"
+            );
+            let (client, server) = exchange_login(&mut sim, (client, server), "TYPE I\r\n");
             let line = active(at(t.client, 2300));
             let said = Segment { payload: line.into(), ..handshake(Client, client, server) };
             let passed = sim.forge(Client, &said).map(|segment| text(segment.payload));
@@ -475,7 +487,7 @@ fn data_in_a_syn_counts_on_a_reused_tuple() {
     let (client, server) = (5017, 9001);
     sim.forge(Server, &handshake(Server, client, server));
     sim.forge(Client, &handshake(Client, client, server));
-    talk_on(&mut sim, (client, server), "PORT 192,168,150,80,9,9\r\n");
+    exchange_login(&mut sim, (client, server), "PORT 192,168,150,80,9,9\r\n");
     assert_eq!(sim.kernel.opened, []);
 }
 

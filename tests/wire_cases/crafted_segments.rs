@@ -1,5 +1,6 @@
-//! Segments that attackers make by hand: they overlap, cut each other, leave gaps, die behind the gateway, or name numbers
-//! that no end expects. Whatever a server puts together of them, it executes no announcement that was not judged.
+//! Segments that an attacker crafts: they overlap, leave gaps, are lost behind the gateway, or have sequence numbers
+//! that neither end expects. However a server reassembles them, it never executes an announcement that the gateway did
+//! not inspect.
 
 use ftp_alg_core::{
     engine::QueueMode,
@@ -19,14 +20,14 @@ use crate::{
     with,
 };
 
-/// A third host's endpoint, which no PORT may name.
+/// An announcement of a third host, which no client may make.
 const BOUNCE: &str = "PORT 10,99,99,99,21,179\r\n";
 
-/// A client that makes its own segments, and what its server executes of those that reach it.
+/// A client that crafts its own segments, and a model of the server that reassembles those that deliver it.
 struct Attack {
     sim: Sim,
     victim: Victim,
-    /// The next numbers of both when it began.
+    /// The next sequence number of the client when the attack began. The field `server` is the server's current one.
     client: u32,
     server: u32,
 }
@@ -50,31 +51,31 @@ impl Attack {
         }
     }
 
-    /// The client sends `payload` at `offset`; the gateway gets it, and lets it pass or not, as returned.
+    /// Sends `payload` from the client at `offset`. Returns the segment that the gateway forwards, if any.
     fn send(&mut self, offset: i32, payload: &[u8]) -> Option<Segment> {
         let seq = self.client.wrapping_add_signed(offset);
         self.sim.forge(Client, &self.segment(Client, seq, payload))
     }
 
-    /// What passed reaches the server.
-    fn reach(&mut self, passed: Option<Segment>) -> bool {
+    /// Delivers a forwarded segment to the server.
+    fn deliver(&mut self, passed: Option<Segment>) -> bool {
         let Some(Segment { seq, payload, .. }) = passed else { return false };
         self.victim.arrive(seq, &payload);
         true
     }
 
-    fn says(&mut self, offset: i32, payload: &[u8]) -> bool {
+    fn send_through(&mut self, offset: i32, payload: &[u8]) -> bool {
         let passed = self.send(offset, payload);
-        self.reach(passed)
+        self.deliver(passed)
     }
 
-    /// The server answers what it has executed, and acknowledges what it has.
-    fn answers(&mut self) {
+    /// The server server_replies to each executed command and acknowledges what it has received.
+    fn server_answers(&mut self) {
         let text = "200 ok\r\n".repeat(self.victim.executed());
-        self.replies(&text);
+        self.server_replies(&text);
     }
 
-    fn replies(&mut self, text: &str) {
+    fn server_replies(&mut self, text: &str) {
         for line in text.split_inclusive('\n') {
             let reply = self.segment(Server, self.server, line.as_bytes());
             if let Some(passed) = self.sim.forge(Server, &reply) {
@@ -86,7 +87,7 @@ impl Attack {
     }
 }
 
-/// The tests would find it.
+/// Shows that the server model is vulnerable, so the other tests would detect a failure.
 #[test]
 fn without_the_gateway_overlapping_segments_form_an_announcement() {
     for prefers in ALL {
@@ -100,7 +101,7 @@ fn without_the_gateway_overlapping_segments_form_an_announcement() {
             victim.arrive(1000, line.as_bytes());
         }
         assert_eq!(victim.announcements().len(), 1, "{prefers:?}: {:?}", victim.lines());
-        // A line that is cut, and another that begins with what it lacks.
+        // One line is overlapped by another, whose end supplies the missing start of a verb.
         let mut victim = Victim::new(prefers, 1000);
         victim.arrive(1008, b"LIST 1,2,3,4,5,6\r\n");
         victim.arrive(1000, b"SITE x\r\nPOR");
@@ -108,13 +109,14 @@ fn without_the_gateway_overlapping_segments_form_an_announcement() {
     }
 }
 
-/// A line that holds an announcement where another one ends, in every place and order.
+/// A line contains an announcement at the place where another line ends, at every offset and in both orders.
 #[test]
 fn a_line_overlapped_by_another_is_executed_as_inspected() {
     let long = format!("SITE xxxxxxxxxxxx{BOUNCE}");
     for prefers in ALL {
         for start in -8..12 {
-            for (is_first, reaches) in [(true, true), (true, false), (false, true), (false, false)]
+            for (is_first, is_delivered) in
+                [(true, true), (true, false), (false, true), (false, false)]
             {
                 for short in ["NOOP\r\n", "NOOP xxxxxxxxxx\r\n", "LIST 1,2,3,4,5,6\r\n"] {
                     let mut attack = Attack::new(prefers);
@@ -122,14 +124,14 @@ fn a_line_overlapped_by_another_is_executed_as_inspected() {
                     let both = [(start, short), (0, long)];
                     let [one, other] = if is_first { both } else { [both[1], both[0]] };
                     let passed = attack.send(one.0, one.1);
-                    if reaches {
-                        attack.reach(passed);
+                    if is_delivered {
+                        attack.deliver(passed);
                     }
-                    attack.says(other.0, other.1);
+                    attack.send_through(other.0, other.1);
                     for _ in 0..4 {
-                        attack.answers();
-                        attack.says(start, short);
-                        attack.says(0, long);
+                        attack.server_answers();
+                        attack.send_through(start, short);
+                        attack.send_through(0, long);
                     }
                     assert_eq!(attack.victim.announcements(), [""; 0], "{short:?} at {start}");
                 }
@@ -143,27 +145,27 @@ fn a_line_lost_after_inspection_still_owns_its_sequence_numbers() {
     for prefers in ALL {
         let mut attack = Attack::new(prefers);
         assert!(attack.send(0, b"NOOP xxxxxxxxxxxxxxxxxxxxxxxxx\r\n").is_some());
-        assert!(attack.says(0, BOUNCE.as_bytes()));
-        assert!(attack.says(0, b"NOOP xxxxxxxxxxxxxxxxxxxxxxxxx\r\n"));
-        attack.answers();
+        assert!(attack.send_through(0, BOUNCE.as_bytes()));
+        assert!(attack.send_through(0, b"NOOP xxxxxxxxxxxxxxxxxxxxxxxxx\r\n"));
+        attack.server_answers();
         assert_eq!(attack.victim.lines(), ["NOOP XXXXXXXXXXXXXXXXXXXXXXXXX"]);
     }
 }
 
-/// The start of an announcement, and what completes it as the rest of a line before and behind it.
+/// A segment contains the start of a verb. Another segment, sent before and after it, completes the announcement.
 #[test]
 fn a_line_completed_by_an_overlapping_segment_is_inspected() {
     for prefers in ALL {
-        for reaches in [true, false] {
+        for is_delivered in [true, false] {
             let mut attack = Attack::new(prefers);
             let ahead = attack.send(8, b"LIST 10,99,99,99,21,179\r\n");
-            if reaches {
-                attack.reach(ahead);
+            if is_delivered {
+                attack.deliver(ahead);
             }
-            attack.says(0, b"SITE x\r\nPOR");
+            attack.send_through(0, b"SITE x\r\nPOR");
             for _ in 0..2 {
-                attack.says(8, b"LIST 10,99,99,99,21,179\r\n");
-                attack.answers();
+                attack.send_through(8, b"LIST 10,99,99,99,21,179\r\n");
+                attack.server_answers();
             }
             assert_eq!(attack.victim.lines(), ["SITE X", "XXXX XXXXXXXXXXXXXXXXXX"]);
         }
@@ -176,16 +178,16 @@ fn bytes_before_the_window_do_not_hide_an_announcement() {
         for probe in ["x", "\n", "\r\n", "SITE x\r\n"] {
             let mut attack = Attack::new(prefers);
             let before = -(probe.len() as i32);
-            assert!(attack.says(before, probe.as_bytes()));
+            assert!(attack.send_through(before, probe.as_bytes()));
             assert_eq!(attack.victim.lines(), [""; 0]);
-            attack.says(before, format!("{probe}{BOUNCE}").as_bytes());
+            attack.send_through(before, format!("{probe}{BOUNCE}").as_bytes());
             assert_eq!(attack.victim.lines(), ["XXXX XXXXXXXXXXXXXXXXXX"], "{probe:?}");
         }
     }
 }
 
-/// An attacker who tries everything: lines and pieces of them, anywhere near what comes next, which die behind the gateway
-/// or do not, against servers of all kinds.
+/// A random attack: lines and fragments near the next sequence number, some lost behind the gateway, against every
+/// server model.
 fn random_attack(seed: u64) {
     let lines: &[&[u8]] = &[
         b"NOOP\r\n",
@@ -218,7 +220,7 @@ fn random_attack(seed: u64) {
         let base = *rng.pick(&[next, received, received, next.min(received)]);
         let offset = base + if rng.chance(0.4) { 0 } else { rng.below(34) as i32 - 8 };
         let line = *rng.pick(lines);
-        // So that what another line ends before is an announcement.
+        // Align the announcement inside the line with the end of a line that was sent before.
         let inner = line.windows(4).position(|four| four == b"PORT").filter(|_| rng.chance(0.5));
         let offset = inner.map_or(offset, |inner| *rng.pick(&ends) - inner as i32);
         let cut = if rng.chance(0.1) { 1 + rng.below(line.len()) } else { line.len() };
@@ -228,17 +230,17 @@ fn random_attack(seed: u64) {
             ends.push(offset + cut as i32);
         }
         match rng.below(6) {
-            0 => {} // it dies
+            0 => {} // lost
             1 => late.extend(passed),
-            _ => drop(attack.reach(passed)),
+            _ => drop(attack.deliver(passed)),
         }
         if rng.chance(0.2) && !late.is_empty() {
             let at = rng.below(late.len());
             let passed = late.swap_remove(at);
-            attack.reach(Some(passed));
+            attack.deliver(Some(passed));
         }
         if rng.chance(0.5) {
-            attack.answers();
+            attack.server_answers();
         }
         let made = attack.victim.announcements();
         assert!(made.is_empty(), "seed {seed}: {made:?} in {:?}", attack.victim.lines());
@@ -263,14 +265,14 @@ fn a_pipeline_with_a_gap_is_inspected_in_sequence_order() {
     for prefers in ALL {
         let mut attack = Attack::new(prefers);
         let behind = port.len() as i32;
-        // The first is lost before the gateway.
-        attack.says(behind, b"TYPE I\r\n");
-        attack.says(behind + 8, b"LIST\r\n");
+        // The first segment is lost before it is_delivered the gateway.
+        attack.send_through(behind, b"TYPE I\r\n");
+        attack.send_through(behind + 8, b"LIST\r\n");
         assert_eq!(attack.victim.ack(), attack.client);
-        assert!(attack.says(0, port.as_bytes()));
-        // Sent again with what follows.
-        assert!(attack.says(0, format!("{port}TYPE I\r\nLIST\r\n").as_bytes()));
-        attack.answers();
+        assert!(attack.send_through(0, port.as_bytes()));
+        // A retransmission that includes the following lines.
+        assert!(attack.send_through(0, format!("{port}TYPE I\r\nLIST\r\n").as_bytes()));
+        attack.server_answers();
         assert_eq!(attack.victim.lines(), [seen.trim(), "TYPE I", "LIST"]);
         assert_eq!(attack.sim.kernel.opened.len(), 1);
     }
@@ -281,50 +283,53 @@ fn after_a_spoofed_syn_ack_every_packet_is_inspected() {
     let mut attack = Attack::new(Prefers::Lowest);
     let forged = Segment { flags: flags::SYN | flags::ACK, ..attack.segment(Server, 7, b"") };
     attack.sim.forge(Server, &forged);
-    assert_eq!(attack.sim.kernel.attention, Some(QueueMode::Watch));
+    assert_eq!(attack.sim.kernel.queue_mode, Some(QueueMode::Watch));
     let before = attack.sim.engine().counters().packets;
-    attack.says(0, b"NOOP\r\n");
-    attack.says(6, BOUNCE.as_bytes());
-    attack.answers();
+    attack.send_through(0, b"NOOP\r\n");
+    attack.send_through(6, BOUNCE.as_bytes());
+    attack.server_answers();
     assert!(attack.sim.engine().counters().packets >= before + 3);
     assert_eq!(attack.victim.announcements(), [""; 0]);
 }
 
-/// What a server echoes of a client's text, cut by a small MSS so that a segment begins as a reply.
+/// A server echoes text of the client, and a small MSS makes a segment begin like a reply.
 #[test]
 fn client_text_echoed_in_a_reply_opens_no_pinhole() {
     let mut attack = Attack::new(Prefers::Lowest);
-    attack.says(0, b"PASV\r\n");
+    attack.send_through(0, b"PASV\r\n");
     for part in ["550 no such file: ", "227 =203,0,113,9,9,9\r\n"] {
         let reply = attack.segment(Server, attack.server, part.as_bytes());
         assert!(attack.sim.forge(Server, &reply).is_some());
         attack.server += part.len() as u32;
     }
     assert_eq!(attack.sim.kernel.opened, []);
-    // The rest of a line is read as what it is.
+    // The remainder of a line is parsed as the remainder, not as a reply.
     let mut attack = Attack::new(Prefers::Lowest);
-    attack.says(0, b"PASV\r\n");
+    attack.send_through(0, b"PASV\r\n");
     for part in ["550 no ", "226 x\r\n"] {
         let reply = attack.segment(Server, attack.server, part.as_bytes());
         attack.sim.forge(Server, &reply);
         attack.server += part.len() as u32;
     }
-    attack.replies("227 =203,0,113,9,9,9\r\n");
-    assert_eq!(attack.sim.kernel.opened, [], "it answers nothing");
+    attack.server_replies("227 =203,0,113,9,9,9\r\n");
+    assert_eq!(attack.sim.kernel.opened, [], "the reply server_answers no pending command");
 }
 
-/// A line that was read is lost behind the gateway, and others may have passed unread since.
+/// An inspected line is lost behind the gateway, and other lines may have passed unread since.
 #[test]
 fn a_probe_after_downtime_uses_an_answerable_sequence_number() {
     let mut attack = Attack::new(Prefers::Lowest);
     assert!(attack.send(0, b"NOOP\r\n").is_some());
     attack.sim.engine().record_downtime();
     let both = b"NOOP\r\nSITE x\r\n";
-    let asks = attack.send(0, both).unwrap();
-    assert!(asks.payload.is_empty());
-    let past = asks.seq.wrapping_sub(attack.victim.ack()).cast_signed();
-    assert!(past < 0, "{past} past what the server has, it is not answered");
-    attack.answers();
-    assert!(attack.says(0, both));
+    let probe = attack.send(0, both).unwrap();
+    assert!(probe.payload.is_empty());
+    let past = probe.seq.wrapping_sub(attack.victim.ack()).cast_signed();
+    assert!(
+        past < 0,
+        "the probe is {past} bytes after the server's next byte, so it is not answered"
+    );
+    attack.server_answers();
+    assert!(attack.send_through(0, both));
     assert_eq!(attack.victim.lines(), ["NOOP", "SITE X"]);
 }

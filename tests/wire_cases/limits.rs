@@ -1,4 +1,4 @@
-//! What happens at each limit: nothing opens, the dialogue goes on, it is counted, and said.
+//! Each limit: no pinhole opens, the dialogue continues, and the event is counted and logged.
 
 use ftp_alg_core::{
     engine::{EventKind, Limits},
@@ -21,7 +21,7 @@ fn limited(policy: Policy) -> Sim {
     Sim::logged_in(Scenario { policy, ..with(Nat::Masquerade) })
 }
 
-/// Lets a model server answer `commands`, sent at once; gives what it heard.
+/// Lets a model server answer `commands`, which the client sends at once. Returns the lines that the server received.
 fn serve(sim: &mut Sim, commands: &str) -> Vec<String> {
     let mut server = ServerModel::new(sim.translation.server.ip(), 5000);
     sim.write(Client, commands.as_bytes());
@@ -29,25 +29,25 @@ fn serve(sim: &mut Sim, commands: &str) -> Vec<String> {
     server.lines
 }
 
-/// What was said of limits, apart from refused announcements.
-fn said(sim: &Sim) -> Vec<String> {
+/// The texts of all events that report a limit, without refused announcements.
+fn limit_events(sim: &Sim) -> Vec<String> {
     let limits = sim.events.iter().filter(|event| matches!(event.kind, EventKind::LimitReached(_)));
-    limits.map(|event| event.what_text()).collect()
+    limits.map(|event| event.reason_text()).collect()
 }
 
-trait Said {
-    fn what_text(&self) -> String;
+trait ReasonText {
+    fn reason_text(&self) -> String;
 }
 
-impl Said for ftp_alg_core::engine::Event {
-    fn what_text(&self) -> String {
+impl ReasonText for ftp_alg_core::engine::Event {
+    fn reason_text(&self) -> String {
         let text = self.to_string();
         text.split_once(": ").map(|(_, what)| what.to_owned()).unwrap_or(text)
     }
 }
 
-/// The dialogue is where it was: one more announcement opens a pinhole, and has its reply.
-fn goes_on(sim: &mut Sim) {
+/// The dialogue still works: another announcement opens a pinhole and gets its reply.
+fn assert_dialogue_works(sim: &mut Sim) {
     let opened = sim.kernel.opened.len();
     assert_eq!(serve(sim, "PORT 192,168,150,80,19,9\r\n"), ["PORT 198,51,100,1,19,9\r\n"]);
     assert!(text(sim.client.read()).ends_with("200 PORT ok\r\n"), "{}", sim.summary());
@@ -64,7 +64,7 @@ fn pinholes_per_client_are_limited() {
     let last = sim.decisions().pop().unwrap_or_default();
     assert!(last.ends_with("the client has 2 pinholes already"), "{last}");
     sim.advance(std::time::Duration::from_secs(31));
-    goes_on(&mut sim);
+    assert_dialogue_works(&mut sim);
 }
 
 #[test]
@@ -74,7 +74,7 @@ fn pinholes_per_session_are_limited() {
     serve(&mut sim, &lines);
     let limits = Limits { session_pinholes: 12, ..Limits::default() };
     assert_eq!((sim.daemon.engine().counters().limits, sim.kernel.opened.len()), (limits, 8));
-    goes_on(&mut sim);
+    assert_dialogue_works(&mut sim);
 }
 
 #[test]
@@ -86,7 +86,7 @@ fn attempts_to_find_a_free_port_are_limited() {
     assert_eq!((sim.daemon.engine().counters().limits, sim.kernel.opened.len()), (limits, 0));
     sim.kernel.taken.clear();
     sim.client.read();
-    goes_on(&mut sim);
+    assert_dialogue_works(&mut sim);
 }
 
 #[test]
@@ -100,7 +100,7 @@ fn the_length_of_a_possible_announcement_is_limited() {
     let limits = Limits { line: 1, ..Limits::default() };
     assert_eq!(sim.engine().counters().limits, limits);
     assert_eq!(sim.engine().counters().commands_refused, 1);
-    goes_on(&mut sim);
+    assert_dialogue_works(&mut sim);
 
     let mut sim = limited(Policy::default());
     sim.say(Client, b"PASV\r\n");
@@ -108,8 +108,8 @@ fn the_length_of_a_possible_announcement_is_limited() {
         assert_eq!(sim.say(Server, piece), piece);
     }
     assert_eq!((sim.daemon.engine().counters().limits, sim.kernel.opened.len()), (limits, 0));
-    assert_eq!(said(&sim).len(), 1);
-    goes_on(&mut sim);
+    assert_eq!(limit_events(&sim).len(), 1);
+    assert_dialogue_works(&mut sim);
 }
 
 #[test]
@@ -117,12 +117,12 @@ fn unacknowledged_rewrites_are_limited() {
     let mut sim = limited(Policy::default());
     let refused = "PORT 10,99,99,99,9,9\r\n".repeat(300);
     let heard = serve(&mut sim, &refused);
-    assert_eq!(heard.len(), 300, "the segments that waited came again");
+    assert_eq!(heard.len(), 300, "the segments that waited must be retransmitted");
     let limits = sim.engine().counters().limits;
     assert!(limits.rewrites > 0, "{limits:?}");
     assert_eq!(limits, Limits { rewrites: limits.rewrites, ..Limits::default() });
-    assert_eq!(said(&sim).len() as u64, limits.rewrites);
-    goes_on(&mut sim);
+    assert_eq!(limit_events(&sim).len() as u64, limits.rewrites);
+    assert_dialogue_works(&mut sim);
 }
 
 #[test]
@@ -136,14 +136,15 @@ fn unacknowledged_data_is_limited() {
         payload[999] = b'\n';
         let seq = start + 1000 * number;
         let flags = flags::ACK;
-        let said = Segment { seq, ack, flags, window: 1000, payload, ..Segment::default() };
-        let forwarded = sim.forge(Client, &said).is_some_and(|segment| !segment.payload.is_empty());
+        let limit_events = Segment { seq, ack, flags, window: 1000, payload, ..Segment::default() };
+        let forwarded =
+            sim.forge(Client, &limit_events).is_some_and(|segment| !segment.payload.is_empty());
         passed += u64::from(forwarded);
     }
     assert_eq!(passed, 65);
     let limits = Limits { unacknowledged_data: 1, ..Limits::default() };
-    // What follows the first that waits is past a gap.
-    assert_eq!((sim.engine().counters().limits, said(&sim).len()), (limits, 1));
+    // Segments after the first waiting one count as following a gap, not as further limits.
+    assert_eq!((sim.engine().counters().limits, limit_events(&sim).len()), (limits, 1));
 }
 
 #[test]
@@ -153,16 +154,16 @@ fn pending_commands_that_announce_are_limited() {
     assert_eq!((heard.len(), sim.engine().counters().limits), (500, Limits::default()));
     sim.client.read();
 
-    // In one segment, so that no reply comes between.
+    // All commands are in one segment, so no reply arrives in between.
     let commands = "NOOP\r\nPASV\r\n".repeat(50);
     let heard = serve(&mut sim, &commands);
     assert_eq!(heard.concat(), commands);
     let limits = sim.engine().counters().limits;
     assert_eq!(limits, Limits { commands: 100 - 32, ..Limits::default() });
-    assert_eq!(said(&sim).len(), 100 - 32);
-    assert!(sim.kernel.opened.len() <= 16, "only for what is known to be an answer");
+    assert_eq!(limit_events(&sim).len(), 100 - 32);
+    assert!(sim.kernel.opened.len() <= 16, "pinholes may open only for replies to known commands");
     sim.client.read();
-    goes_on(&mut sim);
+    assert_dialogue_works(&mut sim);
 }
 
 #[test]
@@ -173,6 +174,10 @@ fn sessions_are_limited() {
     assert_eq!(sim.kernel.opened, []);
     let counters = sim.engine().counters();
     assert_eq!(counters.uninspected, counters.packets);
-    assert!(said(&sim).iter().all(|said| said == "not inspected: max-sessions is reached"));
-    assert_eq!(said(&sim).len() as u64, counters.packets);
+    assert!(
+        limit_events(&sim)
+            .iter()
+            .all(|limit_events| limit_events == "not inspected: max-sessions is reached")
+    );
+    assert_eq!(limit_events(&sim).len() as u64, counters.packets);
 }

@@ -1,7 +1,7 @@
-//! The wire cases: what peers, users and attackers put on the wire, through the whole engine.
+//! The wire cases: what clients, servers and attackers send, through the whole engine.
 //!
-//! Each test says what both ends receive, what is open, and that what needs no change is accepted
-//! byte for byte. `tests/support` has the network.
+//! Each test checks what both ends receive and which pinholes are open. A packet that needs no change must be accepted
+//! byte for byte. `tests/support` has the simulated network.
 
 #[path = "../support/mod.rs"]
 mod support;
@@ -28,7 +28,7 @@ use support::{
     sim::Sim,
 };
 
-/// Runs `test` in every translation, over IPv4 and IPv6.
+/// Runs `test` with every kind of NAT, over IPv4 and IPv6.
 fn everywhere(test: impl Fn(Scenario)) {
     for nat in NATS {
         for v6 in [false, true] {
@@ -37,7 +37,7 @@ fn everywhere(test: impl Fn(Scenario)) {
     }
 }
 
-/// Runs `test` in every translation over IPv4.
+/// Runs `test` with every kind of NAT over IPv4.
 fn everywhere_v4(test: impl Fn(Scenario)) {
     for nat in NATS {
         test(Scenario { nat, ..Scenario::default() });
@@ -48,8 +48,8 @@ fn with(nat: Nat) -> Scenario {
     Scenario { nat, ..Scenario::default() }
 }
 
-/// Nothing was changed or held on the way.
+/// Asserts that no packet was changed or dropped, and that the queue mode was not set.
 fn assert_untouched(sim: &Sim) {
     assert_eq!((sim.replaced, sim.dropped), (0, 0), "{}", sim.summary());
-    assert_eq!(sim.kernel.attention, None);
+    assert_eq!(sim.kernel.queue_mode, None);
 }

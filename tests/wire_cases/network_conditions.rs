@@ -1,5 +1,5 @@
-//! What networks and hosts do to a connection: they close windows, ask whether anyone is there, cut
-//! segments, mark congestion, and use endpoints again; and what strangers send into it.
+//! What networks and hosts do to a connection: closed windows, keep-alives, resegmentation, congestion marks and tuple
+//! reuse. And what off-path attackers send into it.
 
 use std::time::Duration;
 
@@ -28,8 +28,8 @@ fn probing(mut scenario: Scenario, probe: Probe) -> Scenario {
     scenario
 }
 
-/// The client's next segment that carries `payload`.
-fn next_of_client(sim: &Sim, payload: &[u8]) -> Segment {
+/// The client's next segment, with `payload`.
+fn next_client_segment(sim: &Sim, payload: &[u8]) -> Segment {
     Segment {
         seq: sim.client.next_number(),
         ack: sim.server.next_number(),
@@ -40,8 +40,8 @@ fn next_of_client(sim: &Sim, payload: &[u8]) -> Segment {
     }
 }
 
-/// A whole announcement of the client's works as if nothing had been.
-fn assert_followed(sim: &mut Sim) {
+/// Asserts that the session is idle_seconds inspected: an announcement of the client opens a pinhole.
+fn assert_inspected(sim: &mut Sim) {
     let t = sim.translation;
     let before = sim.kernel.opened.len();
     let heard = text(sim.say(Client, active(at(t.client, 2200)).as_bytes()));
@@ -63,7 +63,7 @@ fn a_keep_alive_is_answered_despite_held_or_unacknowledged_data() {
                     sim.settle();
                     assert_eq!(sim.server.sent_bare(), before + 1, "{probe:?} after {said:?}");
                     sim.say(Client, b"\r\n");
-                    assert_followed(&mut sim);
+                    assert_inspected(&mut sim);
                 }
             }
         }
@@ -134,7 +134,7 @@ fn a_closed_connections_tuple_can_be_reused_at_once() {
     everywhere(|mut scenario| {
         scenario.link.reorder = 0.3;
         let mut sim = Sim::logged_in(scenario);
-        assert_followed(&mut sim);
+        assert_inspected(&mut sim);
         sim.close_both();
         sim.settle();
         for line in [&b"220 again\r\n"[..], b"331 x\r\n", b"230 in\r\n"] {
@@ -148,7 +148,7 @@ fn a_closed_connections_tuple_can_be_reused_at_once() {
             }
             assert_eq!(sim.say(Server, line), line);
         }
-        assert_followed(&mut sim);
+        assert_inspected(&mut sim);
     });
 }
 
@@ -156,13 +156,13 @@ fn a_closed_connections_tuple_can_be_reused_at_once() {
 fn the_tuple_of_an_unclosed_connection_can_be_reused() {
     everywhere(|scenario| {
         let mut sim = Sim::logged_in(scenario);
-        assert_followed(&mut sim);
+        assert_inspected(&mut sim);
         sim.connect_again();
         sim.say(Server, b"220 again\r\n");
         sim.exchange("USER x\r\n", "331 x\r\n");
         sim.exchange("PASS x\r\n", "230 x\r\n");
-        assert_followed(&mut sim);
-        assert_eq!(sim.kernel.pinholes().len(), 1, "those of the connection before are closed");
+        assert_inspected(&mut sim);
+        assert_eq!(sim.kernel.pinholes().len(), 1, "the old connection's pinholes must be closed");
     });
 }
 
@@ -170,12 +170,12 @@ fn the_tuple_of_an_unclosed_connection_can_be_reused() {
 fn a_reused_tuple_with_a_partial_handshake_is_forwarded_unchanged() {
     everywhere(|scenario| {
         let mut sim = Sim::logged_in(scenario);
-        assert_followed(&mut sim);
+        assert_inspected(&mut sim);
         sim.close(Client);
         sim.settle();
         sim.close(Server);
         sim.settle();
-        // Its SYN-ACK was seen, but not the answer to that.
+        // The gateway sees the SYN-ACK, but not the acknowledgement that completes the handshake.
         let (client, server) = (0x3456_789a, 0x1234_5678);
         let syn_ack = Segment {
             seq: server,
@@ -205,10 +205,10 @@ fn a_reused_tuple_with_a_partial_handshake_is_forwarded_unchanged() {
 #[test]
 fn a_spoofed_syn_ack_and_greeting_change_nothing() {
     everywhere(|scenario| {
-        for still in [0, 20] {
+        for idle_seconds in [0, 20] {
             let mut sim = Sim::logged_in(scenario.clone());
-            assert_followed(&mut sim);
-            sim.advance(Duration::from_secs(still));
+            assert_inspected(&mut sim);
+            sim.advance(Duration::from_secs(idle_seconds));
             let syn_ack = Segment {
                 seq: 0x1234_5678,
                 ack: 0x3456_789a,
@@ -224,7 +224,7 @@ fn a_spoofed_syn_ack_and_greeting_change_nothing() {
             };
             sim.forge(Server, &greeting);
             sim.exchange("TYPE I\r\n", "200 ok\r\n");
-            assert_followed(&mut sim);
+            assert_inspected(&mut sim);
         }
     });
 }
@@ -242,7 +242,7 @@ fn a_reset_near_the_window_does_not_end_the_session() {
                 ..Segment::default()
             };
             sim.forge(side, &blind);
-            assert_followed(&mut sim);
+            assert_inspected(&mut sim);
             assert_eq!(sim.kernel.pinholes().len(), 1);
         }
     });
@@ -273,12 +273,12 @@ fn a_segment_far_outside_the_window_is_dropped() {
 #[test]
 fn overlapping_segments_retain_the_bytes_inspected_first() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
-    let first = next_of_client(&sim, b"NOOP 10,99,99,99,21,179\r\nTYP");
-    let mut second = next_of_client(&sim, b"PORT 10,99,99,99,21,179\r\nTYPE I\r\nPORT 10,9");
+    let first = next_client_segment(&sim, b"NOOP 10,99,99,99,21,179\r\nTYP");
+    let mut second = next_client_segment(&sim, b"PORT 10,99,99,99,21,179\r\nTYPE I\r\nPORT 10,9");
     assert_eq!(sim.forge(Client, &first), Some(first));
     let passed = sim.forge(Client, &second).unwrap();
     assert_eq!(text(passed.payload), "NOOP 10,99,99,99,21,179\r\nTYPE I\r\n");
-    // The start of the last line is held: what it was counts as well.
+    // The start of the last line is held. Its bytes cannot be replaced either.
     second.payload.truncate(38);
     second.payload.extend(b"ABOR\r\n");
     let passed = sim.forge(Client, &second).unwrap();
@@ -294,11 +294,12 @@ fn ip_options_and_ecn_marks_survive_a_rewrite() {
         scenario.link.congestion = 1.0;
         let mut sim = Sim::logged_in(scenario);
         for _ in 0..3 {
-            assert_followed(&mut sim);
+            assert_inspected(&mut sim);
             sim.say(Server, b"200 ok\r\n");
         }
         assert!(sim.client.congestion_heard > 0 && sim.server.congestion_heard > 0);
-        let mut marked = next_of_client(&sim, active(at(sim.translation.client, 2200)).as_bytes());
+        let mut marked =
+            next_client_segment(&sim, active(at(sim.translation.client, 2200)).as_bytes());
         marked.flags |= CWR | ECE | flags::PSH;
         marked.ecn = 1;
         marked.ip_options = true;
@@ -327,17 +328,17 @@ fn an_announcement_resegmented_behind_the_gateway_still_arrives() {
 fn a_false_acknowledgement_does_not_disable_refusals() {
     everywhere(|scenario| {
         let mut sim = Sim::logged_in(Scenario { queues_acks: true, ..scenario });
-        let lie = next_of_client(&sim, b"");
+        let lie = next_client_segment(&sim, b"");
         sim.forge(Client, &Segment { ack: lie.ack.wrapping_add(1000), ..lie });
         assert_eq!(sim.engine().counters().unread_sessions, 1);
         let t = sim.translation;
-        let stranger = if t.client.is_ipv4() { "192.0.2.99:2200" } else { "[2001:db8:99::9]:2200" };
+        let third = if t.client.is_ipv4() { "192.0.2.99:2200" } else { "[2001:db8:99::9]:2200" };
         let mut say = |line: &str| -> String {
             line.as_bytes().chunks(1).map(|byte| text(sim.say(Client, byte)).to_owned()).collect()
         };
         let own = active(at(t.client, 2200));
         assert_eq!(say(&own), own);
-        let foreign = say(&active(stranger.parse().unwrap()));
+        let foreign = say(&active(third.parse().unwrap()));
         assert!(foreign.starts_with("XXXX XXXX"), "{foreign}");
         assert_eq!(say("NOOP\r\n"), "NOOP\r\n");
         assert_eq!(sim.kernel.opened.len(), 0);

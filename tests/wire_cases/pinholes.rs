@@ -21,7 +21,7 @@ use crate::{
     with,
 };
 
-fn asks(scenario: &Scenario) -> &'static str {
+fn passive_command(scenario: &Scenario) -> &'static str {
     if scenario.v6 { "EPSV\r\n" } else { "PASV\r\n" }
 }
 
@@ -44,7 +44,7 @@ fn a_pinhole_is_open_before_its_announcement_is_forwarded() {
         );
         sim.settle();
         sim.say(Server, b"200 ok\r\n");
-        sim.exchange(asks(&scenario), &passive(at(t.server, 3300)));
+        sim.exchange(passive_command(&scenario), &passive(at(t.server, 3300)));
         assert_eq!(
             sim.kernel.pinholes(),
             [Pinhole {
@@ -53,7 +53,7 @@ fn a_pinhole_is_open_before_its_announcement_is_forwarded() {
                 target: at(t.server, 3300),
                 source: t.client_external.ip(),
             }],
-            "the later one replaces the first"
+            "the later pinhole must replace the first"
         );
     });
 }
@@ -69,7 +69,7 @@ fn pinholes_need_a_login_unless_the_policy_waives_it() {
             sim.say(Client, b"USER joe\r\n");
             sim.say(Server, b"331 password\r\n");
             sim.exchange(&active(at(t.client, 2200)), "530 log in\r\n");
-            sim.exchange(asks(&scenario), &passive(at(t.server, 3300)));
+            sim.exchange(passive_command(&scenario), &passive(at(t.server, 3300)));
             assert_eq!(sim.kernel.opened.len(), if require_login { 0 } else { 2 });
         }
     });
@@ -116,7 +116,7 @@ fn replies_are_matched_to_pipelined_announcements_in_order() {
         };
         assert_eq!(open(&mut sim), [2200, 2201]);
         sim.say(Server, b"500 no\r\n");
-        assert_eq!(open(&mut sim), [2200, 2201], "that was the NOOP's");
+        assert_eq!(open(&mut sim), [2200, 2201], "the reply was to the NOOP");
         sim.say(Server, b"500 no\r\n");
         assert_eq!(open(&mut sim), [2201]);
         sim.say(Server, b"200 ok\r\n500 no\r\n");
@@ -129,13 +129,13 @@ fn a_passive_reply_without_its_command_opens_no_pinhole() {
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);
         let reply = passive(at(t.server, 3300));
-        // A reply before its command, twice, and to another command.
+        // A reply before its command, a second time, and to another command.
         let mut sim = Sim::logged_in(scenario.clone());
         assert_eq!(text(sim.say(Server, reply.as_bytes())), reply);
         sim.exchange("NOOP\r\n", &reply);
         assert_eq!(sim.kernel.opened, []);
         assert_untouched(&sim);
-        sim.exchange(asks(&scenario), &reply);
+        sim.exchange(passive_command(&scenario), &reply);
         assert_eq!(sim.kernel.opened.len(), 1);
         let another = passive(at(t.server, 3301));
         assert_eq!(text(sim.say(Server, another.as_bytes())), another);
@@ -143,7 +143,7 @@ fn a_passive_reply_without_its_command_opens_no_pinhole() {
         let mut cut = Sim::logged_in(scenario.clone());
         let (first, second) = reply.split_at(6);
         cut.say(Server, first.as_bytes());
-        cut.say(Client, asks(&scenario).as_bytes());
+        cut.say(Client, passive_command(&scenario).as_bytes());
         cut.say(Server, second.as_bytes());
         assert_eq!(cut.kernel.opened, []);
     });
@@ -187,7 +187,7 @@ fn closing_the_control_connection_closes_its_pinholes() {
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);
         let mut sim = Sim::logged_in(scenario.clone());
-        sim.exchange(asks(&scenario), &passive(at(t.server, 3300)));
+        sim.exchange(passive_command(&scenario), &passive(at(t.server, 3300)));
         sim.close(Client);
         sim.settle();
         assert_eq!(sim.kernel.pinholes().len(), 1);
@@ -251,7 +251,12 @@ fn a_client_cannot_exceed_max_pinholes_per_client() {
     }
     assert_eq!(text(sim.say(Client, line(4).as_bytes())), crossed_out(&line(4)));
     sim.say(Server, b"200 ok\r\n200 ok\r\n500 no\r\n");
-    assert_eq!(sim.kernel.pinholes().len(), 1, "replaced, and revoked: {}", sim.summary());
+    assert_eq!(
+        sim.kernel.pinholes().len(),
+        1,
+        "two are replaced, one is revoked: {}",
+        sim.summary()
+    );
     sim.say(Server, b"500 no\r\n");
     assert_eq!(text(sim.say(Client, line(5).as_bytes())), "PORT 198,51,100,1,9,5\r\n");
 }
@@ -306,8 +311,8 @@ fn a_kernel_error_refuses_the_announcement() {
         sim.say(Server, b"500 no\r\n");
         sim.kernel.failing = false;
         assert_eq!(sim.kernel.opened, []);
-        let again = text(sim.say(Client, line.as_bytes()));
-        assert_eq!(again, active(at(t.client_external, 2200)));
+        let rewritten = text(sim.say(Client, line.as_bytes()));
+        assert_eq!(rewritten, active(at(t.client_external, 2200)));
         sim.close(Client);
         sim.close(Server);
         sim.settle();
@@ -336,7 +341,7 @@ fn a_fixed_external_address_is_announced() {
         sim.say(Server, b"200 ok\r\n");
         let heard = sim.exchange("PASV\r\n", &passive(at(t.server, 3300))).1;
         assert_eq!(heard, passive("198.18.0.2:3300".parse().unwrap()));
-        // It arrives here at the address that translation shows.
+        // The data connection arrives at the address that NAT translates, not at the announced one.
         let seen = at(t.server_external, 3300);
         assert_eq!(sim.kernel.connect(t.client.ip(), seen), Some(at(t.server, 3300)));
     });
@@ -346,8 +351,8 @@ fn a_fixed_external_address_is_announced() {
 fn queue_mode_all_is_set_only_with_a_sequence_adjustment() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     sim.say(Client, b"PORT 192,168,150,80,9,9\r\n");
-    assert_eq!(sim.kernel.attention, Some(QueueMode::All));
+    assert_eq!(sim.kernel.queue_mode, Some(QueueMode::All));
     let mut sim = Sim::logged_in(with(Nat::Routed));
     sim.say(Client, b"PORT 192,168,150,80,9,9\r\n");
-    assert_eq!(sim.kernel.attention, None);
+    assert_eq!(sim.kernel.queue_mode, None);
 }

@@ -1,4 +1,4 @@
-//! What a configuration says of servers, networks and names, on the wire.
+//! The effect of policies on the wire: with_known_server servers, networks, denied ports and external names.
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
@@ -23,11 +23,15 @@ use crate::{
     with,
 };
 
-/// A scenario whose server is known, and healed if so said.
-fn known(mut scenario: Scenario, external: Option<ExternalAddress>, heal: bool) -> Scenario {
+/// A scenario with a with_known_server server, for which `replace_foreign_address` is set or not.
+fn with_known_server(
+    mut scenario: Scenario,
+    external: Option<ExternalAddress>,
+    replace_foreign_address: bool,
+) -> Scenario {
     let address = scenario.nat.translation(scenario.v6).server.ip();
-    let known = [KnownServer { address, external, replace_foreign_address: heal }];
-    scenario.policy.servers = [&scenario.policy.servers[..], &known].concat().into();
+    let with_known_server = [KnownServer { address, external, replace_foreign_address }];
+    scenario.policy.servers = [&scenario.policy.servers[..], &with_known_server].concat().into();
     scenario
 }
 
@@ -35,7 +39,7 @@ fn endpoint(text: &str) -> SocketAddr {
     text.parse().unwrap()
 }
 
-const NAMED: [&str; 6] = [
+const FOREIGN: [&str; 6] = [
     "0.0.0.0:5000",
     "127.0.0.1:5000",
     "10.99.99.99:5000",
@@ -48,19 +52,23 @@ const NAMED: [&str; 6] = [
 fn replace_foreign_address_substitutes_the_servers_own_address() {
     everywhere_v4(|scenario| {
         for foreign in [ForeignAddress::Refuse, ForeignAddress::Allow] {
-            for named in NAMED {
-                let mut scenario = known(scenario.clone(), None, true);
+            for announced in FOREIGN {
+                let mut scenario = with_known_server(scenario.clone(), None, true);
                 scenario.policy.foreign = foreign;
                 let t = scenario.nat.translation(false);
                 let mut sim = Sim::logged_in(scenario);
-                let heard = sim.exchange("PASV\r\n", &passive(endpoint(named))).1;
+                let heard = sim.exchange("PASV\r\n", &passive(endpoint(announced))).1;
                 let seen = at(t.server_external, 5000);
-                assert_eq!(heard, passive(seen), "{named}");
+                assert_eq!(heard, passive(seen), "{announced}");
                 let [pinhole] = sim.kernel.opened[..] else { panic!("{}", sim.summary()) };
-                assert_eq!(pinhole.target, at(t.server, 5000), "never the quoted host");
+                assert_eq!(
+                    pinhole.target,
+                    at(t.server, 5000),
+                    "the target must never be the announced address"
+                );
                 assert_eq!((pinhole.initiator, pinhole.arrival), (t.client.ip(), seen));
                 let decision = sim.decisions().pop().unwrap();
-                let ip = endpoint(named).ip();
+                let ip = endpoint(announced).ip();
                 let why = format!("foreign address {ip} replaced: the server is {}", t.server.ip());
                 assert!(decision.ends_with(&why), "{decision}");
             }
@@ -71,15 +79,15 @@ fn replace_foreign_address_substitutes_the_servers_own_address() {
 #[test]
 fn a_foreign_address_is_refused_without_replace_foreign_address() {
     everywhere_v4(|scenario| {
-        for named in NAMED {
-            let mut sim = Sim::logged_in(known(scenario.clone(), None, false));
-            let line = passive(endpoint(named));
+        for announced in FOREIGN {
+            let mut sim = Sim::logged_in(with_known_server(scenario.clone(), None, false));
+            let line = passive(endpoint(announced));
             let heard = sim.exchange("PASV\r\n", &line).1;
             assert!(heard.starts_with("425 Gateway: not the server's address."), "{heard}");
             assert_eq!(
-                (heard.len(), sim.kernel.attention),
+                (heard.len(), sim.kernel.queue_mode),
                 (line.len(), None),
-                "no number changes"
+                "sequence numbers change"
             );
             assert_eq!(sim.kernel.opened, []);
             let decision = sim.decisions().pop().unwrap();
@@ -96,10 +104,10 @@ fn a_foreign_address_is_refused_without_replace_foreign_address() {
 fn replace_foreign_address_uses_the_configured_external_address() {
     everywhere_v4(|scenario| {
         let external = ExternalAddress::Fixed("198.18.0.2".parse().unwrap());
-        for named in NAMED {
-            let mut sim = Sim::logged_in(known(scenario.clone(), Some(external), true));
-            let heard = sim.exchange("PASV\r\n", &passive(endpoint(named))).1;
-            assert_eq!(heard, passive(endpoint("198.18.0.2:5000")), "{named}");
+        for announced in FOREIGN {
+            let mut sim = Sim::logged_in(with_known_server(scenario.clone(), Some(external), true));
+            let heard = sim.exchange("PASV\r\n", &passive(endpoint(announced))).1;
+            assert_eq!(heard, passive(endpoint("198.18.0.2:5000")), "{announced}");
         }
     });
 }
@@ -108,7 +116,7 @@ fn replace_foreign_address_uses_the_configured_external_address() {
 fn replace_foreign_address_affects_only_foreign_addresses_of_servers() {
     everywhere(|scenario| {
         let t = scenario.nat.translation(scenario.v6);
-        let mut sim = Sim::logged_in(known(scenario.clone(), None, true));
+        let mut sim = Sim::logged_in(with_known_server(scenario.clone(), None, true));
         let heard = sim.exchange("PASV\r\n", &passive(at(t.server, 5000))).1;
         assert_eq!(heard, passive(at(t.server_external, 5000)));
         let line = active(if scenario.v6 {
@@ -117,8 +125,9 @@ fn replace_foreign_address_affects_only_foreign_addresses_of_servers() {
             endpoint("198.18.6.6:5000")
         });
         assert_eq!(text(sim.say(Client, line.as_bytes())), crossed_out(&line));
-        let healed = sim.decisions().iter().filter(|decision| decision.contains("healed")).count();
-        assert_eq!(healed, 0, "{}", sim.summary());
+        let replaced =
+            sim.decisions().iter().filter(|decision| decision.contains("foreign address")).count();
+        assert_eq!(replaced, 0, "{}", sim.summary());
     });
 }
 
@@ -155,7 +164,7 @@ fn announcements_are_refused_until_the_external_name_is_resolved() {
     });
 }
 
-/// The clients of the simulated network, or its servers, with a policy of their own.
+/// A network policy for clients or servers of the simulated network.
 fn network(clients: &[&str], servers: &[&str], inspect: bool, policy: Policy) -> NetworkPolicy {
     let of = |texts: &[&str]| texts.iter().map(|text| text.parse().unwrap()).collect();
     NetworkPolicy { clients: of(clients), servers: of(servers), inspect, policy }
@@ -209,7 +218,11 @@ fn a_denied_port_is_refused_and_never_chosen() {
         }
         sim.kernel.taken.insert(3307);
         let heard = text(sim.say(Client, active(at(t.client, 3307)).as_bytes()));
-        assert_eq!(heard, active(at(t.client_external, 61003)), "the only one that may be chosen");
+        assert_eq!(
+            heard,
+            active(at(t.client_external, 61003)),
+            "it is the only port that is not denied"
+        );
     });
 }
 
@@ -236,13 +249,13 @@ fn connections_of_an_uninspected_network_leave_the_queue() {
         scenario.policy.networks = vec![network(&[], &servers, false, Policy::default())];
         let t = scenario.nat.translation(scenario.v6);
         let mut sim = Sim::new(scenario);
-        assert_eq!(sim.kernel.attention, Some(QueueMode::None), "from its first packet");
+        assert_eq!(sim.kernel.queue_mode, Some(QueueMode::None), "set at the first packet");
         assert_eq!(sim.engine().sessions.count(), 0);
         let packets = sim.engine().counters().packets;
         sim.say(Server, b"220 ready\r\n");
         let line = active(at(t.client, 2200));
         assert_eq!(text(sim.say(Client, line.as_bytes())), line);
-        assert_eq!(sim.engine().counters().packets, packets, "nothing is queued any more");
+        assert_eq!(sim.engine().counters().packets, packets, "packets are still queued");
         assert_eq!(sim.kernel.opened, []);
     });
 }
@@ -253,12 +266,12 @@ fn an_uninspected_network_is_forwarded_before_conntrack_knows_the_connection() {
     scenario.policy.networks = vec![network(&["192.168.150.80/32"], &[], false, Policy::default())];
     let t = scenario.nat.translation(false);
     let mut sim = Sim::new(scenario);
-    (sim.kernel.attention, sim.kernel.translation) = (None, None);
+    (sim.kernel.queue_mode, sim.kernel.translation) = (None, None);
     sim.say(Server, b"220 ready\r\n");
     sim.say(Client, b"USER joe\r\n");
-    assert_eq!((sim.kernel.attention, sim.daemon.engine().sessions.count()), (None, 0));
+    assert_eq!((sim.kernel.queue_mode, sim.daemon.engine().sessions.count()), (None, 0));
     sim.kernel.translation = Some(t);
     assert_eq!(text(sim.say(Server, b"331 password\r\n")), "331 password\r\n");
-    assert_eq!(sim.kernel.attention, Some(QueueMode::None));
+    assert_eq!(sim.kernel.queue_mode, Some(QueueMode::None));
     assert_eq!(sim.engine().counters().errors, 0);
 }

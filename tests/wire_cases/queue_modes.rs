@@ -1,4 +1,5 @@
-//! Connections that a stranger has watched packet by packet: that ends, and the kernel is told so.
+//! Spoofed packets can make the engine queue every packet of a connection. These queue modes end, and the kernel is
+//! asked to set the mode `Selected` again.
 
 use std::time::Duration;
 
@@ -19,10 +20,10 @@ use crate::{
     with,
 };
 
-/// Longer than a connection is watched after the last that had it watched.
+/// Longer than a queue mode lasts after the packet that caused it.
 const LONG: Duration = Duration::from_secs(10);
 
-fn forged_syn_ack(number: u32) -> Segment {
+fn spoofed_syn_ack(number: u32) -> Segment {
     Segment {
         seq: 0x9000_0000 + 1000 * number,
         ack: 0x5000_0000,
@@ -32,8 +33,8 @@ fn forged_syn_ack(number: u32) -> Segment {
     }
 }
 
-/// A line of `side` that starts `past` what comes next of it.
-fn past_gap(sim: &mut Sim, side: Side, past: u32) -> Segment {
+/// A line of `side` that starts `past` bytes after its next sequence number.
+fn segment_after_gap(sim: &mut Sim, side: Side, past: u32) -> Segment {
     Segment {
         seq: sim.end(side).next_number().wrapping_add(past),
         ack: sim.end(side.peer()).next_number(),
@@ -44,8 +45,8 @@ fn past_gap(sim: &mut Sim, side: Side, past: u32) -> Segment {
     }
 }
 
-fn is_watched(sim: &Sim) -> bool {
-    matches!(sim.kernel.attention, Some(QueueMode::All | QueueMode::Watch))
+fn has_all_queued(sim: &Sim) -> bool {
+    matches!(sim.kernel.queue_mode, Some(QueueMode::All | QueueMode::Watch))
 }
 
 #[test]
@@ -53,7 +54,7 @@ fn a_spoofed_syn_ack_does_not_stop_an_unknown_connection() {
     everywhere(|scenario| {
         let mut sim = Sim::logged_in(scenario);
         sim.forget();
-        sim.forge(Server, &forged_syn_ack(1));
+        sim.forge(Server, &spoofed_syn_ack(1));
         assert_eq!(sim.exchange("NOOP\r\n", "200 ok\r\n").1, "200 ok\r\n");
         sim.close_both();
         sim.settle();
@@ -77,14 +78,14 @@ fn queue_mode_watch_ends_after_a_spoofed_syn_ack() {
     everywhere(|scenario| {
         for talks in [false, true] {
             let mut sim = Sim::logged_in(scenario.clone());
-            sim.forge(Server, &forged_syn_ack(1));
-            assert_eq!(sim.kernel.attention, Some(QueueMode::Watch));
+            sim.forge(Server, &spoofed_syn_ack(1));
+            assert_eq!(sim.kernel.queue_mode, Some(QueueMode::Watch));
             if talks {
                 sim.exchange("NOOP\r\n", "200 ok\r\n");
             }
             sim.advance(LONG);
             sim.exchange("NOOP\r\n", "200 ok\r\n");
-            assert!(!is_watched(&sim), "{:?}", sim.kernel.attention);
+            assert!(!has_all_queued(&sim), "{:?}", sim.kernel.queue_mode);
             assert_transfer_works(&mut sim);
         }
     });
@@ -94,9 +95,9 @@ fn queue_mode_watch_ends_after_a_spoofed_syn_ack() {
 fn queue_mode_watch_ends_on_an_idle_connection() {
     everywhere(|scenario| {
         let mut sim = Sim::logged_in(scenario);
-        sim.forge(Server, &forged_syn_ack(1));
+        sim.forge(Server, &spoofed_syn_ack(1));
         sim.advance(LONG);
-        assert_eq!(sim.kernel.attention, Some(QueueMode::Selected));
+        assert_eq!(sim.kernel.queue_mode, Some(QueueMode::Selected));
     });
 }
 
@@ -104,16 +105,20 @@ fn queue_mode_watch_ends_on_an_idle_connection() {
 fn a_flood_of_spoofed_syn_acks_causes_few_kernel_requests() {
     everywhere(|scenario| {
         let mut sim = Sim::logged_in(scenario);
-        let (asked, told) = (sim.kernel.asked, sim.kernel.told);
+        let (asked, mode_changes) = (sim.kernel.asked, sim.kernel.mode_changes);
         for number in 0..1500 {
-            sim.forge(Server, &forged_syn_ack(number));
+            sim.forge(Server, &spoofed_syn_ack(number));
             if number % 50 == 0 {
                 sim.exchange("NOOP\r\n", "200 ok\r\n");
             }
             sim.advance(Duration::from_millis(2));
         }
-        let (asked, told) = (sim.kernel.asked - asked, sim.kernel.told - told);
-        assert!(asked <= 10 && told <= 10, "asked {asked} times, told {told} times in 3 s");
+        let (asked, mode_changes) =
+            (sim.kernel.asked - asked, sim.kernel.mode_changes - mode_changes);
+        assert!(
+            asked <= 10 && mode_changes <= 10,
+            "asked {asked} times, {mode_changes} queue mode changes in 3 s"
+        );
         sim.advance(LONG);
         assert_transfer_works(&mut sim);
     });
@@ -123,7 +128,7 @@ fn a_flood_of_spoofed_syn_acks_causes_few_kernel_requests() {
 fn queue_mode_watch_ends_after_tuple_reuse() {
     everywhere(|scenario| {
         let mut sim = Sim::logged_in(scenario);
-        sim.forge(Server, &forged_syn_ack(1));
+        sim.forge(Server, &spoofed_syn_ack(1));
         sim.advance(Duration::from_secs(4));
         sim.connect_again();
         sim.say(Server, b"220 ready\r\n");
@@ -131,7 +136,7 @@ fn queue_mode_watch_ends_after_tuple_reuse() {
         sim.exchange("PASS x\r\n", "230 in\r\n");
         sim.advance(LONG);
         sim.exchange("NOOP\r\n", "200 ok\r\n");
-        assert!(!is_watched(&sim), "{:?}", sim.kernel.attention);
+        assert!(!has_all_queued(&sim), "{:?}", sim.kernel.queue_mode);
         assert_transfer_works(&mut sim);
     });
 }
@@ -142,12 +147,12 @@ fn queue_mode_all_ends_although_a_gap_never_closes() {
         for side in [Client, Server] {
             let mut sim = Sim::logged_in(scenario.clone());
             for _ in 0..3 {
-                let forged = past_gap(&mut sim, side, 3000);
+                let forged = segment_after_gap(&mut sim, side, 3000);
                 sim.forge(side, &forged);
             }
-            assert_eq!(sim.kernel.attention, Some(QueueMode::All));
+            assert_eq!(sim.kernel.queue_mode, Some(QueueMode::All));
             sim.advance(LONG);
-            assert_eq!(sim.kernel.attention, Some(QueueMode::Selected));
+            assert_eq!(sim.kernel.queue_mode, Some(QueueMode::Selected));
             assert_transfer_works(&mut sim);
         }
     });
@@ -158,7 +163,7 @@ fn queue_mode_watch_ends_after_a_restart() {
     everywhere(|scenario| {
         for waits in [false, true] {
             let mut sim = Sim::logged_in(scenario.clone());
-            sim.forge(Server, &forged_syn_ack(1));
+            sim.forge(Server, &spoofed_syn_ack(1));
             sim.crash();
             if waits {
                 sim.advance(LONG);
@@ -166,7 +171,7 @@ fn queue_mode_watch_ends_after_a_restart() {
             sim.exchange("NOOP\r\n", "200 ok\r\n");
             sim.advance(LONG);
             sim.exchange("NOOP\r\n", "200 ok\r\n");
-            assert!(!is_watched(&sim), "{:?}", sim.kernel.attention);
+            assert!(!has_all_queued(&sim), "{:?}", sim.kernel.queue_mode);
         }
     });
 }
@@ -174,7 +179,7 @@ fn queue_mode_watch_ends_after_a_restart() {
 #[test]
 fn the_queue_mode_of_a_forgotten_session_is_reset() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
-    sim.forge(Server, &forged_syn_ack(1));
+    sim.forge(Server, &spoofed_syn_ack(1));
     let t = sim.translation;
     sim.forget();
     let noop = next(&mut sim, Client, b"NOOP\r\n").packet(t.client, t.server);
@@ -184,30 +189,31 @@ fn the_queue_mode_of_a_forgotten_session_is_reset() {
         let verdict = sim.decided(now, &noop, how).0;
         assert_eq!(verdict, PacketOutcome::Accept);
     }
-    assert_eq!(sim.kernel.attention, Some(QueueMode::Selected));
+    assert_eq!(sim.kernel.queue_mode, Some(QueueMode::Selected));
 }
 
 fn next(sim: &mut Sim, side: Side, payload: &[u8]) -> Segment {
-    Segment { payload: payload.into(), ..past_gap(sim, side, 0) }
+    Segment { payload: payload.into(), ..segment_after_gap(sim, side, 0) }
 }
 
-/// What conntrack does not know it is not asked about with every packet.
+/// The engine does not look up an unknown connection in conntrack with every packet.
 #[test]
 fn failed_conntrack_lookups_are_remembered() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     sim.kernel.forgot = true;
-    let asked = sim.kernel.asked;
+    let lookups = sim.kernel.asked;
     for number in 0..500 {
-        let forged = past_gap(&mut sim, Client, 3000 + 10 * number);
+        let forged = segment_after_gap(&mut sim, Client, 3000 + 10 * number);
         sim.forge(Client, &forged);
-        sim.forge(Server, &forged_syn_ack(number));
+        sim.forge(Server, &spoofed_syn_ack(number));
         sim.advance(Duration::from_millis(2));
     }
-    let asked = sim.kernel.asked - asked;
-    assert!(asked <= 20, "asked {asked} times in a second");
+    let lookups = sim.kernel.asked - lookups;
+    assert!(lookups <= 20, "{lookups} lookups in a second");
 }
 
-/// Neither port shows the client: nobody is asked, unless the packet selection says it.
+/// If neither port is a control port, only the packet selection says which end is the client. The engine does not ask
+/// conntrack.
 #[test]
 fn the_client_side_is_never_looked_up_in_conntrack() {
     for [client, server] in
@@ -215,7 +221,7 @@ fn the_client_side_is_never_looked_up_in_conntrack() {
     {
         let (client, server) = (client.parse().unwrap(), server.parse().unwrap());
         let mut sim = Sim::new(Scenario::default());
-        let (asked, sessions) = (sim.kernel.asked, sim.daemon.engine().sessions.count());
+        let (lookups, sessions) = (sim.kernel.asked, sim.daemon.engine().sessions.count());
         let now = std::time::Instant::now();
         let base = next(&mut sim, Client, b"NOOP\r\n");
         for from in [None, Some(Server), Some(Client)] {
@@ -226,13 +232,13 @@ fn the_client_side_is_never_looked_up_in_conntrack() {
             let how = PacketMeta { from, ..PacketMeta::default() };
             let verdict = sim.decided(now, &packet, how).0;
             assert_eq!(verdict, PacketOutcome::Accept);
-            let followed = sim.engine().sessions.count() - sessions;
-            assert_eq!(followed, usize::from(from.is_some()), "{client} {server} {from:?}");
+            let new_sessions = sim.engine().sessions.count() - sessions;
+            assert_eq!(new_sessions, usize::from(from.is_some()), "{client} {server} {from:?}");
             if let Some((_, side)) = sim.engine().sessions.session_between(client, server) {
                 assert_eq!(side, Client);
             }
             sim.engine().sessions.forget_between(client, server);
         }
-        assert_eq!(sim.kernel.asked, asked);
+        assert_eq!(sim.kernel.asked, lookups);
     }
 }

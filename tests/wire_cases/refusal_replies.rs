@@ -1,4 +1,4 @@
-//! The client hears at once, and in order, why the gateway refused something.
+//! The client learns at once, and in the order of its commands, why the gateway refused a command or a reply.
 
 use ftp_alg_core::{
     policy::{AuthTls, KnownServer, Policy},
@@ -18,14 +18,14 @@ use crate::{
 
 const BOUNCE: &str = "PORT 10,99,99,99,21,179\r\n";
 
-/// Each write is a segment.
-fn prompt(nat: Nat) -> Scenario {
+/// A scenario in which each write is a segment of its own.
+fn without_nagle(nat: Nat) -> Scenario {
     let settings = Settings { nagle: false, ..Settings::default() };
     Scenario { client: settings.clone(), server: Settings { isn: 70_000, ..settings }, ..with(nat) }
 }
 
-/// What the client hears where the server says `reply` in the segments that are cut at `cut`.
-fn said(sim: &mut Sim, reply: &str, cut: usize) -> String {
+/// Sends `reply` from the server as two segments, split at `cut`. Returns what the client receives.
+fn received_reply(sim: &mut Sim, reply: &str, cut: usize) -> String {
     let (first, rest) = reply.as_bytes().split_at(cut);
     for piece in [first, rest] {
         sim.write(Server, piece);
@@ -47,14 +47,14 @@ fn a_refused_passive_reply_becomes_a_425_of_equal_length() {
         for cut in 0..low.len() {
             let mut sim = Sim::logged_in(scenario.clone());
             sim.say(Client, verb(&scenario).as_bytes());
-            let heard = said(&mut sim, &low, cut);
-            assert_eq!(heard.trim_end(), "425 Gateway: below min-data-port.", "cut at {cut}");
+            let heard = received_reply(&mut sim, &low, cut);
+            assert_eq!(heard.trim_end(), "425 Gateway: below min-data-port.", "split at {cut}");
             assert_eq!((heard.len(), sim.timeouts()), (low.len(), 0));
             assert_eq!(sim.kernel.opened, []);
             if cut == 0 {
-                assert_eq!(sim.kernel.attention, None, "no number changes");
+                assert_eq!(sim.kernel.queue_mode, None, "sequence numbers change");
             }
-            // The dialogue goes on, and the next one is judged by itself.
+            // The dialogue continues, and the next reply gets its own verdict.
             let (asked, heard) = sim.exchange(verb(&scenario), &passive(at(t.server, 2200)));
             assert_eq!((&*asked, heard), (verb(&scenario), passive(at(t.server_external, 2200))));
             assert_eq!(sim.kernel.opened.len(), 1);
@@ -112,7 +112,7 @@ fn the_425_states_that_the_pinhole_limit_is_reached() {
     assert_eq!(heard.trim_end(), "425 Gateway: too many data ports.");
 }
 
-/// RFC 959 section 4.2: the last line has the code of the first, which the client has already.
+/// RFC 959 section 4.2: the last line has the code of the first line, which the client has received already.
 #[test]
 fn a_refused_multi_line_227_retains_its_reply_code() {
     everywhere_v4(|scenario| {
@@ -129,12 +129,13 @@ fn a_refused_multi_line_227_retains_its_reply_code() {
 #[test]
 fn a_227_that_is_not_refused_is_forwarded_unchanged() {
     let low = "227 Entering Passive Mode (203,0,113,9,0,22)\r\n";
-    // It answers nothing, or names nothing.
+    // The reply answers no announcing command, or contains no host-port.
     for (command, reply) in [
         ("NOOP\r\n", low),
         ("PASV\r\n", "227 Logout.\r\n"),
         ("PASV\r\n", "227 Entering Passive Mode (203,0,113,9,256,22)\r\n"),
-        // A server elsewhere that does not know its own address, as clients know.
+        // A server outside behind its own NAT announces its private address. Clients ignore such an address, so the
+        // reply is not refused.
         ("PASV\r\n", "227 Entering Passive Mode (192,168,1,5,200,22)\r\n"),
         ("STAT\r\n", "211-Status\r\n227 Entering Passive Mode (203,0,113,9,0,22)\r\n211 End\r\n"),
     ] {
@@ -142,16 +143,16 @@ fn a_227_that_is_not_refused_is_forwarded_unchanged() {
         assert_eq!(sim.exchange(command, reply).1, reply);
         assert_untouched(&sim);
     }
-    // There was no login, or it is not known what was said before.
-    for is_joined in [false, true] {
+    // Without a login, or if the start of the connection was not seen.
+    for is_picked_up in [false, true] {
         let mut sim = Sim::new(with(Nat::Masquerade));
-        if is_joined {
+        if is_picked_up {
             sim.forget();
         }
         sim.say(Server, b"220 ready\r\n");
         sim.exchange("USER joe\r\n", "331 password\r\n");
         let reply =
-            if is_joined { low } else { "227 Entering Passive Mode (203,0,113,9,9,22)\r\n" };
+            if is_picked_up { low } else { "227 Entering Passive Mode (203,0,113,9,9,22)\r\n" };
         assert_eq!(sim.exchange("PASV\r\n", reply).1, reply);
     }
 }
@@ -169,10 +170,10 @@ fn a_known_servers_private_address_is_refused_with_425() {
 
 #[test]
 fn a_227_too_long_to_hold_is_forwarded_unchanged() {
-    let mut sim = Sim::logged_in(prompt(Nat::PortForward));
+    let mut sim = Sim::logged_in(without_nagle(Nat::PortForward));
     sim.say(Client, b"PASV\r\n");
     let long = format!("227 {} (10,99,99,99,21,179)\r\n", "x".repeat(600));
-    assert_eq!(said(&mut sim, &long, 580), long);
+    assert_eq!(received_reply(&mut sim, &long, 580), long);
 }
 
 #[test]
@@ -208,10 +209,10 @@ fn the_reply_to_a_refused_command_states_the_gateways_reason() {
     ] {
         for cut in 0..reply.len() {
             let policy = Policy { auth_tls: AuthTls::Refuse, ..Policy::default() };
-            let mut sim = Sim::logged_in(Scenario { policy, ..prompt(Nat::Masquerade) });
+            let mut sim = Sim::logged_in(Scenario { policy, ..without_nagle(Nat::Masquerade) });
             assert_eq!(text(sim.say(Client, command.as_bytes())), crossed_out(command));
-            let heard = said(&mut sim, reply, cut);
-            assert_eq!(heard.trim_end(), expected, "{reply:?} at {cut}");
+            let heard = received_reply(&mut sim, reply, cut);
+            assert_eq!(heard.trim_end(), expected, "{reply:?} split at {cut}");
             assert_eq!(
                 sim.exchange("NOOP\r\n", "200 ok\r\n"),
                 ("NOOP\r\n".into(), "200 ok\r\n".into())
@@ -231,7 +232,7 @@ fn a_reason_of_equal_length_needs_no_sequence_adjustment() {
         let reply = "530 Please login with USER and PASS.\r\n";
         let heard = sim.exchange(BOUNCE, reply).1;
         assert_eq!(heard, "504 Gateway: not your own address.  \r\n");
-        assert_eq!(sim.kernel.attention, None);
+        assert_eq!(sim.kernel.queue_mode, None);
     });
 }
 
@@ -245,7 +246,7 @@ fn replies_that_reject_no_command_are_forwarded_unchanged() {
         "211-Status\r\n500 x\r\n211 End\r\n",
         "500x\r\n500 \r\n",
     ] {
-        let mut sim = Sim::logged_in(prompt(Nat::Masquerade));
+        let mut sim = Sim::logged_in(without_nagle(Nat::Masquerade));
         sim.say(Client, BOUNCE.as_bytes());
         let is_refused = reply.starts_with("500");
         let heard = text(sim.say(Server, reply.as_bytes()));
@@ -256,14 +257,15 @@ fn replies_that_reject_no_command_are_forwarded_unchanged() {
 
 #[test]
 fn thousands_of_refused_commands_each_get_a_reply() {
-    let mut sim = Sim::logged_in(prompt(Nat::Masquerade));
+    let mut sim = Sim::logged_in(without_nagle(Nat::Masquerade));
     let count = 3000;
     for _ in 0..count {
         sim.write(Client, BOUNCE.as_bytes());
     }
     sim.settle();
     assert_eq!(text(sim.server.read()), crossed_out(BOUNCE).repeat(count));
-    // In as few segments as can be. Replies that grow would not fit into the client's window: most are the server's.
+    // The server sends all replies in as few segments as possible. Longer replies would exceed the client's window, so
+    // most replies stay unchanged.
     sim.write(Server, "500 what?\r\n".repeat(count).as_bytes());
     sim.settle();
     let heard = text(sim.client.read());
@@ -271,14 +273,14 @@ fn thousands_of_refused_commands_each_get_a_reply() {
     let known =
         heard.lines().filter(|line| line.starts_with("504 Refused by the gateway: ")).count();
     let others = heard.lines().filter(|line| *line == "500 what?").count();
-    assert_eq!(known + others, count, "{known} {others}");
+    assert_eq!(known + others, count, "{known} with the gateway's reason, {others} unchanged");
     assert!(known > 8, "{known}");
     assert_eq!(sim.exchange("NOOP\r\n", "200 ok\r\n").1, "200 ok\r\n");
 }
 
 #[test]
 fn the_reply_is_unchanged_if_the_kernel_refuses_sequence_adjustment() {
-    let mut sim = Sim::logged_in(prompt(Nat::Masquerade));
+    let mut sim = Sim::logged_in(without_nagle(Nat::Masquerade));
     sim.say(Client, BOUNCE.as_bytes());
     sim.kernel.failing = true;
     assert_eq!(text(sim.say(Server, b"500 what?\r\n")), "500 what?\r\n");
@@ -290,7 +292,7 @@ fn the_reply_is_unchanged_if_the_kernel_refuses_sequence_adjustment() {
 
 #[test]
 fn the_reply_is_unchanged_after_missed_bytes() {
-    let mut sim = Sim::new(prompt(Nat::Masquerade));
+    let mut sim = Sim::new(without_nagle(Nat::Masquerade));
     sim.forget();
     sim.say(Server, b"230 in\r\n");
     sim.say(Client, BOUNCE.as_bytes());

@@ -1,4 +1,4 @@
-//! Wire cases 5 and 15: what is refused never reaches the server, and replies stay in order.
+//! Refused commands never reach the server, and replies stay in order.
 
 use ftp_alg_core::{
     policy::{AuthTls, ForeignAddress, Policy},
@@ -15,7 +15,8 @@ use crate::{
     with,
 };
 
-/// What a logged-in client gets for `commands`, sent at once, and what the server heard.
+/// Sends `commands` at once from a logged-in client. Returns the reply codes that it gets and the lines that the server
+/// receives.
 fn replies(scenario: Scenario, commands: &str) -> (Vec<String>, Vec<String>, Sim) {
     let mut sim = Sim::logged_in(scenario);
     let mut server = ServerModel::new(sim.translation.server.ip(), 5000);
@@ -114,7 +115,7 @@ fn auth_is_refused_if_the_policy_says_so() {
         sim.converse(&mut server);
         sim.write(Client, &line[cut..]);
         sim.converse(&mut server);
-        assert_eq!(server.lines, ["XXXX XXX\r\n"], "cut at {cut}");
+        assert_eq!(server.lines, ["XXXX XXX\r\n"], "split at {cut}");
     }
 }
 
@@ -139,9 +140,14 @@ fn an_announcement_too_long_to_hold_is_refused() {
                 sim.write(Client, piece);
             }
             sim.converse(&mut server);
-            assert_eq!(server.lines.len(), 1, "{name} in {piece}: {}", sim.summary());
+            assert_eq!(
+                server.lines.len(),
+                1,
+                "{name} in segments of {piece} bytes: {}",
+                sim.summary()
+            );
             let heard = server.lines[0].trim_matches(['\0', ' ', '\r', '\n']);
-            assert!(!heard.starts_with("PORT"), "{name} in pieces of {piece}: {heard}");
+            assert!(!heard.starts_with("PORT"), "{name} in segments of {piece} bytes: {heard}");
             assert_eq!(sim.kernel.opened, []);
         }
     }
@@ -154,21 +160,21 @@ fn after_any_refusal_the_client_gets_an_error_and_continues() {
     let good = active(at(t.client, 2200));
     for refused in [
         "PORT 10,99,99,99,21,179",       // a third host
-        "EPRT |1|10.99.99.99|5555|",     // the same
+        "EPRT |1|10.99.99.99|5555|",     // a third host
         "EPRT |2|2001:db8:5::5|5555|",   // a host of another family
         "PORT 192,168,150,80,0,22",      // a low port
         "PORT 192,168,150,80,12,234",    // a denied port
-        "EPRT |1|192.168.150.80|3306|",  // the same
-        "PORT 192,168,150,80,256,22",    // no octet
-        "EPRT |1|192.168.150.80|65558|", // no port
-        "PORT 192,168,150,80",           // nothing
+        "EPRT |1|192.168.150.80|3306|",  // a third host
+        "PORT 192,168,150,80,256,22",    // not an octet
+        "EPRT |1|192.168.150.80|65558|", // not a port
+        "PORT 192,168,150,80",           // no port numbers
         "AUTH TLS",
         &long,
     ] {
         for end in ["\r\n", "\n"] {
             let line = format!("{refused}{end}");
             let commands = format!("NOOP\r\n{line}TYPE I\r\n{good}");
-            // In one segment, in two with a cut around and in the line, and bytewise.
+            // In one segment, in two segments split at or in the line, and byte by byte.
             let whole = commands.len();
             let cuts = (4..8 + refused.len().min(40)).chain([whole]);
             for (cut, piece) in cuts.map(|cut| (cut, whole)).chain([(0, 1)]) {
@@ -195,19 +201,19 @@ fn after_any_refusal_the_client_gets_an_error_and_continues() {
                 let text = heard.lines().nth(1).unwrap();
                 assert!(text.contains(" Refused by the gateway: "), "{line:?} at {cut}: {heard}");
                 let crossed = server.lines[1].trim_end();
-                // Of one that is too long to be held, what came first: no verb is left.
+                // Of a line that is too long to hold, only the start is crossed out. No verb is left.
                 let verb = if refused == long { 512 } else { crossed.len() };
                 let is_crossed = crossed[..verb].bytes().all(|b| matches!(b, b'X' | b' '));
                 assert!(is_crossed, "{line:?} at {cut}: {crossed}");
-                assert_eq!(crossed.len(), refused.len(), "no number changes");
+                assert_eq!(crossed.len(), refused.len(), "sequence numbers change");
                 let seen = active(at(t.client_external, 2200));
-                // Behind a bare LF the next command is judged, but not opened.
+                // After a bare LF the next command is inspected, but opens no pinhole.
                 let (seen, opened) = if end == "\r\n" { (&seen, 1) } else { (&good, 0) };
                 assert_eq!(&server.lines[3], seen, "{line:?} at {cut}");
                 assert_eq!(sim.kernel.opened.len(), opened, "{line:?} at {cut}");
                 let counters = sim.engine().counters();
                 assert_eq!(counters.pinholes_refused + counters.commands_refused, 1);
-                // What is longer than a segment may be goes on with the next.
+                // The bytes that exceed the segment size are sent with the next segment.
                 assert!(refused == long || sim.timeouts() == 0, "{line:?} at {cut}");
             }
         }

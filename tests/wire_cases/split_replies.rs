@@ -1,5 +1,5 @@
-//! By its window a client has its server stop wherever it wants: what follows looks like the next reply, and is the rest of
-//! the one before.
+//! A client can use its receive window to make its server stop anywhere in a reply. The next segment then looks like
+//! another reply, but is the remainder of the same one.
 
 use ftp_alg_core::{
     packet::flags::{ACK, PSH},
@@ -7,7 +7,7 @@ use ftp_alg_core::{
 };
 
 use crate::{
-    ambiguous_lines::halves_of_listing,
+    ambiguous_lines::split_listing,
     everywhere,
     support::{
         ftp::{at, passive, text},
@@ -21,7 +21,7 @@ use crate::{
 const REPLY: &str = "229 x (|||3306|)\r\n";
 const WIDE: u16 = 30_000;
 
-/// Both ends as an attacker has them: what they say is given.
+/// Both ends under the attacker's control: the test chooses every segment.
 struct Ends {
     sim: Sim,
     client: u32,
@@ -29,7 +29,7 @@ struct Ends {
 }
 
 impl Ends {
-    /// Asked for a listing.
+    /// A session in which the client has requested a listing.
     fn new() -> Self {
         let sim = Sim::logged_in(with(Nat::PortForward));
         let (client, server) = (sim.client.next_number(), sim.server.next_number());
@@ -38,26 +38,26 @@ impl Ends {
         ends
     }
 
-    /// After a listing that is over, as far as can be seen.
+    /// A session after a listing that looks complete.
     fn after_a_listing() -> Self {
         let mut ends = Self::new();
-        ends.reply(&halves_of_listing().0, ACK | PSH);
+        ends.reply(&split_listing().0, ACK | PSH);
         ends
     }
 
     fn command(&mut self, text: &str, window: u16) {
-        self.client_says(text, self.server, window);
+        self.client_sends(text, self.server, window);
         self.client += text.len() as u32;
     }
 
-    /// What is not counted as received.
-    fn client_says(&mut self, text: &str, ack: u32, window: u16) {
+    /// Sends `text` without advancing the client's sequence number, as if it were lost before the server.
+    fn client_sends(&mut self, text: &str, ack: u32, window: u16) {
         let (seq, payload) = (self.client, text.into());
         let segment = Segment { seq, ack, flags: ACK, window, payload, ..Segment::default() };
         self.sim.forge(Client, &segment);
     }
 
-    /// How many were opened ever.
+    /// Sends a reply and returns the number of pinholes opened so far.
     fn reply(&mut self, text: &str, flags: u8) -> usize {
         let (seq, ack, payload) = (self.server, self.client, text.into());
         let segment = Segment { seq, ack, flags, window: WIDE, payload, ..Segment::default() };
@@ -67,16 +67,16 @@ impl Ends {
     }
 }
 
-/// By its window a client has a server stop wherever it wants.
+/// The client's window makes the server stop in the middle of the listing.
 #[test]
 fn a_listing_stalled_by_the_client_window_opens_no_pinhole() {
     let mut ends = Ends::new();
-    let (first, second) = halves_of_listing();
+    let (first, second) = split_listing();
     ends.reply(&first, ACK);
     ends.command("EPSV\r\n", WIDE);
     assert_eq!(ends.reply(&second, ACK | PSH), 0);
     ends.reply("229 (|||50069|)\r\n", ACK | PSH);
-    // The server has no more to say.
+    // The server has no more data to send.
     ends.command("EPSV\r\n", WIDE);
     assert_eq!(ends.reply("229 (|||50070|)\r\n", ACK | PSH), 1);
 }
@@ -86,51 +86,51 @@ fn a_possible_remainder_of_an_earlier_reply_opens_no_pinhole() {
     let length = REPLY.len() as u16;
     let mut ends = Ends::after_a_listing();
     ends.command("EPSV\r\n", length + 1);
-    assert_eq!(ends.reply(REPLY, ACK | PSH), 1, "as it should be");
+    assert_eq!(ends.reply(REPLY, ACK | PSH), 1, "a complete reply must open a pinhole");
     type Attack = fn(&mut Ends) -> usize;
     let attacks: [(&str, Attack); 10] = [
-        ("no room for more", |ends| {
+        ("the window has no room for more than the reply", |ends| {
             ends.command("EPSV\r\n", REPLY.len() as u16);
             ends.reply(REPLY, ACK | PSH)
         }),
-        ("less room in the end of the command", |ends| {
+        ("the window is smaller in the last segment of the command", |ends| {
             ends.command("EPSV", WIDE);
             ends.command("\r\n", 1);
             ends.reply(REPLY, ACK | PSH)
         }),
-        ("less room in its beginning", |ends| {
+        ("the window is smaller in the first segment of the command", |ends| {
             ends.command("EPSV", 1);
             ends.command("\r\n", WIDE);
             ends.reply(REPLY, ACK | PSH)
         }),
-        ("less room in the command as the server gets it, sent again", |ends| {
-            ends.client_says("EPSV\r\n", ends.server, WIDE);
+        ("the window is smaller in the retransmission that the server receives", |ends| {
+            ends.client_sends("EPSV\r\n", ends.server, WIDE);
             ends.command("EPSV\r\n", 1);
             ends.reply(REPLY, ACK | PSH)
         }),
-        ("more room in it as the server does not get it, sent again", |ends| {
-            ends.client_says("EPSV\r\n", ends.server, 1);
+        ("the window is smaller in the segment that the server does not receive", |ends| {
+            ends.client_sends("EPSV\r\n", ends.server, 1);
             ends.command("EPSV\r\n", WIDE);
             ends.reply(REPLY, ACK | PSH)
         }),
-        ("a window that the server ignores, with an old acknowledgement", |ends| {
-            ends.client_says("EPSV\r\n", ends.server - 1, WIDE);
+        ("the server ignores the window because the acknowledgement is old", |ends| {
+            ends.client_sends("EPSV\r\n", ends.server - 1, WIDE);
             ends.client += 6;
             ends.reply(REPLY, ACK | PSH)
         }),
-        ("a command that the server never got", |ends| {
-            ends.client_says("EPSV\r\n", ends.server, WIDE);
+        ("the server never received the command", |ends| {
+            ends.client_sends("EPSV\r\n", ends.server, WIDE);
             ends.reply(REPLY, ACK | PSH)
         }),
-        ("the server would have more to say", |ends| {
+        ("the reply has no PSH, so the server has more data", |ends| {
             ends.command("EPSV\r\n", WIDE);
             ends.reply(REPLY, ACK)
         }),
-        ("it says more", |ends| {
+        ("the segment contains more than the reply", |ends| {
             ends.command("EPSV\r\n", WIDE);
             ends.reply(&format!("{REPLY}213 End\r\n"), ACK | PSH)
         }),
-        ("it has said the start before", |ends| {
+        ("the reply is in two segments", |ends| {
             ends.command("EPSV\r\n", WIDE);
             ends.reply(&REPLY[..5], ACK | PSH);
             ends.reply(&REPLY[5..], ACK | PSH)

@@ -1,4 +1,4 @@
-//! Wire cases 6, 7, 9, 18, 19: TCP is a stream.
+//! TCP is a byte stream: announcements may be split, retransmitted, combined with other lines, or followed by a FIN.
 
 use ftp_alg_core::{
     packet::flags,
@@ -16,8 +16,8 @@ use crate::{
     with,
 };
 
-/// The announcements of both ends, what is before and after them, and what is heard of them.
-fn both(scenario: &Scenario) -> [(Side, String, String); 2] {
+/// For each end: an announcement between two other lines, and the text that the peer receives.
+fn announcements_of_both(scenario: &Scenario) -> [(Side, String, String); 2] {
     let t = scenario.nat.translation(scenario.v6);
     let around = |line: String, before: &str, after: &str| format!("{before}{line}{after}");
     let command = |e| around(active(e), "TYPE I\r\n", "LIST\r\n");
@@ -28,8 +28,8 @@ fn both(scenario: &Scenario) -> [(Side, String, String); 2] {
     ]
 }
 
-/// Sends `pieces` one after the other without waiting, and gives what arrived.
-fn in_pieces<'a>(
+/// Sends `pieces` one after the other without waiting. Returns what the peer receives.
+fn receive_in_pieces<'a>(
     scenario: Scenario,
     side: Side,
     pieces: impl Iterator<Item = &'a [u8]>,
@@ -51,13 +51,13 @@ fn an_announcement_split_anywhere_arrives_without_a_retransmission() {
     everywhere(|mut scenario| {
         for nagle in [false, true] {
             (scenario.client.nagle, scenario.server.nagle) = (nagle, nagle);
-            for (side, said, expected) in both(&scenario) {
+            for (side, said, expected) in announcements_of_both(&scenario) {
                 for cut in 1..said.len() {
                     let (first, second) = said.as_bytes().split_at(cut);
                     let (heard, sim) =
-                        in_pieces(scenario.clone(), side, [first, second].into_iter());
-                    assert_eq!(heard, expected, "cut at {cut}");
-                    assert_eq!(sim.timeouts(), 0, "cut at {cut}: {}", sim.summary());
+                        receive_in_pieces(scenario.clone(), side, [first, second].into_iter());
+                    assert_eq!(heard, expected, "split at {cut}");
+                    assert_eq!(sim.timeouts(), 0, "split at {cut}: {}", sim.summary());
                     assert_eq!(sim.kernel.opened.len(), 1);
                 }
             }
@@ -70,8 +70,9 @@ fn an_announcement_in_one_byte_segments_arrives_without_a_retransmission() {
     everywhere(|mut scenario| {
         for nagle in [false, true] {
             (scenario.client.nagle, scenario.server.nagle) = (nagle, nagle);
-            for (side, said, expected) in both(&scenario) {
-                let (heard, sim) = in_pieces(scenario.clone(), side, said.as_bytes().chunks(1));
+            for (side, said, expected) in announcements_of_both(&scenario) {
+                let (heard, sim) =
+                    receive_in_pieces(scenario.clone(), side, said.as_bytes().chunks(1));
                 assert_eq!(heard, expected);
                 assert_eq!(sim.timeouts(), 0, "{}", sim.summary());
                 assert_eq!(sim.kernel.opened.len(), 1);
@@ -83,7 +84,7 @@ fn an_announcement_in_one_byte_segments_arrives_without_a_retransmission() {
 #[test]
 fn an_announcement_sent_with_pauses_arrives_without_a_retransmission() {
     everywhere(|scenario| {
-        for (side, said, expected) in both(&scenario) {
+        for (side, said, expected) in announcements_of_both(&scenario) {
             let mut sim = Sim::logged_in(scenario.clone());
             if side == Server {
                 sim.say(Client, b"TYPE I\r\nEPSV\r\n");
@@ -114,8 +115,11 @@ fn a_long_line_after_held_bytes_arrives_complete() {
             (Server, "22", format!("9 {long}")),
         ] {
             let pieces = [start, &rest, "end\r\n"];
-            let (heard, sim) =
-                in_pieces(scenario.clone(), side, pieces.iter().map(|piece| piece.as_bytes()));
+            let (heard, sim) = receive_in_pieces(
+                scenario.clone(),
+                side,
+                pieces.iter().map(|piece| piece.as_bytes()),
+            );
             assert_eq!(heard, pieces.concat());
             assert_eq!(sim.kernel.opened, []);
         }
@@ -130,8 +134,9 @@ fn a_retransmission_gets_the_same_rewrite_and_no_second_pinhole() {
             scenario.server.reslices = scenario.client.reslices;
             scenario.link.loss = 0.3;
             scenario.seed = loss_after;
-            for (side, said, expected) in both(&scenario) {
-                let (heard, sim) = in_pieces(scenario.clone(), side, said.as_bytes().chunks(9));
+            for (side, said, expected) in announcements_of_both(&scenario) {
+                let (heard, sim) =
+                    receive_in_pieces(scenario.clone(), side, said.as_bytes().chunks(9));
                 assert_eq!(heard, expected);
                 assert_eq!(sim.kernel.opened.len(), 1);
             }
@@ -173,7 +178,7 @@ fn telnet_commands_with_urgent_data_are_forwarded_unchanged() {
             let (urgent, rest) = pieces.split_first().unwrap();
             sim.write_urgent(Client, urgent);
             sim.settle();
-            assert_eq!(sim.server.read(), *urgent, "the urgent bytes are not held back");
+            assert_eq!(sim.server.read(), *urgent, "the urgent bytes must not be held");
             for piece in rest {
                 sim.write(Client, piece);
             }
@@ -206,7 +211,7 @@ fn an_announcement_after_telnet_commands_is_rewritten_wherever_segments_end() {
             sim.settle();
             sim.write(Client, second);
             sim.settle();
-            assert_eq!(sim.server.read(), expected, "cut at {cut}");
+            assert_eq!(sim.server.read(), expected, "split at {cut}");
             assert_eq!((sim.timeouts(), sim.kernel.opened.len()), (0, 1), "{}", sim.summary());
         }
     }
@@ -214,7 +219,7 @@ fn an_announcement_after_telnet_commands_is_rewritten_wherever_segments_end() {
 
 #[test]
 fn a_cr_before_a_command_is_treated_as_a_blank() {
-    // ProFTPD obeys it; other servers take it for a part of the verb, so nothing is opened.
+    // ProFTPD executes the command. Other servers treat the CR as part of the verb, so no pinhole opens.
     for (host, heard) in [("192,168,150,80", "PORT 192,168,150,80,9,9"), ("10,99,99,99", "")] {
         let line = [b"\xff\xf1\r", format!("PORT {host},9,9\r\n").as_bytes()].concat();
         for cut in 0..line.len() {
@@ -226,8 +231,12 @@ fn a_cr_before_a_command_is_treated_as_a_blank() {
             sim.settle();
             let got = sim.server.read();
             let crossed = if heard.is_empty() { "XXXX XXXXXXXXXXXXXXX" } else { heard };
-            assert_eq!(got, [b"\xff\xf1\r", crossed.as_bytes(), b"\r\n"].concat(), "cut at {cut}");
-            assert_eq!((sim.kernel.opened.len(), sim.timeouts()), (0, 0), "cut at {cut}");
+            assert_eq!(
+                got,
+                [b"\xff\xf1\r", crossed.as_bytes(), b"\r\n"].concat(),
+                "split at {cut}"
+            );
+            assert_eq!((sim.kernel.opened.len(), sim.timeouts()), (0, 0), "split at {cut}");
         }
     }
 }
@@ -255,8 +264,9 @@ fn sequence_numbers_may_wrap_inside_an_announcement() {
         everywhere(|mut scenario| {
             scenario.client.isn = 0u32.wrapping_sub(back);
             scenario.server.isn = 0u32.wrapping_sub(back);
-            for (side, said, expected) in both(&scenario) {
-                let (heard, sim) = in_pieces(scenario.clone(), side, said.as_bytes().chunks(20));
+            for (side, said, expected) in announcements_of_both(&scenario) {
+                let (heard, sim) =
+                    receive_in_pieces(scenario.clone(), side, said.as_bytes().chunks(20));
                 assert_eq!((heard, sim.timeouts()), (expected, 0));
             }
         });
@@ -287,7 +297,7 @@ fn sack_blocks_across_a_rewrite_cover_only_received_data() {
 #[test]
 fn a_fin_may_carry_the_last_bytes() {
     everywhere(|scenario| {
-        for (side, said, expected) in both(&scenario) {
+        for (side, said, expected) in announcements_of_both(&scenario) {
             for cut in 0..said.len() {
                 let mut sim = Sim::logged_in(scenario.clone());
                 sim.say(Client, b"TYPE I\r\nEPSV\r\n");
@@ -365,7 +375,7 @@ fn a_rewrite_beyond_the_mss_is_sent_as_two_segments() {
         assert_eq!(said.len(), 600);
         let heard = text(sim.say(Server, said.as_bytes()));
         assert_eq!(heard, said.replace("203,0,113,9", "198,51,100,2"));
-        assert_eq!(sim.timeouts(), 0, "the rest goes on at once");
+        assert_eq!(sim.timeouts(), 0, "the second segment must be sent at once");
     }
 }
 
@@ -403,12 +413,12 @@ fn retransmitted_held_bytes_solicit_an_acknowledgement_from_the_receiver() {
     assert_eq!((sim.client.sent().len(), sim.server.sent().len()), (18, 33));
     let held = sim.forge(Client, &first).unwrap();
     assert_eq!((held.seq, held.payload.len()), (first.seq, 0));
-    // Our acknowledgement was lost, or discarded for an old timestamp.
-    let again = sim.forge(Client, &first).unwrap();
-    assert_eq!((again.seq, again.payload.len()), (first.seq - 1, 0));
+    // The gateway's acknowledgement was lost, or was discarded because of an old timestamp.
+    let repeated = sim.forge(Client, &first).unwrap();
+    assert_eq!((repeated.seq, repeated.payload.len()), (first.seq - 1, 0));
     let whole = sim.forge(Client, &second).unwrap();
     assert_eq!(text(whole.payload), "PORT 198,51,100,1,9,9\r\n");
-    // And the whole line was lost as well.
-    let again = sim.forge(Client, &first).unwrap();
-    assert_eq!((again.seq, again.payload.len()), (first.seq - 1, 0));
+    // The complete line was lost as well.
+    let repeated = sim.forge(Client, &first).unwrap();
+    assert_eq!((repeated.seq, repeated.payload.len()), (first.seq - 1, 0));
 }

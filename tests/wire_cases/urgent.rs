@@ -1,4 +1,5 @@
-//! Urgent data: whichever byte a server takes out of the stream, it reads no command that was not judged.
+//! Urgent data: whichever byte a server removes from the stream, it never reads a command that the gateway did not
+//! inspect.
 
 use ftp_alg_core::{
     ftp::{Command, Text, Verb},
@@ -19,11 +20,12 @@ use crate::{
     with,
 };
 
-/// A third host.
+/// An announcement of a third host.
 const BOUNCE: &str = "PORT 10,0,0,9,0,22\r\n";
 
-/// What servers may read of what the server received from offset `start` on: with all bytes in the stream, or without
-/// the byte before, or behind, an urgent pointer that arrived. With several of those, without each of them or not.
+/// All readings of the bytes that the server received from offset `start` on. A server may read all bytes in the
+/// stream, or omit the byte before or after an urgent pointer that arrived. With several urgent pointers, every
+/// combination is possible.
 fn readings(sim: &Sim, received: &[u8], start: usize) -> Vec<Vec<u8>> {
     let mut all = vec![vec![true; received.len()]];
     for pointer in &sim.server.urgent_seen {
@@ -31,23 +33,23 @@ fn readings(sim: &Sim, received: &[u8], start: usize) -> Vec<Vec<u8>> {
         for at in [pointer.checked_sub(1), Some(*pointer)] {
             let at = at.and_then(|at| at.checked_sub(start)).filter(|at| *at < received.len());
             let Some(at) = at else { continue };
-            more.extend(all.iter().map(|kept| {
-                let mut kept = kept.clone();
-                kept[at] = false;
-                kept
+            more.extend(all.iter().map(|retained| {
+                let mut retained = retained.clone();
+                retained[at] = false;
+                retained
             }));
         }
         all.extend(more);
     }
-    let reading = |kept: Vec<bool>| {
-        let kept = received.iter().zip(kept).filter(|(_, kept)| *kept);
-        kept.map(|(byte, _)| *byte).collect()
+    let reading = |retained: Vec<bool>| {
+        let retained = received.iter().zip(retained).filter(|(_, retained)| *retained);
+        retained.map(|(byte, _)| *byte).collect()
     };
     all.into_iter().map(reading).collect()
 }
 
-/// Whether a server that skips Telnet commands and all other bytes that are no letter would obey a `PORT` to a third host.
-fn bounces(reading: &[u8]) -> bool {
+/// Whether a server that skips Telnet commands and all other non-letters would execute a `PORT` for a third host.
+fn executes_bounce(reading: &[u8]) -> bool {
     reading.split(|byte| *byte == b'\n').any(|line| {
         let line = String::from_utf8_lossy(line);
         let port = line.find("PORT 10,0,0,9");
@@ -55,15 +57,15 @@ fn bounces(reading: &[u8]) -> bool {
     })
 }
 
-/// Whether a server that skips Telnet commands would.
-fn obeys(reading: &[u8]) -> bool {
+/// Whether a server that skips Telnet commands would execute any `PORT`.
+fn executes_port(reading: &[u8]) -> bool {
     reading.split(|byte| *byte == b'\n').any(|line| {
         let text = Text::new(line);
         Command::parse(&text).is_some_and(|command| command.verb == Verb::Port)
     })
 }
 
-/// A client that sends each piece as a segment of its own.
+/// A scenario in which the client sends each write as a segment of its own.
 fn scenario(nat: Nat) -> Scenario {
     Scenario { client: Settings { nagle: false, ..Settings::default() }, ..with(nat) }
 }
@@ -136,13 +138,17 @@ fn a_retransmission_cannot_mark_another_urgent_byte() {
     };
     let first = said(&sim, 4);
     assert_eq!(sim.forge(Client, &first), Some(first.clone()));
-    assert_eq!(sim.forge(Client, &first), Some(first.clone()), "a retransmission is the same");
+    assert_eq!(
+        sim.forge(Client, &first),
+        Some(first.clone()),
+        "a retransmission must be forwarded unchanged"
+    );
     for urgent in [1, 2, 3, 5, 8, 10, 11, 60] {
         let other = Segment { urgent, ..first.clone() };
         let expected = Segment { urgent: 0, flags: flags::ACK, ..first.clone() };
         assert_eq!(sim.forge(Client, &other), Some(expected), "pointer {urgent}");
     }
-    // Of the same pointer in a segment of its own, as TCP may cut it otherwise.
+    // The same urgent pointer is allowed in a segment of its own, because TCP may segment the data differently.
     let part = Segment {
         seq: first.seq.wrapping_add(2),
         urgent: 2,
@@ -180,10 +186,15 @@ fn a_bounce_hidden_by_an_urgent_byte_is_crossed_out() {
                     let received = sim.server.read();
                     assert_eq!(received.len(), lead.len() + rest.len());
                     for reading in readings(&sim, &received, before) {
-                        // What such a command swallows without any urgent data is another matter.
+                        // Bytes that an incomplete Telnet option command swallows without urgent data are outside this
+                        // test.
                         let is_cut = lead.ends_with(b"\xfd") || lead.ends_with(b"\xfb");
-                        let is_obeyed = if is_cut { obeys(&reading) } else { bounces(&reading) };
-                        assert!(!is_obeyed, "{lead:?} {rest:?} at {cut}: {reading:?}");
+                        let is_executed = if is_cut {
+                            executes_port(&reading)
+                        } else {
+                            executes_bounce(&reading)
+                        };
+                        assert!(!is_executed, "{lead:?} {rest:?} at {cut}: {reading:?}");
                     }
                 }
             }
@@ -232,7 +243,10 @@ fn random_urgent_data_never_forms_an_uninspected_command() {
         for reading in readings(&sim, &received, before) {
             let shown = String::from_utf8_lossy(&reading);
             let (full, pointers) = (received.escape_ascii(), &sim.server.urgent_seen);
-            assert!(!obeys(&reading), "seed {seed}: {shown:?} of {full} {pointers:?} {before}");
+            assert!(
+                !executes_port(&reading),
+                "seed {seed}: {shown:?} of {full} {pointers:?} {before}"
+            );
         }
     }
 }
@@ -248,7 +262,7 @@ fn a_synch_before_many_telnet_commands_is_inspected() {
     sim.write(Client, b"\xf2XPORT 10,0,0,9,0,22\r\n");
     sim.settle();
     let received = sim.server.read();
-    assert!(readings(&sim, &received, before).iter().all(|reading| !bounces(reading)));
+    assert!(readings(&sim, &received, before).iter().all(|reading| !executes_bounce(reading)));
 }
 
 #[test]
@@ -302,7 +316,7 @@ fn an_announcement_with_an_urgent_byte_is_rewritten() {
     assert_eq!(sim.kernel.opened.len(), 1);
 }
 
-/// A server would take the line end, or the start of the next line, out of the stream.
+/// Otherwise a server would remove the line end, or the start of the next line, from the stream.
 #[test]
 fn an_urgent_line_end_stays_in_the_stream() {
     everywhere(|scenario| {

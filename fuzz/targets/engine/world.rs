@@ -109,7 +109,7 @@ impl World {
                 let (from, to) = (flow.end(), flow.sent.len());
                 self.send(slot, side, from, to);
             }
-            // Something is sent again, however it is cut.
+            // Something is retransmitted, however it is cut.
             b'r' => {
                 let said = self.connections[slot].flow(side).sent.len();
                 let from = said - usize::from(byte(0) & 0x7f).min(said);
@@ -389,7 +389,7 @@ impl World {
         match outcome {
             PacketOutcome::Accept => connection.receive(side, segment),
             PacketOutcome::Replace => {
-                let (from, to, changed) = Segment::judged(self.standalone.replacement());
+                let (from, to, changed) = Segment::checked(self.standalone.replacement());
                 assert_eq!((from, to), (source, destination));
                 connection.receive(side, &changed);
             }
@@ -402,7 +402,7 @@ impl World {
     /// between ends that know each other.
     fn injected(&mut self) {
         for packet in std::mem::take(&mut self.standalone.kernel.recorder.injected) {
-            let (source, destination, segment) = Segment::judged(&packet);
+            let (source, destination, segment) = Segment::checked(&packet);
             assert!(!segment.has(flags::SYN) && !segment.has(flags::RST), "{segment:?}");
             let ends = |t: &Translation| {
                 let to_client = (t.server_external, t.client) == (source, destination);

@@ -9,7 +9,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-/// Directories that are searched for programs. Never `PATH`: if the binary has file capabilities (`setcap`), whoever
+/// Directories that are searched for programs. Never `PATH`: if the binary has file capabilities (`setcap`), the user who
 /// starts it chooses `PATH`, and so would choose which program gets them.
 const DIRECTORIES: [&str; 6] = [
     "/usr/sbin",

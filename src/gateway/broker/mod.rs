@@ -154,7 +154,7 @@ pub fn serve(
     let files = Arc::new(files);
     while let Some(stream) = next_request(connection)? {
         let files = Arc::clone(&files);
-        // Not joined: without a daemon nobody needs the answer.
+        // Not waited for: without a daemon nobody needs the answer.
         thread::Builder::new().name("request".into()).spawn(move || {
             // A daemon that sends a malformed request, or is gone, gets no answer.
             let _ = serve_request(stream, &files, confine);

@@ -141,9 +141,9 @@ impl Conntrack {
     pub fn set_mark_and_liberal(
         &mut self,
         control: &Translation,
-        attention: QueueMode,
+        mode: QueueMode,
     ) -> Result<(), KernelError> {
-        let mark = match attention {
+        let mark = match mode {
             QueueMode::All | QueueMode::Watch => self.queue_all_mark,
             QueueMode::Selected => 0,
             QueueMode::None => self.queue_none_mark,
@@ -153,7 +153,7 @@ impl Conntrack {
         let fill = |message: &mut Writer<'_>| {
             original.put(message, CTA_TUPLE_ORIG);
             message.put(CTA_MARK, &mark.to_be_bytes()).put(CTA_MARK_MASK, &mask.to_be_bytes());
-            if attention == QueueMode::All {
+            if mode == QueueMode::All {
                 // struct nf_ct_tcp_flags: flags, mask.
                 let liberal = [IP_CT_TCP_FLAG_BE_LIBERAL; 2];
                 message.nest(CTA_PROTOINFO, |info| {

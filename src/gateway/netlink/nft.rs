@@ -295,10 +295,10 @@ impl Batch {
     ) -> io::Result<(BatchOutcome, bool)> {
         self.boundary(libc::NFNL_MSG_BATCH_END);
         let mut answered = false;
-        let (mut errors, mut told) = (Vec::new(), self.reports_changes.then_some(false));
+        let (mut errors, mut reported) = (Vec::new(), self.reports_changes.then_some(false));
         socket.ask(&self.bytes, |message| {
             if message.kind == NEW_GENERATION {
-                told = Some(true);
+                reported = Some(true);
             }
             if message.kind != netlink::ERROR {
                 return;
@@ -310,7 +310,7 @@ impl Batch {
                 errno => errors.push((index, errno)),
             }
         })?;
-        Ok((BatchOutcome { errors, reported_change: told }, answered))
+        Ok((BatchOutcome { errors, reported_change: reported }, answered))
     }
 
     /// Sets a flag of the message at `start`.

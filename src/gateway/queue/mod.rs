@@ -120,7 +120,7 @@ impl Queue {
         Self::open_with(number, true)
     }
 
-    fn open_with(number: u16, is_joined: bool) -> Result<Self, GatewayError> {
+    fn open_with(number: u16, takes_super_packets: bool) -> Result<Self, GatewayError> {
         let opening = || format!("queue {number}");
         let mut socket = Socket::open().map_err(|e| GatewayError::system(opening(), e))?;
         configure(&mut socket, number, |message| {
@@ -131,7 +131,7 @@ impl Queue {
             message.put(libc::NFQA_CFG_QUEUE_MAXLEN as u16, &MAXIMUM_WAITING.to_be_bytes());
             // No fail-open: a packet that passes a full queue unread breaks the stream of its connection, while TCP
             // retransmits a dropped one.
-            if is_joined {
+            if takes_super_packets {
                 put_super_packet_flag(message, true);
             }
         })
@@ -156,7 +156,7 @@ impl Queue {
             receiver: Receiver::new(SLOT_SIZE),
             packets: Vec::with_capacity(BATCH_SIZE),
             pending: PendingVerdicts::new(number),
-            takes_super_packets: is_joined,
+            takes_super_packets,
             counts: QueueCounts::default(),
             statistics_file: statistics.ok(),
             last_id: 0,

@@ -1,4 +1,4 @@
-//! Our table as kernel messages: the output of `nft` for the rules' text, stored to be sent again.
+//! Our table as kernel messages: the output of `nft` for the rules' text, stored to be sent once more.
 //!
 //! `nft` loads the text as a draft, a dormant table with another name that no packet meets. The kernel reports a
 //! table's chains, sets, elements and rules with the same attributes that create them. They are read from the draft
@@ -137,15 +137,15 @@ impl CompiledTable {
             (libc::NFT_MSG_GETCHAIN, libc::NFT_MSG_NEWCHAIN, CHAIN),
             (libc::NFT_MSG_GETSET, libc::NFT_MSG_NEWSET, SET),
         ];
-        for (get, command, kept) in kinds {
+        for (get, command, selected) in kinds {
             nft::dump_objects(socket, get, DRAFT, None, |attributes| {
-                let mut kept = copy_attributes(attributes, kept);
+                let mut selected = copy_attributes(attributes, selected);
                 if command == libc::NFT_MSG_NEWSET {
                     sets.extend(attributes.first(NFTA_SET_NAME).map(<[u8]>::to_vec));
                     // The attribute is only required; the rules name their sets.
-                    put_attribute(&mut kept, NFTA_SET_ID, &(sets.len() as u32).to_be_bytes());
+                    put_attribute(&mut selected, NFTA_SET_ID, &(sets.len() as u32).to_be_bytes());
                 }
-                parts.push(TableMessage { command, attributes: kept });
+                parts.push(TableMessage { command, attributes: selected });
             })?;
         }
         for set in &sets {
@@ -180,9 +180,13 @@ impl CompiledTable {
 }
 
 /// The attributes of these types, unchanged.
-fn copy_attributes(attributes: &Attributes<'_>, kept: &[u16]) -> Vec<u8> {
+fn copy_attributes(attributes: &Attributes<'_>, selected: &[u16]) -> Vec<u8> {
     let whole = attributes.clone().raw();
-    whole.filter(|(kind, _)| kept.contains(kind)).flat_map(|(_, bytes)| bytes).copied().collect()
+    whole
+        .filter(|(kind, _)| selected.contains(kind))
+        .flat_map(|(_, bytes)| bytes)
+        .copied()
+        .collect()
 }
 
 fn put_attribute(out: &mut Vec<u8>, kind: u16, content: &[u8; 4]) {

@@ -73,5 +73,5 @@ fn element(left: Duration) -> Element<'static> {
 }
 
 fn failed(error: io::Error) -> GatewayError {
-    GatewayError::system("sign of life in table inet ftp_alg", error)
+    GatewayError::system("heartbeat in table inet ftp_alg", error)
 }

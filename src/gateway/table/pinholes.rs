@@ -88,7 +88,7 @@ impl Pinholes {
     ///
     /// `outcomes` receives the outcome of each opening, [`KernelError::Taken`] if an open pinhole has the same
     /// initiator and arrival. The kernel reports every message that it refuses, and then does nothing. So the
-    /// transaction is sent again without the refused openings. If this fails, any of `closed` may still be open.
+    /// transaction is sent once more without the refused openings. If this fails, any of `closed` may still be open.
     pub fn change(
         &mut self,
         closed: &[Pinhole],

@@ -14,7 +14,7 @@ use ftp_alg_core::{
 
 use super::{
     super::{link::Origin, recorder::Recorder, selection::Mark},
-    judged::Judged,
+    fast_path_lines::FastPathLines,
 };
 
 /// A queued packet.
@@ -26,7 +26,7 @@ pub struct Packet {
     pub origin: Origin,
     pub bytes: Vec<u8>,
     pub mark: Mark,
-    /// Whether it may wait for what it overtook.
+    /// Whether it may wait for its predecessors.
     pub may_wait: bool,
 }
 
@@ -64,10 +64,10 @@ pub struct Daemon {
     pub policy: Policy,
     epoch: Instant,
     shards: Vec<Shard>,
-    /// One for each worker, one for the timer, and one for who reads what was judged.
+    /// One for each worker, one for the timer, and one for who reads what was inspected.
     work: Vec<Work>,
-    /// What was judged, if connections are handed over.
-    judged: Option<Judged>,
+    /// What was inspected, if connections are handed over.
+    fast_path: Option<FastPathLines>,
     /// Packets that the engines have.
     packets: BTreeMap<u32, Packet>,
     last: u32,
@@ -149,7 +149,7 @@ impl Daemon {
             epoch,
             shards,
             work: Vec::new(),
-            judged: hands_over.then(|| Judged::new(epoch)),
+            fast_path: hands_over.then(|| FastPathLines::new(epoch)),
             packets: BTreeMap::new(),
             last: 0,
             given: Vec::new(),
@@ -176,7 +176,7 @@ impl Daemon {
         self.shards.len()
     }
 
-    /// Who reads what was judged.
+    /// Who reads what was inspected.
     pub fn reader(&self) -> usize {
         self.shards.len() + 1
     }
@@ -217,9 +217,9 @@ impl Daemon {
         let Work { effects, next, now: at } = &mut self.work[worker];
         (*next, *at) = (Some(Step::CheckRequests), Some(now));
         let (engine, effects) = (&mut self.shards[self.home].engine, &mut effects[self.home]);
-        if let Some(judged) = &mut self.judged {
-            judged.fetch(kernel);
-            judged.feed(engine, effects);
+        if let Some(fast_path) = &mut self.fast_path {
+            fast_path.fetch(kernel);
+            fast_path.feed(engine, effects);
         }
         engine.take(now, arrivals, effects);
         for (packet, _) in packets {
@@ -233,27 +233,27 @@ impl Daemon {
         let timer = self.timer();
         let Work { effects, next, now: at } = &mut self.work[timer];
         (*next, *at) = (Some(Step::CheckRequests), Some(now));
-        if let Some(judged) = &mut self.judged {
-            judged.fetch(kernel);
-            judged.feed(&mut self.shards[self.home].engine, &mut effects[self.home]);
+        if let Some(fast_path) = &mut self.fast_path {
+            fast_path.fetch(kernel);
+            fast_path.feed(&mut self.shards[self.home].engine, &mut effects[self.home]);
         }
         for (shard, effects) in self.shards.iter_mut().zip(effects) {
             shard.engine.expire(now, effects);
         }
     }
 
-    /// Reads what was judged. Its room is given back after the last step of what comes of it.
+    /// Reads what was inspected. Its room is released after the last step of what comes of it.
     pub fn read(&mut self, now: Instant, kernel: &Recorder) {
         let reader = self.reader();
-        let Some(judged) = &mut self.judged else { return };
+        let Some(fast_path) = &mut self.fast_path else { return };
         let Work { effects, next, now: at } = &mut self.work[reader];
         (*next, *at) = (Some(Step::CheckRequests), Some(now));
-        judged.begin_read(kernel);
+        fast_path.begin_read(kernel);
         for (index, (shard, effects)) in self.shards.iter_mut().zip(effects).enumerate() {
             // Also what another worker had it read, and has not written yet.
             shard.engine.read_fast_path_lines(std::iter::empty(), effects);
             if index == self.home {
-                judged.feed(&mut shard.engine, effects);
+                fast_path.feed(&mut shard.engine, effects);
             }
         }
     }
@@ -273,9 +273,9 @@ impl Daemon {
         }
         if work.next.is_none()
             && worker == self.reader()
-            && let Some(judged) = &mut self.judged
+            && let Some(fast_path) = &mut self.fast_path
         {
-            judged.end_read(kernel);
+            fast_path.end_read(kernel);
         }
         self.work[worker] = work;
         step.is_some()
@@ -298,7 +298,7 @@ impl Daemon {
 
     /// It is killed: what it wrote is left.
     pub fn crash(&mut self) {
-        self.assert_judged_alike();
+        self.assert_no_fast_path_mismatch();
         let shards = self.shards.len();
         let effects = || (0..shards).map(Effects::for_shard).collect();
         let work = |_| Work { effects: effects(), ..Work::default() };
@@ -333,14 +333,14 @@ impl Daemon {
                 kernel.update_pinholes(&[pinhole], &[], &mut Vec::new()).unwrap();
             }
         }
-        if self.judged.is_some() {
+        if self.fast_path.is_some() {
             self.reconcile(now, kernel);
         }
     }
 
     /// Has the engines and the program know the same connections, as the real one does when it is started.
     fn reconcile(&mut self, now: Instant, kernel: &mut Recorder) {
-        self.judged = Some(Judged::new(self.epoch).after(kernel));
+        self.fast_path = Some(FastPathLines::new(self.epoch).after(kernel));
         self.read_all(now, kernel);
         for shard in &mut self.shards {
             shard.engine.sessions.set_uses_fast_path(false);
@@ -366,14 +366,14 @@ impl Daemon {
         while self.step(reader, kernel) {}
     }
 
-    /// No line was judged that the engines would have decided otherwise.
-    pub fn assert_judged_alike(&self) {
+    /// No line was inspected that the engines would have decided otherwise.
+    pub fn assert_no_fast_path_mismatch(&self) {
         let otherwise = self.shards.iter().map(|s| s.engine.counters().fast_path_mismatches).sum();
-        assert_eq!(0_u64, otherwise, "judged otherwise than the engine");
+        assert_eq!(0_u64, otherwise, "decided differently than the engine");
     }
 
-    /// How many judged lines the engines have read since they were started.
-    pub fn judged(&self) -> u64 {
+    /// How many fast-path lines the engines have read since they were started.
+    pub fn fast_path_lines(&self) -> u64 {
         self.shards.iter().map(|shard| shard.engine.counters().fast_path_lines).sum()
     }
 }

@@ -1,4 +1,4 @@
-//! The gateway of the simulated network: its kernel judges what arrives, queues it, and does what verdicts say; its
+//! The gateway of the simulated network: its kernel decides about what arrives, queues it, and does what verdicts say; its
 //! daemon's workers go from stage to stage.
 
 use std::{
@@ -27,10 +27,10 @@ use super::{
 impl Sim {
     pub(super) fn at_gateway(&mut self, flight: Flight) {
         let Flight { from, origin, bytes, .. } = flight;
-        if let Some(passed) = self.judged(from, &bytes) {
+        if let Some(passed) = self.inspect_in_kernel(from, &bytes) {
             return self.forward(from, origin, passed);
         }
-        match self.judge(from, &bytes) {
+        match self.select_for_queue(from, &bytes) {
             None => {}
             Some(Way::Passes) => self.forward(from, origin, bytes),
             Some(Way::Queued(mark)) => {
@@ -62,13 +62,13 @@ impl Sim {
     }
 
     /// What the rules make of a packet, `None` if it is dropped before it comes to them.
-    fn judge(&mut self, from: Side, bytes: &[u8]) -> Option<Way> {
+    fn select_for_queue(&mut self, from: Side, bytes: &[u8]) -> Option<Way> {
         let read = Segment::read(bytes);
         if matches!(read, Err(Fault::Ip)) {
             return None;
         }
         let segment = read.as_ref().ok().map(|(_, _, segment)| segment);
-        let way = self.selection.way(self.now, self.kernel.attention, from, segment);
+        let way = self.selection.way(self.now, self.kernel.queue_mode, from, segment);
         if way == Way::Passes {
             self.trace("passes", from, bytes);
         }
@@ -77,10 +77,10 @@ impl Sim {
 
     /// What goes on of a packet that arrives, and has its verdict at once.
     pub(super) fn select(&mut self, from: Side, bytes: Vec<u8>) -> Option<Vec<u8>> {
-        if let Some(passed) = self.judged(from, &bytes) {
+        if let Some(passed) = self.inspect_in_kernel(from, &bytes) {
             return Some(passed);
         }
-        match self.judge(from, &bytes)? {
+        match self.select_for_queue(from, &bytes)? {
             Way::Passes => Some(bytes),
             Way::Queued(mark) => {
                 let origin = Origin::Genuine;
@@ -240,7 +240,7 @@ impl Sim {
                 }
             }
             Due::Start => self.start_daemon(),
-            Due::Read => self.read_judged(),
+            Due::Read => self.read_fast_path_lines(),
         }
     }
 
@@ -329,7 +329,7 @@ impl Sim {
     /// A packet that takes the place of another is valid, and says the same of all that is no
     /// concern of ours.
     pub(super) fn check_replaced(&self, from: Side, old: &[u8], new: &[u8]) {
-        let (old, (source, destination, new)) = (Segment::judged(old).2, Segment::judged(new));
+        let (old, (source, destination, new)) = (Segment::checked(old).2, Segment::checked(new));
         assert_eq!((source, destination), self.endpoints(from));
         assert_eq!((new.ecn, new.ip_options), (old.ecn, old.ip_options));
         assert_eq!((new.window, new.timestamps), (old.window, old.timestamps));
@@ -355,7 +355,7 @@ impl Sim {
     }
 
     pub(super) fn deliver_injected(&mut self, bytes: Vec<u8>) {
-        let (source, destination, segment) = Segment::judged(&bytes);
+        let (source, destination, segment) = Segment::checked(&bytes);
         let Translation { client, client_external, server, server_external } = self.translation;
         let to = if destination == client { Side::Client } else { Side::Server };
         let expected: (SocketAddr, SocketAddr) = match to {

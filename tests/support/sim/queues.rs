@@ -64,7 +64,7 @@ pub enum Due {
     Verdict(Given),
     /// The daemon is started again.
     Start,
-    /// It reads what was judged.
+    /// It reads what was inspected.
     Read,
 }
 
@@ -79,11 +79,11 @@ pub struct Queues {
     /// The queue of the connection, if that chooses it.
     pub home: usize,
     pub is_away: bool,
-    /// Whether it is due to read what was judged.
+    /// Whether it is due to read what was inspected.
     reads: bool,
 }
 
-/// How long what was judged is not read, where no packet has the daemon do so. In microseconds.
+/// How long what was inspected is not read, where no packet has the daemon do so. In microseconds.
 const UNREAD: usize = 64_000;
 
 impl Queues {
@@ -95,7 +95,7 @@ impl Queues {
             due: BTreeMap::new(),
             number: 0,
             waiting: vec![VecDeque::new(); workers],
-            // The timer is one more, and who reads what was judged.
+            // The timer is one more, and who reads what was inspected.
             stages: vec![Stage::Idle; workers + 2],
             home,
             is_away: false,
@@ -113,7 +113,7 @@ impl Queues {
         self.due.pop_first().map(|(_, due)| due)
     }
 
-    /// Something was judged: it is read a while after `now`.
+    /// Something was inspected: it is read a while after `now`.
     pub fn read_later(&mut self, now: u64) {
         if !std::mem::replace(&mut self.reads, true) && !self.is_away {
             let pause = self.rng.below(UNREAD) as u64;

@@ -1,4 +1,4 @@
-//! The sending side of an end: new segments, segments sent again, probes.
+//! The sending side of an end: new segments, segments retransmitted, probes.
 
 use super::super::segment::{ECE, Segment};
 use super::{End, FIRST_RTO, LAST_RTO, Probe};

@@ -7,21 +7,21 @@ use super::{Rng, segment::Segment, tcp::End};
 
 /// How many packets it keeps.
 const KEPT: usize = 64;
-/// Past every window of the ends, by which a stranger may come near all the same.
+/// Past every window of the ends, by which an off-path attacker may come near all the same.
 const PAST_WINDOWS: usize = 1 << 17;
 /// Past what the gateway takes for missed packets.
 const FAR: usize = 1 << 21;
 
-pub struct Stranger {
+pub struct OffPathAttacker {
     /// How often it follows a packet.
     chance: f64,
     rng: Rng,
-    kept: Vec<(Side, Vec<u8>)>,
+    retained: Vec<(Side, Vec<u8>)>,
 }
 
-impl Stranger {
+impl OffPathAttacker {
     pub fn new(chance: f64, rng: Rng) -> Self {
-        Self { chance, rng, kept: Vec::new() }
+        Self { chance, rng, retained: Vec::new() }
     }
 
     /// What it sends, if anything, when it sees `bytes` of `from`.
@@ -35,20 +35,20 @@ impl Stranger {
         if self.chance == 0.0 {
             return None;
         }
-        if self.kept.len() < KEPT {
-            self.kept.push((from, bytes.to_vec()));
+        if self.retained.len() < KEPT {
+            self.retained.push((from, bytes.to_vec()));
         } else {
             let at = self.rng.below(KEPT);
-            self.kept[at] = (from, bytes.to_vec());
+            self.retained[at] = (from, bytes.to_vec());
         }
         if !self.rng.chance(self.chance) {
             return None;
         }
         if self.rng.chance(0.3) {
-            let at = self.rng.below(self.kept.len());
-            return Some(self.kept[at].clone());
+            let at = self.rng.below(self.retained.len());
+            return Some(self.retained[at].clone());
         }
-        let (source, destination, _) = Segment::judged(bytes);
+        let (source, destination, _) = Segment::checked(bytes);
         let (side, source, destination) = match self.rng.chance(0.5) {
             true => (from, source, destination),
             false => (from.peer(), destination, source),

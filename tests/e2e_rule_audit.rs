@@ -132,13 +132,13 @@ fn random_rules_do_what_is_said_of_them() {
                 iptables-legacy -X; conntrack -F 2>/dev/null\n{rules}"
             ))
             .unwrap();
-        for judgement in control(&lab).pairs {
-            let (from, to) = match judgement.from.as_deref() {
+        for verdict in control(&lab).pairs {
+            let (from, to) = match verdict.from.as_deref() {
                 Some("lan") => (&lab.client, &lab.server),
                 _ => (&lab.server, &lab.client),
             };
-            let said = judgement.acceptance != Acceptance::Dropped;
-            assert_eq!(passes(from, to), said, "round {round}: {judgement:?}\n{rules}");
+            let said = verdict.acceptance != Acceptance::Dropped;
+            assert_eq!(passes(from, to), said, "round {round}: {verdict:?}\n{rules}");
         }
     }
 }

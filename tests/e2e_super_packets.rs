@@ -50,7 +50,7 @@ fn said_among_others(
     let heard = server.lines().split_off(before);
     assert_eq!(heard.iter().filter(|line| *line == "NOOP").count(), 2 * NOOPS);
     let long = "tcp.dstport == 21 && tcp.len > 1448";
-    assert!(inner.finish().unwrap().count(long).unwrap() > 0, "nothing was joined");
+    assert!(inner.finish().unwrap().count(long).unwrap() > 0, "no super-packet was built");
     let outer = outer.finish().unwrap();
     assert_eq!(outer.count(long).unwrap(), 0, "{lines:?} {cut:?}");
     assert_eq!(outer.wrong_checksums().unwrap(), [""; 0], "{lines:?} {cut:?}");
@@ -63,7 +63,7 @@ fn said_among_others(
 }
 
 #[test]
-fn an_announcement_among_joined_segments_is_rewritten() {
+fn an_announcement_in_a_super_packet_is_rewritten() {
     let gateway = joining("");
     let external = gateway.lab.gateway.address(Family::V4).to_string().replace('.', ",");
     let port = "PORT 192,168,150,80,14,178";
@@ -75,7 +75,7 @@ fn an_announcement_among_joined_segments_is_rewritten() {
 }
 
 #[test]
-fn a_cut_announcement_behind_joined_segments_is_held_and_rewritten() {
+fn a_cut_announcement_after_a_super_packet_is_rewritten() {
     let gateway = joining("");
     let external = gateway.lab.gateway.address(Family::V4).to_string().replace('.', ",");
     let rewritten = format!("PORT {external},14,178");
@@ -99,7 +99,7 @@ fn the_same_in_ipv6() {
 }
 
 #[test]
-fn a_rewrite_that_shortens_joined_segments_goes_on_without_them() {
+fn a_shortening_rewrite_splits_a_super_packet() {
     let gateway = joining("[nat]\nexternal-address = \"9.9.9.9\"\n");
     let heard = announced_only(&gateway, "PORT 192,168,150,80,14,178");
     assert_eq!(heard, ["PORT 9,9,9,9,14,178"]);

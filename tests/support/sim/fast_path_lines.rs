@@ -1,4 +1,4 @@
-//! What the program of the fast path has judged, on its way to the engines, as `daemon::judged` of the daemon has it.
+//! What the program of the fast path has inspected, on its way to the engines, as `daemon::fast_path` of the daemon has it.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -27,27 +27,27 @@ use super::{
 };
 
 /// Where the daemon is in the ring.
-pub struct Judged {
+pub struct FastPathLines {
     epoch: Instant,
     /// What was fetched is before it.
     position: usize,
     inbox: Vec<InspectedLine>,
-    /// What is given back when all of it is written.
+    /// What is released when all of it is written.
     releases: Option<usize>,
 }
 
-impl Judged {
+impl FastPathLines {
     pub fn new(epoch: Instant) -> Self {
         Self { epoch, position: 0, inbox: Vec::new(), releases: None }
     }
 
-    /// Starts with what nobody has given back.
+    /// Starts with what nobody has released.
     pub fn after(mut self, kernel: &Recorder) -> Self {
         self.position = kernel.program.positions().1;
         self
     }
 
-    /// Fetches what was judged by now.
+    /// Fetches what was inspected by now.
     pub fn fetch(&mut self, kernel: &Recorder) {
         let lines = kernel.program.lines(self.position);
         self.inbox.extend(lines.iter().cloned());
@@ -62,7 +62,7 @@ impl Judged {
         }
     }
 
-    /// Fetches what is given back at the end.
+    /// Fetches what is released at the end.
     pub fn begin_read(&mut self, kernel: &Recorder) {
         self.fetch(kernel);
         self.releases = Some(self.position);
@@ -95,8 +95,12 @@ fn read(line: &InspectedLine, epoch: Instant) -> FastPathLine<'_> {
 }
 
 impl Sim {
-    /// What goes on at once of a packet that arrives, as the program judges it.
-    pub(super) fn judged(&mut self, from: session::Side, bytes: &[u8]) -> Option<Vec<u8>> {
+    /// What goes on at once of a packet that arrives, as the program decides about it.
+    pub(super) fn inspect_in_kernel(
+        &mut self,
+        from: session::Side,
+        bytes: &[u8],
+    ) -> Option<Vec<u8>> {
         let (source, destination) = self.translation.seen_by(from);
         // As it comes, where what it is sent to is not translated yet.
         let (source, destination) = (destination, source);
@@ -133,12 +137,12 @@ impl Sim {
             self.check_replaced(from, bytes, &new);
             new
         };
-        self.trace("judged", from, &passed);
+        self.trace("fast_path", from, &passed);
         Some(passed)
     }
 
-    /// The daemon reads what was judged, where no packet has it do so.
-    pub(super) fn read_judged(&mut self) {
+    /// The daemon reads what was inspected, where no packet has it do so.
+    pub(super) fn read_fast_path_lines(&mut self) {
         let reader = self.daemon.reader();
         self.queues.reads();
         if self.daemon.next_step(reader).is_some() {
@@ -171,7 +175,7 @@ impl Sim {
         assert_eq!(wrong, (None, None, None), "{open:?} {}", self.summary());
     }
 
-    /// A data connection comes for one of the pinholes that are held, if there is one. Gives which one was used up.
+    /// A data connection comes for one of the pinholes that are held, if there is one. Gives which one was consumed.
     pub fn use_pinhole(&mut self, rng: &mut Rng) -> Option<(IpAddr, SocketAddr)> {
         let held: Vec<_> = self.engine().sessions.list_pinholes().collect();
         let pinhole = (!held.is_empty()).then(|| rng.pick(&held).pinhole)?;

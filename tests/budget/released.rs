@@ -1,4 +1,4 @@
-//! What sessions take of what all have together is given back when they are gone, however they went.
+//! What sessions take of what all have together is released when they are gone, however they went.
 
 use std::{net::SocketAddr, time::Duration};
 

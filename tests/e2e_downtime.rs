@@ -22,9 +22,9 @@ use ftp_alg_lab::{
 };
 use serde_json::{Value, json};
 
-/// How long the daemon may be away before the queue is passed by, with what its renewal and a loaded machine add.
+/// How long the daemon may be away before the queue is bypassed, with what its renewal and a loaded machine add.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// Seconds that a client waits: TCP waits twice as long each time that it sends again.
+/// Seconds that a client waits: TCP waits twice as long each time that it retransmits.
 const PATIENCE: u64 = 150;
 /// Workers of the load.
 const SESSIONS: u64 = 8;
@@ -202,7 +202,7 @@ fn gives_up_soon(gateway: &Gateway) {
     gateway.lab.server.run("sysctl", &soon).unwrap().success().unwrap();
 }
 
-/// Stops the daemon again and again by `stop`, which is told the round, under sessions that last and sessions of a few
+/// Stops the daemon again and again by `stop`, which is informed the round, under sessions that last and sessions of a few
 /// transfers, whose numbers are not adjusted yet. What was announced meanwhile may be lost, but no control connection.
 fn lives_through(stop: impl Fn(&Gateway, u64)) {
     for backend in ["nftables", "conntrack"] {
@@ -260,7 +260,7 @@ fn a_daemon_stopped_for_about_the_deadline_breaks_no_connection() {
     });
 }
 
-/// Whether the table is left or not, and whoever reads or does not read the queue.
+/// Whether the table is left or not, and anyone who reads or does not read the queue.
 #[test]
 fn ftp_goes_on_unadjusted_after_a_daemon_ended_for_good() {
     let ends: [fn(&mut Daemon); 2] =
@@ -320,7 +320,7 @@ fn a_connection_lives_if_the_daemon_is_stopped_in_the_middle_of_a_decision() {
     let mut gdb = gateway.lab.gateway.start(gdb, "gdb").unwrap();
     // It stops the daemon for long, to read symbols.
     wait_for("gdb", || gdb.log().contains("Breakpoint 1 at"));
-    wait_for("the sign of life", || gateway.daemon.log().contains("did not run for"));
+    wait_for("the heartbeat", || gateway.daemon.log().contains("did not run for"));
     let mut steps = login();
     steps.extend([say("EPRT |1|192.168.150.80|40000|"), reply(), json!({"sleep": 4.0})]);
     for _ in 0..3 {
@@ -331,7 +331,7 @@ fn a_connection_lives_if_the_daemon_is_stopped_in_the_middle_of_a_decision() {
     let session = scripted_client(&gateway.lab.client, &client);
     wait_for("the end of gdb", || gdb.exit_status().is_some());
     assert!(
-        gdb.log().contains("attention=ftp_alg_core::engine::kernel::Attention::Every"),
+        gdb.log().contains("mode=ftp_alg_core::engine::kernel::QueueMode::All"),
         "{}",
         gdb.log()
     );
