@@ -79,7 +79,7 @@ impl Restarted {
     }
 
     fn opened(&mut self) -> u64 {
-        for event in std::mem::queue(&mut self.sim.events) {
+        for event in std::mem::take(&mut self.sim.events) {
             println!("{event}");
         }
         self.sim.engine().counters().pinholes_opened
@@ -167,9 +167,9 @@ fn after_downtime_a_command_can_wait_in_the_queue() {
 fn rolling_back_a_late_rewrite_leaves_the_connection_usable() {
     let mut gateway = Restarted::of(Nat::Masquerade);
     let line = b"EPRT |1|192.168.150.80|3762|\r\n";
-    gateway.sim.daemon.had_downtime = true;
+    gateway.sim.daemon.lapses = true;
     assert_eq!(gateway.queue(Client, 0, 0, line), PacketOutcome::Drop);
-    gateway.sim.daemon.had_downtime = false;
+    gateway.sim.daemon.lapses = false;
     let kernel = &mut gateway.sim.kernel;
     assert!(kernel.pinholes().is_empty());
     assert_eq!(kernel.queue_mode, Some(QueueMode::Selected));
