@@ -1,4 +1,4 @@
-//! FTP bounce (RFC 2577): announcements that name another host, a low port, or what is no port.
+//! FTP bounce (RFC 2577): announcements of another host, a low port, or an invalid port.
 
 use ftp_alg_lab::{Capture, Family, Host, Topology};
 use serde_json::{Value, json};
@@ -8,15 +8,15 @@ use crate::{
     scene::{ANNOUNCED, PASSIVE_PORT, PORT, Scene, assert_silent, with_each_back_end},
 };
 
-/// Attempts to connect, as tshark knows them.
+/// A tshark filter for connection attempts.
 pub const ATTEMPTS: &str = "tcp.flags.syn == 1 && tcp.flags.ack == 0";
 
 fn comma(host: &Host) -> String {
     host.address(Family::V4).to_string().replace('.', ",")
 }
 
-/// What each of `lines` is answered when a client says it, then lets the server connect, and the
-/// session goes on.
+/// Says each of `lines`, asks the server to connect, and checks that the session continues. Returns the reply to each
+/// line.
 fn said(scene: &Scene, family: Family, lines: &[String]) -> Vec<String> {
     let mut steps = Vec::new();
     for line in lines {
@@ -36,7 +36,7 @@ fn said(scene: &Scene, family: Family, lines: &[String]) -> Vec<String> {
     answers.collect()
 }
 
-/// The server refuses what it gets instead of `lines`, and connects to nobody.
+/// Asserts that the gateway refuses `lines`, and that the server connects to no host.
 pub fn assert_refused(scene: &Scene, lines: &[String]) {
     assert_refused_over(scene, Family::V4, lines);
 }
@@ -45,13 +45,13 @@ fn assert_refused_over(scene: &Scene, family: Family, lines: &[String]) {
     let lab = &scene.gateway.lab;
     let attempts = Capture::start(&lab.server, "eth0", "tcp").unwrap();
     for (line, answer) in lines.iter().zip(said(scene, family, lines)) {
-        // How many commands a server sees in others is not known, and so not which reply is whose.
+        // If a line may be several commands for the server, the gateway cannot tell which reply answers which.
         let is_plain = line.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
         let names_gateway = !is_plain || answer.contains("the gateway");
         assert!(answer.starts_with("50") && names_gateway, "{line}: {answer}");
     }
     assert_eq!(scene.announcements(), [""; 0]);
-    // But for those that this test made, to see whether anything is open.
+    // Except the attempts that this test itself makes to check that nothing is open.
     let [v4, v6] = [Family::V4, Family::V6].map(|family| lab.server.address(family));
     let from_server = format!("(ip.src == {v4} || ipv6.src == {v6})");
     let others = format!("{ATTEMPTS} && {from_server} && !(tcp.dstport in {{{ANNOUNCED}, 22}})");
@@ -68,7 +68,7 @@ fn a_client_cannot_send_the_server_to_a_third_host() {
     let mut lines = Vec::new();
     for host in [&lab.outsider, &lab.client2, &lab.gateway, &lab.server] {
         let (commas, dots) = (comma(host), host.address(Family::V4));
-        // The gateway's outer address is what the client's own is seen as, so it is no third host.
+        // The server sees the client with the gateway's outer address, so that is not a third host.
         if host.role() != "gateway" {
             lines.push(format!("PORT {commas},14,180"));
             lines.push(format!("EPRT |1|{dots}|3764|"));
@@ -78,7 +78,8 @@ fn a_client_cannot_send_the_server_to_a_third_host() {
     assert_refused(&scene, &lines);
 }
 
-/// Anyone who has addresses of both families is seen with one of them: the other may be anybody's.
+/// The gateway sees a dual-stack client with one of its addresses. An address of the other family may belong to any
+/// host.
 #[test]
 fn an_announced_address_of_another_family_is_refused() {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
@@ -121,7 +122,7 @@ fn a_client_cannot_send_the_server_to_a_low_port() {
     assert_refused(&scene, &lines.map(str::to_owned));
 }
 
-/// Modulo 256 and 65536 these are port 22, or the client's own address.
+/// Modulo 256 and 65536 these numbers are port 22 or the client's own address.
 #[test]
 fn numbers_out_of_range_are_not_an_announcement() {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
@@ -159,8 +160,8 @@ fn trailing_text_invalidates_an_announcement() {
     assert_refused(&scene, &lines);
 }
 
-/// What a published server answers, each to a `PASV` or `EPSV`: its client hears at once that it is refused, or of one
-/// that names nothing what the server said; and no door is open.
+/// Lets a published server send each of `replies` to a `PASV` or `EPSV`. The client must receive a 425, or the reply
+/// itself if it contains no valid host-port. No pinhole may open.
 fn assert_replies_open_nothing(replies: &[&str]) {
     let commands = replies.iter().enumerate().map(|(at, reply)| {
         let verb = if reply.starts_with("227") { "PASV" } else { "EPSV" };
@@ -195,14 +196,14 @@ fn a_server_cannot_announce_a_low_or_invalid_port() {
 
 #[test]
 fn a_server_cannot_announce_a_third_host() {
-    // Behind NAT: another host next to it, the outsider, and the gateway's inner address.
+    // Behind NAT: another host next to the server, the outsider, and the gateway's inner address.
     assert_replies_open_nothing(&[
         "227 Entering Passive Mode (192,168,150,91,195,149)",
         "227 Entering Passive Mode (198,51,100,66,195,149)",
         "227 Entering Passive Mode (192,168,150,1,195,149)",
         "227 Entering Passive Mode (127,0,0,1,195,149)",
     ]);
-    // Outside: its clients do not get to where it sends them.
+    // A server outside: its clients must not get through to the host that it announces.
     let plan = json!({"extra": {"PASV": "227 Entering Passive Mode (198,51,100,66,195,149)"}});
     let scene = Scene::new(Topology::Masquerade, &plan);
     let lab = &scene.gateway.lab;
@@ -213,7 +214,7 @@ fn a_server_cannot_announce_a_third_host() {
     scene.assert_nothing_opened(&[PASSIVE_PORT]);
 }
 
-/// A client that has one server send to another (FXP): `PASV` here, `PORT` with its answer there.
+/// A client that makes one server send to another (FXP): `PASV` to the first, `PORT` with the answer to the second.
 #[test]
 fn a_client_cannot_have_two_servers_connect_to_each_other() {
     for configuration in ["", "policy.foreign-address = \"allow\"\n"] {

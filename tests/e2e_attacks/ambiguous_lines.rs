@@ -1,4 +1,5 @@
-//! Real servers, each of which reads lines in a way of its own: what opens nothing, and what none of them obeys.
+//! Real servers that parse ambiguous lines in ways of their own: such lines open no pinhole, and no server executes a
+//! hidden bounce.
 
 use std::thread;
 
@@ -11,15 +12,16 @@ use crate::{
     scene::{ANNOUNCED, PORT, Scene, assert_silent},
 };
 
-/// A port of the published server on which another service is.
+/// A port of the published server with another service.
 const FORGED: u16 = 3306;
 
-/// A published server, and a client of it that logged in says `steps`.
+/// A published server of `kind`, and a client that logs in and runs `steps`. No connection to a port in `doors` may get
+/// through.
 fn attack_published(kind: ServerKind, steps: &[Value], doors: &[u16]) -> Gateway {
     attack_prepared(kind, "", |_| {}, steps, doors)
 }
 
-/// The same, where the server has `more` configuration, and someone has put something on it.
+/// As [`attack_published`], with `more` server configuration, after `prepare` has put files on the server.
 fn attack_prepared(
     kind: ServerKind,
     more: &str,
@@ -41,7 +43,7 @@ fn attack_prepared(
     let outside = lab.gateway.address(Family::V4).to_string();
     let doors: Vec<_> = doors.iter().map(|port| (&lab.client, outside.as_str(), *port)).collect();
     assert_silent(&doors);
-    // What the server announces itself once a listing is over is as good as any.
+    // Only vsftpd may announce a port of its own after the listing is complete.
     let log = gateway.daemon.log();
     let opened = |line: &&str| line.contains(": open ") || line.contains(": rewrite ");
     let forged = |line: &str| doors.iter().any(|(.., port)| line.contains(&format!(":{port}")));
@@ -54,7 +56,7 @@ fn attack_prepared(
     gateway
 }
 
-/// It takes CR LF for the only end, and repeats the argument.
+/// pyftpdlib accepts only CR LF as a line end, and echoes the argument.
 #[test]
 fn an_argument_echoed_by_pyftpdlib_opens_no_pinhole() {
     for end in ["\n", "\r", "\0"] {
@@ -64,7 +66,7 @@ fn an_argument_echoed_by_pyftpdlib_opens_no_pinhole() {
     }
 }
 
-/// It takes NUL in a name for LF, and lists names as they are.
+/// vsftpd treats a NUL in a file name as LF, and lists names unchanged.
 #[test]
 fn a_file_name_listed_by_vsftpd_opens_no_pinhole() {
     for name in
@@ -84,8 +86,8 @@ fn a_file_name_listed_by_vsftpd_opens_no_pinhole() {
     }
 }
 
-/// It leaves out a NUL behind a CR, and a Telnet option whatever that is, so that what is one line for it is two here, and
-/// commands both. Later it repeats the name of the directory that it is in, asked by lines that everybody reads alike.
+/// ProFTPD removes a NUL after a CR, and any Telnet option. So one command for it is two lines for the gateway. Later
+/// it echoes the name of its current directory, in reply to commands that are not ambiguous.
 #[test]
 fn a_directory_name_echoed_by_proftpd_opens_no_pinhole() {
     let end = "\r\0\n\u{ff}\u{fb}A";
@@ -102,7 +104,7 @@ fn a_directory_name_echoed_by_proftpd_opens_no_pinhole() {
             let line = format!("{verb} pub/{name}\r\n");
             steps.extend([json!({"send": line}), json!({"sleep": 0.3})]);
         }
-        // It answers one command where we read several, and says several replies here: then nothing is pending.
+        // ProFTPD answers one command where the gateway sees several, and these replies leave no command pending.
         for _ in 0..3 {
             steps.extend([json!({"send": "PWD\r\n"}), json!({"sleep": 0.3})]);
         }
@@ -111,8 +113,8 @@ fn a_directory_name_echoed_by_proftpd_opens_no_pinhole() {
     }
 }
 
-/// It shows a file of the directory that its client goes to, or is in, and puts line ends in place of what
-/// stands for a time. Who uploads has made that file.
+/// ProFTPD shows a file of the current directory, or of the one that the client changes to. It expands time sequences
+/// in the file to line ends. Any uploader can write that file.
 #[test]
 fn a_message_file_shown_by_proftpd_opens_no_pinhole() {
     let end = "\r%{time:%n}";
@@ -130,7 +132,7 @@ fn a_message_file_shown_by_proftpd_opens_no_pinhole() {
     }
 }
 
-/// Commands by which the server is to be sent to the third host's port 3764, hidden in each way that is known.
+/// Announcements of the third host's port 3764, hidden in every known way.
 fn hidden(third: &str) -> Vec<String> {
     let port = format!("PORT {third},14,180");
     let mut lines: Vec<String> = [
@@ -174,7 +176,7 @@ fn hidden(third: &str) -> Vec<String> {
     lines
 }
 
-/// The server is informed to let itself be sent to anyone.
+/// The server is configured to accept foreign addresses, so only the gateway prevents the bounce.
 fn assert_never_sent(kind: ServerKind, more: &str) {
     let gateway = gateway_with(Topology::Masquerade, "");
     let Lab { client, outsider: third, server: host, .. } = &gateway.lab;
@@ -184,7 +186,8 @@ fn assert_never_sent(kind: ServerKind, more: &str) {
     let lines = hidden(&third.address(Family::V4).to_string().replace('.', ","));
     let host_port = json!(gateway.lab.server_address(Family::V4));
     thread::scope(|scope| {
-        // A connection for each line, whole, and for the server with most ways byte by byte to where its address is.
+        // Each line has a connection of its own. It is sent as a whole; for ProFTPD, which has the most parsing
+        // variants, also byte by byte up to its address.
         for part in lines.chunks(lines.len().div_ceil(4)) {
             let host_port = &host_port;
             scope.spawn(move || {
@@ -234,7 +237,7 @@ fn no_hidden_bounce_reaches_pyftpdlib() {
     assert_never_sent(ServerKind::Pyftpdlib, "");
 }
 
-/// A client that says `steps` opens nothing, and what it says of a third host is refused.
+/// A client that runs `steps` opens no pinhole, and its announcement of a third host is refused.
 fn assert_only_refused(plan: &Value, steps: &[Value]) {
     let scene = Scene::new(Topology::Masquerade, plan);
     let third = "PORT 198,51,100,66,14,180";
@@ -260,7 +263,7 @@ fn an_http_client_opens_no_pinhole_and_cannot_bounce() {
 
 #[test]
 fn a_client_that_precedes_the_greeting_cannot_bounce() {
-    // The server greets when it has read a line.
+    // The server sends its greeting after it has read a line.
     let plan = json!({"greeting": null, "extra": {"NOOP": "220 ready"}});
     let steps = [&[say("NOOP"), reply()], &login()[1..]].concat();
     assert_only_refused(&plan, &steps);
@@ -282,7 +285,7 @@ fn a_second_user_or_a_rein_ends_the_login() {
     );
 }
 
-/// A gateway on the server's side opens what is asked for after a listing that was whole.
+/// With the gateway on the server's side, an announcement after a complete listing opens a pinhole.
 #[test]
 fn a_passive_transfer_works_after_a_stat_listing() {
     for kind in [ServerKind::Vsftpd, ServerKind::Pyftpdlib] {

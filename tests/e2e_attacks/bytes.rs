@@ -1,5 +1,5 @@
-//! Lines that a gateway might read otherwise than a server: Telnet commands, NUL bytes, other line
-//! ends, lines without end, and segments that contradict each other.
+//! Lines that a gateway and a server may parse differently: Telnet commands, NUL bytes, unusual line ends, endless
+//! lines, and overlapping segments that differ.
 
 use std::thread;
 
@@ -12,7 +12,7 @@ use crate::{
     scene::{ANNOUNCED, PORT, Scene},
 };
 
-/// The outsider's port 3764.
+/// An announcement of the outsider's port 3764.
 const BOUNCE: &str = "PORT 198,51,100,66,14,180";
 
 #[test]
@@ -30,7 +30,7 @@ fn telnet_commands_nuls_and_blanks_do_not_hide_a_bounce() {
         "EPRT\0 |1|198.51.100.66|3764|\0",
         "\tPORT\t198,51,100,66,14,180",
         "port 198,51,100,66,14,180",
-        // What ProFTPD takes for blanks.
+        // Bytes that ProFTPD treats as blanks.
         "\rPORT 198,51,100,66,14,180",
         "\u{b}\u{c}PORT 198,51,100,66,14,180",
         "PORT\u{b}198,51,100,66,14,180",
@@ -61,7 +61,7 @@ fn a_bare_line_feed_ends_a_line() {
     assert!(session.got(10).starts_with("425 "));
 }
 
-/// RFC 959 ends lines with CR LF: what a bare CR stands before is part of the line.
+/// RFC 959 ends lines with CR LF, so a bare CR is part of the line.
 #[test]
 fn a_bare_carriage_return_does_not_end_a_line() {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
@@ -73,8 +73,8 @@ fn a_bare_carriage_return_does_not_end_a_line() {
     assert!([6, 8].iter().all(|at| session.got(*at).starts_with("500 ")), "{session:?}");
 }
 
-/// Lines of ten megabytes, a connection for each: how it starts, and what goes on without end. No more
-/// of it is under way than the gateway keeps: what it drops would cost time, and nothing else.
+/// Sends lines of ten megabytes, each on a connection of its own, given as a start and a filler. The client has no more
+/// data in flight than the gateway stores, because dropped segments would only cost time.
 fn assert_long_lines(lines: &[(&str, &str)]) {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
     let before = scene.gateway.daemon.resident_kib().unwrap();
@@ -113,8 +113,8 @@ fn a_ten_megabyte_announcement_opens_no_pinhole() {
     assert_long_lines(&[(PORT, " and so on"), ("PORT ", "0"), ("EPRT |1|", "\u{ff}\u{f1}")]);
 }
 
-/// Of bytes that are sent twice the server gets what was read first: a client's segments, which of
-/// its packets is lost behind the gateway, and the lines that the server gets.
+/// Sends overlapping segments that differ. The server must receive the bytes that the gateway inspected first. `lost`
+/// selects a packet to drop behind the gateway, and `heard` has the lines that the server must receive.
 fn assert_first_counts(taken: &str, segments: &Value, lost: Option<&str>, heard: &[&str]) {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
     let lab = &scene.gateway.lab;
@@ -143,21 +143,21 @@ fn assert_first_counts(taken: &str, segments: &Value, lost: Option<&str>, heard:
     scene.assert_transfer();
 }
 
-/// Matches segments that begin with `NO`.
+/// An nftables match for segments that begin with `NO`.
 const BEGINS_WITH_NO: &str = "tcp dport 21 @ih,0,16 0x4e4f";
 
 #[test]
 fn overlapping_segments_that_differ_retain_the_first_bytes() {
     let bypassable = "NOOP 198,51,100,66,14,180\r\n";
     let bounce = format!("{BOUNCE}\r\n");
-    // The server has not got the first when the second comes.
+    // The first segment is lost before the server, then the second one arrives.
     let both = json!([[0, bypassable], [0, bounce], [0, &bounce[..9]]]);
     assert_first_counts(bypassable, &both, Some(BEGINS_WITH_NO), &["NOOP 198"]);
-    // The second goes on; that is new.
+    // The second segment is longer. Its additional bytes are new.
     let longer = bounce.repeat(2);
     let both = json!([[0, bypassable], [0, longer]]);
     assert_first_counts(&longer, &both, Some(BEGINS_WITH_NO), &["NOOP 198", "XXXX XXX"]);
-    // The bounce comes first, but past a gap; then part of it in pieces.
+    // The bounce arrives first, but after a gap. Then its missing part arrives in segments.
     let late = json!([[4, &bounce[4..]], [0, "NOOP"], [2, "RT 1"], [0, bypassable]]);
     assert_first_counts(bypassable, &late, None, &["NOOP 198"]);
 }
@@ -168,7 +168,7 @@ fn held_bytes_cannot_be_replaced_by_a_retransmission() {
     let bounce = "PORT 198,051,100,66,14,180\r\n";
     let again = json!([[0, &line[..9]], [0, &bounce[..9]], [9, &line[9..]]]);
     assert_first_counts(&line, &again, None, &["PORT 198,51,100,1,"]);
-    // 192.51.100.66, as the end was not read before.
+    // The result is 192.51.100.66, because the end was not inspected before.
     let again = json!([[0, &line[..9]], [0, bounce]]);
     assert_first_counts(&line, &again, None, &["XXXX XXX"]);
     let other = format!("N{}", &bounce[1..]);

@@ -1,5 +1,5 @@
-//! Packets that an off-path attacker makes without seeing a connection, five hundred a second, where connection tracking has fifty
-//! thousand entries: nobody looks through these, and an honest client is answered as ever.
+//! An off-path attacker spoofs five hundred packets a second, while conntrack has fifty thousand entries. The daemon
+//! must not dump the whole table for them, and an honest client must get its replies without delay.
 
 use std::{thread, time::Duration};
 
@@ -14,23 +14,23 @@ use crate::{
 const ENTRIES: usize = 50_000;
 const RATE: u32 = 500;
 
-/// How many commands are timed before an attack, and how many during it.
+/// The number of commands that are timed before an attack, and during it.
 const TIMED: usize = 45;
 
-/// What an attacker sends.
+/// The packets that the attacker sends; `forge.py` describes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Ports,
     Published,
     Midstream,
     Lookalike,
-    /// On the endpoints of a neighbour's connection.
+    /// SYN-ACKs on the tuple of another client's connection.
     SynAck,
-    /// On those of the honest client's own, where all that is said waits for its verdict anyhow.
+    /// SYN-ACKs on the tuple of the honest client's own connection, whose commands wait for their verdicts anyway.
     OwnSynAck,
 }
 
-/// Fills the connection table of a host with connections of others.
+/// Adds unrelated connections to the conntrack table of `host`.
 fn fill(host: &Host, entries: usize) {
     use std::fmt::Write as _;
     let mut lines = String::new();
@@ -54,7 +54,7 @@ fn median(times: &mut [f64]) -> f64 {
     times[times.len() / 2]
 }
 
-/// Median times of an honest client's commands, before and during an attack.
+/// The median reply times of an honest client's commands, before and during an attack.
 fn measured(scene: &Scene, kind: Kind) -> (f64, f64) {
     let lab = &scene.gateway.lab;
     let timed = (0..TIMED).flat_map(|number| {
@@ -102,7 +102,7 @@ fn measured(scene: &Scene, kind: Kind) -> (f64, f64) {
     let queued = scene.gateway.daemon.counter("packets").unwrap() - queued;
     let sent: u64 = sent.trim().parse().unwrap();
     match kind {
-        // Without a SYN it is nothing that anyone has to decide. What is queued are lines.
+        // A SYN-ACK without a SYN needs no verdict. Only packets with data are queued.
         Kind::SynAck | Kind::OwnSynAck => assert!(queued < sent, "{queued} were queued"),
         _ => assert!(queued > sent / 2, "{kind:?}: {queued} were queued of {sent}"),
     }
@@ -119,7 +119,7 @@ fn measured(scene: &Scene, kind: Kind) -> (f64, f64) {
     (before, of(login().len() + 3 * TIMED + 2))
 }
 
-/// What the gateway needs for an attack.
+/// Prepares the gateway for an attack.
 fn prepare(scene: &Scene, kind: Kind) {
     let lab = &scene.gateway.lab;
     let outer = lab.server_side();
@@ -142,7 +142,7 @@ fn prepare(scene: &Scene, kind: Kind) {
     }
 }
 
-/// Other work of the machine may come between: of a few tries one must show it.
+/// Other load on the machine may delay replies, so only one of several attempts must be in time.
 fn assert_answered_in_time(scene: &Scene, kind: Kind) {
     prepare(scene, kind);
     let mut tries = Vec::new();
@@ -172,7 +172,7 @@ fn spoofed_syn_acks_do_not_delay_their_own_client() {
     assert_answered_in_time(&scene, Kind::OwnSynAck);
 }
 
-/// The daemon asks about each session whose numbers are adjusted whether it is still there.
+/// At its stop the daemon checks in conntrack whether each session with a sequence adjustment still exists.
 #[test]
 fn the_daemon_stops_quickly_if_conntrack_lost_its_sessions() {
     const SESSIONS: usize = 200;

@@ -1,5 +1,5 @@
-//! One connection means one: a data connection that is over is not opened again from the same source port, by
-//! way of the entry that conntrack keeps of it for a while.
+//! A pinhole admits exactly one connection. After a data connection has ended, the same source port must not open
+//! another one through the entry that conntrack retains for a while.
 
 use std::{thread, time::Duration};
 
@@ -11,11 +11,11 @@ use crate::{
     scene::{ANNOUNCED, PASSIVE_PORT, Scene, with_each_back_end},
 };
 
-/// The initiator's port.
+/// The initiator's source port.
 const SOURCE: u16 = 2020;
 
-/// What a test's ends do: `initiator ADDRESS PORT SOURCE HOW` connects once and says what came of it;
-/// `target PORT` accepts, and ends each connection as its first byte says.
+/// The ends of a data connection. `initiator ADDRESS PORT SOURCE HOW LIMIT` connects once and prints the outcome.
+/// `target PORT` accepts connections and ends each as its first byte says.
 const ENDS: &str = r#"
 import socket, struct, sys, time
 role, *rest = sys.argv[1:]
@@ -82,12 +82,12 @@ else:
 print("open")
 "#;
 
-/// A client and a server between which a data connection was announced.
+/// A client and a server after an announcement.
 struct Announced {
     scene: Scene,
     client: Option<GatedClient>,
     is_active: bool,
-    /// Where it arrives.
+    /// The arrival address; `port` is the arrival port.
     address: String,
     port: u16,
     target: BackgroundProcess,
@@ -122,7 +122,7 @@ impl Announced {
         Self { scene, client: Some(client), is_active, address, port, target }
     }
 
-    /// A connection from the initiator's port, which ends as `how` says.
+    /// Connects from the initiator's source port. The connection ends as `how` says.
     fn connect(&self, how: &str, limit: &str) -> String {
         let lab = &self.scene.gateway.lab;
         let initiator = if self.is_active { &lab.server } else { &lab.client };
@@ -150,8 +150,8 @@ fn start(host: &Host, port: u16) -> BackgroundProcess {
     target
 }
 
-/// How a connection ends: reset by its target, by its initiator; closed by its target first, by its initiator
-/// first; or both ends are gone without a packet.
+/// The ways in which a connection ends: reset by the target, vanished at both ends without a packet, reset by the
+/// initiator, closed by the target first, closed by the initiator first.
 const ENDINGS: [&str; 5] = ["r", "v", "a", "i", "c"];
 
 fn assert_once(topology: Topology, family: Family, is_active: bool, endings: usize) {
@@ -199,7 +199,7 @@ fn a_consumed_passive_ipv6_pinhole_admits_no_second_connection() {
     assert_once(Topology::Routed, Family::V6, false, 2);
 }
 
-/// A SYN that is retransmitted, as its answer was lost, belongs to the same connection.
+/// If the SYN-ACK is lost, the retransmitted SYN belongs to the same connection.
 #[test]
 fn a_data_connection_survives_a_lost_syn_ack() {
     with_each_back_end(|back_end| {
@@ -212,7 +212,7 @@ fn a_data_connection_survives_a_lost_syn_ack() {
     });
 }
 
-/// A server that always connects from one port, to a client that always announces one.
+/// The server always connects from the same port, and the client always announces the same port.
 #[test]
 fn a_second_announcement_admits_another_connection_on_the_same_tuple() {
     with_each_back_end(|back_end| {
@@ -222,7 +222,7 @@ fn a_second_announcement_admits_another_connection_on_the_same_tuple() {
         let scene = &announced.scene;
         let steps = [&login()[..], &[say("PORT 192,168,150,80,14,178"), reply()]].concat();
         announced.client = Some(scene.client_of(&scene.gateway.lab.client, &json!({}), &steps));
-        // With expectations not before conntrack has forgotten the one that was reset.
+        // With the conntrack back end, conntrack must first forget the connection that was reset.
         let limit = if back_end.contains("conntrack") { "20" } else { "0.9" };
         assert_eq!(announced.connect("r", limit), "open");
         assert_eq!(announced.connect("r", "0.7"), "silent");

@@ -8,7 +8,7 @@ use crate::{
     scene::{ANNOUNCED, PASSIVE, PASSIVE_PORT, PORT, Scene},
 };
 
-/// Commands with a server's answers after a login, each of which opens nothing.
+/// Runs `exchanges` (a command, the server's reply) after a login. None of them may open a pinhole.
 fn assert_text(topology: Topology, exchanges: &[(&str, &str)], cut_before: Option<&str>) {
     let extra: serde_json::Map<String, Value> =
         exchanges.iter().map(|(said, answer)| ((*said).to_owned(), json!(answer))).collect();
@@ -60,7 +60,7 @@ fn an_announcement_inside_another_reply_is_text() {
     assert_text(Topology::PublishedServer, &exchanges, None);
 }
 
-/// A segment that begins with the code is no reply where the line does not begin with it.
+/// A segment that begins with a reply code is not a reply if the line does not begin there.
 #[test]
 fn a_reply_code_inside_a_line_is_text() {
     let lines = [
@@ -80,7 +80,7 @@ fn a_passive_reply_to_another_command_opens_no_pinhole() {
     assert_text(Topology::PublishedServer, &exchanges, None);
 }
 
-/// Steps of a client that has no login, or none any more, and announces.
+/// A client that runs `before` without a valid login and then sends an announcement opens no pinhole.
 fn assert_no_login(extra: &Value, before: &[Value]) {
     let scene = Scene::new(Topology::Masquerade, &json!({"extra": extra}));
     let client = scene.client(&[before, &[say(PORT), reply()]].concat());
@@ -131,8 +131,8 @@ fn after_epsv_all_other_announcements_open_no_pinhole() {
     }
 }
 
-/// More commands than are remembered: which reply answers which is guessed, and must not be
-/// guessed in an attacker's favour.
+/// With more pending commands than the gateway stores, it must guess which reply answers which. The guess must not
+/// favour an attacker.
 #[test]
 fn a_long_pipeline_does_not_turn_text_into_announcements() {
     let extra = json!({"STAT": PASSIVE, "PASV": "227 Logout.", "FEAT": "230 Welcome"});
@@ -149,7 +149,7 @@ fn a_long_pipeline_does_not_turn_text_into_announcements() {
     scene.assert_closed(&[PASSIVE_PORT]);
     assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), 0);
     assert_eq!(client.release().error, None);
-    // Nor a login.
+    // Nor does it turn text into a login.
     let early = [reply(), say("FEAT"), reply(), json!({"send": "USER x\r\n".repeat(40)})];
     let early = [&early[..], &[replies(40), say("FEAT"), reply(), say(PORT), reply()]].concat();
     let client = scene.client(&early);

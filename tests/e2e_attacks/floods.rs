@@ -1,4 +1,5 @@
-//! More of everything than anybody needs: what there is of it is bounded, and gone afterwards.
+//! Floods of connections and announcements: sessions, pinholes and memory stay within their limits, and are released
+//! afterwards.
 
 use std::{thread, time::Duration};
 
@@ -10,7 +11,7 @@ use crate::{
     scene::{Scene, with_each_back_end},
 };
 
-/// Keeps a host from resetting connections that it knows nothing of.
+/// Prevents a host from sending resets for connections that it does not know.
 const MUTE: &str = "table inet mute {
     chain output {
         type filter hook output priority 0;
@@ -26,7 +27,7 @@ fn a_hundred_thousand_control_connections_leave_room_for_one_more() {
     let daemon = &scene.gateway.daemon;
     scene.assert_transfer();
     let before = daemon.resident_kib().unwrap();
-    // Nobody there answers, neither the client nor whom it pretends to be.
+    // Neither the client nor the address that it spoofs answers.
     lab.client2.nft(MUTE).unwrap();
     lab.client2.shell("ip address add 192.168.150.82/24 dev eth0").unwrap();
     let server = lab.server.address(Family::V4).to_string();
@@ -44,7 +45,7 @@ fn a_hundred_thousand_control_connections_leave_room_for_one_more() {
     assert!(status["limits"]["sessions"].as_u64().unwrap_or(0) > 0, "{status}");
 }
 
-/// A client that announces 10,000 ports at once, `connections` times, and reads all answers.
+/// Announces 10,000 ports at once, spread over `connections` sessions, and reads all replies.
 fn flood_of_announcements(back_end: &str, connections: usize) {
     let scene = Scene::with(Topology::Masquerade, back_end, &json!({}));
     let lab = &scene.gateway.lab;
@@ -69,7 +70,7 @@ fn flood_of_announcements(back_end: &str, connections: usize) {
     });
     let status = scene.gateway.daemon.status().unwrap();
     println!("at most {most} open; {status}");
-    // Eight of a session, and one or two of the other client.
+    // Eight pinholes per session, and one or two of the other client.
     assert!(most <= 8 * connections + 2, "{most} open");
     assert!(most <= 64 + 2, "{most} open");
     for client in clients {
@@ -91,7 +92,7 @@ fn ten_thousand_announcements_on_twenty_connections() {
     with_each_back_end(|back_end| flood_of_announcements(back_end, 20));
 }
 
-/// A server that neither accepts nor refuses leaves each announcement open.
+/// A server that neither accepts nor refuses leaves each announcement pending.
 #[test]
 fn all_sessions_of_a_client_share_its_pinhole_limit() {
     let extra = json!({"PORT": "350 And now?"});

@@ -1,4 +1,5 @@
-//! Sets of the packet selection that are full: what they cannot take is refused or done without them, and counted.
+//! Full sets of the packet selection: the announcement is refused, or the daemon manages without the element. Both are
+//! counted.
 
 use std::{fmt::Write as _, time::Duration};
 
@@ -31,7 +32,7 @@ fn limit(scene: &Scene, name: &str) -> u64 {
 
 #[test]
 fn a_close_is_detected_although_the_closing_set_is_full() {
-    // The fast path needs no note of an end.
+    // The fast path does not use the closing set.
     let scene =
         Scene::with_open_table(Topology::Routed, "[queue]\nfast-path = \"off\"\n", &json!({}));
     let client = scene.logged_in(&[say(PORT), reply()]);
@@ -62,7 +63,7 @@ fn a_full_pinhole_set_refuses_announcements_and_is_counted() {
     assert!(log.contains("there is no room for another pinhole"), "{log}");
 }
 
-/// What a client opened and closed is gone, translations included.
+/// After their pinholes are closed, the maps have no elements left, including those of the translations.
 #[test]
 fn closed_pinholes_leave_no_map_elements() {
     let scene = Scene::with_open_table(Topology::Masquerade, NFTABLES, &json!({}));

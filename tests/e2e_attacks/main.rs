@@ -1,5 +1,5 @@
-//! What an attacker tries, through the real gateway: nothing opens for it, no connection of it gets
-//! through, and what is legitimate next to it works.
+//! Attacks through the real gateway: they open no pinhole, no connection of the attacker gets through, and legitimate
+//! transfers still work.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 #[path = "../common/mod.rs"]

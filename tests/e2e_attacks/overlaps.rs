@@ -1,4 +1,5 @@
-//! Segments that overlap, through the real kernel: none that a client makes have its server execute what was not inspected.
+//! Overlapping segments through the real kernel: no client can use them to make its server execute a command that was
+//! not inspected.
 
 use std::time::Duration;
 
@@ -10,15 +11,15 @@ use crate::{
     scene::Scene,
 };
 
-/// A third host's endpoint, which no client may announce.
+/// An announcement of a third host, which no client may make.
 const BOUNCE: &str = "PORT 198,51,100,66,14,180\r\n";
 
-/// What the server executes of what a client sends in segments of its own making. Its system takes `taken` for sent.
+/// Sends crafted `segments` and returns the lines that the server executes. The client's kernel counts `taken` as sent.
 fn executed(family: Family, configuration: &str, taken: &str, segments: &Value) -> Vec<String> {
     let scene = Scene::with(Topology::Routed, configuration, &json!({}));
     let lab = &scene.gateway.lab;
     let sent = json!({"taken": taken, "segments": segments});
-    // What was done so far is over, and read.
+    // Wait until the login is complete and its replies are read.
     let steps = [login(), vec![json!({"sleep": 0.2}), sent, json!({"sleep": 0.5})]].concat();
     let plan = json!({"host": lab.server_address(family), "steps": steps});
     let session = scripted_client(&lab.client, &plan);
@@ -36,7 +37,8 @@ fn assert_not_executed(lines: &[String]) {
     assert!(!lines.iter().any(|line| line.starts_with("PORT ")), "{lines:?}");
 }
 
-/// A packet waits for its predecessors, dies at the server, and is cut by a later line.
+/// A packet waits for its predecessor, is dropped by the server because of an old timestamp, and is then overlapped by
+/// a later line.
 #[test]
 fn a_waiting_packet_is_not_overlapped_by_a_later_line() {
     let (first, cut) = ("NOOP\r\n", "NOOP xxxx\r\n");
@@ -58,7 +60,7 @@ fn a_waiting_packet_is_not_overlapped_by_a_later_line() {
     }
 }
 
-/// Headers of IPv6 that are longer than most packets.
+/// The IPv6 extension headers are longer than most packets.
 #[test]
 fn a_line_after_long_ipv6_options_is_inspected() {
     let (one, two) = ("SITE ", format!("xxxxxxxxx{BOUNCE}"));
@@ -72,7 +74,7 @@ fn a_line_after_long_ipv6_options_is_inspected() {
     assert_not_executed(&executed(Family::V6, "", &format!("{one}{two}"), &segments));
 }
 
-/// A line that is retransmitted, shorter, while verdicts are on their way, again and again at other moments.
+/// A shorter line overlaps a longer one while its verdict is on its way. Each round uses other delays.
 #[test]
 fn a_line_cannot_be_replaced_by_a_shorter_retransmission() {
     let (short, long) = ("NOOP xxxx\r\n", format!("SITE xxxxxx{BOUNCE}"));
@@ -95,7 +97,7 @@ fn a_line_cannot_be_replaced_by_a_shorter_retransmission() {
     assert_not_executed(&scene.server.lines());
 }
 
-/// Of lines that mean nothing by themselves the server must not get one that begins in the middle of another.
+/// Both lines are innocuous, but the server must not receive a line that begins in the middle of the other.
 #[test]
 fn overlapping_lines_do_not_form_a_command() {
     let long = format!("NOOP aaaaaa{BOUNCE}");

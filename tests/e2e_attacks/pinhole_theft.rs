@@ -1,4 +1,5 @@
-//! Data port stealing: anyone who is not the one that a pinhole is for, or comes too late.
+//! Data connection theft: connections from hosts for which a pinhole is not meant, and connections that arrive too
+//! late.
 
 use std::time::Duration;
 
@@ -12,7 +13,8 @@ use crate::{
     scene::{ANNOUNCED, PASSIVE_PORT, PORT, Scene, assert_silent, with_each_back_end},
 };
 
-/// A client behind NAT with an open pinhole, after which it says `then`; and where that leads.
+/// A client behind NAT opens a pinhole and then runs `then`. `attack` gets the address and port that the server
+/// received.
 fn announced(back_end: &str, then: &[Value], attack: impl Fn(&Scene, &str, u16)) {
     let scene = Scene::with(Topology::Masquerade, back_end, &json!({}));
     let steps = [&login()[..], &[say(PORT), reply(), json!({"gate": ""})], then].concat();
@@ -73,7 +75,7 @@ fn a_pinhole_closes_with_its_control_connection() {
     });
 }
 
-/// Anyone who announced listens on, and the server is retransmitted: a 226 is the end of it.
+/// The client still listens and the server connects once more, but the 226 reply closes the pinhole.
 #[test]
 fn a_completed_transfer_leaves_no_pinhole_open() {
     with_each_back_end(|back_end| {
@@ -92,7 +94,7 @@ fn a_completed_transfer_leaves_no_pinhole_open() {
     });
 }
 
-/// A client of a published server with an open pinhole; what `attack` tries at it.
+/// A client of a published server opens a pinhole. `attack` tries to use it.
 fn passive(back_end: &str, attack: impl Fn(&Scene, &str)) {
     let scene =
         Scene::with(Topology::PublishedServer, back_end, &json!({"passive_port": PASSIVE_PORT}));
@@ -107,7 +109,7 @@ fn passive(back_end: &str, attack: impl Fn(&Scene, &str)) {
     attack(&scene, &host.to_string());
     let session = client.release();
     assert_eq!((session.error.as_deref(), session.got(11)), (None, "the body\r\n"));
-    // The listener is gone, but that is not to be learned.
+    // The listener is gone, but a refusal would reveal that.
     scene.assert_closed(&[PASSIVE_PORT]);
 }
 
@@ -124,7 +126,7 @@ fn a_pinhole_does_not_admit_another_client() {
                     (&lab.outsider, &inside, PASSIVE_PORT),
                 ]);
             }
-            // Nor does it help to be a client oneself, with a login and a dialogue of one's own.
+            // Another client does not gain access by a login and a session of its own.
             let steps = [&login()[..], &[say("NOOP"), reply(), json!({"gate": ""})]].concat();
             let plan = json!({"host": address, "steps": steps});
             let other = gated_client(&lab.client2, plan);
@@ -134,7 +136,7 @@ fn a_pinhole_does_not_admit_another_client() {
     });
 }
 
-/// A client of two servers: what it announced to one is for that one.
+/// A client uses two servers. A pinhole announced to one server admits only that server.
 #[test]
 fn a_pinhole_does_not_admit_another_server() {
     with_each_back_end(|back_end| {
@@ -146,7 +148,7 @@ fn a_pinhole_does_not_admit_another_server() {
             let plan = json!({"host": at(&lab.outsider), "steps": steps});
             let waiting = gated_client(&lab.client, plan);
             assert_silent(&[(&lab.outsider, address, port)]);
-            // The same port, announced to the other one: each has its own.
+            // The client announces the same port to the second server. Each server has a pinhole of its own.
             let mut own = [&login()[..], &[say(PORT), reply(), say("LIST"), reply()]].concat();
             own.push(json!({"sleep": 0.1}));
             let plan = json!({"host": at(&lab.outsider), "steps": own});
@@ -157,7 +159,7 @@ fn a_pinhole_does_not_admit_another_server() {
     });
 }
 
-/// On the wire: what got through from anyone but the server is nothing at all.
+/// Captures the inner network: no packet from any host but the server gets through.
 #[test]
 fn no_packet_of_a_third_host_reaches_the_inside() {
     let scene = Scene::new(Topology::Masquerade, &json!({}));

@@ -1,5 +1,5 @@
-//! External ports that are somebody else's: what the gateway translates or listens on is never given to a data
-//! connection, whose initiator would reach a client where it wants a service.
+//! External ports that are in use: the gateway never assigns a port that it translates or listens on to a data
+//! connection. Otherwise an initiator that wants the service would reach a client.
 
 use std::{thread, time::Duration};
 
@@ -11,7 +11,7 @@ use crate::{
     scene::{ANNOUNCED, PASSIVE_PORT, Scene, with_each_back_end},
 };
 
-/// `serve PORT` says to each connection who it is; `get ADDRESS PORT` says who that is.
+/// `serve PORT` sends its name to each connection. `get ADDRESS PORT` prints the name that it receives.
 const SERVICE: &str = r#"
 import socket, sys
 if sys.argv[1] == "serve":
@@ -50,7 +50,7 @@ fn who(from: &Host, address: &str, port: u16) -> String {
     from.finish(command, b"", Duration::from_secs(10)).unwrap().stdout_text().trim().to_owned()
 }
 
-/// A lab of which `prepare` was done before the daemon started, and whose firewall lets port 3762 pass, and 8080.
+/// A lab in which `prepare` ran before the daemon started. Its firewall accepts ports 3762 and 8080.
 fn scene(topology: Topology, back_end: &str, prepare: impl Fn(&Lab)) -> Scene {
     let expects = back_end.contains("\"conntrack\"");
     let admission = if expects { Admission::Related } else { Admission::Mark };
@@ -68,7 +68,8 @@ fn scene(topology: Topology, back_end: &str, prepare: impl Fn(&Lab)) -> Scene {
     Scene { server, gateway }
 }
 
-/// A client behind masquerade announces port 3762: the server is informed another one, and reaches the service there.
+/// A client behind masquerade announces port 3762, which a service uses. The gateway must announce another port, and
+/// the service must stay reachable.
 fn assert_spared(scene: &Scene) {
     let lab = &scene.gateway.lab;
     let outside = lab.gateway.address(Family::V4).to_string();
@@ -82,7 +83,7 @@ fn assert_spared(scene: &Scene) {
     assert_eq!(client.release().error, None);
 }
 
-/// Port 3762 of the outer address leads to port 8080 of the other client.
+/// Publishes port 8080 of the second client at port 3762 of the outer address.
 fn published(lab: &Lab, how: &str) {
     let to = format!("{}:8080", lab.client2.address(Family::V4));
     let outside = lab.gateway.address(Family::V4);
@@ -156,7 +157,7 @@ fn a_port_of_the_gateway_is_not_assigned_to_clients() {
     });
 }
 
-/// What a published server announces is at the gateway's address, too.
+/// The port that a published server announces is also at the gateway's address.
 #[test]
 fn a_port_of_the_gateway_is_not_assigned_to_servers() {
     with_each_back_end(|back_end| {
@@ -173,7 +174,7 @@ fn a_port_of_the_gateway_is_not_assigned_to_servers() {
     });
 }
 
-/// Rules that translate what the server announces to the server itself are no reason for another port.
+/// If destination NAT translates the announced port to the server itself, no other port is needed.
 #[test]
 fn ports_published_for_the_ftp_server_are_not_replaced() {
     with_each_back_end(|back_end| {

@@ -1,5 +1,5 @@
-//! Many connections that hold as much as they may, and who has all of them: memory, state and places are bounded, and
-//! others are served.
+//! Clients that open many sessions and make each hold as much data as possible: memory, state files and session slots
+//! stay within their limits, and other clients are served.
 
 use std::{fs, path::PathBuf, time::Duration};
 
@@ -10,7 +10,7 @@ use crate::{common::wait_for, scene::Scene};
 
 const PORT: u16 = 2121;
 
-/// Has this host acknowledge nothing of what is said to [`PORT`].
+/// Rules that drop all acknowledgements of data sent to [`PORT`].
 const SILENT: &str = "table inet silent {
     chain output {
         type filter hook output priority 0;
@@ -27,7 +27,7 @@ fn crowd(host: &Host, name: &str, plan: &Value) -> BackgroundProcess {
     host.start(command, name).unwrap()
 }
 
-/// A gateway, with a scripted server on port 21, and one on [`PORT`] that keeps all connections.
+/// A gateway with a scripted server on port 21, and a server on [`PORT`] that never closes its connections.
 fn scene(configuration: &str, answers: bool) -> (Scene, BackgroundProcess) {
     let configuration = format!("control-ports = [21, {PORT}]\n{configuration}");
     let scene = Scene::with(Topology::Routed, &configuration, &json!({}));
@@ -39,17 +39,17 @@ fn scene(configuration: &str, answers: bool) -> (Scene, BackgroundProcess) {
     (scene, server)
 }
 
-/// Bytes of all files in the daemon's state directory.
+/// The size of all files in the daemon's state directory, in bytes.
 fn state(lab: &Lab) -> u64 {
     let path: PathBuf = lab.gateway.directory().join(format!("{}-ftp-alg", lab.gateway.role()));
     let entries = fs::read_dir(path.join("state")).unwrap();
     entries.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len())).sum()
 }
 
-/// `count` connections that have as much under way as one window holds.
+/// Opens `count` connections, each with as much data in flight as one window holds.
 fn hold_much(lab: &Lab, count: usize) -> BackgroundProcess {
     lab.server.nft(SILENT).unwrap();
-    // As much at once as a receiver takes.
+    // The initial congestion window allows as much data as the receiver accepts.
     let route = "ip route change $(ip route show default | head -n 1) initcwnd 60";
     lab.client2.shell(route).unwrap();
     let long = format!("SIZE {}\r\n", "x".repeat(120));
@@ -90,9 +90,9 @@ fn a_thousand_unacknowledged_sessions_stay_within_memory_and_journal_limits() {
     let grown = resident.saturating_sub(before);
     println!("{grown} KiB more resident, {} KiB of state; {status}", written >> 10);
     assert!(status["sessions"].as_u64().unwrap() >= 990, "{status}");
-    // The budget, 2 KiB for each session, and what a batch of packets takes.
+    // The memory budget, 2 KiB per session, and the memory for a batch of packets.
     assert!(grown <= (64 << 10) + 2000 + (24 << 10), "{grown} KiB");
-    // Twice what it holds at most, 4 MiB, and the new one next to it.
+    // Twice the largest journal, 4 MiB, and the new file during a checkpoint.
     assert!(written <= 3 * (12 << 10) * 1000 + (4 << 20), "{written} bytes");
     scene.assert_transfer();
 }

@@ -1,6 +1,7 @@
-//! The kernel's helper for scanners (nf_conntrack_sane.c), which expectations need where the kernel has no
-//! nfnetlink_cthelper. It opens a port when it sees an 8-byte request and its answer: two ends that agree on
-//! these would open any port, without a login. No packet of ours may have the request's form.
+//! The kernel's SANE helper (nf_conntrack_sane.c). The conntrack back end needs it for expectations on kernels without
+//! nfnetlink_cthelper. The helper opens a port when it sees an 8-byte request and its answer, so two cooperating ends
+//! could open any port without a login. Therefore the gateway must never emit a packet that has the form of this
+//! request.
 
 use ftp_alg_lab::{Family, Host, Topology};
 use serde_json::{Value, json};
@@ -13,10 +14,10 @@ use crate::{
 const CONNTRACK: &str = "[pinhole]\nbackend = \"conntrack\"\n";
 /// SANE_NET_START and a handle.
 const REQUEST: &str = "\0\0\0\u{7}abcd";
-/// Success, and port 22.
+/// The status for success, and port 22.
 const ANSWER: &str = "\0\0\0\0\0\0\0\u{16}";
 
-/// The client says `steps`, which end in `line` at the server; that answers as a scanner would. Nothing opens.
+/// The client runs `steps`, from which the server reads `line`. The server answers like a scanner. No port may open.
 fn assert_unheard(topology: Topology, family: Family, line: &str, steps: &[Value]) {
     let plan = json!({"extra": {line: ANSWER}});
     let scene = Scene::with(topology, CONNTRACK, &plan);
@@ -34,8 +35,8 @@ fn assert_unheard(topology: Topology, family: Family, line: &str, steps: &[Value
     drop(client);
 }
 
-/// What a client retransmits goes on as it was read, so a packet that is bypassable when it comes is a request
-/// when it leaves.
+/// A retransmission is forwarded with the bytes that were inspected first. So a packet without a request could become a
+/// request when it is forwarded.
 #[test]
 fn retransmitted_bytes_never_form_a_sane_request() {
     for (topology, family) in [
@@ -50,7 +51,7 @@ fn retransmitted_bytes_never_form_a_sane_request() {
     }
 }
 
-/// The same where more was read at once, and where it is retransmitted in parts.
+/// As above, but more data was inspected at once and the retransmission has several segments.
 #[test]
 fn partly_retransmitted_bytes_never_form_a_sane_request() {
     let line = format!("USER {REQUEST}efgh");
@@ -60,7 +61,7 @@ fn partly_retransmitted_bytes_never_form_a_sane_request() {
     }
 }
 
-/// Without our rules the helper would be free to act on what connections say that still carry it.
+/// Without our rules, the helper would act on connections to which it is still attached.
 #[test]
 fn stopping_the_daemon_removes_the_helper_from_connections() {
     let mut scene = Scene::with(Topology::Routed, CONNTRACK, &json!({"extra": {REQUEST: ANSWER}}));
@@ -72,7 +73,7 @@ fn stopping_the_daemon_removes_the_helper_from_connections() {
         gated_client(&scene.gateway.lab.client, plan)
     };
     assert!(scene.gateway.lab.gateway.connections().unwrap().contains("helper=sane"));
-    // The table of a daemon whose connections are in use stays for its successor.
+    // A daemon whose connections are in use leaves its table to its successor, so wait until they are idle.
     std::thread::sleep(std::time::Duration::from_millis(3500));
     assert!(scene.gateway.daemon.stop().unwrap().success());
     assert!(!scene.gateway.lab.gateway.connections().unwrap().contains("helper=sane"));

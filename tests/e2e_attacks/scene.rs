@@ -1,4 +1,4 @@
-//! A gateway with a scripted server, the doors that an attacker tries, and a transfer like any other.
+//! A gateway with a scripted server, checks that no port is open, and an ordinary transfer.
 
 use std::thread;
 
@@ -14,12 +14,13 @@ use crate::common::{
 pub const PORT: &str = "PORT 192,168,150,80,14,178";
 /// The port in [`PORT`].
 pub const ANNOUNCED: u16 = 3762;
-/// What the server behind [`Topology::PublishedServer`] says of its port 50069.
+/// The server behind [`Topology::PublishedServer`] announces its port 50069.
 pub const PASSIVE: &str = "227 Entering Passive Mode (192,168,150,90,195,149)";
 /// The port in [`PASSIVE`].
 pub const PASSIVE_PORT: u16 = 50069;
 
-/// Runs `test` with a configuration for either back end, at once: most of it is waiting for silence.
+/// Runs `test` with a configuration for each back end. Both run at the same time, because they mostly wait for
+/// timeouts.
 pub fn with_each_back_end(test: impl Fn(&str) + Sync) {
     thread::scope(|scope| {
         for name in ["nftables", "conntrack"] {
@@ -29,17 +30,17 @@ pub fn with_each_back_end(test: impl Fn(&str) + Sync) {
     });
 }
 
-/// What the transfer that is like any other announces: another port than attacks do.
+/// The port that the ordinary transfer announces; attacks use other ports.
 const OTHER: u16 = 3763;
 
-/// A gateway and a scripted server, where the client or the server is behind NAT.
+/// A gateway and a scripted server. The topology decides which end is behind NAT.
 pub struct Scene {
     pub server: ScriptedServer,
     pub gateway: Gateway,
 }
 
 impl Scene {
-    /// A server that answers as `plan` says, and a gateway with an empty configuration.
+    /// A gateway with an empty configuration, and a server that answers as `plan` says.
     pub fn new(topology: Topology, plan: &Value) -> Self {
         Self::with(topology, "", plan)
     }
@@ -59,17 +60,17 @@ impl Scene {
         Self { server, gateway: Gateway { daemon, lab } }
     }
 
-    /// The client says `steps`, and stays connected.
+    /// The client runs `steps` and stays connected.
     pub fn client(&self, steps: &[Value]) -> GatedClient {
         self.client_of(&self.gateway.lab.client, &json!({"listen": [ANNOUNCED]}), steps)
     }
 
-    /// The client logs in, says `steps`, and stays connected.
+    /// The client logs in, runs `steps` and stays connected.
     pub fn logged_in(&self, steps: &[Value]) -> GatedClient {
         self.client(&[&login(), steps].concat())
     }
 
-    /// A client on `host` as `plan` has it says `steps`, and stays connected.
+    /// A client on `host` connects as `plan` says, runs `steps` and stays connected.
     pub fn client_of(&self, host: &Host, plan: &Value, steps: &[Value]) -> GatedClient {
         let mut plan = plan.clone();
         if plan["host"].is_null() {
@@ -79,8 +80,8 @@ impl Scene {
         gated_client(host, plan)
     }
 
-    /// Nothing is open to anyone, neither as the kernel lists it nor for whom it might have been
-    /// opened, nor for an off-path attacker.
+    /// Asserts that no pinhole is open: the kernel lists none, and connections from the intended initiators and from
+    /// the outsider get no answer.
     pub fn assert_closed(&self, ports: &[u16]) {
         assert_eq!(self.gateway.daemon.open_pinholes().unwrap(), [""; 0]);
         let lab = &self.gateway.lab;
@@ -102,8 +103,8 @@ impl Scene {
         assert_eq!(self.gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     }
 
-    /// As [`assert_closed`](Self::assert_closed), and that nothing was ever opened; then what is
-    /// legitimate works.
+    /// As [`assert_closed`](Self::assert_closed), and asserts that no pinhole was ever opened. Then an ordinary
+    /// transfer must work.
     pub fn assert_nothing_opened(&self, ports: &[u16]) {
         self.assert_closed(ports);
         assert_eq!(self.gateway.daemon.counter("pinholes_opened").unwrap(), 0);
@@ -111,8 +112,8 @@ impl Scene {
         assert_eq!(self.gateway.daemon.counter("pinholes_opened").unwrap(), 1);
     }
 
-    /// A transfer like any other passes, on a connection of its own: an active one to a client
-    /// behind NAT, a passive one from a server behind it.
+    /// Asserts that an ordinary transfer works on a session of its own: an active one to a client behind NAT, a passive
+    /// one from a server behind NAT.
     pub fn assert_transfer(&self) {
         let lab = &self.gateway.lab;
         let mut steps = login();
@@ -131,8 +132,7 @@ impl Scene {
         assert_eq!(session.got(body), "the body\r\n");
     }
 
-    /// The `PORT` and `EPRT` lines that reached the server, as one would read them that leaves out
-    /// what is not printable.
+    /// The `PORT` and `EPRT` lines that the server received, without their unprintable bytes.
     pub fn announcements(&self) -> Vec<String> {
         let printable = |line: String| line.chars().filter(|c| matches!(c, ' '..='~')).collect();
         let lines = self.server.lines().into_iter().map(printable);
@@ -140,14 +140,14 @@ impl Scene {
     }
 }
 
-/// Announces `port` of `address`, and fetches a listing: six steps.
+/// The six steps that announce `port` of `address` and fetch a listing.
 pub fn active_transfer(address: std::net::IpAddr, port: u16) -> Vec<Value> {
     let host = address.to_string().replace('.', ",");
     let port_command = format!("PORT {host},{},{}", port / 256, port % 256);
     vec![say(&port_command), reply(), say("LIST"), reply(), json!({"accept": port}), reply()]
 }
 
-/// No connection to any of `doors`, tried at once, gets as much as a refusal.
+/// Connects to all of `doors` at once and asserts that none answers, not even with a refusal.
 pub fn assert_silent(doors: &[(&Host, &str, u16)]) {
     thread::scope(|scope| {
         let tries: Vec<_> = doors

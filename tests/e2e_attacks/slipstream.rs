@@ -1,5 +1,4 @@
-//! NAT slipstreaming: a browser is made to send something that holds a `PORT`, to a server that
-//! answers as one for FTP would.
+//! NAT slipstreaming: an attacker makes a browser send a `PORT` line to a server that replies like an FTP server.
 
 use ftp_alg_lab::{Family, Topology};
 use serde_json::{Value, json};
@@ -9,17 +8,17 @@ use crate::{
     scene::{PORT, Scene},
 };
 
-/// A second control port that the firewall lets pass as well.
+/// A second control port that the firewall accepts.
 const SECOND: u16 = 2121;
-/// The attack's ports begin here.
+/// The first port that the attack announces.
 const FIRST: u16 = 4000;
 
 fn port_line(port: u16) -> String {
     format!("PORT 192,168,150,80,{},{}\r\n", port / 256, port % 256)
 }
 
-/// `openings` on one control connection each, whose last line announces the next port from
-/// [`FIRST`], with the segments' edges in them; to both control ports.
+/// Sends each of `openings` on a control connection of its own, to both control ports. The last line of each announces
+/// the next port from [`FIRST`]. Each opening has the offsets at which its segments end.
 fn assert_opens_nothing(openings: &[(String, Vec<usize>)], extra: &Value) {
     let gateway = gateway_with(Topology::Masquerade, "control-ports = [21, 2121]\n");
     let lab = &gateway.lab;
@@ -44,7 +43,7 @@ fn assert_opens_nothing(openings: &[(String, Vec<usize>)], extra: &Value) {
         assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0], "on {control}");
         let outside = lab.gateway.address(Family::V4);
         let ports = format!("{FIRST}-{legitimate}");
-        // What a client of FTP announces meanwhile is there to be found.
+        // Meanwhile the announcement of a real FTP client opens a pinhole that the scan must find.
         let steps =
             [&login()[..], &[json!({"send": port_line(legitimate)}), reply(), json!({"gate": ""})]];
         let client = gated_client(&lab.client, plan(&steps.concat(), &[]));
@@ -58,7 +57,7 @@ fn assert_opens_nothing(openings: &[(String, Vec<usize>)], extra: &Value) {
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
 }
 
-/// Replies of a server that wants a `POST` taken for FTP.
+/// The replies of a server that cooperates, so that a `POST` looks like FTP.
 fn complicit() -> Value {
     json!({"POST": "220 go on", "Host:": "331 who?", "GET": "220 go on", "HELO": "220 go on"})
 }
@@ -71,7 +70,7 @@ fn an_http_post_opens_no_pinhole_wherever_segments_end() {
     let openings: Vec<_> = (0..=line)
         .map(|at| {
             let before = format!("{head}{body}");
-            // Each edge that a browser can choose by padding; the line's own start above all.
+            // A browser can choose the segment ends by padding. The start of the `PORT` line is the most dangerous one.
             let cut = vec![before.len() + at];
             (before + &port_line(FIRST + at as u16) + "LIST\r\n", cut)
         })
@@ -99,8 +98,8 @@ fn a_port_line_inside_another_protocol_opens_no_pinhole() {
     assert_opens_nothing(&openings, &complicit());
 }
 
-/// What Chromium sends for `fetch(url, {method: "USER", body})`, to a server that greeted while the client's window was
-/// closed, so that the request comes after the greeting.
+/// The request that Chromium sends for `fetch(url, {method: "USER", body})`. The server's greeting waited for the
+/// client's window, so the request follows the greeting.
 #[test]
 fn an_http_request_with_an_ftp_verb_opens_no_pinhole() {
     let commands = "USER lab\r\nPASS lab\r\n";
@@ -119,14 +118,14 @@ fn an_http_request_with_an_ftp_verb_opens_no_pinhole() {
             (head + &body, cut)
         })
         .collect();
-    // One that takes header lines for what it knows, too.
+    // The server also accepts header lines as commands.
     assert_opens_nothing(&openings, &json!({"Host:": "331 who?", "QUIT": "200 stay"}));
 }
 
-/// The greeting is the server's to make; what follows it must be the client's answer.
+/// The server must speak first, so a client that sends data before the greeting is not FTP.
 #[test]
 fn a_client_that_precedes_the_greeting_opens_no_pinhole() {
-    // The server answers only when it has read a line.
+    // The server answers only after it has read a line.
     let scene = Scene::new(Topology::Masquerade, &json!({"greeting": null}));
     let mut steps = vec![json!({"send": "USER lab\r\n"}), reply(), say("PASS lab"), reply()];
     steps.extend([say(PORT), reply()]);

@@ -1,4 +1,4 @@
-//! Packets that an off-path attacker makes in the server's name, without seeing the connection.
+//! Packets that an off-path attacker spoofs in the server's name.
 
 use ftp_alg_lab::{Capture, CaptureAnalysis, Family, Topology};
 use serde_json::json;
@@ -8,11 +8,11 @@ use crate::{
     scene::{ANNOUNCED, PORT, Scene, active_transfer},
 };
 
-/// A control connection as the gateway's outer side shows it.
+/// A control connection as seen on the gateway's outer interface.
 struct Seen {
-    /// The client's port there.
+    /// The client's external port.
     port: u16,
-    /// The server's next number, and the client's.
+    /// The server's next sequence number, and the client's.
     next: (u32, u32),
 }
 
@@ -26,7 +26,7 @@ impl Seen {
     }
 }
 
-/// Sends packets from the outsider as if from the server, with `flags` as nping has them.
+/// Sends a packet from the outsider with the server's address. `flags` has nping's syntax.
 fn forge(scene: &Scene, port: u16, flags: &str, (seq, ack): (u32, u32), payload: &str) {
     let lab = &scene.gateway.lab;
     let server = lab.server.address(Family::V4).to_string();
@@ -43,13 +43,14 @@ fn forge(scene: &Scene, port: u16, flags: &str, (seq, ack): (u32, u32), payload:
     lab.outsider.run("nping", &arguments).unwrap();
 }
 
-/// What an off-path attacker tries before an active transfer, which works as if nothing were.
+/// Runs an attack before an active transfer, and asserts that the transfer still works.
 fn assert_unmoved(forged: impl Fn(&Scene, &Seen)) {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
     let lab = &scene.gateway.lab;
     let outer = Capture::start(&lab.gateway, lab.server_side(), "tcp port 21").unwrap();
     let transfer = active_transfer(lab.client.address(Family::V4), ANNOUNCED);
-    // The first announcement shifts numbers: from then on conntrack lets pass what is out of window.
+    // The first announcement needs a sequence adjustment. From then on conntrack accepts segments that are out of
+    // window.
     let announced = [say("PORT 192,168,150,80,14,179"), reply(), json!({"gate": ""})];
     let steps = [&login()[..], &announced, &transfer].concat();
     let plan =
@@ -65,7 +66,7 @@ fn assert_unmoved(forged: impl Fn(&Scene, &Seen)) {
     assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), opened + 1);
 }
 
-/// How far from the right numbers.
+/// Offsets from the correct sequence numbers.
 const FAR: [u32; 5] = [0, 1 << 20, 1 << 30, 1 << 31, 3 << 30];
 
 #[test]
@@ -99,20 +100,20 @@ fn spoofed_replies_change_nothing() {
             let numbers = (seen.next.0.wrapping_add(offset), seen.next.1);
             forge(scene, seen.port, "ack,psh", numbers, "421 Go away\r\n");
             forge(scene, seen.port, "ack,psh", numbers, "227 (198,51,100,10,14,180)\r\n");
-            // Acknowledges what was never sent.
+            // Acknowledges data that was never sent.
             let numbers = (numbers.0, seen.next.1.wrapping_add(5000));
             forge(scene, seen.port, "ack", numbers, "");
         }
     });
 }
 
-/// The login that a client waits for is the server's to accept.
+/// Only the server may accept the login.
 #[test]
 fn a_spoofed_230_is_not_a_login() {
     let scene = Scene::new(Topology::Masquerade, &json!({"extra": {"PASS wrong": "530 No"}}));
     let lab = &scene.gateway.lab;
     let outer = Capture::start(&lab.gateway, lab.server_side(), "tcp port 21").unwrap();
-    // The server waits for the rest of the line.
+    // The server waits for the end of the line.
     let steps = json!([
         reply(),
         say("USER lab"),

@@ -1,5 +1,5 @@
-//! A control connection on the endpoints of one whose ends are gone without a packet: conntrack still has the entry of
-//! the old one, and the new one is followed all the same.
+//! A control connection that reuses the tuple of one whose ends vanished without a packet. Conntrack still has the old
+//! entry, but the new connection must be inspected.
 
 use std::{
     process::Command,
@@ -14,8 +14,9 @@ use crate::{
     scene::with_each_back_end,
 };
 
-/// `server` ends a connection without a packet at `GONE`; `client ADDRESS FIRST` says the line FIRST, goes, is retransmitted
-/// from the same port and makes a passive transfer.
+/// The ends of the connection. `server` closes a connection without a packet after the line `GONE`.
+/// `client ADDRESS FIRST` says the line FIRST, vanishes, connects again from the same port and makes a passive
+/// transfer.
 const ENDS: &str = r#"
 import re, socket, sys, time
 role, *rest = sys.argv[1:]
@@ -85,7 +86,7 @@ fn start_server(lab: &Lab) -> BackgroundProcess {
     server
 }
 
-/// What the client says in the end.
+/// The client's final output.
 fn transferred(lab: &Lab, first: &str) -> String {
     let client = ends(&lab.client, &["client", &lab.server_address(Family::V4).to_string(), first]);
     let finished = lab.client.finish(client, b"", Duration::from_secs(20)).unwrap();
@@ -94,7 +95,7 @@ fn transferred(lab: &Lab, first: &str) -> String {
 
 #[test]
 fn a_control_connection_on_a_reused_tuple_is_inspected() {
-    // Idle, of which lines pass; of which every packet is queued.
+    // The first session is on the fast path. The second one has a sequence adjustment, so all its packets are queued.
     for first in ["NOOP", "PORT 192,168,150,80,14,178"] {
         with_each_back_end(|back_end| {
             let gateway = gateway_with(Topology::Masquerade, back_end);
@@ -106,7 +107,7 @@ fn a_control_connection_on_a_reused_tuple_is_inspected() {
     }
 }
 
-/// Where there is no room to note its SYN, that waits.
+/// If the set has no room for the tuple, the SYN is not answered until there is room.
 #[test]
 fn a_syn_waits_if_the_reused_tuples_set_is_full() {
     let lab = Lab::new(Topology::Masquerade).unwrap();

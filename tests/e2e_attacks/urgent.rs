@@ -1,5 +1,5 @@
-//! Urgent data: the scripted server reads the stream without the urgent byte, as sockets do by default; real servers
-//! read all bytes in the stream, and some look at a command at once when urgent data comes.
+//! Urgent data. The scripted server reads the stream without the urgent byte, as sockets do by default. Real servers
+//! read all bytes in the stream, and some look for a command as soon as urgent data arrives.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::{
     scene::{ANNOUNCED, Scene, with_each_back_end},
 };
 
-/// The outsider's port 3764.
+/// The end of an announcement of the outsider's port 3764.
 const BOUNCE: &str = "RT 198,51,100,66,14,180\r\n";
 
 fn urgent(text: &str) -> Value {
@@ -31,10 +31,10 @@ fn an_urgent_byte_does_not_hide_a_bounce() {
             let rest = if start == "x" { format!("PO{BOUNCE}") } else { BOUNCE.to_owned() };
             steps.extend([urgent(start), pause(), json!({"send": rest}), reply()]);
         }
-        // Behind a Telnet Synch, which a server may read as the start of the verb.
+        // After a Telnet Synch, whose last byte a server may read as the start of the verb.
         let synch = "\u{ff}\u{f4}\u{ff}\u{f2}";
         steps.extend([urgent(synch), pause(), json!({"send": format!("xPO{BOUNCE}")}), reply()]);
-        // A pointer of its own, to a byte that a later segment brings.
+        // A segment without data has an urgent pointer to a byte of a later segment.
         let segments = json!([[0, "", {"urgent": 3}], [0, format!("POx{BOUNCE}"), {"pause": 0.2}]]);
         let taken = json!({"taken": format!("POx{BOUNCE}"), "segments": segments});
         steps.extend([taken, reply(), say("NOOP"), reply()]);
@@ -65,7 +65,7 @@ fn an_urgent_byte_of_the_server_stays_in_the_stream() {
     assert_eq!(session.got(6), format!("227 Entering Passive Mode   ({seen},195,149)"));
 }
 
-/// RFC 959 section 4.1.3, as BSD's client does it: `IAC IP IAC` urgent, then `DM` and the command.
+/// RFC 959 section 4.1.3, as BSD's client implements it: `IAC IP IAC` as urgent data, then `DM` and the command.
 #[test]
 fn a_telnet_synch_before_abor_reaches_every_server() {
     for kind in ServerKind::ALL {
@@ -80,7 +80,7 @@ fn a_telnet_synch_before_abor_reaches_every_server() {
         steps.extend([say("PASV"), reply(), json!({"dial": true, "later": true})]);
         steps.extend([say("RETR pub/large"), reply()]);
         steps.extend([urgent("\u{ff}\u{f4}\u{ff}"), json!({"send": "\u{f2}ABOR\r\n"})]);
-        // What is still under way is read, so that a server that looks later gets to it.
+        // Read the data in flight, so that a server that looks for commands later gets to this one.
         steps.extend([json!({"drain": true}), reply(), reply(), say("NOOP"), reply()]);
         let host = lab.server_address(Family::V4).to_string();
         let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
@@ -94,7 +94,7 @@ fn a_telnet_synch_before_abor_reaches_every_server() {
     }
 }
 
-/// Real servers get a line that none of them obeys.
+/// Real servers receive a line that none of them executes.
 #[test]
 fn no_server_executes_a_verb_with_an_urgent_byte() {
     for kind in [ServerKind::Vsftpd, ServerKind::Proftpd, ServerKind::Pyftpdlib] {

@@ -1,5 +1,5 @@
-//! Docker's chains, as its daemon sets them up for `docker run -p 21:21` on the bridge network: a
-//! container is a host behind docker0.
+//! Docker's chains, as its daemon creates them for `docker run -p 21:21` on the bridge network. The container is a host
+//! behind docker0.
 
 use std::net::Ipv4Addr;
 
@@ -7,15 +7,15 @@ use ftp_alg_lab::{AddressPlan, Family, Host, LabSpec, Mode, Topology};
 
 use crate::site::{Place, Recipe, Site, needs_no_line_with_conntrack, run_script, shows_its_line};
 
-/// What dockerd 20.10 prints by `iptables-save`.
+/// The output of `iptables-save` with dockerd 20.10.
 const DOCKER_20: &str = include_str!("docker-20.rules");
 
-/// The chains of dockerd 28, which also drops what is addressed to a container itself.
+/// The chains of dockerd 28, which also drops packets addressed to the container itself.
 const DOCKER_28: &str = include_str!("docker-28.rules");
 
 const KINDS: [(&str, &str); 3] = [(DOCKER_20, "nft"), (DOCKER_28, "nft"), (DOCKER_28, "legacy")];
 
-/// A host with a published container, and its recipe.
+/// A host with a published container, and the recipe.
 fn docker(rules: &str, variant: &str) -> (Site, Recipe) {
     let mut plan = AddressPlan::for_topology(Topology::PublishedServer);
     plan.inside.v4 = Ipv4Addr::new(172, 17, 0, 1);
@@ -34,7 +34,7 @@ fn apply(host: &Host, text: &str) {
     run_script(host, text, &[], "/usr/sbin");
 }
 
-/// What a container opens goes out anyway; passive transfers are what Docker stops.
+/// Docker accepts connections that a container opens. It drops only passive data connections.
 #[test]
 fn a_rule_in_docker_user_admits_data_connections() {
     for (rules, variant) in KINDS {

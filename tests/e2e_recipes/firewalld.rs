@@ -1,5 +1,4 @@
-//! firewalld itself, on a bus of its own, with its configuration in the lab's directory and its
-//! rules in a host of the lab.
+//! firewalld itself, on its own D-Bus. Its configuration is in the lab's directory, its rules in a host of the lab.
 
 use std::{fs, path::PathBuf, thread, time::Duration};
 
@@ -13,7 +12,7 @@ use crate::{
     },
 };
 
-/// firewalld without its directory in `/run`.
+/// Starts firewalld without its directory in `/run`.
 const START: &str = r#"import runpy, sys
 import firewall.config
 firewall.config.FIREWALLD_TEMPDIR = "HOME/temporary"
@@ -21,7 +20,7 @@ del sys.argv[0]
 runpy.run_path(sys.argv[0], run_name="__main__")
 "#;
 
-/// Its files below `home`, and commands `python` (with its modules) and `firewall-cmd`.
+/// Installs firewalld's files below `home`, and the commands `python` (with firewalld's modules) and `firewall-cmd`.
 const INSTALL: &str = r#"
 root=$1 home=$2 backend=$3
 mkdir -p "$home/bin"
@@ -42,7 +41,7 @@ END
 chmod 755 "$home"/bin/*
 "#;
 
-/// A running firewalld; ended with its bus when dropped.
+/// A running firewalld. Dropping it ends firewalld and its bus.
 struct Firewalld {
     home: PathBuf,
     _daemon: BackgroundProcess,
@@ -81,13 +80,13 @@ impl Firewalld {
         Self { home, _daemon: daemon, _bus: bus }
     }
 
-    /// Runs shell `lines` with its commands.
+    /// Runs shell `lines` with firewalld's commands in the path.
     fn run(&self, host: &Host, lines: &str, arguments: &[&str]) {
         run_script(host, lines, arguments, self.home.join("bin").to_str().unwrap());
     }
 }
 
-/// Zones of a gateway, and who may open what through it: the commands of its page for operators.
+/// The commands of the how-to page: zones of a gateway, and which connections they may open.
 fn gateway(policy: &str) -> String {
     let page = include_str!("../../docs/howto/firewalld.md");
     let mut blocks = page.split("```sh\n").skip(1).filter_map(|rest| rest.split("```").next());
@@ -100,13 +99,13 @@ fn gateway(policy: &str) -> String {
     })
 }
 
-/// A policy that lets the LAN out, as nearly everyone's.
+/// A policy that accepts all connections from the LAN, which is the usual choice.
 const LENIENT: &str = "--set-target=ACCEPT";
 
-/// One that lets out control connections.
+/// A policy that accepts only control connections.
 const STRICT: &str = "--add-port=21/tcp";
 
-/// firewalld with `backend` at `place`, whose public zone has the host's interface.
+/// firewalld with `backend` at `place`. On a host, the default zone has its interface.
 fn installed(place: Place, backend: &str, policy: &str) -> (Site, Firewalld) {
     let site = Site::new(place);
     let firewalld = Firewalld::start(site.guard(), backend);
@@ -122,8 +121,8 @@ fn recipe() -> Recipe {
     Recipe::read("firewalld.sh", &[])
 }
 
-/// Over iptables a direct rule accepts. What it forwards to another port or host, firewalld accepts
-/// by itself.
+/// Over iptables, a direct rule accepts the data connections. firewalld itself accepts connections that it forwards to
+/// another port or host.
 #[test]
 fn a_direct_rule_admits_data_connections_through_firewalld_over_iptables() {
     for (place, stopped) in [
@@ -142,8 +141,8 @@ fn a_direct_rule_admits_data_connections_through_firewalld_over_iptables() {
     }
 }
 
-/// Over nftables firewalld accepts what a destination translation brought in, and a gateway lets
-/// its LAN out: that is all of FTP over IPv4.
+/// Over nftables, firewalld accepts connections with destination NAT, and a gateway accepts connections from its LAN.
+/// Over IPv4 that includes all FTP data connections.
 #[test]
 fn firewalld_over_nftables_needs_no_rule_with_nat() {
     for place in [Place::Masquerade, Place::Published] {
@@ -154,8 +153,8 @@ fn firewalld_over_nftables_needs_no_rule_with_nat() {
     }
 }
 
-/// What is not translated it stops, and no direct rule changes that: the packet must be accepted by
-/// both, iptables and nftables.
+/// firewalld drops connections without NAT, and a direct rule does not change that: iptables and nftables must both
+/// accept the packet.
 #[test]
 fn firewalld_over_nftables_drops_despite_a_direct_rule_without_nat() {
     let (site, firewalld) = installed(Place::Server, "nftables", "");
@@ -178,10 +177,10 @@ fn firewalld_needs_no_rule_with_the_conntrack_back_end() {
     }
 }
 
-/// It flushes its own table over nftables, and all chains of iptables over iptables, where ours is not.
+/// A reload flushes firewalld's own nftables table, or all chains of iptables. Our table is in neither.
 #[test]
 fn a_firewalld_reload_leaves_our_table_alone() {
-    // It takes half a minute over iptables.
+    // Over iptables a reload takes half a minute.
     let all = std::env::var_os("FTP_ALG_RELOADS").is_some();
     for backend in ["nftables", "iptables"].into_iter().take(if all { 2 } else { 1 }) {
         let (site, firewalld) = installed(Place::Masquerade, backend, LENIENT);

@@ -1,5 +1,5 @@
-//! The recipes in `rules/recipes`, each applied as an operator applies it: with its line for
-//! `ftp-alg` transfers pass a default drop, without it they do not, and an off-path attacker finds nothing.
+//! The recipes in `rules/recipes`, applied as an operator applies them. With the rule for `ftp-alg`, transfers pass a
+//! firewall that drops by default. Without it they do not. An outsider finds no open port.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 #[path = "../common/mod.rs"]

@@ -1,4 +1,5 @@
-//! nftables, and iptables of both kinds: a gateway with masquerade and a published server, a host.
+//! nftables, iptables-nft and iptables-legacy, on a gateway with masquerade, on a gateway with a published server, and
+//! on a host.
 
 use std::time::Duration;
 
@@ -122,8 +123,8 @@ fn iptables_needs_no_rule_with_the_conntrack_back_end() {
     }
 }
 
-/// Nagle's algorithm keeps the second half of an announcement until the first is acknowledged,
-/// which only `ftp-alg` does at once.
+/// Nagle's algorithm delays the second half of an announcement until the first is acknowledged. Only `ftp-alg`
+/// acknowledges it at once.
 #[test]
 fn a_host_with_output_drop_admits_acknowledgements_by_their_rule() {
     for (recipe, apply) in [
@@ -134,11 +135,11 @@ fn a_host_with_output_drop_admits_acknowledgements_by_their_rule() {
         let site = Site::new(Place::Server);
         apply(site.guard(), &recipe.disarmed("0x70000000"));
         let _daemon = site.daemon(NFTABLES);
-        // Linux' shortest time-out is 200 ms, of which the pause between the segments is 50.
+        // Linux retransmits after 200 ms at the earliest, of which 50 ms are the pause between the segments.
         let without = site.answer_to_a_cut_announcement();
         assert!(without > Duration::from_millis(130), "{without:?}");
         apply(site.guard(), &recipe.text);
-        // A time-out comes each time, a busy machine's delay does not.
+        // A retransmission timeout would occur every time; a delay on a busy machine does not.
         let times = [(); 3].map(|()| site.answer_to_a_cut_announcement());
         assert!(times.into_iter().any(|time| time < Duration::from_millis(100)), "{times:?}");
     }

@@ -1,5 +1,5 @@
-//! OpenWrt's fw4, by the ruleset that it generates for its default configuration: the program
-//! itself needs ubus and a device.
+//! OpenWrt's fw4, represented by the ruleset that it generates for its default configuration. The program itself needs
+//! ubus and a device.
 
 use std::time::Duration;
 
@@ -12,7 +12,7 @@ use crate::site::{
 /// fw4's table, with `INCLUDE` where it includes `chain-pre/input` and `chain-pre/forward`.
 const RULESET: &str = include_str!("fw4.nft");
 
-/// A port forward of port 21 to the server as `config redirect` gives it, in three chains.
+/// A port forward of port 21 to the server, as `config redirect` generates it, in three chains.
 const REDIRECT: [(&str, &str); 3] = [
     ("REDIRECT_ACCEPT", "ct status dnat accept comment \"!fw4: Accept port forwards\""),
     (
@@ -25,7 +25,7 @@ const REDIRECT: [(&str, &str); 3] = [
     ),
 ];
 
-/// The whole with `include` at the start of its chains.
+/// The whole ruleset, with `include` at the start of its chains.
 fn ruleset(include: &str, redirect: bool) -> String {
     let mut text = RULESET.replace("INCLUDE", include);
     for (place, rule) in REDIRECT {
@@ -40,14 +40,14 @@ fn recipe() -> Recipe {
 
 fn load(host: &Host, redirect: bool, include: &str) {
     let text = ruleset(include, redirect);
-    // As `fw4 check` does before a reload.
+    // `fw4 check` does this before a reload.
     let mut check = host.command("nft");
     check.args(["-c", "-f", "-"]);
     host.finish(check, text.as_bytes(), Duration::from_secs(10)).unwrap().success().unwrap();
     host.nft(&text).unwrap();
 }
 
-/// fw4 lets the LAN out: active transfers are what it stops.
+/// fw4 accepts connections from the LAN, so it drops only active data connections.
 #[test]
 fn the_openwrt_rule_admits_data_connections_to_the_lan() {
     let site = Site::new(Place::Masquerade);
@@ -56,8 +56,7 @@ fn the_openwrt_rule_admits_data_connections_to_the_lan() {
     });
 }
 
-/// fw4 accepts what a destination translation brought in, once there is a port forward: over IPv4
-/// nothing is missing, over IPv6 the line is.
+/// With a port forward, fw4 accepts all connections with destination NAT. So the rule is needed over IPv6 only.
 #[test]
 fn the_openwrt_rule_admits_data_connections_to_a_published_server() {
     let site = Site::new(Place::Published);

@@ -1,5 +1,5 @@
-//! `rules/ftp-alg.iptables` and `.ip6tables`: queueing that the operator loads, for a kernel that
-//! has neither the queue statement of nftables nor nft_compat. `ftp-alg run` then queues nothing.
+//! `rules/ftp-alg.iptables` and `.ip6tables`: queue rules that the operator loads, for a kernel with neither the queue
+//! statement of nftables nor nft_compat. `ftp-alg run` then adds no queue rules.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use crate::{
     site::{FAMILIES, FEW, NFTABLES, Place, Site},
 };
 
-/// Loads what `ftp-alg rules iptables` and `ip6tables` print.
+/// Loads the output of `ftp-alg rules iptables` and `ftp-alg rules ip6tables`.
 fn load_queueing(host: &Host, variant: &str) {
     let program = executable();
     let lines = ["iptables", "ip6tables"].map(|flavour| {
@@ -36,7 +36,7 @@ fn iptables_queue_rules_work_in_every_place() {
             site.carries(&daemon, &FAMILIES);
             site.shows_an_outsider(&daemon, FEW);
             assert_eq!(site.guard().invalid_packets().unwrap(), 0, "{variant} {place:?}");
-            // Half an announcement is held back and acknowledged here too.
+            // The start of an announcement is held and acknowledged here too.
             let times = [(); 3].map(|()| site.answer_to_a_cut_announcement());
             assert!(times.into_iter().any(|time| time < Duration::from_millis(100)), "{times:?}");
         }

@@ -1,4 +1,4 @@
-//! The operator's iptables and `ftp-alg` leave each other alone, whichever came first.
+//! The operator's iptables rules and `ftp-alg` do not disturb each other, in either order of loading.
 
 use ftp_alg_lab::{Family, Host};
 
@@ -10,7 +10,7 @@ use crate::{
 
 const VARIANTS: [&str; 2] = ["nft", "legacy"];
 
-/// What `iptables-save` and `ip6tables-save` print, without packet counts and dates.
+/// The output of `iptables-save` and `ip6tables-save`, without packet counts and dates.
 fn saved_rules(host: &Host, variant: &str) -> String {
     let mut text = String::new();
     for program in [format!("iptables-{variant}-save"), format!("ip6tables-{variant}-save")] {
@@ -64,7 +64,7 @@ fn the_operators_rules_may_be_flushed_and_reloaded() {
         for place in [Place::Masquerade, Place::Published] {
             let site = Site::new(place);
             let daemon = site.daemon(NFTABLES);
-            // Without translations, which outlive their connections.
+            // Without the translations, which outlive their connections.
             let own = || Some(tables(site.guard()).1?.split_once("\tchain ")?.1.to_owned());
             let loaded = own().unwrap();
             let recipe = iptables(place, variant);
@@ -72,7 +72,7 @@ fn the_operators_rules_may_be_flushed_and_reloaded() {
             site.carries(&daemon, &[Family::V4]);
             let rules = saved_rules(site.guard(), variant);
 
-            // Nothing but the policies is left, and all of it dropped.
+            // A flush leaves only the chain policies, which drop all packets.
             let flush = format!("iptables-{variant} -F; ip6tables-{variant} -F");
             site.guard().shell(&flush).unwrap();
             assert_ne!(saved_rules(site.guard(), variant), rules);
@@ -82,7 +82,7 @@ fn the_operators_rules_may_be_flushed_and_reloaded() {
             assert_eq!(saved_rules(site.guard(), variant), rules, "{variant} {place:?}");
             site.carries(&daemon, &[Family::V4]);
 
-            // All of it saved, removed and restored, as a boot script does.
+            // Saves, removes and restores all rules, as a boot script does.
             let saved = "saved.rules";
             let lines = format!(
                 "iptables-{variant}-save > {saved}
@@ -96,7 +96,7 @@ fn the_operators_rules_may_be_flushed_and_reloaded() {
             site.guard().shell(&lines).unwrap();
             assert_eq!(saved_rules(site.guard(), variant), rules, "{variant} {place:?}");
             site.carries(&daemon, &[Family::V4]);
-            // A look at the table comes once a second.
+            // The daemon checks its table once a second.
             let started = std::time::Instant::now();
             wait_for("two looks at the table", || started.elapsed().as_secs() >= 2);
             assert_eq!(own().unwrap(), loaded, "{variant} {place:?}");

@@ -1,4 +1,4 @@
-//! A lab whose firewall is a recipe, and what every recipe must show.
+//! A lab whose firewall is a recipe, and the checks that every recipe must pass.
 
 use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
 
@@ -13,7 +13,7 @@ use crate::common::{executable, reply, say, scripted_client};
 pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
 pub const MODES: [Mode; 2] = [Mode::Active, Mode::Passive];
 
-/// A bus that answers everyone who reaches its socket.
+/// A D-Bus configuration that accepts everyone who can reach the socket.
 pub const BUS: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
 <busconfig>
@@ -27,18 +27,18 @@ pub const BUS: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS B
 </busconfig>
 "#;
 
-/// The configuration with which a firewall needs a line, whatever else it accepts.
+/// With this configuration a firewall needs a rule for data connections, whatever else it accepts.
 pub const NFTABLES: &str = "[pinhole]\nbackend = \"nftables\"\n";
 
-/// The configuration with which a firewall needs no line at all.
+/// With this configuration a firewall needs no rule for data connections.
 pub const CONNTRACK: &str = "[pinhole]\nbackend = \"conntrack\"\n";
 
-/// Ports that are looked at quickly.
+/// Ports for a quick scan.
 pub const FEW: &str = "1-1024,20000-20200,60000-60200";
 
 const BODY: &[u8] = b"moved through a recipe";
 
-/// Where the recipe and `ftp-alg` stand.
+/// The host on which the recipe and `ftp-alg` run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
     /// A gateway with the clients behind it.
@@ -51,7 +51,7 @@ pub enum Place {
     Client,
 }
 
-/// A lab without a firewall of its own, and a server that runs.
+/// A lab without a firewall of its own, and a running server.
 pub struct Site {
     pub lab: Lab,
     place: Place,
@@ -86,12 +86,12 @@ impl Site {
         }
     }
 
-    /// Starts `ftp-alg run` there.
+    /// Starts `ftp-alg run` on the host with the firewall.
     pub fn daemon(&self, configuration: &str) -> Daemon {
         Daemon::start(&executable(), self.guard(), configuration).unwrap()
     }
 
-    /// A file comes through in each of `families`, both ways.
+    /// Asserts that active and passive downloads work over each of `families`.
     pub fn carries(&self, daemon: &Daemon, families: &[Family]) {
         for &family in families {
             for mode in MODES {
@@ -111,7 +111,7 @@ impl Site {
         }
     }
 
-    /// The announcement is answered and has its pinhole; the data connection does not get through.
+    /// Asserts that an announcement gets its reply and its pinhole, but that the firewall drops the data connection.
     pub fn stops(&self, daemon: &Daemon, family: Family, mode: Mode) {
         let mut steps = self.login();
         let own = self.lab.client.address(family).to_string();
@@ -136,8 +136,8 @@ impl Site {
         assert_eq!(daemon.counter("pinholes_opened").unwrap(), opened + 1, "{what}");
     }
 
-    /// How long a client, with Nagle's algorithm, waits for the answer to an announcement that it
-    /// sends in two segments.
+    /// The time that a client with Nagle's algorithm waits for the reply to an announcement that it sends in two
+    /// segments.
     pub fn answer_to_a_cut_announcement(&self) -> Duration {
         let mut steps = self.login();
         let own = self.lab.client.address(Family::V4).to_string().replace('.', ",");
@@ -156,8 +156,8 @@ impl Site {
         vec![reply(), say(&user), reply(), say(&password), reply()]
     }
 
-    /// While a pinhole waits for its one connection, an off-path attacker finds what is published and
-    /// nothing else: on `ports`, and on the pinhole's own.
+    /// Asserts that an outsider finds only the published ports while a pinhole is open. It scans `ports` and the
+    /// pinhole's own port.
     pub fn shows_an_outsider(&self, daemon: &Daemon, ports: &str) {
         let (mode, published): (_, &[u16]) = match self.place {
             Place::Masquerade | Place::Client => (Mode::Active, &[]),
@@ -174,13 +174,13 @@ impl Site {
     }
 }
 
-/// A file of `rules/recipes` after an operator changed the names and addresses at its top.
+/// A file of `rules/recipes` with the names and addresses at its top changed, as an operator does.
 pub struct Recipe {
     pub text: String,
 }
 
 impl Recipe {
-    /// Reads `name`, with each of `values` (as it stands, as it shall be) changed.
+    /// Reads the recipe `name` and replaces each of `values`, given as (documented, used here).
     pub fn read(name: &str, values: &[(&str, &str)]) -> Self {
         let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("rules/recipes").join(name);
         let mut text = fs::read_to_string(path).unwrap();
@@ -191,12 +191,12 @@ impl Recipe {
         Self { text }
     }
 
-    /// The same with rules for data connections that decide nothing.
+    /// The recipe, with its rules for data connections disabled.
     pub fn without_its_line(&self) -> String {
         self.disarmed("0x40000000")
     }
 
-    /// The same with rules that decide nothing where they match `mark`.
+    /// The recipe, with all rules that match `mark` disabled.
     pub fn disarmed(&self, mark: &str) -> String {
         let disarm = |line: &str| line.replace(" accept", " continue").replace("-j ACCEPT", "");
         let lines: Vec<String> = self
@@ -210,7 +210,7 @@ impl Recipe {
     }
 }
 
-/// Runs `text`, a recipe that is a shell script, on `host`; `bin` goes first in PATH.
+/// Runs `text`, a recipe that is a shell script, on `host`. `bin` is first in PATH.
 pub fn run_script(host: &Host, text: &str, arguments: &[&str], bin: &str) {
     let script = host.write("recipe.sh", text.as_bytes()).unwrap();
     let mut command = host.command("sh");
@@ -220,7 +220,7 @@ pub fn run_script(host: &Host, text: &str, arguments: &[&str], bin: &str) {
     host.finish(command, b"", Duration::from_secs(60)).unwrap().success().unwrap();
 }
 
-/// A program unpacked by `packaging/provision`.
+/// The path of a program that `packaging/provision` unpacked.
 pub fn unpacked(path: &str) -> PathBuf {
     let cache = std::env::var("FTP_ALG_LAB_CACHE").unwrap_or("/var/cache/ftp-alg-lab".to_owned());
     let file = PathBuf::from(cache).join("root").join(path);
@@ -228,8 +228,8 @@ pub fn unpacked(path: &str) -> PathBuf {
     file
 }
 
-/// What a recipe shows at `site`: `stopped` without its line, all with it. `apply` is given the
-/// text, twice.
+/// Asserts that a recipe drops the `stopped` modes without its rule, and that all transfers work with it. `apply` is
+/// called once for each variant.
 pub fn shows_its_line(
     site: &Site,
     recipe: &Recipe,
@@ -249,7 +249,7 @@ pub fn shows_its_line(
     site.shows_an_outsider(&daemon, FEW);
 }
 
-/// The same recipe without its line is enough for the conntrack back end.
+/// Asserts that the recipe without its rule suffices for the conntrack back end.
 pub fn needs_no_line_with_conntrack(
     site: &Site,
     recipe: &Recipe,

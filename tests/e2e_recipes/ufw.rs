@@ -1,4 +1,4 @@
-//! ufw itself, with its files in the lab's directory and its rules in a host of the lab.
+//! ufw itself. Its files are in the lab's directory, its rules in a host of the lab.
 
 use std::{fs, os::unix::fs::PermissionsExt};
 
@@ -9,7 +9,7 @@ use crate::site::{
     shows_its_line, unpacked,
 };
 
-/// ufw's files as its package installs them below `home`, and a command `ufw` that uses them.
+/// Installs ufw's files below `home`, as its package does, and a command `ufw` that uses them.
 const INSTALL: &str = r#"
 root=$1 home=$2
 mkdir -p "$home/etc/default" "$home/lib" "$home/usr/share" "$home/bin"
@@ -29,12 +29,12 @@ END
 chmod 755 "$home/bin/ufw"
 "#;
 
-/// A directory on `host` with an enabled ufw that denies everything, and what `commands` say.
+/// Installs ufw on `host`, denies everything by default, runs `commands` and enables ufw. Returns its directory.
 fn enabled(host: &Host, commands: &str) -> String {
     let program = unpacked("usr/sbin/ufw");
     let root = program.ancestors().nth(3).unwrap().to_str().unwrap();
     let home = host.directory().join("ufw");
-    // ufw refuses to run below what others may write to.
+    // ufw refuses to run if others may write to its directory.
     fs::create_dir_all(&home).unwrap();
     fs::set_permissions(&home, fs::Permissions::from_mode(0o755)).unwrap();
     let home = home.to_str().unwrap().to_owned();
@@ -56,11 +56,11 @@ fn recipe(home: &str) -> Recipe {
     Recipe::read("ufw.sh", &values)
 }
 
-/// ufw at `place`, and how its recipe is applied there.
+/// ufw at `place`, its recipe, and a function that applies it.
 fn installed(place: Place) -> (Site, Recipe, impl Fn(&Host, &str)) {
     let site = Site::new(place);
     let host = matches!(place, Place::Server | Place::Client);
-    // On a host it denies what goes out too.
+    // On a host, ufw denies outgoing connections too.
     let commands = if host { "ufw default deny outgoing" } else { "" };
     let home = enabled(site.guard(), commands);
     let argument = if host { "host" } else { "gateway" };

@@ -1,4 +1,4 @@
-//! Docker's chains, and the drop-in of its service as systemd would read it.
+//! Docker's chains, and a drop-in for its service as systemd would read it.
 
 use std::net::Ipv4Addr;
 
@@ -14,7 +14,7 @@ const RULES: [&str; 2] = [
     include_str!("../e2e_recipes/docker-28.rules"),
 ];
 
-/// A start of the machine: Docker's chains, then what its service starts afterwards.
+/// Simulates a boot: Docker's chains, then the commands that its service starts afterwards.
 const BOOT: &str = "
 iptables-restore /etc/docker.rules
 cat /etc/systemd/system/docker.service.d/*.conf 2>/dev/null | sed -n 's/^ExecStartPost=-//p' | sh -e
@@ -31,7 +31,7 @@ fn setup_adds_the_docker_rule_by_a_systemd_drop_in() {
         let host = site.guard();
         host.shell("ip link set lan down; ip link set lan name docker0; ip link set docker0 up")
             .unwrap();
-        // Docker filters IPv4 only here.
+        // Docker filters only IPv4 here.
         host.shell("sysctl -w net.ipv6.conf.all.forwarding=0").unwrap();
         let machine = Machine::on(host);
         let unit = "[Service]\nExecStart=/bin/true\n";
@@ -52,7 +52,7 @@ fn systemd_accepts_the_drop_in_and_adds_its_rule_once() {
     machine.shell(BOOT);
     let daemon = site.daemon(crate::site::NFTABLES);
     machine.setup(&daemon, &["--apply"]).says("applied");
-    // As Docker leaves the chain alone when it starts again.
+    // Docker leaves the chain unchanged when it restarts.
     machine.shell(BOOT.trim_start().split_once('\n').unwrap().1);
     assert_eq!(machine.shell("iptables-save").matches("ftp-alg-setup").count(), 1);
     let verified =

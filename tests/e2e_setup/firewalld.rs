@@ -1,4 +1,4 @@
-//! firewalld itself, on a bus of its own.
+//! firewalld itself, on its own D-Bus.
 
 use ftp_alg_lab::{BackgroundProcess, Mode};
 
@@ -8,7 +8,7 @@ use crate::{
     site::{BUS, CONNTRACK, FAMILIES, NFTABLES, Place, Site},
 };
 
-/// firewalld with this back end, its own bus, and without its directory in `/run`.
+/// Configures firewalld with this back end and its own bus, without its directory in `/run`.
 const INSTALL: &str = r#"
 sed -i "s/^FirewallBackend=.*/FirewallBackend=$backend/" /etc/firewalld/firewalld.conf
 sed -i "s|/run/firewalld|$home/temporary|" /usr/lib/python3/dist-packages/firewall/config/__init__.py
@@ -20,7 +20,7 @@ END
 chmod 755 /usr/bin/firewall-cmd
 "#;
 
-/// A gateway that lets out control connections.
+/// A gateway that accepts outgoing control connections.
 const GATEWAY: &str = "
 permanent() { firewall-cmd --permanent \"$@\"; }
 permanent --zone=internal --add-interface=lan
@@ -32,7 +32,7 @@ permanent --policy=out --add-port=21/tcp
 firewall-cmd --reload
 ";
 
-/// firewalld that runs; ended with its bus when dropped.
+/// A running firewalld. Dropping it ends firewalld and its bus.
 struct Firewalld {
     machine: Machine,
     _daemon: BackgroundProcess,
@@ -79,7 +79,7 @@ fn setup_preserves_existing_direct_rules_of_firewalld() {
     shows_the_cycle(&site, &firewalld.machine, "firewalld", RELOAD, &FAMILIES, &[Mode::Passive]);
 }
 
-/// It has no rule that would help, and says what does.
+/// No rule would help in this configuration, so setup names the other back end.
 #[test]
 fn setup_recommends_the_conntrack_back_end_for_firewalld_over_nftables() {
     let site = Site::new(Place::Masquerade);

@@ -1,4 +1,4 @@
-//! What can go wrong with files, and between them and the kernel.
+//! Faults: unwritable, edited or invalid files, failing reloads, interruptions, and rules that differ from the files.
 
 use ftp_alg_lab::Daemon;
 
@@ -13,7 +13,7 @@ const SECOND: &str = "add table ip second\ndelete table ip second\ntable ip seco
         tcp dport 21 accept\n }\n}\n";
 const CONF: &str = "/etc/nftables.conf";
 
-/// A gateway with nftables, whose file is as in the recipe but for `edit`.
+/// A gateway with nftables, whose file is the recipe changed by `edit`.
 fn gateway(edit: impl Fn(String) -> String) -> (Site, Machine, Daemon) {
     let (site, machine) = machine(Place::Masquerade, &edit(nftables(Place::Masquerade)));
     let daemon = site.daemon(NFTABLES);
@@ -100,7 +100,7 @@ fn two_chains_that_drop_both_get_the_rule() {
     assert_eq!(machine.files(), before);
 }
 
-/// nft does `instead` when it is to load the file.
+/// Replaces nft by a script that runs `instead` when it is asked to load the file.
 fn with_nft(machine: &Machine, instead: &str) {
     machine.shell("[ -e /usr/sbin/nft.real ] || mv /usr/sbin/nft /usr/sbin/nft.real");
     let script = format!(
@@ -139,7 +139,7 @@ fn the_next_run_finishes_or_undoes_an_interrupted_apply() {
 fn a_failed_reload_restores_the_files() {
     let (_site, machine, daemon) = gateway(|text| text);
     let rules = live(&machine);
-    // It fails once, and then loads something else than its file.
+    // The first script fails once. The second one succeeds without loading the file.
     for (instead, why) in [
         ("[ -e /etc/failed ] || { touch /etc/failed; echo no >&2; exit 1; }", "no"),
         ("exit 0", "even after the change"),
@@ -179,7 +179,7 @@ fn undo_removes_only_our_lines_from_an_edited_file() {
     assert!(!live(&machine).contains("ftp-alg-setup"));
 }
 
-/// The rule that doctor names works until the next reload.
+/// The rule that doctor recommends works until the next reload.
 #[test]
 fn apply_saves_a_rule_that_is_only_loaded() {
     let (_site, machine, daemon) = gateway(|text| text);
@@ -199,7 +199,7 @@ fn a_rule_after_a_drop_gets_another_before_the_drop() {
     site.carries(&daemon, &[ftp_alg_lab::Family::V4]);
 }
 
-/// Who can write the journal could have root write any file.
+/// Anyone who can write the journal could make root write any file.
 #[test]
 fn a_journal_writable_by_others_is_refused() {
     let (_site, machine, daemon) = gateway(|text| text);

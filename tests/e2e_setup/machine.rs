@@ -1,4 +1,4 @@
-//! A host of the lab with file systems of its own, in which packages are installed and files are changed.
+//! A host of the lab with its own writable file systems, for installing packages and changing files.
 
 use std::{process::Command, time::Duration};
 
@@ -10,8 +10,8 @@ use crate::{
     site::{NFTABLES, Site, unpacked},
 };
 
-/// Lays writable layers over the system's directories, with the packages that `packaging/provision` unpacked
-/// below. Nothing of it is seen outside of this mount namespace.
+/// Mounts writable layers over the system's directories, together with the packages that `packaging/provision`
+/// unpacked. The changes are visible only in this mount namespace.
 const ENTER: &str = r#"
 home=$1 cache=$2
 for at in etc usr var/lib; do
@@ -25,7 +25,7 @@ touch "$home/entered"
 exec sleep 1000
 "#;
 
-/// Where unpacked packages are.
+/// The directory of the unpacked packages.
 pub fn cache() -> String {
     let program = unpacked("usr/sbin/ufw");
     program.ancestors().nth(3).unwrap().to_str().unwrap().to_owned()
@@ -74,7 +74,7 @@ impl Machine {
         self.host.finish(command, text.as_bytes(), limit).unwrap().success().unwrap();
     }
 
-    /// Starts a program that goes on.
+    /// Starts a program in the background.
     pub fn start(&self, program: &str, arguments: &[&str]) -> BackgroundProcess {
         let mut command = self.command(program);
         command.args(arguments);
@@ -85,7 +85,7 @@ impl Machine {
         self.shell(&format!("cat {path}"))
     }
 
-    /// All that is in the directories that setup may change, with mode and owner.
+    /// All files in the directories that setup may change, with their modes, owners and checksums.
     pub fn files(&self) -> String {
         self.shell(
             "cd /etc; find nftables* git iptables ufw firewalld systemd/system/docker* sysupgrade.conf \
@@ -94,7 +94,7 @@ impl Machine {
         )
     }
 
-    /// `ftp-alg setup` next to `daemon`.
+    /// Runs `ftp-alg setup` while `daemon` runs.
     pub fn setup(&self, daemon: &Daemon, arguments: &[&str]) -> Outcome {
         let mut command = self.command(executable().to_str().unwrap());
         command.arg("setup").args(arguments).arg("--socket").arg(daemon.socket());
@@ -108,7 +108,7 @@ impl Machine {
     }
 }
 
-/// How setup ended, and what it said.
+/// The exit code and the output of a setup run.
 #[derive(Debug)]
 pub struct Outcome {
     pub code: i32,
@@ -117,19 +117,20 @@ pub struct Outcome {
 }
 
 impl Outcome {
-    /// It succeeded, and said this.
+    /// Asserts that it succeeded and printed `what`.
     pub fn says(&self, what: &str) {
         assert!(self.code == 0 && self.text.contains(what), "{what}: {self:?}");
     }
 
-    /// It failed, and said why.
+    /// Asserts that it failed and reported `why`.
     pub fn fails(&self, why: &str) {
         assert!(self.code == 1 && self.errors.contains(why), "{why}: {self:?}");
     }
 }
 
-/// What every firewall must show, with its rules loaded and retained in its files: `stopped` without setup, all with it,
-/// after the firewall's own `reload` too; and neither after --undo. Gives the commands that loaded the change.
+/// The checks for every firewall whose rules are loaded and saved in files. Without setup, the `stopped` mode is
+/// dropped. With it, all transfers work, also after the firewall's own `reload`. After `--undo`, the initial state is
+/// back. Returns the commands that loaded the change.
 pub fn shows_the_cycle(
     site: &Site,
     machine: &Machine,
@@ -139,7 +140,7 @@ pub fn shows_the_cycle(
     stopped: &[Mode],
 ) -> Vec<String> {
     let daemon = site.daemon(NFTABLES);
-    // Each waits for a time-out, so one stands for all.
+    // Each check waits for a timeout, so one stands for all.
     let stops = || site.stops(&daemon, families[0], stopped[0]);
     stops();
     let before = machine.files();

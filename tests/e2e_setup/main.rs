@@ -1,4 +1,5 @@
-//! `ftp-alg setup` on real firewalls: shown, applied, reloaded, taken back to the byte.
+//! `ftp-alg setup` with real firewalls: it shows a change, applies it, the change survives a reload, and undo restores
+//! every byte.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 #[path = "../common/mod.rs"]

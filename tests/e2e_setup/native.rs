@@ -1,4 +1,4 @@
-//! nftables by `/etc/nftables.conf` and what it includes, and iptables-persistent.
+//! nftables with `/etc/nftables.conf` and its includes, and iptables-persistent.
 
 use crate::{
     machine::{Machine, shows_the_cycle},
@@ -9,7 +9,7 @@ const PLACES: [Place; 3] = [Place::Masquerade, Place::Published, Place::Server];
 const NAMES: [(&str, &str); 2] = [("10.0.0.5", "192.168.150.90"), ("fd00::5", "fd00:150::5a")];
 const NFT: &str = "nft -f /etc/nftables.conf";
 
-/// A recipe for `place`, with the lab's names, whose lines for ftp-alg are not there.
+/// The recipe for `place` with the lab's names, without its rules for ftp-alg.
 pub fn without_lines(place: Place, kind: &str, names: &[(&str, &str)]) -> String {
     let text = match place {
         Place::Masquerade | Place::Published => {
@@ -64,7 +64,7 @@ fn setup_edits_an_included_nftables_file() {
     assert_eq!(loads, ["nft --file /etc/nftables.conf"]);
 }
 
-/// Loading the file would take away another program's table, or add its rules twice.
+/// Loading the file would remove another program's table, or add the file's rules a second time.
 #[test]
 fn setup_inserts_a_rule_if_the_file_cannot_be_reloaded() {
     let plain = nftables(Place::Masquerade)
@@ -73,7 +73,7 @@ fn setup_inserts_a_rule_if_the_file_cannot_be_reloaded() {
         let text = format!("{first}{plain}");
         let (site, machine) = machine(Place::Masquerade, &text);
         machine.shell(&format!("nft '{other}'"));
-        // A start of the machine.
+        // Simulates a boot.
         let boot = format!("nft delete table inet gateway; {NFT}; nft '{other}'");
         let loads = shows_the_cycle(&site, &machine, "nftables", &boot, &FAMILIES, &MODES);
         assert!(loads[0].starts_with("nft insert rule inet gateway forward "), "{loads:?}");
@@ -120,7 +120,7 @@ fn setup_edits_the_saved_rules_of_iptables_legacy() {
     iptables_shows_the_cycle("legacy");
 }
 
-/// As fail2ban's: restoring the file would remove it.
+/// A chain like fail2ban's: restoring the file would remove it.
 #[test]
 fn setup_preserves_an_iptables_chain_that_is_in_no_file() {
     let (site, machine) = iptables_machine(Place::Masquerade, "nft");

@@ -1,4 +1,4 @@
-//! OpenWrt's fw4, played by a script that puts the files of `chain-pre` where fw4 does.
+//! OpenWrt's fw4, simulated by a script that includes the files of `chain-pre` where fw4 does.
 
 use ftp_alg_lab::Mode;
 

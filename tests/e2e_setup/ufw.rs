@@ -1,11 +1,11 @@
-//! ufw, alone and next to Docker.
+//! ufw, alone and together with Docker.
 
 use crate::{
     machine::{Machine, cache, shows_the_cycle},
     site::{FAMILIES, MODES, NFTABLES, Place, Recipe, Site},
 };
 
-/// What ufw's package does when it is installed.
+/// The steps of ufw's package installation.
 const INSTALL: &str = "
 for lib in lib usr/lib; do
     [ ! -d \"$CACHE/$lib/ufw\" ] || cp -r \"$CACHE/$lib/ufw\" /usr/lib/
@@ -13,7 +13,7 @@ done
 cp /usr/share/ufw/iptables/*.rules /usr/share/ufw/ufw.conf /etc/ufw/
 ";
 
-/// An enabled ufw that denies everything but control connections.
+/// An enabled ufw that denies everything except control connections.
 fn machine(place: Place) -> (Site, Machine) {
     let site = Site::new(place);
     let machine = Machine::on(site.guard());
