@@ -6,7 +6,7 @@
 //! - No packet waits for a look-up. The main thread gets an event for a changed address, and gives the engines a new
 //!   policy.
 //! - The last known address stays in use while a name cannot be resolved. Before the first answer nothing can be
-//!   announced for it ([`External::Unresolved`]).
+//!   announced for it ([`ExternalAddress::Unresolved`]).
 //! - Each look-up reads `/etc/resolv.conf` and `/etc/hosts`, because a program that changes the address (a dial-up
 //!   daemon, a DHCP client) may change these files too.
 

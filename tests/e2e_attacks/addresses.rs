@@ -17,7 +17,7 @@ fn comma(host: &Host) -> String {
 
 /// Says each of `lines`, asks the server to connect, and checks that the session continues. Returns the reply to each
 /// line.
-fn said(scene: &Scene, family: Family, lines: &[String]) -> Vec<String> {
+fn replies_to(scene: &Scene, family: Family, lines: &[String]) -> Vec<String> {
     let mut steps = Vec::new();
     for line in lines {
         steps.extend([say(line), reply(), say("LIST"), reply(), say("NOOP"), reply()]);
@@ -44,7 +44,7 @@ pub fn assert_refused(scene: &Scene, lines: &[String]) {
 fn assert_refused_over(scene: &Scene, family: Family, lines: &[String]) {
     let lab = &scene.gateway.lab;
     let attempts = Capture::start(&lab.server, "eth0", "tcp").unwrap();
-    for (line, answer) in lines.iter().zip(said(scene, family, lines)) {
+    for (line, answer) in lines.iter().zip(replies_to(scene, family, lines)) {
         // If a line may be several commands for the server, the gateway cannot tell which reply answers which.
         let is_plain = line.bytes().all(|byte| byte == b' ' || byte.is_ascii_graphic());
         let names_gateway = !is_plain || answer.contains("the gateway");
@@ -176,9 +176,10 @@ fn assert_replies_open_nothing(replies: &[&str]) {
     let session = client.release();
     for (at, line) in lines.enumerate() {
         let (heard, said) = (session.got(6 + at * 2), extra[line].as_str().unwrap());
-        assert!(heard == said || heard.starts_with("425 Gateway: "), "to {line}: {heard}");
-        let is_none = ["256", "405", "65558", "115605"].iter().any(|number| said.contains(number));
-        assert_eq!(heard == said, is_none, "to {line}: {heard}");
+        assert!(heard == said || heard.starts_with("425 Gateway: "), "reply to {line}: {heard}");
+        let is_invalid =
+            ["256", "405", "65558", "115605"].iter().any(|number| said.contains(number));
+        assert_eq!(heard == said, is_invalid, "reply to {line}: {heard}");
     }
 }
 

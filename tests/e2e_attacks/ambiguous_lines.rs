@@ -15,19 +15,19 @@ use crate::{
 /// A port of the published server with another service.
 const FORGED: u16 = 3306;
 
-/// A published server of `kind`, and a client that logs in and runs `steps`. No connection to a port in `doors` may get
+/// A published server of `kind`, and a client that logs in and runs `steps`. No connection to a port in `ports` may get
 /// through.
-fn attack_published(kind: ServerKind, steps: &[Value], doors: &[u16]) -> Gateway {
-    attack_prepared(kind, "", |_| {}, steps, doors)
+fn attack_published_server(kind: ServerKind, steps: &[Value], ports: &[u16]) -> Gateway {
+    attack_prepared_server(kind, "", |_| {}, steps, ports)
 }
 
-/// As [`attack_published`], with `more` server configuration, after `prepare` has put files on the server.
-fn attack_prepared(
+/// As [`attack_published_server`], with `more` server configuration, after `prepare` has put files on the server.
+fn attack_prepared_server(
     kind: ServerKind,
     more: &str,
     prepare: impl Fn(&Server),
     steps: &[Value],
-    doors: &[u16],
+    ports: &[u16],
 ) -> Gateway {
     let gateway = gateway_with(Topology::PublishedServer, "");
     let lab = &gateway.lab;
@@ -41,12 +41,12 @@ fn attack_prepared(
     let held =
         gated_client(&lab.client, json!({"host": lab.server_address(Family::V4), "steps": all}));
     let outside = lab.gateway.address(Family::V4).to_string();
-    let doors: Vec<_> = doors.iter().map(|port| (&lab.client, outside.as_str(), *port)).collect();
-    assert_silent(&doors);
+    let ports: Vec<_> = ports.iter().map(|port| (&lab.client, outside.as_str(), *port)).collect();
+    assert_silent(&ports);
     // Only vsftpd may announce a port of its own after the listing is complete.
     let log = gateway.daemon.log();
     let opened = |line: &&str| line.contains(": open ") || line.contains(": rewrite ");
-    let forged = |line: &str| doors.iter().any(|(.., port)| line.contains(&format!(":{port}")));
+    let forged = |line: &str| ports.iter().any(|(.., port)| line.contains(&format!(":{port}")));
     assert!(!log.lines().filter(opened).any(forged), "{kind}: {log}");
     if kind != ServerKind::Vsftpd {
         assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0], "{kind}: {log}");
@@ -62,7 +62,7 @@ fn an_argument_echoed_by_pyftpdlib_opens_no_pinhole() {
     for end in ["\n", "\r", "\0"] {
         let line = format!("SIZE a{end}229 x (|||{FORGED}|)\r\nEPSV\r\n");
         let steps = [say("TYPE I"), reply(), json!({"send": line})];
-        attack_published(ServerKind::Pyftpdlib, &steps, &[FORGED]);
+        attack_published_server(ServerKind::Pyftpdlib, &steps, &[FORGED]);
     }
 }
 
@@ -81,7 +81,7 @@ fn a_file_name_listed_by_vsftpd_opens_no_pinhole() {
             } else {
                 steps.extend([listing, say("EPSV")]);
             }
-            attack_published(ServerKind::Vsftpd, &steps, &[FORGED]);
+            attack_published_server(ServerKind::Vsftpd, &steps, &[FORGED]);
         }
     }
 }
@@ -109,7 +109,7 @@ fn a_directory_name_echoed_by_proftpd_opens_no_pinhole() {
             steps.extend([json!({"send": "PWD\r\n"}), json!({"sleep": 0.3})]);
         }
         steps.push(json!({"send": commands}));
-        attack_published(ServerKind::Proftpd, &steps, &[FORGED]);
+        attack_published_server(ServerKind::Proftpd, &steps, &[FORGED]);
     }
 }
 
@@ -118,22 +118,22 @@ fn a_directory_name_echoed_by_proftpd_opens_no_pinhole() {
 #[test]
 fn a_message_file_shown_by_proftpd_opens_no_pinhole() {
     let end = "\r%{time:%n}";
-    let goes = [say("TYPE I"), reply(), say("CWD pub"), reply()];
+    let changes_directory = [say("TYPE I"), reply(), say("CWD pub"), reply()];
     for (code, more, before, command) in [
         ("250 End", "DisplayChdir .message", &[][..], "CWD pub"),
-        ("", "DisplayQuit .message", &goes, "QUIT"),
+        ("", "DisplayQuit .message", &changes_directory, "QUIT"),
     ] {
         let shown = format!("x{end}{code}{end}229 x (|||{FORGED}|){end}y\n");
         let shown = if code.is_empty() { format!("x{end}229 x (|||{FORGED}|)\n") } else { shown };
         let prepare = |server: &Server| server.put(".message", shown.as_bytes()).unwrap();
         let pipeline = json!({"send": format!("{command}\r\nEPSV\r\n")});
         let steps = [before, &[pipeline]].concat();
-        attack_prepared(ServerKind::Proftpd, more, prepare, &steps, &[FORGED]);
+        attack_prepared_server(ServerKind::Proftpd, more, prepare, &steps, &[FORGED]);
     }
 }
 
 /// Announcements of the third host's port 3764, hidden in every known way.
-fn hidden(third: &str) -> Vec<String> {
+fn hidden_bounces(third: &str) -> Vec<String> {
     let port = format!("PORT {third},14,180");
     let mut lines: Vec<String> = [
         "",
@@ -177,13 +177,13 @@ fn hidden(third: &str) -> Vec<String> {
 }
 
 /// The server is configured to accept foreign addresses, so only the gateway prevents the bounce.
-fn assert_never_sent(kind: ServerKind, more: &str) {
+fn assert_no_hidden_bounce(kind: ServerKind, more: &str) {
     let gateway = gateway_with(Topology::Masquerade, "");
     let Lab { client, outsider: third, server: host, .. } = &gateway.lab;
     let server = Server::start_with(kind, host, more).unwrap();
     let (user, password) = server.login();
     let thirds = Capture::start(third, "eth0", "tcp").unwrap();
-    let lines = hidden(&third.address(Family::V4).to_string().replace('.', ","));
+    let lines = hidden_bounces(&third.address(Family::V4).to_string().replace('.', ","));
     let host_port = json!(gateway.lab.server_address(Family::V4));
     thread::scope(|scope| {
         // Each line has a connection of its own. It is sent as a whole; for ProFTPD, which has the most parsing
@@ -213,28 +213,28 @@ fn assert_never_sent(kind: ServerKind, more: &str) {
     let from = host.address(Family::V4);
     let attempts =
         thirds.finish().unwrap().count(&format!("{ATTEMPTS} && ip.src == {from}")).unwrap();
-    assert_eq!(attempts, 0, "{kind} was sent to the third host");
+    assert_eq!(attempts, 0, "{kind} connected to the third host");
     assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 0);
 }
 
 #[test]
 fn no_hidden_bounce_reaches_proftpd() {
-    assert_never_sent(ServerKind::Proftpd, "AllowForeignAddress on\nMaxInstances 300");
+    assert_no_hidden_bounce(ServerKind::Proftpd, "AllowForeignAddress on\nMaxInstances 300");
 }
 
 #[test]
 fn no_hidden_bounce_reaches_vsftpd() {
-    assert_never_sent(ServerKind::Vsftpd, "port_promiscuous=YES");
+    assert_no_hidden_bounce(ServerKind::Vsftpd, "port_promiscuous=YES");
 }
 
 #[test]
 fn no_hidden_bounce_reaches_pure_ftpd() {
-    assert_never_sent(ServerKind::PureFtpd, "-w");
+    assert_no_hidden_bounce(ServerKind::PureFtpd, "-w");
 }
 
 #[test]
 fn no_hidden_bounce_reaches_pyftpdlib() {
-    assert_never_sent(ServerKind::Pyftpdlib, "");
+    assert_no_hidden_bounce(ServerKind::Pyftpdlib, "");
 }
 
 /// A client that runs `steps` opens no pinhole, and its announcement of a third host is refused.

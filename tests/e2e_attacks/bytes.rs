@@ -91,7 +91,7 @@ fn assert_long_lines(lines: &[(&str, &str)]) {
         clients.into_iter().map(|client| client.join().unwrap()).collect()
     });
     let grown = scene.gateway.daemon.resident_kib().unwrap().saturating_sub(before);
-    assert!(grown < 4 << 10, "{grown} KiB more");
+    assert!(grown < 4 << 10, "memory has grown by {grown} KiB");
     scene.assert_closed(&[ANNOUNCED]);
     for client in clients {
         let session = client.release();
@@ -99,7 +99,7 @@ fn assert_long_lines(lines: &[(&str, &str)]) {
         assert!(session.got(8).starts_with("500 "), "{}", session.got(8));
         assert_eq!(session.got(10), "200 Noop");
     }
-    assert_eq!(scene.announcements().len(), 1, "that of the transfer");
+    assert_eq!(scene.announcements().len(), 1, "only the ordinary transfer may announce");
     assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), 1);
 }
 
@@ -115,13 +115,13 @@ fn a_ten_megabyte_announcement_opens_no_pinhole() {
 
 /// Sends overlapping segments that differ. The server must receive the bytes that the gateway inspected first. `lost`
 /// selects a packet to drop behind the gateway, and `heard` has the lines that the server must receive.
-fn assert_first_counts(taken: &str, segments: &Value, lost: Option<&str>, heard: &[&str]) {
+fn assert_first_bytes_win(taken: &str, segments: &Value, lost: Option<&str>, heard: &[&str]) {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
     let lab = &scene.gateway.lab;
     if let Some(lost) = lost {
         lab.server.nft(&lose_once("prerouting", lost)).unwrap();
     }
-    let thirds = Capture::start(&lab.outsider, "eth0", "tcp").unwrap();
+    let outsider_capture = Capture::start(&lab.outsider, "eth0", "tcp").unwrap();
     let sent = json!({"taken": taken, "segments": segments});
     let replies = json!({"reply": true, "count": heard.len()});
     let client = scene.logged_in(&[sent, replies, say("LIST"), reply()]);
@@ -139,7 +139,11 @@ fn assert_first_counts(taken: &str, segments: &Value, lost: Option<&str>, heard:
     assert_eq!(client.release().error, None);
     let server = lab.server.address(Family::V4);
     let reached = format!("{ATTEMPTS} && ip.src == {server}");
-    assert_eq!(thirds.finish().unwrap().count(&reached).unwrap(), 0, "the outsider");
+    assert_eq!(
+        outsider_capture.finish().unwrap().count(&reached).unwrap(),
+        0,
+        "the server connected to the outsider"
+    );
     scene.assert_transfer();
 }
 
@@ -148,30 +152,30 @@ const BEGINS_WITH_NO: &str = "tcp dport 21 @ih,0,16 0x4e4f";
 
 #[test]
 fn overlapping_segments_that_differ_retain_the_first_bytes() {
-    let bypassable = "NOOP 198,51,100,66,14,180\r\n";
+    let noop = "NOOP 198,51,100,66,14,180\r\n";
     let bounce = format!("{BOUNCE}\r\n");
     // The first segment is lost before the server, then the second one arrives.
-    let both = json!([[0, bypassable], [0, bounce], [0, &bounce[..9]]]);
-    assert_first_counts(bypassable, &both, Some(BEGINS_WITH_NO), &["NOOP 198"]);
+    let both = json!([[0, noop], [0, bounce], [0, &bounce[..9]]]);
+    assert_first_bytes_win(noop, &both, Some(BEGINS_WITH_NO), &["NOOP 198"]);
     // The second segment is longer. Its additional bytes are new.
     let longer = bounce.repeat(2);
-    let both = json!([[0, bypassable], [0, longer]]);
-    assert_first_counts(&longer, &both, Some(BEGINS_WITH_NO), &["NOOP 198", "XXXX XXX"]);
+    let both = json!([[0, noop], [0, longer]]);
+    assert_first_bytes_win(&longer, &both, Some(BEGINS_WITH_NO), &["NOOP 198", "XXXX XXX"]);
     // The bounce arrives first, but after a gap. Then its missing part arrives in segments.
-    let late = json!([[4, &bounce[4..]], [0, "NOOP"], [2, "RT 1"], [0, bypassable]]);
-    assert_first_counts(bypassable, &late, None, &["NOOP 198"]);
+    let late = json!([[4, &bounce[4..]], [0, "NOOP"], [2, "RT 1"], [0, noop]]);
+    assert_first_bytes_win(noop, &late, None, &["NOOP 198"]);
 }
 
 #[test]
 fn held_bytes_cannot_be_replaced_by_a_retransmission() {
     let line = format!("{PORT}\r\n");
     let bounce = "PORT 198,051,100,66,14,180\r\n";
-    let again = json!([[0, &line[..9]], [0, &bounce[..9]], [9, &line[9..]]]);
-    assert_first_counts(&line, &again, None, &["PORT 198,51,100,1,"]);
+    let segments = json!([[0, &line[..9]], [0, &bounce[..9]], [9, &line[9..]]]);
+    assert_first_bytes_win(&line, &segments, None, &["PORT 198,51,100,1,"]);
     // The result is 192.51.100.66, because the end was not inspected before.
-    let again = json!([[0, &line[..9]], [0, bounce]]);
-    assert_first_counts(&line, &again, None, &["XXXX XXX"]);
+    let segments = json!([[0, &line[..9]], [0, bounce]]);
+    assert_first_bytes_win(&line, &segments, None, &["XXXX XXX"]);
     let other = format!("N{}", &bounce[1..]);
     let started = json!([[0, "NO"], [0, "PO"], [0, bounce], [2, &other[2..]]]);
-    assert_first_counts(&other, &started, Some(BEGINS_WITH_NO), &["NORT 198"]);
+    assert_first_bytes_win(&other, &started, Some(BEGINS_WITH_NO), &["NORT 198"]);
 }

@@ -55,7 +55,7 @@ fn median(times: &mut [f64]) -> f64 {
 }
 
 /// The median reply times of an honest client's commands, before and during an attack.
-fn measured(scene: &Scene, kind: Kind) -> (f64, f64) {
+fn median_reply_times(scene: &Scene, kind: Kind) -> (f64, f64) {
     let lab = &scene.gateway.lab;
     let timed = (0..TIMED).flat_map(|number| {
         let line = ["NOOP", "SITE x", "TYPE I"][number % 3];
@@ -103,8 +103,8 @@ fn measured(scene: &Scene, kind: Kind) -> (f64, f64) {
     let sent: u64 = sent.trim().parse().unwrap();
     match kind {
         // A SYN-ACK without a SYN needs no verdict. Only packets with data are queued.
-        Kind::SynAck | Kind::OwnSynAck => assert!(queued < sent, "{queued} were queued"),
-        _ => assert!(queued > sent / 2, "{kind:?}: {queued} were queued of {sent}"),
+        Kind::SynAck | Kind::OwnSynAck => assert!(queued < sent, "{queued} packets were queued"),
+        _ => assert!(queued > sent / 2, "{kind:?}: only {queued} of {sent} packets were queued"),
     }
     assert_eq!(session.error, None, "{kind:?}");
     if let Some(neighbour) = neighbour {
@@ -147,14 +147,14 @@ fn assert_answered_in_time(scene: &Scene, kind: Kind) {
     prepare(scene, kind);
     let mut tries = Vec::new();
     for _ in 0..4 {
-        let (before, during) = measured(scene, kind);
+        let (before, during) = median_reply_times(scene, kind);
         println!("{kind:?}: {before:.3} ms before, {during:.3} ms during");
         if during <= 2.0 * before {
             return;
         }
         tries.push((before, during));
     }
-    panic!("{kind:?}: before and during, in ms: {tries:?}");
+    panic!("{kind:?}: reply times before and during the attack, in ms: {tries:?}");
 }
 
 #[test]
@@ -181,8 +181,8 @@ fn the_daemon_stops_quickly_if_conntrack_lost_its_sessions() {
     let lab = &scene.gateway.lab;
     let host = lab.server_address(Family::V4).to_string();
     let one = [&login()[..], &[say(PORT), reply()]].concat();
-    let again = [&[json!({"redial": true})][..], &one].concat();
-    let steps = [&one[..], &vec![again; SESSIONS - 1].concat()].concat();
+    let next = [&[json!({"redial": true})][..], &one].concat();
+    let steps = [&one[..], &vec![next; SESSIONS - 1].concat()].concat();
     let client =
         scene.client_of(&lab.client, &json!({"host": host, "listen": [ANNOUNCED]}), &steps);
     let sessions = scene.gateway.daemon.sessions().unwrap();
@@ -193,7 +193,7 @@ fn the_daemon_stops_quickly_if_conntrack_lost_its_sessions() {
     let start = std::time::Instant::now();
     scene.gateway.daemon.stop().unwrap();
     let took = start.elapsed();
-    println!("stopped within {took:?}");
+    println!("the daemon stopped within {took:?}");
     assert!(took < Duration::from_secs(1), "{took:?}");
     drop(client);
 }

@@ -154,7 +154,12 @@ fn start(host: &Host, port: u16) -> BackgroundProcess {
 /// initiator, closed by the target first, closed by the initiator first.
 const ENDINGS: [&str; 5] = ["r", "v", "a", "i", "c"];
 
-fn assert_once(topology: Topology, family: Family, is_active: bool, endings: usize) {
+fn assert_admits_one_connection(
+    topology: Topology,
+    family: Family,
+    is_active: bool,
+    endings: usize,
+) {
     with_each_back_end(|back_end| {
         thread::scope(|scope| {
             for how in &ENDINGS[..endings] {
@@ -163,7 +168,11 @@ fn assert_once(topology: Topology, family: Family, is_active: bool, endings: usi
                     let case = format!("{topology} {family:?} {back_end} {how}");
                     assert_eq!(announced.connect(how, "2"), "open", "{case}");
                     wait_for("the target", || announced.accepted() == 1);
-                    assert_eq!(announced.connect("r", "0.7"), "silent", "{case}, with its session");
+                    assert_eq!(
+                        announced.connect("r", "0.7"),
+                        "silent",
+                        "{case}, while its session is open"
+                    );
                     assert_eq!(announced.client.take().unwrap().release().error, None);
                     announced
                         .scene
@@ -171,7 +180,11 @@ fn assert_once(topology: Topology, family: Family, is_active: bool, endings: usi
                         .daemon
                         .wait_for_no_pinholes(Duration::from_secs(2))
                         .unwrap();
-                    assert_eq!(announced.connect("r", "0.7"), "silent", "{case}, without it");
+                    assert_eq!(
+                        announced.connect("r", "0.7"),
+                        "silent",
+                        "{case}, after its session has closed"
+                    );
                     assert_eq!(announced.accepted(), 1, "{case}");
                 });
             }
@@ -181,22 +194,22 @@ fn assert_once(topology: Topology, family: Family, is_active: bool, endings: usi
 
 #[test]
 fn a_consumed_active_pinhole_behind_masquerade_admits_no_second_connection() {
-    assert_once(Topology::Masquerade, Family::V4, true, 5);
+    assert_admits_one_connection(Topology::Masquerade, Family::V4, true, 5);
 }
 
 #[test]
 fn a_consumed_active_ipv6_pinhole_admits_no_second_connection() {
-    assert_once(Topology::Routed, Family::V6, true, 2);
+    assert_admits_one_connection(Topology::Routed, Family::V6, true, 2);
 }
 
 #[test]
 fn a_consumed_published_server_pinhole_admits_no_second_connection() {
-    assert_once(Topology::PublishedServer, Family::V4, false, 2);
+    assert_admits_one_connection(Topology::PublishedServer, Family::V4, false, 2);
 }
 
 #[test]
 fn a_consumed_passive_ipv6_pinhole_admits_no_second_connection() {
-    assert_once(Topology::Routed, Family::V6, false, 2);
+    assert_admits_one_connection(Topology::Routed, Family::V6, false, 2);
 }
 
 /// If the SYN-ACK is lost, the retransmitted SYN belongs to the same connection.
@@ -204,9 +217,9 @@ fn a_consumed_passive_ipv6_pinhole_admits_no_second_connection() {
 fn a_data_connection_survives_a_lost_syn_ack() {
     with_each_back_end(|back_end| {
         let announced = Announced::new(back_end, Topology::Masquerade, Family::V4, true);
-        let answer = format!("tcp flags & (syn | ack) == (syn | ack) tcp dport {SOURCE}");
+        let syn_ack = format!("tcp flags & (syn | ack) == (syn | ack) tcp dport {SOURCE}");
         let server = &announced.scene.gateway.lab.server;
-        server.nft(&lose_once("prerouting", &answer)).unwrap();
+        server.nft(&lose_once("prerouting", &syn_ack)).unwrap();
         assert_eq!(announced.connect("r", "5"), "open");
         assert_eq!(announced.connect("r", "0.7"), "silent");
     });

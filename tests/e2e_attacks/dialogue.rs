@@ -21,11 +21,11 @@ fn assert_text(topology: Topology, exchanges: &[(&str, &str)], cut_before: Optio
     let session = client.release();
     assert_eq!(session.error, None);
     for (at, (said, answer)) in exchanges.iter().enumerate() {
-        assert_eq!(session.got(6 + at * 2), answer.replace("\r\n", "\n"), "to {said}");
+        assert_eq!(session.got(6 + at * 2), answer.replace("\r\n", "\n"), "reply to {said}");
     }
     let heard = scene.server.lines();
     for (said, _) in exchanges {
-        assert!(heard.iter().any(|line| line == said), "{said} in {heard:?}");
+        assert!(heard.iter().any(|line| line == said), "{said} is missing in {heard:?}");
     }
 }
 

@@ -39,8 +39,8 @@ fn a_hundred_thousand_control_connections_leave_room_for_one_more() {
     let status = daemon.status().unwrap();
     println!("{status}");
     let grown = daemon.resident_kib().unwrap().saturating_sub(before);
-    println!("{grown} KiB more");
-    assert!(grown < 96 << 10, "{grown} KiB more");
+    println!("memory has grown by {grown} KiB");
+    assert!(grown < 96 << 10, "memory has grown by {grown} KiB");
     assert!(status["sessions"].as_u64().unwrap() <= 65_536, "{status}");
     assert!(status["limits"]["sessions"].as_u64().unwrap_or(0) > 0, "{status}");
 }
@@ -69,15 +69,17 @@ fn flood_of_announcements(back_end: &str, connections: usize) {
         (clients, most)
     });
     let status = scene.gateway.daemon.status().unwrap();
-    println!("at most {most} open; {status}");
+    println!("at most {most} pinholes open; {status}");
     // Eight pinholes per session, and one or two of the other client.
-    assert!(most <= 8 * connections + 2, "{most} open");
-    assert!(most <= 64 + 2, "{most} open");
+    assert!(most <= 8 * connections + 2, "{most} pinholes were open at once");
+    assert!(most <= 64 + 2, "{most} pinholes were open at once");
     for client in clients {
         assert_eq!(client.release().error, None);
     }
     scene.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
-    wait_for("the last closing", || scene.gateway.daemon.open_pinholes().unwrap().is_empty());
+    wait_for("the last pinhole to close", || {
+        scene.gateway.daemon.open_pinholes().unwrap().is_empty()
+    });
     scene.assert_transfer();
     assert_eq!(scene.gateway.daemon.counter("errors").unwrap(), 0);
 }

@@ -41,7 +41,7 @@ fn a_close_is_detected_although_the_closing_set_is_full() {
     assert_eq!(client.release().error, None);
     scene.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(5)).unwrap();
     assert_eq!(scene.gateway.daemon.open_pinholes().unwrap(), [""; 0]);
-    assert!(limit(&scene, "endings") > 0);
+    assert!(limit(&scene, "closing_set") > 0);
 }
 
 #[test]

@@ -15,7 +15,12 @@ use crate::{
 const BOUNCE: &str = "PORT 198,51,100,66,14,180\r\n";
 
 /// Sends crafted `segments` and returns the lines that the server executes. The client's kernel counts `taken` as sent.
-fn executed(family: Family, configuration: &str, taken: &str, segments: &Value) -> Vec<String> {
+fn executed_lines(
+    family: Family,
+    configuration: &str,
+    taken: &str,
+    segments: &Value,
+) -> Vec<String> {
     let scene = Scene::with(Topology::Routed, configuration, &json!({}));
     let lab = &scene.gateway.lab;
     let sent = json!({"taken": taken, "segments": segments});
@@ -56,7 +61,7 @@ fn a_waiting_packet_is_not_overlapped_by_a_later_line() {
         ["", "[queue]\nworkers = 2\nfanout = \"cpu\"\n", "[pinhole]\nbackend = \"conntrack\"\n"]
     {
         let taken = format!("{first}{long}");
-        assert_not_executed(&executed(Family::V4, configuration, &taken, &segments));
+        assert_not_executed(&executed_lines(Family::V4, configuration, &taken, &segments));
     }
 }
 
@@ -71,7 +76,7 @@ fn a_line_after_long_ipv6_options_is_inspected() {
         [0, one, {"pause": 0}],
         [one.len(), two],
     ]);
-    assert_not_executed(&executed(Family::V6, "", &format!("{one}{two}"), &segments));
+    assert_not_executed(&executed_lines(Family::V6, "", &format!("{one}{two}"), &segments));
 }
 
 /// A shorter line overlaps a longer one while its verdict is on its way. Each round uses other delays.
@@ -104,5 +109,5 @@ fn overlapping_lines_do_not_form_a_command() {
     let short = "NOOP xxxx\r\n";
     assert!(long[short.len()..].starts_with("PORT "));
     let segments = json!([[0, short], [0, long]]);
-    assert_not_executed(&executed(Family::V4, "", &long, &segments));
+    assert_not_executed(&executed_lines(Family::V4, "", &long, &segments));
 }

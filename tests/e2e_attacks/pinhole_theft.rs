@@ -15,7 +15,7 @@ use crate::{
 
 /// A client behind NAT opens a pinhole and then runs `then`. `attack` gets the address and port that the server
 /// received.
-fn announced(back_end: &str, then: &[Value], attack: impl Fn(&Scene, &str, u16)) {
+fn attack_active_pinhole(back_end: &str, then: &[Value], attack: impl Fn(&Scene, &str, u16)) {
     let scene = Scene::with(Topology::Masquerade, back_end, &json!({}));
     let steps = [&login()[..], &[say(PORT), reply(), json!({"gate": ""})], then].concat();
     let lab = &scene.gateway.lab;
@@ -37,14 +37,18 @@ fn announced(back_end: &str, then: &[Value], attack: impl Fn(&Scene, &str, u16))
 #[test]
 fn a_third_host_neither_uses_nor_consumes_a_pinhole() {
     with_each_back_end(|back_end| {
-        announced(back_end, &[], |scene, address, port| {
+        attack_active_pinhole(back_end, &[], |scene, address, port| {
             let lab = &scene.gateway.lab;
             let inside = lab.client.address(Family::V4).to_string();
             for _ in 0..2 {
                 let third = &lab.outsider;
                 assert_silent(&[(third, address, port), (third, &inside, ANNOUNCED)]);
             }
-            assert_eq!(connect(&lab.server, address, port), "open", "the right one, afterwards");
+            assert_eq!(
+                connect(&lab.server, address, port),
+                "open",
+                "the server itself must still get through"
+            );
         });
     });
 }
@@ -52,7 +56,7 @@ fn a_third_host_neither_uses_nor_consumes_a_pinhole() {
 #[test]
 fn a_consumed_pinhole_admits_nobody() {
     with_each_back_end(|back_end| {
-        announced(back_end, &[], |scene, address, port| {
+        attack_active_pinhole(back_end, &[], |scene, address, port| {
             let lab = &scene.gateway.lab;
             assert_eq!(connect(&lab.server, address, port), "open");
             assert_eq!(scene.gateway.daemon.open_pinholes().unwrap(), [""; 0]);
@@ -65,7 +69,7 @@ fn a_consumed_pinhole_admits_nobody() {
 fn a_pinhole_closes_with_its_control_connection() {
     with_each_back_end(|back_end| {
         for end in [json!({"abort": true}), json!({"sleep": 0})] {
-            announced(back_end, &[end], |scene, address, port| {
+            attack_active_pinhole(back_end, &[end], |scene, address, port| {
                 scene.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(1)).unwrap();
                 assert_eq!(scene.gateway.daemon.open_pinholes().unwrap(), [""; 0]);
                 let lab = &scene.gateway.lab;
@@ -95,7 +99,7 @@ fn a_completed_transfer_leaves_no_pinhole_open() {
 }
 
 /// A client of a published server opens a pinhole. `attack` tries to use it.
-fn passive(back_end: &str, attack: impl Fn(&Scene, &str)) {
+fn attack_passive_pinhole(back_end: &str, attack: impl Fn(&Scene, &str)) {
     let scene =
         Scene::with(Topology::PublishedServer, back_end, &json!({"passive_port": PASSIVE_PORT}));
     let lab = &scene.gateway.lab;
@@ -116,7 +120,7 @@ fn passive(back_end: &str, attack: impl Fn(&Scene, &str)) {
 #[test]
 fn a_pinhole_does_not_admit_another_client() {
     with_each_back_end(|back_end| {
-        passive(back_end, |scene, address| {
+        attack_passive_pinhole(back_end, |scene, address| {
             let lab = &scene.gateway.lab;
             let inside = lab.server.address(Family::V4).to_string();
             for _ in 0..2 {
@@ -140,7 +144,7 @@ fn a_pinhole_does_not_admit_another_client() {
 #[test]
 fn a_pinhole_does_not_admit_another_server() {
     with_each_back_end(|back_end| {
-        announced(back_end, &[], |scene, address, port| {
+        attack_active_pinhole(back_end, &[], |scene, address, port| {
             let lab = &scene.gateway.lab;
             let _other = scripted_server(&lab.outsider, &json!({}));
             let at = |host: &Host| json!(host.address(Family::V4));

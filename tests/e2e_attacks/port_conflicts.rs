@@ -45,7 +45,7 @@ fn serve(host: &Host, port: u16) -> BackgroundProcess {
     service
 }
 
-fn who(from: &Host, address: &str, port: u16) -> String {
+fn service_at(from: &Host, address: &str, port: u16) -> String {
     let command = service(from, &["get", address, &port.to_string()]);
     from.finish(command, b"", Duration::from_secs(10)).unwrap().stdout_text().trim().to_owned()
 }
@@ -70,21 +70,21 @@ fn scene(topology: Topology, back_end: &str, prepare: impl Fn(&Lab)) -> Scene {
 
 /// A client behind masquerade announces port 3762, which a service uses. The gateway must announce another port, and
 /// the service must stay reachable.
-fn assert_spared(scene: &Scene) {
+fn assert_port_not_assigned(scene: &Scene) {
     let lab = &scene.gateway.lab;
     let outside = lab.gateway.address(Family::V4).to_string();
-    assert_eq!(who(&lab.server, &outside, ANNOUNCED), "the service");
+    assert_eq!(service_at(&lab.server, &outside, ANNOUNCED), "the service");
     let client = scene.logged_in(&[say("PORT 192,168,150,80,14,178"), reply()]);
     let (address, port) = host_port(scene.server.lines().last().unwrap());
     assert_eq!(address, outside);
     assert_ne!(port, ANNOUNCED, "{:?}", scene.gateway.daemon.log());
-    assert_eq!(who(&lab.server, &outside, ANNOUNCED), "the service");
+    assert_eq!(service_at(&lab.server, &outside, ANNOUNCED), "the service");
     assert_eq!(connect(&lab.server, &outside, port), "open");
     assert_eq!(client.release().error, None);
 }
 
 /// Publishes port 8080 of the second client at port 3762 of the outer address.
-fn published(lab: &Lab, how: &str) {
+fn publish(lab: &Lab, how: &str) {
     let to = format!("{}:8080", lab.client2.address(Family::V4));
     let outside = lab.gateway.address(Family::V4);
     match how {
@@ -125,9 +125,9 @@ fn a_published_port_is_not_assigned_to_a_client() {
         ] {
             scope.spawn(move || {
                 let back_end = format!("[pinhole]\nbackend = \"{back_end}\"\n");
-                let scene = scene(Topology::Masquerade, &back_end, |lab| published(lab, how));
+                let scene = scene(Topology::Masquerade, &back_end, |lab| publish(lab, how));
                 let _service = serve(&scene.gateway.lab.client2, 8080);
-                assert_spared(&scene);
+                assert_port_not_assigned(&scene);
             });
         }
     });
@@ -140,9 +140,9 @@ fn a_port_published_later_is_not_assigned_to_a_client() {
             scope.spawn(move || {
                 let scene = scene(Topology::Masquerade, "", |_| {});
                 let _service = serve(&scene.gateway.lab.client2, 8080);
-                published(&scene.gateway.lab, how);
+                publish(&scene.gateway.lab, how);
                 thread::sleep(Duration::from_secs(4));
-                assert_spared(&scene);
+                assert_port_not_assigned(&scene);
             });
         }
     });
@@ -153,7 +153,7 @@ fn a_port_of_the_gateway_is_not_assigned_to_clients() {
     with_each_back_end(|back_end| {
         let scene = scene(Topology::Masquerade, back_end, |_| {});
         let _service = serve(&scene.gateway.lab.gateway, ANNOUNCED);
-        assert_spared(&scene);
+        assert_port_not_assigned(&scene);
     });
 }
 
@@ -167,7 +167,7 @@ fn a_port_of_the_gateway_is_not_assigned_to_servers() {
         let outside = lab.server_address(Family::V4).to_string();
         let steps = [&login()[..], &[say("PASV"), reply()]].concat();
         let client = scene.client_of(&lab.client, &json!({}), &steps);
-        assert_eq!(who(&lab.client, &outside, PASSIVE_PORT), "the service");
+        assert_eq!(service_at(&lab.client, &outside, PASSIVE_PORT), "the service");
         let session = client.release();
         assert_eq!(session.error, None);
         assert_ne!(host_port(session.got(6)), (outside, PASSIVE_PORT));

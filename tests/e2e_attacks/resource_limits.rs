@@ -34,20 +34,20 @@ fn scene(configuration: &str, answers: bool) -> (Scene, BackgroundProcess) {
     let lab = &scene.gateway.lab;
     let rule = format!("insert rule inet gateway forward tcp dport {PORT} accept");
     lab.gateway.nft(&rule).unwrap();
-    let server = crowd(&lab.server, "keeper", &json!({"serve": PORT, "answers": answers}));
+    let server = crowd(&lab.server, "idle-server", &json!({"serve": PORT, "answers": answers}));
     lab.server.wait_for_port(PORT, Duration::from_secs(5)).unwrap();
     (scene, server)
 }
 
 /// The size of all files in the daemon's state directory, in bytes.
-fn state(lab: &Lab) -> u64 {
+fn state_bytes(lab: &Lab) -> u64 {
     let path: PathBuf = lab.gateway.directory().join(format!("{}-ftp-alg", lab.gateway.role()));
     let entries = fs::read_dir(path.join("state")).unwrap();
     entries.filter_map(|entry| Some(entry.ok()?.metadata().ok()?.len())).sum()
 }
 
 /// Opens `count` connections, each with as much data in flight as one window holds.
-fn hold_much(lab: &Lab, count: usize) -> BackgroundProcess {
+fn open_loaded_sessions(lab: &Lab, count: usize) -> BackgroundProcess {
     lab.server.nft(SILENT).unwrap();
     // The initial congestion window allows as much data as the receiver accepts.
     let route = "ip route change $(ip route show default | head -n 1) initcwnd 60";
@@ -74,26 +74,26 @@ fn a_thousand_unacknowledged_sessions_stay_within_memory_and_journal_limits() {
     let daemon = &scene.gateway.daemon;
     scene.assert_transfer();
     let before = daemon.resident_kib().unwrap();
-    let crowd = hold_much(lab, 1000);
+    let crowd = open_loaded_sessions(lab, 1000);
     let (mut resident, mut written) = (0, 0);
     wait_for("a thousand connections", || {
         resident = resident.max(daemon.resident_kib().unwrap());
-        written = written.max(state(lab));
+        written = written.max(state_bytes(lab));
         is_ready(&crowd)
     });
     for _ in 0..10 {
         std::thread::sleep(Duration::from_millis(200));
         resident = resident.max(daemon.resident_kib().unwrap());
-        written = written.max(state(lab));
+        written = written.max(state_bytes(lab));
     }
     let status = daemon.status().unwrap();
     let grown = resident.saturating_sub(before);
-    println!("{grown} KiB more resident, {} KiB of state; {status}", written >> 10);
+    println!("memory has grown by {grown} KiB, {} KiB of state; {status}", written >> 10);
     assert!(status["sessions"].as_u64().unwrap() >= 990, "{status}");
     // The memory budget, 2 KiB per session, and the memory for a batch of packets.
-    assert!(grown <= (64 << 10) + 2000 + (24 << 10), "{grown} KiB");
+    assert!(grown <= (64 << 10) + 2000 + (24 << 10), "memory has grown by {grown} KiB");
     // Twice the largest journal, 4 MiB, and the new file during a checkpoint.
-    assert!(written <= 3 * (12 << 10) * 1000 + (4 << 20), "{written} bytes");
+    assert!(written <= 3 * (12 << 10) * 1000 + (4 << 20), "{written} bytes of state");
     scene.assert_transfer();
 }
 
@@ -102,10 +102,10 @@ fn sessions_beyond_the_memory_budget_are_reset() {
     let (scene, _server) = scene("policy.memory = \"2MiB\"\n", false);
     let lab = &scene.gateway.lab;
     let daemon = &scene.gateway.daemon;
-    let crowd = hold_much(lab, 300);
+    let crowd = open_loaded_sessions(lab, 300);
     wait_for("all connections", || is_ready(&crowd));
     scene.assert_transfer();
-    wait_for("the first that is ended", || {
+    wait_for("the first session to be reset", || {
         daemon.status().unwrap()["limits"]["memory"].as_u64().unwrap_or(0) > 0
     });
     for _ in 0..5 {
@@ -117,8 +117,8 @@ fn sessions_beyond_the_memory_budget_are_reset() {
     assert!(log.contains("session reset at both ends"), "{log}");
     let reset = lab.client2.shell("ss -tan state established '( dport = 2121 )' | wc -l").unwrap();
     let open: usize = reset.stdout_text().trim().parse().unwrap();
-    println!("{open} of 300 are open; {}", daemon.status().unwrap());
-    assert!(open < 300, "{open} are open");
+    println!("{open} of 300 sessions are open; {}", daemon.status().unwrap());
+    assert!(open < 300, "{open} sessions are open");
 }
 
 #[test]

@@ -18,7 +18,7 @@ const REQUEST: &str = "\0\0\0\u{7}abcd";
 const ANSWER: &str = "\0\0\0\0\0\0\0\u{16}";
 
 /// The client runs `steps`, from which the server reads `line`. The server answers like a scanner. No port may open.
-fn assert_unheard(topology: Topology, family: Family, line: &str, steps: &[Value]) {
+fn assert_no_request(topology: Topology, family: Family, line: &str, steps: &[Value]) {
     let plan = json!({"extra": {line: ANSWER}});
     let scene = Scene::with(topology, CONNTRACK, &plan);
     let lab = &scene.gateway.lab;
@@ -46,8 +46,8 @@ fn retransmitted_bytes_never_form_a_sane_request() {
         (Topology::PublishedServer, Family::V4),
     ] {
         let line = format!("USER {REQUEST}");
-        let again = json!({"taken": line, "segments": [[0, line], [5, "XXXXXXXX"]]});
-        assert_unheard(topology, family, &line, &[again, json!({"send": "\r\n"})]);
+        let overlapping = json!({"taken": line, "segments": [[0, line], [5, "XXXXXXXX"]]});
+        assert_no_request(topology, family, &line, &[overlapping, json!({"send": "\r\n"})]);
     }
 }
 
@@ -56,8 +56,13 @@ fn retransmitted_bytes_never_form_a_sane_request() {
 fn partly_retransmitted_bytes_never_form_a_sane_request() {
     let line = format!("USER {REQUEST}efgh");
     for parts in [json!([5, "XXXXXXXX"]), json!([3, "XX"])] {
-        let again = json!({"taken": line, "segments": [[0, line], parts, [5, "YYYYYYYY"]]});
-        assert_unheard(Topology::Routed, Family::V4, &line, &[again, json!({"send": "\r\n"})]);
+        let overlapping = json!({"taken": line, "segments": [[0, line], parts, [5, "YYYYYYYY"]]});
+        assert_no_request(
+            Topology::Routed,
+            Family::V4,
+            &line,
+            &[overlapping, json!({"send": "\r\n"})],
+        );
     }
 }
 

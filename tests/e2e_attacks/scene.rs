@@ -31,7 +31,7 @@ pub fn with_each_back_end(test: impl Fn(&str) + Sync) {
 }
 
 /// The port that the ordinary transfer announces; attacks use other ports.
-const OTHER: u16 = 3763;
+const ORDINARY: u16 = 3763;
 
 /// A gateway and a scripted server. The topology decides which end is behind NAT.
 pub struct Scene {
@@ -86,20 +86,20 @@ impl Scene {
         assert_eq!(self.gateway.daemon.open_pinholes().unwrap(), [""; 0]);
         let lab = &self.gateway.lab;
         let outside = lab.gateway.address(Family::V4).to_string();
-        let (meant, inside) = match lab.spec().topology {
+        let (initiators, inside) = match lab.spec().topology {
             Topology::PublishedServer => (vec![&lab.client, &lab.client2], &lab.server),
             _ => (vec![&lab.server], &lab.client),
         };
         let inside = inside.address(Family::V4).to_string();
-        let mut doors: Vec<(&Host, &str, u16)> = Vec::new();
+        let mut targets: Vec<(&Host, &str, u16)> = Vec::new();
         for port in ports {
-            doors.extend(meant.iter().map(|host| (*host, outside.as_str(), *port)));
-            doors.extend([
+            targets.extend(initiators.iter().map(|host| (*host, outside.as_str(), *port)));
+            targets.extend([
                 (&lab.outsider, outside.as_str(), *port),
                 (&lab.outsider, &inside, *port),
             ]);
         }
-        assert_silent(&doors);
+        assert_silent(&targets);
         assert_eq!(self.gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     }
 
@@ -122,11 +122,11 @@ impl Scene {
             steps.extend([say("LIST"), reply(), json!({"drain": true}), reply()]);
             10
         } else {
-            steps.extend(active_transfer(lab.client.address(Family::V4), OTHER));
+            steps.extend(active_transfer(lab.client.address(Family::V4), ORDINARY));
             9
         };
         let host = lab.server_address(Family::V4);
-        let plan = json!({"host": host, "listen": [OTHER], "steps": steps});
+        let plan = json!({"host": host, "listen": [ORDINARY], "steps": steps});
         let session = scripted_client(&lab.client, &plan);
         assert_eq!(session.error, None);
         assert_eq!(session.got(body), "the body\r\n");
@@ -147,14 +147,14 @@ pub fn active_transfer(address: std::net::IpAddr, port: u16) -> Vec<Value> {
     vec![say(&port_command), reply(), say("LIST"), reply(), json!({"accept": port}), reply()]
 }
 
-/// Connects to all of `doors` at once and asserts that none answers, not even with a refusal.
-pub fn assert_silent(doors: &[(&Host, &str, u16)]) {
+/// Connects to all of `targets` at once and asserts that none answers, not even with a refusal.
+pub fn assert_silent(targets: &[(&Host, &str, u16)]) {
     thread::scope(|scope| {
-        let tries: Vec<_> = doors
+        let tries: Vec<_> = targets
             .iter()
             .map(|(host, address, port)| scope.spawn(|| connect(host, address, *port)))
             .collect();
-        for ((host, address, port), outcome) in doors.iter().zip(tries) {
+        for ((host, address, port), outcome) in targets.iter().zip(tries) {
             let outcome = outcome.join().unwrap();
             assert_eq!(outcome, "silent", "{} to {address}:{port}", host.role());
         }

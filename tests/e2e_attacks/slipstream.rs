@@ -58,7 +58,7 @@ fn assert_opens_nothing(openings: &[(String, Vec<usize>)], extra: &Value) {
 }
 
 /// The replies of a server that cooperates, so that a `POST` looks like FTP.
-fn complicit() -> Value {
+fn cooperating_replies() -> Value {
     json!({"POST": "220 go on", "Host:": "331 who?", "GET": "220 go on", "HELO": "220 go on"})
 }
 
@@ -75,7 +75,7 @@ fn an_http_post_opens_no_pinhole_wherever_segments_end() {
             (before + &port_line(FIRST + at as u16) + "LIST\r\n", cut)
         })
         .collect();
-    assert_opens_nothing(&openings, &complicit());
+    assert_opens_nothing(&openings, &cooperating_replies());
 }
 
 #[test]
@@ -95,7 +95,7 @@ fn a_port_line_inside_another_protocol_opens_no_pinhole() {
             (before + &port_line(FIRST + at as u16) + "LIST\r\n", cuts)
         })
         .collect();
-    assert_opens_nothing(&openings, &complicit());
+    assert_opens_nothing(&openings, &cooperating_replies());
 }
 
 /// The request that Chromium sends for `fetch(url, {method: "USER", body})`. The server's greeting waited for the

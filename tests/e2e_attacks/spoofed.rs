@@ -27,7 +27,7 @@ impl Seen {
 }
 
 /// Sends a packet from the outsider with the server's address. `flags` has nping's syntax.
-fn forge(scene: &Scene, port: u16, flags: &str, (seq, ack): (u32, u32), payload: &str) {
+fn spoof(scene: &Scene, port: u16, flags: &str, (seq, ack): (u32, u32), payload: &str) {
     let lab = &scene.gateway.lab;
     let server = lab.server.address(Family::V4).to_string();
     let gateway = lab.gateway.address(Family::V4).to_string();
@@ -44,7 +44,7 @@ fn forge(scene: &Scene, port: u16, flags: &str, (seq, ack): (u32, u32), payload:
 }
 
 /// Runs an attack before an active transfer, and asserts that the transfer still works.
-fn assert_unmoved(forged: impl Fn(&Scene, &Seen)) {
+fn assert_transfer_unaffected(attack: impl Fn(&Scene, &Seen)) {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
     let lab = &scene.gateway.lab;
     let outer = Capture::start(&lab.gateway, lab.server_side(), "tcp port 21").unwrap();
@@ -58,7 +58,7 @@ fn assert_unmoved(forged: impl Fn(&Scene, &Seen)) {
     let client = gated_client(&lab.client, plan);
     let seen = Seen::of(&outer.finish().unwrap());
     let opened = scene.gateway.daemon.counter("pinholes_opened").unwrap();
-    forged(&scene, &seen);
+    attack(&scene, &seen);
     assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), opened);
     let session = client.release();
     assert_eq!(session.error, None);
@@ -67,42 +67,42 @@ fn assert_unmoved(forged: impl Fn(&Scene, &Seen)) {
 }
 
 /// Offsets from the correct sequence numbers.
-const FAR: [u32; 5] = [0, 1 << 20, 1 << 30, 1 << 31, 3 << 30];
+const OFFSETS: [u32; 5] = [0, 1 << 20, 1 << 30, 1 << 31, 3 << 30];
 
 #[test]
 fn spoofed_syn_acks_and_greetings_change_nothing() {
-    assert_unmoved(|scene, seen| {
-        for offset in FAR {
+    assert_transfer_unaffected(|scene, seen| {
+        for offset in OFFSETS {
             let numbers = (seen.next.0.wrapping_add(offset), seen.next.1.wrapping_add(offset));
-            forge(scene, seen.port, "syn,ack", numbers, "");
+            spoof(scene, seen.port, "syn,ack", numbers, "");
             let numbers = (numbers.0.wrapping_add(1), numbers.1);
-            forge(scene, seen.port, "ack,psh", numbers, "220 Welcome\r\n");
+            spoof(scene, seen.port, "ack,psh", numbers, "220 Welcome\r\n");
         }
     });
 }
 
 #[test]
 fn spoofed_resets_change_nothing() {
-    assert_unmoved(|scene, seen| {
+    assert_transfer_unaffected(|scene, seen| {
         for offset in [1 << 19, 0u32.wrapping_sub(1 << 19), 1 << 21, 1 << 31] {
             let numbers = (seen.next.0.wrapping_add(offset), seen.next.1);
-            forge(scene, seen.port, "rst", numbers, "");
-            forge(scene, seen.port, "rst,ack", numbers, "");
-            forge(scene, seen.port, "fin,ack", numbers, "");
+            spoof(scene, seen.port, "rst", numbers, "");
+            spoof(scene, seen.port, "rst,ack", numbers, "");
+            spoof(scene, seen.port, "fin,ack", numbers, "");
         }
     });
 }
 
 #[test]
 fn spoofed_replies_change_nothing() {
-    assert_unmoved(|scene, seen| {
+    assert_transfer_unaffected(|scene, seen| {
         for offset in [1 << 19, 0u32.wrapping_sub(1 << 19), 1 << 21, 1 << 31] {
             let numbers = (seen.next.0.wrapping_add(offset), seen.next.1);
-            forge(scene, seen.port, "ack,psh", numbers, "421 Go away\r\n");
-            forge(scene, seen.port, "ack,psh", numbers, "227 (198,51,100,10,14,180)\r\n");
+            spoof(scene, seen.port, "ack,psh", numbers, "421 Go away\r\n");
+            spoof(scene, seen.port, "ack,psh", numbers, "227 (198,51,100,10,14,180)\r\n");
             // Acknowledges data that was never sent.
             let numbers = (numbers.0, seen.next.1.wrapping_add(5000));
-            forge(scene, seen.port, "ack", numbers, "");
+            spoof(scene, seen.port, "ack", numbers, "");
         }
     });
 }
@@ -131,7 +131,7 @@ fn a_spoofed_230_is_not_a_login() {
     let seen = Seen::of(&outer.finish().unwrap());
     for offset in [1, 100_000, 1 << 19, 0u32.wrapping_sub(100), 1 << 30] {
         let numbers = (seen.next.0.wrapping_add(offset), seen.next.1);
-        forge(&scene, seen.port, "ack,psh", numbers, "230 Welcome\r\n");
+        spoof(&scene, seen.port, "ack,psh", numbers, "230 Welcome\r\n");
     }
     assert_eq!(client.release().error, None);
     assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), 0);

@@ -74,20 +74,20 @@ with socket.create_connection((".".join(numbers[:4]), int(numbers[4]) * 256 + in
 "#;
 
 fn ends(host: &Host, arguments: &[&str]) -> Command {
-    let script = host.write("reborn.py", ENDS.as_bytes()).unwrap();
+    let script = host.write("tuple_reuse.py", ENDS.as_bytes()).unwrap();
     let mut command = host.command("/usr/bin/python3");
     command.arg(script).args(arguments);
     command
 }
 
 fn start_server(lab: &Lab) -> BackgroundProcess {
-    let server = lab.server.start(ends(&lab.server, &["server"]), "reborn-server").unwrap();
+    let server = lab.server.start(ends(&lab.server, &["server"]), "tuple-reuse-server").unwrap();
     lab.server.wait_for_port(21, Duration::from_secs(5)).unwrap();
     server
 }
 
 /// The client's final output.
-fn transferred(lab: &Lab, first: &str) -> String {
+fn client_output(lab: &Lab, first: &str) -> String {
     let client = ends(&lab.client, &["client", &lab.server_address(Family::V4).to_string(), first]);
     let finished = lab.client.finish(client, b"", Duration::from_secs(20)).unwrap();
     finished.stdout_text().trim().to_owned() + &finished.stderr_text()
@@ -100,7 +100,7 @@ fn a_control_connection_on_a_reused_tuple_is_inspected() {
         with_each_back_end(|back_end| {
             let gateway = gateway_with(Topology::Masquerade, back_end);
             let _server = start_server(&gateway.lab);
-            assert_eq!(transferred(&gateway.lab, first), "whole", "{back_end} {first}");
+            assert_eq!(client_output(&gateway.lab, first), "whole", "{back_end} {first}");
             let sessions = gateway.daemon.sessions().unwrap();
             assert!(sessions.iter().any(|session| session["id"] != 1), "{back_end} {first}");
         });
@@ -117,7 +117,7 @@ fn a_syn_waits_if_the_reused_tuples_set_is_full() {
     lab.gateway.nft(&format!("add element inet ftp_alg reused_tuples {{ {numbers} }}")).unwrap();
     let start = Instant::now();
     let end = thread::scope(|scope| {
-        let client = scope.spawn(|| transferred(&lab, "NOOP"));
+        let client = scope.spawn(|| client_output(&lab, "NOOP"));
         thread::sleep(Duration::from_millis(2500));
         assert!(!client.is_finished());
         lab.gateway.nft("flush set inet ftp_alg reused_tuples").unwrap();

@@ -7,8 +7,8 @@ use ftp_alg_lab::{BackgroundProcess, Daemon, Family, Host, Mode};
 use crate::{
     common::{executable_without_owner, wait_for},
     site::{
-        BUS, FAMILIES, FEW, NFTABLES, Place, Recipe, Site, needs_no_line_with_conntrack,
-        run_script, shows_its_line, unpacked,
+        BUS, FAMILIES, FEW_PORTS, NFTABLES, Place, Recipe, Site, assert_conntrack_needs_no_rule,
+        assert_rule_suffices, run_script, unpacked,
     },
 };
 
@@ -94,7 +94,7 @@ fn gateway(policy: &str) -> String {
     let names =
         [("lan0", "lan"), ("wan0", "wan"), ("10.0.0.5", "192.168.150.90"), (LENIENT, policy)];
     names.iter().fold(format!("set -e\n{commands}"), |text, (documented, here)| {
-        assert!(text.contains(documented), "{documented}");
+        assert!(text.contains(documented), "{documented} is not on the page");
         text.replace(documented, here)
     })
 }
@@ -137,7 +137,7 @@ fn a_direct_rule_admits_data_connections_through_firewalld_over_iptables() {
             Place::Server | Place::Client => "host",
         };
         let apply = |host: &Host, text: &str| firewalld.run(host, text, &[argument]);
-        shows_its_line(&site, &recipe(), &FAMILIES, &[stopped], apply);
+        assert_rule_suffices(&site, &recipe(), &FAMILIES, &[stopped], apply);
     }
 }
 
@@ -149,7 +149,7 @@ fn firewalld_over_nftables_needs_no_rule_with_nat() {
         let (site, _firewalld) = installed(place, "nftables", LENIENT);
         let daemon = site.daemon(NFTABLES);
         site.carries(&daemon, &[Family::V4]);
-        site.shows_an_outsider(&daemon, FEW);
+        site.assert_outsider_finds_only_published_ports(&daemon, FEW_PORTS);
     }
 }
 
@@ -173,7 +173,7 @@ fn firewalld_needs_no_rule_with_the_conntrack_back_end() {
         let apply = |host: &Host, _: &str| {
             firewalld.run(host, "firewall-cmd --add-port=21/tcp", &[]);
         };
-        needs_no_line_with_conntrack(&site, &recipe(), &FAMILIES, apply);
+        assert_conntrack_needs_no_rule(&site, &recipe(), &FAMILIES, apply);
     }
 }
 

@@ -6,8 +6,8 @@ use std::time::Duration;
 use ftp_alg_lab::Host;
 
 use crate::site::{
-    FAMILIES, MODES, NFTABLES, Place, Recipe, Site, needs_no_line_with_conntrack, run_script,
-    shows_its_line,
+    FAMILIES, MODES, NFTABLES, Place, Recipe, Site, assert_conntrack_needs_no_rule,
+    assert_rule_suffices, run_script,
 };
 
 const PLACES: [Place; 4] = [Place::Masquerade, Place::Published, Place::Server, Place::Client];
@@ -54,10 +54,10 @@ pub fn run_iptables(host: &Host, text: &str) {
     run_script(host, text, &[], "/usr/sbin");
 }
 
-fn iptables_shows_its_line(variant: &str) {
+fn iptables_rule_suffices(variant: &str) {
     for place in PLACES {
         let recipe = iptables(place, variant);
-        shows_its_line(&Site::new(place), &recipe, &FAMILIES, &MODES, run_iptables);
+        assert_rule_suffices(&Site::new(place), &recipe, &FAMILIES, &MODES, run_iptables);
     }
 }
 
@@ -82,7 +82,7 @@ fn the_minimal_firewall_of_the_readme_suffices() {
 #[test]
 fn the_nftables_rule_admits_data_connections() {
     for place in PLACES {
-        shows_its_line(&Site::new(place), &nftables(place), &FAMILIES, &MODES, load_nftables);
+        assert_rule_suffices(&Site::new(place), &nftables(place), &FAMILIES, &MODES, load_nftables);
     }
 }
 
@@ -91,25 +91,25 @@ fn an_outsider_finds_no_open_port() {
     for place in PLACES {
         let site = Site::new(place);
         load_nftables(site.guard(), &nftables(place).text);
-        site.shows_an_outsider(&site.daemon(NFTABLES), "1-65535");
+        site.assert_outsider_finds_only_published_ports(&site.daemon(NFTABLES), "1-65535");
     }
 }
 
 #[test]
 fn the_iptables_nft_rule_admits_data_connections() {
-    iptables_shows_its_line("nft");
+    iptables_rule_suffices("nft");
 }
 
 #[test]
 fn the_iptables_legacy_rule_admits_data_connections() {
-    iptables_shows_its_line("legacy");
+    iptables_rule_suffices("legacy");
 }
 
 #[test]
 fn nftables_needs_no_rule_with_the_conntrack_back_end() {
     for place in PLACES {
         let site = Site::new(place);
-        needs_no_line_with_conntrack(&site, &nftables(place), &FAMILIES, load_nftables);
+        assert_conntrack_needs_no_rule(&site, &nftables(place), &FAMILIES, load_nftables);
     }
 }
 
@@ -119,7 +119,7 @@ fn iptables_needs_no_rule_with_the_conntrack_back_end() {
     {
         let site = Site::new(place);
         let recipe = iptables(place, variant);
-        needs_no_line_with_conntrack(&site, &recipe, &FAMILIES, run_iptables);
+        assert_conntrack_needs_no_rule(&site, &recipe, &FAMILIES, run_iptables);
     }
 }
 
@@ -133,14 +133,14 @@ fn a_host_with_output_drop_admits_acknowledgements_by_their_rule() {
         (iptables(Place::Server, "legacy"), run_iptables),
     ] {
         let site = Site::new(Place::Server);
-        apply(site.guard(), &recipe.disarmed("0x70000000"));
+        apply(site.guard(), &recipe.with_rules_disabled("0x70000000"));
         let _daemon = site.daemon(NFTABLES);
         // Linux retransmits after 200 ms at the earliest, of which 50 ms are the pause between the segments.
-        let without = site.answer_to_a_cut_announcement();
+        let without = site.reply_time_of_split_announcement();
         assert!(without > Duration::from_millis(130), "{without:?}");
         apply(site.guard(), &recipe.text);
         // A retransmission timeout would occur every time; a delay on a busy machine does not.
-        let times = [(); 3].map(|()| site.answer_to_a_cut_announcement());
+        let times = [(); 3].map(|()| site.reply_time_of_split_announcement());
         assert!(times.into_iter().any(|time| time < Duration::from_millis(100)), "{times:?}");
     }
 }

@@ -6,7 +6,8 @@ use std::time::Duration;
 use ftp_alg_lab::{Family, Host, Mode};
 
 use crate::site::{
-    FAMILIES, FEW, NFTABLES, Place, Recipe, Site, needs_no_line_with_conntrack, shows_its_line,
+    FAMILIES, FEW_PORTS, NFTABLES, Place, Recipe, Site, assert_conntrack_needs_no_rule,
+    assert_rule_suffices,
 };
 
 /// fw4's table, with `INCLUDE` where it includes `chain-pre/input` and `chain-pre/forward`.
@@ -51,7 +52,7 @@ fn load(host: &Host, redirect: bool, include: &str) {
 #[test]
 fn the_openwrt_rule_admits_data_connections_to_the_lan() {
     let site = Site::new(Place::Masquerade);
-    shows_its_line(&site, &recipe(), &FAMILIES, &[Mode::Active], |host, text| {
+    assert_rule_suffices(&site, &recipe(), &FAMILIES, &[Mode::Active], |host, text| {
         load(host, false, text);
     });
 }
@@ -60,20 +61,20 @@ fn the_openwrt_rule_admits_data_connections_to_the_lan() {
 #[test]
 fn the_openwrt_rule_admits_data_connections_to_a_published_server() {
     let site = Site::new(Place::Published);
-    load(site.guard(), true, &recipe().without_its_line());
+    load(site.guard(), true, &recipe().without_its_rule());
     let daemon = site.daemon(NFTABLES);
     site.carries(&daemon, &[Family::V4]);
     site.stops(&daemon, Family::V6, Mode::Passive);
     load(site.guard(), true, &recipe().text);
     site.carries(&daemon, &FAMILIES);
-    site.shows_an_outsider(&daemon, FEW);
+    site.assert_outsider_finds_only_published_ports(&daemon, FEW_PORTS);
 }
 
 #[test]
 fn openwrt_needs_no_rule_with_the_conntrack_back_end() {
     for (place, redirect) in [(Place::Masquerade, false), (Place::Published, true)] {
         let site = Site::new(place);
-        needs_no_line_with_conntrack(&site, &recipe(), &FAMILIES, |host, text| {
+        assert_conntrack_needs_no_rule(&site, &recipe(), &FAMILIES, |host, text| {
             load(host, redirect, text);
         });
     }

@@ -8,7 +8,7 @@ use ftp_alg_lab::Host;
 use crate::{
     common::executable,
     native::{iptables, run_iptables},
-    site::{FAMILIES, FEW, NFTABLES, Place, Site},
+    site::{FAMILIES, FEW_PORTS, NFTABLES, Place, Site},
 };
 
 /// Loads the output of `ftp-alg rules iptables` and `ftp-alg rules ip6tables`.
@@ -34,10 +34,10 @@ fn iptables_queue_rules_work_in_every_place() {
             let doctor = daemon.ask(&["doctor", "--json"]).unwrap().stdout_text();
             assert!(!doctor.contains("queued-twice"), "{doctor}");
             site.carries(&daemon, &FAMILIES);
-            site.shows_an_outsider(&daemon, FEW);
+            site.assert_outsider_finds_only_published_ports(&daemon, FEW_PORTS);
             assert_eq!(site.guard().invalid_packets().unwrap(), 0, "{variant} {place:?}");
             // The start of an announcement is held and acknowledged here too.
-            let times = [(); 3].map(|()| site.answer_to_a_cut_announcement());
+            let times = [(); 3].map(|()| site.reply_time_of_split_announcement());
             assert!(times.into_iter().any(|time| time < Duration::from_millis(100)), "{times:?}");
         }
     }

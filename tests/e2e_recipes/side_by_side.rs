@@ -98,7 +98,7 @@ fn the_operators_rules_may_be_flushed_and_reloaded() {
             site.carries(&daemon, &[Family::V4]);
             // The daemon checks its table once a second.
             let started = std::time::Instant::now();
-            wait_for("two looks at the table", || started.elapsed().as_secs() >= 2);
+            wait_for("two checks of the table", || started.elapsed().as_secs() >= 2);
             assert_eq!(own().unwrap(), loaded, "{variant} {place:?}");
             assert!(!daemon.log().contains("loaded again"), "{}", daemon.log());
         }

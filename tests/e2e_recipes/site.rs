@@ -34,7 +34,7 @@ pub const NFTABLES: &str = "[pinhole]\nbackend = \"nftables\"\n";
 pub const CONNTRACK: &str = "[pinhole]\nbackend = \"conntrack\"\n";
 
 /// Ports for a quick scan.
-pub const FEW: &str = "1-1024,20000-20200,60000-60200";
+pub const FEW_PORTS: &str = "1-1024,20000-20200,60000-60200";
 
 const BODY: &[u8] = b"moved through a recipe";
 
@@ -138,7 +138,7 @@ impl Site {
 
     /// The time that a client with Nagle's algorithm waits for the reply to an announcement that it sends in two
     /// segments.
-    pub fn answer_to_a_cut_announcement(&self) -> Duration {
+    pub fn reply_time_of_split_announcement(&self) -> Duration {
         let mut steps = self.login();
         let own = self.lab.client.address(Family::V4).to_string().replace('.', ",");
         let line = format!("PORT {own},14,178\r\n");
@@ -158,7 +158,7 @@ impl Site {
 
     /// Asserts that an outsider finds only the published ports while a pinhole is open. It scans `ports` and the
     /// pinhole's own port.
-    pub fn shows_an_outsider(&self, daemon: &Daemon, ports: &str) {
+    pub fn assert_outsider_finds_only_published_ports(&self, daemon: &Daemon, ports: &str) {
         let (mode, published): (_, &[u16]) = match self.place {
             Place::Masquerade | Place::Client => (Mode::Active, &[]),
             Place::Published | Place::Server => (Mode::Passive, &[21]),
@@ -185,19 +185,19 @@ impl Recipe {
         let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("rules/recipes").join(name);
         let mut text = fs::read_to_string(path).unwrap();
         for (from, to) in values {
-            assert_eq!(text.matches(from).count(), 1, "{name}: {from}");
+            assert_eq!(text.matches(from).count(), 1, "{name} must contain {from} once");
             text = text.replace(from, to);
         }
         Self { text }
     }
 
     /// The recipe, with its rules for data connections disabled.
-    pub fn without_its_line(&self) -> String {
-        self.disarmed("0x40000000")
+    pub fn without_its_rule(&self) -> String {
+        self.with_rules_disabled("0x40000000")
     }
 
     /// The recipe, with all rules that match `mark` disabled.
-    pub fn disarmed(&self, mark: &str) -> String {
+    pub fn with_rules_disabled(&self, mark: &str) -> String {
         let disarm = |line: &str| line.replace(" accept", " continue").replace("-j ACCEPT", "");
         let lines: Vec<String> = self
             .text
@@ -230,14 +230,14 @@ pub fn unpacked(path: &str) -> PathBuf {
 
 /// Asserts that a recipe drops the `stopped` modes without its rule, and that all transfers work with it. `apply` is
 /// called once for each variant.
-pub fn shows_its_line(
+pub fn assert_rule_suffices(
     site: &Site,
     recipe: &Recipe,
     families: &[Family],
     stopped: &[Mode],
     apply: impl Fn(&Host, &str),
 ) {
-    apply(site.guard(), &recipe.without_its_line());
+    apply(site.guard(), &recipe.without_its_rule());
     let daemon = site.daemon(NFTABLES);
     for &family in families {
         for &mode in stopped {
@@ -246,18 +246,18 @@ pub fn shows_its_line(
     }
     apply(site.guard(), &recipe.text);
     site.carries(&daemon, families);
-    site.shows_an_outsider(&daemon, FEW);
+    site.assert_outsider_finds_only_published_ports(&daemon, FEW_PORTS);
 }
 
 /// Asserts that the recipe without its rule suffices for the conntrack back end.
-pub fn needs_no_line_with_conntrack(
+pub fn assert_conntrack_needs_no_rule(
     site: &Site,
     recipe: &Recipe,
     families: &[Family],
     apply: impl Fn(&Host, &str),
 ) {
-    apply(site.guard(), &recipe.without_its_line());
+    apply(site.guard(), &recipe.without_its_rule());
     let daemon = site.daemon(CONNTRACK);
     site.carries(&daemon, families);
-    site.shows_an_outsider(&daemon, FEW);
+    site.assert_outsider_finds_only_published_ports(&daemon, FEW_PORTS);
 }

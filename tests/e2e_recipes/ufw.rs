@@ -5,8 +5,8 @@ use std::{fs, os::unix::fs::PermissionsExt};
 use ftp_alg_lab::{Family, Host};
 
 use crate::site::{
-    FAMILIES, MODES, NFTABLES, Place, Recipe, Site, needs_no_line_with_conntrack, run_script,
-    shows_its_line, unpacked,
+    FAMILIES, MODES, NFTABLES, Place, Recipe, Site, assert_conntrack_needs_no_rule,
+    assert_rule_suffices, run_script, unpacked,
 };
 
 /// Installs ufw's files below `home`, as its package does, and a command `ufw` that uses them.
@@ -75,7 +75,7 @@ fn installed(place: Place) -> (Site, Recipe, impl Fn(&Host, &str)) {
 fn the_ufw_rule_admits_data_connections() {
     for place in [Place::Masquerade, Place::Published, Place::Server, Place::Client] {
         let (site, recipe, apply) = installed(place);
-        shows_its_line(&site, &recipe, &FAMILIES, &MODES, apply);
+        assert_rule_suffices(&site, &recipe, &FAMILIES, &MODES, apply);
     }
 }
 
@@ -107,6 +107,6 @@ fn ufw_may_be_reloaded_and_reenabled_while_the_daemon_runs() {
 fn ufw_needs_no_rule_with_the_conntrack_back_end() {
     for place in [Place::Masquerade, Place::Published, Place::Server, Place::Client] {
         let (site, recipe, apply) = installed(place);
-        needs_no_line_with_conntrack(&site, &recipe, &FAMILIES, apply);
+        assert_conntrack_needs_no_rule(&site, &recipe, &FAMILIES, apply);
     }
 }

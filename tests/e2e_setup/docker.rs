@@ -5,7 +5,7 @@ use std::net::Ipv4Addr;
 use ftp_alg_lab::{AddressPlan, Family, LabSpec, Mode, Topology};
 
 use crate::{
-    machine::{Machine, shows_the_cycle},
+    machine::{Machine, assert_apply_reload_and_undo},
     site::{Place, Site},
 };
 
@@ -38,7 +38,14 @@ fn setup_adds_the_docker_rule_by_a_systemd_drop_in() {
         machine.write("/etc/systemd/system/docker.service", unit);
         machine.write("/etc/docker.rules", rules);
         machine.shell(BOOT);
-        shows_the_cycle(&site, &machine, "Docker", BOOT, &[Family::V4], &[Mode::Passive]);
+        assert_apply_reload_and_undo(
+            &site,
+            &machine,
+            "Docker",
+            BOOT,
+            &[Family::V4],
+            &[Mode::Passive],
+        );
     }
 }
 

@@ -4,7 +4,7 @@ use ftp_alg_lab::{BackgroundProcess, Mode};
 
 use crate::{
     common::wait_for,
-    machine::{Machine, shows_the_cycle},
+    machine::{Machine, assert_apply_reload_and_undo},
     site::{BUS, CONNTRACK, FAMILIES, NFTABLES, Place, Site},
 };
 
@@ -66,7 +66,14 @@ const RELOAD: &str = "firewall-cmd --reload";
 fn setup_adds_permanent_direct_rules_to_firewalld_over_iptables() {
     let site = Site::new(Place::Masquerade);
     let firewalld = firewalld(&site, "iptables", GATEWAY);
-    shows_the_cycle(&site, &firewalld.machine, "firewalld", RELOAD, &FAMILIES, &[Mode::Passive]);
+    assert_apply_reload_and_undo(
+        &site,
+        &firewalld.machine,
+        "firewalld",
+        RELOAD,
+        &FAMILIES,
+        &[Mode::Passive],
+    );
 }
 
 #[test]
@@ -76,7 +83,14 @@ fn setup_preserves_existing_direct_rules_of_firewalld() {
         --add-port=21/tcp; firewall-cmd --permanent --direct --add-rule ipv4 filter INPUT 0 \
         -p tcp --dport 2222 -j ACCEPT; firewall-cmd --reload";
     let firewalld = firewalld(&site, "iptables", lines);
-    shows_the_cycle(&site, &firewalld.machine, "firewalld", RELOAD, &FAMILIES, &[Mode::Passive]);
+    assert_apply_reload_and_undo(
+        &site,
+        &firewalld.machine,
+        "firewalld",
+        RELOAD,
+        &FAMILIES,
+        &[Mode::Passive],
+    );
 }
 
 /// No rule would help in this configuration, so setup names the other back end.

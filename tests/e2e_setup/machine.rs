@@ -131,7 +131,7 @@ impl Outcome {
 /// The checks for every firewall whose rules are loaded and saved in files. Without setup, the `stopped` mode is
 /// dropped. With it, all transfers work, also after the firewall's own `reload`. After `--undo`, the initial state is
 /// back. Returns the commands that loaded the change.
-pub fn shows_the_cycle(
+pub fn assert_apply_reload_and_undo(
     site: &Site,
     machine: &Machine,
     name: &str,
@@ -153,15 +153,15 @@ pub fn shows_the_cycle(
     let report: Value = serde_json::from_str(&json.text).unwrap();
     assert_eq!(report["result"], "shown", "{report}");
     assert_eq!(report["firewalls"][0]["name"], name, "{report}");
-    assert_eq!(machine.files(), before, "something was changed");
+    assert_eq!(machine.files(), before, "setup changed a file without --apply");
 
     machine.setup(&daemon, &["--apply"]).says("applied");
     site.carries(&daemon, &families[..1]);
     machine.shell(reload);
     site.carries(&daemon, families);
     let applied = machine.files();
-    for again in [&["--apply"][..], &[]] {
-        let outcome = machine.setup(&daemon, again);
+    for arguments in [&["--apply"][..], &[]] {
+        let outcome = machine.setup(&daemon, arguments);
         assert_eq!((outcome.code, &*outcome.text), (0, "nothing to do\n"), "{outcome:?}");
     }
     assert_eq!(machine.files(), applied);

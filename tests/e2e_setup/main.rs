@@ -5,8 +5,8 @@
 #[path = "../common/mod.rs"]
 mod common;
 mod docker;
+mod faults;
 mod firewalld;
-mod hostile;
 mod machine;
 mod native;
 mod openwrt;

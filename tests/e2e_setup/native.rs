@@ -1,7 +1,7 @@
 //! nftables with `/etc/nftables.conf` and its includes, and iptables-persistent.
 
 use crate::{
-    machine::{Machine, shows_the_cycle},
+    machine::{Machine, assert_apply_reload_and_undo},
     site::{CONNTRACK, FAMILIES, MODES, Place, Recipe, Site},
 };
 
@@ -10,7 +10,7 @@ const NAMES: [(&str, &str); 2] = [("10.0.0.5", "192.168.150.90"), ("fd00::5", "f
 const NFT: &str = "nft -f /etc/nftables.conf";
 
 /// The recipe for `place` with the lab's names, without its rules for ftp-alg.
-pub fn without_lines(place: Place, kind: &str, names: &[(&str, &str)]) -> String {
+pub fn recipe_without_rules(place: Place, kind: &str, names: &[(&str, &str)]) -> String {
     let text = match place {
         Place::Masquerade | Place::Published => {
             let (name, extension) = kind.split_once('.').unwrap();
@@ -29,7 +29,7 @@ pub fn without_lines(place: Place, kind: &str, names: &[(&str, &str)]) -> String
 }
 
 pub fn nftables(place: Place) -> String {
-    without_lines(place, "nftables.nft", &[("\"lan0\"", "\"lan\""), ("\"wan0\"", "\"wan\"")])
+    recipe_without_rules(place, "nftables.nft", &[("\"lan0\"", "\"lan\""), ("\"wan0\"", "\"wan\"")])
 }
 
 /// A machine at `place` that loads `text` from `/etc/nftables.conf`.
@@ -45,7 +45,8 @@ pub fn machine(place: Place, text: &str) -> (Site, Machine) {
 fn setup_edits_an_nftables_file_that_replaces_its_table() {
     for place in PLACES {
         let (site, machine) = machine(place, &nftables(place));
-        let loads = shows_the_cycle(&site, &machine, "nftables", NFT, &FAMILIES, &MODES);
+        let loads =
+            assert_apply_reload_and_undo(&site, &machine, "nftables", NFT, &FAMILIES, &MODES);
         assert_eq!(loads, ["nft --file /etc/nftables.conf"]);
     }
 }
@@ -60,7 +61,7 @@ fn setup_edits_an_included_nftables_file() {
     );
     machine.write("/etc/nftables.conf", "flush ruleset\ninclude \"/etc/nftables.d/*.nft\"\n");
     machine.shell(NFT);
-    let loads = shows_the_cycle(&site, &machine, "nftables", NFT, &FAMILIES, &MODES);
+    let loads = assert_apply_reload_and_undo(&site, &machine, "nftables", NFT, &FAMILIES, &MODES);
     assert_eq!(loads, ["nft --file /etc/nftables.conf"]);
 }
 
@@ -75,20 +76,22 @@ fn setup_inserts_a_rule_if_the_file_cannot_be_reloaded() {
         machine.shell(&format!("nft '{other}'"));
         // Simulates a boot.
         let boot = format!("nft delete table inet gateway; {NFT}; nft '{other}'");
-        let loads = shows_the_cycle(&site, &machine, "nftables", &boot, &FAMILIES, &MODES);
+        let loads =
+            assert_apply_reload_and_undo(&site, &machine, "nftables", &boot, &FAMILIES, &MODES);
         assert!(loads[0].starts_with("nft insert rule inet gateway forward "), "{loads:?}");
         assert_eq!(other.is_empty(), !machine.shell("nft list tables").contains("ip other"));
     }
 }
 
-fn iptables_shows_the_cycle(variant: &str) {
+fn iptables_apply_reload_and_undo(variant: &str) {
     for place in PLACES {
         let (site, machine) = iptables_machine(place, variant);
         let reload = format!(
             "iptables-{variant}-restore /etc/iptables/rules.v4
             ip6tables-{variant}-restore /etc/iptables/rules.v6"
         );
-        let loads = shows_the_cycle(&site, &machine, "iptables", &reload, &FAMILIES, &MODES);
+        let loads =
+            assert_apply_reload_and_undo(&site, &machine, "iptables", &reload, &FAMILIES, &MODES);
         let restore = |ip, file| format!("{ip}tables-{variant}-restore /etc/iptables/{file}");
         assert_eq!(loads, [restore("ip6", "rules.v6"), restore("ip", "rules.v4")]);
     }
@@ -97,7 +100,7 @@ fn iptables_shows_the_cycle(variant: &str) {
 pub fn iptables_machine(place: Place, variant: &str) -> (Site, Machine) {
     let value = format!("variant=-{variant} ");
     let names = [("lan=lan0", "lan=lan"), ("wan=wan0", "wan=wan"), ("variant= ", &*value)];
-    let text = without_lines(place, "iptables.sh", &names);
+    let text = recipe_without_rules(place, "iptables.sh", &names);
     let site = Site::new(place);
     let machine = Machine::on(site.guard());
     machine.write("/etc/rules.sh", &text);
@@ -112,12 +115,12 @@ pub fn iptables_machine(place: Place, variant: &str) -> (Site, Machine) {
 
 #[test]
 fn setup_edits_the_saved_rules_of_iptables_nft() {
-    iptables_shows_the_cycle("nft");
+    iptables_apply_reload_and_undo("nft");
 }
 
 #[test]
 fn setup_edits_the_saved_rules_of_iptables_legacy() {
-    iptables_shows_the_cycle("legacy");
+    iptables_apply_reload_and_undo("legacy");
 }
 
 /// A chain like fail2ban's: restoring the file would remove it.
@@ -127,7 +130,8 @@ fn setup_preserves_an_iptables_chain_that_is_in_no_file() {
     machine.shell("iptables-nft -N f2b-sshd");
     let restart = "iptables-nft-restore /etc/iptables/rules.v4
         ip6tables-nft-restore /etc/iptables/rules.v6; iptables-nft -N f2b-sshd";
-    let loads = shows_the_cycle(&site, &machine, "iptables", restart, &FAMILIES, &MODES);
+    let loads =
+        assert_apply_reload_and_undo(&site, &machine, "iptables", restart, &FAMILIES, &MODES);
     assert_eq!(loads[0], "ip6tables-nft-restore /etc/iptables/rules.v6");
     assert!(loads[1].starts_with("iptables-nft -I FORWARD "), "{loads:?}");
 }

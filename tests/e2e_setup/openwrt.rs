@@ -3,7 +3,7 @@
 use ftp_alg_lab::Mode;
 
 use crate::{
-    machine::{Machine, shows_the_cycle},
+    machine::{Machine, assert_apply_reload_and_undo},
     site::{FAMILIES, Place, Site},
 };
 
@@ -33,6 +33,6 @@ fn setup_adds_files_that_fw4_includes() {
     machine.write("/usr/sbin/fw4", FW4);
     machine.shell("chmod 755 /usr/sbin/fw4; mkdir -p /usr/share/nftables.d; fw4 reload");
     let name = "OpenWrt (fw4)";
-    shows_the_cycle(&site, &machine, name, "fw4 reload", &FAMILIES, &[Mode::Active]);
+    assert_apply_reload_and_undo(&site, &machine, name, "fw4 reload", &FAMILIES, &[Mode::Active]);
     machine.shell("[ ! -e /usr/share/nftables.d/chain-pre ]");
 }

@@ -1,7 +1,7 @@
 //! ufw, alone and together with Docker.
 
 use crate::{
-    machine::{Machine, cache, shows_the_cycle},
+    machine::{Machine, assert_apply_reload_and_undo, cache},
     site::{FAMILIES, MODES, NFTABLES, Place, Recipe, Site},
 };
 
@@ -27,7 +27,7 @@ fn machine(place: Place) -> (Site, Machine) {
         ("fd00::5", "fd00:150::5a"),
     ];
     let recipe = Recipe::read("ufw.sh", &names);
-    let text = if host { recipe.disarmed("0x") } else { recipe.without_its_line() };
+    let text = if host { recipe.with_rules_disabled("0x") } else { recipe.without_its_rule() };
     machine.write("/etc/rules.sh", &text);
     machine.shell(&format!(
         "ufw default deny incoming; ufw default deny routed; {outgoing}
@@ -41,7 +41,7 @@ fn machine(place: Place) -> (Site, Machine) {
 fn setup_edits_the_before_rules_of_ufw() {
     for place in [Place::Masquerade, Place::Published, Place::Server] {
         let (site, machine) = machine(place);
-        shows_the_cycle(&site, &machine, "ufw", "ufw reload", &FAMILIES, &MODES);
+        assert_apply_reload_and_undo(&site, &machine, "ufw", "ufw reload", &FAMILIES, &MODES);
     }
 }
 

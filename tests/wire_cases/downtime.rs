@@ -252,8 +252,8 @@ fn after_downtime_segments_of_a_new_connection_are_forwarded() {
     assert_eq!(queue(false), PacketOutcome::Drop);
 }
 
-/// A packet of a connection that began during the downtime, or that reuses the tuple of a known one, cannot have waited
-/// in the queue.
+/// A late packet gets a normal verdict if its connection is unknown or reuses a known tuple, because no session depends
+/// on the packets that passed unread.
 #[test]
 fn late_packets_of_unknown_connections_get_a_verdict() {
     let late = PacketMeta { is_late: true, ..PacketMeta::default() };

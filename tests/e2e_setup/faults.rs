@@ -20,17 +20,17 @@ fn gateway(edit: impl Fn(String) -> String) -> (Site, Machine, Daemon) {
     (site, machine, daemon)
 }
 
-fn live(machine: &Machine) -> String {
+fn loaded_rules(machine: &Machine) -> String {
     machine.shell("nft list table inet gateway")
 }
 
 #[test]
 fn a_read_only_file_system_fails_without_changes() {
     let (_site, machine, daemon) = gateway(|text| text);
-    let (files, rules) = (machine.files(), live(&machine));
+    let (files, rules) = (machine.files(), loaded_rules(&machine));
     machine.shell("mount -o remount,ro /etc");
     machine.setup(&daemon, &["--apply"]).fails("Read-only file system");
-    assert_eq!((machine.files(), live(&machine)), (files.clone(), rules));
+    assert_eq!((machine.files(), loaded_rules(&machine)), (files.clone(), rules));
     machine.setup(&daemon, &["--undo"]).says("nothing to do");
     machine.shell("mount -o remount,rw /etc");
     machine.setup(&daemon, &["--apply"]).says("applied");
@@ -63,9 +63,9 @@ fn an_invalid_file_is_left_alone() {
     let right = machine.read(CONF);
     for wrong in [right.replace('\n', "\r\n"), right.clone() + "nonsense\n"] {
         machine.write(CONF, &wrong);
-        let (files, rules) = (machine.files(), live(&machine));
+        let (files, rules) = (machine.files(), loaded_rules(&machine));
         machine.setup(&daemon, &["--apply"]).fails("the files have an error");
-        assert_eq!((machine.files(), live(&machine)), (files, rules));
+        assert_eq!((machine.files(), loaded_rules(&machine)), (files, rules));
     }
     machine.shell("printf '\\377' > /etc/nftables.conf");
     machine.setup(&daemon, &["--apply"]).fails("it is not UTF-8");
@@ -101,7 +101,7 @@ fn two_chains_that_drop_both_get_the_rule() {
 }
 
 /// Replaces nft by a script that runs `instead` when it is asked to load the file.
-fn with_nft(machine: &Machine, instead: &str) {
+fn replace_nft(machine: &Machine, instead: &str) {
     machine.shell("[ -e /usr/sbin/nft.real ] || mv /usr/sbin/nft /usr/sbin/nft.real");
     let script = format!(
         "#!/bin/sh\ncase \"$1\" in --file) {instead} ;; esac\nexec /usr/sbin/nft.real \"$@\"\n"
@@ -113,24 +113,24 @@ fn with_nft(machine: &Machine, instead: &str) {
 #[test]
 fn the_next_run_finishes_or_undoes_an_interrupted_apply() {
     let (_site, machine, daemon) = gateway(|text| text);
-    let (files, rules) = (machine.files(), live(&machine));
+    let (files, rules) = (machine.files(), loaded_rules(&machine));
     for next in ["--undo", "--apply"] {
-        with_nft(&machine, "kill -9 $PPID; exit 1");
+        replace_nft(&machine, "kill -9 $PPID; exit 1");
         let lines = format!(
             "{} setup --apply --config {} || true",
             crate::common::executable().display(),
             daemon.socket().with_file_name("ftp-alg.toml").display()
         );
         machine.shell(&lines);
-        with_nft(&machine, ":");
+        replace_nft(&machine, ":");
         machine.shell("touch /etc/.nftables.conf.ftp-alg");
-        assert_ne!(machine.files(), files, "nothing was interrupted");
+        assert_ne!(machine.files(), files, "the run was not interrupted");
         machine.setup(&daemon, &[]).says("an earlier --apply was interrupted");
         machine.setup(&daemon, &[next]);
         assert_eq!(machine.read(CONF).contains("ftp-alg-setup"), next == "--apply");
-        assert_eq!(live(&machine).contains("ftp-alg-setup"), next == "--apply");
+        assert_eq!(loaded_rules(&machine).contains("ftp-alg-setup"), next == "--apply");
         machine.setup(&daemon, &["--undo"]);
-        assert_eq!((machine.files(), live(&machine)), (files.clone(), rules.clone()));
+        assert_eq!((machine.files(), loaded_rules(&machine)), (files.clone(), rules.clone()));
         machine.shell("[ ! -e /etc/.nftables.conf.ftp-alg ]");
     }
 }
@@ -138,18 +138,18 @@ fn the_next_run_finishes_or_undoes_an_interrupted_apply() {
 #[test]
 fn a_failed_reload_restores_the_files() {
     let (_site, machine, daemon) = gateway(|text| text);
-    let rules = live(&machine);
+    let rules = loaded_rules(&machine);
     // The first script fails once. The second one succeeds without loading the file.
     for (instead, why) in [
         ("[ -e /etc/failed ] || { touch /etc/failed; echo no >&2; exit 1; }", "no"),
         ("exit 0", "even after the change"),
     ] {
-        with_nft(&machine, instead);
+        replace_nft(&machine, instead);
         let text = machine.read(CONF);
         let outcome = machine.setup(&daemon, &["--apply"]);
         outcome.fails(why);
         outcome.fails("all changes were undone");
-        assert_eq!((machine.read(CONF), live(&machine)), (text, rules.clone()));
+        assert_eq!((machine.read(CONF), loaded_rules(&machine)), (text, rules.clone()));
     }
 }
 
@@ -176,7 +176,7 @@ fn undo_removes_only_our_lines_from_an_edited_file() {
     machine.shell("echo '# mine' >> /etc/nftables.conf");
     machine.setup(&daemon, &["--undo"]).says("was edited: only the lines of setup were removed");
     assert_eq!(machine.read(CONF), text + "# mine\n");
-    assert!(!live(&machine).contains("ftp-alg-setup"));
+    assert!(!loaded_rules(&machine).contains("ftp-alg-setup"));
 }
 
 /// The rule that doctor recommends works until the next reload.
@@ -188,7 +188,7 @@ fn apply_saves_a_rule_that_is_only_loaded() {
     machine.setup(&daemon, &["--apply"]).says("applied");
     assert!(machine.read(CONF).contains("ftp-alg-setup"));
     machine.setup(&daemon, &["--undo"]).says("undone");
-    assert!(!live(&machine).contains("ftp-alg-setup"));
+    assert!(!loaded_rules(&machine).contains("ftp-alg-setup"));
 }
 
 #[test]
@@ -224,11 +224,11 @@ fn an_earlier_apply_survives_a_later_failure() {
     let applied = machine.read(CONF);
     machine.write(CONF, &(applied.clone() + SECOND));
     machine.shell("nft -f /etc/nftables.conf");
-    let rules = live(&machine);
-    with_nft(&machine, "echo no >&2; exit 1");
+    let rules = loaded_rules(&machine);
+    replace_nft(&machine, "echo no >&2; exit 1");
     machine.setup(&daemon, &["--apply"]).fails("all changes were undone");
-    assert_eq!((machine.read(CONF), live(&machine)), (applied + SECOND, rules));
-    with_nft(&machine, ":");
+    assert_eq!((machine.read(CONF), loaded_rules(&machine)), (applied + SECOND, rules));
+    replace_nft(&machine, ":");
     machine.setup(&daemon, &["--apply"]).says("applied");
     machine.setup(&daemon, &["--undo"]).says("undone");
     assert_eq!(machine.read(CONF), before + SECOND);
