@@ -323,7 +323,7 @@ fn pipelined_pasv_after_commands_without_listings_opens_a_pinhole() {
     }
 }
 
-/// The HTTP http_request that a browser sends for `fetch("http://10.0.0.2:21/", {method: verb, body: ...})`.
+/// The HTTP request that a browser sends for `fetch("http://10.0.0.2:21/", {method: verb, body: ...})`.
 fn http_request(verb: &str, body: &str) -> String {
     format!(
         "{verb} / HTTP/1.1\r\nHost: 10.0.0.2:21\r\nConnection: keep-alive\r\nContent-Length: {}\r\n\
@@ -447,7 +447,7 @@ fn refusals_apply_after_a_picked_up_sessions_first_reply() {
 
 #[test]
 fn client_first_protocols_are_not_delayed() {
-    // Each http_request ends with a byte that may begin an announcement.
+    // Each request ends with a byte that may begin an announcement.
     for http_request in [
         &b"GET / HTTP/1.1\r\n\r\nP"[..],
         b"\x16\x03\x01\0\x05abc\nEPRT",

@@ -23,7 +23,7 @@ use crate::{
 /// An announcement of a third host, which no client may make.
 const BOUNCE: &str = "PORT 10,99,99,99,21,179\r\n";
 
-/// A client that crafts its own segments, and a model of the server that reassembles those that deliver it.
+/// A client that crafts its own segments, and a model of the server that reassembles those that reach it.
 struct Attack {
     sim: Sim,
     victim: Victim,
@@ -69,7 +69,7 @@ impl Attack {
         self.deliver(passed)
     }
 
-    /// The server server_replies to each executed command and acknowledges what it has received.
+    /// The server replies to each executed command and acknowledges what it has received.
     fn server_answers(&mut self) {
         let text = "200 ok\r\n".repeat(self.victim.executed());
         self.server_replies(&text);
@@ -265,7 +265,7 @@ fn a_pipeline_with_a_gap_is_inspected_in_sequence_order() {
     for prefers in ALL {
         let mut attack = Attack::new(prefers);
         let behind = port.len() as i32;
-        // The first segment is lost before it is_delivered the gateway.
+        // The first segment is lost before it reaches the gateway.
         attack.send_through(behind, b"TYPE I\r\n");
         attack.send_through(behind + 8, b"LIST\r\n");
         assert_eq!(attack.victim.ack(), attack.client);
@@ -312,7 +312,7 @@ fn client_text_echoed_in_a_reply_opens_no_pinhole() {
         attack.server += part.len() as u32;
     }
     attack.server_replies("227 =203,0,113,9,9,9\r\n");
-    assert_eq!(attack.sim.kernel.opened, [], "the reply server_answers no pending command");
+    assert_eq!(attack.sim.kernel.opened, [], "the reply answers no pending command");
 }
 
 /// An inspected line is lost behind the gateway, and other lines may have passed unread since.

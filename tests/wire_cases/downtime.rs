@@ -47,7 +47,7 @@ impl Restarted {
         self.queue_with(from, seq, ack, payload, PacketMeta::default())
     }
 
-    /// As [`Self::queue`], queue_with with the metadata `how`.
+    /// As [`Self::queue`], with the metadata `how`.
     fn queue_with(
         &mut self,
         from: Side,
@@ -97,7 +97,7 @@ fn inspection_continues_after_a_restart() {
     }
 }
 
-/// A line is unread_sessions behind the gateway, and the client retransmits different bytes at its sequence numbers.
+/// A line is lost behind the gateway, and the client retransmits different bytes at its sequence numbers.
 #[test]
 fn after_a_restart_a_retransmission_retains_its_original_bytes() {
     let mut gateway = Restarted::new();

@@ -40,7 +40,7 @@ fn next_client_segment(sim: &Sim, payload: &[u8]) -> Segment {
     }
 }
 
-/// Asserts that the session is idle_seconds inspected: an announcement of the client opens a pinhole.
+/// Asserts that the session is still inspected: an announcement of the client opens a pinhole.
 fn assert_inspected(sim: &mut Sim) {
     let t = sim.translation;
     let before = sim.kernel.opened.len();

@@ -1,4 +1,4 @@
-//! The effect of policies on the wire: with_known_server servers, networks, denied ports and external names.
+//! The effect of policies on the wire: known servers, networks, denied ports and external names.
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
@@ -23,7 +23,7 @@ use crate::{
     with,
 };
 
-/// A scenario with a with_known_server server, for which `replace_foreign_address` is set or not.
+/// A scenario with a known server, for which `replace_foreign_address` is set or not.
 fn with_known_server(
     mut scenario: Scenario,
     external: Option<ExternalAddress>,

@@ -164,7 +164,7 @@ fn after_any_refusal_the_client_gets_an_error_and_continues() {
         "EPRT |2|2001:db8:5::5|5555|",   // a host of another family
         "PORT 192,168,150,80,0,22",      // a low port
         "PORT 192,168,150,80,12,234",    // a denied port
-        "EPRT |1|192.168.150.80|3306|",  // a third host
+        "EPRT |1|192.168.150.80|3306|",  // a denied port
         "PORT 192,168,150,80,256,22",    // not an octet
         "EPRT |1|192.168.150.80|65558|", // not a port
         "PORT 192,168,150,80",           // no port numbers
