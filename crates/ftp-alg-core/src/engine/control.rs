@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    Event, EventKind, QueueMode, Translation, handover::FastPathState, pinholes::HeldPinhole,
+    Event, EventKind, QueueMode, Translation, handover::FastPathProgress, pinholes::HeldPinhole,
 };
 use crate::{
     packet::Endpoint,
@@ -78,7 +78,7 @@ struct Extra {
     /// How many times in a row conntrack did not know the connection.
     unknown_to_conntrack: u8,
     /// The state on the fast path.
-    fast_path: FastPathState,
+    fast_path: FastPathProgress,
 }
 
 /// Another connection on the same endpoints, unless its SYN-ACK was spoofed.
@@ -179,12 +179,12 @@ impl Control {
     }
 
     /// The state on the fast path.
-    pub fn fast_path(&self) -> FastPathState {
-        self.extra.as_ref().map_or_else(FastPathState::default, |extra| extra.fast_path)
+    pub fn fast_path(&self) -> FastPathProgress {
+        self.extra.as_ref().map_or_else(FastPathProgress::default, |extra| extra.fast_path)
     }
 
     /// The state on the fast path, mutable.
-    pub fn fast_path_mut(&mut self) -> &mut FastPathState {
+    pub fn fast_path_mut(&mut self) -> &mut FastPathProgress {
         &mut self.extra_mut().fast_path
     }
 

@@ -17,7 +17,7 @@ const MAX_IDLE_HANDOVERS: u8 = 3;
 
 /// A connection's state on the fast path.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
-pub struct FastPathState {
+pub struct FastPathProgress {
     /// Number of lines that the BPF program has passed in total.
     pub(super) lines_inspected: u32,
     /// Whether the connection is handed over.
@@ -35,7 +35,7 @@ pub struct FastPathState {
     pub(super) used_fitting_port: bool,
 }
 
-impl FastPathState {
+impl FastPathProgress {
     /// Whether lines were passed, and more may be.
     pub(super) fn is_worthwhile(&self) -> bool {
         self.lines_inspected > 0 && self.may_be_handed_over()

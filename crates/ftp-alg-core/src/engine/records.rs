@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Control, Counters, Effects, Entry, Epoch, Lookup, Opening, Pinhole, PinholeRegistry, Sessions,
-    Translation, handover::FastPathState, pinholes::PinholeRecord,
+    Translation, handover::FastPathProgress, pinholes::PinholeRecord,
 };
 use crate::session::{Phase, Session};
 
@@ -42,7 +42,7 @@ struct SessionRecord<'a> {
     last_seen: u64,
     pinholes: Vec<PinholeRecord>,
     syn_had_data: bool,
-    fast_path: FastPathState,
+    fast_path: FastPathProgress,
     session: Cow<'a, Session>,
     incarnation: Option<Cow<'a, Session>>,
 }
