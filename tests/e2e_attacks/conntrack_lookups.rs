@@ -17,7 +17,7 @@ const RATE: u32 = 500;
 /// The number of commands that are timed before an attack, and during it.
 const TIMED: usize = 45;
 
-/// The packets that the attacker sends; `forge.py` describes them.
+/// The packets that the attacker sends; `spoof.py` describes them.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Kind {
     Ports,
@@ -88,7 +88,7 @@ fn median_reply_times(scene: &Scene, kind: Kind) -> (f64, f64) {
     };
     let plan =
         json!({"kind": name, "rate": RATE, "seconds": 2, "from": from, "to": to, "port": port});
-    let script = lab.outsider.write("forge.py", include_bytes!("forge.py")).unwrap();
+    let script = lab.outsider.write("spoof.py", include_bytes!("spoof.py")).unwrap();
     let mut command = lab.outsider.command("/usr/bin/python3");
     command.arg(script).arg(plan.to_string());
     let queued = scene.gateway.daemon.counter("packets").unwrap();

@@ -1,13 +1,13 @@
-"""forge.py JSON: packets that an attacker makes who sees no connection, at a steady rate.
+"""spoof.py JSON: sends the packets of an off-path attacker at a steady rate.
 
 JSON: {"kind": KIND, "rate": PACKETS A SECOND, "seconds": S, "from": ADDRESS, "to": ADDRESS, "port": PORT}
 KIND is one of
-  "ports"      payload from port 21 to port 21, each from another address
-  "published"  payload to port 21, each from another address and port; what is there is the gateway's affair
-  "midstream"  the same, of a protocol that is not FTP
-  "lookalike"  payload over IPv6 from ::FROM and PORT to ::TO and port 21: the numbers of IPv4 addresses
-  "syn-ack"    SYN-ACKs from FROM and port 21 to TO and PORT, each with other numbers
-Prints how many it sent.
+  "ports"      data from port 21 to port 21, each packet from another address
+  "published"  data to port 21, each packet from another address and port; the gateway may publish a server there
+  "midstream"  as "published", but with data of a protocol that is not FTP
+  "lookalike"  data over IPv6 from ::FROM and PORT to ::TO and port 21: IPv6 addresses with the value of IPv4 addresses
+  "syn-ack"    SYN-ACKs from FROM and port 21 to TO and PORT, each with other sequence numbers
+Prints the number of packets sent.
 """
 import ipaddress
 import json
@@ -45,18 +45,18 @@ def packet(source, destination, ports, flags, payload):
     return ip + source + destination + tcp
 
 
-def anyone():
+def random_address():
     return str(ipaddress.IPv4Address(int(ipaddress.IPv4Address("100.64.0.0")) + random.getrandbits(22)))
 
 
-def forged():
+def spoofed():
     port = random.randrange(1024, 65536)
     if kind == "ports":
-        return packet(anyone(), plan["to"], (21, 21), PSH_ACK, b"NOOP\r\n")
+        return packet(random_address(), plan["to"], (21, 21), PSH_ACK, b"NOOP\r\n")
     if kind == "published":
-        return packet(anyone(), plan["to"], (port, 21), PSH_ACK, b"NOOP\r\n")
+        return packet(random_address(), plan["to"], (port, 21), PSH_ACK, b"NOOP\r\n")
     if kind == "midstream":
-        return packet(anyone(), plan["to"], (port, 21), PSH_ACK, b"GET / HTTP/1.1\r\n")
+        return packet(random_address(), plan["to"], (port, 21), PSH_ACK, b"GET / HTTP/1.1\r\n")
     if kind == "lookalike":
         port = random.choice([plan["port"], port])
         return packet("::" + plan["from"], "::" + plan["to"], (port, 21), PSH_ACK, b"NOOP\r\n")
@@ -66,7 +66,7 @@ def forged():
 start, sent = time.monotonic(), 0
 while time.monotonic() < start + seconds:
     destination = "::" + plan["to"] if over_v6 else plan["to"]
-    raw.sendto(forged(), (destination, 0))
+    raw.sendto(spoofed(), (destination, 0))
     sent += 1
     time.sleep(max(0, start + sent / rate - time.monotonic()))
 print(sent)
