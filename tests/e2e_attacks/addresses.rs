@@ -62,7 +62,7 @@ fn assert_refused_over(scene: &Scene, family: Family, lines: &[String]) {
 }
 
 #[test]
-fn a_client_cannot_send_the_server_to_a_third_host() {
+fn a_client_cannot_bounce_to_a_third_host() {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
     let lab = &scene.gateway.lab;
     let mut lines = Vec::new();
@@ -95,7 +95,7 @@ fn an_announced_address_of_another_family_is_refused() {
 }
 
 #[test]
-fn a_client_cannot_send_the_server_to_a_third_host_over_ipv6() {
+fn a_client_cannot_bounce_to_a_third_host_over_ipv6() {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
     let lab = &scene.gateway.lab;
     let [third, client2] = [&lab.outsider, &lab.client2].map(|host| host.address(Family::V6));
@@ -110,7 +110,7 @@ fn a_client_cannot_send_the_server_to_a_third_host_over_ipv6() {
 }
 
 #[test]
-fn a_client_cannot_send_the_server_to_a_low_port() {
+fn a_client_cannot_bounce_to_a_low_port() {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
     let lines = [
         "PORT 192,168,150,80,0,22",
