@@ -13,7 +13,12 @@ fuzz_target!(|data: &[u8]| {
     let Some((&[form, high, low, ref address @ ..], text)) = data.split_first_chunk::<19>() else {
         return;
     };
-    let kind = [AnnouncementKind::Port, AnnouncementKind::Eprt, AnnouncementKind::Pasv, AnnouncementKind::Epsv][usize::from(form & 3)];
+    let kind = [
+        AnnouncementKind::Port,
+        AnnouncementKind::Eprt,
+        AnnouncementKind::Pasv,
+        AnnouncementKind::Epsv,
+    ][usize::from(form & 3)];
     let ip: IpAddr = match address {
         [a, b, c, d, ..] if form & 4 == 0 => Ipv4Addr::new(*a, *b, *c, *d).into(),
         _ => Ipv6Addr::from(*address).into(),
@@ -21,8 +26,8 @@ fuzz_target!(|data: &[u8]| {
     let new = SocketAddr::new(ip, u16::from_be_bytes([high, low]).max(1));
 
     if let Ok(announcement) = read(kind, text) {
-        let zeros =
-            [ZeroPadding::None, ZeroPadding::Three, ZeroPadding::Four, ZeroPadding::Four][usize::from(form >> 3 & 3)];
+        let zeros = [ZeroPadding::None, ZeroPadding::Three, ZeroPadding::Four, ZeroPadding::Four]
+            [usize::from(form >> 3 & 3)];
         round_trip(&announcement, text, new, zeros);
     }
     numbers(kind, address);

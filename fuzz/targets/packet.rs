@@ -7,7 +7,7 @@
 use std::net::SocketAddr;
 
 use etherparse::{NetSlice, SlicedPacket, TransportSlice};
-use ftp_alg_core::packet::{PacketEdit, Packet, Seq, build_acknowledgement, build_with_endpoints};
+use ftp_alg_core::packet::{Packet, PacketEdit, Seq, build_acknowledgement, build_with_endpoints};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {

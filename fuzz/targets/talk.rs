@@ -71,7 +71,9 @@ impl Recorder {
                 }
                 AnnouncementVerdict::Open { endpoint, zeros: ZeroPadding::Three }
             }
-            _ if announced.kind.is_active() => AnnouncementVerdict::Refuse(RefusalReason::Malformed),
+            _ if announced.kind.is_active() => {
+                AnnouncementVerdict::Refuse(RefusalReason::Malformed)
+            }
             (Ok(_), None) => AnnouncementVerdict::Refuse(RefusalReason::ForeignAddress),
             _ => AnnouncementVerdict::Pass,
         }

@@ -203,7 +203,7 @@ impl StateDir {
             let [a, b, c, d, sum @ ..] = *frame;
             let length = u32::from_le_bytes([a, b, c, d]) as usize;
             let Some((record, after)) = after.split_at_checked(length) else { break };
-            // ZeroPadding have a checksum of zero.
+            // Zeros have a checksum of zero.
             if length == 0 || crc32fast::hash(record) != u32::from_le_bytes(sum) {
                 return Err(JournalError::Damaged(content.len() - rest.len()));
             }

@@ -26,11 +26,11 @@ pub struct Flow {
     acknowledged: i32,
     /// What its receiver says that it has.
     pub ack: u32,
-/// Data that its sender knows to have arrived, and does not retransmit.
+    /// Data that its sender knows to have arrived, and does not retransmit.
     pub settled: usize,
     /// Whether other bytes were sent under the same numbers.
     pub is_contradicted: bool,
-/// Whether nothing is known of it any more.
+    /// Whether nothing is known of it any more.
     pub is_unknown: bool,
 }
 

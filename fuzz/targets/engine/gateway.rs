@@ -90,7 +90,11 @@ impl Kernel for Gateway {
         Ok(())
     }
 
-    fn set_queue_mode(&mut self, control: &Translation, mode: QueueMode) -> Result<(), KernelError> {
+    fn set_queue_mode(
+        &mut self,
+        control: &Translation,
+        mode: QueueMode,
+    ) -> Result<(), KernelError> {
         self.index(control);
         if self.knows_none {
             return Err(KernelError::Unknown);

@@ -12,10 +12,10 @@
 
 #![no_main]
 
-mod flow;
-mod gateway;
 #[path = "../../../tests/support/fast_path/mod.rs"]
 mod fast_path;
+mod flow;
+mod gateway;
 #[path = "../../../tests/support/recorder.rs"]
 #[allow(dead_code, reason = "each user has a use for a part")]
 mod recorder;

@@ -196,7 +196,8 @@ impl World {
         next.sessions.restore(records, now, self.base).expect("records of our own");
         for pinhole in self.standalone.kernel.recorder.pinholes() {
             if !next.sessions.holds_pinhole(pinhole.initiator, pinhole.arrival) {
-                let closed = self.standalone.kernel.update_pinholes(&[pinhole], &[], &mut Vec::new());
+                let closed =
+                    self.standalone.kernel.update_pinholes(&[pinhole], &[], &mut Vec::new());
                 self.has_failed |= closed.is_err();
             }
         }

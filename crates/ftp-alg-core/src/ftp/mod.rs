@@ -9,11 +9,11 @@ mod command;
 mod non_ftp;
 mod reply;
 mod text;
-mod zeros;
+mod zero_padding;
 
 pub use ambiguity::{LineEnd, VerbScanner, line_end, may_end_or_skip};
 pub use announcement::{Announcement, AnnouncementKind, MalformedAnnouncement};
 pub use command::{Command, Verb};
 pub use reply::{Reply, ReplyTracker};
 pub use text::Text;
-pub use zeros::ZeroPadding;
+pub use zero_padding::ZeroPadding;

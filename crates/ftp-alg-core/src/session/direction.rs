@@ -9,10 +9,10 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    adjust::BLANK,
     compact::{allocation_size, serialize_bytes},
     limits::{MAX_HELD, MAX_LINE},
     line_decisions::LineEdit,
+    sequence_map::BLANK,
     sequence_space::SequenceSpace,
     tls::TlsRecords,
     unacknowledged::UnacknowledgedData,

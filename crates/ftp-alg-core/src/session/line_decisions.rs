@@ -6,10 +6,10 @@ use super::{
     AnnouncedLine, AnnouncementVerdict, Continuation, DecisionAnswer, DecisionRequest, Dialogue,
     Inspection, PendingLine, Phase, ReadEffect, RefusalReason, RefusedLine, ReplyLimits,
     SessionLimit, Side,
-    adjust::BLANK,
     compact::SmallBytes,
     dialogue::{CommandEffect, ReplyEffect},
     limits::{MAX_HELD, VERB_LENGTH},
+    sequence_map::BLANK,
 };
 use crate::ftp::{
     Announcement, AnnouncementKind, Command, MalformedAnnouncement, Text, Verb, VerbScanner,

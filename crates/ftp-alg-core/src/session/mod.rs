@@ -15,7 +15,6 @@
 //! - A sequence number is always delivered with the same byte, however often its segment is retransmitted, because the
 //!   receiver may use any of the copies.
 
-mod adjust;
 mod compact;
 mod dialogue;
 mod direction;
@@ -31,13 +30,13 @@ mod push_state;
 mod reading;
 mod reason;
 mod segments;
+mod sequence_map;
 mod sequence_space;
 mod side;
 mod tls;
 mod unacknowledged;
 mod urgent;
 
-pub use adjust::SequenceMap;
 pub use dialogue::{Dialogue, Phase};
 use direction::Direction;
 pub use drops::DropReason;
@@ -49,6 +48,7 @@ pub use inspection::{
 use inspection::{Continuation, ReadEffect, ReplyLimits};
 use inspection_state::{Completeness, InspectionState};
 pub use reason::RefusalReason;
+pub use sequence_map::SequenceMap;
 use serde::{Deserialize, Serialize};
 pub use side::Side;
 use unacknowledged::UnacknowledgedData;

@@ -5,7 +5,6 @@
 use super::{
     Dialogue, DialogueEvent, Inspection, PendingLine, Phase, ReadEffect, RefusedLine, SessionLimit,
     Side,
-    adjust::BLANK,
     direction::Direction,
     inspection_state::InspectionState,
     limits::{MAX_HELD, MAX_LINE, VERB_LENGTH},
@@ -14,6 +13,7 @@ use super::{
         read_client_line, read_server_line, refuse_ambiguous_line,
     },
     push_state::PushState,
+    sequence_map::BLANK,
     unacknowledged::UnacknowledgedData,
     urgent::UrgentPointer,
 };

@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{adjust::SequenceMap, limits::DEFAULT_MSS};
+use super::{limits::DEFAULT_MSS, sequence_map::SequenceMap};
 use crate::packet::{Packet, Seq};
 
 /// Number of consecutive segments past a gap after which the receiver is probed.
