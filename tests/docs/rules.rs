@@ -145,8 +145,7 @@ pub fn expanded(recipe: &str) -> String {
 
 /// Rules without comments, names of tables and blank lines.
 fn essence(text: &str) -> Vec<String> {
-    let lines =
-        text.lines().map(|line| line.trim().split_whitespace().collect::<Vec<_>>().join(" "));
+    let lines = text.lines().map(|line| line.split_whitespace().collect::<Vec<_>>().join(" "));
     lines
         .filter(|line| !line.is_empty() && !line.starts_with('#') && !line.starts_with("define "))
         .collect()
