@@ -131,7 +131,7 @@ fn rooms_of_the_gateway_name_each_other_in_no_circle() {
 fn the_packets_path_knows_no_rules_of_the_operator() {
     let knows = |file: &Path| {
         let text = fs::read_to_string(file).unwrap();
-        tokens(&blanked(&text)).iter().filter(|token| *token == "firewall").count()
+        tokens(&crossed_out(&text)).iter().filter(|token| *token == "firewall").count()
     };
     for file in sources("src") {
         let inside = file.strip_prefix(root()).unwrap_or(&file).display().to_string();
@@ -297,7 +297,7 @@ mod the_reading_itself {
 /// The top-level modules that `text` names, in order. `own_child` says whether a name is that of a
 /// file next to it, which `super` then means.
 fn named_modules(text: &str, own_child: impl Fn(&str) -> bool) -> Vec<String> {
-    let tokens = tokens(&blanked(text));
+    let tokens = tokens(&crossed_out(text));
     let mut found = Vec::new();
     for (at, token) in tokens.iter().enumerate() {
         let rest = match token.as_str() {
@@ -354,7 +354,7 @@ fn through_super(file: &Path, text: &str) -> Vec<(PathBuf, PathBuf)> {
 fn named_through_super(file: &Path, text: &str) -> Vec<(PathBuf, String)> {
     let own = if file.ends_with("mod.rs") { file.parent().unwrap() } else { file };
     let own = own.with_extension("");
-    let tokens = tokens(&blanked(text));
+    let tokens = tokens(&crossed_out(text));
     let mut found = Vec::new();
     let mut levels: usize = 0;
     for (at, token) in tokens.iter().enumerate() {
@@ -377,7 +377,7 @@ fn calls_between(files: Vec<(PathBuf, String)>) -> BTreeMap<PathBuf, BTreeSet<Pa
     let mut owners: BTreeMap<String, BTreeSet<PathBuf>> = BTreeMap::new();
     let mut called: BTreeMap<PathBuf, BTreeSet<String>> = BTreeMap::new();
     for (file, text) in files {
-        let code = blanked(&text);
+        let code = crossed_out(&text);
         let tokens = tokens(code.split("#[cfg(test)]").next().unwrap());
         for (at, name) in tokens.iter().enumerate().filter(|(_, token)| is_name(token)) {
             let next = |count| tokens.get(at + count).map_or("", String::as_str);
@@ -402,7 +402,7 @@ fn is_name(token: &str) -> bool {
 
 /// What a file of the gateway names of it, by `crate::gateway` or `super`.
 fn names_of_gateway(file: &Path, text: &str) -> Vec<String> {
-    let tokens = tokens(&blanked(text));
+    let tokens = tokens(&crossed_out(text));
     let windows = tokens.windows(3).enumerate();
     let absolute = windows.filter(|(_, window)| *window == ["crate", "::", "gateway"]);
     let mut names: Vec<_> = absolute.flat_map(|(at, _)| heads(&tokens[at + 3..])).collect();
@@ -416,7 +416,7 @@ fn names_of_gateway(file: &Path, text: &str) -> Vec<String> {
 
 /// The names that `pub use` in `text` takes from a module, with the module.
 fn exports(text: &str) -> BTreeMap<String, String> {
-    let tokens = tokens(&blanked(text));
+    let tokens = tokens(&crossed_out(text));
     let uses = tokens.windows(3).enumerate().filter(|(_, window)| window[..2] == ["pub", "use"]);
     uses.flat_map(|(at, window)| {
         let end = tokens[at..].iter().position(|token| token == ";").unwrap() + at;
@@ -443,7 +443,7 @@ fn circles(
 }
 
 fn has_unsafe(text: &str) -> bool {
-    tokens(&blanked(text)).iter().any(|token| token == "unsafe")
+    tokens(&crossed_out(text)).iter().any(|token| token == "unsafe")
 }
 
 /// Words, `::`, and every other character by itself.
@@ -464,7 +464,7 @@ fn tokens(text: &str) -> Vec<String> {
 }
 
 /// `text` without comments and without the content of literals.
-fn blanked(text: &str) -> String {
+fn crossed_out(text: &str) -> String {
     let mut rest = text;
     let mut out = String::new();
     while let Some(c) = rest.chars().next() {

@@ -15,8 +15,9 @@ impl Command<'_> {
         !is_verb(self.word) || self.is_request_line(first)
     }
 
-    /// Whether the line is `METHOD target NAME/1.1`, as in HTTP, RTSP, SIP and ICAP: three words, the second of which is a path, an
-    /// asterisk or an address. A file name with one blank that ends in `HTTP/1.1` matches if it is absolute.
+    /// Whether the line is `METHOD target NAME/1.1`, as in HTTP, RTSP, SIP and ICAP: three words, the second of which
+    /// is a path, an asterisk or an address. A file name with one blank that ends in `HTTP/1.1` matches if it is
+    /// absolute.
     fn is_request_line(&self, first: bool) -> bool {
         let mut words = self.argument.split(|byte| *byte == b' ');
         let (Some(target), Some(version), None) = (words.next(), words.next(), words.next()) else {
@@ -36,9 +37,9 @@ impl Command<'_> {
 fn is_verb(word: &[u8]) -> bool {
     let telnet = word.iter().take_while(|byte| **byte >= 0xf0).count();
     let word = &word[telnet..];
-    // A line that we blanked because it was too long says nothing about the client.
-    let is_blanked = word.iter().all(|byte| *byte == b'X');
-    is_blanked
+    // A line that we crossed out because it was too long says nothing about the client.
+    let is_crossed_out = word.iter().all(|byte| *byte == b'X');
+    is_crossed_out
         || word.len() <= LONGEST_VERB
             && word.first().is_some_and(u8::is_ascii_alphabetic)
             && word.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'@') // P@SW

@@ -94,8 +94,8 @@ pub enum ReplyEffect {
         /// Whether a `PASV` or `EPSV` was pending.
         was_requested: bool,
     },
-    /// The reply to a command that was blanked for this reason.
-    ReplyToBlanked(RefusalReason),
+    /// The reply to a command that was crossed out for this reason.
+    ReplyToCrossedOut(RefusalReason),
     /// An event that concerns pinholes or the session's state.
     Event(DialogueEvent),
     /// Encryption begins with the next byte.
@@ -236,8 +236,8 @@ impl Dialogue {
         });
     }
 
-    /// Ends the ambiguity if the server's last line ended a reply and no command is pending. Called when the server's TCP
-    /// has nothing more to send for now.
+    /// Ends the ambiguity if the server's last line ended a reply and no command is pending. Called when the server's
+    /// TCP has nothing more to send for now.
     pub fn resolve_ambiguity(&mut self) {
         if self.is_reply_complete && !self.has_pending_commands() {
             self.ambiguity = match self.ambiguity {
@@ -281,16 +281,16 @@ impl Dialogue {
         self.pending.contains(PendingKind::Passive)
     }
 
-    /// Whether the start of a server's line may become an announcement, or the reply to a blanked command.
+    /// Whether the start of a server's line may become an announcement, or the reply to a crossed out command.
     pub fn may_announce(&self, text: &Text<'_>) -> bool {
-        let is_refused = !self.has_many_pending() && self.expects_blanked_reply();
+        let is_refused = !self.has_many_pending() && self.expects_crossed_out_reply();
         self.has_pending_passive() && self.replies.may_announce(text)
             || is_refused && self.replies.may_refuse_command(text)
     }
 
-    /// Whether the next reply may answer a blanked command.
-    pub fn expects_blanked_reply(&self) -> bool {
-        matches!(self.pending.oldest(), Some(PendingKind::Blanked(_)))
+    /// Whether the next reply may answer a crossed out command.
+    pub fn expects_crossed_out_reply(&self) -> bool {
+        matches!(self.pending.oldest(), Some(PendingKind::CrossedOut(_)))
     }
 
     /// Reply code of an unfinished multi-line reply.
@@ -345,11 +345,15 @@ impl Dialogue {
         self.push_pending(if opened { PendingKind::Announcement } else { PendingKind::Other });
     }
 
-    /// Records that the command just read was blanked. If too many commands are pending, or replies cannot be matched,
-    /// the client gets the server's own reply.
-    pub fn record_blanked(&mut self, reason: RefusalReason) {
+    /// Records that the command just read was crossed out. If too many commands are pending, or replies cannot be
+    /// matched, the client gets the server's own reply.
+    pub fn record_crossed_out(&mut self, reason: RefusalReason) {
         let is_known = self.phase == Phase::Verified && self.pending.len() < MAX_RUNS / 2;
-        self.push_pending(if is_known { PendingKind::Blanked(reason) } else { PendingKind::Other });
+        self.push_pending(if is_known {
+            PendingKind::CrossedOut(reason)
+        } else {
+            PendingKind::Other
+        });
     }
 
     /// Records that the `AUTH` just read is forwarded to the server.
@@ -467,8 +471,8 @@ impl Dialogue {
                 Some(PendingKind::Announcement) if reply.is_failure() => {
                     ReplyEffect::Event(DialogueEvent::AnnouncementRefused)
                 }
-                Some(PendingKind::Blanked(reason)) if reply.is_unknown_command() => {
-                    ReplyEffect::ReplyToBlanked(reason)
+                Some(PendingKind::CrossedOut(reason)) if reply.is_unknown_command() => {
+                    ReplyEffect::ReplyToCrossedOut(reason)
                 }
                 Some(PendingKind::Transfer) => ReplyEffect::Event(DialogueEvent::TransferEnded {
                     completed: reply.is_success(),

@@ -12,7 +12,7 @@ use super::{
     compact::{allocation_size, serialize_bytes},
     limits::{MAX_HELD, MAX_LINE},
     line_decisions::LineEdit,
-    sequence_map::BLANK,
+    sequence_map::CROSS_OUT_BYTE,
     sequence_space::SequenceSpace,
     tls::TlsRecords,
     unacknowledged::UnacknowledgedData,
@@ -315,13 +315,13 @@ impl Direction {
     /// `chunk` at `seq` completes the line. The line is delivered unchanged except for `edit`, a range of the whole
     /// line and its replacement. `delivered` bytes of the line have been delivered.
     pub fn end_line(&mut self, seq: Seq, chunk: &[u8], delivered: usize, edit: LineEdit) {
-        // A refused line may be longer than the limit of held bytes. All of it is blanked, including blanks, because a
+        // A refused line may be longer than the limit of held bytes. All of it is crossed out, spaces too, because a
         // replacement of that length is not stored.
         let is_long = |new: &[u8]| new.len() > MAX_HELD;
         if self.is_holding() {
             let mut line = self.take_line();
             match edit {
-                Some((range, new)) if is_long(&new) => line[..range.end].fill(BLANK),
+                Some((range, new)) if is_long(&new) => line[..range.end].fill(CROSS_OUT_BYTE),
                 Some((range, new)) => drop(line.splice(range, new)),
                 None => {}
             }
@@ -330,7 +330,7 @@ impl Direction {
             && let Some(start) = range.start.checked_sub(delivered)
         {
             if is_long(&new) {
-                new.fill(BLANK);
+                new.fill(CROSS_OUT_BYTE);
             }
             self.space.map.replace(seq + start as u32, range.len() as u32, &new);
         }
@@ -384,13 +384,13 @@ impl Direction {
     }
 
     /// `chunk` at `seq` makes the held line longer than the limit. The line so far is delivered with every byte
-    /// blanked, including blanks, so that nothing later in the line is a command. It is also read like that.
-    pub fn blank_held_line(&mut self, seq: Seq, chunk: &[u8]) {
+    /// crossed out, spaces too, so that nothing later in the line is a command. It is also read like that.
+    pub fn cross_out_held_line(&mut self, seq: Seq, chunk: &[u8]) {
         let line = self.line_mut();
         let count = line.len() + chunk.len();
-        line.resize(count.min(MAX_LINE), BLANK);
-        line.fill(BLANK);
-        self.space.map.replace(seq, chunk.len() as u32, &vec![BLANK; count]);
+        line.resize(count.min(MAX_LINE), CROSS_OUT_BYTE);
+        line.fill(CROSS_OUT_BYTE);
+        self.space.map.replace(seq, chunk.len() as u32, &vec![CROSS_OUT_BYTE; count]);
         self.set_held(false);
     }
 

@@ -104,7 +104,7 @@ impl DecisionRequest {
 /// How reading a line continues after the decision.
 #[derive(Clone, Debug)]
 pub enum Continuation {
-    /// A client's announcement. If it is refused and `is_undelivered`, it is blanked.
+    /// A client's announcement. If it is refused and `is_undelivered`, it is crossed out.
     ClientAnnouncement {
         /// Whether no byte of it has been forwarded.
         is_undelivered: bool,

@@ -9,7 +9,7 @@ use super::{
     compact::SmallBytes,
     dialogue::{CommandEffect, ReplyEffect},
     limits::{MAX_HELD, VERB_LENGTH},
-    sequence_map::BLANK,
+    sequence_map::CROSS_OUT_BYTE,
 };
 use crate::ftp::{
     Announcement, AnnouncementKind, Command, MalformedAnnouncement, Text, Verb, VerbScanner,
@@ -43,10 +43,10 @@ pub fn read_client_line(
         None
     };
     if verb_end.is_none()
-        && is_blanked_start(line, delivered)
+        && is_crossed_out_start(line, delivered)
         && dialogue.phase() == Phase::Verified
     {
-        dialogue.record_blanked(RefusalReason::TooLong);
+        dialogue.record_crossed_out(RefusalReason::TooLong);
         return LineRead::Done(None);
     }
     let Some(end) = verb_end else {
@@ -77,7 +77,7 @@ fn refuse_ambiguous_announcement(
     let command = Command::parse(&text).filter(|_| !VerbScanner::is_needed(&line[end..]));
     let Some((kind, parsed)) = command.and_then(|command| announcement(&command)) else {
         inspection.push_refused(RefusedLine::Ambiguous);
-        return LineRead::Done(blank_from(line, delivered, end));
+        return LineRead::Done(cross_out_from(line, delivered, end));
     };
     let announced = AnnouncedLine::new(kind, parsed, true, dialogue, &text);
     LineRead::NeedsDecision(PendingLine::new(
@@ -101,7 +101,7 @@ pub fn finish_line(
         (
             Continuation::AmbiguousAnnouncement { verb_end },
             DecisionAnswer::Verdict(AnnouncementVerdict::Refuse(_)),
-        ) => blank_from(line, delivered, *verb_end),
+        ) => cross_out_from(line, delivered, *verb_end),
         (
             Continuation::ServerAnnouncement(Some(refusal)),
             DecisionAnswer::Verdict(AnnouncementVerdict::Refuse(reason)),
@@ -111,7 +111,7 @@ pub fn finish_line(
         (
             Continuation::ClientAnnouncement { is_undelivered },
             DecisionAnswer::Verdict(AnnouncementVerdict::Refuse(reason)),
-        ) => blank_command(dialogue, &text(), line, reason, *is_undelivered),
+        ) => cross_out_command(dialogue, &text(), line, reason, *is_undelivered),
         (
             Continuation::ClientAnnouncement { .. },
             DecisionAnswer::Verdict(AnnouncementVerdict::Pass),
@@ -150,7 +150,7 @@ fn announcement(
 }
 
 /// Whether the line that `chunk` completes may need a [decision](super::PendingLine): an announcement, or the reply to
-/// a blanked command. `start` is the part of the line that was read before.
+/// a crossed out command. `start` is the part of the line that was read before.
 pub fn may_need_decision(dialogue: &Dialogue, from: Side, start: &[u8], chunk: &[u8]) -> bool {
     match (from, chunk) {
         _ if !start.is_empty() => true,
@@ -161,7 +161,7 @@ pub fn may_need_decision(dialogue: &Dialogue, from: Side, start: &[u8], chunk: &
                 || VerbScanner::is_needed(chunk)
         }
         (Side::Server, [b'0'..=b'9', b'0'..=b'9', b'0'..=b'9', ..]) => {
-            matches!(chunk, [b'2', b'2', b'7' | b'9', ..]) || dialogue.expects_blanked_reply()
+            matches!(chunk, [b'2', b'2', b'7' | b'9', ..]) || dialogue.expects_crossed_out_reply()
         }
         _ => true,
     }
@@ -194,27 +194,27 @@ fn ambiguous_verb_end(dialogue: &Dialogue, line: &[u8], inspection: &Inspection)
     (!is_announced || cannot_begin_ftp(dialogue, line)).then_some(end)
 }
 
-/// Blanks `line` from the verb that ends at `end`, as far as it was not `delivered`.
-fn blank_from(line: &[u8], delivered: usize, end: usize) -> LineEdit {
+/// Crosses out `line` from the verb that ends at `end`, as far as it was not `delivered`.
+fn cross_out_from(line: &[u8], delivered: usize, end: usize) -> LineEdit {
     // Includes bytes inside the verb that a server may skip.
     let is_word = |byte: &u8| byte.is_ascii_alphabetic() || *byte == 0 || *byte >= 0xf0;
     let word = line[..end].iter().rev().take_while(|byte| is_word(byte)).count();
     let start = (end - word).max(delivered);
     let stop = line.len() - line.iter().rev().take_while(|b| matches!(b, b'\r' | b'\n')).count();
-    if start < end || line[..delivered] == *BLANKED_START {
-        return (start < stop).then(|| (start..stop, blanked(&line[start..stop])));
+    if start < end || line[..delivered] == *CROSSED_OUT_START {
+        return (start < stop).then(|| (start..stop, crossed_out(&line[start..stop])));
     }
     // The verb is longer. What follows becomes part of it. That includes a bare LF, because some servers read an
     // argument after it.
     let stop = if start < stop || line.ends_with(b"\r\n") { stop } else { line.len() };
-    (start < stop).then(|| (start..stop, (start..stop).map(|_| BLANK).collect()))
+    (start < stop).then(|| (start..stop, (start..stop).map(|_| CROSS_OUT_BYTE).collect()))
 }
 
-/// Stands for the start of a line whose rest is blanked as it arrives.
-pub const BLANKED_START: &[u8] = b"PORT ";
+/// Stands for the start of a line whose rest is crossed out as it arrives.
+pub const CROSSED_OUT_START: &[u8] = b"PORT ";
 
-/// The blanked form of `bytes`.
-pub fn blanked(bytes: &[u8]) -> SmallBytes {
+/// The crossed out form of `bytes`.
+pub fn crossed_out(bytes: &[u8]) -> SmallBytes {
     bytes.iter().map(|b| if matches!(b, b' ' | b'\t') { *b } else { b'X' }).collect()
 }
 
@@ -251,10 +251,10 @@ fn read_command_line(
             if is_partly_forwarded =>
         {
             dialogue.record_announcement(false);
-            if line[..delivered] != *BLANKED_START {
+            if line[..delivered] != *CROSSED_OUT_START {
                 inspection.push_refused(RefusedLine::Ambiguous);
             }
-            blank_from(line, delivered, text.line_range(0..command.word.len()).end)
+            cross_out_from(line, delivered, text.line_range(0..command.word.len()).end)
         }
         (CommandEffect::Announcement, Some(command)) => {
             let Some((kind, parsed)) = announcement(&command) else { return LineRead::Done(None) };
@@ -267,15 +267,15 @@ fn read_command_line(
         }
         (CommandEffect::Auth, _) => {
             inspection.push_refused(RefusedLine::Auth);
-            blank_command(dialogue, text, line, RefusalReason::AuthTls, is_undelivered)
+            cross_out_command(dialogue, text, line, RefusalReason::AuthTls, is_undelivered)
         }
         _ => None,
     })
 }
 
-/// Whether the start of the line was blanked because it was too long to be held back. A client that sends that many X
-/// itself gets the same reply.
-fn is_blanked_start(line: &[u8], delivered: usize) -> bool {
+/// Whether the start of the line was crossed out because it was too long to be held back. A client that sends that many
+/// X itself gets the same reply.
+fn is_crossed_out_start(line: &[u8], delivered: usize) -> bool {
     delivered > MAX_HELD && line.starts_with(&[b'X'; MAX_HELD])
 }
 
@@ -350,7 +350,7 @@ pub fn read_server_line(
                 continuation,
             ));
         }
-        ReplyEffect::ReplyToBlanked(reason) => {
+        ReplyEffect::ReplyToCrossedOut(reason) => {
             if let Some(refusal) = refusal(dialogue) {
                 return refuse_reply(&text, (reason, false), refusal);
             }
@@ -399,8 +399,8 @@ fn refuse_reply(
     }
 }
 
-/// Blanks the client's line, if none of it was forwarded, and gives the client the `reason`.
-fn blank_command(
+/// Crosses out the client's line, if none of it was forwarded, and gives the client the `reason`.
+fn cross_out_command(
     dialogue: &mut Dialogue,
     text: &Text<'_>,
     line: &[u8],
@@ -411,7 +411,7 @@ fn blank_command(
         dialogue.record_announcement(false);
         return None;
     }
-    dialogue.record_blanked(reason);
+    dialogue.record_crossed_out(reason);
     Some(refused_command_text(text, line))
 }
 
@@ -419,7 +419,7 @@ fn blank_command(
 /// and sequence numbers stay the same.
 pub fn refused_command_text(text: &Text<'_>, line: &[u8]) -> (Range<usize>, SmallBytes) {
     let range = text.line_range(0..text.bytes().len());
-    let new = blanked(&line[range.clone()]);
+    let new = crossed_out(&line[range.clone()]);
     (range, new)
 }
 
@@ -431,7 +431,7 @@ pub fn refuse_ambiguous_line(
     inspection: &mut Inspection,
 ) -> LineEdit {
     inspection.push_refused(RefusedLine::Urgent);
-    dialogue.record_blanked(RefusedLine::Urgent.reason());
+    dialogue.record_crossed_out(RefusedLine::Urgent.reason());
     let text = Text::new(line);
     if text.bytes().is_empty() {
         return None;

@@ -19,8 +19,8 @@ pub enum PendingKind {
     Reinitialize,
     Auth,
     Transfer,
-    /// The reply to a blanked command.
-    Blanked(RefusalReason),
+    /// The reply to a crossed out command.
+    CrossedOut(RefusalReason),
     Other,
     /// The kind is no longer known, only the number of commands.
     Forgotten,

@@ -9,11 +9,11 @@ use super::{
     inspection_state::InspectionState,
     limits::{MAX_HELD, MAX_LINE, VERB_LENGTH},
     line_decisions::{
-        BLANKED_START, LineRead, ReplyContext, cannot_begin_ftp, finish_line, may_need_decision,
-        read_client_line, read_server_line, refuse_ambiguous_line,
+        CROSSED_OUT_START, LineRead, ReplyContext, cannot_begin_ftp, finish_line,
+        may_need_decision, read_client_line, read_server_line, refuse_ambiguous_line,
     },
     push_state::PushState,
-    sequence_map::BLANK,
+    sequence_map::CROSS_OUT_BYTE,
     unacknowledged::UnacknowledgedData,
     urgent::UrgentPointer,
 };
@@ -93,7 +93,7 @@ impl DirectionReader<'_> {
             let end = chunk.len() - if chunk.ends_with(b"\r\n") { 2 } else { 1 };
             if end > 0
                 && !self.direction.is_holding()
-                && self.blank_ambiguous_tail(seq, &chunk[..end])
+                && self.cross_out_ambiguous_tail(seq, &chunk[..end])
             {
                 (seq, chunk) = (seq + end as u32, &chunk[end..]);
             }
@@ -212,19 +212,19 @@ impl DirectionReader<'_> {
                 Side::Server => self.dialogue.may_announce(&text),
             };
             // Before the greeting, the start of a line is forwarded until it is longer than a verb, because the server
-            // of another protocol may wait for it. The rest of a refused command is blanked later, so the outcome does
-            // not depend on how the line is cut.
+            // of another protocol may wait for it. The rest of a refused command is crossed out later, so the outcome
+            // does not depend on how the line is cut.
             hold &= self.dialogue.phase().has_greeted() || text.bytes().len() > VERB_LENGTH;
         }
         if hold && before + chunk.len() > MAX_HELD {
             if is_client {
                 self.inspection.push_refused(RefusedLine::Overlong);
-                self.direction.blank_held_line(seq, chunk);
+                self.direction.cross_out_held_line(seq, chunk);
                 return;
             }
             hold = false;
         }
-        if !hold && is_client && self.blank_ambiguous_tail(seq, chunk) {
+        if !hold && is_client && self.cross_out_ambiguous_tail(seq, chunk) {
             return;
         }
         self.direction.continue_line(seq, chunk, hold && !fin);
@@ -233,9 +233,9 @@ impl DirectionReader<'_> {
         }
     }
 
-    /// Blanks the line that `chunk` at `seq` continues from the point at which some server may see an announcement.
-    /// Returns whether there is such a point.
-    fn blank_ambiguous_tail(&mut self, seq: Seq, chunk: &[u8]) -> bool {
+    /// Crosses out the line that `chunk` at `seq` continues from the point at which some server may see an
+    /// announcement. Returns whether there is such a point.
+    fn cross_out_ambiguous_tail(&mut self, seq: Seq, chunk: &[u8]) -> bool {
         if self.dialogue.phase() == Phase::PickedUp {
             return false;
         }
@@ -246,21 +246,21 @@ impl DirectionReader<'_> {
         };
         // The complete line might have shown that the client does not speak FTP; that is now unknown.
         self.dialogue.record_client_line_end(LineEnd::Ambiguous);
-        if !self.direction.line().starts_with(BLANKED_START) {
+        if !self.direction.line().starts_with(CROSSED_OUT_START) {
             self.inspection.push_refused(RefusedLine::Ambiguous);
         }
         if self.direction.is_holding() {
-            self.direction.blank_held_line(seq, chunk);
+            self.direction.cross_out_held_line(seq, chunk);
         } else {
             let unchanged = end.saturating_sub(before).min(chunk.len() - 1);
             let (unchanged, rest) = chunk.split_at(unchanged);
             self.direction.space.map.replace(
                 seq + unchanged.len() as u32,
                 rest.len() as u32,
-                &vec![BLANK; rest.len()],
+                &vec![CROSS_OUT_BYTE; rest.len()],
             );
         }
-        self.direction.forward_unread_start(BLANKED_START.to_vec(), BLANKED_START.len());
+        self.direction.forward_unread_start(CROSSED_OUT_START.to_vec(), CROSSED_OUT_START.len());
         true
     }
 

@@ -1,6 +1,6 @@
 //! Refusal reasons, and the error reply that the client gets.
 //!
-//! The error reply replaces a server's reply: a refused 227 or 229, or the server's reply to a blanked command.
+//! The error reply replaces a server's reply: a refused 227 or 229, or the server's reply to a crossed out command.
 //! Sequence numbers stay the same if it fits into the reply that it replaces, so each reason has a short and a long
 //! text.
 

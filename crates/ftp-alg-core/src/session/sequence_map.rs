@@ -32,18 +32,18 @@ struct Rewrite {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Replacement {
     Bytes(#[serde(serialize_with = "serialize_bytes")] SmallBytes),
-    /// This many [`BLANK`] bytes: a refused line may be as long as a packet.
-    Blanked(u32),
+    /// This many [`CROSS_OUT_BYTE`] bytes: a refused line may be as long as a packet.
+    CrossedOut(u32),
 }
 
-/// The byte that replaces each byte of a blanked command: one that the server must refuse.
-pub const BLANK: u8 = b'X';
+/// The byte that replaces each byte of a crossed out command: one that the server must refuse.
+pub const CROSS_OUT_BYTE: u8 = b'X';
 
 impl Replacement {
     fn len(&self) -> usize {
         match self {
             Self::Bytes(bytes) => bytes.len(),
-            Self::Blanked(count) => *count as usize,
+            Self::CrossedOut(count) => *count as usize,
         }
     }
 
@@ -51,22 +51,22 @@ impl Replacement {
     fn render(&self, first: usize, last: usize, out: &mut Vec<u8>) {
         match self {
             Self::Bytes(bytes) => out.extend_from_slice(&bytes[first..last]),
-            Self::Blanked(_) => out.resize(out.len() + last - first, BLANK),
+            Self::CrossedOut(_) => out.resize(out.len() + last - first, CROSS_OUT_BYTE),
         }
     }
 
     fn heap_size(&self) -> usize {
         match self {
             Self::Bytes(bytes) => compact::bytes_heap_size(bytes),
-            Self::Blanked(_) => 0,
+            Self::CrossedOut(_) => 0,
         }
     }
 }
 
 impl From<&[u8]> for Replacement {
     fn from(new: &[u8]) -> Self {
-        if new.len() > size_of::<Self>() && new.iter().all(|byte| *byte == BLANK) {
-            Self::Blanked(new.len() as u32) // at most a packet and the held bytes before it
+        if new.len() > size_of::<Self>() && new.iter().all(|byte| *byte == CROSS_OUT_BYTE) {
+            Self::CrossedOut(new.len() as u32) // at most a packet and the held bytes before it
         } else {
             Self::Bytes(new.into())
         }
@@ -127,7 +127,7 @@ impl SequenceMap {
     fn rewritten_bytes(&self) -> usize {
         let stored = |rewrite: &Rewrite| match &rewrite.new {
             Replacement::Bytes(bytes) => bytes.len(),
-            Replacement::Blanked(_) => 0,
+            Replacement::CrossedOut(_) => 0,
         };
         self.rewrites.iter().map(stored).sum()
     }
@@ -314,13 +314,13 @@ mod tests {
     }
 
     #[test]
-    fn a_blanked_line_needs_constant_memory() {
+    fn a_crossed_out_line_needs_constant_memory() {
         let mut map = SequenceMap::default();
-        map.replace(Seq(5), 60_000, &[BLANK; 60_000]);
+        map.replace(Seq(5), 60_000, &[CROSS_OUT_BYTE; 60_000]);
         assert!(map.heap_size() < 100, "{}", map.heap_size());
         let line = rendered(&map, Seq(3), &[b'1'; 60_010]);
-        let is_blanked = |range: std::ops::Range<usize>| line[range].iter().all(|b| *b == b'X');
-        assert!(is_blanked(2..60_002) && line[..2] == *b"11" && line[60_002..] == [b'1'; 8]);
+        let is_crossed_out = |range: std::ops::Range<usize>| line[range].iter().all(|b| *b == b'X');
+        assert!(is_crossed_out(2..60_002) && line[..2] == *b"11" && line[60_002..] == [b'1'; 8]);
         assert_eq!(rendered(&map, Seq(100), b"0123"), b"XXXX");
     }
 

@@ -8,8 +8,8 @@
 //! One use is legitimate: the Telnet Synch (RFC 854), an urgent byte among the Telnet commands before `ABOR`, `STAT` or
 //! `QUIT` (RFC 959 section 4.1.3). It makes some servers read the command during a transfer. URG stays there if the
 //! urgent byte precedes the first readable byte of its line. The line is then held back until it is complete. If it is
-//! another known command without the urgent byte, it is blanked. A server has no legitimate use. A retransmission is
-//! treated alike, because the urgent pointer is stored with its sequence number.
+//! another known command without the urgent byte, it is crossed out. A server has no legitimate use. A retransmission
+//! is treated alike, because the urgent pointer is stored with its sequence number.
 
 use serde::{Deserialize, Serialize};
 
