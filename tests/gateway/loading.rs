@@ -46,25 +46,27 @@ fn no_draft_is_left_in_the_kernel() {
     assert_eq!(lab.gateway_sh("nft list tables"), "");
 }
 
-/// The helper belongs to the machine: who leaves removes it while others load tables that refer to it.
+/// The helper belongs to the machine: each that leaves removes it while the others load tables that refer to it.
 #[test]
 fn tables_of_several_namespaces_share_the_helper() {
     assert!(rustix::process::geteuid().is_root(), "this test needs root");
-    let (stays, leaves) = (Lab::new(), Lab::new());
+    let stays = Lab::new();
+    let leave: Vec<_> = (0..3).map(|_| Lab::new()).collect();
     let parameters = RuleParameters::default();
-    std::thread::scope(|scope| {
-        let others = scope.spawn(|| {
-            leaves.on_gateway(|| {
-                for _ in 0..12 {
-                    Table::install(&parameters).unwrap().remove().unwrap();
-                }
-            });
+    let come_and_go = |lab: &Lab| {
+        lab.on_gateway(|| {
+            for _ in 0..8 {
+                Table::install(&parameters).unwrap().remove().unwrap();
+            }
         });
+    };
+    std::thread::scope(|scope| {
+        let others: Vec<_> = leave.iter().map(|lab| scope.spawn(|| come_and_go(lab))).collect();
         stays.on_gateway(|| {
             let table = Table::install(&parameters).unwrap();
             let statement = table.statement();
             table.remove().unwrap();
-            while !others.is_finished() {
+            while others.iter().any(|other| !other.is_finished()) {
                 let table = Table::install(&parameters).unwrap();
                 assert_eq!(table.statement(), statement);
                 let text = stays.gateway_sh("nft list table inet ftp_alg");
@@ -73,6 +75,6 @@ fn tables_of_several_namespaces_share_the_helper() {
                 table.remove().unwrap();
             }
         });
-        others.join().unwrap();
+        others.into_iter().for_each(|other| other.join().unwrap());
     });
 }

@@ -16,7 +16,7 @@ use crate::gateway::{
 };
 
 /// The draft.
-const DRAFT: &str = "ftp_alg_draft";
+pub(super) const DRAFT: &str = "ftp_alg_draft";
 /// Names of two tables for probing.
 const PROBE: &str = "ftp_alg_probe";
 const ABSENT: &str = "ftp_alg_absent";
@@ -64,16 +64,11 @@ pub(in crate::gateway) fn as_draft(text: &str) -> String {
     text.replace(&ours, &draft).replacen(&opening, &format!("{opening}\tflags dormant\n"), 1)
 }
 
-/// Whether the draft is loaded.
-pub(super) fn is_draft_there(socket: &mut Socket) -> io::Result<bool> {
-    nft::has_table(socket, DRAFT)
-}
-
-/// Whether the helper in our table, if any, covers IPv4 and IPv6. nf_tables finds existing ones, and one of them may be
+/// Whether the helper in `table`, if any, covers IPv4 and IPv6. nf_tables finds existing ones, and one of them may be
 /// missing (`nft_ct_helper_obj_init`).
-pub(super) fn has_complete_helper(socket: &mut Socket) -> io::Result<bool> {
+pub(super) fn has_complete_helper(socket: &mut Socket, table: &str) -> io::Result<bool> {
     let mut is_whole = true;
-    nft::dump_objects(socket, libc::NFT_MSG_GETOBJ, TABLE, None, |object| {
+    nft::dump_objects(socket, libc::NFT_MSG_GETOBJ, table, None, |object| {
         let helper = object.nested(NFTA_OBJ_DATA);
         let families = helper.and_then(|helper| helper.first(NFTA_CT_HELPER_L3PROTO));
         is_whole &= families.is_none_or(|families| families == BOTH_FAMILIES);

@@ -9,7 +9,7 @@ use nftnl_sys as sys;
 
 use super::{
     commits::Commits,
-    compiled::{self, CompiledTable},
+    compiled::{self, CompiledTable, DRAFT},
 };
 use crate::gateway::{
     Backend, GatewayError, QueueStatement, RuleParameters,
@@ -67,6 +67,14 @@ impl TableLoader<'_> {
             }
             other => other,
         })?;
+        let compiled = self.read_draft();
+        if compiled.is_err() {
+            remove_draft(self.socket);
+        }
+        compiled
+    }
+
+    fn read_draft(&mut self) -> Result<CompiledTable, GatewayError> {
         for _ in 0..MAX_READS {
             match CompiledTable::read(self.socket) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
@@ -74,9 +82,8 @@ impl TableLoader<'_> {
                     return Err(netlink_failed(error));
                 }
                 // A draft that still exists at the end existed all the time.
-                Ok(compiled)
-                    if compiled::is_draft_there(self.socket).map_err(netlink_failed)? =>
-                {
+                Ok(compiled) if nft::has_table(self.socket, DRAFT).map_err(netlink_failed)? => {
+                    check_helper(self.socket, DRAFT)?;
                     return Ok(compiled);
                 }
                 _ => break,
@@ -130,18 +137,7 @@ impl TableLoader<'_> {
         }
         let (wanted, mut rules) = (compiled.rule_count(), 0);
         nft::for_each_rule(self.socket, |_| rules += 1).map_err(netlink_failed)?;
-        match compiled::has_complete_helper(self.socket) {
-            Ok(true) => {}
-            Ok(false) => {
-                return Err(concurrent_change(
-                    "another ftp-alg removed the conntrack helper meanwhile",
-                ));
-            }
-            Err(error) if error.kind() == io::ErrorKind::Interrupted => {
-                return Err(concurrent_change("other programs change the rules"));
-            }
-            Err(error) => return Err(netlink_failed(error)),
-        }
+        check_helper(self.socket, TABLE)?;
         match nft::fingerprint(self.socket).map_err(netlink_failed)? {
             Some(shape) if rules == wanted => Ok(LoadedTable { fingerprint: shape, is_owned }),
             _ => Err(concurrent_change("it was removed or changed at once")),
@@ -158,6 +154,20 @@ impl TableLoader<'_> {
         let chain = Chain::new(QUEUEING, &table);
         batch.flush_chain(QUEUEING);
         Some(batch.object(&queue_rule(&chain, self.parameters), MsgType::Add))
+    }
+}
+
+/// Checks that the helper in `table` covers both families: another daemon may have removed one of them.
+fn check_helper(socket: &mut Socket, table: &str) -> Result<(), GatewayError> {
+    match compiled::has_complete_helper(socket, table) {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            Err(concurrent_change("another ftp-alg removed the conntrack helper meanwhile"))
+        }
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+            Err(concurrent_change("other programs change the rules"))
+        }
+        Err(error) => Err(netlink_failed(error)),
     }
 }
 

@@ -99,11 +99,11 @@ impl Table {
         commits: &Commits,
     ) -> Result<Self, GatewayError> {
         if operator_queues() {
-            return Self::load(parameters, QueueStatement::Operator, commits, None);
+            return Self::load(parameters, QueueStatement::Operator, commits);
         }
         let mut refused = None;
         for statement in QueueStatement::BY_PREFERENCE {
-            match Self::load(parameters, statement, commits, None) {
+            match Self::load(parameters, statement, commits) {
                 Err(GatewayError::RulesRefused { message }) => refused = Some(message),
                 other => return other,
             }
@@ -145,7 +145,7 @@ impl Table {
             return Ok(None);
         }
         let helper = OwnHelper::register().map_err(helper_failed)?;
-        if rules_text(parameters, statement, helper.as_ref()) != *text {
+        if rules_text(parameters, statement, helper.is_some()) != *text {
             // The rules that refer to it still exist.
             helper.into_iter().for_each(OwnHelper::leave_in_kernel);
             return Ok(None);
@@ -177,7 +177,7 @@ impl Table {
 
     /// The record by which [`Table::adopt`] recognises it.
     pub fn record(&self) -> Option<TableRecord> {
-        let text = rules_text(&self.parameters, self.statement, self.helper.as_ref());
+        let text = rules_text(&self.parameters, self.statement, self.helper.is_some());
         let statement = self.statement;
         self.fingerprint.map(|shape| TableRecord { text, statement, shape })
     }
@@ -187,40 +187,48 @@ impl Table {
         parameters: &RuleParameters,
         statement: QueueStatement,
     ) -> Result<Self, GatewayError> {
-        Self::load(parameters, statement, &Commits::default(), None)
+        Self::load(parameters, statement, &Commits::default())
     }
 
-    /// Loads it, from `compiled` if that is given, and repeats while other programs interfere.
+    /// Loads it, and repeats while other programs interfere. The helper stays registered from the first attempt to the
+    /// last: an attempt that removed it would make the attempts of other daemons fail, and they its own.
     fn load(
         parameters: &RuleParameters,
         statement: QueueStatement,
         commits: &Commits,
-        compiled: Option<&Arc<CompiledTable>>,
     ) -> Result<Self, GatewayError> {
+        let mut helper = OwnHelper::register().map_err(helper_failed)?;
+        let mut load = || Self::load_once(parameters, statement, commits, None, helper.as_mut());
         let (attempts, pause) = LOAD_ATTEMPTS;
+        let mut loaded = load();
         for _ in 1..attempts {
-            match Self::load_once(parameters, statement, commits, compiled) {
-                Err(GatewayError::ConcurrentChange { .. }) => thread::sleep(pause),
-                other => return other,
-            }
+            let Err(GatewayError::ConcurrentChange { .. }) = loaded else { break };
+            thread::sleep(pause);
+            loaded = load();
         }
-        Self::load_once(parameters, statement, commits, compiled)
+        let mut table = loaded?;
+        table.helper = helper;
+        Ok(table)
     }
 
+    /// Loads it once, from `compiled` if that is given. The result does not have the `helper` yet.
     fn load_once(
         parameters: &RuleParameters,
         statement: QueueStatement,
         commits: &Commits,
         compiled: Option<&Arc<CompiledTable>>,
+        mut helper: Option<&mut OwnHelper>,
     ) -> Result<Self, GatewayError> {
         let mut socket = Socket::open().map_err(netlink_failed)?;
         compiled::configure_socket(&socket);
-        let mut helper = OwnHelper::register().map_err(helper_failed)?;
+        if let Some(helper) = &mut helper {
+            helper.register_missing().map_err(helper_failed)?;
+        }
         let mut loader = TableLoader { parameters, statement, socket: &mut socket, commits };
         let (compiled, is_new) = match compiled {
             Some(compiled) => (Arc::clone(compiled), false),
             None => {
-                let text = rules_text(parameters, statement, helper.as_ref());
+                let text = rules_text(parameters, statement, helper.is_some());
                 let mut compiled = loader.compile(&text);
                 if let (Some(helper), Err(GatewayError::RulesRefused { .. })) =
                     (&mut helper, &compiled)
@@ -229,7 +237,7 @@ impl Table {
                     helper.register_missing().map_err(helper_failed)?;
                     compiled = loader.compile(&text);
                 }
-                (Arc::new(compiled.map_err(|error| explain(helper.as_mut(), error))?), true)
+                (Arc::new(compiled.map_err(|error| explain(helper, error))?), true)
             }
         };
         let loaded = loader.replace_table(&compiled, is_new);
@@ -242,7 +250,7 @@ impl Table {
             statement,
             socket,
             fingerprint: Some(shape),
-            helper,
+            helper: None,
             commits: commits.clone(),
             transactions_by_others: None,
             compiled: Some(compiled),
@@ -278,8 +286,14 @@ impl Table {
 
     /// Loads it again, without the pinholes that were open.
     pub fn restore(&mut self) -> Result<(), GatewayError> {
-        let compiled = self.compiled.as_ref();
-        let restored = Self::load_once(&self.parameters, self.statement, &self.commits, compiled)?;
+        let mut restored = Self::load_once(
+            &self.parameters,
+            self.statement,
+            &self.commits,
+            self.compiled.as_ref(),
+            self.helper.as_mut(),
+        )?;
+        restored.helper = self.helper.take();
         std::mem::replace(self, restored).leave_in_kernel();
         Ok(())
     }
@@ -350,10 +364,10 @@ impl Drop for Table {
 fn rules_text(
     parameters: &RuleParameters,
     statement: QueueStatement,
-    helper: Option<&OwnHelper>,
+    has_own_helper: bool,
 ) -> String {
     let text = render_nftables(parameters, statement);
-    if helper.is_some() { with_own_helper(&text) } else { text }
+    if has_own_helper { with_own_helper(&text) } else { text }
 }
 
 /// Whether the output of `ftp-alg rules iptables` is loaded, in any variant of iptables.
