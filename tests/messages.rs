@@ -1,8 +1,9 @@
 //! docs/messages.md lists every message of the program, with what it means and what to do.
 //!
 //! A message is a string literal of at least three words in the code of the product. The test reads the code with
-//! [`syn`], and compares with the table. `UPDATE=1 cargo test --test messages` writes the table again: new messages get
-//! empty columns, which then fail the test until somebody fills them.
+//! [`syn`], and compares with the page. `UPDATE=1 cargo test --test messages` writes the page again: new messages get
+//! empty columns, which then fail the test until somebody fills them. A text that only occurs inside of messages goes
+//! from the table of messages to that of parts, by hand, and stays there.
 
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
@@ -54,6 +55,9 @@ const SECTIONS: [(&str, &[&str], &str); 8] = [
     ("Other commands", &["src/cli", "src/main.rs", "src/lib.rs"], "What the other commands print."),
 ];
 
+const MESSAGES_HEAD: &str = "| message | meaning | what to do |\n| --- | --- | --- |";
+const PARTS_HEAD: &str = "| part | what it says |\n| --- | --- |";
+
 /// Texts of at least this many words are messages; shorter ones are names and parts.
 const WORDS: usize = 3;
 
@@ -75,11 +79,60 @@ const INTERNAL: [&str; 12] = [
 /// Attributes with texts for users. Those of clap are the help, which `ftp-alg help` and the manual page show.
 const ATTRIBUTES: [&str; 2] = ["error", "strum"];
 
-/// What a row of the page says of a message.
-#[derive(Clone, Default)]
-struct Row {
-    meaning: String,
-    action: String,
+/// How texts begin that are no messages.
+const NO_MESSAGES: [&str; 34] = [
+    // commands and rules
+    "add ",
+    "delete ",
+    "list ",
+    "table ",
+    "chain ",
+    "type ",
+    "-A ",
+    "-I ",
+    "-m ",
+    "complete ",
+    "ct mark and ",
+    "ct state ",
+    "meta mark ",
+    "queue flags ",
+    "queue to ",
+    "{before}port ",
+    "{opening} flags ",
+    "{} -m comment ",
+    "{} accept comment ",
+    "{family} {table} ",
+    // files that `ftp-alg` writes
+    "# By `ftp-alg setup",
+    "<",
+    "ExecStartPost=",
+    "ftp-alg sessions, format",
+    "{MAGIC}",
+    // errors of `nft`, compared with its output
+    "Interrupted system call",
+    "No such file or directory",
+    "Operation not permitted",
+    "cache initialization failed",
+    "not supported by",
+    // parts of the help
+    "EXIT STATUS:",
+    "For more information",
+    "The configuration file [default",
+    // the layout of a line
+    "{mark:<7} ",
+];
+
+/// What the page says of a message.
+#[derive(Clone)]
+enum Row {
+    Message {
+        meaning: String,
+        action: String,
+    },
+    /// A text that only occurs inside of messages, and what it stands for.
+    Part {
+        meaning: String,
+    },
 }
 
 /// Collects the messages of one file.
@@ -126,22 +179,9 @@ impl Messages {
     }
 }
 
-/// Rules, commands and formats that other programs read.
+/// Whether this is text for other programs, and no message.
 fn is_code(text: &str) -> bool {
-    let starts = [
-        "add ",
-        "delete ",
-        "list ",
-        "table ",
-        "chain ",
-        "type ",
-        "-A ",
-        "-I ",
-        "-m ",
-        "<svg",
-        "complete ",
-    ];
-    starts.iter().any(|start| text.starts_with(start))
+    NO_MESSAGES.iter().any(|start| text.starts_with(start))
 }
 
 fn is_test(attributes: &[syn::Attribute]) -> bool {
@@ -255,11 +295,16 @@ fn in_page(page: &str) -> BTreeMap<(String, String), Row> {
         }
         let Some(line) = line.strip_prefix("| `") else { continue };
         let line = line.strip_suffix(" |").unwrap_or_else(|| panic!("no row of a table: {line}"));
-        let mut cells = line.rsplitn(3, " | ").collect::<Vec<_>>();
-        cells.reverse();
-        let [message, meaning, action] = cells[..] else { panic!("not three cells: {line}") };
-        let row = Row { meaning: meaning.trim().to_owned(), action: action.trim().to_owned() };
-        rows.insert((title.to_owned(), format!("`{message}")), row);
+        let mut cells = line.split(" | ").map(|cell| cell.trim().to_owned());
+        let text = cells.next().unwrap_or_default();
+        let row = match cells.collect::<Vec<_>>() {
+            cells if cells.len() == 1 => Row::Part { meaning: cells[0].clone() },
+            cells if cells.len() == 2 => {
+                Row::Message { meaning: cells[0].clone(), action: cells[1].clone() }
+            }
+            _ => panic!("neither two cells nor three: {line}"),
+        };
+        rows.insert((title.to_owned(), format!("`{text}")), row);
     }
     rows
 }
@@ -269,15 +314,23 @@ fn render(page: &str, messages: &[BTreeSet<String>]) -> String {
     let rows = in_page(page);
     let mut text = page.split("\n## ").next().unwrap_or_default().trim_end().to_owned();
     for ((title, _, intro), messages) in SECTIONS.iter().zip(messages) {
-        write!(
-            text,
-            "\n\n## {title}\n\n{intro}\n\n| message | meaning | what to do |\n| --- | --- | --- |"
-        )
-        .unwrap();
+        let mut whole = String::new();
+        let mut parts = String::new();
         for message in messages {
             let key = ((*title).to_owned(), cell(message));
-            let Row { meaning, action } = rows.get(&key).cloned().unwrap_or_default();
-            write!(text, "\n| {} | {meaning} | {action} |", key.1).unwrap();
+            match rows.get(&key) {
+                Some(Row::Part { meaning }) => {
+                    write!(parts, "\n| {} | {meaning} |", key.1).unwrap();
+                }
+                Some(Row::Message { meaning, action }) => {
+                    write!(whole, "\n| {} | {meaning} | {action} |", key.1).unwrap();
+                }
+                None => write!(whole, "\n| {} |  |  |", key.1).unwrap(),
+            }
+        }
+        write!(text, "\n\n## {title}\n\n{intro}\n\n{MESSAGES_HEAD}{whole}").unwrap();
+        if !parts.is_empty() {
+            write!(text, "\n\nParts of these messages:\n\n{PARTS_HEAD}{parts}").unwrap();
         }
     }
     text.push('\n');
@@ -308,9 +361,12 @@ fn the_page_lists_every_message() {
 #[test]
 fn every_row_says_what_it_means_and_what_to_do() {
     let page = fs::read_to_string(root().join(PAGE)).unwrap();
-    let empty = in_page(&page)
-        .into_iter()
-        .filter(|(_, row)| row.meaning.is_empty() || row.action.is_empty());
-    let empty: Vec<_> = empty.map(|((_, message), _)| message).collect();
+    let is_empty = |row: &Row| match row {
+        Row::Message { meaning, action } => meaning.is_empty() || action.is_empty(),
+        Row::Part { meaning } => meaning.is_empty(),
+    };
+    let rows = in_page(&page).into_iter();
+    let empty: Vec<_> =
+        rows.filter(|(_, row)| is_empty(row)).map(|((_, message), _)| message).collect();
     assert!(empty.is_empty(), "{PAGE} does not explain {empty:#?}");
 }
