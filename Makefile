@@ -4,6 +4,8 @@
 export PATH := $(PATH):$(HOME)/.cargo/bin:/usr/sbin:/sbin
 
 TARGET := $(or $(CARGO_TARGET_DIR),target)
+# Where daemons of the tests leave their logs.
+LOGS := $(abspath $(TARGET)/lab-logs)
 
 # What `make install` and the packages take; they do not build it if it is named.
 BINARY ?= $(TARGET)/release/ftp-alg
@@ -44,8 +46,9 @@ demo: provision build
 
 # Two at once: the end-to-end tests wait more than they compute, but time what they see.
 test: provision rust
-	@rm -rf $(TARGET)/matrix $(TARGET)/matrix.txt
-	cargo test --locked --no-fail-fast -- --test-threads=2; status=$$?; \
+	@rm -rf $(TARGET)/matrix $(TARGET)/matrix.txt $(LOGS) && mkdir -p $(LOGS)
+	FTP_ALG_LAB_LOGS=$(LOGS) cargo test --locked --no-fail-fast -- --test-threads=2; status=$$?; \
+	    FTP_ALG_LAB_LOGS=$(LOGS) cargo test --locked --test messages logged -- --ignored --nocapture || status=1; \
 	    cat $(TARGET)/matrix.txt || status=1; exit $$status
 
 # A million random dialogues, a thousand crashes under load, half an hour at full load: 45 minutes.
