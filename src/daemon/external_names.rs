@@ -306,7 +306,7 @@ async fn look_up(name: &ExternalName) -> Result<LookUpResult, String> {
     let read = |path| broker::read(Path::new(path));
     let configured = read(RESOLVER).map_err(NetError::from).and_then(parse_resolv_conf);
     let (config, mut options) = configured.unwrap_or_else(|error| {
-        tracing::debug!("{RESOLVER}: {error}; {DEFAULT_SERVER} is asked");
+        tracing::debug!("{RESOLVER}: {error}; using the name server {DEFAULT_SERVER}");
         let servers = vec![NameServerConfig::udp_and_tcp(DEFAULT_SERVER)];
         (ResolverConfig::from_parts(None, vec![], servers), ResolverOpts::default())
     });

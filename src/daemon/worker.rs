@@ -226,7 +226,7 @@ impl Worker {
             Ok(()) => tracing::info!(
                 event = "journal_recovered",
                 path = %journal.path().display(),
-                "journal {} is written again",
+                "journal {}: writing works again",
                 journal.path().display()
             ),
             // The first failure is in the log.

@@ -49,7 +49,7 @@ pub(in crate::daemon) fn current_level() -> String {
 pub(in crate::daemon) fn set_level(level: &str) -> Result<(), String> {
     let level = LEVELS.into_iter().find(|known| *known == level);
     let level = level.ok_or_else(|| format!("the level is one of {}", LEVELS.join(", ")))?;
-    let current = ACTIVE_FILTER.get().ok_or("nothing is logged")?;
+    let current = ACTIVE_FILTER.get().ok_or("the daemon has no log")?;
     let mut text = lock(&current.text);
     current.handle.reload(EnvFilter::new(level)).map_err(|error| error.to_string())?;
     let old = std::mem::replace(&mut *text, level.to_owned());

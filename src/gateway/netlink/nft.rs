@@ -275,7 +275,7 @@ impl Batch {
         let last = self.messages - 1;
         let (outcome, answered) = self.exchange(socket, Some(last))?;
         if !answered && outcome.errors.is_empty() {
-            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the kernel did not answer"));
+            return Err(io::Error::new(io::ErrorKind::UnexpectedEof, "no answer from the kernel"));
         }
         Ok(outcome)
     }

@@ -147,7 +147,7 @@ impl Queue {
         let statistics = File::open(STATISTICS);
         if let Err(error) = &statistics {
             tracing::info!(
-                "queue {number}: {STATISTICS}: {error}; overruns are counted by the numbers of packets"
+                "queue {number}: {STATISTICS}: {error}; overruns are counted from gaps in the packet ids"
             );
         }
         Ok(Self {
@@ -264,7 +264,7 @@ impl Queue {
         self.takes_super_packets = false;
         let number = self.number;
         tracing::warn!(
-            "queue {number}: a packet is longer than 64 KiB; from now on each segment comes alone"
+            "queue {number}: a packet is longer than 64 KiB: this queue gets no super-packets (GSO) any more"
         );
         let mut request = Vec::new();
         let start = configuration(number, 0, 0);
@@ -392,7 +392,7 @@ fn configure(
     match answer {
         Some(0) => Ok(()),
         Some(errno) => Err(io::Error::from_raw_os_error(errno)),
-        None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "the kernel did not answer")),
+        None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "no answer from the kernel")),
     }
 }
 

@@ -125,7 +125,7 @@ impl TableLoader<'_> {
                 }
                 libc::EPERM if failed < table => {
                     return Err(concurrent_change(
-                        "one of that name has an owner, which has not ended yet",
+                        "another process owns a table of that name, and has not ended yet",
                     ));
                 }
                 _ => {

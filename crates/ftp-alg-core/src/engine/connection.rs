@@ -67,7 +67,7 @@ impl Connection<'_> {
             DialogueEvent::LoggedIn => self.push_event(EventKind::StateChanged("logged in")),
             DialogueEvent::NotFtp => {
                 self.close_all_pinholes("the connection is not FTP");
-                self.push_event(EventKind::StateChanged("not FTP: not inspected any more"));
+                self.push_event(EventKind::StateChanged("not FTP: no longer inspected"));
             }
             DialogueEvent::NotFtpClient => {
                 self.close_all_pinholes("the connection is not FTP");

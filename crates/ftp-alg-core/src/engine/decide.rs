@@ -307,7 +307,7 @@ impl Engine {
         if session.is_over() {
             connection.close_all_pinholes("the control connection ended");
         } else if needs_none {
-            connection.close_all_pinholes("the connection is not inspected any more");
+            connection.close_all_pinholes("the connection is no longer inspected");
         }
         let decision = forward_verdict(
             &mut connection,
