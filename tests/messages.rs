@@ -410,9 +410,9 @@ fn logged(log: &str) -> impl Iterator<Item = String> {
             return record["message"].as_str().map(str::to_owned);
         }
         let levels = ["ERROR", "WARN", "INFO", "DEBUG", "TRACE"];
-        let mut words = line.splitn(2, ' ').nth(1)?.trim_start().splitn(2, ' ');
-        let has_level = words.next().is_some_and(|level| levels.contains(&level));
-        words.next().filter(|_| has_level).map(str::to_owned)
+        let (_, after_time) = line.split_once(' ')?;
+        let (level, message) = after_time.trim_start().split_once(' ')?;
+        levels.contains(&level).then(|| message.trim_start().to_owned())
     })
 }
 
