@@ -67,6 +67,29 @@ fn what_is_shown_has_80_columns() {
     assert_eq!(client.release().error, None);
 }
 
+/// The kernel closes a pinhole when the data connection arrives, before the dialogue shows that.
+#[test]
+fn sessions_and_pinholes_show_the_same_open_pinholes() {
+    let gateway = gateway(Topology::Masquerade);
+    let _server = scripted_server(&gateway.lab.server, &json!({}));
+    let host = gateway.lab.server_address(Family::V4).to_string();
+    let port = [say("PORT 192,168,150,80,14,178"), reply(), json!({"gate": ""})];
+    let steps = [login(), port.to_vec()].concat();
+    let plan = json!({"host": host, "listen": [3762], "steps": steps});
+    let client = gated_client(&gateway.lab.client, plan);
+    let open = || gateway.daemon.sessions().unwrap()[0]["pinholes"].as_u64();
+    let pinholes = gateway.daemon.pinholes().unwrap();
+    let [pinhole] = pinholes.as_slice() else { panic!("{pinholes:?}") };
+    assert_eq!(open(), Some(1));
+    let arrival = pinhole["arrival"].as_str().unwrap().replace(':', "/");
+    let mut connect = gateway.lab.server.command("bash");
+    connect.args(["-c", &format!("exec 3<>/dev/tcp/{arrival}")]);
+    gateway.lab.server.finish(connect, b"", Duration::from_secs(5)).unwrap().success().unwrap();
+    assert_eq!(gateway.daemon.pinholes().unwrap(), Vec::<serde_json::Value>::new());
+    assert_eq!(open(), Some(0));
+    assert_eq!(client.release().error, None);
+}
+
 /// A refused announcement, after a login.
 fn refused(gateway: &Gateway) {
     let host = gateway.lab.server_address(Family::V4).to_string();

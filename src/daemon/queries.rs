@@ -72,9 +72,13 @@ impl StatusSource for SharedState {
     }
 
     /// All sessions. An engine looks up a translation only for an announcement, so this looks up the missing ones.
+    /// Pinholes are counted as [`StatusSource::pinholes`] lists them.
     fn sessions(&self) -> Vec<SessionRow> {
-        self.read_fast_path();
         let now = Instant::now();
+        let mut open = HashMap::new();
+        for pinhole in self.pinholes() {
+            *open.entry(pinhole.session).or_default() += 1;
+        }
         let mut kernel = lock(&self.kernel);
         let list = |shard: &Shard| lock(&shard.engine).sessions.list().collect::<Vec<_>>();
         let mut sessions: Vec<_> = self.shards.iter().flat_map(list).collect();
@@ -97,7 +101,7 @@ impl StatusSource for SharedState {
             state: session.state.to_owned(),
             age_seconds: now.saturating_duration_since(session.since).as_secs(),
             adjusted: session.adjusted,
-            pinholes: session.pinholes as u64,
+            pinholes: open.get(&session.id).copied().unwrap_or_default(),
         };
         sessions.into_iter().map(row).collect()
     }

@@ -20,8 +20,6 @@ pub struct SessionInfo {
     pub since: Instant,
     /// Whether its sequence numbers are adjusted.
     pub adjusted: bool,
-    /// Number of open pinholes.
-    pub pinholes: usize,
 }
 
 /// A row of `ftp-alg pinholes`.
@@ -48,7 +46,6 @@ impl Sessions {
                 state: session.state(),
                 since: self.epoch.instant(control.first_seen)?,
                 adjusted: session.needs_all_queued(),
-                pinholes: control.pinholes().iter().filter(|p| !p.in_use).count(),
             })
         })
     }
