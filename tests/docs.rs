@@ -8,6 +8,8 @@
 mod commands;
 #[path = "docs/links.rs"]
 mod links;
+#[path = "docs/outputs.rs"]
+mod outputs;
 #[path = "docs/pages.rs"]
 mod pages;
 #[path = "docs/reference.rs"]
