@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, fs, path::Path, process::Command};
 use ftp_alg::daemon::snapshot::{NameRow, PinholeRow, Problem, SessionRow, Status};
 use serde_json::{Value, json};
 
-use crate::pages::{first_column, root};
+use crate::pages::{first_column, root, text};
 
 /// The fields of `value`, each with the objects and lists that it is in, as in `drops.stale` and `names[].name`.
 fn fields(value: &Value, prefix: &str, into: &mut BTreeSet<String>) {
@@ -102,4 +102,21 @@ fn every_problem_on_its_page_is_one_of_the_program() {
     for name in names {
         assert!(source.contains(&format!("\"{name}\"")), "{name}");
     }
+}
+
+#[test]
+fn tests_of_wire_cases_exist() {
+    let tests = sources(&root().join("tests"));
+    let page = text("docs/testing.md");
+    let section = page.split("\n## ").find(|section| section.starts_with("The wire cases"));
+    let rows: Vec<_> =
+        section.unwrap().lines().filter(|line| line.starts_with("| ")).skip(2).collect();
+    for (number, row) in rows.iter().enumerate() {
+        assert!(row.starts_with(&format!("| {} | ", number + 1)), "{row}");
+        let names = row.rsplit(" | ").next().unwrap_or_default();
+        for name in names.split('`').skip(1).step_by(2) {
+            assert!(tests.contains(&format!("fn {name}()")), "{name}");
+        }
+    }
+    assert_eq!(rows.len(), 20);
 }
