@@ -22,7 +22,7 @@ pub fn run_for_output(program: &str, arguments: &[&str]) -> io::Result<String> {
     run_with_input(program, arguments, "")
 }
 
-/// The same for a program that reads `input`.
+/// As [`run_for_output`], for a program that reads `input`.
 pub(in crate::gateway) fn run_with_input(
     program: &str,
     arguments: &[&str],

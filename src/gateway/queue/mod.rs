@@ -113,8 +113,8 @@ impl Queue {
         Self::open_with(number, false)
     }
 
-    /// The same, with packets as the kernel handles them: super-packets, without checksums. The kernel resegments and
-    /// sums them after the verdict, changed ones too. (nfqnl_mangle() leaves their segment length, and
+    /// As [`Queue::open`], with packets as the kernel handles them: super-packets, without checksums. The kernel
+    /// resegments them and computes their checksums after the verdict, also of changed ones. (nfqnl_mangle() leaves their segment length, and
     /// tcp_gso_segment() sums a packet that is not marked as partly summed.)
     pub fn open_with_super_packets(number: u16) -> Result<Self, GatewayError> {
         Self::open_with(number, true)

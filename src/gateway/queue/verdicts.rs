@@ -156,7 +156,7 @@ impl Verdicts<'_> {
         self.verdict_with_mark(id, decision, None)
     }
 
-    /// The same, and sets the packet mark to `mark` if given.
+    /// As [`Verdicts::verdict`], and sets the packet mark to `mark` if given.
     pub fn verdict_with_mark(
         &mut self,
         id: u32,

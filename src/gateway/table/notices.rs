@@ -24,7 +24,8 @@ const TYPE_OFFSET: u32 = 4;
 /// Buffer for notices that arrive during a check; an overflow counts as a notice.
 const BUFFER: usize = 1 << 16;
 
-/// Subscribes in the network namespace of the thread that creates it.
+/// Notices of changes to nf_tables in the network namespace of the thread that opened it, except changes of set
+/// elements.
 #[derive(Debug)]
 pub struct ChangeNotices {
     socket: Socket,
@@ -32,7 +33,7 @@ pub struct ChangeNotices {
 }
 
 impl ChangeNotices {
-    /// Subscribes.
+    /// Subscribes to the notices.
     pub fn open() -> Result<Self, GatewayError> {
         let failed = |error| GatewayError::system("notices of nf_tables", error);
         let socket = Socket::open().map_err(failed)?;

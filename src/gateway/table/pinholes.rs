@@ -220,11 +220,11 @@ fn table_error(errno: i32) -> io::Error {
 /// State of an element to delete, for a kernel without destroy messages: its data is guessed, then learned from errors.
 #[derive(Clone, Copy, PartialEq, Eq)]
 enum ExistingElement {
-    /// Absent, or present with the guessed data.
+    /// Not in the set, or present with the guessed data.
     AsGuessed,
     /// Present with other data, or in a full set.
     Different,
-    /// Absent.
+    /// Not in the set.
     Absent,
 }
 

@@ -13,7 +13,7 @@ use crate::packet::{Packet, Seq, flags};
 /// How a packet is forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ForwardAction {
-    /// Unchanged.
+    /// As it came.
     Unchanged,
     /// With other header fields, and another payload if `payload` is set. The payload is in the buffer that the caller
     /// passed.
@@ -71,7 +71,7 @@ pub struct TrailingSegment {
 }
 
 impl ForwardAction {
-    /// The same action without the packet's urgent pointer.
+    /// This action without the packet's urgent pointer.
     pub(super) fn without_urgent(self, packet: &Packet<'_>) -> Self {
         match self {
             Self::Drop(_) | Self::AwaitDecision => self,
