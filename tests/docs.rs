@@ -4,10 +4,14 @@
 //! Rules and firewall commands run in network namespaces of their own, so these tests need root.
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
+mod common;
+
 #[path = "docs/commands.rs"]
 mod commands;
 #[path = "docs/links.rs"]
 mod links;
+#[path = "docs/live.rs"]
+mod live;
 #[path = "docs/outputs.rs"]
 mod outputs;
 #[path = "docs/pages.rs"]

@@ -19,7 +19,7 @@ const EXAMPLE: &str = "accept chain conf curl drop eprt6 epsv6 established etc e
                        vsftpd wan0 wget";
 
 /// Whether the block is a drawing, not output.
-fn is_drawing(block: &Block) -> bool {
+pub fn is_drawing(block: &Block) -> bool {
     block.text.contains("----") || block.text.contains('─')
 }
 
