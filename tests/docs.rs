@@ -20,3 +20,5 @@ mod pages;
 mod reference;
 #[path = "docs/rules.rs"]
 mod rules;
+#[path = "docs/shell.rs"]
+mod shell;

@@ -129,16 +129,32 @@ fn asked(daemon: &Daemon, arguments: &[&str]) -> String {
     daemon.ask(arguments).unwrap().stdout_text()
 }
 
-/// What `commands` print while a client waits after `steps`, and then the log.
-fn during(gateway: &Gateway, server: &Value, steps: &[Vec<Value>], commands: &[&str]) -> String {
-    let _server = scripted_server(&gateway.lab.server, server);
-    let host = gateway.lab.server_address(Family::V4).to_string();
+/// What `commands` print while a client waits after `steps`, and then the log, once it has `lines`.
+fn during(
+    gateway: &Gateway,
+    server: &Value,
+    steps: &[Vec<Value>],
+    commands: &[&str],
+    lines: &[&str],
+) -> String {
+    let Gateway { daemon, lab } = gateway;
+    let _server = scripted_server(&lab.server, server);
+    let host = lab.server_address(Family::V4).to_string();
     let steps = [&[login()], steps, &[vec![json!({"gate": ""})]]].concat().concat();
+    let opened = steps.iter().filter(|step| **step == say("PASV")).count();
     let plan = json!({"host": host, "listen": [1024], "steps": steps});
-    let client = gated_client(&gateway.lab.client, plan);
-    let texts: String = commands.iter().map(|command| asked(&gateway.daemon, &[command])).collect();
+    let client = gated_client(&lab.client, plan);
+    // The fast path reports pinholes later than it opens them.
+    if !commands.is_empty() {
+        let has_opened = || daemon.counter("pinholes_opened").unwrap() >= opened as u64;
+        wait_for("the pinholes in status", has_opened);
+    }
+    let texts: String = commands.iter().map(|command| asked(daemon, &[command])).collect();
     assert_eq!(client.release().error, None);
-    texts + &gateway.daemon.log()
+    for line in lines {
+        wait_for(line, || daemon.log().contains(line));
+    }
+    texts + &daemon.log()
 }
 
 /// A gateway with rules that drop data connections.
@@ -185,16 +201,22 @@ fn printed(source: Source) -> Option<String> {
             let gateway = gateway(Topology::Masquerade);
             let refused = vec![say("PORT 10,9,8,7,14,178"), reply()];
             let steps = [refused, active(1024), vec![say("PASV"), reply()]];
-            during(&gateway, &nothing, &steps, &["sessions", "pinholes"])
+            during(
+                &gateway,
+                &nothing,
+                &steps,
+                &["sessions", "pinholes"],
+                &["refuse PORT", "rewrite PORT"],
+            )
         }
         Source::Published => {
             let gateway = gateway(Topology::PublishedServer);
-            during(&gateway, &nothing, &[vec![say("PASV"), reply()]], &[])
+            during(&gateway, &nothing, &[vec![say("PASV"), reply()]], &[], &["rewrite PASV"])
         }
         Source::Container => {
             let gateway = gateway(Topology::OnServer);
             let server = json!({"address": "172.17.0.2"});
-            during(&gateway, &server, &[vec![say("PASV"), reply()]], &[])
+            during(&gateway, &server, &[vec![say("PASV"), reply()]], &[], &["refuse PASV"])
         }
         Source::FastPath => {
             let on = "[queue]\nfast-path = \"auto\"\n[pinhole]\nbackend = \"nftables\"\n";
@@ -205,7 +227,7 @@ fn printed(source: Source) -> Option<String> {
                 return None;
             }
             let steps: Vec<_> = (0..8).map(|_| passive()).collect();
-            during(&gateway, &json!({"body": "here it is\r\n"}), &steps, &["status"])
+            during(&gateway, &json!({"body": "here it is\r\n"}), &steps, &["status"], &[])
         }
         Source::Name => {
             let lab = Lab::new(Topology::PublishedServer).unwrap();
