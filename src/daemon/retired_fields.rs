@@ -1,6 +1,6 @@
 //! Fields of `status --json` under the names of version 0.1, which scripts may still read.
 //!
-//! `status` has both names until version 0.3, then this module goes. docs/counters.md lists them.
+//! In version 0.1 `status` has both names; this module goes with version 0.2. docs/counters.md lists them.
 
 use serde::Serialize;
 use serde_json::Value;
