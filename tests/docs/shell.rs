@@ -10,7 +10,7 @@ use std::{
 };
 
 use crate::{
-    pages::{Block, all_blocks, root, text},
+    pages::{Block, all_blocks, lines, pages, root, text},
     rules::{expanded, in_namespace},
 };
 
@@ -70,28 +70,41 @@ fn confined(lines: &str) -> Output {
     command.output().unwrap()
 }
 
-/// Runs `command`, which may fail, but not because a program or an option of it does not exist.
-fn is_understood(command: &str, what: &str) {
+/// Runs `command`, which may fail, but not because a program or an option of it does not exist. Gives the complaint.
+fn complaint(command: &str) -> Option<String> {
     let output = confined(command);
     let said = String::from_utf8_lossy(&output.stderr);
-    let complaints = [
-        "Usage:",
-        "usage:",
-        "nknown",
-        "nrecognized",
-        "nvalid option",
-        "nvalid operation",
-        "not found",
-        "not understood",
-        "Failed to parse",
-        "mount:",
-        "overlay",
-    ];
-    let is_bad = complaints.iter().any(|complaint| said.contains(complaint));
+    let complaints = "Usage:,usage:,nknown,nrecognized,nvalid option,nvalid operation,not found,not understood,\
+                      Failed to parse,yntax error,Invalid syntax,mount:,overlay,no such option";
+    let is_complaint = complaints.split(',').any(|complaint| said.contains(complaint));
     // 2: wrong usage of `ftp-alg`, which has no daemon here; 124: the time is up.
     let code = output.status.code();
     let is_wrong_use = command.starts_with("ftp-alg ") && code == Some(2);
-    assert!(!is_bad && !is_wrong_use && code != Some(124), "{what}: {said}");
+    (is_complaint || is_wrong_use || code == Some(124)).then(|| format!("{code:?} {said}"))
+}
+
+fn is_understood(command: &str, what: &str) {
+    let complaint = complaint(command);
+    assert!(complaint.is_none(), "{what}: {}", complaint.unwrap());
+}
+
+#[test]
+fn wrong_commands_are_not_understood() {
+    let wrong = [
+        "apt-get purrge ftp-alg",
+        "conntrack --flash",
+        "firewall-cmd --reloat",
+        "ftp-alg log-level debugg",
+        "ftp-alg pinholes extra",
+        "ip rool",
+        "iptables --fluxx",
+        "nft inser rule inet filter forward accept",
+        "systemctl restrt ftp-alg",
+        "ufw alow 21/tcp",
+    ];
+    for command in wrong {
+        assert!(complaint(command).is_some(), "{command}");
+    }
 }
 
 /// Runs `command`, which has to succeed.
@@ -183,6 +196,50 @@ fn commands_of_the_pages_run_or_are_in_the_list() {
     assert!(seen.len() > 60, "{} commands", seen.len());
     let stale: Vec<_> = NOT_RUN.iter().filter(|(start, _)| !used.contains(start)).collect();
     assert!(stale.is_empty(), "no page has these: {stale:?}");
+}
+
+/// Programs whose commands in running text run here. `modprobe` is not one: it would change the machine's kernel.
+const IN_TEXT: [&str; 12] = [
+    "conntrack",
+    "firewall-cmd",
+    "ip",
+    "ip6tables",
+    "iptables",
+    "journalctl",
+    "nft",
+    "ss",
+    "sysctl",
+    "systemctl",
+    "tshark",
+    "ufw",
+];
+
+/// Beginnings of commands, which stand for all commands that begin so.
+const PARTS: [&str; 2] = ["ip netns exec", "ufw route allow"];
+
+/// Commands in backquotes, as in `conntrack -F`. Messages and decisions quote what is no command to type.
+#[test]
+fn commands_in_the_text_are_understood() {
+    let mut seen = BTreeSet::new();
+    for (page, text) in pages() {
+        let page = page.strip_prefix(root()).unwrap().display().to_string();
+        if page == "docs/messages.md" || page.starts_with("docs/decisions/") {
+            continue;
+        }
+        for span in lines(&text, false).flat_map(|line| line.split('`').skip(1).step_by(2)) {
+            let Some((program, arguments)) = span.split_once(' ') else { continue };
+            let is_part = span.contains("...") || PARTS.contains(&span);
+            if !IN_TEXT.contains(&program) || is_part || !seen.insert(span.to_owned()) {
+                continue;
+            }
+            let what = format!("{page}: `{span}`");
+            // Other settings belong to the machine.
+            assert!(program != "sysctl" || arguments.starts_with("net."), "{what}");
+            // `nft monitor` does not end by itself.
+            is_understood(&format!("timeout 2 {span} || true"), &what);
+        }
+    }
+    assert!(seen.len() > 15, "{seen:?}");
 }
 
 /// Runs `command`. Gives its entry in the list of those that do not run.
