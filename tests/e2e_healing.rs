@@ -73,7 +73,12 @@ fn without_the_key_a_foreign_address_gets_no_pinhole() {
     let client = gated_client(&lab.client, json!({"host": dialled, "steps": steps}));
     assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     assert_eq!(connect(&lab.client, &dialled, PASSIVE), "silent");
-    assert!(gateway.daemon.log().contains("its [[server]] has no replace-foreign-address"));
+    assert!(
+        gateway
+            .daemon
+            .log()
+            .contains("no [[server]] with that address has replace-foreign-address = true")
+    );
     assert_eq!(client.release().got(6).trim_end(), "425 Gateway: not the server's address.");
 }
 

@@ -58,6 +58,11 @@ const SECTIONS: [(&str, &[&str], &str); 8] = [
 
 const MESSAGES_HEAD: &str = "| message | meaning | what to do |\n| --- | --- | --- |";
 const PARTS_HEAD: &str = "| part | what it says |\n| --- | --- |";
+/// What stands above lists of parts that say everything themselves.
+const LISTS: [&str; 2] = [
+    "Operations that failed, and the objects of errors. The reason follows in the message:",
+    "Advice at the end of a message:",
+];
 
 /// Texts of at least this many words are messages; shorter ones are names and parts, except in macros of `tracing` and
 /// in some of [`ATTRIBUTES`].
@@ -130,6 +135,8 @@ enum Row {
     Part {
         meaning: String,
     },
+    /// Such a text, in one of [`LISTS`].
+    Listed(usize),
 }
 
 /// Collects the messages of one file.
@@ -239,6 +246,35 @@ impl<'ast> Visit<'ast> for Messages {
     }
 }
 
+/// Constants that are a string or a number, by name; `None` if several have one name.
+#[derive(Default)]
+struct Constants(BTreeMap<String, Option<String>>);
+
+impl Constants {
+    /// `text` with the values of constants in place of their names.
+    fn expand(&self, text: &str) -> String {
+        let known = self.0.iter().filter_map(|(name, value)| Some((name, value.as_ref()?)));
+        known.fold(text.to_owned(), |text, (name, value)| {
+            text.replace(&format!("{{{name}}}"), value)
+        })
+    }
+}
+
+impl<'ast> Visit<'ast> for Constants {
+    fn visit_item_const(&mut self, item: &'ast syn::ItemConst) {
+        let syn::Expr::Lit(literal) = &*item.expr else { return };
+        let value = match &literal.lit {
+            syn::Lit::Str(text) => text.value(),
+            syn::Lit::Int(number) => number.base10_digits().to_owned(),
+            _ => return,
+        };
+        let name = item.ident.to_string();
+        let same = |known: &Option<String>| known.as_ref() == Some(&value);
+        let is_unique = self.0.get(&name).is_none_or(same);
+        self.0.insert(name, is_unique.then_some(value));
+    }
+}
+
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
@@ -274,12 +310,19 @@ fn section(file: &Path) -> usize {
 
 /// The messages of each section.
 fn in_code() -> Vec<BTreeSet<String>> {
-    let mut found = vec![BTreeSet::new(); SECTIONS.len()];
-    for path in sources() {
+    let parse = |path: PathBuf| {
         let file = syn::parse_file(&fs::read_to_string(&path).unwrap()).unwrap();
+        (path, file)
+    };
+    let files: Vec<_> = sources().into_iter().map(parse).collect();
+    let mut constants = Constants::default();
+    files.iter().for_each(|(_, file)| constants.visit_file(file));
+    let mut found = vec![BTreeSet::new(); SECTIONS.len()];
+    for (path, file) in &files {
         let mut messages = Messages::default();
-        messages.visit_file(&file);
-        found[section(&path)].extend(messages.texts);
+        messages.visit_file(file);
+        let texts = messages.texts.iter().map(|text| constants.expand(text));
+        found[section(path)].extend(texts);
     }
     found
 }
@@ -293,10 +336,15 @@ fn cell(text: &str) -> String {
 /// The rows of the page by their first cells, in each section.
 fn in_page(page: &str) -> BTreeMap<(String, String), Row> {
     let mut rows = BTreeMap::new();
-    let mut title = "";
-    for line in page.lines() {
+    let (mut title, mut list) = ("", None);
+    let sections = page.lines().skip_while(|line| !line.starts_with("## "));
+    for line in sections {
         if let Some(heading) = line.strip_prefix("## ") {
             title = heading;
+        }
+        list = LISTS.iter().position(|heading| *heading == line).or(list);
+        if let (Some(list), Some(text)) = (list, line.strip_prefix("- ")) {
+            rows.insert((title.to_owned(), text.to_owned()), Row::Listed(list));
         }
         let Some(line) = line.strip_prefix("| `") else { continue };
         let line = line.strip_suffix(" |").unwrap_or_else(|| panic!("no row of a table: {line}"));
@@ -319,8 +367,8 @@ fn render(page: &str, messages: &[BTreeSet<String>]) -> String {
     let rows = in_page(page);
     let mut text = page.split("\n## ").next().unwrap_or_default().trim_end().to_owned();
     for ((title, _, intro), messages) in SECTIONS.iter().zip(messages) {
-        let mut whole = String::new();
-        let mut parts = String::new();
+        let (mut whole, mut parts) = (String::new(), String::new());
+        let mut lists = LISTS.map(|_| String::new());
         for message in messages {
             let key = ((*title).to_owned(), cell(message));
             match rows.get(&key) {
@@ -330,12 +378,16 @@ fn render(page: &str, messages: &[BTreeSet<String>]) -> String {
                 Some(Row::Message { meaning, action }) => {
                     write!(whole, "\n| {} | {meaning} | {action} |", key.1).unwrap();
                 }
+                Some(Row::Listed(list)) => write!(lists[*list], "\n- {}", key.1).unwrap(),
                 None => write!(whole, "\n| {} |  |  |", key.1).unwrap(),
             }
         }
         write!(text, "\n\n## {title}\n\n{intro}\n\n{MESSAGES_HEAD}{whole}").unwrap();
         if !parts.is_empty() {
             write!(text, "\n\nParts of these messages:\n\n{PARTS_HEAD}{parts}").unwrap();
+        }
+        for (heading, list) in LISTS.iter().zip(&lists).filter(|(_, list)| !list.is_empty()) {
+            write!(text, "\n\n{heading}\n{list}").unwrap();
         }
     }
     text.push('\n');
@@ -369,6 +421,7 @@ fn every_row_says_what_it_means_and_what_to_do() {
     let is_empty = |row: &Row| match row {
         Row::Message { meaning, action } => meaning.is_empty() || action.is_empty(),
         Row::Part { meaning } => meaning.is_empty(),
+        Row::Listed(_) => false,
     };
     let rows = in_page(&page).into_iter();
     let empty: Vec<_> =

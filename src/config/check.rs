@@ -214,7 +214,7 @@ impl Checker<'_> {
             (max_sessions / DEFAULT_SHARE_DIVISOR).max(1),
             1..=MAX_SESSIONS,
         );
-        let allowed = "a size from 1MiB to 1TiB, such as \"64MiB\", \"512KiB\", \"1GiB\" or a number of bytes";
+        let allowed = "a size from 1MiB to 1TiB, such as \"64MiB\", \"1536KiB\", \"1GiB\" or a number of bytes";
         let memory = self.value("policy.memory", &file.memory, default.memory, allowed, |value| {
             text::bytes(value).filter(|bytes| MEMORY_RANGE.contains(bytes))
         });

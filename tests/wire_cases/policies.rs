@@ -93,7 +93,9 @@ fn a_foreign_address_is_refused_without_replace_foreign_address() {
             let decision = sim.decisions().pop().unwrap();
             assert!(decision.starts_with("refuse PASV "), "{decision}");
             assert!(
-                decision.ends_with("and its [[server]] has no replace-foreign-address"),
+                decision.ends_with(
+                    "and no [[server]] with that address has replace-foreign-address = true"
+                ),
                 "{decision}"
             );
         }

@@ -430,7 +430,7 @@ fn plan(
         let hint = if kind.is_active() {
             ""
         } else {
-            ", and its [[server]] has no replace-foreign-address"
+            ", and no [[server]] with that address has replace-foreign-address = true"
         };
         let reason = format!("{ip} is not the sender's address {own}{hint}").into();
         // A public server that announces a private address. Many clients then connect to the address that they used for
