@@ -260,8 +260,10 @@ impl Checks<'_> {
                     health::version_problem(status).map(|p| Check::from_problem(DAEMON, &p)),
                 );
                 if checks.is_empty() {
-                    let says =
-                        format!("version {} is running and reports no problem", status.version);
+                    let says = format!(
+                        "version {} is running and reports no problem of its own",
+                        status.version
+                    );
                     checks.push(Check::ok(DAEMON, "ftp-alg", says));
                 }
                 checks
