@@ -64,8 +64,11 @@ const LISTS: [&str; 2] = [
     "Advice at the end of a message:",
 ];
 
-/// Texts of at least this many words are messages; shorter ones are names and parts, except in macros of `tracing` and
-/// in some of [`ATTRIBUTES`].
+/// The event of a session whose text is logged as it is.
+const STATE_CHANGE: &str = "StateChanged";
+
+/// Texts of at least this many words are messages; shorter ones are names and parts, except in macros of `tracing`,
+/// in [`STATE_CHANGE`] and in some of [`ATTRIBUTES`].
 const WORDS: usize = 3;
 
 /// Macros and methods whose texts are for developers alone: they name what the code has excluded.
@@ -239,6 +242,19 @@ impl<'ast> Visit<'ast> for Messages {
         } else {
             self.visit_expr(&call.receiver);
         }
+    }
+
+    fn visit_expr_call(&mut self, call: &'ast syn::ExprCall) {
+        if let syn::Expr::Path(function) = &*call.func
+            && function.path.segments.last().is_some_and(|last| last.ident == STATE_CHANGE)
+        {
+            for argument in &call.args {
+                if let syn::Expr::Lit(syn::ExprLit { lit: syn::Lit::Str(text), .. }) = argument {
+                    self.add(&text.value(), 1);
+                }
+            }
+        }
+        visit::visit_expr_call(self, call);
     }
 
     fn visit_lit_str(&mut self, literal: &'ast syn::LitStr) {
@@ -475,7 +491,9 @@ fn logged(log: &str) -> impl Iterator<Item = String> {
 fn each_logged_line_is_on_the_page() {
     let page = fs::read_to_string(root().join(PAGE)).unwrap();
     let rows = in_page(&page).into_iter();
-    let messages = rows.filter(|(_, row)| matches!(row, Row::Message { .. }));
+    // An error may consist of its object and the kernel's reason.
+    let is_whole = |row: &Row| matches!(row, Row::Message { .. } | Row::Listed(0));
+    let messages = rows.filter(|(_, row)| is_whole(row));
     let patterns: Vec<_> = messages.filter_map(|((_, cell), _)| Pattern::new(&cell)).collect();
     let directory = std::env::var_os("FTP_ALG_LAB_LOGS").expect("FTP_ALG_LAB_LOGS is set");
     // Equal but for their numbers, lines are one message.
