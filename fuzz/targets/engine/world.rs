@@ -440,8 +440,10 @@ impl World {
     }
 
     fn check(&mut self) {
-        for session in self.standalone.engine.sessions.list() {
-            assert!(session.pinholes <= PINHOLES_PER_SESSION, "{session:?}");
+        let sessions = &self.standalone.engine.sessions;
+        for session in sessions.list() {
+            let of_session = sessions.list_pinholes().filter(|p| p.session == session.id);
+            assert!(of_session.count() <= PINHOLES_PER_SESSION, "{session:?}");
         }
         for event in self.standalone.take_events().0 {
             self.shown.clear();
