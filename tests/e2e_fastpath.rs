@@ -400,3 +400,78 @@ fn rules_have_the_pinholes_of_a_program_whose_translations_are_gone() {
     assert_eq!(text.matches("here it is").count(), 3, "{text}");
     gateway.daemon.wait_for_no_pinholes(Duration::from_secs(5)).unwrap();
 }
+
+/// Checks that each command shows `expected` open pinholes of the only session.
+fn assert_open(daemon: &Daemon, expected: usize, moment: &str) {
+    let (sessions, pinholes) = (daemon.sessions().unwrap(), daemon.pinholes().unwrap());
+    let [session] = sessions.as_slice() else { panic!("{moment}: {sessions:?}") };
+    assert_eq!(session["pinholes"], json!(expected), "{moment}: {session} {pinholes:?}");
+    assert_eq!(pinholes.len(), expected, "{moment}: {session} {pinholes:?}");
+    assert!(pinholes.iter().all(|row| row["session"] == session["id"]), "{moment}: {pinholes:?}");
+    assert_eq!(daemon.counter("pinholes").unwrap(), expected as u64, "{moment}");
+    let text = |command| daemon.ask(&[command]).unwrap().success().unwrap().stdout_text();
+    let (sessions, pinholes) = (text("sessions"), text("pinholes"));
+    let open = sessions.lines().nth(1).and_then(|row| row.split_whitespace().last());
+    assert_eq!(open, Some(expected.to_string().as_str()), "{moment}: {sessions}");
+    let id = session["id"].to_string();
+    let is_row = |line: &&str| line.split_whitespace().next() == Some(id.as_str());
+    assert_eq!(pinholes.lines().filter(is_row).count(), expected, "{moment}: {pinholes}");
+    assert_eq!(pinholes == "no pinholes\n", expected == 0, "{moment}: {pinholes}");
+}
+
+/// Compares the lists when a pinhole is open, expired, consumed, and when its transfer is over.
+fn compare_lists(topology: Topology) {
+    const PORT: u16 = 1033;
+    for fast_path in ["auto", "off"] {
+        let configuration = ON.replace("auto", fast_path) + "timeout = \"4s\"\n";
+        let gateway = gateway_with(topology, &configuration);
+        let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+        let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+        let address = lab.client.address(Family::V4).to_string().replace('.', ",");
+        let port = format!("PORT {address},{},{}", PORT / 256, PORT % 256);
+        // The steps before which the data connection is announced, made, and closed.
+        for (steps, [announced, made, over]) in
+            [(passive("PASV"), [2, 3, 7]), (active_by(&port, PORT), [2, 4, 6])]
+        {
+            for (moment, at, expected) in
+                [("announced", announced, 1), ("made", made, 0), ("over", over, 0)]
+            {
+                let mut steps = steps.clone();
+                let moment = format!("{topology}, fast path {fast_path}, {}: {moment}", steps[0]);
+                let is_announced = at == announced;
+                if is_announced {
+                    steps.truncate(at);
+                }
+                steps.insert(at, json!({"gate": ""}));
+                wait_for("the end of the previous session", || {
+                    daemon.sessions().unwrap().is_empty()
+                });
+                let client = gated_client(&lab.client, plan(lab, &[PORT], &[login(), steps]));
+                assert_open(daemon, expected, &moment);
+                if is_announced {
+                    wait_for("expiry", || daemon.pinholes().unwrap().is_empty());
+                    assert_open(daemon, 0, &format!("{moment}, then expired"));
+                }
+                assert_eq!(client.release().error, None, "{moment}");
+            }
+        }
+        if fast_path == "auto" && self::fast_path(daemon)["state"] == "on" {
+            assert!(count(daemon, "opened") > 0, "{topology}: {}", self::fast_path(daemon));
+        }
+    }
+}
+
+#[test]
+fn lists_agree_on_open_pinholes_behind_a_routed_firewall() {
+    compare_lists(Topology::Routed);
+}
+
+#[test]
+fn lists_agree_on_open_pinholes_through_masquerade() {
+    compare_lists(Topology::Masquerade);
+}
+
+#[test]
+fn lists_agree_on_open_pinholes_through_destination_nat() {
+    compare_lists(Topology::PublishedServer);
+}
