@@ -4,7 +4,7 @@
 
 #![no_main]
 
-#[path = "../../tests/support/readings.rs"]
+#[path = "../../crates/ftp-alg-core/tests/core/support/readings.rs"]
 mod readings;
 mod talk;
 

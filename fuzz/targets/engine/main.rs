@@ -12,14 +12,14 @@
 
 #![no_main]
 
-#[path = "../../../tests/support/fast_path/mod.rs"]
+#[path = "../../../crates/ftp-alg-core/tests/core/support/fast_path/mod.rs"]
 mod fast_path;
 mod flow;
 mod gateway;
-#[path = "../../../tests/support/recorder.rs"]
+#[path = "../../../crates/ftp-alg-core/tests/core/support/recorder.rs"]
 #[allow(dead_code, reason = "each user has a use for a part")]
 mod recorder;
-#[path = "../../../tests/support/segment.rs"]
+#[path = "../../../crates/ftp-alg-core/tests/core/support/segment.rs"]
 #[allow(dead_code, reason = "each user has a use for a part")]
 mod segment;
 mod world;

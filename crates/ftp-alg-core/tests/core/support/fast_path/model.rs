@@ -1,0 +1,390 @@
+//! A model of the fast path's program: a second, simple implementation that shares no code with it.
+
+#![allow(dead_code, reason = "each test binary uses a part")]
+
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::Ipv4Addr,
+};
+
+use super::layout::{
+    COMMAND_PENDING, EPSV_PENDING, Flow, GREETING_DUE, LOGIN_DUE, LOGIN_PENDING, PASV_PENDING,
+    PORT_PENDING, PinholeKey, READY, Side,
+};
+
+/// A packet of the flow, with a plain IP header.
+pub struct Segment<'a> {
+    pub side: Side,
+    pub seq: u32,
+    pub ack: u32,
+    pub has_only_ack_and_push: bool,
+    /// Whether the TCP header has no options, or only timestamps in the usual form.
+    pub has_plain_options: bool,
+    /// Whether it also has the FIN flag.
+    pub is_fin: bool,
+    pub mark: u32,
+    pub payload: &'a [u8],
+}
+
+/// What the program should do with a packet.
+#[derive(Debug, PartialEq, Eq)]
+pub enum Expected {
+    /// Hand the flow back and not change the packet, so that it is queued.
+    HandBack,
+    /// Set the mark, if the packet has none.
+    MarkOnly,
+    /// Let the packet pass like this. The flow does not advance: a retransmission, or an adjusted acknowledgement.
+    Pass(Passed),
+    /// Let the packet pass like this, as the next line. The pinhole that it opens; the number of the line whose
+    /// pinhole was consumed.
+    NextLine(Passed, Option<PinholeKey>, Option<u32>),
+}
+
+/// The fields that the program may change in a packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Passed {
+    pub seq: u32,
+    pub ack: u32,
+    pub payload: Vec<u8>,
+}
+
+/// The kind of a line.
+enum Meaning {
+    /// A bypassable command, `PASV` or `EPSV`, and the state of the dialogue after it.
+    Command(u32),
+    /// `PORT` or `EPRT`: the announced port, and the line after the rewrite.
+    Announcing(u16, String),
+    /// `USER` or `PASS`.
+    LoginCommand,
+    /// 220, and whether the server takes four port digits.
+    Greeting(bool),
+    /// 331, which asks for a password.
+    AsksPassword,
+    /// 230, which accepts the login.
+    LoggedIn,
+    Preliminary,
+    Completion,
+    OtherReply,
+    Passive(u16, String),
+    ExtendedPassive(u16),
+}
+
+/// The owner of each pinhole, by its key.
+pub type PinholeOwners = BTreeMap<PinholeKey, u64>;
+
+/// Decides about a packet, and changes flow and pinholes as the program should.
+pub fn decide(
+    id: u64,
+    flow: &mut Flow,
+    pinholes: &mut PinholeOwners,
+    barred: &BTreeSet<u16>,
+    segment: &Segment,
+) -> Expected {
+    let expected = try_decide(id, flow, pinholes, barred, segment).unwrap_or(Expected::HandBack);
+    if expected == Expected::HandBack {
+        flow.handed_over = false;
+    }
+    expected
+}
+
+fn try_decide(
+    id: u64,
+    flow: &mut Flow,
+    pinholes: &mut PinholeOwners,
+    barred: &BTreeSet<u16>,
+    segment: &Segment,
+) -> Option<Expected> {
+    let side = segment.side;
+    let only_acknowledges = segment.payload.is_empty() && !segment.is_fin;
+    if only_acknowledges && flow.seq_offsets.is_none() {
+        return Some(Expected::MarkOnly);
+    }
+    if segment.mark != 0 || !segment.has_only_ack_and_push {
+        return None;
+    }
+    let [seq, ack] = adjusted_numbers(flow, segment)?;
+    let passed = |payload| Passed { seq, ack, payload };
+    if only_acknowledges {
+        return Some(Expected::Pass(passed(Vec::new())));
+    }
+    if segment.is_fin {
+        return decide_fin(flow, segment, passed(Vec::new()));
+    }
+    if segment.payload.len() < 6 || segment.payload.len() > 128 {
+        return None;
+    }
+    let line = std::str::from_utf8(segment.payload).ok()?.strip_suffix("\r\n")?;
+    if !line.chars().all(|one| one == ' ' || one.is_ascii_graphic()) {
+        return None;
+    }
+    let meaning = if side == Side::Client { command(line, flow)? } else { reply(line, flow)? };
+    let delivered = match &meaning {
+        Meaning::Announcing(_, text) | Meaning::Passive(_, text) => text.clone(),
+        _ => line.to_owned(),
+    };
+    let growth = (delivered.len() as u32).wrapping_sub(line.len() as u32);
+    if growth != 0 && flow.seq_offsets.is_none() {
+        return None;
+    }
+    let delivered = passed(format!("{delivered}\r\n").into_bytes());
+    let last = (segment.seq, Some(segment.payload.to_vec()));
+    if flow.last_line[side.index()] == last {
+        return Some(Expected::Pass(delivered));
+    }
+    if flow.has_sent_fin(side) {
+        return None;
+    }
+    let next = [flow.next_seq[side.index()], flow.next_seq[side.other().index()]];
+    if next != [segment.seq, ack] {
+        return None;
+    }
+    let dialogue = match (&meaning, flow.dialogue) {
+        (Meaning::Command(dialogue), READY) => *dialogue,
+        (Meaning::Announcing(..), READY) => PORT_PENDING,
+        (Meaning::Preliminary, COMMAND_PENDING) => COMMAND_PENDING,
+        (Meaning::Completion, COMMAND_PENDING | PORT_PENDING) => READY,
+        (Meaning::OtherReply, COMMAND_PENDING) => READY,
+        (Meaning::Passive(..), PASV_PENDING) => READY,
+        (Meaning::ExtendedPassive(_), EPSV_PENDING) => READY,
+        (Meaning::Greeting(_), GREETING_DUE) => LOGIN_DUE,
+        (Meaning::LoginCommand, LOGIN_DUE) => LOGIN_PENDING,
+        (Meaning::AsksPassword, LOGIN_PENDING) => LOGIN_DUE,
+        (Meaning::LoggedIn, LOGIN_PENDING) => READY,
+        _ => return None,
+    };
+    let completes_transfer =
+        matches!(meaning, Meaning::Completion) && flow.dialogue == COMMAND_PENDING;
+    let is_consumed = flow.pinhole.is_some_and(|pinhole| !pinholes.contains_key(&pinhole));
+    let consumed = (completes_transfer && is_consumed).then_some(flow.pinhole_line);
+    let takes_four_digits = matches!(meaning, Meaning::Greeting(true));
+    let opened = match meaning {
+        Meaning::Announcing(port, _) => Some(PinholeKey {
+            initiator: flow.active_initiator,
+            arrival: flow.active_arrival,
+            port,
+        }),
+        Meaning::Passive(port, _) | Meaning::ExtendedPassive(port) => Some(PinholeKey {
+            initiator: flow.passive_initiator,
+            arrival: flow.passive_arrival,
+            port,
+        }),
+        _ => None,
+    };
+    if let Some(key) = opened {
+        if key.port == 0 || barred.contains(&key.port) {
+            return None;
+        }
+        if pinholes.get(&key).is_some_and(|owner| *owner != id) {
+            return None;
+        }
+        if let Some(old) = flow.pinhole
+            && pinholes.get(&old) == Some(&id)
+        {
+            pinholes.remove(&old);
+        }
+        pinholes.insert(key, id);
+        (flow.pinhole, flow.pinhole_line) = (Some(key), flow.line_count + 1);
+    }
+    if takes_four_digits && flow.port_digits > 0 {
+        flow.port_digits = 4;
+    }
+    flow.dialogue = dialogue;
+    flow.line_count += 1;
+    let length = u32::try_from(segment.payload.len()).unwrap();
+    flow.next_seq[side.index()] = segment.seq.wrapping_add(length);
+    flow.last_line[side.index()] = last;
+    if let Some(seq_offsets) = &mut flow.seq_offsets
+        && growth != 0
+    {
+        let (by, _) = seq_offsets[side.index()];
+        seq_offsets[side.index()] = (by.wrapping_add(growth), flow.next_seq[side.index()]);
+    }
+    Some(Expected::NextLine(delivered, opened, consumed))
+}
+
+/// The adjusted numbers of a packet. `None` if the packet may be older than the current sequence offsets.
+fn adjusted_numbers(flow: &Flow, segment: &Segment) -> Option<[u32; 2]> {
+    let Some(seq_offsets) = flow.seq_offsets else { return Some([segment.seq, segment.ack]) };
+    let (own, own_since) = seq_offsets[segment.side.index()];
+    let (other, other_since) = seq_offsets[segment.side.other().index()];
+    let ack = segment.ack.wrapping_sub(other);
+    let is_known = |number: u32, since: u32| number.wrapping_sub(since) < 1 << 31;
+    let are_known = is_known(segment.seq, own_since) && is_known(ack, other_since);
+    (segment.has_plain_options && are_known).then(|| [segment.seq.wrapping_add(own), ack])
+}
+
+fn decide_fin(flow: &mut Flow, segment: &Segment, passed: Passed) -> Option<Expected> {
+    let side = segment.side;
+    if !segment.payload.is_empty() {
+        return None;
+    }
+    if flow.last_line[side.index()] == (segment.seq, None) {
+        return Some(Expected::Pass(passed));
+    }
+    let [own, other] = [flow.next_seq[side.index()], flow.next_seq[side.other().index()]];
+    let crosses = flow.has_sent_fin(side.other()) && passed.ack.wrapping_add(1) == other;
+    let is_next = segment.seq == own && (passed.ack == other || crosses);
+    if flow.has_sent_fin(side) || !is_next || flow.dialogue != READY {
+        return None;
+    }
+    flow.line_count += 1;
+    flow.next_seq[side.index()] = segment.seq.wrapping_add(1);
+    flow.last_line[side.index()] = (segment.seq, None);
+    Some(Expected::NextLine(passed, None, None))
+}
+
+fn command(line: &str, flow: &Flow) -> Option<Meaning> {
+    let (verb, argument) = match line.split_once(' ') {
+        Some((verb, argument)) => (verb, Some(argument)),
+        None => (line, None),
+    };
+    if let [_, _, version] = line.split(' ').collect::<Vec<_>>()[..]
+        && version.contains('/')
+        && version.ends_with(|one: char| one.is_ascii_digit())
+    {
+        return None;
+    }
+    match verb.to_ascii_uppercase().as_str() {
+        "NOOP" | "PWD" | "CWD" | "CDUP" | "TYPE" | "SIZE" | "MDTM" | "REST" | "RETR" | "STOR"
+        | "APPE" | "LIST" | "NLST" | "MLSD" | "DELE" | "MKD" | "RMD" | "RNFR" | "RNTO" | "SYST"
+        | "QUIT" => Some(Meaning::Command(COMMAND_PENDING)),
+        "USER" | "PASS" => (!argument?.contains(' ')).then_some(Meaning::LoginCommand),
+        "PASV" if argument.is_none() => Some(Meaning::Command(PASV_PENDING)),
+        "EPSV" if argument.is_none() => Some(Meaning::Command(EPSV_PENDING)),
+        "PORT" => {
+            let (address, high, low) = host_port(argument?)?;
+            if address != *flow.client.ip() {
+                return None;
+            }
+            let text = if flow.announced_client == address {
+                line.to_owned()
+            } else {
+                let start = format!("{verb} {},", with_commas(flow.announced_client));
+                with_leading_zeros(&start, high, low, line.len(), flow.port_digits)
+                    .unwrap_or_else(|| format!("{start}{high},{low}"))
+            };
+            Some(Meaning::Announcing(port(high, low), text))
+        }
+        "EPRT" => {
+            let fields: Vec<&str> = argument?.split('|').collect();
+            let ["", "1", address, port, ""] = fields[..] else { return None };
+            let [a, b, c, d] = numbers(address, '.', 255)?[..] else { return None };
+            let port = u16::try_from(number(port, 65535)?).ok()?;
+            if [a, b, c, d] != octets(*flow.client.ip()) {
+                return None;
+            }
+            let text = format!("{verb} |1|{}|{port}|", flow.announced_client);
+            Some(Meaning::Announcing(port, text))
+        }
+        _ => None,
+    }
+}
+
+fn reply(line: &str, flow: &Flow) -> Option<Meaning> {
+    let (code, text) = line.split_at_checked(3)?;
+    let text = text.strip_prefix(' ')?;
+    if !code.bytes().all(|digit| digit.is_ascii_digit()) {
+        return None;
+    }
+    match code.parse().ok()? {
+        230 => Some(Meaning::LoggedIn),
+        331 => Some(Meaning::AsksPassword),
+        220 => {
+            let known = ["(vsFTPd ", "ProFTPD ", "FileZilla Server", "pyftpdlib "];
+            Some(Meaning::Greeting(known.iter().any(|name| text.starts_with(name))))
+        }
+        120 | 228 | 257 | 231..=239 | 332..=339 | 421 => None,
+        100..=199 => Some(Meaning::Preliminary),
+        227 => {
+            let (before, inside, after) = parenthesis(text)?;
+            let (address, high, low) = host_port(inside)?;
+            if address != *flow.server.ip() {
+                return None;
+            }
+            if flow.announced_server == address {
+                return Some(Meaning::Passive(port(high, low), line.to_owned()));
+            }
+            let named = with_commas(flow.announced_server);
+            let end = format!("({named},{high},{low}){after}");
+            let mut text = format!("227 {before}");
+            let length = text.len() + end.len();
+            if length > line.len() && !may_grow(length, ")".len() + after.len()) {
+                return None;
+            }
+            while text.len() + end.len() < line.len() {
+                text.push(' ');
+            }
+            Some(Meaning::Passive(port(high, low), text + &end))
+        }
+        229 => {
+            let (_, inside, _) = parenthesis(text)?;
+            let port = number(inside.strip_prefix("|||")?.strip_suffix('|')?, 65535)?;
+            Some(Meaning::ExtendedPassive(u16::try_from(port).ok()?))
+        }
+        200..=299 => Some(Meaning::Completion),
+        300..=599 => Some(Meaning::OtherReply),
+        _ => None,
+    }
+}
+
+/// Whether the program can write a line of this length, with a tail of `after` bytes after the announcement.
+fn may_grow(line: usize, after: usize) -> bool {
+    line + "\r\n".len() <= 128 && after + "\r\n".len() <= 16
+}
+
+/// The text before, in and after the parenthesis, if there is only one, and no digit before it.
+fn parenthesis(text: &str) -> Option<(&str, &str, &str)> {
+    let (before, rest) = text.split_once('(')?;
+    let (inside, after) = rest.split_once(')')?;
+    let is_only = !rest.contains('(') && !before.contains(|one: char| one.is_ascii_digit());
+    is_only.then_some((before, inside, after))
+}
+
+fn host_port(text: &str) -> Option<(Ipv4Addr, u32, u32)> {
+    let [a, b, c, d, high, low] = numbers(text, ',', 255)?[..] else { return None };
+    let octets = [a, b, c, d].map(|octet| u8::try_from(octet).unwrap());
+    Some((octets.into(), high, low))
+}
+
+fn numbers(text: &str, separator: char, most: u32) -> Option<Vec<u32>> {
+    text.split(separator).map(|one| number(one, most)).collect()
+}
+
+/// A decimal number up to `most`, without leading zeros and without a sign.
+fn number(text: &str, most: u32) -> Option<u32> {
+    let number: u32 = text.parse().ok()?;
+    (number.to_string() == text && number <= most).then_some(number)
+}
+
+fn port(high: u32, low: u32) -> u16 {
+    u16::try_from(high * 256 + low).unwrap()
+}
+
+fn octets(address: Ipv4Addr) -> [u32; 4] {
+    address.octets().map(u32::from)
+}
+
+fn with_commas(address: Ipv4Addr) -> String {
+    address.to_string().replace('.', ",")
+}
+
+fn with_leading_zeros(
+    start: &str,
+    high: u32,
+    low: u32,
+    length: usize,
+    port_digits: u32,
+) -> Option<String> {
+    let most = port_digits.min(4) as usize;
+    let (mut high, mut low) = (high.to_string(), low.to_string());
+    while port_digits > 0 && start.len() + high.len() + 1 + low.len() < length {
+        if low.len() < most {
+            low.insert(0, '0');
+        } else if high.len() < most {
+            high.insert(0, '0');
+        } else {
+            return None;
+        }
+    }
+    (port_digits > 0).then(|| format!("{start}{high},{low}"))
+}

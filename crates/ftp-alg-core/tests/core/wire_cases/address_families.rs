@@ -1,0 +1,103 @@
+//! IPv4 and IPv6 connections whose addresses have the same numeric value are separate connections.
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Instant,
+};
+
+use ftp_alg_core::{
+    engine::{PacketMeta, PacketOutcome, Translation},
+    packet::flags,
+    session::Side::{Client, Server},
+};
+
+use super::{
+    support::{
+        ftp::{active, at, text},
+        scenario::{NATS, Nat, Scenario},
+        segment::Segment,
+        sim::Sim,
+    },
+    with,
+};
+
+/// The IPv6 addresses that have the numeric value of an IPv4 address: IPv4-compatible (`::a.b.c.d`) and IPv4-mapped
+/// (`::ffff:a.b.c.d`).
+fn lookalikes(endpoint: SocketAddr) -> Vec<SocketAddr> {
+    let IpAddr::V4(address) = endpoint.ip() else { panic!("not IPv4") };
+    [address.to_ipv6_compatible(), address.to_ipv6_mapped()]
+        .map(|address| SocketAddr::new(address.into(), endpoint.port()))
+        .into()
+}
+
+/// The packets that an attacker sends over IPv6 on the lookalike addresses of an IPv4 connection, in both directions.
+fn lookalike_packets(translation: &Translation) -> Vec<Vec<u8>> {
+    let base = Segment { window: 1000, ..Segment::default() };
+    let syn_ack = Segment { seq: 9000, ack: 5000, flags: flags::SYN | flags::ACK, ..base.clone() };
+    let data = |payload: &[u8]| Segment {
+        seq: 1001,
+        ack: 70_001,
+        flags: flags::ACK | flags::PSH,
+        payload: payload.into(),
+        ..base.clone()
+    };
+    let segments = [
+        syn_ack,
+        data(b"QUIT\r\n"),
+        data(b"227 =1,2,3,4,5,6\r\n"),
+        data(b"GET / HTTP/1.1\r\n"),
+        Segment { flags: flags::RST, ..data(b"") },
+        Segment { flags: flags::FIN | flags::ACK, ..data(b"") },
+    ];
+    let mut packets = Vec::new();
+    let ends = lookalikes(translation.client).into_iter().zip(lookalikes(translation.server));
+    for (client, server) in ends {
+        for segment in &segments {
+            packets.push(segment.packet(client, server));
+            packets.push(segment.packet(server, client));
+        }
+    }
+    packets
+}
+
+#[test]
+fn ipv6_lookalike_packets_do_not_affect_an_ipv4_connection() {
+    for nat in NATS {
+        let mut sim = Sim::logged_in(with(nat));
+        let t = nat.translation(false);
+        let sessions = sim.engine().sessions.count();
+        for packet in lookalike_packets(&t) {
+            let verdict = sim.decided(Instant::now(), &packet, PacketMeta::default()).0;
+            assert_eq!(verdict, PacketOutcome::Accept);
+        }
+        assert_eq!(sim.kernel.queue_mode, None, "{nat:?}");
+        assert!(
+            sim.engine().sessions.count() > sessions,
+            "the lookalike packets have sessions of their own"
+        );
+        let heard = text(sim.say(Client, active(at(t.client, 2200)).as_bytes()));
+        assert_eq!(heard, active(at(t.client_external, 2200)), "{nat:?}");
+        assert_eq!(sim.kernel.opened.len(), 1);
+        assert_eq!(text(sim.say(Server, b"200 ok\r\n")), "200 ok\r\n");
+        assert_eq!((sim.timeouts(), sim.dropped), (0, 0), "{nat:?}");
+    }
+}
+
+/// One lookalike packet for each source port arrives before the IPv4 connection begins. The connection is still
+/// inspected.
+#[test]
+fn ipv6_lookalike_packets_do_not_stall_later_ipv4_connections() {
+    let t = Nat::Masquerade.translation(false);
+    let before = lookalike_packets(&t);
+    let mut sim = Sim::new(Scenario::default());
+    for packet in before {
+        sim.decided(Instant::now(), &packet, PacketMeta::default());
+    }
+    sim.connect_again();
+    assert_eq!(sim.say(Server, b"220 ready\r\n"), b"220 ready\r\n");
+    sim.exchange("USER x\r\n", "331 go on\r\n");
+    sim.exchange("PASS x\r\n", "230 in\r\n");
+    let heard = text(sim.say(Client, active(at(t.client, 2200)).as_bytes()));
+    assert_eq!(heard, active(at(t.client_external, 2200)));
+    assert_eq!(sim.kernel.opened.len(), 1);
+}

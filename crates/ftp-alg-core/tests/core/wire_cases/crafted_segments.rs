@@ -1,0 +1,335 @@
+//! Segments that an attacker crafts: they overlap, leave gaps, are lost behind the gateway, or have sequence numbers
+//! that neither end expects. However a server reassembles them, it never executes an announcement that the gateway did
+//! not inspect.
+
+use ftp_alg_core::{
+    engine::QueueMode,
+    packet::flags,
+    session::Side::{self, Client, Server},
+};
+
+use super::{
+    support::{
+        Rng,
+        ftp::{active, at},
+        scenario::Nat,
+        segment::Segment,
+        sim::Sim,
+        victim::{ALL, Prefers, Victim},
+    },
+    with,
+};
+
+/// An announcement of a third host, which no client may make.
+const BOUNCE: &str = "PORT 10,99,99,99,21,179\r\n";
+
+/// A client that crafts its own segments, and a model of the server that reassembles those that reach it.
+struct Attack {
+    sim: Sim,
+    victim: Victim,
+    /// The next sequence number of the client when the attack began. The field `server` is the server's current one.
+    client: u32,
+    server: u32,
+}
+
+impl Attack {
+    fn new(prefers: Prefers) -> Self {
+        let sim = Sim::logged_in(with(Nat::Masquerade));
+        let client = sim.client.next_number();
+        let server = sim.server.next_number();
+        Self { victim: Victim::new(prefers, client), sim, client, server }
+    }
+
+    fn segment(&self, from: Side, seq: u32, payload: &[u8]) -> Segment {
+        Segment {
+            seq,
+            ack: if from == Client { self.server } else { self.victim.ack() },
+            flags: flags::ACK | flags::PSH,
+            window: 30_000,
+            payload: payload.to_vec(),
+            ..Segment::default()
+        }
+    }
+
+    /// Sends `payload` from the client at `offset`. Returns the segment that the gateway forwards, if any.
+    fn send(&mut self, offset: i32, payload: &[u8]) -> Option<Segment> {
+        let seq = self.client.wrapping_add_signed(offset);
+        self.sim.forge(Client, &self.segment(Client, seq, payload))
+    }
+
+    /// Delivers a forwarded segment to the server.
+    fn deliver(&mut self, passed: Option<Segment>) -> bool {
+        let Some(Segment { seq, payload, .. }) = passed else { return false };
+        self.victim.arrive(seq, &payload);
+        true
+    }
+
+    fn send_through(&mut self, offset: i32, payload: &[u8]) -> bool {
+        let passed = self.send(offset, payload);
+        self.deliver(passed)
+    }
+
+    /// The server replies to each executed command and acknowledges what it has received.
+    fn server_answers(&mut self) {
+        let text = "200 ok\r\n".repeat(self.victim.executed());
+        self.server_replies(&text);
+    }
+
+    fn server_replies(&mut self, text: &str) {
+        for line in text.split_inclusive('\n') {
+            let reply = self.segment(Server, self.server, line.as_bytes());
+            if let Some(passed) = self.sim.forge(Server, &reply) {
+                self.server = self.server.wrapping_add(passed.payload.len() as u32);
+            }
+        }
+        let ack = self.segment(Server, self.server, b"");
+        self.sim.forge(Server, &ack);
+    }
+}
+
+/// Shows that the server model is vulnerable, so the other tests would detect a failure.
+#[test]
+fn without_the_gateway_overlapping_segments_form_an_announcement() {
+    for prefers in ALL {
+        let mut victim = Victim::new(prefers, 1000);
+        let (cut, line) = (b"NOOP x\r\n", format!("SITE xxx{BOUNCE}"));
+        if prefers != Prefers::Earlier {
+            victim.arrive(1001, &line.as_bytes()[1..]);
+            victim.arrive(1000, cut);
+        } else {
+            victim.arrive(1000, cut);
+            victim.arrive(1000, line.as_bytes());
+        }
+        assert_eq!(victim.announcements().len(), 1, "{prefers:?}: {:?}", victim.lines());
+        // One line is overlapped by another, whose end supplies the missing start of a verb.
+        let mut victim = Victim::new(prefers, 1000);
+        victim.arrive(1008, b"LIST 1,2,3,4,5,6\r\n");
+        victim.arrive(1000, b"SITE x\r\nPOR");
+        assert_eq!(victim.announcements().is_empty(), prefers == Prefers::Earlier);
+    }
+}
+
+/// A line contains an announcement at the place where another line ends, at every offset and in both orders.
+#[test]
+fn a_line_overlapped_by_another_is_executed_as_inspected() {
+    let long = format!("SITE xxxxxxxxxxxx{BOUNCE}");
+    for prefers in ALL {
+        for start in -8..12 {
+            for (is_first, is_delivered) in
+                [(true, true), (true, false), (false, true), (false, false)]
+            {
+                for short in ["NOOP\r\n", "NOOP xxxxxxxxxx\r\n", "LIST 1,2,3,4,5,6\r\n"] {
+                    let mut attack = Attack::new(prefers);
+                    let (short, long) = (short.as_bytes(), long.as_bytes());
+                    let both = [(start, short), (0, long)];
+                    let [one, other] = if is_first { both } else { [both[1], both[0]] };
+                    let passed = attack.send(one.0, one.1);
+                    if is_delivered {
+                        attack.deliver(passed);
+                    }
+                    attack.send_through(other.0, other.1);
+                    for _ in 0..4 {
+                        attack.server_answers();
+                        attack.send_through(start, short);
+                        attack.send_through(0, long);
+                    }
+                    assert_eq!(attack.victim.announcements(), [""; 0], "{short:?} at {start}");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_line_lost_after_inspection_still_owns_its_sequence_numbers() {
+    for prefers in ALL {
+        let mut attack = Attack::new(prefers);
+        assert!(attack.send(0, b"NOOP xxxxxxxxxxxxxxxxxxxxxxxxx\r\n").is_some());
+        assert!(attack.send_through(0, BOUNCE.as_bytes()));
+        assert!(attack.send_through(0, b"NOOP xxxxxxxxxxxxxxxxxxxxxxxxx\r\n"));
+        attack.server_answers();
+        assert_eq!(attack.victim.lines(), ["NOOP XXXXXXXXXXXXXXXXXXXXXXXXX"]);
+    }
+}
+
+/// A segment contains the start of a verb. Another segment, sent before and after it, completes the announcement.
+#[test]
+fn a_line_completed_by_an_overlapping_segment_is_inspected() {
+    for prefers in ALL {
+        for is_delivered in [true, false] {
+            let mut attack = Attack::new(prefers);
+            let ahead = attack.send(8, b"LIST 10,99,99,99,21,179\r\n");
+            if is_delivered {
+                attack.deliver(ahead);
+            }
+            attack.send_through(0, b"SITE x\r\nPOR");
+            for _ in 0..2 {
+                attack.send_through(8, b"LIST 10,99,99,99,21,179\r\n");
+                attack.server_answers();
+            }
+            assert_eq!(attack.victim.lines(), ["SITE X", "XXXX XXXXXXXXXXXXXXXXXX"]);
+        }
+    }
+}
+
+#[test]
+fn bytes_before_the_window_do_not_hide_an_announcement() {
+    for prefers in ALL {
+        for probe in ["x", "\n", "\r\n", "SITE x\r\n"] {
+            let mut attack = Attack::new(prefers);
+            let before = -(probe.len() as i32);
+            assert!(attack.send_through(before, probe.as_bytes()));
+            assert_eq!(attack.victim.lines(), [""; 0]);
+            attack.send_through(before, format!("{probe}{BOUNCE}").as_bytes());
+            assert_eq!(attack.victim.lines(), ["XXXX XXXXXXXXXXXXXXXXXX"], "{probe:?}");
+        }
+    }
+}
+
+/// A random attack: lines and fragments near the next sequence number, some lost behind the gateway, against every
+/// server model.
+fn random_attack(seed: u64) {
+    let lines: &[&[u8]] = &[
+        b"NOOP\r\n",
+        b"NOOP xxxxxx\r\n",
+        b"LIST 10,99,99,99,21,179\r\n",
+        b"REST 10,99,99,99,21,179\r\n",
+        b"TYPE PORT\r\n",
+        b"CWD PORT\r\n",
+        b"CWD 10,99,99,99,21,179\r\n",
+        b"RETR xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxPORT\r\n",
+        b"SITE xxPORT 10,99,99,99,21,179\r\n",
+        b"SITE xxxxxxxPORT 10,99,99,99,21,179\r\n",
+        b"SITE x POR\xff\xf1T 10,99,99,99,21,179\r\n",
+        b"SITE x PO\0RT 10,99,99,99,21,179\r\n",
+        b"PORT 10,99,99,99,21,179\r\n",
+        b"xxxx\r\nPOR",
+        b"SITE xxxx\r\n",
+        b"SITE xxPOR",
+        b"T 10,99,99,99,21,179\r\n",
+        b"xxxxxxxxxxxxxxx",
+        b"PO",
+        b"\r\n",
+    ];
+    let mut rng = Rng::new(seed);
+    let mut attack = Attack::new(*rng.pick(&ALL));
+    let mut next = 0;
+    let (mut late, mut ends) = (Vec::new(), vec![0]);
+    for _ in 0..4 + rng.below(30) {
+        let received = attack.victim.ack().wrapping_sub(attack.client) as i32;
+        let base = *rng.pick(&[next, received, received, next.min(received)]);
+        let offset = base + if rng.chance(0.4) { 0 } else { rng.below(34) as i32 - 8 };
+        let line = *rng.pick(lines);
+        // Align the announcement inside the line with the end of a line that was sent before.
+        let inner = line.windows(4).position(|four| four == b"PORT").filter(|_| rng.chance(0.5));
+        let offset = inner.map_or(offset, |inner| *rng.pick(&ends) - inner as i32);
+        let cut = if rng.chance(0.1) { 1 + rng.below(line.len()) } else { line.len() };
+        let passed = attack.send(offset, &line[..cut]);
+        if passed.is_some() {
+            next = next.max(offset + cut as i32);
+            ends.push(offset + cut as i32);
+        }
+        match rng.below(6) {
+            0 => {} // lost
+            1 => late.extend(passed),
+            _ => drop(attack.deliver(passed)),
+        }
+        if rng.chance(0.2) && !late.is_empty() {
+            let at = rng.below(late.len());
+            let passed = late.swap_remove(at);
+            attack.deliver(Some(passed));
+        }
+        if rng.chance(0.5) {
+            attack.server_answers();
+        }
+        let made = attack.victim.announcements();
+        assert!(made.is_empty(), "seed {seed}: {made:?} in {:?}", attack.victim.lines());
+    }
+}
+
+#[test]
+fn random_segments_never_make_a_server_execute_an_uninspected_announcement() {
+    for seed in 0..rounds() {
+        random_attack(seed);
+    }
+}
+
+fn rounds() -> u64 {
+    std::env::var("FTP_ALG_DIALOGUES").ok().and_then(|number| number.parse().ok()).unwrap_or(5_000)
+}
+
+#[test]
+fn a_pipeline_with_a_gap_is_inspected_in_sequence_order() {
+    let t = Nat::Masquerade.translation(false);
+    let (port, seen) = (active(at(t.client, 2200)), active(at(t.client_external, 2200)));
+    for prefers in ALL {
+        let mut attack = Attack::new(prefers);
+        let behind = port.len() as i32;
+        // The first segment is lost before it reaches the gateway.
+        attack.send_through(behind, b"TYPE I\r\n");
+        attack.send_through(behind + 8, b"LIST\r\n");
+        assert_eq!(attack.victim.ack(), attack.client);
+        assert!(attack.send_through(0, port.as_bytes()));
+        // A retransmission that includes the following lines.
+        assert!(attack.send_through(0, format!("{port}TYPE I\r\nLIST\r\n").as_bytes()));
+        attack.server_answers();
+        assert_eq!(attack.victim.lines(), [seen.trim(), "TYPE I", "LIST"]);
+        assert_eq!(attack.sim.kernel.opened.len(), 1);
+    }
+}
+
+#[test]
+fn after_a_spoofed_syn_ack_every_packet_is_inspected() {
+    let mut attack = Attack::new(Prefers::Lowest);
+    let forged = Segment { flags: flags::SYN | flags::ACK, ..attack.segment(Server, 7, b"") };
+    attack.sim.forge(Server, &forged);
+    assert_eq!(attack.sim.kernel.queue_mode, Some(QueueMode::Watch));
+    let before = attack.sim.engine().counters().packets;
+    attack.send_through(0, b"NOOP\r\n");
+    attack.send_through(6, BOUNCE.as_bytes());
+    attack.server_answers();
+    assert!(attack.sim.engine().counters().packets >= before + 3);
+    assert_eq!(attack.victim.announcements(), [""; 0]);
+}
+
+/// A server echoes text of the client, and a small MSS makes a segment begin like a reply.
+#[test]
+fn client_text_echoed_in_a_reply_opens_no_pinhole() {
+    let mut attack = Attack::new(Prefers::Lowest);
+    attack.send_through(0, b"PASV\r\n");
+    for part in ["550 no such file: ", "227 =203,0,113,9,9,9\r\n"] {
+        let reply = attack.segment(Server, attack.server, part.as_bytes());
+        assert!(attack.sim.forge(Server, &reply).is_some());
+        attack.server += part.len() as u32;
+    }
+    assert_eq!(attack.sim.kernel.opened, []);
+    // The remainder of a line is parsed as the remainder, not as a reply.
+    let mut attack = Attack::new(Prefers::Lowest);
+    attack.send_through(0, b"PASV\r\n");
+    for part in ["550 no ", "226 x\r\n"] {
+        let reply = attack.segment(Server, attack.server, part.as_bytes());
+        attack.sim.forge(Server, &reply);
+        attack.server += part.len() as u32;
+    }
+    attack.server_replies("227 =203,0,113,9,9,9\r\n");
+    assert_eq!(attack.sim.kernel.opened, [], "the reply answers no pending command");
+}
+
+/// An inspected line is lost behind the gateway, and other lines may have passed unread since.
+#[test]
+fn a_probe_after_downtime_uses_an_answerable_sequence_number() {
+    let mut attack = Attack::new(Prefers::Lowest);
+    assert!(attack.send(0, b"NOOP\r\n").is_some());
+    attack.sim.engine().record_downtime();
+    let both = b"NOOP\r\nSITE x\r\n";
+    let probe = attack.send(0, both).unwrap();
+    assert!(probe.payload.is_empty());
+    let past = probe.seq.wrapping_sub(attack.victim.ack()).cast_signed();
+    assert!(
+        past < 0,
+        "the probe is {past} bytes after the server's next byte, so it is not answered"
+    );
+    attack.server_answers();
+    assert!(attack.send_through(0, both));
+    assert_eq!(attack.victim.lines(), ["NOOP", "SITE X"]);
+}

@@ -1,0 +1,277 @@
+//! Restarts and downtime of the daemon: which connections it continues to inspect, what it assumes about packets that
+//! may have passed unread, and what an end can achieve with false acknowledgements.
+
+use std::time::Instant;
+
+use ftp_alg_core::{
+    engine::{PacketMeta, PacketOutcome, QueueMode},
+    packet::{Packet, flags},
+    session::Side::{self, Client, Server},
+};
+
+use super::{
+    support::{
+        scenario::Nat,
+        segment::Segment,
+        sim::{Sim, daemon::Decision},
+    },
+    with,
+};
+
+const PASSIVE: &[u8] = b"227 Entering Passive Mode (203,0,113,9,19,137)\r\n";
+const EXTENDED: &[u8] = b"229 Entering Extended Passive Mode (|||5001|)\r\n";
+const PORT: &[u8] = b"PORT 192,168,150,80,14,178\r\n";
+
+/// A logged-in connection whose daemon has just restarted.
+struct Restarted {
+    sim: Sim,
+    client: u32,
+    server: u32,
+}
+
+impl Restarted {
+    fn new() -> Self {
+        Self::of(Nat::Routed)
+    }
+
+    fn of(nat: Nat) -> Self {
+        let mut sim = Sim::logged_in(with(nat));
+        let (client, server) = (sim.client.next_number(), sim.server.next_number());
+        sim.crash();
+        Self { sim, client, server }
+    }
+
+    /// Queues a packet of `from`, `seq` bytes after the last inspected byte, which acknowledges `ack` bytes that the
+    /// gateway did not see.
+    fn queue(&mut self, from: Side, seq: u32, ack: u32, payload: &[u8]) -> PacketOutcome {
+        self.queue_with(from, seq, ack, payload, PacketMeta::default())
+    }
+
+    /// As [`Self::queue`], with the metadata `how`.
+    fn queue_with(
+        &mut self,
+        from: Side,
+        seq: u32,
+        ack: u32,
+        payload: &[u8],
+        how: PacketMeta,
+    ) -> PacketOutcome {
+        let packet = self.packet(from, seq, ack, payload);
+        self.sim.decided(Instant::now(), &packet, how).0
+    }
+
+    /// The packet that [`Self::queue`] queues.
+    fn packet(&self, from: Side, seq: u32, ack: u32, payload: &[u8]) -> Vec<u8> {
+        let (client, server) = (self.sim.translation.client, self.sim.translation.server);
+        let (own, other, source, destination) = match from {
+            Client => (self.client, self.server, client, server),
+            Server => (self.server, self.client, server, client),
+        };
+        let segment = Segment {
+            seq: own.wrapping_add(seq),
+            ack: other.wrapping_add(ack),
+            flags: flags::ACK,
+            window: 30_000,
+            payload: payload.to_vec(),
+            ..Segment::default()
+        };
+        segment.packet(source, destination)
+    }
+
+    fn opened(&mut self) -> u64 {
+        for event in std::mem::take(&mut self.sim.events) {
+            println!("{event}");
+        }
+        self.sim.engine().counters().pinholes_opened
+    }
+}
+
+#[test]
+fn inspection_continues_after_a_restart() {
+    for (command, reply) in [(b"PASV\r\n", PASSIVE), (b"EPSV\r\n", EXTENDED)] {
+        let mut gateway = Restarted::new();
+        assert_eq!(gateway.queue(Client, 0, 0, command), PacketOutcome::Accept);
+        assert_eq!(gateway.queue(Server, 0, 6, reply), PacketOutcome::Accept);
+        assert_eq!(gateway.queue(Client, 6, reply.len() as u32, PORT), PacketOutcome::Accept);
+        assert_eq!(gateway.opened(), 2);
+    }
+}
+
+/// A line is lost behind the gateway, and the client retransmits different bytes at its sequence numbers.
+#[test]
+fn after_a_restart_a_retransmission_retains_its_original_bytes() {
+    let mut gateway = Restarted::new();
+    let line = b"NOOP xxxxxxxxxxxxxxxxxx\r\n";
+    assert_eq!(gateway.queue(Client, 0, 0, line), PacketOutcome::Accept);
+    gateway.sim.crash();
+    let other = gateway.packet(Client, 0, 0, b"PORT 10,99,99,99,14,178\r\nX");
+    let (_, passed) = gateway.sim.decided(Instant::now(), &other, PacketMeta::default());
+    assert!(passed.ends_with(&[line, &b"X"[..]].concat()), "{}", passed.escape_ascii());
+}
+
+#[test]
+fn no_pinhole_opens_if_packets_may_have_passed_unread() {
+    for (unseen, had_downtime) in [(0, false), (0, true), (31, false), (31, true)] {
+        let mut gateway = Restarted::new();
+        if had_downtime {
+            gateway.sim.engine().record_downtime();
+        }
+        gateway.queue(Server, unseen, 6, PASSIVE);
+        gateway.queue(Client, 6, unseen, b"");
+        gateway.queue(Server, unseen, 6, PASSIVE);
+        assert_eq!(gateway.opened(), 0, "{unseen} {had_downtime}");
+    }
+}
+
+/// Otherwise a client could send one command to the server during the downtime, and another with the same sequence
+/// numbers to the gateway.
+#[test]
+fn after_downtime_a_command_waits_for_the_servers_acknowledgement() {
+    for unread in [0, PORT.len() as u32] {
+        let mut gateway = Restarted::new();
+        gateway.sim.engine().record_downtime();
+        assert_eq!(
+            gateway.queue(Client, 0, 0, PORT),
+            PacketOutcome::Replace,
+            "the gateway must probe the server"
+        );
+        assert_eq!(gateway.queue(Client, 0, 0, PORT), PacketOutcome::Replace);
+        assert_eq!(gateway.opened(), 0, "{unread}");
+        gateway.queue(Server, 0, unread, b"");
+        assert_eq!(gateway.queue(Client, 0, 0, PORT), PacketOutcome::Accept);
+        assert_eq!(gateway.opened(), u64::from(unread == 0), "{unread} bytes passed unread");
+    }
+}
+
+#[test]
+fn after_downtime_a_command_can_wait_in_the_queue() {
+    let may_wait = PacketMeta { may_wait: true, ..PacketMeta::default() };
+    for (unread, expected) in [(0, Decision::Accept), (PORT.len() as u32, Decision::Drop)] {
+        let mut gateway = Restarted::new();
+        gateway.sim.engine().record_downtime();
+        assert_eq!(gateway.queue_with(Client, 0, 0, PORT, may_wait), PacketOutcome::Wait);
+        let probe = gateway.sim.kernel.injected.pop().unwrap();
+        let probe = Packet::parse(&probe).unwrap();
+        assert_eq!((probe.seq().0, probe.payload().len()), (gateway.client.wrapping_sub(1), 0));
+        assert_eq!(gateway.sim.kernel.queue_mode, Some(QueueMode::All));
+        assert!(gateway.sim.others.is_empty());
+        gateway.queue(Server, 0, unread, b"");
+        let others = &gateway.sim.others;
+        assert!(others.iter().map(|given| &given.decision).eq([&expected]), "{others:?}");
+        assert_eq!(gateway.opened(), u64::from(unread == 0));
+    }
+}
+
+/// A daemon that was stopped while it decided on a packet finds that the packet may have passed without the rewrite.
+#[test]
+fn rolling_back_a_late_rewrite_leaves_the_connection_usable() {
+    let mut gateway = Restarted::of(Nat::Masquerade);
+    let line = b"EPRT |1|192.168.150.80|3762|\r\n";
+    gateway.sim.daemon.lapses = true;
+    assert_eq!(gateway.queue(Client, 0, 0, line), PacketOutcome::Drop);
+    gateway.sim.daemon.lapses = false;
+    let kernel = &mut gateway.sim.kernel;
+    assert!(kernel.pinholes().is_empty());
+    assert_eq!(kernel.queue_mode, Some(QueueMode::Selected));
+    // The line has passed unchanged.
+    let next = line.len() as u32;
+    assert_eq!(gateway.queue(Server, 0, next, b"200 ok\r\n"), PacketOutcome::Accept);
+    assert_eq!(gateway.queue(Client, next, 8, b"NOOP\r\n"), PacketOutcome::Accept);
+    assert_eq!(gateway.queue(Client, next + 6, 8, line), PacketOutcome::Accept);
+    assert_eq!(gateway.sim.engine().counters().pinholes_opened, 1, "no further pinhole may open");
+}
+
+#[test]
+fn a_retransmitted_line_start_that_passed_unread_is_not_held() {
+    for (side, line) in [(Server, &b"221 bye\r\n"[..]), (Client, b"PASV\r\n")] {
+        let mut gateway = Restarted::new();
+        gateway.queue(side, 0, 0, &line[..1]);
+        // The peer acknowledges the complete line and nothing beyond it.
+        let all = line.len() as u32;
+        assert_eq!(gateway.queue(side.peer(), 0, all, b""), PacketOutcome::Accept, "{line:?}");
+        assert_eq!(gateway.queue(side, all, 0, b""), PacketOutcome::Accept, "{line:?}");
+        let unread_sessions = gateway.sim.engine().counters().unread_sessions;
+        assert_eq!((unread_sessions, gateway.sim.engine().sessions.count()), (1, 1), "{line:?}");
+    }
+}
+
+#[test]
+fn a_port_after_unread_lines_is_forwarded_without_a_pinhole() {
+    let mut gateway = Restarted::new();
+    let first = gateway.queue(Client, 8, 20, PORT);
+    assert!(matches!(first, PacketOutcome::Replace | PacketOutcome::Drop), "{first:?}");
+    // The server acknowledges what it has received.
+    gateway.queue(Server, 20, 8, b"");
+    assert_eq!(gateway.queue(Client, 8, 20, PORT), PacketOutcome::Accept);
+    assert_eq!(gateway.opened(), 0);
+    assert_eq!(gateway.sim.engine().counters().unread_sessions, 1);
+}
+
+/// The start of a line was dropped during the downtime, but the peer acknowledged it anyway. So the sender continues in
+/// the middle of the line.
+#[test]
+fn a_line_without_its_dropped_start_opens_no_pinhole() {
+    let mut gateway = Restarted::new();
+    gateway.queue(Client, 12, 8, b"NOOP\r\n");
+    gateway.queue(Server, 8, 12, PASSIVE);
+    assert_eq!(gateway.opened(), 0, "the client acknowledged the start of a longer line");
+    let mut gateway = Restarted::new();
+    gateway.queue(Server, 0, 8, b"");
+    gateway.queue(Client, 8, 0, PORT);
+    assert_eq!(gateway.opened(), 0, "the server acknowledged the start of a longer line");
+}
+
+/// The connection carried no data before the downtime.
+#[test]
+fn after_downtime_a_greeting_is_forwarded() {
+    for says in ["220 ready\r\n", "220-a\r\n220 ready\r\n"] {
+        let mut sim = Sim::new(with(Nat::Masquerade));
+        let (client, server) = (sim.client.next_number(), sim.server.next_number());
+        sim.engine().record_downtime();
+        let mut gateway = Restarted { sim, client, server };
+        for _ in 0..2 {
+            let verdict = gateway.queue(Server, 0, 0, says.as_bytes());
+            assert_eq!(verdict, PacketOutcome::Accept, "{says}");
+            gateway.sim.engine().record_downtime();
+        }
+    }
+}
+
+/// The end of the old connection and the start of another one may have passed unread.
+#[test]
+fn after_downtime_segments_of_a_new_connection_are_forwarded() {
+    let queue = |had_downtime| {
+        let mut gateway = Restarted::new();
+        assert_eq!(gateway.queue(Client, 0, 0, b"NOOP\r\n"), PacketOutcome::Accept);
+        if had_downtime {
+            gateway.sim.engine().record_downtime();
+        }
+        gateway.queue(Server, 1 << 30, 1 << 30, b"220 ready\r\n")
+    };
+    assert_eq!(queue(true), PacketOutcome::Accept);
+    assert_eq!(queue(false), PacketOutcome::Drop);
+}
+
+/// A late packet gets a normal verdict if its connection is unknown or reuses a known tuple, because no session depends
+/// on the packets that passed unread.
+#[test]
+fn late_packets_of_unknown_connections_get_a_verdict() {
+    let late = PacketMeta { is_late: true, ..PacketMeta::default() };
+    let queue = |prepare: fn(&mut Sim), from, number, payload: &[u8]| {
+        let mut gateway = Restarted::new();
+        prepare(&mut gateway.sim);
+        gateway.queue_with(from, number, number, payload, late)
+    };
+    let syst = b"SYST\r\n";
+    assert_eq!(queue(|_| {}, Client, 0, syst), PacketOutcome::Drop);
+    assert_eq!(queue(|_| {}, Server, 0, PASSIVE), PacketOutcome::Drop);
+    assert_eq!(queue(|_| {}, Client, 1 << 30, syst), PacketOutcome::Accept);
+    assert_eq!(queue(|_| {}, Server, 0, b""), PacketOutcome::Accept);
+    assert_eq!(
+        queue(|sim| sim.engine().record_downtime(), Client, 0, syst),
+        PacketOutcome::Replace,
+        "the gateway must probe the server"
+    );
+    assert_eq!(queue(Sim::forget, Client, 0, syst), PacketOutcome::Accept);
+    assert_eq!(queue(Sim::forget, Server, 0, PASSIVE), PacketOutcome::Accept);
+}

@@ -1,0 +1,183 @@
+//! Each limit: no pinhole opens, the dialogue continues, and the event is counted and logged.
+
+use ftp_alg_core::{
+    engine::{EventKind, Limits},
+    packet::flags,
+    policy::Policy,
+    session::Side::{Client, Server},
+};
+
+use super::{
+    support::{
+        ftp::{ServerModel, text},
+        scenario::{Nat, Scenario},
+        segment::Segment,
+        sim::Sim,
+    },
+    with,
+};
+
+fn limited(policy: Policy) -> Sim {
+    Sim::logged_in(Scenario { policy, ..with(Nat::Masquerade) })
+}
+
+/// Lets a model server answer `commands`, which the client sends at once. Returns the lines that the server received.
+fn serve(sim: &mut Sim, commands: &str) -> Vec<String> {
+    let mut server = ServerModel::new(sim.translation.server.ip(), 5000);
+    sim.write(Client, commands.as_bytes());
+    sim.converse(&mut server);
+    server.lines
+}
+
+/// The texts of all events that report a limit, without refused announcements.
+fn limit_events(sim: &Sim) -> Vec<String> {
+    let limits = sim.events.iter().filter(|event| matches!(event.kind, EventKind::LimitReached(_)));
+    limits.map(|event| event.reason_text()).collect()
+}
+
+trait ReasonText {
+    fn reason_text(&self) -> String;
+}
+
+impl ReasonText for ftp_alg_core::engine::Event {
+    fn reason_text(&self) -> String {
+        let text = self.to_string();
+        text.split_once(": ").map(|(_, what)| what.to_owned()).unwrap_or(text)
+    }
+}
+
+/// The dialogue still works: another announcement opens a pinhole and gets its reply.
+fn assert_dialogue_works(sim: &mut Sim) {
+    let opened = sim.kernel.opened.len();
+    assert_eq!(serve(sim, "PORT 192,168,150,80,19,9\r\n"), ["PORT 198,51,100,1,19,9\r\n"]);
+    assert!(text(sim.client.read()).ends_with("200 PORT ok\r\n"), "{}", sim.summary());
+    assert_eq!(sim.kernel.opened.len(), opened + 1);
+}
+
+#[test]
+fn pinholes_per_client_are_limited() {
+    let mut sim = limited(Policy { max_pinholes_per_client: 2, ..Policy::default() });
+    let lines: String = (1..=5).map(|low| format!("PORT 192,168,150,80,9,{low}\r\n")).collect();
+    serve(&mut sim, &lines);
+    let limits = Limits { client_pinholes: 3, ..Limits::default() };
+    assert_eq!((sim.daemon.engine().counters().limits, sim.kernel.opened.len()), (limits, 2));
+    let last = sim.decisions().pop().unwrap_or_default();
+    assert!(last.ends_with("the client has 2 pinholes already"), "{last}");
+    sim.advance(std::time::Duration::from_secs(31));
+    assert_dialogue_works(&mut sim);
+}
+
+#[test]
+fn pinholes_per_session_are_limited() {
+    let mut sim = limited(Policy::default());
+    let lines: String = (1..=20).map(|low| format!("PORT 192,168,150,80,9,{low}\r\n")).collect();
+    serve(&mut sim, &lines);
+    let limits = Limits { session_pinholes: 12, ..Limits::default() };
+    assert_eq!((sim.daemon.engine().counters().limits, sim.kernel.opened.len()), (limits, 8));
+    assert_dialogue_works(&mut sim);
+}
+
+#[test]
+fn attempts_to_find_a_free_port_are_limited() {
+    let mut sim = limited(Policy::default());
+    sim.kernel.taken.extend(1..=u16::MAX);
+    serve(&mut sim, "PORT 192,168,150,80,9,9\r\n");
+    let limits = Limits { ports: 1, ..Limits::default() };
+    assert_eq!((sim.daemon.engine().counters().limits, sim.kernel.opened.len()), (limits, 0));
+    sim.kernel.taken.clear();
+    sim.client.read();
+    assert_dialogue_works(&mut sim);
+}
+
+#[test]
+fn the_length_of_a_possible_announcement_is_limited() {
+    let mut sim = limited(Policy::default());
+    let long = format!("PORT {}192,168,150,80,9,9\r\n", " ".repeat(600));
+    let (start, rest) = long.split_at(600);
+    let crossed = sim.say(Client, start.as_bytes());
+    assert!(crossed.len() == 600 && crossed.iter().all(|b| *b == b'X'), "{}", text(crossed));
+    serve(&mut sim, rest);
+    let limits = Limits { line: 1, ..Limits::default() };
+    assert_eq!(sim.engine().counters().limits, limits);
+    assert_eq!(sim.engine().counters().commands_refused, 1);
+    assert_dialogue_works(&mut sim);
+
+    let mut sim = limited(Policy::default());
+    sim.say(Client, b"PASV\r\n");
+    for piece in [&[b"227 ", &[b'x'; 600][..]].concat()[..], b" (203,0,113,9,9,9)\r\n"] {
+        assert_eq!(sim.say(Server, piece), piece);
+    }
+    assert_eq!((sim.daemon.engine().counters().limits, sim.kernel.opened.len()), (limits, 0));
+    assert_eq!(limit_events(&sim).len(), 1);
+    assert_dialogue_works(&mut sim);
+}
+
+#[test]
+fn unacknowledged_rewrites_are_limited() {
+    let mut sim = limited(Policy::default());
+    let refused = "PORT 10,99,99,99,9,9\r\n".repeat(300);
+    let heard = serve(&mut sim, &refused);
+    assert_eq!(heard.len(), 300, "the segments that waited must be retransmitted");
+    let limits = sim.engine().counters().limits;
+    assert!(limits.rewrites > 0, "{limits:?}");
+    assert_eq!(limits, Limits { rewrites: limits.rewrites, ..Limits::default() });
+    assert_eq!(limit_events(&sim).len() as u64, limits.rewrites);
+    assert_dialogue_works(&mut sim);
+}
+
+#[test]
+fn unacknowledged_data_is_limited() {
+    let mut sim = limited(Policy::default());
+    let start = 1001 + sim.client.sent().len() as u32;
+    let ack = 70_001 + sim.server.sent().len() as u32;
+    let mut passed = 0;
+    for number in 0..100 {
+        let mut payload = vec![b'x'; 1000];
+        payload[999] = b'\n';
+        let seq = start + 1000 * number;
+        let flags = flags::ACK;
+        let limit_events = Segment { seq, ack, flags, window: 1000, payload, ..Segment::default() };
+        let forwarded =
+            sim.forge(Client, &limit_events).is_some_and(|segment| !segment.payload.is_empty());
+        passed += u64::from(forwarded);
+    }
+    assert_eq!(passed, 65);
+    let limits = Limits { unacknowledged_data: 1, ..Limits::default() };
+    // Segments after the first waiting one count as following a gap, not as further limits.
+    assert_eq!((sim.engine().counters().limits, limit_events(&sim).len()), (limits, 1));
+}
+
+#[test]
+fn pending_commands_that_announce_are_limited() {
+    let mut sim = limited(Policy::default());
+    let heard = serve(&mut sim, &"SIZE x\r\n".repeat(500));
+    assert_eq!((heard.len(), sim.engine().counters().limits), (500, Limits::default()));
+    sim.client.read();
+
+    // All commands are in one segment, so no reply arrives in between.
+    let commands = "NOOP\r\nPASV\r\n".repeat(50);
+    let heard = serve(&mut sim, &commands);
+    assert_eq!(heard.concat(), commands);
+    let limits = sim.engine().counters().limits;
+    assert_eq!(limits, Limits { commands: 100 - 32, ..Limits::default() });
+    assert_eq!(limit_events(&sim).len(), 100 - 32);
+    assert!(sim.kernel.opened.len() <= 16, "pinholes may open only for replies to known commands");
+    sim.client.read();
+    assert_dialogue_works(&mut sim);
+}
+
+#[test]
+fn sessions_are_limited() {
+    let mut sim = limited(Policy { max_sessions: 0, ..Policy::default() });
+    let line = "PORT 192,168,150,80,9,1\r\n";
+    assert_eq!(serve(&mut sim, line), [line]);
+    assert_eq!(sim.kernel.opened, []);
+    let counters = sim.engine().counters();
+    assert_eq!(counters.uninspected, counters.packets);
+    assert!(
+        limit_events(&sim)
+            .iter()
+            .all(|limit_events| limit_events == "not inspected: max-sessions is reached")
+    );
+    assert_eq!(limit_events(&sim).len() as u64, counters.packets);
+}

@@ -1,0 +1,53 @@
+//! The wire cases: what clients, servers and attackers send, through the whole engine.
+//!
+//! Each test checks what both ends receive and which pinholes are open. A packet that needs no change must be accepted
+//! byte for byte. `tests/support` has the simulated network.
+
+mod address_families;
+mod ambiguous_lines;
+mod announcements;
+mod attacks;
+mod crafted_segments;
+mod downtime;
+mod limits;
+mod network_conditions;
+mod pinholes;
+mod policies;
+mod queue_modes;
+mod refusal_replies;
+mod refusals;
+mod split_replies;
+mod streams;
+mod urgent;
+
+use crate::support::{
+    self,
+    scenario::{NATS, Nat, Scenario},
+    sim::Sim,
+};
+
+/// Runs `test` with every kind of NAT, over IPv4 and IPv6.
+fn everywhere(test: impl Fn(Scenario)) {
+    for nat in NATS {
+        for v6 in [false, true] {
+            test(Scenario { nat, v6, ..Scenario::default() });
+        }
+    }
+}
+
+/// Runs `test` with every kind of NAT over IPv4.
+fn everywhere_v4(test: impl Fn(Scenario)) {
+    for nat in NATS {
+        test(Scenario { nat, ..Scenario::default() });
+    }
+}
+
+fn with(nat: Nat) -> Scenario {
+    Scenario { nat, ..Scenario::default() }
+}
+
+/// Asserts that no packet was changed or dropped, and that the queue mode was not set.
+fn assert_untouched(sim: &Sim) {
+    assert_eq!((sim.replaced, sim.dropped), (0, 0), "{}", sim.summary());
+    assert_eq!(sim.kernel.queue_mode, None);
+}

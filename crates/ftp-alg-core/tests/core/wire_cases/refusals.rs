@@ -1,0 +1,221 @@
+//! Refused commands never reach the server, and replies stay in order.
+
+use ftp_alg_core::{
+    policy::{AuthTls, ForeignAddress, Policy},
+    session::Side::Client,
+};
+
+use super::{
+    everywhere, everywhere_v4,
+    support::{
+        ftp::{ServerModel, active, at, crossed_out, text},
+        scenario::{Nat, Scenario},
+        sim::Sim,
+    },
+    with,
+};
+
+/// Sends `commands` at once from a logged-in client. Returns the reply codes that it gets and the lines that the server
+/// receives.
+fn replies(scenario: Scenario, commands: &str) -> (Vec<String>, Vec<String>, Sim) {
+    let mut sim = Sim::logged_in(scenario);
+    let mut server = ServerModel::new(sim.translation.server.ip(), 5000);
+    sim.write(Client, commands.as_bytes());
+    sim.converse(&mut server);
+    let heard = text(sim.client.read());
+    (heard.lines().map(|l| l[..3].to_owned()).collect(), server.lines, sim)
+}
+
+#[test]
+fn an_invalid_announcement_gets_an_error_and_opens_no_pinhole() {
+    everywhere_v4(|scenario| {
+        for line in [
+            "PORT 10,0,0,2,256,22\r\n",
+            "PORT 300,1,1,1,4,1\r\n",
+            "PORT 1,2,3\r\n",
+            "PORT 192,168,150,80,0,22\r\n",
+            "PORT 192,168,150,80,0,0\r\n",
+            "PORT\r\n",
+            "PORT 192,168,150,80,4,1,7\r\n",
+            "port 192,168,150,80,3,255\n",
+            "EPRT |1|192.168.150.80|65558|\r\n",
+            "EPRT |1|192.168.150.80|22|\r\n",
+            "EPRT |1|192.168.150.80|\r\n",
+            "EPRT\r\n",
+        ] {
+            let (codes, heard, sim) = replies(scenario.clone(), line);
+            assert!(matches!(&*codes[0], "501" | "504"), "{line}: {codes:?}");
+            assert_eq!((codes.len(), heard), (1, vec![crossed_out(line)]));
+            assert_eq!(sim.kernel.opened, []);
+        }
+    });
+}
+
+#[test]
+fn an_announcement_of_a_third_host_is_refused_unless_allowed() {
+    everywhere(|scenario| {
+        let third = if scenario.v6 { "[2001:db8:5::5]:5555" } else { "10.99.99.99:5555" };
+        let third = third.parse().unwrap();
+        let line = active(third);
+        let (codes, heard, sim) = replies(scenario.clone(), &line);
+        assert_eq!((codes, heard), (vec!["504".to_owned()], vec![crossed_out(&line)]));
+        assert_eq!(sim.kernel.opened, []);
+
+        let policy = Policy { foreign: ForeignAddress::Allow, ..Policy::default() };
+        let t = scenario.nat.translation(scenario.v6);
+        let (codes, heard, mut sim) = replies(Scenario { policy, ..scenario }, &line);
+        assert_eq!((codes, heard), (vec!["200".to_owned()], vec![line]));
+        assert_eq!(sim.kernel.connect(t.server.ip(), third), Some(third));
+    });
+}
+
+#[test]
+fn replies_stay_in_order_in_a_pipeline_with_refusals() {
+    everywhere(|scenario| {
+        let t = scenario.nat.translation(scenario.v6);
+        let bad = active(at(t.client, 22));
+        let good = active(at(t.client, 2200));
+        let commands = format!("TYPE I\r\n{bad}{good}LIST\r\nNOOP\r\n{bad}{bad}NOOP\r\n");
+        let (codes, heard, _) = replies(scenario, &commands);
+        assert_eq!(codes, ["200", "504", "200", "150", "226", "200", "504", "504", "200"]);
+        let seen = active(at(t.client_external, 2200));
+        assert_eq!(heard[1..4], [crossed_out(&bad), seen, "LIST\r\n".to_owned()]);
+    });
+}
+
+#[test]
+fn a_refused_command_is_crossed_out_however_it_is_split() {
+    let line = "NOOP\r\nPORT 10,99,99,99,21,179\r\nNOOP\r\n";
+    for cut in 1..line.len() {
+        for nagle in [false, true] {
+            let mut scenario = with(Nat::Masquerade);
+            scenario.client.nagle = nagle;
+            let mut sim = Sim::logged_in(scenario);
+            let mut server = ServerModel::new(sim.translation.server.ip(), 5000);
+            sim.write(Client, &line.as_bytes()[..cut]);
+            sim.write(Client, &line.as_bytes()[cut..]);
+            sim.converse(&mut server);
+            assert_eq!(server.lines, ["NOOP\r\n", "XXXX XXXXXXXXXXXXXXXXXX\r\n", "NOOP\r\n"]);
+            let refused = "504 Refused by the gateway: the address is not the client's.";
+            assert_eq!(text(sim.client.read()), format!("200 ok\r\n{refused}\r\n200 ok\r\n"));
+            assert_eq!(sim.timeouts(), 0);
+        }
+    }
+}
+
+#[test]
+fn auth_is_refused_if_the_policy_says_so() {
+    let policy = Policy { auth_tls: AuthTls::Refuse, ..Policy::default() };
+    let line = b"AUTH TLS\r\n";
+    for cut in 1..line.len() {
+        let scenario = Scenario { policy: policy.clone(), ..with(Nat::Masquerade) };
+        let mut sim = Sim::logged_in(scenario);
+        let mut server = ServerModel::new(sim.translation.server.ip(), 5000);
+        sim.write(Client, &line[..cut]);
+        sim.converse(&mut server);
+        sim.write(Client, &line[cut..]);
+        sim.converse(&mut server);
+        assert_eq!(server.lines, ["XXXX XXX\r\n"], "split at {cut}");
+    }
+}
+
+#[test]
+fn an_announcement_too_long_to_hold_is_refused() {
+    let endpoint = "10,99,99,99,21,179";
+    for (name, start) in [
+        ("blanks before", " ".repeat(600)),
+        ("many blanks before", " ".repeat(1500)),
+        ("NULs before", "\0".repeat(600)),
+        ("a verb and blanks", format!("PORT{}", " ".repeat(600))),
+        ("a verb and many blanks", format!("PORT{}", " ".repeat(1500))),
+    ] {
+        for piece in [1, 100, 511, 512, 513, 700, 3000] {
+            let verb = if start.contains("PORT") { "" } else { "PORT " };
+            let line = format!("{start}{verb}{endpoint}\r\n");
+            let mut scenario = with(Nat::Masquerade);
+            scenario.client.nagle = false;
+            let mut sim = Sim::logged_in(scenario);
+            let mut server = ServerModel::new(sim.translation.server.ip(), 5000);
+            for piece in line.as_bytes().chunks(piece) {
+                sim.write(Client, piece);
+            }
+            sim.converse(&mut server);
+            assert_eq!(
+                server.lines.len(),
+                1,
+                "{name} in segments of {piece} bytes: {}",
+                sim.summary()
+            );
+            let heard = server.lines[0].trim_matches(['\0', ' ', '\r', '\n']);
+            assert!(!heard.starts_with("PORT"), "{name} in segments of {piece} bytes: {heard}");
+            assert_eq!(sim.kernel.opened, []);
+        }
+    }
+}
+
+#[test]
+fn after_any_refusal_the_client_gets_an_error_and_continues() {
+    let long = format!("PORT {}10,99,99,99,21,179", "  ".repeat(300));
+    let t = Nat::Masquerade.translation(false);
+    let good = active(at(t.client, 2200));
+    for refused in [
+        "PORT 10,99,99,99,21,179",       // a third host
+        "EPRT |1|10.99.99.99|5555|",     // a third host
+        "EPRT |2|2001:db8:5::5|5555|",   // a host of another family
+        "PORT 192,168,150,80,0,22",      // a low port
+        "PORT 192,168,150,80,12,234",    // a denied port
+        "EPRT |1|192.168.150.80|3306|",  // a denied port
+        "PORT 192,168,150,80,256,22",    // not an octet
+        "EPRT |1|192.168.150.80|65558|", // not a port
+        "PORT 192,168,150,80",           // no port numbers
+        "AUTH TLS",
+        &long,
+    ] {
+        for end in ["\r\n", "\n"] {
+            let line = format!("{refused}{end}");
+            let commands = format!("NOOP\r\n{line}TYPE I\r\n{good}");
+            // In one segment, in two segments split at or in the line, and byte by byte.
+            let whole = commands.len();
+            let cuts = (4..8 + refused.len().min(40)).chain([whole]);
+            for (cut, piece) in cuts.map(|cut| (cut, whole)).chain([(0, 1)]) {
+                let policy = Policy {
+                    auth_tls: AuthTls::Refuse,
+                    deny_ports: [3306..=3306].into(),
+                    ..Policy::default()
+                };
+                let mut scenario = Scenario { policy, ..with(Nat::Masquerade) };
+                scenario.client.nagle = false;
+                let mut sim = Sim::logged_in(scenario);
+                let mut server = ServerModel::new(sim.translation.server.ip(), 5000);
+                let (start, rest) = commands.as_bytes().split_at(cut);
+                for piece in start.chunks(piece).chain(rest.chunks(piece)) {
+                    sim.write(Client, piece);
+                }
+                sim.converse(&mut server);
+                let heard = text(sim.client.read());
+                let codes: Vec<_> = heard.lines().map(|line| &line[..3]).collect();
+                let is_refused = matches!(codes[1], "500" | "501" | "504" | "534");
+                let others = [codes[0], codes[2], codes[3]];
+                assert!(is_refused && codes.len() == 4, "{line:?} at {cut}: {heard}");
+                assert_eq!(others, ["200"; 3], "{line:?} at {cut}: {heard}");
+                let text = heard.lines().nth(1).unwrap();
+                assert!(text.contains(" Refused by the gateway: "), "{line:?} at {cut}: {heard}");
+                let crossed = server.lines[1].trim_end();
+                // Of a line that is too long to hold, only the start is crossed out. No verb is left.
+                let verb = if refused == long { 512 } else { crossed.len() };
+                let is_crossed = crossed[..verb].bytes().all(|b| matches!(b, b'X' | b' '));
+                assert!(is_crossed, "{line:?} at {cut}: {crossed}");
+                assert_eq!(crossed.len(), refused.len(), "sequence numbers change");
+                let seen = active(at(t.client_external, 2200));
+                // After a bare LF the next command is inspected, but opens no pinhole.
+                let (seen, opened) = if end == "\r\n" { (&seen, 1) } else { (&good, 0) };
+                assert_eq!(&server.lines[3], seen, "{line:?} at {cut}");
+                assert_eq!(sim.kernel.opened.len(), opened, "{line:?} at {cut}");
+                let counters = sim.engine().counters();
+                assert_eq!(counters.pinholes_refused + counters.commands_refused, 1);
+                // The bytes that exceed the segment size are sent with the next segment.
+                assert!(refused == long || sim.timeouts() == 0, "{line:?} at {cut}");
+            }
+        }
+    }
+}

@@ -1,0 +1,424 @@
+//! TCP is a byte stream: announcements may be split, retransmitted, combined with other lines, or followed by a FIN.
+
+use ftp_alg_core::{
+    packet::flags,
+    session::Side::{self, Client, Server},
+};
+
+use super::{
+    assert_untouched, everywhere,
+    support::{
+        ftp::{ServerModel, active, at, passive, text},
+        scenario::{Nat, Scenario},
+        segment::Segment,
+        sim::Sim,
+    },
+    with,
+};
+
+/// For each end: an announcement between two other lines, and the text that the peer receives.
+fn announcements_of_both(scenario: &Scenario) -> [(Side, String, String); 2] {
+    let t = scenario.nat.translation(scenario.v6);
+    let around = |line: String, before: &str, after: &str| format!("{before}{line}{after}");
+    let command = |e| around(active(e), "TYPE I\r\n", "LIST\r\n");
+    let reply = |e| around(passive(e), "200 ok\r\n", "150 x\r\n");
+    [
+        (Client, command(at(t.client, 2200)), command(at(t.client_external, 2200))),
+        (Server, reply(at(t.server, 3300)), reply(at(t.server_external, 3300))),
+    ]
+}
+
+/// Sends `pieces` one after the other without waiting. Returns what the peer receives.
+fn receive_in_pieces<'a>(
+    scenario: Scenario,
+    side: Side,
+    pieces: impl Iterator<Item = &'a [u8]>,
+) -> (String, Sim) {
+    let mut sim = Sim::logged_in(scenario);
+    if side == Server {
+        sim.say(Client, b"TYPE I\r\nEPSV\r\n");
+    }
+    for piece in pieces {
+        sim.write(side, piece);
+    }
+    sim.settle();
+    let heard = text(sim.end(side.peer()).read());
+    (heard, sim)
+}
+
+#[test]
+fn an_announcement_split_anywhere_arrives_without_a_retransmission() {
+    everywhere(|mut scenario| {
+        for nagle in [false, true] {
+            (scenario.client.nagle, scenario.server.nagle) = (nagle, nagle);
+            for (side, said, expected) in announcements_of_both(&scenario) {
+                for cut in 1..said.len() {
+                    let (first, second) = said.as_bytes().split_at(cut);
+                    let (heard, sim) =
+                        receive_in_pieces(scenario.clone(), side, [first, second].into_iter());
+                    assert_eq!(heard, expected, "split at {cut}");
+                    assert_eq!(sim.timeouts(), 0, "split at {cut}: {}", sim.summary());
+                    assert_eq!(sim.kernel.opened.len(), 1);
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn an_announcement_in_one_byte_segments_arrives_without_a_retransmission() {
+    everywhere(|mut scenario| {
+        for nagle in [false, true] {
+            (scenario.client.nagle, scenario.server.nagle) = (nagle, nagle);
+            for (side, said, expected) in announcements_of_both(&scenario) {
+                let (heard, sim) =
+                    receive_in_pieces(scenario.clone(), side, said.as_bytes().chunks(1));
+                assert_eq!(heard, expected);
+                assert_eq!(sim.timeouts(), 0, "{}", sim.summary());
+                assert_eq!(sim.kernel.opened.len(), 1);
+            }
+        }
+    });
+}
+
+#[test]
+fn an_announcement_sent_with_pauses_arrives_without_a_retransmission() {
+    everywhere(|scenario| {
+        for (side, said, expected) in announcements_of_both(&scenario) {
+            let mut sim = Sim::logged_in(scenario.clone());
+            if side == Server {
+                sim.say(Client, b"TYPE I\r\nEPSV\r\n");
+            }
+            let mut heard = Vec::new();
+            for byte in said.as_bytes().chunks(1) {
+                heard.extend(sim.say(side, byte));
+            }
+            assert_eq!(text(heard), expected);
+            assert_eq!(sim.timeouts(), 0, "{}", sim.summary());
+            sim.close(Client);
+            sim.close(Server);
+            sim.settle();
+            sim.assert_nothing_left();
+        }
+    });
+}
+
+#[test]
+fn a_long_line_after_held_bytes_arrives_complete() {
+    let long = "x".repeat(1300);
+    let long = long.as_str();
+    everywhere(|scenario| {
+        for (side, start, rest) in [
+            (Client, "P", format!("ASS {long}\r\nTYPE I\r\n")),
+            (Client, "P", format!("ASS {long}")),
+            (Server, "22", format!("0 {long}\r\n150 x\r\n")),
+            (Server, "22", format!("9 {long}")),
+        ] {
+            let pieces = [start, &rest, "end\r\n"];
+            let (heard, sim) = receive_in_pieces(
+                scenario.clone(),
+                side,
+                pieces.iter().map(|piece| piece.as_bytes()),
+            );
+            assert_eq!(heard, pieces.concat());
+            assert_eq!(sim.kernel.opened, []);
+        }
+    });
+}
+
+#[test]
+fn a_retransmission_gets_the_same_rewrite_and_no_second_pinhole() {
+    for loss_after in 0..12 {
+        everywhere(|mut scenario| {
+            scenario.client.reslices = loss_after % 2 == 1;
+            scenario.server.reslices = scenario.client.reslices;
+            scenario.link.loss = 0.3;
+            scenario.seed = loss_after;
+            for (side, said, expected) in announcements_of_both(&scenario) {
+                let (heard, sim) =
+                    receive_in_pieces(scenario.clone(), side, said.as_bytes().chunks(9));
+                assert_eq!(heard, expected);
+                assert_eq!(sim.kernel.opened.len(), 1);
+            }
+        });
+    }
+}
+
+#[test]
+fn only_the_announcement_among_several_lines_is_rewritten() {
+    everywhere(|scenario| {
+        let t = scenario.nat.translation(scenario.v6);
+        let mut sim = Sim::logged_in(scenario.clone());
+        let mut server = ServerModel::new(t.server.ip(), 5000);
+        let commands = format!("TYPE I\r\n{}LIST\r\n", active(at(t.client, 3762)));
+        sim.write(Client, commands.as_bytes());
+        sim.converse(&mut server);
+        let seen = active(at(t.client_external, 3762));
+        assert_eq!(server.lines, ["TYPE I\r\n", &seen, "LIST\r\n"]);
+        let codes: Vec<_> =
+            text(sim.client.read()).lines().map(|line| line[..3].to_owned()).collect();
+        assert_eq!(codes, ["200", "200", "150", "226"]);
+        if !scenario.nat.hides_client() {
+            assert_untouched(&sim);
+        }
+    });
+}
+
+#[test]
+fn telnet_commands_with_urgent_data_are_forwarded_unchanged() {
+    everywhere(|mut scenario| {
+        scenario.client.nagle = false;
+        for pieces in [
+            &[&b"\xff\xf4\xff\xf2"[..], b"ABOR\r\n"][..],
+            &[b"\xff\xf4\xff", b"\xf2ABOR\r\n"],
+            &[b"\xff\xf4", b"\xff\xf2", b"ABOR\r\n"],
+        ] {
+            let mut sim = Sim::logged_in(scenario.clone());
+            let before = sim.client.sent().len();
+            let (urgent, rest) = pieces.split_first().unwrap();
+            sim.write_urgent(Client, urgent);
+            sim.settle();
+            assert_eq!(sim.server.read(), *urgent, "the urgent bytes must not be held");
+            for piece in rest {
+                sim.write(Client, piece);
+            }
+            sim.settle();
+            assert_eq!([urgent, &sim.server.read()[..]].concat(), pieces.concat());
+            assert_eq!(sim.server.urgent_seen, [before + urgent.len()]);
+            assert_untouched(&sim);
+        }
+        for line in [&b"\xff\xfd\x06NOOP\r\n"[..], b"CWD a\xff\xffb\r\n", b"\xff\xf1PWD\r\n"] {
+            let mut sim = Sim::logged_in(scenario.clone());
+            assert_eq!(sim.say(Client, line), line);
+            assert_untouched(&sim);
+        }
+    });
+}
+
+#[test]
+fn an_announcement_after_telnet_commands_is_rewritten_wherever_segments_end() {
+    let line = b"\xff\xf4\xff\xf2\xff\xfd\x06PORT 192,168,150,80,9,9\r\n";
+    let expected = b"\xff\xf4\xff\xf2\xff\xfd\x06PORT 198,51,100,1,9,9\r\n";
+    for cut in 0..line.len() {
+        for urgent in [false, true] {
+            let mut sim = Sim::logged_in(with(Nat::Masquerade));
+            let (first, second) = line.split_at(cut);
+            if urgent {
+                sim.write_urgent(Client, first);
+            } else {
+                sim.write(Client, first);
+            }
+            sim.settle();
+            sim.write(Client, second);
+            sim.settle();
+            assert_eq!(sim.server.read(), expected, "split at {cut}");
+            assert_eq!((sim.timeouts(), sim.kernel.opened.len()), (0, 1), "{}", sim.summary());
+        }
+    }
+}
+
+#[test]
+fn a_cr_before_a_command_is_treated_as_a_blank() {
+    // ProFTPD executes the command. Other servers treat the CR as part of the verb, so no pinhole opens.
+    for (host, heard) in [("192,168,150,80", "PORT 192,168,150,80,9,9"), ("10,99,99,99", "")] {
+        let line = [b"\xff\xf1\r", format!("PORT {host},9,9\r\n").as_bytes()].concat();
+        for cut in 0..line.len() {
+            let mut sim = Sim::logged_in(with(Nat::Masquerade));
+            let (first, second) = line.split_at(cut);
+            sim.write(Client, first);
+            sim.settle();
+            sim.write(Client, second);
+            sim.settle();
+            let got = sim.server.read();
+            let crossed = if heard.is_empty() { "XXXX XXXXXXXXXXXXXXX" } else { heard };
+            assert_eq!(
+                got,
+                [b"\xff\xf1\r", crossed.as_bytes(), b"\r\n"].concat(),
+                "split at {cut}"
+            );
+            assert_eq!((sim.kernel.opened.len(), sim.timeouts()), (0, 0), "split at {cut}");
+        }
+    }
+}
+
+#[test]
+fn the_urgent_pointer_is_adjusted_after_a_rewrite() {
+    let mut sim = Sim::logged_in(with(Nat::Masquerade));
+    let before = sim.client.sent().len();
+    let line = b"PORT 192,168,150,80,9,9\r\n";
+    sim.write(Client, line);
+    sim.settle();
+    let shrunk = b"PORT 198,51,100,1,9,9\r\n";
+    assert_eq!(sim.server.read(), shrunk);
+    sim.write_urgent(Client, b"\xff\xf4\xff");
+    sim.settle();
+    sim.write(Client, b"\xf2ABOR\r\n");
+    sim.settle();
+    assert_eq!(sim.server.read(), b"\xff\xf4\xff\xf2ABOR\r\n");
+    assert_eq!(sim.server.urgent_seen, [before + shrunk.len() + 3]);
+}
+
+#[test]
+fn sequence_numbers_may_wrap_inside_an_announcement() {
+    for back in 1..120 {
+        everywhere(|mut scenario| {
+            scenario.client.isn = 0u32.wrapping_sub(back);
+            scenario.server.isn = 0u32.wrapping_sub(back);
+            for (side, said, expected) in announcements_of_both(&scenario) {
+                let (heard, sim) =
+                    receive_in_pieces(scenario.clone(), side, said.as_bytes().chunks(20));
+                assert_eq!((heard, sim.timeouts()), (expected, 0));
+            }
+        });
+    }
+}
+
+#[test]
+fn sack_blocks_across_a_rewrite_cover_only_received_data() {
+    for seed in 0..150 {
+        let grows = seed % 2 == 0;
+        let mut scenario = with(if grows { Nat::PortForward } else { Nat::Masquerade });
+        (scenario.client.nagle, scenario.server.nagle) = (false, false);
+        scenario.link.loss = 0.15;
+        scenario.link.reorder = 0.1;
+        scenario.seed = seed;
+        let mut sim = Sim::logged_in(scenario);
+        let mut server = ServerModel::new("203.0.113.9".parse().unwrap(), 5000);
+        for i in 0..10 {
+            sim.write(Client, format!("TYPE {i}\r\n").as_bytes());
+            let line = if grows { "PASV\r\n" } else { "PORT 192,168,150,80,9,9\r\n" };
+            sim.write(Client, line.as_bytes());
+        }
+        sim.converse(&mut server);
+        assert_eq!(server.lines.len(), 20, "seed {seed}: {}", sim.summary());
+    }
+}
+
+#[test]
+fn a_fin_may_carry_the_last_bytes() {
+    everywhere(|scenario| {
+        for (side, said, expected) in announcements_of_both(&scenario) {
+            for cut in 0..said.len() {
+                let mut sim = Sim::logged_in(scenario.clone());
+                sim.say(Client, b"TYPE I\r\nEPSV\r\n");
+                sim.server.read();
+                let (first, second) = said.as_bytes().split_at(cut);
+                let mut heard = sim.say(side, first);
+                sim.end(side).write(second);
+                sim.close(side);
+                sim.settle();
+                heard.extend(sim.end(side.peer()).read());
+                assert_eq!(text(heard), expected);
+                assert!(sim.end(side.peer()).peer_has_closed());
+                assert_eq!(sim.timeouts(), 0);
+                sim.close(side.peer());
+                sim.settle();
+                sim.assert_nothing_left();
+            }
+        }
+    });
+}
+
+#[test]
+fn held_bytes_are_forwarded_before_the_fin() {
+    everywhere(|scenario| {
+        for end in ["P", "POR", "PORT 192,168", "EPRT |"] {
+            for at_once in [false, true] {
+                let mut sim = Sim::logged_in(scenario.clone());
+                sim.write(Client, b"NOOP\r\n");
+                sim.write(Client, end.as_bytes());
+                if !at_once {
+                    sim.settle();
+                }
+                sim.close(Client);
+                sim.settle();
+                assert_eq!(text(sim.server.read()), format!("NOOP\r\n{end}"));
+                assert!(sim.server.peer_has_closed());
+                sim.close(Server);
+                sim.settle();
+                sim.assert_nothing_left();
+            }
+        }
+    });
+}
+
+#[test]
+fn a_reset_is_forwarded_and_closes_all_pinholes() {
+    everywhere(|scenario| {
+        let t = scenario.nat.translation(scenario.v6);
+        for side in [Client, Server] {
+            let mut sim = Sim::logged_in(scenario.clone());
+            sim.say(Client, active(at(t.client, 2200)).as_bytes());
+            assert_eq!(sim.kernel.pinholes().len(), 1);
+            sim.reset(side);
+            sim.settle();
+            assert!(sim.end(side.peer()).is_reset);
+            assert_eq!(sim.kernel.pinholes(), []);
+            sim.assert_nothing_left();
+        }
+    });
+}
+
+#[test]
+fn a_rewrite_beyond_the_mss_is_sent_as_two_segments() {
+    for nagle in [false, true] {
+        let mut scenario = with(Nat::PortForward);
+        scenario.server.mss = 600;
+        scenario.server.nagle = nagle;
+        let mut sim = Sim::logged_in(scenario);
+        let text_before = format!("211-{}\r\n211 x\r\n", "x".repeat(500));
+        sim.say(Client, b"NOOP\r\nNOOP\r\nPASV\r\n");
+        let reply = "227 (203,0,113,9,9,9)\r\n".to_owned();
+        let filling = "y".repeat(600 - reply.len() - text_before.len() - 6);
+        let said = format!("{text_before}220 {filling}{reply}");
+        let said = said.replace(&reply, &format!("\r\n{reply}"));
+        assert_eq!(said.len(), 600);
+        let heard = text(sim.say(Server, said.as_bytes()));
+        assert_eq!(heard, said.replace("203,0,113,9", "198,51,100,2"));
+        assert_eq!(sim.timeouts(), 0, "the second segment must be sent at once");
+    }
+}
+
+#[test]
+fn a_segment_after_a_gap_waits_for_the_missing_bytes() {
+    let mut sim = Sim::logged_in(with(Nat::Masquerade));
+    let next = 1001 + sim.client.sent().len() as u32;
+    let later = Segment {
+        seq: next + 6,
+        ack: 70_001 + sim.server.sent().len() as u32,
+        flags: flags::ACK,
+        window: 1000,
+        payload: b"PORT 10,99,99,99,21,179\r\n".to_vec(),
+        ..Segment::default()
+    };
+    assert_eq!(sim.forge(Client, &later), None);
+    let first = Segment { seq: next, payload: b"NOOP\r\n".to_vec(), ..later.clone() };
+    assert_eq!(sim.forge(Client, &first), Some(first));
+    let passed = sim.forge(Client, &later).unwrap();
+    assert_eq!(passed.payload, b"XXXX XXXXXXXXXXXXXXXXXX\r\n");
+}
+
+#[test]
+fn retransmitted_held_bytes_solicit_an_acknowledgement_from_the_receiver() {
+    let mut sim = Sim::logged_in(with(Nat::Masquerade));
+    let segment = |offset: u32, payload: &[u8]| Segment {
+        seq: 1001 + 18 + offset,
+        ack: 70_001 + 33,
+        flags: flags::ACK,
+        window: 1000,
+        payload: payload.to_vec(),
+        ..Segment::default()
+    };
+    let (first, second) = (segment(0, b"PORT 192,1"), segment(10, b"68,150,80,9,9\r\n"));
+    assert_eq!((sim.client.sent().len(), sim.server.sent().len()), (18, 33));
+    let held = sim.forge(Client, &first).unwrap();
+    assert_eq!((held.seq, held.payload.len()), (first.seq, 0));
+    // The gateway's acknowledgement was lost, or was discarded because of an old timestamp.
+    let repeated = sim.forge(Client, &first).unwrap();
+    assert_eq!((repeated.seq, repeated.payload.len()), (first.seq - 1, 0));
+    let whole = sim.forge(Client, &second).unwrap();
+    assert_eq!(text(whole.payload), "PORT 198,51,100,1,9,9\r\n");
+    // The complete line was lost as well.
+    let repeated = sim.forge(Client, &first).unwrap();
+    assert_eq!((repeated.seq, repeated.payload.len()), (first.seq - 1, 0));
+}

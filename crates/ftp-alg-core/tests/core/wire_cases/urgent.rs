@@ -1,0 +1,331 @@
+//! Urgent data: whichever byte a server removes from the stream, it never reads a command that the gateway did not
+//! inspect.
+
+use ftp_alg_core::{
+    ftp::{Command, Text, Verb},
+    packet::flags,
+    session::Side::{Client, Server},
+};
+
+use super::{
+    everywhere, everywhere_v4,
+    support::{
+        Rng,
+        ftp::{active, at, text},
+        scenario::{Nat, Scenario},
+        segment::Segment,
+        sim::Sim,
+        tcp::Settings,
+    },
+    with,
+};
+
+/// An announcement of a third host.
+const BOUNCE: &str = "PORT 10,0,0,9,0,22\r\n";
+
+/// All readings of the bytes that the server received from offset `start` on. A server may read all bytes in the
+/// stream, or omit the byte before or after an urgent pointer that arrived. With several urgent pointers, every
+/// combination is possible.
+fn readings(sim: &Sim, received: &[u8], start: usize) -> Vec<Vec<u8>> {
+    let mut all = vec![vec![true; received.len()]];
+    for pointer in &sim.server.urgent_seen {
+        let mut more = Vec::new();
+        for at in [pointer.checked_sub(1), Some(*pointer)] {
+            let at = at.and_then(|at| at.checked_sub(start)).filter(|at| *at < received.len());
+            let Some(at) = at else { continue };
+            more.extend(all.iter().map(|retained| {
+                let mut retained = retained.clone();
+                retained[at] = false;
+                retained
+            }));
+        }
+        all.extend(more);
+    }
+    let reading = |retained: Vec<bool>| {
+        let retained = received.iter().zip(retained).filter(|(_, retained)| *retained);
+        retained.map(|(byte, _)| *byte).collect()
+    };
+    all.into_iter().map(reading).collect()
+}
+
+/// Whether a server that skips Telnet commands and all other non-letters would execute a `PORT` for a third host.
+fn executes_bounce(reading: &[u8]) -> bool {
+    reading.split(|byte| *byte == b'\n').any(|line| {
+        let line = String::from_utf8_lossy(line);
+        let port = line.find("PORT 10,0,0,9");
+        port.is_some_and(|at| !line[..at].contains(|c: char| c.is_ascii_alphabetic()))
+    })
+}
+
+/// Whether a server that skips Telnet commands would execute any `PORT`.
+fn executes_port(reading: &[u8]) -> bool {
+    reading.split(|byte| *byte == b'\n').any(|line| {
+        let text = Text::new(line);
+        Command::parse(&text).is_some_and(|command| command.verb == Verb::Port)
+    })
+}
+
+/// A scenario in which the client sends each write as a segment of its own.
+fn scenario(nat: Nat) -> Scenario {
+    Scenario { client: Settings { nagle: false, ..Settings::default() }, ..with(nat) }
+}
+
+#[test]
+fn an_urgent_byte_inside_a_verb_stays_in_the_stream() {
+    everywhere(|mut scenario| {
+        scenario.client.nagle = false;
+        for start in ["POx", "x", "PORTx", "PORT 10,0,0,9,0,22\rx", "NOOP\r\nPOx"] {
+            let mut sim = Sim::logged_in(scenario.clone());
+            sim.write_urgent(Client, start.as_bytes());
+            sim.settle();
+            let rest = if start == "x" { BOUNCE } else { "RT 10,0,0,9,0,22\r\n" };
+            sim.write(Client, rest.as_bytes());
+            sim.settle();
+            let heard = text(sim.server.read());
+            assert_eq!(heard.len(), start.len() + rest.len());
+            assert!(sim.server.urgent_seen.is_empty(), "{start}");
+            assert_eq!((sim.timeouts(), sim.kernel.opened.len()), (0, 0));
+        }
+    });
+}
+
+#[test]
+fn an_urgent_pointer_without_data_is_cleared() {
+    let mut sim = Sim::logged_in(scenario(Nat::Masquerade));
+    for urgent in [0, 1, 3, 4, u16::MAX] {
+        let bare = Segment {
+            seq: sim.client.next_number(),
+            ack: sim.server.next_number(),
+            flags: flags::ACK | flags::URG,
+            window: 1000,
+            urgent,
+            ..Segment::default()
+        };
+        let expected = Segment { flags: flags::ACK, urgent: 0, ..bare.clone() };
+        assert_eq!(sim.forge(Client, &bare), Some(expected), "pointer {urgent}");
+    }
+}
+
+#[test]
+fn an_urgent_pointer_beyond_its_segment_is_cleared() {
+    for urgent in [0, 3, 9, 10, u16::MAX] {
+        let mut sim = Sim::logged_in(scenario(Nat::Masquerade));
+        let said = Segment {
+            seq: sim.client.next_number(),
+            ack: sim.server.next_number(),
+            flags: flags::ACK | flags::URG,
+            window: 1000,
+            urgent,
+            payload: b"\xff\xf4".to_vec(),
+            ..Segment::default()
+        };
+        let expected = Segment { flags: flags::ACK, urgent: 0, ..said.clone() };
+        assert_eq!(sim.forge(Client, &said), Some(expected), "pointer {urgent}");
+    }
+}
+
+#[test]
+fn a_retransmission_cannot_mark_another_urgent_byte() {
+    let mut sim = Sim::logged_in(scenario(Nat::Masquerade));
+    let said = |sim: &Sim, urgent| Segment {
+        seq: sim.client.next_number(),
+        ack: sim.server.next_number(),
+        flags: flags::ACK | flags::URG,
+        window: 1000,
+        urgent,
+        payload: b"\xff\xf4\xff\xf2ABOR\r\n".to_vec(),
+        ..Segment::default()
+    };
+    let first = said(&sim, 4);
+    assert_eq!(sim.forge(Client, &first), Some(first.clone()));
+    assert_eq!(
+        sim.forge(Client, &first),
+        Some(first.clone()),
+        "a retransmission must be forwarded unchanged"
+    );
+    for urgent in [1, 2, 3, 5, 8, 10, 11, 60] {
+        let other = Segment { urgent, ..first.clone() };
+        let expected = Segment { urgent: 0, flags: flags::ACK, ..first.clone() };
+        assert_eq!(sim.forge(Client, &other), Some(expected), "pointer {urgent}");
+    }
+    // The same urgent pointer is allowed in a segment of its own, because TCP may segment the data differently.
+    let part = Segment {
+        seq: first.seq.wrapping_add(2),
+        urgent: 2,
+        payload: first.payload[2..].to_vec(),
+        ..first
+    };
+    assert_eq!(sim.forge(Client, &part), Some(part.clone()));
+}
+
+#[test]
+fn a_bounce_hidden_by_an_urgent_byte_is_crossed_out() {
+    everywhere_v4(|mut scenario| {
+        scenario.client.nagle = false;
+        for lead in [
+            &b"\xff\xf4\xff\xf2"[..],
+            b"\xff\xf4\xff",
+            b"\xff\xf4",
+            b"\xff",
+            b"\xff\xfd\x06",
+            b"\xff\xfd",
+            b" ",
+            b"\xff\xfb",
+        ] {
+            for rest in ["XPORT", "PORT", "\u{0}XPORT", "XXPORT", "\u{f2}XPORT"] {
+                let rest: Vec<u8> = rest.chars().map(|c| c as u8).collect();
+                let rest = [&rest[..], b" 10,0,0,9,0,22\r\n"].concat();
+                for cut in 0..rest.len() {
+                    let mut sim = Sim::logged_in(scenario.clone());
+                    let before = sim.server.received();
+                    sim.write_urgent(Client, lead);
+                    sim.write(Client, &rest[..cut]);
+                    sim.settle();
+                    sim.write(Client, &rest[cut..]);
+                    sim.settle();
+                    let received = sim.server.read();
+                    assert_eq!(received.len(), lead.len() + rest.len());
+                    for reading in readings(&sim, &received, before) {
+                        // Bytes that an incomplete Telnet option command swallows without urgent data are outside this
+                        // test.
+                        let is_cut = lead.ends_with(b"\xfd") || lead.ends_with(b"\xfb");
+                        let is_executed = if is_cut {
+                            executes_port(&reading)
+                        } else {
+                            executes_bounce(&reading)
+                        };
+                        assert!(!is_executed, "{lead:?} {rest:?} at {cut}: {reading:?}");
+                    }
+                }
+            }
+        }
+    });
+}
+
+#[test]
+fn random_urgent_data_never_forms_an_uninspected_command() {
+    let parts: [&[u8]; 14] = [
+        b"\xff",
+        b"\xf4",
+        b"\xf2",
+        b"\xfd",
+        b"\x06",
+        b"x",
+        b" ",
+        b"PO",
+        b"RT",
+        b"PORT 10,0,0,9,0,22",
+        b"\r\n",
+        b"\n",
+        b"\xff\xf4\xff",
+        b"NOOP\r\n",
+    ];
+    let rounds = std::env::var("FTP_ALG_URGENT").map_or(400, |rounds| rounds.parse().unwrap());
+    for seed in 0..rounds {
+        let mut rng = Rng::new(seed);
+        let mut sim = Sim::logged_in(scenario(Nat::Routed));
+        let before = sim.server.received();
+        for _ in 0..2 + rng.below(8) {
+            let count = 1 + rng.below(4);
+            let piece: Vec<u8> = (0..count).flat_map(|_| *rng.pick(&parts)).copied().collect();
+            if rng.chance(0.5) {
+                sim.write_urgent(Client, &piece);
+            } else {
+                sim.write(Client, &piece);
+            }
+            if rng.chance(0.5) {
+                sim.settle();
+            }
+        }
+        sim.write(Client, b"\r\n");
+        sim.settle();
+        let received = sim.server.read();
+        for reading in readings(&sim, &received, before) {
+            let shown = String::from_utf8_lossy(&reading);
+            let (full, pointers) = (received.escape_ascii(), &sim.server.urgent_seen);
+            assert!(
+                !executes_port(&reading),
+                "seed {seed}: {shown:?} of {full} {pointers:?} {before}"
+            );
+        }
+    }
+}
+
+#[test]
+fn a_synch_before_many_telnet_commands_is_inspected() {
+    let mut sim = Sim::logged_in(scenario(Nat::Masquerade));
+    let before = sim.server.received();
+    sim.write_urgent(Client, b"\xff\xf4\xff");
+    for _ in 0..400 {
+        sim.write(Client, b"\xf4\xff");
+    }
+    sim.write(Client, b"\xf2XPORT 10,0,0,9,0,22\r\n");
+    sim.settle();
+    let received = sim.server.read();
+    assert!(readings(&sim, &received, before).iter().all(|reading| !executes_bounce(reading)));
+}
+
+#[test]
+fn repeated_telnet_synchs_are_forwarded() {
+    everywhere_v4(|mut scenario| {
+        scenario.client.nagle = false;
+        let mut sim = Sim::logged_in(scenario);
+        let mut expected = Vec::new();
+        for _ in 0..5 {
+            let before = sim.client.sent().len();
+            sim.write_urgent(Client, b"\xff\xf4\xff");
+            sim.write(Client, b"\xf2ABOR\r\n");
+            sim.settle();
+            assert_eq!(sim.server.read(), b"\xff\xf4\xff\xf2ABOR\r\n");
+            expected.push(before + 3);
+            assert_eq!(sim.server.urgent_seen, expected);
+            assert_eq!(sim.timeouts(), 0);
+        }
+    });
+}
+
+#[test]
+fn urgent_data_of_a_server_stays_in_the_stream() {
+    everywhere_v4(|mut scenario| {
+        scenario.server.nagle = false;
+        let mut sim = Sim::logged_in(scenario.clone());
+        let t = sim.translation;
+        assert_eq!(sim.say(Client, b"PASV\r\n"), b"PASV\r\n");
+        let announced = super::support::ftp::passive(at(t.server, 5022));
+        let (first, rest) = announced.as_bytes().split_at(announced.len() - 4);
+        sim.write_urgent(Server, first);
+        sim.write(Server, rest);
+        sim.settle();
+        let seen = super::support::ftp::passive(at(t.server_external, 5022));
+        assert_eq!(text(sim.client.read()), seen);
+        assert!(sim.client.urgent_seen.is_empty());
+        assert_eq!(sim.kernel.opened.len(), 1);
+    });
+}
+
+#[test]
+fn an_announcement_with_an_urgent_byte_is_rewritten() {
+    let mut sim = Sim::logged_in(scenario(Nat::Masquerade));
+    let t = sim.translation;
+    let line = active(at(t.client, 2345));
+    sim.write_urgent(Client, &line.as_bytes()[..line.len() - 3]);
+    sim.write(Client, &line.as_bytes()[line.len() - 3..]);
+    sim.settle();
+    assert_eq!(text(sim.server.read()), active(at(t.client_external, 2345)));
+    assert!(sim.server.urgent_seen.is_empty());
+    assert_eq!(sim.kernel.opened.len(), 1);
+}
+
+/// Otherwise a server would remove the line end, or the start of the next line, from the stream.
+#[test]
+fn an_urgent_line_end_stays_in_the_stream() {
+    everywhere(|scenario| {
+        let mut sim = Sim::logged_in(scenario);
+        let line = b"\xff\xf4\xff\xf2ABOR\r\n";
+        sim.write_urgent(Client, line);
+        sim.settle();
+        assert_eq!(sim.server.read(), line);
+        assert!(sim.server.urgent_seen.is_empty());
+        assert_eq!((sim.dropped, sim.timeouts()), (0, 0));
+    });
+}

@@ -1,0 +1,306 @@
+//! Real servers that parse ambiguous lines in ways of their own: such lines open no pinhole, and no server executes a
+//! hidden bounce.
+
+use std::thread;
+
+use ftp_alg_lab::{Capture, Family, Lab, Server, ServerKind, Topology};
+use serde_json::{Value, json};
+
+use super::{
+    addresses::ATTEMPTS,
+    common::{Gateway, gated_client, gateway_with, login, reply, say, scripted_client},
+    scene::{ANNOUNCED, PORT, Scene, assert_silent},
+};
+
+/// A port of the published server with another service.
+const FORGED: u16 = 3306;
+
+/// A published server of `kind`, and a client that logs in and runs `steps`. No connection to a port in `ports` may get
+/// through.
+fn attack_published_server(kind: ServerKind, steps: &[Value], ports: &[u16]) -> Gateway {
+    attack_prepared_server(kind, "", |_| {}, steps, ports)
+}
+
+/// As [`attack_published_server`], with `more` server configuration, after `prepare` has put files on the server.
+fn attack_prepared_server(
+    kind: ServerKind,
+    more: &str,
+    prepare: impl Fn(&Server),
+    steps: &[Value],
+    ports: &[u16],
+) -> Gateway {
+    let gateway = gateway_with(Topology::PublishedServer, "");
+    let lab = &gateway.lab;
+    let server = Server::start_with(kind, &lab.server, more).unwrap();
+    prepare(&server);
+    let (user, password) = server.login();
+    let mut all = vec![reply(), say(&format!("USER {user}")), reply()];
+    all.extend([say(&format!("PASS {password}")), reply()]);
+    all.extend_from_slice(steps);
+    all.extend([json!({"sleep": 0.5}), json!({"gate": ""})]);
+    let held =
+        gated_client(&lab.client, json!({"host": lab.server_address(Family::V4), "steps": all}));
+    let outside = lab.gateway.address(Family::V4).to_string();
+    let ports: Vec<_> = ports.iter().map(|port| (&lab.client, outside.as_str(), *port)).collect();
+    assert_silent(&ports);
+    // Only vsftpd may announce a port of its own after the listing is complete.
+    let log = gateway.daemon.log();
+    let opened = |line: &&str| line.contains(": open ") || line.contains(": rewrite ");
+    let forged = |line: &str| ports.iter().any(|(.., port)| line.contains(&format!(":{port}")));
+    assert!(!log.lines().filter(opened).any(forged), "{kind}: {log}");
+    if kind != ServerKind::Vsftpd {
+        assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0], "{kind}: {log}");
+        assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 0, "{kind}");
+    }
+    drop(held);
+    gateway
+}
+
+/// pyftpdlib accepts only CR LF as a line end, and echoes the argument.
+#[test]
+fn an_argument_echoed_by_pyftpdlib_opens_no_pinhole() {
+    for end in ["\n", "\r", "\0"] {
+        let line = format!("SIZE a{end}229 x (|||{FORGED}|)\r\nEPSV\r\n");
+        let steps = [say("TYPE I"), reply(), json!({"send": line})];
+        attack_published_server(ServerKind::Pyftpdlib, &steps, &[FORGED]);
+    }
+}
+
+/// vsftpd treats a NUL in a file name as LF, and lists names unchanged.
+#[test]
+fn a_file_name_listed_by_vsftpd_opens_no_pinhole() {
+    for name in
+        [format!("x\0229 E (|||{FORGED}|)\0"), format!("x\r\0213 End\r\0229 E (|||{FORGED}|)\r\0y")]
+    {
+        for pipelined in [true, false] {
+            let listing = json!({"send": "STAT pub/x*\r\n"});
+            let mut steps =
+                vec![json!({"send": format!("MKD pub/{name}\r\n")}), json!({"sleep": 0.3})];
+            if pipelined {
+                steps.push(json!({"send": "STAT pub/x*\r\nEPSV\r\n"}));
+            } else {
+                steps.extend([listing, say("EPSV")]);
+            }
+            attack_published_server(ServerKind::Vsftpd, &steps, &[FORGED]);
+        }
+    }
+}
+
+/// ProFTPD removes a NUL after a CR, and any Telnet option. So one command for it is two lines for the gateway. Later
+/// it echoes the name of its current directory, in reply to commands that are not ambiguous.
+#[test]
+fn a_directory_name_echoed_by_proftpd_opens_no_pinhole() {
+    let end = "\r\0\n\u{ff}\u{fb}A";
+    for (last, commands) in [
+        ("", "PWD\r\nEPSV\r\n"),
+        ("", "MKD sub\r\nEPSV\r\n"),
+        ("", "NOOP\r\nXPWD\r\nEPSV\r\nNOOP\r\n"),
+        ("250 End", "MLST\r\nEPSV\r\n"),
+    ] {
+        let first = if last.is_empty() { String::new() } else { format!("{end}{last}") };
+        let name = format!("x{first}{end}229 x (|||{FORGED}|)");
+        let mut steps = Vec::new();
+        for verb in ["MKD", "CWD"] {
+            let line = format!("{verb} pub/{name}\r\n");
+            steps.extend([json!({"send": line}), json!({"sleep": 0.3})]);
+        }
+        // ProFTPD answers one command where the gateway sees several, and these replies leave no command pending.
+        for _ in 0..3 {
+            steps.extend([json!({"send": "PWD\r\n"}), json!({"sleep": 0.3})]);
+        }
+        steps.push(json!({"send": commands}));
+        attack_published_server(ServerKind::Proftpd, &steps, &[FORGED]);
+    }
+}
+
+/// ProFTPD shows a file of the current directory, or of the one that the client changes to. It expands time sequences
+/// in the file to line ends. Any uploader can write that file.
+#[test]
+fn a_message_file_shown_by_proftpd_opens_no_pinhole() {
+    let end = "\r%{time:%n}";
+    let changes_directory = [say("TYPE I"), reply(), say("CWD pub"), reply()];
+    for (code, more, before, command) in [
+        ("250 End", "DisplayChdir .message", &[][..], "CWD pub"),
+        ("", "DisplayQuit .message", &changes_directory, "QUIT"),
+    ] {
+        let shown = format!("x{end}{code}{end}229 x (|||{FORGED}|){end}y\n");
+        let shown = if code.is_empty() { format!("x{end}229 x (|||{FORGED}|)\n") } else { shown };
+        let prepare = |server: &Server| server.put(".message", shown.as_bytes()).unwrap();
+        let pipeline = json!({"send": format!("{command}\r\nEPSV\r\n")});
+        let steps = [before, &[pipeline]].concat();
+        attack_prepared_server(ServerKind::Proftpd, more, prepare, &steps, &[FORGED]);
+    }
+}
+
+/// Announcements of the third host's port 3764, hidden in every known way.
+fn hidden_bounces(third: &str) -> Vec<String> {
+    let port = format!("PORT {third},14,180");
+    let mut lines: Vec<String> = [
+        "",
+        "NOOP\n",
+        "NOOP\r",
+        "NOOP\0",
+        "SIZE a\n",
+        "SIZE a\r\0",
+        "\u{ff}\u{f4}",
+        "\u{ff}\u{fb}\u{1}",
+        "\u{ff}\u{fb}x",
+        "\u{ff}\u{fb}",
+        "\u{ff}",
+        "\u{ff}\u{ff}",
+        "\r",
+        "\u{ff}\u{f4}\u{ff}\u{f2}",
+        "NOOP\u{ff}\u{fb}\r\n",
+        "NOOP\u{ff}\u{fb}\n",
+        "NOOP \u{ff}\n",
+        "\u{ff}\u{fa}\n",
+        "\u{ff}\u{fd}\n",
+    ]
+    .iter()
+    .map(|lead| format!("{lead}{port}"))
+    .collect();
+    lines.extend([
+        format!("PO\u{ff}\u{fb}\nRT {third},14,180"),
+        format!("P\u{ff}\u{fd}\nORT {third},14,180"),
+        format!("\u{ff}\u{ff}PO\u{ff}\u{fb}\nRT {third},14,180"),
+        format!("PO\u{ff}\u{fb}\u{1}RT {third},14,180"),
+        format!("PORT \n{third},14,180"),
+        format!("PORT\t{third},14,180"),
+        format!("PORT\r{third},14,180"),
+        format!("PORT {third},14,180\r"),
+        format!("PORT {third},14,\0180"),
+        format!("EPRT |1|{}|3764|", third.replace(',', ".")),
+        format!("PO\u{ff}\u{fe}\nRT {third},14,180"),
+        format!("EP\u{ff}\u{fc}\nRT |1|{}|3764|", third.replace(',', ".")),
+    ]);
+    lines
+}
+
+/// The server is configured to accept foreign addresses, so only the gateway prevents the bounce.
+fn assert_no_hidden_bounce(kind: ServerKind, more: &str) {
+    let gateway = gateway_with(Topology::Masquerade, "");
+    let Lab { client, outsider: third, server: host, .. } = &gateway.lab;
+    let server = Server::start_with(kind, host, more).unwrap();
+    let (user, password) = server.login();
+    let thirds = Capture::start(third, "eth0", "tcp").unwrap();
+    let lines = hidden_bounces(&third.address(Family::V4).to_string().replace('.', ","));
+    let host_port = json!(gateway.lab.server_address(Family::V4));
+    thread::scope(|scope| {
+        // Each line has a connection of its own. It is sent as a whole; for ProFTPD, which has the most parsing
+        // variants, also byte by byte up to its address.
+        for part in lines.chunks(lines.len().div_ceil(4)) {
+            let host_port = &host_port;
+            scope.spawn(move || {
+                let mut steps = Vec::new();
+                for line in part {
+                    let line = format!("{line}\r\n");
+                    let bytes = if kind == ServerKind::Proftpd { 14 } else { 1 };
+                    for edges in [0, bytes.min(line.chars().count())].iter().take(bytes) {
+                        let cuts: Vec<_> = (1..*edges).collect();
+                        steps.extend([reply(), say(&format!("USER {user}")), reply()]);
+                        steps.extend([say(&format!("PASS {password}")), reply()]);
+                        steps.push(json!({"send": line, "cut": cuts, "pause": 0.002}));
+                        steps.extend([say("NLST"), json!({"sleep": 0.1})]);
+                        steps.extend([json!({"abort": true}), json!({"redial": true})]);
+                    }
+                }
+                let plan = json!({"host": host_port, "steps": steps});
+                let session = scripted_client(client, &plan);
+                assert_eq!(session.error, None, "{kind}");
+            });
+        }
+    });
+    let from = host.address(Family::V4);
+    let attempts =
+        thirds.finish().unwrap().count(&format!("{ATTEMPTS} && ip.src == {from}")).unwrap();
+    assert_eq!(attempts, 0, "{kind} connected to the third host");
+    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 0);
+}
+
+#[test]
+fn no_hidden_bounce_reaches_proftpd() {
+    assert_no_hidden_bounce(ServerKind::Proftpd, "AllowForeignAddress on\nMaxInstances 300");
+}
+
+#[test]
+fn no_hidden_bounce_reaches_vsftpd() {
+    assert_no_hidden_bounce(ServerKind::Vsftpd, "port_promiscuous=YES");
+}
+
+#[test]
+fn no_hidden_bounce_reaches_pure_ftpd() {
+    assert_no_hidden_bounce(ServerKind::PureFtpd, "-w");
+}
+
+#[test]
+fn no_hidden_bounce_reaches_pyftpdlib() {
+    assert_no_hidden_bounce(ServerKind::Pyftpdlib, "");
+}
+
+/// A client that runs `steps` opens no pinhole, and its announcement of a third host is refused.
+fn assert_only_refused(plan: &Value, steps: &[Value]) {
+    let scene = Scene::new(Topology::Masquerade, plan);
+    let third = "PORT 198,51,100,66,14,180";
+    let all = [steps, &[say(PORT), reply(), say(third), reply()]].concat();
+    let client = scene.client(&all);
+    scene.assert_closed(&[ANNOUNCED]);
+    assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), 0);
+    let heard = scene.server.lines();
+    assert!(heard.iter().any(|line| line == PORT), "{heard:?}");
+    assert!(!heard.iter().any(|line| line.contains("198,51,100,66")), "{heard:?}");
+    assert_eq!(client.release().error, None);
+}
+
+#[test]
+fn an_http_client_opens_no_pinhole_and_cannot_bounce() {
+    let request = "USER / HTTP/1.1\r\nHost: x\r\n\r\n";
+    let steps = [
+        &[reply(), json!({"send": request}), json!({"reply": true, "count": 3})][..],
+        &login()[1..],
+    ];
+    assert_only_refused(&json!({}), &steps.concat());
+}
+
+#[test]
+fn a_client_that_precedes_the_greeting_cannot_bounce() {
+    // The server sends its greeting after it has read a line.
+    let plan = json!({"greeting": null, "extra": {"NOOP": "220 ready"}});
+    let steps = [&[say("NOOP"), reply()], &login()[1..]].concat();
+    assert_only_refused(&plan, &steps);
+}
+
+#[test]
+fn plain_text_after_auth_and_234_opens_no_pinhole() {
+    let plan = json!({"extra": {"AUTH TLS": "234 go"}});
+    assert_only_refused(&plan, &[reply(), say("AUTH TLS"), reply()]);
+    assert_only_refused(&plan, &[&login()[..], &[say("AUTH TLS"), reply()]].concat());
+}
+
+#[test]
+fn a_second_user_or_a_rein_ends_the_login() {
+    assert_only_refused(&json!({}), &[&login()[..], &[say("USER other"), reply()]].concat());
+    assert_only_refused(
+        &json!({"extra": {"REIN": "502 no"}}),
+        &[&login()[..], &[say("REIN"), reply()]].concat(),
+    );
+}
+
+/// With the gateway on the server's side, an announcement after a complete listing opens a pinhole.
+#[test]
+fn a_passive_transfer_works_after_a_stat_listing() {
+    for kind in [ServerKind::Vsftpd, ServerKind::Pyftpdlib] {
+        let gateway = gateway_with(Topology::PublishedServer, "");
+        let lab = &gateway.lab;
+        let server = Server::start(kind, &lab.server).unwrap();
+        server.put("f", b"content").unwrap();
+        let (user, password) = server.login();
+        let mut steps = vec![reply(), say(&format!("USER {user}")), reply()];
+        steps.extend([say(&format!("PASS {password}")), reply(), say("STAT pub"), reply()]);
+        steps.extend([say("EPSV"), reply(), json!({"dial": true, "later": true})]);
+        steps.extend([say("RETR pub/f"), reply(), json!({"drain": true}), reply()]);
+        let plan = json!({"host": lab.server_address(Family::V4), "steps": steps});
+        let session = scripted_client(&lab.client, &plan);
+        assert_eq!(session.error, None, "{kind}: {}", gateway.daemon.log());
+        assert_eq!(session.got(12), "content", "{kind}");
+    }
+}

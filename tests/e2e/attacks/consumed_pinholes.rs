@@ -1,0 +1,243 @@
+//! A pinhole admits exactly one connection. After a data connection has ended, the same source port must not open
+//! another one through the entry that conntrack retains for a while.
+
+use std::{thread, time::Duration};
+
+use ftp_alg_lab::{BackgroundProcess, Family, Host, Topology};
+use serde_json::json;
+
+use super::{
+    common::{GatedClient, host_port, login, lose_once, reply, say, wait_for},
+    scene::{ANNOUNCED, PASSIVE_PORT, Scene, with_each_back_end},
+};
+
+/// The initiator's source port.
+const SOURCE: u16 = 2020;
+
+/// The ends of a data connection. `initiator ADDRESS PORT SOURCE HOW LIMIT` connects once and prints the outcome.
+/// `target PORT` accepts connections and ends each as its first byte says.
+const ENDS: &str = r#"
+import socket, struct, sys, time
+role, *rest = sys.argv[1:]
+
+def reset(connection):
+    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    connection.close()
+
+def vanish(connection):
+    connection.setsockopt(socket.IPPROTO_TCP, 19, 1)  # TCP_REPAIR: it ends without a packet
+    connection.close()
+
+if role == "target":
+    listener = socket.socket(socket.AF_INET6)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("::", int(rest[0])))
+    listener.listen(8)
+    while True:
+        connection, peer = listener.accept()
+        how = connection.recv(1)
+        print(how, flush=True)
+        if how == b"r":
+            reset(connection)
+        elif how == b"v":
+            vanish(connection)
+        elif how == b"i":
+            connection.close()
+        else:
+            try:
+                connection.recv(1)
+            except ConnectionResetError:
+                pass
+            connection.close()
+
+address, port, source, how = rest[0], int(rest[1]), int(rest[2]), rest[3]
+family = socket.AF_INET6 if ":" in address else socket.AF_INET
+connection = socket.socket(family)
+connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+connection.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", source))
+connection.settimeout(float(rest[4]))
+try:
+    connection.connect((address, port))
+except TimeoutError:
+    print("silent")
+    sys.exit()
+except OSError as error:
+    print(error)
+    sys.exit()
+connection.sendall(how.encode())
+if how == "v":
+    time.sleep(0.2)
+    vanish(connection)
+elif how == "a":
+    time.sleep(0.1)
+    reset(connection)
+elif how == "c":
+    connection.close()
+else:
+    try:
+        connection.recv(1)
+    except ConnectionResetError:
+        pass
+    connection.close()
+print("open")
+"#;
+
+/// A client and a server after an announcement.
+struct Announced {
+    scene: Scene,
+    client: Option<GatedClient>,
+    is_active: bool,
+    /// The arrival address; `port` is the arrival port.
+    address: String,
+    port: u16,
+    target: BackgroundProcess,
+}
+
+impl Announced {
+    fn new(back_end: &str, topology: Topology, family: Family, is_active: bool) -> Self {
+        let passive = "229 Entering Extended Passive Mode (|||50069|)";
+        let plan =
+            json!({"passive_port": PASSIVE_PORT, "extra": {"EPSV": passive, "EPRT": "200 fine"}});
+        let scene = Scene::with(topology, back_end, &plan);
+        let lab = &scene.gateway.lab;
+        let own = lab.client.address(family);
+        let announcement = match (family, is_active) {
+            (Family::V4, true) => {
+                format!("PORT {},14,178", own.to_string().replace('.', ","))
+            }
+            (Family::V6, true) => format!("EPRT |2|{own}|{ANNOUNCED}|"),
+            (_, false) => "EPSV".to_owned(),
+        };
+        let (target, port) =
+            if is_active { (&lab.client, ANNOUNCED) } else { (&lab.server, PASSIVE_PORT) };
+        let target = start(target, port);
+        let steps = [&login()[..], &[say(&announcement), reply()]].concat();
+        let client =
+            scene.client_of(&lab.client, &json!({"host": lab.server_address(family)}), &steps);
+        let (address, port) = match (is_active, family) {
+            (true, Family::V4) => host_port(scene.server.lines().last().unwrap()),
+            (true, Family::V6) => (own.to_string(), ANNOUNCED),
+            (false, _) => (lab.server_address(family).to_string(), PASSIVE_PORT),
+        };
+        Self { scene, client: Some(client), is_active, address, port, target }
+    }
+
+    /// Connects from the initiator's source port. The connection ends as `how` says.
+    fn connect(&self, how: &str, limit: &str) -> String {
+        let lab = &self.scene.gateway.lab;
+        let initiator = if self.is_active { &lab.server } else { &lab.client };
+        let (port, source) = (self.port.to_string(), SOURCE.to_string());
+        let done = command(initiator, &["initiator", &self.address, &port, &source, how, limit]);
+        let done = initiator.finish(done, b"", Duration::from_secs(30)).unwrap();
+        done.success().unwrap().stdout_text().trim().to_owned()
+    }
+
+    fn accepted(&self) -> usize {
+        self.target.log().lines().count()
+    }
+}
+
+fn command(host: &Host, arguments: &[&str]) -> std::process::Command {
+    let script = host.write("ends.py", ENDS.as_bytes()).unwrap();
+    let mut command = host.command("/usr/bin/python3");
+    command.arg(script).args(arguments);
+    command
+}
+
+fn start(host: &Host, port: u16) -> BackgroundProcess {
+    let target = host.start(command(host, &["target", &port.to_string()]), "target").unwrap();
+    host.wait_for_port(port, Duration::from_secs(5)).unwrap();
+    target
+}
+
+/// The ways in which a connection ends: reset by the target, vanished at both ends without a packet, reset by the
+/// initiator, closed by the target first, closed by the initiator first.
+const ENDINGS: [&str; 5] = ["r", "v", "a", "i", "c"];
+
+fn assert_admits_one_connection(
+    topology: Topology,
+    family: Family,
+    is_active: bool,
+    endings: usize,
+) {
+    with_each_back_end(|back_end| {
+        thread::scope(|scope| {
+            for how in &ENDINGS[..endings] {
+                scope.spawn(move || {
+                    let mut announced = Announced::new(back_end, topology, family, is_active);
+                    let case = format!("{topology} {family:?} {back_end} {how}");
+                    assert_eq!(announced.connect(how, "2"), "open", "{case}");
+                    wait_for("the target", || announced.accepted() == 1);
+                    assert_eq!(
+                        announced.connect("r", "0.7"),
+                        "silent",
+                        "{case}, while its session is open"
+                    );
+                    assert_eq!(announced.client.take().unwrap().release().error, None);
+                    announced
+                        .scene
+                        .gateway
+                        .daemon
+                        .wait_for_no_pinholes(Duration::from_secs(2))
+                        .unwrap();
+                    assert_eq!(
+                        announced.connect("r", "0.7"),
+                        "silent",
+                        "{case}, after its session has closed"
+                    );
+                    assert_eq!(announced.accepted(), 1, "{case}");
+                });
+            }
+        });
+    });
+}
+
+#[test]
+fn a_consumed_active_pinhole_behind_masquerade_admits_no_second_connection() {
+    assert_admits_one_connection(Topology::Masquerade, Family::V4, true, 5);
+}
+
+#[test]
+fn a_consumed_active_ipv6_pinhole_admits_no_second_connection() {
+    assert_admits_one_connection(Topology::Routed, Family::V6, true, 2);
+}
+
+#[test]
+fn a_consumed_published_server_pinhole_admits_no_second_connection() {
+    assert_admits_one_connection(Topology::PublishedServer, Family::V4, false, 2);
+}
+
+#[test]
+fn a_consumed_passive_ipv6_pinhole_admits_no_second_connection() {
+    assert_admits_one_connection(Topology::Routed, Family::V6, false, 2);
+}
+
+/// If the SYN-ACK is lost, the retransmitted SYN belongs to the same connection.
+#[test]
+fn a_data_connection_survives_a_lost_syn_ack() {
+    with_each_back_end(|back_end| {
+        let announced = Announced::new(back_end, Topology::Masquerade, Family::V4, true);
+        let syn_ack = format!("tcp flags & (syn | ack) == (syn | ack) tcp dport {SOURCE}");
+        let server = &announced.scene.gateway.lab.server;
+        server.nft(&lose_once("prerouting", &syn_ack)).unwrap();
+        assert_eq!(announced.connect("r", "5"), "open");
+        assert_eq!(announced.connect("r", "0.7"), "silent");
+    });
+}
+
+/// The server always connects from the same port, and the client always announces the same port.
+#[test]
+fn a_second_announcement_admits_another_connection_on_the_same_tuple() {
+    with_each_back_end(|back_end| {
+        let mut announced = Announced::new(back_end, Topology::Routed, Family::V4, true);
+        assert_eq!(announced.connect("r", "2"), "open");
+        assert_eq!(announced.client.take().unwrap().release().error, None);
+        let scene = &announced.scene;
+        let steps = [&login()[..], &[say("PORT 192,168,150,80,14,178"), reply()]].concat();
+        announced.client = Some(scene.client_of(&scene.gateway.lab.client, &json!({}), &steps));
+        // With the conntrack back end, conntrack must first forget the connection that was reset.
+        let limit = if back_end.contains("conntrack") { "20" } else { "0.9" };
+        assert_eq!(announced.connect("r", limit), "open");
+        assert_eq!(announced.connect("r", "0.7"), "silent");
+    });
+}

@@ -1,0 +1,23 @@
+//! Attacks through the real gateway: they open no pinhole, no connection of the attacker gets through, and legitimate
+//! transfers still work.
+
+mod addresses;
+mod ambiguous_lines;
+mod bytes;
+mod conntrack_lookups;
+mod consumed_pinholes;
+mod dialogue;
+mod floods;
+mod full_sets;
+mod overlaps;
+mod pinhole_theft;
+mod port_conflicts;
+mod resource_limits;
+mod sane_helper;
+mod scene;
+mod slipstream;
+mod spoofed;
+mod tuple_reuse;
+mod urgent;
+
+use crate::common;

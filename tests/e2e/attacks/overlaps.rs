@@ -1,0 +1,113 @@
+//! Overlapping segments through the real kernel: no client can use them to make its server execute a command that was
+//! not inspected.
+
+use std::time::Duration;
+
+use ftp_alg_lab::{Family, Topology};
+use serde_json::{Value, json};
+
+use super::{
+    common::{login, reply, scripted_client},
+    scene::Scene,
+};
+
+/// An announcement of a third host, which no client may make.
+const BOUNCE: &str = "PORT 198,51,100,66,14,180\r\n";
+
+/// Sends crafted `segments` and returns the lines that the server executes. The client's kernel counts `taken` as sent.
+fn executed_lines(
+    family: Family,
+    configuration: &str,
+    taken: &str,
+    segments: &Value,
+) -> Vec<String> {
+    let scene = Scene::with(Topology::Routed, configuration, &json!({}));
+    let lab = &scene.gateway.lab;
+    let sent = json!({"taken": taken, "segments": segments});
+    // Wait until the login is complete and its replies are read.
+    let steps = [login(), vec![json!({"sleep": 0.2}), sent, json!({"sleep": 0.5})]].concat();
+    let plan = json!({"host": lab.server_address(family), "steps": steps});
+    let session = scripted_client(&lab.client, &plan);
+    assert_eq!(session.error, None);
+    assert_eq!(
+        scene.gateway.daemon.counter("errors").unwrap(),
+        0,
+        "{}",
+        scene.gateway.daemon.log()
+    );
+    scene.server.lines()
+}
+
+fn assert_not_executed(lines: &[String]) {
+    assert!(!lines.iter().any(|line| line.starts_with("PORT ")), "{lines:?}");
+}
+
+/// A packet waits for its predecessor, is dropped by the server because of an old timestamp, and is then overlapped by
+/// a later line.
+#[test]
+fn a_waiting_packet_is_not_overlapped_by_a_later_line() {
+    let (first, cut) = ("NOOP\r\n", "NOOP xxxx\r\n");
+    let long = format!("SITE xxxxxx{BOUNCE}");
+    assert!(long[cut.len()..].starts_with("PORT "));
+    let [at, behind] = [first.len(), first.len() + cut.len()];
+    let segments = json!([
+        [at, long, {"stale": true}],
+        [-1, "x"],
+        [0, first, {"pause": 0.09}],
+        [at, cut],
+        [behind, BOUNCE],
+    ]);
+    for configuration in
+        ["", "[queue]\nworkers = 2\nfanout = \"cpu\"\n", "[pinhole]\nbackend = \"conntrack\"\n"]
+    {
+        let taken = format!("{first}{long}");
+        assert_not_executed(&executed_lines(Family::V4, configuration, &taken, &segments));
+    }
+}
+
+/// The IPv6 extension headers are longer than most packets.
+#[test]
+fn a_line_after_long_ipv6_options_is_inspected() {
+    let (one, two) = ("SITE ", format!("xxxxxxxxx{BOUNCE}"));
+    let segments = json!([
+        [one.len(), "NOOP xx\r\n", {"options": 1320, "pause": 0.2}],
+        [0, one, {"pause": 0.05}],
+        [0, one, {"pause": 0.05}],
+        [0, one, {"pause": 0}],
+        [one.len(), two],
+    ]);
+    assert_not_executed(&executed_lines(Family::V6, "", &format!("{one}{two}"), &segments));
+}
+
+/// A shorter line overlaps a longer one while its verdict is on its way. Each round uses other delays.
+#[test]
+fn a_line_cannot_be_replaced_by_a_shorter_retransmission() {
+    let (short, long) = ("NOOP xxxx\r\n", format!("SITE xxxxxx{BOUNCE}"));
+    let scene = Scene::new(Topology::Routed, &json!({}));
+    let lab = &scene.gateway.lab;
+    let micros = |count: u32| f64::from(count) / 1e6;
+    let mut steps = Vec::new();
+    for round in 0..400_u32 {
+        let [first, second] =
+            [round % 8, round / 8 % 12].map(|step| json!({"pause": micros(step * 10)}));
+        let segments = json!([[-1, "x", first], [0, long, second], [0, short]]);
+        let attack = json!({"taken": long, "segments": segments});
+        let greeted = json!({"sleep": 0.001});
+        steps.extend([json!({"redial": true}), reply(), greeted, attack, json!({"abort": true})]);
+    }
+    let plan = json!({"host": lab.server_address(Family::V4), "steps": steps});
+    let session = scripted_client(&lab.client, &plan);
+    assert_eq!(session.error, None);
+    std::thread::sleep(Duration::from_millis(500));
+    assert_not_executed(&scene.server.lines());
+}
+
+/// Both lines are innocuous, but the server must not receive a line that begins in the middle of the other.
+#[test]
+fn overlapping_lines_do_not_form_a_command() {
+    let long = format!("NOOP aaaaaa{BOUNCE}");
+    let short = "NOOP xxxx\r\n";
+    assert!(long[short.len()..].starts_with("PORT "));
+    let segments = json!([[0, short], [0, long]]);
+    assert_not_executed(&executed_lines(Family::V4, "", &long, &segments));
+}

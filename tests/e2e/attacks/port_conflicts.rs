@@ -1,0 +1,195 @@
+//! External ports that are in use: the gateway never assigns a port that it translates or listens on to a data
+//! connection. Otherwise an initiator that wants the service would reach a client.
+
+use std::{thread, time::Duration};
+
+use ftp_alg_lab::{Admission, BackgroundProcess, Daemon, Family, Host, Lab, LabSpec, Topology};
+use serde_json::json;
+
+use super::{
+    common::{Gateway, connect, executable, host_port, login, reply, say, scripted_server},
+    scene::{ANNOUNCED, PASSIVE_PORT, Scene, with_each_back_end},
+};
+
+/// `serve PORT` sends its name to each connection. `get ADDRESS PORT` prints the name that it receives.
+const SERVICE: &str = r#"
+import socket, sys
+if sys.argv[1] == "serve":
+    listener = socket.socket(socket.AF_INET6)
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+    listener.bind(("::", int(sys.argv[2])))
+    listener.listen(8)
+    while True:
+        connection, _ = listener.accept()
+        connection.sendall(b"the service")
+        connection.close()
+try:
+    connection = socket.create_connection((sys.argv[2], int(sys.argv[3])), 2)
+    connection.settimeout(1)
+    print(connection.recv(100).decode())
+except OSError as error:
+    print(error)
+"#;
+
+fn service(host: &Host, arguments: &[&str]) -> std::process::Command {
+    let script = host.write("service.py", SERVICE.as_bytes()).unwrap();
+    let mut command = host.command("/usr/bin/python3");
+    command.arg(script).args(arguments);
+    command
+}
+
+fn serve(host: &Host, port: u16) -> BackgroundProcess {
+    let command = service(host, &["serve", &port.to_string()]);
+    let service = host.start(command, "service").unwrap();
+    host.wait_for_port(port, Duration::from_secs(5)).unwrap();
+    service
+}
+
+fn service_at(from: &Host, address: &str, port: u16) -> String {
+    let command = service(from, &["get", address, &port.to_string()]);
+    from.finish(command, b"", Duration::from_secs(10)).unwrap().stdout_text().trim().to_owned()
+}
+
+/// A lab in which `prepare` ran before the daemon started. Its firewall accepts ports 3762 and 8080.
+fn scene(topology: Topology, back_end: &str, prepare: impl Fn(&Lab)) -> Scene {
+    let expects = back_end.contains("\"conntrack\"");
+    let admission = if expects { Admission::Related } else { Admission::Mark };
+    let lab = Lab::build(LabSpec { admission, ..LabSpec::new(topology) }).unwrap();
+    lab.gateway
+        .nft(
+            "insert rule inet gateway forward tcp dport 8080 accept\n\
+             insert rule inet gateway input tcp dport { 3762, 50069 } accept",
+        )
+        .unwrap();
+    prepare(&lab);
+    let daemon = Daemon::start(&executable(), &lab.gateway, back_end).unwrap();
+    let gateway = Gateway { daemon, lab };
+    let server = scripted_server(&gateway.lab.server, &json!({"passive_port": PASSIVE_PORT}));
+    Scene { server, gateway }
+}
+
+/// A client behind masquerade announces port 3762, which a service uses. The gateway must announce another port, and
+/// the service must stay reachable.
+fn assert_port_not_assigned(scene: &Scene) {
+    let lab = &scene.gateway.lab;
+    let outside = lab.gateway.address(Family::V4).to_string();
+    assert_eq!(service_at(&lab.server, &outside, ANNOUNCED), "the service");
+    let client = scene.logged_in(&[say("PORT 192,168,150,80,14,178"), reply()]);
+    let (address, port) = host_port(scene.server.lines().last().unwrap());
+    assert_eq!(address, outside);
+    assert_ne!(port, ANNOUNCED, "{:?}", scene.gateway.daemon.log());
+    assert_eq!(service_at(&lab.server, &outside, ANNOUNCED), "the service");
+    assert_eq!(connect(&lab.server, &outside, port), "open");
+    assert_eq!(client.release().error, None);
+}
+
+/// Publishes port 8080 of the second client at port 3762 of the outer address.
+fn publish(lab: &Lab, how: &str) {
+    let to = format!("{}:8080", lab.client2.address(Family::V4));
+    let outside = lab.gateway.address(Family::V4);
+    match how {
+        "nft" => lab
+            .gateway
+            .nft(&format!(
+                "table ip published {{ chain pre {{ type nat hook prerouting priority dstnat; \
+                 ip daddr {outside} tcp dport 3762 dnat to {to}; }}; }}"
+            ))
+            .unwrap(),
+        "map" => lab
+            .gateway
+            .nft(&format!(
+                "table ip published {{ map services {{ type inet_service : ipv4_addr . inet_service; \
+                 elements = {{ 3762 : {} . 8080 }}; }}; \
+                 chain pre {{ type nat hook prerouting priority dstnat; \
+                 dnat ip to tcp dport map @services; }}; }}",
+                lab.client2.address(Family::V4)
+            ))
+            .unwrap(),
+        program => {
+            let rule = ["-t", "nat", "-A", "PREROUTING", "-p", "tcp", "--dport", "3762"];
+            let rule = [&rule[..], &["-j", "DNAT", "--to-destination", &to]].concat();
+            lab.gateway.run(program, &rule).unwrap();
+        }
+    }
+}
+
+#[test]
+fn a_published_port_is_not_assigned_to_a_client() {
+    thread::scope(|scope| {
+        for (how, back_end) in [
+            ("nft", "nftables"),
+            ("nft", "conntrack"),
+            ("map", "nftables"),
+            ("iptables-nft", "conntrack"),
+            ("iptables-legacy", "nftables"),
+        ] {
+            scope.spawn(move || {
+                let back_end = format!("[pinhole]\nbackend = \"{back_end}\"\n");
+                let scene = scene(Topology::Masquerade, &back_end, |lab| publish(lab, how));
+                let _service = serve(&scene.gateway.lab.client2, 8080);
+                assert_port_not_assigned(&scene);
+            });
+        }
+    });
+}
+
+#[test]
+fn a_port_published_later_is_not_assigned_to_a_client() {
+    thread::scope(|scope| {
+        for how in ["nft", "iptables-nft"] {
+            scope.spawn(move || {
+                let scene = scene(Topology::Masquerade, "", |_| {});
+                let _service = serve(&scene.gateway.lab.client2, 8080);
+                publish(&scene.gateway.lab, how);
+                thread::sleep(Duration::from_secs(4));
+                assert_port_not_assigned(&scene);
+            });
+        }
+    });
+}
+
+#[test]
+fn a_port_of_the_gateway_is_not_assigned_to_clients() {
+    with_each_back_end(|back_end| {
+        let scene = scene(Topology::Masquerade, back_end, |_| {});
+        let _service = serve(&scene.gateway.lab.gateway, ANNOUNCED);
+        assert_port_not_assigned(&scene);
+    });
+}
+
+/// The port that a published server announces is also at the gateway's address.
+#[test]
+fn a_port_of_the_gateway_is_not_assigned_to_servers() {
+    with_each_back_end(|back_end| {
+        let scene = scene(Topology::PublishedServer, back_end, |_| {});
+        let lab = &scene.gateway.lab;
+        let _service = serve(&lab.gateway, PASSIVE_PORT);
+        let outside = lab.server_address(Family::V4).to_string();
+        let steps = [&login()[..], &[say("PASV"), reply()]].concat();
+        let client = scene.client_of(&lab.client, &json!({}), &steps);
+        assert_eq!(service_at(&lab.client, &outside, PASSIVE_PORT), "the service");
+        let session = client.release();
+        assert_eq!(session.error, None);
+        assert_ne!(host_port(session.got(6)), (outside, PASSIVE_PORT));
+    });
+}
+
+/// If destination NAT translates the announced port to the server itself, no other port is needed.
+#[test]
+fn ports_published_for_the_ftp_server_are_not_replaced() {
+    with_each_back_end(|back_end| {
+        let scene = scene(Topology::PublishedServer, back_end, |lab| {
+            let server = lab.server.address(Family::V4);
+            lab.gateway
+                .nft(&format!(
+                    "table ip published {{ chain pre {{ type nat hook prerouting priority dstnat; \
+                     tcp dport 50000-50100 dnat to {server}; }}; }}"
+                ))
+                .unwrap();
+        });
+        let lab = &scene.gateway.lab;
+        let steps = [&login()[..], &[say("PASV"), reply()]].concat();
+        let session = scene.client_of(&lab.client, &json!({}), &steps).release();
+        assert_eq!(host_port(session.got(6)).1, PASSIVE_PORT);
+    });
+}

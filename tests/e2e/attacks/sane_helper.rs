@@ -1,0 +1,87 @@
+//! The kernel's SANE helper (nf_conntrack_sane.c). The conntrack back end needs it for expectations on kernels without
+//! nfnetlink_cthelper. The helper opens a port when it sees an 8-byte request and its answer, so two cooperating ends
+//! could open any port without a login. Therefore the gateway must never emit a packet that has the form of this
+//! request.
+
+use ftp_alg_lab::{Family, Host, Topology};
+use serde_json::{Value, json};
+
+use super::{
+    common::{connect, gated_client, login},
+    scene::Scene,
+};
+
+const CONNTRACK: &str = "[pinhole]\nbackend = \"conntrack\"\n";
+/// SANE_NET_START and a handle.
+const REQUEST: &str = "\0\0\0\u{7}abcd";
+/// The status for success, and port 22.
+const ANSWER: &str = "\0\0\0\0\0\0\0\u{16}";
+
+/// The client runs `steps`, from which the server reads `line`. The server answers like a scanner. No port may open.
+fn assert_no_request(topology: Topology, family: Family, line: &str, steps: &[Value]) {
+    let plan = json!({"extra": {line: ANSWER}});
+    let scene = Scene::with(topology, CONNTRACK, &plan);
+    let lab = &scene.gateway.lab;
+    let pause = json!({"sleep": 0.3});
+    let steps = [&login()[..], steps, &[pause]].concat();
+    let plan = json!({"host": lab.server_address(family)});
+    let client = scene.client_of(&lab.client, &plan, &steps);
+    assert_eq!(scene.gateway.daemon.open_pinholes().unwrap(), [""; 0], "{topology} {family:?}");
+    let opened: (&Host, String) = match topology {
+        Topology::PublishedServer => (&lab.client, lab.server_address(family).to_string()),
+        _ => (&lab.client, lab.server.address(family).to_string()),
+    };
+    assert_eq!(connect(opened.0, &opened.1, 22), "silent", "{topology} {family:?}");
+    drop(client);
+}
+
+/// A retransmission is forwarded with the bytes that were inspected first. So a packet without a request could become a
+/// request when it is forwarded.
+#[test]
+fn retransmitted_bytes_never_form_a_sane_request() {
+    for (topology, family) in [
+        (Topology::Routed, Family::V4),
+        (Topology::Routed, Family::V6),
+        (Topology::Masquerade, Family::V4),
+        (Topology::PublishedServer, Family::V4),
+    ] {
+        let line = format!("USER {REQUEST}");
+        let overlapping = json!({"taken": line, "segments": [[0, line], [5, "XXXXXXXX"]]});
+        assert_no_request(topology, family, &line, &[overlapping, json!({"send": "\r\n"})]);
+    }
+}
+
+/// As above, but more data was inspected at once and the retransmission has several segments.
+#[test]
+fn partly_retransmitted_bytes_never_form_a_sane_request() {
+    let line = format!("USER {REQUEST}efgh");
+    for parts in [json!([5, "XXXXXXXX"]), json!([3, "XX"])] {
+        let overlapping = json!({"taken": line, "segments": [[0, line], parts, [5, "YYYYYYYY"]]});
+        assert_no_request(
+            Topology::Routed,
+            Family::V4,
+            &line,
+            &[overlapping, json!({"send": "\r\n"})],
+        );
+    }
+}
+
+/// Without our rules, the helper would act on connections to which it is still attached.
+#[test]
+fn stopping_the_daemon_removes_the_helper_from_connections() {
+    let mut scene = Scene::with(Topology::Routed, CONNTRACK, &json!({"extra": {REQUEST: ANSWER}}));
+    let pause = json!({"sleep": 0.3});
+    let client = {
+        let request = [json!({"send": REQUEST}), pause.clone(), json!({"send": "\r\n"}), pause];
+        let steps = [&login()[..], &[json!({"gate": ""})], &request].concat();
+        let plan = json!({"host": scene.gateway.lab.server_address(Family::V4), "steps": steps});
+        gated_client(&scene.gateway.lab.client, plan)
+    };
+    assert!(scene.gateway.lab.gateway.connections().unwrap().contains("helper=sane"));
+    // A daemon whose connections are in use leaves its table to its successor, so wait until they are idle.
+    std::thread::sleep(std::time::Duration::from_millis(3500));
+    assert!(scene.gateway.daemon.stop().unwrap().success());
+    assert!(!scene.gateway.lab.gateway.connections().unwrap().contains("helper=sane"));
+    assert_eq!(client.release().error, None);
+    assert_eq!(scene.gateway.daemon.open_pinholes().unwrap(), [""; 0]);
+}

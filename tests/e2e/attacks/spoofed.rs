@@ -1,0 +1,139 @@
+//! Packets that an off-path attacker spoofs in the server's name.
+
+use ftp_alg_lab::{Capture, CaptureAnalysis, Family, Topology};
+use serde_json::json;
+
+use super::{
+    common::{gated_client, login, reply, say},
+    scene::{ANNOUNCED, PORT, Scene, active_transfer},
+};
+
+/// A control connection as seen on the gateway's outer interface.
+struct Seen {
+    /// The client's external port.
+    port: u16,
+    /// The server's next sequence number, and the client's.
+    next: (u32, u32),
+}
+
+impl Seen {
+    fn of(outer: &CaptureAnalysis) -> Self {
+        let number = |text: &String| text.parse::<u32>().unwrap();
+        let fields = ["tcp.dstport", "tcp.seq_raw", "tcp.len", "tcp.ack_raw"];
+        let rows = outer.fields("tcp.srcport == 21 && tcp.len > 0", &fields).unwrap();
+        let row: Vec<u32> = rows.last().unwrap().iter().map(number).collect();
+        Self { port: row[0] as u16, next: (row[1].wrapping_add(row[2]), row[3]) }
+    }
+}
+
+/// Sends a packet from the outsider with the server's address. `flags` has nping's syntax.
+fn spoof(scene: &Scene, port: u16, flags: &str, (seq, ack): (u32, u32), payload: &str) {
+    let lab = &scene.gateway.lab;
+    let server = lab.server.address(Family::V4).to_string();
+    let gateway = lab.gateway.address(Family::V4).to_string();
+    let (port, seq, ack) = (port.to_string(), seq.to_string(), ack.to_string());
+    let mut arguments = vec!["--send-ip", "-c", "1", "-N", "--tcp", "--win", "500"];
+    arguments.extend(["--source-ip", &server, "-g", "21", "-p", &port]);
+    arguments.extend(["--flags", flags, "--seq", &seq, "--ack", &ack]);
+    let hex: String = payload.bytes().map(|byte| format!("{byte:02x}")).collect();
+    if !hex.is_empty() {
+        arguments.extend(["--data", &hex]);
+    }
+    arguments.push(&gateway);
+    lab.outsider.run("nping", &arguments).unwrap();
+}
+
+/// Runs an attack before an active transfer, and asserts that the transfer still works.
+fn assert_transfer_unaffected(attack: impl Fn(&Scene, &Seen)) {
+    let scene = Scene::new(Topology::Masquerade, &json!({}));
+    let lab = &scene.gateway.lab;
+    let outer = Capture::start(&lab.gateway, lab.server_side(), "tcp port 21").unwrap();
+    let transfer = active_transfer(lab.client.address(Family::V4), ANNOUNCED);
+    // The first announcement needs a sequence adjustment. From then on conntrack accepts segments that are out of
+    // window.
+    let announced = [say("PORT 192,168,150,80,14,179"), reply(), json!({"gate": ""})];
+    let steps = [&login()[..], &announced, &transfer].concat();
+    let plan =
+        json!({"host": lab.server_address(Family::V4), "listen": [ANNOUNCED], "steps": steps});
+    let client = gated_client(&lab.client, plan);
+    let seen = Seen::of(&outer.finish().unwrap());
+    let opened = scene.gateway.daemon.counter("pinholes_opened").unwrap();
+    attack(&scene, &seen);
+    assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), opened);
+    let session = client.release();
+    assert_eq!(session.error, None);
+    assert_eq!(session.got(12), "the body\r\n");
+    assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), opened + 1);
+}
+
+/// Offsets from the correct sequence numbers.
+const OFFSETS: [u32; 5] = [0, 1 << 20, 1 << 30, 1 << 31, 3 << 30];
+
+#[test]
+fn spoofed_syn_acks_and_greetings_change_nothing() {
+    assert_transfer_unaffected(|scene, seen| {
+        for offset in OFFSETS {
+            let numbers = (seen.next.0.wrapping_add(offset), seen.next.1.wrapping_add(offset));
+            spoof(scene, seen.port, "syn,ack", numbers, "");
+            let numbers = (numbers.0.wrapping_add(1), numbers.1);
+            spoof(scene, seen.port, "ack,psh", numbers, "220 Welcome\r\n");
+        }
+    });
+}
+
+#[test]
+fn spoofed_resets_change_nothing() {
+    assert_transfer_unaffected(|scene, seen| {
+        for offset in [1 << 19, 0u32.wrapping_sub(1 << 19), 1 << 21, 1 << 31] {
+            let numbers = (seen.next.0.wrapping_add(offset), seen.next.1);
+            spoof(scene, seen.port, "rst", numbers, "");
+            spoof(scene, seen.port, "rst,ack", numbers, "");
+            spoof(scene, seen.port, "fin,ack", numbers, "");
+        }
+    });
+}
+
+#[test]
+fn spoofed_replies_change_nothing() {
+    assert_transfer_unaffected(|scene, seen| {
+        for offset in [1 << 19, 0u32.wrapping_sub(1 << 19), 1 << 21, 1 << 31] {
+            let numbers = (seen.next.0.wrapping_add(offset), seen.next.1);
+            spoof(scene, seen.port, "ack,psh", numbers, "421 Go away\r\n");
+            spoof(scene, seen.port, "ack,psh", numbers, "227 (198,51,100,10,14,180)\r\n");
+            // Acknowledges data that was never sent.
+            let numbers = (numbers.0, seen.next.1.wrapping_add(5000));
+            spoof(scene, seen.port, "ack", numbers, "");
+        }
+    });
+}
+
+/// Only the server may accept the login.
+#[test]
+fn a_spoofed_230_is_not_a_login() {
+    let scene = Scene::new(Topology::Masquerade, &json!({"extra": {"PASS wrong": "530 No"}}));
+    let lab = &scene.gateway.lab;
+    let outer = Capture::start(&lab.gateway, lab.server_side(), "tcp port 21").unwrap();
+    // The server waits for the end of the line.
+    let steps = json!([
+        reply(),
+        say("USER lab"),
+        reply(),
+        {"send": "PASS wrong"},
+        {"gate": ""},
+        say(""),
+        reply(),
+        say(PORT),
+        reply(),
+    ]);
+    let host = lab.server_address(Family::V4);
+    let plan = json!({"host": host, "listen": [ANNOUNCED], "steps": steps});
+    let client = gated_client(&lab.client, plan);
+    let seen = Seen::of(&outer.finish().unwrap());
+    for offset in [1, 100_000, 1 << 19, 0u32.wrapping_sub(100), 1 << 30] {
+        let numbers = (seen.next.0.wrapping_add(offset), seen.next.1);
+        spoof(&scene, seen.port, "ack,psh", numbers, "230 Welcome\r\n");
+    }
+    assert_eq!(client.release().error, None);
+    assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), 0);
+    scene.assert_transfer();
+}

@@ -1,0 +1,115 @@
+//! Urgent data. The scripted server reads the stream without the urgent byte, as sockets do by default. Real servers
+//! read all bytes in the stream, and some look for a command as soon as urgent data arrives.
+
+use std::time::Duration;
+
+use ftp_alg_lab::{Family, Server, ServerKind, Topology};
+use serde_json::{Value, json};
+
+use super::{
+    common::{gateway_with, reply, say, scripted_client},
+    scene::{ANNOUNCED, Scene, with_each_back_end},
+};
+
+/// The end of an announcement of the outsider's port 3764.
+const BOUNCE: &str = "RT 198,51,100,66,14,180\r\n";
+
+fn urgent(text: &str) -> Value {
+    json!({"send": text, "urgent": true})
+}
+
+fn pause() -> Value {
+    json!({"sleep": 0.1})
+}
+
+#[test]
+fn an_urgent_byte_does_not_hide_a_bounce() {
+    with_each_back_end(|configuration| {
+        let scene = Scene::with(Topology::Masquerade, configuration, &json!({}));
+        let mut steps = Vec::new();
+        for start in ["POx", "x", "PORTx"] {
+            let rest = if start == "x" { format!("PO{BOUNCE}") } else { BOUNCE.to_owned() };
+            steps.extend([urgent(start), pause(), json!({"send": rest}), reply()]);
+        }
+        // After a Telnet Synch, whose last byte a server may read as the start of the verb.
+        let synch = "\u{ff}\u{f4}\u{ff}\u{f2}";
+        steps.extend([urgent(synch), pause(), json!({"send": format!("xPO{BOUNCE}")}), reply()]);
+        // A segment without data has an urgent pointer to a byte of a later segment.
+        let segments = json!([[0, "", {"urgent": 3}], [0, format!("POx{BOUNCE}"), {"pause": 0.2}]]);
+        let taken = json!({"taken": format!("POx{BOUNCE}"), "segments": segments});
+        steps.extend([taken, reply(), say("NOOP"), reply()]);
+        let client = scene.logged_in(&steps);
+        let heard = [
+            "POxRT 198,51,100,66,14,180",
+            "xPORT 198,51,100,66,14,180",
+            "PORTxRT 198,51,100,66,14,180",
+            "\u{ff}\u{f4}\u{ff}XXXXX XXXXXXXXXXXXXXXXXXXX",
+            "POxRT 198,51,100,66,14,180",
+            "NOOP",
+        ];
+        assert_eq!(scene.server.lines()[2..], heard);
+        scene.assert_nothing_opened(&[ANNOUNCED, 3764]);
+        let session = client.release();
+        assert_eq!(session.error, None);
+        assert_eq!(session.got(5 + steps.len() - 1), "200 Noop");
+    });
+}
+
+#[test]
+fn an_urgent_byte_of_the_server_stays_in_the_stream() {
+    let extra = json!({"PASV": {"urgent": 40, "reply": "227 Entering Passive Mode (192,168,150,90,195,149)"}});
+    let scene = Scene::new(Topology::PublishedServer, &json!({"extra": extra}));
+    let client = scene.logged_in(&[say("PASV"), reply()]);
+    let session = client.release();
+    let seen = scene.gateway.lab.server_address(Family::V4).to_string().replace('.', ",");
+    assert_eq!(session.got(6), format!("227 Entering Passive Mode   ({seen},195,149)"));
+}
+
+/// RFC 959 section 4.1.3, as BSD's client implements it: `IAC IP IAC` as urgent data, then `DM` and the command.
+#[test]
+fn a_telnet_synch_before_abor_reaches_every_server() {
+    for kind in ServerKind::ALL {
+        let gateway = gateway_with(Topology::Masquerade, "");
+        let lab = &gateway.lab;
+        let server = Server::start(kind, &lab.server).unwrap();
+        let body = vec![b'x'; 8_000_000];
+        server.put("large", &body).unwrap();
+        let (name, password) = server.login();
+        let mut steps = vec![reply(), say(&format!("USER {name}")), reply()];
+        steps.extend([say(&format!("PASS {password}")), reply(), say("TYPE I"), reply()]);
+        steps.extend([say("PASV"), reply(), json!({"dial": true, "later": true})]);
+        steps.extend([say("RETR pub/large"), reply()]);
+        steps.extend([urgent("\u{ff}\u{f4}\u{ff}"), json!({"send": "\u{f2}ABOR\r\n"})]);
+        // Read the data in flight, so that a server that looks for commands later gets to this one.
+        steps.extend([json!({"drain": true}), reply(), reply(), say("NOOP"), reply()]);
+        let host = lab.server_address(Family::V4).to_string();
+        let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
+        let codes: Vec<_> = session.steps.iter().map(|(got, _)| got.get(..3)).collect();
+        let last = &codes[codes.len().saturating_sub(5)..];
+        assert_eq!(session.error, None, "{kind}: {codes:?}");
+        assert!(matches!(last[1], Some("426" | "226" | "225")), "{kind}: {last:?}");
+        assert!(matches!(last[2], Some("226" | "225" | "500")), "{kind}: {last:?}");
+        assert_eq!(last[4], Some("200"), "{kind}");
+        gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
+    }
+}
+
+/// Real servers receive a line that none of them executes.
+#[test]
+fn no_server_executes_a_verb_with_an_urgent_byte() {
+    for kind in [ServerKind::Vsftpd, ServerKind::Proftpd, ServerKind::Pyftpdlib] {
+        let gateway = gateway_with(Topology::Masquerade, "");
+        let lab = &gateway.lab;
+        let server = Server::start(kind, &lab.server).unwrap();
+        let (name, password) = server.login();
+        let mut steps = vec![reply(), say(&format!("USER {name}")), reply()];
+        steps.extend([say(&format!("PASS {password}")), reply()]);
+        steps.extend([urgent("POx"), pause(), json!({"send": BOUNCE}), reply()]);
+        steps.extend([say("NOOP"), reply()]);
+        let host = lab.server_address(Family::V4).to_string();
+        let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
+        assert_eq!(session.error, None, "{kind}");
+        assert!(session.got(8).starts_with("50"), "{kind}: {}", session.got(8));
+        assert!(session.got(10).starts_with("200"), "{kind}: {}", session.got(10));
+    }
+}

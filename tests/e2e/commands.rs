@@ -1,0 +1,239 @@
+//! What the commands show of a daemon that runs, and what they change of it.
+
+use std::{
+    fs::{self, Permissions},
+    os::unix::{fs::PermissionsExt, net::UnixDatagram},
+    time::Duration,
+};
+
+use crate::common::{
+    Gateway, executable, executable_for_everyone, gated_client, gateway, login,
+    names::shell_program, reply, say, scripted_client, scripted_server, wait_for,
+};
+use ftp_alg_lab::{Daemon, Family, Lab, Topology};
+use serde_json::json;
+
+fn assert_narrow(text: &str) {
+    let wide: Vec<&str> = text.lines().filter(|line| line.chars().count() > 80).collect();
+    assert!(wide.is_empty(), "more than 80 columns:\n{}", wide.join("\n"));
+}
+
+fn output(gateway: &Gateway, command: &str) -> String {
+    gateway.daemon.ask(&[command]).unwrap().success().unwrap().stdout_text()
+}
+
+#[test]
+fn external_endpoints_are_shown_before_anything_is_announced() {
+    for (topology, end) in [
+        (Topology::Masquerade, "client"),
+        (Topology::PublishedServer, "server"),
+        (Topology::Routed, ""),
+    ] {
+        let gateway = gateway(topology);
+        let _server = scripted_server(&gateway.lab.server, &json!({}));
+        let host = gateway.lab.server_address(Family::V4).to_string();
+        let steps = [login(), vec![json!({"gate": ""}), say("NOOP"), reply()]].concat();
+        let client = gated_client(&gateway.lab.client, json!({"host": host, "steps": steps}));
+        let sessions = gateway.daemon.sessions().unwrap();
+        let [session] = sessions.as_slice() else { panic!("{topology}: {sessions:?}") };
+        for side in ["client", "server"] {
+            let (own, external) = (&session[side], &session[&*format!("{side}_external")]);
+            assert_eq!(own != external, side == end, "{topology} {side}: {session}");
+        }
+        let text = output(&gateway, "sessions");
+        assert_eq!(text.contains("\nas "), !end.is_empty(), "{text}");
+        assert_narrow(&text);
+        assert_eq!(client.release().error, None);
+    }
+}
+
+#[test]
+fn what_is_shown_has_80_columns() {
+    let gateway = gateway(Topology::Masquerade);
+    let _server = scripted_server(&gateway.lab.server, &json!({}));
+    let host = gateway.lab.server_address(Family::V4).to_string();
+    let port = [say("PORT 192,168,150,80,14,178"), reply(), json!({"gate": ""})];
+    let steps = [login(), port.to_vec()].concat();
+    let plan = json!({"host": host, "listen": [3762], "steps": steps});
+    let client = gated_client(&gateway.lab.client, plan);
+    for command in ["sessions", "pinholes", "status"] {
+        assert_narrow(&output(&gateway, command));
+    }
+    let pinholes = output(&gateway, "pinholes");
+    assert!(pinholes.contains("to 192.168.150.80:3762"), "{pinholes}");
+    assert_eq!(client.release().error, None);
+}
+
+/// The kernel closes a pinhole when the data connection arrives, before the dialogue shows that.
+#[test]
+fn sessions_and_pinholes_show_the_same_open_pinholes() {
+    let gateway = gateway(Topology::Masquerade);
+    let _server = scripted_server(&gateway.lab.server, &json!({}));
+    let host = gateway.lab.server_address(Family::V4).to_string();
+    let port = [say("PORT 192,168,150,80,14,178"), reply(), json!({"gate": ""})];
+    let steps = [login(), port.to_vec()].concat();
+    let plan = json!({"host": host, "listen": [3762], "steps": steps});
+    let client = gated_client(&gateway.lab.client, plan);
+    let open = || gateway.daemon.sessions().unwrap()[0]["pinholes"].as_u64();
+    let pinholes = gateway.daemon.pinholes().unwrap();
+    let [pinhole] = pinholes.as_slice() else { panic!("{pinholes:?}") };
+    assert_eq!(open(), Some(1));
+    let arrival = pinhole["arrival"].as_str().unwrap().replace(':', "/");
+    let mut connect = gateway.lab.server.command("bash");
+    connect.args(["-c", &format!("exec 3<>/dev/tcp/{arrival}")]);
+    gateway.lab.server.finish(connect, b"", Duration::from_secs(5)).unwrap().success().unwrap();
+    assert_eq!(gateway.daemon.pinholes().unwrap(), Vec::<serde_json::Value>::new());
+    assert_eq!(open(), Some(0));
+    assert_eq!(client.release().error, None);
+}
+
+/// A refused announcement, after a login.
+fn refused(gateway: &Gateway) {
+    let host = gateway.lab.server_address(Family::V4).to_string();
+    let steps = [login(), vec![say("PORT 10,9,8,7,14,178"), reply()]].concat();
+    let plan = json!({"host": host, "steps": steps});
+    let session = scripted_client(&gateway.lab.client, &plan);
+    assert_eq!(session.error, None);
+}
+
+#[test]
+fn the_log_level_changes_while_the_daemon_runs() {
+    let gateway = gateway(Topology::Routed);
+    let _server = scripted_server(&gateway.lab.server, &json!({}));
+    let ask = |arguments: &[&str]| {
+        gateway.daemon.ask(arguments).unwrap().success().unwrap().stdout_text()
+    };
+    let refusals = || gateway.daemon.log().matches("refuse PORT").count();
+    assert_eq!(ask(&["log-level"]), "info\n");
+    refused(&gateway);
+    wait_for("the first line", || refusals() == 1);
+    assert_eq!(ask(&["log-level", "error"]), "error\n");
+    refused(&gateway);
+    assert_eq!(ask(&["log-level", "debug"]), "debug\n");
+    refused(&gateway);
+    wait_for("the line after that", || refusals() > 1);
+    assert_eq!(refusals(), 2, "{}", gateway.daemon.log());
+    assert!(gateway.daemon.log().contains("log level changed: debug, error before"));
+}
+
+#[test]
+fn only_root_and_its_own_user_change_a_daemon_whose_socket_is_open_to_all() {
+    let gateway = gateway(Topology::Routed);
+    let program = executable_for_everyone(&gateway.lab);
+    let socket = gateway.daemon.socket();
+    fs::set_permissions(&socket, Permissions::from_mode(0o666)).unwrap();
+    for directory in socket.ancestors().skip(1).take(2) {
+        fs::set_permissions(directory, Permissions::from_mode(0o755)).unwrap();
+    }
+    let ask = |arguments: &[&str]| {
+        let mut command = gateway.lab.gateway.command("setpriv");
+        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program);
+        command.args(arguments).arg("--socket").arg(&socket);
+        gateway.lab.gateway.finish(command, b"", Duration::from_secs(10)).unwrap()
+    };
+    assert_eq!(ask(&["log-level"]).success().unwrap().stdout_text(), "info\n");
+    let refusal = ask(&["log-level", "debug"]);
+    assert_eq!(refusal.status.code(), Some(1));
+    assert!(
+        refusal.stderr_text().contains("only root and the daemon's own user"),
+        "{}",
+        refusal.stderr_text()
+    );
+}
+
+/// Lines begin with a time of RFC 3339 where standard error is a file.
+#[test]
+fn lines_in_a_file_have_the_time() {
+    let gateway = gateway(Topology::Routed);
+    let log = gateway.daemon.log();
+    for line in log.lines() {
+        let form: String =
+            line.chars().take(27).map(|c| if c.is_ascii_digit() { '0' } else { c }).collect();
+        assert_eq!(form, "0000-00-00T00:00:00.000000Z", "{line}");
+        assert!(!line.contains('\u{1b}'), "{line}");
+    }
+    assert!(log.contains("Z  INFO ready: version "), "{log}");
+}
+
+/// The program, with a journal for its standard error, whose socket is in `directory`.
+fn executable_with_journal(lab: &Lab, directory: &str) -> std::path::PathBuf {
+    let (program, script) = (executable(), lab.directory().join("ftp-alg-with-journal"));
+    let (program, path) = (program.display(), script.display());
+    let lines = format!(
+        "#!/bin/sh
+# A /run with the lab and with journald's directory.
+[ -n \"$JOURNAL_STREAM\" ] || {{
+    export JOURNAL_STREAM=$(stat -Lc %d:%i /proc/self/fd/2)
+    exec unshare --mount \"$0\" \"$@\"
+}}
+run={directory}/run
+mkdir -p $run/ftp-alg-lab $run/systemd/journal
+mount --rbind /run/ftp-alg-lab $run/ftp-alg-lab
+mount --bind {directory} $run/systemd/journal
+mount --rbind $run /run
+exec {program} \"$@\"
+"
+    );
+    let lines = format!("cat > {path} <<'END'\n{lines}END\nchmod 755 {path}");
+    lab.gateway.shell(&lines).unwrap().success().unwrap();
+    script
+}
+
+#[test]
+fn a_confined_daemon_logs_to_journald_with_fields_and_without_it_to_standard_error() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let place = lab.directory().join("journal");
+    fs::create_dir(&place).unwrap();
+    let journal = UnixDatagram::bind(place.join("socket")).unwrap();
+    journal.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
+    let program = executable_with_journal(&lab, place.to_str().unwrap());
+    let daemon = Daemon::start(&program, &lab.gateway, "").unwrap();
+    let gateway = Gateway { daemon, lab };
+    let _server = scripted_server(&gateway.lab.server, &json!({}));
+    refused(&gateway);
+    let mut datagram = [0; 4096];
+    let mut next = || {
+        let length = journal.recv(&mut datagram).unwrap();
+        String::from_utf8(datagram[..length].to_vec()).unwrap()
+    };
+    let refusal = loop {
+        let entry = next();
+        assert!(entry.contains("\nSYSLOG_IDENTIFIER=ftp-alg\nMESSAGE="), "{entry}");
+        if entry.contains("refuse PORT") {
+            break entry;
+        }
+    };
+    for line in [
+        "PRIORITY=4",
+        "FTP_ALG_EVENT=refusal",
+        "FTP_ALG_SESSION=1",
+        "FTP_ALG_ACTION=refuse",
+        "FTP_ALG_KIND=PORT",
+        "FTP_ALG_ANNOUNCED=10.9.8.7:3762",
+    ] {
+        assert!(refusal.lines().any(|other| other == line), "{line}: {refusal}");
+    }
+    assert!(refusal.contains("\nFTP_ALG_CLIENT=192.168.150.80:"), "{refusal}");
+    assert!(!gateway.daemon.log().contains("refuse"), "{}", gateway.daemon.log());
+    drop(journal);
+    refused(&gateway);
+    wait_for("the line on standard error", || gateway.daemon.log().contains("<4>#2 "));
+}
+
+#[test]
+fn lines_on_a_terminal_have_colours_unless_no_color_is_set() {
+    for (variable, has_colours) in [("NO_COLOR=", true), ("NO_COLOR=1", false)] {
+        let lab = Lab::new(Topology::Routed).unwrap();
+        let program = executable();
+        let program = program.display();
+        let lines = format!(
+            "[ \"$1\" = run ] || exec {program} \"$@\"\n\
+             exec env {variable} script --quiet --flush --command \"exec {program} $*\" /dev/null"
+        );
+        let started = shell_program(&lab.gateway, "ftp-alg-on-a-terminal", &lines);
+        let daemon = Daemon::start(&started, &lab.gateway, "").unwrap();
+        wait_for("the terminal's output", || daemon.log().contains("ready: version "));
+        let log = daemon.log();
+        assert_eq!(log.contains('\u{1b}'), has_colours, "{variable}: {log:?}");
+    }
+}

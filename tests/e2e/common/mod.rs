@@ -1,0 +1,282 @@
+//! What the end-to-end tests share: a gateway that runs, and scripted ends of a session.
+#![allow(dead_code, reason = "each test file uses its part")]
+
+pub mod dialogues;
+pub mod names;
+
+use std::{
+    fs,
+    os::fd::AsFd as _,
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+    thread,
+    time::{Duration, Instant},
+};
+
+use ftp_alg::gateway::{
+    RuleParameters,
+    firewall::{ControlPathVerdict, Firewall, Hook, interfaces},
+};
+use ftp_alg_lab::{
+    Admission, BackgroundProcess, Capture, Daemon, Host, Lab, LabSpec, Script, Topology,
+};
+use serde_json::{Value, json};
+
+/// The program under test; `FTP_ALG_TEST_EXE` names another, such as an installed one.
+pub fn executable() -> PathBuf {
+    std::env::var_os("FTP_ALG_TEST_EXE")
+        .map_or_else(|| PathBuf::from(env!("CARGO_BIN_EXE_ftp-alg")), PathBuf::from)
+}
+
+/// A copy of the program where anyone may run it, also who is not root. Made by another process: a child
+/// that a test starts at the same moment would have the copy open, and nobody could run it.
+pub fn executable_for_everyone(lab: &Lab) -> PathBuf {
+    let (program, copy) = (executable(), lab.directory().join("ftp-alg-copy"));
+    let arguments = ["-m", "755", &program.to_string_lossy(), &copy.to_string_lossy()];
+    lab.gateway.run("install", &arguments).unwrap().success().unwrap();
+    copy
+}
+
+/// The program, made to have a table that other programs can remove, as on a kernel before Linux 6.9. Made by another
+/// process, as [`executable_for_everyone`] is.
+pub fn executable_without_owner(lab: &Lab) -> PathBuf {
+    let (program, script) = (executable(), lab.directory().join("ftp-alg-without-owner"));
+    let (program, path) = (program.display(), script.display());
+    let lines = format!(
+        "printf '#!/bin/sh\\nFTP_ALG_TABLE_OWNER=no exec {program} \"$@\"\\n' > {path}\nchmod 755 {path}"
+    );
+    lab.gateway.shell(&lines).unwrap().success().unwrap();
+    script
+}
+
+/// A lab with `ftp-alg run` on its gateway. The daemon goes first when it is dropped.
+pub struct Gateway {
+    pub daemon: Daemon,
+    pub lab: Lab,
+}
+
+/// A lab with `ftp-alg run` and an empty configuration.
+pub fn gateway(topology: Topology) -> Gateway {
+    gateway_with(topology, "")
+}
+
+/// A lab with `ftp-alg run` and `configuration`, behind a firewall that suits its back end.
+pub fn gateway_with(topology: Topology, configuration: &str) -> Gateway {
+    let expects = configuration.contains("\"conntrack\"");
+    let admission = if expects { Admission::Related } else { Admission::Mark };
+    let lab = Lab::build(LabSpec { admission, ..LabSpec::new(topology) }).unwrap();
+    let daemon = Daemon::start(&executable(), &lab.gateway, configuration).unwrap();
+    Gateway { daemon, lab }
+}
+
+impl Drop for Gateway {
+    fn drop(&mut self) {
+        if thread::panicking() {
+            // Shown by the test harness with the failure.
+            let log = self.daemon.log();
+            let lines: Vec<_> = log.lines().collect();
+            let name = thread::current().name().unwrap_or("test").replace("::", "-");
+            let whole = Path::new(env!("CARGO_TARGET_TMPDIR")).join(name).with_extension("log");
+            let retained = fs::write(&whole, &log).is_ok();
+            let place = if retained { whole.display().to_string() } else { String::new() };
+            println!("the daemon's log, {} lines, all of them in {place}:", lines.len());
+            let (first, rest) = lines.split_at(lines.len().min(20));
+            let (_, last) = rest.split_at(rest.len().saturating_sub(40));
+            println!("{}\n...\n{}", first.join("\n"), last.join("\n"));
+        }
+    }
+}
+
+/// The scripted server of `server.py`.
+pub struct ScriptedServer {
+    process: BackgroundProcess,
+}
+
+/// Starts `server.py` on `host`, on port 21 if `plan` names no other.
+pub fn scripted_server(host: &Host, plan: &Value) -> ScriptedServer {
+    let command = host.script_command(Script::Server, &[&plan.to_string()]).unwrap();
+    let port = plan["port"].as_u64().map_or(21, |port| u16::try_from(port).unwrap());
+    let process = host.start(command, &format!("scripted-server-{port}")).unwrap();
+    host.wait_for_port(port, Duration::from_secs(5)).unwrap();
+    ScriptedServer { process }
+}
+
+impl ScriptedServer {
+    /// The control lines that it received.
+    pub fn lines(&self) -> Vec<String> {
+        self.said("line")
+    }
+
+    /// Who opened data connections, or to whom it did.
+    pub fn data_peers(&self) -> Vec<String> {
+        self.said("data")
+    }
+
+    fn said(&self, key: &str) -> Vec<String> {
+        self.process
+            .log()
+            .lines()
+            .filter_map(|line| serde_json::from_str::<Value>(line).ok())
+            .filter_map(|entry| Some(entry.get(key)?.as_str()?.to_owned()))
+            .collect()
+    }
+}
+
+/// What became of a scripted client's steps.
+#[derive(Debug)]
+pub struct Session {
+    /// What each step got, and how many milliseconds it took.
+    pub steps: Vec<(String, f64)>,
+    /// Why it stopped early.
+    pub error: Option<String>,
+}
+
+impl Session {
+    fn parse(line: &str) -> Self {
+        let report: Value = serde_json::from_str(line).unwrap_or_else(|_| panic!("{line}"));
+        let steps = report["steps"].as_array().unwrap().iter();
+        Self {
+            steps: steps
+                .map(|step| (step["got"].as_str().unwrap().into(), step["ms"].as_f64().unwrap()))
+                .collect(),
+            error: report["error"].as_str().map(str::to_owned),
+        }
+    }
+
+    /// What step number `at` got.
+    pub fn got(&self, at: usize) -> &str {
+        match self.steps.get(at) {
+            Some((got, _)) => got,
+            None => panic!("step {at} was not reached: {:?}", self.error),
+        }
+    }
+}
+
+/// Runs a scripted client to its end; `plan` as `client.py` has it.
+pub fn scripted_client(host: &Host, plan: &Value) -> Session {
+    let limit = Duration::from_secs(120);
+    let done = host.script(Script::Client, &[&plan.to_string()], limit).unwrap();
+    Session::parse(done.success().unwrap().stdout_text().lines().last().unwrap_or_default())
+}
+
+/// A scripted client that waits at its gate.
+pub struct GatedClient {
+    process: BackgroundProcess,
+    gate: PathBuf,
+}
+
+/// Starts a scripted client whose plan has one `{"gate": ...}` step, and waits until it is there.
+pub fn gated_client(host: &Host, mut plan: Value) -> GatedClient {
+    static NUMBER: AtomicU32 = AtomicU32::new(0);
+    let name = format!("gated-client-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
+    let gate = host.directory().join(format!("{name}.gate"));
+    for step in plan["steps"].as_array_mut().unwrap() {
+        if step.get("gate").is_some() {
+            *step = json!({"gate": gate});
+        }
+    }
+    let command = host.script_command(Script::Client, &[&plan.to_string()]).unwrap();
+    let process = host.start(command, &name).unwrap();
+    let client = GatedClient { process, gate };
+    // It may wait that long for what its steps expect.
+    let patience = plan["timeout"].as_u64().unwrap_or(60).max(60);
+    wait_at_most(patience, "the client's gate", || !client.process.log().is_empty());
+    let log = client.process.log();
+    assert!(log.starts_with("gate"), "{log}");
+    client
+}
+
+impl GatedClient {
+    /// Opens the gate, and gives what became of the session.
+    pub fn release(mut self) -> Session {
+        std::fs::write(&self.gate, b"").unwrap();
+        wait_for("the client's end", || self.process.exit_status().is_some());
+        Session::parse(self.process.log().lines().last().unwrap_or_default())
+    }
+}
+
+/// Waits until `ready`, at most a minute.
+pub fn wait_for(what: &str, ready: impl FnMut() -> bool) {
+    wait_at_most(60, what, ready);
+}
+
+/// Waits until `ready`, at most so many seconds.
+pub fn wait_at_most(seconds: u64, what: &str, mut ready: impl FnMut() -> bool) {
+    let deadline = Instant::now() + Duration::from_secs(seconds);
+    while !ready() {
+        assert!(Instant::now() < deadline, "{what} did not come within {seconds} s");
+        thread::sleep(Duration::from_millis(10));
+    }
+}
+
+/// Steps of a login.
+pub fn login() -> Vec<Value> {
+    vec![
+        json!({"reply": true}),
+        say("USER lab"),
+        json!({"reply": true}),
+        say("PASS lab"),
+        json!({"reply": true}),
+    ]
+}
+
+/// A step that sends a line.
+pub fn say(line: &str) -> Value {
+    json!({"send": format!("{line}\r\n")})
+}
+
+/// A step that reads a reply.
+pub fn reply() -> Value {
+    json!({"reply": true})
+}
+
+/// Rules that drop the first packet that `matching` describes, once.
+pub fn lose_once(hook: &str, matching: &str) -> String {
+    format!(
+        "table inet loss {{
+    chain lose {{
+        type filter hook {hook} priority -450;
+        {matching} limit rate 1/hour burst 1 packets drop
+    }}
+}}
+"
+    )
+}
+
+/// Captures on both sides of the gateway: towards the client, towards the server.
+pub fn captures(lab: &Lab) -> (Capture, Capture) {
+    let start = |side| Capture::start(&lab.gateway, side, "tcp").unwrap();
+    (start(lab.client_side()), start(lab.server_side()))
+}
+
+/// `connect.py` on `host`: what comes of a connection to `address` (`open`, `silent`, ...).
+pub fn connect(host: &Host, address: &str, port: u16) -> String {
+    let arguments = [address, &port.to_string(), "0.7"];
+    let done = host.script(Script::Connect, &arguments, Duration::from_secs(10)).unwrap();
+    done.stdout_text().trim().to_owned()
+}
+
+/// Address and port of a `PORT` line or a `227` reply.
+pub fn host_port(line: &str) -> (String, u16) {
+    let start = line.find(',').unwrap_or_else(|| panic!("no host-port in {line}"));
+    let start = line[..start].rfind(|c: char| !c.is_ascii_digit()).map_or(0, |at| at + 1);
+    let numbers: Vec<u16> = line[start..]
+        .split(|c: char| !c.is_ascii_digit())
+        .take(6)
+        .map(|number| number.parse().unwrap())
+        .collect();
+    let address: Vec<String> = numbers[..4].iter().map(u16::to_string).collect();
+    (address.join("."), numbers[4] * 256 + numbers[5])
+}
+
+/// How control connections fare through the gateway, as its rules say.
+pub fn control(lab: &Lab) -> ControlPathVerdict {
+    let namespace = std::fs::File::open(format!("/run/netns/{}", lab.gateway.namespace())).unwrap();
+    let look = move || {
+        let of = Some(rustix::thread::LinkNameSpaceType::Network);
+        rustix::thread::move_into_link_name_space(namespace.as_fd(), of).unwrap();
+        let interfaces = interfaces();
+        Firewall::read().control_verdicts(&RuleParameters::default(), &interfaces, &[Hook::Forward])
+    };
+    std::thread::spawn(look).join().unwrap().swap_remove(0)
+}

@@ -1,0 +1,57 @@
+//! Dialogues of products that cannot run here, through the gateway: every line arrives unchanged but
+//! for the endpoint of an announcement, and every transfer is whole.
+
+use std::time::Duration;
+
+use crate::common::dialogues::{self, Segments};
+use crate::common::{Gateway, captures, executable};
+use ftp_alg_lab::{Daemon, FirewallKind, Lab, LabSpec, Topology};
+
+fn every_dialogue(topology: Topology, firewall: FirewallKind, segments: Segments) {
+    let lab = Lab::build(LabSpec { firewall, ..LabSpec::new(topology) }).unwrap();
+    let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+    let gateway = Gateway { daemon, lab };
+    let lab = &gateway.lab;
+    let (towards_client, towards_server) = captures(lab);
+    let dialogues = dialogues::all(|family| lab.server_address(family));
+    assert!(dialogues.len() > 22, "transcripts are missing");
+    let failures = dialogues::failures(&lab.server, &lab.client, &dialogues, segments);
+    assert_eq!(failures, [""; 0]);
+
+    let announcements: usize = dialogues.iter().map(dialogues::Playing::announcements).sum();
+    let opened = gateway.daemon.counter("pinholes_opened").unwrap();
+    assert_eq!(opened, announcements as u64, "one pinhole for each announcement, no more");
+    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
+    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
+    assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);
+    assert_eq!(gateway.daemon.counter("pinholes_refused").unwrap(), 0);
+    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
+    for side in [towards_client, towards_server] {
+        assert_eq!(side.finish().unwrap().faults().unwrap(), [""; 0]);
+    }
+}
+
+#[test]
+fn every_dialogue_through_masquerade() {
+    every_dialogue(Topology::Masquerade, FirewallKind::Nftables, Segments::Lines);
+}
+
+#[test]
+fn every_dialogue_through_masquerade_and_iptables_with_a_segment_a_turn() {
+    every_dialogue(Topology::Masquerade, FirewallKind::IptablesLegacy, Segments::Turns);
+}
+
+#[test]
+fn every_dialogue_with_a_published_server() {
+    every_dialogue(Topology::PublishedServer, FirewallKind::Nftables, Segments::Lines);
+}
+
+#[test]
+fn every_dialogue_with_a_published_server_and_iptables_with_a_segment_a_turn() {
+    every_dialogue(Topology::PublishedServer, FirewallKind::IptablesNft, Segments::Turns);
+}
+
+#[test]
+fn every_dialogue_through_a_routed_firewall() {
+    every_dialogue(Topology::Routed, FirewallKind::IptablesLegacy, Segments::Turns);
+}

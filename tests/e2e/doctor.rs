@@ -1,0 +1,473 @@
+//! `ftp-alg doctor` on real firewalls: what it says, what it says to do, and that transfers fare
+//! as it says, before and after.
+
+use std::time::Duration;
+
+use crate::common::{
+    connect, control, executable, gated_client, host_port, login, reply, say, scripted_server,
+    wait_for,
+};
+use ftp_alg::gateway::ConntrackAbilities;
+use ftp_alg_lab::{Daemon, Family, FirewallKind, Lab, LabSpec, Topology};
+use serde_json::{Value, json};
+
+/// What `doctor --json` said, and whether it ended well.
+struct Opinion {
+    well: bool,
+    report: Value,
+}
+
+impl Opinion {
+    fn of(daemon: &Daemon) -> Self {
+        let done = daemon.ask(&["doctor", "--json", "--config", &config(daemon)]).unwrap();
+        let report: Value = serde_json::from_str(&done.stdout_text()).unwrap_or_else(|error| {
+            panic!("{error}: {}{}", done.stdout_text(), done.stderr_text())
+        });
+        let well = done.status.success();
+        assert_eq!(report["ok"], well, "{report}");
+        assert_eq!(done.status.code(), Some(if well { 0 } else { 1 }));
+        Self { well, report }
+    }
+
+    fn with_mark(&self, mark: &str) -> Vec<&Value> {
+        let checks = self.report["checks"].as_array().unwrap();
+        checks.iter().filter(|check| check["mark"] == mark).collect()
+    }
+
+    /// Names of the checks that found a problem.
+    fn problems(&self) -> Vec<&str> {
+        let problems = self.with_mark("problem");
+        problems.into_iter().map(|check| check["name"].as_str().unwrap()).collect()
+    }
+
+    /// The commands that solve them.
+    fn remedies(&self) -> Vec<String> {
+        let problems = self.with_mark("problem");
+        let lines = problems.into_iter().flat_map(|check| check["remedy"].as_array().unwrap());
+        lines.map(|line| line.as_str().unwrap().to_owned()).collect()
+    }
+
+    fn check(&self, name: &str) -> &Value {
+        let checks = self.report["checks"].as_array().unwrap();
+        checks.iter().find(|check| check["name"] == name).unwrap_or_else(|| panic!("no {name}"))
+    }
+}
+
+/// Next to the daemon's socket.
+fn config(daemon: &Daemon) -> String {
+    daemon.socket().with_file_name("ftp-alg.toml").display().to_string()
+}
+
+/// A gateway that masquerades, with `rules` (shell) as its firewall, and the daemon on it.
+fn firewalled(rules: &str) -> (Lab, Daemon) {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    lab.gateway.shell(&format!("nft flush ruleset\n{NAT}\n{rules}")).unwrap();
+    let configuration = "[pinhole]\nbackend = \"nftables\"\n";
+    let daemon = Daemon::start(&executable(), &lab.gateway, configuration).unwrap();
+    (lab, daemon)
+}
+
+const NAT: &str = "nft -f - <<END
+table inet nat {
+    chain source {
+        type nat hook postrouting priority srcnat;
+        oifname wan masquerade
+    }
+}
+END";
+
+/// Removes what an earlier session in this lab left: its open gate, and what its ends said.
+fn forget(lab: &Lab) {
+    for file in ["client.gate", "client-gated-client.log", "server-scripted-server.log"] {
+        let _ = std::fs::remove_file(lab.directory().join(file));
+    }
+}
+
+/// What becomes of the server's connection to what a client announced.
+fn active(lab: &Lab) -> String {
+    forget(lab);
+    let server = scripted_server(&lab.server, &json!({}));
+    let mut steps = login();
+    steps.extend([say("PORT 192,168,150,80,14,178"), reply(), json!({"gate": ""})]);
+    let host = lab.server_address(Family::V4).to_string();
+    let client = gated_client(&lab.client, json!({"host": host, "listen": [3762], "steps": steps}));
+    let (address, port) = host_port(server.lines().last().unwrap());
+    let outcome = connect(&lab.server, &address, port);
+    assert_eq!(client.release().error, None);
+    outcome
+}
+
+/// What becomes of the client's connection to what the server announced; and meanwhile doctor's
+/// opinion.
+fn passive(lab: &Lab, daemon: &Daemon) -> (String, Opinion) {
+    forget(lab);
+    let _server = scripted_server(&lab.server, &json!({"passive_port": 50069}));
+    let mut steps = login();
+    steps.extend([say("PASV"), reply(), json!({"gate": ""})]);
+    let host = lab.server_address(Family::V4).to_string();
+    let client = gated_client(&lab.client, json!({"host": host, "steps": steps}));
+    let opinion = Opinion::of(daemon);
+    let outcome = connect(&lab.client, &host, 50069);
+    assert_eq!(client.release().error, None);
+    (outcome, opinion)
+}
+
+/// The firewall is in the way; the lines that doctor prints, and nothing else, change that.
+fn cured_by_its_own_lines(rules: &str, lines: &[&str]) {
+    let (lab, daemon) = firewalled(rules);
+    let firewalld = rules.contains("table inet firewalld");
+    // firewalld accepts what is destination translated, as an active connection is here.
+    let transfer = || if firewalld { passive(&lab, &daemon).0 } else { active(&lab) };
+    let before = lab.gateway.ruleset().unwrap();
+    let opinion = Opinion::of(&daemon);
+    assert_eq!(lab.gateway.ruleset().unwrap(), before, "doctor changed the rules");
+    assert!(!opinion.well && opinion.problems().iter().all(|name| name.starts_with("forward")));
+    assert_eq!(opinion.remedies(), lines, "{}", opinion.report);
+    assert_ne!(transfer(), "open", "doctor said that it is blocked");
+    for line in lines {
+        lab.gateway.shell(line).unwrap();
+    }
+    let opinion = Opinion::of(&daemon);
+    assert!(opinion.well, "{}", opinion.report);
+    assert_eq!(transfer(), "open", "doctor said that it passes");
+}
+
+const NFT_LINE: &str = "nft insert rule inet filter forward ct mark and 0x40000000 != 0 accept";
+const DROPPING: &str = "nft -f - <<END
+table inet filter {
+    chain forward {
+        type filter hook forward priority filter; policy drop;
+        ct state established accept
+        tcp dport 21 accept
+    }
+}
+END";
+
+fn iptables(variant: &str) -> (String, [String; 2]) {
+    let mut rules = String::new();
+    let lines = ["iptables", "ip6tables"].map(|program| {
+        let program = format!("{program}-{variant}");
+        rules += &format!(
+            "{program} -P FORWARD DROP\n\
+             {program} -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n\
+             {program} -A FORWARD -p tcp --dport 21 -j ACCEPT\n"
+        );
+        format!("{program} -I FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT")
+    });
+    (rules, lines)
+}
+
+#[test]
+fn default_drop_of_nftables_is_cured() {
+    cured_by_its_own_lines(DROPPING, &[NFT_LINE]);
+}
+
+#[test]
+fn a_trailing_reject_in_a_chain_of_nftables_is_cured() {
+    let rules = "nft -f - <<END
+table ip mine {
+    chain last { reject with icmp admin-prohibited; }
+    chain outside { ct state vmap { established : accept, invalid : drop }; goto last; }
+    chain f {
+        type filter hook forward priority 5; policy accept;
+        iifname lan tcp dport 21 accept
+        jump outside
+    }
+}
+END";
+    let line = "nft insert rule ip mine f ct mark and 0x40000000 != 0 accept";
+    cured_by_its_own_lines(rules, &[line]);
+}
+
+#[test]
+fn default_drop_of_iptables_over_nftables_is_cured() {
+    let (rules, lines) = iptables("nft");
+    cured_by_its_own_lines(&rules, &lines.each_ref().map(String::as_str));
+}
+
+#[test]
+fn default_drop_of_iptables_legacy_is_cured() {
+    let (rules, lines) = iptables("legacy");
+    cured_by_its_own_lines(&rules, &lines.each_ref().map(String::as_str));
+}
+
+#[test]
+fn of_two_firewalls_both_are_cured() {
+    let (rules, [v4, v6]) = iptables("legacy");
+    cured_by_its_own_lines(&format!("{DROPPING}\n{rules}"), &[NFT_LINE, &v4, &v6]);
+}
+
+#[test]
+fn dockers_chains_are_cured_where_docker_leaves_room() {
+    let docker = include_str!("../../src/gateway/firewall/samples/docker.save");
+    let rules = format!(
+        "iptables-nft-restore <<END\n{docker}END\n\
+         iptables-nft -A DOCKER-USER -m conntrack --ctstate ESTABLISHED -j ACCEPT\n\
+         iptables-nft -A DOCKER-USER -p tcp --dport 21 -j ACCEPT\n"
+    );
+    let line = "iptables-nft -I DOCKER-USER -m connmark --mark 0x40000000/0x40000000 -j ACCEPT";
+    cured_by_its_own_lines(&rules, &[line]);
+}
+
+#[test]
+fn ufw_is_cured() {
+    let ufw = include_str!("../../src/gateway/firewall/samples/ufw.save");
+    let line = "iptables-legacy -I FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT";
+    cured_by_its_own_lines(&format!("iptables-legacy-restore <<'END'\n{ufw}END\n"), &[line]);
+}
+
+#[test]
+fn fw4_is_cured() {
+    let fw4 = include_str!("../../src/gateway/firewall/samples/fw4.txt");
+    let rules = fw4.replace("br-lan", "lan").replace("eth1", "wan");
+    let line = "nft insert rule inet fw4 forward ct mark and 0x40000000 != 0 accept";
+    cured_by_its_own_lines(&format!("nft -f - <<'END'\n{rules}END\n"), &[line]);
+}
+
+#[test]
+fn firewalld_is_cured() {
+    let firewalld = include_str!("../../src/gateway/firewall/samples/firewalld.txt");
+    let helper = firewalld.lines().find(|line| line.contains("ct helper set")).unwrap();
+    let rules = format!(
+        "nft -f - <<'END'\n{}END\n\
+         nft add rule inet firewalld filter_FWD_public_allow tcp dport 21 accept\n",
+        firewalld.replace(helper, "")
+    );
+    let line = "nft insert rule inet firewalld filter_FORWARD ct mark and 0x40000000 != 0 accept";
+    cured_by_its_own_lines(&rules, &[line]);
+}
+
+#[test]
+fn a_firewall_that_drops_only_ipv6_gets_a_message() {
+    let (rules, [_, v6]) = iptables("legacy");
+    let rules: Vec<&str> = rules.lines().filter(|line| line.starts_with("ip6tables")).collect();
+    let (lab, daemon) = firewalled(&rules.join("\n"));
+    let opinion = Opinion::of(&daemon);
+    assert_eq!(opinion.problems(), ["forward IPv6"]);
+    assert_eq!(opinion.remedies(), [v6]);
+    assert_eq!(active(&lab), "open");
+}
+
+#[test]
+fn output_that_drops_what_ftp_alg_sends_is_cured() {
+    let (lab, daemon) = firewalled(
+        "nft -f - <<END
+table inet filter {
+    chain out { type filter hook output priority filter; policy drop; ct state established accept; }
+}
+END",
+    );
+    let opinion = Opinion::of(&daemon);
+    assert_eq!(opinion.problems(), ["our own packets"]);
+    let line = "nft insert rule inet filter out meta mark 0x70000000 accept";
+    assert_eq!(opinion.remedies(), [line]);
+    lab.gateway.shell(line).unwrap();
+    assert!(Opinion::of(&daemon).well);
+}
+
+#[test]
+fn a_host_is_audited_by_input_and_output() {
+    let (lab, daemon) = firewalled(
+        "nft -f - <<END
+table inet filter {
+    chain forward { type filter hook forward priority filter; policy drop; }
+    chain input { type filter hook input priority filter; policy drop; tcp dport 21 accept; }
+}
+END",
+    );
+    assert_eq!(Opinion::of(&daemon).problems(), ["forward", "control forward"]);
+    lab.gateway
+        .shell(
+            "echo 0 > /proc/sys/net/ipv4/ip_forward\n\
+             echo 0 > /proc/sys/net/ipv6/conf/all/forwarding",
+        )
+        .unwrap();
+    let opinion = Opinion::of(&daemon);
+    assert_eq!(opinion.problems(), ["input"]);
+    assert_eq!(opinion.check("forwarding")["mark"], "note");
+}
+
+#[test]
+fn the_kernels_helper_of_others_is_in_the_way_until_its_rule_is_deleted() {
+    let (lab, daemon) = firewalled(&format!(
+        "{DROPPING}
+{NFT_LINE}
+nft -f - <<END
+table inet other {{
+    ct helper ftp-standard {{ type \"ftp\" protocol tcp; }}
+    chain c {{
+        type filter hook prerouting priority filter;
+        tcp dport 21 ct helper set \"ftp-standard\"
+    }}
+}}
+END"
+    ));
+    // It opens what ftp-alg does not, where the dialogue is none.
+    let (outcome, opinion) = passive(&lab, &daemon);
+    assert_eq!(outcome, "open");
+    assert_eq!(opinion.problems(), ["rule"]);
+    assert_eq!(opinion.check("connections with it")["mark"], "note");
+    let remedies = opinion.remedies();
+    assert!(remedies[0].starts_with("nft delete rule inet other c handle "), "{remedies:?}");
+    lab.gateway.shell(&remedies[0]).unwrap();
+    let (outcome, opinion) = passive(&lab, &daemon);
+    assert!(opinion.well, "{}", opinion.report);
+    assert_eq!(outcome, "open");
+}
+
+#[test]
+fn helpers_of_iptables_are_in_the_way_until_their_rules_are_deleted() {
+    for variant in ["nft", "legacy"] {
+        let rule = "-p tcp -m tcp --dport 21 -j CT --helper ftp";
+        let (lab, daemon) = firewalled(&format!("iptables-{variant} -t raw -A PREROUTING {rule}"));
+        let opinion = Opinion::of(&daemon);
+        assert_eq!(opinion.problems(), ["rule"]);
+        let line = format!("iptables-{variant} -t raw -D PREROUTING {rule}");
+        assert_eq!(opinion.remedies(), [line.as_str()]);
+        lab.gateway.shell(&line).unwrap();
+        assert!(Opinion::of(&daemon).well);
+    }
+}
+
+#[test]
+fn rules_that_end_connection_tracking_are_in_the_way_until_they_are_deleted() {
+    let nft = "nft -f - <<END
+table inet mine {
+    chain early { type filter hook prerouting priority raw; tcp dport 21 notrack; }
+}
+END";
+    let iptables = |variant: &str, target: &str| {
+        format!("iptables-{variant} -t raw -A PREROUTING -p tcp --dport 21 {target}")
+    };
+    let legacy = iptables("legacy", "-j CT --notrack");
+    for rules in [nft, &legacy, &iptables("nft", "-j NOTRACK")] {
+        let (lab, daemon) = firewalled(rules);
+        let _server = scripted_server(&lab.server, &json!({}));
+        let host = lab.server_address(Family::V4).to_string();
+        assert_eq!(Opinion::of(&daemon).problems(), ["notrack"], "{rules}");
+        assert_ne!(connect(&lab.client, &host, 21), "open", "{rules}");
+        for line in Opinion::of(&daemon).remedies() {
+            lab.gateway.shell(&line).unwrap();
+        }
+        assert!(Opinion::of(&daemon).well, "{rules}");
+        assert_eq!(connect(&lab.client, &host, 21), "open", "{rules}");
+    }
+}
+
+#[test]
+fn control_connections_pass_as_the_audit_of_interfaces_says() {
+    let nft = "nft -f - <<END
+table inet mine {
+    set inner { typeof iifname; flags interval; elements = { \"la*\" }; }
+    chain forward {
+        type filter hook forward priority filter; policy drop;
+        ct state established accept
+        iifname @inner oifname wan tcp dport 21 accept
+    }
+}
+END";
+    let iptables = |variant: &str| {
+        let rules = "-P FORWARD DROP
+-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT
+-N zone
+-A FORWARD -i la+ -o wan -j zone
+-A zone -p tcp --dport 21 -j ACCEPT";
+        let lines = rules.lines().map(|rule| format!("iptables-{variant} {rule}\n"));
+        lines.collect::<String>()
+    };
+    for rules in [nft, &iptables("legacy"), &iptables("nft")] {
+        let lab = Lab::new(Topology::Routed).unwrap();
+        lab.gateway.shell(&format!("nft flush ruleset\n{rules}")).unwrap();
+        let _servers = [&lab.server, &lab.client].map(|host| scripted_server(host, &json!({})));
+        let outlook = control(&lab);
+        assert_eq!(outlook.summary(), "accepted lan -> wan; all others: dropped", "{rules}");
+        assert_eq!(outlook.dropping_chains()[0].decided_by.rule, None, "the policy");
+        let [client, server] = [&lab.client, &lab.server].map(|host| host.address(Family::V4));
+        assert_eq!(connect(&lab.client, &server.to_string(), 21), "open", "{rules}");
+        assert_eq!(connect(&lab.server, &client.to_string(), 21), "silent", "{rules}");
+    }
+}
+
+#[test]
+fn auto_selects_the_back_end_by_kernel_not_by_firewall() {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    let has_helpers = ConntrackAbilities::read().cthelper;
+    let choice = || {
+        let mut command = lab.gateway.command(executable());
+        command.args(["doctor", "--json", "--socket", "/nonexistent"]);
+        let done = lab.gateway.finish(command, b"", Duration::from_secs(20)).unwrap();
+        let report: Value = serde_json::from_str(&done.stdout_text()).unwrap();
+        let expected = if has_helpers { "conntrack" } else { "nftables" };
+        assert_eq!(report["backend"], expected);
+        let problems = report["problems"].as_array().unwrap().iter();
+        problems.filter(|problem| problem["name"] != "daemon-absent").count() == 0
+    };
+    assert!(choice(), "our mark is accepted");
+    lab.gateway.nft("flush ruleset").unwrap();
+    assert!(choice(), "nothing drops");
+    lab.gateway.shell(DROPPING).unwrap();
+    assert!(!choice(), "nothing is accepted");
+    lab.gateway.shell("nft add rule inet filter forward ct state related accept").unwrap();
+    assert_eq!(choice(), has_helpers, "related is accepted");
+    lab.gateway.shell(NFT_LINE).unwrap();
+    assert!(choice(), "both are accepted");
+}
+
+#[test]
+fn a_running_daemon_is_no_obstacle_and_another_reader_of_the_queue_is() {
+    for firewall in
+        [FirewallKind::Nftables, FirewallKind::IptablesNft, FirewallKind::IptablesLegacy]
+    {
+        let spec = LabSpec { firewall, ..LabSpec::new(Topology::Masquerade) };
+        let lab = Lab::build(spec).unwrap();
+        let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+        let running = lab.gateway.ruleset().unwrap();
+        let done = daemon.ask(&["doctor"]).unwrap();
+        assert!(
+            done.status.success(),
+            "{firewall:?}: {}{}",
+            done.stdout_text(),
+            done.stderr_text()
+        );
+        assert!(
+            done.stdout_text().contains("read by the running ftp-alg"),
+            "{}",
+            done.stdout_text()
+        );
+        assert_eq!(lab.gateway.ruleset().unwrap(), running);
+        let mut command = lab.gateway.command(executable());
+        command.args(["doctor", "--socket", "/nonexistent"]);
+        let done = lab.gateway.finish(command, b"", Duration::from_secs(20)).unwrap();
+        assert_eq!(done.status.code(), Some(1));
+        assert!(done.stdout_text().contains("taken by another program"), "{}", done.stdout_text());
+        // The daemon saw nobody at its table.
+        wait_for("the daemon's next look", || daemon.counter("errors").is_ok());
+        assert_eq!(daemon.counter("errors").unwrap(), 0);
+    }
+}
+
+#[test]
+fn without_rights_it_says_so_and_guesses_nothing() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let mut command = lab.gateway.command("setpriv");
+    command.args(["--bounding-set=-all", "--inh-caps=-all"]);
+    command.arg(executable()).args(["doctor", "--socket", "/nonexistent"]);
+    let done = lab.gateway.finish(command, b"", Duration::from_secs(20)).unwrap();
+    assert_eq!(done.status.code(), Some(1));
+    assert!(done.stdout_text().contains("CAP_NET_ADMIN is missing"), "{}", done.stdout_text());
+    assert!(!done.stdout_text().contains("firewall\n"), "{}", done.stdout_text());
+}
+
+#[test]
+fn a_bad_configuration_is_wrong_usage() {
+    let file = std::env::temp_dir().join(format!("ftp-alg-doctor-{}.toml", std::process::id()));
+    std::fs::write(&file, "nonsense = 1\n").unwrap();
+    let done = std::process::Command::new(executable())
+        .args(["doctor", "--config"])
+        .arg(&file)
+        .output()
+        .unwrap();
+    std::fs::remove_file(&file).unwrap();
+    assert_eq!(done.status.code(), Some(2));
+    assert!(done.stdout.is_empty());
+}

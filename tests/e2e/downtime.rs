@@ -1,0 +1,338 @@
+//! The daemon away for a moment: killed, restarted or stopped (SIGSTOP) while transfers are being announced.
+//!
+//! `FTP_ALG_ROUNDS` says how often each of these is done (a few); `FTP_ALG_PAUSE_MS` how long the pauses between
+//! them are at most.
+
+use std::{
+    env, fs,
+    path::PathBuf,
+    process::Command,
+    thread,
+    time::{Duration, Instant},
+};
+
+use crate::common::{
+    Gateway, executable, gated_client, gateway_with, login, reply, say, scripted_client, wait_for,
+};
+use ftp_alg_lab::{
+    BackgroundProcess, Daemon, Family, Script, Server, ServerKind, Topology, scaled_timeout,
+};
+use serde_json::{Value, json};
+
+/// How long the daemon may be away before the queue is bypassed, with what its renewal and a loaded machine add.
+const DEADLINE: Duration = Duration::from_secs(5);
+/// Seconds that a client waits: TCP waits twice as long each time that it retransmits.
+const PATIENCE: u64 = 150;
+/// Workers of the load.
+const SESSIONS: u64 = 8;
+
+fn rounds(default: u64) -> u64 {
+    env::var("FTP_ALG_ROUNDS").map_or(default, |text| text.parse().unwrap())
+}
+
+/// A moment that is another each round, below `limit`.
+fn moment(round: u64, limit: u64) -> Duration {
+    let limit = env::var("FTP_ALG_PAUSE_MS").map_or(limit, |text| text.parse().unwrap());
+    Duration::from_millis((round.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % limit)
+}
+
+/// FTP sessions at the same time.
+struct Load {
+    process: BackgroundProcess,
+    until: PathBuf,
+}
+
+impl Load {
+    /// Of sessions to the end of the test. `name` tells it from others at the same gateway. A data connection may take
+    /// `data_seconds`.
+    fn start(gateway: &Gateway, server: &Server, name: &str, data_seconds: u64) -> Self {
+        Self::of(gateway, server, name, data_seconds, 0)
+    }
+
+    /// Of sessions with `transfers` each.
+    fn of(
+        gateway: &Gateway,
+        server: &Server,
+        name: &str,
+        data_seconds: u64,
+        transfers: u64,
+    ) -> Self {
+        let (user, password) = server.login();
+        let host = gateway.lab.server_address(Family::V4).to_string();
+        let until = gateway.lab.directory().join(format!("{name}-is-over"));
+        let modes = "passive,active,passive+ext,active+ext";
+        let (stop, sessions) = (until.display().to_string(), SESSIONS.to_string());
+        let (data, transfers) = (data_seconds.to_string(), transfers.to_string());
+        let patience = PATIENCE.to_string();
+        let arguments =
+            [&host, user, password, modes, &sessions, &transfers, "7200", &stop, &data, &patience];
+        let command = gateway.lab.client.script_command(Script::Load, &arguments).unwrap();
+        let process = gateway.lab.client.start(command, name).unwrap();
+        wait_for("the load", || process.log().contains("ready"));
+        Self { process, until }
+    }
+
+    fn end(mut self) -> Value {
+        fs::write(&self.until, b"").unwrap();
+        let begun = Instant::now();
+        while self.process.exit_status().is_none() {
+            assert!(begun.elapsed() < 2 * Duration::from_secs(PATIENCE), "the load does not end");
+            thread::sleep(Duration::from_millis(50));
+        }
+        serde_json::from_str(self.process.log().lines().last().unwrap()).unwrap()
+    }
+}
+
+fn count(report: &Value, key: &str) -> u64 {
+    report[key].as_u64().unwrap()
+}
+
+/// Nothing is left open, and nothing failed in the daemon.
+fn is_tidy(gateway: &Gateway) {
+    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
+    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
+    assert_eq!(gateway.daemon.counter("errors").unwrap(), 0, "{}", gateway.daemon.log());
+}
+
+fn signal(daemon: &Daemon, name: &str) {
+    let sent = Command::new("kill").args([&format!("-{name}"), &daemon.id().to_string()]).status();
+    assert!(sent.unwrap().success());
+}
+
+/// Stops the daemon for `time`.
+fn pause(daemon: &Daemon, time: Duration) {
+    signal(daemon, "STOP");
+    thread::sleep(time);
+    signal(daemon, "CONT");
+}
+
+fn configuration(backend: &str) -> String {
+    format!("[pinhole]\nbackend = \"{backend}\"\n")
+}
+
+/// No transfer is lost to daemons that end and start again at any moment, at once or a little later.
+fn survives(backend: &str, end: fn(&mut Daemon)) {
+    survives_in(backend, 0, end);
+}
+
+/// The same, in sessions of so many transfers, each of which logs in; 0 is one session to the end. With short sessions
+/// each round ends a daemon that has not started yet as well.
+fn survives_in(backend: &str, transfers: u64, end: fn(&mut Daemon)) {
+    let configuration = configuration(backend);
+    for topology in [Topology::Masquerade, Topology::PublishedServer] {
+        let mut gateway = gateway_with(topology, &configuration);
+        let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
+        let load = Load::of(&gateway, &server, "load", PATIENCE, transfers);
+        let rounds = rounds(if transfers == 0 { 3 } else { 6 });
+        for round in 0..rounds {
+            thread::sleep(scaled_timeout(moment(round, 400)));
+            end(&mut gateway.daemon);
+            if round % 2 == 1 {
+                thread::sleep(moment(round, 600));
+            }
+            let (exe, host) = (executable(), gateway.lab.gateway.clone());
+            if transfers > 0 {
+                let mut early = Daemon::launch(&exe, &host, &configuration).unwrap();
+                thread::sleep(moment(round + 5, 300));
+                early.kill();
+            }
+            gateway.daemon = Daemon::start(&exe, &host, &configuration).unwrap();
+        }
+        thread::sleep(scaled_timeout(Duration::from_millis(500)));
+        let report = load.end();
+        println!("{backend}, {topology}: {rounds} rounds: {report}");
+        let bad = ["damaged", "lost", "failed"].map(|key| count(&report, key));
+        assert_eq!(bad, [0; 3], "{report} {}", gateway.daemon.log());
+        assert!(transfers > 0 || count(&report, "sessions") == SESSIONS, "{report}");
+        assert!(count(&report, "transfers") > rounds, "{report}");
+        is_tidy(&gateway);
+    }
+}
+
+#[test]
+fn no_transfer_is_lost_to_kills_with_pinholes_in_nftables() {
+    survives("nftables", Daemon::kill);
+}
+
+#[test]
+fn no_transfer_is_lost_to_kills_with_expectations() {
+    survives("conntrack", Daemon::kill);
+}
+
+/// The daemon is killed in the middle of logins, and another one at its start.
+#[test]
+fn no_transfer_of_a_session_of_a_few_is_lost_to_kills() {
+    for backend in ["nftables", "conntrack"] {
+        survives_in(backend, 2, Daemon::kill);
+    }
+}
+
+#[test]
+fn no_transfer_is_lost_to_restarts() {
+    survives("nftables", |daemon| assert!(daemon.stop().unwrap().success(), "{}", daemon.log()));
+}
+
+#[test]
+fn nothing_is_lost_to_a_stop_shorter_than_the_deadline() {
+    for backend in ["nftables", "conntrack"] {
+        let gateway = gateway_with(Topology::Masquerade, &configuration(backend));
+        let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
+        let load = Load::start(&gateway, &server, "load", PATIENCE);
+        let rounds = rounds(1);
+        for round in 0..rounds {
+            thread::sleep(scaled_timeout(moment(round, 700)));
+            pause(&gateway.daemon, Duration::from_millis(500) + moment(round + 7, 2500));
+        }
+        thread::sleep(scaled_timeout(Duration::from_millis(500)));
+        let report = load.end();
+        println!("{backend}: {rounds} rounds: {report}");
+        let bad = ["damaged", "lost", "failed"].map(|key| count(&report, key));
+        assert_eq!(bad, [0; 3], "{report} {}", gateway.daemon.log());
+        assert_eq!(count(&report, "sessions"), SESSIONS);
+        is_tidy(&gateway);
+    }
+}
+
+/// A server that cannot connect to its client says so soon, and then goes on to read commands.
+fn gives_up_soon(gateway: &Gateway) {
+    let soon = ["-qw", "net.ipv4.tcp_syn_retries=1"];
+    gateway.lab.server.run("sysctl", &soon).unwrap().success().unwrap();
+}
+
+/// Stops the daemon again and again by `stop`, which is informed the round, under sessions that last and sessions of a few
+/// transfers, whose numbers are not adjusted yet. What was announced meanwhile may be lost, but no control connection.
+fn lives_through(stop: impl Fn(&Gateway, u64)) {
+    for backend in ["nftables", "conntrack"] {
+        lives_through_with(backend, rounds(1), |gateway, round| {
+            thread::sleep(scaled_timeout(moment(round, 700)));
+            stop(gateway, round);
+        });
+    }
+}
+
+/// The same with a back end that the daemon begins with, in so many rounds.
+fn lives_through_with(backend: &str, rounds: u64, mut stop: impl FnMut(&mut Gateway, u64)) {
+    let mut gateway = gateway_with(Topology::Masquerade, &configuration(backend));
+    let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
+    gives_up_soon(&gateway);
+    let load = Load::start(&gateway, &server, "load", 3);
+    let short = Load::of(&gateway, &server, "short-load", 3, 2);
+    for round in 0..rounds {
+        stop(&mut gateway, round);
+    }
+    thread::sleep(scaled_timeout(Duration::from_millis(1500)));
+    // What begins afterwards works.
+    let after = Load::start(&gateway, &server, "later-load", PATIENCE);
+    thread::sleep(scaled_timeout(Duration::from_millis(500)));
+    let [load, short, after] = [load, short, after].map(Load::end);
+    println!("{backend}: {rounds} rounds: {load}, short sessions: {short}, then {after}");
+    for report in [load, short] {
+        assert_eq!(["damaged", "lost"].map(|key| count(&report, key)), [0; 2], "{report}");
+    }
+    let bad = ["damaged", "lost", "failed"].map(|key| count(&after, key));
+    assert_eq!(bad, [0; 3], "{after}");
+}
+
+#[test]
+fn a_daemon_stopped_beyond_the_deadline_stops_no_ftp() {
+    lives_through(|gateway, round| {
+        let greeted =
+            json!({"host": gateway.lab.server_address(Family::V4).to_string(), "steps": [reply()]});
+        signal(&gateway.daemon, "STOP");
+        let stopped = Instant::now();
+        thread::sleep(DEADLINE + Duration::from_millis(500));
+        let client = scripted_client(&gateway.lab.client, &greeted);
+        assert_eq!(client.error, None, "not greeted");
+        assert!(stopped.elapsed() < 2 * DEADLINE, "{:?}", stopped.elapsed());
+        thread::sleep(moment(round + 3, 700));
+        signal(&gateway.daemon, "CONT");
+        wait_for("word of it", || gateway.daemon.log().contains("did not run for"));
+    });
+}
+
+#[test]
+fn a_daemon_stopped_for_about_the_deadline_breaks_no_connection() {
+    lives_through(|gateway, round| {
+        pause(&gateway.daemon, Duration::from_millis(3800) + moment(round + 3, 1500));
+    });
+}
+
+/// Whether the table is left or not, and anyone who reads or does not read the queue.
+#[test]
+fn ftp_goes_on_unadjusted_after_a_daemon_ended_for_good() {
+    let ends: [fn(&mut Daemon); 2] =
+        [Daemon::kill, |daemon| assert!(daemon.stop().unwrap().success(), "{}", daemon.log())];
+    for (backend, end) in ["nftables", "conntrack"].into_iter().zip(ends) {
+        let mut gateway = gateway_with(Topology::Masquerade, &configuration(backend));
+        let _server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
+        let host = gateway.lab.server_address(Family::V4).to_string();
+        let gate = || json!({"gate": ""});
+        let after = |steps: Vec<Value>| [login(), steps].concat();
+        let adjusted = after(vec![say("EPRT |1|192.168.150.80|40000|"), reply(), gate()]);
+        let plain = after(vec![gate(), say("NOOP"), reply(), say("EPSV"), reply()]);
+        let [adjusted, plain] = [adjusted, plain]
+            .map(|steps| gated_client(&gateway.lab.client, json!({"host": host, "steps": steps})));
+        end(&mut gateway.daemon);
+        let table = gateway.lab.gateway.run("nft", &["list", "table", "inet", "ftp_alg"]).unwrap();
+        assert!(table.status.success(), "the table stays for what is adjusted");
+        thread::sleep(DEADLINE + Duration::from_millis(500));
+        let said = [
+            ("plain", plain.release()),
+            ("new", {
+                let steps = after(vec![say("NOOP"), reply()]);
+                scripted_client(&gateway.lab.client, &json!({"host": host, "steps": steps}))
+            }),
+        ];
+        for (name, session) in said {
+            assert_eq!(session.error, None, "{backend}: {name}: {session:?}");
+            let slow = session.steps.iter().filter(|(got, ms)| got != "gate" && *ms > 3000.0);
+            assert!(slow.count() <= 1, "{name}: {session:?}");
+        }
+        drop(adjusted);
+    }
+}
+
+#[test]
+fn a_restart_with_the_other_back_end_breaks_no_connection() {
+    lives_through_with("nftables", rounds(4), |gateway, round| {
+        thread::sleep(scaled_timeout(Duration::from_millis(300) + moment(round, 700)));
+        gateway.daemon.kill();
+        let (exe, host) = (executable(), gateway.lab.gateway.clone());
+        let backend = ["conntrack", "nftables"][usize::try_from(round % 2).unwrap()];
+        gateway.daemon = Daemon::start(&exe, &host, &configuration(backend)).unwrap();
+    });
+}
+
+/// The debugger stops the whole daemon after it has decided that numbers change, and before the kernel knows.
+#[test]
+#[ignore = "needs gdb"]
+fn a_connection_lives_if_the_daemon_is_stopped_in_the_middle_of_a_decision() {
+    let gateway = gateway_with(Topology::Masquerade, &configuration("nftables"));
+    let _server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
+    let script = gateway.lab.directory().join("stop.gdb");
+    let lines = "break ftp_alg::gateway::conntrack::Conntrack::attend\ncontinue\nshell sleep 8\ndelete\ndetach\n";
+    fs::write(&script, lines).unwrap();
+    let mut gdb = gateway.lab.gateway.command("gdb");
+    gdb.args(["-q", "-batch", "-p", &gateway.daemon.id().to_string(), "-x"]).arg(&script);
+    let mut gdb = gateway.lab.gateway.start(gdb, "gdb").unwrap();
+    // It stops the daemon for long, to read symbols.
+    wait_for("gdb", || gdb.log().contains("Breakpoint 1 at"));
+    wait_for("the heartbeat", || gateway.daemon.log().contains("did not run for"));
+    let mut steps = login();
+    steps.extend([say("EPRT |1|192.168.150.80|40000|"), reply(), json!({"sleep": 4.0})]);
+    for _ in 0..3 {
+        steps.extend([say("NOOP"), reply()]);
+    }
+    let host = gateway.lab.server_address(Family::V4).to_string();
+    let client = json!({"host": host, "timeout": 30, "steps": steps});
+    let session = scripted_client(&gateway.lab.client, &client);
+    wait_for("the end of gdb", || gdb.exit_status().is_some());
+    assert!(
+        gdb.log().contains("mode=ftp_alg_core::engine::kernel::QueueMode::All"),
+        "{}",
+        gdb.log()
+    );
+    assert_eq!(session.error, None, "{session:?}");
+    let said = |(got, _): &&(String, f64)| got.starts_with("200 NOOP");
+    assert_eq!(session.steps.iter().filter(said).count(), 3, "{session:?}");
+}

@@ -1,0 +1,92 @@
+//! Several workers, each with the packets of its own processors: a connection's come by any queue.
+
+use std::{collections::BTreeSet, fs, thread, time::Duration};
+
+use crate::common::{executable, gated_client, gateway_with, login, reply, say, scripted_server};
+use ftp_alg_lab::{Daemon, Family, Script, Server, ServerKind, Topology};
+use serde_json::{Value, json};
+
+const CONFIGURATION: &str = "[queue]\nworkers = 3\nfanout = \"cpu\"\n";
+
+/// The processors that each worker may be on.
+fn processors(daemon: &Daemon) -> BTreeSet<(String, String)> {
+    let tasks = fs::read_dir(format!("/proc/{}/task", daemon.id())).unwrap();
+    let of = |status: &str, key: &str| {
+        let line = status.lines().find_map(|line| line.strip_prefix(key));
+        line.unwrap().trim().to_owned()
+    };
+    tasks
+        .map(|task| fs::read_to_string(task.unwrap().path().join("status")).unwrap())
+        .map(|status| (of(&status, "Name:"), of(&status, "Cpus_allowed_list:")))
+        .filter(|(name, _)| name.starts_with("queue-"))
+        .collect()
+}
+
+#[test]
+fn sessions_at_once_work_from_whatever_processor_their_packets_come() {
+    let gateway = gateway_with(Topology::Masquerade, CONFIGURATION);
+    let allowed = processors(&gateway.daemon);
+    assert_eq!(allowed.len(), 3);
+    if thread::available_parallelism().unwrap().get() == 2 {
+        // The third gets no packets.
+        let two = [("queue-2100", "0"), ("queue-2101", "1"), ("queue-2102", "0-1")];
+        assert_eq!(allowed, two.map(|(a, b)| (a.to_owned(), b.to_owned())).into());
+    }
+    let lab = &gateway.lab;
+    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+    server.put("report", &[b'x'; 2000]).unwrap();
+    let (user, password) = server.login();
+    thread::scope(|scope| {
+        let modes = ["active", "passive", "active+ext", "passive+ext"];
+        let running = modes.map(|mode| {
+            scope.spawn(move || {
+                let address = lab.server_address(Family::V4).to_string();
+                let arguments = [&address, user, password, mode, "150", "pub/report"];
+                let limit = Duration::from_secs(120);
+                let done = lab.client.script(Script::Many, &arguments, limit).unwrap();
+                let report: Value =
+                    serde_json::from_str(&done.success().unwrap().stdout_text()).unwrap();
+                (mode, report["transfers"].as_u64(), report["errors"].clone())
+            })
+        });
+        for (mode, thread) in modes.into_iter().zip(running) {
+            assert_eq!(thread.join().unwrap(), (mode, Some(150), json!([])));
+        }
+    });
+    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0, "packets invalid for conntrack");
+    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
+    let status = gateway.daemon.status().unwrap();
+    assert_eq!((&status["errors"], &status["lost"]), (&json!(0), &json!(0)), "{status}");
+}
+
+#[test]
+fn each_session_is_known_again_by_any_number_of_workers() {
+    let mut gateway = gateway_with(Topology::Masquerade, CONFIGURATION);
+    let _server = scripted_server(&gateway.lab.server, &json!({}));
+    let client = |port: u16| {
+        let [high, low] = port.to_be_bytes();
+        let transfer = [
+            say(&format!("PORT 192,168,150,80,{high},{low}")),
+            reply(),
+            say("LIST"),
+            reply(),
+            json!({"accept": port}),
+            reply(),
+        ];
+        let steps = [&login()[..], &transfer, &[json!({"gate": ""})], &transfer].concat();
+        let host = gateway.lab.server_address(Family::V4).to_string();
+        gated_client(&gateway.lab.client, json!({"host": host, "listen": [port], "steps": steps}))
+    };
+    let clients: Vec<_> = (3762..3770).map(client).collect();
+    for other in [CONFIGURATION, "[queue]\nnumber = 2099\nworkers = 5\n", "queue.workers = 1\n", ""]
+    {
+        gateway.daemon.kill();
+        gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, other).unwrap();
+        let log = gateway.daemon.log();
+        assert!(log.contains("restored 8 sessions (8 with sequence adjustment)"), "{other}: {log}");
+        assert!(!log.contains("WARN"), "{other}: {log}");
+    }
+    for client in clients {
+        assert_eq!(client.release().error, None);
+    }
+}

@@ -1,0 +1,474 @@
+//! The fast path with real ends: what recurs is inspected at the interfaces and not queued, and nothing else is different.
+
+use std::{fs, thread, time::Duration};
+
+use crate::common::{
+    Gateway, executable, gated_client, gateway_with, login, reply, say, scripted_client,
+    scripted_server, wait_for,
+};
+use ftp_alg_lab::{Daemon, Family, Lab, Script, Server, ServerKind, Topology, scaled_timeout};
+use serde_json::{Value, json};
+
+const ON: &str = "[queue]\nfast-path = \"auto\"\n[pinhole]\nbackend = \"nftables\"\n";
+
+fn gateway(topology: Topology) -> Option<Gateway> {
+    let gateway = gateway_with(topology, ON);
+    let state = fast_path(&gateway.daemon);
+    if state["why"].as_str().is_some_and(|why| why.contains("TCX")) {
+        println!("not tried: {}", state["why"]);
+        return None;
+    }
+    assert_eq!(state["state"], "on", "{state}");
+    Some(gateway)
+}
+
+fn fast_path(daemon: &Daemon) -> Value {
+    daemon.status().unwrap()["fast_path"].clone()
+}
+
+fn count(daemon: &Daemon, name: &str) -> u64 {
+    fast_path(daemon)[name].as_u64().unwrap()
+}
+
+/// Directories of pins of the gateway's network namespace, whose number they begin with.
+fn pins(lab: &Lab) -> usize {
+    const NUMBER: &str = "import socket; own = socket.socket(socket.AF_UNIX); \
+        print('%x-' % int.from_bytes(own.getsockopt(socket.SOL_SOCKET, 71, 8), 'little'))";
+    let number = lab.gateway.run("python3", &["-c", NUMBER]).unwrap().stdout_text();
+    let is_own = |name: &str| name.starts_with(number.trim());
+    let Ok(all) = fs::read_dir("/sys/fs/bpf/ftp-alg") else { return 0 };
+    all.filter(|entry| is_own(entry.as_ref().unwrap().file_name().to_str().unwrap())).count()
+}
+
+/// A transfer in passive mode.
+fn passive(command: &str) -> Vec<Value> {
+    let dial = json!({"dial": true, "later": true});
+    vec![say(command), reply(), dial, say("LIST"), reply(), json!({"drain": true}), reply()]
+}
+
+/// One in active mode, to a port below 2560 that is written with few digits.
+fn active(port: u16) -> Vec<Value> {
+    active_by(&format!("PORT 192,168,150,80,{},{}", port / 256, port % 256), port)
+}
+
+/// The same by EPRT.
+fn extended_active(port: u16) -> Vec<Value> {
+    active_by(&format!("EPRT |1|192.168.150.80|{port}|"), port)
+}
+
+fn active_by(announcement: &str, port: u16) -> Vec<Value> {
+    vec![say(announcement), reply(), say("LIST"), json!({"accept": port}), reply(), reply()]
+}
+
+fn plan(lab: &Lab, listen: &[u16], steps: &[Vec<Value>]) -> Value {
+    let host = lab.server_address(Family::V4).to_string();
+    json!({"host": host, "listen": listen, "steps": steps.concat()})
+}
+
+#[test]
+fn transfers_through_a_routed_firewall_use_the_fast_path() {
+    let Some(gateway) = gateway(Topology::Routed) else { return };
+    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+    let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+    let steps: Vec<_> = [login()].into_iter().chain((0..8).map(|_| passive("PASV"))).collect();
+    let session = scripted_client(&lab.client, &plan(lab, &[], &steps));
+    assert_eq!(session.error, None, "{:?} {}", session.steps, fast_path(daemon));
+    wait_for("all to be read", || daemon.counter("pinholes_opened").unwrap() == 8);
+    assert!(count(daemon, "lines") > 20, "{}", fast_path(daemon));
+    assert_eq!(count(daemon, "admitted"), 8, "{}", fast_path(daemon));
+    assert_eq!(daemon.counter("fast_path_mismatches").unwrap(), 0);
+    daemon.wait_for_no_pinholes(Duration::from_secs(5)).unwrap();
+}
+
+#[test]
+fn interfaces_have_the_program_only_while_a_session_lasts() {
+    let Some(gateway) = gateway(Topology::Routed) else { return };
+    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+    let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+    let is_attached = || !fast_path(daemon)["interfaces"].as_array().unwrap().is_empty();
+    for _ in 0..2 {
+        wait_for("the end of its use", || !is_attached());
+        let before = count(daemon, "lines");
+        let session = scripted_client(
+            &lab.client,
+            &plan(lab, &[], &[login(), passive("PASV"), vec![say("QUIT"), reply()]]),
+        );
+        assert_eq!(session.error, None, "{:?} {}", session.steps, daemon.log());
+        assert!(is_attached(), "{}", fast_path(daemon));
+        // The session for which it is attached is inspected from its greeting on.
+        assert!(count(daemon, "lines") - before > 8, "{}", fast_path(daemon));
+        assert_eq!(daemon.counter("errors").unwrap(), 0, "{}", daemon.log());
+    }
+    assert_eq!(count(daemon, "admitted"), 2, "{}", fast_path(daemon));
+}
+
+#[test]
+fn transfers_from_a_published_server_use_the_fast_path() {
+    for topology in [Topology::PublishedServer, Topology::OneToOne] {
+        let configuration = match topology {
+            Topology::OneToOne => format!("nat.external-address = \"198.51.100.1\"\n{ON}"),
+            _ => ON.to_owned(),
+        };
+        let gateway = gateway_with(topology, &configuration);
+        let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+        let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+        let steps: Vec<_> = (0..6).flat_map(|_| [passive("PASV"), passive("EPSV")]).collect();
+        let session =
+            scripted_client(&lab.client, &plan(lab, &[], &[vec![login()], steps].concat()));
+        assert_eq!(session.error, None, "{topology}: {}", daemon.log());
+        let text = serde_json::to_string(&session.steps).unwrap();
+        assert_eq!(text.matches("here it is").count(), 12, "{topology}: {text}");
+        wait_for("all to be read", || daemon.counter("pinholes_opened").unwrap() == 12);
+        if topology == Topology::PublishedServer && fast_path(daemon)["state"] == "on" {
+            assert_eq!(text.matches("Mode   (198,51,100,1,").count(), 6, "{text}");
+            assert_eq!(count(daemon, "admitted"), 12, "{}", fast_path(daemon));
+            assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
+        }
+        assert_eq!(daemon.counter("fast_path_mismatches").unwrap(), 0, "{topology}");
+    }
+}
+
+#[test]
+fn idle_sessions_leave_pinholes_for_other_sessions_of_a_client() {
+    let configuration = format!("policy.max-pinholes-per-client = 4\n{ON}");
+    let gateway = gateway_with(Topology::Masquerade, &configuration);
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+    let gate = vec![json!({"gate": ""})];
+    let steps = [login(), gate, passive("PASV"), passive("PASV")];
+    let clients: Vec<_> =
+        (0..8).map(|_| gated_client(&lab.client, plan(lab, &[], &steps))).collect();
+    for client in clients.into_iter().rev() {
+        let session = client.release();
+        assert_eq!(session.error, None, "{:?}", session.steps);
+        let text = serde_json::to_string(&session.steps).unwrap();
+        assert_eq!(text.matches("here it is").count(), 2, "{text}");
+    }
+    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 16);
+    assert_eq!(gateway.daemon.counter("pinholes_refused").unwrap(), 0);
+}
+
+/// The program sees one direction of its connections, and no SYN of the server.
+#[test]
+fn a_server_on_the_gateway_itself_is_left_to_the_queue() {
+    let Some(gateway) = gateway(Topology::Routed) else { return };
+    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+    lab.gateway.nft("insert rule inet gateway input tcp dport 21 accept").unwrap();
+    lab.gateway.nft("insert rule inet gateway input ct mark and 0x40000000 != 0 accept").unwrap();
+    let _server = scripted_server(&lab.gateway, &json!({"body": "here it is\r\n"}));
+    let host = lab.gateway.address(Family::V4).to_string();
+    let steps = [login(), active(1030), passive("PASV"), active(1031), passive("EPSV")].concat();
+    let plan = json!({"host": host, "listen": [1030, 1031], "steps": steps});
+    let session = scripted_client(&lab.client, &plan);
+    assert_eq!(session.error, None, "{:?} {}", session.steps, daemon.log());
+    assert_eq!(daemon.counter("pinholes_opened").unwrap(), 4);
+    assert_eq!(daemon.counter("pinholes_used").unwrap(), 4);
+    assert_eq!((count(daemon, "lines"), count(daemon, "handed_back")), (0, 0));
+}
+
+#[test]
+fn transfers_through_masquerade_use_the_fast_path() {
+    let Some(gateway) = gateway(Topology::Masquerade) else { return };
+    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+    let server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+    let ports: Vec<u16> = (1025..1033).collect();
+    let mut steps = vec![login()];
+    for port in &ports {
+        steps.extend([passive("PASV"), active(*port), passive("EPSV")]);
+    }
+    let session = scripted_client(&lab.client, &plan(lab, &ports, &steps));
+    assert_eq!(session.error, None);
+    let text = serde_json::to_string(&session.steps).unwrap();
+    assert_eq!(text.matches("here it is").count(), 24, "{text}");
+    let announced: Vec<_> =
+        server.lines().into_iter().filter(|line| line.starts_with("PORT")).collect();
+    assert_eq!(announced.len(), 8);
+    assert!(announced.iter().all(|line| line.starts_with("PORT 198,51,100,1,")), "{announced:?}");
+    wait_for("all to be read", || daemon.counter("pinholes_opened").unwrap() == 24);
+    assert!(count(daemon, "lines") > 100, "{}", fast_path(daemon));
+    assert_eq!(count(daemon, "admitted"), 24, "{}", fast_path(daemon));
+    assert!(daemon.counter("packets").unwrap() < 40, "{}", daemon.counter("packets").unwrap());
+    assert_eq!(daemon.counter("fast_path_mismatches").unwrap(), 0);
+    assert_eq!(daemon.counter("errors").unwrap(), 0);
+    assert_eq!(daemon.log().matches("PORT 192.168.150.80:").count(), 8, "{}", daemon.log());
+    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
+    daemon.wait_for_no_pinholes(Duration::from_secs(5)).unwrap();
+}
+
+/// An EPRT that names another address changes its length: the first one is queued, and adjusts the connection.
+#[test]
+fn an_adjusted_connection_uses_the_fast_path() {
+    let Some(gateway) = gateway(Topology::Masquerade) else { return };
+    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+    let server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+    let ports: Vec<u16> = (1025..1041).collect();
+    let mut steps = vec![login()];
+    for port in &ports {
+        steps.extend([extended_active(*port), passive("PASV"), passive("EPSV")]);
+    }
+    let session = scripted_client(&lab.client, &plan(lab, &ports, &steps));
+    assert_eq!(session.error, None, "{:?} {}", session.steps.last(), daemon.log());
+    let text = serde_json::to_string(&session.steps).unwrap();
+    assert_eq!(text.matches("here it is").count(), 48, "{text}");
+    let lines = server.lines();
+    let announced: Vec<_> = lines.iter().filter(|line| line.starts_with("EPRT")).collect();
+    let expected = ports.iter().map(|port| format!("EPRT |1|198.51.100.1|{port}|"));
+    assert!(announced.into_iter().eq(&expected.collect::<Vec<_>>()), "{lines:?}");
+    wait_for("all to be read", || daemon.counter("pinholes_opened").unwrap() == 48);
+    assert!(count(daemon, "admitted") >= 47, "{}", fast_path(daemon));
+    assert!(count(daemon, "handed_back") <= 2, "{}", fast_path(daemon));
+    assert!(daemon.counter("packets").unwrap() < 40, "{}", daemon.counter("packets").unwrap());
+    assert_eq!(daemon.counter("fast_path_mismatches").unwrap(), 0, "{}", daemon.log());
+    assert_eq!(daemon.counter("errors").unwrap(), 0);
+    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
+    daemon.wait_for_no_pinholes(Duration::from_secs(5)).unwrap();
+}
+
+#[test]
+fn announcements_use_the_fast_path_from_the_third_on() {
+    let Some(gateway) = gateway(Topology::Masquerade) else { return };
+    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+    // One byte shorter than 198.51.100.1.
+    let own = "ip address add 192.168.1.8/24 dev eth0
+        ip route replace default via 192.168.1.1 src 192.168.1.8";
+    lab.gateway.shell("ip address add 192.168.1.1/24 dev lan").unwrap().success().unwrap();
+    lab.client.shell(own).unwrap().success().unwrap();
+    let server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+    let ports: Vec<u16> = (50000..50016).collect();
+    let announcements = ports.iter().map(|port| {
+        let line = format!("PORT 192,168,1,8,{},{}", port / 256, port % 256);
+        active_by(&line, *port)
+    });
+    let steps: Vec<_> = [login()].into_iter().chain(announcements).collect();
+    let session = scripted_client(&lab.client, &plan(lab, &ports, &steps));
+    assert_eq!(session.error, None, "{:?} {}", session.steps.last(), daemon.log());
+    let lines = server.lines();
+    let announced: Vec<_> = lines.iter().filter(|line| line.starts_with("PORT")).collect();
+    let own = |port: &u16| format!("PORT 198,51,100,1,{},{}", port / 256, port % 256);
+    assert_eq!(announced[0].len(), "PORT 192,168,1,8,195,80".len(), "{lines:?}");
+    assert!(announced[1..].iter().copied().eq(&ports[1..].iter().map(own).collect::<Vec<_>>()));
+    wait_for("all to be read", || daemon.counter("pinholes_opened").unwrap() == 16);
+    assert!(count(daemon, "admitted") >= 14, "{}", fast_path(daemon));
+    assert_eq!(daemon.counter("fast_path_mismatches").unwrap(), 0, "{}", daemon.log());
+    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
+    daemon.wait_for_no_pinholes(Duration::from_secs(5)).unwrap();
+}
+
+#[test]
+fn the_fast_path_works_without_a_daemon_and_the_next_reads_it() {
+    let Some(mut gateway) = gateway(Topology::Routed) else { return };
+    let _server = scripted_server(&gateway.lab.server, &json!({"body": "here it is\r\n"}));
+    let gate = vec![json!({"gate": ""})];
+    let three = || (0..3).map(|_| passive("PASV")).collect::<Vec<_>>();
+    // The first two transfers have it handed over; three are made while nobody is there.
+    let before = [vec![login()], three(), vec![gate]].concat();
+    let steps = [before, three(), three()].concat();
+    let client = gated_client(&gateway.lab.client, plan(&gateway.lab, &[], &steps));
+    wait_for("three transfers", || gateway.daemon.counter("pinholes_opened").unwrap() == 3);
+    gateway.daemon.kill();
+    let session = client.release();
+    assert_eq!(session.error, None);
+    let text = serde_json::to_string(&session.steps).unwrap();
+    assert_eq!(text.matches("here it is").count(), 9, "{text}");
+    gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, ON).unwrap();
+    let daemon = &gateway.daemon;
+    // Three opened before are in the journal, and not counted again.
+    assert_eq!(daemon.counter("pinholes_opened").unwrap(), 6, "{}", daemon.log());
+    assert_eq!(daemon.counter("fast_path_mismatches").unwrap(), 0);
+    assert_eq!(daemon.counter("lost").unwrap(), 0);
+}
+
+#[test]
+fn sessions_that_began_with_conntrack_go_on_without_a_program() {
+    let mut gateway = gateway_with(Topology::Routed, "[pinhole]\nbackend = \"conntrack\"\n");
+    let _server = scripted_server(&gateway.lab.server, &json!({"body": "here it is\r\n"}));
+    let steps = [login(), vec![json!({"gate": ""})], passive("PASV")];
+    let client = gated_client(&gateway.lab.client, plan(&gateway.lab, &[], &steps));
+    wait_for("the login", || gateway.daemon.counter("sessions").unwrap() == 1);
+    gateway.daemon.kill();
+    let configuration = "queue.fast-path = \"auto\"\n";
+    gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, configuration).unwrap();
+    let off = fast_path(&gateway.daemon);
+    assert_eq!(
+        (&off["state"], &off["why"]),
+        (&json!("off"), &json!("back end conntrack: it needs nftables"))
+    );
+    assert_eq!(pins(&gateway.lab), 0, "{}", gateway.daemon.log());
+    assert_eq!(client.release().error, None);
+}
+
+#[test]
+fn a_rule_that_takes_marks_away_keeps_it_off() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let rules = |rule: &str| {
+        let chain = "type filter hook prerouting priority mangle";
+        let table = format!("table inet own {{ chain marks {{ {chain}; {rule}\n}}\n}}\n");
+        lab.gateway.nft(&format!("table inet own\ndelete table inet own\n{table}")).unwrap();
+    };
+    let start = || Daemon::start(&executable(), &lab.gateway, ON).unwrap();
+    rules("meta mark set 0x1");
+    let mut daemon = start();
+    let off = fast_path(&daemon);
+    let why = off["why"].as_str().unwrap();
+    assert!(why.contains("in inet own marks overwrites the fast path's packet marks"), "{off}");
+    assert_eq!((&off["state"], pins(&lab)), (&json!("off"), 0));
+    let configuration = daemon.socket().with_file_name("ftp-alg.toml").display().to_string();
+    let doctor = daemon.ask(&["doctor", "--config", &configuration]).unwrap().stdout_text();
+    assert!(doctor.contains("`meta mark set 0x00000001` in inet own marks"), "{doctor}");
+    let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+    let steps = [login(), passive("PASV"), active(1025), passive("EPSV")];
+    let session = scripted_client(&lab.client, &plan(&lab, &[1025], &steps));
+    assert_eq!(session.error, None, "{}", daemon.log());
+    assert_eq!(daemon.counter("errors").unwrap(), 0, "{}", daemon.log());
+    assert!(daemon.stop().unwrap().success(), "{}", daemon.log());
+    for rule in ["meta mark set meta mark & 0xffffff00 | 0x1", "iifname other meta mark set 0x1"] {
+        rules(rule);
+        let mut daemon = start();
+        assert_eq!(fast_path(&daemon)["state"], "on", "{rule}: {}", daemon.log());
+        daemon.stop().unwrap();
+    }
+}
+
+#[test]
+fn a_clean_stop_leaves_no_program_and_no_pin() {
+    let Some(mut gateway) = gateway(Topology::Routed) else { return };
+    let links = gateway.lab.gateway.shell("ip -details link show lan").unwrap().stdout_text();
+    assert!(count(&gateway.daemon, "lines") == 0, "{links}");
+    assert_eq!(pins(&gateway.lab), 1);
+    gateway.daemon.stop().unwrap();
+    assert_eq!(pins(&gateway.lab), 0, "{}", gateway.daemon.log());
+}
+
+#[test]
+fn transfers_on_the_fast_path_survive_a_killed_daemon() {
+    let rounds = std::env::var("FTP_ALG_ROUNDS").map_or(40, |text| text.parse().unwrap());
+    let Some(mut gateway) = gateway(Topology::Masquerade) else { return };
+    let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
+    let (user, password) = server.login();
+    let host = gateway.lab.server_address(Family::V4).to_string();
+    let until = gateway.lab.directory().join("load-is-over");
+    let stop = until.display().to_string();
+    let arguments =
+        [&host, user, password, "passive,active,passive+ext", "6", "0", "7200", &stop, "150"];
+    let command = gateway.lab.client.script_command(Script::Load, &arguments).unwrap();
+    let mut load = gateway.lab.client.start(command, "load").unwrap();
+    wait_for("the load", || load.log().contains("ready"));
+    let mut fast_path = 0;
+    for round in 0..rounds {
+        fast_path += gateway.daemon.counter("fast_path_lines").unwrap();
+        assert_eq!(gateway.daemon.counter("fast_path_mismatches").unwrap(), 0, "round {round}");
+        gateway.daemon.kill();
+        gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, ON).unwrap();
+        let log = gateway.daemon.log();
+        assert!(log.contains("restored 6 sessions"), "round {round}: {log}");
+        // At another moment of a transfer each time; long enough that what is retransmitted gets through.
+        thread::sleep(scaled_timeout(Duration::from_millis(250 + round * 37 % 250)));
+    }
+    fs::write(&until, b"").unwrap();
+    wait_for("the load's end", || load.exit_status().is_some());
+    let report: Value = serde_json::from_str(load.log().lines().last().unwrap()).unwrap();
+    println!("{rounds} rounds, {fast_path} fast-path lines: {report}");
+    let number = |key: &str| report[key].as_u64().unwrap();
+    assert_eq!([number("damaged"), number("lost"), number("failed")], [0; 3], "{report}");
+    assert!(number("sessions") == 6 && number("transfers") > rounds, "{report}");
+    assert!(fast_path > rounds * 10, "{fast_path} lines were inspected");
+    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
+    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
+    assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);
+}
+
+#[test]
+fn rules_have_the_pinholes_of_a_program_whose_translations_are_gone() {
+    let Some(mut gateway) = gateway(Topology::Masquerade) else { return };
+    let server = json!({"body": "here it is\r\n"});
+    let _server = scripted_server(&gateway.lab.server, &server);
+    let port = [say("PORT 192,168,150,80,4,9"), reply(), json!({"gate": ""})];
+    let list = [say("LIST"), json!({"accept": 1033}), reply(), reply()];
+    let steps = [login(), passive("PASV"), passive("PASV"), port.to_vec(), list.to_vec()];
+    let client = gated_client(&gateway.lab.client, plan(&gateway.lab, &[1033], &steps));
+    assert!(count(&gateway.daemon, "opened") >= 2, "{}", fast_path(&gateway.daemon));
+    gateway.daemon.kill();
+    gateway.lab.gateway.nft("delete table inet ftp_alg").unwrap();
+    gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, ON).unwrap();
+    assert_eq!(gateway.daemon.open_pinholes().unwrap().len(), 1, "{}", gateway.daemon.log());
+    let session = client.release();
+    assert_eq!(session.error, None, "{}", gateway.daemon.log());
+    let text = serde_json::to_string(&session.steps).unwrap();
+    assert_eq!(text.matches("here it is").count(), 3, "{text}");
+    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(5)).unwrap();
+}
+
+/// Checks that each command shows `expected` open pinholes of the only session.
+fn assert_open(daemon: &Daemon, expected: usize, moment: &str) {
+    let (sessions, pinholes) = (daemon.sessions().unwrap(), daemon.pinholes().unwrap());
+    let [session] = sessions.as_slice() else { panic!("{moment}: {sessions:?}") };
+    assert_eq!(session["pinholes"], json!(expected), "{moment}: {session} {pinholes:?}");
+    assert_eq!(pinholes.len(), expected, "{moment}: {session} {pinholes:?}");
+    assert!(pinholes.iter().all(|row| row["session"] == session["id"]), "{moment}: {pinholes:?}");
+    assert_eq!(daemon.counter("pinholes").unwrap(), expected as u64, "{moment}");
+    let text = |command| daemon.ask(&[command]).unwrap().success().unwrap().stdout_text();
+    let (sessions, pinholes) = (text("sessions"), text("pinholes"));
+    let open = sessions.lines().nth(1).and_then(|row| row.split_whitespace().last());
+    assert_eq!(open, Some(expected.to_string().as_str()), "{moment}: {sessions}");
+    let id = session["id"].to_string();
+    let is_row = |line: &&str| line.split_whitespace().next() == Some(id.as_str());
+    assert_eq!(pinholes.lines().filter(is_row).count(), expected, "{moment}: {pinholes}");
+    assert_eq!(pinholes == "no pinholes\n", expected == 0, "{moment}: {pinholes}");
+}
+
+/// Compares the lists when a pinhole is open, expired, consumed, and when its transfer is over.
+fn compare_lists(topology: Topology) {
+    const PORT: u16 = 1033;
+    for fast_path in ["auto", "off"] {
+        let configuration = ON.replace("auto", fast_path) + "timeout = \"4s\"\n";
+        let gateway = gateway_with(topology, &configuration);
+        let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+        let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+        let address = lab.client.address(Family::V4).to_string().replace('.', ",");
+        let port = format!("PORT {address},{},{}", PORT / 256, PORT % 256);
+        // The steps before which the data connection is announced, made, and closed.
+        for (steps, [announced, made, over]) in
+            [(passive("PASV"), [2, 3, 7]), (active_by(&port, PORT), [2, 4, 6])]
+        {
+            for (moment, at, expected) in
+                [("announced", announced, 1), ("made", made, 0), ("over", over, 0)]
+            {
+                let mut steps = steps.clone();
+                let moment = format!("{topology}, fast path {fast_path}, {}: {moment}", steps[0]);
+                let is_announced = at == announced;
+                if is_announced {
+                    steps.truncate(at);
+                }
+                steps.insert(at, json!({"gate": ""}));
+                wait_for("the end of the previous session", || {
+                    daemon.sessions().unwrap().is_empty()
+                });
+                let client = gated_client(&lab.client, plan(lab, &[PORT], &[login(), steps]));
+                assert_open(daemon, expected, &moment);
+                if is_announced {
+                    wait_for("expiry", || daemon.pinholes().unwrap().is_empty());
+                    assert_open(daemon, 0, &format!("{moment}, then expired"));
+                }
+                assert_eq!(client.release().error, None, "{moment}");
+            }
+        }
+        if fast_path == "auto" && self::fast_path(daemon)["state"] == "on" {
+            assert!(count(daemon, "opened") > 0, "{topology}: {}", self::fast_path(daemon));
+        }
+    }
+}
+
+#[test]
+fn lists_agree_on_open_pinholes_behind_a_routed_firewall() {
+    compare_lists(Topology::Routed);
+}
+
+#[test]
+fn lists_agree_on_open_pinholes_through_masquerade() {
+    compare_lists(Topology::Masquerade);
+}
+
+#[test]
+fn lists_agree_on_open_pinholes_through_destination_nat() {
+    compare_lists(Topology::PublishedServer);
+}

@@ -1,0 +1,79 @@
+//! An operator's flowtable takes data connections, and leaves control connections to the queue.
+
+use std::{thread, time::Duration};
+
+use crate::common::gateway_with;
+use ftp_alg_lab::{Family, Script, Server, ServerKind, Topology};
+
+/// As operators have it: whatever is established is handed over, control connections too.
+const FLOWTABLE: &str = "
+table inet acceleration {
+    flowtable ft {
+        hook ingress priority filter
+        devices = { lan, wan }
+    }
+    chain accelerate {
+        type filter hook forward priority 10; policy accept;
+        meta l4proto tcp ct state established flow add @ft
+    }
+}
+";
+
+/// As `ftp-alg` recommends it: data connections, and nothing else.
+const RECIPE: &str = include_str!("../../rules/recipes/nftables-flowtable.nft");
+
+/// Whether `connections`, as conntrack lists them, has an offloaded one that is as `to` says.
+fn is_offloaded(connections: &str, to: impl Fn(&str) -> bool) -> bool {
+    connections.lines().any(|line| line.contains("[OFFLOAD]") && to(line))
+}
+
+fn data_is_offloaded_and_control_is_not(flowtable: &str, configuration: &str) {
+    let gateway = gateway_with(Topology::Masquerade, configuration);
+    let lab = &gateway.lab;
+    if let Err(error) = lab.gateway.nft(flowtable) {
+        assert!(error.to_string().contains("flowtable "), "{error}");
+        println!("not tried: this kernel has no flowtables (CONFIG_NF_FLOW_TABLE): {error}");
+        return;
+    }
+    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+    server.put("body", &vec![b'x'; 4 << 20]).unwrap();
+    let (user, password) = server.login();
+    let address = lab.server_address(Family::V4).to_string();
+    for mode in ["active", "passive"] {
+        let arguments = [&address, user, password, mode, "10", "pub/body"];
+        let (report, connections) = thread::scope(|scope| {
+            let transfers = scope
+                .spawn(|| lab.client.script(Script::Many, &arguments, Duration::from_secs(120)));
+            let mut connections = String::new();
+            while !transfers.is_finished() {
+                connections += &lab.gateway.connections().unwrap();
+            }
+            (transfers.join().unwrap().unwrap().stdout_text(), connections)
+        });
+        assert!(report.contains("\"transfers\": 10, \"errors\": []"), "{mode}: {report}");
+        let is_control = |line: &str| line.contains("dport=21 ");
+        assert!(is_offloaded(&connections, |line| !is_control(line)), "{mode}: {connections}");
+        assert!(!is_offloaded(&connections, is_control), "{mode}: {connections}");
+    }
+    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 20);
+    assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);
+}
+
+#[test]
+fn data_is_offloaded_and_control_is_not_with_nftables() {
+    data_is_offloaded_and_control_is_not(FLOWTABLE, "");
+}
+
+#[test]
+fn data_is_offloaded_and_control_is_not_with_conntrack() {
+    data_is_offloaded_and_control_is_not(FLOWTABLE, "[pinhole]\nbackend = \"conntrack\"\n");
+}
+
+#[test]
+fn the_recipe_offloads_data_with_either_back_end() {
+    let recipe = RECIPE.replace("\"lan0\"", "\"lan\"").replace("\"wan0\"", "\"wan\"");
+    for backend in ["nftables", "conntrack"] {
+        let configuration = format!("[pinhole]\nbackend = \"{backend}\"\n");
+        data_is_offloaded_and_control_is_not(&recipe, &configuration);
+    }
+}

@@ -1,0 +1,162 @@
+//! Servers that announce what they are not, networks with a policy of their own, and servers on
+//! another port than 21.
+
+use std::time::Duration;
+
+use crate::common::{
+    connect, gated_client, gateway_with, host_port, login, reply, say, scripted_client,
+    scripted_server,
+};
+use ftp_alg_lab::{Family, Host, Lab, Script, Topology};
+use serde_json::{Value, json};
+
+const PASSIVE: u16 = 50069;
+
+/// The client's side of a passive transfer; its body is step 8.
+fn passive_transfer() -> Vec<Value> {
+    let transfer = [say("LIST"), json!({"dial": true, "later": true}), json!({"drain": true})];
+    [&login()[..], &[say("PASV"), reply()], &transfer, &[reply(), reply()]].concat()
+}
+
+fn replacing(server: &str) -> String {
+    format!("[[server]]\naddress = \"{server}\"\nreplace-foreign-address = true\n")
+}
+
+#[test]
+fn a_server_that_announces_its_inside_is_reached_where_the_client_dialled() {
+    for topology in [Topology::PublishedServer, Topology::Masquerade, Topology::Routed] {
+        for announced in ["0.0.0.0", "127.0.0.1", "172.17.0.2"] {
+            let server = ftp_alg_lab::LabSpec::new(topology).plan.server.address(Family::V4);
+            let configuration = format!(
+                "[policy]\nforeign-address = \"allow\"\n{}",
+                replacing(&server.to_string())
+            );
+            let gateway = gateway_with(topology, &configuration);
+            let lab = &gateway.lab;
+            let plan = json!({"address": announced, "passive_port": PASSIVE});
+            let _server = scripted_server(&lab.server, &plan);
+            let dialled = lab.server_address(Family::V4).to_string();
+            let plan = json!({"host": dialled, "steps": passive_transfer()});
+            let session = scripted_client(&lab.client, &plan);
+            let what = format!("{topology} {announced}");
+            assert_eq!(session.error, None, "{what}");
+            assert_eq!(host_port(session.got(6)).0, dialled, "{what}");
+            assert_eq!(session.got(9), "the body\r\n", "{what}");
+            let log = gateway.daemon.log();
+            let replaced = format!("foreign address {announced} replaced: the server is {server}");
+            assert!(log.contains(&replaced), "{what}: {log}");
+        }
+    }
+}
+
+#[test]
+fn an_old_key_name_is_logged() {
+    let text = "[[server]]\naddress = \"10.0.0.5\"\nheal-address = true\n";
+    let gateway = gateway_with(Topology::Routed, text);
+    let log = gateway.daemon.log();
+    let warning =
+        ":3:1: server.heal-address: this key is now called replace-foreign-address: rename it";
+    assert_eq!(log.matches(warning).count(), 1, "{log}");
+}
+
+#[test]
+fn without_the_key_a_foreign_address_gets_no_pinhole() {
+    let gateway = gateway_with(Topology::PublishedServer, "");
+    let lab = &gateway.lab;
+    let plan = json!({"address": "172.17.0.2", "passive_port": PASSIVE});
+    let _server = scripted_server(&lab.server, &plan);
+    let steps = [login(), vec![say("PASV"), reply(), json!({"gate": ""})]].concat();
+    let dialled = lab.server_address(Family::V4).to_string();
+    let client = gated_client(&lab.client, json!({"host": dialled, "steps": steps}));
+    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
+    assert_eq!(connect(&lab.client, &dialled, PASSIVE), "silent");
+    assert!(
+        gateway
+            .daemon
+            .log()
+            .contains("no [[server]] with that address has replace-foreign-address = true")
+    );
+    assert_eq!(client.release().got(6).trim_end(), "425 Gateway: not the server's address.");
+}
+
+#[test]
+fn networks_have_policies_of_their_own() {
+    let configuration = "
+        policy.min-data-port = 5000
+        [[network]]
+        clients = [\"192.168.150.81\", \"fd00:150::51\"]
+        servers = [\"198.51.100.10\", \"2001:db8:100::/64\"]
+        inspect = false
+        [[network]]
+        clients = [\"192.168.150.64/27\", \"fd00:150::/64\"]
+        min-data-port = 3000
+    ";
+    let gateway = gateway_with(Topology::Masquerade, configuration);
+    let lab = &gateway.lab;
+    let server = scripted_server(&lab.server, &json!({}));
+    let announce = |host: &Host, family, line: &str| {
+        let steps = [login(), vec![say(line), reply(), say("NOOP"), reply()]].concat();
+        let dialled = lab.server_address(family).to_string();
+        let session = scripted_client(host, &json!({"host": dialled, "steps": steps}));
+        assert_eq!(session.error, None, "{line}");
+        (session.got(6).to_owned(), server.lines().into_iter().rev().nth(1).unwrap())
+    };
+    let (answer, heard) = announce(&lab.client, Family::V4, "PORT 192,168,150,80,14,178");
+    assert!(answer.starts_with("200"), "{answer}");
+    assert_eq!(host_port(&heard), ("198.51.100.1".to_owned(), 3762));
+    let (_, heard) = announce(&lab.client, Family::V6, "EPRT |2|fd00:150::50|3762|");
+    assert_eq!(heard, "EPRT |2|2001:db8:100::1|3762|");
+    let (answer, _) = announce(&lab.client, Family::V4, "PORT 192,168,150,80,4,1");
+    assert!(answer.starts_with('5'), "below its own minimum: {answer}");
+
+    let followed = gateway.daemon.counter("pinholes_opened").unwrap();
+    let (_, heard) = announce(&lab.client2, Family::V4, "PORT 192,168,150,81,14,178");
+    assert_eq!(heard, "PORT 192,168,150,81,14,178", "left alone");
+    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), followed);
+    let packets = gateway.daemon.counter("packets").unwrap();
+    announce(&lab.client2, Family::V6, "EPRT |2|fd00:150::51|3762|");
+    let queued = gateway.daemon.counter("packets").unwrap() - packets;
+    assert!(queued <= 2, "{queued} packets of a connection that is left alone were queued");
+}
+
+#[test]
+fn servers_on_another_port_are_served_in_both_modes_and_directions() {
+    const PORT: u16 = 2121;
+    for topology in [Topology::Masquerade, Topology::PublishedServer, Topology::Routed] {
+        let gateway = gateway_with(topology, "control-ports = [21, 2121]\n");
+        let lab = &gateway.lab;
+        lab.gateway.nft("insert rule inet gateway forward tcp dport 2121 accept").unwrap();
+        if topology == Topology::PublishedServer {
+            let rules = "add rule inet gateway destination ip daddr 198.51.100.1 tcp dport 2121 \
+                         dnat ip to 192.168.150.90";
+            lab.gateway.nft(rules).unwrap();
+        }
+        for port in [21, PORT] {
+            let what = format!("{topology} {port}");
+            let server = serve(lab, port);
+            let client = lab.client.address(Family::V4).to_string().replace('.', ",");
+            let active = [say(&format!("PORT {client},14,178")), reply(), say("LIST"), reply()];
+            let active = [&active[..], &[json!({"accept": 3762}), reply()]].concat();
+            let dialled = lab.server_address(Family::V4).to_string();
+            let steps = [passive_transfer(), active].concat();
+            let plan = json!({"host": dialled, "port": port, "listen": [3762], "steps": steps});
+            let session = scripted_client(&lab.client, &plan);
+            assert_eq!(session.error, None, "{what}");
+            assert_eq!(host_port(session.got(6)).0, dialled, "{what}");
+            assert_eq!(session.got(9), "the body\r\n", "{what}");
+            assert_eq!(session.got(16), "the body\r\n", "{what}");
+            drop(server);
+        }
+        gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
+        assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 4, "{topology}");
+    }
+}
+
+/// The scripted server on `port`.
+fn serve(lab: &Lab, port: u16) -> ftp_alg_lab::BackgroundProcess {
+    let plan = json!({"port": port}).to_string();
+    let command = lab.server.script_command(Script::Server, &[&plan]).unwrap();
+    let process = lab.server.start(command, &format!("server-{port}")).unwrap();
+    lab.server.wait_for_port(port, Duration::from_secs(5)).unwrap();
+    process
+}

@@ -1,0 +1,319 @@
+//! Everything that once was called well and was not: `status`, `doctor`, the log and the service manager tell it, each by
+//! the same name.
+
+use std::{os::unix::net::UnixDatagram, time::Duration};
+
+use crate::common::{
+    self, Gateway, executable, gated_client, gateway_with, login, names::shell_program, reply, say,
+    scripted_client, scripted_server, wait_for,
+};
+use ftp_alg_lab::{Daemon, Family, Lab, Topology};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+/// What `command --json` says, its problems by name, and its exit code.
+fn said(daemon: &Daemon, command: &str) -> (Value, Vec<String>, i32) {
+    let file = daemon.socket().with_file_name("ftp-alg.toml").display().to_string();
+    let mut arguments = vec![command, "--json"];
+    if command == "doctor" {
+        arguments.extend(["--config", &file]);
+    }
+    let done = daemon.ask(&arguments).unwrap();
+    let said: Value = serde_json::from_str(&done.stdout_text())
+        .unwrap_or_else(|error| panic!("{error}: {}{}", done.stdout_text(), done.stderr_text()));
+    let problems = said["problems"].as_array().unwrap();
+    for problem in problems {
+        for field in ["name", "text", "remedy"] {
+            let text = problem[field].as_str().unwrap();
+            assert!(!text.is_empty() && !text.contains('\n'), "{field} of {problem}");
+        }
+    }
+    let names = problems.iter().map(|problem| problem["name"].as_str().unwrap().to_owned());
+    let names: Vec<String> = names.collect();
+    let code = done.status.code().unwrap();
+    assert_eq!(code, i32::from(!names.is_empty()), "{command}: {said}");
+    (said, names, code)
+}
+
+fn problems(daemon: &Daemon, command: &str) -> Vec<String> {
+    said(daemon, command).1
+}
+
+/// `name` is informed by `status`, `doctor` and the log, and by nobody once it is solved.
+fn is_reported_until_solved(daemon: &Daemon, name: &str, solve: impl FnOnce()) {
+    wait_for(name, || problems(daemon, "status") == [name]);
+    assert_eq!(problems(daemon, "doctor"), [name]);
+    wait_for("a line in the log", || daemon.log().contains(&format!("WARN problem {name}: ")));
+    let text = daemon.ask(&["status"]).unwrap().stdout_text();
+    assert!(text.contains(&format!("\nPROBLEM {name}\n")), "{text}");
+    solve();
+    wait_for("the solution", || problems(daemon, "status").is_empty());
+    assert!(problems(daemon, "doctor").is_empty(), "{:?}", said(daemon, "doctor"));
+    let solved = format!("INFO problem {name} is solved");
+    wait_for("its line in the log", || daemon.log().contains(&solved));
+}
+
+#[test]
+fn a_healthy_gateway_reports_no_problem() {
+    for (backend, topology) in [
+        ("nftables", Topology::Masquerade),
+        ("conntrack", Topology::PublishedServer),
+        ("nftables", Topology::OnServer),
+    ] {
+        let configuration = format!("[pinhole]\nbackend = \"{backend}\"\n");
+        let Gateway { daemon, .. } = &gateway_with(topology, &configuration);
+        assert_eq!(problems(daemon, "status"), [""; 0]);
+        let (report, problems, _) = said(daemon, "doctor");
+        assert!(problems.is_empty(), "{report}");
+        assert!(!daemon.log().contains("problem"), "{}", daemon.log());
+    }
+}
+
+#[test]
+fn a_killed_daemon() {
+    let Gateway { daemon, lab } = &mut gateway_with(Topology::Masquerade, "");
+    daemon.kill();
+    for command in ["status", "doctor"] {
+        assert_eq!(problems(daemon, command), ["table-without-daemon"], "{command}");
+    }
+    lab.gateway.shell("nft delete table inet ftp_alg").unwrap();
+    for command in ["status", "doctor"] {
+        assert_eq!(problems(daemon, command), ["daemon-absent"], "{command}");
+    }
+}
+
+#[test]
+fn a_hung_daemon() {
+    let Gateway { daemon, .. } = &gateway_with(Topology::Masquerade, "");
+    let id = Pid::from_raw(daemon.id().cast_signed()).unwrap();
+    kill_process(id, Signal::STOP).unwrap();
+    for command in ["status", "doctor"] {
+        assert_eq!(problems(daemon, command), ["daemon-hung"], "{command}");
+    }
+    kill_process(id, Signal::CONT).unwrap();
+    wait_for("the daemon", || problems(daemon, "status").is_empty());
+}
+
+#[test]
+fn a_firewall_that_admits_nothing() {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    lab.gateway
+        .shell(
+            "nft -f - <<END
+table inet filter {
+    chain forward {
+        type filter hook forward priority filter; policy drop;
+        ct state established accept
+        tcp dport 21 accept
+    }
+}
+END",
+        )
+        .unwrap();
+    lab.gateway.nft("delete table inet gateway").unwrap();
+    let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+    is_reported_until_solved(&daemon, "data-connections", || {
+        let line = "nft insert rule inet filter forward ct mark and 0x40000000 != 0 accept";
+        lab.gateway.shell(line).unwrap();
+    });
+    let log = daemon.log();
+    assert!(log.contains(line_of(&log, "problem data-connections")), "{log}");
+    assert!(line_of(&log, "problem data-connections").contains("nft insert rule"), "{log}");
+}
+
+/// A firewall that masquerades, drops by default, and lets data connections pass.
+fn filtered(rules: &str) -> (Lab, Daemon) {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    let rules = format!(
+        "nft -f - <<END
+flush ruleset
+table inet filter {{
+    chain source {{ type nat hook postrouting priority srcnat; oifname wan masquerade; }}
+    chain forward {{
+        type filter hook forward priority filter; policy drop;
+        ct state established accept
+        ct mark and 0x40000000 != 0 accept
+        {rules}
+    }}
+}}
+END"
+    );
+    lab.gateway.shell(&rules).unwrap();
+    let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+    (lab, daemon)
+}
+
+#[test]
+fn control_connections_that_are_dropped() {
+    let (lab, daemon) = filtered("tcp dport 80 accept");
+    is_reported_until_solved(&daemon, "control-connections", || {
+        let line = "nft add rule inet filter forward iifname lan tcp dport 21 accept";
+        lab.gateway.shell(line).unwrap();
+    });
+    let line = daemon.log();
+    assert!(
+        line_of(&line, "problem control-").contains("the policy of inet filter forward"),
+        "{line}"
+    );
+    let (report, ..) = said(&daemon, "doctor");
+    let text = report["checks"].to_string();
+    assert!(text.contains("accepted lan -> wan; all others: dropped"), "{text}");
+}
+
+#[test]
+fn connections_that_are_not_tracked() {
+    let (lab, daemon) = filtered("tcp dport 21 accept");
+    let rules = "nft -f - <<END
+table inet mine {
+    chain early { type filter hook prerouting priority raw; tcp dport 21 notrack; }
+}
+END";
+    lab.gateway.shell(rules).unwrap();
+    is_reported_until_solved(&daemon, "notrack", || {
+        lab.gateway.shell("nft delete table inet mine").unwrap();
+    });
+}
+
+#[test]
+fn the_kernels_own_helper() {
+    let (lab, daemon) = filtered("tcp dport 21 accept");
+    let rules = "nft -f - <<END
+table inet mine {
+    ct helper theirs { type \"ftp\" protocol tcp; }
+    chain early { type filter hook prerouting priority filter; tcp dport 21 ct helper set theirs; }
+}
+END";
+    lab.gateway.shell(rules).unwrap();
+    is_reported_until_solved(&daemon, "helper", || {
+        lab.gateway.shell("nft delete table inet mine").unwrap();
+    });
+}
+
+fn line_of<'l>(log: &'l str, word: &str) -> &'l str {
+    log.lines().find(|line| line.contains(word)).unwrap()
+}
+
+#[test]
+fn a_journal_that_cannot_be_written() {
+    let Gateway { daemon, .. } = &gateway_with(Topology::Masquerade, "");
+    let state = daemon.socket().with_file_name("state");
+    let aside = daemon.socket().with_file_name("aside");
+    std::fs::rename(&state, &aside).unwrap();
+    is_reported_until_solved(daemon, "state", || std::fs::rename(&aside, &state).unwrap());
+}
+
+#[test]
+fn an_external_address_whose_name_is_not_known() {
+    let lab = Lab::new(Topology::PublishedServer).unwrap();
+    // In a mount namespace of its own, so that these files stay what they are for others.
+    let hide = "mount --bind /dev/null /etc/resolv.conf && mount --bind /dev/null /etc/hosts";
+    let program = executable();
+    let lines = format!(
+        "exec unshare --mount --propagation private sh -c '{hide} && exec \"$0\" \"$@\"' {} \"$@\"",
+        program.display()
+    );
+    let program = shell_program(&lab.gateway, "without-names", &lines);
+    let configuration = "[nat]\nexternal-address = \"dns:ftp.example.net\"\n";
+    let daemon = Daemon::start(&program, &lab.gateway, configuration).unwrap();
+    wait_for("the name's problem", || problems(&daemon, "status") == ["name"]);
+    assert_eq!(problems(&daemon, "doctor"), ["name"]);
+    wait_for("its line", || daemon.log().contains("WARN problem name: ftp.example.net: "));
+}
+
+/// A session in which the server announces, and nobody connects.
+fn unused(gateway: &Gateway, times: usize) {
+    let _server = scripted_server(&gateway.lab.server, &json!({}));
+    let mut steps = login();
+    for _ in 0..times {
+        steps.extend([say("PASV"), reply(), json!({"sleep": 1.5})]);
+    }
+    let host = gateway.lab.server_address(Family::V4).to_string();
+    let session = scripted_client(&gateway.lab.client, &json!({"host": host, "steps": steps}));
+    assert_eq!(session.error, None);
+}
+
+#[test]
+fn pinholes_that_nobody_uses() {
+    let gateway = gateway_with(Topology::Masquerade, "[pinhole]\ntimeout = \"1s\"\n");
+    unused(&gateway, 2);
+    let daemon = &gateway.daemon;
+    wait_for("both", || daemon.counter("pinholes_expired").unwrap() == 2);
+    assert_eq!(problems(daemon, "status"), ["unused-pinholes"]);
+    assert_eq!(daemon.counter("pinholes_used").unwrap(), 0);
+    assert_eq!(problems(daemon, "doctor"), ["unused-pinholes"]);
+    let log = daemon.log();
+    let lines = log.lines().filter(|line| line.contains("WARN 1")).count();
+    assert_eq!(lines, 2, "one each: {log}");
+    assert!(
+        log.contains("see what drops the data connection before it reaches this gateway"),
+        "{log}"
+    );
+    assert!(log.contains("opened for PASV"), "{log}");
+}
+
+#[test]
+fn a_pinhole_that_a_connection_used_without_a_transfer_is_no_problem() {
+    let gateway = gateway_with(Topology::Masquerade, "[pinhole]\ntimeout = \"1s\"\n");
+    let _server = scripted_server(&gateway.lab.server, &json!({"passive_port": 50069}));
+    let mut steps = login();
+    steps.extend([say("PASV"), reply(), json!({"gate": ""}), json!({"sleep": 3})]);
+    let host = gateway.lab.server_address(Family::V4).to_string();
+    let client = gated_client(&gateway.lab.client, json!({"host": host, "steps": steps}));
+    assert_eq!(common::connect(&gateway.lab.client, &host, 50069), "open");
+    assert_eq!(client.release().error, None);
+    assert_eq!(gateway.daemon.counter("pinholes_expired").unwrap(), 0, "{}", gateway.daemon.log());
+    assert!(problems(&gateway.daemon, "status").is_empty());
+}
+
+#[test]
+fn encrypted_sessions() {
+    let gateway = gateway_with(Topology::Masquerade, "");
+    let _server = scripted_server(&gateway.lab.server, &json!({"extra": {"AUTH TLS": "234 go"}}));
+    let steps = json!([reply(), say("AUTH TLS"), reply()]);
+    let host = gateway.lab.server_address(Family::V4).to_string();
+    for _ in 0..2 {
+        let plan = json!({"host": host, "steps": steps});
+        assert_eq!(scripted_client(&gateway.lab.client, &plan).error, None);
+    }
+    let daemon = &gateway.daemon;
+    wait_for("both", || daemon.counter("encrypted").unwrap() == 2);
+    assert_eq!(problems(daemon, "status"), ["encrypted"]);
+    assert_eq!(problems(daemon, "doctor"), ["encrypted"]);
+    let log = daemon.log();
+    let lines: Vec<_> = log.lines().filter(|line| line.contains("WARN #")).collect();
+    assert_eq!(lines.len(), 1, "one of the client, not one each: {log}");
+    assert!(lines[0].contains("auth-tls"), "{log}");
+    // Who lets them pass by other means has no problem; they are counted all the same.
+    let rule = "nft insert rule inet gateway forward tcp dport 50000-51000 accept";
+    gateway.lab.gateway.shell(rule).unwrap();
+    wait_for("the firewall to be read", || problems(daemon, "status").is_empty());
+    assert_eq!(daemon.counter("encrypted").unwrap(), 2);
+}
+
+#[test]
+fn the_service_manager_hears_of_problems() {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    let path = lab.directory().join("notify");
+    let manager = UnixDatagram::bind(&path).unwrap();
+    manager.set_read_timeout(Some(Duration::from_secs(20))).unwrap();
+    let lines = format!("NOTIFY_SOCKET={} exec {} \"$@\"", path.display(), executable().display());
+    let program = shell_program(&lab.gateway, "notifying", &lines);
+    let daemon = Daemon::start(&program, &lab.gateway, "").unwrap();
+    let hear = |words: &str| {
+        let mut heard = vec![0; 4096];
+        loop {
+            let length = manager.recv(&mut heard).unwrap();
+            let text = String::from_utf8_lossy(&heard[..length]);
+            if text.contains(words) {
+                return;
+            }
+        }
+    };
+    hear("STATUS=");
+    let state = daemon.socket().with_file_name("state");
+    let aside = daemon.socket().with_file_name("aside");
+    std::fs::rename(&state, &aside).unwrap();
+    hear("STATUS=problem state: ");
+    std::fs::rename(&aside, &state).unwrap();
+    hear("STATUS=FTP works");
+}

@@ -1,0 +1,182 @@
+//! The lab itself: it drops what nobody admitted, and its servers and clients work.
+//!
+//! The kernel's own helper stands in for `ftp-alg` here, so that a failure in the other end-to-end
+//! tests can be distinguished from a failure of the lab.
+
+use crate::matrix;
+
+use std::{fs::File, net::SocketAddr, thread, time::Duration};
+
+use etherparse::PacketBuilder;
+use ftp_alg_lab::{
+    Admission, Capture, CaptureAnalysis, ClientProgram, Family, FirewallKind, Host, KERNEL_HELPER,
+    Lab, LabSpec, Mode, Script, Server, ServerKind, Topology, Transfer,
+};
+use pcap_file::{
+    DataLink,
+    pcap::{PcapHeader, PcapPacket, PcapWriter},
+};
+
+const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+const MODES: [Mode; 2] = [Mode::Active, Mode::Passive];
+
+#[test]
+fn without_help_no_data_connection_passes() {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+    server.put("a", b"a").unwrap();
+    for mode in MODES {
+        let address = lab.server_address(Family::V4);
+        let transfer = Transfer::new(ClientProgram::Ftplib, &lab.client, &server, address, mode);
+        transfer.download("a").unwrap_err();
+    }
+}
+
+#[test]
+fn every_client_moves_files_to_and_from_every_server() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    lab.gateway.nft(KERNEL_HELPER).unwrap();
+    assert_eq!(matrix::run(&lab).unwrap().failures(), [""; 0]);
+}
+
+#[test]
+fn every_topology_passes_control_connections_and_nothing_else() {
+    for firewall in
+        [FirewallKind::Nftables, FirewallKind::IptablesNft, FirewallKind::IptablesLegacy]
+    {
+        thread::scope(|scope| {
+            for topology in Topology::ALL {
+                let spec = LabSpec { firewall, ..LabSpec::new(topology) };
+                scope.spawn(move || only_control_connections_pass(spec));
+            }
+        });
+    }
+}
+
+fn only_control_connections_pass(spec: LabSpec) {
+    let topology = spec.topology;
+    let lab = Lab::build(spec).unwrap();
+    let listen = |host: &Host, ports: &str| {
+        let mut command = host.command("python3");
+        let program = "import socket, sys, time\n\
+            held = [socket.create_server(('::', int(port)), family=socket.AF_INET6, \
+                dualstack_ipv6=True) for port in sys.argv[1:]]\n\
+            time.sleep(60)";
+        command.args(["-c", program]).args(ports.split(' '));
+        let process = host.start(command, "listeners").unwrap();
+        host.wait_for_port(4000, Duration::from_secs(10)).unwrap();
+        process
+    };
+    let _listeners = [listen(&lab.server, "21 4000"), listen(&lab.client, "4000")];
+    // Nine labs at once: what shall come has time to be retransmitted, what shall not is not waited for.
+    let connect = |from: &Host, to: SocketAddr, seconds: &str| {
+        let arguments = [to.ip().to_string(), to.port().to_string(), seconds.to_owned()];
+        let arguments = arguments.each_ref().map(String::as_str);
+        let done = from.script(Script::Connect, &arguments, Duration::from_secs(20)).unwrap();
+        done.stdout_text().trim().to_owned()
+    };
+    for family in FAMILIES {
+        let endpoint = lab.server_endpoint(family);
+        assert_eq!(connect(&lab.client, endpoint, "8"), "open", "{topology} {family}");
+        let at = |address| SocketAddr::new(address, 4000);
+        let server = connect(&lab.client, at(endpoint.ip()), "0.7");
+        assert_eq!(server, "silent", "{topology} {family}: the client to the server");
+        let inner = lab.client_side() == "lan" || topology == Topology::OnClient;
+        let inner = if inner { &lab.client } else { &lab.server };
+        let outsider = connect(&lab.outsider, at(inner.address(family)), "0.7");
+        assert_eq!(outsider, "silent", "{topology} {family}: an outsider to the {}", inner.role());
+    }
+}
+
+#[test]
+fn a_firewall_that_accepts_what_is_related_needs_no_mark() {
+    let spec = LabSpec { admission: Admission::Related, ..LabSpec::new(Topology::Masquerade) };
+    let lab = Lab::build(spec).unwrap();
+    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+    server.put("a", b"abc").unwrap();
+    let address = lab.server_address(Family::V4);
+    let transfer = Transfer::new(ClientProgram::Curl, &lab.client, &server, address, Mode::Active);
+    transfer.download("a").unwrap_err();
+    lab.gateway.nft(&KERNEL_HELPER.replace("ct mark set ct mark or 0x40000000", "")).unwrap();
+    assert_eq!(transfer.download("a").unwrap(), b"abc");
+}
+
+#[test]
+fn captures_on_both_sides_show_the_rewrite() {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    lab.gateway.nft(KERNEL_HELPER).unwrap();
+    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+    server.put("a", b"abc").unwrap();
+    let inner = Capture::start(&lab.gateway, lab.client_side(), "tcp").unwrap();
+    let outer = Capture::start(&lab.gateway, lab.server_side(), "tcp").unwrap();
+    let address = lab.server_address(Family::V4);
+    let transfer = Transfer::new(ClientProgram::Curl, &lab.client, &server, address, Mode::Active);
+    assert_eq!(transfer.download("a").unwrap(), b"abc");
+    let (inner, outer) = (inner.finish().unwrap(), outer.finish().unwrap());
+    let announced = |analysis: &CaptureAnalysis| analysis.announcements().unwrap().join("; ");
+    assert!(announced(&inner).starts_with("PORT 192,168,150,80,"), "{}", announced(&inner));
+    assert!(announced(&outer).starts_with("PORT 198,51,100,1,"), "{}", announced(&outer));
+    for side in [inner, outer] {
+        assert_eq!(side.anomalies().unwrap(), [""; 0]);
+    }
+    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
+}
+
+/// A packet whose TCP checksum should be 0 and is `said`.
+fn packet_with_checksum(said: u16) -> Vec<u8> {
+    const CHECKSUM: usize = 20 + 16;
+    let packet = |content: [u8; 2]| {
+        let mut bytes = Vec::new();
+        PacketBuilder::ipv4([192, 0, 2, 1], [192, 0, 2, 2], 64)
+            .tcp(4000, 21, 1, 1000)
+            .write(&mut bytes, &content)
+            .unwrap();
+        bytes
+    };
+    // With the checksum of all else as its content, a packet has the checksum 0.
+    let rest = packet([0, 0]);
+    let mut bytes = packet([rest[CHECKSUM], rest[CHECKSUM + 1]]);
+    assert_eq!(bytes[CHECKSUM..CHECKSUM + 2], [0, 0]);
+    bytes[CHECKSUM..CHECKSUM + 2].copy_from_slice(&said.to_be_bytes());
+    bytes
+}
+
+#[test]
+fn a_checksum_of_all_ones_is_as_good_as_zero_and_others_are_wrong() {
+    let file = tempfile::NamedTempFile::with_suffix(".pcap").unwrap();
+    let header = PcapHeader { datalink: DataLink::RAW, ..PcapHeader::default() };
+    let mut writer = PcapWriter::with_header(File::create(file.path()).unwrap(), header).unwrap();
+    for said in [0, 0xffff, 0x1234] {
+        let bytes = packet_with_checksum(said);
+        let packet = PcapPacket::new(Duration::ZERO, u32::try_from(bytes.len()).unwrap(), &bytes);
+        writer.write_packet(&packet).unwrap();
+    }
+    drop(writer);
+    let wrong = CaptureAnalysis::open(file.path()).wrong_checksums().unwrap();
+    assert_eq!(wrong.len(), 1, "{wrong:?}");
+    assert!(wrong[0].starts_with("frame 3:"), "{wrong:?}");
+}
+
+#[test]
+fn a_port_scan_finds_what_listens() {
+    let lab = Lab::new(Topology::PublishedServer).unwrap();
+    let _server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+    for family in FAMILIES {
+        let found = lab.outsider.scan(lab.gateway.address(family), "1-65535").unwrap();
+        assert_eq!(found, [21], "{family}");
+    }
+}
+
+#[test]
+fn nothing_is_left_behind() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let server = Server::start(ServerKind::PureFtpd, &lab.server).unwrap();
+    let (namespace, directory) = (lab.server.namespace().to_owned(), lab.directory().to_owned());
+    let gone = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
+        let _held = (lab, server);
+        panic!("as a failing test would");
+    }));
+    assert!(gone.is_err());
+    assert!(!std::path::Path::new("/run/netns").join(namespace).exists());
+    assert!(!directory.exists());
+}

@@ -1,0 +1,259 @@
+//! The daemon's start and end: what it leaves behind, what passes without it, why it cannot start.
+
+use std::{fs, os::unix::fs::PermissionsExt, thread, time::Duration};
+
+use crate::common::{
+    executable, executable_for_everyone, executable_without_owner, gated_client, gateway,
+    gateway_with, login, reply, say, scripted_client, scripted_server, wait_for,
+};
+use ftp_alg_lab::{ClientProgram, Transfer};
+use ftp_alg_lab::{Daemon, Family, FirewallKind, Lab, LabSpec, Mode, Server, ServerKind, Topology};
+use serde_json::json;
+
+#[test]
+fn a_clean_stop_leaves_the_ruleset_as_it_was() {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    let before = lab.gateway.ruleset().unwrap();
+    let mut daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+    assert_ne!(lab.gateway.ruleset().unwrap(), before);
+    let status = daemon.stop().unwrap();
+    assert!(status.success(), "{status}: {}", daemon.log());
+    assert_eq!(lab.gateway.ruleset().unwrap(), before);
+}
+
+#[test]
+fn starting_again_after_a_crash_replaces_what_was_left() {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    let before = lab.gateway.ruleset().unwrap();
+    let mut daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+    let running = lab.gateway.ruleset().unwrap();
+    daemon.kill();
+    let mut daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+    assert_eq!(lab.gateway.ruleset().unwrap(), running);
+    daemon.stop().unwrap();
+    assert_eq!(lab.gateway.ruleset().unwrap(), before);
+}
+
+#[test]
+fn a_table_that_others_remove_or_change_is_loaded_again() {
+    for rules in [
+        "flush ruleset",
+        "delete table inet ftp_alg",
+        "flush table inet ftp_alg",
+        "flush chain inet ftp_alg data_syn",
+        "add rule inet ftp_alg select_forward drop",
+        "flush chain inet ftp_alg untracked\nadd rule inet ftp_alg untracked accept",
+    ] {
+        let lab = Lab::new(Topology::Masquerade).unwrap();
+        let firewall = lab.gateway.ruleset().unwrap();
+        let program = executable_without_owner(&lab);
+        let mut daemon = Daemon::start(&program, &lab.gateway, "").unwrap();
+        let _server = scripted_server(&lab.server, &json!({}));
+        let transfer = [say("PORT 192,168,150,80,14,178"), reply(), say("LIST"), reply()];
+        let transfer = [&transfer[..], &[json!({"accept": 3762}), reply()]].concat();
+        let steps = [login(), transfer.clone(), vec![json!({"gate": ""})], transfer].concat();
+        let host = lab.server_address(Family::V4).to_string();
+        let plan = json!({"host": host, "listen": [3762], "steps": steps});
+        let client = gated_client(&lab.client, plan);
+        // Without the translations of connections that the fast path has just now.
+        let rules_of = |ruleset: String| {
+            let lines = ruleset.lines().filter(|line| !line.trim_start().starts_with("elements"));
+            lines.map(str::to_owned).collect::<Vec<_>>()
+        };
+        let running = rules_of(lab.gateway.ruleset().unwrap());
+        // As a firewall's reload does, which knows nothing of our table.
+        let reload = if rules == "flush ruleset" { firewall.as_str() } else { "" };
+        lab.gateway.nft(&format!("{rules}\n{reload}")).unwrap();
+        wait_for("the table", || rules_of(lab.gateway.ruleset().unwrap()) == running);
+        // The connection, whose numbers are adjusted, goes on.
+        let session = client.release();
+        assert_eq!(session.error, None, "{rules}");
+        assert_eq!(session.got(16), "the body\r\n", "{rules}");
+        assert_eq!(daemon.log().matches("it is loaded again").count(), 1, "{rules}");
+        assert_eq!(daemon.counter("errors").unwrap(), 1, "{rules}");
+        daemon.stop().unwrap();
+        assert_eq!(lab.gateway.ruleset().unwrap(), firewall);
+    }
+}
+
+#[test]
+fn connections_that_conntrack_forgot_go_on() {
+    let list = [say("LIST"), reply(), json!({"accept": 3762}), reply()];
+    let port = |cut: &[usize]| {
+        let line = "PORT 192,168,150,80,14,178\r\n";
+        vec![json!({"send": line, "cut": cut, "pause": 0.1}), reply()]
+    };
+    let gate = vec![json!({"gate": ""})];
+    let adjusted = [&port(&[])[..], &list, &gate, &port(&[]), &list].concat();
+    let held = [&gate[..], &port(&[2]), &list].concat();
+    // Not known at its first packet, it is refused rather than announced untranslated.
+    let first = [&gate[..], &port(&[]), &port(&[]), &list].concat();
+    // The kernel expects nothing of a connection whose helper it forgot.
+    let sets = "[pinhole]\nbackend = \"nftables\"\n";
+    for (what, steps, got) in [
+        ("adjusted", adjusted, [(9, "the body"), (16, "the body")]),
+        ("held", held, [(7, "200 PORT"), (10, "the body")]),
+        ("first", first, [(7, "425 Refused by the gateway: "), (9, "200 PORT")]),
+    ] {
+        // The fast path asks for the translation before.
+        let is_first = what == "first";
+        let fast_path = if is_first { "[queue]\nfast-path = \"off\"\n" } else { "" };
+        let gateway = gateway_with(Topology::Masquerade, &format!("{sets}{fast_path}"));
+        let lab = &gateway.lab;
+        let _server = scripted_server(&lab.server, &json!({}));
+        let host = lab.server_address(Family::V4).to_string();
+        let steps = [login(), steps].concat();
+        let plan = json!({"host": host, "listen": [3762], "steps": steps});
+        let client = gated_client(&lab.client, plan);
+        // The delayed acknowledgement of the last reply would make it known again.
+        thread::sleep(Duration::from_millis(300));
+        lab.gateway.run("conntrack", &["-F"]).unwrap();
+        let session = client.release();
+        assert_eq!(session.error, None, "{what}");
+        for (step, start) in got {
+            let text = session.got(step);
+            assert!(text.starts_with(start), "{what} {step}: {text}");
+        }
+    }
+}
+
+#[test]
+fn unadjusted_connections_pass_while_the_daemon_is_down() {
+    for (how, kill) in [("stopped", false), ("killed", true)] {
+        let mut gateway = gateway(Topology::Masquerade);
+        let _server = scripted_server(&gateway.lab.server, &json!({}));
+        let host = gateway.lab.server_address(Family::V4).to_string();
+        let mut steps = login();
+        steps.extend([json!({"gate": ""}), say("NOOP"), reply(), say("QUIT"), reply()]);
+        // What is said waits for the daemon for 5 s, and then until it is retransmitted.
+        let plan = json!({"host": host, "timeout": 20, "steps": steps});
+        let client = gated_client(&gateway.lab.client, plan);
+        if kill {
+            gateway.daemon.kill();
+        } else {
+            gateway.daemon.stop().unwrap();
+        }
+        let session = client.release();
+        assert_eq!(session.error, None, "{how}");
+        assert_eq!(session.got(7), "200 Noop", "{how}");
+        // And a new one.
+        let mut steps = login();
+        steps.extend([say("NOOP"), reply()]);
+        let session = scripted_client(&gateway.lab.client2, &json!({"host": host, "steps": steps}));
+        assert_eq!(session.error, None, "{how}");
+        assert_eq!(session.got(6), "200 Noop", "{how}");
+    }
+}
+
+/// `run` must fail with exit code 1 and say why in one line, which holds `word`.
+fn assert_refuses(lab: &Lab, prepare: impl FnOnce(&mut std::process::Command), word: &str) {
+    let program = executable_for_everyone(lab);
+    let mut command = lab.gateway.command("env");
+    prepare(&mut command);
+    command.arg(&program).args(["run", "--config", "/nonexistent-by-choice"]);
+    let home = lab.directory().join("other");
+    fs::create_dir_all(&home).unwrap();
+    fs::set_permissions(&home, fs::Permissions::from_mode(0o777)).unwrap();
+    let file = home.join("ftp-alg.toml");
+    fs::write(&file, "").unwrap();
+    let mut command_line: Vec<_> = command.get_args().map(|arg| arg.to_owned()).collect();
+    if let Some(config) = command_line.last_mut() {
+        *config = file.into();
+    }
+    let mut command = std::process::Command::new(command.get_program());
+    command.args(command_line).arg("--state-dir").arg(home.join("state"));
+    command.arg("--socket").arg(home.join("socket"));
+    let done = lab.gateway.finish(command, b"", Duration::from_secs(10)).unwrap();
+    let said = done.stderr_text();
+    assert_eq!(done.status.code(), Some(1), "{said}");
+    assert_eq!(said.trim_end().lines().count(), 1, "{said}");
+    assert!(said.to_lowercase().contains(word), "{said}");
+}
+
+#[test]
+fn run_without_root_says_so() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let before = lab.gateway.ruleset().unwrap();
+    let drop_root = |command: &mut std::process::Command| {
+        command.args(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]);
+    };
+    assert_refuses(&lab, drop_root, "root");
+    assert_eq!(lab.gateway.ruleset().unwrap(), before);
+}
+
+#[test]
+fn a_user_without_permission_gets_an_error() {
+    let gateway = gateway(Topology::Routed);
+    let program = executable_for_everyone(&gateway.lab);
+    let mut command = gateway.lab.gateway.command("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program);
+    command.arg("status").arg("--socket").arg(gateway.daemon.socket());
+    let done = gateway.lab.gateway.finish(command, b"", Duration::from_secs(10)).unwrap();
+    assert_eq!(done.status.code(), Some(1));
+    assert!(done.stderr_text().contains("run this as the daemon's user"), "{}", done.stderr_text());
+}
+
+#[test]
+fn run_without_nftables_says_so() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let before = lab.gateway.ruleset().unwrap();
+    let hide = |command: &mut std::process::Command| {
+        let lines = "mount -t tmpfs none /usr/sbin; \
+            [ -L /sbin ] || mount -t tmpfs none /sbin; exec \"$@\"";
+        command.args(["unshare", "--mount", "sh", "-c", lines, "sh"]);
+    };
+    assert_refuses(&lab, hide, "nft");
+    assert_eq!(lab.gateway.ruleset().unwrap(), before);
+}
+
+#[test]
+fn run_with_its_queue_taken_says_so_and_leaves_the_other_alone() {
+    let gateway = gateway(Topology::Masquerade);
+    let lab = &gateway.lab;
+    let running = lab.gateway.ruleset().unwrap();
+    assert_refuses(lab, |_| (), "queue");
+    assert_eq!(lab.gateway.ruleset().unwrap(), running);
+    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+    server.put("a", b"still here").unwrap();
+    let address = lab.server_address(Family::V4);
+    let transfer = Transfer::new(ClientProgram::Curl, &lab.client, &server, address, Mode::Active);
+    assert_eq!(transfer.download("a").unwrap(), b"still here");
+}
+
+#[test]
+fn an_iptables_firewall_needs_one_line_too() {
+    for kind in [FirewallKind::IptablesNft, FirewallKind::IptablesLegacy] {
+        for topology in [Topology::Masquerade, Topology::PublishedServer, Topology::Routed] {
+            let lab = Lab::build(LabSpec { firewall: kind, ..LabSpec::new(topology) }).unwrap();
+            let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+            let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+            server.put("a", b"abc").unwrap();
+            for family in [Family::V4, Family::V6] {
+                for mode in [Mode::Active, Mode::Passive] {
+                    let address = lab.server_address(family);
+                    let transfer =
+                        Transfer::new(ClientProgram::Curl, &lab.client, &server, address, mode);
+                    let got = transfer.download("a").unwrap_or_else(|error| {
+                        panic!("{kind:?} {topology} {family} {mode}: {error}\n{}", daemon.log())
+                    });
+                    assert_eq!(got, b"abc");
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn a_state_directory_is_for_one_daemon() {
+    let gateway = gateway(Topology::Routed);
+    let state = gateway.daemon.socket().with_file_name("state");
+    // Where neither queue nor rules are in the way.
+    let elsewhere = &gateway.lab.server;
+    let mut command = elsewhere.command(executable());
+    command.args(["run", "--state-dir"]).arg(&state);
+    command.arg("--socket").arg(state.with_file_name("other"));
+    let done = elsewhere.finish(command, b"", Duration::from_secs(10)).unwrap();
+    assert_eq!(done.status.code(), Some(1), "{}", done.stderr_text());
+    assert!(done.stderr_text().contains("is in use by another ftp-alg"), "{}", done.stderr_text());
+    assert!(!state.join("queue-2100.refused").exists());
+}

@@ -1,0 +1,43 @@
+//! End to end: `ftp-alg run` on a gateway between real clients and servers, in network namespaces.
+//!
+//! These tests need root. They know the product as a program; `crates/ftp-alg-lab` builds the network.
+
+#![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
+
+mod attacks;
+mod commands;
+mod common;
+mod conntrack;
+mod dialogues;
+mod doctor;
+mod downtime;
+mod fanout;
+mod fastpath;
+mod flowtable;
+mod healing;
+mod health;
+mod lab;
+mod lifecycle;
+mod many;
+mod matrix;
+mod mishaps;
+mod names;
+mod policy;
+mod privileges;
+mod queued;
+mod recipes;
+mod refusals;
+mod reload;
+mod restart;
+#[path = "../../crates/ftp-alg-core/tests/core/support/rng.rs"]
+mod rng;
+mod rule_audit;
+mod setup;
+mod situations;
+mod slacksite;
+mod soak;
+mod stream;
+mod super_packets;
+mod takeover;
+mod try_modes;
+mod wire;

@@ -1,0 +1,74 @@
+//! A thousand transfers in a row in each mode, with an off-path attacker scanning meanwhile.
+
+use std::{thread, time::Duration};
+
+use crate::common::gateway;
+use ftp_alg_lab::{Family, Lab, Script, Server, ServerKind, Topology};
+use serde_json::Value;
+
+/// `count` downloads in one session; the errors that came of it.
+fn transfers(lab: &Lab, server: &Server, family: Family, mode: &str, count: u32) -> Vec<String> {
+    let (user, password) = server.login();
+    let (address, count) = (lab.server_address(family).to_string(), count.to_string());
+    let arguments = [&address, user, password, mode, &count, "pub/report"];
+    let done = lab.client.script(Script::Many, &arguments, Duration::from_secs(240)).unwrap();
+    let done = done.success().unwrap();
+    let report: Value = serde_json::from_str(&done.stdout_text()).unwrap();
+    println!("{mode} {family}: {report}");
+    let errors = report["errors"].as_array().unwrap();
+    let mut errors: Vec<String> = errors.iter().map(Value::to_string).collect();
+    if report["transfers"].as_u64().map(|done| done.to_string()) != Some(count.clone()) {
+        errors.push(format!("{} of {count} transfers", report["transfers"]));
+    }
+    errors
+}
+
+fn a_thousand_in_each_mode(topology: Topology, kind: ServerKind) {
+    let gateway = gateway(topology);
+    let lab = &gateway.lab;
+    let server = Server::start(kind, &lab.server).unwrap();
+    server.put("report", &[b'x'; 2000]).unwrap();
+    let (errors, open) = thread::scope(|scope| {
+        let all = scope.spawn(|| {
+            let mut errors = transfers(lab, &server, Family::V4, "active", 1000);
+            errors.extend(transfers(lab, &server, Family::V4, "passive", 1000));
+            for (family, mode) in [
+                (Family::V4, "active+ext"),
+                (Family::V4, "passive+ext"),
+                (Family::V6, "active"),
+                (Family::V6, "passive"),
+            ] {
+                errors.extend(transfers(lab, &server, family, mode, 200));
+            }
+            errors
+        });
+        let mut open = Vec::new();
+        while !all.is_finished() {
+            for target in [lab.gateway.address(Family::V4), lab.client.address(Family::V4)] {
+                open.extend(lab.outsider.scan(target, "1-65535").unwrap());
+            }
+        }
+        (all.join().unwrap(), open)
+    });
+    assert_eq!(errors, [""; 0]);
+    assert!(open.iter().all(|port| *port == 21), "open to an off-path attacker: {open:?}");
+    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0, "packets invalid for conntrack");
+    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
+    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
+    assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);
+}
+
+#[test]
+fn a_thousand_transfers_through_masquerade() {
+    a_thousand_in_each_mode(Topology::Masquerade, ServerKind::Vsftpd);
+}
+
+#[test]
+fn a_thousand_transfers_to_a_published_server() {
+    a_thousand_in_each_mode(Topology::PublishedServer, ServerKind::PureFtpd);
+}
+
+#[test]
+fn a_thousand_transfers_through_a_routed_firewall() {
+    a_thousand_in_each_mode(Topology::Routed, ServerKind::Proftpd);
+}

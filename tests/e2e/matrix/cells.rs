@@ -1,0 +1,166 @@
+//! Every client with every server, in every way in which both can announce a data connection.
+//!
+//! Each cell is a download, an upload and a listing, compared byte for byte. Both ends are watched:
+//! a cell fails, too, if its client said anything else than its script.
+
+use std::{
+    fmt,
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicUsize, Ordering},
+    },
+    thread,
+    time::{Duration, Instant},
+};
+
+use super::witness::Witness;
+use ftp_alg_lab::{ClientProgram, Family, Lab, Result, Server, ServerKind, Transfer, Verb};
+
+/// How many cells run at a time. More than there are processors: ProFTPD rests 0.2 to 0.4 s whenever
+/// a session has ended, before it accepts those that wait.
+const THREADS: usize = 8;
+
+/// One client with one server, announcing in one way.
+#[derive(Clone, Debug)]
+pub struct Cell {
+    /// Which client.
+    pub client: ClientProgram,
+    /// Which server.
+    pub server: ServerKind,
+    /// What the client says.
+    pub verb: Verb,
+    /// Over which family.
+    pub family: Family,
+    /// What came of it.
+    pub outcome: Outcome,
+    /// How long it took.
+    pub elapsed: Duration,
+}
+
+/// What came of a cell.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Every byte arrived.
+    Ok,
+    /// The two cannot be made to do this.
+    Impossible(&'static str),
+    /// What went wrong.
+    Failed(String),
+}
+
+impl fmt::Display for Cell {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { client, server, verb, family, .. } = self;
+        write!(f, "{client} with {server}, {verb} over {family}")?;
+        match &self.outcome {
+            Outcome::Ok => f.write_str(": ok"),
+            Outcome::Impossible(why) => write!(f, ": {why}"),
+            Outcome::Failed(why) => write!(f, ": FAILED: {why}"),
+        }
+    }
+}
+
+impl Cell {
+    /// A name that no other cell has; its file is called that.
+    pub fn name(&self) -> String {
+        format!("{}-{}-{}-{}", self.server, self.client, self.verb, self.family)
+    }
+}
+
+/// The ways to announce, over the family they are used with.
+pub const WAYS: [(Verb, Family); 6] = [
+    (Verb::Port, Family::V4),
+    (Verb::Pasv, Family::V4),
+    (Verb::Eprt, Family::V4),
+    (Verb::Epsv, Family::V4),
+    (Verb::Eprt, Family::V6),
+    (Verb::Epsv, Family::V6),
+];
+
+/// What a matrix showed.
+#[derive(Debug)]
+pub struct Matrix {
+    /// Every client with every server, in each of [`WAYS`].
+    pub cells: Vec<Cell>,
+    /// Announcements, as either end saw them, that were not followed by a data connection with the
+    /// control connection's two addresses.
+    pub strays: Vec<String>,
+}
+
+impl Matrix {
+    /// The cells that did not work and the strays, one line each.
+    pub fn failures(&self) -> Vec<String> {
+        let failed = |cell: &&Cell| matches!(cell.outcome, Outcome::Failed(_));
+        let cells = self.cells.iter().filter(failed).map(ToString::to_string);
+        cells.chain(self.strays.iter().cloned()).collect()
+    }
+}
+
+/// Runs all cells of `lab`: one server after the other, of each the cells side by side.
+pub fn run(lab: &Lab) -> Result<Matrix> {
+    let port = lab.server_endpoint(Family::V4).port();
+    let client_end = Witness::start(&lab.client, lab.interface(&lab.client), port)?;
+    let server_end = Witness::start(&lab.server, lab.interface(&lab.server), 21)?;
+    let mut cells = Vec::new();
+    for kind in ServerKind::ALL {
+        cells.extend(run_server(lab, kind)?);
+    }
+    let mut strays = Vec::new();
+    for end in [client_end, server_end] {
+        let testimony = end.finish()?;
+        strays.extend(testimony.strays.iter().cloned());
+        for cell in cells.iter_mut().filter(|cell| cell.outcome == Outcome::Ok) {
+            if let Some(objection) = testimony.objection(&cell.name(), cell.verb) {
+                cell.outcome = Outcome::Failed(objection);
+            }
+        }
+    }
+    Ok(Matrix { cells, strays })
+}
+
+fn run_server(lab: &Lab, kind: ServerKind) -> Result<Vec<Cell>> {
+    let server = Server::start(kind, &lab.server)?;
+    let body: Vec<u8> = (0..100_000_u32).map(|n| (n * 7 % 251) as u8).collect();
+    let cells = WAYS.into_iter().flat_map(|(verb, family)| {
+        ClientProgram::ALL.map(|client| {
+            // The servers understand everything.
+            let outcome =
+                client.unsupported_reason(verb, family).map_or(Outcome::Ok, Outcome::Impossible);
+            Cell { client, server: kind, verb, family, outcome, elapsed: Duration::ZERO }
+        })
+    });
+    let cells: Vec<Mutex<Cell>> = cells.map(Mutex::new).collect();
+    let next = AtomicUsize::new(0);
+    let work = || {
+        while let Some(cell) = cells.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let mut cell = cell.lock().unwrap_or_else(PoisonError::into_inner);
+            if cell.outcome == Outcome::Ok {
+                exchange(&mut cell, lab, &server, &body);
+            }
+        }
+    };
+    thread::scope(|scope| {
+        for _ in 0..THREADS {
+            scope.spawn(work);
+        }
+    });
+    Ok(cells
+        .into_iter()
+        .map(|cell| cell.into_inner().unwrap_or_else(PoisonError::into_inner))
+        .collect())
+}
+
+fn exchange(cell: &mut Cell, lab: &Lab, server: &Server, body: &[u8]) {
+    let start = Instant::now();
+    let transfer = Transfer {
+        client: cell.client,
+        host: &lab.client,
+        endpoint: lab.server_endpoint(cell.family),
+        verb: cell.verb,
+        login: server.login(),
+    };
+    if let Err(error) = transfer.exchange(server, &cell.name(), body) {
+        cell.outcome = Outcome::Failed(error.to_string());
+    }
+    cell.elapsed = start.elapsed();
+}

@@ -1,0 +1,170 @@
+//! Every client with every server, in every way to announce, in every topology, through
+//! `ftp-alg run` and default drop.
+//!
+//! What each cell showed is left in `target/matrix/`, and the table of all in `target/matrix.txt`,
+//! which `make test` shows at its end.
+
+mod cells;
+mod witness;
+
+use std::{
+    fmt::Write as _,
+    fs,
+    path::{Path, PathBuf},
+    sync::{Mutex, PoisonError},
+    time::{Duration, Instant},
+};
+
+use crate::common::executable;
+pub use cells::run;
+use cells::{Cell, Matrix, Outcome, WAYS};
+use ftp_alg_lab::{Admission, ClientProgram, Daemon, Family, Lab, LabSpec, ServerKind, Topology};
+
+const BACKENDS: [&str; 2] = ["nftables", "conntrack"];
+
+fn every_client_with_every_server(topology: Topology, backend: &str) {
+    let start = Instant::now();
+    let admission = if backend == "conntrack" { Admission::Related } else { Admission::Mark };
+    let lab = Lab::build(LabSpec { admission, ..LabSpec::new(topology) }).unwrap();
+    let configuration = lab.configuration(backend);
+    let daemons: Vec<Daemon> = lab
+        .gateways()
+        .into_iter()
+        .map(|host| Daemon::start(&executable(), host, &configuration).unwrap())
+        .collect();
+    let matrix = run(&lab).unwrap();
+    write_down(topology, backend, &matrix, start.elapsed());
+    let failures = matrix.failures();
+    if !failures.is_empty() {
+        for daemon in &daemons {
+            // Shown by the test harness with the failure.
+            println!("a daemon's log:\n{}", daemon.log());
+        }
+    }
+    assert_eq!(failures, [""; 0]);
+    for (host, daemon) in lab.gateways().into_iter().zip(&daemons) {
+        assert_eq!(daemon.status().unwrap()["backend"], backend);
+        assert_eq!(host.invalid_packets().unwrap(), 0, "{}", host.role());
+        daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
+        assert_eq!(daemon.open_pinholes().unwrap(), [""; 0], "{}", host.role());
+        assert_eq!(daemon.counter("errors").unwrap(), 0, "{}", daemon.log());
+    }
+}
+
+macro_rules! in_every_topology {
+    ($($name:ident: $topology:ident,)*) => {
+        mod nftables {
+            use super::{Topology, every_client_with_every_server};
+            $(#[test] fn $name() {
+                every_client_with_every_server(Topology::$topology, "nftables");
+            })*
+        }
+        mod conntrack {
+            use super::{Topology, every_client_with_every_server};
+            $(#[test] fn $name() {
+                every_client_with_every_server(Topology::$topology, "conntrack");
+            })*
+        }
+    };
+}
+
+in_every_topology! {
+    through_masquerade: Masquerade,
+    through_a_pool_of_sources: SnatPool,
+    to_a_published_server: PublishedServer,
+    to_a_server_published_at_another_port: PortForward,
+    through_one_to_one_nat_further_out: OneToOne,
+    through_nat_on_both_sides: BothSides,
+    through_a_routed_firewall: Routed,
+    to_a_server_on_the_gateway: OnServer,
+    from_a_client_on_the_gateway: OnClient,
+}
+
+/// Leaves the cells in a file of their own, and the table of all topologies so far.
+fn write_down(topology: Topology, backend: &str, matrix: &Matrix, elapsed: Duration) {
+    static ONE_AT_A_TIME: Mutex<()> = Mutex::new(());
+    let _guard = ONE_AT_A_TIME.lock().unwrap_or_else(PoisonError::into_inner);
+    let directory = target().join("matrix");
+    fs::create_dir_all(&directory).unwrap();
+    let file =
+        |topology: Topology, backend: &str| directory.join(format!("{topology:?}-{backend}.txt"));
+    let mut text = row(topology, backend, &matrix.cells, elapsed);
+    for cell in &matrix.cells {
+        writeln!(text, "{cell}, {:.1} s", cell.elapsed.as_secs_f64()).unwrap();
+    }
+    for stray in &matrix.strays {
+        writeln!(text, "FAILED: {stray}").unwrap();
+    }
+    fs::write(file(topology, backend), text).unwrap();
+
+    let files = Topology::ALL.into_iter().flat_map(|topology| {
+        BACKENDS.map(|backend| fs::read_to_string(file(topology, backend)).unwrap_or_default())
+    });
+    let files: Vec<String> = files.collect();
+    let mut table = heading();
+    table.extend(files.iter().filter_map(|file| file.lines().next()).map(|row| format!("{row}\n")));
+    let failed =
+        files.iter().flat_map(|file| file.lines()).filter(|line| line.contains("FAILED: "));
+    table.extend(failed.map(|line| line.chars().take(160).collect::<String>() + "\n"));
+    fs::write(target().join("matrix.txt"), table + &reasons()).unwrap();
+}
+
+/// Cargo's target directory.
+fn target() -> PathBuf {
+    Path::new(env!("CARGO_TARGET_TMPDIR")).parent().unwrap().to_owned()
+}
+
+fn heading() -> String {
+    let mut text = format!("{:<24}{:<10}", "clients with servers", "back end");
+    for (verb, family) in WAYS {
+        write!(text, "{:>7}", format!("{verb}{}", if family == Family::V6 { "6" } else { "" }))
+            .unwrap();
+    }
+    text += "  |";
+    for client in ClientProgram::ALL {
+        write!(text, "{client:>10}").unwrap();
+    }
+    text += "  |";
+    for server in ServerKind::ALL {
+        write!(text, "{:>11}", server.to_string()).unwrap();
+    }
+    text + "\n"
+}
+
+/// How many cells worked: of each way to announce, of each client, and of each server.
+fn row(topology: Topology, backend: &str, cells: &[Cell], elapsed: Duration) -> String {
+    let count = |of: &dyn Fn(&Cell) -> bool| {
+        let possible = |cell: &&Cell| !matches!(cell.outcome, Outcome::Impossible(_)) && of(cell);
+        let all = cells.iter().filter(possible).count();
+        let good = cells.iter().filter(|cell| cell.outcome == Outcome::Ok && of(cell)).count();
+        if good == all { format!("{good}") } else { format!("{good}/{all}") }
+    };
+    let mut text = format!("{:<24}{backend:<10}", topology.to_string());
+    for way in WAYS {
+        write!(text, "{:>7}", count(&|cell| (cell.verb, cell.family) == way)).unwrap();
+    }
+    text += "  |";
+    for client in ClientProgram::ALL {
+        write!(text, "{:>10}", count(&|cell| cell.client == client)).unwrap();
+    }
+    text += "  |";
+    for server in ServerKind::ALL {
+        write!(text, "{:>11}", count(&|cell| cell.server == server)).unwrap();
+    }
+    format!("{text}  | {} ok, {:.0} s\n", count(&|_| true), elapsed.as_secs_f64())
+}
+
+/// Why the cells that are missing cannot exist.
+fn reasons() -> String {
+    let mut reasons: Vec<&str> = ClientProgram::ALL
+        .into_iter()
+        .flat_map(|client| WAYS.map(|(verb, family)| client.unsupported_reason(verb, family)))
+        .flatten()
+        .chain(
+            ClientProgram::ALL.into_iter().filter(|c| !c.uploads()).map(|_| "wget stores nothing"),
+        )
+        .collect();
+    reasons.sort_unstable();
+    reasons.dedup();
+    format!("each cell a download, an upload and a listing; {}\n", reasons.join("; "))
+}

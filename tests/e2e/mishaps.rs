@@ -1,0 +1,173 @@
+//! What happens around the daemon: queues that overflow, links that go down, a connection tracker that
+//! forgets. All of it is repaired or reported, never silent. What others do to our table is in
+//! `e2e_lifecycle`, and how the daemon's own end is survived in `e2e_restart`.
+
+use std::{fs, thread, time::Duration};
+
+use crate::common::{
+    gated_client, gateway, gateway_with, login, reply, say, scripted_client, scripted_server,
+    wait_for,
+};
+use ftp_alg_lab::{Family, Topology};
+use serde_json::{Value, json};
+
+fn transfer() -> Vec<Value> {
+    let list = [say("LIST"), reply(), json!({"accept": 3762}), reply()];
+    [&[say("PORT 192,168,150,80,14,178"), reply()][..], &list].concat()
+}
+
+/// Opens connections to a port, waits for a file, and sends many small segments on each.
+const BURST: &str = r#"
+import os, resource, socket, sys, time
+host, connections, segments, gate = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
+resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+ends = [socket.create_connection((host, 21), 10) for _ in range(connections)]
+for end in ends:
+    end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+    end.setblocking(False)
+print("ready", flush=True)
+while not os.path.exists(gate):
+    time.sleep(0.01)
+for _ in range(segments):
+    for end in ends:
+        end.send(b"x")
+"#;
+
+/// Takes connections, and says nothing.
+const SILENT: &str = r#"
+import resource, socket
+resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
+listener = socket.create_server(("", 21), backlog=2000)
+taken = []
+while True:
+    taken.append(listener.accept())
+"#;
+
+#[test]
+fn packets_that_a_full_queue_drops_are_counted_and_reported() {
+    let gateway = gateway(Topology::Masquerade);
+    let lab = &gateway.lab;
+    let python = |host: &ftp_alg_lab::Host, name, arguments: &[&str]| {
+        let mut command = host.command("python3");
+        command.args(["-c"]).args(arguments);
+        host.start(command, name).unwrap()
+    };
+    let silent = python(&lab.server, "silent", &[SILENT]);
+    lab.server.wait_for_port(21, Duration::from_secs(5)).unwrap();
+    let gate = lab.client.directory().join("burst");
+    let host = lab.server_address(Family::V4).to_string();
+    let mut burst =
+        python(&lab.client, "burst", &[BURST, &host, "1000", "10", &gate.display().to_string()]);
+    wait_for("the connections", || burst.log().contains("ready"));
+    let signal = |name: &str| {
+        let id = gateway.daemon.id().to_string();
+        lab.gateway.run("kill", &[name, &id]).unwrap().success().unwrap();
+    };
+    signal("-STOP");
+    fs::write(gate, b"").unwrap();
+    wait_for("the burst", || burst.exit_status().is_some());
+    signal("-CONT");
+    wait_for("the count", || gateway.daemon.counter("overruns").unwrap() > 0);
+    assert!(
+        gateway.daemon.log().contains(" was full: the kernel dropped"),
+        "{}",
+        gateway.daemon.log()
+    );
+    drop(silent);
+    wait_for("the port", || !lab.server.listens(21).unwrap());
+    let _server = scripted_server(&lab.server, &json!({}));
+    let steps = [login(), transfer()].concat();
+    let plan = json!({"host": host, "listen": [3762], "steps": steps});
+    assert_eq!(scripted_client(&lab.client, &plan).error, None);
+}
+
+#[test]
+fn a_link_that_goes_down_and_comes_back_is_no_end() {
+    let gateway = gateway(Topology::Masquerade);
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({}));
+    let host = lab.server_address(Family::V4).to_string();
+    // The kernel forgets what it masqueraded over the link; the first announcement after that may be
+    // refused, as its translation is not known.
+    let again = [say("PORT 192,168,150,80,14,178"), reply()];
+    let steps =
+        [login(), transfer(), vec![json!({"gate": ""})], again.to_vec(), transfer()].concat();
+    let client = gated_client(&lab.client, json!({"host": host, "listen": [3762], "steps": steps}));
+    let link = lab.server_side().to_owned();
+    for state in ["down", "up"] {
+        lab.gateway.run("ip", &["link", "set", &link, state]).unwrap().success().unwrap();
+        thread::sleep(Duration::from_millis(300));
+    }
+    let session = client.release();
+    assert_eq!(session.error, None, "{}", gateway.daemon.log());
+    assert!(session.got(13).starts_with("200") || session.got(13).starts_with("425"));
+    assert_eq!(session.got(18), "the body\r\n");
+}
+
+#[test]
+fn what_a_flushed_connection_tracker_costs_is_said() {
+    let configuration = "[pinhole]\nbackend = \"conntrack\"\n";
+    let gateway = gateway_with(Topology::Masquerade, configuration);
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({}));
+    let host = lab.server_address(Family::V4).to_string();
+    let announcement = [say("PORT 192,168,150,80,14,178"), reply()];
+    let again = [&announcement[..], &announcement].concat();
+    let steps = [login(), transfer(), vec![json!({"gate": ""})], again].concat();
+    let client = gated_client(&lab.client, json!({"host": host, "listen": [3762], "steps": steps}));
+    lab.gateway.run("conntrack", &["-F"]).unwrap();
+    let session = client.release();
+    assert_eq!(session.error, None);
+    // The helper that expectations need went with the entry: the client is informed at once, and a new
+    // session works.
+    assert!(session.got(13).starts_with("425") && session.got(15).starts_with("425"));
+    assert!(gateway.daemon.log().contains("open a new one"), "{}", gateway.daemon.log());
+    let steps = [login(), transfer()].concat();
+    let plan = json!({"host": host, "listen": [3762], "steps": steps});
+    assert_eq!(scripted_client(&lab.client, &plan).error, None);
+}
+
+#[test]
+fn a_client_that_reuses_its_tuple_after_a_flush_is_inspected() {
+    // Where numbers are adjusted all packets are queued anyway.
+    for topology in [Topology::Masquerade, Topology::Routed] {
+        let gateway = gateway(topology);
+        let lab = &gateway.lab;
+        let _server = scripted_server(&lab.server, &json!({}));
+        let one_port = "echo 40001 40001 > /proc/sys/net/ipv4/ip_local_port_range";
+        lab.client.shell(one_port).unwrap().success().unwrap();
+        let host = lab.server_address(Family::V4).to_string();
+        let mut steps = login();
+        steps.extend([say("PORT 192,168,150,80,14,178"), reply(), json!({"gate": ""})]);
+        let plan = json!({"host": host, "listen": [3762], "steps": steps});
+        let first = gated_client(&lab.client, plan);
+        assert_eq!(gateway.daemon.pinholes().unwrap().len(), 1);
+
+        // Both lose the connection, as when they are switched off: no FIN and no RST is heard of it.
+        for host in [&lab.client, &lab.server] {
+            host.nft(
+                "table ip silence { chain out { type filter hook output priority 0; \
+             tcp flags & (fin | rst) != 0 drop; }; }",
+            )
+            .unwrap();
+            host.shell("ss -K -t '( sport = :21 or dport = :21 )'").unwrap().success().unwrap();
+        }
+        first.release();
+        for host in [&lab.client, &lab.server] {
+            host.nft("delete table ip silence").unwrap();
+        }
+        let session = gateway.daemon.sessions().unwrap();
+        assert_eq!(session.len(), 1, "nobody heard that it ended: {session:?}");
+        let ports: Vec<_> = session.iter().map(|row| row["client"].to_string()).collect();
+        assert!(ports[0].contains(":40001"), "{ports:?}");
+
+        let steps = [login(), transfer()].concat();
+        let plan = json!({"host": host, "listen": [3762], "steps": steps});
+        let second = scripted_client(&lab.client, &plan);
+        assert_eq!(second.error, None);
+        let after = gateway.daemon.sessions().unwrap();
+        assert!(after.iter().all(|row| row["id"] != session[0]["id"]), "{after:?}");
+        assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 2);
+        assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);
+    }
+}

@@ -1,0 +1,170 @@
+//! External addresses that change while sessions run: one given by name, and the gateway's own.
+
+use std::time::{Duration, Instant};
+
+use crate::common::{
+    Gateway, executable, gated_client, gateway, host_port, login,
+    names::{NAME, NameServer, reload, row, wait_for_address},
+    reply, say, scripted_client, scripted_server, wait_for,
+};
+use ftp_alg_lab::{Daemon, Family, Lab, Topology};
+use serde_json::{Value, json};
+
+const FIRST: &str = "203.0.113.1";
+const SECOND: &str = "203.0.113.2";
+
+fn is(address: &str) -> Value {
+    json!({ NAME: {"A": [address], "ttl": 1} })
+}
+
+/// A published server whose external address has a name.
+fn named(names: &Value) -> (NameServer, Gateway) {
+    let lab = Lab::new(Topology::PublishedServer).unwrap();
+    let dns = NameServer::start(&lab.gateway, &executable(), names);
+    let configuration = format!("[nat]\nexternal-address = \"dns:{NAME}\"\n");
+    let daemon = Daemon::start(&dns.executable, &lab.gateway, &configuration).unwrap();
+    (dns, Gateway { daemon, lab })
+}
+
+/// Where a new control connection is informed to connect, and how long the answer took.
+fn announced_address(lab: &Lab) -> (String, f64) {
+    let (answer, time) = answered(lab);
+    (host_port(&answer).0, time)
+}
+
+/// What a new control connection gets for PASV, and how long that took.
+fn answered(lab: &Lab) -> (String, f64) {
+    let steps = [login(), vec![say("PASV"), reply()]].concat();
+    let host = lab.server_address(Family::V4).to_string();
+    let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
+    assert_eq!(session.error, None);
+    (session.got(6).to_owned(), session.steps[6].1)
+}
+
+#[test]
+fn sessions_announce_what_the_name_stands_for_by_then() {
+    let (dns, gateway) = named(&is(FIRST));
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({}));
+    wait_for_address(&gateway.daemon, FIRST);
+    let steps = [
+        login(),
+        vec![say("PASV"), reply(), json!({"gate": ""}), say("PASV"), reply()],
+        vec![say("NOOP"), reply()],
+    ];
+    let host = lab.server_address(Family::V4).to_string();
+    let plan = json!({"host": host, "steps": steps.concat()});
+    let client = gated_client(&lab.client, plan);
+    dns.set(&is(SECOND));
+    let changed = Instant::now();
+    wait_for_address(&gateway.daemon, SECOND);
+    assert!(changed.elapsed() < Duration::from_secs(4), "{:?}", changed.elapsed());
+    assert_eq!(announced_address(lab).0, SECOND);
+    let session = client.release();
+    assert_eq!(session.error, None);
+    assert_eq!(host_port(session.got(6)).0, FIRST);
+    assert_eq!(host_port(session.got(9)).0, SECOND, "the connection that was open all along");
+    let status = gateway.daemon.ask(&["status"]).unwrap().stdout_text();
+    assert!(status.contains(NAME) && status.contains(SECOND), "{status}");
+}
+
+#[test]
+fn a_name_server_that_is_silent_delays_no_packet_and_changes_nothing() {
+    let (dns, gateway) = named(&is(FIRST));
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({}));
+    wait_for_address(&gateway.daemon, FIRST);
+    dns.set(&json!({ NAME: null }));
+    let asked = dns.questions();
+    wait_for("a question", || dns.questions() > asked + 1);
+    for _ in 0..3 {
+        let (address, milliseconds) = announced_address(lab);
+        assert_eq!(address, FIRST, "the last known address");
+        assert!(milliseconds < 500.0, "{milliseconds} ms");
+    }
+    wait_for("the failure", || !row(&gateway.daemon, "ipv4")["error"].is_null());
+    assert_eq!(row(&gateway.daemon, "ipv4")["address"], FIRST);
+    dns.set(&is(SECOND));
+    wait_for_address(&gateway.daemon, SECOND);
+    assert!(row(&gateway.daemon, "ipv4")["error"].is_null());
+    let log = gateway.daemon.log();
+    let warnings = log.lines().filter(|line| line.contains("WARN") && line.contains(" A record"));
+    assert_eq!(warnings.count(), 1, "one line for one failure\n{log}");
+}
+
+#[test]
+fn nothing_is_opened_for_a_name_that_was_never_resolved() {
+    let (dns, mut gateway) = named(&json!({}));
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({}));
+    wait_for("an answer", || dns.questions() >= 2);
+    assert_eq!(answered(lab).0.trim_end(), "425 Gateway: name not resolved yet.");
+    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 0);
+    assert_eq!(gateway.daemon.counter("pinholes_refused").unwrap(), 1);
+    let log = gateway.daemon.log();
+    assert!(log.contains("the name of the external address is not resolved yet"), "{log}");
+    assert!(!dns.log().contains("other.test"), "no search domain: {}", dns.log());
+    dns.set(&is(FIRST));
+    wait_for_address(&gateway.daemon, FIRST);
+    assert_eq!(announced_address(lab).0, FIRST);
+    assert!(gateway.daemon.stop().unwrap().success());
+}
+
+#[test]
+fn a_reload_adds_changes_and_removes_names() {
+    let (_dns, gateway) = named(&json!({ NAME: {"A": [FIRST]}, "b.test": {"A": [SECOND]} }));
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({}));
+    wait_for_address(&gateway.daemon, FIRST);
+    for (configuration, announced_now, names) in [
+        (
+            "[[server]]\naddress = \"192.168.150.90\"\nexternal-address = \"dns:b.test\"\n",
+            SECOND,
+            1,
+        ),
+        ("", "198.51.100.1", 0),
+        ("nat.external-address = \"dns:hosts.lab.test\"\n", "203.0.113.9", 2),
+    ] {
+        reload(&gateway.daemon, configuration);
+        wait_for(configuration, || announced_address(lab).0 == announced_now);
+        let status = gateway.daemon.status().unwrap();
+        assert_eq!(status["names"].as_array().unwrap().len(), names, "{configuration}");
+    }
+}
+
+#[test]
+fn a_gateways_new_address_is_announced_and_the_old_one_is_not() {
+    let gateway = gateway(Topology::Masquerade);
+    let lab = &gateway.lab;
+    let server = scripted_server(&lab.server, &json!({}));
+    let transfer = || {
+        let list = [say("PORT 192,168,150,80,14,178"), reply(), say("LIST"), reply()];
+        [&list[..], &[json!({"accept": 3762}), reply()]].concat()
+    };
+    let host = lab.server_address(Family::V4).to_string();
+    let plan =
+        |steps: Vec<Value>| json!({"host": host, "listen": [3762], "timeout": 3, "steps": steps});
+    let steps = [login(), transfer(), vec![json!({"gate": ""})], transfer()].concat();
+    let client = gated_client(&lab.client, plan(steps));
+    // As a dial-up line does, which is given another address.
+    lab.gateway
+        .shell("ip address del 198.51.100.1/24 dev wan; ip address add 198.51.100.77/24 dev wan")
+        .unwrap();
+    let heard = server.lines().len();
+    let session = client.release();
+    assert!(session.error.is_some(), "its connection is gone with its address");
+    assert_eq!(session.got(9), "the body\r\n");
+    assert_eq!(server.lines().len(), heard, "nothing of it reaches the server any more");
+
+    let session = scripted_client(&lab.client, &plan([login(), transfer()].concat()));
+    assert_eq!(session.error, None);
+    assert_eq!(session.got(9), "the body\r\n");
+    let lines = server.lines();
+    let announced: Vec<_> = lines.iter().filter(|line| line.starts_with("PORT")).collect();
+    assert_eq!(announced.len(), 2, "{lines:?}");
+    assert_eq!(host_port(announced[0]).0, "198.51.100.1");
+    assert_eq!(host_port(announced[1]).0, "198.51.100.77");
+    // What conntrack has forgotten may end unseen: then its pinhole does in time.
+    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(35)).unwrap();
+    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
+}

@@ -1,0 +1,595 @@
+//! What the running daemon may still do, and that this is enough; what its confinement forbids.
+
+use std::{
+    fs,
+    io::{self, Write},
+    os::unix::{
+        fs::{MetadataExt, PermissionsExt},
+        process::ExitStatusExt,
+    },
+    path::{Path, PathBuf},
+    process::Command,
+    thread,
+    time::Duration,
+};
+
+use crate::common::{
+    executable, executable_for_everyone, gateway,
+    names::{NAME, NameServer, reload, row, shell_program, wait_for_address},
+    wait_for,
+};
+use ftp_alg::{daemon::confine, gateway::fastpath};
+use ftp_alg_lab::{
+    Admission, ClientProgram, Daemon, Family, FirewallKind, Lab, LabSpec, Mode, Server, ServerKind,
+    Topology, Transfer,
+};
+use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
+use serde_json::json;
+
+/// CAP_NET_ADMIN and CAP_NET_RAW.
+const TWO: &str = "0000000000003000";
+const NONE: &str = "0000000000000000";
+const NOBODY: u32 = 65534;
+const OUTSIDE: &str = "198.51.100.1";
+
+/// The lines of `status` of every thread of a process, as `(key, value)`.
+fn threads(process: u32) -> Vec<Vec<(String, String)>> {
+    let tasks = fs::read_dir(format!("/proc/{process}/task")).unwrap();
+    let status = |task: io::Result<fs::DirEntry>| {
+        let text = fs::read_to_string(task.unwrap().path().join("status")).unwrap();
+        let lines = text.lines().filter_map(|line| line.split_once(':'));
+        lines.map(|(key, value)| (key.to_owned(), value.trim().to_owned())).collect()
+    };
+    tasks.map(status).collect()
+}
+
+/// Each of these keys has this value, in every thread of `process`.
+fn assert_status(process: u32, expected: &[(&str, &str)]) {
+    for thread in threads(process) {
+        for (key, value) in expected {
+            let found = thread.iter().find(|(found, _)| found == key).unwrap();
+            assert_eq!(found.1, *value, "{key} of {:?}", thread[0]);
+        }
+    }
+}
+
+/// The only child of a process.
+fn child(process: u32) -> u32 {
+    let path = format!("/proc/{process}/task/{process}/children");
+    fs::read_to_string(path).unwrap().trim().parse().unwrap()
+}
+
+/// A program that starts the daemon as `start` does, with its command line as `"$@"` and its
+/// directory as `$home`.
+fn starter(lab: &Lab, start: &str) -> PathBuf {
+    let program = executable_for_everyone(lab);
+    let lines = format!(
+        "[ \"$1\" = run ] || exec {0} \"$@\"\nhome={1}\nset -- {0} \"$@\"\n{start}",
+        program.display(),
+        lab.directory().join("gateway-ftp-alg").display()
+    );
+    shell_program(&lab.gateway, "ftp-alg-started", &lines)
+}
+
+/// A daemon that `start` starts, see [`starter`], is confined, and does all that a daemon does.
+fn assert_works_confined(start: &str, uid: u32) {
+    let lab = Lab::new(Topology::PublishedServer).unwrap();
+    let firewall = lab.gateway.ruleset().unwrap();
+    let home = lab.directory().join("gateway-ftp-alg");
+    // So that what others remove is loaded again, by the broker.
+    let program = starter(&lab, &format!("export FTP_ALG_TABLE_OWNER=no\n{start}"));
+    let names = json!({ NAME: {"A": [OUTSIDE], "ttl": 1} });
+    let dns = NameServer::start(&lab.gateway, &program, &names);
+    let configuration = format!("[nat]\nexternal-address = \"dns:{NAME}\"\n");
+    let mut daemon = Daemon::start(&dns.executable, &lab.gateway, &configuration).unwrap();
+    let loaded = lab.gateway.ruleset().unwrap();
+    wait_for_address(&daemon, OUTSIDE);
+
+    let id = format!("{uid}\t{uid}\t{uid}\t{uid}");
+    let groups = if uid == 0 { &[][..] } else { &[("Groups", ""), ("Gid", id.as_str())] };
+    let both = [
+        ("Uid", id.as_str()),
+        ("CapEff", TWO),
+        ("CapPrm", TWO),
+        ("CapBnd", TWO),
+        ("NoNewPrivs", "1"),
+    ];
+    let alone = [("CapInh", NONE), ("CapAmb", NONE), ("Seccomp", "2")];
+    assert!(threads(daemon.id()).len() >= 6, "main, signals, broker, names, queue, control");
+    assert_status(daemon.id(), &[&both[..], &alone, groups].concat());
+    assert_status(child(daemon.id()), &[&both[..], groups].concat());
+    assert_eq!(daemon.status().unwrap()["unconfined"], json!([]), "{}", daemon.log());
+    let state = fs::metadata(home.join("state")).unwrap();
+    assert_eq!((state.uid(), state.mode() & 0o022), (uid, 0));
+
+    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+    let exchange = |name: &str| {
+        for mode in [Mode::Active, Mode::Passive] {
+            let address = lab.server_address(Family::V4);
+            let transfer = Transfer::new(ClientProgram::Curl, &lab.client, &server, address, mode);
+            if let Err(error) = transfer.exchange(&server, &format!("{name}-{mode}"), b"the body") {
+                panic!("{start}: {mode}: {error}\n{}", daemon.log());
+            }
+        }
+    };
+    exchange("before");
+    // What its broker does for it: the configuration, names, the rules.
+    reload(&daemon, "nat.external-address = \"dns:hosts.lab.test\"\n");
+    wait_for("the reload", || row(&daemon, "ipv4")["name"] == "hosts.lab.test");
+    wait_for_address(&daemon, "203.0.113.9");
+    reload(&daemon, "");
+    wait_for("the reload", || daemon.log().matches("configuration is in use").count() == 2);
+    lab.gateway.nft(&format!("flush ruleset\n{firewall}")).unwrap();
+    wait_for("the table", || lab.gateway.ruleset().unwrap() == loaded);
+    exchange("after");
+    assert_eq!(daemon.counter("errors").unwrap(), 1, "the table's removal: {}", daemon.log());
+    let journal = home.join("state/queue-2100.sessions");
+    assert_eq!(fs::metadata(journal).unwrap().uid(), uid);
+
+    let broker = child(daemon.id());
+    assert!(daemon.stop().unwrap().success(), "{}", daemon.log());
+    assert_eq!(lab.gateway.ruleset().unwrap(), firewall);
+    assert!(!home.join("socket").exists());
+    wait_for("the broker's end", || !Path::new(&format!("/proc/{broker}")).exists());
+}
+
+#[test]
+fn started_as_root_it_keeps_two_capabilities_and_works() {
+    assert_works_confined("exec \"$@\"", 0);
+}
+
+#[test]
+fn it_becomes_another_user_and_works() {
+    // The state directory it makes itself.
+    assert_works_confined(
+        "rmdir $home/state; chown 65534 $home; exec \"$@\" --user nobody",
+        NOBODY,
+    );
+}
+
+#[test]
+fn an_ordinary_user_with_two_capabilities_is_enough() {
+    let caps = "-all,+net_admin,+net_raw";
+    let start = format!(
+        "chown -R 65534 $home; exec setpriv --reuid=65534 --regid=65534 --clear-groups \
+         --inh-caps={caps} --ambient-caps={caps} --bounding-set={caps} \"$@\""
+    );
+    assert_works_confined(&start, NOBODY);
+}
+
+const FAST_PATH: &str = "[queue]\nfast-path = \"auto\"\n[pinhole]\nbackend = \"nftables\"\n";
+
+/// Started with a BPF file system, or without one, by root, as another user, and by that user.
+#[test]
+fn with_a_fast_path_it_keeps_two_capabilities_as_well() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    // With a file system of its own, which is root's alone.
+    let mounted = |kind: &str, then: &str| {
+        let mount = format!("mount -t {kind} -o mode=700 none /sys/fs/bpf && {then}");
+        format!(
+            "export home; chown -R {NOBODY} $home; exec unshare --mount sh -c '{mount}' sh \"$@\""
+        )
+    };
+    let caps = "-all,+net_admin,+net_raw,+bpf,+perfmon";
+    // As the unit does.
+    let as_user = format!(
+        "mkdir -p $home/state/bpf && mount -t bpf -o mode=700 none $home/state/bpf && \
+         chown {NOBODY} $home/state/bpf && exec setpriv --reuid={NOBODY} --regid={NOBODY} \
+         --clear-groups --inh-caps={caps} --ambient-caps={caps} \"$@\""
+    );
+    let root = "chown -R 0 $home; exec \"$@\"";
+    let nobody = "exec \"$@\" --user nobody";
+    for (start, uid, state) in [
+        (mounted("bpf", root), 0, "on"),
+        (mounted("bpf", nobody), NOBODY, "on"),
+        (mounted("tmpfs", &as_user), NOBODY, "on"),
+        (mounted("tmpfs", root), 0, "off"),
+    ] {
+        let mut daemon = Daemon::start(&starter(&lab, &start), &lab.gateway, FAST_PATH).unwrap();
+        let found = daemon.status().unwrap()["fast_path"].clone();
+        assert_eq!(found["state"], state, "{start}: {found}");
+        let id = format!("{uid}\t{uid}\t{uid}\t{uid}");
+        let all = [("Uid", id.as_str()), ("CapEff", TWO), ("CapPrm", TWO), ("CapAmb", NONE)];
+        assert_status(daemon.id(), &all);
+        assert_status(child(daemon.id()), &all[..3]);
+        assert!(daemon.stop().unwrap().success(), "{}", daemon.log());
+    }
+}
+
+/// What was pinned, below the BPF file system that a process sees: paths, with their users.
+fn pinned(process: u32) -> Vec<(PathBuf, u32)> {
+    let mut found = Vec::new();
+    let mut open = vec![PathBuf::from(format!("/proc/{process}/root/sys/fs/bpf/ftp-alg"))];
+    while let Some(directory) = open.pop() {
+        for entry in fs::read_dir(directory).unwrap() {
+            let (path, about) = entry.map(|one| (one.path(), one.metadata().unwrap())).unwrap();
+            if about.is_dir() {
+                open.push(path.clone());
+            }
+            found.push((path, about.uid()));
+        }
+    }
+    found
+}
+
+#[test]
+fn a_fast_path_belongs_to_the_user_that_it_is_loaded_for() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    // One that stays, and in which the test can look.
+    let mut keeper = lab.gateway.command("unshare");
+    keeper.args([
+        "--mount",
+        "sh",
+        "-c",
+        "mount -t bpf -o mode=700 bpf /sys/fs/bpf; exec sleep 600",
+    ]);
+    let keeper = lab.gateway.start(keeper, "keeper").unwrap();
+    let start = format!(
+        "chown -R {NOBODY} $home; exec nsenter --mount=/proc/{}/ns/mnt \"$@\" --user nobody",
+        keeper.id()
+    );
+    let program = starter(&lab, &start);
+    wait_for("the file system", || {
+        let mounts = fs::read_to_string(format!("/proc/{}/mounts", keeper.id())).unwrap();
+        mounts.lines().any(|line| line.starts_with("bpf /sys/fs/bpf bpf"))
+    });
+    let mut daemon = Daemon::start(&program, &lab.gateway, FAST_PATH).unwrap();
+    let links = || {
+        let pins = pinned(keeper.id());
+        assert!(pins.iter().all(|(_, uid)| *uid == NOBODY), "{pins:?}");
+        pins.iter().filter(|(path, _)| path.to_string_lossy().contains("/link-")).count()
+    };
+    assert_eq!(links(), 2);
+    // Of an interface that comes later the user pins the link.
+    lab.gateway.shell("ip link add later type veth peer name later2").unwrap();
+    wait_for("the new interfaces", || links() == 4);
+    daemon.kill();
+    assert_eq!(pinned(keeper.id()).len(), 1 + 8 + 4, "it stays");
+    let mut daemon = Daemon::start(&program, &lab.gateway, FAST_PATH).unwrap();
+    assert_eq!(links(), 4);
+    lab.gateway.shell("ip link delete later").unwrap();
+    wait_for("their end", || links() == 2);
+    assert!(daemon.stop().unwrap().success(), "{}", daemon.log());
+    assert_eq!(pinned(keeper.id()), [], "{}", daemon.log());
+    assert_eq!(daemon.log().matches("WARN").count(), 0, "{}", daemon.log());
+}
+
+#[test]
+fn a_daemon_that_does_not_start_leaves_no_fast_path() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let start = "exec unshare --mount sh -c 'mount -t bpf -o mode=700 bpf /sys/fs/bpf; \"$@\"; \
+                 find /sys/fs/bpf/ftp-alg -mindepth 1 >&2; echo looked >&2' sh \"$@\"";
+    let program = starter(&lab, start);
+    let run = |configuration: &str| {
+        let place = lab.directory().join("gateway-ftp-alg");
+        fs::create_dir_all(&place).unwrap();
+        fs::write(place.join("fast.toml"), configuration).unwrap();
+        let mut command = lab.gateway.command(&program);
+        command.args(["run", "--config"]).arg(place.join("fast.toml"));
+        command.arg("--state-dir").arg(place.join("own-state"));
+        command.arg("--socket").arg(place.join("own-socket"));
+        lab.gateway.finish(command, b"", Duration::from_secs(10)).unwrap().stderr_text()
+    };
+    let _first = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+    let said = run("queue.fast-path = \"auto\"\n");
+    assert!(said.contains("queue 2100 is taken by another program"), "{said}");
+    assert!(said.ends_with("looked\n") && !said.contains("/sys/fs/bpf/ftp-alg/"), "{said}");
+}
+
+/// With file capabilities (`setcap`) anyone who may run the program chooses its environment.
+#[test]
+fn the_environment_chooses_no_program_and_reaches_none() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let own = lab.directory().join("own");
+    fs::create_dir(&own).unwrap();
+    for name in ["nft", "iptables-nft-save", "iptables-save", "iptables"] {
+        let program = shell_program(&lab.gateway, name, "echo chosen by PATH >&2; exit 1");
+        fs::copy(program, own.join(name)).unwrap();
+    }
+    let start = format!("PATH={}:$PATH LD_BIND_NOW=1 exec \"$@\"", own.display());
+    let daemon = Daemon::start(&starter(&lab, &start), &lab.gateway, "").unwrap();
+    assert!(lab.gateway.ruleset().unwrap().contains("table inet ftp_alg"));
+    assert!(!daemon.log().contains("chosen by PATH"), "{}", daemon.log());
+    let environment = fs::read(format!("/proc/{}/environ", child(daemon.id()))).unwrap();
+    assert_eq!(String::from_utf8_lossy(&environment), "");
+}
+
+#[test]
+fn a_daemon_whose_broker_ends_ends_too_and_says_so() {
+    let mut gateway = gateway(Topology::Routed);
+    let broker = rustix::process::Pid::from_raw(child(gateway.daemon.id()) as i32).unwrap();
+    rustix::process::kill_process(broker, rustix::process::Signal::KILL).unwrap();
+    wait_for("the daemon's end", || gateway.daemon.exit_status().is_some());
+    assert_eq!(gateway.daemon.exit_status().and_then(|status| status.code()), Some(1));
+    let log = gateway.daemon.log();
+    assert!(log.contains("broker ended (signal: 9 (SIGKILL))"), "{log}");
+}
+
+/// Every program that the daemon asks for the firewall is one that the broker runs.
+#[test]
+fn all_of_the_firewall_is_read() {
+    for firewall in
+        [FirewallKind::Nftables, FirewallKind::IptablesNft, FirewallKind::IptablesLegacy]
+    {
+        let admission = Admission::Related;
+        let spec = LabSpec { firewall, admission, ..LabSpec::new(Topology::Masquerade) };
+        let lab = Lab::build(spec).unwrap();
+        let configuration = "[pinhole]\nbackend = \"nftables\"\n";
+        let daemon = Daemon::start(&executable(), &lab.gateway, configuration).unwrap();
+        wait_for("what it found", || daemon.log().contains("problem data-connections"));
+        assert!(!daemon.log().contains("cannot read all rules"), "{}", daemon.log());
+    }
+}
+
+/// The kernel shows some of its files to root only.
+#[test]
+fn what_only_root_may_read_is_not_taken_for_absent() {
+    let spec =
+        LabSpec { firewall: FirewallKind::IptablesLegacy, ..LabSpec::new(Topology::Masquerade) };
+    let lab = Lab::build(spec).unwrap();
+    let program = starter(&lab, "chown -R 65534 $home; exec \"$@\" --user nobody");
+    let daemon = Daemon::start(&program, &lab.gateway, "").unwrap();
+    wait_for("the rules", || daemon.log().contains("cannot read all rules"));
+    let log = daemon.log();
+    assert!(log.contains("overruns are counted from gaps in the packet ids"), "{log}");
+    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+    let address = lab.server_address(Family::V4);
+    let transfer = Transfer::new(ClientProgram::Curl, &lab.client, &server, address, Mode::Active);
+    transfer.exchange(&server, "a", b"the body").unwrap();
+    assert_eq!(daemon.counter("overruns").unwrap(), 0);
+
+    let other = lab.directory().join("other");
+    let mut second = lab.gateway.command(executable());
+    second.args(["run", "--user", "nobody", "--state-dir"]).arg(&other);
+    second.arg("--socket").arg(other.join("socket"));
+    let done = lab.gateway.finish(second, b"", Duration::from_secs(10)).unwrap();
+    assert_eq!(done.status.code(), Some(1), "{}", done.stderr_text());
+    assert!(
+        done.stderr_text().contains("queue 2100 is taken by another program"),
+        "{}",
+        done.stderr_text()
+    );
+}
+
+#[test]
+fn an_unknown_user_is_wrong_usage_and_nobody_becomes_another() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let program = executable_for_everyone(&lab);
+    let home = lab.directory().join("home");
+    let refused = |start: &str, user: &str, code: i32, words: &str| {
+        let mut command = lab.gateway.command("sh");
+        command.args(["-c", &format!("{start} \"$@\""), "sh"]).arg(&program);
+        command.args(["run", "--user", user, "--state-dir"]).arg(home.join("state"));
+        command.arg("--socket").arg(home.join("socket"));
+        let done = lab.gateway.finish(command, b"", Duration::from_secs(10)).unwrap();
+        assert_eq!(done.status.code(), Some(code), "{}", done.stderr_text());
+        assert!(done.stderr_text().contains(words), "{}", done.stderr_text());
+    };
+    refused("exec", "no-such-user", 2, "--user no-such-user: no such user in /etc/passwd");
+    let nobody = "chown -R 65534 $PWD/home; exec setpriv --reuid=65534 --clear-groups";
+    fs::create_dir_all(home.join("state")).unwrap();
+    refused(nobody, "nobody", 1, "cannot become user nobody");
+    refused("exec", "daemon", 1, "belongs to user 65534, but the daemon runs as user 1");
+}
+
+#[test]
+fn a_kernel_without_landlock_or_seccomp_is_said_so() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let gateway = &lab.gateway;
+    // Filters are of the thread that sets them, and of what it starts.
+    thread::scope(|scope| {
+        scope.spawn(|| {
+            let absent = [libc::SYS_landlock_create_ruleset, libc::SYS_seccomp];
+            let absent = absent.map(|call| (call, Vec::new())).into();
+            let errno = SeccompAction::Errno(libc::ENOSYS as u32);
+            let arch = TargetArch::try_from(std::env::consts::ARCH).unwrap();
+            let filter = SeccompFilter::new(absent, SeccompAction::Allow, errno, arch).unwrap();
+            apply_filter(&BpfProgram::try_from(filter).unwrap()).unwrap();
+            let daemon = Daemon::start(&executable(), gateway, "").unwrap();
+            let what = "landlock: not in this kernel";
+            assert!(daemon.log().contains(what), "{}", daemon.log());
+            let status = daemon.status().unwrap();
+            assert!(status["unconfined"][0].as_str().unwrap().starts_with(what), "{status}");
+            assert!(status["unconfined"][1].as_str().unwrap().starts_with("seccomp: "), "{status}");
+            for command in ["status", "doctor"] {
+                let said = daemon.ask(&[command]).unwrap().stdout_text();
+                assert!(said.contains(what) && said.contains("seccomp: "), "{said}");
+            }
+            // The rest holds.
+            assert_status(daemon.id(), &[("CapBnd", TWO), ("NoNewPrivs", "1")]);
+        });
+    });
+}
+
+/// How a confined process ends that tries something.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    Done,
+    /// With this error, by its files' rights.
+    Errno(i32),
+    /// By a system call that is forbidden.
+    Forbidden,
+}
+
+const TRY: &str = "FTP_ALG_TEST_TRY";
+
+/// What [`confined`] tries in its process, by name; `state` is its state directory.
+fn attempt(name: &str, state: &Path) -> io::Result<()> {
+    let file = state.join("a");
+    let append = |path: &Path| {
+        let mut file = fs::OpenOptions::new().create(true).append(true).open(path)?;
+        file.write_all(b"more")?;
+        file.sync_all()?;
+        file.set_len(2)
+    };
+    let socket =
+        |domain: i32| socket2::Socket::new(domain.into(), socket2::Type::STREAM, None).map(drop);
+    match name {
+        "keep state" => {
+            append(&file)?;
+            fs::write(state.join("b"), "new")?;
+            fs::rename(state.join("b"), &file)?;
+            assert_eq!(fs::read_to_string(&file)?, "new");
+            assert_eq!(fs::read_dir(state)?.count(), 1);
+            fs::remove_file(file)
+        }
+        "read /proc" => fs::read("/proc/sys/net/ipv4/ip_forward").map(drop),
+        "read /etc/shadow" => fs::read("/etc/shadow").map(drop),
+        "read /etc" => fs::read_dir("/etc").map(drop),
+        "write outside" => append(&state.with_file_name("outside")),
+        "make a directory" => fs::create_dir(state.join("new")),
+        "remove pins" => {
+            let pins = state.with_file_name("pins").join("1-0badf00d");
+            for entry in fs::read_dir(&pins)? {
+                fs::remove_file(entry?.path())?;
+            }
+            fs::remove_dir(pins)
+        }
+        "read a pin" => fs::read(state.with_file_name("pins").join("1-0badf00d/inspect")).map(drop),
+        "load a program" => {
+            let refused = |_| io::Error::from_raw_os_error(libc::EPERM);
+            aya::Ebpf::load(fastpath::PROGRAM).map(drop).map_err(refused)
+        }
+        "move out" => {
+            append(&file)?;
+            fs::rename(&file, state.with_file_name("out"))
+        }
+        "start a thread" => thread::spawn(|| ()).join().map_err(|_| io::ErrorKind::Other.into()),
+        "panic" => {
+            assert!(thread::spawn(|| panic!("as a worker may")).join().is_err());
+            Ok(())
+        }
+        "start a program" => Command::new("/bin/true").status().map(drop),
+        "socket of the internet" => socket(libc::AF_INET6),
+        "socket of a virtual machine" => socket(libc::AF_VSOCK),
+        "socket of packets" => socket(libc::AF_PACKET),
+        "change the root" => std::os::unix::fs::chroot("/"),
+        "change a mode" => fs::set_permissions("/", fs::Permissions::from_mode(0o755)),
+        "include a secret" => {
+            let rules = state.with_file_name("rules");
+            let mut nft = Command::new("/usr/sbin/nft");
+            let output = nft.arg("--check").arg("--file").arg(rules).output()?;
+            let said = String::from_utf8_lossy(&output.stderr).into_owned();
+            assert!(said.contains("Permission denied") && !said.contains("root:"), "{said}");
+            Ok(())
+        }
+        other => panic!("{other}"),
+    }
+}
+
+/// Not a test of its own: the process that is confined, for [`assert_ends`].
+#[test]
+fn confined() {
+    let Ok(which) = std::env::var(TRY) else { return };
+    let (role, rest) = which.split_once('|').unwrap();
+    let (name, state) = rest.split_once('|').unwrap();
+    let state = Path::new(state);
+    match role {
+        "daemon" => drop(confine::confine_daemon(state, state, None).unwrap()),
+        "fast path" => {
+            let pins = state.with_file_name("pins");
+            confine::become_user(None).unwrap();
+            drop(confine::confine_daemon(state, state, Some(&pins)).unwrap());
+        }
+        "broker" => confine::confine_broker(None).unwrap(),
+        "program" => confine::confine_program().unwrap(),
+        other => panic!("{other}"),
+    }
+    let code = match attempt(name, state) {
+        Ok(()) => 0,
+        Err(error) => error.raw_os_error().unwrap_or(100),
+    };
+    std::process::exit(code);
+}
+
+/// What becomes of a process, confined in this role, that tries this.
+fn assert_ends(role: &str, cases: &[(&str, End)]) {
+    let place = tempfile::tempdir().unwrap();
+    let state = place.path().join("state");
+    fs::create_dir(&state).unwrap();
+    fs::write(place.path().join("rules"), "include \"/etc/shadow\"\n").unwrap();
+    for &(name, end) in cases {
+        let pins = place.path().join("pins/1-0badf00d");
+        fs::create_dir_all(&pins).unwrap();
+        fs::write(pins.join("inspect"), "").unwrap();
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", "confined", "--nocapture"]);
+        command.env(TRY, format!("{role}|{name}|{}", state.display())).env("RUST_BACKTRACE", "1");
+        let output = command.output().unwrap();
+        let found = match (output.status.code(), output.status.signal()) {
+            (Some(0), _) => End::Done,
+            (None, Some(libc::SIGSYS)) => End::Forbidden,
+            // In a build without debug assertions.
+            (Some(libc::EPERM), _) => End::Forbidden,
+            (Some(code), _) => End::Errno(code),
+            (None, signal) => panic!("{role}: {name}: signal {signal:?}"),
+        };
+        let said = String::from_utf8_lossy(&output.stderr);
+        assert_eq!(found, end, "{role}: {name}\n{said}");
+    }
+}
+
+#[test]
+fn the_daemon_has_its_state_and_nothing_else() {
+    assert_ends(
+        "daemon",
+        &[
+            ("keep state", End::Done),
+            ("read /proc", End::Done),
+            ("start a thread", End::Done),
+            ("panic", End::Done),
+            ("socket of the internet", End::Done),
+            ("read /etc/shadow", End::Errno(libc::EACCES)),
+            ("read /etc", End::Errno(libc::EACCES)),
+            ("write outside", End::Errno(libc::EACCES)),
+            ("move out", End::Errno(libc::EACCES)),
+            ("start a program", End::Forbidden),
+            ("socket of a virtual machine", End::Forbidden),
+            ("socket of packets", End::Forbidden),
+            ("change the root", End::Forbidden),
+            ("change a mode", End::Forbidden),
+            ("make a directory", End::Forbidden),
+            ("remove pins", End::Errno(libc::EACCES)),
+            ("load a program", End::Forbidden),
+        ],
+    );
+}
+
+#[test]
+fn a_fast_path_has_the_directory_of_its_pins_besides() {
+    let denied = End::Errno(libc::EACCES);
+    assert_ends(
+        "fast path",
+        &[
+            ("keep state", End::Done),
+            ("remove pins", End::Done),
+            ("read a pin", denied),
+            ("make a directory", End::Forbidden),
+            ("load a program", End::Forbidden),
+            ("read /etc", denied),
+            ("write outside", denied),
+            ("start a program", End::Forbidden),
+            ("change a mode", End::Forbidden),
+        ],
+    );
+}
+
+#[test]
+fn the_broker_writes_nothing_and_its_programs_read_no_secrets() {
+    let denied = End::Errno(libc::EACCES);
+    assert_ends(
+        "broker",
+        &[("start a program", End::Done), ("write outside", denied), ("move out", denied)],
+    );
+    assert_ends(
+        "program",
+        &[
+            ("start a program", End::Done),
+            ("read /proc", End::Done),
+            ("read /etc/shadow", denied),
+            ("read /etc", denied),
+            ("write outside", denied),
+            ("include a secret", End::Done),
+        ],
+    );
+}

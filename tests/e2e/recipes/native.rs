@@ -1,0 +1,146 @@
+//! nftables, iptables-nft and iptables-legacy, on a gateway with masquerade, on a gateway with a published server, and
+//! on a host.
+
+use std::time::Duration;
+
+use ftp_alg_lab::Host;
+
+use super::site::{
+    FAMILIES, MODES, NFTABLES, Place, Recipe, Site, assert_conntrack_needs_no_rule,
+    assert_rule_suffices, run_script,
+};
+
+const PLACES: [Place; 4] = [Place::Masquerade, Place::Published, Place::Server, Place::Client];
+
+fn is_gateway(place: Place) -> bool {
+    matches!(place, Place::Masquerade | Place::Published)
+}
+
+fn nftables(place: Place) -> Recipe {
+    if is_gateway(place) {
+        let values = [
+            ("\"lan0\"", "\"lan\""),
+            ("\"wan0\"", "\"wan\""),
+            ("10.0.0.5", "192.168.150.90"),
+            ("fd00::5", "fd00:150::5a"),
+        ];
+        Recipe::read("nftables-gateway.nft", &values)
+    } else {
+        Recipe::read("nftables-host.nft", &[])
+    }
+}
+
+pub fn iptables(place: Place, variant: &str) -> Recipe {
+    let variant = ("variant= ", &*format!("variant=-{variant} "));
+    if is_gateway(place) {
+        let values = [
+            ("lan=lan0", "lan=lan"),
+            ("wan=wan0", "wan=wan"),
+            ("10.0.0.5", "192.168.150.90"),
+            ("fd00::5", "fd00:150::5a"),
+            variant,
+        ];
+        Recipe::read("iptables-gateway.sh", &values)
+    } else {
+        Recipe::read("iptables-host.sh", &[variant])
+    }
+}
+
+fn load_nftables(host: &Host, text: &str) {
+    host.nft(text).unwrap();
+}
+
+pub fn run_iptables(host: &Host, text: &str) {
+    run_script(host, text, &[], "/usr/sbin");
+}
+
+fn iptables_rule_suffices(variant: &str) {
+    for place in PLACES {
+        let recipe = iptables(place, variant);
+        assert_rule_suffices(&Site::new(place), &recipe, &FAMILIES, &MODES, run_iptables);
+    }
+}
+
+#[test]
+fn the_minimal_firewall_of_the_readme_suffices() {
+    let readme = include_str!("../../../README.md");
+    let start = readme.find("table inet filter {").unwrap();
+    let text = &readme[start..start + readme[start..].find("```").unwrap()];
+    let own = text.replace("\"lan0\"", "\"lan\"").replace("\"wan0\"", "\"wan\"");
+    let line = "        ct mark & 0x40000000 != 0 accept\n";
+    let related =
+        own.replace(line, "").replace("ct state established ", "ct state established,related ");
+    assert!(own.contains(line) && !related.contains(line));
+    for (rules, backend) in [(own, "nftables"), (related, "conntrack")] {
+        let site = Site::new(Place::Masquerade);
+        load_nftables(site.guard(), &rules);
+        let daemon = site.daemon(&format!("[pinhole]\nbackend = \"{backend}\"\n"));
+        site.carries(&daemon, &FAMILIES);
+    }
+}
+
+#[test]
+fn the_nftables_rule_admits_data_connections() {
+    for place in PLACES {
+        assert_rule_suffices(&Site::new(place), &nftables(place), &FAMILIES, &MODES, load_nftables);
+    }
+}
+
+#[test]
+fn an_outsider_finds_no_open_port() {
+    for place in PLACES {
+        let site = Site::new(place);
+        load_nftables(site.guard(), &nftables(place).text);
+        site.assert_outsider_finds_only_published_ports(&site.daemon(NFTABLES), "1-65535");
+    }
+}
+
+#[test]
+fn the_iptables_nft_rule_admits_data_connections() {
+    iptables_rule_suffices("nft");
+}
+
+#[test]
+fn the_iptables_legacy_rule_admits_data_connections() {
+    iptables_rule_suffices("legacy");
+}
+
+#[test]
+fn nftables_needs_no_rule_with_the_conntrack_back_end() {
+    for place in PLACES {
+        let site = Site::new(place);
+        assert_conntrack_needs_no_rule(&site, &nftables(place), &FAMILIES, load_nftables);
+    }
+}
+
+#[test]
+fn iptables_needs_no_rule_with_the_conntrack_back_end() {
+    for (place, variant) in PLACES.into_iter().flat_map(|place| [(place, "nft"), (place, "legacy")])
+    {
+        let site = Site::new(place);
+        let recipe = iptables(place, variant);
+        assert_conntrack_needs_no_rule(&site, &recipe, &FAMILIES, run_iptables);
+    }
+}
+
+/// Nagle's algorithm delays the second half of an announcement until the first is acknowledged. Only `ftp-alg`
+/// acknowledges it at once.
+#[test]
+fn a_host_with_output_drop_admits_acknowledgements_by_their_rule() {
+    for (recipe, apply) in [
+        (nftables(Place::Server), load_nftables as fn(&Host, &str)),
+        (iptables(Place::Server, "nft"), run_iptables),
+        (iptables(Place::Server, "legacy"), run_iptables),
+    ] {
+        let site = Site::new(Place::Server);
+        apply(site.guard(), &recipe.with_rules_disabled("0x70000000"));
+        let _daemon = site.daemon(NFTABLES);
+        // Linux retransmits after 200 ms at the earliest, of which 50 ms are the pause between the segments.
+        let without = site.reply_time_of_split_announcement();
+        assert!(without > Duration::from_millis(130), "{without:?}");
+        apply(site.guard(), &recipe.text);
+        // A retransmission timeout would occur every time; a delay on a busy machine does not.
+        let times = [(); 3].map(|()| site.reply_time_of_split_announcement());
+        assert!(times.into_iter().any(|time| time < Duration::from_millis(100)), "{times:?}");
+    }
+}

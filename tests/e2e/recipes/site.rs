@@ -1,0 +1,263 @@
+//! A lab whose firewall is a recipe, and the checks that every recipe must pass.
+
+use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
+
+use ftp_alg_lab::{
+    ClientProgram, Daemon, Family, FirewallKind, HeldTransfer, Host, Lab, LabSpec, Mode, Server,
+    ServerKind, Topology, Transfer,
+};
+use serde_json::{Value, json};
+
+use super::common::{executable, reply, say, scripted_client};
+
+pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
+pub const MODES: [Mode; 2] = [Mode::Active, Mode::Passive];
+
+/// A D-Bus configuration that accepts everyone who can reach the socket.
+pub const BUS: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN"
+ "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
+<busconfig>
+  <type>system</type>
+  <listen>unix:path=HOME/bus</listen>
+  <auth>EXTERNAL</auth>
+  <policy context="default">
+    <allow user="*"/> <allow own="*"/>
+    <allow send_destination="*"/> <allow receive_sender="*"/>
+  </policy>
+</busconfig>
+"#;
+
+/// With this configuration a firewall needs a rule for data connections, whatever else it accepts.
+pub const NFTABLES: &str = "[pinhole]\nbackend = \"nftables\"\n";
+
+/// With this configuration a firewall needs no rule for data connections.
+pub const CONNTRACK: &str = "[pinhole]\nbackend = \"conntrack\"\n";
+
+/// Ports for a quick scan.
+pub const FEW_PORTS: &str = "1-1024,20000-20200,60000-60200";
+
+const BODY: &[u8] = b"moved through a recipe";
+
+/// The host on which the recipe and `ftp-alg` run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Place {
+    /// A gateway with the clients behind it.
+    Masquerade,
+    /// A gateway with the server behind it.
+    Published,
+    /// The server's own host.
+    Server,
+    /// The client's own host.
+    Client,
+}
+
+/// A lab without a firewall of its own, and a running server.
+pub struct Site {
+    pub lab: Lab,
+    place: Place,
+    server: Server,
+}
+
+impl Site {
+    pub fn new(place: Place) -> Self {
+        let topology = match place {
+            Place::Masquerade => Topology::Masquerade,
+            Place::Published => Topology::PublishedServer,
+            Place::Server | Place::Client => Topology::Routed,
+        };
+        Self::build(place, LabSpec::new(topology))
+    }
+
+    /// As [`Site::new`], with the addresses of `spec`.
+    pub fn build(place: Place, spec: LabSpec) -> Self {
+        let spec = LabSpec { firewall: FirewallKind::None, nat66: false, ..spec };
+        let lab = Lab::build(spec).unwrap();
+        let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+        server.put("a", BODY).unwrap();
+        Self { lab, place, server }
+    }
+
+    /// The host with the firewall.
+    pub fn guard(&self) -> &Host {
+        match self.place {
+            Place::Masquerade | Place::Published => &self.lab.gateway,
+            Place::Server => &self.lab.server,
+            Place::Client => &self.lab.client,
+        }
+    }
+
+    /// Starts `ftp-alg run` on the host with the firewall.
+    pub fn daemon(&self, configuration: &str) -> Daemon {
+        Daemon::start(&executable(), self.guard(), configuration).unwrap()
+    }
+
+    /// Asserts that active and passive downloads work over each of `families`.
+    pub fn carries(&self, daemon: &Daemon, families: &[Family]) {
+        for &family in families {
+            for mode in MODES {
+                let address = self.lab.server_address(family);
+                let transfer = Transfer::new(
+                    ClientProgram::Curl,
+                    &self.lab.client,
+                    &self.server,
+                    address,
+                    mode,
+                );
+                let got = transfer.download("a").unwrap_or_else(|error| {
+                    panic!("{:?} {family} {mode}: {error}\n{}", self.place, daemon.log())
+                });
+                assert_eq!(got, BODY);
+            }
+        }
+    }
+
+    /// Asserts that an announcement gets its reply and its pinhole, but that the firewall drops the data connection.
+    pub fn stops(&self, daemon: &Daemon, family: Family, mode: Mode) {
+        let mut steps = self.login();
+        let own = self.lab.client.address(family).to_string();
+        let announcement = match (mode, family) {
+            (Mode::Passive, Family::V4) => "PASV".to_owned(),
+            (Mode::Passive, Family::V6) => "EPSV".to_owned(),
+            (Mode::Active, Family::V4) => format!("PORT {},14,178", own.replace('.', ",")),
+            (Mode::Active, Family::V6) => format!("EPRT |2|{own}|3762|"),
+        };
+        steps.extend([say(&announcement), reply()]);
+        match mode {
+            Mode::Passive => steps.push(json!({"dial": true})),
+            Mode::Active => steps.extend([say("LIST"), json!({"accept": 3762})]),
+        }
+        let host = self.lab.server_address(family).to_string();
+        let plan = json!({"host": host, "listen": [3762], "timeout": 2, "steps": steps});
+        let opened = daemon.counter("pinholes_opened").unwrap();
+        let session = scripted_client(&self.lab.client, &plan);
+        let what = format!("{:?} {family} {mode}: {session:?}", self.place);
+        let step = format!("step {} ", steps.len() - 1);
+        assert!(session.error.as_ref().is_some_and(|error| error.starts_with(&step)), "{what}");
+        assert_eq!(daemon.counter("pinholes_opened").unwrap(), opened + 1, "{what}");
+    }
+
+    /// The time that a client with Nagle's algorithm waits for the reply to an announcement that it sends in two
+    /// segments.
+    pub fn reply_time_of_split_announcement(&self) -> Duration {
+        let mut steps = self.login();
+        let own = self.lab.client.address(Family::V4).to_string().replace('.', ",");
+        let line = format!("PORT {own},14,178\r\n");
+        steps.extend([json!({"send": line, "cut": [9], "pause": 0.05}), reply()]);
+        let host = self.lab.server_address(Family::V4).to_string();
+        let plan = json!({"host": host, "nodelay": false, "steps": steps});
+        let session = scripted_client(&self.lab.client, &plan);
+        assert!(session.got(6).starts_with("200 "), "{session:?}");
+        Duration::from_secs_f64(session.steps[6].1 / 1000.0)
+    }
+
+    fn login(&self) -> Vec<Value> {
+        let (user, password) = self.server.login();
+        let (user, password) = (format!("USER {user}"), format!("PASS {password}"));
+        vec![reply(), say(&user), reply(), say(&password), reply()]
+    }
+
+    /// Asserts that an outsider finds only the published ports while a pinhole is open. It scans `ports` and the
+    /// pinhole's own port.
+    pub fn assert_outsider_finds_only_published_ports(&self, daemon: &Daemon, ports: &str) {
+        let (mode, published): (_, &[u16]) = match self.place {
+            Place::Masquerade | Place::Client => (Mode::Active, &[]),
+            Place::Published | Place::Server => (Mode::Passive, &[21]),
+        };
+        let address = self.lab.server_address(Family::V4);
+        let held = HeldTransfer::start(&self.lab.client, &self.server, address, mode, "a").unwrap();
+        let pinholes = daemon.pinholes().unwrap();
+        let arrival: SocketAddr = pinholes[0]["arrival"].as_str().unwrap().parse().unwrap();
+        let ports = format!("{ports},{}", arrival.port());
+        let found = self.lab.outsider.scan(arrival.ip(), &ports).unwrap();
+        assert_eq!(found, published, "{:?}", self.place);
+        assert_eq!(held.release().unwrap(), BODY.len());
+    }
+}
+
+/// A file of `rules/recipes` with the names and addresses at its top changed, as an operator does.
+pub struct Recipe {
+    pub text: String,
+}
+
+impl Recipe {
+    /// Reads the recipe `name` and replaces each of `values`, given as (documented, used here).
+    pub fn read(name: &str, values: &[(&str, &str)]) -> Self {
+        let path = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("rules/recipes").join(name);
+        let mut text = fs::read_to_string(path).unwrap();
+        for (from, to) in values {
+            assert_eq!(text.matches(from).count(), 1, "{name} must contain {from} once");
+            text = text.replace(from, to);
+        }
+        Self { text }
+    }
+
+    /// The recipe, with its rules for data connections disabled.
+    pub fn without_its_rule(&self) -> String {
+        self.with_rules_disabled("0x40000000")
+    }
+
+    /// The recipe, with all rules that match `mark` disabled.
+    pub fn with_rules_disabled(&self, mark: &str) -> String {
+        let disarm = |line: &str| line.replace(" accept", " continue").replace("-j ACCEPT", "");
+        let lines: Vec<String> = self
+            .text
+            .lines()
+            .map(|line| if line.contains(mark) { disarm(line) } else { line.to_owned() })
+            .collect();
+        let text = lines.join("\n") + "\n";
+        assert_ne!(text, self.text, "no rule matches {mark}");
+        text
+    }
+}
+
+/// Runs `text`, a recipe that is a shell script, on `host`. `bin` is first in PATH.
+pub fn run_script(host: &Host, text: &str, arguments: &[&str], bin: &str) {
+    let script = host.write("recipe.sh", text.as_bytes()).unwrap();
+    let mut command = host.command("sh");
+    command.arg(script).args(arguments);
+    let path = std::env::var("PATH").unwrap_or_default();
+    command.env("PATH", format!("{bin}:{path}:/usr/sbin:/sbin"));
+    host.finish(command, b"", Duration::from_secs(60)).unwrap().success().unwrap();
+}
+
+/// The path of a program that `packaging/provision` unpacked.
+pub fn unpacked(path: &str) -> PathBuf {
+    let cache = std::env::var("FTP_ALG_LAB_CACHE").unwrap_or("/var/cache/ftp-alg-lab".to_owned());
+    let file = PathBuf::from(cache).join("root").join(path);
+    assert!(file.exists(), "{} is missing: run packaging/provision", file.display());
+    file
+}
+
+/// Asserts that a recipe drops the `stopped` modes without its rule, and that all transfers work with it. `apply` is
+/// called once for each variant.
+pub fn assert_rule_suffices(
+    site: &Site,
+    recipe: &Recipe,
+    families: &[Family],
+    stopped: &[Mode],
+    apply: impl Fn(&Host, &str),
+) {
+    apply(site.guard(), &recipe.without_its_rule());
+    let daemon = site.daemon(NFTABLES);
+    for &family in families {
+        for &mode in stopped {
+            site.stops(&daemon, family, mode);
+        }
+    }
+    apply(site.guard(), &recipe.text);
+    site.carries(&daemon, families);
+    site.assert_outsider_finds_only_published_ports(&daemon, FEW_PORTS);
+}
+
+/// Asserts that the recipe without its rule suffices for the conntrack back end.
+pub fn assert_conntrack_needs_no_rule(
+    site: &Site,
+    recipe: &Recipe,
+    families: &[Family],
+    apply: impl Fn(&Host, &str),
+) {
+    apply(site.guard(), &recipe.without_its_rule());
+    let daemon = site.daemon(CONNTRACK);
+    site.carries(&daemon, families);
+    site.assert_outsider_finds_only_published_ports(&daemon, FEW_PORTS);
+}

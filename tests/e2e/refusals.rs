@@ -1,0 +1,100 @@
+//! What is refused is informed at once, in order: real servers answer, real clients hear the gateway's reason and go on.
+
+use std::time::{Duration, Instant};
+
+use crate::common::{Gateway, gateway_with, reply, say, scripted_client};
+use ftp_alg_lab::{ClientProgram, Family, Mode, Server, ServerKind, Topology, Transfer};
+use serde_json::{Value, json};
+
+/// But for the one that is announced, and two that might be chosen.
+const REFUSING: &str = r#"[nat]
+port-range = "49152-49153"
+[policy]
+auth-tls = "refuse"
+deny-ports = ["1024-20049", "20051-49151", "49154-65535"]
+"#;
+
+fn said(gateway: &Gateway, steps: &[Value]) -> Vec<String> {
+    let lab = &gateway.lab;
+    let host = lab.server_address(Family::V4).to_string();
+    let plan = json!({"host": host, "steps": steps, "listen": [20050]});
+    let session = scripted_client(&lab.client, &plan);
+    assert_eq!(session.error, None, "{session:?}");
+    let replies = session.steps.into_iter().map(|(got, _)| got.trim_end().to_owned());
+    replies.filter(|got| !got.is_empty()).collect()
+}
+
+#[test]
+fn every_server_answers_in_order_and_its_client_hears_the_reason() {
+    for kind in ServerKind::ALL {
+        let gateway = gateway_with(Topology::Masquerade, REFUSING);
+        let server = Server::start(kind, &gateway.lab.server).unwrap();
+        let (name, password) = server.login();
+        let third = "PORT 198,51,100,66,14,180";
+        let mut steps = vec![reply(), say(&format!("USER {name}")), reply()];
+        // Before the login as well, where some servers would ask for that.
+        steps.extend([say(third), reply(), say(&format!("USER {name}")), reply()]);
+        steps.extend([say(&format!("PASS {password}")), reply()]);
+        steps.extend([say("AUTH TLS"), reply(), say("PASV"), reply(), say("EPSV"), reply()]);
+        steps.push(json!({"send": format!("TYPE I\r\n{third}\r\nNOOP\r\nEPRT |1|192.168.150.80|22|\r\nNOOP\r\n")}));
+        steps.extend([(); 5].map(|()| reply()));
+        // What is allowed works on the same connection.
+        steps.extend([say("PORT 192,168,150,80,78,82"), reply(), say("CWD pub"), reply()]);
+        let heard = said(&gateway, &steps);
+        let codes: Vec<_> = heard.iter().map(|line| &line[..3]).collect();
+        let expected = [
+            "220", "331", "504", "331", "230", "534", "425", "425", "200", "504", "200", "504",
+            "200", "200", "250",
+        ];
+        assert_eq!(codes, expected, "{kind}: {heard:#?}");
+        for at in [2, 5, 6, 7, 9, 11] {
+            assert!(heard[at].to_lowercase().contains("gateway"), "{kind}: {}", heard[at]);
+        }
+        assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);
+    }
+}
+
+/// All of the server's data ports are denied: each client is informed at once and ends, or says what it tries next, long
+/// before any of its time-outs.
+#[test]
+fn clients_end_at_once_and_show_the_reason() {
+    let gateway = gateway_with(Topology::Masquerade, REFUSING);
+    let lab = &gateway.lab;
+    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+    server.put("file", b"contents").unwrap();
+    let mut shown = Vec::new();
+    for client in ClientProgram::ALL {
+        for mode in [Mode::Passive, Mode::Active] {
+            let address = lab.server_address(Family::V4);
+            let transfer = Transfer::new(client, &lab.client, &server, address, mode);
+            let start = Instant::now();
+            let outcome = transfer.download("file");
+            let took = start.elapsed();
+            let error = outcome.err().map(|error| error.to_string()).unwrap_or_default();
+            println!("{client} {mode} {took:?}: {error}");
+            assert!(took < Duration::from_secs(7), "{client} {mode}: {took:?}");
+            if error.contains("ateway") || error.contains("425") || error.contains("504") {
+                shown.push((client, mode));
+            }
+        }
+    }
+    println!("the reason is shown by {shown:?}");
+    assert!(shown.len() >= 4, "{shown:?}");
+}
+
+/// A client that announces an address of its own network, as behind another NAT, goes on with passive mode.
+#[test]
+fn a_client_whose_port_is_refused_may_go_on_with_passive_mode() {
+    let gateway = gateway_with(Topology::Masquerade, "");
+    let lab = &gateway.lab;
+    let server = Server::start(ServerKind::Proftpd, &lab.server).unwrap();
+    server.put("file", b"contents").unwrap();
+    let (name, password) = server.login();
+    let mut steps = vec![reply(), say(&format!("USER {name}")), reply()];
+    steps.extend([say(&format!("PASS {password}")), reply(), say("PORT 10,1,2,3,14,180"), reply()]);
+    steps.extend([say("PASV"), reply(), json!({"dial": true, "later": true})]);
+    steps.extend([say("RETR pub/file"), reply(), json!({"drain": true}), reply()]);
+    let heard = said(&gateway, &steps);
+    assert!(heard[3].starts_with("504 Refused by the gateway: "), "{heard:?}");
+    assert!(heard[6] == "contents" && heard[7].starts_with("226"), "{heard:?}");
+}

@@ -1,0 +1,294 @@
+//! A firewall that is reloaded, and whatever else other programs do to the rules while the daemon runs.
+//!
+//! `FTP_ALG_RELOADS` says how often the rules are loaded under load (15). `FTP_ALG_TABLE_OWNER=no` has the daemon's table
+//! be one that others may remove, as on a kernel before Linux 6.9.
+
+use std::{fs, path::PathBuf, thread, time::Duration};
+
+use crate::common::{Gateway, executable, executable_without_owner, gated_client, login, wait_for};
+use ftp_alg_lab::{BackgroundProcess, Daemon, Family, Lab, Script, Server, ServerKind, Topology};
+use serde_json::{Value, json};
+
+/// What a load did, once it has ended.
+struct Report(Value);
+
+impl Report {
+    fn count(&self, key: &str) -> u64 {
+        self.0[key].as_u64().unwrap()
+    }
+}
+
+/// Eight sessions that transfer without end, in active and passive mode in turn.
+struct Load {
+    process: BackgroundProcess,
+    until: PathBuf,
+    _server: Server,
+}
+
+impl Load {
+    fn start(gateway: &Gateway, modes: &str, patience: &str) -> Self {
+        let lab = &gateway.lab;
+        let server = Server::start(ServerKind::Proftpd, &lab.server).unwrap();
+        let (user, password) = server.login();
+        let host = lab.server_address(Family::V4).to_string();
+        let until = lab.directory().join("load-is-over");
+        let stop = until.display().to_string();
+        let arguments = [&host, user, password, modes, "8", "0", "3600", &stop, patience, patience];
+        let command = lab.client.script_command(Script::Load, &arguments).unwrap();
+        let process = lab.client.start(command, "load").unwrap();
+        let load = Self { process, until, _server: server };
+        wait_for("the load", || load.process.log().contains("ready"));
+        load
+    }
+
+    fn end(mut self) -> Report {
+        fs::write(&self.until, b"").unwrap();
+        wait_for("the load's end", || self.process.exit_status().is_some());
+        Report(serde_json::from_str(self.process.log().lines().last().unwrap()).unwrap())
+    }
+}
+
+fn reloads() -> u64 {
+    std::env::var("FTP_ALG_RELOADS").map_or(15, |text| text.parse().unwrap())
+}
+
+/// As `systemctl reload nftables` does it: all rules go, and the operator's come, in one transaction.
+fn reload(lab: &Lab, firewall: &str) {
+    lab.gateway.nft(&format!("flush ruleset\n{firewall}")).unwrap();
+}
+
+/// The chains of the daemon's table; nothing while there is none.
+fn our_table(lab: &Lab) -> String {
+    let mut command = lab.gateway.command("nft");
+    command.args(["--stateless", "list", "table", "inet", "ftp_alg"]);
+    let text = lab.gateway.finish(command, b"", Duration::from_secs(20)).unwrap().stdout_text();
+    text.find("\tchain").map(|at| text[at..].to_owned()).unwrap_or_default()
+}
+
+fn survives_reloads(
+    modes: &str,
+    patience: &str,
+    program: impl FnOnce(&Lab) -> PathBuf,
+) -> (Gateway, Report) {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    let firewall = lab.gateway.ruleset().unwrap();
+    let daemon = Daemon::start(&program(&lab), &lab.gateway, "").unwrap();
+    let mut gateway = Gateway { daemon, lab };
+    let running = our_table(&gateway.lab);
+    let load = Load::start(&gateway, modes, patience);
+    let rounds = reloads();
+    for round in 0..rounds {
+        reload(&gateway.lab, &firewall);
+        assert!(gateway.daemon.exit_status().is_none(), "round {round}: {}", gateway.daemon.log());
+        // At another moment of the table's way back each time.
+        thread::sleep(Duration::from_millis(round * 37 % 250));
+    }
+    wait_for("the table", || our_table(&gateway.lab) == running);
+    let report = load.end();
+    println!("{rounds} reloads, {modes}: {}", report.0);
+    assert!(gateway.daemon.exit_status().is_none(), "{}", gateway.daemon.log());
+    (gateway, report)
+}
+
+#[test]
+fn reloads_under_load_cost_nothing() {
+    let (gateway, report) = survives_reloads("active,passive", "30", |_| executable());
+    let lost = ["damaged", "lost", "failed"].map(|key| report.count(key));
+    assert_eq!(lost[0], 0, "{}", report.0);
+    if has_owner(&gateway.lab) {
+        assert_eq!(lost, [0; 3], "{}\n{}", report.0, gateway.daemon.log());
+        assert!(!gateway.daemon.log().contains("it is loaded again"), "{}", gateway.daemon.log());
+    }
+}
+
+#[test]
+fn reloads_that_remove_the_table_do_not_end_the_daemon() {
+    let (gateway, report) = survives_reloads("active,passive", "5", executable_without_owner);
+    assert_eq!(report.count("damaged"), 0, "{}", report.0);
+    assert!(gateway.daemon.log().contains("it is loaded again"), "{}", gateway.daemon.log());
+    assert!(report.count("transfers") > 0, "{}", report.0);
+}
+
+#[test]
+fn an_owned_table_stays_whatever_others_do() {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    let firewall = lab.gateway.ruleset().unwrap();
+    let mut daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+    if !has_owner(&lab) {
+        return;
+    }
+    let running = our_table(&lab);
+    reload(&lab, &firewall);
+    lab.gateway.nft("flush ruleset").unwrap();
+    lab.gateway.nft(&firewall).unwrap();
+    for rules in [
+        "delete table inet ftp_alg",
+        "flush table inet ftp_alg",
+        "flush set inet ftp_alg closing",
+        "add rule inet ftp_alg select_forward drop",
+        "add table inet ftp_alg { flags dormant; }",
+    ] {
+        let refused = lab.gateway.nft(rules).unwrap_err().to_string();
+        assert!(refused.contains("Operation not permitted"), "{rules}: {refused}");
+    }
+    for others in
+        ["nft list ruleset", "iptables-nft -A INPUT -p icmp -j ACCEPT", "iptables-nft-save"]
+    {
+        lab.gateway.shell(others).unwrap().success().unwrap();
+    }
+    assert_eq!(our_table(&lab), running);
+    thread::sleep(Duration::from_millis(300));
+    assert_eq!(daemon.counter("errors").unwrap(), 0, "{}", daemon.log());
+    // What a crash leaves can be removed like any other, and a clean stop leaves nothing.
+    daemon.kill();
+    assert_eq!(our_table(&lab), running);
+    lab.gateway.nft("delete table inet ftp_alg").unwrap();
+    let mut daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+    assert!(has_owner(&lab));
+    daemon.stop().unwrap();
+    assert!(lab.gateway.nft("list table inet ftp_alg").is_err());
+}
+
+#[test]
+fn a_table_that_a_crash_left_has_an_owner_again() {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    let mut gateway =
+        Gateway { daemon: Daemon::start(&executable(), &lab.gateway, "").unwrap(), lab };
+    if !has_owner(&gateway.lab) {
+        return;
+    }
+    let load = Load::start(&gateway, "active", "30");
+    gateway.daemon.kill();
+    assert!(!has_owner(&gateway.lab));
+    gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, "").unwrap();
+    assert!(has_owner(&gateway.lab), "{}", gateway.daemon.log());
+    let report = load.end();
+    assert_eq!(["damaged", "lost"].map(|key| report.count(key)), [0; 2], "{}", report.0);
+}
+
+/// Whether the daemon's table is one that other programs cannot remove.
+fn has_owner(lab: &Lab) -> bool {
+    lab.gateway
+        .run("nft", &["list", "table", "inet", "ftp_alg"])
+        .unwrap()
+        .stdout_text()
+        .contains("flags owner")
+}
+
+#[test]
+fn a_daemon_starts_during_firewall_reloads() {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    let firewall = lab.gateway.ruleset().unwrap();
+    let file = lab.directory().join("firewall.nft");
+    fs::write(&file, format!("flush ruleset\n{firewall}")).unwrap();
+    let over = lab.directory().join("reloads-are-over");
+    let lines = format!(
+        "while ! test -e {}; do nft -f {}; sleep 0.02; done",
+        over.display(),
+        file.display()
+    );
+    let mut command = lab.gateway.command("sh");
+    command.args(["-c", &format!("PATH=$PATH:/usr/sbin:/sbin; {lines}")]);
+    let mut reloads = lab.gateway.start(command, "reloads").unwrap();
+    for round in 0..reloads_of_starts() {
+        let mut daemon = Daemon::start(&executable(), &lab.gateway, "")
+            .unwrap_or_else(|error| panic!("round {round}: {error}"));
+        let status = daemon.stop().unwrap();
+        assert!(status.success(), "round {round}: {status}: {}", daemon.log());
+    }
+    fs::write(&over, b"").unwrap();
+    wait_for("the reloads' end", || reloads.exit_status().is_some());
+}
+
+fn reloads_of_starts() -> u64 {
+    reloads().div_ceil(3)
+}
+
+#[test]
+fn an_empty_table_of_the_same_name_is_replaced() {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    let mut daemon = Daemon::start(&executable_without_owner(&lab), &lab.gateway, "").unwrap();
+    let running = our_table(&lab);
+    lab.gateway.nft("delete table inet ftp_alg\nadd table inet ftp_alg").unwrap();
+    wait_for("the table", || our_table(&lab) == running);
+    assert!(daemon.exit_status().is_none(), "{}", daemon.log());
+}
+
+#[test]
+fn a_stale_copy_of_the_table_is_replaced() {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    let mut daemon = Daemon::start(&executable_without_owner(&lab), &lab.gateway, "").unwrap();
+    let running = our_table(&lab);
+    let rules = rules_of(&lab);
+    // As far as every kernel can load it.
+    let copy: String = rules
+        .lines()
+        .filter(|line| !line.contains("$queues"))
+        .map(|line| format!("{line}\n"))
+        .collect();
+    for _ in 0..3 {
+        lab.gateway.nft(&copy).unwrap();
+        wait_for("the table", || our_table(&lab) == running);
+    }
+    assert!(daemon.exit_status().is_none(), "{}", daemon.log());
+    daemon.stop().unwrap();
+}
+
+#[test]
+fn a_second_daemon_with_other_queues_does_not_start() {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    let first = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+    let running = our_table(&lab);
+    let home = lab.directory().join("second");
+    fs::create_dir_all(&home).unwrap();
+    let file = home.join("ftp-alg.toml");
+    fs::write(&file, "[queue]\nnumber = 2200\n").unwrap();
+    let mut command = lab.gateway.command(executable());
+    command.arg("run").arg("--config").arg(&file).arg("--state-dir").arg(home.join("state"));
+    command.arg("--socket").arg(home.join("socket"));
+    let done = lab.gateway.finish(command, b"", Duration::from_secs(20)).unwrap();
+    assert_eq!(done.status.code(), Some(1), "{}", done.stderr_text());
+    assert!(done.stderr_text().contains("is that of another ftp-alg"), "{}", done.stderr_text());
+    assert_eq!(our_table(&lab), running);
+    drop(first);
+}
+
+/// Where the kernel lets it: the table of another one that owns it cannot be replaced anyway.
+#[test]
+fn a_daemon_whose_table_another_one_has_replaced_does_not_start_again() {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    let program = executable_without_owner(&lab);
+    let mut first = Daemon::start(&program, &lab.gateway, "").unwrap();
+    let _server = Server::start(ServerKind::Proftpd, &lab.server).unwrap();
+    // It has a session that it would go on with.
+    let host = lab.server_address(Family::V4).to_string();
+    let steps = [login(), vec![json!({"gate": ""})]].concat();
+    let client = gated_client(&lab.client, json!({"host": host, "steps": steps}));
+    first.kill();
+    let home = lab.directory().join("second");
+    fs::create_dir_all(&home).unwrap();
+    let file = home.join("ftp-alg.toml");
+    fs::write(&file, "[queue]\nnumber = 2200\n").unwrap();
+    let mut command = lab.gateway.command(&program);
+    command.arg("run").arg("--config").arg(&file).arg("--state-dir").arg(home.join("state"));
+    command.arg("--socket").arg(home.join("socket"));
+    let second = lab.gateway.start(command, "second").unwrap();
+    wait_for("the second daemon", || second.log().contains("ready"));
+    let running = our_table(&lab);
+    let refused = Daemon::start(&program, &lab.gateway, "").unwrap_err().to_string();
+    assert!(refused.contains("is that of another ftp-alg"), "{refused}");
+    assert_eq!(our_table(&lab), running);
+    assert_eq!(client.release().error, None);
+}
+
+/// What `ftp-alg rules nftables` prints.
+fn rules_of(lab: &Lab) -> String {
+    let mut command = lab.gateway.command(executable());
+    command.args(["rules", "nftables"]);
+    lab.gateway
+        .finish(command, b"", Duration::from_secs(20))
+        .unwrap()
+        .success()
+        .unwrap()
+        .stdout_text()
+}

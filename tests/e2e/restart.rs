@@ -1,0 +1,379 @@
+//! Crashes, stops and starts of the daemon while control connections go on.
+//!
+//! `FTP_ALG_ROUNDS` says how often the daemon is killed under load (100).
+
+use std::{fs, thread, time::Duration};
+
+use crate::common::{
+    GatedClient, Gateway, connect, executable, gated_client, gateway, gateway_with, host_port,
+    login, reply, say, scripted_server, wait_for,
+};
+use ftp_alg_lab::{Daemon, Family, Script, Server, ServerKind, Topology, scaled_timeout};
+use serde_json::{Value, json};
+
+const PORT: &str = "PORT 192,168,150,80,14,178";
+
+/// How the daemon ends.
+/// One worker, so that all is in one journal.
+const ONE: &str = "queue.workers = 1\n";
+
+#[derive(Clone, Copy, Debug, PartialEq)]
+enum End {
+    /// As in a crash.
+    Kill,
+    /// As an upgrade of the package does.
+    Stop,
+}
+
+impl Gateway {
+    fn end(&mut self, how: End) {
+        match how {
+            End::Kill => self.daemon.kill(),
+            End::Stop => assert!(self.daemon.stop().unwrap().success(), "{}", self.daemon.log()),
+        }
+    }
+
+    fn start_again(&mut self, configuration: &str) {
+        self.daemon = Daemon::start(&executable(), &self.lab.gateway, configuration).unwrap();
+    }
+
+    /// A client with these steps after a login, which waits at its gate.
+    fn client(&self, steps: &[Vec<Value>]) -> GatedClient {
+        let steps = [login(), steps.concat()].concat();
+        let host = self.lab.server_address(Family::V4).to_string();
+        gated_client(&self.lab.client, json!({"host": host, "listen": [3762], "steps": steps}))
+    }
+
+    /// A file of the daemon's state directory.
+    fn state(&self, name: &str) -> std::path::PathBuf {
+        self.daemon.socket().with_file_name("state").join(name)
+    }
+}
+
+fn gate() -> Vec<Value> {
+    vec![json!({"gate": ""})]
+}
+
+fn announcement() -> Vec<Value> {
+    vec![say(PORT), reply()]
+}
+
+fn list() -> Vec<Value> {
+    vec![say("LIST"), reply(), json!({"accept": 3762}), reply()]
+}
+
+#[test]
+fn adjusted_connections_go_on_after_a_crash_and_after_a_stop() {
+    for backend in ["nftables", "conntrack"] {
+        let configuration = format!("[pinhole]\nbackend = \"{backend}\"\n");
+        for how in [End::Kill, End::Stop] {
+            let mut gateway = gateway_with(Topology::Masquerade, &configuration);
+            let _server = scripted_server(&gateway.lab.server, &json!({}));
+            let transfer = [announcement(), list()].concat();
+            let client = gateway.client(&[transfer.clone(), gate(), transfer]);
+            gateway.end(how);
+            gateway.start_again(&configuration);
+            let log = gateway.daemon.log();
+            assert!(log.contains("restored 1 sessions (1 with sequence adjustment)"), "{log}");
+            let session = client.release();
+            assert_eq!(session.error, None, "{backend} {how:?}");
+            assert_eq!(session.got(16), "the body\r\n", "{backend} {how:?}");
+            assert_eq!(gateway.lab.gateway.invalid_packets().unwrap(), 0, "{backend} {how:?}");
+        }
+    }
+}
+
+#[test]
+fn auto_keeps_the_back_end_as_long_as_sessions_go_on() {
+    for backend in ["nftables", "conntrack"] {
+        let configuration = format!("[pinhole]\nbackend = \"{backend}\"\n");
+        let mut gateway = gateway_with(Topology::Masquerade, &configuration);
+        let _server = scripted_server(&gateway.lab.server, &json!({}));
+        let transfer = [announcement(), list()].concat();
+        let client = gateway.client(&[transfer.clone(), gate(), transfer]);
+        gateway.end(End::Kill);
+        gateway.start_again("");
+        assert_eq!(gateway.daemon.status().unwrap()["backend"], backend);
+        let session = client.release();
+        assert_eq!(session.error, None, "{backend}");
+        assert_eq!(session.got(16), "the body\r\n", "{backend}");
+        // Without sessions the kernel decides.
+        gateway.end(End::Stop);
+        for journal in fs::read_dir(gateway.state("")).unwrap() {
+            let path = journal.unwrap().path();
+            if path.extension().is_some_and(|extension| extension == "sessions") {
+                fs::remove_file(path).unwrap();
+            }
+        }
+        gateway.start_again("");
+        let (kernels, _) = ftp_alg::gateway::automatic_backend(None);
+        assert_eq!(gateway.daemon.status().unwrap()["backend"], kernels.to_string());
+    }
+}
+
+#[test]
+fn adjusted_connections_wait_while_the_daemon_is_down() {
+    for how in [End::Kill, End::Stop] {
+        let mut gateway = gateway(Topology::Masquerade);
+        let server = scripted_server(&gateway.lab.server, &json!({}));
+        let transfer = [announcement(), list()].concat();
+        let client = gateway.client(&[transfer.clone(), gate(), transfer]);
+        gateway.end(how);
+        let before = server.lines().len();
+        let (session, heard) = thread::scope(|scope| {
+            let session = scope.spawn(|| client.release());
+            thread::sleep(Duration::from_millis(700));
+            let heard = server.lines().len();
+            gateway.start_again("");
+            (session.join().unwrap(), heard)
+        });
+        assert_eq!(heard, before, "{how:?}: something passed unadjusted");
+        assert_eq!(session.error, None, "{how:?}");
+        assert_eq!(session.got(16), "the body\r\n", "{how:?}");
+    }
+}
+
+#[test]
+fn unadjusted_sessions_are_known_again_too_without_their_table() {
+    for (how, lost) in [(End::Kill, false), (End::Kill, true), (End::Stop, true)] {
+        let mut gateway = gateway(Topology::Routed);
+        let _server = scripted_server(&gateway.lab.server, &json!({}));
+        let client = gateway.client(&[gate(), announcement(), list()]);
+        gateway.end(how);
+        if lost {
+            // As a firewall does that is loaded meanwhile; a clean stop has removed it already.
+            let _ = gateway.lab.gateway.nft("delete table inet ftp_alg");
+        }
+        gateway.start_again("");
+        let session = client.release();
+        assert_eq!(session.error, None, "{how:?} {lost}");
+        assert_eq!(session.got(10), "the body\r\n", "{how:?} {lost}");
+    }
+}
+
+#[test]
+fn what_was_said_while_the_daemon_was_down_opens_nothing_later() {
+    let mut gateway = gateway(Topology::Routed);
+    let _server = scripted_server(&gateway.lab.server, &json!({}));
+    // What is not seen is a REIN: the login does not count any more.
+    let unseen = [say("REIN"), reply()];
+    let client =
+        gateway.client(&[gate(), unseen.to_vec(), vec![json!({"sleep": 3})], announcement()]);
+    gateway.end(End::Kill);
+    // Up to then it would wait.
+    thread::sleep(Duration::from_secs(6));
+    thread::scope(|scope| {
+        let session = scope.spawn(|| client.release());
+        thread::sleep(Duration::from_secs(1));
+        gateway.start_again("");
+        assert_eq!(session.join().unwrap().error, None);
+    });
+    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 0, "{}", gateway.daemon.log());
+    assert_eq!(gateway.daemon.counter("lost").unwrap(), 1, "{}", gateway.daemon.log());
+}
+
+#[test]
+fn a_command_of_which_a_part_is_held_goes_on() {
+    for how in [End::Kill, End::Stop] {
+        let mut gateway = gateway(Topology::Masquerade);
+        let server = scripted_server(&gateway.lab.server, &json!({}));
+        let (start, rest) = PORT.split_at(7);
+        let cut = [vec![json!({"send": start})], vec![json!({"sleep": 0.2})], gate()].concat();
+        let rest = vec![json!({"send": format!("{rest}\r\n")}), reply()];
+        let client = gateway.client(&[cut, rest, list()]);
+        gateway.end(how);
+        gateway.start_again("");
+        let session = client.release();
+        assert_eq!(session.error, None, "{how:?}");
+        assert_eq!(session.got(12), "the body\r\n", "{how:?}");
+        let announced = "PORT 198,51,100,1,14,178".to_owned();
+        assert!(server.lines().contains(&announced), "{how:?}: {:?}", server.lines());
+    }
+}
+
+#[test]
+fn a_pinhole_outlives_the_daemon_and_is_used_once() {
+    for backend in ["nftables", "conntrack"] {
+        let configuration = format!("[pinhole]\nbackend = \"{backend}\"\n");
+        let mut gateway = gateway_with(Topology::Masquerade, &configuration);
+        let server = scripted_server(&gateway.lab.server, &json!({}));
+        let client = gateway.client(&[announcement(), gate(), list()]);
+        let (address, port) = host_port(server.lines().last().unwrap());
+        let before = gateway.daemon.pinholes().unwrap();
+        gateway.end(End::Kill);
+        gateway.start_again(&configuration);
+        let after = gateway.daemon.pinholes().unwrap();
+        let key =
+            |rows: &[Value]| rows.iter().map(|row| row["arrival"].clone()).collect::<Vec<_>>();
+        assert_eq!((key(&after), after.len()), (key(&before), 1), "{backend}");
+        let session = client.release();
+        assert_eq!(session.error, None, "{backend}");
+        assert_eq!(session.got(10), "the body\r\n", "{backend}");
+        // Used before the next end, it is not opened by the next start.
+        gateway.end(End::Kill);
+        gateway.start_again(&configuration);
+        assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0], "{backend}");
+        assert_eq!(connect(&gateway.lab.server, &address, port), "silent", "{backend}");
+    }
+}
+
+#[test]
+fn a_table_of_other_rules_is_replaced_and_its_pinholes_stay() {
+    let mut gateway = gateway(Topology::Masquerade);
+    let _server = scripted_server(&gateway.lab.server, &json!({}));
+    let client = gateway.client(&[announcement(), gate(), list(), announcement(), list()]);
+    let host = gateway.lab.gateway.clone();
+    let table = || {
+        let listed =
+            host.run("nft", &["-a", "list", "table", "inet", "ftp_alg"]).unwrap().stdout_text();
+        listed.lines().find(|line| line.contains("table inet")).unwrap().to_owned()
+    };
+    let (before, same) = (table(), gateway.state("table.json"));
+    gateway.end(End::Kill);
+    gateway.start_again("");
+    assert_eq!(table(), before, "rules that are the same stay");
+    gateway.end(End::Kill);
+    // As if the version before had other rules.
+    let text = fs::read_to_string(&same).unwrap().replace("policy accept", "policy accept ");
+    fs::write(&same, text).unwrap();
+    gateway.start_again("");
+    assert_ne!(table(), before);
+    assert_eq!(gateway.daemon.open_pinholes().unwrap().len(), 1);
+    let session = client.release();
+    assert_eq!(session.error, None);
+    assert_eq!([session.got(10), session.got(16)], ["the body\r\n"; 2]);
+}
+
+#[test]
+fn a_table_of_which_there_is_no_state_is_replaced_and_that_is_said() {
+    let mut gateway = gateway(Topology::Routed);
+    let said = "table inet ftp_alg is replaced: this state directory has no record of it";
+    for lost in [false, true] {
+        gateway.end(End::Kill);
+        if lost {
+            fs::remove_file(gateway.state("table.json")).unwrap();
+        }
+        gateway.start_again("");
+        let log = gateway.daemon.log();
+        assert_eq!(log.contains(said), lost, "{log}");
+    }
+}
+
+#[test]
+fn what_a_crash_left_open_without_a_session_is_closed() {
+    let configuration = "[pinhole]\nbackend = \"nftables\"\n";
+    let mut gateway = gateway_with(Topology::Routed, configuration);
+    let _server = scripted_server(&gateway.lab.server, &json!({}));
+    let client = gateway.client(&[gate()]);
+    gateway.end(End::Kill);
+    let element = "{ 198.51.100.10 . 192.168.150.80 . 4000 timeout 30s }";
+    gateway.lab.gateway.nft(&format!("add element inet ftp_alg pinholes4 {element}")).unwrap();
+    assert_eq!(gateway.daemon.open_pinholes().unwrap().len(), 1);
+    gateway.start_again(configuration);
+    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
+    assert_eq!(client.release().error, None);
+}
+
+#[test]
+fn state_that_is_damaged_or_foreign_is_refused_and_the_start_is_clean() {
+    let journal = "queue-2100.sessions";
+    type Damage = fn(&mut Vec<u8>);
+    let cases: [(&str, &str, Damage); 5] = [
+        ("a flipped bit", "damaged at byte", |text| {
+            let middle = text.iter().position(|b| *b == b'\n').unwrap() + 30;
+            text[middle] ^= 1;
+        }),
+        ("another file", "not a journal", |text| *text = b"GIF89a and so on".to_vec()),
+        ("another version", "another version", |text| {
+            let text_of = String::from_utf8_lossy(text).into_owned();
+            *text = text_of.replace("format ", "format 9").into_bytes();
+        }),
+        ("another boot", "another boot", |text| {
+            let at = text.windows(5).position(|w| w == b"boot ").unwrap() + 5;
+            text[at] = if text[at] == b'0' { b'1' } else { b'0' };
+        }),
+        ("nothing", "not a journal", Vec::clear),
+    ];
+    for (what, words, damage) in cases {
+        let mut gateway = gateway_with(Topology::Masquerade, ONE);
+        let _server = scripted_server(&gateway.lab.server, &json!({}));
+        let client = gateway.client(&[announcement(), list(), gate()]);
+        gateway.end(End::Kill);
+        let path = gateway.state(journal);
+        let mut content = fs::read(&path).unwrap();
+        damage(&mut content);
+        fs::write(&path, &content).unwrap();
+        gateway.start_again(ONE);
+        let log = gateway.daemon.log();
+        assert!(log.contains(words) && log.contains("queue-2100.refused"), "{what}: {log}");
+        assert_eq!(fs::read(gateway.state("queue-2100.refused")).unwrap(), content, "{what}");
+        // One that was heard of since is another.
+        let known = gateway.daemon.sessions().unwrap();
+        assert!(known.iter().all(|session| session["state"] == "picked-up"), "{what}: {known:?}");
+        drop(client);
+        // What is new works.
+        let second = gateway.client(&[gate(), announcement(), list()]).release();
+        assert_eq!(second.error, None, "{what}");
+    }
+}
+
+#[test]
+fn a_journal_that_a_crash_cut_off_is_believed_up_to_there() {
+    let mut gateway = gateway_with(Topology::Masquerade, ONE);
+    let _server = scripted_server(&gateway.lab.server, &json!({}));
+    let transfer = [announcement(), list()].concat();
+    let client = gateway.client(&[transfer.clone(), gate(), transfer]);
+    gateway.end(End::Kill);
+    let path = gateway.state("queue-2100.sessions");
+    let mut content = fs::read(&path).unwrap();
+    content.extend([200, 0, 0, 0, 1, 2, 3, 4, 5]);
+    fs::write(&path, content).unwrap();
+    gateway.start_again(ONE);
+    let session = client.release();
+    assert_eq!(session.error, None);
+    assert_eq!(session.got(16), "the body\r\n");
+}
+
+/// A server that says its name takes zeros, so that no number changes.
+#[test]
+fn transfers_survive_a_daemon_that_is_killed_again_and_again() {
+    kill_again_and_again("", "");
+}
+
+#[test]
+fn adjusted_transfers_survive_a_daemon_that_is_killed_again_and_again() {
+    kill_again_and_again("ServerIdent on \"at your service\"", "8 with sequence adjustment");
+}
+
+fn kill_again_and_again(more: &str, adjusted: &str) {
+    let rounds = std::env::var("FTP_ALG_ROUNDS").map_or(50, |text| text.parse().unwrap());
+    let mut gateway = gateway(Topology::Masquerade);
+    let server = Server::start_with(ServerKind::Proftpd, &gateway.lab.server, more).unwrap();
+    let (user, password) = server.login();
+    let host = gateway.lab.server_address(Family::V4).to_string();
+    let until = gateway.lab.directory().join("load-is-over");
+    let stop = until.display().to_string();
+    let arguments = [&host, user, password, "active", "8", "0", "7200", &stop, "150"];
+    let command = gateway.lab.client.script_command(Script::Load, &arguments).unwrap();
+    let mut load = gateway.lab.client.start(command, "load").unwrap();
+    wait_for("the load", || load.log().contains("ready"));
+    for round in 0..rounds {
+        gateway.end(End::Kill);
+        gateway.start_again("");
+        let log = gateway.daemon.log();
+        let before = format!("restored 8 sessions ({adjusted}");
+        assert!(log.contains(&before), "round {round}: {log}");
+        // At another moment of a transfer each time; long enough that what is retransmitted gets through.
+        thread::sleep(scaled_timeout(Duration::from_millis(250 + round * 37 % 250)));
+    }
+    fs::write(&until, b"").unwrap();
+    wait_for("the load's end", || load.exit_status().is_some());
+    let report: Value = serde_json::from_str(load.log().lines().last().unwrap()).unwrap();
+    println!("{rounds} rounds: {report}");
+    let count = |key: &str| report[key].as_u64().unwrap();
+    assert_eq!([count("damaged"), count("lost"), count("failed")], [0; 3], "{report}");
+    assert!(count("sessions") == 8 && count("transfers") > rounds, "{report}");
+    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
+    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
+    assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);
+}

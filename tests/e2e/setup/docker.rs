@@ -1,0 +1,67 @@
+//! Docker's chains, and a drop-in for its service as systemd would read it.
+
+use std::net::Ipv4Addr;
+
+use ftp_alg_lab::{AddressPlan, Family, LabSpec, Mode, Topology};
+
+use super::{
+    machine::{Machine, assert_apply_reload_and_undo},
+    site::{Place, Site},
+};
+
+const RULES: [&str; 2] =
+    [include_str!("../recipes/docker-20.rules"), include_str!("../recipes/docker-28.rules")];
+
+/// Simulates a boot: Docker's chains, then the commands that its service starts afterwards.
+const BOOT: &str = "
+iptables-restore /etc/docker.rules
+cat /etc/systemd/system/docker.service.d/*.conf 2>/dev/null | sed -n 's/^ExecStartPost=-//p' | sh -e
+";
+
+#[test]
+fn setup_adds_the_docker_rule_by_a_systemd_drop_in() {
+    for rules in RULES {
+        let mut plan = AddressPlan::for_topology(Topology::PublishedServer);
+        plan.inside.v4 = Ipv4Addr::new(172, 17, 0, 1);
+        plan.server.v4 = Ipv4Addr::new(172, 17, 0, 2);
+        let spec = LabSpec { plan, ..LabSpec::new(Topology::PublishedServer) };
+        let site = Site::build(Place::Published, spec);
+        let host = site.guard();
+        host.shell("ip link set lan down; ip link set lan name docker0; ip link set docker0 up")
+            .unwrap();
+        // Docker filters only IPv4 here.
+        host.shell("sysctl -w net.ipv6.conf.all.forwarding=0").unwrap();
+        let machine = Machine::on(host);
+        let unit = "[Service]\nExecStart=/bin/true\n";
+        machine.write("/etc/systemd/system/docker.service", unit);
+        machine.write("/etc/docker.rules", rules);
+        machine.shell(BOOT);
+        assert_apply_reload_and_undo(
+            &site,
+            &machine,
+            "Docker",
+            BOOT,
+            &[Family::V4],
+            &[Mode::Passive],
+        );
+    }
+}
+
+#[test]
+fn systemd_accepts_the_drop_in_and_adds_its_rule_once() {
+    let site = Site::new(Place::Masquerade);
+    let machine = Machine::on(site.guard());
+    let unit = "[Service]\nExecStart=/bin/true\n";
+    machine.write("/etc/systemd/system/docker.service", unit);
+    machine.write("/etc/docker.rules", RULES[0]);
+    machine.shell(BOOT);
+    let daemon = site.daemon(super::site::NFTABLES);
+    machine.setup(&daemon, &["--apply"]).says("applied");
+    // Docker leaves the chain unchanged when it restarts.
+    machine.shell(BOOT.trim_start().split_once('\n').unwrap().1);
+    assert_eq!(machine.shell("iptables-save").matches("ftp-alg-setup").count(), 1);
+    let verified =
+        machine.try_shell("systemd-analyze verify /etc/systemd/system/docker.service 2>&1");
+    assert!(!verified.stdout_text().contains("ftp-alg"), "{}", verified.stdout_text());
+    assert!(verified.status.success(), "{}", verified.stdout_text());
+}

@@ -1,0 +1,12 @@
+//! `ftp-alg setup` with real firewalls: it shows a change, applies it, the change survives a reload, and undo restores
+//! every byte.
+
+mod docker;
+mod faults;
+mod firewalld;
+mod machine;
+mod native;
+mod openwrt;
+mod ufw;
+
+use crate::{common, recipes::site};

@@ -1,0 +1,162 @@
+//! nftables with `/etc/nftables.conf` and its includes, and iptables-persistent.
+
+use super::{
+    machine::{Machine, assert_apply_reload_and_undo},
+    site::{CONNTRACK, FAMILIES, MODES, Place, Recipe, Site},
+};
+
+const PLACES: [Place; 3] = [Place::Masquerade, Place::Published, Place::Server];
+const NAMES: [(&str, &str); 2] = [("10.0.0.5", "192.168.150.90"), ("fd00::5", "fd00:150::5a")];
+const NFT: &str = "nft -f /etc/nftables.conf";
+
+/// The recipe for `place` with the lab's names, without its rules for ftp-alg.
+pub fn recipe_without_rules(place: Place, kind: &str, names: &[(&str, &str)]) -> String {
+    let text = match place {
+        Place::Masquerade | Place::Published => {
+            let (name, extension) = kind.split_once('.').unwrap();
+            let values: Vec<_> = names.iter().chain(&NAMES).copied().collect();
+            Recipe::read(&format!("{name}-gateway.{extension}"), &values).text
+        }
+        Place::Server | Place::Client => {
+            let (name, extension) = kind.split_once('.').unwrap();
+            let values: Vec<_> =
+                names.iter().filter(|(from, _)| from.contains("variant")).copied().collect();
+            Recipe::read(&format!("{name}-host.{extension}"), &values).text
+        }
+    };
+    let ours = |line: &&str| line.contains("0x40000000") || line.contains("0x70000000");
+    text.lines().filter(|line| !ours(line)).map(|line| format!("{line}\n")).collect()
+}
+
+pub fn nftables(place: Place) -> String {
+    recipe_without_rules(place, "nftables.nft", &[("\"lan0\"", "\"lan\""), ("\"wan0\"", "\"wan\"")])
+}
+
+/// A machine at `place` that loads `text` from `/etc/nftables.conf`.
+pub fn machine(place: Place, text: &str) -> (Site, Machine) {
+    let site = Site::new(place);
+    let machine = Machine::on(site.guard());
+    machine.write("/etc/nftables.conf", text);
+    machine.shell(NFT);
+    (site, machine)
+}
+
+#[test]
+fn setup_edits_an_nftables_file_that_replaces_its_table() {
+    for place in PLACES {
+        let (site, machine) = machine(place, &nftables(place));
+        let loads =
+            assert_apply_reload_and_undo(&site, &machine, "nftables", NFT, &FAMILIES, &MODES);
+        assert_eq!(loads, ["nft --file /etc/nftables.conf"]);
+    }
+}
+
+#[test]
+fn setup_edits_an_included_nftables_file() {
+    let text = nftables(Place::Masquerade);
+    let (site, machine) = machine(Place::Masquerade, "flush ruleset\n");
+    machine.write(
+        "/etc/nftables.d/10-gateway.nft",
+        &text.replace("add table inet gateway\ndelete table inet gateway\n", ""),
+    );
+    machine.write("/etc/nftables.conf", "flush ruleset\ninclude \"/etc/nftables.d/*.nft\"\n");
+    machine.shell(NFT);
+    let loads = assert_apply_reload_and_undo(&site, &machine, "nftables", NFT, &FAMILIES, &MODES);
+    assert_eq!(loads, ["nft --file /etc/nftables.conf"]);
+}
+
+/// Loading the file would remove another program's table, or add the file's rules a second time.
+#[test]
+fn setup_inserts_a_rule_if_the_file_cannot_be_reloaded() {
+    let plain = nftables(Place::Masquerade)
+        .replace("add table inet gateway\ndelete table inet gateway\n", "");
+    for (first, other) in [("flush ruleset\n", "add table ip other"), ("", "")] {
+        let text = format!("{first}{plain}");
+        let (site, machine) = machine(Place::Masquerade, &text);
+        machine.shell(&format!("nft '{other}'"));
+        // Simulates a boot.
+        let boot = format!("nft delete table inet gateway; {NFT}; nft '{other}'");
+        let loads =
+            assert_apply_reload_and_undo(&site, &machine, "nftables", &boot, &FAMILIES, &MODES);
+        assert!(loads[0].starts_with("nft insert rule inet gateway forward "), "{loads:?}");
+        assert_eq!(other.is_empty(), !machine.shell("nft list tables").contains("ip other"));
+    }
+}
+
+fn iptables_apply_reload_and_undo(variant: &str) {
+    for place in PLACES {
+        let (site, machine) = iptables_machine(place, variant);
+        let reload = format!(
+            "iptables-{variant}-restore /etc/iptables/rules.v4
+            ip6tables-{variant}-restore /etc/iptables/rules.v6"
+        );
+        let loads =
+            assert_apply_reload_and_undo(&site, &machine, "iptables", &reload, &FAMILIES, &MODES);
+        let restore = |ip, file| format!("{ip}tables-{variant}-restore /etc/iptables/{file}");
+        assert_eq!(loads, [restore("ip6", "rules.v6"), restore("ip", "rules.v4")]);
+    }
+}
+
+pub fn iptables_machine(place: Place, variant: &str) -> (Site, Machine) {
+    let value = format!("variant=-{variant} ");
+    let names = [("lan=lan0", "lan=lan"), ("wan=wan0", "wan=wan"), ("variant= ", &*value)];
+    let text = recipe_without_rules(place, "iptables.sh", &names);
+    let site = Site::new(place);
+    let machine = Machine::on(site.guard());
+    machine.write("/etc/rules.sh", &text);
+    machine.shell(&format!(
+        "sh /etc/rules.sh; rm /etc/rules.sh; mkdir -p /etc/iptables
+        iptables-{variant}-save > /etc/iptables/rules.v4
+        ip6tables-{variant}-save > /etc/iptables/rules.v6
+        chmod 640 /etc/iptables/rules.v4"
+    ));
+    (site, machine)
+}
+
+#[test]
+fn setup_edits_the_saved_rules_of_iptables_nft() {
+    iptables_apply_reload_and_undo("nft");
+}
+
+#[test]
+fn setup_edits_the_saved_rules_of_iptables_legacy() {
+    iptables_apply_reload_and_undo("legacy");
+}
+
+/// A chain like fail2ban's: restoring the file would remove it.
+#[test]
+fn setup_preserves_an_iptables_chain_that_is_in_no_file() {
+    let (site, machine) = iptables_machine(Place::Masquerade, "nft");
+    machine.shell("iptables-nft -N f2b-sshd");
+    let restart = "iptables-nft-restore /etc/iptables/rules.v4
+        ip6tables-nft-restore /etc/iptables/rules.v6; iptables-nft -N f2b-sshd";
+    let loads =
+        assert_apply_reload_and_undo(&site, &machine, "iptables", restart, &FAMILIES, &MODES);
+    assert_eq!(loads[0], "ip6tables-nft-restore /etc/iptables/rules.v6");
+    assert!(loads[1].starts_with("iptables-nft -I FORWARD "), "{loads:?}");
+}
+
+#[test]
+fn the_conntrack_back_end_gets_a_rule_for_related() {
+    let text = nftables(Place::Masquerade).replace("established,related", "established");
+    let (site, machine) = machine(Place::Masquerade, &text);
+    let daemon = site.daemon(CONNTRACK);
+    let before = machine.files();
+    machine.setup(&daemon, &["--apply"]).says("ct state established,related accept comment");
+    machine.setup(&daemon, &["--apply"]).says("nothing to do");
+    site.carries(&daemon, &FAMILIES);
+    machine.setup(&daemon, &["--undo"]).says("undone");
+    assert_eq!(machine.files(), before);
+}
+
+#[test]
+fn setup_recognises_its_rule_with_a_configured_mark() {
+    let configuration = "[pinhole]\nbackend = \"nftables\"\nmark = 0x100\nmark-mask = 0x700\n";
+    let nft = machine(Place::Masquerade, &nftables(Place::Masquerade));
+    for (site, machine) in [nft, iptables_machine(Place::Masquerade, "nft")] {
+        let daemon = site.daemon(configuration);
+        machine.setup(&daemon, &["--apply"]).says("0x00000100");
+        machine.setup(&daemon, &["--apply"]).says("nothing to do");
+        site.carries(&daemon, &FAMILIES);
+    }
+}

@@ -1,0 +1,70 @@
+//! ufw, alone and together with Docker.
+
+use super::{
+    machine::{Machine, assert_apply_reload_and_undo, cache},
+    site::{FAMILIES, MODES, NFTABLES, Place, Recipe, Site},
+};
+
+/// The steps of ufw's package installation.
+const INSTALL: &str = "
+for lib in lib usr/lib; do
+    [ ! -d \"$CACHE/$lib/ufw\" ] || cp -r \"$CACHE/$lib/ufw\" /usr/lib/
+done
+cp /usr/share/ufw/iptables/*.rules /usr/share/ufw/ufw.conf /etc/ufw/
+";
+
+/// An enabled ufw that denies everything except control connections.
+fn machine(place: Place) -> (Site, Machine) {
+    let site = Site::new(place);
+    let machine = Machine::on(site.guard());
+    machine.shell(&format!("CACHE={}\n{INSTALL}", cache()));
+    let host = matches!(place, Place::Server | Place::Client);
+    let outgoing = if host { "ufw default deny outgoing" } else { "" };
+    let names = [
+        ("lan=lan0", "lan=lan"),
+        ("wan=wan0", "wan=wan"),
+        ("10.0.0.5", "192.168.150.90"),
+        ("fd00::5", "fd00:150::5a"),
+    ];
+    let recipe = Recipe::read("ufw.sh", &names);
+    let text = if host { recipe.with_rules_disabled("0x") } else { recipe.without_its_rule() };
+    machine.write("/etc/rules.sh", &text);
+    machine.shell(&format!(
+        "ufw default deny incoming; ufw default deny routed; {outgoing}
+        ufw --force enable; sh /etc/rules.sh {}",
+        if host { "host" } else { "gateway" }
+    ));
+    (site, machine)
+}
+
+#[test]
+fn setup_edits_the_before_rules_of_ufw() {
+    for place in [Place::Masquerade, Place::Published, Place::Server] {
+        let (site, machine) = machine(place);
+        assert_apply_reload_and_undo(&site, &machine, "ufw", "ufw reload", &FAMILIES, &MODES);
+    }
+}
+
+#[test]
+fn setup_adds_the_rule_to_both_ufw_and_docker() {
+    let (site, machine) = machine(Place::Masquerade);
+    machine.write("/etc/systemd/system/docker.service", "[Service]\nExecStart=/bin/true\n");
+    machine.shell(
+        "iptables -N DOCKER-USER; iptables -A DOCKER-USER -j RETURN
+        iptables -I FORWARD -j DOCKER-USER",
+    );
+    let daemon = site.daemon(NFTABLES);
+    let before = machine.files();
+    for arguments in [&[][..], &["--apply"]] {
+        let outcome = machine.setup(&daemon, arguments);
+        outcome.says("ufw (recognised by ");
+        outcome.says("Docker (recognised by ");
+    }
+    assert!(machine.shell("iptables -S DOCKER-USER").contains("ftp-alg-setup"));
+    machine.shell("ufw reload");
+    site.carries(&daemon, &FAMILIES);
+    machine.setup(&daemon, &["--apply"]).says("nothing to do");
+    machine.setup(&daemon, &["--undo"]).says("undone");
+    assert_eq!(machine.files(), before);
+    assert!(!machine.shell("iptables-save").contains("ftp-alg-setup"));
+}

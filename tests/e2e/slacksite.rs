@@ -1,0 +1,142 @@
+//! The sessions that everyone quotes when explaining FTP behind NAT, byte for byte, checked by
+//! tshark on both sides of the gateway.
+
+use crate::common::{
+    captures, gateway, host_port, login, reply, say, scripted_client, scripted_server,
+};
+use ftp_alg_lab::{CaptureAnalysis, Family, Server, ServerKind, Topology};
+use serde_json::json;
+
+const BODY: &str = "total 0\r\n-rw-r--r-- 1 ftp ftp 12 Jan 1 00:00 slacksite\r\n";
+
+fn assert_clean(side: &CaptureAnalysis) {
+    assert_eq!(side.anomalies().unwrap(), [""; 0], "{}", side.path().display());
+}
+
+#[test]
+fn active_session_through_masquerade() {
+    let gateway = gateway(Topology::Masquerade);
+    let lab = &gateway.lab;
+    let server = scripted_server(&lab.server, &json!({"body": BODY, "active_source": 20}));
+    let (inner, outer) = captures(lab);
+    let mut steps = login();
+    steps.extend([say("PORT 192,168,150,80,14,178"), reply(), say("LIST"), reply()]);
+    steps.extend([json!({"accept": 3762}), reply(), say("QUIT"), reply()]);
+    let host = lab.server_address(Family::V4).to_string();
+    let session =
+        scripted_client(&lab.client, &json!({"host": host, "listen": [3762], "steps": steps}));
+
+    assert_eq!(session.error, None);
+    assert_eq!(session.got(6), "200 PORT command successful");
+    assert_eq!(session.got(9), BODY, "what came to port 3762");
+    assert_eq!(session.got(12), "221 Bye");
+    let (inner, outer) = (inner.finish().unwrap(), outer.finish().unwrap());
+    assert_eq!(inner.announcements().unwrap(), ["PORT 192,168,150,80,14,178"]);
+    let read = outer.announcements().unwrap();
+    let [read] = read.as_slice() else { panic!("{read:?}") };
+    let (address, port) = host_port(read);
+    assert_eq!(address, "198.51.100.1");
+    assert_eq!(server.lines()[2], *read);
+    // The data connection came to the announced port outside, and to 3762 inside.
+    let syn = "tcp.flags.syn == 1 && tcp.flags.ack == 0 && tcp.srcport == 20";
+    let fields = ["ip.src", "ip.dst", "tcp.dstport"];
+    assert_eq!(
+        outer.fields(syn, &fields).unwrap(),
+        [["198.51.100.10", "198.51.100.1", &port.to_string()]]
+    );
+    assert_eq!(inner.fields(syn, &fields).unwrap(), [["198.51.100.10", "192.168.150.80", "3762"]]);
+    assert_clean(&inner);
+    assert_clean(&outer);
+    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
+    assert_eq!(gateway.daemon.pinholes().unwrap().len(), 0);
+}
+
+#[test]
+fn passive_session_to_a_published_server() {
+    let gateway = gateway(Topology::PublishedServer);
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({"body": BODY, "passive_port": 50069}));
+    let (outer, inner) = captures(lab);
+    let mut steps = login();
+    steps.extend([say("PASV"), reply(), json!({"dial": true, "later": true})]);
+    steps.extend([say("LIST"), reply(), json!({"drain": true}), reply(), say("QUIT"), reply()]);
+    let host = lab.server_address(Family::V4).to_string();
+    let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
+
+    assert_eq!(session.error, None);
+    assert_eq!(session.got(10), BODY);
+    assert_eq!(session.got(13), "221 Bye");
+    let (inner, outer) = (inner.finish().unwrap(), outer.finish().unwrap());
+    assert_eq!(
+        inner.announcements().unwrap(),
+        ["227 Entering Passive Mode (192,168,150,90,195,149)"]
+    );
+    let (address, port) = host_port(session.got(6));
+    assert_eq!(address, "198.51.100.1");
+    let hostport = format!("198,51,100,1,{},{}", port / 256, port % 256);
+    assert_eq!(
+        outer.announcements().unwrap(),
+        [format!("227 Entering Passive Mode   ({hostport})")],
+        "nothing but the host-port may change, and the blanks before it"
+    );
+    let syn = "tcp.flags.syn == 1 && tcp.flags.ack == 0 && tcp.dstport != 21";
+    let fields = ["ip.src", "ip.dst", "tcp.dstport"];
+    assert_eq!(
+        outer.fields(syn, &fields).unwrap(),
+        [["198.51.100.20", "198.51.100.1", &port.to_string()]]
+    );
+    assert_eq!(inner.fields(syn, &fields).unwrap(), [["198.51.100.20", "192.168.150.90", "50069"]]);
+    assert_clean(&inner);
+    assert_clean(&outer);
+    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
+}
+
+#[test]
+fn extended_sessions_over_ipv6() {
+    let active = gateway(Topology::Masquerade);
+    let lab = &active.lab;
+    let _server = scripted_server(&lab.server, &json!({"body": BODY}));
+    let (inner, outer) = captures(lab);
+    let mut steps = login();
+    steps.extend([say("EPRT |2|fd00:150::50|3762|"), reply(), say("LIST"), reply()]);
+    steps.extend([json!({"accept": 3762}), reply(), say("EPSV"), reply()]);
+    steps.extend([json!({"dial": true, "later": true}), say("LIST"), reply()]);
+    steps.extend([json!({"drain": true}), reply(), say("QUIT"), reply()]);
+    let host = lab.server_address(Family::V6).to_string();
+    let plan = json!({"host": host, "listen": [3762], "steps": steps});
+    let session = scripted_client(&lab.client, &plan);
+
+    assert_eq!(session.error, None);
+    assert_eq!(session.got(9), BODY);
+    assert_eq!(session.got(16), BODY);
+    let (inner, outer) = (inner.finish().unwrap(), outer.finish().unwrap());
+    assert_eq!(inner.announcements().unwrap()[0], "EPRT |2|fd00:150::50|3762|");
+    let read = &outer.announcements().unwrap()[0];
+    assert!(read.starts_with("EPRT |2|2001:db8:100::1|"), "{read}");
+    assert_clean(&inner);
+    assert_clean(&outer);
+}
+
+/// The rewritten line is as long as it was, so that no sequence number changes: each server must read what that takes.
+#[test]
+fn servers_take_zeros_before_the_numbers_of_a_port() {
+    let gateway = gateway(Topology::Masquerade);
+    let lab = &gateway.lab;
+    for kind in ServerKind::ALL {
+        let server = Server::start(kind, &lab.server).unwrap();
+        let (user, password) = server.login();
+        let (_, outer) = captures(lab);
+        let mut steps = vec![reply(), say(&format!("USER {user}")), reply()];
+        steps.extend([say(&format!("PASS {password}")), reply()]);
+        steps.extend([say("PORT 192,168,150,80,4,1"), reply(), say("LIST")]);
+        steps.extend([json!({"accept": 1025}), reply(), reply(), say("QUIT"), reply()]);
+        let host = lab.server_address(Family::V4).to_string();
+        let plan = json!({"host": host, "listen": [1025], "steps": steps});
+        let session = scripted_client(&lab.client, &plan);
+        assert_eq!(session.error, None, "{kind}");
+        assert!(session.got(6).starts_with("200"), "{kind}: {}", session.got(6));
+        let outer = outer.finish().unwrap();
+        assert_eq!(outer.announcements().unwrap(), ["PORT 198,51,100,1,4,001"], "{kind}");
+        assert_clean(&outer);
+    }
+}

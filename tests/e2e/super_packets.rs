@@ -1,0 +1,124 @@
+//! Segments that the kernel joins: a client that leaves segmentation to its interface hands the gateway
+//! several as one packet, without a checksum. What is rewritten in it must be right on the wire.
+
+use crate::common::{
+    Gateway, captures, executable, login, reply, say, scripted_client, scripted_server,
+};
+use ftp_alg_lab::{Daemon, Family, Lab, LabSpec, Topology};
+use serde_json::{Value, json};
+
+const NOOPS: usize = 600;
+
+/// A lab whose client joins, and whose gateway parts and sums before a packet is on the wire.
+fn joining(configuration: &str) -> Gateway {
+    let lab = Lab::build(LabSpec { offloads: true, ..LabSpec::new(Topology::Masquerade) }).unwrap();
+    let parts = "tx off sg off tso off gso off";
+    lab.gateway.shell(&format!("ethtool -K {} {parts}", lab.server_side())).unwrap();
+    lab.server.shell(&format!("ethtool -K eth0 {parts}")).unwrap();
+    let daemon = Daemon::start(&executable(), &lab.gateway, configuration).unwrap();
+    Gateway { daemon, lab }
+}
+
+/// Sends `lines` between many others at once, in pieces as `cut` says, and gives what the server heard of them.
+fn said_among_others(
+    gateway: &Gateway,
+    family: Family,
+    lines: &[&str],
+    cut: Option<&str>,
+) -> Vec<String> {
+    let lab = &gateway.lab;
+    let server = scripted_server(&lab.server, &json!({}));
+    let before = server.lines().len(); // of one before it
+    let (inner, outer) = captures(lab);
+    let others = "NOOP\r\n".repeat(NOOPS);
+    let text = format!("{others}{}\r\n{others}", lines.join("\r\n"));
+    let mut send = json!({"send": text});
+    if let Some(cut) = cut {
+        let at = text.find(cut).unwrap() + cut.len();
+        send["cut"] = json!([at]);
+        send["pause"] = json!(0.05);
+    }
+    let count = 2 * NOOPS + lines.len();
+    let replies = json!({"reply": true, "count": count});
+    let transfer = [say("LIST"), reply(), json!({"accept": 3762}), reply()];
+    let steps: Vec<Value> = [login(), vec![send, replies], transfer.to_vec()].concat();
+    let host = lab.server_address(family).to_string();
+    let plan = json!({"host": host, "listen": [3762], "steps": steps});
+    let session = scripted_client(&lab.client, &plan);
+    assert_eq!(session.error, None, "{lines:?} {cut:?}");
+    let heard = server.lines().split_off(before);
+    assert_eq!(heard.iter().filter(|line| *line == "NOOP").count(), 2 * NOOPS);
+    let long = "tcp.dstport == 21 && tcp.len > 1448";
+    assert!(inner.finish().unwrap().count(long).unwrap() > 0, "no super-packet was built");
+    let outer = outer.finish().unwrap();
+    assert_eq!(outer.count(long).unwrap(), 0, "{lines:?} {cut:?}");
+    assert_eq!(outer.wrong_checksums().unwrap(), [""; 0], "{lines:?} {cut:?}");
+    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
+    assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);
+    heard
+        .into_iter()
+        .filter(|line| line.starts_with('P') && line != "PASS lab" || line.starts_with('E'))
+        .collect()
+}
+
+#[test]
+fn an_announcement_in_a_super_packet_is_rewritten() {
+    let gateway = joining("");
+    let external = gateway.lab.gateway.address(Family::V4).to_string().replace('.', ",");
+    let port = "PORT 192,168,150,80,14,178";
+    let rewritten = format!("PORT {external},14,178");
+    // Each rewrite changes the length; what follows is renumbered.
+    assert_eq!(said_among_others(&gateway, Family::V4, &[port], None), [&*rewritten]);
+    let three = [port; 3];
+    assert_eq!(said_among_others(&gateway, Family::V4, &three, None), [&*rewritten; 3]);
+}
+
+#[test]
+fn a_cut_announcement_after_a_super_packet_is_rewritten() {
+    let gateway = joining("");
+    let external = gateway.lab.gateway.address(Family::V4).to_string().replace('.', ",");
+    let rewritten = format!("PORT {external},14,178");
+    for cut in ["PO", "PORT 192,168,", "14,178", "14,178\r"] {
+        let heard =
+            said_among_others(&gateway, Family::V4, &["PORT 192,168,150,80,14,178"], Some(cut));
+        assert_eq!(heard, [&*rewritten], "{cut}");
+    }
+}
+
+#[test]
+fn the_same_in_ipv6() {
+    let gateway = joining("");
+    let (client, external) =
+        (gateway.lab.client.address(Family::V6), gateway.lab.gateway.address(Family::V6));
+    let (eprt, rewritten) =
+        (format!("EPRT |2|{client}|3762|"), format!("EPRT |2|{external}|3762|"));
+    for cut in [None, Some("EPRT |2|")] {
+        assert_eq!(said_among_others(&gateway, Family::V6, &[&eprt], cut), [&*rewritten]);
+    }
+}
+
+#[test]
+fn a_shortening_rewrite_splits_a_super_packet() {
+    let gateway = joining("[nat]\nexternal-address = \"9.9.9.9\"\n");
+    let heard = announced_only(&gateway, "PORT 192,168,150,80,14,178");
+    assert_eq!(heard, ["PORT 9,9,9,9,14,178"]);
+}
+
+/// As [`said_among_others`], without a transfer.
+fn announced_only(gateway: &Gateway, line: &str) -> Vec<String> {
+    let lab = &gateway.lab;
+    let server = scripted_server(&lab.server, &json!({}));
+    let (_, outer) = captures(lab);
+    let others = "NOOP\r\n".repeat(NOOPS);
+    let send = json!({"send": format!("{others}{line}\r\n{others}")});
+    let replies = json!({"reply": true, "count": 2 * NOOPS + 1});
+    let steps = [login(), vec![send, replies, say("NOOP"), reply()]].concat();
+    let host = lab.server_address(Family::V4).to_string();
+    let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
+    assert_eq!(session.error, None);
+    let outer = outer.finish().unwrap();
+    assert_eq!(outer.count("tcp.dstport == 21 && tcp.len > 1448").unwrap(), 0);
+    assert_eq!(outer.wrong_checksums().unwrap(), [""; 0]);
+    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
+    server.lines().into_iter().filter(|line| line.starts_with("PORT")).collect()
+}

@@ -1,0 +1,189 @@
+//! A second daemon in a network namespace: it does not start and the first lives, or it takes over.
+
+use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
+
+use crate::common::{
+    self, GatedClient, Gateway, executable_for_everyone, gated_client, gateway, login,
+    names::shell_program, reply, say, scripted_server, wait_for,
+};
+use ftp_alg_lab::{BackgroundProcess, Daemon, Family, ProgramOutput, Topology};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::{Value, json};
+
+/// A client whose announcement is rewritten twice, and which waits at its gate in between.
+fn adjusted_client(gateway: &Gateway) -> GatedClient {
+    let transfer = [say("PORT 192,168,150,80,14,178"), reply(), say("LIST"), reply()];
+    let transfer = [&transfer[..], &[json!({"accept": 3762}), reply()]].concat();
+    let steps = [login(), transfer.clone(), vec![json!({"gate": ""})], transfer].concat();
+    let host = gateway.lab.server_address(Family::V4).to_string();
+    let client =
+        gated_client(&gateway.lab.client, json!({"host": host, "listen": [3762], "steps": steps}));
+    assert_eq!(gateway.daemon.sessions().unwrap()[0]["adjusted"], json!(true));
+    client
+}
+
+fn assert_goes_on(gateway: &Gateway, client: GatedClient, what: &str) {
+    let session = client.release();
+    assert_eq!(session.error, None, "{what}");
+    assert_eq!(session.got(16), "the body\r\n", "{what}");
+    assert_eq!(gateway.lab.gateway.invalid_packets().unwrap(), 0, "{what}");
+}
+
+/// `ftp-alg run` with these words, which is to fail.
+fn run(gateway: &Gateway, program: &Path, words: &[&str], configuration: &str) -> ProgramOutput {
+    let host = &gateway.lab.gateway;
+    let file = host.write("second.toml", configuration.as_bytes()).unwrap();
+    let mut command = host.command(program);
+    command.args(["run", "--config"]).arg(file).args(words);
+    host.finish(command, b"", Duration::from_secs(20)).unwrap()
+}
+
+fn text(path: &Path) -> String {
+    path.to_str().unwrap().to_owned()
+}
+
+/// Where a second daemon may have its files, anyone who it is.
+fn elsewhere(gateway: &Gateway) -> [String; 2] {
+    let home = gateway.lab.directory().join("elsewhere");
+    fs::create_dir_all(&home).unwrap();
+    fs::set_permissions(&home, fs::Permissions::from_mode(0o777)).unwrap();
+    [text(&home.join("state")), text(&home.join("socket"))]
+}
+
+#[test]
+fn a_second_daemon_does_not_start_and_the_first_lives() {
+    let gateway = gateway(Topology::Masquerade);
+    let _server = scripted_server(&gateway.lab.server, &json!({}));
+    let client = adjusted_client(&gateway);
+    let program = executable_for_everyone(&gateway.lab);
+    let [state, socket] = elsewhere(&gateway);
+    let first = gateway.daemon.socket();
+    let (first_state, first_socket) = (text(&first.with_file_name("state")), text(&first));
+    // With their handles, which a table that is loaded again has not.
+    let tables =
+        || gateway.lab.gateway.run("nft", &["-j", "list", "tables"]).unwrap().stdout_text();
+    let running = tables();
+    let other_queue = "queue.number = 2200\n";
+    for (state, socket, user, configuration, expected) in [
+        (&first_state, &first_socket, "", "", "a daemon is already running on /"),
+        (&state, &first_socket, "", other_queue, "a daemon is already running on /"),
+        (&first_state, &socket, "", "", "is in use by another ftp-alg"),
+        (&state, &socket, "", "", "queue 2100 is taken by another program"),
+        (&state, &socket, "", other_queue, "is that of another ftp-alg, which reads queue 2100"),
+        (&state, &socket, "nobody", "", "queue 2100 is taken by another program"),
+        (&state, &socket, "nobody", other_queue, "is that of another ftp-alg"),
+    ] {
+        let mut words = vec!["--state-dir", state, "--socket", socket];
+        if !user.is_empty() {
+            let _ = fs::remove_dir_all(state);
+            words.extend(["--user", user]);
+        }
+        let done = run(&gateway, &program, &words, configuration);
+        assert_eq!(done.status.code(), Some(1), "{words:?}: {}", done.stderr_text());
+        assert!(done.stderr_text().contains(expected), "{words:?}: {}", done.stderr_text());
+        assert_eq!(tables(), running, "{words:?}");
+    }
+    assert_eq!(gateway.daemon.counter("errors").unwrap(), 0, "{}", gateway.daemon.log());
+    assert_goes_on(&gateway, client, "after seven others");
+}
+
+/// Starts `ftp-alg run --takeover` with these words, and waits until it is ready.
+fn takeover(gateway: &Gateway, words: &[&str], socket: &str) -> BackgroundProcess {
+    let host = &gateway.lab.gateway;
+    let program = executable_for_everyone(&gateway.lab);
+    let config = host.write("second.toml", b"").unwrap();
+    let mut command = host.command(&program);
+    command.args(["run", "--takeover", "--socket", socket, "--config"]).arg(config).args(words);
+    let mut second = host.start(command, "second").unwrap();
+    wait_for("the second daemon", || {
+        assert!(second.exit_status().is_none(), "{}", second.log());
+        second.log().contains("ready: version ")
+    });
+    second
+}
+
+fn ask(gateway: &Gateway, what: &str, socket: &str) -> Value {
+    let host = &gateway.lab.gateway;
+    let mut command = host.command(executable_for_everyone(&gateway.lab));
+    command.args([what, "--json", "--socket", socket]);
+    let text = host.finish(command, b"", Duration::from_secs(10)).unwrap().success().unwrap();
+    serde_json::from_str(&text.stdout_text()).unwrap()
+}
+
+#[test]
+fn a_takeover_with_the_same_state_directory_goes_on_with_adjusted_sessions() {
+    for same_socket in [true, false] {
+        let mut gateway = gateway(Topology::Masquerade);
+        let _server = scripted_server(&gateway.lab.server, &json!({}));
+        let client = adjusted_client(&gateway);
+        let first = gateway.daemon.socket();
+        let state = text(&first.with_file_name("state"));
+        let [_, other] = elsewhere(&gateway);
+        let socket = if same_socket { text(&first) } else { other };
+        let mut second = takeover(&gateway, &["--state-dir", &state], &socket);
+        assert!(gateway.daemon.exit_status().unwrap().success(), "{}", gateway.daemon.log());
+        let log = second.log();
+        assert!(log.contains("restored 1 sessions (1 with sequence adjustment)"), "{log}");
+        assert_eq!(ask(&gateway, "sessions", &socket)[0]["adjusted"], json!(true));
+        assert_goes_on(&gateway, client, "taken over");
+        assert!(second.terminate(Duration::from_secs(5)).unwrap().success());
+    }
+}
+
+#[test]
+fn a_takeover_from_another_place_ends_the_first_and_serves_new_sessions() {
+    for user in [&[][..], &["--user", "nobody"]] {
+        let mut gateway = gateway(Topology::Masquerade);
+        let _server = scripted_server(&gateway.lab.server, &json!({}));
+        let [state, socket] = elsewhere(&gateway);
+        let words = [&["--state-dir", &*state][..], user].concat();
+        let mut second = takeover(&gateway, &words, &socket);
+        assert!(gateway.daemon.exit_status().unwrap().success(), "{}", gateway.daemon.log());
+        let steps = [login(), vec![say("PORT 192,168,150,80,14,178"), reply()]].concat();
+        let host = gateway.lab.server_address(Family::V4).to_string();
+        let plan = json!({"host": host, "listen": [3762], "steps": steps});
+        let session = common::scripted_client(&gateway.lab.client, &plan);
+        assert_eq!(session.error, None);
+        assert_eq!(ask(&gateway, "status", &socket)["rewrites"], json!(1), "{}", second.log());
+        second.terminate(Duration::from_secs(5)).unwrap();
+    }
+}
+
+#[test]
+fn without_another_a_takeover_is_a_start() {
+    let mut gateway = gateway(Topology::Routed);
+    gateway.daemon.stop().unwrap();
+    let [state, socket] = elsewhere(&gateway);
+    let mut second = takeover(&gateway, &["--state-dir", &state], &socket);
+    assert!(!second.log().contains("takeover"), "{}", second.log());
+    second.terminate(Duration::from_secs(5)).unwrap();
+}
+
+#[test]
+fn another_program_is_not_ended_and_one_that_hangs_is_named() {
+    let mut gateway = gateway(Topology::Routed);
+    let program = executable_for_everyone(&gateway.lab);
+    let [state, socket] = elsewhere(&gateway);
+    let words = ["--takeover", "--state-dir", &state, "--socket", &socket];
+    let first = Pid::from_raw(i32::try_from(gateway.daemon.id()).unwrap()).unwrap();
+    kill_process(first, Signal::STOP).unwrap();
+    let done = run(&gateway, &program, &words, "");
+    assert_eq!(done.status.code(), Some(1));
+    let expected = format!("does not end within 10 s: `kill -9 {}` ends it", gateway.daemon.id());
+    assert!(done.stderr_text().contains(&expected), "{}", done.stderr_text());
+    kill_process(first, Signal::CONT).unwrap();
+    wait_for("the first daemon's end", || gateway.daemon.exit_status().is_some());
+
+    // The same program under another name.
+    let host = &gateway.lab.gateway;
+    host.run("cp", &[&text(&program), &text(&gateway.lab.directory().join("other"))]).unwrap();
+    let lines = format!("exec {}/other \"$@\"", gateway.lab.directory().display());
+    let other = shell_program(host, "start-other", &lines);
+    let mut other = Daemon::start(&other, host, "").unwrap();
+    let done = run(&gateway, &program, &words, "");
+    assert_eq!(done.status.code(), Some(1));
+    let expected = format!("is read by other, process {}, which is not ftp-alg", other.id());
+    assert!(done.stderr_text().contains(&expected), "{}", done.stderr_text());
+    assert!(other.status().is_ok());
+    other.stop().unwrap();
+}

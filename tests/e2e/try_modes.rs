@@ -1,0 +1,319 @@
+//! `ftp-alg doctor --try` against real servers and hostile ones: which step fails, and why.
+
+use std::time::Duration;
+
+use crate::common::{executable, executable_for_everyone, gateway, scripted_server};
+use ftp_alg_lab::{Family, Host, Lab, Server, ServerKind, Topology};
+use serde_json::{Value, json};
+
+/// What came of a try.
+struct Try {
+    steps: Vec<Value>,
+    text: String,
+}
+
+/// `doctor --try` on `host`, with more arguments.
+fn attempt(host: &Host, url: &str, more: &[&str]) -> Try {
+    let mut command = host.command(executable());
+    command.args(["doctor", "--json", "--try", url]).args(more);
+    if !more.contains(&"--socket") {
+        command.args(["--socket", "/nonexistent"]);
+    }
+    let done = host.finish(command, b"", Duration::from_secs(90)).unwrap();
+    let text = done.stdout_text();
+    let report: Value = serde_json::from_str(&text)
+        .unwrap_or_else(|error| panic!("{error}: {}", done.stderr_text()));
+    let steps = report["steps"].as_array().unwrap().clone();
+    let well = steps.iter().all(|step| step["ok"] != false);
+    assert_eq!(report["ok"], well, "{text}");
+    assert_eq!(done.status.code(), Some(if well { 0 } else { 1 }), "{text}");
+    Try { steps, text }
+}
+
+impl Try {
+    /// The names of the steps that fared so.
+    fn with(&self, ok: &Value) -> Vec<&str> {
+        let steps = self.steps.iter().filter(|step| step["ok"] == *ok);
+        steps.map(|step| step["step"].as_str().unwrap()).collect()
+    }
+
+    fn failed(&self) -> Vec<&str> {
+        self.with(&json!(false))
+    }
+
+    fn skipped(&self) -> Vec<&str> {
+        self.with(&Value::Null)
+    }
+
+    fn says(&self, name: &str) -> &str {
+        let step = self.steps.iter().find(|step| step["step"] == name);
+        step.unwrap_or_else(|| panic!("no {name}: {}", self.text))["says"].as_str().unwrap()
+    }
+}
+
+/// The URL of a lab's server, with its login if it has one.
+fn url(lab: &Lab, server: Option<&Server>, family: Family) -> String {
+    let endpoint = lab.server_endpoint(family);
+    match server.map(Server::login) {
+        Some((user, password)) if user != "anonymous" => {
+            format!("ftp://{user}:{password}@{endpoint}")
+        }
+        _ => format!("ftp://{endpoint}"),
+    }
+}
+
+const MODES: [&str; 4] = ["EPSV", "PASV", "EPRT", "PORT"];
+
+#[test]
+fn all_modes_work_through_masquerade_and_default_drop() {
+    for kind in ServerKind::ALL {
+        let gateway = gateway(Topology::Masquerade);
+        let server = Server::start(kind, &gateway.lab.server).unwrap();
+        let url = url(&gateway.lab, Some(&server), Family::V4);
+        let tried = attempt(&gateway.lab.client, &url, &[]);
+        assert_eq!(tried.with(&json!(true)).len(), 7, "{kind}: {}", tried.text);
+    }
+}
+
+#[test]
+fn over_ipv6_what_ipv6_has_is_tried() {
+    let gateway = gateway(Topology::Masquerade);
+    let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
+    let url = url(&gateway.lab, Some(&server), Family::V6);
+    let tried = attempt(&gateway.lab.client, &url, &[]);
+    assert_eq!(tried.failed(), [""; 0], "{}", tried.text);
+    assert_eq!(tried.skipped(), ["PASV", "PORT"]);
+}
+
+#[test]
+fn a_gateway_tries_for_itself() {
+    let gateway = gateway(Topology::OnClient);
+    let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
+    let url = url(&gateway.lab, Some(&server), Family::V4);
+    let socket = gateway.daemon.socket().display().to_string();
+    let tried = attempt(&gateway.lab.gateway, &url, &["--socket", &socket]);
+    assert_eq!(tried.failed(), [""; 0], "{}", tried.text);
+    // Its own rules are in the way; the daemon is there.
+    gateway.lab.gateway.shell("nft flush chain inet gateway output").unwrap();
+    let rules = "nft add rule inet gateway output ct state established accept
+        nft add rule inet gateway output tcp dport 21 accept";
+    gateway.lab.gateway.shell(rules).unwrap();
+    let tried = attempt(&gateway.lab.gateway, &url, &["--socket", &socket]);
+    assert_eq!(tried.failed(), ["EPSV", "PASV"], "{}", tried.text);
+    let says = tried.says("EPSV");
+    assert!(
+        says.ends_with("dropped on this machine by the policy of inet gateway output"),
+        "{says}"
+    );
+    let remedy = "nft insert rule inet gateway output ct mark and 0x40000000 != 0 accept";
+    assert_eq!(tried.steps[4]["remedy"], json!([remedy]));
+}
+
+#[test]
+fn an_uninspected_control_port_is_reported() {
+    let gateway = gateway(Topology::OnClient);
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({"port": 2121}));
+    lab.gateway.shell("nft insert rule inet gateway output tcp dport 2121 accept").unwrap();
+    let socket = gateway.daemon.socket().display().to_string();
+    let url = format!("ftp://{}:2121", server_address(lab));
+    let tried = attempt(&lab.gateway, &url, &["--socket", &socket]);
+    assert_eq!(tried.failed(), MODES, "{}", tried.text);
+    let drops = |name, chain| {
+        let says = tried.says(name);
+        let end = format!("dropped on this machine by the policy of inet gateway {chain}");
+        assert!(says.ends_with(&end), "{says}");
+    };
+    drops("PASV", "output");
+    drops("PORT", "input");
+    let remedy = "add port 2121 to control-ports of ftp-alg on this machine";
+    assert_eq!(tried.steps[4]["remedy"], json!([remedy]));
+}
+
+#[test]
+fn without_the_daemon_data_connections_fail_and_login_does_not() {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+    let tried = attempt(&lab.client, &url(&lab, Some(&server), Family::V4), &[]);
+    assert_eq!(tried.failed(), MODES, "{}", tried.text);
+    let to = server_address(&lab);
+    let says = tried.says("EPSV");
+    assert!(
+        says.starts_with(&format!(
+            "reply 229, but the data connection failed: connection to {to}:"
+        )),
+        "{says}"
+    );
+    assert!(says.ends_with("no answer to the SYN within 5 s"), "{says}");
+    assert!(tried.says("PORT").contains(" refused: 500 Illegal PORT command"), "{}", tried.text);
+    assert!(tried.steps[4]["remedy"][0].as_str().unwrap().contains("ftp-alg doctor"));
+}
+
+fn server_address(lab: &Lab) -> String {
+    lab.server.address(Family::V4).to_string()
+}
+
+#[test]
+fn rules_of_the_trying_host_are_named() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let _server = scripted_server(&lab.server, &json!({}));
+    let url = url(&lab, None, Family::V4);
+    let interface = lab.interface(&lab.client);
+    let rule = format!("-A OUTPUT -o {interface} -p tcp -m tcp --dport 21 -j DROP");
+    lab.client.shell(&format!("iptables-legacy {rule}")).unwrap();
+    let tried = attempt(&lab.client, &url, &[]);
+    assert_eq!(tried.failed(), ["connect"], "{}", tried.text);
+    assert_eq!(tried.skipped(), MODES);
+    let says = tried.says("connect");
+    let end = format!("dropped on this machine by `{rule}` in iptables-legacy filter OUTPUT");
+    assert!(says.ends_with(&end), "{says}");
+    lab.client.shell("ip route flush default").unwrap();
+    let tried = attempt(&lab.client, &url, &[]);
+    let says = tried.says("connect");
+    assert!(says.contains("unreachable") && !says.contains("on this machine"), "{says}");
+}
+
+#[test]
+fn a_dropped_or_refused_control_connection_is_reported() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let url = url(&lab, None, Family::V4);
+    let refused = attempt(&lab.client, &url, &[]);
+    assert_eq!(
+        refused.says("connect"),
+        format!("connection refused by {}:21", server_address(&lab))
+    );
+    lab.gateway.shell("nft insert rule inet gateway forward tcp dport 21 drop").unwrap();
+    let dropped = attempt(&lab.client, &url, &[]);
+    assert!(dropped.says("connect").contains("no answer to the SYN"), "{}", dropped.text);
+    assert_eq!((dropped.failed(), dropped.skipped()), (vec!["connect"], MODES.to_vec()));
+}
+
+#[test]
+fn a_refused_login_is_reported_with_the_reply() {
+    let gateway = gateway(Topology::Masquerade);
+    let lab = &gateway.lab;
+    let _server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+    let url = format!("ftp://nobody:secret@{}", lab.server_endpoint(Family::V4));
+    let tried = attempt(&lab.client, &url, &[]);
+    assert_eq!((tried.failed(), tried.skipped()), (vec!["login"], MODES.to_vec()));
+    assert!(tried.says("login").starts_with("530 "), "{}", tried.text);
+    assert!(!tried.text.contains("secret"), "{}", tried.text);
+}
+
+#[test]
+fn a_password_may_come_from_a_file() {
+    let gateway = gateway(Topology::Routed);
+    let lab = &gateway.lab;
+    let server = Server::start(ServerKind::Proftpd, &lab.server).unwrap();
+    let (user, password) = server.login();
+    let file = lab.client.write("password", format!("{password}\n").as_bytes()).unwrap();
+    let url = format!("ftp://{user}@{}", lab.server_endpoint(Family::V4));
+    let tried = attempt(&lab.client, &url, &["--password-file", &file.display().to_string()]);
+    assert_eq!(tried.failed(), [""; 0], "{}", tried.text);
+    let without = attempt(&lab.client, &url, &[]);
+    assert!(without.says("login").ends_with("no password was given"), "{}", without.text);
+}
+
+#[test]
+fn a_foreign_address_is_reported_and_never_used() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    lab.gateway.shell("nft flush ruleset").unwrap();
+    let plan = json!({"pasv_reply": "227 Entering Passive Mode (198,51,100,66,200,10)"});
+    let _server = scripted_server(&lab.server, &plan);
+    let tried = attempt(&lab.client, &url(&lab, None, Family::V4), &[]);
+    assert_eq!(tried.failed(), ["PASV"], "{}", tried.text);
+    let says = tried.says("PASV");
+    let to = server_address(&lab);
+    let expected = format!(
+        "227 announces 198.51.100.66, not the address of the server; with the address of the server: \
+         connection refused by {to}:51210"
+    );
+    assert_eq!(says, expected);
+}
+
+#[test]
+fn low_ports_and_nonsense_are_not_tried() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    lab.gateway.shell("nft flush ruleset").unwrap();
+    let extra = json!({
+        "EPSV": "229 Entering Extended Passive Mode (|||22|)",
+        "PASV": "227 \u{1b}[2Jnothing",
+        "EPRT": "500 Unknown \u{7}command",
+        "LIST": "425 Cannot",
+    });
+    let _server = scripted_server(&lab.server, &json!({"extra": extra}));
+    let tried = attempt(&lab.client, &url(&lab, None, Family::V4), &[]);
+    assert_eq!(tried.failed(), MODES, "{}", tried.text);
+    assert!(
+        tried.says("EPSV").starts_with("announced port 22 is below 1024 and was not tried"),
+        "{}",
+        tried.text
+    );
+    assert!(tried.says("PASV").ends_with("227 \\u{1b}[2Jnothing"), "{}", tried.text);
+    assert!(tried.says("EPRT").ends_with(" refused: 500 Unknown \\u{7}command"), "{}", tried.text);
+    let says = tried.says("PORT");
+    let own = lab.client.address(Family::V4);
+    let start = format!("the server could not connect to {own}:");
+    assert!(says.starts_with(&start), "{says}");
+}
+
+#[test]
+fn a_server_that_hangs_ends_the_try() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let _server = scripted_server(&lab.server, &json!({"greeting": null}));
+    let tried = attempt(&lab.client, &url(&lab, None, Family::V4), &[]);
+    assert_eq!((tried.failed(), tried.skipped()), (vec!["greeting"], MODES.to_vec()));
+    assert_eq!(tried.says("greeting"), "connected, but no reply within 10 s");
+}
+
+#[test]
+fn without_capabilities_everything_but_the_rules_is_reported() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let program = executable_for_everyone(&lab);
+    let mut command = lab.client.command("setpriv");
+    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program);
+    command.args(["doctor", "--try", &url(&lab, None, Family::V4)]);
+    let done = lab.client.finish(command, b"", Duration::from_secs(60)).unwrap();
+    assert!(done.stdout_text().contains("connection refused by"), "{}", done.stdout_text());
+    assert!(done.stdout_text().contains("      run this as root "), "{}", done.stdout_text());
+}
+
+#[test]
+fn an_unknown_name_is_reported() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    let tried = attempt(&lab.client, "ftp://nobody.invalid", &[]);
+    assert_eq!((tried.failed(), tried.skipped()), (vec!["lookup"], MODES.to_vec()));
+    assert!(tried.says("lookup").starts_with("nobody.invalid: "), "{}", tried.text);
+}
+
+#[test]
+fn what_is_printed_fits_a_terminal() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    lab.gateway.shell("nft flush ruleset").unwrap();
+    let extra = json!({"EPRT": "500 ".to_owned() + &"no and never ".repeat(50)});
+    let plan = json!({"pasv_reply": "227 (198,51,100,66,200,10)", "extra": extra});
+    let _server = scripted_server(&lab.server, &plan);
+    let mut command = lab.client.command(executable());
+    command.args(["doctor", "--try", &url(&lab, None, Family::V4)]);
+    let done = lab.client.finish(command, b"", Duration::from_secs(60)).unwrap();
+    let text = done.stdout_text();
+    assert_eq!(done.status.code(), Some(1), "{text}");
+    assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
+    assert!(text.contains("  FAILED   PASV      227 announces"), "{text}");
+    assert!(done.stderr_text().ends_with("failed: PASV, EPRT\n"), "{}", done.stderr_text());
+}
+
+#[test]
+fn wrong_usage_is_reported_before_anything_is_tried() {
+    for (arguments, expected) in [
+        (&["--try", "ftp://h/file"][..], "has a path"),
+        (&["--try", "sftp://h"], "is not supported"),
+        (&["--password-file", "/x"], "--try"),
+    ] {
+        let mut command = std::process::Command::new(executable());
+        let done = command.arg("doctor").args(arguments).output().unwrap();
+        let errors = String::from_utf8_lossy(&done.stderr);
+        assert_eq!(done.status.code(), Some(2), "{errors}");
+        assert!(errors.contains(expected), "{errors}");
+    }
+}

@@ -1,0 +1,247 @@
+//! What IP and TCP may do besides carrying bytes, through the real gateway: fragments, IP options,
+//! closed windows, congestion marks.
+
+use std::time::Duration;
+
+use crate::common::{
+    Gateway, captures, gateway, gateway_with, host_port, login, reply, say, scripted_client,
+    scripted_server,
+};
+use ftp_alg_lab::{Family, Server, ServerKind, Topology};
+use serde_json::{Value, json};
+
+const PORT: &str = "PORT 192,168,150,80,14,178";
+
+/// A client that sends its packets itself, and its kernel nothing (see `raw_client.py`).
+fn raw_client(gateway: &Gateway, mut plan: Value) -> Value {
+    let lab = &gateway.lab;
+    let client = &lab.client;
+    client
+        .nft(
+            "table inet quiet { chain output { type filter hook output priority 0; \
+             tcp flags & rst != 0 drop; }; }",
+        )
+        .unwrap();
+    plan["host"] = json!(lab.server_address(Family::V4).to_string());
+    plan["source"] = json!(client.address(Family::V4).to_string());
+    let script = client.write("raw_client.py", include_bytes!("common/raw_client.py")).unwrap();
+    let mut command = client.command("/usr/bin/python3");
+    command.arg(script).arg(plan.to_string());
+    let done = client.finish(command, b"", Duration::from_secs(60)).unwrap().success().unwrap();
+    serde_json::from_str(&done.stdout_text()).unwrap()
+}
+
+fn lines(lines: &[&str]) -> Vec<Value> {
+    lines.iter().map(|line| say(line)).collect()
+}
+
+/// Plays `plan` through a masquerading gateway, and gives what its client got. Its `PORT` must have
+/// been rewritten, and nothing that left the gateway be wrong.
+fn announced(plan: Value, fragments: bool) -> Value {
+    let gateway = gateway(Topology::Masquerade);
+    let lab = &gateway.lab;
+    let server = scripted_server(&lab.server, &json!({}));
+    let (inner, outer) = captures(lab);
+    let report = raw_client(&gateway, plan);
+    assert_eq!(report["error"], Value::Null, "{report}");
+    let heard = server.lines();
+    let port = heard.iter().find(|line| line.starts_with("PORT")).unwrap();
+    let external = lab.gateway.address(Family::V4).to_string();
+    assert_eq!(host_port(port), (external, 3762), "{heard:?}");
+    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 1);
+    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
+    let cut = inner.finish().unwrap().count("ip.flags.mf == 1").unwrap();
+    assert_eq!(cut > 0, fragments, "{cut} fragments");
+    assert_eq!(outer.finish().unwrap().wrong_checksums().unwrap(), [""; 0]);
+    report
+}
+
+#[test]
+fn an_announcement_in_ip_fragments_is_rewritten() {
+    let steps = lines(&["USER lab", "PASS lab", PORT, "NOOP", "TYPE I"]);
+    let report = announced(json!({"fragment": 24, "steps": steps}), true);
+    let codes: Vec<&str> =
+        report["replies"].as_array().unwrap().iter().map(|r| &r.as_str().unwrap()[..3]).collect();
+    assert_eq!(codes, ["220", "331", "230", "200", "200", "200"]);
+}
+
+#[test]
+fn ip_options_do_not_hide_an_announcement() {
+    let steps = lines(&["USER lab", "PASS lab", PORT, "NOOP"]);
+    announced(json!({"ip_options": true, "steps": steps}), false);
+}
+
+#[test]
+fn ip_options_and_fragments_together_do_not_either() {
+    let steps = lines(&["USER lab", "PASS lab", PORT, "NOOP"]);
+    announced(json!({"ip_options": true, "fragment": 32, "steps": steps}), true);
+}
+
+#[test]
+fn out_of_order_segments_are_not_lost() {
+    // The client sends nothing again.
+    let many = format!("SITE a\r\n{PORT}\r\nSITE b\r\nSITE c\r\n");
+    let mut steps = lines(&["USER lab", "PASS lab", &many, "NOOP"]);
+    steps[2] = json!({"send": many, "reversed": true});
+    let report = announced(json!({"steps": steps}), false);
+    assert_eq!(report["replies"].as_array().unwrap().len(), 3 + 4 + 1, "{report}");
+}
+
+#[test]
+fn a_closed_window_opens_again_on_an_adjusted_connection() {
+    let mut steps = lines(&["USER lab", "PASS lab", PORT, "NOOP"]);
+    steps[3]["closed"] = json!(1.5);
+    let report = announced(json!({"steps": steps}), false);
+    assert!(report["probes"].as_u64().unwrap() > 0, "the server asked: {report}");
+    assert_eq!(report["replies"][4], "200 Noop");
+}
+
+#[test]
+fn congestion_marks_reach_the_ends_of_an_adjusted_connection() {
+    let gateway = gateway(Topology::Masquerade);
+    let lab = &gateway.lab;
+    for host in [&lab.client, &lab.server] {
+        host.shell("sysctl -qw net.ipv4.tcp_ecn=1").unwrap();
+    }
+    // A router on the way has no room.
+    lab.client
+        .nft(
+            "table inet router { chain congested { type filter hook postrouting priority 400; \
+             tcp dport 21 ip ecn != not-ect ip ecn set ce; }; }",
+        )
+        .unwrap();
+    let _server = scripted_server(&lab.server, &json!({}));
+    let (inner, outer) = captures(lab);
+    let transfer = [say(PORT), reply(), say("LIST"), reply(), json!({"accept": 3762}), reply()];
+    let steps = [login(), transfer.to_vec(), transfer.to_vec()].concat();
+    let host = lab.server_address(Family::V4).to_string();
+    let session =
+        scripted_client(&lab.client, &json!({"host": host, "listen": [3762], "steps": steps}));
+    assert_eq!(session.error, None);
+    for side in [inner, outer] {
+        let side = side.finish().unwrap();
+        let count = |what: &str| side.count(&format!("tcp.flags.syn == 0 && {what}")).unwrap();
+        assert!(count("tcp.dstport == 21 && ip.dsfield.ecn == 3") > 0, "marked");
+        assert!(count("tcp.srcport == 21 && tcp.flags.ece == 1") > 0, "reported");
+        assert!(count("tcp.dstport == 21 && tcp.flags.cwr == 1") > 0, "heard");
+        assert_eq!(side.wrong_checksums().unwrap(), [""; 0]);
+    }
+}
+
+#[test]
+fn what_grows_past_the_segment_size_goes_on_without_a_timeout() {
+    const MSS: usize = 1448;
+    let gateway =
+        gateway_with(Topology::PublishedServer, "[nat]\nexternal-address = \"203.203.203.203\"\n");
+    let lab = &gateway.lab;
+    let own = format!("{},195,149", lab.server.address(Family::V4)).replace('.', ",");
+    let last = "\r\n227 Entering Passive Mode ({})";
+    let filling = "x".repeat(MSS - (4 + last.len() - 2 + own.len() + 2));
+    let reply_text = format!("227-{filling}{last}");
+    let _server =
+        scripted_server(&lab.server, &json!({"passive_port": 50069, "pasv_reply": reply_text}));
+    let (outer, inner) = captures(lab);
+    let host = lab.server_address(Family::V4).to_string();
+    let steps = [login(), vec![say("PASV"), reply(), say("NOOP"), reply()]].concat();
+    // A timeout comes each time, a pause of a busy machine does not.
+    let took = (0..3).map(|_| {
+        let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
+        assert_eq!(session.error, None);
+        assert!(session.got(6).ends_with("(203,203,203,203,195,149)"), "{}", session.got(6));
+        session.steps[6].1
+    });
+    let took = took.fold(f64::MAX, f64::min);
+    assert!(took < 150.0, "{took} ms");
+    let longest = format!("tcp.srcport == 21 && tcp.len == {MSS}");
+    assert_eq!(inner.finish().unwrap().count(&longest).unwrap(), 3, "it fills a segment");
+    let outer = outer.finish().unwrap();
+    assert_eq!(outer.count(&longest).unwrap(), 3);
+    assert_eq!(outer.count(&format!("tcp.len > {MSS}")).unwrap(), 0);
+    assert_eq!(outer.wrong_checksums().unwrap(), [""; 0]);
+    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
+}
+
+/// Sends `steps` after a login, and has nothing opened. Where a window smaller than a segment ends, Linux has its server's
+/// segment end after a while, with PSH (`tcp_write_wakeup`): what ends there looks as if it were over.
+fn opens_nothing(kind: ServerKind, steps: &[Value]) {
+    shows_nothing(kind, "", "", steps);
+}
+
+/// The same, where the server has `more` configuration, and someone has put a `.message` into `pub`.
+fn shows_nothing(kind: ServerKind, more: &str, message: &str, steps: &[Value]) {
+    let gateway = gateway(Topology::PublishedServer);
+    let server = Server::start_with(kind, &gateway.lab.server, more).unwrap();
+    server.put(".message", message.as_bytes()).unwrap();
+    let (user, password) = server.login();
+    let mut all = lines(&[&format!("USER {user}"), &format!("PASS {password}")]);
+    all.extend_from_slice(steps);
+    let report = raw_client(&gateway, json!({"steps": all}));
+    assert_eq!(report["error"], Value::Null, "{report}");
+    let opened = gateway.daemon.counter("pinholes_opened").unwrap();
+    assert_eq!(opened, 0, "{report}{}", gateway.daemon.log());
+    let bounds = gateway.daemon.log().matches("may be part of another reply").count();
+    assert_eq!(bounds, 1, "{report}{}", gateway.daemon.log());
+}
+
+/// Sends `line`, and lets the server say no more than `reply`.
+fn stop_behind(line: &str, reply: &str) -> Value {
+    json!({"send": format!("{line}\r\n"), "edge": reply.len()})
+}
+
+#[test]
+fn a_listing_that_its_client_has_a_real_server_stop_is_no_announcement() {
+    let name = "k\r\x00213 End\r\x00229 E (|||3306|)\r\0y";
+    let listed = "drwxr-xr-x    2 1        1            4096 Nov 21 15:10 k";
+    opens_nothing(
+        ServerKind::Vsftpd,
+        &[
+            say(&format!("MKD pub/{name}")),
+            stop_behind("STAT pub/k*", &format!("213-Status follows:\r\n{listed}\r\n213 End\r\n")),
+            stop_behind("EPSV", "229 E (|||3306|)\r\n"),
+        ],
+    );
+}
+
+/// The client is in a directory with line ends in its name, and has ProFTPD stop within it.
+fn stopped_in_a_directory() -> Vec<Value> {
+    let name = "x\r\0\n\u{ff}\u{fb}A229 E (|||3306|)";
+    let unbounded = |line: &str| json!({"send": format!("{line}\r\n"), "edge": 50_000});
+    vec![
+        unbounded(&format!("MKD pub/{name}")),
+        unbounded(&format!("CWD pub/{name}")),
+        // We read two commands where it read one, and several replies in each of these: then nothing is pending.
+        unbounded("XPWD"),
+        unbounded("XPWD"),
+        unbounded("XPWD"),
+        stop_behind("XPWD", "257 \"/pub/x\r\n"),
+    ]
+}
+
+/// `EPSV` in one segment, which lets the server say so much.
+fn epsv_with_room_for(bytes: usize) -> Value {
+    json!({"send": "EPSV\r\n", "edge": bytes, "whole": true})
+}
+
+#[test]
+fn a_directory_that_its_client_has_a_real_server_stop_is_no_announcement() {
+    let last = stop_behind("EPSV", "229 E (|||3306|)\" is the current directory\r\n");
+    opens_nothing(ServerKind::Proftpd, &[stopped_in_a_directory(), vec![last]].concat());
+}
+
+/// The rest comes as soon as the command has opened the window, and by itself.
+#[test]
+fn the_rest_of_a_directory_that_has_room_for_more_is_no_announcement() {
+    let steps = [stopped_in_a_directory(), vec![epsv_with_room_for(50_000)]].concat();
+    opens_nothing(ServerKind::Proftpd, &steps);
+}
+
+/// It shows what someone has put there, and makes line ends of what stands for a time.
+#[test]
+fn a_file_that_its_client_has_a_real_server_stop_is_no_announcement() {
+    let end = "\r%{time:%n}";
+    let message = format!("x{end}250 End{end}229 x (|||3306|)\n");
+    for room in ["229 x (|||3306|)\r\n".len(), 20, 50_000] {
+        let steps = [stop_behind("CWD pub", "250-x\r\n250 End\r\n"), epsv_with_room_for(room)];
+        shows_nothing(ServerKind::Proftpd, "DisplayChdir .message", &message, &steps);
+    }
+}

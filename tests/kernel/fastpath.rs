@@ -1,0 +1,247 @@
+//! The fast path's BPF program, run by the kernel (`BPF_PROG_TEST_RUN`) packet by packet: which lines it lets pass,
+//! and at which packets it hands the flow back.
+//!
+//! These tests need root. Packets are built and parsed with etherparse.
+
+mod announcements;
+mod data;
+mod ends;
+mod frames;
+mod lengths;
+mod processors;
+mod refused;
+mod scene;
+mod walk;
+
+use crate::{layout, model, rng};
+use frames::{ACK, Frame, WINDOW};
+use layout::{
+    COMMAND_PENDING, EPSV_PENDING, Flow, GREETING_DUE, HANDED_BACK, INSPECTED, LOGIN_DUE,
+    LOGIN_PENDING, PASV_PENDING, PORT_PENDING, READY, RING_FULL, Side,
+};
+use scene::{CLIENT, ID, SERVER, Talk, now, routed};
+
+const BYPASSABLE: [&str; 21] = [
+    "NOOP", "PWD", "CWD", "CDUP", "TYPE", "SIZE", "MDTM", "REST", "RETR", "STOR", "APPE", "LIST",
+    "NLST", "MLSD", "DELE", "MKD", "RMD", "RNFR", "RNTO", "SYST", "QUIT",
+];
+
+#[test]
+fn every_bypassable_command_and_its_reply_pass() {
+    let mut talk = Talk::new(routed());
+    for verb in BYPASSABLE {
+        let lower = verb.to_lowercase();
+        let mixed = format!("{}{}", &verb[..1], &lower[1..]);
+        for line in [verb, &lower, &mixed].map(|verb| format!("{verb} some thing")) {
+            talk.says(Side::Client, &line);
+            assert_eq!(talk.before.dialogue, COMMAND_PENDING, "{line}");
+            talk.says(Side::Server, "250 Done.");
+            assert_eq!(talk.before.dialogue, READY, "{line}");
+        }
+        if verb.len() == 4 {
+            talk.says(Side::Client, verb);
+            talk.says(Side::Server, "200 ");
+        }
+    }
+}
+
+#[test]
+fn a_preliminary_reply_leaves_its_command_pending() {
+    let mut talk = Talk::new(routed());
+    for code in ["200", "211", "213", "221", "225", "226", "240", "250", "256", "299"] {
+        talk.says(Side::Client, "NOOP");
+        talk.says(Side::Server, &format!("{code} ok"));
+        assert_eq!(talk.before.dialogue, READY, "{code}");
+    }
+    for code in ["300", "330", "340", "350", "425", "426", "450", "500", "550", "599"] {
+        talk.says(Side::Client, "NOOP");
+        talk.says(Side::Server, &format!("{code} (1,2,3,4,5,6) is no address"));
+        assert_eq!(talk.before.dialogue, READY, "{code}");
+    }
+    talk.says(Side::Client, "RETR a");
+    for code in ["150", "125", "110", "100", "199"] {
+        talk.says(Side::Server, &format!("{code} wait"));
+        assert_eq!(talk.before.dialogue, COMMAND_PENDING, "{code}");
+    }
+    talk.says(Side::Server, "226 Done");
+    assert_eq!(talk.before.dialogue, READY);
+}
+
+#[test]
+fn announcing_commands_wait_for_their_own_reply() {
+    let mut talk = Talk::new(routed());
+    for (command, dialogue, reply) in [
+        ("PASV", PASV_PENDING, "227 Entering Passive Mode (192,0,2,9,4,1)."),
+        ("pasv", PASV_PENDING, "227 (192,0,2,9,4,2)"),
+        ("EPSV", EPSV_PENDING, "229 Entering Extended Passive Mode (|||1027|)"),
+        ("PORT 10,0,0,2,4,4", PORT_PENDING, "200 PORT command successful."),
+        ("EPRT |1|10.0.0.2|1029|", PORT_PENDING, "250 ok"),
+    ] {
+        talk.says(Side::Client, command);
+        assert_eq!(talk.before.dialogue, dialogue, "{command}");
+        talk.says(Side::Server, reply);
+        assert_eq!(talk.before.dialogue, READY, "{command}");
+    }
+    assert_eq!(talk.scene.pinholes().len(), 1);
+}
+
+#[test]
+fn a_login_passes_with_and_without_a_password() {
+    for lines in [
+        &["USER lab", "331 Please specify the password.", "PASS lab", "230 Login successful."][..],
+        &["user anonymous", "230 no password is needed"],
+        &["PASS first", "331 again", "USER a", "331 ", "PASS ", "230 "],
+    ] {
+        let mut talk = Talk::new(Flow { dialogue: LOGIN_DUE, ..routed() });
+        for exchange in lines.chunks(2) {
+            assert_eq!(talk.before.dialogue, LOGIN_DUE, "{lines:?}");
+            talk.says(Side::Client, exchange[0]);
+            assert_eq!(talk.before.dialogue, LOGIN_PENDING, "{lines:?}");
+            talk.says(Side::Server, exchange[1]);
+        }
+        assert_eq!(talk.before.dialogue, READY, "{lines:?}");
+        talk.says(Side::Client, "PORT 10,0,0,2,4,4");
+    }
+}
+
+#[test]
+fn a_greeting_passes_and_sets_the_port_digits() {
+    let greetings = [
+        ("220 ready", 3),
+        ("220 (vsFTPd 3.0.3)", 4),
+        ("220 ProFTPD Server (lab) [192.0.2.9]", 4),
+        ("220 FileZilla Server 1.7.0", 4),
+        ("220 pyftpdlib 1.5.7 ready.", 4),
+        ("220 pyftpdlib", 3),
+        ("220 Proftpd ", 3),
+    ];
+    for (greeting, port_digits) in greetings {
+        let mut talk = Talk::new(Flow { dialogue: GREETING_DUE, ..routed() });
+        let frame = talk.frame(Side::Server, format!("{greeting}\r\n"));
+        talk.passes(&frame, &frame.payload);
+        let after = talk.scene.flow(ID);
+        assert_eq!(
+            (after.dialogue, after.port_digits, after.line_count),
+            (LOGIN_DUE, port_digits, 1),
+            "{greeting}"
+        );
+        // If leading zeros are not allowed, the greeting does not allow them.
+        talk.before = Flow { dialogue: GREETING_DUE, port_digits: 0, ..talk.before };
+        talk.hand_over();
+        talk.scene.run(&frame);
+        assert_eq!(talk.scene.flow(ID).port_digits, 0);
+    }
+    for refused in ["120 later", "220-ready", "421 busy", "200 ready", "SSH-2.0-a"] {
+        let mut talk = Talk::new(Flow { dialogue: GREETING_DUE, ..routed() });
+        talk.line_hands_back(Side::Server, format!("{refused}\r\n"));
+        talk.line_hands_back(Side::Client, "USER lab\r\n");
+    }
+    let mut talk = Talk::new(routed());
+    talk.says(Side::Client, "NOOP");
+    talk.line_hands_back(Side::Server, "220 ready\r\n");
+}
+
+#[test]
+fn a_record_has_the_line_byte_for_byte() {
+    let mut talk = Talk::new(Flow { line_count: 41, ..routed() });
+    let frame = talk.frame(Side::Client, "noop\r\n");
+    let before = now();
+    talk.scene.run(&frame);
+    let after = now();
+    let records = talk.scene.records();
+    let [record] = records.as_slice() else { panic!("{records:?}") };
+    let at = u64::from_ne_bytes(*record[8..].first_chunk().unwrap());
+    assert!((before..=after).contains(&at), "{at}");
+    let mut expected = [0; layout::LINE_RECORD];
+    let mut put = |at: usize, bytes: &[u8]| expected[at..at + bytes.len()].copy_from_slice(bytes);
+    put(0, &ID.to_ne_bytes());
+    put(8, &at.to_ne_bytes());
+    put(16, &42_u32.to_ne_bytes());
+    put(20, &0_u32.to_ne_bytes());
+    put(24, &1000_u32.to_ne_bytes());
+    put(28, &0xffff_ffe0_u32.to_ne_bytes());
+    put(32, &CLIENT.ip().octets());
+    put(36, &SERVER.ip().octets());
+    put(40, &CLIENT.port().to_be_bytes());
+    put(42, &SERVER.port().to_be_bytes());
+    put(44, &6_u16.to_ne_bytes());
+    put(46, &WINDOW.to_be_bytes());
+    put(48, &[0, 0, 3, 0]); // opened_pinhole, is_fin, port_digits
+    put(56, b"noop\r\n");
+    assert_eq!(*record, expected);
+}
+
+#[test]
+fn the_longest_line_passes_and_sequence_numbers_wrap_around() {
+    let mut talk = Talk::new(routed());
+    let name = "a".repeat(128 - "RETR \r\n".len());
+    talk.says(Side::Client, &format!("RETR {name}"));
+    talk.says(Side::Server, &format!("550 {}", "~".repeat(122)));
+    talk.says(Side::Client, "NOOP");
+    talk.says(Side::Server, "200 ");
+    assert!(talk.before.next_seq[1] < 0x1000, "{:x?}", talk.before.next_seq);
+}
+
+#[test]
+fn tcp_options_padding_and_missing_psh_make_no_difference() {
+    let mut talk = Talk::new(routed());
+    let mut frame = talk.frame(Side::Client, "NOOP\r\n");
+    frame.tcp_options = vec![1, 1, 8, 10, 0, 1, 2, 3, 4, 5, 6, 7];
+    frame.flags = ACK;
+    frame.padding = 3;
+    talk.inspected(&frame, b"NOOP\r\n");
+    let mut frame = talk.frame(Side::Server, "200 ok\r\n");
+    frame.tcp_options = vec![1; 40];
+    talk.inspected(&frame, b"200 ok\r\n");
+}
+
+#[test]
+fn a_retransmission_of_the_last_line_passes_and_changes_nothing() {
+    let mut talk = Talk::new(routed());
+    let mut sent = Vec::new();
+    for (side, line) in [(Side::Client, "NOOP\r\n"), (Side::Server, "200 ok\r\n")] {
+        let frame = talk.frame(side, line);
+        talk.inspected(&frame, line.as_bytes());
+        sent.push(frame);
+        let counts = talk.scene.counts();
+        for frame in &sent {
+            // A retransmission may acknowledge more than the original.
+            let later = Frame { ack: talk.before.next_seq[0], ..frame.clone() };
+            talk.passes(frame, &frame.payload);
+            talk.passes(&later, &later.payload);
+        }
+        assert_eq!(talk.scene.flow(ID), talk.before);
+        assert_eq!(talk.scene.lines(), []);
+        let passed = 2 * sent.len() as u64;
+        assert_eq!(talk.scene.counts()[INSPECTED], counts[INSPECTED] + passed);
+    }
+    talk.says(Side::Client, "NOOP");
+    let older = sent.remove(0);
+    talk.hands_back(&older);
+}
+
+#[test]
+fn a_full_ring_hands_the_flow_back() {
+    let mut talk = Talk::new(routed());
+    let mut inspected = 0;
+    let (frame, flow) = loop {
+        let side = if inspected % 2 == 0 { Side::Client } else { Side::Server };
+        let frame = talk.frame(side, if inspected % 2 == 0 { "NOOP\r\n" } else { "200 ok\r\n" });
+        let flow = talk.scene.flow(ID);
+        let outcome = talk.scene.run(&frame);
+        if outcome.mark != talk.before.inspected_mark {
+            assert_eq!((outcome.mark, outcome.bytes), (0, frame.to_bytes()));
+            break (frame, flow);
+        }
+        inspected += 1;
+        talk.before = talk.scene.flow(ID);
+    };
+    // A record takes 192 bytes with its header of 8, and the ring has 1 MiB.
+    assert!((5400..=5461).contains(&inspected), "{inspected}");
+    assert_eq!(talk.scene.flow(ID), Flow { handed_over: false, ..flow });
+    let counts = talk.scene.counts();
+    assert_eq!([INSPECTED, RING_FULL, HANDED_BACK].map(|which| counts[which]), [inspected, 1, 1]);
+    assert_eq!(talk.scene.records().len() as u64, inspected);
+    talk.hand_over();
+    talk.inspected(&frame, &frame.payload.clone());
+}

@@ -1,0 +1,207 @@
+//! The SYN of a data connection, which consumes its pinhole.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use super::{
+    frames::{ACK, CWR, ECE, FIN, Frame, PSH, RST, SYN, URG},
+    layout::{ADMITTED, Pinhole, PinholeKey, Side, tuple_key},
+    scene::{ID, Outcome, SECOND, Scene, Talk, now, routed},
+};
+
+const KEY: PinholeKey = PinholeKey {
+    initiator: Ipv4Addr::new(192, 0, 2, 9),
+    arrival: Ipv4Addr::new(198, 51, 100, 1),
+    port: 1025,
+};
+const MARK: u32 = 0xab5_0000;
+
+/// The SYN that a pinhole admits.
+pub fn syn(key: PinholeKey) -> Frame {
+    let source = SocketAddrV4::new(key.initiator, 20);
+    Frame::new(source, SocketAddrV4::new(key.arrival, key.port), SYN)
+}
+
+fn pinhole(deadline: u64) -> Pinhole {
+    Pinhole { flow: ID, deadline, line: 3, mark: MARK }
+}
+
+/// Whether the program marks the packet. It must not change the packet otherwise.
+#[track_caller]
+fn is_admitted(scene: &Scene, frame: &Frame) -> bool {
+    let outcome = scene.run(frame);
+    let is_admitted = outcome.mark == MARK;
+    assert_eq!(outcome.bytes, frame.to_bytes());
+    assert!(is_admitted || outcome.mark == frame.mark, "{outcome:?}");
+    is_admitted
+}
+
+#[test]
+fn one_syn_is_admitted_from_any_port() {
+    let mut scene = Scene::new();
+    for (source, options, flags) in [
+        (20, vec![], SYN),
+        (1, vec![2, 4, 5, 180, 4, 2, 1, 1], SYN),
+        (65535, vec![], SYN | ECE | CWR),
+    ] {
+        scene.set_pinhole(KEY, pinhole(now() + 10 * SECOND));
+        let mut frame = syn(KEY);
+        frame.source.set_port(source);
+        frame.flags = flags;
+        frame.tcp_options = options;
+        let admitted = scene.counts()[ADMITTED];
+        assert!(is_admitted(&scene, &frame));
+        assert_eq!(scene.counts()[ADMITTED], admitted + 1);
+        assert_eq!(scene.pinhole(KEY), None);
+        assert!(!is_admitted(&scene, &frame), "a second one");
+        assert_eq!(scene.counts()[ADMITTED], admitted + 1);
+    }
+}
+
+#[test]
+fn a_pinhole_that_the_program_opened_admits_its_syn() {
+    let mut talk = Talk::new(routed());
+    talk.says(Side::Client, "PORT 10,0,0,2,4,1");
+    let key = talk.before.pinhole.unwrap();
+    assert_eq!(talk.scene.run(&syn(key)).mark, 0x5_0000);
+    talk.says(Side::Server, "200 ok");
+    talk.says(Side::Client, "PASV");
+    talk.says(Side::Server, "227 (192,0,2,9,4,1)");
+    let key = talk.before.pinhole.unwrap();
+    assert_eq!(talk.scene.run(&syn(key)).mark, 0x9_0000);
+    assert_eq!(talk.scene.run(&syn(key)).mark, 0);
+    assert!(talk.scene.pinholes().is_empty());
+}
+
+#[test]
+fn the_completion_reply_reports_a_consumed_pinhole() {
+    for is_consumed in [false, true] {
+        let mut talk = Talk::new(routed());
+        talk.says(Side::Client, "PASV");
+        talk.says(Side::Server, "227 (192,0,2,9,4,1)");
+        let opener = talk.before.line_count;
+        if is_consumed {
+            talk.scene.run(&syn(talk.before.pinhole.unwrap()));
+        }
+        talk.says(Side::Client, "RETR one");
+        let [middle, end] = ["150 here\r\n", "226 done\r\n"].map(|line| {
+            let frame = talk.frame(Side::Server, line);
+            talk.inspected(&frame, line.as_bytes()).consumed_pinhole
+        });
+        assert_eq!((middle, end), (0, if is_consumed { opener } else { 0 }));
+    }
+}
+
+#[test]
+fn no_syn_is_admitted_after_the_deadline() {
+    let mut scene = Scene::new();
+    for deadline in [0, now() - 1] {
+        scene.set_pinhole(KEY, pinhole(deadline));
+        assert!(!is_admitted(&scene, &syn(KEY)), "{deadline}");
+        assert_eq!(scene.pinhole(KEY), Some(pinhole(deadline)));
+    }
+}
+
+#[test]
+fn a_reserved_pinhole_admits_nothing() {
+    let mut scene = Scene::new();
+    let reserved = Pinhole { flow: 0, ..pinhole(u64::MAX) };
+    scene.set_pinhole(KEY, reserved);
+    assert!(!is_admitted(&scene, &syn(KEY)));
+    assert_eq!(scene.pinhole(KEY), Some(reserved));
+}
+
+#[test]
+fn a_syn_with_a_packet_mark_is_not_admitted() {
+    let mut scene = Scene::new();
+    scene.set_pinhole(KEY, pinhole(u64::MAX));
+    assert!(!is_admitted(&scene, &Frame { mark: 1, ..syn(KEY) }));
+    assert!(scene.pinhole(KEY).is_some());
+}
+
+#[test]
+fn only_a_plain_syn_with_the_right_tuple_is_admitted() {
+    let mut scene = Scene::new();
+    scene.set_pinhole(KEY, pinhole(u64::MAX));
+    let good = syn(KEY);
+    let mut others: Vec<Frame> = [
+        SYN | ACK,
+        SYN | RST,
+        SYN | FIN,
+        SYN | URG,
+        ACK,
+        RST,
+        FIN,
+        0,
+        FIN | ACK,
+        RST | ACK,
+        ACK | PSH,
+    ]
+    .map(|flags| Frame { flags, ..good.clone() })
+    .into();
+    let away = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 8), 20);
+    others.extend([
+        Frame { payload: b"x".to_vec(), ..good.clone() },
+        Frame { payload: b"x".to_vec(), flags: ACK | PSH, ..good.clone() },
+        Frame { source: away, ..good.clone() },
+        Frame { destination: SocketAddrV4::new(KEY.arrival, 1026), ..good.clone() },
+        Frame { destination: SocketAddrV4::new(KEY.initiator, 1025), ..good.clone() },
+        Frame { source: good.destination, destination: good.source, ..good.clone() },
+        Frame { ip_options: vec![1; 4], ..good.clone() },
+        Frame { more_fragments: true, ..good.clone() },
+        Frame { fragment_offset: 1, ..good.clone() },
+    ]);
+    for other in others {
+        assert!(!is_admitted(&scene, &other), "{other:?}");
+    }
+    assert_eq!(scene.counts(), [0; 6]);
+    assert_eq!(scene.pinhole(KEY), Some(pinhole(u64::MAX)));
+    assert!(is_admitted(&scene, &good));
+}
+
+#[test]
+fn a_syn_on_the_endpoints_of_a_control_connection_is_not_admitted() {
+    let mut talk = Talk::new(routed());
+    let frame = Frame { flags: SYN, ..talk.frame(Side::Server, "") };
+    let (source, destination) = (frame.source, frame.destination);
+    let key = PinholeKey {
+        initiator: *source.ip(),
+        arrival: *destination.ip(),
+        port: destination.port(),
+    };
+    talk.scene.set_pinhole(key, pinhole(u64::MAX));
+    talk.hands_back(&frame);
+    talk.scene.remove_tuple(tuple_key(source, destination));
+    assert!(is_admitted(&talk.scene, &frame));
+}
+
+#[test]
+fn packets_other_than_ipv4_tcp_on_ethernet_are_ignored() {
+    let mut scene = Scene::new();
+    scene.set_pinhole(KEY, pinhole(u64::MAX));
+    let good = syn(KEY).to_bytes();
+    let with = |at: usize, byte: u8| {
+        let mut bytes = good.clone();
+        bytes[at] = byte;
+        bytes
+    };
+    let tagged = [&good[..12], &[0x81, 0, 0, 5], &good[12..]].concat();
+    let cases = [
+        ("IPv6", with(12, 0x86)),
+        ("VLAN", tagged),
+        ("UDP", with(14 + 9, 17)),
+        ("version 6", with(14, 0x65)),
+        ("short header", with(14, 0x44)),
+        ("long header", with(14, 0x4f)),
+        ("short header of TCP", with(14 + 20 + 12, 0x40)),
+        ("long header of TCP", with(14 + 20 + 12, 0xf0)),
+        ("longer than the frame", with(14 + 3, 41)),
+        ("shorter than its headers", with(14 + 3, 39)),
+        ("cut off", good[..good.len() - 1].to_vec()),
+    ];
+    for (what, bytes) in cases {
+        let outcome = scene.run_bytes(&bytes, 0);
+        assert_eq!(outcome, Outcome { mark: 0, bytes }, "{what}");
+    }
+    assert_eq!(scene.counts(), [0; 6]);
+    assert!(is_admitted(&scene, &syn(KEY)));
+}

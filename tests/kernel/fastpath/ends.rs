@@ -1,0 +1,94 @@
+//! The FIN of each side, after the last line.
+
+use super::{
+    frames::{ACK, Checksum, FIN, Frame, PSH},
+    layout::{COMMAND_PENDING, INSPECTED, READY, Side},
+    scene::{ID, Talk, routed},
+};
+
+/// The FIN of `side`, with the next sequence number.
+fn fin(talk: &Talk, side: Side) -> Frame {
+    Frame { flags: ACK | FIN, ..talk.frame(side, "") }
+}
+
+#[track_caller]
+fn send_fin(talk: &mut Talk, side: Side) -> Frame {
+    let frame = fin(talk, side);
+    assert!(talk.inspected(&frame, b"").is_fin);
+    assert_eq!(talk.before.dialogue, READY);
+    frame
+}
+
+#[test]
+fn fins_pass_in_either_order_and_may_be_retransmitted() {
+    for first in [Side::Client, Side::Server] {
+        let mut talk = Talk::new(routed());
+        talk.says(Side::Client, "QUIT");
+        talk.says(Side::Server, "221 bye");
+        let sent = [first, first.other()].map(|side| send_fin(&mut talk, side));
+        let inspected = talk.scene.counts()[INSPECTED];
+        for frame in &sent {
+            talk.passes(frame, b"");
+            talk.passes(&Frame { flags: ACK | PSH | FIN, ..frame.clone() }, b"");
+        }
+        assert_eq!((talk.scene.flow(ID), talk.scene.lines()), (talk.before.clone(), vec![]));
+        assert_eq!(talk.scene.counts()[INSPECTED], inspected + 4);
+        // No line may follow a FIN.
+        talk.line_hands_back(Side::Server, "421 timeout\r\n");
+        talk.line_hands_back(Side::Client, "NOOP\r\n");
+        let retransmission = fin(&talk, first);
+        talk.hands_back(&retransmission);
+    }
+}
+
+#[test]
+fn the_other_side_may_continue_after_a_fin() {
+    let mut talk = Talk::new(routed());
+    send_fin(&mut talk, Side::Server);
+    talk.says(Side::Client, "QUIT");
+    let frame = fin(&talk, Side::Client);
+    talk.hands_back(&frame);
+}
+
+#[test]
+fn fins_may_cross() {
+    for first in [Side::Client, Side::Server] {
+        let mut talk = Talk::new(routed());
+        let crossing = fin(&talk, first.other());
+        send_fin(&mut talk, first);
+        talk.hands_back(&Frame { ack: crossing.ack.wrapping_sub(1), ..crossing.clone() });
+        let line = Frame { flags: ACK | PSH, payload: b"NOOP\r\n".to_vec(), ..crossing.clone() };
+        talk.hands_back(&line);
+        assert!(talk.inspected(&crossing, b"").is_fin);
+    }
+}
+
+#[test]
+fn a_fin_with_wrong_numbers_is_handed_back() {
+    for side in [Side::Client, Side::Server] {
+        let mut talk = Talk::new(routed());
+        let good = fin(&talk, side);
+        for by in [1, u32::MAX, 1 << 31] {
+            talk.hands_back(&Frame { seq: good.seq.wrapping_add(by), ..good.clone() });
+            talk.hands_back(&Frame { ack: good.ack.wrapping_add(by), ..good.clone() });
+        }
+        // Before the first line `last_line` is empty. A FIN with sequence number 0 is not taken for its retransmission.
+        talk.hands_back(&Frame { seq: 0, ..good.clone() });
+        talk.hands_back(&Frame { mark: 1, ..good.clone() });
+        talk.hands_back(&Frame { ip_options: vec![1; 4], ..good.clone() });
+        talk.hands_back(&Frame { checksum: Checksum::WrongBy(1), ..good.clone() });
+        talk.hands_back(&Frame { payload: b"NOOP\r\n".to_vec(), ..good.clone() });
+        talk.inspected(&good, b"");
+    }
+}
+
+#[test]
+fn a_fin_while_a_command_is_pending_is_handed_back() {
+    let mut talk = Talk::new(routed());
+    talk.says(Side::Client, "QUIT");
+    assert_eq!(talk.before.dialogue, COMMAND_PENDING);
+    for side in [Side::Client, Side::Server] {
+        let frame = fin(&talk, side);
+        talk.hands_back(&frame);
+    }
+}

@@ -1,0 +1,577 @@
+//! What the program hands back: every packet that is not the next bypassable line.
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+use super::{
+    frames::{ACK, CWR, Checksum, ECE, FIN, Frame, NS, PSH, RST, SYN, URG},
+    layout::{
+        COMMAND_PENDING, EPSV_PENDING, Flow, LOGIN_DUE, LOGIN_PENDING, PASV_PENDING, PORT_PENDING,
+        READY, Side, tuple_key,
+    },
+    scene::{ID, Talk, routed},
+};
+
+fn in_state(dialogue: u32) -> Talk {
+    Talk::new(Flow { dialogue, ..routed() })
+}
+
+#[test]
+fn a_line_with_wrong_numbers_is_handed_back() {
+    for (side, line, dialogue) in
+        [(Side::Client, "NOOP\r\n", READY), (Side::Server, "200 ok\r\n", COMMAND_PENDING)]
+    {
+        let mut talk = in_state(dialogue);
+        let good = talk.frame(side, line);
+        let by = |number: u32, other| u32::wrapping_add(number, other);
+        for other in [1, 6, u32::MAX, u32::MAX - 5, 1 << 31] {
+            talk.hands_back(&Frame { seq: by(good.seq, other), ..good.clone() });
+            talk.hands_back(&Frame { ack: by(good.ack, other), ..good.clone() });
+            talk.hands_back(&Frame { seq: by(good.seq, other), ack: 0, ..good.clone() });
+        }
+        talk.inspected(&good, line.as_bytes());
+        // The same bytes with other numbers are no retransmission, nor are other bytes with the same numbers.
+        talk.hands_back(&Frame { seq: by(good.seq, 1), ..good.clone() });
+        let mut other = good.clone();
+        other.payload[1] ^= 0x20;
+        talk.hands_back(&other);
+        let mut longer = good;
+        longer.payload.insert(4, b' ');
+        talk.hands_back(&longer);
+    }
+}
+
+#[test]
+fn a_line_of_the_wrong_side_is_handed_back() {
+    let mut talk = in_state(READY);
+    for line in ["200 ok\r\n", "150 wait\r\n", "227 (192,0,2,9,4,1)\r\n", "229 (|||1025|)\r\n"] {
+        talk.line_hands_back(Side::Server, line);
+        talk.line_hands_back(Side::Client, line);
+    }
+    talk.line_hands_back(Side::Server, "NOOP\r\n");
+    for dialogue in
+        [COMMAND_PENDING, PASV_PENDING, EPSV_PENDING, PORT_PENDING, LOGIN_DUE, LOGIN_PENDING, 7]
+    {
+        let mut talk = in_state(dialogue);
+        // Pipelined commands, or commands before the login.
+        for line in
+            ["NOOP\r\n", "PASV\r\n", "EPSV\r\n", "PORT 10,0,0,2,4,1\r\n", "EPRT |1|10.0.0.2|9|\r\n"]
+        {
+            talk.line_hands_back(Side::Client, line);
+        }
+    }
+}
+
+#[test]
+fn a_request_line_of_another_protocol_is_handed_back() {
+    let mut talk = in_state(READY);
+    for line in [
+        "RETR / HTTP/1.1",
+        "stor * http/2",
+        "QUIT a: HTTP/1.0",
+        "CWD rtsp://10.0.0.2/ RTSP/1.0",
+        "PWD / SIP/2.0",
+        "LIST / ICAP/12.34",
+    ] {
+        talk.line_hands_back(Side::Client, format!("{line}\r\n"));
+    }
+    for line in [
+        "RETR pub/1",
+        "RETR a b/1.",
+        "RETR a b c/1",
+        "RETR a 1",
+        "RETR a b/",
+        "CWD a b/c",
+        "DELE HTTP/1.1",
+        "MKD  a/b",
+        "RETR a/1 b1",
+    ] {
+        talk.says(Side::Client, line);
+        talk.says(Side::Server, "250 fine");
+    }
+}
+
+#[test]
+fn other_lines_before_the_login_are_handed_back() {
+    let mut talk = in_state(LOGIN_DUE);
+    for line in ["QUIT", "SYST", "FEAT", "USER", "PASS", "USER a b", "PASS / HTTP/1.1", "ACCT a"] {
+        talk.line_hands_back(Side::Client, format!("{line}\r\n"));
+    }
+    for line in ["220 hello", "230 in", "331 password", "150 wait", "200 ok"] {
+        talk.line_hands_back(Side::Server, format!("{line}\r\n"));
+    }
+    let mut talk = in_state(LOGIN_PENDING);
+    for line in ["USER a", "PASS a", "NOOP"] {
+        talk.line_hands_back(Side::Client, format!("{line}\r\n"));
+    }
+    for line in [
+        "220 hello",
+        "200 ok",
+        "202 superfluous",
+        "231 out",
+        "232 in",
+        "332 account",
+        "421 bye",
+        "500 what",
+        "530 no",
+        "230-in",
+        "331-password",
+        "150 wait",
+        "227 (192,0,2,9,4,1)",
+    ] {
+        talk.line_hands_back(Side::Server, format!("{line}\r\n"));
+    }
+    let end = Frame { flags: ACK | FIN, payload: Vec::new(), ..talk.frame(Side::Client, "") };
+    talk.hands_back(&end);
+}
+
+#[test]
+fn commands_that_are_not_bypassable_are_handed_back() {
+    let mut talk = in_state(READY);
+    for line in [
+        "USER a",
+        "PASS a",
+        "ACCT a",
+        "REIN",
+        "ABOR",
+        "AUTH TLS",
+        "PBSZ 0",
+        "PROT P",
+        "CCC",
+        "SITE x",
+        "FEAT",
+        "OPTS UTF8 ON",
+        "HELP",
+        "STAT",
+        "STOU",
+        "ALLO 1",
+        "MODE Z",
+        "STRU F",
+        "SMNT x",
+        "LPRT 1",
+        "LPSV",
+        "SPSV",
+        "CPSV",
+        "HOST a",
+        "LANG",
+        "CLNT a",
+        "XPWD",
+        "XCWD a",
+        "MFMT a",
+        "NOOPS",
+        "NOOP\ta",
+        "NOO",
+        "NOP a",
+        "NOOP-a",
+        "PWDX",
+        "PWD-",
+        "CWDa b",
+        "CW a b",
+        "LISTa",
+        "nlst,",
+        " NOOP",
+        "\\NOOP",
+        ".OOP aa",
+        "NO\x0fP aa",
+        "RETRX a",
+        "CD.P",
+        "\x10WD aaa",
+        "PASV ",
+        "PASV a",
+        "PASVa",
+        "EPSV 1",
+        "EPSV ALL",
+        "EPSV ",
+        "PORT",
+        "EPRT",
+    ] {
+        talk.line_hands_back(Side::Client, format!("{line}\r\n"));
+    }
+    for line in [
+        "",
+        " ",
+        "10,0,0,2,4",
+        "10,0,0,2,4,",
+        "10,0,0,2,4,1,",
+        "10,0,0,2,4,1,1",
+        " 10,0,0,2,4,1",
+        "10,0,0,2,4,1 ",
+        "10,0,0,2,4, 1",
+        "10, 0,0,2,4,1",
+        "10,0,0,2,,1",
+        ",10,0,0,2,4,1",
+        "10.0.0.2.4.1",
+        "10,0,0,2,256,1",
+        "10,0,0,2,4,256",
+        "10,0,0,2,04,1",
+        "10,0,0,2,4,01",
+        "10,0,0,2,4,001",
+        "10,0,0,2,00,1",
+        "010,0,0,2,4,1",
+        "10,0,00,2,4,1",
+        "10,0,0,2,1000,1",
+        "10,0,0,2,4,1a",
+        "10,0,0,2,a,1",
+        "+10,0,0,2,4,1",
+        "10,0,0,2,-4,1",
+        "10,0,0,2,4294967300,1",
+        "10,0,0,2,4,0x1",
+        "10,0,0,3,4,1",
+        "192,0,2,9,4,1",
+        "2,0,0,10,4,1",
+        "266,0,0,2,4,1",
+        "(10,0,0,2,4,1)",
+        "10,0,0,2,0,0",
+    ] {
+        talk.line_hands_back(Side::Client, format!("PORT {line}\r\n"));
+    }
+    talk.line_hands_back(Side::Client, "PORT\t10,0,0,2,4,1\r\n");
+    talk.line_hands_back(Side::Client, "PORT10,0,0,2,4,1\r\n");
+    for line in [
+        "",
+        "|1|10.0.0.2|1025",
+        "|1|10.0.0.2|1025||",
+        "|1|10.0.0.2|1025| ",
+        " |1|10.0.0.2|1025|",
+        "|2|10.0.0.2|1025|",
+        "|2|::1|1025|",
+        "|1|10.0.0.3|1025|",
+        "|1|10.0.0|1025|",
+        "|1|10.0.0.2.|1025|",
+        "|1|10.0.0.256|1025|",
+        "|1|10.0.0.02|1025|",
+        "|1|10.0.0.2|01025|",
+        "|1|10.0.0.2|65536|",
+        "|1|10.0.0.2|99999|",
+        "|1|10.0.0.2|100000|",
+        "|1|10.0.0.2|0|",
+        "|1|10.0.0.2||",
+        "|1||1025|",
+        "|||1025|",
+        "!1!10.0.0.2!1025!",
+        "|1|10.0.0.2|1025!",
+        "|1|10,0,0,2|1025|",
+        "|01|10.0.0.2|1025|",
+        "|1|10.0.0.2|4294968321|",
+    ] {
+        talk.line_hands_back(Side::Client, format!("EPRT {line}\r\n"));
+    }
+}
+
+#[test]
+fn other_replies_are_handed_back() {
+    let mut talk = in_state(COMMAND_PENDING);
+    for line in [
+        "120 wait",
+        "421 bye",
+        "227 (192,0,2,9,4,1)",
+        "228 x",
+        "229 (|||1025|)",
+        "230 in",
+        "231 out",
+        "234 TLS",
+        "239 x",
+        "331 password",
+        "332 x",
+        "339 x",
+        "600 x",
+        "000 x",
+        "099 x",
+        "950 x",
+        "20 ok",
+        "2000 ok",
+        "200ok",
+        "200-ok",
+        "200\tok",
+        " 200 ok",
+        "2a0 ok",
+        "20a ok",
+        "a00 ok",
+        "/00 ok",
+        "2:0 ok",
+        "20/ ok",
+        "ok then",
+        "150-wait",
+        "2000",
+        "200",
+    ] {
+        talk.line_hands_back(Side::Server, format!("{line}\r\n"));
+    }
+    let mut talk = in_state(PORT_PENDING);
+    for line in [
+        "150 wait",
+        "125 x",
+        "300 x",
+        "350 x",
+        "421 x",
+        "425 x",
+        "450 x",
+        "500 x",
+        "501 x",
+        "530 x",
+        "227 x",
+        "227 (192,0,2,9,4,1)",
+        "228 x",
+        "229 (|||1025|)",
+        "230 in",
+        "200-ok",
+    ] {
+        talk.line_hands_back(Side::Server, format!("{line}\r\n"));
+    }
+    for dialogue in [PASV_PENDING, EPSV_PENDING] {
+        let mut talk = in_state(dialogue);
+        for line in [
+            "200 ok",
+            "150 x",
+            "226 x",
+            "425 x",
+            "500 x",
+            "530 x",
+            "228 (192,0,2,9,4,1)",
+            "350 (192,0,2,9,4,1)",
+            if dialogue == PASV_PENDING { "229 (|||1025|)" } else { "227 (192,0,2,9,4,1)" },
+            "227-Entering (192,0,2,9,4,1)",
+            "229-Entering (|||1025|)",
+        ] {
+            talk.line_hands_back(Side::Server, format!("{line}\r\n"));
+        }
+    }
+}
+
+#[test]
+fn other_forms_of_227_and_229_are_handed_back() {
+    let mut talk = in_state(PASV_PENDING);
+    for line in [
+        "",
+        "192,0,2,9,4,1",
+        "=192,0,2,9,4,1",
+        "(192,0,2,9,4,1",
+        "192,0,2,9,4,1)",
+        "(192,0,2,9,4)",
+        "(192,0,2,9,4,1,1)",
+        "( 192,0,2,9,4,1)",
+        "(192,0,2,9,4,1 )",
+        "(192, 0,2,9,4,1)",
+        "(192,0,2,9,4,1,)",
+        "(192,0,2,9,256,1)",
+        "(192,0,2,9,4,256)",
+        "(192,0,2,9,04,1)",
+        "(192,0,2,9,4,001)",
+        "(192,0,2,09,4,1)",
+        "(192,0,2,9,0,0)",
+        "(192,0,2,8,4,1)",
+        "(10,0,0,2,4,1)",
+        "(0,0,0,0,4,1)",
+        "(192,0,2,9,,1)",
+        "((192,0,2,9,4,1)",
+        "(192,0,2,9,4,1) (",
+        "() (192,0,2,9,4,1)",
+        "(a) (192,0,2,9,4,1)",
+        "1,2,3,4,5,6 (192,0,2,9,4,1)",
+        "mode 4 (192,0,2,9,4,1)",
+        "[192,0,2,9,4,1]",
+        "(192.0.2.9.4.1)",
+    ] {
+        talk.line_hands_back(Side::Server, format!("227 {line}\r\n"));
+    }
+    let mut talk = in_state(EPSV_PENDING);
+    for line in [
+        "",
+        "|||1025|",
+        "(||1025|)",
+        "(|||1025)",
+        "(|||1025|",
+        "(|||1025||)",
+        "(||||1025|)",
+        "(!!!1025!)",
+        "(|||1025!)",
+        "(|||01025|)",
+        "(|||65536|)",
+        "(|||100000|)",
+        "(|||0|)",
+        "(||||)",
+        "(|1|192.0.2.9|1025|)",
+        "( |||1025|)",
+        "(|||1025| )",
+        "((|||1025|)",
+        "(|||1025|)(",
+        "!!!7! (|||1025|)",
+        "7 (|||1025|)",
+        "(|||4294968321|)",
+    ] {
+        talk.line_hands_back(Side::Server, format!("229 {line}\r\n"));
+    }
+}
+
+#[test]
+fn anything_but_one_whole_line_is_handed_back() {
+    for (side, dialogue, start) in
+        [(Side::Client, READY, "NOOP "), (Side::Server, COMMAND_PENDING, "200 ok")]
+    {
+        let mut talk = in_state(dialogue);
+        let lines = [
+            "",
+            "\n",
+            "\r",
+            "\n\r",
+            "\r\r",
+            "\r\nNOOP\r\n",
+            "\r\n200 ok\r\n",
+            "\r\nNO",
+            "a\nb\r\n",
+            "a\rb\r\n",
+            "\r\r\n",
+            "\n\r\n",
+            "a\0b\r\n",
+            "\0\r\n",
+            "a\tb\r\n",
+            "a\x7fb\r\n",
+            "\x1b\r\n",
+            "\r\n ",
+            "\r\n\r\n",
+            "a",
+            "a\r\n\0",
+        ];
+        let mut lines: Vec<Vec<u8>> =
+            lines.iter().map(|end| [start, end].concat().into_bytes()).collect();
+        for byte in [0x80, 0xa0, 0xc3, 0xf2, 0xff] {
+            lines.push([start.as_bytes(), &[byte], b"\r\n"].concat());
+        }
+        lines.push([b"\xff\xf4\xff\xf2", start.as_bytes(), b"\r\n"].concat());
+        let longest = "a".repeat(127 - start.len());
+        lines.push(format!("{start}{longest}\r\n").into_bytes());
+        lines.push(format!("{start}{longest}{longest}\r\n").into_bytes());
+        lines.push(vec![b'a'; 1400]);
+        lines.push(b"\r\n".to_vec());
+        lines.push(b"NOO\r\n".to_vec());
+        lines.push(b"x".to_vec());
+        // This is shorter than the shortest line that the program inspects.
+        lines.push(b"PWD\r\n".to_vec());
+        for line in lines {
+            talk.line_hands_back(side, line);
+        }
+    }
+}
+
+#[test]
+fn a_line_with_an_unprintable_byte_is_handed_back() {
+    let mut talk = in_state(READY);
+    let good = format!("RETR {}\r\n", "a".repeat(121)).into_bytes();
+    for at in 0..good.len() {
+        for byte in [0, b'\r', b'\n', 0x1f, 0x7f, 0xff] {
+            let mut line = good.clone();
+            line[at] = byte;
+            if line != good {
+                talk.line_hands_back(Side::Client, line);
+            }
+        }
+    }
+    let frame = talk.frame(Side::Client, &good);
+    talk.inspected(&frame, &good);
+}
+
+#[test]
+fn unusual_headers_are_handed_back() {
+    for (side, dialogue, line) in
+        [(Side::Client, READY, "NOOP\r\n"), (Side::Server, COMMAND_PENDING, "200 ok\r\n")]
+    {
+        let mut talk = in_state(dialogue);
+        let good = talk.frame(side, line);
+        for flags in [FIN, SYN, RST, URG, ECE, CWR, NS] {
+            talk.hands_back(&Frame { flags: ACK | PSH | flags, ..good.clone() });
+        }
+        for flags in [0, PSH, FIN, SYN, RST] {
+            talk.hands_back(&Frame { flags, ..good.clone() });
+        }
+        for flags in [SYN, SYN | ACK, RST, RST | ACK, URG | ACK] {
+            talk.hands_back(&Frame { flags, payload: Vec::new(), ..good.clone() });
+        }
+        for mark in [1, talk.before.inspected_mark | 1, u32::MAX] {
+            talk.hands_back(&Frame { mark, ..good.clone() });
+        }
+        talk.hands_back(&Frame { ip_options: vec![1; 4], ..good.clone() });
+        talk.hands_back(&Frame { ip_options: vec![1; 40], ..good.clone() });
+        talk.hands_back(&Frame { more_fragments: true, ..good.clone() });
+        // Unusual headers are handed back even on a retransmission.
+        talk.inspected(&good, line.as_bytes());
+        talk.hands_back(&Frame { flags: ACK | FIN, ..good.clone() });
+        talk.hands_back(&Frame { mark: 1, ..good });
+    }
+}
+
+/// As at a bridge whose port is attached: the packet has passed the program once.
+#[test]
+fn a_packet_with_our_mark_is_ignored() {
+    let mut talk = Talk::new(routed());
+    let frame = talk.frame(Side::Client, "NOOP\r\n");
+    let frame = Frame { mark: talk.before.inspected_mark, ..frame };
+    let outcome = talk.scene.run(&frame);
+    assert_eq!((outcome.mark, outcome.bytes), (frame.mark, frame.to_bytes()));
+    assert_eq!((talk.scene.flow(ID), talk.scene.lines()), (talk.before.clone(), vec![]));
+}
+
+#[test]
+fn only_a_right_or_partial_checksum_passes() {
+    let line = "NOOP some thing\r\n";
+    for options in [0, 12] {
+        for wrong in [1, 0x100, 0x8000] {
+            let mut talk = Talk::new(routed());
+            let mut frame = talk.frame(Side::Client, line);
+            frame.tcp_options = vec![1; options];
+            frame.checksum = Checksum::WrongBy(wrong);
+            talk.hands_back(&frame);
+        }
+        let talk = Talk::new(routed());
+        let mut frame = talk.frame(Side::Client, line);
+        frame.tcp_options = vec![1; options];
+        frame.checksum = Checksum::OfPseudoHeader;
+        assert_eq!(talk.scene.run(&frame).mark, talk.before.inspected_mark);
+    }
+}
+
+#[test]
+fn pure_acknowledgements_pass_with_a_mark() {
+    let mut talk = in_state(READY);
+    let good = talk.frame(Side::Client, "NOOP\r\n");
+    for flags in [ACK, ACK | PSH, ACK | ECE] {
+        let seq = good.seq.wrapping_add(7);
+        let empty = Frame { flags, seq, payload: Vec::new(), padding: 6, ..good.clone() };
+        let counts = talk.scene.counts();
+        talk.passes(&empty, b"");
+        talk.is_ignored(&Frame { mark: 7, ..empty.clone() });
+        talk.is_ignored(&Frame { ip_options: vec![1; 4], ..empty });
+        assert_eq!((talk.scene.counts(), talk.scene.lines()), (counts, vec![]));
+        assert_eq!(talk.scene.flow(ID), talk.before);
+    }
+    let (source, destination) = (good.destination, good.source);
+    talk.passes(&Frame { source, destination, payload: Vec::new(), ..good }, b"");
+    talk.says(Side::Client, "NOOP");
+}
+
+#[test]
+fn packets_of_no_flow_are_ignored() {
+    let mut talk = in_state(READY);
+    let good = talk.frame(Side::Client, "NOOP\r\n");
+    let other_port = SocketAddrV4::new(*good.source.ip(), 40001);
+    talk.is_ignored(&Frame { source: other_port, ..good.clone() });
+    let other_address = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 3), good.source.port());
+    talk.is_ignored(&Frame { source: other_address, ..good.clone() });
+    talk.is_ignored(&Frame { fragment_offset: 1, ..good });
+}
+
+#[test]
+fn packets_of_a_flow_that_was_handed_back_are_ignored() {
+    let mut talk = in_state(READY);
+    let frame = talk.frame(Side::Client, "NOOP\r\n");
+    talk.before.handed_over = false;
+    let before = talk.before.clone();
+    talk.scene.set_flow(ID, &before);
+    talk.is_ignored(&frame);
+    talk.is_ignored(&Frame { flags: FIN | ACK, ..frame.clone() });
+    talk.scene.remove_flow(ID);
+    let outcome = talk.scene.run(&frame);
+    assert_eq!((outcome.mark, outcome.bytes), (0, frame.to_bytes()));
+    assert_eq!(talk.scene.counts(), [0; 6]);
+    talk.hand_over();
+    talk.scene.remove_tuple(tuple_key(frame.source, frame.destination));
+    talk.is_ignored(&frame);
+}

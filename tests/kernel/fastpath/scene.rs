@@ -1,0 +1,344 @@
+//! The loaded program, attached to nothing, with its maps, and a control connection to test it with.
+
+use std::{
+    collections::BTreeMap,
+    net::{Ipv4Addr, SocketAddrV4},
+};
+
+use aya::{
+    Ebpf, EbpfLoader, TestRun as _, TestRunOptions,
+    maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
+    programs::SchedClassifier,
+};
+use ftp_alg::gateway::fastpath;
+
+use super::{
+    frames::{ACK, FIN, Frame, PSH, payload},
+    layout::{
+        FLOW, Flow, HANDED_BACK, INSPECTED, LINE_RECORD, LineRecord, Pinhole, PinholeKey, READY,
+        REWRITTEN, Side, tuple_key, tuple_value,
+    },
+};
+
+pub const CLIENT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 2), 40000);
+pub const SERVER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 9), 21);
+pub const PUBLIC: Ipv4Addr = Ipv4Addr::new(198, 51, 100, 1);
+pub const ID: u64 = 0x1_0000_0007;
+pub const SECOND: u64 = 1_000_000_000;
+/// `TCX_NEXT`: other programs and the stack get the packet.
+const NEXT: u32 = u32::MAX;
+/// Size of `struct __sk_buff`, and the offset of its mark.
+const CONTEXT: usize = 192;
+const MARK: std::ops::Range<usize> = 8..12;
+
+/// A packet after the program ran.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Outcome {
+    pub mark: u32,
+    pub bytes: Vec<u8>,
+}
+
+pub struct Scene {
+    loaded: Ebpf,
+    tuples: HashMap<MapData, [u8; 12], [u8; 16]>,
+    flows: HashMap<MapData, u64, [u8; FLOW]>,
+    pinholes: HashMap<MapData, [u8; 12], [u8; 24]>,
+    barred_ports: Array<MapData, u32>,
+    counters: PerCpuArray<MapData, u64>,
+    ring: RingBuf<MapData>,
+}
+
+impl Scene {
+    /// Loads the program. Panics without root.
+    pub fn new() -> Self {
+        let why = "the program is loaded as root, with CAP_BPF and CAP_NET_ADMIN";
+        let mut loaded = EbpfLoader::new().btf(None).load(fastpath::PROGRAM).expect(why);
+        let program: &mut SchedClassifier =
+            loaded.program_mut("inspect").unwrap().try_into().unwrap();
+        program.load().expect(why);
+        let mut take = |name| -> Map { loaded.take_map(name).expect(name) };
+        // Servers may have any port in these tests.
+        let mut control_ports: Array<_, u32> = take("control_ports").try_into().unwrap();
+        for word in 0..control_ports.len() {
+            control_ports.set(word, u32::MAX, 0).unwrap();
+        }
+        Self {
+            tuples: take("tuples").try_into().unwrap(),
+            flows: take("flows").try_into().unwrap(),
+            pinholes: take("pinholes").try_into().unwrap(),
+            barred_ports: take("barred_ports").try_into().unwrap(),
+            counters: take("counters").try_into().unwrap(),
+            ring: take("ring").try_into().unwrap(),
+            loaded,
+        }
+    }
+
+    /// Runs the program with the packet. It must return `TCX_NEXT`.
+    pub fn run(&self, frame: &Frame) -> Outcome {
+        self.run_bytes(&frame.to_bytes(), frame.mark)
+    }
+
+    pub fn run_bytes(&self, bytes: &[u8], mark: u32) -> Outcome {
+        let program: &SchedClassifier = self.loaded.program("inspect").unwrap().try_into().unwrap();
+        let (mut context, mut after, mut out) = ([0; CONTEXT], [0; CONTEXT], [0; 2048]);
+        context[MARK].copy_from_slice(&mark.to_ne_bytes());
+        let mut options = TestRunOptions::new();
+        options.data_in = Some(bytes);
+        options.data_out = Some(&mut out);
+        options.ctx_in = Some(&context);
+        options.ctx_out = Some(&mut after);
+        let result = program.test_run(options).unwrap();
+        assert_eq!(result.return_value, NEXT);
+        let mark = u32::from_ne_bytes(*after[MARK].first_chunk().unwrap());
+        Outcome { mark, bytes: out[..result.data_size_out as usize].to_vec() }
+    }
+
+    pub fn set_tuple(&mut self, key: [u8; 12], flow: u64, side: Side) {
+        self.tuples.insert(key, tuple_value(flow, side), 0).unwrap();
+    }
+
+    pub fn remove_tuple(&mut self, key: [u8; 12]) {
+        self.tuples.remove(&key).unwrap();
+    }
+
+    pub fn set_flow(&mut self, id: u64, flow: &Flow) {
+        self.flows.insert(id, flow.to_bytes(), 0).unwrap();
+    }
+
+    pub fn remove_flow(&mut self, id: u64) {
+        self.flows.remove(&id).unwrap();
+    }
+
+    pub fn flow(&self, id: u64) -> Flow {
+        Flow::read(&self.flows.get(&id, 0).unwrap())
+    }
+
+    pub fn set_pinhole(&mut self, key: PinholeKey, pinhole: Pinhole) {
+        self.pinholes.insert(key.to_bytes(), pinhole.to_bytes(), 0).unwrap();
+    }
+
+    pub fn pinhole(&self, key: PinholeKey) -> Option<Pinhole> {
+        self.pinholes.get(&key.to_bytes(), 0).ok().map(|pinhole| Pinhole::read(&pinhole))
+    }
+
+    pub fn pinholes(&self) -> BTreeMap<PinholeKey, Pinhole> {
+        let entries = self.pinholes.iter().map(Result::unwrap);
+        entries.map(|(key, pinhole)| (PinholeKey::read(&key), Pinhole::read(&pinhole))).collect()
+    }
+
+    pub fn bar(&mut self, port: u16) {
+        let word = u32::from(port) / 32;
+        let bits = self.barred_ports.get(&word, 0).unwrap();
+        self.barred_ports.set(word, bits | 1 << (port % 32), 0).unwrap();
+    }
+
+    pub fn counts(&self) -> [u64; 6] {
+        [0, 1, 2, 3, 4, 5].map(|which| self.counters.get(&which, 0).unwrap().iter().sum())
+    }
+
+    /// Takes all records from the ring.
+    pub fn records(&mut self) -> Vec<[u8; LINE_RECORD]> {
+        let mut records = Vec::new();
+        while let Some(record) = self.ring.next() {
+            records.push((*record).try_into().unwrap());
+        }
+        records
+    }
+
+    pub fn lines(&mut self) -> Vec<LineRecord> {
+        self.records().iter().map(LineRecord::read).collect()
+    }
+}
+
+/// The clock of the pinholes' deadlines, in nanoseconds.
+pub fn now() -> u64 {
+    let now = rustix::time::clock_gettime(rustix::time::ClockId::Monotonic);
+    u64::try_from(now.tv_sec).unwrap() * SECOND + u64::try_from(now.tv_nsec).unwrap()
+}
+
+/// A flow without NAT, before its first command.
+pub fn routed() -> Flow {
+    Flow {
+        handed_over: true,
+        next_seq: [1000, 0xffff_ffe0],
+        line_count: 0,
+        dialogue: READY,
+        client: CLIENT,
+        server: SERVER,
+        announced_client: *CLIENT.ip(),
+        announced_server: *SERVER.ip(),
+        active_arrival: *CLIENT.ip(),
+        passive_arrival: *SERVER.ip(),
+        active_initiator: *SERVER.ip(),
+        passive_initiator: *CLIENT.ip(),
+        active_mark: 0x5_0000,
+        passive_mark: 0x9_0000,
+        inspected_mark: 0x6_0000,
+        port_digits: 3,
+        seq_offsets: None,
+        pinhole: None,
+        pinhole_line: 0,
+        pinhole_lifetime: 30 * SECOND,
+        last_line: [(0, Some(Vec::new())), (0, Some(Vec::new()))],
+    }
+}
+
+/// A flow whose client, 192.168.150.80, is behind masquerading.
+pub fn masqueraded() -> Flow {
+    let client = SocketAddrV4::new(Ipv4Addr::new(192, 168, 150, 80), 40000);
+    let passive_initiator = *client.ip();
+    Flow { client, announced_client: PUBLIC, active_arrival: PUBLIC, passive_initiator, ..routed() }
+}
+
+/// A flow whose server, 192.168.150.90, is behind destination NAT.
+pub fn published() -> Flow {
+    let server = SocketAddrV4::new(Ipv4Addr::new(192, 168, 150, 90), 21);
+    let active_initiator = *server.ip();
+    Flow { server, announced_server: PUBLIC, passive_arrival: PUBLIC, active_initiator, ..routed() }
+}
+
+/// A control connection that was handed over, and its state before the next packet.
+pub struct Talk {
+    pub scene: Scene,
+    pub before: Flow,
+}
+
+impl Talk {
+    pub fn new(flow: Flow) -> Self {
+        let mut talk = Self { scene: Scene::new(), before: flow };
+        talk.hand_over();
+        talk
+    }
+
+    /// Hands the flow `before` over.
+    pub fn hand_over(&mut self) {
+        for side in [Side::Client, Side::Server] {
+            let (source, destination) = self.tuple(side);
+            self.scene.set_tuple(tuple_key(source, destination), ID, side);
+        }
+        self.before.handed_over = true;
+        self.scene.set_flow(ID, &self.before);
+    }
+
+    /// Source and destination of packets from `side`, as they arrive at the interface.
+    pub fn tuple(&self, side: Side) -> (SocketAddrV4, SocketAddrV4) {
+        let Flow { client, server, announced_client, announced_server, .. } = self.before;
+        match side {
+            Side::Client => (client, SocketAddrV4::new(announced_server, server.port())),
+            Side::Server => (server, SocketAddrV4::new(announced_client, client.port())),
+        }
+    }
+
+    /// The sequence offsets of `side` and of the other side.
+    fn seq_offsets(&self, side: Side) -> [u32; 2] {
+        let by = |side: Side| {
+            self.before.seq_offsets.map_or(0, |seq_offsets| seq_offsets[side.index()].0)
+        };
+        [by(side), by(side.other())]
+    }
+
+    /// A packet with the next line of `side`.
+    pub fn frame(&self, side: Side, line: impl AsRef<[u8]>) -> Frame {
+        let (source, destination) = self.tuple(side);
+        let mut frame = Frame::new(source, destination, ACK | PSH);
+        frame.seq = self.before.next_seq[side.index()];
+        let [_, shifted] = self.seq_offsets(side);
+        frame.ack = self.before.next_seq[side.other().index()].wrapping_add(shifted);
+        frame.payload = line.as_ref().to_vec();
+        frame
+    }
+
+    /// Sends a line that the program lets pass without a rewrite.
+    #[track_caller]
+    pub fn says(&mut self, side: Side, line: &str) {
+        let frame = self.frame(side, format!("{line}\r\n"));
+        self.inspected(&frame, &frame.payload.clone());
+    }
+
+    /// Sends a line that the program lets pass with the payload `delivered`. Returns its record.
+    #[track_caller]
+    pub fn inspected(&mut self, frame: &Frame, delivered: &[u8]) -> LineRecord {
+        let counts = self.scene.counts();
+        self.passes(frame, delivered);
+        let flow = self.scene.flow(ID);
+        let lines = self.scene.lines();
+        let [line] = &lines[..] else { panic!("{lines:?}") };
+        let side = if line.side == 0 { Side::Client } else { Side::Server };
+        assert_eq!((line.flow, line.number), (ID, self.before.line_count + 1));
+        assert_eq!((line.seq, line.ack, &line.line), (frame.seq, frame.ack, &frame.payload));
+        let mut expected = self.before.clone();
+        expected.line_count += 1;
+        let ends = frame.flags & FIN != 0;
+        let length = if ends { 1 } else { u32::try_from(frame.payload.len()).unwrap() };
+        expected.next_seq[side.index()] = frame.seq.wrapping_add(length);
+        expected.last_line[side.index()] = (frame.seq, (!ends).then(|| frame.payload.clone()));
+        // The callers check these.
+        expected.dialogue = flow.dialogue;
+        (expected.pinhole, expected.pinhole_line) = (flow.pinhole, flow.pinhole_line);
+        expected.seq_offsets = flow.seq_offsets;
+        assert_eq!(flow, expected);
+        let counted = self.scene.counts();
+        assert_eq!(counted[INSPECTED], counts[INSPECTED] + 1);
+        assert_eq!(counted[HANDED_BACK], counts[HANDED_BACK]);
+        let rewritten = u64::from(delivered != frame.payload);
+        assert_eq!(counted[REWRITTEN], counts[REWRITTEN] + rewritten);
+        self.before = flow;
+        line.clone()
+    }
+
+    /// Sends a packet that the program lets pass with its mark and the payload `delivered`.
+    #[track_caller]
+    pub fn passes(&self, frame: &Frame, delivered: &[u8]) {
+        let outcome = self.scene.run(frame);
+        let line = frame.payload.escape_ascii();
+        assert_eq!(outcome.mark, self.before.inspected_mark, "{line}");
+        let text = payload(&outcome.bytes);
+        assert_eq!(text.escape_ascii().to_string(), delivered.escape_ascii().to_string());
+        // Apart from that, the packet does not change.
+        let is_client = frame.source == self.before.client;
+        let [own, other] = self.seq_offsets(if is_client { Side::Client } else { Side::Server });
+        let (seq, ack) = (frame.seq.wrapping_add(own), frame.ack.wrapping_sub(other));
+        let expected = Frame { seq, ack, payload: delivered.to_vec(), ..frame.clone() };
+        assert_eq!(outcome.bytes, expected.to_bytes(), "{line}");
+    }
+
+    /// Sends a packet at which the program hands the flow back. Then hands the flow over again.
+    #[track_caller]
+    pub fn hands_back(&mut self, frame: &Frame) {
+        self.hands_back_bytes(&frame.to_bytes(), frame.mark);
+    }
+
+    #[track_caller]
+    pub fn hands_back_bytes(&mut self, bytes: &[u8], mark: u32) {
+        let counts = self.scene.counts();
+        let pinholes = self.scene.pinholes();
+        let outcome = self.scene.run_bytes(bytes, mark);
+        let text = bytes.escape_ascii();
+        assert_eq!(outcome, Outcome { mark, bytes: bytes.to_vec() }, "{text}");
+        let expected = Flow { handed_over: false, ..self.before.clone() };
+        assert_eq!(self.scene.flow(ID), expected, "{text}");
+        assert_eq!(self.scene.lines(), [], "{text}");
+        assert_eq!(self.scene.pinholes(), pinholes, "{text}");
+        let mut expected = counts;
+        expected[HANDED_BACK] += 1;
+        assert_eq!(self.scene.counts(), expected, "{text}");
+        self.hand_over();
+    }
+
+    /// Sends a packet that changes nothing, and that the program does not change.
+    #[track_caller]
+    pub fn is_ignored(&mut self, frame: &Frame) {
+        let counts = self.scene.counts();
+        let outcome = self.scene.run(frame);
+        assert_eq!(outcome, Outcome { mark: frame.mark, bytes: frame.to_bytes() });
+        assert_eq!(self.scene.flow(ID), self.before);
+        assert_eq!(self.scene.lines(), []);
+        assert_eq!(self.scene.counts(), counts);
+    }
+
+    #[track_caller]
+    pub fn line_hands_back(&mut self, side: Side, line: impl AsRef<[u8]>) {
+        let frame = self.frame(side, line);
+        self.hands_back(&frame);
+    }
+}

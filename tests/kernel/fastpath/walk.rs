@@ -1,0 +1,399 @@
+//! Random dialogues with random errors: program and model decide every packet alike.
+//!
+//! `FTP_ALG_DIALOGUES` is their number (6,000 by default, with 25,000 packets), `FTP_ALG_SEED` the seed (0).
+
+use std::{
+    collections::BTreeSet,
+    env,
+    net::{Ipv4Addr, SocketAddrV4},
+};
+
+use super::{
+    data::syn,
+    frames::{ACK, FIN, Frame, PSH, RST, URG, payload},
+    layout::{
+        EPSV_PENDING, Flow, GREETING_DUE, LOGIN_DUE, LOGIN_PENDING, PASV_PENDING, PORT_PENDING,
+        PinholeKey, READY, Side, tuple_key,
+    },
+    model::{Expected, Passed, PinholeOwners, Segment, decide},
+    rng::Rng,
+    scene::{Scene, routed},
+};
+
+/// Announced ports. They are few, so that flows find pinholes of others. 1030 is barred.
+const PORTS: [u16; 9] = [1, 1025, 1030, 2570, 12345, 25700, 34567, 51423, 65535];
+const INSPECTED_MARK: u32 = 0x6_0000;
+
+#[test]
+fn program_and_model_decide_random_dialogues_alike() {
+    let from_environment =
+        |name, otherwise| env::var(name).map_or(otherwise, |value| value.parse().unwrap());
+    let mut rng = Rng::new(from_environment("FTP_ALG_SEED", 0));
+    let mut walk = Walk {
+        scene: Scene::new(),
+        pinholes: PinholeOwners::new(),
+        barred: BTreeSet::from([1030]),
+        packets: 0,
+        counts: [0; 8],
+    };
+    walk.scene.bar(1030);
+    let dialogues = from_environment("FTP_ALG_DIALOGUES", 6000);
+    for id in 1..=dialogues {
+        walk.dialogue(id, &mut rng);
+        if walk.pinholes.len() > 12 {
+            walk.close_pinholes();
+        }
+    }
+    let Walk { packets, counts, .. } = walk;
+    println!(
+        "{packets} packets: handed back, retransmissions, lines, opened, rewritten, acknowledgements, lengths, consumed {counts:?}"
+    );
+    let is_thorough = counts
+        .iter()
+        .zip([500, 500, 500, 500, 500, 500, 500, 100])
+        .all(|(counts, least)| *counts > least);
+    assert!(dialogues < 6000 || is_thorough, "{packets} packets: {counts:?}");
+}
+
+struct Walk {
+    scene: Scene,
+    pinholes: PinholeOwners,
+    barred: BTreeSet<u16>,
+    packets: usize,
+    /// Counts: handed back, retransmissions, lines, opened, rewritten, adjusted acknowledgements, changed lengths,
+    /// consumed.
+    counts: [usize; 8],
+}
+
+impl Walk {
+    /// A flow, from its handover until it is handed back, or for some lines.
+    fn dialogue(&mut self, id: u64, rng: &mut Rng) {
+        let mut flow = some_flow(rng);
+        let client = (flow.client, SocketAddrV4::new(flow.announced_server, 21));
+        let server = (flow.server, SocketAddrV4::new(flow.announced_client, flow.client.port()));
+        for ((source, destination), side) in [(client, Side::Client), (server, Side::Server)] {
+            self.scene.set_tuple(tuple_key(source, destination), id, side);
+        }
+        self.scene.set_flow(id, &flow);
+        let mut frames: Vec<(Side, Frame)> = Vec::new();
+        for _ in 0..rng.below(30) + 10 {
+            let (side, mut frame) = if !frames.is_empty() && rng.chance(0.1) {
+                frames[frames.len() - 1 - rng.below(frames.len().min(3))].clone()
+            } else {
+                let is_reply = !matches!(flow.dialogue, READY | LOGIN_DUE);
+                let side = if is_reply != rng.chance(0.02) { Side::Server } else { Side::Client };
+                let (source, destination) = if side == Side::Client { client } else { server };
+                let mut frame = Frame::new(source, destination, ACK | PSH);
+                frame.seq = flow.next_seq[side.index()];
+                let shifted =
+                    flow.seq_offsets.map_or(0, |seq_offsets| seq_offsets[side.other().index()].0);
+                frame.ack = flow.next_seq[side.other().index()].wrapping_add(shifted);
+                if rng.chance(0.1) {
+                    frame.flags = ACK;
+                    frame.ack = frame.ack.wrapping_sub(u32::try_from(rng.below(3)).unwrap() * 20);
+                } else if rng.chance(0.03) {
+                    frame.flags |= FIN;
+                    frame.ack = frame.ack.wrapping_sub(u32::from(rng.chance(0.5)));
+                } else {
+                    frame.payload = some_line(rng, &flow, side).into_bytes();
+                    frame.payload.extend_from_slice(b"\r\n");
+                }
+                (side, frame)
+            };
+            if !frame.payload.is_empty() && rng.chance(0.06) {
+                corrupt(rng, &mut frame);
+            }
+            if rng.chance(0.1) {
+                frame.tcp_options = timestamps(rng);
+            }
+            self.packet(id, &mut flow, side, &frame);
+            if !flow.handed_over {
+                break;
+            }
+            frames.push((side, frame));
+            if let Some(key) = flow.pinhole
+                && rng.chance(0.1)
+            {
+                self.syn(id, key);
+            }
+        }
+        for (source, destination) in [client, server] {
+            self.scene.remove_tuple(tuple_key(source, destination));
+        }
+        self.scene.remove_flow(id);
+    }
+
+    fn packet(&mut self, id: u64, flow: &mut Flow, side: Side, frame: &Frame) {
+        self.packets += 1;
+        let segment = Segment {
+            side,
+            seq: frame.seq,
+            ack: frame.ack,
+            has_only_ack_and_push: frame.flags & !(PSH | FIN) == ACK,
+            has_plain_options: frame.tcp_options.first().is_none_or(|kind| *kind == NO_OPERATION),
+            is_fin: frame.flags & FIN != 0,
+            mark: frame.mark,
+            payload: &frame.payload,
+        };
+        let before = flow.clone();
+        if frame.mark == INSPECTED_MARK && flow.handed_over {
+            // The packet was inspected at another interface.
+            let outcome = self.scene.run(frame);
+            assert_eq!((outcome.mark, outcome.bytes), (frame.mark, frame.to_bytes()));
+            assert_eq!((self.scene.flow(id), self.scene.lines()), (before, vec![]));
+            return;
+        }
+        let expected = decide(id, flow, &mut self.pinholes, &self.barred, &segment);
+        let outcome = self.scene.run(frame);
+        let lines = self.scene.lines();
+        let what = format!("{frame:?}\nof {before:?}\nexpected: {expected:?}");
+        let (passed, opened) = match &expected {
+            Expected::MarkOnly => {
+                let mark =
+                    if frame.mark == 0 && before.handed_over { INSPECTED_MARK } else { frame.mark };
+                assert_eq!((outcome.mark, outcome.bytes), (mark, frame.to_bytes()), "{what}");
+                assert_eq!(lines, [], "{what}");
+                (None, None)
+            }
+            Expected::HandBack => {
+                assert_eq!((outcome.mark, outcome.bytes), (frame.mark, frame.to_bytes()), "{what}");
+                assert_eq!(lines, [], "{what}");
+                self.counts[0] += 1;
+                (None, None)
+            }
+            Expected::Pass(passed) => {
+                assert_eq!(lines, [], "{what}");
+                let only_acknowledges = frame.payload.is_empty() && frame.flags & FIN == 0;
+                self.counts[if only_acknowledges { 5 } else { 1 }] += 1;
+                (Some((passed, outcome)), None)
+            }
+            Expected::NextLine(passed, opened, consumed) => {
+                let [line] = &lines[..] else { panic!("{lines:?} {what}") };
+                assert_eq!((line.flow, line.number, line.side), (id, flow.line_count, side as u32));
+                assert_eq!(
+                    (line.seq, line.ack, &line.line),
+                    (frame.seq, frame.ack, &frame.payload)
+                );
+                assert_eq!(line.opened_pinhole, opened.is_some(), "{what}");
+                assert_eq!(line.is_fin, segment.is_fin, "{what}");
+                assert_eq!(u32::from(line.port_digits), before.port_digits, "{what}");
+                assert_eq!(line.consumed_pinhole, consumed.unwrap_or(0), "{what}");
+                self.counts[2] += 1;
+                self.counts[7] += usize::from(consumed.is_some());
+                (Some((passed, outcome)), *opened)
+            }
+        };
+        if let Some((passed, outcome)) = passed {
+            assert_eq!(outcome.mark, INSPECTED_MARK, "{what}");
+            let text = payload(&outcome.bytes);
+            let Passed { seq, ack, payload } = passed.clone();
+            assert_eq!(
+                text.escape_ascii().to_string(),
+                payload.escape_ascii().to_string(),
+                "{what}"
+            );
+            self.counts[4] += usize::from(payload != frame.payload);
+            self.counts[6] += usize::from(payload.len() != frame.payload.len());
+            let sent_frame = Frame { seq, ack, payload, ..frame.clone() };
+            assert_eq!(outcome.bytes, sent_frame.to_bytes(), "{what}");
+        }
+        assert_eq!(self.scene.flow(id), *flow, "{what}");
+        if let Some(key) = opened {
+            let pinhole = self.scene.pinhole(key).unwrap();
+            let mark = if side == Side::Client { flow.active_mark } else { flow.passive_mark };
+            assert_eq!(
+                (pinhole.flow, pinhole.line, pinhole.mark),
+                (id, flow.line_count, mark),
+                "{what}"
+            );
+            assert_eq!(pinhole.deadline, lines[0].at_ns + flow.pinhole_lifetime, "{what}");
+            self.counts[3] += 1;
+        }
+        let owners: PinholeOwners =
+            self.scene.pinholes().into_iter().map(|(key, pinhole)| (key, pinhole.flow)).collect();
+        assert_eq!(owners, self.pinholes, "{what}");
+    }
+
+    /// The SYN for the flow's last pinhole, which may have been consumed.
+    fn syn(&mut self, id: u64, key: PinholeKey) {
+        let is_open = self.pinholes.get(&key) == Some(&id);
+        let mark = self.scene.pinhole(key).map_or(0, |pinhole| pinhole.mark);
+        if is_open {
+            assert_eq!(self.scene.run(&syn(key)).mark, mark);
+            self.pinholes.remove(&key);
+            assert_eq!(self.scene.run(&syn(key)).mark, 0);
+        }
+    }
+
+    /// Closes all pinholes, by their SYNs.
+    fn close_pinholes(&mut self) {
+        for key in std::mem::take(&mut self.pinholes).into_keys() {
+            assert_ne!(self.scene.run(&syn(key)).mark, 0);
+        }
+    }
+}
+
+fn some_address(rng: &mut Rng) -> Ipv4Addr {
+    let texts = ["10.0.0.2", "192.168.150.80", "172.16.9.113", "1.2.3.4", "203.113.113.177"];
+    rng.pick(&texts).parse().unwrap()
+}
+
+fn some_flow(rng: &mut Rng) -> Flow {
+    let client =
+        SocketAddrV4::new(some_address(rng), 1024 + u16::try_from(rng.below(60000)).unwrap());
+    let server = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 9), 21);
+    let announced = |rng: &mut Rng, own: Ipv4Addr| match rng.chance(0.5) {
+        true => own,
+        false => *rng.pick(&[Ipv4Addr::new(198, 51, 100, 1), Ipv4Addr::new(9, 9, 9, 9)]),
+    };
+    let [announced_client, announced_server] =
+        [client, server].map(|own| announced(rng, *own.ip()));
+    let start = [rng.next() as u32, 0xffff_ff00][rng.below(2)];
+    let next_seq = [start, rng.next() as u32];
+    Flow {
+        next_seq,
+        line_count: rng.next() as u32 >> 1,
+        dialogue: *rng.pick(&[
+            READY,
+            READY,
+            READY,
+            PASV_PENDING,
+            EPSV_PENDING,
+            PORT_PENDING,
+            LOGIN_DUE,
+            GREETING_DUE,
+        ]),
+        client,
+        server,
+        announced_client,
+        announced_server,
+        active_arrival: announced_client,
+        passive_arrival: announced_server,
+        active_initiator: *server.ip(),
+        passive_initiator: *client.ip(),
+        inspected_mark: INSPECTED_MARK,
+        port_digits: u32::try_from(rng.below(4)).unwrap(),
+        seq_offsets: rng
+            .chance(0.5)
+            .then(|| [0, 1].map(|side| some_seq_offset(rng, next_seq[side]))),
+        ..routed()
+    }
+}
+
+/// A sequence offset, and the first sequence number that has it, for a side whose next one is `next`.
+fn some_seq_offset(rng: &mut Rng, next: u32) -> (u32, u32) {
+    let by = *rng.pick(&[0, 3, u32::MAX, 70_000, 1 << 31]);
+    (by, next.wrapping_sub(*rng.pick(&[0, 0, 15, 1 << 30])))
+}
+
+const NO_OPERATION: u8 = 1;
+
+/// Timestamps, mostly in the usual form.
+fn timestamps(rng: &mut Rng) -> Vec<u8> {
+    let timestamps = [8, 10, 1, 2, 3, 4, 5, 6, 7, 8];
+    let padding = [NO_OPERATION; 2];
+    if rng.chance(0.8) {
+        [&padding[..], &timestamps].concat()
+    } else {
+        [&timestamps[..], &padding].concat()
+    }
+}
+
+/// Mostly the expected line, sometimes another one.
+fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
+    let port = *rng.pick(&PORTS);
+    let numbers =
+        |address: Ipv4Addr| format!("{address},{},{}", port >> 8, port & 255).replace('.', ",");
+    let other = some_address(rng);
+    let pick = |rng: &mut Rng, own| if rng.chance(0.95) { own } else { other };
+    let client = pick(rng, *flow.client.ip());
+    let server = pick(rng, *flow.server.ip());
+    let longest = if rng.chance(0.1) { 130 } else { 60 };
+    let length = rng.below(longest);
+    let commands = [
+        "NOOP".to_owned(),
+        "retr a b".to_owned(),
+        format!("Cwd {}", "d".repeat(length)),
+        format!("PORT {}", numbers(client)),
+        format!("port {}", numbers(client)),
+        format!("PORT {}", numbers(client)),
+        format!("EPRT |1|{client}|{port}|"),
+        "PASV".to_owned(),
+        "PASV".to_owned(),
+        "EPSV".to_owned(),
+    ];
+    let mut text = *rng.pick(&["", "Entering Passive Mode ", "=", "x, y "]);
+    let mut end = *rng.pick(&["", ".", " 1,2,3", ")"]);
+    if rng.chance(0.05) {
+        (text, end) = *rng.pick(&[("mode 2 ", ""), ("", "("), ("(a) ", "")]);
+    }
+    let passive = format!("227 {text}({}){end}", numbers(server));
+    let extended = format!("229 {text}(|||{port}|){end}");
+    let plain = ["200 ok", "226 (done)", "150 wait", "550 no", "350 more"];
+    if rng.chance(0.02) {
+        let odd = [
+            "ABOR",
+            "PORT 1,2,3,4,5",
+            "EPSV ALL",
+            "229 (|||70000|)",
+            "200-ok",
+            "120 later",
+            "220 later",
+            "230 in",
+            "232 in",
+            "331 who",
+            "332 which",
+            "USER x",
+            "RETR / HTTP/1.1",
+            "PASS / HTTP/1.1",
+        ];
+        return (*rng.pick(&odd)).to_owned();
+    }
+    match (side, flow.dialogue) {
+        (Side::Client, LOGIN_DUE) if rng.chance(0.95) => {
+            (*rng.pick(&["USER a", "pass b", "PASS ", "user c d"])).to_owned()
+        }
+        (Side::Server, GREETING_DUE) if rng.chance(0.95) => {
+            let greetings = [
+                "220 (vsFTPd 3.0.3)",
+                "220 ProFTPD Server",
+                "220 FileZilla Server 1.7",
+                "220 pyftpdlib 1.5 ready.",
+                "220 pyftpdlic ready.",
+                "220 FileZilla Serves",
+                "220 ready",
+            ];
+            (*rng.pick(&greetings)).to_owned()
+        }
+        (Side::Server, LOGIN_PENDING) if rng.chance(0.95) => {
+            (*rng.pick(&["331 password for a", "331 ", "230 in", "530 no"])).to_owned()
+        }
+        (Side::Client, _) => rng.pick(&commands).clone(),
+        (Side::Server, PASV_PENDING) => passive,
+        (Side::Server, EPSV_PENDING) => extended,
+        (Side::Server, PORT_PENDING) if rng.chance(0.95) => "200 ok".to_owned(),
+        (Side::Server, _) => (*rng.pick(&plain)).to_owned(),
+    }
+}
+
+/// Changes one property of the packet at random.
+fn corrupt(rng: &mut Rng, frame: &mut Frame) {
+    let at = rng.below(frame.payload.len());
+    match rng.below(12) {
+        0 => frame.payload[at] = rng.next() as u8,
+        1 => frame.payload[at] = *rng.pick(b"(),.|0123456789 \r\n\0"),
+        2 => frame.payload.truncate(at.max(1)),
+        3 => frame.payload.insert(at, *rng.pick(b"0129 ,|(")),
+        4 => drop(frame.payload.remove(at)),
+        5 => frame.payload.extend_from_slice(b"NOOP\r\n"),
+        6 => frame.seq = frame.seq.wrapping_add(*rng.pick(&[1, u32::MAX, 10, 1 << 31])),
+        7 => frame.ack = frame.ack.wrapping_add(*rng.pick(&[1, u32::MAX, 10, 1 << 31])),
+        8 => frame.flags |= *rng.pick(&[FIN, RST, URG]),
+        9 => frame.flags = ACK,
+        10 => frame.mark = *rng.pick(&[0, 1, INSPECTED_MARK]),
+        _ => frame.payload.make_ascii_lowercase(),
+    }
+    if frame.payload.is_empty() {
+        frame.payload.push(b'x');
+    }
+}

@@ -1,0 +1,80 @@
+//! What is put together from the kernel's own messages is what the rules' text says.
+
+use ftp_alg::gateway::{Backend, Commits, QueueStatement, RuleParameters, Table, rules};
+
+use super::lab::Lab;
+
+const LIST: &str = "nft --stateless list table inet ftp_alg";
+
+#[test]
+fn the_table_is_the_one_that_nft_loads_from_the_text() {
+    assert!(rustix::process::geteuid().is_root(), "this test needs root");
+    let lab = Lab::new();
+    for backend in [Backend::Nftables, Backend::Conntrack] {
+        let parameters = RuleParameters::new(&[21, 2121], 7, 4, 1 << 3, 0b1011).unwrap();
+        let parameters = parameters.with_backend(backend);
+        let way = QueueStatement::Operator;
+        let text = rules::render_nftables(&parameters, way);
+        let ours = lab.on_gateway(|| {
+            let table = Table::install_with(&parameters, way).unwrap();
+            let listed = lab.gateway_sh(LIST);
+            table.remove().unwrap();
+            listed
+        });
+        let file = tempfile::NamedTempFile::new().unwrap();
+        std::fs::write(file.path(), text).unwrap();
+        lab.gateway_sh(&format!("nft -f {}", file.path().display()));
+        let theirs = lab.gateway_sh(LIST);
+        // A helper of ours is in no text that an operator can load.
+        if !ours.contains("ct helper") {
+            assert_eq!(ours, theirs, "{backend:?}");
+        }
+        lab.gateway_sh("nft delete table inet ftp_alg");
+    }
+}
+
+#[test]
+fn no_draft_is_left_in_the_kernel() {
+    assert!(rustix::process::geteuid().is_root(), "this test needs root");
+    let lab = Lab::new();
+    lab.on_gateway(|| {
+        let commits = Commits::through_one_socket().unwrap();
+        let table = Table::install_for(&RuleParameters::default(), &commits).unwrap();
+        assert_eq!(lab.gateway_sh("nft list tables").trim(), "table inet ftp_alg");
+        table.remove().unwrap();
+    });
+    assert_eq!(lab.gateway_sh("nft list tables"), "");
+}
+
+/// The helper belongs to the machine: each that leaves removes it while the others load tables that refer to it.
+#[test]
+fn tables_of_several_namespaces_share_the_helper() {
+    assert!(rustix::process::geteuid().is_root(), "this test needs root");
+    let stays = Lab::new();
+    let leave: Vec<_> = (0..3).map(|_| Lab::new()).collect();
+    let parameters = RuleParameters::default();
+    let come_and_go = |lab: &Lab| {
+        lab.on_gateway(|| {
+            for _ in 0..8 {
+                Table::install(&parameters).unwrap().remove().unwrap();
+            }
+        });
+    };
+    std::thread::scope(|scope| {
+        let others: Vec<_> = leave.iter().map(|lab| scope.spawn(|| come_and_go(lab))).collect();
+        stays.on_gateway(|| {
+            let table = Table::install(&parameters).unwrap();
+            let statement = table.statement();
+            table.remove().unwrap();
+            while others.iter().any(|other| !other.is_finished()) {
+                let table = Table::install(&parameters).unwrap();
+                assert_eq!(table.statement(), statement);
+                let text = stays.gateway_sh("nft list table inet ftp_alg");
+                let is_whole = text.contains("l3proto inet");
+                assert!(is_whole || !text.contains("ct helper"), "{text}");
+                table.remove().unwrap();
+            }
+        });
+        others.into_iter().for_each(|other| other.join().unwrap());
+    });
+}

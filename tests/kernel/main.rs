@@ -1,0 +1,15 @@
+//! The edge to the kernel, against this kernel: queue, nf_tables, conntrack, the BPF program.
+//!
+//! These tests need root.
+
+#![allow(unsafe_code)]
+#![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends at the first surprise")]
+
+mod fastpath;
+mod gateway;
+#[path = "../../crates/ftp-alg-core/tests/core/support/fast_path/layout.rs"]
+mod layout;
+#[path = "../../crates/ftp-alg-core/tests/core/support/fast_path/model.rs"]
+mod model;
+#[path = "../../crates/ftp-alg-core/tests/core/support/rng.rs"]
+mod rng;

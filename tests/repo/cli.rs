@@ -1,0 +1,322 @@
+//! The program as scripts see it: exit codes, and messages on the right stream.
+
+use std::{
+    fs,
+    io::Read,
+    path::PathBuf,
+    process::{Command, Output, Stdio},
+    time::{Duration, Instant},
+};
+
+fn ftp_alg(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ftp-alg")).args(arguments).output().unwrap()
+}
+
+/// Exit code, standard output, standard error.
+fn outcome(arguments: &[&str]) -> (i32, String, String) {
+    let output = ftp_alg(arguments);
+    let text = |bytes| String::from_utf8(bytes).unwrap();
+    (output.status.code().unwrap(), text(output.stdout), text(output.stderr))
+}
+
+struct Place(tempfile::TempDir);
+
+impl Place {
+    fn new() -> Self {
+        Self(tempfile::tempdir().unwrap())
+    }
+    fn path(&self, name: &str) -> PathBuf {
+        self.0.path().join(name)
+    }
+    fn config(&self, text: &str) -> String {
+        let path = self.path("ftp-alg.toml");
+        fs::write(&path, text).unwrap();
+        path.to_str().unwrap().to_owned()
+    }
+}
+
+#[test]
+fn a_valid_configuration_is_said_to_be_valid() {
+    let place = Place::new();
+    let file = place.config("control-ports = [21, 2121]\n[pinhole]\nmark = 0x10000000\n");
+    let expected = (0, format!("{file}: valid\n"), String::new());
+    assert_eq!(outcome(&["check", "--config", &file]), expected);
+}
+
+#[test]
+fn the_file_to_check_may_be_named_without_an_option() {
+    let place = Place::new();
+    let file = place.config("");
+    assert_eq!(outcome(&["check", &file]), (0, format!("{file}: valid\n"), String::new()));
+    let (code, _, stderr) = outcome(&["check", &file, "--config", &file]);
+    assert_eq!(code, 2);
+    assert!(stderr.ends_with("see `ftp-alg check --help`\n"), "{stderr}");
+    let (code, _, stderr) = outcome(&["check", "/nonexistent-by-choice"]);
+    assert_eq!(code, 2);
+    assert!(stderr.contains("cannot read the configuration /nonexistent-by-choice"), "{stderr}");
+}
+
+#[test]
+fn an_empty_configuration_is_valid() {
+    let place = Place::new();
+    assert_eq!(outcome(&["check", "--config", &place.config("")]).0, 0);
+}
+
+#[test]
+fn a_wrong_value_is_named_with_line_key_value_and_what_is_allowed() {
+    let place = Place::new();
+    let file = place.config("\n\n\n\n\n[pinhole]\nmark = 0x80000000\n");
+    let problem = "pinhole.mark: 0x80000000 is not a bit of mark-mask 0x70000000";
+    let expected = (2, String::new(), format!("ftp-alg: {file}:7:8: {problem}\n"));
+    for command in [&["check"][..], &["rules", "nftables"], &["run"]] {
+        let arguments = [command, &["--config", &file]].concat();
+        assert_eq!(outcome(&arguments), expected, "{command:?}");
+    }
+}
+
+#[test]
+fn each_wrong_value_gets_a_line() {
+    let place = Place::new();
+    let file = place.config("queue.workers = 0\npolicy.require-login = 1\n");
+    let (code, _, stderr) = outcome(&["check", "--config", &file]);
+    assert_eq!((code, stderr.lines().count()), (2, 2), "{stderr}");
+    assert!(stderr.lines().all(|line| line.starts_with("ftp-alg: /")), "{stderr}");
+}
+
+#[test]
+fn an_unknown_key_is_named_with_the_nearest_known_one() {
+    let place = Place::new();
+    let file = place.config("[policy]\nrequire-logn = true\n");
+    let (code, _, stderr) = outcome(&["check", "--config", &file]);
+    assert_eq!(code, 2);
+    let expected = ":2:1: policy.require-logn: unknown key; did you mean `require-login`?\n";
+    assert!(stderr.ends_with(expected), "{stderr}");
+}
+
+#[test]
+fn an_old_key_name_is_a_warning() {
+    let place = Place::new();
+    let server = "[[server]]\naddress = \"10.0.0.5\"\n";
+    let file = place.config(&format!("{server}heal-address = true\n"));
+    let (code, stdout, stderr) = outcome(&["check", &file]);
+    assert_eq!((code, stdout), (0, format!("{file}: valid\n")));
+    let warning = "server.heal-address: this key is now called replace-foreign-address: rename it, because the next \
+                   version removes the old name";
+    assert_eq!(stderr, format!("ftp-alg: {file}:3:1: {warning}\n"));
+    let file =
+        place.config(&format!("{server}heal-address = true\nreplace-foreign-address = true\n"));
+    let (code, _, stderr) = outcome(&["check", &file]);
+    assert_eq!((code, stderr.lines().count()), (2, 1), "{stderr}");
+    assert!(stderr.contains(":3:1: server.heal-address: this is the old name of "), "{stderr}");
+}
+
+#[test]
+fn unsupported_keys_are_refused() {
+    let place = Place::new();
+    let file = place.config("[metrics]\nlisten = \"127.0.0.1:9821\"\n");
+    for command in ["check", "run"] {
+        let (code, _, stderr) = outcome(&[command, "--config", &file]);
+        assert_eq!(code, 2);
+        assert!(stderr.contains(":2:10: metrics.listen: \"127.0.0.1:9821\" is not"), "{stderr}");
+    }
+}
+
+#[test]
+fn a_configuration_that_is_named_must_exist() {
+    let place = Place::new();
+    let path = place.path("absent.toml");
+    let (code, _, stderr) = outcome(&["check", "--config", path.to_str().unwrap()]);
+    assert_eq!(code, 2);
+    assert!(stderr.starts_with("ftp-alg: cannot read the configuration /"), "{stderr}");
+    assert!(stderr.contains("absent.toml: No such file"), "{stderr}");
+}
+
+#[test]
+fn without_a_daemon_the_socket_is_named_and_how_to_start_one() {
+    let place = Place::new();
+    let socket = place.path("none.sock");
+    let socket = socket.to_str().unwrap();
+    for command in ["status", "sessions", "pinholes"] {
+        let expected = format!(
+            "ftp-alg: no daemon answers on {socket}: start one with `ftp-alg run`, or name its \
+             socket with --socket\n"
+        );
+        assert_eq!(outcome(&[command, "--socket", socket]), (1, String::new(), expected));
+    }
+}
+
+#[test]
+fn waiting_for_a_daemon_ends_in_time() {
+    let place = Place::new();
+    let socket = place.path("none.sock");
+    let started = Instant::now();
+    let (code, _, stderr) =
+        outcome(&["status", "--wait", "0.3", "--socket", socket.to_str().unwrap()]);
+    assert_eq!(code, 1);
+    assert!(stderr.contains("no daemon was ready on /"), "{stderr}");
+    assert!((Duration::from_millis(300)..Duration::from_secs(3)).contains(&started.elapsed()));
+}
+
+#[test]
+fn wrong_usage_is_one_line_and_exit_code_2() {
+    let cases: [&[&str]; 8] = [
+        &[],
+        &["frobnicate"],
+        &["--frobnicate"],
+        &["status", "--jsn"],
+        &["status", "--wait", "-1"],
+        &["rules"],
+        &["rules", "pf"],
+        &["replay"],
+    ];
+    for arguments in cases {
+        let (code, stdout, stderr) = outcome(arguments);
+        assert_eq!((code, stdout.as_str()), (2, ""), "{arguments:?}");
+        assert_eq!(stderr.lines().count(), 1, "{stderr}");
+        assert!(stderr.starts_with("ftp-alg: "), "{stderr}");
+    }
+}
+
+#[test]
+fn every_command_explains_itself() {
+    let (_, stdout, _) = outcome(&["--help"]);
+    let commands = stdout.lines().skip_while(|line| *line != "Commands:").skip(1);
+    let commands = commands.take_while(|line| !line.is_empty());
+    let commands = commands.filter(|line| line.starts_with("  ") && !line.starts_with("   "));
+    let commands: Vec<&str> = commands.filter_map(|line| line.split_whitespace().next()).collect();
+    assert!(commands.len() >= 9, "{stdout}");
+    for command in commands.into_iter().filter(|command| *command != "help") {
+        for option in ["--help", "-h"] {
+            let (code, stdout, stderr) = outcome(&[command, option]);
+            assert_eq!((code, stderr.as_str()), (0, ""));
+            assert!(stdout.contains(&format!("Usage: ftp-alg {command}")), "{stdout}");
+            assert_narrow(&stdout);
+        }
+    }
+    assert_narrow(&stdout);
+    let (code, stdout, _) = outcome(&["--version"]);
+    assert_eq!((code, stdout), (0, format!("ftp-alg {}\n", env!("CARGO_PKG_VERSION"))));
+}
+
+#[test]
+fn help_is_a_command_too() {
+    let (code, stdout, _) = outcome(&["help", "run"]);
+    assert_eq!((code, stdout), (0, outcome(&["run", "--help"]).1));
+    assert_eq!(outcome(&["help"]).1, outcome(&["--help"]).1);
+    let (code, _, stderr) = outcome(&["help", "frobnicate"]);
+    assert_eq!(code, 2);
+    assert!(stderr.starts_with("ftp-alg: unrecognized subcommand 'frobnicate'"), "{stderr}");
+}
+
+fn assert_narrow(text: &str) {
+    let wide: Vec<&str> = text.lines().filter(|line| line.chars().count() > 80).collect();
+    assert!(wide.is_empty(), "more than 80 columns:\n{}", wide.join("\n"));
+}
+
+#[test]
+fn exit_codes_are_in_every_help() {
+    for command in [&["--help"][..], &["run", "--help"], &["pinholes", "-h"]] {
+        let (_, stdout, _) = outcome(command);
+        let status = stdout.split_once("EXIT STATUS:\n").map(|(_, status)| status);
+        let lines: Vec<&str> = status.unwrap().lines().map(str::trim).collect();
+        let codes: Vec<&str> = lines.iter().map(|line| &line[..1]).collect();
+        assert_eq!(codes, ["0", "1", "2"], "{stdout}");
+    }
+}
+
+#[test]
+fn a_closed_standard_output_ends_the_program_quietly() {
+    let mut child = Command::new(env!("CARGO_BIN_EXE_ftp-alg"))
+        .arg("--help")
+        .stdout(closed_pipe())
+        .stderr(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut stderr = String::new();
+    child.stderr.take().unwrap().read_to_string(&mut stderr).unwrap();
+    assert_eq!((child.wait().unwrap().code(), stderr.as_str()), (Some(0), ""));
+}
+
+/// The writing end of a pipe that nobody reads.
+fn closed_pipe() -> Stdio {
+    let (reader, writer) = std::io::pipe().unwrap();
+    drop(reader);
+    writer.into()
+}
+
+#[test]
+fn a_full_standard_output_is_an_error() {
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+    let output =
+        Command::new(env!("CARGO_BIN_EXE_ftp-alg")).arg("--version").stdout(full).output().unwrap();
+    assert_eq!(output.status.code(), Some(1));
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(stderr.starts_with("ftp-alg: cannot write the output: No space left"), "{stderr}");
+}
+
+#[test]
+fn a_log_filter_that_means_nothing_is_wrong_usage() {
+    let place = Place::new();
+    for filter in ["ftp=loud", "loud"] {
+        let output = Command::new(env!("CARGO_BIN_EXE_ftp-alg"))
+            .args(["run", "--config", &place.config("")])
+            .env("FTP_ALG_LOG", filter)
+            .output()
+            .unwrap();
+        assert_eq!(output.status.code(), Some(2));
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        assert!(
+            stderr.starts_with(&format!("ftp-alg: log level refused: FTP_ALG_LOG={filter}: ")),
+            "{stderr}"
+        );
+    }
+}
+
+#[test]
+fn the_log_level_of_the_command_line_wins_over_the_environment() {
+    let place = Place::new();
+    let run = |level: &str| {
+        Command::new(env!("CARGO_BIN_EXE_ftp-alg"))
+            .args(["run", "--log-level", level, "--config", &place.config("wrong")])
+            .env("FTP_ALG_LOG", "loud")
+            .output()
+            .unwrap()
+    };
+    // The environment's filter, which is none, is not looked at: the configuration is.
+    let stderr = String::from_utf8(run("debug").stderr).unwrap();
+    assert!(stderr.contains("ftp-alg.toml:1:"), "{stderr}");
+    let stderr = String::from_utf8(run("loud").stderr).unwrap();
+    assert!(stderr.contains("[possible values: error, warn, info, debug, trace]"), "{stderr}");
+}
+
+#[test]
+fn errors_are_errors_in_the_journal() {
+    let place = Place::new();
+    let file = fs::File::create(place.path("stderr")).unwrap();
+    let journal = {
+        use std::os::unix::fs::MetadataExt;
+        let file = file.metadata().unwrap();
+        format!("{}:{}", file.dev(), file.ino())
+    };
+    let status = Command::new(env!("CARGO_BIN_EXE_ftp-alg"))
+        .args(["check", "/nonexistent-by-choice"])
+        .env("JOURNAL_STREAM", journal)
+        .stderr(file)
+        .status()
+        .unwrap();
+    assert_eq!(status.code(), Some(2));
+    let said = fs::read_to_string(place.path("stderr")).unwrap();
+    assert!(said.starts_with("<3>ftp-alg: cannot read the configuration"), "{said}");
+}
+
+#[test]
+fn a_state_directory_that_cannot_be_is_an_error() {
+    let place = Place::new();
+    let config = place.config("");
+    let socket = place.path("s");
+    let arguments =
+        ["run", "--state-dir", &config, "--config", &config, "--socket", socket.to_str().unwrap()];
+    let (code, _, stderr) = outcome(&arguments);
+    assert_eq!(code, 1);
+    assert!(stderr.starts_with("ftp-alg: cannot use the directory /"), "{stderr}");
+}

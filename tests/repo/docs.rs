@@ -1,0 +1,15 @@
+//! The documentation: its links lead somewhere, its commands are the program's, its rules load, its configurations are
+//! valid, and its tables of fields, states and problems are complete.
+//!
+//! Rules and firewall commands run in network namespaces of their own, so these tests need root.
+
+mod commands;
+mod links;
+mod live;
+mod outputs;
+mod pages;
+mod reference;
+mod rules;
+mod shell;
+
+use crate::common;

@@ -1,0 +1,294 @@
+//! Output that the pages show has the shape of what the program prints now: all but numbers and addresses is the same.
+
+use std::{collections::BTreeSet, time::Duration};
+
+use ftp_alg_lab::{Daemon, Family, Lab, Server, ServerKind, Topology};
+use serde_json::{Value, json};
+
+use super::{
+    common::{
+        Gateway, executable, gated_client, gateway, gateway_with, login,
+        names::{NAME, NameServer, wait_for_address},
+        reply, say, scripted_server, wait_for,
+    },
+    outputs::is_drawing,
+    pages::blocks,
+};
+
+/// What prints the text of a block.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+enum Source {
+    /// `sessions`, `pinholes` and the log of a gateway that masquerades.
+    Masquerade,
+    /// The log of a gateway with a published server.
+    Published,
+    /// The log of a server that announces the address of its container.
+    Container,
+    /// `status` of a daemon with the fast path.
+    FastPath,
+    /// `status` of a daemon whose external address has a name.
+    Name,
+    /// `doctor` and `status` behind a firewall that drops data connections.
+    Dropping,
+    /// `doctor --try` on a client of that gateway.
+    TryDropping,
+    /// `doctor --try` on a client.
+    Try,
+    /// `setup` on that gateway.
+    Setup,
+    /// `check`, which `messages_of_check_are_as_shown` compares.
+    Check,
+    /// `demo`: it takes minutes. Its words are compared.
+    Demo,
+}
+
+/// Pages, how a block begins, and its source.
+const SHOWN: [(&str, &str, Source); 16] = [
+    ("README.md", "clients with servers", Source::Demo),
+    ("README.md", "ftp://anonymous@", Source::Try),
+    ("docs/commands.md", "ID  CLIENT", Source::Masquerade),
+    ("docs/commands.md", "SESSION  KIND", Source::Masquerade),
+    ("docs/configuration.md", "ftp-alg: bad.toml", Source::Check),
+    ("docs/configuration.md", "ftp-alg: ftp-alg.toml", Source::Check),
+    ("docs/fastpath.md", "fast path    on", Source::FastPath),
+    ("docs/firewalls.md", "nftables (recognised", Source::Setup),
+    ("docs/health.md", "PROBLEM data-connections", Source::Dropping),
+    ("docs/howto/container.md", "refuse PASV", Source::Container),
+    ("docs/howto/dynamic-dns.md", "gateway.example.net", Source::Name),
+    ("docs/howto/masquerade.md", "#7 10.0.0.7", Source::Masquerade),
+    ("docs/howto/published-server.md", "#3 203", Source::Published),
+    ("docs/troubleshooting.md", "firewall\n", Source::Dropping),
+    ("docs/troubleshooting.md", "  FAILED   EPSV", Source::TryDropping),
+    ("docs/troubleshooting.md", "#12 10.0.0.7", Source::Masquerade),
+];
+
+/// The firewall that the pages on `setup` and `doctor` have.
+const DROPPING: &str = "table inet filter {
+    chain forward {
+        type filter hook forward priority filter; policy drop;
+        ct state established accept
+        iifname \"lan0\" tcp dport 21 accept
+    }
+}
+table inet nat {
+    chain source {
+        type nat hook postrouting priority srcnat;
+        oifname \"wan\" masquerade
+    }
+}
+";
+
+/// Words; each number, and each address, is a `#`. Lines break where the width of numbers lets them.
+fn shape(text: &str) -> Vec<String> {
+    let names = [("lan0", "lan"), ("wan0", "wan"), ("gateway.example.net", NAME)];
+    let text = names.iter().fold(text.to_owned(), |text, (from, to)| text.replace(from, to));
+    let mut words = Vec::new();
+    for word in text.split_whitespace() {
+        let mut form = word.replace(|one: char| one.is_ascii_digit(), "#");
+        while form.contains("##") || form.contains("#.#") || form.contains("#:#") {
+            form = form.replace("##", "#").replace("#.#", "#").replace("#:#", "#");
+        }
+        words.push(form);
+    }
+    words
+}
+
+/// Whether `printed` has what `shown` shows. `...` stands for what the page leaves out.
+fn has(printed: &str, shown: &str) -> bool {
+    let printed = shape(printed);
+    let mut from = 0;
+    shown.split("...").map(shape).all(|part| {
+        if part.is_empty() {
+            return true;
+        }
+        let at = printed[from..].windows(part.len()).position(|words| words == part);
+        from += at.map_or(0, |at| at + part.len());
+        at.is_some()
+    })
+}
+
+#[test]
+fn shapes_ignore_values_only() {
+    assert!(has("a\n#7 10.0.0.7:55056 ->  b, c d", "#12 1.2.3.4:1 -> b, ...\n"));
+    assert!(!has("#7 10.0.0.7:55056 -> b", "#12 1.2.3.4:1 -> c"));
+    assert!(!has("12 sessions, 3 left", "12 sessions 3 left"));
+}
+
+/// A transfer in active mode: the port has fewer digits than the one that is announced instead.
+fn active(port: u16) -> Vec<Value> {
+    let announcement = format!("PORT 192,168,150,80,{},{}", port / 256, port % 256);
+    vec![say(&announcement), reply(), say("LIST"), json!({"accept": port}), reply(), reply()]
+}
+
+fn passive() -> Vec<Value> {
+    let dial = json!({"dial": true, "later": true});
+    vec![say("PASV"), reply(), dial, say("LIST"), reply(), json!({"drain": true}), reply()]
+}
+
+fn asked(daemon: &Daemon, arguments: &[&str]) -> String {
+    daemon.ask(arguments).unwrap().stdout_text()
+}
+
+/// What `commands` print while a client waits after `steps`, and then the log, once it has `lines`.
+fn during(
+    gateway: &Gateway,
+    server: &Value,
+    steps: &[Vec<Value>],
+    commands: &[&str],
+    lines: &[&str],
+) -> String {
+    let Gateway { daemon, lab } = gateway;
+    let _server = scripted_server(&lab.server, server);
+    let host = lab.server_address(Family::V4).to_string();
+    let steps = [&[login()], steps, &[vec![json!({"gate": ""})]]].concat().concat();
+    let opened = steps.iter().filter(|step| **step == say("PASV")).count();
+    let plan = json!({"host": host, "listen": [1024], "steps": steps});
+    let client = gated_client(&lab.client, plan);
+    // The fast path reports pinholes later than it opens them.
+    if !commands.is_empty() {
+        let has_opened = || daemon.counter("pinholes_opened").unwrap() >= opened as u64;
+        wait_for("the pinholes in status", has_opened);
+    }
+    let texts: String = commands.iter().map(|command| asked(daemon, &[command])).collect();
+    assert_eq!(client.release().error, None);
+    for line in lines {
+        wait_for(line, || daemon.log().contains(line));
+    }
+    texts + &daemon.log()
+}
+
+/// A gateway with rules that drop data connections.
+fn dropping() -> Gateway {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    lab.gateway.shell("nft flush ruleset").unwrap().success().unwrap();
+    let rules = DROPPING.replace("\"lan0\"", "\"lan\"");
+    lab.gateway.shell(&format!("nft -f - <<'END'\n{rules}END")).unwrap().success().unwrap();
+    let configuration = "[pinhole]\nbackend = \"nftables\"\n";
+    let daemon = Daemon::start(&executable(), &lab.gateway, configuration).unwrap();
+    Gateway { daemon, lab }
+}
+
+fn tried(gateway: &Gateway) -> String {
+    let _server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
+    let url = format!("ftp://{}", gateway.lab.server_endpoint(Family::V4));
+    let mut command = gateway.lab.client.command(executable());
+    command.args(["doctor", "--try", &url, "--socket", "/nonexistent"]);
+    gateway.lab.client.finish(command, b"", Duration::from_secs(90)).unwrap().stdout_text()
+}
+
+/// What `setup` prints where `/etc/nftables.conf` has the rules.
+fn set_up(gateway: &Gateway) -> String {
+    let Gateway { daemon, lab } = gateway;
+    let rules = DROPPING.replace("\"lan0\"", "\"lan\"");
+    let text = format!("#!/usr/sbin/nft -f\nflush ruleset\n{rules}");
+    let file = lab.gateway.write("nftables.conf", text.as_bytes()).unwrap();
+    let lines = format!(
+        "exec unshare --mount sh -ec 'mount --bind {} /etc/nftables.conf
+        exec {} setup --socket {} --config {}'",
+        file.display(),
+        executable().display(),
+        daemon.socket().display(),
+        daemon.socket().with_file_name("ftp-alg.toml").display(),
+    );
+    lab.gateway.shell(&lines).unwrap().stdout_text()
+}
+
+/// What the program prints, or nothing where the kernel cannot do it or another test compares it.
+fn printed(source: Source) -> Option<String> {
+    let nothing = json!({});
+    Some(match source {
+        Source::Masquerade => {
+            let gateway = gateway(Topology::Masquerade);
+            let refused = vec![say("PORT 10,9,8,7,14,178"), reply()];
+            let steps = [refused, active(1024), vec![say("PASV"), reply()]];
+            during(
+                &gateway,
+                &nothing,
+                &steps,
+                &["sessions", "pinholes"],
+                &["refuse PORT", "rewrite PORT"],
+            )
+        }
+        Source::Published => {
+            let gateway = gateway(Topology::PublishedServer);
+            during(&gateway, &nothing, &[vec![say("PASV"), reply()]], &[], &["rewrite PASV"])
+        }
+        Source::Container => {
+            let gateway = gateway(Topology::OnServer);
+            let server = json!({"address": "172.17.0.2"});
+            during(&gateway, &server, &[vec![say("PASV"), reply()]], &[], &["refuse PASV"])
+        }
+        Source::FastPath => {
+            let on = "[queue]\nfast-path = \"auto\"\n[pinhole]\nbackend = \"nftables\"\n";
+            let gateway = gateway_with(Topology::Routed, on);
+            let state = gateway.daemon.status().unwrap()["fast_path"].clone();
+            if state["why"].as_str().is_some_and(|why| why.contains("TCX")) {
+                println!("not tried: {}", state["why"]);
+                return None;
+            }
+            let steps: Vec<_> = (0..8).map(|_| passive()).collect();
+            during(&gateway, &json!({"body": "here it is\r\n"}), &steps, &["status"], &[])
+        }
+        Source::Name => {
+            let lab = Lab::new(Topology::PublishedServer).unwrap();
+            let names = json!({ NAME: {"A": ["203.0.113.1"], "ttl": 60} });
+            let dns = NameServer::start(&lab.gateway, &executable(), &names);
+            let configuration = format!("[nat]\nexternal-address = \"dns:{NAME}\"\n");
+            let daemon = Daemon::start(&dns.executable, &lab.gateway, &configuration).unwrap();
+            wait_for_address(&daemon, "203.0.113.1");
+            asked(&daemon, &["status"])
+        }
+        Source::Dropping => {
+            let Gateway { daemon, .. } = &dropping();
+            let is_found = || asked(daemon, &["status"]).contains("PROBLEM");
+            wait_for("the problem in status", is_found);
+            let file = daemon.socket().with_file_name("ftp-alg.toml").display().to_string();
+            asked(daemon, &["status"]) + &asked(daemon, &["doctor", "--config", &file])
+        }
+        Source::TryDropping => tried(&dropping()),
+        Source::Try => tried(&gateway(Topology::Masquerade)),
+        Source::Setup => set_up(&dropping()),
+        Source::Check | Source::Demo => return None,
+    })
+}
+
+#[test]
+fn shown_output_has_the_shape_of_what_the_program_prints() {
+    let blocks = blocks("text");
+    let sources: BTreeSet<_> = SHOWN.iter().map(|(_, _, source)| *source).collect();
+    let compare = &|source: Source| {
+        let mut wrong = Vec::new();
+        let Some(printed) = printed(source) else { return wrong };
+        for (page, start, _) in SHOWN.iter().filter(|(_, _, of)| *of == source) {
+            for block in
+                blocks.iter().filter(|one| one.page == *page && one.text.starts_with(start))
+            {
+                if !has(&printed, &block.text) {
+                    wrong.push(format!("{}:\n{}\nprinted:\n{printed}", block.name(), block.text));
+                }
+            }
+        }
+        wrong
+    };
+    let wrong: Vec<_> = std::thread::scope(|scope| {
+        let threads: Vec<_> =
+            sources.iter().map(|source| scope.spawn(move || compare(*source))).collect();
+        threads.into_iter().flat_map(|thread| thread.join().unwrap()).collect()
+    });
+    assert!(wrong.is_empty(), "{}", wrong.join("\n\n"));
+}
+
+#[test]
+fn every_shown_output_has_a_source() {
+    let blocks = blocks("text");
+    for block in blocks.iter().filter(|block| !is_drawing(block)) {
+        let has_source = |(page, start, _): &(&str, &str, _)| {
+            block.page == *page && block.text.starts_with(start)
+        };
+        assert!(SHOWN.iter().any(has_source), "{} is not in SHOWN", block.name());
+    }
+    for (page, start, _) in SHOWN {
+        let is_shown = blocks.iter().any(|one| one.page == page && one.text.starts_with(start));
+        assert!(is_shown, "{page} no longer shows {start}");
+    }
+}

@@ -1,0 +1,122 @@
+//! Tables of fields, states and problems are complete.
+
+use std::{collections::BTreeSet, fs, path::Path, process::Command};
+
+use ftp_alg::daemon::snapshot::{NameRow, PinholeRow, Problem, SessionRow, Status};
+use serde_json::{Value, json};
+
+use super::pages::{first_column, root, text};
+
+/// The fields of `value`, each with the objects and lists that it is in, as in `drops.stale` and `names[].name`.
+fn fields(value: &Value, prefix: &str, into: &mut BTreeSet<String>) {
+    match value {
+        Value::Object(parts) => {
+            for (name, part) in parts {
+                let dot = if prefix.is_empty() { "" } else { "." };
+                fields(part, &format!("{prefix}{dot}{name}"), into);
+            }
+        }
+        Value::Array(list) if !list.is_empty() => {
+            for one in list {
+                fields(one, &format!("{prefix}[]"), into);
+            }
+        }
+        _ => drop(into.insert(prefix.to_owned())),
+    }
+}
+
+#[test]
+fn the_page_of_counters_has_every_field_of_status() {
+    let name = NameRow {
+        name: "ftp.example.net".to_owned(),
+        family: "ipv4".to_owned(),
+        address: None,
+        age_seconds: None,
+        error: None,
+    };
+    let status = Status {
+        names: vec![name],
+        unconfined: vec!["landlock".to_owned()],
+        problems: vec![Problem::new("helper", "text", "remedy")],
+        ..Status::default()
+    };
+    let mut printed = BTreeSet::new();
+    fields(&serde_json::to_value(&status).unwrap(), "", &mut printed);
+    let documented = first_column("docs/counters.md", "| field |");
+    let unique: BTreeSet<_> = documented.iter().cloned().collect();
+    assert_eq!(unique.len(), documented.len(), "a field has two rows");
+    assert_eq!(unique, printed);
+}
+
+#[test]
+fn the_page_of_commands_has_every_state_of_a_session() {
+    let output = Command::new(env!("CARGO_BIN_EXE_ftp-alg")).args(["help", "sessions"]).output();
+    let help = String::from_utf8(output.unwrap().stdout).unwrap();
+    let states = help.lines().skip_while(|line| *line != "The states are:").skip(1);
+    let states = states.take_while(|line| !line.is_empty());
+    // A state's text may continue on a line that begins farther right.
+    let states = states.filter_map(|line| line.strip_prefix("  ")?.split(' ').next());
+    let states: Vec<_> = states.filter(|state| !state.is_empty()).collect();
+    assert!(states.len() > 8, "{help}");
+    assert_eq!(first_column("docs/commands.md", "| state |"), states);
+}
+
+#[test]
+fn the_page_of_commands_has_every_field_of_sessions_and_pinholes() {
+    let session = json!({
+        "id": 17, "client": "10.0.0.7:35394", "server": "198.51.100.9:21",
+        "client_external": "198.51.100.1:35394", "server_external": "198.51.100.9:21",
+        "state": "logged-in", "age_seconds": 1, "adjusted": true, "pinholes": 1,
+    });
+    let pinhole = json!({
+        "session": 17, "initiator": "10.0.0.7", "arrival": "198.51.100.9:15975",
+        "target": "198.51.100.9:15975", "source": "198.51.100.1", "kind": "PASV",
+        "remaining_seconds": 29,
+    });
+    // What the program prints of them, which is all that it has.
+    let session: SessionRow = serde_json::from_value(session).unwrap();
+    let pinhole: PinholeRow = serde_json::from_value(pinhole).unwrap();
+    let mut printed = BTreeSet::new();
+    fields(&serde_json::to_value(&session).unwrap(), "", &mut printed);
+    fields(&serde_json::to_value(&pinhole).unwrap(), "", &mut printed);
+    let documented = first_column("docs/commands.md", "| field of `--json` |");
+    assert_eq!(documented.into_iter().collect::<BTreeSet<_>>(), printed);
+}
+
+/// The text of each source file below `directory`.
+fn sources(directory: &Path) -> String {
+    let files = fs::read_dir(directory).unwrap().map(|file| file.unwrap().path());
+    let texts = files.map(|file| match file.is_dir() {
+        true => sources(&file),
+        false => fs::read_to_string(&file).unwrap_or_default(),
+    });
+    texts.collect()
+}
+
+/// A problem's name is in a string of its own where the program reports it.
+#[test]
+fn every_problem_on_its_page_is_one_of_the_program() {
+    let source = sources(&root().join("src"));
+    let names = first_column("docs/health.md", "| name |");
+    assert!(names.len() > 18, "{names:?}");
+    for name in names {
+        assert!(source.contains(&format!("\"{name}\"")), "{name}");
+    }
+}
+
+#[test]
+fn tests_of_wire_cases_exist() {
+    let tests = sources(&root().join("tests"));
+    let page = text("docs/testing.md");
+    let section = page.split("\n## ").find(|section| section.starts_with("The wire cases"));
+    let rows: Vec<_> =
+        section.unwrap().lines().filter(|line| line.starts_with("| ")).skip(2).collect();
+    for (number, row) in rows.iter().enumerate() {
+        assert!(row.starts_with(&format!("| {} | ", number + 1)), "{row}");
+        let names = row.rsplit(" | ").next().unwrap_or_default();
+        for name in names.split('`').skip(1).step_by(2) {
+            assert!(tests.contains(&format!("fn {name}()")), "{name}");
+        }
+    }
+    assert_eq!(rows.len(), 20);
+}

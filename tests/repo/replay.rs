@@ -1,0 +1,577 @@
+//! `ftp-alg replay` on captures recorded elsewhere, checked by their truth files and by tshark.
+//!
+//! The captures are in `shared/captures` above the project, or where `FTP_ALG_CAPTURES` says. Where
+//! they or tshark are absent the tests say so and are skipped, but not where `CI` is set.
+
+use std::{
+    collections::BTreeMap,
+    env, fs,
+    net::SocketAddr,
+    path::{Path, PathBuf},
+    process::{Command, Output},
+    time::Duration,
+};
+
+use etherparse::PacketBuilder;
+use pcap_file::pcap::{PcapHeader, PcapPacket, PcapWriter};
+use serde_json::Value;
+
+fn replay(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_ftp-alg")).arg("replay").args(arguments).output().unwrap()
+}
+
+/// What a successful replay printed.
+fn printed(arguments: &[&str]) -> String {
+    let output = replay(arguments);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert!(output.status.success() && stderr.is_empty(), "{arguments:?}: {stderr}");
+    String::from_utf8(output.stdout).unwrap()
+}
+
+fn announcements(arguments: &[&str]) -> Vec<Value> {
+    let text = printed(&[arguments, &["--json"]].concat());
+    text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+}
+
+/// One line on standard error, and exit code 1.
+fn failure(arguments: &[&str]) -> String {
+    let output = replay(arguments);
+    let stderr = String::from_utf8(output.stderr).unwrap();
+    assert_eq!(output.status.code(), Some(1), "{stderr}");
+    assert_eq!(stderr.lines().count(), 1, "{stderr}");
+    stderr.trim_end().strip_prefix("ftp-alg: ").unwrap().to_owned()
+}
+
+/// What is absent may be absent here, but not where everything is to be tested.
+fn absent(what: &str) {
+    assert!(env::var_os("CI").is_none(), "{what}, and CI is set");
+    eprintln!("SKIPPED: {what}");
+}
+
+fn captures() -> Vec<PathBuf> {
+    let project = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let folder = env::var_os("FTP_ALG_CAPTURES").map(PathBuf::from).or_else(|| {
+        project.ancestors().map(|above| above.join("shared/captures")).find(|f| f.is_dir())
+    });
+    let Some(folder) = folder else {
+        absent("no shared/captures above the project, and FTP_ALG_CAPTURES is not set");
+        return Vec::new();
+    };
+    let files = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap().path());
+    let mut captures: Vec<_> =
+        files.filter(|path| path.extension().is_some_and(|e| e == "pcap")).collect();
+    captures.sort();
+    assert!(captures.len() >= 12, "captures are missing: {captures:?}");
+    captures
+}
+
+fn name(path: &Path) -> &str {
+    path.file_stem().unwrap().to_str().unwrap()
+}
+
+fn capture(wanted: &str) -> Option<String> {
+    let found = captures().into_iter().find(|path| name(path) == wanted)?;
+    Some(found.to_str().unwrap().to_owned())
+}
+
+fn has_tshark() -> bool {
+    let found = Command::new("tshark").arg("--version").output().is_ok();
+    if !found {
+        absent("tshark is not installed");
+    }
+    found
+}
+
+/// The values of `fields` in each frame, as tshark dissects it, all checksums checked.
+fn tshark(capture: &Path, filter: &str, fields: &[&str]) -> Vec<String> {
+    let mut command = Command::new("tshark");
+    command.args(["-n", "-r", capture.to_str().unwrap(), "-Y", filter, "-T", "fields"]);
+    for check in ["ip", "tcp", "udp"] {
+        command.args(["-o", &format!("{check}.check_checksum:TRUE")]);
+    }
+    for field in fields {
+        command.args(["-e", field]);
+    }
+    let output = command.output().unwrap();
+    assert!(output.status.success(), "{}", String::from_utf8_lossy(&output.stderr));
+    String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
+}
+
+const FLAGS: [&str; 9] = [
+    "lost_segment",
+    "ack_lost_segment",
+    "out_of_order",
+    "retransmission",
+    "spurious_retransmission",
+    "fast_retransmission",
+    "duplicate_ack",
+    "keep_alive",
+    "zero_window",
+];
+const WRONG: [&str; 4] =
+    ["ip.checksum.status", "tcp.checksum.status", "udp.checksum.status", "_ws.malformed"];
+const ADDRESSES: [&str; 4] = ["ip.src", "ipv6.src", "ip.dst", "ipv6.dst"];
+const TCP: [&str; 4] = ["tcp.dstport", "tcp.flags.syn", "tcp.flags.ack", "tcp.payload"];
+const ANNOUNCED: [&str; 10] = [
+    "ftp.active.cip",
+    "ftp.passive.ip",
+    "ftp.eprt.ip",
+    "ftp.eprt.ipv6",
+    "ftp.epsv.ip",
+    "ftp.epsv.ipv6",
+    "ftp.active.port",
+    "ftp.passive.port",
+    "ftp.eprt.port",
+    "ftp.epsv.port",
+];
+
+/// What tshark makes of a capture; made in one run, as each takes its time to start.
+#[derive(Default)]
+struct Dissection {
+    /// Frames with a wrong checksum, or malformed.
+    wrong: Vec<usize>,
+    /// How often the analysis of sequence numbers found what.
+    flags: BTreeMap<&'static str, usize>,
+    /// Source and destination address of each frame that has them.
+    addresses: Vec<[String; 2]>,
+    /// Source address of each SYN to port 21, and its destination.
+    control: Vec<[String; 2]>,
+    /// Where other SYNs go.
+    dialled: Vec<[String; 2]>,
+    /// Address and port of each announcement.
+    announced: Vec<[String; 2]>,
+    /// What each segment carries, in hexadecimal.
+    payloads: Vec<String>,
+}
+
+impl Dissection {
+    fn of(capture: &Path) -> Self {
+        let flags = FLAGS.map(|flag| format!("tcp.analysis.{flag}"));
+        let flags = flags.iter().map(String::as_str);
+        let fields: Vec<&str> =
+            WRONG.into_iter().chain(flags).chain(ADDRESSES).chain(TCP).chain(ANNOUNCED).collect();
+        let mut found = Self { flags: FLAGS.map(|flag| (flag, 0)).into(), ..Self::default() };
+        for (index, line) in tshark(capture, "frame", &fields).iter().enumerate() {
+            let mut values = line.split('\t');
+            let mut take = |n| values.by_ref().take(n).collect::<Vec<&str>>();
+            let wrong = take(WRONG.len());
+            if wrong[..3].iter().any(|status| status.contains('0')) || !wrong[3].is_empty() {
+                found.wrong.push(index + 1);
+            }
+            for (flag, value) in FLAGS.iter().zip(take(FLAGS.len())) {
+                *found.flags.get_mut(flag).unwrap() += usize::from(!value.is_empty());
+            }
+            let some = |values: Vec<&str>| -> Option<[String; 2]> {
+                let some: Vec<_> = values.into_iter().filter(|value| !value.is_empty()).collect();
+                Some([some.first()?.to_string(), some.last()?.to_string()])
+            };
+            let addresses = some(take(ADDRESSES.len()));
+            let tcp = take(TCP.len());
+            let announced = some(take(ANNOUNCED.len()));
+            if let Some([source, destination]) = addresses.clone()
+                && let [port, "1" | "True", "0" | "False", _] = tcp[..]
+            {
+                match port {
+                    "21" => found.control.push([source, destination]),
+                    port => found.dialled.push([destination, port.to_owned()]),
+                }
+            }
+            if !tcp[3].is_empty() {
+                found.payloads.push(tcp[3].to_owned());
+            }
+            found.addresses.extend(addresses);
+            found.announced.extend(announced);
+        }
+        found
+    }
+
+    /// How many data connections go to an endpoint that was announced.
+    fn dialled_as_announced(&self) -> usize {
+        self.dialled.iter().filter(|endpoint| self.announced.contains(endpoint)).count()
+    }
+
+    /// Nothing is wrong here that was not wrong in `before`.
+    fn assert_as_clean_as(&self, before: &Self, name: &str) {
+        assert!(self.wrong.is_empty(), "{name}: wrong frames {:?}", self.wrong);
+        for (flag, count) in &self.flags {
+            assert!(*count <= before.flags[flag], "{name}: {count} x {flag}: {:?}", before.flags);
+        }
+    }
+}
+
+#[test]
+fn every_capture_agrees_with_its_truth() {
+    for path in captures() {
+        let truth = fs::read_to_string(path.with_extension("truth.tsv")).unwrap();
+        let mut expected: Vec<(u64, String, String, SocketAddr)> = truth
+            .lines()
+            .filter(|line| !line.starts_with('#'))
+            .map(|line| {
+                let fields: Vec<&str> = line.split('\t').collect();
+                let kind = match fields[2] {
+                    "227" => "PASV",
+                    "229" => "EPSV",
+                    kind => kind,
+                };
+                let endpoint =
+                    SocketAddr::new(fields[3].parse().unwrap(), fields[4].parse().unwrap());
+                (fields[0].parse().unwrap(), fields[1].to_owned(), kind.to_owned(), endpoint)
+            })
+            .collect();
+        let mut found: Vec<_> = announcements(&[path.to_str().unwrap()])
+            .iter()
+            .filter(|row| !row["announced"].is_null())
+            .map(|row| {
+                let text = |key: &str| row[key].as_str().unwrap().to_owned();
+                let frame = row["frame"].as_u64().unwrap();
+                (frame, text("from"), text("kind"), text("announced").parse().unwrap())
+            })
+            .collect();
+        expected.sort();
+        found.sort();
+        assert_eq!(found, expected, "{}", name(&path));
+    }
+}
+
+#[test]
+fn what_policy_opens_refuses_and_ignores_is_named_with_its_reason() {
+    for path in captures() {
+        let rows = announcements(&[path.to_str().unwrap()]);
+        let without_pinhole: Vec<_> = rows
+            .iter()
+            .filter(|row| row["action"] != "open")
+            .map(|row| {
+                let announced = row["announced"].as_str().unwrap_or("-");
+                let [kind, action, reason] =
+                    ["kind", "action", "reason"].map(|key| row[key].as_str().unwrap());
+                format!("{} {kind} {announced} {action}: {reason}", row["frame"])
+            })
+            .collect();
+        let expected: &[&str] = match name(&path) {
+            "suricata-verify-ftp-bounce" => {
+                &["27 PORT 2.2.2.3:80 refuse: 2.2.2.3 is not the sender's address 1.1.1.2"]
+            }
+            "zeek-fake-long-commands" => &["32 PORT - refuse: PORT is malformed"],
+            _ => &[],
+        };
+        assert_eq!(without_pinhole, expected, "{}", name(&path));
+        for row in rows.iter().filter(|row| row["action"] == "open") {
+            assert_eq!(row["reason"], "both ends see the same endpoint");
+            assert!(row["rewritten"].is_null());
+        }
+    }
+}
+
+#[test]
+fn the_contracts_keys_are_printed_in_its_order() {
+    let Some(capture) = capture("suricata-verify-ftp-bounce") else { return };
+    assert_eq!(
+        printed(&[&capture, "--json"]).lines().last().unwrap(),
+        r#"{"frame":27,"kind":"PORT","from":"client","announced":"2.2.2.3:80","action":"refuse","rewritten":null,"reason":"2.2.2.3 is not the sender's address 1.1.1.2"}"#
+    );
+}
+
+#[test]
+fn people_get_a_table_and_a_summary() {
+    let Some(capture) = capture("suricata-verify-ftp-bounce") else { return };
+    assert_eq!(
+        printed(&[&capture]),
+        "\
+FRAME  SESSION  FROM    KIND  ANNOUNCED      ACTION  REWRITTEN  REASON
+   10        1  client  PORT  1.1.1.2:59549  open    -          both ends see the same endpoint
+   27        2  client  PORT  2.2.2.3:80     refuse  -          2.2.2.3 is not the sender's address 1.1.1.2
+
+packets                 34
+of control connections  34
+sessions                2
+announcements           2: open 1, rewrite 0, refuse 1, ignore 0
+malformed               0
+"
+    );
+}
+
+#[test]
+fn the_written_capture_is_clean_without_translation() {
+    if !has_tshark() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let out = place.path().join("out.pcap");
+    let mut wrong_before = 0;
+    for path in captures() {
+        printed(&[path.to_str().unwrap(), "--write", out.to_str().unwrap()]);
+        let name = name(&path);
+        let (before, after) = (Dissection::of(&path), Dissection::of(&out));
+        wrong_before += before.wrong.len();
+        after.assert_as_clean_as(&before, name);
+        assert_eq!(before.addresses, after.addresses, "{name}");
+        // The same packets, but for what is refused.
+        let pairs = before.payloads.iter().zip(&after.payloads);
+        let changed = pairs.filter(|(before, after)| before != after).count();
+        let refused = matches!(name, "suricata-verify-ftp-bounce" | "zeek-fake-long-commands");
+        assert_eq!(before.payloads.len(), after.payloads.len(), "{name}");
+        assert_eq!(changed, usize::from(refused), "{name}");
+    }
+    // Some hold checksums from before the network card: that shows that they are checked.
+    assert!(captures().is_empty() || wrong_before > 0);
+}
+
+#[test]
+fn the_written_capture_is_clean_with_either_end_translated() {
+    if !has_tshark() {
+        return;
+    }
+    let place = tempfile::tempdir().unwrap();
+    let out = place.path().join("out.pcap");
+    let (mut rewritten, mut dialled) = (0, 0);
+    for path in captures() {
+        let (path_text, name) = (path.to_str().unwrap(), name(&path));
+        let before = Dissection::of(&path);
+        let [client, server] = &before.control[0];
+        let external = if client.contains(':') { "2001:db8:1:2:3:4:5:6" } else { "198.51.100.101" };
+        for inside in [client, server] {
+            let options = ["--external", external, "--inside", inside, "--write"];
+            let rows =
+                announcements(&[&[path_text], &options[..], &[out.to_str().unwrap()]].concat());
+            let after = Dissection::of(&out);
+            after.assert_as_clean_as(&before, name);
+            if client == server {
+                assert!(after.payloads.is_empty(), "{name}: nothing passes the gateway");
+                continue;
+            }
+            let seen = |end: &String| if end == inside { external.to_owned() } else { end.clone() };
+            let expected: Vec<_> =
+                before.addresses.iter().map(|ends| ends.each_ref().map(seen)).collect();
+            assert_eq!(after.addresses, expected, "{name}");
+            for row in rows.iter().filter(|row| row["action"] == "rewrite") {
+                let announced: SocketAddr = row["announced"].as_str().unwrap().parse().unwrap();
+                let instead: SocketAddr = row["rewritten"].as_str().unwrap().parse().unwrap();
+                assert_eq!(announced.ip().to_string(), *inside);
+                assert_eq!(instead, SocketAddr::new(external.parse().unwrap(), announced.port()));
+                rewritten += 1;
+            }
+            // What is announced is what the other end dials, wherever it does.
+            assert_eq!(after.dialled_as_announced(), before.dialled_as_announced(), "{name}");
+            dialled += after.dialled_as_announced();
+        }
+    }
+    assert!(captures().is_empty() || (rewritten >= 40 && dialled >= 60), "{rewritten} {dialled}");
+}
+
+/// The dialogues of slacksite.com's page on active and passive FTP, as an Ethernet capture with
+/// VLAN tags; each line is acknowledged by itself.
+fn slacksite(client: [u8; 4], server: [u8; 4], lines: &[(bool, &str)]) -> Vec<u8> {
+    let header =
+        PcapHeader { ts_resolution: pcap_file::TsResolution::NanoSecond, ..PcapHeader::default() };
+    let mut writer = PcapWriter::with_header(Vec::new(), header).unwrap();
+    let mut sent = [1000u32, u32::MAX - 5];
+    let mut time = Duration::new(1_700_000_000, 123_456_789);
+    let mut packet = |from_client: bool, sent: [u32; 2], syn: bool, ack: bool, text: &str| {
+        let ends = [(client, 1026, sent[0]), (server, 21, sent[1])];
+        let [from, to] = if from_client { ends } else { [ends[1], ends[0]] };
+        let builder = PacketBuilder::ethernet2([2; 6], [4; 6])
+            .single_vlan(7.try_into().unwrap())
+            .ipv4(from.0, to.0, 64)
+            .tcp(from.1, to.1, from.2, 8192);
+        let builder = if syn { builder.syn() } else { builder };
+        let builder = if ack { builder.ack(to.2) } else { builder };
+        let builder = if text.is_empty() { builder } else { builder.psh() };
+        let mut data = Vec::new();
+        builder.write(&mut data, text.as_bytes()).unwrap();
+        time += Duration::from_millis(5);
+        writer.write_packet(&PcapPacket::new(time, data.len() as u32, &data)).unwrap();
+    };
+    packet(true, sent, true, false, "");
+    sent[0] += 1;
+    packet(false, sent, true, true, "");
+    sent[1] = sent[1].wrapping_add(1);
+    packet(true, sent, false, true, "");
+    for (from_client, line) in lines {
+        let text = format!("{line}\r\n");
+        packet(*from_client, sent, false, true, &text);
+        let from = usize::from(!from_client);
+        sent[from] = sent[from].wrapping_add(text.len() as u32);
+        packet(!from_client, sent, false, true, "");
+    }
+    writer.into_writer()
+}
+
+const LOGIN: [(bool, &str); 5] = [
+    (false, "220 ready"),
+    (true, "USER slacker"),
+    (false, "331 Password required for slacker."),
+    (true, "PASS x"),
+    (false, "230 User slacker logged in."),
+];
+
+#[test]
+fn the_slacksite_port_reaches_the_server_as_the_external_address() {
+    let place = tempfile::tempdir().unwrap();
+    let [capture, out] = ["in.pcap", "out.pcap"].map(|name| place.path().join(name));
+    let lines = [
+        (true, "PORT 192,168,150,80,14,178"),
+        (false, "200 PORT command successful."),
+        (true, "LIST"),
+        (false, "150 Opening ASCII mode data connection for file list."),
+        (false, "226 Transfer complete."),
+        (true, "QUIT"),
+    ];
+    let dialogue = slacksite([192, 168, 150, 80], [192, 0, 2, 90], &[&LOGIN[..], &lines].concat());
+    fs::write(&capture, dialogue).unwrap();
+    let arguments = [capture.to_str().unwrap(), "--write", out.to_str().unwrap()];
+    let rows = announcements(&[&arguments[..], &["--external", "203.0.113.1"]].concat());
+    assert_eq!(rows.len(), 1);
+    let row = &rows[0];
+    assert_eq!(row["frame"], 14);
+    assert_eq!(row["announced"], "192.168.150.80:3762");
+    assert_eq!(
+        (&row["action"], &row["rewritten"]),
+        (&"rewrite".into(), &"203.0.113.1:3762".into())
+    );
+    if !has_tshark() {
+        return;
+    }
+    Dissection::of(&out).assert_as_clean_as(&Dissection::of(&capture), "slacksite");
+    let line = tshark(&out, "ftp.active.cip", &["ip.src", "ftp.request.arg", "ftp.active.port"]);
+    assert_eq!(line, ["203.0.113.1\t203,0,113,1,14,178\t3762"]);
+    // The line is 3 bytes shorter: every number after it says so, on the side of the server.
+    let numbers = |path: &Path, from: &str| {
+        let filter = format!("tcp.srcport=={from}");
+        tshark(path, &filter, &["frame.time_epoch", "tcp.seq", "tcp.ack"])
+    };
+    for (from, field) in [("1026", 1), ("21", 2)] {
+        let (before, after) = (numbers(&capture, from), numbers(&out, from));
+        assert_eq!(before.len(), after.len());
+        let mut shifted = 0;
+        for (before, after) in before.iter().zip(&after) {
+            let [before, after] = [before, after].map(|l| l.split('\t').collect::<Vec<_>>());
+            assert_eq!(before[0], after[0], "the time is retained");
+            let [old, new] = [&before, &after].map(|l| l[field].parse::<i64>().unwrap());
+            assert_eq!(before[3 - field], after[3 - field], "the other direction is as it was");
+            assert!(old - new == 0 && shifted == 0 || old - new == 3, "{before:?} {after:?}");
+            shifted += old - new;
+        }
+        assert!(shifted > 0);
+    }
+}
+
+#[test]
+fn the_slacksite_227_reaches_the_client_as_the_external_address() {
+    let place = tempfile::tempdir().unwrap();
+    let [capture, out] = ["in.pcap", "out.pcap"].map(|name| place.path().join(name));
+    let lines = [
+        (true, "PASV"),
+        (false, "227 Entering Passive Mode (192,168,150,90,195,149)."),
+        (true, "LIST"),
+        (false, "150 Opening ASCII mode data connection for file list"),
+        (false, "226 Transfer complete."),
+        (true, "QUIT"),
+    ];
+    let dialogue = slacksite([192, 0, 2, 80], [192, 168, 150, 90], &[&LOGIN[..], &lines].concat());
+    fs::write(&capture, dialogue).unwrap();
+    let arguments = [capture.to_str().unwrap(), "--write", out.to_str().unwrap()];
+    let nat = ["--external", "203.0.113.1", "--inside", "192.168.150.0/24"];
+    let text = printed(&[&arguments[..], &nat].concat());
+    let row = text.lines().nth(1).unwrap();
+    assert_eq!(
+        row.split_whitespace().take(7).collect::<Vec<_>>(),
+        ["16", "1", "server", "PASV", "192.168.150.90:50069", "rewrite", "203.0.113.1:50069"]
+    );
+    if !has_tshark() {
+        return;
+    }
+    Dissection::of(&out).assert_as_clean_as(&Dissection::of(&capture), "slacksite");
+    let line = tshark(&out, "ftp.passive.ip", &["ip.src", "ftp.response.arg"]);
+    assert_eq!(line, ["203.0.113.1\tEntering Passive Mode (203,0,113,1,195,149)."]);
+}
+
+#[test]
+fn other_containers_of_the_same_capture_say_the_same() {
+    let Some(capture) = capture("zeek-ipv4") else { return };
+    if Command::new("editcap").arg("--version").output().is_err() {
+        return absent("editcap is not installed");
+    }
+    let place = tempfile::tempdir().unwrap();
+    let expected = announcements(&[&capture]);
+    let other = place.path().join("other");
+    for format in ["pcapng", "nsecpcap", "modpcap"] {
+        let arguments = ["-F", format, &capture, other.to_str().unwrap()];
+        assert!(Command::new("editcap").args(arguments).status().unwrap().success(), "{format}");
+        assert_eq!(announcements(&[other.to_str().unwrap()]), expected, "{format}");
+    }
+}
+
+#[test]
+fn other_control_ports_can_be_named() {
+    let Some(capture) = capture("zeek-ipv4") else { return };
+    assert!(announcements(&[&capture, "--ports", "2121"]).is_empty());
+    assert_eq!(announcements(&[&capture, "--ports", "2121,21"]).len(), 4);
+}
+
+#[test]
+fn what_does_not_work_is_said_in_one_line() {
+    let place = tempfile::tempdir().unwrap();
+    let path = |name: &str| place.path().join(name).to_str().unwrap().to_owned();
+    let good = path("good.pcap");
+    fs::write(&good, slacksite([10, 0, 0, 1], [192, 0, 2, 1], &LOGIN)).unwrap();
+    let [text, link, absent] = ["text", "link", "absent"].map(path);
+    fs::write(&text, "PORT 1,2,3,4,5,6\n").unwrap();
+    let mut bytes = fs::read(&good).unwrap();
+    bytes[23] = 147; // pcap-file writes big-endian
+    fs::write(&link, bytes).unwrap();
+    let folder = path("");
+    for (capture, reason) in [
+        (&text, "not a pcap or pcapng capture"),
+        (
+            &link,
+            "link type 147 is not supported; supported are Ethernet, Linux cooked (SLL, SLL2), \
+             raw IP and loopback",
+        ),
+        (&absent, "No such file or directory (os error 2)"),
+        (&folder, "Is a directory (os error 21)"),
+    ] {
+        assert_eq!(failure(&[capture]), format!("{capture}: {reason}"));
+    }
+    let nowhere = path("nowhere/out.pcap");
+    assert_eq!(
+        failure(&[&good, "--write", &nowhere]),
+        format!("cannot write {nowhere}: No such file or directory (os error 2)")
+    );
+    assert_eq!(
+        failure(&[&good, "--write", "/dev/full"]),
+        "cannot write /dev/full: No space left on device (os error 28)"
+    );
+    let before = fs::read(&good).unwrap();
+    let same = path("same.pcap");
+    fs::hard_link(&good, &same).unwrap();
+    assert_eq!(
+        failure(&[&good, "--write", &same]),
+        format!("cannot write {same}: it is the capture itself; use another file")
+    );
+    assert_eq!(fs::read(&good).unwrap(), before);
+}
+
+#[test]
+fn families_that_do_not_fit_are_wrong_usage() {
+    let output = replay(&["x", "--external", "::1", "--inside", "10.0.0.0/8"]);
+    assert_eq!(output.status.code(), Some(2));
+    assert_eq!(
+        String::from_utf8(output.stderr).unwrap(),
+        "ftp-alg: address families differ: --external ::1, --inside 10.0.0.0/8; \
+         use two IPv4 or two IPv6 values\n"
+    );
+}
+
+#[test]
+fn a_cut_off_capture_gives_what_was_read_and_a_warning() {
+    let place = tempfile::tempdir().unwrap();
+    let cut = place.path().join("cut.pcap");
+    let bytes = slacksite([10, 0, 0, 1], [192, 0, 2, 1], &LOGIN);
+    fs::write(&cut, &bytes[..bytes.len() - 1]).unwrap();
+    let output = replay(&[cut.to_str().unwrap()]);
+    assert_eq!(output.status.code(), Some(0));
+    let warning = "the capture ends within its last record";
+    let expected = format!("ftp-alg: {}: {warning}\n", cut.display());
+    assert_eq!(String::from_utf8(output.stderr).unwrap(), expected);
+    assert!(String::from_utf8(output.stdout).unwrap().contains("packets                 12\n"));
+}

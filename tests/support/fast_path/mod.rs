@@ -1,9 +1,0 @@
-//! The fast path's program, as the simulated kernel has it.
-//!
-//! `model` decides about a line. `tests/fastpath` checks that the BPF program decides alike.
-
-#![allow(dead_code, reason = "each test binary uses a part")]
-
-pub mod layout;
-pub mod model;
-pub mod program;
