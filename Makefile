@@ -15,8 +15,12 @@ DESTDIR ?=
 PREFIX ?= /usr/local
 export DESTDIR PREFIX
 
+CARGO_NEXTEST := 0.9.114
 CARGO_DEB := 3.8.0
 CARGO_GENERATE_RPM := 0.21.1
+
+NEXTEST = $$(packaging/tool cargo-nextest $(CARGO_NEXTEST) or-newer) nextest run --locked --workspace
+NIGHTLY = $(NEXTEST) --release --profile nightly --run-ignored all --success-output final
 
 VERSION := $(shell sed -n 's/^version = "\(.*\)"$$/\1/p' Cargo.toml)
 
@@ -44,36 +48,31 @@ help:
 demo: provision build
 	target/release/ftp-alg demo
 
-# Two at once: the end-to-end tests wait more than they compute, but time what they see.
+# The lines that daemons logged are compared when all of them have ended.
 test: provision rust
 	@rm -rf $(TARGET)/matrix $(TARGET)/matrix.txt $(LOGS) && mkdir -p $(LOGS)
-	FTP_ALG_LAB_LOGS=$(LOGS) cargo test --locked --no-fail-fast -- --test-threads=2; status=$$?; \
-	    FTP_ALG_LAB_LOGS=$(LOGS) cargo test --locked --test messages logged -- --ignored --nocapture || status=1; \
+	export FTP_ALG_LAB_LOGS=$(LOGS); $(NEXTEST) $(TESTS); status=$$?; \
+	    [ -n '$(TESTS)' ] || $(NEXTEST) --run-ignored only -E 'test(/^messages::logged/)' || status=1; \
 	    cat $(TARGET)/matrix.txt || status=1; exit $$status
 
-# A million random dialogues, a thousand crashes under load, half an hour at full load: 45 minutes.
-test-nightly: export FTP_ALG_DIALOGUES ?= 1000000
-test-nightly: export FTP_ALG_ROUNDS ?= 1000
-test-nightly: export FTP_ALG_SOAK ?= 1800
-test-nightly: export FTP_ALG_HOSTILE ?= 65536
-test-nightly: export FTP_ALG_URGENT ?= 300000
-test-nightly: export FTP_ALG_RELOADS ?= 150
-test-nightly: export FTP_ALG_RPM ?= 1
+# All tests in their whole size, then what takes long by its number.
+test-nightly: export FTP_ALG_NIGHTLY := 1
 test-nightly: provision rust
-	@packaging/provision rpm
-	cargo test --locked --test packaging rpm
-	cargo test --locked --release --test simulated_network -- --nocapture
-	cargo test --locked --release --test budget resident -- --nocapture
-	cargo test --locked --release --test wire_cases urgent -- --nocapture
-	cargo test --locked --release --test e2e_restart killed_again -- --nocapture
-	cargo test --locked --release --test e2e_reload -- --nocapture
-	cargo test --locked --release --test e2e_downtime kills -- --nocapture
-	FTP_ALG_ROUNDS=30 cargo test --locked --release --test e2e_downtime stop -- --nocapture
-	cargo test --locked --release --test e2e_soak -- --nocapture
-	FTP_ALG_LAB_FAST_PATH=off cargo test --locked --test e2e_attacks --test e2e_matrix --test e2e_stream --test e2e_wire
+	@packaging/provision nightly
+	$(NIGHTLY)
+	FTP_ALG_LAB_FAST_PATH=off $(NIGHTLY) -E 'test(/^(attacks|matrix|stream|wire)::/)'
+	FTP_ALG_DIALOGUES=$(or $(DIALOGUES),1000000) $(NIGHTLY) -E 'test(/^simulated_network::/)'
+	FTP_ALG_HOSTILE=65536 $(NIGHTLY) -E 'test(/^budget::resident::/)'
+	FTP_ALG_URGENT=300000 $(NIGHTLY) -E 'test(/^wire_cases::urgent::/)'
+	FTP_ALG_ROUNDS=$(or $(ROUNDS),1000) $(NIGHTLY) -E 'test(/^(restart::.*killed_again|fastpath::.*survive|downtime::.*kills)/)'
+	FTP_ALG_ROUNDS=30 $(NIGHTLY) -E 'test(/^downtime::.*stop/)'
+	FTP_ALG_RELOADS=150 $(NIGHTLY) -E 'test(/^(reload|recipes::firewalld)::.*reload/)'
+	FTP_ALG_SOAK=1800 $(NIGHTLY) -E 'test(/^soak::/)'
 	@$(MAKE) --no-print-directory test-installed
 
-# TESTS names targets, as in TESTS='e2e_conntrack gateway'; nearly all without it: half an hour.
+# TESTS is the beginnings of names, as in TESTS='conntrack:: gateway::'; nearly all without it: half an hour.
+# SUITE=trixie takes Debian 13's kernel.
+test-stock-kernel: export SUITE
 test-stock-kernel: provision rust
 	@packaging/provision emulator
 	tests/stock-kernel $(TESTS)

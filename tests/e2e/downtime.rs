@@ -305,7 +305,7 @@ fn a_restart_with_the_other_back_end_breaks_no_connection() {
 
 /// The debugger stops the whole daemon after it has decided that numbers change, and before the kernel knows.
 #[test]
-#[ignore = "needs gdb"]
+#[ignore = "nightly: needs gdb"]
 fn a_connection_lives_if_the_daemon_is_stopped_in_the_middle_of_a_decision() {
     let gateway = gateway_with(Topology::Masquerade, &configuration("nftables"));
     let _server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();

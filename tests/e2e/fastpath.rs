@@ -341,7 +341,7 @@ fn a_clean_stop_leaves_no_program_and_no_pin() {
 
 #[test]
 fn transfers_on_the_fast_path_survive_a_killed_daemon() {
-    let rounds = std::env::var("FTP_ALG_ROUNDS").map_or(40, |text| text.parse().unwrap());
+    let rounds = std::env::var("FTP_ALG_ROUNDS").map_or(15, |text| text.parse().unwrap());
     let Some(mut gateway) = gateway(Topology::Masquerade) else { return };
     let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
     let (user, password) = server.login();

@@ -1,6 +1,6 @@
 //! What happens around the daemon: queues that overflow, links that go down, a connection tracker that
 //! forgets. All of it is repaired or reported, never silent. What others do to our table is in
-//! `e2e_lifecycle`, and how the daemon's own end is survived in `e2e_restart`.
+//! `lifecycle`, and how the daemon's own end is survived in `restart`.
 
 use std::{fs, thread, time::Duration};
 

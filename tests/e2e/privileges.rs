@@ -508,14 +508,16 @@ fn assert_ends(role: &str, cases: &[(&str, End)]) {
     let state = place.path().join("state");
     fs::create_dir(&state).unwrap();
     fs::write(place.path().join("rules"), "include \"/etc/shadow\"\n").unwrap();
+    let test = format!("{}::confined", module_path!().split_once("::").unwrap().1);
     for &(name, end) in cases {
         let pins = place.path().join("pins/1-0badf00d");
         fs::create_dir_all(&pins).unwrap();
         fs::write(pins.join("inspect"), "").unwrap();
         let mut command = Command::new(std::env::current_exe().unwrap());
-        command.args(["--exact", "confined", "--nocapture"]);
+        command.args(["--exact", &test, "--nocapture"]);
         command.env(TRY, format!("{role}|{name}|{}", state.display())).env("RUST_BACKTRACE", "1");
         let output = command.output().unwrap();
+        assert!(String::from_utf8_lossy(&output.stdout).contains("running 1 test"));
         let found = match (output.status.code(), output.status.signal()) {
             (Some(0), _) => End::Done,
             (None, Some(libc::SIGSYS)) => End::Forbidden,

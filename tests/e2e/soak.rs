@@ -1,6 +1,6 @@
 //! Full load for a while: memory stays as it is, nothing fails, and nothing is left behind.
 //!
-//! `FTP_ALG_SOAK` says for how many seconds (15); `make test-nightly` takes half an hour.
+//! `FTP_ALG_SOAK` says for how many seconds (10); `make test-nightly` takes half an hour.
 
 use std::{
     thread,
@@ -28,7 +28,7 @@ fn start_load(gateway: &Gateway, server: &Server, seconds: u64) -> BackgroundPro
 
 #[test]
 fn memory_is_flat_and_nothing_is_left_under_full_load() {
-    let seconds = std::env::var("FTP_ALG_SOAK").map_or(15, |text| text.parse().unwrap());
+    let seconds = std::env::var("FTP_ALG_SOAK").map_or(10, |text| text.parse().unwrap());
     let gateway = gateway(Topology::Masquerade);
     let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
     let mut load = start_load(&gateway, &server, seconds);

@@ -24,12 +24,13 @@ use ftp_alg::gateway::{
     RuleParameters, Table, rules,
 };
 use ftp_alg_core::engine::{Kernel as _, KernelError, Opening, Pinhole, QueueMode, Translation};
+use ftp_alg_lab::wait_for;
 use packets::{PacketAction, serve, tcp, with_payload};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use lab::{
     CLIENT, CLIENT6, EXTERNAL, EXTERNAL2, EXTERNAL6, GATEWAY_INSIDE, Lab, OneAtATime as _, SERVER,
-    SERVER2, SERVER6, at, connect, exchange, inside, ip, listen, pinhole,
+    SERVER2, SERVER6, at, connect, exchange, inside, ip, listen, pinhole, unacknowledged_bytes,
 };
 
 const LIFETIME: Duration = Duration::from_secs(20);
@@ -152,7 +153,7 @@ fn pass_replace_drop(lab: &Lab) {
             let mut text = [0; 5];
             server.read_exact(&mut text).unwrap();
             // A pure acknowledgement takes the way of the next payload.
-            std::thread::sleep(Duration::from_millis(100));
+            wait_for("the acknowledgement", || unacknowledged_bytes(&client) == 0);
             server.write_all(b"z").unwrap();
             drop(server);
             let mut rest = Vec::new();
@@ -195,11 +196,7 @@ fn a_taken_queue_is_named_with_its_owner() {
         assert!(Queue::open(2101).is_ok());
     });
     // A child that another test starts has our descriptors from fork to exec.
-    let free = || lab.on_gateway(|| Queue::open(2100)).is_ok();
-    assert!((0..100).any(|_| free() || {
-        std::thread::sleep(Duration::from_millis(20));
-        false
-    }));
+    wait_for("the queue", || lab.on_gateway(|| Queue::open(2100)).is_ok());
 }
 
 #[test]
@@ -379,8 +376,8 @@ fn an_unused_pinhole_expires_or_is_closed() {
     let open = ready.kernel.list_open().unwrap();
     assert_eq!((open.len(), open[0].initiator, open[0].arrival), (1, hole.initiator, hole.arrival));
     assert!(open[0].remaining <= lifetime);
-    std::thread::sleep((lifetime + Duration::from_millis(100)).saturating_sub(opened.elapsed()));
-    assert!(ready.kernel.list_open().unwrap().is_empty());
+    wait_for("the end of its lifetime", || ready.kernel.list_open().unwrap().is_empty());
+    assert!(opened.elapsed() >= lifetime);
     assert!(connect(&ready.lab.client, CLIENT, hole.arrival).is_err());
     ready.kernel.close(&hole).unwrap();
     ready.open(&hole, LIFETIME).unwrap();
@@ -407,7 +404,7 @@ fn translations_are_found_from_the_visible_pair() {
                 chain post {{ type nat hook postrouting priority 100; }}; }}; {rules}'"
         ));
     };
-    let snat = "add rule ip nat post oifname outside snat to 192.0.2.77";
+    let snat = "add rule ip nat post oifname wan snat to 192.0.2.77";
     let dnat = "add rule ip nat pre tcp dport 2121 dnat to 192.0.2.9:21";
     let listener = listen(&ready.lab.server, at(SERVER, 21));
     for (rules, dial) in [
@@ -425,9 +422,8 @@ fn translations_are_found_from_the_visible_pair() {
             server: at(SERVER, 21),
             server_external: dial,
         };
-        std::thread::sleep(Duration::from_millis(30));
-        let found = ready.kernel.lookup_translation(expected.client, expected.server).unwrap();
-        assert_eq!(found, Some(expected), "{rules}");
+        let mut found = || ready.kernel.lookup_translation(expected.client, expected.server);
+        wait_for(&rules, || found().unwrap() == Some(expected));
         if peer.ip() != expected.client.ip() {
             // A pair that no packet shows at our hooks.
             assert_eq!(ready.kernel.lookup_translation(peer, dial).unwrap(), None);
@@ -480,14 +476,16 @@ fn a_connection_that_needs_every_packet_is_be_liberal() {
     // The queue is not read here, so `hold` must not have these packets.
     ready.lab.gateway_sh("nft flush chain inet ftp_alg to_queue");
     ready.lab.gateway_sh(
-        "nft 'table ip invalid { chain c { type filter hook prerouting priority 0; \
-            ct state invalid counter; }; }'",
+        "nft 'table ip seen { chain c { type filter hook prerouting priority 0; \
+            ct state invalid counter; tcp dport 21 @th,160,64 0x6661722061776179 counter; }; }'",
     );
-    let invalid = |ready: &Ready| {
-        let text = ready.lab.gateway_sh("nft list table ip invalid");
-        let count = text.split("packets ").nth(1).unwrap().split(' ').next().unwrap();
+    let count = |ready: &Ready, number: usize| {
+        let text = ready.lab.gateway_sh("nft list table ip seen");
+        let count = text.split("packets ").nth(number).unwrap().split(' ').next().unwrap();
         count.parse::<u32>().unwrap()
     };
+    let invalid = |ready: &Ready| count(ready, 1);
+    let arrived = |ready: &Ready| count(ready, 2);
     let listener = listen(&ready.lab.server, at(SERVER, 21));
     let mut stream = connect(&ready.lab.client, CLIENT, at(SERVER, 21)).unwrap();
     let (_server, peer) = exchange(&mut stream, &listener);
@@ -503,15 +501,14 @@ fn a_connection_that_needs_every_packet_is_be_liberal() {
                 .unwrap();
             injector.inject(&packet).unwrap();
         }
-        std::thread::sleep(Duration::from_millis(50));
     };
     outside_the_window();
-    let before = invalid(&ready);
-    assert!(before > 0);
+    wait_for("both packets", || invalid(&ready) == 2);
     let control = Translation::identity(peer, at(SERVER, 21));
     ready.kernel.set_queue_mode(&control, QueueMode::All).unwrap();
     outside_the_window();
-    assert_eq!(invalid(&ready), before);
+    wait_for("both packets", || arrived(&ready) == 4);
+    assert_eq!(invalid(&ready), 2);
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeSet, fs, path::Path};
 
-use crate::{deb, make, output, root, run, said};
+use crate::{alone, deb, make, output, root, run, said};
 
 /// Every file but the recipes, whose list is the directory's.
 const FILES: [&str; 14] = [
@@ -62,12 +62,10 @@ fn the_package_has_these_files() {
     assert!(unit.contains("ExecStart=/usr/local/sbin/ftp-alg run"), "{unit}");
 }
 
-/// Like `make rpm`, which installs another tool of cargo: only by `make test-nightly`.
 #[test]
+#[ignore = "nightly: `make rpm` installs another tool of cargo"]
 fn the_package_for_rpm_has_the_same_files() {
-    if std::env::var_os("FTP_ALG_RPM").is_none() {
-        return;
-    }
+    let _alone = alone();
     let place = format!("OUTPUT={}", env!("CARGO_TARGET_TMPDIR"));
     let said = make(&["rpm", &place]);
     let rpm = said.lines().last().unwrap();

@@ -14,10 +14,12 @@ mod version;
 
 use std::{
     ffi::OsStr,
+    fs::{self, File},
     path::{Path, PathBuf},
     process::{Command, Output},
-    sync::OnceLock,
 };
+
+use rustix::fs::FlockOperation;
 
 /// The program under test.
 const PROGRAM: &str = env!("CARGO_BIN_EXE_ftp-alg");
@@ -54,12 +56,27 @@ fn make(arguments: &[&str]) -> String {
     output("make", &[&["--no-print-directory", &binary], arguments].concat())
 }
 
-/// The package of Debian.
-fn deb() -> &'static Path {
-    static DEB: OnceLock<PathBuf> = OnceLock::new();
-    DEB.get_or_init(|| {
-        let place = format!("OUTPUT={}", env!("CARGO_TARGET_TMPDIR"));
-        let said = make(&["deb", "DEB_OPTIONS=--fast", &place]);
-        said.lines().last().unwrap().into()
-    })
+/// The package of Debian. The first test of a run makes it; each test is a process of its own.
+fn deb() -> PathBuf {
+    let _alone = alone();
+    let place = Path::new(env!("CARGO_TARGET_TMPDIR"));
+    let made = place.join("deb-of-run");
+    let run = std::env::var("NEXTEST_RUN_ID").unwrap_or_else(|_| std::process::id().to_string());
+    let written = fs::read_to_string(&made).unwrap_or_default();
+    if let Some((of, path)) = written.split_once(' ')
+        && of == run
+    {
+        return path.into();
+    }
+    let said = make(&["deb", "DEB_OPTIONS=--fast", &format!("OUTPUT={}", place.display())]);
+    let path = said.lines().last().unwrap();
+    fs::write(made, format!("{run} {path}")).unwrap();
+    path.into()
+}
+
+/// Waits until no other test makes a package: all of them use `target/package`.
+fn alone() -> File {
+    let lock = File::create(Path::new(env!("CARGO_TARGET_TMPDIR")).join("package.lock")).unwrap();
+    rustix::fs::flock(&lock, FlockOperation::LockExclusive).unwrap();
+    lock
 }

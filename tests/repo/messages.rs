@@ -2,7 +2,7 @@
 //!
 //! A message is a string literal of at least three words in the code of the product, or a shorter one that is logged or
 //! an error. The test reads the code with
-//! [`syn`], and compares with the page. `UPDATE=1 cargo test --test messages` writes the page again: new messages get
+//! [`syn`], and compares with the page. `UPDATE=1 cargo test --test repo messages` writes the page again: new messages get
 //! empty columns, which then fail the test until somebody fills them. A text that only occurs inside of messages goes
 //! from the table of messages to that of parts, by hand, and stays there.
 
@@ -421,11 +421,11 @@ fn the_page_lists_every_message() {
     let stale: Vec<_> = listed.keys().filter(|key| !wanted_rows.contains_key(*key)).collect();
     assert!(
         missing.is_empty() && stale.is_empty(),
-        "{PAGE} lacks {missing:#?}\nand has {stale:#?}, which no code says: UPDATE=1 cargo test --test messages, and fill in the rows"
+        "{PAGE} lacks {missing:#?}\nand has {stale:#?}, which no code says: UPDATE=1 cargo test --test repo messages, and fill in the rows"
     );
     assert!(
         page == wanted,
-        "{PAGE} is not as the test writes it: UPDATE=1 cargo test --test messages"
+        "{PAGE} is not as the test writes it: UPDATE=1 cargo test --test repo messages"
     );
 }
 
@@ -485,7 +485,7 @@ fn logged(log: &str) -> impl Iterator<Item = String> {
 
 /// `make test` runs this after the end-to-end tests, whose daemons leave their logs in FTP_ALG_LAB_LOGS.
 #[test]
-#[ignore = "needs the logs of the end-to-end tests: make test"]
+#[ignore = "make test runs it after the end-to-end tests, whose logs it reads"]
 fn each_logged_line_is_on_the_page() {
     let page = fs::read_to_string(root().join(PAGE)).unwrap();
     let rows = in_page(&page).into_iter();

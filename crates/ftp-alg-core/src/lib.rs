@@ -1,6 +1,6 @@
 //! The engine of `ftp-alg`: a batch of packets in, effects out. Sans-I/O: no socket, no clock, no unsafe code.
 //!
-//! Each module may import only modules above it in this list; `tests/architecture.rs` checks that.
+//! Each module may import only modules above it in this list; `tests/repo/architecture.rs` checks that.
 //!
 //! | module | is | does not know |
 //! | --- | --- | --- |

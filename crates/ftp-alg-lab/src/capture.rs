@@ -93,6 +93,17 @@ pub struct ControlLine {
     pub text: String,
 }
 
+/// A display filter of tshark. Linux sends 0xffff for a TCP checksum of 0. The receiver's sum is the same.
+const WRONG_CHECKSUM: &str = "ip.checksum.status == \"Bad\" || \
+     (tcp.checksum.status == \"Bad\" && !tcp.checksum.ffff)";
+
+const REORDERED: &str = "tcp.analysis.out_of_order || tcp.analysis.lost_segment";
+
+fn timed_out() -> String {
+    let least = process::scaled_timeout(Duration::from_millis(190)).as_secs_f64();
+    format!("tcp.analysis.rto >= {least:.3}")
+}
+
 /// A finished capture.
 #[derive(Clone, Debug)]
 pub struct CaptureAnalysis {
@@ -133,17 +144,21 @@ impl CaptureAnalysis {
 
     /// The packets with a wrong checksum, one line each.
     pub fn wrong_checksums(&self) -> Result<Vec<String>> {
-        // Linux sends 0xffff for a TCP checksum of 0. The receiver's sum is the same.
-        let tcp = "tcp.checksum.status == \"Bad\" && !tcp.checksum.ffff";
-        self.named(&format!("ip.checksum.status == \"Bad\" || ({tcp})"))
+        self.named(WRONG_CHECKSUM)
     }
 
     /// The packets with signs of a wrong rewrite or sequence adjustment, one line each.
     ///
     /// These are packets with a wrong checksum, and packets that acknowledge or follow bytes that were not captured.
     pub fn faults(&self) -> Result<Vec<String>> {
-        let mut faults = self.wrong_checksums()?;
-        faults.extend(self.named("tcp.analysis.ack_lost_segment")?);
+        self.faults_and(&[])
+    }
+
+    /// The faults, and the packets that match one of `filters`. tshark needs longer to start than to read a capture.
+    fn faults_and(&self, filters: &[&str]) -> Result<Vec<String>> {
+        let mut faults = self.named(
+            &[&[WRONG_CHECKSUM, "tcp.analysis.ack_lost_segment"], filters].concat().join(" || "),
+        )?;
         faults.extend(self.gaps()?);
         Ok(faults)
     }
@@ -177,7 +192,7 @@ impl CaptureAnalysis {
 
     /// The packets that arrived out of order, one line each.
     pub fn reorderings(&self) -> Result<Vec<String>> {
-        self.named("tcp.analysis.out_of_order || tcp.analysis.lost_segment")
+        self.named(REORDERED)
     }
 
     /// The retransmissions after a retransmission time-out (at least 200 ms on Linux), one line each.
@@ -185,16 +200,12 @@ impl CaptureAnalysis {
     /// Earlier retransmissions are loss probes. Round trips take microseconds here, so loss probes occur whenever the
     /// gateway waits a few milliseconds for the processor on a busy machine.
     pub fn timeouts(&self) -> Result<Vec<String>> {
-        let least = process::scaled_timeout(Duration::from_millis(190)).as_secs_f64();
-        self.named(&format!("tcp.analysis.rto >= {least}"))
+        self.named(&timed_out())
     }
 
     /// All faults, reorderings and time-outs. A clean capture has none.
     pub fn anomalies(&self) -> Result<Vec<String>> {
-        let mut all = self.faults()?;
-        all.extend(self.reorderings()?);
-        all.extend(self.timeouts()?);
-        Ok(all)
+        self.faults_and(&[REORDERED, &timed_out()])
     }
 
     fn named(&self, filter: &str) -> Result<Vec<String>> {

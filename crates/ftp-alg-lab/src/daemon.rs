@@ -201,7 +201,7 @@ fn with_fast_path(configuration: &str) -> String {
 }
 
 impl Drop for Daemon {
-    /// Copies the log to the directory FTP_ALG_LAB_LOGS, if that is set: tests/messages.rs compares its lines with
+    /// Copies the log to the directory FTP_ALG_LAB_LOGS, if that is set: tests/repo/messages.rs compares its lines with
     /// docs/messages.md.
     fn drop(&mut self) {
         if let Some(directory) = std::env::var_os("FTP_ALG_LAB_LOGS") {

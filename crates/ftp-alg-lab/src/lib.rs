@@ -39,6 +39,7 @@ mod process;
 mod script;
 mod server;
 mod topology;
+mod wait;
 
 use std::{io, path::PathBuf, time::Duration};
 
@@ -53,6 +54,7 @@ pub use process::{BackgroundProcess, ProgramOutput, remove_everything, scaled_ti
 pub use script::Script;
 pub use server::{Server, ServerKind};
 pub use topology::{AddressPlan, DualAddress, LabSpec, SecondRouter, Topology};
+pub use wait::{wait_at_most, wait_for};
 
 /// An error of the lab or of a program in it.
 #[derive(Debug, thiserror::Error)]

@@ -9,7 +9,7 @@
 use std::{
     fs::{self, File},
     io::{Read, Write},
-    os::unix::process::CommandExt,
+    os::unix::{fs::MetadataExt as _, process::CommandExt as _},
     path::{Path, PathBuf},
     process::{Child, Command, ExitStatus, Stdio},
     sync::Mutex,
@@ -51,9 +51,7 @@ pub fn remove_everything() {
     for group in groups {
         signal_group(group, Signal::KILL);
     }
-    for namespace in namespaces {
-        delete_namespace(&namespace);
-    }
+    remove_namespaces(&namespaces);
     for directory in directories {
         let _ = fs::remove_dir_all(directory);
     }
@@ -69,10 +67,7 @@ pub(super) fn register(namespaces: &[String], directory: &Path) {
 
 /// Removes namespaces and a directory, and ends the processes in these namespaces.
 pub(super) fn remove(namespaces: &[String], directory: &Path) {
-    for namespace in namespaces {
-        kill_inhabitants(namespace);
-        delete_namespace(namespace);
-    }
+    remove_namespaces(namespaces);
     // With `FTP_ALG_LAB_KEEP`, captures and logs stay for the analysis of a failure.
     if std::env::var_os("FTP_ALG_LAB_KEEP").is_none() {
         let _ = fs::remove_dir_all(directory);
@@ -83,24 +78,27 @@ pub(super) fn remove(namespaces: &[String], directory: &Path) {
     });
 }
 
-fn delete_namespace(name: &str) {
-    let _ = Command::new(system_program("ip"))
-        .args(["netns", "del", name])
-        .stderr(Stdio::null())
-        .status();
+fn remove_namespaces(names: &[String]) {
+    kill_inhabitants(names);
+    let batch: String = names.iter().map(|name| format!("netns del {name}\n")).collect();
+    let mut command = Command::new(system_program("ip"));
+    // One that does not exist does not keep the others.
+    command.args(["-force", "-batch", "-"]);
+    if !names.is_empty() {
+        let _ = run(command, batch.as_bytes(), Duration::from_secs(30));
+    }
 }
 
-/// Ends all processes in `namespace`. The process group is not enough, because servers fork children into new sessions.
-fn kill_inhabitants(namespace: &str) {
-    let Ok(listed) = Command::new(system_program("ip"))
-        .args(["netns", "pids", namespace])
-        .stderr(Stdio::null())
-        .output()
-    else {
-        return;
-    };
-    for pid in String::from_utf8_lossy(&listed.stdout).lines() {
-        if let Some(pid) = pid.trim().parse().ok().and_then(Pid::from_raw) {
+/// Ends all processes in these namespaces. The process group is not enough, because servers fork children into new
+/// sessions.
+fn kill_inhabitants(names: &[String]) {
+    let inode = |path: PathBuf| fs::metadata(path).ok().map(|file| file.ino());
+    let place = Path::new("/run/netns");
+    let inodes: Vec<u64> = names.iter().filter_map(|name| inode(place.join(name))).collect();
+    for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
+        let pid = process.file_name().to_str().and_then(|name| name.parse().ok());
+        let Some(pid) = pid.and_then(Pid::from_raw) else { continue };
+        if inode(process.path().join("ns/net")).is_some_and(|ino| inodes.contains(&ino)) {
             let _ = rustix::process::kill_process(pid, Signal::KILL);
         }
     }
@@ -108,10 +106,7 @@ fn kill_inhabitants(namespace: &str) {
 
 /// Removes labs whose process ended without cleaning up, because it was killed.
 pub(super) fn remove_abandoned(base: &Path) {
-    for name in abandoned(Path::new("/run/netns")) {
-        kill_inhabitants(&name);
-        delete_namespace(&name);
-    }
+    remove_namespaces(&abandoned(Path::new("/run/netns")));
     for name in abandoned(base) {
         let _ = fs::remove_dir_all(base.join(name));
     }
@@ -197,10 +192,11 @@ fn describe(command: &Command) -> String {
     }
 }
 
-/// `limit`, multiplied by the variable FTP_ALG_LAB_PATIENCE if it is set, because emulated machines are slow.
+/// `limit`, multiplied by the variable FTP_ALG_LAB_PATIENCE if it is set, because busy and emulated machines are slow.
 pub fn scaled_timeout(limit: Duration) -> Duration {
     let factor = std::env::var("FTP_ALG_LAB_PATIENCE").ok().and_then(|factor| factor.parse().ok());
-    limit.saturating_mul(factor.unwrap_or(1))
+    let seconds = limit.as_secs_f64() * factor.unwrap_or(1.0);
+    Duration::try_from_secs_f64(seconds).unwrap_or(limit)
 }
 
 /// Calls `missing` repeatedly until it returns `None`. It is an error if this takes longer than `limit`.

@@ -1,13 +1,13 @@
 //! An off-path attacker spoofs five hundred packets a second, while conntrack has fifty thousand entries. The daemon
 //! must not dump the whole table for them, and an honest client must get its replies without delay.
 
-use std::{thread, time::Duration};
+use std::time::Duration;
 
 use ftp_alg_lab::{Family, Host, Topology};
 use serde_json::json;
 
 use super::{
-    common::{login, reply, say},
+    common::{login, reply, say, wait_for},
     scene::{ANNOUNCED, PORT, Scene},
 };
 
@@ -62,7 +62,7 @@ fn median_reply_times(scene: &Scene, kind: Kind) -> (f64, f64) {
         [say(line), reply(), json!({"sleep": 0.01})]
     });
     let timed: Vec<_> = timed.collect();
-    let gate = vec![json!({"gate": ""}), json!({"sleep": 0.3})];
+    let gate = vec![json!({"gate": ""})];
     let steps = [login(), timed.clone(), gate, timed].concat();
     let plan = json!({"host": lab.server_address(Family::V4), "steps": steps});
     let client = super::common::gated_client(&lab.client, plan);
@@ -92,15 +92,13 @@ fn median_reply_times(scene: &Scene, kind: Kind) -> (f64, f64) {
     let mut command = lab.outsider.command("/usr/bin/python3");
     command.arg(script).arg(plan.to_string());
     let queued = scene.gateway.daemon.counter("packets").unwrap();
-    let (session, sent) = thread::scope(|scope| {
-        let attack =
-            scope.spawn(|| lab.outsider.finish(command, b"", Duration::from_secs(30)).unwrap());
-        thread::sleep(Duration::from_millis(300));
-        let session = client.release();
-        (session, attack.join().unwrap().success().unwrap().stdout_text())
-    });
+    let mut attack = lab.outsider.start(command, "spoof").unwrap();
+    wait_for("the attack", || attack.log().contains("began"));
+    let session = client.release();
+    wait_for("the attack's end", || attack.exit_status().is_some());
     let queued = scene.gateway.daemon.counter("packets").unwrap() - queued;
-    let sent: u64 = sent.trim().parse().unwrap();
+    let log = attack.log();
+    let sent: u64 = log.lines().last().unwrap().parse().unwrap();
     match kind {
         // A SYN-ACK without a SYN needs no verdict. Only packets with data are queued.
         Kind::SynAck | Kind::OwnSynAck => assert!(queued < sent, "{queued} packets were queued"),
@@ -116,7 +114,7 @@ fn median_reply_times(scene: &Scene, kind: Kind) -> (f64, f64) {
         median(&mut answers.collect::<Vec<_>>())
     };
     let before = of(login().len());
-    (before, of(login().len() + 3 * TIMED + 2))
+    (before, of(login().len() + 3 * TIMED + 1))
 }
 
 /// Prepares the gateway for an attack.

@@ -7,7 +7,7 @@ use ftp_alg_lab::{Family, Script, Topology};
 use serde_json::json;
 
 use super::{
-    common::{GatedClient, login, wait_for},
+    common::{GatedClient, login, telling, wait_for},
     scene::{Scene, with_each_back_end},
 };
 
@@ -21,8 +21,11 @@ const MUTE: &str = "table inet mute {
 ";
 
 #[test]
-fn a_hundred_thousand_control_connections_leave_room_for_one_more() {
-    let scene = Scene::new(Topology::Routed, &json!({}));
+fn a_flood_of_control_connections_leaves_room_for_one_more() {
+    let sizes = [("10000", 8_192_u64), ("100000", 65_536)];
+    let (connections, most) = &telling(&sizes[..1], &sizes[1..])[0];
+    let configuration = format!("policy.max-sessions = {most}\n");
+    let scene = Scene::with(Topology::Routed, &configuration, &json!({}));
     let lab = &scene.gateway.lab;
     let daemon = &scene.gateway.daemon;
     scene.assert_transfer();
@@ -32,7 +35,7 @@ fn a_hundred_thousand_control_connections_leave_room_for_one_more() {
     lab.client2.shell("ip address add 192.168.150.82/24 dev eth0").unwrap();
     let server = lab.server.address(Family::V4).to_string();
     let sources = [lab.client2.address(Family::V4).to_string(), "192.168.150.82".to_owned()];
-    let arguments = [&server, "21", "100000", "8000", &sources[0], &sources[1]];
+    let arguments = [&server, "21", *connections, "8000", &sources[0], &sources[1]];
     let flood = lab.client2.script(Script::Flood, &arguments, Duration::from_secs(60)).unwrap();
     println!("flood: {} s", flood.success().unwrap().stdout_text().trim());
     scene.assert_transfer();
@@ -41,15 +44,15 @@ fn a_hundred_thousand_control_connections_leave_room_for_one_more() {
     let grown = daemon.resident_kib().unwrap().saturating_sub(before);
     println!("memory has grown by {grown} KiB");
     assert!(grown < 96 << 10, "memory has grown by {grown} KiB");
-    assert!(status["sessions"].as_u64().unwrap() <= 65_536, "{status}");
+    assert!(status["sessions"].as_u64().unwrap() <= *most, "{status}");
     assert!(status["limits"]["sessions"].as_u64().unwrap_or(0) > 0, "{status}");
 }
 
-/// Announces 10,000 ports at once, spread over `connections` sessions, and reads all replies.
+/// Announces thousands of ports at once, spread over `connections` sessions, and reads all replies.
 fn flood_of_announcements(back_end: &str, connections: usize) {
     let scene = Scene::with(Topology::Masquerade, back_end, &json!({}));
     let lab = &scene.gateway.lab;
-    let count = 10_000 / connections;
+    let count = telling(&[2_000], &[10_000])[0] / connections;
     let flood = |at: usize| {
         let first = 20_000 + at * count;
         let send = json!({"send": "PORT 192,168,150,81,{}\r\n", "ports": [first, first + count]});
@@ -85,12 +88,12 @@ fn flood_of_announcements(back_end: &str, connections: usize) {
 }
 
 #[test]
-fn ten_thousand_announcements_on_one_connection() {
+fn a_flood_of_announcements_on_one_connection() {
     with_each_back_end(|back_end| flood_of_announcements(back_end, 1));
 }
 
 #[test]
-fn ten_thousand_announcements_on_twenty_connections() {
+fn a_flood_of_announcements_on_twenty_connections() {
     with_each_back_end(|back_end| flood_of_announcements(back_end, 20));
 }
 

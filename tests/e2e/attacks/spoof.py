@@ -63,6 +63,7 @@ def spoofed():
     return packet(plan["from"], plan["to"], (21, plan["port"]), SYN_ACK, b"")
 
 
+print("began", flush=True)
 start, sent = time.monotonic(), 0
 while time.monotonic() < start + seconds:
     destination = "::" + plan["to"] if over_v6 else plan["to"]

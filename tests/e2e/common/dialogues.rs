@@ -1,4 +1,4 @@
-//! Dialogues that are written down in `tests/dialogues`, played through a gateway. `dialogue.py`
+//! Dialogues that are written down in `tests/e2e/common/dialogues`, played through a gateway. `dialogue.py`
 //! describes their format.
 
 #![allow(dead_code, reason = "each test file uses its part")]

@@ -10,15 +10,17 @@ use std::{
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
     thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use ftp_alg::gateway::{
     RuleParameters,
     firewall::{ControlPathVerdict, Firewall, Hook, interfaces},
 };
+pub use ftp_alg_lab::wait_for;
 use ftp_alg_lab::{
     Admission, BackgroundProcess, Capture, Daemon, Host, Lab, LabSpec, Script, Topology,
+    wait_at_most,
 };
 use serde_json::{Value, json};
 
@@ -162,22 +164,23 @@ pub fn scripted_client(host: &Host, plan: &Value) -> Session {
 /// A scripted client that waits at its gate.
 pub struct GatedClient {
     process: BackgroundProcess,
-    gate: PathBuf,
+    gates: Vec<PathBuf>,
 }
 
-/// Starts a scripted client whose plan has one `{"gate": ...}` step, and waits until it is there.
+/// Starts a scripted client whose plan has `{"gate": ...}` steps, and waits until it is at the first one.
 pub fn gated_client(host: &Host, mut plan: Value) -> GatedClient {
     static NUMBER: AtomicU32 = AtomicU32::new(0);
     let name = format!("gated-client-{}", NUMBER.fetch_add(1, Ordering::Relaxed));
-    let gate = host.directory().join(format!("{name}.gate"));
+    let mut gates = Vec::new();
     for step in plan["steps"].as_array_mut().unwrap() {
         if step.get("gate").is_some() {
-            *step = json!({"gate": gate});
+            gates.push(host.directory().join(format!("{name}.gate-{}", gates.len())));
+            *step = json!({"gate": gates.last()});
         }
     }
     let command = host.script_command(Script::Client, &[&plan.to_string()]).unwrap();
     let process = host.start(command, &name).unwrap();
-    let client = GatedClient { process, gate };
+    let client = GatedClient { process, gates };
     // It may wait that long for what its steps expect.
     let patience = plan["timeout"].as_u64().unwrap_or(60).max(60);
     wait_at_most(patience, "the client's gate", || !client.process.log().is_empty());
@@ -187,26 +190,25 @@ pub fn gated_client(host: &Host, mut plan: Value) -> GatedClient {
 }
 
 impl GatedClient {
-    /// Opens the gate, and gives what became of the session.
+    /// Opens the next gate.
+    pub fn open_gate(&mut self) {
+        std::fs::write(self.gates.remove(0), b"").unwrap();
+    }
+
+    /// Opens all gates, and gives what became of the session.
     pub fn release(mut self) -> Session {
-        std::fs::write(&self.gate, b"").unwrap();
+        while !self.gates.is_empty() {
+            self.open_gate();
+        }
         wait_for("the client's end", || self.process.exit_status().is_some());
         Session::parse(self.process.log().lines().last().unwrap_or_default())
     }
 }
 
-/// Waits until `ready`, at most a minute.
-pub fn wait_for(what: &str, ready: impl FnMut() -> bool) {
-    wait_at_most(60, what, ready);
-}
-
-/// Waits until `ready`, at most so many seconds.
-pub fn wait_at_most(seconds: u64, what: &str, mut ready: impl FnMut() -> bool) {
-    let deadline = Instant::now() + Duration::from_secs(seconds);
-    while !ready() {
-        assert!(Instant::now() < deadline, "{what} did not come within {seconds} s");
-        thread::sleep(Duration::from_millis(10));
-    }
+/// All of `all` in `make test-nightly`, and the most telling ones on each change.
+pub fn telling<'a, T>(telling: &'a [T], all: &'a [T]) -> &'a [T] {
+    let is_nightly = std::env::var_os("FTP_ALG_NIGHTLY").is_some();
+    if is_nightly { all } else { telling }
 }
 
 /// Steps of a login.

@@ -31,31 +31,19 @@ pub struct Cell {
     pub verb: Verb,
     /// Over which family.
     pub family: Family,
-    /// What came of it.
-    pub outcome: Outcome,
+    /// What went wrong; `None` if every byte arrived.
+    pub failure: Option<String>,
     /// How long it took.
     pub elapsed: Duration,
-}
-
-/// What came of a cell.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Every byte arrived.
-    Ok,
-    /// The two cannot be made to do this.
-    Impossible(&'static str),
-    /// What went wrong.
-    Failed(String),
 }
 
 impl fmt::Display for Cell {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Self { client, server, verb, family, .. } = self;
         write!(f, "{client} with {server}, {verb} over {family}")?;
-        match &self.outcome {
-            Outcome::Ok => f.write_str(": ok"),
-            Outcome::Impossible(why) => write!(f, ": {why}"),
-            Outcome::Failed(why) => write!(f, ": FAILED: {why}"),
+        match &self.failure {
+            None => f.write_str(": ok"),
+            Some(why) => write!(f, ": FAILED: {why}"),
         }
     }
 }
@@ -90,43 +78,63 @@ pub struct Matrix {
 impl Matrix {
     /// The cells that did not work and the strays, one line each.
     pub fn failures(&self) -> Vec<String> {
-        let failed = |cell: &&Cell| matches!(cell.outcome, Outcome::Failed(_));
-        let cells = self.cells.iter().filter(failed).map(ToString::to_string);
+        let cells =
+            self.cells.iter().filter(|cell| cell.failure.is_some()).map(ToString::to_string);
         cells.chain(self.strays.iter().cloned()).collect()
     }
 }
 
-/// Runs all cells of `lab`: one server after the other, of each the cells side by side.
-pub fn run(lab: &Lab) -> Result<Matrix> {
+/// The number of parts into which [`run`] divides the cells.
+const PARTS: usize = ClientProgram::ALL.len();
+
+/// Runs the cells of `lab`: one server after the other, of each the cells side by side.
+///
+/// A part has each server with each way to announce, by one client. Two parts that follow each other have each client
+/// with each server, and all parts have all cells. `None` is all parts.
+pub fn run(lab: &Lab, part: Option<usize>) -> Result<Matrix> {
     let port = lab.server_endpoint(Family::V4).port();
     let client_end = Witness::start(&lab.client, lab.interface(&lab.client), port)?;
     let server_end = Witness::start(&lab.server, lab.interface(&lab.server), 21)?;
     let mut cells = Vec::new();
-    for kind in ServerKind::ALL {
-        cells.extend(run_server(lab, kind)?);
+    for (number, kind) in ServerKind::ALL.into_iter().enumerate() {
+        // Servers begin with different clients.
+        cells.extend(run_server(lab, kind, part.map(|part| part + 3 * number))?);
     }
     let mut strays = Vec::new();
     for end in [client_end, server_end] {
         let testimony = end.finish()?;
         strays.extend(testimony.strays.iter().cloned());
-        for cell in cells.iter_mut().filter(|cell| cell.outcome == Outcome::Ok) {
+        for cell in cells.iter_mut().filter(|cell| cell.failure.is_none()) {
             if let Some(objection) = testimony.objection(&cell.name(), cell.verb) {
-                cell.outcome = Outcome::Failed(objection);
+                cell.failure = Some(objection);
             }
         }
     }
     Ok(Matrix { cells, strays })
 }
 
-fn run_server(lab: &Lab, kind: ServerKind) -> Result<Vec<Cell>> {
+fn run_server(lab: &Lab, kind: ServerKind, part: Option<usize>) -> Result<Vec<Cell>> {
     let server = Server::start(kind, &lab.server)?;
     let body: Vec<u8> = (0..100_000_u32).map(|n| (n * 7 % 251) as u8).collect();
-    let cells = WAYS.into_iter().flat_map(|(verb, family)| {
-        ClientProgram::ALL.map(|client| {
-            // The servers understand everything.
-            let outcome =
-                client.unsupported_reason(verb, family).map_or(Outcome::Ok, Outcome::Impossible);
-            Cell { client, server: kind, verb, family, outcome, elapsed: Duration::ZERO }
+    let cells = WAYS.into_iter().enumerate().flat_map(|(way, (verb, family))| {
+        // The servers understand everything.
+        let can = |client: &ClientProgram| client.unsupported_reason(verb, family).is_none();
+        let mut clients = ClientProgram::ALL.to_vec();
+        clients.retain(can);
+        if let Some(part) = part {
+            clients = (0..)
+                .map(|next| ClientProgram::ALL[(part + way + next) % PARTS])
+                .find(can)
+                .into_iter()
+                .collect();
+        }
+        clients.into_iter().map(move |client| Cell {
+            client,
+            server: kind,
+            verb,
+            family,
+            failure: None,
+            elapsed: Duration::ZERO,
         })
     });
     let cells: Vec<Mutex<Cell>> = cells.map(Mutex::new).collect();
@@ -134,9 +142,7 @@ fn run_server(lab: &Lab, kind: ServerKind) -> Result<Vec<Cell>> {
     let work = || {
         while let Some(cell) = cells.get(next.fetch_add(1, Ordering::Relaxed)) {
             let mut cell = cell.lock().unwrap_or_else(PoisonError::into_inner);
-            if cell.outcome == Outcome::Ok {
-                exchange(&mut cell, lab, &server, &body);
-            }
+            exchange(&mut cell, lab, &server, &body);
         }
     };
     thread::scope(|scope| {
@@ -160,7 +166,7 @@ fn exchange(cell: &mut Cell, lab: &Lab, server: &Server, body: &[u8]) {
         login: server.login(),
     };
     if let Err(error) = transfer.exchange(server, &cell.name(), body) {
-        cell.outcome = Outcome::Failed(error.to_string());
+        cell.failure = Some(error.to_string());
     }
     cell.elapsed = start.elapsed();
 }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use ftp_alg_lab::Host;
 
 use super::{
-    common::executable,
-    native::{iptables, run_iptables},
+    common::{executable, telling},
+    native::{PLACES, iptables, run_iptables},
     site::{FAMILIES, FEW_PORTS, NFTABLES, Place, Site},
 };
 
@@ -23,24 +23,27 @@ fn load_queueing(host: &Host, variant: &str) {
 
 #[test]
 fn iptables_queue_rules_work_in_every_place() {
-    for variant in ["nft", "legacy"] {
-        for place in [Place::Masquerade, Place::Published, Place::Server, Place::Client] {
-            let site = Site::new(place);
-            run_iptables(site.guard(), &iptables(place, variant).text);
-            load_queueing(site.guard(), variant);
-            let daemon = site.daemon(NFTABLES);
-            let table = site.guard().shell("nft list table inet ftp_alg").unwrap().stdout_text();
-            let queues = ["queue to", "queue flags", "NFQUEUE"];
-            assert!(!queues.iter().any(|statement| table.contains(statement)), "{table}");
-            let doctor = daemon.ask(&["doctor", "--json"]).unwrap().stdout_text();
-            assert!(!doctor.contains("queued-twice"), "{doctor}");
-            site.carries(&daemon, &FAMILIES);
-            site.assert_outsider_finds_only_published_ports(&daemon, FEW_PORTS);
-            assert_eq!(site.guard().invalid_packets().unwrap(), 0, "{variant} {place:?}");
-            // The start of an announcement is held and acknowledged here too.
-            let times = [(); 3].map(|()| site.reply_time_of_split_announcement());
-            assert!(times.into_iter().any(|time| time < Duration::from_millis(100)), "{times:?}");
-        }
+    let all: Vec<_> = ["nft", "legacy"]
+        .into_iter()
+        .flat_map(|variant| PLACES.map(|place| (variant, place)))
+        .collect();
+    for &(variant, place) in telling(&[("nft", Place::Published), ("legacy", Place::Server)], &all)
+    {
+        let site = Site::new(place);
+        run_iptables(site.guard(), &iptables(place, variant).text);
+        load_queueing(site.guard(), variant);
+        let daemon = site.daemon(NFTABLES);
+        let table = site.guard().shell("nft list table inet ftp_alg").unwrap().stdout_text();
+        let queues = ["queue to", "queue flags", "NFQUEUE"];
+        assert!(!queues.iter().any(|statement| table.contains(statement)), "{table}");
+        let doctor = daemon.ask(&["doctor", "--json"]).unwrap().stdout_text();
+        assert!(!doctor.contains("queued-twice"), "{doctor}");
+        site.carries(&daemon, &FAMILIES);
+        site.assert_outsider_finds_only_published_ports(&daemon, FEW_PORTS);
+        assert_eq!(site.guard().invalid_packets().unwrap(), 0, "{variant} {place:?}");
+        // The start of an announcement is held and acknowledged here too.
+        let times = [(); 3].map(|()| site.reply_time_of_split_announcement());
+        assert!(times.into_iter().any(|time| time < Duration::from_millis(100)), "{times:?}");
     }
 }
 

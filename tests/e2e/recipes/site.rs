@@ -111,6 +111,13 @@ impl Site {
         }
     }
 
+    /// Asserts that all transfers work with `configuration`, and that nothing else is open.
+    pub fn works(&self, configuration: &str, families: &[Family]) {
+        let daemon = self.daemon(configuration);
+        self.carries(&daemon, families);
+        self.assert_outsider_finds_only_published_ports(&daemon, FEW_PORTS);
+    }
+
     /// Asserts that an announcement gets its reply and its pinhole, but that the firewall drops the data connection.
     pub fn stops(&self, daemon: &Daemon, family: Family, mode: Mode) {
         let mut steps = self.login();
@@ -228,8 +235,8 @@ pub fn unpacked(path: &str) -> PathBuf {
     file
 }
 
-/// Asserts that a recipe drops the `stopped` modes without its rule, and that all transfers work with it. `apply` is
-/// called once for each variant.
+/// Asserts that without the recipe's rule the `stopped` modes are dropped with the nftables back end, and all transfers
+/// work with the conntrack back end; and that with the rule all transfers work with the nftables back end.
 pub fn assert_rule_suffices(
     site: &Site,
     recipe: &Recipe,
@@ -244,20 +251,8 @@ pub fn assert_rule_suffices(
             site.stops(&daemon, family, mode);
         }
     }
+    drop(daemon);
+    site.works(CONNTRACK, families);
     apply(site.guard(), &recipe.text);
-    site.carries(&daemon, families);
-    site.assert_outsider_finds_only_published_ports(&daemon, FEW_PORTS);
-}
-
-/// Asserts that the recipe without its rule suffices for the conntrack back end.
-pub fn assert_conntrack_needs_no_rule(
-    site: &Site,
-    recipe: &Recipe,
-    families: &[Family],
-    apply: impl Fn(&Host, &str),
-) {
-    apply(site.guard(), &recipe.without_its_rule());
-    let daemon = site.daemon(CONNTRACK);
-    site.carries(&daemon, families);
-    site.assert_outsider_finds_only_published_ports(&daemon, FEW_PORTS);
+    site.works(NFTABLES, families);
 }

@@ -4,9 +4,12 @@ use std::{fs, os::unix::fs::PermissionsExt};
 
 use ftp_alg_lab::{Family, Host};
 
-use super::site::{
-    FAMILIES, MODES, NFTABLES, Place, Recipe, Site, assert_conntrack_needs_no_rule,
-    assert_rule_suffices, run_script, unpacked,
+use super::{
+    common::telling,
+    native::PLACES,
+    site::{
+        FAMILIES, MODES, NFTABLES, Place, Recipe, Site, assert_rule_suffices, run_script, unpacked,
+    },
 };
 
 /// Installs ufw's files below `home`, as its package does, and a command `ufw` that uses them.
@@ -73,7 +76,7 @@ fn installed(place: Place) -> (Site, Recipe, impl Fn(&Host, &str)) {
 
 #[test]
 fn the_ufw_rule_admits_data_connections() {
-    for place in [Place::Masquerade, Place::Published, Place::Server, Place::Client] {
+    for &place in telling(&[Place::Server], &PLACES) {
         let (site, recipe, apply) = installed(place);
         assert_rule_suffices(&site, &recipe, &FAMILIES, &MODES, apply);
     }
@@ -101,12 +104,4 @@ fn ufw_may_be_reloaded_and_reenabled_while_the_daemon_runs() {
         site.carries(&daemon, &[Family::V4]);
     }
     assert!(!daemon.log().contains("loaded again"), "{}", daemon.log());
-}
-
-#[test]
-fn ufw_needs_no_rule_with_the_conntrack_back_end() {
-    for place in [Place::Masquerade, Place::Published, Place::Server, Place::Client] {
-        let (site, recipe, apply) = installed(place);
-        assert_conntrack_needs_no_rule(&site, &recipe, &FAMILIES, apply);
-    }
 }

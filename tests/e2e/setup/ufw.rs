@@ -1,6 +1,7 @@
 //! ufw, alone and together with Docker.
 
 use super::{
+    common::telling,
     machine::{Machine, assert_apply_reload_and_undo, cache},
     site::{FAMILIES, MODES, NFTABLES, Place, Recipe, Site},
 };
@@ -39,7 +40,8 @@ fn machine(place: Place) -> (Site, Machine) {
 
 #[test]
 fn setup_edits_the_before_rules_of_ufw() {
-    for place in [Place::Masquerade, Place::Published, Place::Server] {
+    let all = [Place::Masquerade, Place::Published, Place::Server];
+    for &place in telling(&all[1..2], &all) {
         let (site, machine) = machine(place);
         assert_apply_reload_and_undo(&site, &machine, "ufw", "ufw reload", &FAMILIES, &MODES);
     }

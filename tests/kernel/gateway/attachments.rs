@@ -49,7 +49,7 @@ fn the_program_is_attached_while_it_is_in_use() {
         let start = Instant::now();
         let update_after =
             |seconds| update_attachments_at(&path, start + Duration::from_secs(seconds));
-        let (both, none) = (name_set(&["inside", "outside"]), name_set(&[]));
+        let (both, none) = (name_set(&["lan", "wan"]), name_set(&[]));
         assert_eq!(update_after(0), both, "at the start, to find out whether it can be attached");
         assert_eq!(update_after(9), both);
         assert_eq!((update_after(10), attached_interfaces(&lab)), (none.clone(), none.clone()));
@@ -82,17 +82,17 @@ fn new_interfaces_are_attached_and_removal_detaches_all() {
     lab.on_gateway(|| {
         let path = pins.load();
         let attach = || update_attachments(&path);
-        assert_eq!(attach(), name_set(&["inside", "outside"]));
+        assert_eq!(attach(), name_set(&["lan", "wan"]));
         assert_eq!(attach(), attached_interfaces(&lab), "the second call changes nothing");
         lab.gateway_sh(
             "ip link add later type veth peer name later2; ip link add bridge type bridge; \
              ip link add port type veth peer name other; ip link set port master bridge; \
              ip tuntap add tunnel mode tun || true",
         );
-        let now = name_set(&["inside", "outside", "later", "later2", "bridge", "other"]);
+        let now = name_set(&["lan", "wan", "later", "later2", "bridge", "other"]);
         assert_eq!(attach(), now);
         lab.gateway_sh("ip link delete later; ip link set other master bridge");
-        let now = name_set(&["inside", "outside", "bridge"]);
+        let now = name_set(&["lan", "wan", "bridge"]);
         assert_eq!((attach(), attached_interfaces(&lab)), (now.clone(), now));
         path.remove().unwrap();
         assert_eq!(attached_interfaces(&lab), name_set(&[]));
@@ -106,9 +106,9 @@ fn an_interface_in_another_namespace_is_ignored() {
     lab.on_gateway(|| {
         let path = pins.load();
         update_attachments(&path);
-        lab.gateway_sh(&format!("ip link set inside netns {}", lab.client));
-        assert_eq!(update_attachments(&path), name_set(&["outside"]));
-        assert!(!inside(&lab.client, || is_attached("inside")));
+        lab.gateway_sh(&format!("ip link set lan netns {}", lab.client));
+        assert_eq!(update_attachments(&path), name_set(&["wan"]));
+        assert!(!inside(&lab.client, || is_attached("lan")));
         path.remove().unwrap();
     });
 }

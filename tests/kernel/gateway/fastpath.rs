@@ -14,6 +14,8 @@ use ftp_alg::gateway::fastpath::{
     self, DialogueState, FastPath, Flow, LineRecord, PacketTuple, RingWaiter,
 };
 
+use ftp_alg_lab::wait_for;
+
 use super::{
     attachments::{attached_interfaces, name_set, update_attachments},
     lab::{Lab, inside},
@@ -339,13 +341,13 @@ fn a_daemon_takes_over_its_version_and_removes_others() {
         first.hand_over(&flow(7)).unwrap();
         let version = first.directory().to_owned();
         drop(first);
-        assert_eq!(attached_interfaces(&lab), name_set(&["inside", "outside"]), "the pins keep it");
+        assert_eq!(attached_interfaces(&lab), name_set(&["lan", "wan"]), "the pins keep it");
 
         let second = pins.load();
         assert_eq!((second.directory(), second.flow_ids().unwrap()), (&*version, vec![7]));
         lab.gateway_sh("ip link add later type veth peer name later2");
         update_attachments(&second);
-        assert_eq!(attached_interfaces(&lab), name_set(&["inside", "later", "later2", "outside"]));
+        assert_eq!(attached_interfaces(&lab), name_set(&["lan", "later", "later2", "wan"]));
         drop(second);
 
         // The directory gets the name of another version. The incomplete directory of a daemon that was killed while
@@ -404,7 +406,7 @@ fn a_directory_in_use_is_neither_taken_over_nor_removed() {
         let unavailable = FastPath::load(&pins.0).unwrap_err().to_string();
         assert!(unavailable.ends_with(error_text), "{unavailable}");
         assert_eq!(fastpath::remove_pinned_state(&pins.0).unwrap_err().to_string(), error_text);
-        assert_eq!(attached_interfaces(&lab), name_set(&["inside", "outside"]));
+        assert_eq!(attached_interfaces(&lab), name_set(&["lan", "wan"]));
         drop(path);
         fastpath::remove_pinned_state(&pins.0).unwrap();
         assert_eq!(attached_interfaces(&lab), name_set(&[]));
@@ -431,7 +433,7 @@ fn each_network_namespace_has_its_own_program() {
     exchange(&first, 0);
     assert_eq!((read(&first).len(), read(&second).len()), (2, 0));
     one.on_gateway(|| first.remove().unwrap());
-    assert_eq!(attached_interfaces(&two), name_set(&["inside", "outside"]));
+    assert_eq!(attached_interfaces(&two), name_set(&["lan", "wan"]));
     assert_eq!(second.flow_ids().unwrap(), [8]);
     two.on_gateway(|| second.remove().unwrap());
     assert!(!pins.0.exists());
@@ -451,13 +453,10 @@ fn received_packets_are_inspected() {
             inside(&lab.client, || send_frame("eth0", [0xff; 6], frame));
         }
         let mut lines = Vec::new();
-        for _ in 0..100 {
+        wait_for("the line", || {
             assert!(path.ring().read(&mut lines));
-            if !lines.is_empty() {
-                break;
-            }
-            std::thread::sleep(Duration::from_millis(10));
-        }
+            !lines.is_empty()
+        });
         let counts = path.counters().unwrap();
         assert_eq!((lines.len(), counts.inspected, counts.handed_back), (1, 1, 0));
         path.remove().unwrap();
@@ -556,11 +555,9 @@ fn directories_of_deleted_namespaces_are_removed() {
     assert_eq!(count_directories(), 2, "both may be taken over");
     drop(one);
     // The kernel removes the interfaces some time later.
-    let until = std::time::Instant::now() + Duration::from_secs(10);
-    while count_directories() > 1 && std::time::Instant::now() < until {
-        std::thread::sleep(Duration::from_millis(50));
+    wait_for("the removal", || {
         two.on_gateway(|| drop(pins.load()));
-    }
-    assert_eq!(count_directories(), 1);
+        count_directories() == 1
+    });
     two.on_gateway(|| pins.load().remove().unwrap());
 }

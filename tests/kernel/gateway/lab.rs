@@ -5,12 +5,11 @@ use std::{
     io::{self, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
     os::fd::AsRawFd as _,
-    process::Command,
-    sync::atomic::{AtomicU32, Ordering},
     time::Duration,
 };
 
 use ftp_alg_core::engine::{Kernel, KernelError, Opening, Pinhole};
+use ftp_alg_lab::{AddressPlan, DualAddress, FirewallKind, LabSpec, Topology};
 use socket2::{Domain, Socket, Type};
 
 pub const CLIENT: &str = "10.0.0.2";
@@ -23,69 +22,45 @@ pub const CLIENT6: &str = "2001:db8:1::2";
 pub const EXTERNAL6: &str = "2001:db8:2::1";
 pub const SERVER6: &str = "2001:db8:2::9";
 
-static COUNT: AtomicU32 = AtomicU32::new(0);
-
-/// The namespaces; deleted when dropped, whether the test passed or not.
+/// The lab with the addresses above, and without a firewall.
 pub struct Lab {
+    /// The namespaces' names.
     pub client: String,
     pub gateway: String,
     pub server: String,
+    network: ftp_alg_lab::Lab,
 }
 
 impl Lab {
     pub fn new() -> Self {
-        let id = format!("gw{}-{}", std::process::id(), COUNT.fetch_add(1, Ordering::Relaxed));
-        let [client, gateway, server] = ["c", "g", "s"].map(|role| format!("{id}{role}"));
-        let lab = Self { client, gateway, server };
-        for name in [&lab.client, &lab.gateway, &lab.server] {
-            run("ip", &["netns", "add", name]);
-            lab.ip(name, "link set lo up");
-            // Otherwise link-local addresses are no good for the first second or two.
-            let sysctl = ["netns", "exec", name, "sysctl", "-qw"];
-            let mut all = sysctl.to_vec();
-            all.extend(["net.ipv6.conf.all.accept_dad=0", "net.ipv6.conf.default.accept_dad=0"]);
-            run("ip", &all);
-        }
-        let link = |inside: &str, name: &str, here: &str| {
-            let (there, gateway) = (format!("netns {inside}"), &lab.gateway);
-            lab.ip(gateway, &format!("link add {name} type veth peer name {here} {there}"));
-            lab.ip(gateway, &format!("link set {name} up"));
-            lab.ip(inside, &format!("link set {here} up"));
+        let ends =
+            |v4: &str, v6: &str| DualAddress { v4: v4.parse().unwrap(), v6: v6.parse().unwrap() };
+        let plan = AddressPlan {
+            inside: ends(GATEWAY_INSIDE, "2001:db8:1::1"),
+            outside: ends(EXTERNAL, EXTERNAL6),
+            client: ends(CLIENT, CLIENT6),
+            client2: ends("10.0.0.3", "2001:db8:1::3"),
+            server: ends(SERVER, SERVER6),
+            outsider: ends("192.0.2.20", "2001:db8:2::20"),
+            far: None,
+            pool: vec![ends(EXTERNAL2, "2001:db8:2::77")],
         };
-        link(&lab.client, "inside", "eth0");
-        link(&lab.server, "outside", "eth0");
-        for (name, device, address) in [
-            (&lab.client, "eth0", "10.0.0.2/24"),
-            (&lab.gateway, "inside", "10.0.0.1/24"),
-            (&lab.gateway, "outside", "192.0.2.1/24"),
-            (&lab.gateway, "outside", "192.0.2.77/24"),
-            (&lab.server, "eth0", "192.0.2.9/24"),
-            (&lab.server, "eth0", "192.0.2.10/24"),
-            (&lab.client, "eth0", "2001:db8:1::2/64"),
-            (&lab.gateway, "inside", "2001:db8:1::1/64"),
-            (&lab.gateway, "outside", "2001:db8:2::1/64"),
-            (&lab.server, "eth0", "2001:db8:2::9/64"),
-        ] {
-            let nodad = if address.contains(':') { " nodad" } else { "" };
-            lab.ip(name, &format!("address add {address} dev {device}{nodad}"));
-        }
-        lab.ip(&lab.client, "route add default via 10.0.0.1");
-        lab.ip(&lab.server, "route add default via 192.0.2.1");
-        lab.ip(&lab.client, "-6 route add default via 2001:db8:1::1");
-        lab.ip(&lab.server, "-6 route add default via 2001:db8:2::1");
-        lab.gateway_sh("sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1");
-        lab
-    }
-
-    fn ip(&self, name: &str, arguments: &str) {
-        let mut all = vec!["-n", name];
-        all.extend(arguments.split(' '));
-        run("ip", &all);
+        let spec = LabSpec {
+            plan,
+            firewall: FirewallKind::None,
+            offloads: true,
+            ..LabSpec::new(Topology::Routed)
+        };
+        let network = ftp_alg_lab::Lab::build(spec).unwrap();
+        network.server.shell(&format!("ip address add {SERVER2}/24 dev eth0")).unwrap();
+        let [client, gateway, server] = [&network.client, &network.gateway, &network.server]
+            .map(|host| host.namespace().to_owned());
+        Self { client, gateway, server, network }
     }
 
     /// Runs a shell command in the gateway's namespace and returns what it printed.
     pub fn gateway_sh(&self, command: &str) -> String {
-        run("ip", &["netns", "exec", &self.gateway, "sh", "-c", command])
+        self.network.gateway.shell(command).unwrap().stdout_text()
     }
 
     /// Nobody renews the heartbeat in the table, and the queue is bypassed.
@@ -107,7 +82,7 @@ impl Lab {
     pub fn masquerade(&self) {
         self.gateway_sh(
             "nft 'table ip nat { chain post { type nat hook postrouting priority 100; \
-                oifname outside masquerade; }; }'",
+                oifname wan masquerade; }; }'",
         );
     }
 
@@ -115,24 +90,6 @@ impl Lab {
     pub fn on_gateway<T: Send>(&self, work: impl FnOnce() -> T + Send) -> T {
         inside(&self.gateway, work)
     }
-}
-
-impl Drop for Lab {
-    fn drop(&mut self) {
-        for name in [&self.client, &self.gateway, &self.server] {
-            let _ = Command::new("ip").args(["netns", "delete", name]).status();
-        }
-    }
-}
-
-pub fn run(program: &str, arguments: &[&str]) -> String {
-    let output = Command::new(program).args(arguments).output().unwrap();
-    assert!(
-        output.status.success(),
-        "{program} {arguments:?}: {}",
-        String::from_utf8_lossy(&output.stderr)
-    );
-    String::from_utf8(output.stdout).unwrap()
 }
 
 /// Runs `work` on a thread of its own that has moved to a namespace.
@@ -183,6 +140,15 @@ pub fn exchange(client: &mut TcpStream, listener: &TcpListener) -> (TcpStream, S
     server.write_all(b"y").unwrap();
     client.read_exact(&mut byte).unwrap();
     (server, peer)
+}
+
+/// What the peer has not acknowledged.
+pub fn unacknowledged_bytes(stream: &TcpStream) -> i32 {
+    let mut count = 0;
+    // SAFETY: the request writes one int to `count`.
+    let done = unsafe { libc::ioctl(stream.as_raw_fd(), libc::TIOCOUTQ, &mut count) };
+    assert_eq!(done, 0, "TIOCOUTQ: {}", io::Error::last_os_error());
+    count
 }
 
 pub fn ip(address: &str) -> IpAddr {

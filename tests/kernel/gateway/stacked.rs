@@ -1,6 +1,8 @@
 //! The fast path where interfaces are upon others.
 
-use std::{net::SocketAddrV4, time::Duration};
+use std::net::SocketAddrV4;
+
+use ftp_alg_lab::wait_for;
 
 use super::{
     attachments::{name_set, update_attachments},
@@ -11,7 +13,7 @@ use super::{
 /// How the client reaches the gateway.
 struct Way {
     name: &'static str,
-    /// What makes the gateway's interface; `inside` is the one that is there.
+    /// What makes the gateway's interface; `lan` is the one that is there.
     made: &'static str,
     attached: &'static [&'static str],
     vlan: Option<u16>,
@@ -29,45 +31,45 @@ fn stacked_interfaces_inspect_a_packet_once() {
     let ways = [
         Way {
             name: "bridge",
-            made: "ip link add lan address 02:00:00:00:00:01 up type bridge; \
-                   ip link set inside master lan",
-            attached: &["lan", "outside"],
+            made: "ip link add bridge address 02:00:00:00:00:01 up type bridge; \
+                   ip link set lan master bridge",
+            attached: &["bridge", "wan"],
             vlan: None,
         },
         Way {
             name: "VLAN",
-            made: "ip link set inside address 02:00:00:00:00:01; \
-                   ip link add link inside name tagged up type vlan id 7",
-            attached: &["inside", "outside", "tagged"],
+            made: "ip link set lan address 02:00:00:00:00:01; \
+                   ip link add link lan name tagged up type vlan id 7",
+            attached: &["lan", "wan", "tagged"],
             vlan: Some(7),
         },
         Way {
             name: "bridge of a VLAN",
-            made: "ip link add link inside name tagged up type vlan id 7; \
-                   ip link add lan address 02:00:00:00:00:01 up type bridge; \
-                   ip link set tagged master lan",
-            attached: &["inside", "lan", "outside"],
+            made: "ip link add link lan name tagged up type vlan id 7; \
+                   ip link add bridge address 02:00:00:00:00:01 up type bridge; \
+                   ip link set tagged master bridge",
+            attached: &["lan", "bridge", "wan"],
             vlan: Some(7),
         },
         Way {
             name: "VLAN of a bridge",
-            made: "ip link add lan address 02:00:00:00:00:01 up type bridge; \
-                   ip link set inside master lan; \
-                   ip link add link lan name tagged up type vlan id 7",
-            attached: &["lan", "outside", "tagged"],
+            made: "ip link add bridge address 02:00:00:00:00:01 up type bridge; \
+                   ip link set lan master bridge; \
+                   ip link add link bridge name tagged up type vlan id 7",
+            attached: &["bridge", "wan", "tagged"],
             vlan: Some(7),
         },
         Way {
             name: "macvlan",
-            made: "ip link add link inside name own address 02:00:00:00:00:01 up type macvlan",
-            attached: &["inside", "outside", "own"],
+            made: "ip link add link lan name own address 02:00:00:00:00:01 up type macvlan",
+            attached: &["lan", "wan", "own"],
             vlan: None,
         },
         Way {
             name: "bond",
             made: "ip link add bond address 02:00:00:00:00:01 type bond mode active-backup; \
-                   ip link set inside down; ip link set inside master bond; ip link set bond up",
-            attached: &["bond", "outside"],
+                   ip link set lan down; ip link set lan master bond; ip link set bond up",
+            attached: &["bond", "wan"],
             vlan: None,
         },
     ];
@@ -86,7 +88,7 @@ fn inspect_once(Way { name, made, attached, vlan }: &Way) {
         }
         // Nobody is to answer.
         lab.gateway_sh(
-            "ip link set outside address 02:00:00:00:00:01; sysctl -qw net.ipv4.ip_forward=0",
+            "ip link set wan address 02:00:00:00:00:01; sysctl -qw net.ipv4.ip_forward=0",
         );
         let path = pins.load();
         assert_eq!(update_attachments(&path), name_set(attached));
@@ -99,13 +101,10 @@ fn inspect_once(Way { name, made, attached, vlan }: &Way) {
         };
         let by_server = |bytes: Vec<u8>| inside(&lab.server, || send_frame("eth0", OWN, &bytes));
         let fast_path = |count: u64| {
-            for _ in 0..100 {
+            wait_for("the packet", || {
                 let counts = path.counters().unwrap();
-                if counts.inspected + counts.admitted >= count {
-                    break;
-                }
-                std::thread::sleep(Duration::from_millis(10));
-            }
+                counts.inspected + counts.admitted >= count
+            });
             let counts = path.counters().unwrap();
             assert_eq!(
                 (counts.inspected + counts.admitted, counts.handed_back),

@@ -52,7 +52,9 @@ fn words(text: &str) -> impl Iterator<Item = String> {
 #[test]
 fn words_of_shown_output_are_words_of_the_program() {
     let mut text = EXAMPLE.to_owned();
-    for directory in ["src", "crates/ftp-alg-core/src", "crates/ftp-alg-lab/src", "tests/matrix"] {
+    for directory in
+        ["src", "crates/ftp-alg-core/src", "crates/ftp-alg-lab/src", "tests/e2e/matrix"]
+    {
         add_literals(&root().join(directory), &mut text);
     }
     let known: BTreeSet<_> = words(&text).collect();

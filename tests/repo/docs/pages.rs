@@ -61,7 +61,7 @@ impl Block {
         page == "README.md" || page.starts_with("docs/howto/") || is_named()
     }
 
-    /// Whether `tests/e2e_recipes/firewalld.rs` runs it: that test reads it from its page.
+    /// Whether `tests/e2e/recipes/firewalld.rs` runs it: that test reads it from its page.
     pub fn is_run_by_firewalld(&self) -> bool {
         self.page == "docs/howto/firewalld.md" && self.text.contains("--new-policy=out")
     }

@@ -18,16 +18,19 @@ use super::{
 const TESTED: [&str; 5] = [
     "rules/recipes/ufw.sh",
     "rules/recipes/firewalld.sh",
-    "tests/e2e_recipes/firewalld.rs",
-    "tests/e2e_recipes/ufw.rs",
-    "tests/e2e_setup/ufw.rs",
+    "tests/e2e/recipes/firewalld.rs",
+    "tests/e2e/recipes/ufw.rs",
+    "tests/e2e/setup/ufw.rs",
 ];
 
 /// Programs, or how their commands begin, that do not run here, and why. Their lines are only read by bash.
 const NOT_RUN: [(&str, &str); 9] = [
     ("bpftool net", "not among the packages of packaging/provision"),
-    ("bpftool map dump pinned /sys/fs/bpf/ftp-alg/", "as above; e2e_fastpath finds the pins there"),
-    ("fw4 check", "OpenWrt's; e2e_recipes and e2e_setup load the rules where fw4 has them"),
+    (
+        "bpftool map dump pinned /sys/fs/bpf/ftp-alg/",
+        "as above; tests/e2e/fastpath.rs finds the pins there",
+    ),
+    ("fw4 check", "OpenWrt's; tests/e2e/recipes and setup load the rules where fw4 has them"),
     ("fw4 print", "as above"),
     ("fw4 reload", "as above"),
     ("tcpdump -i lan0", "captures until it is interrupted"),
@@ -35,7 +38,7 @@ const NOT_RUN: [(&str, &str); 9] = [
     ("uci set firewall.@defaults[0].", "as above"),
     (
         "rm -r /sys/fs/bpf/ftp-alg",
-        "the pins of other tests are there; e2e_fastpath removes its own",
+        "the pins of other tests are there; tests/e2e/fastpath.rs removes its own",
     ),
 ];
 
@@ -331,8 +334,8 @@ const fn is_of_name(one: char) -> bool {
 /// An end-to-end test runs this recipe.
 fn has_test(recipe: &str, what: &str) {
     assert!(root().join("rules/recipes").join(recipe).exists(), "{what}");
-    let tests = ["e2e_recipes/native.rs", "e2e_recipes/docker.rs", "e2e_flowtable.rs"];
-    let tests = tests.map(|file| text(&format!("tests/{file}"))).concat();
+    let tests = ["recipes/native.rs", "recipes/docker.rs", "flowtable.rs"];
+    let tests = tests.map(|file| text(&format!("tests/e2e/{file}"))).concat();
     let tested = TESTED.map(|file| expanded(&text(file))).concat();
     assert!(tests.contains(recipe) || tested.contains(recipe), "{what}");
 }

@@ -41,8 +41,8 @@ TCP_REPAIR, TCP_REPAIR_QUEUE, TCP_QUEUE_SEQ, TCP_TIMESTAMP = 19, 20, 21, 24
 RECEIVE_QUEUE, SEND_QUEUE = 1, 2
 
 plan = json.loads(sys.argv[1])
-# The factor for emulated machines, as in the rest of the lab.
-PATIENCE = 8 * int(os.environ.get("FTP_ALG_LAB_PATIENCE", "1"))
+# The factor for busy and emulated machines, as in the rest of the lab.
+PATIENCE = 8 * float(os.environ.get("FTP_ALG_LAB_PATIENCE", "1"))
 TIMEOUT = plan.get("timeout", PATIENCE)
 family = socket.AF_INET6 if ":" in plan["host"] else socket.AF_INET
 listeners = {}

@@ -1,7 +1,7 @@
 //! The wire cases: what clients, servers and attackers send, through the whole engine.
 //!
 //! Each test checks what both ends receive and which pinholes are open. A packet that needs no change must be accepted
-//! byte for byte. `tests/support` has the simulated network.
+//! byte for byte. `crates/ftp-alg-core/tests/core/support` has the simulated network.
 
 mod address_families;
 mod ambiguous_lines;
