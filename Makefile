@@ -52,7 +52,7 @@ demo: provision build
 test: provision rust
 	@rm -rf $(TARGET)/matrix $(TARGET)/matrix.txt $(LOGS) && mkdir -p $(LOGS)
 	export FTP_ALG_LAB_LOGS=$(LOGS); $(NEXTEST) $(TESTS); status=$$?; \
-	    [ -n '$(TESTS)' ] || $(NEXTEST) --run-ignored only -E 'test(/^messages::logged/)' || status=1; \
+	    [ -n '$(TESTS)' ] || $(NEXTEST) --run-ignored only -E 'test(/^messages::each_logged/)' || status=1; \
 	    cat $(TARGET)/matrix.txt || status=1; exit $$status
 
 # All tests in their whole size, then what takes long by its number.

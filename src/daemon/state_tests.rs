@@ -1,47 +1,17 @@
 //! Tests of journals that cannot be written, vanish, grow or are damaged.
 
 use ftp_alg_core::{
-    engine::{
-        Checksums, Kernel, KernelError, Opening, Pinhole, QueueMode, Standalone, Translation,
-    },
+    engine::{Checksums, FakeKernel, Standalone, Translation},
     policy::Policy,
 };
 
 use super::*;
 
-/// A kernel that translates nothing.
-struct NoNat;
-
-impl Kernel for NoNat {
-    fn lookup_translation(
-        &mut self,
-        client: std::net::SocketAddr,
-        server: std::net::SocketAddr,
-    ) -> Result<Option<Translation>, KernelError> {
-        Ok(Some(Translation::identity(client, server)))
-    }
-    fn update_pinholes(
-        &mut self,
-        _: &[Pinhole],
-        openings: &[Opening],
-        outcomes: &mut Vec<Result<(), KernelError>>,
-    ) -> Result<(), KernelError> {
-        outcomes.extend(openings.iter().map(|_| Ok(())));
-        Ok(())
-    }
-    fn set_queue_mode(&mut self, _: &Translation, _: QueueMode) -> Result<(), KernelError> {
-        Ok(())
-    }
-    fn inject(&mut self, _: &[u8]) -> Result<(), KernelError> {
-        Ok(())
-    }
-}
-
 fn engine() -> Engine {
     Engine::new(Policy::default(), Checksums::Verify)
 }
 
-type Gateway = Standalone<NoNat>;
+type Gateway = Standalone<FakeKernel>;
 
 impl Journal {
     /// Appends the records of `gateway`, and writes a checkpoint if one is due.
@@ -65,7 +35,7 @@ fn set_up() -> (tempfile::TempDir, StateDir, Gateway, Journal) {
     let directory = tempfile::tempdir().unwrap();
     let state = StateDir::new(directory.path()).unwrap();
     let (engine, journal) = restore(&state);
-    (directory, state, Gateway::new(engine, NoNat), journal)
+    (directory, state, Gateway::new(engine, FakeKernel::default()), journal)
 }
 
 /// The SYN-ACK of another connection.
@@ -107,7 +77,7 @@ fn sessions_are_restored_and_new_ones_get_higher_numbers() {
     journal.append(&mut gateway).unwrap();
     let (next, _) = restore(&state);
     assert_eq!(next.sessions.count(), 2);
-    let mut next = Gateway::new(next, NoNat);
+    let mut next = Gateway::new(next, FakeKernel::default());
     begin(&mut next, 1037);
     assert_eq!(next.engine.sessions.list().map(|s| s.id).max(), Some(3));
 }

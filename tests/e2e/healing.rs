@@ -4,7 +4,7 @@
 use std::time::Duration;
 
 use crate::common::{
-    connect, gated_client, gateway_with, host_port, login, reply, say, scripted_client,
+    connect_in_vain, gated_client, gateway_with, host_port, login, reply, say, scripted_client,
     scripted_server,
 };
 use ftp_alg_lab::{Family, Host, Lab, Script, Topology};
@@ -69,7 +69,7 @@ fn without_the_key_a_foreign_address_gets_no_pinhole() {
     let dialled = lab.server_address(Family::V4).to_string();
     let client = gated_client(&lab.client, json!({"host": dialled, "steps": steps}));
     assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
-    assert_eq!(connect(&lab.client, &dialled, PASSIVE), "silent");
+    assert_eq!(connect_in_vain(&lab.client, &dialled, PASSIVE), "silent");
     assert!(
         gateway
             .daemon

@@ -3,14 +3,17 @@
 //! The kernel's own helper stands in for `ftp-alg` here, so that a failure in the other end-to-end
 //! tests can be distinguished from a failure of the lab.
 
-use crate::{common::telling, matrix};
+use crate::{
+    common::{connect, connect_in_vain, telling},
+    matrix,
+};
 
-use std::{fs::File, net::SocketAddr, thread, time::Duration};
+use std::{fs::File, thread, time::Duration};
 
 use etherparse::PacketBuilder;
 use ftp_alg_lab::{
     Admission, Capture, CaptureAnalysis, ClientProgram, Family, FirewallKind, Host, KERNEL_HELPER,
-    Lab, LabSpec, Mode, Script, Server, ServerKind, Topology, Transfer,
+    Lab, LabSpec, Mode, Server, ServerKind, Topology, Transfer,
 };
 use pcap_file::{
     DataLink,
@@ -67,22 +70,18 @@ fn only_control_connections_pass(spec: LabSpec) {
         process
     };
     let _listeners = [listen(&lab.server, "21 4000"), listen(&lab.client, "4000")];
-    // Nine labs at once: what shall come has time to be retransmitted, what shall not is not waited for.
-    let connect = |from: &Host, to: SocketAddr, seconds: &str| {
-        let arguments = [to.ip().to_string(), to.port().to_string(), seconds.to_owned()];
-        let arguments = arguments.each_ref().map(String::as_str);
-        let done = from.script(Script::Connect, &arguments, Duration::from_secs(20)).unwrap();
-        done.stdout_text().trim().to_owned()
-    };
     for family in FAMILIES {
         let endpoint = lab.server_endpoint(family);
-        assert_eq!(connect(&lab.client, endpoint, "8"), "open", "{topology} {family}");
-        let at = |address| SocketAddr::new(address, 4000);
-        let server = connect(&lab.client, at(endpoint.ip()), "0.7");
+        assert_eq!(
+            connect(&lab.client, &endpoint.ip().to_string(), endpoint.port()),
+            "open",
+            "{topology} {family}"
+        );
+        let server = connect_in_vain(&lab.client, &endpoint.ip().to_string(), 4000);
         assert_eq!(server, "silent", "{topology} {family}: the client to the server");
         let inner = lab.client_side() == "lan" || topology == Topology::OnClient;
         let inner = if inner { &lab.client } else { &lab.server };
-        let outsider = connect(&lab.outsider, at(inner.address(family)), "0.7");
+        let outsider = connect_in_vain(&lab.outsider, &inner.address(family).to_string(), 4000);
         assert_eq!(outsider, "silent", "{topology} {family}: an outsider to the {}", inner.role());
     }
 }

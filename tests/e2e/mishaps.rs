@@ -8,7 +8,7 @@ use crate::common::{
     gated_client, gateway, gateway_with, login, reply, say, scripted_client, scripted_server,
     wait_for,
 };
-use ftp_alg_lab::{Family, Topology};
+use ftp_alg_lab::{Family, Host, Topology};
 use serde_json::{Value, json};
 
 fn transfer() -> Vec<Value> {
@@ -16,9 +16,10 @@ fn transfer() -> Vec<Value> {
     [&[say("PORT 192,168,150,80,14,178"), reply()][..], &list].concat()
 }
 
-/// Opens connections to a port, waits for a file, and sends many small segments on each.
-const BURST: &str = r#"
-import os, resource, socket, sys, time
+/// Opens connections to a port, and sends many small segments on each whenever the next file of FILE-0, FILE-1, ... is
+/// there.
+const BURSTS: &str = r#"
+import itertools, os, resource, socket, sys, time
 host, connections, segments, gate = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.argv[4]
 resource.setrlimit(resource.RLIMIT_NOFILE, (4096, 4096))
 ends = [socket.create_connection((host, 21), 10) for _ in range(connections)]
@@ -26,11 +27,13 @@ for end in ends:
     end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     end.setblocking(False)
 print("ready", flush=True)
-while not os.path.exists(gate):
-    time.sleep(0.01)
-for _ in range(segments):
-    for end in ends:
-        end.send(b"x")
+for number in itertools.count():
+    while not os.path.exists(f"{gate}-{number}"):
+        time.sleep(0.01)
+    for _ in range(segments):
+        for end in ends:
+            end.send(b"x")
+    print("burst", flush=True)
 "#;
 
 /// Takes connections, and says nothing.
@@ -43,11 +46,20 @@ while True:
     taken.append(listener.accept())
 "#;
 
+/// The packets for which there was no room in the queues of `host`, as `nfnetlink_queue` counts them.
+fn dropped_packets(host: &Host) -> u64 {
+    let path = "/proc/thread-self/net/netfilter/nfnetlink_queue";
+    let queues = host.inside(|| fs::read_to_string(path)).unwrap().unwrap();
+    // The number, the reader, the length, the copy mode and its range come before.
+    let dropped = queues.lines().map(|queue| queue.split_whitespace().nth(5).unwrap());
+    dropped.map(|count| count.parse::<u64>().unwrap()).sum()
+}
+
 #[test]
 fn packets_that_a_full_queue_drops_are_counted_and_reported() {
     let gateway = gateway(Topology::Masquerade);
     let lab = &gateway.lab;
-    let python = |host: &ftp_alg_lab::Host, name, arguments: &[&str]| {
+    let python = |host: &Host, name, arguments: &[&str]| {
         let mut command = host.command("python3");
         command.args(["-c"]).args(arguments);
         host.start(command, name).unwrap()
@@ -56,17 +68,24 @@ fn packets_that_a_full_queue_drops_are_counted_and_reported() {
     lab.server.wait_for_port(21, Duration::from_secs(5)).unwrap();
     let gate = lab.client.directory().join("burst");
     let host = lab.server_address(Family::V4).to_string();
-    let mut burst =
-        python(&lab.client, "burst", &[BURST, &host, "1000", "10", &gate.display().to_string()]);
-    wait_for("the connections", || burst.log().contains("ready"));
+    let bursts =
+        python(&lab.client, "bursts", &[BURSTS, &host, "1000", "10", &gate.display().to_string()]);
+    wait_for("the connections", || bursts.log().contains("ready"));
     let signal = |name: &str| {
         let id = gateway.daemon.id().to_string();
         lab.gateway.run("kill", &[name, &id]).unwrap().success().unwrap();
     };
-    signal("-STOP");
-    fs::write(gate, b"").unwrap();
-    wait_for("the burst", || burst.exit_status().is_some());
-    signal("-CONT");
+    // A burst that takes longer than the heartbeat's deadline is not queued.
+    let mut count = 0;
+    wait_for("dropped packets", || {
+        signal("-STOP");
+        fs::write(format!("{}-{count}", gate.display()), b"").unwrap();
+        count += 1;
+        wait_for("the burst", || bursts.log().matches("burst").count() == count);
+        let are_dropped = dropped_packets(&lab.gateway) > 0;
+        signal("-CONT");
+        are_dropped
+    });
     wait_for("the count", || gateway.daemon.counter("overruns").unwrap() > 0);
     assert!(
         gateway.daemon.log().contains(" was full: the kernel dropped"),

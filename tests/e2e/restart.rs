@@ -5,8 +5,8 @@
 use std::{fs, thread, time::Duration};
 
 use crate::common::{
-    GatedClient, Gateway, connect, executable, gated_client, gateway, gateway_with, host_port,
-    login, reply, say, scripted_server, wait_for,
+    GatedClient, Gateway, connect_in_vain, executable, gated_client, gateway, gateway_with,
+    host_port, login, reply, say, scripted_server, wait_for,
 };
 use ftp_alg_lab::{Daemon, Family, Script, Server, ServerKind, Topology, scaled_timeout};
 use serde_json::{Value, json};
@@ -209,7 +209,7 @@ fn a_pinhole_outlives_the_daemon_and_is_used_once() {
         gateway.end(End::Kill);
         gateway.start_again(&configuration);
         assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0], "{backend}");
-        assert_eq!(connect(&gateway.lab.server, &address, port), "silent", "{backend}");
+        assert_eq!(connect_in_vain(&gateway.lab.server, &address, port), "silent", "{backend}");
     }
 }
 

@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, net::IpAddr, thread, time::Duration};
 
 use crate::common::dialogues::{self, Segments};
 use crate::common::{
-    GatedClient, Gateway, captures, connect, executable, gated_client, host_port, login, reply,
-    say, scripted_server,
+    GatedClient, Gateway, captures, connect_in_vain, executable, gated_client, host_port, login,
+    reply, say, scripted_server,
 };
 use ftp_alg_lab::{
     Capture, ClientProgram, Daemon, Family, FirewallKind, Host, Lab, LabSpec, Mode, Server,
@@ -91,7 +91,7 @@ COMMIT
     let failed = failures(&lab.outsider, &server, address, login, &ClientProgram::ALL);
     assert_eq!(failed, [""; 0], "iptables {variant}");
 
-    assert_eq!(connect(&lab.outsider, &address.to_string(), 9983), "silent");
+    assert_eq!(connect_in_vain(&lab.outsider, &address.to_string(), 9983), "silent");
     let outside = outside.finish().unwrap();
     assert_eq!(outside.faults().unwrap(), [""; 0]);
     let announced = outside.announcements().unwrap();

@@ -13,7 +13,11 @@ mod refused;
 mod scene;
 mod walk;
 
-use crate::{layout, model, rng};
+use crate::{
+    layout,
+    model::{self, GREETINGS},
+    rng,
+};
 use frames::{ACK, Frame, WINDOW};
 use layout::{
     COMMAND_PENDING, EPSV_PENDING, Flow, GREETING_DUE, HANDED_BACK, INSPECTED, LOGIN_DUE,
@@ -106,16 +110,8 @@ fn a_login_passes_with_and_without_a_password() {
 
 #[test]
 fn a_greeting_passes_and_sets_the_port_digits() {
-    let greetings = [
-        ("220 ready", 3),
-        ("220 (vsFTPd 3.0.3)", 4),
-        ("220 ProFTPD Server (lab) [192.0.2.9]", 4),
-        ("220 FileZilla Server 1.7.0", 4),
-        ("220 pyftpdlib 1.5.7 ready.", 4),
-        ("220 pyftpdlib", 3),
-        ("220 Proftpd ", 3),
-    ];
-    for (greeting, port_digits) in greetings {
+    for (greeting, takes_zeros) in GREETINGS {
+        let port_digits = if takes_zeros { 4 } else { 3 };
         let mut talk = Talk::new(Flow { dialogue: GREETING_DUE, ..routed() });
         let frame = talk.frame(Side::Server, format!("{greeting}\r\n"));
         talk.passes(&frame, &frame.payload);

@@ -9,3 +9,4 @@ mod common;
 mod docs;
 mod messages;
 mod replay;
+mod selection;

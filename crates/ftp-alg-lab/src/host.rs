@@ -1,12 +1,16 @@
 //! A host of the lab: a network namespace with its addresses, in which programs run.
 
 use std::{
-    fs,
+    fs::{self, File},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    os::fd::AsFd as _,
     path::{Path, PathBuf},
     process::Command,
+    thread,
     time::Duration,
 };
+
+use rustix::thread::{LinkNameSpaceType, move_into_link_name_space};
 
 use super::{
     BackgroundProcess, Family, LabError, ProgramOutput, Result, Script,
@@ -137,11 +141,27 @@ impl Host {
         Ok(without_owner.map(|line| format!("{line}\n")).collect())
     }
 
-    /// Whether something listens on `port`.
+    /// Whether something listens on `port`. Callers repeat it, so it starts no program.
     pub fn listens(&self, port: u16) -> Result<bool> {
-        let filter = format!("sport = :{port}");
-        let listed = self.run("ss", &["-Hltn", &filter])?;
-        Ok(!listed.stdout.is_empty())
+        self.inside(|| {
+            let sockets = ["tcp", "tcp6"].map(|name| format!("/proc/thread-self/net/{name}"));
+            let text = sockets.map(|path| fs::read_to_string(path).unwrap_or_default()).concat();
+            has_listener(&text, port)
+        })
+    }
+
+    /// Runs `work` on a thread of its own that has moved to this host's namespace.
+    pub fn inside<T: Send>(&self, work: impl FnOnce() -> T + Send) -> Result<T> {
+        let path = PathBuf::from("/run/netns").join(&self.namespace);
+        let work = || {
+            let namespace = File::open(&path)?;
+            move_into_link_name_space(namespace.as_fd(), Some(LinkNameSpaceType::Network))?;
+            Ok(work())
+        };
+        match thread::scope(|scope| scope.spawn(work).join()) {
+            Ok(done) => done.map_err(LabError::file(path)),
+            Err(panic) => std::panic::resume_unwind(panic),
+        }
     }
 
     /// Waits until something listens on `port`.
@@ -190,6 +210,16 @@ impl Host {
     }
 }
 
+/// Whether a line of `/proc/net/tcp` or `tcp6` is a listening socket on `port`: `sl local_address rem_address st ...`.
+fn has_listener(sockets: &str, port: u16) -> bool {
+    const LISTEN: &str = "0A";
+    let local = format!(":{port:04X}");
+    sockets.lines().any(|line| {
+        let words: Vec<&str> = line.split_whitespace().take(4).collect();
+        matches!(words[..], [_, address, _, LISTEN] if address.ends_with(&local))
+    })
+}
+
 /// The open ports in the output of `nmap -oG`: `... Ports: 21/open/tcp//ftp///, 22/open/...`.
 fn open_ports(report: &str) -> Vec<u16> {
     report
@@ -204,6 +234,16 @@ fn open_ports(report: &str) -> Vec<u16> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn listening_sockets_are_read_from_proc() {
+        let sockets = "  sl  local_address rem_address   st tx_queue rx_queue\n   \
+            0: 00000000:0015 00000000:0000 0A 00000000:00000000 00:00000000\n   \
+            1: 0100007F:0FA0 0100007F:0015 01 00000000:00000000 00:00000000\n";
+        assert!(has_listener(sockets, 21));
+        assert!(!has_listener(sockets, 4000), "it is connected");
+        assert!(!has_listener(sockets, 5));
+    }
 
     #[test]
     fn open_ports_are_read_from_nmap() {

@@ -92,13 +92,13 @@ fn remove_namespaces(names: &[String]) {
 /// Ends all processes in these namespaces. The process group is not enough, because servers fork children into new
 /// sessions.
 fn kill_inhabitants(names: &[String]) {
-    let inode = |path: PathBuf| fs::metadata(path).ok().map(|file| file.ino());
+    let identity = |path: PathBuf| fs::metadata(path).ok().map(|file| (file.dev(), file.ino()));
     let place = Path::new("/run/netns");
-    let inodes: Vec<u64> = names.iter().filter_map(|name| inode(place.join(name))).collect();
+    let namespaces: Vec<_> = names.iter().filter_map(|name| identity(place.join(name))).collect();
     for process in fs::read_dir("/proc").into_iter().flatten().flatten() {
         let pid = process.file_name().to_str().and_then(|name| name.parse().ok());
         let Some(pid) = pid.and_then(Pid::from_raw) else { continue };
-        if inode(process.path().join("ns/net")).is_some_and(|ino| inodes.contains(&ino)) {
+        if identity(process.path().join("ns/net")).is_some_and(|of| namespaces.contains(&of)) {
             let _ = rustix::process::kill_process(pid, Signal::KILL);
         }
     }
@@ -207,13 +207,20 @@ pub(super) fn wait_for(
 ) -> Result<()> {
     let limit = scaled_timeout(limit);
     let deadline = Instant::now() + limit;
-    while let Some(output) = missing()? {
+    for pause in pauses() {
+        let Some(output) = missing()? else { break };
         if Instant::now() >= deadline {
             return Err(LabError::Timeout { what: what.to_owned(), limit, output });
         }
-        thread::sleep(Duration::from_millis(5));
+        thread::sleep(pause);
     }
     Ok(())
+}
+
+/// The pauses between two looks: soon at first, and then seldom, because a look may start programs.
+pub(super) fn pauses() -> impl Iterator<Item = Duration> {
+    let next = |pause: &Duration| Some((*pause * 3 / 2).min(Duration::from_millis(60)));
+    std::iter::successors(Some(Duration::from_millis(3)), next)
 }
 
 /// Runs `command` to its end, at most for `limit`, with `input` as standard input.

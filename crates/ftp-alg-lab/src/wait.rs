@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::scaled_timeout;
+use super::{process, scaled_timeout};
 
 /// Waits until `ready` returns true.
 ///
@@ -26,8 +26,11 @@ pub fn wait_for(what: &str, ready: impl FnMut() -> bool) {
 pub fn wait_at_most(seconds: u64, what: &str, mut ready: impl FnMut() -> bool) {
     let limit = scaled_timeout(Duration::from_secs(seconds));
     let deadline = Instant::now() + limit;
-    while !ready() {
+    for pause in process::pauses() {
+        if ready() {
+            return;
+        }
         assert!(Instant::now() < deadline, "{what} did not come within {limit:?}");
-        thread::sleep(Duration::from_millis(10));
+        thread::sleep(pause);
     }
 }

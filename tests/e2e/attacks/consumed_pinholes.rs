@@ -166,7 +166,7 @@ fn assert_admits_one_connection(
                 scope.spawn(move || {
                     let mut announced = Announced::new(back_end, topology, family, is_active);
                     let case = format!("{topology} {family:?} {back_end} {how}");
-                    assert_eq!(announced.connect(how, "2"), "open", "{case}");
+                    assert_eq!(announced.connect(how, "8"), "open", "{case}");
                     wait_for("the target", || announced.accepted() == 1);
                     assert_eq!(
                         announced.connect("r", "0.7"),
@@ -220,7 +220,7 @@ fn a_data_connection_survives_a_lost_syn_ack() {
         let syn_ack = format!("tcp flags & (syn | ack) == (syn | ack) tcp dport {SOURCE}");
         let server = &announced.scene.gateway.lab.server;
         server.nft(&lose_once("prerouting", &syn_ack)).unwrap();
-        assert_eq!(announced.connect("r", "5"), "open");
+        assert_eq!(announced.connect("r", "8"), "open");
         assert_eq!(announced.connect("r", "0.7"), "silent");
     });
 }
@@ -230,7 +230,7 @@ fn a_data_connection_survives_a_lost_syn_ack() {
 fn a_second_announcement_admits_another_connection_on_the_same_tuple() {
     with_each_back_end(|back_end| {
         let mut announced = Announced::new(back_end, Topology::Routed, Family::V4, true);
-        assert_eq!(announced.connect("r", "2"), "open");
+        assert_eq!(announced.connect("r", "8"), "open");
         assert_eq!(announced.client.take().unwrap().release().error, None);
         let scene = &announced.scene;
         let steps = [&login()[..], &[say("PORT 192,168,150,80,14,178"), reply()]].concat();

@@ -6,7 +6,7 @@ use ftp_alg_lab::{Daemon, Family, Host, Lab, Topology};
 use serde_json::{Value, json};
 
 use super::common::{
-    GatedClient, Gateway, ScriptedServer, connect, executable_without_owner, gated_client,
+    GatedClient, Gateway, ScriptedServer, connect_in_vain, executable_without_owner, gated_client,
     gateway_with, login, reply, say, scripted_client, scripted_server,
 };
 
@@ -152,7 +152,7 @@ pub fn assert_silent(targets: &[(&Host, &str, u16)]) {
     thread::scope(|scope| {
         let tries: Vec<_> = targets
             .iter()
-            .map(|(host, address, port)| scope.spawn(|| connect(host, address, *port)))
+            .map(|(host, address, port)| scope.spawn(|| connect_in_vain(host, address, *port)))
             .collect();
         for ((host, address, port), outcome) in targets.iter().zip(tries) {
             let outcome = outcome.join().unwrap();

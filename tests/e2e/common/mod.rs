@@ -6,7 +6,6 @@ pub mod names;
 
 use std::{
     fs,
-    os::fd::AsFd as _,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
     thread,
@@ -20,7 +19,7 @@ use ftp_alg::gateway::{
 pub use ftp_alg_lab::wait_for;
 use ftp_alg_lab::{
     Admission, BackgroundProcess, Capture, Daemon, Host, Lab, LabSpec, Script, Topology,
-    wait_at_most,
+    scaled_timeout, wait_at_most,
 };
 use serde_json::{Value, json};
 
@@ -251,10 +250,20 @@ pub fn captures(lab: &Lab) -> (Capture, Capture) {
     (start(lab.client_side()), start(lab.server_side()))
 }
 
-/// `connect.py` on `host`: what comes of a connection to `address` (`open`, `silent`, ...).
+/// What comes of a connection from `host` to `address` that something answers (`open`, `refused`).
 pub fn connect(host: &Host, address: &str, port: u16) -> String {
-    let arguments = [address, &port.to_string(), "0.7"];
-    let done = host.script(Script::Connect, &arguments, Duration::from_secs(10)).unwrap();
+    connect_within(host, address, port, scaled_timeout(Duration::from_secs(8)))
+}
+
+/// What comes of a connection from `host` to `address` that nothing should answer (`silent`).
+pub fn connect_in_vain(host: &Host, address: &str, port: u16) -> String {
+    connect_within(host, address, port, Duration::from_millis(700))
+}
+
+/// `connect.py` on `host`.
+pub fn connect_within(host: &Host, address: &str, port: u16, limit: Duration) -> String {
+    let arguments = [address, &port.to_string(), &limit.as_secs_f64().to_string()];
+    let done = host.script(Script::Connect, &arguments, limit + Duration::from_secs(20)).unwrap();
     done.stdout_text().trim().to_owned()
 }
 
@@ -273,12 +282,9 @@ pub fn host_port(line: &str) -> (String, u16) {
 
 /// How control connections fare through the gateway, as its rules say.
 pub fn control(lab: &Lab) -> ControlPathVerdict {
-    let namespace = std::fs::File::open(format!("/run/netns/{}", lab.gateway.namespace())).unwrap();
-    let look = move || {
-        let of = Some(rustix::thread::LinkNameSpaceType::Network);
-        rustix::thread::move_into_link_name_space(namespace.as_fd(), of).unwrap();
+    let look = || {
         let interfaces = interfaces();
         Firewall::read().control_verdicts(&RuleParameters::default(), &interfaces, &[Hook::Forward])
     };
-    std::thread::spawn(look).join().unwrap().swap_remove(0)
+    lab.gateway.inside(look).unwrap().swap_remove(0)
 }

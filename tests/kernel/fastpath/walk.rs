@@ -15,7 +15,7 @@ use super::{
         EPSV_PENDING, Flow, GREETING_DUE, LOGIN_DUE, LOGIN_PENDING, PASV_PENDING, PORT_PENDING,
         PinholeKey, READY, Side, tuple_key,
     },
-    model::{Expected, Passed, PinholeOwners, Segment, decide},
+    model::{Expected, GREETINGS, Passed, PinholeOwners, Segment, decide},
     rng::Rng,
     scene::{Scene, routed},
 };
@@ -353,18 +353,7 @@ fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
         (Side::Client, LOGIN_DUE) if rng.chance(0.95) => {
             (*rng.pick(&["USER a", "pass b", "PASS ", "user c d"])).to_owned()
         }
-        (Side::Server, GREETING_DUE) if rng.chance(0.95) => {
-            let greetings = [
-                "220 (vsFTPd 3.0.3)",
-                "220 ProFTPD Server",
-                "220 FileZilla Server 1.7",
-                "220 pyftpdlib 1.5 ready.",
-                "220 pyftpdlic ready.",
-                "220 FileZilla Serves",
-                "220 ready",
-            ];
-            (*rng.pick(&greetings)).to_owned()
-        }
+        (Side::Server, GREETING_DUE) if rng.chance(0.95) => rng.pick(&GREETINGS).0.to_owned(),
         (Side::Server, LOGIN_PENDING) if rng.chance(0.95) => {
             (*rng.pick(&["331 password for a", "331 ", "230 in", "530 no"])).to_owned()
         }

@@ -106,7 +106,7 @@ fn an_interface_in_another_namespace_is_ignored() {
     lab.on_gateway(|| {
         let path = pins.load();
         update_attachments(&path);
-        lab.gateway_sh(&format!("ip link set lan netns {}", lab.client));
+        lab.gateway_sh(&format!("ip link set lan netns {}", lab.client.namespace()));
         assert_eq!(update_attachments(&path), name_set(&["wan"]));
         assert!(!inside(&lab.client, || is_attached("lan")));
         path.remove().unwrap();

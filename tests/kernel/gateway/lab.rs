@@ -1,15 +1,17 @@
 //! A client, a gateway and a server, each in a network namespace of its own.
 
 use std::{
-    fs::File,
     io::{self, Read as _, Write as _},
     net::{IpAddr, SocketAddr, TcpListener, TcpStream},
+    ops::Deref,
     os::fd::AsRawFd as _,
     time::Duration,
 };
 
 use ftp_alg_core::engine::{Kernel, KernelError, Opening, Pinhole};
-use ftp_alg_lab::{AddressPlan, DualAddress, FirewallKind, LabSpec, Topology};
+use ftp_alg_lab::{
+    AddressPlan, DualAddress, FirewallKind, Host, LabSpec, Topology, scaled_timeout,
+};
 use socket2::{Domain, Socket, Type};
 
 pub const CLIENT: &str = "10.0.0.2";
@@ -23,12 +25,14 @@ pub const EXTERNAL6: &str = "2001:db8:2::1";
 pub const SERVER6: &str = "2001:db8:2::9";
 
 /// The lab with the addresses above, and without a firewall.
-pub struct Lab {
-    /// The namespaces' names.
-    pub client: String,
-    pub gateway: String,
-    pub server: String,
-    network: ftp_alg_lab::Lab,
+pub struct Lab(ftp_alg_lab::Lab);
+
+impl Deref for Lab {
+    type Target = ftp_alg_lab::Lab;
+
+    fn deref(&self) -> &Self::Target {
+        &self.0
+    }
 }
 
 impl Lab {
@@ -51,16 +55,14 @@ impl Lab {
             offloads: true,
             ..LabSpec::new(Topology::Routed)
         };
-        let network = ftp_alg_lab::Lab::build(spec).unwrap();
-        network.server.shell(&format!("ip address add {SERVER2}/24 dev eth0")).unwrap();
-        let [client, gateway, server] = [&network.client, &network.gateway, &network.server]
-            .map(|host| host.namespace().to_owned());
-        Self { client, gateway, server, network }
+        let lab = ftp_alg_lab::Lab::build(spec).unwrap();
+        lab.server.shell(&format!("ip address add {SERVER2}/24 dev eth0")).unwrap();
+        Self(lab)
     }
 
     /// Runs a shell command in the gateway's namespace and returns what it printed.
     pub fn gateway_sh(&self, command: &str) -> String {
-        self.network.gateway.shell(command).unwrap().stdout_text()
+        self.gateway.shell(command).unwrap().stdout_text()
     }
 
     /// Nobody renews the heartbeat in the table, and the queue is bypassed.
@@ -92,37 +94,39 @@ impl Lab {
     }
 }
 
-/// Runs `work` on a thread of its own that has moved to a namespace.
-pub fn inside<T: Send>(name: &str, work: impl FnOnce() -> T + Send) -> T {
-    std::thread::scope(|scope| {
-        let thread = scope.spawn(|| {
-            let namespace = File::open(format!("/run/netns/{name}")).unwrap();
-            // SAFETY: it only changes the namespace of this thread.
-            let done = unsafe { libc::setns(namespace.as_raw_fd(), libc::CLONE_NEWNET) };
-            assert_eq!(done, 0, "setns {name}: {}", io::Error::last_os_error());
-            work()
-        });
-        match thread.join() {
-            Ok(value) => value,
-            Err(panic) => std::panic::resume_unwind(panic),
-        }
-    })
+/// Runs `work` on a thread of its own in the namespace of `host`.
+pub fn inside<T: Send>(host: &Host, work: impl FnOnce() -> T + Send) -> T {
+    host.inside(work).unwrap()
 }
 
 pub fn at(address: &str, port: u16) -> SocketAddr {
     SocketAddr::new(address.parse().unwrap(), port)
 }
 
-pub fn listen(name: &str, address: SocketAddr) -> TcpListener {
-    inside(name, || TcpListener::bind(address).unwrap())
+pub fn listen(host: &Host, address: SocketAddr) -> TcpListener {
+    inside(host, || TcpListener::bind(address).unwrap())
 }
 
-/// Connects from an address, with a short patience.
-pub fn connect(name: &str, from: &str, to: SocketAddr) -> io::Result<TcpStream> {
-    inside(name, || {
+/// Connects from an address.
+pub fn connect(host: &Host, from: &str, to: SocketAddr) -> TcpStream {
+    connect_within(host, from, to, scaled_timeout(Duration::from_secs(8))).unwrap()
+}
+
+/// Whether nothing answers a connection.
+pub fn is_silent(host: &Host, from: &str, to: SocketAddr) -> bool {
+    connect_within(host, from, to, Duration::from_millis(700)).is_err()
+}
+
+fn connect_within(
+    host: &Host,
+    from: &str,
+    to: SocketAddr,
+    limit: Duration,
+) -> io::Result<TcpStream> {
+    inside(host, || {
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
         socket.bind(&at(from, 0).into())?;
-        socket.connect_timeout(&to.into(), Duration::from_millis(700))?;
+        socket.connect_timeout(&to.into(), limit)?;
         Ok(socket.into())
     })
 }

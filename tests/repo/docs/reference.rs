@@ -106,7 +106,8 @@ fn every_problem_on_its_page_is_one_of_the_program() {
 
 #[test]
 fn tests_of_wire_cases_exist() {
-    let tests = sources(&root().join("tests"));
+    let tests =
+        sources(&root().join("tests")) + &sources(&root().join("crates/ftp-alg-core/tests"));
     let page = text("docs/testing.md");
     let section = page.split("\n## ").find(|section| section.starts_with("The wire cases"));
     let rows: Vec<_> =

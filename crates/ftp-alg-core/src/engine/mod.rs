@@ -17,6 +17,8 @@ mod downtime;
 mod drive;
 mod effects;
 mod event;
+#[cfg(any(test, feature = "fake-kernel"))]
+mod fake;
 mod fast_path;
 mod handover;
 mod index;
@@ -46,6 +48,8 @@ pub use drive::{Host, Step, carry_out};
 use effects::SessionRef;
 pub use effects::{Effects, Injection, Lookup, Opening, QueueModeChange, Released, Token, Verdict};
 pub use event::{Action, AnnouncementDecision, Event, EventKind};
+#[cfg(any(test, feature = "fake-kernel"))]
+pub use fake::FakeKernel;
 pub use handover::{
     FastPathLine, FastPathPinhole, FlowChange, FlowChanges, Handover, LoginStage, SequenceOffset,
     Withdrawal,

@@ -16,66 +16,9 @@ use etherparse::PacketBuilder;
 use super::*;
 use crate::packet::{Packet, PacketEdit, Seq, flags};
 
-/// Records requests; masquerades as it is set up.
-#[derive(Default)]
-struct RecordingKernel {
-    translation: Option<Translation>,
-    open: Vec<Pinhole>,
-    injected: Vec<Vec<u8>>,
-    mode: Option<QueueMode>,
-    /// Conntrack was flushed, and no packet has passed since.
-    was_flushed: bool,
-    /// Changes of connections on the fast path.
-    changes: Vec<FlowChange>,
-    fast_path_closings: Vec<FastPathPinholeClosing>,
-}
-
-impl Kernel for RecordingKernel {
-    fn lookup_translation(
-        &mut self,
-        _: SocketAddr,
-        _: SocketAddr,
-    ) -> Result<Option<Translation>, KernelError> {
-        Ok(self.translation.filter(|_| !self.was_flushed))
-    }
-
-    fn update_pinholes(
-        &mut self,
-        closed: &[Pinhole],
-        openings: &[Opening],
-        outcomes: &mut Vec<Result<(), KernelError>>,
-    ) -> Result<(), KernelError> {
-        self.open.retain(|p| !closed.contains(p));
-        self.open.extend(openings.iter().map(|opening| opening.pinhole));
-        outcomes.extend(openings.iter().map(|_| Ok(())));
-        Ok(())
-    }
-
-    fn set_queue_mode(&mut self, _: &Translation, mode: QueueMode) -> Result<(), KernelError> {
-        if self.was_flushed {
-            return Err(KernelError::Unknown);
-        }
-        self.mode = Some(mode);
-        Ok(())
-    }
-
-    fn apply_flow_changes(&mut self, changes: &[FlowChange]) {
-        self.changes.extend(changes);
-    }
-
-    fn close_fast_path_pinholes(&mut self, fast_path_closings: &[FastPathPinholeClosing]) {
-        self.fast_path_closings.extend(fast_path_closings);
-    }
-
-    fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {
-        self.injected.push(packet.to_vec());
-        Ok(())
-    }
-}
-
 /// A conversation through a gateway: both ends count what they sent and received.
 struct Conversation {
-    gateway: Standalone<RecordingKernel>,
+    gateway: Standalone<FakeKernel>,
     now: Instant,
     client: SocketAddr,
     server: SocketAddr,
@@ -97,8 +40,7 @@ impl Conversation {
             server,
             server_external: server,
         };
-        let kernel =
-            RecordingKernel { translation: Some(translation), ..RecordingKernel::default() };
+        let kernel = FakeKernel { translation: Some(translation), ..FakeKernel::default() };
         let now = Instant::now();
         let (next, received) = ([100, 500], [500, 100]);
         let gateway = Standalone::new(engine, kernel);
@@ -406,7 +348,7 @@ fn flood_packet(number: u16, side: Side, said: (u32, u32), payload: &str) -> Vec
 }
 
 /// Passes the start of a connection to the engine: its SYN-ACK and, with `dialogue`, a greeting and a command.
-fn start_connection(gateway: &mut Standalone<RecordingKernel>, number: u16, dialogue: bool) {
+fn start_connection(gateway: &mut Standalone<FakeKernel>, number: u16, dialogue: bool) {
     let now = Instant::now();
     let mut packets = vec![flood_packet(number, Side::Server, (0, u32::MAX), "SYN")];
     if dialogue {
@@ -418,7 +360,7 @@ fn start_connection(gateway: &mut Standalone<RecordingKernel>, number: u16, dial
     }
 }
 
-fn clients(gateway: &Standalone<RecordingKernel>) -> Vec<u16> {
+fn clients(gateway: &Standalone<FakeKernel>) -> Vec<u16> {
     let mut clients: Vec<u16> = gateway
         .engine
         .sessions
@@ -432,9 +374,9 @@ fn clients(gateway: &Standalone<RecordingKernel>) -> Vec<u16> {
     clients
 }
 
-fn gateway_with_limit(max_sessions: usize) -> Standalone<RecordingKernel> {
+fn gateway_with_limit(max_sessions: usize) -> Standalone<FakeKernel> {
     let policy = Policy { max_sessions, ..Policy::default() };
-    Standalone::new(Engine::new(policy, Checksums::Verify), RecordingKernel::default())
+    Standalone::new(Engine::new(policy, Checksums::Verify), FakeKernel::default())
 }
 
 #[test]
@@ -468,7 +410,7 @@ fn a_flood_of_ungreeted_connections_evicts_no_verified_session() {
 #[test]
 fn the_session_limit_holds_over_all_shards() {
     let mut first = gateway_with_limit(8);
-    let mut second = Standalone::new(first.engine.new_shard(), RecordingKernel::default());
+    let mut second = Standalone::new(first.engine.new_shard(), FakeKernel::default());
     for number in 0..100 {
         start_connection(&mut first, number, false);
     }

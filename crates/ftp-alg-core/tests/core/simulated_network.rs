@@ -2,7 +2,7 @@
 //! get what the other sent, with exactly the rewrites that NAT calls for, in bounded time, and nothing may
 //! be left over.
 //!
-//! `FTP_ALG_DIALOGUES` says how many (10,000), `FTP_ALG_SEED` where to start; a failure names its
+//! `FTP_ALG_DIALOGUES` says how many (5,000), `FTP_ALG_SEED` where to start; a failure names its
 //! seed, and `FTP_ALG_DIALOGUES=1 FTP_ALG_SEED=n` repeats it.
 
 use std::{
@@ -33,7 +33,7 @@ use ftp_alg_core::{
     session::Side::{self, Client, Server},
 };
 
-const DIALOGUES: u64 = 10_000;
+const DIALOGUES: u64 = 5_000;
 const THREADS: u64 = 2;
 const ATTACKS: u64 = 1_000;
 /// Refused commands whose client heard the reason, and those whose client heard the server: more than 16 commands were

@@ -1,17 +1,14 @@
 //! Clients and servers of many connections, as packets.
 
 use std::{
-    collections::{HashMap, HashSet},
+    collections::HashMap,
     net::{IpAddr, SocketAddr},
     time::{Duration, Instant},
 };
 
 use etherparse::{IpNumber, Ipv4Header, Ipv6Header, SlicedPacket, TcpHeader, TransportSlice};
 use ftp_alg_core::{
-    engine::{
-        Checksums, Engine, Event, Kernel, KernelError, Opening, PacketOutcome, Pinhole, QueueMode,
-        Standalone, Translation,
-    },
+    engine::{Checksums, Engine, Event, FakeKernel, PacketOutcome, Standalone},
     policy::Policy,
 };
 
@@ -57,53 +54,6 @@ impl Hostile {
     }
 }
 
-/// A kernel that translates nothing, or shows servers to their clients as another address.
-#[derive(Default)]
-pub struct Nat {
-    published: Option<IpAddr>,
-    injected: Vec<Vec<u8>>,
-    opened: usize,
-    open: HashSet<(IpAddr, SocketAddr)>,
-}
-
-impl Kernel for Nat {
-    fn lookup_translation(
-        &mut self,
-        a: SocketAddr,
-        b: SocketAddr,
-    ) -> Result<Option<Translation>, KernelError> {
-        let (client, server) = if b.port() == 21 { (a, b) } else { (b, a) };
-        let mut translation = Translation::identity(client, server);
-        if let Some(published) = self.published {
-            translation.server_external = SocketAddr::new(published, 21);
-        }
-        Ok(Some(translation))
-    }
-    fn update_pinholes(
-        &mut self,
-        closed: &[Pinhole],
-        openings: &[Opening],
-        outcomes: &mut Vec<Result<(), KernelError>>,
-    ) -> Result<(), KernelError> {
-        for pinhole in closed {
-            self.open.remove(&(pinhole.initiator, pinhole.arrival));
-        }
-        for Opening { pinhole, .. } in openings {
-            self.opened += 1;
-            self.open.insert((pinhole.initiator, pinhole.arrival));
-            outcomes.push(Ok(()));
-        }
-        Ok(())
-    }
-    fn set_queue_mode(&mut self, _: &Translation, _: QueueMode) -> Result<(), KernelError> {
-        Ok(())
-    }
-    fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {
-        self.injected.push(packet.to_vec());
-        Ok(())
-    }
-}
-
 /// What was sent by the gateway itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Reset {
@@ -128,7 +78,7 @@ const FIRST: [u32; 2] = [5001, 7001];
 
 /// A gateway, and what comes to it.
 pub struct Wire {
-    pub gateway: Standalone<Nat>,
+    pub gateway: Standalone<FakeKernel>,
     pub now: Instant,
     epoch: Instant,
     pub events: Vec<Event>,
@@ -145,7 +95,7 @@ impl Wire {
         let now = Instant::now();
         engine.sessions.track_changes(now);
         Self {
-            gateway: Standalone::new(engine, Nat::default()),
+            gateway: Standalone::new(engine, FakeKernel::default()),
             now,
             epoch: now,
             events: Vec::new(),
@@ -166,9 +116,7 @@ impl Wire {
         self.gateway.engine.sessions.restore(records, self.now, self.epoch).unwrap();
         self.gateway.engine.sessions.track_changes(self.epoch);
         let Standalone { engine, kernel, .. } = &mut self.gateway;
-        kernel
-            .open
-            .retain(|(initiator, arrival)| engine.sessions.holds_pinhole(*initiator, *arrival));
+        kernel.open.retain(|p| engine.sessions.holds_pinhole(p.initiator, p.arrival));
     }
 
     /// Clients see servers by this address.

@@ -280,6 +280,19 @@ fn command(line: &str, flow: &Flow) -> Option<Meaning> {
     }
 }
 
+/// Greetings, and whether their server reads leading zeros in a `PORT` as decimal (docs/studies/lengths.md).
+pub const GREETINGS: [(&str, bool); 9] = [
+    ("220 ready", false),
+    ("220 (vsFTPd 3.0.3)", true),
+    ("220 ProFTPD Server (lab) [192.0.2.9]", true),
+    ("220 FileZilla Server 1.7.0", true),
+    ("220 pyftpdlib 1.5.7 ready.", true),
+    ("220 pyftpdlib", false),
+    ("220 pyftpdlic ready.", false),
+    ("220 FileZilla Serves", false),
+    ("220 Proftpd ", false),
+];
+
 fn reply(line: &str, flow: &Flow) -> Option<Meaning> {
     let (code, text) = line.split_at_checked(3)?;
     let text = text.strip_prefix(' ')?;

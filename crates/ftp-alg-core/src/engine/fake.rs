@@ -1,0 +1,82 @@
+//! A kernel for tests: it knows every connection, opens what it is asked for, and records that.
+
+use std::net::{IpAddr, SocketAddr};
+
+use super::{
+    FastPathPinholeClosing, FlowChange, Kernel, KernelError, Opening, Pinhole, QueueMode,
+    Translation,
+};
+
+/// See the module.
+#[derive(Debug, Default)]
+pub struct FakeKernel {
+    /// The translation of all connections. Without it, only servers are translated, as `published` says.
+    pub translation: Option<Translation>,
+    /// The address of all servers as their clients see it.
+    pub published: Option<IpAddr>,
+    /// Whether conntrack was flushed, and no packet has passed since.
+    pub was_flushed: bool,
+    /// The open pinholes.
+    pub open: Vec<Pinhole>,
+    /// The number of pinholes that were ever opened.
+    pub opened: usize,
+    /// The injected packets.
+    pub injected: Vec<Vec<u8>>,
+    /// The last queue mode that was set.
+    pub mode: Option<QueueMode>,
+    /// The changes of connections on the fast path.
+    pub changes: Vec<FlowChange>,
+    /// The pinholes of the fast path that were closed.
+    pub fast_path_closings: Vec<FastPathPinholeClosing>,
+}
+
+impl Kernel for FakeKernel {
+    fn lookup_translation(
+        &mut self,
+        a: SocketAddr,
+        b: SocketAddr,
+    ) -> Result<Option<Translation>, KernelError> {
+        if self.was_flushed {
+            return Ok(None);
+        }
+        let (client, server) = if b.port() == 21 { (a, b) } else { (b, a) };
+        let published = self.published.map(|address| SocketAddr::new(address, server.port()));
+        let server_external = published.unwrap_or(server);
+        let plain = Translation { server_external, ..Translation::identity(client, server) };
+        Ok(Some(self.translation.unwrap_or(plain)))
+    }
+
+    fn update_pinholes(
+        &mut self,
+        closed: &[Pinhole],
+        openings: &[Opening],
+        outcomes: &mut Vec<Result<(), KernelError>>,
+    ) -> Result<(), KernelError> {
+        self.open.retain(|pinhole| !closed.contains(pinhole));
+        self.open.extend(openings.iter().map(|opening| opening.pinhole));
+        self.opened += openings.len();
+        outcomes.extend(openings.iter().map(|_| Ok(())));
+        Ok(())
+    }
+
+    fn set_queue_mode(&mut self, _: &Translation, mode: QueueMode) -> Result<(), KernelError> {
+        if self.was_flushed {
+            return Err(KernelError::Unknown);
+        }
+        self.mode = Some(mode);
+        Ok(())
+    }
+
+    fn apply_flow_changes(&mut self, changes: &[FlowChange]) {
+        self.changes.extend(changes);
+    }
+
+    fn close_fast_path_pinholes(&mut self, closings: &[FastPathPinholeClosing]) {
+        self.fast_path_closings.extend(closings);
+    }
+
+    fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {
+        self.injected.push(packet.to_vec());
+        Ok(())
+    }
+}
