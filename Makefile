@@ -50,6 +50,7 @@ demo: provision build
 
 # The lines that daemons logged are compared when all of them have ended.
 test: provision rust
+	@packaging/tool cargo-deb $(CARGO_DEB) >/dev/null
 	@rm -rf $(TARGET)/matrix $(TARGET)/matrix.txt $(LOGS) && mkdir -p $(LOGS)
 	export FTP_ALG_LAB_LOGS=$(LOGS); $(NEXTEST) $(TESTS); status=$$?; \
 	    [ -n '$(TESTS)' ] || $(NEXTEST) --run-ignored only -E 'test(/^messages::each_logged/)' || status=1; \

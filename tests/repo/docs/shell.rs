@@ -345,8 +345,8 @@ fn of_cargo(arguments: &[&str], what: &str) {
     let known = ["build", "clippy", "fmt", "run", "test"];
     assert!(known.contains(&arguments[0]), "{what}");
     for pair in arguments.windows(2).filter(|pair| pair[0] == "--test") {
-        let file = root().join("tests").join(pair[1]);
-        assert!(file.with_extension("rs").is_file() || file.join("main.rs").is_file(), "{what}");
+        let places = ["tests", "crates/ftp-alg-core/tests"].map(|place| root().join(place));
+        assert!(places.iter().any(|place| place.join(pair[1]).join("main.rs").is_file()), "{what}");
     }
     let own = arguments.iter().position(|word| *word == "--").map(|at| &arguments[at + 1..]);
     if let ("run", Some(own)) = (arguments[0], own) {

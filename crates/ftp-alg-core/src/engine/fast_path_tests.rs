@@ -110,20 +110,19 @@ fn an_idle_connection_is_handed_over_with_its_state() {
 
 #[test]
 fn a_login_triggers_a_handover_if_the_translation_is_known() {
-    for translation in [None, Some(())] {
+    for is_known in [false, true] {
         let mut talk = Conversation::through(
             Engine::new(Policy::default(), Checksums::Verify),
             "192.168.150.80",
         );
         talk.gateway.engine.sessions.set_uses_fast_path(true);
-        let known = talk.gateway.kernel.translation;
-        talk.gateway.kernel.translation = known.filter(|_| translation.is_some());
+        talk.gateway.kernel.was_flushed = !is_known;
         let mut talk = talk.log_in();
-        assert_eq!(talk.is_handed_over(), translation.is_some());
-        if translation.is_none() {
+        assert_eq!(talk.is_handed_over(), is_known);
+        if !is_known {
             talk.say_all(&[(Side::Client, "NOOP\r\n"), (Side::Server, "200 ok\r\n")].repeat(8));
             // It is looked up three times, not more often.
-            talk.gateway.kernel.translation = known;
+            talk.gateway.kernel.was_flushed = false;
             talk.say_all(&[(Side::Client, "NOOP\r\n"), (Side::Server, "200 ok\r\n")]);
             assert!(!talk.is_handed_over());
         }
