@@ -59,7 +59,7 @@ fn an_announcement_is_one_narrow_expectation_for_one_connection() {
     assert!(data.is_some_and(|line| line.contains("mark=1073741824 ")), "{connections}");
     assert_eq!(connect_in_vain(&lab.server, &address, port), "silent", "the server again");
     assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
-    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
+    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
     assert_eq!(client.release().error, None);
 }
 

@@ -1,8 +1,6 @@
 //! Dialogues of products that cannot run here, through the gateway: every line arrives unchanged but
 //! for the endpoint of an announcement, and every transfer is whole.
 
-use std::time::Duration;
-
 use crate::common::dialogues::{self, Segments};
 use crate::common::{Gateway, captures, executable};
 use ftp_alg_lab::{Daemon, FirewallKind, Lab, LabSpec, Topology};
@@ -21,9 +19,7 @@ fn every_dialogue(topology: Topology, firewall: FirewallKind, segments: Segments
     let announcements: usize = dialogues.iter().map(dialogues::Playing::announcements).sum();
     let opened = gateway.daemon.counter("pinholes_opened").unwrap();
     assert_eq!(opened, announcements as u64, "one pinhole for each announcement, no more");
-    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
-    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
-    assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);
+    gateway.assert_tidy();
     assert_eq!(gateway.daemon.counter("pinholes_refused").unwrap(), 0);
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
     for side in [towards_client, towards_server] {

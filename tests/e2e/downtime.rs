@@ -5,27 +5,21 @@
 
 use std::{
     env, fs,
-    path::PathBuf,
     process::Command,
     thread,
     time::{Duration, Instant},
 };
 
 use crate::common::{
-    Gateway, executable, gated_client, gateway_with, login, reply, say, scripted_client, wait_for,
+    Gateway, executable, gated_client, gateway_with,
+    load::{Load, LoadSpec},
+    login, reply, say, scripted_client, wait_for,
 };
-use ftp_alg_lab::{
-    BackgroundProcess, Daemon, Family, Script, Server, ServerKind, Topology, scaled_timeout,
-};
+use ftp_alg_lab::{Daemon, Family, Server, ServerKind, Topology, scaled_timeout};
 use serde_json::{Value, json};
 
 /// How long the daemon may be away before the queue is bypassed, with what its renewal and a loaded machine add.
 const DEADLINE: Duration = Duration::from_secs(5);
-/// Seconds that a client waits: TCP waits twice as long each time that it retransmits.
-const PATIENCE: u64 = 150;
-/// Workers of the load.
-const SESSIONS: u64 = 8;
-
 fn rounds(default: u64) -> u64 {
     env::var("FTP_ALG_ROUNDS").map_or(default, |text| text.parse().unwrap())
 }
@@ -34,64 +28,6 @@ fn rounds(default: u64) -> u64 {
 fn moment(round: u64, limit: u64) -> Duration {
     let limit = env::var("FTP_ALG_PAUSE_MS").map_or(limit, |text| text.parse().unwrap());
     Duration::from_millis((round.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> 33) % limit)
-}
-
-/// FTP sessions at the same time.
-struct Load {
-    process: BackgroundProcess,
-    until: PathBuf,
-}
-
-impl Load {
-    /// Of sessions to the end of the test. `name` tells it from others at the same gateway. A data connection may take
-    /// `data_seconds`.
-    fn start(gateway: &Gateway, server: &Server, name: &str, data_seconds: u64) -> Self {
-        Self::of(gateway, server, name, data_seconds, 0)
-    }
-
-    /// Of sessions with `transfers` each.
-    fn of(
-        gateway: &Gateway,
-        server: &Server,
-        name: &str,
-        data_seconds: u64,
-        transfers: u64,
-    ) -> Self {
-        let (user, password) = server.login();
-        let host = gateway.lab.server_address(Family::V4).to_string();
-        let until = gateway.lab.directory().join(format!("{name}-is-over"));
-        let modes = "passive,active,passive+ext,active+ext";
-        let (stop, sessions) = (until.display().to_string(), SESSIONS.to_string());
-        let (data, transfers) = (data_seconds.to_string(), transfers.to_string());
-        let patience = PATIENCE.to_string();
-        let arguments =
-            [&host, user, password, modes, &sessions, &transfers, "7200", &stop, &data, &patience];
-        let command = gateway.lab.client.script_command(Script::Load, &arguments).unwrap();
-        let process = gateway.lab.client.start(command, name).unwrap();
-        wait_for("the load", || process.log().contains("ready"));
-        Self { process, until }
-    }
-
-    fn end(mut self) -> Value {
-        fs::write(&self.until, b"").unwrap();
-        let begun = Instant::now();
-        while self.process.exit_status().is_none() {
-            assert!(begun.elapsed() < 2 * Duration::from_secs(PATIENCE), "the load does not end");
-            thread::sleep(Duration::from_millis(50));
-        }
-        serde_json::from_str(self.process.log().lines().last().unwrap()).unwrap()
-    }
-}
-
-fn count(report: &Value, key: &str) -> u64 {
-    report[key].as_u64().unwrap()
-}
-
-/// Nothing is left open, and nothing failed in the daemon.
-fn is_tidy(gateway: &Gateway) {
-    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
-    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
-    assert_eq!(gateway.daemon.counter("errors").unwrap(), 0, "{}", gateway.daemon.log());
 }
 
 fn signal(daemon: &Daemon, name: &str) {
@@ -122,7 +58,8 @@ fn survives_in(backend: &str, transfers: u64, end: fn(&mut Daemon)) {
     for topology in [Topology::Masquerade, Topology::PublishedServer] {
         let mut gateway = gateway_with(topology, &configuration);
         let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
-        let load = Load::of(&gateway, &server, "load", PATIENCE, transfers);
+        let load =
+            Load::start(&gateway.lab, &server, LoadSpec { transfers, ..LoadSpec::default() });
         let rounds = rounds(if transfers == 0 { 3 } else { 6 });
         for round in 0..rounds {
             thread::sleep(scaled_timeout(moment(round, 400)));
@@ -141,11 +78,10 @@ fn survives_in(backend: &str, transfers: u64, end: fn(&mut Daemon)) {
         thread::sleep(scaled_timeout(Duration::from_millis(500)));
         let report = load.end();
         println!("{backend}, {topology}: {rounds} rounds: {report}");
-        let bad = ["damaged", "lost", "failed"].map(|key| count(&report, key));
-        assert_eq!(bad, [0; 3], "{report} {}", gateway.daemon.log());
-        assert!(transfers > 0 || count(&report, "sessions") == SESSIONS, "{report}");
-        assert!(count(&report, "transfers") > rounds, "{report}");
-        is_tidy(&gateway);
+        assert_eq!(report.bad(), [0; 3], "{report} {}", gateway.daemon.log());
+        assert!(transfers > 0 || report.count("sessions") == 8, "{report}");
+        assert!(report.count("transfers") > rounds, "{report}");
+        gateway.assert_tidy();
     }
 }
 
@@ -177,7 +113,7 @@ fn nothing_is_lost_to_a_stop_shorter_than_the_deadline() {
     for backend in ["nftables", "conntrack"] {
         let gateway = gateway_with(Topology::Masquerade, &configuration(backend));
         let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
-        let load = Load::start(&gateway, &server, "load", PATIENCE);
+        let load = Load::start(&gateway.lab, &server, LoadSpec::default());
         let rounds = rounds(1);
         for round in 0..rounds {
             thread::sleep(scaled_timeout(moment(round, 700)));
@@ -186,10 +122,9 @@ fn nothing_is_lost_to_a_stop_shorter_than_the_deadline() {
         thread::sleep(scaled_timeout(Duration::from_millis(500)));
         let report = load.end();
         println!("{backend}: {rounds} rounds: {report}");
-        let bad = ["damaged", "lost", "failed"].map(|key| count(&report, key));
-        assert_eq!(bad, [0; 3], "{report} {}", gateway.daemon.log());
-        assert_eq!(count(&report, "sessions"), SESSIONS);
-        is_tidy(&gateway);
+        assert_eq!(report.bad(), [0; 3], "{report} {}", gateway.daemon.log());
+        assert_eq!(report.count("sessions"), 8);
+        gateway.assert_tidy();
     }
 }
 
@@ -215,22 +150,24 @@ fn lives_through_with(backend: &str, rounds: u64, mut stop: impl FnMut(&mut Gate
     let mut gateway = gateway_with(Topology::Masquerade, &configuration(backend));
     let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
     gives_up_soon(&gateway);
-    let load = Load::start(&gateway, &server, "load", 3);
-    let short = Load::of(&gateway, &server, "short-load", 3, 2);
+    let brief = LoadSpec { data_seconds: 3, ..LoadSpec::default() };
+    let load = Load::start(&gateway.lab, &server, brief);
+    let short = LoadSpec { name: "short-load", transfers: 2, ..brief };
+    let short = Load::start(&gateway.lab, &server, short);
     for round in 0..rounds {
         stop(&mut gateway, round);
     }
     thread::sleep(scaled_timeout(Duration::from_millis(1500)));
     // What begins afterwards works.
-    let after = Load::start(&gateway, &server, "later-load", PATIENCE);
+    let after =
+        Load::start(&gateway.lab, &server, LoadSpec { name: "later-load", ..LoadSpec::default() });
     thread::sleep(scaled_timeout(Duration::from_millis(500)));
     let [load, short, after] = [load, short, after].map(Load::end);
     println!("{backend}: {rounds} rounds: {load}, short sessions: {short}, then {after}");
     for report in [load, short] {
-        assert_eq!(["damaged", "lost"].map(|key| count(&report, key)), [0; 2], "{report}");
+        assert_eq!(report.bad()[..2], [0; 2], "{report}");
     }
-    let bad = ["damaged", "lost", "failed"].map(|key| count(&after, key));
-    assert_eq!(bad, [0; 3], "{after}");
+    assert_eq!(after.bad(), [0; 3], "{after}");
 }
 
 #[test]

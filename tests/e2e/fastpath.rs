@@ -3,10 +3,11 @@
 use std::{fs, thread, time::Duration};
 
 use crate::common::{
-    Gateway, executable, gated_client, gateway_with, login, reply, say, scripted_client,
-    scripted_server, wait_for,
+    Gateway, executable, gated_client, gateway_with,
+    load::{Load, LoadSpec},
+    login, reply, say, scripted_client, scripted_server, wait_for,
 };
-use ftp_alg_lab::{Daemon, Family, Lab, Script, Server, ServerKind, Topology, scaled_timeout};
+use ftp_alg_lab::{Daemon, Family, Lab, Server, ServerKind, Topology, scaled_timeout};
 use serde_json::{Value, json};
 
 const ON: &str = "[queue]\nfast-path = \"auto\"\n[pinhole]\nbackend = \"nftables\"\n";
@@ -77,7 +78,7 @@ fn transfers_through_a_routed_firewall_use_the_fast_path() {
     assert!(count(daemon, "lines") > 20, "{}", fast_path(daemon));
     assert_eq!(count(daemon, "admitted"), 8, "{}", fast_path(daemon));
     assert_eq!(daemon.counter("fast_path_mismatches").unwrap(), 0);
-    daemon.wait_for_no_pinholes(Duration::from_secs(5)).unwrap();
+    daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
 }
 
 #[test]
@@ -192,7 +193,7 @@ fn transfers_through_masquerade_use_the_fast_path() {
     assert_eq!(daemon.counter("errors").unwrap(), 0);
     assert_eq!(daemon.log().matches("PORT 192.168.150.80:").count(), 8, "{}", daemon.log());
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
-    daemon.wait_for_no_pinholes(Duration::from_secs(5)).unwrap();
+    daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
 }
 
 /// An EPRT that names another address changes its length: the first one is queued, and adjusts the connection.
@@ -221,7 +222,7 @@ fn an_adjusted_connection_uses_the_fast_path() {
     assert_eq!(daemon.counter("fast_path_mismatches").unwrap(), 0, "{}", daemon.log());
     assert_eq!(daemon.counter("errors").unwrap(), 0);
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
-    daemon.wait_for_no_pinholes(Duration::from_secs(5)).unwrap();
+    daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
 }
 
 #[test]
@@ -251,7 +252,7 @@ fn announcements_use_the_fast_path_from_the_third_on() {
     assert!(count(daemon, "admitted") >= 14, "{}", fast_path(daemon));
     assert_eq!(daemon.counter("fast_path_mismatches").unwrap(), 0, "{}", daemon.log());
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
-    daemon.wait_for_no_pinholes(Duration::from_secs(5)).unwrap();
+    daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
 }
 
 #[test]
@@ -344,15 +345,9 @@ fn transfers_on_the_fast_path_survive_a_killed_daemon() {
     let rounds = std::env::var("FTP_ALG_ROUNDS").map_or(15, |text| text.parse().unwrap());
     let Some(mut gateway) = gateway(Topology::Masquerade) else { return };
     let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
-    let (user, password) = server.login();
-    let host = gateway.lab.server_address(Family::V4).to_string();
-    let until = gateway.lab.directory().join("load-is-over");
-    let stop = until.display().to_string();
-    let arguments =
-        [&host, user, password, "passive,active,passive+ext", "6", "0", "7200", &stop, "150"];
-    let command = gateway.lab.client.script_command(Script::Load, &arguments).unwrap();
-    let mut load = gateway.lab.client.start(command, "load").unwrap();
-    wait_for("the load", || load.log().contains("ready"));
+    let modes = "passive,active,passive+ext";
+    let spec = LoadSpec { modes, sessions: 6, ..LoadSpec::default() };
+    let load = Load::start(&gateway.lab, &server, spec);
     let mut fast_path = 0;
     for round in 0..rounds {
         fast_path += gateway.daemon.counter("fast_path_lines").unwrap();
@@ -364,17 +359,12 @@ fn transfers_on_the_fast_path_survive_a_killed_daemon() {
         // At another moment of a transfer each time; long enough that what is retransmitted gets through.
         thread::sleep(scaled_timeout(Duration::from_millis(250 + round * 37 % 250)));
     }
-    fs::write(&until, b"").unwrap();
-    wait_for("the load's end", || load.exit_status().is_some());
-    let report: Value = serde_json::from_str(load.log().lines().last().unwrap()).unwrap();
+    let report = load.end();
     println!("{rounds} rounds, {fast_path} fast-path lines: {report}");
-    let number = |key: &str| report[key].as_u64().unwrap();
-    assert_eq!([number("damaged"), number("lost"), number("failed")], [0; 3], "{report}");
-    assert!(number("sessions") == 6 && number("transfers") > rounds, "{report}");
+    assert_eq!(report.bad(), [0; 3], "{report}");
+    assert!(report.count("sessions") == 6 && report.count("transfers") > rounds, "{report}");
     assert!(fast_path > rounds * 10, "{fast_path} lines were inspected");
-    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
-    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
-    assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);
+    gateway.assert_tidy();
 }
 
 #[test]
@@ -395,7 +385,7 @@ fn rules_have_the_pinholes_of_a_program_whose_translations_are_gone() {
     assert_eq!(session.error, None, "{}", gateway.daemon.log());
     let text = serde_json::to_string(&session.steps).unwrap();
     assert_eq!(text.matches("here it is").count(), 3, "{text}");
-    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(5)).unwrap();
+    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
 }
 
 /// Checks that each command shows `expected` open pinholes of the only session.

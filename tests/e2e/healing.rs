@@ -147,7 +147,7 @@ fn servers_on_another_port_are_served_in_both_modes_and_directions() {
             assert_eq!(session.got(16), "the body\r\n", "{what}");
             drop(server);
         }
-        gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
+        gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
         assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 4, "{topology}");
     }
 }

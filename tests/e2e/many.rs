@@ -54,9 +54,7 @@ fn many_in_each_mode(topology: Topology, kind: ServerKind) {
     assert_eq!(errors, [""; 0]);
     assert!(open.iter().all(|port| *port == 21), "open to an off-path attacker: {open:?}");
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0, "packets invalid for conntrack");
-    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
-    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
-    assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);
+    gateway.assert_tidy();
 }
 
 #[test]

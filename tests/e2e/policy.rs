@@ -126,7 +126,7 @@ fn pinhole_admits_the_server_once_and_nobody_else() {
     assert_eq!(connect(&lab.server, &address, port), "open", "the server");
     assert_eq!(connect_in_vain(&lab.server, &address, port), "silent", "the server again");
     assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
-    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
+    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
     assert_eq!(client.release().error, None);
 }
 
@@ -171,7 +171,7 @@ fn pinhole_closes_with_its_control_connection() {
         let client = gated_client(&lab.client, plan);
         assert!(!gateway.daemon.open_pinholes().unwrap().is_empty(), "{what}");
         assert_eq!(client.release().error, None, "{what}");
-        gateway.daemon.wait_for_no_pinholes(Duration::from_secs(1)).unwrap();
+        gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
         assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0], "{what}");
     }
 }
@@ -184,7 +184,7 @@ fn pinhole_closes_when_the_server_refuses_the_announcement() {
     let host = lab.server_address(Family::V4).to_string();
     let plan = json!({"host": host, "listen": [3762], "steps": announced(&[])});
     let client = gated_client(&lab.client, plan);
-    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(1)).unwrap();
+    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
     assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     let (address, port) = host_port(server.lines().last().unwrap());
     assert_eq!(connect_in_vain(&lab.server, &address, port), "silent");

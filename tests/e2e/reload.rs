@@ -5,48 +5,13 @@
 
 use std::{fs, path::PathBuf, thread, time::Duration};
 
-use crate::common::{Gateway, executable, executable_without_owner, gated_client, login, wait_for};
-use ftp_alg_lab::{BackgroundProcess, Daemon, Family, Lab, Script, Server, ServerKind, Topology};
-use serde_json::{Value, json};
-
-/// What a load did, once it has ended.
-struct Report(Value);
-
-impl Report {
-    fn count(&self, key: &str) -> u64 {
-        self.0[key].as_u64().unwrap()
-    }
-}
-
-/// Eight sessions that transfer without end, in active and passive mode in turn.
-struct Load {
-    process: BackgroundProcess,
-    until: PathBuf,
-    _server: Server,
-}
-
-impl Load {
-    fn start(gateway: &Gateway, modes: &str, patience: &str) -> Self {
-        let lab = &gateway.lab;
-        let server = Server::start(ServerKind::Proftpd, &lab.server).unwrap();
-        let (user, password) = server.login();
-        let host = lab.server_address(Family::V4).to_string();
-        let until = lab.directory().join("load-is-over");
-        let stop = until.display().to_string();
-        let arguments = [&host, user, password, modes, "8", "0", "3600", &stop, patience, patience];
-        let command = lab.client.script_command(Script::Load, &arguments).unwrap();
-        let process = lab.client.start(command, "load").unwrap();
-        let load = Self { process, until, _server: server };
-        wait_for("the load", || load.process.log().contains("ready"));
-        load
-    }
-
-    fn end(mut self) -> Report {
-        fs::write(&self.until, b"").unwrap();
-        wait_for("the load's end", || self.process.exit_status().is_some());
-        Report(serde_json::from_str(self.process.log().lines().last().unwrap()).unwrap())
-    }
-}
+use crate::common::{
+    Gateway, executable, executable_without_owner, gated_client,
+    load::{Load, LoadReport, LoadSpec},
+    login, wait_for,
+};
+use ftp_alg_lab::{Daemon, Family, Lab, Server, ServerKind, Topology};
+use serde_json::json;
 
 fn reloads() -> u64 {
     std::env::var("FTP_ALG_RELOADS").map_or(15, |text| text.parse().unwrap())
@@ -66,16 +31,18 @@ fn our_table(lab: &Lab) -> String {
 }
 
 fn survives_reloads(
-    modes: &str,
-    patience: &str,
+    modes: &'static str,
+    patience: u64,
     program: impl FnOnce(&Lab) -> PathBuf,
-) -> (Gateway, Report) {
+) -> (Gateway, LoadReport) {
     let lab = Lab::new(Topology::Masquerade).unwrap();
     let firewall = lab.gateway.ruleset().unwrap();
     let daemon = Daemon::start(&program(&lab), &lab.gateway, "").unwrap();
     let mut gateway = Gateway { daemon, lab };
     let running = our_table(&gateway.lab);
-    let load = Load::start(&gateway, modes, patience);
+    let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
+    let spec = LoadSpec { modes, data_seconds: patience, patience, ..LoadSpec::default() };
+    let load = Load::start(&gateway.lab, &server, spec);
     let rounds = reloads();
     for round in 0..rounds {
         reload(&gateway.lab, &firewall);
@@ -85,28 +52,28 @@ fn survives_reloads(
     }
     wait_for("the table", || our_table(&gateway.lab) == running);
     let report = load.end();
-    println!("{rounds} reloads, {modes}: {}", report.0);
+    println!("{rounds} reloads, {modes}: {}", report);
     assert!(gateway.daemon.exit_status().is_none(), "{}", gateway.daemon.log());
     (gateway, report)
 }
 
 #[test]
 fn reloads_under_load_cost_nothing() {
-    let (gateway, report) = survives_reloads("active,passive", "30", |_| executable());
-    let lost = ["damaged", "lost", "failed"].map(|key| report.count(key));
-    assert_eq!(lost[0], 0, "{}", report.0);
+    let (gateway, report) = survives_reloads("active,passive", 30, |_| executable());
+    let lost = report.bad();
+    assert_eq!(lost[0], 0, "{}", report);
     if has_owner(&gateway.lab) {
-        assert_eq!(lost, [0; 3], "{}\n{}", report.0, gateway.daemon.log());
+        assert_eq!(lost, [0; 3], "{}\n{}", report, gateway.daemon.log());
         assert!(!gateway.daemon.log().contains("it is loaded again"), "{}", gateway.daemon.log());
     }
 }
 
 #[test]
 fn reloads_that_remove_the_table_do_not_end_the_daemon() {
-    let (gateway, report) = survives_reloads("active,passive", "5", executable_without_owner);
-    assert_eq!(report.count("damaged"), 0, "{}", report.0);
+    let (gateway, report) = survives_reloads("active,passive", 5, executable_without_owner);
+    assert_eq!(report.count("damaged"), 0, "{}", report);
     assert!(gateway.daemon.log().contains("it is loaded again"), "{}", gateway.daemon.log());
-    assert!(report.count("transfers") > 0, "{}", report.0);
+    assert!(report.count("transfers") > 0, "{}", report);
 }
 
 #[test]
@@ -157,13 +124,15 @@ fn a_table_that_a_crash_left_has_an_owner_again() {
     if !has_owner(&gateway.lab) {
         return;
     }
-    let load = Load::start(&gateway, "active", "30");
+    let server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
+    let spec = LoadSpec { modes: "active", data_seconds: 30, patience: 30, ..LoadSpec::default() };
+    let load = Load::start(&gateway.lab, &server, spec);
     gateway.daemon.kill();
     assert!(!has_owner(&gateway.lab));
     gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, "").unwrap();
     assert!(has_owner(&gateway.lab), "{}", gateway.daemon.log());
     let report = load.end();
-    assert_eq!(["damaged", "lost"].map(|key| report.count(key)), [0; 2], "{}", report.0);
+    assert_eq!(["damaged", "lost"].map(|key| report.count(key)), [0; 2], "{}", report);
 }
 
 /// Whether the daemon's table is one that other programs cannot remove.

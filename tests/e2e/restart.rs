@@ -6,9 +6,11 @@ use std::{fs, thread, time::Duration};
 
 use crate::common::{
     GatedClient, Gateway, connect_in_vain, executable, gated_client, gateway, gateway_with,
-    host_port, login, reply, say, scripted_server, wait_for,
+    host_port,
+    load::{Load, LoadSpec},
+    login, reply, say, scripted_server, wait_for,
 };
-use ftp_alg_lab::{Daemon, Family, Script, Server, ServerKind, Topology, scaled_timeout};
+use ftp_alg_lab::{Daemon, Family, Server, ServerKind, Topology, scaled_timeout};
 use serde_json::{Value, json};
 
 const PORT: &str = "PORT 192,168,150,80,14,178";
@@ -345,14 +347,8 @@ fn kill_again_and_again(more: &str, adjusted: &str) {
     let rounds = std::env::var("FTP_ALG_ROUNDS").map_or(12, |text| text.parse().unwrap());
     let mut gateway = gateway(Topology::Masquerade);
     let server = Server::start_with(ServerKind::Proftpd, &gateway.lab.server, more).unwrap();
-    let (user, password) = server.login();
-    let host = gateway.lab.server_address(Family::V4).to_string();
-    let until = gateway.lab.directory().join("load-is-over");
-    let stop = until.display().to_string();
-    let arguments = [&host, user, password, "active", "8", "0", "7200", &stop, "150"];
-    let command = gateway.lab.client.script_command(Script::Load, &arguments).unwrap();
-    let mut load = gateway.lab.client.start(command, "load").unwrap();
-    wait_for("the load", || load.log().contains("ready"));
+    let spec = LoadSpec { modes: "active", ..LoadSpec::default() };
+    let load = Load::start(&gateway.lab, &server, spec);
     for round in 0..rounds {
         gateway.end(End::Kill);
         gateway.start_again("");
@@ -362,14 +358,9 @@ fn kill_again_and_again(more: &str, adjusted: &str) {
         // At another moment of a transfer each time; long enough that what is retransmitted gets through.
         thread::sleep(scaled_timeout(Duration::from_millis(250 + round * 37 % 250)));
     }
-    fs::write(&until, b"").unwrap();
-    wait_for("the load's end", || load.exit_status().is_some());
-    let report: Value = serde_json::from_str(load.log().lines().last().unwrap()).unwrap();
+    let report = load.end();
     println!("{rounds} rounds: {report}");
-    let count = |key: &str| report[key].as_u64().unwrap();
-    assert_eq!([count("damaged"), count("lost"), count("failed")], [0; 3], "{report}");
-    assert!(count("sessions") == 8 && count("transfers") > rounds, "{report}");
-    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
-    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
-    assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);
+    assert_eq!(report.bad(), [0; 3], "{report}");
+    assert!(report.count("sessions") == 8 && report.count("transfers") > rounds, "{report}");
+    gateway.assert_tidy();
 }

@@ -28,9 +28,7 @@ fn gateway(topology: Topology, firewall: FirewallKind, configuration: &str) -> G
 
 /// Nothing is open any more, and nothing went wrong on the way.
 fn assert_all_closed(gateway: &Gateway) {
-    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(2)).unwrap();
-    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
-    assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);
+    gateway.assert_tidy();
     assert_eq!(gateway.lab.gateway.invalid_packets().unwrap(), 0);
 }
 

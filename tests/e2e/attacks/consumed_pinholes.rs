@@ -178,7 +178,7 @@ fn assert_admits_one_connection(
                         .scene
                         .gateway
                         .daemon
-                        .wait_for_no_pinholes(Duration::from_secs(2))
+                        .wait_for_no_pinholes(Duration::from_secs(10))
                         .unwrap();
                     assert_eq!(
                         announced.connect("r", "0.7"),

@@ -39,7 +39,7 @@ fn a_close_is_detected_although_the_closing_set_is_full() {
     assert_eq!(scene.gateway.daemon.open_pinholes().unwrap().len(), 1);
     fill(&scene, "closing", |number| (number + 1).to_string());
     assert_eq!(client.release().error, None);
-    scene.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(5)).unwrap();
+    scene.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
     assert_eq!(scene.gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     assert!(limit(&scene, "closing_set") > 0);
 }
@@ -75,6 +75,6 @@ fn closed_pinholes_leave_no_map_elements() {
     let elements = || ruleset().unwrap().stdout_text().matches(" expires ").count();
     assert!(elements() <= 1, "{}", ruleset().unwrap().stdout_text());
     assert_eq!(client.release().error, None);
-    scene.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(1)).unwrap();
+    scene.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
     assert_eq!(elements(), 0, "{}", ruleset().unwrap().stdout_text());
 }

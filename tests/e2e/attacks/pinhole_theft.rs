@@ -70,7 +70,7 @@ fn a_pinhole_closes_with_its_control_connection() {
     with_each_back_end(|back_end| {
         for end in [json!({"abort": true}), json!({"sleep": 0})] {
             attack_active_pinhole(back_end, &[end], |scene, address, port| {
-                scene.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(1)).unwrap();
+                scene.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
                 assert_eq!(scene.gateway.daemon.open_pinholes().unwrap(), [""; 0]);
                 let lab = &scene.gateway.lab;
                 assert_silent(&[(&lab.server, address, port), (&lab.outsider, address, port)]);

@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub mod dialogues;
+pub mod load;
 pub mod names;
 
 use std::{
@@ -54,6 +55,15 @@ pub fn executable_without_owner(lab: &Lab) -> PathBuf {
 pub struct Gateway {
     pub daemon: Daemon,
     pub lab: Lab,
+}
+
+impl Gateway {
+    /// Asserts that nothing is left open, and that nothing failed in the daemon.
+    pub fn assert_tidy(&self) {
+        self.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
+        assert_eq!(self.daemon.open_pinholes().unwrap(), [""; 0]);
+        assert_eq!(self.daemon.counter("errors").unwrap(), 0, "{}", self.daemon.log());
+    }
 }
 
 /// A lab with `ftp-alg run` and an empty configuration.
