@@ -73,7 +73,6 @@ test-nightly: provision rust
 
 # TESTS is the beginnings of names, as in TESTS='conntrack:: gateway::'; nearly all without it: half an hour.
 # SUITE=trixie takes Debian 13's kernel.
-test-stock-kernel: export SUITE
 test-stock-kernel: provision rust
 	@packaging/provision emulator
 	tests/stock-kernel $(TESTS)
