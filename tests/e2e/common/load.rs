@@ -66,7 +66,7 @@ impl Load {
     /// Ends the sessions.
     pub fn end(mut self) -> LoadReport {
         fs::write(&self.until, b"").unwrap();
-        wait_at_most(2 * self.patience, "the load's end", || self.has_ended());
+        wait_at_most(60.max(2 * self.patience), "the load's end", || self.has_ended());
         LoadReport(serde_json::from_str(self.process.log().lines().last().unwrap()).unwrap())
     }
 }
