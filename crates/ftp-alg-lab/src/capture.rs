@@ -6,9 +6,10 @@ use std::{
     net::IpAddr,
     path::{Path, PathBuf},
     process::Command,
-    thread,
-    time::{Duration, Instant},
+    time::Duration,
 };
+
+use rustix::process::Signal;
 
 use super::{BackgroundProcess, Host, LabError, Result, process};
 
@@ -48,34 +49,31 @@ impl Capture {
         Ok(Self { process, path })
     }
 
-    /// Ends the capture when no more packets arrive, and returns it for analysis.
+    /// Ends the capture when all packets are written that have passed the interface, and returns it for analysis.
     pub fn finish(mut self) -> Result<CaptureAnalysis> {
-        // tcpdump does not report that it has written all packets, so wait until its file stops growing.
-        let mut size = self.size();
-        let deadline = Instant::now() + Duration::from_secs(3);
-        while Instant::now() < deadline {
-            thread::sleep(Duration::from_millis(60));
-            let now = self.size();
-            if now == size {
-                break;
-            }
-            size = now;
-        }
+        self.process.wait_until("all packets", Duration::from_secs(10), |tcpdump| {
+            // It answers with its counts.
+            tcpdump.signal(Signal::USR1);
+            Ok(tcpdump.log().lines().any(is_complete))
+        })?;
         self.process.terminate(Duration::from_secs(5))?;
-        if self.process.log().lines().any(|line| {
-            line.strip_suffix(" packets dropped by kernel").is_some_and(|count| count != "0")
-        }) {
-            return Err(LabError::Unexpected(format!(
-                "the capture lost packets: {}",
-                self.process.log()
-            )));
+        let log = self.process.log();
+        let dropped =
+            log.lines().filter_map(|line| line.strip_suffix(" packets dropped by kernel"));
+        if dropped.filter_map(|counts| counts.split(' ').next_back()).any(|count| count != "0") {
+            return Err(LabError::Unexpected(format!("the capture lost packets: {log}")));
         }
         Ok(CaptureAnalysis { path: self.path.clone() })
     }
+}
 
-    fn size(&self) -> u64 {
-        fs::metadata(&self.path).map_or(0, |file| file.len())
-    }
+/// Whether tcpdump has written as many packets as the kernel counts: `tcpdump: 3 packets captured, 3 packets received by
+/// filter, 0 packets dropped by kernel`.
+fn is_complete(report: &str) -> bool {
+    let count = |part: &str| part.split(' ').find_map(|word| word.parse::<u64>().ok());
+    let Some((captured, rest)) = report.split_once(" captured, ") else { return false };
+    let received = rest.split_once(" received by filter").and_then(|(part, _)| count(part));
+    received.is_some() && received == count(captured)
 }
 
 /// A line of a control connection, assembled from segments.
@@ -327,6 +325,18 @@ mod tests {
         direction.add(9, 5, b"T 1,2\r\nQUIT\r\n");
         let expected = [(3, "PORXT 1,2".to_owned()), (9, "QUIT".to_owned())];
         assert_eq!(direction.lines(), expected);
+    }
+
+    #[test]
+    fn a_capture_is_complete_when_all_received_packets_are_captured() {
+        let report = |captured| {
+            format!(
+                "tcpdump: {captured} packets captured, 12 packets received by filter, 0 packets dropped by kernel"
+            )
+        };
+        assert!(is_complete(&report(12)));
+        assert!(!is_complete(&report(11)));
+        assert!(!is_complete("12 packets captured"));
     }
 
     #[test]

@@ -343,6 +343,11 @@ impl BackgroundProcess {
         })
     }
 
+    /// Sends a signal to the program.
+    pub(super) fn signal(&self, signal: Signal) {
+        signal_group(self.child.id(), signal);
+    }
+
     /// Ends the program with SIGKILL.
     pub fn kill(&mut self) {
         signal_group(self.child.id(), Signal::KILL);
