@@ -157,6 +157,6 @@ fn serve(lab: &Lab, port: u16) -> ftp_alg_lab::BackgroundProcess {
     let plan = json!({"port": port}).to_string();
     let command = lab.server.script_command(Script::Server, &[&plan]).unwrap();
     let process = lab.server.start(command, &format!("server-{port}")).unwrap();
-    lab.server.wait_for_port(port, Duration::from_secs(5)).unwrap();
+    lab.server.wait_for_port(port, Duration::from_secs(60)).unwrap();
     process
 }

@@ -66,7 +66,7 @@ fn only_control_connections_pass(spec: LabSpec) {
             time.sleep(60)";
         command.args(["-c", program]).args(ports.split(' '));
         let process = host.start(command, "listeners").unwrap();
-        host.wait_for_port(4000, Duration::from_secs(10)).unwrap();
+        host.wait_for_port(4000, Duration::from_secs(60)).unwrap();
         process
     };
     let _listeners = [listen(&lab.server, "21 4000"), listen(&lab.client, "4000")];

@@ -65,7 +65,7 @@ fn packets_that_a_full_queue_drops_are_counted_and_reported() {
         host.start(command, name).unwrap()
     };
     let silent = python(&lab.server, "silent", &[SILENT]);
-    lab.server.wait_for_port(21, Duration::from_secs(5)).unwrap();
+    lab.server.wait_for_port(21, Duration::from_secs(60)).unwrap();
     let gate = lab.client.directory().join("burst");
     let host = lab.server_address(Family::V4).to_string();
     let bursts =

@@ -43,7 +43,7 @@ impl Capture {
         // tcpdump stays root and writes each packet at once.
         command.args(["-Z", "root", "-w"]).arg(&path).arg(filter);
         let mut process = host.start(command, &name)?;
-        process.wait_until("start", Duration::from_secs(5), |tcpdump| {
+        process.wait_until("start", Duration::from_secs(60), |tcpdump| {
             Ok(tcpdump.log().contains("listening on"))
         })?;
         Ok(Self { process, path })
@@ -54,9 +54,9 @@ impl Capture {
         self.process.wait_until("all packets", Duration::from_secs(10), |tcpdump| {
             // It answers with its counts.
             tcpdump.signal(Signal::USR1);
-            Ok(tcpdump.log().lines().any(is_complete))
+            Ok(is_complete(&tcpdump.log()))
         })?;
-        self.process.terminate(Duration::from_secs(5))?;
+        self.process.terminate(Duration::from_secs(60))?;
         let log = self.process.log();
         let dropped =
             log.lines().filter_map(|line| line.strip_suffix(" packets dropped by kernel"));
@@ -67,13 +67,19 @@ impl Capture {
     }
 }
 
-/// Whether tcpdump has written as many packets as the kernel counts: `tcpdump: 3 packets captured, 3 packets received by
-/// filter, 0 packets dropped by kernel`.
-fn is_complete(report: &str) -> bool {
+/// Whether tcpdump has written all packets, by its reports: `tcpdump: 3 packets captured, 3 packets received by filter, 0
+/// packets dropped by kernel`. It has if the kernel counts no more, or if nothing changed in its last answers: the kernel
+/// also counts what came before the filter was set, and between two answers tcpdump empties its ring.
+fn is_complete(log: &str) -> bool {
     let count = |part: &str| part.split(' ').find_map(|word| word.parse::<u64>().ok());
-    let Some((captured, rest)) = report.split_once(" captured, ") else { return false };
-    let received = rest.split_once(" received by filter").and_then(|(part, _)| count(part));
-    received.is_some() && received == count(captured)
+    let counts = |line: &str| {
+        let (captured, rest) = line.split_once(" captured, ")?;
+        let (received, _) = rest.split_once(" received by filter")?;
+        Some((count(captured)?, count(received)?))
+    };
+    let reports: Vec<(u64, u64)> = log.lines().filter_map(counts).collect();
+    let Some(last) = reports.last() else { return false };
+    last.0 == last.1 || reports.len() >= 5 && reports.iter().rev().take(5).all(|one| one == last)
 }
 
 /// A line of a control connection, assembled from segments.
@@ -331,12 +337,14 @@ mod tests {
     fn a_capture_is_complete_when_all_received_packets_are_captured() {
         let report = |captured| {
             format!(
-                "tcpdump: {captured} packets captured, 12 packets received by filter, 0 packets dropped by kernel"
+                "tcpdump: {captured} packets captured, 12 packets received by filter, 0 packets dropped by kernel\n"
             )
         };
         assert!(is_complete(&report(12)));
         assert!(!is_complete(&report(11)));
-        assert!(!is_complete("12 packets captured"));
+        assert!(!is_complete("12 packets captured\n"));
+        assert!(is_complete(&report(11).repeat(5)), "nothing more comes");
+        assert!(!is_complete(&(report(10) + &report(11).repeat(4))));
     }
 
     #[test]

@@ -46,7 +46,7 @@ impl Daemon {
     }
 
     fn wait_ready(mut self) -> Result<Self> {
-        let limit = scaled_timeout(Duration::from_secs(10));
+        let limit = scaled_timeout(Duration::from_secs(20));
         let ready = self.ask(&["status", "--wait", &limit.as_secs().to_string()])?;
         if ready.status.success() {
             return Ok(self);
@@ -91,7 +91,7 @@ impl Daemon {
     pub fn ask(&self, arguments: &[&str]) -> Result<ProgramOutput> {
         let mut command = self.gateway.command(&self.executable);
         command.args(arguments).arg("--socket").arg(self.socket());
-        self.gateway.finish(command, b"", Duration::from_secs(20))
+        self.gateway.finish(command, b"", Duration::from_secs(60))
     }
 
     fn ask_json(&self, command: &str) -> Result<Value> {
@@ -140,9 +140,9 @@ impl Daemon {
     pub fn open_pinholes(&self) -> Result<Vec<String>> {
         let mut command = self.gateway.command("nft");
         command.args(["-j", "list", "table", "inet", "ftp_alg"]);
-        let listed = self.gateway.finish(command, b"", Duration::from_secs(10))?;
+        let listed = self.gateway.finish(command, b"", Duration::from_secs(60))?;
         let expected = self.gateway.run("conntrack", &["-L", "expect"])?.stdout_text();
-        let fast_path = self.gateway.script(Script::Pinholes, &[], Duration::from_secs(10))?;
+        let fast_path = self.gateway.script(Script::Pinholes, &[], Duration::from_secs(60))?;
         if !fast_path.status.success() {
             return Err(LabError::Unexpected(format!("pinholes.py: {}", fast_path.stdout_text())));
         }
@@ -172,7 +172,7 @@ impl Daemon {
 
     /// Ends the daemon with SIGTERM, as a service manager does.
     pub fn stop(&mut self) -> Result<ExitStatus> {
-        self.process.terminate(Duration::from_secs(5))
+        self.process.terminate(Duration::from_secs(20))
     }
 
     /// Ends the daemon with SIGKILL.

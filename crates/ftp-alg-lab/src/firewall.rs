@@ -229,7 +229,7 @@ impl GatewayFirewall {
             };
             let command = host.command(program);
             let rules = self.iptables(family);
-            host.finish(command, rules.as_bytes(), Duration::from_secs(10))?.success()?;
+            host.finish(command, rules.as_bytes(), Duration::from_secs(60))?.success()?;
         }
         Ok(())
     }

@@ -19,7 +19,7 @@ use super::{
 };
 
 /// The time limit for a helper program.
-const LIMIT: Duration = Duration::from_secs(30);
+const LIMIT: Duration = Duration::from_secs(60);
 
 /// A network namespace that acts as a host.
 #[derive(Clone, Debug)]
@@ -81,7 +81,7 @@ impl Host {
         command
     }
 
-    /// Runs a program to its end, within 30 seconds. A failure of the program is an error.
+    /// Runs a program to its end, within a minute. A failure of the program is an error.
     pub fn run(&self, program: &str, arguments: &[&str]) -> Result<ProgramOutput> {
         let mut command = self.command(program);
         command.args(arguments);

@@ -372,7 +372,7 @@ fn network6(address: Ipv6Addr) -> Ipv6Addr {
 fn ip(options: &[&str], batch: &str) -> Result<()> {
     let mut command = Command::new(process::system_program("ip"));
     command.args(options).args(["-batch", "-"]);
-    process::run(command, batch.as_bytes(), Duration::from_secs(10))?.success().map(drop)
+    process::run(command, batch.as_bytes(), Duration::from_secs(60))?.success().map(drop)
 }
 
 /// Mounts the BPF file system, because the fast path needs it. A machine with systemd has it mounted already.

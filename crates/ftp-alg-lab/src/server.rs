@@ -110,7 +110,7 @@ impl Server {
         };
         with_libraries(&mut command);
         let mut process = host.start(command, &kind.to_string())?;
-        process.wait_until("port 21", Duration::from_secs(10), |_| host.listens(21))?;
+        process.wait_until("port 21", Duration::from_secs(60), |_| host.listens(21))?;
         Ok(Self { kind, files, process })
     }
 
@@ -240,7 +240,7 @@ impl Setup<'_> {
         let mut make = self.host.command(&pure_pw);
         make.arg("mkdb").arg(&database).arg("-f").arg(&passwords);
         with_libraries(&mut make);
-        self.host.finish(make, b"", Duration::from_secs(20))?.success()?;
+        self.host.finish(make, b"", Duration::from_secs(60))?.success()?;
         let mut command = self.host.command(ServerKind::PureFtpd.program());
         command.arg("-l").arg(format!("puredb:{}", database.display()));
         command.args(["-A", "-H", "-E", "-u", "1", "-U", "133:022"]);
@@ -270,6 +270,6 @@ fn crypt(host: &Host) -> Result<String> {
         command.args(["-c", &format!("import crypt; print(crypt.crypt('{NAME}'))")]);
         command
     });
-    let hashed = process::run(command, b"", Duration::from_secs(10))?.success()?;
+    let hashed = process::run(command, b"", Duration::from_secs(60))?.success()?;
     Ok(hashed.stdout_text().trim().to_owned())
 }

@@ -146,7 +146,7 @@ fn command(host: &Host, arguments: &[&str]) -> std::process::Command {
 
 fn start(host: &Host, port: u16) -> BackgroundProcess {
     let target = host.start(command(host, &["target", &port.to_string()]), "target").unwrap();
-    host.wait_for_port(port, Duration::from_secs(5)).unwrap();
+    host.wait_for_port(port, Duration::from_secs(60)).unwrap();
     target
 }
 

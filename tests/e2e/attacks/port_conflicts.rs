@@ -41,7 +41,7 @@ fn service(host: &Host, arguments: &[&str]) -> std::process::Command {
 fn serve(host: &Host, port: u16) -> BackgroundProcess {
     let command = service(host, &["serve", &port.to_string()]);
     let service = host.start(command, "service").unwrap();
-    host.wait_for_port(port, Duration::from_secs(5)).unwrap();
+    host.wait_for_port(port, Duration::from_secs(60)).unwrap();
     service
 }
 

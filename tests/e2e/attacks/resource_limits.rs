@@ -35,7 +35,7 @@ fn scene(configuration: &str, answers: bool) -> (Scene, BackgroundProcess) {
     let rule = format!("insert rule inet gateway forward tcp dport {PORT} accept");
     lab.gateway.nft(&rule).unwrap();
     let server = crowd(&lab.server, "idle-server", &json!({"serve": PORT, "answers": answers}));
-    lab.server.wait_for_port(PORT, Duration::from_secs(5)).unwrap();
+    lab.server.wait_for_port(PORT, Duration::from_secs(60)).unwrap();
     (scene, server)
 }
 

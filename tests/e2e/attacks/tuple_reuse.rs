@@ -82,7 +82,7 @@ fn ends(host: &Host, arguments: &[&str]) -> Command {
 
 fn start_server(lab: &Lab) -> BackgroundProcess {
     let server = lab.server.start(ends(&lab.server, &["server"]), "tuple-reuse-server").unwrap();
-    lab.server.wait_for_port(21, Duration::from_secs(5)).unwrap();
+    lab.server.wait_for_port(21, Duration::from_secs(60)).unwrap();
     server
 }
 

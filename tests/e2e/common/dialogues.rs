@@ -132,7 +132,7 @@ pub fn failures(
         host.script_command(Script::Dialogue, &[&plan.to_string()]).unwrap()
     };
     let mut speaker = server.start(command("server", server), "dialogues").unwrap();
-    server.wait_for_port(21, Duration::from_secs(5)).unwrap();
+    server.wait_for_port(21, Duration::from_secs(60)).unwrap();
     let limit = Duration::from_secs(120);
     let of_client = client.finish(command("client", client), b"", limit).unwrap();
     wait_for("the server's end", || speaker.exit_status().is_some());

@@ -108,7 +108,7 @@ pub fn scripted_server(host: &Host, plan: &Value) -> ScriptedServer {
     let command = host.script_command(Script::Server, &[&plan.to_string()]).unwrap();
     let port = plan["port"].as_u64().map_or(21, |port| u16::try_from(port).unwrap());
     let process = host.start(command, &format!("scripted-server-{port}")).unwrap();
-    host.wait_for_port(port, Duration::from_secs(5)).unwrap();
+    host.wait_for_port(port, Duration::from_secs(60)).unwrap();
     ScriptedServer { process }
 }
 
