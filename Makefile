@@ -69,7 +69,7 @@ test-nightly: provision rust
 	FTP_ALG_URGENT=300000 $(NIGHTLY) -E 'test(/^wire_cases::urgent::/)'
 	FTP_ALG_ROUNDS=$(or $(ROUNDS),1000) $(NIGHTLY) -E 'test(/^(restart::.*killed_again|fastpath::.*survive|downtime::.*kills)/)'
 	FTP_ALG_ROUNDS=30 $(NIGHTLY) -E 'test(/^downtime::.*stop/)'
-	FTP_ALG_RELOADS=150 $(NIGHTLY) -E 'test(/^(reload|recipes::firewalld)::.*reload/)'
+	FTP_ALG_RELOADS=150 $(NIGHTLY) -E 'test(/^reload::/)'
 	FTP_ALG_SOAK=1800 $(NIGHTLY) -E 'test(/^soak::/)'
 	@$(MAKE) --no-print-directory test-installed
 

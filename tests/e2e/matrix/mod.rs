@@ -1,5 +1,5 @@
-//! Every client with every server, in every way to announce, in every topology, through
-//! `ftp-alg run` and default drop.
+//! Clients with servers, in every way to announce, in every topology, through `ftp-alg run` and default drop: a part of
+//! the combinations on each change ([`part`]), all of them in `make test-nightly`.
 //!
 //! What each cell showed is left in `target/matrix/`, and the table of all in `target/matrix.txt`,
 //! which `make test` shows at its end.
