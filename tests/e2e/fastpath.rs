@@ -173,7 +173,7 @@ fn a_server_on_the_gateway_itself_is_left_to_the_queue() {
     let session = scripted_client(&lab.client, &plan);
     assert_eq!(session.error, None, "{:?} {}", session.steps, daemon.log());
     assert_eq!(daemon.counter("pinholes_opened").unwrap(), 4);
-    assert_eq!(daemon.counter("pinholes_used").unwrap(), 4);
+    wait_for("all to be used", || daemon.counter("pinholes_used").unwrap() == 4);
     assert_eq!((count(daemon, "lines"), count(daemon, "handed_back")), (0, 0));
 }
 
