@@ -71,13 +71,17 @@ fn a_request_line_of_another_protocol_is_handed_back() {
         "CWD rtsp://10.0.0.2/ RTSP/1.0",
         "PWD / SIP/2.0",
         "LIST / ICAP/12.34",
+        "TYPE  / HTTP/1.1",
+        "TYPE / HTTP/1.1 ",
+        "TYPE /  HTTP/1.1",
+        "RETR a b c/1",
+        "RETR a ",
     ] {
         talk.line_hands_back(Side::Client, format!("{line}\r\n"));
     }
     for line in [
         "RETR pub/1",
         "RETR a b/1.",
-        "RETR a b c/1",
         "RETR a 1",
         "RETR a b/",
         "CWD a b/c",

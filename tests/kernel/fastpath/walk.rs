@@ -15,7 +15,7 @@ use super::{
         EPSV_PENDING, Flow, GREETING_DUE, LOGIN_DUE, LOGIN_PENDING, PASV_PENDING, PORT_PENDING,
         PinholeKey, READY, Side, tuple_key,
     },
-    model::{Expected, GREETINGS, Passed, PinholeOwners, Segment, decide},
+    model::{Expected, GREETINGS, Passed, PinholeOwners, Segment, decide, random_request},
     rng::Rng,
     scene::{Scene, routed},
 };
@@ -357,6 +357,7 @@ fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
         (Side::Server, LOGIN_PENDING) if rng.chance(0.95) => {
             (*rng.pick(&["331 password for a", "331 ", "230 in", "530 no"])).to_owned()
         }
+        (Side::Client, _) if rng.chance(0.1) => random_request(|bound| rng.below(bound)),
         (Side::Client, _) => rng.pick(&commands).clone(),
         (Side::Server, PASV_PENDING) => passive,
         (Side::Server, EPSV_PENDING) => extended,

@@ -107,7 +107,7 @@ fn classify(verb: &[u8], argument: &[u8]) -> Verb {
         b"ABOR" | b"ADAT" | b"ALLO" | b"AVBL" | b"CDUP" | b"CLNT" | b"CONF" | b"COMB" | b"CSID"
         | b"CWD\0" | b"DELE" | b"DSIZ" | b"ENC\0" | b"ESTA" | b"ESTP" | b"FEAT" | b"HELP"
         | b"HOST" | b"LANG" | b"LPRT" | b"LPSV" | b"MACB" | b"MDTM" | b"MFCT" | b"MFF\0" | b"MFMT"
-        | b"MIC\0" | b"MKD\0" | b"MODE" | b"NOOP" | b"OPTS" | b"PBSZ" | b"PROT"
+        | b"MIC\0" | b"MKD\0" | b"MODE" | b"NOOP" | b"OPEN" | b"OPTS" | b"PBSZ" | b"PROT"
         | b"PWD\0" | b"RANG" | b"REST" | b"RMD\0" | b"RNFR" | b"RNTO" | b"SITE"
         | b"SIZE" | b"SMNT" | b"STAT" | b"STRU" | b"SYST" | b"TYPE" | b"XCRC" | b"XCUP" | b"XCWD"
         | b"XMKD" | b"XPWD" | b"XRMD" => Verb::Other,

@@ -12,7 +12,9 @@ const LONGEST_VERB: usize = 8;
 impl Command<'_> {
     /// Whether no FTP client sends this line; `first` is set for the client's first line.
     pub fn is_not_ftp(&self, first: bool) -> bool {
-        !is_verb(self.word) || self.is_request_line(first)
+        !is_verb(self.word)
+            || self.is_request_line(first)
+            || first && self.verb == Verb::Unknown && is_target(self.argument)
     }
 
     /// Whether the line is `METHOD target NAME/1.1`, as in HTTP, RTSP, SIP and ICAP: three words, the second of which
@@ -23,14 +25,18 @@ impl Command<'_> {
         let (Some(target), Some(version), None) = (words.next(), words.next(), words.next()) else {
             return false;
         };
-        let is_target = target.starts_with(b"/") || target == b"*" || target.contains(&b':');
         is_version(version)
             && match self.verb {
                 Verb::Login => first,
                 Verb::User => true,
-                _ => is_target,
+                _ => is_target(target),
             }
     }
+}
+
+/// Whether `argument` starts like the target of a request.
+fn is_target(argument: &[u8]) -> bool {
+    argument.starts_with(b"/") || argument == b"*" || argument.contains(&b':')
 }
 
 /// Whether `word` has only letters and digits, at most as many as a verb. Parts of a Telnet interrupt may precede them.
@@ -90,7 +96,10 @@ mod tests {
         ] {
             assert!(is_not_ftp(line, false), "{line}");
         }
-        assert!(is_not_ftp("PASS / HTTP/1.1", true));
+        for line in ["PASS / HTTP/1.1", "GET /", "GET /PORT 10,0,0,2,4,1", "OPTIONS *", "HELO a:b"]
+        {
+            assert!(is_not_ftp(line, true), "{line}");
+        }
     }
 
     #[test]

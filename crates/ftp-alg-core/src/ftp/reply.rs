@@ -60,6 +60,13 @@ impl ReplyTracker {
         }
     }
 
+    /// The reply that `text` would end if no multi-line reply were unfinished.
+    pub fn other_end(&self, text: &Text<'_>) -> Option<Reply> {
+        self.open?;
+        let (code, continues) = parse(text)?;
+        (!continues).then_some(Reply { code })
+    }
+
     /// Code of an unfinished multi-line reply.
     pub fn open_code(&self) -> Option<u16> {
         self.open.map(|code| code.get() - 1)

@@ -10,8 +10,9 @@
 use serde::{Deserialize, Serialize};
 
 use super::{
-    DialogueEvent, RefusalReason,
+    DialogueEvent, RefusalReason, Side,
     pending_commands::{MAX_RUNS, PendingCommands, PendingKind},
+    tls::is_record_start,
 };
 use crate::ftp::{Command, LineEnd, Reply, ReplyTracker, Text, Verb, ZeroPadding};
 
@@ -71,6 +72,31 @@ pub enum Ambiguity {
     PartialReply,
 }
 
+/// Progress of the login.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+enum Login {
+    /// The server has accepted none, or has forgotten it.
+    #[default]
+    None,
+    /// The server has accepted one.
+    Accepted,
+    /// As [`Login::Accepted`], but the client has sent `USER` or `REIN` since. If the server refuses that, the login
+    /// is as it was.
+    Restarted,
+}
+
+/// Whether TLS may begin. Servers accept `AUTH` with other codes than 234, so the bytes that follow show it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+enum TlsStart {
+    /// No.
+    #[default]
+    No,
+    /// The server has accepted `AUTH`.
+    Allowed,
+    /// The client has begun. The next bytes of the server show whether it does, too.
+    ByClient,
+}
+
 /// What a client's line does.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CommandEffect {
@@ -106,7 +132,8 @@ pub enum ReplyEffect {
 #[derive(Clone, Debug, Serialize, Deserialize)]
 pub struct Dialogue {
     phase: Phase,
-    logged_in: bool,
+    login: Login,
+    tls: TlsStart,
     epsv_all: bool,
     replies: ReplyTracker,
     pending: PendingCommands,
@@ -116,6 +143,9 @@ pub struct Dialogue {
     /// Whether the server's last line was complete, unambiguous, and the end of a reply.
     #[serde(skip)]
     is_reply_complete: bool,
+    /// The server's last line, if it is inside a multi-line reply and looks like the end of another one.
+    #[serde(skip)]
+    other_end: Option<Reply>,
     /// Whether command kinds were forgotten since the last call of [`Dialogue::take_forgotten`].
     #[serde(skip)]
     has_forgotten: bool,
@@ -126,13 +156,15 @@ impl Default for Dialogue {
     fn default() -> Self {
         Self {
             phase: Phase::NotGreeted,
-            logged_in: false,
+            login: Login::None,
+            tls: TlsStart::No,
             epsv_all: false,
             replies: ReplyTracker::default(),
             pending: PendingCommands::default(),
             ambiguity: None,
             zeros: ZeroPadding::Three,
             is_reply_complete: false,
+            other_end: None,
             has_forgotten: false,
         }
     }
@@ -236,10 +268,22 @@ impl Dialogue {
         });
     }
 
-    /// Ends the ambiguity if the server's last line ended a reply and no command is pending. Called when the server's
-    /// TCP has nothing more to send for now.
-    pub fn resolve_ambiguity(&mut self) {
-        if self.is_reply_complete && !self.has_pending_commands() {
+    /// The server's TCP has nothing more to send for now, after a whole line. Ends the ambiguity if that line ended a
+    /// reply and no command is pending. After a listing, `PASV` may be: some clients send it while the reply to their
+    /// login still comes. Some servers end a multi-line reply with a line of another code (glftpd: `553-`, then `150 `);
+    /// its event is returned.
+    pub fn record_pause(&mut self) -> Option<DialogueEvent> {
+        let event = match self.other_end.take() {
+            Some(reply) if self.pending.count() <= 1 && !is_decisive(reply) => {
+                self.end_reply(reply)
+            }
+            _ => None,
+        };
+        let is_over = match self.ambiguity {
+            Some(Ambiguity::ListingReply) => self.pending.are_all(PendingKind::Passive),
+            _ => !self.has_pending_commands(),
+        };
+        if self.is_reply_complete && is_over {
             self.ambiguity = match self.ambiguity {
                 None => None,
                 Some(
@@ -250,11 +294,55 @@ impl Dialogue {
                 _ => Some(Ambiguity::Resolved),
             };
         }
+        event
+    }
+
+    /// Ends a multi-line reply with `reply`, which has another code.
+    fn end_reply(&mut self, reply: Reply) -> Option<DialogueEvent> {
+        self.replies = ReplyTracker::default();
+        self.is_reply_complete = true;
+        self.ambiguity.get_or_insert(Ambiguity::Resolved);
+        let phase = self.phase;
+        match self.handle_reply(reply) {
+            ReplyEffect::Event(event) => Some(event),
+            _ => (self.phase != phase).then_some(DialogueEvent::NotFtpClient),
+        }
+    }
+
+    /// Whether the next bytes may be TLS.
+    #[inline]
+    pub fn expects_tls(&self) -> bool {
+        self.tls != TlsStart::No
+    }
+
+    /// Whether the client may have begun TLS with its last line, so that its bytes are no commands.
+    pub fn may_be_tls(&self) -> bool {
+        self.tls == TlsStart::ByClient
+    }
+
+    /// Reads `first`, the first byte of a line of `from`. Returns whether both ends have begun TLS: the server has
+    /// accepted `AUTH`, and has sent the start of a TLS record.
+    #[cold]
+    pub fn begins_tls(&mut self, from: Side, first: u8) -> bool {
+        match (self.tls, from) {
+            (TlsStart::No, _) => return false,
+            (TlsStart::Allowed, Side::Client) if is_record_start(first) => {
+                self.tls = TlsStart::ByClient;
+                return false;
+            }
+            (TlsStart::ByClient, Side::Client) => return false,
+            _ => self.tls = TlsStart::No,
+        }
+        let begins = from == Side::Server && is_record_start(first);
+        if begins {
+            self.login = Login::None;
+        }
+        begins
     }
 
     /// Whether the server has accepted a login.
     pub fn is_logged_in(&self) -> bool {
-        self.logged_in
+        self.login == Login::Accepted
     }
 
     /// Whether no command is pending, and nothing is ambiguous or special.
@@ -305,17 +393,21 @@ impl Dialogue {
                 self.phase = Phase::FeatFirst;
             }
             (Phase::NotGreeted | Phase::FeatFirst, _) => self.phase = Phase::ClientFirst,
-            (Phase::Greeted, Some(c)) if c.verb != Verb::Unknown && !c.is_not_ftp(true) => {
-                self.phase = Phase::Verified;
+            (Phase::Greeted, Some(c))
+                if !c.is_not_ftp(true) && !self.pending.contains(PendingKind::FirstUnknown) =>
+            {
+                if c.verb != Verb::Unknown {
+                    self.phase = Phase::Verified;
+                }
             }
             (Phase::Greeted, _) => self.phase = Phase::NotFtp,
             (Phase::Verified, Some(c)) if c.is_not_ftp(false) => self.phase = Phase::NotFtp,
             _ => {}
         }
         let Some(command) = command else { return CommandEffect::Nothing };
-        if matches!(command.verb, Verb::User | Verb::Reinitialize) {
-            // The server forgets the login when it reads this command (RFC 959 section 4.1.1).
-            self.logged_in = false;
+        if matches!(command.verb, Verb::User | Verb::Reinitialize) && self.is_logged_in() {
+            // Many servers forget the login when they read this command (RFC 959 section 4.1.1).
+            self.login = Login::Restarted;
         }
         self.ambiguity = match (self.ambiguity, command.verb) {
             (None | Some(Ambiguity::Resolved), Verb::Listing) => Some(Ambiguity::ListingReply),
@@ -332,6 +424,7 @@ impl Dialogue {
             Verb::Login => PendingKind::Login,
             Verb::Reinitialize => PendingKind::Reinitialize,
             Verb::Transfer => PendingKind::Transfer,
+            Verb::Unknown if self.phase == Phase::Greeted => PendingKind::FirstUnknown,
             Verb::ClearCommandChannel | Verb::Listing | Verb::Other | Verb::Unknown => {
                 PendingKind::Other
             }
@@ -364,28 +457,20 @@ impl Dialogue {
     /// Reads a complete line of the server.
     pub fn read_reply_line(&mut self, text: &Text<'_>) -> ReplyEffect {
         let was_open = self.replies != ReplyTracker::default();
+        if text.bytes().is_empty() && !was_open && self.phase != Phase::ClientFirst {
+            return self.read_empty_line();
+        }
         let reply = self.replies.read_line(text);
         self.is_reply_complete &= reply.is_some();
-        if !self.phase.has_greeted() {
-            if accepts_leading_zeros(text.bytes()) {
-                self.zeros = ZeroPadding::Four;
-            }
-            return match reply {
-                Some(reply) if reply.is_preliminary() => ReplyEffect::Nothing, // 120: ready in a while
-                Some(_) if self.phase == Phase::NotGreeted => {
-                    self.phase = Phase::Greeted;
-                    ReplyEffect::Nothing
-                }
-                Some(Reply { code: 220 }) => {
-                    let is_feat = self.phase == Phase::FeatFirst;
-                    self.phase = if is_feat { Phase::Verified } else { Phase::NotFtp };
-                    ReplyEffect::Nothing
-                }
-                Some(_) => ReplyEffect::NotFtp,
-                // First or middle line of a multi-line greeting.
-                None if self.replies != ReplyTracker::default() => ReplyEffect::Nothing,
-                None => ReplyEffect::NotFtp,
-            };
+        self.other_end = if reply.is_none() { self.replies.other_end(text) } else { None };
+        let has_greeted = self.phase.has_greeted();
+        if (!has_greeted || self.pending.contains(PendingKind::Greeting))
+            && accepts_leading_zeros(text.bytes())
+        {
+            self.zeros = ZeroPadding::Four;
+        }
+        if !has_greeted {
+            return self.read_greeting_line(reply);
         }
         if self.phase == Phase::PickedUp && reply.is_some() {
             self.phase = Phase::PickedUpFtp;
@@ -406,6 +491,41 @@ impl Dialogue {
         reply.map_or(ReplyEffect::Nothing, |reply| self.handle_reply(reply))
     }
 
+    /// Some servers send an empty line after a reply, or before the greeting. What comes next may also be in the middle
+    /// of a name with line ends.
+    fn read_empty_line(&mut self) -> ReplyEffect {
+        if self.phase.has_greeted() && self.ambiguity.is_none() {
+            self.ambiguity = Some(Ambiguity::Resolved);
+        }
+        ReplyEffect::Nothing
+    }
+
+    /// Reads a line of the greeting, which ends with `reply`.
+    fn read_greeting_line(&mut self, reply: Option<Reply>) -> ReplyEffect {
+        match reply {
+            Some(reply) if reply.is_preliminary() => ReplyEffect::Nothing, // 120: ready in a while
+            Some(_) if self.phase == Phase::NotGreeted => {
+                self.phase = Phase::Greeted;
+                ReplyEffect::Nothing
+            }
+            Some(Reply { code: 220 }) => {
+                let is_feat = self.phase == Phase::FeatFirst;
+                self.phase = if is_feat { Phase::Verified } else { Phase::NotFtp };
+                ReplyEffect::Nothing
+            }
+            Some(_) => ReplyEffect::NotFtp,
+            None if self.phase == Phase::NotGreeted && self.open_reply_code() == Some(220) => {
+                // Some clients do not wait for the last line.
+                self.phase = Phase::Greeted;
+                self.push_pending(PendingKind::Greeting);
+                ReplyEffect::Nothing
+            }
+            // First or middle line of a multi-line greeting.
+            None if self.replies != ReplyTracker::default() => ReplyEffect::Nothing,
+            None => ReplyEffect::NotFtp,
+        }
+    }
+
     /// Whether so many commands are pending that no reply may be held or made longer. The server sends as much as its
     /// client's window allows, so longer replies would not fit, and with them the acknowledgements that the client
     /// needs would not arrive.
@@ -424,7 +544,7 @@ impl Dialogue {
     pub fn resume_plaintext(&mut self, session: bool) {
         self.pending = PendingCommands::default();
         self.replies = ReplyTracker::default();
-        self.logged_in = session;
+        self.login = if session { Login::Accepted } else { Login::None };
     }
 
     fn handle_reply(&mut self, reply: Reply) -> ReplyEffect {
@@ -438,24 +558,16 @@ impl Dialogue {
             }
             // The client's earlier identity no longer counts (RFC 2228 section 3, RFC 4217 section 4).
             234 if self.pop_answered(PendingKind::Auth) => {
-                self.logged_in = false;
+                self.login = Login::None;
                 ReplyEffect::Encrypted
             }
             334 if self.pop_answered(PendingKind::Auth) => {
-                self.logged_in = false;
+                (self.login, self.tls) = (Login::None, TlsStart::Allowed);
                 ReplyEffect::Nothing
             }
             230 | 232 if self.pending.drop_before_any(&[PendingKind::User, PendingKind::Login]) => {
                 self.pending.pop();
-                // Unless the client has started another login since.
-                self.logged_in = ![PendingKind::User, PendingKind::Reinitialize]
-                    .into_iter()
-                    .any(|later| self.pending.contains(later));
-                if self.logged_in {
-                    ReplyEffect::Event(DialogueEvent::LoggedIn)
-                } else {
-                    ReplyEffect::Nothing
-                }
+                self.accept_login()
             }
             _ if reply.is_preliminary() => {
                 if self.pending.drop_before(PendingKind::Transfer) {
@@ -464,7 +576,7 @@ impl Dialogue {
                     ReplyEffect::Nothing
                 }
             }
-            _ => match self.pending.pop() {
+            _ => match self.pending.pop_first(|kind| may_answer(reply, kind)) {
                 Some(PendingKind::Announcement) if reply.is_success() => {
                     ReplyEffect::Event(DialogueEvent::AnnouncementAccepted)
                 }
@@ -474,6 +586,10 @@ impl Dialogue {
                 Some(PendingKind::CrossedOut(reason)) if reply.is_unknown_command() => {
                     ReplyEffect::ReplyToCrossedOut(reason)
                 }
+                Some(PendingKind::Auth) if !reply.is_failure() => {
+                    self.tls = TlsStart::Allowed;
+                    ReplyEffect::Nothing
+                }
                 Some(PendingKind::Transfer) => ReplyEffect::Event(DialogueEvent::TransferEnded {
                     completed: reply.is_success(),
                 }),
@@ -482,12 +598,46 @@ impl Dialogue {
                     ReplyEffect::Nothing
                 }
                 Some(PendingKind::Reinitialize) if reply.is_success() => {
-                    self.epsv_all = false;
+                    (self.epsv_all, self.login) = (false, Login::None);
+                    ReplyEffect::Nothing
+                }
+                // Servers differ in the code, so the reply must be the only one that is due.
+                Some(PendingKind::User | PendingKind::Login)
+                    if reply.is_success() && !self.has_pending_commands() =>
+                {
+                    self.accept_login()
+                }
+                Some(PendingKind::User | PendingKind::Login | PendingKind::Reinitialize)
+                    if reply.is_failure() =>
+                {
+                    if self.login == Login::Restarted {
+                        self.accept_login();
+                    }
+                    ReplyEffect::Nothing
+                }
+                Some(PendingKind::FirstUnknown) if !reply.is_failure() => {
+                    self.phase = Phase::NotFtp;
+                    ReplyEffect::Nothing
+                }
+                // It asks for a password, so the success before it was of something else.
+                None if matches!(reply.code, 331 | 332) => {
+                    self.login = Login::None;
                     ReplyEffect::Nothing
                 }
                 _ => ReplyEffect::Nothing,
             },
         }
+    }
+
+    /// The server has accepted a login, or has refused another one after it.
+    fn accept_login(&mut self) -> ReplyEffect {
+        let restarts = [PendingKind::User, PendingKind::Reinitialize];
+        if restarts.into_iter().any(|later| self.pending.contains(later)) {
+            self.login = Login::Restarted;
+            return ReplyEffect::Nothing;
+        }
+        self.login = Login::Accepted;
+        ReplyEffect::Event(DialogueEvent::LoggedIn)
     }
 
     fn push_pending(&mut self, kind: PendingKind) {
@@ -501,6 +651,22 @@ impl Dialogue {
 
     fn pop_answered(&mut self, which: PendingKind) -> bool {
         self.pending.drop_before(which) && self.pending.pop().is_some()
+    }
+}
+
+/// Whether a reply with this code may open something, or change rights. Such a reply must be whole.
+fn is_decisive(reply: Reply) -> bool {
+    matches!(reply.code, 227 | 229 | 230 | 232 | 234 | 334)
+}
+
+/// Whether `reply` may answer a command of this kind. Servers send 225, 226 and 426 when a transfer has ended, however
+/// often, and some send a success before the reply to `PASV`.
+fn may_answer(reply: Reply, kind: PendingKind) -> bool {
+    match kind {
+        PendingKind::Transfer | PendingKind::Other | PendingKind::Forgotten => true,
+        _ if matches!(reply.code, 225 | 226 | 426) => false,
+        PendingKind::Passive => reply.is_failure(),
+        _ => true,
     }
 }
 

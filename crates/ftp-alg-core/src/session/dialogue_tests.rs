@@ -66,8 +66,11 @@ fn a_login_ends_when_another_begins() {
         let mut dialogue = logged_in();
         said(&mut dialogue, line);
         assert!(!dialogue.is_logged_in(), "before it is answered");
-        answered(&mut dialogue, "530 no");
-        assert!(!dialogue.is_logged_in(), "whatever is answered");
+        let mut refused = dialogue.clone();
+        answered(&mut refused, "530 no");
+        assert!(refused.is_logged_in(), "the server has changed nothing");
+        answered(&mut dialogue, if line == "REIN" { "220 ready" } else { "331 password" });
+        assert!(!dialogue.is_logged_in());
     }
     // A 230 that is still on its way belongs to the earlier login.
     for line in ["USER y", "REIN"] {
@@ -99,7 +102,7 @@ fn nothing_is_opened_while_the_dialogue_is_ambiguous() {
     dialogue.record_server_line_end(LineEnd::Plain);
     answered(&mut dialogue, "200 ok");
     assert!(dialogue.blocked_because(false).is_some(), "the server may have more to say");
-    dialogue.resolve_ambiguity();
+    dialogue.record_pause();
     assert_eq!(dialogue.blocked_because(false), None);
     said(&mut dialogue, "STAT"); // names no file
     assert_eq!(dialogue.blocked_because(false), None);
@@ -109,12 +112,12 @@ fn nothing_is_opened_while_the_dialogue_is_ambiguous() {
         dialogue.record_server_line_end(LineEnd::Plain);
         answered(&mut dialogue, line);
     }
-    dialogue.resolve_ambiguity();
+    dialogue.record_pause();
     assert_eq!(dialogue.blocked_because(false), None);
     // Not a reply; perhaps part of a listing.
     dialogue.record_server_line_end(LineEnd::Plain);
     answered(&mut dialogue, "-rw-r--r-- x");
-    dialogue.resolve_ambiguity();
+    dialogue.record_pause();
     assert!(dialogue.blocked_because(false).is_some());
 }
 
@@ -150,7 +153,7 @@ fn a_name_with_line_ends_stays_ambiguous() {
     let settles = |dialogue: &mut Dialogue, line| {
         dialogue.record_server_line_end(LineEnd::Plain);
         answered(dialogue, line);
-        dialogue.resolve_ambiguity();
+        dialogue.record_pause();
         assert!(dialogue.blocked_because(false).is_none(), "{line}");
     };
     settles(&mut dialogue, "250 ok");
@@ -162,7 +165,7 @@ fn a_name_with_line_ends_stays_ambiguous() {
     said(&mut dialogue, "PASV");
     dialogue.record_server_line_end(LineEnd::Plain);
     answered(&mut dialogue, "250 in x");
-    dialogue.resolve_ambiguity();
+    dialogue.record_pause();
     assert!(dialogue.blocked_because(false).is_some());
     settles(&mut dialogue, "227 x");
 }

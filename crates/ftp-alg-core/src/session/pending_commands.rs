@@ -19,6 +19,11 @@ pub enum PendingKind {
     Reinitialize,
     Auth,
     Transfer,
+    /// An unknown command before any known one. If the server does not refuse it before the next command, it is of
+    /// another protocol.
+    FirstUnknown,
+    /// The end of the server's greeting.
+    Greeting,
     /// The reply to a crossed out command.
     CrossedOut(RefusalReason),
     Other,
@@ -56,6 +61,11 @@ impl PendingCommands {
     /// Whether a command of this kind is pending.
     pub fn contains(&self, which: PendingKind) -> bool {
         self.kinds().any(|kind| kind == which)
+    }
+
+    /// Whether no command of another kind is pending.
+    pub fn are_all(&self, which: PendingKind) -> bool {
+        self.kinds().all(|kind| kind == which)
     }
 
     /// The kind of the oldest command.
@@ -97,6 +107,14 @@ impl PendingCommands {
         Some(kind)
     }
 
+    /// Removes the first command for which `is_answered` holds, and those before it, because their replies will not
+    /// come any more. Leaves all if there is none.
+    pub fn pop_first(&mut self, is_answered: impl Fn(PendingKind) -> bool) -> Option<PendingKind> {
+        let at = self.kinds().position(is_answered)?;
+        self.drop_runs(at);
+        self.pop()
+    }
+
     /// Removes the commands before the first `which`, because their replies will not come any more. Returns `false` if
     /// there is none, or if forgotten commands precede it.
     pub fn drop_before(&mut self, which: PendingKind) -> bool {
@@ -109,11 +127,16 @@ impl PendingCommands {
         let found = kinds.find(|(_, kind)| which.contains(kind) || *kind == PendingKind::Forgotten);
         let Some((at, _)) = found.filter(|(_, kind)| which.contains(kind)) else { return false };
         drop(kinds);
-        if at > 0 {
-            compact::drop_front(&mut self.later, at - 1);
+        self.drop_runs(at);
+        true
+    }
+
+    /// Removes the oldest `count` runs.
+    fn drop_runs(&mut self, count: usize) {
+        if count > 0 {
+            compact::drop_front(&mut self.later, count - 1);
             self.promote_next();
         }
-        true
     }
 
     fn kinds(&self) -> impl Iterator<Item = PendingKind> {

@@ -49,8 +49,11 @@ impl PushState {
 /// Whether `packet`, which has PSH, is one line of the server and everything that the server had to send.
 fn is_complete_reply(packet: &Packet<'_>, client: &Direction, server: &Direction) -> bool {
     let payload = packet.payload();
+    // Some servers send an empty line after each reply.
+    let line =
+        payload.strip_suffix(b"\r\n").filter(|line| line.ends_with(b"\n")).unwrap_or(payload);
     server.is_idle()
-        && memchr::memchr(b'\n', payload) == payload.len().checked_sub(1)
+        && memchr::memchr(b'\n', line) == line.len().checked_sub(1)
         && payload.len() < usize::from(client.offered_window())
         && client.space.is_acknowledged()
 }
@@ -69,6 +72,8 @@ pub(super) fn record_offered_window(
     }
     let acknowledges_all = packet.ack() == server.space.map.to_delivered(server.space.next);
     let window = if acknowledges_all { packet.window() } else { 0 };
-    let is_first = client.is_idle() && !dialogue.has_pending_commands();
+    // The server has read every earlier command, with the window of its packets.
+    let is_first =
+        client.is_idle() && (!dialogue.has_pending_commands() || client.space.is_acknowledged());
     client.set_offered_window(if is_first { window } else { window.min(client.offered_window()) });
 }

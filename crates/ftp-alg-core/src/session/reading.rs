@@ -66,15 +66,37 @@ struct Snapshot {
 }
 
 impl DirectionReader<'_> {
+    /// Whether TLS begins with `first`, the next byte.
+    #[inline]
+    pub(super) fn begins_tls(&mut self, first: u8) -> bool {
+        let begins = self.direction.line().is_empty() && self.dialogue.begins_tls(self.from, first);
+        if begins {
+            self.begin_tls();
+        }
+        begins
+    }
+
+    /// Both directions are encrypted from here on.
+    #[cold]
+    fn begin_tls(&mut self) {
+        self.inspection_state.set_encrypted();
+        self.direction.start_tls();
+        self.opposite.start_tls();
+        self.inspection.push_event(DialogueEvent::Encrypted);
+    }
+
     /// Reads `line` at `seq`, which is new: a whole line or the start of one.
     pub(super) fn read_line_part(&mut self, seq: Seq, line: &[u8], boundary: LineBoundary) {
+        if self.from == Side::Client && self.dialogue.may_be_tls() {
+            return self.forward_possible_tls(seq, line);
+        }
         if line.ends_with(b"\n") {
             self.end_line(seq, line);
             if self.from == Side::Server
                 && self.push_state != PushState::NotPushed
                 && boundary.ends_segment
             {
-                self.dialogue.resolve_ambiguity();
+                self.inspection.events.extend(self.dialogue.record_pause());
             }
             return;
         }
@@ -138,12 +160,7 @@ impl DirectionReader<'_> {
             ReadEffect::Nothing => {}
             ReadEffect::NotFtp => self.stop_reading(),
             ReadEffect::NotFtpClient => self.inspection.push_event(DialogueEvent::NotFtpClient),
-            ReadEffect::Encrypted => {
-                self.inspection_state.set_encrypted();
-                self.direction.start_tls();
-                self.opposite.start_tls();
-                self.inspection.push_event(DialogueEvent::Encrypted);
-            }
+            ReadEffect::Encrypted => self.begin_tls(),
         }
     }
 
@@ -307,6 +324,20 @@ impl DirectionReader<'_> {
             |text: &Text<'_>| Command::may_announce(text, self.inspection.refuses_auth);
         let is_option = lead.last().is_some_and(|byte| *byte >= 0xf0);
         may_announce(text) && !(is_option && may_announce(&Text::new(&text.bytes()[1..])))
+    }
+
+    /// Forwards the client's `bytes` at `seq` at once, except for what a server without TLS would take for an
+    /// announcement.
+    #[cold]
+    fn forward_possible_tls(&mut self, seq: Seq, bytes: &[u8]) {
+        if self.cross_out_ambiguous_tail(seq, bytes) {
+            return;
+        }
+        let before = self.direction.line().len();
+        self.direction.continue_line(seq, bytes, false);
+        if before + bytes.len() > MAX_LINE {
+            self.store_last_line_start(bytes);
+        }
     }
 
     /// Ends inspection: the connection is not FTP.

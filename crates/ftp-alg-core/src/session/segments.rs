@@ -24,7 +24,8 @@ impl DirectionReader<'_> {
     #[inline(always)]
     fn read_new_bytes(&mut self, mut seq: Seq, mut new: &[u8], fin: bool) {
         while !new.is_empty() {
-            let is_text = self.inspection_state.reads_text(self.direction);
+            let is_text =
+                self.inspection_state.reads_text(self.direction) && !self.begins_tls(new[0]);
             let end = if is_text { memchr::memchr(b'\n', new) } else { None };
             let (line, rest) = new.split_at(end.map_or(new.len(), |end| end + 1));
             let stores = self.from == Side::Client && is_text;

@@ -10,6 +10,11 @@ const HEADER_LEN: usize = 5;
 /// The content type of application data.
 const APPLICATION_DATA: u8 = 23;
 
+/// Whether `byte` may be the first of a TLS record. No FTP line begins with it.
+pub fn is_record_start(byte: u8) -> bool {
+    CONTENT_TYPES.contains(&byte)
+}
+
 /// The TLS records of one direction.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct TlsRecords {
@@ -30,7 +35,7 @@ impl TlsRecords {
             self.remaining -= skipped as u16; // at most itself
             at += skipped;
             let Some(&byte) = bytes.get(at) else { break };
-            if self.header_len == 0 && !CONTENT_TYPES.contains(&byte) {
+            if self.header_len == 0 && !is_record_start(byte) {
                 return Some(at);
             }
             self.header[usize::from(self.header_len)] = byte;

@@ -237,8 +237,9 @@ __noinline int is_one_word(const struct line_record *line, __u32 at)
 	return 1;
 }
 
-// Whether the line may be a request line of another protocol, as `METHOD target HTTP/1.1`: three words, of which the
-// last one has a slash and ends with a digit. The engine takes no such sender for an FTP client.
+// Whether the line may be a request line of another protocol, as `METHOD target HTTP/1.1`: at least three words, of
+// which the last one has a slash and ends with a digit. The engine takes no such sender for an FTP client. It ignores
+// blanks at the end, so they count here as such a word.
 __noinline int is_request_line(const struct line_record *line, __u32 length)
 {
 	__u32 at, blanks = 0, slash = 0;
@@ -247,6 +248,8 @@ __noinline int is_request_line(const struct line_record *line, __u32 length)
 	if (!line || length > LONGEST_LINE)
 		return 0;
 	last = byte_at(line, length - 3);
+	if (last == ' ')
+		return 1;
 	if (last < '0' || last > '9')
 		return 0;
 	for (at = 3; at < LONGEST_LINE; at++) {
@@ -255,7 +258,7 @@ __noinline int is_request_line(const struct line_record *line, __u32 length)
 		blanks += is_blank;
 		slash = (slash | is_equal(byte, '/')) & (is_blank - 1);
 	}
-	return blanks == 2 && slash;
+	return blanks >= 2 && slash;
 }
 
 __noinline __u32 read_command(const struct line_record *line, __u32 length, struct announcement *announcement)

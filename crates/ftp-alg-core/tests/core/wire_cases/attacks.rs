@@ -4,6 +4,7 @@ use std::time::Duration;
 
 use ftp_alg_core::{
     engine::QueueMode,
+    ftp::{Command, Text},
     packet::flags,
     session::Side::{Client, Server},
 };
@@ -11,6 +12,8 @@ use ftp_alg_core::{
 use super::{
     assert_untouched, everywhere,
     support::{
+        Rng,
+        fast_path::model::{is_bypassable, random_request},
         ftp::{ServerModel, active, at, text},
         scenario::{Nat, Scenario},
         segment::Segment,
@@ -507,4 +510,20 @@ fn an_unacceptable_acknowledgement_does_not_end_the_session() {
     }
     assert_eq!(sim.exchange("PORT 192,168,150,80,9,9\r\n", "").0, "PORT 198,51,100,1,9,9\r\n");
     assert_eq!(sim.kernel.pinholes().len(), 1);
+}
+
+/// What the BPF program passes is a command for the engine, too, however the words are separated.
+#[test]
+fn the_fast_path_passes_no_request_of_another_protocol() {
+    let mut rng = Rng::new(7);
+    let mut passed = 0;
+    for _ in 0..20_000 {
+        let line = random_request(|bound| rng.below(bound));
+        let text = [line.as_bytes(), b"\r\n"].concat();
+        let text = Text::new(&text);
+        let is_request = Command::parse(&text).unwrap().is_not_ftp(false);
+        passed += u32::from(is_bypassable(&line));
+        assert!(!(is_request && is_bypassable(&line)), "{line:?}");
+    }
+    assert!((1_000..19_000).contains(&passed), "{passed}");
 }

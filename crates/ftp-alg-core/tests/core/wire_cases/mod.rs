@@ -8,6 +8,7 @@ mod ambiguous_lines;
 mod announcements;
 mod attacks;
 mod crafted_segments;
+mod dialects;
 mod downtime;
 mod limits;
 mod network_conditions;

@@ -238,16 +238,10 @@ fn command(line: &str, flow: &Flow) -> Option<Meaning> {
         Some((verb, argument)) => (verb, Some(argument)),
         None => (line, None),
     };
-    if let [_, _, version] = line.split(' ').collect::<Vec<_>>()[..]
-        && version.contains('/')
-        && version.ends_with(|one: char| one.is_ascii_digit())
-    {
-        return None;
+    if is_bypassable(line) {
+        return Some(Meaning::Command(COMMAND_PENDING));
     }
     match verb.to_ascii_uppercase().as_str() {
-        "NOOP" | "PWD" | "CWD" | "CDUP" | "TYPE" | "SIZE" | "MDTM" | "REST" | "RETR" | "STOR"
-        | "APPE" | "LIST" | "NLST" | "MLSD" | "DELE" | "MKD" | "RMD" | "RNFR" | "RNTO" | "SYST"
-        | "QUIT" => Some(Meaning::Command(COMMAND_PENDING)),
         "USER" | "PASS" => (!argument?.contains(' ')).then_some(Meaning::LoginCommand),
         "PASV" if argument.is_none() => Some(Meaning::Command(PASV_PENDING)),
         "EPSV" if argument.is_none() => Some(Meaning::Command(EPSV_PENDING)),
@@ -278,6 +272,38 @@ fn command(line: &str, flow: &Flow) -> Option<Meaning> {
         }
         _ => None,
     }
+}
+
+/// Whether the line is a command that announces nothing and changes no rights.
+pub fn is_bypassable(line: &str) -> bool {
+    const VERBS: [&str; 21] = [
+        "NOOP", "PWD", "CWD", "CDUP", "TYPE", "SIZE", "MDTM", "REST", "RETR", "STOR", "APPE",
+        "LIST", "NLST", "MLSD", "DELE", "MKD", "RMD", "RNFR", "RNTO", "SYST", "QUIT",
+    ];
+    let verb = line.split(' ').next().unwrap_or_default().to_ascii_uppercase();
+    VERBS.contains(&verb.as_str()) && !may_be_request(line)
+}
+
+/// Whether the line may be a request of another protocol, as the program has it.
+fn may_be_request(line: &str) -> bool {
+    let version = line.rsplit(' ').next().unwrap_or_default();
+    line.ends_with(' ')
+        || line.split(' ').count() >= 3
+            && version.contains('/')
+            && version.ends_with(|one: char| one.is_ascii_digit())
+}
+
+/// A line that resembles a request of another protocol: what only some readers take for one. `below` gives a random
+/// number below a bound.
+pub fn random_request(mut below: impl FnMut(usize) -> usize) -> String {
+    const VERBS: [&str; 7] = ["TYPE", "retr", "CWD", "QUIT", "PWD", "STOR", "NOOP"];
+    const PARTS: [&str; 10] =
+        [" ", "  ", "/", "*", "a:b", "x", "1", "HTTP/1.1", "RTSP/1.", " / HTTP/1.1"];
+    let mut line = VERBS[below(VERBS.len())].to_owned();
+    for _ in 0..below(6) {
+        line += PARTS[below(PARTS.len())];
+    }
+    line
 }
 
 /// Greetings, and whether their server reads leading zeros in a `PORT` as decimal (docs/studies/lengths.md).

@@ -1,0 +1,350 @@
+//! Dialogues of real servers and clients that differ from the RFCs: every line passes unchanged, and the transfers that
+//! follow work. Each was reported in public.
+
+use ftp_alg_core::session::Side::{self, Client, Server};
+
+use super::support::{
+    ftp::{at, passive, text},
+    scenario::{NATS, Nat, Scenario},
+    sim::Sim,
+};
+
+const GREETING: (Side, &str) = (Server, "220 ready\r\n");
+const USER: (Side, &str) = (Client, "USER joe\r\n");
+const ASKS: (Side, &str) = (Server, "331 password\r\n");
+const PASS: (Side, &str) = (Client, "PASS x\r\n");
+const ACCEPTS: (Side, &str) = (Server, "230 in\r\n");
+const LOGIN: [(Side, &str); 5] = [GREETING, USER, ASKS, PASS, ACCEPTS];
+
+/// Plays `lines`, which must arrive unchanged.
+fn play(sim: &mut Sim, name: &str, lines: &[(Side, &str)]) {
+    for (side, line) in lines {
+        assert_eq!(text(sim.say(*side, line.as_bytes())), *line, "{name}");
+    }
+}
+
+/// Passive and active transfers work, again and again.
+fn assert_transfers(sim: &mut Sim, nat: Nat, name: &str) {
+    let server = nat.translation(false).server;
+    for round in 0..3 {
+        let mut opened = sim.kernel.opened.len();
+        for (command, reply) in [
+            ("PASV\r\n", passive(at(server, 5000 + round))),
+            ("EPSV\r\n", format!("229 ok (|||{}|)\r\n", 5010 + round)),
+            (&format!("PORT 192,168,150,80,19,{}\r\n", 136 + round), "200 ok\r\n".to_owned()),
+        ] {
+            sim.exchange(command, &reply);
+            opened += 1;
+            assert_eq!(
+                sim.kernel.opened.len(),
+                opened,
+                "{name}, {command:?}: {:?}",
+                sim.decisions()
+            );
+            for (command, replies) in [("LIST\r\n", ["150 here\r\n", "226 done\r\n"])] {
+                play(sim, name, &[(Client, command), (Server, replies[0]), (Server, replies[1])]);
+            }
+        }
+    }
+}
+
+/// Plays each dialogue behind each kind of NAT. Transfers must work after it.
+fn assert_served(dialogues: &[(&str, &[&[(Side, &str)]])]) {
+    for nat in NATS {
+        for (name, parts) in dialogues {
+            let mut sim = Sim::new(Scenario { nat, ..Scenario::default() });
+            parts.iter().for_each(|lines| play(&mut sim, name, lines));
+            assert_transfers(&mut sim, nat, name);
+        }
+    }
+}
+
+#[test]
+fn a_login_is_any_success_of_a_login_command() {
+    let accepted = |reply| [GREETING, USER, ASKS, PASS, (Server, reply)];
+    assert_served(&[
+        ("PASS: 200", &[&accepted("200 OK\r\n")]),
+        ("PASS: 202", &[&accepted("202 superfluous\r\n")]),
+        ("PASS: 220", &[&accepted("220 Password ok\r\n")]),
+        ("PASS: 250", &[&accepted("250 logged in\r\n")]),
+        ("USER: 200", &[&[GREETING, USER, (Server, "200 hi\r\n")]]),
+        ("USER: 230", &[&[GREETING, USER, (Server, "230 hi\r\n")]]),
+        ("USER: 232", &[&[GREETING, USER, (Server, "232 hi\r\n")]]),
+        ("both 220", &[&[GREETING, USER, (Server, "220 hi\r\n"), PASS, (Server, "220 in\r\n")]]),
+        ("then 503", &[&[GREETING, USER, ACCEPTS, PASS, (Server, "503 USER first\r\n")]]),
+        ("greeting 200", &[&[(Server, "200 FTP ready\r\n"), USER, ASKS, PASS, ACCEPTS]]),
+        (
+            "ACCT: 230",
+            &[
+                &[GREETING, USER, ASKS, PASS, (Server, "332 account\r\n")],
+                &[(Client, "ACCT x\r\n"), ACCEPTS],
+            ],
+        ),
+        ("ACCT: 202", &[&LOGIN, &[(Client, "ACCT x\r\n"), (Server, "202 not needed\r\n")]]),
+    ]);
+}
+
+#[test]
+fn a_refused_login_command_leaves_the_login_as_it_was() {
+    let again: (Side, &str) = (Client, "USER other\r\n");
+    assert_served(&[
+        ("vsftpd", &[&LOGIN, &[again, (Server, "530 Can't change to another user.\r\n")]]),
+        ("ProFTPD", &[&LOGIN, &[again, (Server, "501 Reauthentication not supported\r\n")]]),
+        ("PASS 530", &[&LOGIN, &[again, ASKS, PASS, (Server, "530 Can't change.\r\n")]]),
+        ("PASS 503", &[&LOGIN, &[again, ASKS, PASS, (Server, "503 already\r\n")]]),
+        ("PASS again", &[&LOGIN, &[PASS, (Server, "503 already\r\n")]]),
+        ("PASS 230", &[&LOGIN, &[again, ASKS, PASS, (Server, "230 Already logged in.\r\n")]]),
+        ("REIN", &[&LOGIN, &[(Client, "REIN\r\n"), (Server, "502 no\r\n")]]),
+        ("REIN and login", &[&LOGIN, &[(Client, "REIN\r\n"), GREETING, USER, ASKS, PASS, ACCEPTS]]),
+        (
+            "wrong, then right",
+            &[&[GREETING, USER, ASKS, PASS, (Server, "530 no\r\n")], &[USER, ASKS, PASS, ACCEPTS]],
+        ),
+    ]);
+}
+
+#[test]
+fn without_a_login_nothing_is_opened_whatever_is_answered() {
+    let refused = (Server, "530 no\r\n");
+    for (name, lines) in [
+        ("refused", &[GREETING, USER, ASKS, PASS, refused][..]),
+        ("refused again", &[GREETING, USER, ASKS, PASS, refused, USER, refused]),
+        ("REIN", &[GREETING, USER, ACCEPTS, (Client, "REIN\r\n"), GREETING, USER, refused]),
+        ("a success before the password", &[GREETING, USER, (Server, "220 ready\r\n"), ASKS]),
+        ("a success of another command", &[GREETING, (Client, "NOOP\r\n"), (Server, "200 x\r\n")]),
+        ("in a pipeline", &[GREETING, USER, (Client, "NOOP\r\n"), (Server, "200 x\r\n"), refused]),
+    ] {
+        let mut sim = Sim::new(Scenario::default());
+        play(&mut sim, name, lines);
+        let server = Nat::Masquerade.translation(false).server;
+        sim.exchange("PASV\r\n", &passive(at(server, 5000)));
+        sim.exchange("PORT 192,168,150,80,19,136\r\n", "200 ok\r\n");
+        assert_eq!(sim.kernel.opened.len(), 0, "{name}");
+    }
+}
+
+#[test]
+fn what_a_client_sends_first_may_be_unknown_to_us() {
+    let host = (Client, "OPEN ftp.example.net\r\n");
+    let remote = (Server, "220 remote ready\r\n");
+    let login = [USER, ASKS, PASS, ACCEPTS];
+    assert_served(&[
+        ("OPEN", &[&[GREETING, host, remote], &login]),
+        ("OPEN after a login", &[&LOGIN, &[host, remote], &login]),
+        ("SITE", &[&[GREETING, (Client, "SITE ftp.example.net\r\n"), remote], &login]),
+        (
+            "HOST",
+            &[&[GREETING, (Client, "HOST ftp.example.net\r\n"), (Server, "220 ok\r\n")], &login],
+        ),
+        ("unknown", &[&[GREETING, (Client, "XYZZ\r\n"), (Server, "500 what?\r\n")], &login]),
+        (
+            "unknown twice",
+            &[
+                &[GREETING, (Client, "XYZZ 1\r\n"), (Server, "502 what?\r\n")],
+                &[(Client, "YYZZ\r\n"), (Server, "500 what?\r\n")],
+                &login,
+            ],
+        ),
+        ("a second greeting", &[&[GREETING, remote], &login]),
+        ("a second greeting after USER", &[&[GREETING, USER, remote, ASKS, PASS, ACCEPTS]]),
+        (
+            "USER in the greeting",
+            &[
+                &[(Server, "220-hello\r\n"), USER],
+                &[(Server, "220-more\r\n220 ready\r\n"), ASKS, PASS, ACCEPTS],
+            ],
+        ),
+    ]);
+}
+
+#[test]
+fn an_unknown_command_that_is_understood_is_not_ftp() {
+    for lines in [
+        &[GREETING, (Client, "EHLO x\r\n"), (Server, "250 hello\r\n")][..],
+        &[GREETING, (Client, "GET /\r\n"), (Server, "200 OK\r\n")],
+    ] {
+        let mut sim = Sim::new(Scenario::default());
+        play(&mut sim, "before", lines);
+        play(&mut sim, "after", &[USER, ASKS, PASS, ACCEPTS]);
+        sim.exchange("PORT 192,168,150,80,19,136\r\n", "200 ok\r\n");
+        assert_eq!(sim.kernel.opened.len(), 0, "{lines:?}");
+    }
+}
+
+#[test]
+fn replies_are_matched_as_servers_send_them() {
+    let not_found = "550 not found\r\n";
+    let listing = (Client, "LIST\r\n");
+    assert_served(&[
+        (
+            "an empty line behind one reply",
+            &[&LOGIN, &[(Client, "SIZE x\r\n"), (Server, &format!("{not_found}\r\n"))]],
+        ),
+        (
+            "an empty line in its own segment",
+            &[&LOGIN, &[(Client, "SIZE x\r\n"), (Server, not_found), (Server, "\r\n")]],
+        ),
+        ("an empty line before the greeting", &[&[(Server, "\r\n220 ready\r\n")], &LOGIN[1..]]),
+        ("an empty line behind the greeting", &[&[(Server, "220 ready\r\n\r\n")], &LOGIN[1..]]),
+        (
+            "glftpd",
+            &[
+                &LOGIN,
+                &[
+                    (Client, "STOR x\r\n"),
+                    (
+                        Server,
+                        "553-\r\n553- Directory excluded (precheck).\r\n150 Opening for x.\r\n",
+                    ),
+                    (Server, "226 done\r\n"),
+                ],
+            ],
+        ),
+        (
+            "another code at the end",
+            &[&LOGIN, &[(Client, "CWD x\r\n"), (Server, "250-hello\r\n200 ok\r\n")]],
+        ),
+        (
+            "another code at the end of a status",
+            &[&LOGIN, &[(Client, "STAT\r\n"), (Server, "211-a\r\n211-b\r\n212 end\r\n")]],
+        ),
+        (
+            "a code in the text",
+            &[
+                &LOGIN,
+                &[(Client, "MLST 550\r\n"), (Server, "250- List\r\n550\r\n250 End of List\r\n")],
+            ],
+        ),
+        ("no text", &[&LOGIN, &[(Client, "NOOP\r\n"), (Server, "200-blabla\r\n200-\r\n200\r\n")]]),
+        (
+            "ABOR: one reply in place of two",
+            &[
+                &LOGIN,
+                &[
+                    listing,
+                    (Server, "150 here\r\n"),
+                    (Client, "ABOR\r\n"),
+                    (Server, "226 aborted\r\n"),
+                ],
+            ],
+        ),
+        (
+            "ABOR: three replies",
+            &[
+                &LOGIN,
+                &[
+                    listing,
+                    (Server, "150 here\r\n"),
+                    (Client, "ABOR\r\n"),
+                    (Server, "426 aborted\r\n226 done\r\n225 ABOR\r\n"),
+                ],
+            ],
+        ),
+        ("ABOR: none", &[&LOGIN, &[(Client, "ABOR\r\n")]]),
+        ("NOOP: none", &[&LOGIN, &[(Client, "NOOP\r\n"), (Client, "NOOP\r\n")]]),
+    ]);
+}
+
+/// Some clients send `PASV` when they have the first line of the reply to their login.
+#[test]
+fn a_passive_transfer_may_begin_while_the_reply_to_the_login_still_comes() {
+    for nat in NATS {
+        let mut sim = Sim::new(Scenario { nat, ..Scenario::default() });
+        play(&mut sim, "login", &LOGIN[..4]);
+        let begin = [(Server, "230-welcome\r\n"), (Client, "PASV\r\n"), (Server, "230 in\r\n")];
+        play(&mut sim, "230", &begin);
+        let server = nat.translation(false).server;
+        sim.say(Server, passive(at(server, 5000)).as_bytes());
+        assert_eq!(sim.kernel.opened.len(), 1, "{:?}", sim.decisions());
+        play(&mut sim, "transfer", &[(Client, "LIST\r\n"), (Server, "150 here\r\n226 done\r\n")]);
+        assert_transfers(&mut sim, nat, "230");
+    }
+}
+
+/// The server sends a reply that nobody waits for before the one to `PASV` or `PORT`.
+#[test]
+fn stray_replies_answer_no_announcement() {
+    for stray in ["226 done\r\n", "200 ok\r\n", "250 ok\r\n", "225 ABOR\r\n", "426 aborted\r\n"] {
+        for nat in NATS {
+            let mut sim = Sim::new(Scenario { nat, ..Scenario::default() });
+            play(&mut sim, stray, &LOGIN);
+            let server = nat.translation(false).server;
+            for port in [5000, 5001] {
+                let opened = sim.kernel.opened.len();
+                play(&mut sim, stray, &[(Client, "PASV\r\n"), (Server, stray)]);
+                sim.say(Server, passive(at(server, port)).as_bytes());
+                assert_eq!(sim.kernel.opened.len(), opened + 1, "{stray:?}: {:?}", sim.decisions());
+                sim.say(Client, b"PORT 192,168,150,80,19,136\r\n");
+                play(&mut sim, stray, &[(Server, stray), (Server, "200 ok\r\n")]);
+                assert_eq!(sim.kernel.pinholes().len(), 1, "{stray:?}: {:?}", sim.decisions());
+                play(&mut sim, stray, &[(Client, "LIST\r\n"), (Server, "150 here\r\n")]);
+                play(&mut sim, stray, &[(Server, "226 done\r\n")]);
+            }
+            assert_transfers(&mut sim, nat, stray);
+        }
+    }
+}
+
+/// A TLS record of this type.
+fn record(kind: u8, body: &[u8]) -> Vec<u8> {
+    [&[kind, 3, 3, 0, body.len() as u8], body].concat()
+}
+
+/// Servers accept `AUTH` with other codes than 234 (VxWorks: 200). Then every byte passes unchanged and at once.
+#[test]
+fn tls_after_any_success_of_auth_passes_unchanged_and_at_once() {
+    let tails: [&[u8]; 10] = [
+        b"x",
+        b"\n",
+        b"\nP",
+        b"\r\nEPR",
+        b"\0PO",
+        b"\xff\xf4P",
+        b"\nPORT 10,0,0,1,4,1\r\n",
+        b"\r\n227",
+        b"\r\n2",
+        b"\r\n229 (|||5|)\r\n",
+    ];
+    for code in ["200", "232", "234", "334"] {
+        for (nat, hello) in NATS.into_iter().zip(tails.into_iter().cycle().skip(2)) {
+            let mut sim = Sim::new(Scenario { nat, ..Scenario::default() });
+            let accepts = format!("{code} begin\r\n");
+            play(&mut sim, code, &[GREETING, (Client, "AUTH TLS\r\n"), (Server, &accepts)]);
+            // In two segments.
+            let hello = record(22, &[&[1], hello].concat());
+            for part in [&hello[..hello.len() - 1], &hello[hello.len() - 1..]] {
+                assert_eq!(sim.say(Client, part), part, "{code}");
+            }
+            let hello = record(22, b"\x02227 \n");
+            assert_eq!(sim.say(Server, &hello), hello, "{code}");
+            for tail in tails {
+                for side in [Client, Server] {
+                    let record = record(23, tail);
+                    assert_eq!(sim.say(side, &record), record, "{code}");
+                }
+            }
+            assert_eq!(sim.kernel.opened.len(), 0);
+        }
+    }
+}
+
+/// A server that answers 200 to everything has no TLS: what looks like it must not hide a command.
+#[test]
+fn an_announcement_in_what_looks_like_tls_does_not_reach_a_server_without_it() {
+    let bounce = "PORT 10,99,99,99,9,9\r\n";
+    for cut in [0, 1, 6, 8, 12] {
+        let mut sim = Sim::logged_in(Scenario::default());
+        play(&mut sim, "AUTH", &[(Client, "AUTH TLS\r\n"), (Server, "200 ok\r\n")]);
+        let hello = [&record(22, b"\x01\r\n")[..], bounce.as_bytes()].concat();
+        let (start, end) = hello.split_at(cut);
+        let mut heard = sim.say(Client, start);
+        heard.extend(sim.say(Client, end));
+        assert!(heard.starts_with(b"\x16\x03") && heard.len() == hello.len());
+        assert!(!heard.windows(5).any(|five| five == b"PORT "), "{cut}: {}", heard.escape_ascii());
+        play(&mut sim, "answer", &[(Server, "500 what?\r\n")]);
+        // It is inspected as before.
+        let (heard, _) = sim.exchange(bounce, "500 what?\r\n");
+        assert!(!heard.contains("PORT "), "{heard}");
+        assert_eq!(sim.kernel.opened.len(), 0);
+    }
+}
