@@ -136,16 +136,18 @@ impl Kernel for LinuxKernel {
         let passed = openings.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
         let passed: Vec<_> = passed.map(|(opening, _)| *opening).collect();
         let mut answers = Vec::with_capacity(passed.len());
-        match &mut self.backend {
-            PinholeBackend::Nftables(pinholes) => pinholes.change(closed, &passed, &mut answers)?,
+        let changed = match &mut self.backend {
+            PinholeBackend::Nftables(pinholes) => pinholes.change(closed, &passed, &mut answers),
             PinholeBackend::Conntrack(expectations) => {
-                expectations.change(closed, &passed, &mut answers)?
+                expectations.change(closed, &passed, &mut answers)
             }
-        }
+        };
         if let Some(flows) = &self.flows {
-            let failed = passed.iter().zip(&answers).filter(|(_, answer)| answer.is_err());
-            failed.for_each(|(opening, _)| flows.release_pinhole(&opening.pinhole));
+            let is_open = |at| changed.is_ok() && !matches!(answers.get(at), Some(Err(_)));
+            let failed = passed.iter().enumerate().filter(|(at, _)| !is_open(*at));
+            failed.for_each(|(_, opening)| flows.release_pinhole(&opening.pinhole));
         }
+        changed?;
         let mut answers = answers.into_iter();
         outcomes.clear();
         outcomes.extend(

@@ -6,6 +6,7 @@
 mod commands;
 mod links;
 mod live;
+mod names;
 mod outputs;
 mod pages;
 mod reference;

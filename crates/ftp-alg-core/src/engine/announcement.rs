@@ -34,9 +34,8 @@ pub enum AnnouncementOutcome {
 /// Why no pinhole is opened.
 pub(super) enum NotOpened {
     Refuse(RefusalReason, Cow<'static, str>),
+    /// The announcement passes unchanged.
     Ignore(Cow<'static, str>),
-    /// As `Refuse`, but the client gets the reply unchanged.
-    Pass(Cow<'static, str>),
 }
 
 impl NotOpened {
@@ -204,12 +203,12 @@ impl Connection<'_> {
                 let opened = self.hold_opened(held, announced_address, replaced_foreign);
                 self.record_decision(announced, Ok(opened))
             }
-            Err(
-                NotOpened::Refuse(_, reason) | NotOpened::Ignore(reason) | NotOpened::Pass(reason),
-            ) => self.record_decision(announced, Err(NotOpened::Pass(reason))),
+            Err(NotOpened::Refuse(_, reason) | NotOpened::Ignore(reason)) => {
+                self.record_decision(announced, Err(NotOpened::Ignore(reason)))
+            }
             Ok(None) => {
                 let reason = "the connection's translation is unknown";
-                self.record_decision(announced, Err(NotOpened::Pass(reason.into())))
+                self.record_decision(announced, Err(NotOpened::Ignore(reason.into())))
             }
         }
     }
@@ -269,9 +268,6 @@ impl Connection<'_> {
             }
             Err(NotOpened::Refuse(why, reason)) => {
                 (Action::Refuse, None, reason, AnnouncementVerdict::Refuse(why))
-            }
-            Err(NotOpened::Pass(reason)) => {
-                (Action::Refuse, None, reason, AnnouncementVerdict::Pass)
             }
             Err(NotOpened::Ignore(reason)) => {
                 (Action::Ignore, None, reason, AnnouncementVerdict::Pass)
@@ -437,7 +433,7 @@ fn plan(
         // the control connection (curl, lftp, FileZilla). That works if the firewall allows it.
         let is_elsewhere = is_internal(ip) && !is_internal(own) && policy.server(own).is_none();
         return Err(match is_elsewhere && !kind.is_active() {
-            true => NotOpened::Pass(reason),
+            true => NotOpened::Ignore(reason),
             false => NotOpened::Refuse(RefusalReason::ForeignAddress, reason),
         });
     }

@@ -151,6 +151,14 @@ impl Engine {
         trace_unread(bytes, reason);
     }
 
+    /// A packet whose session was found, but has no entry. That must not happen.
+    #[cold]
+    fn pass_without_entry(&mut self, bytes: &[u8]) -> Decision {
+        debug_assert!(false, "the table has no entry of a session that it found");
+        self.pass_unread(bytes, |unread| &mut unread.no_session, "its session has no entry");
+        Decision::Verdict(Verdict::Accept)
+    }
+
     #[inline]
     fn decide(
         &mut self,
@@ -188,7 +196,7 @@ impl Engine {
                 self.sessions.take_back(index);
             }
             let Some(Entry { control, .. }) = self.sessions.table.get_mut(index) else {
-                return ACCEPT;
+                return self.pass_without_entry(bytes);
             };
             if control.is_busy() {
                 context.session = SessionRef { index, id: control.id };
@@ -207,7 +215,7 @@ impl Engine {
         };
         let timestamp = self.sessions.epoch.timestamp(now);
         let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else {
-            return ACCEPT;
+            return self.pass_without_entry(bytes);
         };
         control.last_seen = timestamp;
         if session.was_reset() && !packet.has(flags::SYN) {
@@ -243,7 +251,7 @@ impl Engine {
     ) -> Decision {
         let (meta, index) = (&queued.meta, context.session.index);
         let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else {
-            return Decision::Verdict(Verdict::Accept);
+            return self.pass_without_entry(queued.bytes);
         };
         context.all_were_queued = session.needs_all_queued();
         let mut connection = Connection {

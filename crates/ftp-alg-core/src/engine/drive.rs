@@ -161,11 +161,12 @@ fn open_pinholes(kernel: &mut impl Kernel, all: &mut [Effects]) {
     let closed = all.iter_mut().flat_map(|effects| effects.closed_before_opening.drain(..));
     let mut outcomes = Vec::with_capacity(openings.len());
     // A pinhole that cannot be closed expires.
-    let _ = registry
+    let updated = registry
         .update_kernel(closed, |closed| kernel.update_pinholes(closed, &openings, &mut outcomes));
     let mut outcomes = outcomes.into_iter();
     for opening in all.iter_mut().flat_map(|effects| &mut effects.openings) {
-        opening.answer = outcomes.next();
+        let failed = || updated.as_ref().err().map(|error| Err(error.again()));
+        opening.answer = outcomes.next().or_else(failed);
     }
 }
 

@@ -112,6 +112,24 @@ pub enum KernelError {
     },
 }
 
+impl KernelError {
+    /// The same error for another request of the same transaction.
+    pub(super) fn again(&self) -> Self {
+        match self {
+            Self::Taken => Self::Taken,
+            Self::Full { what } => Self::Full { what },
+            Self::Unknown => Self::Unknown,
+            Self::System { what, source } => {
+                let source = match source.raw_os_error() {
+                    Some(number) => std::io::Error::from_raw_os_error(number),
+                    None => std::io::Error::new(source.kind(), source.to_string()),
+                };
+                Self::System { what: what.clone(), source }
+            }
+        }
+    }
+}
+
 /// The kernel, as [`carry_out`](super::carry_out) uses it. Each call has taken effect when it returns.
 pub trait Kernel {
     /// The translation of the TCP connection whose packets show these two ends, or `None` if conntrack does not know

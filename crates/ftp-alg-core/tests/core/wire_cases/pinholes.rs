@@ -320,6 +320,20 @@ fn a_kernel_error_refuses_the_announcement() {
     });
 }
 
+/// A pinhole is closed and another opened in one transaction: the reason is the kernel's.
+#[test]
+fn a_transaction_that_fails_is_the_reason_of_a_refusal() {
+    everywhere(|scenario| {
+        let line = active(at(scenario.nat.translation(scenario.v6).client, 2200));
+        let mut sim = Sim::logged_in(scenario);
+        sim.exchange(&line, "200 ok\r\n");
+        sim.kernel.failing = true;
+        assert_eq!(text(sim.say(Client, line.as_bytes())), crossed_out(&line));
+        let last = sim.decisions().pop().unwrap();
+        assert!(last.ends_with("close: Cannot allocate memory (os error 12)"), "{last}");
+    });
+}
+
 #[test]
 fn a_fixed_external_address_is_announced() {
     everywhere_v4(|mut scenario| {

@@ -1,0 +1,70 @@
+//! Files and functions that pages name are there. Decisions and studies tell of what was.
+
+use std::{collections::HashSet, fs, process::Command};
+
+use super::pages::{pages, root};
+
+/// The files of the repository, and the text of each that is source.
+fn files() -> Vec<(String, String)> {
+    let list = Command::new("git").arg("ls-files").current_dir(root()).output().unwrap();
+    let list = String::from_utf8(list.stdout).unwrap();
+    let is_source = |path: &str| [".rs", ".c", ".h", ".py"].iter().any(|end| path.ends_with(end));
+    let text = |path: &str| match is_source(path) {
+        true => fs::read_to_string(root().join(path)).unwrap(),
+        false => String::new(),
+    };
+    list.lines().map(|path| (path.to_owned(), text(path))).collect()
+}
+
+fn is_name(one: char) -> bool {
+    one.is_ascii_alphanumeric() || one == '_'
+}
+
+/// Kernel sources that pages cite.
+const OF_THE_KERNEL: [&str; 1] = ["nf_ct_seqadj.c"];
+
+#[test]
+fn files_and_functions_that_pages_name_are_there() {
+    let files = files();
+    let words: HashSet<&str> =
+        files.iter().flat_map(|(_, text)| text.split(|one| !is_name(one))).collect();
+    let with_name = |name: &str| {
+        let end = format!("/{name}");
+        files.iter().filter(move |(path, _)| format!("/{path}").ends_with(&end))
+    };
+    let mut wrong = Vec::new();
+    for (page, text) in pages() {
+        let page = page.strip_prefix(root()).unwrap().display().to_string();
+        if page.starts_with("docs/decisions") || page.starts_with("docs/studies") {
+            continue;
+        }
+        let of_path = |one: char| is_name(one) || matches!(one, '.' | '/' | ':' | '-');
+        for token in text.split(|one| !of_path(one)).map(|token| token.trim_matches(':')) {
+            let is_file = [".rs", ".c", ".h", ".py"].iter().any(|end| {
+                token.strip_suffix(end).is_some_and(|start| start.ends_with(is_name))
+            });
+            if is_file && !OF_THE_KERNEL.contains(&token) && with_name(token).next().is_none() {
+                wrong.push(format!("{page}: no file {token}"));
+            }
+            if token.contains("::") && !token.contains(['.', '-', '/']) {
+                let unknown = token.split("::").find(|part| !words.contains(part));
+                wrong.extend(unknown.map(|part| format!("{page}: {token}: no {part}")));
+            }
+        }
+        // Lists of functions with their file at the end of the line.
+        for line in text.lines() {
+            let mut ends = line.split_whitespace();
+            let (Some(path), Some(file)) = (ends.next(), ends.next_back()) else { continue };
+            let Some(name) = path.split("::").last().filter(|name| name.chars().all(is_name)) else {
+                continue;
+            };
+            let function = format!("fn {name}");
+            let is_listed = file.strip_suffix(".rs").is_some_and(|stem| stem.chars().all(is_name));
+            let mut named = with_name(file).map(|(_, text)| text.contains(&function));
+            if is_listed && !named.any(|found| found) {
+                wrong.push(format!("{page}: no function {name} in {file}"));
+            }
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+}
