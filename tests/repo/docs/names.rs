@@ -40,9 +40,9 @@ fn files_and_functions_that_pages_name_are_there() {
         }
         let of_path = |one: char| is_name(one) || matches!(one, '.' | '/' | ':' | '-');
         for token in text.split(|one| !of_path(one)).map(|token| token.trim_matches(':')) {
-            let is_file = [".rs", ".c", ".h", ".py"].iter().any(|end| {
-                token.strip_suffix(end).is_some_and(|start| start.ends_with(is_name))
-            });
+            let is_file = [".rs", ".c", ".h", ".py"]
+                .iter()
+                .any(|end| token.strip_suffix(end).is_some_and(|start| start.ends_with(is_name)));
             if is_file && !OF_THE_KERNEL.contains(&token) && with_name(token).next().is_none() {
                 wrong.push(format!("{page}: no file {token}"));
             }
@@ -55,7 +55,8 @@ fn files_and_functions_that_pages_name_are_there() {
         for line in text.lines() {
             let mut ends = line.split_whitespace();
             let (Some(path), Some(file)) = (ends.next(), ends.next_back()) else { continue };
-            let Some(name) = path.split("::").last().filter(|name| name.chars().all(is_name)) else {
+            let Some(name) = path.split("::").last().filter(|name| name.chars().all(is_name))
+            else {
                 continue;
             };
             let function = format!("fn {name}");

@@ -18,20 +18,28 @@ const SE: u8 = 0xf0;
 pub enum LineEnd {
     /// CR LF, and no byte in the line that a server may take as a line end.
     Plain,
+    /// LF alone, and otherwise as `Plain`.
+    Lf,
     /// Anything else: it is unclear where servers see line ends.
     Ambiguous,
 }
 
-/// Whether all servers read `line`, parsed as `text`, as one line: it ends with CR LF, contains no other CR, LF or NUL,
-/// and no Telnet command that could include one of the final two bytes.
+/// How `line`, parsed as `text`, ends. All servers read it as one line if it ends with CR LF, contains no other CR, LF
+/// or NUL, and no Telnet command that could include one of the final two bytes.
 pub fn line_end(line: &[u8], text: &Text<'_>) -> LineEnd {
     let has_control = text.has_control_bytes(); // rare
-    let Some(text) = line.strip_suffix(b"\r\n") else { return LineEnd::Ambiguous };
+    let (text, end) = match line.strip_suffix(b"\r\n") {
+        Some(text) => (text, LineEnd::Plain),
+        None => match line.strip_suffix(b"\n") {
+            Some(text) => (text, LineEnd::Lf),
+            None => return LineEnd::Ambiguous,
+        },
+    };
     if !has_control {
-        return LineEnd::Plain;
+        return end;
     }
     let touches_end = text.iter().rev().take(2).any(|byte| *byte == IAC);
-    if may_end_or_skip(text) || touches_end { LineEnd::Ambiguous } else { LineEnd::Plain }
+    if may_end_or_skip(text) || touches_end { LineEnd::Ambiguous } else { end }
 }
 
 /// Whether some server may end a line within `bytes`, or skip more of them than others (`IAC SB`).
@@ -150,8 +158,7 @@ mod tests {
             assert_eq!(line_end(line, &Text::new(line)), LineEnd::Plain, "{line:?}");
         }
         for line in [
-            &b"RETR a\n"[..],
-            b"RETR a\r\r\n",
+            &b"RETR a\r\r\n"[..],
             b"RETR a\rb\r\n",
             b"RETR a\0\r\n",
             b"RETR a\nb\r\n",
@@ -162,6 +169,14 @@ mod tests {
             b"",
         ] {
             assert_eq!(line_end(line, &Text::new(line)), LineEnd::Ambiguous, "{line:?}");
+        }
+        for (line, end) in [
+            (&b"RETR a\n"[..], LineEnd::Lf),
+            (b"\n", LineEnd::Lf),
+            (b"RETR a\0\n", LineEnd::Ambiguous),
+            (b"RETR \xff\xfb\n", LineEnd::Ambiguous),
+        ] {
+            assert_eq!(line_end(line, &Text::new(line)), end, "{line:?}");
         }
     }
 

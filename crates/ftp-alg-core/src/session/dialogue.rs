@@ -7,6 +7,8 @@
 //! Nothing is opened while the ends may disagree about line ends, or about which reply answers which command
 //! ([`Ambiguity`]). The ambiguity ends when no command is pending and the server has nothing more to send.
 
+use std::num::NonZeroU16;
+
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -54,7 +56,7 @@ impl Phase {
 /// Why the ends may disagree about the dialogue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Ambiguity {
-    /// A line did not end with CR LF, or contained a CR, LF or NUL.
+    /// A line did not end with CR LF (or with LF, where that is known to be a line end), or contained a CR, LF or NUL.
     LineEnds,
     /// A pending or unfinished reply may contain file names or contents. Their author can make them look like other
     /// replies.
@@ -95,6 +97,17 @@ enum TlsStart {
     Allowed,
     /// The client has begun. The next bytes of the server show whether it does, too.
     ByClient,
+}
+
+/// The ends whose lines are known to end with LF alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct LfEnds {
+    /// The server's greeting ended so.
+    is_of_server: bool,
+    /// The server has answered such a line of the client.
+    is_of_client: bool,
+    /// The only pending command ended so.
+    is_tried_by_client: bool,
 }
 
 /// What a client's line does.
@@ -138,14 +151,15 @@ pub struct Dialogue {
     replies: ReplyTracker,
     pending: PendingCommands,
     ambiguity: Option<Ambiguity>,
+    lf: LfEnds,
     /// The leading zeros that the server accepts, according to its greeting.
     zeros: ZeroPadding,
     /// Whether the server's last line was complete, unambiguous, and the end of a reply.
     #[serde(skip)]
     is_reply_complete: bool,
-    /// The server's last line, if it is inside a multi-line reply and looks like the end of another one.
+    /// Code of the server's last line, if it is inside a multi-line reply and looks like the end of another one.
     #[serde(skip)]
-    other_end: Option<Reply>,
+    other_end: Option<NonZeroU16>,
     /// Whether command kinds were forgotten since the last call of [`Dialogue::take_forgotten`].
     #[serde(skip)]
     has_forgotten: bool,
@@ -162,6 +176,7 @@ impl Default for Dialogue {
             replies: ReplyTracker::default(),
             pending: PendingCommands::default(),
             ambiguity: None,
+            lf: LfEnds::default(),
             zeros: ZeroPadding::Three,
             is_reply_complete: false,
             other_end: None,
@@ -246,15 +261,25 @@ impl Dialogue {
 
     /// Records how a client's line ends, before the line is read.
     pub fn record_client_line_end(&mut self, end: LineEnd) {
-        if end == LineEnd::Ambiguous {
-            self.ambiguity = Some(Ambiguity::ClientLineEnds);
+        let is_only = !self.has_pending_commands();
+        self.lf.is_tried_by_client = end == LineEnd::Lf && is_only;
+        match end {
+            LineEnd::Plain => {}
+            LineEnd::Lf if self.lf.is_of_client => {}
+            LineEnd::Lf | LineEnd::Ambiguous => self.ambiguity = Some(Ambiguity::ClientLineEnds),
         }
     }
 
     /// Records how a server's line ends, before the line is read.
     pub fn record_server_line_end(&mut self, end: LineEnd) {
-        self.is_reply_complete = end == LineEnd::Plain;
-        if end == LineEnd::Ambiguous {
+        if end == LineEnd::Lf && self.phase == Phase::NotGreeted {
+            // No client can have caused that. A name in a reply may contain LF.
+            self.lf.is_of_server = true;
+            self.ambiguity.get_or_insert(Ambiguity::Resolved);
+        }
+        self.is_reply_complete =
+            end == LineEnd::Plain || end == LineEnd::Lf && self.lf.is_of_server;
+        if !self.is_reply_complete {
             self.record_ambiguous_line();
         }
     }
@@ -273,12 +298,20 @@ impl Dialogue {
     /// login still comes. Some servers end a multi-line reply with a line of another code (glftpd: `553-`, then `150 `);
     /// its event is returned.
     pub fn record_pause(&mut self) -> Option<DialogueEvent> {
-        let event = match self.other_end.take() {
+        let other_end = self.other_end.take().map(|code| Reply { code: code.get() });
+        let event = match other_end {
             Some(reply) if self.pending.count() <= 1 && !is_decisive(reply) => {
                 self.end_reply(reply)
             }
             _ => None,
         };
+        // The server has answered a line with LF, so LF ends its lines.
+        if self.is_reply_complete && self.lf.is_tried_by_client && !self.has_pending_commands() {
+            (self.lf.is_of_client, self.lf.is_tried_by_client) = (true, false);
+            if self.ambiguity == Some(Ambiguity::ClientLineEnds) {
+                self.ambiguity = Some(Ambiguity::Resolved);
+            }
+        }
         let is_over = match self.ambiguity {
             Some(Ambiguity::ListingReply) => self.pending.are_all(PendingKind::Passive),
             _ => !self.has_pending_commands(),
@@ -462,7 +495,8 @@ impl Dialogue {
         }
         let reply = self.replies.read_line(text);
         self.is_reply_complete &= reply.is_some();
-        self.other_end = if reply.is_none() { self.replies.other_end(text) } else { None };
+        let other_end = self.replies.other_end(text).filter(|_| reply.is_none());
+        self.other_end = other_end.and_then(|end| NonZeroU16::new(end.code));
         let has_greeted = self.phase.has_greeted();
         if (!has_greeted || self.pending.contains(PendingKind::Greeting))
             && accepts_leading_zeros(text.bytes())

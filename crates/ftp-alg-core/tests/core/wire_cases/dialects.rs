@@ -261,6 +261,35 @@ fn a_passive_transfer_may_begin_while_the_reply_to_the_login_still_comes() {
     }
 }
 
+/// The ends of lines are known by what was answered.
+#[test]
+fn lf_alone_ends_lines_where_an_end_has_shown_it() {
+    for which in [&[Server][..], &[Client], &[Client, Server]] {
+        let end = |side| if which.contains(&side) { "\n" } else { "\r\n" };
+        for nat in NATS {
+            let mut sim = Sim::new(Scenario { nat, ..Scenario::default() });
+            let server = nat.translation(false).server;
+            for (side, line) in LOGIN {
+                let line = line.replace("\r\n", end(side));
+                assert_eq!(text(sim.say(side, line.as_bytes())), line, "{which:?}");
+            }
+            for round in 0..3 {
+                let passive = passive(at(server, 5000 + round)).replace("\r\n", end(Server));
+                for (command, reply) in [
+                    ("PASV", passive),
+                    ("EPSV", format!("229 ok (|||{}|){}", 5010 + round, end(Server))),
+                    ("PORT 192,168,150,80,19,136", format!("200 ok{}", end(Server))),
+                ] {
+                    let opened = sim.kernel.opened.len();
+                    sim.exchange(&format!("{command}{}", end(Client)), &reply);
+                    let decisions = sim.decisions();
+                    assert_eq!(sim.kernel.opened.len(), opened + 1, "{which:?}: {decisions:?}");
+                }
+            }
+        }
+    }
+}
+
 /// The server sends a reply that nobody waits for before the one to `PASV` or `PORT`.
 #[test]
 fn stray_replies_answer_no_announcement() {
