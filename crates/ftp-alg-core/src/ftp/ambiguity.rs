@@ -24,9 +24,20 @@ pub enum LineEnd {
     Ambiguous,
 }
 
-/// How `line`, parsed as `text`, ends. All servers read it as one line if it ends with CR LF, contains no other CR, LF
-/// or NUL, and no Telnet command that could include one of the final two bytes.
+/// How a client's `line`, parsed as `text`, ends. All servers read it as one line if it ends with CR LF, contains no
+/// other CR, LF or NUL, and no Telnet command that could include one of the final two bytes.
 pub fn line_end(line: &[u8], text: &Text<'_>) -> LineEnd {
+    let touches_end = |text: &[u8]| text.iter().rev().take(2).any(|byte| *byte == IAC);
+    end_unless(line, text, |text| may_end_or_skip(text) || touches_end(text))
+}
+
+/// How a server's `line`, parsed as `text`, ends. Names in it may contain any byte, also those of Telnet commands. The
+/// server knows where its lines end.
+pub fn reply_line_end(line: &[u8], text: &Text<'_>) -> LineEnd {
+    end_unless(line, text, may_end)
+}
+
+fn end_unless(line: &[u8], text: &Text<'_>, is_ambiguous: impl Fn(&[u8]) -> bool) -> LineEnd {
     let has_control = text.has_control_bytes(); // rare
     let (text, end) = match line.strip_suffix(b"\r\n") {
         Some(text) => (text, LineEnd::Plain),
@@ -35,17 +46,17 @@ pub fn line_end(line: &[u8], text: &Text<'_>) -> LineEnd {
             None => return LineEnd::Ambiguous,
         },
     };
-    if !has_control {
-        return end;
-    }
-    let touches_end = text.iter().rev().take(2).any(|byte| *byte == IAC);
-    if may_end_or_skip(text) || touches_end { LineEnd::Ambiguous } else { end }
+    if has_control && is_ambiguous(text) { LineEnd::Ambiguous } else { end }
+}
+
+/// Whether some end may end a line within `bytes`.
+fn may_end(bytes: &[u8]) -> bool {
+    bytes.iter().any(|byte| matches!(byte, 0 | b'\r' | b'\n'))
 }
 
 /// Whether some server may end a line within `bytes`, or skip more of them than others (`IAC SB`).
 pub fn may_end_or_skip(bytes: &[u8]) -> bool {
-    bytes.iter().any(|byte| matches!(byte, 0 | b'\r' | b'\n'))
-        || bytes.windows(2).any(|two| two == [IAC, SB])
+    may_end(bytes) || bytes.windows(2).any(|two| two == [IAC, SB])
 }
 
 /// The verbs to find.

@@ -11,7 +11,7 @@ mod reply;
 mod text;
 mod zero_padding;
 
-pub use ambiguity::{LineEnd, VerbScanner, line_end, may_end_or_skip};
+pub use ambiguity::{LineEnd, VerbScanner, line_end, may_end_or_skip, reply_line_end};
 pub use announcement::{Announcement, AnnouncementKind, MalformedAnnouncement};
 pub use command::{Command, Verb};
 pub use reply::{Reply, ReplyTracker};

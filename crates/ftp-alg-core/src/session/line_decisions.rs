@@ -12,8 +12,8 @@ use super::{
     sequence_map::CROSS_OUT_BYTE,
 };
 use crate::ftp::{
-    Announcement, AnnouncementKind, Command, MalformedAnnouncement, Text, Verb, VerbScanner,
-    ZeroPadding, line_end,
+    Announcement, AnnouncementKind, Command, LineEnd, MalformedAnnouncement, Text, Verb,
+    VerbScanner, ZeroPadding, line_end, reply_line_end,
 };
 
 /// A range of the line and its replacement.
@@ -36,7 +36,11 @@ pub fn read_client_line(
     line_effect: &mut ReadEffect,
 ) -> LineRead {
     let text = Text::new(line);
-    dialogue.record_client_line_end(line_end(line, &text));
+    let end = line_end(line, &text);
+    // An empty line is no command for anybody, and the next one is whole for those who ignore it.
+    if !(end == LineEnd::Lf && text.bytes().is_empty()) {
+        dialogue.record_client_line_end(end);
+    }
     let verb_end = if text.has_control_bytes() {
         ambiguous_verb_end(dialogue, line, inspection)
     } else {
@@ -316,7 +320,7 @@ pub fn read_server_line(
             reply_code: code,
         })
     };
-    dialogue.record_server_line_end(line_end(line, &text));
+    dialogue.record_server_line_end(reply_line_end(line, &text));
     let effect = dialogue.read_reply_line(&text);
     if dialogue.phase() == Phase::NotFtp && phase != Phase::NotFtp {
         *line_effect = ReadEffect::NotFtpClient;

@@ -290,6 +290,43 @@ fn lf_alone_ends_lines_where_an_end_has_shown_it() {
     }
 }
 
+/// Empty lines of a client keep a connection alive. Some servers answer them.
+#[test]
+fn empty_lines_of_a_client_change_nothing() {
+    for nat in NATS {
+        for line in ["\r\n", "\n"] {
+            for reply in ["", "500 what?\r\n"] {
+                let mut sim = Sim::new(Scenario { nat, ..Scenario::default() });
+                play(&mut sim, line, &LOGIN);
+                for _ in 0..3 {
+                    play(&mut sim, line, &[(Client, line), (Server, reply)]);
+                }
+                assert_transfers(&mut sim, nat, line);
+            }
+        }
+    }
+}
+
+/// The last letter of the Russian alphabet is 255 in Windows-1251, which is IAC in Telnet.
+#[test]
+fn names_may_contain_the_bytes_of_telnet_commands() {
+    let names: [&[u8]; 6] =
+        [b"a\xff", b"\xff\xff", b"a\xffb", b"a\xff\xfd", b"\xff\xfe", b"a\xff\xfab"];
+    for (nat, name) in NATS.into_iter().cycle().zip(names) {
+        let mut sim = Sim::new(Scenario { nat, ..Scenario::default() });
+        play(&mut sim, "login", &LOGIN);
+        let whose = name.escape_ascii().to_string();
+        let command = [b"CWD ", name, b"\r\n"].concat();
+        assert_eq!(sim.say(Client, &command), command);
+        play(&mut sim, &whose, &[(Server, "250 ok\r\n")]);
+        assert_transfers(&mut sim, nat, &whose);
+        play(&mut sim, &whose, &[(Client, "PWD\r\n")]);
+        let reply = [b"257 \"/", name, b"\" is current\r\n"].concat();
+        assert_eq!(sim.say(Server, &reply), reply);
+        assert_transfers(&mut sim, nat, &whose);
+    }
+}
+
 /// The server sends a reply that nobody waits for before the one to `PASV` or `PORT`.
 #[test]
 fn stray_replies_answer_no_announcement() {
