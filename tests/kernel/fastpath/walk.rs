@@ -357,7 +357,7 @@ fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
         (Side::Server, LOGIN_PENDING) if rng.chance(0.95) => {
             (*rng.pick(&["331 password for a", "331 ", "230 in", "530 no"])).to_owned()
         }
-        (Side::Client, _) if rng.chance(0.1) => random_request(|bound| rng.below(bound)),
+        (Side::Client, _) if rng.chance(0.04) => random_request(|bound| rng.below(bound)),
         (Side::Client, _) => rng.pick(&commands).clone(),
         (Side::Server, PASV_PENDING) => passive,
         (Side::Server, EPSV_PENDING) => extended,

@@ -15,7 +15,22 @@ pub enum ZeroPadding {
     Four,
 }
 
+/// Servers that read numbers of any length in a `PORT`, by the start of their greeting text (docs/studies/lengths.md).
+const TOLERANT_GREETINGS: [&[u8]; 5] = [
+    b"(vsFTPd ",
+    b"ProFTPD ",
+    b"--------- Welcome to Pure-FTPd",
+    b"FileZilla Server",
+    b"pyftpdlib ",
+];
+
 impl ZeroPadding {
+    /// Whether `line`, of a greeting, names a server that accepts four digits.
+    pub fn accepts_four(line: &[u8]) -> bool {
+        let text = line.strip_prefix(b"220").and_then(|rest| rest.get(1..)).unwrap_or_default();
+        TOLERANT_GREETINGS.iter().any(|name| text.starts_with(name))
+    }
+
     /// Maximum number of digits; 0 without zeros.
     pub fn digits(self) -> usize {
         match self {

@@ -5,7 +5,7 @@
 //! shows which command they answer restore the order.
 //!
 //! Nothing is opened while the ends may disagree about line ends, or about which reply answers which command
-//! ([`Ambiguity`]). The ambiguity ends when no command is pending and the server has nothing more to send.
+//! ([`Ambiguities`]). The ambiguity ends when no command is pending and the server has nothing more to send.
 
 use std::num::NonZeroU16;
 
@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     DialogueEvent, RefusalReason, Side,
+    ambiguities::Ambiguities,
     pending_commands::{MAX_RUNS, PendingCommands, PendingKind},
     tls::is_record_start,
 };
@@ -53,27 +54,6 @@ impl Phase {
     }
 }
 
-/// Why the ends may disagree about the dialogue.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-pub enum Ambiguity {
-    /// A line did not end with CR LF (or with LF, where that is known to be a line end), or contained a CR, LF or NUL.
-    LineEnds,
-    /// A pending or unfinished reply may contain file names or contents. Their author can make them look like other
-    /// replies.
-    ListingReply,
-    /// As [`Ambiguity::LineEnds`], caused by a line of the client.
-    ClientLineEnds,
-    /// Resolved, but the server may store a name with line ends in it. The next command leads to
-    /// [`Ambiguity::RepeatedName`].
-    NameWithLineEnd,
-    /// The server may repeat such a name in a pending reply.
-    RepeatedName,
-    /// Resolved as far as can be seen. A server's announcement must be a complete reply of its own.
-    Resolved,
-    /// An announcement was not a complete reply of its own.
-    PartialReply,
-}
-
 /// Progress of the login.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 enum Login {
@@ -97,17 +77,6 @@ enum TlsStart {
     Allowed,
     /// The client has begun. The next bytes of the server show whether it does, too.
     ByClient,
-}
-
-/// The ends whose lines are known to end with LF alone.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-struct LfEnds {
-    /// The server's greeting ended so.
-    is_of_server: bool,
-    /// The server has answered such a line of the client.
-    is_of_client: bool,
-    /// The only pending command ended so.
-    is_tried_by_client: bool,
 }
 
 /// What a client's line does.
@@ -150,13 +119,9 @@ pub struct Dialogue {
     epsv_all: bool,
     replies: ReplyTracker,
     pending: PendingCommands,
-    ambiguity: Option<Ambiguity>,
-    lf: LfEnds,
+    ambiguities: Ambiguities,
     /// The leading zeros that the server accepts, according to its greeting.
     zeros: ZeroPadding,
-    /// Whether the server's last line was complete, unambiguous, and the end of a reply.
-    #[serde(skip)]
-    is_reply_complete: bool,
     /// Code of the server's last line, if it is inside a multi-line reply and looks like the end of another one.
     #[serde(skip)]
     other_end: Option<NonZeroU16>,
@@ -175,10 +140,8 @@ impl Default for Dialogue {
             epsv_all: false,
             replies: ReplyTracker::default(),
             pending: PendingCommands::default(),
-            ambiguity: None,
-            lf: LfEnds::default(),
+            ambiguities: Ambiguities::default(),
             zeros: ZeroPadding::Three,
-            is_reply_complete: false,
             other_end: None,
             has_forgotten: false,
         }
@@ -214,89 +177,44 @@ impl Dialogue {
 
     /// Why no announcement may open a pinhole now, by the client if `is_active`, else by the server.
     pub fn blocked_because(&self, is_active: bool) -> Option<&'static str> {
-        Some(match (self.phase, self.ambiguity) {
-            (Phase::NotFtp, _) => "the client does not speak FTP",
-            (Phase::ClientFirst | Phase::FeatFirst, _) => {
+        Some(match self.phase {
+            Phase::NotFtp => "the client does not speak FTP",
+            Phase::ClientFirst | Phase::FeatFirst => {
                 "the client sent data before the server's greeting"
             }
-            (Phase::PickedUp | Phase::PickedUpFtp, _) => {
+            Phase::PickedUp | Phase::PickedUpFtp => {
                 "the connection was picked up mid-stream: its earlier dialogue is unknown"
             }
-            (Phase::PacketsMissed, _) => "packets were missed: the earlier dialogue is unknown",
-            (_, Some(Ambiguity::LineEnds | Ambiguity::ClientLineEnds)) => {
-                "a line did not end with CR LF, or contained a CR, LF or NUL: client and server may disagree where lines end"
+            Phase::PacketsMissed => "packets were missed: the earlier dialogue is unknown",
+            Phase::NotGreeted | Phase::Greeted | Phase::Verified => {
+                return self.ambiguities.blocked_because(is_active);
             }
-            (_, Some(Ambiguity::ListingReply)) if !is_active => {
-                "it came with a multi-line reply, or with a reply to STAT, MLST, SITE, HELP or QUIT: a client can choose lines of such replies"
-            }
-            (_, Some(Ambiguity::RepeatedName)) if !is_active => {
-                "it may be part of another reply, which repeats a name that contains line ends"
-            }
-            (_, Some(Ambiguity::PartialReply)) if !is_active => {
-                "it may be part of another reply: it was not a segment of its own, or the client's window left no room for more"
-            }
-            _ => return None,
         })
     }
 
     /// Whether the dialogue was ambiguous at some time, so that a server's announcement must be a complete reply of its
     /// own.
     pub fn is_ambiguous(&self) -> bool {
-        self.ambiguity.is_some()
+        self.ambiguities.is_any()
     }
 
     /// Records that the announcement just read is not a complete reply of its own.
     pub fn record_partial_reply(&mut self) {
-        match self.ambiguity {
-            Some(Ambiguity::Resolved) => self.ambiguity = Some(Ambiguity::PartialReply),
-            Some(Ambiguity::NameWithLineEnd) => self.ambiguity = Some(Ambiguity::RepeatedName),
-            _ => {}
-        }
-    }
-
-    /// Records that the client does not speak FTP, although the server may.
-    pub fn mark_client_not_ftp(&mut self) {
-        self.phase = Phase::NotFtp;
+        self.ambiguities.record_partial_reply();
     }
 
     /// Records how a client's line ends, before the line is read.
     pub fn record_client_line_end(&mut self, end: LineEnd) {
-        let is_only = !self.has_pending_commands();
-        self.lf.is_tried_by_client = end == LineEnd::Lf && is_only;
-        match end {
-            LineEnd::Plain => {}
-            LineEnd::Lf if self.lf.is_of_client => {}
-            LineEnd::Lf | LineEnd::Ambiguous => self.ambiguity = Some(Ambiguity::ClientLineEnds),
-        }
+        self.ambiguities.record_client_line_end(end, !self.has_pending_commands());
     }
 
     /// Records how a server's line ends, before the line is read.
     pub fn record_server_line_end(&mut self, end: LineEnd) {
-        if end == LineEnd::Lf && self.phase == Phase::NotGreeted {
-            // No client can have caused that. A name in a reply may contain LF.
-            self.lf.is_of_server = true;
-            self.ambiguity.get_or_insert(Ambiguity::Resolved);
-        }
-        self.is_reply_complete =
-            end == LineEnd::Plain || end == LineEnd::Lf && self.lf.is_of_server;
-        if !self.is_reply_complete {
-            self.record_ambiguous_line();
-        }
+        self.ambiguities.record_server_line_end(end, self.phase == Phase::NotGreeted);
     }
 
-    fn record_ambiguous_line(&mut self) {
-        self.ambiguity = Some(match self.ambiguity {
-            Some(
-                Ambiguity::ClientLineEnds | Ambiguity::NameWithLineEnd | Ambiguity::RepeatedName,
-            ) => Ambiguity::ClientLineEnds,
-            _ => Ambiguity::LineEnds,
-        });
-    }
-
-    /// The server's TCP has nothing more to send for now, after a whole line. Ends the ambiguity if that line ended a
-    /// reply and no command is pending. After a listing, `PASV` may be: some clients send it while the reply to their
-    /// login still comes. Some servers end a multi-line reply with a line of another code (glftpd: `553-`, then `150 `);
-    /// its event is returned.
+    /// The server's TCP has nothing more to send for now, after a whole line. That may end an ambiguity. Some servers
+    /// end a multi-line reply with a line of another code (glftpd: `553-`, then `150 `); its event is returned.
     pub fn record_pause(&mut self) -> Option<DialogueEvent> {
         let other_end = self.other_end.take().map(|code| Reply { code: code.get() });
         let event = match other_end {
@@ -305,41 +223,24 @@ impl Dialogue {
             }
             _ => None,
         };
-        // The server has answered a line with LF, so LF ends its lines.
-        if self.is_reply_complete && self.lf.is_tried_by_client && !self.has_pending_commands() {
-            (self.lf.is_of_client, self.lf.is_tried_by_client) = (true, false);
-            if self.ambiguity == Some(Ambiguity::ClientLineEnds) {
-                self.ambiguity = Some(Ambiguity::Resolved);
-            }
-        }
-        let is_over = match self.ambiguity {
-            Some(Ambiguity::ListingReply) => self.pending.are_all(PendingKind::Passive),
-            _ => !self.has_pending_commands(),
-        };
-        if self.is_reply_complete && is_over {
-            self.ambiguity = match self.ambiguity {
-                None => None,
-                Some(
-                    Ambiguity::ClientLineEnds
-                    | Ambiguity::NameWithLineEnd
-                    | Ambiguity::RepeatedName,
-                ) => Some(Ambiguity::NameWithLineEnd),
-                _ => Some(Ambiguity::Resolved),
-            };
-        }
+        self.ambiguities.resolve(&self.pending);
         event
     }
 
     /// Ends a multi-line reply with `reply`, which has another code.
     fn end_reply(&mut self, reply: Reply) -> Option<DialogueEvent> {
         self.replies = ReplyTracker::default();
-        self.is_reply_complete = true;
-        self.ambiguity.get_or_insert(Ambiguity::Resolved);
+        self.ambiguities.record_other_end();
         let phase = self.phase;
         match self.handle_reply(reply) {
             ReplyEffect::Event(event) => Some(event),
             _ => (self.phase != phase).then_some(DialogueEvent::NotFtpClient),
         }
+    }
+
+    /// Records that the client does not speak FTP, although the server may.
+    pub fn mark_client_not_ftp(&mut self) {
+        self.phase = Phase::NotFtp;
     }
 
     /// Whether the next bytes may be TLS.
@@ -382,7 +283,7 @@ impl Dialogue {
     pub fn is_quiescent(&self) -> bool {
         matches!(self.phase, Phase::NotGreeted | Phase::Greeted | Phase::Verified)
             && !self.epsv_all
-            && self.ambiguity.is_none()
+            && !self.ambiguities.is_any()
             && !self.has_pending_commands()
             && self.replies == ReplyTracker::default()
     }
@@ -429,9 +330,8 @@ impl Dialogue {
             (Phase::Greeted, Some(c))
                 if !c.is_not_ftp(true) && !self.pending.contains(PendingKind::FirstUnknown) =>
             {
-                if c.verb != Verb::Unknown {
-                    self.phase = Phase::Verified;
-                }
+                let is_known = c.verb != Verb::Unknown;
+                self.phase = if is_known { Phase::Verified } else { Phase::Greeted };
             }
             (Phase::Greeted, _) => self.phase = Phase::NotFtp,
             (Phase::Verified, Some(c)) if c.is_not_ftp(false) => self.phase = Phase::NotFtp,
@@ -442,12 +342,7 @@ impl Dialogue {
             // Many servers forget the login when they read this command (RFC 959 section 4.1.1).
             self.login = Login::Restarted;
         }
-        self.ambiguity = match (self.ambiguity, command.verb) {
-            (None | Some(Ambiguity::Resolved), Verb::Listing) => Some(Ambiguity::ListingReply),
-            (ambiguity, Verb::Pasv | Verb::Epsv) => ambiguity,
-            (Some(Ambiguity::NameWithLineEnd), _) => Some(Ambiguity::RepeatedName),
-            (ambiguity, _) => ambiguity,
-        };
+        self.ambiguities.record_command(command.verb);
         let kind = match command.verb {
             Verb::Port | Verb::Eprt => return CommandEffect::Announcement,
             Verb::Auth => return CommandEffect::Auth,
@@ -491,15 +386,20 @@ impl Dialogue {
     pub fn read_reply_line(&mut self, text: &Text<'_>) -> ReplyEffect {
         let was_open = self.replies != ReplyTracker::default();
         if text.bytes().is_empty() && !was_open && self.phase != Phase::ClientFirst {
-            return self.read_empty_line();
+            // Some servers send one after a reply, or before the greeting. What comes next may also be in the middle
+            // of a name with line ends.
+            if self.phase.has_greeted() {
+                self.ambiguities.require_complete_replies();
+            }
+            return ReplyEffect::Nothing;
         }
         let reply = self.replies.read_line(text);
-        self.is_reply_complete &= reply.is_some();
+        self.ambiguities.record_end_of_reply(reply.is_some());
         let other_end = self.replies.other_end(text).filter(|_| reply.is_none());
         self.other_end = other_end.and_then(|end| NonZeroU16::new(end.code));
         let has_greeted = self.phase.has_greeted();
         if (!has_greeted || self.pending.contains(PendingKind::Greeting))
-            && accepts_leading_zeros(text.bytes())
+            && ZeroPadding::accepts_four(text.bytes())
         {
             self.zeros = ZeroPadding::Four;
         }
@@ -509,29 +409,10 @@ impl Dialogue {
         if self.phase == Phase::PickedUp && reply.is_some() {
             self.phase = Phase::PickedUpFtp;
         }
-        if !was_open
-            && self.open_reply_code().is_some_and(may_show_files)
-            && matches!(self.ambiguity, None | Some(Ambiguity::Resolved))
-        {
-            self.ambiguity = Some(Ambiguity::ListingReply);
-        }
-        if !was_open && reply.is_none() && self.replies == ReplyTracker::default() {
-            // No server sends this line; it may be part of a file name.
-            self.record_ambiguous_line();
-        }
-        if reply.is_some_and(|reply| reply.code == 257) && ends_inside_name(text) {
-            self.record_ambiguous_line();
-        }
+        let begun = self.open_reply_code().filter(|_| !was_open);
+        let is_stray = !was_open && reply.is_none() && begun.is_none();
+        self.ambiguities.record_reply_line(text, reply, begun, is_stray);
         reply.map_or(ReplyEffect::Nothing, |reply| self.handle_reply(reply))
-    }
-
-    /// Some servers send an empty line after a reply, or before the greeting. What comes next may also be in the middle
-    /// of a name with line ends.
-    fn read_empty_line(&mut self) -> ReplyEffect {
-        if self.phase.has_greeted() && self.ambiguity.is_none() {
-            self.ambiguity = Some(Ambiguity::Resolved);
-        }
-        ReplyEffect::Nothing
     }
 
     /// Reads a line of the greeting, which ends with `reply`.
@@ -702,33 +583,6 @@ fn may_answer(reply: Reply, kind: PendingKind) -> bool {
         PendingKind::Passive => reply.is_failure(),
         _ => true,
     }
-}
-
-/// Servers that read numbers of any length in a `PORT`, by the start of their greeting text (docs/studies/lengths.md).
-const ZERO_TOLERANT_GREETINGS: [&[u8]; 5] = [
-    b"(vsFTPd ",
-    b"ProFTPD ",
-    b"--------- Welcome to Pure-FTPd",
-    b"FileZilla Server",
-    b"pyftpdlib ",
-];
-
-/// Whether this is the greeting of such a server.
-fn accepts_leading_zeros(line: &[u8]) -> bool {
-    let text = line.strip_prefix(b"220").and_then(|rest| rest.get(1..)).unwrap_or_default();
-    ZERO_TOLERANT_GREETINGS.iter().any(|name| text.starts_with(name))
-}
-
-/// Whether a multi-line reply with this code may show a file that a client uploaded. ProFTPD does (`DisplayChdir`), and
-/// replaces `%{time:%n}` by line ends. Not in a status, a help, or an announcement.
-fn may_show_files(code: u16) -> bool {
-    !matches!(code, 211 | 214 | 227 | 229)
-}
-
-/// Whether a 257 ends inside its quoted name. The name then contains a line end, because quotes in a name are doubled
-/// (RFC 959 appendix II).
-fn ends_inside_name(text: &Text<'_>) -> bool {
-    text.bytes().iter().filter(|byte| **byte == b'"').count() % 2 == 1
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@
 //! - A sequence number is always delivered with the same byte, however often its segment is retransmitted, because the
 //!   receiver may use any of the copies.
 
+mod ambiguities;
 mod compact;
 mod dialogue;
 mod direction;

@@ -41,15 +41,18 @@ fn assert_transfers(sim: &mut Sim, nat: Nat, name: &str) {
                 "{name}, {command:?}: {:?}",
                 sim.decisions()
             );
-            for (command, replies) in [("LIST\r\n", ["150 here\r\n", "226 done\r\n"])] {
-                play(sim, name, &[(Client, command), (Server, replies[0]), (Server, replies[1])]);
-            }
+            let transfer =
+                [(Client, "LIST\r\n"), (Server, "150 here\r\n"), (Server, "226 done\r\n")];
+            play(sim, name, &transfer);
         }
     }
 }
 
+/// A name, and the parts of a dialogue.
+type Dialect<'a> = (&'a str, &'a [&'a [(Side, &'a str)]]);
+
 /// Plays each dialogue behind each kind of NAT. Transfers must work after it.
-fn assert_served(dialogues: &[(&str, &[&[(Side, &str)]])]) {
+fn assert_served(dialogues: &[Dialect<'_>]) {
     for nat in NATS {
         for (name, parts) in dialogues {
             let mut sim = Sim::new(Scenario { nat, ..Scenario::default() });

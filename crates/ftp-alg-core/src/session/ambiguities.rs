@@ -1,0 +1,202 @@
+//! Whether client and server may disagree about line ends, or about which reply answers which command. Nothing is
+//! opened meanwhile.
+
+use serde::{Deserialize, Serialize};
+
+use super::pending_commands::{PendingCommands, PendingKind};
+use crate::ftp::{LineEnd, Reply, Text, Verb};
+
+/// Why the ends may disagree about the dialogue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum Ambiguity {
+    /// A line did not end with CR LF (or with LF, where that is known to be a line end), or contained a CR, LF or NUL.
+    LineEnds,
+    /// A pending or unfinished reply may contain file names or contents. Their author can make them look like other
+    /// replies.
+    ListingReply,
+    /// As [`Ambiguity::LineEnds`], caused by a line of the client.
+    ClientLineEnds,
+    /// Resolved, but the server may store a name with line ends in it. The next command leads to
+    /// [`Ambiguity::RepeatedName`].
+    NameWithLineEnd,
+    /// The server may repeat such a name in a pending reply.
+    RepeatedName,
+    /// Resolved as far as can be seen. A server's announcement must be a complete reply of its own.
+    Resolved,
+    /// An announcement was not a complete reply of its own.
+    PartialReply,
+}
+
+/// The ends whose lines are known to end with LF alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+struct LfEnds {
+    /// The server's greeting ended so.
+    is_of_server: bool,
+    /// The server has answered such a line of the client.
+    is_of_client: bool,
+    /// The only pending command ended so.
+    is_tried_by_client: bool,
+}
+
+/// What is ambiguous in a dialogue.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct Ambiguities {
+    ambiguity: Option<Ambiguity>,
+    lf: LfEnds,
+    /// Whether the server's last line was complete, unambiguous, and the end of a reply.
+    #[serde(skip)]
+    is_reply_complete: bool,
+}
+
+impl Ambiguities {
+    /// Why no announcement may open a pinhole now, by the client if `is_active`, else by the server.
+    pub fn blocked_because(self, is_active: bool) -> Option<&'static str> {
+        Some(match self.ambiguity? {
+            Ambiguity::LineEnds | Ambiguity::ClientLineEnds => {
+                "a line did not end with CR LF, or contained a CR, LF or NUL: client and server may disagree where lines end"
+            }
+            Ambiguity::ListingReply if !is_active => {
+                "it came with a multi-line reply, or with a reply to STAT, MLST, SITE, HELP or QUIT: a client can choose lines of such replies"
+            }
+            Ambiguity::RepeatedName if !is_active => {
+                "it may be part of another reply, which repeats a name that contains line ends"
+            }
+            Ambiguity::PartialReply if !is_active => {
+                "it may be part of another reply: it was not a segment of its own, or the client's window left no room for more"
+            }
+            _ => return None,
+        })
+    }
+
+    /// Whether the dialogue was ambiguous at some time, so that a server's announcement must be a complete reply of its
+    /// own.
+    pub fn is_any(self) -> bool {
+        self.ambiguity.is_some()
+    }
+
+    /// Records that the announcement just read is not a complete reply of its own.
+    pub fn record_partial_reply(&mut self) {
+        match self.ambiguity {
+            Some(Ambiguity::Resolved) => self.ambiguity = Some(Ambiguity::PartialReply),
+            Some(Ambiguity::NameWithLineEnd) => self.ambiguity = Some(Ambiguity::RepeatedName),
+            _ => {}
+        }
+    }
+
+    /// Records how a client's line ends, before the line is read. If it `is_only`, no other command is pending.
+    pub fn record_client_line_end(&mut self, end: LineEnd, is_only: bool) {
+        self.lf.is_tried_by_client = end == LineEnd::Lf && is_only;
+        match end {
+            LineEnd::Plain => {}
+            LineEnd::Lf if self.lf.is_of_client => {}
+            LineEnd::Lf | LineEnd::Ambiguous => self.ambiguity = Some(Ambiguity::ClientLineEnds),
+        }
+    }
+
+    /// Records how a server's line ends, before the line is read.
+    pub fn record_server_line_end(&mut self, end: LineEnd, is_greeting: bool) {
+        if end == LineEnd::Lf && is_greeting {
+            // No client can have caused that. A name in a reply may contain LF.
+            self.lf.is_of_server = true;
+            self.require_complete_replies();
+        }
+        self.is_reply_complete =
+            end == LineEnd::Plain || end == LineEnd::Lf && self.lf.is_of_server;
+        if !self.is_reply_complete {
+            self.record_ambiguous_line();
+        }
+    }
+
+    fn record_ambiguous_line(&mut self) {
+        self.ambiguity = Some(match self.ambiguity {
+            Some(
+                Ambiguity::ClientLineEnds | Ambiguity::NameWithLineEnd | Ambiguity::RepeatedName,
+            ) => Ambiguity::ClientLineEnds,
+            _ => Ambiguity::LineEnds,
+        });
+    }
+
+    /// From now on a server's announcement must be a complete reply of its own.
+    pub fn require_complete_replies(&mut self) {
+        self.ambiguity.get_or_insert(Ambiguity::Resolved);
+    }
+
+    /// Records a command that the client has sent.
+    pub fn record_command(&mut self, verb: Verb) {
+        self.ambiguity = match (self.ambiguity, verb) {
+            (None | Some(Ambiguity::Resolved), Verb::Listing) => Some(Ambiguity::ListingReply),
+            (ambiguity, Verb::Pasv | Verb::Epsv) => ambiguity,
+            (Some(Ambiguity::NameWithLineEnd), _) => Some(Ambiguity::RepeatedName),
+            (ambiguity, _) => ambiguity,
+        };
+    }
+
+    /// Records whether the server's line ended a reply.
+    pub fn record_end_of_reply(&mut self, is_end: bool) {
+        self.is_reply_complete &= is_end;
+    }
+
+    /// Records a line of the server after the greeting, which ended `reply`. If it begins one of several lines, `begun`
+    /// is its code. A line that is in no reply (`is_stray`) may be part of a file name.
+    pub fn record_reply_line(
+        &mut self,
+        text: &Text<'_>,
+        reply: Option<Reply>,
+        begun: Option<u16>,
+        is_stray: bool,
+    ) {
+        if begun.is_some_and(may_show_files)
+            && matches!(self.ambiguity, None | Some(Ambiguity::Resolved))
+        {
+            self.ambiguity = Some(Ambiguity::ListingReply);
+        }
+        if is_stray || reply.is_some_and(|reply| reply.code == 257) && ends_inside_name(text) {
+            self.record_ambiguous_line();
+        }
+    }
+
+    /// A line of another code has ended a multi-line reply.
+    pub fn record_other_end(&mut self) {
+        self.is_reply_complete = true;
+        self.require_complete_replies();
+    }
+
+    /// Ends the ambiguity if the server's last line ended a reply and no command is pending. After a listing, `PASV` may
+    /// be: some clients send it while the reply to their login still comes.
+    pub fn resolve(&mut self, pending: &PendingCommands) {
+        if !self.is_reply_complete {
+            return;
+        }
+        let is_answered = pending.len() == 0;
+        // The server has answered a line with LF, so LF ends its lines.
+        if self.lf.is_tried_by_client && is_answered {
+            (self.lf.is_of_client, self.lf.is_tried_by_client) = (true, false);
+            if self.ambiguity == Some(Ambiguity::ClientLineEnds) {
+                self.ambiguity = Some(Ambiguity::Resolved);
+            }
+        }
+        self.ambiguity = match self.ambiguity {
+            Some(Ambiguity::ListingReply) if pending.are_all(PendingKind::Passive) => {
+                Some(Ambiguity::Resolved)
+            }
+            ambiguity if !is_answered => ambiguity,
+            None => None,
+            Some(
+                Ambiguity::ClientLineEnds | Ambiguity::NameWithLineEnd | Ambiguity::RepeatedName,
+            ) => Some(Ambiguity::NameWithLineEnd),
+            Some(_) => Some(Ambiguity::Resolved),
+        };
+    }
+}
+
+/// Whether a multi-line reply with this code may show a file that a client uploaded. ProFTPD does (`DisplayChdir`), and
+/// replaces `%{time:%n}` by line ends. Not in a status, a help, or an announcement.
+fn may_show_files(code: u16) -> bool {
+    !matches!(code, 211 | 214 | 227 | 229)
+}
+
+/// Whether a 257 ends inside its quoted name. The name then contains a line end, because quotes in a name are doubled
+/// (RFC 959 appendix II).
+fn ends_inside_name(text: &Text<'_>) -> bool {
+    text.bytes().iter().filter(|byte| **byte == b'"').count() % 2 == 1
+}
