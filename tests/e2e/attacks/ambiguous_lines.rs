@@ -280,7 +280,7 @@ fn plain_text_after_auth_and_234_opens_no_pinhole() {
 fn a_second_user_or_a_rein_ends_the_login() {
     assert_only_refused(&json!({}), &[&login()[..], &[say("USER other"), reply()]].concat());
     assert_only_refused(
-        &json!({"extra": {"REIN": "502 no"}}),
+        &json!({"extra": {"REIN": "220 ready"}}),
         &[&login()[..], &[say("REIN"), reply()]].concat(),
     );
 }

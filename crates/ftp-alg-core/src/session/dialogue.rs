@@ -125,6 +125,9 @@ pub struct Dialogue {
     /// Code of the server's last line, if it is inside a multi-line reply and looks like the end of another one.
     #[serde(skip)]
     other_end: Option<NonZeroU16>,
+    /// Whether the server had nothing more to send after its last line.
+    #[serde(skip)]
+    has_paused: bool,
     /// Whether command kinds were forgotten since the last call of [`Dialogue::take_forgotten`].
     #[serde(skip)]
     has_forgotten: bool,
@@ -143,6 +146,7 @@ impl Default for Dialogue {
             ambiguities: Ambiguities::default(),
             zeros: ZeroPadding::Three,
             other_end: None,
+            has_paused: false,
             has_forgotten: false,
         }
     }
@@ -192,10 +196,10 @@ impl Dialogue {
         })
     }
 
-    /// Whether the dialogue was ambiguous at some time, so that a server's announcement must be a complete reply of its
-    /// own.
+    /// Whether the dialogue was ambiguous at some time, or may be with the client's next line, so that a server's
+    /// announcement must be a complete reply of its own.
     pub fn is_ambiguous(&self) -> bool {
-        self.ambiguities.is_any()
+        self.ambiguities.is_any() || self.other_end.is_some()
     }
 
     /// Records that the announcement just read is not a complete reply of its own.
@@ -213,26 +217,26 @@ impl Dialogue {
         self.ambiguities.record_server_line_end(end, self.phase == Phase::NotGreeted);
     }
 
-    /// The server's TCP has nothing more to send for now, after a whole line. That may end an ambiguity. Some servers
-    /// end a multi-line reply with a line of another code (glftpd: `553-`, then `150 `); its event is returned.
-    pub fn record_pause(&mut self) -> Option<DialogueEvent> {
-        let other_end = self.other_end.take().map(|code| Reply { code: code.get() });
-        let event = match other_end {
-            Some(reply) if self.pending.count() <= 1 && !is_decisive(reply) => {
-                self.end_reply(reply)
-            }
-            _ => None,
-        };
+    /// The server's TCP has nothing more to send for now, after a whole line. That may end an ambiguity.
+    pub fn record_pause(&mut self) {
+        self.has_paused = true;
         self.ambiguities.resolve(&self.pending);
-        event
     }
 
-    /// Ends a multi-line reply with `reply`, which has another code.
-    fn end_reply(&mut self, reply: Reply) -> Option<DialogueEvent> {
-        self.replies = ReplyTracker::default();
-        self.ambiguities.record_other_end();
+    /// The client sends a line while a multi-line reply is unfinished. Some servers end one with a line of another code
+    /// (glftpd: `553-`, then `150 `). If the server's last line may be one, and nothing came after it, the client has
+    /// taken it for the end. Returns the event of that reply.
+    pub fn end_open_reply(&mut self) -> Option<DialogueEvent> {
+        let reply = Reply { code: self.other_end.filter(|_| self.has_paused)?.get() };
+        if self.pending.count() > 1 || is_decisive(reply) {
+            return None;
+        }
+        (self.replies, self.other_end) = (ReplyTracker::default(), None);
         let phase = self.phase;
-        match self.handle_reply(reply) {
+        let effect = self.handle_reply(reply);
+        self.ambiguities.record_other_end();
+        self.ambiguities.resolve(&self.pending);
+        match effect {
             ReplyEffect::Event(event) => Some(event),
             _ => (self.phase != phase).then_some(DialogueEvent::NotFtpClient),
         }
@@ -397,6 +401,7 @@ impl Dialogue {
         self.ambiguities.record_end_of_reply(reply.is_some());
         let other_end = self.replies.other_end(text).filter(|_| reply.is_none());
         self.other_end = other_end.and_then(|end| NonZeroU16::new(end.code));
+        self.has_paused = false;
         let has_greeted = self.phase.has_greeted();
         if (!has_greeted || self.pending.contains(PendingKind::Greeting))
             && ZeroPadding::accepts_four(text.bytes())

@@ -35,6 +35,7 @@ pub fn read_client_line(
     inspection: &mut Inspection,
     line_effect: &mut ReadEffect,
 ) -> LineRead {
+    inspection.events.extend(dialogue.end_open_reply());
     let text = Text::new(line);
     let end = line_end(line, &text);
     // An empty line is no command for anybody, and the next one is whole for those who ignore it.

@@ -96,7 +96,7 @@ impl DirectionReader<'_> {
                 && self.push_state != PushState::NotPushed
                 && boundary.ends_segment
             {
-                self.inspection.events.extend(self.dialogue.record_pause());
+                self.dialogue.record_pause();
             }
             return;
         }

@@ -248,6 +248,20 @@ fn replies_are_matched_as_servers_send_them() {
     ]);
 }
 
+/// wu-ftpd and others show a text of the operator's line by line. What looks like a reply there is none.
+#[test]
+fn text_of_a_reply_in_segments_of_its_own_is_no_reply() {
+    for nat in NATS {
+        let mut sim = Sim::new(Scenario { nat, ..Scenario::default() });
+        play(&mut sim, "login", &LOGIN[..4]);
+        for line in ["230-", "227 x (10,0,0,1,4,3)", "530 Login incorrect", "200 ok", "230-"] {
+            play(&mut sim, line, &[(Server, &format!("{line}\r\n"))]);
+        }
+        play(&mut sim, "login", &[ACCEPTS]);
+        assert_transfers(&mut sim, nat, "text");
+    }
+}
+
 /// Some clients send `PASV` when they have the first line of the reply to their login.
 #[test]
 fn a_passive_transfer_may_begin_while_the_reply_to_the_login_still_comes() {
