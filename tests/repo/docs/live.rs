@@ -214,7 +214,7 @@ fn printed(source: Source) -> Option<String> {
             during(&gateway, &nothing, &[vec![say("PASV"), reply()]], &[], &["rewrite PASV"])
         }
         Source::Container => {
-            let gateway = gateway(Topology::OnServer);
+            let gateway = gateway(Topology::PublishedServer);
             let server = json!({"address": "172.17.0.2"});
             during(&gateway, &server, &[vec![say("PASV"), reply()]], &[], &["refuse PASV"])
         }
