@@ -10,7 +10,8 @@ use std::{
 };
 
 use ftp_alg_core::engine::{
-    FastPathPinholeClosing, FlowChange, Handover, LoginStage, Pinhole, Translation, Withdrawal,
+    FastPathPinhole, FastPathPinholeClosing, FlowChange, Handover, LoginStage, Pinhole,
+    Translation, Withdrawal,
 };
 
 use super::{
@@ -253,6 +254,14 @@ impl FastPathFlows {
                 self.record_outcome("cannot close a pinhole", closed);
             }
         }
+    }
+
+    /// Closes pinholes that the program opened and no session holds. Their endpoints are not known, so it looks at all.
+    pub(super) fn close_lost_pinholes(&self, lost: &[FastPathPinhole]) {
+        let closed = self
+            .program
+            .retain_pinholes(|_, _, flow, line| !lost.contains(&FastPathPinhole { flow, line }));
+        self.record_outcome("cannot close a pinhole", closed);
     }
 
     /// Adds the translations in use to the table after it was replaced.

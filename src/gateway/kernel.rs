@@ -7,8 +7,8 @@ use std::{
 };
 
 use ftp_alg_core::engine::{
-    FastPathPinholeClosing, FlowChange, Kernel, KernelError, Opening, Pinhole, QueueMode,
-    Translation,
+    FastPathPinhole, FastPathPinholeClosing, FlowChange, Kernel, KernelError, Opening, Pinhole,
+    QueueMode, Translation,
 };
 
 use super::{
@@ -182,6 +182,12 @@ impl Kernel for LinuxKernel {
     fn close_fast_path_pinholes(&mut self, shut: &[FastPathPinholeClosing]) {
         if let Some(flows) = &self.flows {
             flows.close_pinholes(shut);
+        }
+    }
+
+    fn close_lost_fast_path_pinholes(&mut self, lost: &[FastPathPinhole]) {
+        if let Some(flows) = &self.flows {
+            flows.close_lost_pinholes(lost);
         }
     }
 

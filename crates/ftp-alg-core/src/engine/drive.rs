@@ -198,6 +198,9 @@ fn finish<H: Host>(host: &mut H, effects: &mut Effects) {
     if !effects.fast_path_closings.is_empty() {
         host.kernel().close_fast_path_pinholes(&effects.fast_path_closings);
     }
+    if !effects.lost_fast_path_pinholes.is_empty() {
+        host.kernel().close_lost_fast_path_pinholes(&effects.lost_fast_path_pinholes);
+    }
     if !effects.pinholes_to_close.is_empty() {
         let closed =
             effects.registry.update_kernel(effects.pinholes_to_close.iter().copied(), |due| {

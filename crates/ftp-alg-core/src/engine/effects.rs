@@ -9,7 +9,7 @@ use std::{
 use super::{
     KernelError, PacketMeta, Pinhole, QueueMode, Translation,
     event::Events,
-    handover::FlowChanges,
+    handover::{FastPathPinhole, FlowChanges},
     pinholes::{Attempt, FastPathPinholeClosing},
     registry::{PinholeClosing, PinholeRegistry},
 };
@@ -217,6 +217,8 @@ pub struct Effects {
     pub pinholes_to_close: Vec<PinholeClosing>,
     /// Pinholes of the BPF program to close.
     pub fast_path_closings: Vec<FastPathPinholeClosing>,
+    /// Pinholes of the BPF program that no session holds, to close.
+    pub lost_fast_path_pinholes: Vec<FastPathPinhole>,
     pub(super) events: Events,
 }
 
@@ -259,5 +261,6 @@ impl Effects {
         self.pinholes_to_close.clear();
         self.flow_changes = None;
         self.fast_path_closings.clear();
+        self.lost_fast_path_pinholes.clear();
     }
 }

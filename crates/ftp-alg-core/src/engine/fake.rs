@@ -3,8 +3,8 @@
 use std::net::{IpAddr, SocketAddr};
 
 use super::{
-    FastPathPinholeClosing, FlowChange, Kernel, KernelError, Opening, Pinhole, QueueMode,
-    Translation,
+    FastPathPinhole, FastPathPinholeClosing, FlowChange, Kernel, KernelError, Opening, Pinhole,
+    QueueMode, Translation,
 };
 
 /// See the module.
@@ -28,6 +28,8 @@ pub struct FakeKernel {
     pub changes: Vec<FlowChange>,
     /// The pinholes of the fast path that were closed.
     pub fast_path_closings: Vec<FastPathPinholeClosing>,
+    /// The same, of no session.
+    pub lost_fast_path_pinholes: Vec<FastPathPinhole>,
 }
 
 impl Kernel for FakeKernel {
@@ -73,6 +75,10 @@ impl Kernel for FakeKernel {
 
     fn close_fast_path_pinholes(&mut self, closings: &[FastPathPinholeClosing]) {
         self.fast_path_closings.extend(closings);
+    }
+
+    fn close_lost_fast_path_pinholes(&mut self, lost: &[FastPathPinhole]) {
+        self.lost_fast_path_pinholes.extend(lost);
     }
 
     fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {

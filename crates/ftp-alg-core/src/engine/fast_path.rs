@@ -40,13 +40,17 @@ impl Engine {
         let mut bytes = Vec::new();
         for line in lines {
             let endpoints: [SocketAddr; 2] = [line.client.into(), line.server.into()];
-            let Some(index) = self.sessions.table.find(&Key::between(endpoints[0], endpoints[1]))
+            let found = self.sessions.table.find(&Key::between(endpoints[0], endpoints[1]));
+            let Some((index, control)) = found
+                .and_then(|index| Some((index, &mut self.sessions.table.get_mut(index)?.control)))
+                .filter(|(_, control)| control.id == line.flow)
             else {
+                // The session is gone.
+                effects.lost_fast_path_pinholes.extend(line.pinhole());
                 continue;
             };
-            let Some(Entry { control, .. }) = self.sessions.table.get_mut(index) else { continue };
-            // The session is gone, or the line was read before a crash.
-            if control.id != line.flow || line.line <= control.fast_path().lines_inspected {
+            // It was read before a crash.
+            if line.line <= control.fast_path().lines_inspected {
                 continue;
             }
             let is_missing = line.line != control.fast_path().lines_inspected + 1;
@@ -107,8 +111,7 @@ impl Engine {
         let inspection = &mut self.inspection;
         inspection.refuses_auth = connection.policy.refuses_auth();
         inspection.answer = None;
-        let mut opened =
-            line.opened_pinhole.then_some(FastPathPinhole { flow: line.flow, line: line.line });
+        let mut opened = line.pinhole();
         let mut matches = true;
         let is_adjusted = session.is_adjusted();
         let outcome = loop {
@@ -154,6 +157,7 @@ impl Engine {
             self.sessions.take_back(index);
         }
         if !matches || opened.is_some() {
+            effects.lost_fast_path_pinholes.extend(opened);
             self.handle_fast_path_mismatch(index, effects);
         }
         if is_counted {

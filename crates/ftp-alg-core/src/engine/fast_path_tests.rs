@@ -310,7 +310,20 @@ fn a_mismatch_takes_the_connection_back() {
         talk.fast_path_line(1, (Side::Client, line), opened);
         assert!(!talk.is_handed_over(), "{line}");
         assert_eq!(talk.gateway.engine.counters().fast_path_mismatches, 1, "{line}");
+        // What the program opened for it is closed.
+        let lost = opened.then_some(FastPathPinhole { flow: 1, line: 1 });
+        let closed = &talk.gateway.kernel.lost_fast_path_pinholes;
+        assert!(closed.iter().copied().eq(lost), "{line}: {closed:?}");
     }
+}
+
+#[test]
+fn a_pinhole_of_a_session_that_is_gone_is_closed() {
+    let mut talk = Conversation::handed_over();
+    talk.gateway.engine = Engine::new(Policy::default(), Checksums::Verify);
+    talk.fast_path_line(1, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
+    let hole = FastPathPinhole { flow: 1, line: 1 };
+    assert_eq!(talk.gateway.kernel.lost_fast_path_pinholes, [hole]);
 }
 
 #[test]

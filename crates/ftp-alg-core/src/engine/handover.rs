@@ -162,6 +162,13 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+impl FastPathLine<'_> {
+    /// The pinhole that was opened for it.
+    pub(super) fn pinhole(&self) -> Option<FastPathPinhole> {
+        self.opened_pinhole.then_some(FastPathPinhole { flow: self.flow, line: self.line })
+    }
+}
+
 /// A line, or a FIN, that the BPF program let pass.
 #[derive(Clone, Copy, Debug)]
 pub struct FastPathLine<'l> {

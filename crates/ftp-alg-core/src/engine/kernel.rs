@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{FastPathPinholeClosing, FlowChange, Opening};
+use super::{FastPathPinhole, FastPathPinholeClosing, FlowChange, Opening};
 use crate::session::Side;
 
 /// The translation of a control connection: how NAT shows its two ends to each other.
@@ -167,6 +167,9 @@ pub trait Kernel {
 
     /// Closes pinholes that the BPF program opened, if they are still open.
     fn close_fast_path_pinholes(&mut self, _closings: &[FastPathPinholeClosing]) {}
+
+    /// Closes pinholes that the BPF program opened and no session holds, if they are still open.
+    fn close_lost_fast_path_pinholes(&mut self, _lost: &[FastPathPinhole]) {}
 
     /// Sends an IP packet from this machine, without connection tracking.
     fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError>;

@@ -7,8 +7,8 @@ use std::{
 };
 
 use ftp_alg_core::engine::{
-    FastPathPinholeClosing, FlowChange, Kernel, KernelError, Opening, Pinhole, QueueMode,
-    Translation,
+    FastPathPinhole, FastPathPinholeClosing, FlowChange, Kernel, KernelError, Opening, Pinhole,
+    QueueMode, Translation,
 };
 
 use super::fast_path::program::Program;
@@ -168,6 +168,10 @@ impl Kernel for Recorder {
 
     fn close_fast_path_pinholes(&mut self, shut: &[FastPathPinholeClosing]) {
         self.program.close_pinholes(shut);
+    }
+
+    fn close_lost_fast_path_pinholes(&mut self, lost: &[FastPathPinhole]) {
+        self.program.close_lost_pinholes(lost);
     }
 
     fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {

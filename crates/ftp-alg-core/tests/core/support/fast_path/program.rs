@@ -327,6 +327,14 @@ impl Program {
         }
     }
 
+    /// Closes pinholes that no session holds.
+    pub fn close_lost_pinholes(&mut self, lost: &[FastPathPinhole]) {
+        let open = self.open_pinholes().into_iter().filter(|(hole, _)| lost.contains(hole));
+        for (_, (initiator, arrival)) in open.collect::<Vec<_>>() {
+            key(initiator, arrival).into_iter().for_each(|key| self.remove(key));
+        }
+    }
+
     /// Reserves the key of a translated pinhole. Returns `false` if the program has it open.
     pub fn reserve_pinhole(&mut self, pinhole: &Pinhole) -> bool {
         let Some(key) = translated_key(pinhole).filter(|_| self.ring_capacity > 0) else {
