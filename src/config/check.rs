@@ -230,7 +230,11 @@ impl Checker<'_> {
                 &key("foreign-address"),
                 file.foreign_address,
                 default.foreign,
-                &[("refuse", ForeignAddress::Refuse), ("allow", ForeignAddress::Allow)],
+                &[
+                    ("refuse", ForeignAddress::Refuse),
+                    ("pass", ForeignAddress::Pass),
+                    ("allow", ForeignAddress::Allow),
+                ],
             ),
             min_data_port: self.number(
                 &key("min-data-port"),

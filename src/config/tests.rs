@@ -240,7 +240,7 @@ fn invalid_values_are_refused_with_the_allowed_ones() {
         ("nat.external-address = \"0.0.0.0\"", "is not \"auto\", the address of a host"),
         ("nat.port-range = \"1000-2000\"", "\"1000-2000\" is not a range of ports from 1024"),
         ("nat.port-range = \"3000-2000\"", "is not a range of ports"),
-        ("policy.foreign-address = \"deny\"", "is not one of \"refuse\", \"allow\""),
+        ("policy.foreign-address = \"deny\"", "is not one of \"refuse\", \"pass\", \"allow\""),
         ("policy.min-data-port = 0", "is not a whole number from 1 to 65535"),
         (
             "policy.deny-ports = 22",

@@ -99,6 +99,9 @@ pub enum ForeignAddress {
     /// Refuse it.
     #[default]
     Refuse,
+    /// Open nothing. A server's reply is forwarded, because its client may be allowed to go there without us. A command
+    /// is refused.
+    Pass,
     /// Treat it like any other.
     Allow,
 }

@@ -40,10 +40,16 @@ pub(super) enum NotOpened {
 
 impl NotOpened {
     /// What to do about a foreign address for which no pinhole can be opened.
-    fn for_foreign_address(policy: &Policy, why: RefusalReason, reason: Cow<'static, str>) -> Self {
+    fn for_foreign_address(
+        policy: &Policy,
+        kind: AnnouncementKind,
+        why: RefusalReason,
+        reason: Cow<'static, str>,
+    ) -> Self {
         match policy.foreign {
             ForeignAddress::Refuse => Self::Refuse(why, reason),
-            ForeignAddress::Allow => Self::Ignore(reason),
+            ForeignAddress::Pass if kind.is_active() => Self::Refuse(why, reason),
+            ForeignAddress::Pass | ForeignAddress::Allow => Self::Ignore(reason),
         }
     }
 }
@@ -102,6 +108,7 @@ impl Connection<'_> {
                     MalformedAnnouncement::Family => NotOpened::Ignore(reason),
                     MalformedAnnouncement::Scope => NotOpened::for_foreign_address(
                         self.policy,
+                        kind,
                         RefusalReason::ForeignAddress,
                         reason,
                     ),
@@ -411,6 +418,7 @@ fn plan(
         let reason = "its address is of another family than the control connection";
         return Err(NotOpened::for_foreign_address(
             policy,
+            kind,
             RefusalReason::OtherFamily,
             reason.into(),
         ));
@@ -421,7 +429,7 @@ fn plan(
         && !kind.is_active()
         && policy.server(own).is_some_and(|s| s.replace_foreign_address);
     let sender = is_own || replaced_foreign;
-    if !sender && policy.foreign == ForeignAddress::Refuse {
+    if !sender && policy.foreign != ForeignAddress::Allow {
         let ip = announced.ip();
         let hint = if kind.is_active() {
             ""
@@ -434,7 +442,9 @@ fn plan(
         let is_elsewhere = is_internal(ip) && !is_internal(own) && policy.server(own).is_none();
         return Err(match is_elsewhere && !kind.is_active() {
             true => NotOpened::Ignore(reason),
-            false => NotOpened::Refuse(RefusalReason::ForeignAddress, reason),
+            false => {
+                NotOpened::for_foreign_address(policy, kind, RefusalReason::ForeignAddress, reason)
+            }
         });
     }
     if announced.port() < policy.min_data_port {

@@ -126,6 +126,20 @@ fn a_227_with_a_foreign_address_opens_no_pinhole() {
     });
 }
 
+/// Behind a load balancer the 227 names another public host, and the firewall may let clients go there.
+#[test]
+fn a_227_of_another_host_passes_if_that_is_configured() {
+    everywhere_v4(|scenario| {
+        let line = "227 Entering Passive Mode (203,0,113,10,156,64)\r\n";
+        for (foreign, passes) in [(ForeignAddress::Refuse, false), (ForeignAddress::Pass, true)] {
+            let policy = Policy { foreign, ..Policy::default() };
+            let mut sim = Sim::logged_in(Scenario { policy, ..scenario.clone() });
+            assert_eq!(sim.exchange("PASV\r\n", line).1 == line, passes, "{foreign:?}");
+            assert_eq!(sim.kernel.opened, []);
+        }
+    });
+}
+
 #[test]
 fn text_inside_a_multi_line_reply_is_not_an_announcement() {
     everywhere_v4(|scenario| {

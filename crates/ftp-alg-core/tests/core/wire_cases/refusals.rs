@@ -61,6 +61,11 @@ fn an_announcement_of_a_third_host_is_refused_unless_allowed() {
         assert_eq!((codes, heard), (vec!["504".to_owned()], vec![crossed_out(&line)]));
         assert_eq!(sim.kernel.opened, []);
 
+        let policy = Policy { foreign: ForeignAddress::Pass, ..Policy::default() };
+        let (codes, heard, sim) = replies(Scenario { policy, ..scenario.clone() }, &line);
+        assert_eq!((codes, heard), (vec!["504".to_owned()], vec![crossed_out(&line)]));
+        assert_eq!(sim.kernel.opened, []);
+
         let policy = Policy { foreign: ForeignAddress::Allow, ..Policy::default() };
         let t = scenario.nat.translation(scenario.v6);
         let (codes, heard, mut sim) = replies(Scenario { policy, ..scenario }, &line);
