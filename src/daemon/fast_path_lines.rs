@@ -24,7 +24,7 @@ use super::{
     snapshot::{FastPathState, FastPathStatus},
 };
 use crate::gateway::{
-    Commits, RuleParameters,
+    ClaimedPorts, Commits, RuleParameters,
     fastpath::{LineRecord, RingWaiter, Translations},
     flows::FastPathFlows,
 };
@@ -36,6 +36,8 @@ pub(super) struct FastPathReader {
     fetched_lines: Mutex<Vec<LineRecord>>,
     /// For each shard, the lines that its engine has not read yet.
     pub(super) unread_lines: Vec<Mutex<Vec<LineRecord>>>,
+    /// The ports of this machine at which the program opens no pinhole.
+    pub(super) claimed: ClaimedPorts,
     /// Why the fast path was turned off, if it was.
     pub(super) off_reason: OnceLock<String>,
     /// Where the fast path's thread waits for the ring buffer.
@@ -50,6 +52,7 @@ impl FastPathReader {
         mut loaded: LoadedProgram,
         parameters: &RuleParameters,
         commits: &Commits,
+        claimed: &ClaimedPorts,
         shards: usize,
     ) -> Result<Self, Box<dyn Error>> {
         let translations = Translations::new(parameters, commits)?;
@@ -61,6 +64,7 @@ impl FastPathReader {
             shard_map: ShardMap(shards),
             fetched_lines: Mutex::default(),
             unread_lines: (0..shards).map(|_| Mutex::default()).collect(),
+            claimed: claimed.clone(),
             off_reason: OnceLock::new(),
             ring_waiter: waiter,
             _loaded: loaded,

@@ -15,8 +15,7 @@ use super::{
     ServiceError, fast_path_lines::FastPathReader, host, shard::lock, shared_state::SharedState,
 };
 use crate::gateway::{
-    Backend, ClaimedPorts, GatewayError, LinuxKernel, RuleParameters, consumed_pinholes,
-    flows::Failures,
+    Backend, GatewayError, LinuxKernel, RuleParameters, consumed_pinholes, flows::Failures,
 };
 
 /// Interval between two readings of the ring buffer, while there are lines and while there are none. The ring buffer
@@ -155,20 +154,14 @@ impl FastPathReader {
     }
 
     /// Reads lines until `end` is set.
-    pub(super) fn run(
-        &self,
-        end: &AtomicBool,
-        shared: &SharedState,
-        kernel: &mut LinuxKernel,
-        claimed: &ClaimedPorts,
-    ) {
+    pub(super) fn run(&self, end: &AtomicBool, shared: &SharedState, kernel: &mut LinuxKernel) {
         let (mut pause, mut next_update) = (MIN_PAUSE, Instant::now());
         while !end.load(Ordering::Acquire) {
             let has_read = self.read_lines(shared, kernel);
             pause = if has_read { MIN_PAUSE } else { (pause * 2).min(MAX_PAUSE) };
             let now = Instant::now();
             if now >= next_update {
-                self.update_program(shared, claimed);
+                self.update_program(shared);
                 next_update = now + UPDATE_INTERVAL;
             }
             if let Err(error) = self.ring_waiter.wait(pause) {
@@ -180,7 +173,7 @@ impl FastPathReader {
 
     /// Attaches the program to new interfaces while it has connections, and bars the ports at which no pinhole may be
     /// opened.
-    pub(super) fn update_program(&self, shared: &SharedState, claimed: &ClaimedPorts) {
+    pub(super) fn update_program(&self, shared: &SharedState) {
         let program = self.flows.program();
         if let Err(error) = program.update_attachments(Instant::now()) {
             shared.report_error(&error);
@@ -191,11 +184,16 @@ impl FastPathReader {
                 &format_args!("fast path: {last} ({count} errors since the last report)"),
             );
         }
+        self.bar_ports(shared, None);
+    }
+
+    /// Has the program open no pinhole at ports that the policy forbids, or the `next` one.
+    pub(super) fn bar_ports(&self, shared: &SharedState, next: Option<&Policy>) {
         let policy =
             shared.shards.first().map(|shard| lock(&shard.engine).sessions.policy().clone());
         let bars = |policy: &Policy, port| port < policy.min_data_port || policy.denies(port);
-        self.flows.bar_ports(claimed, |port| {
-            policy.as_ref().is_none_or(|policy| {
+        self.flows.bar_ports(&self.claimed, |port| {
+            policy.iter().chain(next).any(|policy| {
                 bars(policy, port)
                     || policy.networks.iter().any(|network| bars(&network.policy, port))
             })

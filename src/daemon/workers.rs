@@ -95,7 +95,7 @@ pub(super) fn start(
     let claimed = ClaimedPorts::default();
     let why_off = fast_path_pins::off_reason(config.queue.fast_path, Some(parameters.backend()));
     let reader = fast_path.and_then(|loaded| {
-        let reader = FastPathReader::new(loaded, &parameters, &commits, shards.len());
+        let reader = FastPathReader::new(loaded, &parameters, &commits, &claimed, shards.len());
         let reader = reader.map_err(|error| error.to_string())?;
         if why_off.is_some() {
             // Before the table is loaded: its rules would queue packets that the program has adjusted.
@@ -172,7 +172,7 @@ pub(super) fn start(
             log_fast_path_off(&why);
             reader.turn_off(why, &parameters, &workers.shared, &mut make_kernel()?)?;
         }
-        (Ok(_), None) => workers.start_fast_path_reader(make_kernel()?, claimed.clone(), events)?,
+        (Ok(_), None) => workers.start_fast_path_reader(make_kernel()?, events)?,
         (Err(why), _) => log_fast_path_off(why),
     }
     let count = queues.len();
@@ -301,15 +301,14 @@ impl Workers {
     fn start_fast_path_reader(
         &mut self,
         mut kernel: LinuxKernel,
-        claimed: ClaimedPorts,
         events: &Sender<DaemonEvent>,
     ) -> Result<(), ServiceError> {
         let (shared, end) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
         let Ok(reader) = &shared.fast_path else { return Ok(()) };
-        reader.update_program(&shared, &claimed);
+        reader.update_program(&shared);
         let work = move || {
             if let Ok(reader) = &shared.fast_path {
-                reader.run(&end, &shared, &mut kernel, &claimed);
+                reader.run(&end, &shared, &mut kernel);
             }
             Ok(())
         };
@@ -531,11 +530,27 @@ impl DaemonService for Workers {
 
     fn update_addresses(&self, config: &Config) {
         let policy = config.policy(|name| self.shared.external_names.external_address(name));
+        let fast_path = self.shared.fast_path.as_ref();
+        // Connections may be handed over again as soon as the policy is set.
+        if let Ok(reader) = fast_path {
+            reader.bar_ports(&self.shared, Some(&policy));
+        }
         for shard in &self.shared.shards {
             lock(&shard.engine).sessions.set_policy(policy.clone());
         }
-        if let Ok(reader) = &self.shared.fast_path {
-            reader.read_lines(&self.shared, &mut lock(&self.shared.kernel));
+        let mut kernel = lock(&self.shared.kernel);
+        if let Ok(reader) = fast_path {
+            reader.read_lines(&self.shared, &mut kernel);
+            // The lines that the program inspected before it returned its connections.
+            reader.read_lines(&self.shared, &mut kernel);
+        }
+        host::carry_out_effects(&self.shared, &mut kernel, |_, all| {
+            for (shard, effects) in self.shared.shards.iter().zip(all) {
+                lock(&shard.engine).sessions.close_forbidden_pinholes(effects);
+            }
+        });
+        if let Ok(reader) = fast_path {
+            reader.bar_ports(&self.shared, None);
         }
     }
 

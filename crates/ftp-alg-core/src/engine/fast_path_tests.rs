@@ -377,6 +377,19 @@ fn a_policy_change_or_removal_takes_the_connection_back() {
 }
 
 #[test]
+fn a_new_policy_closes_the_programs_pinholes_that_it_forbids() {
+    let hole = FastPathPinhole { flow: 1, line: 1 };
+    for (min_data_port, closed) in [(1025, &[][..]), (1026, &[hole])] {
+        let mut talk = Conversation::handed_over();
+        talk.fast_path_line(1, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
+        talk.set_policy(Policy { min_data_port, ..Policy::default() });
+        let closings = talk.gateway.kernel.fast_path_closings.iter().map(|closing| closing.id);
+        assert_eq!(closings.filter(|id| *id == hole).collect::<Vec<_>>(), closed);
+        assert_eq!(talk.pinholes().is_empty(), !closed.is_empty(), "{:?}", talk.pinholes());
+    }
+}
+
+#[test]
 fn the_next_fast_path_pinhole_replaces_the_previous_one() {
     let mut talk = Conversation::handed_over();
     talk.fast_path_line(1, PASV[0], false);

@@ -8,6 +8,7 @@ use std::{
 
 use super::{
     Effects, Entry, Epoch, EventKind,
+    announcement::is_forbidden,
     client_shares::ClientShares,
     handover::{FlowChange, FlowChanges},
     memory::MemoryBudget,
@@ -92,7 +93,7 @@ impl Sessions {
         &self.policy
     }
 
-    /// Sets the policy. Open pinholes and sessions stay.
+    /// Sets the policy. Sessions stay, and open pinholes until [`close_forbidden_pinholes`](Self::close_forbidden_pinholes).
     pub fn set_policy(&mut self, policy: Policy) {
         self.take_all_back();
         if !policy.has_same_networks_as(&self.policy) {
@@ -116,6 +117,30 @@ impl Sessions {
         }
         self.pinholes.close_all_consumed();
         self.pinholes.take_closings(&mut effects.pinholes_to_close);
+    }
+
+    /// Closes the pinholes that the policy forbids, after it was set.
+    pub fn close_forbidden_pinholes(&mut self, effects: &mut Effects) {
+        effects.activate(self.pinholes.registry());
+        for index in 0..self.table.slot_count() {
+            let Some(Entry { control, .. }) = self.table.get_mut(index) else { continue };
+            let Some(translation) = control.translation().copied() else { continue };
+            let policy = self.policy.for_network(control.network());
+            let before = control.pinholes().len();
+            let is_closed = |held: &HeldPinhole| {
+                is_forbidden(held.kind, held.pinhole.target, &translation, policy)
+            };
+            while let Some(at) = control.pinholes().iter().position(is_closed)
+                && let Some(held) = control.remove_pinhole(at)
+            {
+                let closed = EventKind::PinholeClosed(held.pinhole, "the configuration forbids it");
+                effects.events.push(control.event(closed));
+                self.pinholes.close(held);
+            }
+            if control.pinholes().len() != before {
+                self.mark_changed(index);
+            }
+        }
     }
 
     /// Closes expired pinholes.

@@ -95,6 +95,14 @@ impl Conversation {
         (outcome, String::from_utf8(payload).unwrap())
     }
 
+    /// Sets the policy, as at a reload.
+    fn set_policy(&mut self, policy: Policy) {
+        self.gateway.run(self.now, |engine, effects| {
+            engine.sessions.set_policy(policy);
+            engine.sessions.close_forbidden_pinholes(effects);
+        });
+    }
+
     fn say(&mut self, side: Side, text: &str) -> (PacketOutcome, String) {
         let me = usize::from(side == Side::Server);
         let packet = self.build(side, self.next[me], text.as_bytes(), false);
@@ -119,6 +127,27 @@ fn a_port_behind_masquerade_is_rewritten_and_opened() {
     );
     assert_eq!(talk.gateway.kernel.mode, Some(QueueMode::All));
     assert_eq!(talk.gateway.engine.counters().rewrites, 1);
+}
+
+#[test]
+fn a_new_policy_closes_the_pinholes_that_it_forbids() {
+    let denies = |deny_ports: [std::ops::RangeInclusive<u16>; 1]| Policy {
+        deny_ports: deny_ports.into(),
+        ..Policy::default()
+    };
+    for (policy, stays) in [
+        (Policy { min_data_port: 3762, ..Policy::default() }, true),
+        (denies([3763..=4000]), true),
+        (Policy { min_data_port: 3763, ..Policy::default() }, false),
+        (denies([3000..=3762]), false),
+    ] {
+        let mut talk = Conversation::logged_in();
+        talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
+        talk.set_policy(policy);
+        let is_open = !talk.gateway.kernel.open.is_empty();
+        let is_listed = talk.gateway.engine.sessions.list_pinholes().next().is_some();
+        assert_eq!((is_open, is_listed), (stays, stays));
+    }
 }
 
 #[test]
