@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use crate::common::{
     captures, connect, connect_in_vain, gated_client, gateway, gateway_with, host_port, login,
-    reply, say, scripted_client, scripted_server, wait_for,
+    names::reload, reply, say, scripted_client, scripted_server, wait_for,
 };
 use ftp_alg_lab::{Family, Topology};
 use serde_json::{Value, json};
@@ -189,6 +189,28 @@ fn pinhole_closes_when_the_server_refuses_the_announcement() {
     let (address, port) = host_port(server.lines().last().unwrap());
     assert_eq!(connect_in_vain(&lab.server, &address, port), "silent");
     drop(client);
+}
+
+/// In the rules, and in the fast path's program.
+#[test]
+fn a_reload_closes_what_it_forbids() {
+    for fast_path in ["auto", "off"] {
+        let configuration =
+            format!("queue.fast-path = \"{fast_path}\"\npinhole.backend = \"nftables\"\n");
+        let gateway = gateway_with(Topology::Masquerade, &configuration);
+        let lab = &gateway.lab;
+        let _server = scripted_server(&lab.server, &json!({}));
+        let host = lab.server_address(Family::V4).to_string();
+        let plan = json!({"host": host, "listen": [3762], "steps": announced(&[])});
+        let client = gated_client(&lab.client, plan);
+        assert_eq!(gateway.daemon.open_pinholes().unwrap().len(), 1, "fast path {fast_path}");
+        reload(&gateway.daemon, &format!("{configuration}policy.deny-ports = [3762]\n"));
+        let in_use = "the new configuration is in use";
+        wait_for(in_use, || gateway.daemon.log().contains(in_use));
+        assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0], "fast path {fast_path}");
+        assert_eq!(gateway.daemon.pinholes().unwrap(), [json!(0); 0], "fast path {fast_path}");
+        assert_eq!(client.release().error, None, "fast path {fast_path}");
+    }
 }
 
 #[test]
