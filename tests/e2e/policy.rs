@@ -208,7 +208,7 @@ fn a_reload_closes_what_it_forbids() {
         let in_use = "the new configuration is in use";
         wait_for(in_use, || gateway.daemon.log().contains(in_use));
         assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0], "fast path {fast_path}");
-        assert_eq!(gateway.daemon.pinholes().unwrap(), [json!(0); 0], "fast path {fast_path}");
+        assert!(gateway.daemon.pinholes().unwrap().is_empty(), "fast path {fast_path}");
         assert_eq!(client.release().error, None, "fast path {fast_path}");
     }
 }
