@@ -3,7 +3,12 @@
 //! It knows nothing of files, keys or text (`config` builds it from a checked configuration), nor of packets.
 //! `Policy::default()` is the policy of an empty configuration, except `preserves_length`; `replay` uses it.
 
-use std::{net::IpAddr, ops::RangeInclusive, sync::Arc, time::Duration};
+use std::{
+    net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
+    sync::Arc,
+    time::Duration,
+};
 
 use ipnetwork::IpNetwork;
 
@@ -168,6 +173,13 @@ impl Policy {
     /// Whether `port` is in `deny_ports`.
     pub fn denies(&self, port: u16) -> bool {
         self.deny_ports.iter().any(|range| range.contains(&port))
+    }
+
+    /// Whether a pinhole to `target` is forbidden that an end with the address `own` announced.
+    pub fn forbids(&self, target: SocketAddr, own: IpAddr) -> bool {
+        target.ip() != own && self.foreign != ForeignAddress::Allow
+            || target.port() < self.min_data_port
+            || self.denies(target.port())
     }
 
     /// An external port in place of one that is taken, selected by `random`.

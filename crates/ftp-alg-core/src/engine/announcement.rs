@@ -400,20 +400,6 @@ impl Connection<'_> {
     }
 }
 
-/// Whether `policy` forbids an open pinhole of this kind to `target`, which was announced.
-pub(super) fn is_forbidden(
-    kind: AnnouncementKind,
-    target: SocketAddr,
-    translation: &Translation,
-    policy: &Policy,
-) -> bool {
-    let own = if kind.is_active() { translation.client } else { translation.server };
-    let is_foreign = target.ip() != own.ip();
-    is_foreign && policy.foreign != ForeignAddress::Allow
-        || target.port() < policy.min_data_port
-        || policy.denies(target.port())
-}
-
 /// The pinhole that an announcement requests, if policy allows it.
 fn plan(
     kind: AnnouncementKind,

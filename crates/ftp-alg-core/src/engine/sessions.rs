@@ -8,7 +8,6 @@ use std::{
 
 use super::{
     Effects, Entry, Epoch, EventKind,
-    announcement::is_forbidden,
     client_shares::ClientShares,
     handover::{FlowChange, FlowChanges},
     memory::MemoryBudget,
@@ -127,10 +126,12 @@ impl Sessions {
             let Some(translation) = control.translation().copied() else { continue };
             let policy = self.policy.for_network(control.network());
             let before = control.pinholes().len();
-            let is_closed = |held: &HeldPinhole| {
-                is_forbidden(held.kind, held.pinhole.target, &translation, policy)
+            let is_forbidden = |held: &HeldPinhole| {
+                let from_client = held.kind.is_active();
+                let own = if from_client { translation.client } else { translation.server };
+                policy.forbids(held.pinhole.target, own.ip())
             };
-            while let Some(at) = control.pinholes().iter().position(is_closed)
+            while let Some(at) = control.pinholes().iter().position(is_forbidden)
                 && let Some(held) = control.remove_pinhole(at)
             {
                 let closed = EventKind::PinholeClosed(held.pinhole, "the configuration forbids it");
