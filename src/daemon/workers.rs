@@ -531,7 +531,7 @@ impl DaemonService for Workers {
     fn update_addresses(&self, config: &Config) {
         let policy = config.policy(|name| self.shared.external_names.external_address(name));
         let fast_path = self.shared.fast_path.as_ref();
-        // Connections may be handed over again as soon as the policy is set.
+        // Connections may be handed over again as soon as the policy is set. What it permits again is updated later.
         if let Ok(reader) = fast_path {
             reader.bar_ports(&self.shared, Some(&policy));
         }
@@ -549,9 +549,6 @@ impl DaemonService for Workers {
                 lock(&shard.engine).sessions.close_forbidden_pinholes(effects);
             }
         });
-        if let Ok(reader) = fast_path {
-            reader.bar_ports(&self.shared, None);
-        }
     }
 
     fn makes_progress(&self) -> bool {
