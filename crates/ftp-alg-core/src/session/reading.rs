@@ -69,7 +69,9 @@ impl DirectionReader<'_> {
     /// Whether TLS begins with `first`, the next byte.
     #[inline]
     pub(super) fn begins_tls(&mut self, first: u8) -> bool {
-        let begins = self.direction.line().is_empty() && self.dialogue.begins_tls(self.from, first);
+        let begins = self.dialogue.expects_tls()
+            && self.direction.line().is_empty()
+            && self.dialogue.begins_tls(self.from, first);
         if begins {
             self.begin_tls();
         }
