@@ -191,11 +191,10 @@ impl FastPathReader {
     pub(super) fn bar_ports(&self, shared: &SharedState, next: Option<&Policy>) {
         let policy =
             shared.shards.first().map(|shard| lock(&shard.engine).sessions.policy().clone());
-        let bars = |policy: &Policy, port| port < policy.min_data_port || policy.denies(port);
         self.flows.bar_ports(&self.claimed, |port| {
             policy.iter().chain(next).any(|policy| {
-                bars(policy, port)
-                    || policy.networks.iter().any(|network| bars(&network.policy, port))
+                let mut networks = policy.networks.iter().map(|network| &network.policy);
+                policy.forbids_port(port) || networks.any(|policy| policy.forbids_port(port))
             })
         });
     }

@@ -178,8 +178,12 @@ impl Policy {
     /// Whether a pinhole to `target` is forbidden that an end with the address `own` announced.
     pub fn forbids(&self, target: SocketAddr, own: IpAddr) -> bool {
         target.ip() != own && self.foreign != ForeignAddress::Allow
-            || target.port() < self.min_data_port
-            || self.denies(target.port())
+            || self.forbids_port(target.port())
+    }
+
+    /// Whether no pinhole to `port` may be open.
+    pub fn forbids_port(&self, port: u16) -> bool {
+        port < self.min_data_port || self.denies(port)
     }
 
     /// An external port in place of one that is taken, selected by `random`.
