@@ -7,16 +7,19 @@
 
 use std::{
     fmt::Display,
-    fs::{self, DirBuilder, File},
+    fs::{DirBuilder, File},
     io,
     os::{
         fd::AsRawFd,
-        unix::fs::{DirBuilderExt, MetadataExt, chown},
+        unix::fs::{DirBuilderExt, MetadataExt, fchown},
     },
     path::{Path, PathBuf},
 };
 
-use rustix::fs::{StatFs, fstatfs, statfs};
+use rustix::{
+    fs::{Mode, OFlags, StatFs, fstatfs, open, statfs},
+    io::Errno,
+};
 
 use super::{confine::Account, snapshot::FastPathStatus};
 use crate::{
@@ -65,25 +68,35 @@ impl FastPathPins {
     ) -> Result<Self, String> {
         let path = &pin_path(state_dir);
         let failed = |error: io::Error| format!("{}: {error}", path.display());
-        if !path.is_dir() {
-            let parent = path.parent().unwrap_or(path);
-            if !has_bpf(statfs(parent)) {
-                return Err(missing_bpf_fs(parent));
+        let parent = path.parent().unwrap_or(path);
+        if !has_bpf(statfs(parent)) && !has_bpf(statfs(path)) {
+            return Err(missing_bpf_fs(parent));
+        }
+        let is_new = match DirBuilder::new().mode(0o700).create(path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
+                return Err(failed(error));
             }
-            DirBuilder::new().mode(0o700).create(path).map_err(failed)?;
-            if let Some(account) = account {
-                chown(path, Some(account.uid), Some(account.gid)).map_err(failed)?;
+            created => created.is_ok(),
+        };
+        // Any user may make files in the BPF file system. A link of another user is not followed.
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let directory = match open(path, flags, Mode::empty()) {
+            Err(Errno::NOTDIR | Errno::LOOP) => {
+                return Err(format!("{} is not a directory: remove it", path.display()));
             }
+            opened => File::from(opened.map_err(|error| failed(error.into()))?),
+        };
+        if is_new && let Some(account) = account {
+            fchown(&directory, Some(account.uid), Some(account.gid)).map_err(failed)?;
         }
         let user = account.map_or_else(|| rustix::process::geteuid().as_raw(), |own| own.uid);
-        let owner = fs::metadata(path).map_err(failed)?.uid();
+        let owner = directory.metadata().map_err(failed)?.uid();
         if owner != user {
             return Err(format!(
                 "the pin directory {} belongs to user {owner}, but the daemon runs as user {user}: remove it",
                 path.display()
             ));
         }
-        let directory = File::open(path).map_err(failed)?;
         if has_bpf(fstatfs(&directory)) { Ok(Self(directory)) } else { Err(missing_bpf_fs(path)) }
     }
 

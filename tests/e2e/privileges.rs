@@ -179,11 +179,13 @@ fn with_a_fast_path_it_keeps_two_capabilities_as_well() {
     );
     let root = "chown -R 0 $home; exec \"$@\"";
     let nobody = "exec \"$@\" --user nobody";
+    let symlink = format!("ln -s . /sys/fs/bpf/ftp-alg; {root}");
     for (start, uid, state) in [
         (mounted("bpf", root), 0, "on"),
         (mounted("bpf", nobody), NOBODY, "on"),
         (mounted("tmpfs", &as_user), NOBODY, "on"),
         (mounted("tmpfs", root), 0, "off"),
+        (mounted("bpf", &symlink), 0, "off"),
     ] {
         let mut daemon = Daemon::start(&starter(&lab, &start), &lab.gateway, FAST_PATH).unwrap();
         let found = daemon.status().unwrap()["fast_path"].clone();

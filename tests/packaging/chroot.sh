@@ -15,6 +15,8 @@ mount -t overlay overlay -o lowerdir=/,upperdir=upper,workdir=work root
 mount -t proc proc root/proc
 mount --rbind /dev root/dev
 mount --rbind /sys root/sys
+# A purge removes the pins that it sees: none of another test's daemon.
+mount -t bpf bpf root/sys/fs/bpf
 mount -t tmpfs tmpfs root/run
 mount -t tmpfs tmpfs root/tmp
 cp "$package" root/tmp/ftp-alg.deb
@@ -46,11 +48,17 @@ kill -9 "$daemon"
 while inside pidof ftp-alg >/dev/null; do sleep 0.1; done
 inside nft list table inet ftp_alg >/dev/null || fail 'no table is left to be removed'
 
+# Pins that a daemon of another network namespace has locked, and those of one that ended.
+used=root/sys/fs/bpf/ftp-alg/used
+mkdir "$used" root/sys/fs/bpf/ftp-alg/abandoned
+exec 9<"$used"
+flock 9
 inside apt-get -qq purge -y ftp-alg
 [ -z "$(inside nft list tables)" ] || fail 'a table is left'
 ! inside getent passwd ftp-alg || fail 'the user is left'
 ! inside getent group ftp-alg || fail 'the group is left'
 [ ! -e root/run/ftp-alg ] || fail 'the state is left'
+[ "$(ls root/sys/fs/bpf/ftp-alg)" = "${used##*/}" ] || fail 'of the pins, those in use must be left, and only those'
 
 # What differs from the machine, but for records and caches of the tools.
 (cd upper && find . -type f -o -type l -o -type c) | sort | while read -r file; do

@@ -108,6 +108,57 @@ fn timed_out() -> String {
     format!("tcp.analysis.rto >= {least:.3}")
 }
 
+/// How many packets later an acknowledged segment may be captured: two processors capture in their own order.
+const CAPTURED_LATE: usize = 2;
+
+/// A segment of a connection, with tshark's relative numbers.
+struct Segment {
+    /// The sender's port.
+    port: String,
+    seq: u64,
+    next: u64,
+    ack: u64,
+}
+
+/// The gaps in the sequence numbers of a connection.
+fn gaps(segments: &[Segment]) -> Vec<String> {
+    let mut directions: BTreeMap<&str, Vec<(u64, u64)>> = BTreeMap::new();
+    for Segment { port, seq, next, .. } in segments {
+        directions.entry(port).or_default().push((*seq, *next));
+    }
+    let mut gaps = Vec::new();
+    for (port, mut spans) in directions {
+        spans.sort_unstable();
+        let mut reached = spans.first().map_or(0, |(seq, _)| *seq);
+        for (seq, next) in spans {
+            if seq > reached {
+                gaps.push(format!("from port {port}: gap from {reached} to {seq}"));
+            }
+            reached = reached.max(next);
+        }
+    }
+    gaps
+}
+
+/// The acknowledgements of a connection that cover what its other end had not sent.
+fn early_acknowledgements(segments: &[Segment]) -> Vec<String> {
+    let mut sent: BTreeMap<&str, u64> = BTreeMap::new();
+    let mut captured = segments.iter();
+    let mut early = Vec::new();
+    for (at, Segment { port, ack, .. }) in segments.iter().enumerate() {
+        let so_far = at + 1 + CAPTURED_LATE - (segments.len() - captured.len());
+        for Segment { port, next, .. } in captured.by_ref().take(so_far) {
+            let sent = sent.entry(port).or_default();
+            *sent = (*sent).max(*next);
+        }
+        let others = sent.iter().filter(|(other, _)| **other != port.as_str());
+        if others.map(|(_, sent)| *sent).max().is_some_and(|sent| *ack > sent) {
+            early.push(format!("from port {port}: acknowledges {ack}"));
+        }
+    }
+    early
+}
+
 /// A finished capture.
 #[derive(Clone, Debug)]
 pub struct CaptureAnalysis {
@@ -160,38 +211,28 @@ impl CaptureAnalysis {
 
     /// The faults, and the packets that match one of `filters`. tshark needs longer to start than to read a capture.
     fn faults_and(&self, filters: &[&str]) -> Result<Vec<String>> {
-        let mut faults = self.named(
-            &[&[WRONG_CHECKSUM, "tcp.analysis.ack_lost_segment"], filters].concat().join(" || "),
-        )?;
-        faults.extend(self.gaps()?);
+        let mut faults = self.named(&[&[WRONG_CHECKSUM], filters].concat().join(" || "))?;
+        faults.extend(self.lost_bytes()?);
         Ok(faults)
     }
 
-    /// The gaps in sequence numbers. A packet that is only out of order leaves no gap, see
-    /// [`CaptureAnalysis::reorderings`].
-    fn gaps(&self) -> Result<Vec<String>> {
-        let rows = self.fields("tcp", &["tcp.stream", "tcp.srcport", "tcp.seq", "tcp.nxtseq"])?;
-        let mut directions: BTreeMap<(String, String), Vec<(u64, u64)>> = BTreeMap::new();
-        for row in rows {
-            let [stream, port, seq, next] = row.as_slice() else { continue };
+    /// The gaps in sequence numbers, and the acknowledgements of bytes that were not captured. A packet that is only out
+    /// of order leaves no gap, see [`CaptureAnalysis::reorderings`].
+    fn lost_bytes(&self) -> Result<Vec<String>> {
+        let fields = ["tcp.stream", "tcp.srcport", "tcp.seq", "tcp.nxtseq", "tcp.ack"];
+        let mut streams: BTreeMap<String, Vec<Segment>> = BTreeMap::new();
+        for row in self.fields("tcp", &fields)? {
+            let [stream, port, seq, next, ack] = row.as_slice() else { continue };
             let seq = seq.parse().unwrap_or(0);
-            let next = next.parse().unwrap_or(seq);
-            directions.entry((stream.clone(), port.clone())).or_default().push((seq, next));
+            let (next, ack) = (next.parse().unwrap_or(seq), ack.parse().unwrap_or(0));
+            let segments = streams.entry(stream.clone()).or_default();
+            segments.push(Segment { port: port.clone(), seq, next, ack });
         }
-        let mut gaps = Vec::new();
-        for ((stream, port), mut spans) in directions {
-            spans.sort_unstable();
-            let mut reached = spans.first().map_or(0, |(seq, _)| *seq);
-            for (seq, next) in spans {
-                if seq > reached {
-                    gaps.push(format!(
-                        "stream {stream} from port {port}: gap from {reached} to {seq}"
-                    ));
-                }
-                reached = reached.max(next);
-            }
-        }
-        Ok(gaps)
+        let named = |(stream, segments): (&String, &Vec<Segment>)| {
+            let found = [gaps(segments), early_acknowledgements(segments)].concat();
+            found.into_iter().map(|what| format!("stream {stream} {what}")).collect::<Vec<_>>()
+        };
+        Ok(streams.iter().flat_map(named).collect())
     }
 
     /// The packets that arrived out of order, one line each.
@@ -345,6 +386,21 @@ mod tests {
         assert!(!is_complete("12 packets captured\n"));
         assert!(is_complete(&report(11).repeat(5)), "nothing more comes");
         assert!(!is_complete(&(report(10) + &report(11).repeat(4))));
+    }
+
+    #[test]
+    fn an_acknowledgement_may_be_captured_before_its_segment_but_not_without() {
+        let segment = |port: &str, seq, next, ack| Segment { port: port.into(), seq, next, ack };
+        let early = |first, later| {
+            let mut all = vec![segment("21", 0, 1, 0), segment("9", 0, 1, 1)];
+            all.extend([segment("21", 1, 5, first), segment("9", 1, 1, 5)]);
+            all.extend(later);
+            early_acknowledgements(&all)
+        };
+        assert_eq!(early(7, vec![segment("9", 1, 7, 1)]), [""; 0]);
+        assert_eq!(early(8, vec![segment("9", 1, 7, 1)]), ["from port 21: acknowledges 8"]);
+        let far = vec![segment("21", 5, 5, 1), segment("9", 1, 7, 1)];
+        assert_eq!(early(7, far), ["from port 21: acknowledges 7"]);
     }
 
     #[test]

@@ -52,6 +52,24 @@ impl Flow {
         from
     }
 
+    /// Whether it says a verb that may log in, perhaps with NUL or Telnet commands in between.
+    pub fn says_login(&self) -> bool {
+        let said = self.sent_bytes();
+        let is_verb =
+            |w: &[u8]| [b"USER", b"PASS", b"ACCT"].iter().any(|verb| w.eq_ignore_ascii_case(*verb));
+        said.contains(&0xff) || said.windows(4).any(is_verb)
+    }
+
+    /// Whether it says 2xx, perhaps with NUL or Telnet commands in between.
+    pub fn says_success(&self) -> bool {
+        let said = self.sent_bytes();
+        said.contains(&0xff) || said.windows(2).any(|w| w[0] == b'2' && w[1].is_ascii_digit())
+    }
+
+    fn sent_bytes(&self) -> Vec<u8> {
+        self.sent.iter().filter_map(|b| u8::try_from(*b).ok()).filter(|b| *b != 0).collect()
+    }
+
     pub fn end(&mut self) -> usize {
         let from = self.sent.len();
         if !self.has_ended() {

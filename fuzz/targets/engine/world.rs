@@ -281,10 +281,6 @@ impl World {
         let flow = self.connections[slot].flow(side);
         let (from, to) = (flow.say(bytes), flow.sent.len());
         if side == Side::Server {
-            // 230 or 232, perhaps with NUL or Telnet commands in between.
-            let said: Vec<u16> = flow.sent.iter().copied().filter(|b| *b != 0).collect();
-            let accepts = |w: &[u16]| w == [u16::from(b'2'), u16::from(b'3')] || w[0] == 0xff;
-            self.standalone.kernel.logged_in[slot] |= said.windows(2).any(accepts);
             self.may_be_over |= !matches!(bytes.first(), Some(b'1'..=b'3'));
         }
         if seen {
@@ -295,6 +291,8 @@ impl World {
     /// Sends what `side` has said from `from` up to `to`.
     fn send(&mut self, slot: usize, side: Side, from: usize, to: usize) {
         let connection = &mut self.connections[slot];
+        self.standalone.kernel.logged_in[slot] |=
+            connection.client.says_login() && connection.server.says_success();
         let ack = connection.flow(side.peer()).ack;
         let timestamps = connection.timestamps.then_some((from as u32, 1)); // a clock of a kind
         let segment = connection.flow(side).segment(from.min(to), to);

@@ -146,6 +146,10 @@ fn attach_and_pin(
 ) -> io::Result<PinnedLink> {
     let fd = syscall::attach_tcx(program, interface)?;
     let path = pins.link_path(interface);
-    syscall::pin(fd.as_fd(), &path)?;
+    match syscall::pin(fd.as_fd(), &path) {
+        // Somebody removed the directory. The link lasts as long as this daemon.
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        pinned => pinned?,
+    }
     Ok(PinnedLink { fd, path })
 }

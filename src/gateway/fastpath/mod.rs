@@ -138,10 +138,17 @@ impl FastPath {
                 &error,
             )
         };
-        if pins.pin_path(PROGRAM_NAME).exists()
-            && let Ok(taken_over) = Self::open(&pins, pins.lock().map_err(failed)?)
-        {
-            return Ok(Self { was_taken_over: true, ..taken_over });
+        if pins.pin_path(PROGRAM_NAME).exists() {
+            match pins.lock() {
+                Ok(directory_lock) => {
+                    if let Ok(taken_over) = Self::open(&pins, directory_lock) {
+                        return Ok(Self { was_taken_over: true, ..taken_over });
+                    }
+                }
+                // A daemon of another namespace removed it as abandoned.
+                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+                Err(error) => return Err(failed(error)),
+            }
         }
         let not_created = |error| {
             FastPathUnavailable::from_io_error(
@@ -149,8 +156,7 @@ impl FastPath {
                 &error,
             )
         };
-        pins.create().map_err(not_created)?;
-        let directory_lock = pins.lock().map_err(failed)?;
+        let directory_lock = pins.create().map_err(not_created)?;
         let loaded = program::load(&pins).and_then(|()| Self::open(&pins, directory_lock));
         if loaded.is_err()
             && let Err(error) = pins.remove()

@@ -9,14 +9,14 @@ use std::{
     io,
     os::{
         fd::{AsFd as _, OwnedFd},
-        unix::fs::DirBuilderExt as _,
+        unix::fs::{DirBuilderExt as _, MetadataExt as _},
     },
     path::{Path, PathBuf},
     thread,
     time::{Duration, Instant},
 };
 
-use rustix::fs::{FlockOperation, StatFs, flock, statfs};
+use rustix::fs::{FlockOperation, Mode, OFlags, StatFs, flock, open, statfs};
 
 use super::{FastPathUnavailable, syscall};
 
@@ -129,39 +129,47 @@ impl PinDirectory {
         self.directory.join(name)
     }
 
+    /// Locks the directory at the path. An error if another process holds the lock, or has just removed the directory.
     fn try_lock(&self) -> io::Result<File> {
-        let directory = File::open(&self.directory)?;
+        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+        let directory = File::from(open(&self.directory, flags, Mode::empty())?);
         flock(&directory, FlockOperation::NonBlockingLockExclusive)?;
-        Ok(directory)
+        // The lock of a removed directory does not exclude who uses another one of this name.
+        let (locked, current) = (directory.metadata()?, fs::symlink_metadata(&self.directory)?);
+        if (locked.dev(), locked.ino()) == (current.dev(), current.ino()) {
+            Ok(directory)
+        } else {
+            Err(io::ErrorKind::NotFound.into())
+        }
     }
 
     /// Locks the directory as long as the returned file is open. An error if another daemon holds the lock and does
     /// not end.
     pub(super) fn lock(&self) -> io::Result<File> {
-        let directory = File::open(&self.directory)?;
         let deadline = Instant::now() + LOCK_TIMEOUT;
         loop {
-            match flock(&directory, FlockOperation::NonBlockingLockExclusive) {
-                Ok(()) => return Ok(directory),
-                Err(rustix::io::Errno::WOULDBLOCK) if Instant::now() < deadline => {
-                    thread::sleep(Duration::from_millis(20));
-                }
-                Err(rustix::io::Errno::WOULDBLOCK) => {
+            match self.try_lock() {
+                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+                Err(_) if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
+                Err(_) => {
                     let text = "in use by another ftp-alg";
                     return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
                 }
-                Err(error) => return Err(error.into()),
+                locked => return locked,
             }
         }
     }
 
-    /// Creates the directory, and removes the existing one first.
-    pub(super) fn create(&self) -> io::Result<()> {
-        if self.directory.exists() {
-            let _lock = self.lock()?;
-            self.remove()?;
+    /// Creates the directory and locks it. Empties an existing one.
+    pub(super) fn create(&self) -> io::Result<File> {
+        match DirBuilder::new().mode(0o700).create(&self.directory) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                let lock = self.lock()?;
+                self.empty()?;
+                Ok(lock)
+            }
+            created => created.and_then(|()| self.lock()),
         }
-        DirBuilder::new().mode(0o700).create(&self.directory)
     }
 
     /// The path of an interface's link.
@@ -185,17 +193,19 @@ impl PinDirectory {
     /// Detaches the links, even if another process has them open, and removes the directory with all its pins. It
     /// need not exist.
     pub(super) fn remove(&self) -> io::Result<()> {
-        let entries = match fs::read_dir(&self.directory) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            entries => entries?.collect::<io::Result<Vec<_>>>()?,
-        };
+        ignore_not_found(self.empty())?;
+        ignore_not_found(fs::remove_dir(&self.directory))
+    }
+
+    /// Detaches the links, even if another process has them open, and removes all pins.
+    fn empty(&self) -> io::Result<()> {
         for link in self.links()? {
             link.remove()?;
         }
-        for entry in entries {
-            ignore_not_found(fs::remove_file(entry.path()))?;
+        for entry in fs::read_dir(&self.directory)? {
+            ignore_not_found(fs::remove_file(entry?.path()))?;
         }
-        ignore_not_found(fs::remove_dir(&self.directory))
+        Ok(())
     }
 
     /// Removes the parent directory, if it is empty.

@@ -2,6 +2,7 @@
 
 use std::{
     collections::BTreeSet,
+    fs,
     time::{Duration, Instant},
 };
 
@@ -110,5 +111,18 @@ fn an_interface_in_another_namespace_is_ignored() {
         assert_eq!(update_attachments(&path), name_set(&["wan"]));
         assert!(!inside(&lab.client, || is_attached("lan")));
         path.remove().unwrap();
+    });
+}
+
+#[test]
+fn removed_pins_stop_no_daemon() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
+    lab.on_gateway(|| {
+        let path = pins.load();
+        fs::remove_dir_all(&pins.0).unwrap();
+        assert_eq!(update_attachments(&path), name_set(&["lan", "wan"]));
+        path.hand_over(&flow(1)).unwrap();
+        path.remove().unwrap();
+        assert_eq!(attached_interfaces(&lab), name_set(&[]));
     });
 }

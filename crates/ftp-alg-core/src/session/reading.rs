@@ -57,6 +57,10 @@ pub(super) struct LineBoundary {
     pub(super) ends_stream: bool,
 }
 
+fn line_end_len(line: &[u8]) -> usize {
+    if line.ends_with(b"\r\n") { 2 } else { usize::from(line.ends_with(b"\n")) }
+}
+
 /// The state before a line was read, to restore it if the line needs a decision.
 struct Snapshot {
     dialogue: Dialogue,
@@ -114,7 +118,7 @@ impl DirectionReader<'_> {
         let is_client = self.from == Side::Client;
         if is_client && self.direction.line().len() + chunk.len() > MAX_LINE {
             // The stored part of the line may be truncated.
-            let end = chunk.len() - if chunk.ends_with(b"\r\n") { 2 } else { 1 };
+            let end = chunk.len() - line_end_len(chunk);
             if end > 0
                 && !self.direction.is_holding()
                 && self.cross_out_ambiguous_tail(seq, &chunk[..end])
@@ -331,9 +335,10 @@ impl DirectionReader<'_> {
     /// Forwards the client's `bytes` at `seq` at once, except for what a server without TLS would take for an
     /// announcement.
     #[cold]
-    fn forward_possible_tls(&mut self, seq: Seq, bytes: &[u8]) {
-        if self.cross_out_ambiguous_tail(seq, bytes) {
-            return;
+    fn forward_possible_tls(&mut self, mut seq: Seq, mut bytes: &[u8]) {
+        let end = bytes.len() - line_end_len(bytes);
+        if end > 0 && self.cross_out_ambiguous_tail(seq, &bytes[..end]) {
+            (seq, bytes) = (seq + end as u32, &bytes[end..]);
         }
         let before = self.direction.line().len();
         self.direction.continue_line(seq, bytes, false);

@@ -424,6 +424,7 @@ fn an_announcement_in_what_looks_like_tls_does_not_reach_a_server_without_it() {
         heard.extend(sim.say(Client, end));
         assert!(heard.starts_with(b"\x16\x03") && heard.len() == hello.len());
         assert!(!heard.windows(5).any(|five| five == b"PORT "), "{cut}: {}", heard.escape_ascii());
+        assert!(heard.ends_with(b"\r\n"), "the line ends as it did");
         play(&mut sim, "answer", &[(Server, "500 what?\r\n")]);
         // It is inspected as before.
         let (heard, _) = sim.exchange(bounce, "500 what?\r\n");
