@@ -100,7 +100,7 @@ impl Kernel for GrantingKernel {
         server: SocketAddr,
     ) -> Result<Option<Translation>, KernelError> {
         let client_external = SocketAddr::from(([198, 51, 100, 1], client.port()));
-        Ok(Some(Translation { client, client_external, server, server_external: server }))
+        Ok(Some(Translation { client_external, ..Translation::identity(client, server) }))
     }
 
     fn update_pinholes(

@@ -301,7 +301,7 @@ fn translated_key(pinhole: &Pinhole) -> Option<(Ipv4Addr, SocketAddrV4)> {
 
 impl Ipv4Endpoints {
     fn from_translation(translation: &Translation) -> Option<Self> {
-        let Translation { client, client_external, server, server_external } = *translation;
+        let Translation { client, client_external, server, server_external, .. } = *translation;
         let v4 = |end| if let SocketAddr::V4(end) = end { Some(end) } else { None };
         let (client, client_external) = (v4(client)?, v4(client_external)?);
         Some(Self {

@@ -83,10 +83,9 @@ impl Kernel for SimulatedNat {
         b: SocketAddr,
     ) -> Result<Option<Translation>, KernelError> {
         Ok(Some(Translation {
-            client: a,
             client_external: self.seen_endpoint(super::datagram::TCP, a, b),
-            server: b,
             server_external: self.seen_endpoint(super::datagram::TCP, b, a),
+            ..Translation::identity(a, b)
         }))
     }
 

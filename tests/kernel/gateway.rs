@@ -419,10 +419,9 @@ fn translations_are_found_from_the_visible_pair() {
         let mut stream = connect(&ready.lab.client, CLIENT, dial);
         let (_server, peer) = exchange(&mut stream, &listener);
         let expected = Translation {
-            client: stream.local_addr().unwrap(),
             client_external: peer,
-            server: at(SERVER, 21),
             server_external: dial,
+            ..Translation::identity(stream.local_addr().unwrap(), at(SERVER, 21))
         };
         let mut found = || ready.kernel.lookup_translation(expected.client, expected.server);
         wait_for(&rules, || found().unwrap() == Some(expected));

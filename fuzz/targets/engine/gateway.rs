@@ -35,7 +35,7 @@ impl Gateway {
     fn check(&self, opening: &Opening) {
         let Opening { pinhole, control, from_client, lifetime } = opening;
         let Pinhole { initiator, arrival, target, source } = *pinhole;
-        let Translation { client, client_external, server, server_external } = *control;
+        let Translation { client, client_external, server, server_external, .. } = *control;
         let network = self.policy.network_of(client.ip(), server.ip());
         let policy = self.policy.for_network(network);
         let ((from, seen_from), (to, seen_to)) = match from_client {

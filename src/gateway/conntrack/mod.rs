@@ -14,7 +14,7 @@ use ftp_alg_core::engine::{KernelError, QueueMode, Translation};
 use super::{
     GatewayError,
     netlink::{
-        Attributes, Writer,
+        Attributes, Writer, be32,
         ctnetlink::{
             CTA_MARK, CTA_MARK_MASK, CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, IPCTNL_MSG_CT_GET,
             IPCTNL_MSG_CT_NEW, Requests, Tuple, family_of,
@@ -38,6 +38,8 @@ pub struct Conntrack {
     requests: Requests,
     queue_all_mark: u32,
     queue_none_mark: u32,
+    /// All bits of the ct mark that are ours.
+    our_bits: u32,
     external_addresses: ExternalAddressLookup,
 }
 
@@ -46,15 +48,17 @@ pub struct Conntrack {
 struct ConntrackEntry {
     original: Tuple,
     reply: Tuple,
+    mark: u32,
 }
 
 impl ConntrackEntry {
-    fn translation(&self) -> Translation {
+    fn translation(&self, our_bits: u32) -> Translation {
         Translation {
             client: self.original.source,
             client_external: self.reply.destination,
             server: self.reply.source,
             server_external: self.original.destination,
+            ct_mark: self.mark & !our_bits,
         }
     }
 
@@ -76,6 +80,7 @@ impl Conntrack {
             requests,
             queue_all_mark: every,
             queue_none_mark: none,
+            our_bits: parameters.mask(),
             external_addresses: externals,
         })
     }
@@ -131,7 +136,7 @@ impl Conntrack {
             // Its reply tuple may equal another connection's visible pair, so this is checked.
             let found = self.query(Tuple { source, destination })?;
             if let Some(entry) = found.filter(|found| found.matches_packet(client, server)) {
-                return Ok(Some(entry.translation()));
+                return Ok(Some(entry.translation(self.our_bits)));
             }
         }
         Ok(None)
@@ -192,6 +197,7 @@ fn parse(attributes: &Attributes<'_>) -> Option<ConntrackEntry> {
     Some(ConntrackEntry {
         original: Tuple::read(attributes, CTA_TUPLE_ORIG)?,
         reply: Tuple::read(attributes, CTA_TUPLE_REPLY)?,
+        mark: attributes.first(CTA_MARK).and_then(be32).unwrap_or(0),
     })
 }
 
@@ -207,6 +213,7 @@ mod tests {
         ConntrackEntry {
             original: Tuple { source: a, destination: b },
             reply: Tuple { source: c, destination: d },
+            mark: 0,
         }
     }
 
@@ -261,8 +268,10 @@ mod tests {
     fn the_visible_pair_is_the_real_ends() {
         let connection =
             connection(["10.0.0.1:1025", "192.0.2.1:21", "10.1.0.1:2121", "192.0.2.9:4"]);
-        let Translation { client, client_external, server, server_external } =
-            connection.translation();
+        let marked = ConntrackEntry { mark: 0x4000_0012, ..connection };
+        let Translation { client, client_external, server, server_external, ct_mark } =
+            marked.translation(0x7000_0000);
+        assert_eq!(ct_mark, 0x12);
         assert!(
             connection.matches_packet(client, server) && !connection.matches_packet(server, client)
         );

@@ -4,6 +4,7 @@ use std::{
     ffi::CStr,
     io,
     net::{IpAddr, SocketAddr},
+    sync::atomic::{AtomicBool, Ordering::Relaxed},
     time::Duration,
 };
 
@@ -11,17 +12,29 @@ use ftp_alg_core::engine::Pinhole;
 
 use crate::gateway::netlink::nft::{Element, KeyParts};
 
+/// Whether any pinhole of this process had a ct mark, so that there may be such an element. Few gateways have any.
+static USES_MARKS: AtomicBool = AtomicBool::new(false);
+
 /// The sets of one address family.
 pub(super) struct FamilySets {
     pub(super) pinholes: &'static CStr,
     targets: &'static CStr,
     sources: &'static CStr,
+    marks: &'static CStr,
 }
 
-pub(super) const V4: FamilySets =
-    FamilySets { pinholes: c"pinholes4", targets: c"targets4", sources: c"sources4" };
-pub(super) const V6: FamilySets =
-    FamilySets { pinholes: c"pinholes6", targets: c"targets6", sources: c"sources6" };
+pub(super) const V4: FamilySets = FamilySets {
+    pinholes: c"pinholes4",
+    targets: c"targets4",
+    sources: c"sources4",
+    marks: c"marks4",
+};
+pub(super) const V6: FamilySets = FamilySets {
+    pinholes: c"pinholes6",
+    targets: c"targets6",
+    sources: c"sources6",
+    marks: c"marks6",
+};
 
 /// The keys and data of one pinhole's elements.
 pub(super) struct PinholeElements {
@@ -32,13 +45,21 @@ pub(super) struct PinholeElements {
     source: KeyBytes,
     has_other_target: bool,
     has_other_source: bool,
+    /// The ct mark that the connection inherits, in host order.
+    mark: [u8; 4],
+    has_mark: bool,
 }
 
-/// A translating element, and whether it is needed.
-pub(super) struct TranslationElement<'a> {
+/// What an admitted connection gets from a map.
+pub(super) struct GrantElement<'a> {
     pub(super) element: Element<'a>,
     pub(super) is_needed: bool,
+    /// Whether an earlier pinhole may have left such an element.
+    pub(super) may_be_left: bool,
 }
+
+/// Number of a pinhole's [`GrantElement`]s.
+pub(super) const GRANTS: usize = 3;
 
 impl PinholeElements {
     pub(super) fn for_pinhole(pinhole: &Pinhole) -> io::Result<Self> {
@@ -60,22 +81,38 @@ impl PinholeElements {
             source: KeyBytes::default().address(source),
             has_other_target: target != arrival,
             has_other_source: source != initiator,
+            mark: [0; 4],
+            has_mark: USES_MARKS.load(Relaxed),
         })
+    }
+
+    /// The elements of a pinhole whose connection inherits `mark`, unless that is 0.
+    pub(super) fn with_mark(self, mark: u32) -> Self {
+        let has_mark = mark != 0;
+        if has_mark {
+            USES_MARKS.store(true, Relaxed);
+        }
+        Self { mark: mark.to_ne_bytes(), has_mark, ..self }
     }
 
     pub(super) fn permission(&self, timeout: Option<Duration>) -> Element<'_> {
         Element { set: self.sets.pinholes, key: self.key.as_ref(), data: None, timeout }
     }
 
-    pub(super) fn translations(&self, timeout: Option<Duration>) -> [TranslationElement<'_>; 2] {
-        let of = |set, key, data, changes| {
+    /// Its destination, its source and its ct mark.
+    pub(super) fn grants(&self, timeout: Option<Duration>) -> [GrantElement<'_>; GRANTS] {
+        let of = |set, key, data, is_needed| {
             let element = Element { set, key, data: Some(data), timeout };
-            TranslationElement { element, is_needed: changes }
+            GrantElement { element, is_needed, may_be_left: true }
         };
-        let FamilySets { targets, sources, .. } = *self.sets;
+        let FamilySets { targets, sources, marks, .. } = *self.sets;
         [
             of(targets, self.key.as_ref(), self.target.as_ref(), self.has_other_target),
             of(sources, self.source_key.as_ref(), self.source.as_ref(), self.has_other_source),
+            GrantElement {
+                may_be_left: USES_MARKS.load(Relaxed),
+                ..of(marks, self.key.as_ref(), &self.mark, self.has_mark)
+            },
         ]
     }
 }

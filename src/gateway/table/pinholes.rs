@@ -1,8 +1,9 @@
 //! Pinholes as elements of the sets and maps in our table.
 //!
-//! A pinhole has at most three elements, written in one atomic batch: the permission (`pinholes*`, which the kernel
-//! deletes when a connection consumes it), the target (`targets*`) and the source address there (`sources*`); the last
-//! two only if they translate. They affect only a connection that the permission admitted. So leftovers of a closed
+//! A pinhole has at most four elements, written in one atomic batch: the permission (`pinholes*`, which the kernel
+//! deletes when a connection consumes it), the target (`targets*`), the source address there (`sources*`), and the ct
+//! mark (`marks*`); the last three only if they change something. They affect only a connection that the permission
+//! admitted. So leftovers of a closed
 //! pinhole have no effect, and expire; opening deletes leftovers with the same keys. Knows nothing of control
 //! connections.
 //!
@@ -21,7 +22,7 @@ use ftp_alg_core::engine::{KernelError, Opening, Pinhole};
 use super::{
     commits::Commits,
     compiled,
-    elements::{PinholeElements, TranslationElement, V4, V6, read_key},
+    elements::{GRANTS, GrantElement, PinholeElements, V4, V6, read_key},
 };
 use crate::gateway::{
     GatewayError,
@@ -122,6 +123,7 @@ impl Pinholes {
         for opening in openings {
             match PinholeElements::for_pinhole(&opening.pinhole) {
                 Ok(elements) => {
+                    let elements = elements.with_mark(opening.control.ct_mark);
                     opened.push(OpeningElements::new(opening, elements, outcomes.len()));
                     outcomes.push(Ok(()));
                 }
@@ -271,7 +273,7 @@ fn exists_already(outcome: &BatchOutcome, at: usize) -> bool {
 }
 
 /// A pinhole to close. Its translations are deleted as well, so that a client that opens many leaves none behind. On an
-/// older kernel they stay until they expire.
+/// older kernel they stay until they expire, as its ct mark does.
 struct ClosingElements {
     elements: PinholeElements,
     removal: ElementRemoval,
@@ -284,10 +286,8 @@ impl ClosingElements {
 
     fn put(&mut self, batch: &mut Batch, destroys: bool) {
         if destroys {
-            for TranslationElement { element, is_needed: changes } in
-                self.elements.translations(None)
-            {
-                if changes {
+            for GrantElement { element, is_needed, .. } in self.elements.grants(None) {
+                if is_needed {
                     batch.destroy_element(element.set, element.key);
                 }
             }
@@ -305,12 +305,12 @@ struct OpeningElements<'a> {
     elements: PinholeElements,
     /// Index of its outcome.
     index: usize,
-    /// Deletion of translations that an earlier pinhole may have left.
-    removals: [ElementRemoval; 2],
-    /// Its messages in the last transaction: all, the permission, the translations.
+    /// Deletion of grants that an earlier pinhole may have left.
+    removals: [ElementRemoval; GRANTS],
+    /// Its messages in the last transaction: all, the permission, the grants.
     messages: Range<usize>,
     permission: usize,
-    translations: [usize; 2],
+    grants: [usize; GRANTS],
 }
 
 impl<'a> OpeningElements<'a> {
@@ -320,23 +320,24 @@ impl<'a> OpeningElements<'a> {
             lifetime: opening.lifetime,
             elements,
             index,
-            removals: [ElementRemoval::new(), ElementRemoval::new()],
+            removals: std::array::from_fn(|_| ElementRemoval::new()),
             messages: 0..0,
             permission: usize::MAX,
-            translations: [usize::MAX; 2],
+            grants: [usize::MAX; GRANTS],
         }
     }
 
     fn put(&mut self, batch: &mut Batch, destroys: bool) {
         self.permission = batch.add_element(&self.elements.permission(Some(self.lifetime)));
         let longer = self.lifetime.saturating_add(TRANSLATION_GRACE);
-        let translations = self.elements.translations(Some(longer));
-        for ((translation, removal), added) in
-            translations.iter().zip(&mut self.removals).zip(&mut self.translations)
+        let grants = self.elements.grants(Some(longer));
+        for ((grant, removal), added) in grants.iter().zip(&mut self.removals).zip(&mut self.grants)
         {
-            removal.add_to_batch(batch, destroys, &translation.element);
-            if translation.is_needed {
-                *added = batch.add_element(&translation.element);
+            if grant.may_be_left {
+                removal.add_to_batch(batch, destroys, &grant.element);
+            }
+            if grant.is_needed {
+                *added = batch.add_element(&grant.element);
             }
         }
         self.messages = self.permission..batch.len();
@@ -347,13 +348,12 @@ impl<'a> OpeningElements<'a> {
         if exists_already(outcome, self.permission) {
             return Err(KernelError::Taken);
         }
-        let [target, source] = self.translations;
-        if [self.permission, target, source].iter().any(|at| outcome.failed_with(*at, libc::ENFILE))
-        {
+        let mut added = self.grants.iter().chain([&self.permission]);
+        if added.any(|at| outcome.failed_with(*at, libc::ENFILE)) {
             return Err(KernelError::Full { what: "a set of pinholes in table ftp_alg" });
         }
         let mut learned = false;
-        for (removal, added) in self.removals.iter_mut().zip(self.translations) {
+        for (removal, added) in self.removals.iter_mut().zip(self.grants) {
             learned |= removal.learn_from(outcome, added);
         }
         match outcome.error_in(&self.messages) {

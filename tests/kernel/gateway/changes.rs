@@ -271,3 +271,36 @@ fn a_port_in_use_is_refused_among_others() {
     assert!(matches!(outcomes[..], [Ok(()), Err(KernelError::Taken), Ok(())]), "{outcomes:?}");
     assert_eq!(kernel.list_open().unwrap().len(), 2);
 }
+
+/// As `init_conntrack` does for a child of the kernel's helper. Rules for several uplinks choose the route by it.
+#[test]
+fn a_data_connection_inherits_the_operators_bits_of_the_ct_mark() {
+    let mut place = Place::new();
+    let [new, older] = place.writers();
+    for (mut writer, port) in [(new, 4000), (older, 4001)] {
+        let hole = pinhole(CLIENT, at(SERVER, port));
+        for (mark, expected) in [(0x8000_0015, "0x80000015"), (0, "0x00000000")] {
+            place.lab.gateway_sh(&format!(
+                "nft 'add table ip seen; delete table ip seen; table ip seen {{ chain routed {{ \
+                 type filter hook forward priority 0; \
+                 tcp flags syn / syn,ack tcp dport {port} meta mark {expected} counter; }}; }}'"
+            ));
+            let control = Translation {
+                ct_mark: mark,
+                ..Translation::identity(at(CLIENT, 1025), at(SERVER, 21))
+            };
+            let opening = Opening { pinhole: hole, control, from_client: true, lifetime: LIFETIME };
+            writer.change(&[hole], &[opening], &mut place.outcomes).unwrap();
+            assert!(place.outcomes[0].is_ok());
+            let listener = listen(&place.lab.server, hole.target);
+            let mut client = connect(&place.lab.client, CLIENT, hole.arrival);
+            exchange(&mut client, &listener);
+            let seen = place.lab.gateway_sh("nft list table ip seen");
+            assert!(seen.contains("packets 1 "), "{mark:#x}: {seen}");
+            let admitted = (mark | 0x4000_0000).to_string();
+            let sport = client.local_addr().unwrap().port();
+            let known = place.lab.gateway_sh(&format!("conntrack -L -p tcp --sport {sport}"));
+            assert!(known.contains(&format!("mark={admitted} ")), "{known}");
+        }
+    }
+}

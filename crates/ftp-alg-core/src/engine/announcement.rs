@@ -407,7 +407,7 @@ fn plan(
     translation: &Translation,
     policy: &Policy,
 ) -> Result<PinholePlan, NotOpened> {
-    let Translation { client, client_external, server, server_external } = *translation;
+    let Translation { client, client_external, server, server_external, .. } = *translation;
     let (own, seen, initiator, source) = if kind.is_active() {
         (client.ip(), client_external.ip(), server.ip(), server_external.ip())
     } else {
@@ -482,7 +482,7 @@ pub(super) fn external(
     translation: &Translation,
     policy: &Policy,
 ) -> Result<IpAddr, NotOpened> {
-    let Translation { client, client_external, server, server_external } = translation;
+    let Translation { client, client_external, server, server_external, .. } = translation;
     let (own, translated) = if kind.is_active() {
         (client.ip(), client_external.ip())
     } else {

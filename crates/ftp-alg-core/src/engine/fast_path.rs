@@ -224,6 +224,10 @@ impl Sessions {
             effects.lookups.push(KernelRequest::new(session, Lookup { client, server }, None));
             return;
         };
+        // The rules that admit its data connections know no ct marks.
+        if translation.ct_mark != 0 {
+            return;
+        }
         let policy = self.policy.for_network(control.network());
         let announced_address = |kind| match external(kind, &translation, policy) {
             Ok(IpAddr::V4(address)) => Some(address),

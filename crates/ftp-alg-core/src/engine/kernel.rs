@@ -27,12 +27,14 @@ pub struct Translation {
     pub server: SocketAddr,
     /// The server as the client sees it: the address it connected to (conntrack's original destination).
     pub server_external: SocketAddr,
+    /// The operator's bits of its ct mark, which data connections inherit (as in `init_conntrack`).
+    pub ct_mark: u32,
 }
 
 impl Translation {
     /// The translation of a connection without NAT.
     pub fn identity(client: SocketAddr, server: SocketAddr) -> Self {
-        Self { client, client_external: client, server, server_external: server }
+        Self { client, client_external: client, server, server_external: server, ct_mark: 0 }
     }
 
     /// Source and destination of packets that `to` receives, as it sees them.

@@ -35,10 +35,8 @@ impl Conversation {
         let client = SocketAddr::new(client.parse().unwrap(), 1035);
         let server = "203.0.113.9:21".parse().unwrap();
         let translation = Translation {
-            client,
             client_external: "198.51.100.1:1035".parse().unwrap(),
-            server,
-            server_external: server,
+            ..Translation::identity(client, server)
         };
         let kernel = FakeKernel { translation: Some(translation), ..FakeKernel::default() };
         let now = Instant::now();

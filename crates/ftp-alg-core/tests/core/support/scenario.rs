@@ -41,10 +41,9 @@ impl Nat {
         }
         .map(|text| text.parse().unwrap());
         Translation {
-            client,
             client_external: if self.hides_client() { outside } else { client },
-            server,
             server_external: if self.hides_server() { published } else { server },
+            ..Translation::identity(client, server)
         }
     }
 }

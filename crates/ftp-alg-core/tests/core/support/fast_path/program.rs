@@ -427,7 +427,7 @@ fn translated_key(pinhole: &Pinhole) -> Option<PinholeKey> {
 
 /// The endpoints of client and server: their own, and as the other side knows them.
 fn ends(translation: &Translation) -> [SocketAddrV4; 4] {
-    let Translation { client, client_external, server, server_external } = *translation;
+    let Translation { client, client_external, server, server_external, .. } = *translation;
     [client, client_external, server, server_external].map(|end| match end {
         SocketAddr::V4(end) => end,
         SocketAddr::V6(_) => panic!("only IPv4 is handed over"),

@@ -356,7 +356,7 @@ impl Sim {
 
     pub(super) fn deliver_injected(&mut self, bytes: Vec<u8>) {
         let (source, destination, segment) = Segment::checked(&bytes);
-        let Translation { client, client_external, server, server_external } = self.translation;
+        let Translation { client, client_external, server, server_external, .. } = self.translation;
         let to = if destination == client { Side::Client } else { Side::Server };
         let expected: (SocketAddr, SocketAddr) = match to {
             Side::Client => (server_external, client),
