@@ -35,7 +35,11 @@ sed -i 's/^#control-ports.*/control-ports = [21, 2121]/' root/etc/ftp-alg.toml
 
 inside ftp-alg run --user ftp-alg 2>log &
 inside ftp-alg status --wait 20 >/dev/null || { cat log; fail 'the daemon does not run'; }
-grep -q 'control ports \[21, 2121\]' log || { cat log; fail 'the configuration is not in use'; }
+waited=0
+until grep -q 'control ports \[21, 2121\]' log; do
+    [ $((waited += 1)) -le 200 ] || { cat log; fail 'the configuration is not in use'; }
+    sleep 0.1
+done
 
 # An upgrade keeps the edited configuration and the state.
 inside $install --reinstall /tmp/ftp-alg.deb

@@ -40,6 +40,10 @@ fn spoof(scene: &Scene, port: u16, flags: &str, (seq, ack): (u32, u32), payload:
         arguments.extend(["--data", &hex]);
     }
     arguments.push(&gateway);
+    // A packet that waits for ARP gets lost on a busy machine.
+    let known = format!("ip neigh show {gateway} | grep -q lladdr");
+    let wait = format!("until {known}; do nping -c 1 -N --udp -p 9 {gateway} >/dev/null; done");
+    lab.outsider.shell(&wait).unwrap();
     lab.outsider.run("nping", &arguments).unwrap();
 }
 
