@@ -58,7 +58,7 @@ pub(super) fn off_reason(
 impl FastPathPins {
     /// Whether an earlier daemon of this network namespace left pins.
     pub(super) fn has_leftovers(state_dir: &Path) -> bool {
-        fastpath::has_pinned_state(&pin_path(state_dir))
+        fastpath::has_leftovers(&pin_path(state_dir))
     }
 
     /// Opens the directory for `account`, and makes it if it is absent. The error says why this failed, and what to do.
@@ -104,7 +104,7 @@ impl FastPathPins {
     pub(super) fn remove_leftovers(state_dir: &Path) {
         let path = pin_path(state_dir);
         // Another user's pins are left alone.
-        if let Err(error) = fastpath::remove_pinned_state(&path)
+        if let Err(error) = fastpath::remove_leftovers(&path)
             && error.kind() != io::ErrorKind::PermissionDenied
         {
             log_not_removed(&path, &error);

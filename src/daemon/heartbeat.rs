@@ -37,7 +37,7 @@ impl HeartbeatRenewer {
             shared.record_downtime();
             renewer.heartbeat.start(HEARTBEAT_TIMEOUT)?;
         }
-        shared.progress.set_deadline(renewer.expires);
+        set_deadline(shared, now, renewer.expires);
         Ok(renewer)
     }
 
@@ -63,14 +63,23 @@ impl HeartbeatRenewer {
             );
         }
         (self.expires, self.renewed) = (expires, now);
-        shared.progress.set_deadline(expires);
+        set_deadline(shared, now, expires);
         Ok(())
     }
 
     /// Renews the heartbeat for the last time. A daemon that starts before its deadline finds that no packet bypassed
     /// the queue.
     pub(super) fn stop(&mut self, shared: &SharedState) -> Result<(), GatewayError> {
-        shared.progress.set_deadline(Instant::now() + RESTART_GRACE);
+        let now = Instant::now();
+        set_deadline(shared, now, now + RESTART_GRACE);
         self.heartbeat.renew(RESTART_GRACE).map(drop)
+    }
+}
+
+/// Sets the deadline for the engines, and for the fast path's program.
+fn set_deadline(shared: &SharedState, now: Instant, deadline: Instant) {
+    shared.progress.set_deadline(deadline);
+    if let Ok(reader) = &shared.fast_path {
+        reader.flows().set_heartbeat(deadline.saturating_duration_since(now));
     }
 }

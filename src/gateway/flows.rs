@@ -7,6 +7,7 @@ use std::{
     io,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
     sync::Mutex,
+    time::Duration,
 };
 
 use ftp_alg_core::engine::{
@@ -77,6 +78,11 @@ impl FastPathFlows {
         if !self.program.ring().read(into) {
             self.record_failure("cannot read the ring buffer", &"a record is not committed");
         }
+    }
+
+    /// Has the program open pinholes for this time from now.
+    pub fn set_heartbeat(&self, left: Duration) {
+        self.record_outcome("cannot renew the heartbeat", self.program.set_heartbeat(left));
     }
 
     /// Has the program open no pinholes at barred ports and at `claimed` ports.

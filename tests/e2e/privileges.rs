@@ -223,18 +223,19 @@ fn a_fast_path_belongs_to_the_user_that_it_is_loaded_for() {
         "--mount",
         "sh",
         "-c",
-        "mount -t bpf -o mode=700 bpf /sys/fs/bpf; exec sleep 600",
+        "mount -t bpf -o mode=755 bpf /sys/fs/bpf; cd /sys/fs/bpf; mkdir -m 700 ftp-alg; \
+         chown 65534 ftp-alg; exec sleep 600",
     ]);
     let keeper = lab.gateway.start(keeper, "keeper").unwrap();
+    let caps = "-all,+net_admin,+net_raw,+bpf,+perfmon";
     let start = format!(
-        "chown -R {NOBODY} $home; exec nsenter --mount=/proc/{}/ns/mnt \"$@\" --user nobody",
+        "chown -R {NOBODY} $home; exec nsenter --mount=/proc/{}/ns/mnt setpriv --reuid={NOBODY} \
+         --regid={NOBODY} --clear-groups --inh-caps={caps} --ambient-caps={caps} \"$@\"",
         keeper.id()
     );
     let program = starter(&lab, &start);
-    wait_for("the file system", || {
-        let mounts = fs::read_to_string(format!("/proc/{}/mounts", keeper.id())).unwrap();
-        mounts.lines().any(|line| line.starts_with("bpf /sys/fs/bpf bpf"))
-    });
+    let directory = format!("/proc/{}/root/sys/fs/bpf/ftp-alg", keeper.id());
+    wait_for("the directory", || fs::metadata(&directory).is_ok_and(|found| found.uid() == NOBODY));
     let mut daemon = Daemon::start(&program, &lab.gateway, FAST_PATH).unwrap();
     let links = || {
         let pins = pinned(keeper.id());
@@ -246,7 +247,7 @@ fn a_fast_path_belongs_to_the_user_that_it_is_loaded_for() {
     lab.gateway.shell("ip link add later type veth peer name later2").unwrap();
     wait_for("the new interfaces", || links() == 4);
     daemon.kill();
-    assert_eq!(pinned(keeper.id()).len(), 1 + 8 + 4, "it stays");
+    assert_eq!(pinned(keeper.id()).len(), 1 + 9 + 4, "it stays");
     let mut daemon = Daemon::start(&program, &lab.gateway, FAST_PATH).unwrap();
     assert_eq!(links(), 4);
     lab.gateway.shell("ip link delete later").unwrap();

@@ -30,8 +30,9 @@ pub use account::{Account, AccountError};
 const NEEDED: [Cap; 2] = [Cap::NET_ADMIN, Cap::NET_RAW];
 
 /// Further capabilities that loading the fast path's program needs. Without CAP_PERFMON the verifier refuses code as
-/// compilers generate it ("attempt to corrupt spilled pointer on stack"). Once it is loaded, neither is needed.
-const NEEDED_TO_LOAD: [Cap; 2] = [Cap::BPF, Cap::PERFMON];
+/// compilers generate it ("attempt to corrupt spilled pointer on stack"). CAP_SYS_ADMIN finds the program that an
+/// earlier daemon left attached. Once it is loaded, none is needed.
+const NEEDED_TO_LOAD: [Cap; 3] = [Cap::BPF, Cap::PERFMON, Cap::SYS_ADMIN];
 
 /// The rights that landlock forbids unless a rule allows them, together with [`Scope::Signal`], as far as the kernel
 /// knows them. Linux 5.13 does not know truncation by name, signals and ioctl yet, but seccomp forbids these as well.

@@ -26,28 +26,85 @@ const DETACH_AFTER: Duration = Duration::from_secs(10);
 pub(super) struct Attachments {
     /// Socket for rtnetlink, in the namespace of the program.
     socket: Socket,
-    /// Links by the interface's index.
-    links: BTreeMap<u32, PinnedLink>,
-    /// Names of the interfaces with a link.
+    /// Whether to attach with links.
+    uses_links: bool,
+    /// By the interface's index.
+    attached: BTreeMap<u32, Attachment>,
+    /// Names of the interfaces with an attachment.
     interface_names: Vec<String>,
     /// Whether the program is to be attached.
     is_needed: bool,
     unused_since: Option<Instant>,
 }
 
+/// What holds the program at an interface.
+#[derive(Debug)]
+enum Attachment {
+    /// A link, which lasts as long as its pin: not longer than the mount namespace that has the BPF file system. After
+    /// `ip netns exec` that ends with the daemon.
+    Link(PinnedLink),
+    /// Nothing: the program stays until it is detached. Only who has CAP_SYS_ADMIN finds it again.
+    WithoutLink,
+}
+
+impl Attachment {
+    fn with_link(program: BorrowedFd<'_>, interface: u32, pins: &PinDirectory) -> io::Result<Self> {
+        let fd = syscall::attach_tcx(program, interface)?;
+        let path = pins.link_path(interface);
+        match syscall::pin(fd.as_fd(), &path) {
+            // Somebody removed the directory. The link lasts as long as this daemon.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            pinned => pinned?,
+        }
+        Ok(Self::Link(PinnedLink { fd, path }))
+    }
+
+    fn is_at(&self, interface: u32) -> bool {
+        match self {
+            Self::Link(link) => {
+                syscall::attached_interface(link.fd.as_fd()).is_ok_and(|found| found == interface)
+            }
+            Self::WithoutLink => true,
+        }
+    }
+
+    fn remove(&self, program: BorrowedFd<'_>, interface: u32) -> io::Result<()> {
+        match self {
+            Self::Link(link) => link.remove(),
+            Self::WithoutLink => match syscall::detach_tcx(program, interface) {
+                // The interface was deleted.
+                Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+                detached => detached,
+            },
+        }
+    }
+}
+
 impl Attachments {
-    /// Starts with the links of an earlier daemon. The program is needed at first, so that the daemon finds out
-    /// whether it can be attached.
-    pub(super) fn open(pinned: Vec<PinnedLink>) -> io::Result<Self> {
-        let mut links = BTreeMap::new();
+    /// Starts with the `pinned` links of an earlier daemon, and what it attached without links. The program is needed at
+    /// first, so that the daemon finds out whether it can be attached.
+    pub(super) fn open(
+        program: BorrowedFd<'_>,
+        pinned: Vec<PinnedLink>,
+        uses_links: bool,
+    ) -> io::Result<Self> {
+        let mut attached = BTreeMap::new();
         for link in pinned {
             match syscall::attached_interface(link.fd.as_fd())? {
                 0 => link.remove()?,
-                interface => drop(links.insert(interface, link)),
+                interface => drop(attached.insert(interface, Attachment::Link(link))),
             }
         }
-        let socket = Socket::open_route()?;
-        Ok(Self { socket, links, interface_names: Vec::new(), is_needed: true, unused_since: None })
+        let mut socket = Socket::open_route()?;
+        for EthernetInterface { index, .. } in list_ethernet_interfaces(&mut socket)? {
+            if let Entry::Vacant(free) = attached.entry(index)
+                && syscall::is_attached(program, index)?
+            {
+                free.insert(Attachment::WithoutLink);
+            }
+        }
+        let (interface_names, is_needed, unused_since) = (Vec::new(), true, None);
+        Ok(Self { socket, uses_links, attached, interface_names, is_needed, unused_since })
     }
 
     pub(super) fn interface_names(&self) -> &[String] {
@@ -55,7 +112,7 @@ impl Attachments {
     }
 
     pub(super) fn has_any(&self) -> bool {
-        !self.links.is_empty()
+        !self.attached.is_empty()
     }
 
     pub(super) fn is_needed(&self) -> bool {
@@ -96,22 +153,25 @@ impl Attachments {
         } else {
             Vec::new()
         };
-        let is_current = |index: u32, link: &PinnedLink| {
-            interfaces.iter().any(|interface| interface.index == index)
-                && syscall::attached_interface(link.fd.as_fd()).is_ok_and(|found| found == index)
-        };
-        self.links.retain(|index, link| {
-            let stays = is_current(*index, link);
-            if !stays && let Err(error) = link.remove() {
-                tracing::warn!("cannot remove {}: {error}", link.path.display());
+        self.attached.retain(|index, attachment| {
+            let stays = interfaces.iter().any(|interface| interface.index == *index)
+                && attachment.is_at(*index);
+            if !stays && let Err(error) = attachment.remove(program, *index) {
+                tracing::warn!("cannot detach the program from interface {index}: {error}");
             }
             stays
         });
         let before = std::mem::take(&mut self.interface_names);
         for EthernetInterface { index, name } in interfaces {
-            if let Entry::Vacant(free) = self.links.entry(index) {
-                match attach_and_pin(program, index, pins) {
-                    Ok(link) => _ = free.insert(link),
+            if let Entry::Vacant(free) = self.attached.entry(index) {
+                let attachment = if self.uses_links {
+                    Attachment::with_link(program, index, pins)
+                } else {
+                    syscall::attach_tcx_without_link(program, index)
+                        .map(|()| Attachment::WithoutLink)
+                };
+                match attachment {
+                    Ok(attachment) => _ = free.insert(attachment),
                     // The interface was deleted meanwhile.
                     Err(error) if error.raw_os_error() == Some(libc::ENODEV) => continue,
                     Err(error) => {
@@ -131,25 +191,11 @@ impl Attachments {
     }
 
     /// Detaches the program from all interfaces.
-    pub(super) fn detach_all(&mut self) -> io::Result<()> {
+    pub(super) fn detach_all(&mut self, program: BorrowedFd<'_>) -> io::Result<()> {
         self.interface_names.clear();
-        // All links are detached, even if one fails: a detached program inspects nothing, even if its pin stays.
-        let links = std::mem::take(&mut self.links);
-        links.values().map(PinnedLink::remove).fold(Ok(()), io::Result::and)
+        // All are removed, even if one fails: a detached program inspects nothing, even if its pin stays.
+        let attached = std::mem::take(&mut self.attached);
+        let removed = attached.iter().map(|(index, attachment)| attachment.remove(program, *index));
+        removed.fold(Ok(()), io::Result::and)
     }
-}
-
-fn attach_and_pin(
-    program: BorrowedFd<'_>,
-    interface: u32,
-    pins: &PinDirectory,
-) -> io::Result<PinnedLink> {
-    let fd = syscall::attach_tcx(program, interface)?;
-    let path = pins.link_path(interface);
-    match syscall::pin(fd.as_fd(), &path) {
-        // Somebody removed the directory. The link lasts as long as this daemon.
-        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        pinned => pinned?,
-    }
-    Ok(PinnedLink { fd, path })
 }

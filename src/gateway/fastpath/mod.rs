@@ -49,9 +49,9 @@ use layout::{
     read_pinhole_key, read_pinhole_line,
 };
 pub use pin_directory::is_bpf_file_system;
-use pin_directory::{PROGRAM_NAME, PinDirectory};
+use pin_directory::{PROGRAM_NAME, PinDirectory, lock_namespace};
 pub use program::PROGRAM;
-use program::{BARRED_PORTS, CONTROL_PORTS, COUNTERS, FLOWS, PINHOLES, RING, TUPLES};
+use program::{BARRED_PORTS, CONTROL_PORTS, COUNTERS, FLOWS, HEARTBEAT, PINHOLES, RING, TUPLES};
 pub use ring::Ring;
 pub use ring_waiter::RingWaiter;
 pub use syscall::BPF_COMMANDS;
@@ -90,6 +90,7 @@ pub struct FastPath {
     barred_port_bits: BpfMap,
     control_port_bits: BpfMap,
     counters: BpfMap,
+    heartbeat: BpfMap,
     /// Number of possible processors. Each has its own value of every counter.
     processor_count: usize,
     ring: Ring,
@@ -100,8 +101,9 @@ pub struct FastPath {
     known_control_ports: Mutex<BTreeSet<u16>>,
     /// Whether an earlier daemon loaded the program.
     was_taken_over: bool,
-    /// Lock on the pin directory. As long as it is open, no other daemon takes over the pins or removes them.
-    _directory_lock: File,
+    /// Locks on the network namespace and on the pin directory. As long as they are open, no other daemon takes over the
+    /// program or removes the pins.
+    _locks: [File; 2],
 }
 
 /// The program's counters, since it was loaded.
@@ -130,6 +132,9 @@ impl FastPath {
     /// methods need CAP_NET_ADMIN at most.
     pub fn load(root: &Path) -> Result<Self, FastPathUnavailable> {
         program::check_kernel()?;
+        let namespace_lock = lock_namespace().map_err(|error| {
+            FastPathUnavailable::from_io_error("lock the network namespace", &error)
+        })?;
         let pins = PinDirectory::open(root, program::program_version())?;
         // The program is pinned last. So if it is pinned, all maps are as well.
         let failed = |error| {
@@ -141,7 +146,8 @@ impl FastPath {
         if pins.pin_path(PROGRAM_NAME).exists() {
             match pins.lock() {
                 Ok(directory_lock) => {
-                    if let Ok(taken_over) = Self::open(&pins, directory_lock) {
+                    let locks = [namespace_lock.try_clone().map_err(failed)?, directory_lock];
+                    if let Ok(taken_over) = Self::open(&pins, locks) {
                         return Ok(Self { was_taken_over: true, ..taken_over });
                     }
                 }
@@ -157,7 +163,10 @@ impl FastPath {
             )
         };
         let directory_lock = pins.create().map_err(not_created)?;
-        let loaded = program::load(&pins).and_then(|()| Self::open(&pins, directory_lock));
+        let loaded = program::load(&pins).and_then(|()| {
+            let was_taken_over = program::adopt_attached(&pins);
+            Ok(Self { was_taken_over, ..Self::open(&pins, [namespace_lock, directory_lock])? })
+        });
         if loaded.is_err()
             && let Err(error) = pins.remove()
         {
@@ -166,8 +175,8 @@ impl FastPath {
         loaded
     }
 
-    /// Opens the pinned program and maps. `directory_lock` is the lock on the directory.
-    fn open(pins: &PinDirectory, directory_lock: File) -> Result<Self, FastPathUnavailable> {
+    /// Opens the pinned program and maps, under the `locks` of this daemon.
+    fn open(pins: &PinDirectory, locks: [File; 2]) -> Result<Self, FastPathUnavailable> {
         let (what, processors) = match aya::util::nr_cpus() {
             Ok(processors) => ("open the pinned program", processors),
             Err((what, error)) => return Err(FastPathUnavailable::from_io_error(what, &error)),
@@ -176,21 +185,27 @@ impl FastPath {
             let map = |name: &str| BpfMap::open(&pins.pin_path(name), 1);
             let ring = map(RING)?;
             let size = ring.max_entries();
+            let program = syscall::open_pinned(&pins.pin_path(PROGRAM_NAME))?;
             Ok(Self {
-                program: syscall::open_pinned(&pins.pin_path(PROGRAM_NAME))?,
+                attachments: Mutex::new(Attachments::open(
+                    program.as_fd(),
+                    pins.links()?,
+                    pins.is_lasting()? || !program::can_be_found(pins),
+                )?),
+                program,
                 tuples: map(TUPLES)?,
                 flows: map(FLOWS)?,
                 pinholes: map(PINHOLES)?,
                 barred_port_bits: map(BARRED_PORTS)?,
                 control_port_bits: map(CONTROL_PORTS)?,
                 counters: BpfMap::open(&pins.pin_path(COUNTERS), processors)?,
+                heartbeat: map(HEARTBEAT)?,
                 processor_count: processors,
                 ring: Ring::open(ring.into(), size)?,
-                attachments: Mutex::new(Attachments::open(pins.links()?)?),
                 known_barred_ports: Mutex::default(),
                 known_control_ports: Mutex::default(),
                 was_taken_over: false,
-                _directory_lock: directory_lock,
+                _locks: locks,
                 pin_directory: pins.clone(),
             })
         };
@@ -393,10 +408,15 @@ impl FastPath {
         })
     }
 
+    /// Has the program open pinholes for this time from now, as long as a daemon is expected to read its lines.
+    pub fn set_heartbeat(&self, left: Duration) -> io::Result<()> {
+        let deadline = u64::try_from((monotonic_now() + left).as_nanos()).unwrap_or(u64::MAX);
+        self.heartbeat.update(&0_u32.to_ne_bytes(), &deadline.to_ne_bytes(), ANY)
+    }
+
     /// The open pinholes of the program: initiator, arrival, and the time until the deadline.
     pub fn list_open_pinholes(&self) -> io::Result<Vec<(Ipv4Addr, SocketAddrV4, Duration)>> {
-        let clock = clock_gettime(ClockId::Monotonic);
-        let now = Duration::new(clock.tv_sec as u64, clock.tv_nsec as u32); // neither is negative
+        let now = monotonic_now();
         let mut open = Vec::new();
         for key in self.pinholes.keys()? {
             let mut value = [0; PINHOLE];
@@ -448,21 +468,30 @@ impl FastPath {
     /// Detaches the program, and removes it with its maps and pins.
     pub fn remove(&self) -> io::Result<()> {
         // All links are detached, even if one fails: a detached program inspects nothing, even if its pin stays.
-        let removed = lock(&self.attachments).detach_all();
+        let removed = lock(&self.attachments).detach_all(self.program.as_fd());
         self.pin_directory.remove()?;
         self.pin_directory.remove_root();
         removed
     }
 }
 
-/// Whether an earlier daemon of this network namespace left pins below `root`.
-pub fn has_pinned_state(root: &Path) -> bool {
-    PinDirectory::exists_for_namespace(root).unwrap_or(false)
+/// Whether an earlier daemon of this network namespace left pins below `root`, or its program attached.
+pub fn has_leftovers(root: &Path) -> bool {
+    PinDirectory::exists_for_namespace(root).unwrap_or(false) || program::is_any_attached()
 }
 
-/// Removes the pins that earlier daemons of this network namespace left below `root`. An error if a daemon uses them.
-pub fn remove_pinned_state(root: &Path) -> io::Result<()> {
-    PinDirectory::remove_all(root)
+/// Removes the pins that earlier daemons of this network namespace left below `root`, and detaches their programs. An
+/// error if a daemon uses them.
+pub fn remove_leftovers(root: &Path) -> io::Result<()> {
+    let _namespace_lock = lock_namespace()?;
+    PinDirectory::remove_all(root)?;
+    program::detach_all()
+}
+
+/// What `bpf_ktime_get_ns` returns.
+fn monotonic_now() -> Duration {
+    let clock = clock_gettime(ClockId::Monotonic);
+    Duration::new(clock.tv_sec as u64, clock.tv_nsec as u32) // neither is negative
 }
 
 /// Locks a mutex, even if a thread panicked with it. That is safe, because each call finds out itself what the kernel

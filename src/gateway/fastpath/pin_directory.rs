@@ -23,6 +23,9 @@ use super::{FastPathUnavailable, syscall};
 /// From linux/magic.h.
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 
+/// Where the BPF file system is mounted.
+const BPF_FS_PLACE: &str = "/sys/fs/bpf";
+
 /// Name of the program, and of its pin. It is pinned last.
 pub(super) const PROGRAM_NAME: &str = "inspect";
 /// Start of the name of a pinned link. The interface's index follows.
@@ -146,18 +149,7 @@ impl PinDirectory {
     /// Locks the directory as long as the returned file is open. An error if another daemon holds the lock and does
     /// not end.
     pub(super) fn lock(&self) -> io::Result<File> {
-        let deadline = Instant::now() + LOCK_TIMEOUT;
-        loop {
-            match self.try_lock() {
-                Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
-                Err(_) if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
-                Err(_) => {
-                    let text = "in use by another ftp-alg";
-                    return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
-                }
-                locked => return locked,
-            }
-        }
+        wait_for_lock(|| self.try_lock())
     }
 
     /// Creates the directory and locks it. Empties an existing one.
@@ -208,6 +200,25 @@ impl PinDirectory {
         Ok(())
     }
 
+    /// Whether the pins outlive this process: not if the BPF file system is in a mount namespace of its own, as after
+    /// `ip netns exec` or `unshare --mount`. Looks for an ancestor that has another one, or none. One that it may not
+    /// look at is the service manager, or a container's first process.
+    pub(super) fn is_lasting(&self) -> io::Result<bool> {
+        let own = fs::metadata(&self.directory)?.dev();
+        let mut process = "self".to_owned();
+        while let Some(parent) = parent_of(&process) {
+            let root = format!("/proc/{parent}/root");
+            let Ok(at) = fs::metadata(format!("{root}{BPF_FS_PLACE}")) else {
+                return Ok(fs::metadata(root).is_err());
+            };
+            if at.dev() != own {
+                return Ok(false);
+            }
+            process = parent;
+        }
+        Ok(true)
+    }
+
     /// Removes the parent directory, if it is empty.
     pub(super) fn remove_root(&self) {
         // This fails if other namespaces have directories there, or another user owns it.
@@ -232,6 +243,39 @@ fn ignore_not_found(removed: io::Result<()>) -> io::Result<()> {
     match removed {
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
         other => other,
+    }
+}
+
+/// The parent of a process; `None` if it has none here.
+fn parent_of(process: &str) -> Option<String> {
+    let stat = fs::read_to_string(format!("/proc/{process}/stat")).ok()?;
+    // The command's name, in parentheses, may have blanks and parentheses itself.
+    let (_, fields) = stat.rsplit_once(") ")?;
+    fields.split(' ').nth(1).filter(|parent| *parent != "0").map(str::to_owned)
+}
+
+/// Locks the network namespace of this thread for one daemon, as long as the returned file is open.
+pub(super) fn lock_namespace() -> io::Result<File> {
+    wait_for_lock(|| {
+        let namespace = File::open("/proc/thread-self/ns/net")?;
+        flock(&namespace, FlockOperation::NonBlockingLockExclusive)?;
+        Ok(namespace)
+    })
+}
+
+/// Repeats `try_lock` as long as another daemon that may be about to end holds the lock.
+fn wait_for_lock(try_lock: impl Fn() -> io::Result<File>) -> io::Result<File> {
+    let deadline = Instant::now() + LOCK_TIMEOUT;
+    loop {
+        match try_lock() {
+            Err(error) if error.kind() != io::ErrorKind::WouldBlock => return Err(error),
+            Err(_) if Instant::now() < deadline => thread::sleep(Duration::from_millis(20)),
+            Err(_) => {
+                let text = "in use by another ftp-alg";
+                return Err(io::Error::new(io::ErrorKind::ResourceBusy, text));
+            }
+            locked => return locked,
+        }
     }
 }
 

@@ -1,17 +1,26 @@
 //! Loads the program with its maps, by aya, and pins them. This module does not know what is in the maps.
 
-use std::error::Error;
+use std::{
+    error::Error,
+    fs, io,
+    os::fd::{AsFd as _, BorrowedFd},
+    path::Path,
+};
 
 use aya::{
     EbpfLoader,
-    programs::{ProgramError, SchedClassifier, TcAttachType},
+    maps::MapInfo,
+    programs::{ProgramError, ProgramInfo, SchedClassifier, TcAttachType},
     sys::SyscallError,
 };
 
 use super::{
     FastPathUnavailable,
+    interfaces::{EthernetInterface, list_ethernet_interfaces},
     pin_directory::{PROGRAM_NAME, PinDirectory},
+    syscall,
 };
+use crate::gateway::netlink::Socket;
 
 /// The compiled program with its maps. build.rs compiles it from `program/inspect.bpf.c`.
 pub static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/inspect.o"));
@@ -23,7 +32,9 @@ pub(super) const BARRED_PORTS: &str = "barred_ports";
 pub(super) const CONTROL_PORTS: &str = "control_ports";
 pub(super) const RING: &str = "ring";
 pub(super) const COUNTERS: &str = "counters";
-const MAPS: [&str; 7] = [TUPLES, FLOWS, PINHOLES, BARRED_PORTS, CONTROL_PORTS, RING, COUNTERS];
+pub(super) const HEARTBEAT: &str = "heartbeat";
+const MAPS: [&str; 8] =
+    [TUPLES, FLOWS, PINHOLES, BARRED_PORTS, CONTROL_PORTS, RING, COUNTERS, HEARTBEAT];
 
 /// The program's version: a checksum, by which one version is distinguished from another.
 pub(super) fn program_version() -> u32 {
@@ -69,6 +80,83 @@ pub(super) fn load(pins: &PinDirectory) -> Result<(), FastPathUnavailable> {
     let program: &mut SchedClassifier = program.try_into().map_err(|error| failed(&error))?;
     program.load().map_err(|error| failed(&error))?;
     program.pin(pins.pin_path(PROGRAM_NAME)).map_err(|error| failed(&error))
+}
+
+/// An attached program of an earlier daemon: its interface, and what the kernel says of it.
+type AttachedProgram = (u32, ProgramInfo);
+
+/// The programs of earlier daemons at the interfaces of this network namespace. None without CAP_SYS_ADMIN, which the
+/// kernel asks of those who look for programs.
+fn list_attached() -> io::Result<Vec<AttachedProgram>> {
+    let mut found = Vec::new();
+    for EthernetInterface { index, name } in list_ethernet_interfaces(&mut Socket::open_route()?)? {
+        let Ok((_, programs)) = SchedClassifier::query_tcx(&name, TcAttachType::Ingress) else {
+            continue;
+        };
+        let ours = programs.into_iter().filter(|info| info.name() == PROGRAM_NAME.as_bytes());
+        found.extend(ours.map(|info| (index, info)));
+    }
+    Ok(found)
+}
+
+/// Whether this process may find an attached program with its maps, as [`adopt_attached`] does.
+pub(super) fn can_be_found(pins: &PinDirectory) -> bool {
+    let pinned = MapInfo::from_pin(pins.pin_path(RING));
+    pinned.is_ok_and(|ring| MapInfo::from_id(ring.id()).is_ok())
+}
+
+/// Whether a program of an earlier daemon is attached to an interface of this network namespace.
+pub(super) fn is_any_attached() -> bool {
+    list_attached().is_ok_and(|found| !found.is_empty())
+}
+
+/// Detaches the programs of earlier daemons that are attached without links.
+pub(super) fn detach_all() -> io::Result<()> {
+    list_attached()?.iter().map(detach).fold(Ok(()), io::Result::and)
+}
+
+fn detach((interface, info): &AttachedProgram) -> io::Result<()> {
+    let program = info.fd().map_err(io::Error::other)?;
+    syscall::detach_tcx(program.as_fd(), *interface)
+}
+
+/// Pins the program that an earlier daemon left attached, with its maps, in place of the one that [`load`] pinned, if
+/// they are the same program: with the maps go open pinholes and unread lines. Detaches any other. Returns whether it
+/// pinned one.
+pub(super) fn adopt_attached(pins: &PinDirectory) -> bool {
+    let adopt = || {
+        let path = pins.pin_path(PROGRAM_NAME);
+        let own = ProgramInfo::from_pin(&path).map_err(io::Error::other)?;
+        let mut adopted = None;
+        for attached in list_attached()? {
+            let (_, info) = &attached;
+            if info.id() == own.id() || adopted == Some(info.id()) {
+                continue;
+            }
+            if adopted.is_some() || info.tag() != own.tag() {
+                detach(&attached)?;
+                continue;
+            }
+            for id in info.map_ids().map_err(io::Error::other)?.unwrap_or_default() {
+                let map = MapInfo::from_id(id).map_err(io::Error::other)?;
+                if let Some(name) = MAPS.iter().find(|name| name.as_bytes() == map.name()) {
+                    pin_instead(map.fd().map_err(io::Error::other)?.as_fd(), &pins.pin_path(name))?;
+                }
+            }
+            pin_instead(info.fd().map_err(io::Error::other)?.as_fd(), &path)?;
+            adopted = Some(info.id());
+        }
+        Ok::<bool, io::Error>(adopted.is_some())
+    };
+    adopt().unwrap_or_else(|error| {
+        tracing::warn!("cannot take over the program that is attached: {error}");
+        false
+    })
+}
+
+fn pin_instead(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+    fs::remove_file(path)?;
+    syscall::pin(fd, path)
 }
 
 /// Start of the lines with which the verifier's log ends, after the reason.

@@ -22,25 +22,33 @@ const BPF_MAP_DELETE_ELEM: u32 = 3;
 const BPF_MAP_GET_NEXT_KEY: u32 = 4;
 const BPF_OBJ_PIN: u32 = 6;
 const BPF_OBJ_GET: u32 = 7;
+const BPF_PROG_ATTACH: u32 = 8;
+const BPF_PROG_DETACH: u32 = 9;
 const BPF_OBJ_GET_INFO_BY_FD: u32 = 15;
+const BPF_PROG_QUERY: u32 = 16;
 const BPF_MAP_LOOKUP_AND_DELETE_ELEM: u32 = 21;
 const BPF_LINK_CREATE: u32 = 28;
 const BPF_LINK_DETACH: u32 = 34;
 const BPF_TCX_INGRESS: u32 = 46;
 
 /// The commands that this module uses. The daemon uses no others after the program is loaded.
-pub const BPF_COMMANDS: [u32; 10] = [
+pub const BPF_COMMANDS: [u32; 12] = [
     BPF_MAP_LOOKUP_ELEM,
     BPF_MAP_UPDATE_ELEM,
     BPF_MAP_DELETE_ELEM,
     BPF_MAP_GET_NEXT_KEY,
     BPF_OBJ_PIN,
     BPF_OBJ_GET,
+    BPF_PROG_ATTACH,
+    BPF_PROG_DETACH,
     BPF_OBJ_GET_INFO_BY_FD,
     BPF_MAP_LOOKUP_AND_DELETE_ELEM,
     BPF_LINK_CREATE,
     BPF_LINK_DETACH,
 ];
+
+/// The kernel attaches at most this many programs to an interface (BPF_MPROG_MAX).
+const MAX_ATTACHED: usize = 64;
 
 /// Flag: whether the element exists or not.
 pub(super) const ANY: u64 = 0;
@@ -111,6 +119,34 @@ struct LinkAttr {
     flags: u32,
     relative: u32,
     pad: u32,
+    revision: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct AttachAttr {
+    interface: u32,
+    program: u32,
+    attach_type: u32,
+    flags: u32,
+    replaced: u32,
+    relative: u32,
+    revision: u64,
+}
+
+#[repr(C)]
+#[derive(Default)]
+struct QueryAttr {
+    interface: u32,
+    attach_type: u32,
+    query_flags: u32,
+    attach_flags: u32,
+    program_ids: u64,
+    count: u32,
+    pad: u32,
+    program_flags: u64,
+    link_ids: u64,
+    link_flags: u64,
     revision: u64,
 }
 
@@ -297,6 +333,43 @@ pub(super) fn attach_tcx(program: BorrowedFd<'_>, interface: u32) -> io::Result<
     let fd = unsafe { bpf(BPF_LINK_CREATE, &mut attr) }?;
     // SAFETY: the kernel has just created this descriptor, and nothing else owns it.
     Ok(unsafe { OwnedFd::from_raw_fd(fd) })
+}
+
+/// Attaches a program as [`attach_tcx`] does, but without a link: until [`detach_tcx`], also when this process has ended.
+pub(super) fn attach_tcx_without_link(program: BorrowedFd<'_>, interface: u32) -> io::Result<()> {
+    attach_or_detach(BPF_PROG_ATTACH, program, interface)
+}
+
+/// Detaches a program without a link.
+pub(super) fn detach_tcx(program: BorrowedFd<'_>, interface: u32) -> io::Result<()> {
+    attach_or_detach(BPF_PROG_DETACH, program, interface)
+}
+
+fn attach_or_detach(command: u32, program: BorrowedFd<'_>, interface: u32) -> io::Result<()> {
+    let mut attr = AttachAttr {
+        interface,
+        program: raw_fd(program),
+        attach_type: BPF_TCX_INGRESS,
+        ..AttachAttr::default()
+    };
+    // SAFETY: the attributes have no pointers.
+    unsafe { bpf(command, &mut attr) }.map(drop)
+}
+
+/// Whether a program is attached to TCX ingress of an interface, with a link or without.
+pub(super) fn is_attached(program: BorrowedFd<'_>, interface: u32) -> io::Result<bool> {
+    let mut ids = [0_u32; MAX_ATTACHED];
+    let mut attr = QueryAttr {
+        interface,
+        attach_type: BPF_TCX_INGRESS,
+        program_ids: pointer_value(ids.as_mut_ptr()),
+        count: ids.len() as u32,
+        ..QueryAttr::default()
+    };
+    // SAFETY: the kernel writes at most `count` IDs to the array that `program_ids` refers to.
+    unsafe { bpf(BPF_PROG_QUERY, &mut attr) }?;
+    let id = object_info(program)?.id;
+    Ok(ids.iter().take(attr.count as usize).any(|attached| *attached == id))
 }
 
 /// The index of the interface that a link is attached to; 0 if the interface is gone or the link was detached.

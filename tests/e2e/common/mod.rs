@@ -2,6 +2,7 @@
 #![allow(dead_code, reason = "each test file uses its part")]
 
 pub mod dialogues;
+pub mod fast_load;
 pub mod load;
 pub mod names;
 

@@ -341,6 +341,29 @@ fn a_pinhole_of_another_flow_is_not_closed() {
     assert_eq!(talk.scene.pinholes().len(), 2);
 }
 
+/// As in the rules: a daemon that is gone for longer opens nothing.
+#[test]
+fn no_pinhole_is_opened_without_a_heartbeat() {
+    for (deadline, is_alive) in [(0, false), (now() - 1, false), (now() + 60 * SECOND, true)] {
+        for (side, dialogue, line) in [
+            (Side::Client, READY, "PORT 10,0,0,2,4,1\r\n"),
+            (Side::Server, PASV_PENDING, "227 (192,0,2,9,255,255)\r\n"),
+        ] {
+            let mut talk = Talk::new(routed());
+            talk.scene.heartbeat.set(0, deadline, 0).unwrap();
+            talk.before.dialogue = dialogue;
+            talk.hand_over();
+            if is_alive {
+                let frame = talk.frame(side, line);
+                talk.inspected(&frame, &frame.payload.clone());
+            } else {
+                talk.line_hands_back(side, line);
+            }
+            assert_eq!(talk.scene.pinholes().len(), usize::from(is_alive), "{line}");
+        }
+    }
+}
+
 #[test]
 fn no_pinhole_is_opened_where_this_machine_listens() {
     let here = Ipv4Addr::LOCALHOST;

@@ -45,6 +45,7 @@ pub struct Scene {
     pinholes: HashMap<MapData, [u8; 12], [u8; 24]>,
     barred_ports: Array<MapData, u32>,
     counters: PerCpuArray<MapData, u64>,
+    pub heartbeat: Array<MapData, u64>,
     ring: RingBuf<MapData>,
 }
 
@@ -62,7 +63,10 @@ impl Scene {
         for word in 0..control_ports.len() {
             control_ports.set(word, u32::MAX, 0).unwrap();
         }
+        let mut heartbeat: Array<_, u64> = take("heartbeat").try_into().unwrap();
+        heartbeat.set(0, u64::MAX, 0).unwrap();
         Self {
+            heartbeat,
             tuples: take("tuples").try_into().unwrap(),
             flows: take("flows").try_into().unwrap(),
             pinholes: take("pinholes").try_into().unwrap(),

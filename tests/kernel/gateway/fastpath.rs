@@ -55,7 +55,9 @@ impl Pins {
     }
 
     pub fn load(&self) -> FastPath {
-        FastPath::load(&self.0).unwrap()
+        let path = FastPath::load(&self.0).unwrap();
+        path.set_heartbeat(Duration::from_secs(3600)).unwrap();
+        path
     }
 }
 
@@ -405,10 +407,10 @@ fn a_directory_in_use_is_neither_taken_over_nor_removed() {
         let error_text = "in use by another ftp-alg";
         let unavailable = FastPath::load(&pins.0).unwrap_err().to_string();
         assert!(unavailable.ends_with(error_text), "{unavailable}");
-        assert_eq!(fastpath::remove_pinned_state(&pins.0).unwrap_err().to_string(), error_text);
+        assert_eq!(fastpath::remove_leftovers(&pins.0).unwrap_err().to_string(), error_text);
         assert_eq!(attached_interfaces(&lab), name_set(&["lan", "wan"]));
         drop(path);
-        fastpath::remove_pinned_state(&pins.0).unwrap();
+        fastpath::remove_leftovers(&pins.0).unwrap();
         assert_eq!(attached_interfaces(&lab), name_set(&[]));
         assert!(!pins.0.exists());
     });

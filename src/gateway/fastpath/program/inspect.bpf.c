@@ -176,7 +176,7 @@ static __always_inline int inspect_line(struct __sk_buff *skb, const struct pack
 			goto hand_back;
 		if (rewrite.growth && !flow->adjusted)
 			goto hand_back;
-		opens = may_open(skb, &key, line->flow, target);
+		opens = has_heartbeat(line->at_ns) && may_open(skb, &key, line->flow, target);
 	}
 
 	// At the end of a transfer the program reports that its pinhole was consumed, so that the daemon need not

@@ -159,6 +159,14 @@ struct {
 	__type(value, __u32);
 } control_ports SEC(".maps");
 
+// When the daemon's heartbeat ends (bpf_ktime_get_ns()). After that nobody reads the lines, and no pinhole is opened.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} heartbeat SEC(".maps");
+
 #define RING (1 << 20)
 struct {
 	__uint(type, BPF_MAP_TYPE_RINGBUF);

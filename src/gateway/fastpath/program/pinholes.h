@@ -65,6 +65,14 @@ static __always_inline void delete_pinhole_of(const struct pinhole_key *key, __u
 		bpf_map_delete_elem(&pinholes, key);
 }
 
+static __always_inline int has_heartbeat(__u64 now)
+{
+	__u32 first = 0;
+	__u64 *deadline = bpf_map_lookup_elem(&heartbeat, &first);
+
+	return deadline && *deadline > now;
+}
+
 // The number of the line that opened the flow's pinhole, if that pinhole does not exist any more; else 0. The flow
 // cannot open another one meanwhile, because a reply is pending.
 static __always_inline __u32 consumed_pinhole(const struct flow *flow)
