@@ -11,7 +11,7 @@ use std::{
 };
 
 use ftp_alg_core::engine::{
-    FastPathPinhole, FastPathPinholeClosing, FlowChange, Handover, LoginStage, Pinhole,
+    FastPathPinhole, FastPathPinholeClosing, FlowChange, Handover, LoginStage, Opening, Pinhole,
     Translation, Withdrawal,
 };
 
@@ -259,6 +259,18 @@ impl FastPathFlows {
                 let closed = self.program.close_pinhole(initiator, arrival, id.flow, id.line);
                 self.record_outcome("cannot close a pinhole", closed);
             }
+        }
+    }
+
+    /// Keeps a pinhole of the program open for its lifetime from now, if it is open.
+    pub(super) fn renew_pinhole(&self, opening: &Opening, id: FastPathPinhole) {
+        let Opening { pinhole, lifetime, .. } = opening;
+        if let (IpAddr::V4(initiator), SocketAddr::V4(arrival)) =
+            (pinhole.initiator, pinhole.arrival)
+        {
+            let line = (id.flow, id.line);
+            let renewed = self.program.renew_pinhole(initiator, arrival, line, *lifetime);
+            self.record_outcome("cannot renew a pinhole", renewed);
         }
     }
 

@@ -8,7 +8,7 @@ use std::{
 
 use ftp_alg_core::engine::{
     FastPathPinhole, FastPathPinholeClosing, FlowChange, Kernel, KernelError, Opening, Pinhole,
-    QueueMode, Translation,
+    QueueMode, Renewal, Translation,
 };
 
 use super::{
@@ -156,6 +156,23 @@ impl Kernel for LinuxKernel {
                 .map(|checked| checked.and_then(|()| answers.next().unwrap_or(Ok(())))),
         );
         Ok(())
+    }
+
+    fn renew_pinholes(&mut self, renewals: &[Renewal]) {
+        for Renewal { opening, fast_path } in renewals {
+            let renewed = match (fast_path, &mut self.backend, &self.flows) {
+                (Some(id), _, Some(flows)) => {
+                    flows.renew_pinhole(opening, *id);
+                    Ok(())
+                }
+                (Some(_), _, None) => Ok(()),
+                (None, PinholeBackend::Nftables(pinholes), _) => pinholes.renew(opening),
+                (None, PinholeBackend::Conntrack(expectations), _) => expectations.renew(opening),
+            };
+            if let Err(error) = renewed {
+                tracing::debug!("{error}");
+            }
+        }
     }
 
     fn pinhole_capacity(&self) -> usize {

@@ -122,6 +122,13 @@ pub(super) fn read_pinhole_deadline(pinhole: &[u8; PINHOLE]) -> u64 {
     StructReader { rest: pinhole.get(8..).unwrap_or_default() }.u64()
 }
 
+/// Sets the deadline of a pinhole.
+pub(super) fn set_pinhole_deadline(pinhole: &mut [u8; PINHOLE], deadline: u64) {
+    for (byte, new) in pinhole.iter_mut().skip(8).zip(deadline.to_ne_bytes()) {
+        *byte = new;
+    }
+}
+
 /// The key in `pinholes` of a connection from `initiator` to `arrival`.
 pub(super) fn pinhole_key(initiator: Ipv4Addr, arrival: SocketAddrV4) -> [u8; PINHOLE_KEY] {
     let bytes = StructWriter::default().address(initiator).address(*arrival.ip());

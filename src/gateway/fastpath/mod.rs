@@ -46,7 +46,7 @@ use attachments::Attachments;
 pub use layout::{DialogueState, Flow, LONGEST_LINE, LineRecord, PacketTuple};
 use layout::{
     FLOW, FLOW_HANDED_OVER, PINHOLE, TUPLE_VALUE, pinhole_key, read_flow_id, read_pinhole_deadline,
-    read_pinhole_key, read_pinhole_line,
+    read_pinhole_key, read_pinhole_line, set_pinhole_deadline,
 };
 pub use pin_directory::is_bpf_file_system;
 use pin_directory::{PROGRAM_NAME, PinDirectory, lock_namespace};
@@ -394,6 +394,29 @@ impl FastPath {
     ) -> io::Result<()> {
         let key = pinhole_key(initiator, arrival);
         self.delete_pinhole_if(&key, |owner, opened_by| (owner, opened_by) == (flow, line))
+    }
+
+    /// Keeps a pinhole of this flow and line open for this time from now, if it is open.
+    pub fn renew_pinhole(
+        &self,
+        initiator: Ipv4Addr,
+        arrival: SocketAddrV4,
+        (flow, line): (u64, u32),
+        lifetime: Duration,
+    ) -> io::Result<()> {
+        let (key, mut value) = (pinhole_key(initiator, arrival), [0; PINHOLE]);
+        if !self.pinholes.look_up(&key, &mut value, ANY)?
+            || (read_flow_id(&value), read_pinhole_line(&value)) != (flow, line)
+        {
+            return Ok(());
+        }
+        let deadline = u64::try_from((monotonic_now() + lifetime).as_nanos()).unwrap_or(u64::MAX);
+        set_pinhole_deadline(&mut value, deadline);
+        // The program may admit the connection meanwhile, and delete the pinhole.
+        match self.pinholes.update(&key, &value, EXIST) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            renewed => renewed,
+        }
     }
 
     /// Closes all pinholes and ends all reservations, except those for which `is_retained` returns true. Its

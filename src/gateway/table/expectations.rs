@@ -92,7 +92,7 @@ impl Expectations {
             let text = "the port is taken, and an expectation cannot translate to a third host";
             return Err(failed(io::Error::new(io::ErrorKind::Unsupported, text)));
         }
-        let seconds = u32::try_from(lifetime.as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
+        let seconds = timeout_seconds(lifetime);
         let mut ask = |flags| {
             let fill = |message: &mut Writer<'_>| {
                 master.put(message, CTA_EXPECT_MASTER);
@@ -128,6 +128,27 @@ impl Expectations {
         })
     }
 
+    /// Sets the timeout of an expectation to its lifetime from now. One that is consumed stays so.
+    pub fn renew(&mut self, opening: &Opening) -> Result<(), KernelError> {
+        let Opening { pinhole, control, lifetime, .. } = *opening;
+        let failed =
+            |source| KernelError::System { what: format!("renew pinhole {pinhole}"), source };
+        let master = Tuple { source: control.client, destination: control.server_external };
+        let expected = ExpectedPacket::for_pinhole(&pinhole).map_err(failed)?;
+        let seconds = timeout_seconds(lifetime);
+        let fill = |message: &mut Writer<'_>| {
+            master.put(message, CTA_EXPECT_MASTER);
+            expected.tuple.put(message, CTA_EXPECT_TUPLE);
+            expected.mask.put(message, CTA_EXPECT_MASK);
+            message.put(CTA_EXPECT_TIMEOUT, &seconds.to_be_bytes());
+        };
+        let family = family_of(pinhole.arrival);
+        // Without NLM_F_CREATE only an existing one changes.
+        or_absent(self.requests.change(IPCTNL_MSG_EXP_NEW, 0, family, fill))
+            .map(drop)
+            .map_err(failed)
+    }
+
     /// Closes `pinhole` if it is open. An established connection stays.
     fn close(&mut self, pinhole: &Pinhole) -> Result<(), KernelError> {
         let failed =
@@ -147,6 +168,10 @@ impl Expectations {
         dumped.map_err(|error| GatewayError::system("list of expectations", error))?;
         Ok(open)
     }
+}
+
+fn timeout_seconds(lifetime: Duration) -> u32 {
+    u32::try_from(lifetime.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)
 }
 
 /// The first packet of a pinhole's connection.

@@ -176,6 +176,38 @@ impl Pinholes {
         Err(failed(io::ErrorKind::ResourceBusy.into()))
     }
 
+    /// Keeps a pinhole open for its lifetime from now, unless it is consumed or expired.
+    pub fn renew(&mut self, opening: &Opening) -> Result<(), KernelError> {
+        let failed = |source| KernelError::System {
+            what: format!("renew pinhole {}", opening.pinhole),
+            source,
+        };
+        let elements = || PinholeElements::for_pinhole(&opening.pinhole).map_err(failed);
+        let (present, new) = (elements()?, elements()?.with_mark(opening.control.ct_mark));
+        let mut renewed = OpeningElements::new(opening, new, 0);
+        for _ in 0..ATTEMPTS {
+            self.batch.clear();
+            // The timeout of an element cannot be changed before Linux 6.12. The kernel deletes only what is there:
+            // the rule that admits a connection has deleted a consumed one.
+            let permission = present.permission(None);
+            let deletion = self.batch.delete_element(permission.set, permission.key);
+            renewed.put(&mut self.batch, self.has_destroy);
+            let outcome = self.commits.send(&mut self.batch, &mut self.socket).map_err(failed)?;
+            if outcome.first_error().is_none() || outcome.failed_with(deletion, libc::ENOENT) {
+                return Ok(());
+            }
+            let mut removals = renewed.removals.iter();
+            if self.has_destroy
+                && removals.any(|removal| outcome.failed_with(removal.message, libc::EINVAL))
+            {
+                self.has_destroy = false;
+            } else {
+                renewed.learn_from(&outcome)?;
+            }
+        }
+        Err(failed(io::ErrorKind::ResourceBusy.into()))
+    }
+
     /// The open pinholes, according to the kernel.
     pub fn list_open(&mut self) -> Result<Vec<OpenPinhole>, GatewayError> {
         let mut open = Vec::new();

@@ -307,7 +307,7 @@ fn a_data_connection_inherits_the_operators_bits_of_the_ct_mark() {
 
 /// Windows sends a refused SYN again, twice within a second; some servers announce a port before they listen.
 #[test]
-fn a_refused_syn_may_be_sent_again_and_an_accepted_one_may_not() {
+fn a_refused_syn_may_be_repeated_and_an_accepted_one_may_not() {
     let mut place = Place::new();
     place.lab.masquerade();
     place.lab.drop_by_default();
@@ -331,6 +331,30 @@ fn a_refused_syn_may_be_sent_again_and_an_accepted_one_may_not() {
         SockRef::from(&accepted).set_linger(Some(Duration::ZERO)).unwrap();
         drop(accepted);
         assert!(first.read(&mut [0]).is_err(), "it was reset");
+        assert!(is_silent(&place.lab.server, SERVER, hole.arrival), "a second connection came in");
+    }
+}
+
+#[test]
+fn a_renewed_pinhole_stays_open_and_a_consumed_one_stays_closed() {
+    let mut place = Place::new();
+    place.lab.masquerade();
+    place.lab.drop_by_default();
+    for (port, mut writer) in (4000..).zip(place.writers()) {
+        let target = at(CLIENT, port);
+        let hole = Pinhole { target, ..pinhole(SERVER, at(EXTERNAL, 46_000 + port)) };
+        let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
+        let opening = |lifetime| Opening { pinhole: hole, control, from_client: false, lifetime };
+        let short = opening(Duration::from_secs(60));
+        writer.change(&[], &[short], &mut place.outcomes).unwrap();
+        writer.renew(&opening(LIFETIME)).unwrap();
+        let open = writer.list_open().unwrap();
+        assert!(open.len() == 1 && open[0].remaining > Duration::from_secs(500), "{open:?}");
+        let listener = listen(&place.lab.client, hole.target);
+        let mut first = connect(&place.lab.server, SERVER, hole.arrival);
+        exchange(&mut first, &listener);
+        writer.renew(&opening(LIFETIME)).unwrap();
+        assert_eq!(writer.list_open().unwrap(), []);
         assert!(is_silent(&place.lab.server, SERVER, hole.arrival), "a second connection came in");
     }
 }

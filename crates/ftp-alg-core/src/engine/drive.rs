@@ -8,7 +8,7 @@
 //!    that is only in a record would be missing.
 //! 3. The BPF program takes over connections or returns them. Then verdicts are given.
 //! 4. Packets are injected, after those that they follow.
-//! 5. Pinholes that are no longer needed are closed.
+//! 5. Pinholes that are waited for are renewed, and those that are no longer needed closed.
 
 use std::time::Instant;
 
@@ -194,6 +194,9 @@ fn finish<H: Host>(host: &mut H, effects: &mut Effects) {
             let (session, kind) = (session.id, EventKind::KernelRefused(error.to_string()));
             effects.events.push(Event { session, client: *client, server: *server, kind });
         }
+    }
+    if !effects.renewals.is_empty() {
+        host.kernel().renew_pinholes(&effects.renewals);
     }
     if !effects.fast_path_closings.is_empty() {
         host.kernel().close_fast_path_pinholes(&effects.fast_path_closings);

@@ -144,6 +144,15 @@ pub struct Opening {
     pub lifetime: Duration,
 }
 
+/// A pinhole whose transfer command has no reply yet.
+#[derive(Clone, Copy, Debug)]
+pub struct Renewal {
+    /// The pinhole, as it was opened.
+    pub opening: Opening,
+    /// Its identity in the BPF program, if that opened it.
+    pub fast_path: Option<FastPathPinhole>,
+}
+
 /// A request to change the queue mode of a control connection.
 #[derive(Clone, Copy, Debug)]
 pub struct QueueModeChange {
@@ -213,6 +222,8 @@ pub struct Effects {
     pub injections: Vec<Injection>,
     /// Connections that the BPF program takes over or returns, before verdicts are given.
     pub flow_changes: Option<FlowChanges>,
+    /// Pinholes to renew.
+    pub renewals: Vec<Renewal>,
     /// Pinholes to close.
     pub pinholes_to_close: Vec<PinholeClosing>,
     /// Pinholes of the BPF program to close.
@@ -258,6 +269,7 @@ impl Effects {
         self.record_ends.clear();
         self.verdicts.clear();
         self.injections.clear();
+        self.renewals.clear();
         self.pinholes_to_close.clear();
         self.flow_changes = None;
         self.fast_path_closings.clear();

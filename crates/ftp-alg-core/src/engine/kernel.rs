@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{FastPathPinhole, FastPathPinholeClosing, FlowChange, Opening};
+use super::{FastPathPinhole, FastPathPinholeClosing, FlowChange, Opening, Renewal};
 use crate::session::Side;
 
 /// The translation of a control connection: how NAT shows its two ends to each other.
@@ -157,6 +157,10 @@ pub trait Kernel {
     fn pinhole_capacity(&self) -> usize {
         usize::from(u16::MAX)
     }
+
+    /// Has each pinhole that is still open, and not consumed, stay open for its lifetime from now. One that it cannot
+    /// renew expires.
+    fn renew_pinholes(&mut self, _renewals: &[Renewal]) {}
 
     /// Sets which later packets of this control connection are queued. [`KernelError::Unknown`] if conntrack does not
     /// know it.

@@ -46,7 +46,9 @@ use control::{Control, Entry, Epoch};
 pub use counters::{Counters, Drops, Limits, Unread};
 pub use drive::{Host, Step, carry_out};
 use effects::SessionRef;
-pub use effects::{Effects, Injection, Lookup, Opening, QueueModeChange, Released, Token, Verdict};
+pub use effects::{
+    Effects, Injection, Lookup, Opening, QueueModeChange, Released, Renewal, Token, Verdict,
+};
 pub use event::{Action, AnnouncementDecision, Event, EventKind};
 #[cfg(any(test, feature = "fake-kernel"))]
 pub use fake::FakeKernel;

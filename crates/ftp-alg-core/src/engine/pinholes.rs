@@ -12,7 +12,7 @@ use ahash::RandomState;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Opening, Pinhole, Translation,
+    Opening, Pinhole, Renewal, Translation,
     deadlines::Deadlines,
     handover::FastPathPinhole,
     registry::{
@@ -34,6 +34,8 @@ pub struct HeldPinhole {
     pub kind: AnnouncementKind,
     /// When it expires if it is not used.
     pub deadline: Instant,
+    /// After this it is not renewed any more.
+    last_renewal: Instant,
     /// Whether the server has answered the announcement; a server's own announcement counts as answered.
     pub answered: bool,
     /// Whether a transfer uses it.
@@ -132,6 +134,12 @@ const FITTING_TRIES: usize = 4;
 /// Number of random draws to find ports of the right length. Of the ports below 10000, which have one digit less, one
 /// in fifty takes four characters in a `PORT`.
 const FITTING_DRAWS: usize = 256;
+
+/// How long before its deadline a pinhole is renewed. The kernel must do it before it expires, and the host looks once a
+/// second.
+const RENEWAL_LEAD: Duration = Duration::from_secs(3);
+/// How long a pinhole may be renewed: some servers recall files from tapes.
+const RENEWAL_LIMIT: Duration = Duration::from_secs(600);
 
 /// Limit of consumed pinholes that wait to be closed together with an opening.
 const MAX_CONSUMED: usize = 32;
@@ -236,7 +244,7 @@ impl PinholeTable {
     pub fn hold_opened(&mut self, now: Instant, owner: u32, proposal: &Proposal) -> HeldPinhole {
         let Proposal { pinhole, kind, client, lifetime, serial, .. } = *proposal;
         let held = HeldPinhole::new(pinhole, kind, now + lifetime, (client, serial), None);
-        self.deadlines.add(held.deadline, owner);
+        self.deadlines.add(held.renewal_due(), owner);
         held
     }
 
@@ -254,7 +262,7 @@ impl PinholeTable {
             self.registry.lock().insert_from_fast_path((pinhole, fast_path), (client, false));
         let held =
             HeldPinhole::new(pinhole, kind, at + lifetime, (client, serial), Some(fast_path));
-        self.deadlines.add(held.deadline, owner);
+        self.deadlines.add(held.renewal_due(), owner);
         held
     }
 
@@ -320,7 +328,7 @@ impl PinholeTable {
         drop(state);
         let new = HeldPinhole::new(pinhole, kind, deadline, (client, serial), fast_path);
         let held = HeldPinhole { answered, in_use, ..new };
-        self.deadlines.add(held.deadline, owner);
+        self.deadlines.add(held.renewal_due(), owner);
         held
     }
 
@@ -389,7 +397,8 @@ impl PinholeTable {
 
     /// Schedules the deadlines of the pinholes that this owner still holds.
     pub fn schedule_deadlines(&mut self, owner: u32, now: Instant, held: &[HeldPinhole]) {
-        let next = held.iter().map(|held| held.deadline).filter(|at| *at > now).min();
+        let due = |held: &HeldPinhole| held.next_due(now);
+        let next = held.iter().map(due).filter(|at| *at > now).min();
         next.into_iter().for_each(|at| self.deadlines.add(at, owner));
     }
 
@@ -471,7 +480,44 @@ impl HeldPinhole {
         fast_path: Option<FastPathPinhole>,
     ) -> Self {
         let (answered, in_use, is_consumed) = (!kind.is_active(), false, false);
-        Self { pinhole, kind, deadline, answered, in_use, client, serial, fast_path, is_consumed }
+        let last_renewal = deadline + RENEWAL_LIMIT;
+        Self {
+            pinhole,
+            kind,
+            deadline,
+            last_renewal,
+            answered,
+            in_use,
+            client,
+            serial,
+            fast_path,
+            is_consumed,
+        }
+    }
+
+    /// The request to renew it, on behalf of this control connection.
+    pub fn renewal(&self, control: &Translation, lifetime: Duration) -> Renewal {
+        let from_client = !self.kind.is_active();
+        let opening = Opening { pinhole: self.pinhole, control: *control, from_client, lifetime };
+        Renewal { opening, fast_path: self.fast_path.filter(|_| !self.is_consumed) }
+    }
+
+    /// Whether it is to be renewed `now`, if it is waited for.
+    pub fn is_renewable(&self, now: Instant) -> bool {
+        !self.in_use
+            && self.deadline > now
+            && now + RENEWAL_LEAD >= self.deadline
+            && now < self.last_renewal
+    }
+
+    /// When it would be renewed, shortly before its deadline.
+    fn renewal_due(&self) -> Instant {
+        self.deadline.checked_sub(RENEWAL_LEAD).unwrap_or(self.deadline)
+    }
+
+    /// When it must be looked at after `now`.
+    fn next_due(&self, now: Instant) -> Instant {
+        Some(self.renewal_due()).filter(|at| *at > now).unwrap_or(self.deadline)
     }
 
     /// Whether the BPF program opened it.

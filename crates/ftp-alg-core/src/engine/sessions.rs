@@ -153,14 +153,29 @@ impl Sessions {
         }
     }
 
-    /// Closes expired pinholes of the session at `index`.
+    /// Closes expired pinholes of the session at `index`. Renews those that a transfer waits for.
     pub(super) fn expire_pinholes_of(&mut self, index: u32, now: Instant, effects: &mut Effects) {
-        let Some(Entry { control, .. }) = self.table.get_mut(index) else { return };
+        let Some(Entry { control, session }) = self.table.get_mut(index) else { return };
+        let lifetime = self.policy.for_network(control.network()).pinhole_lifetime;
+        let mut has_renewed = false;
+        if session.dialogue().has_pending_transfer()
+            && let Some(translation) = control.translation().copied()
+        {
+            let held = control.pinholes_mut().into_iter().flatten();
+            for held in held.filter(|held| held.is_renewable(now)) {
+                held.deadline = now + lifetime;
+                has_renewed = true;
+                effects.renewals.push(held.renewal(&translation, lifetime));
+            }
+        }
         let is_over = |held: &HeldPinhole| !held.in_use && held.deadline <= now;
         while let Some(at) = control.pinholes().iter().position(&is_over) {
             let Some(held) = control.remove_pinhole(at) else { return };
             effects.events.push(control.event(EventKind::PinholeExpired(held.pinhole, held.kind)));
             self.pinholes.close(held);
+        }
+        if has_renewed {
+            self.mark_changed(index);
         }
     }
 

@@ -164,8 +164,13 @@ fn an_unused_pinhole_expires_at_its_deadline() {
     let mut talk = Conversation::logged_in();
     talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
     let deadline = talk.now + Duration::from_secs(30);
-    talk.gateway.expire(talk.now);
-    assert_eq!(talk.gateway.engine.sessions.next_deadline(), Some(deadline));
+    // Before, it would be renewed.
+    for at in [deadline - Duration::from_secs(3), deadline] {
+        talk.gateway.expire(talk.now);
+        assert_eq!(talk.gateway.engine.sessions.next_deadline(), Some(at));
+        assert!(!talk.gateway.kernel.open.is_empty());
+        talk.now = at;
+    }
     talk.gateway.expire(deadline);
     assert_eq!(talk.gateway.engine.sessions.next_deadline(), None);
     assert!(talk.gateway.kernel.open.is_empty());
@@ -183,7 +188,13 @@ fn each_unused_pinhole_expires_at_its_own_deadline() {
     talk.say(Side::Client, "PORT 192,168,150,80,14,179\r\n");
     talk.gateway.expire(talk.now);
     assert_eq!(talk.gateway.kernel.open.len(), 2);
-    for (at, open, next) in [(first, 1, Some(second)), (second, 0, None)] {
+    let lead = Duration::from_secs(3);
+    for (at, open, next) in [
+        (first - lead, 2, Some(first)),
+        (first, 1, Some(second - lead)),
+        (second - lead, 1, Some(second)),
+        (second, 0, None),
+    ] {
         assert_eq!(talk.gateway.engine.sessions.next_deadline(), Some(at));
         talk.gateway.expire(at);
         assert_eq!(talk.gateway.kernel.open.len(), open);

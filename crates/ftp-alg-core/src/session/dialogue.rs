@@ -302,6 +302,11 @@ impl Dialogue {
         self.zeros
     }
 
+    /// Whether a transfer command waits for its completion reply.
+    pub fn has_pending_transfer(&self) -> bool {
+        self.pending.contains(PendingKind::Transfer)
+    }
+
     /// Whether a 227 or 229 would answer a pending command.
     pub fn has_pending_passive(&self) -> bool {
         self.pending.contains(PendingKind::Passive)

@@ -8,7 +8,7 @@ use std::{
 
 use ftp_alg_core::engine::{
     FastPathPinhole, FastPathPinholeClosing, FlowChange, Kernel, KernelError, Opening, Pinhole,
-    QueueMode, Translation,
+    QueueMode, Renewal, Translation,
 };
 
 use super::fast_path::program::Program;
@@ -145,6 +145,19 @@ impl Kernel for Recorder {
         }
         outcomes.extend(openings.iter().map(|opening| self.open(opening)));
         Ok(())
+    }
+
+    fn renew_pinholes(&mut self, renewals: &[Renewal]) {
+        self.forget_expired();
+        for Renewal { opening: Opening { pinhole, lifetime, .. }, fast_path } in renewals {
+            match fast_path {
+                Some(id) => self.program.renew_pinhole(pinhole, *id, self.now + *lifetime),
+                None => {
+                    let open = self.open.iter_mut().filter(|(open, _)| open == pinhole);
+                    open.for_each(|(_, deadline)| *deadline = self.now + *lifetime);
+                }
+            }
+        }
     }
 
     fn set_queue_mode(

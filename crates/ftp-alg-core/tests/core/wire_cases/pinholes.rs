@@ -168,6 +168,52 @@ fn an_unused_pinhole_expires() {
     });
 }
 
+/// z/OS connects a minute after `PORT`, and a file may be on a tape. The transfer command has no reply meanwhile.
+#[test]
+fn a_pinhole_lives_as_long_as_its_transfer_command_is_pending_but_not_for_ever() {
+    let pass = |sim: &mut Sim, seconds| {
+        (0..seconds).for_each(|_| sim.advance(Duration::from_secs(1)));
+    };
+    everywhere(|scenario| {
+        let t = scenario.nat.translation(scenario.v6);
+        let after_retr = |is_used: bool| {
+            let mut sim = Sim::logged_in(scenario.clone());
+            sim.exchange(&active(at(t.client, 2200)), "200 ok\r\n");
+            sim.say(Client, b"RETR x\r\n");
+            let arrival = sim.kernel.opened[0].arrival;
+            if is_used {
+                assert!(sim.kernel.connect(t.server.ip(), arrival).is_some());
+            }
+            (sim, arrival)
+        };
+        let (mut sim, arrival) = after_retr(false);
+        pass(&mut sim, 590);
+        let connected = sim.kernel.connect(t.server.ip(), arrival);
+        assert_eq!(connected, Some(at(t.client, 2200)));
+        pass(&mut sim, 31);
+        assert_eq!(
+            sim.kernel.connect(t.server.ip(), arrival),
+            None,
+            "it is renewed, not opened again"
+        );
+
+        let (mut sim, _) = after_retr(false);
+        pass(&mut sim, 45);
+        assert_eq!(sim.kernel.pinholes().len(), 1);
+        sim.say(Server, b"425 no\r\n");
+        pass(&mut sim, 61);
+        assert_eq!(sim.kernel.pinholes(), [], "nobody waits any more");
+
+        let (mut sim, _) = after_retr(false);
+        pass(&mut sim, 700);
+        assert_eq!(sim.kernel.pinholes(), [], "after ten minutes");
+
+        let (mut sim, arrival) = after_retr(true);
+        pass(&mut sim, 45);
+        assert_eq!(sim.kernel.connect(t.server.ip(), arrival), None, "it was consumed");
+    });
+}
+
 #[test]
 fn a_reloaded_pinhole_lifetime_applies_to_new_pinholes() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));

@@ -327,6 +327,15 @@ impl Program {
         }
     }
 
+    /// Sets the deadline of an open pinhole.
+    pub fn renew_pinhole(&mut self, pinhole: &Pinhole, id: FastPathPinhole, deadline: Duration) {
+        let opened =
+            key(pinhole.initiator, pinhole.arrival).and_then(|key| self.opened.get_mut(&key));
+        if let Some(opened) = opened.filter(|opened| opened.line == id.line) {
+            opened.deadline = deadline;
+        }
+    }
+
     /// Closes pinholes that no session holds.
     pub fn close_lost_pinholes(&mut self, lost: &[FastPathPinhole]) {
         let open = self.open_pinholes().into_iter().filter(|(hole, _)| lost.contains(hole));
