@@ -181,18 +181,17 @@ impl FastPathFlows {
         let own_if_translated = |own: &SocketAddrV4, external: &SocketAddrV4| {
             (own.ip() != external.ip()).then(|| *own.ip())
         };
-        let source = |initiator: &SocketAddrV4, target: &SocketAddrV4, external: &SocketAddrV4| {
-            own_if_translated(initiator, external).map(|own| (own, *target.ip(), *external.ip()))
-        };
         let mut translations = lock(&self.translations);
         let active = translations.acquire(
             own_if_translated(client, client_external),
-            source(server, client, server_external),
+            (*server.ip(), *client.ip()),
+            *server_external.ip(),
         )?;
         let Some(active) = active else { return Ok(None) };
         let passive = translations.acquire(
             own_if_translated(server, server_external),
-            source(client, server, client_external),
+            (*client.ip(), *server.ip()),
+            *client_external.ip(),
         );
         match passive {
             Ok(Some(passive)) => Ok(Some([active, passive])),

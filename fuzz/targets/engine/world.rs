@@ -59,9 +59,12 @@ pub struct World {
 impl Default for World {
     fn default() -> Self {
         let ends = ENDS.map(|ends| ends.map(|end| end.parse().expect("an endpoint")));
-        let translation = |[client, client_external, server, server_external]: [SocketAddr; 4]| {
-            Translation { client_external, server_external, ..Translation::identity(client, server) }
-        };
+        let translation =
+            |[client, client_external, server, server_external]: [SocketAddr; 4]| Translation {
+                client_external,
+                server_external,
+                ..Translation::identity(client, server)
+            };
         let translations: Vec<_> = ends.into_iter().map(translation).collect();
         let connections = translations.iter().map(|t| Connection::new(*t, b'0')).collect();
         Self {

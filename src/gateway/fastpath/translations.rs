@@ -3,8 +3,8 @@
 //! The rules find a target (translated destination) by the packet mark, which has the number of the target in it: its
 //! slot. They find a source by initiator and target. All connections between the same ends share these elements.
 //!
-//! An unused element stays until its place is needed, because a transaction costs more than an element. It has no
-//! effect without an admitted connection.
+//! An unused element stays until its place is needed, because a transaction costs more than an element. Each connection
+//! has a lease of its source, also of one that does not change: so no connection gets the source of an earlier one.
 //!
 //! This module knows neither flows nor pinholes.
 
@@ -40,6 +40,7 @@ pub struct Translations {
     socket: Socket,
     /// The slot of each target.
     targets: HashMap<Ipv4Addr, Leased<u32>>,
+    /// One that is the initiator itself has no element.
     sources: HashMap<InitiatorAndTarget, Leased<Ipv4Addr>>,
 }
 
@@ -56,7 +57,7 @@ struct Leased<T> {
 pub struct TranslationLease {
     mark: u32,
     target: Option<Ipv4Addr>,
-    pair: Option<InitiatorAndTarget>,
+    pair: InitiatorAndTarget,
 }
 
 impl TranslationLease {
@@ -110,13 +111,14 @@ impl Translations {
         Ok(is_whole != Some(false) && is_whole_too != Some(false))
     }
 
-    /// Acquires the translations of a connection: its destination becomes `target`, and its source the third address
-    /// of `source` (initiator, target, source); `None` leaves an address as it is. Returns `None` if this initiator
-    /// and target have another source already, or if there are too many translations.
+    /// Acquires the translations of a connection: its destination becomes `target` (`None` leaves it as it is), and the
+    /// source of those from `initiator` to the final target, the `pair`, becomes `source`. Returns `None` if this pair
+    /// has another source in use, or if there are too many translations.
     pub fn acquire(
         &mut self,
         target: Option<Ipv4Addr>,
-        source: Option<(Ipv4Addr, Ipv4Addr, Ipv4Addr)>,
+        pair: InitiatorAndTarget,
+        source: Ipv4Addr,
     ) -> Result<Option<TranslationLease>, GatewayError> {
         let mut batch = Batch::new();
         let before = batch.len();
@@ -136,21 +138,21 @@ impl Translations {
         {
             replace_element(&mut batch, TARGETS, &mark.to_ne_bytes(), target);
         }
-        let pair = source.map(|(initiator, target, _)| (initiator, target));
         let mut evicted_pair = None;
-        if let Some((initiator, target, source)) = source {
-            let pair = (initiator, target);
-            let known = self.sources.get(&pair).copied();
-            match known {
-                Some(known) if known.value == source => {}
-                Some(known) if known.lease_count > 0 => return Ok(None),
-                _ => {
-                    if known.is_none() && self.sources.len() >= MAX_SOURCES {
-                        let Some(idle) = find_unused(&self.sources) else { return Ok(None) };
-                        batch.destroy_element(SOURCES, &pair_key(idle));
-                        evicted_pair = Some(idle);
-                    }
+        let known = self.sources.get(&pair).copied();
+        match known {
+            Some(known) if known.value == source => {}
+            Some(known) if known.lease_count > 0 => return Ok(None),
+            _ => {
+                if known.is_none() && self.sources.len() >= MAX_SOURCES {
+                    let Some(idle) = find_unused(&self.sources) else { return Ok(None) };
+                    batch.destroy_element(SOURCES, &pair_key(idle));
+                    evicted_pair = Some(idle);
+                }
+                if source != pair.0 {
                     replace_element(&mut batch, SOURCES, &pair_key(pair), source);
+                } else if known.is_some() {
+                    batch.destroy_element(SOURCES, &pair_key(pair));
                 }
             }
         }
@@ -165,12 +167,9 @@ impl Translations {
                 .or_insert(Leased { value: slot, lease_count: 0 })
                 .lease_count += 1;
         }
-        if let Some((initiator, target, source)) = source {
-            let used = self.sources.entry((initiator, target));
-            let used = used.or_insert(Leased { value: source, lease_count: 0 });
-            used.value = source;
-            used.lease_count += 1;
-        }
+        let used = self.sources.entry(pair).or_insert(Leased { value: source, lease_count: 0 });
+        used.value = source;
+        used.lease_count += 1;
         Ok(Some(TranslationLease { mark, target, pair }))
     }
 
@@ -193,8 +192,7 @@ impl Translations {
         if let Some(target) = target {
             target.lease_count = target.lease_count.saturating_sub(1);
         }
-        let source = slot.pair.and_then(|pair| self.sources.get_mut(&pair));
-        if let Some(source) = source {
+        if let Some(source) = self.sources.get_mut(&slot.pair) {
             source.lease_count = source.lease_count.saturating_sub(1);
         }
     }
@@ -208,7 +206,9 @@ impl Translations {
             let mark = self.parameters.admitted_mark(slot.value).unwrap_or_default();
             elements.push((TARGETS, mark.to_ne_bytes().to_vec(), *target));
         }
-        for (pair, source) in &self.sources {
+        let translated =
+            self.sources.iter().filter(|((initiator, _), one)| one.value != *initiator);
+        for (pair, source) in translated {
             elements.push((SOURCES, pair_key(*pair).to_vec(), source.value));
         }
         for some in elements.chunks(ELEMENTS_PER_BATCH) {

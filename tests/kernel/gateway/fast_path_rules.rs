@@ -84,10 +84,9 @@ impl Ready {
         source: Option<(&str, &str, &str)>,
     ) -> Option<TranslationLease> {
         let address = |text: &str| text.parse::<Ipv4Addr>().unwrap();
-        let source = source.map(|(initiator, target, source)| {
-            (address(initiator), address(target), address(source))
-        });
-        self.translations.acquire(target.map(address), source).unwrap()
+        let (initiator, to, source) = source.unwrap_or(UNCHANGED);
+        let pair = (address(initiator), address(to));
+        self.translations.acquire(target.map(address), pair, address(source)).unwrap()
     }
 
     fn list(&self, map: &str) -> String {
@@ -102,6 +101,9 @@ impl Drop for Ready {
         assert!(!self.pins.0.exists());
     }
 }
+
+/// Another initiator and target, and a source that stays as it is.
+const UNCHANGED: (&str, &str, &str) = ("10.9.0.1", "10.9.0.2", "10.9.0.1");
 
 fn flow(number: u64, passive_mark: u32) -> Flow {
     Flow { passive_mark, ..fastpath::flow(number) }
@@ -216,6 +218,13 @@ fn translations_are_shared_and_read_by_the_next_daemon() {
     let reacquired = ready.acquire(Some("10.0.0.2"), None).unwrap();
     assert_eq!(reacquired.mark(), one.mark());
     ready.translations.release(&other);
+
+    // A connection between the same ends whose source does not change.
+    let plain = ready.acquire(None, pair("10.0.0.2")).unwrap();
+    assert!(!ready.list("fast_path_sources4").contains("10.0.0.2 . 192.0.2.9"));
+    assert_eq!(ready.acquire(None, pair(EXTERNAL)), None, "the source is in use");
+    ready.translations.release(&plain);
+    assert!(ready.acquire(None, pair(EXTERNAL)).is_some());
 }
 
 #[test]
@@ -225,17 +234,18 @@ fn there_are_as_many_slots_as_the_mark_has_bits_for() {
     }
     let mut ready = Ready::new();
     let address = |number: u32| Ipv4Addr::from(0x0a01_0000 + number);
-    let mut slots = Vec::new();
-    for number in 0..0xfff {
-        slots.push(ready.translations.acquire(Some(address(number)), None).unwrap().unwrap());
-    }
-    assert_eq!(ready.translations.acquire(Some(address(0xfff)), None).unwrap(), None);
+    let acquire = |ready: &mut Ready, number| {
+        let (own, other) = (address(0x1_0000), address(0x1_0001));
+        ready.translations.acquire(Some(address(number)), (own, other), own).unwrap()
+    };
+    let slots: Vec<_> = (0..0xfff).map(|number| acquire(&mut ready, number).unwrap()).collect();
+    assert_eq!(acquire(&mut ready, 0xfff), None);
     let marks: std::collections::BTreeSet<_> = slots.iter().map(TranslationLease::mark).collect();
     assert_eq!(marks.len(), 0xfff);
     ready.translations.release(&slots[7]);
-    let last = ready.translations.acquire(Some(address(0xfff)), None).unwrap().unwrap();
+    let last = acquire(&mut ready, 0xfff).unwrap();
     assert_eq!(last.mark(), slots[7].mark());
-    assert_eq!(ready.translations.acquire(Some(address(7)), None).unwrap(), None);
+    assert_eq!(acquire(&mut ready, 7), None);
     assert_eq!(ready.list("fast_path_targets4").matches(" : 10.1.").count(), 0xfff);
 }
 
