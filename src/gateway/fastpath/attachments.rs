@@ -59,12 +59,15 @@ impl Attachment {
         Ok(Self::Link(PinnedLink { fd, path }))
     }
 
-    fn is_at(&self, interface: u32) -> bool {
+    fn is_at(&self, program: BorrowedFd<'_>, interface: u32) -> bool {
         match self {
             Self::Link(link) => {
                 syscall::attached_interface(link.fd.as_fd()).is_ok_and(|found| found == interface)
             }
-            Self::WithoutLink => true,
+            // An earlier daemon's link may have held it, which ended with that one's pins.
+            Self::WithoutLink => {
+                syscall::is_attached(program, interface).is_ok_and(|is_attached| is_attached)
+            }
         }
     }
 
@@ -72,8 +75,10 @@ impl Attachment {
         match self {
             Self::Link(link) => link.remove(),
             Self::WithoutLink => match syscall::detach_tcx(program, interface) {
-                // The interface was deleted.
-                Err(error) if error.raw_os_error() == Some(libc::ENODEV) => Ok(()),
+                // The interface was deleted, or the program is not there any more.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)) => {
+                    Ok(())
+                }
                 detached => detached,
             },
         }
@@ -155,7 +160,7 @@ impl Attachments {
         };
         self.attached.retain(|index, attachment| {
             let stays = interfaces.iter().any(|interface| interface.index == *index)
-                && attachment.is_at(*index);
+                && attachment.is_at(program, *index);
             if !stays && let Err(error) = attachment.remove(program, *index) {
                 tracing::warn!("cannot detach the program from interface {index}: {error}");
             }

@@ -164,7 +164,9 @@ impl FastPath {
         };
         let directory_lock = pins.create().map_err(not_created)?;
         let loaded = program::load(&pins).and_then(|()| {
-            let was_taken_over = program::adopt_attached(&pins);
+            let was_taken_over = program::adopt_attached(&pins).map_err(|error| {
+                FastPathUnavailable::from_io_error("take over the attached program", &error)
+            })?;
             Ok(Self { was_taken_over, ..Self::open(&pins, [namespace_lock, directory_lock])? })
         });
         if loaded.is_err()

@@ -82,8 +82,41 @@ pub(super) fn load(pins: &PinDirectory) -> Result<(), FastPathUnavailable> {
     program.pin(pins.pin_path(PROGRAM_NAME)).map_err(|error| failed(&error))
 }
 
-/// An attached program of an earlier daemon: its interface, and what the kernel says of it.
-type AttachedProgram = (u32, ProgramInfo);
+/// An attached program of an earlier daemon.
+struct AttachedProgram {
+    interface: u32,
+    info: ProgramInfo,
+    maps: Vec<MapInfo>,
+}
+
+impl AttachedProgram {
+    /// `None` if the program is not ours: others may have its name, but not its maps.
+    fn new(interface: u32, info: ProgramInfo) -> Option<Self> {
+        let ids = info.map_ids().ok()??;
+        let maps: Vec<_> = ids.into_iter().map(MapInfo::from_id).collect::<Result<_, _>>().ok()?;
+        let has = |name: &str| maps.iter().any(|map| map.name() == name.as_bytes());
+        let is_ours = info.name() == PROGRAM_NAME.as_bytes()
+            && [TUPLES, FLOWS, PINHOLES, CONTROL_PORTS, RING].into_iter().all(has);
+        is_ours.then_some(Self { interface, info, maps })
+    }
+
+    /// Detaches it, if it is attached without a link.
+    fn detach(&self) -> io::Result<()> {
+        let program = self.info.fd().map_err(io::Error::other)?;
+        syscall::detach_tcx(program.as_fd(), self.interface)
+    }
+
+    /// Pins it with its maps in place of another one.
+    fn pin_instead(&self, pins: &PinDirectory) -> io::Result<()> {
+        for map in &self.maps {
+            if let Some(name) = MAPS.iter().find(|name| name.as_bytes() == map.name()) {
+                pin_instead(map.fd().map_err(io::Error::other)?.as_fd(), &pins.pin_path(name))?;
+            }
+        }
+        let program = self.info.fd().map_err(io::Error::other)?;
+        pin_instead(program.as_fd(), &pins.pin_path(PROGRAM_NAME))
+    }
+}
 
 /// The programs of earlier daemons at the interfaces of this network namespace. None without CAP_SYS_ADMIN, which the
 /// kernel asks of those who look for programs.
@@ -93,8 +126,7 @@ fn list_attached() -> io::Result<Vec<AttachedProgram>> {
         let Ok((_, programs)) = SchedClassifier::query_tcx(&name, TcAttachType::Ingress) else {
             continue;
         };
-        let ours = programs.into_iter().filter(|info| info.name() == PROGRAM_NAME.as_bytes());
-        found.extend(ours.map(|info| (index, info)));
+        found.extend(programs.into_iter().filter_map(|info| AttachedProgram::new(index, info)));
     }
     Ok(found)
 }
@@ -112,46 +144,27 @@ pub(super) fn is_any_attached() -> bool {
 
 /// Detaches the programs of earlier daemons that are attached without links.
 pub(super) fn detach_all() -> io::Result<()> {
-    list_attached()?.iter().map(detach).fold(Ok(()), io::Result::and)
-}
-
-fn detach((interface, info): &AttachedProgram) -> io::Result<()> {
-    let program = info.fd().map_err(io::Error::other)?;
-    syscall::detach_tcx(program.as_fd(), *interface)
+    list_attached()?.iter().map(AttachedProgram::detach).fold(Ok(()), io::Result::and)
 }
 
 /// Pins the program that an earlier daemon left attached, with its maps, in place of the one that [`load`] pinned, if
 /// they are the same program: with the maps go open pinholes and unread lines. Detaches any other. Returns whether it
 /// pinned one.
-pub(super) fn adopt_attached(pins: &PinDirectory) -> bool {
-    let adopt = || {
-        let path = pins.pin_path(PROGRAM_NAME);
-        let own = ProgramInfo::from_pin(&path).map_err(io::Error::other)?;
-        let mut adopted = None;
-        for attached in list_attached()? {
-            let (_, info) = &attached;
-            if info.id() == own.id() || adopted == Some(info.id()) {
-                continue;
-            }
-            if adopted.is_some() || info.tag() != own.tag() {
-                detach(&attached)?;
-                continue;
-            }
-            for id in info.map_ids().map_err(io::Error::other)?.unwrap_or_default() {
-                let map = MapInfo::from_id(id).map_err(io::Error::other)?;
-                if let Some(name) = MAPS.iter().find(|name| name.as_bytes() == map.name()) {
-                    pin_instead(map.fd().map_err(io::Error::other)?.as_fd(), &pins.pin_path(name))?;
-                }
-            }
-            pin_instead(info.fd().map_err(io::Error::other)?.as_fd(), &path)?;
-            adopted = Some(info.id());
+pub(super) fn adopt_attached(pins: &PinDirectory) -> io::Result<bool> {
+    let own = ProgramInfo::from_pin(pins.pin_path(PROGRAM_NAME)).map_err(io::Error::other)?;
+    let mut adopted = None;
+    for attached in list_attached()? {
+        if adopted == Some(attached.info.id()) {
+            continue;
         }
-        Ok::<bool, io::Error>(adopted.is_some())
-    };
-    adopt().unwrap_or_else(|error| {
-        tracing::warn!("cannot take over the program that is attached: {error}");
-        false
-    })
+        if adopted.is_some() || attached.info.tag() != own.tag() {
+            attached.detach()?;
+            continue;
+        }
+        attached.pin_instead(pins)?;
+        adopted = Some(attached.info.id());
+    }
+    Ok(adopted.is_some())
 }
 
 fn pin_instead(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {

@@ -32,7 +32,7 @@ const BPF_LINK_DETACH: u32 = 34;
 const BPF_TCX_INGRESS: u32 = 46;
 
 /// The commands that this module uses. The daemon uses no others after the program is loaded.
-pub const BPF_COMMANDS: [u32; 12] = [
+pub const BPF_COMMANDS: [u32; 13] = [
     BPF_MAP_LOOKUP_ELEM,
     BPF_MAP_UPDATE_ELEM,
     BPF_MAP_DELETE_ELEM,
@@ -42,6 +42,7 @@ pub const BPF_COMMANDS: [u32; 12] = [
     BPF_PROG_ATTACH,
     BPF_PROG_DETACH,
     BPF_OBJ_GET_INFO_BY_FD,
+    BPF_PROG_QUERY,
     BPF_MAP_LOOKUP_AND_DELETE_ELEM,
     BPF_LINK_CREATE,
     BPF_LINK_DETACH,

@@ -8,7 +8,13 @@
 //!
 //! This module knows neither flows nor pinholes.
 
-use std::{collections::HashMap, ffi::CStr, hash::Hash, io, net::Ipv4Addr};
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    ffi::CStr,
+    hash::Hash,
+    io,
+    net::Ipv4Addr,
+};
 
 use crate::gateway::{
     Commits, GatewayError, RuleParameters,
@@ -22,8 +28,8 @@ use crate::gateway::{
 
 const TARGETS: &CStr = c"fast_path_targets4";
 const SOURCES: &CStr = c"fast_path_sources4";
-/// Limit of the map of sources.
-const MAX_SOURCES: usize = 16_384;
+/// Limit of the sources that change: each connection that the program can have may need two.
+const MAX_SOURCES: usize = 2 * 16_384;
 /// Elements in one transaction, so that it fits a send buffer of the default size.
 const ELEMENTS_PER_BATCH: usize = 256;
 /// How often to read a map, if it changes meanwhile.
@@ -144,12 +150,13 @@ impl Translations {
             Some(known) if known.value == source => {}
             Some(known) if known.lease_count > 0 => return Ok(None),
             _ => {
-                if known.is_none() && self.sources.len() >= MAX_SOURCES {
+                let is_unchanged = source == pair.0;
+                if !is_unchanged && known.is_none() && self.sources.len() >= MAX_SOURCES {
                     let Some(idle) = find_unused(&self.sources) else { return Ok(None) };
                     batch.destroy_element(SOURCES, &pair_key(idle));
                     evicted_pair = Some(idle);
                 }
-                if source != pair.0 {
+                if !is_unchanged {
                     replace_element(&mut batch, SOURCES, &pair_key(pair), source);
                 } else if known.is_some() {
                     batch.destroy_element(SOURCES, &pair_key(pair));
@@ -192,8 +199,13 @@ impl Translations {
         if let Some(target) = target {
             target.lease_count = target.lease_count.saturating_sub(1);
         }
-        if let Some(source) = self.sources.get_mut(&slot.pair) {
-            source.lease_count = source.lease_count.saturating_sub(1);
+        if let Entry::Occupied(mut source) = self.sources.entry(slot.pair) {
+            let Leased { value, lease_count } = source.get_mut();
+            *lease_count = lease_count.saturating_sub(1);
+            // It has no element.
+            if *lease_count == 0 && *value == slot.pair.0 {
+                source.remove();
+            }
         }
     }
 
