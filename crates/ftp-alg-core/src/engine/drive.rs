@@ -196,7 +196,8 @@ fn finish<H: Host>(host: &mut H, effects: &mut Effects) {
         }
     }
     if !effects.renewals.is_empty() {
-        host.kernel().renew_pinholes(&effects.renewals);
+        let renew = |due: &[_]| host.kernel().renew_pinholes(due);
+        effects.registry.renew_in_kernel(&mut effects.renewals, renew);
     }
     if !effects.fast_path_closings.is_empty() {
         host.kernel().close_fast_path_pinholes(&effects.fast_path_closings);

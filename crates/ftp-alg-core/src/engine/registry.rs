@@ -15,7 +15,7 @@ use std::{
 
 use ahash::AHashMap;
 
-use super::{Pinhole, handover::FastPathPinhole};
+use super::{Opening, Pinhole, Renewal, handover::FastPathPinhole};
 
 /// Fraction of all pinholes that one client may hold unused, and fraction including those in use.
 const UNUSED_FRACTION: usize = 4;
@@ -105,6 +105,19 @@ impl PinholeRegistry {
         let due: Vec<_> = closings.filter_map(|closing| state.take_due(closing)).collect();
         drop(state);
         update(&due)
+    }
+
+    /// Calls `renew` with those of `renewals` that are still held. No other thread updates pinholes meanwhile, so none
+    /// is closed, and its endpoints used by another one.
+    pub fn renew_in_kernel(&self, renewals: &mut Vec<Renewal>, renew: impl FnOnce(&[Renewal])) {
+        let _updating = lock(&self.0.updating);
+        let state = self.lock();
+        renewals.retain(|Renewal { opening: Opening { pinhole, .. }, .. }| {
+            let entry = state.entries.get(&(pinhole.initiator, pinhole.arrival));
+            entry.is_some_and(|entry| !entry.is_released && entry.pinhole == *pinhole)
+        });
+        drop(state);
+        renew(renewals);
     }
 
     /// Shares the registry of `others`.
