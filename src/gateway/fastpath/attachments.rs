@@ -65,9 +65,7 @@ impl Attachment {
                 syscall::attached_interface(link.fd.as_fd()).is_ok_and(|found| found == interface)
             }
             // An earlier daemon's link may have held it, which ended with that one's pins.
-            Self::WithoutLink => {
-                syscall::is_attached(program, interface).is_ok_and(|is_attached| is_attached)
-            }
+            Self::WithoutLink => syscall::is_attached(program, interface).unwrap_or(false),
         }
     }
 

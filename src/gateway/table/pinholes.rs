@@ -182,14 +182,14 @@ impl Pinholes {
             what: format!("renew pinhole {}", opening.pinhole),
             source,
         };
-        let elements = || PinholeElements::for_pinhole(&opening.pinhole).map_err(failed);
-        let (present, new) = (elements()?, elements()?.with_mark(opening.control.ct_mark));
-        let mut renewed = OpeningElements::new(opening, new, 0);
+        let elements = PinholeElements::for_pinhole(&opening.pinhole).map_err(failed)?;
+        let elements = elements.with_mark(opening.control.ct_mark);
+        let mut renewed = OpeningElements::new(opening, elements, 0);
         for _ in 0..ATTEMPTS {
             self.batch.clear();
             // The timeout of an element cannot be changed before Linux 6.12. The kernel deletes only what is there:
             // the rule that admits a connection has deleted a consumed one.
-            let permission = present.permission(None);
+            let permission = renewed.elements.permission(None);
             let deletion = self.batch.delete_element(permission.set, permission.key);
             renewed.put(&mut self.batch, self.has_destroy);
             let outcome = self.commits.send(&mut self.batch, &mut self.socket).map_err(failed)?;
