@@ -138,9 +138,6 @@ impl Daemon {
     /// The sets of translations (`targets`, `sources`) are not included: they admit nothing, and their elements remain
     /// for connections that a pinhole admitted. The set of control ports is configuration.
     pub fn open_pinholes(&self) -> Result<Vec<String>> {
-        let mut command = self.gateway.command("nft");
-        command.args(["-j", "list", "table", "inet", "ftp_alg"]);
-        let listed = self.gateway.finish(command, b"", Duration::from_secs(60))?;
         let expected = self.gateway.run("conntrack", &["-L", "expect"])?.stdout_text();
         let fast_path = self.gateway.script(Script::Pinholes, &[], Duration::from_secs(60))?;
         if !fast_path.status.success() {
@@ -148,19 +145,19 @@ impl Daemon {
         }
         let mut openings: Vec<String> =
             expected.lines().chain(fast_path.stdout_text().lines()).map(str::to_owned).collect();
-        if !listed.status.success() {
-            return Ok(openings);
-        }
-        let value: Value = serde_json::from_str(&listed.stdout_text())
-            .map_err(|error| LabError::Unexpected(format!("nft -j: {error}")))?;
-        let objects = value.get("nftables").and_then(Value::as_array).into_iter().flatten();
-        let sets = objects.filter_map(|object| object.get("set"));
-        for set in sets {
-            let name = set.get("name").and_then(Value::as_str).unwrap_or_default();
-            if name.starts_with("pinholes") {
-                let members = set.get("elem").and_then(Value::as_array).into_iter().flatten();
-                openings.extend(members.map(|element| format!("{name}: {element}")));
+        // Not the whole table: other sets may have 65,536 elements.
+        for name in ["pinholes4", "pinholes6"] {
+            let mut command = self.gateway.command("nft");
+            command.args(["-j", "list", "set", "inet", "ftp_alg", name]);
+            let listed = self.gateway.finish(command, b"", Duration::from_secs(60))?;
+            if !listed.status.success() {
+                continue;
             }
+            let value: Value = serde_json::from_str(&listed.stdout_text())
+                .map_err(|error| LabError::Unexpected(format!("nft -j: {error}")))?;
+            let objects = value.get("nftables").and_then(Value::as_array).into_iter().flatten();
+            let sets = objects.filter_map(|object| object.get("set")?.get("elem")?.as_array());
+            openings.extend(sets.flatten().map(|element| format!("{name}: {element}")));
         }
         Ok(openings)
     }
