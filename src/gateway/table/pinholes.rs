@@ -143,11 +143,8 @@ impl Pinholes {
             let outcome = self.commits.send(&mut self.batch, &mut self.socket).map_err(failed)?;
             let Some(error) = outcome.first_error() else { return Ok(()) };
             let removals = revoked.iter().map(|revoked| &revoked.removal);
-            let mut removals = removals.chain(opened.iter().flat_map(|opened| &opened.removals));
-            if self.has_destroy
-                && removals.any(|removal| outcome.failed_with(removal.message, libc::EINVAL))
-            {
-                self.has_destroy = false;
+            let removals = removals.chain(opened.iter().flat_map(|opened| &opened.removals));
+            if self.learns_to_delete(&outcome, removals) {
                 continue;
             }
             let mut learned = false;
@@ -176,6 +173,20 @@ impl Pinholes {
         Err(failed(io::ErrorKind::ResourceBusy.into()))
     }
 
+    /// Whether one of `removals` failed because this kernel lacks NFT_MSG_DESTROYSETELEM. From then on elements are
+    /// deleted.
+    fn learns_to_delete<'a>(
+        &mut self,
+        outcome: &BatchOutcome,
+        removals: impl IntoIterator<Item = &'a ElementRemoval>,
+    ) -> bool {
+        let is_refused =
+            |removal: &ElementRemoval| outcome.failed_with(removal.message, libc::EINVAL);
+        let learns = self.has_destroy && removals.into_iter().any(is_refused);
+        self.has_destroy &= !learns;
+        learns
+    }
+
     /// Keeps a pinhole open for its lifetime from now, unless it is consumed or expired.
     pub fn renew(&mut self, opening: &Opening) -> Result<(), KernelError> {
         let failed = |source| KernelError::System {
@@ -196,12 +207,7 @@ impl Pinholes {
             if outcome.first_error().is_none() || outcome.failed_with(deletion, libc::ENOENT) {
                 return Ok(());
             }
-            let mut removals = renewed.removals.iter();
-            if self.has_destroy
-                && removals.any(|removal| outcome.failed_with(removal.message, libc::EINVAL))
-            {
-                self.has_destroy = false;
-            } else {
+            if !self.learns_to_delete(&outcome, &renewed.removals) {
                 renewed.learn_from(&outcome)?;
             }
         }
