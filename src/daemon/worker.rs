@@ -25,6 +25,8 @@ use super::{
 };
 use crate::gateway::{GatewayError, LinuxKernel, MAXIMUM_WAITING, Queue, RuleParameters};
 
+/// Index of the interface `lo`. What leaves by it stays on this machine.
+const LOOPBACK: u32 = 1;
 /// How long a worker waits for a packet before it expires sessions and pinholes.
 const TICK: Duration = Duration::from_secs(1);
 /// The shortest wait, if a packet in a reorder queue is about to reach its time limit.
@@ -137,7 +139,8 @@ impl Worker {
                     token: Token { queue: queue_index, id: packet.id, mark: packet.mark },
                     bytes: packet.payload,
                     meta: PacketMeta {
-                        is_local: packet.indev == 0 || packet.outdev == 0,
+                        input: packet.indev,
+                        output: if packet.outdev == LOOPBACK { 0 } else { packet.outdev },
                         ..parameters.packet_meta(packet.mark, packet.offload, late)
                     },
                 });

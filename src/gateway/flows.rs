@@ -143,6 +143,7 @@ impl FastPathFlows {
             port_digits: handover.zeros.digits() as u32, // at most 4
             seq_offsets: handover.seq_offsets,
             pinhole_lifetime: handover.pinhole_lifetime,
+            interfaces: handover.interfaces,
         };
         let mut result = self.program.hand_over(&flow);
         if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {

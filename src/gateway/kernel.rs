@@ -8,12 +8,12 @@ use std::{
 
 use ftp_alg_core::engine::{
     FastPathPinhole, FastPathPinholeClosing, FlowChange, Kernel, KernelError, Opening, Pinhole,
-    QueueMode, Renewal, Translation,
+    QueueMode, Renewal, RouteLookup, Translation,
 };
 
 use super::{
     Backend, ClaimedPorts, Commits, Conntrack, Expectations, GatewayError, Injector, OpenPinhole,
-    Pinholes, RuleParameters, flows::FastPathFlows,
+    Pinholes, RuleParameters, flows::FastPathFlows, routes::Routes,
 };
 
 /// The running kernel, in the network namespace of the thread that creates this. One for each thread. It needs the
@@ -22,6 +22,7 @@ use super::{
 pub struct LinuxKernel {
     backend: PinholeBackend,
     conntrack: Conntrack,
+    routes: Routes,
     injector: Injector,
     claimed_ports: ClaimedPorts,
     /// The fast path's flows, if there is a fast path.
@@ -44,6 +45,7 @@ impl LinuxKernel {
                 Backend::Conntrack => PinholeBackend::Conntrack(Expectations::new()?),
             },
             conntrack: Conntrack::new(parameters)?,
+            routes: Routes::new().map_err(|e| GatewayError::system("rtnetlink", e))?,
             injector: Injector::new(parameters)?,
             claimed_ports: ClaimedPorts::default(),
             flows: None,
@@ -120,6 +122,10 @@ impl Kernel for LinuxKernel {
         server: SocketAddr,
     ) -> Result<Option<Translation>, KernelError> {
         self.conntrack.translation(client, server)
+    }
+
+    fn has_route(&mut self, lookup: RouteLookup) -> Result<bool, KernelError> {
+        self.routes.has_route(lookup)
     }
 
     fn update_pinholes(

@@ -28,6 +28,7 @@ mod netlink;
 mod parameters;
 mod probe;
 mod queue;
+mod routes;
 mod table;
 
 pub use automatic::automatic_backend;

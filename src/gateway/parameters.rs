@@ -161,7 +161,7 @@ impl RuleParameters {
             },
             queues_all: bits == self.queue_none_mark,
             is_late,
-            is_local: false,
+            ..PacketMeta::default()
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::gateway::netlink::{Attributes, DONE, ERROR, HEADER, Socket};
+use crate::gateway::netlink::{Attributes, DONE, ERROR, Socket, request_message};
 
 // From linux/rtnetlink.h, linux/if_link.h and linux/if_arp.h; libc lacks some of them.
 const RTM_NEWLINK: u16 = 16;
@@ -36,7 +36,9 @@ pub(super) fn list_ethernet_interfaces(socket: &mut Socket) -> io::Result<Vec<Et
 fn dump_links(socket: &mut Socket) -> io::Result<Vec<EthernetInterface>> {
     let sequence = socket.next_sequence();
     let (mut found, mut errno, mut is_consistent) = (Vec::new(), 0, true);
-    socket.ask(&dump_request(sequence), |message| {
+    let dump = libc::NLM_F_DUMP as u16;
+    let request = request_message(RTM_GETLINK, dump, sequence, &[0; IFINFOMSG_SIZE]);
+    socket.ask(&request, |message| {
         if message.sequence != sequence {
             return;
         }
@@ -52,16 +54,6 @@ fn dump_links(socket: &mut Socket) -> io::Result<Vec<EthernetInterface>> {
         (0, false) => Err(io::ErrorKind::Interrupted.into()),
         _ => Err(io::Error::from_raw_os_error(errno)),
     }
-}
-
-fn dump_request(sequence: u32) -> Vec<u8> {
-    let flags = (libc::NLM_F_REQUEST | libc::NLM_F_DUMP) as u16;
-    let mut bytes = ((HEADER + IFINFOMSG_SIZE) as u32).to_ne_bytes().to_vec();
-    bytes.extend(RTM_GETLINK.to_ne_bytes());
-    bytes.extend(flags.to_ne_bytes());
-    bytes.extend(sequence.to_ne_bytes());
-    bytes.resize(HEADER + IFINFOMSG_SIZE, 0);
-    bytes
 }
 
 fn parse_link(body: &[u8]) -> Option<EthernetInterface> {

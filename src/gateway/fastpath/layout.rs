@@ -17,8 +17,8 @@ pub const LONGEST_LINE: usize = 128;
 pub(super) const PACKET_TUPLE: usize = 12;
 pub(super) const TUPLE_VALUE: usize = 16;
 pub(super) const PINHOLE_KEY: usize = 12;
-pub(super) const PINHOLE: usize = 24;
-pub(super) const FLOW: usize = 400;
+pub(super) const PINHOLE: usize = 32;
+pub(super) const FLOW: usize = 408;
 pub(super) const LINE_RECORD: usize = 56 + LONGEST_LINE;
 
 /// The bytes of the field `handed_over` in a flow.
@@ -92,6 +92,8 @@ pub struct Flow {
     pub seq_offsets: Option<[SequenceOffset; 2]>,
     /// Time from the opening of a pinhole to its deadline.
     pub pinhole_lifetime: Duration,
+    /// Indices of the interfaces on which packets of client and server arrive.
+    pub interfaces: [u32; 2],
 }
 
 impl PacketTuple {
@@ -148,6 +150,7 @@ impl Flow {
         let handed_over = 1;
         let lifetime_ns = u64::try_from(self.pinhole_lifetime.as_nanos()).unwrap_or(u64::MAX);
         let [client_seq, server_seq] = self.next_seq;
+        let [client_interface, server_interface] = self.interfaces;
         let [client_offset, server_offset] =
             self.seq_offsets.unwrap_or([SequenceOffset { offset: 0, first_seq: 0 }; 2]);
         StructWriter::default()
@@ -178,6 +181,10 @@ impl Flow {
             .u32(server_offset.first_seq)
             .u64(0)
             .u64(lifetime_ns)
+            .u64(0)
+            .u64(0)
+            .u32(client_interface)
+            .u32(server_interface)
             .array()
     }
 }
@@ -366,6 +373,7 @@ mod tests {
                 SequenceOffset { offset: 0xbb, first_seq: 0xcc },
             ]),
             pinhole_lifetime: Duration::from_nanos(0x88),
+            interfaces: [0xdd, 0xee],
         };
         let bytes = flow.to_bytes();
         let number = |at: usize| u32::from_ne_bytes(bytes[at..at + 4].try_into().unwrap());
@@ -378,11 +386,14 @@ mod tests {
         for (at, value) in [(80, 0x99), (84, 0xbb), (88, 0xaa), (92, 0xcc), (96, 0)] {
             assert_eq!(number(at), value, "at {at}");
         }
+        for (at, value) in [(112, 0), (124, 0), (128, 0xdd), (132, 0xee)] {
+            assert_eq!(number(at), value, "at {at}");
+        }
         assert_eq!(bytes[24..36], [10, 0, 0, 2, 192, 0, 2, 9, 0x12, 0x34, 0, 21]);
         let addresses = bytes[36..60].as_chunks::<4>().0;
         assert!(addresses.iter().zip(1..).all(|(one, last)| *one == [1, 2, 3, last]));
         assert_eq!(bytes[104..112], 0x88_u64.to_ne_bytes());
-        assert!(bytes[112..].iter().all(|byte| *byte == 0));
+        assert!(bytes[136..].iter().all(|byte| *byte == 0));
         assert_eq!(key.to_bytes(), [10, 0, 0, 2, 192, 0, 2, 9, 0x12, 0x34, 0, 21]);
         assert_eq!(pinhole_key(address(9), SERVER), [1, 2, 3, 9, 192, 0, 2, 9, 0, 21, 0, 0]);
     }

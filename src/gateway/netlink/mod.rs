@@ -252,6 +252,17 @@ pub fn or_absent<T>(answer: io::Result<T>) -> io::Result<Option<T>> {
     }
 }
 
+/// A request of another family than netfilter, whose attributes are in `body`.
+pub fn request_message(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec<u8> {
+    let mut bytes = ((HEADER + body.len()) as u32).to_ne_bytes().to_vec();
+    bytes.extend(kind.to_ne_bytes());
+    bytes.extend((libc::NLM_F_REQUEST as u16 | flags).to_ne_bytes());
+    bytes.extend(sequence.to_ne_bytes());
+    bytes.extend([0; 4]);
+    bytes.extend(body);
+    bytes
+}
+
 /// Appends an empty message, which only wakes its receiver.
 pub fn put_noop(out: &mut Vec<u8>) {
     out.extend_from_slice(&(HEADER as u32).to_ne_bytes());
@@ -303,7 +314,7 @@ impl Socket {
         Self::open_protocol(libc::NETLINK_NETFILTER)
     }
 
-    /// Opens an rtnetlink socket, for interfaces.
+    /// Opens an rtnetlink socket, for interfaces and routes.
     pub fn open_route() -> io::Result<Self> {
         Self::open_protocol(libc::NETLINK_ROUTE)
     }

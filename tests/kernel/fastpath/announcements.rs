@@ -8,7 +8,7 @@ use super::{
     data::syn,
     layout::{Flow, OPENED, PASV_PENDING, Pinhole, PinholeKey, READY, REWRITTEN, Side},
     rng::Rng,
-    scene::{CLIENT, ID, SECOND, SERVER, Talk, masqueraded, now, published, routed},
+    scene::{CLIENT, ID, LOOPBACK, SECOND, SERVER, Talk, masqueraded, now, published, routed},
 };
 
 /// The pinhole that a flow opens for an announcement of this side.
@@ -22,6 +22,10 @@ fn key(flow: &Flow, announcing: Side, port: u16) -> PinholeKey {
         }
     }
 }
+
+/// A pinhole at the line 1.
+const ANY: Pinhole =
+    Pinhole { flow: ID, deadline: 0, line: 1, mark: 2, interface: LOOPBACK, elsewhere_port: 0 };
 
 /// Announcements: the side, the command before the line, the line, and the announced port.
 const ANNOUNCEMENTS: [(Side, &str, &str, u16); 6] = [
@@ -56,7 +60,14 @@ fn each_announcement_opens_exactly_its_pinhole() {
         let line_count = talk.before.line_count;
         assert_eq!(
             pinhole,
-            Pinhole { flow: ID, deadline: pinhole.deadline, line: line_count, mark },
+            Pinhole {
+                flow: ID,
+                deadline: pinhole.deadline,
+                line: line_count,
+                mark,
+                interface: talk.before.interfaces[side.other().index()],
+                elsewhere_port: 0,
+            },
             "{line}"
         );
         // The pinhole before it was closed.
@@ -315,11 +326,11 @@ fn a_pinhole_of_another_flow_or_reserved_is_handed_back() {
         let key = key(&talk.before, side, port);
         // That of another flow, a reserved one, and an expired one of another flow.
         for (flow, deadline) in [(ID + 1, u64::MAX), (0, u64::MAX), (ID + 1, 0)] {
-            talk.scene.set_pinhole(key, Pinhole { flow, deadline, line: 1, mark: 2 });
+            talk.scene.set_pinhole(key, Pinhole { flow, deadline, ..ANY });
             talk.line_hands_back(side, format!("{line}\r\n"));
         }
         // The flow's own pinhole, though the flow does not name it.
-        talk.scene.set_pinhole(key, Pinhole { flow: ID, deadline: u64::MAX, line: 1, mark: 2 });
+        talk.scene.set_pinhole(key, Pinhole { flow: ID, deadline: u64::MAX, ..ANY });
         talk.says(side, line);
         assert_eq!(talk.scene.pinhole(key).unwrap().line, talk.before.line_count);
         if side == Side::Client {
@@ -334,7 +345,7 @@ fn a_pinhole_of_another_flow_is_not_closed() {
     talk.says(Side::Client, "PORT 10,0,0,2,4,1");
     talk.says(Side::Server, "200 ok");
     let key = talk.before.pinhole.unwrap();
-    let other = Pinhole { flow: ID + 1, deadline: 1, line: 1, mark: 2 };
+    let other = Pinhole { flow: ID + 1, deadline: 1, ..ANY };
     talk.scene.set_pinhole(key, other);
     talk.says(Side::Client, "PORT 10,0,0,2,4,2");
     assert_eq!(talk.scene.pinhole(key), Some(other));

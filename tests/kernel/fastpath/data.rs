@@ -3,9 +3,9 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::{
-    frames::{ACK, CWR, ECE, FIN, Frame, PSH, RST, SYN, URG},
+    frames::{ACK, CWR, Checksum, ECE, FIN, Frame, PSH, RST, SYN, URG, with_right_ip_checksum},
     layout::{ADMITTED, Pinhole, PinholeKey, Side, tuple_key},
-    scene::{ID, Outcome, SECOND, Scene, Talk, now, routed},
+    scene::{ID, LOOPBACK, OTHER_INTERFACE, Outcome, SECOND, Scene, Talk, now, routed},
 };
 
 const KEY: PinholeKey = PinholeKey {
@@ -22,7 +22,7 @@ pub fn syn(key: PinholeKey) -> Frame {
 }
 
 fn pinhole(deadline: u64) -> Pinhole {
-    Pinhole { flow: ID, deadline, line: 3, mark: MARK }
+    Pinhole { flow: ID, deadline, line: 3, mark: MARK, interface: LOOPBACK, elsewhere_port: 0 }
 }
 
 /// Whether the program marks the packet. It must not change the packet otherwise.
@@ -158,6 +158,48 @@ fn only_a_plain_syn_with_the_right_tuple_is_admitted() {
     assert!(is_admitted(&scene, &good));
 }
 
+/// The kernel drops such a SYN, so it must not consume the pinhole.
+#[test]
+fn a_syn_that_the_kernel_drops_is_not_admitted() {
+    let mut scene = Scene::new();
+    scene.set_pinhole(KEY, pinhole(u64::MAX));
+    for dropped in [
+        Frame { ttl: 1, ..syn(KEY) },
+        Frame { ttl: 0, ..syn(KEY) },
+        Frame { wrong_ip_checksum: 1, ..syn(KEY) },
+        Frame { checksum: Checksum::WrongBy(1), ..syn(KEY) },
+        Frame { destination_mac: [2, 0, 0, 0, 0, 2], ..syn(KEY) },
+        Frame { destination_mac: [0xff; 6], ..syn(KEY) },
+        Frame { destination_mac: [1, 0, 0x5e, 0, 0, 1], ..syn(KEY) },
+    ] {
+        assert!(!is_admitted(&scene, &dropped), "{dropped:?}");
+        assert_eq!(scene.pinhole(KEY), Some(pinhole(u64::MAX)));
+    }
+    let partial = Frame { checksum: Checksum::OfPseudoHeader, ttl: 2, ..syn(KEY) };
+    assert!(is_admitted(&scene, &partial));
+}
+
+/// It may be forged, and dropped by rp_filter; or the initiator has two paths to this machine.
+#[test]
+fn a_syn_from_elsewhere_does_not_consume_the_pinhole() {
+    let mut scene = Scene::new();
+    let from = |port| {
+        let mut frame = syn(KEY);
+        frame.source.set_port(port);
+        frame
+    };
+    let elsewhere = Pinhole { interface: OTHER_INTERFACE, ..pinhole(u64::MAX) };
+    scene.set_pinhole(KEY, elsewhere);
+    assert!(is_admitted(&scene, &from(5000)));
+    assert!(is_admitted(&scene, &from(5000)), "a retransmission");
+    assert!(!is_admitted(&scene, &from(5001)), "one connection");
+    let taken = Pinhole { elsewhere_port: 5000, ..elsewhere };
+    assert_eq!(scene.pinhole(KEY), Some(taken));
+    scene.set_pinhole(KEY, Pinhole { interface: LOOPBACK, ..taken });
+    assert!(is_admitted(&scene, &from(5001)), "where the initiator is");
+    assert_eq!(scene.pinhole(KEY), None);
+}
+
 #[test]
 fn a_syn_on_the_endpoints_of_a_control_connection_is_not_admitted() {
     let mut talk = Talk::new(routed());
@@ -182,7 +224,7 @@ fn packets_other_than_ipv4_tcp_on_ethernet_are_ignored() {
     let with = |at: usize, byte: u8| {
         let mut bytes = good.clone();
         bytes[at] = byte;
-        bytes
+        with_right_ip_checksum(bytes)
     };
     let tagged = [&good[..12], &[0x81, 0, 0, 5], &good[12..]].concat();
     let cases = [

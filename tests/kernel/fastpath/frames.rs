@@ -35,6 +35,11 @@ pub struct Frame {
     /// Number of padding bytes after the IP packet.
     pub padding: usize,
     pub checksum: Checksum,
+    pub ttl: u8,
+    /// What the IP header's checksum is wrong by.
+    pub wrong_ip_checksum: u16,
+    /// The destination's MAC address. That of `lo`, on which packets arrive, is all zeros.
+    pub destination_mac: [u8; 6],
 }
 
 /// The TCP checksum.
@@ -64,6 +69,9 @@ impl Frame {
             fragment_offset: 0,
             padding: 0,
             checksum: Checksum::Right,
+            ttl: 64,
+            wrong_ip_checksum: 0,
+            destination_mac: [0; 6],
         }
     }
 
@@ -76,12 +84,12 @@ impl Frame {
         tcp.set_options_raw(&self.tcp_options).unwrap();
         let length = u16::try_from(tcp.header_len() + self.payload.len()).unwrap();
         let [from, to] = [self.source, self.destination].map(|one| one.ip().octets());
-        let mut ip = Ipv4Header::new(length, 64, IpNumber::TCP, from, to).unwrap();
+        let mut ip = Ipv4Header::new(length, self.ttl, IpNumber::TCP, from, to).unwrap();
         ip.options = Ipv4Options::try_from(&self.ip_options[..]).unwrap();
         ip.total_len += u16::try_from(self.ip_options.len()).unwrap();
         ip.more_fragments = self.more_fragments;
         ip.fragment_offset = IpFragOffset::try_new(self.fragment_offset).unwrap();
-        ip.header_checksum = ip.calc_header_checksum();
+        ip.header_checksum = ip.calc_header_checksum() ^ self.wrong_ip_checksum;
         tcp.checksum = tcp.calc_checksum_ipv4(&ip, &self.payload).unwrap();
         match self.checksum {
             Checksum::Right => {}
@@ -95,7 +103,7 @@ impl Frame {
         }
         let ethernet = Ethernet2Header {
             source: [2, 0, 0, 0, 0, 1],
-            destination: [2, 0, 0, 0, 0, 2],
+            destination: self.destination_mac,
             ether_type: EtherType::IPV4,
         };
         let mut bytes = Vec::new();
@@ -106,6 +114,16 @@ impl Frame {
         bytes.resize(bytes.len() + self.padding, 0xee);
         bytes
     }
+}
+
+/// Corrects the checksum of an IP header without options.
+pub fn with_right_ip_checksum(mut frame: Vec<u8>) -> Vec<u8> {
+    frame[24..26].fill(0);
+    let words = frame[14..34].as_chunks::<2>().0.iter();
+    let sum: u32 = words.map(|word| u32::from(u16::from_be_bytes(*word))).sum();
+    let sum = (sum & 0xffff) + (sum >> 16);
+    frame[24..26].copy_from_slice(&(!(sum + (sum >> 16)) as u16).to_be_bytes());
+    frame
 }
 
 /// The payload of a packet. Checks its checksums.

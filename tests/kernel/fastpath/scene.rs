@@ -15,8 +15,8 @@ use ftp_alg::gateway::fastpath;
 use super::{
     frames::{ACK, FIN, Frame, PSH, payload},
     layout::{
-        FLOW, Flow, HANDED_BACK, INSPECTED, LINE_RECORD, LineRecord, Pinhole, PinholeKey, READY,
-        REWRITTEN, Side, tuple_key, tuple_value,
+        FLOW, Flow, HANDED_BACK, INSPECTED, LINE_RECORD, LineRecord, PINHOLE, Pinhole, PinholeKey,
+        READY, REWRITTEN, Side, tuple_key, tuple_value,
     },
 };
 
@@ -31,6 +31,11 @@ const NEXT: u32 = u32::MAX;
 const CONTEXT: usize = 192;
 const MARK: std::ops::Range<usize> = 8..12;
 
+/// The interface on which packets arrive, of a test run without another one.
+pub const LOOPBACK: u32 = 1;
+/// An interface on which none arrives.
+pub const OTHER_INTERFACE: u32 = 2;
+
 /// A packet after the program ran.
 #[derive(Debug, PartialEq, Eq)]
 pub struct Outcome {
@@ -42,7 +47,7 @@ pub struct Scene {
     loaded: Ebpf,
     tuples: HashMap<MapData, [u8; 12], [u8; 16]>,
     flows: HashMap<MapData, u64, [u8; FLOW]>,
-    pinholes: HashMap<MapData, [u8; 12], [u8; 24]>,
+    pinholes: HashMap<MapData, [u8; 12], [u8; PINHOLE]>,
     barred_ports: Array<MapData, u32>,
     counters: PerCpuArray<MapData, u64>,
     pub heartbeat: Array<MapData, u64>,
@@ -183,6 +188,7 @@ pub fn routed() -> Flow {
         pinhole: None,
         pinhole_line: 0,
         pinhole_lifetime: 30 * SECOND,
+        interfaces: [LOOPBACK; 2],
         last_line: [(0, Some(Vec::new())), (0, Some(Vec::new()))],
     }
 }

@@ -311,6 +311,7 @@ fn inspected_packets_bypass_the_queue() {
     control.tuples[0].source = from;
     control.tuples[1].destination = outside;
     control.next_seq = next;
+    control.interfaces = ready.lab.on_gateway(|| fastpath::indices(["lan", "wan"]));
     control.inspected_mark = RuleParameters::default().inspected_mark();
     let path = ready.path();
     path.hand_over(&control).unwrap();

@@ -95,7 +95,17 @@ pub fn flow(id: u64) -> Flow {
         port_digits: 0,
         seq_offsets: None,
         pinhole_lifetime: Duration::from_secs(30),
+        interfaces: [1; 2], // lo, as in `receive`
     }
+}
+
+/// Indices of the interfaces with these names, in the namespace of this thread.
+pub fn indices(names: [&str; 2]) -> [u32; 2] {
+    names.map(|name| {
+        let name = std::ffi::CString::new(name).unwrap();
+        // SAFETY: the name ends with a zero byte.
+        unsafe { libc::if_nametoindex(name.as_ptr()) }
+    })
 }
 
 /// An Ethernet frame with its checksums.

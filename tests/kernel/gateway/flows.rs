@@ -39,6 +39,7 @@ fn no_more_connections_are_handed_over_than_there_is_room_for() {
                 next_seq: [1000, 2000],
                 login,
                 translation: ends(number),
+                interfaces: [1; 2],
                 announced_addresses: [*CLIENT.ip(), *SERVER.ip()],
                 seq_offsets: None,
                 zeros: ZeroPadding::None,

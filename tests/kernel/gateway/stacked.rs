@@ -2,11 +2,12 @@
 
 use std::net::SocketAddrV4;
 
+use ftp_alg::gateway::fastpath::Flow;
 use ftp_alg_lab::wait_for;
 
 use super::{
     attachments::{name_set, update_attachments},
-    fastpath::{CLIENT, Pins, SERVER, flow, frame, read, send_frame},
+    fastpath::{CLIENT, Pins, SERVER, flow, frame, indices, read, send_frame},
     lab::{Lab, inside},
 };
 
@@ -16,6 +17,8 @@ struct Way {
     /// What makes the gateway's interface; `lan` is the one that is there.
     made: &'static str,
     attached: &'static [&'static str],
+    /// The interface on which the rules see the client's packets.
+    upper: &'static str,
     vlan: Option<u16>,
 }
 
@@ -34,6 +37,7 @@ fn stacked_interfaces_inspect_a_packet_once() {
             made: "ip link add bridge address 02:00:00:00:00:01 up type bridge; \
                    ip link set lan master bridge",
             attached: &["bridge", "wan"],
+            upper: "bridge",
             vlan: None,
         },
         Way {
@@ -41,6 +45,7 @@ fn stacked_interfaces_inspect_a_packet_once() {
             made: "ip link set lan address 02:00:00:00:00:01; \
                    ip link add link lan name tagged up type vlan id 7",
             attached: &["lan", "wan", "tagged"],
+            upper: "tagged",
             vlan: Some(7),
         },
         Way {
@@ -49,6 +54,7 @@ fn stacked_interfaces_inspect_a_packet_once() {
                    ip link add bridge address 02:00:00:00:00:01 up type bridge; \
                    ip link set tagged master bridge",
             attached: &["lan", "bridge", "wan"],
+            upper: "bridge",
             vlan: Some(7),
         },
         Way {
@@ -57,12 +63,14 @@ fn stacked_interfaces_inspect_a_packet_once() {
                    ip link set lan master bridge; \
                    ip link add link bridge name tagged up type vlan id 7",
             attached: &["bridge", "wan", "tagged"],
+            upper: "tagged",
             vlan: Some(7),
         },
         Way {
             name: "macvlan",
             made: "ip link add link lan name own address 02:00:00:00:00:01 up type macvlan",
             attached: &["lan", "wan", "own"],
+            upper: "own",
             vlan: None,
         },
         Way {
@@ -70,6 +78,7 @@ fn stacked_interfaces_inspect_a_packet_once() {
             made: "ip link add bond address 02:00:00:00:00:01 type bond mode active-backup; \
                    ip link set lan down; ip link set lan master bond; ip link set bond up",
             attached: &["bond", "wan"],
+            upper: "bond",
             vlan: None,
         },
     ];
@@ -78,7 +87,7 @@ fn stacked_interfaces_inspect_a_packet_once() {
     }
 }
 
-fn inspect_once(Way { name, made, attached, vlan }: &Way) {
+fn inspect_once(Way { name, made, attached, upper, vlan }: &Way) {
     let (lab, pins) = (Lab::new(), Pins::new());
     lab.on_gateway(|| {
         // Not every kernel has all of them.
@@ -92,7 +101,7 @@ fn inspect_once(Way { name, made, attached, vlan }: &Way) {
         );
         let path = pins.load();
         assert_eq!(update_attachments(&path), name_set(attached));
-        path.hand_over(&flow(7)).unwrap();
+        path.hand_over(&Flow { interfaces: indices([upper, "wan"]), ..flow(7) }).unwrap();
         let by_client = |mut bytes: Vec<u8>| {
             if let Some(vlan) = vlan {
                 bytes.splice(12..12, [[0x81, 0], vlan.to_be_bytes()].concat());

@@ -16,9 +16,13 @@ impl Engine {
     /// Takes the kernel's answers to all requests in `effects`, and continues with the packets that waited for them.
     /// These may make further requests.
     pub fn handle_answers(&mut self, now: Instant, effects: &mut Effects) {
+        let mut route_lookups = take(&mut effects.route_lookups);
         let (mut lookups, mut openings) = (take(&mut effects.lookups), take(&mut effects.openings));
         let (mut mode_changes, mut packets) =
             (take(&mut effects.mode_changes), take(&mut effects.waiting_bytes));
+        for kernel_request in &mut route_lookups {
+            self.handle_route_lookup(now, kernel_request, &packets, effects);
+        }
         for kernel_request in &mut lookups {
             self.handle_lookup(now, kernel_request, &packets, effects);
         }
@@ -30,6 +34,7 @@ impl Engine {
         }
         packets.clear();
         packets.shrink_to(RETAINED_CAPACITY);
+        reuse_allocation(&mut effects.route_lookups, route_lookups);
         reuse_allocation(&mut effects.lookups, lookups);
         reuse_allocation(&mut effects.openings, openings);
         reuse_allocation(&mut effects.mode_changes, mode_changes);
@@ -118,15 +123,15 @@ impl Engine {
     ) {
         let WaitingPacket { token, meta, ref bytes, ref line, ref mut attempt } = *waiting;
         let packet = QueuedPacket { token, meta, bytes: &packets[bytes.clone()] };
-        let outcome = match &line.request {
-            DecisionRequest::Announcement(announced) => {
+        let outcome = match line.as_ref().map(|line| &line.request) {
+            Some(DecisionRequest::Announcement(announced)) => {
                 self.with_connection(now, session, effects, |c| decide(c, announced, attempt))
             }
-            DecisionRequest::AdjustSequence => None,
+            Some(DecisionRequest::AdjustSequence) | None => None,
         };
         let answer = match outcome {
             Some(AnnouncementOutcome::Decided(verdict)) => {
-                Some((waiting.line, DecisionAnswer::Verdict(verdict)))
+                waiting.line.map(|line| (line, DecisionAnswer::Verdict(verdict)))
             }
             Some(AnnouncementOutcome::NeedsKernel) => {
                 let request_again = |c: &mut Connection<'_>| {
@@ -207,7 +212,7 @@ impl Engine {
         let waited = kernel_request.waiting.take().map(|waiting| {
             let WaitingPacket { token, meta, bytes, line, .. } = *waiting;
             let packet = QueuedPacket { token, meta, bytes: &packets[bytes] };
-            (packet, Some((line, DecisionAnswer::AdjustSequence(answer.is_ok()))))
+            (packet, line.map(|line| (line, DecisionAnswer::AdjustSequence(answer.is_ok()))))
         });
         self.resume(now, session, waited, effects);
     }

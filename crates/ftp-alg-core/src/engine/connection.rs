@@ -169,7 +169,8 @@ impl Connection<'_> {
         waiting.bytes = start..self.effects.waiting_bytes.len();
         self.control.begin_request();
         let session = self.session();
-        if matches!(waiting.line.request, DecisionRequest::AdjustSequence) {
+        let request = waiting.line.as_ref().map(|line| &line.request);
+        if matches!(request, Some(DecisionRequest::AdjustSequence)) {
             let request = self.mode_change(QueueMode::All);
             self.effects.mode_changes.push(KernelRequest::new(session, request, Some(waiting)));
         } else if let (Some(attempt), Some(control)) =

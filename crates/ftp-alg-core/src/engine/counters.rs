@@ -73,6 +73,8 @@ counters! {
         not_followed: u64,
         /// It belongs to another connection on the endpoints of a session.
         other_connection: u64,
+        /// It arrived where no route to its sender leads.
+        elsewhere: u64,
     }
 }
 

@@ -11,6 +11,7 @@ use super::{
     memory::should_count_memory,
     queue_mode::{acknowledge, send_trailing_segment, wanted_queue_mode},
     resegment::resegment,
+    routes::Origin,
 };
 use crate::{
     packet::{Packet, PacketEdit, Seq, flags},
@@ -191,23 +192,37 @@ impl Engine {
         if let Some(index) = found
             && let Some(Entry { control, .. }) = self.sessions.table.get_mut(index)
         {
-            let from = control.side_of(source);
-            if control.fast_path().is_handed_over {
+            let (from, session) = (control.side_of(source), SessionRef { index, id: control.id });
+            let (is_busy, is_handed_over) = (control.is_busy(), control.fast_path().is_handed_over);
+            let is_certain = !packet.has(flags::SYN) && control.incarnation().is_none();
+            match if is_busy { Origin::Sender } else { self.find_origin(index, from, meta) } {
+                Origin::Sender => {}
+                Origin::Elsewhere => {
+                    self.report_elsewhere(index, effects);
+                    let reason = "it arrived where no route to its sender leads";
+                    self.pass_unread(bytes, |unread| &mut unread.elsewhere, reason);
+                    return ACCEPT;
+                }
+                Origin::Unknown(lookup) => {
+                    self.ask_for_route(queued, session, lookup, effects);
+                    return Decision::AwaitKernel;
+                }
+            }
+            if is_handed_over {
                 self.sessions.take_back(index);
             }
-            let Some(Entry { control, .. }) = self.sessions.table.get_mut(index) else {
-                return self.pass_without_entry(bytes);
-            };
-            if control.is_busy() {
-                context.session = SessionRef { index, id: control.id };
+            if is_busy {
+                context.session = session;
                 return Decision::Park;
             }
-            let is_certain = !packet.has(flags::SYN) && control.incarnation().is_none();
             known = is_certain.then_some((index, from));
         }
         let known = known.or_else(|| {
             let index = self.find_or_insert(now, &packet, found, *meta, effects)?;
-            Some((index, self.sessions.table.get_mut(index)?.control.side_of(source)))
+            let from = self.sessions.table.get_mut(index)?.control.side_of(source);
+            // A new session knows no interfaces, so there is no question.
+            self.find_origin(index, from, meta);
+            Some((index, from))
         });
         let Some((index, from)) = known else {
             trace_unread(bytes, "no session for it");
@@ -289,7 +304,7 @@ impl Engine {
                 AnnouncementOutcome::NeedsKernel => {
                     let QueuedPacket { token, meta, bytes } = *queued;
                     let waiting =
-                        WaitingPacket { token, meta, bytes: 0..0, line: request, attempt };
+                        WaitingPacket { token, meta, bytes: 0..0, line: Some(request), attempt };
                     connection.request(bytes, Box::new(waiting));
                     return Decision::AwaitKernel;
                 }
@@ -344,7 +359,7 @@ impl Engine {
             matches!(decision, Decision::Verdict(Verdict::Accept | Verdict::Replace(_)));
         // If this machine is an end of the connection, the BPF program sees only half of it, and no SYN from here.
         let may_be_idle = is_new || packet.has(flags::SYN);
-        if from == Side::Server && may_be_idle && is_forwarded && !meta.is_local {
+        if from == Side::Server && may_be_idle && is_forwarded && !meta.is_local() {
             self.offer_to_fast_path(index, effects);
         }
         decision

@@ -1,6 +1,6 @@
 //! Carries out the effects of a batch in the only safe order.
 //!
-//! 1. Kernel requests: translations are looked up, then all pinholes are opened in one transaction, then queue modes
+//! 1. Kernel requests: routes and translations are looked up, then all pinholes are opened in one transaction, then queue modes
 //!    are set. No engine is locked meanwhile. With the answers, the engine continues with the packets that waited,
 //!    which may make further requests.
 //! 2. Records of sessions are written. A packet whose record is not written has not been forwarded either, and is
@@ -58,7 +58,7 @@ pub fn carry_out<H: Host>(host: &mut H, now: Instant, all: &mut [Effects]) {
 pub enum Step {
     /// Checks for kernel requests. If there are none, checks for downtime, and concludes if there was none.
     CheckRequests,
-    /// Looks up translations.
+    /// Looks up routes and translations.
     LookUp,
     /// Opens pinholes.
     OpenPinholes,
@@ -140,6 +140,9 @@ impl Step {
 }
 
 fn look_up(kernel: &mut impl Kernel, all: &mut [Effects]) {
+    for lookup in all.iter_mut().flat_map(|effects| &mut effects.route_lookups) {
+        lookup.answer = Some(kernel.has_route(lookup.request));
+    }
     for lookup in all.iter_mut().flat_map(|effects| &mut effects.lookups) {
         lookup.answer =
             Some(kernel.lookup_translation(lookup.request.client, lookup.request.server));

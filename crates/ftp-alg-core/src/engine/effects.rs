@@ -12,6 +12,7 @@ use super::{
     handover::{FastPathPinhole, FlowChanges},
     pinholes::{Attempt, FastPathPinholeClosing},
     registry::{PinholeClosing, PinholeRegistry},
+    routes::RouteLookup,
 };
 use crate::session::{DropReason, PendingLine, Side};
 
@@ -117,7 +118,7 @@ pub(super) struct WaitingPacket {
     /// Position of its bytes in [`Effects::waiting_bytes`].
     pub(super) bytes: Range<usize>,
     /// The line that needs a decision.
-    pub(super) line: Box<PendingLine>,
+    pub(super) line: Option<Box<PendingLine>>,
     /// The reserved pinhole, if the request is to open one.
     pub(super) attempt: Option<Attempt>,
 }
@@ -201,6 +202,8 @@ pub struct Effects {
     pub(super) downtime_recorded: bool,
     /// The next deadline of the reorder queue.
     pub reorder_deadline: Option<Instant>,
+    /// Routes to look up; the answer is whether there is one.
+    pub route_lookups: Vec<KernelRequest<RouteLookup, bool>>,
     /// Translations to look up.
     pub lookups: Vec<KernelRequest<Lookup, Option<Translation>>>,
     /// Pinholes to close in the same transaction, before others are opened.
@@ -250,7 +253,10 @@ impl Effects {
 
     /// Whether the kernel must answer requests before anything else is done.
     pub fn has_kernel_requests(&self) -> bool {
-        !(self.lookups.is_empty() && self.openings.is_empty() && self.mode_changes.is_empty())
+        !(self.route_lookups.is_empty()
+            && self.lookups.is_empty()
+            && self.openings.is_empty()
+            && self.mode_changes.is_empty())
     }
 
     /// Records of changed sessions, to be written before verdicts are given.

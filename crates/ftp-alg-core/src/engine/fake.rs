@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::{
     FastPathPinhole, FastPathPinholeClosing, FlowChange, Kernel, KernelError, Opening, Pinhole,
-    QueueMode, Translation,
+    QueueMode, RouteLookup, Translation,
 };
 
 /// See the module.
@@ -14,6 +14,10 @@ pub struct FakeKernel {
     pub translation: Option<Translation>,
     /// The address of all servers as their clients see it.
     pub published: Option<IpAddr>,
+    /// The only routes that there are; `None`: each address has a route to each interface.
+    pub routes: Option<Vec<RouteLookup>>,
+    /// The number of route lookups.
+    pub route_lookups: usize,
     /// Whether conntrack was flushed, and no packet has passed since.
     pub was_flushed: bool,
     /// The open pinholes.
@@ -46,6 +50,11 @@ impl Kernel for FakeKernel {
         let server_external = published.unwrap_or(server);
         let plain = Translation { server_external, ..Translation::identity(client, server) };
         Ok(Some(self.translation.unwrap_or(plain)))
+    }
+
+    fn has_route(&mut self, lookup: RouteLookup) -> Result<bool, KernelError> {
+        self.route_lookups += 1;
+        Ok(self.routes.as_ref().is_none_or(|routes| routes.contains(&lookup)))
     }
 
     fn update_pinholes(

@@ -217,11 +217,13 @@ impl Sessions {
         if is_ungreeted && self.ungreeted_handovers >= MAX_UNGREETED {
             return;
         }
-        let Some(translation) = control.translation().copied() else {
-            let (session, client, server) =
-                (SessionRef { index, id: control.id }, control.client(), control.server());
-            control.fast_path_mut().wants_translation = true;
-            effects.lookups.push(KernelRequest::new(session, Lookup { client, server }, None));
+        if !self.ask_before_handover(index, effects) {
+            return;
+        }
+        let Some(Entry { session, control }) = self.table.get_mut(index) else { return };
+        let (Some(translation), Some(interfaces)) =
+            (control.translation().copied(), session.interfaces.indices())
+        else {
             return;
         };
         // The rules that admit its data connections know no ct marks.
@@ -266,6 +268,7 @@ impl Sessions {
                 false => LoginStage::Greeted,
             },
             translation,
+            interfaces,
             announced_addresses: [client, server],
             seq_offsets: session.is_adjusted().then(|| {
                 [Side::Client, Side::Server].map(|side| {
@@ -281,6 +284,24 @@ impl Sessions {
             pinhole_lifetime: policy.pinhole_lifetime,
         }));
         self.mark_changed(index);
+    }
+
+    /// Asks the kernel for what the handover of the connection at `index` needs. Returns whether nothing is missing.
+    fn ask_before_handover(&mut self, index: u32, effects: &mut Effects) -> bool {
+        let Some(Entry { session, control }) = self.table.get_mut(index) else { return false };
+        let session_ref = SessionRef { index, id: control.id };
+        let question = session.interfaces.question();
+        let needs_translation = control.translation().is_none();
+        if needs_translation {
+            let request = Lookup { client: control.client(), server: control.server() };
+            control.fast_path_mut().wants_translation = true;
+            effects.lookups.push(KernelRequest::new(session_ref, request, None));
+        }
+        let missing = question.and_then(|question| self.answer_route(index, question).err());
+        if let Some(request) = missing {
+            effects.route_lookups.push(KernelRequest::new(session_ref, request, None));
+        }
+        !needs_translation && missing.is_none()
     }
 
     /// Takes the connection at `index` back from the BPF program.

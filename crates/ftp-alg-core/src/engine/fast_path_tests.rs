@@ -100,6 +100,7 @@ fn an_idle_connection_is_handed_over_with_its_state() {
             next_seq: talk.next,
             login: LoginStage::LoggedIn,
             translation: talk.gateway.kernel.translation.unwrap(),
+            interfaces: [1; 2],
             announced_addresses: ["198.51.100.1".parse().unwrap(), "203.0.113.9".parse().unwrap()],
             seq_offsets: None,
             zeros: crate::ftp::ZeroPadding::Three,

@@ -89,6 +89,8 @@ pub struct Handover {
     pub login: LoginStage,
     /// Translation of the IPv4 connection.
     pub translation: Translation,
+    /// Indices of the interfaces on which client and server are.
+    pub interfaces: [u32; 2],
     /// The addresses to announce for the client and for the server.
     pub announced_addresses: [Ipv4Addr; 2],
     /// How a rewritten `PORT` keeps its length.

@@ -10,7 +10,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{FastPathPinhole, FastPathPinholeClosing, FlowChange, Opening, Renewal};
+use super::{FastPathPinhole, FastPathPinholeClosing, FlowChange, Opening, Renewal, RouteLookup};
 use crate::session::Side;
 
 /// The translation of a control connection: how NAT shows its two ends to each other.
@@ -141,6 +141,11 @@ pub trait Kernel {
         client: SocketAddr,
         server: SocketAddr,
     ) -> Result<Option<Translation>, KernelError>;
+
+    /// Whether a route to the address leads to the interface: the best one, or another one with the same prefix.
+    fn has_route(&mut self, _lookup: RouteLookup) -> Result<bool, KernelError> {
+        Ok(true)
+    }
 
     /// Closes the pinholes `closed`, open or not, with their translations; established data connections stay. Then
     /// opens `openings`, each for one connection or until its lifetime ends. All of it is one transaction if the kernel

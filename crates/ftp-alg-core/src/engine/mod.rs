@@ -33,6 +33,7 @@ mod records;
 mod registry;
 mod reorder;
 mod resegment;
+mod routes;
 mod sessions;
 mod standalone;
 mod table;
@@ -63,6 +64,7 @@ pub use pinholes::FastPathPinholeClosing;
 pub use records::{RECORD_FORMAT, RecordError, RestoredCounts, SessionRecords};
 pub use registry::PinholeRegistry;
 use reorder::ReorderQueue;
+pub use routes::RouteLookup;
 pub use sessions::Sessions;
 pub use standalone::{PacketOutcome, Standalone};
 use table::Key;
@@ -83,7 +85,7 @@ pub struct QueuedPacket<'p> {
 }
 
 /// What a host knows about a packet besides its bytes.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug)]
 pub struct PacketMeta {
     /// Its offload state.
     pub offload: Offload,
@@ -95,8 +97,32 @@ pub struct PacketMeta {
     pub queues_all: bool,
     /// Whether other packets of its connection may have passed unread since it was queued.
     pub is_late: bool,
+    /// Index of the interface on which it arrived; 0 if this machine sent it.
+    pub input: u32,
+    /// Index of the interface by which it leaves; 0 if this machine receives it.
+    pub output: u32,
+}
+
+impl Default for PacketMeta {
+    /// A packet that is forwarded by a machine with one interface.
+    fn default() -> Self {
+        Self {
+            offload: Offload::default(),
+            may_wait: false,
+            from: None,
+            queues_all: false,
+            is_late: false,
+            input: 1,
+            output: 1,
+        }
+    }
+}
+
+impl PacketMeta {
     /// Whether this machine is an end of its connection.
-    pub is_local: bool,
+    fn is_local(&self) -> bool {
+        self.input == 0 || self.output == 0
+    }
 }
 
 /// Whether TCP checksums are verified. A receiver discards a segment with a wrong checksum, so its content must not
@@ -162,6 +188,7 @@ impl Engine {
         effects: &mut Effects,
     ) {
         effects.activate(self.sessions.pinholes.registry());
+        self.sessions.routes.forget_old(now);
         self.sessions.prefetch(packets.clone().map(|packet| packet.bytes));
         // The thread that calls `expire` may sleep while packets of these sessions arrive through other queues.
         self.sessions.expire_pinholes(now, effects);

@@ -13,6 +13,7 @@ use super::{
     memory::MemoryBudget,
     pinholes::{HeldPinhole, PinholeTable},
     records::UnwrittenChanges,
+    routes::RouteAnswers,
     table::{Key, Table},
     watched::WatchedConnections,
 };
@@ -30,6 +31,7 @@ pub struct Sessions {
     pub(super) memory: MemoryBudget,
     pub(super) client_shares: ClientShares,
     pub(super) watched: WatchedConnections,
+    pub(super) routes: RouteAnswers,
     /// The last session number; all shards share it.
     pub(super) last_id: Arc<AtomicU64>,
     /// Table slot that the last sweep examined.
@@ -59,6 +61,7 @@ impl Sessions {
             memory: MemoryBudget::default(),
             client_shares: ClientShares::default(),
             watched: WatchedConnections::default(),
+            routes: RouteAnswers::default(),
             last_id: Arc::default(),
             swept: 0,
             unwritten: None,

@@ -4,6 +4,8 @@
 mod fast_path;
 #[path = "records_tests.rs"]
 mod records;
+#[path = "routes_tests.rs"]
+mod routes;
 #[path = "super_packet_tests.rs"]
 mod super_packets;
 #[path = "waiting_tests.rs"]
@@ -22,6 +24,8 @@ struct Conversation {
     now: Instant,
     client: SocketAddr,
     server: SocketAddr,
+    /// The interfaces of client and server.
+    interfaces: [u32; 2],
     next: [u32; 2],
     received: [u32; 2],
 }
@@ -32,6 +36,11 @@ impl Conversation {
     }
 
     fn through(engine: Engine, client: &str) -> Self {
+        Self::at(engine, client, [1; 2])
+    }
+
+    /// A conversation whose client and server are on these interfaces.
+    fn at(engine: Engine, client: &str, interfaces: [u32; 2]) -> Self {
         let client = SocketAddr::new(client.parse().unwrap(), 1035);
         let server = "203.0.113.9:21".parse().unwrap();
         let translation = Translation {
@@ -42,7 +51,7 @@ impl Conversation {
         let now = Instant::now();
         let (next, received) = ([100, 500], [500, 100]);
         let gateway = Standalone::new(engine, kernel);
-        let mut this = Self { gateway, now, client, server, next, received };
+        let mut this = Self { gateway, now, client, server, interfaces, next, received };
         let syn_ack = this.build(Side::Server, 499, b"", true);
         assert_eq!(this.pass(&syn_ack).0, PacketOutcome::Accept);
         this
@@ -81,7 +90,16 @@ impl Conversation {
     }
 
     fn pass(&mut self, packet: &[u8]) -> (PacketOutcome, String) {
-        let outcome = self.gateway.packet(self.now, packet);
+        let is_client = Packet::parse(packet).unwrap().source() == self.client;
+        let [client, server] = self.interfaces;
+        let (input, output) = if is_client { (client, server) } else { (server, client) };
+        self.pass_between(packet, input, output)
+    }
+
+    /// Passes a packet from one interface to another.
+    fn pass_between(&mut self, packet: &[u8], input: u32, output: u32) -> (PacketOutcome, String) {
+        let meta = PacketMeta { input, output, ..PacketMeta::default() };
+        let outcome = self.gateway.queued(self.now, packet, meta);
         let seen =
             if outcome == PacketOutcome::Replace { self.gateway.replacement() } else { packet };
         let seen = Packet::parse(seen).unwrap();

@@ -23,6 +23,7 @@ mod drops;
 mod forwarding;
 mod inspection;
 mod inspection_state;
+mod interfaces;
 mod limits;
 mod line_decisions;
 mod packet_handling;
@@ -48,6 +49,7 @@ pub use inspection::{
 };
 use inspection::{Continuation, ReadEffect, ReplyLimits};
 use inspection_state::{Completeness, InspectionState};
+pub use interfaces::{Interfaces, RouteQuestion};
 pub use reason::RefusalReason;
 pub use sequence_map::SequenceMap;
 use serde::{Deserialize, Serialize};
@@ -67,6 +69,8 @@ pub struct Session {
     inspection_state: InspectionState,
     /// Whether the client or the server has reset the connection.
     is_reset_by_peer: bool,
+    /// The interfaces on which the ends are.
+    pub interfaces: Interfaces,
 }
 
 impl Session {
@@ -102,6 +106,7 @@ impl Session {
             dialogue,
             inspection_state: InspectionState::Inline(Completeness::All),
             is_reset_by_peer: false,
+            interfaces: Interfaces::default(),
         }
     }
 

@@ -4,9 +4,11 @@
 use std::borrow::Cow;
 
 use super::{
-    DialogueEvent, DropReason, ForwardAction, ForwardPlan, Inspection, Session, Side,
+    DecisionRequest, DialogueEvent, DropReason, ForwardAction, ForwardPlan, Inspection, Session,
+    Side,
     direction::Direction,
     forwarding::Path,
+    interfaces::DOUBTFUL_INTERFACE,
     push_state::{PushState, record_offered_window},
     reading::DirectionReader,
     urgent::UrgentPointer,
@@ -26,10 +28,18 @@ impl Session {
         if packet.has(flags::SYN) {
             return ForwardAction::Unchanged.into();
         }
-        if packet.has(flags::URG) {
-            return self.handle_urgent_packet(from, packet, inspection, out);
+        let outcome = if packet.has(flags::URG) {
+            self.handle_urgent_packet(from, packet, inspection, out)
+        } else {
+            self.inspect_packet(from, packet, inspection, out)
+        };
+        if let Some(line) = &mut inspection.pending
+            && let DecisionRequest::Announcement(announced) = &mut line.request
+            && self.interfaces.are_doubtful()
+        {
+            announced.blocked_because.get_or_insert(DOUBTFUL_INTERFACE);
         }
-        self.inspect_packet(from, packet, inspection, out)
+        outcome
     }
 
     /// As [`handle_packet`](Self::handle_packet), for a packet with the URG bit.

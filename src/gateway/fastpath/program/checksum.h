@@ -1,21 +1,13 @@
-// Verifies the TCP checksum of a line. Its receiver discards a segment with a wrong checksum, so the program must not
-// act on such a segment.
+// Verifies the TCP checksum of a line or a SYN. Its receiver discards a segment with a wrong checksum, so the program
+// must not act on such a segment.
 #pragma once
 
 #define LONGEST_TCP_HEADER 60
 
-static __always_inline __u32 fold(__u64 sum)
-{
-	sum = (sum & 0xffffffff) + (sum >> 32);
-	sum = (sum & 0xffff) + (sum >> 16);
-	sum = (sum & 0xffff) + (sum >> 16);
-	return (sum & 0xffff) + (sum >> 16);
-}
-
 // A device may still have to complete the checksum (CHECKSUM_PARTIAL): of a packet from this machine, or from the
-// other end of a veth. The field then has the sum of the pseudo-header alone, and that counts as right.
-static __always_inline int is_checksum_right(struct __sk_buff *skb, const struct packet *packet,
-					     struct line_record *line)
+// other end of a veth. The field then has the sum of the pseudo-header alone, and that counts as right. `payload` has
+// LONGEST_LINE bytes; 0 if the packet has none.
+static __always_inline int is_checksum_right(struct __sk_buff *skb, const struct packet *packet, __u8 *payload)
 {
 	__u8 header[LONGEST_TCP_HEADER] = {};
 	__u32 length = packet->payload_offset - ETHERNET - 20, pseudo_header, field;
@@ -34,6 +26,7 @@ static __always_inline int is_checksum_right(struct __sk_buff *skb, const struct
 	if (field % 0xffff == pseudo_header % 0xffff)
 		return 1;
 	sum = bpf_csum_diff(0, 0, (__be32 *)header, LONGEST_TCP_HEADER, pseudo_header);
-	sum = bpf_csum_diff(0, 0, (__be32 *)line->bytes, LONGEST_LINE, sum);
+	if (payload)
+		sum = bpf_csum_diff(0, 0, (__be32 *)payload, LONGEST_LINE, sum);
 	return fold(sum) == 0xffff;
 }

@@ -6,10 +6,11 @@
 // do not queue it, and reports the line to the daemon in a ring buffer. It opens the pinhole that a line announces,
 // and admits the SYN for which there is a pinhole.
 //
-// At anything else the program hands the flow back and does not change the packet. So the rules queue the packet, and
+// At anything else from either end the program hands the flow back and does not change the packet. So the rules queue the packet, and
 // the daemon inspects the connection inline again. The program refuses nothing.
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
+#include <linux/if_packet.h>
 #include <linux/in.h>
 #include <bpf/bpf_endian.h>
 #include <bpf/bpf_helpers.h>
@@ -79,7 +80,9 @@ static __always_inline void submit(struct line_record *line)
 static __always_inline int open(struct flow *flow, struct line_record *line, __u32 kind, const struct pinhole_key *key,
 				__u32 number, const struct rewrite *rewrite)
 {
-	__u32 mark = kind == COMMAND_PORT || kind == COMMAND_EPRT ? flow->active_mark : flow->passive_mark;
+	int is_active = kind == COMMAND_PORT || kind == COMMAND_EPRT;
+	__u32 mark = is_active ? flow->active_mark : flow->passive_mark;
+	__u32 interface = flow->interface[is_active ? SERVER : CLIENT];
 	struct pinhole_key old = flow->pinhole;
 	__u64 id = line->flow, deadline = line->at_ns + flow->pinhole_lifetime;
 	int is_advanced = 0;
@@ -87,7 +90,7 @@ static __always_inline int open(struct flow *flow, struct line_record *line, __u
 	if (flow->pinhole_line)
 		delete_pinhole_of(&old, id);
 	delete_pinhole_of(key, id);
-	if (insert_closed(key, id, number, mark))
+	if (insert_closed(key, id, number, mark, interface))
 		return 0;
 	bpf_spin_lock(&flow->lock);
 	if (flow->handed_over && flow->opening) {
@@ -148,7 +151,7 @@ static __always_inline int inspect_line(struct __sk_buff *skb, const struct pack
 	int opens = 0, rewrites = 0, result = NEXT;
 
 	kind = read_line(skb, packet, line, &announcement);
-	if (kind == NOT_BYPASSABLE || !is_checksum_right(skb, packet, line))
+	if (kind == NOT_BYPASSABLE || !is_checksum_right(skb, packet, line->bytes))
 		goto hand_back;
 
 	if (is_announcement(kind)) {
@@ -274,9 +277,9 @@ int inspect(struct __sk_buff *skb)
 	flow = bpf_map_lookup_elem(&flows, &id);
 	if (!flow || !flow->handed_over)
 		return NEXT;
-	// The program has inspected this packet at the interface below this one, as a macvlan gets its packets from
-	// there. No other program sets this mark.
-	if (skb->mark == flow->inspected_mark)
+	// The packet comes from elsewhere than its sender, so it may be forged. If the kernel does not drop it, the
+	// rules queue it. Or it passes to an interface above this one, as that of a macvlan.
+	if (skb->ifindex != flow->interface[tuple->side & 1])
 		return NEXT;
 	if (is_acknowledgement(&packet))
 		return inspect_acknowledgement(skb, &packet, flow, tuple->side & 1);

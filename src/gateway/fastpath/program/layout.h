@@ -54,6 +54,8 @@ struct pinhole {
 	__u64 deadline;                            // in nanoseconds of bpf_ktime_get_ns()
 	__u32 line;                                // number of the line that opened the pinhole
 	__u32 mark;                                // packet mark of the admitted SYN
+	__u32 interface;                           // index of the interface on which the initiator is
+	__u32 elsewhere_port;                      // source port of a SYN that arrived on another one; 0: none did
 };
 
 // A line as it arrived, by which the program recognises its retransmission. Bytes after its end are 0. For a FIN
@@ -86,6 +88,7 @@ struct flow {
 	__u64 pinhole_lifetime;                    // in nanoseconds
 	struct pinhole_key pinhole;                // the pinhole that this flow opened last
 	__u32 opening;                             // 1 while one processor opens a pinhole; the daemon writes 0
+	__u32 interface[2];                        // indices of the interfaces on which client and server are
 	struct saved_line last_line[2];            // last inspected line of client and server
 };
 
@@ -111,11 +114,11 @@ struct line_record {
 _Static_assert(sizeof(struct packet_tuple) == 12, "");
 _Static_assert(sizeof(struct tuple_value) == 16, "");
 _Static_assert(sizeof(struct pinhole_key) == 12, "");
-_Static_assert(sizeof(struct pinhole) == 24, "");
+_Static_assert(sizeof(struct pinhole) == 32, "");
 _Static_assert(sizeof(struct saved_line) == 136, "");
-_Static_assert(sizeof(struct flow) == 400, "");
+_Static_assert(sizeof(struct flow) == 408, "");
 _Static_assert(__builtin_offsetof(struct flow, pinhole_lifetime) == 104, "");
-_Static_assert(__builtin_offsetof(struct flow, last_line) == 128, "");
+_Static_assert(__builtin_offsetof(struct flow, last_line) == 136, "");
 _Static_assert(sizeof(struct line_record) == 184, "");
 _Static_assert(__builtin_offsetof(struct line_record, bytes) == 56, "");
 

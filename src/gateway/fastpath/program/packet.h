@@ -11,6 +11,27 @@
 #define ACK 0x10
 #define URG 0x20
 
+static __always_inline __u32 fold(__u64 sum)
+{
+	sum = (sum & 0xffffffff) + (sum >> 32);
+	sum = (sum & 0xffff) + (sum >> 16);
+	sum = (sum & 0xffff) + (sum >> 16);
+	return (sum & 0xffff) + (sum >> 16);
+}
+
+// Whether the kernel drops the packet because of its IP header: the TTL ends here, or the checksum is wrong. The
+// checksum of a header with options is not verified.
+static __always_inline int is_dropped(const __u8 *ip)
+{
+	const __be16 *words = (const __be16 *)ip;
+	__u64 sum = 0;
+
+#pragma unroll
+	for (int i = 0; i < 10; i++)
+		sum += words[i];
+	return ip[8] <= 1 || ((ip[0] & 15) == 5 && fold(sum) != 0xffff);
+}
+
 struct packet {
 	struct packet_tuple tuple;
 	__u32 seq, ack;
@@ -22,7 +43,7 @@ struct packet {
 };
 
 // Returns 0 if the packet can belong to no control connection and consume no pinhole: another protocol, a fragment
-// after the first, or a segment without SYN that has no control port.
+// after the first, a segment without SYN that has no control port, or a packet that the kernel drops.
 static __always_inline int read_packet(struct __sk_buff *skb, struct packet *packet)
 {
 	void *data, *end;
@@ -31,7 +52,7 @@ static __always_inline int read_packet(struct __sk_buff *skb, struct packet *pac
 	__be16 fragment;
 
 	// The VLAN's own interface receives a tagged frame as well, without its tag, and the program inspects it there.
-	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present)
+	if (skb->protocol != bpf_htons(ETH_P_IP) || skb->vlan_present || skb->pkt_type != PACKET_HOST)
 		return 0;
 	data = (void *)(long)skb->data;
 	end = (void *)(long)skb->data_end;
@@ -68,7 +89,7 @@ static __always_inline int read_packet(struct __sk_buff *skb, struct packet *pac
 	packet->tuple.destination_port = *(__be16 *)(tcp + 2);
 	packet->has_control_port = has_port(&control_ports, bpf_ntohs(packet->tuple.destination_port)) ||
 				   has_port(&control_ports, bpf_ntohs(packet->tuple.source_port));
-	if (!packet->has_control_port && !(packet->flags & SYN))
+	if ((!packet->has_control_port && !(packet->flags & SYN)) || is_dropped(ip))
 		return 0;
 	tcp_length = (tcp[12] >> 4) * 4;
 	if (tcp_length < 20 || total < ip_length + tcp_length || skb->len < ETHERNET + total)

@@ -1,6 +1,15 @@
 // Pinholes: which line may open one, and the SYN that consumes it.
 #pragma once
 
+// Whether the pinhole admits a SYN that did not arrive where its initiator is. The SYN may be forged, and the kernel
+// may drop it (rp_filter). So it does not consume the pinhole, but only one source port is admitted in this way.
+static __always_inline int admits_from_elsewhere(struct pinhole *pinhole, __be16 source_port)
+{
+	__u32 port = source_port, admitted = __sync_val_compare_and_swap(&pinhole->elsewhere_port, 0, port);
+
+	return !admitted || admitted == port;
+}
+
 // Marks the SYN for which there is a pinhole, and deletes the pinhole: each admits one connection.
 static __always_inline void admit(struct __sk_buff *skb, const struct packet *packet)
 {
@@ -15,12 +24,17 @@ static __always_inline void admit(struct __sk_buff *skb, const struct packet *pa
 	if (packet->payload_length || !packet->is_plain || (packet->flags & (SYN | ACK | FIN | RST | URG)) != SYN)
 		return;
 	pinhole = bpf_map_lookup_elem(&pinholes, &key);
-	if (!pinhole || !pinhole->flow || pinhole->deadline < bpf_ktime_get_ns() || skb->mark)
+	if (!pinhole || !pinhole->flow || pinhole->deadline < bpf_ktime_get_ns() || skb->mark ||
+	    !is_checksum_right(skb, packet, 0))
 		return;
 	mark = pinhole->mark;
+	if (skb->ifindex != pinhole->interface) {
+		if (!admits_from_elsewhere(pinhole, packet->tuple.source_port))
+			return;
 	// If several processors find the pinhole at once, only one of them succeeds here.
-	if (bpf_map_delete_elem(&pinholes, &key))
+	} else if (bpf_map_delete_elem(&pinholes, &key)) {
 		return;
+	}
 	skb->mark = mark;
 	count(ADMITTED);
 }
@@ -84,9 +98,12 @@ static __always_inline __u32 consumed_pinhole(const struct flow *flow)
 }
 
 // Inserts the pinhole with a deadline in the past, so that it admits nothing yet.
-static __always_inline int insert_closed(const struct pinhole_key *key, __u64 flow, __u32 line, __u32 mark)
+static __always_inline int insert_closed(const struct pinhole_key *key, __u64 flow, __u32 line, __u32 mark,
+					 __u32 interface)
 {
-	struct pinhole pinhole = { .flow = flow, .deadline = 0, .line = line, .mark = mark };
+	struct pinhole pinhole = {
+		.flow = flow, .deadline = 0, .line = line, .mark = mark, .interface = interface,
+	};
 
 	return bpf_map_update_elem(&pinholes, key, &pinhole, BPF_NOEXIST);
 }

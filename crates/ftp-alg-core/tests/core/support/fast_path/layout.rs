@@ -1,12 +1,13 @@
 //! The structures of the program's maps. The tests write and read them by their own offsets, independently of the
+//! product.
 
 #![allow(dead_code, reason = "each test binary uses a part")]
-//! product.
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 pub const LONGEST_LINE: usize = 128;
-pub const FLOW: usize = 400;
+pub const FLOW: usize = 408;
+pub const PINHOLE: usize = 32;
 pub const LINE_RECORD: usize = 184;
 
 pub const READY: u32 = 0;
@@ -93,22 +94,28 @@ pub struct Pinhole {
     pub deadline: u64,
     pub line: u32,
     pub mark: u32,
+    pub interface: u32,
+    /// Source port of the SYN that arrived on another interface, if there was one.
+    pub elsewhere_port: u16,
 }
 
 impl Pinhole {
-    pub fn to_bytes(self) -> [u8; 24] {
-        let mut pinhole = [0; 24];
+    pub fn to_bytes(self) -> [u8; PINHOLE] {
+        let mut pinhole = [0; PINHOLE];
         pinhole[..8].copy_from_slice(&self.flow.to_ne_bytes());
         pinhole[8..16].copy_from_slice(&self.deadline.to_ne_bytes());
         pinhole[16..20].copy_from_slice(&self.line.to_ne_bytes());
-        pinhole[20..].copy_from_slice(&self.mark.to_ne_bytes());
+        pinhole[20..24].copy_from_slice(&self.mark.to_ne_bytes());
+        pinhole[24..28].copy_from_slice(&self.interface.to_ne_bytes());
+        pinhole[28..30].copy_from_slice(&self.elsewhere_port.to_be_bytes());
         pinhole
     }
 
-    pub fn read(pinhole: &[u8; 24]) -> Self {
+    pub fn read(pinhole: &[u8; PINHOLE]) -> Self {
         let [long, deadline] = [0, 8].map(|at| u64_at(pinhole, at));
-        let [line, mark] = [16, 20].map(|at| u32_at(pinhole, at));
-        Self { flow: long, deadline, line, mark }
+        let [line, mark, interface] = [16, 20, 24].map(|at| u32_at(pinhole, at));
+        let elsewhere_port = u16::from_be_bytes([pinhole[28], pinhole[29]]);
+        Self { flow: long, deadline, line, mark, interface, elsewhere_port }
     }
 }
 
@@ -137,6 +144,8 @@ pub struct Flow {
     /// Number of the line that opened `pinhole`.
     pub pinhole_line: u32,
     pub pinhole_lifetime: u64,
+    /// Indices of the interfaces on which client and server are.
+    pub interfaces: [u32; 2],
     /// Sequence number and bytes of the last inspected line of each side; `None` for a FIN.
     pub last_line: [(u32, Option<Vec<u8>>); 2],
 }
@@ -180,7 +189,9 @@ impl Flow {
         if let Some(pinhole) = self.pinhole {
             put(112, &pinhole.to_bytes());
         }
-        for (at, (seq, line)) in [128, 264].into_iter().zip(&self.last_line) {
+        put(128, &self.interfaces[0].to_ne_bytes());
+        put(132, &self.interfaces[1].to_ne_bytes());
+        for (at, (seq, line)) in [136, 272].into_iter().zip(&self.last_line) {
             put(at, &seq.to_ne_bytes());
             let length = line.as_ref().map_or(LONGEST_LINE + 1, Vec::len);
             put(at + 4, &u32::try_from(length).unwrap().to_ne_bytes());
@@ -224,7 +235,8 @@ impl Flow {
             pinhole: (number(96) != 0)
                 .then(|| PinholeKey::read(flow[112..].first_chunk().unwrap())),
             pinhole_lifetime: u64_at(flow, 104),
-            last_line: [line(128), line(264)],
+            interfaces: [number(128), number(132)],
+            last_line: [line(136), line(272)],
         }
     }
 }

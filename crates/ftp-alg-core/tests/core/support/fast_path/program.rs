@@ -243,6 +243,7 @@ impl Program {
             next_seq,
             login,
             translation,
+            interfaces,
             announced_addresses: [announced_client, announced_server],
             zeros,
             seq_offsets,
@@ -289,6 +290,7 @@ impl Program {
             pinhole: None,
             pinhole_line: 0,
             pinhole_lifetime: u64::try_from(pinhole_lifetime.as_nanos()).unwrap(),
+            interfaces,
             last_line: [(0, Some(Vec::new())), (0, Some(Vec::new()))],
         };
         self.flows.insert(flow, handed);

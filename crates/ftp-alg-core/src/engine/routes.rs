@@ -1,0 +1,199 @@
+//! Whether packets arrive on the interfaces on which their senders are.
+//!
+//! A session knows the interfaces of its ends. The kernel is asked about another one, and a packet from where no route
+//! to its sender leads passes unread: it opens nothing and does not change its session.
+
+use std::{
+    collections::HashMap,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use ahash::RandomState;
+
+use super::{
+    Effects, Engine, Entry, EventKind, PacketMeta, QueuedPacket,
+    effects::{KernelRequest, SessionRef, WaitingPacket},
+};
+use crate::session::{RouteQuestion, Side};
+
+/// A question to the kernel: does a route to this address lead to the interface with this index?
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub struct RouteLookup {
+    /// The address.
+    pub address: IpAddr,
+    /// The interface's index.
+    pub interface: u32,
+}
+
+/// How long an answer of the kernel is used.
+const LIFETIME: Duration = Duration::from_secs(1);
+/// Limit of answers; at the limit all are forgotten.
+const MAX_ANSWERS: usize = 4096;
+
+/// The kernel's latest answers, so that a flood of forged packets does not ask for each.
+#[derive(Debug, Default)]
+pub struct RouteAnswers {
+    answers: HashMap<RouteLookup, bool, RandomState>,
+    since: Option<Instant>,
+}
+
+impl RouteAnswers {
+    /// Forgets the answers if the first of them is old.
+    #[inline]
+    pub fn forget_old(&mut self, now: Instant) {
+        if self.since.is_some_and(|since| now.saturating_duration_since(since) >= LIFETIME) {
+            self.answers.clear();
+            self.since = None;
+        }
+    }
+
+    pub fn get(&self, question: &RouteLookup) -> Option<bool> {
+        self.answers.get(question).copied()
+    }
+
+    pub fn insert(&mut self, now: Instant, question: RouteLookup, answer: bool) {
+        if self.answers.len() >= MAX_ANSWERS {
+            self.answers.clear();
+        }
+        if self.answers.is_empty() {
+            self.since = Some(now);
+        }
+        self.answers.insert(question, answer);
+    }
+}
+
+/// What the interfaces of a packet say about it.
+pub(super) enum Origin {
+    /// It comes from where its sender is.
+    Sender,
+    /// It comes from elsewhere.
+    Elsewhere,
+    /// The kernel must be asked.
+    Unknown(RouteLookup),
+}
+
+impl Engine {
+    /// Finds out whether a packet of the session at `index` comes from where its sender is.
+    #[inline]
+    pub(super) fn find_origin(&mut self, index: u32, from: Side, meta: &PacketMeta) -> Origin {
+        let Some(Entry { session, .. }) = self.sessions.table.get_mut(index) else {
+            return Origin::Sender;
+        };
+        if let Some(question) = session.interfaces.take_input(from, meta.input) {
+            match self.sessions.answer_route(index, question) {
+                Ok(true) => {}
+                Ok(false) => return Origin::Elsewhere,
+                Err(lookup) => return Origin::Unknown(lookup),
+            }
+        }
+        let Some(Entry { session, .. }) = self.sessions.table.get_mut(index) else {
+            return Origin::Sender;
+        };
+        if let Some(question) = session.interfaces.take_output(from.peer(), meta.output) {
+            match self.sessions.answer_route(index, question) {
+                Ok(true) => {}
+                Ok(false) => self.distrust_interface(index, question, meta.output),
+                Err(lookup) => return Origin::Unknown(lookup),
+            }
+        }
+        Origin::Sender
+    }
+
+    /// Packets of an end arrived where no route to it leads. From now on those count that come from where the kernel
+    /// sends packets to it.
+    #[cold]
+    fn distrust_interface(&mut self, index: u32, question: RouteQuestion, output: u32) {
+        if let Some(Entry { session, .. }) = self.sessions.table.get_mut(index) {
+            session.interfaces.set_used(question.end, output);
+            session.record_downtime();
+        }
+    }
+
+    /// Reports that a session has packets from elsewhere, once for each session.
+    #[cold]
+    pub(super) fn report_elsewhere(&mut self, index: u32, effects: &mut Effects) {
+        if let Some(Entry { session, control }) = self.sessions.table.get_mut(index)
+            && session.interfaces.report_once()
+        {
+            effects.events.push(control.event(EventKind::StateChanged(
+                "some packets are not read: they have an end's address, but arrive where no route to it leads",
+            )));
+        }
+    }
+
+    /// Has the kernel asked for `packet`, which waits.
+    #[cold]
+    pub(super) fn ask_for_route(
+        &mut self,
+        packet: &QueuedPacket<'_>,
+        session: SessionRef,
+        lookup: RouteLookup,
+        effects: &mut Effects,
+    ) {
+        let QueuedPacket { token, meta, bytes } = *packet;
+        if let Some(Entry { control, .. }) =
+            self.sessions.table.get_session(session.index, session.id)
+        {
+            control.begin_request();
+        }
+        let start = effects.waiting_bytes.len();
+        effects.waiting_bytes.extend_from_slice(bytes);
+        let bytes = start..effects.waiting_bytes.len();
+        let waiting = WaitingPacket { token, meta, bytes, line: None, attempt: None };
+        effects.route_lookups.push(KernelRequest::new(session, lookup, Some(Box::new(waiting))));
+    }
+
+    /// Takes the kernel's answer to a route lookup.
+    pub(super) fn handle_route_lookup(
+        &mut self,
+        now: Instant,
+        kernel_request: &mut KernelRequest<RouteLookup, bool>,
+        packets: &[u8],
+        effects: &mut Effects,
+    ) {
+        let session = kernel_request.session;
+        let answer = kernel_request.answer.take().unwrap_or(Ok(false)).unwrap_or_else(|error| {
+            self.counters.errors += 1;
+            if let Some(Entry { control, .. }) =
+                self.sessions.table.get_session(session.index, session.id)
+            {
+                effects.events.push(control.event(EventKind::KernelRefused(error.to_string())));
+            }
+            false
+        });
+        self.sessions.routes.insert(now, kernel_request.request, answer);
+        let Some(waiting) = kernel_request.waiting.take() else {
+            let entry = self.sessions.table.get_session(session.index, session.id);
+            // Otherwise the answer to that lookup follows.
+            if entry.is_some_and(|entry| !entry.control.fast_path().wants_translation) {
+                self.offer_to_fast_path(session.index, effects);
+            }
+            return;
+        };
+        let WaitingPacket { token, meta, bytes, .. } = *waiting;
+        let packet = QueuedPacket { token, meta, bytes: &packets[bytes] };
+        self.resume(now, session, Some((packet, None)), effects);
+    }
+}
+
+impl super::Sessions {
+    /// The answer to a question of the session at `index`, which then knows it; an error with what to ask the kernel.
+    pub(super) fn answer_route(
+        &mut self,
+        index: u32,
+        question: RouteQuestion,
+    ) -> Result<bool, RouteLookup> {
+        let Some(Entry { session, control }) = self.table.get_mut(index) else { return Ok(false) };
+        let address = match question.end {
+            Side::Client => control.client().ip(),
+            Side::Server => control.server().ip(),
+        };
+        let lookup = RouteLookup { address, interface: question.interface };
+        let answer = self.routes.get(&lookup).ok_or(lookup)?;
+        if answer {
+            session.interfaces.set_has_route(question);
+        }
+        Ok(answer)
+    }
+}

@@ -1,0 +1,180 @@
+//! Packets that arrive on another interface than the one on which their sender is.
+
+use super::*;
+use crate::engine::RouteLookup;
+
+const LAN: u32 = 2;
+const WAN: u32 = 3;
+const GUESTS: u32 = 4;
+const UPLINK: u32 = 5;
+
+const REPLY: &str = "229 Entering Extended Passive Mode (|||3306|)\r\n";
+
+impl Conversation {
+    /// A conversation between two interfaces of a kernel that has no route but those to the ends themselves.
+    fn between_interfaces() -> Self {
+        let engine = Engine::new(Policy::default(), Checksums::Verify);
+        let mut talk = Self::at(engine, "192.168.150.80", [LAN, WAN]);
+        talk.gateway.kernel.routes = Some(Vec::new());
+        talk.log_in()
+    }
+
+    fn add_route(&mut self, address: IpAddr, interface: u32) {
+        let routes = self.gateway.kernel.routes.get_or_insert_default();
+        routes.push(RouteLookup { address, interface });
+    }
+
+    /// Somebody sends the next line of `side` from `interface`, as the peer of `side` would get it.
+    fn forge(&mut self, side: Side, line: &str, interface: u32) {
+        let [client, server] = self.interfaces;
+        let (me, output) = if side == Side::Client { (0, server) } else { (1, client) };
+        let packet = self.build(side, self.next[me], line.as_bytes(), false);
+        let before = self.received;
+        let outcome = self.pass_between(&packet, interface, output);
+        assert_eq!(outcome, (PacketOutcome::Accept, line.to_owned()));
+        self.received = before;
+        assert_eq!(self.gateway.kernel.opened, 0);
+    }
+
+    fn opens(&mut self, command: &str, reply: &str) {
+        let opened = self.gateway.kernel.opened;
+        self.say(Side::Client, command);
+        self.say(Side::Server, reply);
+        assert_eq!(self.gateway.kernel.opened, opened + 1);
+    }
+
+    fn elsewhere(&self) -> u64 {
+        self.gateway.engine.counters().unread.elsewhere
+    }
+}
+
+/// The client gets at another port of its server; so does the client of a published server, or a server at another port
+/// of its client.
+#[test]
+fn a_forged_line_opens_nothing_and_does_not_change_the_session() {
+    for interface in [LAN, GUESTS] {
+        let mut talk = Conversation::between_interfaces();
+        talk.say(Side::Client, "EPSV\r\n");
+        talk.forge(Side::Server, REPLY, interface);
+        talk.forge(Side::Server, "500 no\r\n", interface);
+        talk.say(Side::Server, "500 no\r\n");
+        assert_eq!(talk.elsewhere(), 2);
+        talk.opens("PASV\r\n", "227 Entering Passive Mode (203,0,113,9,78,52)\r\n");
+    }
+    for interface in [WAN, GUESTS] {
+        let mut talk = Conversation::between_interfaces();
+        talk.forge(Side::Client, "PORT 192,168,150,80,23,12\r\n", interface);
+        talk.opens("PORT 192,168,150,80,14,178\r\n", "200 ok\r\n");
+    }
+}
+
+#[test]
+fn a_forged_reset_does_not_end_the_session() {
+    let mut talk = Conversation::between_interfaces();
+    let mut reset = talk.build(Side::Server, talk.next[1], b"", false);
+    reset[33] = flags::RST | flags::ACK;
+    let checksum = talk.gateway.engine.checksums;
+    talk.gateway.engine.checksums = Checksums::Trust;
+    talk.pass_between(&reset, LAN, LAN);
+    talk.gateway.engine.checksums = checksum;
+    talk.opens("EPSV\r\n", REPLY);
+}
+
+/// Nobody but an end knows the numbers, so the whole connection of a server may be forged.
+#[test]
+fn a_forged_syn_ack_opens_nothing() {
+    let engine = Engine::new(Policy::default(), Checksums::Verify);
+    let mut talk = Conversation::at(engine, "192.168.150.80", [LAN, WAN]);
+    // The SYN-ACK came from there, but the kernel sends the client's packets elsewhere.
+    talk.interfaces = [LAN, UPLINK];
+    talk.gateway.kernel.routes = Some(Vec::new());
+    talk.forge(Side::Server, "220 ready\r\n", WAN);
+    talk.next[1] += 11;
+    talk.received[0] += 11;
+    talk.say(Side::Client, "USER joe\r\n");
+    talk.forge(Side::Server, "230 in\r\n", WAN);
+    talk.say(Side::Client, "EPSV\r\n");
+    talk.forge(Side::Server, REPLY, WAN);
+    assert_eq!(talk.elsewhere(), 2);
+}
+
+#[test]
+fn a_changed_route_is_followed_without_a_question() {
+    let mut talk = Conversation::between_interfaces();
+    talk.opens("EPSV\r\n", REPLY);
+    talk.interfaces = [LAN, UPLINK];
+    talk.opens("EPSV\r\n", "229 Entering Extended Passive Mode (|||3307|)\r\n");
+    assert_eq!(talk.gateway.kernel.route_lookups, 0);
+}
+
+#[test]
+fn replies_may_arrive_where_another_route_leads() {
+    let mut talk = Conversation::between_interfaces();
+    talk.add_route(talk.server.ip(), UPLINK);
+    for port in [3306, 3307] {
+        talk.say(Side::Client, "EPSV\r\n");
+        let reply = format!("229 Entering Extended Passive Mode (|||{port}|)\r\n");
+        let packet = talk.build(Side::Server, talk.next[1], reply.as_bytes(), false);
+        talk.next[1] += reply.len() as u32;
+        talk.pass_between(&packet, UPLINK, LAN);
+    }
+    assert_eq!((talk.gateway.kernel.opened, talk.gateway.kernel.route_lookups), (2, 1));
+}
+
+#[test]
+fn a_flood_asks_the_kernel_once_a_second() {
+    let mut talk = Conversation::between_interfaces();
+    for second in 1..4 {
+        for _ in 0..100 {
+            talk.forge(Side::Server, REPLY, GUESTS);
+        }
+        assert_eq!(talk.gateway.kernel.route_lookups, second);
+        talk.now += Duration::from_secs(1);
+    }
+    let (events, _) = talk.gateway.take_events();
+    let is_report = |event: &&Event| matches!(event.kind, EventKind::StateChanged(what) if what.contains("no route"));
+    assert_eq!(events.iter().filter(is_report).count(), 1);
+}
+
+#[test]
+fn a_session_on_the_fast_path_stays_there_when_a_packet_is_forged() {
+    let engine = Engine::new(Policy::default(), Checksums::Verify);
+    let mut talk = Conversation::at(engine, "192.168.150.80", [LAN, WAN]);
+    talk.gateway.engine.sessions.set_uses_fast_path(true);
+    let mut talk = talk.log_in();
+    let handed_over = |talk: &Conversation| {
+        let changes = talk.gateway.kernel.changes.iter();
+        changes
+            .filter_map(|change| match change {
+                FlowChange::Handover(handover) => Some(handover.interfaces),
+                FlowChange::Withdraw(_) => None,
+            })
+            .collect::<Vec<_>>()
+    };
+    assert_eq!(handed_over(&talk).last(), Some(&[LAN, WAN]));
+    let changes = talk.gateway.kernel.changes.len();
+    talk.gateway.kernel.routes = Some(Vec::new());
+    talk.now += Duration::from_secs(1);
+    talk.forge(Side::Server, "500 no\r\n", LAN);
+    talk.forge(Side::Server, "500 no\r\n", LAN);
+    assert_eq!((talk.gateway.kernel.changes.len(), talk.elsewhere()), (changes, 2));
+}
+
+#[test]
+fn a_doubtful_interface_is_not_handed_over() {
+    for has_route in [false, true] {
+        let engine = Engine::new(Policy::default(), Checksums::Verify);
+        let mut talk = Conversation::at(engine, "192.168.150.80", [LAN, WAN]);
+        talk.gateway.kernel.routes = Some(Vec::new());
+        if has_route {
+            talk.add_route(talk.server.ip(), WAN);
+        }
+        talk.gateway.engine.sessions.set_uses_fast_path(true);
+        talk.say(Side::Server, "220 ready\r\n");
+        assert_eq!(talk.gateway.engine.sessions.fast_path_sessions().count() == 1, has_route);
+        // The client's packets show the interface.
+        talk.say(Side::Client, "USER joe\r\n");
+        talk.say(Side::Server, "331 password\r\n");
+        assert_eq!(talk.gateway.engine.sessions.fast_path_sessions().count(), 1);
+    }
+}

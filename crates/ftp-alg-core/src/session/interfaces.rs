@@ -1,0 +1,254 @@
+//! The interfaces on which the two ends of a connection are (reverse path, RFC 3704).
+//!
+//! Each end knows the sequence numbers, so it can forge packets of the other one, or have another host forge them. Such
+//! a packet arrives on an interface on which the other end is not. A packet is read only if it arrived on
+//!
+//! - the interface by which the kernel sends packets to its sender, as the last packet to that end showed; or
+//! - another one, if a route to the sender leads there, so that replies may take another path.
+//!
+//! The first of them follows routes as they change.
+
+use serde::{Deserialize, Serialize};
+
+use super::Side;
+
+/// The index of an interface, in two bytes. 0 is this machine: nobody else can send from it.
+#[derive(Clone, Copy, PartialEq, Eq)]
+struct Interface(u16);
+
+impl Interface {
+    const THIS_MACHINE: Self = Self(0);
+    /// Any interface with an index that two bytes cannot hold. It equals no interface, not even itself.
+    const HIGH: Self = Self(u16::MAX);
+
+    fn new(index: u32) -> Self {
+        u16::try_from(index).map_or(Self::HIGH, Self)
+    }
+
+    fn is(self, index: u32) -> bool {
+        self != Self::HIGH && self == Self::new(index)
+    }
+}
+
+/// What is known about the interface of one end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Knowledge {
+    Nothing = 0,
+    /// A packet arrived on it.
+    Seen = 1,
+    /// The kernel sends packets to the end by it.
+    Used = 2,
+    /// A route to the end leads there.
+    HasRoute = 3,
+}
+
+/// The interfaces of client and server. Stored as bytes, because numbers would need alignment.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Interfaces {
+    indices: [[u8; 2]; 2],
+    /// Two bits for each end; [`REPORTED`].
+    flags: u8,
+}
+
+/// Why an announcement opens nothing while an interface is doubtful.
+pub(super) const DOUBTFUL_INTERFACE: &str =
+    "lines of an end arrive on an interface to which no route to it leads";
+
+/// The bit that says that packets from elsewhere were reported.
+const REPORTED: u8 = 1 << 4;
+
+const ENDS: [Side; 2] = [Side::Client, Side::Server];
+
+/// A question to the kernel: does a route to this end lead to the interface with this index?
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RouteQuestion {
+    /// The end.
+    pub end: Side,
+    /// The interface's index.
+    pub interface: u32,
+}
+
+impl Interfaces {
+    /// Takes a packet of `from` that arrived on the interface `input`. A question, if it arrived on another one before.
+    #[inline]
+    pub fn take_input(&mut self, from: Side, input: u32) -> Option<RouteQuestion> {
+        match self.known(from) {
+            Knowledge::Nothing => self.set(from, input, Knowledge::Seen),
+            _ if self.of(from).is(input) => {}
+            _ if Interface::new(input) == Interface::THIS_MACHINE => {}
+            _ => return Some(RouteQuestion { end: from, interface: input }),
+        }
+        if Interface::new(input) == Interface::THIS_MACHINE {
+            self.set(from, input, Knowledge::HasRoute);
+        }
+        None
+    }
+
+    /// Takes a packet that the kernel sends to `to` by the interface `output`. A question, if packets of `to` arrive
+    /// on another one and nothing is known about that.
+    #[inline]
+    pub fn take_output(&mut self, to: Side, output: u32) -> Option<RouteQuestion> {
+        let interface = self.of(to);
+        let is_same = interface.is(output);
+        match self.known(to) {
+            Knowledge::HasRoute if !is_same => {}
+            Knowledge::Seen if !is_same && interface != Interface::HIGH => {
+                return Some(RouteQuestion { end: to, interface: interface.0.into() });
+            }
+            _ => self.set(to, output, Knowledge::Used),
+        }
+        None
+    }
+
+    /// Records that a route to `end` leads to `interface`.
+    pub fn set_has_route(&mut self, RouteQuestion { end, interface }: RouteQuestion) {
+        self.set(end, interface, Knowledge::HasRoute);
+    }
+
+    /// Records that the kernel sends packets to `end` by `interface`.
+    pub fn set_used(&mut self, end: Side, interface: u32) {
+        self.set(end, interface, Knowledge::Used);
+    }
+
+    /// Whether packets of an end arrive on an interface of which nothing else is known.
+    #[inline]
+    pub fn are_doubtful(&self) -> bool {
+        ENDS.iter().any(|end| self.known(*end) == Knowledge::Seen)
+    }
+
+    /// The question that would end the doubt about an interface.
+    pub fn question(&self) -> Option<RouteQuestion> {
+        let end = ENDS.into_iter().find(|end| self.known(*end) == Knowledge::Seen)?;
+        let interface = self.of(end);
+        (interface != Interface::HIGH).then(|| RouteQuestion { end, interface: interface.0.into() })
+    }
+
+    /// The indices of client's and server's interface; `None` if one is unknown or doubtful.
+    pub fn indices(&self) -> Option<[u32; 2]> {
+        let is_certain = |end: &Side| {
+            matches!(self.known(*end), Knowledge::Used | Knowledge::HasRoute)
+                && self.of(*end) != Interface::HIGH
+        };
+        ENDS.iter().all(is_certain).then(|| ENDS.map(|end| self.of(end).0.into()))
+    }
+
+    fn of(&self, end: Side) -> Interface {
+        Interface(u16::from_ne_bytes(self.indices[end as usize]))
+    }
+
+    fn known(&self, end: Side) -> Knowledge {
+        match self.flags >> (2 * end as u8) & 3 {
+            0 => Knowledge::Nothing,
+            1 => Knowledge::Seen,
+            2 => Knowledge::Used,
+            _ => Knowledge::HasRoute,
+        }
+    }
+
+    fn set(&mut self, end: Side, index: u32, known: Knowledge) {
+        self.indices[end as usize] = Interface::new(index).0.to_ne_bytes();
+        let shift = 2 * end as u8;
+        self.flags = self.flags & !(3 << shift) | (known as u8) << shift;
+    }
+
+    /// Whether this is the first call.
+    pub fn report_once(&mut self) -> bool {
+        let is_first = self.flags & REPORTED == 0;
+        self.flags |= REPORTED;
+        is_first
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LAN: u32 = 2;
+    const WAN: u32 = 3;
+    const UPLINK: u32 = 4;
+
+    /// After a SYN-ACK from the WAN to the LAN.
+    fn after_syn_ack() -> Interfaces {
+        let mut interfaces = Interfaces::default();
+        assert_eq!(interfaces.take_input(Side::Server, WAN), None);
+        assert_eq!(interfaces.take_output(Side::Client, LAN), None);
+        interfaces
+    }
+
+    fn confirmed() -> Interfaces {
+        let mut interfaces = after_syn_ack();
+        assert!(interfaces.are_doubtful());
+        assert_eq!(interfaces.take_input(Side::Client, LAN), None);
+        assert_eq!(interfaces.take_output(Side::Server, WAN), None);
+        assert_eq!(interfaces.indices(), Some([LAN, WAN]));
+        interfaces
+    }
+
+    #[test]
+    fn a_packet_from_another_interface_is_questioned() {
+        for (end, own, other) in [(Side::Client, LAN, WAN), (Side::Server, WAN, LAN)] {
+            let mut interfaces = confirmed();
+            let question = Some(RouteQuestion { end, interface: other });
+            assert_eq!(interfaces.take_input(end, other), question);
+            assert_eq!(interfaces, confirmed());
+            assert_eq!(interfaces.take_input(end, own), None);
+        }
+    }
+
+    #[test]
+    fn a_syn_ack_from_elsewhere_is_questioned_with_the_clients_first_packet() {
+        let mut interfaces = after_syn_ack();
+        let question = RouteQuestion { end: Side::Server, interface: WAN };
+        assert_eq!(interfaces.question(), Some(question));
+        assert_eq!(interfaces.take_output(Side::Server, LAN), Some(question));
+        interfaces.set_used(Side::Server, LAN);
+        assert_eq!(interfaces.indices(), Some([LAN, LAN]));
+        assert_eq!(interfaces.take_input(Side::Server, WAN), Some(question));
+    }
+
+    #[test]
+    fn the_interface_follows_the_kernels_route() {
+        let mut interfaces = confirmed();
+        assert_eq!(interfaces.take_output(Side::Server, UPLINK), None);
+        assert_eq!(interfaces.take_input(Side::Server, UPLINK), None);
+        assert_eq!(interfaces.indices(), Some([LAN, UPLINK]));
+    }
+
+    #[test]
+    fn replies_may_take_another_path_if_a_route_leads_there() {
+        let mut interfaces = confirmed();
+        let question = interfaces.take_input(Side::Server, UPLINK).unwrap();
+        interfaces.set_has_route(question);
+        for _ in 0..2 {
+            assert_eq!(interfaces.take_output(Side::Server, WAN), None);
+            assert_eq!(interfaces.take_input(Side::Server, UPLINK), None);
+        }
+        // From the next packet by the same interface on it follows the kernel's route again.
+        assert_eq!(interfaces.take_output(Side::Server, UPLINK), None);
+        assert_eq!(interfaces.take_output(Side::Server, WAN), None);
+        assert_eq!(interfaces.indices(), Some([LAN, WAN]));
+    }
+
+    #[test]
+    fn packets_of_this_machine_are_never_questioned() {
+        let mut interfaces = Interfaces::default();
+        assert_eq!(interfaces.take_input(Side::Client, 0), None);
+        assert_eq!(interfaces.take_output(Side::Server, WAN), None);
+        assert!(!interfaces.are_doubtful());
+        assert_eq!(interfaces.take_input(Side::Server, 0), None);
+    }
+
+    #[test]
+    fn a_high_index_equals_no_other() {
+        let (high, higher) = (u32::from(u16::MAX), 1 << 16);
+        let mut interfaces = after_syn_ack();
+        assert_eq!(interfaces.take_output(Side::Client, high), None);
+        assert_eq!(interfaces.take_output(Side::Server, WAN), None);
+        for index in [high, higher] {
+            let question = Some(RouteQuestion { end: Side::Client, interface: index });
+            assert_eq!(interfaces.take_input(Side::Client, index), question);
+        }
+        assert_eq!(interfaces.indices(), None);
+        assert!(!interfaces.are_doubtful());
+    }
+}
