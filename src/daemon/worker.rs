@@ -141,6 +141,7 @@ impl Worker {
                     meta: PacketMeta {
                         input: packet.indev,
                         output: if packet.outdev == LOOPBACK { 0 } else { packet.outdev },
+                        mark: packet.mark & !parameters.mask(),
                         ..parameters.packet_meta(packet.mark, packet.offload, late)
                     },
                 });

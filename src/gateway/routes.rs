@@ -12,6 +12,7 @@ const RTM_GETROUTE: u16 = 26;
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_MULTIPATH: u16 = 9;
+const RTA_MARK: u16 = 16;
 const RTN_UNICAST: u8 = 1;
 /// The answer is the entry of the routing table, not a cached route.
 const RTM_F_FIB_MATCH: u32 = 0x2000;
@@ -43,13 +44,13 @@ impl Routes {
     /// Whether a route to the address leads to the interface: the best one, or another one with the same prefix, for
     /// example a default route with a higher metric (feasible reverse path, RFC 3704 section 2.3).
     pub fn has_route(&mut self, lookup: RouteLookup) -> Result<bool, KernelError> {
-        let RouteLookup { address, interface } = lookup;
+        let RouteLookup { address, interface, mark } = lookup;
         let error = |source| KernelError::System { what: format!("route to {address}"), source };
-        let best = self.get(address, None).map_err(error)?;
+        let best = self.get(address, mark, None).map_err(error)?;
         if best.as_ref().is_some_and(|best| best.interfaces.contains(&interface)) {
             return Ok(true);
         }
-        let Some(there) = self.get(address, Some(interface)).map_err(error)? else {
+        let Some(there) = self.get(address, mark, Some(interface)).map_err(error)? else {
             return Ok(false);
         };
         // The interface of a VRF stands for all of its ports, and has its own routing table.
@@ -58,9 +59,15 @@ impl Routes {
     }
 
     /// The route to an address; with `interface` the best one that leads there.
-    fn get(&mut self, address: IpAddr, interface: Option<u32>) -> io::Result<Option<Route>> {
+    fn get(
+        &mut self,
+        address: IpAddr,
+        mark: u32,
+        interface: Option<u32>,
+    ) -> io::Result<Option<Route>> {
         let sequence = self.socket.next_sequence();
-        let request = request_message(RTM_GETROUTE, 0, sequence, &request_body(address, interface));
+        let body = request_body(address, mark, interface);
+        let request = request_message(RTM_GETROUTE, 0, sequence, &body);
         let (mut route, mut errno) = (None, 0);
         self.socket.ask(&request, |message| match message.kind {
             _ if message.sequence != sequence => {}
@@ -79,16 +86,12 @@ impl Routes {
     }
 }
 
-fn request_body(address: IpAddr, interface: Option<u32>) -> Vec<u8> {
+fn request_body(address: IpAddr, mark: u32, interface: Option<u32>) -> Vec<u8> {
     let (family, octets) = match address {
         IpAddr::V4(address) => (libc::AF_INET, address.octets().to_vec()),
         IpAddr::V6(address) => (libc::AF_INET6, address.octets().to_vec()),
     };
-    let mut body = vec![0; RTMSG_SIZE];
-    if let [first_byte, length, ..] = &mut body[..] {
-        (*first_byte, *length) = (family as u8, (octets.len() * 8) as u8);
-    }
-    body.truncate(RTMSG_SIZE - 4);
+    let mut body = vec![family as u8, (octets.len() * 8) as u8, 0, 0, 0, 0, 0, 0];
     body.extend(RTM_F_FIB_MATCH.to_ne_bytes());
     let mut put = |kind: u16, content: &[u8]| {
         body.extend((4 + content.len() as u16).to_ne_bytes());
@@ -96,6 +99,7 @@ fn request_body(address: IpAddr, interface: Option<u32>) -> Vec<u8> {
         body.extend(content); // a multiple of four bytes
     };
     put(RTA_DST, &octets);
+    put(RTA_MARK, &mark.to_ne_bytes());
     if let Some(interface) = interface {
         put(RTA_OIF, &interface.to_ne_bytes());
     }
@@ -147,7 +151,7 @@ mod tests {
     fn an_address_of_this_machine_is_on_no_interface() {
         let mut routes = Routes::new().unwrap();
         for address in ["127.0.0.1", "::1"] {
-            let lookup = RouteLookup { address: address.parse().unwrap(), interface: 1 };
+            let lookup = RouteLookup { address: address.parse().unwrap(), interface: 1, mark: 0 };
             assert!(!routes.has_route(lookup).unwrap(), "{address}");
         }
     }

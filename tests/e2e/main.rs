@@ -40,4 +40,5 @@ mod stream;
 mod super_packets;
 mod takeover;
 mod try_modes;
+mod uplinks;
 mod wire;

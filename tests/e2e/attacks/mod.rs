@@ -8,6 +8,7 @@ mod conntrack_lookups;
 mod consumed_pinholes;
 mod dialogue;
 mod floods;
+mod forged_ends;
 mod full_sets;
 mod overlaps;
 mod pinhole_theft;

@@ -297,7 +297,7 @@ impl Sessions {
             control.fast_path_mut().wants_translation = true;
             effects.lookups.push(KernelRequest::new(session_ref, request, None));
         }
-        let missing = question.and_then(|question| self.answer_route(index, question).err());
+        let missing = question.and_then(|question| self.answer_route(index, question, 0).err());
         if let Some(request) = missing {
             effects.route_lookups.push(KernelRequest::new(session_ref, request, None));
         }

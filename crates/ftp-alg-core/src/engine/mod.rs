@@ -101,6 +101,8 @@ pub struct PacketMeta {
     pub input: u32,
     /// Index of the interface by which it leaves; 0 if this machine receives it.
     pub output: u32,
+    /// Its packet mark, without the bits of our rules.
+    pub mark: u32,
 }
 
 impl Default for PacketMeta {
@@ -114,6 +116,7 @@ impl Default for PacketMeta {
             is_late: false,
             input: 1,
             output: 1,
+            mark: 0,
         }
     }
 }

@@ -2,6 +2,9 @@
 //!
 //! A session knows the interfaces of its ends. The kernel is asked about another one, and a packet from where no route
 //! to its sender leads passes unread: it opens nothing and does not change its session.
+//!
+//! The expression `fib` of nftables knows the best route only, so it would not find a second path. rp_filter has the
+//! same limit, and IPv6 has none.
 
 use std::{
     collections::HashMap,
@@ -17,13 +20,16 @@ use super::{
 };
 use crate::session::{RouteQuestion, Side};
 
-/// A question to the kernel: does a route to this address lead to the interface with this index?
+/// A question to the kernel: does a route to this address, for packets with this mark, lead to the interface with this
+/// index?
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RouteLookup {
     /// The address.
     pub address: IpAddr,
     /// The interface's index.
     pub interface: u32,
+    /// The packet mark, for policy routing.
+    pub mark: u32,
 }
 
 /// How long an answer of the kernel is used.
@@ -81,7 +87,7 @@ impl Engine {
             return Origin::Sender;
         };
         if let Some(question) = session.interfaces.take_input(from, meta.input) {
-            match self.sessions.answer_route(index, question) {
+            match self.sessions.answer_route(index, question, meta.mark) {
                 Ok(true) => {}
                 Ok(false) => return Origin::Elsewhere,
                 Err(lookup) => return Origin::Unknown(lookup),
@@ -91,7 +97,7 @@ impl Engine {
             return Origin::Sender;
         };
         if let Some(question) = session.interfaces.take_output(from.peer(), meta.output) {
-            match self.sessions.answer_route(index, question) {
+            match self.sessions.answer_route(index, question, meta.mark) {
                 Ok(true) => {}
                 Ok(false) => self.distrust_interface(index, question, meta.output),
                 Err(lookup) => return Origin::Unknown(lookup),
@@ -183,13 +189,14 @@ impl super::Sessions {
         &mut self,
         index: u32,
         question: RouteQuestion,
+        mark: u32,
     ) -> Result<bool, RouteLookup> {
         let Some(Entry { session, control }) = self.table.get_mut(index) else { return Ok(false) };
         let address = match question.end {
             Side::Client => control.client().ip(),
             Side::Server => control.server().ip(),
         };
-        let lookup = RouteLookup { address, interface: question.interface };
+        let lookup = RouteLookup { address, interface: question.interface, mark };
         let answer = self.routes.get(&lookup).ok_or(lookup)?;
         if answer {
             session.interfaces.set_has_route(question);

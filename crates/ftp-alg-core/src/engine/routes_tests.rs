@@ -21,7 +21,7 @@ impl Conversation {
 
     fn add_route(&mut self, address: IpAddr, interface: u32) {
         let routes = self.gateway.kernel.routes.get_or_insert_default();
-        routes.push(RouteLookup { address, interface });
+        routes.push(RouteLookup { address, interface, mark: 0 });
     }
 
     /// Somebody sends the next line of `side` from `interface`, as the peer of `side` would get it.

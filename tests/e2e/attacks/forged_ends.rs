@@ -1,0 +1,215 @@
+//! One end of a connection forges lines of the other end, as it knows the sequence numbers. They arrive on an interface
+//! on which the other end is not.
+
+use std::net::SocketAddr;
+
+use ftp_alg_lab::{Capture, Family, Host, Lab, Topology};
+use serde_json::{Value, json};
+
+use super::{
+    common::{login, reply, say, wait_for},
+    scene::{Scene, active_transfer, assert_silent},
+};
+
+/// The port that a forged line announces.
+const FORGED_PORT: u16 = 3306;
+/// The TTL of forged packets. The end that would get one discards it, so that the dialogue can go on.
+const TTL: u8 = 40;
+
+/// How the gateway reads control connections, and whether its kernel drops packets from elsewhere.
+#[derive(Clone, Copy, Debug)]
+struct Case {
+    fast_path: bool,
+    rp_filter: bool,
+    family: Family,
+}
+
+const CASES: [Case; 5] = [
+    Case { fast_path: false, rp_filter: false, family: Family::V4 },
+    Case { fast_path: true, rp_filter: false, family: Family::V4 },
+    Case { fast_path: false, rp_filter: true, family: Family::V4 },
+    Case { fast_path: true, rp_filter: true, family: Family::V4 },
+    Case { fast_path: false, rp_filter: false, family: Family::V6 },
+];
+
+/// A control connection after the login.
+struct Connection {
+    client: SocketAddr,
+    server: SocketAddr,
+    /// The next sequence numbers of client and server.
+    next: [u32; 2],
+}
+
+impl Case {
+    fn scene(&self, topology: Topology) -> Scene {
+        let state = if self.fast_path { "auto" } else { "off" };
+        let configuration = format!("[queue]\nfast-path = \"{state}\"\n");
+        let scene = Scene::with(topology, &configuration, &json!({}));
+        let filter = if self.rp_filter { 1 } else { 0 };
+        let set = ["all", "lan", "wan"]
+            .map(|name| format!("echo {filter} > /proc/sys/net/ipv4/conf/{name}/rp_filter\n"));
+        scene.gateway.lab.gateway.shell(&set.concat()).unwrap().success().unwrap();
+        scene
+    }
+
+    /// Runs `steps` after the login, up to each gate. Returns the client and its connection.
+    fn log_in(
+        &self,
+        scene: &Scene,
+        listen: &[u16],
+        steps: &[Value],
+    ) -> (super::common::GatedClient, Connection) {
+        let lab = &scene.gateway.lab;
+        // The interface at which each end's address and port is its own.
+        let capture = Capture::start(&lab.gateway, lab.client_side(), "tcp port 21").unwrap();
+        let steps = [&login()[..], &[json!({"gate": ""})], steps].concat();
+        let host = lab.server_address(self.family);
+        let client = scene.client_of(&lab.client, &json!({"host": host, "listen": listen}), &steps);
+        let seen = capture.finish().unwrap();
+        let number = |text: &String| text.parse::<u32>().unwrap();
+        let fields = ["tcp.dstport", "tcp.seq_raw", "tcp.len", "tcp.ack_raw"];
+        let rows = seen.fields("tcp.srcport == 21 && tcp.len > 0", &fields).unwrap();
+        let row: Vec<u32> = rows.last().unwrap().iter().map(number).collect();
+        let connection = Connection {
+            client: SocketAddr::new(lab.client.address(self.family), row[0] as u16),
+            server: SocketAddr::new(lab.server.address(self.family), 21),
+            next: [row[3], row[1].wrapping_add(row[2])],
+        };
+        if self.fast_path {
+            let status = scene.gateway.daemon.status().unwrap();
+            if status["fast_path"]["state"] == "on" {
+                assert_eq!(status["fast_path"]["connections"], 1, "{status}");
+            }
+        }
+        (client, connection)
+    }
+
+    /// Waits until the gateway has read the forged packet.
+    fn wait_for_packet(&self, scene: &Scene) {
+        let is_read = || scene.gateway.daemon.status().unwrap()["unread"]["elsewhere"] != json!(0);
+        // Otherwise the kernel drops it, and the silence of the port takes long enough.
+        if !self.rp_filter {
+            wait_for("the forged packet", is_read);
+        }
+    }
+
+    fn assert_unopened(&self, scene: &Scene, initiator: &Host, target: std::net::IpAddr) {
+        self.wait_for_packet(scene);
+        assert_eq!(scene.gateway.daemon.open_pinholes().unwrap(), [""; 0], "{self:?}");
+        assert_silent(&[(initiator, &target.to_string(), FORGED_PORT)]);
+        assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), 0, "{self:?}");
+    }
+}
+
+/// Sends a line of `from` to `to` from `forger`.
+fn forge(lab: &Lab, forger: &Host, ends: [SocketAddr; 2], numbers: [u32; 2], line: &str) {
+    let towards = if forger.namespace() == lab.client.namespace() {
+        lab.client_side()
+    } else {
+        lab.server_side()
+    };
+    let shown = lab.gateway.shell(&format!("ip -br link show {towards}")).unwrap().stdout_text();
+    let router = shown.split_whitespace().find(|word| word.matches(':').count() == 5).unwrap();
+    let [from, to] = ends.map(|end| json!([end.ip(), end.port()]));
+    let [seq, ack] = numbers;
+    let plan = json!({"router": router, "from": from, "to": to, "seq": seq, "ack": ack, "ttl": TTL,
+                      "line": line});
+    let script = forger.write("forge.py", include_bytes!("forge.py")).unwrap();
+    let arguments = [script.to_str().unwrap(), &plan.to_string()];
+    forger.run("/usr/bin/python3", &arguments).unwrap().success().unwrap();
+}
+
+/// Discards forged packets at `host`.
+fn discard_forged(host: &Host) {
+    host.nft(
+        "table inet forged { chain input { type filter hook input priority -300; \
+         ip ttl < 50 drop; ip6 hoplimit < 50 drop; }; }",
+    )
+    .unwrap();
+}
+
+/// The client forges `229` and reaches a port of the server that nobody opened.
+fn forge_reply(topology: Topology) {
+    for case in CASES {
+        let scene = case.scene(topology);
+        let lab = &scene.gateway.lab;
+        discard_forged(&lab.client);
+        let steps =
+            [say("EPSV"), json!({"gate": ""}), reply(), json!({"dial": true, "later": true})];
+        let end = [say("LIST"), reply(), json!({"drain": true}), reply()];
+        let (mut client, connection) = case.log_in(&scene, &[], &[&steps[..], &end].concat());
+        let Connection { client: own, server, next: [client_next, server_next] } = connection;
+        // The server's own reply is late.
+        lab.server
+            .nft(
+                "table inet mute { chain output { type filter hook output priority 0; \
+                 tcp sport 21 @ih,0,24 0x323239 drop; }; }",
+            )
+            .unwrap();
+        client.open_gate();
+        wait_for("EPSV", || scene.server.lines().iter().any(|line| line == "EPSV"));
+        let acknowledged = client_next.wrapping_add("EPSV\r\n".len() as u32);
+        let line = format!("229 Entering Extended Passive Mode (|||{FORGED_PORT}|)");
+        forge(lab, &lab.client, [server, own], [server_next, acknowledged], &line);
+        case.assert_unopened(&scene, &lab.client, lab.server_address(case.family));
+        lab.server.nft("delete table inet mute").unwrap();
+        let session = client.release();
+        assert_eq!(session.error, None, "{case:?}");
+        assert_eq!(session.got(12), "the body\r\n", "{case:?}");
+    }
+}
+
+#[test]
+fn a_client_reaches_no_other_port_of_a_published_server() {
+    forge_reply(Topology::PublishedServer);
+}
+
+#[test]
+fn a_client_reaches_no_other_port_of_a_routed_server() {
+    forge_reply(Topology::Routed);
+}
+
+/// The server forges `PORT` or `EPRT` and reaches a port of its client.
+fn forge_command(topology: Topology) {
+    for case in CASES {
+        let scene = case.scene(topology);
+        let lab = &scene.gateway.lab;
+        discard_forged(&lab.server);
+        let address = lab.client.address(case.family);
+        let (command, steps) = match case.family {
+            Family::V4 => {
+                let host = address.to_string().replace('.', ",");
+                let [high, low] = FORGED_PORT.to_be_bytes();
+                (format!("PORT {host},{high},{low}"), active_transfer(address, 3763))
+            }
+            Family::V6 => {
+                let command = |port: u16| format!("EPRT |2|{address}|{port}|");
+                let announced = say(&command(3763));
+                let list = [say("LIST"), reply(), json!({"accept": 3763}), reply()];
+                (command(FORGED_PORT), [&[announced, reply()][..], &list].concat())
+            }
+        };
+        let (client, connection) = case.log_in(&scene, &[3763], &steps);
+        let Connection { client: own, server, next } = connection;
+        forge(lab, &lab.server, [own, server], next, &command);
+        let target = if scene.gateway.lab.translates(case.family) {
+            lab.gateway.address(case.family)
+        } else {
+            address
+        };
+        case.assert_unopened(&scene, &lab.server, target);
+        let session = client.release();
+        assert_eq!(session.error, None, "{case:?}");
+        assert_eq!(session.got(10), "the body\r\n", "{case:?}");
+    }
+}
+
+#[test]
+fn a_server_reaches_no_other_port_of_a_masqueraded_client() {
+    forge_command(Topology::Masquerade);
+}
+
+#[test]
+fn a_server_reaches_no_other_port_of_a_routed_client() {
+    forge_command(Topology::Routed);
+}
