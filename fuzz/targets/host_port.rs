@@ -6,7 +6,7 @@
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 
-use ftp_alg_core::ftp::{Announcement, AnnouncementKind, MalformedAnnouncement, Text, ZeroPadding};
+use ftp_alg_core::ftp::{Announcement, AnnouncementKind, MalformedAnnouncement, Padding, Text};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|data: &[u8]| {
@@ -26,9 +26,9 @@ fuzz_target!(|data: &[u8]| {
     let new = SocketAddr::new(ip, u16::from_be_bytes([high, low]).max(1));
 
     if let Ok(announcement) = read(kind, text) {
-        let zeros = [ZeroPadding::None, ZeroPadding::Three, ZeroPadding::Four, ZeroPadding::Four]
+        let padding = [Padding::None, Padding::Blanks, Padding::Zeros, Padding::Zeros]
             [usize::from(form >> 3 & 3)];
-        round_trip(&announcement, text, new, zeros);
+        round_trip(&announcement, text, new, padding);
     }
     numbers(kind, address);
 });
@@ -43,11 +43,11 @@ fn read(kind: AnnouncementKind, text: &[u8]) -> Result<Announcement, MalformedAn
 }
 
 /// Announces `new` in place of the endpoint of `text`, as a session does. `zeros` may preserve the length.
-fn round_trip(announcement: &Announcement, text: &[u8], new: SocketAddr, zeros: ZeroPadding) {
+fn round_trip(announcement: &Announcement, text: &[u8], new: SocketAddr, padding: Padding) {
     let Announcement { kind, address, port, ref endpoint, .. } = *announcement;
     assert!(port > 0);
     assert_eq!(address.is_none(), kind == AnnouncementKind::Epsv);
-    let Some(rewritten) = announcement.replacement_text(new, zeros) else {
+    let Some(rewritten) = announcement.replacement_text(new, padding) else {
         let v6 = new.is_ipv6();
         assert!(
             address.is_some_and(|address| address.is_ipv6() != v6),
@@ -55,8 +55,8 @@ fn round_trip(announcement: &Announcement, text: &[u8], new: SocketAddr, zeros: 
         );
         return;
     };
-    let room = announcement.room_for_port(new.ip(), zeros).filter(|_| zeros != ZeroPadding::None);
-    if room.is_some_and(|room| kind.fits_port(new.port(), room, zeros)) {
+    let room = announcement.room_for_port(new.ip(), padding).filter(|_| padding != Padding::None);
+    if room.is_some_and(|room| kind.fits_port(new.port(), room, padding)) {
         assert_eq!(rewritten.len(), endpoint.len(), "{rewritten:?}");
     }
     let place = match kind.is_active() {

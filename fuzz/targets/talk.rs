@@ -4,7 +4,7 @@
 use std::{fmt, net::SocketAddr};
 
 use ftp_alg_core::{
-    ftp::{Announcement, AnnouncementKind, MalformedAnnouncement, ZeroPadding},
+    ftp::{Announcement, AnnouncementKind, MalformedAnnouncement, Padding},
     packet::{Packet, Seq, flags},
     session::{
         AnnouncedLine, AnnouncementVerdict, DecisionAnswer, DecisionRequest, DialogueEvent,
@@ -69,7 +69,7 @@ impl Recorder {
                 if announced.blocked_because.is_none() {
                     self.opened.push(announcement);
                 }
-                AnnouncementVerdict::Open { endpoint, zeros: ZeroPadding::Three }
+                AnnouncementVerdict::Open { endpoint, padding: Padding::Blanks }
             }
             _ if announced.kind.is_active() => {
                 AnnouncementVerdict::Refuse(RefusalReason::Malformed)

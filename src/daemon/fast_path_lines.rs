@@ -13,7 +13,7 @@ use std::{
 
 use ftp_alg_core::{
     engine::{Effects, Engine, FastPathLine, Side},
-    ftp::ZeroPadding,
+    ftp::Padding,
 };
 use rustix::time::{ClockId, clock_gettime};
 
@@ -173,7 +173,7 @@ fn engine_line<'s>(line: &'s LineRecord, clock: &KernelClock) -> FastPathLine<'s
         opened_pinhole: line.opened_pinhole,
         consumed_pinhole: (line.consumed_pinhole != 0).then_some(line.consumed_pinhole),
         is_fin: line.is_fin,
-        zeros: ZeroPadding::from_digits(line.port_digits.into()),
+        padding: Padding::from_digits(line.port_digits.into()),
         bytes: line.bytes(),
     }
 }

@@ -140,3 +140,28 @@ fn servers_take_zeros_before_the_numbers_of_a_port() {
         assert_clean(&outer);
     }
 }
+
+/// Such a server may read them as octal.
+#[test]
+fn a_server_that_is_not_known_gets_no_zeros() {
+    let gateway = gateway(Topology::Masquerade);
+    let lab = &gateway.lab;
+    let server = scripted_server(&lab.server, &json!({}));
+    let mut steps = login();
+    for port in [1025, 1101, 1102] {
+        let command = format!("PORT 192,168,150,80,{},{}", port >> 8, port & 255);
+        steps.extend([say(&command), reply(), say("LIST"), reply()]);
+        steps.extend([json!({"accept": port}), reply()]);
+    }
+    let host = lab.server_address(Family::V4).to_string();
+    let plan = json!({"host": host, "listen": [1025, 1101, 1102], "steps": steps});
+    let session = scripted_client(&lab.client, &plan);
+    assert_eq!(session.error, None);
+    let lines = server.lines();
+    let announced: Vec<_> = lines.iter().filter(|line| line.starts_with("PORT ")).collect();
+    assert_eq!(announced.len(), 3);
+    for line in announced {
+        let numbers = line.trim_start_matches("PORT ").split(',');
+        assert!(numbers.clone().all(|number| number == "0" || !number.starts_with('0')), "{line}");
+    }
+}

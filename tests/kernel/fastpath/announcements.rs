@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
 
-use ftp_alg_core::ftp::{Announcement, Text, ZeroPadding};
+use ftp_alg_core::ftp::{Announcement, Padding, Text};
 
 use super::{
     data::syn,
@@ -223,8 +223,8 @@ fn a_port_command_is_rewritten_as_the_engine_does() {
             continue;
         }
         let line_count = talk.before.line_count;
-        let zeros = *rng.pick(&[ZeroPadding::Three, ZeroPadding::Four]);
-        let port_digits = u32::try_from(zeros.digits()).unwrap();
+        let padding = *rng.pick(&[Padding::Blanks, Padding::Zeros]);
+        let port_digits = u32::try_from(padding.digits()).unwrap();
         let seq_offsets = may_move.then(|| routed().next_seq.map(|next| (0, next)));
         talk.before =
             Flow { line_count, seq_offsets, ..rewritten_client(client, announced, port_digits) };
@@ -232,7 +232,7 @@ fn a_port_command_is_rewritten_as_the_engine_does() {
         let argument = format!("{},{},{}", client, port >> 8, port & 255).replace('.', ",");
         let frame = talk.frame(Side::Client, format!("PORT {argument}\r\n"));
         let read = Announcement::parse_port(argument.as_bytes(), 0).unwrap();
-        let text = read.replacement_text(SocketAddr::new(announced.into(), port), zeros).unwrap();
+        let text = read.replacement_text(SocketAddr::new(announced.into(), port), padding).unwrap();
         if may_move || text.len() == argument.len() {
             talk.inspected(&frame, &[b"PORT ", &text[..], b"\r\n"].concat());
             inspected += 1;

@@ -2,7 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddr};
 
-use ftp_alg_core::ftp::{Announcement, ZeroPadding};
+use ftp_alg_core::ftp::{Announcement, Padding};
 
 use super::{
     frames::{ACK, CWR, FIN, Frame, PSH, RST},
@@ -150,7 +150,7 @@ fn an_eprt_is_rewritten_as_the_engine_does() {
         let frame = talk.frame(Side::Client, format!("EPRT {argument}\r\n"));
         let read = Announcement::parse_eprt(argument.as_bytes(), 0).unwrap();
         let text =
-            read.replacement_text(SocketAddr::new(named.into(), port), ZeroPadding::Three).unwrap();
+            read.replacement_text(SocketAddr::new(named.into(), port), Padding::Blanks).unwrap();
         talk.inspected(&frame, &[b"EPRT |1|", &text[..], b"|\r\n"].concat());
     }
 }

@@ -13,7 +13,7 @@ use ftp_alg::gateway::{
 };
 use ftp_alg_core::{
     engine::{FlowChange, Handover, Kernel as _, LoginStage, Translation, Withdrawal},
-    ftp::ZeroPadding,
+    ftp::Padding,
 };
 
 use super::fastpath::{CLIENT, SERVER, lab_with_pins};
@@ -42,7 +42,7 @@ fn no_more_connections_are_handed_over_than_there_is_room_for() {
                 interfaces: [1; 2],
                 announced_addresses: [*CLIENT.ip(), *SERVER.ip()],
                 seq_offsets: None,
-                zeros: ZeroPadding::None,
+                padding: Padding::None,
                 pinhole_lifetime: Duration::from_secs(30),
             })
         };

@@ -14,7 +14,7 @@ use super::{
     registry::OpenError,
 };
 use crate::{
-    ftp::{AnnouncementKind, MalformedAnnouncement, ZeroPadding},
+    ftp::{AnnouncementKind, MalformedAnnouncement, Padding},
     policy::{ExternalAddress, ForeignAddress, Policy},
     session::{AnnouncedLine, AnnouncementVerdict, Phase, RefusalReason, Side},
 };
@@ -245,9 +245,9 @@ impl Connection<'_> {
         Some(SocketAddr::new(address, read.port))
     }
 
-    /// The leading zeros by which an announcement may keep its length.
-    fn allowed_zeros(&self, announced: &AnnouncedLine) -> ZeroPadding {
-        if self.policy.preserves_length { announced.zeros } else { ZeroPadding::None }
+    /// By what an announcement may keep its length.
+    fn allowed_padding(&self, announced: &AnnouncedLine) -> Padding {
+        if self.policy.preserves_length { announced.padding } else { Padding::None }
     }
 
     /// Records a decision: event, counters, verdict.
@@ -269,8 +269,8 @@ impl Connection<'_> {
                     None if is_same => "both ends see the same endpoint".into(),
                     None => "the other end sees another endpoint".into(),
                 };
-                let zeros = self.allowed_zeros(announced);
-                let verdict = AnnouncementVerdict::Open { endpoint: to_announce, zeros };
+                let padding = self.allowed_padding(announced);
+                let verdict = AnnouncementVerdict::Open { endpoint: to_announce, padding };
                 (action, (!is_same).then_some(to_announce), reason, verdict)
             }
             Err(NotOpened::Refuse(why, reason)) => {
@@ -342,7 +342,7 @@ impl Connection<'_> {
             return Err(NotOpened::Ignore("the connection's translation is unknown".into()));
         };
         let format =
-            PortFormat { kind: announced.kind, room, zeros: self.allowed_zeros(announced) };
+            PortFormat { kind: announced.kind, room, padding: self.allowed_padding(announced) };
         let closed = &mut self.effects.closed_before_opening;
         let proposed = self.pinholes.propose(self.policy, translation, format, pinhole, closed);
         // Otherwise the BPF program would still use the port.
@@ -365,10 +365,10 @@ impl Connection<'_> {
         {
             return None;
         }
-        let zeros = self.allowed_zeros(announced);
-        let room = announced.parsed.as_ref().ok()?.room_for_port(announced_address, zeros)?;
+        let padding = self.allowed_padding(announced);
+        let room = announced.parsed.as_ref().ok()?.room_for_port(announced_address, padding)?;
         let fast_path = self.control.fast_path();
-        if fast_path.is_worthwhile() && !kind.fits_port(endpoint.port(), room, zeros) {
+        if fast_path.is_worthwhile() && !kind.fits_port(endpoint.port(), room, padding) {
             // On an adjusted connection the BPF program changes lengths, but never ports. Otherwise each announcement
             // would be queued.
             if fast_path.used_fitting_port {

@@ -20,7 +20,7 @@ use super::{
     table::Key,
 };
 use crate::{
-    ftp::{AnnouncementKind, ZeroPadding},
+    ftp::{AnnouncementKind, Padding},
     packet::{self, Packet, Seq, flags},
     session::{AnnouncementVerdict, DecisionAnswer, DecisionRequest, ForwardAction, Phase, Side},
 };
@@ -127,7 +127,7 @@ impl Engine {
                     let verdict = connection.decide_fast_path_announcement(announced, &mut opened);
                     DecisionAnswer::Verdict(match verdict {
                         AnnouncementVerdict::Open { endpoint, .. } => {
-                            AnnouncementVerdict::Open { endpoint, zeros: line.zeros }
+                            AnnouncementVerdict::Open { endpoint, padding: line.padding }
                         }
                         other => other,
                     })
@@ -276,10 +276,10 @@ impl Sessions {
                     SequenceOffset { offset, first_seq: first_seq.0 }
                 })
             }),
-            zeros: if policy.preserves_length {
-                session.dialogue().zeros()
+            padding: if policy.preserves_length {
+                session.dialogue().padding()
             } else {
-                ZeroPadding::None
+                Padding::None
             },
             pinhole_lifetime: policy.pinhole_lifetime,
         }));

@@ -27,7 +27,7 @@ impl Conversation {
     fn handed_over_from(client: &str) -> Self {
         let policy = Policy { preserves_length: true, ..Policy::default() };
         let engine = Engine::new(policy, Checksums::Verify);
-        let mut talk = Self::through(engine, client).log_in();
+        let mut talk = Self::through(engine, client).log_in_after("220 ProFTPD Server\r\n");
         talk.say_all(&PASV);
         talk.gateway.engine.sessions.set_uses_fast_path(true);
         talk.say_all(&[(Side::Client, "RETR first\r\n"), (Side::Server, "226 done\r\n")]);
@@ -68,7 +68,7 @@ impl Conversation {
             opened_pinhole: opened,
             consumed_pinhole: consumed,
             is_fin: text.is_empty(),
-            zeros: crate::ftp::ZeroPadding::Three,
+            padding: crate::ftp::Padding::Zeros,
             bytes: text.as_bytes(),
         };
         self.next[me] += text.len().max(1) as u32; // a FIN counts as one
@@ -103,7 +103,7 @@ fn an_idle_connection_is_handed_over_with_its_state() {
             interfaces: [1; 2],
             announced_addresses: ["198.51.100.1".parse().unwrap(), "203.0.113.9".parse().unwrap()],
             seq_offsets: None,
-            zeros: crate::ftp::ZeroPadding::Three,
+            padding: crate::ftp::Padding::Zeros,
             pinhole_lifetime: Duration::from_secs(30),
         }
     );
@@ -488,7 +488,7 @@ fn a_connection_is_handed_over_before_the_greeting() {
         (6, 0, 1)
     );
     assert!(talk.is_handed_over());
-    // The BPF program wrote at most three digits, even if the server accepts more: a retransmission must be equal.
+    // The BPF program wrote zeros, even if the server is not known to accept them: a retransmission must be equal.
     assert_eq!(talk.gateway.kernel.changes.len(), 1);
     let said = "PORT 192,168,150,80,4,1\r\n";
     talk.next[0] -= said.len() as u32;

@@ -9,7 +9,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::Translation;
-use crate::{ftp::ZeroPadding, session::Side};
+use crate::{ftp::Padding, session::Side};
 
 /// Limit of consecutive handovers during which the BPF program passed no line. After that the connection is not handed
 /// over again.
@@ -94,7 +94,7 @@ pub struct Handover {
     /// The addresses to announce for the client and for the server.
     pub announced_addresses: [Ipv4Addr; 2],
     /// How a rewritten `PORT` keeps its length.
-    pub zeros: ZeroPadding,
+    pub padding: Padding,
     /// Sequence offsets of client and server. With them, a line may change its length.
     pub seq_offsets: Option<[SequenceOffset; 2]>,
     /// Lifetime of an unused pinhole.
@@ -199,7 +199,7 @@ pub struct FastPathLine<'l> {
     /// Whether this is a FIN instead of a line.
     pub is_fin: bool,
     /// How the rewritten `PORT` got its original length.
-    pub zeros: ZeroPadding,
+    pub padding: Padding,
     /// The line, including its line end.
     pub bytes: &'l [u8],
 }

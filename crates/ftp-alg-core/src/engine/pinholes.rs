@@ -21,7 +21,7 @@ use super::{
     },
 };
 use crate::{
-    ftp::{AnnouncementKind, ZeroPadding},
+    ftp::{AnnouncementKind, Padding},
     policy::Policy,
 };
 
@@ -115,7 +115,7 @@ pub struct PortFormat {
     pub kind: AnnouncementKind,
     /// Number of bytes to fill, if the line is to keep its length.
     pub room: Option<usize>,
-    pub zeros: ZeroPadding,
+    pub padding: Padding,
 }
 
 /// The sequence of external ports to try.
@@ -412,11 +412,11 @@ impl PinholeTable {
 fn candidate_ports<'a>(
     policy: &'a Policy,
     announced: u16,
-    PortFormat { kind, room, zeros }: PortFormat,
+    PortFormat { kind, room, padding }: PortFormat,
     random: &'a RandomState,
     seed: u64,
 ) -> impl Iterator<Item = u16> + 'a {
-    let fits = move |port: &u16| room.is_none_or(|room| kind.fits_port(*port, room, zeros));
+    let fits = move |port: &u16| room.is_none_or(|room| kind.fits_port(*port, room, padding));
     let draw = move |number: usize| policy.external_port(random.hash_one((seed, number)));
     let fitting_draws = if fits(&announced) { 0 } else { FITTING_DRAWS };
     let fitting = (0..fitting_draws).map_while(draw).filter(fits).take(FITTING_TRIES);

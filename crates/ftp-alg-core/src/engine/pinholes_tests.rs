@@ -24,7 +24,7 @@ fn propose(
     let proposal = table.propose(
         &policy,
         &control,
-        PortFormat { kind: AnnouncementKind::Port, room: None, zeros: ZeroPadding::None },
+        PortFormat { kind: AnnouncementKind::Port, room: None, padding: Padding::None },
         pinhole,
         &mut closed,
     )?;
@@ -108,7 +108,7 @@ fn a_source_translation_stays_while_another_pinhole_uses_it() {
         };
         let policy = Policy::default();
         let form =
-            PortFormat { kind: AnnouncementKind::Port, room: None, zeros: ZeroPadding::Three };
+            PortFormat { kind: AnnouncementKind::Port, room: None, padding: Padding::Blanks };
         let proposal = table.propose(&policy, &control, form, pinhole, &mut Vec::new()).unwrap();
         table.hold_opened(Instant::now(), 1, &proposal)
     };

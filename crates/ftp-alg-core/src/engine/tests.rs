@@ -61,9 +61,13 @@ impl Conversation {
         Self::masqueraded().log_in()
     }
 
-    fn log_in(mut self) -> Self {
+    fn log_in(self) -> Self {
+        self.log_in_after("220 ready\r\n")
+    }
+
+    fn log_in_after(mut self, greeting: &str) -> Self {
         for (side, line) in [
-            (Side::Server, "220 ready\r\n"),
+            (Side::Server, greeting),
             (Side::Client, "USER joe\r\n"),
             (Side::Server, "331 password\r\n"),
             (Side::Client, "PASS x\r\n"),

@@ -12,7 +12,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 use tinyvec::TinyVec;
 
-use super::{Text, ZeroPadding};
+use super::{Padding, Text};
 
 /// The kind of announcement. Log lines and JSON use the same name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
@@ -99,11 +99,13 @@ pub enum MalformedAnnouncement {
 
 impl AnnouncementKind {
     /// Whether `port` can be written with exactly `length` bytes.
-    pub fn fits_port(self, port: u16, length: usize, zeros: ZeroPadding) -> bool {
+    pub fn fits_port(self, port: u16, length: usize, padding: Padding) -> bool {
         let [high, low] = port.to_be_bytes().map(|number| digits(number.into()));
         match self {
-            Self::Port => (high + 1 + low..=zeros.longest()).contains(&length),
-            Self::Pasv => high + 1 + low == length,
+            Self::Port if padding == Padding::Zeros => {
+                (high + 1 + low..=padding.longest()).contains(&length)
+            }
+            Self::Port | Self::Pasv => high + 1 + low == length,
             Self::Eprt | Self::Epsv => digits(port) == length,
         }
     }
@@ -192,7 +194,7 @@ impl Announcement {
 
     /// Number of bytes that remain for the port if `address` replaces the announced one and the length stays. `None` if
     /// no port fits.
-    pub fn room_for_port(&self, address: IpAddr, zeros: ZeroPadding) -> Option<usize> {
+    pub fn room_for_port(&self, address: IpAddr, padding: Padding) -> Option<usize> {
         let address = match (self.kind, address) {
             (AnnouncementKind::Epsv, _) => return Some(self.endpoint.len()),
             (_, IpAddr::V4(ip)) => {
@@ -201,24 +203,20 @@ impl Announcement {
             (_, IpAddr::V6(ip)) => ip.to_string().len(),
         };
         let lengths = match self.kind {
-            AnnouncementKind::Port => 3..=zeros.longest(),
-            AnnouncementKind::Pasv => 3..=ZeroPadding::None.longest(),
+            AnnouncementKind::Port => 3..=padding.longest(),
+            AnnouncementKind::Pasv => 3..=Padding::None.longest(),
             AnnouncementKind::Eprt | AnnouncementKind::Epsv => 1..=5,
         };
         self.endpoint.len().checked_sub(address + 1).filter(|room| lengths.contains(room))
     }
 
-    /// The range to replace and its replacement if `new` is announced instead. If `zeros` require that a 227 keeps its
+    /// The range to replace and its replacement if `new` is announced instead. If `padding` requires that a 227 keeps its
     /// length, a shorter one is padded with blanks before the parenthesis (docs/studies/lengths.md).
-    pub fn edit(
-        &self,
-        new: SocketAddr,
-        zeros: ZeroPadding,
-    ) -> Option<(Range<usize>, EndpointText)> {
-        let text = self.replacement_text(new, zeros)?;
+    pub fn edit(&self, new: SocketAddr, padding: Padding) -> Option<(Range<usize>, EndpointText)> {
+        let text = self.replacement_text(new, padding)?;
         let Range { start, end } = self.endpoint;
         let missing = self.endpoint.len().saturating_sub(text.len());
-        if missing == 0 || zeros == ZeroPadding::None || !self.has_parenthesis {
+        if missing == 0 || padding == Padding::None || !self.has_parenthesis {
             return Some((start..end, text));
         }
         let mut padded = EndpointText::new();
@@ -228,16 +226,16 @@ impl Announcement {
         Some((start - 1..end, padded))
     }
 
-    /// The replacement of the endpoint if `new` is announced instead; as long as the endpoint if `zeros` make that
+    /// The replacement of the endpoint if `new` is announced instead; as long as the endpoint if `padding` makes that
     /// possible. `None` if the kind cannot express it: an IPv6 address in a host-port.
-    pub fn replacement_text(&self, new: SocketAddr, zeros: ZeroPadding) -> Option<EndpointText> {
+    pub fn replacement_text(&self, new: SocketAddr, padding: Padding) -> Option<EndpointText> {
         Some(match (self.kind, new.ip()) {
             (AnnouncementKind::Port | AnnouncementKind::Pasv, IpAddr::V4(ip)) => {
                 let ([a, b, c, d], [high, low]) = (ip.octets(), new.port().to_be_bytes());
                 let room =
-                    self.room_for_port(new.ip(), zeros).filter(|_| zeros != ZeroPadding::None);
-                let room = room.filter(|room| self.kind.fits_port(new.port(), *room, zeros));
-                host_port([a, b, c, d, high, low], room.unwrap_or_default(), zeros.digits())
+                    self.room_for_port(new.ip(), padding).filter(|_| padding != Padding::None);
+                let room = room.filter(|room| self.kind.fits_port(new.port(), *room, padding));
+                host_port([a, b, c, d, high, low], room.unwrap_or_default(), padding.digits())
             }
             (AnnouncementKind::Port | AnnouncementKind::Pasv, IpAddr::V6(_)) => return None,
             // The family precedes the endpoint and is not replaced.

@@ -94,7 +94,7 @@ fn eprt_is_parsed_in_both_families() {
     let v6 = Announcement::parse_eprt(b"!2!1080::8:800:200C:417A!5282!", 0).unwrap();
     assert_eq!(v6.address, Some("1080::8:800:200c:417a".parse().unwrap()));
     assert_eq!(
-        v6.replacement_text("[2001:db8::1]:7".parse().unwrap(), ZeroPadding::None).unwrap(),
+        v6.replacement_text("[2001:db8::1]:7".parse().unwrap(), Padding::None).unwrap(),
         &b"2001:db8::1!7"[..]
     );
 
@@ -123,33 +123,41 @@ fn eprt_is_parsed_in_both_families() {
 #[test]
 fn zeros_preserve_the_length_of_a_rewritten_port() {
     for (said, new, heard) in [
-        ("192,168,150,8,14,178", "198.51.100.1:3762", "198,51,100,1,014,178"),
+        ("192,168,150,8,14,178", "198.51.100.1:3762", "198,51,100,1,14,0178"),
         ("192,168,150,80,4,1", "198.51.100.1:1025", "198,51,100,1,4,001"),
-        ("192,168,1,80,4,1", "10.0.0.1:1025", "10,0,0,1,004,001"),
-        // Another zero would be a fourth digit.
-        ("192,168,150,80,14,178", "198.51.100.1:3762", "198,51,100,1,14,178"),
-        ("192,168,10,80,4,1", "10.0.0.1:1025", "10,0,0,1,4,1"),
-        ("192,168,150,80,140,178", "198.51.100.1:36018", "198,51,100,1,140,178"),
+        ("192,168,1,80,4,1", "10.0.0.1:1025", "10,0,0,1,04,0001"),
         ("10,0,0,2,4,1", "198.51.100.1:1025", "198,51,100,1,4,1"),
         ("10,0,0,2,4,1", "10.0.0.3:1025", "10,0,0,3,4,1"),
-        // The client's own padding keeps the same length.
-        ("10,0,0,209,004,001", "10.0.0.1:1025", "10,0,0,1,4,1"),
-        ("10,0,0,20,04,001", "10.0.0.1:1025", "10,0,0,1,004,001"),
-    ] {
-        let read = Announcement::parse_port(said.as_bytes(), 0).unwrap();
-        let text = read.replacement_text(new.parse().unwrap(), ZeroPadding::Three).unwrap();
-        assert_eq!(std::str::from_utf8(&text), Ok(heard), "{said}");
-    }
-    for (said, new, heard) in [
+        // The client's own zeros keep the same length.
+        ("10,0,0,20,04,001", "10.0.0.1:1025", "10,0,0,1,04,0001"),
         ("192,168,150,80,200,10", "198.51.100.1:51210", "198,51,100,1,200,0010"),
         ("192,168,150,80,200,100", "198.51.100.1:51300", "198,51,100,1,0200,0100"),
         ("192,168,150,180,200,100", "198.51.100.1:51300", "198,51,100,1,200,100"),
         ("192,168,150,80,200,1", "198.51.100.1:51201", "198,51,100,1,200,001"),
     ] {
         let read = Announcement::parse_port(said.as_bytes(), 0).unwrap();
-        let text = read.replacement_text(new.parse().unwrap(), ZeroPadding::Four).unwrap();
+        let text = read.replacement_text(new.parse().unwrap(), Padding::Zeros).unwrap();
         assert_eq!(std::str::from_utf8(&text), Ok(heard), "{said}");
     }
+}
+
+/// Some servers read a leading zero as octal.
+#[test]
+fn there_are_no_zeros_for_an_unknown_server() {
+    for (said, new, heard) in [
+        ("192,168,150,80,4,1", "198.51.100.1:1025", "198,51,100,1,4,1"),
+        ("192,168,150,80,4,77", "198.51.100.1:1101", "198,51,100,1,4,77"),
+        ("10,0,0,209,004,001", "10.0.0.1:1025", "10,0,0,1,4,1"),
+        ("10,0,0,2,4,1", "10.0.0.3:1025", "10,0,0,3,4,1"),
+    ] {
+        let read = Announcement::parse_port(said.as_bytes(), 0).unwrap();
+        for padding in [Padding::None, Padding::Blanks] {
+            let text = read.replacement_text(new.parse().unwrap(), padding).unwrap();
+            assert_eq!(std::str::from_utf8(&text), Ok(heard), "{said}");
+        }
+    }
+    let fits = |port| AnnouncementKind::Port.fits_port(port, 5, Padding::Blanks);
+    assert!(fits(100 << 8 | 9) && fits(10 << 8 | 99) && !fits(4 << 8 | 1) && !fits(14 << 8 | 178));
 }
 
 #[test]
@@ -164,15 +172,15 @@ fn blanks_preserve_the_length_of_a_rewritten_227() {
         ("227 Mode ( 10,0,0,209,4,1)", "10.0.0.1:1025", "227 Mode ( 10,0,0,1,4,1)"),
     ] {
         let read = Announcement::parse_227(&Text::new(said.as_bytes())).unwrap();
-        let edited = |zeros| {
-            let (range, text) = read.edit(new.parse().unwrap(), zeros).unwrap();
+        let edited = |padding| {
+            let (range, text) = read.edit(new.parse().unwrap(), padding).unwrap();
             let mut line = said.to_owned();
             line.replace_range(range, std::str::from_utf8(&text).unwrap());
             line
         };
-        assert_eq!(edited(ZeroPadding::Three), heard, "{said}");
+        assert_eq!(edited(Padding::Blanks), heard, "{said}");
         let bare = heard.split_whitespace().collect::<Vec<_>>().join(" ");
-        assert_eq!(edited(ZeroPadding::None), bare, "{said}");
+        assert_eq!(edited(Padding::None), bare, "{said}");
     }
 }
 
@@ -180,14 +188,13 @@ fn blanks_preserve_the_length_of_a_rewritten_227() {
 fn a_rewrite_preserves_the_form() {
     let new = "198.51.100.1:3762".parse().unwrap();
     let port = Announcement::parse_port(b"192,168,150,80,14,178", 5).unwrap();
-    assert_eq!(port.replacement_text(new, ZeroPadding::None).unwrap(), &b"198,51,100,1,14,178"[..]);
-    let zeros =
-        port.replacement_text("10.0.0.255:2570".parse().unwrap(), ZeroPadding::None).unwrap();
-    assert_eq!(zeros, &b"10,0,0,255,10,10"[..]);
+    assert_eq!(port.replacement_text(new, Padding::None).unwrap(), &b"198,51,100,1,14,178"[..]);
+    let padding = port.replacement_text("10.0.0.255:2570".parse().unwrap(), Padding::None).unwrap();
+    assert_eq!(padding, &b"10,0,0,255,10,10"[..]);
     let epsv = Announcement::parse_229(&Text::new(b"229 (|||50069|)")).unwrap();
-    assert_eq!(epsv.replacement_text(new, ZeroPadding::None).unwrap(), &b"3762"[..]);
+    assert_eq!(epsv.replacement_text(new, Padding::None).unwrap(), &b"3762"[..]);
     let eprt = Announcement::parse_eprt(b"|1|10.0.0.2|80|", 0).unwrap();
-    assert_eq!(eprt.replacement_text(new, ZeroPadding::None).unwrap(), &b"198.51.100.1|3762"[..]);
-    assert_eq!(eprt.replacement_text("[::1]:1".parse().unwrap(), ZeroPadding::None), None);
-    assert_eq!(port.replacement_text("[::1]:1".parse().unwrap(), ZeroPadding::None), None);
+    assert_eq!(eprt.replacement_text(new, Padding::None).unwrap(), &b"198.51.100.1|3762"[..]);
+    assert_eq!(eprt.replacement_text("[::1]:1".parse().unwrap(), Padding::None), None);
+    assert_eq!(port.replacement_text("[::1]:1".parse().unwrap(), Padding::None), None);
 }

@@ -7,13 +7,13 @@ mod ambiguity;
 mod announcement;
 mod command;
 mod non_ftp;
+mod padding;
 mod reply;
 mod text;
-mod zero_padding;
 
 pub use ambiguity::{LineEnd, VerbScanner, line_end, may_end_or_skip, reply_line_end};
 pub use announcement::{Announcement, AnnouncementKind, MalformedAnnouncement};
 pub use command::{Command, Verb};
+pub use padding::Padding;
 pub use reply::{Reply, ReplyTracker};
 pub use text::Text;
-pub use zero_padding::ZeroPadding;

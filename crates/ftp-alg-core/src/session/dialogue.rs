@@ -17,7 +17,7 @@ use super::{
     pending_commands::{MAX_RUNS, PendingCommands, PendingKind},
     tls::is_record_start,
 };
-use crate::ftp::{Command, LineEnd, Reply, ReplyTracker, Text, Verb, ZeroPadding};
+use crate::ftp::{Command, LineEnd, Padding, Reply, ReplyTracker, Text, Verb};
 
 /// With more pending commands than this, the client does not wait for replies.
 const MAX_PENDING: u32 = 16;
@@ -120,8 +120,8 @@ pub struct Dialogue {
     replies: ReplyTracker,
     pending: PendingCommands,
     ambiguities: Ambiguities,
-    /// The leading zeros that the server accepts, according to its greeting.
-    zeros: ZeroPadding,
+    /// By what announcements keep their length, according to the greeting.
+    padding: Padding,
     /// Code of the server's last line, if it is inside a multi-line reply and looks like the end of another one.
     #[serde(skip)]
     other_end: Option<NonZeroU16>,
@@ -144,7 +144,7 @@ impl Default for Dialogue {
             replies: ReplyTracker::default(),
             pending: PendingCommands::default(),
             ambiguities: Ambiguities::default(),
-            zeros: ZeroPadding::Three,
+            padding: Padding::Blanks,
             other_end: None,
             has_paused: false,
             has_forgotten: false,
@@ -297,9 +297,9 @@ impl Dialogue {
         self.epsv_all
     }
 
-    /// The leading zeros that the server accepts.
-    pub fn zeros(&self) -> ZeroPadding {
-        self.zeros
+    /// By what announcements keep their length.
+    pub fn padding(&self) -> Padding {
+        self.padding
     }
 
     /// Whether a transfer command waits for its completion reply.
@@ -409,9 +409,9 @@ impl Dialogue {
         self.has_paused = false;
         let has_greeted = self.phase.has_greeted();
         if (!has_greeted || self.pending.contains(PendingKind::Greeting))
-            && ZeroPadding::accepts_four(text.bytes())
+            && Padding::accepts_zeros(text.bytes())
         {
-            self.zeros = ZeroPadding::Four;
+            self.padding = Padding::Zeros;
         }
         if !has_greeted {
             return self.read_greeting_line(reply);

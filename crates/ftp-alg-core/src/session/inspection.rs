@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use super::{Dialogue, Phase, RefusalReason, compact::SmallBytes};
 use crate::{
-    ftp::{Announcement, AnnouncementKind, MalformedAnnouncement, Text, ZeroPadding},
+    ftp::{Announcement, AnnouncementKind, MalformedAnnouncement, Padding, Text},
     packet::Seq,
 };
 
@@ -18,7 +18,7 @@ pub enum AnnouncementVerdict {
         /// The endpoint in the forwarded line.
         endpoint: std::net::SocketAddr,
         /// How the line keeps its length.
-        zeros: ZeroPadding,
+        padding: Padding,
     },
     /// The client gets an error reply with the reason. A command is replaced by a line that the server must refuse.
     Refuse(RefusalReason),
@@ -170,8 +170,8 @@ pub struct AnnouncedLine {
     pub is_logged_in: bool,
     /// Whether the client has restricted itself to EPSV (RFC 2428 section 4).
     pub is_epsv_only: bool,
-    /// The leading zeros that the server accepts.
-    pub zeros: ZeroPadding,
+    /// By what announcements keep their length.
+    pub padding: Padding,
 }
 
 impl AnnouncedLine {
@@ -197,7 +197,7 @@ impl AnnouncedLine {
             phase: dialogue.phase(),
             is_logged_in: dialogue.is_logged_in(),
             is_epsv_only: dialogue.is_epsv_only(),
-            zeros: dialogue.zeros(),
+            padding: dialogue.padding(),
         }
     }
 }

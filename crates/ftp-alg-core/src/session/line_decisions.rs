@@ -12,8 +12,8 @@ use super::{
     sequence_map::CROSS_OUT_BYTE,
 };
 use crate::ftp::{
-    Announcement, AnnouncementKind, Command, LineEnd, MalformedAnnouncement, Text, Verb,
-    VerbScanner, ZeroPadding, line_end, reply_line_end,
+    Announcement, AnnouncementKind, Command, LineEnd, MalformedAnnouncement, Padding, Text, Verb,
+    VerbScanner, line_end, reply_line_end,
 };
 
 /// A range of the line and its replacement.
@@ -127,12 +127,12 @@ pub fn finish_line(
         (
             continuation @ (Continuation::ClientAnnouncement { .. }
             | Continuation::ServerAnnouncement(_)),
-            DecisionAnswer::Verdict(AnnouncementVerdict::Open { endpoint, zeros }),
+            DecisionAnswer::Verdict(AnnouncementVerdict::Open { endpoint, padding }),
         ) => {
             if let Continuation::ClientAnnouncement { .. } = continuation {
                 dialogue.record_announcement(true);
             }
-            request.request.announcement().and_then(|read| rewrite(read, endpoint, zeros))
+            request.request.announcement().and_then(|read| rewrite(read, endpoint, padding))
         }
         _ => None,
     })
@@ -374,13 +374,13 @@ fn is_end_of_reply(text: &Text<'_>, announcement: &Announcement) -> bool {
 }
 
 /// Replaces only the endpoint, and only if it changes.
-fn rewrite(announcement: &Announcement, endpoint: SocketAddr, zeros: ZeroPadding) -> LineEdit {
+fn rewrite(announcement: &Announcement, endpoint: SocketAddr, padding: Padding) -> LineEdit {
     let same = announcement.port == endpoint.port()
         && announcement.address.is_none_or(|address| address == endpoint.ip());
     if same {
         return None;
     }
-    announcement.edit(endpoint, zeros)
+    announcement.edit(endpoint, padding)
 }
 
 /// Replaces a reply by an error reply with `reason`; `passive` is set for a 227 or 229. If the error reply is longer

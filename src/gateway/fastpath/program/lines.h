@@ -304,7 +304,7 @@ __noinline __u32 read_command(const struct line_record *line, __u32 length, stru
 }
 
 // Whether the greeting names a server that takes four digits in a number of a PORT. The list is that of
-// `ftp/zero_padding.rs` of ftp-alg-core, without Pure-FTPd, whose greeting has several lines.
+// `ftp/padding.rs` of ftp-alg-core, without Pure-FTPd, whose greeting has several lines.
 static __always_inline int names_known_server(const struct line_record *line)
 {
 	__u32 first = word_at(line, 4), second = word_at(line, 8);

@@ -7,7 +7,7 @@ use std::{
 
 use ftp_alg_core::{
     engine::{Effects, Engine, FastPathLine, Pinhole},
-    ftp::ZeroPadding,
+    ftp::Padding,
     session,
 };
 
@@ -89,7 +89,7 @@ fn read(line: &InspectedLine, epoch: Instant) -> FastPathLine<'_> {
         opened_pinhole: line.opened,
         consumed_pinhole: line.consumed,
         is_fin: line.is_fin,
-        zeros: ZeroPadding::from_digits(line.port_digits as usize),
+        padding: Padding::from_digits(line.port_digits as usize),
         bytes: &line.bytes,
     }
 }
