@@ -140,7 +140,7 @@ impl FastPathFlows {
             active_mark,
             passive_mark,
             inspected_mark: self.inspected_mark,
-            port_digits: handover.zeros.digits() as u32, // at most 4
+            port_digits: handover.padding.digits() as u32, // at most 4
             seq_offsets: handover.seq_offsets,
             pinhole_lifetime: handover.pinhole_lifetime,
             interfaces: handover.interfaces,

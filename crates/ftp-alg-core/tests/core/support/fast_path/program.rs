@@ -245,7 +245,7 @@ impl Program {
             translation,
             interfaces,
             announced_addresses: [announced_client, announced_server],
-            zeros,
+            padding,
             seq_offsets,
             pinhole_lifetime,
         } = *handover;
@@ -283,7 +283,7 @@ impl Program {
             active_mark: 0,
             passive_mark: 0,
             inspected_mark: 0,
-            port_digits: u32::try_from(zeros.digits()).unwrap(),
+            port_digits: u32::try_from(padding.digits()).unwrap(),
             seq_offsets: seq_offsets.map(|offsets| {
                 offsets.map(|SequenceOffset { offset, first_seq }| (offset, first_seq))
             }),
