@@ -23,16 +23,16 @@ pub fn eprt(endpoint: SocketAddr) -> String {
     format!("EPRT |{family}|{}|{}|\r\n", endpoint.ip(), endpoint.port())
 }
 
-/// A `PORT` that is shorter than `length`, with as many zeros before the numbers of its port, up to three digits each. As it is
-/// where that is not enough.
+/// A `PORT` that is shorter than `length`, with as many zeros before the numbers of its port, up to four digits each. As
+/// it is where that is not enough.
 pub fn filled(line: &str, length: usize) -> String {
     let numbers = line.strip_prefix("PORT ").and_then(|line| line.strip_suffix("\r\n"));
     let Some((address, low)) = numbers.and_then(|numbers| numbers.rsplit_once(',')) else {
         return line.to_owned();
     };
     let Some((address, high)) = address.rsplit_once(',') else { return line.to_owned() };
-    (low.len()..=3)
-        .flat_map(|low| (high.len()..=3).map(move |high| (high, low)))
+    (low.len()..=4)
+        .flat_map(|low| (high.len()..=4).map(move |high| (high, low)))
         .map(|(high_width, low_width)| {
             format!("PORT {address},{high:0>high_width$},{low:0>low_width$}\r\n")
         })
