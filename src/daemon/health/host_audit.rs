@@ -143,6 +143,10 @@ impl HostAudit<'_> {
                     let says = "takes control connections out of connection tracking";
                     of_rule("notrack", "notrack", says).remedy(concern.remedy.clone())
                 }
+                ConflictKind::Zone => {
+                    let says = "puts control connections into a conntrack zone: ftp-alg inspects none there";
+                    of_rule("zone", "zone", says)
+                }
                 ConflictKind::CtMark { .. } => {
                     let mask = self.parameters.mask();
                     let says = format!("changes ct mark bits that ftp-alg uses ({mask:#010x})");

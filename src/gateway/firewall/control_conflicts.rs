@@ -1,13 +1,15 @@
 //! Finds rules that hide control connections from `ftp-alg`, and that packets of control connections may reach.
 //!
-//! There are two kinds of such rules:
+//! There are three kinds of such rules:
 //! - A `notrack` rule takes connections out of connection tracking. Then the gateway cannot see their translation, and
-//!   rules cannot accept their packets by state.
+//!   rules cannot accept their packets by state. One for SYNs alone belongs to SYNPROXY, and does no harm.
+//! - A rule puts connections into a conntrack zone. Our rules inspect none there, because they may have the same
+//!   addresses as others.
 //! - A `flow add` rule hands connections to a flowtable, which bypasses all chains.
 
 use super::{
-    ConflictingRule, Ruleset,
-    model::{Hook, IpVersion},
+    ConflictKind, ConflictingRule, Ruleset,
+    model::{Hook, IpVersion, state},
     sample_packets::SampleConnection,
     traversal::{self, base_chains},
 };
@@ -33,7 +35,9 @@ pub(super) fn conflicts_with_control<'a>(
                     let reached =
                         chains.flat_map(|(name, _)| traversal::conflicts(table, name, &packet));
                     for conflict in reached {
-                        if !found.contains(&conflict) {
+                        let is_harmless =
+                            conflict.kind == ConflictKind::Untracked && packet.state == state::NEW;
+                        if !is_harmless && !found.contains(&conflict) {
                             found.push(conflict);
                         }
                     }
@@ -46,7 +50,7 @@ pub(super) fn conflicts_with_control<'a>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::{ConflictKind, Firewall, Origin};
+    use super::super::{Firewall, Origin};
     use super::*;
 
     fn untracked(firewall: &Firewall) -> Vec<(&str, &str)> {
@@ -99,7 +103,9 @@ mod tests {
             "-A PREROUTING -p udp -m udp --dport 53 -j NOTRACK\n",
             "-A PREROUTING -p tcp -m tcp --dport 80 -j CT --notrack\n",
             "-A PREROUTING -i lo -j CT --notrack\n",
-            "-A PREROUTING -j CT --zone 1\n",
+            "-A PREROUTING -j CT --zone 0\n",
+            // SYNPROXY.
+            "-A PREROUTING -p tcp -m tcp --dport 21 --tcp-flags FIN,SYN,RST,ACK SYN -j CT --notrack\n",
             // Packets that ftp-alg injects.
             "-A OUTPUT -m mark --mark 0x70000000 -j CT --notrack\n",
             // FTP packets do not reach the second rule.
@@ -109,6 +115,28 @@ mod tests {
         ] {
             assert_eq!(untracked(&iptables(rules)), [], "{rules}");
         }
+    }
+
+    #[test]
+    fn rules_that_set_a_zone_are_found() {
+        for rule in ["-j CT --zone 1", "-i eth0 -j CT --zone-orig 7"] {
+            let firewall = iptables(&format!("-A PREROUTING {rule}\n"));
+            let parameters = RuleParameters::default();
+            let found = conflicts_with_control(&firewall.ruleset, &parameters);
+            assert_eq!(
+                found.iter().map(|found| found.kind).collect::<Vec<_>>(),
+                [ConflictKind::Zone]
+            );
+        }
+        let json = r#"{"nftables": [{"table": {"family": "ip", "name": "raw", "handle": 1}},
+            {"chain": {"family": "ip", "table": "raw", "name": "pre", "handle": 1, "type": "filter",
+              "hook": "prerouting", "prio": -300, "policy": "accept"}},
+            {"rule": {"family": "ip", "table": "raw", "chain": "pre", "handle": 2,
+              "expr": [{"mangle": {"key": {"ct": {"key": "zone"}}, "value": 7}}]}}]}"#;
+        let firewall = Firewall::from_nft(json, "").unwrap();
+        let found = conflicts_with_control(&firewall.ruleset, &RuleParameters::default());
+        assert_eq!(found.len(), 1);
+        assert_eq!(found[0].kind, ConflictKind::Zone);
     }
 
     #[test]

@@ -87,6 +87,8 @@ pub enum ConflictKind {
     Queueing,
     /// The rule takes packets of control connections out of connection tracking.
     Untracked,
+    /// The rule puts control connections into a conntrack zone, and our rules inspect none of those.
+    Zone,
     /// The rule changes bits of the ct mark.
     CtMark { bits: u32 },
 }

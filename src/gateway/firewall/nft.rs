@@ -167,7 +167,7 @@ impl<'a> NftReader<'a> {
                         }),
                     };
                     match kind {
-                        ConflictKind::Untracked | ConflictKind::Offload => {
+                        ConflictKind::Untracked | ConflictKind::Zone | ConflictKind::Offload => {
                             rule.conflict = Some(Box::new(conflict));
                         }
                         _ => self.conflicts.push(conflict),
@@ -337,6 +337,10 @@ impl<'a> NftReader<'a> {
     }
 
     fn mangle(&mut self, content: &Json) -> Statement {
+        let ct_key = content.get("key").and_then(|key| key.get("ct")?.get("key")?.as_str());
+        if ct_key == Some("zone") && content.get("value").and_then(Json::as_u64) != Some(0) {
+            return Statement::Conflict(ConflictKind::Zone);
+        }
         let Some(changed) = content.get("key").and_then(field) else { return Statement::Nothing };
         let unchanged = content.get("value").map_or(0, |value| unchanged_bits(value, changed.0));
         match changed.0 {

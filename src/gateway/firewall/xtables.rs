@@ -73,7 +73,12 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: IpVersion) -> Ruleset {
             remedy: Some(format!("{} -t {name} -D {}", program(origin, ip), shell_quoted(&words))),
         };
         found.conflicts.extend(kinds.into_iter().flatten().map(concern));
-        let concern = parsed.notrack.then(|| Box::new(concern(ConflictKind::Untracked)));
+        let concern = match parsed {
+            RuleOptions { notrack: true, .. } => Some(ConflictKind::Untracked),
+            RuleOptions { sets_zone: true, .. } => Some(ConflictKind::Zone),
+            _ => None,
+        }
+        .map(|kind| Box::new(concern(kind)));
         let RuleOptions {
             conditions,
             action,
@@ -131,6 +136,8 @@ struct RuleOptions {
     helper: bool,
     /// Whether the target takes packets out of connection tracking.
     notrack: bool,
+    /// Whether the target puts connections into a conntrack zone.
+    sets_zone: bool,
     /// The bits of the ct mark that the target may change.
     changed_ct_mark_bits: u32,
     changed_mark_bits: u32,
@@ -144,6 +151,7 @@ impl RuleOptions {
             action: RuleVerdict::Continue,
             helper: false,
             notrack: false,
+            sets_zone: false,
             changed_ct_mark_bits: 0,
             changed_mark_bits: 0,
             destination_nat: None,
@@ -215,6 +223,8 @@ impl RuleOptions {
             "CT" => {
                 self.helper = value("--helper").is_some_and(|helper| helper.starts_with("ftp"));
                 self.notrack = has("--notrack");
+                let zones = ["--zone", "--zone-orig", "--zone-reply"].into_iter().find_map(value);
+                self.sets_zone = zones.is_some_and(|zone| zone != "0");
             }
             "NOTRACK" => self.notrack = true,
             "MARK" => self.changed_mark_bits = changed.unwrap_or(u32::MAX),
