@@ -72,14 +72,12 @@ impl Interfaces {
     /// Takes a packet of `from` that arrived on the interface `input`. A question, if it arrived on another one before.
     #[inline]
     pub fn take_input(&mut self, from: Side, input: u32) -> Option<RouteQuestion> {
+        let is_own = Interface::new(input) == Interface::THIS_MACHINE;
         match self.known(from) {
+            Knowledge::Nothing if is_own => self.set(from, input, Knowledge::HasRoute),
             Knowledge::Nothing => self.set(from, input, Knowledge::Seen),
-            _ if self.of(from).is(input) => {}
-            _ if Interface::new(input) == Interface::THIS_MACHINE => {}
+            _ if is_own || self.of(from).is(input) => {}
             _ => return Some(RouteQuestion { end: from, interface: input }),
-        }
-        if Interface::new(input) == Interface::THIS_MACHINE {
-            self.set(from, input, Knowledge::HasRoute);
         }
         None
     }
@@ -235,7 +233,9 @@ mod tests {
         assert_eq!(interfaces.take_input(Side::Client, 0), None);
         assert_eq!(interfaces.take_output(Side::Server, WAN), None);
         assert!(!interfaces.are_doubtful());
+        // As the kernel sends a reset in the name of the server, by `reject`.
         assert_eq!(interfaces.take_input(Side::Server, 0), None);
+        assert_eq!(interfaces.indices(), Some([0, WAN]));
     }
 
     #[test]
