@@ -268,6 +268,11 @@ impl Config {
         names
     }
 
+    /// Whether external ports are only those of `nat.port-range`: it is not the default.
+    pub fn restricts_ports(&self) -> bool {
+        self.nat.port_range != Policy::default().port_range
+    }
+
     /// What the engine needs of this. `resolve` says what is known of a name.
     pub fn policy(&self, resolve: impl Fn(&ExternalName) -> ExternalAddress) -> Policy {
         let external = |v6| self.nat.external_address.external(v6, &resolve);
@@ -284,6 +289,7 @@ impl Config {
             control_ports: self.control_ports.clone(),
             pinhole_lifetime: self.pinhole.timeout,
             port_range: self.nat.port_range.clone(),
+            restricts_ports: self.restricts_ports(),
             preserves_length: true,
             external: ExternalAddresses { v4: external(false), v6: external(true) },
             servers: Arc::clone(&servers),
@@ -326,6 +332,7 @@ impl Config {
             ("pinhole.mark", old.mark != new.mark),
             ("pinhole.mark-mask", old.mark_mask != new.mark_mask),
             ("metrics.listen", self.metrics != next.metrics),
+            ("nat.port-range, for source ports,", self.nat.port_range != next.nat.port_range),
         ]
         .into_iter()
         .filter_map(|(key, changed)| changed.then_some(key))

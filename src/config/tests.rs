@@ -107,6 +107,7 @@ fn every_key_reaches_the_policy() {
         pinhole_lifetime: Duration::from_millis(1500),
         preserves_length: true,
         port_range: 50000..=50099,
+        restricts_ports: true,
         external: ip("198.51.100.1").into(),
         servers: [
             KnownServer {

@@ -225,6 +225,7 @@ pub fn rule_parameters(config: &Config) -> Result<RuleParameters, crate::gateway
     .map(|parameters| {
         parameters
             .with_fanout_by_cpu(queue.fanout == config::Fanout::Cpu)
+            .with_source_ports(config.restricts_ports().then(|| config.nat.port_range.clone()))
             .with_backend(pinhole.backend.unwrap_or_default())
     })
 }

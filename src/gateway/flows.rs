@@ -143,6 +143,7 @@ impl FastPathFlows {
             port_digits: handover.padding.digits() as u32, // at most 4
             seq_offsets: handover.seq_offsets,
             pinhole_lifetime: handover.pinhole_lifetime,
+            client_ports: handover.client_ports,
             interfaces: handover.interfaces,
         };
         let mut result = self.program.hand_over(&flow);

@@ -2,6 +2,8 @@
 //!
 //! Knows only numbers, not the rules that use them.
 
+use std::ops::RangeInclusive;
+
 use ftp_alg_core::{
     engine::{PacketMeta, Side},
     packet::Offload,
@@ -29,6 +31,7 @@ pub struct RuleParameters {
     data_mark: u32,
     queue_all_mark: u32,
     queue_none_mark: u32,
+    source_ports: Option<(u16, u16)>,
     backend: Backend,
 }
 
@@ -42,6 +45,7 @@ impl Default for RuleParameters {
             data_mark: 0x4000_0000,
             queue_all_mark: 0x2000_0000,
             queue_none_mark: 0x1000_0000,
+            source_ports: None,
             backend: Backend::Nftables,
         }
     }
@@ -106,6 +110,16 @@ impl RuleParameters {
         Self { backend, ..self }
     }
 
+    /// The same parameters with translated data connections from these source ports only.
+    pub fn with_source_ports(self, ports: Option<RangeInclusive<u16>>) -> Self {
+        Self { source_ports: ports.map(RangeInclusive::into_inner), ..self }
+    }
+
+    /// The first and the last source port of translated data connections; `None`: they keep theirs.
+    pub fn source_ports(&self) -> Option<(u16, u16)> {
+        self.source_ports
+    }
+
     /// The same parameters with the queue selected by the packet's processor instead of its connection. With one queue
     /// there is no difference.
     pub fn with_fanout_by_cpu(self, by_processor: bool) -> Self {
@@ -128,7 +142,7 @@ impl RuleParameters {
     }
 
     /// The queues' numbers.
-    pub fn queues(&self) -> std::ops::RangeInclusive<u16> {
+    pub fn queues(&self) -> RangeInclusive<u16> {
         self.queue_first..=self.queue_first.saturating_add(self.queue_count.saturating_sub(1))
     }
 

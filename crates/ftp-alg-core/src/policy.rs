@@ -21,6 +21,8 @@ pub struct Policy {
     pub pinhole_lifetime: Duration,
     /// External ports to announce if the announced port is already taken.
     pub port_range: RangeInclusive<u16>,
+    /// Whether a translated client announces no port outside of `port_range`, as a provider may forward no other.
+    pub restricts_ports: bool,
     /// Whether a client's rewritten announcement keeps its length if leading zeros or another port of `port_range` make
     /// that possible. Set in the daemon; `replay` shows the plain form.
     pub preserves_length: bool,
@@ -127,6 +129,7 @@ impl Default for Policy {
             control_ports: vec![21],
             pinhole_lifetime: Duration::from_secs(30),
             port_range: 49152..=65535,
+            restricts_ports: false,
             preserves_length: false,
             external: ExternalAddresses::default(),
             servers: Arc::default(),
@@ -184,6 +187,11 @@ impl Policy {
     /// Whether no pinhole to `port` may be open.
     pub fn forbids_port(&self, port: u16) -> bool {
         port < self.min_data_port || self.denies(port)
+    }
+
+    /// The ports that a translated client may announce.
+    pub fn client_ports(&self) -> RangeInclusive<u16> {
+        if self.restricts_ports { self.port_range.clone() } else { 0..=u16::MAX }
     }
 
     /// An external port in place of one that is taken, selected by `random`.

@@ -92,6 +92,8 @@ pub struct Flow {
     pub seq_offsets: Option<[SequenceOffset; 2]>,
     /// Time from the opening of a pinhole to its deadline.
     pub pinhole_lifetime: Duration,
+    /// The first and the last port that the client may announce.
+    pub client_ports: [u16; 2],
     /// Indices of the interfaces on which packets of client and server arrive.
     pub interfaces: [u32; 2],
 }
@@ -151,6 +153,7 @@ impl Flow {
         let lifetime_ns = u64::try_from(self.pinhole_lifetime.as_nanos()).unwrap_or(u64::MAX);
         let [client_seq, server_seq] = self.next_seq;
         let [client_interface, server_interface] = self.interfaces;
+        let [first_port, last_port] = self.client_ports;
         let [client_offset, server_offset] =
             self.seq_offsets.unwrap_or([SequenceOffset { offset: 0, first_seq: 0 }; 2]);
         StructWriter::default()
@@ -179,7 +182,9 @@ impl Flow {
             .u32(server_offset.offset)
             .u32(client_offset.first_seq)
             .u32(server_offset.first_seq)
-            .u64(0)
+            .u32(0)
+            .u16(first_port)
+            .u16(last_port)
             .u64(lifetime_ns)
             .u64(0)
             .u64(0)
@@ -289,6 +294,10 @@ impl StructWriter {
         self.put(&number.to_ne_bytes())
     }
 
+    fn u16(self, number: u16) -> Self {
+        self.put(&number.to_ne_bytes())
+    }
+
     fn be16(self, number: u16) -> Self {
         self.put(&number.to_be_bytes())
     }
@@ -373,6 +382,7 @@ mod tests {
                 SequenceOffset { offset: 0xbb, first_seq: 0xcc },
             ]),
             pinhole_lifetime: Duration::from_nanos(0x88),
+            client_ports: [0x0f, 0xf0],
             interfaces: [0xdd, 0xee],
         };
         let bytes = flow.to_bytes();
@@ -389,6 +399,7 @@ mod tests {
         for (at, value) in [(112, 0), (124, 0), (128, 0xdd), (132, 0xee)] {
             assert_eq!(number(at), value, "at {at}");
         }
+        assert_eq!(bytes[100..104], [0x0f_u16.to_ne_bytes(), 0xf0_u16.to_ne_bytes()].concat());
         assert_eq!(bytes[24..36], [10, 0, 0, 2, 192, 0, 2, 9, 0x12, 0x34, 0, 21]);
         let addresses = bytes[36..60].as_chunks::<4>().0;
         assert!(addresses.iter().zip(1..).all(|(one, last)| *one == [1, 2, 3, last]));

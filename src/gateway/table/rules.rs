@@ -37,6 +37,12 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
             "define target_slot" => value("0x8ffe0000", &mark(parameters.slot_mask())),
             "define injected" => value("0x70000000", &mark(parameters.mask())),
             _ if line.starts_with('#') => text.push_str(&replace_marks(line, parameters)),
+            _ if is_source_map(line)
+                && let Some((first, last)) = parameters.source_ports() =>
+            {
+                let line = line.trim_end().replacen("snat ", "meta l4proto tcp snat ", 1);
+                let _ = writeln!(text, "{line} : {first}-{last}");
+            }
             _ => match (line.trim(), statement) {
                 ("queue to $queues", QueueStatement::Operator) => {}
                 ("queue to $queues", QueueStatement::Xtables) => text.push_str("\t\tdrop\n"),
@@ -48,6 +54,11 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
         }
     }
     text
+}
+
+/// Whether the line translates a source to the address in a map.
+fn is_source_map(line: &str) -> bool {
+    line.contains("snat ") && line.contains(" map @")
 }
 
 /// The lines of the nftables file for `backend`.
@@ -194,6 +205,17 @@ mod tests {
         assert!(text.contains("connmark --mark 0x00000010/0x00000010 -j RETURN"));
         assert!(!text.contains("0x70000000"));
         assert!(text.contains("0>>24=0x45&&0&0xFFFF=40"));
+    }
+
+    #[test]
+    fn source_ports_are_restricted_where_a_source_is_translated() {
+        let restricted = RuleParameters::default().with_source_ports(Some(40960..=41023));
+        let (plain, text) = (render(&RuleParameters::default()), render(&restricted));
+        let changed = text.lines().filter(|line| line.contains(" : 40960-41023"));
+        assert_eq!(changed.clone().count(), 3);
+        assert!(changed.into_iter().all(|line| line.contains("snat ") && line.contains(" map @")));
+        let text = text.replace(" : 40960-41023", "").replace("meta l4proto tcp snat", "snat");
+        assert_eq!(text, plain);
     }
 
     #[test]

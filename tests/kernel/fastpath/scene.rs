@@ -188,6 +188,7 @@ pub fn routed() -> Flow {
         pinhole: None,
         pinhole_line: 0,
         pinhole_lifetime: 30 * SECOND,
+        client_ports: [0, u16::MAX],
         interfaces: [LOOPBACK; 2],
         last_line: [(0, Some(Vec::new())), (0, Some(Vec::new()))],
     }

@@ -273,6 +273,7 @@ fn some_flow(rng: &mut Rng) -> Flow {
         passive_initiator: *client.ip(),
         inspected_mark: INSPECTED_MARK,
         port_digits: u32::try_from(rng.below(4)).unwrap(),
+        client_ports: *rng.pick(&[[0, u16::MAX], [0, u16::MAX], [1024, 30_000]]),
         seq_offsets: rng
             .chance(0.5)
             .then(|| [0, 1].map(|side| some_seq_offset(rng, next_seq[side]))),

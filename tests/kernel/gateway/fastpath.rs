@@ -95,6 +95,7 @@ pub fn flow(id: u64) -> Flow {
         port_digits: 0,
         seq_offsets: None,
         pinhole_lifetime: Duration::from_secs(30),
+        client_ports: [0, u16::MAX],
         interfaces: [1; 2], // lo, as in `receive`
     }
 }

@@ -40,6 +40,7 @@ fn no_more_connections_are_handed_over_than_there_is_room_for() {
                 login,
                 translation: ends(number),
                 interfaces: [1; 2],
+                client_ports: [0, u16::MAX],
                 announced_addresses: [*CLIENT.ip(), *SERVER.ip()],
                 seq_offsets: None,
                 padding: Padding::None,

@@ -269,6 +269,13 @@ impl Sessions {
             },
             translation,
             interfaces,
+            client_ports: match translation.client == translation.client_external {
+                true => [0, u16::MAX],
+                false => {
+                    let (first, last) = policy.client_ports().into_inner();
+                    [first, last]
+                }
+            },
             announced_addresses: [client, server],
             seq_offsets: session.is_adjusted().then(|| {
                 [Side::Client, Side::Server].map(|side| {

@@ -101,6 +101,7 @@ fn an_idle_connection_is_handed_over_with_its_state() {
             login: LoginStage::LoggedIn,
             translation: talk.gateway.kernel.translation.unwrap(),
             interfaces: [1; 2],
+            client_ports: [0, u16::MAX],
             announced_addresses: ["198.51.100.1".parse().unwrap(), "203.0.113.9".parse().unwrap()],
             seq_offsets: None,
             padding: crate::ftp::Padding::Zeros,

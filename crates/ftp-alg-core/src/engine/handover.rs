@@ -91,6 +91,8 @@ pub struct Handover {
     pub translation: Translation,
     /// Indices of the interfaces on which client and server are.
     pub interfaces: [u32; 2],
+    /// The first and the last port that the client may announce.
+    pub client_ports: [u16; 2],
     /// The addresses to announce for the client and for the server.
     pub announced_addresses: [Ipv4Addr; 2],
     /// How a rewritten `PORT` keeps its length.

@@ -413,15 +413,18 @@ fn candidate_ports<'a>(
     policy: &'a Policy,
     announced: u16,
     PortFormat { kind, room, padding }: PortFormat,
+    is_translated: bool,
     random: &'a RandomState,
     seed: u64,
 ) -> impl Iterator<Item = u16> + 'a {
+    let may_stay =
+        !(is_translated && kind.is_active()) || policy.client_ports().contains(&announced);
     let fits = move |port: &u16| room.is_none_or(|room| kind.fits_port(*port, room, padding));
     let draw = move |number: usize| policy.external_port(random.hash_one((seed, number)));
-    let fitting_draws = if fits(&announced) { 0 } else { FITTING_DRAWS };
+    let fitting_draws = if may_stay && fits(&announced) { 0 } else { FITTING_DRAWS };
     let fitting = (0..fitting_draws).map_while(draw).filter(fits).take(FITTING_TRIES);
     let any = (fitting_draws..fitting_draws + PORT_TRIES).map_while(draw);
-    fitting.chain([announced]).chain(any)
+    fitting.chain(may_stay.then_some(announced)).chain(any)
 }
 
 /// Moves `to_close` to `closed` and `fast_path_closings`, except pinholes whose endpoints were opened again: the new
@@ -450,7 +453,9 @@ fn reserve(
     (closed, fast_path_closings): (&mut Vec<PinholeClosing>, &mut Vec<FastPathPinholeClosing>),
 ) -> Result<(), OpenError> {
     let PortCandidates { announced, format, seed, tried } = proposal.candidates;
-    for port in candidate_ports(policy, announced, format, random, seed).skip(tried) {
+    let is_translated = proposal.pinhole.arrival.ip() != proposal.pinhole.target.ip();
+    let candidates = candidate_ports(policy, announced, format, is_translated, random, seed);
+    for port in candidates.skip(tried) {
         proposal.candidates.tried += 1;
         proposal.pinhole.arrival.set_port(port);
         let Pinhole { initiator, arrival, target, .. } = proposal.pinhole;

@@ -159,7 +159,8 @@ static __always_inline int inspect_line(struct __sk_buff *skb, const struct pack
 
 		key.port = bpf_htons(announcement.port);
 		if (line->side == CLIENT) {
-			if (address != flow->client)
+			if (address != flow->client || announcement.port < flow->first_client_port ||
+			    announcement.port > flow->last_client_port)
 				goto hand_back;
 			key.initiator = flow->active_initiator;
 			key.arrival = flow->active_arrival;

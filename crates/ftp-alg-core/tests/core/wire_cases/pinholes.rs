@@ -346,6 +346,30 @@ fn a_taken_port_is_replaced_from_the_port_range() {
     });
 }
 
+/// As behind a provider that forwards a set of ports (MAP-E).
+#[test]
+fn a_translated_client_announces_only_ports_of_a_restricted_range() {
+    everywhere(|mut scenario| {
+        scenario.policy.port_range = 61000..=61003;
+        scenario.policy.restricts_ports = true;
+        let t = scenario.nat.translation(scenario.v6);
+        let mut sim = Sim::logged_in(scenario);
+        for own in [2200, 61001] {
+            let heard = text(sim.say(Client, active(at(t.client, own)).as_bytes()));
+            let seen: Vec<_> = (61000..=61003)
+                .filter(|port| heard == active(at(t.client_external, *port)))
+                .collect();
+            if t.client == t.client_external {
+                assert_eq!(heard, active(at(t.client, own)));
+            } else {
+                assert_eq!(seen.len(), 1, "{heard}");
+                assert!(own == 2200 || seen == [own], "{heard}");
+            }
+            sim.say(Server, b"200 ok\r\n");
+        }
+    });
+}
+
 #[test]
 fn a_kernel_error_refuses_the_announcement() {
     everywhere(|scenario| {

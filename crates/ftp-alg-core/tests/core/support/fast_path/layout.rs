@@ -144,6 +144,8 @@ pub struct Flow {
     /// Number of the line that opened `pinhole`.
     pub pinhole_line: u32,
     pub pinhole_lifetime: u64,
+    /// The first and the last port that the client may announce.
+    pub client_ports: [u16; 2],
     /// Indices of the interfaces on which client and server are.
     pub interfaces: [u32; 2],
     /// Sequence number and bytes of the last inspected line of each side; `None` for a FIN.
@@ -185,6 +187,8 @@ impl Flow {
             }
         }
         put(96, &self.pinhole_line.to_ne_bytes());
+        put(100, &self.client_ports[0].to_ne_bytes());
+        put(102, &self.client_ports[1].to_ne_bytes());
         put(104, &self.pinhole_lifetime.to_ne_bytes());
         if let Some(pinhole) = self.pinhole {
             put(112, &pinhole.to_bytes());
@@ -235,6 +239,7 @@ impl Flow {
             pinhole: (number(96) != 0)
                 .then(|| PinholeKey::read(flow[112..].first_chunk().unwrap())),
             pinhole_lifetime: u64_at(flow, 104),
+            client_ports: [100, 102].map(|at| u16::from_ne_bytes([flow[at], flow[at + 1]])),
             interfaces: [number(128), number(132)],
             last_line: [line(136), line(272)],
         }

@@ -118,6 +118,10 @@ fn try_decide(
         return None;
     }
     let meaning = if side == Side::Client { command(line, flow)? } else { reply(line, flow)? };
+    let [first, last] = flow.client_ports;
+    if matches!(meaning, Meaning::Announcing(port, _) if !(first..=last).contains(&port)) {
+        return None;
+    }
     let delivered = match &meaning {
         Meaning::Announcing(_, text) | Meaning::Passive(_, text) => text.clone(),
         _ => line.to_owned(),

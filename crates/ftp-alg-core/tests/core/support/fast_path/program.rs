@@ -244,6 +244,7 @@ impl Program {
             login,
             translation,
             interfaces,
+            client_ports,
             announced_addresses: [announced_client, announced_server],
             padding,
             seq_offsets,
@@ -290,6 +291,7 @@ impl Program {
             pinhole: None,
             pinhole_line: 0,
             pinhole_lifetime: u64::try_from(pinhole_lifetime.as_nanos()).unwrap(),
+            client_ports,
             interfaces,
             last_line: [(0, Some(Vec::new())), (0, Some(Vec::new()))],
         };
