@@ -8,6 +8,7 @@ mod attacks;
 mod commands;
 mod common;
 mod conntrack;
+mod dialects;
 mod dialogues;
 mod doctor;
 mod downtime;

@@ -18,9 +18,9 @@ use crate::common::wait_for;
 
 /// One playing of one transcript.
 pub struct Playing {
-    file: PathBuf,
-    address: IpAddr,
-    text: String,
+    pub file: PathBuf,
+    pub address: IpAddr,
+    pub text: String,
 }
 
 /// Every transcript over IPv4, and over IPv6 those that announce nothing that is IPv4 only; in an
@@ -124,30 +124,47 @@ pub fn failures(
     dialogues: &[Playing],
     segments: Segments,
 ) -> Vec<String> {
+    let all = play(server, client, dialogues, segments, None);
+    all.unwrap_or_else(|error| vec![vec![error]]).concat()
+}
+
+/// As [`failures`], for each dialogue; an error if not all were played. Whoever waits for longer than `limit` seconds
+/// gives up.
+pub fn play(
+    server: &Host,
+    client: &Host,
+    dialogues: &[Playing],
+    segments: Segments,
+    limit: Option<u64>,
+) -> Result<Vec<Vec<String>>, String> {
     let command = |role: &str, host: &Host| {
         let transcripts: Vec<_> =
             dialogues.iter().map(|one| json!([one.file, one.address.to_string()])).collect();
         let together = segments == Segments::Turns;
-        let plan = json!({"role": role, "together": together, "transcripts": transcripts});
+        let mut plan = json!({"role": role, "together": together, "transcripts": transcripts});
+        if let Some(limit) = limit {
+            plan["limit"] = json!(limit);
+        }
         host.script_command(Script::Dialogue, &[&plan.to_string()]).unwrap()
     };
     let mut speaker = server.start(command("server", server), "dialogues").unwrap();
     server.wait_for_port(21, Duration::from_secs(60)).unwrap();
-    let limit = Duration::from_secs(120);
+    let limit = Duration::from_secs(limit.map_or(120, |limit| 2 * limit * dialogues.len() as u64));
     let of_client = client.finish(command("client", client), b"", limit).unwrap();
     wait_for("the server's end", || speaker.exit_status().is_some());
     let (of_server, of_client) =
         (speaker.log(), of_client.stdout_text() + &of_client.stderr_text());
     let (by_server, by_client) = (reports(&of_server), reports(&of_client));
     if by_server.len() != dialogues.len() || by_client.len() != dialogues.len() {
-        return vec![format!("not all were played: {of_server} {of_client}")];
+        return Err(format!("not all were played: {of_server} {of_client}"));
     }
-    let mut failures = Vec::new();
-    for ((dialogue, server), client) in dialogues.iter().zip(by_server).zip(by_client) {
-        let wrong = decide(dialogue, &server, &client);
-        failures.extend(wrong.into_iter().map(|wrong| format!("{}: {wrong}", dialogue.name())));
-    }
-    failures
+    let played = dialogues.iter().zip(by_server).zip(by_client);
+    Ok(played
+        .map(|((dialogue, server), client)| {
+            let wrong = decide(dialogue, &server, &client).into_iter();
+            wrong.map(|wrong| format!("{}: {wrong}", dialogue.name())).collect()
+        })
+        .collect())
 }
 
 fn reports(log: &str) -> Vec<Report> {

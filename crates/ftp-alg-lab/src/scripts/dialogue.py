@@ -1,8 +1,8 @@
 """dialogue.py JSON: plays the client or the server of recorded dialogues, with real data connections.
 
-JSON: {"role": "client" or "server", "transcripts": [[FILE, ADDRESS], ...], "together": BOOL}
+JSON: {"role": "client" or "server", "transcripts": [[FILE, ADDRESS], ...], "together": BOOL, "limit": SECONDS}
 The server accepts one control connection for each transcript, in order. The client connects to ADDRESS for each.
-With `together`, successive lines of one sender go into one segment.
+With `together`, successive lines of one sender go into one segment. Whoever waits for longer than `limit` gives up.
 
 Each line of a transcript is one event. Blank lines and lines that start with `#` are ignored:
   S: TEXT          the server sends TEXT and CR LF
@@ -13,7 +13,8 @@ Each line of a transcript is one event. Blank lines and lines that start with `#
   -- unused        nobody connects: the sender of the announcement stops listening
 Placeholders in TEXT: {host-port} is the sender's address and a port on which it listens, as in PORT. {family},
 {address} and {port} are the same for EPRT. {here} is the sender's address. {announced-address} and {announced-port} are
-from the last announcement that the sender received. {blank} is a blank, for the end of a line.
+from the last announcement that the sender received. {blank} is a blank, for the end of a line, and {empty} nothing. {lf}
+at the end of TEXT has LF alone in place of CR LF.
 
 Prints a JSON object for each transcript: {"file", "peer": address of the other end of the control connection,
 "said": [TEXT], "heard": [TEXT] with line ends, "announced": [{"line": index in heard, "address"}],
@@ -27,7 +28,7 @@ import sys
 
 plan = json.loads(sys.argv[1])
 # The server has the shorter time limit, so that it accepts again when the client starts the next dialogue.
-LIMIT = 6 if plan["role"] == "server" else 10
+LIMIT = plan.get("limit", 6) if plan["role"] == "server" else plan.get("limit", 6) + 4
 role, other = ("S", "C") if plan["role"] == "server" else ("C", "S")
 ANNOUNCING = {
     "{host-port}": r"(?P<host>\d+,\d+,\d+,\d+),(?P<high>\d+),(?P<low>\d+)",
@@ -47,6 +48,11 @@ def family(address):
 
 def anywhere(address):
     return "::" if ":" in address else "0.0.0.0"
+
+
+def with_line_end(text):
+    text = text.replace("{blank}", " ").replace("{empty}", "")
+    return text.replace("{lf}", "\n") if text.endswith("{lf}") else text + "\r\n"
 
 
 def listen(here, port=0):
@@ -81,12 +87,13 @@ class End:
             text = text.replace("{host-port}", ",".join(numbers))
             text = text.replace("{family}", "2" if ":" in self.here else "1")
             text = text.replace("{address}", self.here).replace("{port}", str(port))
-        text = text.replace("{here}", self.here).replace("{blank}", " ")
+        text = text.replace("{here}", self.here)
         if self.announced:
             text = text.replace("{announced-address}", self.announced[0])
             text = text.replace("{announced-port}", str(self.announced[1]))
-        self.report["said"].append(text + "\r\n")
-        self.unsent += text.encode("latin-1") + b"\r\n"
+        text = with_line_end(text)
+        self.report["said"].append(text)
+        self.unsent += text.encode("latin-1")
 
     def flush(self):
         if self.unsent:
@@ -102,18 +109,17 @@ class End:
         line, self.pending = self.pending.split(b"\n", 1)
         line = line.decode("latin-1") + "\n"
         self.report["heard"].append(line)
-        pattern = re.escape(expected)
+        pattern = re.escape(with_line_end(expected))
         announces = False
         for place, form in ANNOUNCING.items():
             announces = announces or place in expected
             pattern = pattern.replace(re.escape(place), form)
         for place in ("{here}", "{announced-address}", "{announced-port}"):
             pattern = pattern.replace(re.escape(place), "[0-9a-f.:]+")
-        pattern = pattern.replace(re.escape("{blank}"), " ")
         if expected.startswith("227 "):
             # A rewrite adds blanks to preserve the length of the line if the new address is shorter.
             pattern = pattern.replace(r"\ \(", r"\ +\(", 1)
-        read = re.fullmatch(pattern + "\r\n", line)
+        read = re.fullmatch(pattern, line)
         if not read:
             raise ValueError(f"{line!r} is not {expected!r}")
         if announces:

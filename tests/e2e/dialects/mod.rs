@@ -1,0 +1,153 @@
+//! What servers and clients of many makes say (`dialects.txt`): without a helper, with the kernel's, and with `ftp-alg`.
+//! Where one of the others serves a dialect, `ftp-alg` does so, too. docs/studies/dialects.md has the table.
+
+use std::{collections::BTreeMap, fs, path::Path};
+
+use ftp_alg_lab::{Daemon, Family, FirewallKind, KERNEL_HELPER, Lab, LabSpec, Topology};
+
+use crate::common::{
+    dialogues::{Playing, Segments, play},
+    executable,
+};
+
+const TABLE: &str = "docs/studies/dialects.md";
+const HEAD: &str =
+    "| dialogue | no helper | kernel's helper | `ftp-alg` |\n| --- | --- | --- | --- |\n";
+
+/// A gateway with masquerade where clients may go anywhere, and nothing comes in.
+const NO_HELPER: &str = "
+table inet gateway {
+    chain forward {
+        type filter hook forward priority filter; policy drop;
+        ct state established,related accept
+        iifname \"lan\" accept
+    }
+    chain source {
+        type nat hook postrouting priority srcnat;
+        oifname \"wan\" masquerade
+    }
+}
+";
+
+/// How long an end waits in a dialogue that fails, in seconds.
+const LIMIT: u64 = 2;
+
+/// A way to serve a dialogue's transfers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Mode {
+    Passive,
+    Active,
+    /// As the dialogue says.
+    Own,
+}
+
+/// One dialogue in one mode.
+struct Dialect {
+    name: String,
+    mode: Mode,
+    text: String,
+}
+
+fn dialects() -> Vec<Dialect> {
+    let text = include_str!("dialects.txt");
+    let sections = text.split("\n== ").skip(1);
+    sections
+        .flat_map(|section| {
+            let (name, lines) = section.split_once('\n').unwrap();
+            let modes = match lines.contains("@transfer") {
+                true => vec![Mode::Passive, Mode::Active],
+                false => vec![Mode::Own],
+            };
+            modes.into_iter().map(move |mode| {
+                let text = lines.lines().map(|line| expand(line, mode) + "\n").collect();
+                Dialect { name: name.to_owned(), mode, text }
+            })
+        })
+        .collect()
+}
+
+fn expand(line: &str, mode: Mode) -> String {
+    const LOGIN: &str = "C: USER joe\nS: 331 password\nC: PASS x\nS: 230 welcome";
+    const MOVED: &str = "C: RETR f\nS: 150 here\n-- download 700\nS: 226 done";
+    match (line, mode) {
+        ("@start", _) => format!("S: 220 ready\n{LOGIN}"),
+        ("@login", _) => LOGIN.to_owned(),
+        ("@quit", _) => "C: QUIT\nS: 221 bye".to_owned(),
+        ("@transfer", Mode::Active) => format!("C: PORT {{host-port}}\nS: 200 ok\n{MOVED}"),
+        ("@transfer", _) => {
+            format!("C: PASV\nS: 227 Entering Passive Mode ({{host-port}}).\n{MOVED}")
+        }
+        (line, _) => line.to_owned(),
+    }
+}
+
+/// The modes in which each dialogue works through the gateway of `lab`, and why others do not.
+fn served(lab: &Lab, limit: Option<u64>) -> (BTreeMap<String, Vec<Mode>>, Vec<String>) {
+    let address = lab.server_address(Family::V4);
+    let dialects = dialects();
+    let playing = |(number, dialect): (usize, &Dialect)| {
+        let name = format!("{number}-{}-{:?}.txt", dialect.name.replace('/', "-"), dialect.mode);
+        let file = lab.directory().join(name);
+        fs::write(&file, &dialect.text).unwrap();
+        Playing { file, address, text: dialect.text.clone() }
+    };
+    let all: Vec<_> = dialects.iter().enumerate().map(playing).collect();
+    let failures = play(&lab.server, &lab.client, &all, Segments::Lines, limit).unwrap();
+    let mut served = BTreeMap::<String, Vec<Mode>>::new();
+    for (Dialect { name, mode, .. }, failures) in dialects.iter().zip(&failures) {
+        let modes = served.entry(name.clone()).or_default();
+        if failures.is_empty() {
+            modes.push(*mode);
+        }
+    }
+    (served, failures.concat())
+}
+
+fn cell(modes: &[Mode]) -> &'static str {
+    match modes {
+        [] => "no",
+        [Mode::Passive] => "passive",
+        [Mode::Active] => "active",
+        _ => "yes",
+    }
+}
+
+#[test]
+fn ftp_alg_serves_what_the_kernels_helper_serves_and_what_works_without_a_helper() {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+    let (ours, failures) = served(&lab, None);
+    assert_eq!(failures, [""; 0], "{}", daemon.log());
+    assert_eq!(daemon.counter("errors").unwrap(), 0);
+    assert!(dialects().len() >= 60 && ours.values().all(|modes| !modes.is_empty()));
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(TABLE);
+    let page = fs::read_to_string(&path).unwrap();
+    let (before, rows) = page.split_once(HEAD).unwrap();
+    let names = rows.lines().filter_map(|row| row.strip_prefix("| ")?.split(" | ").next());
+    let is_update = std::env::var_os("UPDATE").is_some();
+    if !is_update {
+        assert_eq!(names.collect::<Vec<_>>(), ours.keys().collect::<Vec<_>>(), "UPDATE=1 {TABLE}");
+        assert!(rows.lines().all(|row| row.ends_with(" | yes |")));
+    }
+    if !is_update && std::env::var_os("FTP_ALG_NIGHTLY").is_none() {
+        return;
+    }
+    let kernels = Lab::new(Topology::Masquerade).unwrap();
+    kernels.gateway.nft(KERNEL_HELPER).unwrap();
+    let (by_kernel, _) = served(&kernels, Some(LIMIT));
+    let spec = LabSpec { firewall: FirewallKind::None, ..LabSpec::new(Topology::Masquerade) };
+    let without = Lab::build(spec).unwrap();
+    without.gateway.nft(NO_HELPER).unwrap();
+    let (by_none, _) = served(&without, Some(LIMIT));
+    let row = |(name, modes): (&String, &Vec<Mode>)| {
+        let [none, kernel, own] =
+            [&by_none[name], &by_kernel[name], modes].map(|modes| cell(modes));
+        format!("| {name} | {none} | {kernel} | {own} |\n")
+    };
+    let table: String = ours.iter().map(row).collect();
+    if is_update {
+        fs::write(&path, format!("{before}{HEAD}{table}")).unwrap();
+    } else {
+        assert_eq!(rows, table, "UPDATE=1 {TABLE}");
+    }
+}
