@@ -16,6 +16,9 @@ enum Ambiguity {
     ListingReply,
     /// As [`Ambiguity::LineEnds`], caused by a line of the client.
     ClientLineEnds,
+    /// As [`Ambiguity::ClientLineEnds`], but only the end of the last line is ambiguous: it is LF alone, and no other
+    /// command is pending. A `PORT` there opens no more than the client could open anyway.
+    ClientLf,
     /// Resolved, but the server may store a name with line ends in it. The next command leads to
     /// [`Ambiguity::RepeatedName`].
     NameWithLineEnd,
@@ -52,7 +55,8 @@ impl Ambiguities {
     /// Why no announcement may open a pinhole now, by the client if `is_active`, else by the server.
     pub fn blocked_because(self, is_active: bool) -> Option<&'static str> {
         Some(match self.ambiguity? {
-            Ambiguity::LineEnds | Ambiguity::ClientLineEnds => {
+            Ambiguity::ClientLf if is_active => return None,
+            Ambiguity::LineEnds | Ambiguity::ClientLineEnds | Ambiguity::ClientLf => {
                 "a line did not end with CR LF, or contained a CR, LF or NUL: client and server may disagree where lines end"
             }
             Ambiguity::ListingReply if !is_active => {
@@ -86,9 +90,15 @@ impl Ambiguities {
     /// Records how a client's line ends, before the line is read. If it `is_only`, no other command is pending.
     pub fn record_client_line_end(&mut self, end: LineEnd, is_only: bool) {
         self.lf.is_tried_by_client = end == LineEnd::Lf && is_only;
+        let is_clear = matches!(self.ambiguity, None | Some(Ambiguity::Resolved));
         match end {
+            // For some servers it continues the line before.
+            LineEnd::Plain if self.ambiguity == Some(Ambiguity::ClientLf) => {
+                self.ambiguity = Some(Ambiguity::ClientLineEnds);
+            }
             LineEnd::Plain => {}
             LineEnd::Lf if self.lf.is_of_client => {}
+            LineEnd::Lf if is_only && is_clear => self.ambiguity = Some(Ambiguity::ClientLf),
             LineEnd::Lf | LineEnd::Ambiguous => self.ambiguity = Some(Ambiguity::ClientLineEnds),
         }
     }
@@ -110,7 +120,10 @@ impl Ambiguities {
     fn record_ambiguous_line(&mut self) {
         self.ambiguity = Some(match self.ambiguity {
             Some(
-                Ambiguity::ClientLineEnds | Ambiguity::NameWithLineEnd | Ambiguity::RepeatedName,
+                Ambiguity::ClientLineEnds
+                | Ambiguity::ClientLf
+                | Ambiguity::NameWithLineEnd
+                | Ambiguity::RepeatedName,
             ) => Ambiguity::ClientLineEnds,
             _ => Ambiguity::LineEnds,
         });
@@ -171,7 +184,7 @@ impl Ambiguities {
         // The server has answered a line with LF, so LF ends its lines.
         if self.lf.is_tried_by_client && is_answered {
             (self.lf.is_of_client, self.lf.is_tried_by_client) = (true, false);
-            if self.ambiguity == Some(Ambiguity::ClientLineEnds) {
+            if matches!(self.ambiguity, Some(Ambiguity::ClientLineEnds | Ambiguity::ClientLf)) {
                 self.ambiguity = Some(Ambiguity::Resolved);
             }
         }
@@ -182,7 +195,10 @@ impl Ambiguities {
             ambiguity if !is_answered => ambiguity,
             None => None,
             Some(
-                Ambiguity::ClientLineEnds | Ambiguity::NameWithLineEnd | Ambiguity::RepeatedName,
+                Ambiguity::ClientLineEnds
+                | Ambiguity::ClientLf
+                | Ambiguity::NameWithLineEnd
+                | Ambiguity::RepeatedName,
             ) => Some(Ambiguity::NameWithLineEnd),
             Some(_) => Some(Ambiguity::Resolved),
         };

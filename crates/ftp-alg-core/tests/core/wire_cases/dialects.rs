@@ -307,6 +307,32 @@ fn lf_alone_ends_lines_where_an_end_has_shown_it() {
     }
 }
 
+/// A client that otherwise ends its lines with CR LF. What it could open anyway harms nobody, whatever the server reads.
+#[test]
+fn a_lone_port_with_lf_opens_its_pinhole() {
+    for nat in NATS {
+        for after in [&[][..], &[(Client, "NOOP\r\n"), (Server, "200 ok\r\n")]] {
+            let mut sim = Sim::new(Scenario { nat, ..Scenario::default() });
+            play(&mut sim, "login", &LOGIN);
+            play(&mut sim, "before", after);
+            let client = nat.translation(false).client_external;
+            let [high, low] = 5000_u16.to_be_bytes();
+            let host = client.ip().to_string().replace('.', ",");
+            let heard = text(sim.say(Client, b"PORT 192,168,150,80,19,136\n"));
+            assert_eq!(heard, format!("PORT {host},{high},{low}\n"));
+            assert_eq!(sim.kernel.opened.len(), 1, "{:?}", sim.decisions());
+            sim.say(Server, b"200 ok\r\n");
+            assert_transfers(&mut sim, nat, "after PORT with LF");
+        }
+        // Behind another line with LF it may be part of a name.
+        let mut sim = Sim::new(Scenario { nat, ..Scenario::default() });
+        play(&mut sim, "login", &LOGIN);
+        sim.say(Client, b"CWD a\n");
+        sim.say(Client, b"PORT 192,168,150,80,19,136\n");
+        assert_eq!(sim.kernel.opened.len(), 0);
+    }
+}
+
 /// Empty lines of a client keep a connection alive. Some servers answer them.
 #[test]
 fn empty_lines_of_a_client_change_nothing() {
