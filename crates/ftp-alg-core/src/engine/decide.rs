@@ -195,7 +195,11 @@ impl Engine {
             let (from, session) = (control.side_of(source), SessionRef { index, id: control.id });
             let (is_busy, is_handed_over) = (control.is_busy(), control.fast_path().is_handed_over);
             let is_certain = !packet.has(flags::SYN) && control.incarnation().is_none();
-            match if is_busy { Origin::Sender } else { self.find_origin(index, from, meta) } {
+            let origin = match is_busy {
+                true => Origin::Sender,
+                false => self.find_origin(index, from, meta, effects),
+            };
+            match origin {
                 Origin::Sender => {}
                 Origin::Elsewhere => {
                     self.report_elsewhere(index, effects);
@@ -221,7 +225,7 @@ impl Engine {
             let index = self.find_or_insert(now, &packet, found, *meta, effects)?;
             let from = self.sessions.table.get_mut(index)?.control.side_of(source);
             // A new session knows no interfaces, so there is no question.
-            self.find_origin(index, from, meta);
+            self.find_origin(index, from, meta, effects);
             Some((index, from))
         });
         let Some((index, from)) = known else {

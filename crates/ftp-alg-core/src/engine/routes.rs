@@ -82,7 +82,13 @@ pub(super) enum Origin {
 impl Engine {
     /// Finds out whether a packet of the session at `index` comes from where its sender is.
     #[inline]
-    pub(super) fn find_origin(&mut self, index: u32, from: Side, meta: &PacketMeta) -> Origin {
+    pub(super) fn find_origin(
+        &mut self,
+        index: u32,
+        from: Side,
+        meta: &PacketMeta,
+        effects: &mut Effects,
+    ) -> Origin {
         let Some(Entry { session, .. }) = self.sessions.table.get_mut(index) else {
             return Origin::Sender;
         };
@@ -99,20 +105,29 @@ impl Engine {
         if let Some(question) = session.interfaces.take_output(from.peer(), meta.output) {
             match self.sessions.answer_route(index, question, meta.mark) {
                 Ok(true) => {}
-                Ok(false) => self.distrust_interface(index, question, meta.output),
+                Ok(false) => self.leave_inspection(index, question, meta.output, effects),
                 Err(lookup) => return Origin::Unknown(lookup),
             }
         }
         Origin::Sender
     }
 
-    /// Packets of an end arrived where no route to it leads. From now on those count that come from where the kernel
-    /// sends packets to it.
+    /// All packets of an end have arrived where no route to it leads: the connection leaves inspection, because
+    /// nothing of that end can be trusted.
     #[cold]
-    fn distrust_interface(&mut self, index: u32, question: RouteQuestion, output: u32) {
-        if let Some(Entry { session, .. }) = self.sessions.table.get_mut(index) {
+    fn leave_inspection(
+        &mut self,
+        index: u32,
+        question: RouteQuestion,
+        output: u32,
+        effects: &mut Effects,
+    ) {
+        if let Some(Entry { session, control }) = self.sessions.table.get_mut(index) {
             session.interfaces.set_used(question.end, output);
-            session.record_downtime();
+            session.end_inspection();
+            effects.events.push(control.event(EventKind::StateChanged(
+                "no longer inspected: packets of an end arrive where no route to it leads",
+            )));
         }
     }
 

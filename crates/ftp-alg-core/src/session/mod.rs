@@ -191,6 +191,11 @@ impl Session {
         self.client.space.is_adjusted() || self.server.space.is_adjusted()
     }
 
+    /// Ends the inspection: all packets pass from now on.
+    pub fn end_inspection(&mut self) {
+        self.inspection_state.turn_off();
+    }
+
     /// Whether no packet of the connection needs to be queued any more.
     #[inline]
     pub fn needs_none_queued(&self) -> bool {
