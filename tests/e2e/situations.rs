@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr, thread, time::Duration};
 use crate::common::dialogues::{self, Segments};
 use crate::common::{
     GatedClient, Gateway, captures, connect_in_vain, executable, gated_client, host_port, login,
-    reply, say, scripted_server,
+    reply, say, scripted_client, scripted_server,
 };
 use ftp_alg_lab::{
     Capture, ClientProgram, Daemon, Family, FirewallKind, Host, Lab, LabSpec, Mode, Server,
@@ -486,4 +486,55 @@ fn lftp_that_waits_for_no_reply_transfers() {
     }
     assert!(gateway.daemon.counter("pinholes_opened").unwrap() >= 14);
     assert_all_closed(&gateway);
+}
+
+/// A provider that shares an address among customers (MAP-E, CGNAT) forwards only these.
+#[test]
+fn a_gateway_with_a_set_of_ports_uses_no_other() {
+    for (fast_path, backend) in [("auto", "nftables"), ("off", "nftables"), ("off", "conntrack")] {
+        let spec = LabSpec { firewall: FirewallKind::None, ..LabSpec::new(Topology::Masquerade) };
+        let lab = Lab::build(spec).unwrap();
+        lab.gateway
+            .nft(
+                "table inet gateway {
+                    chain forward {
+                        type filter hook forward priority filter; policy drop;
+                        ct state established,related accept
+                        ct mark and 0x40000000 != 0 accept
+                        iifname \"lan\" tcp dport 21 accept
+                    }
+                }
+                table ip source {
+                    chain source {
+                        type nat hook postrouting priority srcnat;
+                        oifname \"wan\" meta l4proto tcp masquerade to :40960-41023
+                    }
+                }
+                table ip provider {
+                    chain forwards {
+                        type filter hook prerouting priority -400;
+                        iifname \"wan\" tcp dport != 40960-41023 drop
+                    }
+                }",
+            )
+            .unwrap();
+        let configuration = format!(
+            "nat.port-range = \"40960-41023\"\nqueue.fast-path = \"{fast_path}\"\n\
+             pinhole.backend = \"{backend}\"\n"
+        );
+        let daemon = Daemon::start(&executable(), &lab.gateway, &configuration).unwrap();
+        let gateway = Gateway { daemon, lab };
+        let lab = &gateway.lab;
+        let _server = scripted_server(&lab.server, &json!({}));
+        let mut steps = login();
+        for _ in 0..3 {
+            steps.extend([say("PASV"), reply(), json!({"dial": true, "later": true})]);
+            steps.extend([say("LIST"), reply(), json!({"drain": true}), reply()]);
+            steps.extend([say("PORT 192,168,150,80,14,178"), reply()]);
+            steps.extend([say("LIST"), reply(), json!({"accept": 3762}), reply()]);
+        }
+        let plan = json!({"host": v4(&lab.server), "listen": [3762], "steps": steps});
+        let session = scripted_client(&lab.client, &plan);
+        assert_eq!(session.error, None, "{fast_path}, {backend}: {}", gateway.daemon.log());
+    }
 }
