@@ -42,7 +42,7 @@ impl LinuxKernel {
         Ok(Self {
             backend: match parameters.backend() {
                 Backend::Nftables => PinholeBackend::Nftables(Pinholes::new()?),
-                Backend::Conntrack => PinholeBackend::Conntrack(Expectations::new()?),
+                Backend::Conntrack => PinholeBackend::Conntrack(Expectations::new(parameters)?),
             },
             conntrack: Conntrack::new(parameters)?,
             routes: Routes::new().map_err(|e| GatewayError::system("rtnetlink", e))?,

@@ -14,7 +14,7 @@ use ftp_alg_core::engine::{KernelError, Opening, Pinhole};
 
 use super::pinholes::OpenPinhole;
 use crate::gateway::{
-    GatewayError,
+    GatewayError, RuleParameters,
     netlink::{
         Attributes, Writer, be32,
         ctnetlink::{IPCTNL_MSG_EXP_GET, Requests, Tuple, family_of},
@@ -44,15 +44,19 @@ const CAPACITY: &str = "/proc/sys/net/netfilter/nf_conntrack_expect_max";
 pub struct Expectations {
     requests: Requests,
     capacity: usize,
+    /// Whether the operator's rules choose the source port of a translated connection, because it must be in a range.
+    restricts_source_ports: bool,
 }
 
 impl Expectations {
     /// Opens a netlink socket.
-    pub fn new() -> Result<Self, GatewayError> {
+    pub fn new(parameters: &RuleParameters) -> Result<Self, GatewayError> {
         let requests = Requests::open(libc::NFNL_SUBSYS_CTNETLINK_EXP)
             .map_err(|e| GatewayError::system("netlink socket", e))?;
         let read = fs::read_to_string(CAPACITY).ok().and_then(|text| text.trim().parse().ok());
-        Ok(Self { requests, capacity: read.unwrap_or(usize::MAX) })
+        let capacity = read.unwrap_or(usize::MAX);
+        let restricts_source_ports = parameters.source_ports().is_some();
+        Ok(Self { requests, capacity, restricts_source_ports })
     }
 
     /// Limit of expectations when this was created.
@@ -92,6 +96,7 @@ impl Expectations {
             let text = "the port is taken, and an expectation cannot translate to a third host";
             return Err(failed(io::Error::new(io::ErrorKind::Unsupported, text)));
         }
+        let follows_rules = self.restricts_source_ports && pinhole.target == pinhole.arrival;
         let seconds = timeout_seconds(lifetime);
         let mut ask = |flags| {
             let fill = |message: &mut Writer<'_>| {
@@ -99,8 +104,8 @@ impl Expectations {
                 expected.tuple.put(message, CTA_EXPECT_TUPLE);
                 expected.mask.put(message, CTA_EXPECT_MASK);
                 message.put(CTA_EXPECT_TIMEOUT, &seconds.to_be_bytes());
-                if is_third {
-                    // Following the master would lead to the announcing end.
+                // Following the master would lead to the announcing end, or keep the source port.
+                if is_third || follows_rules {
                     return;
                 }
                 message.put(CTA_EXPECT_FN, FOLLOW_MASTER);
