@@ -1,25 +1,34 @@
 //! Whether a route to an address leads to an interface, by rtnetlink, which needs no rights.
 
-use std::{io, net::IpAddr};
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+};
 
 use ftp_alg_core::engine::{KernelError, RouteLookup};
+use ipnetwork::IpNetwork;
 
-use super::netlink::{Attributes, ERROR, Socket, request_message};
+use super::netlink::{Attributes, DONE, ERROR, Message, Socket, request_message};
 
 // From linux/rtnetlink.h; libc lacks some of them.
 const RTM_NEWROUTE: u16 = 24;
 const RTM_GETROUTE: u16 = 26;
+const RTM_NEWRULE: u16 = 32;
+const RTM_GETRULE: u16 = 34;
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
 const RTA_MULTIPATH: u16 = 9;
+const RTA_TABLE: u16 = 15;
 const RTA_MARK: u16 = 16;
 const RTN_UNICAST: u8 = 1;
 /// The answer is the entry of the routing table, not a cached route.
 const RTM_F_FIB_MATCH: u32 = 0x2000;
-/// Size of `struct rtmsg`.
+/// Size of `struct rtmsg`, and of `struct fib_rule_hdr`, which both begin with the family, and have the table at 4.
 const RTMSG_SIZE: usize = 12;
 /// Size of `struct rtnexthop`.
 const RTNEXTHOP_SIZE: usize = 8;
+/// How many routes of a table are considered.
+const MAX_ROUTES: usize = 4096;
 
 /// Looks routes up, in the network namespace of the thread that opened it.
 #[derive(Debug)]
@@ -30,6 +39,8 @@ pub struct Routes {
 /// An entry of the routing tables.
 #[derive(Debug, PartialEq, Eq)]
 struct Route {
+    /// The prefix; `None` for a default route.
+    destination: Option<IpAddr>,
     prefix_length: u8,
     /// Indices of the interfaces that it leads to: several if it has several next hops.
     interfaces: Vec<u32>,
@@ -38,24 +49,98 @@ struct Route {
 impl Routes {
     /// Opens the socket.
     pub fn new() -> io::Result<Self> {
-        Ok(Self { socket: Socket::open_route()? })
+        let socket = Socket::open_route()?;
+        // A dump has only the routes that the request describes.
+        socket.set_option(libc::SOL_NETLINK, libc::NETLINK_GET_STRICT_CHK, 1)?;
+        Ok(Self { socket })
     }
 
-    /// Whether a route to the address leads to the interface: the best one, or another one with the same prefix, for
-    /// example a default route with a higher metric (feasible reverse path, RFC 3704 section 2.3).
+    /// Whether a route to the address leads to the interface: the best one, or another one with the same prefix in any
+    /// routing table, for example a default route with a higher metric, or that of another uplink (feasible reverse path,
+    /// RFC 3704 section 2.3).
     pub fn has_route(&mut self, lookup: RouteLookup) -> Result<bool, KernelError> {
+        let what = || format!("route to {}", lookup.address);
+        self.find(lookup).map_err(|source| KernelError::System { what: what(), source })
+    }
+
+    fn find(&mut self, lookup: RouteLookup) -> io::Result<bool> {
         let RouteLookup { address, interface, mark } = lookup;
-        let error = |source| KernelError::System { what: format!("route to {address}"), source };
-        let best = self.get(address, mark, None).map_err(error)?;
+        let best = self.get(address, mark, None)?;
         if best.as_ref().is_some_and(|best| best.interfaces.contains(&interface)) {
             return Ok(true);
         }
-        let Some(there) = self.get(address, mark, Some(interface)).map_err(error)? else {
-            return Ok(false);
-        };
-        // The interface of a VRF stands for all of its ports, and has its own routing table.
-        let is_vrf = !there.interfaces.contains(&interface);
-        Ok(is_vrf || best.is_some_and(|best| best.prefix_length == there.prefix_length))
+        if let Some(there) = self.get(address, mark, Some(interface))? {
+            // The interface of a VRF stands for all of its ports, and has its own routing table.
+            let is_vrf = !there.interfaces.contains(&interface);
+            if is_vrf || best.as_ref().is_some_and(|best| best.has_prefix_of(&there)) {
+                return Ok(true);
+            }
+        }
+        for table in self.tables(address)? {
+            let is_there = |route: &Route| {
+                route.covers(address) && best.as_ref().is_none_or(|best| best.has_prefix_of(route))
+            };
+            if self.routes_in(address, table, interface)?.iter().any(is_there) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// The routing tables that a rule names (`ip rule`), without those that a lookup without a rule's conditions uses.
+    fn tables(&mut self, of_family: IpAddr) -> io::Result<Vec<u32>> {
+        let mut header = vec![0; RTMSG_SIZE];
+        header.splice(..1, [family_of(of_family)]);
+        let mut tables = Vec::new();
+        self.dump(RTM_GETRULE, &header, |message| {
+            tables.extend((message.kind == RTM_NEWRULE).then(|| table_of(message.body)).flatten());
+        })?;
+        let usual = [libc::RT_TABLE_MAIN, libc::RT_TABLE_LOCAL, libc::RT_TABLE_UNSPEC];
+        tables.retain(|table| !usual.contains(&(*table as u8)) || *table > 255);
+        tables.sort_unstable();
+        tables.dedup();
+        Ok(tables)
+    }
+
+    /// The routes of a table that lead to an interface.
+    fn routes_in(
+        &mut self,
+        of_family: IpAddr,
+        table: u32,
+        interface: u32,
+    ) -> io::Result<Vec<Route>> {
+        let mut body = vec![0; RTMSG_SIZE];
+        body.splice(..1, [family_of(of_family)]);
+        put_attribute(&mut body, RTA_TABLE, &table.to_ne_bytes());
+        put_attribute(&mut body, RTA_OIF, &interface.to_ne_bytes());
+        let mut routes = Vec::new();
+        self.dump(RTM_GETROUTE, &body, |message| {
+            if routes.len() < MAX_ROUTES && message.kind == RTM_NEWROUTE {
+                routes.extend(parse_route(message.body));
+            }
+        })?;
+        Ok(routes)
+    }
+
+    /// Passes each message of a dump to `each`. A table that does not exist any more has none.
+    fn dump(
+        &mut self,
+        kind: u16,
+        body: &[u8],
+        mut each: impl FnMut(&Message<'_>),
+    ) -> io::Result<()> {
+        let sequence = self.socket.next_sequence();
+        let request = request_message(kind, libc::NLM_F_DUMP as u16, sequence, body);
+        let mut errno = 0;
+        self.socket.ask(&request, |message| match message.kind {
+            _ if message.sequence != sequence => {}
+            ERROR | DONE => errno = message.errno(),
+            _ => each(&message),
+        })?;
+        match errno {
+            0 | libc::ENOENT | libc::ENODEV => Ok(()),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
     }
 
     /// The route to an address; with `interface` the best one that leads there.
@@ -86,24 +171,53 @@ impl Routes {
     }
 }
 
+impl Route {
+    fn has_prefix_of(&self, other: &Self) -> bool {
+        self.prefix_length == other.prefix_length
+    }
+
+    /// Whether the prefix is one of `address`.
+    fn covers(&self, address: IpAddr) -> bool {
+        let network = self.destination.unwrap_or(match address {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        });
+        IpNetwork::new(network, self.prefix_length).is_ok_and(|network| network.contains(address))
+    }
+}
+
 fn request_body(address: IpAddr, mark: u32, interface: Option<u32>) -> Vec<u8> {
-    let (family, octets) = match address {
-        IpAddr::V4(address) => (libc::AF_INET, address.octets().to_vec()),
-        IpAddr::V6(address) => (libc::AF_INET6, address.octets().to_vec()),
+    let octets = match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
     };
-    let mut body = vec![family as u8, (octets.len() * 8) as u8, 0, 0, 0, 0, 0, 0];
+    let mut body = vec![family_of(address), (octets.len() * 8) as u8, 0, 0, 0, 0, 0, 0];
     body.extend(RTM_F_FIB_MATCH.to_ne_bytes());
-    let mut put = |kind: u16, content: &[u8]| {
-        body.extend((4 + content.len() as u16).to_ne_bytes());
-        body.extend(kind.to_ne_bytes());
-        body.extend(content); // a multiple of four bytes
-    };
-    put(RTA_DST, &octets);
-    put(RTA_MARK, &mark.to_ne_bytes());
+    put_attribute(&mut body, RTA_DST, &octets);
+    put_attribute(&mut body, RTA_MARK, &mark.to_ne_bytes());
     if let Some(interface) = interface {
-        put(RTA_OIF, &interface.to_ne_bytes());
+        put_attribute(&mut body, RTA_OIF, &interface.to_ne_bytes());
     }
     body
+}
+
+fn family_of(address: IpAddr) -> u8 {
+    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    family as u8
+}
+
+/// Appends an attribute whose length is a multiple of four bytes.
+fn put_attribute(body: &mut Vec<u8>, kind: u16, content: &[u8]) {
+    body.extend((4 + content.len() as u16).to_ne_bytes());
+    body.extend(kind.to_ne_bytes());
+    body.extend(content);
+}
+
+/// The table of a rule.
+fn table_of(body: &[u8]) -> Option<u32> {
+    let (head, attributes) = body.split_at_checked(RTMSG_SIZE)?;
+    let number = Attributes::new(attributes).first(RTA_TABLE).and_then(index_at);
+    number.or_else(|| head.get(4).map(|table| u32::from(*table)))
 }
 
 /// The route of a message; `None` if it is not one to another host.
@@ -114,6 +228,10 @@ fn parse_route(body: &[u8]) -> Option<Route> {
         return None;
     }
     let attributes = Attributes::new(attributes);
+    let destination = attributes.first(RTA_DST).and_then(|octets| match octets.len() {
+        4 => octets.first_chunk::<4>().map(|octets| IpAddr::from(*octets)),
+        _ => octets.first_chunk::<16>().map(|octets| IpAddr::from(*octets)),
+    });
     let mut interfaces = Vec::new();
     interfaces.extend(attributes.first(RTA_OIF).and_then(index_at));
     let mut hops = attributes.first(RTA_MULTIPATH).unwrap_or_default();
@@ -122,7 +240,7 @@ fn parse_route(body: &[u8]) -> Option<Route> {
         // A shorter length would not end.
         hops = hops.get(length.max(RTNEXTHOP_SIZE).next_multiple_of(4)..).unwrap_or_default();
     }
-    Some(Route { prefix_length, interfaces })
+    Some(Route { destination, prefix_length, interfaces })
 }
 
 fn index_at(bytes: &[u8]) -> Option<u32> {
@@ -141,7 +259,7 @@ mod tests {
         body.extend([28, 0, RTA_MULTIPATH as u8, 0]);
         body.extend([8, 0, 0, 0, 3, 0, 0, 0]);
         body.extend([16, 0, 0, 0, 4, 0, 0, 0, 8, 0, 5, 0, 192, 0, 2, 1]);
-        let route = Route { prefix_length: 24, interfaces: vec![3, 4] };
+        let route = Route { destination: None, prefix_length: 24, interfaces: vec![3, 4] };
         assert_eq!(parse_route(&body), Some(route));
         body[7] = 2; // RTN_LOCAL
         assert_eq!(parse_route(&body), None);

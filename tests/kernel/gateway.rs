@@ -10,6 +10,7 @@ mod flows;
 mod lab;
 mod loading;
 mod packets;
+mod routes;
 mod runs;
 mod stacked;
 mod watch;
