@@ -7,7 +7,7 @@
 
 use std::{
     fmt::Display,
-    fs::{DirBuilder, File},
+    fs::{self, DirBuilder, File},
     io,
     os::{
         fd::AsRawFd,
@@ -30,8 +30,14 @@ use crate::{
     },
 };
 
-/// The directory of the pins, with one directory for each network namespace.
+/// The directory of root's pins, with one directory for each network namespace; and with one for each other user.
 pub const DIRECTORY: &str = "/sys/fs/bpf/ftp-alg";
+
+/// Start of the name of another user's directory. The user's number follows.
+const USER: &str = "user-";
+
+/// How often to make a directory that others remove meanwhile.
+const ATTEMPTS: usize = 10;
 
 /// The name in the state directory at which a BPF file system may be mounted.
 const STATE_DIR_MOUNT: &str = "bpf";
@@ -57,8 +63,8 @@ pub(super) fn off_reason(
 
 impl FastPathPins {
     /// Whether an earlier daemon of this network namespace left pins.
-    pub(super) fn has_leftovers(state_dir: &Path) -> bool {
-        fastpath::has_leftovers(&pin_path(state_dir))
+    pub(super) fn has_leftovers(state_dir: &Path, account: Option<&Account>) -> bool {
+        fastpath::has_leftovers(&pin_path(state_dir, account))
     }
 
     /// Opens the directory for `account`, and makes it if it is absent. The error says why this failed, and what to do.
@@ -66,43 +72,31 @@ impl FastPathPins {
         state_dir: &Path,
         account: Option<&Account>,
     ) -> Result<Self, String> {
-        let path = &pin_path(state_dir);
-        let failed = |error: io::Error| format!("{}: {error}", path.display());
-        let parent = path.parent().unwrap_or(path);
-        if !has_bpf(statfs(parent)) && !has_bpf(statfs(path)) {
-            return Err(missing_bpf_fs(parent));
-        }
-        let is_new = match DirBuilder::new().mode(0o700).create(path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => {
-                return Err(failed(error));
-            }
-            created => created.is_ok(),
-        };
-        // Any user may make files in the BPF file system. A link of another user is not followed.
-        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let directory = match open(path, flags, Mode::empty()) {
-            Err(Errno::NOTDIR | Errno::LOOP) => {
-                return Err(format!("{} is not a directory: remove it", path.display()));
-            }
-            opened => File::from(opened.map_err(|error| failed(error.into()))?),
-        };
-        if is_new && let Some(account) = account {
-            fchown(&directory, Some(account.uid), Some(account.gid)).map_err(failed)?;
-        }
-        let user = account.map_or_else(|| rustix::process::geteuid().as_raw(), |own| own.uid);
-        let owner = directory.metadata().map_err(failed)?.uid();
-        if owner != user {
+        let path = &pin_path(state_dir, account);
+        let root = Path::new(DIRECTORY);
+        if let Some(other) = pins_of_another_user(path) {
             return Err(format!(
-                "the pin directory {} belongs to user {owner}, but the daemon runs as user {user}: remove it",
-                path.display()
+                "{}: another user's ftp-alg left its program in this network namespace: remove it",
+                other.display()
             ));
         }
-        if has_bpf(fstatfs(&directory)) { Ok(Self(directory)) } else { Err(missing_bpf_fs(path)) }
+        if path == root || !path.starts_with(root) {
+            return open_directory(path, account).map(Self);
+        }
+        // The last daemon of another namespace removes the outer directory.
+        for _ in 0..ATTEMPTS {
+            open_directory(root, None)?;
+            let opened = open_directory(path, account);
+            if opened.is_ok() || root.exists() {
+                return opened.map(Self);
+            }
+        }
+        Err(format!("{} does not stay", root.display()))
     }
 
     /// Removes the pins of an earlier daemon. Called if this daemon has no fast path.
-    pub(super) fn remove_leftovers(state_dir: &Path) {
-        let path = pin_path(state_dir);
+    pub(super) fn remove_leftovers(state_dir: &Path, account: Option<&Account>) {
+        let path = pin_path(state_dir, account);
         // Another user's pins are left alone.
         if let Err(error) = fastpath::remove_leftovers(&path)
             && error.kind() != io::ErrorKind::PermissionDenied
@@ -115,6 +109,39 @@ impl FastPathPins {
     pub(super) fn path(&self) -> PathBuf {
         format!("/proc/self/fd/{}", self.0.as_raw_fd()).into()
     }
+}
+
+/// Opens a directory of the BPF file system, and makes it for `account` if it is absent.
+fn open_directory(path: &Path, account: Option<&Account>) -> Result<File, String> {
+    let failed = |error: io::Error| format!("{}: {error}", path.display());
+    let parent = path.parent().unwrap_or(path);
+    if !has_bpf(statfs(parent)) && !has_bpf(statfs(path)) {
+        return Err(missing_bpf_fs(parent));
+    }
+    let is_new = match DirBuilder::new().mode(0o700).create(path) {
+        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
+        created => created.is_ok(),
+    };
+    // Any user may make files in the BPF file system. A link of another user is not followed.
+    let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
+    let directory = match open(path, flags, Mode::empty()) {
+        Err(Errno::NOTDIR | Errno::LOOP) => {
+            return Err(format!("{} is not a directory: remove it", path.display()));
+        }
+        opened => File::from(opened.map_err(|error| failed(error.into()))?),
+    };
+    if is_new && let Some(account) = account {
+        fchown(&directory, Some(account.uid), Some(account.gid)).map_err(failed)?;
+    }
+    let user = account.map_or_else(|| rustix::process::geteuid().as_raw(), |own| own.uid);
+    let owner = directory.metadata().map_err(failed)?.uid();
+    if owner != user {
+        return Err(format!(
+            "the pin directory {} belongs to user {owner}, but the daemon runs as user {user}: remove it",
+            path.display()
+        ));
+    }
+    if has_bpf(fstatfs(&directory)) { Ok(directory) } else { Err(missing_bpf_fs(path)) }
 }
 
 /// The program, loaded and not in use yet. Dropping it removes the program, unless an earlier daemon left it attached:
@@ -163,10 +190,25 @@ fn log_not_removed(path: &Path, error: &dyn Display) {
     );
 }
 
-/// The pin directory: in the state directory if a BPF file system is mounted there.
-fn pin_path(state_dir: &Path) -> PathBuf {
+/// The pin directory: in the state directory if a BPF file system is mounted there. Each user has one, because daemons of
+/// other network namespaces may use the same file system.
+fn pin_path(state_dir: &Path, account: Option<&Account>) -> PathBuf {
     let mounted = state_dir.join(STATE_DIR_MOUNT);
-    if has_bpf(statfs(&mounted)) { mounted } else { DIRECTORY.into() }
+    match account {
+        _ if has_bpf(statfs(&mounted)) => mounted,
+        Some(account) if account.uid != 0 => {
+            Path::new(DIRECTORY).join(format!("{USER}{}", account.uid))
+        }
+        _ => DIRECTORY.into(),
+    }
+}
+
+/// A directory of another user with pins for this network namespace, if this process may see it.
+fn pins_of_another_user(own: &Path) -> Option<PathBuf> {
+    let of_users = fs::read_dir(DIRECTORY).into_iter().flatten().flatten();
+    let of_users = of_users.filter(|entry| entry.file_name().to_string_lossy().starts_with(USER));
+    let all = of_users.map(|entry| entry.path()).chain([DIRECTORY.into()]);
+    all.filter(|directory| directory != own).find(|directory| fastpath::has_pins(directory))
 }
 
 /// Whether a path's file system is a BPF file system.

@@ -343,7 +343,9 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
     make_dir(socket_dir, account.as_ref())?;
     // A daemon without a fast path still reads the lines that an earlier daemon's program left, and then removes it.
     let pins = match fast_path_pins::off_reason(config.queue.fast_path, config.pinhole.backend) {
-        Some(why) if !FastPathPins::has_leftovers(&options.state_dir) => Err(why.to_owned()),
+        Some(why) if !FastPathPins::has_leftovers(&options.state_dir, account.as_ref()) => {
+            Err(why.to_owned())
+        }
         _ => FastPathPins::open_or_create(&options.state_dir, account.as_ref()),
     };
     let broker = start_broker(options)
@@ -355,7 +357,7 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
     let socket = ControlSocket::bind(&options.socket)?;
     claim(&state_dir, &options.state_dir)?;
     if pins.is_err() {
-        FastPathPins::remove_leftovers(&options.state_dir);
+        FastPathPins::remove_leftovers(&options.state_dir, account.as_ref());
     }
     let fast_path =
         pins.and_then(|pins| LoadedProgram::load(pins).map_err(|missing| missing.to_string()));

@@ -214,6 +214,32 @@ fn pinned(process: u32) -> Vec<(PathBuf, u32)> {
     found
 }
 
+/// On a machine with a daemon in each of several network namespaces.
+#[test]
+fn daemons_of_different_users_share_a_bpf_file_system() {
+    let labs = [(); 3].map(|()| Lab::new(Topology::Routed).unwrap());
+    let mut keeper = labs[0].gateway.command("unshare");
+    keeper.args([
+        "--mount",
+        "sh",
+        "-c",
+        "mount -t bpf bpf /sys/fs/bpf; echo ready; exec sleep 600",
+    ]);
+    let keeper = labs[0].gateway.start(keeper, "keeper").unwrap();
+    wait_for("the file system", || keeper.log().contains("ready"));
+    let enter = format!("exec nsenter --mount=/proc/{}/ns/mnt \"$@\"", keeper.id());
+    let mut daemons = Vec::new();
+    for (lab, user) in labs.iter().zip([" --user nobody", "", " --user nobody"]) {
+        let owner = if user.is_empty() { 0 } else { NOBODY };
+        let program = starter(lab, &format!("chown -R {owner} $home; {enter}{user}"));
+        let daemon = Daemon::start(&program, &lab.gateway, FAST_PATH).unwrap();
+        let found = daemon.status().unwrap()["fast_path"].clone();
+        let has_tcx = !found["why"].as_str().unwrap_or_default().contains("TCX");
+        assert!(found["state"] == "on" || !has_tcx, "{user}: {found}");
+        daemons.push(daemon);
+    }
+}
+
 #[test]
 fn a_fast_path_belongs_to_the_user_that_it_is_loaded_for() {
     let lab = Lab::new(Topology::Routed).unwrap();

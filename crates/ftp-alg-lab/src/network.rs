@@ -375,8 +375,7 @@ fn ip(options: &[&str], batch: &str) -> Result<()> {
     process::run(command, batch.as_bytes(), Duration::from_secs(60))?.success().map(drop)
 }
 
-/// Mounts the BPF file system, because the fast path needs it. A machine with systemd has it mounted already. Root owns
-/// the directory of the pins from then on.
+/// Mounts the BPF file system, because the fast path needs it. A machine with systemd has it mounted already.
 pub fn mount_bpf() {
     static ONCE: Once = Once::new();
     const PLACE: &str = "/sys/fs/bpf";
@@ -387,10 +386,5 @@ pub fn mount_bpf() {
             // If this fails, the fast path stays off.
             let _ = Command::new("mount").args(["-t", "bpf", "bpf", PLACE]).status();
         }
-        // The last daemon would remove the directory, and the next one own it. Then those of other users have no fast
-        // path, until it is removed again.
-        let pins = Path::new(PLACE).join("ftp-alg");
-        let _ = fs::remove_dir(&pins);
-        let _ = fs::create_dir_all(pins.join("lab"));
     });
 }

@@ -500,9 +500,14 @@ impl FastPath {
     }
 }
 
+/// Whether a daemon of this network namespace has pins below `root`.
+pub fn has_pins(root: &Path) -> bool {
+    PinDirectory::exists_for_namespace(root).unwrap_or(false)
+}
+
 /// Whether an earlier daemon of this network namespace left pins below `root`, or its program attached.
 pub fn has_leftovers(root: &Path) -> bool {
-    PinDirectory::exists_for_namespace(root).unwrap_or(false) || program::is_any_attached()
+    has_pins(root) || program::is_any_attached()
 }
 
 /// Removes the pins that earlier daemons of this network namespace left below `root`, and detaches their programs. An
