@@ -208,7 +208,10 @@ fn pins_of_another_user(own: &Path) -> Option<PathBuf> {
     let of_users = fs::read_dir(DIRECTORY).into_iter().flatten().flatten();
     let of_users = of_users.filter(|entry| entry.file_name().to_string_lossy().starts_with(USER));
     let all = of_users.map(|entry| entry.path()).chain([DIRECTORY.into()]);
-    all.filter(|directory| directory != own).find(|directory| fastpath::has_pins(directory))
+    let inode = |path: &Path| fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
+    // The service manager may have mounted one in the state directory.
+    let others = all.filter(|directory| inode(directory) != inode(own));
+    others.into_iter().find(|directory| fastpath::has_pins(directory))
 }
 
 /// Whether a path's file system is a BPF file system.
