@@ -229,6 +229,8 @@ enum Topic {
     Encrypted,
     #[strum(message = "unused pinholes")]
     Unused,
+    #[strum(message = "sessions with packets from elsewhere")]
+    Elsewhere,
 }
 
 impl Topic {
@@ -238,7 +240,7 @@ impl Topic {
             Self::Healed | Self::Kernel => Level::WARN,
             Self::Refusal | Self::Limit | Self::Ended => Level::WARN,
             Self::Omitted | Self::Encrypted | Self::Unused => Level::WARN,
-            Self::Announcement => Level::INFO,
+            Self::Announcement | Self::Elsewhere => Level::INFO,
         }
     }
 
@@ -268,6 +270,7 @@ fn topic_of(what: &EventKind) -> Option<Topic> {
         EventKind::LimitReached(_) => Some(Topic::Limit),
         EventKind::Reset(_) => Some(Topic::Ended),
         EventKind::Encrypted => Some(Topic::Encrypted),
+        EventKind::FromElsewhere(_) => Some(Topic::Elsewhere),
         EventKind::PinholeClosed(..)
         | EventKind::PinholeExpired(..)
         | EventKind::StateChanged(_) => None,

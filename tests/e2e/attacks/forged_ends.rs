@@ -48,7 +48,14 @@ impl Case {
         let filter = if self.rp_filter { 1 } else { 0 };
         let set = ["all", "lan", "wan"]
             .map(|name| format!("echo {filter} > /proc/sys/net/ipv4/conf/{name}/rp_filter\n"));
-        scene.gateway.lab.gateway.shell(&set.concat()).unwrap().success().unwrap();
+        let lab = &scene.gateway.lab;
+        lab.gateway.shell(&set.concat()).unwrap().success().unwrap();
+        // The gateway redirects the sender of a packet that leaves where it came from. A host that believes it sends its
+        // own packets to nowhere.
+        let ignore = "for f in /proc/sys/net/ipv6/conf/*/accept_redirects; do echo 0 > $f; done";
+        for host in [&lab.client, &lab.server] {
+            host.shell(ignore).unwrap().success().unwrap();
+        }
         scene
     }
 

@@ -108,7 +108,7 @@ impl Frame {
         };
         let mut bytes = Vec::new();
         ethernet.write(&mut bytes).unwrap();
-        ip.write(&mut bytes).unwrap();
+        ip.write_raw(&mut bytes).unwrap();
         tcp.write(&mut bytes).unwrap();
         bytes.extend_from_slice(&self.payload);
         bytes.resize(bytes.len() + self.padding, 0xee);

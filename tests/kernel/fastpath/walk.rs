@@ -50,7 +50,7 @@ fn program_and_model_decide_random_dialogues_alike() {
     );
     let is_thorough = counts
         .iter()
-        .zip([500, 500, 500, 500, 500, 500, 500, 100])
+        .zip([500, 500, 500, 500, 500, 500, 400, 100])
         .all(|(counts, least)| *counts > least);
     assert!(dialogues < 6000 || is_thorough, "{packets} packets: {counts:?}");
 }
@@ -136,13 +136,6 @@ impl Walk {
             payload: &frame.payload,
         };
         let before = flow.clone();
-        if frame.mark == INSPECTED_MARK && flow.handed_over {
-            // The packet was inspected at another interface.
-            let outcome = self.scene.run(frame);
-            assert_eq!((outcome.mark, outcome.bytes), (frame.mark, frame.to_bytes()));
-            assert_eq!((self.scene.flow(id), self.scene.lines()), (before, vec![]));
-            return;
-        }
         let expected = decide(id, flow, &mut self.pinholes, &self.barred, &segment);
         let outcome = self.scene.run(frame);
         let lines = self.scene.lines();

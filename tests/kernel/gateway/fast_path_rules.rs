@@ -15,9 +15,12 @@ use ftp_alg::gateway::{
 
 use super::{
     attachments::update_attachments,
-    fastpath::{self, CLIENT, Pins, SERVER, frame, read, receive, tuples},
+    fastpath::{self, CLIENT, Pins, SERVER, frame, read, receive_at, tuples},
     lab::{self, EXTERNAL, EXTERNAL2, Lab, at, connect, exchange, inside, is_silent, listen},
 };
+
+/// The MAC address of both interfaces.
+const OWN: [u8; 6] = [2, 0, 0, 0, 0, 1];
 
 /// A gateway that drops by default, with the table and the program.
 struct Ready {
@@ -42,6 +45,9 @@ impl Ready {
         let (lab, pins) = (Lab::new(), Pins::new());
         lab.masquerade();
         lab.drop_by_default();
+        for interface in ["lan", "wan"] {
+            lab.gateway_sh(&format!("ip link set {interface} address 02:00:00:00:00:01"));
+        }
         let (table, translations, path) = lab.on_gateway(|| {
             let (parameters, commits) = (RuleParameters::default(), commits());
             let table = Table::install_for(&parameters, &commits).unwrap();
@@ -61,16 +67,21 @@ impl Ready {
     fn open(&self, flow: &Flow, line: Option<&[u8]>) {
         let path = self.path();
         self.lab.on_gateway(|| {
-            path.hand_over(flow).unwrap();
+            let interfaces = fastpath::indices(["lan", "wan"]);
+            let receive = |interface, mut frame: Vec<u8>| {
+                frame[..6].copy_from_slice(&OWN);
+                receive_at(path, interface, &frame);
+            };
+            path.hand_over(&Flow { interfaces, ..flow.clone() }).unwrap();
             let line = line.unwrap_or(b"PASV\r\n");
-            receive(path, &frame(CLIENT, SERVER, 1000, 2000, line));
+            receive(interfaces[0], frame(CLIENT, SERVER, 1000, 2000, line));
             let next = 1000 + line.len() as u32;
             let answer: &[u8] = if line == b"PASV\r\n" {
                 b"227 Entering (192,0,2,9,15,161)\r\n"
             } else {
                 b"200 ok\r\n"
             };
-            receive(path, &frame(SERVER, CLIENT, 2000, next, answer));
+            receive(interfaces[1], frame(SERVER, CLIENT, 2000, next, answer));
             let lines = read(path);
             assert!(lines.len() == 2 && lines.iter().any(|line| line.opened_pinhole), "{lines:?}");
             path.ring().release(path.ring().position());

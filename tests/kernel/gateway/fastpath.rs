@@ -121,13 +121,33 @@ pub fn frame(from: SocketAddrV4, to: SocketAddrV4, seq: u32, ack: u32, line: &[u
     bytes
 }
 
-/// Runs the program with a frame, as if an interface had received it.
+/// An Ethernet frame with a SYN.
+pub fn syn(from: SocketAddrV4, to: SocketAddrV4) -> Vec<u8> {
+    let packet = PacketBuilder::ethernet2([0; 6], [0; 6])
+        .ipv4(from.ip().octets(), to.ip().octets(), 64)
+        .tcp(from.port(), to.port(), 1, 256)
+        .syn();
+    let mut bytes = Vec::with_capacity(packet.size(0));
+    packet.write(&mut bytes, b"").unwrap();
+    bytes
+}
+
+/// Runs the program with a frame, as if `lo` had received it.
 pub fn receive(path: &FastPath, frame: &[u8]) {
+    receive_at(path, 1, frame);
+}
+
+/// Runs the program with a frame, as if the interface with this index had received it.
+pub fn receive_at(path: &FastPath, interface: u32, frame: &[u8]) {
+    // `ifindex` in `struct __sk_buff`.
+    let mut context = [0; 192];
+    context[40..44].copy_from_slice(&interface.to_ne_bytes());
     let program = SchedClassifier::from_pin(path.directory().join("inspect")).unwrap();
     let mut out = vec![0; frame.len() + 64];
     let options = TestRunOptions {
         data_in: Some(frame),
         data_out: Some(&mut out),
+        ctx_in: Some(&context),
         ..TestRunOptions::default()
     };
     program.test_run(options).unwrap();
@@ -458,12 +478,17 @@ fn received_packets_are_inspected() {
     lab.on_gateway(|| {
         let path = pins.load();
         update_attachments(&path);
-        path.hand_over(&flow(7)).unwrap();
+        let interfaces = indices(["lan", "wan"]);
+        path.hand_over(&Flow { interfaces, ..flow(7) }).unwrap();
+        // Nobody is to answer.
+        lab.gateway_sh(
+            "ip link set lan address 02:00:00:00:00:01; sysctl -qw net.ipv4.ip_forward=0",
+        );
         let bytes = frame(CLIENT, SERVER, 1000, 2000, b"NOOP\r\n");
         // The program ignores a frame with a VLAN tag, because the VLAN's own interface receives it, too.
         let tagged = [&bytes[..12], &[0x81, 0, 0, 7], &bytes[12..]].concat();
         for frame in [&tagged, &bytes] {
-            inside(&lab.client, || send_frame("eth0", [0xff; 6], frame));
+            inside(&lab.client, || send_frame("eth0", [2, 0, 0, 0, 0, 1], frame));
         }
         let mut lines = Vec::new();
         wait_for("the line", || {

@@ -33,7 +33,8 @@ fn lab_with_uplinks() -> Lab {
     let lab = Lab::new();
     for (number, name) in ["up1", "up2", "up3", "up4", "guests"].iter().enumerate() {
         lab.gateway_sh(&format!(
-            "ip link add {name} type dummy; ip link set {name} up; \
+            "ip link add {name} type veth peer name p-{name}; ip link set {name} up; \
+             ip link set p-{name} up; \
              ip address add 198.18.{number}.1/24 dev {name}; \
              ip address add fd00:{number}::1/64 dev {name} nodad"
         ));

@@ -7,7 +7,7 @@ use ftp_alg_lab::wait_for;
 
 use super::{
     attachments::{name_set, update_attachments},
-    fastpath::{CLIENT, Pins, SERVER, flow, frame, indices, read, send_frame},
+    fastpath::{CLIENT, Pins, SERVER, flow, frame, indices, read, send_frame, syn},
     lab::{Lab, inside},
 };
 
@@ -130,9 +130,7 @@ fn inspect_once(Way { name, made, attached, upper, vlan }: &Way) {
         by_server(frame(SERVER, CLIENT, 2006, 1012, b"227 x (192,0,2,9,15,161)\r\n"));
         fast_path(4);
         let target = SocketAddrV4::new(*SERVER.ip(), 4001);
-        let mut syn = frame(SocketAddrV4::new(*CLIENT.ip(), 40_001), target, 1, 0, b"");
-        syn[47] = 2;
-        by_client(syn);
+        by_client(syn(SocketAddrV4::new(*CLIENT.ip(), 40_001), target));
         fast_path(5);
         assert_eq!((path.counters().unwrap().admitted, read(&path).len()), (1, 4), "{name}");
         path.remove().unwrap();

@@ -69,6 +69,8 @@ pub enum EventKind {
     Reset(String),
     /// The inspection of the connection changed.
     StateChanged(&'static str),
+    /// Packets of an end arrive where no route to it leads.
+    FromElsewhere(&'static str),
     /// The kernel refused a request.
     KernelRefused(String),
 }
@@ -103,7 +105,7 @@ impl fmt::Display for Event {
             EventKind::CommandRefused(what) => write!(f, "refuse {what}"),
             EventKind::LimitReached(what) => f.write_str(what),
             EventKind::Reset(reason) => write!(f, "session reset at both ends: {reason}"),
-            EventKind::StateChanged(what) => f.write_str(what),
+            EventKind::StateChanged(what) | EventKind::FromElsewhere(what) => f.write_str(what),
             EventKind::KernelRefused(what) => write!(f, "failed: {what}"),
         }
     }

@@ -125,7 +125,7 @@ impl Engine {
         if let Some(Entry { session, control }) = self.sessions.table.get_mut(index) {
             session.interfaces.set_used(question.end, output);
             session.end_inspection();
-            effects.events.push(control.event(EventKind::StateChanged(
+            effects.events.push(control.event(EventKind::FromElsewhere(
                 "no longer inspected: packets of an end arrive where no route to it leads",
             )));
         }
@@ -137,7 +137,7 @@ impl Engine {
         if let Some(Entry { session, control }) = self.sessions.table.get_mut(index)
             && session.interfaces.report_once()
         {
-            effects.events.push(control.event(EventKind::StateChanged(
+            effects.events.push(control.event(EventKind::FromElsewhere(
                 "some packets are not read: they have an end's address, but arrive where no route to it leads",
             )));
         }
