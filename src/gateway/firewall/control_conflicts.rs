@@ -35,9 +35,9 @@ pub(super) fn conflicts_with_control<'a>(
                     let reached =
                         chains.flat_map(|(name, _)| traversal::conflicts(table, name, &packet));
                     for conflict in reached {
-                        let is_harmless =
+                        let is_only_new =
                             conflict.kind == ConflictKind::Untracked && packet.state == state::NEW;
-                        if !is_harmless && !found.contains(&conflict) {
+                        if !is_only_new && !found.contains(&conflict) {
                             found.push(conflict);
                         }
                     }

@@ -128,7 +128,7 @@ pub fn failures(
     all.unwrap_or_else(|error| vec![vec![error]]).concat()
 }
 
-/// As [`failures`], for each dialogue; an error if not all were played. Whoever waits for longer than `limit` seconds
+/// As [`failures`], for each dialogue; an error if not all were played. An end that waits for longer than `limit` seconds
 /// gives up.
 pub fn play(
     server: &Host,

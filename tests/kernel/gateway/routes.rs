@@ -28,7 +28,7 @@ fn assert_routes(lab: &Lab, address: &str, expected: &[&str]) {
     assert_eq!(found, expected, "{address}");
 }
 
-/// A gateway with four uplinks beside its own interfaces, and a network of guests.
+/// A gateway with four uplinks next to its own interfaces, and a network of guests.
 fn lab_with_uplinks() -> Lab {
     let lab = Lab::new();
     for (number, name) in ["up1", "up2", "up3", "up4", "guests"].iter().enumerate() {

@@ -2,7 +2,7 @@
 
 JSON: {"role": "client" or "server", "transcripts": [[FILE, ADDRESS], ...], "together": BOOL, "limit": SECONDS}
 The server accepts one control connection for each transcript, in order. The client connects to ADDRESS for each.
-With `together`, successive lines of one sender go into one segment. Whoever waits for longer than `limit` gives up.
+With `together`, successive lines of one sender go into one segment. An end that waits for longer than `limit` gives up.
 
 Each line of a transcript is one event. Blank lines and lines that start with `#` are ignored:
   S: TEXT          the server sends TEXT and CR LF
