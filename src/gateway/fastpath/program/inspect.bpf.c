@@ -6,8 +6,8 @@
 // do not queue it, and reports the line to the daemon in a ring buffer. It opens the pinhole that a line announces,
 // and admits the SYN for which there is a pinhole.
 //
-// At anything else from either end the program hands the flow back and does not change the packet. So the rules queue the packet, and
-// the daemon inspects the connection inline again. The program refuses nothing.
+// At anything else from either end the program hands the flow back and does not change the packet. So the rules queue
+// the packet, and the daemon inspects the connection inline again. The program refuses nothing.
 #include <linux/bpf.h>
 #include <linux/if_ether.h>
 #include <linux/if_packet.h>
