@@ -392,7 +392,8 @@ fn survives_kills(program: fn(&Gateway) -> PathBuf) {
 #[test]
 fn rules_have_the_pinholes_of_a_program_whose_translations_are_gone() {
     let Some(mut gateway) = gateway(Topology::Masquerade) else { return };
-    let server = json!({"body": "here it is\r\n"});
+    // A server that takes zeros, so that the program opens for PORT.
+    let server = json!({"body": "here it is\r\n", "greeting": "220 (vsFTPd 3.0.3)"});
     let _server = scripted_server(&gateway.lab.server, &server);
     let port = [say("PORT 192,168,150,80,4,9"), reply(), json!({"gate": ""})];
     let list = [say("LIST"), json!({"accept": 1033}), reply(), reply()];
