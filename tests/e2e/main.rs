@@ -7,6 +7,7 @@
 mod attacks;
 mod commands;
 mod common;
+mod confinement;
 mod conntrack;
 mod dialects;
 mod dialogues;

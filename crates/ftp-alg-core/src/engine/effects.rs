@@ -12,7 +12,7 @@ use super::{
     handover::{FastPathPinhole, FlowChanges},
     pinholes::{Attempt, FastPathPinholeClosing},
     registry::{PinholeClosing, PinholeRegistry},
-    routes::RouteLookup,
+    route_answers::RouteLookup,
 };
 use crate::session::{DropReason, PendingLine, Side};
 

@@ -13,7 +13,7 @@ use super::{
     memory::MemoryBudget,
     pinholes::{HeldPinhole, PinholeTable},
     records::UnwrittenChanges,
-    routes::RouteAnswers,
+    route_answers::RouteAnswers,
     table::{Key, Table},
     watched::WatchedConnections,
 };
