@@ -7,6 +7,7 @@ mod announcements;
 mod data;
 mod ends;
 mod frames;
+mod ignored;
 mod lengths;
 mod processors;
 mod refused;
