@@ -121,17 +121,6 @@ pub fn frame(from: SocketAddrV4, to: SocketAddrV4, seq: u32, ack: u32, line: &[u
     bytes
 }
 
-/// An Ethernet frame with a SYN.
-pub fn syn(from: SocketAddrV4, to: SocketAddrV4) -> Vec<u8> {
-    let packet = PacketBuilder::ethernet2([0; 6], [0; 6])
-        .ipv4(from.ip().octets(), to.ip().octets(), 64)
-        .tcp(from.port(), to.port(), 1, 256)
-        .syn();
-    let mut bytes = Vec::with_capacity(packet.size(0));
-    packet.write(&mut bytes, b"").unwrap();
-    bytes
-}
-
 /// Runs the program with a frame, as if `lo` had received it.
 pub fn receive(path: &FastPath, frame: &[u8]) {
     receive_at(path, 1, frame);

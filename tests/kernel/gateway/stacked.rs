@@ -2,12 +2,13 @@
 
 use std::net::SocketAddrV4;
 
+use etherparse::PacketBuilder;
 use ftp_alg::gateway::fastpath::Flow;
 use ftp_alg_lab::wait_for;
 
 use super::{
     attachments::{name_set, update_attachments},
-    fastpath::{CLIENT, Pins, SERVER, flow, frame, indices, read, send_frame, syn},
+    fastpath::{CLIENT, Pins, SERVER, flow, frame, indices, read, send_frame},
     lab::{Lab, inside},
 };
 
@@ -135,4 +136,15 @@ fn inspect_once(Way { name, made, attached, upper, vlan }: &Way) {
         assert_eq!((path.counters().unwrap().admitted, read(&path).len()), (1, 4), "{name}");
         path.remove().unwrap();
     });
+}
+
+/// An Ethernet frame with a SYN.
+fn syn(from: SocketAddrV4, to: SocketAddrV4) -> Vec<u8> {
+    let packet = PacketBuilder::ethernet2([0; 6], [0; 6])
+        .ipv4(from.ip().octets(), to.ip().octets(), 64)
+        .tcp(from.port(), to.port(), 1, 256)
+        .syn();
+    let mut bytes = Vec::with_capacity(packet.size(0));
+    packet.write(&mut bytes, b"").unwrap();
+    bytes
 }
