@@ -28,7 +28,7 @@ use crate::gateway::{
 
 const TARGETS: &CStr = c"fast_path_targets4";
 const SOURCES: &CStr = c"fast_path_sources4";
-/// Limit of the sources that change: each connection that the program can have may need two.
+/// From this many pairs on, an idle one makes room: each connection that the program can have may need two.
 const MAX_SOURCES: usize = 2 * 16_384;
 /// Elements in one transaction, so that it fits a send buffer of the default size.
 const ELEMENTS_PER_BATCH: usize = 256;

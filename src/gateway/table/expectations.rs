@@ -10,7 +10,7 @@ use std::{
     time::Duration,
 };
 
-use ftp_alg_core::engine::{KernelError, Opening, Pinhole};
+use ftp_alg_core::engine::{KernelError, Opening, Pinhole, Translation};
 
 use super::pinholes::OpenPinhole;
 use crate::gateway::{
@@ -85,7 +85,6 @@ impl Expectations {
         let failed =
             |source| KernelError::System { what: format!("open pinhole {pinhole}"), source };
         let family = family_of(pinhole.arrival);
-        let master = Tuple { source: control.client, destination: control.server_external };
         let expected = ExpectedPacket::for_pinhole(&pinhole).map_err(failed)?;
         // CTA_EXPECT_NAT_DIR: the master's direction that the data connection has.
         let direction = u32::from(!from_client);
@@ -97,13 +96,9 @@ impl Expectations {
             return Err(failed(io::Error::new(io::ErrorKind::Unsupported, text)));
         }
         let follows_rules = self.restricts_source_ports && pinhole.target == pinhole.arrival;
-        let seconds = timeout_seconds(lifetime);
         let mut ask = |flags| {
             let fill = |message: &mut Writer<'_>| {
-                master.put(message, CTA_EXPECT_MASTER);
-                expected.tuple.put(message, CTA_EXPECT_TUPLE);
-                expected.mask.put(message, CTA_EXPECT_MASK);
-                message.put(CTA_EXPECT_TIMEOUT, &seconds.to_be_bytes());
+                expected.put(message, control, lifetime);
                 // Following the master would lead to the announcing end, or keep the source port.
                 if is_third || follows_rules {
                     return;
@@ -138,15 +133,8 @@ impl Expectations {
         let Opening { pinhole, control, lifetime, .. } = *opening;
         let failed =
             |source| KernelError::System { what: format!("renew pinhole {pinhole}"), source };
-        let master = Tuple { source: control.client, destination: control.server_external };
         let expected = ExpectedPacket::for_pinhole(&pinhole).map_err(failed)?;
-        let seconds = timeout_seconds(lifetime);
-        let fill = |message: &mut Writer<'_>| {
-            master.put(message, CTA_EXPECT_MASTER);
-            expected.tuple.put(message, CTA_EXPECT_TUPLE);
-            expected.mask.put(message, CTA_EXPECT_MASK);
-            message.put(CTA_EXPECT_TIMEOUT, &seconds.to_be_bytes());
-        };
+        let fill = |message: &mut Writer<'_>| expected.put(message, control, lifetime);
         let family = family_of(pinhole.arrival);
         // Without NLM_F_CREATE only an existing one changes.
         or_absent(self.requests.change(IPCTNL_MSG_EXP_NEW, 0, family, fill))
@@ -173,10 +161,6 @@ impl Expectations {
         dumped.map_err(|error| GatewayError::system("list of expectations", error))?;
         Ok(open)
     }
-}
-
-fn timeout_seconds(lifetime: Duration) -> u32 {
-    u32::try_from(lifetime.as_millis().div_ceil(1000)).unwrap_or(u32::MAX)
 }
 
 /// The first packet of a pinhole's connection.
@@ -209,6 +193,16 @@ impl ExpectedPacket {
             mask: Tuple { source: (all, 0).into(), destination: (all, u16::MAX).into() },
             unspecified: (none, 0).into(),
         })
+    }
+
+    /// Adds what opening and renewing have in common. The timeout is in whole seconds.
+    fn put(&self, message: &mut Writer<'_>, control: Translation, lifetime: Duration) {
+        let master = Tuple { source: control.client, destination: control.server_external };
+        master.put(message, CTA_EXPECT_MASTER);
+        self.tuple.put(message, CTA_EXPECT_TUPLE);
+        self.mask.put(message, CTA_EXPECT_MASK);
+        let seconds = u32::try_from(lifetime.as_millis().div_ceil(1000)).unwrap_or(u32::MAX);
+        message.put(CTA_EXPECT_TIMEOUT, &seconds.to_be_bytes());
     }
 }
 

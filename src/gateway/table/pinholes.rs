@@ -204,11 +204,14 @@ impl Pinholes {
             let deletion = self.batch.delete_element(permission.set, permission.key);
             renewed.put(&mut self.batch, self.has_destroy);
             let outcome = self.commits.send(&mut self.batch, &mut self.socket).map_err(failed)?;
-            if outcome.first_error().is_none() || outcome.failed_with(deletion, libc::ENOENT) {
+            let Some(error) = outcome.first_error() else { return Ok(()) };
+            if outcome.failed_with(deletion, libc::ENOENT) {
                 return Ok(());
             }
-            if !self.learns_to_delete(&outcome, &renewed.removals) {
-                renewed.learn_from(&outcome)?;
+            if !self.learns_to_delete(&outcome, &renewed.removals)
+                && !renewed.learn_from(&outcome)?
+            {
+                return Err(failed(table_error(error)));
             }
         }
         Err(failed(io::ErrorKind::ResourceBusy.into()))
