@@ -16,7 +16,7 @@ use crate::{
         snapshot::{self, Problem},
     },
     gateway::{
-        Backend, KernelFeatures, automatic_backend,
+        Backend, KernelFeatures, PassingData, automatic_backend,
         firewall::{Firewall, data_path_verdicts},
     },
 };
@@ -65,8 +65,8 @@ impl Doctor {
         let data_paths = data_path_verdicts(&firewall, host.routing, &parameters);
         let runs_with = running.as_ref().ok().and_then(|status| status.backend.parse().ok());
         let configured = config.pinhole.backend;
-        let (wanted, why) =
-            configured.map_or_else(|| automatic_backend(None), |backend| (backend, CONFIGURED));
+        let automatic = || automatic_backend(None, || PassingData::new(&firewall, &data_paths));
+        let (wanted, why) = configured.map_or_else(automatic, |backend| (backend, CONFIGURED));
         // The back end of the running daemon counts, because it has the pinholes now.
         let backend = runs_with.unwrap_or(wanted);
         let is_auto = configured.is_none();

@@ -19,7 +19,7 @@ use crate::{
     config::Config,
     daemon::{self, client, snapshot},
     gateway::{
-        Backend, Routing, RuleParameters, automatic_backend,
+        Backend, PassingData, Routing, RuleParameters, automatic_backend,
         firewall::{Firewall, data_path_verdicts},
     },
 };
@@ -103,21 +103,26 @@ impl LoadedFirewall {
         let parameters = daemon::rule_parameters(config).map_err(Failure::failed)?;
         let (firewall, routing) = (Firewall::read(), Routing::read(parameters.control_ports()));
         let outlooks = data_path_verdicts(&firewall, routing, &parameters);
-        let backend = backend(config, socket);
+        let passing = || PassingData::new(&firewall, &outlooks);
+        let backend = backend(config, socket, passing);
         let needs = needed_rule::needed_rules(&outlooks, backend, &parameters);
         Ok(Self { parameters, firewall, backend, needs })
     }
 }
 
 /// The back end of the running daemon, or the one that a daemon would choose.
-fn backend(config: &Config, socket: &SocketOption) -> Backend {
+fn backend(
+    config: &Config,
+    socket: &SocketOption,
+    passing: impl FnOnce() -> Option<PassingData>,
+) -> Backend {
     let running = client::request(&socket.socket, "status", super::ANSWER_TIMEOUT)
         .ok()
         .and_then(|answer| answer.parse::<snapshot::Status>().ok());
     if let Some(backend) = running.and_then(|status| status.backend.parse().ok()) {
         return backend;
     }
-    config.pinhole.backend.unwrap_or_else(|| automatic_backend(None).0)
+    config.pinhole.backend.unwrap_or_else(|| automatic_backend(None, passing).0)
 }
 
 impl Setup {

@@ -43,8 +43,8 @@ use super::{
 use crate::{
     config::{self, Config, FastPath},
     gateway::{
-        self, Backend, ClaimedPorts, Commits, HEARTBEAT_TIMEOUT, LinuxKernel, OpenPinhole, Queue,
-        QueueCounts, RuleParameters, Table, Waker,
+        self, Backend, ClaimedPorts, Commits, HEARTBEAT_TIMEOUT, LinuxKernel, OpenPinhole,
+        PassingData, Queue, QueueCounts, RuleParameters, Table, Waker,
         firewall::{MarkChange, RulesetReader},
     },
 };
@@ -88,7 +88,9 @@ pub(super) fn start(
     let mut why = "the configuration says so";
     if config.pinhole.backend.is_none() {
         let backend;
-        (backend, why) = gateway::automatic_backend(state.backend().filter(|_| restored));
+        let before = state.backend().filter(|_| restored);
+        let passing = || PassingData::read(&parameters);
+        (backend, why) = gateway::automatic_backend(before, passing);
         parameters = parameters.with_backend(backend);
     }
     let commits = open_commits()?;

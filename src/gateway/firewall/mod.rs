@@ -181,7 +181,7 @@ impl Firewall {
     }
 
     /// Reads all rules without the texts of nftables rules, which is faster: handles name the rules instead.
-    pub(super) fn read_without_texts() -> Self {
+    pub(in crate::gateway) fn read_without_texts() -> Self {
         sources::read(false)
     }
 
