@@ -62,7 +62,7 @@ fn text(status: &snapshot::Status) -> String {
     let rows = [
         ("version", status.version.clone()),
         ("uptime", table::span(status.uptime_seconds)),
-        ("back end", status.backend.clone()),
+        ("back end", format!("{}: {}", status.backend, status.backend_reason)),
         ("sessions", status.sessions.to_string()),
         ("pinholes", status.pinholes.to_string()),
         ("memory held", format!("{} KiB", status.memory >> 10)),

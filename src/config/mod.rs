@@ -273,6 +273,14 @@ impl Config {
         self.nat.port_range != Policy::default().port_range
     }
 
+    /// This configuration with `ports` as `nat.port-range`, if that has its default.
+    pub fn with_default_ports(mut self, ports: Option<RangeInclusive<u16>>) -> Self {
+        if let (false, Some(ports)) = (self.restricts_ports(), ports) {
+            self.nat.port_range = ports;
+        }
+        self
+    }
+
     /// What the engine needs of this. `resolve` says what is known of a name.
     pub fn policy(&self, resolve: impl Fn(&ExternalName) -> ExternalAddress) -> Policy {
         let external = |v6| self.nat.external_address.external(v6, &resolve);

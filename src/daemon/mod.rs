@@ -21,6 +21,7 @@ pub(crate) mod health;
 mod heartbeat;
 mod host;
 mod log;
+mod operator_rules;
 mod queries;
 mod retired_fields;
 mod shard;

@@ -28,6 +28,7 @@ use crate::gateway::{LinuxKernel, QueueCounts, RuleParameters};
 pub(super) struct SharedState {
     pub(super) started: Instant,
     pub(super) backend: &'static str,
+    pub(super) backend_reason: &'static str,
     pub(super) shards: Vec<Shard>,
     /// For each queue, the verdicts that other workers reached on its packets.
     pub(super) forwarded_verdicts: Vec<ForwardedVerdicts>,
@@ -95,6 +96,7 @@ impl SharedState {
     pub(super) fn status_without_sessions(&self, now: Instant) -> Status {
         let mut unwritten = Vec::new();
         let mut status = Status::new(self.backend, self.started.elapsed());
+        status.backend_reason = self.backend_reason.to_owned();
         status.counters.errors = self.errors.load(Ordering::Relaxed);
         for queue in lock(&self.queue_counts).iter() {
             status.overruns += queue.overruns;

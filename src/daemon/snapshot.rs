@@ -20,6 +20,9 @@ pub struct Status {
     pub uptime_seconds: u64,
     /// The back end, as in `nftables`.
     pub backend: String,
+    /// Why the daemon uses it.
+    #[serde(default)]
+    pub backend_reason: String,
     pub sessions: u64,
     pub pinholes: u64,
     /// Bytes that sessions store: unacknowledged data after a rewrite, and held bytes. `policy.memory` is their limit.

@@ -6,12 +6,13 @@
 use std::{
     error::Error,
     io,
+    ops::RangeInclusive,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::{
         Arc, Mutex,
         atomic::{AtomicBool, AtomicU64, Ordering},
-        mpsc::{self, Receiver, Sender},
+        mpsc::Sender,
     },
     thread::{self, JoinHandle},
     time::{Duration, Instant},
@@ -31,6 +32,7 @@ use super::{
     heartbeat::{self, HeartbeatRenewer},
     host,
     log::EventLog,
+    operator_rules::OperatorRules,
     shard::{Shard, lock},
     shard_map::ShardMap,
     shared_state::SharedState,
@@ -43,14 +45,12 @@ use super::{
 use crate::{
     config::{self, Config, FastPath},
     gateway::{
-        self, Backend, ClaimedPorts, Commits, HEARTBEAT_TIMEOUT, LinuxKernel, OpenPinhole,
-        PassingData, Queue, QueueCounts, RuleParameters, Table, Waker,
-        firewall::{MarkChange, RulesetReader},
+        Backend, ClaimedPorts, Commits, HEARTBEAT_TIMEOUT, LinuxKernel, OpenPinhole, Queue,
+        QueueCounts, RuleParameters, Table, Waker,
+        firewall::{Firewall, RulesetReader},
     },
 };
 
-/// How long the start waits for the first reading of the operator's rules.
-const FIRST_READING_LIMIT: Duration = Duration::from_secs(1);
 /// How many connections are looked up in the kernel at the end.
 const MAX_QUERIED: usize = 4096;
 /// Interval between two checks of the operator's rules and of the daemon's health.
@@ -64,7 +64,7 @@ pub(super) fn start(
     unconfined: Vec<String>,
     fast_path: Result<LoadedProgram, String>,
 ) -> Result<Box<dyn DaemonService>, ServiceError> {
-    let mut parameters = rule_parameters(config)?;
+    let reading = Firewall::read_in_background();
     let names = ExternalNames::new(events.clone());
     names.watch(config.external_names())?;
     // If another program reads a queue, the start fails before it has changed anything. From here on, packets that an
@@ -75,6 +75,10 @@ pub(super) fn start(
         .copied()
         .map(Queue::open_with_super_packets)
         .collect::<Result<Vec<_>, _>>()?;
+    let rules = OperatorRules::wait_for(&reading, config);
+    let port_set = rules.port_set();
+    let config = &config.clone().with_default_ports(port_set.clone());
+    let mut parameters = rule_parameters(config)?;
     let engine = Engine::new(config.policy(|name| names.external_address(name)), Checksums::Verify);
     let mut engines: Vec<_> = numbers.iter().map(|_| engine.new_shard()).collect();
     let opened = StateDir::new(state_dir).and_then(|state| {
@@ -89,8 +93,7 @@ pub(super) fn start(
     if config.pinhole.backend.is_none() {
         let backend;
         let before = state.backend().filter(|_| restored);
-        let passing = || PassingData::read(&parameters);
-        (backend, why) = gateway::automatic_backend(before, passing);
+        (backend, why) = rules.automatic_backend(before, &parameters);
         parameters = parameters.with_backend(backend);
     }
     let commits = open_commits()?;
@@ -118,6 +121,7 @@ pub(super) fn start(
         progress: WorkerProgress::new(shards.len()),
         started: Instant::now(),
         backend: parameters.backend().into(),
+        backend_reason: why,
         queue_counts: Mutex::new(vec![QueueCounts::default(); shards.len()]),
         forwarded_verdicts: shards.iter().map(|_| ForwardedVerdicts::default()).collect(),
         shards,
@@ -133,6 +137,7 @@ pub(super) fn start(
     let mut workers = Workers {
         shared,
         state,
+        port_set,
         stop: Arc::default(),
         threads: Vec::new(),
         rules_thread: None,
@@ -159,10 +164,9 @@ pub(super) fn start(
     }
     let have_waited = !is_new_table && workers.table.as_ref().is_some_and(Table::holds_packets);
     workers.heartbeat = Some(HeartbeatRenewer::start(&commits, &workers.shared, have_waited)?);
-    let rules_reader = RulesetReader::new(&claimed, &commits)?;
-    let first_reading = workers.start_rules_reader(rules_reader, parameters.clone(), events)?;
-    // Large rule sets take long to read. FTP works before the published ports are known.
-    let mark_change = first_reading.recv_timeout(FIRST_READING_LIMIT).ok().flatten();
+    let mark_change = rules.mark_change(&parameters);
+    let rules_reader = rules.into_reader(&claimed, &commits, &parameters, &workers.shared)?;
+    workers.start_rules_reader(rules_reader, parameters.clone(), events)?;
     match (&workers.shared.fast_path, mark_change) {
         _ if config.queue.fast_path == FastPath::Off => {}
         (Ok(_), _) if why_off.is_some() => {
@@ -235,6 +239,8 @@ pub fn rule_parameters(config: &Config) -> Result<RuleParameters, crate::gateway
 struct Workers {
     shared: Arc<SharedState>,
     state: StateDir,
+    /// The set of ports in the operator's rules when the daemon started, if there is one.
+    port_set: Option<RangeInclusive<u16>>,
     /// Whether the workers are to end. They are woken after it is set.
     stop: Arc<AtomicBool>,
     threads: Vec<(JoinHandle<()>, Waker)>,
@@ -271,23 +277,17 @@ impl Workers {
         Ok(())
     }
 
-    /// Starts the thread that reads the operator's rules when they change, and updates the daemon's health. After each
-    /// reading it sends the rule that changes the packet marks of every connection, if there is one: the fast path
-    /// needs those marks.
+    /// Starts the thread that reads the operator's rules when they change, and updates the daemon's health.
     fn start_rules_reader(
         &mut self,
         mut reader: RulesetReader,
         parameters: RuleParameters,
         events: &Sender<DaemonEvent>,
-    ) -> Result<Receiver<Option<MarkChange>>, ServiceError> {
-        let (sender, first_reading) = mpsc::channel();
+    ) -> Result<(), ServiceError> {
         let (shared, end) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
         let work = move || {
             while !end.load(Ordering::Acquire) {
-                let rules = reader.read_if_changed();
-                let changes = rules.iter().flat_map(|rules| rules.packet_mark_changes(&parameters));
-                let _ = sender.send(changes.into_iter().find(|change| change.is_unconditional));
-                if let Some(rules) = rules {
+                if let Some(rules) = reader.read_if_changed() {
                     shared.health.audit_rules(&rules, &parameters);
                 }
                 shared.update_health(Instant::now(), &parameters);
@@ -297,7 +297,7 @@ impl Workers {
         };
         let what = "the reader of the operator's rules".to_owned();
         self.rules_thread = Some(start_thread("rules".to_owned(), what, events.clone(), work)?);
-        Ok(first_reading)
+        Ok(())
     }
 
     /// Starts the thread that reads the fast path's lines.
@@ -532,6 +532,7 @@ impl DaemonService for Workers {
     }
 
     fn update_addresses(&self, config: &Config) {
+        let config = config.clone().with_default_ports(self.port_set.clone());
         let policy = config.policy(|name| self.shared.external_names.external_address(name));
         let fast_path = self.shared.fast_path.as_ref();
         // Connections may be handed over again as soon as the policy is set. What it permits again is updated later.

@@ -2,15 +2,10 @@
 //! With `conntrack` (expectations) they are also `related`, which many firewalls accept, if the kernel supports helpers
 //! in user space. So the operator's rules decide between them.
 
-use std::{sync::mpsc, thread, time::Duration};
-
 use super::{
-    Backend, ConntrackAbilities, Routing, RuleParameters,
-    firewall::{DataPathVerdict, Firewall, PacketClass, data_path_verdicts},
+    Backend, ConntrackAbilities,
+    firewall::{DataPathVerdict, Firewall, PacketClass},
 };
-
-/// How long the rules are waited for. Packets wait in the queue meanwhile.
-const READING_LIMIT: Duration = Duration::from_secs(1);
 
 /// The data connections that the firewall lets pass at all hooks that they use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -30,19 +25,6 @@ impl PassingData {
             marked: pass(PacketClass::MarkedData),
             related: pass(PacketClass::RelatedData),
         })
-    }
-
-    /// Reads the rules of this network namespace; `None` if that fails, or takes too long.
-    pub fn read(parameters: &RuleParameters) -> Option<Self> {
-        let (sender, receiver) = mpsc::channel();
-        let parameters = parameters.clone();
-        thread::spawn(move || {
-            let firewall = Firewall::read_without_texts();
-            let routing = Routing::read(parameters.control_ports());
-            let paths = data_path_verdicts(&firewall, routing, &parameters);
-            let _ = sender.send(Self::new(&firewall, &paths));
-        });
-        receiver.recv_timeout(READING_LIMIT).ok().flatten()
     }
 }
 
@@ -81,18 +63,17 @@ fn choose_backend(
     }
     match passing() {
         Some(PassingData { marked: true, .. }) => {
-            (Backend::Nftables, "the firewall lets data connections with our mark pass")
+            (Backend::Nftables, "the firewall accepts the mark of data connections")
         }
         Some(PassingData { related: true, .. }) => (
             Backend::Conntrack,
-            "the firewall lets related connections pass. With the accept rule for our mark, and a restart, there is a \
-             fast path",
+            "the firewall accepts related connections, but not the mark of data connections: with the accept rule, and \
+             a restart, nftables and its fast path are possible",
         ),
-        Some(_) => (
-            Backend::Nftables,
-            "the firewall lets no data connections pass: it lacks the accept rule",
-        ),
-        None => (Backend::Conntrack, "the firewall's rules are not known"),
+        Some(_) => {
+            (Backend::Nftables, "the firewall accepts no data connections: it lacks the accept rule")
+        }
+        None => (Backend::Conntrack, "the firewall's rules could not be read"),
     }
 }
 

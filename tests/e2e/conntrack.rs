@@ -64,28 +64,33 @@ fn an_announcement_is_one_narrow_expectation_for_one_connection() {
 }
 
 #[test]
-fn auto_takes_expectations_where_helpers_live_in_user_space() {
+fn auto_takes_expectations_where_the_firewall_accepts_related_alone() {
     let has_helpers = ConntrackAbilities::read().cthelper;
-    let expected = if has_helpers { "conntrack" } else { "nftables" };
-    println!("auto takes {expected}");
     for admission in [Admission::Related, Admission::Mark] {
         let spec = LabSpec { admission, ..LabSpec::new(Topology::PublishedServer) };
         let lab = Lab::build(spec).unwrap();
         let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
-        assert_eq!(daemon.status().unwrap()["backend"], expected);
+        let (expected, why) = match (admission, has_helpers) {
+            (Admission::Mark, true) => ("nftables", "the firewall accepts the mark"),
+            (Admission::Related, true) => ("conntrack", "the firewall accepts related"),
+            (_, false) => ("nftables", "this kernel has no nfnetlink_cthelper"),
+        };
+        println!("{admission:?}: auto takes {expected}");
+        let status = daemon.status().unwrap();
+        assert_eq!(status["backend"], expected);
+        assert!(status["backend_reason"].as_str().unwrap().starts_with(why), "{status}");
         let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
         server.put("body", b"bytes").unwrap();
         let address = lab.server_address(Family::V4);
         for mode in [Mode::Active, Mode::Passive] {
             let transfer = Transfer::new(ClientProgram::Curl, &lab.client, &server, address, mode);
-            // Expected connections have the mark, too.
             if has_helpers || admission == Admission::Mark {
                 assert_eq!(transfer.download("body").unwrap(), b"bytes", "{expected} {mode}");
             }
         }
         let doctor = daemon.ask(&["doctor"]).unwrap();
         assert!(
-            doctor.stdout_text().contains(&format!("{expected}: ")),
+            doctor.stdout_text().contains(&format!("{expected}: {why}")),
             "{}",
             doctor.stdout_text()
         );

@@ -491,7 +491,14 @@ fn lftp_that_waits_for_no_reply_transfers() {
 /// A provider that shares an address among customers (MAP-E, CGNAT) forwards only these.
 #[test]
 fn a_gateway_with_a_set_of_ports_uses_no_other() {
-    for (fast_path, backend) in [("auto", "nftables"), ("off", "nftables"), ("off", "conntrack")] {
+    const SET: &str = "nat.port-range = \"40960-41023\"\n";
+    // Where the configuration names none, the set of the rule counts.
+    for (set, fast_path, backend) in [
+        (SET, "auto", "nftables"),
+        ("", "auto", "nftables"),
+        ("", "off", "nftables"),
+        ("", "off", "conntrack"),
+    ] {
         let spec = LabSpec { firewall: FirewallKind::None, ..LabSpec::new(Topology::Masquerade) };
         let lab = Lab::build(spec).unwrap();
         lab.gateway
@@ -519,8 +526,7 @@ fn a_gateway_with_a_set_of_ports_uses_no_other() {
             )
             .unwrap();
         let configuration = format!(
-            "nat.port-range = \"40960-41023\"\nqueue.fast-path = \"{fast_path}\"\n\
-             pinhole.backend = \"{backend}\"\n"
+            "{set}queue.fast-path = \"{fast_path}\"\npinhole.backend = \"{backend}\"\n"
         );
         let daemon = Daemon::start(&executable(), &lab.gateway, &configuration).unwrap();
         let gateway = Gateway { daemon, lab };
@@ -535,6 +541,12 @@ fn a_gateway_with_a_set_of_ports_uses_no_other() {
         }
         let plan = json!({"host": v4(&lab.server), "listen": [3762], "steps": steps});
         let session = scripted_client(&lab.client, &plan);
-        assert_eq!(session.error, None, "{fast_path}, {backend}: {}", gateway.daemon.log());
+        assert_eq!(session.error, None, "{set:?}, {fast_path}, {backend}: {}", gateway.daemon.log());
+        let has_logged = |part: &str| gateway.daemon.log().contains(part);
+        assert_eq!(has_logged("data connections use the ports 40960-41023"), set.is_empty());
+        lab.gateway.shell("nft flush chain ip source source").unwrap();
+        if set.is_empty() {
+            wait_for("the note", || has_logged("another range than at the start"));
+        }
     }
 }

@@ -18,10 +18,17 @@ mod nft;
 mod remedy;
 mod ruleset_reader;
 mod sample_packets;
+mod source_ports;
 mod sources;
 mod translated_ports;
 mod traversal;
 mod xtables;
+
+use std::{
+    ops::RangeInclusive,
+    sync::mpsc::{self, Receiver},
+    thread,
+};
 
 pub use control_path::{Acceptance, ControlPathVerdict, InterfacePairVerdict};
 pub use data_path::{DataPathVerdict, data_path_verdicts};
@@ -181,8 +188,16 @@ impl Firewall {
     }
 
     /// Reads all rules without the texts of nftables rules, which is faster: handles name the rules instead.
-    pub(in crate::gateway) fn read_without_texts() -> Self {
+    fn read_without_texts() -> Self {
         sources::read(false)
+    }
+
+    /// Reads all rules without the texts of nftables rules, in a thread of its own.
+    pub fn read_in_background() -> Receiver<Self> {
+        let (sender, receiver) = mpsc::channel();
+        // Nobody may wait for them any more.
+        thread::spawn(move || drop(sender.send(Self::read_without_texts())));
+        receiver
     }
 
     /// One line for each source that could not be read. If there is one, all verdicts are incomplete.
@@ -193,6 +208,11 @@ impl Firewall {
     /// The ports that the rules translate to another destination.
     pub fn translated_ports(&self) -> TranslatedPorts {
         TranslatedPorts::from_ruleset(&self.ruleset)
+    }
+
+    /// The sets of ports to which the rules translate the source ports of any TCP connection.
+    pub fn source_ports(&self) -> Vec<RangeInclusive<u16>> {
+        source_ports::from_ruleset(&self.ruleset)
     }
 
     /// The rules that interfere with `ftp-alg`.

@@ -259,6 +259,8 @@ pub(super) struct Rule {
     pub(super) action: RuleVerdict,
     /// The destination translation that the rule sets up.
     pub(super) destination_nat: Option<DestinationNat>,
+    /// The range of source ports to which the rule translates, if it names one.
+    pub(super) source_ports: Option<(u16, u16)>,
     /// The conflict to report if control packets may reach the rule.
     pub(super) conflict: Option<Box<ConflictingRule>>,
     /// Bits of the packet mark that the rule may change.

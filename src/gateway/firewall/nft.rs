@@ -134,6 +134,7 @@ impl<'a> NftReader<'a> {
             conditions: Vec::new(),
             action: RuleVerdict::Continue,
             destination_nat: None,
+            source_ports: None,
             conflict: None,
             changed_mark_bits: 0,
             text,
@@ -148,6 +149,9 @@ impl<'a> NftReader<'a> {
             rule.conditions.extend(read.and_then(implied_condition));
             rule.conditions.extend(self.looked_up_port(&key, kind, content));
             rule.destination_nat = rule.destination_nat.or_else(|| destination_nat(kind, content));
+            if matches!(kind.as_str(), "snat" | "masquerade") {
+                rule.source_ports = content.get("port").and_then(port_range);
+            }
             match self.read_statement(&key, kind, content) {
                 Statement::Nothing => {}
                 Statement::Condition(condition) => rule.conditions.push(condition),
@@ -403,22 +407,24 @@ fn base_chain(chain: &Object) -> Option<BaseChain> {
 
 /// The destination translation of a statement, if it has one.
 fn destination_nat(kind: &str, content: &Json) -> Option<DestinationNat> {
-    let port = |value: &Json| {
-        let ends = value.get("range").and_then(Json::as_array);
-        let (first, last) = match ends.map(Vec::as_slice) {
-            Some([first, last]) => (first, last),
-            _ => (value, value),
-        };
-        Some((u16::try_from(number(first)?).ok()?, u16::try_from(number(last)?).ok()?))
-    };
     match kind {
         "dnat" => Some(DestinationNat {
             address: content.get("addr").and_then(Json::as_str).and_then(|text| text.parse().ok()),
-            ports: content.get("port").and_then(port),
+            ports: content.get("port").and_then(port_range),
         }),
         "redirect" | "tproxy" => Some(DestinationNat::default()),
         _ => None,
     }
+}
+
+/// A port, or an inclusive range of ports.
+fn port_range(value: &Json) -> Option<(u16, u16)> {
+    let ends = value.get("range").and_then(Json::as_array);
+    let (first, last) = match ends.map(Vec::as_slice) {
+        Some([first, last]) => (first, last),
+        _ => (value, value),
+    };
+    Some((u16::try_from(number(first)?).ok()?, u16::try_from(number(last)?).ok()?))
 }
 
 fn verdict(kind: &str, content: &Json) -> Option<RuleVerdict> {

@@ -126,7 +126,7 @@ fn ports_into_chain<'a>(
 }
 
 /// The TCP ports for which `conditions` may hold; `None` if they never hold for TCP.
-fn destination_ports(conditions: &[Condition]) -> Option<PortRanges> {
+pub(super) fn destination_ports(conditions: &[Condition]) -> Option<PortRanges> {
     let mut ports = None;
     for condition in conditions {
         match condition {

@@ -313,6 +313,7 @@ mod tests {
             conditions,
             action,
             destination_nat: None,
+            source_ports: None,
             conflict: None,
             changed_mark_bits: 0,
             text: text.into(),

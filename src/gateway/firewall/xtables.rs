@@ -83,6 +83,7 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: IpVersion) -> Ruleset {
             conditions,
             action,
             destination_nat: diversion,
+            source_ports,
             changed_mark_bits: mark,
             ..
         } = parsed;
@@ -91,6 +92,7 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: IpVersion) -> Ruleset {
             conditions,
             action,
             destination_nat: diversion,
+            source_ports,
             conflict: concern,
             changed_mark_bits: mark,
             text,
@@ -142,6 +144,7 @@ struct RuleOptions {
     changed_ct_mark_bits: u32,
     changed_mark_bits: u32,
     destination_nat: Option<DestinationNat>,
+    source_ports: Option<(u16, u16)>,
 }
 
 impl RuleOptions {
@@ -155,6 +158,7 @@ impl RuleOptions {
             changed_ct_mark_bits: 0,
             changed_mark_bits: 0,
             destination_nat: None,
+            source_ports: None,
         };
         let mut extension = String::new();
         let mut rest = words.iter().map(String::as_str).peekable();
@@ -195,7 +199,7 @@ impl RuleOptions {
         options
     }
 
-    /// Reads what a target does to marks, helpers and destinations.
+    /// Reads what a target does to marks, helpers and addresses.
     fn apply_target<'a>(&mut self, name: &str, words: impl Iterator<Item = &'a str>) {
         let words: Vec<&str> = words.collect();
         let value = |option: &str| {
@@ -220,6 +224,12 @@ impl RuleOptions {
             "REDIRECT" | "TPROXY" | "NETMAP" => {
                 self.destination_nat = Some(DestinationNat::default())
             }
+            "SNAT" => {
+                self.source_ports = value("--to-source").and_then(|to| parse_destination(to).ports);
+            }
+            "MASQUERADE" => {
+                self.source_ports = value("--to-ports").and_then(parse_ports);
+            }
             "CT" => {
                 self.helper = value("--helper").is_some_and(|helper| helper.starts_with("ftp"));
                 self.notrack = has("--notrack");
@@ -236,17 +246,22 @@ impl RuleOptions {
     }
 }
 
-/// Parses a destination: `10.0.0.5`, `10.0.0.5:80`, `10.0.0.5:80-90`, `[fd00::5]:80`, `10.0.0.5-10.0.0.9`.
+/// Parses a target of translations: `10.0.0.5`, `10.0.0.5:80`, `10.0.0.5:80-90`, `[fd00::5]:80`, `10.0.0.5-10.0.0.9`.
 fn parse_destination(text: &str) -> DestinationNat {
     if let Ok(address) = text.parse() {
         return DestinationNat { address: Some(address), ports: None };
     }
     let Some((address, ports)) = text.rsplit_once(':') else { return DestinationNat::default() };
-    let (first, last) = ports.split_once('-').unwrap_or((ports, ports));
     DestinationNat {
         address: address.trim_matches(['[', ']']).parse().ok(),
-        ports: first.parse().ok().zip(last.parse().ok()),
+        ports: parse_ports(ports),
     }
+}
+
+/// Parses `80` or `80-90`.
+fn parse_ports(text: &str) -> Option<(u16, u16)> {
+    let (first, last) = text.split_once('-').unwrap_or((text, text));
+    first.parse().ok().zip(last.parse().ok())
 }
 
 /// Whether an extension is no condition without its options.
