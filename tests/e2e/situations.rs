@@ -5,7 +5,7 @@ use std::{collections::BTreeSet, net::IpAddr, thread, time::Duration};
 use crate::common::dialogues::{self, Segments};
 use crate::common::{
     GatedClient, Gateway, captures, connect_in_vain, executable, gated_client, host_port, login,
-    reply, say, scripted_client, scripted_server,
+    reply, say, scripted_client, scripted_server, wait_for,
 };
 use ftp_alg_lab::{
     Capture, ClientProgram, Daemon, Family, FirewallKind, Host, Lab, LabSpec, Mode, Server,
