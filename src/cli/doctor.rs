@@ -16,8 +16,8 @@ use crate::{
         snapshot::{self, Problem},
     },
     gateway::{
-        Backend, KernelFeatures, PassingData, automatic_backend,
-        firewall::{Firewall, data_path_verdicts},
+        Backend, KernelFeatures, automatic_backend,
+        firewall::{Firewall, accepted_data, data_path_verdicts},
     },
 };
 
@@ -65,7 +65,7 @@ impl Doctor {
         let data_paths = data_path_verdicts(&firewall, host.routing, &parameters);
         let runs_with = running.as_ref().ok().and_then(|status| status.backend.parse().ok());
         let configured = config.pinhole.backend;
-        let automatic = || automatic_backend(None, || PassingData::new(&firewall, &data_paths));
+        let automatic = || automatic_backend(None, || accepted_data(&firewall, &data_paths));
         let (wanted, why) = configured.map_or_else(automatic, |backend| (backend, CONFIGURED));
         // The back end of the running daemon counts, because it has the pinholes now.
         let backend = runs_with.unwrap_or(wanted);

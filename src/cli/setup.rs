@@ -19,8 +19,8 @@ use crate::{
     config::Config,
     daemon::{self, client, snapshot},
     gateway::{
-        Backend, PassingData, Routing, RuleParameters, automatic_backend,
-        firewall::{Firewall, data_path_verdicts},
+        Backend, Routing, RuleParameters, automatic_backend,
+        firewall::{AcceptedData, Firewall, accepted_data, data_path_verdicts},
     },
 };
 
@@ -103,8 +103,8 @@ impl LoadedFirewall {
         let parameters = daemon::rule_parameters(config).map_err(Failure::failed)?;
         let (firewall, routing) = (Firewall::read(), Routing::read(parameters.control_ports()));
         let outlooks = data_path_verdicts(&firewall, routing, &parameters);
-        let passing = || PassingData::new(&firewall, &outlooks);
-        let backend = backend(config, socket, passing);
+        let accepted = || accepted_data(&firewall, &outlooks);
+        let backend = backend(config, socket, accepted);
         let needs = needed_rule::needed_rules(&outlooks, backend, &parameters);
         Ok(Self { parameters, firewall, backend, needs })
     }
@@ -114,7 +114,7 @@ impl LoadedFirewall {
 fn backend(
     config: &Config,
     socket: &SocketOption,
-    passing: impl FnOnce() -> Option<PassingData>,
+    accepted: impl FnOnce() -> Option<AcceptedData>,
 ) -> Backend {
     let running = client::request(&socket.socket, "status", super::ANSWER_TIMEOUT)
         .ok()
@@ -122,7 +122,7 @@ fn backend(
     if let Some(backend) = running.and_then(|status| status.backend.parse().ok()) {
         return backend;
     }
-    config.pinhole.backend.unwrap_or_else(|| automatic_backend(None, passing).0)
+    config.pinhole.backend.unwrap_or_else(|| automatic_backend(None, accepted).0)
 }
 
 impl Setup {

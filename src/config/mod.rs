@@ -122,7 +122,7 @@ impl Queue {
 /// `[pinhole]`: how pinholes are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Pinhole {
-    /// The back end; `None` is the best one that the kernel supports.
+    /// The back end; `None` is the best one that kernel and firewall support.
     pub backend: Option<Backend>,
     /// Lifetime of an unused pinhole.
     pub timeout: Duration,
@@ -273,16 +273,17 @@ impl Config {
         self.nat.port_range != Policy::default().port_range
     }
 
-    /// This configuration with `ports` as `nat.port-range`, if that has its default.
-    pub fn with_default_ports(mut self, ports: Option<RangeInclusive<u16>>) -> Self {
-        if let (false, Some(ports)) = (self.restricts_ports(), ports) {
-            self.nat.port_range = ports;
-        }
-        self
-    }
-
-    /// What the engine needs of this. `resolve` says what is known of a name.
-    pub fn policy(&self, resolve: impl Fn(&ExternalName) -> ExternalAddress) -> Policy {
+    /// What the engine needs of this. `resolve` says what is known of a name. `port_sets` are those of the operator's
+    /// rules, which count if `nat.port-range` has its default.
+    pub fn policy(
+        &self,
+        resolve: impl Fn(&ExternalName) -> ExternalAddress,
+        port_sets: &Arc<[RangeInclusive<u16>]>,
+    ) -> Policy {
+        let port_sets = match self.restricts_ports() {
+            true => [self.nat.port_range.clone()].into(),
+            false => Arc::clone(port_sets),
+        };
         let external = |v6| self.nat.external_address.external(v6, &resolve);
         let server = |server: &Server| KnownServer {
             address: server.address,
@@ -297,7 +298,7 @@ impl Config {
             control_ports: self.control_ports.clone(),
             pinhole_lifetime: self.pinhole.timeout,
             port_range: self.nat.port_range.clone(),
-            restricts_ports: self.restricts_ports(),
+            port_sets: Arc::clone(&port_sets),
             preserves_length: true,
             external: ExternalAddresses { v4: external(false), v6: external(true) },
             servers: Arc::clone(&servers),

@@ -6,7 +6,7 @@ use super::*;
 
 /// The policy while no name is resolved.
 fn policy(config: &Config) -> Policy {
-    config.policy(|_| ExternalAddress::Unresolved)
+    config.policy(|_| ExternalAddress::Unresolved, &Arc::default())
 }
 
 const FILE: &str = "/etc/ftp-alg.toml";
@@ -107,7 +107,7 @@ fn every_key_reaches_the_policy() {
         pinhole_lifetime: Duration::from_millis(1500),
         preserves_length: true,
         port_range: 50000..=50099,
-        restricts_ports: true,
+        port_sets: [50000..=50099].into(),
         external: ip("198.51.100.1").into(),
         servers: [
             KnownServer {
@@ -193,7 +193,7 @@ fn names_resolve_in_the_address_families_that_use_them() {
         ("gateway.example", true) => ExternalAddress::Auto,
         _ => ExternalAddress::Unresolved,
     };
-    let policy = config.policy(known);
+    let policy = config.policy(known, &Arc::default());
     for policy in [&policy, &policy.networks[0].policy] {
         let both = ExternalAddresses { v4: ExternalAddress::Unresolved, v6: ExternalAddress::Auto };
         assert_eq!(policy.external, both);

@@ -211,7 +211,7 @@ async fn watch_name(name: ExternalName, known: Arc<Mutex<Known>>, events: Sender
         let Some((again, changed)) = record_look_up(&mut lock(&known), &name, found) else {
             return;
         };
-        if changed && events.send(DaemonEvent::AddressChanged).is_err() {
+        if changed && events.send(DaemonEvent::PolicyChanged).is_err() {
             return;
         }
         let pause = match again {

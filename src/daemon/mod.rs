@@ -164,7 +164,7 @@ pub trait DaemonService {
     /// Continues with `config`, whose fixed keys have the values of the start.
     fn reload(&self, config: &Config);
     /// Continues with the same `config` after one of its names got another address.
-    fn update_addresses(&self, config: &Config);
+    fn update_policy(&self, config: &Config);
     /// Renews the heartbeat, and loads the table again if another program removed or changed it. Called ten times a
     /// second.
     fn maintain(&mut self);
@@ -184,8 +184,8 @@ const CLAIM_LIMIT: Duration = Duration::from_secs(1);
 pub enum DaemonEvent {
     Terminate,
     Reload,
-    /// The external address that a name stands for has changed.
-    AddressChanged,
+    /// The external address that a name stands for, or the ports of the operator's rules have changed.
+    PolicyChanged,
     /// Another program has changed nf_tables.
     NfTablesChanged,
     /// A thread, or the broker, ended by itself. The text says which one and why.
@@ -244,7 +244,7 @@ fn handle_events(
             Ok(DaemonEvent::Failed(why)) => return Err(DaemonError::Failed(why)),
             Ok(DaemonEvent::Reload) => config = reload(options, config, service),
             Ok(DaemonEvent::NfTablesChanged) => service.maintain(),
-            Ok(DaemonEvent::AddressChanged) => service.update_addresses(&config),
+            Ok(DaemonEvent::PolicyChanged) => service.update_policy(&config),
             Err(RecvTimeoutError::Timeout) => {}
         }
     }

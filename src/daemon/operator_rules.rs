@@ -1,59 +1,38 @@
-//! What the operator's rules decide when the daemon starts: the back end, the ports of data connections, and whether the
-//! fast path's packet marks survive.
+//! What the operator's rules decide when the daemon starts: the back end, the source ports of data connections, and
+//! whether the fast path's packet marks survive.
 
 use std::{
     ops::RangeInclusive,
-    sync::mpsc::Receiver,
+    sync::{Arc, mpsc::Receiver},
     time::Duration,
 };
 
-use super::shared_state::SharedState;
-use crate::{
-    config::Config,
-    gateway::{
-        self, Backend, ClaimedPorts, Commits, GatewayError, PassingData, Routing, RuleParameters,
-        firewall::{Firewall, MarkChange, RulesetReader, data_path_verdicts},
-    },
+use crate::gateway::{
+    self, Backend, ClaimedPorts, Commits, GatewayError, Routing, RuleParameters,
+    firewall::{Firewall, MarkChange, RulesetReader, accepted_data, data_path_verdicts},
 };
 
 /// How long the start waits for them. FTP works before large sets of rules are read.
 const READING_LIMIT: Duration = Duration::from_secs(1);
+/// The same if there are sessions, whose packets wait meanwhile.
+const RESTART_LIMIT: Duration = Duration::from_millis(300);
 
-/// The operator's rules at the start.
+/// The operator's rules at the start, read in the background.
 pub(super) struct OperatorRules {
-    /// `None` if they were not read in time.
-    firewall: Option<Firewall>,
-    /// The different sets of source ports; `None` if the configuration names one.
-    source_ports: Option<Vec<RangeInclusive<u16>>>,
+    /// If they were not read in time: who gets them later.
+    read: Result<Firewall, Receiver<Firewall>>,
 }
 
 impl OperatorRules {
-    /// Waits for rules that are read in the background.
-    pub(super) fn wait_for(reading: &Receiver<Firewall>, config: &Config) -> Self {
-        let firewall = reading.recv_timeout(READING_LIMIT).ok();
-        let found = || firewall.as_ref().map(Firewall::source_ports).unwrap_or_default();
-        let source_ports = (!config.restricts_ports()).then(found);
-        match source_ports.as_deref() {
-            None | Some([]) => {}
-            Some([range]) => tracing::info!(
-                "data connections use the ports {}-{}, to which the firewall translates source ports",
-                range.start(),
-                range.end()
-            ),
-            Some(_) => tracing::info!(
-                "the firewall translates source ports to several ranges: name the one for data connections as \
-                 nat.port-range"
-            ),
-        }
-        Self { firewall, source_ports }
+    /// Waits for the rules.
+    pub(super) fn wait_for(reading: Receiver<Firewall>, has_sessions: bool) -> Self {
+        let limit = if has_sessions { RESTART_LIMIT } else { READING_LIMIT };
+        Self { read: reading.recv_timeout(limit).map_err(|_| reading) }
     }
 
-    /// The set of ports for data connections, if there is exactly one.
-    pub(super) fn port_set(&self) -> Option<RangeInclusive<u16>> {
-        match self.source_ports.as_deref() {
-            Some([range]) => Some(range.clone()),
-            _ => None,
-        }
+    /// The different sets of ports to which the rules translate source ports.
+    pub(super) fn port_sets(&self) -> Arc<[RangeInclusive<u16>]> {
+        self.read.as_ref().map(Firewall::source_ports).unwrap_or_default().into()
     }
 
     /// The back end that `auto` selects, and why. `before` is the one of restored sessions.
@@ -64,30 +43,53 @@ impl OperatorRules {
     ) -> (Backend, &'static str) {
         gateway::automatic_backend(before, || {
             let routing = Routing::read(parameters.control_ports());
-            let firewall = self.firewall.as_ref()?;
-            PassingData::new(firewall, &data_path_verdicts(firewall, routing, parameters))
+            let firewall = self.read.as_ref().ok()?;
+            accepted_data(firewall, &data_path_verdicts(firewall, routing, parameters))
         })
     }
 
     /// The rule that overwrites the packet marks of every connection, if there is one. The fast path needs those marks.
     pub(super) fn mark_change(&self, parameters: &RuleParameters) -> Option<MarkChange> {
-        let changes = self.firewall.as_ref()?.packet_mark_changes(parameters);
+        let changes = self.read.as_ref().ok()?.packet_mark_changes(parameters);
         changes.into_iter().find(|change| change.is_unconditional)
     }
 
-    /// Sets the claimed ports, and returns the reader of later changes.
-    pub(super) fn into_reader(
-        self,
+    /// The reader of later changes, with the ports of these rules claimed.
+    pub(super) fn reader(
+        &self,
         claimed: &ClaimedPorts,
         commits: &Commits,
-        parameters: &RuleParameters,
-        shared: &SharedState,
     ) -> Result<RulesetReader, GatewayError> {
-        let mut reader = RulesetReader::new(claimed, commits, self.source_ports)?;
-        if let Some(firewall) = &self.firewall {
+        let mut reader = RulesetReader::new(claimed, commits)?;
+        if let Ok(firewall) = &self.read {
             reader.apply(firewall);
-            shared.health.audit_rules(firewall, parameters);
         }
         Ok(reader)
+    }
+
+    /// The rules, also if they come late.
+    pub(super) fn into_firewall(self) -> Option<Firewall> {
+        self.read.or_else(|late| late.recv()).ok()
+    }
+}
+
+/// Logs which ports data connections use because of the operator's rules, or why not.
+pub(super) fn log_port_sets(sets: &[RangeInclusive<u16>], parameters: &RuleParameters) {
+    let of_table = parameters.source_ports();
+    match sets {
+        [] if of_table.is_none() => {}
+        [range] if Some(range.clone().into_inner()) == of_table => tracing::info!(
+            "data connections use the ports {}-{}, to which the firewall translates source ports",
+            range.start(),
+            range.end()
+        ),
+        [] | [_] => tracing::info!(
+            "rules translate source ports to another range than at the start: restart ftp-alg, so that passive data \
+             connections use it"
+        ),
+        _ => tracing::info!(
+            "rules translate source ports to several ranges, so passive data connections keep their own: set nat.port-range \
+             if a provider forwards one range only"
+        ),
     }
 }

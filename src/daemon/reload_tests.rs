@@ -18,7 +18,7 @@ impl DaemonService for RecordingService {
     fn reload(&self, config: &Config) {
         self.0.borrow_mut().push(config.clone());
     }
-    fn update_addresses(&self, _: &Config) {}
+    fn update_policy(&self, _: &Config) {}
     fn maintain(&mut self) {}
 }
 

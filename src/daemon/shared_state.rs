@@ -3,8 +3,9 @@
 use std::{
     fmt::Display,
     iter,
+    ops::RangeInclusive,
     sync::{
-        Mutex,
+        Arc, Mutex,
         atomic::{AtomicU64, Ordering},
     },
     time::Instant,
@@ -43,6 +44,8 @@ pub(super) struct SharedState {
     pub(super) log: EventLog,
     pub(super) health: Health,
     pub(super) external_names: ExternalNames,
+    /// The sets of ports to which the operator's rules translate source ports.
+    pub(super) port_sets: Mutex<Arc<[RangeInclusive<u16>]>>,
     /// The confinement that this machine lacks, a line each.
     pub(super) unconfined: Vec<String>,
     /// The fast path, or why it is off.
@@ -82,6 +85,14 @@ impl SharedState {
             }
         }
         self.log.log_events(now, events, more);
+    }
+
+    /// Updates the sets of ports. Returns whether they have changed.
+    pub(super) fn set_port_sets(&self, sets: Vec<RangeInclusive<u16>>) -> bool {
+        let mut known = lock(&self.port_sets);
+        let has_changed = **known != *sets;
+        *known = sets.into();
+        has_changed
     }
 
     /// Updates the daemon's health, and logs new and solved problems. Called each second.

@@ -6,7 +6,6 @@
 use std::{
     error::Error,
     io,
-    ops::RangeInclusive,
     panic::{AssertUnwindSafe, catch_unwind},
     path::Path,
     sync::{
@@ -32,7 +31,7 @@ use super::{
     heartbeat::{self, HeartbeatRenewer},
     host,
     log::EventLog,
-    operator_rules::OperatorRules,
+    operator_rules::{self, OperatorRules},
     shard::{Shard, lock},
     shard_map::ShardMap,
     shared_state::SharedState,
@@ -75,11 +74,9 @@ pub(super) fn start(
         .copied()
         .map(Queue::open_with_super_packets)
         .collect::<Result<Vec<_>, _>>()?;
-    let rules = OperatorRules::wait_for(&reading, config);
-    let port_set = rules.port_set();
-    let config = &config.clone().with_default_ports(port_set.clone());
     let mut parameters = rule_parameters(config)?;
-    let engine = Engine::new(config.policy(|name| names.external_address(name)), Checksums::Verify);
+    let policy = config.policy(|name| names.external_address(name), &Arc::default());
+    let engine = Engine::new(policy, Checksums::Verify);
     let mut engines: Vec<_> = numbers.iter().map(|_| engine.new_shard()).collect();
     let opened = StateDir::new(state_dir).and_then(|state| {
         state.open_journals(&numbers, &mut engines).map(|journals| (state, journals))
@@ -89,6 +86,14 @@ pub(super) fn start(
         |(engine, journal)| Shard { engine: Mutex::new(engine), journal: Mutex::new(journal) };
     let shards: Vec<_> = engines.into_iter().zip(journals).map(shard).collect();
     let restored = shards.iter().any(|shard| lock(&shard.engine).sessions.count() > 0);
+    let rules = OperatorRules::wait_for(reading, restored);
+    let port_sets = rules.port_sets();
+    if let (None, [range]) = (parameters.source_ports(), &*port_sets) {
+        parameters = parameters.with_source_ports(Some(range.clone()));
+    }
+    if !config.restricts_ports() {
+        operator_rules::log_port_sets(&port_sets, &parameters);
+    }
     let mut why = "the configuration says so";
     if config.pinhole.backend.is_none() {
         let backend;
@@ -130,6 +135,7 @@ pub(super) fn start(
         log: EventLog::default(),
         health: Health::new(Instant::now()),
         external_names: names,
+        port_sets: Mutex::new(Arc::clone(&port_sets)),
         unconfined,
         fast_path: reader,
         kernel: Mutex::new(kernel),
@@ -137,7 +143,6 @@ pub(super) fn start(
     let mut workers = Workers {
         shared,
         state,
-        port_set,
         stop: Arc::default(),
         threads: Vec::new(),
         rules_thread: None,
@@ -165,8 +170,11 @@ pub(super) fn start(
     let have_waited = !is_new_table && workers.table.as_ref().is_some_and(Table::holds_packets);
     workers.heartbeat = Some(HeartbeatRenewer::start(&commits, &workers.shared, have_waited)?);
     let mark_change = rules.mark_change(&parameters);
-    let rules_reader = rules.into_reader(&claimed, &commits, &parameters, &workers.shared)?;
-    workers.start_rules_reader(rules_reader, parameters.clone(), events)?;
+    let rules_reader = rules.reader(&claimed, &commits)?;
+    if !port_sets.is_empty() {
+        workers.update_policy(config);
+    }
+    workers.start_rules_reader(rules_reader, rules, parameters.clone(), events)?;
     match (&workers.shared.fast_path, mark_change) {
         _ if config.queue.fast_path == FastPath::Off => {}
         (Ok(_), _) if why_off.is_some() => {
@@ -239,8 +247,6 @@ pub fn rule_parameters(config: &Config) -> Result<RuleParameters, crate::gateway
 struct Workers {
     shared: Arc<SharedState>,
     state: StateDir,
-    /// The set of ports in the operator's rules when the daemon started, if there is one.
-    port_set: Option<RangeInclusive<u16>>,
     /// Whether the workers are to end. They are woken after it is set.
     stop: Arc<AtomicBool>,
     threads: Vec<(JoinHandle<()>, Waker)>,
@@ -281,13 +287,20 @@ impl Workers {
     fn start_rules_reader(
         &mut self,
         mut reader: RulesetReader,
+        rules: OperatorRules,
         parameters: RuleParameters,
         events: &Sender<DaemonEvent>,
     ) -> Result<(), ServiceError> {
         let (shared, end) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
+        let changes = events.clone();
         let work = move || {
+            let mut first = rules.into_firewall().inspect(|late| reader.apply(late));
             while !end.load(Ordering::Acquire) {
-                if let Some(rules) = reader.read_if_changed() {
+                if let Some(rules) = first.take().or_else(|| reader.read_if_changed()) {
+                    if shared.set_port_sets(rules.source_ports()) {
+                        operator_rules::log_port_sets(&lock(&shared.port_sets), &parameters);
+                        let _ = changes.send(DaemonEvent::PolicyChanged);
+                    }
                     shared.health.audit_rules(&rules, &parameters);
                 }
                 shared.update_health(Instant::now(), &parameters);
@@ -528,12 +541,12 @@ impl DaemonService for Workers {
         if let Err(error) = self.shared.external_names.watch(config.external_names()) {
             self.shared.report_error(&format!("cannot look up names: {error}"));
         }
-        self.update_addresses(config);
+        self.update_policy(config);
     }
 
-    fn update_addresses(&self, config: &Config) {
-        let config = config.clone().with_default_ports(self.port_set.clone());
-        let policy = config.policy(|name| self.shared.external_names.external_address(name));
+    fn update_policy(&self, config: &Config) {
+        let port_sets = lock(&self.shared.port_sets).clone();
+        let policy = config.policy(|name| self.shared.external_names.external_address(name), &port_sets);
         let fast_path = self.shared.fast_path.as_ref();
         // Connections may be handed over again as soon as the policy is set. What it permits again is updated later.
         if let Ok(reader) = fast_path {

@@ -31,7 +31,7 @@ mod queue;
 mod routes;
 mod table;
 
-pub use automatic::{PassingData, automatic_backend};
+pub use automatic::automatic_backend;
 pub use broker::programs::run_for_output;
 pub use claimed_ports::ClaimedPorts;
 pub use conntrack::{Conntrack, consumed_pinholes};

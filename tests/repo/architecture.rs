@@ -41,12 +41,14 @@ const MAX_LINES: usize = 600;
 /// The kernel's edge, whose rooms are its directories and files.
 const GATEWAY: &str = "src/gateway";
 /// Who may know the operator's rules: who tells the operator of them, and the thread that follows them.
-const KNOWS_FIREWALL: [&str; 6] = [
+const KNOWS_FIREWALL: [&str; 8] = [
     "src/gateway/firewall/",
+    "src/gateway/automatic.rs",
     "src/gateway/mod.rs",
     "src/cli/doctor",
     "src/cli/setup",
     "src/daemon/health/",
+    "src/daemon/operator_rules.rs",
     "src/daemon/workers.rs",
 ];
 

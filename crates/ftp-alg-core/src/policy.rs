@@ -21,8 +21,9 @@ pub struct Policy {
     pub pinhole_lifetime: Duration,
     /// External ports to announce if the announced port is already taken.
     pub port_range: RangeInclusive<u16>,
-    /// Whether a translated client announces no port outside of `port_range`, as a provider may forward no other.
-    pub restricts_ports: bool,
+    /// The sets of ports to which the gateway may translate source ports. A client whose control connection has an
+    /// external port in one announces no port outside of it, because a provider may forward no other.
+    pub port_sets: Arc<[RangeInclusive<u16>]>,
     /// Whether a client's rewritten announcement keeps its length if leading zeros or another port of `port_range` make
     /// that possible. Set in the daemon; `replay` shows the plain form.
     pub preserves_length: bool,
@@ -129,7 +130,7 @@ impl Default for Policy {
             control_ports: vec![21],
             pinhole_lifetime: Duration::from_secs(30),
             port_range: 49152..=65535,
-            restricts_ports: false,
+            port_sets: Arc::default(),
             preserves_length: false,
             external: ExternalAddresses::default(),
             servers: Arc::default(),
@@ -189,15 +190,17 @@ impl Policy {
         port < self.min_data_port || self.denies(port)
     }
 
-    /// The ports that a translated client may announce.
-    pub fn client_ports(&self) -> RangeInclusive<u16> {
-        if self.restricts_ports { self.port_range.clone() } else { 0..=u16::MAX }
+    /// The first and the last port that a translated client may announce, if it is restricted to a set of ports.
+    /// `external` is the external port of its control connection.
+    pub fn port_set(&self, external: u16) -> Option<(u16, u16)> {
+        let set = self.port_sets.iter().find(|set| set.contains(&external));
+        set.map(|set| set.clone().into_inner())
     }
 
-    /// An external port in place of one that is taken, selected by `random`.
-    pub fn external_port(&self, random: u64) -> Option<u16> {
-        let first = *self.port_range.start();
-        let width = u64::from(self.port_range.end() - first) + 1;
+    /// An external port in place of one that is taken, selected by `random`; in `set`, if there is one.
+    pub fn external_port(&self, set: Option<(u16, u16)>, random: u64) -> Option<u16> {
+        let (first, last) = set.unwrap_or_else(|| self.port_range.clone().into_inner());
+        let width = u64::from(last.saturating_sub(first)) + 1;
         (0..width)
             .map(|step| first + ((random % width + step) % width) as u16) // within the range
             .find(|port| !self.denies(*port) && !self.control_ports.contains(port))
@@ -320,12 +323,12 @@ mod tests {
             deny_ports: [50000..=50000, 50004..=60000].into(),
             ..Policy::default()
         };
-        let chosen: Vec<_> = (0..6).map(|random| policy.external_port(random).unwrap()).collect();
+        let chosen: Vec<_> = (0..6).map(|random| policy.external_port(None, random).unwrap()).collect();
         assert_eq!(chosen, [50001, 50001, 50003, 50003, 50001, 50001]);
         let policy = Policy { port_range: 65535..=65535, ..Policy::default() };
-        assert_eq!(policy.external_port(u64::MAX), Some(65535));
+        assert_eq!(policy.external_port(None, u64::MAX), Some(65535));
         let policy = Policy { deny_ports: [1..=65535].into(), ..policy };
-        assert_eq!(policy.external_port(7), None);
+        assert_eq!(policy.external_port(None, 7), None);
     }
 
     #[test]

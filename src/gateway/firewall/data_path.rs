@@ -1,6 +1,6 @@
 //! Evaluates whether the firewall accepts the packets that a back end needs, at each hook.
 
-use super::{Firewall, Hook, HookVerdict, IpVersion, PacketClass};
+use super::{ChainVerdict, Firewall, Hook, HookVerdict, IpVersion, PacketClass};
 use crate::gateway::{Routing, RuleParameters};
 
 /// The verdicts on data connections and injected packets at one hook with one IP version.
@@ -36,6 +36,35 @@ impl DataPathVerdict {
             PacketClass::Injected => self.injected.as_ref(),
         }
     }
+}
+
+/// Which data connections a firewall accepts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AcceptedData {
+    /// Those with our mark, certainly, at all hooks that they use.
+    Marked,
+    /// Some of those that are `related`, as far as can be seen.
+    Related,
+    /// None.
+    Nothing,
+}
+
+/// Which data connections `firewall` accepts; `None` if not all of its rules could be read.
+pub fn accepted_data(firewall: &Firewall, paths: &[DataPathVerdict]) -> Option<AcceptedData> {
+    if !firewall.read_errors().is_empty() {
+        return None;
+    }
+    let every = |verdict: &HookVerdict, passes: fn(&ChainVerdict) -> bool| {
+        verdict.chains.iter().all(passes)
+    };
+    let mut used = paths.iter().filter(|path| path.is_used);
+    if used.clone().all(|path| every(&path.mark, |one| one.passes && one.exceptions.is_empty())) {
+        return Some(AcceptedData::Marked);
+    }
+    Some(match used.any(|path| every(&path.related, |one| one.passes || !one.exceptions.is_empty())) {
+        true => AcceptedData::Related,
+        false => AcceptedData::Nothing,
+    })
 }
 
 /// The verdicts at all hooks with both IP versions.
@@ -89,6 +118,39 @@ mod tests {
         let verdicts = data_path_verdicts(&firewall, routing, &RuleParameters::default());
         let cases = || verdicts.iter().filter(|verdict| verdict.is_used);
         [cases().all(|case| case.mark.passes()), cases().all(|case| case.related.passes())]
+    }
+
+    #[test]
+    fn a_rule_that_may_drop_the_mark_counts() {
+        const DROP: &str = "-A FORWARD -i wan -j DROP";
+        let accepted = |rules: &[&str], ip6: &str| {
+            let ip4 = rules.join("\n");
+            let mut firewall = Firewall::default();
+            for (ip, rules) in [(IpVersion::V4, ip4.as_str()), (IpVersion::V6, ip6)] {
+                let text = format!("*filter\n:FORWARD ACCEPT [0:0]\n{rules}\nCOMMIT\n");
+                firewall.add_iptables_save(Origin::IptablesLegacy, ip, &text);
+            }
+            let routing = Routing { v6: true, ..GATEWAY };
+            let paths = data_path_verdicts(&firewall, routing, &RuleParameters::default());
+            accepted_data(&firewall, &paths).unwrap()
+        };
+        const ALL: &str = "-A FORWARD -j DROP";
+        let from_wan = RELATED.replace("-m conntrack", "-i wan -m conntrack");
+        for (rules, ip6, expected) in [
+            (&[][..], "", AcceptedData::Marked),
+            (&[MARK, DROP], "", AcceptedData::Marked),
+            (&[MARK, ALL], MARK, AcceptedData::Marked),
+            (&[DROP], "", AcceptedData::Related),
+            (&[RELATED, DROP], "", AcceptedData::Related),
+            (&[&from_wan, DROP], "", AcceptedData::Related),
+            (&[&from_wan, ALL], ALL, AcceptedData::Related),
+            (&[RELATED, ALL], ALL, AcceptedData::Related),
+            (&[DROP, MARK], "", AcceptedData::Related),
+            (&[MARK, ALL], ALL, AcceptedData::Related),
+            (&[ALL], ALL, AcceptedData::Nothing),
+        ] {
+            assert_eq!(accepted(rules, ip6), expected, "{rules:?} {ip6}");
+        }
     }
 
     #[test]

@@ -31,7 +31,7 @@ use std::{
 };
 
 pub use control_path::{Acceptance, ControlPathVerdict, InterfacePairVerdict};
-pub use data_path::{DataPathVerdict, data_path_verdicts};
+pub use data_path::{AcceptedData, DataPathVerdict, accepted_data, data_path_verdicts};
 pub use marks::MarkChange;
 use model::{ChangedMarkBits, SamplePacket, Table};
 pub use model::{Hook, IpVersion, Origin, TableFamily};

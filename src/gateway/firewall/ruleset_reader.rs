@@ -1,9 +1,6 @@
 //! Reads the operator's rules again whenever they change while the daemon runs.
 
-use std::{
-    ops::RangeInclusive,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use super::{Firewall, IpVersion};
 use crate::gateway::{
@@ -23,22 +20,15 @@ pub struct RulesetReader {
     socket: Socket,
     /// The number of transactions of others at the last reading, and the time of that reading.
     last_read: Option<(Option<u32>, Instant)>,
-    source_ports: Option<Vec<RangeInclusive<u16>>>,
     logged_notes: Vec<String>,
 }
 
 impl RulesetReader {
-    /// A reader that updates `ports`. It ignores our own transactions, which `commits` counts. `source_ports`
-    /// are the sets in the rules at the start, unless the configuration names one.
-    pub fn new(
-        ports: &ClaimedPorts,
-        commits: &Commits,
-        source_ports: Option<Vec<RangeInclusive<u16>>>,
-    ) -> Result<Self, GatewayError> {
+    /// A reader that updates `ports`. It ignores our own transactions, which `commits` counts.
+    pub fn new(ports: &ClaimedPorts, commits: &Commits) -> Result<Self, GatewayError> {
         let socket = Socket::open().map_err(|e| GatewayError::system("netlink socket", e))?;
         let (ports, commits) = (ports.clone(), commits.clone());
-        let logged_notes = Vec::new();
-        Ok(Self { ports, commits, socket, last_read: None, source_ports, logged_notes })
+        Ok(Self { ports, commits, socket, last_read: None, logged_notes: Vec::new() })
     }
 
     /// Reads the rules if they may have changed, and returns them. A reading can take seconds.
@@ -73,14 +63,6 @@ impl RulesetReader {
                 "rule translates unknown ports, so a data connection may take one of them: {rule}"
             )
         }));
-        let source_ports = firewall.source_ports();
-        if self.source_ports.as_ref().is_some_and(|at_start| *at_start != source_ports) {
-            notes.push(
-                "rules translate source ports to another range than at the start: restart ftp-alg, \
-                 so that data connections use it"
-                    .to_owned(),
-            );
-        }
         if notes != self.logged_notes {
             notes.iter().for_each(|note| tracing::info!("{note}"));
             self.logged_notes = notes;

@@ -44,8 +44,8 @@ const CAPACITY: &str = "/proc/sys/net/netfilter/nf_conntrack_expect_max";
 pub struct Expectations {
     requests: Requests,
     capacity: usize,
-    /// Whether the operator's rules choose the source port of a translated connection, because it must be in a range.
-    restricts_source_ports: bool,
+    /// The set of ports to which the operator's rules may translate source ports.
+    source_ports: Option<(u16, u16)>,
 }
 
 impl Expectations {
@@ -55,8 +55,7 @@ impl Expectations {
             .map_err(|e| GatewayError::system("netlink socket", e))?;
         let read = fs::read_to_string(CAPACITY).ok().and_then(|text| text.trim().parse().ok());
         let capacity = read.unwrap_or(usize::MAX);
-        let restricts_source_ports = parameters.source_ports().is_some();
-        Ok(Self { requests, capacity, restricts_source_ports })
+        Ok(Self { requests, capacity, source_ports: parameters.source_ports() })
     }
 
     /// Limit of expectations when this was created.
@@ -95,7 +94,13 @@ impl Expectations {
             let text = "the port is taken, and an expectation cannot translate to a third host";
             return Err(failed(io::Error::new(io::ErrorKind::Unsupported, text)));
         }
-        let follows_rules = self.restricts_source_ports && pinhole.target == pinhole.arrival;
+        // The rules translate the client, into the set. Its data connection then gets a port of the set from them.
+        let is_in_set =
+            |port: u16| self.source_ports.is_some_and(|(first, last)| (first..=last).contains(&port));
+        let follows_rules = from_client
+            && control.client != control.client_external
+            && pinhole.target == pinhole.arrival
+            && is_in_set(control.client_external.port());
         let mut ask = |flags| {
             let fill = |message: &mut Writer<'_>| {
                 expected.put(message, control, lifetime);

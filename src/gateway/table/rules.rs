@@ -24,6 +24,11 @@ pub fn render(parameters: &RuleParameters) -> String {
 pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -> String {
     let mut text = String::with_capacity(NFTABLES.len() + 64);
     for line in lines_for(parameters.backend()) {
+        if let Some((first, last)) = parameters.source_ports().filter(|_| is_source_map(line)) {
+            let line = line.trim_end().replacen("snat ", "meta l4proto tcp snat ", 1);
+            let _ = writeln!(text, "{line} : {first}-{last}");
+            continue;
+        }
         let mut value = |old: &str, new: &str| text.push_str(&line.replacen(old, new, 1));
         match line.split_once('=').map_or("", |(name, _)| name.trim_end()) {
             _ if line.contains(" 21 ") => {
@@ -37,12 +42,6 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
             "define target_slot" => value("0x8ffe0000", &mark(parameters.slot_mask())),
             "define injected" => value("0x70000000", &mark(parameters.mask())),
             _ if line.starts_with('#') => text.push_str(&replace_marks(line, parameters)),
-            _ if is_source_map(line)
-                && let Some((first, last)) = parameters.source_ports() =>
-            {
-                let line = line.trim_end().replacen("snat ", "meta l4proto tcp snat ", 1);
-                let _ = writeln!(text, "{line} : {first}-{last}");
-            }
             _ => match (line.trim(), statement) {
                 ("queue to $queues", QueueStatement::Operator) => {}
                 ("queue to $queues", QueueStatement::Xtables) => text.push_str("\t\tdrop\n"),

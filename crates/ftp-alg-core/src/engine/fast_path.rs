@@ -270,12 +270,10 @@ impl Sessions {
             translation,
             interfaces,
             client_ports: match translation.client == translation.client_external {
-                true => [0, u16::MAX],
-                false => {
-                    let (first, last) = policy.client_ports().into_inner();
-                    [first, last]
-                }
-            },
+                true => None,
+                false => policy.port_set(translation.client_external.port()),
+            }
+            .map_or([0, u16::MAX], <[u16; 2]>::from),
             announced_addresses: [client, server],
             seq_offsets: session.is_adjusted().then(|| {
                 [Side::Client, Side::Server].map(|side| {

@@ -122,6 +122,8 @@ pub struct PortFormat {
 #[derive(Clone, Copy, Debug)]
 struct PortCandidates {
     announced: u16,
+    /// The first and the last port, if only some are allowed.
+    set: Option<(u16, u16)>,
     format: PortFormat,
     seed: u64,
     tried: usize,
@@ -196,8 +198,13 @@ impl PinholeTable {
         self.to_close.append(&mut self.consumed);
         settle(&mut self.to_close, &mut state, closed, &mut self.fast_path_closings);
         state.check(client, policy.max_pinholes_per_client, self.capacity)?;
+        let is_translated = control.client != control.client_external;
         let candidates = PortCandidates {
             announced: wanted.arrival.port(),
+            set: match format.kind.is_active() && is_translated {
+                true => policy.port_set(control.client_external.port()),
+                false => None,
+            },
             format,
             seed: state.serial,
             tried: 0,
@@ -408,19 +415,16 @@ impl PinholeTable {
     }
 }
 
-/// The external ports to try in place of `announced`, best first; different ones for each `seed`.
+/// The external ports to try in place of the announced one, best first; different ones for each seed.
 fn candidate_ports<'a>(
     policy: &'a Policy,
-    announced: u16,
-    PortFormat { kind, room, padding }: PortFormat,
-    is_translated: bool,
+    PortCandidates { announced, set, format, seed, .. }: PortCandidates,
     random: &'a RandomState,
-    seed: u64,
 ) -> impl Iterator<Item = u16> + 'a {
-    let may_stay =
-        !(is_translated && kind.is_active()) || policy.client_ports().contains(&announced);
+    let PortFormat { kind, room, padding } = format;
+    let may_stay = set.is_none_or(|(first, last)| (first..=last).contains(&announced));
     let fits = move |port: &u16| room.is_none_or(|room| kind.fits_port(*port, room, padding));
-    let draw = move |number: usize| policy.external_port(random.hash_one((seed, number)));
+    let draw = move |number: usize| policy.external_port(set, random.hash_one((seed, number)));
     let fitting_draws = if may_stay && fits(&announced) { 0 } else { FITTING_DRAWS };
     let fitting = (0..fitting_draws).map_while(draw).filter(fits).take(FITTING_TRIES);
     let any = (fitting_draws..fitting_draws + PORT_TRIES).map_while(draw);
@@ -452,10 +456,8 @@ fn reserve(
     random: &RandomState,
     (closed, fast_path_closings): (&mut Vec<PinholeClosing>, &mut Vec<FastPathPinholeClosing>),
 ) -> Result<(), OpenError> {
-    let PortCandidates { announced, format, seed, tried } = proposal.candidates;
-    let is_translated = proposal.pinhole.arrival.ip() != proposal.pinhole.target.ip();
-    let candidates = candidate_ports(policy, announced, format, is_translated, random, seed);
-    for port in candidates.skip(tried) {
+    let candidates = candidate_ports(policy, proposal.candidates, random);
+    for port in candidates.skip(proposal.candidates.tried) {
         proposal.candidates.tried += 1;
         proposal.pinhole.arrival.set_port(port);
         let Pinhole { initiator, arrival, target, .. } = proposal.pinhole;

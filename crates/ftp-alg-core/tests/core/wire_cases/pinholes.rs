@@ -348,15 +348,14 @@ fn a_taken_port_is_replaced_from_the_port_range() {
 
 /// As behind a provider that forwards a set of ports (MAP-E).
 #[test]
-fn a_translated_client_announces_only_ports_of_a_restricted_range() {
+fn a_client_whose_port_is_translated_into_a_set_announces_no_port_outside_of_it() {
     everywhere(|mut scenario| {
-        scenario.policy.port_range = 61000..=61003;
-        scenario.policy.restricts_ports = true;
+        scenario.policy.port_sets = [61000..=61003, 40032..=40047].into();
         let t = scenario.nat.translation(scenario.v6);
         let mut sim = Sim::logged_in(scenario);
-        for own in [2200, 61001] {
+        for own in [2200, 40033] {
             let heard = text(sim.say(Client, active(at(t.client, own)).as_bytes()));
-            let seen: Vec<_> = (61000..=61003)
+            let seen: Vec<_> = (40032..=40047)
                 .filter(|port| heard == active(at(t.client_external, *port)))
                 .collect();
             if t.client == t.client_external {
