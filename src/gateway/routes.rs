@@ -17,18 +17,22 @@ const RTM_NEWRULE: u16 = 32;
 const RTM_GETRULE: u16 = 34;
 const RTA_DST: u16 = 1;
 const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
 const RTA_MULTIPATH: u16 = 9;
 const RTA_TABLE: u16 = 15;
 const RTA_MARK: u16 = 16;
+const RTA_VIA: u16 = 18;
 const RTN_UNICAST: u8 = 1;
+const RTN_LOCAL: u8 = 2;
 /// The answer is the entry of the routing table, not a cached route.
 const RTM_F_FIB_MATCH: u32 = 0x2000;
 /// Size of `struct rtmsg`, and of `struct fib_rule_hdr`, which both begin with the family, and have the table at 4.
 const RTMSG_SIZE: usize = 12;
 /// Size of `struct rtnexthop`.
 const RTNEXTHOP_SIZE: usize = 8;
-/// How many routes of a table are considered.
-const MAX_ROUTES: usize = 4096;
+/// Addresses that only default routes cover (RFC 5737, RFC 3849).
+const FAR: (Ipv4Addr, Ipv6Addr) =
+    (Ipv4Addr::new(192, 0, 2, 1), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
 
 /// Looks routes up, in the network namespace of the thread that opened it.
 #[derive(Debug)]
@@ -44,6 +48,10 @@ struct Route {
     prefix_length: u8,
     /// Indices of the interfaces that it leads to: several if it has several next hops.
     interfaces: Vec<u32>,
+    /// Whether it leads to a router, not to the address itself.
+    has_gateway: bool,
+    /// Whether the address is this machine's own.
+    is_local: bool,
 }
 
 impl Routes {
@@ -55,24 +63,34 @@ impl Routes {
         Ok(Self { socket })
     }
 
-    /// Whether a route to the address leads to the interface: the best one, or another one with the same prefix in any
-    /// routing table, for example a default route with a higher metric, or that of another uplink (feasible reverse path,
-    /// RFC 3704 section 2.3).
+    /// Whether a route to the address leads to the interface (feasible reverse path, RFC 3704 section 2.3):
+    ///
+    /// - the best one, or one to the interface of its VRF;
+    /// - another one with the same prefix in any routing table, for example a default route with a higher metric, or that
+    ///   of another uplink;
+    /// - a default route, if the best one leads to a router on an interface that has a default route as well.
     pub fn has_route(&mut self, lookup: RouteLookup) -> Result<bool, KernelError> {
         let what = || format!("route to {}", lookup.address);
         self.find(lookup).map_err(|source| KernelError::System { what: what(), source })
     }
 
     fn find(&mut self, lookup: RouteLookup) -> io::Result<bool> {
-        let RouteLookup { address, interface, mark } = lookup;
+        let RouteLookup { address, interface, used, mark } = lookup;
         let best = self.get(address, mark, None)?;
-        if best.as_ref().is_some_and(|best| best.interfaces.contains(&interface)) {
-            return Ok(true);
+        match &best {
+            Some(best) if best.is_local => return Ok(false),
+            Some(best) if best.interfaces.contains(&interface) => return Ok(true),
+            _ => {}
         }
         if let Some(there) = self.get(address, mark, Some(interface))? {
             // The interface of a VRF stands for all of its ports, and has its own routing table.
-            let is_vrf = !there.interfaces.contains(&interface);
-            if is_vrf || best.as_ref().is_some_and(|best| best.has_prefix_of(&there)) {
+            if !there.interfaces.contains(&interface) {
+                return Ok(there.interfaces.contains(&used));
+            }
+            if let Some(best) = &best
+                && (best.has_prefix_of(&there)
+                    || there.prefix_length == 0 && self.leads_to_an_uplink(best, address, mark)?)
+            {
                 return Ok(true);
             }
         }
@@ -80,7 +98,24 @@ impl Routes {
             let is_there = |route: &Route| {
                 route.covers(address) && best.as_ref().is_none_or(|best| best.has_prefix_of(route))
             };
-            if self.routes_in(address, table, interface)?.iter().any(is_there) {
+            if self.has_route_in(table, address, interface, is_there)? {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether a route leads to a router on an interface that has a default route.
+    fn leads_to_an_uplink(
+        &mut self,
+        route: &Route,
+        of_family: IpAddr,
+        mark: u32,
+    ) -> io::Result<bool> {
+        let far = if of_family.is_ipv4() { FAR.0.into() } else { FAR.1.into() };
+        for interface in route.interfaces.iter().filter(|_| route.has_gateway) {
+            let default = self.get(far, mark, Some(*interface))?;
+            if default.is_some_and(|default| default.prefix_length == 0) {
                 return Ok(true);
             }
         }
@@ -102,24 +137,24 @@ impl Routes {
         Ok(tables)
     }
 
-    /// The routes of a table that lead to an interface.
-    fn routes_in(
+    /// Whether a table has such a route that leads to an interface.
+    fn has_route_in(
         &mut self,
-        of_family: IpAddr,
         table: u32,
+        of_family: IpAddr,
         interface: u32,
-    ) -> io::Result<Vec<Route>> {
+        is_it: impl Fn(&Route) -> bool,
+    ) -> io::Result<bool> {
         let mut body = vec![0; RTMSG_SIZE];
         body.splice(..1, [family_of(of_family)]);
         put_attribute(&mut body, RTA_TABLE, &table.to_ne_bytes());
         put_attribute(&mut body, RTA_OIF, &interface.to_ne_bytes());
-        let mut routes = Vec::new();
+        let mut has_route = false;
         self.dump(RTM_GETROUTE, &body, |message| {
-            if routes.len() < MAX_ROUTES && message.kind == RTM_NEWROUTE {
-                routes.extend(parse_route(message.body));
-            }
+            let is_route = !has_route && message.kind == RTM_NEWROUTE;
+            has_route |= is_route && parse_route(message.body).as_ref().is_some_and(&is_it);
         })?;
-        Ok(routes)
+        Ok(has_route)
     }
 
     /// Passes each message of a dump to `each`. A table that does not exist any more has none.
@@ -220,11 +255,11 @@ fn table_of(body: &[u8]) -> Option<u32> {
     number.or_else(|| head.get(4).map(|table| u32::from(*table)))
 }
 
-/// The route of a message; `None` if it is not one to another host.
+/// The route of a message; `None` if it is one that refuses.
 fn parse_route(body: &[u8]) -> Option<Route> {
     let (head, attributes) = body.split_at_checked(RTMSG_SIZE)?;
     let (prefix_length, kind) = (*head.get(1)?, *head.get(7)?);
-    if kind != RTN_UNICAST {
+    if !matches!(kind, RTN_UNICAST | RTN_LOCAL) {
         return None;
     }
     let attributes = Attributes::new(attributes);
@@ -240,7 +275,10 @@ fn parse_route(body: &[u8]) -> Option<Route> {
         // A shorter length would not end.
         hops = hops.get(length.max(RTNEXTHOP_SIZE).next_multiple_of(4)..).unwrap_or_default();
     }
-    Some(Route { destination, prefix_length, interfaces })
+    let is_multipath = attributes.first(RTA_MULTIPATH).is_some();
+    let has_router = [RTA_GATEWAY, RTA_VIA].iter().any(|kind| attributes.first(*kind).is_some());
+    let has_gateway = is_multipath || has_router;
+    Some(Route { destination, prefix_length, interfaces, has_gateway, is_local: kind == RTN_LOCAL })
 }
 
 fn index_at(bytes: &[u8]) -> Option<u32> {
@@ -259,9 +297,12 @@ mod tests {
         body.extend([28, 0, RTA_MULTIPATH as u8, 0]);
         body.extend([8, 0, 0, 0, 3, 0, 0, 0]);
         body.extend([16, 0, 0, 0, 4, 0, 0, 0, 8, 0, 5, 0, 192, 0, 2, 1]);
-        let route = Route { destination: None, prefix_length: 24, interfaces: vec![3, 4] };
-        assert_eq!(parse_route(&body), Some(route));
-        body[7] = 2; // RTN_LOCAL
+        let route = parse_route(&body).unwrap();
+        assert_eq!((route.prefix_length, route.interfaces), (24, vec![3, 4]));
+        assert!(route.has_gateway && !route.is_local);
+        body[7] = RTN_LOCAL;
+        assert!(parse_route(&body).unwrap().is_local);
+        body[7] = 7; // RTN_UNREACHABLE
         assert_eq!(parse_route(&body), None);
     }
 
@@ -269,7 +310,7 @@ mod tests {
     fn an_address_of_this_machine_is_on_no_interface() {
         let mut routes = Routes::new().unwrap();
         for address in ["127.0.0.1", "::1"] {
-            let lookup = RouteLookup { address: address.parse().unwrap(), interface: 1, mark: 0 };
+            let lookup = RouteLookup { address: address.parse().unwrap(), interface: 1, used: 0, mark: 0 };
             assert!(!routes.has_route(lookup).unwrap(), "{address}");
         }
     }

@@ -16,7 +16,7 @@ const FAR6: &str = "2001:db8:f::7";
 fn has_route(lab: &Lab, address: &str, interface: &str) -> bool {
     lab.on_gateway(|| {
         let [interface, _] = indices([interface, "lo"]);
-        let lookup = RouteLookup { address: address.parse().unwrap(), interface, mark: 0 };
+        let lookup = RouteLookup { address: address.parse().unwrap(), interface, used: 0, mark: 0 };
         LinuxKernel::new(&RuleParameters::default()).unwrap().has_route(lookup).unwrap()
     })
 }
@@ -103,9 +103,47 @@ fn a_route_that_refuses_leads_nowhere() {
         assert_routes(&lab, FAR, &[]);
         assert_routes(&lab, FAR6, &[]);
     }
-    let absent = RouteLookup { address: SERVER.parse().unwrap(), interface: 60_000, mark: 0 };
+    let absent = RouteLookup { address: SERVER.parse().unwrap(), interface: 60_000, used: 0, mark: 0 };
     lab.on_gateway(|| {
         let mut kernel = LinuxKernel::new(&RuleParameters::default()).unwrap();
         assert!(!kernel.has_route(absent).unwrap());
     });
+}
+
+/// A provider's prefix may be known by one uplink only. Its packets may come by another one all the same.
+#[test]
+fn uplinks_are_interchangeable_beyond_their_routers() {
+    let lab = lab_with_uplinks();
+    lab.gateway_sh(
+        "ip route add default via 198.18.0.9 dev up1 metric 10; \
+         ip route add default via 198.18.1.9 dev up2 metric 20; \
+         ip route add 203.0.113.0/24 via 198.18.0.9 dev up1; \
+         ip -6 route add default via fd00:0::9 dev up1 metric 10; \
+         ip -6 route add default via fd00:1::9 dev up2 metric 20; \
+         ip -6 route add 2001:db8:f::/64 via fd00:0::9 dev up1",
+    );
+    for address in [FAR, FAR6] {
+        assert_routes(&lab, address, &["up1", "up2"]);
+    }
+    // An inner network behind a router, and what is directly connected, are not reached by uplinks.
+    lab.gateway_sh(
+        "ip route replace 203.0.113.0/24 via 198.18.2.9 dev up3; \
+         ip -6 route replace 2001:db8:f::/64 via fd00:2::9 dev up3",
+    );
+    for (address, interface) in [(FAR, "up3"), (FAR6, "up3"), (CLIENT, "lan"), (SERVER6, "wan")] {
+        assert_routes(&lab, address, &[interface]);
+    }
+}
+
+/// Otherwise a client of a server on this machine could forge it by an uplink.
+#[test]
+fn this_machines_own_address_is_on_no_interface() {
+    let lab = lab_with_uplinks();
+    lab.gateway_sh(
+        "ip rule add from 198.18.1.1 lookup 102; ip route add default dev up2 table 102; \
+         ip -6 rule add from fd00:1::1 lookup 102; ip -6 route add default dev up2 table 102",
+    );
+    for address in ["198.18.0.1", "fd00:0::1"] {
+        assert_routes(&lab, address, &[]);
+    }
 }

@@ -39,12 +39,18 @@ pub(super) struct PacketContext {
     pub(super) session: SessionRef,
     all_were_queued: bool,
     needs_all_queued: bool,
+    /// Whether the packet is not read.
+    is_elsewhere: bool,
 }
 
 impl PacketContext {
     /// The context of a packet without a session.
-    pub(super) const UNKNOWN: Self =
-        Self { session: SessionRef::NONE, all_were_queued: false, needs_all_queued: false };
+    pub(super) const UNKNOWN: Self = Self {
+        session: SessionRef::NONE,
+        all_were_queued: false,
+        needs_all_queued: false,
+        is_elsewhere: false,
+    };
 }
 
 impl Engine {
@@ -111,7 +117,7 @@ impl Engine {
         context: PacketContext,
         effects: &mut Effects,
     ) {
-        let PacketContext { session, all_were_queued, needs_all_queued } = context;
+        let PacketContext { session, all_were_queued, needs_all_queued, .. } = context;
         if let Verdict::Drop(reason) = verdict {
             self.count_drop(packet.bytes, reason);
         }
@@ -197,35 +203,44 @@ impl Engine {
             let is_certain = !packet.has(flags::SYN) && control.incarnation().is_none();
             let origin = match is_busy {
                 true => Origin::Sender,
-                false => self.find_origin(index, from, meta, effects),
+                false => self.find_origin(index, from, meta),
             };
             match origin {
                 Origin::Sender => {}
-                Origin::Elsewhere => {
+                Origin::Elsewhere if packet.payload().is_empty() => {
                     self.report_elsewhere(index, effects);
                     let reason = "it arrived where no route to its sender leads";
                     self.pass_unread(bytes, |unread| &mut unread.elsewhere, reason);
-                    return ACCEPT;
+                    (context.session, context.is_elsewhere) = (session, true);
+                    return self.inspect_packet(now, (queued, &packet, from), None, context, effects);
+                }
+                Origin::Elsewhere => {
+                    self.report_elsewhere(index, effects);
+                    if !self.count_elsewhere(now, index, from, &packet, effects) {
+                        return Decision::Verdict(Verdict::Drop(DropReason::Elsewhere));
+                    }
                 }
                 Origin::Unknown(lookup) => {
                     self.ask_for_route(queued, session, lookup, effects);
                     return Decision::AwaitKernel;
                 }
             }
-            if is_handed_over {
-                self.sessions.take_back(index);
-            }
             if is_busy {
                 context.session = session;
                 return Decision::Park;
+            }
+            if is_handed_over {
+                self.sessions.take_back(index);
             }
             known = is_certain.then_some((index, from));
         }
         let known = known.or_else(|| {
             let index = self.find_or_insert(now, &packet, found, *meta, effects)?;
             let from = self.sessions.table.get_mut(index)?.control.side_of(source);
-            // A new session knows no interfaces, so there is no question.
-            self.find_origin(index, from, meta, effects);
+            if found != Some(index) {
+                // A new session knows no interfaces, so there is no question.
+                self.find_origin(index, from, meta);
+            }
             Some((index, from))
         });
         let Some((index, from)) = known else {
@@ -289,7 +304,10 @@ impl Engine {
         let positions = session.read_positions();
         let mut outcome;
         loop {
-            outcome = session.handle_packet(from, packet, inspection, &mut self.changed_payload);
+            outcome = match context.is_elsewhere {
+                true => session.forward_unread(from, packet),
+                false => session.handle_packet(from, packet, inspection, &mut self.changed_payload),
+            };
             for event in inspection.events.drain(..) {
                 connection.handle_dialogue_event(event);
             }

@@ -140,8 +140,18 @@ impl Step {
 }
 
 fn look_up(kernel: &mut impl Kernel, all: &mut [Effects]) {
+    // Packets that arrive together often ask the same.
+    let mut answered = None;
     for lookup in all.iter_mut().flat_map(|effects| &mut effects.route_lookups) {
-        lookup.answer = Some(kernel.has_route(lookup.request));
+        if let Some((request, has_route)) = answered
+            && request == lookup.request
+        {
+            lookup.answer = Some(Ok(has_route));
+            continue;
+        }
+        let answer = kernel.has_route(lookup.request);
+        answered = answer.as_ref().ok().map(|has_route| (lookup.request, *has_route));
+        lookup.answer = Some(answer);
     }
     for lookup in all.iter_mut().flat_map(|effects| &mut effects.lookups) {
         lookup.answer =

@@ -8,14 +8,16 @@ use std::{
 
 use ahash::RandomState;
 
-/// A question to the kernel: does a route to this address, for packets with this mark, lead to the interface with this
-/// index?
+/// A question to the kernel: does a route to this address, for packets with this mark, lead to this interface?
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct RouteLookup {
     /// The address.
     pub address: IpAddr,
     /// The interface's index.
     pub interface: u32,
+    /// The index of the interface by which the kernel sends packets there, as far as is known; else 0. It tells the
+    /// interface of its VRF.
+    pub used: u32,
     /// The packet mark, for policy routing.
     pub mark: u32,
 }

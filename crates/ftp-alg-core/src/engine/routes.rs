@@ -1,7 +1,8 @@
 //! Whether packets arrive on the interfaces on which their senders are.
 //!
-//! A session knows the interfaces of its ends. The kernel is asked about another one, and a packet from where no route
-//! to its sender leads passes unread: it opens nothing and does not change its session.
+//! A session knows the interfaces of its ends. The kernel is asked about another one. A packet from where no route to its
+//! sender leads is not read: it opens nothing and does not change its session. If it has payload it is dropped, because
+//! its receiver would get what was not inspected.
 //!
 //! The expression `fib` of nftables knows the best route only, so it would not find a second path. rp_filter has the
 //! same limit, and IPv6 has none.
@@ -13,7 +14,10 @@ use super::{
     effects::{KernelRequest, SessionRef, WaitingPacket},
     route_answers::RouteLookup,
 };
-use crate::session::{RouteQuestion, Side};
+use crate::{
+    packet::Packet,
+    session::{RouteQuestion, Side},
+};
 
 /// What the interfaces of a packet say about it.
 pub(super) enum Origin {
@@ -28,13 +32,7 @@ pub(super) enum Origin {
 impl Engine {
     /// Finds out whether a packet of the session at `index` comes from where its sender is.
     #[inline]
-    pub(super) fn find_origin(
-        &mut self,
-        index: u32,
-        from: Side,
-        meta: &PacketMeta,
-        effects: &mut Effects,
-    ) -> Origin {
+    pub(super) fn find_origin(&mut self, index: u32, from: Side, meta: &PacketMeta) -> Origin {
         let Some(Entry { session, .. }) = self.sessions.table.get_mut(index) else {
             return Origin::Sender;
         };
@@ -48,33 +46,13 @@ impl Engine {
         let Some(Entry { session, .. }) = self.sessions.table.get_mut(index) else {
             return Origin::Sender;
         };
-        if let Some(question) = session.interfaces.take_output(from.peer(), meta.output) {
-            match self.sessions.answer_route(index, question, meta.mark) {
-                Ok(true) => {}
-                Ok(false) => self.leave_inspection(index, question, meta.output, effects),
-                Err(lookup) => return Origin::Unknown(lookup),
-            }
+        if let Some(question) = session.interfaces.take_output(from.peer(), meta.output)
+            && let Err(lookup) = self.sessions.answer_route(index, question, meta.mark)
+        {
+            return Origin::Unknown(lookup);
         }
+        // If no route leads there, the interface stays doubtful, and nothing is opened.
         Origin::Sender
-    }
-
-    /// All packets of an end have arrived where no route to it leads: the connection leaves inspection, because
-    /// nothing of that end can be trusted.
-    #[cold]
-    fn leave_inspection(
-        &mut self,
-        index: u32,
-        question: RouteQuestion,
-        output: u32,
-        effects: &mut Effects,
-    ) {
-        if let Some(Entry { session, control }) = self.sessions.table.get_mut(index) {
-            session.interfaces.set_used(question.end, output);
-            session.end_inspection();
-            effects.events.push(control.event(EventKind::FromElsewhere(
-                "no longer inspected: packets of an end arrive where no route to it leads",
-            )));
-        }
     }
 
     /// Reports that a session has packets from elsewhere, once for each session.
@@ -84,9 +62,33 @@ impl Engine {
             && session.interfaces.report_once()
         {
             effects.events.push(control.event(EventKind::FromElsewhere(
-                "some packets are not read: they have an end's address, but arrive where no route to it leads",
+                "some packets are dropped: they have an end's address, but arrive where no route to it leads",
             )));
         }
+    }
+
+    /// Counts a dropped packet from elsewhere. Returns whether the packets of the session are read from now on, although
+    /// they come from there: their sender has retransmitted them for a while.
+    #[cold]
+    pub(super) fn count_elsewhere(
+        &mut self,
+        now: Instant,
+        index: u32,
+        from: Side,
+        packet: &Packet<'_>,
+        effects: &mut Effects,
+    ) -> bool {
+        let second = self.sessions.epoch.timestamp(now).seconds();
+        let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else {
+            return false;
+        };
+        let is_read = session.count_elsewhere(from, packet, second);
+        if is_read {
+            effects.events.push(control.event(EventKind::FromElsewhere(
+                "opens nothing any more: the packets of an end arrive where no route to it leads",
+            )));
+        }
+        is_read
     }
 
     /// Has the kernel asked for `packet`, which waits.
@@ -157,10 +159,11 @@ impl super::Sessions {
             Side::Client => control.client().ip(),
             Side::Server => control.server().ip(),
         };
-        let lookup = RouteLookup { address, interface: question.interface, mark };
+        let RouteQuestion { interface, used, .. } = question;
+        let lookup = RouteLookup { address, interface, used, mark };
         let answer = self.routes.get(&lookup).ok_or(lookup)?;
         if answer {
-            session.interfaces.set_has_route(question);
+            session.confirm_interface(question);
         }
         Ok(answer)
     }

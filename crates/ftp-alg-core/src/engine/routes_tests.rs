@@ -1,7 +1,6 @@
 //! Packets that arrive on another interface than the one on which their sender is.
 
 use super::*;
-use crate::engine::RouteLookup;
 
 const LAN: u32 = 2;
 const WAN: u32 = 3;
@@ -21,7 +20,7 @@ impl Conversation {
 
     fn add_route(&mut self, address: IpAddr, interface: u32) {
         let routes = self.gateway.kernel.routes.get_or_insert_default();
-        routes.push(RouteLookup { address, interface, mark: 0 });
+        routes.push((address, interface));
     }
 
     /// Somebody sends the next line of `side` from `interface`, as the peer of `side` would get it.

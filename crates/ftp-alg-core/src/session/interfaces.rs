@@ -6,7 +6,8 @@
 //! - the interface by which the kernel sends packets to its sender, as the last packet to that end showed; or
 //! - another one, if a route to the sender leads there, so that replies may take another path.
 //!
-//! The first of them follows routes as they change.
+//! The first of them follows routes as they change. Other payload is dropped. Where an end's real packets come from
+//! elsewhere, it retransmits; after a while the session reads packets from everywhere, and opens nothing any more.
 
 use serde::{Deserialize, Serialize};
 
@@ -18,7 +19,7 @@ struct Interface(u16);
 
 impl Interface {
     const THIS_MACHINE: Self = Self(0);
-    /// Any interface with an index that two bytes cannot hold. It equals no interface, not even itself.
+    /// Any interface with an index that two bytes cannot hold. It [is](Self::is) no interface, not even itself.
     const HIGH: Self = Self(u16::MAX);
 
     fn new(index: u32) -> Self {
@@ -46,8 +47,10 @@ enum Knowledge {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interfaces {
     indices: [[u8; 2]; 2],
-    /// Two bits for each end; [`REPORTED`].
+    /// Two bits for each end; [`REPORTED`]; [`DISTRUSTED`].
     flags: u8,
+    /// How many seconds had an expected packet from elsewhere; the upper bits are of the last such second.
+    elsewhere: u8,
 }
 
 /// Why an announcement opens nothing while an interface is doubtful.
@@ -56,6 +59,10 @@ pub(super) const DOUBTFUL_INTERFACE: &str =
 
 /// The bit that says that packets from elsewhere were reported.
 const REPORTED: u8 = 1 << 4;
+/// The bit that says that packets are read from any interface, and nothing is opened.
+const DISTRUSTED: u8 = 1 << 5;
+/// How many seconds with retransmissions from elsewhere show that the sender is there.
+const MAX_SECONDS_ELSEWHERE: u8 = 3;
 
 const ENDS: [Side; 2] = [Side::Client, Side::Server];
 
@@ -66,6 +73,8 @@ pub struct RouteQuestion {
     pub end: Side,
     /// The interface's index.
     pub interface: u32,
+    /// The index of the interface by which packets go there; 0 if it is not known.
+    pub used: u32,
 }
 
 impl Interfaces {
@@ -76,8 +85,12 @@ impl Interfaces {
         match self.known(from) {
             Knowledge::Nothing if is_own => self.set(from, input, Knowledge::HasRoute),
             Knowledge::Nothing => self.set(from, input, Knowledge::Seen),
-            _ if is_own || self.of(from).is(input) => {}
-            _ => return Some(RouteQuestion { end: from, interface: input }),
+            _ if is_own || self.of(from).is(input) || self.are_distrusted() => {}
+            known => {
+                let is_used = known == Knowledge::Used;
+                let used = if is_used { self.of(from).0.into() } else { 0 };
+                return Some(RouteQuestion { end: from, interface: input, used });
+            }
         }
         None
     }
@@ -89,9 +102,10 @@ impl Interfaces {
         let interface = self.of(to);
         let is_same = interface.is(output);
         match self.known(to) {
+            _ if self.are_distrusted() => {}
             Knowledge::HasRoute if !is_same => {}
             Knowledge::Seen if !is_same && interface != Interface::HIGH => {
-                return Some(RouteQuestion { end: to, interface: interface.0.into() });
+                return Some(RouteQuestion { end: to, interface: interface.0.into(), used: output });
             }
             _ => self.set(to, output, Knowledge::Used),
         }
@@ -99,32 +113,55 @@ impl Interfaces {
     }
 
     /// Records that a route to `end` leads to `interface`.
-    pub fn set_has_route(&mut self, RouteQuestion { end, interface }: RouteQuestion) {
+    pub fn set_has_route(&mut self, RouteQuestion { end, interface, .. }: RouteQuestion) {
         self.set(end, interface, Knowledge::HasRoute);
     }
 
-    /// Records that the kernel sends packets to `end` by `interface`.
-    pub fn set_used(&mut self, end: Side, interface: u32) {
-        self.set(end, interface, Knowledge::Used);
+    /// Counts a packet with the next bytes of an end that came from elsewhere. `second` is the time. Returns whether
+    /// packets are read from any interface from now on.
+    pub fn count_elsewhere(&mut self, second: u64) -> bool {
+        let second = (second as u8) << 2;
+        let count = self.elsewhere & 3;
+        if count == 0 || self.elsewhere & !3 != second {
+            self.elsewhere = second | (count + 1);
+        }
+        if self.elsewhere & 3 >= MAX_SECONDS_ELSEWHERE {
+            self.flags |= DISTRUSTED;
+        }
+        self.are_distrusted()
     }
 
-    /// Whether packets of an end arrive on an interface of which nothing else is known.
+    /// Whether packets are read from any interface, and nothing is opened.
+    #[inline]
+    fn are_distrusted(&self) -> bool {
+        self.flags & DISTRUSTED != 0
+    }
+
+    /// Whether packets of an end arrive on an interface of which nothing else is known, so that nothing is opened.
     #[inline]
     pub fn are_doubtful(&self) -> bool {
-        ENDS.iter().any(|end| self.known(*end) == Knowledge::Seen)
+        self.are_distrusted() || ENDS.iter().any(|end| self.known(*end) == Knowledge::Seen)
+    }
+
+    /// Whether packets of `end` were read that arrived on another interface, of which nothing else is known.
+    pub fn contradicts(&self, RouteQuestion { end, interface, .. }: RouteQuestion) -> bool {
+        self.known(end) == Knowledge::Seen && !self.of(end).is(interface)
     }
 
     /// The question that would end the doubt about an interface.
     pub fn question(&self) -> Option<RouteQuestion> {
-        let end = ENDS.into_iter().find(|end| self.known(*end) == Knowledge::Seen)?;
+        let is_open = |end: &Side| !self.are_distrusted() && self.known(*end) == Knowledge::Seen;
+        let end = ENDS.into_iter().find(is_open)?;
         let interface = self.of(end);
-        (interface != Interface::HIGH).then(|| RouteQuestion { end, interface: interface.0.into() })
+        let question = RouteQuestion { end, interface: interface.0.into(), used: 0 };
+        (interface != Interface::HIGH).then_some(question)
     }
 
     /// The indices of client's and server's interface; `None` if one is unknown or doubtful.
     pub fn indices(&self) -> Option<[u32; 2]> {
         let is_certain = |end: &Side| {
             matches!(self.known(*end), Knowledge::Used | Knowledge::HasRoute)
+                && !self.are_distrusted()
                 && self.of(*end) != Interface::HIGH
         };
         ENDS.iter().all(is_certain).then(|| ENDS.map(|end| self.of(end).0.into()))
@@ -186,7 +223,7 @@ mod tests {
     fn a_packet_from_another_interface_is_questioned() {
         for (end, own, other) in [(Side::Client, LAN, WAN), (Side::Server, WAN, LAN)] {
             let mut interfaces = confirmed();
-            let question = Some(RouteQuestion { end, interface: other });
+            let question = Some(RouteQuestion { end, interface: other, used: own });
             assert_eq!(interfaces.take_input(end, other), question);
             assert_eq!(interfaces, confirmed());
             assert_eq!(interfaces.take_input(end, own), None);
@@ -196,12 +233,33 @@ mod tests {
     #[test]
     fn a_syn_ack_from_elsewhere_is_questioned_with_the_clients_first_packet() {
         let mut interfaces = after_syn_ack();
-        let question = RouteQuestion { end: Side::Server, interface: WAN };
+        let question = RouteQuestion { end: Side::Server, interface: WAN, used: 0 };
         assert_eq!(interfaces.question(), Some(question));
+        let question = RouteQuestion { used: LAN, ..question };
         assert_eq!(interfaces.take_output(Side::Server, LAN), Some(question));
-        interfaces.set_used(Side::Server, LAN);
+        assert!(interfaces.are_doubtful());
+        // The real one arrives.
+        let real = interfaces.take_input(Side::Server, LAN).unwrap();
+        assert!(interfaces.contradicts(real) && !interfaces.contradicts(question));
+        interfaces.set_has_route(real);
         assert_eq!(interfaces.indices(), Some([LAN, LAN]));
+        let question = RouteQuestion { used: 0, ..question };
         assert_eq!(interfaces.take_input(Side::Server, WAN), Some(question));
+    }
+
+    #[test]
+    fn an_end_that_retransmits_from_elsewhere_is_read_and_not_trusted() {
+        let mut interfaces = confirmed();
+        for second in [7, 7, 7, 8, 8] {
+            assert!(!interfaces.count_elsewhere(second));
+        }
+        assert!(interfaces.count_elsewhere(64 + 7));
+        for interface in [LAN, WAN, UPLINK] {
+            assert_eq!(interfaces.take_input(Side::Server, interface), None);
+            assert_eq!(interfaces.take_output(Side::Server, interface), None);
+        }
+        assert!(interfaces.are_doubtful());
+        assert_eq!((interfaces.indices(), interfaces.question()), (None, None));
     }
 
     #[test]
@@ -245,8 +303,8 @@ mod tests {
         assert_eq!(interfaces.take_output(Side::Client, high), None);
         assert_eq!(interfaces.take_output(Side::Server, WAN), None);
         for index in [high, higher] {
-            let question = Some(RouteQuestion { end: Side::Client, interface: index });
-            assert_eq!(interfaces.take_input(Side::Client, index), question);
+            let question = interfaces.take_input(Side::Client, index).unwrap();
+            assert_eq!((question.end, question.interface), (Side::Client, index));
         }
         assert_eq!(interfaces.indices(), None);
         assert!(!interfaces.are_doubtful());

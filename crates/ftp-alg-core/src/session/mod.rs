@@ -191,9 +191,18 @@ impl Session {
         self.client.space.is_adjusted() || self.server.space.is_adjusted()
     }
 
-    /// Ends the inspection: all packets pass from now on.
-    pub fn end_inspection(&mut self) {
-        self.inspection_state.turn_off();
+    /// Records that a route leads to the interface of an end. What was read from another interface counts for nothing.
+    pub fn confirm_interface(&mut self, question: RouteQuestion) {
+        if self.interfaces.contradicts(question) && self.dialogue.phase() != Phase::NotGreeted {
+            self.dialogue.record_missed();
+        }
+        self.interfaces.set_has_route(question);
+    }
+
+    /// Counts a packet of `from` that came from elsewhere. Returns whether such packets are read from now on; nothing is
+    /// opened then.
+    pub fn count_elsewhere(&mut self, from: Side, packet: &Packet<'_>, second: u64) -> bool {
+        packet.seq() == self.direction(from).space.next && self.interfaces.count_elsewhere(second)
     }
 
     /// Whether no packet of the connection needs to be queued any more.

@@ -42,6 +42,11 @@ impl Session {
         outcome
     }
 
+    /// Forwards a packet that is not read.
+    pub fn forward_unread(&self, from: Side, packet: &Packet<'_>) -> ForwardPlan {
+        self.path(from).renumber(packet).into()
+    }
+
     /// As [`handle_packet`](Self::handle_packet), for a packet with the URG bit.
     #[cold]
     fn handle_urgent_packet(
