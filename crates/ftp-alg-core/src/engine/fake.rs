@@ -15,7 +15,7 @@ pub struct FakeKernel {
     /// The address of all servers as their clients see it.
     pub published: Option<IpAddr>,
     /// The only routes that there are; `None`: each address has a route to each interface.
-    pub routes: Option<Vec<RouteLookup>>,
+    pub routes: Option<Vec<(IpAddr, u32)>>,
     /// The number of route lookups.
     pub route_lookups: usize,
     /// Whether conntrack was flushed, and no packet has passed since.

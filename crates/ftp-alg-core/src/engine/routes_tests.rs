@@ -29,8 +29,8 @@ impl Conversation {
         let (me, output) = if side == Side::Client { (0, server) } else { (1, client) };
         let packet = self.build(side, self.next[me], line.as_bytes(), false);
         let before = self.received;
-        let outcome = self.pass_between(&packet, interface, output);
-        assert_eq!(outcome, (PacketOutcome::Accept, line.to_owned()));
+        let (outcome, _) = self.pass_between(&packet, interface, output);
+        assert_eq!(outcome, PacketOutcome::Drop);
         self.received = before;
         assert_eq!(self.gateway.kernel.opened, 0);
     }
@@ -43,7 +43,7 @@ impl Conversation {
     }
 
     fn elsewhere(&self) -> u64 {
-        self.gateway.engine.counters().unread.elsewhere
+        self.gateway.engine.counters().drops.get(DropReason::Elsewhere)
     }
 }
 
@@ -79,31 +79,84 @@ fn a_forged_reset_does_not_end_the_session() {
     talk.opens("EPSV\r\n", REPLY);
 }
 
+impl Conversation {
+    /// The next line of `side` passes unchanged, between these interfaces.
+    fn pass_line(&mut self, side: Side, line: &str, (input, output): (u32, u32)) {
+        let me = usize::from(side == Side::Server);
+        let packet = self.build(side, self.next[me], line.as_bytes(), false);
+        self.next[me] += line.len() as u32;
+        let passed = self.pass_between(&packet, input, output);
+        assert_eq!(passed, (PacketOutcome::Accept, line.to_owned()));
+    }
+}
+
 /// The whole server may be forged. Or its packets take a link of one direction; then all of them pass.
 #[test]
-fn a_connection_whose_server_is_elsewhere_leaves_inspection() {
+fn a_server_that_is_elsewhere_opens_nothing() {
     let engine = Engine::new(Policy::default(), Checksums::Verify);
     let mut talk = Conversation::at(engine, "192.168.150.80", [LAN, WAN]);
     talk.gateway.kernel.routes = Some(Vec::new());
     // The SYN-ACK came by the WAN, but the kernel sends the client's packets elsewhere.
-    let pass = |talk: &mut Conversation, side, line: &str| {
-        let me = usize::from(side == Side::Server);
-        let (input, output) = if me == 0 { (LAN, UPLINK) } else { (WAN, LAN) };
-        let packet = talk.build(side, talk.next[me], line.as_bytes(), false);
-        talk.next[me] += line.len() as u32;
-        let passed = talk.pass_between(&packet, input, output);
-        assert_eq!(passed, (PacketOutcome::Accept, line.to_owned()));
-    };
-    pass(&mut talk, Side::Server, "220 ready\r\n");
-    pass(&mut talk, Side::Client, "USER joe\r\n");
-    assert_eq!(talk.gateway.kernel.mode, Some(QueueMode::None));
-    // More than the rules queue then.
-    for _ in 0..3 {
-        pass(&mut talk, Side::Server, "230 in\r\n");
-        pass(&mut talk, Side::Client, "EPSV\r\n");
-        pass(&mut talk, Side::Server, REPLY);
+    let (upwards, downwards) = ((LAN, UPLINK), (WAN, LAN));
+    talk.pass_line(Side::Server, "220 ready\r\n", downwards);
+    for (command, reply) in
+        [("USER joe\r\n", "230 in\r\n"), ("EPSV\r\n", REPLY), ("EPSV\r\n", REPLY)]
+    {
+        talk.pass_line(Side::Client, command, upwards);
+        talk.pass_line(Side::Server, reply, downwards);
     }
+    // What the policy refuses, it refuses.
+    let packet = talk.build(Side::Client, talk.next[0], b"PORT 10,0,0,9,0,22\r\n", false);
+    let (_, line) = talk.pass_between(&packet, upwards.0, upwards.1);
+    assert!(!line.contains("PORT"), "{line}");
     assert_eq!(talk.gateway.kernel.opened, 0);
+}
+
+/// What a forged server has said before the real one counts for nothing.
+#[test]
+fn the_real_server_takes_the_place_of_a_forged_one() {
+    let engine = Engine::new(Policy::default(), Checksums::Verify);
+    let mut talk = Conversation::at(engine, "192.168.150.80", [LAN, WAN]);
+    talk.gateway.kernel.routes = Some(Vec::new());
+    talk.add_route(talk.server.ip(), UPLINK);
+    talk.pass_line(Side::Server, "220 ready\r\n", (WAN, LAN));
+    talk.pass_line(Side::Client, "USER joe\r\n", (LAN, UPLINK));
+    talk.pass_line(Side::Server, "230 in\r\n", (WAN, LAN));
+    talk.interfaces = [LAN, UPLINK];
+    talk.say(Side::Client, "EPSV\r\n");
+    talk.say(Side::Server, REPLY);
+    assert_eq!(talk.gateway.kernel.opened, 0);
+}
+
+/// As after a change of routes that the gateway does not see.
+#[test]
+fn an_end_that_retransmits_from_elsewhere_for_a_while_is_read_and_opens_nothing() {
+    for (side, line, from) in [
+        (Side::Server, "200 ok\r\n", (GUESTS, LAN)),
+        (Side::Client, "NOOP\r\n", (GUESTS, WAN)),
+    ] {
+        let mut talk = Conversation::between_interfaces();
+        for _ in 0..2 {
+            talk.forge(side, line, GUESTS);
+            talk.forge(side, line, GUESTS);
+            talk.now += Duration::from_secs(1);
+        }
+        talk.pass_line(side, line, from);
+        talk.say(Side::Client, "EPSV\r\n");
+        talk.say(Side::Server, REPLY);
+        assert_eq!(talk.gateway.kernel.opened, 0);
+    }
+}
+
+/// A packet without payload passes, with the numbers that its receiver knows.
+#[test]
+fn an_acknowledgement_from_elsewhere_passes() {
+    let mut talk = Conversation::between_interfaces();
+    let packet = talk.build(Side::Server, talk.next[1], b"", false);
+    let (outcome, _) = talk.pass_between(&packet, GUESTS, LAN);
+    assert_eq!(outcome, PacketOutcome::Accept);
+    assert_eq!(talk.gateway.engine.counters().unread.elsewhere, 1);
+    talk.opens("EPSV\r\n", REPLY);
 }
 
 #[test]
@@ -134,7 +187,10 @@ fn a_flood_asks_the_kernel_once_a_second() {
     let mut talk = Conversation::between_interfaces();
     for second in 1..4 {
         for _ in 0..100 {
+            // Not the next bytes, so that nobody takes it for a retransmission.
+            talk.next[1] += 1;
             talk.forge(Side::Server, REPLY, GUESTS);
+            talk.next[1] -= 1;
         }
         assert_eq!(talk.gateway.kernel.route_lookups, second);
         talk.now += Duration::from_secs(1);
