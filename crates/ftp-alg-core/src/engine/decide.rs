@@ -11,7 +11,7 @@ use super::{
     memory::should_count_memory,
     queue_mode::{acknowledge, send_trailing_segment, wanted_queue_mode},
     resegment::resegment,
-    routes::Origin,
+    routes::{Origin, SOME_DROPPED},
 };
 use crate::{
     packet::{Packet, PacketEdit, Seq, flags},
@@ -203,19 +203,18 @@ impl Engine {
             let is_certain = !packet.has(flags::SYN) && control.incarnation().is_none();
             let origin = match is_busy {
                 true => Origin::Sender,
-                false => self.find_origin(index, from, meta),
+                false => self.find_origin(index, from, meta, effects),
             };
             match origin {
                 Origin::Sender => {}
                 Origin::Elsewhere if packet.payload().is_empty() => {
-                    self.report_elsewhere(index, effects);
                     let reason = "it arrived where no route to its sender leads";
                     self.pass_unread(bytes, |unread| &mut unread.elsewhere, reason);
                     (context.session, context.is_elsewhere) = (session, true);
                     return self.inspect_packet(now, (queued, &packet, from), None, context, effects);
                 }
                 Origin::Elsewhere => {
-                    self.report_elsewhere(index, effects);
+                    self.report_elsewhere(index, SOME_DROPPED, effects);
                     if !self.count_elsewhere(now, index, from, &packet, effects) {
                         return Decision::Verdict(Verdict::Drop(DropReason::Elsewhere));
                     }
@@ -239,7 +238,7 @@ impl Engine {
             let from = self.sessions.table.get_mut(index)?.control.side_of(source);
             if found != Some(index) {
                 // A new session knows no interfaces, so there is no question.
-                self.find_origin(index, from, meta);
+                self.find_origin(index, from, meta, effects);
             }
             Some((index, from))
         });

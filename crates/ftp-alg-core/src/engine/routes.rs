@@ -19,6 +19,12 @@ use crate::{
     session::{RouteQuestion, Side},
 };
 
+const OPENS_NOTHING: &str =
+    "opens nothing: the packets of an end arrive where no route to it leads";
+/// The report of dropped packets.
+pub(super) const SOME_DROPPED: &str =
+    "some packets are dropped: they have an end's address, but arrive where no route to it leads";
+
 /// What the interfaces of a packet say about it.
 pub(super) enum Origin {
     /// It comes from where its sender is.
@@ -32,7 +38,13 @@ pub(super) enum Origin {
 impl Engine {
     /// Finds out whether a packet of the session at `index` comes from where its sender is.
     #[inline]
-    pub(super) fn find_origin(&mut self, index: u32, from: Side, meta: &PacketMeta) -> Origin {
+    pub(super) fn find_origin(
+        &mut self,
+        index: u32,
+        from: Side,
+        meta: &PacketMeta,
+        effects: &mut Effects,
+    ) -> Origin {
         let Some(Entry { session, .. }) = self.sessions.table.get_mut(index) else {
             return Origin::Sender;
         };
@@ -46,24 +58,29 @@ impl Engine {
         let Some(Entry { session, .. }) = self.sessions.table.get_mut(index) else {
             return Origin::Sender;
         };
-        if let Some(question) = session.interfaces.take_output(from.peer(), meta.output)
-            && let Err(lookup) = self.sessions.answer_route(index, question, meta.mark)
-        {
-            return Origin::Unknown(lookup);
+        if let Some(question) = session.interfaces.take_output(from.peer(), meta.output) {
+            match self.sessions.answer_route(index, question, meta.mark) {
+                Ok(true) => {}
+                // The interface stays doubtful, so nothing is opened.
+                Ok(false) => self.report_elsewhere(index, OPENS_NOTHING, effects),
+                Err(lookup) => return Origin::Unknown(lookup),
+            }
         }
-        // If no route leads there, the interface stays doubtful, and nothing is opened.
         Origin::Sender
     }
 
-    /// Reports that a session has packets from elsewhere, once for each session.
+    /// Reports packets from elsewhere, once for each session.
     #[cold]
-    pub(super) fn report_elsewhere(&mut self, index: u32, effects: &mut Effects) {
+    pub(super) fn report_elsewhere(
+        &mut self,
+        index: u32,
+        what: &'static str,
+        effects: &mut Effects,
+    ) {
         if let Some(Entry { session, control }) = self.sessions.table.get_mut(index)
             && session.interfaces.report_once()
         {
-            effects.events.push(control.event(EventKind::FromElsewhere(
-                "some packets are dropped: they have an end's address, but arrive where no route to it leads",
-            )));
+            effects.events.push(control.event(EventKind::FromElsewhere(what)));
         }
     }
 
@@ -84,9 +101,7 @@ impl Engine {
         };
         let is_read = session.count_elsewhere(from, packet, second);
         if is_read {
-            effects.events.push(control.event(EventKind::FromElsewhere(
-                "opens nothing any more: the packets of an end arrive where no route to it leads",
-            )));
+            effects.events.push(control.event(EventKind::FromElsewhere(OPENS_NOTHING)));
         }
         is_read
     }
