@@ -546,7 +546,8 @@ impl DaemonService for Workers {
 
     fn update_policy(&self, config: &Config) {
         let port_sets = lock(&self.shared.port_sets).clone();
-        let policy = config.policy(|name| self.shared.external_names.external_address(name), &port_sets);
+        let policy =
+            config.policy(|name| self.shared.external_names.external_address(name), &port_sets);
         let fast_path = self.shared.fast_path.as_ref();
         // Connections may be handed over again as soon as the policy is set. What it permits again is updated later.
         if let Ok(reader) = fast_path {

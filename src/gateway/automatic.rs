@@ -41,9 +41,10 @@ fn choose_backend(
                 "a rule may drop data connections that are not related: with the accept rule at the start of its chain, \
                  and a restart, nftables and its fast path are possible",
             ),
-            Some(AcceptedData::Nothing) => {
-                (Backend::Nftables, "the firewall accepts no data connections: it lacks the accept rule")
-            }
+            Some(AcceptedData::Nothing) => (
+                Backend::Nftables,
+                "the firewall accepts no data connections: it lacks the accept rule",
+            ),
             None => (Backend::Conntrack, "the firewall's rules could not be read"),
         },
     }

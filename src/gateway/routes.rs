@@ -310,7 +310,8 @@ mod tests {
     fn an_address_of_this_machine_is_on_no_interface() {
         let mut routes = Routes::new().unwrap();
         for address in ["127.0.0.1", "::1"] {
-            let lookup = RouteLookup { address: address.parse().unwrap(), interface: 1, used: 0, mark: 0 };
+            let lookup =
+                RouteLookup { address: address.parse().unwrap(), interface: 1, used: 0, mark: 0 };
             assert!(!routes.has_route(lookup).unwrap(), "{address}");
         }
     }

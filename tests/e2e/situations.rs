@@ -525,9 +525,8 @@ fn a_gateway_with_a_set_of_ports_uses_no_other() {
                 }",
             )
             .unwrap();
-        let configuration = format!(
-            "{set}queue.fast-path = \"{fast_path}\"\npinhole.backend = \"{backend}\"\n"
-        );
+        let configuration =
+            format!("{set}queue.fast-path = \"{fast_path}\"\npinhole.backend = \"{backend}\"\n");
         let daemon = Daemon::start(&executable(), &lab.gateway, &configuration).unwrap();
         let gateway = Gateway { daemon, lab };
         let lab = &gateway.lab;
@@ -541,7 +540,12 @@ fn a_gateway_with_a_set_of_ports_uses_no_other() {
         }
         let plan = json!({"host": v4(&lab.server), "listen": [3762], "steps": steps});
         let session = scripted_client(&lab.client, &plan);
-        assert_eq!(session.error, None, "{set:?}, {fast_path}, {backend}: {}", gateway.daemon.log());
+        assert_eq!(
+            session.error,
+            None,
+            "{set:?}, {fast_path}, {backend}: {}",
+            gateway.daemon.log()
+        );
         let has_logged = |part: &str| gateway.daemon.log().contains(part);
         assert_eq!(has_logged("data connections use the ports 40960-41023"), set.is_empty());
         lab.gateway.shell("nft flush chain ip source source").unwrap();

@@ -323,7 +323,8 @@ mod tests {
             deny_ports: [50000..=50000, 50004..=60000].into(),
             ..Policy::default()
         };
-        let chosen: Vec<_> = (0..6).map(|random| policy.external_port(None, random).unwrap()).collect();
+        let chosen: Vec<_> =
+            (0..6).map(|random| policy.external_port(None, random).unwrap()).collect();
         assert_eq!(chosen, [50001, 50001, 50003, 50003, 50001, 50001]);
         let policy = Policy { port_range: 65535..=65535, ..Policy::default() };
         assert_eq!(policy.external_port(None, u64::MAX), Some(65535));

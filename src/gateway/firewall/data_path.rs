@@ -61,10 +61,13 @@ pub fn accepted_data(firewall: &Firewall, paths: &[DataPathVerdict]) -> Option<A
     if used.clone().all(|path| every(&path.mark, |one| one.passes && one.exceptions.is_empty())) {
         return Some(AcceptedData::Marked);
     }
-    Some(match used.any(|path| every(&path.related, |one| one.passes || !one.exceptions.is_empty())) {
-        true => AcceptedData::Related,
-        false => AcceptedData::Nothing,
-    })
+    Some(
+        match used.any(|path| every(&path.related, |one| one.passes || !one.exceptions.is_empty()))
+        {
+            true => AcceptedData::Related,
+            false => AcceptedData::Nothing,
+        },
+    )
 }
 
 /// The verdicts at all hooks with both IP versions.

@@ -95,8 +95,9 @@ impl Expectations {
             return Err(failed(io::Error::new(io::ErrorKind::Unsupported, text)));
         }
         // The rules translate the client, into the set. Its data connection then gets a port of the set from them.
-        let is_in_set =
-            |port: u16| self.source_ports.is_some_and(|(first, last)| (first..=last).contains(&port));
+        let is_in_set = |port: u16| {
+            self.source_ports.is_some_and(|(first, last)| (first..=last).contains(&port))
+        };
         let follows_rules = from_client
             && control.client != control.client_external
             && pinhole.target == pinhole.arrival

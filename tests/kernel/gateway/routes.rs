@@ -103,7 +103,8 @@ fn a_route_that_refuses_leads_nowhere() {
         assert_routes(&lab, FAR, &[]);
         assert_routes(&lab, FAR6, &[]);
     }
-    let absent = RouteLookup { address: SERVER.parse().unwrap(), interface: 60_000, used: 0, mark: 0 };
+    let absent =
+        RouteLookup { address: SERVER.parse().unwrap(), interface: 60_000, used: 0, mark: 0 };
     lab.on_gateway(|| {
         let mut kernel = LinuxKernel::new(&RuleParameters::default()).unwrap();
         assert!(!kernel.has_route(absent).unwrap());

@@ -211,7 +211,13 @@ impl Engine {
                     let reason = "it arrived where no route to its sender leads";
                     self.pass_unread(bytes, |unread| &mut unread.elsewhere, reason);
                     (context.session, context.is_elsewhere) = (session, true);
-                    return self.inspect_packet(now, (queued, &packet, from), None, context, effects);
+                    return self.inspect_packet(
+                        now,
+                        (queued, &packet, from),
+                        None,
+                        context,
+                        effects,
+                    );
                 }
                 Origin::Elsewhere => {
                     self.report_elsewhere(index, SOME_DROPPED, effects);

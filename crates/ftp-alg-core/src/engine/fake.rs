@@ -54,7 +54,10 @@ impl Kernel for FakeKernel {
 
     fn has_route(&mut self, lookup: RouteLookup) -> Result<bool, KernelError> {
         self.route_lookups += 1;
-        Ok(self.routes.as_ref().is_none_or(|routes| routes.contains(&(lookup.address, lookup.interface))))
+        Ok(self
+            .routes
+            .as_ref()
+            .is_none_or(|routes| routes.contains(&(lookup.address, lookup.interface))))
     }
 
     fn update_pinholes(

@@ -131,12 +131,11 @@ fn the_real_server_takes_the_place_of_a_forged_one() {
 /// As after a change of routes that the gateway does not see.
 #[test]
 fn an_end_that_retransmits_from_elsewhere_for_a_while_is_read_and_opens_nothing() {
-    for (side, line, from) in [
-        (Side::Server, "200 ok\r\n", (GUESTS, LAN)),
-        (Side::Client, "NOOP\r\n", (GUESTS, WAN)),
-    ] {
+    for (side, line, from) in
+        [(Side::Server, "200 ok\r\n", (GUESTS, LAN)), (Side::Client, "NOOP\r\n", (GUESTS, WAN))]
+    {
         let mut talk = Conversation::between_interfaces();
-        for _ in 0..2 {
+        for _ in 0..3 {
             talk.forge(side, line, GUESTS);
             talk.forge(side, line, GUESTS);
             talk.now += Duration::from_secs(1);

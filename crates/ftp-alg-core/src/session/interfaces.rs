@@ -47,22 +47,57 @@ enum Knowledge {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interfaces {
     indices: [[u8; 2]; 2],
-    /// Two bits for each end; [`REPORTED`]; [`DISTRUSTED`].
+    /// Two bits for each end, and four for [`Elsewhere`].
     flags: u8,
-    /// How many seconds had an expected packet from elsewhere; the upper bits are of the last such second.
-    elsewhere: u8,
+}
+
+/// Packets of the ends that came from elsewhere.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Elsewhere {
+    /// None, as far as is known.
+    None,
+    /// They were reported.
+    Reported,
+    /// They were reported, and had expected bytes in so many different seconds, up to [`MAX_SECONDS`]. `last` is the
+    /// latest of them, modulo [`SECONDS`].
+    Expected { seconds: u8, last: u8 },
+    /// From now on packets are read from any interface, and nothing is opened.
+    Distrusted,
 }
 
 /// Why an announcement opens nothing while an interface is doubtful.
 pub(super) const DOUBTFUL_INTERFACE: &str =
     "lines of an end arrive on an interface to which no route to it leads";
 
-/// The bit that says that packets from elsewhere were reported.
-const REPORTED: u8 = 1 << 4;
-/// The bit that says that packets are read from any interface, and nothing is opened.
-const DISTRUSTED: u8 = 1 << 5;
-/// How many seconds with retransmissions from elsewhere show that the sender is there.
-const MAX_SECONDS_ELSEWHERE: u8 = 3;
+/// After so many different seconds with expected bytes from elsewhere, the next one shows that their sender is there.
+const MAX_SECONDS: u8 = 3;
+/// Seconds are counted modulo this.
+const SECONDS: u8 = 4;
+
+impl Elsewhere {
+    /// From four bits.
+    fn from_bits(bits: u8) -> Self {
+        match bits {
+            0 => Self::None,
+            1 => Self::Reported,
+            2 => Self::Distrusted,
+            bits => {
+                let seconds = ((bits - 3) / SECONDS + 1).min(MAX_SECONDS);
+                Self::Expected { seconds, last: (bits - 3) % SECONDS }
+            }
+        }
+    }
+
+    /// In four bits.
+    fn to_bits(self) -> u8 {
+        match self {
+            Self::None => 0,
+            Self::Reported => 1,
+            Self::Distrusted => 2,
+            Self::Expected { seconds, last } => 3 + (seconds - 1) * SECONDS + last,
+        }
+    }
+}
 
 const ENDS: [Side; 2] = [Side::Client, Side::Server];
 
@@ -105,7 +140,11 @@ impl Interfaces {
             _ if self.are_distrusted() => {}
             Knowledge::HasRoute if !is_same => {}
             Knowledge::Seen if !is_same && interface != Interface::HIGH => {
-                return Some(RouteQuestion { end: to, interface: interface.0.into(), used: output });
+                return Some(RouteQuestion {
+                    end: to,
+                    interface: interface.0.into(),
+                    used: output,
+                });
             }
             _ => self.set(to, output, Knowledge::Used),
         }
@@ -120,21 +159,24 @@ impl Interfaces {
     /// Counts a packet with the next bytes of an end that came from elsewhere. `second` is the time. Returns whether
     /// packets are read from any interface from now on.
     pub fn count_elsewhere(&mut self, second: u64) -> bool {
-        let second = (second as u8) << 2;
-        let count = self.elsewhere & 3;
-        if count == 0 || self.elsewhere & !3 != second {
-            self.elsewhere = second | (count + 1);
-        }
-        if self.elsewhere & 3 >= MAX_SECONDS_ELSEWHERE {
-            self.flags |= DISTRUSTED;
-        }
-        self.are_distrusted()
+        let now = (second % u64::from(SECONDS)) as u8;
+        let next = match self.elsewhere() {
+            Elsewhere::None | Elsewhere::Reported => Elsewhere::Expected { seconds: 1, last: now },
+            Elsewhere::Expected { last, .. } if last == now => return false,
+            Elsewhere::Expected { seconds: MAX_SECONDS, .. } => Elsewhere::Distrusted,
+            Elsewhere::Expected { seconds, .. } => {
+                Elsewhere::Expected { seconds: seconds + 1, last: now }
+            }
+            Elsewhere::Distrusted => Elsewhere::Distrusted,
+        };
+        self.set_elsewhere(next);
+        next == Elsewhere::Distrusted
     }
 
     /// Whether packets are read from any interface, and nothing is opened.
     #[inline]
     fn are_distrusted(&self) -> bool {
-        self.flags & DISTRUSTED != 0
+        self.elsewhere() == Elsewhere::Distrusted
     }
 
     /// Whether packets of an end arrive on an interface of which nothing else is known, so that nothing is opened.
@@ -188,9 +230,19 @@ impl Interfaces {
 
     /// Whether this is the first call.
     pub fn report_once(&mut self) -> bool {
-        let is_first = self.flags & REPORTED == 0;
-        self.flags |= REPORTED;
+        let is_first = self.elsewhere() == Elsewhere::None;
+        if is_first {
+            self.set_elsewhere(Elsewhere::Reported);
+        }
         is_first
+    }
+
+    fn elsewhere(&self) -> Elsewhere {
+        Elsewhere::from_bits(self.flags >> 4)
+    }
+
+    fn set_elsewhere(&mut self, elsewhere: Elsewhere) {
+        self.flags = self.flags & 15 | elsewhere.to_bits() << 4;
     }
 }
 
@@ -250,10 +302,11 @@ mod tests {
     #[test]
     fn an_end_that_retransmits_from_elsewhere_is_read_and_not_trusted() {
         let mut interfaces = confirmed();
-        for second in [7, 7, 7, 8, 8] {
+        for second in [7, 7, 7, 8, 8, 10] {
             assert!(!interfaces.count_elsewhere(second));
         }
-        assert!(interfaces.count_elsewhere(64 + 7));
+        assert_eq!((interfaces.report_once(), interfaces.indices()), (false, Some([LAN, WAN])));
+        assert!(interfaces.count_elsewhere(13));
         for interface in [LAN, WAN, UPLINK] {
             assert_eq!(interfaces.take_input(Side::Server, interface), None);
             assert_eq!(interfaces.take_output(Side::Server, interface), None);
