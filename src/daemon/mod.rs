@@ -163,7 +163,8 @@ pub trait DaemonService {
     fn source(&self) -> Arc<dyn StatusSource>;
     /// Continues with `config`, whose fixed keys have the values of the start.
     fn reload(&self, config: &Config);
-    /// Continues with the same `config` after one of its names got another address.
+    /// Continues with the same `config` after one of its names got another address, or the operator's rules another set of
+    /// ports.
     fn update_policy(&self, config: &Config);
     /// Renews the heartbeat, and loads the table again if another program removed or changed it. Called ten times a
     /// second.

@@ -15,7 +15,7 @@ use crate::gateway::{
 /// How long the start waits for them. FTP works before large sets of rules are read.
 const READING_LIMIT: Duration = Duration::from_secs(1);
 /// The same if there are sessions, whose packets wait meanwhile.
-const RESTART_LIMIT: Duration = Duration::from_millis(300);
+const RESTART_LIMIT: Duration = Duration::from_millis(800);
 
 /// The operator's rules at the start, read in the background.
 pub(super) struct OperatorRules {

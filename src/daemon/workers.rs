@@ -174,7 +174,8 @@ pub(super) fn start(
     if !port_sets.is_empty() {
         workers.update_policy(config);
     }
-    workers.start_rules_reader(rules_reader, rules, parameters.clone(), events)?;
+    let is_configured = config.restricts_ports();
+    workers.start_rules_reader(rules_reader, rules, is_configured, &parameters, events)?;
     match (&workers.shared.fast_path, mark_change) {
         _ if config.queue.fast_path == FastPath::Off => {}
         (Ok(_), _) if why_off.is_some() => {
@@ -288,16 +289,17 @@ impl Workers {
         &mut self,
         mut reader: RulesetReader,
         rules: OperatorRules,
-        parameters: RuleParameters,
+        is_configured: bool,
+        parameters: &RuleParameters,
         events: &Sender<DaemonEvent>,
     ) -> Result<(), ServiceError> {
         let (shared, end) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
-        let changes = events.clone();
+        let (changes, parameters) = (events.clone(), parameters.clone());
         let work = move || {
             let mut first = rules.into_firewall().inspect(|late| reader.apply(late));
             while !end.load(Ordering::Acquire) {
                 if let Some(rules) = first.take().or_else(|| reader.read_if_changed()) {
-                    if shared.set_port_sets(rules.source_ports()) {
+                    if !is_configured && shared.set_port_sets(rules.source_ports()) {
                         operator_rules::log_port_sets(&lock(&shared.port_sets), &parameters);
                         let _ = changes.send(DaemonEvent::PolicyChanged);
                     }

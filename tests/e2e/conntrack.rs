@@ -71,8 +71,12 @@ fn auto_takes_expectations_where_the_firewall_accepts_related_alone() {
         let lab = Lab::build(spec).unwrap();
         let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
         let (expected, why) = match (admission, has_helpers) {
-            (Admission::Mark, true) => ("nftables", "the firewall accepts the mark"),
-            (Admission::Related, true) => ("conntrack", "the firewall accepts related"),
+            (Admission::Mark, true) => {
+                ("nftables", "no rule drops data connections that have the mark")
+            }
+            (Admission::Related, true) => {
+                ("conntrack", "a rule may drop data connections that are not related")
+            }
             (_, false) => ("nftables", "this kernel has no nfnetlink_cthelper"),
         };
         println!("{admission:?}: auto takes {expected}");

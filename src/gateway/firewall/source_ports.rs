@@ -3,7 +3,11 @@
 
 use std::ops::RangeInclusive;
 
-use super::{IpVersion, Ruleset, model::Rule, translated_ports::destination_ports};
+use super::{
+    IpVersion, Ruleset,
+    model::Rule,
+    translated_ports::{callers, destination_ports, ports_into},
+};
 
 /// The width of the smallest set. A rule with fewer ports is for one service.
 const MIN_WIDTH: u16 = 16;
@@ -11,9 +15,14 @@ const MIN_WIDTH: u16 = 16;
 /// The different ranges in the rules that translate IPv4 connections to any port. A range of all ports from 1024 on is no
 /// restriction.
 pub(super) fn from_ruleset(rules: &Ruleset) -> Vec<RangeInclusive<u16>> {
-    let tables = rules.tables.iter().filter(|table| table.family.sees(IpVersion::V4));
-    let rules = tables.flat_map(|table| table.chains.values().flat_map(|chain| &chain.rules));
-    let mut found: Vec<_> = rules.filter_map(source_ports).collect();
+    let mut found = Vec::new();
+    for table in rules.tables.iter().filter(|table| table.family.sees(IpVersion::V4)) {
+        let callers = callers(table);
+        for (name, chain) in &table.chains {
+            let sets = chain.rules.iter().filter_map(source_ports);
+            found.extend(sets.filter(|_| ports_into(&callers, name).is_none()));
+        }
+    }
     found.sort_unstable_by_key(|range| range.clone().into_inner());
     found.dedup();
     found
@@ -84,6 +93,7 @@ mod tests {
             "-A POSTROUTING -p udp -j MASQUERADE --to-ports 40960-41023",
             "-A POSTROUTING -p tcp -m tcp --dport 5060 -j MASQUERADE --to-ports 40960-41023",
             "-A POSTROUTING -p tcp -j MASQUERADE --to-ports 5060-5061",
+            ":X - [0:0]\n-A POSTROUTING -p tcp -m tcp --dport 80 -j X\n-A X -p tcp -j MASQUERADE --to-ports 40960-41023",
         ] {
             assert_eq!(saved(rule), [], "{rule}");
         }

@@ -19,7 +19,7 @@ const MAX_NAMED: usize = 4;
 const TCP: u32 = 6;
 
 /// Inclusive port ranges; `None` stands for every port.
-type PortRanges = Option<Vec<(u16, u16)>>;
+pub(super) type PortRanges = Option<Vec<(u16, u16)>>;
 
 /// The ports that the operator's rules translate.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -37,7 +37,7 @@ impl TranslatedPorts {
                 for rule in &chain.rules {
                     let Some(diversion) = rule.destination_nat else { continue };
                     let Some(own_ports) = destination_ports(&rule.conditions) else { continue };
-                    let way = ports_into_chain(&callers, name, &mut HashSet::new(), MAX_DEPTH);
+                    let way = ports_into(&callers, name);
                     let sees = |ip| table.family.sees(ip);
                     match intersection(&own_ports, &way) {
                         Some(ports) if ports.is_empty() => {}
@@ -71,9 +71,9 @@ impl TranslatedPorts {
 }
 
 /// For each chain the chains that jump to it, with the ports of the jump.
-type Callers<'a> = HashMap<&'a str, Vec<(&'a str, PortRanges)>>;
+pub(super) type Callers<'a> = HashMap<&'a str, Vec<(&'a str, PortRanges)>>;
 
-fn callers(table: &Table) -> Callers<'_> {
+pub(super) fn callers(table: &Table) -> Callers<'_> {
     let mut callers = Callers::new();
     for (name, chain) in &table.chains {
         for Rule { conditions, action, .. } in &chain.rules {
@@ -104,6 +104,10 @@ fn callers(table: &Table) -> Callers<'_> {
 }
 
 /// The ports of the packets that reach `chain`.
+pub(super) fn ports_into<'a>(callers: &Callers<'a>, chain: &'a str) -> PortRanges {
+    ports_into_chain(callers, chain, &mut HashSet::new(), MAX_DEPTH)
+}
+
 fn ports_into_chain<'a>(
     callers: &Callers<'a>,
     chain: &'a str,

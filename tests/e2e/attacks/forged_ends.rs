@@ -93,7 +93,7 @@ impl Case {
 
     /// Waits until the gateway has read the forged packet.
     fn wait_for_packet(&self, scene: &Scene) {
-        let is_read = || scene.gateway.daemon.status().unwrap()["drops"]["elsewhere"] != json!(0);
+        let is_read = || scene.gateway.daemon.status().unwrap()["unread"]["elsewhere"] != json!(0);
         // Otherwise the kernel drops it, and the silence of the port takes long enough.
         if !self.rp_filter {
             wait_for("the forged packet", is_read);

@@ -360,11 +360,6 @@ impl EndpointPair {
 pub struct Timestamp(i64);
 
 impl Timestamp {
-    /// Whole seconds since the epoch.
-    pub fn seconds(self) -> u64 {
-        self.0.max(0).cast_unsigned() / 1_000_000_000
-    }
-
     /// Time since `earlier`, at least zero.
     pub fn duration_since(self, earlier: Self) -> Duration {
         Duration::from_nanos(self.0.saturating_sub(earlier.0).max(0).cast_unsigned())

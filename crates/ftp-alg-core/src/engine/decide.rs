@@ -11,7 +11,7 @@ use super::{
     memory::should_count_memory,
     queue_mode::{acknowledge, send_trailing_segment, wanted_queue_mode},
     resegment::resegment,
-    routes::{Origin, SOME_DROPPED},
+    routes::{Origin, SOME_UNREAD},
 };
 use crate::{
     packet::{Packet, PacketEdit, Seq, flags},
@@ -201,30 +201,22 @@ impl Engine {
             let (from, session) = (control.side_of(source), SessionRef { index, id: control.id });
             let (is_busy, is_handed_over) = (control.is_busy(), control.fast_path().is_handed_over);
             let is_certain = !packet.has(flags::SYN) && control.incarnation().is_none();
-            let origin = match is_busy {
+            // A SYN may begin another connection, whose ends may be elsewhere.
+            let origin = match is_busy || packet.has(flags::SYN) {
                 true => Origin::Sender,
                 false => self.find_origin(index, from, meta, effects),
             };
             match origin {
                 Origin::Sender => {}
-                Origin::Elsewhere if packet.payload().is_empty() => {
+                Origin::Elsewhere if from == Side::Server || packet.payload().is_empty() => {
+                    self.report_elsewhere(index, SOME_UNREAD, effects);
                     let reason = "it arrived where no route to its sender leads";
                     self.pass_unread(bytes, |unread| &mut unread.elsewhere, reason);
                     (context.session, context.is_elsewhere) = (session, true);
-                    return self.inspect_packet(
-                        now,
-                        (queued, &packet, from),
-                        None,
-                        context,
-                        effects,
-                    );
+                    let packet = (queued, &packet, from);
+                    return self.inspect_packet(now, packet, None, context, effects);
                 }
-                Origin::Elsewhere => {
-                    self.report_elsewhere(index, SOME_DROPPED, effects);
-                    if !self.count_elsewhere(now, index, from, &packet, effects) {
-                        return Decision::Verdict(Verdict::Drop(DropReason::Elsewhere));
-                    }
-                }
+                Origin::Elsewhere => self.distrust_client(index, &packet, effects),
                 Origin::Unknown(lookup) => {
                     self.ask_for_route(queued, session, lookup, effects);
                     return Decision::AwaitKernel;
@@ -240,10 +232,13 @@ impl Engine {
             known = is_certain.then_some((index, from));
         }
         let known = known.or_else(|| {
+            let before =
+                found.and_then(|index| Some(self.sessions.table.get_mut(index)?.control.id));
             let index = self.find_or_insert(now, &packet, found, *meta, effects)?;
-            let from = self.sessions.table.get_mut(index)?.control.side_of(source);
-            if found != Some(index) {
-                // A new session knows no interfaces, so there is no question.
+            let control = &self.sessions.table.get_mut(index)?.control;
+            let (from, is_new) = (control.side_of(source), before != Some(control.id));
+            if is_new {
+                // It knows no interfaces, so there is no question.
                 self.find_origin(index, from, meta, effects);
             }
             Some((index, from))
@@ -369,7 +364,8 @@ impl Engine {
             awaits_probe,
         );
         let connection_flags = flags::FIN | flags::RST | flags::SYN;
-        let may_change_session = is_new || packet.flags() & connection_flags != 0;
+        let may_change_session =
+            is_new || packet.flags() & connection_flags != 0 && !context.is_elsewhere;
         let is_dropped = matches!(outcome.action, ForwardAction::Drop(_));
         let is_counted = should_count_memory(session, control) || should_count(session, control);
         if needs_none {

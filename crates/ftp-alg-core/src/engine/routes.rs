@@ -1,8 +1,8 @@
 //! Whether packets arrive on the interfaces on which their senders are.
 //!
-//! A session knows the interfaces of its ends. The kernel is asked about another one. A packet from where no route to its
-//! sender leads is not read: it opens nothing and does not change its session. If it has payload it is dropped, because
-//! its receiver would get what was not inspected.
+//! A session knows the interfaces of its ends. The kernel is asked about another one. A server's packet from where no
+//! route to it leads passes unread: it opens nothing and does not change its session. A client's is read, because the
+//! policy may refuse a command of it. It opens nothing, nor does any later one.
 //!
 //! The expression `fib` of nftables knows the best route only, so it would not find a second path. rp_filter has the
 //! same limit, and IPv6 has none.
@@ -21,9 +21,9 @@ use crate::{
 
 const OPENS_NOTHING: &str =
     "opens nothing: the packets of an end arrive where no route to it leads";
-/// The report of dropped packets.
-pub(super) const SOME_DROPPED: &str =
-    "some packets are dropped: they have an end's address, but arrive where no route to it leads";
+/// The report of unread packets.
+pub(super) const SOME_UNREAD: &str =
+    "some packets are not read: they have an end's address, but arrive where no route to it leads";
 
 /// What the interfaces of a packet say about it.
 pub(super) enum Origin {
@@ -49,6 +49,13 @@ impl Engine {
             return Origin::Sender;
         };
         if let Some(question) = session.interfaces.take_input(from, meta.input) {
+            // The interface of earlier packets may be right as well.
+            let earlier = session.interfaces.question_of(from);
+            if let Some(earlier) = earlier.filter(|_| session.interfaces.contradicts(question))
+                && let Err(lookup) = self.sessions.answer_route(index, earlier, meta.mark)
+            {
+                return Origin::Unknown(lookup);
+            }
             match self.sessions.answer_route(index, question, meta.mark) {
                 Ok(true) => {}
                 Ok(false) => return Origin::Elsewhere,
@@ -84,26 +91,19 @@ impl Engine {
         }
     }
 
-    /// Counts a dropped packet from elsewhere. Returns whether the packets of the session are read from now on, although
-    /// they come from there: their sender has retransmitted them for a while.
+    /// Opens nothing any more if the next bytes of the client come from elsewhere.
     #[cold]
-    pub(super) fn count_elsewhere(
+    pub(super) fn distrust_client(
         &mut self,
-        now: Instant,
         index: u32,
-        from: Side,
         packet: &Packet<'_>,
         effects: &mut Effects,
-    ) -> bool {
-        let second = self.sessions.epoch.timestamp(now).seconds();
-        let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else {
-            return false;
-        };
-        let is_read = session.count_elsewhere(from, packet, second);
-        if is_read {
-            effects.events.push(control.event(EventKind::FromElsewhere(OPENS_NOTHING)));
+    ) {
+        if let Some(Entry { session, .. }) = self.sessions.table.get_mut(index)
+            && session.distrust_next_bytes(packet)
+        {
+            self.report_elsewhere(index, OPENS_NOTHING, effects);
         }
-        is_read
     }
 
     /// Has the kernel asked for `packet`, which waits.

@@ -28,13 +28,11 @@ pub enum DropReason {
     Stale,
     /// The session waits for the kernel, and too many packets wait behind it.
     Overflow,
-    /// The packet has an end's address, but arrived where no route to that end leads.
-    Elsewhere,
 }
 
 impl DropReason {
     /// Every drop reason.
-    pub const ALL: [Self; 12] = [
+    pub const ALL: [Self; 11] = [
         Self::OutOfOrder,
         Self::OutOfWindow,
         Self::Overlap,
@@ -46,7 +44,6 @@ impl DropReason {
         Self::KernelRefused,
         Self::Stale,
         Self::Overflow,
-        Self::Elsewhere,
     ];
 
     /// Name in `ftp-alg status`.
@@ -63,7 +60,6 @@ impl DropReason {
             Self::KernelRefused => "kernel_refused",
             Self::Stale => "stale",
             Self::Overflow => "overflow",
-            Self::Elsewhere => "elsewhere",
         }
     }
 }

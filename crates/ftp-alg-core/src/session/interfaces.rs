@@ -6,8 +6,8 @@
 //! - the interface by which the kernel sends packets to its sender, as the last packet to that end showed; or
 //! - another one, if a route to the sender leads there, so that replies may take another path.
 //!
-//! The first of them follows routes as they change. Other payload is dropped. Where an end's real packets come from
-//! elsewhere, it retransmits; after a while the session reads packets from everywhere, and opens nothing any more.
+//! The first of them follows routes as they change. From elsewhere, a server's packet passes unread. A client's is
+//! read, because the policy may refuse a command of it, and the session opens nothing any more.
 
 use serde::{Deserialize, Serialize};
 
@@ -47,57 +47,16 @@ enum Knowledge {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interfaces {
     indices: [[u8; 2]; 2],
-    /// Two bits for each end, and four for [`Elsewhere`].
+    /// Two bits for each end; [`REPORTED`].
     flags: u8,
-}
-
-/// Packets of the ends that came from elsewhere.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Elsewhere {
-    /// None, as far as is known.
-    None,
-    /// They were reported.
-    Reported,
-    /// They were reported, and had expected bytes in so many different seconds, up to [`MAX_SECONDS`]. `last` is the
-    /// latest of them, modulo [`SECONDS`].
-    Expected { seconds: u8, last: u8 },
-    /// From now on packets are read from any interface, and nothing is opened.
-    Distrusted,
 }
 
 /// Why an announcement opens nothing while an interface is doubtful.
 pub(super) const DOUBTFUL_INTERFACE: &str =
     "lines of an end arrive on an interface to which no route to it leads";
 
-/// After so many different seconds with expected bytes from elsewhere, the next one shows that their sender is there.
-const MAX_SECONDS: u8 = 3;
-/// Seconds are counted modulo this.
-const SECONDS: u8 = 4;
-
-impl Elsewhere {
-    /// From four bits.
-    fn from_bits(bits: u8) -> Self {
-        match bits {
-            0 => Self::None,
-            1 => Self::Reported,
-            2 => Self::Distrusted,
-            bits => {
-                let seconds = ((bits - 3) / SECONDS + 1).min(MAX_SECONDS);
-                Self::Expected { seconds, last: (bits - 3) % SECONDS }
-            }
-        }
-    }
-
-    /// In four bits.
-    fn to_bits(self) -> u8 {
-        match self {
-            Self::None => 0,
-            Self::Reported => 1,
-            Self::Distrusted => 2,
-            Self::Expected { seconds, last } => 3 + (seconds - 1) * SECONDS + last,
-        }
-    }
-}
+/// The bit that says that packets from elsewhere were reported.
+const REPORTED: u8 = 1 << 4;
 
 const ENDS: [Side; 2] = [Side::Client, Side::Server];
 
@@ -120,10 +79,10 @@ impl Interfaces {
         match self.known(from) {
             Knowledge::Nothing if is_own => self.set(from, input, Knowledge::HasRoute),
             Knowledge::Nothing => self.set(from, input, Knowledge::Seen),
-            _ if is_own || self.of(from).is(input) || self.are_distrusted() => {}
+            _ if is_own || self.of(from).is(input) => {}
             known => {
-                let is_used = known == Knowledge::Used;
-                let used = if is_used { self.of(from).0.into() } else { 0 };
+                let is_known = known == Knowledge::Used && self.of(from) != Interface::HIGH;
+                let used = if is_known { self.of(from).0.into() } else { 0 };
                 return Some(RouteQuestion { end: from, interface: input, used });
             }
         }
@@ -137,7 +96,6 @@ impl Interfaces {
         let interface = self.of(to);
         let is_same = interface.is(output);
         match self.known(to) {
-            _ if self.are_distrusted() => {}
             Knowledge::HasRoute if !is_same => {}
             Knowledge::Seen if !is_same && interface != Interface::HIGH => {
                 return Some(RouteQuestion {
@@ -156,54 +114,33 @@ impl Interfaces {
         self.set(end, interface, Knowledge::HasRoute);
     }
 
-    /// Counts a packet with the next bytes of an end that came from elsewhere. `second` is the time. Returns whether
-    /// packets are read from any interface from now on.
-    pub fn count_elsewhere(&mut self, second: u64) -> bool {
-        let now = (second % u64::from(SECONDS)) as u8;
-        let next = match self.elsewhere() {
-            Elsewhere::None | Elsewhere::Reported => Elsewhere::Expected { seconds: 1, last: now },
-            Elsewhere::Expected { last, .. } if last == now => return false,
-            Elsewhere::Expected { seconds: MAX_SECONDS, .. } => Elsewhere::Distrusted,
-            Elsewhere::Expected { seconds, .. } => {
-                Elsewhere::Expected { seconds: seconds + 1, last: now }
-            }
-            Elsewhere::Distrusted => Elsewhere::Distrusted,
-        };
-        self.set_elsewhere(next);
-        next == Elsewhere::Distrusted
-    }
-
-    /// Whether packets are read from any interface, and nothing is opened.
-    #[inline]
-    fn are_distrusted(&self) -> bool {
-        self.elsewhere() == Elsewhere::Distrusted
-    }
-
-    /// Whether packets of an end arrive on an interface of which nothing else is known, so that nothing is opened.
+    /// Whether packets of an end arrive on an interface of which nothing else is known.
     #[inline]
     pub fn are_doubtful(&self) -> bool {
-        self.are_distrusted() || ENDS.iter().any(|end| self.known(*end) == Knowledge::Seen)
+        ENDS.iter().any(|end| self.known(*end) == Knowledge::Seen)
     }
 
-    /// Whether packets of `end` were read that arrived on another interface, of which nothing else is known.
+    /// Whether packets of `end` have arrived on another interface, of which nothing else is known.
     pub fn contradicts(&self, RouteQuestion { end, interface, .. }: RouteQuestion) -> bool {
         self.known(end) == Knowledge::Seen && !self.of(end).is(interface)
     }
 
     /// The question that would end the doubt about an interface.
     pub fn question(&self) -> Option<RouteQuestion> {
-        let is_open = |end: &Side| !self.are_distrusted() && self.known(*end) == Knowledge::Seen;
-        let end = ENDS.into_iter().find(is_open)?;
+        ENDS.into_iter().find_map(|end| self.question_of(end))
+    }
+
+    /// The same about the interface of an end.
+    pub fn question_of(&self, end: Side) -> Option<RouteQuestion> {
         let interface = self.of(end);
-        let question = RouteQuestion { end, interface: interface.0.into(), used: 0 };
-        (interface != Interface::HIGH).then_some(question)
+        let is_doubtful = self.known(end) == Knowledge::Seen && interface != Interface::HIGH;
+        is_doubtful.then(|| RouteQuestion { end, interface: interface.0.into(), used: 0 })
     }
 
     /// The indices of client's and server's interface; `None` if one is unknown or doubtful.
     pub fn indices(&self) -> Option<[u32; 2]> {
         let is_certain = |end: &Side| {
             matches!(self.known(*end), Knowledge::Used | Knowledge::HasRoute)
-                && !self.are_distrusted()
                 && self.of(*end) != Interface::HIGH
         };
         ENDS.iter().all(is_certain).then(|| ENDS.map(|end| self.of(end).0.into()))
@@ -230,19 +167,9 @@ impl Interfaces {
 
     /// Whether this is the first call.
     pub fn report_once(&mut self) -> bool {
-        let is_first = self.elsewhere() == Elsewhere::None;
-        if is_first {
-            self.set_elsewhere(Elsewhere::Reported);
-        }
+        let is_first = self.flags & REPORTED == 0;
+        self.flags |= REPORTED;
         is_first
-    }
-
-    fn elsewhere(&self) -> Elsewhere {
-        Elsewhere::from_bits(self.flags >> 4)
-    }
-
-    fn set_elsewhere(&mut self, elsewhere: Elsewhere) {
-        self.flags = self.flags & 15 | elsewhere.to_bits() << 4;
     }
 }
 
@@ -297,22 +224,6 @@ mod tests {
         assert_eq!(interfaces.indices(), Some([LAN, LAN]));
         let question = RouteQuestion { used: 0, ..question };
         assert_eq!(interfaces.take_input(Side::Server, WAN), Some(question));
-    }
-
-    #[test]
-    fn an_end_that_retransmits_from_elsewhere_is_read_and_not_trusted() {
-        let mut interfaces = confirmed();
-        for second in [7, 7, 7, 8, 8, 10] {
-            assert!(!interfaces.count_elsewhere(second));
-        }
-        assert_eq!((interfaces.report_once(), interfaces.indices()), (false, Some([LAN, WAN])));
-        assert!(interfaces.count_elsewhere(13));
-        for interface in [LAN, WAN, UPLINK] {
-            assert_eq!(interfaces.take_input(Side::Server, interface), None);
-            assert_eq!(interfaces.take_output(Side::Server, interface), None);
-        }
-        assert!(interfaces.are_doubtful());
-        assert_eq!((interfaces.indices(), interfaces.question()), (None, None));
     }
 
     #[test]

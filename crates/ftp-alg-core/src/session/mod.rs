@@ -199,10 +199,16 @@ impl Session {
         self.interfaces.set_has_route(question);
     }
 
-    /// Counts a packet of `from` that came from elsewhere. Returns whether such packets are read from now on; nothing is
-    /// opened then.
-    pub fn count_elsewhere(&mut self, from: Side, packet: &Packet<'_>, second: u64) -> bool {
-        packet.seq() == self.direction(from).space.next && self.interfaces.count_elsewhere(second)
+    /// Distrusts the dialogue if the next bytes of the client are in this packet, which came from elsewhere: nothing is
+    /// opened any more. Returns whether they are.
+    pub fn distrust_next_bytes(&mut self, packet: &Packet<'_>) -> bool {
+        let (seq, next) = (packet.seq(), self.client.space.next);
+        let end = seq + packet.payload().len() as u32;
+        let has_next = !seq.is_after(next) && end.is_after(next);
+        if has_next {
+            self.dialogue.record_missed();
+        }
+        has_next
     }
 
     /// Whether no packet of the connection needs to be queued any more.

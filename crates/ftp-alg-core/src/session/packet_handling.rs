@@ -44,7 +44,12 @@ impl Session {
 
     /// Forwards a packet that is not read.
     pub fn forward_unread(&self, from: Side, packet: &Packet<'_>) -> ForwardPlan {
-        self.path(from).renumber(packet).into()
+        let is_of_session = self.inspection_state.is_confirmed()
+            && (!self.is_over() || self.direction(from).space.is_in_window(packet.seq()));
+        match is_of_session {
+            true => self.path(from).renumber(packet).into(),
+            false => ForwardAction::Unchanged.into(),
+        }
     }
 
     /// As [`handle_packet`](Self::handle_packet), for a packet with the URG bit.
