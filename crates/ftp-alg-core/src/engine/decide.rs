@@ -216,7 +216,12 @@ impl Engine {
                     let packet = (queued, &packet, from);
                     return self.inspect_packet(now, packet, None, context, effects);
                 }
-                Origin::Elsewhere => self.distrust_client(index, &packet, effects),
+                Origin::Elsewhere => {
+                    self.report_elsewhere(index, SOME_UNREAD, effects);
+                    if !self.accepts_from_elsewhere(index, &packet, effects) {
+                        return Decision::Verdict(Verdict::Drop(DropReason::Elsewhere));
+                    }
+                }
                 Origin::Unknown(lookup) => {
                     self.ask_for_route(queued, session, lookup, effects);
                     return Decision::AwaitKernel;

@@ -1,8 +1,8 @@
 //! Whether packets arrive on the interfaces on which their senders are.
 //!
 //! A session knows the interfaces of its ends. The kernel is asked about another one. A server's packet from where no
-//! route to it leads passes unread: it opens nothing and does not change its session. A client's is read, because the
-//! policy may refuse a command of it. It opens nothing, nor does any later one.
+//! route to it leads passes unread: it opens nothing and does not change its session. A client's is dropped, because
+//! the policy may refuse a command of it.
 //!
 //! The expression `fib` of nftables knows the best route only, so it would not find a second path. rp_filter has the
 //! same limit, and IPv6 has none.
@@ -91,19 +91,23 @@ impl Engine {
         }
     }
 
-    /// Opens nothing any more if the next bytes of the client come from elsewhere.
+    /// Whether to handle a payload of the client that came from elsewhere.
     #[cold]
-    pub(super) fn distrust_client(
+    pub(super) fn accepts_from_elsewhere(
         &mut self,
         index: u32,
         packet: &Packet<'_>,
         effects: &mut Effects,
-    ) {
-        if let Some(Entry { session, .. }) = self.sessions.table.get_mut(index)
-            && session.distrust_next_bytes(packet)
-        {
-            self.report_elsewhere(index, OPENS_NOTHING, effects);
+    ) -> bool {
+        let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else {
+            return false;
+        };
+        let phase = session.dialogue().phase();
+        let is_accepted = session.accepts_from_elsewhere(packet);
+        if phase != session.dialogue().phase() {
+            effects.events.push(control.event(EventKind::FromElsewhere(OPENS_NOTHING)));
         }
+        is_accepted
     }
 
     /// Has the kernel asked for `packet`, which waits.

@@ -30,8 +30,10 @@ impl Conversation {
         let (me, output) = if side == Side::Client { (0, server) } else { (1, client) };
         let packet = self.build(side, self.next[me] + distance, line.as_bytes(), false);
         let before = self.received;
-        let outcome = self.pass_between(&packet, interface, output);
-        assert_eq!(outcome, (PacketOutcome::Accept, line.to_owned()));
+        let (outcome, passed) = self.pass_between(&packet, interface, output);
+        let expected =
+            if side == Side::Client { PacketOutcome::Drop } else { PacketOutcome::Accept };
+        assert_eq!((outcome, &*passed), (expected, line));
         self.received = before;
         assert_eq!(self.gateway.kernel.opened, 0);
     }
@@ -130,32 +132,39 @@ fn the_real_server_takes_the_place_of_a_forged_one() {
 
 /// As after a change of routes that the gateway does not see.
 #[test]
-fn commands_from_elsewhere_are_read_and_open_nothing_any_more() {
-    let mut talk = Conversation::between_interfaces();
-    let packet = talk.build(Side::Client, talk.next[0], b"PORT 10,0,0,9,0,22\r\n", false);
-    let (_, line) = talk.pass_between(&packet, GUESTS, WAN);
-    assert!(!line.contains("PORT"), "{line}");
-    for (command, reply) in [("PORT 192,168,150,80,14,178\r\n", "200 ok\r\n"), ("EPSV\r\n", REPLY)]
-    {
+fn commands_that_are_repeated_from_elsewhere_are_read_and_open_nothing_any_more() {
+    for line in ["NOOP\r\n", "PORT 192,168,150,80,14,178\r\n", "PORT 10,0,0,9,0,22\r\n"] {
         let mut talk = Conversation::between_interfaces();
-        talk.pass_line(Side::Client, command, (GUESTS, WAN));
-        talk.say(Side::Server, reply);
+        talk.forge(Side::Client, line, GUESTS);
+        talk.forge(Side::Client, line, GUESTS);
+        let packet = talk.build(Side::Client, talk.next[0], line.as_bytes(), false);
+        talk.next[0] += line.len() as u32;
+        let (outcome, passed) = talk.pass_between(&packet, GUESTS, WAN);
+        assert_ne!(outcome, PacketOutcome::Drop);
+        // The policy refuses what it forbids.
+        assert_eq!(passed == line, !line.contains("10,0,0,9"), "{passed}");
+        // What was read may be repeated.
+        assert_ne!(talk.pass_between(&packet, GUESTS, WAN).0, PacketOutcome::Drop);
         talk.say(Side::Client, "EPSV\r\n");
         talk.say(Side::Server, REPLY);
-        assert_eq!(talk.gateway.kernel.opened, 0, "{command}");
+        assert_eq!(talk.gateway.kernel.opened, 0, "{line}");
     }
 }
 
-/// Off-path attackers do not know the numbers.
 #[test]
-fn other_bytes_of_the_client_from_elsewhere_change_nothing() {
-    for distance in [1000, 0_u32.wrapping_sub(1000)] {
-        let mut talk = Conversation::between_interfaces();
-        let packet =
-            talk.build(Side::Client, talk.next[0].wrapping_add(distance), b"NOOP\r\n", false);
-        talk.pass_between(&packet, GUESTS, WAN);
-        talk.opens("EPSV\r\n", REPLY);
+fn forged_commands_do_not_change_the_session() {
+    let mut talk = Conversation::between_interfaces();
+    for port in [78, 79, 80] {
+        talk.forge(Side::Client, "PORT 192,168,150,80,23,12\r\n", WAN);
+        talk.forge(Side::Client, "PORT 10,0,0,9,0,22\r\n", GUESTS);
+        for distance in [1, 1000] {
+            talk.forge_at(Side::Client, distance, "PORT 10,0,0,9,0,22\r\n", GUESTS);
+        }
+        talk.say(Side::Client, "EPSV\r\n");
+        talk.say(Side::Server, &format!("229 Entering Extended Passive Mode (|||{port}00|)\r\n"));
+        talk.gateway.kernel.opened = 0;
     }
+    talk.opens("EPSV\r\n", REPLY);
 }
 
 /// The replies of a server take another path, to which no route leads: they pass, and the session goes on.

@@ -28,11 +28,13 @@ pub enum DropReason {
     Stale,
     /// The session waits for the kernel, and too many packets wait behind it.
     Overflow,
+    /// The packet has the client's address, but arrived where no route to the client leads.
+    Elsewhere,
 }
 
 impl DropReason {
     /// Every drop reason.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 12] = [
         Self::OutOfOrder,
         Self::OutOfWindow,
         Self::Overlap,
@@ -44,6 +46,7 @@ impl DropReason {
         Self::KernelRefused,
         Self::Stale,
         Self::Overflow,
+        Self::Elsewhere,
     ];
 
     /// Name in `ftp-alg status`.
@@ -60,6 +63,7 @@ impl DropReason {
             Self::KernelRefused => "kernel_refused",
             Self::Stale => "stale",
             Self::Overflow => "overflow",
+            Self::Elsewhere => "elsewhere",
         }
     }
 }

@@ -7,7 +7,8 @@
 //! - another one, if a route to the sender leads there, so that replies may take another path.
 //!
 //! The first of them follows routes as they change. From elsewhere, a server's packet passes unread. A client's is
-//! read, because the policy may refuse a command of it, and the session opens nothing any more.
+//! dropped, because the policy may refuse a command of it. If the client retransmits from there, it is read, and the
+//! session opens nothing any more.
 
 use serde::{Deserialize, Serialize};
 
@@ -47,7 +48,7 @@ enum Knowledge {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interfaces {
     indices: [[u8; 2]; 2],
-    /// Two bits for each end; [`REPORTED`].
+    /// Two bits for each end; [`REPORTED`]; [`COPIES`].
     flags: u8,
 }
 
@@ -57,6 +58,10 @@ pub(super) const DOUBTFUL_INTERFACE: &str =
 
 /// The bit that says that packets from elsewhere were reported.
 const REPORTED: u8 = 1 << 4;
+/// How many copies of the client's next bytes came from elsewhere, one after the other.
+const COPIES: u8 = 3 << 5;
+/// So many of them are dropped. The next one shows that the client is there, and retransmits.
+const MAX_COPIES: u8 = 2;
 
 const ENDS: [Side; 2] = [Side::Client, Side::Server];
 
@@ -75,6 +80,9 @@ impl Interfaces {
     /// Takes a packet of `from` that arrived on the interface `input`. A question, if it arrived on another one before.
     #[inline]
     pub fn take_input(&mut self, from: Side, input: u32) -> Option<RouteQuestion> {
+        if self.flags & COPIES != 0 && from == Side::Client && self.of(from).is(input) {
+            self.flags &= !COPIES;
+        }
         let is_own = Interface::new(input) == Interface::THIS_MACHINE;
         match self.known(from) {
             Knowledge::Nothing if is_own => self.set(from, input, Knowledge::HasRoute),
@@ -112,6 +120,16 @@ impl Interfaces {
     /// Records that a route to `end` leads to `interface`.
     pub fn set_has_route(&mut self, RouteQuestion { end, interface, .. }: RouteQuestion) {
         self.set(end, interface, Knowledge::HasRoute);
+    }
+
+    /// Counts a copy of the client's next bytes that came from elsewhere. Returns whether there were too many to come from
+    /// anybody else.
+    pub fn count_copy(&mut self) -> bool {
+        let is_limit = self.flags & COPIES == MAX_COPIES << 5;
+        if !is_limit {
+            self.flags += 1 << 5;
+        }
+        is_limit
     }
 
     /// Whether packets of an end arrive on an interface of which nothing else is known.
@@ -224,6 +242,19 @@ mod tests {
         assert_eq!(interfaces.indices(), Some([LAN, LAN]));
         let question = RouteQuestion { used: 0, ..question };
         assert_eq!(interfaces.take_input(Side::Server, WAN), Some(question));
+    }
+
+    #[test]
+    fn copies_of_the_next_bytes_are_counted_until_others_come() {
+        let mut interfaces = confirmed();
+        for _ in 0..3 {
+            assert!(!interfaces.count_copy() && !interfaces.count_copy());
+            assert_eq!(interfaces.take_input(Side::Client, LAN), None);
+            assert_eq!(interfaces, confirmed());
+        }
+        assert!(!interfaces.count_copy() && !interfaces.count_copy());
+        assert!(interfaces.count_copy() && interfaces.count_copy());
+        assert_eq!(interfaces.indices(), Some([LAN, WAN]));
     }
 
     #[test]

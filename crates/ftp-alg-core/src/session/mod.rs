@@ -199,16 +199,19 @@ impl Session {
         self.interfaces.set_has_route(question);
     }
 
-    /// Distrusts the dialogue if the next bytes of the client are in this packet, which came from elsewhere: nothing is
-    /// opened any more. Returns whether they are.
-    pub fn distrust_next_bytes(&mut self, packet: &Packet<'_>) -> bool {
+    /// Whether to handle a payload of the client that came from elsewhere. What was read before may be repeated, with the
+    /// bytes that were read. If the next bytes have come several times, nothing is opened any more.
+    pub fn accepts_from_elsewhere(&mut self, packet: &Packet<'_>) -> bool {
         let (seq, next) = (packet.seq(), self.client.space.next);
         let end = seq + packet.payload().len() as u32;
-        let has_next = !seq.is_after(next) && end.is_after(next);
-        if has_next {
+        if !end.is_after(next) {
+            return true;
+        }
+        let is_client_there = seq == next && self.interfaces.count_copy();
+        if is_client_there {
             self.dialogue.record_missed();
         }
-        has_next
+        is_client_there
     }
 
     /// Whether no packet of the connection needs to be queued any more.
