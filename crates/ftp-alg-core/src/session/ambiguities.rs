@@ -17,7 +17,8 @@ enum Ambiguity {
     /// As [`Ambiguity::LineEnds`], caused by a line of the client.
     ClientLineEnds,
     /// As [`Ambiguity::ClientLineEnds`], but only the end of the last line is ambiguous: it is LF alone, and no other
-    /// command is pending. A `PORT` there opens no more than the client could open anyway.
+    /// command is pending. A `PORT` there opens no more than the client could open anyway, and a `PASV` what
+    /// the server answers.
     ClientLf,
     /// Resolved, but the server may store a name with line ends in it. The next command leads to
     /// [`Ambiguity::RepeatedName`].
@@ -56,6 +57,10 @@ impl Ambiguities {
     pub fn blocked_because(self, is_active: bool) -> Option<&'static str> {
         Some(match self.ambiguity? {
             Ambiguity::ClientLf if is_active => return None,
+            // The server answers the line with LF, and no other command is pending.
+            Ambiguity::ClientLf if self.lf.is_tried_by_client && self.is_reply_complete => {
+                return None;
+            }
             Ambiguity::LineEnds | Ambiguity::ClientLineEnds | Ambiguity::ClientLf => {
                 "a line did not end with CR LF, or contained a CR, LF or NUL: client and server may disagree where lines end"
             }
@@ -81,7 +86,9 @@ impl Ambiguities {
     /// Records that the announcement just read is not a complete reply of its own.
     pub fn record_partial_reply(&mut self) {
         match self.ambiguity {
-            Some(Ambiguity::Resolved) => self.ambiguity = Some(Ambiguity::PartialReply),
+            Some(Ambiguity::Resolved | Ambiguity::ClientLf) => {
+                self.ambiguity = Some(Ambiguity::PartialReply);
+            }
             Some(Ambiguity::NameWithLineEnd) => self.ambiguity = Some(Ambiguity::RepeatedName),
             _ => {}
         }

@@ -196,7 +196,10 @@ impl Session {
                 self.handle_acknowledgement(from, packet.ack(), inspection);
             }
         }
-        if from == Side::Client && self.dialogue.is_ambiguous() {
+        // A line that ends with LF alone makes the dialogue ambiguous when it is read.
+        let ends_with_lf = |text: &[u8]| text.ends_with(b"\n") && !text.ends_with(b"\r\n");
+        if from == Side::Client && (self.dialogue.is_ambiguous() || ends_with_lf(packet.payload()))
+        {
             record_offered_window(packet, &mut self.client, &self.server, &self.dialogue);
         }
     }

@@ -333,6 +333,27 @@ fn a_lone_port_with_lf_opens_its_pinhole() {
     }
 }
 
+/// The server answers it, so it has read the line. Not if the answer may be that of another command, or part of another
+/// reply.
+#[test]
+fn a_lone_pasv_with_lf_opens_what_the_server_announces() {
+    const REPLY: &[u8] = b"227 Entering Passive Mode (203,0,113,9,19,136).\r\n";
+    for (before, reply, opens) in [
+        (&[][..], REPLY, true),
+        (&[(Client, "NOOP\r\n")], REPLY, false),
+        (&[], &[b"226 a\r\n", REPLY].concat(), false),
+        (&[], &[REPLY, b"226 a\r\n"].concat(), false),
+    ] {
+        let mut sim = Sim::new(Scenario { nat: Nat::Masquerade, ..Scenario::default() });
+        play(&mut sim, "login", &LOGIN);
+        play(&mut sim, "before", before);
+        sim.say(Client, b"PASV\n");
+        sim.say(Server, reply);
+        let opened = sim.kernel.opened.len();
+        assert_eq!(opened, usize::from(opens), "{:?} {:?}", reply.escape_ascii(), sim.decisions());
+    }
+}
+
 /// Empty lines of a client keep a connection alive. Some servers answer them.
 #[test]
 fn empty_lines_of_a_client_change_nothing() {
