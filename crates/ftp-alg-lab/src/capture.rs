@@ -63,7 +63,7 @@ impl Capture {
         if dropped.filter_map(|counts| counts.split(' ').next_back()).any(|count| count != "0") {
             return Err(LabError::Unexpected(format!("the capture lost packets: {log}")));
         }
-        Ok(CaptureAnalysis { path: self.path.clone() })
+        Ok(CaptureAnalysis::open(&self.path))
     }
 }
 
@@ -97,21 +97,16 @@ pub struct ControlLine {
     pub text: String,
 }
 
-/// A display filter of tshark. Linux sends 0xffff for a TCP checksum of 0. The receiver's sum is the same.
-const WRONG_CHECKSUM: &str = "ip.checksum.status == \"Bad\" || \
-     (tcp.checksum.status == \"Bad\" && !tcp.checksum.ffff)";
-
-const REORDERED: &str = "tcp.analysis.out_of_order || tcp.analysis.lost_segment";
-
-fn timed_out() -> String {
-    let least = process::scaled_timeout(Duration::from_millis(190)).as_secs_f64();
-    format!("tcp.analysis.rto >= {least:.3}")
-}
+/// A retransmission time-out takes at least 200 ms on Linux. Earlier retransmissions are loss probes. Round trips take
+/// microseconds here, so loss probes occur whenever the gateway waits a few milliseconds for the processor on a busy
+/// machine.
+const TIMEOUT: Duration = Duration::from_millis(190);
 
 /// How many packets later an acknowledged segment may be captured: two processors capture in their own order.
 const CAPTURED_LATE: usize = 2;
 
 /// A segment of a connection, with tshark's relative numbers.
+#[derive(Debug)]
 struct Segment {
     /// The sender's port.
     port: String,
@@ -121,7 +116,7 @@ struct Segment {
 }
 
 /// The gaps in the sequence numbers of a connection.
-fn gaps(segments: &[Segment]) -> Vec<String> {
+fn gaps(segments: &[&Segment]) -> Vec<String> {
     let mut directions: BTreeMap<&str, Vec<(u64, u64)>> = BTreeMap::new();
     for Segment { port, seq, next, .. } in segments {
         directions.entry(port).or_default().push((*seq, *next));
@@ -141,7 +136,7 @@ fn gaps(segments: &[Segment]) -> Vec<String> {
 }
 
 /// The acknowledgements of a connection that cover what its other end had not sent.
-fn early_acknowledgements(segments: &[Segment]) -> Vec<String> {
+fn early_acknowledgements(segments: &[&Segment]) -> Vec<String> {
     let mut sent: BTreeMap<&str, u64> = BTreeMap::new();
     let mut captured = segments.iter();
     let mut early = Vec::new();
@@ -157,6 +152,77 @@ fn early_acknowledgements(segments: &[Segment]) -> Vec<String> {
         }
     }
     early
+}
+
+/// What tshark says of a packet with a TCP header.
+#[derive(Debug)]
+struct PacketReport {
+    stream: String,
+    segment: Segment,
+    has_wrong_checksum: bool,
+    is_reordered: bool,
+    /// Seconds since the first transmission; `None` unless it is a retransmission.
+    waited: Option<f64>,
+    /// The number of the frame, and what the packet is.
+    name: String,
+}
+
+impl PacketReport {
+    const FIELDS: [&str; 13] = [
+        "tcp.stream",
+        "tcp.srcport",
+        "tcp.seq",
+        "tcp.nxtseq",
+        "tcp.ack",
+        "ip.checksum.status",
+        "tcp.checksum.status",
+        "tcp.checksum.ffff",
+        "tcp.analysis.out_of_order",
+        "tcp.analysis.lost_segment",
+        "tcp.analysis.rto",
+        "frame.number",
+        "_ws.col.Info",
+    ];
+
+    fn parse(row: Vec<String>) -> Option<Self> {
+        let [stream, port, seq, next, ack, ip_sum, tcp_sum, ffff, late, lost, waited, frame, info] =
+            <[String; 13]>::try_from(row).ok()?;
+        // A packet inside of an ICMP error has values of its own, after a comma.
+        let is_bad = |status: &str| status.split(',').any(|status| status == "0");
+        let seq = seq.parse().unwrap_or(0);
+        let next = next.parse().unwrap_or(seq);
+        Some(Self {
+            stream,
+            segment: Segment { port, seq, next, ack: ack.parse().unwrap_or(0) },
+            // Linux sends 0xffff for a TCP checksum of 0. The receiver's sum is the same.
+            has_wrong_checksum: is_bad(&ip_sum) || is_bad(&tcp_sum) && ffff.is_empty(),
+            is_reordered: !late.is_empty() || !lost.is_empty(),
+            waited: waited.parse().ok(),
+            name: format!("frame {frame}: {info}"),
+        })
+    }
+
+    fn has_timed_out(&self) -> bool {
+        self.waited.is_some_and(|waited| waited >= process::scaled_timeout(TIMEOUT).as_secs_f64())
+    }
+}
+
+fn named(reports: &[PacketReport], is_it: impl Fn(&PacketReport) -> bool) -> Vec<String> {
+    reports.iter().filter(|packet| is_it(packet)).map(|packet| packet.name.clone()).collect()
+}
+
+/// The gaps in sequence numbers, and the acknowledgements of bytes that were not captured. A packet that is only out of
+/// order leaves no gap, see [`CaptureAnalysis::reorderings`].
+fn lost_bytes(reports: &[PacketReport]) -> Vec<String> {
+    let mut streams: BTreeMap<&str, Vec<&Segment>> = BTreeMap::new();
+    for packet in reports {
+        streams.entry(&packet.stream).or_default().push(&packet.segment);
+    }
+    let named = |(stream, segments): (&&str, &Vec<&Segment>)| {
+        let found = [gaps(segments), early_acknowledgements(segments)].concat();
+        found.into_iter().map(|what| format!("stream {stream} {what}")).collect::<Vec<_>>()
+    };
+    streams.iter().flat_map(named).collect()
 }
 
 /// A finished capture.
@@ -199,63 +265,40 @@ impl CaptureAnalysis {
 
     /// The packets with a wrong checksum, one line each.
     pub fn wrong_checksums(&self) -> Result<Vec<String>> {
-        self.named(WRONG_CHECKSUM)
+        Ok(named(&self.reports()?, |packet| packet.has_wrong_checksum))
+    }
+
+    /// The packets that arrived out of order, one line each.
+    pub fn reorderings(&self) -> Result<Vec<String>> {
+        Ok(named(&self.reports()?, |packet| packet.is_reordered))
+    }
+
+    /// The retransmissions after a retransmission time-out, one line each.
+    pub fn timeouts(&self) -> Result<Vec<String>> {
+        Ok(named(&self.reports()?, PacketReport::has_timed_out))
     }
 
     /// The packets with signs of a wrong rewrite or sequence adjustment, one line each.
     ///
     /// These are packets with a wrong checksum, and packets that acknowledge or follow bytes that were not captured.
     pub fn faults(&self) -> Result<Vec<String>> {
-        self.faults_and(&[])
-    }
-
-    /// The faults, and the packets that match one of `filters`. tshark needs longer to start than to read a capture.
-    fn faults_and(&self, filters: &[&str]) -> Result<Vec<String>> {
-        let mut faults = self.named(&[&[WRONG_CHECKSUM], filters].concat().join(" || "))?;
-        faults.extend(self.lost_bytes()?);
-        Ok(faults)
-    }
-
-    /// The gaps in sequence numbers, and the acknowledgements of bytes that were not captured. A packet that is only out
-    /// of order leaves no gap, see [`CaptureAnalysis::reorderings`].
-    fn lost_bytes(&self) -> Result<Vec<String>> {
-        let fields = ["tcp.stream", "tcp.srcport", "tcp.seq", "tcp.nxtseq", "tcp.ack"];
-        let mut streams: BTreeMap<String, Vec<Segment>> = BTreeMap::new();
-        for row in self.fields("tcp", &fields)? {
-            let [stream, port, seq, next, ack] = row.as_slice() else { continue };
-            let seq = seq.parse().unwrap_or(0);
-            let (next, ack) = (next.parse().unwrap_or(seq), ack.parse().unwrap_or(0));
-            let segments = streams.entry(stream.clone()).or_default();
-            segments.push(Segment { port: port.clone(), seq, next, ack });
-        }
-        let named = |(stream, segments): (&String, &Vec<Segment>)| {
-            let found = [gaps(segments), early_acknowledgements(segments)].concat();
-            found.into_iter().map(|what| format!("stream {stream} {what}")).collect::<Vec<_>>()
-        };
-        Ok(streams.iter().flat_map(named).collect())
-    }
-
-    /// The packets that arrived out of order, one line each.
-    pub fn reorderings(&self) -> Result<Vec<String>> {
-        self.named(REORDERED)
-    }
-
-    /// The retransmissions after a retransmission time-out (at least 200 ms on Linux), one line each.
-    ///
-    /// Earlier retransmissions are loss probes. Round trips take microseconds here, so loss probes occur whenever the
-    /// gateway waits a few milliseconds for the processor on a busy machine.
-    pub fn timeouts(&self) -> Result<Vec<String>> {
-        self.named(&timed_out())
+        let reports = self.reports()?;
+        let wrong = named(&reports, |packet| packet.has_wrong_checksum);
+        Ok([wrong, lost_bytes(&reports)].concat())
     }
 
     /// All faults, reorderings and time-outs. A clean capture has none.
     pub fn anomalies(&self) -> Result<Vec<String>> {
-        self.faults_and(&[REORDERED, &timed_out()])
+        let reports = self.reports()?;
+        let is_wrong = |packet: &PacketReport| {
+            packet.has_wrong_checksum || packet.is_reordered || packet.has_timed_out()
+        };
+        Ok([named(&reports, is_wrong), lost_bytes(&reports)].concat())
     }
 
-    fn named(&self, filter: &str) -> Result<Vec<String>> {
-        let rows = self.fields(filter, &["frame.number", "_ws.col.Info"])?;
-        Ok(rows.into_iter().map(|row| format!("frame {}", row.join(": "))).collect())
+    fn reports(&self) -> Result<Vec<PacketReport>> {
+        let rows = self.fields("tcp", &PacketReport::FIELDS)?;
+        Ok(rows.into_iter().filter_map(PacketReport::parse).collect())
     }
 
     /// The lines on control connections to port 21; see [`CaptureAnalysis::control_lines_of`].
@@ -395,7 +438,7 @@ mod tests {
             let mut all = vec![segment("21", 0, 1, 0), segment("9", 0, 1, 1)];
             all.extend([segment("21", 1, 5, first), segment("9", 1, 1, 5)]);
             all.extend(later);
-            early_acknowledgements(&all)
+            early_acknowledgements(&all.iter().collect::<Vec<_>>())
         };
         assert_eq!(early(7, vec![segment("9", 1, 7, 1)]), [""; 0]);
         assert_eq!(early(8, vec![segment("9", 1, 7, 1)]), ["from port 21: acknowledges 8"]);

@@ -2,6 +2,7 @@
 
 use std::{
     fs::{self, File},
+    io::{self, BufRead, BufReader},
     net::{IpAddr, Ipv4Addr, Ipv6Addr},
     os::fd::AsFd as _,
     path::{Path, PathBuf},
@@ -144,9 +145,10 @@ impl Host {
     /// Whether something listens on `port`. Callers repeat it, so it starts no program.
     pub fn listens(&self, port: u16) -> Result<bool> {
         self.inside(|| {
-            let sockets = ["tcp", "tcp6"].map(|name| format!("/proc/thread-self/net/{name}"));
-            let text = sockets.map(|path| fs::read_to_string(path).unwrap_or_default()).concat();
-            has_listener(&text, port)
+            let open = |name| File::open(format!("/proc/thread-self/net/{name}"));
+            // In search of what fills a longer read, the kernel examines the connections of all namespaces.
+            let short = |file| BufReader::with_capacity(150, file);
+            ["tcp", "tcp6"].into_iter().flat_map(open).any(|file| has_listener(short(file), port))
         })
     }
 
@@ -211,13 +213,17 @@ impl Host {
 }
 
 /// Whether a line of `/proc/net/tcp` or `tcp6` is a listening socket on `port`: `sl local_address rem_address st ...`.
-fn has_listener(sockets: &str, port: u16) -> bool {
+/// Those come first.
+fn has_listener(sockets: impl BufRead, port: u16) -> bool {
     const LISTEN: &str = "0A";
     let local = format!(":{port:04X}");
-    sockets.lines().any(|line| {
-        let words: Vec<&str> = line.split_whitespace().take(4).collect();
-        matches!(words[..], [_, address, _, LISTEN] if address.ends_with(&local))
-    })
+    let listening = |line: io::Result<String>| {
+        let line = line.ok()?;
+        let mut words = line.split_whitespace().skip(1);
+        let (address, state) = (words.next()?, words.nth(1)?);
+        (state == LISTEN).then(|| address.ends_with(&local))
+    };
+    sockets.lines().skip(1).map_while(listening).any(|is_it| is_it)
 }
 
 /// The open ports in the output of `nmap -oG`: `... Ports: 21/open/tcp//ftp///, 22/open/...`.
@@ -240,9 +246,9 @@ mod tests {
         let sockets = "  sl  local_address rem_address   st tx_queue rx_queue\n   \
             0: 00000000:0015 00000000:0000 0A 00000000:00000000 00:00000000\n   \
             1: 0100007F:0FA0 0100007F:0015 01 00000000:00000000 00:00000000\n";
-        assert!(has_listener(sockets, 21));
-        assert!(!has_listener(sockets, 4000), "it is connected");
-        assert!(!has_listener(sockets, 5));
+        assert!(has_listener(sockets.as_bytes(), 21));
+        assert!(!has_listener(sockets.as_bytes(), 4000), "it is connected");
+        assert!(!has_listener(sockets.as_bytes(), 5));
     }
 
     #[test]
