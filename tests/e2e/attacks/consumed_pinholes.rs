@@ -230,6 +230,9 @@ fn a_data_connection_survives_a_lost_syn_ack() {
 fn a_second_announcement_admits_another_connection_on_the_same_tuple() {
     with_each_back_end(|back_end| {
         let mut announced = Announced::new(back_end, Topology::Routed, Family::V4, true);
+        let gateway = &announced.scene.gateway.lab.gateway;
+        let sooner = "sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_close=2";
+        gateway.shell(sooner).unwrap().success().unwrap();
         assert_eq!(announced.connect("r", "8"), "open");
         assert_eq!(announced.client.take().unwrap().release().error, None);
         let scene = &announced.scene;
