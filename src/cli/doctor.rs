@@ -61,6 +61,9 @@ impl Doctor {
         let features = KernelFeatures::probe(&parameters);
         let running = self.running(&features);
         let firewall = Firewall::read();
+        // Those that the daemon finds when it starts.
+        let zones = firewall.zones(&parameters);
+        let parameters = parameters.with_zones(zones);
         let host = features.host;
         let data_paths = data_path_verdicts(&firewall, host.routing, &parameters);
         let runs_with = running.as_ref().ok().and_then(|status| status.backend.parse().ok());

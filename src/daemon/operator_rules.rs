@@ -35,6 +35,11 @@ impl OperatorRules {
         self.read.as_ref().map(Firewall::source_ports).unwrap_or_default().into()
     }
 
+    /// The conntrack zones into which the rules put control connections.
+    pub(super) fn zones(&self, parameters: &RuleParameters) -> Vec<u16> {
+        self.read.as_ref().map(|firewall| firewall.zones(parameters)).unwrap_or_default()
+    }
+
     /// The back end that `auto` selects, and why. `before` is the one of restored sessions.
     pub(super) fn automatic_backend(
         &self,

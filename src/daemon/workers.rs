@@ -91,6 +91,8 @@ pub(super) fn start(
     if let (None, [range]) = (parameters.source_ports(), &*port_sets) {
         parameters = parameters.with_source_ports(Some(range.clone()));
     }
+    let zones = rules.zones(&parameters);
+    parameters = parameters.with_zones(zones);
     if !config.restricts_ports() {
         operator_rules::log_port_sets(&port_sets, &parameters);
     }

@@ -2,7 +2,7 @@
 //!
 //! Knows only numbers, not the rules that use them.
 
-use std::ops::RangeInclusive;
+use std::{ops::RangeInclusive, sync::Arc};
 
 use ftp_alg_core::{
     engine::{PacketMeta, Side},
@@ -32,6 +32,7 @@ pub struct RuleParameters {
     queue_all_mark: u32,
     queue_none_mark: u32,
     source_ports: Option<(u16, u16)>,
+    zones: Arc<[u16]>,
     backend: Backend,
 }
 
@@ -46,6 +47,7 @@ impl Default for RuleParameters {
             queue_all_mark: 0x2000_0000,
             queue_none_mark: 0x1000_0000,
             source_ports: None,
+            zones: [0].into(),
             backend: Backend::Nftables,
         }
     }
@@ -118,6 +120,19 @@ impl RuleParameters {
     /// The first and the last source port of translated data connections; `None`: they keep theirs.
     pub fn source_ports(&self) -> Option<(u16, u16)> {
         self.source_ports
+    }
+
+    /// The same parameters with control connections in these conntrack zones, too.
+    pub fn with_zones(self, zones: impl IntoIterator<Item = u16>) -> Self {
+        let mut zones: Vec<u16> = self.zones.iter().copied().chain(zones).collect();
+        zones.sort_unstable();
+        zones.dedup();
+        Self { zones: zones.into(), ..self }
+    }
+
+    /// The conntrack zones whose control connections are inspected, ascending. Zone 0 always is.
+    pub fn zones(&self) -> &Arc<[u16]> {
+        &self.zones
     }
 
     /// The same parameters with the queue selected by the packet's processor instead of its connection. With one queue

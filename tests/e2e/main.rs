@@ -44,3 +44,4 @@ mod takeover;
 mod try_modes;
 mod uplinks;
 mod wire;
+mod zones;

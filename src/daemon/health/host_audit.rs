@@ -143,8 +143,14 @@ impl HostAudit<'_> {
                     let says = "takes control connections out of connection tracking";
                     of_rule("notrack", "notrack", says).remedy(concern.remedy.clone())
                 }
-                ConflictKind::Zone => {
-                    let says = "puts control connections into a conntrack zone: ftp-alg inspects none there";
+                ConflictKind::Zone(zone)
+                    if zone.is_some_and(|zone| self.parameters.zones().contains(&zone)) =>
+                {
+                    continue;
+                }
+                ConflictKind::Zone(_) => {
+                    let says =
+                        "puts control connections into a conntrack zone that ftp-alg does not inspect";
                     of_rule("zone", "zone", says)
                 }
                 ConflictKind::CtMark { .. } => {

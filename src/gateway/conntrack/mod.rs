@@ -1,13 +1,13 @@
 //! Conntrack entries: the translation of a connection, its ct mark, and be-liberal.
 //!
-//! Identifies a connection by its addresses only.
+//! Identifies a connection by its addresses. Those of one zone may equal those of another; then the connection is unknown.
 
 mod consumed;
 mod external_addresses;
 
 pub use consumed::consumed_pinholes;
 
-use std::{io, net::SocketAddr};
+use std::{io, net::SocketAddr, sync::Arc};
 
 use ftp_alg_core::engine::{KernelError, QueueMode, Translation};
 
@@ -16,8 +16,8 @@ use super::{
     netlink::{
         Attributes, Writer, be32,
         ctnetlink::{
-            CTA_MARK, CTA_MARK_MASK, CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, IPCTNL_MSG_CT_GET,
-            IPCTNL_MSG_CT_NEW, Requests, Tuple, family_of,
+            CTA_MARK, CTA_MARK_MASK, CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ZONE, IPCTNL_MSG_CT_GET,
+            IPCTNL_MSG_CT_NEW, Requests, Tuple, family_of, put_zone,
         },
         or_absent,
     },
@@ -40,6 +40,7 @@ pub struct Conntrack {
     queue_none_mark: u32,
     /// All bits of the ct mark that are ours.
     our_bits: u32,
+    zones: Arc<[u16]>,
     external_addresses: ExternalAddressLookup,
 }
 
@@ -81,6 +82,7 @@ impl Conntrack {
             queue_all_mark: every,
             queue_none_mark: none,
             our_bits: parameters.mask(),
+            zones: Arc::clone(parameters.zones()),
             external_addresses: externals,
         })
     }
@@ -133,9 +135,17 @@ impl Conntrack {
         pairs: impl IntoIterator<Item = (SocketAddr, SocketAddr)>,
     ) -> io::Result<Option<Translation>> {
         for (source, destination) in pairs {
-            // Its reply tuple may equal another connection's visible pair, so this is checked.
-            let found = self.query(Tuple { source, destination })?;
-            if let Some(entry) = found.filter(|found| found.matches_packet(client, server)) {
+            let mut found = None;
+            for &zone in &*Arc::clone(&self.zones) {
+                // Its reply tuple may equal another connection's visible pair, so this is checked.
+                let entry = self.query(Tuple { source, destination }, zone)?;
+                let entry = entry.filter(|entry| entry.matches_packet(client, server));
+                if entry.is_some() && found.is_some() {
+                    return Ok(None);
+                }
+                found = found.or(entry);
+            }
+            if let Some(entry) = found {
                 return Ok(Some(entry.translation(self.our_bits)));
             }
         }
@@ -155,8 +165,9 @@ impl Conntrack {
         };
         let mask = self.queue_all_mark | self.queue_none_mark;
         let original = Tuple { source: control.client, destination: control.server_external };
-        let fill = |message: &mut Writer<'_>| {
+        let fill = |message: &mut Writer<'_>, zone: u16| {
             original.put(message, CTA_TUPLE_ORIG);
+            put_zone(message, CTA_ZONE, zone);
             message.put(CTA_MARK, &mark.to_be_bytes()).put(CTA_MARK_MASK, &mask.to_be_bytes());
             if mode == QueueMode::All {
                 // struct nf_ct_tcp_flags: flags, mask.
@@ -170,23 +181,31 @@ impl Conntrack {
             }
         };
         let family = family_of(original.source);
-        match or_absent(self.requests.change(IPCTNL_MSG_CT_NEW, 0, family, fill)) {
-            Ok(known) => known.ok_or(KernelError::Unknown),
-            Err(source) => {
-                let Tuple { source: client, destination: server } = original;
-                let what = format!("mark the connection {client} -> {server}");
-                Err(KernelError::System { what, source })
-            }
+        let mut is_known = false;
+        for &zone in &*self.zones {
+            let fill = |message: &mut Writer<'_>| fill(message, zone);
+            let changed = or_absent(self.requests.change(IPCTNL_MSG_CT_NEW, 0, family, fill));
+            is_known |= changed
+                .map_err(|source| {
+                    let Tuple { source: client, destination: server } = original;
+                    let what = format!("mark the connection {client} -> {server}");
+                    KernelError::System { what, source }
+                })?
+                .is_some();
         }
+        is_known.then_some(()).ok_or(KernelError::Unknown)
     }
 
-    fn query(&mut self, tuple: Tuple) -> io::Result<Option<ConntrackEntry>> {
+    fn query(&mut self, tuple: Tuple, zone: u16) -> io::Result<Option<ConntrackEntry>> {
         let mut connection = None;
         or_absent(self.requests.ask(
             IPCTNL_MSG_CT_GET,
             0,
             family_of(tuple.source),
-            |message| tuple.put(message, CTA_TUPLE_ORIG),
+            |message| {
+                tuple.put(message, CTA_TUPLE_ORIG);
+                put_zone(message, CTA_ZONE, zone);
+            },
             |message| connection = connection.or_else(|| parse(&message.attributes())),
         ))?;
         Ok(connection)

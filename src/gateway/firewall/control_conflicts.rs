@@ -3,8 +3,7 @@
 //! There are three kinds of such rules:
 //! - A `notrack` rule takes connections out of connection tracking. Then the gateway cannot see their translation, and
 //!   rules cannot accept their packets by state. One for SYNs alone belongs to SYNPROXY, and does no harm.
-//! - A rule puts connections into a conntrack zone. Our rules inspect none there, because they may have the same
-//!   addresses as others.
+//! - A rule puts connections into a conntrack zone. Our rules inspect only zones that rules named at the start.
 //! - A `flow add` rule hands connections to a flowtable, which bypasses all chains.
 
 use super::{
@@ -119,14 +118,19 @@ mod tests {
 
     #[test]
     fn rules_that_set_a_zone_are_found() {
-        for rule in ["-j CT --zone 1", "-i eth0 -j CT --zone-orig 7"] {
+        for (rule, zone) in [
+            ("-j CT --zone 1", Some(1)),
+            ("-i eth0 -j CT --zone-orig 7", Some(7)),
+            ("-j CT --zone mark", None),
+        ] {
             let firewall = iptables(&format!("-A PREROUTING {rule}\n"));
             let parameters = RuleParameters::default();
             let found = conflicts_with_control(&firewall.ruleset, &parameters);
             assert_eq!(
                 found.iter().map(|found| found.kind).collect::<Vec<_>>(),
-                [ConflictKind::Zone]
+                [ConflictKind::Zone(zone)]
             );
+            assert_eq!(firewall.zones(&parameters), zone.as_slice());
         }
         let json = r#"{"nftables": [{"table": {"family": "ip", "name": "raw", "handle": 1}},
             {"chain": {"family": "ip", "table": "raw", "name": "pre", "handle": 1, "type": "filter",
@@ -136,7 +140,7 @@ mod tests {
         let firewall = Firewall::from_nft(json, "").unwrap();
         let found = conflicts_with_control(&firewall.ruleset, &RuleParameters::default());
         assert_eq!(found.len(), 1);
-        assert_eq!(found[0].kind, ConflictKind::Zone);
+        assert_eq!(found[0].kind, ConflictKind::Zone(Some(7)));
     }
 
     #[test]

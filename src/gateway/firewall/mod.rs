@@ -83,6 +83,9 @@ pub struct ConflictingRule {
     pub remedy: Option<String>,
 }
 
+/// The most conntrack zones that are inspected. Each costs a look-up of a new connection.
+const MAX_ZONES: usize = 16;
+
 /// How a rule interferes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum ConflictKind {
@@ -94,8 +97,8 @@ pub enum ConflictKind {
     Queueing,
     /// The rule takes packets of control connections out of connection tracking.
     Untracked,
-    /// The rule puts control connections into a conntrack zone, and our rules inspect none of those.
-    Zone,
+    /// The rule puts control connections into a conntrack zone; `None`: it does not name one, but uses a map or a mark.
+    Zone(Option<u16>),
     /// The rule changes bits of the ct mark.
     CtMark { bits: u32 },
 }
@@ -213,6 +216,20 @@ impl Firewall {
     /// The sets of ports to which the rules translate the source ports of any TCP connection.
     pub fn source_ports(&self) -> Vec<RangeInclusive<u16>> {
         source_ports::from_ruleset(&self.ruleset)
+    }
+
+    /// The conntrack zones, besides 0, into which the rules put control connections.
+    pub fn zones(&self, parameters: &RuleParameters) -> Vec<u16> {
+        let conflicts = control_conflicts::conflicts_with_control(&self.ruleset, parameters);
+        let zone = |conflict: &ConflictingRule| match conflict.kind {
+            ConflictKind::Zone(zone) => zone,
+            _ => None,
+        };
+        let mut zones: Vec<u16> = conflicts.into_iter().filter_map(zone).collect();
+        zones.sort_unstable();
+        zones.dedup();
+        zones.truncate(MAX_ZONES);
+        zones
     }
 
     /// The rules that interfere with `ftp-alg`.

@@ -171,7 +171,7 @@ impl<'a> NftReader<'a> {
                         }),
                     };
                     match kind {
-                        ConflictKind::Untracked | ConflictKind::Zone | ConflictKind::Offload => {
+                        ConflictKind::Untracked | ConflictKind::Zone(_) | ConflictKind::Offload => {
                             rule.conflict = Some(Box::new(conflict));
                         }
                         _ => self.conflicts.push(conflict),
@@ -342,8 +342,13 @@ impl<'a> NftReader<'a> {
 
     fn mangle(&mut self, content: &Json) -> Statement {
         let ct_key = content.get("key").and_then(|key| key.get("ct")?.get("key")?.as_str());
-        if ct_key == Some("zone") && content.get("value").and_then(Json::as_u64) != Some(0) {
-            return Statement::Conflict(ConflictKind::Zone);
+        if ct_key == Some("zone") {
+            let value = content.get("value").and_then(Json::as_u64);
+            let zone = value.and_then(|zone| u16::try_from(zone).ok());
+            return match zone {
+                Some(0) => Statement::Nothing,
+                _ => Statement::Conflict(ConflictKind::Zone(zone)),
+            };
         }
         let Some(changed) = content.get("key").and_then(field) else { return Statement::Nothing };
         let unchanged = content.get("value").map_or(0, |value| unchanged_bits(value, changed.0));

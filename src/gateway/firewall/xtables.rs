@@ -75,7 +75,7 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: IpVersion) -> Ruleset {
         found.conflicts.extend(kinds.into_iter().flatten().map(concern));
         let concern = match parsed {
             RuleOptions { notrack: true, .. } => Some(ConflictKind::Untracked),
-            RuleOptions { sets_zone: true, .. } => Some(ConflictKind::Zone),
+            RuleOptions { zone: Some(zone), .. } => Some(ConflictKind::Zone(zone)),
             _ => None,
         }
         .map(|kind| Box::new(concern(kind)));
@@ -138,8 +138,8 @@ struct RuleOptions {
     helper: bool,
     /// Whether the target takes packets out of connection tracking.
     notrack: bool,
-    /// Whether the target puts connections into a conntrack zone.
-    sets_zone: bool,
+    /// The conntrack zone into which the target puts connections, if it does; `None` if it does not name one.
+    zone: Option<Option<u16>>,
     /// The bits of the ct mark that the target may change.
     changed_ct_mark_bits: u32,
     changed_mark_bits: u32,
@@ -154,7 +154,7 @@ impl RuleOptions {
             action: RuleVerdict::Continue,
             helper: false,
             notrack: false,
-            sets_zone: false,
+            zone: None,
             changed_ct_mark_bits: 0,
             changed_mark_bits: 0,
             destination_nat: None,
@@ -234,7 +234,7 @@ impl RuleOptions {
                 self.helper = value("--helper").is_some_and(|helper| helper.starts_with("ftp"));
                 self.notrack = has("--notrack");
                 let zones = ["--zone", "--zone-orig", "--zone-reply"].into_iter().find_map(value);
-                self.sets_zone = zones.is_some_and(|zone| zone != "0");
+                self.zone = zones.filter(|zone| zone != &"0").map(|zone| zone.parse().ok());
             }
             "NOTRACK" => self.notrack = true,
             "MARK" => self.changed_mark_bits = changed.unwrap_or(u32::MAX),

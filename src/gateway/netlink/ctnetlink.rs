@@ -1,6 +1,6 @@
 //! ctnetlink messages: tuples and requests.
 //!
-//! Identifies a connection by its addresses only.
+//! Identifies a connection by its zone and its addresses.
 
 use std::{
     io,
@@ -18,6 +18,7 @@ pub const CTA_TUPLE_REPLY: u16 = 2;
 pub const CTA_HELP: u16 = 5;
 pub const CTA_HELP_NAME: u16 = 1;
 pub const CTA_MARK: u16 = 8;
+pub const CTA_ZONE: u16 = 18;
 pub const CTA_MARK_MASK: u16 = 21;
 const CTA_TUPLE_IP: u16 = 1;
 const CTA_TUPLE_PROTO: u16 = 2;
@@ -73,6 +74,13 @@ impl Tuple {
             source: (address(CTA_IP_V4_SRC, CTA_IP_V6_SRC)?, port(CTA_PROTO_SRC_PORT)?).into(),
             destination: (address(CTA_IP_V4_DST, CTA_IP_V6_DST)?, port(CTA_PROTO_DST_PORT)?).into(),
         })
+    }
+}
+
+/// Appends a conntrack zone. The kernel takes none for zone 0, and refuses one if it was built without zones.
+pub fn put_zone(message: &mut Writer<'_>, kind: u16, zone: u16) {
+    if zone != 0 {
+        message.put(kind, &zone.to_be_bytes());
     }
 }
 

@@ -7,6 +7,7 @@
 use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::Arc,
     time::Duration,
 };
 
@@ -17,7 +18,7 @@ use crate::gateway::{
     GatewayError, RuleParameters,
     netlink::{
         Attributes, Writer, be32,
-        ctnetlink::{IPCTNL_MSG_EXP_GET, Requests, Tuple, family_of},
+        ctnetlink::{IPCTNL_MSG_EXP_GET, Requests, Tuple, family_of, put_zone},
         or_absent,
     },
 };
@@ -29,6 +30,7 @@ const CTA_EXPECT_MASTER: u16 = 1;
 const CTA_EXPECT_TUPLE: u16 = 2;
 const CTA_EXPECT_MASK: u16 = 3;
 const CTA_EXPECT_TIMEOUT: u16 = 4;
+const CTA_EXPECT_ZONE: u16 = 7;
 const CTA_EXPECT_NAT: u16 = 10;
 const CTA_EXPECT_FN: u16 = 11;
 const CTA_EXPECT_NAT_DIR: u16 = 1;
@@ -46,6 +48,8 @@ pub struct Expectations {
     capacity: usize,
     /// The set of ports to which the operator's rules may translate source ports.
     source_ports: Option<(u16, u16)>,
+    /// The zones in which a control connection may be. An expectation is in that of its own.
+    zones: Arc<[u16]>,
 }
 
 impl Expectations {
@@ -55,7 +59,8 @@ impl Expectations {
             .map_err(|e| GatewayError::system("netlink socket", e))?;
         let read = fs::read_to_string(CAPACITY).ok().and_then(|text| text.trim().parse().ok());
         let capacity = read.unwrap_or(usize::MAX);
-        Ok(Self { requests, capacity, source_ports: parameters.source_ports() })
+        let (source_ports, zones) = (parameters.source_ports(), Arc::clone(parameters.zones()));
+        Ok(Self { requests, capacity, source_ports, zones })
     }
 
     /// Limit of expectations when this was created.
@@ -102,9 +107,9 @@ impl Expectations {
             && control.client != control.client_external
             && pinhole.target == pinhole.arrival
             && is_in_set(control.client_external.port());
-        let mut ask = |flags| {
+        let mut ask = |flags, zone| {
             let fill = |message: &mut Writer<'_>| {
-                expected.put(message, control, lifetime);
+                expected.put(message, control, zone, lifetime);
                 // Following the master would lead to the announcing end, or keep the source port.
                 if is_third || follows_rules {
                     return;
@@ -117,17 +122,20 @@ impl Expectations {
             };
             self.requests.change(IPCTNL_MSG_EXP_NEW, flags, family, fill)
         };
-        ask(libc::NLM_F_CREATE | libc::NLM_F_EXCL).map_err(|source| {
-            match source.raw_os_error() {
-                Some(libc::EEXIST | libc::EBUSY | libc::EALREADY) => KernelError::Taken,
-                // Conntrack has forgotten the control connection.
-                Some(libc::ENOENT) => KernelError::Unknown,
-                Some(libc::EMFILE) => KernelError::Full { what: "nf_conntrack_expect_max" },
-                _ => failed(explain_error(source)),
-            }
+        let create = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+        let mut tried = self.zones.iter().map(|zone| (*zone, ask(create, *zone)));
+        // Otherwise conntrack has forgotten the control connection.
+        let is_known = |(_, opened): &(u16, io::Result<()>)| {
+            !opened.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
+        };
+        let (zone, opened) = tried.find(is_known).ok_or(KernelError::Unknown)?;
+        opened.map_err(|source| match source.raw_os_error() {
+            Some(libc::EEXIST | libc::EBUSY | libc::EALREADY) => KernelError::Taken,
+            Some(libc::EMFILE) => KernelError::Full { what: "nf_conntrack_expect_max" },
+            _ => failed(explain_error(source)),
         })?;
         // nf_ct_expect_insert() sets the helper's timeout; ours applies only to an expectation that already exists.
-        let limited = ask(0);
+        let limited = ask(0, zone);
         limited.or_else(|error| {
             self.close(&pinhole)?;
             Err(failed(error))
@@ -140,12 +148,13 @@ impl Expectations {
         let failed =
             |source| KernelError::System { what: format!("renew pinhole {pinhole}"), source };
         let expected = ExpectedPacket::for_pinhole(&pinhole).map_err(failed)?;
-        let fill = |message: &mut Writer<'_>| expected.put(message, control, lifetime);
         let family = family_of(pinhole.arrival);
-        // Without NLM_F_CREATE only an existing one changes.
-        or_absent(self.requests.change(IPCTNL_MSG_EXP_NEW, 0, family, fill))
-            .map(drop)
-            .map_err(failed)
+        for &zone in &*self.zones {
+            let fill = |message: &mut Writer<'_>| expected.put(message, control, zone, lifetime);
+            // Without NLM_F_CREATE only an existing one changes.
+            or_absent(self.requests.change(IPCTNL_MSG_EXP_NEW, 0, family, fill)).map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// Closes `pinhole` if it is open. An established connection stays.
@@ -154,9 +163,15 @@ impl Expectations {
             |source| KernelError::System { what: format!("close pinhole {pinhole}"), source };
         let tuple = ExpectedPacket::for_pinhole(pinhole).map_err(failed)?.tuple;
         let family = family_of(pinhole.arrival);
-        let fill = |message: &mut Writer<'_>| tuple.put(message, CTA_EXPECT_TUPLE);
-        let deleted = self.requests.change(IPCTNL_MSG_EXP_DELETE, 0, family, fill);
-        or_absent(deleted).map(drop).map_err(failed)
+        for &zone in &*self.zones {
+            let fill = |message: &mut Writer<'_>| {
+                tuple.put(message, CTA_EXPECT_TUPLE);
+                put_zone(message, CTA_EXPECT_ZONE, zone);
+            };
+            let deleted = self.requests.change(IPCTNL_MSG_EXP_DELETE, 0, family, fill);
+            or_absent(deleted).map_err(failed)?;
+        }
+        Ok(())
     }
 
     /// The present TCP expectations, ours and those of others.
@@ -202,7 +217,8 @@ impl ExpectedPacket {
     }
 
     /// Adds what opening and renewing have in common. The timeout is in whole seconds.
-    fn put(&self, message: &mut Writer<'_>, control: Translation, lifetime: Duration) {
+    fn put(&self, message: &mut Writer<'_>, control: Translation, zone: u16, lifetime: Duration) {
+        put_zone(message, CTA_EXPECT_ZONE, zone);
         let master = Tuple { source: control.client, destination: control.server_external };
         master.put(message, CTA_EXPECT_MASTER);
         self.tuple.put(message, CTA_EXPECT_TUPLE);

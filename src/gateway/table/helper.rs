@@ -6,10 +6,10 @@
 use std::{io, thread, time::Duration};
 
 use crate::gateway::netlink::{
-    Attributes, Writer,
+    Attributes, Writer, be16,
     ctnetlink::{
-        CTA_HELP, CTA_HELP_NAME, CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, IPCTNL_MSG_CT_GET,
-        IPCTNL_MSG_CT_NEW, Requests, Tuple, family_of,
+        CTA_HELP, CTA_HELP_NAME, CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ZONE, IPCTNL_MSG_CT_GET,
+        IPCTNL_MSG_CT_NEW, Requests, Tuple, family_of, put_zone,
     },
     or_absent,
 };
@@ -133,9 +133,10 @@ pub(super) fn remove_scanner_helper(ports: &[u16]) -> io::Result<()> {
     let each =
         |connection: &Attributes<'_>| carriers.extend(scanner_helper_carrier(connection, ports));
     requests.dump(IPCTNL_MSG_CT_GET, |_| {}, each)?;
-    for original in carriers {
+    for (original, zone) in carriers {
         let fill = |message: &mut Writer<'_>| {
             original.put(message, CTA_TUPLE_ORIG);
+            put_zone(message, CTA_ZONE, zone);
             message.nest(CTA_HELP, |help| {
                 help.put(CTA_HELP_NAME, b"\0");
             });
@@ -146,13 +147,14 @@ pub(super) fn remove_scanner_helper(ports: &[u16]) -> io::Result<()> {
     Ok(())
 }
 
-/// Original tuple of a connection to one of `ports` that carries the helper for scanners.
-fn scanner_helper_carrier(attributes: &Attributes<'_>, ports: &[u16]) -> Option<Tuple> {
+/// Original tuple and zone of a connection to one of `ports` that carries the helper for scanners.
+fn scanner_helper_carrier(attributes: &Attributes<'_>, ports: &[u16]) -> Option<(Tuple, u16)> {
     let name = attributes.nested(CTA_HELP)?.first(CTA_HELP_NAME)?;
     let original = Tuple::read(attributes, CTA_TUPLE_ORIG)?;
     let reply = Tuple::read(attributes, CTA_TUPLE_REPLY)?;
     let is_control = [original.destination, reply.source].map(|end| ports.contains(&end.port()));
-    (name == SCANNER_HELPER && is_control.contains(&true)).then_some(original)
+    let zone = attributes.first(CTA_ZONE).and_then(be16).unwrap_or(0);
+    (name == SCANNER_HELPER && is_control.contains(&true)).then_some((original, zone))
 }
 
 fn identify(message: &mut Writer<'_>, family: i32) {

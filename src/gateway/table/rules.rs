@@ -36,6 +36,10 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
                 ports.iter().for_each(|port| value(" 21 ", &format!(" {port} ")));
             }
             "define queues" => value("2100", &queue_range(parameters, '-')),
+            "define zones" if parameters.zones().len() > 1 => {
+                let zones: Vec<_> = parameters.zones().iter().map(u16::to_string).collect();
+                value("0", &format!("{{ {} }}", zones.join(", ")));
+            }
             "define data" => value("0x40000000", &mark(parameters.data_mark())),
             "define queue_all" => value("0x20000000", &mark(parameters.queue_all_mark())),
             "define queue_none" => value("0x10000000", &mark(parameters.queue_none_mark())),
@@ -215,6 +219,18 @@ mod tests {
         assert!(changed.into_iter().all(|line| line.contains("snat ") && line.contains(" map @")));
         let text = text.replace(" : 40960-41023", "").replace("meta l4proto tcp snat", "snat");
         assert_eq!(text, plain);
+    }
+
+    #[test]
+    fn all_zones_that_are_inspected_are_defined() {
+        let zones = |zones: &[u16]| {
+            let text = render(&RuleParameters::default().with_zones(zones.iter().copied()));
+            text.lines()
+                .find_map(|line| line.strip_prefix("define zones = ")?.split_once('#'))
+                .map(|(zones, _)| zones.trim_end().to_owned())
+        };
+        assert_eq!(zones(&[]).unwrap(), "0");
+        assert_eq!(zones(&[9, 7, 0, 9]).unwrap(), "{ 0, 7, 9 }");
     }
 
     #[test]

@@ -1,0 +1,117 @@
+//! Control connections in conntrack zones, as tenants and the bridges of virtual machines have them.
+
+use std::time::Duration;
+
+use ftp_alg_lab::{Admission, Daemon, Family, Lab, LabSpec, Topology};
+use serde_json::{Value, json};
+
+use crate::common::{
+    Gateway, executable, gated_client, gateway, login, reply, say, scripted_server, wait_for,
+};
+
+const PORT: u16 = 3762;
+const IN_ZONE: &str = "ct zone set 7";
+
+/// A rule for each packet, before conntrack sees it.
+fn zone_rules(rule: &str) -> String {
+    format!(
+        "table inet zones {{
+            chain pre {{ type filter hook prerouting priority raw; {rule}; }}
+        }}"
+    )
+}
+
+/// A gateway that had the rule when the daemon started.
+fn gateway_with_zone(topology: Topology, rule: &str, backend: &str) -> Gateway {
+    let admission = if backend == "conntrack" { Admission::Related } else { Admission::Mark };
+    let lab = Lab::build(LabSpec { admission, ..LabSpec::new(topology) }).unwrap();
+    lab.gateway.nft(&zone_rules(rule)).unwrap();
+    let configuration = format!("[pinhole]\nbackend = \"{backend}\"\n");
+    let daemon = Daemon::start(&executable(), &lab.gateway, &configuration).unwrap();
+    Gateway { daemon, lab }
+}
+
+/// An active transfer and a passive one, twice.
+fn transfers(lab: &Lab) -> Vec<Value> {
+    let host = lab.client.address(Family::V4).to_string().replace('.', ",");
+    let [high, low] = PORT.to_be_bytes();
+    let mut steps = vec![say(&format!("PORT {host},{high},{low}")), reply()];
+    steps.extend([say("LIST"), reply(), json!({"accept": PORT}), reply()]);
+    steps.extend([say("PASV"), reply(), json!({"dial": true, "later": true})]);
+    steps.extend([say("LIST"), reply(), json!({"drain": true}), reply()]);
+    [&login()[..], &steps, &[json!({"gate": ""})], &steps].concat()
+}
+
+fn assert_transfers(gateway: &Gateway, case: &str) {
+    let lab = &gateway.lab;
+    let server = scripted_server(&lab.server, &json!({}));
+    let host = lab.server_address(Family::V4);
+    let plan = json!({"host": host, "listen": [PORT], "steps": transfers(lab)});
+    let session = gated_client(&lab.client, plan).release();
+    assert_eq!(session.error, None, "{case}: {}", gateway.daemon.log());
+    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 4, "{case}");
+    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0, "{case}");
+    gateway.assert_tidy();
+    drop(server);
+}
+
+/// The first topology adjusts sequence numbers, as the server's greeting is not known.
+#[test]
+fn transfers_in_a_zone_work_with_either_back_end() {
+    for topology in [Topology::Masquerade, Topology::PublishedServer] {
+        for backend in ["nftables", "conntrack"] {
+            let gateway = gateway_with_zone(topology, IN_ZONE, backend);
+            assert_transfers(&gateway, &format!("{topology} {backend}"));
+        }
+    }
+}
+
+/// Connections of the LAN are in a zone, and their replies in none. The kernel finds no expectation in another zone than
+/// that of the packet.
+#[test]
+fn transfers_in_a_zone_of_one_direction_work_without_expectations() {
+    let rule = "iifname \"lan\" ct original zone set 7";
+    let gateway = gateway_with_zone(Topology::Masquerade, rule, "nftables");
+    assert_transfers(&gateway, rule);
+}
+
+/// A zone that is named after the start is not inspected, and that is said.
+#[test]
+fn a_zone_that_is_newer_than_the_daemon_is_a_problem() {
+    let mut gateway = gateway(Topology::Masquerade);
+    gateway.lab.gateway.nft(&zone_rules(IN_ZONE)).unwrap();
+    let problems = |daemon: &Daemon| daemon.status().unwrap()["problems"].to_string();
+    wait_for("the problem", || problems(&gateway.daemon).contains("\"zone\""));
+    gateway.daemon.stop().unwrap();
+    gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, "").unwrap();
+    assert_transfers(&gateway, "after a restart");
+    assert!(!problems(&gateway.daemon).contains("\"zone\""));
+}
+
+/// Connections of two zones may have equal addresses. Nobody knows then which one is translated how.
+#[test]
+fn nothing_is_opened_for_addresses_that_are_in_two_zones() {
+    let rule = "ip saddr 10.9.9.9 ct zone set 9";
+    let gateway = gateway_with_zone(Topology::Masquerade, rule, "nftables");
+    let lab = &gateway.lab;
+    let server = scripted_server(&lab.server, &json!({}));
+    let [client, host] = [lab.client.address(Family::V4), lab.server_address(Family::V4)];
+    let ports = "echo 40000 40001 > /proc/sys/net/ipv4/ip_local_port_range";
+    lab.client.shell(ports).unwrap().success().unwrap();
+    for port in [40000, 40001] {
+        let insert = format!(
+            "conntrack -I -w 9 -p tcp -s {client} -d {host} --sport {port} --dport 21 \
+             --state ESTABLISHED -t 600"
+        );
+        lab.gateway.shell(&insert).unwrap().success().unwrap();
+    }
+    let address = client.to_string().replace('.', ",");
+    let steps =
+        [&login()[..], &[say(&format!("PORT {address},14,178")), reply(), json!({"gate": ""})]]
+            .concat();
+    let session = gated_client(&lab.client, json!({"host": host, "steps": steps})).release();
+    assert_eq!(session.error, None, "{}", gateway.daemon.log());
+    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 0);
+    gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
+    drop(server);
+}
