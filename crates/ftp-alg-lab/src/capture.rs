@@ -154,15 +154,15 @@ fn early_acknowledgements(segments: &[&Segment]) -> Vec<String> {
     early
 }
 
-/// What tshark says of a packet with a TCP header.
+/// What tshark says of a packet.
 #[derive(Debug)]
 struct PacketReport {
+    /// Empty if it has no TCP header.
     stream: String,
     segment: Segment,
     has_wrong_checksum: bool,
     is_reordered: bool,
-    /// Seconds since the first transmission; `None` unless it is a retransmission.
-    waited: Option<f64>,
+    has_timed_out: bool,
     /// The number of the frame, and what the packet is.
     name: String,
 }
@@ -184,26 +184,26 @@ impl PacketReport {
         "_ws.col.Info",
     ];
 
-    fn parse(row: Vec<String>) -> Option<Self> {
+    fn parse(row: Vec<String>) -> Result<Self> {
         let [stream, port, seq, next, ack, ip_sum, tcp_sum, ffff, late, lost, waited, frame, info] =
-            <[String; 13]>::try_from(row).ok()?;
+            <[String; 13]>::try_from(row)
+                .map_err(|row| LabError::Unexpected(format!("tshark says of a packet: {row:?}")))?;
         // A packet inside of an ICMP error has values of its own, after a comma.
         let is_bad = |status: &str| status.split(',').any(|status| status == "0");
+        let limit = process::scaled_timeout(TIMEOUT).as_secs_f64();
         let seq = seq.parse().unwrap_or(0);
         let next = next.parse().unwrap_or(seq);
-        Some(Self {
+        Ok(Self {
             stream,
             segment: Segment { port, seq, next, ack: ack.parse().unwrap_or(0) },
             // Linux sends 0xffff for a TCP checksum of 0. The receiver's sum is the same.
             has_wrong_checksum: is_bad(&ip_sum) || is_bad(&tcp_sum) && ffff.is_empty(),
             is_reordered: !late.is_empty() || !lost.is_empty(),
-            waited: waited.parse().ok(),
+            has_timed_out: waited
+                .split(',')
+                .any(|seconds| seconds.parse().is_ok_and(|s: f64| s >= limit)),
             name: format!("frame {frame}: {info}"),
         })
-    }
-
-    fn has_timed_out(&self) -> bool {
-        self.waited.is_some_and(|waited| waited >= process::scaled_timeout(TIMEOUT).as_secs_f64())
     }
 }
 
@@ -215,14 +215,14 @@ fn named(reports: &[PacketReport], is_it: impl Fn(&PacketReport) -> bool) -> Vec
 /// order leaves no gap, see [`CaptureAnalysis::reorderings`].
 fn lost_bytes(reports: &[PacketReport]) -> Vec<String> {
     let mut streams: BTreeMap<&str, Vec<&Segment>> = BTreeMap::new();
-    for packet in reports {
+    for packet in reports.iter().filter(|packet| !packet.stream.is_empty()) {
         streams.entry(&packet.stream).or_default().push(&packet.segment);
     }
-    let named = |(stream, segments): (&&str, &Vec<&Segment>)| {
+    let of_stream = |(stream, segments): (&&str, &Vec<&Segment>)| {
         let found = [gaps(segments), early_acknowledgements(segments)].concat();
         found.into_iter().map(|what| format!("stream {stream} {what}")).collect::<Vec<_>>()
     };
-    streams.iter().flat_map(named).collect()
+    streams.iter().flat_map(of_stream).collect()
 }
 
 /// A finished capture.
@@ -275,7 +275,7 @@ impl CaptureAnalysis {
 
     /// The retransmissions after a retransmission time-out, one line each.
     pub fn timeouts(&self) -> Result<Vec<String>> {
-        Ok(named(&self.reports()?, PacketReport::has_timed_out))
+        Ok(named(&self.reports()?, |packet| packet.has_timed_out))
     }
 
     /// The packets with signs of a wrong rewrite or sequence adjustment, one line each.
@@ -291,14 +291,14 @@ impl CaptureAnalysis {
     pub fn anomalies(&self) -> Result<Vec<String>> {
         let reports = self.reports()?;
         let is_wrong = |packet: &PacketReport| {
-            packet.has_wrong_checksum || packet.is_reordered || packet.has_timed_out()
+            packet.has_wrong_checksum || packet.is_reordered || packet.has_timed_out
         };
         Ok([named(&reports, is_wrong), lost_bytes(&reports)].concat())
     }
 
     fn reports(&self) -> Result<Vec<PacketReport>> {
-        let rows = self.fields("tcp", &PacketReport::FIELDS)?;
-        Ok(rows.into_iter().filter_map(PacketReport::parse).collect())
+        let rows = self.fields("frame", &PacketReport::FIELDS)?;
+        rows.into_iter().map(PacketReport::parse).collect()
     }
 
     /// The lines on control connections to port 21; see [`CaptureAnalysis::control_lines_of`].
