@@ -135,18 +135,13 @@ impl Conntrack {
         pairs: impl IntoIterator<Item = (SocketAddr, SocketAddr)>,
     ) -> io::Result<Option<Translation>> {
         for (source, destination) in pairs {
-            let mut found = None;
-            for &zone in &*Arc::clone(&self.zones) {
-                // Its reply tuple may equal another connection's visible pair, so this is checked.
-                let entry = self.query(Tuple { source, destination }, zone)?;
-                let entry = entry.filter(|entry| entry.matches_packet(client, server));
-                if entry.is_some() && found.is_some() {
-                    return Ok(None);
-                }
-                found = found.or(entry);
-            }
-            if let Some(entry) = found {
-                return Ok(Some(entry.translation(self.our_bits)));
+            // Its reply tuple may equal another connection's visible pair, so this is checked.
+            let mut found = self.query(Tuple { source, destination })?;
+            found.retain(|entry| entry.matches_packet(client, server));
+            match &*found {
+                [] => {}
+                [entry] => return Ok(Some(entry.translation(self.our_bits))),
+                _ => return Ok(None),
             }
         }
         Ok(None)
@@ -181,34 +176,32 @@ impl Conntrack {
             }
         };
         let family = family_of(original.source);
-        let mut is_known = false;
-        for &zone in &*self.zones {
-            let fill = |message: &mut Writer<'_>| fill(message, zone);
-            let changed = or_absent(self.requests.change(IPCTNL_MSG_CT_NEW, 0, family, fill));
-            is_known |= changed
-                .map_err(|source| {
-                    let Tuple { source: client, destination: server } = original;
-                    let what = format!("mark the connection {client} -> {server}");
-                    KernelError::System { what, source }
-                })?
-                .is_some();
+        match self.requests.change_in_zones(&self.zones, IPCTNL_MSG_CT_NEW, family, fill) {
+            Ok(known) => known.ok_or(KernelError::Unknown),
+            Err(source) => {
+                let Tuple { source: client, destination: server } = original;
+                let what = format!("mark the connection {client} -> {server}");
+                Err(KernelError::System { what, source })
+            }
         }
-        is_known.then_some(()).ok_or(KernelError::Unknown)
     }
 
-    fn query(&mut self, tuple: Tuple, zone: u16) -> io::Result<Option<ConntrackEntry>> {
-        let mut connection = None;
-        or_absent(self.requests.ask(
-            IPCTNL_MSG_CT_GET,
-            0,
-            family_of(tuple.source),
-            |message| {
-                tuple.put(message, CTA_TUPLE_ORIG);
-                put_zone(message, CTA_ZONE, zone);
-            },
-            |message| connection = connection.or_else(|| parse(&message.attributes())),
-        ))?;
-        Ok(connection)
+    /// The connections with this tuple, at most one in each zone.
+    fn query(&mut self, tuple: Tuple) -> io::Result<Vec<ConntrackEntry>> {
+        let mut connections = Vec::new();
+        for &zone in &*self.zones {
+            or_absent(self.requests.ask(
+                IPCTNL_MSG_CT_GET,
+                0,
+                family_of(tuple.source),
+                |message| {
+                    tuple.put(message, CTA_TUPLE_ORIG);
+                    put_zone(message, CTA_ZONE, zone);
+                },
+                |message| connections.extend(parse(&message.attributes())),
+            ))?;
+        }
+        Ok(connections)
     }
 }
 

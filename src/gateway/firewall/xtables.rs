@@ -73,12 +73,7 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: IpVersion) -> Ruleset {
             remedy: Some(format!("{} -t {name} -D {}", program(origin, ip), shell_quoted(&words))),
         };
         found.conflicts.extend(kinds.into_iter().flatten().map(concern));
-        let concern = match parsed {
-            RuleOptions { notrack: true, .. } => Some(ConflictKind::Untracked),
-            RuleOptions { zone: Some(zone), .. } => Some(ConflictKind::Zone(zone)),
-            _ => None,
-        }
-        .map(|kind| Box::new(concern(kind)));
+        let concern = parsed.hides.map(|kind| Box::new(concern(kind)));
         let RuleOptions {
             conditions,
             action,
@@ -136,10 +131,8 @@ struct RuleOptions {
     action: RuleVerdict,
     /// Whether the target assigns the kernel's FTP helper.
     helper: bool,
-    /// Whether the target takes packets out of connection tracking.
-    notrack: bool,
-    /// The conntrack zone into which the target puts connections, if it does; `None` if it does not name one.
-    zone: Option<Option<u16>>,
+    /// How the target hides connections that it gets: no connection tracking, or a conntrack zone.
+    hides: Option<ConflictKind>,
     /// The bits of the ct mark that the target may change.
     changed_ct_mark_bits: u32,
     changed_mark_bits: u32,
@@ -153,8 +146,7 @@ impl RuleOptions {
             conditions: Vec::new(),
             action: RuleVerdict::Continue,
             helper: false,
-            notrack: false,
-            zone: None,
+            hides: None,
             changed_ct_mark_bits: 0,
             changed_mark_bits: 0,
             destination_nat: None,
@@ -232,11 +224,12 @@ impl RuleOptions {
             }
             "CT" => {
                 self.helper = value("--helper").is_some_and(|helper| helper.starts_with("ftp"));
-                self.notrack = has("--notrack");
                 let zones = ["--zone", "--zone-orig", "--zone-reply"].into_iter().find_map(value);
-                self.zone = zones.filter(|zone| zone != &"0").map(|zone| zone.parse().ok());
+                let zone = zones.filter(|zone| zone != &"0").map(|zone| zone.parse().ok());
+                let untracked = has("--notrack").then_some(ConflictKind::Untracked);
+                self.hides = untracked.or(zone.map(ConflictKind::Zone));
             }
-            "NOTRACK" => self.notrack = true,
+            "NOTRACK" => self.hides = Some(ConflictKind::Untracked),
             "MARK" => self.changed_mark_bits = changed.unwrap_or(u32::MAX),
             "CONNMARK" if has("--save-mark") => self.changed_ct_mark_bits = mask("--ctmask"),
             "CONNMARK" if has("--restore-mark") => self.changed_mark_bits = mask("--nfmask"),

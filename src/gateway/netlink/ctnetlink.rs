@@ -7,7 +7,7 @@ use std::{
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
 };
 
-use super::{Attributes, Message, MessageHead, Socket, Writer, be16};
+use super::{Attributes, Message, MessageHead, Socket, Writer, be16, or_absent};
 
 // From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
 pub const IPCTNL_MSG_CT_NEW: u8 = 0;
@@ -114,6 +114,22 @@ impl Requests {
         fill: impl FnOnce(&mut Writer<'_>),
     ) -> io::Result<()> {
         self.ask(command, libc::NLM_F_ACK | flags, family, fill, |_| {})
+    }
+
+    /// Changes what exists, in each of the conntrack zones. `None` if it exists in none of them.
+    pub fn change_in_zones(
+        &mut self,
+        zones: &[u16],
+        command: u8,
+        family: i32,
+        fill: impl Fn(&mut Writer<'_>, u16),
+    ) -> io::Result<Option<()>> {
+        let mut changed = None;
+        for &zone in zones {
+            let done = self.change(command, 0, family, |message| fill(message, zone));
+            changed = or_absent(done)?.or(changed);
+        }
+        Ok(changed)
     }
 
     /// Passes all objects that match the request of `fill` to `each`.

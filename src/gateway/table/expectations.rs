@@ -19,7 +19,6 @@ use crate::gateway::{
     netlink::{
         Attributes, Writer, be32,
         ctnetlink::{IPCTNL_MSG_EXP_GET, Requests, Tuple, family_of, put_zone},
-        or_absent,
     },
 };
 
@@ -149,12 +148,11 @@ impl Expectations {
             |source| KernelError::System { what: format!("renew pinhole {pinhole}"), source };
         let expected = ExpectedPacket::for_pinhole(&pinhole).map_err(failed)?;
         let family = family_of(pinhole.arrival);
-        for &zone in &*self.zones {
-            let fill = |message: &mut Writer<'_>| expected.put(message, control, zone, lifetime);
-            // Without NLM_F_CREATE only an existing one changes.
-            or_absent(self.requests.change(IPCTNL_MSG_EXP_NEW, 0, family, fill)).map_err(failed)?;
-        }
-        Ok(())
+        let fill = |message: &mut Writer<'_>, zone| expected.put(message, control, zone, lifetime);
+        self.requests
+            .change_in_zones(&self.zones, IPCTNL_MSG_EXP_NEW, family, fill)
+            .map(drop)
+            .map_err(failed)
     }
 
     /// Closes `pinhole` if it is open. An established connection stays.
@@ -163,15 +161,14 @@ impl Expectations {
             |source| KernelError::System { what: format!("close pinhole {pinhole}"), source };
         let tuple = ExpectedPacket::for_pinhole(pinhole).map_err(failed)?.tuple;
         let family = family_of(pinhole.arrival);
-        for &zone in &*self.zones {
-            let fill = |message: &mut Writer<'_>| {
-                tuple.put(message, CTA_EXPECT_TUPLE);
-                put_zone(message, CTA_EXPECT_ZONE, zone);
-            };
-            let deleted = self.requests.change(IPCTNL_MSG_EXP_DELETE, 0, family, fill);
-            or_absent(deleted).map_err(failed)?;
-        }
-        Ok(())
+        let fill = |message: &mut Writer<'_>, zone| {
+            tuple.put(message, CTA_EXPECT_TUPLE);
+            put_zone(message, CTA_EXPECT_ZONE, zone);
+        };
+        self.requests
+            .change_in_zones(&self.zones, IPCTNL_MSG_EXP_DELETE, family, fill)
+            .map(drop)
+            .map_err(failed)
     }
 
     /// The present TCP expectations, ours and those of others.
