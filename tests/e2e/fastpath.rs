@@ -4,7 +4,8 @@ use std::{fs, path::PathBuf, thread, time::Duration};
 
 use crate::common::{
     Gateway, executable, fast_load::FastLoad, gated_client, gateway_with, login,
-    names::shell_program, reply, say, scripted_client, scripted_server, wait_for,
+    names::shell_program, passive_transfer as passive, reply, say, scripted_client,
+    scripted_server, wait_for,
 };
 use ftp_alg_lab::{Daemon, Family, Lab, Topology, scaled_timeout};
 use serde_json::{Value, json};
@@ -50,13 +51,7 @@ fn pins(lab: &Lab) -> usize {
     all.filter(|entry| is_own(entry.as_ref().unwrap().file_name().to_str().unwrap())).count()
 }
 
-/// A transfer in passive mode.
-fn passive(command: &str) -> Vec<Value> {
-    let dial = json!({"dial": true, "later": true});
-    vec![say(command), reply(), dial, say("LIST"), reply(), json!({"drain": true}), reply()]
-}
-
-/// One in active mode, to a port below 2560 that is written with few digits.
+/// A transfer in active mode, to a port below 2560 that is written with few digits.
 fn active(port: u16) -> Vec<Value> {
     active_by(&format!("PORT 192,168,150,80,{},{}", port / 256, port % 256), port)
 }

@@ -4,8 +4,8 @@ use std::{collections::BTreeSet, net::IpAddr, thread, time::Duration};
 
 use crate::common::dialogues::{self, Segments};
 use crate::common::{
-    GatedClient, Gateway, captures, connect_in_vain, executable, gated_client, host_port, login,
-    reply, say, scripted_client, scripted_server, wait_for,
+    GatedClient, Gateway, active_transfer, captures, connect_in_vain, executable, gated_client,
+    host_port, login, passive_transfer, reply, say, scripted_client, scripted_server, wait_for,
 };
 use ftp_alg_lab::{
     Capture, ClientProgram, Daemon, Family, FirewallKind, Host, Lab, LabSpec, Mode, Server,
@@ -533,10 +533,8 @@ fn a_gateway_with_a_set_of_ports_uses_no_other() {
         let _server = scripted_server(&lab.server, &json!({}));
         let mut steps = login();
         for _ in 0..3 {
-            steps.extend([say("PASV"), reply(), json!({"dial": true, "later": true})]);
-            steps.extend([say("LIST"), reply(), json!({"drain": true}), reply()]);
-            steps.extend([say("PORT 192,168,150,80,14,178"), reply()]);
-            steps.extend([say("LIST"), reply(), json!({"accept": 3762}), reply()]);
+            steps.extend(passive_transfer("PASV"));
+            steps.extend(active_transfer(v4(&lab.client), 3762));
         }
         let plan = json!({"host": v4(&lab.server), "listen": [3762], "steps": steps});
         let session = scripted_client(&lab.client, &plan);

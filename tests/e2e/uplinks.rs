@@ -6,8 +6,8 @@ use ftp_alg_lab::{Family, Topology};
 use serde_json::{Value, json};
 
 use crate::common::{
-    GatedClient, Gateway, ScriptedServer, gated_client, gateway_with, login, reply, say,
-    scripted_server,
+    GatedClient, Gateway, ScriptedServer, active_transfer, gated_client, gateway_with, login,
+    passive_transfer, reply, say, scripted_server,
 };
 
 /// The states of the fast path to test with.
@@ -67,13 +67,8 @@ impl TwoLinks {
 
     /// The steps of an active transfer and a passive one.
     fn transfers(&self) -> Vec<Value> {
-        let host = self.gateway.lab.client.address(Family::V4).to_string().replace('.', ",");
-        let [high, low] = PORT.to_be_bytes();
-        let mut steps = vec![say(&format!("PORT {host},{high},{low}")), reply()];
-        steps.extend([say("LIST"), reply(), json!({"accept": PORT}), reply()]);
-        steps.extend([say("PASV"), reply(), json!({"dial": true, "later": true})]);
-        steps.extend([say("LIST"), reply(), json!({"drain": true}), reply()]);
-        steps
+        let client = self.gateway.lab.client.address(Family::V4);
+        [active_transfer(client, PORT), passive_transfer("PASV")].concat()
     }
 
     fn assert_opened(&self, count: u64) {

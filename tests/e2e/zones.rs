@@ -3,10 +3,11 @@
 use std::time::Duration;
 
 use ftp_alg_lab::{Admission, Daemon, Family, Lab, LabSpec, Topology};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::common::{
-    Gateway, executable, gated_client, gateway, login, reply, say, scripted_server, wait_for,
+    Gateway, active_transfer, executable, gated_client, gateway, login, passive_transfer, reply,
+    say, scripted_server, wait_for,
 };
 
 const PORT: u16 = 3762;
@@ -31,28 +32,20 @@ fn gateway_with_zone(topology: Topology, rule: &str, backend: &str) -> Gateway {
     Gateway { daemon, lab }
 }
 
-/// An active transfer and a passive one, twice.
-fn transfers(lab: &Lab) -> Vec<Value> {
-    let host = lab.client.address(Family::V4).to_string().replace('.', ",");
-    let [high, low] = PORT.to_be_bytes();
-    let mut steps = vec![say(&format!("PORT {host},{high},{low}")), reply()];
-    steps.extend([say("LIST"), reply(), json!({"accept": PORT}), reply()]);
-    steps.extend([say("PASV"), reply(), json!({"dial": true, "later": true})]);
-    steps.extend([say("LIST"), reply(), json!({"drain": true}), reply()]);
-    [&login()[..], &steps, &[json!({"gate": ""})], &steps].concat()
-}
-
+/// Asserts that an active transfer and a passive one work, twice in a session.
 fn assert_transfers(gateway: &Gateway, case: &str) {
     let lab = &gateway.lab;
-    let server = scripted_server(&lab.server, &json!({}));
+    let client = lab.client.address(Family::V4);
+    let transfers = [active_transfer(client, PORT), passive_transfer("PASV")].concat();
+    let steps = [&login()[..], &transfers, &[json!({"gate": ""})], &transfers].concat();
+    let _server = scripted_server(&lab.server, &json!({}));
     let host = lab.server_address(Family::V4);
-    let plan = json!({"host": host, "listen": [PORT], "steps": transfers(lab)});
+    let plan = json!({"host": host, "listen": [PORT], "steps": steps});
     let session = gated_client(&lab.client, plan).release();
     assert_eq!(session.error, None, "{case}: {}", gateway.daemon.log());
     assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 4, "{case}");
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0, "{case}");
     gateway.assert_tidy();
-    drop(server);
 }
 
 /// The first topology adjusts sequence numbers, as the server's greeting is not known.
@@ -94,7 +87,7 @@ fn nothing_is_opened_for_addresses_that_are_in_two_zones() {
     let rule = "ip saddr 10.9.9.9 ct zone set 9";
     let gateway = gateway_with_zone(Topology::Masquerade, rule, "nftables");
     let lab = &gateway.lab;
-    let server = scripted_server(&lab.server, &json!({}));
+    let _server = scripted_server(&lab.server, &json!({}));
     let [client, host] = [lab.client.address(Family::V4), lab.server_address(Family::V4)];
     let ports = "echo 40000 40001 > /proc/sys/net/ipv4/ip_local_port_range";
     lab.client.shell(ports).unwrap().success().unwrap();
@@ -113,5 +106,4 @@ fn nothing_is_opened_for_addresses_that_are_in_two_zones() {
     assert_eq!(session.error, None, "{}", gateway.daemon.log());
     assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 0);
     gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
-    drop(server);
 }

@@ -7,8 +7,8 @@ use ftp_alg_lab::{Capture, Family, Host, Lab, Topology};
 use serde_json::{Value, json};
 
 use super::{
-    common::{login, reply, say, wait_for},
-    scene::{Scene, active_transfer, assert_silent},
+    common::{active_transfer, login, reply, say, wait_for},
+    scene::{Scene, assert_silent},
 };
 
 /// The port that a forged line announces.

@@ -6,8 +6,9 @@ use ftp_alg_lab::{Daemon, Family, Host, Lab, Topology};
 use serde_json::{Value, json};
 
 use super::common::{
-    GatedClient, Gateway, ScriptedServer, connect_in_vain, executable_without_owner, gated_client,
-    gateway_with, login, reply, say, scripted_client, scripted_server,
+    GatedClient, Gateway, ScriptedServer, active_transfer, connect_in_vain,
+    executable_without_owner, gated_client, gateway_with, login, passive_transfer, scripted_client,
+    scripted_server,
 };
 
 /// Announces port 3762 of the client behind [`Topology::Masquerade`].
@@ -118,8 +119,7 @@ impl Scene {
         let lab = &self.gateway.lab;
         let mut steps = login();
         let body = if lab.spec().topology == Topology::PublishedServer {
-            steps.extend([say("PASV"), reply(), json!({"dial": true, "later": true})]);
-            steps.extend([say("LIST"), reply(), json!({"drain": true}), reply()]);
+            steps.extend(passive_transfer("PASV"));
             10
         } else {
             steps.extend(active_transfer(lab.client.address(Family::V4), ORDINARY));
@@ -138,13 +138,6 @@ impl Scene {
         let lines = self.server.lines().into_iter().map(printable);
         lines.filter(|line: &String| line.contains("PORT") || line.contains("EPRT")).collect()
     }
-}
-
-/// The six steps that announce `port` of `address` and fetch a listing.
-pub fn active_transfer(address: std::net::IpAddr, port: u16) -> Vec<Value> {
-    let host = address.to_string().replace('.', ",");
-    let port_command = format!("PORT {host},{},{}", port / 256, port % 256);
-    vec![say(&port_command), reply(), say("LIST"), reply(), json!({"accept": port}), reply()]
 }
 
 /// Connects to all of `targets` at once and asserts that none answers, not even with a refusal.

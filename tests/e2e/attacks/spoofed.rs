@@ -4,8 +4,8 @@ use ftp_alg_lab::{Capture, CaptureAnalysis, Family, Topology};
 use serde_json::json;
 
 use super::{
-    common::{gated_client, login, reply, say},
-    scene::{ANNOUNCED, PORT, Scene, active_transfer},
+    common::{active_transfer, gated_client, login, reply, say},
+    scene::{ANNOUNCED, PORT, Scene},
 };
 
 /// A control connection as seen on the gateway's outer interface.

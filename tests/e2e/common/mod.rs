@@ -8,6 +8,7 @@ pub mod names;
 
 use std::{
     fs,
+    net::IpAddr,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
     thread,
@@ -240,6 +241,19 @@ pub fn say(line: &str) -> Value {
 /// A step that reads a reply.
 pub fn reply() -> Value {
     json!({"reply": true})
+}
+
+/// Steps of a transfer in active mode, to `port` of the client at `address`.
+pub fn active_transfer(address: IpAddr, port: u16) -> Vec<Value> {
+    let host = address.to_string().replace('.', ",");
+    let port_command = format!("PORT {host},{},{}", port / 256, port % 256);
+    vec![say(&port_command), reply(), say("LIST"), reply(), json!({"accept": port}), reply()]
+}
+
+/// Steps of a transfer in passive mode.
+pub fn passive_transfer(command: &str) -> Vec<Value> {
+    let dial = json!({"dial": true, "later": true});
+    vec![say(command), reply(), dial, say("LIST"), reply(), json!({"drain": true}), reply()]
 }
 
 /// Rules that drop the first packet that `matching` describes, once.
