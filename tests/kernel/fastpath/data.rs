@@ -140,7 +140,6 @@ fn only_a_plain_syn_with_the_right_tuple_is_admitted() {
     .into();
     let away = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 8), 20);
     others.extend([
-        Frame { payload: b"x".to_vec(), ..good.clone() },
         Frame { payload: b"x".to_vec(), flags: ACK | PSH, ..good.clone() },
         Frame { source: away, ..good.clone() },
         Frame { destination: SocketAddrV4::new(KEY.arrival, 1026), ..good.clone() },
@@ -156,6 +155,28 @@ fn only_a_plain_syn_with_the_right_tuple_is_admitted() {
     assert_eq!(scene.counts(), [0; 6]);
     assert_eq!(scene.pinhole(KEY), Some(pinhole(u64::MAX)));
     assert!(is_admitted(&scene, &good));
+}
+
+/// TCP Fast Open (RFC 7413).
+#[test]
+fn a_syn_with_data_is_admitted_if_its_checksum_is_right() {
+    let mut scene = Scene::new();
+    for length in [1, 127, 128, 129, 536, 1407, 1408, 1460, 1535, 1536] {
+        scene.set_pinhole(KEY, pinhole(u64::MAX));
+        let payload: Vec<u8> = (0..length).map(|at| (at % 251) as u8).collect();
+        let good = Frame { payload, ..syn(KEY) };
+        for off in [1, 0x100] {
+            let wrong = Frame { checksum: Checksum::WrongBy(off), ..good.clone() };
+            assert!(!is_admitted(&scene, &wrong), "{length}");
+        }
+        assert!(is_admitted(&scene, &good), "{length}");
+        assert_eq!(scene.pinhole(KEY), None);
+        scene.set_pinhole(KEY, pinhole(u64::MAX));
+        assert!(is_admitted(&scene, &Frame { checksum: Checksum::OfPseudoHeader, ..good }));
+    }
+    // Longer ones do not come in an Ethernet frame of 1500 bytes.
+    scene.set_pinhole(KEY, pinhole(u64::MAX));
+    assert!(!is_admitted(&scene, &Frame { payload: vec![7; 1537], ..syn(KEY) }));
 }
 
 /// The kernel drops such a SYN, so it must not consume the pinhole.

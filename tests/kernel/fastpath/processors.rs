@@ -4,7 +4,7 @@ use std::{sync::Barrier, thread};
 
 use super::{
     data::syn,
-    frames::Frame,
+    frames::{ACK, FIN, Frame},
     layout::{ADMITTED, HANDED_BACK, INSPECTED, OPENED, READY, Side},
     scene::{ID, Scene, Talk, routed},
 };
@@ -67,6 +67,32 @@ fn two_simultaneous_announcements_open_at_most_one_pinhole() {
         talk.before.dialogue = READY;
         talk.hand_over();
     }
+}
+
+#[test]
+fn a_pinhole_has_the_number_of_its_line_if_a_fin_comes_at_once() {
+    let fresh = routed();
+    let mut talk = Talk::new(fresh.clone());
+    let mut both = 0;
+    for round in 0..ROUNDS {
+        let port = format!("PORT 10,0,0,2,4,{}\r\n", 1 + round % 255);
+        let announcement = talk.frame(Side::Client, port);
+        let fin = Frame { flags: ACK | FIN, ..talk.frame(Side::Server, "") };
+        let passed = at_once(&talk.scene, [&announcement, &fin]);
+        let lines = talk.scene.lines();
+        let pinholes = talk.scene.pinholes();
+        let what = format!("{round}: {passed:?} {lines:?} {pinholes:?}");
+        let mut opened = lines.iter().filter(|line| line.opened_pinhole).map(|line| line.number);
+        let number = opened.next();
+        assert!(opened.next().is_none() && passed[0] == number.is_some(), "{what}");
+        assert!(pinholes.values().all(|one| Some(one.line) == number), "{what}");
+        assert_eq!(pinholes.len(), usize::from(passed[0]), "{what}");
+        both += usize::from(passed == [true; 2]);
+        talk.before = fresh.clone();
+        talk.hand_over();
+        pinholes.keys().for_each(|key| talk.scene.remove_pinhole(*key));
+    }
+    println!("{both} of {ROUNDS} one after the other");
 }
 
 #[test]

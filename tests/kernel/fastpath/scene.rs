@@ -126,6 +126,10 @@ impl Scene {
         self.pinholes.insert(key.to_bytes(), pinhole.to_bytes(), 0).unwrap();
     }
 
+    pub fn remove_pinhole(&mut self, key: PinholeKey) {
+        self.pinholes.remove(&key.to_bytes()).unwrap();
+    }
+
     pub fn pinhole(&self, key: PinholeKey) -> Option<Pinhole> {
         self.pinholes.get(&key.to_bytes(), 0).ok().map(|pinhole| Pinhole::read(&pinhole))
     }

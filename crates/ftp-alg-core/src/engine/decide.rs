@@ -192,17 +192,38 @@ impl Engine {
         if meta.is_late && !self.may_decide_late(&packet) {
             return Decision::Verdict(Verdict::Drop(DropReason::Stale));
         }
+        match self.find_session(now, queued, &packet, context, effects) {
+            Ok(from) => self.inspect_packet(now, (queued, &packet, from), None, context, effects),
+            Err(decision) => decision,
+        }
+    }
+
+    /// Finds the session of a packet, or starts one, and sets its `context`. Returns the end that sent the packet; an error
+    /// with the decision if its session is not to inspect the packet now.
+    #[inline]
+    fn find_session(
+        &mut self,
+        now: Instant,
+        queued: &QueuedPacket<'_>,
+        packet: &Packet<'_>,
+        context: &mut PacketContext,
+        effects: &mut Effects,
+    ) -> Result<Side, Decision> {
+        let QueuedPacket { bytes, meta, .. } = queued;
+        const ACCEPT: Decision = Decision::Verdict(Verdict::Accept);
         let (source, destination) = packet.endpoints();
         let found = self.sessions.table.find(&Key::between(source, destination));
         let mut known = None;
         if let Some(index) = found
-            && let Some(Entry { control, .. }) = self.sessions.table.get_mut(index)
+            && let Some(Entry { session, control }) = self.sessions.table.get_mut(index)
         {
-            let (from, session) = (control.side_of(source), SessionRef { index, id: control.id });
+            let from = control.side_of(source);
+            let is_settled = session.interfaces.are_settled(from, meta.input, meta.output);
+            let session = SessionRef { index, id: control.id };
             let (is_busy, is_handed_over) = (control.is_busy(), control.fast_path().is_handed_over);
             let is_certain = !packet.has(flags::SYN) && control.incarnation().is_none();
             // A SYN may begin another connection, whose ends may be elsewhere.
-            let origin = match is_busy || packet.has(flags::SYN) {
+            let origin = match is_settled || is_busy || packet.has(flags::SYN) {
                 true => Origin::Sender,
                 false => self.find_origin(index, from, meta, effects),
             };
@@ -213,23 +234,22 @@ impl Engine {
                     let reason = "it arrived where no route to its sender leads";
                     self.pass_unread(bytes, |unread| &mut unread.elsewhere, reason);
                     (context.session, context.is_elsewhere) = (session, true);
-                    let packet = (queued, &packet, from);
-                    return self.inspect_packet(now, packet, None, context, effects);
+                    return Ok(from);
                 }
                 Origin::Elsewhere => {
                     self.report_elsewhere(index, SOME_UNREAD, effects);
-                    if !self.accepts_from_elsewhere(index, &packet, effects) {
-                        return Decision::Verdict(Verdict::Drop(DropReason::Elsewhere));
+                    if !self.accepts_from_elsewhere(index, packet, effects) {
+                        return Err(Decision::Verdict(Verdict::Drop(DropReason::Elsewhere)));
                     }
                 }
                 Origin::Unknown(lookup) => {
                     self.ask_for_route(queued, session, lookup, effects);
-                    return Decision::AwaitKernel;
+                    return Err(Decision::AwaitKernel);
                 }
             }
             if is_busy {
                 context.session = session;
-                return Decision::Park;
+                return Err(Decision::Park);
             }
             if is_handed_over {
                 self.sessions.take_back(index);
@@ -239,7 +259,7 @@ impl Engine {
         let known = known.or_else(|| {
             let before =
                 found.and_then(|index| Some(self.sessions.table.get_mut(index)?.control.id));
-            let index = self.find_or_insert(now, &packet, found, *meta, effects)?;
+            let index = self.find_or_insert(now, packet, found, *meta, effects)?;
             let control = &self.sessions.table.get_mut(index)?.control;
             let (from, is_new) = (control.side_of(source), before != Some(control.id));
             if is_new {
@@ -250,32 +270,31 @@ impl Engine {
         });
         let Some((index, from)) = known else {
             trace_unread(bytes, "no session for it");
-            return ACCEPT;
+            return Err(ACCEPT);
         };
         let timestamp = self.sessions.epoch.timestamp(now);
         let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else {
-            return self.pass_without_entry(bytes);
+            return Err(self.pass_without_entry(bytes));
         };
         control.last_seen = timestamp;
         if session.was_reset() && !packet.has(flags::SYN) {
-            return Decision::Verdict(
-                self.sessions.answer_reset_session(index, from, &packet, effects),
-            );
+            let verdict = self.sessions.answer_reset_session(index, from, packet, effects);
+            return Err(Decision::Verdict(verdict));
         }
         let is_ungreeted =
             session.dialogue().phase() == Phase::NotGreeted && control.incarnation().is_none();
-        if is_ungreeted && !packet.has(flags::SYN) && !session.is_in_window(from, &packet) {
+        if is_ungreeted && !packet.has(flags::SYN) && !session.is_in_window(from, packet) {
             // The session started with a spoofed SYN-ACK; this packet belongs to another connection.
             let reason = "it belongs to another connection on the endpoints of a session";
             self.pass_unread(bytes, |unread| &mut unread.other_connection, reason);
-            return ACCEPT;
+            return Err(ACCEPT);
         }
         context.session = SessionRef { index, id: control.id };
-        if meta.may_wait && session.may_reorder(from, &packet) {
+        if meta.may_wait && session.may_reorder(from, packet) {
             context.all_were_queued = session.needs_all_queued();
-            return Decision::Reorder;
+            return Err(Decision::Reorder);
         }
-        self.inspect_packet(now, (queued, &packet, from), None, context, effects)
+        Ok(from)
     }
 
     /// Passes a packet to its session, with the `answer` to its pending line if there is one.
@@ -306,13 +325,11 @@ impl Engine {
         let inspection = &mut self.inspection;
         inspection.refuses_auth = connection.policy.refuses_auth();
         inspection.answer = answer;
+        inspection.is_from_elsewhere = context.is_elsewhere;
         let positions = session.read_positions();
         let mut outcome;
         loop {
-            outcome = match context.is_elsewhere {
-                true => session.forward_unread(from, packet),
-                false => session.handle_packet(from, packet, inspection, &mut self.changed_payload),
-            };
+            outcome = session.handle_packet(from, packet, inspection, &mut self.changed_payload);
             for event in inspection.events.drain(..) {
                 connection.handle_dialogue_event(event);
             }

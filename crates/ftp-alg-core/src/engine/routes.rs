@@ -36,8 +36,9 @@ pub(super) enum Origin {
 }
 
 impl Engine {
-    /// Finds out whether a packet of the session at `index` comes from where its sender is.
-    #[inline]
+    /// Finds out whether a packet of the session at `index` comes from where its sender is. Not needed while the
+    /// interfaces are [settled](crate::session::Interfaces::are_settled).
+    #[inline(never)] // most packets do not need it
     pub(super) fn find_origin(
         &mut self,
         index: u32,

@@ -217,6 +217,8 @@ pub type AnsweredLine = (Box<PendingLine>, DecisionAnswer);
 pub struct Inspection {
     /// Whether `AUTH` is refused.
     pub refuses_auth: bool,
+    /// Whether the packet arrived where its sender is not. Then it is not read.
+    pub is_from_elsewhere: bool,
     /// The pending line and the answer to its request.
     pub answer: Option<AnsweredLine>,
     /// The events found, in order.

@@ -16,7 +16,8 @@ use super::{
 use crate::packet::{Packet, Seq, flags};
 
 impl Session {
-    /// Handles a packet of `from`. A changed payload is written to `out`.
+    /// Handles a packet of `from`. A changed payload is written to `out`. A packet that [comes from
+    /// elsewhere](Inspection::is_from_elsewhere) is not read.
     #[inline]
     pub fn handle_packet(
         &mut self,
@@ -28,7 +29,9 @@ impl Session {
         if packet.has(flags::SYN) {
             return ForwardAction::Unchanged.into();
         }
-        let outcome = if packet.has(flags::URG) {
+        let outcome = if inspection.is_from_elsewhere {
+            return self.forward_unread(from, packet);
+        } else if packet.has(flags::URG) {
             self.handle_urgent_packet(from, packet, inspection, out)
         } else {
             self.inspect_packet(from, packet, inspection, out)
@@ -43,7 +46,8 @@ impl Session {
     }
 
     /// Forwards a packet that is not read.
-    pub fn forward_unread(&self, from: Side, packet: &Packet<'_>) -> ForwardPlan {
+    #[cold]
+    fn forward_unread(&self, from: Side, packet: &Packet<'_>) -> ForwardPlan {
         let is_of_session = self.inspection_state.is_confirmed()
             && (!self.is_over() || self.direction(from).space.is_in_window(packet.seq()));
         match is_of_session {

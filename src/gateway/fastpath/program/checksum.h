@@ -4,10 +4,35 @@
 
 #define LONGEST_TCP_HEADER 60
 
+// Length of the longest payload of a SYN whose checksum is verified. It is a multiple of LONGEST_LINE.
+#define LONGEST_SYN_PAYLOAD (12 * LONGEST_LINE)
+
+// Adds the payload of a SYN to `sum` (TCP Fast Open, RFC 7413). Returns a negative number if that cannot be done.
+static __always_inline __s64 add_payload(struct __sk_buff *skb, const struct packet *packet, __s64 sum)
+{
+	for (__u32 offset = 0; offset < LONGEST_SYN_PAYLOAD && sum >= 0; offset += LONGEST_LINE) {
+		__u8 bytes[LONGEST_LINE] = {};
+		__u32 length = packet->payload_length - offset;
+
+		if (packet->payload_length <= offset)
+			return sum;
+		if (length > LONGEST_LINE)
+			length = LONGEST_LINE;
+		length -= 1;
+		asm volatile("" : "+r"(length));
+		if (length > LONGEST_LINE - 1)
+			return -1;
+		if (bpf_skb_load_bytes(skb, packet->payload_offset + offset, bytes, length + 1))
+			return -1;
+		sum = bpf_csum_diff(0, 0, (__be32 *)bytes, LONGEST_LINE, sum);
+	}
+	return packet->payload_length <= LONGEST_SYN_PAYLOAD ? sum : -1;
+}
+
 // A device may still have to complete the checksum (CHECKSUM_PARTIAL): of a packet from this machine, or from the
-// other end of a veth. The field then has the sum of the pseudo-header alone, and that counts as right. `payload` has
-// LONGEST_LINE bytes; 0 if the packet has none.
-static __always_inline int is_checksum_right(struct __sk_buff *skb, const struct packet *packet, __u8 *payload)
+// other end of a veth. The field then has the sum of the pseudo-header alone, and that counts as right. `line` has
+// LONGEST_LINE bytes; it is 0 for a SYN.
+static __always_inline int is_checksum_right(struct __sk_buff *skb, const struct packet *packet, __u8 *line)
 {
 	__u8 header[LONGEST_TCP_HEADER] = {};
 	__u32 length = packet->payload_offset - ETHERNET - 20, pseudo_header, field;
@@ -26,7 +51,6 @@ static __always_inline int is_checksum_right(struct __sk_buff *skb, const struct
 	if (field % 0xffff == pseudo_header % 0xffff)
 		return 1;
 	sum = bpf_csum_diff(0, 0, (__be32 *)header, LONGEST_TCP_HEADER, pseudo_header);
-	if (payload)
-		sum = bpf_csum_diff(0, 0, (__be32 *)payload, LONGEST_LINE, sum);
-	return fold(sum) == 0xffff;
+	sum = line ? bpf_csum_diff(0, 0, (__be32 *)line, LONGEST_LINE, sum) : add_payload(skb, packet, sum);
+	return sum >= 0 && fold(sum) == 0xffff;
 }

@@ -90,7 +90,8 @@ static __always_inline __u32 decide(struct flow *flow, const struct line_record 
 {
 	__u32 side = line->side & 1, unacknowledged;
 
-	if (!flow->handed_over)
+	// The number of the line that opens a pinhole is known before the pinhole is open, so no other line may take it.
+	if (!flow->handed_over || flow->opening)
 		return HAND_BACK;
 	if (flow->adjusted && !find_adjustment(flow, side, line->seq, line->ack, adjustment))
 		return HAND_BACK;
@@ -106,7 +107,7 @@ static __always_inline __u32 decide(struct flow *flow, const struct line_record 
 		return HAND_BACK;
 	if (!is_announcement(kind))
 		return NEXT_LINE;
-	return may_open && !flow->opening ? NEXT_LINE_OPENS : HAND_BACK;
+	return may_open ? NEXT_LINE_OPENS : HAND_BACK;
 }
 
 // Updates the flow with its next line. `growth` is the number of bytes that a rewrite adds to the line.

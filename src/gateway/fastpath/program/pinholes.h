@@ -21,7 +21,7 @@ static __always_inline void admit(struct __sk_buff *skb, const struct packet *pa
 	struct pinhole *pinhole;
 	__u32 mark;
 
-	if (packet->payload_length || !packet->is_plain || (packet->flags & (SYN | ACK | FIN | RST | URG)) != SYN)
+	if (!packet->is_plain || (packet->flags & (SYN | ACK | FIN | RST | URG)) != SYN)
 		return;
 	pinhole = bpf_map_lookup_elem(&pinholes, &key);
 	if (!pinhole || !pinhole->flow || pinhole->deadline < bpf_ktime_get_ns() || skb->mark ||
