@@ -27,10 +27,21 @@ use super::{
 pub struct FastPathFlows {
     program: FastPath,
     translations: Mutex<Translations>,
-    leases: Mutex<HashMap<u64, [TranslationLease; 2]>>,
+    leases: Mutex<Leases>,
     inspected_mark: u32,
     failures: Mutex<Option<Failures>>,
 }
+
+/// The translations that flows use, by flow.
+#[derive(Default)]
+struct Leases {
+    handed_over: HashMap<u64, [TranslationLease; 2]>,
+    /// Of flows that were taken back: a pinhole of theirs may be open.
+    taken_back: Vec<(u64, [TranslationLease; 2])>,
+}
+
+/// From so many taken-back flows on, those without a pinhole are looked for.
+const MANY_TAKEN_BACK: usize = 256;
 
 /// Failed operations on the program's maps.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -108,10 +119,13 @@ impl FastPathFlows {
         };
         // Connections without a login may use half of the map. The engine offers them again after the login.
         let limit = self.program.max_flows() as usize / 2;
-        if handover.login != LoginStage::LoggedIn && lock(&self.leases).len() >= limit {
+        if handover.login != LoginStage::LoggedIn && lock(&self.leases).handed_over.len() >= limit {
             return;
         }
-        let acquired = self.acquire_translations(&endpoints);
+        let mut acquired = self.acquire_translations(&endpoints);
+        if matches!(acquired, Ok(None)) && self.release_unused_leases() {
+            acquired = self.acquire_translations(&endpoints);
+        }
         let leases = match acquired {
             Ok(Some(leases)) => leases,
             Ok(None) => return,
@@ -155,7 +169,11 @@ impl FastPathFlows {
                 .and_then(|()| self.program.hand_over(&flow));
         }
         match result {
-            Ok(()) => self.set_leases(handover.flow, Some(leases)),
+            Ok(()) => {
+                let mut all = lock(&self.leases);
+                let old = all.handed_over.insert(handover.flow, leases);
+                all.taken_back.extend(old.map(|old| (handover.flow, old)));
+            }
             Err(error) => {
                 self.release_leases(&leases);
                 match error.raw_os_error() {
@@ -210,20 +228,37 @@ impl FastPathFlows {
         };
         let back = self.program.take_back(withdrawal.flow, endpoints.packet_tuples());
         self.record_outcome("cannot take a connection back", back);
-        self.set_leases(withdrawal.flow, None);
+        // The program's pinhole stays open, and needs them.
+        let mut all = lock(&self.leases);
+        let leases = all.handed_over.remove(&withdrawal.flow);
+        all.taken_back.extend(leases.map(|leases| (withdrawal.flow, leases)));
+        let are_many =
+            all.taken_back.len() >= MANY_TAKEN_BACK && all.taken_back.len().is_power_of_two();
+        drop(all);
+        if are_many {
+            self.release_unused_leases();
+        }
     }
 
-    /// Stores the translations of a connection, and releases those that it had before.
-    fn set_leases(&self, flow: u64, leases: Option<[TranslationLease; 2]>) {
+    /// Releases the translations of flows that were taken back and have no pinhole any more. Returns whether there were
+    /// any.
+    fn release_unused_leases(&self) -> bool {
         let mut all = lock(&self.leases);
-        let old = match leases {
-            Some(leases) => all.insert(flow, leases),
-            None => all.remove(&flow),
-        };
-        drop(all);
-        if let Some(old) = old {
-            self.release_leases(&old);
+        if all.taken_back.is_empty() {
+            return false;
         }
+        let with_pinholes = match self.program.flows_with_pinholes() {
+            Ok(flows) => flows,
+            Err(error) => {
+                self.record_failure("cannot read the pinholes", &error);
+                return false;
+            }
+        };
+        let unused: Vec<_> =
+            all.taken_back.extract_if(.., |(flow, _)| !with_pinholes.contains(flow)).collect();
+        drop(all);
+        unused.iter().for_each(|(_, leases)| self.release_leases(leases));
+        !unused.is_empty()
     }
 
     fn release_leases(&self, leases: &[TranslationLease; 2]) {

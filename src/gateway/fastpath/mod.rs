@@ -298,7 +298,7 @@ impl FastPath {
     }
 
     /// Takes a connection back from the program. When this returns, the record of every inspected line is reserved in
-    /// the ring. The program's pinhole stays open.
+    /// the ring. The program's pinhole stays open, with its translations.
     pub fn take_back(&self, flow: u64, tuples: [PacketTuple; 2]) -> io::Result<()> {
         self.stop_inspection(flow)?;
         for tuple in tuples {
@@ -431,6 +431,18 @@ impl FastPath {
             let Some((initiator, arrival)) = read_pinhole_key(key) else { return Ok(()) };
             self.delete_pinhole_if(key, |flow, line| !is_retained(initiator, arrival, flow, line))
         })
+    }
+
+    /// The IDs of all flows of which the program has a pinhole.
+    pub fn flows_with_pinholes(&self) -> io::Result<BTreeSet<u64>> {
+        let mut flows = BTreeSet::new();
+        for key in self.pinholes.keys()? {
+            let mut value = [0; PINHOLE];
+            if self.pinholes.look_up(&key, &mut value, ANY)? {
+                flows.insert(read_flow_id(&value));
+            }
+        }
+        Ok(flows)
     }
 
     /// Has the program open pinholes for this time from now, as long as a daemon is expected to read its lines.

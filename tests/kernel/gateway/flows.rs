@@ -16,7 +16,79 @@ use ftp_alg_core::{
     ftp::Padding,
 };
 
-use super::fastpath::{CLIENT, SERVER, lab_with_pins};
+use super::fastpath::{CLIENT, SERVER, frame, lab_with_pins, receive};
+use super::stacked::syn;
+
+fn handover(number: u32, login: LoginStage, translation: Translation) -> FlowChange {
+    FlowChange::Handover(Handover {
+        flow: number.into(),
+        lines: 0,
+        next_seq: [1000, 2000],
+        login,
+        translation,
+        interfaces: [1; 2], // lo, as in `receive`
+        client_ports: [0, u16::MAX],
+        announced_addresses: [*CLIENT.ip(), *SERVER.ip()],
+        seq_offsets: None,
+        padding: Padding::None,
+        pinhole_lifetime: Duration::from_secs(30),
+    })
+}
+
+/// A later session between the same ends has another source, for example from a pool.
+#[test]
+fn a_source_stays_while_the_pinhole_of_its_flow_is_open() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
+    lab.on_gateway(|| {
+        let (parameters, commits) = (RuleParameters::default(), Commits::default());
+        let table = Table::install_for(&parameters, &commits).unwrap();
+        let translations = Translations::new(&parameters, &commits).unwrap();
+        let flows = Arc::new(FastPathFlows::new(pins.load(), translations, &parameters));
+        let mut kernel = LinuxKernel::new(&parameters).unwrap().with_flows(Some(&flows));
+        let by = |last: u8| Translation {
+            client_external: SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, last), 40_000).into(),
+            ..Translation::identity(CLIENT.into(), SERVER.into())
+        };
+        let translated = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 1), CLIENT.port());
+        let is_handed_over = |flow| flows.program().flow_ids().unwrap().contains(&flow);
+        let source = || {
+            let shown = lab.gateway_sh("nft list map inet ftp_alg fast_path_sources4");
+            ["203.0.113.1", "203.0.113.2"].map(|address| shown.contains(address))
+        };
+        for end in ["consumed", "closed"] {
+            kernel.apply_flow_changes(&[handover(1, LoginStage::LoggedIn, by(1))]);
+            receive(flows.program(), &frame(CLIENT, SERVER, 1000, 2000, b"PASV\r\n"));
+            let reply = b"227 (192,0,2,9,4,1)\r\n";
+            receive(flows.program(), &frame(SERVER, translated, 2000, 1006, reply));
+            let pinholes = flows.program().list_open_pinholes().unwrap();
+            let [(initiator, arrival, _)] = pinholes[..] else { panic!("{pinholes:?}") };
+            kernel.apply_flow_changes(&[
+                FlowChange::Withdraw(Withdrawal { flow: 1, translation: by(1) }),
+                handover(2, LoginStage::LoggedIn, by(2)),
+            ]);
+            assert!(!is_handed_over(2), "{end}");
+            assert_eq!(source(), [true, false], "{end}");
+            // The table is loaded again.
+            flows.restore_translations().unwrap();
+            assert_eq!(source(), [true, false], "{end}");
+            match end {
+                "closed" => flows.program().close_pinhole(initiator, arrival, 1, 2).unwrap(),
+                _ => receive(flows.program(), &syn(SocketAddrV4::new(initiator, 1), arrival)),
+            }
+            assert_eq!(flows.program().list_open_pinholes().unwrap(), []);
+            kernel.apply_flow_changes(&[handover(2, LoginStage::LoggedIn, by(2))]);
+            assert!(is_handed_over(2), "{end}");
+            assert_eq!(source(), [false, true], "{end}");
+            kernel.apply_flow_changes(&[FlowChange::Withdraw(Withdrawal {
+                flow: 2,
+                translation: by(2),
+            })]);
+        }
+        assert_eq!(flows.take_failures(), None);
+        flows.program().remove().unwrap();
+        drop(table);
+    });
+}
 
 #[test]
 fn no_more_connections_are_handed_over_than_there_is_room_for() {
@@ -32,21 +104,7 @@ fn no_more_connections_are_handed_over_than_there_is_room_for() {
             let client = SocketAddrV4::new(Ipv4Addr::from(0x0a00_0000 + number), 40_000);
             Translation::identity(client.into(), SERVER.into())
         };
-        let handed_over = |number: u32, login| {
-            FlowChange::Handover(Handover {
-                flow: number.into(),
-                lines: 0,
-                next_seq: [1000, 2000],
-                login,
-                translation: ends(number),
-                interfaces: [1; 2],
-                client_ports: [0, u16::MAX],
-                announced_addresses: [*CLIENT.ip(), *SERVER.ip()],
-                seq_offsets: None,
-                padding: Padding::None,
-                pinhole_lifetime: Duration::from_secs(30),
-            })
-        };
+        let handed_over = |number: u32, login| handover(number, login, ends(number));
         // Half of them for those that have not logged in.
         let all: Vec<_> =
             (1..=most).map(|number| handed_over(number, LoginStage::Greeted)).collect();

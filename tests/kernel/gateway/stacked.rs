@@ -139,7 +139,7 @@ fn inspect_once(Way { name, made, attached, upper, vlan }: &Way) {
 }
 
 /// An Ethernet frame with a SYN.
-fn syn(from: SocketAddrV4, to: SocketAddrV4) -> Vec<u8> {
+pub fn syn(from: SocketAddrV4, to: SocketAddrV4) -> Vec<u8> {
     let packet = PacketBuilder::ethernet2([0; 6], [0; 6])
         .ipv4(from.ip().octets(), to.ip().octets(), 64)
         .tcp(from.port(), to.port(), 1, 256)
