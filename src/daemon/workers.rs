@@ -169,6 +169,10 @@ pub(super) fn start(
             &mut make_kernel()?,
         )?;
     }
+    if restored {
+        // The configuration may have changed.
+        workers.shared.close_forbidden_pinholes(&mut make_kernel()?);
+    }
     let have_waited = !is_new_table && workers.table.as_ref().is_some_and(Table::holds_packets);
     workers.heartbeat = Some(HeartbeatRenewer::start(&commits, &workers.shared, have_waited)?);
     let mark_change = rules.mark_change(&parameters);
@@ -566,11 +570,7 @@ impl DaemonService for Workers {
             // The lines that the program inspected before it returned its connections.
             reader.read_lines(&self.shared, &mut kernel);
         }
-        host::carry_out_effects(&self.shared, &mut kernel, |_, all| {
-            for (shard, effects) in self.shared.shards.iter().zip(all) {
-                lock(&shard.engine).sessions.close_forbidden_pinholes(effects);
-            }
-        });
+        self.shared.close_forbidden_pinholes(&mut kernel);
     }
 
     fn makes_progress(&self) -> bool {

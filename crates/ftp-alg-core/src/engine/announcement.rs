@@ -151,10 +151,16 @@ impl Connection<'_> {
     ) -> AnnouncementOutcome {
         let not_opened = match answer {
             Ok(()) => {
-                let held = self.pinholes.hold_opened(self.now, self.index, &attempt.proposal);
-                let opened =
-                    self.hold_opened(held, attempt.announced_address, attempt.replaced_foreign);
-                return AnnouncementOutcome::Decided(self.record_decision(announced, Ok(opened)));
+                let Err(not_opened) = self.check_policy(announced) else {
+                    let held = self.pinholes.hold_opened(self.now, self.index, &attempt.proposal);
+                    let opened =
+                        self.hold_opened(held, attempt.announced_address, attempt.replaced_foreign);
+                    let verdict = self.record_decision(announced, Ok(opened));
+                    return AnnouncementOutcome::Decided(verdict);
+                };
+                let closings = &mut self.effects.pinholes_to_close;
+                self.pinholes.release_unwanted(&attempt.proposal, closings);
+                not_opened
             }
             Err(KernelError::Taken) => {
                 let closed = &mut self.effects.closed_before_opening;
@@ -177,6 +183,14 @@ impl Connection<'_> {
             }
         };
         AnnouncementOutcome::Decided(self.record_decision(announced, Err(not_opened)))
+    }
+
+    /// Whether the policy, which may have changed since the kernel was asked, permits the announced endpoint.
+    fn check_policy(&mut self, announced: &AnnouncedLine) -> Result<(), NotOpened> {
+        match self.announced_endpoint(announced) {
+            Some(endpoint) => self.plan(announced, endpoint).map(|_| ()),
+            None => Ok(()),
+        }
     }
 
     /// Decides about an announcement that the BPF program inspected, and for which it opened the pinhole `fast_path`.
@@ -524,76 +538,5 @@ fn is_internal(address: IpAddr) -> bool {
 }
 
 #[cfg(test)]
-mod tests {
-    use super::*;
-    use crate::policy::KnownServer;
-
-    /// The pinhole for a 227 of `announced` by the server 10.0.0.5, whose clients use the address `dialled`: arrival
-    /// address, and announced address.
-    fn replaced_foreign(dialled: &str, announced: &str) -> (IpAddr, IpAddr) {
-        let end = |ip: &str| SocketAddr::new(ip.parse().unwrap(), 21);
-        let server = end("10.0.0.5");
-        let translation = Translation {
-            server_external: end(dialled),
-            ..Translation::identity(end("192.0.2.20"), server)
-        };
-        let known =
-            KnownServer { address: server.ip(), external: None, replace_foreign_address: true };
-        let policy = Policy { servers: [known].into(), ..Policy::default() };
-        let announced = SocketAddr::new(announced.parse().unwrap(), 5000);
-        let Ok(plan) = plan(AnnouncementKind::Pasv, announced, &translation, &policy) else {
-            panic!()
-        };
-        assert_eq!(plan.pinhole.target, SocketAddr::new(server.ip(), 5000));
-        (plan.pinhole.arrival.ip(), plan.announced_address)
-    }
-
-    #[test]
-    fn a_public_address_is_announced_if_the_control_address_is_internal() {
-        let ip = |text: &str| -> IpAddr { text.parse().unwrap() };
-        for (dialled, announced, announced_address) in [
-            // Behind a cloud's 1:1 NAT, the gateway sees only the private address.
-            ("10.0.0.5", "198.51.100.77", "198.51.100.77"),
-            ("10.0.0.5", "172.17.0.2", "10.0.0.5"),
-            ("10.0.0.5", "0.0.0.0", "10.0.0.5"),
-            ("10.0.0.5", "224.0.0.1", "10.0.0.5"),
-            ("10.0.0.5", "255.255.255.255", "10.0.0.5"),
-            ("203.0.113.9", "198.51.100.77", "203.0.113.9"),
-            ("203.0.113.9", "10.0.0.6", "203.0.113.9"),
-        ] {
-            assert_eq!(
-                replaced_foreign(dialled, announced),
-                (ip(dialled), ip(announced_address)),
-                "{dialled}"
-            );
-        }
-    }
-
-    #[test]
-    fn internal_and_public_addresses_are_distinguished() {
-        let internal = [
-            "0.0.0.0",
-            "0.1.2.3",
-            "10.0.0.1",
-            "100.64.0.1",
-            "100.127.255.1",
-            "127.0.0.1",
-            "169.254.1.1",
-            "172.31.0.1",
-            "192.168.1.1",
-            "224.0.0.1",
-            "255.255.255.255",
-            "::",
-            "::1",
-            "fd00::1",
-            "fe80::1",
-            "ff02::1",
-        ];
-        let public = ["100.63.0.1", "100.128.0.1", "172.32.0.1", "198.51.100.1", "2001:db8::1"];
-        for (addresses, expected) in [(&internal[..], true), (&public[..], false)] {
-            for address in addresses {
-                assert_eq!(is_internal(address.parse().unwrap()), expected, "{address}");
-            }
-        }
-    }
-}
+#[path = "announcement_tests.rs"]
+mod tests;

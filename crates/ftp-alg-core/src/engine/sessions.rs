@@ -121,18 +121,19 @@ impl Sessions {
         self.pinholes.take_closings(&mut effects.pinholes_to_close);
     }
 
-    /// Closes the pinholes that the policy forbids, after it was set.
+    /// Closes the pinholes that the policy forbids, after it was set, or after sessions were restored.
     pub fn close_forbidden_pinholes(&mut self, effects: &mut Effects) {
         effects.activate(self.pinholes.registry());
         for index in 0..self.table.slot_count() {
-            let Some(Entry { control, .. }) = self.table.get_mut(index) else { continue };
+            let Some(Entry { control, session }) = self.table.get_mut(index) else { continue };
             let Some(translation) = control.translation().copied() else { continue };
             let policy = self.policy.for_network(control.network());
             let before = control.pinholes().len();
+            let lacks_login = policy.require_login && !session.dialogue().is_logged_in();
             let is_forbidden = |held: &HeldPinhole| {
                 let from_client = held.kind.is_active();
                 let own = if from_client { translation.client } else { translation.server };
-                policy.forbids(held.pinhole.target, own.ip())
+                lacks_login || policy.forbids(held.pinhole.target, own.ip())
             };
             while let Some(at) = control.pinholes().iter().position(is_forbidden)
                 && let Some(held) = control.remove_pinhole(at)

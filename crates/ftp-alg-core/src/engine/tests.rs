@@ -171,6 +171,24 @@ fn a_new_policy_closes_the_pinholes_that_it_forbids() {
 }
 
 #[test]
+fn a_policy_that_requires_a_login_closes_the_pinholes_of_sessions_without_one() {
+    let requires_login = |require_login| Policy { require_login, ..Policy::default() };
+    for (logs_in, stays) in [(false, false), (true, true)] {
+        let mut talk = Conversation::masqueraded();
+        talk.set_policy(requires_login(false));
+        talk.say(Side::Server, "220 ready\r\n");
+        if logs_in {
+            talk.say(Side::Client, "USER u\r\n");
+            talk.say(Side::Server, "230 ok\r\n");
+        }
+        talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
+        assert_eq!(talk.gateway.kernel.open.len(), 1);
+        talk.set_policy(requires_login(true));
+        assert_eq!(!talk.gateway.kernel.open.is_empty(), stays);
+    }
+}
+
+#[test]
 fn a_refused_announcement_closes_its_pinhole() {
     let mut talk = Conversation::logged_in();
     talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");

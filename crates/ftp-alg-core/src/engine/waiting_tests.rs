@@ -79,6 +79,29 @@ fn packets_behind_a_kernel_request_are_parked_up_to_a_limit() {
     assert_eq!(engine.counters().drops.get(DropReason::Overflow), 1);
 }
 
+/// The kernel answers after the policy was set, and after the pinholes that it forbids were closed.
+#[test]
+fn a_policy_that_changes_while_a_pinhole_opens_counts_for_it() {
+    for (min_data_port, is_opened) in [(1024, true), (51210, true), (51211, false)] {
+        let mut talk = Conversation::logged_in();
+        talk.say(Side::Client, "PORT 192,168,150,80,200,9\r\n"); // its translation is known from now on
+        let port = talk.build(Side::Client, talk.next[0], b"PORT 192,168,150,80,200,10\r\n", false);
+        let (now, mut effects) = (talk.now, Effects::default());
+        let token = Token { id: u32::MAX, ..Token::default() };
+        let arrival = QueuedPacket { token, bytes: &port, meta: PacketMeta::default() };
+        talk.gateway.engine.take(now, std::iter::once(arrival), &mut effects);
+        assert_eq!(effects.openings.len(), 1);
+        talk.set_policy(Policy { min_data_port, ..Policy::default() });
+        carry_out(&mut talk.gateway, now, std::slice::from_mut(&mut effects));
+        let is_port = |open: &Pinhole| open.target.port() == 51210;
+        assert_eq!(talk.gateway.kernel.open.iter().any(is_port), is_opened);
+        let mut listed = talk.gateway.engine.sessions.list_pinholes();
+        assert_eq!(listed.any(|listed| is_port(&listed.pinhole)), is_opened);
+        let is_refused = talk.gateway.engine.counters().pinholes_refused == 1;
+        assert_eq!(is_refused, !is_opened);
+    }
+}
+
 #[test]
 fn a_packet_whose_session_was_removed_starts_another_session() {
     let mut talk = Conversation::logged_in();
