@@ -15,10 +15,10 @@ use serde_json::{Value, json};
 
 const PORT: &str = "PORT 192,168,150,80,14,178";
 
-/// How the daemon ends.
 /// One worker, so that all is in one journal.
 const ONE: &str = "queue.workers = 1\n";
 
+/// How the daemon ends.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum End {
     /// As in a crash.
@@ -269,6 +269,25 @@ fn what_a_crash_left_open_without_a_session_is_closed() {
     gateway.start_again(configuration);
     assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     assert_eq!(client.release().error, None);
+}
+
+#[test]
+fn pinholes_that_the_next_configuration_forbids_are_closed() {
+    for (backend, end) in
+        [("nftables", End::Kill), ("nftables", End::Stop), ("conntrack", End::Kill)]
+    {
+        let configuration = format!("[pinhole]\nbackend = \"{backend}\"\n");
+        let mut gateway = gateway_with(Topology::Masquerade, &configuration);
+        let server = scripted_server(&gateway.lab.server, &json!({}));
+        let _client = gateway.client(&[announcement(), gate(), list()]);
+        let (address, port) = host_port(server.lines().last().unwrap());
+        assert_eq!(gateway.daemon.open_pinholes().unwrap().len(), 1, "{backend}");
+        gateway.end(end);
+        gateway.start_again(&format!("{configuration}[policy]\ndeny-ports = [3762]\n"));
+        assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0], "{backend} {end:?}");
+        assert_eq!(gateway.daemon.pinholes().unwrap(), [json!(null); 0], "{backend} {end:?}");
+        assert_eq!(connect_in_vain(&gateway.lab.server, &address, port), "silent", "{backend}");
+    }
 }
 
 #[test]
