@@ -48,20 +48,17 @@ impl Connection<'_> {
                     self.pinholes.close(held);
                 }
             }
-            DialogueEvent::TransferStarted => {
-                let pinholes = self.control.pinholes_mut().into_iter().flatten();
-                for held in pinholes.filter(|p| p.answered) {
-                    self.counters.pinholes_used += u64::from(!held.in_use);
-                    self.pinholes.mark_in_use(held);
-                }
-            }
+            DialogueEvent::TransferStarted => self.mark_answered_in_use(),
             DialogueEvent::TransferEnded { completed: true } => {
-                let pinholes = self.control.pinholes_mut();
-                let over = pinholes.map(|all| all.extract_if(.., |held| held.answered));
+                // A success without a preliminary reply may be meant for another command.
+                let is_over =
+                    |held: &mut HeldPinhole| held.answered && (held.in_use || held.is_consumed);
+                let over = self.control.pinholes_mut().map(|all| all.extract_if(.., is_over));
                 for held in over.into_iter().flatten() {
                     self.counters.pinholes_used += u64::from(!held.in_use);
                     self.pinholes.close_consumed(held);
                 }
+                self.mark_answered_in_use();
             }
             DialogueEvent::TransferEnded { completed: false } => self.handle_failed_transfer(),
             DialogueEvent::LoggedIn => self.push_event(EventKind::StateChanged("logged in")),
@@ -90,6 +87,15 @@ impl Connection<'_> {
                     "packets were missed: no pinhole is opened any more",
                 ));
             }
+        }
+    }
+
+    /// Records that a transfer uses the answered pinholes. The kernel closes them at their deadlines.
+    fn mark_answered_in_use(&mut self) {
+        let pinholes = self.control.pinholes_mut().into_iter().flatten();
+        for held in pinholes.filter(|held| held.answered) {
+            self.counters.pinholes_used += u64::from(!held.in_use);
+            self.pinholes.mark_in_use(held);
         }
     }
 

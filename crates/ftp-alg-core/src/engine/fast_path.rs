@@ -110,7 +110,7 @@ impl Engine {
         };
         let inspection = &mut self.inspection;
         inspection.refuses_auth = connection.policy.refuses_auth();
-        inspection.answer = None;
+        (inspection.answer, inspection.is_from_elsewhere) = (None, false);
         let mut opened = line.pinhole();
         let mut matches = true;
         let is_adjusted = session.is_adjusted();
@@ -209,8 +209,8 @@ impl Sessions {
         if control.client().is_ipv6() {
             return;
         }
-        // An open pinhole of the rules; it is closed when its transfer is over.
-        if control.pinholes().iter().any(|held| !held.is_fast_path()) {
+        // A pinhole of the rules that waits for its transfer.
+        if control.pinholes().iter().any(|held| !held.is_fast_path() && !held.in_use) {
             return;
         }
         let is_ungreeted = session.dialogue().phase() == Phase::NotGreeted;

@@ -511,10 +511,7 @@ impl HeldPinhole {
 
     /// Whether it is to be renewed `now`, if it is waited for.
     pub fn is_renewable(&self, now: Instant) -> bool {
-        !self.in_use
-            && self.deadline > now
-            && now + RENEWAL_LEAD >= self.deadline
-            && now < self.last_renewal
+        self.deadline > now && now + RENEWAL_LEAD >= self.deadline && now < self.last_renewal
     }
 
     /// When it would be renewed, shortly before its deadline.
