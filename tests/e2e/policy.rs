@@ -267,3 +267,64 @@ fn a_browser_cannot_be_talked_into_opening_a_pinhole() {
     scripted_client(&lab.client, &json!({"host": host, "listen": [3762], "steps": steps}));
     assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 0);
 }
+
+/// Windows sends a refused SYN again, twice within a second, and some servers announce a port before they listen.
+#[test]
+fn a_pinhole_whose_target_refuses_opens_again_until_it_is_closed() {
+    for (topology, family, backend, fast_path) in [
+        (Topology::Masquerade, Family::V4, "nftables", "off"),
+        (Topology::Masquerade, Family::V4, "nftables", "auto"),
+        (Topology::Masquerade, Family::V4, "conntrack", "off"),
+        (Topology::Masquerade, Family::V6, "nftables", "off"),
+        (Topology::Routed, Family::V6, "nftables", "off"),
+    ] {
+        let what = format!("{topology:?} {family:?} {backend} {fast_path}");
+        let configuration =
+            format!("pinhole.backend = \"{backend}\"\nqueue.fast-path = \"{fast_path}\"\n");
+        let gateway = gateway_with(topology, &configuration);
+        let lab = &gateway.lab;
+        let server = scripted_server(&lab.server, &json!({}));
+        let host = lab.server_address(family).to_string();
+        let line = match family {
+            Family::V4 => PORT.to_owned(),
+            Family::V6 => format!("EPRT |2|{}|3762|", lab.client.address(family).unwrap()),
+        };
+        let mut steps = login();
+        steps.extend([say("NOOP"), reply(), say(&line), reply(), json!({"gate": ""})]);
+        let client = gated_client(&lab.client, json!({"host": host, "steps": steps}));
+        let announced = server.lines().last().unwrap().clone();
+        let (address, port) = match family {
+            Family::V4 => host_port(&announced),
+            Family::V6 => {
+                let fields: Vec<_> = announced.trim().split('|').collect();
+                (fields[2].to_owned(), fields[3].parse().unwrap())
+            }
+        };
+        for attempt in 0..3 {
+            assert_eq!(connect(&lab.server, &address, port), "refused", "{what}, {attempt}");
+            assert_eq!(gateway.daemon.open_pinholes().unwrap().len(), 1, "{what}, {attempt}");
+        }
+        let listens = |host: &ftp_alg_lab::Host| {
+            host.inside(|| std::net::TcpListener::bind((std::net::Ipv6Addr::UNSPECIFIED, 3762)))
+        };
+        let listener = listens(&lab.client).unwrap().unwrap();
+        assert_eq!(connect(&lab.server, &address, port), "open", "{what}");
+        assert_eq!(connect_in_vain(&lab.server, &address, port), "silent", "{what}: a second one");
+        drop((listener, client));
+
+        let client =
+            gated_client(&lab.client, json!({"host": host, "steps": announced_and_ends(&line)}));
+        assert_eq!(connect(&lab.server, &address, port), "refused", "{what}");
+        assert_eq!(client.release().error, None);
+        wait_for("the end of the session", || gateway.daemon.pinholes().unwrap().is_empty());
+        assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0], "{what}");
+        assert_eq!(connect_in_vain(&lab.server, &address, port), "silent", "{what}");
+    }
+}
+
+/// The steps of a client that announces this line, waits, and ends.
+fn announced_and_ends(line: &str) -> Vec<Value> {
+    let mut steps = login();
+    steps.extend([say(line), reply(), json!({"gate": ""}), say("QUIT"), reply()]);
+    steps
+}

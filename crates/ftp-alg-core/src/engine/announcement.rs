@@ -211,13 +211,16 @@ impl Connection<'_> {
             Ok(Some((id, PinholePlan { pinhole, announced_address, replaced_foreign }))) => {
                 *fast_path = None;
                 let (kind, lifetime) = (announced.kind, self.policy.pinhole_lifetime);
-                let client = self.control.client().ip();
+                let client = self.control.client();
+                let control = self.control.translation().copied();
+                let control =
+                    control.unwrap_or(Translation::identity(client, self.control.server()));
                 let opened = (id, self.now);
                 self.close_fast_path_pinholes("a later pinhole replaced it");
                 let held = self.pinholes.hold_fast_path_pinhole(
                     opened,
                     self.index,
-                    client,
+                    &control,
                     (kind, lifetime),
                     pinhole,
                 );
@@ -358,7 +361,8 @@ impl Connection<'_> {
         let format =
             PortFormat { kind: announced.kind, room, padding: self.allowed_padding(announced) };
         let closed = &mut self.effects.closed_before_opening;
-        let proposed = self.pinholes.propose(self.policy, translation, format, pinhole, closed);
+        let proposed =
+            self.pinholes.propose(self.now, self.policy, translation, format, pinhole, closed);
         // Otherwise the BPF program would still use the port.
         self.pinholes.take_fast_path_closings(&mut self.effects.fast_path_closings);
         match proposed {

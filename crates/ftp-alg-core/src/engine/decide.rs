@@ -213,6 +213,9 @@ impl Engine {
         const ACCEPT: Decision = Decision::Verdict(Verdict::Accept);
         let (source, destination) = packet.endpoints();
         let found = self.sessions.table.find(&Key::between(source, destination));
+        if found.is_none() && packet.has(flags::RST) && packet.payload().is_empty() {
+            return Err(self.reopen_refused(now, queued, packet, effects));
+        }
         let mut known = None;
         if let Some(index) = found
             && let Some(Entry { session, control }) = self.sessions.table.get_mut(index)
@@ -491,7 +494,7 @@ impl Engine {
 
 /// Traces a packet that passes unread.
 #[cold]
-fn trace_unread(bytes: &[u8], reason: &str) {
+pub(super) fn trace_unread(bytes: &[u8], reason: &str) {
     if !tracing::enabled!(tracing::Level::TRACE) {
         return;
     }

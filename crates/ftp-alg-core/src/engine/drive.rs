@@ -6,7 +6,8 @@
 //! 2. Records of sessions are written. A packet whose record is not written has not been forwarded either, and is
 //!    retransmitted. Records come after pinholes: the next daemon closes a pinhole that is in no record, but a pinhole
 //!    that is only in a record would be missing.
-//! 3. The BPF program takes over connections or returns them. Then verdicts are given.
+//! 3. Pinholes open again whose data connections were refused, and the BPF program takes over connections or returns them.
+//!    Then verdicts are given.
 //! 4. Packets are injected, after those that they follow.
 //! 5. Pinholes that are waited for are renewed, and those that are no longer needed closed.
 
@@ -126,12 +127,13 @@ impl Step {
                         changes.send_pending(|changes| host.kernel().apply_flow_changes(changes));
                     }
                 }
+                reopen_pinholes(host, all);
                 host.give_verdicts(all);
                 Self::Finish
             }
             Self::Finish => {
                 for effects in all.iter_mut().filter(|effects| effects.is_active) {
-                    finish(host, effects);
+                    finish(host, now, effects);
                 }
                 return None;
             }
@@ -183,6 +185,22 @@ fn open_pinholes(kernel: &mut impl Kernel, all: &mut [Effects]) {
     }
 }
 
+/// Opens pinholes again whose data connections were refused. One that is open again already stays.
+fn reopen_pinholes<H: Host>(host: &mut H, all: &mut [Effects]) {
+    for effects in all.iter_mut().filter(|effects| !effects.reopenings.is_empty()) {
+        let Effects { registry, reopenings, shard, .. } = effects;
+        let mut outcomes = Vec::new();
+        let reopened = registry.reopen_in_kernel(reopenings.drain(..), |due| {
+            host.kernel().update_pinholes(&[], due, &mut outcomes)
+        });
+        let failed = |outcome: &&Result<(), KernelError>| matches!(outcome, Err(error) if !matches!(error, KernelError::Taken));
+        let errors = outcomes.iter().filter(failed).count() + usize::from(reopened.is_err());
+        if errors > 0 {
+            host.with_engine(*shard, |engine| engine.count_errors(errors as u64));
+        }
+    }
+}
+
 fn set_queue_modes(kernel: &mut impl Kernel, all: &mut [Effects]) {
     for change in all.iter_mut().flat_map(|effects| &mut effects.mode_changes) {
         let QueueModeChange { connection: Lookup { client, server }, translation, mode, .. } =
@@ -199,7 +217,7 @@ fn set_queue_modes(kernel: &mut impl Kernel, all: &mut [Effects]) {
 }
 
 /// Injects packets, closes pinholes, reports events.
-fn finish<H: Host>(host: &mut H, effects: &mut Effects) {
+fn finish<H: Host>(host: &mut H, now: Instant, effects: &mut Effects) {
     let mut errors = 0;
     for Injection { session, client, server, packet, .. } in &effects.injections {
         if let Err(error) = host.kernel().inject(packet) {
@@ -210,7 +228,7 @@ fn finish<H: Host>(host: &mut H, effects: &mut Effects) {
     }
     if !effects.renewals.is_empty() {
         let renew = |due: &[_]| host.kernel().renew_pinholes(due);
-        effects.registry.renew_in_kernel(&mut effects.renewals, renew);
+        effects.registry.renew_in_kernel(now, &mut effects.renewals, renew);
     }
     if !effects.fast_path_closings.is_empty() {
         host.kernel().close_fast_path_pinholes(&effects.fast_path_closings);

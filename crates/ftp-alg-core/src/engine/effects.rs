@@ -217,6 +217,8 @@ pub struct Effects {
     /// Records of changed sessions, and the end of each.
     pub(super) records: Vec<u8>,
     pub(super) record_ends: Vec<usize>,
+    /// Pinholes to open again before the verdicts, because their data connections were refused.
+    pub reopenings: Vec<Opening>,
     /// Verdicts, in the order in which packets are forwarded.
     pub verdicts: Vec<Released>,
     /// Replacements of packets.
@@ -273,6 +275,7 @@ impl Effects {
         }
         (self.is_active, self.downtime_recorded) = (false, false);
         self.record_ends.clear();
+        self.reopenings.clear();
         self.verdicts.clear();
         self.injections.clear();
         self.renewals.clear();

@@ -16,8 +16,8 @@ use super::{
     deadlines::Deadlines,
     handover::FastPathPinhole,
     registry::{
-        OpenError, PinholeClosing, PinholeRegistry, RegistryEntry, RegistryState, client_key,
-        max_unused,
+        OpenError, PinholeClosing, PinholeRegistry, RegistryEntry, RegistryState, Reopening,
+        client_key, max_unused,
     },
 };
 use crate::{
@@ -70,6 +70,7 @@ pub struct Proposal {
     kind: AnnouncementKind,
     client: IpAddr,
     lifetime: Duration,
+    reopening: Reopening,
     serial: u64,
     /// The candidate ports, and how many were tried.
     candidates: PortCandidates,
@@ -187,6 +188,7 @@ impl PinholeTable {
     /// program](Self::take_fast_path_closings).
     pub fn propose(
         &mut self,
+        now: Instant,
         policy: &Policy,
         control: &Translation,
         format: PortFormat,
@@ -211,8 +213,9 @@ impl PinholeTable {
         };
         let lifetime = policy.pinhole_lifetime;
         let (pinhole, kind, serial, replaced) = (wanted, format.kind, 0, None);
+        let reopening = Reopening::new(control, !kind.is_active(), now + lifetime);
         let mut proposal =
-            Proposal { pinhole, kind, client, lifetime, serial, candidates, replaced };
+            Proposal { pinhole, kind, client, lifetime, reopening, serial, candidates, replaced };
         reserve(
             &mut state,
             &mut proposal,
@@ -260,15 +263,18 @@ impl PinholeTable {
         &mut self,
         (fast_path, at): (FastPathPinhole, Instant),
         owner: u32,
-        client: IpAddr,
+        control: &Translation,
         (kind, lifetime): (AnnouncementKind, Duration),
         pinhole: Pinhole,
     ) -> HeldPinhole {
-        let client = client_key(client);
-        let serial =
-            self.registry.lock().insert_from_fast_path((pinhole, fast_path), (client, false));
-        let held =
-            HeldPinhole::new(pinhole, kind, at + lifetime, (client, serial), Some(fast_path));
+        let (client, deadline) = (client_key(control.client.ip()), at + lifetime);
+        let reopening = Some(Reopening::new(control, !kind.is_active(), deadline));
+        let serial = self.registry.lock().insert_from_fast_path(
+            (pinhole, fast_path),
+            (client, false),
+            reopening,
+        );
+        let held = HeldPinhole::new(pinhole, kind, deadline, (client, serial), Some(fast_path));
         self.deadlines.add(held.renewal_due(), owner);
         held
     }
@@ -322,15 +328,19 @@ impl PinholeTable {
         &mut self,
         owner: u32,
         client: IpAddr,
+        control: Option<&Translation>,
         record: &PinholeRecord,
         deadline: Instant,
     ) -> HeldPinhole {
         let PinholeRecord { pinhole, kind, answered, in_use, fast_path, .. } = *record;
         let client = client_key(client);
+        let reopening = control.map(|control| Reopening::new(control, !kind.is_active(), deadline));
         let mut state = self.registry.lock();
         let serial = match fast_path {
-            Some(fast_path) => state.insert_from_fast_path((pinhole, fast_path), (client, in_use)),
-            None => state.insert(pinhole, (client, in_use)).0,
+            Some(fast_path) => {
+                state.insert_from_fast_path((pinhole, fast_path), (client, in_use), reopening)
+            }
+            None => state.insert(pinhole, (client, in_use), reopening).0,
         };
         drop(state);
         let new = HeldPinhole::new(pinhole, kind, deadline, (client, serial), fast_path);
@@ -465,7 +475,9 @@ fn reserve(
         if present.is_some_and(|present| present != target) {
             continue;
         }
-        let (serial, replaced) = state.insert(proposal.pinhole, (proposal.client, false));
+        let reopening = Some(proposal.reopening);
+        let (serial, replaced) =
+            state.insert(proposal.pinhole, (proposal.client, false), reopening);
         (proposal.serial, proposal.replaced) = (serial, replaced);
         // Announced again, or not closed yet.
         closed.extend(replaced.map(|entry| PinholeClosing { pinhole: entry.pinhole, serial }));

@@ -22,6 +22,7 @@ fn propose(
     let mut closed = Vec::new();
     let policy = Policy::default();
     let proposal = table.propose(
+        Instant::now(),
         &policy,
         &control,
         PortFormat { kind: AnnouncementKind::Port, room: None, padding: Padding::None },
@@ -109,7 +110,9 @@ fn a_source_translation_stays_while_another_pinhole_uses_it() {
         let policy = Policy::default();
         let form =
             PortFormat { kind: AnnouncementKind::Port, room: None, padding: Padding::Blanks };
-        let proposal = table.propose(&policy, &control, form, pinhole, &mut Vec::new()).unwrap();
+        let proposal = table
+            .propose(Instant::now(), &policy, &control, form, pinhole, &mut Vec::new())
+            .unwrap();
         table.hold_opened(Instant::now(), 1, &proposal)
     };
     let (one, other) = (open(&mut table, 6000), open(&mut table, 6001));

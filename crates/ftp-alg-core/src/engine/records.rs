@@ -267,9 +267,11 @@ impl Sessions {
             if entry.control.incarnation().is_some() {
                 self.watched.add(now, owner, &mut entry.control);
             }
+            let control = entry.control.translation().copied();
             for pinhole in pinholes {
                 let deadline = at(pinhole.deadline).min(now + self.policy.pinhole_lifetime);
-                let held = self.pinholes.restore(owner, client.ip(), &pinhole, deadline);
+                let held =
+                    self.pinholes.restore(owner, client.ip(), control.as_ref(), &pinhole, deadline);
                 entry.control.add_pinhole(held);
             }
         }

@@ -11,15 +11,19 @@ use std::{
     fmt,
     net::{IpAddr, Ipv6Addr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Instant,
 };
 
 use ahash::AHashMap;
 
-use super::{Opening, Pinhole, Renewal, handover::FastPathPinhole};
+use super::{Opening, Pinhole, Renewal, Translation, handover::FastPathPinhole};
 
 /// Fraction of all pinholes that one client may hold unused, and fraction including those in use.
 const UNUSED_FRACTION: usize = 4;
 const HELD_FRACTION: usize = 8;
+
+/// How often a pinhole opens again because its data connection was refused.
+const MAX_REOPENINGS: u8 = 8;
 
 /// Why no pinhole can be opened.
 #[derive(Debug)]
@@ -60,6 +64,32 @@ pub(super) struct RegistryEntry {
     is_released: bool,
     /// Identity in the BPF program, if that opened it; the rules do not know it then.
     pub(super) fast_path: Option<FastPathPinhole>,
+    /// `None` if it never opens again.
+    reopening: Option<Reopening>,
+}
+
+/// How a pinhole opens again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reopening {
+    control: Translation,
+    from_client: bool,
+    deadline: Instant,
+    left: u8,
+}
+
+impl Reopening {
+    /// For a pinhole of this control connection, until its deadline.
+    pub(super) fn new(control: &Translation, from_client: bool, deadline: Instant) -> Self {
+        Self { control: *control, from_client, deadline, left: MAX_REOPENINGS }
+    }
+}
+
+/// The pinholes with one initiator and one target.
+#[derive(Clone, Copy, Debug, Default)]
+struct SameTarget {
+    count: u32,
+    /// The arrival of the last one.
+    arrival: Option<SocketAddr>,
 }
 
 /// The state that all shards share.
@@ -69,8 +99,8 @@ pub(super) struct RegistryState {
     entries: AHashMap<(IpAddr, SocketAddr), RegistryEntry>,
     /// Number of released entries.
     released: usize,
-    /// Number of pinholes by initiator and target, which select the source translation.
-    sources: AHashMap<(IpAddr, SocketAddr), u32>,
+    /// By initiator and target, which select the source translation.
+    by_target: AHashMap<(IpAddr, SocketAddr), SameTarget>,
     per_client: AHashMap<IpAddr, ClientShare>,
     /// Serial number of the last inserted pinhole.
     pub(super) serial: u64,
@@ -109,15 +139,64 @@ impl PinholeRegistry {
 
     /// Calls `renew` with those of `renewals` that are still held. No other thread updates pinholes meanwhile, so none
     /// is closed, and its endpoints used by another one.
-    pub fn renew_in_kernel(&self, renewals: &mut Vec<Renewal>, renew: impl FnOnce(&[Renewal])) {
+    pub fn renew_in_kernel(
+        &self,
+        now: Instant,
+        renewals: &mut Vec<Renewal>,
+        renew: impl FnOnce(&[Renewal]),
+    ) {
         let _updating = lock(&self.0.updating);
-        let state = self.lock();
-        renewals.retain(|Renewal { opening: Opening { pinhole, .. }, .. }| {
-            let entry = state.entries.get(&(pinhole.initiator, pinhole.arrival));
-            entry.is_some_and(|entry| !entry.is_released && entry.pinhole == *pinhole)
+        let mut state = self.lock();
+        renewals.retain(|Renewal { opening: Opening { pinhole, lifetime, .. }, .. }| {
+            let Some(entry) = state.held_entry(pinhole) else { return false };
+            if let Some(reopening) = &mut entry.reopening {
+                reopening.deadline = now + *lifetime;
+            }
+            true
         });
         drop(state);
         renew(renewals);
+    }
+
+    /// Calls `reopen` with those of `refused` that are still held. No other thread updates pinholes meanwhile.
+    pub fn reopen_in_kernel<R>(
+        &self,
+        refused: impl Iterator<Item = Opening>,
+        reopen: impl FnOnce(&[Opening]) -> R,
+    ) -> R {
+        let _updating = lock(&self.0.updating);
+        let mut state = self.lock();
+        let held = |opening: &Opening| state.held_entry(&opening.pinhole).is_some();
+        let due: Vec<_> = refused.filter(held).collect();
+        drop(state);
+        reopen(&due)
+    }
+
+    /// The pinhole between `initiator` and `target` whose data connection was refused, to be opened again for the rest of its
+    /// time. The rules have it from then on, also if the BPF program opened it.
+    pub(super) fn take_refused(
+        &self,
+        initiator: IpAddr,
+        target: SocketAddr,
+        now: Instant,
+    ) -> Option<Opening> {
+        let mut state = self.lock();
+        let arrival = state.by_target.get(&(initiator, target))?.arrival?;
+        let entry = state.entries.get_mut(&(initiator, arrival))?;
+        let Reopening { control, from_client, deadline, left } = entry.reopening.as_mut()?;
+        let lifetime = deadline.saturating_duration_since(now);
+        if entry.is_released || lifetime.is_zero() {
+            return None;
+        }
+        *left = left.checked_sub(1)?;
+        entry.fast_path = None;
+        let (pinhole, control, from_client) = (entry.pinhole, *control, *from_client);
+        Some(Opening { pinhole, control, from_client, lifetime })
+    }
+
+    /// Whether a session holds a pinhole between `initiator` and `target`.
+    pub(super) fn has_target(&self, initiator: IpAddr, target: SocketAddr) -> bool {
+        self.lock().by_target.contains_key(&(initiator, target))
     }
 
     /// Shares the registry of `others`.
@@ -173,6 +252,12 @@ impl RegistryState {
         self.entries.get(&(initiator, arrival)).map(|entry| entry.pinhole.target)
     }
 
+    /// The entry of this pinhole, if a session holds it.
+    fn held_entry(&mut self, pinhole: &Pinhole) -> Option<&mut RegistryEntry> {
+        let entry = self.entries.get_mut(&(pinhole.initiator, pinhole.arrival))?;
+        (!entry.is_released && entry.pinhole == *pinhole).then_some(entry)
+    }
+
     /// Whether a session holds a pinhole of the rules with these endpoints.
     pub(super) fn is_held(&self, initiator: IpAddr, arrival: SocketAddr) -> bool {
         let entry = self.entries.get(&(initiator, arrival));
@@ -184,6 +269,7 @@ impl RegistryState {
         &mut self,
         pinhole: Pinhole,
         (client, in_use): (IpAddr, bool),
+        reopening: Option<Reopening>,
     ) -> (u64, Option<RegistryEntry>) {
         self.serial += 1;
         let serial = self.serial;
@@ -193,6 +279,7 @@ impl RegistryState {
             serial,
             is_released: false,
             fast_path: None,
+            reopening,
         });
         (serial, before)
     }
@@ -203,6 +290,7 @@ impl RegistryState {
         &mut self,
         (pinhole, fast_path): (Pinhole, FastPathPinhole),
         (client, in_use): (IpAddr, bool),
+        reopening: Option<Reopening>,
     ) -> u64 {
         self.serial += 1;
         let serial = self.serial;
@@ -214,6 +302,7 @@ impl RegistryState {
                 serial,
                 is_released: false,
                 fast_path: Some(fast_path),
+                reopening,
             });
         }
         serial
@@ -240,7 +329,8 @@ impl RegistryState {
         if let Some(before) = before {
             self.uncount_entry(&before);
         }
-        *self.sources.entry((initiator, target)).or_default() += 1;
+        let same = self.by_target.entry((initiator, target)).or_default();
+        (same.count, same.arrival) = (same.count + 1, Some(arrival));
         self.released += usize::from(entry.is_released);
         before
     }
@@ -263,10 +353,10 @@ impl RegistryState {
     fn uncount_entry(&mut self, entry: &RegistryEntry) {
         self.released -= usize::from(entry.is_released);
         let Pinhole { initiator, target, .. } = entry.pinhole;
-        if let Entry::Occupied(mut count) = self.sources.entry((initiator, target)) {
-            *count.get_mut() -= 1;
-            if *count.get() == 0 {
-                count.remove();
+        if let Entry::Occupied(mut same) = self.by_target.entry((initiator, target)) {
+            same.get_mut().count -= 1;
+            if same.get().count == 0 {
+                same.remove();
             }
         }
     }
@@ -312,7 +402,8 @@ impl RegistryState {
         let present =
             self.entries.get(&(initiator, arrival)).filter(|entry| entry.serial == serial)?;
         let is_released = present.is_released;
-        let is_shared = matches!(self.sources.get(&(initiator, target)), Some(2..));
+        let same = self.by_target.get(&(initiator, target));
+        let is_shared = same.is_some_and(|same| same.count > 1);
         if is_released {
             self.remove(pinhole, serial);
         }
@@ -322,7 +413,7 @@ impl RegistryState {
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
-            && self.sources.is_empty()
+            && self.by_target.is_empty()
             && self.per_client.is_empty()
             && self.released == 0
     }

@@ -4,6 +4,8 @@
 mod fast_path;
 #[path = "records_tests.rs"]
 mod records;
+#[path = "refused_data_tests.rs"]
+mod refused_data;
 #[path = "routes_tests.rs"]
 mod routes;
 #[path = "super_packet_tests.rs"]
