@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use ftp_alg_core::engine::{
-    DropReason, Effects, Engine, Event, Host, Released, Verdict, carry_out,
+    DropReason, Effects, Engine, Event, Host, KernelError, Released, Verdict, carry_out,
 };
 
 use super::{
@@ -90,6 +90,10 @@ impl Host for DaemonHost<'_> {
         if let Err(error) = flushed {
             shared.report_error(&error);
         }
+    }
+
+    fn report_error(&mut self, _shard: usize, error: &KernelError) {
+        self.shared.report_error(error);
     }
 
     fn report_events(&mut self, events: &mut Vec<Event>, more: u64) {
