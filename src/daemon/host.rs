@@ -106,13 +106,8 @@ impl OwnQueue<'_> {
         let Released { token, verdict, .. } = released;
         self.stale_drops += u64::from(*verdict == Verdict::Drop(DropReason::Stale));
         let (verdicts, replacement) = (&mut self.verdicts, verdict.replacement(replacements));
-        if let Err(error) = give_verdict(verdicts, self.parameters, *token, verdict, replacement) {
-            shared.report_error(&error);
-        }
-        if self.verdicts.is_full()
-            && let Err(error) = self.verdicts.flush()
-        {
-            shared.report_error(&error);
-        }
+        give_verdict(verdicts, self.parameters, *token, verdict, replacement, |error| {
+            shared.report_error(error);
+        });
     }
 }
