@@ -116,7 +116,7 @@ pub enum KernelError {
 
 impl KernelError {
     /// The same error for another request of the same transaction.
-    pub(super) fn again(&self) -> Self {
+    pub fn again(&self) -> Self {
         match self {
             Self::Taken => Self::Taken,
             Self::Full { what } => Self::Full { what },
