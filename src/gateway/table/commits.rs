@@ -42,11 +42,17 @@ impl Commits {
     /// anyway. If the kernel does not support table owners, each thread has its own socket, as in [`Commits::default`].
     pub fn through_one_socket() -> Result<Self, GatewayError> {
         let failed = |error| GatewayError::system("netlink socket", error);
-        let mut socket = Socket::open().map_err(failed)?;
-        compiled::configure_socket(&socket);
+        let mut socket = Self::open_socket().map_err(failed)?;
         let has_owners = compiled::can_own(&mut socket).map_err(failed)?;
         let writer = has_owners.then(|| Arc::new(Mutex::new(socket)));
         Ok(Self { shared_socket: writer, ..Self::default() })
+    }
+
+    /// Opens a socket for transactions.
+    pub(in crate::gateway) fn open_socket() -> io::Result<Socket> {
+        let socket = Socket::open()?;
+        compiled::configure_socket(&socket);
+        Ok(socket)
     }
 
     /// Whether there is a socket that can own our table.

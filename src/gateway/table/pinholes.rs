@@ -21,7 +21,6 @@ use ftp_alg_core::engine::{KernelError, Opening, Pinhole};
 
 use super::{
     commits::Commits,
-    compiled,
     elements::{GRANTS, GrantElement, PinholeElements, V4, V6, read_key},
 };
 use crate::gateway::{
@@ -68,8 +67,8 @@ impl Pinholes {
 
     /// Opens a netlink socket; the table need not exist yet.
     pub fn new() -> Result<Self, GatewayError> {
-        let socket = Socket::open().map_err(|e| GatewayError::system("netlink socket", e))?;
-        compiled::configure_socket(&socket);
+        let socket =
+            Commits::open_socket().map_err(|e| GatewayError::system("netlink socket", e))?;
         Ok(Self { socket, batch: Batch::new(), commits: Commits::default(), has_destroy: true })
     }
 
