@@ -7,17 +7,17 @@
 
 use std::{
     fmt::Display,
-    fs::{self, DirBuilder, File},
+    fs::{self, File},
     io,
     os::{
         fd::AsRawFd,
-        unix::fs::{DirBuilderExt, MetadataExt, fchown},
+        unix::fs::{MetadataExt, fchown},
     },
     path::{Path, PathBuf},
 };
 
 use rustix::{
-    fs::{Mode, OFlags, StatFs, fstatfs, open, statfs},
+    fs::{Mode, OFlags, StatFs, fstatfs, mkdirat, open, openat, statfs},
     io::Errno,
 };
 
@@ -81,12 +81,12 @@ impl FastPathPins {
             ));
         }
         if path == root || !path.starts_with(root) {
-            return open_directory(path, account).map(Self);
+            return open_directory(&open_parent(path)?, path, account).map(Self);
         }
         // The last daemon of another namespace removes the outer directory.
         for _ in 0..ATTEMPTS {
-            open_directory(root, None)?;
-            let opened = open_directory(path, account);
+            let parent = open_directory(&open_parent(root)?, root, None)?;
+            let opened = open_directory(&parent, path, account);
             if opened.is_ok() || root.exists() {
                 return opened.map(Self);
             }
@@ -111,25 +111,39 @@ impl FastPathPins {
     }
 }
 
-/// Opens a directory of the BPF file system, and makes it for `account` if it is absent.
-fn open_directory(path: &Path, account: Option<&Account>) -> Result<File, String> {
-    let failed = |error: io::Error| format!("{}: {error}", path.display());
+/// The directory above `path`.
+fn open_parent(path: &Path) -> Result<File, String> {
     let parent = path.parent().unwrap_or(path);
-    if !has_bpf(statfs(parent)) && !has_bpf(statfs(path)) {
-        return Err(missing_bpf_fs(parent));
+    let flags = OFlags::PATH | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let opened = open(parent, flags, Mode::empty());
+    opened.map(File::from).map_err(|error| failed(parent, error.into()))
+}
+
+fn failed(path: &Path, error: io::Error) -> String {
+    format!("{}: {error}", path.display())
+}
+
+/// Opens the directory `path` of the BPF file system, in its open `parent`, and makes it for `account` if it is absent.
+fn open_directory(parent: &File, path: &Path, account: Option<&Account>) -> Result<File, String> {
+    let name = path.file_name().unwrap_or_default();
+    let may_make = has_bpf(fstatfs(parent));
+    if !may_make && !has_bpf(statfs(path)) {
+        return Err(missing_bpf_fs(path.parent().unwrap_or(path)));
     }
-    let is_new = match DirBuilder::new().mode(0o700).create(path) {
-        Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(failed(error)),
-        created => created.is_ok(),
-    };
+    let is_new = may_make
+        && match mkdirat(parent, name, Mode::RWXU) {
+            Err(error) if error != Errno::EXIST => return Err(failed(path, error.into())),
+            made => made.is_ok(),
+        };
     // Any user may make files in the BPF file system. A link of another user is not followed.
     let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-    let directory = match open(path, flags, Mode::empty()) {
+    let directory = match openat(parent, name, flags, Mode::empty()) {
         Err(Errno::NOTDIR | Errno::LOOP) => {
             return Err(format!("{} is not a directory: remove it", path.display()));
         }
-        opened => File::from(opened.map_err(|error| failed(error.into()))?),
+        opened => File::from(opened.map_err(|error| failed(path, error.into()))?),
     };
+    let failed = |error| failed(path, error);
     if is_new && let Some(account) = account {
         fchown(&directory, Some(account.uid), Some(account.gid)).map_err(failed)?;
     }
@@ -221,5 +235,5 @@ fn has_bpf(found: rustix::io::Result<StatFs>) -> bool {
 
 /// The error if there is no BPF file system at `path`.
 fn missing_bpf_fs(path: &Path) -> String {
-    format!("no BPF file system at {0}: mount -t bpf bpf /sys/fs/bpf", path.display())
+    format!("no BPF file system at {0}: mount -t bpf -o mode=0700 bpf /sys/fs/bpf", path.display())
 }

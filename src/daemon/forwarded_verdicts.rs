@@ -12,20 +12,24 @@ use super::shard::lock;
 use crate::gateway::{GatewayError, QueueVerdict, RuleParameters, Verdicts, Waker};
 
 /// Gives the verdict on the packet of `token`. With [`Verdict::Replace`], `replacement` is forwarded in its place. The
-/// verdict takes effect when `verdicts` are flushed.
+/// verdict takes effect when `verdicts` are flushed. Passes errors to `report`: they concern no other packet.
 pub(super) fn give_verdict(
     verdicts: &mut Verdicts<'_>,
     parameters: &RuleParameters,
     token: Token,
     verdict: &Verdict,
     replacement: &[u8],
-) -> Result<(), GatewayError> {
+    report: impl Fn(&GatewayError),
+) {
     let decision = match verdict {
         Verdict::Accept => QueueVerdict::Accept,
         Verdict::Drop(_) => QueueVerdict::Drop,
         Verdict::Replace(_) => QueueVerdict::Replace(replacement),
     };
-    verdicts.verdict_with_mark(token.id, decision, parameters.clear_own_mark_bits(token.mark))
+    let mark = parameters.clear_own_mark_bits(token.mark);
+    let given = verdicts.verdict_with_mark(token.id, decision, mark);
+    let flushed = if verdicts.is_full() { verdicts.flush() } else { Ok(()) };
+    [given, flushed].iter().filter_map(|done| done.as_ref().err()).for_each(report);
 }
 
 /// A verdict, with the packet's replacement.
@@ -78,19 +82,20 @@ impl ForwardedVerdicts {
         }
     }
 
-    /// Gives all forwarded verdicts.
+    /// Gives all forwarded verdicts. Passes errors to `report`.
     pub(super) fn give_all(
         &self,
         mut verdicts: Verdicts<'_>,
         parameters: &RuleParameters,
-    ) -> Result<(), GatewayError> {
+        report: impl Fn(&GatewayError),
+    ) {
         if !self.has_verdicts.swap(false, Ordering::Acquire) {
-            return Ok(());
+            return;
         }
         let forwarded = std::mem::take(&mut lock(&self.inner).verdicts);
         for ForwardedVerdict { token, verdict, replacement } in forwarded {
-            give_verdict(&mut verdicts, parameters, token, &verdict, &replacement)?;
+            give_verdict(&mut verdicts, parameters, token, &verdict, &replacement, &report);
         }
-        verdicts.flush()
+        verdicts.flush().unwrap_or_else(|error| report(&error));
     }
 }

@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use ftp_alg_core::engine::{
-    DropReason, Effects, Engine, Event, Host, Released, Verdict, carry_out,
+    DropReason, Effects, Engine, Event, Host, KernelError, Released, Verdict, carry_out,
 };
 
 use super::{
@@ -92,6 +92,10 @@ impl Host for DaemonHost<'_> {
         }
     }
 
+    fn report_error(&mut self, _shard: usize, error: &KernelError) {
+        self.shared.report_error(error);
+    }
+
     fn report_events(&mut self, events: &mut Vec<Event>, more: u64) {
         self.shared.record_events(self.now, events, more);
     }
@@ -102,13 +106,8 @@ impl OwnQueue<'_> {
         let Released { token, verdict, .. } = released;
         self.stale_drops += u64::from(*verdict == Verdict::Drop(DropReason::Stale));
         let (verdicts, replacement) = (&mut self.verdicts, verdict.replacement(replacements));
-        if let Err(error) = give_verdict(verdicts, self.parameters, *token, verdict, replacement) {
-            shared.report_error(&error);
-        }
-        if self.verdicts.is_full()
-            && let Err(error) = self.verdicts.flush()
-        {
-            shared.report_error(&error);
-        }
+        give_verdict(verdicts, self.parameters, *token, verdict, replacement, |error| {
+            shared.report_error(error);
+        });
     }
 }

@@ -383,6 +383,8 @@ impl Journal {
     fn checkpoint(&mut self, engine: &mut Engine) -> io::Result<()> {
         let engines = std::slice::from_mut(engine);
         let (file, length) = write_checkpoint(&self.path, &self.origin, engines, &mut self.buffer)?;
+        // Not before: a batch that another thread decided appends its changes to the present file if this fails.
+        engine.sessions.forget_changes();
         self.file = Some(file);
         self.length = length;
         self.checkpoint_at = 2 * length + SLACK;

@@ -1,7 +1,9 @@
 //! Tests of journals that cannot be written, vanish, grow or are damaged.
 
 use ftp_alg_core::{
-    engine::{Checksums, FakeKernel, Standalone, Translation},
+    engine::{
+        Checksums, Effects, FakeKernel, PacketMeta, QueuedPacket, Standalone, Token, Translation,
+    },
     policy::Policy,
 };
 
@@ -39,14 +41,19 @@ fn set_up() -> (tempfile::TempDir, StateDir, Gateway, Journal) {
 }
 
 /// The SYN-ACK of another connection.
-fn begin(gateway: &mut Gateway, client_port: u16) {
+fn syn_ack(client_port: u16) -> Vec<u8> {
     let builder = etherparse::PacketBuilder::ipv4([203, 0, 113, 9], [192, 168, 150, 80], 64)
         .tcp(21, client_port, 7000, 1000)
         .syn()
         .ack(5001);
     let mut packet = Vec::new();
     builder.write(&mut packet, &[]).unwrap();
-    gateway.packet(Instant::now(), &packet);
+    packet
+}
+
+/// Begins another connection.
+fn begin(gateway: &mut Gateway, client_port: u16) {
+    gateway.packet(Instant::now(), &syn_ack(client_port));
     assert!(gateway.engine.sessions.list().any(|s| s.translation.client.port() == client_port));
 }
 
@@ -95,6 +102,26 @@ fn a_journal_that_cannot_be_written_is_removed() {
     journal.append(&mut gateway).unwrap();
     journal.maintain(&mut gateway.engine).unwrap();
     assert_eq!(restored_sessions(&state), 3);
+}
+
+/// Another worker has decided a batch, and has not written its records yet.
+#[test]
+fn a_checkpoint_that_fails_loses_no_change_of_a_batch() {
+    let (directory, state, mut gateway, mut journal) = set_up();
+    begin(&mut gateway, 1035);
+    journal.append(&mut gateway).unwrap();
+    let (packet, mut effects) = (syn_ack(1036), Effects::for_shard(0));
+    let packet =
+        QueuedPacket { token: Token::default(), meta: PacketMeta::default(), bytes: &packet };
+    gateway.engine.take(Instant::now(), std::iter::once(packet), &mut effects);
+    let in_the_way = directory.path().join("queue-7.new");
+    fs::create_dir(&in_the_way).unwrap();
+    journal.checkpoint_at = 0;
+    assert!(journal.maintain(&mut gateway.engine).is_err());
+    fs::remove_dir(in_the_way).unwrap();
+    gateway.engine.conclude(&mut effects);
+    journal.write(effects.records()).unwrap();
+    assert_eq!(restored_sessions(&state), 2);
 }
 
 #[test]

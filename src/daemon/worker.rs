@@ -94,9 +94,8 @@ impl Worker {
                 self.decide_batch(now, false);
             }
             let forwarded = &self.shared.forwarded_verdicts[self.index];
-            if let Err(error) = forwarded.give_all(self.queue.verdicts(), &self.parameters) {
-                self.shared.report_error(&error);
-            }
+            let report = |error: &GatewayError| self.shared.report_error(error);
+            forwarded.give_all(self.queue.verdicts(), &self.parameters, report);
             let due = self.effects.iter().filter_map(|effects| effects.reorder_deadline).min();
             if now >= next_tick || due.is_some_and(|due| now >= due) {
                 self.expire(now);

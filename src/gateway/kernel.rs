@@ -164,21 +164,21 @@ impl Kernel for LinuxKernel {
         Ok(())
     }
 
-    fn renew_pinholes(&mut self, renewals: &[Renewal]) {
-        for Renewal { opening, fast_path } in renewals {
-            let renewed = match (fast_path, &mut self.backend, &self.flows) {
-                (Some(id), _, Some(flows)) => {
-                    flows.renew_pinhole(opening, *id);
-                    Ok(())
-                }
-                (Some(_), _, None) => Ok(()),
-                (None, PinholeBackend::Nftables(pinholes), _) => pinholes.renew(opening),
-                (None, PinholeBackend::Conntrack(expectations), _) => expectations.renew(opening),
-            };
-            if let Err(error) = renewed {
-                tracing::debug!("{error}");
+    fn renew_pinholes(&mut self, renewals: &[Renewal]) -> Vec<KernelError> {
+        let mut renew = |Renewal { opening, fast_path }: &Renewal| match (
+            fast_path,
+            &mut self.backend,
+            &self.flows,
+        ) {
+            (Some(id), _, Some(flows)) => {
+                flows.renew_pinhole(opening, *id);
+                Ok(())
             }
-        }
+            (Some(_), _, None) => Ok(()),
+            (None, PinholeBackend::Nftables(pinholes), _) => pinholes.renew(opening),
+            (None, PinholeBackend::Conntrack(expectations), _) => expectations.renew(opening),
+        };
+        renewals.iter().filter_map(|renewal| renew(renewal).err()).collect()
     }
 
     fn pinhole_capacity(&self) -> usize {

@@ -34,7 +34,7 @@ mod table;
 pub use automatic::automatic_backend;
 pub use broker::programs::run_for_output;
 pub use claimed_ports::ClaimedPorts;
-pub use conntrack::{Conntrack, consumed_pinholes};
+pub use conntrack::{Conntrack, admitted_connections, consumed_pinholes};
 pub use error::GatewayError;
 pub use inject::Injector;
 pub use kernel::LinuxKernel;

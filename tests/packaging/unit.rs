@@ -47,6 +47,25 @@ fn the_unit_has_a_watchdog_that_the_daemon_itself_feeds() {
     assert_eq!(value("Restart"), Some("on-failure"));
 }
 
+/// Any user may make one, where the BPF file system is not root's alone.
+#[test]
+fn the_unit_gives_away_no_target_of_a_symbolic_link() {
+    let unit = fs::read_to_string(packaging("ftp-alg.service")).unwrap();
+    let steps = unit.lines().filter_map(|line| line.strip_prefix("ExecStartPre=-+"));
+    // The user need not exist here. Without the sticky bit, `fs.protected_symlinks` does not apply.
+    let steps: Vec<_> = steps.map(|step| step.replace("ftp-alg:ftp-alg", "1:1")).collect();
+    assert_eq!(steps.len(), 2, "{steps:?}");
+    let run_with = |prepare: &str| {
+        let mount = "mount -t tmpfs -o mode=0777 none /sys/fs/bpf && cd /sys/fs/bpf";
+        let found = "stat -c %u:%a target ftp-alg";
+        let script = format!("{mount} && mkdir target && {prepare}; {}; {found}", steps.join("; "));
+        said(&run("unshare", &["--mount", "sh", "-c", &script]))
+    };
+    assert_eq!(run_with("ln -s target ftp-alg").lines().next(), Some("0:755"));
+    assert_eq!(run_with("true"), "0:755\n1:700\n");
+    assert_eq!(run_with("mkdir -m 700 ftp-alg"), "0:755\n1:700\n");
+}
+
 #[test]
 fn the_units_user_is_made() {
     let root = tempfile::tempdir().unwrap();

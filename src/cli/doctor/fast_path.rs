@@ -50,7 +50,9 @@ impl KernelInfo {
             ));
         }
         if !self.has_bpf_fs() {
-            found.push(format!("no BPF file system is mounted: mount -t bpf bpf {BPF_FS}"));
+            found.push(format!(
+                "no BPF file system is mounted: mount -t bpf -o mode=0700 bpf {BPF_FS}"
+            ));
         }
         if backend == Backend::Conntrack {
             found.push(
@@ -194,7 +196,9 @@ mod tests {
         let mounts = "bpf /run/bpf bpf rw 0 0\ntmpfs /sys/fs/bpf tmpfs rw 0 0\n".into();
         let old = KernelInfo { release, mounts, ..machine() };
         let found = old.obstacles(Backend::Conntrack).join("\n");
-        for what in ["Linux 6.1.0 has no TCX", "mount -t bpf bpf /sys/fs/bpf", "conntrack"] {
+        for what in
+            ["Linux 6.1.0 has no TCX", "mount -t bpf -o mode=0700 bpf /sys/fs/bpf", "conntrack"]
+        {
             assert!(found.contains(what), "{found}");
         }
         assert_eq!(old.obstacles(Backend::Conntrack).len(), 3);

@@ -36,7 +36,7 @@ use super::{
     snapshot::{NameRow, Problem, Status},
 };
 use crate::gateway::{
-    HostSettings, RuleParameters, Table, consumed_pinholes,
+    HostSettings, RuleParameters, Table, admitted_connections,
     firewall::{Firewall, data_path_verdicts},
 };
 
@@ -243,7 +243,7 @@ impl Health {
         if expired.is_empty() {
             return Vec::new();
         }
-        let used = consumed_pinholes(parameters).unwrap_or_default();
+        let used = admitted_connections(parameters).unwrap_or_default();
         let is_unused = |one: &ExpiredPinhole| {
             let Pinhole { initiator, arrival, .. } = one.pinhole;
             !used.contains(&(initiator, arrival))

@@ -5,7 +5,7 @@
 mod consumed;
 mod external_addresses;
 
-pub use consumed::consumed_pinholes;
+pub use consumed::{admitted_connections, consumed_pinholes};
 
 use std::{io, net::SocketAddr, sync::Arc};
 

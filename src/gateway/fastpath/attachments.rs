@@ -50,13 +50,13 @@ enum Attachment {
 impl Attachment {
     fn with_link(program: BorrowedFd<'_>, interface: u32, pins: &PinDirectory) -> io::Result<Self> {
         let fd = syscall::attach_tcx(program, interface)?;
-        let path = pins.link_path(interface);
-        match syscall::pin(fd.as_fd(), &path) {
+        let (name, pins) = (PinDirectory::link_name(interface), pins.clone());
+        match syscall::pin(fd.as_fd(), &pins.pin_path(&name)) {
             // Somebody removed the directory. The link lasts as long as this daemon.
             Err(error) if error.kind() == io::ErrorKind::NotFound => {}
             pinned => pinned?,
         }
-        Ok(Self::Link(PinnedLink { fd, path }))
+        Ok(Self::Link(PinnedLink { fd, name, pins }))
     }
 
     fn is_at(&self, program: BorrowedFd<'_>, interface: u32) -> bool {

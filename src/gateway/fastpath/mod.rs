@@ -101,9 +101,9 @@ pub struct FastPath {
     known_control_ports: Mutex<BTreeSet<u16>>,
     /// Whether an earlier daemon loaded the program.
     was_taken_over: bool,
-    /// Locks on the network namespace and on the pin directory. As long as they are open, no other daemon takes over the
+    /// Lock on the network namespace. As long as this and the pin directory are open, no other daemon takes over the
     /// program or removes the pins.
-    _locks: [File; 2],
+    _namespace_lock: File,
 }
 
 /// The program's counters, since it was loaded.
@@ -136,49 +136,34 @@ impl FastPath {
             FastPathUnavailable::from_io_error("lock the network namespace", &error)
         })?;
         let pins = PinDirectory::open(root, program::program_version())?;
-        // The program is pinned last. So if it is pinned, all maps are as well.
-        let failed = |error| {
-            FastPathUnavailable::from_io_error(
-                &format!("use {}", pins.directory().display()),
-                &error,
-            )
-        };
-        if pins.pin_path(PROGRAM_NAME).exists() {
-            match pins.lock() {
-                Ok(directory_lock) => {
-                    let locks = [namespace_lock.try_clone().map_err(failed)?, directory_lock];
-                    if let Ok(taken_over) = Self::open(&pins, locks) {
-                        return Ok(Self { was_taken_over: true, ..taken_over });
-                    }
-                }
-                // A daemon of another namespace removed it as abandoned.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(failed(error)),
-            }
+        if pins.has_program()
+            && let Ok(taken_over) = Self::open(&pins, namespace_lock.try_clone())
+        {
+            return Ok(Self { was_taken_over: true, ..taken_over });
         }
-        let not_created = |error| {
-            FastPathUnavailable::from_io_error(
-                &format!("create {}", pins.directory().display()),
-                &error,
-            )
-        };
-        let directory_lock = pins.create().map_err(not_created)?;
+        pins.empty().map_err(|error| {
+            let what = format!("empty {}", pins.path().display());
+            FastPathUnavailable::from_io_error(&what, &error)
+        })?;
         let loaded = program::load(&pins).and_then(|()| {
             let was_taken_over = program::adopt_attached(&pins).map_err(|error| {
                 FastPathUnavailable::from_io_error("take over the attached program", &error)
             })?;
-            Ok(Self { was_taken_over, ..Self::open(&pins, [namespace_lock, directory_lock])? })
+            Ok(Self { was_taken_over, ..Self::open(&pins, Ok(namespace_lock))? })
         });
         if loaded.is_err()
             && let Err(error) = pins.remove()
         {
-            tracing::warn!("cannot remove {}: {error}", pins.directory().display());
+            tracing::warn!("cannot remove {}: {error}", pins.path().display());
         }
         loaded
     }
 
-    /// Opens the pinned program and maps, under the `locks` of this daemon.
-    fn open(pins: &PinDirectory, locks: [File; 2]) -> Result<Self, FastPathUnavailable> {
+    /// Opens the pinned program and maps, under the locks of this daemon.
+    fn open(
+        pins: &PinDirectory,
+        namespace_lock: io::Result<File>,
+    ) -> Result<Self, FastPathUnavailable> {
         let (what, processors) = match aya::util::nr_cpus() {
             Ok(processors) => ("open the pinned program", processors),
             Err((what, error)) => return Err(FastPathUnavailable::from_io_error(what, &error)),
@@ -207,7 +192,7 @@ impl FastPath {
                 known_barred_ports: Mutex::default(),
                 known_control_ports: Mutex::default(),
                 was_taken_over: false,
-                _locks: locks,
+                _namespace_lock: namespace_lock?,
                 pin_directory: pins.clone(),
             })
         };
@@ -224,9 +209,9 @@ impl FastPath {
         self.was_taken_over
     }
 
-    /// The directory of the pins.
+    /// The directory of the pins, for messages.
     pub fn directory(&self) -> &Path {
-        self.pin_directory.directory()
+        self.pin_directory.path()
     }
 
     /// The names of the interfaces that the program was attached to at the last [`FastPath::update_attachments`].

@@ -1,22 +1,31 @@
 //! The directory in a BPF file system that has the pinned program, maps and links, so that they stay in the kernel
 //! when the daemon ends.
 //!
-//! There is one directory for each network namespace and version of the program. A daemon locks the one that it uses.
+//! There is one directory for each network namespace and version of the program, below one root. A daemon locks the
+//! one that it uses. Any user may make files in a BPF file system, and the daemon may be root. So everything is reached
+//! from descriptors of directories that belong to the daemon's user, and that no other user may change.
 //! This module does not know what is in the maps.
 
 use std::{
     fs::{self, DirBuilder, File},
     io,
     os::{
-        fd::{AsFd as _, OwnedFd},
+        fd::{AsFd as _, AsRawFd as _, BorrowedFd, OwnedFd},
         unix::fs::{DirBuilderExt as _, MetadataExt as _},
     },
     path::{Path, PathBuf},
+    sync::Arc,
     thread,
     time::{Duration, Instant},
 };
 
-use rustix::fs::{FlockOperation, Mode, OFlags, StatFs, flock, open, statfs};
+use rustix::{
+    fs::{
+        AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, StatFs, flock, fstatfs, mkdirat, openat,
+        statat, unlinkat,
+    },
+    io::Errno,
+};
 
 use super::{FastPathUnavailable, syscall};
 
@@ -34,168 +43,215 @@ const LINK_PREFIX: &str = "link-";
 /// How long to wait for the lock. An earlier daemon that is about to end may still hold it.
 const LOCK_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// How often to create the root directory, if other daemons remove it meanwhile.
+/// How often to create a directory, if other daemons remove it meanwhile.
 const ATTEMPTS: usize = 10;
 
-/// The directory of one network namespace and program version.
+/// The directory with those of all network namespaces.
+#[derive(Debug)]
+struct Root {
+    directory: File,
+    path: PathBuf,
+}
+
+/// The directory of one network namespace and program version. It is locked as long as this or a clone exists.
 #[derive(Clone, Debug)]
 pub(super) struct PinDirectory {
-    directory: PathBuf,
+    directory: Arc<File>,
+    root: Arc<Root>,
+    name: String,
+    path: PathBuf,
 }
 
 /// The pinned link of an interface.
 #[derive(Debug)]
 pub(super) struct PinnedLink {
     pub(super) fd: OwnedFd,
-    pub(super) path: PathBuf,
+    pub(super) name: String,
+    pub(super) pins: PinDirectory,
+}
+
+impl Root {
+    fn open(path: &Path) -> io::Result<Arc<Self>> {
+        // The daemon names an open directory by a link below /proc/self/fd.
+        let directory = open_own(CWD, path, OFlags::empty())?;
+        Ok(Arc::new(Self { directory, path: path.to_owned() }))
+    }
+
+    fn create(path: &Path) -> Result<Arc<Self>, FastPathUnavailable> {
+        let failed = |what: &str, path: &Path, error: io::Error| {
+            FastPathUnavailable::from_io_error(&format!("{what} {}", path.display()), &error)
+        };
+        let ancestor = path.ancestors().find(|path| path.exists()).unwrap_or(path);
+        let found = openat(CWD, ancestor, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
+            .and_then(fstatfs)
+            .map_err(|error| failed("examine", ancestor, error.into()))?;
+        if !is_bpf_file_system(&found) {
+            let text = format!("{} is not in a BPF file system", path.display());
+            return Err(FastPathUnavailable(text));
+        }
+        let create = || {
+            DirBuilder::new().recursive(true).mode(0o700).create(path)?;
+            Self::open(path)
+        };
+        // A daemon of another namespace may remove the directory meanwhile, if it was the last one there.
+        let is_gone = |error: &io::Error| {
+            matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound)
+        };
+        repeat_while(is_gone, create).map_err(|error| failed("create", path, error))
+    }
+
+    /// The names in it that start with `prefix`.
+    fn names(&self, prefix: &str) -> io::Result<Vec<String>> {
+        names(&self.directory, prefix)
+    }
 }
 
 impl PinDirectory {
-    /// The directory of this thread's namespace and of this `version` below `root`. Removes those of other versions.
+    /// Creates the directory of this thread's namespace and of this `version` below `root`, or opens the one that
+    /// exists, and locks it. Removes those of other versions.
     pub(super) fn open(root: &Path, version: u32) -> Result<Self, FastPathUnavailable> {
-        create_root(root)?;
+        let root = &Root::create(root)?;
         let namespace = syscall::namespace_cookie().map_err(|error| {
             FastPathUnavailable::from_io_error("read the cookie of the network namespace", &error)
         })?;
         let name = format!("{namespace:x}-{version:08x}");
         Self::remove_other_versions(root, namespace, &name).map_err(|error| {
-            let what = format!("remove other versions from {}", root.display());
+            let what = format!("remove other versions from {}", root.path.display());
             FastPathUnavailable::from_io_error(&what, &error)
         })?;
-        let own = Self { directory: root.join(name) };
-        own.remove_abandoned(root);
-        Ok(own)
+        Self::remove_abandoned(root, &name);
+        Self::create(root, &name).map_err(|error| {
+            let what = format!("create {}", root.path.join(name).display());
+            FastPathUnavailable::from_io_error(&what, &error)
+        })
     }
 
     /// Removes the directories of killed daemons whose namespaces do not exist any more. The kernel has detached the
     /// links of such a directory, because the interfaces are gone. A directory that cannot be removed stays.
-    fn remove_abandoned(&self, root: &Path) {
-        for entry in fs::read_dir(root).into_iter().flatten().flatten() {
-            let pins = Self { directory: entry.path() };
-            let is_detached = |link: &PinnedLink| {
-                syscall::attached_interface(link.fd.as_fd()).is_ok_and(|index| index == 0)
-            };
-            if pins.directory != self.directory
-                && pins.pin_path(PROGRAM_NAME).exists()
-                && let Ok(_lock) = pins.try_lock()
+    fn remove_abandoned(root: &Arc<Root>, own: &str) {
+        let is_detached = |link: &PinnedLink| {
+            syscall::attached_interface(link.fd.as_fd()).is_ok_and(|index| index == 0)
+        };
+        for name in root.names("").unwrap_or_default() {
+            if name != own
+                && let Ok(pins) = Self::try_lock(root, &name)
+                && pins.has_program()
                 && pins.links().is_ok_and(|links| links.iter().all(is_detached))
                 && let Err(error) = pins.remove()
             {
-                tracing::debug!("cannot remove {}: {error}", pins.directory.display());
+                tracing::debug!("cannot remove {}: {error}", pins.path.display());
             }
         }
     }
 
-    /// Removes the directories of all versions for this thread's namespace below `root`. An error if a daemon uses one.
+    /// Removes the directories of all versions for this thread's namespace below `root`. An error if a daemon uses one,
+    /// or if another user may change `root`.
     pub(super) fn remove_all(root: &Path) -> io::Result<()> {
-        if root.is_dir() {
-            Self::remove_other_versions(root, syscall::namespace_cookie()?, "")?;
-            // This fails if other namespaces have directories there, or another user owns it.
-            let _ = fs::remove_dir(root);
+        match Root::open(root) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+            opened => {
+                Self::remove_other_versions(&opened?, syscall::namespace_cookie()?, "")?;
+                remove_root(root);
+                Ok(())
+            }
         }
-        Ok(())
     }
 
-    fn remove_other_versions(root: &Path, namespace: u64, name: &str) -> io::Result<()> {
-        for other in Self::list_for_namespace(root, namespace)? {
-            if other.directory != root.join(name) {
-                let _lock = other.lock()?;
-                other.remove()?;
+    fn remove_other_versions(root: &Arc<Root>, namespace: u64, own: &str) -> io::Result<()> {
+        for name in root.names(&prefix_of(namespace))? {
+            if name != own {
+                ignore_not_found(Self::lock(root, &name).and_then(|other| other.remove()))?;
             }
         }
         Ok(())
     }
 
-    /// Whether there is a directory of any version for this thread's namespace below `root`.
+    /// Whether there is a directory of any version for this thread's namespace below `root`, of this user or another.
     pub(super) fn exists_for_namespace(root: &Path) -> io::Result<bool> {
-        Ok(!Self::list_for_namespace(root, syscall::namespace_cookie()?)?.is_empty())
+        let prefix = prefix_of(syscall::namespace_cookie()?);
+        let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
+        let root = File::from(openat(CWD, root, flags, Mode::empty())?);
+        Ok(!names(&root, &prefix)?.is_empty())
     }
 
-    /// The directories of all versions for a namespace.
-    fn list_for_namespace(root: &Path, namespace: u64) -> io::Result<Vec<Self>> {
-        let prefix = format!("{namespace:x}-");
-        let mut found = Vec::new();
-        for entry in fs::read_dir(root)? {
-            let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with(&prefix) {
-                found.push(Self { directory: entry.path() });
-            }
-        }
-        Ok(found)
+    /// Where the directory is, for messages. A process without rights to the root cannot use it.
+    pub(super) fn path(&self) -> &Path {
+        &self.path
     }
 
-    pub(super) fn directory(&self) -> &Path {
-        &self.directory
-    }
-
+    /// A path to a pin that leads through the open directory, whatever is at its place now.
     pub(super) fn pin_path(&self, name: &str) -> PathBuf {
-        self.directory.join(name)
+        format!("/proc/self/fd/{}/{name}", self.directory.as_raw_fd()).into()
     }
 
-    /// Locks the directory at the path. An error if another process holds the lock, or has just removed the directory.
-    fn try_lock(&self) -> io::Result<File> {
-        let flags = OFlags::DIRECTORY | OFlags::NOFOLLOW | OFlags::CLOEXEC;
-        let directory = File::from(open(&self.directory, flags, Mode::empty())?);
+    /// Whether the program is pinned. It is pinned last, so all maps are as well.
+    pub(super) fn has_program(&self) -> bool {
+        statat(&*self.directory, PROGRAM_NAME, AtFlags::SYMLINK_NOFOLLOW).is_ok()
+    }
+
+    /// An error if another process holds the lock, or has just removed the directory.
+    fn try_lock(root: &Arc<Root>, name: &str) -> io::Result<Self> {
+        let directory = open_own(root.directory.as_fd(), Path::new(name), OFlags::NOFOLLOW)?;
         flock(&directory, FlockOperation::NonBlockingLockExclusive)?;
         // The lock of a removed directory does not exclude who uses another one of this name.
-        let (locked, current) = (directory.metadata()?, fs::symlink_metadata(&self.directory)?);
-        if (locked.dev(), locked.ino()) == (current.dev(), current.ino()) {
-            Ok(directory)
-        } else {
-            Err(io::ErrorKind::NotFound.into())
+        let current = statat(&root.directory, name, AtFlags::SYMLINK_NOFOLLOW)?;
+        let locked = directory.metadata()?;
+        if (locked.dev(), locked.ino()) != (current.st_dev, current.st_ino) {
+            return Err(io::ErrorKind::NotFound.into());
         }
+        let (directory, root, path) = (Arc::new(directory), Arc::clone(root), root.path.join(name));
+        Ok(Self { directory, root, name: name.to_owned(), path })
     }
 
-    /// Locks the directory as long as the returned file is open. An error if another daemon holds the lock and does
-    /// not end.
-    pub(super) fn lock(&self) -> io::Result<File> {
-        wait_for_lock(|| self.try_lock())
+    /// Locks the directory. An error if another daemon holds the lock and does not end.
+    fn lock(root: &Arc<Root>, name: &str) -> io::Result<Self> {
+        wait_for_lock(|| Self::try_lock(root, name))
     }
 
-    /// Creates the directory and locks it. Empties an existing one.
-    pub(super) fn create(&self) -> io::Result<File> {
-        match DirBuilder::new().mode(0o700).create(&self.directory) {
-            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
-                let lock = self.lock()?;
-                self.empty()?;
-                Ok(lock)
-            }
-            created => created.and_then(|()| self.lock()),
-        }
+    /// Creates the directory, unless it exists, and locks it.
+    fn create(root: &Arc<Root>, name: &str) -> io::Result<Self> {
+        let create = || match mkdirat(&root.directory, name, Mode::RWXU) {
+            Err(error) if error != Errno::EXIST => Err(error.into()),
+            _ => Self::lock(root, name),
+        };
+        // A daemon of another namespace may remove it as abandoned.
+        repeat_while(|error| error.kind() == io::ErrorKind::NotFound, create)
     }
 
-    /// The path of an interface's link.
-    pub(super) fn link_path(&self, interface: u32) -> PathBuf {
-        self.pin_path(&format!("{LINK_PREFIX}{interface}"))
+    /// The name of an interface's link.
+    pub(super) fn link_name(interface: u32) -> String {
+        format!("{LINK_PREFIX}{interface}")
     }
 
     /// The pinned links, whether they are attached or not.
     pub(super) fn links(&self) -> io::Result<Vec<PinnedLink>> {
-        let mut links = Vec::new();
-        for entry in fs::read_dir(&self.directory)? {
-            let entry = entry?;
-            if entry.file_name().to_string_lossy().starts_with(LINK_PREFIX) {
-                let path = entry.path();
-                links.push(PinnedLink { fd: syscall::open_pinned(&path)?, path });
-            }
-        }
-        Ok(links)
+        let open = |name: String| {
+            let fd = syscall::open_pinned(&self.pin_path(&name))?;
+            Ok(PinnedLink { fd, name, pins: self.clone() })
+        };
+        names(&self.directory, LINK_PREFIX)?.into_iter().map(open).collect()
+    }
+
+    /// Removes a pin. It need not exist.
+    pub(super) fn unpin(&self, name: &str) -> io::Result<()> {
+        ignore_not_found(unlinkat(&*self.directory, name, AtFlags::empty()).map_err(Into::into))
     }
 
     /// Detaches the links, even if another process has them open, and removes the directory with all its pins. It
     /// need not exist.
     pub(super) fn remove(&self) -> io::Result<()> {
-        ignore_not_found(self.empty())?;
-        ignore_not_found(fs::remove_dir(&self.directory))
+        self.empty()?;
+        let removed = unlinkat(&self.root.directory, &*self.name, AtFlags::REMOVEDIR);
+        ignore_not_found(removed.map_err(Into::into))
     }
 
     /// Detaches the links, even if another process has them open, and removes all pins.
-    fn empty(&self) -> io::Result<()> {
-        for link in self.links()? {
+    pub(super) fn empty(&self) -> io::Result<()> {
+        for link in ignore_not_found(self.links())? {
             link.remove()?;
         }
-        for entry in fs::read_dir(&self.directory)? {
-            ignore_not_found(fs::remove_file(entry?.path()))?;
+        for name in ignore_not_found(names(&self.directory, ""))? {
+            self.unpin(&name)?;
         }
         Ok(())
     }
@@ -204,7 +260,7 @@ impl PinDirectory {
     /// `ip netns exec` or `unshare --mount`. Looks for an ancestor that has another one, or none. One that it may not
     /// look at is the service manager, or a container's first process.
     pub(super) fn is_lasting(&self) -> io::Result<bool> {
-        let own = fs::metadata(&self.directory)?.dev();
+        let own = self.directory.metadata()?.dev();
         let mut process = "self".to_owned();
         while let Some(parent) = parent_of(&process) {
             let root = format!("/proc/{parent}/root");
@@ -221,8 +277,7 @@ impl PinDirectory {
 
     /// Removes the parent directory, if it is empty.
     pub(super) fn remove_root(&self) {
-        // This fails if other namespaces have directories there, or another user owns it.
-        let _ = self.directory.parent().map(fs::remove_dir);
+        remove_root(&self.root.path);
     }
 }
 
@@ -231,7 +286,7 @@ impl PinnedLink {
     pub(super) fn remove(&self) -> io::Result<()> {
         // The link of an interface that is gone is detached already (ENOLINK).
         let detached = syscall::detach_link(self.fd.as_fd());
-        ignore_not_found(fs::remove_file(&self.path))?;
+        self.pins.unpin(&self.name)?;
         match detached {
             Err(error) if error.raw_os_error() != Some(libc::ENOLINK) => Err(error),
             _ => Ok(()),
@@ -239,9 +294,57 @@ impl PinnedLink {
     }
 }
 
-fn ignore_not_found(removed: io::Result<()>) -> io::Result<()> {
-    match removed {
-        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
+/// Opens a directory that belongs to this process's user. An error if another user may change it.
+fn open_own(at: BorrowedFd<'_>, path: &Path, flags: OFlags) -> io::Result<File> {
+    let flags = flags | OFlags::DIRECTORY | OFlags::CLOEXEC;
+    let directory = File::from(openat(at, path, flags, Mode::empty())?);
+    let found = directory.metadata()?;
+    if found.uid() != rustix::process::geteuid().as_raw() || found.mode() & 0o022 != 0 {
+        return Err(io::ErrorKind::PermissionDenied.into());
+    }
+    Ok(directory)
+}
+
+/// The names in a directory that start with `prefix`.
+fn names(directory: &File, prefix: &str) -> io::Result<Vec<String>> {
+    let mut names = Vec::new();
+    for entry in Dir::read_from(directory)? {
+        let name = entry?.file_name().to_string_lossy().into_owned();
+        if name.starts_with(prefix) && name != "." && name != ".." {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+/// Start of the names of a namespace's directories.
+fn prefix_of(namespace: u64) -> String {
+    format!("{namespace:x}-")
+}
+
+/// Removes the root, if it is empty.
+fn remove_root(root: &Path) {
+    // This fails if other namespaces have directories there, or another user owns it.
+    let _ = fs::remove_dir(root);
+}
+
+/// Tries several times, as long as `is_passing` says so of the error.
+fn repeat_while<T>(
+    is_passing: impl Fn(&io::Error) -> bool,
+    attempt: impl Fn() -> io::Result<T>,
+) -> io::Result<T> {
+    let mut done = attempt();
+    for _ in 1..ATTEMPTS {
+        if done.as_ref().is_err_and(&is_passing) {
+            done = attempt();
+        }
+    }
+    done
+}
+
+fn ignore_not_found<T: Default>(done: io::Result<T>) -> io::Result<T> {
+    match done {
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(T::default()),
         other => other,
     }
 }
@@ -264,7 +367,7 @@ pub(super) fn lock_namespace() -> io::Result<File> {
 }
 
 /// Repeats `try_lock` as long as another daemon that may be about to end holds the lock.
-fn wait_for_lock(try_lock: impl Fn() -> io::Result<File>) -> io::Result<File> {
+fn wait_for_lock<T>(try_lock: impl Fn() -> io::Result<T>) -> io::Result<T> {
     let deadline = Instant::now() + LOCK_TIMEOUT;
     loop {
         match try_lock() {
@@ -277,30 +380,6 @@ fn wait_for_lock(try_lock: impl Fn() -> io::Result<File>) -> io::Result<File> {
             locked => return locked,
         }
     }
-}
-
-fn create_root(root: &Path) -> Result<(), FastPathUnavailable> {
-    let ancestor = root.ancestors().find(|path| path.exists()).unwrap_or(root);
-    let found = statfs(ancestor).map_err(|error| {
-        FastPathUnavailable::from_io_error(
-            &format!("examine {}", ancestor.display()),
-            &error.into(),
-        )
-    })?;
-    if !is_bpf_file_system(&found) {
-        return Err(FastPathUnavailable(format!("{} is not in a BPF file system", root.display())));
-    }
-    let create = || DirBuilder::new().recursive(true).mode(0o700).create(root);
-    let mut created = create();
-    // A daemon of another namespace may remove the directory meanwhile, if it was the last one there.
-    for _ in 1..ATTEMPTS {
-        if created.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
-            created = create();
-        }
-    }
-    created.map_err(|error| {
-        FastPathUnavailable::from_io_error(&format!("create {}", root.display()), &error)
-    })
 }
 
 /// Whether this is a BPF file system.

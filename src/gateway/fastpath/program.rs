@@ -2,9 +2,8 @@
 
 use std::{
     error::Error,
-    fs, io,
+    io,
     os::fd::{AsFd as _, BorrowedFd},
-    path::Path,
 };
 
 use aya::{
@@ -110,11 +109,11 @@ impl AttachedProgram {
     fn pin_instead(&self, pins: &PinDirectory) -> io::Result<()> {
         for map in &self.maps {
             if let Some(name) = MAPS.iter().find(|name| name.as_bytes() == map.name()) {
-                pin_instead(map.fd().map_err(io::Error::other)?.as_fd(), &pins.pin_path(name))?;
+                pin_instead(map.fd().map_err(io::Error::other)?.as_fd(), pins, name)?;
             }
         }
         let program = self.info.fd().map_err(io::Error::other)?;
-        pin_instead(program.as_fd(), &pins.pin_path(PROGRAM_NAME))
+        pin_instead(program.as_fd(), pins, PROGRAM_NAME)
     }
 }
 
@@ -167,9 +166,9 @@ pub(super) fn adopt_attached(pins: &PinDirectory) -> io::Result<bool> {
     Ok(adopted.is_some())
 }
 
-fn pin_instead(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
-    fs::remove_file(path)?;
-    syscall::pin(fd, path)
+fn pin_instead(fd: BorrowedFd<'_>, pins: &PinDirectory, name: &str) -> io::Result<()> {
+    pins.unpin(name)?;
+    syscall::pin(fd, &pins.pin_path(name))
 }
 
 /// Start of the lines with which the verifier's log ends, after the reason.

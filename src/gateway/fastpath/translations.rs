@@ -77,7 +77,7 @@ impl Translations {
     /// Reads the maps of the table, in which an earlier daemon may have left elements. `commits` sends and counts the
     /// transactions.
     pub fn new(parameters: &RuleParameters, commits: &Commits) -> Result<Self, GatewayError> {
-        let socket = Socket::open().map_err(translation_error)?;
+        let socket = Commits::open_socket().map_err(translation_error)?;
         let mut translations = Self {
             parameters: parameters.clone(),
             commits: commits.clone(),

@@ -401,22 +401,25 @@ impl Socket {
     /// Sends `request` and passes each message of the answer to `each`.
     ///
     /// netlink_sendmsg() returns after the kernel has queued its answers (of a dump the first part, and each later part
-    /// when the previous one is read). So this never blocks, and leaves nothing for the next request.
+    /// when the previous one is read). So this never blocks, and leaves nothing for the next request. That holds after an
+    /// error of recv(2) as well, which the kernel reports once.
     pub fn ask(&mut self, request: &[u8], mut each: impl FnMut(Message<'_>)) -> io::Result<()> {
+        self.send(request)?;
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.resize(1 << 16, 0);
-        self.send(request)?;
+        let mut received = Ok(());
         loop {
             match retry_on_intr(|| recv(&*self, &mut buffer[..], RecvFlags::DONTWAIT)) {
                 Ok((0, _)) | Err(Errno::WOULDBLOCK) => break,
                 Ok((length, _)) => {
                     Messages::new(buffer.get(..length).unwrap_or_default()).for_each(&mut each);
                 }
-                Err(error) => return Err(error.into()),
+                Err(error) if received.is_ok() => received = Err(error.into()),
+                Err(_) => break,
             }
         }
         self.buffer = buffer;
-        Ok(())
+        received
     }
 }
 
@@ -443,6 +446,21 @@ mod tests {
         assert_eq!(attributes.first(1), Some(&b"abcde"[..]));
         let inner = attributes.nested(2).unwrap();
         assert_eq!(inner.collect::<Vec<_>>(), [(3, &b"x"[..]), (4, b"yz")]);
+    }
+
+    /// The answers do not fit the receive buffer: the first recv(2) fails with ENOBUFS.
+    #[test]
+    fn a_failed_request_leaves_no_answer_for_the_next_one() {
+        let mut socket = Socket::open_route().unwrap();
+        socket.set_option(libc::SOL_SOCKET, libc::SO_RCVBUF, 1).unwrap();
+        // Of an unknown type, so each is answered with an error.
+        let requests: Vec<_> = (1..100).flat_map(|n| request_message(0xfff, 0, n, &[])).collect();
+        let error = socket.ask(&requests, |_| {}).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::ENOBUFS));
+        let mut answers = Vec::new();
+        let request = request_message(0xfff, 0, 100, &[]);
+        socket.ask(&request, |message| answers.push(message.sequence)).unwrap();
+        assert_eq!(answers, [100]);
     }
 
     #[test]

@@ -42,11 +42,17 @@ impl Commits {
     /// anyway. If the kernel does not support table owners, each thread has its own socket, as in [`Commits::default`].
     pub fn through_one_socket() -> Result<Self, GatewayError> {
         let failed = |error| GatewayError::system("netlink socket", error);
-        let mut socket = Socket::open().map_err(failed)?;
-        compiled::configure_socket(&socket);
+        let mut socket = Self::open_socket().map_err(failed)?;
         let has_owners = compiled::can_own(&mut socket).map_err(failed)?;
         let writer = has_owners.then(|| Arc::new(Mutex::new(socket)));
         Ok(Self { shared_socket: writer, ..Self::default() })
+    }
+
+    /// Opens a socket for transactions.
+    pub(in crate::gateway) fn open_socket() -> io::Result<Socket> {
+        let socket = Socket::open()?;
+        compiled::configure_socket(&socket);
+        Ok(socket)
     }
 
     /// Whether there is a socket that can own our table.
@@ -79,11 +85,12 @@ impl Commits {
         socket: &mut Socket,
     ) -> io::Result<BatchOutcome> {
         self.counts.started.fetch_add(1, SeqCst);
-        // If the outcome is unknown, the transaction never ends, and no difference is known any more.
-        let outcome = self.with_socket(socket, |socket| batch.send_unacknowledged(socket))?;
-        self.counts.changed.fetch_add(u32::from(outcome.changed_something()), SeqCst);
+        let outcome = self.with_socket(socket, |socket| batch.send_unacknowledged(socket));
+        // If the outcome is unknown, and the kernel did change something, that counts as others' change.
+        let changed = outcome.as_ref().is_ok_and(BatchOutcome::changed_something);
+        self.counts.changed.fetch_add(u32::from(changed), SeqCst);
         self.counts.ended.fetch_add(1, SeqCst);
-        Ok(outcome)
+        outcome
     }
 
     /// Number of others' transactions plus a constant; `None` while one of ours is in progress, because the kernel may
@@ -100,5 +107,25 @@ impl Commits {
         let ours = changed.load(SeqCst);
         let is_certain = over == begun && started.load(SeqCst) == begun;
         Ok(is_certain.then(|| generation.wrapping_sub(ours)))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Otherwise no change by others would ever be known again.
+    #[test]
+    fn a_transaction_that_cannot_be_sent_is_over() {
+        let (commits, mut batch) = (Commits::default(), Batch::new());
+        let mut socket = Socket::open().unwrap();
+        socket.set_option(libc::SOL_SOCKET, libc::SO_SNDBUF, 1).unwrap();
+        for _ in 0..1000 {
+            batch.delete_element(c"pinholes4", &[0; 12]);
+        }
+        let error = commits.send(&mut batch, &mut socket).unwrap_err();
+        assert_eq!(error.raw_os_error(), Some(libc::EMSGSIZE));
+        let CommitCounts { started, changed, ended } = &*commits.counts;
+        assert_eq!([started, changed, ended].map(|count| count.load(SeqCst)), [1, 0, 1]);
     }
 }

@@ -37,7 +37,7 @@ pub struct Heartbeat {
 impl Heartbeat {
     /// Opens a netlink socket; the table need not exist yet. Counts each transaction in `commits`.
     pub fn new(commits: &Commits) -> Result<Self, GatewayError> {
-        let socket = Socket::open().map_err(failed)?;
+        let socket = Commits::open_socket().map_err(failed)?;
         Ok(Self { socket, batch: Batch::new(), commits: commits.clone() })
     }
 

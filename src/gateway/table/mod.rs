@@ -137,8 +137,7 @@ impl Table {
         commits: &Commits,
     ) -> Result<Option<Self>, GatewayError> {
         let TableRecord { statement, shape, ref text } = *imprint;
-        let mut socket = Socket::open().map_err(netlink_failed)?;
-        compiled::configure_socket(&socket);
+        let mut socket = Commits::open_socket().map_err(netlink_failed)?;
         if nft::fingerprint(&mut socket).map_err(netlink_failed)? != Some(shape)
             || operator_queues() != (statement == QueueStatement::Operator)
         {
@@ -219,8 +218,7 @@ impl Table {
         compiled: Option<&Arc<CompiledTable>>,
         mut helper: Option<&mut OwnHelper>,
     ) -> Result<Self, GatewayError> {
-        let mut socket = Socket::open().map_err(netlink_failed)?;
-        compiled::configure_socket(&socket);
+        let mut socket = Commits::open_socket().map_err(netlink_failed)?;
         if let Some(helper) = &mut helper {
             helper.register_missing().map_err(helper_failed)?;
         }

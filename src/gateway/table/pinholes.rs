@@ -21,7 +21,6 @@ use ftp_alg_core::engine::{KernelError, Opening, Pinhole};
 
 use super::{
     commits::Commits,
-    compiled,
     elements::{GRANTS, GrantElement, PinholeElements, V4, V6, read_key},
 };
 use crate::gateway::{
@@ -68,8 +67,8 @@ impl Pinholes {
 
     /// Opens a netlink socket; the table need not exist yet.
     pub fn new() -> Result<Self, GatewayError> {
-        let socket = Socket::open().map_err(|e| GatewayError::system("netlink socket", e))?;
-        compiled::configure_socket(&socket);
+        let socket =
+            Commits::open_socket().map_err(|e| GatewayError::system("netlink socket", e))?;
         Ok(Self { socket, batch: Batch::new(), commits: Commits::default(), has_destroy: true })
     }
 
@@ -89,23 +88,17 @@ impl Pinholes {
     ///
     /// `outcomes` receives the outcome of each opening, [`KernelError::Taken`] if an open pinhole has the same
     /// initiator and arrival. The kernel reports every message that it refuses, and then does nothing. So the
-    /// transaction is sent once more without the refused openings. If this fails, any of `closed` may still be open.
+    /// transaction is sent once more without the refused openings. If this fails, any of `closed` may still be open, and
+    /// none of `openings` is. If only a later transaction fails, its openings have the error, and the earlier ones stay.
     pub fn change(
         &mut self,
         closed: &[Pinhole],
         openings: &[Opening],
         outcomes: &mut Vec<Result<(), KernelError>>,
     ) -> Result<(), KernelError> {
-        outcomes.clear();
-        let (mut closed, mut openings) = (closed, openings);
-        while !closed.is_empty() || !openings.is_empty() {
-            let (closed_now, closed_later) = closed.split_at(closed.len().min(MAX_PER_TRANSACTION));
-            let room = if closed_later.is_empty() { MAX_PER_TRANSACTION } else { 0 };
-            let (openings_now, openings_later) = openings.split_at(openings.len().min(room));
-            self.transact(closed_now, openings_now, outcomes)?;
-            (closed, openings) = (closed_later, openings_later);
-        }
-        Ok(())
+        change_in_parts(closed, openings, outcomes, |closed, openings, outcomes| {
+            self.transact(closed, openings, outcomes)
+        })
     }
 
     /// One transaction of [`Pinholes::change`], repeated until the kernel accepts it.
@@ -243,6 +236,36 @@ impl Pinholes {
         }
         Ok(open)
     }
+}
+
+/// Calls `transact` for parts that fit a transaction: first closings, then openings.
+fn change_in_parts(
+    closed: &[Pinhole],
+    openings: &[Opening],
+    outcomes: &mut Vec<Result<(), KernelError>>,
+    mut transact: impl FnMut(
+        &[Pinhole],
+        &[Opening],
+        &mut Vec<Result<(), KernelError>>,
+    ) -> Result<(), KernelError>,
+) -> Result<(), KernelError> {
+    outcomes.clear();
+    let (mut closed, mut openings) = (closed, openings);
+    while !closed.is_empty() || !openings.is_empty() {
+        let (closed_now, closed_later) = closed.split_at(closed.len().min(MAX_PER_TRANSACTION));
+        let room = if closed_later.is_empty() { MAX_PER_TRANSACTION } else { 0 };
+        let (openings_now, openings_later) = openings.split_at(openings.len().min(room));
+        let done = outcomes.len();
+        match transact(closed_now, openings_now, outcomes) {
+            Err(error) if closed_now.is_empty() => {
+                outcomes.truncate(done);
+                outcomes.extend(openings_now.iter().map(|_| Err(error.again())));
+            }
+            transacted => transacted?,
+        }
+        (closed, openings) = (closed_later, openings_later);
+    }
+    Ok(())
 }
 
 fn not_opened(pinhole: &Pinhole, source: io::Error) -> KernelError {
@@ -401,5 +424,43 @@ impl<'a> OpeningElements<'a> {
             Some(error) if !learned => Err(not_opened(self.pinhole, table_error(error))),
             _ => Ok(learned),
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use ftp_alg_core::engine::Translation;
+
+    use super::*;
+
+    /// The outcomes of 300 openings, and of closing `closed` pinholes first, if the transaction with this index fails.
+    fn change(closed: usize, failing: usize) -> Option<Vec<bool>> {
+        let at: SocketAddr = "192.0.2.1:21".parse().unwrap();
+        let pinhole = Pinhole { initiator: at.ip(), arrival: at, target: at, source: at.ip() };
+        let control = Translation::identity(at, at);
+        let opening = Opening { pinhole, control, from_client: true, lifetime: Duration::ZERO };
+        let (mut outcomes, mut transactions) = (Vec::new(), 0);
+        let transact = |_: &[Pinhole], now: &[Opening], outcomes: &mut Vec<_>| {
+            assert!(now.len() <= MAX_PER_TRANSACTION);
+            outcomes.extend(now.iter().map(|_| Ok(())));
+            transactions += 1;
+            if transactions == failing + 1 { Err(KernelError::Unknown) } else { Ok(()) }
+        };
+        change_in_parts(&vec![pinhole; closed], &[opening; 300], &mut outcomes, transact).ok()?;
+        assert_eq!(transactions, 3 + closed.saturating_sub(1) / MAX_PER_TRANSACTION);
+        Some(outcomes.iter().map(Result::is_ok).collect())
+    }
+
+    #[test]
+    fn a_transaction_that_fails_spares_the_openings_of_others() {
+        let all_but =
+            |failed: Range<usize>| Some((0..300).map(|at| !failed.contains(&at)).collect());
+        assert_eq!(change(0, 9), all_but(0..0));
+        assert_eq!(change(0, 0), all_but(0..128));
+        assert_eq!(change(0, 1), all_but(128..256));
+        assert_eq!(change(200, 2), all_but(128..256));
+        assert_eq!(change(200, 3), all_but(256..300));
+        // Nothing is opened while something that must be closed first may be open.
+        assert_eq!((change(200, 0), change(200, 1)), (None, None));
     }
 }

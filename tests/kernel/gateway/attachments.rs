@@ -2,12 +2,13 @@
 
 use std::{
     collections::BTreeSet,
-    fs,
+    fs, io,
+    os::unix::fs::{PermissionsExt as _, chown},
     time::{Duration, Instant},
 };
 
 use aya::programs::{SchedClassifier, TcAttachType};
-use ftp_alg::gateway::fastpath::FastPath;
+use ftp_alg::gateway::fastpath::{self, FastPath};
 
 use super::{
     fastpath::{CLIENT, SERVER, exchange, flow, frame, lab_with_pins, read, receive, tuples},
@@ -124,5 +125,29 @@ fn removed_pins_stop_no_daemon() {
         path.hand_over(&flow(1)).unwrap();
         path.remove().unwrap();
         assert_eq!(attached_interfaces(&lab), name_set(&[]));
+    });
+}
+
+#[test]
+fn a_directory_that_another_user_may_change_is_left_alone() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
+    lab.on_gateway(|| {
+        let version = pins.load().directory().to_owned();
+        for directory in [&pins.0, &version] {
+            for (owner, mode) in [(65534, 0o700), (0, 0o770), (0, 0o1707)] {
+                let set = |owner, mode| {
+                    fs::set_permissions(directory, fs::Permissions::from_mode(mode)).unwrap();
+                    chown(directory, Some(owner), None).unwrap();
+                };
+                set(owner, mode);
+                let error = fastpath::remove_leftovers(&pins.0).unwrap_err();
+                assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{owner} {mode:o}");
+                let unavailable = FastPath::load(&pins.0).unwrap_err().to_string();
+                assert!(unavailable.contains("permission denied"), "{unavailable}");
+                assert!(version.join("inspect").exists(), "{owner} {mode:o}");
+                set(0, 0o700);
+            }
+        }
+        pins.load().remove().unwrap();
     });
 }

@@ -1,9 +1,16 @@
 //! A batch of pinholes is one transaction, and what is refused in it hinders nothing else.
 
-use std::{io::Read as _, net::SocketAddr, time::Duration};
+use std::{
+    io::Read as _,
+    net::{Shutdown, SocketAddr},
+    time::Duration,
+};
 
-use ftp_alg::gateway::{LinuxKernel, Pinholes, RuleParameters, Table};
+use ftp_alg::gateway::{
+    LinuxKernel, Pinholes, RuleParameters, Table, admitted_connections, consumed_pinholes,
+};
 use ftp_alg_core::engine::{Kernel as _, KernelError, Opening, Pinhole, Translation};
+use ftp_alg_lab::wait_for;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
 use super::lab::{
@@ -347,5 +354,44 @@ fn a_renewed_pinhole_stays_open_and_a_consumed_one_stays_closed() {
         writer.renew(&opening(LIFETIME)).unwrap();
         assert_eq!(writer.list_open().unwrap(), []);
         assert!(is_silent(&place.lab.server, SERVER, hole.arrival), "a second connection came in");
+    }
+}
+
+/// A server with one passive port names it again. The connection before stays in conntrack for minutes.
+#[test]
+fn a_connection_that_is_over_consumes_no_new_pinhole() {
+    let mut place = Place::new();
+    let [mut writer, _] = place.writers();
+    let parameters = RuleParameters::default();
+    place.lab.drop_by_default();
+    let hole = pinhole(CLIENT, at(SERVER, 50_000));
+    let listener = listen(&place.lab.server, hole.arrival);
+    let key = (hole.initiator, hole.arrival);
+    let connections = |lab: &Lab| {
+        lab.on_gateway(|| {
+            [consumed_pinholes(&parameters), admitted_connections(&parameters)]
+                .map(|found| found.unwrap().contains(&key))
+        })
+    };
+    for closes_first in [Some(true), Some(false), None] {
+        place.change(&mut writer, &[], &[hole]);
+        let mut client = connect(&place.lab.client, CLIENT, hole.arrival);
+        let (mut server, _) = exchange(&mut client, &listener);
+        assert_eq!(connections(&place.lab), [true, true]);
+        match closes_first {
+            // It may still send.
+            Some(true) => client.shutdown(Shutdown::Write).unwrap(),
+            Some(false) => server.shutdown(Shutdown::Write).unwrap(),
+            None => SockRef::from(&server).set_linger(Some(Duration::ZERO)).unwrap(),
+        }
+        let mut rest = [0];
+        match closes_first {
+            Some(true) => assert_eq!(server.read(&mut rest).unwrap(), 0),
+            Some(false) => assert_eq!(client.read(&mut rest).unwrap(), 0),
+            None => {}
+        }
+        assert_eq!(connections(&place.lab), [true, true], "{closes_first:?}: only one end closed");
+        drop((client, server));
+        wait_for("the end", || connections(&place.lab) == [false, true]);
     }
 }

@@ -3,6 +3,7 @@
 use std::{collections::BTreeSet, fs, path::Path, process::Command};
 
 use ftp_alg::daemon::snapshot::{NameRow, PinholeRow, Problem, SessionRow, Status};
+use ftp_alg_core::engine::DropReason;
 use serde_json::{Value, json};
 
 use super::pages::{first_column, root, text};
@@ -46,6 +47,14 @@ fn the_page_of_counters_has_every_field_of_status() {
     let unique: BTreeSet<_> = documented.iter().cloned().collect();
     assert_eq!(unique.len(), documented.len(), "a field has two rows");
     assert_eq!(unique, printed);
+}
+
+#[test]
+fn the_life_of_a_packet_has_every_drop_reason() {
+    let documented = first_column("docs/life-of-a-packet.md", "| drop reason |");
+    let documented: BTreeSet<_> = documented.iter().map(String::as_str).collect();
+    let all: BTreeSet<_> = DropReason::ALL.iter().map(|reason| reason.name()).collect();
+    assert_eq!(documented, all);
 }
 
 #[test]

@@ -66,7 +66,16 @@ impl Engine {
                 self.offer_to_fast_path(session.index, effects);
             }
         }
-        let Some(waiting) = kernel_request.waiting.take() else { return };
+        let Some(waiting) = kernel_request.waiting.take() else {
+            // Without it, nothing is injected, and the connection is not handed over.
+            if let Err(error @ (KernelError::System { .. } | KernelError::Full { .. })) = &found {
+                let Lookup { client, server } = kernel_request.request;
+                let kind = EventKind::KernelRefused(error.to_string());
+                self.counters.errors += 1;
+                effects.events.push(Event { session: session.id, client, server, kind });
+            }
+            return;
+        };
         let decide = |connection: &mut Connection<'_>, announced: &_, attempt: &mut _| match &found
         {
             Ok(_) => connection.decide_announcement(announced, attempt),

@@ -42,6 +42,11 @@ pub trait Host {
     /// Gives the verdicts.
     fn give_verdicts(&mut self, effects: &[Effects]);
 
+    /// Counts and reports an error of the kernel that concerns no session that the engine of `shard` knows.
+    fn report_error(&mut self, shard: usize, _error: &KernelError) {
+        self.with_engine(shard, |engine| engine.count_errors(1));
+    }
+
     /// Takes the events, and the number of omitted ones.
     fn report_events(&mut self, _events: &mut Vec<Event>, _omitted: u64) {}
 }
@@ -175,7 +180,6 @@ fn open_pinholes(kernel: &mut impl Kernel, all: &mut [Effects]) {
     }
     let closed = all.iter_mut().flat_map(|effects| effects.closed_before_opening.drain(..));
     let mut outcomes = Vec::with_capacity(openings.len());
-    // A pinhole that cannot be closed expires.
     let updated = registry
         .update_kernel(closed, |closed| kernel.update_pinholes(closed, &openings, &mut outcomes));
     let mut outcomes = outcomes.into_iter();
@@ -228,7 +232,9 @@ fn finish<H: Host>(host: &mut H, now: Instant, effects: &mut Effects) {
     }
     if !effects.renewals.is_empty() {
         let renew = |due: &[_]| host.kernel().renew_pinholes(due);
-        effects.registry.renew_in_kernel(now, &mut effects.renewals, renew);
+        for error in effects.registry.renew_in_kernel(now, &mut effects.renewals, renew) {
+            host.report_error(effects.shard, &error);
+        }
     }
     if !effects.fast_path_closings.is_empty() {
         host.kernel().close_fast_path_pinholes(&effects.fast_path_closings);
@@ -244,7 +250,9 @@ fn finish<H: Host>(host: &mut H, now: Instant, effects: &mut Effects) {
                     due => host.kernel().update_pinholes(due, &[], &mut Vec::new()),
                 }
             });
-        errors += u64::from(closed.is_err());
+        if let Err(error) = closed {
+            host.report_error(effects.shard, &error);
+        }
     }
     if errors > 0 {
         host.with_engine(effects.shard, |engine| engine.count_errors(errors));

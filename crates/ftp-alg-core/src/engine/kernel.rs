@@ -116,7 +116,7 @@ pub enum KernelError {
 
 impl KernelError {
     /// The same error for another request of the same transaction.
-    pub(super) fn again(&self) -> Self {
+    pub fn again(&self) -> Self {
         match self {
             Self::Taken => Self::Taken,
             Self::Full { what } => Self::Full { what },
@@ -164,8 +164,10 @@ pub trait Kernel {
     }
 
     /// Has each pinhole that is still open, and not consumed, stay open for its lifetime from now. One that it cannot
-    /// renew expires.
-    fn renew_pinholes(&mut self, _renewals: &[Renewal]) {}
+    /// renew expires. Returns why.
+    fn renew_pinholes(&mut self, _renewals: &[Renewal]) -> Vec<KernelError> {
+        Vec::new()
+    }
 
     /// Sets which later packets of this control connection are queued. [`KernelError::Unknown`] if conntrack does not
     /// know it.

@@ -232,6 +232,7 @@ impl Engine {
         self.sessions.sweep(now);
         self.sessions.enforce_memory_budget(&mut self.counters, effects);
         self.sessions.pinholes.close_all_consumed();
+        self.sessions.pinholes.take_failed_closings(&mut effects.pinholes_to_close);
     }
 
     /// The next deadline of the reorder queue.

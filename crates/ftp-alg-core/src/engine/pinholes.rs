@@ -401,6 +401,11 @@ impl PinholeTable {
         }
     }
 
+    /// Adds closings that failed to `closed`.
+    pub fn take_failed_closings(&mut self, closed: &mut Vec<PinholeClosing>) {
+        closed.append(&mut self.registry.lock().take_failed_closings());
+    }
+
     /// Adds consumed pinholes to the next [`take_closings`](Self::take_closings).
     pub fn close_all_consumed(&mut self) {
         self.to_close.append(&mut self.consumed);
@@ -480,7 +485,7 @@ fn reserve(
             state.insert(proposal.pinhole, (proposal.client, false), reopening);
         (proposal.serial, proposal.replaced) = (serial, replaced);
         // Announced again, or not closed yet.
-        closed.extend(replaced.map(|entry| PinholeClosing { pinhole: entry.pinhole, serial }));
+        closed.extend(replaced.map(|entry| PinholeClosing::new(entry.pinhole, serial)));
         let fast_path = replaced.and_then(|entry| Some((entry.pinhole, entry.fast_path?)));
         fast_path_closings.extend(
             fast_path.map(|(pinhole, fast_path)| FastPathPinholeClosing { pinhole, id: fast_path }),

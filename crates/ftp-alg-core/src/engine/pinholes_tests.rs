@@ -4,7 +4,7 @@ use super::*;
 
 fn open(table: &mut PinholeTable, client: &str, port: u16) -> Result<HeldPinhole, OpenError> {
     let (proposal, closed) = propose(table, client, port)?;
-    table.registry.update_kernel(closed.into_iter(), |_| {});
+    table.registry.update_kernel(closed.into_iter(), |_| Ok::<_, ()>(())).unwrap();
     Ok(table.hold_opened(Instant::now(), 1, &proposal))
 }
 
@@ -121,7 +121,8 @@ fn a_source_translation_stays_while_another_pinhole_uses_it() {
         table.close(held);
         let mut closed = Vec::new();
         table.take_closings(&mut closed);
-        let due = table.registry.update_kernel(closed.into_iter(), <[Pinhole]>::to_vec);
+        let due = table.registry.update_kernel(closed.into_iter(), |due| Ok::<_, ()>(due.to_vec()));
+        let due = due.unwrap();
         let [due] = due[..] else { panic!("{due:?}") };
         assert_eq!(due.source, if is_shared { initiator } else { source });
     }
@@ -138,7 +139,7 @@ fn a_closing_spares_a_pinhole_that_replaced_the_entry() {
             let mut second = first.new_shard();
             let registry = first.registry.clone();
             let update = |closings: &mut Vec<PinholeClosing>| {
-                registry.update_kernel(closings.drain(..), |due| due.len())
+                registry.update_kernel(closings.drain(..), |due| Ok::<_, ()>(due.len())).unwrap()
             };
             let held = open(&mut first, "192.0.2.1", 4000).unwrap();
             first.close(held);
@@ -186,12 +187,48 @@ fn a_withdrawn_replacement_leaves_the_old_pinhole_to_close() {
         first.take_closings(&mut closings);
         let (proposal, _) = propose(&mut second, "192.0.2.1", 4000).unwrap();
         let update = |closings: &mut Vec<PinholeClosing>| {
-            registry.update_kernel(closings.drain(..), |due| due.len())
+            registry.update_kernel(closings.drain(..), |due| Ok::<_, ()>(due.len())).unwrap()
         };
         let before = if updated_meanwhile { update(&mut closings) } else { 0 };
         let mut left = Vec::new();
         second.withdraw(&proposal, &mut left);
         assert_eq!((before, update(&mut left), update(&mut closings)), (0, 1, 0));
         assert!(registry.lock().is_empty());
+    }
+}
+
+#[test]
+fn a_failed_closing_is_tried_again_but_not_for_ever() {
+    for replaced in [false, true] {
+        let mut table = table_with(8);
+        let held = open(&mut table, "192.0.2.1", 4000).unwrap();
+        let (pinhole, registry) = (held.pinhole, table.registry.clone());
+        let update = |closings: &mut Vec<PinholeClosing>| {
+            registry.update_kernel(closings.drain(..), |due| Ok::<_, ()>(due.len())).unwrap()
+        };
+        table.close(held);
+        let mut closings = Vec::new();
+        table.take_closings(&mut closings);
+        let mut attempts = 0;
+        while !closings.is_empty() {
+            let failing = |due: &[Pinhole]| {
+                assert_eq!(due, [pinhole]);
+                Err::<(), _>(())
+            };
+            registry.update_kernel(closings.drain(..), failing).unwrap_err();
+            attempts += 1;
+            table.take_failed_closings(&mut closings);
+            if replaced && attempts == 2 {
+                // Announced again meanwhile: the new pinhole closes the old one, and stays.
+                let (proposal, mut closed_first) = propose(&mut table, "192.0.2.1", 4000).unwrap();
+                assert_eq!((update(&mut closed_first), update(&mut closings)), (1, 0));
+                let held = table.hold_opened(Instant::now(), 1, &proposal);
+                table.close(held);
+                table.take_closings(&mut closings);
+                assert_eq!(update(&mut closings), 1);
+            }
+        }
+        assert_eq!(attempts, if replaced { 2 } else { 11 });
+        assert!(table.registry.lock().is_empty());
     }
 }

@@ -197,17 +197,26 @@ impl Sessions {
         Ok(())
     }
 
-    /// Passes a record of every session to `each`, and clears all tracked changes.
+    /// Passes a record of every session to `each`. A caller that has saved them [forgets the
+    /// changes](Self::forget_changes), which are in them.
     pub fn write_all_records(&mut self, mut each: impl FnMut(&[u8])) -> Result<(), RecordError> {
-        let Some(changes) = &mut self.unwritten else { return Ok(()) };
-        changes.changed.clear();
-        changes.gone.clear();
+        let Some(changes) = &self.unwritten else { return Ok(()) };
         for entry in self.table.iter_mut() {
-            entry.control.changed = false;
             write_session(entry, self.epoch, changes.epoch, &mut self.record_buffer)?;
             each(&self.record_buffer);
         }
         Ok(())
+    }
+
+    /// Clears all tracked changes.
+    pub fn forget_changes(&mut self) {
+        let Some(UnwrittenChanges { changed, gone, .. }) = &mut self.unwritten else { return };
+        gone.clear();
+        for index in changed.drain(..) {
+            if let Some(entry) = self.table.get_mut(index) {
+                entry.control.changed = false;
+            }
+        }
     }
 
     /// Restores the sessions in `records`; see [`restore_sessions`](Self::restore_sessions).

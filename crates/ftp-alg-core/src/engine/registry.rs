@@ -25,6 +25,9 @@ const HELD_FRACTION: usize = 8;
 /// How often a pinhole opens again because its data connection was refused.
 const MAX_REOPENINGS: u8 = 8;
 
+/// How often a closing that failed is tried again, once a second. Then the pinhole stays until it expires.
+const CLOSING_RETRIES: u32 = 10;
+
 /// Why no pinhole can be opened.
 #[derive(Debug)]
 pub enum OpenError {
@@ -54,6 +57,14 @@ pub struct PinholeClosing {
     pub(super) pinhole: Pinhole,
     /// The serial number that the entry must have.
     pub(super) serial: u64,
+    /// How often the kernel failed to close it.
+    failures: u32,
+}
+
+impl PinholeClosing {
+    pub(super) fn new(pinhole: Pinhole, serial: u64) -> Self {
+        Self { pinhole, serial, failures: 0 }
+    }
 }
 
 /// An entry of the registry.
@@ -99,6 +110,8 @@ pub(super) struct RegistryState {
     entries: AHashMap<(IpAddr, SocketAddr), RegistryEntry>,
     /// Number of released entries.
     released: usize,
+    /// Closings that failed. Their entries are released.
+    failed_closings: Vec<PinholeClosing>,
     /// By initiator and target, which select the source translation.
     by_target: AHashMap<(IpAddr, SocketAddr), SameTarget>,
     per_client: AHashMap<IpAddr, ClientShare>,
@@ -124,27 +137,33 @@ pub(super) fn client_key(client: IpAddr) -> IpAddr {
 
 impl PinholeRegistry {
     /// Calls `update` with the pinholes of `closings` that are due; it updates the kernel. No other thread updates
-    /// pinholes meanwhile.
-    pub fn update_kernel<R>(
+    /// pinholes meanwhile. If it fails, the closings are tried again later.
+    pub fn update_kernel<T, E>(
         &self,
         closings: impl Iterator<Item = PinholeClosing>,
-        update: impl FnOnce(&[Pinhole]) -> R,
-    ) -> R {
+        update: impl FnOnce(&[Pinhole]) -> Result<T, E>,
+    ) -> Result<T, E> {
         let _updating = lock(&self.0.updating);
         let mut state = self.lock();
-        let due: Vec<_> = closings.filter_map(|closing| state.take_due(closing)).collect();
+        let due = |closing| Some((closing, state.take_due(closing)?));
+        let (closings, due): (Vec<_>, Vec<_>) = closings.filter_map(due).unzip();
         drop(state);
-        update(&due)
+        let updated = update(&due);
+        if updated.is_err() {
+            let mut state = self.lock();
+            closings.into_iter().for_each(|closing| state.retry(closing));
+        }
+        updated
     }
 
     /// Calls `renew` with those of `renewals` that are still held. No other thread updates pinholes meanwhile, so none
     /// is closed, and its endpoints used by another one.
-    pub fn renew_in_kernel(
+    pub fn renew_in_kernel<R>(
         &self,
         now: Instant,
         renewals: &mut Vec<Renewal>,
-        renew: impl FnOnce(&[Renewal]),
-    ) {
+        renew: impl FnOnce(&[Renewal]) -> R,
+    ) -> R {
         let _updating = lock(&self.0.updating);
         let mut state = self.lock();
         renewals.retain(|Renewal { opening: Opening { pinhole, lifetime, .. }, .. }| {
@@ -155,7 +174,7 @@ impl PinholeRegistry {
             true
         });
         drop(state);
-        renew(renewals);
+        renew(renewals)
     }
 
     /// Calls `reopen` with those of `refused` that are still held. No other thread updates pinholes meanwhile.
@@ -374,7 +393,7 @@ impl RegistryState {
         let was_there = self.remove(pinhole, serial);
         let entry = replaced.filter(|_| was_there)?;
         self.insert_entry(entry);
-        entry.is_released.then_some(PinholeClosing { pinhole: entry.pinhole, serial: entry.serial })
+        entry.is_released.then(|| PinholeClosing::new(entry.pinhole, entry.serial))
     }
 
     /// Releases the pinhole with `serial`. Returns its closing, unless another entry has replaced it.
@@ -392,12 +411,13 @@ impl RegistryState {
         }
         let is_new = entry.serial == serial && !std::mem::replace(&mut entry.is_released, true);
         self.released += usize::from(is_new);
-        is_new.then_some(PinholeClosing { pinhole, serial })
+        is_new.then(|| PinholeClosing::new(pinhole, serial))
     }
 
     /// The pinhole that the kernel is to close now for `closing`. Its source translation is omitted if another open
     /// pinhole has the same. A released entry is free from now on.
-    fn take_due(&mut self, PinholeClosing { pinhole, serial }: PinholeClosing) -> Option<Pinhole> {
+    fn take_due(&mut self, closing: PinholeClosing) -> Option<Pinhole> {
+        let PinholeClosing { pinhole, serial, .. } = closing;
         let Pinhole { initiator, arrival, target, .. } = pinhole;
         let present =
             self.entries.get(&(initiator, arrival)).filter(|entry| entry.serial == serial)?;
@@ -410,9 +430,31 @@ impl RegistryState {
         Some(if is_shared { Pinhole { source: initiator, ..pinhole } } else { pinhole })
     }
 
+    /// Has a closing that failed tried again, unless another pinhole has its entry: that one then fails to open, or is
+    /// closed itself.
+    fn retry(&mut self, closing: PinholeClosing) {
+        let PinholeClosing { pinhole, serial, failures } = closing;
+        let is_free = !self.entries.contains_key(&(pinhole.initiator, pinhole.arrival));
+        if is_free && failures < CLOSING_RETRIES {
+            self.insert_entry(RegistryEntry {
+                pinhole,
+                serial,
+                is_released: true,
+                fast_path: None,
+            });
+            self.failed_closings.push(PinholeClosing { failures: failures + 1, ..closing });
+        }
+    }
+
+    /// Takes the closings that failed.
+    pub(super) fn take_failed_closings(&mut self) -> Vec<PinholeClosing> {
+        std::mem::take(&mut self.failed_closings)
+    }
+
     #[cfg(test)]
     pub(super) fn is_empty(&self) -> bool {
         self.entries.is_empty()
+            && self.failed_closings.is_empty()
             && self.by_target.is_empty()
             && self.per_client.is_empty()
             && self.released == 0

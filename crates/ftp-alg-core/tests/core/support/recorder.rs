@@ -147,8 +147,11 @@ impl Kernel for Recorder {
         Ok(())
     }
 
-    fn renew_pinholes(&mut self, renewals: &[Renewal]) {
+    fn renew_pinholes(&mut self, renewals: &[Renewal]) -> Vec<KernelError> {
         self.forget_expired();
+        if self.failing {
+            return renewals.iter().filter_map(|_| self.check("renew").err()).collect();
+        }
         for Renewal { opening: Opening { pinhole, lifetime, .. }, fast_path } in renewals {
             match fast_path {
                 Some(id) => self.program.renew_pinhole(pinhole, *id, self.now + *lifetime),
@@ -158,6 +161,7 @@ impl Kernel for Recorder {
                 }
             }
         }
+        Vec::new()
     }
 
     fn set_queue_mode(

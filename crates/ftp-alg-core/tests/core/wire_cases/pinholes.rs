@@ -443,6 +443,39 @@ fn a_transaction_that_fails_is_the_reason_of_a_refusal() {
 }
 
 #[test]
+fn a_pinhole_that_the_kernel_did_not_close_is_closed_later() {
+    everywhere(|scenario| {
+        let line = active(at(scenario.nat.translation(scenario.v6).client, 2200));
+        let mut sim = Sim::logged_in(scenario);
+        sim.exchange(&line, "200 ok\r\n");
+        sim.kernel.failing = true;
+        sim.close(Client);
+        sim.close(Server);
+        sim.settle();
+        assert_eq!(sim.kernel.pinholes().len(), 1);
+        assert_eq!(sim.daemon.engine().sessions.list_pinholes().count(), 0);
+        assert!(sim.daemon.engine().counters().errors > 0);
+        sim.kernel.failing = false;
+        sim.advance(Duration::from_secs(1));
+        assert_eq!(sim.kernel.pinholes(), []);
+        sim.assert_nothing_left();
+    });
+}
+
+#[test]
+fn a_renewal_that_the_kernel_refuses_is_counted() {
+    everywhere(|scenario| {
+        let line = active(at(scenario.nat.translation(scenario.v6).client, 2200));
+        let mut sim = Sim::logged_in(scenario);
+        sim.exchange(&line, "200 ok\r\n");
+        sim.say(Client, b"RETR x\r\n");
+        sim.kernel.failing = true;
+        (0..45).for_each(|_| sim.advance(Duration::from_secs(1)));
+        assert!(sim.daemon.engine().counters().errors > 0);
+    });
+}
+
+#[test]
 fn a_fixed_external_address_is_announced() {
     everywhere_v4(|mut scenario| {
         let fixed: IpAddr = "198.18.0.1".parse().unwrap();
