@@ -10,6 +10,7 @@ pub mod nft;
 
 use std::{
     io,
+    ops::ControlFlow,
     os::fd::{AsFd, AsRawFd, BorrowedFd, RawFd},
     ptr::NonNull,
 };
@@ -404,6 +405,18 @@ impl Socket {
     /// when the previous one is read). So this never blocks, and leaves nothing for the next request. That holds after an
     /// error of recv(2) as well, which the kernel reports once.
     pub fn ask(&mut self, request: &[u8], mut each: impl FnMut(Message<'_>)) -> io::Result<()> {
+        self.ask_by_datagram(request, |messages| {
+            messages.for_each(&mut each);
+            ControlFlow::Continue(())
+        })
+    }
+
+    /// As [`Socket::ask`], until `each` breaks. What remains of a dump is then for the next request, so there must be none.
+    pub fn ask_by_datagram(
+        &mut self,
+        request: &[u8],
+        mut each: impl FnMut(Messages<'_>) -> ControlFlow<()>,
+    ) -> io::Result<()> {
         self.send(request)?;
         let mut buffer = std::mem::take(&mut self.buffer);
         buffer.resize(1 << 16, 0);
@@ -412,7 +425,10 @@ impl Socket {
             match retry_on_intr(|| recv(&*self, &mut buffer[..], RecvFlags::DONTWAIT)) {
                 Ok((0, _)) | Err(Errno::WOULDBLOCK) => break,
                 Ok((length, _)) => {
-                    Messages::new(buffer.get(..length).unwrap_or_default()).for_each(&mut each);
+                    let messages = Messages::new(buffer.get(..length).unwrap_or_default());
+                    if each(messages).is_break() {
+                        break;
+                    }
                 }
                 Err(error) if received.is_ok() => received = Err(error.into()),
                 Err(_) => break,

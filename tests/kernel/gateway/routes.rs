@@ -1,7 +1,14 @@
 //! Whether a route to an address leads to an interface.
 
+use std::{
+    fmt::Write as _,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    time::Instant,
+};
+
 use ftp_alg::gateway::{LinuxKernel, RuleParameters};
 use ftp_alg_core::engine::{Kernel as _, RouteLookup};
+use ftp_alg_lab::wait_for;
 
 use super::{
     fastpath::indices,
@@ -146,5 +153,198 @@ fn this_machines_own_address_is_on_no_interface() {
     );
     for address in ["198.18.0.1", "fd00:0::1"] {
         assert_routes(&lab, address, &[]);
+    }
+}
+
+/// How the kernel describes nexthop objects: by nothing but their identifiers, or as other next hops as well.
+const COMPAT_MODES: [&str; 2] = ["0", "1"];
+
+/// A lab with uplinks, and a nexthop object with a router on each of four interfaces: 1 to 4 (IPv6: 11 to 14). Of the
+/// groups 9 and 19 the second and the third are members.
+fn lab_with_nexthops(compat_mode: &str) -> Lab {
+    let lab = lab_with_uplinks();
+    let mut script = format!("sysctl -qw net.ipv4.nexthop_compat_mode={compat_mode}; ");
+    for id in 1..=4 {
+        let network = id - 1;
+        write!(
+            script,
+            "ip nexthop add id {id} via 198.18.{network}.9 dev up{id}; \
+             ip nexthop add id 1{id} via fd00:{network}::9 dev up{id}; "
+        )
+        .unwrap();
+    }
+    lab.gateway_sh(&(script + "ip nexthop add id 9 group 2/3; ip nexthop add id 19 group 12/13"));
+    assert_eq!(lab.gateway_sh("ip nexthop show | wc -l").trim(), "10");
+    lab
+}
+
+#[test]
+fn nexthop_objects_lead_to_their_interfaces() {
+    for mode in COMPAT_MODES {
+        let lab = lab_with_nexthops(mode);
+        lab.gateway_sh("ip route add default nhid 1; ip -6 route add default nhid 11");
+        for address in [FAR, FAR6] {
+            assert_routes(&lab, address, &["up1"]);
+        }
+        assert_routes(&lab, CLIENT, &["lan"]);
+        // A group of several.
+        lab.gateway_sh(
+            "ip route add 203.0.113.0/24 nhid 9; ip -6 route add 2001:db8:f::/64 nhid 19",
+        );
+        assert_routes(&lab, FAR, &["up2", "up3"]);
+        assert_routes(&lab, FAR6, &["up2", "up3"]);
+    }
+}
+
+#[test]
+fn nexthop_objects_of_several_metrics_count() {
+    for mode in COMPAT_MODES {
+        let lab = lab_with_nexthops(mode);
+        lab.gateway_sh(&format!(
+            "ip route add {FAR}/32 nhid 1; ip route add {FAR}/32 nhid 2 metric 10; \
+             ip route add {FAR}/32 via 198.18.2.9 dev up3 metric 20; \
+             ip route add 203.0.113.0/24 nhid 4; \
+             ip -6 route add {FAR6}/128 nhid 11 metric 5; \
+             ip -6 route add {FAR6}/128 nhid 12 metric 10; \
+             ip -6 route add {FAR6}/128 via fd00:2::9 dev up3 metric 20; \
+             ip -6 route add 2001:db8:f::/64 nhid 14"
+        ));
+        // A shorter prefix leads elsewhere.
+        assert_routes(&lab, FAR, &["up1", "up2", "up3"]);
+        assert_routes(&lab, FAR6, &["up1", "up2", "up3"]);
+    }
+}
+
+#[test]
+fn uplinks_by_nexthop_objects_are_interchangeable() {
+    for mode in COMPAT_MODES {
+        let lab = lab_with_nexthops(mode);
+        lab.gateway_sh(
+            "ip route add default nhid 1 metric 10; ip route add default nhid 2 metric 20; \
+             ip -6 route add default nhid 11 metric 10; ip -6 route add default nhid 12 metric 20; \
+             ip route add default nhid 4 table 104; ip rule add fwmark 4 lookup 104; \
+             ip -6 route add default nhid 14 table 104; ip -6 rule add fwmark 4 lookup 104",
+        );
+        for address in [FAR, FAR6] {
+            assert_routes(&lab, address, &["up1", "up2", "up4"]);
+        }
+        // A prefix that one provider alone knows, by an object or without.
+        for (hop, hop6) in
+            [("nhid 2", "nhid 12"), ("via 198.18.1.9 dev up2", "via fd00:1::9 dev up2")]
+        {
+            lab.gateway_sh(&format!(
+                "ip route replace 203.0.113.0/24 {hop}; \
+                 ip -6 route replace 2001:db8:f::/64 {hop6}"
+            ));
+            assert_routes(&lab, FAR, &["up1", "up2"]);
+            assert_routes(&lab, FAR6, &["up1", "up2"]);
+        }
+        // An inner network behind a router is reached by no uplink.
+        lab.gateway_sh(
+            "ip route replace 203.0.113.0/24 nhid 3; ip -6 route replace 2001:db8:f::/64 nhid 13",
+        );
+        assert_routes(&lab, FAR, &["up3"]);
+        assert_routes(&lab, FAR6, &["up3"]);
+    }
+}
+
+#[test]
+fn a_nexthop_object_that_drops_leads_nowhere() {
+    for mode in COMPAT_MODES {
+        let lab = lab_with_nexthops(mode);
+        lab.gateway_sh(
+            "ip nexthop add id 5 blackhole; ip -6 nexthop add id 15 blackhole; \
+             ip route add default nhid 1; ip -6 route add default nhid 11; \
+             ip route add 203.0.113.0/24 nhid 5; ip -6 route add 2001:db8:f::/64 nhid 15",
+        );
+        assert_routes(&lab, FAR, &[]);
+        assert_routes(&lab, FAR6, &[]);
+    }
+}
+
+/// A rule's table of so many routes to single addresses by `up2`, after a default route.
+fn add_large_table(lab: &Lab, family: &str, count: u32) {
+    let mut batch = String::from("route add default dev up2 table 102\n");
+    for number in 0..count {
+        let address: IpAddr = match family {
+            "-4" => Ipv4Addr::from_bits(Ipv4Addr::new(11, 0, 0, 0).to_bits() + number).into(),
+            _ => Ipv6Addr::from_bits((0x2001_0db8_000e << 80) + u128::from(number)).into(),
+        };
+        writeln!(batch, "route add {address} dev up2 table 102").unwrap();
+    }
+    let path = std::env::temp_dir().join(format!("ftp-alg-routes-{}", std::process::id()));
+    std::fs::write(&path, batch).unwrap();
+    lab.gateway_sh(&format!("ip {family} -batch {}", path.display()));
+    std::fs::remove_file(&path).unwrap();
+    lab.gateway_sh(&format!("ip {family} rule add iif lan lookup 102"));
+}
+
+/// A forged packet of each of many sessions costs little, whether or not the table leads to the forger.
+#[test]
+fn look_ups_in_a_large_table_take_a_bounded_time() {
+    const COUNT: u32 = 40_000;
+    const FORGED: u8 = 200;
+    for family in ["-4", "-6"] {
+        let lab = lab_with_uplinks();
+        add_large_table(&lab, family, COUNT);
+        let (forged, far, stem) = match family {
+            "-4" => (CLIENT, FAR, "10.0.0."),
+            _ => (CLIENT6, FAR6, "2001:db8:1::"),
+        };
+        lab.on_gateway(|| {
+            let [up2, up3] = indices(["up2", "up3"]);
+            let mut kernel = LinuxKernel::new(&RuleParameters::default()).unwrap();
+            let mut ask = |address: &str, interface| {
+                let address = address.parse().unwrap();
+                kernel.has_route(RouteLookup { address, interface, used: 0, mark: 0 }).unwrap()
+            };
+            let start = Instant::now();
+            assert!(!ask(forged, up2) && !ask(forged, up3));
+            let pair = start.elapsed();
+            let start = Instant::now();
+            for number in 10..10 + FORGED {
+                for interface in [up2, up3] {
+                    assert!(!ask(&format!("{stem}{number}"), interface));
+                }
+            }
+            let all = start.elapsed();
+            println!("{family}: {pair:?}, {all:?}");
+            assert!(all < pair * u32::from(FORGED) / 4, "{family}: {pair:?}, {all:?}");
+            // The table is read again later. The default route of an IPv4 table is at its beginning.
+            if family == "-4" {
+                wait_for("the next look into the table", || ask(far, up2));
+            }
+        });
+    }
+}
+
+/// Tables that a mark or an own address chooses are not read, so forged packets do not hide them.
+#[test]
+fn forged_packets_do_not_hide_uplinks_of_rules() {
+    for (family, forged, far, own) in
+        [("-4", CLIENT, FAR, "198.18.3.1"), ("-6", CLIENT6, FAR6, "fd00:3::1")]
+    {
+        let lab = lab_with_uplinks();
+        add_large_table(&lab, family, 20_000);
+        lab.gateway_sh(&format!(
+            "ip {family} route add default dev up3 table 103; \
+             ip {family} rule add fwmark 3 lookup 103; \
+             ip {family} route add default dev up4 table 104; \
+             ip {family} rule add from {own} lookup 104"
+        ));
+        lab.on_gateway(|| {
+            let [up2, up3] = indices(["up2", "up3"]);
+            let [up4, _] = indices(["up4", "lo"]);
+            let mut kernel = LinuxKernel::new(&RuleParameters::default()).unwrap();
+            let mut ask = |address: &str, interface| {
+                let address = address.parse().unwrap();
+                kernel.has_route(RouteLookup { address, interface, used: 0, mark: 0 }).unwrap()
+            };
+            // Until the large table is not read any more.
+            let forge = |_| (!ask(forged, up2) && !ask(far, up2)).then_some(());
+            assert_eq!((0..1000).find_map(forge), Some(()), "{family}");
+            let found = [(far, up3), (far, up4), (forged, up3)].map(|(to, by)| ask(to, by));
+            assert_eq!(found, [true, true, false], "{family}");
+        });
     }
 }

@@ -197,10 +197,9 @@ fn reopen_pinholes<H: Host>(host: &mut H, all: &mut [Effects]) {
         let reopened = registry.reopen_in_kernel(reopenings.drain(..), |due| {
             host.kernel().update_pinholes(&[], due, &mut outcomes)
         });
-        let failed = |outcome: &&Result<(), KernelError>| matches!(outcome, Err(error) if !matches!(error, KernelError::Taken));
-        let errors = outcomes.iter().filter(failed).count() + usize::from(reopened.is_err());
-        if errors > 0 {
-            host.with_engine(*shard, |engine| engine.count_errors(errors as u64));
+        let failed = outcomes.into_iter().chain([reopened]).filter_map(Result::err);
+        for error in failed.filter(|error| !matches!(error, KernelError::Taken)) {
+            host.report_error(*shard, &error);
         }
     }
 }

@@ -142,7 +142,8 @@ pub trait Kernel {
         server: SocketAddr,
     ) -> Result<Option<Translation>, KernelError>;
 
-    /// Whether a route to the address leads to the interface: the best one, or another one with the same prefix.
+    /// Whether a route to the address leads to the interface: the best one, or another one with the same prefix. All
+    /// answers together take a bounded part of the time; beyond it they are no.
     fn has_route(&mut self, _lookup: RouteLookup) -> Result<bool, KernelError> {
         Ok(true)
     }

@@ -73,7 +73,8 @@ fn an_rst_that_the_target_did_not_send_opens_nothing() {
 #[test]
 fn what_was_closed_does_not_open_again() {
     let denies = Policy { deny_ports: [3762..=3762].into(), ..Policy::default() };
-    let closings: [(&str, &dyn Fn(&mut Conversation)); 4] = [
+    type Close<'a> = &'a dyn Fn(&mut Conversation);
+    let closings: [(&str, Close<'_>); 4] = [
         ("refused", &|talk| drop(talk.say(Side::Server, "500 no\r\n"))),
         ("denied by a reload", &|talk| talk.set_policy(denies.clone())),
         ("replaced", &|talk| {

@@ -441,6 +441,7 @@ impl RegistryState {
                 serial,
                 is_released: true,
                 fast_path: None,
+                reopening: None,
             });
             self.failed_closings.push(PinholeClosing { failures: failures + 1, ..closing });
         }

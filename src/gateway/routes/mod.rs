@@ -1,0 +1,416 @@
+//! Whether a route to an address leads to an interface, by rtnetlink, which needs no rights.
+//!
+//! Anybody who can forge a packet of a session causes a question, and the worker waits for the answer. So a [`Budget`]
+//! bounds the time of all answers. Beyond it the answer is no: only what opens has to be certain.
+
+mod budget;
+mod messages;
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr},
+    ops::ControlFlow,
+    time::{Duration, Instant},
+};
+
+use ftp_alg_core::engine::{KernelError, RouteLookup};
+
+use self::{
+    budget::{Budget, Stopwatch},
+    messages::{
+        Nexthop, RTM_GETNEXTHOP, RTM_GETROUTE, RTM_GETRULE, RTM_NEWNEXTHOP, RTM_NEWROUTE,
+        RTM_NEWRULE, Route, RouteRequest, Rule, nexthop_request, parse_nexthop, parse_route,
+        parse_rule, rules_request, table_request,
+    },
+};
+use super::netlink::{DONE, ERROR, Message, Socket, request_message};
+
+/// Addresses that only default routes cover (RFC 5737, RFC 3849).
+const FAR: (Ipv4Addr, Ipv6Addr) =
+    (Ipv4Addr::new(192, 0, 2, 1), Ipv6Addr::new(0x2001, 0xdb8, 0, 0, 0, 0, 0, 1));
+const MAIN: u32 = libc::RT_TABLE_MAIN as u32;
+/// The time after which reading of a routing table ends. The kernel's own walk to the first route that leads to the
+/// interface cannot be ended: it takes 150 ms in a table of 300,000 routes (IPv6: 450 ms).
+const LONGEST_DUMP: Duration = Duration::from_millis(200);
+/// How often the log says that answers are missing.
+const REPORT_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Looks routes up, in the network namespace of the thread that opened it.
+#[derive(Debug)]
+pub struct Routes {
+    socket: Socket,
+    /// For look-ups of single objects, each of which takes microseconds.
+    look_ups: Budget,
+    /// For reading of routing tables.
+    dumps: Budget,
+    reported: Option<Instant>,
+}
+
+/// What look-ups say.
+enum Answer {
+    Known(bool),
+    /// One of these tables may have a route.
+    ReadTables(Tables),
+}
+
+/// Routing tables to read.
+struct Tables {
+    /// The best route.
+    best: Option<Route>,
+    /// Tables that a rule names.
+    of_rules: Vec<u32>,
+    /// Whether the main table may have routes that look-ups do not find.
+    main: bool,
+}
+
+/// How the reading of a dump ended.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Reading {
+    Found,
+    /// Nothing was found.
+    Complete,
+    /// There was no time for all of it.
+    CutShort,
+}
+
+impl Routes {
+    /// Opens the socket.
+    pub fn new() -> io::Result<Self> {
+        let [look_ups, dumps] = [(); 2].map(|()| Budget::new(Instant::now()));
+        Ok(Self { socket: open()?, look_ups, dumps, reported: None })
+    }
+
+    /// Whether a route to the address leads to the interface (feasible reverse path, RFC 3704 section 2.3):
+    ///
+    /// - the best one, or one to the interface of its VRF;
+    /// - another one with the same prefix in any routing table, for example a default route with a higher metric, or that
+    ///   of another uplink;
+    /// - a default route, if the best one leads to a router on an interface that has a default route as well.
+    pub fn has_route(&mut self, lookup: RouteLookup) -> Result<bool, KernelError> {
+        let what = || format!("route to {}", lookup.address);
+        self.find(lookup).map_err(|source| KernelError::System { what: what(), source })
+    }
+
+    fn find(&mut self, lookup: RouteLookup) -> io::Result<bool> {
+        let now = Instant::now();
+        if !self.look_ups.allows(now) {
+            self.report(now);
+            return Ok(false);
+        }
+        let stopwatch = Stopwatch::start();
+        let answer = self.look_up(lookup);
+        self.look_ups.charge(stopwatch.elapsed());
+        match answer? {
+            Answer::Known(answer) => Ok(answer),
+            Answer::ReadTables(tables) => self.read_tables(lookup, tables),
+        }
+    }
+
+    fn look_up(&mut self, lookup: RouteLookup) -> io::Result<Answer> {
+        let RouteLookup { address, interface, used, mark } = lookup;
+        let anywhere = RouteRequest { address, mark, interface: None, source: None, entry: true };
+        let there = RouteRequest { interface: Some(interface), ..anywhere };
+        let best = self.get(anywhere)?;
+        match &best {
+            Some(best) if best.is_local => return Ok(Answer::Known(false)),
+            Some(best) if best.interfaces.contains(&interface) => return Ok(Answer::Known(true)),
+            _ => {}
+        }
+        let path = self.get(there)?;
+        if let Some(path) = &path {
+            let leads_there = path.interfaces.contains(&interface);
+            // The interface of a VRF stands for all of its ports, and has its own routing table.
+            let leads_to_used = !leads_there && path.interfaces.contains(&used);
+            if leads_to_used || !leads_there && path.is_exact {
+                return Ok(Answer::Known(leads_to_used));
+            }
+            if let Some(best) = best.as_ref().filter(|_| leads_there)
+                && (best.has_prefix_of(path)
+                    || path.is_default() && self.leads_to_an_uplink(best, anywhere)?)
+            {
+                return Ok(Answer::Known(true));
+            }
+        }
+        let rules = self.rules(address)?;
+        // Most tables are found by a look-up that meets the conditions of their rule.
+        for Rule { table, mark, source } in &rules {
+            let found = self.get(RouteRequest {
+                mark: mark.unwrap_or(there.mark),
+                source: *source,
+                ..there
+            })?;
+            if let Some(found) = found
+                && found.is_exact
+                && found.table == *table
+                && found.interfaces.contains(&interface)
+                && best.as_ref().is_none_or(|best| best.has_prefix_of(&found))
+            {
+                return Ok(Answer::Known(true));
+            }
+        }
+        let main = match (&best, &path) {
+            (Some(best), path) if address.is_ipv4() => {
+                self.hides_paths(best, path.as_ref(), anywhere)?
+            }
+            (Some(best), Some(path)) => !best.is_exact || !path.is_exact,
+            _ => false,
+        };
+        let mut of_rules: Vec<_> = rules.iter().map(|rule| rule.table).collect();
+        of_rules.dedup();
+        Ok(Answer::ReadTables(Tables { best, main, of_rules }))
+    }
+
+    /// Whether a route leads to a router on an interface that has a default route.
+    fn leads_to_an_uplink(&mut self, route: &Route, request: RouteRequest) -> io::Result<bool> {
+        for interface in route.interfaces.iter().filter(|_| route.has_gateway) {
+            let request = RouteRequest { interface: Some(*interface), ..request.to_far() };
+            if self.get(request)?.is_some_and(|default| default.is_default()) {
+                return Ok(true);
+            }
+        }
+        Ok(false)
+    }
+
+    /// Whether there may be an IPv4 route that a look-up with its interface does not find: the kernel looks no further than
+    /// the first nexthop object of a prefix (`goto miss` in fib_table_lookup()).
+    fn hides_paths(
+        &mut self,
+        best: &Route,
+        path: Option<&Route>,
+        request: RouteRequest,
+    ) -> io::Result<bool> {
+        let has_object = |route: &Route| route.nexthop.is_some();
+        if has_object(best) || path.is_some_and(has_object) {
+            return Ok(true);
+        }
+        // A route to a router leads to uplinks, whose default routes may be hidden.
+        Ok(best.has_gateway && self.get(request.to_far())?.as_ref().is_some_and(has_object))
+    }
+
+    fn read_tables(&mut self, lookup: RouteLookup, tables: Tables) -> io::Result<bool> {
+        let RouteLookup { address, interface, .. } = lookup;
+        let Tables { mut best, of_rules, main } = tables;
+        if !main && of_rules.is_empty() {
+            return Ok(false);
+        }
+        if let Some(best) = best.as_mut().filter(|best| !best.is_exact) {
+            let Some(length) = self.longest_prefix(best, address)? else { return Ok(false) };
+            (best.prefix_length, best.is_exact) = (length, true);
+        }
+        let is_path = |route: &Route| {
+            route.covers(address) && best.as_ref().is_none_or(|best| best.has_prefix_of(route))
+        };
+        for table in main.then_some(MAIN).into_iter().chain(of_rules) {
+            if self.has_route_in(table, address, interface, is_path)? {
+                return Ok(true);
+            }
+        }
+        let Some(best) = best.as_ref().filter(|best| main && best.has_gateway) else {
+            return Ok(false);
+        };
+        if self.has_route_in(MAIN, address, interface, Route::is_default)? {
+            for interface in &best.interfaces {
+                if self.has_route_in(MAIN, address, *interface, Route::is_default)? {
+                    return Ok(true);
+                }
+            }
+        }
+        Ok(false)
+    }
+
+    /// The rules that name a routing table, without those that a lookup without a rule's conditions uses.
+    fn rules(&mut self, of_family: IpAddr) -> io::Result<Vec<Rule>> {
+        let mut rules = Vec::new();
+        dump(RTM_GETRULE, &rules_request(of_family), |message| {
+            rules.extend((message.kind == RTM_NEWRULE).then(|| parse_rule(message.body)).flatten());
+            false
+        })?;
+        let usual = [libc::RT_TABLE_MAIN, libc::RT_TABLE_LOCAL, libc::RT_TABLE_UNSPEC];
+        rules.retain(|Rule { table, .. }| !usual.contains(&(*table as u8)) || *table > 255);
+        rules.sort_unstable();
+        rules.dedup();
+        Ok(rules)
+    }
+
+    /// The length of the prefix of the best route, according to the main table; `None` if that is not certain.
+    fn longest_prefix(&mut self, best: &Route, address: IpAddr) -> io::Result<Option<u8>> {
+        let Some(interface) = best.interfaces.first() else { return Ok(None) };
+        let mut longest = None;
+        let reading = self.read_table(MAIN, address, *interface, |route| {
+            longest = longest.max(route.covers(address).then_some(route.prefix_length));
+            false
+        })?;
+        Ok(longest.filter(|_| reading == Reading::Complete))
+    }
+
+    /// Whether a table has such a route that leads to an interface. No, if there is no time to read it.
+    fn has_route_in(
+        &mut self,
+        table: u32,
+        of_family: IpAddr,
+        interface: u32,
+        is_it: impl Fn(&Route) -> bool,
+    ) -> io::Result<bool> {
+        Ok(self.read_table(table, of_family, interface, is_it)? == Reading::Found)
+    }
+
+    /// Reads the routes of a table that lead to an interface, until `is_it` accepts one.
+    fn read_table(
+        &mut self,
+        table: u32,
+        of_family: IpAddr,
+        interface: u32,
+        mut is_it: impl FnMut(&Route) -> bool,
+    ) -> io::Result<Reading> {
+        let now = Instant::now();
+        if !self.dumps.allows(now) {
+            self.report(now);
+            return Ok(Reading::CutShort);
+        }
+        let stopwatch = Stopwatch::start();
+        let reading = dump(RTM_GETROUTE, &table_request(of_family, table, interface), |message| {
+            message.kind == RTM_NEWROUTE
+                && parse_route(message.body).as_ref().is_some_and(&mut is_it)
+        });
+        self.dumps.charge(stopwatch.elapsed());
+        reading
+    }
+
+    /// The route that a request asks for, with its interfaces.
+    fn get(&mut self, request: RouteRequest) -> io::Result<Option<Route>> {
+        let Some(mut route) = self.get_route(request)? else { return Ok(None) };
+        let Some(id) = route.nexthop else { return Ok(Some(route)) };
+        if request.address.is_ipv6() {
+            // rt6_get_pcpu_route() may find the entry of another route with the same nexthop object.
+            let Some(packet) = self.get_route(RouteRequest { entry: false, ..request })? else {
+                return Ok(None);
+            };
+            (route.interfaces, route.has_gateway) = (packet.interfaces, packet.has_gateway);
+            (route.is_local, route.is_exact) = (packet.is_local, false);
+        } else if route.interfaces.is_empty()
+            && let Some(nexthop) = self.nexthop(id)?
+        {
+            // With net.ipv4.nexthop_compat_mode=0 the kernel does not say where a nexthop object leads.
+            route.interfaces.extend(nexthop.interface);
+            route.has_gateway = nexthop.has_gateway || !nexthop.members.is_empty();
+            for member in nexthop.members {
+                route.interfaces.extend(self.nexthop(member)?.and_then(|member| member.interface));
+            }
+        }
+        Ok(Some(route))
+    }
+
+    fn get_route(&mut self, request: RouteRequest) -> io::Result<Option<Route>> {
+        self.ask(RTM_GETROUTE, &request.body(), RTM_NEWROUTE, parse_route)
+    }
+
+    fn nexthop(&mut self, id: u32) -> io::Result<Option<Nexthop>> {
+        self.ask(RTM_GETNEXTHOP, &nexthop_request(id), RTM_NEWNEXTHOP, parse_nexthop)
+    }
+
+    /// Asks for one object.
+    fn ask<T>(
+        &mut self,
+        kind: u16,
+        body: &[u8],
+        answer: u16,
+        parse: impl Fn(&[u8]) -> Option<T>,
+    ) -> io::Result<Option<T>> {
+        let sequence = self.socket.next_sequence();
+        let (mut object, mut errno) = (None, 0);
+        self.socket.ask(&request_message(kind, 0, sequence, body), |message| {
+            match message.kind {
+                _ if message.sequence != sequence => {}
+                ERROR => errno = message.errno(),
+                found if found == answer => object = parse(message.body),
+                _ => {}
+            }
+        })?;
+        match errno {
+            0 => Ok(object),
+            // No route, or one that refuses. The interface or the nexthop object may have been deleted.
+            libc::ENETUNREACH
+            | libc::EHOSTUNREACH
+            | libc::EACCES
+            | libc::EINVAL
+            | libc::ENODEV
+            | libc::ENOENT => Ok(None),
+            errno => Err(io::Error::from_raw_os_error(errno)),
+        }
+    }
+
+    /// Says that an answer is missing, from time to time.
+    #[cold]
+    fn report(&mut self, now: Instant) {
+        let is_due = self.reported.is_none_or(|then| now.duration_since(then) >= REPORT_INTERVAL);
+        if is_due {
+            self.reported = Some(now);
+            tracing::warn!(
+                "route look-ups take more than a tenth of the time: some are left out, so what arrives on another \
+                 interface opens nothing"
+            );
+        }
+    }
+}
+
+impl RouteRequest {
+    /// The same request for an address that only default routes cover.
+    fn to_far(self) -> Self {
+        let address = if self.address.is_ipv4() { FAR.0.into() } else { FAR.1.into() };
+        Self { address, ..self }
+    }
+}
+
+fn open() -> io::Result<Socket> {
+    let socket = Socket::open_route()?;
+    // A dump has only the routes that the request describes.
+    socket.set_option(libc::SOL_NETLINK, libc::NETLINK_GET_STRICT_CHK, 1)?;
+    Ok(socket)
+}
+
+/// Reads a dump until `is_it` accepts a message, or for [`LONGEST_DUMP`]: the end of the socket ends the dump. A table that
+/// does not exist any more has none.
+fn dump(
+    kind: u16,
+    body: &[u8],
+    mut is_it: impl FnMut(&Message<'_>) -> bool,
+) -> io::Result<Reading> {
+    let mut socket = open()?;
+    let sequence = socket.next_sequence();
+    let request = request_message(kind, libc::NLM_F_DUMP as u16, sequence, body);
+    let (mut reading, mut errno) = (Reading::CutShort, 0);
+    let stopwatch = Stopwatch::start();
+    socket.ask_by_datagram(&request, |messages| {
+        for message in messages.filter(|message| message.sequence == sequence) {
+            match message.kind {
+                _ if reading == Reading::Found => {}
+                ERROR | DONE => (reading, errno) = (Reading::Complete, message.errno()),
+                _ if is_it(&message) => reading = Reading::Found,
+                _ => {}
+            }
+        }
+        match reading == Reading::CutShort && stopwatch.elapsed() < LONGEST_DUMP {
+            true => ControlFlow::Continue(()),
+            false => ControlFlow::Break(()),
+        }
+    })?;
+    match errno {
+        0 | libc::ENOENT | libc::ENODEV => Ok(reading),
+        errno => Err(io::Error::from_raw_os_error(errno)),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_of_this_machine_is_on_no_interface() {
+        let mut routes = Routes::new().unwrap();
+        for address in ["127.0.0.1", "::1"] {
+            let lookup =
+                RouteLookup { address: address.parse().unwrap(), interface: 1, used: 0, mark: 0 };
+            assert!(!routes.has_route(lookup).unwrap(), "{address}");
+        }
+    }
+}
