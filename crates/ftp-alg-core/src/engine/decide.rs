@@ -232,17 +232,17 @@ impl Engine {
             };
             match origin {
                 Origin::Sender => {}
-                Origin::Elsewhere if from == Side::Server || packet.payload().is_empty() => {
-                    self.report_elsewhere(index, SOME_UNREAD, effects);
-                    let reason = "it arrived where no route to its sender leads";
-                    self.pass_unread(bytes, |unread| &mut unread.elsewhere, reason);
-                    (context.session, context.is_elsewhere) = (session, true);
-                    return Ok(from);
-                }
                 Origin::Elsewhere => {
                     self.report_elsewhere(index, SOME_UNREAD, effects);
-                    if !self.accepts_from_elsewhere(index, packet, effects) {
+                    let has_payload = !packet.payload().is_empty();
+                    if has_payload && !self.accepts_from_elsewhere(index, from, packet, effects) {
                         return Err(Decision::Verdict(Verdict::Drop(DropReason::Elsewhere)));
+                    }
+                    if from == Side::Server || !has_payload {
+                        let reason = "it arrived where no route to its sender leads";
+                        self.pass_unread(bytes, |unread| &mut unread.elsewhere, reason);
+                        (context.session, context.is_elsewhere) = (session, true);
+                        return Ok(from);
                     }
                 }
                 Origin::Unknown(lookup) => {

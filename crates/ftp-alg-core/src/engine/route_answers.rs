@@ -1,7 +1,7 @@
 //! What the kernel has answered about routes, for a short time.
 
 use std::{
-    collections::HashMap,
+    collections::HashSet,
     net::IpAddr,
     time::{Duration, Instant},
 };
@@ -22,39 +22,50 @@ pub struct RouteLookup {
     pub mark: u32,
 }
 
-/// How long an answer of the kernel is used.
-const LIFETIME: Duration = Duration::from_secs(1);
-/// Limit of answers; at the limit all are forgotten.
-const MAX_ANSWERS: usize = 4096;
+/// How long the answers no and yes are used. Routes may be about to change.
+const LIFETIMES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
+/// Limit of answers of one kind; at the limit all are forgotten.
+const MAX_ANSWERS: usize = 2048;
 
 /// The kernel's latest answers, so that a flood of forged packets does not ask for each.
 #[derive(Debug, Default)]
 pub struct RouteAnswers {
-    answers: HashMap<RouteLookup, bool, RandomState>,
+    /// With the answers no and yes.
+    questions: [Questions; 2],
+}
+
+#[derive(Debug, Default)]
+struct Questions {
+    all: HashSet<RouteLookup, RandomState>,
     since: Option<Instant>,
 }
 
 impl RouteAnswers {
-    /// Forgets the answers if the first of them is old.
+    /// Forgets answers if the first of them is old.
     #[inline]
     pub fn forget_old(&mut self, now: Instant) {
-        if self.since.is_some_and(|since| now.saturating_duration_since(since) >= LIFETIME) {
-            self.answers.clear();
-            self.since = None;
+        for (Questions { all, since }, lifetime) in self.questions.iter_mut().zip(LIFETIMES) {
+            if since.is_some_and(|since| now.saturating_duration_since(since) >= lifetime) {
+                all.clear();
+                *since = None;
+            }
         }
     }
 
     pub fn get(&self, question: &RouteLookup) -> Option<bool> {
-        self.answers.get(question).copied()
+        let [no, yes] = &self.questions;
+        let is_among = |questions: &Questions| questions.all.contains(question);
+        is_among(yes).then_some(true).or_else(|| is_among(no).then_some(false))
     }
 
     pub fn insert(&mut self, now: Instant, question: RouteLookup, answer: bool) {
-        if self.answers.len() >= MAX_ANSWERS {
-            self.answers.clear();
+        let Questions { all, since } = &mut self.questions[usize::from(answer)];
+        if all.len() >= MAX_ANSWERS {
+            all.clear();
         }
-        if self.answers.is_empty() {
-            self.since = Some(now);
+        if all.is_empty() {
+            *since = Some(now);
         }
-        self.answers.insert(question, answer);
+        all.insert(question);
     }
 }

@@ -131,11 +131,12 @@ impl Engine {
         }
     }
 
-    /// Whether to handle a payload of the client that came from elsewhere.
+    /// Whether to forward a payload of `from` that came from elsewhere.
     #[cold]
     pub(super) fn accepts_from_elsewhere(
         &mut self,
         index: u32,
+        from: Side,
         packet: &Packet<'_>,
         effects: &mut Effects,
     ) -> bool {
@@ -143,7 +144,7 @@ impl Engine {
             return false;
         };
         let phase = session.dialogue().phase();
-        let is_accepted = session.accepts_from_elsewhere(packet);
+        let is_accepted = session.accepts_from_elsewhere(from, packet);
         if phase != session.dialogue().phase() {
             effects.events.push(control.event(EventKind::FromElsewhere(OPENS_NOTHING)));
         }

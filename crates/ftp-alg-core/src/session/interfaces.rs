@@ -6,9 +6,9 @@
 //! - the interface by which the kernel sends packets to its sender, as the last packet to that end showed; or
 //! - another one, if a route to the sender leads there, so that replies may take another path.
 //!
-//! The first of them follows routes as they change. From elsewhere, a server's packet passes unread. A client's is
-//! dropped, because the policy may refuse a command of it. If the client retransmits from there, it is read, and the
-//! session opens nothing any more.
+//! The first of them follows routes as they change. New data from elsewhere is dropped twice, because the routes may be about to
+//! change. If its sender retransmits it from there once more, a server's packets pass unread from then on. A client's are
+//! read, because the policy may refuse a command of it, and the session opens nothing any more.
 
 use serde::{Deserialize, Serialize};
 
@@ -48,7 +48,7 @@ enum Knowledge {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Interfaces {
     indices: [[u8; 2]; 2],
-    /// Two bits for each end; [`REPORTED`]; [`COPIES`].
+    /// Two bits for each end; [`REPORTED`], [`COPIES`] and [`OF_SERVER`].
     flags: u8,
 }
 
@@ -58,9 +58,10 @@ pub(super) const DOUBTFUL_INTERFACE: &str =
 
 /// The bit that says that packets from elsewhere were reported.
 const REPORTED: u8 = 1 << 4;
-/// How many copies of the client's next bytes came from elsewhere, one after the other.
+/// How many copies of an end's next bytes came from elsewhere, and whether the last one was the server's.
 const COPIES: u8 = 3 << 5;
-/// So many of them are dropped. The next one shows that the client is there, and retransmits.
+const OF_SERVER: u8 = 1 << 7;
+/// So many copies are dropped. The next one shows that the sender is there, and retransmits.
 const MAX_COPIES: u8 = 2;
 
 const ENDS: [Side; 2] = [Side::Client, Side::Server];
@@ -96,8 +97,8 @@ impl Interfaces {
     /// Takes a packet of `from` that arrived on the interface `input`. A question, if it arrived on another one before.
     #[inline]
     pub fn take_input(&mut self, from: Side, input: u32) -> Option<RouteQuestion> {
-        if self.flags & COPIES != 0 && from == Side::Client && self.of(from).is(input) {
-            self.flags &= !COPIES;
+        if self.flags & COPIES != 0 && self.copies_of() == from && self.of(from).is(input) {
+            self.flags &= !(COPIES | OF_SERVER);
         }
         let is_own = Interface::new(input) == Interface::THIS_MACHINE;
         match self.known(from) {
@@ -138,14 +139,25 @@ impl Interfaces {
         self.set(end, interface, Knowledge::HasRoute);
     }
 
-    /// Counts a copy of the client's next bytes that came from elsewhere. Returns whether there were too many to come from
-    /// anybody else.
-    pub fn count_copy(&mut self) -> bool {
-        let is_limit = self.flags & COPIES == MAX_COPIES << 5;
-        if !is_limit {
-            self.flags += 1 << 5;
+    /// Counts a copy of the next bytes of `from` that came from elsewhere. Returns whether there were [so many
+    /// before](Self::are_copies_enough).
+    pub fn count_copy(&mut self, from: Side) -> bool {
+        let are_enough = self.are_copies_enough();
+        if !are_enough {
+            self.flags = (self.flags & !OF_SERVER) + (1 << 5);
+            self.flags |= if from == Side::Server { OF_SERVER } else { 0 };
         }
-        is_limit
+        are_enough
+    }
+
+    /// Whether there were too many copies from elsewhere to come from anybody else than an end.
+    pub fn are_copies_enough(&self) -> bool {
+        self.flags & COPIES == MAX_COPIES << 5
+    }
+
+    /// The end whose copy came last.
+    fn copies_of(&self) -> Side {
+        if self.flags & OF_SERVER == 0 { Side::Client } else { Side::Server }
     }
 
     /// Whether packets of an end arrive on an interface of which nothing else is known.
@@ -262,15 +274,17 @@ mod tests {
 
     #[test]
     fn copies_of_the_next_bytes_are_counted_until_others_come() {
-        let mut interfaces = confirmed();
-        for _ in 0..3 {
-            assert!(!interfaces.count_copy() && !interfaces.count_copy());
-            assert_eq!(interfaces.take_input(Side::Client, LAN), None);
+        for (end, own) in [(Side::Client, LAN), (Side::Server, WAN)] {
+            let mut interfaces = confirmed();
+            let mut count = || interfaces.count_copy(end);
+            assert_eq!([count(), count(), count(), count()], [false, false, true, true]);
+            assert!(interfaces.are_copies_enough());
+            // The other end's packets say nothing about it.
+            assert_eq!(interfaces.take_input(end.peer(), if own == LAN { WAN } else { LAN }), None);
+            assert!(interfaces.are_copies_enough());
+            assert_eq!(interfaces.take_input(end, own), None);
             assert_eq!(interfaces, confirmed());
         }
-        assert!(!interfaces.count_copy() && !interfaces.count_copy());
-        assert!(interfaces.count_copy() && interfaces.count_copy());
-        assert_eq!(interfaces.indices(), Some([LAN, WAN]));
     }
 
     #[test]
@@ -295,9 +309,10 @@ mod tests {
                         );
                         settled += 1;
                     }
-                    let mut counted = after;
-                    counted.count_copy();
-                    for state in [after, counted] {
+                    let [mut counted, mut other] = [after; 2];
+                    counted.count_copy(from);
+                    other.count_copy(from.peer());
+                    for state in [after, counted, other] {
                         if !states.contains(&state) {
                             states.push(state);
                         }

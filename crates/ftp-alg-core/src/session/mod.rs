@@ -199,19 +199,23 @@ impl Session {
         self.interfaces.set_has_route(question);
     }
 
-    /// Whether to handle a payload of the client that came from elsewhere. What was read before may be repeated, with the
-    /// bytes that were read. If the next bytes have come several times, nothing is opened any more.
-    pub fn accepts_from_elsewhere(&mut self, packet: &Packet<'_>) -> bool {
-        let (seq, next) = (packet.seq(), self.client.space.next);
+    /// Whether to forward a payload of `from` that came from elsewhere. What was read before may be repeated, with the
+    /// bytes that were read. If the client's next bytes have come several times, nothing is opened any more.
+    pub fn accepts_from_elsewhere(&mut self, from: Side, packet: &Packet<'_>) -> bool {
+        let (seq, next) = (packet.seq(), self.direction(from).space.next);
         let end = seq + packet.payload().len() as u32;
         if !end.is_after(next) {
             return true;
         }
-        let is_client_there = seq == next && self.interfaces.count_copy();
-        if is_client_there {
+        let is_there = match from {
+            _ if seq == next => self.interfaces.count_copy(from),
+            Side::Client => false,
+            Side::Server => self.interfaces.are_copies_enough(),
+        };
+        if is_there && from == Side::Client {
             self.dialogue.record_missed();
         }
-        is_client_there
+        is_there
     }
 
     /// Whether no packet of the connection needs to be queued any more.
