@@ -363,7 +363,8 @@ fn survives_kills(program: fn(&Gateway) -> PathBuf) {
     let rounds = std::env::var("FTP_ALG_ROUNDS").map_or(12, |text| text.parse().unwrap());
     let Some(mut gateway) = gateway(Topology::Masquerade) else { return };
     let program = program(&gateway);
-    gateway.daemon.kill();
+    // A program that it left would be the next one's as well, whatever becomes of that one's pins.
+    gateway.daemon.stop().unwrap();
     gateway.daemon = Daemon::start(&program, &gateway.lab.gateway, ON).unwrap();
     let load = FastLoad::start(&gateway.lab, 8);
     let mut fast_path = 0;
