@@ -267,8 +267,9 @@ impl Sessions {
             if entry.control.incarnation().is_some() {
                 self.watched.add(now, owner, &mut entry.control);
             }
+            let latest = now + self.policy.for_network(network).pinhole_lifetime;
             for pinhole in pinholes {
-                let deadline = at(pinhole.deadline).min(now + self.policy.pinhole_lifetime);
+                let deadline = at(pinhole.deadline).min(latest);
                 let held = self.pinholes.restore(owner, client.ip(), &pinhole, deadline);
                 entry.control.add_pinhole(held);
             }
