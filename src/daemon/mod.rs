@@ -28,6 +28,7 @@ mod shard;
 mod shard_map;
 mod shared_state;
 pub mod snapshot;
+mod start_table;
 mod state_dir;
 mod table_guard;
 mod takeover;
