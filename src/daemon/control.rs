@@ -27,7 +27,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use rustix::{net::sockopt::socket_peercred, process::geteuid};
+use rustix::{
+    net::sockopt::socket_peercred,
+    process::{Pid, geteuid},
+};
 use serde::Serialize;
 use socket2::{Domain, SockAddr, SockRef, Type};
 
@@ -88,6 +91,36 @@ impl ControlSocket {
         socket.listen(BACKLOG).map_err(system)?;
         let name = SocketName::create(path).map_err(system)?;
         Ok(Self { listener: UnixListener::from(OwnedFd::from(socket)), name })
+    }
+
+    /// Checks that `path` can be bound as soon as the processes that `is_ending` selects have ended.
+    pub fn check(path: &Path, is_ending: impl Fn(Pid) -> bool) -> Result<(), ControlError> {
+        let system = |source| ControlError::System { path: path.to_owned(), source };
+        let address = SockAddr::unix(path).map_err(system)?;
+        match fs::symlink_metadata(path) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(error) => return Err(system(error)),
+            Ok(file) if !file.file_type().is_socket() => {
+                return Err(ControlError::NotASocket { path: path.to_owned() });
+            }
+            Ok(_) => {}
+        }
+        let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None).map_err(system)?;
+        socket.set_nonblocking(true).map_err(system)?;
+        match socket.connect(&address) {
+            // Nobody listens, or a daemon that hangs.
+            Err(error)
+                if matches!(
+                    error.kind(),
+                    io::ErrorKind::ConnectionRefused | io::ErrorKind::WouldBlock
+                ) =>
+            {
+                Ok(())
+            }
+            Err(error) => Err(system(error)),
+            Ok(()) if socket_peercred(&socket).is_ok_and(|peer| is_ending(peer.pid)) => Ok(()),
+            Ok(()) => Err(ControlError::InUse { path: path.to_owned() }),
+        }
     }
 
     /// Starts to answer requests from `source`, on a thread of its own.

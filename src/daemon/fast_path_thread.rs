@@ -44,20 +44,20 @@ impl FastPathReader {
         has_read
     }
 
-    /// Brings engines and program to the same connections, at the start. If the program or the table is new, opens the
-    /// old program's pinholes in the table.
+    /// Brings engines and program to the same connections, at the start. If the program is new, or the table
+    /// `lacks_translations` of it, opens the old program's pinholes in the table.
     pub(super) fn start(
         &self,
-        is_new_table: bool,
+        lacks_translations: bool,
         parameters: &RuleParameters,
         shared: &SharedState,
         kernel: &mut LinuxKernel,
     ) -> Result<(), ServiceError> {
-        if is_new_table {
+        if lacks_translations {
             self.flows.restore_translations()?;
         }
         self.resynchronise(true, shared, kernel)?;
-        if is_new_table || !self.flows.program().was_taken_over() {
+        if lacks_translations || !self.flows.program().was_taken_over() {
             reopen_program_pinholes(parameters, shared, kernel)?;
         }
         Ok(())

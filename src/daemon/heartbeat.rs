@@ -8,18 +8,42 @@ use std::time::{Duration, Instant};
 use super::shared_state::SharedState;
 use crate::gateway::{Commits, GatewayError, HEARTBEAT_TIMEOUT, Heartbeat};
 
-/// How much later the new deadline must be to justify a transaction of nf_tables.
-const RENEWAL_INTERVAL: Duration = Duration::from_secs(1);
+/// Interval between two renewals, each of which costs a transaction of nf_tables.
+const RENEWAL_INTERVAL: Duration = Duration::from_millis(750);
+/// A worker without packets makes a pass each second. One whose last pass is longer ago may hang.
+const PASS_LIMIT: Duration = Duration::from_millis(1500);
 /// How long connections wait for the next start, if the daemon ends and leaves its table.
 pub(super) const RESTART_GRACE: Duration = Duration::from_secs(2);
 
 /// The heartbeat, with its deadline.
 pub(super) struct HeartbeatRenewer {
     heartbeat: Heartbeat,
-    /// The heartbeat's deadline.
-    expires: Instant,
-    /// When the heartbeat was last renewed.
+    last: Renewal,
+}
+
+/// When the heartbeat was last renewed, and its deadline.
+#[derive(Clone, Copy)]
+struct Renewal {
     renewed: Instant,
+    expires: Instant,
+}
+
+impl Renewal {
+    fn at(now: Instant) -> Self {
+        Self { renewed: now, expires: now + HEARTBEAT_TIMEOUT }
+    }
+
+    /// Whether the next renewal is due. Not while a worker may hang; and after the deadline not before each worker has
+    /// made a pass, which notices that the heartbeat `has_lapsed`.
+    fn is_followed(self, now: Instant, oldest_pass: Instant, has_lapsed: bool) -> bool {
+        let is_alive = now.saturating_duration_since(oldest_pass) < PASS_LIMIT;
+        is_alive
+            && if has_lapsed {
+                oldest_pass >= self.expires
+            } else {
+                now >= self.renewed + RENEWAL_INTERVAL
+            }
+    }
 }
 
 impl HeartbeatRenewer {
@@ -32,38 +56,36 @@ impl HeartbeatRenewer {
     ) -> Result<Self, GatewayError> {
         let now = Instant::now();
         let heartbeat = Heartbeat::new(commits)?;
-        let mut renewer = Self { heartbeat, expires: now + HEARTBEAT_TIMEOUT, renewed: now };
+        let mut renewer = Self { heartbeat, last: Renewal::at(now) };
         if !have_waited || !renewer.heartbeat.renew(HEARTBEAT_TIMEOUT)? {
             shared.record_downtime();
             renewer.heartbeat.start(HEARTBEAT_TIMEOUT)?;
         }
-        set_deadline(shared, now, renewer.expires);
+        set_deadline(shared, now, renewer.last.expires);
         Ok(renewer)
     }
 
-    /// Renews the heartbeat if all workers have made progress since the last renewal.
+    /// Renews the heartbeat if that is due.
     pub(super) fn renew_if_due(&mut self, shared: &SharedState) -> Result<(), GatewayError> {
         let now = Instant::now();
-        let expires = shared.progress.oldest_pass() + HEARTBEAT_TIMEOUT;
-        let left = expires.saturating_duration_since(now);
-        if left.is_zero() || expires < self.expires + RENEWAL_INTERVAL {
+        let (progress, last) = (&shared.progress, self.last);
+        if !last.is_followed(now, progress.oldest_pass(), progress.has_lapsed(now)) {
             return Ok(());
         }
-        if !self.heartbeat.renew(left)? {
+        if !self.heartbeat.renew(HEARTBEAT_TIMEOUT)? {
             shared.record_downtime();
-            self.heartbeat.start(left)?;
-            let seconds = now.saturating_duration_since(self.renewed).as_secs_f64();
+            self.heartbeat.start(HEARTBEAT_TIMEOUT)?;
+            let seconds = now.saturating_duration_since(last.renewed).as_secs_f64();
             tracing::warn!(
                 event = "downtime",
                 seconds,
-                "ftp-alg did not run for {seconds:.1} s, or its table was loaded again: after {} s, packets of control \
+                "ftp-alg did not run for up to {seconds:.1} s, or its table was loaded again: packets of control \
                  connections bypassed the queue unread. No pinhole is opened any more for connections that carried \
                  data then: their clients must log in again",
-                HEARTBEAT_TIMEOUT.as_secs()
             );
         }
-        (self.expires, self.renewed) = (expires, now);
-        set_deadline(shared, now, expires);
+        self.last = Renewal::at(now);
+        set_deadline(shared, now, self.last.expires);
         Ok(())
     }
 
@@ -81,5 +103,47 @@ fn set_deadline(shared: &SharedState, now: Instant, deadline: Instant) {
     shared.progress.set_deadline(deadline);
     if let Ok(reader) = &shared.fast_path {
         reader.flows().set_heartbeat(deadline.saturating_duration_since(now));
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const fn millis(millis: u64) -> Duration {
+        Duration::from_millis(millis)
+    }
+
+    #[test]
+    fn a_stop_of_four_seconds_never_outlasts_the_heartbeat() {
+        // Two workers without packets, whose passes are so far apart.
+        for apart in (0..1000).step_by(50) {
+            let start = Instant::now();
+            let oldest_pass = |now: u64| now - (now % 1000).max((now + apart) % 1000);
+            let mut last = Renewal::at(start + millis(2000));
+            // The main thread looks each 100 ms. The daemon stops just before it does.
+            for now in (2100..12_000).step_by(100) {
+                let stopped = start + millis(now);
+                let left = last.expires.saturating_duration_since(stopped);
+                assert!(left >= millis(4100), "{left:?} at {now}, {apart}: and the kernel rounds");
+                if last.is_followed(stopped, start + millis(oldest_pass(now)), false) {
+                    last = Renewal::at(stopped);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn a_heartbeat_is_not_renewed_for_a_worker_that_hangs() {
+        let start = Instant::now();
+        let last = Renewal::at(start);
+        let at = |after| start + millis(after);
+        assert!(last.is_followed(at(800), at(0), false));
+        assert!(last.is_followed(at(1400), at(0), false));
+        assert!(!last.is_followed(at(1500), at(0), false));
+        // After the deadline each worker has to notice it first.
+        assert!(!last.is_followed(at(5200), at(4990), true));
+        assert!(last.is_followed(at(5200), at(5000), true));
+        assert!(!last.is_followed(at(7000), at(5000), true));
     }
 }

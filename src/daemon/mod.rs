@@ -28,6 +28,7 @@ mod shard;
 mod shard_map;
 mod shared_state;
 pub mod snapshot;
+mod start_table;
 mod state_dir;
 mod table_guard;
 mod takeover;
@@ -72,7 +73,7 @@ use self::{
     control::{ControlError, ControlSocket},
     fast_path_pins::{FastPathPins, LoadedProgram},
     snapshot::StatusSource,
-    takeover::TakeoverError,
+    takeover::{OtherDaemons, TakeoverError},
 };
 pub use self::{
     log::{journald::stderr_is_journal as logs_to_journal, level::LEVELS, wants_colours},
@@ -101,6 +102,15 @@ pub struct DaemonOptions {
     pub takeover: bool,
     /// The log level, one of [`LEVELS`]. `None` leaves it to the environment.
     pub log_level: Option<String>,
+}
+
+impl DaemonOptions {
+    fn socket_dir(&self) -> &Path {
+        match self.socket.parent() {
+            Some(parent) if !parent.as_os_str().is_empty() => parent,
+            _ => Path::new("."),
+        }
+    }
 }
 
 /// The hidden command with which the daemon starts its broker.
@@ -337,12 +347,19 @@ struct ConfinedDaemon {
 /// all other rights.
 fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, DaemonError> {
     let account = options.user.as_deref().map(Account::named).transpose()?;
-    let socket_dir = match options.socket.parent() {
-        Some(parent) if !parent.as_os_str().is_empty() => parent,
-        _ => Path::new("."),
-    };
+    let socket_dir = options.socket_dir();
     let state_dir = make_state_dir(&options.state_dir, account.as_ref())?;
     make_dir(socket_dir, account.as_ref())?;
+    let mut others = None;
+    if options.takeover {
+        let parameters = rule_parameters(config).map_err(TakeoverError::from)?;
+        let found = others.insert(OtherDaemons::find(&parameters)?);
+        found.check_start(options, account.as_ref(), &state_dir)?;
+    }
+    let broker = start_broker(options)
+        .map_err(|source| DaemonError::System { what: "the broker", source })?;
+    others.map(OtherDaemons::end).transpose()?;
+    // Only now, because another user's daemon may have had the program until then.
     // A daemon without a fast path still reads the lines that an earlier daemon's program left, and then removes it.
     let pins = match fast_path_pins::off_reason(config.queue.fast_path, config.pinhole.backend) {
         Some(why) if !FastPathPins::has_leftovers(&options.state_dir, account.as_ref()) => {
@@ -350,11 +367,6 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
         }
         _ => FastPathPins::open_or_create(&options.state_dir, account.as_ref()),
     };
-    let broker = start_broker(options)
-        .map_err(|source| DaemonError::System { what: "the broker", source })?;
-    if options.takeover {
-        takeover::take_over(&rule_parameters(config).map_err(TakeoverError::from)?)?;
-    }
     confine::become_user(account.as_ref())?;
     let socket = ControlSocket::bind(&options.socket)?;
     claim(&state_dir, &options.state_dir)?;

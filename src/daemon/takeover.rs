@@ -1,16 +1,29 @@
 //! `--takeover`: ends the ftp-alg that runs in this network namespace, and waits for its end.
 //!
+//! Invariant: nothing is ended before it is known that this daemon can have its directories and its control socket.
+//!
 //! It gets SIGTERM, as from a service manager. Its table stays if connections have adjusted sequence numbers. They
 //! stall for a moment, and continue if this daemon has the same state directory.
 
-use std::time::{Duration, Instant};
+use std::{
+    fs::File,
+    io,
+    path::Path,
+    time::{Duration, Instant},
+};
 
 use rustix::{
     event::{PollFd, PollFlags, poll},
+    fs::{Access, access},
     io::Errno,
     process::{PidfdFlags, Signal, pidfd_open, pidfd_send_signal},
 };
 
+use super::{
+    DaemonError, DaemonOptions,
+    confine::{self, Account},
+    control::{ControlError, ControlSocket},
+};
 use crate::gateway::{
     GatewayError, RuleParameters,
     readers::{self, QueueReader},
@@ -40,28 +53,60 @@ pub enum TakeoverError {
     StillRunning(QueueReader),
 }
 
-/// Ends the ftp-alg that reads the queues of `parameters`, or of the loaded table. Does nothing if there is none.
-pub(super) fn take_over(parameters: &RuleParameters) -> Result<(), TakeoverError> {
-    let deadline = Instant::now() + END_LIMIT;
-    for reader in readers::readers(parameters)? {
-        if !reader.name.starts_with(PROGRAM) {
-            return Err(TakeoverError::NotFtpAlg(reader));
-        }
-        let process = reader.process;
-        tracing::info!(event = "takeover", process = %process, "takeover: process {process} gets SIGTERM");
-        match terminate(&reader, deadline) {
-            Ok(true) => {
-                tracing::info!(
-                    event = "takeover",
-                    process = %process,
-                    "takeover: process {process} has ended"
-                );
-            }
-            Ok(false) => return Err(TakeoverError::StillRunning(reader)),
-            Err(source) => return Err(TakeoverError::System { reader, source }),
+/// The daemons that a takeover ends.
+pub(super) struct OtherDaemons(Vec<QueueReader>);
+
+impl OtherDaemons {
+    /// Those that read the queues of `parameters`, or of the loaded table. An error if another program reads one.
+    pub(super) fn find(parameters: &RuleParameters) -> Result<Self, TakeoverError> {
+        let readers = readers::readers(parameters)?;
+        match readers.iter().find(|reader| !reader.name.starts_with(PROGRAM)) {
+            Some(other) => Err(TakeoverError::NotFtpAlg(other.clone())),
+            None => Ok(Self(readers)),
         }
     }
-    Ok(())
+
+    /// Checks that this daemon can use its directories and its control socket as `account` once the others have ended.
+    pub(super) fn check_start(
+        &self,
+        options: &DaemonOptions,
+        account: Option<&Account>,
+        state_dir: &File,
+    ) -> Result<(), DaemonError> {
+        let can_write = |path: &Path| access(path, Access::WRITE_OK | Access::EXEC_OK);
+        let (state_path, socket) = (&options.state_dir, &options.socket);
+        let [state, sockets] = confine::as_user(account, || {
+            [state_path, options.socket_dir()].map(|path| can_write(path).map_err(io::Error::from))
+        })?;
+        state.map_err(|source| DaemonError::Directory { path: state_path.clone(), source })?;
+        sockets.map_err(|source| ControlError::System { path: socket.clone(), source })?;
+        ControlSocket::check(socket, |process| self.0.iter().any(|one| one.process == process))?;
+        if self.0.iter().any(|one| readers::has_open_file(one.process, state_dir)) {
+            return Ok(());
+        }
+        super::claim(state_dir, state_path)
+    }
+
+    /// Ends them.
+    pub(super) fn end(self) -> Result<(), TakeoverError> {
+        let deadline = Instant::now() + END_LIMIT;
+        for reader in self.0 {
+            let process = reader.process;
+            tracing::info!(event = "takeover", process = %process, "takeover: process {process} gets SIGTERM");
+            match terminate(&reader, deadline) {
+                Ok(true) => {
+                    tracing::info!(
+                        event = "takeover",
+                        process = %process,
+                        "takeover: process {process} has ended"
+                    );
+                }
+                Ok(false) => return Err(TakeoverError::StillRunning(reader)),
+                Err(source) => return Err(TakeoverError::System { reader, source }),
+            }
+        }
+        Ok(())
+    }
 }
 
 /// Sends SIGTERM to the reader's process. Returns whether it ended in time.

@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::{Checksums, Engine, Kernel, Lookup, Pinhole};
+use ftp_alg_core::engine::{Checksums, Engine, Kernel, Lookup};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::{
@@ -36,6 +36,7 @@ use super::{
     shard_map::ShardMap,
     shared_state::SharedState,
     snapshot::StatusSource,
+    start_table::{self, StartedTable},
     state_dir::StateDir,
     table_guard::{self, TableGuard},
     worker::Worker,
@@ -44,8 +45,8 @@ use super::{
 use crate::{
     config::{self, Config, FastPath},
     gateway::{
-        Backend, ClaimedPorts, Commits, HEARTBEAT_TIMEOUT, LinuxKernel, OpenPinhole, Queue,
-        QueueCounts, RuleParameters, Table, Waker,
+        ClaimedPorts, Commits, HEARTBEAT_TIMEOUT, LinuxKernel, Queue, QueueCounts, RuleParameters,
+        Table, Waker,
         firewall::{Firewall, RulesetReader},
     },
 };
@@ -153,7 +154,10 @@ pub(super) fn start(
         table_guard: TableGuard::default(),
         heartbeat: None,
     };
-    let is_new_table = workers.load_table(&parameters, &commits, restored)?;
+    let StartedTable { table, is_new: is_new_table } =
+        start_table::load(&parameters, &commits, &workers.state, &workers.shared, restored)?;
+    let lacks_translations = !table.has_retained_elements();
+    workers.table = Some(table);
     if workers.table.as_ref().is_some_and(|table| !table.is_owned()) {
         table_guard::watch_nf_tables(events.clone())?;
     }
@@ -161,7 +165,7 @@ pub(super) fn start(
     if let (Ok(reader), Some(why)) = (&workers.shared.fast_path, why_off) {
         reader.turn_off(why.to_owned(), &parameters, &workers.shared, &mut make_kernel()?)?;
     } else if let Ok(reader) = &workers.shared.fast_path {
-        reader.start(is_new_table, &parameters, &workers.shared, &mut make_kernel()?)?;
+        reader.start(lacks_translations, &parameters, &workers.shared, &mut make_kernel()?)?;
     } else {
         fast_path_thread::reopen_program_pinholes(
             &parameters,
@@ -340,74 +344,6 @@ impl Workers {
         self.fast_path_thread =
             Some(start_thread("fast-path".to_owned(), what, events.clone(), work)?);
         Ok(())
-    }
-
-    /// Takes over the table that an earlier daemon left, or loads a new one. Then opens and closes pinholes until the
-    /// kernel has those of the `restored` sessions. Returns whether the table is new.
-    fn load_table(
-        &mut self,
-        parameters: &RuleParameters,
-        commits: &Commits,
-        restored: bool,
-    ) -> Result<bool, ServiceError> {
-        let record = self.state.table_record();
-        let is_known = record.is_some();
-        let record = record.filter(|_| restored);
-        let left = record.map(|record| Table::adopt(parameters, &record, commits));
-        let left = left.transpose()?.flatten();
-        if left.is_none() && Table::is_loaded()? {
-            if let Some(other) = Table::other_daemon(parameters)? {
-                return Err(other.into());
-            }
-            if !is_known {
-                tracing::warn!(
-                    event = "table_replaced",
-                    "table inet ftp_alg is replaced: this state directory has no record of it, so another ftp-alg \
-                     loaded it. Connections whose sequence numbers that one adjusted break: their clients must \
-                     connect again"
-                );
-            }
-        }
-        let is_new = left.is_none();
-        let mut kernel = lock(&self.shared.kernel);
-        let open_before = if restored && is_new { kernel.list_open()? } else { Vec::new() };
-        self.table = Some(match left {
-            Some(table) => table,
-            None => Table::install_for(parameters, commits)?,
-        });
-        if self.table.as_ref().is_some_and(|table| !table.is_owned()) {
-            tracing::info!(
-                event = "table_not_owned",
-                "table inet ftp_alg has no owner: other programs can remove it, for example a firewall that is \
-                 reloaded, and ftp-alg then loads it again. Tables with an owner that outlive it need Linux 6.9"
-            );
-        }
-        self.save_table_record();
-        if let Err(error) = self.state.set_backend(parameters.backend()) {
-            self.shared.report_error(&error);
-        }
-        if !restored {
-            return Ok(is_new);
-        }
-        let open_now = kernel.list_open()?;
-        let among = |open: &[OpenPinhole], Pinhole { initiator, arrival, .. }: &Pinhole| {
-            open.iter().any(|open| (open.initiator, open.arrival) == (*initiator, *arrival))
-        };
-        let is_missing =
-            |pinhole: &Pinhole| among(&open_before, pinhole) && !among(&open_now, pinhole);
-        self.shared.reopen_pinholes(&mut kernel, is_missing);
-        // The session of an expectation is not known. The kernel expires it.
-        if let (Backend::Nftables, Some(shard)) = (parameters.backend(), self.shared.shards.first())
-        {
-            for OpenPinhole { initiator, arrival, .. } in open_now {
-                if !lock(&shard.engine).sessions.holds_pinhole(initiator, arrival) {
-                    let left = Pinhole { initiator, arrival, target: arrival, source: initiator };
-                    let closed = kernel.update_pinholes(&[left], &[], &mut Vec::new());
-                    closed.unwrap_or_else(|error| self.shared.report_error(&error));
-                }
-            }
-        }
-        Ok(is_new)
     }
 
     /// Whether an adjusted connection is still open according to the kernel. After [`MAX_QUERIED`] lookups the answer

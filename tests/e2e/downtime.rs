@@ -117,7 +117,7 @@ fn nothing_is_lost_to_a_stop_shorter_than_the_deadline() {
         let rounds = rounds(1);
         for round in 0..rounds {
             thread::sleep(scaled_timeout(moment(round, 700)));
-            pause(&gateway.daemon, Duration::from_millis(500) + moment(round + 7, 2500));
+            pause(&gateway.daemon, Duration::from_millis(500) + moment(round + 7, 3200));
         }
         thread::sleep(scaled_timeout(Duration::from_millis(500)));
         let report = load.end();

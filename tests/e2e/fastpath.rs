@@ -343,27 +343,42 @@ fn a_clean_stop_leaves_no_program_and_no_pin() {
 
 #[test]
 fn transfers_on_the_fast_path_survive_a_killed_daemon() {
-    survives_kills(|_| executable());
+    survives_kills(|_| executable(), |_| ON.to_owned());
+}
+
+/// Then the table is another one: what is open in the old one is open in the new one as well.
+#[test]
+fn transfers_on_the_fast_path_survive_a_killed_daemon_and_another_queue() {
+    survives_kills(
+        |_| executable(),
+        |round| {
+            let queue = format!("[queue]\nnumber = {}\n", 2100 + round % 2 * 200);
+            ON.replace("[queue]\n", &queue)
+        },
+    );
 }
 
 /// As with `ip netns exec`, whose mounts end with the program: so do its pins.
 #[test]
 fn transfers_on_the_fast_path_survive_a_killed_daemon_whose_pins_end_with_it() {
-    survives_kills(|gateway| {
+    let program = |gateway: &Gateway| {
         let mount = "mount -t bpf bpf /sys/fs/bpf && exec \"$@\"";
         let line = format!(
             "[ \"$1\" = run ] || exec {0} \"$@\"\nexec unshare --mount sh -c '{mount}' sh {0} \"$@\"",
             executable().display()
         );
         shell_program(&gateway.lab.gateway, "ftp-alg-alone", &line)
-    });
+    };
+    survives_kills(program, |_| ON.to_owned());
 }
 
-fn survives_kills(program: fn(&Gateway) -> PathBuf) {
+/// Kills a daemon again and again under load. The next one has the `configuration` of its round.
+fn survives_kills(program: fn(&Gateway) -> PathBuf, configuration: fn(u64) -> String) {
     let rounds = std::env::var("FTP_ALG_ROUNDS").map_or(12, |text| text.parse().unwrap());
     let Some(mut gateway) = gateway(Topology::Masquerade) else { return };
     let program = program(&gateway);
-    gateway.daemon.kill();
+    // A program that it left would be the next one's as well, whatever becomes of that one's pins.
+    gateway.daemon.stop().unwrap();
     gateway.daemon = Daemon::start(&program, &gateway.lab.gateway, ON).unwrap();
     let load = FastLoad::start(&gateway.lab, 8);
     let mut fast_path = 0;
@@ -373,7 +388,8 @@ fn survives_kills(program: fn(&Gateway) -> PathBuf) {
         fast_path += gateway.daemon.counter("fast_path_lines").unwrap();
         assert_eq!(gateway.daemon.counter("fast_path_mismatches").unwrap(), 0, "round {round}");
         gateway.daemon.kill();
-        gateway.daemon = Daemon::start(&program, &gateway.lab.gateway, ON).unwrap();
+        let configuration = configuration(round);
+        gateway.daemon = Daemon::start(&program, &gateway.lab.gateway, &configuration).unwrap();
         let log = gateway.daemon.log();
         assert!(log.contains("restored 8 sessions"), "round {round}: {log}");
     }

@@ -1,10 +1,18 @@
 //! A second daemon in a network namespace: it does not start and the first lives, or it takes over.
 
-use std::{fs, os::unix::fs::PermissionsExt, path::Path, time::Duration};
+use std::{
+    fs,
+    os::unix::{
+        fs::{PermissionsExt, chown},
+        net::UnixListener,
+    },
+    path::Path,
+    time::Duration,
+};
 
 use crate::common::{
-    self, GatedClient, Gateway, executable_for_everyone, gated_client, gateway, login,
-    names::shell_program, reply, say, scripted_server, wait_for,
+    self, GatedClient, Gateway, executable_for_everyone, gated_client, gateway, gateway_with,
+    login, names::shell_program, reply, say, scripted_server, wait_for,
 };
 use ftp_alg_lab::{BackgroundProcess, Daemon, Family, ProgramOutput, Topology};
 use rustix::process::{Pid, Signal, kill_process};
@@ -89,9 +97,18 @@ fn a_second_daemon_does_not_start_and_the_first_lives() {
 
 /// Starts `ftp-alg run --takeover` with these words, and waits until it is ready.
 fn takeover(gateway: &Gateway, words: &[&str], socket: &str) -> BackgroundProcess {
+    takeover_with(gateway, words, socket, "")
+}
+
+fn takeover_with(
+    gateway: &Gateway,
+    words: &[&str],
+    socket: &str,
+    configuration: &str,
+) -> BackgroundProcess {
     let host = &gateway.lab.gateway;
     let program = executable_for_everyone(&gateway.lab);
-    let config = host.write("second.toml", b"").unwrap();
+    let config = host.write("second.toml", configuration.as_bytes()).unwrap();
     let mut command = host.command(&program);
     command.args(["run", "--takeover", "--socket", socket, "--config"]).arg(config).args(words);
     let mut second = host.start(command, "second").unwrap();
@@ -156,6 +173,56 @@ fn without_another_a_takeover_is_a_start() {
     let [state, socket] = elsewhere(&gateway);
     let mut second = takeover(&gateway, &["--state-dir", &state], &socket);
     assert!(!second.log().contains("takeover"), "{}", second.log());
+    second.terminate(Duration::from_secs(5)).unwrap();
+}
+
+#[test]
+fn a_takeover_that_could_not_start_ends_nothing() {
+    let mut gateway = gateway(Topology::Routed);
+    let program = executable_for_everyone(&gateway.lab);
+    let [state, socket] = elsewhere(&gateway);
+    let first = gateway.daemon.socket();
+    let roots = text(&first.with_file_name("another"));
+    // One that nobody owns and may not write to, one that another process has locked, and a socket that one listens on.
+    let [read_only, locked] = ["read-only", "locked"].map(|name| {
+        let path = Path::new(&state).with_file_name(name);
+        fs::create_dir(&path).unwrap();
+        path
+    });
+    chown(&read_only, Some(65534), None).unwrap();
+    fs::set_permissions(&read_only, fs::Permissions::from_mode(0o500)).unwrap();
+    let lock = fs::File::open(&locked).unwrap();
+    lock.lock().unwrap();
+    let taken = Path::new(&state).with_file_name("taken");
+    let _listener = UnixListener::bind(&taken).unwrap();
+    let [read_only, locked, taken] = [read_only, locked, taken].map(|path| text(&path));
+    for (state, socket, user, expected) in [
+        (&state, &roots, "nobody", "cannot make the control socket"),
+        (&read_only, &socket, "nobody", "cannot use the directory"),
+        (&locked, &socket, "root", "is in use by another ftp-alg"),
+        (&state, &taken, "root", "a daemon is already running on"),
+        (&state, &state, "root", "exists and is not a socket"),
+    ] {
+        let _ = fs::remove_dir_all(Path::new(&state).with_file_name("state"));
+        let words = ["--takeover", "--state-dir", state, "--socket", socket, "--user", user];
+        let done = run(&gateway, &program, &words, "");
+        assert_eq!(done.status.code(), Some(1), "{words:?}: {}", done.stderr_text());
+        assert!(done.stderr_text().contains(expected), "{words:?}: {}", done.stderr_text());
+        assert_eq!(gateway.daemon.exit_status(), None, "{words:?}: {}", gateway.daemon.log());
+    }
+    assert!(gateway.daemon.status().is_ok());
+}
+
+#[test]
+fn a_takeover_by_another_user_has_the_fast_path_as_well() {
+    let configuration = "queue.fast-path = \"auto\"\npinhole.backend = \"nftables\"\n";
+    let gateway = gateway_with(Topology::Routed, configuration);
+    let before = gateway.daemon.status().unwrap()["fast_path"]["state"].clone();
+    let [state, socket] = elsewhere(&gateway);
+    let words = ["--state-dir", &state, "--user", "nobody"];
+    let mut second = takeover_with(&gateway, &words, &socket, configuration);
+    let after = &ask(&gateway, "status", &socket)["fast_path"];
+    assert_eq!(after["state"], before, "{after}");
     second.terminate(Duration::from_secs(5)).unwrap();
 }
 

@@ -16,7 +16,7 @@
 mod account;
 mod syscalls;
 
-use std::{io, path::Path};
+use std::{io, panic::resume_unwind, path::Path, thread};
 
 use capctl::{Cap, CapSet, CapState, ambient, bounding, caps::cap_set_ids, prctl};
 use landlock::{
@@ -77,6 +77,16 @@ pub fn become_user(account: Option<&Account>) -> Result<(), ConfineError> {
     restrict_capabilities(account, &NEEDED_TO_LOAD, false)
 }
 
+/// Does `work` with the rights that [`become_user`] leaves. Only a thread of its own gives up the others.
+pub fn as_user<T: Send>(
+    account: Option<&Account>,
+    work: impl FnOnce() -> T + Send,
+) -> Result<T, ConfineError> {
+    let outcome =
+        thread::scope(|scope| scope.spawn(|| become_user(account).map(|()| work())).join());
+    outcome.unwrap_or_else(|panic| resume_unwind(panic))
+}
+
 /// Confines the daemon. From now on it may read `/proc`, use files in `state_dir`, and make and remove sockets in
 /// `socket_dir`. With `pins`, the directory of the fast path's pins, it may also use BPF maps, attach the loaded
 /// program, and make and remove pins. Returns the confinement that this kernel lacks, a line each.
@@ -133,7 +143,7 @@ pub fn confine_program() -> io::Result<()> {
 /// Why landlock has no effect on this machine. `None` if it works.
 pub fn landlock_missing() -> Option<&'static str> {
     // On a thread of its own, because the confinement lasts until the thread ends.
-    let status = std::thread::spawn(|| restrict([])).join().ok().and_then(Result::ok);
+    let status = thread::spawn(|| restrict([])).join().ok().and_then(Result::ok);
     (status == Some(RulesetStatus::NotEnforced)).then_some(NO_LANDLOCK)
 }
 

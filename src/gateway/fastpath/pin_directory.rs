@@ -21,8 +21,8 @@ use std::{
 
 use rustix::{
     fs::{
-        AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, StatFs, flock, fstatfs, mkdirat, openat,
-        statat, unlinkat,
+        AtFlags, CWD, Dir, FlockOperation, Mode, OFlags, StatFs, flock, fstatfs, major, minor,
+        mkdirat, openat, statat, unlinkat,
     },
     io::Errno,
 };
@@ -31,9 +31,6 @@ use super::{FastPathUnavailable, syscall};
 
 /// From linux/magic.h.
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
-
-/// Where the BPF file system is mounted.
-const BPF_FS_PLACE: &str = "/sys/fs/bpf";
 
 /// Name of the program, and of its pin. It is pinned last.
 pub(super) const PROGRAM_NAME: &str = "inspect";
@@ -257,17 +254,14 @@ impl PinDirectory {
     }
 
     /// Whether the pins outlive this process: not if the BPF file system is in a mount namespace of its own, as after
-    /// `ip netns exec` or `unshare --mount`. Looks for an ancestor that has another one, or none. One that it may not
-    /// look at is the service manager, or a container's first process.
+    /// `ip netns exec` or `unshare --mount`. Looks for an ancestor that has not mounted it, or that hides its mounts.
     pub(super) fn is_lasting(&self) -> io::Result<bool> {
         let own = self.directory.metadata()?.dev();
         let mut process = "self".to_owned();
         while let Some(parent) = parent_of(&process) {
-            let root = format!("/proc/{parent}/root");
-            let Ok(at) = fs::metadata(format!("{root}{BPF_FS_PLACE}")) else {
-                return Ok(fs::metadata(root).is_err());
-            };
-            if at.dev() != own {
+            // Unlike its root directory, another process's mounts may be read without the right to trace it.
+            let mounts = fs::read(format!("/proc/{parent}/mountinfo")).unwrap_or_default();
+            if !is_mounted(own, &String::from_utf8_lossy(&mounts)) {
                 return Ok(false);
             }
             process = parent;
@@ -357,6 +351,12 @@ fn parent_of(process: &str) -> Option<String> {
     fields.split(' ').nth(1).filter(|parent| *parent != "0").map(str::to_owned)
 }
 
+/// Whether the file system `device` is among `mounts`. Their third field is the device (proc_pid_mountinfo(5)).
+fn is_mounted(device: u64, mounts: &str) -> bool {
+    let device = format!("{}:{}", major(device), minor(device));
+    mounts.lines().any(|mount| mount.split(' ').nth(2) == Some(&device))
+}
+
 /// Locks the network namespace of this thread for one daemon, as long as the returned file is open.
 pub(super) fn lock_namespace() -> io::Result<File> {
     wait_for_lock(|| {
@@ -385,4 +385,18 @@ fn wait_for_lock<T>(try_lock: impl Fn() -> io::Result<T>) -> io::Result<T> {
 /// Whether this is a BPF file system.
 pub fn is_bpf_file_system(found: &StatFs) -> bool {
     u64::from(found.f_type.cast_unsigned() as u32) == BPF_FS_MAGIC
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_file_system_is_found_among_the_mounts_of_a_process() {
+        let device = fs::metadata("/proc").unwrap().dev();
+        let mounts = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(is_mounted(device, &mounts), "{device} {mounts}");
+        let others: Vec<_> = mounts.lines().filter(|mount| !is_mounted(device, mount)).collect();
+        assert!(!is_mounted(device, &others.join("\n")) && !is_mounted(device, ""));
+    }
 }

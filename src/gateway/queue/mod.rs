@@ -198,8 +198,9 @@ impl Queue {
             match self.receiver.receive(self.socket.as_fd().as_raw_fd(), flags) {
                 Ok(datagrams) => break datagrams,
                 Err(error) => match error.raw_os_error() {
-                    Some(libc::EAGAIN) => break 0,
-                    Some(libc::EINTR) => {}
+                    // EINTR: the process was stopped, and continues (signal(7)). The caller has to see at once how late
+                    // it is.
+                    Some(libc::EAGAIN | libc::EINTR) => break 0,
                     Some(libc::ENOBUFS) => self.counts.overruns += 1,
                     _ => {
                         let what = format!("reading queue {}", self.number);

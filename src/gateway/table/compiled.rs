@@ -11,6 +11,7 @@ use crate::gateway::{
     netlink::{
         Attributes, Socket,
         nft::{self, Batch},
+        or_absent,
     },
     parameters::TABLE,
 };
@@ -21,7 +22,7 @@ pub(super) const DRAFT: &str = "ftp_alg_draft";
 const PROBE: &str = "ftp_alg_probe";
 const ABSENT: &str = "ftp_alg_absent";
 /// Socket buffer size; memory is used only for waiting messages.
-const BUFFER: i32 = 4 << 20;
+pub(super) const BUFFER: i32 = 4 << 20;
 
 // From linux/netfilter/nf_tables.h; libc lacks them. The first attribute of every message is the table's name.
 const NFTA_SET_NAME: u16 = 2;
@@ -44,6 +45,12 @@ const ELEMENTS: &[u16] = &[2, 3];
 /// Chain, expressions, user data.
 const RULE: &[u16] = &[2, 4, 7];
 
+/// Sets whose elements a table does not get from the one that it replaces. The table has a heartbeat of its own. Of a
+/// refused connection the kernel does not report how many packets may still pass.
+const NOT_RETAINED: [&[u8]; 3] = [b"heartbeat\0", b"refused4\0", b"refused6\0"];
+/// How often to read the elements of a set, if it changes meanwhile.
+const READ_ATTEMPTS: usize = 8;
+
 /// The messages that create the table, in order.
 #[derive(Clone, Debug)]
 pub(super) struct CompiledTable {
@@ -52,7 +59,7 @@ pub(super) struct CompiledTable {
 
 /// One message, without the table's name.
 #[derive(Clone, Debug)]
-struct TableMessage {
+pub(super) struct TableMessage {
     command: i32,
     attributes: Vec<u8>,
 }
@@ -144,12 +151,7 @@ impl CompiledTable {
             })?;
         }
         for set in &sets {
-            let of_set = Some((NFTA_SET_ELEM_LIST_SET, &set[..]));
-            nft::dump_objects(socket, libc::NFT_MSG_GETSETELEM, DRAFT, of_set, |attributes| {
-                let (command, attributes) =
-                    (libc::NFT_MSG_NEWSETELEM, copy_attributes(attributes, ELEMENTS));
-                parts.push(TableMessage { command, attributes });
-            })?;
+            parts.append(&mut read_elements(socket, DRAFT, set)?);
         }
         nft::dump_objects(socket, libc::NFT_MSG_GETRULE, DRAFT, None, |attributes| {
             parts.push(TableMessage {
@@ -167,11 +169,50 @@ impl CompiledTable {
 
     /// Adds the creation of everything in the table, which must exist and be empty.
     pub(super) fn add_to_batch(&self, batch: &mut Batch) {
-        for TableMessage { command, attributes } in &self.messages {
-            let order = if *command == libc::NFT_MSG_NEWRULE { libc::NLM_F_APPEND } else { 0 };
-            batch.raw_message(*command, libc::NLM_F_CREATE | order, TABLE, attributes);
-        }
+        self.messages.iter().for_each(|message| message.add_to_batch(batch));
     }
+
+    /// The elements of our present table in the sets that this one has as well: what packets and earlier transactions
+    /// put there, with the time that is left to them.
+    pub(super) fn read_present_elements(
+        &self,
+        socket: &mut Socket,
+    ) -> io::Result<Vec<TableMessage>> {
+        let sets = self.messages.iter().filter(|part| part.command == libc::NFT_MSG_NEWSET);
+        let names = sets.filter_map(|set| Attributes::new(&set.attributes).first(NFTA_SET_NAME));
+        let mut elements = Vec::new();
+        for set in names.filter(|name| !NOT_RETAINED.contains(name)) {
+            let mut read = read_elements(socket, TABLE, set);
+            for _ in 1..READ_ATTEMPTS {
+                if read.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::Interrupted) {
+                    read = read_elements(socket, TABLE, set);
+                }
+            }
+            elements.append(&mut or_absent(read)?.unwrap_or_default());
+        }
+        Ok(elements)
+    }
+}
+
+impl TableMessage {
+    pub(super) fn add_to_batch(&self, batch: &mut Batch) {
+        let order = if self.command == libc::NFT_MSG_NEWRULE { libc::NLM_F_APPEND } else { 0 };
+        batch.raw_message(self.command, libc::NLM_F_CREATE | order, TABLE, &self.attributes);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.attributes.len()
+    }
+}
+
+/// The elements of a set, as messages that add them.
+fn read_elements(socket: &mut Socket, table: &str, set: &[u8]) -> io::Result<Vec<TableMessage>> {
+    let (command, mut elements) = (libc::NFT_MSG_NEWSETELEM, Vec::new());
+    let of_set = Some((NFTA_SET_ELEM_LIST_SET, set));
+    nft::dump_objects(socket, libc::NFT_MSG_GETSETELEM, table, of_set, |attributes| {
+        elements.push(TableMessage { command, attributes: copy_attributes(attributes, ELEMENTS) });
+    })?;
+    Ok(elements)
 }
 
 /// The attributes of these types, unchanged.

@@ -9,7 +9,7 @@ use nftnl_sys as sys;
 
 use super::{
     commits::Commits,
-    compiled::{self, CompiledTable, DRAFT},
+    compiled::{self, CompiledTable, DRAFT, TableMessage},
 };
 use crate::gateway::{
     Backend, GatewayError, QueueStatement, RuleParameters,
@@ -25,6 +25,8 @@ use crate::gateway::{
 const QUEUEING: &CStr = c"to_queue";
 /// Messages of nft if another program interferes.
 const BUSY_MESSAGES: [&str; 2] = ["Resource busy", "Interrupted system call"];
+/// Up to so many bytes of elements fit a transaction, besides the table itself.
+const MAX_RETAINED: usize = compiled::BUFFER as usize / 2;
 /// Number of attempts to read a draft; another transaction may interrupt each.
 const MAX_READS: usize = 100;
 
@@ -37,6 +39,8 @@ pub(super) struct TableLoader<'a> {
     pub(super) socket: &'a mut Socket,
     /// The owner of the table, if any.
     pub(super) commits: &'a Commits,
+    /// Whether the table gets the elements of the one that it replaces.
+    pub(super) retains_elements: bool,
 }
 
 /// A table that was loaded.
@@ -44,6 +48,8 @@ pub(super) struct TableLoader<'a> {
 pub(super) struct LoadedTable {
     pub(super) fingerprint: TableFingerprint,
     pub(super) is_owned: bool,
+    /// Whether it has the elements of the table that it replaced.
+    pub(super) has_retained_elements: bool,
 }
 
 impl TableLoader<'_> {
@@ -100,21 +106,39 @@ impl TableLoader<'_> {
     ) -> Result<LoadedTable, GatewayError> {
         let mut is_owned = self.commits.can_own();
         let mut has_asked_for_module = false;
+        let mut retains_elements = self.retains_elements;
         loop {
             let mut batch = Batch::new();
             if is_new {
                 compiled::delete_draft(&mut batch);
             }
+            let mut retained = Vec::new();
             if nft::fingerprint(self.socket).map_err(netlink_failed)?.is_some() {
+                if retains_elements {
+                    retained =
+                        compiled.read_present_elements(self.socket).map_err(netlink_failed)?;
+                    retains_elements =
+                        retained.iter().map(TableMessage::len).sum::<usize>() < MAX_RETAINED;
+                }
                 compiled::delete_table(&mut batch);
+            } else {
+                retains_elements = false;
             }
             let table = compiled::put_own_table(&mut batch, is_owned);
             compiled.add_to_batch(&mut batch);
+            let before = batch.len();
+            retained
+                .iter()
+                .filter(|_| retains_elements)
+                .for_each(|message| message.add_to_batch(&mut batch));
+            let elements = before..batch.len();
             let queueing = self.put_queue_rule(&mut batch);
             let outcome = self.commits.send_acknowledged(&mut batch, self.socket);
             let outcome = outcome.map_err(netlink_failed)?;
             let Some((failed, errno)) = outcome.first_failure() else { break };
             match errno {
+                // Another version's sets may be different.
+                _ if elements.contains(&failed) => retains_elements = false,
                 libc::EOPNOTSUPP | libc::EINVAL if failed == table && is_owned => is_owned = false,
                 libc::ENOENT if queueing == Some(failed) && !has_asked_for_module => {
                     has_asked_for_module = true;
@@ -139,7 +163,10 @@ impl TableLoader<'_> {
         nft::for_each_rule(self.socket, |_| rules += 1).map_err(netlink_failed)?;
         check_helper(self.socket, TABLE)?;
         match nft::fingerprint(self.socket).map_err(netlink_failed)? {
-            Some(shape) if rules == wanted => Ok(LoadedTable { fingerprint: shape, is_owned }),
+            Some(fingerprint) if rules == wanted => {
+                let has_retained_elements = retains_elements;
+                Ok(LoadedTable { fingerprint, is_owned, has_retained_elements })
+            }
             _ => Err(concurrent_change("it was removed or changed at once")),
         }
     }

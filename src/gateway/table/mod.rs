@@ -57,6 +57,8 @@ pub struct Table {
     compiled: Option<Arc<CompiledTable>>,
     /// Whether only we can change it.
     is_owned: bool,
+    /// Whether it has the elements of the table that it replaced.
+    has_retained_elements: bool,
 }
 
 /// Number and length of waits for other programs that change the rules while ours are loaded.
@@ -98,12 +100,31 @@ impl Table {
         parameters: &RuleParameters,
         commits: &Commits,
     ) -> Result<Self, GatewayError> {
+        Self::install_over(parameters, commits, false)
+    }
+
+    /// As [`Table::install_for`]. If the present table is that of `record`, all that is open there stays open.
+    pub fn install_in_place_of(
+        record: &TableRecord,
+        parameters: &RuleParameters,
+        commits: &Commits,
+    ) -> Result<Self, GatewayError> {
+        let mut socket = Socket::open().map_err(netlink_failed)?;
+        let present = nft::fingerprint(&mut socket).map_err(netlink_failed)?;
+        Self::install_over(parameters, commits, present == Some(record.shape))
+    }
+
+    fn install_over(
+        parameters: &RuleParameters,
+        commits: &Commits,
+        retains_elements: bool,
+    ) -> Result<Self, GatewayError> {
         if operator_queues() {
-            return Self::load(parameters, QueueStatement::Operator, commits);
+            return Self::load(parameters, QueueStatement::Operator, commits, retains_elements);
         }
         let mut refused = None;
         for statement in QueueStatement::BY_PREFERENCE {
-            match Self::load(parameters, statement, commits) {
+            match Self::load(parameters, statement, commits, retains_elements) {
                 Err(GatewayError::RulesRefused { message }) => refused = Some(message),
                 other => return other,
             }
@@ -166,7 +187,13 @@ impl Table {
             transactions_by_others: None,
             compiled: None,
             is_owned,
+            has_retained_elements: true,
         }))
+    }
+
+    /// Whether it has the pinholes and translations of the table that was there before.
+    pub fn has_retained_elements(&self) -> bool {
+        self.has_retained_elements
     }
 
     /// Whether no other program can remove or change it.
@@ -186,7 +213,7 @@ impl Table {
         parameters: &RuleParameters,
         statement: QueueStatement,
     ) -> Result<Self, GatewayError> {
-        Self::load(parameters, statement, &Commits::default())
+        Self::load(parameters, statement, &Commits::default(), false)
     }
 
     /// Loads it, and repeats while other programs interfere. The helper stays registered from the first attempt to the
@@ -195,9 +222,12 @@ impl Table {
         parameters: &RuleParameters,
         statement: QueueStatement,
         commits: &Commits,
+        retains_elements: bool,
     ) -> Result<Self, GatewayError> {
         let mut helper = OwnHelper::register().map_err(helper_failed)?;
-        let mut load = || Self::load_once(parameters, statement, commits, None, helper.as_mut());
+        let mut load = || {
+            Self::load_once(parameters, statement, commits, None, helper.as_mut(), retains_elements)
+        };
         let (attempts, pause) = LOAD_ATTEMPTS;
         let mut loaded = load();
         for _ in 1..attempts {
@@ -217,12 +247,15 @@ impl Table {
         commits: &Commits,
         compiled: Option<&Arc<CompiledTable>>,
         mut helper: Option<&mut OwnHelper>,
+        retains_elements: bool,
     ) -> Result<Self, GatewayError> {
         let mut socket = Commits::open_socket().map_err(netlink_failed)?;
         if let Some(helper) = &mut helper {
             helper.register_missing().map_err(helper_failed)?;
         }
-        let mut loader = TableLoader { parameters, statement, socket: &mut socket, commits };
+        let socket_ref = &mut socket;
+        let mut loader =
+            TableLoader { parameters, statement, socket: socket_ref, commits, retains_elements };
         let (compiled, is_new) = match compiled {
             Some(compiled) => (Arc::clone(compiled), false),
             None => {
@@ -242,7 +275,7 @@ impl Table {
         if loaded.is_err() && is_new {
             remove_draft(&mut socket);
         }
-        let LoadedTable { fingerprint: shape, is_owned } = loaded?;
+        let LoadedTable { fingerprint: shape, is_owned, has_retained_elements } = loaded?;
         Ok(Self {
             parameters: parameters.clone(),
             statement,
@@ -253,6 +286,7 @@ impl Table {
             transactions_by_others: None,
             compiled: Some(compiled),
             is_owned,
+            has_retained_elements,
         })
     }
 
@@ -290,6 +324,7 @@ impl Table {
             &self.commits,
             self.compiled.as_ref(),
             self.helper.as_mut(),
+            false,
         )?;
         restored.helper = self.helper.take();
         std::mem::replace(self, restored).leave_in_kernel();

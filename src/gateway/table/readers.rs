@@ -2,7 +2,13 @@
 //!
 //! The kernel knows a reader by the port of its netlink socket; `/proc` shows whose socket that is.
 
-use std::{collections::BTreeSet, fs, io, path::Path};
+use std::{
+    collections::BTreeSet,
+    fs::{self, File},
+    io,
+    os::unix::fs::MetadataExt as _,
+    path::Path,
+};
 
 use rustix::process::Pid;
 
@@ -74,6 +80,15 @@ fn process_with_socket(inode: u64) -> io::Result<Option<Pid>> {
         }
     }
     Ok(None)
+}
+
+/// Whether the process has this file open, as far as that is visible.
+pub fn has_open_file(process: Pid, file: &File) -> bool {
+    let identity = |found: &fs::Metadata| (found.dev(), found.ino());
+    let own = file.metadata().map(|found| identity(&found)).ok();
+    let files = fs::read_dir(format!("/proc/{}/fd", process.as_raw_nonzero()));
+    let mut files = files.into_iter().flatten().flatten();
+    own.is_some() && files.any(|open| fs::metadata(open.path()).ok().as_ref().map(identity) == own)
 }
 
 /// Whether the process has it open, as far as that is visible.

@@ -46,6 +46,44 @@ fn no_draft_is_left_in_the_kernel() {
     assert_eq!(lab.gateway_sh("nft list tables"), "");
 }
 
+#[test]
+fn a_table_in_place_of_another_retains_what_is_open() {
+    assert!(rustix::process::geteuid().is_root(), "this test needs root");
+    let lab = Lab::new();
+    lab.on_gateway(|| {
+        let parameters = RuleParameters::default();
+        let commits = Commits::default();
+        let table = Table::install_for(&parameters, &commits).unwrap();
+        let ends = "198.51.100.10 . 192.0.2.1 . 4000";
+        for (set, element) in [
+            ("pinholes4", format!("{ends} timeout 100s expires 50s")),
+            ("targets4", format!("{ends} timeout 100s : 10.0.0.9 . 4000")),
+            ("fast_path_targets4", "0x50000001 : 10.0.0.9".to_owned()),
+            ("fast_path_sources4", "192.0.2.1 . 10.0.0.9 : 192.0.2.7".to_owned()),
+        ] {
+            lab.gateway_sh(&format!("nft add element inet ftp_alg {set} '{{ {element} }}'"));
+        }
+        let elements = || {
+            let list = lab.gateway_sh("nft list table inet ftp_alg");
+            let left = lab.gateway_sh("nft list set inet ftp_alg pinholes4");
+            assert!(!left.contains("expires 1m"), "{left}");
+            let expected = [ends, "10.0.0.9 . 4000", "0x50000001 : 10.0.0.9", "192.0.2.7"];
+            expected.into_iter().filter(|element| list.contains(element)).count()
+        };
+        assert_eq!(elements(), 4);
+        let record = table.record().unwrap();
+        table.leave_in_kernel();
+        let others = RuleParameters::new(&[21], 2300, 2, 0x4000_0000, 0x7000_0000).unwrap();
+        let table = Table::install_in_place_of(&record, &others, &commits).unwrap();
+        assert_eq!((table.has_retained_elements(), elements()), (true, 4));
+        // Nobody knows what is in another table of this name, or in one that was changed.
+        let newer = Table::install_in_place_of(&record, &others, &commits).unwrap();
+        assert_eq!((newer.has_retained_elements(), elements()), (false, 0));
+        table.leave_in_kernel();
+        newer.remove().unwrap();
+    });
+}
+
 /// The helper belongs to the machine: each that leaves removes it while the others load tables that refer to it.
 #[test]
 fn tables_of_several_namespaces_share_the_helper() {

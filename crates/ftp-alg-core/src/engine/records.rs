@@ -277,8 +277,9 @@ impl Sessions {
                 self.watched.add(now, owner, &mut entry.control);
             }
             let control = entry.control.translation().copied();
+            let latest = now + self.policy.for_network(network).pinhole_lifetime;
             for pinhole in pinholes {
-                let deadline = at(pinhole.deadline).min(now + self.policy.pinhole_lifetime);
+                let deadline = at(pinhole.deadline).min(latest);
                 let held =
                     self.pinholes.restore(owner, client.ip(), control.as_ref(), &pinhole, deadline);
                 entry.control.add_pinhole(held);

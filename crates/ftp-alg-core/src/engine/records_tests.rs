@@ -31,6 +31,32 @@ fn adjusted_sessions_are_restored_under_a_stricter_policy() {
     }
 }
 
+#[test]
+fn a_restored_pinhole_has_the_lifetime_of_its_network() {
+    let policy =
+        |seconds| Policy { pinhole_lifetime: Duration::from_secs(seconds), ..Policy::default() };
+    let network = crate::policy::NetworkPolicy {
+        clients: Vec::new(),
+        servers: Vec::new(),
+        inspect: true,
+        policy: policy(120),
+    };
+    let with_network = Policy { networks: vec![network], ..policy(30) };
+    let mut talk = Conversation::logged_in();
+    talk.gateway.engine.sessions.set_policy(policy(300));
+    talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
+    talk.gateway.engine.sessions.track_changes(talk.now);
+    let mut record = Vec::new();
+    talk.gateway.engine.sessions.write_all_records(|session| record = session.to_vec()).unwrap();
+    for (policy, expected) in [(with_network, 120), (policy(30), 30), (policy(500), 300)] {
+        let mut next = Engine::new(policy, Checksums::Verify);
+        next.sessions.restore([&record[..]].into_iter(), talk.now, talk.now).unwrap();
+        let missing = next.sessions.missing_pinholes(talk.now, |_| true);
+        let lifetimes: Vec<_> = missing.map(|opening| opening.lifetime.as_secs()).collect();
+        assert_eq!(lifetimes, [expected]);
+    }
+}
+
 /// The record of a session with everything that a record can hold: an open pinhole, an unacknowledged rewrite, a line
 /// whose start is held back.
 const RECORDED: &str = "\

@@ -1,0 +1,120 @@
+//! The table at the start: takes over the one that an earlier daemon left, or loads a new one in its place.
+//!
+//! What is open in the earlier daemon's table is open in the new one from its first moment, because clients connect at
+//! any moment. This module does not know the fast path.
+
+use std::{
+    collections::HashSet,
+    net::{IpAddr, SocketAddr},
+};
+
+use ftp_alg_core::engine::{Kernel, Pinhole};
+
+use super::{ServiceError, shard::lock, shared_state::SharedState, state_dir::StateDir};
+use crate::gateway::{
+    Backend, Commits, LinuxKernel, OpenPinhole, RuleParameters, Table, consumed_pinholes,
+};
+
+/// The loaded table.
+pub(super) struct StartedTable {
+    pub(super) table: Table,
+    /// Whether no earlier daemon left it.
+    pub(super) is_new: bool,
+}
+
+/// Takes over the table that an earlier daemon left, or loads a new one. Then opens and closes pinholes until the
+/// kernel has those of the `restored` sessions.
+pub(super) fn load(
+    parameters: &RuleParameters,
+    commits: &Commits,
+    state: &StateDir,
+    shared: &SharedState,
+    restored: bool,
+) -> Result<StartedTable, ServiceError> {
+    let record = state.table_record();
+    let is_known = record.is_some();
+    let record = record.filter(|_| restored);
+    let left = record.as_ref().map(|record| Table::adopt(parameters, record, commits));
+    let left = left.transpose()?.flatten();
+    if left.is_none() && Table::is_loaded()? {
+        if let Some(other) = Table::other_daemon(parameters)? {
+            return Err(other.into());
+        }
+        if !is_known {
+            tracing::warn!(
+                event = "table_replaced",
+                "table inet ftp_alg is replaced: this state directory has no record of it, so another ftp-alg \
+                 loaded it. Connections whose sequence numbers that one adjusted break: their clients must \
+                 connect again"
+            );
+        }
+    }
+    let is_new = left.is_none();
+    let mut kernel = lock(&shared.kernel);
+    let open_before = if restored && is_new { kernel.list_open()? } else { Vec::new() };
+    let read_consumed = || match &open_before[..] {
+        [] => Ok(HashSet::new()),
+        _ => consumed_pinholes(parameters),
+    };
+    let consumed_before = read_consumed()?;
+    let table = match (left, record) {
+        (Some(table), _) => table,
+        (None, Some(record)) => Table::install_in_place_of(&record, parameters, commits)?,
+        (None, None) => Table::install_for(parameters, commits)?,
+    };
+    if !table.is_owned() {
+        tracing::info!(
+            event = "table_not_owned",
+            "table inet ftp_alg has no owner: other programs can remove it, for example a firewall that is \
+             reloaded, and ftp-alg then loads it again. Tables with an owner that outlive it need Linux 6.9"
+        );
+    }
+    if let Err(error) = state.set_table_record(table.record().as_ref()) {
+        shared.report_error(&error);
+    }
+    if let Err(error) = state.set_backend(parameters.backend()) {
+        shared.report_error(&error);
+    }
+    if restored {
+        // Those that were consumed while the table was loaded.
+        let consumed = &read_consumed()? - &consumed_before;
+        let is_consumed = |ends: &_| consumed.contains(ends);
+        update_pinholes(&open_before, is_consumed, parameters, shared, &mut kernel)?;
+    }
+    Ok(StartedTable { table, is_new })
+}
+
+/// Opens the pinholes of `open_before` that the table lacks, and closes those that no session holds or that a connection
+/// has consumed.
+fn update_pinholes(
+    open_before: &[OpenPinhole],
+    is_consumed: impl Fn(&(IpAddr, SocketAddr)) -> bool,
+    parameters: &RuleParameters,
+    shared: &SharedState,
+    kernel: &mut LinuxKernel,
+) -> Result<(), ServiceError> {
+    let open_now = kernel.list_open()?;
+    let among = |open: &[OpenPinhole], Pinhole { initiator, arrival, .. }: &Pinhole| {
+        open.iter().any(|open| (open.initiator, open.arrival) == (*initiator, *arrival))
+    };
+    let is_missing = |pinhole: &Pinhole| {
+        among(open_before, pinhole)
+            && !among(&open_now, pinhole)
+            && !is_consumed(&(pinhole.initiator, pinhole.arrival))
+    };
+    shared.reopen_pinholes(kernel, is_missing);
+    // The session of an expectation is not known. The kernel expires it.
+    let Some(first) = shared.shards.first() else { return Ok(()) };
+    if parameters.backend() != Backend::Nftables {
+        return Ok(());
+    }
+    for OpenPinhole { initiator, arrival, .. } in open_now {
+        let is_held = lock(&first.engine).sessions.holds_pinhole(initiator, arrival);
+        if !is_held || is_consumed(&(initiator, arrival)) {
+            let left = Pinhole { initiator, arrival, target: arrival, source: initiator };
+            let closed = kernel.update_pinholes(&[left], &[], &mut Vec::new());
+            closed.unwrap_or_else(|error| shared.report_error(&error));
+        }
+    }
+    Ok(())
+}
