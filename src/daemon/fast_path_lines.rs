@@ -125,6 +125,7 @@ impl FastPathReader {
             state: FastPathState::On,
             why: String::new(),
             interfaces: self.flows.program().interfaces(),
+            filtered_early: self.flows.program().filtered_early(),
             connections: connections as u64,
             lines: counts.inspected,
             handed_back: counts.handed_back,

@@ -4,7 +4,10 @@ use std::{
     collections::HashSet,
     io,
     net::{IpAddr, SocketAddr},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -15,7 +18,8 @@ use super::{
     ServiceError, fast_path_lines::FastPathReader, host, shard::lock, shared_state::SharedState,
 };
 use crate::gateway::{
-    Backend, GatewayError, LinuxKernel, RuleParameters, consumed_pinholes, flows::Failures,
+    Backend, GatewayError, LinuxKernel, RuleParameters, consumed_pinholes,
+    fastpath::OtherInterfaces, flows::Failures,
 };
 
 /// Interval between two readings of the ring buffer, while there are lines and while there are none. The ring buffer
@@ -154,14 +158,20 @@ impl FastPathReader {
     }
 
     /// Reads lines until `end` is set.
-    pub(super) fn run(&self, end: &AtomicBool, shared: &SharedState, kernel: &mut LinuxKernel) {
+    pub(super) fn run(
+        &self,
+        end: &AtomicBool,
+        parameters: &RuleParameters,
+        shared: &SharedState,
+        kernel: &mut LinuxKernel,
+    ) {
         let (mut pause, mut next_update) = (MIN_PAUSE, Instant::now());
         while !end.load(Ordering::Acquire) {
             let has_read = self.read_lines(shared, kernel);
             pause = if has_read { MIN_PAUSE } else { (pause * 2).min(MAX_PAUSE) };
             let now = Instant::now();
             if now >= next_update {
-                self.update_program(shared);
+                self.update_program(parameters, shared, kernel);
                 next_update = now + UPDATE_INTERVAL;
             }
             if let Err(error) = self.ring_waiter.wait(pause) {
@@ -171,12 +181,17 @@ impl FastPathReader {
         }
     }
 
-    /// Attaches the program to new interfaces while it has connections, and bars the ports at which no pinhole may be
-    /// opened.
-    pub(super) fn update_program(&self, shared: &SharedState) {
-        let program = self.flows.program();
-        if let Err(error) = program.update_attachments(Instant::now()) {
-            shared.report_error(&error);
+    /// Attaches the program to new interfaces while it has connections, has the engines know the others, and bars the
+    /// ports at which no pinhole may be opened.
+    pub(super) fn update_program(
+        &self,
+        parameters: &RuleParameters,
+        shared: &SharedState,
+        kernel: &mut LinuxKernel,
+    ) {
+        match self.flows.program().update_attachments(Instant::now()) {
+            Ok(others) => self.set_other_interfaces(others, parameters, shared, kernel),
+            Err(error) => shared.report_error(&error),
         }
         if let Some(Failures { count, last }) = self.flows.take_failures() {
             shared.report_errors(
@@ -185,6 +200,33 @@ impl FastPathReader {
             );
         }
         self.bar_ports(shared, None);
+    }
+
+    /// Has the engines hand over no connection of these interfaces. If one of them had the program before, the
+    /// program's connections are taken back, and its pinholes move to the rules: it may not see their SYNs in time.
+    fn set_other_interfaces(
+        &self,
+        others: OtherInterfaces,
+        parameters: &RuleParameters,
+        shared: &SharedState,
+        kernel: &mut LinuxKernel,
+    ) {
+        let OtherInterfaces { indices, has_ineligible, .. } = others;
+        let indices: Arc<[u32]> = indices.into();
+        for shard in &shared.shards {
+            lock(&shard.engine).sessions.set_inline_interfaces(Arc::clone(&indices));
+        }
+        if !has_ineligible {
+            return;
+        }
+        self.take_back_all(shared, kernel);
+        let closed = self.flows.program().retain_pinholes(|_, _, flow, _| flow == 0);
+        if let Err(error) = closed {
+            return shared.report_error(&error);
+        }
+        if let Err(error) = reopen_program_pinholes(parameters, shared, kernel) {
+            shared.report_error(&error);
+        }
     }
 
     /// Has the program open no pinhole at ports that the policy forbids, or the `next` one.

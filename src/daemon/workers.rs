@@ -189,7 +189,7 @@ pub(super) fn start(
             log_fast_path_off(&why);
             reader.turn_off(why, &parameters, &workers.shared, &mut make_kernel()?)?;
         }
-        (Ok(_), None) => workers.start_fast_path_reader(make_kernel()?, events)?,
+        (Ok(_), None) => workers.start_fast_path_reader(make_kernel()?, &parameters, events)?,
         (Err(why), _) => log_fast_path_off(why),
     }
     let count = queues.len();
@@ -321,14 +321,16 @@ impl Workers {
     fn start_fast_path_reader(
         &mut self,
         mut kernel: LinuxKernel,
+        parameters: &RuleParameters,
         events: &Sender<DaemonEvent>,
     ) -> Result<(), ServiceError> {
         let (shared, end) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
         let Ok(reader) = &shared.fast_path else { return Ok(()) };
-        reader.update_program(&shared);
+        let parameters = parameters.clone();
+        reader.update_program(&parameters, &shared, &mut kernel);
         let work = move || {
             if let Ok(reader) = &shared.fast_path {
-                reader.run(&end, &shared, &mut kernel);
+                reader.run(&end, &parameters, &shared, &mut kernel);
             }
             Ok(())
         };

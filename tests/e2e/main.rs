@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod attacks;
+mod bridges;
 mod commands;
 mod common;
 mod confinement;

@@ -99,6 +99,7 @@ pub(super) fn check(
         (_, Some(status)) if status.state == FastPathState::On => {
             let (interfaces, connections) = (status.attached_to(), status.connections);
             Check::ok(section, NAME, format!("on: {interfaces}; {connections} connections"))
+                .details(status.inline_at())
         }
         (FastPath::Off, _) => {
             let could = if obstacles.is_empty() { "; it could run here" } else { "" };
@@ -213,6 +214,10 @@ mod tests {
         let (auto, off) = (FastPath::Auto, FastPath::Off);
         let text = "on: lan0, wan0; 3 connections";
         assert_eq!(says(auto, Some(&on), &old), (CheckStatus::Ok, text.into()));
+        on.filtered_early = vec!["br0".into()];
+        let check = check("kernel", auto, Some(&on), Backend::Nftables, &old);
+        let inline = "not at br0: bridge-nf-call-iptables; connections there are queued";
+        assert_eq!((check.mark, check.details), (CheckStatus::Ok, vec![inline.to_owned()]));
         let text = "off: the kernel refuses the program";
         assert_eq!(says(auto, Some(&refused), &machine()), (CheckStatus::Note, text.into()));
         assert_eq!(says(auto, None, &machine()), (CheckStatus::Ok, "can run here".into()));
