@@ -67,7 +67,13 @@ impl FastPathReader {
         Ok(())
     }
 
-    /// Turns the fast path off at the start, because of `why`: takes all connections back and removes the program.
+    /// Has the thread that reads the lines turn the fast path off, because of `why`. If it does not run, the fast path
+    /// is off.
+    pub(super) fn leave(&self, why: String) {
+        let _ = self.leave_reason.set(why);
+    }
+
+    /// Turns the fast path off, because of `why`: takes all connections back and removes the program.
     pub(super) fn turn_off(
         &self,
         why: String,
@@ -77,8 +83,19 @@ impl FastPathReader {
     ) -> Result<(), ServiceError> {
         let _ = self.off_reason.set(why);
         self.resynchronise(false, shared, kernel)?;
-        reopen_program_pinholes(parameters, shared, kernel)?;
+        self.move_pinholes_to_rules(parameters, shared, kernel)?;
         Ok(self.flows.program().remove()?)
+    }
+
+    /// Closes the program's pinholes, and opens them in the table. No connection may be handed over.
+    fn move_pinholes_to_rules(
+        &self,
+        parameters: &RuleParameters,
+        shared: &SharedState,
+        kernel: &mut LinuxKernel,
+    ) -> Result<(), ServiceError> {
+        self.flows.program().retain_pinholes(|_, _, flow, _| flow == 0)?;
+        Ok(reopen_program_pinholes(parameters, shared, kernel)?)
     }
 
     /// Takes all connections back, and closes pinholes of the program that no session holds. From then on the engines
@@ -157,16 +174,20 @@ impl FastPathReader {
         }
     }
 
-    /// Reads lines until `end` is set.
+    /// Reads lines until `end` is set, or the fast path is to be turned off.
     pub(super) fn run(
         &self,
         end: &AtomicBool,
         parameters: &RuleParameters,
         shared: &SharedState,
         kernel: &mut LinuxKernel,
-    ) {
+    ) -> Result<(), ServiceError> {
         let (mut pause, mut next_update) = (MIN_PAUSE, Instant::now());
         while !end.load(Ordering::Acquire) {
+            if let Some(why) = self.leave_reason.get() {
+                log_off(why);
+                return self.turn_off(why.clone(), parameters, shared, kernel);
+            }
             let has_read = self.read_lines(shared, kernel);
             pause = if has_read { MIN_PAUSE } else { (pause * 2).min(MAX_PAUSE) };
             let now = Instant::now();
@@ -179,6 +200,7 @@ impl FastPathReader {
                 thread::sleep(pause);
             }
         }
+        Ok(())
     }
 
     /// Attaches the program to new interfaces while it has connections, has the engines know the others, and bars the
@@ -220,11 +242,7 @@ impl FastPathReader {
             return;
         }
         self.take_back_all(shared, kernel);
-        let closed = self.flows.program().retain_pinholes(|_, _, flow, _| flow == 0);
-        if let Err(error) = closed {
-            return shared.report_error(&error);
-        }
-        if let Err(error) = reopen_program_pinholes(parameters, shared, kernel) {
+        if let Err(error) = self.move_pinholes_to_rules(parameters, shared, kernel) {
             shared.report_error(&error);
         }
     }
@@ -240,6 +258,11 @@ impl FastPathReader {
             })
         });
     }
+}
+
+/// Logs why the fast path is off.
+pub(super) fn log_off(why: &str) {
+    tracing::info!(event = "fast_path_off", reason = why, "fast path off: {why}");
 }
 
 /// Opens in the table the unused pinholes of a program that is gone, or that lost its translations.

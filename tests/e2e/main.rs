@@ -25,6 +25,7 @@ mod many;
 mod matrix;
 mod mishaps;
 mod names;
+mod packet_marks;
 mod policy;
 mod privileges;
 mod queued;

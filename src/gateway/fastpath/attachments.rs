@@ -113,8 +113,8 @@ impl Attachments {
             }
         }
         let mut socket = Socket::open_route()?;
-        let Interfaces { ethernet, others, .. } = list_interfaces(&mut socket)?;
-        for index in ethernet.iter().map(|interface| interface.index).chain(others) {
+        let Interfaces { ethernet, filtered_early, .. } = list_interfaces(&mut socket)?;
+        for EthernetInterface { index, .. } in ethernet.into_iter().chain(filtered_early) {
             if let Entry::Vacant(free) = attached.entry(index)
                 && syscall::is_attached(program, index)?
             {
@@ -190,7 +190,7 @@ impl Attachments {
             has_ineligible: self.other_interfaces.has_ineligible
                 || self.eligible.iter().any(|index| others.binary_search(index).is_ok()),
             indices: others,
-            filtered_early,
+            filtered_early: filtered_early.into_iter().map(|interface| interface.name).collect(),
         };
         self.eligible = ethernet.iter().map(|interface| interface.index).collect();
         let interfaces = if self.is_needed { ethernet } else { Vec::new() };

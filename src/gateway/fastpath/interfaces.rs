@@ -45,8 +45,8 @@ pub(super) struct Interfaces {
     pub(super) ethernet: Vec<EthernetInterface>,
     /// The indices of all others, in order. The program is not attached there.
     pub(super) others: Vec<u32>,
-    /// The names of those among the others that would have the program if the rules did not run before it.
-    pub(super) filtered_early: Vec<String>,
+    /// Those among the others that would have the program if the rules did not run before it.
+    pub(super) filtered_early: Vec<EthernetInterface>,
 }
 
 /// What a message says about an interface.
@@ -104,14 +104,14 @@ fn classify(links: Vec<Link>, setting: Option<bool>) -> Interfaces {
     };
     let mut interfaces = Interfaces::default();
     for link in &links {
-        let is_candidate = link.is_ethernet && !link.has_master;
-        if is_candidate && !is_filtered_early(link) {
-            let (index, name) = (link.index, link.name.clone());
-            interfaces.ethernet.push(EthernetInterface { index, name });
-            continue;
+        let candidate = (link.is_ethernet && !link.has_master)
+            .then(|| EthernetInterface { index: link.index, name: link.name.clone() });
+        let is_early = is_filtered_early(link);
+        if candidate.is_none() || is_early {
+            interfaces.others.push(link.index);
         }
-        interfaces.others.push(link.index);
-        interfaces.filtered_early.extend(is_candidate.then(|| link.name.clone()));
+        let list = if is_early { &mut interfaces.filtered_early } else { &mut interfaces.ethernet };
+        list.extend(candidate);
     }
     interfaces.others.sort_unstable();
     interfaces
@@ -212,8 +212,8 @@ mod tests {
         parse_link(&message(ARPHRD_ETHER, index, &[name, more])).unwrap()
     }
 
-    fn names(interfaces: &Interfaces) -> Vec<&str> {
-        interfaces.ethernet.iter().map(|one| one.name.as_str()).collect()
+    fn names(interfaces: &[EthernetInterface]) -> Vec<&str> {
+        interfaces.iter().map(|one| one.name.as_str()).collect()
     }
 
     #[test]
@@ -225,7 +225,7 @@ mod tests {
             parse_link(&lo).unwrap(),
         ];
         let found = classify(links, Some(true));
-        assert_eq!((names(&found), found.others), (vec!["wan"], vec![1, 9]));
+        assert_eq!((names(&found.ethernet), found.others), (vec!["wan"], vec![1, 9]));
     }
 
     #[test]
@@ -255,9 +255,9 @@ mod tests {
         ] {
             let found = classify(links(own_setting), setting);
             let case = format!("{setting:?} {own_setting}");
-            assert_eq!(found.filtered_early == early, is_early, "{case}");
+            assert_eq!(names(&found.filtered_early) == early, is_early, "{case}");
             assert_eq!(found.filtered_early.is_empty(), !is_early, "{case}");
-            let is_here = |name| names(&found).contains(&name);
+            let is_here = |name| names(&found.ethernet).contains(&name);
             assert!(early.iter().all(|name| is_here(*name) != is_early), "{case}");
             assert!(["wan", "wan.7", "veth", "loop"].into_iter().all(is_here), "{case}");
         }

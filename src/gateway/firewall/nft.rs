@@ -407,6 +407,7 @@ fn base_chain(chain: &Object) -> Option<BaseChain> {
         hook: text(chain, "hook")?.parse().ok()?,
         priority: chain.get("prio").and_then(Json::as_i64).unwrap_or(0) as i32,
         policy_drops: text(chain, "policy") == Some("drop"),
+        is_nat: text(chain, "type") == Some("nat"),
     })
 }
 

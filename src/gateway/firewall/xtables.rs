@@ -40,7 +40,12 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: IpVersion) -> Ruleset {
         let (Some(chain), Some(policy)) = (words.next(), words.next()) else { continue };
         // Only built-in chains have a policy. They are named after their hooks.
         let hook = chain.parse::<Hook>().ok().filter(|_| policy != "-");
-        let base = hook.map(|hook| BaseChain { hook, priority, policy_drops: policy == "DROP" });
+        let base = hook.map(|hook| BaseChain {
+            hook,
+            priority,
+            policy_drops: policy == "DROP",
+            is_nat: name == "nat",
+        });
         chains.insert(chain.to_owned(), Chain { base, rules: Vec::new() });
     }
     let names: BTreeSet<String> = chains.keys().cloned().collect();
