@@ -48,6 +48,11 @@ impl OperatorRules {
         self.read.as_ref().map(|firewall| firewall.zones(parameters)).unwrap_or_default()
     }
 
+    /// Whether `ip rule` compares our bits in packet marks that the rules set from the ct mark.
+    pub(super) fn routes_by_restored_marks(&self, parameters: &RuleParameters) -> bool {
+        self.read.as_ref().is_ok_and(|firewall| firewall.routes_by_restored_marks(parameters))
+    }
+
     /// The back end that `auto` selects, and why. `before` is the one of restored sessions.
     pub(super) fn automatic_backend(
         &self,

@@ -14,7 +14,7 @@ use std::{
         mpsc::Sender,
     },
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use ftp_alg_core::engine::{Checksums, Engine, Kernel, Lookup, Pinhole};
@@ -90,7 +90,8 @@ pub(super) fn start(
         parameters = parameters.with_source_ports(Some(range.clone()));
     }
     let zones = rules.zones(&parameters);
-    parameters = parameters.with_zones(zones);
+    let restores = rules.routes_by_restored_marks(&parameters);
+    parameters = parameters.with_zones(zones).with_cleared_restored_marks(restores);
     if !config.restricts_ports() {
         operator_rules::log_port_sets(&port_sets, &parameters);
     }

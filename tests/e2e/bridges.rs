@@ -53,7 +53,7 @@ fn start_session(lab: &Lab, rounds: usize) -> (ScriptedServer, GatedClient) {
         active_transfer(address, PORT + 1),
     ]
     .concat();
-    let steps = [login(), round.repeat(rounds)].concat();
+    let steps = [login(), vec![round; rounds].concat()].concat();
     let host = lab.server_address(Family::V4);
     let plan = json!({"host": host, "listen": [PORT, PORT + 1], "steps": steps});
     (server, gated_client(&lab.client, plan))

@@ -71,6 +71,7 @@ impl Ruleset {
         self.conflicts.extend(other.conflicts);
         self.changed_mark_bits.ct_mark |= other.changed_mark_bits.ct_mark;
         self.changed_mark_bits.mark |= other.changed_mark_bits.mark;
+        self.changed_mark_bits.restored |= other.changed_mark_bits.restored;
     }
 }
 
@@ -254,6 +255,13 @@ impl Firewall {
     /// The rules that do not work together with the packet marks of the fast path.
     pub fn mark_conflicts(&self, parameters: &RuleParameters) -> Vec<MarkConflict> {
         marks::mark_conflicts(&self.ruleset, &self.routing_rules, parameters)
+    }
+
+    /// Whether rules set our bits of the packet mark from the ct mark, and `ip rule` compares them, as with several
+    /// uplinks.
+    pub fn routes_by_restored_marks(&self, parameters: &RuleParameters) -> bool {
+        let restored = self.ruleset.changed_mark_bits.restored & parameters.mask();
+        self.routing_rules.iter().any(|rule| rule.comparison().mask & restored != 0)
     }
 
     /// What the firewall does with packets of `class` at `hook`.

@@ -386,6 +386,8 @@ pub(super) struct Table {
 pub(super) struct ChangedMarkBits {
     pub(super) ct_mark: u32,
     pub(super) mark: u32,
+    /// Those of the packet mark that are set from the ct mark.
+    pub(super) restored: u32,
 }
 
 /// A packet for which rules are evaluated. Only the properties that are known in advance are set.

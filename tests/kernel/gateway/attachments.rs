@@ -107,7 +107,7 @@ fn a_bridge_whose_ports_run_the_rules_has_no_program() {
     const SETTING: &str = "net.bridge.bridge-nf-call-iptables";
     let Some((lab, pins)) = lab_with_pins() else { return };
     lab.on_gateway(|| {
-        if lab.gateway_sh(&format!("sysctl -qw {SETTING}=0 2>&1 || echo cannot")) != "" {
+        if !lab.gateway_sh(&format!("sysctl -qw {SETTING}=0 2>&1")).is_empty() {
             println!("not tried: no br_netfilter");
             return;
         }
