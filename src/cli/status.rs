@@ -108,14 +108,15 @@ fn counters(status: &snapshot::Status) -> Vec<(String, String)> {
     rows
 }
 
-/// The state and the counters of the fast path, in up to three lines.
+/// The state and the counters of the fast path, in up to four lines.
 fn fast_path(status: &FastPathStatus) -> Vec<(String, String)> {
     let FastPathStatus { connections, lines, handed_back, opened, admitted, no_room, .. } = status;
     let mut lines = match status.state {
-        FastPathState::On => vec![
-            format!("on: {}; {connections} connections", status.attached_to()),
-            format!("{lines} lines inspected, {handed_back} connections taken back"),
-        ],
+        FastPathState::On => {
+            let on = format!("on: {}; {connections} connections", status.attached_to());
+            let counts = format!("{lines} lines inspected, {handed_back} connections taken back");
+            [on].into_iter().chain(status.inline_at()).chain([counts]).collect()
+        }
         FastPathState::Off => vec![format!("off: {}", status.why)],
     };
     // The counters survive a restart, so they may be above 0 with the fast path off.
@@ -158,7 +159,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn fast_path_has_one_line_if_off_and_up_to_three_if_on() {
+    fn fast_path_has_one_line_if_off_and_up_to_four_if_on() {
         let lines = |status: &FastPathStatus| {
             fast_path(status).into_iter().map(|(_, line)| line).collect::<Vec<_>>()
         };
@@ -169,6 +170,10 @@ mod tests {
         (status.connections, status.lines, status.handed_back) = (3, 812, 5);
         let on = ["on: lan0, wan0; 3 connections", "812 lines inspected, 5 connections taken back"];
         assert_eq!(lines(&status), on);
+        status.filtered_early = vec!["br0".into(), "br0.7".into()];
+        let inline = "not at br0, br0.7: bridge-nf-call-iptables; connections there are queued";
+        assert_eq!(lines(&status), [on[0], inline, on[1]]);
+        status.filtered_early.clear();
         (status.opened, status.admitted, status.no_room) = (140, 139, 2);
         assert_eq!(
             lines(&status)[2..],

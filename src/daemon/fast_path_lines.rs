@@ -40,6 +40,8 @@ pub(super) struct FastPathReader {
     pub(super) claimed: ClaimedPorts,
     /// Why the fast path was turned off, if it was.
     pub(super) off_reason: OnceLock<String>,
+    /// Why the thread that reads the lines is to turn the fast path off.
+    pub(super) leave_reason: OnceLock<String>,
     /// Where the fast path's thread waits for the ring buffer.
     pub(super) ring_waiter: RingWaiter,
     /// Holds the pin directory open while something may be pinned there.
@@ -66,6 +68,7 @@ impl FastPathReader {
             unread_lines: (0..shards).map(|_| Mutex::default()).collect(),
             claimed: claimed.clone(),
             off_reason: OnceLock::new(),
+            leave_reason: OnceLock::new(),
             ring_waiter: waiter,
             _loaded: loaded,
         })
@@ -125,6 +128,7 @@ impl FastPathReader {
             state: FastPathState::On,
             why: String::new(),
             interfaces: self.flows.program().interfaces(),
+            filtered_early: self.flows.program().filtered_early(),
             connections: connections as u64,
             lines: counts.inspected,
             handed_back: counts.handed_back,

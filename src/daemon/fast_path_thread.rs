@@ -4,7 +4,10 @@ use std::{
     collections::HashSet,
     io,
     net::{IpAddr, SocketAddr},
-    sync::atomic::{AtomicBool, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     thread,
     time::{Duration, Instant},
 };
@@ -15,7 +18,8 @@ use super::{
     ServiceError, fast_path_lines::FastPathReader, host, shard::lock, shared_state::SharedState,
 };
 use crate::gateway::{
-    Backend, GatewayError, LinuxKernel, RuleParameters, consumed_pinholes, flows::Failures,
+    Backend, GatewayError, LinuxKernel, RuleParameters, consumed_pinholes,
+    fastpath::OtherInterfaces, flows::Failures,
 };
 
 /// Interval between two readings of the ring buffer, while there are lines and while there are none. The ring buffer
@@ -63,7 +67,13 @@ impl FastPathReader {
         Ok(())
     }
 
-    /// Turns the fast path off at the start, because of `why`: takes all connections back and removes the program.
+    /// Has the thread that reads the lines turn the fast path off, because of `why`. If it does not run, the fast path
+    /// is off.
+    pub(super) fn leave(&self, why: String) {
+        let _ = self.leave_reason.set(why);
+    }
+
+    /// Turns the fast path off, because of `why`: takes all connections back and removes the program.
     pub(super) fn turn_off(
         &self,
         why: String,
@@ -73,8 +83,19 @@ impl FastPathReader {
     ) -> Result<(), ServiceError> {
         let _ = self.off_reason.set(why);
         self.resynchronise(false, shared, kernel)?;
-        reopen_program_pinholes(parameters, shared, kernel)?;
+        self.move_pinholes_to_rules(parameters, shared, kernel)?;
         Ok(self.flows.program().remove()?)
+    }
+
+    /// Closes the program's pinholes, and opens them in the table. No connection may be handed over.
+    fn move_pinholes_to_rules(
+        &self,
+        parameters: &RuleParameters,
+        shared: &SharedState,
+        kernel: &mut LinuxKernel,
+    ) -> Result<(), ServiceError> {
+        self.flows.program().retain_pinholes(|_, _, flow, _| flow == 0)?;
+        Ok(reopen_program_pinholes(parameters, shared, kernel)?)
     }
 
     /// Takes all connections back, and closes pinholes of the program that no session holds. From then on the engines
@@ -153,15 +174,25 @@ impl FastPathReader {
         }
     }
 
-    /// Reads lines until `end` is set.
-    pub(super) fn run(&self, end: &AtomicBool, shared: &SharedState, kernel: &mut LinuxKernel) {
+    /// Reads lines until `end` is set, or the fast path is to be turned off.
+    pub(super) fn run(
+        &self,
+        end: &AtomicBool,
+        parameters: &RuleParameters,
+        shared: &SharedState,
+        kernel: &mut LinuxKernel,
+    ) -> Result<(), ServiceError> {
         let (mut pause, mut next_update) = (MIN_PAUSE, Instant::now());
         while !end.load(Ordering::Acquire) {
+            if let Some(why) = self.leave_reason.get() {
+                log_off(why);
+                return self.turn_off(why.clone(), parameters, shared, kernel);
+            }
             let has_read = self.read_lines(shared, kernel);
             pause = if has_read { MIN_PAUSE } else { (pause * 2).min(MAX_PAUSE) };
             let now = Instant::now();
             if now >= next_update {
-                self.update_program(shared);
+                self.update_program(parameters, shared, kernel);
                 next_update = now + UPDATE_INTERVAL;
             }
             if let Err(error) = self.ring_waiter.wait(pause) {
@@ -169,14 +200,20 @@ impl FastPathReader {
                 thread::sleep(pause);
             }
         }
+        Ok(())
     }
 
-    /// Attaches the program to new interfaces while it has connections, and bars the ports at which no pinhole may be
-    /// opened.
-    pub(super) fn update_program(&self, shared: &SharedState) {
-        let program = self.flows.program();
-        if let Err(error) = program.update_attachments(Instant::now()) {
-            shared.report_error(&error);
+    /// Attaches the program to new interfaces while it has connections, has the engines know the others, and bars the
+    /// ports at which no pinhole may be opened.
+    pub(super) fn update_program(
+        &self,
+        parameters: &RuleParameters,
+        shared: &SharedState,
+        kernel: &mut LinuxKernel,
+    ) {
+        match self.flows.program().update_attachments(Instant::now()) {
+            Ok(others) => self.set_other_interfaces(others, parameters, shared, kernel),
+            Err(error) => shared.report_error(&error),
         }
         if let Some(Failures { count, last }) = self.flows.take_failures() {
             shared.report_errors(
@@ -185,6 +222,29 @@ impl FastPathReader {
             );
         }
         self.bar_ports(shared, None);
+    }
+
+    /// Has the engines hand over no connection of these interfaces. If one of them had the program before, the
+    /// program's connections are taken back, and its pinholes move to the rules: it may not see their SYNs in time.
+    fn set_other_interfaces(
+        &self,
+        others: OtherInterfaces,
+        parameters: &RuleParameters,
+        shared: &SharedState,
+        kernel: &mut LinuxKernel,
+    ) {
+        let OtherInterfaces { indices, has_ineligible, .. } = others;
+        let indices: Arc<[u32]> = indices.into();
+        for shard in &shared.shards {
+            lock(&shard.engine).sessions.set_inline_interfaces(Arc::clone(&indices));
+        }
+        if !has_ineligible {
+            return;
+        }
+        self.take_back_all(shared, kernel);
+        if let Err(error) = self.move_pinholes_to_rules(parameters, shared, kernel) {
+            shared.report_error(&error);
+        }
     }
 
     /// Has the program open no pinhole at ports that the policy forbids, or the `next` one.
@@ -198,6 +258,11 @@ impl FastPathReader {
             })
         });
     }
+}
+
+/// Logs why the fast path is off.
+pub(super) fn log_off(why: &str) {
+    tracing::info!(event = "fast_path_off", reason = why, "fast path off: {why}");
 }
 
 /// Opens in the table the unused pinholes of a program that is gone, or that lost its translations.

@@ -1,21 +1,29 @@
-//! What the operator's rules decide when the daemon starts: the back end, the source ports of data connections, and
-//! whether the fast path's packet marks survive.
+//! What the operator's rules decide: the back end, the source ports of data connections, and whether there is room for
+//! the fast path's packet marks. The last two are decided again when the rules change.
 
 use std::{
     ops::RangeInclusive,
-    sync::{Arc, mpsc::Receiver},
-    time::Duration,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+        mpsc::{Receiver, Sender},
+    },
+    thread,
+    time::{Duration, Instant},
 };
 
+use super::{DaemonEvent, shard::lock, shared_state::SharedState};
 use crate::gateway::{
     self, Backend, ClaimedPorts, Commits, GatewayError, Routing, RuleParameters,
-    firewall::{Firewall, MarkChange, RulesetReader, accepted_data, data_path_verdicts},
+    firewall::{Firewall, MarkConflict, RulesetReader, accepted_data, data_path_verdicts},
 };
 
 /// How long the start waits for them. FTP works before large sets of rules are read.
 const READING_LIMIT: Duration = Duration::from_secs(1);
 /// The same if there are sessions, whose packets wait meanwhile.
 const RESTART_LIMIT: Duration = Duration::from_millis(800);
+/// Interval between two checks of the operator's rules and of the daemon's health.
+const INTERVAL: Duration = Duration::from_secs(1);
 
 /// The operator's rules at the start, read in the background.
 pub(super) struct OperatorRules {
@@ -40,6 +48,11 @@ impl OperatorRules {
         self.read.as_ref().map(|firewall| firewall.zones(parameters)).unwrap_or_default()
     }
 
+    /// Whether `ip rule` compares our bits in packet marks that the rules set from the ct mark.
+    pub(super) fn routes_by_restored_marks(&self, parameters: &RuleParameters) -> bool {
+        self.read.as_ref().is_ok_and(|firewall| firewall.routes_by_restored_marks(parameters))
+    }
+
     /// The back end that `auto` selects, and why. `before` is the one of restored sessions.
     pub(super) fn automatic_backend(
         &self,
@@ -53,10 +66,9 @@ impl OperatorRules {
         })
     }
 
-    /// The rule that overwrites the packet marks of every connection, if there is one. The fast path needs those marks.
-    pub(super) fn mark_change(&self, parameters: &RuleParameters) -> Option<MarkChange> {
-        let changes = self.read.as_ref().ok()?.packet_mark_changes(parameters);
-        changes.into_iter().find(|change| change.is_unconditional)
+    /// Why the rules leave no room for the packet marks of the fast path, if they do not.
+    pub(super) fn mark_conflict(&self, parameters: &RuleParameters) -> Option<String> {
+        mark_conflict(self.read.as_ref().ok()?, parameters)
     }
 
     /// The reader of later changes, with the ports of these rules claimed.
@@ -75,6 +87,42 @@ impl OperatorRules {
     /// The rules, also if they come late.
     pub(super) fn into_firewall(self) -> Option<Firewall> {
         self.read.or_else(|late| late.recv()).ok()
+    }
+}
+
+/// Why the fast path cannot run with these rules, if it cannot.
+fn mark_conflict(firewall: &Firewall, parameters: &RuleParameters) -> Option<String> {
+    let conflicts = firewall.mark_conflicts(parameters);
+    conflicts.iter().find(|one| one.turns_off_fast_path()).map(MarkConflict::reason)
+}
+
+/// Reads the operator's rules when they change, and updates the daemon's health, until `end` is set.
+/// `is_configured`: the configuration has the ports of data connections.
+pub(super) fn follow(
+    mut reader: RulesetReader,
+    rules: OperatorRules,
+    is_configured: bool,
+    parameters: &RuleParameters,
+    shared: &SharedState,
+    events: &Sender<DaemonEvent>,
+    end: &AtomicBool,
+) {
+    let mut first = rules.into_firewall().inspect(|late| reader.apply(late));
+    while !end.load(Ordering::Acquire) {
+        if let Some(rules) = first.take().or_else(|| reader.read_if_changed()) {
+            if !is_configured && shared.set_port_sets(rules.source_ports()) {
+                log_port_sets(&lock(&shared.port_sets), parameters);
+                let _ = events.send(DaemonEvent::PolicyChanged);
+            }
+            if let (Ok(fast_path), Some(why)) =
+                (&shared.fast_path, mark_conflict(&rules, parameters))
+            {
+                fast_path.leave(why);
+            }
+            shared.health.audit_rules(&rules, parameters);
+        }
+        shared.update_health(Instant::now(), parameters);
+        thread::park_timeout(INTERVAL);
     }
 }
 

@@ -68,6 +68,9 @@ pub struct FastPathStatus {
     pub why: String,
     /// The interfaces that the program is attached to: none while there is no connection on the fast path.
     pub interfaces: Vec<String>,
+    /// The bridges, and the interfaces upon them, for whose packets the rules run before the program.
+    #[serde(default)]
+    pub filtered_early: Vec<String>,
     /// Control connections that are on the fast path now.
     pub connections: u64,
     /// Fast-path lines: the program inspected them, and they were not queued.
@@ -103,12 +106,21 @@ impl FastPathStatus {
         }
     }
 
+    /// The text for the interfaces whose connections stay inline, if there are any.
+    pub fn inline_at(&self) -> Option<String> {
+        (!self.filtered_early.is_empty()).then(|| {
+            let names = self.filtered_early.join(", ");
+            format!("not at {names}: bridge-nf-call-iptables; connections there are queued")
+        })
+    }
+
     /// The status of a fast path that is off because of `why`.
     pub fn off(why: impl Into<String>) -> Self {
         Self {
             state: FastPathState::Off,
             why: why.into(),
             interfaces: Vec::new(),
+            filtered_early: Vec::new(),
             connections: 0,
             lines: 0,
             handed_back: 0,

@@ -14,7 +14,7 @@ use std::{
         mpsc::Sender,
     },
     thread::{self, JoinHandle},
-    time::{Duration, Instant},
+    time::Instant,
 };
 
 use ftp_alg_core::engine::{Checksums, Engine, Kernel, Lookup};
@@ -53,8 +53,6 @@ use crate::{
 
 /// How many connections are looked up in the kernel at the end.
 const MAX_QUERIED: usize = 4096;
-/// Interval between two checks of the operator's rules and of the daemon's health.
-const RULES_INTERVAL: Duration = Duration::from_secs(1);
 
 /// Starts a worker for each queue. When this returns, the workers give verdicts.
 pub(super) fn start(
@@ -93,7 +91,8 @@ pub(super) fn start(
         parameters = parameters.with_source_ports(Some(range.clone()));
     }
     let zones = rules.zones(&parameters);
-    parameters = parameters.with_zones(zones);
+    let restores = rules.routes_by_restored_marks(&parameters);
+    parameters = parameters.with_zones(zones).with_cleared_restored_marks(restores);
     if !config.restricts_ports() {
         operator_rules::log_port_sets(&port_sets, &parameters);
     }
@@ -179,26 +178,24 @@ pub(super) fn start(
     }
     let have_waited = !is_new_table && workers.table.as_ref().is_some_and(Table::holds_packets);
     workers.heartbeat = Some(HeartbeatRenewer::start(&commits, &workers.shared, have_waited)?);
-    let mark_change = rules.mark_change(&parameters);
+    let mark_conflict = rules.mark_conflict(&parameters);
     let rules_reader = rules.reader(&claimed, &commits)?;
     if !port_sets.is_empty() {
         workers.update_policy(config);
     }
     let is_configured = config.restricts_ports();
     workers.start_rules_reader(rules_reader, rules, is_configured, &parameters, events)?;
-    match (&workers.shared.fast_path, mark_change) {
+    match (&workers.shared.fast_path, mark_conflict) {
         _ if config.queue.fast_path == FastPath::Off => {}
         (Ok(_), _) if why_off.is_some() => {
-            log_fast_path_off(why_off.unwrap_or_default());
+            fast_path_thread::log_off(why_off.unwrap_or_default());
         }
-        (Ok(reader), Some(rule)) => {
-            let why =
-                format!("{rule} overwrites the fast path's packet marks: give that rule a mask");
-            log_fast_path_off(&why);
+        (Ok(reader), Some(why)) => {
+            fast_path_thread::log_off(&why);
             reader.turn_off(why, &parameters, &workers.shared, &mut make_kernel()?)?;
         }
-        (Ok(_), None) => workers.start_fast_path_reader(make_kernel()?, events)?,
-        (Err(why), _) => log_fast_path_off(why),
+        (Ok(_), None) => workers.start_fast_path_reader(make_kernel()?, &parameters, events)?,
+        (Err(why), _) => fast_path_thread::log_off(why),
     }
     let count = queues.len();
     for (index, queue) in queues.into_iter().enumerate() {
@@ -211,10 +208,6 @@ pub(super) fn start(
     let backend = parameters.backend();
     tracing::info!(event = "back_end", backend = %backend, "back end {backend}: {why}");
     Ok(Box::new(workers))
-}
-
-fn log_fast_path_off(why: &str) {
-    tracing::info!(event = "fast_path_off", reason = why, "fast path off: {why}");
 }
 
 /// A variable for tests. With the value `no`, the table gets no owner, so other programs can remove it.
@@ -297,7 +290,7 @@ impl Workers {
     /// Starts the thread that reads the operator's rules when they change, and updates the daemon's health.
     fn start_rules_reader(
         &mut self,
-        mut reader: RulesetReader,
+        reader: RulesetReader,
         rules: OperatorRules,
         is_configured: bool,
         parameters: &RuleParameters,
@@ -306,18 +299,16 @@ impl Workers {
         let (shared, end) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
         let (changes, parameters) = (events.clone(), parameters.clone());
         let work = move || {
-            let mut first = rules.into_firewall().inspect(|late| reader.apply(late));
-            while !end.load(Ordering::Acquire) {
-                if let Some(rules) = first.take().or_else(|| reader.read_if_changed()) {
-                    if !is_configured && shared.set_port_sets(rules.source_ports()) {
-                        operator_rules::log_port_sets(&lock(&shared.port_sets), &parameters);
-                        let _ = changes.send(DaemonEvent::PolicyChanged);
-                    }
-                    shared.health.audit_rules(&rules, &parameters);
-                }
-                shared.update_health(Instant::now(), &parameters);
-                thread::park_timeout(RULES_INTERVAL);
-            }
+            let (parameters, end) = (&parameters, &end);
+            operator_rules::follow(
+                reader,
+                rules,
+                is_configured,
+                parameters,
+                &shared,
+                &changes,
+                end,
+            );
             Ok(())
         };
         let what = "the reader of the operator's rules".to_owned();
@@ -329,16 +320,19 @@ impl Workers {
     fn start_fast_path_reader(
         &mut self,
         mut kernel: LinuxKernel,
+        parameters: &RuleParameters,
         events: &Sender<DaemonEvent>,
     ) -> Result<(), ServiceError> {
         let (shared, end) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
         let Ok(reader) = &shared.fast_path else { return Ok(()) };
-        reader.update_program(&shared);
-        let work = move || {
-            if let Ok(reader) = &shared.fast_path {
-                reader.run(&end, &shared, &mut kernel);
+        let parameters = parameters.clone();
+        reader.update_program(&parameters, &shared, &mut kernel);
+        let work = move || match &shared.fast_path {
+            Ok(reader) => {
+                let ended = reader.run(&end, &parameters, &shared, &mut kernel);
+                ended.map_err(|error| -> Box<dyn Error> { error })
             }
-            Ok(())
+            Err(_) => Ok(()),
         };
         let what = "the reader of the fast path".to_owned();
         self.fast_path_thread =

@@ -33,6 +33,7 @@ pub struct RuleParameters {
     queue_none_mark: u32,
     source_ports: Option<(u16, u16)>,
     zones: Arc<[u16]>,
+    clears_restored_marks: bool,
     backend: Backend,
 }
 
@@ -48,6 +49,7 @@ impl Default for RuleParameters {
             queue_none_mark: 0x1000_0000,
             source_ports: None,
             zones: [0].into(),
+            clears_restored_marks: false,
             backend: Backend::Nftables,
         }
     }
@@ -133,6 +135,17 @@ impl RuleParameters {
     /// The conntrack zones whose control connections are inspected, ascending. Zone 0 always is.
     pub fn zones(&self) -> &Arc<[u16]> {
         &self.zones
+    }
+
+    /// The same parameters with chains that clear our bits in packet marks that rules of others set from the ct mark,
+    /// if `clears`.
+    pub fn with_cleared_restored_marks(self, clears: bool) -> Self {
+        Self { clears_restored_marks: clears, ..self }
+    }
+
+    /// Whether our bits are cleared in packet marks that rules of others set from the ct mark.
+    pub fn clears_restored_marks(&self) -> bool {
+        self.clears_restored_marks
     }
 
     /// The same parameters with the queue selected by the packet's processor instead of its connection. With one queue

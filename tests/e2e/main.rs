@@ -5,6 +5,7 @@
 #![allow(clippy::unwrap_used, reason = "a test ends at the first surprise")]
 
 mod attacks;
+mod bridges;
 mod commands;
 mod common;
 mod confinement;
@@ -24,6 +25,7 @@ mod many;
 mod matrix;
 mod mishaps;
 mod names;
+mod packet_marks;
 mod policy;
 mod privileges;
 mod queued;

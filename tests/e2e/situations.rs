@@ -8,8 +8,8 @@ use crate::common::{
     host_port, login, passive_transfer, reply, say, scripted_client, scripted_server, wait_for,
 };
 use ftp_alg_lab::{
-    Capture, ClientProgram, Daemon, Family, FirewallKind, Host, Lab, LabSpec, Mode, Server,
-    ServerKind, Topology, Transfer,
+    Admission, Capture, ClientProgram, Daemon, Family, FirewallKind, Host, Lab, LabSpec, Mode,
+    Server, ServerKind, Topology, Transfer,
 };
 use serde_json::{Value, json};
 
@@ -550,5 +550,36 @@ fn a_gateway_with_a_set_of_ports_uses_no_other() {
         if set.is_empty() {
             wait_for("the note", || has_logged("another range than at the start"));
         }
+    }
+}
+
+/// As with Docker, whose rules translate connections of the host itself as well. Clients check who sends data.
+#[test]
+fn data_for_a_client_on_the_gateway_comes_from_the_address_that_it_dialled() {
+    const DIALLED: &str = "203.0.113.5";
+    const PORT: u16 = 3762;
+    for backend in ["nftables", "conntrack"] {
+        let admission = if backend == "conntrack" { Admission::Related } else { Admission::Mark };
+        let lab = Lab::build(LabSpec { admission, ..LabSpec::new(Topology::OnClient) }).unwrap();
+        let (client, server) = (v4(&lab.gateway), v4(&lab.server));
+        let lines = format!(
+            "ip route add {DIALLED}/32 dev wan
+             nft 'table ip own {{ chain out {{ type nat hook output priority -100; \
+                  ip daddr {DIALLED} tcp dport 21 dnat to {server}; }}; }}'"
+        );
+        lab.gateway.shell(&lines).unwrap().success().unwrap();
+        let configuration = format!("pinhole.backend = \"{backend}\"\n");
+        let daemon = Daemon::start(&executable(), &lab.gateway, &configuration).unwrap();
+        let gateway = Gateway { daemon, lab };
+        let _server = scripted_server(&gateway.lab.server, &json!({}));
+        let mut upload = active_transfer(client, PORT);
+        (upload[2], upload[4]) = (say("STOR x"), json!({"accept": PORT, "write": "x"}));
+        let steps = [login(), upload.clone(), passive_transfer("PASV"), upload].concat();
+        let plan = json!({"host": DIALLED, "listen": [PORT], "steps": steps});
+        let session = scripted_client(&gateway.lab.gateway, &plan);
+        assert_eq!(session.error, None, "{backend}: {}", gateway.daemon.log());
+        let peers = [login().len() + 4, steps.len() - 2].map(|step| session.got(step));
+        assert_eq!(peers, [DIALLED; 2], "{backend}");
+        assert_all_closed(&gateway);
     }
 }

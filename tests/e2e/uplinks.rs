@@ -2,12 +2,12 @@
 
 use std::time::Duration;
 
-use ftp_alg_lab::{Family, Topology};
+use ftp_alg_lab::{Admission, Daemon, Family, Lab, LabSpec, Topology};
 use serde_json::{Value, json};
 
 use crate::common::{
-    GatedClient, Gateway, ScriptedServer, active_transfer, gated_client, gateway_with, login,
-    passive_transfer, reply, say, scripted_server,
+    GatedClient, Gateway, ScriptedServer, active_transfer, executable, gated_client, gateway_with,
+    login, passive_transfer, reply, say, scripted_server, wait_for,
 };
 
 /// The states of the fast path to test with.
@@ -76,6 +76,98 @@ impl TwoLinks {
         assert_eq!(daemon.counter("pinholes_opened").unwrap(), count, "{}", daemon.log());
         assert_eq!(daemon.counter("errors").unwrap(), 0, "{}", daemon.log());
     }
+}
+
+/// Rules as in the usual instructions for two uplinks: whole marks, restored from the ct mark and saved there. All
+/// connections of the LAN use the second uplink.
+const WHOLE_MARKS: [&str; 2] = [
+    "printf '%s\n' '*mangle' '-A PREROUTING -j CONNMARK --restore-mark' \
+     '-A PREROUTING -m mark ! --mark 0 -j ACCEPT' '-A PREROUTING -i lan -j MARK --set-mark 2' \
+     '-A PREROUTING -i wan -j MARK --set-mark 1' '-A PREROUTING -i wan2 -j MARK --set-mark 2' \
+     '-A PREROUTING -j CONNMARK --save-mark' COMMIT | iptables-nft-restore --noflush",
+    "nft 'table ip marks { chain pre { type filter hook prerouting priority mangle; \
+     ct mark 0 iifname { \"lan\", \"wan2\" } ct mark set 2; ct mark 0 iifname \"wan\" ct mark set 1; \
+     meta mark set ct mark; }; }'",
+];
+
+/// A gateway that masquerades at two uplinks and routes by the whole mark. The server takes each of its addresses by
+/// its own link only.
+fn gateway_that_routes_by_marks(rules: &str, backend: &str) -> Gateway {
+    let admission = if backend == "conntrack" { Admission::Related } else { Admission::Mark };
+    let lab = Lab::build(LabSpec { admission, ..LabSpec::new(Topology::Masquerade) }).unwrap();
+    let server = lab.server.address(Family::V4);
+    let connect = format!(
+        "set -e
+         ip link add wan2 type veth peer name eth1 netns {}
+         ip address add 198.51.101.1/24 dev wan2
+         ip link set wan2 up
+         nft 'table ip uplink {{ chain post {{ type nat hook postrouting priority 100; \
+              oifname \"wan2\" masquerade; }}; }}'
+         for name in all lan wan wan2; do echo 0 > /proc/sys/net/ipv4/conf/$name/rp_filter; done
+         ip route add {server}/32 via 198.51.101.10 dev wan2 onlink table 102
+         ip route add {server}/32 dev wan
+         ip rule add fwmark 2 lookup 102 priority 100
+         {rules}",
+        lab.server.namespace()
+    );
+    // The link comes up when both of its ends have addresses.
+    let other_end = format!(
+        "set -e
+         for name in all eth0; do echo 0 > /proc/sys/net/ipv4/conf/$name/rp_filter; done
+         ip address add 198.51.101.10/24 dev eth1
+         ip link set eth1 up
+         echo 0 > /proc/sys/net/ipv4/conf/eth1/rp_filter
+         ip route replace 198.51.101.0/24 dev eth1 src {server}
+         nft 'table inet links {{ chain in {{ type filter hook prerouting priority 0; \
+              iifname \"eth0\" ip saddr 198.51.101.1 drop; \
+              iifname \"eth1\" ip saddr 198.51.100.1 drop; }}; }}'"
+    );
+    lab.gateway.shell(&connect).unwrap().success().unwrap();
+    lab.server.shell(&other_end).unwrap().success().unwrap();
+    let configuration = format!("[pinhole]\nbackend = \"{backend}\"\n");
+    let daemon = Daemon::start(&executable(), &lab.gateway, &configuration).unwrap();
+    Gateway { daemon, lab }
+}
+
+/// Active and passive transfers, twice. EPRT changes its length, so the connection is adjusted.
+fn assert_transfers_by_second_uplink(gateway: &Gateway, case: &str) {
+    let lab = &gateway.lab;
+    let client = lab.client.address(Family::V4);
+    let mut extended = active_transfer(client, PORT + 1);
+    extended[0] = say(&format!("EPRT |1|{client}|{}|", PORT + 1));
+    let round = [active_transfer(client, PORT), passive_transfer("PASV"), extended].concat();
+    let _server = scripted_server(&lab.server, &json!({}));
+    let steps = [&login()[..], &round, &[json!({"gate": ""})], &round].concat();
+    let host = lab.server_address(Family::V4);
+    let plan = json!({"host": host, "listen": [PORT, PORT + 1], "steps": steps});
+    let session = gated_client(&lab.client, plan).release();
+    assert_eq!(session.error, None, "{case}: {}", gateway.daemon.log());
+    gateway.assert_tidy();
+}
+
+#[test]
+fn whole_marks_that_are_restored_route_all_packets_of_a_session() {
+    for rules in WHOLE_MARKS {
+        for backend in ["nftables", "conntrack"] {
+            let gateway = gateway_that_routes_by_marks(rules, backend);
+            assert_transfers_by_second_uplink(&gateway, &format!("{backend} {rules}"));
+            let chains = gateway.lab.gateway.shell("nft list table inet ftp_alg").unwrap();
+            assert!(chains.stdout_text().contains("chain clear_restored_prerouting"), "{rules}");
+        }
+    }
+}
+
+/// Rules that come after the start, and that is said.
+#[test]
+fn restored_marks_that_are_newer_than_the_daemon_are_a_problem() {
+    let mut gateway = gateway_that_routes_by_marks("true", "nftables");
+    let problems = |daemon: &Daemon| daemon.status().unwrap()["problems"].to_string();
+    gateway.lab.gateway.shell(WHOLE_MARKS[1]).unwrap().success().unwrap();
+    wait_for("the problem", || problems(&gateway.daemon).contains("restored-marks"));
+    gateway.daemon.stop().unwrap();
+    gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, "").unwrap();
+    assert!(!problems(&gateway.daemon).contains("restored-marks"));
+    assert_transfers_by_second_uplink(&gateway, "after a restart");
 }
 
 #[test]

@@ -226,12 +226,12 @@ impl Checks<'_> {
         fast_path::check(KERNEL, self.fast_path, running, backend, &machine)
     }
 
-    /// The rules that may overwrite the packet marks of the fast path, if it could run.
+    /// The rules that do not work together with the packet marks of the fast path, if it could run.
     fn packet_marks(&self) -> Option<Check> {
         let HostAudit { parameters, firewall, backend, .. } = self.surroundings;
         let could_run = self.fast_path == FastPath::Auto && backend == Backend::Nftables;
-        let changes = could_run.then(|| firewall.packet_mark_changes(parameters))?;
-        fast_path::packet_marks(KERNEL, &changes, parameters)
+        let conflicts = could_run.then(|| firewall.mark_conflicts(parameters))?;
+        fast_path::packet_marks(KERNEL, &conflicts, parameters)
     }
 
     fn helper_connections(&self) -> Option<Check> {

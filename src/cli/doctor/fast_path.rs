@@ -11,7 +11,7 @@ use crate::{
         health::Check,
         snapshot::{FastPathState, FastPathStatus},
     },
-    gateway::{Backend, RuleParameters, firewall::MarkChange},
+    gateway::{Backend, RuleParameters, firewall::MarkConflict},
 };
 
 const NAME: &str = "fast path";
@@ -101,6 +101,7 @@ pub(super) fn check(
         (_, Some(status)) if status.state == FastPathState::On => {
             let (interfaces, connections) = (status.attached_to(), status.connections);
             Check::ok(section, NAME, format!("on: {interfaces}; {connections} connections"))
+                .details(status.inline_at())
         }
         (FastPath::Off, _) => {
             let could = if obstacles.is_empty() { "; it could run here" } else { "" };
@@ -125,34 +126,35 @@ pub(super) fn check(
     }
 }
 
-/// The rules that may overwrite the packet marks by which our table admits data connections of the fast path.
+/// The rules that do not work together with the packet marks of the fast path.
 pub(super) fn packet_marks(
     section: &'static str,
-    changes: &[MarkChange],
+    conflicts: &[MarkConflict],
     parameters: &RuleParameters,
 ) -> Option<Check> {
-    if changes.is_empty() {
+    if conflicts.is_empty() {
         return None;
     }
     let bits = parameters.mask() | parameters.slot_mask();
-    let says = if changes.iter().any(|change| change.is_unconditional) {
-        "a rule overwrites the packet marks of the fast path: the fast path stays off"
+    let says = if conflicts.iter().any(MarkConflict::turns_off_fast_path) {
+        "a rule overwrites or compares the packet marks of the fast path: the fast path stays off"
     } else {
         "rules overwrite the packet marks of the fast path: data connections that match them fail"
     };
     let what_to_do = format!(
-        "use a mask in these rules that does not change {bits:#010x}, as in `meta mark set meta mark & {:#010x} | 0x1` \
-         or `-j MARK --set-xmark 0x1/0xff`; or set fast-path = \"off\" in [queue]",
+        "use a mask in these rules that leaves out {bits:#010x}, as in `meta mark set meta mark & {:#010x} | 0x1`, \
+         `-j MARK --set-xmark 0x1/0xff`, `-m mark --mark 0x1/0xff` or `ip rule add fwmark 0x1/0xff`; or set \
+         fast-path = \"off\" in [queue]",
         !0xff_u32
     );
-    let rules = changes.iter().map(MarkChange::to_string);
+    let rules = conflicts.iter().map(MarkConflict::to_string);
     Some(Check::note(section, "packet marks", says).details(rules).advice([what_to_do]))
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::daemon::health::CheckStatus;
+    use crate::{daemon::health::CheckStatus, gateway::firewall::MarkConflictKind};
 
     fn machine() -> KernelInfo {
         KernelInfo {
@@ -217,6 +219,10 @@ mod tests {
         let (auto, off) = (FastPath::Auto, FastPath::Off);
         let text = "on: lan0, wan0; 3 connections";
         assert_eq!(says(auto, Some(&on), &old), (CheckStatus::Ok, text.into()));
+        on.filtered_early = vec!["br0".into()];
+        let check = check("kernel", auto, Some(&on), Backend::Nftables, &old);
+        let inline = "not at br0: bridge-nf-call-iptables; connections there are queued";
+        assert_eq!((check.mark, check.details), (CheckStatus::Ok, vec![inline.to_owned()]));
         let text = "off: the kernel refuses the program";
         assert_eq!(says(auto, Some(&refused), &machine()), (CheckStatus::Note, text.into()));
         assert_eq!(says(auto, None, &machine()), (CheckStatus::Ok, "can run here".into()));
@@ -233,20 +239,22 @@ mod tests {
     #[test]
     fn mark_overwriting_rules_are_reported_by_their_scope() {
         let parameters = RuleParameters::default();
-        let change = |to_all| MarkChange {
+        let change = |to_all| MarkConflict {
             chain: "inet own c".into(),
             rule: "meta mark set 0x1".into(),
-            is_unconditional: to_all,
+            kind: MarkConflictKind::Overwrites { is_unconditional: to_all },
         };
+        let compares = MarkConflict { kind: MarkConflictKind::Compares, ..change(true) };
         assert!(packet_marks("kernel", &[], &parameters).is_none());
         for (changes, words) in [
             (vec![change(false)], "connections that match them fail"),
             (vec![change(false), change(true)], "the fast path stays off"),
+            (vec![compares], "the fast path stays off"),
         ] {
             let check = packet_marks("kernel", &changes, &parameters).unwrap();
             assert!(check.mark == CheckStatus::Note && check.says.ends_with(words), "{check:?}");
             assert_eq!(check.details[0], "`meta mark set 0x1` in inet own c");
-            assert!(check.advice[0].contains("does not change 0xfffe0000"), "{check:?}");
+            assert!(check.advice[0].contains("leaves out 0xfffe0000"), "{check:?}");
         }
     }
 

@@ -1,7 +1,10 @@
 //! What the rules of other programs do to FTP here: which other helpers take control connections, and whether control
 //! and data connections pass.
 
-use super::check::{Check, CheckStatus};
+use super::{
+    RESTORED_MARKS,
+    check::{Check, CheckStatus},
+};
 use crate::gateway::{
     Backend, HostSettings, Routing, RuleParameters,
     firewall::{
@@ -166,11 +169,28 @@ impl HostAudit<'_> {
                 }
             });
         }
+        checks.extend(self.restored_marks());
         if checks.is_empty() {
             let says = "no other helper takes FTP connections";
             checks.push(Check::ok(HELPERS, "none", says));
         }
         checks
+    }
+
+    /// The rules appeared after the daemon loaded its table.
+    fn restored_marks(&self) -> Option<Check> {
+        let Self { parameters, firewall, .. } = self;
+        let is_missing =
+            firewall.routes_by_restored_marks(parameters) && !parameters.clears_restored_marks();
+        is_missing.then(|| {
+            let says = "rules set the whole packet mark from the ct mark, and `ip rule` compares it: with the bits \
+                        of ftp-alg in it, FTP packets leave by another uplink";
+            let remedy = "systemctl restart ftp-alg".to_owned();
+            let advice = "or give `ip rule` a mask, as in `ip rule add fwmark 1/0xff`".to_owned();
+            Check::problem(HELPERS, "restored marks", RESTORED_MARKS, says)
+                .remedy([remedy])
+                .advice([advice])
+        })
     }
 
     fn firewall_checks(&self) -> Vec<Check> {

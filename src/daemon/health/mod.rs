@@ -60,6 +60,8 @@ const AUDIT_PROBLEMS: [&str; 7] = [
     "queued-twice",
     "notrack",
 ];
+/// The problem that our bits of the ct mark are in packet marks that `ip rule` compares.
+const RESTORED_MARKS: &str = "restored-marks";
 const ENCRYPTED: &str = "encrypted";
 /// How long an event counts as a problem.
 const RECENT_WINDOW: Duration = Duration::from_secs(600);

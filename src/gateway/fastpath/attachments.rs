@@ -13,7 +13,7 @@ use std::{
 
 use super::{
     FastPathUnavailable,
-    interfaces::{EthernetInterface, list_ethernet_interfaces},
+    interfaces::{EthernetInterface, Interfaces, list_interfaces},
     pin_directory::{PinDirectory, PinnedLink},
     syscall,
 };
@@ -32,9 +32,23 @@ pub(super) struct Attachments {
     attached: BTreeMap<u32, Attachment>,
     /// Names of the interfaces with an attachment.
     interface_names: Vec<String>,
+    /// Indices of the interfaces that could have the program at the last reading.
+    eligible: Vec<u32>,
+    other_interfaces: OtherInterfaces,
     /// Whether the program is to be attached.
     is_needed: bool,
     unused_since: Option<Instant>,
+}
+
+/// The interfaces at which the program sees no packets, or too late.
+#[derive(Clone, Debug, Default)]
+pub struct OtherInterfaces {
+    /// Their indices, in order.
+    pub indices: Vec<u32>,
+    /// The names of bridges, and of interfaces upon them, for whose packets the rules run before the program.
+    pub filtered_early: Vec<String>,
+    /// Whether one of them became such an interface since they were last taken. A connection or a pinhole may be there.
+    pub has_ineligible: bool,
 }
 
 /// What holds the program at an interface.
@@ -99,19 +113,40 @@ impl Attachments {
             }
         }
         let mut socket = Socket::open_route()?;
-        for EthernetInterface { index, .. } in list_ethernet_interfaces(&mut socket)? {
+        let Interfaces { ethernet, filtered_early, .. } = list_interfaces(&mut socket)?;
+        for EthernetInterface { index, .. } in ethernet.into_iter().chain(filtered_early) {
             if let Entry::Vacant(free) = attached.entry(index)
                 && syscall::is_attached(program, index)?
             {
                 free.insert(Attachment::WithoutLink);
             }
         }
-        let (interface_names, is_needed, unused_since) = (Vec::new(), true, None);
-        Ok(Self { socket, uses_links, attached, interface_names, is_needed, unused_since })
+        Ok(Self {
+            socket,
+            uses_links,
+            interface_names: Vec::new(),
+            eligible: attached.keys().copied().collect(),
+            other_interfaces: OtherInterfaces::default(),
+            attached,
+            is_needed: true,
+            unused_since: None,
+        })
     }
 
     pub(super) fn interface_names(&self) -> &[String] {
         &self.interface_names
+    }
+
+    /// The names of the interfaces for whose packets the rules run before the program.
+    pub(super) fn filtered_early(&self) -> &[String] {
+        &self.other_interfaces.filtered_early
+    }
+
+    /// The other interfaces at the last reading.
+    pub(super) fn take_other_interfaces(&mut self) -> OtherInterfaces {
+        let others = self.other_interfaces.clone();
+        self.other_interfaces.has_ineligible = false;
+        others
     }
 
     pub(super) fn has_any(&self) -> bool {
@@ -149,13 +184,16 @@ impl Attachments {
         program: BorrowedFd<'_>,
         pins: &PinDirectory,
     ) -> Result<(), FastPathUnavailable> {
-        let interfaces = if self.is_needed {
-            list_ethernet_interfaces(&mut self.socket).map_err(|error| {
-                FastPathUnavailable::from_io_error("list the interfaces", &error)
-            })?
-        } else {
-            Vec::new()
+        let Interfaces { ethernet, others, filtered_early } = list_interfaces(&mut self.socket)
+            .map_err(|error| FastPathUnavailable::from_io_error("list the interfaces", &error))?;
+        self.other_interfaces = OtherInterfaces {
+            has_ineligible: self.other_interfaces.has_ineligible
+                || self.eligible.iter().any(|index| others.binary_search(index).is_ok()),
+            indices: others,
+            filtered_early: filtered_early.into_iter().map(|interface| interface.name).collect(),
         };
+        self.eligible = ethernet.iter().map(|interface| interface.index).collect();
+        let interfaces = if self.is_needed { ethernet } else { Vec::new() };
         self.attached.retain(|index, attachment| {
             let stays = interfaces.iter().any(|interface| interface.index == *index)
                 && attachment.is_at(program, *index);

@@ -13,7 +13,7 @@
 //! | `program` | loads the program, by aya |
 //! | `pin_directory` | the directory with the pinned program, maps and links |
 //! | `attachments` | the interfaces that the program is attached to |
-//! | `interfaces` | the interfaces that the program can be attached to |
+//! | `interfaces` | the interfaces that the program can be attached to, and the others |
 //! | `ring` | the ring buffer with the inspected lines |
 //! | `ring_waiter` | waits until the ring fills |
 //! | `translations` | translations of the data connections that the program admits |
@@ -43,6 +43,7 @@ use std::{
 use rustix::time::{ClockId, clock_gettime};
 
 use attachments::Attachments;
+pub use attachments::OtherInterfaces;
 pub use layout::{DialogueState, Flow, LONGEST_LINE, LineRecord, PacketTuple};
 use layout::{
     FLOW, FLOW_HANDED_OVER, PINHOLE, TUPLE_VALUE, pinhole_key, read_flow_id, read_pinhole_deadline,
@@ -219,11 +220,16 @@ impl FastPath {
         lock(&self.attachments).interface_names().to_vec()
     }
 
+    /// The names of the bridges, and of the interfaces upon them, for whose packets the rules run before the program.
+    pub fn filtered_early(&self) -> Vec<String> {
+        lock(&self.attachments).filtered_early().to_vec()
+    }
+
     /// Attaches the program to each new Ethernet interface, and detaches it from those that became ports of another
-    /// one. Some time after the last connection and pinhole it detaches the program from all interfaces;
+    /// one. Returns the interfaces without it. Some time after the last connection and pinhole it detaches the program from all interfaces;
     /// [`FastPath::hand_over`] attaches it again. Call this only on a thread in the namespace in which the program
     /// was loaded.
-    pub fn update_attachments(&self, now: Instant) -> Result<(), FastPathUnavailable> {
+    pub fn update_attachments(&self, now: Instant) -> Result<OtherInterfaces, FastPathUnavailable> {
         let mut attachments = lock(&self.attachments);
         if attachments.is_needed() {
             let is_in_use = self.is_in_use().map_err(|error| {
@@ -231,7 +237,8 @@ impl FastPath {
             })?;
             attachments.record_use(is_in_use, now);
         }
-        attachments.sync_with_interfaces(self.program.as_fd(), &self.pin_directory)
+        attachments.sync_with_interfaces(self.program.as_fd(), &self.pin_directory)?;
+        Ok(attachments.take_other_interfaces())
     }
 
     /// Whether a connection is handed over, or the program has an open pinhole.

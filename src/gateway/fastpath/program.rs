@@ -15,7 +15,7 @@ use aya::{
 
 use super::{
     FastPathUnavailable,
-    interfaces::{EthernetInterface, list_ethernet_interfaces},
+    interfaces::{EthernetInterface, Interfaces, list_interfaces},
     pin_directory::{PROGRAM_NAME, PinDirectory},
     syscall,
 };
@@ -121,7 +121,8 @@ impl AttachedProgram {
 /// kernel asks of those who look for programs.
 fn list_attached() -> io::Result<Vec<AttachedProgram>> {
     let mut found = Vec::new();
-    for EthernetInterface { index, name } in list_ethernet_interfaces(&mut Socket::open_route()?)? {
+    let Interfaces { ethernet, filtered_early, .. } = list_interfaces(&mut Socket::open_route()?)?;
+    for EthernetInterface { index, name } in ethernet.into_iter().chain(filtered_early) {
         let Ok((_, programs)) = SchedClassifier::query_tcx(&name, TcAttachType::Ingress) else {
             continue;
         };

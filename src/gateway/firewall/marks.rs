@@ -1,62 +1,152 @@
-//! Finds rules that may overwrite the packet mark of the fast path before our table reads it. The fast path sets this
-//! mark on the first packet of a data connection, and our table admits the connection by it.
+//! Finds rules that do not work together with the packet marks of the fast path.
+//!
+//! The fast path marks packets of control connections that it inspected, and the first packet of a data connection. Our
+//! table reads the marks, and clears them. Before that, other rules may overwrite them, or take a marked packet for
+//! another one than they would without a mark: those of prerouting, and those of policy routing.
 
 use super::{
     Ruleset,
-    model::{BaseChain, Hook, IpVersion, Origin, Table},
-    sample_packets::fast_path_first_packet,
+    model::{BaseChain, Hook, IpVersion, Origin, SamplePacket, Table, state},
+    routing_rules::RoutingRule,
+    sample_packets::fast_path_packets,
     traversal::{self, base_chains},
     xtables,
 };
 use crate::gateway::RuleParameters;
 
-/// The priority at which our table reads the mark. The kernel runs all destination NAT chains at this priority,
+/// The priority at which our table reads the mark of a data connection's first packet. The kernel runs all destination NAT chains at this priority,
 /// whatever their own priority is.
 const MARK_READ_PRIORITY: i32 = -100;
 
-/// A rule that changes packet marks.
+/// The priority of the first of our chains in the forward hook. It clears the packet marks of the fast path.
+const CLEARING_PRIORITY: i32 = -152;
+
+/// A rule that does not work together with the packet marks of the fast path.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct MarkChange {
-    /// The chain of the rule, as in `inet filter prerouting`.
+pub struct MarkConflict {
+    /// The chain of the rule, as in `inet filter prerouting`; or `ip rule`.
     pub chain: String,
     pub rule: String,
-    /// Whether the rule applies to every such packet, so that it has no condition on addresses or interfaces.
-    pub is_unconditional: bool,
+    pub kind: MarkConflictKind,
 }
 
-impl std::fmt::Display for MarkChange {
+/// What such a rule does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MarkConflictKind {
+    /// It may overwrite the mark before our table reads it.
+    Overwrites {
+        /// Whether the rule applies to every such packet, so that it has no condition on addresses or interfaces.
+        is_unconditional: bool,
+    },
+    /// It may treat a packet with such a mark in another way than one without a mark.
+    Compares,
+}
+
+impl MarkConflict {
+    /// Whether the fast path stays off because of it.
+    pub fn turns_off_fast_path(&self) -> bool {
+        self.kind != MarkConflictKind::Overwrites { is_unconditional: false }
+    }
+
+    /// Why the fast path stays off.
+    pub fn reason(&self) -> String {
+        let verb = match self.kind {
+            MarkConflictKind::Overwrites { .. } => "overwrites",
+            MarkConflictKind::Compares => "compares",
+        };
+        format!("{self} {verb} the fast path's packet marks: give that rule a mask")
+    }
+}
+
+impl std::fmt::Display for MarkConflict {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         write!(f, "`{}` in {}", self.rule, self.chain)
     }
 }
 
-/// The rules that may overwrite the mark, each once.
-pub(super) fn packet_mark_changes(rules: &Ruleset, parameters: &RuleParameters) -> Vec<MarkChange> {
-    let packet = fast_path_first_packet(parameters, rules.changed_mark_bits);
+/// The rules that may overwrite or compare the marks, each once.
+pub(super) fn mark_conflicts(
+    rules: &Ruleset,
+    routing_rules: &[RoutingRule],
+    parameters: &RuleParameters,
+) -> Vec<MarkConflict> {
+    let mut found = overwriting_rules(rules, parameters);
+    let packets = |changed| fast_path_packets(parameters, rules.changed_mark_bits, changed);
+    // What rules may have set when a packet reaches the others.
+    let mut changed = 0;
+    for (packet, _) in packets(rules.changed_mark_bits.mark) {
+        for (table, name, _) in chains_with_marks(rules) {
+            let marking = traversal::marking_rules(table, name, &packet);
+            changed |= marking.iter().fold(0, |bits, one| bits | one.rule.changed_mark_bits);
+        }
+    }
+    let mut add = |chain: String, rule: String| {
+        if found.iter().all(|one| (&one.chain, &one.rule) != (&chain, &rule)) {
+            found.push(MarkConflict { chain, rule, kind: MarkConflictKind::Compares });
+        }
+    };
+    for (packet, mark) in packets(changed) {
+        for (table, name, _) in chains_with_marks(rules) {
+            for (chain, rule) in traversal::rules_that_depend_on_mark(table, name, &packet, mark) {
+                add(chain_name(table, chain), rule.text.clone());
+            }
+        }
+        for rule in routing_rules {
+            let comparison = rule.comparison();
+            if comparison.holds(packet.mark) != comparison.holds(mark) {
+                add("ip rule".to_owned(), rule.to_string());
+            }
+        }
+    }
+    found
+}
+
+/// The base chains that get packets with such marks, with their tables. Packets of control connections reach no chain
+/// that translates, and a data connection is translated by ours, which comes first.
+fn chains_with_marks(rules: &Ruleset) -> impl Iterator<Item = (&Table, &str, BaseChain)> {
+    let has_marks = |base: BaseChain| match base.hook {
+        _ if base.is_nat => false,
+        Hook::Prerouting => true,
+        Hook::Forward => base.priority < CLEARING_PRIORITY,
+        Hook::Input | Hook::Output => false,
+    };
+    rules
+        .tables
+        .iter()
+        .filter(|table| table.family.sees(IpVersion::V4))
+        .flat_map(|table| base_chains(table).map(move |(name, base)| (table, name, base)))
+        .filter(move |(.., base)| has_marks(*base))
+}
+
+/// The rules that may overwrite the marks before our table reads them, each once.
+fn overwriting_rules(rules: &Ruleset, parameters: &RuleParameters) -> Vec<MarkConflict> {
+    let changes = rules.changed_mark_bits;
     let bits = parameters.mask() | parameters.slot_mask();
-    let mut found: Vec<MarkChange> = Vec::new();
-    for table in rules.tables.iter().filter(|table| table.family.sees(IpVersion::V4)) {
-        let before =
-            |base: BaseChain| base.hook == Hook::Prerouting && base.priority < MARK_READ_PRIORITY;
-        for (name, _) in base_chains(table).filter(|(_, base)| before(*base)) {
+    let mut found: Vec<(String, String, bool)> = Vec::new();
+    for (packet, mark) in fast_path_packets(parameters, changes, changes.mark) {
+        let packet = SamplePacket { mark, ..packet };
+        // By then the first packet of a data connection is admitted.
+        let is_late =
+            |base: BaseChain| packet.state == state::NEW && base.priority >= MARK_READ_PRIORITY;
+        for (table, name, _) in chains_with_marks(rules).filter(|(.., base)| !is_late(*base)) {
             for marking_rule in traversal::marking_rules(table, name, &packet) {
                 if marking_rule.rule.changed_mark_bits & bits == 0 {
                     continue;
                 }
                 let (chain, rule) =
                     (chain_name(table, marking_rule.chain), marking_rule.rule.text.clone());
-                match found.iter_mut().find(|one| (&one.chain, &one.rule) == (&chain, &rule)) {
-                    Some(known) => known.is_unconditional |= marking_rule.by_default,
-                    None => found.push(MarkChange {
-                        chain,
-                        rule,
-                        is_unconditional: marking_rule.by_default,
-                    }),
+                match found.iter_mut().find(|one| (&one.0, &one.1) == (&chain, &rule)) {
+                    Some((.., is_unconditional)) => *is_unconditional |= marking_rule.by_default,
+                    None => found.push((chain, rule, marking_rule.by_default)),
                 }
             }
         }
     }
-    found
+    let conflict = |(chain, rule, is_unconditional)| {
+        let kind = MarkConflictKind::Overwrites { is_unconditional };
+        MarkConflict { chain, rule, kind }
+    };
+    found.into_iter().map(conflict).collect()
 }
 
 fn chain_name(table: &Table, chain: &str) -> String {
@@ -71,10 +161,10 @@ mod tests {
     use super::super::Firewall;
     use super::*;
 
-    /// Each rule that is found, and whether it is unconditional.
+    /// Each rule that is found, and whether it turns the fast path off.
     fn found(firewall: &Firewall) -> Vec<(String, bool)> {
-        let changes = firewall.packet_mark_changes(&RuleParameters::default());
-        changes.into_iter().map(|change| (change.to_string(), change.is_unconditional)).collect()
+        let conflicts = firewall.mark_conflicts(&RuleParameters::default()).into_iter();
+        conflicts.map(|one| (one.to_string(), one.turns_off_fast_path())).collect()
     }
 
     fn iptables(rules: &str) -> Vec<(String, bool)> {
@@ -100,6 +190,13 @@ mod tests {
             ),
             ("-A PREROUTING -i wan0 -j MARK --set-xmark 0x1/0xffffffff", false),
             ("-A PREROUTING -s 10.0.0.0/8 -j MARK --set-xmark 0x0/0x40000000", false),
+            // Lines of control connections.
+            (
+                "-A PREROUTING -m conntrack --ctstate ESTABLISHED -j CONNMARK --restore-mark \
+                 --nfmask 0xffffffff --ctmask 0xffffffff",
+                true,
+            ),
+            ("-A PREROUTING -p tcp -m tcp --sport 21 -j MARK --set-xmark 0x1/0xffffffff", true),
             // The bits with the number of a translation.
             ("-A PREROUTING -j MARK --set-xmark 0x80000000/0x80000000", true),
         ] {
@@ -115,15 +212,59 @@ mod tests {
             "-A PREROUTING -p udp -j MARK --set-xmark 0x1/0xffffffff\n",
             "-A PREROUTING -i lo -j MARK --set-xmark 0x1/0xffffffff\n",
             "-A PREROUTING -p tcp -m tcp --dport 22 -j MARK --set-xmark 0x1/0xffffffff\n",
-            "-A PREROUTING -m conntrack --ctstate RELATED,ESTABLISHED -j CONNMARK --restore-mark \
-             --nfmask 0xffffffff --ctmask 0xffffffff\n",
-            // The marked packet does not reach the second rule.
-            "-A PREROUTING -m mark ! --mark 0x0 -j ACCEPT\n-A PREROUTING -j MARK --set-mark 1\n",
-            "-A PREROUTING -m mark --mark 0x0 -j MARK --set-xmark 0x1/0xffffffff\n",
+            "-A PREROUTING -m mark --mark 0x0/0xff -j MARK --set-xmark 0x1/0xff\n",
+            "-A PREROUTING -p udp -m mark --mark 0x0 -j MARK --set-xmark 0x1/0xff\n",
+            // Nothing sets it.
+            "-A PREROUTING -m mark --mark 0x1 -j ACCEPT\n",
+            "-A PREROUTING -m mark ! --mark 0x1 -j ACCEPT\n",
+            // There the marks are cleared.
+            "-A FORWARD -m mark --mark 0x0 -j MARK --set-xmark 0x1/0xff\n",
             "-A FORWARD -j MARK --set-xmark 0x1/0xffffffff\n",
             "-A own -j MARK --set-xmark 0x1/0xffffffff\n",
         ] {
             assert_eq!(iptables(rules), [], "{rules}");
+        }
+    }
+
+    #[test]
+    fn rules_that_compare_the_marks_are_found() {
+        for rules in [
+            "-A PREROUTING -m mark ! --mark 0x0 -j ACCEPT\n-A PREROUTING -j MARK --set-mark 1\n",
+            "-A PREROUTING -i lan0 -m mark --mark 0x0 -j MARK --set-xmark 0x1/0xff\n",
+            "-A PREROUTING -m mark --mark 0x0/0x10000000 -j ACCEPT\n",
+            "-A PREROUTING -p tcp -m tcp --sport 21 -m mark --mark 0x0 -j ACCEPT\n",
+            // Another rule may have set it.
+            "-A PREROUTING -m mark --mark 0x1 -j ACCEPT\n-A PREROUTING -j MARK --set-xmark 0x1/0xff\n",
+        ] {
+            let rule = rules.lines().next().unwrap();
+            let named = format!("`{rule}` in iptables-legacy mangle PREROUTING");
+            assert_eq!(iptables(rules).first(), Some(&(named, true)), "{rules}");
+        }
+        let conflict = |prerouting: &str, rules: &[RoutingRule]| {
+            let mut firewall = Firewall { routing_rules: rules.to_vec(), ..Firewall::default() };
+            let text = format!("*mangle\n:PREROUTING ACCEPT [0:0]\n{prerouting}COMMIT\n");
+            firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, &text);
+            let conflicts = firewall.mark_conflicts(&RuleParameters::default());
+            conflicts.iter().map(MarkConflict::reason).collect::<Vec<_>>()
+        };
+        let marks_one = "-A PREROUTING -i lan0 -j MARK --set-xmark 0x1/0xff\n";
+        for (prerouting, mark, mask, is_inverted, is_found) in [
+            ("", 0, u32::MAX, false, true),
+            ("", 0, 0x4000_0000, false, true),
+            ("", 0, 0xff, false, false),
+            // WireGuard's, if nothing sets a mark in prerouting.
+            ("", 0xca6c, u32::MAX, true, false),
+            ("", 1, u32::MAX, false, false),
+            (marks_one, 1, u32::MAX, false, true),
+            (marks_one, 1, u32::MAX, true, true),
+            (marks_one, 1, 0xff, false, false),
+        ] {
+            let rule = RoutingRule::sample(mark, mask, is_inverted);
+            let reason = format!(
+                "`{rule}` in ip rule compares the fast path's packet marks: give that rule a mask"
+            );
+            let expected = if is_found { vec![reason] } else { vec![] };
+            assert_eq!(conflict(prerouting, &[rule]), expected, "{rule} {prerouting}");
         }
     }
 
@@ -149,9 +290,33 @@ mod tests {
             found(&Firewall::from_nft(&json, "").unwrap())
         };
         let named = [("`rule with handle 3` in inet own c".to_owned(), true)];
+        let compares = |kind: &str, hook: &str, priority: i32| {
+            let json = format!(
+                r#"{{"nftables": [{{"table": {{"family": "inet", "name": "own"}}}},
+                {{"chain": {{"family": "inet", "table": "own", "name": "c", "type": "{kind}",
+                  "hook": "{hook}", "prio": {priority}, "policy": "accept"}}}},
+                {{"rule": {{"family": "inet", "table": "own", "chain": "c", "handle": 3, "expr": [
+                  {{"match": {{"op": "==", "left": {{"meta": {{"key": "mark"}}}}, "right": 0}}}},
+                  {{"accept": null}}]}}}}]}}"#
+            );
+            found(&Firewall::from_nft(&json, "").unwrap())
+        };
+        for (kind, hook, priority) in [
+            ("filter", "prerouting", -300),
+            ("filter", "prerouting", 50),
+            ("filter", "forward", -300),
+        ] {
+            assert_eq!(compares(kind, hook, priority), named, "{hook} {priority}");
+        }
+        for (kind, hook, priority) in
+            [("nat", "prerouting", -100), ("filter", "forward", -150), ("filter", "output", -300)]
+        {
+            assert_eq!(compares(kind, hook, priority), [], "{kind} {hook} {priority}");
+        }
         assert_eq!(table("filter", "prerouting", -150, "1"), named);
         assert_eq!(table("filter", "prerouting", -300, "1"), named);
-        assert_eq!(table("filter", "prerouting", 0, "1"), []);
+        assert_eq!(table("filter", "prerouting", 0, "1"), named, "lines of control connections");
+        assert_eq!(table("nat", "prerouting", -150, "1"), []);
         assert_eq!(table("filter", "forward", -150, "1"), []);
         let or = r#"{"|": [{"&": [{"meta": {"key": "mark"}}, 4294967040]}, 1]}"#;
         assert_eq!(table("filter", "prerouting", -150, or), []);

@@ -16,6 +16,7 @@ mod marks;
 mod model;
 mod nft;
 mod remedy;
+mod routing_rules;
 mod ruleset_reader;
 mod sample_packets;
 mod source_ports;
@@ -32,10 +33,11 @@ use std::{
 
 pub use control_path::{Acceptance, ControlPathVerdict, InterfacePairVerdict};
 pub use data_path::{AcceptedData, DataPathVerdict, accepted_data, data_path_verdicts};
-pub use marks::MarkChange;
+pub use marks::{MarkConflict, MarkConflictKind};
 use model::{ChangedMarkBits, SamplePacket, Table};
 pub use model::{Hook, IpVersion, Origin, TableFamily};
 pub use remedy::{RulesetManager, condition};
+use routing_rules::RoutingRule;
 pub use ruleset_reader::RulesetReader;
 pub use sample_packets::PacketClass;
 use sample_packets::packets_of_class;
@@ -50,6 +52,7 @@ use super::RuleParameters;
 #[derive(Clone, Debug, Default)]
 pub struct Firewall {
     ruleset: Ruleset,
+    routing_rules: Vec<RoutingRule>,
     /// One line for each source that could not be read, with the reason.
     read_errors: Vec<String>,
 }
@@ -68,6 +71,7 @@ impl Ruleset {
         self.conflicts.extend(other.conflicts);
         self.changed_mark_bits.ct_mark |= other.changed_mark_bits.ct_mark;
         self.changed_mark_bits.mark |= other.changed_mark_bits.mark;
+        self.changed_mark_bits.restored |= other.changed_mark_bits.restored;
     }
 }
 
@@ -248,10 +252,16 @@ impl Firewall {
         found.chain(control_conflicts::conflicts_with_control(&self.ruleset, parameters))
     }
 
-    /// The rules that may overwrite the packet mark of a data connection's first packet. The fast path sets this
-    /// mark, and our table admits the packet by it.
-    pub fn packet_mark_changes(&self, parameters: &RuleParameters) -> Vec<MarkChange> {
-        marks::packet_mark_changes(&self.ruleset, parameters)
+    /// The rules that do not work together with the packet marks of the fast path.
+    pub fn mark_conflicts(&self, parameters: &RuleParameters) -> Vec<MarkConflict> {
+        marks::mark_conflicts(&self.ruleset, &self.routing_rules, parameters)
+    }
+
+    /// Whether rules set our bits of the packet mark from the ct mark, and `ip rule` compares them, as with several
+    /// uplinks.
+    pub fn routes_by_restored_marks(&self, parameters: &RuleParameters) -> bool {
+        let restored = self.ruleset.changed_mark_bits.restored & parameters.mask();
+        self.routing_rules.iter().any(|rule| rule.comparison().mask & restored != 0)
     }
 
     /// What the firewall does with packets of `class` at `hook`.
@@ -318,7 +328,7 @@ impl Firewall {
 
     /// The tables that nft lists, in JSON and as text. They include those of iptables-nft.
     fn from_nft(json: &str, listing: &str) -> Result<Self, serde_json::Error> {
-        Ok(Self { ruleset: nft::parse(json, listing)?, read_errors: Vec::new() })
+        Ok(Self { ruleset: nft::parse(json, listing)?, ..Self::default() })
     }
 
     /// Whether nft lists tables that look like those of iptables-nft. Their contents must be read with

@@ -279,6 +279,18 @@ pub(super) struct DestinationNat {
 }
 
 impl Rule {
+    /// Whether the rule may do something else with a packet of another packet mark.
+    pub(super) fn depends_on_mark(&self, packet: &SamplePacket<'_>, mark: FieldValue) -> bool {
+        let other = SamplePacket { mark, ..*packet };
+        let elements = match &self.action {
+            RuleVerdict::Map(elements) => elements.as_slice(),
+            _ => &[],
+        };
+        let is_other = |condition: &Condition| condition.holds(packet) != condition.holds(&other);
+        self.conditions.iter().chain(elements.iter().map(|(key, _)| key)).any(is_other)
+            && self.applies(packet).max(self.applies(&other)) != Certainty::No
+    }
+
     pub(super) fn applies(&self, packet: &SamplePacket<'_>) -> Certainty {
         all_hold(&self.conditions, packet)
     }
@@ -346,6 +358,8 @@ pub(super) struct BaseChain {
     pub(super) priority: i32,
     /// Whether the policy drops packets that reach the end of the chain.
     pub(super) policy_drops: bool,
+    /// Whether it translates, so that it gets first packets only.
+    pub(super) is_nat: bool,
 }
 
 /// A chain: rules in order.
@@ -372,6 +386,8 @@ pub(super) struct Table {
 pub(super) struct ChangedMarkBits {
     pub(super) ct_mark: u32,
     pub(super) mark: u32,
+    /// Those of the packet mark that are set from the ct mark.
+    pub(super) restored: u32,
 }
 
 /// A packet for which rules are evaluated. Only the properties that are known in advance are set.

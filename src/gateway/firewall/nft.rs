@@ -357,7 +357,12 @@ impl<'a> NftReader<'a> {
                 self.changed_mark_bits.ct_mark |= !unchanged;
                 Statement::Conflict(ConflictKind::CtMark { bits: !unchanged })
             }
-            Field::PacketMark => Statement::Mark(!unchanged),
+            Field::PacketMark => {
+                if content.get("value").is_some_and(reads_ct_mark) {
+                    self.changed_mark_bits.restored |= !unchanged;
+                }
+                Statement::Mark(!unchanged)
+            }
             _ => Statement::Nothing,
         }
     }
@@ -379,6 +384,18 @@ enum Statement {
     /// The statement may change these bits of the packet mark.
     Mark(u32),
     Conflict(ConflictKind),
+}
+
+/// Whether an expression, or a part of it, is the ct mark.
+fn reads_ct_mark(expression: &Json) -> bool {
+    match expression {
+        Json::Array(parts) => parts.iter().any(reads_ct_mark),
+        Json::Object(parts) => {
+            field(expression).is_some_and(|(field, _)| field == Field::CtMark)
+                || parts.values().any(reads_ct_mark)
+        }
+        _ => false,
+    }
 }
 
 fn is_ours((family, name): &TableKey) -> bool {
@@ -407,6 +424,7 @@ fn base_chain(chain: &Object) -> Option<BaseChain> {
         hook: text(chain, "hook")?.parse().ok()?,
         priority: chain.get("prio").and_then(Json::as_i64).unwrap_or(0) as i32,
         policy_drops: text(chain, "policy") == Some("drop"),
+        is_nat: text(chain, "type") == Some("nat"),
     })
 }
 

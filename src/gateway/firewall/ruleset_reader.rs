@@ -1,8 +1,11 @@
-//! Reads the operator's rules again whenever they change while the daemon runs.
+//! Reads the operator's rules again whenever they change while the daemon runs, those of policy routing included.
 
 use std::time::{Duration, Instant};
 
-use super::{Firewall, IpVersion};
+use super::{
+    Firewall, IpVersion,
+    routing_rules::{self, RoutingRule},
+};
 use crate::gateway::{
     ClaimedPorts, Commits, GatewayError, ip_version::uses_legacy, netlink::Socket,
 };
@@ -20,6 +23,8 @@ pub struct RulesetReader {
     socket: Socket,
     /// The number of transactions of others at the last reading, and the time of that reading.
     last_read: Option<(Option<u32>, Instant)>,
+    /// The rules of policy routing at the last reading.
+    routing_rules: Vec<RoutingRule>,
     logged_notes: Vec<String>,
 }
 
@@ -28,7 +33,8 @@ impl RulesetReader {
     pub fn new(ports: &ClaimedPorts, commits: &Commits) -> Result<Self, GatewayError> {
         let socket = Socket::open().map_err(|e| GatewayError::system("netlink socket", e))?;
         let (ports, commits) = (ports.clone(), commits.clone());
-        Ok(Self { ports, commits, socket, last_read: None, logged_notes: Vec::new() })
+        let (routing_rules, logged_notes) = (Vec::new(), Vec::new());
+        Ok(Self { ports, commits, socket, last_read: None, routing_rules, logged_notes })
     }
 
     /// Reads the rules if they may have changed, and returns them. A reading can take seconds.
@@ -39,7 +45,11 @@ impl RulesetReader {
             let age = now.saturating_duration_since(at);
             let is_same = others.is_none() || others == before;
             let legacy = || IpVersion::BOTH.into_iter().any(|ip| uses_legacy(ip).unwrap_or(false));
-            if age < MIN_INTERVAL || is_same && (age < LEGACY_INTERVAL || !legacy()) {
+            if age < MIN_INTERVAL
+                || is_same
+                    && (age < LEGACY_INTERVAL || !legacy())
+                    && routing_rules::read().is_ok_and(|rules| rules == self.routing_rules)
+            {
                 return None;
             }
         }
@@ -53,6 +63,7 @@ impl RulesetReader {
     pub fn apply(&mut self, firewall: &Firewall) {
         // They may have changed meanwhile.
         self.last_read = Some((None, Instant::now()));
+        self.routing_rules.clone_from(&firewall.routing_rules);
         let claims = firewall.translated_ports();
         let mut notes = Vec::new();
         notes.extend(firewall.read_errors().iter().map(|what| {

@@ -116,7 +116,7 @@ pub(super) fn packets_of_class(
 }
 
 /// The first packet of a data connection that the fast path admits, at prerouting.
-pub(super) fn fast_path_first_packet(
+fn fast_path_first_packet(
     parameters: &RuleParameters,
     changes: ChangedMarkBits,
 ) -> SamplePacket<'static> {
@@ -133,6 +133,32 @@ pub(super) fn fast_path_first_packet(
         destination_port: FieldValue::Within(1024, u16::MAX.into()),
         ..first_packet(Hook::Prerouting, IpVersion::V4)
     }
+}
+
+/// Packets that the fast path marks, at prerouting, each with its packet mark there. They are as they would be without
+/// the fast path: the first packet of a data connection, and later packets of control connections. Rules of others
+/// change the bits `changed` of their packet marks.
+pub(super) fn fast_path_packets(
+    parameters: &RuleParameters,
+    changes: ChangedMarkBits,
+    changed: u32,
+) -> Vec<(SamplePacket<'static>, FieldValue)> {
+    let unmarked = FieldValue::Bits { bits: 0, known: !changed };
+    let data = fast_path_first_packet(parameters, ChangedMarkBits { mark: changed, ..changes });
+    let inspected =
+        FieldValue::Bits { bits: parameters.inspected_mark(), known: !changed | parameters.mask() };
+    let mut packets = vec![(SamplePacket { mark: unmarked, ..data }, data.mark)];
+    for port in parameters.control_ports() {
+        let (hook, ip) = (Hook::Forward, IpVersion::V4);
+        let connection = SampleConnection { hook, ip, port: *port, from: None, to: None };
+        let packets_of_connection = connection.packets(parameters, changes).into_iter();
+        packets.extend(
+            packets_of_connection
+                .filter(|one| one.hook == Hook::Prerouting && one.state == state::ESTABLISHED)
+                .map(|one| (SamplePacket { mark: unmarked, ..one }, inspected)),
+        );
+    }
+    packets
 }
 
 /// A TCP connection between two interfaces.

@@ -6,7 +6,7 @@ use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags, sys::socket::SockaddrSt
 
 use serde_json::json;
 
-use super::{Firewall, IpVersion, Origin, xtables::program};
+use super::{Firewall, IpVersion, Origin, routing_rules, xtables::program};
 use crate::gateway::{
     broker::programs::{run_for_output, run_with_input},
     ip_version::uses_legacy,
@@ -38,10 +38,15 @@ pub(super) fn read(texts: bool) -> Firewall {
         Firewall::from_nft(&json, &listing.unwrap_or_default())
             .map_err(|error| io::Error::other(format!("cannot parse the output of nft: {error}")))
     });
+    let routing_rules = routing_rules::read();
     let mut firewall = read.unwrap_or_else(|error| Firewall {
         read_errors: vec![format!("nftables: {error}")],
         ..Firewall::default()
     });
+    match routing_rules {
+        Ok(rules) => firewall.routing_rules = rules,
+        Err(error) => firewall.read_errors.push(format!("ip rule: {error}")),
+    }
     for ip in IpVersion::BOTH {
         let over_nft = firewall.has_iptables_tables(ip).then_some(Origin::IptablesNft);
         let legacy = uses_legacy(ip).unwrap_or_else(|error| {

@@ -12,7 +12,8 @@ use std::collections::HashMap;
 use super::{
     ConflictingRule,
     model::{
-        BaseChain, Certainty, Chain, Condition, Rule, RuleVerdict, SamplePacket, Table, all_hold,
+        BaseChain, Certainty, Chain, Condition, FieldValue, Rule, RuleVerdict, SamplePacket, Table,
+        all_hold,
     },
 };
 
@@ -120,6 +121,22 @@ pub(super) fn marking_rules<'a>(
     traversal.marking_rules
 }
 
+/// A rule that compares the packet mark, with its chain.
+pub(super) type MarkedRule<'a> = (&'a str, &'a Rule);
+
+/// The rules that may do something else with the packet if it has another packet mark, and that the packet may reach
+/// from base chain `name`.
+pub(super) fn rules_that_depend_on_mark<'a>(
+    table: &'a Table,
+    name: &'a str,
+    packet: &SamplePacket<'_>,
+    mark: FieldValue,
+) -> Vec<MarkedRule<'a>> {
+    let mut traversal = Traversal { other_mark: Some(mark), ..Traversal::new(table, packet) };
+    traversal.chain(name, 0);
+    traversal.dependent_rules
+}
+
 /// All verdicts that a chain may give on a packet.
 #[derive(Clone, Debug, Default)]
 struct PossibleVerdicts {
@@ -165,14 +182,25 @@ struct Traversal<'a, 'p> {
     /// Conflicts of the rules that the packet may reach.
     conflicts: Vec<&'a ConflictingRule>,
     marking_rules: Vec<MarkingRule<'a>>,
+    /// Another packet mark of the packet, to find the rules that depend on it.
+    other_mark: Option<FieldValue>,
+    dependent_rules: Vec<MarkedRule<'a>>,
     /// Whether the packet reaches this point by default.
     by_default: bool,
 }
 
 impl<'a, 'p> Traversal<'a, 'p> {
     fn new(table: &'a Table, packet: &'p SamplePacket<'p>) -> Self {
-        let (conflicts, marking_rules) = (Vec::new(), Vec::new());
-        Self { table, packet, finished: HashMap::new(), conflicts, marking_rules, by_default: true }
+        Self {
+            table,
+            packet,
+            finished: HashMap::new(),
+            conflicts: Vec::new(),
+            marking_rules: Vec::new(),
+            other_mark: None,
+            dependent_rules: Vec::new(),
+            by_default: true,
+        }
     }
 
     fn chain(&mut self, name: &'a str, depth: usize) -> PossibleVerdicts {
@@ -201,6 +229,9 @@ impl<'a, 'p> Traversal<'a, 'p> {
         let by_default = self.by_default;
         let mut verdicts = PossibleVerdicts::default();
         for rule in &chain.rules {
+            if self.other_mark.is_some_and(|mark| rule.depends_on_mark(self.packet, mark)) {
+                self.dependent_rules.push((name, rule));
+            }
             let applies = rule.applies(self.packet);
             if applies == Certainty::No {
                 continue;
@@ -327,6 +358,7 @@ mod tests {
                 hook: Hook::Forward,
                 priority: 0,
                 policy_drops: drops,
+                is_nat: false,
             });
             all.insert(name.to_owned(), Chain { base, rules });
         }

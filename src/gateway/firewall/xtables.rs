@@ -40,7 +40,12 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: IpVersion) -> Ruleset {
         let (Some(chain), Some(policy)) = (words.next(), words.next()) else { continue };
         // Only built-in chains have a policy. They are named after their hooks.
         let hook = chain.parse::<Hook>().ok().filter(|_| policy != "-");
-        let base = hook.map(|hook| BaseChain { hook, priority, policy_drops: policy == "DROP" });
+        let base = hook.map(|hook| BaseChain {
+            hook,
+            priority,
+            policy_drops: policy == "DROP",
+            is_nat: name == "nat",
+        });
         chains.insert(chain.to_owned(), Chain { base, rules: Vec::new() });
     }
     let names: BTreeSet<String> = chains.keys().cloned().collect();
@@ -56,9 +61,11 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: IpVersion) -> Ruleset {
         let mut parsed = RuleOptions::parse(options, &names);
         if chain.starts_with(OURS) {
             (parsed.changed_ct_mark_bits, parsed.changed_mark_bits) = (0, 0);
+            parsed.restored_mark_bits = 0;
         }
         found.changed_mark_bits.ct_mark |= parsed.changed_ct_mark_bits;
         found.changed_mark_bits.mark |= parsed.changed_mark_bits;
+        found.changed_mark_bits.restored |= parsed.restored_mark_bits;
         let queues = matches!(&parsed.action, RuleVerdict::Jump(to) if to.starts_with(OURS));
         let kinds = [
             (queues && !chain.starts_with(OURS)).then_some(ConflictKind::Queueing),
@@ -136,6 +143,8 @@ struct RuleOptions {
     /// The bits of the ct mark that the target may change.
     changed_ct_mark_bits: u32,
     changed_mark_bits: u32,
+    /// Those that it sets from the ct mark.
+    restored_mark_bits: u32,
     destination_nat: Option<DestinationNat>,
     source_ports: Option<(u16, u16)>,
 }
@@ -149,6 +158,7 @@ impl RuleOptions {
             hides: None,
             changed_ct_mark_bits: 0,
             changed_mark_bits: 0,
+            restored_mark_bits: 0,
             destination_nat: None,
             source_ports: None,
         };
@@ -232,7 +242,10 @@ impl RuleOptions {
             "NOTRACK" => self.hides = Some(ConflictKind::Untracked),
             "MARK" => self.changed_mark_bits = changed.unwrap_or(u32::MAX),
             "CONNMARK" if has("--save-mark") => self.changed_ct_mark_bits = mask("--ctmask"),
-            "CONNMARK" if has("--restore-mark") => self.changed_mark_bits = mask("--nfmask"),
+            "CONNMARK" if has("--restore-mark") => {
+                self.changed_mark_bits = mask("--nfmask");
+                self.restored_mark_bits = mask("--nfmask") & mask("--ctmask");
+            }
             "CONNMARK" => self.changed_ct_mark_bits = changed.unwrap_or(u32::MAX),
             _ => {}
         }

@@ -7,12 +7,16 @@ use std::fmt::Write as _;
 
 use super::helper::OWN_HELPER;
 pub use crate::gateway::parameters::TABLE;
-use crate::gateway::{Backend, QueueStatement, RuleParameters};
+use crate::gateway::{QueueStatement, RuleParameters};
 
-/// Lines between `#if BACKEND` and the next such line, or `#end`, belong to that back end.
+/// Lines between `#if BACKEND` and the next such line, or `#end`, belong to that back end. Those after `#if restored`
+/// are for gateways where rules of others set packet marks from the ct mark.
 const NFTABLES: &str = include_str!("../../../rules/ftp-alg.nft.in");
 const IPTABLES: &str = include_str!("../../../rules/ftp-alg.iptables");
 const IP6TABLES: &str = include_str!("../../../rules/ftp-alg.ip6tables");
+
+/// The name of the section with the chains that clear restored marks.
+const RESTORED: &str = "restored";
 
 /// The nftables rules, for `nft -f`.
 pub fn render(parameters: &RuleParameters) -> String {
@@ -23,7 +27,7 @@ pub fn render(parameters: &RuleParameters) -> String {
 /// `to_queue` then drops, until the rule that queues replaces that: its packets must never pass unread.
 pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -> String {
     let mut text = String::with_capacity(NFTABLES.len() + 64);
-    for line in lines_for(parameters.backend()) {
+    for line in lines_for(parameters) {
         if let Some((first, last)) = parameters.source_ports().filter(|_| is_source_map(line)) {
             let line = line.trim_end().replacen("snat ", "meta l4proto tcp snat ", 1);
             let _ = writeln!(text, "{line} : {first}-{last}");
@@ -64,12 +68,16 @@ fn is_source_map(line: &str) -> bool {
     line.contains("snat ") && line.contains(" map @")
 }
 
-/// The lines of the nftables file for `backend`.
-fn lines_for(backend: Backend) -> impl Iterator<Item = &'static str> {
+/// The lines of the nftables file for `parameters`.
+fn lines_for(parameters: &RuleParameters) -> impl Iterator<Item = &'static str> + use<> {
+    let (backend, clears) = (parameters.backend(), parameters.clears_restored_marks());
     let mut is_for = true;
     NFTABLES.split_inclusive('\n').filter(move |line| {
         let line = line.trim_end();
-        let section = line.strip_prefix("#if ").map(|name| name.parse() == Ok(backend));
+        let section = line.strip_prefix("#if ").map(|name| match name {
+            RESTORED => clears,
+            name => name.parse() == Ok(backend),
+        });
         let section = section.or((line == "#end").then_some(true));
         is_for = section.unwrap_or(is_for);
         is_for && section.is_none()
@@ -153,6 +161,7 @@ fn replace_marks(line: &str, parameters: &RuleParameters) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::gateway::Backend;
 
     fn others() -> RuleParameters {
         RuleParameters::new(&[2121, 21], 7, 4, 0x10, 0x4000_0011).unwrap()
@@ -162,7 +171,7 @@ mod tests {
     fn defaults_give_the_files_themselves() {
         let defaults = RuleParameters::new(&[21], 2100, 1, 0x4000_0000, 0x7000_0000).unwrap();
         assert_eq!(defaults, RuleParameters::default());
-        let lines: String = lines_for(Backend::Nftables).collect();
+        let lines: String = lines_for(&defaults).collect();
         assert_eq!(render(&defaults), lines);
         assert_eq!(render_iptables(&defaults), IPTABLES);
         assert_eq!(render_ip6tables(&defaults), IP6TABLES);
@@ -174,14 +183,16 @@ mod tests {
             (Backend::Nftables, "chain nat_postrouting {", "\n\tct helper ftp_alg {"),
             (Backend::Conntrack, "\n\tct helper ftp_alg {", "pinholes4"),
         ] {
-            let text: String = lines_for(backend).collect();
+            let parameters = RuleParameters::default().with_backend(backend);
+            let text: String = lines_for(&parameters).collect();
             assert_eq!(text.matches(own).count(), 1);
             assert!(!text.contains(other) && !text.contains("#if ") && !text.contains("#end"));
             assert_eq!(text.matches('{').count(), text.matches('}').count());
         }
         let sections = NFTABLES.lines().filter_map(|line| line.strip_prefix("#if "));
         assert!(sections.clone().count() > 10);
-        assert!(sections.into_iter().all(|name| name.parse::<Backend>().is_ok()));
+        let is_known = |name: &str| name == RESTORED || name.parse::<Backend>().is_ok();
+        assert!(sections.into_iter().all(is_known));
     }
 
     #[test]
@@ -231,6 +242,18 @@ mod tests {
         };
         assert_eq!(zones(&[]).unwrap(), "0");
         assert_eq!(zones(&[9, 7, 0, 9]).unwrap(), "{ 0, 7, 9 }");
+    }
+
+    #[test]
+    fn restored_marks_are_cleared_only_if_rules_restore_them() {
+        for backend in [Backend::Nftables, Backend::Conntrack] {
+            let parameters = RuleParameters::default().with_backend(backend);
+            let chains = |parameters: &RuleParameters| {
+                render(parameters).matches("chain clear_restored_").count()
+            };
+            assert_eq!(chains(&parameters), 0);
+            assert_eq!(chains(&parameters.with_cleared_restored_marks(true)), 2);
+        }
     }
 
     #[test]

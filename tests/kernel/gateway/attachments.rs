@@ -84,6 +84,7 @@ fn new_interfaces_are_attached_and_removal_detaches_all() {
     lab.on_gateway(|| {
         let path = pins.load();
         let attach = || update_attachments(&path);
+        lab.gateway_sh("sysctl -qw net.bridge.bridge-nf-call-iptables=0 2>/dev/null; true");
         assert_eq!(attach(), name_set(&["lan", "wan"]));
         assert_eq!(attach(), attached_interfaces(&lab), "the second call changes nothing");
         lab.gateway_sh(
@@ -99,6 +100,48 @@ fn new_interfaces_are_attached_and_removal_detaches_all() {
         path.remove().unwrap();
         assert_eq!(attached_interfaces(&lab), name_set(&[]));
         assert!(!pins.0.exists());
+    });
+}
+
+#[test]
+fn a_bridge_whose_ports_run_the_rules_has_no_program() {
+    const SETTING: &str = "net.bridge.bridge-nf-call-iptables";
+    let Some((lab, pins)) = lab_with_pins() else { return };
+    lab.on_gateway(|| {
+        if !lab.gateway_sh(&format!("sysctl -qw {SETTING}=0 2>&1")).is_empty() {
+            println!("not tried: no br_netfilter");
+            return;
+        }
+        let path = pins.load();
+        let update = || {
+            let others = path.update_attachments(Instant::now()).unwrap();
+            let interfaces: Vec<_> = path.interfaces().into_iter().collect();
+            (interfaces.join(" "), others.filtered_early.join(" "), others.has_ineligible)
+        };
+        let state = |on: &str, early: &str, has_ineligible| {
+            (on.to_owned(), early.to_owned(), has_ineligible)
+        };
+        assert_eq!(update(), state("lan wan", "", false));
+        lab.gateway_sh("ip link add bridge up type bridge; ip link set lan master bridge");
+        assert_eq!(update(), state("wan bridge", "", true), "a port");
+        for setting in [
+            format!("sysctl -qw {SETTING}=1"),
+            format!("sysctl -qw {SETTING}=0; ip link set bridge type bridge nf_call_iptables 1"),
+        ] {
+            lab.gateway_sh(&setting);
+            assert_eq!(update(), state("wan", "bridge", true), "{setting}");
+            assert_eq!(update(), state("wan", "bridge", false), "{setting}: once");
+            assert_eq!(attached_interfaces(&lab), name_set(&["wan"]));
+            lab.gateway_sh(&format!(
+                "sysctl -qw {SETTING}=0; ip link set bridge type bridge nf_call_iptables 0"
+            ));
+            assert_eq!(update(), state("wan bridge", "", false), "{setting}: no more");
+        }
+        // It is found out also while the program is not needed.
+        update_attachments_at(&path, Instant::now() + Duration::from_secs(20));
+        lab.gateway_sh(&format!("sysctl -qw {SETTING}=1"));
+        assert_eq!(update(), state("", "bridge", true));
+        path.remove().unwrap();
     });
 }
 

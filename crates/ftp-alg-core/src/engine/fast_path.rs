@@ -5,7 +5,10 @@
 //! before it decides anything else. So events, counters, pinholes and records are the same as if the line had been
 //! queued. A packet that is queued takes the connection back.
 
-use std::net::{IpAddr, SocketAddr};
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+};
 
 use super::{
     Effects, Engine, Entry, EventKind, Lookup, Pinhole, QueueMode, Sessions,
@@ -197,6 +200,12 @@ impl Sessions {
         }
     }
 
+    /// Sets the interfaces at which the BPF program sees no packets, or too late: their indices, in order. A connection
+    /// with an end there is not handed over.
+    pub fn set_inline_interfaces(&mut self, indices: Arc<[u32]>) {
+        self.inline_interfaces = indices;
+    }
+
     fn hand_over(&mut self, index: u32, effects: &mut Effects) {
         let Some(Entry { session, control }) = self.table.get_mut(index) else { return };
         let state = control.fast_path();
@@ -226,6 +235,9 @@ impl Sessions {
         else {
             return;
         };
+        if interfaces.iter().any(|index| self.inline_interfaces.binary_search(index).is_ok()) {
+            return;
+        }
         // The rules that admit its data connections know no ct marks.
         if translation.ct_mark != 0 {
             return;

@@ -42,6 +42,8 @@ pub struct Sessions {
     pub(super) record_buffer: Vec<u8>,
     /// Whether connections are handed over to the BPF program.
     pub(super) uses_fast_path: bool,
+    /// Indices of the interfaces at which the BPF program sees no packets, or too late, in order.
+    pub(super) inline_interfaces: Arc<[u32]>,
     /// Number of connections that were handed over before the greeting.
     pub(super) ungreeted_handovers: u32,
     /// Changes for the BPF program in the current batch.
@@ -67,6 +69,7 @@ impl Sessions {
             unwritten: None,
             record_buffer: Vec::new(),
             uses_fast_path: false,
+            inline_interfaces: Arc::default(),
             ungreeted_handovers: 0,
             flow_changes: Vec::new(),
             pending_flow_changes: FlowChanges::default(),
@@ -81,6 +84,7 @@ impl Sessions {
             memory: self.memory.new_shard(),
             last_id: Arc::clone(&self.last_id),
             uses_fast_path: self.uses_fast_path,
+            inline_interfaces: Arc::clone(&self.inline_interfaces),
             ..Self::new(self.policy.clone())
         }
     }

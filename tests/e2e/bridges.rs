@@ -1,0 +1,174 @@
+//! A gateway whose interface is a bridge, with br_netfilter: the kernel runs the prerouting rules at the bridge's port,
+//! before the fast path's program sees the packet.
+
+use ftp_alg_lab::{Daemon, Family, Lab, Topology};
+use serde_json::{Value, json};
+
+use crate::common::{
+    GatedClient, Gateway, ScriptedServer, active_transfer, gated_client, gateway_with, login,
+    passive_transfer, reply, say, scripted_server, wait_for,
+};
+
+const PORT: u16 = 3762;
+const SETTING: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+
+/// Makes `interface` of the gateway a bridge, with the old one as its port.
+fn make_bridge(lab: &Lab, interface: &str) {
+    let lines = format!(
+        "set -e\n\
+         address=$(ip -4 -o address show dev {interface} | awk '{{print $4; exit}}')\n\
+         routes=$(ip -4 route show dev {interface} | grep -v proto.kernel || true)\n\
+         ip link set {interface} name port\n\
+         ip link add {interface} type bridge\n\
+         ip address flush dev port\n\
+         ip link set port master {interface}\n\
+         ip link set port up\n\
+         ip link set {interface} up\n\
+         ip address add $address dev {interface}\n\
+         echo \"$routes\" | while read route; do [ -z \"$route\" ] || ip route add $route dev {interface}; done"
+    );
+    lab.gateway.shell(&lines).unwrap().success().unwrap();
+}
+
+/// Sets whether the rules run at the ports of all bridges. Returns whether the kernel has br_netfilter.
+fn set_early_rules(lab: &Lab, is_on: bool) -> bool {
+    // Loads the module, if the kernel has it.
+    let lines = format!("[ -e {SETTING} ] && echo {} > {SETTING}", u8::from(is_on));
+    lab.gateway.shell(&lines).unwrap().success().is_ok()
+}
+
+fn fast_path(daemon: &Daemon) -> Value {
+    daemon.status().unwrap()["fast_path"].clone()
+}
+
+/// Starts a session that logs in, and then has a gate before each of `rounds` rounds of transfers of each mode.
+fn start_session(lab: &Lab, rounds: usize) -> (ScriptedServer, GatedClient) {
+    let server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+    let address = lab.client.address(Family::V4);
+    let round = [
+        vec![json!({"gate": ""})],
+        passive_transfer("PASV"),
+        active_transfer(address, PORT),
+        passive_transfer("EPSV"),
+        active_transfer(address, PORT + 1),
+    ]
+    .concat();
+    let steps = [login(), vec![round; rounds].concat()].concat();
+    let host = lab.server_address(Family::V4);
+    let plan = json!({"host": host, "listen": [PORT, PORT + 1], "steps": steps});
+    (server, gated_client(&lab.client, plan))
+}
+
+fn on(topology: Topology) -> Option<Gateway> {
+    let gateway = gateway_with(topology, "[pinhole]\nbackend = \"nftables\"\n");
+    let has_setting = set_early_rules(&gateway.lab, true);
+    let state = fast_path(&gateway.daemon)["state"].clone();
+    if state != "on" || !has_setting {
+        println!("not tried: fast path {state}, br_netfilter {has_setting}");
+        return None;
+    }
+    Some(gateway)
+}
+
+/// Waits until the daemon knows which interfaces stay inline.
+fn wait_for_inline(daemon: &Daemon, names: &[&str]) {
+    wait_for("the interfaces", || fast_path(daemon)["filtered_early"] == json!(names));
+}
+
+#[test]
+fn connections_through_a_bridge_that_runs_the_rules_stay_inline() {
+    for (topology, bridge) in [
+        (Topology::Masquerade, "lan"),
+        (Topology::Masquerade, "wan"),
+        (Topology::PublishedServer, "lan"),
+        (Topology::PublishedServer, "wan"),
+        (Topology::Routed, "lan"),
+    ] {
+        let Some(gateway) = on(topology) else { return };
+        let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+        make_bridge(lab, bridge);
+        wait_for_inline(daemon, &[bridge]);
+        let (_server, client) = start_session(lab, 2);
+        let session = client.release();
+        assert_eq!(session.error, None, "{topology} {bridge}: {}", daemon.log());
+        assert_eq!(fast_path(daemon)["lines"], 0, "{topology} {bridge}");
+        let status = daemon.ask(&["status"]).unwrap().stdout_text();
+        let line =
+            format!("not at {bridge}: bridge-nf-call-iptables; connections there are queued");
+        assert!(status.contains(&line), "{status}");
+        gateway.assert_tidy();
+    }
+}
+
+#[test]
+fn connections_through_another_bridge_use_the_fast_path() {
+    for topology in [Topology::Masquerade, Topology::PublishedServer] {
+        let Some(gateway) = on(topology) else { return };
+        let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+        set_early_rules(lab, false);
+        make_bridge(lab, "lan");
+        wait_for_inline(daemon, &[]);
+        let (_server, client) = start_session(lab, 2);
+        let session = client.release();
+        assert_eq!(session.error, None, "{topology}: {}", daemon.log());
+        assert!(fast_path(daemon)["lines"].as_u64().unwrap() > 8, "{topology}");
+        gateway.assert_tidy();
+    }
+}
+
+/// A session is open meanwhile, and its connection is on the fast path.
+#[test]
+fn sessions_follow_changes_of_bridges() {
+    let inline = |lab: &Lab, is_bridge: bool| match is_bridge {
+        true => make_bridge(lab, "lan"),
+        false => drop(set_early_rules(lab, true)),
+    };
+    for is_bridge in [true, false] {
+        for topology in [Topology::Masquerade, Topology::PublishedServer] {
+            let Some(gateway) = on(topology) else { return };
+            let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+            if !is_bridge {
+                set_early_rules(lab, false);
+                make_bridge(lab, "lan");
+                wait_for_inline(daemon, &[]);
+            }
+            let (_server, mut client) = start_session(lab, 3);
+            client.open_gate();
+            wait_for("the fast path", || {
+                daemon.counter("pinholes_used").unwrap() == 4
+                    && fast_path(daemon)["connections"] == 1
+            });
+            inline(lab, is_bridge);
+            wait_for_inline(daemon, &["lan"]);
+            let before = fast_path(daemon)["lines"].clone();
+            client.open_gate();
+            wait_for("transfers", || daemon.counter("pinholes_used").unwrap() == 8);
+            assert_eq!(fast_path(daemon)["lines"], before, "{topology}, bridge {is_bridge}");
+            let session = client.release();
+            assert_eq!(session.error, None, "{topology}, bridge {is_bridge}: {}", daemon.log());
+            gateway.assert_tidy();
+        }
+    }
+}
+
+/// An announcement passed on the fast path, and the data connection is made after the change.
+#[test]
+fn pinholes_of_the_program_follow_changes_of_bridges() {
+    for topology in [Topology::Masquerade, Topology::PublishedServer] {
+        let Some(gateway) = on(topology) else { return };
+        let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+        let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+        let mut transfer = passive_transfer("PASV");
+        transfer.insert(2, json!({"gate": ""}));
+        let steps = [login(), vec![say("NOOP"), reply()], transfer].concat();
+        let host = lab.server_address(Family::V4);
+        let client = gated_client(&lab.client, json!({"host": host, "steps": steps}));
+        assert_eq!(fast_path(daemon)["opened"], 1, "{topology}: {}", fast_path(daemon));
+        make_bridge(lab, "lan");
+        wait_for_inline(daemon, &["lan"]);
+        assert_eq!(daemon.open_pinholes().unwrap().len(), 1, "{topology}: {}", daemon.log());
+        let session = client.release();
+        assert_eq!(session.error, None, "{topology}: {}", daemon.log());
+        gateway.assert_tidy();
+    }
+}

@@ -1,0 +1,112 @@
+//! Rules of the operator that compare packet marks, and the packet marks of the fast path.
+
+use ftp_alg_lab::{Daemon, Family, Lab, Topology};
+use serde_json::{Value, json};
+
+use crate::common::{
+    active_transfer, executable, gated_client, gateway_with, login, passive_transfer, reply, say,
+    scripted_client, scripted_server, wait_for,
+};
+
+const ON: &str = "[pinhole]\nbackend = \"nftables\"\n";
+const PORT: u16 = 3762;
+
+fn fast_path(daemon: &Daemon) -> Value {
+    daemon.status().unwrap()["fast_path"].clone()
+}
+
+fn transfers(lab: &Lab) -> Vec<Value> {
+    let address = lab.client.address(Family::V4);
+    [passive_transfer("PASV"), active_transfer(address, PORT), passive_transfer("EPSV")].concat()
+}
+
+fn shell(lab: &Lab, lines: &str) {
+    lab.gateway.shell(lines).unwrap().success().unwrap();
+}
+
+/// Commands that load a rule for packets without a mark, and what names the rule.
+const RULES: [(&str, &str); 4] = [
+    (
+        "nft 'table inet own { chain marks { type filter hook prerouting priority mangle; \
+         iifname \"lan\" meta mark 0 meta mark set meta mark or 0x2; }; }'",
+        "in inet own marks compares",
+    ),
+    (
+        "iptables-nft -t mangle -A PREROUTING -m mark ! --mark 0 -j ACCEPT",
+        "`-A PREROUTING -m mark ! --mark 0x0 -j ACCEPT` in iptables-nft mangle PREROUTING compares",
+    ),
+    (
+        "iptables-legacy -t mangle -A PREROUTING -i lan -m mark --mark 0 -j MARK --set-xmark 2/0xff",
+        "in iptables-legacy mangle PREROUTING compares",
+    ),
+    (
+        "ip rule add iif lan fwmark 0/0xffffffff lookup main priority 50",
+        "`50: fwmark 0x0` in ip rule compares",
+    ),
+];
+
+#[test]
+fn a_rule_that_compares_whole_marks_keeps_the_fast_path_off() {
+    for (command, name) in RULES {
+        let lab = Lab::new(Topology::Masquerade).unwrap();
+        shell(&lab, command);
+        let daemon = Daemon::start(&executable(), &lab.gateway, ON).unwrap();
+        let off = fast_path(&daemon);
+        let why = off["why"].as_str().unwrap();
+        assert!(off["state"] == "off" && why.contains(name), "{command}: {off}");
+        let configuration = daemon.socket().with_file_name("ftp-alg.toml").display().to_string();
+        let doctor = daemon.ask(&["doctor", "--config", &configuration]).unwrap().stdout_text();
+        assert!(doctor.contains("the fast path stays off"), "{command}: {doctor}");
+        let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+        let steps = [login(), transfers(&lab)].concat();
+        let host = lab.server_address(Family::V4);
+        let session =
+            scripted_client(&lab.client, &json!({"host": host, "listen": [PORT], "steps": steps}));
+        assert_eq!(session.error, None, "{command}: {}", daemon.log());
+    }
+}
+
+#[test]
+fn a_rule_that_compares_some_other_bits_does_not_matter() {
+    let lab = Lab::new(Topology::Masquerade).unwrap();
+    shell(
+        &lab,
+        "iptables-nft -t mangle -A PREROUTING -m mark --mark 0/0xff -j MARK --set-xmark 2/0xff
+         ip rule add fwmark 0/0xff lookup main priority 50
+         ip rule add not fwmark 0xca6c lookup main priority 51
+         ip rule add fwmark 0 lookup main priority 52",
+    );
+    let daemon = Daemon::start(&executable(), &lab.gateway, ON).unwrap();
+    assert_eq!(fast_path(&daemon)["state"], "on", "{}", daemon.log());
+}
+
+/// A session is on the fast path then, and has an open pinhole there.
+#[test]
+fn the_fast_path_leaves_when_a_rule_compares_marks() {
+    // The kernel does not announce changes of iptables-legacy, so they are found later.
+    for (command, name) in [RULES[0], RULES[1], RULES[3]] {
+        let gateway = gateway_with(Topology::Masquerade, ON);
+        let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+        if fast_path(daemon)["state"] != "on" {
+            println!("not tried: {}", fast_path(daemon));
+            return;
+        }
+        let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+        let mut transfer = passive_transfer("PASV");
+        transfer.insert(2, json!({"gate": ""}));
+        let steps = [login(), vec![say("NOOP"), reply()], transfer, transfers(lab)].concat();
+        let host = lab.server_address(Family::V4);
+        let plan = json!({"host": host, "listen": [PORT], "steps": steps});
+        let client = gated_client(&lab.client, plan);
+        assert_eq!(fast_path(daemon)["opened"], 1, "{}", fast_path(daemon));
+        shell(lab, command);
+        wait_for("the end of the fast path", || fast_path(daemon)["state"] == "off");
+        let off = fast_path(daemon);
+        assert!(off["why"].as_str().unwrap().contains(name), "{command}: {off}");
+        assert!(daemon.log().contains("fast path off: "), "{}", daemon.log());
+        assert_eq!(daemon.open_pinholes().unwrap().len(), 1, "{command}: {}", daemon.log());
+        let session = client.release();
+        assert_eq!(session.error, None, "{command}: {}", daemon.log());
+        gateway.assert_tidy();
+    }
+}
