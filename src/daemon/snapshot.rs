@@ -232,7 +232,7 @@ mod tests {
 
     #[test]
     fn the_fast_path_has_the_documented_fields() {
-        let json = r#"{"state":"off","why":"the configuration says so","interfaces":[],"connections":0,"lines":0,"handed_back":0,"opened":0,"admitted":0,"no_room":0}"#;
+        let json = r#"{"state":"off","why":"the configuration says so","interfaces":[],"filtered_early":[],"connections":0,"lines":0,"handed_back":0,"opened":0,"admitted":0,"no_room":0}"#;
         let default = FastPathStatus::default();
         assert_eq!(serde_json::to_string(&default).unwrap(), json);
         assert_eq!(serde_json::from_str::<FastPathStatus>(json).unwrap(), default);

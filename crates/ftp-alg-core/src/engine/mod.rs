@@ -30,6 +30,7 @@ mod pinholes;
 mod prefetch;
 mod queue_mode;
 mod records;
+mod refused_data;
 mod registry;
 mod reorder;
 mod resegment;

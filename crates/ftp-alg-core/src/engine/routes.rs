@@ -10,8 +10,7 @@
 use std::time::Instant;
 
 use super::{
-    Effects, Engine, Entry, EventKind, PacketMeta, QueuedPacket, Verdict,
-    decide::{Decision, trace_unread},
+    Effects, Engine, Entry, EventKind, PacketMeta, QueuedPacket,
     effects::{KernelRequest, SessionRef, WaitingPacket},
     route_answers::RouteLookup,
 };
@@ -76,44 +75,6 @@ impl Engine {
             }
         }
         Origin::Sender
-    }
-
-    /// Opens a pinhole again if `packet`, an RST of no control connection, refuses its data connection. Windows sends a
-    /// refused SYN again, and some servers announce a port before they listen.
-    #[cold]
-    pub(super) fn reopen_refused(
-        &mut self,
-        now: Instant,
-        queued: &QueuedPacket<'_>,
-        packet: &Packet<'_>,
-        effects: &mut Effects,
-    ) -> Decision {
-        let (target, initiator, meta) = (packet.source(), packet.destination().ip(), &queued.meta);
-        let accept = Decision::Verdict(Verdict::Accept);
-        let registry = self.sessions.pinholes.registry();
-        if meta.is_late || !registry.has_target(initiator, target) {
-            self.counters.unread.no_session += 1;
-            trace_unread(queued.bytes, "no session for it");
-            return accept;
-        }
-        // The initiator could forge the target's RST. Nobody else sends in the name of this machine.
-        if meta.input != 0 {
-            let (address, interface, mark) = (target.ip(), meta.input, meta.mark);
-            let lookup = RouteLookup { address, interface, used: 0, mark };
-            match self.sessions.routes.get(&lookup) {
-                Some(true) => {}
-                Some(false) => {
-                    self.counters.unread.elsewhere += 1;
-                    return accept;
-                }
-                None => {
-                    self.ask_for_route(queued, SessionRef::NONE, lookup, effects);
-                    return Decision::AwaitKernel;
-                }
-            }
-        }
-        effects.reopenings.extend(registry.take_refused(initiator, target, now));
-        accept
     }
 
     /// Reports packets from elsewhere, once for each session.
