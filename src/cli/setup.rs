@@ -350,8 +350,11 @@ impl SetupReport {
         }
         for one in &self.by_hand {
             text += &format!("by hand: {}\n  {}\n", one.says, one.why);
-            text += "  this command works until the rules are loaded again:\n";
-            text += &format!("      {}\n\n", one.command);
+            if !one.command.is_empty() {
+                text += "  this command works until the rules are loaded again:\n";
+                text += &format!("      {}\n", one.command);
+            }
+            text.push('\n');
         }
         for note in &self.notes {
             text += &format!("  {note}\n");

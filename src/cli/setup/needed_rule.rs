@@ -22,7 +22,7 @@ pub(super) struct NeededRule {
     pub(super) has_setup_rule: bool,
     /// What the chain does with the packets now.
     pub(super) description: String,
-    /// The command that doctor prints.
+    /// The command that doctor prints; empty if no rule can recognise the packets in this chain.
     pub(super) command: String,
     /// The rule in the language of the firewall.
     pub(super) rule: AcceptRule,
@@ -65,7 +65,7 @@ fn needed_rule(
         return None;
     }
     let location = chain.location.clone();
-    let command = location.accept_command(class, parameters);
+    let command = location.accept_command(class, parameters).unwrap_or_default();
     // nft lists `and` as `&`.
     let condition = condition(location.origin, class, parameters).replace(" and ", " & ");
     let packets = class.description();

@@ -179,13 +179,16 @@ impl HostAudit<'_> {
             let says = format!("the following checks ignore it: {what}");
             checks.push(Check::note(FIREWALL, "not readable", says));
         }
+        let data = PacketClass::for_data_connections(self.backend);
         for hook in Hook::ALL {
-            checks.extend(self.hook_checks(
-                hook.into(),
-                hook,
-                PacketClass::for_data_connections(self.backend),
-            ));
-            checks.extend(self.hook_checks("our own packets", hook, PacketClass::Injected));
+            let own = if hook.is_filter() { "our own packets" } else { "own at postrouting" };
+            let mut found = self.hook_checks(hook.into(), hook, data);
+            found.extend(self.hook_checks(own, hook, PacketClass::Injected));
+            // Most gateways do not filter at the other hooks.
+            found.retain(|check| {
+                hook.is_filter() || check.mark != CheckStatus::Ok || !check.details.is_empty()
+            });
+            checks.extend(found);
         }
         checks
     }
@@ -230,10 +233,14 @@ impl HostAudit<'_> {
             };
             return Check::ok(FIREWALL, "", says).details(exceptions(true, "drops"));
         }
-        let matters = path.is_used_by(class);
+        // Without acknowledgements FTP works, only slower. The problem is reported where the audit has always looked.
+        let is_delay = class == PacketClass::Injected && !path.hook.is_filter();
+        let matters = path.is_used_by(class) && !is_delay;
         let stops: Vec<String> = verdict.dropping_chains().map(ToString::to_string).collect();
         let mut says = format!("{what} are dropped by {}", stops.join(" and "));
-        if !matters {
+        if is_delay {
+            says += ": an announcement in two segments waits for a retransmission";
+        } else if !matters {
             says += match path.hook {
                 Hook::Forward => "; this does not matter while nothing is forwarded",
                 _ => "; this does not matter unless an FTP server or client runs here",
@@ -242,6 +249,8 @@ impl HostAudit<'_> {
         let advice = verdict.dropping_chains().filter_map(|stop| {
             Some(stop.location.manager?.persistence_advice(&stop.location, class, self.parameters))
         });
+        let without_rule =
+            verdict.dropping_chains().filter_map(|stop| stop.location.advice_without_rule(class));
         let problem = match class {
             PacketClass::Injected => "acknowledgements",
             PacketClass::MarkedData | PacketClass::RelatedData => "data-connections",
@@ -254,6 +263,7 @@ impl HostAudit<'_> {
             .details(exceptions(false, "accepts"))
             .remedy(Firewall::remedies(verdict, class, self.parameters))
             .advice(advice)
+            .advice(without_rule)
             .advice(self.other_backend_advice(path, class).filter(|_| matters))
     }
 }

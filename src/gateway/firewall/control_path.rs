@@ -249,7 +249,7 @@ fn interface_pairs(
         .flat_map(|one| match hook {
             Hook::Input => vec![(Some(one.as_str()), None)],
             Hook::Output => vec![(None, Some(one.as_str()))],
-            Hook::Prerouting | Hook::Forward => {
+            Hook::Prerouting | Hook::Forward | Hook::Postrouting => {
                 let others = interfaces.iter().filter(|other| *other != one);
                 others.map(|other| (Some(one.as_str()), Some(other.as_str()))).collect()
             }

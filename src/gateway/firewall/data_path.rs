@@ -1,6 +1,6 @@
 //! Evaluates whether the firewall accepts the packets that a back end needs, at each hook.
 
-use super::{ChainVerdict, Firewall, Hook, HookVerdict, IpVersion, PacketClass};
+use super::{Firewall, Hook, HookVerdict, IpVersion, PacketClass};
 use crate::gateway::{Routing, RuleParameters};
 
 /// The verdicts on data connections and injected packets at one hook with one IP version.
@@ -11,6 +11,7 @@ pub struct DataPathVerdict {
     /// Whether data connections use this hook on this machine.
     ///
     /// A router uses forward. Input and output are used if the machine is no router, or if an FTP server listens.
+    /// Prerouting and postrouting are used by both.
     pub is_used: bool,
     /// Whether this machine has addresses of this IP version.
     has_addresses: bool,
@@ -18,7 +19,7 @@ pub struct DataPathVerdict {
     pub mark: HookVerdict,
     /// The verdict on data connections that conntrack expects.
     pub related: HookVerdict,
-    /// The verdict on packets that `ftp-alg` injects; at output only.
+    /// The verdict on packets that `ftp-alg` injects; at output and postrouting only.
     pub injected: Option<HookVerdict>,
 }
 
@@ -26,6 +27,16 @@ impl DataPathVerdict {
     /// Whether packets of this class use this hook. `ftp-alg` injects packets on every machine with a session.
     pub fn is_used_by(&self, class: PacketClass) -> bool {
         if class == PacketClass::Injected { self.has_addresses } else { self.is_used }
+    }
+
+    /// Whether data connections with our mark certainly pass. At prerouting and postrouting it is enough that no rule
+    /// drops them that spares the expected ones, because many gateways drop spoofed addresses there.
+    fn accepts_mark(&self) -> bool {
+        let Self { mark, related, .. } = self;
+        mark.chains.iter().zip(&related.chains).all(|(mark, related)| {
+            let spares = |rule| !self.hook.is_filter() && related.exceptions.contains(rule);
+            mark.passes && mark.exceptions.iter().all(spares)
+        })
     }
 
     /// The verdict on packets of this class; `None` if the class does not occur at this hook.
@@ -54,20 +65,21 @@ pub fn accepted_data(firewall: &Firewall, paths: &[DataPathVerdict]) -> Option<A
     if !firewall.read_errors().is_empty() {
         return None;
     }
-    let every = |verdict: &HookVerdict, passes: fn(&ChainVerdict) -> bool| {
-        verdict.chains.iter().all(passes)
-    };
-    let mut used = paths.iter().filter(|path| path.is_used);
-    if used.clone().all(|path| every(&path.mark, |one| one.passes && one.exceptions.is_empty())) {
+    let used = || paths.iter().filter(|path| path.is_used);
+    if used().all(DataPathVerdict::accepts_mark) {
         return Some(AcceptedData::Marked);
     }
-    Some(
-        match used.any(|path| every(&path.related, |one| one.passes || !one.exceptions.is_empty()))
-        {
-            true => AcceptedData::Related,
-            false => AcceptedData::Nothing,
-        },
-    )
+    let some_pass = |path: &DataPathVerdict| {
+        path.related.chains.iter().all(|one| one.passes || !one.exceptions.is_empty())
+    };
+    let is_open = |path: &DataPathVerdict| {
+        let mut others = used().filter(|other| other.ip == path.ip && !other.hook.is_filter());
+        path.hook.is_filter() && some_pass(path) && others.all(some_pass)
+    };
+    Some(match used().any(is_open) {
+        true => AcceptedData::Related,
+        false => AcceptedData::Nothing,
+    })
 }
 
 /// The verdicts at all hooks with both IP versions.
@@ -81,20 +93,25 @@ pub fn data_path_verdicts(
     cases
         .map(|(hook, ip)| {
             let verdict = |class| firewall.verdict(hook, ip, class, parameters);
-            let is_used = match (hook, ip) {
-                (Hook::Forward, IpVersion::V4) => routing.v4,
-                (Hook::Forward, IpVersion::V6) => routing.v6,
-                (_, IpVersion::V4) => !routes || routing.has_local_server,
-                (_, IpVersion::V6) => (!routes || routing.has_local_server) && routing.has_v6,
+            let (forwards, has_addresses) = match ip {
+                IpVersion::V4 => (routing.v4, true),
+                IpVersion::V6 => (routing.v6, routing.has_v6),
             };
+            let is_end = (!routes || routing.has_local_server) && has_addresses;
+            let is_used = match hook {
+                Hook::Forward => forwards,
+                Hook::Input | Hook::Output => is_end,
+                Hook::Prerouting | Hook::Postrouting => forwards || is_end,
+            };
+            let sends = matches!(hook, Hook::Output | Hook::Postrouting);
             DataPathVerdict {
                 hook,
                 ip,
                 is_used,
-                has_addresses: ip == IpVersion::V4 || routing.has_v6,
+                has_addresses,
                 mark: verdict(PacketClass::MarkedData),
                 related: verdict(PacketClass::RelatedData),
-                injected: (hook == Hook::Output).then(|| verdict(PacketClass::Injected)),
+                injected: sends.then(|| verdict(PacketClass::Injected)),
             }
         })
         .collect()

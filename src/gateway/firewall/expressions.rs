@@ -2,7 +2,10 @@
 
 use serde_json::Value as Json;
 
-use super::model::{Condition, Field, InterfaceDirection, InterfacePattern, Ranges, state};
+use super::model::{
+    Condition, Field, InterfaceDirection, InterfacePattern, MarkTarget, MarkWrite, Ranges,
+    WrittenMark, state,
+};
 
 /// Which interface an expression reads, by name or by index.
 fn interface_direction(expression: &Json) -> Option<InterfaceDirection> {
@@ -110,6 +113,42 @@ pub(super) fn unchanged_bits(value: &Json, into: Field) -> u32 {
         "|" | "^" => unchanged & !constant,
         _ => 0,
     })
+}
+
+/// What the assignment of `value` writes into `into`, if that is a mark.
+pub(super) fn mark_write(into: Field, value: &Json) -> Option<MarkWrite> {
+    let (target, other) = match into {
+        Field::CtMark => (MarkTarget::CtMark, Field::PacketMark),
+        Field::PacketMark => (MarkTarget::PacketMark, Field::CtMark),
+        _ => return None,
+    };
+    let bits = !unchanged_bits(value, into);
+    let value = match [0, u32::MAX].map(|before| assigned(value, into, before)) {
+        // A bit that is the opposite of what it was is not constant.
+        [Some(zero), Some(ones)] if (zero ^ ones) & bits == 0 => WrittenMark::Constant(zero),
+        _ if field(value) == Some((other, u32::MAX)) => WrittenMark::OtherMark,
+        _ => WrittenMark::Unknown,
+    };
+    Some(MarkWrite { target, bits, value })
+}
+
+/// The result of `value` if field `into` is `before`; `None` if it depends on anything else.
+fn assigned(value: &Json, into: Field, before: u32) -> Option<u32> {
+    if let Some(constant) = number(value) {
+        return Some(constant);
+    }
+    if let Some((_, mask)) = field(value).filter(|(from, _)| *from == into) {
+        return Some(before & mask);
+    }
+    let (op, operands) = value.as_object()?.iter().next()?;
+    let operands = operands.as_array()?.iter().map(|one| assigned(one, into, before));
+    let operation = match op.as_str() {
+        "&" => |a, b| a & b,
+        "|" => |a, b| a | b,
+        "^" => |a, b| a ^ b,
+        _ => return None,
+    };
+    operands.reduce(|a, b| Some(operation(a?, b?)))?
 }
 
 pub(super) fn number(value: &Json) -> Option<u32> {

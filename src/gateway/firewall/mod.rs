@@ -10,6 +10,7 @@
 
 mod control_conflicts;
 mod control_path;
+mod data_connection;
 mod data_path;
 mod expressions;
 mod marks;
@@ -31,14 +32,15 @@ use std::{
 };
 
 pub use control_path::{Acceptance, ControlPathVerdict, InterfacePairVerdict};
+use data_connection::{DataConnection, FORWARDED, RECEIVED, SENT};
 pub use data_path::{AcceptedData, DataPathVerdict, accepted_data, data_path_verdicts};
 pub use marks::MarkChange;
-use model::{ChangedMarkBits, SamplePacket, Table};
+use model::{BaseChain, ChangedMarkBits, FieldValue, SamplePacket, Table};
 pub use model::{Hook, IpVersion, Origin, TableFamily};
 pub use remedy::{RulesetManager, condition};
 pub use ruleset_reader::RulesetReader;
 pub use sample_packets::PacketClass;
-use sample_packets::packets_of_class;
+use sample_packets::injected_packet;
 pub use sources::interfaces;
 pub use translated_ports::TranslatedPorts;
 pub use traversal::VerdictSource;
@@ -152,6 +154,8 @@ pub struct ChainLocation {
     pub manager: Option<RulesetManager>,
     /// Whether the table has the flag `owner`, so that only its owner may change it.
     pub has_owner: bool,
+    pub hook: Hook,
+    pub priority: i32,
 }
 
 impl std::fmt::Display for ChainLocation {
@@ -262,27 +266,45 @@ impl Firewall {
         class: PacketClass,
         parameters: &RuleParameters,
     ) -> HookVerdict {
-        let changes = self.ruleset.changed_mark_bits;
-        self.verdict_on_packets(
-            ip,
-            &packets_of_class(hook, ip, class, parameters.data_mark(), parameters, changes),
-        )
+        if class == PacketClass::Injected {
+            return self.verdict_on_packets(ip, &[injected_packet(hook, ip, parameters)]);
+        }
+        self.data_verdict(hook, ip, class, parameters.data_mark(), parameters)
+    }
+
+    /// What the firewall does at `hook` with data connections that have the ct mark bits `admitted`.
+    fn data_verdict(
+        &self,
+        hook: Hook,
+        ip: IpVersion,
+        class: PacketClass,
+        admitted: u32,
+        parameters: &RuleParameters,
+    ) -> HookVerdict {
+        let any_port = FieldValue::Within(0, u16::MAX.into());
+        let connection =
+            DataConnection { ip, class, admitted, from: None, to: None, source_port: any_port };
+        let hooks = match hook {
+            Hook::Input => RECEIVED,
+            Hook::Output => SENT,
+            Hook::Prerouting | Hook::Forward | Hook::Postrouting => FORWARDED,
+        };
+        let steps = self.follow(&connection, hooks, hooks, parameters).into_iter();
+        let steps = steps.filter(|step| step.base.hook == hook);
+        hook_verdict(steps.map(|step| (step.table, step.name, step.base, step.verdict)))
     }
 
     /// What the firewall does with the packets of one connection, each at its own hook.
     fn verdict_on_packets(&self, ip: IpVersion, packets: &[SamplePacket<'_>]) -> HookVerdict {
-        let mut chains = Vec::new();
-        for table in self.ruleset.tables.iter().filter(|table| table.family.sees(ip)) {
-            for (name, base) in base_chains(table) {
-                let here = packets.iter().filter(|packet| packet.hook == base.hook);
-                let verdicts = here.map(|packet| traversal::evaluate(table, name, base, packet));
-                let Some(verdict) = verdicts.reduce(PacketVerdict::and) else { continue };
-                let location = remedy::chain_location(table, name, base.hook);
-                chains.push((base.priority, chain_verdict(location, verdict)));
-            }
-        }
-        chains.sort_by(|(a, one), (b, other)| (a, &one.location).cmp(&(b, &other.location)));
-        HookVerdict { chains: chains.into_iter().map(|(_, chain)| chain).collect() }
+        let tables = self.ruleset.tables.iter().filter(|table| table.family.sees(ip));
+        let chains = tables
+            .flat_map(|table| base_chains(table).map(move |(name, base)| (table, name, base)));
+        hook_verdict(chains.filter_map(|(table, name, base)| {
+            let here = packets.iter().filter(|packet| packet.hook == base.hook);
+            let verdicts =
+                here.map(|packet| traversal::evaluate(table, name, base, &mut { *packet }));
+            Some((table, name, base, verdicts.reduce(PacketVerdict::and)?))
+        }))
     }
 
     /// Whether the rules may accept a data connection without our ct mark at `hook`.
@@ -292,19 +314,12 @@ impl Firewall {
         ip: IpVersion,
         parameters: &RuleParameters,
     ) -> bool {
-        let packets = packets_of_class(
-            hook,
-            ip,
-            PacketClass::MarkedData,
-            0,
-            parameters,
-            self.ruleset.changed_mark_bits,
-        );
-        let verdict = self.verdict_on_packets(ip, &packets);
+        let verdict = self.data_verdict(hook, ip, PacketClass::MarkedData, 0, parameters);
         verdict.chains.iter().all(|chain| chain.passes || !chain.exceptions.is_empty())
     }
 
-    /// The commands that make each dropping chain of `verdict` accept packets of `class`.
+    /// The commands that make dropping chains of `verdict` accept packets of `class`: one for each chain in which a rule
+    /// can recognise these packets.
     pub fn remedies(
         verdict: &HookVerdict,
         class: PacketClass,
@@ -312,7 +327,7 @@ impl Firewall {
     ) -> Vec<String> {
         verdict
             .dropping_chains()
-            .map(|chain| chain.location.accept_command(class, parameters))
+            .filter_map(|chain| chain.location.accept_command(class, parameters))
             .collect()
     }
 
@@ -350,9 +365,18 @@ impl Firewall {
     }
 }
 
-fn chain_verdict(location: ChainLocation, verdict: PacketVerdict) -> ChainVerdict {
-    let PacketVerdict { passes, decided_by, exceptions } = verdict;
-    ChainVerdict { location, passes, decided_by, exceptions }
+fn hook_verdict<'a>(
+    chains: impl Iterator<Item = (&'a Table, &'a str, BaseChain, PacketVerdict)>,
+) -> HookVerdict {
+    let mut chains: Vec<ChainVerdict> = chains
+        .map(|(table, name, base, PacketVerdict { passes, decided_by, exceptions })| {
+            let location = remedy::chain_location(table, name, base);
+            ChainVerdict { location, passes, decided_by, exceptions }
+        })
+        .collect();
+    let order = |chain: &ChainVerdict| (chain.location.priority, chain.location.clone());
+    chains.sort_by_cached_key(order);
+    HookVerdict { chains }
 }
 
 #[cfg(test)]

@@ -67,7 +67,7 @@ pub(super) enum Field {
 }
 
 /// What is known about a field of a sample packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum FieldValue {
     /// The value of the bits in `known`; all other bits are unknown.
     Bits { bits: u32, known: u32 },
@@ -265,8 +265,58 @@ pub(super) struct Rule {
     pub(super) conflict: Option<Box<ConflictingRule>>,
     /// Bits of the packet mark that the rule may change.
     pub(super) changed_mark_bits: u32,
+    /// What the rule writes into the marks, in order.
+    pub(super) mark_writes: Vec<MarkWrite>,
     /// The rule as the operator wrote it.
     pub(super) text: String,
+}
+
+/// A write into a mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct MarkWrite {
+    pub(super) target: MarkTarget,
+    /// The bits that may change.
+    pub(super) bits: u32,
+    pub(super) value: WrittenMark,
+}
+
+/// The mark that a rule writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MarkTarget {
+    CtMark,
+    PacketMark,
+}
+
+/// What a rule writes into a mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WrittenMark {
+    Constant(u32),
+    /// The same bits of the other mark.
+    OtherMark,
+    Unknown,
+}
+
+impl MarkWrite {
+    /// Writes into the mark of `packet`.
+    pub(super) fn apply(self, packet: &mut SamplePacket<'_>) {
+        let SamplePacket { ct_mark, mark, .. } = packet;
+        let (target, other) = match self.target {
+            MarkTarget::CtMark => (ct_mark, mark),
+            MarkTarget::PacketMark => (mark, ct_mark),
+        };
+        let (bits, known) = match (self.value, *other) {
+            (WrittenMark::Constant(bits), _) => (bits, u32::MAX),
+            (WrittenMark::OtherMark, FieldValue::Bits { bits, known }) => (bits, known),
+            (WrittenMark::OtherMark | WrittenMark::Unknown, _) => (0, 0),
+        };
+        // A packet without a connection has no ct mark.
+        if let FieldValue::Bits { bits: old, known: old_known } = *target {
+            *target = FieldValue::Bits {
+                bits: old & !self.bits | bits & self.bits,
+                known: old_known & !self.bits | known & self.bits,
+            };
+        }
+    }
 }
 
 /// A destination translation.
@@ -303,11 +353,22 @@ pub enum Hook {
     Input,
     /// Packets from this machine.
     Output,
+    /// Departing packets after routing.
+    Postrouting,
 }
 
 impl Hook {
-    /// The hooks that usually have filter chains.
-    pub const ALL: [Self; 3] = [Self::Forward, Self::Input, Self::Output];
+    /// All hooks; first those that usually have filter chains.
+    pub const ALL: [Self; 5] =
+        [Self::Forward, Self::Input, Self::Output, Self::Prerouting, Self::Postrouting];
+
+    /// The hooks with the filter chains of forwarded connections and of local ones.
+    pub const FILTERS: [Self; 3] = [Self::Forward, Self::Input, Self::Output];
+
+    /// Whether the hook has usually filter chains.
+    pub fn is_filter(self) -> bool {
+        Self::FILTERS.contains(&self)
+    }
 }
 
 /// The program that a table belongs to, and that can change it.
@@ -344,6 +405,8 @@ impl TableFamily {
 pub(super) struct BaseChain {
     pub(super) hook: Hook,
     pub(super) priority: i32,
+    /// Whether the chain has the type `nat`, so that only the first packet of a connection reaches it.
+    pub(super) is_nat: bool,
     /// Whether the policy drops packets that reach the end of the chain.
     pub(super) policy_drops: bool,
 }
@@ -379,8 +442,8 @@ pub(super) struct ChangedMarkBits {
 pub(super) struct SamplePacket<'a> {
     pub(super) hook: Hook,
     pub(super) ip: IpVersion,
-    /// Whether the destination is an address of this machine.
-    pub(super) is_local: bool,
+    /// Whether the destination is an address of this machine; `None` if that is not known.
+    pub(super) is_local: Option<bool>,
     /// The input interface, if known; empty if the packet has none.
     pub(super) input: Option<&'a str>,
     /// The output interface, if known; empty if the packet has none.
@@ -408,7 +471,10 @@ impl SamplePacket<'_> {
             Field::DestinationPort => self.destination_port,
             Field::TcpFlags => self.tcp_flags,
             Field::FtpHelper => self.ftp_helper,
-            Field::DestinationType => FieldValue::exactly(if self.is_local { 1 } else { 2 }),
+            Field::DestinationType => match self.is_local {
+                Some(is_local) => FieldValue::exactly(if is_local { 1 } else { 2 }),
+                None => FieldValue::Within(1, 2),
+            },
             Field::PacketType => FieldValue::exactly(0),
         }
     }

@@ -11,12 +11,12 @@ use serde_json::{Deserializer, Map, Value as Json};
 use super::{
     ConflictKind, ConflictingRule, Ruleset,
     expressions::{
-        equals, field, implied_condition, is_set, number, range, ranges, reads_interface,
-        unchanged_bits,
+        equals, field, implied_condition, is_set, mark_write, number, range, ranges,
+        reads_interface, unchanged_bits,
     },
     model::{
-        BaseChain, ChangedMarkBits, Condition, DestinationNat, Field, Origin, Ranges, Rule,
-        RuleVerdict, Table, TableFamily,
+        BaseChain, ChangedMarkBits, Condition, DestinationNat, Field, MarkWrite, Origin, Ranges,
+        Rule, RuleVerdict, Table, TableFamily,
     },
 };
 use crate::gateway::rules::TABLE as OURS;
@@ -137,6 +137,7 @@ impl<'a> NftReader<'a> {
             source_ports: None,
             conflict: None,
             changed_mark_bits: 0,
+            mark_writes: Vec::new(),
             text,
         };
         for statement in statements {
@@ -151,6 +152,9 @@ impl<'a> NftReader<'a> {
             rule.destination_nat = rule.destination_nat.or_else(|| destination_nat(kind, content));
             if matches!(kind.as_str(), "snat" | "masquerade") {
                 rule.source_ports = content.get("port").and_then(port_range);
+            }
+            if kind == "mangle" {
+                rule.mark_writes.extend(written_mark(content));
             }
             match self.read_statement(&key, kind, content) {
                 Statement::Nothing => {}
@@ -406,8 +410,14 @@ fn base_chain(chain: &Object) -> Option<BaseChain> {
     Some(BaseChain {
         hook: text(chain, "hook")?.parse().ok()?,
         priority: chain.get("prio").and_then(Json::as_i64).unwrap_or(0) as i32,
+        is_nat: text(chain, "type") == Some("nat"),
         policy_drops: text(chain, "policy") == Some("drop"),
     })
+}
+
+/// What a `mangle` statement writes into a mark.
+fn written_mark(content: &Json) -> Option<MarkWrite> {
+    mark_write(field(content.get("key")?)?.0, content.get("value")?)
 }
 
 /// The destination translation of a statement, if it has one.

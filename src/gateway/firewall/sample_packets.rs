@@ -1,15 +1,15 @@
 //! The sample packets for which the firewall is evaluated.
 //!
-//! There are three kinds: packets of data connections that `ftp-alg` admitted, packets that `ftp-alg` injects, and
-//! packets of connections without its marks, such as control connections.
+//! There are three kinds: packets of data connections that `ftp-alg` admits ([`super::data_connection`]), packets that
+//! `ftp-alg` injects, and packets of connections without its marks, such as control connections.
 
 use super::model::{ChangedMarkBits, FieldValue, Hook, IpVersion, SamplePacket, state};
 use crate::gateway::{Backend, RuleParameters};
 
 /// The ephemeral ports of Linux and of other systems have this range in common.
-const EPHEMERAL: FieldValue = FieldValue::Within(49_152, 60_999);
-const SYN: u32 = 0x02;
-const ACK: u32 = 0x10;
+pub(super) const EPHEMERAL: FieldValue = FieldValue::Within(49_152, 60_999);
+pub(super) const SYN: u32 = 0x02;
+pub(super) const ACK: u32 = 0x10;
 /// The TCP flags that rules compare: FIN, SYN, RST, PSH, ACK, URG.
 const COMPARED: u32 = 0x3f;
 
@@ -44,12 +44,12 @@ impl PacketClass {
 }
 
 /// The first packet of a connection without any other known property.
-fn first_packet(hook: Hook, ip: IpVersion) -> SamplePacket<'static> {
+pub(super) fn first_packet(hook: Hook, ip: IpVersion) -> SamplePacket<'static> {
     let any_port = FieldValue::Within(0, u16::MAX.into());
     SamplePacket {
         hook,
         ip,
-        is_local: hook == Hook::Input,
+        is_local: Some(hook == Hook::Input),
         input: None,
         output: None,
         state: state::NEW,
@@ -63,56 +63,19 @@ fn first_packet(hook: Hook, ip: IpVersion) -> SamplePacket<'static> {
     }
 }
 
-/// Packets that represent a connection of `class`: the first packet, and a later packet in each direction. `data` is
-/// the ct mark bit of admitted data connections.
-pub(super) fn packets_of_class(
+/// A packet that `ftp-alg` injects.
+pub(super) fn injected_packet(
     hook: Hook,
     ip: IpVersion,
-    class: PacketClass,
-    data: u32,
     parameters: &RuleParameters,
-    changes: ChangedMarkBits,
-) -> Vec<SamplePacket<'static>> {
-    let mask = parameters.mask();
-    let any = first_packet(hook, ip);
-    let first = SamplePacket {
-        // A new connection has no mark bits except ours and those that rules of others set.
-        ct_mark: FieldValue::Bits { bits: data, known: !changes.ct_mark | data },
-        mark: FieldValue::Bits { bits: 0, known: !changes.mark },
-        // `min-data-port` may be lower, but rules with low ports are meant for services.
-        destination_port: FieldValue::Within(1024, u16::MAX.into()),
-        ..any
-    };
-    // An expected connection inherits the ct mark of its control connection (init_conntrack()), including our bits.
-    // Another of our bits says that a handshake is complete.
-    let inherited = FieldValue::Bits { bits: data, known: !changes.ct_mark & !mask | data };
-    let first = match class {
-        PacketClass::MarkedData => first,
-        PacketClass::RelatedData => SamplePacket {
-            state: state::RELATED,
-            ct_mark: inherited,
-            ftp_helper: FieldValue::exactly(1),
-            ..first
-        },
-        PacketClass::Injected => {
-            return vec![SamplePacket {
-                state: state::UNTRACKED,
-                direction: FieldValue::Absent,
-                mark: FieldValue::exactly(mask),
-                tcp_flags: FieldValue::Bits { bits: ACK, known: COMPARED },
-                ..any
-            }];
-        }
-    };
-    let later = |direction| SamplePacket {
-        state: state::ESTABLISHED,
-        direction: FieldValue::exactly(direction),
-        destination_port: any.destination_port,
-        ct_mark: inherited,
-        tcp_flags: FieldValue::Bits { bits: ACK, known: ACK | SYN },
-        ..first
-    };
-    vec![first, later(0), later(1)]
+) -> SamplePacket<'static> {
+    SamplePacket {
+        state: state::UNTRACKED,
+        direction: FieldValue::Absent,
+        mark: FieldValue::exactly(parameters.mask()),
+        tcp_flags: FieldValue::Bits { bits: ACK, known: COMPARED },
+        ..first_packet(hook, ip)
+    }
 }
 
 /// The first packet of a data connection that the fast path admits, at prerouting.
@@ -181,7 +144,7 @@ impl<'a> SampleConnection<'a> {
                 Hook::Output => Hook::Input,
                 other => other,
             },
-            is_local: hook == Hook::Output,
+            is_local: Some(hook == Hook::Output),
             input: to,
             output: from,
             direction: FieldValue::exactly(1),
@@ -193,7 +156,16 @@ impl<'a> SampleConnection<'a> {
             let arrives = packet.hook != Hook::Output;
             arrives.then_some(SamplePacket { hook: Hook::Prerouting, output: Some(""), ..packet })
         };
+        let late = |packet: SamplePacket<'a>| {
+            let departs = packet.hook != Hook::Input;
+            departs.then_some(SamplePacket {
+                hook: Hook::Postrouting,
+                is_local: Some(false),
+                ..packet
+            })
+        };
         let each = [first, later, reply].into_iter();
-        each.flat_map(|packet| early(packet).into_iter().chain([packet])).collect()
+        each.flat_map(|packet| early(packet).into_iter().chain([packet]).chain(late(packet)))
+            .collect()
     }
 }

@@ -6,13 +6,16 @@
 //!
 //! An accept verdict ends only its own base chain, and a drop verdict is final. So a packet passes a hook only if
 //! every base chain accepts it.
+//!
+//! Rules that apply by default change the marks of the packet, so that later rules see what these rules wrote.
 
 use std::collections::HashMap;
 
 use super::{
-    ConflictingRule,
+    ConflictKind, ConflictingRule,
     model::{
-        BaseChain, Certainty, Chain, Condition, Rule, RuleVerdict, SamplePacket, Table, all_hold,
+        BaseChain, Certainty, Chain, Condition, FieldValue, Rule, RuleVerdict, SamplePacket, Table,
+        all_hold, state,
     },
 };
 
@@ -72,14 +75,16 @@ pub(super) fn base_chains(table: &Table) -> impl Iterator<Item = (&str, BaseChai
     table.chains.iter().filter_map(|(name, chain)| Some((name.as_str(), chain.base?)))
 }
 
-/// The verdict of base chain `name` of `table` on `packet`.
+/// The verdict of base chain `name` of `table` on `packet`, which gets the marks that it has behind the chain.
 pub(super) fn evaluate(
     table: &Table,
     name: &str,
     base: BaseChain,
-    packet: &SamplePacket<'_>,
+    packet: &mut SamplePacket<'_>,
 ) -> PacketVerdict {
-    let mut verdicts = Traversal::new(table, packet).chain(name, 0);
+    let mut traversal = Traversal::new(table, packet);
+    let mut verdicts = traversal.chain(name, 0);
+    *packet = traversal.packet;
     let (accepts, policy) =
         (!base.policy_drops, VerdictSource { chain: name.to_owned(), rule: None });
     if verdicts.may_return {
@@ -156,12 +161,16 @@ impl PossibleVerdicts {
     }
 }
 
+/// What the result of a chain depends on: its name, the marks and the state of the packet that enters it, and whether
+/// the packet enters it by default.
+type Entry<'a> = (&'a str, [FieldValue; 2], u32, bool);
+
 struct Traversal<'a, 'p> {
     table: &'a Table,
-    packet: &'p SamplePacket<'p>,
-    /// Results by chain. `None` marks a chain whose evaluation is in progress: a loop, which the kernel never
-    /// accepts, then ends here.
-    finished: HashMap<&'a str, Option<PossibleVerdicts>>,
+    packet: SamplePacket<'p>,
+    /// Results by chain, with the packet as it leaves. `None` marks a chain whose evaluation is in progress: a loop,
+    /// which the kernel never accepts, then ends here.
+    finished: HashMap<Entry<'a>, Option<(PossibleVerdicts, SamplePacket<'p>)>>,
     /// Conflicts of the rules that the packet may reach.
     conflicts: Vec<&'a ConflictingRule>,
     marking_rules: Vec<MarkingRule<'a>>,
@@ -170,23 +179,34 @@ struct Traversal<'a, 'p> {
 }
 
 impl<'a, 'p> Traversal<'a, 'p> {
-    fn new(table: &'a Table, packet: &'p SamplePacket<'p>) -> Self {
-        let (conflicts, marking_rules) = (Vec::new(), Vec::new());
-        Self { table, packet, finished: HashMap::new(), conflicts, marking_rules, by_default: true }
+    fn new(table: &'a Table, packet: &SamplePacket<'p>) -> Self {
+        Self {
+            table,
+            packet: *packet,
+            finished: HashMap::new(),
+            conflicts: Vec::new(),
+            marking_rules: Vec::new(),
+            by_default: true,
+        }
     }
 
     fn chain(&mut self, name: &'a str, depth: usize) -> PossibleVerdicts {
-        match self.finished.get(name) {
-            Some(Some(verdicts)) => return verdicts.clone(),
+        let SamplePacket { ct_mark, mark, state, .. } = self.packet;
+        let entry = (name, [ct_mark, mark], state, self.by_default);
+        match self.finished.get(&entry) {
+            Some(Some((verdicts, packet))) => {
+                self.packet = *packet;
+                return verdicts.clone();
+            }
             Some(None) => return PossibleVerdicts::returning(),
             None => {}
         }
         let Some(chain) = self.table.chains.get(name).filter(|_| depth < MAX_DEPTH) else {
             return PossibleVerdicts::returning();
         };
-        self.finished.insert(name, None);
+        self.finished.insert(entry, None);
         let verdicts = self.rules(name, chain, depth);
-        self.finished.insert(name, Some(verdicts.clone()));
+        self.finished.insert(entry, Some((verdicts.clone(), self.packet)));
         verdicts
     }
 
@@ -201,7 +221,7 @@ impl<'a, 'p> Traversal<'a, 'p> {
         let by_default = self.by_default;
         let mut verdicts = PossibleVerdicts::default();
         for rule in &chain.rules {
-            let applies = rule.applies(self.packet);
+            let applies = rule.applies(&self.packet);
             if applies == Certainty::No {
                 continue;
             }
@@ -213,6 +233,9 @@ impl<'a, 'p> Traversal<'a, 'p> {
                     rule,
                     by_default: self.by_default,
                 });
+            }
+            if self.by_default {
+                self.change_packet(rule);
             }
             let Some((step, ends)) = self.action(name, rule, &rule.action, depth) else { continue };
             verdicts.add_possible(&step);
@@ -228,6 +251,18 @@ impl<'a, 'p> Traversal<'a, 'p> {
         }
         verdicts.may_return = true;
         verdicts
+    }
+
+    /// Applies what `rule` does to the packet besides its verdict.
+    fn change_packet(&mut self, rule: &Rule) {
+        rule.mark_writes.iter().for_each(|write| write.apply(&mut self.packet));
+        let is_untracked = || {
+            rule.conflict.as_ref().is_some_and(|conflict| conflict.kind == ConflictKind::Untracked)
+        };
+        // Conntrack has not seen the packet yet.
+        if self.packet.state == state::INVALID && is_untracked() {
+            self.packet.state = state::UNTRACKED;
+        }
     }
 
     /// The possible verdicts of a rule's verdict statement, and whether the chain ends there even if the target
@@ -271,7 +306,7 @@ impl<'a, 'p> Traversal<'a, 'p> {
     ) -> Option<(PossibleVerdicts, bool)> {
         let mut verdicts = PossibleVerdicts::default();
         for (condition, action) in elements {
-            let applies = all_hold(std::slice::from_ref(condition), self.packet);
+            let applies = all_hold(std::slice::from_ref(condition), &self.packet);
             let step = match applies {
                 Certainty::No => continue,
                 Certainty::Maybe => {
@@ -303,9 +338,9 @@ mod tests {
 
     use super::*;
     use crate::gateway::firewall::{
-        ChangedMarkBits, PacketClass, RuleParameters,
+        ChangedMarkBits, RuleParameters,
         model::{Field, Hook, IpVersion, Origin, TableFamily},
-        sample_packets::packets_of_class,
+        sample_packets::SampleConnection,
     };
 
     fn rule(conditions: Vec<Condition>, action: RuleVerdict, text: &str) -> Rule {
@@ -316,6 +351,7 @@ mod tests {
             source_ports: None,
             conflict: None,
             changed_mark_bits: 0,
+            mark_writes: Vec::new(),
             text: text.into(),
         }
     }
@@ -326,6 +362,7 @@ mod tests {
             let base = (name == "base").then_some(BaseChain {
                 hook: Hook::Forward,
                 priority: 0,
+                is_nat: false,
                 policy_drops: drops,
             });
             all.insert(name.to_owned(), Chain { base, rules });
@@ -337,16 +374,16 @@ mod tests {
     fn verdict(table: &Table) -> PacketVerdict {
         let (name, base) = base_chains(table).next().unwrap();
         let parameters = RuleParameters::default();
-        let (data, changes) = (parameters.data_mark(), ChangedMarkBits::default());
-        let packet = packets_of_class(
-            Hook::Forward,
-            IpVersion::V4,
-            PacketClass::MarkedData,
-            data,
-            &parameters,
-            changes,
-        )[0];
-        evaluate(table, name, base, &packet)
+        let connection = SampleConnection {
+            hook: Hook::Forward,
+            ip: IpVersion::V4,
+            port: 21,
+            from: None,
+            to: None,
+        };
+        let packets = connection.packets(&parameters, ChangedMarkBits::default());
+        let packet = packets.iter().find(|packet| packet.hook == base.hook).unwrap();
+        evaluate(table, name, base, &mut packet.clone())
     }
 
     fn no() -> Condition {
