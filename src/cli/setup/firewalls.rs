@@ -108,7 +108,7 @@ pub(super) fn plans(needs: &[NeededRule]) -> Result<(Vec<Plan>, Vec<ManualStep>)
         let mut draft = PlanDraft::default();
         let mut met = Vec::new();
         for need in needs {
-            if let Some(why) = need.location.advice_without_rule(need.class) {
+            if let Some(why) = need.advice.clone() {
                 by_hand.push(ManualStep { need, why });
                 continue;
             }

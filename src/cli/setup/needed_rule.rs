@@ -24,6 +24,8 @@ pub(super) struct NeededRule {
     pub(super) description: String,
     /// The command that doctor prints; empty if no rule can recognise the packets in this chain.
     pub(super) command: String,
+    /// What to do if no rule can recognise the packets in this chain.
+    pub(super) advice: Option<String>,
     /// The rule in the language of the firewall.
     pub(super) rule: AcceptRule,
 }
@@ -65,7 +67,7 @@ fn needed_rule(
         return None;
     }
     let location = chain.location.clone();
-    let command = location.accept_command(class, parameters).unwrap_or_default();
+    let command = chain.accept_command(class, parameters).unwrap_or_default();
     // nft lists `and` as `&`.
     let condition = condition(location.origin, class, parameters).replace(" and ", " & ");
     let packets = class.description();
@@ -79,6 +81,7 @@ fn needed_rule(
     // do not reach its chain.
     let [words, value] = recognised_by;
     let recognised_by = [if passes { words } else { MARKER.to_owned() }, value];
+    let advice = chain.advice_without_rule(class, parameters).filter(|_| !passes);
     Some(NeededRule {
         hook,
         ip,
@@ -88,6 +91,7 @@ fn needed_rule(
         has_setup_rule,
         description,
         command,
+        advice,
         rule: AcceptRule { condition, recognised_by },
     })
 }

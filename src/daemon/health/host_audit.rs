@@ -249,8 +249,9 @@ impl HostAudit<'_> {
         let advice = verdict.dropping_chains().filter_map(|stop| {
             Some(stop.location.manager?.persistence_advice(&stop.location, class, self.parameters))
         });
-        let without_rule =
-            verdict.dropping_chains().filter_map(|stop| stop.location.advice_without_rule(class));
+        let without_rule = verdict
+            .dropping_chains()
+            .filter_map(|stop| stop.advice_without_rule(class, self.parameters));
         let problem = match class {
             PacketClass::Injected => "acknowledgements",
             PacketClass::MarkedData | PacketClass::RelatedData => "data-connections",

@@ -8,8 +8,9 @@
 use std::ptr;
 
 use super::{
-    Firewall, PacketClass,
+    ChainVerdict, Firewall, HidingRule, PacketClass, VerdictSource,
     model::{BaseChain, ChangedMarkBits, FieldValue, Hook, IpVersion, SamplePacket, Table, state},
+    remedy,
     sample_packets::{ACK, SYN, first_packet},
     traversal::{self, PacketVerdict, base_chains},
 };
@@ -126,6 +127,16 @@ impl<'a> DataConnection<'a> {
         }
     }
 
+    /// Whether a rule before has hidden what the accept rule recognises.
+    fn is_hidden(&self, seen: &SamplePacket<'_>, is_admitted: bool) -> bool {
+        let has_mark = |mark| match mark {
+            FieldValue::Bits { bits, known } => bits & known & self.admitted == self.admitted,
+            _ => true,
+        };
+        let needs_mark = is_admitted && self.class == PacketClass::MarkedData;
+        seen.state == state::UNTRACKED || needs_mark && !has_mark(seen.ct_mark)
+    }
+
     /// `packet` as a chain at `hook` with `priority` sees it.
     fn seen_at(
         &self,
@@ -185,6 +196,15 @@ pub(super) struct ChainStep<'a> {
     pub(super) name: &'a str,
     pub(super) base: BaseChain,
     pub(super) verdict: PacketVerdict,
+    pub(super) hidden_by: Option<HidingRule>,
+}
+
+impl ChainStep<'_> {
+    pub(super) fn into_chain_verdict(self) -> ChainVerdict {
+        let location = remedy::chain_location(self.table, self.name, self.base);
+        let PacketVerdict { passes, decided_by, exceptions, .. } = self.verdict;
+        ChainVerdict { location, passes, decided_by, exceptions, hidden_by: self.hidden_by }
+    }
 }
 
 impl Firewall {
@@ -198,7 +218,8 @@ impl Firewall {
         parameters: &RuleParameters,
     ) -> Vec<ChainStep<'_>> {
         let changes = self.ruleset.changed_mark_bits;
-        let mut way = Way { firewall: self, connection, parameters, changes, steps: Vec::new() };
+        let (steps, changed_by) = (Vec::new(), None);
+        let mut way = Way { firewall: self, connection, parameters, changes, steps, changed_by };
         let first = connection.first_packet(parameters, changes);
         let passed = way.pass(first, there, Packet::First);
         let later = later_packet(&passed, first.mark, false);
@@ -228,6 +249,8 @@ struct Way<'a, 'c> {
     parameters: &'c RuleParameters,
     changes: ChangedMarkBits,
     steps: Vec<ChainStep<'a>>,
+    /// The last rule that changed the ct mark, or took a packet out of connection tracking.
+    changed_by: Option<HidingRule>,
 }
 
 /// A packet of the connection.
@@ -256,14 +279,23 @@ impl<'a, 'c> Way<'a, 'c> {
                 }
                 let is_reply = which == Packet::Reply;
                 let mut seen = connection.seen_at(hook, base.priority, packet, is_reply);
+                let is_hidden = connection.is_hidden(&seen, is_admitted);
+                let hidden_by = self.changed_by.clone().filter(|_| is_hidden);
                 let verdict = traversal::evaluate(table, name, base, &mut seen);
+                if let Some(VerdictSource { chain, rule: Some(rule) }) = &verdict.changed_by {
+                    self.changed_by = Some(HidingRule {
+                        chain: remedy::chain_location(table, chain, base).to_string(),
+                        rule: rule.clone(),
+                        untracks: seen.state == state::UNTRACKED,
+                    });
+                }
                 packet.mark = seen.mark;
                 if seen.state == state::UNTRACKED {
                     packet.state = state::UNTRACKED;
                 } else if seen.ct_mark != FieldValue::Absent {
                     packet.ct_mark = seen.ct_mark;
                 }
-                self.add(table, name, base, verdict);
+                self.add(ChainStep { table, name, base, verdict, hidden_by });
             }
         }
         if !is_admitted {
@@ -273,14 +305,15 @@ impl<'a, 'c> Way<'a, 'c> {
     }
 
     /// Combines the verdict with those on earlier packets.
-    fn add(&mut self, table: &'a Table, name: &'a str, base: BaseChain, verdict: PacketVerdict) {
-        let is_same = |step: &&mut ChainStep<'_>| ptr::eq(step.table, table) && step.name == name;
+    fn add(&mut self, step: ChainStep<'a>) {
+        let is_same =
+            |one: &&mut ChainStep<'_>| ptr::eq(one.table, step.table) && one.name == step.name;
         match self.steps.iter_mut().find(is_same) {
-            Some(step) => {
-                let before = step.verdict.clone();
-                step.verdict = before.and(verdict);
+            Some(known) => {
+                known.hidden_by = known.hidden_by.take().or(step.hidden_by);
+                known.verdict = known.verdict.clone().and(step.verdict);
             }
-            None => self.steps.push(ChainStep { table, name, base, verdict }),
+            None => self.steps.push(step),
         }
     }
 }
@@ -361,9 +394,10 @@ mod tests {
             PacketClass::MarkedData,
             &RuleParameters::default(),
         );
-        let location = &verdict.dropping_chains().next().unwrap().location;
-        assert!(location.advice_without_rule(PacketClass::MarkedData).is_some());
-        assert_eq!(location.advice_without_rule(PacketClass::RelatedData), None);
+        let stop = verdict.dropping_chains().next().unwrap();
+        let parameters = RuleParameters::default();
+        assert!(stop.advice_without_rule(PacketClass::MarkedData, &parameters).is_some());
+        assert_eq!(stop.advice_without_rule(PacketClass::RelatedData, &parameters), None);
         // New connections to high ports are left to the other chains.
         let open = format!("{rules}\n-A PREROUTING -p tcp -m tcp --dport 1024:65535 -j ACCEPT");
         assert_eq!(pass(&iptables(&[("mangle", &open)]), Hook::Prerouting), [true, true]);
@@ -447,6 +481,26 @@ mod tests {
             remedies(&firewall, Hook::Postrouting, PacketClass::Injected),
             ["iptables-legacy -t mangle -I POSTROUTING -m mark --mark 0x70000000 -j ACCEPT"]
         );
+    }
+
+    #[test]
+    fn the_rule_that_overwrites_the_ct_mark_is_named() {
+        let save = "-A FORWARD -j CONNMARK --save-mark";
+        let filter = format!(":FORWARD DROP\n-A FORWARD {MARK}");
+        let mangle = format!(":FORWARD ACCEPT\n{save}");
+        let firewall = iptables(&[("mangle", &mangle), ("filter", &filter)]);
+        let class = PacketClass::MarkedData;
+        let parameters = RuleParameters::default();
+        let verdict = firewall.verdict(Hook::Forward, IpVersion::V4, class, &parameters);
+        let stop = verdict.dropping_chains().next().unwrap();
+        let hiding = stop.hidden_by.as_ref().unwrap();
+        assert_eq!(
+            (hiding.chain.as_str(), hiding.rule.as_str(), hiding.untracks),
+            ("iptables-legacy mangle FORWARD", save, false)
+        );
+        // Another accept rule does not help.
+        assert_eq!(remedies(&firewall, Hook::Forward, class), [""; 0]);
+        assert!(stop.advice_without_rule(class, &parameters).unwrap().contains(save));
     }
 
     /// Whether marked data connections pass a filter at forward that accepts only them, with `rules` in the table

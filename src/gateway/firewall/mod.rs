@@ -32,10 +32,10 @@ use std::{
 };
 
 pub use control_path::{Acceptance, ControlPathVerdict, InterfacePairVerdict};
-use data_connection::{DataConnection, FORWARDED, RECEIVED, SENT};
+use data_connection::{ChainStep, DataConnection, FORWARDED, RECEIVED, SENT};
 pub use data_path::{AcceptedData, DataPathVerdict, accepted_data, data_path_verdicts};
 pub use marks::MarkChange;
-use model::{BaseChain, ChangedMarkBits, FieldValue, SamplePacket, Table};
+use model::{ChangedMarkBits, FieldValue, SamplePacket, Table};
 pub use model::{Hook, IpVersion, Origin, TableFamily};
 pub use remedy::{RulesetManager, condition};
 pub use ruleset_reader::RulesetReader;
@@ -122,6 +122,18 @@ pub struct ChainVerdict {
     pub decided_by: VerdictSource,
     /// Rules that decide otherwise for some packets, by addresses or interfaces that are not known here.
     pub exceptions: Vec<VerdictSource>,
+    /// The rule before this chain because of which no rule here can recognise the packets.
+    pub hidden_by: Option<HidingRule>,
+}
+
+/// A rule because of which later rules cannot recognise data connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HidingRule {
+    /// The chain of the rule, as in `inet filter forward`.
+    pub chain: String,
+    pub rule: String,
+    /// Whether the rule takes packets out of connection tracking. Otherwise it overwrites the ct mark.
+    pub untracks: bool,
 }
 
 impl std::fmt::Display for ChainVerdict {
@@ -290,8 +302,7 @@ impl Firewall {
             Hook::Prerouting | Hook::Forward | Hook::Postrouting => FORWARDED,
         };
         let steps = self.follow(&connection, hooks, hooks, parameters).into_iter();
-        let steps = steps.filter(|step| step.base.hook == hook);
-        hook_verdict(steps.map(|step| (step.table, step.name, step.base, step.verdict)))
+        hook_verdict(steps.filter(|step| step.base.hook == hook))
     }
 
     /// What the firewall does with the packets of one connection, each at its own hook.
@@ -303,7 +314,8 @@ impl Firewall {
             let here = packets.iter().filter(|packet| packet.hook == base.hook);
             let verdicts =
                 here.map(|packet| traversal::evaluate(table, name, base, &mut { *packet }));
-            Some((table, name, base, verdicts.reduce(PacketVerdict::and)?))
+            let verdict = verdicts.reduce(PacketVerdict::and)?;
+            Some(ChainStep { table, name, base, verdict, hidden_by: None })
         }))
     }
 
@@ -327,7 +339,7 @@ impl Firewall {
     ) -> Vec<String> {
         verdict
             .dropping_chains()
-            .filter_map(|chain| chain.location.accept_command(class, parameters))
+            .filter_map(|chain| chain.accept_command(class, parameters))
             .collect()
     }
 
@@ -365,15 +377,8 @@ impl Firewall {
     }
 }
 
-fn hook_verdict<'a>(
-    chains: impl Iterator<Item = (&'a Table, &'a str, BaseChain, PacketVerdict)>,
-) -> HookVerdict {
-    let mut chains: Vec<ChainVerdict> = chains
-        .map(|(table, name, base, PacketVerdict { passes, decided_by, exceptions })| {
-            let location = remedy::chain_location(table, name, base);
-            ChainVerdict { location, passes, decided_by, exceptions }
-        })
-        .collect();
+fn hook_verdict<'a>(steps: impl Iterator<Item = ChainStep<'a>>) -> HookVerdict {
+    let mut chains: Vec<ChainVerdict> = steps.map(ChainStep::into_chain_verdict).collect();
     let order = |chain: &ChainVerdict| (chain.location.priority, chain.location.clone());
     chains.sort_by_cached_key(order);
     HookVerdict { chains }

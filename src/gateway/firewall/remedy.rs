@@ -2,7 +2,7 @@
 //! store the rule, so that it survives a reload.
 
 use super::{
-    ChainLocation, Hook, Origin, PacketClass, TableFamily,
+    ChainLocation, ChainVerdict, HidingRule, Hook, Origin, PacketClass, TableFamily,
     model::{BaseChain, RuleVerdict, Table},
 };
 use crate::gateway::RuleParameters;
@@ -103,11 +103,7 @@ pub(super) fn chain_location(table: &Table, name: &str, base: BaseChain) -> Chai
 
 impl ChainLocation {
     /// The command that adds a rule here to accept packets of `class`; `None` if no rule can recognise them here.
-    pub fn accept_command(
-        &self,
-        class: PacketClass,
-        parameters: &RuleParameters,
-    ) -> Option<String> {
+    fn accept_command(&self, class: PacketClass, parameters: &RuleParameters) -> Option<String> {
         if !class.is_recognised_at(self.hook, self.priority) {
             return None;
         }
@@ -130,8 +126,8 @@ impl ChainLocation {
         })
     }
 
-    /// What to do about a chain that drops packets of `class`, if no rule can recognise them here.
-    pub fn advice_without_rule(&self, class: PacketClass) -> Option<String> {
+    /// What to do about a chain that drops packets of `class`, if they cannot be recognised here yet.
+    fn advice_before_marks(&self, class: PacketClass) -> Option<String> {
         if class.is_recognised_at(self.hook, self.priority) {
             return None;
         }
@@ -143,6 +139,48 @@ impl ChainLocation {
             "no rule of {self} can tell data connections from others, because they get their marks later: drop in \
              {after} instead, or accept new connections here by `{ports}` and leave them to the chains that follow"
         ))
+    }
+}
+
+impl ChainVerdict {
+    /// The command that adds a rule here to accept packets of `class`; `None` if no rule can recognise them here.
+    pub fn accept_command(
+        &self,
+        class: PacketClass,
+        parameters: &RuleParameters,
+    ) -> Option<String> {
+        let command = self.location.accept_command(class, parameters);
+        command.filter(|_| self.hidden_by.is_none())
+    }
+
+    /// What to do about a chain that drops packets of `class`, if no rule can recognise them here.
+    pub fn advice_without_rule(
+        &self,
+        class: PacketClass,
+        parameters: &RuleParameters,
+    ) -> Option<String> {
+        match &self.hidden_by {
+            Some(hiding) => Some(hiding.advice(parameters)),
+            None => self.location.advice_before_marks(class),
+        }
+    }
+}
+
+impl HidingRule {
+    fn advice(&self, parameters: &RuleParameters) -> String {
+        let Self { chain, rule, untracks } = self;
+        if *untracks {
+            return format!(
+                "`{rule}` in {chain} takes data connections out of connection tracking: leave TCP out of it, or name \
+                 the ports of services in it"
+            );
+        }
+        let (ours, others) = (parameters.mask(), !parameters.mask());
+        format!(
+            "`{rule}` in {chain} overwrites the ct mark of data connections: give it a mask that spares {ours:#010x}, \
+             as in `ct mark set ct mark & {ours:#010x} | 0x1`, `--set-xmark 0x1/0xff` or \
+             `--save-mark --nfmask {others:#010x} --ctmask {others:#010x}`"
+        )
     }
 }
 

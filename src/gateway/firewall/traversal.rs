@@ -51,6 +51,8 @@ pub(super) struct PacketVerdict {
     pub(super) decided_by: VerdictSource,
     /// Rules that decide otherwise for some packets, by conditions that cannot be decided here.
     pub(super) exceptions: Vec<VerdictSource>,
+    /// The last rule that changed the ct mark, or took the packet out of connection tracking.
+    pub(super) changed_by: Option<VerdictSource>,
 }
 
 impl PacketVerdict {
@@ -92,7 +94,7 @@ pub(super) fn evaluate(
     }
     let (passes, decided_by) = verdicts.default.unwrap_or((accepts, policy));
     let exceptions = if passes { verdicts.drops } else { verdicts.accepts };
-    PacketVerdict { passes, decided_by, exceptions }
+    PacketVerdict { passes, decided_by, exceptions, changed_by: traversal.changed_by }
 }
 
 /// The conflicts of all rules that `packet` may reach from base chain `name`.
@@ -174,6 +176,8 @@ struct Traversal<'a, 'p> {
     /// Conflicts of the rules that the packet may reach.
     conflicts: Vec<&'a ConflictingRule>,
     marking_rules: Vec<MarkingRule<'a>>,
+    /// The last rule that changed the ct mark, or took the packet out of connection tracking.
+    changed_by: Option<VerdictSource>,
     /// Whether the packet reaches this point by default.
     by_default: bool,
 }
@@ -186,6 +190,7 @@ impl<'a, 'p> Traversal<'a, 'p> {
             finished: HashMap::new(),
             conflicts: Vec::new(),
             marking_rules: Vec::new(),
+            changed_by: None,
             by_default: true,
         }
     }
@@ -235,7 +240,7 @@ impl<'a, 'p> Traversal<'a, 'p> {
                 });
             }
             if self.by_default {
-                self.change_packet(rule);
+                self.change_packet(name, rule);
             }
             let Some((step, ends)) = self.action(name, rule, &rule.action, depth) else { continue };
             verdicts.add_possible(&step);
@@ -254,14 +259,19 @@ impl<'a, 'p> Traversal<'a, 'p> {
     }
 
     /// Applies what `rule` does to the packet besides its verdict.
-    fn change_packet(&mut self, rule: &Rule) {
+    fn change_packet(&mut self, chain: &str, rule: &Rule) {
+        let SamplePacket { ct_mark, state: before, .. } = self.packet;
         rule.mark_writes.iter().for_each(|write| write.apply(&mut self.packet));
         let is_untracked = || {
             rule.conflict.as_ref().is_some_and(|conflict| conflict.kind == ConflictKind::Untracked)
         };
         // Conntrack has not seen the packet yet.
-        if self.packet.state == state::INVALID && is_untracked() {
+        if before == state::INVALID && is_untracked() {
             self.packet.state = state::UNTRACKED;
+        }
+        if (ct_mark, before) != (self.packet.ct_mark, self.packet.state) {
+            let rule = Some(rule.text.clone());
+            self.changed_by = Some(VerdictSource { chain: chain.to_owned(), rule });
         }
     }
 
