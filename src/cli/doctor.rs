@@ -83,7 +83,7 @@ impl Doctor {
         let other = if backend != wanted && !is_auto {
             Some((wanted, "restart ftp-alg"))
         } else if backend == Backend::Nftables && features.conntrack.supports_expectations() {
-            Some((Backend::Conntrack, "set backend = \"conntrack\" in [pinhole]"))
+            Some((Backend::Conntrack, health::SELECT_CONNTRACK))
         } else {
             None
         };

@@ -5,8 +5,8 @@ use super::check::{Check, CheckStatus};
 use crate::gateway::{
     Backend, HostSettings, Routing, RuleParameters,
     firewall::{
-        Acceptance, ConflictKind, ControlPathVerdict, DataPathVerdict, Firewall, Hook, HookVerdict,
-        IpVersion, PacketClass, interfaces,
+        Acceptance, ChainVerdict, ConflictKind, ControlPathVerdict, DataPathVerdict, Firewall,
+        Hook, HookVerdict, IpVersion, PacketClass, interfaces,
     },
 };
 
@@ -38,29 +38,37 @@ impl HostAudit<'_> {
     pub fn checks(&self) -> Vec<Check> {
         let mut checks = self.helper_checks();
         checks.extend(self.firewall_checks());
-        checks.extend(self.control_checks());
+        let paths = self.control_paths();
+        checks.extend(self.mode_checks(&paths.concat()));
+        checks.extend(paths.into_iter().flat_map(|paths| self.control_checks(&paths)));
         checks
     }
 
-    /// Whether control connections pass, and between which interfaces. One pair of interfaces that is open is enough,
-    /// because only the operator knows which pairs should be.
-    fn control_checks(&self) -> Vec<Check> {
+    /// The verdicts on control connections between this machine's interfaces, for each of its tasks: as a gateway, and
+    /// as a host.
+    fn control_paths(&self) -> Vec<Vec<ControlPathVerdict>> {
         let Routing { v4, v6, has_local_server: serves, .. } = self.host.routing;
         let own: &[Hook] = if serves { &[Hook::Input] } else { &[Hook::Input, Hook::Output] };
         let tasks = [(v4 || v6, &[Hook::Forward][..]), (serves || !(v4 || v6), own)];
         let hooks = tasks.into_iter().filter(|(is_ours, _)| *is_ours).map(|(_, hooks)| hooks);
         let interfaces = interfaces();
-        hooks.flat_map(|hooks| self.control_checks_at(hooks, &interfaces)).collect()
-    }
-
-    fn control_checks_at(&self, hooks: &[Hook], interfaces: &[String]) -> Vec<Check> {
-        let mut paths = self.firewall.control_verdicts(self.parameters, interfaces, hooks);
         let matters = |path: &ControlPathVerdict| {
             self.data_paths
                 .iter()
                 .any(|one| (one.hook, one.ip, one.is_used) == (path.hook, path.ip, true))
         };
-        paths.retain(matters);
+        hooks
+            .map(|hooks| {
+                let mut paths = self.firewall.control_verdicts(self.parameters, &interfaces, hooks);
+                paths.retain(matters);
+                paths
+            })
+            .collect()
+    }
+
+    /// Whether control connections pass, and between which interfaces. One pair of interfaces that is open is enough,
+    /// because only the operator knows which pairs should be.
+    fn control_checks(&self, paths: &[ControlPathVerdict]) -> Vec<Check> {
         let is_closed = paths.iter().all(|path| path.best_acceptance() == Acceptance::Dropped);
         let check = |path: &ControlPathVerdict| {
             let says = format!("control connections: {}", path.summary());
@@ -80,7 +88,64 @@ impl HostAudit<'_> {
             let name = format!("control {hook}");
             merge_families(&name, paths.iter().filter(|path| path.hook == *hook).map(check))
         };
-        hooks.iter().flat_map(at_hook).collect()
+        Hook::FILTERS.iter().flat_map(at_hook).collect()
+    }
+
+    /// The modes of data connections that fail between interfaces whose control connections pass, although the chains
+    /// let some data connections pass.
+    fn mode_checks(&self, paths: &[ControlPathVerdict]) -> Vec<Check> {
+        let class = PacketClass::for_data_connections(self.backend);
+        let verdicts =
+            |class| self.firewall.mode_verdicts(paths, class, self.parameters).into_iter();
+        let others = self.other_backend.map(|(other, how)| {
+            let class = PacketClass::for_data_connections(other);
+            (other, how, verdicts(class).collect::<Vec<_>>())
+        });
+        // The checks of hooks report chains that drop all data connections.
+        let known = |stop: &ChainVerdict| {
+            self.data_paths.iter().filter(|path| path.is_used).any(|path| {
+                let verdict = path.verdict_for(class);
+                verdict.is_some_and(|verdict| {
+                    verdict.dropping_chains().any(|chain| chain.location == stop.location)
+                })
+            })
+        };
+        let mut checks: Vec<Check> = Vec::new();
+        for (at, verdict) in verdicts(class).enumerate() {
+            let stops: Vec<&ChainVerdict> = verdict.dropping_chains().collect();
+            if stops.is_empty() || stops.iter().any(|stop| known(stop)) {
+                continue;
+            }
+            let name = format!("{} mode", verdict.mode);
+            let is_same = |check: &&mut Check| check.name == name;
+            let check = match checks.iter_mut().find(is_same) {
+                Some(check) => check,
+                None => {
+                    let says = "the firewall drops its data connections";
+                    checks.push(Check::problem(FIREWALL, name, "data-connections", says));
+                    let Some(check) = checks.last_mut() else { continue };
+                    check
+                }
+            };
+            let ends =
+                [&verdict.from, &verdict.to].map(|end| end.as_deref().unwrap_or("this machine"));
+            let by: Vec<String> = stops.iter().map(ToString::to_string).collect();
+            let detail = format!("{}: dropped by {}", ends.join(" -> "), by.join(" and "));
+            let remedy =
+                stops.iter().filter_map(|stop| stop.accept_command(class, self.parameters));
+            let advice =
+                stops.iter().filter_map(|stop| stop.advice_without_rule(class, self.parameters));
+            let other = others.as_ref().and_then(|(other, how, verdicts)| {
+                let passes = verdicts.get(at)?.dropping_chains().next().is_none();
+                passes.then(|| other_backend_advice(*other, how))
+            });
+            let mut added = check.clone().remedy(remedy).advice(advice).advice(other);
+            if added.details.len() < MAX_STOPS {
+                added = added.details([detail]);
+            }
+            *check = added;
+        }
+        checks
     }
 
     /// Whether data connections may pass that ftp-alg does not mark, for example those of encrypted sessions.
@@ -205,7 +270,7 @@ impl HostAudit<'_> {
     fn other_backend_advice(&self, path: &DataPathVerdict, dropped: PacketClass) -> Option<String> {
         let (other, how) = self.other_backend.filter(|_| dropped != PacketClass::Injected)?;
         let passes = path.verdict_for(PacketClass::for_data_connections(other))?.passes();
-        passes.then(|| format!("or {how}: data connections of the back end {other} pass here"))
+        passes.then(|| other_backend_advice(other, how))
     }
 
     fn path_check(
@@ -267,6 +332,10 @@ impl HostAudit<'_> {
             .advice(without_rule)
             .advice(self.other_backend_advice(path, class).filter(|_| matters))
     }
+}
+
+fn other_backend_advice(other: Backend, how: &str) -> String {
+    format!("or {how}: data connections of the back end {other} pass here")
 }
 
 /// Merges the checks of IPv4 and IPv6 into one called `name` if they have the same result.

@@ -36,7 +36,7 @@ use super::{
     snapshot::{NameRow, Problem, Status},
 };
 use crate::gateway::{
-    HostSettings, RuleParameters, Table, consumed_pinholes,
+    Backend, ConntrackAbilities, HostSettings, RuleParameters, Table, consumed_pinholes,
     firewall::{Firewall, data_path_verdicts},
 };
 
@@ -48,6 +48,8 @@ pub const TABLE_WITHOUT_DAEMON: &str = "table-without-daemon";
 pub const DAEMON_HUNG: &str = "daemon-hung";
 /// The problem that the daemon is of another version than this program.
 pub const DAEMON_VERSION: &str = "daemon-version";
+/// How to select the back end `conntrack`.
+pub const SELECT_CONNTRACK: &str = "set backend = \"conntrack\" in [pinhole]";
 const NAMES_SECTION: &str = "names";
 const NAME_PROBLEM: &str = "name";
 /// The problems that [`HostAudit`] finds.
@@ -195,7 +197,7 @@ impl Health {
     /// Audits the rules of other programs.
     pub(super) fn audit_rules(&self, firewall: &Firewall, parameters: &RuleParameters) {
         let host = HostSettings::read(parameters);
-        let audit = |firewall: &Firewall| {
+        let audit = |firewall: &Firewall, other_backend| {
             let data_paths = data_path_verdicts(firewall, host.routing, parameters);
             let audit = HostAudit {
                 parameters,
@@ -203,15 +205,18 @@ impl Health {
                 data_paths: &data_paths,
                 host,
                 backend: parameters.backend(),
-                other_backend: None,
+                other_backend,
             };
             let problems = audit.checks().iter().filter_map(Check::as_problem).collect();
             (problems, audit.unmarked_may_pass())
         };
-        let (mut problems, unmarked_may_pass): (Vec<Problem>, bool) = audit(firewall);
+        let (mut problems, unmarked_may_pass): (Vec<Problem>, bool) = audit(firewall, None);
         if !problems.is_empty() {
             // Reads the rules again, with their texts for the messages, which takes longer.
-            (problems, _) = audit(&Firewall::read());
+            let offers_conntrack = parameters.backend() == Backend::Nftables
+                && ConntrackAbilities::read().supports_expectations();
+            let other = offers_conntrack.then_some((Backend::Conntrack, SELECT_CONNTRACK));
+            (problems, _) = audit(&Firewall::read(), other);
         }
         let mut state = lock(&self.state);
         (state.audit_problems, state.unmarked_may_pass) = (problems, unmarked_may_pass);

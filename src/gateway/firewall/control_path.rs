@@ -128,17 +128,7 @@ impl Firewall {
         interfaces: &[String],
         hooks: &[Hook],
     ) -> Vec<ControlPathVerdict> {
-        let patterns = self.interface_patterns();
-        // Rules cannot distinguish some interfaces. They are evaluated once.
-        let same: HashMap<&str, &str> = interfaces
-            .iter()
-            .map(|one| {
-                let like = |other: &&String| {
-                    patterns.iter().all(|pattern| pattern.matches(one) == pattern.matches(other))
-                };
-                (one.as_str(), interfaces.iter().find(like).unwrap_or(one).as_str())
-            })
-            .collect();
+        let same = self.interchangeable(interfaces.iter().map(String::as_str).collect());
         let mut known = HashMap::new();
         let cases = hooks.iter().flat_map(|hook| IpVersion::BOTH.map(|ip| (*hook, ip)));
         cases
@@ -210,6 +200,21 @@ impl Firewall {
         };
         let decided_by = chains.iter().min_by_key(rank).cloned();
         (worst, decided_by)
+    }
+
+    /// For each interface the first one that rules cannot distinguish from it. Such interfaces are evaluated once.
+    pub(super) fn interchangeable<'n>(
+        &self,
+        interfaces: Vec<&'n str>,
+    ) -> HashMap<&'n str, &'n str> {
+        let patterns = self.interface_patterns();
+        let first_like = |one: &'n str| {
+            let like = |other: &&&str| {
+                patterns.iter().all(|pattern| pattern.matches(one) == pattern.matches(other))
+            };
+            (one, interfaces.iter().find(like).copied().unwrap_or(one))
+        };
+        interfaces.iter().map(|one| first_like(one)).collect()
     }
 
     /// All interface patterns in the rules.

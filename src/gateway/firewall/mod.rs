@@ -11,6 +11,7 @@
 mod control_conflicts;
 mod control_path;
 mod data_connection;
+mod data_modes;
 mod data_path;
 mod expressions;
 mod marks;
@@ -33,6 +34,7 @@ use std::{
 
 pub use control_path::{Acceptance, ControlPathVerdict, InterfacePairVerdict};
 use data_connection::{ChainStep, DataConnection, FORWARDED, RECEIVED, SENT};
+pub use data_modes::{DataMode, ModeVerdict};
 pub use data_path::{AcceptedData, DataPathVerdict, accepted_data, data_path_verdicts};
 pub use marks::MarkChange;
 use model::{ChangedMarkBits, FieldValue, SamplePacket, Table};

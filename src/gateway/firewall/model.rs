@@ -329,6 +329,20 @@ pub(super) struct DestinationNat {
 }
 
 impl Rule {
+    /// A rule without any effect.
+    pub(super) fn new(text: String) -> Self {
+        Self {
+            conditions: Vec::new(),
+            action: RuleVerdict::Continue,
+            destination_nat: None,
+            source_ports: None,
+            conflict: None,
+            changed_mark_bits: 0,
+            mark_writes: Vec::new(),
+            text,
+        }
+    }
+
     pub(super) fn applies(&self, packet: &SamplePacket<'_>) -> Certainty {
         all_hold(&self.conditions, packet)
     }
@@ -389,13 +403,14 @@ pub enum TableFamily {
     Ip,
     Ip6,
     Inet,
+    Netdev,
 }
 
 impl TableFamily {
     pub(super) fn sees(self, ip: IpVersion) -> bool {
         matches!(
             (self, ip),
-            (Self::Inet, _) | (Self::Ip, IpVersion::V4) | (Self::Ip6, IpVersion::V6)
+            (Self::Inet | Self::Netdev, _) | (Self::Ip, IpVersion::V4) | (Self::Ip6, IpVersion::V6)
         )
     }
 }

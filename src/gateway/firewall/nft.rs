@@ -3,7 +3,10 @@
 //! The output differs between versions of nft. So an unknown statement is no error: it becomes a condition that may
 //! or may not hold.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    mem,
+};
 
 use serde::Deserialize;
 use serde_json::{Deserializer, Map, Value as Json};
@@ -15,8 +18,9 @@ use super::{
         reads_interface, unchanged_bits,
     },
     model::{
-        BaseChain, ChangedMarkBits, Condition, DestinationNat, Field, MarkWrite, Origin, Ranges,
-        Rule, RuleVerdict, Table, TableFamily,
+        BaseChain, Chain, ChangedMarkBits, Condition, DestinationNat, Field, Hook,
+        InterfaceDirection, InterfacePattern, MarkWrite, Origin, Ranges, Rule, RuleVerdict, Table,
+        TableFamily,
     },
 };
 use crate::gateway::rules::TABLE as OURS;
@@ -53,6 +57,7 @@ pub(super) fn parse(json: &str, listing: &str) -> Result<Ruleset, serde_json::Er
             reader.read_rule(rule);
         }
     }
+    reader.limit_ingress_policies();
     Ok(Ruleset {
         tables: reader.tables.into_values().filter(|table| !table.chains.is_empty()).collect(),
         conflicts: reader.conflicts,
@@ -65,6 +70,8 @@ struct NftReader<'a> {
     tables: BTreeMap<TableKey, Table>,
     /// The elements of named sets and maps.
     sets: HashMap<(TableKey, &'a str), &'a Json>,
+    /// The devices of chains at ingress. Each of their rules has this condition.
+    devices: HashMap<(TableKey, &'a str), Condition>,
     /// The helper objects of type `ftp`.
     helpers: Vec<(TableKey, &'a str)>,
     /// Cache of named sets as ranges, because sets may be large and many rules may use one.
@@ -95,6 +102,9 @@ impl<'a> NftReader<'a> {
             "chain" => {
                 if let (Some(table), Some(name)) = (self.tables.get_mut(&key), name) {
                     table.chains.entry(name.to_owned()).or_default().base = base_chain(object);
+                    if text(object, "hook") == Some("ingress") {
+                        self.devices.insert((key, name), devices(object));
+                    }
                 }
             }
             "set" | "map" => {
@@ -130,16 +140,8 @@ impl<'a> NftReader<'a> {
                 Some(handle) => format!("rule with handle {handle}"),
                 None => "a rule".to_owned(),
             });
-        let mut rule = Rule {
-            conditions: Vec::new(),
-            action: RuleVerdict::Continue,
-            destination_nat: None,
-            source_ports: None,
-            conflict: None,
-            changed_mark_bits: 0,
-            mark_writes: Vec::new(),
-            text,
-        };
+        let mut rule = Rule::new(text);
+        rule.conditions.extend(self.devices.get(&(key.clone(), chain)).cloned());
         for statement in statements {
             let Some((kind, content)) = statement.as_object().and_then(|one| one.iter().next())
             else {
@@ -185,6 +187,19 @@ impl<'a> NftReader<'a> {
         }
         if let Some(table) = self.tables.get_mut(&key) {
             table.chains.entry(chain.to_owned()).or_default().rules.push(rule);
+        }
+    }
+
+    /// Turns a dropping policy at ingress into a rule for the devices of its chain.
+    fn limit_ingress_policies(&mut self) {
+        for ((table, name), device) in &self.devices {
+            let chain = self.tables.get_mut(table).and_then(|table| table.chains.get_mut(*name));
+            if let Some(Chain { base: Some(base), rules }) = chain
+                && mem::take(&mut base.policy_drops)
+            {
+                let (conditions, action) = (vec![device.clone()], RuleVerdict::Drop);
+                rules.push(Rule { conditions, action, ..Rule::new("policy drop".to_owned()) });
+            }
         }
     }
 
@@ -407,12 +422,29 @@ fn contains_name(value: &Json, name: &str) -> bool {
 }
 
 fn base_chain(chain: &Object) -> Option<BaseChain> {
+    let priority = chain.get("prio").and_then(Json::as_i64).unwrap_or(0) as i32;
+    let (hook, priority) = match text(chain, "hook")? {
+        // The packets of its devices reach it before all chains at prerouting.
+        "ingress" => (Hook::Prerouting, priority.saturating_add(i32::MIN / 2)),
+        hook => (hook.parse().ok()?, priority),
+    };
     Some(BaseChain {
-        hook: text(chain, "hook")?.parse().ok()?,
-        priority: chain.get("prio").and_then(Json::as_i64).unwrap_or(0) as i32,
+        hook,
+        priority,
         is_nat: text(chain, "type") == Some("nat"),
         policy_drops: text(chain, "policy") == Some("drop"),
     })
+}
+
+/// The condition that a packet arrives on a device of this chain at ingress.
+fn devices(chain: &Object) -> Condition {
+    let names: Vec<&str> = match chain.get("dev") {
+        Some(Json::Array(names)) => names.iter().filter_map(Json::as_str).collect(),
+        name => name.and_then(Json::as_str).into_iter().collect(),
+    };
+    let device =
+        |name| Condition::interface(InterfaceDirection::Input, InterfacePattern::new(name, '*'));
+    Condition::Any(names.into_iter().map(device).collect())
 }
 
 /// What a `mangle` statement writes into a mark.

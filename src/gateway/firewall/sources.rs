@@ -15,8 +15,12 @@ use crate::gateway::{
 };
 
 /// The address families whose chains see control or data connections.
-const FAMILIES: [(i32, &str); 3] =
-    [(libc::NFPROTO_IPV4, "ip"), (libc::NFPROTO_IPV6, "ip6"), (libc::NFPROTO_INET, "inet")];
+const FAMILIES: [(i32, &str); 4] = [
+    (libc::NFPROTO_IPV4, "ip"),
+    (libc::NFPROTO_IPV6, "ip6"),
+    (libc::NFPROTO_INET, "inet"),
+    (libc::NFPROTO_NETDEV, "netdev"),
+];
 
 /// Reads the loaded rules, with the texts of nftables rules if `texts` is set. Errors go to
 /// [`Firewall::read_errors`].
