@@ -9,7 +9,9 @@ use std::{
 
 use crate::gateway::{
     self, Backend, ClaimedPorts, Commits, GatewayError, Routing, RuleParameters,
-    firewall::{Firewall, MarkChange, RulesetReader, accepted_data, data_path_verdicts},
+    firewall::{
+        Firewall, MarkChange, RulesetReader, accepted_data, data_path_verdicts, exact_mark_chain,
+    },
 };
 
 /// How long the start waits for them. FTP works before large sets of rules are read.
@@ -54,9 +56,28 @@ impl OperatorRules {
     }
 
     /// The rule that overwrites the packet marks of every connection, if there is one. The fast path needs those marks.
-    pub(super) fn mark_change(&self, parameters: &RuleParameters) -> Option<MarkChange> {
+    fn mark_change(&self, parameters: &RuleParameters) -> Option<MarkChange> {
         let changes = self.read.as_ref().ok()?.packet_mark_changes(parameters);
         changes.into_iter().find(|change| change.is_unconditional)
+    }
+
+    /// Why data connections of the fast path would not pass: a rule overwrites its packet marks, or the rules accept only
+    /// the exact ct mark of other data connections.
+    pub(super) fn fast_path_obstacle(&self, parameters: &RuleParameters) -> Option<String> {
+        if let Some(rule) = self.mark_change(parameters) {
+            return Some(format!(
+                "{rule} overwrites the fast path's packet marks: give that rule a mask"
+            ));
+        }
+        let routing = Routing::read(parameters.control_ports());
+        let paths = data_path_verdicts(self.read.as_ref().ok()?, routing, parameters);
+        let chain = exact_mark_chain(&paths)?;
+        let data = parameters.data_mark();
+        Some(format!(
+            "{} accepts only the exact ct mark {data:#x}: match the bit, as in `ct mark & {data:#x} != 0` or `--mark \
+             {data:#x}/{data:#x}`",
+            chain.location
+        ))
     }
 
     /// The reader of later changes, with the ports of these rules claimed.

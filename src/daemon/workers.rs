@@ -171,21 +171,23 @@ pub(super) fn start(
     }
     let have_waited = !is_new_table && workers.table.as_ref().is_some_and(Table::holds_packets);
     workers.heartbeat = Some(HeartbeatRenewer::start(&commits, &workers.shared, have_waited)?);
-    let mark_change = rules.mark_change(&parameters);
+    let obstacle = rules.fast_path_obstacle(&parameters);
+    let has_fast_path = config.queue.fast_path == FastPath::Auto
+        && workers.shared.fast_path.is_ok()
+        && why_off.is_none()
+        && obstacle.is_none();
     let rules_reader = rules.reader(&claimed, &commits)?;
     if !port_sets.is_empty() {
         workers.update_policy(config);
     }
-    let is_configured = config.restricts_ports();
-    workers.start_rules_reader(rules_reader, rules, is_configured, &parameters, events)?;
-    match (&workers.shared.fast_path, mark_change) {
+    let facts = (config.restricts_ports(), has_fast_path);
+    workers.start_rules_reader(rules_reader, rules, facts, &parameters, events)?;
+    match (&workers.shared.fast_path, obstacle) {
         _ if config.queue.fast_path == FastPath::Off => {}
         (Ok(_), _) if why_off.is_some() => {
             log_fast_path_off(why_off.unwrap_or_default());
         }
-        (Ok(reader), Some(rule)) => {
-            let why =
-                format!("{rule} overwrites the fast path's packet marks: give that rule a mask");
+        (Ok(reader), Some(why)) => {
             log_fast_path_off(&why);
             reader.turn_off(why, &parameters, &workers.shared, &mut make_kernel()?)?;
         }
@@ -287,11 +289,12 @@ impl Workers {
     }
 
     /// Starts the thread that reads the operator's rules when they change, and updates the daemon's health.
+    /// `is_configured` says whether the configuration restricts ports.
     fn start_rules_reader(
         &mut self,
         mut reader: RulesetReader,
         rules: OperatorRules,
-        is_configured: bool,
+        (is_configured, has_fast_path): (bool, bool),
         parameters: &RuleParameters,
         events: &Sender<DaemonEvent>,
     ) -> Result<(), ServiceError> {
@@ -305,7 +308,7 @@ impl Workers {
                         operator_rules::log_port_sets(&lock(&shared.port_sets), &parameters);
                         let _ = changes.send(DaemonEvent::PolicyChanged);
                     }
-                    shared.health.audit_rules(&rules, &parameters);
+                    shared.health.audit_rules(&rules, has_fast_path, &parameters);
                 }
                 shared.update_health(Instant::now(), &parameters);
                 thread::park_timeout(RULES_INTERVAL);

@@ -1,6 +1,6 @@
 //! Evaluates whether the firewall accepts the packets that a back end needs, at each hook.
 
-use super::{Firewall, Hook, HookVerdict, IpVersion, PacketClass};
+use super::{ChainVerdict, Firewall, Hook, HookVerdict, IpVersion, PacketClass};
 use crate::gateway::{Routing, RuleParameters};
 
 /// The verdicts on data connections and injected packets at one hook with one IP version.
@@ -17,6 +17,8 @@ pub struct DataPathVerdict {
     has_addresses: bool,
     /// The verdict on data connections with our ct mark.
     pub mark: HookVerdict,
+    /// The verdict on data connections that the fast path admits. They have another of our bits, too.
+    pub fast_path: HookVerdict,
     /// The verdict on data connections that conntrack expects.
     pub related: HookVerdict,
     /// The verdict on packets that `ftp-alg` injects; at output and postrouting only.
@@ -58,6 +60,14 @@ pub enum AcceptedData {
     Related,
     /// None.
     Nothing,
+}
+
+/// The chain that drops data connections of the fast path, and accepts others by their exact ct mark; `None` if there
+/// is none.
+pub fn exact_mark_chain(paths: &[DataPathVerdict]) -> Option<&ChainVerdict> {
+    // The fast path has no connections of IPv6.
+    let used = paths.iter().filter(|path| path.is_used && path.ip == IpVersion::V4);
+    used.filter(|path| path.mark.passes()).find_map(|path| path.fast_path.dropping_chains().next())
 }
 
 /// Which data connections `firewall` accepts; `None` if not all of its rules could be read.
@@ -110,6 +120,7 @@ pub fn data_path_verdicts(
                 is_used,
                 has_addresses,
                 mark: verdict(PacketClass::MarkedData),
+                fast_path: firewall.fast_path_verdict(hook, ip, parameters),
                 related: verdict(PacketClass::RelatedData),
                 injected: sends.then(|| verdict(PacketClass::Injected)),
             }
@@ -171,6 +182,31 @@ mod tests {
         ] {
             assert_eq!(accepted(rules, ip6), expected, "{rules:?} {ip6}");
         }
+    }
+
+    #[test]
+    fn a_rule_that_accepts_the_exact_mark_drops_connections_of_the_fast_path() {
+        let stop = |rule: &str| {
+            let text = format!(
+                "*filter\n:FORWARD DROP [0:0]\n\
+                 -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n{rule}\nCOMMIT\n"
+            );
+            let mut firewall = Firewall::default();
+            firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, &text);
+            let paths = data_path_verdicts(&firewall, GATEWAY, &RuleParameters::default());
+            let pass = |passes: fn(&DataPathVerdict) -> bool| {
+                paths.iter().filter(|path| path.is_used).all(passes)
+            };
+            let others = [pass(|path| path.mark.passes()), pass(|path| path.related.passes())];
+            (others, exact_mark_chain(&paths).map(ToString::to_string))
+        };
+        let exact = MARK.replace("/0x40000000", "");
+        let chain = "the policy of iptables-legacy filter FORWARD".to_owned();
+        assert_eq!(stop(&exact), ([true, true], Some(chain)));
+        assert_eq!(stop(MARK), ([true, true], None));
+        assert_eq!(stop(&MARK.replace("/0x40000000", "/0x50000000")), ([true, true], None));
+        // The problem of other data connections is another one.
+        assert_eq!(stop("").1, None);
     }
 
     #[test]
