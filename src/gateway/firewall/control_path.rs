@@ -10,7 +10,7 @@ use super::{
     model::{Condition, Hook, InterfacePattern, IpVersion, RuleVerdict},
     sample_packets::SampleConnection,
 };
-use crate::gateway::RuleParameters;
+use crate::gateway::{RuleParameters, claimed_ports::PortClaim};
 
 /// How many pairs of interfaces a summary names for each verdict.
 const MAX_NAMED: usize = 4;
@@ -121,7 +121,7 @@ fn pair_names(pairs: &[&InterfacePairVerdict]) -> String {
 impl Firewall {
     /// The verdicts on control connections between `interfaces`, at each of `hooks` and with both IP versions.
     ///
-    /// With several control ports, the best verdict counts.
+    /// With several control ports, or servers that are published with another port, the best verdict counts.
     pub fn control_verdicts(
         &self,
         parameters: &RuleParameters,
@@ -129,6 +129,7 @@ impl Firewall {
         hooks: &[Hook],
     ) -> Vec<ControlPathVerdict> {
         let same = self.interchangeable(interfaces.iter().map(String::as_str).collect());
+        let ports = self.control_ports(parameters);
         let mut known = HashMap::new();
         let cases = hooks.iter().flat_map(|hook| IpVersion::BOTH.map(|ip| (*hook, ip)));
         cases
@@ -138,11 +139,10 @@ impl Firewall {
                     let key = (hook, ip, alike(&from), alike(&to));
                     let (acceptance, decided_by) = known.entry(key).or_insert_with(|| {
                         let (_, _, from, to) = key;
-                        let ports = parameters.control_ports().iter();
-                        let verdicts = ports.map(|&port| {
+                        let verdicts = ports.iter().map(|&(port, real_port)| {
                             let (from, to) = (Some(from.unwrap_or("")), Some(to.unwrap_or("")));
                             self.connection_verdict(
-                                SampleConnection { hook, ip, port, from, to },
+                                SampleConnection { hook, ip, port, real_port, from, to },
                                 parameters,
                             )
                         });
@@ -177,7 +177,28 @@ impl Firewall {
             Hook::Output => (Some(""), interface),
             _ => (interface, Some("")),
         };
-        self.connection_verdict(SampleConnection { hook, ip, port, from, to }, parameters)
+        self.connection_verdict(
+            SampleConnection { hook, ip, port, real_port: port, from, to },
+            parameters,
+        )
+    }
+
+    /// The control ports, each with the port that the server has: the same one, or that of a server which is published
+    /// with the control port.
+    fn control_ports(&self, parameters: &RuleParameters) -> Vec<(u16, u16)> {
+        let claims = self.translated_ports().into_claims();
+        let ports = parameters.control_ports().iter().flat_map(|&port| {
+            let has_port = move |claim: &&PortClaim| {
+                claim.ports.iter().any(|(first, last)| (*first..=*last).contains(&port))
+            };
+            let targets = claims.iter().filter(has_port).filter_map(|claim| claim.target_ports);
+            let single = targets.filter(|(first, last)| first == last).map(|(first, _)| first);
+            [port].into_iter().chain(single).map(move |real| (port, real))
+        });
+        let mut ports: Vec<(u16, u16)> = ports.collect();
+        ports.sort_unstable();
+        ports.dedup();
+        ports
     }
 
     /// The verdict on a connection that `ftp-alg` does not inspect, and the chain that decides.
@@ -423,6 +444,36 @@ mod tests {
         let verdicts =
             firewall.control_verdicts(&parameters.unwrap(), &interfaces, &[Hook::Forward]);
         assert_eq!(verdicts[0].best_acceptance(), Acceptance::Accepted);
+    }
+
+    #[test]
+    fn a_server_that_is_published_with_a_control_port_has_its_own_port_at_forward() {
+        let summary = |nat: &str, more: &[(&str, &str)]| {
+            let filter = "-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n\
+                          -A FORWARD -i wan0 -p tcp -m tcp --dport 2121 -j ACCEPT\n";
+            let mut firewall = iptables(filter);
+            for (table, rules) in [("nat", nat)].iter().chain(more) {
+                let text = format!("*{table}\n:PREROUTING ACCEPT\n{rules}\nCOMMIT\n");
+                firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, &text);
+            }
+            summary(&firewall, Hook::Forward, &["lan0", "wan0"])
+        };
+        let published =
+            "-A PREROUTING -p tcp -m tcp --dport 21 -j DNAT --to-destination 10.0.0.5:2121";
+        let accepted = "accepted wan0 -> lan0; all others: dropped";
+        assert_eq!(summary(published, &[]), accepted);
+        for other in ["", &published.replace(":2121", ""), &published.replace("21 -j", "80 -j")] {
+            assert_eq!(summary(other, &[]), "dropped between all interfaces", "{other}");
+        }
+        // Before NAT, rules see the port that clients use.
+        for (table, port, expected) in [
+            ("raw", 21, "dropped between all interfaces"),
+            ("raw", 2121, accepted),
+            ("mangle", 21, "dropped between all interfaces"),
+        ] {
+            let drop = format!("-A PREROUTING -p tcp -m tcp --dport {port} -j DROP");
+            assert_eq!(summary(published, &[(table, &drop)]), expected, "{table} {port}");
+        }
     }
 
     #[test]

@@ -327,7 +327,9 @@ impl Firewall {
         let chains = tables
             .flat_map(|table| base_chains(table).map(move |(name, base)| (table, name, base)));
         hook_verdict(chains.filter_map(|(table, name, base)| {
-            let here = packets.iter().filter(|packet| packet.hook == base.hook);
+            let here = packets
+                .iter()
+                .filter(|packet| packet.hook == base.hook && packet.place.includes(base.priority));
             let verdicts =
                 here.map(|packet| traversal::evaluate(table, name, base, &mut { *packet }));
             let verdict = verdicts.reduce(PacketVerdict::and)?;

@@ -471,7 +471,31 @@ pub(super) struct SamplePacket<'a> {
     pub(super) destination_port: FieldValue,
     pub(super) tcp_flags: FieldValue,
     pub(super) ftp_helper: FieldValue,
+    /// The chains at the hook that see the packet like this.
+    pub(super) place: Place,
 }
+
+/// The chains at a hook that see a packet with one destination port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Everywhere,
+    BeforeNat,
+    AfterNat,
+}
+
+impl Place {
+    /// Whether this includes the chains with `priority` at prerouting.
+    pub(super) fn includes(self, priority: i32) -> bool {
+        match self {
+            Self::Everywhere => true,
+            Self::BeforeNat => priority <= DESTINATION_NAT_PRIORITY,
+            Self::AfterNat => priority > DESTINATION_NAT_PRIORITY,
+        }
+    }
+}
+
+/// The priority of destination NAT at prerouting (NF_IP_PRI_NAT_DST).
+const DESTINATION_NAT_PRIORITY: i32 = -100;
 
 impl SamplePacket<'_> {
     fn value(&self, field: Field) -> FieldValue {

@@ -3,7 +3,7 @@
 //! There are three kinds: packets of data connections that `ftp-alg` admits ([`super::data_connection`]), packets that
 //! `ftp-alg` injects, and packets of connections without its marks, such as control connections.
 
-use super::model::{ChangedMarkBits, FieldValue, Hook, IpVersion, SamplePacket, state};
+use super::model::{ChangedMarkBits, FieldValue, Hook, IpVersion, Place, SamplePacket, state};
 use crate::gateway::{Backend, RuleParameters};
 
 /// The ephemeral ports of Linux and of other systems have this range in common.
@@ -60,6 +60,7 @@ pub(super) fn first_packet(hook: Hook, ip: IpVersion) -> SamplePacket<'static> {
         destination_port: any_port,
         tcp_flags: FieldValue::Bits { bits: SYN, known: COMPARED },
         ftp_helper: FieldValue::Absent,
+        place: Place::Everywhere,
     }
 }
 
@@ -104,8 +105,10 @@ pub(super) struct SampleConnection<'a> {
     /// The hook of the first packet.
     pub(super) hook: Hook,
     pub(super) ip: IpVersion,
-    /// The destination port.
+    /// The destination port that the initiator uses.
     pub(super) port: u16,
+    /// The destination port after destination NAT.
+    pub(super) real_port: u16,
     /// The interface towards the initiator: `None` if unknown, empty if this machine is the initiator.
     pub(super) from: Option<&'a str>,
     /// The interface towards the target: `None` if unknown, empty if this machine is the target.
@@ -119,7 +122,7 @@ impl<'a> SampleConnection<'a> {
         parameters: &RuleParameters,
         changes: ChangedMarkBits,
     ) -> Vec<SamplePacket<'a>> {
-        let Self { hook, ip, port, from, to } = *self;
+        let Self { hook, ip, port, real_port, from, to } = *self;
         let (data, mask) = (parameters.data_mark(), parameters.mask());
         let first = SamplePacket {
             input: from,
@@ -128,7 +131,7 @@ impl<'a> SampleConnection<'a> {
             // Rules of others may restore packet marks, but never the one of the packets that we inject.
             mark: FieldValue::Bits { bits: 0, known: !changes.mark | mask },
             source_port: EPHEMERAL,
-            destination_port: FieldValue::exactly(port.into()),
+            destination_port: FieldValue::exactly(real_port.into()),
             ..first_packet(hook, ip)
         };
         let later = SamplePacket {
@@ -154,7 +157,19 @@ impl<'a> SampleConnection<'a> {
         };
         let early = |packet: SamplePacket<'a>| {
             let arrives = packet.hook != Hook::Output;
-            arrives.then_some(SamplePacket { hook: Hook::Prerouting, output: Some(""), ..packet })
+            let packet = SamplePacket { hook: Hook::Prerouting, output: Some(""), ..packet };
+            // Replies have the real port until they leave.
+            let is_translated = port != real_port && packet.direction == FieldValue::exactly(0);
+            let before = SamplePacket {
+                destination_port: FieldValue::exactly(port.into()),
+                place: Place::BeforeNat,
+                ..packet
+            };
+            let packets = match is_translated {
+                true => vec![before, SamplePacket { place: Place::AfterNat, ..packet }],
+                false => vec![packet],
+            };
+            packets.into_iter().filter(move |_| arrives)
         };
         let late = |packet: SamplePacket<'a>| {
             let departs = packet.hook != Hook::Input;
@@ -165,7 +180,6 @@ impl<'a> SampleConnection<'a> {
             })
         };
         let each = [first, later, reply].into_iter();
-        each.flat_map(|packet| early(packet).into_iter().chain([packet]).chain(late(packet)))
-            .collect()
+        each.flat_map(|packet| early(packet).chain([packet]).chain(late(packet))).collect()
     }
 }

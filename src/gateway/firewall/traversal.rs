@@ -388,6 +388,7 @@ mod tests {
             hook: Hook::Forward,
             ip: IpVersion::V4,
             port: 21,
+            real_port: 21,
             from: None,
             to: None,
         };
