@@ -41,7 +41,10 @@ pub(super) fn needed_rules(
     for verdict in verdicts {
         for class in [PacketClass::for_data_connections(backend), PacketClass::Injected] {
             let Some(hook_verdict) = verdict.verdict_for(class) else { continue };
-            for chain in hook_verdict.chains.iter().filter(|_| verdict.is_used_by(class)) {
+            let is_needed = |chain: &&ChainVerdict| {
+                verdict.is_used_by(class) && !verdict.is_restricted_by(chain)
+            };
+            for chain in hook_verdict.chains.iter().filter(is_needed) {
                 let exists = needs.iter().any(|n| n.location == chain.location && n.class == class);
                 if !exists && let Some(need) = needed_rule(verdict, chain, class, parameters) {
                     needs.push(need);

@@ -6,7 +6,7 @@ use crate::gateway::{
     Backend, HostSettings, Routing, RuleParameters,
     firewall::{
         Acceptance, ChainVerdict, ConflictKind, ControlPathVerdict, DataPathVerdict, Firewall,
-        Hook, HookVerdict, IpVersion, PacketClass, exact_mark_chain, interfaces,
+        Hook, HookVerdict, IpVersion, PacketClass, exact_mark_chain, interfaces, links,
     },
 };
 
@@ -97,8 +97,9 @@ impl HostAudit<'_> {
     /// let some data connections pass.
     fn mode_checks(&self, paths: &[ControlPathVerdict]) -> Vec<Check> {
         let class = PacketClass::for_data_connections(self.backend);
+        let links = links();
         let verdicts =
-            |class| self.firewall.mode_verdicts(paths, class, self.parameters).into_iter();
+            |class| self.firewall.mode_verdicts(paths, class, &links, self.parameters).into_iter();
         let others = self.other_backend.map(|(other, how)| {
             let class = PacketClass::for_data_connections(other);
             (other, how, verdicts(class).collect::<Vec<_>>())
@@ -108,14 +109,17 @@ impl HostAudit<'_> {
             self.data_paths.iter().filter(|path| path.is_used).any(|path| {
                 let verdict = path.verdict_for(class);
                 verdict.is_some_and(|verdict| {
-                    verdict.dropping_chains().any(|chain| chain.location == stop.location)
+                    let mut chains = verdict.dropping_chains();
+                    chains.any(|chain| {
+                        chain.location == stop.location && !path.is_restricted_by(chain)
+                    })
                 })
             })
         };
         let mut checks: Vec<Check> = Vec::new();
         for (at, verdict) in verdicts(class).enumerate() {
-            let stops: Vec<&ChainVerdict> = verdict.dropping_chains().collect();
-            if stops.is_empty() || stops.iter().any(|stop| known(stop)) {
+            let stops = &verdict.dropping_chains;
+            if stops.is_empty() || stops.iter().any(known) {
                 continue;
             }
             let name = format!("{} mode", verdict.mode);
@@ -138,7 +142,7 @@ impl HostAudit<'_> {
             let advice =
                 stops.iter().filter_map(|stop| stop.advice_without_rule(class, self.parameters));
             let other = others.as_ref().and_then(|(other, how, verdicts)| {
-                let passes = verdicts.get(at)?.dropping_chains().next().is_none();
+                let passes = verdicts.get(at)?.dropping_chains.is_empty();
                 passes.then(|| other_backend_advice(*other, how))
             });
             let mut added = check.clone().remedy(remedy).advice(advice).advice(other);
@@ -152,8 +156,7 @@ impl HostAudit<'_> {
 
     /// Whether data connections may pass that ftp-alg does not mark, for example those of encrypted sessions.
     pub(super) fn unmarked_may_pass(&self) -> bool {
-        let mut paths = self.data_paths.iter().filter(|path| path.is_used);
-        paths.all(|path| self.firewall.may_accept_unmarked(path.hook, path.ip, self.parameters))
+        self.data_paths.iter().filter(|path| path.is_used).all(DataPathVerdict::may_pass_unmarked)
     }
 
     fn helper_checks(&self) -> Vec<Check> {
@@ -313,7 +316,7 @@ impl HostAudit<'_> {
             };
             return Check::ok(FIREWALL, "", says).details(exceptions(true, "drops"));
         }
-        // Without acknowledgements FTP works, only slower. The problem is reported where the audit has always looked.
+        // Without acknowledgements FTP works, only slower. A drop at output is a problem, and one at postrouting a note.
         let is_delay = class == PacketClass::Injected && !path.hook.is_filter();
         let matters = path.is_used_by(class) && !is_delay;
         let stops: Vec<String> = verdict.dropping_chains().map(ToString::to_string).collect();
@@ -326,7 +329,14 @@ impl HostAudit<'_> {
                 _ => "; this does not matter unless an FTP server or client runs here",
             };
         }
-        let advice = verdict.dropping_chains().filter_map(|stop| {
+        if matters && verdict.dropping_chains().all(|stop| path.is_restricted_by(stop)) {
+            let says = format!("some {what} pass; others are dropped by {}", stops.join(" and "));
+            return Check::ok(FIREWALL, "", says).details(exceptions(false, "accepts"));
+        }
+        let curable = verdict
+            .dropping_chains()
+            .filter(|stop| stop.accept_command(class, self.parameters).is_some());
+        let advice = curable.filter_map(|stop| {
             Some(stop.location.manager?.persistence_advice(&stop.location, class, self.parameters))
         });
         let without_rule = verdict

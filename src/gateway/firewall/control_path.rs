@@ -261,7 +261,10 @@ fn collect_patterns<'a>(condition: &'a Condition, patterns: &mut Vec<&'a Interfa
         Condition::Any(conditions) | Condition::All(conditions) => {
             conditions.iter().for_each(|one| collect_patterns(one, patterns));
         }
-        Condition::Compare(_) | Condition::Interface { .. } | Condition::Unknown => {}
+        Condition::Compare(_)
+        | Condition::Interface { .. }
+        | Condition::Address { .. }
+        | Condition::Unknown => {}
     }
 }
 

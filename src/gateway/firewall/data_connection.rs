@@ -10,6 +10,7 @@ use std::ptr;
 use super::{
     ChainVerdict, Firewall, HidingRule, PacketClass, VerdictSource,
     model::{BaseChain, ChangedMarkBits, FieldValue, Hook, IpVersion, SamplePacket, Table, state},
+    networks::Links,
     remedy,
     sample_packets::{ACK, SYN, first_packet},
     traversal::{self, PacketVerdict, base_chains},
@@ -35,6 +36,8 @@ pub(super) struct DataConnection<'a> {
     /// The interface towards the target: `None` if unknown, empty if this machine is the target.
     pub(super) to: Option<&'a str>,
     pub(super) source_port: FieldValue,
+    /// The networks at this machine's interfaces, if known.
+    pub(super) links: Option<&'a Links>,
 }
 
 /// The priority of conntrack (NF_IP_PRI_CONNTRACK). No packet has a connection before.
@@ -89,6 +92,7 @@ impl<'a> DataConnection<'a> {
             ct_mark: FieldValue::Bits { bits: 0, known: !changes.ct_mark },
             mark: FieldValue::Bits { bits: 0, known: !changes.mark },
             source_port: self.source_port,
+            links: self.links,
             // `min-data-port` may be lower, but rules with low ports are meant for services.
             destination_port: FieldValue::Within(1024, u16::MAX.into()),
             ..first_packet(Hook::Prerouting, self.ip)
@@ -202,8 +206,16 @@ pub(super) struct ChainStep<'a> {
 impl ChainStep<'_> {
     pub(super) fn into_chain_verdict(self) -> ChainVerdict {
         let location = remedy::chain_location(self.table, self.name, self.base);
-        let PacketVerdict { passes, decided_by, exceptions, .. } = self.verdict;
-        ChainVerdict { location, passes, decided_by, exceptions, hidden_by: self.hidden_by }
+        let PacketVerdict { passes, decided_by, exceptions, accepted_by_address, .. } =
+            self.verdict;
+        ChainVerdict {
+            location,
+            passes,
+            decided_by,
+            exceptions,
+            accepted_by_address,
+            hidden_by: self.hidden_by,
+        }
     }
 }
 

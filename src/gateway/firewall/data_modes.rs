@@ -5,8 +5,10 @@
 use std::collections::HashMap;
 
 use super::{
-    Acceptance, ChainVerdict, ControlPathVerdict, Firewall, HookVerdict, IpVersion, PacketClass,
+    Acceptance, ChainVerdict, ControlPathVerdict, Firewall, HookVerdict, IpVersion, Links,
+    PacketClass,
     data_connection::{DataConnection, FORWARDED, RECEIVED, SENT},
+    data_path::accepts_some_admitted,
     hook_verdict,
     model::FieldValue,
     sample_packets::EPHEMERAL,
@@ -36,15 +38,8 @@ pub struct ModeVerdict {
     pub from: Option<String>,
     /// The target's interface; `None` if this machine is the target.
     pub to: Option<String>,
-    /// The verdict at all hooks.
-    pub verdict: HookVerdict,
-}
-
-impl ModeVerdict {
-    /// The chains that drop all connections of this mode.
-    pub fn dropping_chains(&self) -> impl Iterator<Item = &ChainVerdict> {
-        self.verdict.dropping_chains().filter(|chain| chain.exceptions.is_empty())
-    }
+    /// The chains that drop all connections of this mode, except those that other rules accept as well.
+    pub dropping_chains: Vec<ChainVerdict>,
 }
 
 impl Firewall {
@@ -54,10 +49,15 @@ impl Firewall {
         &self,
         paths: &[ControlPathVerdict],
         class: PacketClass,
+        links: &Links,
         parameters: &RuleParameters,
     ) -> Vec<ModeVerdict> {
-        let pairs = paths.iter().flat_map(|path| path.pairs.iter().map(move |pair| (path, pair)));
-        let pairs = pairs.filter(|(_, pair)| pair.acceptance != Acceptance::Dropped);
+        // An accept rule for some addresses may be for anything, so pairs that are open count first.
+        let pairs = paths.iter().flat_map(|path| {
+            let best = path.best_acceptance();
+            let pairs = path.pairs.iter().filter(move |pair| pair.acceptance == best);
+            pairs.filter(move |_| best != Acceptance::Dropped).map(move |pair| (path, pair))
+        });
         let names = pairs.clone().flat_map(|(_, pair)| pair.from.iter().chain(&pair.to));
         let same = self.interchangeable(names.map(String::as_str).collect());
         let alike = |name: &Option<String>| match name {
@@ -73,31 +73,37 @@ impl Firewall {
                     DataMode::Active => (&pair.to, &pair.from),
                 };
                 let key = (path.ip, mode, alike(from), alike(to));
-                let verdict = known.entry(key).or_insert_with(|| {
-                    let (ip, mode, from, to) = key;
-                    self.mode_verdict(class, ip, mode, from, to, parameters)
+                let dropping_chains = known.entry(key).or_insert_with(|| {
+                    let verdict = |class, admitted| {
+                        let (ip, mode, from, to) = key;
+                        let ends = (from, to, links);
+                        self.mode_verdict((class, admitted), ip, mode, ends, parameters)
+                    };
+                    let unmarked = verdict(PacketClass::MarkedData, 0);
+                    let mut chains = verdict(class, parameters.data_mark()).chains;
+                    chains.retain(|one| !one.passes && !accepts_some_admitted(one, &unmarked));
+                    chains
                 });
                 verdicts.push(ModeVerdict {
                     mode,
                     ip: path.ip,
                     from: from.clone(),
                     to: to.clone(),
-                    verdict: verdict.clone(),
+                    dropping_chains: dropping_chains.clone(),
                 });
             }
         }
         verdicts
     }
 
-    /// What the firewall does with data connections of a mode. The name of an interface is empty if this machine is the
+    /// What the firewall does with data connections of a mode that get the ct mark bits `admitted`. The name of an interface is empty if this machine is the
     /// end there.
     fn mode_verdict(
         &self,
-        class: PacketClass,
+        (class, admitted): (PacketClass, u32),
         ip: IpVersion,
         mode: DataMode,
-        from: &str,
-        to: &str,
+        (from, to, links): (&str, &str, &Links),
         parameters: &RuleParameters,
     ) -> HookVerdict {
         let source_port = match mode {
@@ -105,10 +111,15 @@ impl Firewall {
             // Some servers use port 20, and some do not.
             DataMode::Active => FieldValue::Within(0, u16::MAX.into()),
         };
-        let admitted = parameters.data_mark();
-        let (from_end, to_end) = (Some(from), Some(to));
-        let connection =
-            DataConnection { ip, class, admitted, from: from_end, to: to_end, source_port };
+        let connection = DataConnection {
+            ip,
+            class,
+            admitted,
+            from: Some(from),
+            to: Some(to),
+            source_port,
+            links: Some(links),
+        };
         let (there, back) = match (from, to) {
             ("", _) => (SENT, RECEIVED),
             (_, "") => (RECEIVED, SENT),
@@ -139,6 +150,14 @@ mod tests {
         firewall
     }
 
+    /// Clients are in 192.168.1.0/24, and servers behind `wan`.
+    fn links() -> Links {
+        let mut links = Links::default();
+        links.add("lan", "192.168.1.1/24".parse().unwrap());
+        links.add("wan", "198.51.100.1/24".parse().unwrap());
+        links
+    }
+
     /// The modes that are dropped at `hook`, each with the chain that drops it.
     fn dropped_modes(
         firewall: &Firewall,
@@ -150,9 +169,9 @@ mod tests {
         let interfaces: Vec<String> = interfaces.iter().map(|one| (*one).to_owned()).collect();
         let mut paths = firewall.control_verdicts(&parameters, &interfaces, &[hook]);
         paths.retain(|path| path.ip == IpVersion::V4);
-        let verdicts = firewall.mode_verdicts(&paths, class, &parameters).into_iter();
+        let verdicts = firewall.mode_verdicts(&paths, class, &links(), &parameters).into_iter();
         let dropped = verdicts.filter_map(|one| {
-            let chain = one.dropping_chains().next()?.location.to_string();
+            let chain = one.dropping_chains.first()?.location.to_string();
             Some((one.mode, chain))
         });
         dropped.collect()
@@ -247,6 +266,30 @@ mod tests {
     }
 
     #[test]
+    fn an_accept_rule_for_some_hosts_is_for_their_modes() {
+        let dropped = |hosts: &[&str]| {
+            let rules: String = hosts
+                .iter()
+                .map(|host| MARK.replace("FORWARD", &format!("FORWARD {host}")))
+                .collect();
+            let others = "-A FORWARD -s 10.0.0.0/8 -j ACCEPT\n";
+            let filter = format!(":FORWARD DROP\n{ESTABLISHED}{others}{rules}{CONTROL}");
+            let [marked, _] = dropped(&[("filter", &filter)]);
+            marked
+        };
+        let (both, passive) = (vec![DataMode::Passive, DataMode::Active], vec![DataMode::Passive]);
+        assert_eq!(dropped(&[]), both);
+        assert_eq!(dropped(&["-s 192.168.1.80/32", "-s 198.51.100.90/32"]), []);
+        assert_eq!(dropped(&["-s 192.168.1.80/32", "-d 192.168.1.80/32"]), []);
+        assert_eq!(dropped(&["-s 203.0.113.0/24"]), []);
+        assert_eq!(dropped(&["-s 192.168.1.0/24"]), [DataMode::Active]);
+        assert_eq!(dropped(&["-d 192.168.1.0/24"]), passive);
+        assert_eq!(dropped(&["! -s 192.168.1.0/24"]), []);
+        // A limit is no restriction by addresses.
+        assert_eq!(dropped(&["-s 192.168.1.80/32 -m limit --limit 2/min"]), both);
+    }
+
+    #[test]
     fn high_ports_without_connection_tracking_stop_passive_mode() {
         let raw = ":PREROUTING ACCEPT\n\
                    -A PREROUTING -p tcp -m tcp --sport 1024:65535 --dport 1024:65535 -j CT --notrack";
@@ -285,6 +328,20 @@ mod tests {
         };
         assert_eq!(dropped(&["lan", "wan"]), [(DataMode::Active, "netdev n i".to_owned())]);
         assert_eq!(dropped(&["lan", "dmz"]), []);
+        // nft 1.0.6 names the device only in its listing.
+        let without = json.replace(r#""dev": "wan", "#, "");
+        for (device, expected) in
+            [("device \"wan\"", 1), ("devices = { \"x\", \"wan\" }", 1), ("device \"x\"", 0)]
+        {
+            let listing = format!(
+                "table netdev n {{\n\tchain i {{ # handle 1\n\t\ttype filter hook ingress {device} \
+                 priority 0; policy accept;\n\t}}\n}}\n"
+            );
+            let firewall = Firewall::from_nft(&without, &listing).unwrap();
+            let dropped =
+                dropped_modes(&firewall, &["lan", "wan"], Hook::Forward, PacketClass::MarkedData);
+            assert_eq!(dropped.len(), expected, "{device}");
+        }
         let policy = json.replace(r#""policy": "accept""#, r#""policy": "drop""#);
         let firewall =
             Firewall::from_nft(&policy.replace(r#"{"drop": null}"#, r#"{"accept": null}"#), "");

@@ -21,6 +21,8 @@ pub struct DataPathVerdict {
     pub fast_path: HookVerdict,
     /// The verdict on data connections that conntrack expects.
     pub related: HookVerdict,
+    /// The verdict on data connections that nobody admits.
+    pub unmarked: HookVerdict,
     /// The verdict on packets that `ftp-alg` injects; at output and postrouting only.
     pub injected: Option<HookVerdict>,
 }
@@ -41,6 +43,17 @@ impl DataPathVerdict {
         })
     }
 
+    /// Whether data connections may pass that nobody admits.
+    pub fn may_pass_unmarked(&self) -> bool {
+        self.unmarked.chains.iter().all(|chain| chain.passes || !chain.exceptions.is_empty())
+    }
+
+    /// Whether `chain` drops data connections, except some that a rule accepts because they were admitted. Such a rule
+    /// names the addresses of those that may use FTP, so their data connections are not a problem.
+    pub fn is_restricted_by(&self, chain: &ChainVerdict) -> bool {
+        accepts_some_admitted(chain, &self.unmarked)
+    }
+
     /// The verdict on packets of this class; `None` if the class does not occur at this hook.
     pub fn verdict_for(&self, class: PacketClass) -> Option<&HookVerdict> {
         match class {
@@ -49,6 +62,14 @@ impl DataPathVerdict {
             PacketClass::Injected => self.injected.as_ref(),
         }
     }
+}
+
+/// Whether a rule of a dropping chain accepts data connections with some addresses, and only admitted ones. `unmarked` is
+/// the verdict on others.
+pub(super) fn accepts_some_admitted(chain: &ChainVerdict, unmarked: &HookVerdict) -> bool {
+    let other = unmarked.chains.iter().find(|other| other.location == chain.location);
+    let is_for_all = |rule| other.is_some_and(|other| other.exceptions.contains(rule));
+    !chain.passes && chain.accepted_by_address.iter().any(|rule| !is_for_all(rule))
 }
 
 /// Which data connections a firewall accepts.
@@ -122,6 +143,7 @@ pub fn data_path_verdicts(
                 mark: verdict(PacketClass::MarkedData),
                 fast_path: firewall.fast_path_verdict(hook, ip, parameters),
                 related: verdict(PacketClass::RelatedData),
+                unmarked: firewall.data_verdict(hook, ip, PacketClass::MarkedData, 0, parameters),
                 injected: sends.then(|| verdict(PacketClass::Injected)),
             }
         })

@@ -1,10 +1,13 @@
 //! Reads the expressions in nft's JSON and the comparisons with them (libnftables-json(5)).
 
+use std::sync::Arc;
+
 use serde_json::Value as Json;
 
-use super::model::{
-    Condition, Field, InterfaceDirection, InterfacePattern, MarkTarget, MarkWrite, Ranges,
-    WrittenMark, state,
+use super::{
+    mark_writes::{MarkTarget, MarkWrite, WrittenMark},
+    model::{AddressSide, Condition, Field, InterfaceDirection, InterfacePattern, Ranges, state},
+    networks::Network,
 };
 
 /// Which interface an expression reads, by name or by index.
@@ -76,6 +79,36 @@ pub(super) fn field(expression: &Json) -> Option<(Field, u32)> {
         _ => return None,
     };
     Some((field, u32::MAX))
+}
+
+/// Which address an expression reads.
+pub(super) fn address_side(expression: &Json) -> Option<AddressSide> {
+    let payload = expression.get("payload")?;
+    let part = |name: &str| payload.get(name).and_then(Json::as_str);
+    match (part("protocol")?, part("field")?) {
+        ("ip" | "ip6", "saddr") => Some(AddressSide::Source),
+        ("ip" | "ip6", "daddr") => Some(AddressSide::Destination),
+        _ => None,
+    }
+}
+
+/// The networks that an address is compared with: one, or a set.
+pub(super) fn networks(right: &Json) -> Option<Arc<[Network]>> {
+    match right.as_array().or_else(|| right.get("set")?.as_array()) {
+        Some(elements) => elements.iter().map(network).collect(),
+        None => Some([network(right)?].into()),
+    }
+}
+
+fn network(value: &Json) -> Option<Network> {
+    if let Some(element) = value.get("elem") {
+        return network(element.get("val")?);
+    }
+    if let Some(prefix) = value.get("prefix") {
+        let address = prefix.get("addr")?.as_str()?.parse().ok()?;
+        return Network::new(address, u8::try_from(number(prefix.get("len")?)?).ok()?);
+    }
+    value.as_str()?.parse().ok()
 }
 
 /// The condition that `expression` implies: nft reads a header field only from packets with this header.

@@ -14,8 +14,10 @@ mod data_connection;
 mod data_modes;
 mod data_path;
 mod expressions;
+mod mark_writes;
 mod marks;
 mod model;
+mod networks;
 mod nft;
 mod remedy;
 mod ruleset_reader;
@@ -41,11 +43,12 @@ pub use data_path::{
 pub use marks::MarkChange;
 use model::{ChangedMarkBits, FieldValue, SamplePacket, Table};
 pub use model::{Hook, IpVersion, Origin, TableFamily};
+pub use networks::Links;
 pub use remedy::{RulesetManager, condition};
 pub use ruleset_reader::RulesetReader;
 pub use sample_packets::PacketClass;
 use sample_packets::injected_packet;
-pub use sources::interfaces;
+pub use sources::{interfaces, links};
 pub use translated_ports::TranslatedPorts;
 pub use traversal::VerdictSource;
 use traversal::{PacketVerdict, base_chains};
@@ -126,6 +129,8 @@ pub struct ChainVerdict {
     pub decided_by: VerdictSource,
     /// Rules that decide otherwise for some packets, by addresses or interfaces that are not known here.
     pub exceptions: Vec<VerdictSource>,
+    /// Rules that accept some of the packets, and for which only their addresses are not known.
+    pub accepted_by_address: Vec<VerdictSource>,
     /// The rule before this chain because of which no rule here can recognise the packets.
     pub hidden_by: Option<HidingRule>,
 }
@@ -310,8 +315,15 @@ impl Firewall {
         parameters: &RuleParameters,
     ) -> HookVerdict {
         let any_port = FieldValue::Within(0, u16::MAX.into());
-        let connection =
-            DataConnection { ip, class, admitted, from: None, to: None, source_port: any_port };
+        let connection = DataConnection {
+            ip,
+            class,
+            admitted,
+            from: None,
+            to: None,
+            source_port: any_port,
+            links: None,
+        };
         let hooks = match hook {
             Hook::Input => RECEIVED,
             Hook::Output => SENT,
@@ -335,17 +347,6 @@ impl Firewall {
             let verdict = verdicts.reduce(PacketVerdict::and)?;
             Some(ChainStep { table, name, base, verdict, hidden_by: None })
         }))
-    }
-
-    /// Whether the rules may accept a data connection without our ct mark at `hook`.
-    pub fn may_accept_unmarked(
-        &self,
-        hook: Hook,
-        ip: IpVersion,
-        parameters: &RuleParameters,
-    ) -> bool {
-        let verdict = self.data_verdict(hook, ip, PacketClass::MarkedData, 0, parameters);
-        verdict.chains.iter().all(|chain| chain.passes || !chain.exceptions.is_empty())
     }
 
     /// The commands that make dropping chains of `verdict` accept packets of `class`: one for each chain in which a rule

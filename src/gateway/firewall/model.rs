@@ -10,7 +10,11 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use strum::{Display, EnumString, IntoStaticStr};
 
-use super::ConflictingRule;
+use super::{
+    ConflictingRule,
+    mark_writes::{MarkTarget, MarkWrite, WrittenMark},
+    networks::{Links, Network},
+};
 pub use crate::gateway::ip_version::IpVersion;
 
 /// The bits of `ct state`, as nftables numbers them.
@@ -128,6 +132,13 @@ pub(super) enum InterfaceDirection {
     Output,
 }
 
+/// Which of a packet's two addresses a condition is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AddressSide {
+    Source,
+    Destination,
+}
+
 /// The name of an interface, or the common start of several names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct InterfacePattern {
@@ -172,6 +183,12 @@ pub(super) enum Condition {
         pattern: InterfacePattern,
         negated: bool,
     },
+    /// One of the packet's addresses is in one of these networks.
+    Address {
+        side: AddressSide,
+        networks: Arc<[Network]>,
+        negated: bool,
+    },
     /// Holds if one of these holds.
     Any(Vec<Condition>),
     /// Holds if all of these hold.
@@ -204,6 +221,9 @@ impl Condition {
             Self::Interface { side, pattern, negated } => {
                 Self::Interface { side, pattern, negated: negated != negate }
             }
+            Self::Address { side, networks, negated } => {
+                Self::Address { side, networks, negated: negated != negate }
+            }
             Self::Any(conditions) if negate => {
                 Self::All(conditions.into_iter().map(|one| one.negated_if(true)).collect())
             }
@@ -223,6 +243,19 @@ impl Condition {
                     InterfaceDirection::Output => packet.output,
                 };
                 pattern.holds(interface).negated_if(*negated)
+            }
+            Self::Address { side, networks, negated } => {
+                let interface = match side {
+                    AddressSide::Source => packet.input,
+                    AddressSide::Destination => packet.output,
+                };
+                let Some((links, interface)) = packet.links.zip(interface) else {
+                    return Certainty::Maybe;
+                };
+                match networks.iter().all(|network| links.are_elsewhere(network, interface)) {
+                    true => Certainty::No.negated_if(*negated),
+                    false => Certainty::Maybe,
+                }
             }
             Self::All(conditions) => all_hold(conditions, packet),
             Self::Any(conditions) => {
@@ -271,54 +304,6 @@ pub(super) struct Rule {
     pub(super) text: String,
 }
 
-/// A write into a mark.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct MarkWrite {
-    pub(super) target: MarkTarget,
-    /// The bits that may change.
-    pub(super) bits: u32,
-    pub(super) value: WrittenMark,
-}
-
-/// The mark that a rule writes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum MarkTarget {
-    CtMark,
-    PacketMark,
-}
-
-/// What a rule writes into a mark.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum WrittenMark {
-    Constant(u32),
-    /// The same bits of the other mark.
-    OtherMark,
-    Unknown,
-}
-
-impl MarkWrite {
-    /// Writes into the mark of `packet`.
-    pub(super) fn apply(self, packet: &mut SamplePacket<'_>) {
-        let SamplePacket { ct_mark, mark, .. } = packet;
-        let (target, other) = match self.target {
-            MarkTarget::CtMark => (ct_mark, mark),
-            MarkTarget::PacketMark => (mark, ct_mark),
-        };
-        let (bits, known) = match (self.value, *other) {
-            (WrittenMark::Constant(bits), _) => (bits, u32::MAX),
-            (WrittenMark::OtherMark, FieldValue::Bits { bits, known }) => (bits, known),
-            (WrittenMark::OtherMark | WrittenMark::Unknown, _) => (0, 0),
-        };
-        // A packet without a connection has no ct mark.
-        if let FieldValue::Bits { bits: old, known: old_known } = *target {
-            *target = FieldValue::Bits {
-                bits: old & !self.bits | bits & self.bits,
-                known: old_known & !self.bits | known & self.bits,
-            };
-        }
-    }
-}
-
 /// A destination translation.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct DestinationNat {
@@ -345,6 +330,14 @@ impl Rule {
 
     pub(super) fn applies(&self, packet: &SamplePacket<'_>) -> Certainty {
         all_hold(&self.conditions, packet)
+    }
+
+    /// Whether the rule applies to packets with some addresses, and nothing else about them is unknown.
+    pub(super) fn depends_on_addresses(&self, packet: &SamplePacket<'_>) -> bool {
+        self.conditions.iter().all(|condition| {
+            let is_known = condition.holds(packet) == Certainty::Yes;
+            is_known || matches!(condition, Condition::Address { .. })
+        })
     }
 }
 
@@ -473,6 +466,8 @@ pub(super) struct SamplePacket<'a> {
     pub(super) ftp_helper: FieldValue,
     /// The chains at the hook that see the packet like this.
     pub(super) place: Place,
+    /// The networks at this machine's interfaces, if known.
+    pub(super) links: Option<&'a Links>,
 }
 
 /// The chains at a hook that see a packet with one destination port.
@@ -498,6 +493,27 @@ impl Place {
 const DESTINATION_NAT_PRIORITY: i32 = -100;
 
 impl SamplePacket<'_> {
+    /// Applies what a rule writes into a mark.
+    pub(super) fn write_mark(&mut self, write: MarkWrite) {
+        let Self { ct_mark, mark, .. } = self;
+        let (target, other) = match write.target {
+            MarkTarget::CtMark => (ct_mark, mark),
+            MarkTarget::PacketMark => (mark, ct_mark),
+        };
+        let (bits, known) = match (write.value, *other) {
+            (WrittenMark::Constant(bits), _) => (bits, u32::MAX),
+            (WrittenMark::OtherMark, FieldValue::Bits { bits, known }) => (bits, known),
+            (WrittenMark::OtherMark | WrittenMark::Unknown, _) => (0, 0),
+        };
+        // A packet without a connection has no ct mark.
+        if let FieldValue::Bits { bits: old, known: old_known } = *target {
+            *target = FieldValue::Bits {
+                bits: old & !write.bits | bits & write.bits,
+                known: old_known & !write.bits | known & write.bits,
+            };
+        }
+    }
+
     fn value(&self, field: Field) -> FieldValue {
         match field {
             Field::Family => FieldValue::exactly(if self.ip == IpVersion::V4 { 4 } else { 6 }),

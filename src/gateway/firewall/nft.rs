@@ -14,12 +14,13 @@ use serde_json::{Deserializer, Map, Value as Json};
 use super::{
     ConflictKind, ConflictingRule, Ruleset,
     expressions::{
-        equals, field, implied_condition, is_set, mark_write, number, range, ranges,
-        reads_interface, unchanged_bits,
+        address_side, equals, field, implied_condition, is_set, mark_write, networks, number,
+        range, ranges, reads_interface, unchanged_bits,
     },
+    mark_writes::MarkWrite,
     model::{
         BaseChain, Chain, ChangedMarkBits, Condition, DestinationNat, Field, Hook,
-        InterfaceDirection, InterfacePattern, MarkWrite, Origin, Ranges, Rule, RuleVerdict, Table,
+        InterfaceDirection, InterfacePattern, Origin, Ranges, Rule, RuleVerdict, Table,
         TableFamily,
     },
 };
@@ -38,14 +39,16 @@ struct Document {
 
 /// Parses the JSON output of any number of commands. Our own table is left out.
 ///
-/// `listing` is the output of `nft --handle` for the same tables. It is used only for the texts of rules.
+/// `listing` is the output of `nft --handle` for the same tables. It is used for the texts of rules, and for the devices of
+/// chains at ingress.
 pub(super) fn parse(json: &str, listing: &str) -> Result<Ruleset, serde_json::Error> {
     let mut objects = Vec::new();
     for document in Deserializer::from_str(json).into_iter() {
         let Document { nftables } = document?;
         objects.extend(nftables);
     }
-    let mut reader = NftReader { texts: rule_texts(listing), ..NftReader::default() };
+    let (texts, listed) = (rule_texts(listing), listed_devices(listing));
+    let mut reader = NftReader { texts, listed, ..NftReader::default() };
     // Rules refer to sets and helpers, which may be listed after them.
     for (kind, object) in objects.iter().flat_map(|object| object.iter()) {
         if let Some(object) = object.as_object() {
@@ -72,6 +75,8 @@ struct NftReader<'a> {
     sets: HashMap<(TableKey, &'a str), &'a Json>,
     /// The devices of chains at ingress. Each of their rules has this condition.
     devices: HashMap<(TableKey, &'a str), Condition>,
+    /// The devices of these chains in the listing.
+    listed: HashMap<(TableKey, &'a str), Vec<&'a str>>,
     /// The helper objects of type `ftp`.
     helpers: Vec<(TableKey, &'a str)>,
     /// Cache of named sets as ranges, because sets may be large and many rules may use one.
@@ -103,7 +108,13 @@ impl<'a> NftReader<'a> {
                 if let (Some(table), Some(name)) = (self.tables.get_mut(&key), name) {
                     table.chains.entry(name.to_owned()).or_default().base = base_chain(object);
                     if text(object, "hook") == Some("ingress") {
-                        self.devices.insert((key, name), devices(object));
+                        let condition =
+                            match (device_names(object), self.listed.get(&(key.clone(), name))) {
+                                (names, _) if !names.is_empty() => on_devices(names),
+                                (_, Some(names)) => on_devices(names.clone()),
+                                _ => Condition::Unknown,
+                            };
+                        self.devices.insert((key, name), condition);
                     }
                 }
             }
@@ -231,6 +242,19 @@ impl<'a> NftReader<'a> {
         let op = content.get("op").and_then(Json::as_str).unwrap_or("==");
         if reads_interface(left) {
             return self.interfaces(key, left, right, op);
+        }
+        if let Some(side) = address_side(left) {
+            let negate = match op {
+                "==" | "in" => false,
+                "!=" => true,
+                _ => return None,
+            };
+            let right = match right.as_str().and_then(|name| name.strip_prefix('@')) {
+                Some(name) => self.sets.get(&(key.clone(), name)).copied()?,
+                None => right,
+            };
+            let condition = Condition::Address { side, networks: networks(right)?, negated: false };
+            return Some(condition.negated_if(negate));
         }
         let (field, mask) = field(left)?;
         let ranges = match right.as_str().and_then(|name| name.strip_prefix('@')) {
@@ -436,15 +460,46 @@ fn base_chain(chain: &Object) -> Option<BaseChain> {
     })
 }
 
-/// The condition that a packet arrives on a device of this chain at ingress.
-fn devices(chain: &Object) -> Condition {
-    let names: Vec<&str> = match chain.get("dev") {
+/// The devices of a chain at ingress.
+fn device_names(chain: &Object) -> Vec<&str> {
+    match chain.get("dev") {
         Some(Json::Array(names)) => names.iter().filter_map(Json::as_str).collect(),
         name => name.and_then(Json::as_str).into_iter().collect(),
-    };
+    }
+}
+
+/// The condition that a packet arrives on one of the devices.
+fn on_devices(names: Vec<&str>) -> Condition {
     let device =
         |name| Condition::interface(InterfaceDirection::Input, InterfacePattern::new(name, '*'));
     Condition::Any(names.into_iter().map(device).collect())
+}
+
+/// The devices of chains at ingress, from the listing: nft 1.0.6 leaves them out in JSON.
+fn listed_devices(listing: &str) -> HashMap<(TableKey, &str), Vec<&str>> {
+    let mut found = HashMap::new();
+    let (mut table, mut chain) = (None, "");
+    for line in listing.lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("table") => {
+                let family = words.next().and_then(|word| word.parse().ok());
+                table = family.zip(words.next().map(str::to_owned));
+            }
+            Some("chain") => chain = words.next().unwrap_or_default(),
+            Some("type") => {
+                let devices = line.split_once(" hook ingress device");
+                if let (Some(table), Some((_, devices))) = (&table, devices) {
+                    // `"a"`, or `s = { "a", "b" }`.
+                    let end = devices.find(" priority ").unwrap_or(devices.len());
+                    let names = devices[..end].split('"').skip(1).step_by(2).collect();
+                    found.insert((table.clone(), chain), names);
+                }
+            }
+            _ => {}
+        }
+    }
+    found
 }
 
 /// What a `mangle` statement writes into a mark.

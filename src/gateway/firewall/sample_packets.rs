@@ -61,6 +61,7 @@ pub(super) fn first_packet(hook: Hook, ip: IpVersion) -> SamplePacket<'static> {
         tcp_flags: FieldValue::Bits { bits: SYN, known: COMPARED },
         ftp_helper: FieldValue::Absent,
         place: Place::Everywhere,
+        links: None,
     }
 }
 

@@ -51,6 +51,8 @@ pub(super) struct PacketVerdict {
     pub(super) decided_by: VerdictSource,
     /// Rules that decide otherwise for some packets, by conditions that cannot be decided here.
     pub(super) exceptions: Vec<VerdictSource>,
+    /// Rules that accept some of the packets, and for which only their addresses are not known.
+    pub(super) accepted_by_address: Vec<VerdictSource>,
     /// The last rule that changed the ct mark, or took the packet out of connection tracking.
     pub(super) changed_by: Option<VerdictSource>,
 }
@@ -62,6 +64,9 @@ impl PacketVerdict {
             (true, false) => return next,
             (false, true) => return self,
             _ => {}
+        }
+        if next.accepted_by_address.is_empty() {
+            self.accepted_by_address.clear();
         }
         for reason in next.exceptions {
             if !self.exceptions.contains(&reason) {
@@ -94,7 +99,13 @@ pub(super) fn evaluate(
     }
     let (passes, decided_by) = verdicts.default.unwrap_or((accepts, policy));
     let exceptions = if passes { verdicts.drops } else { verdicts.accepts };
-    PacketVerdict { passes, decided_by, exceptions, changed_by: traversal.changed_by }
+    PacketVerdict {
+        passes,
+        decided_by,
+        exceptions,
+        accepted_by_address: verdicts.accepts_by_address,
+        changed_by: traversal.changed_by,
+    }
 }
 
 /// The conflicts of all rules that `packet` may reach from base chain `name`.
@@ -132,6 +143,8 @@ pub(super) fn marking_rules<'a>(
 struct PossibleVerdicts {
     accepts: Vec<VerdictSource>,
     drops: Vec<VerdictSource>,
+    /// Those of `accepts` for which only addresses are not known.
+    accepts_by_address: Vec<VerdictSource>,
     /// Whether the packet may return to the calling chain.
     may_return: bool,
     /// The default verdict: whether the packet passes, and what decides it. `None` means that the packet returns to
@@ -146,14 +159,20 @@ impl PossibleVerdicts {
 
     fn ending(passes: bool, reason: VerdictSource) -> Self {
         let mut verdicts = Self { default: Some((passes, reason.clone())), ..Self::default() };
+        if passes {
+            verdicts.accepts_by_address.push(reason.clone());
+        }
         if passes { &mut verdicts.accepts } else { &mut verdicts.drops }.push(reason);
         verdicts
     }
 
     /// Adds the accepting and dropping rules of `other`.
     fn add_possible(&mut self, other: &Self) {
-        for (mine, theirs) in [(&mut self.accepts, &other.accepts), (&mut self.drops, &other.drops)]
-        {
+        for (mine, theirs) in [
+            (&mut self.accepts, &other.accepts),
+            (&mut self.drops, &other.drops),
+            (&mut self.accepts_by_address, &other.accepts_by_address),
+        ] {
             for reason in theirs {
                 if mine.len() < MAX_NAMED && !mine.contains(reason) {
                     mine.push(reason.clone());
@@ -242,7 +261,12 @@ impl<'a, 'p> Traversal<'a, 'p> {
             if self.by_default {
                 self.change_packet(name, rule);
             }
-            let Some((step, ends)) = self.action(name, rule, &rule.action, depth) else { continue };
+            let by_address = applies == Certainty::Yes || rule.depends_on_addresses(&self.packet);
+            let action = self.action(name, rule, &rule.action, depth);
+            let Some((mut step, ends)) = action else { continue };
+            if !by_address {
+                step.accepts_by_address.clear();
+            }
             verdicts.add_possible(&step);
             // After a jump the chain continues when the target returns. After `return` or `goto` it does not.
             verdicts.may_return |= ends && step.may_return;
@@ -261,12 +285,10 @@ impl<'a, 'p> Traversal<'a, 'p> {
     /// Applies what `rule` does to the packet besides its verdict.
     fn change_packet(&mut self, chain: &str, rule: &Rule) {
         let SamplePacket { ct_mark, state: before, .. } = self.packet;
-        rule.mark_writes.iter().for_each(|write| write.apply(&mut self.packet));
-        let is_untracked = || {
-            rule.conflict.as_ref().is_some_and(|conflict| conflict.kind == ConflictKind::Untracked)
-        };
+        rule.mark_writes.iter().for_each(|write| self.packet.write_mark(*write));
+        let conflict = rule.conflict.as_ref().map(|conflict| conflict.kind);
         // Conntrack has not seen the packet yet.
-        if before == state::INVALID && is_untracked() {
+        if before == state::INVALID && conflict == Some(ConflictKind::Untracked) {
             self.packet.state = state::UNTRACKED;
         }
         if (ct_mark, before) != (self.packet.ct_mark, self.packet.state) {
@@ -331,7 +353,8 @@ impl<'a, 'p> Traversal<'a, 'p> {
                 // The keys of a map exclude each other, so no other element can match.
                 return step;
             }
-            if let Some((step, _)) = step {
+            if let Some((mut step, _)) = step {
+                step.accepts_by_address.clear();
                 verdicts.add_possible(&step);
             }
         }

@@ -7,10 +7,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     ConflictKind, ConflictingRule, Ruleset,
+    mark_writes::{MarkTarget, MarkWrite, WrittenMark},
     model::{
-        BaseChain, Chain, Condition, DestinationNat, Field, Hook, InterfaceDirection,
-        InterfacePattern, IpVersion, MarkTarget, MarkWrite, Origin, Ranges, Rule, RuleVerdict,
-        Table, TableFamily, WrittenMark, state,
+        AddressSide, BaseChain, Chain, Condition, DestinationNat, Field, Hook, InterfaceDirection,
+        InterfacePattern, IpVersion, Origin, Ranges, Rule, RuleVerdict, Table, TableFamily, state,
     },
 };
 
@@ -339,6 +339,8 @@ fn condition(extension: &str, option: &str, values: &[&str]) -> Option<Condition
             InterfaceDirection::Output,
             InterfacePattern::new(value, '+'),
         )),
+        (_, "-s" | "--source") => address(AddressSide::Source, value),
+        (_, "-d" | "--destination") => address(AddressSide::Destination, value),
         ("conntrack" | "state", "--ctstate" | "--state") => Some(states(value)),
         ("conntrack", "--ctdir") => {
             let direction = u32::from(value != "ORIGINAL");
@@ -379,6 +381,10 @@ fn condition(extension: &str, option: &str, values: &[&str]) -> Option<Condition
         ])),
         _ => None,
     }
+}
+
+fn address(side: AddressSide, network: &str) -> Option<Condition> {
+    Some(Condition::Address { side, networks: [network.parse().ok()?].into(), negated: false })
 }
 
 /// Parses a list of states, such as `RELATED,ESTABLISHED`: the condition that one of them holds. States that are not

@@ -81,12 +81,7 @@ impl Engine {
 
     /// Reports packets from elsewhere, once for each session.
     #[cold]
-    pub(super) fn report_elsewhere(
-        &mut self,
-        index: u32,
-        what: EventKind,
-        effects: &mut Effects,
-    ) {
+    pub(super) fn report_elsewhere(&mut self, index: u32, what: EventKind, effects: &mut Effects) {
         if let Some(Entry { session, control }) = self.sessions.table.get_mut(index)
             && session.interfaces.report_once()
         {

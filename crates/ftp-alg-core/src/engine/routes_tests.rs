@@ -223,10 +223,9 @@ fn a_flood_asks_the_kernel_once_a_second() {
         talk.now += Duration::from_secs(1);
     }
     let (events, _) = talk.gateway.take_events();
-    let is_report = |event: &&Event| matches!(
-        event.kind,
-        EventKind::FromElsewhere(_) | EventKind::RouteMissing(_)
-    );
+    let is_report = |event: &&Event| {
+        matches!(event.kind, EventKind::FromElsewhere(_) | EventKind::RouteMissing(_))
+    };
     assert_eq!(events.iter().filter(is_report).count(), 1);
 }
 
