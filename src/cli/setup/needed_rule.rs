@@ -2,10 +2,10 @@
 
 use super::file_edits::{AcceptRule, MARKER};
 use crate::gateway::{
-    Backend, RuleParameters,
+    RuleParameters,
     firewall::{
-        ChainLocation, ChainVerdict, DataPathVerdict, Firewall, Hook, IpVersion, Origin,
-        PacketClass, condition,
+        ChainLocation, ChainVerdict, DataPathVerdict, Firewall, Hook, IpVersion, ModeVerdict,
+        Origin, PacketClass, condition,
     },
 };
 
@@ -30,16 +30,17 @@ pub(super) struct NeededRule {
     pub(super) rule: AcceptRule,
 }
 
-/// The rules for all chains that drop the packets `backend` needs, and for those that accept them by a rule of ours.
+/// The rules for all chains that drop data connections of the class `data`, or packets that ftp-alg sends, and for those that accept them by a rule of ours.
 /// Hooks that this machine does not use are ignored.
 pub(super) fn needed_rules(
     verdicts: &[DataPathVerdict],
-    backend: Backend,
+    modes: &[ModeVerdict],
+    data: PacketClass,
     parameters: &RuleParameters,
 ) -> Vec<NeededRule> {
     let mut needs: Vec<NeededRule> = Vec::new();
     for verdict in verdicts {
-        for class in [PacketClass::for_data_connections(backend), PacketClass::Injected] {
+        for class in [data, PacketClass::Injected] {
             let Some(hook_verdict) = verdict.verdict_for(class) else { continue };
             let is_needed = |chain: &&ChainVerdict| {
                 verdict.is_used_by(class) && !verdict.is_restricted_by(chain)
@@ -51,6 +52,16 @@ pub(super) fn needed_rules(
                 }
             }
         }
+    }
+    for (mode, chain) in modes.iter().flat_map(|m| m.dropping_chains.iter().map(move |c| (m, c))) {
+        let hook = (chain.location.hook, mode.ip);
+        let verdict = verdicts.iter().find(|verdict| (verdict.hook, verdict.ip) == hook);
+        let exists = needs.iter().any(|n| n.location == chain.location && n.class == data);
+        needs.extend(
+            verdict
+                .filter(|_| !exists)
+                .and_then(|verdict| needed_rule(verdict, chain, data, parameters)),
+        );
     }
     needs
 }

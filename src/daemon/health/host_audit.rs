@@ -3,10 +3,10 @@
 
 use super::check::{Check, CheckStatus};
 use crate::gateway::{
-    Backend, HostSettings, Routing, RuleParameters,
+    Backend, HostSettings, RuleParameters,
     firewall::{
         Acceptance, ChainVerdict, ConflictKind, ControlPathVerdict, DataPathVerdict, Firewall,
-        Hook, HookVerdict, IpVersion, PacketClass, exact_mark_chain, interfaces, links,
+        Hook, HookVerdict, IpVersion, PacketClass, exact_mark_chain, links,
     },
 };
 
@@ -40,32 +40,11 @@ impl HostAudit<'_> {
     pub fn checks(&self) -> Vec<Check> {
         let mut checks = self.helper_checks();
         checks.extend(self.firewall_checks());
-        let paths = self.control_paths();
+        let Self { parameters, data_paths, host, .. } = *self;
+        let paths = self.firewall.control_paths(host.routing, data_paths, parameters);
         checks.extend(self.mode_checks(&paths.concat()));
         checks.extend(paths.into_iter().flat_map(|paths| self.control_checks(&paths)));
         checks
-    }
-
-    /// The verdicts on control connections between this machine's interfaces, for each of its tasks: as a gateway, and
-    /// as a host.
-    fn control_paths(&self) -> Vec<Vec<ControlPathVerdict>> {
-        let Routing { v4, v6, has_local_server: serves, .. } = self.host.routing;
-        let own: &[Hook] = if serves { &[Hook::Input] } else { &[Hook::Input, Hook::Output] };
-        let tasks = [(v4 || v6, &[Hook::Forward][..]), (serves || !(v4 || v6), own)];
-        let hooks = tasks.into_iter().filter(|(is_ours, _)| *is_ours).map(|(_, hooks)| hooks);
-        let interfaces = interfaces();
-        let matters = |path: &ControlPathVerdict| {
-            self.data_paths
-                .iter()
-                .any(|one| (one.hook, one.ip, one.is_used) == (path.hook, path.ip, true))
-        };
-        hooks
-            .map(|hooks| {
-                let mut paths = self.firewall.control_verdicts(self.parameters, &interfaces, hooks);
-                paths.retain(matters);
-                paths
-            })
-            .collect()
     }
 
     /// Whether control connections pass, and between which interfaces. One pair of interfaces that is open is enough,

@@ -6,11 +6,11 @@
 use std::collections::HashMap;
 
 use super::{
-    ChainVerdict, Firewall, HookVerdict,
+    ChainVerdict, DataPathVerdict, Firewall, HookVerdict, interfaces,
     model::{Condition, Hook, InterfacePattern, IpVersion, RuleVerdict},
     sample_packets::SampleConnection,
 };
-use crate::gateway::{RuleParameters, claimed_ports::PortClaim};
+use crate::gateway::{Routing, RuleParameters, claimed_ports::PortClaim};
 
 /// How many pairs of interfaces a summary names for each verdict.
 const MAX_NAMED: usize = 4;
@@ -119,6 +119,32 @@ fn pair_names(pairs: &[&InterfacePairVerdict]) -> String {
 }
 
 impl Firewall {
+    /// The verdicts on control connections between this machine's interfaces, for each of its tasks: as a gateway, and
+    /// as a host.
+    pub fn control_paths(
+        &self,
+        routing: Routing,
+        data_paths: &[DataPathVerdict],
+        parameters: &RuleParameters,
+    ) -> Vec<Vec<ControlPathVerdict>> {
+        let Routing { v4, v6, has_local_server: serves, .. } = routing;
+        let own: &[Hook] = if serves { &[Hook::Input] } else { &[Hook::Input, Hook::Output] };
+        let tasks = [(v4 || v6, &[Hook::Forward][..]), (serves || !(v4 || v6), own)];
+        let hooks = tasks.into_iter().filter(|(is_ours, _)| *is_ours).map(|(_, hooks)| hooks);
+        let interfaces = interfaces();
+        let matters = |path: &ControlPathVerdict| {
+            let used = data_paths.iter().filter(|one| one.is_used);
+            used.map(|one| (one.hook, one.ip)).any(|one| one == (path.hook, path.ip))
+        };
+        hooks
+            .map(|hooks| {
+                let mut paths = self.control_verdicts(parameters, &interfaces, hooks);
+                paths.retain(matters);
+                paths
+            })
+            .collect()
+    }
+
     /// The verdicts on control connections between `interfaces`, at each of `hooks` and with both IP versions.
     ///
     /// With several control ports, or servers that are published with another port, the best verdict counts.
