@@ -13,7 +13,7 @@ use crate::{
     daemon::{
         self, client,
         health::{self, Check, HostAudit},
-        snapshot::{self, Problem},
+        snapshot::{self, FastPathState, Problem},
     },
     gateway::{
         Backend, KernelFeatures, automatic_backend,
@@ -84,7 +84,7 @@ impl Doctor {
         let other = if backend != wanted && !is_auto {
             Some((wanted, "restart ftp-alg"))
         } else if backend == Backend::Nftables && features.conntrack.supports_expectations() {
-            Some((Backend::Conntrack, "set backend = \"conntrack\" in [pinhole]"))
+            Some((Backend::Conntrack, health::SELECT_CONNTRACK))
         } else {
             None
         };
@@ -95,6 +95,9 @@ impl Doctor {
             host,
             backend,
             other_backend: other,
+            has_fast_path: running
+                .as_ref()
+                .is_ok_and(|status| status.fast_path.state == FastPathState::On),
         };
         let running = running.as_ref();
         let fast_path = config.queue.fast_path;

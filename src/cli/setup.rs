@@ -20,7 +20,7 @@ use crate::{
     daemon::{self, client, snapshot},
     gateway::{
         Backend, Routing, RuleParameters, automatic_backend,
-        firewall::{AcceptedData, Firewall, accepted_data, data_path_verdicts},
+        firewall::{AcceptedData, Firewall, PacketClass, accepted_data, data_path_verdicts, links},
     },
 };
 
@@ -105,7 +105,10 @@ impl LoadedFirewall {
         let outlooks = data_path_verdicts(&firewall, routing, &parameters);
         let accepted = || accepted_data(&firewall, &outlooks);
         let backend = backend(config, socket, accepted);
-        let needs = needed_rule::needed_rules(&outlooks, backend, &parameters);
+        let class = PacketClass::for_data_connections(backend);
+        let paths = firewall.control_paths(routing, &outlooks, &parameters).concat();
+        let modes = firewall.mode_verdicts(&paths, class, &links(), &parameters);
+        let needs = needed_rule::needed_rules(&outlooks, &modes, class, &parameters);
         Ok(Self { parameters, firewall, backend, needs })
     }
 }
@@ -350,8 +353,11 @@ impl SetupReport {
         }
         for one in &self.by_hand {
             text += &format!("by hand: {}\n  {}\n", one.says, one.why);
-            text += "  this command works until the rules are loaded again:\n";
-            text += &format!("      {}\n\n", one.command);
+            if !one.command.is_empty() {
+                text += "  this command works until the rules are loaded again:\n";
+                text += &format!("      {}\n", one.command);
+            }
+            text.push('\n');
         }
         for note in &self.notes {
             text += &format!("  {note}\n");

@@ -270,7 +270,7 @@ fn topic_of(what: &EventKind) -> Option<Topic> {
         EventKind::LimitReached(_) => Some(Topic::Limit),
         EventKind::Reset(_) => Some(Topic::Ended),
         EventKind::Encrypted => Some(Topic::Encrypted),
-        EventKind::FromElsewhere(_) => Some(Topic::Elsewhere),
+        EventKind::FromElsewhere(_) | EventKind::RouteMissing(_) => Some(Topic::Elsewhere),
         EventKind::PinholeClosed(..)
         | EventKind::PinholeExpired(..)
         | EventKind::StateChanged(_) => None,

@@ -12,10 +12,12 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{DaemonEvent, shard::lock, shared_state::SharedState};
+use super::{DaemonEvent, fast_path_lines::FastPathReader, shard::lock, shared_state::SharedState};
 use crate::gateway::{
     self, Backend, ClaimedPorts, Commits, GatewayError, Routing, RuleParameters,
-    firewall::{Firewall, MarkConflict, RulesetReader, accepted_data, data_path_verdicts},
+    firewall::{
+        Firewall, MarkConflict, RulesetReader, accepted_data, data_path_verdicts, exact_mark_chain,
+    },
 };
 
 /// How long the start waits for them. FTP works before large sets of rules are read.
@@ -66,9 +68,22 @@ impl OperatorRules {
         })
     }
 
-    /// Why the rules leave no room for the packet marks of the fast path, if they do not.
-    pub(super) fn mark_conflict(&self, parameters: &RuleParameters) -> Option<String> {
-        mark_conflict(self.read.as_ref().ok()?, parameters)
+    /// Why the fast path cannot run with these rules, if it cannot: they leave no room for its packet marks, or they accept only
+    /// the exact ct mark of other data connections.
+    pub(super) fn fast_path_obstacle(&self, parameters: &RuleParameters) -> Option<String> {
+        let firewall = self.read.as_ref().ok()?;
+        if let Some(conflict) = mark_conflict(firewall, parameters) {
+            return Some(conflict);
+        }
+        let routing = Routing::read(parameters.control_ports());
+        let paths = data_path_verdicts(firewall, routing, parameters);
+        let chain = exact_mark_chain(&paths)?;
+        let data = parameters.data_mark();
+        Some(format!(
+            "{} accepts only the exact ct mark {data:#x}: match the bit, as in `ct mark & {data:#x} != 0` or `--mark \
+             {data:#x}/{data:#x}`",
+            chain.location
+        ))
     }
 
     /// The reader of later changes, with the ports of these rules claimed.
@@ -97,11 +112,11 @@ fn mark_conflict(firewall: &Firewall, parameters: &RuleParameters) -> Option<Str
 }
 
 /// Reads the operator's rules when they change, and updates the daemon's health, until `end` is set.
-/// `is_configured`: the configuration has the ports of data connections.
+/// `is_configured`: the configuration has the ports of data connections. `has_fast_path`: the fast path was on at the start.
 pub(super) fn follow(
     mut reader: RulesetReader,
     rules: OperatorRules,
-    is_configured: bool,
+    (is_configured, has_fast_path): (bool, bool),
     parameters: &RuleParameters,
     shared: &SharedState,
     events: &Sender<DaemonEvent>,
@@ -119,7 +134,9 @@ pub(super) fn follow(
             {
                 fast_path.leave(why);
             }
-            shared.health.audit_rules(&rules, parameters);
+            let is_on = |reader: &FastPathReader| reader.off_reason.get().is_none();
+            let has_fast_path = has_fast_path && shared.fast_path.as_ref().is_ok_and(is_on);
+            shared.health.audit_rules(&rules, has_fast_path, parameters);
         }
         shared.update_health(Instant::now(), parameters);
         thread::park_timeout(INTERVAL);

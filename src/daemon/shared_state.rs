@@ -79,11 +79,16 @@ impl SharedState {
         (0..self.shards.len()).map(Effects::for_shard).collect()
     }
 
-    /// Logs an engine's events, and hands expired pinholes to the health checks. The engine left out `more` events.
+    /// Logs an engine's events, and hands expired pinholes and missing routes to the health checks. The engine left out `more` events.
     pub(super) fn record_events(&self, now: Instant, events: &[Event], more: u64) {
         for event in events {
-            if let EventKind::PinholeExpired(pinhole, kind) = event.kind {
-                self.health.record_expired(pinhole, kind, (event.client, event.server));
+            let ends = (event.client, event.server);
+            match event.kind {
+                EventKind::PinholeExpired(pinhole, kind) => {
+                    self.health.record_expired(pinhole, kind, ends);
+                }
+                EventKind::RouteMissing(_) => self.health.record_missing_route(ends),
+                _ => {}
             }
         }
         self.log.log_events(now, events, more);

@@ -178,14 +178,18 @@ pub(super) fn start(
     }
     let have_waited = !is_new_table && workers.table.as_ref().is_some_and(Table::holds_packets);
     workers.heartbeat = Some(HeartbeatRenewer::start(&commits, &workers.shared, have_waited)?);
-    let mark_conflict = rules.mark_conflict(&parameters);
+    let obstacle = rules.fast_path_obstacle(&parameters);
+    let has_fast_path = config.queue.fast_path == FastPath::Auto
+        && workers.shared.fast_path.is_ok()
+        && why_off.is_none()
+        && obstacle.is_none();
     let rules_reader = rules.reader(&claimed, &commits)?;
     if !port_sets.is_empty() {
         workers.update_policy(config);
     }
-    let is_configured = config.restricts_ports();
-    workers.start_rules_reader(rules_reader, rules, is_configured, &parameters, events)?;
-    match (&workers.shared.fast_path, mark_conflict) {
+    let facts = (config.restricts_ports(), has_fast_path);
+    workers.start_rules_reader(rules_reader, rules, facts, &parameters, events)?;
+    match (&workers.shared.fast_path, obstacle) {
         _ if config.queue.fast_path == FastPath::Off => {}
         (Ok(_), _) if why_off.is_some() => {
             fast_path_thread::log_off(why_off.unwrap_or_default());
@@ -288,11 +292,12 @@ impl Workers {
     }
 
     /// Starts the thread that reads the operator's rules when they change, and updates the daemon's health.
+    /// `is_configured` says whether the configuration restricts ports.
     fn start_rules_reader(
         &mut self,
         reader: RulesetReader,
         rules: OperatorRules,
-        is_configured: bool,
+        facts: (bool, bool),
         parameters: &RuleParameters,
         events: &Sender<DaemonEvent>,
     ) -> Result<(), ServiceError> {
@@ -300,15 +305,7 @@ impl Workers {
         let (changes, parameters) = (events.clone(), parameters.clone());
         let work = move || {
             let (parameters, end) = (&parameters, &end);
-            operator_rules::follow(
-                reader,
-                rules,
-                is_configured,
-                parameters,
-                &shared,
-                &changes,
-                end,
-            );
+            operator_rules::follow(reader, rules, facts, parameters, &shared, &changes, end);
             Ok(())
         };
         let what = "the reader of the operator's rules".to_owned();

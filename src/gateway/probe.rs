@@ -96,7 +96,9 @@ impl HostSettings {
 /// How this machine handles packets of other hosts.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Routing {
+    /// Whether it forwards IPv4.
     pub v4: bool,
+    /// Whether it forwards IPv6, and has a route to other networks.
     pub v6: bool,
     /// Whether it has an IPv6 address other than on `lo`.
     pub has_v6: bool,
@@ -110,7 +112,9 @@ impl Routing {
         let addresses = fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap_or_default();
         Self {
             v4: read_number("/proc/sys/net/ipv4/ip_forward") == Some(1),
-            v6: read_number("/proc/sys/net/ipv6/conf/all/forwarding") == Some(1),
+            v6: read_number("/proc/sys/net/ipv6/conf/all/forwarding") == Some(1)
+                && File::open("/proc/thread-self/net/ipv6_route")
+                    .is_ok_and(|routes| has_v6_route(BufReader::new(routes))),
             has_v6: addresses.lines().any(|line| !line.trim_end().ends_with(" lo")),
             has_local_server: ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"]
                 .into_iter()
@@ -118,6 +122,16 @@ impl Routing {
                 .any(|file| is_listened_on(BufReader::new(file), control_ports)),
         }
     }
+}
+
+/// Whether a route leads to more than the hosts of a link: the routes of the kernel, except those of link-local and
+/// multicast addresses. `lo` has the route that rejects everything.
+fn has_v6_route(routes: impl BufRead) -> bool {
+    let leads_elsewhere = |line: String| {
+        let is_own = ["fe8", "fe9", "fea", "feb", "ff"].iter().any(|own| line.starts_with(own));
+        !is_own && line.split_whitespace().next_back().is_some_and(|device| device != "lo")
+    };
+    routes.lines().map_while(Result::ok).any(leads_elsewhere)
 }
 
 /// Whether a socket listens on one of `ports`. Listening sockets come first (tcp_get_idx() in tcp_ipv4.c).
@@ -306,6 +320,22 @@ mod tests {
             assert_eq!(is_listened_on(text.as_bytes(), &[port]), answer, "{port}");
         }
         assert!(!is_listened_on(&b"nonsense\nmore of it\n"[..], &[21]));
+    }
+
+    #[test]
+    fn routes_of_links_alone_lead_nowhere() {
+        let route = |network: &str, device: &str| {
+            format!(
+                "{network:0<32} 40 {:032} 00 {:032} 00000100 00000001 00000000 00000001 {device:>8}\n",
+                0, 0
+            )
+        };
+        let own = [("fe80", "eth0"), ("ff", "eth0"), ("0", "lo"), ("fd00", "lo")];
+        let mut routes: String = own.map(|(network, device)| route(network, device)).concat();
+        assert!(!has_v6_route(routes.as_bytes()));
+        routes += &route("20010db8", "eth0");
+        assert!(has_v6_route(routes.as_bytes()));
+        assert!(has_v6_route(route("0", "eth0").as_bytes()));
     }
 
     #[test]

@@ -124,7 +124,9 @@ fn cured_by_its_own_lines(rules: &str, lines: &[&str]) {
     let before = lab.gateway.ruleset().unwrap();
     let opinion = Opinion::of(&daemon);
     assert_eq!(lab.gateway.ruleset().unwrap(), before, "doctor changed the rules");
-    assert!(!opinion.well && opinion.problems().iter().all(|name| name.starts_with("forward")));
+    let hooks = ["forward", "postrouting", "active mode"];
+    let is_of_data = |name: &&str| hooks.iter().any(|hook| name.starts_with(hook));
+    assert!(!opinion.well && opinion.problems().iter().all(is_of_data), "{}", opinion.report);
     assert_eq!(opinion.remedies(), lines, "{}", opinion.report);
     assert_ne!(transfer(), "open", "doctor said that it is blocked");
     for line in lines {
@@ -198,6 +200,65 @@ fn default_drop_of_iptables_legacy_is_cured() {
 fn of_two_firewalls_both_are_cured() {
     let (rules, [v4, v6]) = iptables("legacy");
     cured_by_its_own_lines(&format!("{DROPPING}\n{rules}"), &[NFT_LINE, &v4, &v6]);
+}
+
+/// Rules that accept data connections at forward, and another chain.
+fn accepting_and(chain: &str) -> String {
+    format!(
+        "{DROPPING}\n{NFT_LINE}\nnft -f - <<END\ntable inet other {{ chain c {{ {chain}\n}}\n}}\nEND\n"
+    )
+}
+
+const OTHER_LINE: &str = "nft insert rule inet other c ct mark and 0x40000000 != 0 accept";
+
+#[test]
+fn default_drop_at_postrouting_is_cured() {
+    let chain = "type filter hook postrouting priority 0; policy drop
+        ct state established accept
+        tcp dport 21 accept";
+    cured_by_its_own_lines(&accepting_and(chain), &[OTHER_LINE]);
+}
+
+#[test]
+fn a_drop_of_new_connections_from_outside_is_cured_for_active_mode() {
+    let chain = "type filter hook forward priority 10; policy accept
+        iifname wan ct state new drop";
+    cured_by_its_own_lines(&accepting_and(chain), &[OTHER_LINE]);
+}
+
+/// Doctor finds the rules in the way, and has no rule to add. `cure` does what it advises.
+fn cured_by_advice(rules: &str, problem: &str, advice: &str, cure: &str) {
+    let (lab, daemon) = firewalled(rules);
+    let opinion = Opinion::of(&daemon);
+    assert_eq!(opinion.problems(), [problem], "{}", opinion.report);
+    assert_eq!(opinion.remedies(), [""; 0]);
+    let found = opinion.check(problem)["advice"].to_string();
+    assert!(found.contains(advice), "{found}");
+    assert_ne!(active(&lab), "open", "doctor said that it is blocked");
+    lab.gateway.shell(cure).unwrap();
+    let opinion = Opinion::of(&daemon);
+    assert!(opinion.well, "{}", opinion.report);
+    assert_eq!(active(&lab), "open", "doctor said that it passes");
+}
+
+#[test]
+fn default_drop_before_the_admission_gets_advice() {
+    let chain = "type filter hook prerouting priority -140; policy drop
+        ct state established,related accept
+        ct mark and 0x40000000 != 0 accept
+        tcp dport 21 accept";
+    let rule = "tcp dport 1024-65535 accept";
+    let cure = format!("nft insert rule inet other c {rule}");
+    cured_by_advice(&accepting_and(chain), "prerouting", rule, &cure);
+}
+
+#[test]
+fn a_rule_that_overwrites_the_ct_mark_before_the_filter_gets_advice() {
+    let chain = "type filter hook forward priority -10
+        ct state new ct mark set 5";
+    let mask = "ct mark set ct mark & 0x70000000 | ";
+    let cure = format!("nft 'flush chain inet other c; add rule inet other c {mask}5'");
+    cured_by_advice(&accepting_and(chain), "forward", mask, &cure);
 }
 
 #[test]

@@ -194,6 +194,16 @@ fn replies_from_where_no_route_leads_pass_and_open_nothing() {
     links.assert_opened(0);
     let daemon = &links.gateway.daemon;
     assert_eq!(daemon.log().matches("opens nothing: the packets").count(), 1, "{}", daemon.log());
+    // One session may meet it by chance, and several do not.
+    let problems = || {
+        let status = daemon.ask(&["status", "--json"]).unwrap().stdout_text();
+        let status: Value = serde_json::from_str(&status).unwrap();
+        let problems = status["problems"].as_array().unwrap().clone();
+        problems.iter().map(|one| one["name"].to_string()).collect::<Vec<_>>()
+    };
+    assert_eq!(problems(), [""; 0]);
+    assert_eq!(links.client(&[say("NOOP"), reply()]).release().error, None);
+    assert_eq!(problems(), ["\"no-route\""]);
 }
 
 #[test]

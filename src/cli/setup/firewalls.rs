@@ -108,6 +108,10 @@ pub(super) fn plans(needs: &[NeededRule]) -> Result<(Vec<Plan>, Vec<ManualStep>)
         let mut draft = PlanDraft::default();
         let mut met = Vec::new();
         for need in needs {
+            if let Some(why) = need.advice.clone() {
+                by_hand.push(ManualStep { need, why });
+                continue;
+            }
             match draft.add(kind, &need)? {
                 Ok(()) => met.push(need),
                 // The rule is loaded already, so it is not reported that no file has it.

@@ -2,10 +2,10 @@
 
 use super::file_edits::{AcceptRule, MARKER};
 use crate::gateway::{
-    Backend, RuleParameters,
+    RuleParameters,
     firewall::{
-        ChainLocation, ChainVerdict, DataPathVerdict, Firewall, Hook, IpVersion, Origin,
-        PacketClass, condition,
+        ChainLocation, ChainVerdict, DataPathVerdict, Firewall, Hook, IpVersion, ModeVerdict,
+        Origin, PacketClass, condition,
     },
 };
 
@@ -22,30 +22,46 @@ pub(super) struct NeededRule {
     pub(super) has_setup_rule: bool,
     /// What the chain does with the packets now.
     pub(super) description: String,
-    /// The command that doctor prints.
+    /// The command that doctor prints; empty if no rule can recognise the packets in this chain.
     pub(super) command: String,
+    /// What to do if no rule can recognise the packets in this chain.
+    pub(super) advice: Option<String>,
     /// The rule in the language of the firewall.
     pub(super) rule: AcceptRule,
 }
 
-/// The rules for all chains that drop the packets `backend` needs, and for those that accept them by a rule of ours.
+/// The rules for all chains that drop data connections of the class `data`, or packets that ftp-alg sends, and for those that accept them by a rule of ours.
 /// Hooks that this machine does not use are ignored.
 pub(super) fn needed_rules(
     verdicts: &[DataPathVerdict],
-    backend: Backend,
+    modes: &[ModeVerdict],
+    data: PacketClass,
     parameters: &RuleParameters,
 ) -> Vec<NeededRule> {
     let mut needs: Vec<NeededRule> = Vec::new();
     for verdict in verdicts {
-        for class in [PacketClass::for_data_connections(backend), PacketClass::Injected] {
+        for class in [data, PacketClass::Injected] {
             let Some(hook_verdict) = verdict.verdict_for(class) else { continue };
-            for chain in hook_verdict.chains.iter().filter(|_| verdict.is_used_by(class)) {
+            let is_needed = |chain: &&ChainVerdict| {
+                verdict.is_used_by(class) && !verdict.is_restricted_by(chain)
+            };
+            for chain in hook_verdict.chains.iter().filter(is_needed) {
                 let exists = needs.iter().any(|n| n.location == chain.location && n.class == class);
                 if !exists && let Some(need) = needed_rule(verdict, chain, class, parameters) {
                     needs.push(need);
                 }
             }
         }
+    }
+    for (mode, chain) in modes.iter().flat_map(|m| m.dropping_chains.iter().map(move |c| (m, c))) {
+        let hook = (chain.location.hook, mode.ip);
+        let verdict = verdicts.iter().find(|verdict| (verdict.hook, verdict.ip) == hook);
+        let exists = needs.iter().any(|n| n.location == chain.location && n.class == data);
+        needs.extend(
+            verdict
+                .filter(|_| !exists)
+                .and_then(|verdict| needed_rule(verdict, chain, data, parameters)),
+        );
     }
     needs
 }
@@ -65,7 +81,7 @@ fn needed_rule(
         return None;
     }
     let location = chain.location.clone();
-    let command = location.accept_command(class, parameters);
+    let command = chain.accept_command(class, parameters).unwrap_or_default();
     // nft lists `and` as `&`.
     let condition = condition(location.origin, class, parameters).replace(" and ", " & ");
     let packets = class.description();
@@ -79,6 +95,7 @@ fn needed_rule(
     // do not reach its chain.
     let [words, value] = recognised_by;
     let recognised_by = [if passes { words } else { MARKER.to_owned() }, value];
+    let advice = chain.advice_without_rule(class, parameters).filter(|_| !passes);
     Some(NeededRule {
         hook,
         ip,
@@ -88,6 +105,7 @@ fn needed_rule(
         has_setup_rule,
         description,
         command,
+        advice,
         rule: AcceptRule { condition, recognised_by },
     })
 }

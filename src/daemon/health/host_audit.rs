@@ -6,10 +6,10 @@ use super::{
     check::{Check, CheckStatus},
 };
 use crate::gateway::{
-    Backend, HostSettings, Routing, RuleParameters,
+    Backend, HostSettings, RuleParameters,
     firewall::{
-        Acceptance, ConflictKind, ControlPathVerdict, DataPathVerdict, Firewall, Hook, HookVerdict,
-        IpVersion, PacketClass, interfaces,
+        Acceptance, ChainVerdict, ConflictKind, ControlPathVerdict, DataPathVerdict, Firewall,
+        Hook, HookVerdict, IpVersion, PacketClass, exact_mark_chain, links,
     },
 };
 
@@ -34,6 +34,8 @@ pub struct HostAudit<'a> {
     pub backend: Backend,
     /// Another back end that this kernel has, and how to select it.
     pub other_backend: Option<(Backend, &'static str)>,
+    /// Whether the daemon uses the fast path.
+    pub has_fast_path: bool,
 }
 
 impl HostAudit<'_> {
@@ -41,29 +43,16 @@ impl HostAudit<'_> {
     pub fn checks(&self) -> Vec<Check> {
         let mut checks = self.helper_checks();
         checks.extend(self.firewall_checks());
-        checks.extend(self.control_checks());
+        let Self { parameters, data_paths, host, .. } = *self;
+        let paths = self.firewall.control_paths(host.routing, data_paths, parameters);
+        checks.extend(self.mode_checks(&paths.concat()));
+        checks.extend(paths.into_iter().flat_map(|paths| self.control_checks(&paths)));
         checks
     }
 
     /// Whether control connections pass, and between which interfaces. One pair of interfaces that is open is enough,
     /// because only the operator knows which pairs should be.
-    fn control_checks(&self) -> Vec<Check> {
-        let Routing { v4, v6, has_local_server: serves, .. } = self.host.routing;
-        let own: &[Hook] = if serves { &[Hook::Input] } else { &[Hook::Input, Hook::Output] };
-        let tasks = [(v4 || v6, &[Hook::Forward][..]), (serves || !(v4 || v6), own)];
-        let hooks = tasks.into_iter().filter(|(is_ours, _)| *is_ours).map(|(_, hooks)| hooks);
-        let interfaces = interfaces();
-        hooks.flat_map(|hooks| self.control_checks_at(hooks, &interfaces)).collect()
-    }
-
-    fn control_checks_at(&self, hooks: &[Hook], interfaces: &[String]) -> Vec<Check> {
-        let mut paths = self.firewall.control_verdicts(self.parameters, interfaces, hooks);
-        let matters = |path: &ControlPathVerdict| {
-            self.data_paths
-                .iter()
-                .any(|one| (one.hook, one.ip, one.is_used) == (path.hook, path.ip, true))
-        };
-        paths.retain(matters);
+    fn control_checks(&self, paths: &[ControlPathVerdict]) -> Vec<Check> {
         let is_closed = paths.iter().all(|path| path.best_acceptance() == Acceptance::Dropped);
         let check = |path: &ControlPathVerdict| {
             let says = format!("control connections: {}", path.summary());
@@ -83,13 +72,73 @@ impl HostAudit<'_> {
             let name = format!("control {hook}");
             merge_families(&name, paths.iter().filter(|path| path.hook == *hook).map(check))
         };
-        hooks.iter().flat_map(at_hook).collect()
+        Hook::FILTERS.iter().flat_map(at_hook).collect()
+    }
+
+    /// The modes of data connections that fail between interfaces whose control connections pass, although the chains
+    /// let some data connections pass.
+    fn mode_checks(&self, paths: &[ControlPathVerdict]) -> Vec<Check> {
+        let class = PacketClass::for_data_connections(self.backend);
+        let links = links();
+        let verdicts =
+            |class| self.firewall.mode_verdicts(paths, class, &links, self.parameters).into_iter();
+        let others = self.other_backend.map(|(other, how)| {
+            let class = PacketClass::for_data_connections(other);
+            (other, how, verdicts(class).collect::<Vec<_>>())
+        });
+        // The checks of hooks report chains that drop all data connections.
+        let known = |stop: &ChainVerdict| {
+            self.data_paths.iter().filter(|path| path.is_used).any(|path| {
+                let verdict = path.verdict_for(class);
+                verdict.is_some_and(|verdict| {
+                    let mut chains = verdict.dropping_chains();
+                    chains.any(|chain| {
+                        chain.location == stop.location && !path.is_restricted_by(chain)
+                    })
+                })
+            })
+        };
+        let mut checks: Vec<Check> = Vec::new();
+        for (at, verdict) in verdicts(class).enumerate() {
+            let stops = &verdict.dropping_chains;
+            if stops.is_empty() || stops.iter().any(known) {
+                continue;
+            }
+            let name = format!("{} mode", verdict.mode);
+            let is_same = |check: &&mut Check| check.name == name;
+            let check = match checks.iter_mut().find(is_same) {
+                Some(check) => check,
+                None => {
+                    let says = "the firewall drops its data connections";
+                    checks.push(Check::problem(FIREWALL, name, "data-connections", says));
+                    let Some(check) = checks.last_mut() else { continue };
+                    check
+                }
+            };
+            let ends =
+                [&verdict.from, &verdict.to].map(|end| end.as_deref().unwrap_or("this machine"));
+            let by: Vec<String> = stops.iter().map(ToString::to_string).collect();
+            let detail = format!("{}: dropped by {}", ends.join(" -> "), by.join(" and "));
+            let remedy =
+                stops.iter().filter_map(|stop| stop.accept_command(class, self.parameters));
+            let advice =
+                stops.iter().filter_map(|stop| stop.advice_without_rule(class, self.parameters));
+            let other = others.as_ref().and_then(|(other, how, verdicts)| {
+                let passes = verdicts.get(at)?.dropping_chains.is_empty();
+                passes.then(|| other_backend_advice(*other, how))
+            });
+            let mut added = check.clone().remedy(remedy).advice(advice).advice(other);
+            if added.details.len() < MAX_STOPS {
+                added = added.details([detail]);
+            }
+            *check = added;
+        }
+        checks
     }
 
     /// Whether data connections may pass that ftp-alg does not mark, for example those of encrypted sessions.
     pub(super) fn unmarked_may_pass(&self) -> bool {
-        let mut paths = self.data_paths.iter().filter(|path| path.is_used);
-        paths.all(|path| self.firewall.may_accept_unmarked(path.hook, path.ip, self.parameters))
+        self.data_paths.iter().filter(|path| path.is_used).all(DataPathVerdict::may_pass_unmarked)
     }
 
     fn helper_checks(&self) -> Vec<Check> {
@@ -199,15 +248,31 @@ impl HostAudit<'_> {
             let says = format!("the following checks ignore it: {what}");
             checks.push(Check::note(FIREWALL, "not readable", says));
         }
+        let data = PacketClass::for_data_connections(self.backend);
         for hook in Hook::ALL {
-            checks.extend(self.hook_checks(
-                hook.into(),
-                hook,
-                PacketClass::for_data_connections(self.backend),
-            ));
-            checks.extend(self.hook_checks("our own packets", hook, PacketClass::Injected));
+            let own = if hook.is_filter() { "our own packets" } else { "own at postrouting" };
+            let mut found = self.hook_checks(hook.into(), hook, data);
+            found.extend(self.hook_checks(own, hook, PacketClass::Injected));
+            // Most gateways do not filter at the other hooks.
+            found.retain(|check| {
+                hook.is_filter() || check.mark != CheckStatus::Ok || !check.details.is_empty()
+            });
+            checks.extend(found);
         }
+        checks.extend(self.fast_path_check());
         checks
+    }
+
+    /// A rule that accepts the exact ct mark came after the start. At the start, the fast path would stay off.
+    fn fast_path_check(&self) -> Option<Check> {
+        let stop = exact_mark_chain(self.data_paths).filter(|_| self.has_fast_path)?;
+        let class = PacketClass::MarkedData;
+        let mark = self.parameters.data_mark() | self.parameters.queue_all_mark();
+        let says =
+            format!("its data connections have the ct mark {mark:#x}, and are dropped by {stop}");
+        let advice = "or restart ftp-alg: the fast path then stays off";
+        let check = Check::problem(FIREWALL, "fast path", "data-connections", says);
+        Some(check.remedy(stop.accept_command(class, self.parameters)).advice([advice.to_owned()]))
     }
 
     fn hook_checks(&self, name: &str, hook: Hook, class: PacketClass) -> Vec<Check> {
@@ -222,7 +287,7 @@ impl HostAudit<'_> {
     fn other_backend_advice(&self, path: &DataPathVerdict, dropped: PacketClass) -> Option<String> {
         let (other, how) = self.other_backend.filter(|_| dropped != PacketClass::Injected)?;
         let passes = path.verdict_for(PacketClass::for_data_connections(other))?.passes();
-        passes.then(|| format!("or {how}: data connections of the back end {other} pass here"))
+        passes.then(|| other_backend_advice(other, how))
     }
 
     fn path_check(
@@ -250,18 +315,32 @@ impl HostAudit<'_> {
             };
             return Check::ok(FIREWALL, "", says).details(exceptions(true, "drops"));
         }
-        let matters = path.is_used_by(class);
+        // Without acknowledgements FTP works, only slower. A drop at output is a problem, and one at postrouting a note.
+        let is_delay = class == PacketClass::Injected && !path.hook.is_filter();
+        let matters = path.is_used_by(class) && !is_delay;
         let stops: Vec<String> = verdict.dropping_chains().map(ToString::to_string).collect();
         let mut says = format!("{what} are dropped by {}", stops.join(" and "));
-        if !matters {
+        if is_delay {
+            says += ": an announcement in two segments waits for a retransmission";
+        } else if !matters {
             says += match path.hook {
                 Hook::Forward => "; this does not matter while nothing is forwarded",
                 _ => "; this does not matter unless an FTP server or client runs here",
             };
         }
-        let advice = verdict.dropping_chains().filter_map(|stop| {
+        if matters && verdict.dropping_chains().all(|stop| path.is_restricted_by(stop)) {
+            let says = format!("some {what} pass; others are dropped by {}", stops.join(" and "));
+            return Check::ok(FIREWALL, "", says).details(exceptions(false, "accepts"));
+        }
+        let curable = verdict
+            .dropping_chains()
+            .filter(|stop| stop.accept_command(class, self.parameters).is_some());
+        let advice = curable.filter_map(|stop| {
             Some(stop.location.manager?.persistence_advice(&stop.location, class, self.parameters))
         });
+        let without_rule = verdict
+            .dropping_chains()
+            .filter_map(|stop| stop.advice_without_rule(class, self.parameters));
         let problem = match class {
             PacketClass::Injected => "acknowledgements",
             PacketClass::MarkedData | PacketClass::RelatedData => "data-connections",
@@ -274,8 +353,13 @@ impl HostAudit<'_> {
             .details(exceptions(false, "accepts"))
             .remedy(Firewall::remedies(verdict, class, self.parameters))
             .advice(advice)
+            .advice(without_rule)
             .advice(self.other_backend_advice(path, class).filter(|_| matters))
     }
+}
+
+fn other_backend_advice(other: Backend, how: &str) -> String {
+    format!("or {how}: data connections of the back end {other} pass here")
 }
 
 /// Merges the checks of IPv4 and IPv6 into one called `name` if they have the same result.

@@ -36,7 +36,7 @@ use super::{
     snapshot::{NameRow, Problem, Status},
 };
 use crate::gateway::{
-    HostSettings, RuleParameters, Table, admitted_connections,
+    Backend, ConntrackAbilities, HostSettings, RuleParameters, Table, admitted_connections,
     firewall::{Firewall, data_path_verdicts},
 };
 
@@ -48,6 +48,8 @@ pub const TABLE_WITHOUT_DAEMON: &str = "table-without-daemon";
 pub const DAEMON_HUNG: &str = "daemon-hung";
 /// The problem that the daemon is of another version than this program.
 pub const DAEMON_VERSION: &str = "daemon-version";
+/// How to select the back end `conntrack`.
+pub const SELECT_CONNTRACK: &str = "set backend = \"conntrack\" in [pinhole]";
 const NAMES_SECTION: &str = "names";
 const NAME_PROBLEM: &str = "name";
 /// The problems that [`HostAudit`] finds.
@@ -67,6 +69,8 @@ const ENCRYPTED: &str = "encrypted";
 const RECENT_WINDOW: Duration = Duration::from_secs(600);
 /// Unused pinholes are a problem if there are more than one for so many used ones. A few data connections always fail.
 const UNUSED_SHARE: u64 = 20;
+/// A single session may meet a change of routes, or a spoofed packet.
+const MIN_ROUTELESS: u64 = 2;
 /// How many expired pinholes are stored until the next look at conntrack.
 const MAX_EXPIRED: usize = 1024;
 
@@ -168,7 +172,11 @@ struct HealthState {
     unused: u64,
     /// The log line of the last one.
     last_unused: Option<String>,
-    recent: [RecentCount; 5],
+    /// How many sessions open nothing, because packets of an end arrive where no route to it leads.
+    routeless: u64,
+    /// The ends of the last one.
+    last_routeless: Option<Ends>,
+    recent: [RecentCount; 6],
     /// The names of the problems at the previous look.
     previous: HashSet<String>,
     /// The names of the problems that are reported, and not solved yet.
@@ -186,6 +194,8 @@ impl Health {
             expired: Vec::new(),
             unused: 0,
             last_unused: None,
+            routeless: 0,
+            last_routeless: None,
             recent: std::array::from_fn(|_| RecentCount::new(now, RECENT_WINDOW)),
             previous: HashSet::new(),
             reported: HashSet::new(),
@@ -194,10 +204,15 @@ impl Health {
         Self { state: Mutex::new(state) }
     }
 
-    /// Audits the rules of other programs.
-    pub(super) fn audit_rules(&self, firewall: &Firewall, parameters: &RuleParameters) {
+    /// Audits the rules of other programs. `has_fast_path` says whether the fast path is in use.
+    pub(super) fn audit_rules(
+        &self,
+        firewall: &Firewall,
+        has_fast_path: bool,
+        parameters: &RuleParameters,
+    ) {
         let host = HostSettings::read(parameters);
-        let audit = |firewall: &Firewall| {
+        let audit = |firewall: &Firewall, other_backend| {
             let data_paths = data_path_verdicts(firewall, host.routing, parameters);
             let audit = HostAudit {
                 parameters,
@@ -205,15 +220,19 @@ impl Health {
                 data_paths: &data_paths,
                 host,
                 backend: parameters.backend(),
-                other_backend: None,
+                other_backend,
+                has_fast_path,
             };
             let problems = audit.checks().iter().filter_map(Check::as_problem).collect();
             (problems, audit.unmarked_may_pass())
         };
-        let (mut problems, unmarked_may_pass): (Vec<Problem>, bool) = audit(firewall);
+        let (mut problems, unmarked_may_pass): (Vec<Problem>, bool) = audit(firewall, None);
         if !problems.is_empty() {
             // Reads the rules again, with their texts for the messages, which takes longer.
-            (problems, _) = audit(&Firewall::read());
+            let offers_conntrack = parameters.backend() == Backend::Nftables
+                && ConntrackAbilities::read().supports_expectations();
+            let other = offers_conntrack.then_some((Backend::Conntrack, SELECT_CONNTRACK));
+            (problems, _) = audit(&Firewall::read(), other);
         }
         let mut state = lock(&self.state);
         (state.audit_problems, state.unmarked_may_pass) = (problems, unmarked_may_pass);
@@ -231,6 +250,13 @@ impl Health {
             let (client, server) = ends;
             state.expired.push(ExpiredPinhole { pinhole, kind, client, server });
         }
+    }
+
+    /// Records that a session opens nothing, because packets of an end arrive where no route to it leads.
+    pub(super) fn record_missing_route(&self, ends: Ends) {
+        let mut state = lock(&self.state);
+        state.routeless += 1;
+        state.last_routeless = Some(ends);
     }
 
     /// How many pinholes expired without a connection.
@@ -332,12 +358,12 @@ impl HealthState {
     fn recent_problems(&mut self, now: Instant, status: &Status) -> Vec<Problem> {
         let Status { overruns, counters, .. } = status;
         let Counters { encrypted, uninspected, pinholes_used: used, .. } = *counters;
-        let totals = [*overruns, encrypted, uninspected, used, self.unused];
-        let mut recent = [0; 5];
+        let totals = [*overruns, encrypted, uninspected, used, self.unused, self.routeless];
+        let mut recent = [0; 6];
         for ((recent, total), counter) in recent.iter_mut().zip(totals).zip(&mut self.recent) {
             *recent = counter.record(now, total);
         }
-        let [overruns, encrypted, uninspected, used, unused] = recent;
+        let [overruns, encrypted, uninspected, used, unused, routeless] = recent;
         let within = format!("in the last {} minutes", RECENT_WINDOW.as_secs() / 60);
         let mut problems = Vec::new();
         if overruns > 0 {
@@ -369,6 +395,15 @@ impl HealthState {
             let remedy = "find what drops them before this gateway: the firewall of the end that connects, a \
                           provider, or a raw or ingress rule here";
             problems.push(Problem::new("unused-pinholes", text, remedy));
+        }
+        if let Some((client, server)) = self.last_routeless.filter(|_| routeless >= MIN_ROUTELESS) {
+            let text = format!(
+                "{routeless} sessions {within} open nothing, because the packets of an end arrive on an interface to \
+                 which no route to that end leads; the last: {client} -> {server}"
+            );
+            let remedy = "give that end a route by that interface with a higher metric, for example a second default \
+                          route: ip route add default via ROUTER dev INTERFACE metric 500";
+            problems.push(Problem::new("no-route", text, remedy));
         }
         if encrypted > 0 && !self.unmarked_may_pass {
             let text = format!(
@@ -433,6 +468,18 @@ mod tests {
         };
         assert_eq!(names(&health, Duration::ZERO, &used(39)), ["unused-pinholes"]);
         assert_eq!(names(&health, Duration::ZERO, &used(40)), [""; 0]);
+    }
+
+    #[test]
+    fn several_sessions_without_a_route_are_a_problem() {
+        let health = Health::new(Instant::now());
+        let ends = ("192.0.2.1:40000".parse().unwrap(), "198.51.100.1:21".parse().unwrap());
+        let status = Status::default();
+        health.record_missing_route(ends);
+        assert_eq!(names(&health, Duration::ZERO, &status), [""; 0]);
+        health.record_missing_route(ends);
+        assert_eq!(names(&health, Duration::ZERO, &status), ["no-route"]);
+        assert_eq!(names(&health, RECENT_WINDOW, &status), [""; 0]);
     }
 
     #[test]

@@ -25,10 +25,11 @@ pub(super) fn conflicts_with_control<'a>(
         if all.all(|rule| rule.conflict.is_none()) {
             continue;
         }
-        let hooks = Hook::ALL.into_iter().flat_map(|hook| IpVersion::BOTH.map(|ip| (hook, ip)));
+        let hooks = Hook::FILTERS.into_iter().flat_map(|hook| IpVersion::BOTH.map(|ip| (hook, ip)));
         for (hook, ip) in hooks.filter(|(_, ip)| table.family.sees(*ip)) {
             for &port in parameters.control_ports() {
-                let connection = SampleConnection { hook, ip, port, from: None, to: None };
+                let (from, to) = (None, None);
+                let connection = SampleConnection { hook, ip, port, real_port: port, from, to };
                 for packet in connection.packets(parameters, rules.changed_mark_bits) {
                     let chains = base_chains(table).filter(|(_, base)| base.hook == packet.hook);
                     let reached =

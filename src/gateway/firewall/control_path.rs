@@ -6,11 +6,11 @@
 use std::collections::HashMap;
 
 use super::{
-    ChainVerdict, Firewall, HookVerdict,
+    ChainVerdict, DataPathVerdict, Firewall, HookVerdict, interfaces,
     model::{Condition, Hook, InterfacePattern, IpVersion, RuleVerdict},
     sample_packets::SampleConnection,
 };
-use crate::gateway::RuleParameters;
+use crate::gateway::{Routing, RuleParameters, claimed_ports::PortClaim};
 
 /// How many pairs of interfaces a summary names for each verdict.
 const MAX_NAMED: usize = 4;
@@ -119,26 +119,43 @@ fn pair_names(pairs: &[&InterfacePairVerdict]) -> String {
 }
 
 impl Firewall {
+    /// The verdicts on control connections between this machine's interfaces, for each of its tasks: as a gateway, and
+    /// as a host.
+    pub fn control_paths(
+        &self,
+        routing: Routing,
+        data_paths: &[DataPathVerdict],
+        parameters: &RuleParameters,
+    ) -> Vec<Vec<ControlPathVerdict>> {
+        let Routing { v4, v6, has_local_server: serves, .. } = routing;
+        let own: &[Hook] = if serves { &[Hook::Input] } else { &[Hook::Input, Hook::Output] };
+        let tasks = [(v4 || v6, &[Hook::Forward][..]), (serves || !(v4 || v6), own)];
+        let hooks = tasks.into_iter().filter(|(is_ours, _)| *is_ours).map(|(_, hooks)| hooks);
+        let interfaces = interfaces();
+        let matters = |path: &ControlPathVerdict| {
+            let used = data_paths.iter().filter(|one| one.is_used);
+            used.map(|one| (one.hook, one.ip)).any(|one| one == (path.hook, path.ip))
+        };
+        hooks
+            .map(|hooks| {
+                let mut paths = self.control_verdicts(parameters, &interfaces, hooks);
+                paths.retain(matters);
+                paths
+            })
+            .collect()
+    }
+
     /// The verdicts on control connections between `interfaces`, at each of `hooks` and with both IP versions.
     ///
-    /// With several control ports, the best verdict counts.
+    /// With several control ports, or servers that are published with another port, the best verdict counts.
     pub fn control_verdicts(
         &self,
         parameters: &RuleParameters,
         interfaces: &[String],
         hooks: &[Hook],
     ) -> Vec<ControlPathVerdict> {
-        let patterns = self.interface_patterns();
-        // Rules cannot distinguish some interfaces. They are evaluated once.
-        let same: HashMap<&str, &str> = interfaces
-            .iter()
-            .map(|one| {
-                let like = |other: &&String| {
-                    patterns.iter().all(|pattern| pattern.matches(one) == pattern.matches(other))
-                };
-                (one.as_str(), interfaces.iter().find(like).unwrap_or(one).as_str())
-            })
-            .collect();
+        let same = self.interchangeable(interfaces.iter().map(String::as_str).collect());
+        let ports = self.control_ports(parameters);
         let mut known = HashMap::new();
         let cases = hooks.iter().flat_map(|hook| IpVersion::BOTH.map(|ip| (*hook, ip)));
         cases
@@ -148,11 +165,10 @@ impl Firewall {
                     let key = (hook, ip, alike(&from), alike(&to));
                     let (acceptance, decided_by) = known.entry(key).or_insert_with(|| {
                         let (_, _, from, to) = key;
-                        let ports = parameters.control_ports().iter();
-                        let verdicts = ports.map(|&port| {
+                        let verdicts = ports.iter().map(|&(port, real_port)| {
                             let (from, to) = (Some(from.unwrap_or("")), Some(to.unwrap_or("")));
                             self.connection_verdict(
-                                SampleConnection { hook, ip, port, from, to },
+                                SampleConnection { hook, ip, port, real_port, from, to },
                                 parameters,
                             )
                         });
@@ -187,7 +203,28 @@ impl Firewall {
             Hook::Output => (Some(""), interface),
             _ => (interface, Some("")),
         };
-        self.connection_verdict(SampleConnection { hook, ip, port, from, to }, parameters)
+        self.connection_verdict(
+            SampleConnection { hook, ip, port, real_port: port, from, to },
+            parameters,
+        )
+    }
+
+    /// The control ports, each with the port that the server has: the same one, or that of a server which is published
+    /// with the control port.
+    fn control_ports(&self, parameters: &RuleParameters) -> Vec<(u16, u16)> {
+        let claims = self.translated_ports().into_claims();
+        let ports = parameters.control_ports().iter().flat_map(|&port| {
+            let has_port = move |claim: &&PortClaim| {
+                claim.ports.iter().any(|(first, last)| (*first..=*last).contains(&port))
+            };
+            let targets = claims.iter().filter(has_port).filter_map(|claim| claim.target_ports);
+            let single = targets.filter(|(first, last)| first == last).map(|(first, _)| first);
+            [port].into_iter().chain(single).map(move |real| (port, real))
+        });
+        let mut ports: Vec<(u16, u16)> = ports.collect();
+        ports.sort_unstable();
+        ports.dedup();
+        ports
     }
 
     /// The verdict on a connection that `ftp-alg` does not inspect, and the chain that decides.
@@ -210,6 +247,21 @@ impl Firewall {
         };
         let decided_by = chains.iter().min_by_key(rank).cloned();
         (worst, decided_by)
+    }
+
+    /// For each interface the first one that rules cannot distinguish from it. Such interfaces are evaluated once.
+    pub(super) fn interchangeable<'n>(
+        &self,
+        interfaces: Vec<&'n str>,
+    ) -> HashMap<&'n str, &'n str> {
+        let patterns = self.interface_patterns();
+        let first_like = |one: &'n str| {
+            let like = |other: &&&str| {
+                patterns.iter().all(|pattern| pattern.matches(one) == pattern.matches(other))
+            };
+            (one, interfaces.iter().find(like).copied().unwrap_or(one))
+        };
+        interfaces.iter().map(|one| first_like(one)).collect()
     }
 
     /// All interface patterns in the rules.
@@ -235,7 +287,10 @@ fn collect_patterns<'a>(condition: &'a Condition, patterns: &mut Vec<&'a Interfa
         Condition::Any(conditions) | Condition::All(conditions) => {
             conditions.iter().for_each(|one| collect_patterns(one, patterns));
         }
-        Condition::Compare(_) | Condition::Interface { .. } | Condition::Unknown => {}
+        Condition::Compare(_)
+        | Condition::Interface { .. }
+        | Condition::Address { .. }
+        | Condition::Unknown => {}
     }
 }
 
@@ -249,7 +304,7 @@ fn interface_pairs(
         .flat_map(|one| match hook {
             Hook::Input => vec![(Some(one.as_str()), None)],
             Hook::Output => vec![(None, Some(one.as_str()))],
-            Hook::Prerouting | Hook::Forward => {
+            Hook::Prerouting | Hook::Forward | Hook::Postrouting => {
                 let others = interfaces.iter().filter(|other| *other != one);
                 others.map(|other| (Some(one.as_str()), Some(other.as_str()))).collect()
             }
@@ -418,6 +473,36 @@ mod tests {
         let verdicts =
             firewall.control_verdicts(&parameters.unwrap(), &interfaces, &[Hook::Forward]);
         assert_eq!(verdicts[0].best_acceptance(), Acceptance::Accepted);
+    }
+
+    #[test]
+    fn a_server_that_is_published_with_a_control_port_has_its_own_port_at_forward() {
+        let summary = |nat: &str, more: &[(&str, &str)]| {
+            let filter = "-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n\
+                          -A FORWARD -i wan0 -p tcp -m tcp --dport 2121 -j ACCEPT\n";
+            let mut firewall = iptables(filter);
+            for (table, rules) in [("nat", nat)].iter().chain(more) {
+                let text = format!("*{table}\n:PREROUTING ACCEPT\n{rules}\nCOMMIT\n");
+                firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, &text);
+            }
+            summary(&firewall, Hook::Forward, &["lan0", "wan0"])
+        };
+        let published =
+            "-A PREROUTING -p tcp -m tcp --dport 21 -j DNAT --to-destination 10.0.0.5:2121";
+        let accepted = "accepted wan0 -> lan0; all others: dropped";
+        assert_eq!(summary(published, &[]), accepted);
+        for other in ["", &published.replace(":2121", ""), &published.replace("21 -j", "80 -j")] {
+            assert_eq!(summary(other, &[]), "dropped between all interfaces", "{other}");
+        }
+        // Before NAT, rules see the port that clients use.
+        for (table, port, expected) in [
+            ("raw", 21, "dropped between all interfaces"),
+            ("raw", 2121, accepted),
+            ("mangle", 21, "dropped between all interfaces"),
+        ] {
+            let drop = format!("-A PREROUTING -p tcp -m tcp --dport {port} -j DROP");
+            assert_eq!(summary(published, &[(table, &drop)]), expected, "{table} {port}");
+        }
     }
 
     #[test]

@@ -11,14 +11,19 @@ pub struct DataPathVerdict {
     /// Whether data connections use this hook on this machine.
     ///
     /// A router uses forward. Input and output are used if the machine is no router, or if an FTP server listens.
+    /// Prerouting and postrouting are used by both.
     pub is_used: bool,
     /// Whether this machine has addresses of this IP version.
     has_addresses: bool,
     /// The verdict on data connections with our ct mark.
     pub mark: HookVerdict,
+    /// The verdict on data connections that the fast path admits. They have another of our bits, too.
+    pub fast_path: HookVerdict,
     /// The verdict on data connections that conntrack expects.
     pub related: HookVerdict,
-    /// The verdict on packets that `ftp-alg` injects; at output only.
+    /// The verdict on data connections that nobody admits.
+    pub unmarked: HookVerdict,
+    /// The verdict on packets that `ftp-alg` injects; at output and postrouting only.
     pub injected: Option<HookVerdict>,
 }
 
@@ -26,6 +31,27 @@ impl DataPathVerdict {
     /// Whether packets of this class use this hook. `ftp-alg` injects packets on every machine with a session.
     pub fn is_used_by(&self, class: PacketClass) -> bool {
         if class == PacketClass::Injected { self.has_addresses } else { self.is_used }
+    }
+
+    /// Whether data connections with our mark certainly pass. At prerouting and postrouting it is enough that no rule
+    /// drops them that spares the expected ones, because many gateways drop spoofed addresses there.
+    fn accepts_mark(&self) -> bool {
+        let Self { mark, related, .. } = self;
+        mark.chains.iter().zip(&related.chains).all(|(mark, related)| {
+            let spares = |rule| !self.hook.is_filter() && related.exceptions.contains(rule);
+            mark.passes && mark.exceptions.iter().all(spares)
+        })
+    }
+
+    /// Whether data connections may pass that nobody admits.
+    pub fn may_pass_unmarked(&self) -> bool {
+        self.unmarked.chains.iter().all(|chain| chain.passes || !chain.exceptions.is_empty())
+    }
+
+    /// Whether `chain` drops data connections, except some that a rule accepts because they were admitted. Such a rule
+    /// names the addresses of those that may use FTP, so their data connections are not a problem.
+    pub fn is_restricted_by(&self, chain: &ChainVerdict) -> bool {
+        accepts_some_admitted(chain, &self.unmarked)
     }
 
     /// The verdict on packets of this class; `None` if the class does not occur at this hook.
@@ -36,6 +62,14 @@ impl DataPathVerdict {
             PacketClass::Injected => self.injected.as_ref(),
         }
     }
+}
+
+/// Whether a rule of a dropping chain accepts data connections with some addresses, and only admitted ones. `unmarked` is
+/// the verdict on others.
+pub(super) fn accepts_some_admitted(chain: &ChainVerdict, unmarked: &HookVerdict) -> bool {
+    let other = unmarked.chains.iter().find(|other| other.location == chain.location);
+    let is_for_all = |rule| other.is_some_and(|other| other.exceptions.contains(rule));
+    !chain.passes && chain.accepted_by_address.iter().any(|rule| !is_for_all(rule))
 }
 
 /// Which data connections a firewall accepts.
@@ -49,25 +83,34 @@ pub enum AcceptedData {
     Nothing,
 }
 
+/// The chain that drops data connections of the fast path, and accepts others by their exact ct mark; `None` if there
+/// is none.
+pub fn exact_mark_chain(paths: &[DataPathVerdict]) -> Option<&ChainVerdict> {
+    // The fast path has no connections of IPv6.
+    let used = paths.iter().filter(|path| path.is_used && path.ip == IpVersion::V4);
+    used.filter(|path| path.mark.passes()).find_map(|path| path.fast_path.dropping_chains().next())
+}
+
 /// Which data connections `firewall` accepts; `None` if not all of its rules could be read.
 pub fn accepted_data(firewall: &Firewall, paths: &[DataPathVerdict]) -> Option<AcceptedData> {
     if !firewall.read_errors().is_empty() {
         return None;
     }
-    let every = |verdict: &HookVerdict, passes: fn(&ChainVerdict) -> bool| {
-        verdict.chains.iter().all(passes)
-    };
-    let mut used = paths.iter().filter(|path| path.is_used);
-    if used.clone().all(|path| every(&path.mark, |one| one.passes && one.exceptions.is_empty())) {
+    let used = || paths.iter().filter(|path| path.is_used);
+    if used().all(DataPathVerdict::accepts_mark) {
         return Some(AcceptedData::Marked);
     }
-    Some(
-        match used.any(|path| every(&path.related, |one| one.passes || !one.exceptions.is_empty()))
-        {
-            true => AcceptedData::Related,
-            false => AcceptedData::Nothing,
-        },
-    )
+    let some_pass = |path: &DataPathVerdict| {
+        path.related.chains.iter().all(|one| one.passes || !one.exceptions.is_empty())
+    };
+    let is_open = |path: &DataPathVerdict| {
+        let mut others = used().filter(|other| other.ip == path.ip && !other.hook.is_filter());
+        path.hook.is_filter() && some_pass(path) && others.all(some_pass)
+    };
+    Some(match used().any(is_open) {
+        true => AcceptedData::Related,
+        false => AcceptedData::Nothing,
+    })
 }
 
 /// The verdicts at all hooks with both IP versions.
@@ -81,20 +124,27 @@ pub fn data_path_verdicts(
     cases
         .map(|(hook, ip)| {
             let verdict = |class| firewall.verdict(hook, ip, class, parameters);
-            let is_used = match (hook, ip) {
-                (Hook::Forward, IpVersion::V4) => routing.v4,
-                (Hook::Forward, IpVersion::V6) => routing.v6,
-                (_, IpVersion::V4) => !routes || routing.has_local_server,
-                (_, IpVersion::V6) => (!routes || routing.has_local_server) && routing.has_v6,
+            let (forwards, has_addresses) = match ip {
+                IpVersion::V4 => (routing.v4, true),
+                IpVersion::V6 => (routing.v6, routing.has_v6),
             };
+            let is_end = (!routes || routing.has_local_server) && has_addresses;
+            let is_used = match hook {
+                Hook::Forward => forwards,
+                Hook::Input | Hook::Output => is_end,
+                Hook::Prerouting | Hook::Postrouting => forwards || is_end,
+            };
+            let sends = matches!(hook, Hook::Output | Hook::Postrouting);
             DataPathVerdict {
                 hook,
                 ip,
                 is_used,
-                has_addresses: ip == IpVersion::V4 || routing.has_v6,
+                has_addresses,
                 mark: verdict(PacketClass::MarkedData),
+                fast_path: firewall.fast_path_verdict(hook, ip, parameters),
                 related: verdict(PacketClass::RelatedData),
-                injected: (hook == Hook::Output).then(|| verdict(PacketClass::Injected)),
+                unmarked: firewall.data_verdict(hook, ip, PacketClass::MarkedData, 0, parameters),
+                injected: sends.then(|| verdict(PacketClass::Injected)),
             }
         })
         .collect()
@@ -154,6 +204,31 @@ mod tests {
         ] {
             assert_eq!(accepted(rules, ip6), expected, "{rules:?} {ip6}");
         }
+    }
+
+    #[test]
+    fn a_rule_that_accepts_the_exact_mark_drops_connections_of_the_fast_path() {
+        let stop = |rule: &str| {
+            let text = format!(
+                "*filter\n:FORWARD DROP [0:0]\n\
+                 -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n{rule}\nCOMMIT\n"
+            );
+            let mut firewall = Firewall::default();
+            firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, &text);
+            let paths = data_path_verdicts(&firewall, GATEWAY, &RuleParameters::default());
+            let pass = |passes: fn(&DataPathVerdict) -> bool| {
+                paths.iter().filter(|path| path.is_used).all(passes)
+            };
+            let others = [pass(|path| path.mark.passes()), pass(|path| path.related.passes())];
+            (others, exact_mark_chain(&paths).map(ToString::to_string))
+        };
+        let exact = MARK.replace("/0x40000000", "");
+        let chain = "the policy of iptables-legacy filter FORWARD".to_owned();
+        assert_eq!(stop(&exact), ([true, true], Some(chain)));
+        assert_eq!(stop(MARK), ([true, true], None));
+        assert_eq!(stop(&MARK.replace("/0x40000000", "/0x50000000")), ([true, true], None));
+        // The problem of other data connections is another one.
+        assert_eq!(stop("").1, None);
     }
 
     #[test]

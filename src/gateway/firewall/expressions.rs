@@ -1,8 +1,14 @@
 //! Reads the expressions in nft's JSON and the comparisons with them (libnftables-json(5)).
 
+use std::sync::Arc;
+
 use serde_json::Value as Json;
 
-use super::model::{Condition, Field, InterfaceDirection, InterfacePattern, Ranges, state};
+use super::{
+    mark_writes::{MarkTarget, MarkWrite, WrittenMark},
+    model::{AddressSide, Condition, Field, InterfaceDirection, InterfacePattern, Ranges, state},
+    networks::Network,
+};
 
 /// Which interface an expression reads, by name or by index.
 fn interface_direction(expression: &Json) -> Option<InterfaceDirection> {
@@ -75,6 +81,36 @@ pub(super) fn field(expression: &Json) -> Option<(Field, u32)> {
     Some((field, u32::MAX))
 }
 
+/// Which address an expression reads.
+pub(super) fn address_side(expression: &Json) -> Option<AddressSide> {
+    let payload = expression.get("payload")?;
+    let part = |name: &str| payload.get(name).and_then(Json::as_str);
+    match (part("protocol")?, part("field")?) {
+        ("ip" | "ip6", "saddr") => Some(AddressSide::Source),
+        ("ip" | "ip6", "daddr") => Some(AddressSide::Destination),
+        _ => None,
+    }
+}
+
+/// The networks that an address is compared with: one, or a set.
+pub(super) fn networks(right: &Json) -> Option<Arc<[Network]>> {
+    match right.as_array().or_else(|| right.get("set")?.as_array()) {
+        Some(elements) => elements.iter().map(network).collect(),
+        None => Some([network(right)?].into()),
+    }
+}
+
+fn network(value: &Json) -> Option<Network> {
+    if let Some(element) = value.get("elem") {
+        return network(element.get("val")?);
+    }
+    if let Some(prefix) = value.get("prefix") {
+        let address = prefix.get("addr")?.as_str()?.parse().ok()?;
+        return Network::new(address, u8::try_from(number(prefix.get("len")?)?).ok()?);
+    }
+    value.as_str()?.parse().ok()
+}
+
 /// The condition that `expression` implies: nft reads a header field only from packets with this header.
 pub(super) fn implied_condition(expression: &Json) -> Option<Condition> {
     let (kind, content) = expression.as_object()?.iter().next()?;
@@ -110,6 +146,42 @@ pub(super) fn unchanged_bits(value: &Json, into: Field) -> u32 {
         "|" | "^" => unchanged & !constant,
         _ => 0,
     })
+}
+
+/// What the assignment of `value` writes into `into`, if that is a mark.
+pub(super) fn mark_write(into: Field, value: &Json) -> Option<MarkWrite> {
+    let (target, other) = match into {
+        Field::CtMark => (MarkTarget::CtMark, Field::PacketMark),
+        Field::PacketMark => (MarkTarget::PacketMark, Field::CtMark),
+        _ => return None,
+    };
+    let bits = !unchanged_bits(value, into);
+    let value = match [0, u32::MAX].map(|before| assigned(value, into, before)) {
+        // A bit that is the opposite of what it was is not constant.
+        [Some(zero), Some(ones)] if (zero ^ ones) & bits == 0 => WrittenMark::Constant(zero),
+        _ if field(value) == Some((other, u32::MAX)) => WrittenMark::OtherMark,
+        _ => WrittenMark::Unknown,
+    };
+    Some(MarkWrite { target, bits, value })
+}
+
+/// The result of `value` if field `into` is `before`; `None` if it depends on anything else.
+fn assigned(value: &Json, into: Field, before: u32) -> Option<u32> {
+    if let Some(constant) = number(value) {
+        return Some(constant);
+    }
+    if let Some((_, mask)) = field(value).filter(|(from, _)| *from == into) {
+        return Some(before & mask);
+    }
+    let (op, operands) = value.as_object()?.iter().next()?;
+    let operands = operands.as_array()?.iter().map(|one| assigned(one, into, before));
+    let operation = match op.as_str() {
+        "&" => |a, b| a & b,
+        "|" => |a, b| a | b,
+        "^" => |a, b| a ^ b,
+        _ => return None,
+    };
+    operands.reduce(|a, b| Some(operation(a?, b?)))?
 }
 
 pub(super) fn number(value: &Json) -> Option<u32> {

@@ -108,7 +108,7 @@ fn chains_with_marks(rules: &Ruleset) -> impl Iterator<Item = (&Table, &str, Bas
         _ if base.is_nat => false,
         Hook::Prerouting => true,
         Hook::Forward => base.priority < CLEARING_PRIORITY,
-        Hook::Input | Hook::Output => false,
+        Hook::Input | Hook::Output | Hook::Postrouting => false,
     };
     rules
         .tables

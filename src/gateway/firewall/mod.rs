@@ -10,10 +10,14 @@
 
 mod control_conflicts;
 mod control_path;
+mod data_connection;
+mod data_modes;
 mod data_path;
 mod expressions;
+mod mark_writes;
 mod marks;
 mod model;
+mod networks;
 mod nft;
 mod remedy;
 mod routing_rules;
@@ -32,16 +36,21 @@ use std::{
 };
 
 pub use control_path::{Acceptance, ControlPathVerdict, InterfacePairVerdict};
-pub use data_path::{AcceptedData, DataPathVerdict, accepted_data, data_path_verdicts};
+use data_connection::{ChainStep, DataConnection, FORWARDED, RECEIVED, SENT};
+pub use data_modes::{DataMode, ModeVerdict};
+pub use data_path::{
+    AcceptedData, DataPathVerdict, accepted_data, data_path_verdicts, exact_mark_chain,
+};
 pub use marks::{MarkConflict, MarkConflictKind};
-use model::{ChangedMarkBits, SamplePacket, Table};
+use model::{ChangedMarkBits, FieldValue, SamplePacket, Table};
 pub use model::{Hook, IpVersion, Origin, TableFamily};
+pub use networks::Links;
 pub use remedy::{RulesetManager, condition};
 use routing_rules::RoutingRule;
 pub use ruleset_reader::RulesetReader;
 pub use sample_packets::PacketClass;
-use sample_packets::packets_of_class;
-pub use sources::interfaces;
+use sample_packets::injected_packet;
+pub use sources::{interfaces, links};
 pub use translated_ports::TranslatedPorts;
 pub use traversal::VerdictSource;
 use traversal::{PacketVerdict, base_chains};
@@ -124,6 +133,20 @@ pub struct ChainVerdict {
     pub decided_by: VerdictSource,
     /// Rules that decide otherwise for some packets, by addresses or interfaces that are not known here.
     pub exceptions: Vec<VerdictSource>,
+    /// Rules that accept some of the packets, and for which only their addresses are not known.
+    pub accepted_by_address: Vec<VerdictSource>,
+    /// The rule before this chain because of which no rule here can recognise the packets.
+    pub hidden_by: Option<HidingRule>,
+}
+
+/// A rule because of which later rules cannot recognise data connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HidingRule {
+    /// The chain of the rule, as in `inet filter forward`.
+    pub chain: String,
+    pub rule: String,
+    /// Whether the rule takes packets out of connection tracking. Otherwise it overwrites the ct mark.
+    pub untracks: bool,
 }
 
 impl std::fmt::Display for ChainVerdict {
@@ -156,6 +179,8 @@ pub struct ChainLocation {
     pub manager: Option<RulesetManager>,
     /// Whether the table has the flag `owner`, so that only its owner may change it.
     pub has_owner: bool,
+    pub hook: Hook,
+    pub priority: i32,
 }
 
 impl std::fmt::Display for ChainLocation {
@@ -272,49 +297,70 @@ impl Firewall {
         class: PacketClass,
         parameters: &RuleParameters,
     ) -> HookVerdict {
-        let changes = self.ruleset.changed_mark_bits;
-        self.verdict_on_packets(
-            ip,
-            &packets_of_class(hook, ip, class, parameters.data_mark(), parameters, changes),
-        )
-    }
-
-    /// What the firewall does with the packets of one connection, each at its own hook.
-    fn verdict_on_packets(&self, ip: IpVersion, packets: &[SamplePacket<'_>]) -> HookVerdict {
-        let mut chains = Vec::new();
-        for table in self.ruleset.tables.iter().filter(|table| table.family.sees(ip)) {
-            for (name, base) in base_chains(table) {
-                let here = packets.iter().filter(|packet| packet.hook == base.hook);
-                let verdicts = here.map(|packet| traversal::evaluate(table, name, base, packet));
-                let Some(verdict) = verdicts.reduce(PacketVerdict::and) else { continue };
-                let location = remedy::chain_location(table, name, base.hook);
-                chains.push((base.priority, chain_verdict(location, verdict)));
-            }
+        if class == PacketClass::Injected {
+            return self.verdict_on_packets(ip, &[injected_packet(hook, ip, parameters)]);
         }
-        chains.sort_by(|(a, one), (b, other)| (a, &one.location).cmp(&(b, &other.location)));
-        HookVerdict { chains: chains.into_iter().map(|(_, chain)| chain).collect() }
+        self.data_verdict(hook, ip, class, parameters.data_mark(), parameters)
     }
 
-    /// Whether the rules may accept a data connection without our ct mark at `hook`.
-    pub fn may_accept_unmarked(
+    /// What the firewall does at `hook` with data connections that the fast path admits.
+    fn fast_path_verdict(
         &self,
         hook: Hook,
         ip: IpVersion,
         parameters: &RuleParameters,
-    ) -> bool {
-        let packets = packets_of_class(
-            hook,
-            ip,
-            PacketClass::MarkedData,
-            0,
-            parameters,
-            self.ruleset.changed_mark_bits,
-        );
-        let verdict = self.verdict_on_packets(ip, &packets);
-        verdict.chains.iter().all(|chain| chain.passes || !chain.exceptions.is_empty())
+    ) -> HookVerdict {
+        // Our table finds the translation of their source by the second bit.
+        let mark = parameters.data_mark() | parameters.queue_all_mark();
+        self.data_verdict(hook, ip, PacketClass::MarkedData, mark, parameters)
     }
 
-    /// The commands that make each dropping chain of `verdict` accept packets of `class`.
+    /// What the firewall does at `hook` with data connections that have the ct mark bits `admitted`.
+    fn data_verdict(
+        &self,
+        hook: Hook,
+        ip: IpVersion,
+        class: PacketClass,
+        admitted: u32,
+        parameters: &RuleParameters,
+    ) -> HookVerdict {
+        let any_port = FieldValue::Within(0, u16::MAX.into());
+        let connection = DataConnection {
+            ip,
+            class,
+            admitted,
+            from: None,
+            to: None,
+            source_port: any_port,
+            links: None,
+        };
+        let hooks = match hook {
+            Hook::Input => RECEIVED,
+            Hook::Output => SENT,
+            Hook::Prerouting | Hook::Forward | Hook::Postrouting => FORWARDED,
+        };
+        let steps = self.follow(&connection, hooks, hooks, parameters).into_iter();
+        hook_verdict(steps.filter(|step| step.base.hook == hook))
+    }
+
+    /// What the firewall does with the packets of one connection, each at its own hook.
+    fn verdict_on_packets(&self, ip: IpVersion, packets: &[SamplePacket<'_>]) -> HookVerdict {
+        let tables = self.ruleset.tables.iter().filter(|table| table.family.sees(ip));
+        let chains = tables
+            .flat_map(|table| base_chains(table).map(move |(name, base)| (table, name, base)));
+        hook_verdict(chains.filter_map(|(table, name, base)| {
+            let here = packets
+                .iter()
+                .filter(|packet| packet.hook == base.hook && packet.place.includes(base.priority));
+            let verdicts =
+                here.map(|packet| traversal::evaluate(table, name, base, &mut { *packet }));
+            let verdict = verdicts.reduce(PacketVerdict::and)?;
+            Some(ChainStep { table, name, base, verdict, hidden_by: None })
+        }))
+    }
+
+    /// The commands that make dropping chains of `verdict` accept packets of `class`: one for each chain in which a rule
+    /// can recognise these packets.
     pub fn remedies(
         verdict: &HookVerdict,
         class: PacketClass,
@@ -322,7 +368,7 @@ impl Firewall {
     ) -> Vec<String> {
         verdict
             .dropping_chains()
-            .map(|chain| chain.location.accept_command(class, parameters))
+            .filter_map(|chain| chain.accept_command(class, parameters))
             .collect()
     }
 
@@ -360,9 +406,11 @@ impl Firewall {
     }
 }
 
-fn chain_verdict(location: ChainLocation, verdict: PacketVerdict) -> ChainVerdict {
-    let PacketVerdict { passes, decided_by, exceptions } = verdict;
-    ChainVerdict { location, passes, decided_by, exceptions }
+fn hook_verdict<'a>(steps: impl Iterator<Item = ChainStep<'a>>) -> HookVerdict {
+    let mut chains: Vec<ChainVerdict> = steps.map(ChainStep::into_chain_verdict).collect();
+    let order = |chain: &ChainVerdict| (chain.location.priority, chain.location.clone());
+    chains.sort_by_cached_key(order);
+    HookVerdict { chains }
 }
 
 #[cfg(test)]

@@ -10,7 +10,11 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
 use strum::{Display, EnumString, IntoStaticStr};
 
-use super::ConflictingRule;
+use super::{
+    ConflictingRule,
+    mark_writes::{MarkTarget, MarkWrite, WrittenMark},
+    networks::{Links, Network},
+};
 pub use crate::gateway::ip_version::IpVersion;
 
 /// The bits of `ct state`, as nftables numbers them.
@@ -67,7 +71,7 @@ pub(super) enum Field {
 }
 
 /// What is known about a field of a sample packet.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) enum FieldValue {
     /// The value of the bits in `known`; all other bits are unknown.
     Bits { bits: u32, known: u32 },
@@ -128,6 +132,13 @@ pub(super) enum InterfaceDirection {
     Output,
 }
 
+/// Which of a packet's two addresses a condition is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum AddressSide {
+    Source,
+    Destination,
+}
+
 /// The name of an interface, or the common start of several names.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct InterfacePattern {
@@ -172,6 +183,12 @@ pub(super) enum Condition {
         pattern: InterfacePattern,
         negated: bool,
     },
+    /// One of the packet's addresses is in one of these networks.
+    Address {
+        side: AddressSide,
+        networks: Arc<[Network]>,
+        negated: bool,
+    },
     /// Holds if one of these holds.
     Any(Vec<Condition>),
     /// Holds if all of these hold.
@@ -204,6 +221,9 @@ impl Condition {
             Self::Interface { side, pattern, negated } => {
                 Self::Interface { side, pattern, negated: negated != negate }
             }
+            Self::Address { side, networks, negated } => {
+                Self::Address { side, networks, negated: negated != negate }
+            }
             Self::Any(conditions) if negate => {
                 Self::All(conditions.into_iter().map(|one| one.negated_if(true)).collect())
             }
@@ -223,6 +243,19 @@ impl Condition {
                     InterfaceDirection::Output => packet.output,
                 };
                 pattern.holds(interface).negated_if(*negated)
+            }
+            Self::Address { side, networks, negated } => {
+                let interface = match side {
+                    AddressSide::Source => packet.input,
+                    AddressSide::Destination => packet.output,
+                };
+                let Some((links, interface)) = packet.links.zip(interface) else {
+                    return Certainty::Maybe;
+                };
+                match networks.iter().all(|network| links.are_elsewhere(network, interface)) {
+                    true => Certainty::No.negated_if(*negated),
+                    false => Certainty::Maybe,
+                }
             }
             Self::All(conditions) => all_hold(conditions, packet),
             Self::Any(conditions) => {
@@ -265,6 +298,8 @@ pub(super) struct Rule {
     pub(super) conflict: Option<Box<ConflictingRule>>,
     /// Bits of the packet mark that the rule may change.
     pub(super) changed_mark_bits: u32,
+    /// What the rule writes into the marks, in order.
+    pub(super) mark_writes: Vec<MarkWrite>,
     /// The rule as the operator wrote it.
     pub(super) text: String,
 }
@@ -279,6 +314,20 @@ pub(super) struct DestinationNat {
 }
 
 impl Rule {
+    /// A rule without any effect.
+    pub(super) fn new(text: String) -> Self {
+        Self {
+            conditions: Vec::new(),
+            action: RuleVerdict::Continue,
+            destination_nat: None,
+            source_ports: None,
+            conflict: None,
+            changed_mark_bits: 0,
+            mark_writes: Vec::new(),
+            text,
+        }
+    }
+
     /// Whether the rule may do something else with a packet of another packet mark.
     pub(super) fn depends_on_mark(&self, packet: &SamplePacket<'_>, mark: FieldValue) -> bool {
         let other = SamplePacket { mark, ..*packet };
@@ -293,6 +342,14 @@ impl Rule {
 
     pub(super) fn applies(&self, packet: &SamplePacket<'_>) -> Certainty {
         all_hold(&self.conditions, packet)
+    }
+
+    /// Whether the rule applies to packets with some addresses, and nothing else about them is unknown.
+    pub(super) fn depends_on_addresses(&self, packet: &SamplePacket<'_>) -> bool {
+        self.conditions.iter().all(|condition| {
+            let is_known = condition.holds(packet) == Certainty::Yes;
+            is_known || matches!(condition, Condition::Address { .. })
+        })
     }
 }
 
@@ -315,11 +372,22 @@ pub enum Hook {
     Input,
     /// Packets from this machine.
     Output,
+    /// Departing packets after routing.
+    Postrouting,
 }
 
 impl Hook {
-    /// The hooks that usually have filter chains.
-    pub const ALL: [Self; 3] = [Self::Forward, Self::Input, Self::Output];
+    /// All hooks; first those that usually have filter chains.
+    pub const ALL: [Self; 5] =
+        [Self::Forward, Self::Input, Self::Output, Self::Prerouting, Self::Postrouting];
+
+    /// The hooks with the filter chains of forwarded connections and of local ones.
+    pub const FILTERS: [Self; 3] = [Self::Forward, Self::Input, Self::Output];
+
+    /// Whether the hook has usually filter chains.
+    pub fn is_filter(self) -> bool {
+        Self::FILTERS.contains(&self)
+    }
 }
 
 /// The program that a table belongs to, and that can change it.
@@ -340,13 +408,14 @@ pub enum TableFamily {
     Ip,
     Ip6,
     Inet,
+    Netdev,
 }
 
 impl TableFamily {
     pub(super) fn sees(self, ip: IpVersion) -> bool {
         matches!(
             (self, ip),
-            (Self::Inet, _) | (Self::Ip, IpVersion::V4) | (Self::Ip6, IpVersion::V6)
+            (Self::Inet | Self::Netdev, _) | (Self::Ip, IpVersion::V4) | (Self::Ip6, IpVersion::V6)
         )
     }
 }
@@ -356,10 +425,10 @@ impl TableFamily {
 pub(super) struct BaseChain {
     pub(super) hook: Hook,
     pub(super) priority: i32,
+    /// Whether the chain has the type `nat`, so that only the first packet of a connection reaches it.
+    pub(super) is_nat: bool,
     /// Whether the policy drops packets that reach the end of the chain.
     pub(super) policy_drops: bool,
-    /// Whether it translates, so that it gets first packets only.
-    pub(super) is_nat: bool,
 }
 
 /// A chain: rules in order.
@@ -395,8 +464,8 @@ pub(super) struct ChangedMarkBits {
 pub(super) struct SamplePacket<'a> {
     pub(super) hook: Hook,
     pub(super) ip: IpVersion,
-    /// Whether the destination is an address of this machine.
-    pub(super) is_local: bool,
+    /// Whether the destination is an address of this machine; `None` if that is not known.
+    pub(super) is_local: Option<bool>,
     /// The input interface, if known; empty if the packet has none.
     pub(super) input: Option<&'a str>,
     /// The output interface, if known; empty if the packet has none.
@@ -409,9 +478,56 @@ pub(super) struct SamplePacket<'a> {
     pub(super) destination_port: FieldValue,
     pub(super) tcp_flags: FieldValue,
     pub(super) ftp_helper: FieldValue,
+    /// The chains at the hook that see the packet like this.
+    pub(super) place: Place,
+    /// The networks at this machine's interfaces, if known.
+    pub(super) links: Option<&'a Links>,
 }
 
+/// The chains at a hook that see a packet with one destination port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Everywhere,
+    BeforeNat,
+    AfterNat,
+}
+
+impl Place {
+    /// Whether this includes the chains with `priority` at prerouting.
+    pub(super) fn includes(self, priority: i32) -> bool {
+        match self {
+            Self::Everywhere => true,
+            Self::BeforeNat => priority <= DESTINATION_NAT_PRIORITY,
+            Self::AfterNat => priority > DESTINATION_NAT_PRIORITY,
+        }
+    }
+}
+
+/// The priority of destination NAT at prerouting (NF_IP_PRI_NAT_DST).
+const DESTINATION_NAT_PRIORITY: i32 = -100;
+
 impl SamplePacket<'_> {
+    /// Applies what a rule writes into a mark.
+    pub(super) fn write_mark(&mut self, write: MarkWrite) {
+        let Self { ct_mark, mark, .. } = self;
+        let (target, other) = match write.target {
+            MarkTarget::CtMark => (ct_mark, mark),
+            MarkTarget::PacketMark => (mark, ct_mark),
+        };
+        let (bits, known) = match (write.value, *other) {
+            (WrittenMark::Constant(bits), _) => (bits, u32::MAX),
+            (WrittenMark::OtherMark, FieldValue::Bits { bits, known }) => (bits, known),
+            (WrittenMark::OtherMark | WrittenMark::Unknown, _) => (0, 0),
+        };
+        // A packet without a connection has no ct mark.
+        if let FieldValue::Bits { bits: old, known: old_known } = *target {
+            *target = FieldValue::Bits {
+                bits: old & !write.bits | bits & write.bits,
+                known: old_known & !write.bits | known & write.bits,
+            };
+        }
+    }
+
     fn value(&self, field: Field) -> FieldValue {
         match field {
             Field::Family => FieldValue::exactly(if self.ip == IpVersion::V4 { 4 } else { 6 }),
@@ -424,7 +540,10 @@ impl SamplePacket<'_> {
             Field::DestinationPort => self.destination_port,
             Field::TcpFlags => self.tcp_flags,
             Field::FtpHelper => self.ftp_helper,
-            Field::DestinationType => FieldValue::exactly(if self.is_local { 1 } else { 2 }),
+            Field::DestinationType => match self.is_local {
+                Some(is_local) => FieldValue::exactly(if is_local { 1 } else { 2 }),
+                None => FieldValue::Within(1, 2),
+            },
             Field::PacketType => FieldValue::exactly(0),
         }
     }

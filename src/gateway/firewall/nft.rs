@@ -3,7 +3,10 @@
 //! The output differs between versions of nft. So an unknown statement is no error: it becomes a condition that may
 //! or may not hold.
 
-use std::collections::{BTreeMap, HashMap};
+use std::{
+    collections::{BTreeMap, HashMap},
+    mem,
+};
 
 use serde::Deserialize;
 use serde_json::{Deserializer, Map, Value as Json};
@@ -11,12 +14,14 @@ use serde_json::{Deserializer, Map, Value as Json};
 use super::{
     ConflictKind, ConflictingRule, Ruleset,
     expressions::{
-        equals, field, implied_condition, is_set, number, range, ranges, reads_interface,
-        unchanged_bits,
+        address_side, equals, field, implied_condition, is_set, mark_write, networks, number,
+        range, ranges, reads_interface, unchanged_bits,
     },
+    mark_writes::MarkWrite,
     model::{
-        BaseChain, ChangedMarkBits, Condition, DestinationNat, Field, Origin, Ranges, Rule,
-        RuleVerdict, Table, TableFamily,
+        BaseChain, Chain, ChangedMarkBits, Condition, DestinationNat, Field, Hook,
+        InterfaceDirection, InterfacePattern, Origin, Ranges, Rule, RuleVerdict, Table,
+        TableFamily,
     },
 };
 use crate::gateway::rules::TABLE as OURS;
@@ -34,14 +39,16 @@ struct Document {
 
 /// Parses the JSON output of any number of commands. Our own table is left out.
 ///
-/// `listing` is the output of `nft --handle` for the same tables. It is used only for the texts of rules.
+/// `listing` is the output of `nft --handle` for the same tables. It is used for the texts of rules, and for the devices of
+/// chains at ingress.
 pub(super) fn parse(json: &str, listing: &str) -> Result<Ruleset, serde_json::Error> {
     let mut objects = Vec::new();
     for document in Deserializer::from_str(json).into_iter() {
         let Document { nftables } = document?;
         objects.extend(nftables);
     }
-    let mut reader = NftReader { texts: rule_texts(listing), ..NftReader::default() };
+    let (texts, listed) = (rule_texts(listing), listed_devices(listing));
+    let mut reader = NftReader { texts, listed, ..NftReader::default() };
     // Rules refer to sets and helpers, which may be listed after them.
     for (kind, object) in objects.iter().flat_map(|object| object.iter()) {
         if let Some(object) = object.as_object() {
@@ -53,6 +60,7 @@ pub(super) fn parse(json: &str, listing: &str) -> Result<Ruleset, serde_json::Er
             reader.read_rule(rule);
         }
     }
+    reader.limit_ingress_policies();
     Ok(Ruleset {
         tables: reader.tables.into_values().filter(|table| !table.chains.is_empty()).collect(),
         conflicts: reader.conflicts,
@@ -65,6 +73,10 @@ struct NftReader<'a> {
     tables: BTreeMap<TableKey, Table>,
     /// The elements of named sets and maps.
     sets: HashMap<(TableKey, &'a str), &'a Json>,
+    /// The devices of chains at ingress. Each of their rules has this condition.
+    devices: HashMap<(TableKey, &'a str), Condition>,
+    /// The devices of these chains in the listing.
+    listed: HashMap<(TableKey, &'a str), Vec<&'a str>>,
     /// The helper objects of type `ftp`.
     helpers: Vec<(TableKey, &'a str)>,
     /// Cache of named sets as ranges, because sets may be large and many rules may use one.
@@ -95,6 +107,15 @@ impl<'a> NftReader<'a> {
             "chain" => {
                 if let (Some(table), Some(name)) = (self.tables.get_mut(&key), name) {
                     table.chains.entry(name.to_owned()).or_default().base = base_chain(object);
+                    if text(object, "hook") == Some("ingress") {
+                        let condition =
+                            match (device_names(object), self.listed.get(&(key.clone(), name))) {
+                                (names, _) if !names.is_empty() => on_devices(names),
+                                (_, Some(names)) => on_devices(names.clone()),
+                                _ => Condition::Unknown,
+                            };
+                        self.devices.insert((key, name), condition);
+                    }
                 }
             }
             "set" | "map" => {
@@ -130,15 +151,8 @@ impl<'a> NftReader<'a> {
                 Some(handle) => format!("rule with handle {handle}"),
                 None => "a rule".to_owned(),
             });
-        let mut rule = Rule {
-            conditions: Vec::new(),
-            action: RuleVerdict::Continue,
-            destination_nat: None,
-            source_ports: None,
-            conflict: None,
-            changed_mark_bits: 0,
-            text,
-        };
+        let mut rule = Rule::new(text);
+        rule.conditions.extend(self.devices.get(&(key.clone(), chain)).cloned());
         for statement in statements {
             let Some((kind, content)) = statement.as_object().and_then(|one| one.iter().next())
             else {
@@ -151,6 +165,9 @@ impl<'a> NftReader<'a> {
             rule.destination_nat = rule.destination_nat.or_else(|| destination_nat(kind, content));
             if matches!(kind.as_str(), "snat" | "masquerade") {
                 rule.source_ports = content.get("port").and_then(port_range);
+            }
+            if kind == "mangle" {
+                rule.mark_writes.extend(written_mark(content));
             }
             match self.read_statement(&key, kind, content) {
                 Statement::Nothing => {}
@@ -184,6 +201,19 @@ impl<'a> NftReader<'a> {
         }
     }
 
+    /// Turns a dropping policy at ingress into a rule for the devices of its chain.
+    fn limit_ingress_policies(&mut self) {
+        for ((table, name), device) in &self.devices {
+            let chain = self.tables.get_mut(table).and_then(|table| table.chains.get_mut(*name));
+            if let Some(Chain { base: Some(base), rules }) = chain
+                && mem::take(&mut base.policy_drops)
+            {
+                let (conditions, action) = (vec![device.clone()], RuleVerdict::Drop);
+                rules.push(Rule { conditions, action, ..Rule::new("policy drop".to_owned()) });
+            }
+        }
+    }
+
     fn read_statement(&mut self, key: &TableKey, kind: &str, content: &'a Json) -> Statement {
         match kind {
             "match" => {
@@ -212,6 +242,19 @@ impl<'a> NftReader<'a> {
         let op = content.get("op").and_then(Json::as_str).unwrap_or("==");
         if reads_interface(left) {
             return self.interfaces(key, left, right, op);
+        }
+        if let Some(side) = address_side(left) {
+            let negate = match op {
+                "==" | "in" => false,
+                "!=" => true,
+                _ => return None,
+            };
+            let right = match right.as_str().and_then(|name| name.strip_prefix('@')) {
+                Some(name) => self.sets.get(&(key.clone(), name)).copied()?,
+                None => right,
+            };
+            let condition = Condition::Address { side, networks: networks(right)?, negated: false };
+            return Some(condition.negated_if(negate));
         }
         let (field, mask) = field(left)?;
         let ranges = match right.as_str().and_then(|name| name.strip_prefix('@')) {
@@ -420,12 +463,65 @@ fn contains_name(value: &Json, name: &str) -> bool {
 }
 
 fn base_chain(chain: &Object) -> Option<BaseChain> {
+    let priority = chain.get("prio").and_then(Json::as_i64).unwrap_or(0) as i32;
+    let (hook, priority) = match text(chain, "hook")? {
+        // The packets of its devices reach it before all chains at prerouting.
+        "ingress" => (Hook::Prerouting, priority.saturating_add(i32::MIN / 2)),
+        hook => (hook.parse().ok()?, priority),
+    };
     Some(BaseChain {
-        hook: text(chain, "hook")?.parse().ok()?,
-        priority: chain.get("prio").and_then(Json::as_i64).unwrap_or(0) as i32,
-        policy_drops: text(chain, "policy") == Some("drop"),
+        hook,
+        priority,
         is_nat: text(chain, "type") == Some("nat"),
+        policy_drops: text(chain, "policy") == Some("drop"),
     })
+}
+
+/// The devices of a chain at ingress.
+fn device_names(chain: &Object) -> Vec<&str> {
+    match chain.get("dev") {
+        Some(Json::Array(names)) => names.iter().filter_map(Json::as_str).collect(),
+        name => name.and_then(Json::as_str).into_iter().collect(),
+    }
+}
+
+/// The condition that a packet arrives on one of the devices.
+fn on_devices(names: Vec<&str>) -> Condition {
+    let device =
+        |name| Condition::interface(InterfaceDirection::Input, InterfacePattern::new(name, '*'));
+    Condition::Any(names.into_iter().map(device).collect())
+}
+
+/// The devices of chains at ingress, from the listing: nft 1.0.6 leaves them out in JSON.
+fn listed_devices(listing: &str) -> HashMap<(TableKey, &str), Vec<&str>> {
+    let mut found = HashMap::new();
+    let (mut table, mut chain) = (None, "");
+    for line in listing.lines() {
+        let mut words = line.split_whitespace();
+        match words.next() {
+            Some("table") => {
+                let family = words.next().and_then(|word| word.parse().ok());
+                table = family.zip(words.next().map(str::to_owned));
+            }
+            Some("chain") => chain = words.next().unwrap_or_default(),
+            Some("type") => {
+                let devices = line.split_once(" hook ingress device");
+                if let (Some(table), Some((_, devices))) = (&table, devices) {
+                    // `"a"`, or `s = { "a", "b" }`.
+                    let end = devices.find(" priority ").unwrap_or(devices.len());
+                    let names = devices[..end].split('"').skip(1).step_by(2).collect();
+                    found.insert((table.clone(), chain), names);
+                }
+            }
+            _ => {}
+        }
+    }
+    found
+}
+
+/// What a `mangle` statement writes into a mark.
+fn written_mark(content: &Json) -> Option<MarkWrite> {
+    mark_write(field(content.get("key")?)?.0, content.get("value")?)
 }
 
 /// The destination translation of a statement, if it has one.

@@ -2,8 +2,8 @@
 //! store the rule, so that it survives a reload.
 
 use super::{
-    ChainLocation, Hook, Origin, PacketClass, TableFamily,
-    model::{RuleVerdict, Table},
+    ChainLocation, ChainVerdict, HidingRule, Hook, Origin, PacketClass, TableFamily,
+    model::{BaseChain, RuleVerdict, Table},
 };
 use crate::gateway::RuleParameters;
 
@@ -78,7 +78,7 @@ impl RulesetManager {
 }
 
 /// The location of base chain `name` of `table`.
-pub(super) fn chain_location(table: &Table, name: &str, hook: Hook) -> ChainLocation {
+pub(super) fn chain_location(table: &Table, name: &str, base: BaseChain) -> ChainLocation {
     // Docker jumps to this chain first, and never changes the rules in it.
     let user = "DOCKER-USER";
     let jumps = |chain: &super::model::Chain| {
@@ -86,6 +86,7 @@ pub(super) fn chain_location(table: &Table, name: &str, hook: Hook) -> ChainLoca
             rule.conditions.is_empty() && rule.action == RuleVerdict::Jump(user.to_owned())
         })
     };
+    let BaseChain { hook, priority, .. } = base;
     let docker = hook == Hook::Forward && table.chains.get(name).is_some_and(jumps);
     ChainLocation {
         origin: table.origin,
@@ -95,15 +96,20 @@ pub(super) fn chain_location(table: &Table, name: &str, hook: Hook) -> ChainLoca
         insert_into: if docker { user } else { name }.to_owned(),
         manager: RulesetManager::for_table(table),
         has_owner: table.has_owner,
+        hook,
+        priority,
     }
 }
 
 impl ChainLocation {
-    /// The command that adds a rule here to accept packets of `class`.
-    pub fn accept_command(&self, class: PacketClass, parameters: &RuleParameters) -> String {
+    /// The command that adds a rule here to accept packets of `class`; `None` if no rule can recognise them here.
+    fn accept_command(&self, class: PacketClass, parameters: &RuleParameters) -> Option<String> {
+        if !class.is_recognised_at(self.hook, self.priority) {
+            return None;
+        }
         let condition = condition(self.origin, class, parameters);
         let (table, chain) = (&self.table, &self.insert_into);
-        match self.origin {
+        Some(match self.origin {
             Origin::Nftables => {
                 let family = self.family;
                 format!("nft insert rule {family} {table} {chain} {condition} accept")
@@ -117,7 +123,64 @@ impl ChainLocation {
                 };
                 format!("{program} {table}-I {chain} {condition} -j ACCEPT")
             }
+        })
+    }
+
+    /// What to do about a chain that drops packets of `class`, if they cannot be recognised here yet.
+    fn advice_before_marks(&self, class: PacketClass) -> Option<String> {
+        if class.is_recognised_at(self.hook, self.priority) {
+            return None;
         }
+        let (ports, after) = match self.origin {
+            Origin::Nftables => ("tcp dport 1024-65535 accept", "a chain of priority 0"),
+            _ => ("-p tcp --dport 1024:65535 -j ACCEPT", "the chain FORWARD or INPUT"),
+        };
+        Some(format!(
+            "no rule of {self} can tell data connections from others, because they get their marks later: drop in \
+             {after} instead, or accept new connections here by `{ports}` and leave them to the chains that follow"
+        ))
+    }
+}
+
+impl ChainVerdict {
+    /// The command that adds a rule here to accept packets of `class`; `None` if no rule can recognise them here.
+    pub fn accept_command(
+        &self,
+        class: PacketClass,
+        parameters: &RuleParameters,
+    ) -> Option<String> {
+        let command = self.location.accept_command(class, parameters);
+        command.filter(|_| self.hidden_by.is_none())
+    }
+
+    /// What to do about a chain that drops packets of `class`, if no rule can recognise them here.
+    pub fn advice_without_rule(
+        &self,
+        class: PacketClass,
+        parameters: &RuleParameters,
+    ) -> Option<String> {
+        match &self.hidden_by {
+            Some(hiding) => Some(hiding.advice(parameters)),
+            None => self.location.advice_before_marks(class),
+        }
+    }
+}
+
+impl HidingRule {
+    fn advice(&self, parameters: &RuleParameters) -> String {
+        let Self { chain, rule, untracks } = self;
+        if *untracks {
+            return format!(
+                "`{rule}` in {chain} takes data connections out of connection tracking: leave TCP out of it, or name \
+                 the ports of services in it"
+            );
+        }
+        let (ours, others) = (parameters.mask(), !parameters.mask());
+        format!(
+            "`{rule}` in {chain} overwrites the ct mark of data connections: give it a mask that spares {ours:#010x}, \
+             as in `ct mark set ct mark & {ours:#010x} | 0x1`, `--set-xmark 0x1/0xff` or \
+             `--save-mark --nfmask {others:#010x} --ctmask {others:#010x}`"
+        )
     }
 }
 

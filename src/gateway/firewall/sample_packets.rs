@@ -1,15 +1,15 @@
 //! The sample packets for which the firewall is evaluated.
 //!
-//! There are three kinds: packets of data connections that `ftp-alg` admitted, packets that `ftp-alg` injects, and
-//! packets of connections without its marks, such as control connections.
+//! There are three kinds: packets of data connections that `ftp-alg` admits ([`super::data_connection`]), packets that
+//! `ftp-alg` injects, and packets of connections without its marks, such as control connections.
 
-use super::model::{ChangedMarkBits, FieldValue, Hook, IpVersion, SamplePacket, state};
+use super::model::{ChangedMarkBits, FieldValue, Hook, IpVersion, Place, SamplePacket, state};
 use crate::gateway::{Backend, RuleParameters};
 
 /// The ephemeral ports of Linux and of other systems have this range in common.
-const EPHEMERAL: FieldValue = FieldValue::Within(49_152, 60_999);
-const SYN: u32 = 0x02;
-const ACK: u32 = 0x10;
+pub(super) const EPHEMERAL: FieldValue = FieldValue::Within(49_152, 60_999);
+pub(super) const SYN: u32 = 0x02;
+pub(super) const ACK: u32 = 0x10;
 /// The TCP flags that rules compare: FIN, SYN, RST, PSH, ACK, URG.
 const COMPARED: u32 = 0x3f;
 
@@ -44,12 +44,12 @@ impl PacketClass {
 }
 
 /// The first packet of a connection without any other known property.
-fn first_packet(hook: Hook, ip: IpVersion) -> SamplePacket<'static> {
+pub(super) fn first_packet(hook: Hook, ip: IpVersion) -> SamplePacket<'static> {
     let any_port = FieldValue::Within(0, u16::MAX.into());
     SamplePacket {
         hook,
         ip,
-        is_local: hook == Hook::Input,
+        is_local: Some(hook == Hook::Input),
         input: None,
         output: None,
         state: state::NEW,
@@ -60,59 +60,24 @@ fn first_packet(hook: Hook, ip: IpVersion) -> SamplePacket<'static> {
         destination_port: any_port,
         tcp_flags: FieldValue::Bits { bits: SYN, known: COMPARED },
         ftp_helper: FieldValue::Absent,
+        place: Place::Everywhere,
+        links: None,
     }
 }
 
-/// Packets that represent a connection of `class`: the first packet, and a later packet in each direction. `data` is
-/// the ct mark bit of admitted data connections.
-pub(super) fn packets_of_class(
+/// A packet that `ftp-alg` injects.
+pub(super) fn injected_packet(
     hook: Hook,
     ip: IpVersion,
-    class: PacketClass,
-    data: u32,
     parameters: &RuleParameters,
-    changes: ChangedMarkBits,
-) -> Vec<SamplePacket<'static>> {
-    let mask = parameters.mask();
-    let any = first_packet(hook, ip);
-    let first = SamplePacket {
-        // A new connection has no mark bits except ours and those that rules of others set.
-        ct_mark: FieldValue::Bits { bits: data, known: !changes.ct_mark | data },
-        mark: FieldValue::Bits { bits: 0, known: !changes.mark },
-        // `min-data-port` may be lower, but rules with low ports are meant for services.
-        destination_port: FieldValue::Within(1024, u16::MAX.into()),
-        ..any
-    };
-    // An expected connection inherits the ct mark of its control connection (init_conntrack()), including our bits.
-    // Another of our bits says that a handshake is complete.
-    let inherited = FieldValue::Bits { bits: data, known: !changes.ct_mark & !mask | data };
-    let first = match class {
-        PacketClass::MarkedData => first,
-        PacketClass::RelatedData => SamplePacket {
-            state: state::RELATED,
-            ct_mark: inherited,
-            ftp_helper: FieldValue::exactly(1),
-            ..first
-        },
-        PacketClass::Injected => {
-            return vec![SamplePacket {
-                state: state::UNTRACKED,
-                direction: FieldValue::Absent,
-                mark: FieldValue::exactly(mask),
-                tcp_flags: FieldValue::Bits { bits: ACK, known: COMPARED },
-                ..any
-            }];
-        }
-    };
-    let later = |direction| SamplePacket {
-        state: state::ESTABLISHED,
-        direction: FieldValue::exactly(direction),
-        destination_port: any.destination_port,
-        ct_mark: inherited,
-        tcp_flags: FieldValue::Bits { bits: ACK, known: ACK | SYN },
-        ..first
-    };
-    vec![first, later(0), later(1)]
+) -> SamplePacket<'static> {
+    SamplePacket {
+        state: state::UNTRACKED,
+        direction: FieldValue::Absent,
+        mark: FieldValue::exactly(parameters.mask()),
+        tcp_flags: FieldValue::Bits { bits: ACK, known: COMPARED },
+        ..first_packet(hook, ip)
+    }
 }
 
 /// The first packet of a data connection that the fast path admits, at prerouting.
@@ -150,7 +115,8 @@ pub(super) fn fast_path_packets(
     let mut packets = vec![(SamplePacket { mark: unmarked, ..data }, data.mark)];
     for port in parameters.control_ports() {
         let (hook, ip) = (Hook::Forward, IpVersion::V4);
-        let connection = SampleConnection { hook, ip, port: *port, from: None, to: None };
+        let (port, real_port) = (*port, *port);
+        let connection = SampleConnection { hook, ip, port, real_port, from: None, to: None };
         let packets_of_connection = connection.packets(parameters, changes).into_iter();
         packets.extend(
             packets_of_connection
@@ -167,8 +133,10 @@ pub(super) struct SampleConnection<'a> {
     /// The hook of the first packet.
     pub(super) hook: Hook,
     pub(super) ip: IpVersion,
-    /// The destination port.
+    /// The destination port that the initiator uses.
     pub(super) port: u16,
+    /// The destination port after destination NAT.
+    pub(super) real_port: u16,
     /// The interface towards the initiator: `None` if unknown, empty if this machine is the initiator.
     pub(super) from: Option<&'a str>,
     /// The interface towards the target: `None` if unknown, empty if this machine is the target.
@@ -182,7 +150,7 @@ impl<'a> SampleConnection<'a> {
         parameters: &RuleParameters,
         changes: ChangedMarkBits,
     ) -> Vec<SamplePacket<'a>> {
-        let Self { hook, ip, port, from, to } = *self;
+        let Self { hook, ip, port, real_port, from, to } = *self;
         let (data, mask) = (parameters.data_mark(), parameters.mask());
         let first = SamplePacket {
             input: from,
@@ -191,7 +159,7 @@ impl<'a> SampleConnection<'a> {
             // Rules of others may restore packet marks, but never the one of the packets that we inject.
             mark: FieldValue::Bits { bits: 0, known: !changes.mark | mask },
             source_port: EPHEMERAL,
-            destination_port: FieldValue::exactly(port.into()),
+            destination_port: FieldValue::exactly(real_port.into()),
             ..first_packet(hook, ip)
         };
         let later = SamplePacket {
@@ -207,7 +175,7 @@ impl<'a> SampleConnection<'a> {
                 Hook::Output => Hook::Input,
                 other => other,
             },
-            is_local: hook == Hook::Output,
+            is_local: Some(hook == Hook::Output),
             input: to,
             output: from,
             direction: FieldValue::exactly(1),
@@ -217,9 +185,29 @@ impl<'a> SampleConnection<'a> {
         };
         let early = |packet: SamplePacket<'a>| {
             let arrives = packet.hook != Hook::Output;
-            arrives.then_some(SamplePacket { hook: Hook::Prerouting, output: Some(""), ..packet })
+            let packet = SamplePacket { hook: Hook::Prerouting, output: Some(""), ..packet };
+            // Replies have the real port until they leave.
+            let is_translated = port != real_port && packet.direction == FieldValue::exactly(0);
+            let before = SamplePacket {
+                destination_port: FieldValue::exactly(port.into()),
+                place: Place::BeforeNat,
+                ..packet
+            };
+            let packets = match is_translated {
+                true => vec![before, SamplePacket { place: Place::AfterNat, ..packet }],
+                false => vec![packet],
+            };
+            packets.into_iter().filter(move |_| arrives)
+        };
+        let late = |packet: SamplePacket<'a>| {
+            let departs = packet.hook != Hook::Input;
+            departs.then_some(SamplePacket {
+                hook: Hook::Postrouting,
+                is_local: Some(false),
+                ..packet
+            })
         };
         let each = [first, later, reply].into_iter();
-        each.flat_map(|packet| early(packet).into_iter().chain([packet])).collect()
+        each.flat_map(|packet| early(packet).chain([packet]).chain(late(packet))).collect()
     }
 }

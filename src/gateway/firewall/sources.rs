@@ -1,12 +1,17 @@
 //! Reads the loaded rules with the programs that print them: `nft` and `iptables-save`. Changes nothing.
 
-use std::{collections::BTreeSet, io};
+use std::{collections::BTreeSet, io, net::IpAddr};
 
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags, sys::socket::SockaddrStorage};
 
 use serde_json::json;
 
-use super::{Firewall, IpVersion, Origin, routing_rules, xtables::program};
+use super::{
+    Firewall, IpVersion, Links, Origin,
+    networks::{Network, mask_length},
+    routing_rules,
+    xtables::program,
+};
 use crate::gateway::{
     broker::programs::{run_for_output, run_with_input},
     ip_version::uses_legacy,
@@ -15,8 +20,12 @@ use crate::gateway::{
 };
 
 /// The address families whose chains see control or data connections.
-const FAMILIES: [(i32, &str); 3] =
-    [(libc::NFPROTO_IPV4, "ip"), (libc::NFPROTO_IPV6, "ip6"), (libc::NFPROTO_INET, "inet")];
+const FAMILIES: [(i32, &str); 4] = [
+    (libc::NFPROTO_IPV4, "ip"),
+    (libc::NFPROTO_IPV6, "ip6"),
+    (libc::NFPROTO_INET, "inet"),
+    (libc::NFPROTO_NETDEV, "netdev"),
+];
 
 /// Reads the loaded rules, with the texts of nftables rules if `texts` is set. Errors go to
 /// [`Firewall::read_errors`].
@@ -25,15 +34,13 @@ pub(super) fn read(texts: bool) -> Firewall {
         let table = json!({"family": family, "name": name});
         Some(json!({"nftables": [{"list": {"table": table}}]}).to_string())
     });
-    // The listing is only for display, so its absence is no error.
-    let listing = match texts {
-        true => list_tables(&["--stateless", "--handle", "--file", "-"], |family, name| {
-            // nft does not read a name with other characters as one word.
-            let is_in_word = |one: char| one.is_ascii_alphanumeric() || "_-./".contains(one);
-            name.chars().all(is_in_word).then(|| format!("list table {family} {name}\n"))
-        }),
-        false => Ok(String::new()),
-    };
+    // The listing is mostly for display, so its absence is no error. It has the devices of chains at ingress.
+    let listing = list_tables(&["--stateless", "--handle", "--file", "-"], |family, name| {
+        // nft does not read a name with other characters as one word.
+        let is_in_word = |one: char| one.is_ascii_alphanumeric() || "_-./".contains(one);
+        let is_wanted = texts || family == "netdev";
+        (is_wanted && name.chars().all(is_in_word)).then(|| format!("list table {family} {name}\n"))
+    });
     let read = json.and_then(|json| {
         Firewall::from_nft(&json, &listing.unwrap_or_default())
             .map_err(|error| io::Error::other(format!("cannot parse the output of nft: {error}")))
@@ -114,6 +121,26 @@ pub fn interfaces() -> Vec<String> {
         .map(|one| one.interface_name)
         .collect();
     names.into_iter().collect()
+}
+
+/// The networks at this machine's interfaces.
+pub fn links() -> Links {
+    let mut links = Links::default();
+    let Ok(all) = getifaddrs() else { return links };
+    let ip = |address: SockaddrStorage| match (address.as_sockaddr_in(), address.as_sockaddr_in6())
+    {
+        (Some(v4), _) => Some(IpAddr::V4(v4.ip())),
+        (_, Some(v6)) => Some(IpAddr::V6(v6.ip())),
+        _ => None,
+    };
+    for one in all {
+        let (address, mask) = (one.address.and_then(ip), one.netmask.and_then(ip));
+        let network = address.zip(mask.and_then(mask_length));
+        if let Some(network) = network.and_then(|(address, length)| Network::new(address, length)) {
+            links.add(&one.interface_name, network);
+        }
+    }
+    links
 }
 
 /// The output of `iptables-save` of this variant. A system with only one variant has no suffix in the program's name.

@@ -6,14 +6,16 @@
 //!
 //! An accept verdict ends only its own base chain, and a drop verdict is final. So a packet passes a hook only if
 //! every base chain accepts it.
+//!
+//! Rules that apply by default change the marks of the packet, so that later rules see what these rules wrote.
 
 use std::collections::HashMap;
 
 use super::{
-    ConflictingRule,
+    ConflictKind, ConflictingRule,
     model::{
         BaseChain, Certainty, Chain, Condition, FieldValue, Rule, RuleVerdict, SamplePacket, Table,
-        all_hold,
+        all_hold, state,
     },
 };
 
@@ -49,6 +51,10 @@ pub(super) struct PacketVerdict {
     pub(super) decided_by: VerdictSource,
     /// Rules that decide otherwise for some packets, by conditions that cannot be decided here.
     pub(super) exceptions: Vec<VerdictSource>,
+    /// Rules that accept some of the packets, and for which only their addresses are not known.
+    pub(super) accepted_by_address: Vec<VerdictSource>,
+    /// The last rule that changed the ct mark, or took the packet out of connection tracking.
+    pub(super) changed_by: Option<VerdictSource>,
 }
 
 impl PacketVerdict {
@@ -58,6 +64,9 @@ impl PacketVerdict {
             (true, false) => return next,
             (false, true) => return self,
             _ => {}
+        }
+        if next.accepted_by_address.is_empty() {
+            self.accepted_by_address.clear();
         }
         for reason in next.exceptions {
             if !self.exceptions.contains(&reason) {
@@ -73,14 +82,16 @@ pub(super) fn base_chains(table: &Table) -> impl Iterator<Item = (&str, BaseChai
     table.chains.iter().filter_map(|(name, chain)| Some((name.as_str(), chain.base?)))
 }
 
-/// The verdict of base chain `name` of `table` on `packet`.
+/// The verdict of base chain `name` of `table` on `packet`, which gets the marks that it has behind the chain.
 pub(super) fn evaluate(
     table: &Table,
     name: &str,
     base: BaseChain,
-    packet: &SamplePacket<'_>,
+    packet: &mut SamplePacket<'_>,
 ) -> PacketVerdict {
-    let mut verdicts = Traversal::new(table, packet).chain(name, 0);
+    let mut traversal = Traversal::new(table, packet);
+    let mut verdicts = traversal.chain(name, 0);
+    *packet = traversal.packet;
     let (accepts, policy) =
         (!base.policy_drops, VerdictSource { chain: name.to_owned(), rule: None });
     if verdicts.may_return {
@@ -88,7 +99,13 @@ pub(super) fn evaluate(
     }
     let (passes, decided_by) = verdicts.default.unwrap_or((accepts, policy));
     let exceptions = if passes { verdicts.drops } else { verdicts.accepts };
-    PacketVerdict { passes, decided_by, exceptions }
+    PacketVerdict {
+        passes,
+        decided_by,
+        exceptions,
+        accepted_by_address: verdicts.accepts_by_address,
+        changed_by: traversal.changed_by,
+    }
 }
 
 /// The conflicts of all rules that `packet` may reach from base chain `name`.
@@ -142,6 +159,8 @@ pub(super) fn rules_that_depend_on_mark<'a>(
 struct PossibleVerdicts {
     accepts: Vec<VerdictSource>,
     drops: Vec<VerdictSource>,
+    /// Those of `accepts` for which only addresses are not known.
+    accepts_by_address: Vec<VerdictSource>,
     /// Whether the packet may return to the calling chain.
     may_return: bool,
     /// The default verdict: whether the packet passes, and what decides it. `None` means that the packet returns to
@@ -156,14 +175,20 @@ impl PossibleVerdicts {
 
     fn ending(passes: bool, reason: VerdictSource) -> Self {
         let mut verdicts = Self { default: Some((passes, reason.clone())), ..Self::default() };
+        if passes {
+            verdicts.accepts_by_address.push(reason.clone());
+        }
         if passes { &mut verdicts.accepts } else { &mut verdicts.drops }.push(reason);
         verdicts
     }
 
     /// Adds the accepting and dropping rules of `other`.
     fn add_possible(&mut self, other: &Self) {
-        for (mine, theirs) in [(&mut self.accepts, &other.accepts), (&mut self.drops, &other.drops)]
-        {
+        for (mine, theirs) in [
+            (&mut self.accepts, &other.accepts),
+            (&mut self.drops, &other.drops),
+            (&mut self.accepts_by_address, &other.accepts_by_address),
+        ] {
             for reason in theirs {
                 if mine.len() < MAX_NAMED && !mine.contains(reason) {
                     mine.push(reason.clone());
@@ -173,48 +198,60 @@ impl PossibleVerdicts {
     }
 }
 
+/// What the result of a chain depends on: its name, the marks and the state of the packet that enters it, and whether
+/// the packet enters it by default.
+type Entry<'a> = (&'a str, [FieldValue; 2], u32, bool);
+
 struct Traversal<'a, 'p> {
     table: &'a Table,
-    packet: &'p SamplePacket<'p>,
-    /// Results by chain. `None` marks a chain whose evaluation is in progress: a loop, which the kernel never
-    /// accepts, then ends here.
-    finished: HashMap<&'a str, Option<PossibleVerdicts>>,
+    packet: SamplePacket<'p>,
+    /// Results by chain, with the packet as it leaves. `None` marks a chain whose evaluation is in progress: a loop,
+    /// which the kernel never accepts, then ends here.
+    finished: HashMap<Entry<'a>, Option<(PossibleVerdicts, SamplePacket<'p>)>>,
     /// Conflicts of the rules that the packet may reach.
     conflicts: Vec<&'a ConflictingRule>,
     marking_rules: Vec<MarkingRule<'a>>,
     /// Another packet mark of the packet, to find the rules that depend on it.
     other_mark: Option<FieldValue>,
     dependent_rules: Vec<MarkedRule<'a>>,
+    /// The last rule that changed the ct mark, or took the packet out of connection tracking.
+    changed_by: Option<VerdictSource>,
     /// Whether the packet reaches this point by default.
     by_default: bool,
 }
 
 impl<'a, 'p> Traversal<'a, 'p> {
-    fn new(table: &'a Table, packet: &'p SamplePacket<'p>) -> Self {
+    fn new(table: &'a Table, packet: &SamplePacket<'p>) -> Self {
         Self {
             table,
-            packet,
+            packet: *packet,
             finished: HashMap::new(),
             conflicts: Vec::new(),
             marking_rules: Vec::new(),
             other_mark: None,
             dependent_rules: Vec::new(),
+            changed_by: None,
             by_default: true,
         }
     }
 
     fn chain(&mut self, name: &'a str, depth: usize) -> PossibleVerdicts {
-        match self.finished.get(name) {
-            Some(Some(verdicts)) => return verdicts.clone(),
+        let SamplePacket { ct_mark, mark, state, .. } = self.packet;
+        let entry = (name, [ct_mark, mark], state, self.by_default);
+        match self.finished.get(&entry) {
+            Some(Some((verdicts, packet))) => {
+                self.packet = *packet;
+                return verdicts.clone();
+            }
             Some(None) => return PossibleVerdicts::returning(),
             None => {}
         }
         let Some(chain) = self.table.chains.get(name).filter(|_| depth < MAX_DEPTH) else {
             return PossibleVerdicts::returning();
         };
-        self.finished.insert(name, None);
+        self.finished.insert(entry, None);
         let verdicts = self.rules(name, chain, depth);
-        self.finished.insert(name, Some(verdicts.clone()));
+        self.finished.insert(entry, Some((verdicts.clone(), self.packet)));
         verdicts
     }
 
@@ -229,10 +266,10 @@ impl<'a, 'p> Traversal<'a, 'p> {
         let by_default = self.by_default;
         let mut verdicts = PossibleVerdicts::default();
         for rule in &chain.rules {
-            if self.other_mark.is_some_and(|mark| rule.depends_on_mark(self.packet, mark)) {
+            if self.other_mark.is_some_and(|mark| rule.depends_on_mark(&self.packet, mark)) {
                 self.dependent_rules.push((name, rule));
             }
-            let applies = rule.applies(self.packet);
+            let applies = rule.applies(&self.packet);
             if applies == Certainty::No {
                 continue;
             }
@@ -245,7 +282,15 @@ impl<'a, 'p> Traversal<'a, 'p> {
                     by_default: self.by_default,
                 });
             }
-            let Some((step, ends)) = self.action(name, rule, &rule.action, depth) else { continue };
+            if self.by_default {
+                self.change_packet(name, rule);
+            }
+            let by_address = applies == Certainty::Yes || rule.depends_on_addresses(&self.packet);
+            let action = self.action(name, rule, &rule.action, depth);
+            let Some((mut step, ends)) = action else { continue };
+            if !by_address {
+                step.accepts_by_address.clear();
+            }
             verdicts.add_possible(&step);
             // After a jump the chain continues when the target returns. After `return` or `goto` it does not.
             verdicts.may_return |= ends && step.may_return;
@@ -259,6 +304,21 @@ impl<'a, 'p> Traversal<'a, 'p> {
         }
         verdicts.may_return = true;
         verdicts
+    }
+
+    /// Applies what `rule` does to the packet besides its verdict.
+    fn change_packet(&mut self, chain: &str, rule: &Rule) {
+        let SamplePacket { ct_mark, state: before, .. } = self.packet;
+        rule.mark_writes.iter().for_each(|write| self.packet.write_mark(*write));
+        let conflict = rule.conflict.as_ref().map(|conflict| conflict.kind);
+        // Conntrack has not seen the packet yet.
+        if before == state::INVALID && conflict == Some(ConflictKind::Untracked) {
+            self.packet.state = state::UNTRACKED;
+        }
+        if (ct_mark, before) != (self.packet.ct_mark, self.packet.state) {
+            let rule = Some(rule.text.clone());
+            self.changed_by = Some(VerdictSource { chain: chain.to_owned(), rule });
+        }
     }
 
     /// The possible verdicts of a rule's verdict statement, and whether the chain ends there even if the target
@@ -302,7 +362,7 @@ impl<'a, 'p> Traversal<'a, 'p> {
     ) -> Option<(PossibleVerdicts, bool)> {
         let mut verdicts = PossibleVerdicts::default();
         for (condition, action) in elements {
-            let applies = all_hold(std::slice::from_ref(condition), self.packet);
+            let applies = all_hold(std::slice::from_ref(condition), &self.packet);
             let step = match applies {
                 Certainty::No => continue,
                 Certainty::Maybe => {
@@ -317,7 +377,8 @@ impl<'a, 'p> Traversal<'a, 'p> {
                 // The keys of a map exclude each other, so no other element can match.
                 return step;
             }
-            if let Some((step, _)) = step {
+            if let Some((mut step, _)) = step {
+                step.accepts_by_address.clear();
                 verdicts.add_possible(&step);
             }
         }
@@ -334,9 +395,9 @@ mod tests {
 
     use super::*;
     use crate::gateway::firewall::{
-        ChangedMarkBits, PacketClass, RuleParameters,
+        ChangedMarkBits, RuleParameters,
         model::{Field, Hook, IpVersion, Origin, TableFamily},
-        sample_packets::packets_of_class,
+        sample_packets::SampleConnection,
     };
 
     fn rule(conditions: Vec<Condition>, action: RuleVerdict, text: &str) -> Rule {
@@ -347,6 +408,7 @@ mod tests {
             source_ports: None,
             conflict: None,
             changed_mark_bits: 0,
+            mark_writes: Vec::new(),
             text: text.into(),
         }
     }
@@ -357,8 +419,8 @@ mod tests {
             let base = (name == "base").then_some(BaseChain {
                 hook: Hook::Forward,
                 priority: 0,
-                policy_drops: drops,
                 is_nat: false,
+                policy_drops: drops,
             });
             all.insert(name.to_owned(), Chain { base, rules });
         }
@@ -369,16 +431,17 @@ mod tests {
     fn verdict(table: &Table) -> PacketVerdict {
         let (name, base) = base_chains(table).next().unwrap();
         let parameters = RuleParameters::default();
-        let (data, changes) = (parameters.data_mark(), ChangedMarkBits::default());
-        let packet = packets_of_class(
-            Hook::Forward,
-            IpVersion::V4,
-            PacketClass::MarkedData,
-            data,
-            &parameters,
-            changes,
-        )[0];
-        evaluate(table, name, base, &packet)
+        let connection = SampleConnection {
+            hook: Hook::Forward,
+            ip: IpVersion::V4,
+            port: 21,
+            real_port: 21,
+            from: None,
+            to: None,
+        };
+        let packets = connection.packets(&parameters, ChangedMarkBits::default());
+        let packet = packets.iter().find(|packet| packet.hook == base.hook).unwrap();
+        evaluate(table, name, base, &mut packet.clone())
     }
 
     fn no() -> Condition {

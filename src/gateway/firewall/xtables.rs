@@ -7,8 +7,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::{
     ConflictKind, ConflictingRule, Ruleset,
+    mark_writes::{MarkTarget, MarkWrite, WrittenMark},
     model::{
-        BaseChain, Chain, Condition, DestinationNat, Field, Hook, InterfaceDirection,
+        AddressSide, BaseChain, Chain, Condition, DestinationNat, Field, Hook, InterfaceDirection,
         InterfacePattern, IpVersion, Origin, Ranges, Rule, RuleVerdict, Table, TableFamily, state,
     },
 };
@@ -40,12 +41,9 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: IpVersion) -> Ruleset {
         let (Some(chain), Some(policy)) = (words.next(), words.next()) else { continue };
         // Only built-in chains have a policy. They are named after their hooks.
         let hook = chain.parse::<Hook>().ok().filter(|_| policy != "-");
-        let base = hook.map(|hook| BaseChain {
-            hook,
-            priority,
-            policy_drops: policy == "DROP",
-            is_nat: name == "nat",
-        });
+        let is_nat = name == "nat";
+        let policy_drops = policy == "DROP";
+        let base = hook.map(|hook| BaseChain { hook, priority, is_nat, policy_drops });
         chains.insert(chain.to_owned(), Chain { base, rules: Vec::new() });
     }
     let names: BTreeSet<String> = chains.keys().cloned().collect();
@@ -61,7 +59,7 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: IpVersion) -> Ruleset {
         let mut parsed = RuleOptions::parse(options, &names);
         if chain.starts_with(OURS) {
             (parsed.changed_ct_mark_bits, parsed.changed_mark_bits) = (0, 0);
-            parsed.restored_mark_bits = 0;
+            (parsed.restored_mark_bits, parsed.mark_write) = (0, None);
         }
         found.changed_mark_bits.ct_mark |= parsed.changed_ct_mark_bits;
         found.changed_mark_bits.mark |= parsed.changed_mark_bits;
@@ -87,6 +85,7 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: IpVersion) -> Ruleset {
             destination_nat: diversion,
             source_ports,
             changed_mark_bits: mark,
+            mark_write,
             ..
         } = parsed;
         let text = format!("-A {rest}");
@@ -97,6 +96,7 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: IpVersion) -> Ruleset {
             source_ports,
             conflict: concern,
             changed_mark_bits: mark,
+            mark_writes: mark_write.into_iter().collect(),
             text,
         };
         chains.entry(chain.clone()).or_default().rules.push(rule);
@@ -145,6 +145,7 @@ struct RuleOptions {
     changed_mark_bits: u32,
     /// Those that it sets from the ct mark.
     restored_mark_bits: u32,
+    mark_write: Option<MarkWrite>,
     destination_nat: Option<DestinationNat>,
     source_ports: Option<(u16, u16)>,
 }
@@ -159,6 +160,7 @@ impl RuleOptions {
             changed_ct_mark_bits: 0,
             changed_mark_bits: 0,
             restored_mark_bits: 0,
+            mark_write: None,
             destination_nat: None,
             source_ports: None,
         };
@@ -212,9 +214,10 @@ impl RuleOptions {
             "MARK" | "CONNMARK" => ["--set-xmark", "--set-mark"]
                 .into_iter()
                 .find_map(value)
-                .map(|mark| mark_and_mask(mark).map_or(u32::MAX, |(_, mask)| mask)),
+                .map(|mark| mark_and_mask(mark).map_or(u32::MAX, |(value, mask)| value | mask)),
             _ => None,
         };
+        self.mark_write = mark_write(name, &words);
         let has = |option: &str| words.contains(&option);
         let mask = |option: &str| value(option).and_then(number).unwrap_or(u32::MAX);
         match name {
@@ -250,6 +253,34 @@ impl RuleOptions {
             _ => {}
         }
     }
+}
+
+/// What a target writes into a mark (xt_mark.c, xt_connmark.c).
+fn mark_write(name: &str, words: &[&str]) -> Option<MarkWrite> {
+    let after = |option: &str| {
+        let at = words.iter().position(|word| *word == option)?;
+        words.get(at + 1).copied()
+    };
+    let target = match name {
+        "CONNMARK" if !words.contains(&"--restore-mark") => MarkTarget::CtMark,
+        "MARK" | "CONNMARK" => MarkTarget::PacketMark,
+        _ => return None,
+    };
+    if words.contains(&"--save-mark") || words.contains(&"--restore-mark") {
+        let masks = ["--ctmask", "--nfmask"].map(|one| after(one).or(after("--mask")));
+        let [ct, packet] = masks.map(|mask| mask.and_then(number).unwrap_or(u32::MAX));
+        let value = if ct == packet { WrittenMark::OtherMark } else { WrittenMark::Unknown };
+        return Some(MarkWrite { target, bits: ct | packet, value });
+    }
+    let set = ["--set-xmark", "--set-mark"].into_iter().find_map(after).and_then(mark_and_mask);
+    Some(match set {
+        // A bit outside the mask is inverted.
+        Some((bits, mask)) if bits & !mask == 0 => {
+            MarkWrite { target, bits: mask, value: WrittenMark::Constant(bits) }
+        }
+        Some((bits, mask)) => MarkWrite { target, bits: bits | mask, value: WrittenMark::Unknown },
+        None => MarkWrite { target, bits: u32::MAX, value: WrittenMark::Unknown },
+    })
 }
 
 /// Parses a target of translations: `10.0.0.5`, `10.0.0.5:80`, `10.0.0.5:80-90`, `[fd00::5]:80`, `10.0.0.5-10.0.0.9`.
@@ -315,6 +346,8 @@ fn condition(extension: &str, option: &str, values: &[&str]) -> Option<Condition
             InterfaceDirection::Output,
             InterfacePattern::new(value, '+'),
         )),
+        (_, "-s" | "--source") => address(AddressSide::Source, value),
+        (_, "-d" | "--destination") => address(AddressSide::Destination, value),
         ("conntrack" | "state", "--ctstate" | "--state") => Some(states(value)),
         ("conntrack", "--ctdir") => {
             let direction = u32::from(value != "ORIGINAL");
@@ -355,6 +388,10 @@ fn condition(extension: &str, option: &str, values: &[&str]) -> Option<Condition
         ])),
         _ => None,
     }
+}
+
+fn address(side: AddressSide, network: &str) -> Option<Condition> {
+    Some(Condition::Address { side, networks: [network.parse().ok()?].into(), negated: false })
 }
 
 /// Parses a list of states, such as `RELATED,ESTABLISHED`: the condition that one of them holds. States that are not

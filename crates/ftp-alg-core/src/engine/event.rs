@@ -69,8 +69,10 @@ pub enum EventKind {
     Reset(String),
     /// The inspection of the connection changed.
     StateChanged(&'static str),
-    /// Packets of an end arrive where no route to it leads.
+    /// Packets with an end's address arrive where no route to it leads. They are not read.
     FromElsewhere(&'static str),
+    /// All packets of an end arrive where no route to it leads, so the session opens nothing.
+    RouteMissing(&'static str),
     /// The kernel refused a request.
     KernelRefused(String),
 }
@@ -105,7 +107,9 @@ impl fmt::Display for Event {
             EventKind::CommandRefused(what) => write!(f, "refuse {what}"),
             EventKind::LimitReached(what) => f.write_str(what),
             EventKind::Reset(reason) => write!(f, "session reset at both ends: {reason}"),
-            EventKind::StateChanged(what) | EventKind::FromElsewhere(what) => f.write_str(what),
+            EventKind::StateChanged(what)
+            | EventKind::FromElsewhere(what)
+            | EventKind::RouteMissing(what) => f.write_str(what),
             EventKind::KernelRefused(what) => write!(f, "failed: {what}"),
         }
     }

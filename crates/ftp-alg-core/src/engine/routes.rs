@@ -19,11 +19,13 @@ use crate::{
     session::{RouteQuestion, Side},
 };
 
-const OPENS_NOTHING: &str =
-    "opens nothing: the packets of an end arrive where no route to it leads";
+const OPENS_NOTHING: EventKind = EventKind::RouteMissing(
+    "opens nothing: the packets of an end arrive where no route to it leads",
+);
 /// The report of unread packets.
-pub(super) const SOME_UNREAD: &str =
-    "some packets are not read: they have an end's address, but arrive where no route to it leads";
+pub(super) const SOME_UNREAD: EventKind = EventKind::FromElsewhere(
+    "some packets are not read: they have an end's address, but arrive where no route to it leads",
+);
 
 /// What the interfaces of a packet say about it.
 pub(super) enum Origin {
@@ -79,16 +81,11 @@ impl Engine {
 
     /// Reports packets from elsewhere, once for each session.
     #[cold]
-    pub(super) fn report_elsewhere(
-        &mut self,
-        index: u32,
-        what: &'static str,
-        effects: &mut Effects,
-    ) {
+    pub(super) fn report_elsewhere(&mut self, index: u32, what: EventKind, effects: &mut Effects) {
         if let Some(Entry { session, control }) = self.sessions.table.get_mut(index)
             && session.interfaces.report_once()
         {
-            effects.events.push(control.event(EventKind::FromElsewhere(what)));
+            effects.events.push(control.event(what));
         }
     }
 
@@ -107,7 +104,7 @@ impl Engine {
         let phase = session.dialogue().phase();
         let is_accepted = session.accepts_from_elsewhere(from, packet);
         if phase != session.dialogue().phase() {
-            effects.events.push(control.event(EventKind::FromElsewhere(OPENS_NOTHING)));
+            effects.events.push(control.event(OPENS_NOTHING));
         }
         is_accepted
     }

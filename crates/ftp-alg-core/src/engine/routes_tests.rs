@@ -241,7 +241,9 @@ fn a_flood_asks_the_kernel_ten_times_a_second() {
         talk.now += Duration::from_millis(100);
     }
     let (events, _) = talk.gateway.take_events();
-    let is_report = |event: &&Event| matches!(event.kind, EventKind::FromElsewhere(_));
+    let is_report = |event: &&Event| {
+        matches!(event.kind, EventKind::FromElsewhere(_) | EventKind::RouteMissing(_))
+    };
     assert_eq!(events.iter().filter(is_report).count(), 1);
 }
 

@@ -1,0 +1,26 @@
+//! What rules write into the ct mark and the packet mark.
+
+/// A write into a mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct MarkWrite {
+    pub(super) target: MarkTarget,
+    /// The bits that may change.
+    pub(super) bits: u32,
+    pub(super) value: WrittenMark,
+}
+
+/// The mark that a rule writes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum MarkTarget {
+    CtMark,
+    PacketMark,
+}
+
+/// What a rule writes into a mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum WrittenMark {
+    Constant(u32),
+    /// The same bits of the other mark.
+    OtherMark,
+    Unknown,
+}
