@@ -45,9 +45,9 @@ impl OperatorRules {
         self.read.as_ref().map(Firewall::source_ports).unwrap_or_default().into()
     }
 
-    /// The conntrack zones into which the rules put control connections.
-    pub(super) fn zones(&self, parameters: &RuleParameters) -> Vec<u16> {
-        self.read.as_ref().map(|firewall| firewall.zones(parameters)).unwrap_or_default()
+    /// The conntrack zones into which the rules put control connections. `None` if the rules come late.
+    pub(super) fn zones(&self, parameters: &RuleParameters) -> Option<Vec<u16>> {
+        self.read.as_ref().ok().map(|firewall| firewall.zones(parameters))
     }
 
     /// Whether `ip rule` compares our bits in packet marks that the rules set from the ct mark.
@@ -122,7 +122,11 @@ pub(super) fn follow(
     events: &Sender<DaemonEvent>,
     end: &AtomicBool,
 ) {
-    let mut first = rules.into_firewall().inspect(|late| reader.apply(late));
+    let mut first = rules.into_firewall().inspect(|late| {
+        reader.apply(late);
+        // The main thread then loads the table again.
+        parameters.zones().add(late.zones(parameters));
+    });
     while !end.load(Ordering::Acquire) {
         if let Some(rules) = first.take().or_else(|| reader.read_if_changed()) {
             if !is_configured && shared.set_port_sets(rules.source_ports()) {

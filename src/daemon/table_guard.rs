@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::Pinhole;
+use ftp_alg_core::engine::{Kernel as _, Pinhole};
 
 use super::{DaemonEvent, ServiceError, shard::lock, shared_state::SharedState};
 use crate::gateway::{
@@ -23,6 +23,15 @@ const IMMEDIATE_ATTEMPTS: usize = 5;
 const RETRY_PAUSE: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
 /// After this time without a replacement, the next one is not taken for one of a series.
 const SETTLED_AFTER: Duration = Duration::from_secs(60);
+
+/// How the table was loaded again.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum TableChange {
+    /// It was not there, or another one: packets may have passed unread, and nothing is open in it.
+    Restored,
+    /// In place of an intact one, with all that was open.
+    Updated,
+}
 
 /// The history of failures and replacements.
 #[derive(Debug, Default)]
@@ -38,38 +47,41 @@ pub(super) struct TableGuard {
 }
 
 impl TableGuard {
-    /// Checks the table, and loads it again if necessary. Returns whether it was loaded.
+    /// Checks the table, and loads it again if necessary. Returns what was done.
     pub(super) fn check_table(
         &mut self,
         now: Instant,
         table: &mut Table,
         shared: &SharedState,
-    ) -> bool {
+    ) -> Option<TableChange> {
         if self.next_attempt.is_some_and(|next| now < next) {
-            return false;
+            return None;
         }
         self.next_attempt = None;
         let what = match table.condition() {
+            Ok(TableCondition::Intact) if table.is_outdated() => {
+                return self.update_table(now, table, shared);
+            }
             Ok(TableCondition::Intact) => {
                 self.record_intact(shared);
-                return false;
+                return None;
             }
             Ok(TableCondition::Gone) => "removed",
             Ok(TableCondition::Changed) => "changed",
             Ok(TableCondition::Replaced) => {
                 if self.leaves_other_table(now, table, shared) {
-                    return false;
+                    return None;
                 }
                 "replaced"
             }
             Err(error) => {
                 self.record_failure(now, &error, shared);
-                return false;
+                return None;
             }
         };
         // The log comes second, because adjusted connections need the table within milliseconds.
         let is_first = self.failures == 0;
-        let restored = restore_table(table);
+        let restored = load_again(table, Table::restore);
         if is_first {
             let lasted = now.elapsed().as_secs_f64() * 1000.0;
             let text = |outcome: &str| {
@@ -88,13 +100,33 @@ impl TableGuard {
         match restored {
             Ok(()) => {
                 self.record_intact(shared);
-                true
+                Some(TableChange::Restored)
             }
             Err(error) => {
                 self.record_failure(now, &error, shared);
-                false
+                None
             }
         }
+    }
+
+    /// Loads the table with the conntrack zones that were found since.
+    fn update_table(
+        &mut self,
+        now: Instant,
+        table: &mut Table,
+        shared: &SharedState,
+    ) -> Option<TableChange> {
+        if let Err(error) = load_in_place(table, shared) {
+            self.record_failure(now, &error, shared);
+            return None;
+        }
+        self.record_intact(shared);
+        tracing::info!(
+            event = "zones",
+            "the conntrack zones of the operator's rules, which took long to read, are inspected from now on"
+        );
+        let is_lossless = table.has_retained_elements();
+        Some(if is_lossless { TableChange::Updated } else { TableChange::Restored })
     }
 
     /// Whether to leave another table for now: it belongs to another daemon, or to a program that replaces ours each
@@ -146,14 +178,37 @@ impl TableGuard {
 }
 
 /// Loads the table. Repeats this at once if other programs change nf_tables meanwhile.
-fn restore_table(table: &mut Table) -> Result<(), GatewayError> {
+fn load_again(
+    table: &mut Table,
+    load: fn(&mut Table) -> Result<(), GatewayError>,
+) -> Result<(), GatewayError> {
     for _ in 1..IMMEDIATE_ATTEMPTS {
-        match table.restore() {
+        match load(table) {
             Err(GatewayError::ConcurrentChange { .. }) => thread::sleep(Duration::from_millis(1)),
             other => return other,
         }
     }
-    table.restore()
+    load(table)
+}
+
+/// Loads the table in place of itself, with what is open. Closes what was consumed meanwhile, because the new one may
+/// have that open nevertheless.
+fn load_in_place(table: &mut Table, shared: &SharedState) -> Result<(), GatewayError> {
+    let before = consumed_pinholes(table.parameters())?;
+    load_again(table, Table::update)?;
+    let consumed = consumed_pinholes(table.parameters())?;
+    let consumed = consumed.difference(&before).map(|&(initiator, arrival)| Pinhole {
+        initiator,
+        arrival,
+        target: arrival,
+        source: initiator,
+    });
+    let consumed: Vec<_> = consumed.collect();
+    if table.parameters().backend() == Backend::Nftables {
+        let closed = lock(&shared.kernel).update_pinholes(&consumed, &[], &mut Vec::new());
+        closed.unwrap_or_else(|error| shared.report_error(&error));
+    }
+    Ok(())
 }
 
 /// The pause after this many failures.

@@ -38,7 +38,7 @@ use super::{
     snapshot::StatusSource,
     start_table::{self, StartedTable},
     state_dir::StateDir,
-    table_guard::{self, TableGuard},
+    table_guard::{self, TableChange, TableGuard},
     worker::Worker,
     worker_progress::WorkerProgress,
 };
@@ -90,9 +90,12 @@ pub(super) fn start(
     if let (None, [range]) = (parameters.source_ports(), &*port_sets) {
         parameters = parameters.with_source_ports(Some(range.clone()));
     }
-    let zones = rules.zones(&parameters);
+    // Rules that are read late are as a rule those of the run before.
+    let before = || state.table_record().filter(|_| restored);
+    let zones = rules.zones(&parameters).or_else(|| Some(before()?.zones().to_vec()));
     let restores = rules.routes_by_restored_marks(&parameters);
-    parameters = parameters.with_zones(zones).with_cleared_restored_marks(restores);
+    parameters =
+        parameters.with_zones(zones.into_iter().flatten()).with_cleared_restored_marks(restores);
     if !config.restricts_ports() {
         operator_rules::log_port_sets(&port_sets, &parameters);
     }
@@ -511,12 +514,15 @@ impl DaemonService for Workers {
             self.shared.report_error(&error);
         }
         let Some(table) = &mut self.table else { return };
-        if self.table_guard.check_table(Instant::now(), table, &self.shared) {
+        let change = self.table_guard.check_table(Instant::now(), table, &self.shared);
+        if change == Some(TableChange::Restored) {
             if let Ok(reader) = &self.shared.fast_path {
                 reader.handle_new_table(&self.shared, &mut lock(&self.shared.kernel));
             }
             self.shared.record_downtime();
             table_guard::reopen_pinholes(table, &self.shared);
+        }
+        if change.is_some() {
             self.save_table_record();
         }
     }

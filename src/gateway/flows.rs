@@ -320,6 +320,7 @@ impl FastPathFlows {
 
     /// Adds the translations in use to the table after it was replaced.
     pub fn restore_translations(&self) -> Result<(), GatewayError> {
+        self.release_unused_leases();
         lock(&self.translations).restore_elements()
     }
 

@@ -2,7 +2,11 @@
 //!
 //! Knows only numbers, not the rules that use them.
 
-use std::{ops::RangeInclusive, sync::Arc};
+use std::{
+    collections::BTreeSet,
+    ops::RangeInclusive,
+    sync::{Arc, PoisonError, RwLock},
+};
 
 use ftp_alg_core::{
     engine::{PacketMeta, Side},
@@ -32,10 +36,43 @@ pub struct RuleParameters {
     queue_all_mark: u32,
     queue_none_mark: u32,
     source_ports: Option<(u16, u16)>,
-    zones: Arc<[u16]>,
+    zones: Zones,
     clears_restored_marks: bool,
     backend: Backend,
 }
+
+/// Conntrack zones, ascending. Zone 0 always is among them. All clones are the same list: the rules of the operator may
+/// be read when threads work with the parameters already.
+#[derive(Clone, Debug)]
+pub struct Zones(Arc<RwLock<Arc<[u16]>>>);
+
+impl Zones {
+    /// The zones at present.
+    pub fn list(&self) -> Arc<[u16]> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Adds zones.
+    pub fn add(&self, more: impl IntoIterator<Item = u16>) {
+        let mut zones = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        let all: BTreeSet<u16> = zones.iter().copied().chain(more).collect();
+        *zones = all.into_iter().collect();
+    }
+}
+
+impl Default for Zones {
+    fn default() -> Self {
+        Self(Arc::new(RwLock::new([0].into())))
+    }
+}
+
+impl PartialEq for Zones {
+    fn eq(&self, other: &Self) -> bool {
+        self.list() == other.list()
+    }
+}
+
+impl Eq for Zones {}
 
 impl Default for RuleParameters {
     fn default() -> Self {
@@ -48,7 +85,7 @@ impl Default for RuleParameters {
             queue_all_mark: 0x2000_0000,
             queue_none_mark: 0x1000_0000,
             source_ports: None,
-            zones: [0].into(),
+            zones: Zones::default(),
             clears_restored_marks: false,
             backend: Backend::Nftables,
         }
@@ -126,14 +163,13 @@ impl RuleParameters {
 
     /// The same parameters with control connections in these conntrack zones, too.
     pub fn with_zones(self, zones: impl IntoIterator<Item = u16>) -> Self {
-        let mut zones: Vec<u16> = self.zones.iter().copied().chain(zones).collect();
-        zones.sort_unstable();
-        zones.dedup();
-        Self { zones: zones.into(), ..self }
+        let own = Zones(Arc::new(RwLock::new(self.zones.list())));
+        own.add(zones);
+        Self { zones: own, ..self }
     }
 
-    /// The conntrack zones whose control connections are inspected, ascending. Zone 0 always is.
-    pub fn zones(&self) -> &Arc<[u16]> {
+    /// The conntrack zones whose control connections are inspected.
+    pub fn zones(&self) -> &Zones {
         &self.zones
     }
 

@@ -72,7 +72,13 @@ fn on(topology: Topology) -> Option<Gateway> {
 
 /// Waits until the daemon knows which interfaces stay inline.
 fn wait_for_inline(daemon: &Daemon, names: &[&str]) {
-    wait_for("the interfaces", || fast_path(daemon)["filtered_early"] == json!(names));
+    wait_for("the interfaces", || {
+        let now = fast_path(daemon);
+        // For a moment a new port may still have the program.
+        let attached = now["interfaces"].as_array().unwrap();
+        let is_attached = |name: &&str| attached.contains(&json!(name));
+        now["filtered_early"] == json!(names) && !names.iter().chain(&["port"]).any(is_attached)
+    });
 }
 
 #[test]

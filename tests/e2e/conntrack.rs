@@ -3,13 +3,13 @@
 use std::time::Duration;
 
 use crate::common::{
-    Gateway, connect, connect_in_vain, executable, gated_client, gateway_with, host_port, login,
-    reply, say, scripted_server,
+    Gateway, active_transfer, connect, connect_in_vain, executable, gated_client, gateway_with,
+    host_port, login, reply, say, scripted_server, wait_for,
 };
 use ftp_alg::gateway::ConntrackAbilities;
 use ftp_alg_lab::{
-    Admission, ClientProgram, Daemon, Family, Lab, LabSpec, Mode, Server, ServerKind, Topology,
-    Transfer,
+    Admission, ClientProgram, Daemon, Family, Host, Lab, LabSpec, Mode, Server, ServerKind,
+    Topology, Transfer,
 };
 use serde_json::json;
 
@@ -221,4 +221,35 @@ fn what_was_added_is_removed() {
     assert!(gateway.daemon.stop().unwrap().success());
     assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     assert!(!lab.gateway.ruleset().unwrap().contains("ftp_alg"));
+}
+
+/// Their server sends from port 20, and conntrack remembers each data connection for a while.
+#[test]
+fn clients_of_one_address_may_use_the_same_active_port_again() {
+    const ROUNDS: usize = 3;
+    let gateway = gateway(Topology::Masquerade);
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({"active_source": 20}));
+    let client = |host: &Host| {
+        let transfer = active_transfer(host.address(Family::V4), 3762);
+        let round = [vec![json!({"gate": ""})], transfer].concat();
+        let steps = [login(), vec![round; ROUNDS].concat()].concat();
+        let address = lab.server_address(Family::V4);
+        gated_client(host, json!({"host": address, "listen": [3762], "steps": steps}))
+    };
+    let mut clients = [client(&lab.client), client(&lab.client2)];
+    let mut transfers = 0;
+    for _ in 0..ROUNDS {
+        for client in &mut clients {
+            client.open_gate();
+            transfers += 1;
+            wait_for("the transfer", || {
+                gateway.daemon.counter("pinholes_used").unwrap() == transfers
+            });
+        }
+    }
+    for client in clients {
+        assert_eq!(client.release().error, None, "{}", gateway.daemon.log());
+    }
+    gateway.assert_tidy();
 }

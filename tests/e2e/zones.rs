@@ -68,6 +68,38 @@ fn transfers_in_a_zone_of_one_direction_work_without_expectations() {
     assert_transfers(&gateway, rule);
 }
 
+/// So many rules that the daemon does not wait for them, at its start and after a crash.
+#[test]
+fn zones_of_rules_that_take_long_to_read_are_inspected() {
+    let lab = Lab::build(LabSpec::new(Topology::Masquerade)).unwrap();
+    let rule = |number| format!("ip saddr 10.{}.{}.9 counter\n", number / 256, number % 256);
+    let many: String = (0..12_000).map(rule).collect();
+    lab.gateway.nft(&format!("table inet many {{ chain unused {{\n{many}}}\n}}")).unwrap();
+    lab.gateway.nft(&zone_rules(IN_ZONE)).unwrap();
+    let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+    let mut gateway = Gateway { daemon, lab };
+    let table = |gateway: &Gateway| {
+        let list = ["list", "table", "inet", "ftp_alg"];
+        gateway.lab.gateway.run("nft", &list).unwrap().stdout_text()
+    };
+    wait_for("the zone", || table(&gateway).contains("{ 0, 7 }"));
+    assert_transfers(&gateway, "late rules");
+    let _server = scripted_server(&gateway.lab.server, &json!({}));
+    let host = gateway.lab.server_address(Family::V4);
+    let port = format!("PORT {},14,178", gateway.lab.client.address(Family::V4));
+    let transfer = [say(&port.replace('.', ",")), reply(), say("LIST"), reply()];
+    let transfer = [&transfer[..], &[json!({"accept": PORT}), reply()]].concat();
+    let steps = [&login()[..], &transfer, &[json!({"gate": ""})], &transfer].concat();
+    let plan = json!({"host": host, "listen": [PORT], "steps": steps});
+    let client = gated_client(&gateway.lab.client, plan);
+    let before = table(&gateway);
+    gateway.daemon.kill();
+    gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, "").unwrap();
+    let first_line = |table: &str| table.lines().next().map(str::to_owned);
+    assert_eq!(first_line(&table(&gateway)), first_line(&before), "the table was replaced");
+    assert_eq!(client.release().error, None, "{}", gateway.daemon.log());
+}
+
 /// A zone that is named after the start is not inspected, and that is said.
 #[test]
 fn a_zone_that_is_newer_than_the_daemon_is_a_problem() {

@@ -7,7 +7,6 @@
 use std::{
     fs, io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::Arc,
     time::Duration,
 };
 
@@ -20,6 +19,7 @@ use crate::gateway::{
         Attributes, Writer, be32,
         ctnetlink::{IPCTNL_MSG_EXP_GET, Requests, Tuple, family_of, put_zone},
     },
+    parameters::Zones,
 };
 
 // From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
@@ -48,7 +48,7 @@ pub struct Expectations {
     /// The set of ports to which the operator's rules may translate source ports.
     source_ports: Option<(u16, u16)>,
     /// The zones in which a control connection may be. An expectation is in that of its own.
-    zones: Arc<[u16]>,
+    zones: Zones,
 }
 
 impl Expectations {
@@ -58,7 +58,7 @@ impl Expectations {
             .map_err(|e| GatewayError::system("netlink socket", e))?;
         let read = fs::read_to_string(CAPACITY).ok().and_then(|text| text.trim().parse().ok());
         let capacity = read.unwrap_or(usize::MAX);
-        let (source_ports, zones) = (parameters.source_ports(), Arc::clone(parameters.zones()));
+        let (source_ports, zones) = (parameters.source_ports(), parameters.zones().clone());
         Ok(Self { requests, capacity, source_ports, zones })
     }
 
@@ -122,7 +122,8 @@ impl Expectations {
             self.requests.change(IPCTNL_MSG_EXP_NEW, flags, family, fill)
         };
         let create = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
-        let mut tried = self.zones.iter().map(|zone| (*zone, ask(create, *zone)));
+        let zones = self.zones.list();
+        let mut tried = zones.iter().map(|zone| (*zone, ask(create, *zone)));
         // Otherwise conntrack has forgotten the control connection.
         let is_known = |(_, opened): &(u16, io::Result<()>)| {
             !opened.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
@@ -150,7 +151,7 @@ impl Expectations {
         let family = family_of(pinhole.arrival);
         let fill = |message: &mut Writer<'_>, zone| expected.put(message, control, zone, lifetime);
         self.requests
-            .change_in_zones(&self.zones, IPCTNL_MSG_EXP_NEW, family, fill)
+            .change_in_zones(&self.zones.list(), IPCTNL_MSG_EXP_NEW, family, fill)
             .map(drop)
             .map_err(failed)
     }
@@ -166,7 +167,7 @@ impl Expectations {
             put_zone(message, CTA_EXPECT_ZONE, zone);
         };
         self.requests
-            .change_in_zones(&self.zones, IPCTNL_MSG_EXP_DELETE, family, fill)
+            .change_in_zones(&self.zones.list(), IPCTNL_MSG_EXP_DELETE, family, fill)
             .map(drop)
             .map_err(failed)
     }

@@ -59,6 +59,8 @@ pub struct Table {
     is_owned: bool,
     /// Whether it has the elements of the table that it replaced.
     has_retained_elements: bool,
+    /// The conntrack zones whose control connections it inspects.
+    zones: Arc<[u16]>,
 }
 
 /// Number and length of waits for other programs that change the rules while ours are loaded.
@@ -83,6 +85,15 @@ pub struct TableRecord {
     text: String,
     statement: QueueStatement,
     shape: TableFingerprint,
+    #[serde(default)]
+    zones: Vec<u16>,
+}
+
+impl TableRecord {
+    /// The conntrack zones whose control connections the table inspects.
+    pub fn zones(&self) -> &[u16] {
+        &self.zones
+    }
 }
 
 impl Table {
@@ -111,7 +122,10 @@ impl Table {
     ) -> Result<Self, GatewayError> {
         let mut socket = Socket::open().map_err(netlink_failed)?;
         let present = nft::fingerprint(&mut socket).map_err(netlink_failed)?;
-        Self::install_over(parameters, commits, present == Some(record.shape))
+        // The program's pinholes have the marks of the rules that they were opened for.
+        let text = render_nftables(parameters, record.statement);
+        let has_same_marks = mark_definitions(&record.text).eq(mark_definitions(&text));
+        Self::install_over(parameters, commits, has_same_marks && present == Some(record.shape))
     }
 
     fn install_over(
@@ -157,7 +171,7 @@ impl Table {
         imprint: &TableRecord,
         commits: &Commits,
     ) -> Result<Option<Self>, GatewayError> {
-        let TableRecord { statement, shape, ref text } = *imprint;
+        let TableRecord { statement, shape, ref text, .. } = *imprint;
         let mut socket = Commits::open_socket().map_err(netlink_failed)?;
         if nft::fingerprint(&mut socket).map_err(netlink_failed)? != Some(shape)
             || operator_queues() != (statement == QueueStatement::Operator)
@@ -188,6 +202,7 @@ impl Table {
             compiled: None,
             is_owned,
             has_retained_elements: true,
+            zones: parameters.zones().list(),
         }))
     }
 
@@ -205,7 +220,8 @@ impl Table {
     pub fn record(&self) -> Option<TableRecord> {
         let text = rules_text(&self.parameters, self.statement, self.helper.is_some());
         let statement = self.statement;
-        self.fingerprint.map(|shape| TableRecord { text, statement, shape })
+        let zones = self.zones.to_vec();
+        self.fingerprint.map(|shape| TableRecord { text, statement, shape, zones })
     }
 
     /// As [`Table::install`], with a given way to queue.
@@ -249,6 +265,7 @@ impl Table {
         mut helper: Option<&mut OwnHelper>,
         retains_elements: bool,
     ) -> Result<Self, GatewayError> {
+        let zones = parameters.zones().list();
         let mut socket = Commits::open_socket().map_err(netlink_failed)?;
         if let Some(helper) = &mut helper {
             helper.register_missing().map_err(helper_failed)?;
@@ -287,6 +304,7 @@ impl Table {
             compiled: Some(compiled),
             is_owned,
             has_retained_elements,
+            zones,
         })
     }
 
@@ -318,16 +336,31 @@ impl Table {
 
     /// Loads it again, without the pinholes that were open.
     pub fn restore(&mut self) -> Result<(), GatewayError> {
-        let mut restored = Self::load_once(
+        self.load_again(false)
+    }
+
+    /// Whether its parameters have other conntrack zones by now.
+    pub fn is_outdated(&self) -> bool {
+        self.zones != self.parameters.zones().list()
+    }
+
+    /// Loads it with the zones that its parameters have now. All that is open stays open.
+    pub fn update(&mut self) -> Result<(), GatewayError> {
+        self.compiled = None;
+        self.load_again(true)
+    }
+
+    fn load_again(&mut self, retains_elements: bool) -> Result<(), GatewayError> {
+        let mut loaded = Self::load_once(
             &self.parameters,
             self.statement,
             &self.commits,
             self.compiled.as_ref(),
             self.helper.as_mut(),
-            false,
+            retains_elements,
         )?;
-        restored.helper = self.helper.take();
-        std::mem::replace(self, restored).leave_in_kernel();
+        loaded.helper = self.helper.take();
+        std::mem::replace(self, loaded).leave_in_kernel();
         Ok(())
     }
 
@@ -401,6 +434,11 @@ fn rules_text(
 ) -> String {
     let text = render_nftables(parameters, statement);
     if has_own_helper { with_own_helper(&text) } else { text }
+}
+
+/// The lines of the text that define marks.
+fn mark_definitions(text: &str) -> impl Iterator<Item = &str> {
+    text.lines().filter(|line| line.starts_with("define ") && line.contains(" 0x"))
 }
 
 /// Whether the output of `ftp-alg rules iptables` is loaded, in any variant of iptables.

@@ -26,6 +26,7 @@ pub fn render(parameters: &RuleParameters) -> String {
 /// As [`render`], without `queue` statements unless `statement` is native. For [`QueueStatement::Xtables`] chain
 /// `to_queue` then drops, until the rule that queues replaces that: its packets must never pass unread.
 pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -> String {
+    let zones = parameters.zones().list();
     let mut text = String::with_capacity(NFTABLES.len() + 64);
     for line in lines_for(parameters) {
         if let Some((first, last)) = parameters.source_ports().filter(|_| is_source_map(line)) {
@@ -40,8 +41,8 @@ pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -
                 ports.iter().for_each(|port| value(" 21 ", &format!(" {port} ")));
             }
             "define queues" => value("2100", &queue_range(parameters, '-')),
-            "define zones" if parameters.zones().len() > 1 => {
-                let zones: Vec<_> = parameters.zones().iter().map(u16::to_string).collect();
+            "define zones" if zones.len() > 1 => {
+                let zones: Vec<_> = zones.iter().map(u16::to_string).collect();
                 value("0", &format!("{{ {} }}", zones.join(", ")));
             }
             "define data" => value("0x40000000", &mark(parameters.data_mark())),

@@ -55,14 +55,17 @@ fn a_table_in_place_of_another_retains_what_is_open() {
         let commits = Commits::default();
         let table = Table::install_for(&parameters, &commits).unwrap();
         let ends = "198.51.100.10 . 192.0.2.1 . 4000";
-        for (set, element) in [
-            ("pinholes4", format!("{ends} timeout 100s expires 50s")),
-            ("targets4", format!("{ends} timeout 100s : 10.0.0.9 . 4000")),
-            ("fast_path_targets4", "0x50000001 : 10.0.0.9".to_owned()),
-            ("fast_path_sources4", "192.0.2.1 . 10.0.0.9 : 192.0.2.7".to_owned()),
-        ] {
-            lab.gateway_sh(&format!("nft add element inet ftp_alg {set} '{{ {element} }}'"));
-        }
+        let open = || {
+            for (set, element) in [
+                ("pinholes4", format!("{ends} timeout 100s expires 50s")),
+                ("targets4", format!("{ends} timeout 100s : 10.0.0.9 . 4000")),
+                ("fast_path_targets4", "0x50000001 : 10.0.0.9".to_owned()),
+                ("fast_path_sources4", "192.0.2.1 . 10.0.0.9 : 192.0.2.7".to_owned()),
+            ] {
+                lab.gateway_sh(&format!("nft add element inet ftp_alg {set} '{{ {element} }}'"));
+            }
+        };
+        open();
         let elements = || {
             let list = lab.gateway_sh("nft list table inet ftp_alg");
             let left = lab.gateway_sh("nft list set inet ftp_alg pinholes4");
@@ -74,13 +77,25 @@ fn a_table_in_place_of_another_retains_what_is_open() {
         let record = table.record().unwrap();
         table.leave_in_kernel();
         let others = RuleParameters::new(&[21], 2300, 2, 0x4000_0000, 0x7000_0000).unwrap();
-        let table = Table::install_in_place_of(&record, &others, &commits).unwrap();
+        let mut table = Table::install_in_place_of(&record, &others, &commits).unwrap();
         assert_eq!((table.has_retained_elements(), elements()), (true, 4));
+        others.zones().add([7]);
+        assert!(table.is_outdated());
+        table.update().unwrap();
+        assert_eq!((table.is_outdated(), elements()), (false, 4));
+        assert!(lab.gateway_sh("nft list table inet ftp_alg").contains("{ 0, 7 }"));
         // Nobody knows what is in another table of this name, or in one that was changed.
         let newer = Table::install_in_place_of(&record, &others, &commits).unwrap();
         assert_eq!((newer.has_retained_elements(), elements()), (false, 0));
+        // The program marks packets as the rules before say.
+        open();
+        let record = newer.record().unwrap();
+        let marks = RuleParameters::new(&[21], 2300, 2, 0x1000_0000, 0x7000_0000).unwrap();
+        let marked = Table::install_in_place_of(&record, &marks, &commits).unwrap();
+        assert_eq!((marked.has_retained_elements(), elements()), (false, 0));
         table.leave_in_kernel();
-        newer.remove().unwrap();
+        newer.leave_in_kernel();
+        marked.remove().unwrap();
     });
 }
 

@@ -115,15 +115,16 @@ fn an_idle_connection_is_handed_over_with_its_state() {
 
 #[test]
 fn a_connection_with_an_end_at_an_inline_interface_stays_inline() {
-    for (interfaces, inline) in [([1, 2], [1, 7]), ([2, 1], [1, 7]), ([3, 4], [1, 7])] {
+    for interfaces in [[1, 2], [2, 1], [2, 3]] {
+        let is_inline = interfaces.contains(&1);
         let engine = Engine::new(Policy::default(), Checksums::Verify);
         let mut talk = Conversation::at(engine, "192.168.150.80", interfaces).log_in();
         let sessions = &mut talk.gateway.engine.sessions;
-        sessions.set_inline_interfaces(inline.into());
+        sessions.set_inline_interfaces([1, 7].into());
         sessions.set_uses_fast_path(true);
         let noop = [(Side::Client, "NOOP\r\n"), (Side::Server, "200 ok\r\n")];
-        talk.say_all(&noop.repeat(5));
-        assert_eq!(talk.is_handed_over(), interfaces == [3, 4], "{interfaces:?}");
+        talk.say_all(&noop.repeat(if is_inline { 5 } else { 1 }));
+        assert_eq!(talk.is_handed_over(), !is_inline, "{interfaces:?}");
         // It is handed over as soon as it may be.
         talk.gateway.engine.sessions.set_inline_interfaces(Arc::default());
         talk.say_all(&noop);

@@ -1,7 +1,9 @@
 //! The pinholes of one shard: reservation of external ports, limits of clients, and deadlines of unused pinholes.
 //!
 //! A port stays reserved while a transfer uses it. Otherwise a server that connects from port 20 would reuse the tuple
-//! of its earlier connection. All shards share one [registry](super::registry) of ports.
+//! of its earlier connection. An end's port that had to get another external port gets the same one again: while
+//! conntrack remembers the first data connection, a second one to this end by another external port has the same reply
+//! tuple, and the kernel drops it. All shards share one [registry](super::registry) of ports.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -126,7 +128,10 @@ struct PortCandidates {
     /// The first and the last port, if only some are allowed.
     set: Option<(u16, u16)>,
     format: PortFormat,
-    seed: u64,
+    /// The same for all announcements of one end's port to the same initiator.
+    seed: (IpAddr, SocketAddr),
+    /// Whether the last one could not have the announced port, because it was taken.
+    is_displaced: bool,
     tried: usize,
 }
 
@@ -179,7 +184,12 @@ impl Default for PinholeTable {
 impl PinholeTable {
     /// An empty table for another shard.
     pub fn new_shard(&self) -> Self {
-        Self { registry: self.registry.clone(), capacity: self.capacity, ..Self::default() }
+        Self {
+            registry: self.registry.clone(),
+            capacity: self.capacity,
+            random: self.random.clone(),
+            ..Self::default()
+        }
     }
 
     /// Reserves an external port for `wanted`. It differs from the announced port if that is taken, or does not fill
@@ -208,7 +218,8 @@ impl PinholeTable {
                 false => None,
             },
             format,
-            seed: state.serial,
+            seed: (wanted.initiator, wanted.target),
+            is_displaced: state.is_displaced(&wanted),
             tried: 0,
         };
         let lifetime = policy.pinhole_lifetime;
@@ -430,20 +441,39 @@ impl PinholeTable {
     }
 }
 
-/// The external ports to try in place of the announced one, best first; different ones for each seed.
+impl PortCandidates {
+    /// Whether the announcement with this external port keeps its length, if it is to.
+    fn fits(&self, port: u16) -> bool {
+        let PortFormat { kind, room, padding } = self.format;
+        room.is_none_or(|room| kind.fits_port(port, room, padding))
+    }
+
+    /// The announced port, if it may be an external port.
+    fn own(&self) -> Option<u16> {
+        let is_allowed = |(first, last)| (first..=last).contains(&self.announced);
+        self.set.is_none_or(is_allowed).then_some(self.announced)
+    }
+
+    /// Whether the announced port is the best one.
+    fn prefers_own(&self) -> bool {
+        !self.is_displaced && self.own().is_some_and(|port| self.fits(port))
+    }
+}
+
+/// The external ports to try, best first; different ones for each seed.
 fn candidate_ports<'a>(
     policy: &'a Policy,
-    PortCandidates { announced, set, format, seed, .. }: PortCandidates,
+    candidates: PortCandidates,
     random: &'a RandomState,
 ) -> impl Iterator<Item = u16> + 'a {
-    let PortFormat { kind, room, padding } = format;
-    let may_stay = set.is_none_or(|(first, last)| (first..=last).contains(&announced));
-    let fits = move |port: &u16| room.is_none_or(|room| kind.fits_port(*port, room, padding));
+    let (own, is_first) = (candidates.own(), candidates.prefers_own());
+    let PortCandidates { set, seed, .. } = candidates;
     let draw = move |number: usize| policy.external_port(set, random.hash_one((seed, number)));
-    let fitting_draws = if may_stay && fits(&announced) { 0 } else { FITTING_DRAWS };
-    let fitting = (0..fitting_draws).map_while(draw).filter(fits).take(FITTING_TRIES);
-    let any = (fitting_draws..fitting_draws + PORT_TRIES).map_while(draw);
-    fitting.chain(may_stay.then_some(announced)).chain(any)
+    let fitting = (0..FITTING_DRAWS).map_while(draw);
+    let fitting = fitting.filter(move |port| candidates.fits(*port)).take(FITTING_TRIES);
+    let any = (FITTING_DRAWS..FITTING_DRAWS + PORT_TRIES).map_while(draw);
+    let [first, then] = [is_first, !is_first].map(|is_here| own.filter(|_| is_here));
+    first.into_iter().chain(fitting).chain(then).chain(any)
 }
 
 /// Moves `to_close` to `closed` and `fast_path_closings`, except pinholes whose endpoints were opened again: the new
@@ -479,6 +509,11 @@ fn reserve(
         let present = state.target_of(initiator, arrival);
         if present.is_some_and(|present| present != target) {
             continue;
+        }
+        if port == proposal.candidates.announced {
+            state.set_displaced(&proposal.pinhole, false);
+        } else if proposal.candidates.prefers_own() {
+            state.set_displaced(&proposal.pinhole, true);
         }
         let reopening = Some(proposal.reopening);
         let (serial, replaced) =

@@ -94,6 +94,51 @@ fn the_capacity_limits_open_pinholes() {
     open(&mut table, "192.0.2.9", 4000).unwrap();
 }
 
+/// Two clients behind one address that use the same port, in turn.
+#[test]
+fn an_end_keeps_to_the_external_port_that_it_had_last() {
+    for room in [None, Some(6)] {
+        let first = table_with(1024);
+        // Their sessions are in different shards.
+        let mut shards = [first.new_shard(), first.new_shard()];
+        let open = |shard: &mut PinholeTable, client: &str| {
+            let client: IpAddr = client.parse().unwrap();
+            let control = Translation::identity(
+                SocketAddr::new(client, 4000),
+                "203.0.113.9:21".parse().unwrap(),
+            );
+            let pinhole = Pinhole {
+                initiator: control.server.ip(),
+                arrival: "198.51.100.1:50000".parse().unwrap(),
+                target: SocketAddr::new(client, 50_000),
+                source: control.server.ip(),
+            };
+            let format = PortFormat { kind: AnnouncementKind::Port, room, padding: Padding::None };
+            let (policy, mut closed) = (Policy::default(), Vec::new());
+            let proposal = shard
+                .propose(Instant::now(), &policy, &control, format, pinhole, &mut closed)
+                .unwrap();
+            shard.registry.update_kernel(closed.into_iter(), |_| Ok(())).unwrap();
+            shard.hold_opened(Instant::now(), 1, &proposal)
+        };
+        let port = |held: &HeldPinhole| held.pinhole.arrival.port();
+        let of_first = open(&mut shards[0], "192.0.2.1");
+        let of_second = open(&mut shards[0], "192.0.2.2");
+        assert_eq!(port(&of_first), 50_000);
+        assert_ne!(port(&of_second), 50_000);
+        for shard in [0, 1, 0] {
+            let again = open(&mut shards[shard], "192.0.2.2");
+            assert_eq!(port(&again), port(&of_second), "{room:?}");
+        }
+        // Also when the announced port is free.
+        shards[0].close(of_first);
+        for shard in [0, 0, 1] {
+            let again = open(&mut shards[shard], "192.0.2.2");
+            assert_eq!(port(&again), port(&of_second), "{room:?}");
+        }
+    }
+}
+
 /// Two external ports of one target: one element translates the source of both.
 #[test]
 fn a_source_translation_stays_while_another_pinhole_uses_it() {

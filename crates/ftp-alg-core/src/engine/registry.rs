@@ -14,13 +14,15 @@ use std::{
     time::Instant,
 };
 
-use ahash::AHashMap;
+use ahash::{AHashMap, AHashSet};
 
 use super::{Opening, Pinhole, Renewal, Translation, handover::FastPathPinhole};
 
 /// Fraction of all pinholes that one client may hold unused, and fraction including those in use.
 const UNUSED_FRACTION: usize = 4;
 const HELD_FRACTION: usize = 8;
+/// How many targets with another external port are remembered.
+const MAX_DISPLACED: usize = 4096;
 
 /// How often a pinhole opens again because its data connection was refused.
 const MAX_REOPENINGS: u8 = 8;
@@ -115,6 +117,8 @@ pub(super) struct RegistryState {
     /// By initiator and target, which select the source translation.
     by_target: AHashMap<(IpAddr, SocketAddr), SameTarget>,
     per_client: AHashMap<IpAddr, ClientShare>,
+    /// Initiators and targets whose last pinhole could not have the target's port as its external port.
+    displaced: AHashSet<(IpAddr, SocketAddr)>,
     /// Serial number of the last inserted pinhole.
     pub(super) serial: u64,
 }
@@ -275,6 +279,24 @@ impl RegistryState {
     fn held_entry(&mut self, pinhole: &Pinhole) -> Option<&mut RegistryEntry> {
         let entry = self.entries.get_mut(&(pinhole.initiator, pinhole.arrival))?;
         (!entry.is_released && entry.pinhole == *pinhole).then_some(entry)
+    }
+
+    /// Whether the last pinhole of this initiator and target could not have the target's port as its external port.
+    pub(super) fn is_displaced(&self, pinhole: &Pinhole) -> bool {
+        self.displaced.contains(&(pinhole.initiator, pinhole.target))
+    }
+
+    /// Records whether it could not.
+    pub(super) fn set_displaced(&mut self, pinhole: &Pinhole, is_displaced: bool) {
+        let ends = (pinhole.initiator, pinhole.target);
+        if !is_displaced {
+            self.displaced.remove(&ends);
+            return;
+        }
+        if self.displaced.len() >= MAX_DISPLACED {
+            self.displaced.clear();
+        }
+        self.displaced.insert(ends);
     }
 
     /// Whether a session holds a pinhole of the rules with these endpoints.

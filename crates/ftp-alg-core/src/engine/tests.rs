@@ -255,12 +255,14 @@ fn a_consumed_pinhole_is_closed_on_expiry_or_session_end() {
 #[test]
 fn a_consumed_pinholes_port_stays_reserved_in_other_shards_until_closed() {
     let mut talk = after_transfer();
-    let shard = talk.gateway.engine.new_shard();
-    let mut other = Conversation::through(shard, "192.168.150.81").log_in();
-    let announce = "PORT 192,168,150,81,14,178\r\n";
-    assert_ne!(other.say(Side::Client, announce).1, "PORT 198,51,100,1,14,178\r\n");
+    let announced_from = |client: u8, gateway: &Conversation| {
+        let shard = gateway.gateway.engine.new_shard();
+        let mut other = Conversation::through(shard, &format!("192.168.150.{client}")).log_in();
+        other.say(Side::Client, &format!("PORT 192,168,150,{client},14,178\r\n")).1
+    };
+    assert_ne!(announced_from(81, &talk), "PORT 198,51,100,1,14,178\r\n");
     talk.gateway.expire(talk.now);
-    assert_eq!(other.say(Side::Client, announce).1, "PORT 198,51,100,1,14,178\r\n");
+    assert_eq!(announced_from(82, &talk), "PORT 198,51,100,1,14,178\r\n");
 }
 
 #[test]
@@ -308,10 +310,11 @@ fn shards_share_external_ports_and_session_numbers() {
     assert_eq!(pinhole.target, "192.168.150.81:3762".parse().unwrap());
     assert_ne!(pinhole.arrival.port(), 3762, "closing one would close the other");
     first.say(Side::Server, "500 no\r\n");
-    second.say(Side::Server, "200 ok\r\n");
-    second.say(Side::Client, "PORT 192,168,150,81,14,178\r\n");
+    let mut third =
+        Conversation::through(first.gateway.engine.new_shard(), "192.168.150.82").log_in();
+    third.say(Side::Client, "PORT 192,168,150,82,14,178\r\n");
     assert_eq!(
-        second.gateway.kernel.open.last().unwrap().arrival.port(),
+        third.gateway.kernel.open.last().unwrap().arrival.port(),
         3762,
         "its port is free again"
     );
