@@ -118,7 +118,7 @@ fn an_end_keeps_to_the_external_port_that_it_had_last() {
             let proposal = shard
                 .propose(Instant::now(), &policy, &control, format, pinhole, &mut closed)
                 .unwrap();
-            shard.registry.update_kernel(closed.into_iter(), |_| Ok(())).unwrap();
+            shard.registry.update_kernel(closed.into_iter(), |_| Ok::<_, ()>(())).unwrap();
             shard.hold_opened(Instant::now(), 1, &proposal)
         };
         let port = |held: &HeldPinhole| held.pinhole.arrival.port();
