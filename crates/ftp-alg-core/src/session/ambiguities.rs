@@ -182,7 +182,8 @@ impl Ambiguities {
     }
 
     /// Ends the ambiguity if the server's last line ended a reply and no command is pending. After a listing, `PASV` may
-    /// be: some clients send it while the reply to their login still comes.
+    /// be, with its transfer command: some clients send them while the reply to their login still comes, or with the
+    /// login.
     pub fn resolve(&mut self, pending: &PendingCommands) {
         if !self.is_reply_complete {
             return;
@@ -196,9 +197,7 @@ impl Ambiguities {
             }
         }
         self.ambiguity = match self.ambiguity {
-            Some(Ambiguity::ListingReply) if pending.are_all(PendingKind::Passive) => {
-                Some(Ambiguity::Resolved)
-            }
+            Some(Ambiguity::ListingReply) if is_passive_next(pending) => Some(Ambiguity::Resolved),
             ambiguity if !is_answered => ambiguity,
             None => None,
             Some(
@@ -210,6 +209,12 @@ impl Ambiguities {
             Some(_) => Some(Ambiguity::Resolved),
         };
     }
+}
+
+/// Whether the next reply is that to `PASV` or `EPSV`, or none, and only transfers are pending besides.
+fn is_passive_next(pending: &PendingCommands) -> bool {
+    let is_next = pending.oldest().is_none_or(|kind| kind == PendingKind::Passive);
+    is_next && pending.are_all_of(&[PendingKind::Passive, PendingKind::Transfer])
 }
 
 /// Whether a multi-line reply with this code may show a file that a client uploaded. ProFTPD does (`DisplayChdir`), and

@@ -295,11 +295,13 @@ fn a_listing_on_the_control_connection_opens_no_pinhole() {
 /// Servers show files that uploaders wrote, and one server expands sequences in them to line ends.
 #[test]
 fn a_file_shown_in_a_reply_opens_no_pinhole() {
-    for (command, code) in
-        [("CWD x", "250"), ("PASS x", "230"), ("NLST", "226"), ("CDUP", "200"), ("QUIT", "")]
+    let commands =
+        [("CWD x", "250"), ("PASS x", "230"), ("NLST", "226"), ("CDUP", "200"), ("QUIT", "")];
+    for ((command, code), then) in
+        commands.into_iter().flat_map(|command| ["", "RETR x\r\n"].map(|then| (command, then)))
     {
         let mut sim = Sim::logged_in(with(Nat::PortForward));
-        sim.say(Client, format!("{command}\r\nEPSV\r\n").as_bytes());
+        sim.say(Client, format!("{command}\r\nEPSV\r\n{then}").as_bytes());
         let start = format!("{code}-x\r\n{code} End\r\n");
         let start = if code.is_empty() { "221 x\r\n" } else { &start };
         sim.say(Server, format!("{start}229 x (|||3306|)\r\n{code} ok\r\n").as_bytes());

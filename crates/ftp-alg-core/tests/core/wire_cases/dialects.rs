@@ -278,6 +278,32 @@ fn a_passive_transfer_may_begin_while_the_reply_to_the_login_still_comes() {
     }
 }
 
+/// lftp with `ftp:sync-mode off` sends all at once in its second session. The server reads the login line by line, and
+/// waits for the data connection.
+#[test]
+fn a_transfer_may_be_sent_with_the_login() {
+    for nat in NATS {
+        for welcome in ["230 in\r\n", "230-welcome\r\n230 in\r\n"] {
+            for (passive_command, by_epsv) in [("PASV", false), ("EPSV", true)] {
+                let mut sim = Sim::new(Scenario { nat, ..Scenario::default() });
+                play(&mut sim, "greeting", &[GREETING]);
+                let all =
+                    format!("USER joe\r\nPASS x\r\nTYPE I\r\n{passive_command}\r\nRETR f\r\n");
+                play(&mut sim, welcome, &[(Client, &all), ASKS]);
+                for line in welcome.split_inclusive("\r\n").chain(["200 ok\r\n"]) {
+                    play(&mut sim, welcome, &[(Server, line)]);
+                }
+                let server = at(nat.translation(false).server, 5000);
+                let reply = if by_epsv { "229 ok (|||5000|)\r\n" } else { &passive(server) };
+                sim.say(Server, reply.as_bytes());
+                assert_eq!(sim.kernel.opened.len(), 1, "{welcome}: {:?}", sim.decisions());
+                play(&mut sim, welcome, &[(Server, "150 here\r\n"), (Server, "226 done\r\n")]);
+                assert_transfers(&mut sim, nat, welcome);
+            }
+        }
+    }
+}
+
 /// The ends of lines are known by what was answered.
 #[test]
 fn lf_alone_ends_lines_where_an_end_has_shown_it() {
