@@ -213,8 +213,9 @@ impl Dialogue {
     }
 
     /// Records how a server's line ends, before the line is read.
-    pub fn record_server_line_end(&mut self, end: LineEnd) {
-        self.ambiguities.record_server_line_end(end, self.phase == Phase::NotGreeted);
+    pub fn record_server_line_end(&mut self, end: LineEnd, text: &Text<'_>) {
+        let is_greeting = self.phase == Phase::NotGreeted;
+        self.ambiguities.record_server_line_end(end, is_greeting, self.is_reply_to_login(text));
     }
 
     /// The server's TCP has nothing more to send for now, after a whole line. That may end an ambiguity.
@@ -421,34 +422,8 @@ impl Dialogue {
         }
         let begun = self.open_reply_code().filter(|_| !was_open);
         let is_stray = !was_open && reply.is_none() && begun.is_none();
-        self.ambiguities.record_reply_line(text, reply, begun, is_stray);
+        self.ambiguities.record_reply_line(text, reply, begun, is_stray, &self.pending);
         reply.map_or(ReplyEffect::Nothing, |reply| self.handle_reply(reply))
-    }
-
-    /// Reads a line of the greeting, which ends with `reply`.
-    fn read_greeting_line(&mut self, reply: Option<Reply>) -> ReplyEffect {
-        match reply {
-            Some(reply) if reply.is_preliminary() => ReplyEffect::Nothing, // 120: ready in a while
-            Some(_) if self.phase == Phase::NotGreeted => {
-                self.phase = Phase::Greeted;
-                ReplyEffect::Nothing
-            }
-            Some(Reply { code: 220 }) => {
-                let is_feat = self.phase == Phase::FeatFirst;
-                self.phase = if is_feat { Phase::Verified } else { Phase::NotFtp };
-                ReplyEffect::Nothing
-            }
-            Some(_) => ReplyEffect::NotFtp,
-            None if self.phase == Phase::NotGreeted && self.open_reply_code() == Some(220) => {
-                // Some clients do not wait for the last line.
-                self.phase = Phase::Greeted;
-                self.push_pending(PendingKind::Greeting);
-                ReplyEffect::Nothing
-            }
-            // First or middle line of a multi-line greeting.
-            None if self.replies != ReplyTracker::default() => ReplyEffect::Nothing,
-            None => ReplyEffect::NotFtp,
-        }
     }
 
     /// Whether so many commands are pending that no reply may be held or made longer. The server sends as much as its
@@ -594,6 +569,9 @@ fn may_answer(reply: Reply, kind: PendingKind) -> bool {
         _ => true,
     }
 }
+
+#[path = "greeting.rs"]
+mod greeting;
 
 #[cfg(test)]
 #[path = "dialogue_tests.rs"]

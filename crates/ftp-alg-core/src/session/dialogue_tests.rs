@@ -96,10 +96,10 @@ fn a_login_ends_when_another_begins() {
 #[test]
 fn nothing_is_opened_while_the_dialogue_is_ambiguous() {
     let mut dialogue = logged_in();
-    dialogue.record_server_line_end(LineEnd::Ambiguous);
+    dialogue.record_server_line_end(LineEnd::Ambiguous, &Text::new(b"200 x"));
     said(&mut dialogue, "NOOP");
     assert!(dialogue.blocked_because(false).is_some());
-    dialogue.record_server_line_end(LineEnd::Plain);
+    dialogue.record_server_line_end(LineEnd::Plain, &Text::new(b"200 x"));
     answered(&mut dialogue, "200 ok");
     assert!(dialogue.blocked_because(false).is_some(), "the server may have more to say");
     dialogue.record_pause();
@@ -109,13 +109,13 @@ fn nothing_is_opened_while_the_dialogue_is_ambiguous() {
     said(&mut dialogue, "STAT x");
     for line in ["211 x", "213-x", "213 End", "229 (|||3306|)"] {
         assert!(dialogue.blocked_because(false).is_some(), "{line}");
-        dialogue.record_server_line_end(LineEnd::Plain);
+        dialogue.record_server_line_end(LineEnd::Plain, &Text::new(b"200 x"));
         answered(&mut dialogue, line);
     }
     dialogue.record_pause();
     assert_eq!(dialogue.blocked_because(false), None);
     // Not a reply; perhaps part of a listing.
-    dialogue.record_server_line_end(LineEnd::Plain);
+    dialogue.record_server_line_end(LineEnd::Plain, &Text::new(b"200 x"));
     answered(&mut dialogue, "-rw-r--r-- x");
     dialogue.record_pause();
     assert!(dialogue.blocked_because(false).is_some());
@@ -151,7 +151,7 @@ fn a_name_with_line_ends_stays_ambiguous() {
     dialogue.record_client_line_end(LineEnd::Ambiguous);
     said(&mut dialogue, "CWD x");
     let settles = |dialogue: &mut Dialogue, line| {
-        dialogue.record_server_line_end(LineEnd::Plain);
+        dialogue.record_server_line_end(LineEnd::Plain, &Text::new(b"200 x"));
         answered(dialogue, line);
         dialogue.record_pause();
         assert!(dialogue.blocked_because(false).is_none(), "{line}");
@@ -163,7 +163,7 @@ fn a_name_with_line_ends_stays_ambiguous() {
     // Any other command may be answered with the name.
     said(&mut dialogue, "CDUP");
     said(&mut dialogue, "PASV");
-    dialogue.record_server_line_end(LineEnd::Plain);
+    dialogue.record_server_line_end(LineEnd::Plain, &Text::new(b"200 x"));
     answered(&mut dialogue, "250 in x");
     dialogue.record_pause();
     assert!(dialogue.blocked_because(false).is_some());
@@ -178,7 +178,7 @@ fn a_257_that_ends_inside_its_name_is_ambiguous() {
         let mut dialogue = logged_in();
         said(&mut dialogue, "PWD");
         said(&mut dialogue, "PASV");
-        dialogue.record_server_line_end(LineEnd::Plain);
+        dialogue.record_server_line_end(LineEnd::Plain, &Text::new(b"200 x"));
         answered(&mut dialogue, line);
         assert_eq!(dialogue.blocked_because(false).is_none(), is_whole, "{line}");
     }

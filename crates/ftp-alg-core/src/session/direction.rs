@@ -18,7 +18,7 @@ use super::{
     unacknowledged::UnacknowledgedData,
     urgent::UrgentPointer,
 };
-use crate::packet::Seq;
+use crate::{ftp::without_nuls, packet::Seq};
 
 /// One direction.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -251,6 +251,11 @@ impl Direction {
     /// Whether no line is unfinished and no FIN was sent.
     pub fn is_idle(&self) -> bool {
         self.line().is_empty() && !self.is_holding() && !self.space.finished
+    }
+
+    /// Whether no line is unfinished, apart from NULs that some send behind a line, and no FIN was sent.
+    pub fn is_between_lines(&self) -> bool {
+        without_nuls(self.line()).is_empty() && !self.is_holding() && !self.space.finished
     }
 
     /// Whether the boxed state is absent.

@@ -59,11 +59,13 @@ impl PushState {
 /// Whether `packet`, which has PSH, is one line of the server and everything that the server had to send.
 fn is_complete_reply(packet: &Packet<'_>, client: &Direction, server: &Direction) -> bool {
     let payload = packet.payload();
+    let end = packet.seq() + payload.len() as u32; // an IP packet's
+    let nuls = payload.iter().rev().take_while(|byte| **byte == 0).count();
+    let payload = &payload[..payload.len() - nuls];
     // Some servers send an empty line after each reply.
     let line =
         payload.strip_suffix(b"\r\n").filter(|line| line.ends_with(b"\n")).unwrap_or(payload);
-    let end = packet.seq() + payload.len() as u32; // an IP packet's
-    server.is_idle()
+    server.is_between_lines()
         && memchr::memchr(b'\n', line) == line.len().checked_sub(1)
         && client.window_end().is_some_and(|window_end| end.is_before(window_end))
         && client.space.is_acknowledged()

@@ -216,7 +216,7 @@ fn no_pinhole_opens_while_an_ambiguous_line_is_pending() {
         let t = scenario.nat.translation(false);
         let (line, seen) = (active(at(t.client, 2200)), active(at(t.client_external, 2200)));
         for odd in
-            [&b"NOOP\n"[..], b"NOOP x\ry\r\n", b"NOOP\0\r\n", b"NOOP\r\r\n", b"NOOP \xff\r\n"]
+            [&b"NOOP\n"[..], b"NOOP x\ry\r\n", b"NOOP\0\r\n", b"NOOP\r\0\r\n", b"NOOP \xff\r\n"]
         {
             let mut sim = Sim::logged_in(scenario.clone());
             let pipelined = [odd, line.as_bytes()].concat();
@@ -240,7 +240,7 @@ fn a_reply_not_delimited_by_crlf_opens_no_pinhole() {
         let line = passive(at(t.server, 5000));
         for odd in [
             line.replace("\r\n", "\n"),
-            line.replace("\r\n", "\r\r\n"),
+            line.replace("\r\n", "\r\0\r\n"),
             line.replace("\r\n", "\0\r\n"),
             line.replace("Entering", "Ent\rering"),
             format!("550 a\n{line}"),
