@@ -229,7 +229,9 @@ impl Dialogue {
     /// taken it for the end. Returns the event of that reply.
     pub fn end_open_reply(&mut self) -> Option<DialogueEvent> {
         let reply = Reply { code: self.other_end.filter(|_| self.has_paused)?.get() };
-        if self.pending.count() > 1 || is_decisive(reply) {
+        // Nobody has logged in yet, so this 230 opens nothing.
+        let is_greeting = self.pending.oldest() == Some(PendingKind::Greeting) && reply.code == 230;
+        if self.pending.count() > 1 || is_decisive(reply) && !is_greeting {
             return None;
         }
         (self.replies, self.other_end) = (ReplyTracker::default(), None);
@@ -403,7 +405,12 @@ impl Dialogue {
             }
             return ReplyEffect::Nothing;
         }
-        let reply = self.replies.read_line(text);
+        // Nothing that an indented greeting could be the text of precedes it.
+        let is_greeting = self.phase == Phase::NotGreeted && !was_open;
+        let reply = match is_greeting && text.is_indented() {
+            true => self.replies.read_line(&Text::new(text.bytes())),
+            false => self.replies.read_line(text),
+        };
         self.ambiguities.record_end_of_reply(reply.is_some());
         let other_end = self.replies.other_end(text).filter(|_| reply.is_none());
         self.other_end = other_end.and_then(|end| NonZeroU16::new(end.code));
@@ -415,7 +422,7 @@ impl Dialogue {
             self.padding = Padding::Zeros;
         }
         if !has_greeted {
-            return self.read_greeting_line(reply);
+            return self.read_greeting_line(text, reply);
         }
         if self.phase == Phase::PickedUp && reply.is_some() {
             self.phase = Phase::PickedUpFtp;
@@ -448,6 +455,8 @@ impl Dialogue {
     }
 
     fn handle_reply(&mut self, reply: Reply) -> ReplyEffect {
+        // Nothing is transferred before a login, so 225 or 226 ends no transfer.
+        let before_transfers = self.login == Login::None;
         match reply.code {
             227 | 229 => {
                 let was_requested = self.pop_answered(PendingKind::Passive);
@@ -476,7 +485,7 @@ impl Dialogue {
                     ReplyEffect::Nothing
                 }
             }
-            _ => match self.pending.pop_first(|kind| may_answer(reply, kind)) {
+            _ => match self.pending.pop_first(|kind| may_answer(reply, kind, before_transfers)) {
                 Some(PendingKind::Announcement) if reply.is_success() => {
                     ReplyEffect::Event(DialogueEvent::AnnouncementAccepted)
                 }
@@ -561,8 +570,9 @@ fn is_decisive(reply: Reply) -> bool {
 
 /// Whether `reply` may answer a command of this kind. Servers send 225, 226 and 426 when a transfer has ended, however
 /// often, and some send a success before the reply to `PASV`.
-fn may_answer(reply: Reply, kind: PendingKind) -> bool {
+fn may_answer(reply: Reply, kind: PendingKind, before_transfers: bool) -> bool {
     match kind {
+        PendingKind::User | PendingKind::Login if before_transfers => true,
         PendingKind::Transfer | PendingKind::Other | PendingKind::Forgotten => true,
         _ if matches!(reply.code, 225 | 226 | 426) => false,
         PendingKind::Passive => reply.is_failure(),

@@ -50,6 +50,56 @@ fn the_server_greets_first_and_the_client_answers_in_ftp() {
 }
 
 #[test]
+fn text_may_precede_the_greeting_but_no_other_protocol() {
+    for other in [
+        "SSH-2.0-x",
+        "HTTP/1.1 200 OK",
+        "RTSP/1.0 200 OK",
+        "ICAP/1.0 200 OK",
+        "+OK POP3",
+        "* OK IMAP",
+        "RFB 003.008",
+        "@RSYNCD: 31.0",
+        "\u{16}\u{3}\u{1}",
+        "-ERR no",
+        "22",
+        "999 x",
+    ] {
+        let mut dialogue = Dialogue::default();
+        assert_eq!(answered(&mut dialogue, "ld.so: warning"), ReplyEffect::Nothing);
+        let effect = answered(&mut dialogue, other);
+        let is_reply = other.starts_with("999");
+        assert_eq!(effect == ReplyEffect::NotFtp, !is_reply, "{other}");
+    }
+    let mut dialogue = Dialogue::default();
+    for _ in 0..20 {
+        assert_eq!(answered(&mut dialogue, "  *** Welcome ***"), ReplyEffect::Nothing);
+    }
+    let mut other = dialogue.clone();
+    said(&mut other, "x");
+    assert_eq!(answered(&mut other, "and so on"), ReplyEffect::NotFtp);
+    answered(&mut dialogue, "220 ready");
+    assert_eq!(dialogue.phase(), Phase::Greeted);
+}
+
+#[test]
+fn a_225_or_226_is_a_login_only_before_another() {
+    for login in ["225 in", "226 in"] {
+        let mut dialogue = Dialogue::default();
+        answered(&mut dialogue, "220 x");
+        said(&mut dialogue, "USER x");
+        answered(&mut dialogue, "331 x");
+        said(&mut dialogue, "PASS x");
+        answered(&mut dialogue, login);
+        assert!(dialogue.is_logged_in(), "{login}");
+        // The end of an earlier transfer.
+        said(&mut dialogue, "USER y");
+        answered(&mut dialogue, login);
+        assert!(!dialogue.is_logged_in(), "{login}");
+    }
+}
+
+#[test]
 fn a_login_needs_a_completion_reply() {
     let mut dialogue = Dialogue::default();
     answered(&mut dialogue, "220 ready");

@@ -67,6 +67,10 @@ fn a_login_is_any_success_of_a_login_command() {
     let accepted = |reply| [GREETING, USER, ASKS, PASS, (Server, reply)];
     assert_served(&[
         ("PASS: 200", &[&accepted("200 OK\r\n")]),
+        ("PASS: 225", &[&accepted("225 OK\r\n")]),
+        ("PASS: 226", &[&accepted("226 OK\r\n")]),
+        ("PASS: 230User", &[&accepted("230User logged in\r\n")]),
+        ("PASS: 230:", &[&accepted("230: ok\r\n")]),
         ("PASS: 202", &[&accepted("202 superfluous\r\n")]),
         ("PASS: 220", &[&accepted("220 Password ok\r\n")]),
         ("PASS: 250", &[&accepted("250 logged in\r\n")]),
@@ -148,6 +152,12 @@ fn what_a_client_sends_first_may_be_unknown_to_us() {
                 &login,
             ],
         ),
+        ("no blank", &[&[(Server, "220VxWorks ready\r\n")], &login]),
+        ("a blank first", &[&[(Server, " 220 ready\r\n")], &login]),
+        ("a colon", &[&[(Server, "220: ready\r\n")], &login]),
+        ("a warning first", &[&[(Server, "ld.so: no such file\r\n220 ready\r\n")], &login]),
+        ("a banner first", &[&[(Server, "** Hello **\r\n"), GREETING], &login]),
+        ("220- ended by 230", &[&[(Server, "220-hello\r\n230 ready\r\n")], &login]),
         ("a second greeting", &[&[GREETING, remote], &login]),
         ("a second greeting after USER", &[&[GREETING, USER, remote, ASKS, PASS, ACCEPTS]]),
         (
@@ -313,13 +323,12 @@ fn a_line_without_a_code_behind_a_reply_changes_nothing() {
             "TYPE",
             &[&LOGIN, &[(Client, "TYPE I\r\n"), (Server, "200 Type I\r\n(binary)\r\n \r\nx\r\n")]],
         ),
-        ("mail", &[&LOGIN, &[(Server, "You have mail.\r\n")]]),
         ("before", &[&LOGIN, &[(Client, "NOOP\r\n"), (Server, "debug\r\n200 ok\r\n")]]),
         ("odd quotes", &[&LOGIN, &[(Client, "PWD\r\n"), (Server, "257 \"/a is current\r\n")]]),
     ]);
 }
 
-/// Between a command and its reply such a line may be the middle of another reply. The client's announcements are its own.
+/// In a segment of its own such a line may be the middle of another reply. The client's announcements are its own.
 #[test]
 fn a_stray_line_keeps_passive_mode_closed_until_the_next_reply() {
     for nat in NATS {
