@@ -23,6 +23,7 @@ fuzz_target!(|data: &[u8]| {
         ack: Seq(ack),
         payload: (how & 1 != 0).then_some(payload),
         flags,
+        window: u16::from_be_bytes([a0, s0]),
         urgent: u16::from_be_bytes([u0, u1]),
     };
     let shifted = |edges: [Seq; 2]| {
@@ -38,6 +39,7 @@ fuzz_target!(|data: &[u8]| {
         ack: packet.ack(),
         payload: None,
         flags: packet.flags(),
+        window: packet.window(),
         urgent: packet.urgent().unwrap_or_default(),
     };
     packet.rebuild(&unchanged, Some, &mut out);

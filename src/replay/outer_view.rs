@@ -80,6 +80,7 @@ impl<W: Write> Player<W> {
             ack: sent.ack(),
             payload: Some(rest),
             flags: header.flags,
+            window: sent.window(),
             urgent: 0,
         };
         let mut bytes = Vec::new();

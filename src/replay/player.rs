@@ -349,6 +349,7 @@ impl<W: Write> Player<W> {
                         ack: packet.ack(),
                         payload: Some(payload),
                         flags,
+                        window: packet.window(),
                         urgent,
                     };
                     let mut bytes = Vec::new();
@@ -422,8 +423,8 @@ impl<W: Write> Player<W> {
         let ack =
             if packet.has(flags::ACK) { map.to_delivered(packet.ack()) } else { packet.ack() };
         let urgent = packet.urgent().unwrap_or(0);
-        let edit =
-            PacketEdit { seq: packet.seq(), ack, payload: None, flags: packet.flags(), urgent };
+        let (flags, window) = (packet.flags(), packet.window());
+        let edit = PacketEdit { seq: packet.seq(), ack, payload: None, flags, window, urgent };
         let sack = |block: [Seq; 2]| {
             let [left, right] = block.map(|edge| map.to_delivered(edge));
             left.is_before(right).then_some([left, right])

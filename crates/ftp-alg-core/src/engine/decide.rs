@@ -536,34 +536,35 @@ fn forward_verdict(
         ForwardAction::Drop(reason) => Verdict::Drop(reason),
         // Unreachable: a packet that awaits a decision was parked.
         ForwardAction::AwaitDecision => Verdict::Drop(DropReason::KernelRefused),
-        ForwardAction::Changed { seq, ack, flags, .. } if awaits_probe => {
-            let edit = PacketEdit { seq, ack, payload: Some(&[]), flags, urgent: 0 };
+        ForwardAction::Changed { seq, ack, flags, window, .. } if awaits_probe => {
+            let edit = PacketEdit { seq, ack, payload: Some(&[]), flags, window, urgent: 0 };
             send_trailing_segment(connection, from, rebuilt(&edit));
             return Decision::Reorder;
         }
         // The kernel drops a super-packet that is not longer than its first segment was, and does not report that
         // length.
-        ForwardAction::Changed { seq, ack, payload: true, flags, urgent }
+        ForwardAction::Changed { seq, ack, payload: true, flags, window, urgent }
             if packet.offload().is_super_packet && changed.len() < packet.payload().len() =>
         {
-            let edit = PacketEdit { seq, ack, payload: Some(changed), flags, urgent };
+            let edit = PacketEdit { seq, ack, payload: Some(changed), flags, window, urgent };
             let limit = session.mss(from);
             for segment in resegment(packet, &edit, limit, acknowledged) {
                 send_trailing_segment(connection, from, segment);
             }
             Verdict::Drop(DropReason::Resegmented)
         }
-        ForwardAction::Changed { seq, ack, payload, flags, urgent } => {
+        ForwardAction::Changed { seq, ack, payload, flags, window, urgent } => {
             let mut body = changed;
             if let Some(TrailingSegment { start, flags }) = outcome.trailing {
                 let (first, trailing) = body.split_at(start);
                 body = first;
                 let seq = seq + start as u32; // within a packet
-                let edit = PacketEdit { seq, ack, payload: Some(trailing), flags, urgent: 0 };
+                let payload = Some(trailing);
+                let edit = PacketEdit { seq, ack, payload, flags, window, urgent: 0 };
                 send_trailing_segment(connection, from, rebuilt(&edit));
             }
             let payload = payload.then_some(body);
-            let edit = PacketEdit { seq, ack, payload, flags, urgent };
+            let edit = PacketEdit { seq, ack, payload, flags, window, urgent };
             let out = &mut connection.effects.replacements;
             let start = out.len();
             packet.append_rebuilt(&edit, acknowledged, out);

@@ -216,7 +216,7 @@ fn reset(index: u32, control: &Control, to: Side, seq: Seq, ack: Seq) -> Injecti
     packet::build_acknowledgement(source, destination, seq, ack, 0, None, &mut acknowledgement);
     if let Ok(acknowledgement) = Packet::parse(&acknowledgement) {
         let flags = flags::RST | flags::ACK;
-        let edit = PacketEdit { seq, ack, payload: None, flags, urgent: 0 };
+        let edit = PacketEdit { seq, ack, payload: None, flags, window: 0, urgent: 0 };
         acknowledgement.rebuild(&edit, |_| None, &mut packet);
     }
     let session = SessionRef { index, id: control.id };

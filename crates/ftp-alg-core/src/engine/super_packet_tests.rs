@@ -98,6 +98,7 @@ fn segments_carry_the_flags_of_the_super_packet() {
         ack: Seq(9),
         payload: Some(&changed),
         flags: control,
+        window: 9,
         urgent: 3,
     };
     let parts = resegment::resegment(&packet, &edit, 536, Some);

@@ -16,7 +16,8 @@ const SE: u8 = 0xf0;
 /// How a line ends, and whether all servers read it alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LineEnd {
-    /// CR LF, and no byte in the line that a server may take as a line end.
+    /// CR LF, perhaps behind more CRs, and no byte in the line that a server may take as a line end. Programs that write
+    /// in text mode on Windows end lines with CR CR LF.
     Plain,
     /// LF alone, and otherwise as `Plain`.
     Lf,
@@ -25,28 +26,45 @@ pub enum LineEnd {
 }
 
 /// How a client's `line`, parsed as `text`, ends. All servers read it as one line if it ends with CR LF, contains no
-/// other CR, LF or NUL, and no Telnet command that could include one of the final two bytes.
+/// other CR, LF or NUL, and no Telnet command that could include one of the final two bytes. A CR directly before the CR
+/// LF ends the line, or an empty one.
 pub fn line_end(line: &[u8], text: &Text<'_>) -> LineEnd {
     let touches_end = |text: &[u8]| text.iter().rev().take(2).any(|byte| *byte == IAC);
     end_unless(line, text, |text| may_end_or_skip(text) || touches_end(text))
 }
 
 /// How a server's `line`, parsed as `text`, ends. Names in it may contain any byte, also those of Telnet commands. The
-/// server knows where its lines end.
+/// server knows where its lines end. Some send a NUL behind each.
 pub fn reply_line_end(line: &[u8], text: &Text<'_>) -> LineEnd {
-    end_unless(line, text, may_end)
+    end_unless(without_nuls(line), text, may_end)
 }
 
 fn end_unless(line: &[u8], text: &Text<'_>, is_ambiguous: impl Fn(&[u8]) -> bool) -> LineEnd {
     let has_control = text.has_control_bytes(); // rare
     let (text, end) = match line.strip_suffix(b"\r\n") {
-        Some(text) => (text, LineEnd::Plain),
+        Some(text) => (without_crs(text), LineEnd::Plain),
         None => match line.strip_suffix(b"\n") {
             Some(text) => (text, LineEnd::Lf),
             None => return LineEnd::Ambiguous,
         },
     };
     if has_control && is_ambiguous(text) { LineEnd::Ambiguous } else { end }
+}
+
+/// `text` without the CRs at its end.
+fn without_crs(mut text: &[u8]) -> &[u8] {
+    while let [rest @ .., b'\r'] = text {
+        text = rest;
+    }
+    text
+}
+
+/// `text` without the NULs at its start.
+pub fn without_nuls(mut text: &[u8]) -> &[u8] {
+    while let [0, rest @ ..] = text {
+        text = rest;
+    }
+    text
 }
 
 /// Whether some end may end a line within `bytes`.
@@ -164,13 +182,20 @@ mod tests {
             b"\r\n",
             b"\xff\xf4\xff\xf2ABOR\r\n",
             b"STOR \xf0\x9f\x98\x80.jpg\r\n",
+            b"RETR a\r\r\n",
+            b"\r\r\r\n",
             b"229 x (|||5|)\r\n",
         ] {
             assert_eq!(line_end(line, &Text::new(line)), LineEnd::Plain, "{line:?}");
         }
         for line in [
-            &b"RETR a\r\r\n"[..],
+            &b"RETR a\r\n\r\n"[..],
+            b"RETR a\rb\r\r\n",
             b"RETR a\rb\r\n",
+            b"RETR \xff\r\r\n",
+            b"RETR a\0\r\r\n",
+            b"RETR a\r\0\r\n",
+            b"\0RETR a\r\n",
             b"RETR a\0\r\n",
             b"RETR a\nb\r\n",
             b"RETR \xff\r\n",

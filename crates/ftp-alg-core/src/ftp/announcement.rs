@@ -135,7 +135,7 @@ impl Announcement {
         let port = checked_port(AnnouncementKind::Eprt, port)?;
         let text = std::str::from_utf8(address).map_err(|_| form())?;
         let address: IpAddr = match family {
-            b"1" => text.parse::<Ipv4Addr>().map_err(|_| form())?.into(),
+            b"1" => parse_ipv4(address).ok_or_else(form)?.into(),
             // RFC 2428: the delimiter must not occur in an address. The rewritten address could contain it.
             b"2" if is_in_ipv6(delimiter) => return Err(form()),
             b"2" if text.contains('%') => return Err(MalformedAnnouncement::Scope),
@@ -371,6 +371,22 @@ fn checked_port(kind: AnnouncementKind, number: u32) -> Result<u16, MalformedAnn
         Ok(port) if port > 0 => Ok(port),
         _ => Err(MalformedAnnouncement::Port { kind, number }),
     }
+}
+
+/// The IPv4 address in decimal. Devices write numbers with leading zeros. Some servers read those as octal
+/// (`inet_aton`), so such a number counts only if it is none in octal, or the same.
+fn parse_ipv4(text: &[u8]) -> Option<Ipv4Addr> {
+    let mut octets = [0; 4];
+    let mut numbers = text.split(|byte| *byte == b'.');
+    for octet in &mut octets {
+        let digits = numbers.next().filter(|digits| digits.len() <= 3)?;
+        *octet = u8::try_from(number(digits)?).ok()?;
+        let is_octal = digits.starts_with(b"0") && digits.iter().all(|digit| *digit < b'8');
+        if is_octal && *octet > 7 {
+            return None;
+        }
+    }
+    numbers.next().is_none().then_some(octets.into())
 }
 
 /// RFC 2428 section 2: ASCII 33 to 126. A digit is excluded, because the fields consist of digits.

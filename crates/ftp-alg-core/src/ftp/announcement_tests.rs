@@ -112,11 +112,32 @@ fn eprt_is_parsed_in_both_families() {
         b"|1|::1|80|",
         b"|1|10.0.0.2|80|x",
         b"1111",
+        b"|1|10.0.0.0002|80|",
+        b"|1|10.0.0|80|",
+        b"|1|10.0.0.2.3|80|",
+        b"|1|10.0.0.256|80|",
+        b"|1|10.0..2|80|",
         b"a2a::1a80a",
         b".2.::1.80.",
     ] {
         let read = Announcement::parse_eprt(argument, 0);
         assert_eq!(read, Err(MalformedAnnouncement::Form(AnnouncementKind::Eprt)), "{argument:?}");
+    }
+}
+
+/// Devices pad numbers to three digits. What `inet_aton` takes for another address is refused.
+#[test]
+fn zeros_before_a_number_of_an_eprt_are_decimal_unless_octal_differs() {
+    for (said, means) in [
+        ("192.168.150.080", Some("192.168.150.80")),
+        ("10.001.009.007", Some("10.1.9.7")),
+        ("000.0.0.099", Some("0.0.0.99")),
+        ("10.0.0.012", None),
+        ("010.1.9.7", None),
+    ] {
+        let read = Announcement::parse_eprt(format!("|1|{said}|5000|").as_bytes(), 0);
+        let address = read.ok().and_then(|read| read.address);
+        assert_eq!(address, means.map(|means| means.parse().unwrap()), "{said}");
     }
 }
 

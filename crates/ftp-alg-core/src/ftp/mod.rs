@@ -11,7 +11,9 @@ mod padding;
 mod reply;
 mod text;
 
-pub use ambiguity::{LineEnd, VerbScanner, line_end, may_end_or_skip, reply_line_end};
+pub use ambiguity::{
+    LineEnd, VerbScanner, line_end, may_end_or_skip, reply_line_end, without_nuls,
+};
 pub use announcement::{Announcement, AnnouncementKind, MalformedAnnouncement};
 pub use command::{Command, Verb};
 pub use padding::Padding;

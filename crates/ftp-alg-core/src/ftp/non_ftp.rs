@@ -19,7 +19,7 @@ impl Command<'_> {
 
     /// Whether the line is `METHOD target NAME/1.1`, as in HTTP, RTSP, SIP and ICAP: three words, the second of which
     /// is a path, an asterisk or an address. A file name with one blank that ends in `HTTP/1.1` matches if it is
-    /// absolute.
+    /// absolute. A user name has any form, unless its second word is a version of HTTP, because browsers speak that.
     fn is_request_line(&self, first: bool) -> bool {
         let mut words = self.argument.split(|byte| *byte == b' ');
         let (Some(target), Some(version), None) = (words.next(), words.next(), words.next()) else {
@@ -28,7 +28,9 @@ impl Command<'_> {
         is_version(version)
             && match self.verb {
                 Verb::Login => first,
-                Verb::User => true,
+                Verb::User => {
+                    version.get(..5).is_some_and(|name| name.eq_ignore_ascii_case(b"HTTP/"))
+                }
                 _ => is_target(target),
             }
     }
@@ -78,6 +80,7 @@ mod tests {
         for line in [
             "USER / HTTP/1.1",
             "USER x HTTP/1.1",
+            "USER x http/2",
             "RETR / HTTP/1.1",
             "stat * HTTP/2",
             "QUIT http://10.0.0.2:21/ HTTP/1.0",
@@ -107,6 +110,9 @@ mod tests {
         for line in [
             "USER anonymous",
             "USER a b",
+            "USER a b/1",
+            "USER / x/1.0",
+            "USER a HTTP/",
             "PASS / HTTP/1.1",
             "PASS x: y HTTP/1.1",
             "RETR notes HTTP/1.1",

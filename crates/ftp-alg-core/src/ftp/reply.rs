@@ -52,6 +52,7 @@ impl ReplyTracker {
                 None
             }
             (None, Some((code, false))) => Some(Reply { code }),
+            (None, None) => code_without_blank(text).map(|code| Reply { code }),
             (Some(open), Some((code, false))) if open == code => {
                 self.open = None;
                 Some(Reply { code })
@@ -120,6 +121,20 @@ fn parse(text: &Text<'_>) -> Option<(u16, bool)> {
     }
 }
 
+/// The code of a reply that some servers write without a blank behind it (`220VxWorks ready`, `230: ok`). Clients that
+/// read only the digits take it for one. Not if it announces an endpoint.
+fn code_without_blank(text: &Text<'_>) -> Option<u16> {
+    let (code @ [b'1'..=b'5', ..], [b':' | b'A'..=b'Z' | b'a'..=b'z', ..]) =
+        text.bytes().split_at_checked(3)?
+    else {
+        return None;
+    };
+    let code = code.iter().try_fold(0, |code, digit| {
+        digit.is_ascii_digit().then(|| code * 10 + u16::from(digit - b'0'))
+    })?;
+    (!text.is_indented() && !matches!(code, 227..=229)).then_some(code)
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -148,6 +163,15 @@ mod tests {
     fn lines_without_a_code_are_not_replies() {
         assert_eq!(codes(&[b"22", b"227x", b"abc def", b""]), [None; 4]);
         assert_eq!(codes(&[b"227"]), [Some(227)]);
+        let lines: [&[u8]; 4] = [b"2000 ok", b"22x", b" 220x", b"620x"];
+        assert_eq!(codes(&lines), [None; 4]);
+    }
+
+    #[test]
+    fn a_code_without_a_blank_is_a_reply_outside_of_others() {
+        assert_eq!(codes(&[b"220VxWorks", b"230: ok"]), [Some(220), Some(230)]);
+        let inside: [&[u8]; 3] = [b"211-Status", b"211x", b"211 End"];
+        assert_eq!(codes(&inside), [None, None, Some(211)]);
     }
 
     #[test]

@@ -17,6 +17,8 @@ pub struct PacketEdit<'a> {
     pub payload: Option<&'a [u8]>,
     /// The new control bits.
     pub flags: u8,
+    /// The new window.
+    pub window: u16,
     /// The new urgent pointer.
     pub urgent: u16,
 }
@@ -58,6 +60,7 @@ impl<'a> Packet<'a> {
             tcp.set_sequence(edit.seq.0);
             tcp.set_acknowledgement(edit.ack.0);
             tcp.set_flags(edit.flags);
+            tcp.set_window(edit.window);
             tcp.set_urgent_ptr(edit.urgent);
         }
         if edit.payload.is_none() && !self.offload.lacks_checksum {
@@ -66,6 +69,7 @@ impl<'a> Packet<'a> {
             sum.update(self.header_u32::<4>(), edit.seq.0);
             sum.update(self.header_u32::<8>(), edit.ack.0);
             sum.update(self.flags().into(), edit.flags.into());
+            sum.update(self.window().into(), edit.window.into());
             sum.update(self.header_u16::<18>().into(), edit.urgent.into());
             if sack_range.is_some() {
                 let long = |word: &[u8; 4]| u32::from_be_bytes(*word);
@@ -330,7 +334,8 @@ mod tests {
     }
 
     fn edit(seq: u32, ack: u32, payload: Option<&[u8]>) -> PacketEdit<'_> {
-        PacketEdit { seq: Seq(seq), ack: Seq(ack), payload, flags: flags::ACK, urgent: 0 }
+        let (flags, window) = (flags::ACK, 77);
+        PacketEdit { seq: Seq(seq), ack: Seq(ack), payload, flags, window, urgent: 0 }
     }
 
     proptest! {

@@ -158,6 +158,12 @@ impl<'a> Packet<'a> {
         self.header_u16::<14>()
     }
 
+    /// Whether the packet, a SYN, has the window scale option (RFC 7323). A SYN-ACK has it if both ends scale their
+    /// windows.
+    pub fn scales_window(&self) -> bool {
+        self.option(OPTION_WINDOW_SCALE, 3).is_some()
+    }
+
     /// The urgent pointer, if URG is set.
     pub fn urgent(&self) -> Option<u16> {
         self.has(flags::URG).then(|| self.header_u16::<18>())
@@ -296,6 +302,7 @@ impl From<SocketAddr> for Endpoint {
 
 const OPTION_END: u8 = 0;
 const OPTION_NOP: u8 = 1;
+const OPTION_WINDOW_SCALE: u8 = 3;
 const OPTION_SACK: u8 = 5;
 const OPTION_TIMESTAMPS: u8 = 8;
 

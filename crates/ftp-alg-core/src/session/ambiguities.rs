@@ -9,8 +9,11 @@ use crate::ftp::{LineEnd, Reply, Text, Verb};
 /// Why the ends may disagree about the dialogue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Ambiguity {
-    /// A line did not end with CR LF (or with LF, where that is known to be a line end), or contained a CR, LF or NUL.
+    /// A line of the server did not end with CR LF (or with LF, where that is known to be a line end), or contained a CR,
+    /// LF or NUL.
     LineEnds,
+    /// A line of the server belonged to no reply, or ended inside a quoted name.
+    StrayLine,
     /// A pending or unfinished reply may contain file names or contents. Their author can make them look like other
     /// replies.
     ListingReply,
@@ -34,7 +37,7 @@ enum Ambiguity {
 /// The ends whose lines are known to end with LF alone.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 struct LfEnds {
-    /// The server's greeting ended so.
+    /// The server's greeting ended so, or its reply to a login.
     is_of_server: bool,
     /// The server has answered such a line of the client.
     is_of_client: bool,
@@ -47,9 +50,20 @@ struct LfEnds {
 pub struct Ambiguities {
     ambiguity: Option<Ambiguity>,
     lf: LfEnds,
-    /// Whether the server's last line was complete, unambiguous, and the end of a reply.
+    /// The server's last line.
     #[serde(skip)]
-    is_reply_complete: bool,
+    last_line: LastLine,
+}
+
+/// What the server's last line was, and the line before it in the same segment. `Reply` was complete, unambiguous, and
+/// the end of a reply.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+enum LastLine {
+    #[default]
+    Other,
+    Reply,
+    OtherBehindReply,
+    ReplyBehindReply,
 }
 
 impl Ambiguities {
@@ -58,11 +72,16 @@ impl Ambiguities {
         Some(match self.ambiguity? {
             Ambiguity::ClientLf if is_active => return None,
             // The server answers the line with LF, and no other command is pending.
-            Ambiguity::ClientLf if self.lf.is_tried_by_client && self.is_reply_complete => {
+            Ambiguity::ClientLf if self.lf.is_tried_by_client && self.is_reply_complete() => {
                 return None;
             }
+            // No line of a server makes its client announce anything.
+            Ambiguity::LineEnds | Ambiguity::StrayLine if is_active => return None,
             Ambiguity::LineEnds | Ambiguity::ClientLineEnds | Ambiguity::ClientLf => {
                 "a line did not end with CR LF, or contained a CR, LF or NUL: client and server may disagree where lines end"
+            }
+            Ambiguity::StrayLine => {
+                "it may be part of another reply: a line of the server belonged to no reply, or ended inside a quoted name"
             }
             Ambiguity::ListingReply if !is_active => {
                 "it came with a multi-line reply, or with a reply to STAT, MLST, SITE, HELP or QUIT: a client can choose lines of such replies"
@@ -110,29 +129,37 @@ impl Ambiguities {
         }
     }
 
-    /// Records how a server's line ends, before the line is read.
-    pub fn record_server_line_end(&mut self, end: LineEnd, is_greeting: bool) {
-        if end == LineEnd::Lf && is_greeting {
-            // No client can have caused that. A name in a reply may contain LF.
+    /// Records how a server's line ends, before the line is read. The greeting, and if nothing is ambiguous the reply to
+    /// a login (`is_of_login`), show how it ends its lines: they hold no name that contains LF.
+    pub fn record_server_line_end(&mut self, end: LineEnd, is_greeting: bool, is_of_login: bool) {
+        let is_clear = matches!(self.ambiguity, None | Some(Ambiguity::Resolved));
+        if end == LineEnd::Lf && (is_greeting || is_of_login && is_clear) {
             self.lf.is_of_server = true;
             self.require_complete_replies();
         }
-        self.is_reply_complete =
-            end == LineEnd::Plain || end == LineEnd::Lf && self.lf.is_of_server;
-        if !self.is_reply_complete {
-            self.record_ambiguous_line();
+        let is_plain = end == LineEnd::Plain || end == LineEnd::Lf && self.lf.is_of_server;
+        self.last_line = match is_plain {
+            true if self.is_reply_complete() => LastLine::ReplyBehindReply,
+            true => LastLine::Reply,
+            false => LastLine::Other,
+        };
+        if !is_plain {
+            self.record_ambiguous_line(Ambiguity::LineEnds);
         }
     }
 
-    fn record_ambiguous_line(&mut self) {
+    /// Whether the server's last line was complete, unambiguous, and the end of a reply.
+    fn is_reply_complete(self) -> bool {
+        matches!(self.last_line, LastLine::Reply | LastLine::ReplyBehindReply)
+    }
+
+    /// Records that a line of the server is ambiguous, and why.
+    fn record_ambiguous_line(&mut self, why: Ambiguity) {
         self.ambiguity = Some(match self.ambiguity {
-            Some(
-                Ambiguity::ClientLineEnds
-                | Ambiguity::ClientLf
-                | Ambiguity::NameWithLineEnd
-                | Ambiguity::RepeatedName,
-            ) => Ambiguity::ClientLineEnds,
-            _ => Ambiguity::LineEnds,
+            Some(Ambiguity::ClientLineEnds | Ambiguity::ClientLf) => Ambiguity::ClientLineEnds,
+            Some(Ambiguity::NameWithLineEnd | Ambiguity::RepeatedName) => Ambiguity::RepeatedName,
+            Some(Ambiguity::LineEnds) => Ambiguity::LineEnds,
+            _ => why,
         });
     }
 
@@ -153,38 +180,50 @@ impl Ambiguities {
 
     /// Records whether the server's line ended a reply.
     pub fn record_end_of_reply(&mut self, is_end: bool) {
-        self.is_reply_complete &= is_end;
+        self.last_line = match self.last_line {
+            LastLine::Reply if !is_end => LastLine::Other,
+            LastLine::ReplyBehindReply if !is_end => LastLine::OtherBehindReply,
+            line => line,
+        };
     }
 
     /// Records a line of the server after the greeting, which ended `reply`. If it begins one of several lines, `begun`
-    /// is its code. A line that is in no reply (`is_stray`) may be part of a file name.
+    /// is its code. A line that is in no reply (`is_stray`) may be part of a file name. Behind a reply in the same
+    /// segment, with no command pending, it is more text of that reply, as some servers send it.
     pub fn record_reply_line(
         &mut self,
         text: &Text<'_>,
         reply: Option<Reply>,
         begun: Option<u16>,
         is_stray: bool,
+        pending: &PendingCommands,
     ) {
         if begun.is_some_and(may_show_files)
             && matches!(self.ambiguity, None | Some(Ambiguity::Resolved))
         {
             self.ambiguity = Some(Ambiguity::ListingReply);
         }
-        if is_stray || reply.is_some_and(|reply| reply.code == 257) && ends_inside_name(text) {
-            self.record_ambiguous_line();
+        let is_clear = matches!(self.ambiguity, None | Some(Ambiguity::Resolved));
+        let follows_reply = self.last_line == LastLine::OtherBehindReply;
+        if is_stray && follows_reply && is_clear && pending.len() == 0 {
+            self.record_other_end();
+        } else if is_stray || reply.is_some_and(|reply| reply.code == 257) && ends_inside_name(text)
+        {
+            self.record_ambiguous_line(Ambiguity::StrayLine);
         }
     }
 
-    /// A line of another code has ended a multi-line reply.
+    /// A line of another code, or without a code, has ended a reply.
     pub fn record_other_end(&mut self) {
-        self.is_reply_complete = true;
+        self.last_line = LastLine::Reply;
         self.require_complete_replies();
     }
 
     /// Ends the ambiguity if the server's last line ended a reply and no command is pending. After a listing, `PASV` may
-    /// be: some clients send it while the reply to their login still comes.
+    /// be, with its transfer command: some clients send them while the reply to their login still comes, or with the
+    /// login.
     pub fn resolve(&mut self, pending: &PendingCommands) {
-        if !self.is_reply_complete {
+        if !self.is_reply_complete() {
             return;
         }
         let is_answered = pending.len() == 0;
@@ -196,9 +235,7 @@ impl Ambiguities {
             }
         }
         self.ambiguity = match self.ambiguity {
-            Some(Ambiguity::ListingReply) if pending.are_all(PendingKind::Passive) => {
-                Some(Ambiguity::Resolved)
-            }
+            Some(Ambiguity::ListingReply) if is_passive_next(pending) => Some(Ambiguity::Resolved),
             ambiguity if !is_answered => ambiguity,
             None => None,
             Some(
@@ -209,7 +246,15 @@ impl Ambiguities {
             ) => Some(Ambiguity::NameWithLineEnd),
             Some(_) => Some(Ambiguity::Resolved),
         };
+        // The next line is of another segment.
+        self.last_line = LastLine::Other;
     }
+}
+
+/// Whether the next reply is that to `PASV` or `EPSV`, or none, and only transfers are pending besides.
+fn is_passive_next(pending: &PendingCommands) -> bool {
+    let is_next = pending.oldest().is_none_or(|kind| kind == PendingKind::Passive);
+    is_next && pending.are_all_of(&[PendingKind::Passive, PendingKind::Transfer])
 }
 
 /// Whether a multi-line reply with this code may show a file that a client uploaded. ProFTPD does (`DisplayChdir`), and

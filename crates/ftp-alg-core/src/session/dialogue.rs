@@ -213,8 +213,9 @@ impl Dialogue {
     }
 
     /// Records how a server's line ends, before the line is read.
-    pub fn record_server_line_end(&mut self, end: LineEnd) {
-        self.ambiguities.record_server_line_end(end, self.phase == Phase::NotGreeted);
+    pub fn record_server_line_end(&mut self, end: LineEnd, text: &Text<'_>) {
+        let is_greeting = self.phase == Phase::NotGreeted;
+        self.ambiguities.record_server_line_end(end, is_greeting, self.is_reply_to_login(text));
     }
 
     /// The server's TCP has nothing more to send for now, after a whole line. That may end an ambiguity.
@@ -228,7 +229,9 @@ impl Dialogue {
     /// taken it for the end. Returns the event of that reply.
     pub fn end_open_reply(&mut self) -> Option<DialogueEvent> {
         let reply = Reply { code: self.other_end.filter(|_| self.has_paused)?.get() };
-        if self.pending.count() > 1 || is_decisive(reply) {
+        // Nobody has logged in yet, so this 230 opens nothing.
+        let is_greeting = self.pending.oldest() == Some(PendingKind::Greeting) && reply.code == 230;
+        if self.pending.count() > 1 || is_decisive(reply) && !is_greeting {
             return None;
         }
         (self.replies, self.other_end) = (ReplyTracker::default(), None);
@@ -402,7 +405,12 @@ impl Dialogue {
             }
             return ReplyEffect::Nothing;
         }
-        let reply = self.replies.read_line(text);
+        // Nothing that an indented greeting could be the text of precedes it.
+        let is_greeting = self.phase == Phase::NotGreeted && !was_open;
+        let reply = match is_greeting && text.is_indented() {
+            true => self.replies.read_line(&Text::new(text.bytes())),
+            false => self.replies.read_line(text),
+        };
         self.ambiguities.record_end_of_reply(reply.is_some());
         let other_end = self.replies.other_end(text).filter(|_| reply.is_none());
         self.other_end = other_end.and_then(|end| NonZeroU16::new(end.code));
@@ -414,41 +422,15 @@ impl Dialogue {
             self.padding = Padding::Zeros;
         }
         if !has_greeted {
-            return self.read_greeting_line(reply);
+            return self.read_greeting_line(text, reply);
         }
         if self.phase == Phase::PickedUp && reply.is_some() {
             self.phase = Phase::PickedUpFtp;
         }
         let begun = self.open_reply_code().filter(|_| !was_open);
         let is_stray = !was_open && reply.is_none() && begun.is_none();
-        self.ambiguities.record_reply_line(text, reply, begun, is_stray);
+        self.ambiguities.record_reply_line(text, reply, begun, is_stray, &self.pending);
         reply.map_or(ReplyEffect::Nothing, |reply| self.handle_reply(reply))
-    }
-
-    /// Reads a line of the greeting, which ends with `reply`.
-    fn read_greeting_line(&mut self, reply: Option<Reply>) -> ReplyEffect {
-        match reply {
-            Some(reply) if reply.is_preliminary() => ReplyEffect::Nothing, // 120: ready in a while
-            Some(_) if self.phase == Phase::NotGreeted => {
-                self.phase = Phase::Greeted;
-                ReplyEffect::Nothing
-            }
-            Some(Reply { code: 220 }) => {
-                let is_feat = self.phase == Phase::FeatFirst;
-                self.phase = if is_feat { Phase::Verified } else { Phase::NotFtp };
-                ReplyEffect::Nothing
-            }
-            Some(_) => ReplyEffect::NotFtp,
-            None if self.phase == Phase::NotGreeted && self.open_reply_code() == Some(220) => {
-                // Some clients do not wait for the last line.
-                self.phase = Phase::Greeted;
-                self.push_pending(PendingKind::Greeting);
-                ReplyEffect::Nothing
-            }
-            // First or middle line of a multi-line greeting.
-            None if self.replies != ReplyTracker::default() => ReplyEffect::Nothing,
-            None => ReplyEffect::NotFtp,
-        }
     }
 
     /// Whether so many commands are pending that no reply may be held or made longer. The server sends as much as its
@@ -473,6 +455,8 @@ impl Dialogue {
     }
 
     fn handle_reply(&mut self, reply: Reply) -> ReplyEffect {
+        // Nothing is transferred before a login, so 225 or 226 ends no transfer.
+        let before_transfers = self.login == Login::None;
         match reply.code {
             227 | 229 => {
                 let was_requested = self.pop_answered(PendingKind::Passive);
@@ -501,7 +485,7 @@ impl Dialogue {
                     ReplyEffect::Nothing
                 }
             }
-            _ => match self.pending.pop_first(|kind| may_answer(reply, kind)) {
+            _ => match self.pending.pop_first(|kind| may_answer(reply, kind, before_transfers)) {
                 Some(PendingKind::Announcement) if reply.is_success() => {
                     ReplyEffect::Event(DialogueEvent::AnnouncementAccepted)
                 }
@@ -586,14 +570,18 @@ fn is_decisive(reply: Reply) -> bool {
 
 /// Whether `reply` may answer a command of this kind. Servers send 225, 226 and 426 when a transfer has ended, however
 /// often, and some send a success before the reply to `PASV`.
-fn may_answer(reply: Reply, kind: PendingKind) -> bool {
+fn may_answer(reply: Reply, kind: PendingKind, before_transfers: bool) -> bool {
     match kind {
+        PendingKind::User | PendingKind::Login if before_transfers => true,
         PendingKind::Transfer | PendingKind::Other | PendingKind::Forgotten => true,
         _ if matches!(reply.code, 225 | 226 | 426) => false,
         PendingKind::Passive => reply.is_failure(),
         _ => true,
     }
 }
+
+#[path = "greeting.rs"]
+mod greeting;
 
 #[cfg(test)]
 #[path = "dialogue_tests.rs"]

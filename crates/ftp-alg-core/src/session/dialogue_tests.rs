@@ -50,6 +50,56 @@ fn the_server_greets_first_and_the_client_answers_in_ftp() {
 }
 
 #[test]
+fn text_may_precede_the_greeting_but_no_other_protocol() {
+    for other in [
+        "SSH-2.0-x",
+        "HTTP/1.1 200 OK",
+        "RTSP/1.0 200 OK",
+        "ICAP/1.0 200 OK",
+        "+OK POP3",
+        "* OK IMAP",
+        "RFB 003.008",
+        "@RSYNCD: 31.0",
+        "\u{16}\u{3}\u{1}",
+        "-ERR no",
+        "22",
+        "999 x",
+    ] {
+        let mut dialogue = Dialogue::default();
+        assert_eq!(answered(&mut dialogue, "ld.so: warning"), ReplyEffect::Nothing);
+        let effect = answered(&mut dialogue, other);
+        let is_reply = other.starts_with("999");
+        assert_eq!(effect == ReplyEffect::NotFtp, !is_reply, "{other}");
+    }
+    let mut dialogue = Dialogue::default();
+    for _ in 0..20 {
+        assert_eq!(answered(&mut dialogue, "  *** Welcome ***"), ReplyEffect::Nothing);
+    }
+    let mut other = dialogue.clone();
+    said(&mut other, "x");
+    assert_eq!(answered(&mut other, "and so on"), ReplyEffect::NotFtp);
+    answered(&mut dialogue, "220 ready");
+    assert_eq!(dialogue.phase(), Phase::Greeted);
+}
+
+#[test]
+fn a_225_or_226_is_a_login_only_before_another() {
+    for login in ["225 in", "226 in"] {
+        let mut dialogue = Dialogue::default();
+        answered(&mut dialogue, "220 x");
+        said(&mut dialogue, "USER x");
+        answered(&mut dialogue, "331 x");
+        said(&mut dialogue, "PASS x");
+        answered(&mut dialogue, login);
+        assert!(dialogue.is_logged_in(), "{login}");
+        // The end of an earlier transfer.
+        said(&mut dialogue, "USER y");
+        answered(&mut dialogue, login);
+        assert!(!dialogue.is_logged_in(), "{login}");
+    }
+}
+
+#[test]
 fn a_login_needs_a_completion_reply() {
     let mut dialogue = Dialogue::default();
     answered(&mut dialogue, "220 ready");
@@ -96,10 +146,10 @@ fn a_login_ends_when_another_begins() {
 #[test]
 fn nothing_is_opened_while_the_dialogue_is_ambiguous() {
     let mut dialogue = logged_in();
-    dialogue.record_server_line_end(LineEnd::Ambiguous);
+    dialogue.record_server_line_end(LineEnd::Ambiguous, &Text::new(b"200 x"));
     said(&mut dialogue, "NOOP");
     assert!(dialogue.blocked_because(false).is_some());
-    dialogue.record_server_line_end(LineEnd::Plain);
+    dialogue.record_server_line_end(LineEnd::Plain, &Text::new(b"200 x"));
     answered(&mut dialogue, "200 ok");
     assert!(dialogue.blocked_because(false).is_some(), "the server may have more to say");
     dialogue.record_pause();
@@ -109,13 +159,13 @@ fn nothing_is_opened_while_the_dialogue_is_ambiguous() {
     said(&mut dialogue, "STAT x");
     for line in ["211 x", "213-x", "213 End", "229 (|||3306|)"] {
         assert!(dialogue.blocked_because(false).is_some(), "{line}");
-        dialogue.record_server_line_end(LineEnd::Plain);
+        dialogue.record_server_line_end(LineEnd::Plain, &Text::new(b"200 x"));
         answered(&mut dialogue, line);
     }
     dialogue.record_pause();
     assert_eq!(dialogue.blocked_because(false), None);
     // Not a reply; perhaps part of a listing.
-    dialogue.record_server_line_end(LineEnd::Plain);
+    dialogue.record_server_line_end(LineEnd::Plain, &Text::new(b"200 x"));
     answered(&mut dialogue, "-rw-r--r-- x");
     dialogue.record_pause();
     assert!(dialogue.blocked_because(false).is_some());
@@ -151,7 +201,7 @@ fn a_name_with_line_ends_stays_ambiguous() {
     dialogue.record_client_line_end(LineEnd::Ambiguous);
     said(&mut dialogue, "CWD x");
     let settles = |dialogue: &mut Dialogue, line| {
-        dialogue.record_server_line_end(LineEnd::Plain);
+        dialogue.record_server_line_end(LineEnd::Plain, &Text::new(b"200 x"));
         answered(dialogue, line);
         dialogue.record_pause();
         assert!(dialogue.blocked_because(false).is_none(), "{line}");
@@ -163,7 +213,7 @@ fn a_name_with_line_ends_stays_ambiguous() {
     // Any other command may be answered with the name.
     said(&mut dialogue, "CDUP");
     said(&mut dialogue, "PASV");
-    dialogue.record_server_line_end(LineEnd::Plain);
+    dialogue.record_server_line_end(LineEnd::Plain, &Text::new(b"200 x"));
     answered(&mut dialogue, "250 in x");
     dialogue.record_pause();
     assert!(dialogue.blocked_because(false).is_some());
@@ -178,7 +228,7 @@ fn a_257_that_ends_inside_its_name_is_ambiguous() {
         let mut dialogue = logged_in();
         said(&mut dialogue, "PWD");
         said(&mut dialogue, "PASV");
-        dialogue.record_server_line_end(LineEnd::Plain);
+        dialogue.record_server_line_end(LineEnd::Plain, &Text::new(b"200 x"));
         answered(&mut dialogue, line);
         assert_eq!(dialogue.blocked_because(false).is_none(), is_whole, "{line}");
     }

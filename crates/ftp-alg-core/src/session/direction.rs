@@ -18,7 +18,7 @@ use super::{
     unacknowledged::UnacknowledgedData,
     urgent::UrgentPointer,
 };
-use crate::packet::Seq;
+use crate::{ftp::without_nuls, packet::Seq};
 
 /// One direction.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -47,9 +47,9 @@ struct Extra {
     is_blocked: bool,
     /// The urgent pointer that was forwarded last.
     urgent: Option<UrgentPointer>,
-    /// The smallest window that the packets of the pending command offered, if they acknowledged everything before.
+    /// Up to which sequence number of the server the packets of the pending commands let it send.
     #[serde(skip)]
-    offered_window: u16,
+    window_end: Option<Seq>,
 }
 
 impl Extra {
@@ -61,7 +61,7 @@ impl Extra {
                 || self.is_blocked)
             && self.tls_records.is_none()
             && self.urgent.is_none()
-            && self.offered_window == 0
+            && self.window_end.is_none()
     }
 }
 
@@ -168,14 +168,17 @@ impl Direction {
         self.urgent().is_some_and(UrgentPointer::has_open_line)
     }
 
-    /// The smallest window that the packets of the pending command offered.
-    pub fn offered_window(&self) -> u16 {
-        self.extra.as_ref().map_or(0, |extra| extra.offered_window)
+    /// Up to which sequence number of the server the packets of the pending commands let it send.
+    pub fn window_end(&self) -> Option<Seq> {
+        self.extra.as_ref()?.window_end
     }
 
-    /// Sets the smallest window that the packets of the pending command offered.
-    pub fn set_offered_window(&mut self, window: u16) {
-        self.extra_mut().offered_window = window;
+    /// Sets up to which sequence number of the server the packets of the pending commands let it send.
+    pub fn set_window_end(&mut self, end: Option<Seq>) {
+        if self.window_end() != end {
+            self.extra_mut().window_end = end;
+            self.release_unused();
+        }
     }
 
     fn extra_mut(&mut self) -> &mut Extra {
@@ -248,6 +251,11 @@ impl Direction {
     /// Whether no line is unfinished and no FIN was sent.
     pub fn is_idle(&self) -> bool {
         self.line().is_empty() && !self.is_holding() && !self.space.finished
+    }
+
+    /// Whether no line is unfinished, apart from NULs that some send behind a line, and no FIN was sent.
+    pub fn is_between_lines(&self) -> bool {
+        without_nuls(self.line()).is_empty() && !self.is_holding() && !self.space.finished
     }
 
     /// Whether the boxed state is absent.

@@ -26,6 +26,8 @@ pub enum ForwardAction {
         payload: bool,
         /// The control bits.
         flags: u8,
+        /// The window.
+        window: u16,
         /// The urgent pointer.
         urgent: u16,
     },
@@ -80,10 +82,29 @@ impl ForwardAction {
                 ack: packet.ack(),
                 payload: false,
                 flags: packet.flags() & !flags::URG,
+                window: packet.window(),
                 urgent: 0,
             },
-            Self::Changed { seq, ack, payload, flags, .. } => {
-                Self::Changed { seq, ack, payload, flags: flags & !flags::URG, urgent: 0 }
+            Self::Changed { seq, ack, payload, flags, window, .. } => {
+                Self::Changed { seq, ack, payload, flags: flags & !flags::URG, window, urgent: 0 }
+            }
+        }
+    }
+
+    /// This action with another window.
+    pub(super) fn with_window(self, packet: &Packet<'_>, window: u16) -> Self {
+        match self {
+            Self::Drop(_) | Self::AwaitDecision => self,
+            Self::Unchanged => Self::Changed {
+                seq: packet.seq(),
+                ack: packet.ack(),
+                payload: false,
+                flags: packet.flags(),
+                window,
+                urgent: packet.urgent().unwrap_or(0),
+            },
+            Self::Changed { seq, ack, payload, flags, urgent, .. } => {
+                Self::Changed { seq, ack, payload, flags, window, urgent }
             }
         }
     }
@@ -169,8 +190,14 @@ impl Path<'_> {
             acknowledge = Some(self.acknowledge_held(packet));
         }
         let ack = self.delivered_ack(packet);
-        let forward =
-            ForwardAction::Changed { seq: delivered, ack, payload: true, flags: control, urgent };
+        let forward = ForwardAction::Changed {
+            seq: delivered,
+            ack,
+            payload: true,
+            flags: control,
+            window: packet.window(),
+            urgent,
+        };
         ForwardPlan { action: forward, acknowledge, trailing: rest }
     }
 
@@ -203,7 +230,8 @@ impl Path<'_> {
             return ForwardAction::Unchanged;
         }
         let urgent = packet.urgent().unwrap_or(0);
-        ForwardAction::Changed { seq, ack, payload: false, flags: packet.flags(), urgent }
+        let (flags, window) = (packet.flags(), packet.window());
+        ForwardAction::Changed { seq, ack, payload: false, flags, window, urgent }
     }
 
     /// The sequence number of `packet` as the receiver knows it.
@@ -232,8 +260,9 @@ impl Path<'_> {
     /// acknowledged. The receiver must answer it (RFC 9293 section 3.10.7.4), so it shows which bytes it has. A number
     /// just before the next one may be past what it has. The probe acknowledges only what is known to be acknowledged,
     /// because otherwise an off-path attacker's segment with that number would count.
-    pub(super) fn probe_receiver(&self) -> ForwardAction {
+    pub(super) fn probe_receiver(&self, packet: &Packet<'_>) -> ForwardAction {
         let (seq, ack) = (self.sender.space.acked - 1, self.receiver.space.unacknowledged());
-        ForwardAction::Changed { seq, ack, payload: true, flags: flags::ACK, urgent: 0 }
+        let (flags, window) = (flags::ACK, packet.window());
+        ForwardAction::Changed { seq, ack, payload: true, flags, window, urgent: 0 }
     }
 }

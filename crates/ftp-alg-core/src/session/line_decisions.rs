@@ -315,13 +315,15 @@ pub fn read_server_line(
     // 4.2).
     let code = dialogue.open_reply_code();
     let ReplyContext { may_replace, may_grow, is_complete_reply } = context;
+    // NULs that some servers send behind a line were delivered with it.
+    let is_undelivered = delivered <= text.line_range(0..1).start;
     let refusal = |dialogue: &Dialogue| {
-        (may_replace && delivered == 0).then(|| ReplyLimits {
+        (may_replace && is_undelivered).then(|| ReplyLimits {
             may_grow: may_grow && !dialogue.has_many_pending(),
             reply_code: code,
         })
     };
-    dialogue.record_server_line_end(reply_line_end(line, &text));
+    dialogue.record_server_line_end(reply_line_end(line, &text), &text);
     let effect = dialogue.read_reply_line(&text);
     if dialogue.phase() == Phase::NotFtp && phase != Phase::NotFtp {
         *line_effect = ReadEffect::NotFtpClient;
@@ -339,7 +341,7 @@ pub fn read_server_line(
             if parsed.is_err() && !was_requested {
                 return LineRead::Done(None); // `227 Logout.`
             }
-            if delivered > 0 && dialogue.phase() != Phase::PickedUp {
+            if !is_undelivered && dialogue.phase() != Phase::PickedUp {
                 inspection.push_limit(SessionLimit::HeldReply);
                 return LineRead::Done(None);
             }

@@ -87,6 +87,7 @@ impl Session {
     fn from_syn_ack_with(syn_ack: &Packet<'_>, dialogue: Dialogue) -> Self {
         let mut session = Self::new(syn_ack.ack(), syn_ack.seq() + 1, dialogue);
         session.server.space.observe(syn_ack);
+        session.client.space.has_plain_window = !syn_ack.scales_window();
         session
     }
 

@@ -29,7 +29,8 @@ impl Session {
         if packet.has(flags::SYN) {
             return ForwardAction::Unchanged.into();
         }
-        let outcome = if inspection.is_from_elsewhere {
+        let window = self.window_to_offer(from, packet).filter(|window| *window != packet.window());
+        let mut outcome = if inspection.is_from_elsewhere {
             return self.forward_unread(from, packet);
         } else if packet.has(flags::URG) {
             self.handle_urgent_packet(from, packet, inspection, out)
@@ -41,6 +42,9 @@ impl Session {
             && self.interfaces.are_doubtful()
         {
             announced.blocked_because.get_or_insert(DOUBTFUL_INTERFACE);
+        }
+        if let Some(window) = window {
+            outcome.action = outcome.action.with_window(packet, window);
         }
         outcome
     }
@@ -161,6 +165,11 @@ impl Session {
                 _ => PushState::from_packet(packet),
             };
             self.reader(from, push_state, inspection).read_segment(seq, &payload, fin);
+            if from == Side::Server
+                && !(self.dialogue.is_ambiguous() || self.dialogue.has_pending_commands())
+            {
+                self.client.set_window_end(None);
+            }
             self.request_acknowledgements();
             if inspection.pending.is_some() {
                 return ForwardAction::AwaitDecision.into();
@@ -200,11 +209,8 @@ impl Session {
                 self.handle_acknowledgement(from, packet.ack(), inspection);
             }
         }
-        // A line that ends with LF alone makes the dialogue ambiguous when it is read.
-        let ends_with_lf = |text: &[u8]| text.ends_with(b"\n") && !text.ends_with(b"\r\n");
-        if from == Side::Client && (self.dialogue.is_ambiguous() || ends_with_lf(packet.payload()))
-        {
-            record_offered_window(packet, &mut self.client, &self.server, &self.dialogue);
+        if let Some(window) = self.window_to_offer(from, packet) {
+            record_offered_window(packet, window, &mut self.client, &self.server, &self.dialogue);
         }
     }
 
@@ -262,7 +268,7 @@ impl Session {
         if !direction.space.is_in_window(packet.seq()) {
             ForwardAction::Drop(DropReason::OutOfWindow)
         } else if direction.space.count_gap() {
-            self.path(from).probe_receiver()
+            self.path(from).probe_receiver(packet)
         } else if is_blocked && !packet.seq().is_after(direction.space.next) {
             ForwardAction::Drop(DropReason::Unacknowledged)
         } else {

@@ -64,8 +64,8 @@ impl PendingCommands {
     }
 
     /// Whether no command of another kind is pending.
-    pub fn are_all(&self, which: PendingKind) -> bool {
-        self.kinds().all(|kind| kind == which)
+    pub fn are_all_of(&self, which: &[PendingKind]) -> bool {
+        self.kinds().all(|kind| which.contains(&kind))
     }
 
     /// The kind of the oldest command.

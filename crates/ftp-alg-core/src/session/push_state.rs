@@ -5,15 +5,25 @@
 //! the next reply. So once a reply may contain such a name, or the ends may disagree about line ends, a 227 or 229
 //! counts only if the server had nothing else to send when it could send:
 //! - the reply fills one segment with PSH, and acknowledges its command;
-//! - the packets of that command acknowledged everything before, and offered a window larger than the reply.
+//! - the packets of that command acknowledged everything before, and let the server send more than it has sent since.
 //!
-//! Bytes that waited in the server's TCP would have come with the reply, because TCP sends what fits as soon as the
-//! window opens (`tcp_data_snd_check`). If those bytes are one line, it ends as no announcement does
-//! (`line_decisions::is_end_of_reply`).
+//! Bytes that waited in the server's TCP would have come with the reply, because TCP sends what fits as soon as a packet
+//! opens the window (`tcp_data_snd_check`). If those bytes are one line, it ends as no announcement does
+//! (`line_decisions::is_end_of_reply`). Acknowledgements without data are not seen here, so they can close the window
+//! again, but only after that.
+//!
+//! The client's window scale is unknown: its SYN is not queued, and conntrack's scale may be of a SYN that the server
+//! has not received. Without a scale a field of 31 is a window of 31 bytes, with a scale of 11 one of 63 KB. So a small
+//! field is raised to [`RAISED_WINDOW`] before the packet is forwarded, if the connection scales windows. Then the
+//! server may send as much, whatever the scale. An honest client does not notice: its window is larger than a reply, or
+//! the server retransmits what did not fit.
 
 use crate::packet::{Packet, flags};
 
-use super::{Dialogue, direction::Direction};
+use super::{Dialogue, Session, Side, direction::Direction};
+
+/// The least window field of commands while a server's announcement must be a complete reply of its own.
+const RAISED_WINDOW: u16 = 256;
 
 /// What the PSH bit of a packet says.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -49,31 +59,56 @@ impl PushState {
 /// Whether `packet`, which has PSH, is one line of the server and everything that the server had to send.
 fn is_complete_reply(packet: &Packet<'_>, client: &Direction, server: &Direction) -> bool {
     let payload = packet.payload();
+    let end = packet.seq() + payload.len() as u32; // an IP packet's
+    let nuls = payload.iter().rev().take_while(|byte| **byte == 0).count();
+    let payload = &payload[..payload.len() - nuls];
     // Some servers send an empty line after each reply.
     let line =
         payload.strip_suffix(b"\r\n").filter(|line| line.ends_with(b"\n")).unwrap_or(payload);
-    server.is_idle()
+    server.is_between_lines()
         && memchr::memchr(b'\n', line) == line.len().checked_sub(1)
-        && payload.len() < usize::from(client.offered_window())
+        && client.window_end().is_some_and(|window_end| end.is_before(window_end))
         && client.space.is_acknowledged()
 }
 
-/// Records how much the client's `packet`, if it carries data, lets the server send. The window field is taken without
-/// its scale; with a scale the window is larger.
+impl Session {
+    /// The window field with which the client's `packet` is forwarded, if it carries data after which a server's
+    /// announcement must be a complete reply of its own. A line that ends with LF alone makes the dialogue ambiguous
+    /// when it is read, and the reply to a command in a pipeline may do so.
+    pub(super) fn window_to_offer(&self, from: Side, packet: &Packet<'_>) -> Option<u16> {
+        let payload = packet.payload();
+        if from == Side::Server || payload.is_empty() {
+            return None;
+        }
+        let ends_with_lf = payload.ends_with(b"\n") && !payload.ends_with(b"\r\n");
+        let is_pipelined = self.dialogue.has_pending_commands()
+            || memchr::memchr(b'\n', payload).is_some_and(|at| at + 1 < payload.len());
+        if !(self.dialogue.is_ambiguous() || ends_with_lf || is_pipelined) {
+            return None;
+        }
+        let window = packet.window();
+        let is_raised = window > 0 && !self.client.space.has_plain_window;
+        Some(if is_raised { window.max(RAISED_WINDOW) } else { window })
+    }
+}
+
+/// Records how much the client's `packet`, which carries data, lets the server send: at least `window` bytes.
 #[cold]
 pub(super) fn record_offered_window(
     packet: &Packet<'_>,
+    window: u16,
     client: &mut Direction,
     server: &Direction,
     dialogue: &Dialogue,
 ) {
-    if packet.payload().is_empty() {
-        return;
-    }
-    let acknowledges_all = packet.ack() == server.space.map.to_delivered(server.space.next);
-    let window = if acknowledges_all { packet.window() } else { 0 };
-    // The server has read every earlier command, with the window of its packets.
-    let is_first =
-        client.is_idle() && (!dialogue.has_pending_commands() || client.space.is_acknowledged());
-    client.set_offered_window(if is_first { window } else { window.min(client.offered_window()) });
+    let sent = server.space.next;
+    let acknowledges_all = packet.ack() == server.space.map.to_delivered(sent);
+    let end = if acknowledges_all { sent + u32::from(window) } else { sent };
+    // The server has read every earlier command, with the window of its packets. It takes no window from bytes that it
+    // has already.
+    let is_first = client.is_idle()
+        && packet.seq() == client.space.next
+        && (!dialogue.has_pending_commands() || client.space.is_acknowledged());
+    let end = if is_first { end } else { client.window_end().map_or(sent, |known| known.min(end)) };
+    client.set_window_end(Some(end));
 }

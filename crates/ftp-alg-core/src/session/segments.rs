@@ -4,7 +4,7 @@ use super::{
     DialogueEvent, SessionLimit, Side,
     reading::{DirectionReader, LineBoundary},
 };
-use crate::packet::Seq;
+use crate::{ftp::without_nuls, packet::Seq};
 
 impl DirectionReader<'_> {
     /// Reads the new part of `payload` at `seq`, as far as limits allow; a FIN follows it if `fin`.
@@ -37,7 +37,7 @@ impl DirectionReader<'_> {
                     seq,
                     line,
                     LineBoundary {
-                        ends_segment: rest.is_empty(),
+                        ends_segment: without_nuls(rest).is_empty(),
                         ends_stream: fin && rest.is_empty(),
                     },
                 );

@@ -31,6 +31,9 @@ pub struct SequenceSpace {
     pub map: SequenceMap,
     /// The sender's window as last advertised.
     pub window: u16,
+    /// Whether the window field is the window: the SYN-ACK has no window scale. Set for the client.
+    #[serde(skip)]
+    pub has_plain_window: bool,
     /// Longest payload of a segment from the sender.
     largest_segment: u16,
     /// Number of consecutive segments that started past `next`.
@@ -50,6 +53,7 @@ impl SequenceSpace {
             has_clock: false,
             map: SequenceMap::default(),
             window: u16::MAX,
+            has_plain_window: false,
             largest_segment: 0,
             gap_segments: 0,
             finished: false,

@@ -270,6 +270,7 @@ fn scenario(rng: &mut Rng, seed: u64) -> Scenario {
         timestamps: rng.chance(0.5),
         sack: rng.chance(0.7),
         window: *rng.pick(&[2000, 30_000, 65_535]),
+        window_scale: None,
         reslices: rng.chance(0.5),
         ecn: rng.chance(0.3),
         ip_options: rng.chance(0.2),

@@ -27,6 +27,8 @@ pub struct Segment {
     pub urgent: u16,
     pub timestamps: Option<(u32, u32)>,
     pub sack: Vec<(u32, u32)>,
+    /// The window scale of a SYN.
+    pub window_scale: Option<u8>,
     pub payload: Vec<u8>,
     /// The two bits of the IP header that tell congestion.
     pub ecn: u8,
@@ -122,6 +124,7 @@ impl Segment {
         if let Some((value, echo)) = self.timestamps {
             options.push(TcpOptionElement::Timestamp(value, echo));
         }
+        options.extend(self.window_scale.map(TcpOptionElement::WindowScale));
         if let Some((first, rest)) = self.sack.split_first() {
             let mut blocks = [None; 3];
             for (slot, block) in blocks.iter_mut().zip(rest) {
@@ -200,6 +203,7 @@ impl Segment {
                     segment.sack =
                         std::iter::once(first).chain(rest.into_iter().flatten()).collect();
                 }
+                TcpOptionElement::WindowScale(scale) => segment.window_scale = Some(scale),
                 _ => {}
             }
         }

@@ -133,6 +133,7 @@ impl Sim {
             ack: client.wrapping_add(1),
             flags: flags::SYN | flags::ACK,
             window: 1000,
+            window_scale: self.server.settings.window_scale,
             ..Segment::default()
         };
         let passed = loop {
@@ -146,6 +147,7 @@ impl Sim {
             seq: syn_ack.ack,
             ack: syn_ack.seq.wrapping_add(1),
             flags: flags::ACK,
+            window_scale: None,
             ..syn_ack
         };
         let ack = self.packet(Side::Client, &ack);

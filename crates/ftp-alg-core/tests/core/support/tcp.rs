@@ -26,6 +26,8 @@ pub struct Settings {
     pub timestamps: bool,
     pub sack: bool,
     pub window: u16,
+    /// The window scale in its SYN. Only whether there is one matters: windows are small enough without.
+    pub window_scale: Option<u8>,
     /// Whether segments that are retransmitted have other boundaries.
     pub reslices: bool,
     /// Whether it takes part in explicit congestion notification.
@@ -55,6 +57,7 @@ impl Default for Settings {
             timestamps: true,
             sack: true,
             window: 30000,
+            window_scale: None,
             reslices: false,
             ecn: false,
             ip_options: false,

@@ -216,7 +216,7 @@ fn no_pinhole_opens_while_an_ambiguous_line_is_pending() {
         let t = scenario.nat.translation(false);
         let (line, seen) = (active(at(t.client, 2200)), active(at(t.client_external, 2200)));
         for odd in
-            [&b"NOOP\n"[..], b"NOOP x\ry\r\n", b"NOOP\0\r\n", b"NOOP\r\r\n", b"NOOP \xff\r\n"]
+            [&b"NOOP\n"[..], b"NOOP x\ry\r\n", b"NOOP\0\r\n", b"NOOP\r\0\r\n", b"NOOP \xff\r\n"]
         {
             let mut sim = Sim::logged_in(scenario.clone());
             let pipelined = [odd, line.as_bytes()].concat();
@@ -240,7 +240,7 @@ fn a_reply_not_delimited_by_crlf_opens_no_pinhole() {
         let line = passive(at(t.server, 5000));
         for odd in [
             line.replace("\r\n", "\n"),
-            line.replace("\r\n", "\r\r\n"),
+            line.replace("\r\n", "\r\0\r\n"),
             line.replace("\r\n", "\0\r\n"),
             line.replace("Entering", "Ent\rering"),
             format!("550 a\n{line}"),
@@ -295,11 +295,13 @@ fn a_listing_on_the_control_connection_opens_no_pinhole() {
 /// Servers show files that uploaders wrote, and one server expands sequences in them to line ends.
 #[test]
 fn a_file_shown_in_a_reply_opens_no_pinhole() {
-    for (command, code) in
-        [("CWD x", "250"), ("PASS x", "230"), ("NLST", "226"), ("CDUP", "200"), ("QUIT", "")]
+    let commands =
+        [("CWD x", "250"), ("PASS x", "230"), ("NLST", "226"), ("CDUP", "200"), ("QUIT", "")];
+    for ((command, code), then) in
+        commands.into_iter().flat_map(|command| ["", "RETR x\r\n"].map(|then| (command, then)))
     {
         let mut sim = Sim::logged_in(with(Nat::PortForward));
-        sim.say(Client, format!("{command}\r\nEPSV\r\n").as_bytes());
+        sim.say(Client, format!("{command}\r\nEPSV\r\n{then}").as_bytes());
         let start = format!("{code}-x\r\n{code} End\r\n");
         let start = if code.is_empty() { "221 x\r\n" } else { &start };
         sim.say(Server, format!("{start}229 x (|||3306|)\r\n{code} ok\r\n").as_bytes());

@@ -11,6 +11,7 @@ mod crafted_segments;
 mod dialects;
 mod downtime;
 mod limits;
+mod line_ends;
 mod network_conditions;
 mod pinholes;
 mod policies;

@@ -31,7 +31,14 @@ struct Ends {
 impl Ends {
     /// A session in which the client has requested a listing.
     fn new() -> Self {
-        let sim = Sim::logged_in(with(Nat::PortForward));
+        Self::with_scale(None)
+    }
+
+    /// As [`new`](Self::new), on a connection with or without window scaling.
+    fn with_scale(window_scale: Option<u8>) -> Self {
+        let mut scenario = with(Nat::PortForward);
+        scenario.server.window_scale = window_scale;
+        let sim = Sim::logged_in(scenario);
         let (client, server) = (sim.client.next_number(), sim.server.next_number());
         let mut ends = Self { sim, client, server };
         ends.command("STAT x\r\n", WIDE);
@@ -40,21 +47,27 @@ impl Ends {
 
     /// A session after a listing that looks complete.
     fn after_a_listing() -> Self {
-        let mut ends = Self::new();
+        Self::new().listed()
+    }
+
+    fn listed(self) -> Self {
+        let mut ends = self;
         ends.reply(&split_listing().0, ACK | PSH);
         ends
     }
 
-    fn command(&mut self, text: &str, window: u16) {
-        self.client_sends(text, self.server, window);
+    /// Sends a command, and returns the window field with which the server gets it.
+    fn command(&mut self, text: &str, window: u16) -> u16 {
+        let window = self.client_sends(text, self.server, window);
         self.client += text.len() as u32;
+        window
     }
 
     /// Sends `text` without advancing the client's sequence number, as if it were lost before the server.
-    fn client_sends(&mut self, text: &str, ack: u32, window: u16) {
+    fn client_sends(&mut self, text: &str, ack: u32, window: u16) -> u16 {
         let (seq, payload) = (self.client, text.into());
         let segment = Segment { seq, ack, flags: ACK, window, payload, ..Segment::default() };
-        self.sim.forge(Client, &segment);
+        self.sim.forge(Client, &segment).unwrap().window
     }
 
     /// Sends a reply and returns the number of pinholes opened so far.
@@ -88,7 +101,7 @@ fn a_possible_remainder_of_an_earlier_reply_opens_no_pinhole() {
     ends.command("EPSV\r\n", length + 1);
     assert_eq!(ends.reply(REPLY, ACK | PSH), 1, "a complete reply must open a pinhole");
     type Attack = fn(&mut Ends) -> usize;
-    let attacks: [(&str, Attack); 10] = [
+    let attacks: [(&str, Attack); 12] = [
         ("the window has no room for more than the reply", |ends| {
             ends.command("EPSV\r\n", REPLY.len() as u16);
             ends.reply(REPLY, ACK | PSH)
@@ -130,6 +143,18 @@ fn a_possible_remainder_of_an_earlier_reply_opens_no_pinhole() {
             ends.command("EPSV\r\n", WIDE);
             ends.reply(&format!("{REPLY}213 End\r\n"), ACK | PSH)
         }),
+        ("a line before it filled the window", |ends| {
+            ends.command("TYPE I\r\nEPSV\r\n", 40);
+            ends.reply(&format!("200 {:>34}\r\n", ""), ACK | PSH);
+            ends.reply(REPLY, ACK | PSH)
+        }),
+        ("the window is larger in a segment that the server has already", |ends| {
+            ends.command("EPSV\r\n", 8);
+            ends.reply("200 ab\r\n", ACK | PSH);
+            ends.client -= 6;
+            ends.command("EPSV\r\n", WIDE);
+            ends.reply(REPLY, ACK | PSH)
+        }),
         ("the reply is in two segments", |ends| {
             ends.command("EPSV\r\n", WIDE);
             ends.reply(&REPLY[..5], ACK | PSH);
@@ -138,6 +163,94 @@ fn a_possible_remainder_of_an_earlier_reply_opens_no_pinhole() {
     ];
     for (name, attack) in attacks {
         let mut ends = Ends::after_a_listing();
+        assert_eq!(attack(&mut ends), 0, "{name}");
+    }
+}
+
+/// A field of 31 is a window of 63 KB with a scale of 11, and one of 31 bytes with a scale of 0. Only the ends know.
+#[test]
+fn a_small_window_field_is_raised_if_windows_are_scaled() {
+    for scale in [0, 7, 14] {
+        let mut ends = Ends::with_scale(Some(scale)).listed();
+        for field in [1, 4, 31, 255] {
+            let opened = ends.sim.kernel.opened.len();
+            assert_eq!(ends.command("EPSV\r\n", field), 256, "field {field}");
+            assert_eq!(ends.reply(REPLY, ACK | PSH), opened + 1, "field {field}");
+        }
+        // An end without room has none, and a larger window is left alone.
+        for field in [0, 256, 502, WIDE] {
+            assert_eq!(ends.command("NOOP\r\n", field), field);
+            ends.reply("200 ok\r\n", ACK | PSH);
+        }
+    }
+    let mut ends = Ends::after_a_listing();
+    assert_eq!(ends.command("EPSV\r\n", 31), 31, "the field is the window");
+}
+
+/// What waits in the server's TCP comes first, and as much of it as the raised window lets pass.
+#[test]
+fn what_waited_behind_a_raised_window_opens_no_pinhole() {
+    type Attack = fn(&mut Ends) -> usize;
+    let attacks: [(&str, Attack); 4] = [
+        ("more than a line fits", |ends| {
+            ends.command("EPSV\r\n", REPLY.len() as u16);
+            ends.reply(&format!("{REPLY}213 End of status\r\n"), ACK | PSH)
+        }),
+        ("a line fills the window, then acknowledgements let one more line pass", |ends| {
+            let window = usize::from(ends.command("TYPE I\r\nEPSV\r\n", 31));
+            ends.reply(&format!("200 {:>1$}\r\n", "", window - 6), ACK | PSH);
+            ends.reply(REPLY, ACK | PSH)
+        }),
+        ("the client has no room", |ends| {
+            ends.command("EPSV\r\n", 0);
+            ends.reply(REPLY, ACK | PSH)
+        }),
+        ("a part of the command has no room", |ends| {
+            ends.command("EPSV", 0);
+            ends.command("\r\n", 31);
+            ends.reply(REPLY, ACK | PSH)
+        }),
+    ];
+    for (name, attack) in attacks {
+        let mut ends = Ends::with_scale(Some(7)).listed();
+        assert_eq!(attack(&mut ends), 0, "{name}");
+    }
+}
+
+/// A reply of one line repeats a name with line ends, and the client makes the server stop before the last one.
+#[test]
+fn the_rest_of_a_reply_with_a_stray_line_opens_no_pinhole() {
+    const STRAY: &str = "250 Now in x\r\nfoo\r\n";
+    type Attack = fn(&mut Ends) -> usize;
+    let attacks: [(&str, Attack); 4] = [
+        ("the command came before", |ends| {
+            ends.command("CWD x\r\nEPSV\r\n", WIDE);
+            ends.reply(STRAY, ACK | PSH);
+            ends.reply(REPLY, ACK | PSH)
+        }),
+        ("the window has no room", |ends| {
+            ends.command("CWD x\r\n", WIDE);
+            ends.reply(STRAY, ACK | PSH);
+            ends.command("EPSV\r\n", REPLY.len() as u16);
+            ends.reply(REPLY, ACK | PSH)
+        }),
+        ("the stray line is a segment of its own", |ends| {
+            ends.command("CWD x\r\n", WIDE);
+            ends.reply("250 Now in x\r\n", ACK | PSH);
+            ends.reply("foo\r\n", ACK | PSH);
+            ends.command("EPSV\r\n", WIDE);
+            ends.reply(REPLY, ACK | PSH)
+        }),
+        ("the server had more to send", |ends| {
+            ends.command("CWD x\r\n", WIDE);
+            ends.reply(STRAY, ACK);
+            ends.command("EPSV\r\n", WIDE);
+            ends.reply(&format!("{REPLY} is the directory\r\n"), ACK | PSH)
+        }),
+    ];
+    for (name, attack) in attacks {
+        let mut ends = Ends::new();
+        ends.reply("213 none\r\n", ACK | PSH);
         assert_eq!(attack(&mut ends), 0, "{name}");
     }
 }
