@@ -35,6 +35,15 @@ pub(super) struct OwnQueue<'a> {
     pub(super) stale_drops: u64,
 }
 
+/// Closes the pinholes that the policy forbids, after it was set, or after sessions were restored.
+pub(super) fn close_forbidden_pinholes(shared: &SharedState, kernel: &mut LinuxKernel) {
+    carry_out_effects(shared, kernel, |_, all| {
+        for (shard, effects) in shared.shards.iter().zip(all) {
+            lock(&shard.engine).sessions.close_forbidden_pinholes(effects);
+        }
+    });
+}
+
 /// Runs `work`, and carries out its effects. For work that concerns no packet of a queue.
 pub(super) fn carry_out_effects(
     shared: &SharedState,

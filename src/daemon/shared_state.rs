@@ -19,7 +19,6 @@ use super::{
     fast_path_lines::FastPathReader,
     forwarded_verdicts::ForwardedVerdicts,
     health::Health,
-    host,
     log::EventLog,
     shard::{Shard, lock},
     snapshot::{FastPathStatus, Status},
@@ -142,15 +141,6 @@ impl SharedState {
         status.problems = self.health.problems(now, &status, &unwritten);
         status.unconfined = self.unconfined.clone();
         status
-    }
-
-    /// Closes the pinholes that the policy forbids, after it was set, or after sessions were restored.
-    pub(super) fn close_forbidden_pinholes(&self, kernel: &mut LinuxKernel) {
-        host::carry_out_effects(self, kernel, |_, all| {
-            for (shard, effects) in self.shards.iter().zip(all) {
-                lock(&shard.engine).sessions.close_forbidden_pinholes(effects);
-            }
-        });
     }
 
     /// Opens the pinholes of sessions that are missing in the kernel according to `is_missing`, for the rest of their

@@ -177,7 +177,7 @@ pub(super) fn start(
     }
     if restored {
         // The configuration may have changed.
-        workers.shared.close_forbidden_pinholes(&mut make_kernel()?);
+        host::close_forbidden_pinholes(&workers.shared, &mut make_kernel()?);
     }
     let have_waited = !is_new_table && workers.table.as_ref().is_some_and(Table::holds_packets);
     workers.heartbeat = Some(HeartbeatRenewer::start(&commits, &workers.shared, have_waited)?);
@@ -500,7 +500,7 @@ impl DaemonService for Workers {
             // The lines that the program inspected before it returned its connections.
             reader.read_lines(&self.shared, &mut kernel);
         }
-        self.shared.close_forbidden_pinholes(&mut kernel);
+        host::close_forbidden_pinholes(&self.shared, &mut kernel);
     }
 
     fn makes_progress(&self) -> bool {

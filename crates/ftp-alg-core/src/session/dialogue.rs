@@ -9,6 +9,7 @@
 
 use std::num::NonZeroU16;
 
+use greeting::{is_login_reply, read_greeting_line};
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -215,7 +216,12 @@ impl Dialogue {
     /// Records how a server's line ends, before the line is read.
     pub fn record_server_line_end(&mut self, end: LineEnd, text: &Text<'_>) {
         let is_greeting = self.phase == Phase::NotGreeted;
-        self.ambiguities.record_server_line_end(end, is_greeting, self.is_reply_to_login(text));
+        let answers_login = is_login_reply(text)
+            && self.login == Login::None
+            && self.replies == ReplyTracker::default()
+            && self.has_pending_commands()
+            && self.pending.are_all_of(&[PendingKind::User, PendingKind::Login]);
+        self.ambiguities.record_server_line_end(end, is_greeting, answers_login);
     }
 
     /// The server's TCP has nothing more to send for now, after a whole line. That may end an ambiguity.
@@ -422,7 +428,10 @@ impl Dialogue {
             self.padding = Padding::Zeros;
         }
         if !has_greeted {
-            return self.read_greeting_line(text, reply);
+            let (phase, begun, effect) = read_greeting_line(self.phase, &self.replies, text, reply);
+            self.phase = phase;
+            begun.into_iter().for_each(|kind| self.push_pending(kind));
+            return effect;
         }
         if self.phase == Phase::PickedUp && reply.is_some() {
             self.phase = Phase::PickedUpFtp;

@@ -1,6 +1,6 @@
 //! What a dialogue makes of the server's lines before and during the login.
 
-use super::{Dialogue, Login, PendingKind, Phase, ReplyEffect};
+use super::{PendingKind, Phase, ReplyEffect};
 use crate::ftp::{Reply, ReplyTracker, Text};
 
 /// How the first lines of other protocols' servers begin: SSH, VNC, POP3, IMAP, rsync, and those of HTTP's form.
@@ -28,48 +28,37 @@ fn may_precede_greeting(text: &[u8]) -> bool {
         && !OTHER_PROTOCOLS.iter().any(|start| text.starts_with(start))
 }
 
-impl Dialogue {
-    /// Reads a line of the greeting, which ends with `reply`.
-    pub(super) fn read_greeting_line(
-        &mut self,
-        text: &Text<'_>,
-        reply: Option<Reply>,
-    ) -> ReplyEffect {
-        match reply {
-            Some(reply) if reply.is_preliminary() => ReplyEffect::Nothing, // 120: ready in a while
-            Some(_) if self.phase == Phase::NotGreeted => {
-                self.phase = Phase::Greeted;
-                ReplyEffect::Nothing
-            }
-            Some(Reply { code: 220 }) => {
-                let is_feat = self.phase == Phase::FeatFirst;
-                self.phase = if is_feat { Phase::Verified } else { Phase::NotFtp };
-                ReplyEffect::Nothing
-            }
-            Some(_) => ReplyEffect::NotFtp,
-            None if self.phase == Phase::NotGreeted && self.open_reply_code() == Some(220) => {
-                // Some clients do not wait for the last line.
-                self.phase = Phase::Greeted;
-                self.push_pending(PendingKind::Greeting);
-                ReplyEffect::Nothing
-            }
-            // First or middle line of a multi-line greeting.
-            None if self.replies != ReplyTracker::default() => ReplyEffect::Nothing,
-            None if self.phase == Phase::NotGreeted && may_precede_greeting(text.bytes()) => {
-                ReplyEffect::Nothing
-            }
-            None => ReplyEffect::NotFtp,
+/// Reads a line of the greeting, which ends with `reply`, after these earlier lines. Returns the phase, what is pending from now
+/// on, and the effect.
+pub(super) fn read_greeting_line(
+    phase: Phase,
+    replies: &ReplyTracker,
+    text: &Text<'_>,
+    reply: Option<Reply>,
+) -> (Phase, Option<PendingKind>, ReplyEffect) {
+    let is_greeting = phase == Phase::NotGreeted;
+    match reply {
+        Some(reply) if reply.is_preliminary() => (phase, None, ReplyEffect::Nothing), // 120: ready in a while
+        Some(_) if is_greeting => (Phase::Greeted, None, ReplyEffect::Nothing),
+        Some(Reply { code: 220 }) if phase == Phase::FeatFirst => {
+            (Phase::Verified, None, ReplyEffect::Nothing)
         }
+        Some(Reply { code: 220 }) => (Phase::NotFtp, None, ReplyEffect::Nothing),
+        Some(_) => (phase, None, ReplyEffect::NotFtp),
+        // Some clients do not wait for the last line.
+        None if is_greeting && replies.open_code() == Some(220) => {
+            (Phase::Greeted, Some(PendingKind::Greeting), ReplyEffect::Nothing)
+        }
+        // First or middle line of a multi-line greeting.
+        None if *replies != ReplyTracker::default() => (phase, None, ReplyEffect::Nothing),
+        None if is_greeting && may_precede_greeting(text.bytes()) => {
+            (phase, None, ReplyEffect::Nothing)
+        }
+        None => (phase, None, ReplyEffect::NotFtp),
     }
+}
 
-    /// Whether `text` is a reply of one line to the first login, and no other command is pending.
-    pub(super) fn is_reply_to_login(&self, text: &Text<'_>) -> bool {
-        let is_of_one_line =
-            matches!(text.bytes(), [b'2' | b'3', _, _, rest @ ..] if rest.first() != Some(&b'-'));
-        is_of_one_line
-            && self.login == Login::None
-            && self.replies == ReplyTracker::default()
-            && self.has_pending_commands()
-            && self.pending.are_all_of(&[PendingKind::User, PendingKind::Login])
-    }
+/// Whether `text` is a whole reply that a server gives to a login.
+pub(super) fn is_login_reply(text: &Text<'_>) -> bool {
+    matches!(text.bytes(), [b'2' | b'3', _, _, rest @ ..] if rest.first() != Some(&b'-'))
 }
