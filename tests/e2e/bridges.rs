@@ -113,11 +113,13 @@ fn connections_through_another_bridge_use_the_fast_path() {
         let (lab, daemon) = (&gateway.lab, &gateway.daemon);
         set_early_rules(lab, false);
         make_bridge(lab, "lan");
-        wait_for_inline(daemon, &[]);
-        let (_server, client) = start_session(lab, 2);
-        let session = client.release();
-        assert_eq!(session.error, None, "{topology}: {}", daemon.log());
-        assert!(fast_path(daemon)["lines"].as_u64().unwrap() > 8, "{topology}");
+        // The daemon may not know the new interface yet.
+        wait_for("lines on the fast path", || {
+            let (_server, client) = start_session(lab, 2);
+            let session = client.release();
+            assert_eq!(session.error, None, "{topology}: {}", daemon.log());
+            fast_path(daemon)["lines"].as_u64().unwrap() > 8
+        });
         gateway.assert_tidy();
     }
 }
