@@ -81,6 +81,16 @@ fn wait_for_inline(daemon: &Daemon, names: &[&str]) {
     });
 }
 
+/// Has sessions until their lines are on the fast path: the daemon looks for new interfaces each second.
+fn wait_for_lines(Gateway { lab, daemon }: &Gateway) {
+    wait_for("lines on the fast path", || {
+        let (_server, client) = start_session(lab, 2);
+        let session = client.release();
+        assert_eq!(session.error, None, "{}", daemon.log());
+        fast_path(daemon)["lines"].as_u64().unwrap() > 8
+    });
+}
+
 #[test]
 fn connections_through_a_bridge_that_runs_the_rules_stay_inline() {
     for (topology, bridge) in [
@@ -113,13 +123,7 @@ fn connections_through_another_bridge_use_the_fast_path() {
         let (lab, daemon) = (&gateway.lab, &gateway.daemon);
         set_early_rules(lab, false);
         make_bridge(lab, "lan");
-        // The daemon may not know the new interface yet.
-        wait_for("lines on the fast path", || {
-            let (_server, client) = start_session(lab, 2);
-            let session = client.release();
-            assert_eq!(session.error, None, "{topology}: {}", daemon.log());
-            fast_path(daemon)["lines"].as_u64().unwrap() > 8
-        });
+        wait_for_lines(&gateway);
         gateway.assert_tidy();
     }
 }
@@ -138,19 +142,18 @@ fn sessions_follow_changes_of_bridges() {
             if !is_bridge {
                 set_early_rules(lab, false);
                 make_bridge(lab, "lan");
-                wait_for_inline(daemon, &[]);
             }
+            wait_for_lines(&gateway);
+            let used = daemon.counter("pinholes_used").unwrap();
+            let are_used = |more: u64| daemon.counter("pinholes_used").unwrap() == used + more;
             let (_server, mut client) = start_session(lab, 3);
             client.open_gate();
-            wait_for("the fast path", || {
-                daemon.counter("pinholes_used").unwrap() == 4
-                    && fast_path(daemon)["connections"] == 1
-            });
+            wait_for("the fast path", || are_used(4) && fast_path(daemon)["connections"] == 1);
             inline(lab, is_bridge);
             wait_for_inline(daemon, &["lan"]);
             let before = fast_path(daemon)["lines"].clone();
             client.open_gate();
-            wait_for("transfers", || daemon.counter("pinholes_used").unwrap() == 8);
+            wait_for("transfers", || are_used(8));
             assert_eq!(fast_path(daemon)["lines"], before, "{topology}, bridge {is_bridge}");
             let session = client.release();
             assert_eq!(session.error, None, "{topology}, bridge {is_bridge}: {}", daemon.log());
