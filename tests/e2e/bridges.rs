@@ -120,9 +120,8 @@ fn connections_through_a_bridge_that_runs_the_rules_stay_inline() {
 fn connections_through_another_bridge_use_the_fast_path() {
     for topology in [Topology::Masquerade, Topology::PublishedServer] {
         let Some(gateway) = on(topology) else { return };
-        let (lab, daemon) = (&gateway.lab, &gateway.daemon);
-        set_early_rules(lab, false);
-        make_bridge(lab, "lan");
+        set_early_rules(&gateway.lab, false);
+        make_bridge(&gateway.lab, "lan");
         wait_for_lines(&gateway);
         gateway.assert_tidy();
     }

@@ -428,7 +428,8 @@ impl Dialogue {
             self.padding = Padding::Zeros;
         }
         if !has_greeted {
-            let (phase, begun, effect) = read_greeting_line(self.phase, &self.replies, text, reply);
+            let (phase, begun, effect) =
+                read_greeting_line(self.phase, self.open_reply_code(), text, reply);
             self.phase = phase;
             begun.into_iter().for_each(|kind| self.push_pending(kind));
             return effect;

@@ -1,7 +1,7 @@
 //! What a dialogue makes of the server's lines before and during the login.
 
 use super::{PendingKind, Phase, ReplyEffect};
-use crate::ftp::{Reply, ReplyTracker, Text};
+use crate::ftp::{Reply, Text};
 
 /// How the first lines of other protocols' servers begin: SSH, VNC, POP3, IMAP, rsync, and those of HTTP's form.
 const OTHER_PROTOCOLS: [&[u8]; 10] = [
@@ -28,11 +28,11 @@ fn may_precede_greeting(text: &[u8]) -> bool {
         && !OTHER_PROTOCOLS.iter().any(|start| text.starts_with(start))
 }
 
-/// Reads a line of the greeting, which ends with `reply`, after these earlier lines. Returns the phase, what is pending from now
-/// on, and the effect.
+/// Reads a line of the greeting: it ends with `reply`, or `open_code` is the code of the unfinished one. Returns the phase, what is
+/// pending from now on, and the effect.
 pub(super) fn read_greeting_line(
     phase: Phase,
-    replies: &ReplyTracker,
+    open_code: Option<u16>,
     text: &Text<'_>,
     reply: Option<Reply>,
 ) -> (Phase, Option<PendingKind>, ReplyEffect) {
@@ -46,11 +46,11 @@ pub(super) fn read_greeting_line(
         Some(Reply { code: 220 }) => (Phase::NotFtp, None, ReplyEffect::Nothing),
         Some(_) => (phase, None, ReplyEffect::NotFtp),
         // Some clients do not wait for the last line.
-        None if is_greeting && replies.open_code() == Some(220) => {
+        None if is_greeting && open_code == Some(220) => {
             (Phase::Greeted, Some(PendingKind::Greeting), ReplyEffect::Nothing)
         }
         // First or middle line of a multi-line greeting.
-        None if *replies != ReplyTracker::default() => (phase, None, ReplyEffect::Nothing),
+        None if open_code.is_some() => (phase, None, ReplyEffect::Nothing),
         None if is_greeting && may_precede_greeting(text.bytes()) => {
             (phase, None, ReplyEffect::Nothing)
         }
