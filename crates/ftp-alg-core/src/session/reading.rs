@@ -18,7 +18,7 @@ use super::{
     urgent::UrgentPointer,
 };
 use crate::{
-    ftp::{Command, LineEnd, Text, VerbScanner, may_end_or_skip, without_nuls},
+    ftp::{Command, LineEnd, Text, VerbScanner, may_end_or_skip},
     packet::Seq,
 };
 
@@ -232,9 +232,7 @@ impl DirectionReader<'_> {
             let text = Text::new(&line);
             hold = match self.from {
                 Side::Client => Command::may_announce(&text, self.inspection.refuses_auth),
-                Side::Server => {
-                    !without_nuls(&line).is_empty() && self.dialogue.may_announce(&text)
-                }
+                Side::Server => self.dialogue.may_announce(&text),
             };
             // Before the greeting, the start of a line is forwarded until it is longer than a verb, because the server
             // of another protocol may wait for it. The rest of a refused command is crossed out later, so the outcome
