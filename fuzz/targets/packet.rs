@@ -102,7 +102,7 @@ fn rebuilt(packet: &Packet<'_>, edit: &PacketEdit<'_>, out: &[u8]) {
     };
     assert_eq!((made.seq(), made.ack(), made.flags()), (edit.seq, edit.ack, edit.flags));
     assert_eq!((made.source(), made.destination()), (packet.source(), packet.destination()));
-    assert_eq!((made.window(), made.timestamps()), (packet.window(), packet.timestamps()));
+    assert_eq!((made.window(), made.timestamps()), (edit.window, packet.timestamps()));
 }
 
 /// Checks both checksums and all lengths.
