@@ -120,7 +120,10 @@ impl Worker {
             self;
         let (packets, verdicts) = queue.batch();
         packet_shards.clear();
+        let mut has_refusal = false;
         for packet in packets.clone() {
+            // An RST that refuses a data connection.
+            has_refusal |= packet.mark & parameters.mask() == 0;
             packet_shards.push(shard_map.shard_of_packet(packet.payload));
             if parameters.is_unrecorded_end(packet.mark) {
                 shared.unnoted_ends.fetch_add(1, Ordering::Relaxed);
@@ -130,6 +133,13 @@ impl Worker {
         let fast_path = shared.fast_path.as_ref().ok();
         if let Some(fast_path) = fast_path {
             fast_path.fetch_lines();
+            if has_refusal {
+                // The line that opened its pinhole may be another shard's.
+                for (shard, effects) in effects.iter_mut().enumerate() {
+                    let mut engine = lock(&shared.shards[shard].engine);
+                    fast_path.feed_engine(shard, &mut engine, effects);
+                }
+            }
         }
         for (shard, effects) in effects.iter_mut().enumerate() {
             if packet_shards.contains(&shard) {
