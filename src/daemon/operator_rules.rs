@@ -68,8 +68,8 @@ impl OperatorRules {
         })
     }
 
-    /// Why the fast path cannot run with these rules, if it cannot: they leave no room for its packet marks, or they accept only
-    /// the exact ct mark of other data connections.
+    /// Why the fast path cannot run with these rules, if it cannot: they leave no room for its packet marks, or they
+    /// accept only the exact ct mark of other data connections.
     pub(super) fn fast_path_obstacle(&self, parameters: &RuleParameters) -> Option<String> {
         let firewall = self.read.as_ref().ok()?;
         if let Some(conflict) = mark_conflict(firewall, parameters) {
@@ -112,7 +112,8 @@ fn mark_conflict(firewall: &Firewall, parameters: &RuleParameters) -> Option<Str
 }
 
 /// Reads the operator's rules when they change, and updates the daemon's health, until `end` is set.
-/// `is_configured`: the configuration has the ports of data connections. `has_fast_path`: the fast path was on at the start.
+/// `is_configured`: the configuration has the ports of data connections. `has_fast_path`: the fast path was on at the
+/// start.
 pub(super) fn follow(
     mut reader: RulesetReader,
     rules: OperatorRules,

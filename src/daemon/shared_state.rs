@@ -78,7 +78,8 @@ impl SharedState {
         (0..self.shards.len()).map(Effects::for_shard).collect()
     }
 
-    /// Logs an engine's events, and hands expired pinholes and missing routes to the health checks. The engine left out `more` events.
+    /// Logs an engine's events, and hands expired pinholes and missing routes to the health checks. The engine left out
+    /// `more` events.
     pub(super) fn record_events(&self, now: Instant, events: &[Event], more: u64) {
         for event in events {
             let ends = (event.client, event.server);

@@ -84,8 +84,8 @@ pub(super) fn load(
     Ok(StartedTable { table, is_new })
 }
 
-/// Opens the pinholes of `open_before` that the table lacks, and closes those that no session holds or that a connection
-/// has consumed.
+/// Opens the pinholes of `open_before` that the table lacks, and closes those that no session holds or that a
+/// connection has consumed.
 fn update_pinholes(
     open_before: &[OpenPinhole],
     is_consumed: impl Fn(&(IpAddr, SocketAddr)) -> bool,

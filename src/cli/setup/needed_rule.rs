@@ -30,8 +30,8 @@ pub(super) struct NeededRule {
     pub(super) rule: AcceptRule,
 }
 
-/// The rules for all chains that drop data connections of the class `data`, or packets that ftp-alg sends, and for those that accept them by a rule of ours.
-/// Hooks that this machine does not use are ignored.
+/// The rules for all chains that drop data connections of the class `data`, or packets that ftp-alg sends, and for
+/// those that accept them by a rule of ours. Hooks that this machine does not use are ignored.
 pub(super) fn needed_rules(
     verdicts: &[DataPathVerdict],
     modes: &[ModeVerdict],

@@ -315,7 +315,8 @@ impl HostAudit<'_> {
             };
             return Check::ok(FIREWALL, "", says).details(exceptions(true, "drops"));
         }
-        // Without acknowledgements FTP works, only slower. A drop at output is a problem, and one at postrouting a note.
+        // Without acknowledgements FTP works, only slower. A drop at output is a problem, and one at postrouting a
+        // note.
         let is_delay = class == PacketClass::Injected && !path.hook.is_filter();
         let matters = path.is_used_by(class) && !is_delay;
         let stops: Vec<String> = verdict.dropping_chains().map(ToString::to_string).collect();

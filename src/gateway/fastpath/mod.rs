@@ -226,9 +226,9 @@ impl FastPath {
     }
 
     /// Attaches the program to each new Ethernet interface, and detaches it from those that became ports of another
-    /// one. Returns the interfaces without it. Some time after the last connection and pinhole it detaches the program from all interfaces;
-    /// [`FastPath::hand_over`] attaches it again. Call this only on a thread in the namespace in which the program
-    /// was loaded.
+    /// one. Returns the interfaces without it. Some time after the last connection and pinhole it detaches the program
+    /// from all interfaces; [`FastPath::hand_over`] attaches it again. Call this only on a thread in the namespace in
+    /// which the program was loaded.
     pub fn update_attachments(&self, now: Instant) -> Result<OtherInterfaces, FastPathUnavailable> {
         let mut attachments = lock(&self.attachments);
         if attachments.is_needed() {

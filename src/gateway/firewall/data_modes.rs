@@ -96,8 +96,8 @@ impl Firewall {
         verdicts
     }
 
-    /// What the firewall does with data connections of a mode that get the ct mark bits `admitted`. The name of an interface is empty if this machine is the
-    /// end there.
+    /// What the firewall does with data connections of a mode that get the ct mark bits `admitted`. The name of an
+    /// interface is empty if this machine is the end there.
     fn mode_verdict(
         &self,
         (class, admitted): (PacketClass, u32),

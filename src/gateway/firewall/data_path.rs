@@ -64,8 +64,8 @@ impl DataPathVerdict {
     }
 }
 
-/// Whether a rule of a dropping chain accepts data connections with some addresses, and only admitted ones. `unmarked` is
-/// the verdict on others.
+/// Whether a rule of a dropping chain accepts data connections with some addresses, and only admitted ones. `unmarked`
+/// is the verdict on others.
 pub(super) fn accepts_some_admitted(chain: &ChainVerdict, unmarked: &HookVerdict) -> bool {
     let other = unmarked.chains.iter().find(|other| other.location == chain.location);
     let is_for_all = |rule| other.is_some_and(|other| other.exceptions.contains(rule));

@@ -14,8 +14,8 @@ use super::{
 };
 use crate::gateway::RuleParameters;
 
-/// The priority at which our table reads the mark of a data connection's first packet. The kernel runs all destination NAT chains at this priority,
-/// whatever their own priority is.
+/// The priority at which our table reads the mark of a data connection's first packet. The kernel runs all destination
+/// NAT chains at this priority, whatever their own priority is.
 const MARK_READ_PRIORITY: i32 = -100;
 
 /// The priority of the first of our chains in the forward hook. It clears the packet marks of the fast path.

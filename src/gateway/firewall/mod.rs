@@ -359,8 +359,8 @@ impl Firewall {
         }))
     }
 
-    /// The commands that make dropping chains of `verdict` accept packets of `class`: one for each chain in which a rule
-    /// can recognise these packets.
+    /// The commands that make dropping chains of `verdict` accept packets of `class`: one for each chain in which a
+    /// rule can recognise these packets.
     pub fn remedies(
         verdict: &HookVerdict,
         class: PacketClass,

@@ -39,8 +39,8 @@ struct Document {
 
 /// Parses the JSON output of any number of commands. Our own table is left out.
 ///
-/// `listing` is the output of `nft --handle` for the same tables. It is used for the texts of rules, and for the devices of
-/// chains at ingress.
+/// `listing` is the output of `nft --handle` for the same tables. It is used for the texts of rules, and for the
+/// devices of chains at ingress.
 pub(super) fn parse(json: &str, listing: &str) -> Result<Ruleset, serde_json::Error> {
     let mut objects = Vec::new();
     for document in Deserializer::from_str(json).into_iter() {

@@ -402,8 +402,8 @@ impl Socket {
     /// Sends `request` and passes each message of the answer to `each`.
     ///
     /// netlink_sendmsg() returns after the kernel has queued its answers (of a dump the first part, and each later part
-    /// when the previous one is read). So this never blocks, and leaves nothing for the next request. That holds after an
-    /// error of recv(2) as well, which the kernel reports once.
+    /// when the previous one is read). So this never blocks, and leaves nothing for the next request. That holds after
+    /// an error of recv(2) as well, which the kernel reports once.
     pub fn ask(&mut self, request: &[u8], mut each: impl FnMut(Message<'_>)) -> io::Result<()> {
         self.ask_by_datagram(request, |messages| {
             messages.for_each(&mut each);
@@ -411,7 +411,8 @@ impl Socket {
         })
     }
 
-    /// As [`Socket::ask`], until `each` breaks. What remains of a dump is then for the next request, so there must be none.
+    /// As [`Socket::ask`], until `each` breaks. What remains of a dump is then for the next request, so there must be
+    /// none.
     pub fn ask_by_datagram(
         &mut self,
         request: &[u8],

@@ -83,8 +83,8 @@ impl Routes {
     /// Whether a route to the address leads to the interface (feasible reverse path, RFC 3704 section 2.3):
     ///
     /// - the best one, or one to the interface of its VRF;
-    /// - another one with the same prefix in any routing table, for example a default route with a higher metric, or that
-    ///   of another uplink;
+    /// - another one with the same prefix in any routing table, for example a default route with a higher metric, or
+    ///   that of another uplink;
     /// - a default route, if the best one leads to a router on an interface that has a default route as well.
     pub fn has_route(&mut self, lookup: RouteLookup) -> Result<bool, KernelError> {
         let what = || format!("route to {}", lookup.address);
@@ -171,8 +171,8 @@ impl Routes {
         Ok(false)
     }
 
-    /// Whether there may be an IPv4 route that a look-up with its interface does not find: the kernel looks no further than
-    /// the first nexthop object of a prefix (`goto miss` in fib_table_lookup()).
+    /// Whether there may be an IPv4 route that a look-up with its interface does not find: the kernel looks no further
+    /// than the first nexthop object of a prefix (`goto miss` in fib_table_lookup()).
     fn hides_paths(
         &mut self,
         best: &Route,
@@ -368,8 +368,8 @@ fn open() -> io::Result<Socket> {
     Ok(socket)
 }
 
-/// Reads a dump until `is_it` accepts a message, or for [`LONGEST_DUMP`]: the end of the socket ends the dump. A table that
-/// does not exist any more has none.
+/// Reads a dump until `is_it` accepts a message, or for [`LONGEST_DUMP`]: the end of the socket ends the dump. A table
+/// that does not exist any more has none.
 fn dump(
     kind: u16,
     body: &[u8],

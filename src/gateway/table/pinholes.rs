@@ -88,8 +88,9 @@ impl Pinholes {
     ///
     /// `outcomes` receives the outcome of each opening, [`KernelError::Taken`] if an open pinhole has the same
     /// initiator and arrival. The kernel reports every message that it refuses, and then does nothing. So the
-    /// transaction is sent once more without the refused openings. If this fails, any of `closed` may still be open, and
-    /// none of `openings` is. If only a later transaction fails, its openings have the error, and the earlier ones stay.
+    /// transaction is sent once more without the refused openings. If this fails, any of `closed` may still be open,
+    /// and none of `openings` is. If only a later transaction fails, its openings have the error, and the earlier ones
+    /// stay.
     pub fn change(
         &mut self,
         closed: &[Pinhole],

@@ -79,8 +79,8 @@ fn a_pinhole_closes_with_its_control_connection() {
     });
 }
 
-/// The client still listens and the server connects once more, but the pinhole was consumed. One that no connection has used
-/// ends with the session: its 226 may be meant for another command.
+/// The client still listens and the server connects once more, but the pinhole was consumed. One that no connection has
+/// used ends with the session: its 226 may be meant for another command.
 #[test]
 fn a_completed_transfer_leaves_no_pinhole_open() {
     with_each_back_end(|back_end| {

@@ -198,8 +198,8 @@ impl Engine {
         }
     }
 
-    /// Finds the session of a packet, or starts one, and sets its `context`. Returns the end that sent the packet; an error
-    /// with the decision if its session is not to inspect the packet now.
+    /// Finds the session of a packet, or starts one, and sets its `context`. Returns the end that sent the packet; an
+    /// error with the decision if its session is not to inspect the packet now.
     #[inline]
     fn find_session(
         &mut self,

@@ -6,8 +6,8 @@
 //! 2. Records of sessions are written. A packet whose record is not written has not been forwarded either, and is
 //!    retransmitted. Records come after pinholes: the next daemon closes a pinhole that is in no record, but a pinhole
 //!    that is only in a record would be missing.
-//! 3. Pinholes open again whose data connections were refused, and the BPF program takes over connections or returns them.
-//!    Then verdicts are given.
+//! 3. Pinholes open again whose data connections were refused, and the BPF program takes over connections or returns
+//!    them. Then verdicts are given.
 //! 4. Packets are injected, after those that they follow.
 //! 5. Pinholes that are waited for are renewed, and those that are no longer needed closed.
 

@@ -1,7 +1,8 @@
 //! Data connections that their target refuses: the pinhole opens again.
 //!
-//! The rules queue an RST that answers the SYN of an admitted data connection. It belongs to no session, and its shard may be
-//! another one than that of the control connection, so the [registry](super::registry) knows how to open the pinhole.
+//! The rules queue an RST that answers the SYN of an admitted data connection. It belongs to no session, and its shard
+//! may be another one than that of the control connection, so the [registry](super::registry) knows how to open the
+//! pinhole.
 
 use std::time::Instant;
 

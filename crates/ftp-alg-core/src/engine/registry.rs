@@ -195,8 +195,8 @@ impl PinholeRegistry {
         reopen(&due)
     }
 
-    /// The pinhole between `initiator` and `target` whose data connection was refused, to be opened again for the rest of its
-    /// time. The rules have it from then on, also if the BPF program opened it.
+    /// The pinhole between `initiator` and `target` whose data connection was refused, to be opened again for the rest
+    /// of its time. The rules have it from then on, also if the BPF program opened it.
     pub(super) fn take_refused(
         &self,
         initiator: IpAddr,

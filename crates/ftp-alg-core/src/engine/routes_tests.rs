@@ -23,8 +23,8 @@ impl Conversation {
         routes.push((address, interface));
     }
 
-    /// Somebody sends a line of `side` from `interface`, which the peer of `side` does not get. It is the next one, but for
-    /// so many bytes.
+    /// Somebody sends a line of `side` from `interface`, which the peer of `side` does not get. It is the next one, but
+    /// for so many bytes.
     fn forge_at(&mut self, side: Side, distance: u32, line: &str, interface: u32) {
         let [client, server] = self.interfaces;
         let (me, output) = if side == Side::Client { (0, server) } else { (1, client) };
@@ -159,8 +159,8 @@ fn forged_commands_do_not_change_the_session() {
     talk.opens("EPSV\r\n", REPLY);
 }
 
-/// The replies of a server take another path, to which no route leads: they pass when they are retransmitted, the later ones
-/// at once, and the session goes on.
+/// The replies of a server take another path, to which no route leads: they pass when they are retransmitted, the later
+/// ones at once, and the session goes on.
 #[test]
 fn replies_from_elsewhere_pass_unread() {
     let mut talk = Conversation::between_interfaces();

@@ -16,8 +16,8 @@ const SE: u8 = 0xf0;
 /// How a line ends, and whether all servers read it alike.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum LineEnd {
-    /// CR LF, perhaps behind more CRs, and no byte in the line that a server may take as a line end. Programs that write
-    /// in text mode on Windows end lines with CR CR LF.
+    /// CR LF, perhaps behind more CRs, and no byte in the line that a server may take as a line end. Programs that
+    /// write in text mode on Windows end lines with CR CR LF.
     Plain,
     /// LF alone, and otherwise as `Plain`.
     Lf,
@@ -26,8 +26,8 @@ pub enum LineEnd {
 }
 
 /// How a client's `line`, parsed as `text`, ends. All servers read it as one line if it ends with CR LF, contains no
-/// other CR, LF or NUL, and no Telnet command that could include one of the final two bytes. A CR directly before the CR
-/// LF ends the line, or an empty one.
+/// other CR, LF or NUL, and no Telnet command that could include one of the final two bytes. A CR directly before the
+/// CR LF ends the line, or an empty one.
 pub fn line_end(line: &[u8], text: &Text<'_>) -> LineEnd {
     let touches_end = |text: &[u8]| text.iter().rev().take(2).any(|byte| *byte == IAC);
     end_unless(line, text, |text| may_end_or_skip(text) || touches_end(text))

@@ -9,8 +9,8 @@ use crate::ftp::{LineEnd, Reply, Text, Verb};
 /// Why the ends may disagree about the dialogue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 enum Ambiguity {
-    /// A line of the server did not end with CR LF (or with LF, where that is known to be a line end), or contained a CR,
-    /// LF or NUL.
+    /// A line of the server did not end with CR LF (or with LF, where that is known to be a line end), or contained a
+    /// CR, LF or NUL.
     LineEnds,
     /// A line of the server belonged to no reply, or ended inside a quoted name.
     StrayLine,
@@ -129,8 +129,8 @@ impl Ambiguities {
         }
     }
 
-    /// Records how a server's line ends, before the line is read. The greeting, and if nothing is ambiguous the reply to
-    /// a login (`is_of_login`), show how it ends its lines: they hold no name that contains LF.
+    /// Records how a server's line ends, before the line is read. The greeting, and if nothing is ambiguous the reply
+    /// to a login (`is_of_login`), show how it ends its lines: they hold no name that contains LF.
     pub fn record_server_line_end(&mut self, end: LineEnd, is_greeting: bool, is_of_login: bool) {
         let is_clear = matches!(self.ambiguity, None | Some(Ambiguity::Resolved));
         if end == LineEnd::Lf && (is_greeting || is_of_login && is_clear) {

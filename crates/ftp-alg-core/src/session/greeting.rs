@@ -17,8 +17,8 @@ const OTHER_PROTOCOLS: [&[u8]; 10] = [
     b"RTSP",
 ];
 
-/// Whether a server may write `text` before its greeting: a warning of its loader, or a banner. It is printable, and not
-/// the first line of another protocol.
+/// Whether a server may write `text` before its greeting: a warning of its loader, or a banner. It is printable, and
+/// not the first line of another protocol.
 fn may_precede_greeting(text: &[u8]) -> bool {
     let first = text.split(|byte| *byte == b' ').next().unwrap_or_default();
     let is_versioned = first.contains(&b'/') && first.last().is_some_and(u8::is_ascii_digit);
@@ -28,8 +28,8 @@ fn may_precede_greeting(text: &[u8]) -> bool {
         && !OTHER_PROTOCOLS.iter().any(|start| text.starts_with(start))
 }
 
-/// Reads a line of the greeting: it ends with `reply`, or `open_code` is the code of the unfinished one. Returns the phase, what is
-/// pending from now on, and the effect.
+/// Reads a line of the greeting: it ends with `reply`, or `open_code` is the code of the unfinished one. Returns the
+/// phase, what is pending from now on, and the effect.
 pub(super) fn read_greeting_line(
     phase: Phase,
     open_code: Option<u16>,

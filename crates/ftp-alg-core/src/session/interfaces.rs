@@ -6,9 +6,9 @@
 //! - the interface by which the kernel sends packets to its sender, as the last packet to that end showed; or
 //! - another one, if a route to the sender leads there, so that replies may take another path.
 //!
-//! The first of them follows routes as they change. New data from elsewhere is dropped twice, because the routes may be about to
-//! change. If its sender retransmits it from there once more, a server's packets pass unread from then on. A client's are
-//! read, because the policy may refuse a command of it, and the session opens nothing any more.
+//! The first of them follows routes as they change. New data from elsewhere is dropped twice, because the routes may be
+//! about to change. If its sender retransmits it from there once more, a server's packets pass unread from then on. A
+//! client's are read, because the policy may refuse a command of it, and the session opens nothing any more.
 
 use serde::{Deserialize, Serialize};
 

@@ -7,8 +7,8 @@
 //! - the reply fills one segment with PSH, and acknowledges its command;
 //! - the packets of that command acknowledged everything before, and let the server send more than it has sent since.
 //!
-//! Bytes that waited in the server's TCP would have come with the reply, because TCP sends what fits as soon as a packet
-//! opens the window (`tcp_data_snd_check`). If those bytes are one line, it ends as no announcement does
+//! Bytes that waited in the server's TCP would have come with the reply, because TCP sends what fits as soon as a
+//! packet opens the window (`tcp_data_snd_check`). If those bytes are one line, it ends as no announcement does
 //! (`line_decisions::is_end_of_reply`). Acknowledgements without data are not seen here, so they can close the window
 //! again, but only after that.
 //!

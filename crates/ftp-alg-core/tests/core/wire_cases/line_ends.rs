@@ -103,7 +103,8 @@ fn the_replies_to_a_login_show_how_a_server_ends_its_lines() {
     }
 }
 
-/// A client that otherwise ends its lines with CR LF. What it could open anyway harms nobody, whatever the server reads.
+/// A client that otherwise ends its lines with CR LF. What it could open anyway harms nobody, whatever the server
+/// reads.
 #[test]
 fn a_lone_port_with_lf_opens_its_pinhole() {
     for nat in NATS {

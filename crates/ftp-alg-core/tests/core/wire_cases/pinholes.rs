@@ -168,7 +168,8 @@ fn an_unused_pinhole_expires() {
     });
 }
 
-/// A reply that is meant for another command, or comes before the 150 (CPython's ftplib has a remark about such servers).
+/// A reply that is meant for another command, or comes before the 150 (CPython's ftplib has a remark about such
+/// servers).
 #[test]
 fn a_success_before_the_data_connection_leaves_the_pinhole_open() {
     everywhere(|scenario| {
@@ -198,8 +199,8 @@ fn a_success_before_the_data_connection_leaves_the_pinhole_open() {
     });
 }
 
-/// z/OS connects a minute after `PORT`, and a file may be on a tape. The transfer command has no reply meanwhile, or only
-/// a preliminary one.
+/// z/OS connects a minute after `PORT`, and a file may be on a tape. The transfer command has no reply meanwhile, or
+/// only a preliminary one.
 #[test]
 fn a_pinhole_lives_as_long_as_its_transfer_command_is_pending_but_not_for_ever() {
     for reply in ["", "150 recalling it\r\n", "125 wait\r\n"] {
