@@ -103,17 +103,9 @@ impl ReplyTracker {
     }
 }
 
-/// The code, and whether more lines of the reply follow. A line with blanks before the code is text: that is how a
-/// server marks text that looks like the end of its reply (RFC 959 section 4.2).
+/// The code, and whether more lines of the reply follow.
 fn parse(text: &Text<'_>) -> Option<(u16, bool)> {
-    let (digits, rest) = text.bytes().split_at_checked(3)?;
-    if text.is_indented() {
-        return None;
-    }
-    if !digits.iter().all(u8::is_ascii_digit) {
-        return None;
-    }
-    let code = digits.iter().fold(0, |n, d| n * 10 + u16::from(d - b'0'));
+    let (code, rest) = split_code(text)?;
     match rest.first() {
         None | Some(b' ' | b'\t') => Some((code, false)),
         Some(b'-') => Some((code, true)),
@@ -124,15 +116,21 @@ fn parse(text: &Text<'_>) -> Option<(u16, bool)> {
 /// The code of a reply that some servers write without a blank behind it (`220VxWorks ready`, `230: ok`). Clients that
 /// read only the digits take it for one. Not if it announces an endpoint.
 fn code_without_blank(text: &Text<'_>) -> Option<u16> {
-    let (code @ [b'1'..=b'5', ..], [b':' | b'A'..=b'Z' | b'a'..=b'z', ..]) =
-        text.bytes().split_at_checked(3)?
-    else {
+    match split_code(text)? {
+        (227..=229, _) => None,
+        (code @ 100..=599, [b':' | b'A'..=b'Z' | b'a'..=b'z', ..]) => Some(code),
+        _ => None,
+    }
+}
+
+/// The code at the start, and the text behind it. A line with blanks before the code is text: that is how a server
+/// marks text that looks like the end of its reply (RFC 959 section 4.2).
+fn split_code<'a>(text: &'a Text<'_>) -> Option<(u16, &'a [u8])> {
+    let (digits, rest) = text.bytes().split_at_checked(3)?;
+    if text.is_indented() || !digits.iter().all(u8::is_ascii_digit) {
         return None;
-    };
-    let code = code.iter().try_fold(0, |code, digit| {
-        digit.is_ascii_digit().then(|| code * 10 + u16::from(digit - b'0'))
-    })?;
-    (!text.is_indented() && !matches!(code, 227..=229)).then_some(code)
+    }
+    Some((digits.iter().fold(0, |n, d| n * 10 + u16::from(d - b'0')), rest))
 }
 
 #[cfg(test)]

@@ -116,7 +116,7 @@ impl Ambiguities {
     /// Records how a client's line ends, before the line is read. If it `is_only`, no other command is pending.
     pub fn record_client_line_end(&mut self, end: LineEnd, is_only: bool) {
         self.lf.is_tried_by_client = end == LineEnd::Lf && is_only;
-        let is_clear = matches!(self.ambiguity, None | Some(Ambiguity::Resolved));
+        let is_clear = self.is_clear();
         match end {
             // For some servers it continues the line before.
             LineEnd::Plain if self.ambiguity == Some(Ambiguity::ClientLf) => {
@@ -132,8 +132,7 @@ impl Ambiguities {
     /// Records how a server's line ends, before the line is read. The greeting, and if nothing is ambiguous the reply
     /// to a login (`is_of_login`), show how it ends its lines: they hold no name that contains LF.
     pub fn record_server_line_end(&mut self, end: LineEnd, is_greeting: bool, is_of_login: bool) {
-        let is_clear = matches!(self.ambiguity, None | Some(Ambiguity::Resolved));
-        if end == LineEnd::Lf && (is_greeting || is_of_login && is_clear) {
+        if end == LineEnd::Lf && (is_greeting || is_of_login && self.is_clear()) {
             self.lf.is_of_server = true;
             self.require_complete_replies();
         }
@@ -151,6 +150,11 @@ impl Ambiguities {
     /// Whether the server's last line was complete, unambiguous, and the end of a reply.
     fn is_reply_complete(self) -> bool {
         matches!(self.last_line, LastLine::Reply | LastLine::ReplyBehindReply)
+    }
+
+    /// Whether nothing is ambiguous now.
+    fn is_clear(self) -> bool {
+        matches!(self.ambiguity, None | Some(Ambiguity::Resolved))
     }
 
     /// Records that a line of the server is ambiguous, and why.
@@ -198,14 +202,11 @@ impl Ambiguities {
         is_stray: bool,
         pending: &PendingCommands,
     ) {
-        if begun.is_some_and(may_show_files)
-            && matches!(self.ambiguity, None | Some(Ambiguity::Resolved))
-        {
+        if begun.is_some_and(may_show_files) && self.is_clear() {
             self.ambiguity = Some(Ambiguity::ListingReply);
         }
-        let is_clear = matches!(self.ambiguity, None | Some(Ambiguity::Resolved));
         let follows_reply = self.last_line == LastLine::OtherBehindReply;
-        if is_stray && follows_reply && is_clear && pending.len() == 0 {
+        if is_stray && follows_reply && self.is_clear() && pending.len() == 0 {
             self.record_other_end();
         } else if is_stray || reply.is_some_and(|reply| reply.code == 257) && ends_inside_name(text)
         {

@@ -75,37 +75,36 @@ pub struct TrailingSegment {
 impl ForwardAction {
     /// This action without the packet's urgent pointer.
     pub(super) fn without_urgent(self, packet: &Packet<'_>) -> Self {
-        match self {
-            Self::Drop(_) | Self::AwaitDecision => self,
-            Self::Unchanged => Self::Changed {
-                seq: packet.seq(),
-                ack: packet.ack(),
-                payload: false,
-                flags: packet.flags() & !flags::URG,
-                window: packet.window(),
-                urgent: 0,
-            },
+        match self.as_change(packet) {
             Self::Changed { seq, ack, payload, flags, window, .. } => {
                 Self::Changed { seq, ack, payload, flags: flags & !flags::URG, window, urgent: 0 }
             }
+            other => other,
         }
     }
 
     /// This action with another window.
     pub(super) fn with_window(self, packet: &Packet<'_>, window: u16) -> Self {
+        match self.as_change(packet) {
+            Self::Changed { seq, ack, payload, flags, urgent, .. } => {
+                Self::Changed { seq, ack, payload, flags, window, urgent }
+            }
+            other => other,
+        }
+    }
+
+    /// `Unchanged` as a change to the fields that the packet has.
+    fn as_change(self, packet: &Packet<'_>) -> Self {
         match self {
-            Self::Drop(_) | Self::AwaitDecision => self,
             Self::Unchanged => Self::Changed {
                 seq: packet.seq(),
                 ack: packet.ack(),
                 payload: false,
                 flags: packet.flags(),
-                window,
+                window: packet.window(),
                 urgent: packet.urgent().unwrap_or(0),
             },
-            Self::Changed { seq, ack, payload, flags, urgent, .. } => {
-                Self::Changed { seq, ack, payload, flags, window, urgent }
-            }
+            other => other,
         }
     }
 }

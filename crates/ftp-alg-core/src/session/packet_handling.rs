@@ -29,13 +29,14 @@ impl Session {
         if packet.has(flags::SYN) {
             return ForwardAction::Unchanged.into();
         }
-        let window = self.window_to_offer(from, packet).filter(|window| *window != packet.window());
-        let mut outcome = if inspection.is_from_elsewhere {
+        if inspection.is_from_elsewhere {
             return self.forward_unread(from, packet);
-        } else if packet.has(flags::URG) {
-            self.handle_urgent_packet(from, packet, inspection, out)
+        }
+        let window = self.window_to_offer(from, packet);
+        let mut outcome = if packet.has(flags::URG) {
+            self.handle_urgent_packet(from, packet, window, inspection, out)
         } else {
-            self.inspect_packet(from, packet, inspection, out)
+            self.inspect_packet(from, packet, window, inspection, out)
         };
         if let Some(line) = &mut inspection.pending
             && let DecisionRequest::Announcement(announced) = &mut line.request
@@ -43,7 +44,7 @@ impl Session {
         {
             announced.blocked_because.get_or_insert(DOUBTFUL_INTERFACE);
         }
-        if let Some(window) = window {
+        if let Some(window) = window.filter(|window| *window != packet.window()) {
             outcome.action = outcome.action.with_window(packet, window);
         }
         outcome
@@ -66,6 +67,7 @@ impl Session {
         &mut self,
         from: Side,
         packet: &Packet<'_>,
+        window: Option<u16>,
         inspection: &mut Inspection,
         out: &mut Vec<u8>,
     ) -> ForwardPlan {
@@ -79,7 +81,7 @@ impl Session {
                 urg_stays = true;
             }
         }
-        let mut outcome = self.inspect_packet(from, packet, inspection, out);
+        let mut outcome = self.inspect_packet(from, packet, window, inspection, out);
         if inspection.pending.is_some() {
             return outcome; // its urgent pointer stays stored until the packet is handled after the decision
         }
@@ -117,6 +119,7 @@ impl Session {
         &mut self,
         from: Side,
         packet: &Packet<'_>,
+        window: Option<u16>,
         inspection: &mut Inspection,
         out: &mut Vec<u8>,
     ) -> ForwardPlan {
@@ -133,7 +136,7 @@ impl Session {
             return self.path(from).renumber(packet).into();
         }
         if inspection.answer.is_none() {
-            self.observe(from, packet, inspection);
+            self.observe(from, packet, window, inspection);
         }
         out.clear();
         let payload = packet.payload();
@@ -199,9 +202,15 @@ impl Session {
         self.inspection_state.confirm(packet, sender, receiver)
     }
 
-    /// Records what the header of a packet of `from` shows.
+    /// Records what the header of a packet of `from` shows, and the `window` that it offers.
     #[inline(always)]
-    fn observe(&mut self, from: Side, packet: &Packet<'_>, inspection: &mut Inspection) {
+    fn observe(
+        &mut self,
+        from: Side,
+        packet: &Packet<'_>,
+        window: Option<u16>,
+        inspection: &mut Inspection,
+    ) {
         let direction = self.direction_mut(from);
         if direction.space.is_acceptable(packet.seq()) {
             direction.space.observe(packet);
@@ -209,7 +218,7 @@ impl Session {
                 self.handle_acknowledgement(from, packet.ack(), inspection);
             }
         }
-        if let Some(window) = self.window_to_offer(from, packet) {
+        if let Some(window) = window {
             record_offered_window(packet, window, &mut self.client, &self.server, &self.dialogue);
         }
     }
