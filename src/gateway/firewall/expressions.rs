@@ -2,12 +2,12 @@
 
 use std::sync::Arc;
 
+use ipnetwork::IpNetwork;
 use serde_json::Value as Json;
 
 use super::{
     mark_writes::{MarkTarget, MarkWrite, WrittenMark},
     model::{AddressSide, Condition, Field, InterfaceDirection, InterfacePattern, Ranges, state},
-    networks::Network,
 };
 
 /// Which interface an expression reads, by name or by index.
@@ -93,20 +93,20 @@ pub(super) fn address_side(expression: &Json) -> Option<AddressSide> {
 }
 
 /// The networks that an address is compared with: one, or a set.
-pub(super) fn networks(right: &Json) -> Option<Arc<[Network]>> {
+pub(super) fn networks(right: &Json) -> Option<Arc<[IpNetwork]>> {
     match right.as_array().or_else(|| right.get("set")?.as_array()) {
         Some(elements) => elements.iter().map(network).collect(),
         None => Some([network(right)?].into()),
     }
 }
 
-fn network(value: &Json) -> Option<Network> {
+fn network(value: &Json) -> Option<IpNetwork> {
     if let Some(element) = value.get("elem") {
         return network(element.get("val")?);
     }
     if let Some(prefix) = value.get("prefix") {
         let address = prefix.get("addr")?.as_str()?.parse().ok()?;
-        return Network::new(address, u8::try_from(number(prefix.get("len")?)?).ok()?);
+        return IpNetwork::new(address, u8::try_from(number(prefix.get("len")?)?).ok()?).ok();
     }
     value.as_str()?.parse().ok()
 }

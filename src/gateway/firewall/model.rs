@@ -8,12 +8,13 @@
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 
+use ipnetwork::IpNetwork;
 use strum::{Display, EnumString, IntoStaticStr};
 
 use super::{
     ConflictingRule,
     mark_writes::{MarkTarget, MarkWrite, WrittenMark},
-    networks::{Links, Network},
+    networks::Links,
 };
 pub use crate::gateway::ip_version::IpVersion;
 
@@ -186,7 +187,7 @@ pub(super) enum Condition {
     /// One of the packet's addresses is in one of these networks.
     Address {
         side: AddressSide,
-        networks: Arc<[Network]>,
+        networks: Arc<[IpNetwork]>,
         negated: bool,
     },
     /// Holds if one of these holds.

@@ -2,16 +2,12 @@
 
 use std::{collections::BTreeSet, io, net::IpAddr};
 
+use ipnetwork::IpNetwork;
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags, sys::socket::SockaddrStorage};
 
 use serde_json::json;
 
-use super::{
-    Firewall, IpVersion, Links, Origin,
-    networks::{Network, mask_length},
-    routing_rules,
-    xtables::program,
-};
+use super::{Firewall, IpVersion, Links, Origin, routing_rules, xtables::program};
 use crate::gateway::{
     broker::programs::{run_for_output, run_with_input},
     ip_version::uses_legacy,
@@ -134,9 +130,8 @@ pub fn links() -> Links {
         _ => None,
     };
     for one in all {
-        let (address, mask) = (one.address.and_then(ip), one.netmask.and_then(ip));
-        let network = address.zip(mask.and_then(mask_length));
-        if let Some(network) = network.and_then(|(address, length)| Network::new(address, length)) {
+        let network = one.address.and_then(ip).zip(one.netmask.and_then(ip));
+        if let Some(Ok(network)) = network.map(|(ip, mask)| IpNetwork::with_netmask(ip, mask)) {
             links.add(&one.interface_name, network);
         }
     }
