@@ -8,7 +8,7 @@
 
 use std::{fs, io};
 
-use crate::gateway::netlink::{Attributes, DONE, ERROR, Socket, request_message};
+use crate::gateway::netlink::{Attributes, Socket};
 
 // From linux/rtnetlink.h, linux/if_link.h and linux/if_arp.h; libc lacks some of them.
 const RTM_NEWLINK: u16 = 16;
@@ -118,26 +118,14 @@ fn classify(links: Vec<Link>, setting: Option<bool>) -> Interfaces {
 }
 
 fn dump_links(socket: &mut Socket) -> io::Result<Vec<Link>> {
-    let sequence = socket.next_sequence();
-    let (mut found, mut errno, mut is_consistent) = (Vec::new(), 0, true);
-    let dump = libc::NLM_F_DUMP as u16;
-    let request = request_message(RTM_GETLINK, dump, sequence, &[0; IFINFOMSG_SIZE]);
-    socket.ask(&request, |message| {
-        if message.sequence != sequence {
-            return;
-        }
+    let (mut found, mut is_consistent) = (Vec::new(), true);
+    socket.dump(RTM_GETLINK, &[0; IFINFOMSG_SIZE], |message| {
         is_consistent &= i32::from(message.flags) & libc::NLM_F_DUMP_INTR == 0;
-        match message.kind {
-            ERROR | DONE => errno = errno.max(message.errno()),
-            RTM_NEWLINK => found.extend(parse_link(message.body)),
-            _ => {}
+        if message.kind == RTM_NEWLINK {
+            found.extend(parse_link(message.body));
         }
     })?;
-    match (errno, is_consistent) {
-        (0, true) => Ok(found),
-        (0, false) => Err(io::ErrorKind::Interrupted.into()),
-        _ => Err(io::Error::from_raw_os_error(errno)),
-    }
+    if is_consistent { Ok(found) } else { Err(io::ErrorKind::Interrupted.into()) }
 }
 
 fn parse_link(body: &[u8]) -> Option<Link> {
@@ -180,12 +168,11 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::gateway::netlink::put_attribute;
 
     fn attribute(kind: u16, content: &[u8]) -> Vec<u8> {
-        let mut bytes = (4 + content.len() as u16).to_ne_bytes().to_vec();
-        bytes.extend(kind.to_ne_bytes());
-        bytes.extend(content);
-        bytes.resize(bytes.len().next_multiple_of(4), 0);
+        let mut bytes = Vec::new();
+        put_attribute(&mut bytes, kind, content);
         bytes
     }
 

@@ -5,7 +5,7 @@
 use std::{fmt, io};
 
 use super::model::{Comparison, Field};
-use crate::gateway::netlink::{Attributes, DONE, ERROR, Socket, request_message};
+use crate::gateway::netlink::{Attributes, Socket};
 
 // From linux/rtnetlink.h and linux/fib_rules.h; libc lacks some of them.
 const RTM_NEWRULE: u16 = 32;
@@ -55,19 +55,14 @@ pub(super) fn read() -> io::Result<Vec<RoutingRule>> {
     let mut socket = Socket::open_route()?;
     let mut header = [0; HEADER_SIZE];
     header[0] = libc::AF_INET as u8;
-    let sequence = socket.next_sequence();
-    let request = request_message(RTM_GETRULE, libc::NLM_F_DUMP as u16, sequence, &header);
-    let (mut rules, mut errno) = (Vec::new(), 0);
-    socket.ask(&request, |message| match message.kind {
-        _ if message.sequence != sequence => {}
-        ERROR | DONE => errno = errno.max(message.errno()),
-        RTM_NEWRULE => rules.extend(parse(message.body)),
-        _ => {}
-    })?;
-    match errno {
+    let mut rules = Vec::new();
+    let read = socket.dump(RTM_GETRULE, &header, |message| {
+        rules.extend((message.kind == RTM_NEWRULE).then(|| parse(message.body)).flatten());
+    });
+    match read {
         // A kernel without policy routing has none.
-        0 | libc::EOPNOTSUPP => Ok(rules),
-        errno => Err(io::Error::from_raw_os_error(errno)),
+        Err(error) if error.raw_os_error() != Some(libc::EOPNOTSUPP) => Err(error),
+        _ => Ok(rules),
     }
 }
 
@@ -99,15 +94,13 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::gateway::netlink::put_attribute;
 
     fn message(flags: u32, attributes: &[(u16, &[u8])]) -> Vec<u8> {
         let mut body = vec![libc::AF_INET as u8, 0, 0, 0, 254, 0, 0, 1];
         body.extend(flags.to_ne_bytes());
         for (kind, content) in attributes {
-            body.extend((4 + content.len() as u16).to_ne_bytes());
-            body.extend(kind.to_ne_bytes());
-            body.extend(*content);
-            body.resize(body.len().next_multiple_of(4), 0);
+            put_attribute(&mut body, *kind, content);
         }
         body
     }

@@ -207,13 +207,7 @@ impl<'a> Writer<'a> {
 
     /// Appends an attribute. Its content must be shorter than 65,532 bytes.
     pub fn put(&mut self, kind: u16, content: &[u8]) -> &mut Self {
-        let length = u16::try_from(ATTRIBUTE_HEADER + content.len()).unwrap_or(u16::MAX);
-        debug_assert_eq!(usize::from(length), ATTRIBUTE_HEADER + content.len());
-        let content = content.get(..usize::from(length) - ATTRIBUTE_HEADER).unwrap_or_default();
-        self.out.extend_from_slice(&length.to_ne_bytes());
-        self.out.extend_from_slice(&kind.to_ne_bytes());
-        self.out.extend_from_slice(content);
-        self.out.resize(align(self.out.len() - self.start) + self.start, 0);
+        put_attribute(self.out, kind, content);
         self.update_length();
         self
     }
@@ -243,6 +237,17 @@ impl<'a> Writer<'a> {
             field.copy_from_slice(&length.to_ne_bytes());
         }
     }
+}
+
+/// Appends an attribute with its padding. Its content must be shorter than 65,532 bytes.
+pub fn put_attribute(out: &mut Vec<u8>, kind: u16, content: &[u8]) {
+    let length = u16::try_from(ATTRIBUTE_HEADER + content.len()).unwrap_or(u16::MAX);
+    debug_assert_eq!(usize::from(length), ATTRIBUTE_HEADER + content.len());
+    let content = content.get(..usize::from(length) - ATTRIBUTE_HEADER).unwrap_or_default();
+    out.extend_from_slice(&length.to_ne_bytes());
+    out.extend_from_slice(&kind.to_ne_bytes());
+    out.extend_from_slice(content);
+    out.resize(out.len() + align(content.len()) - content.len(), 0);
 }
 
 /// `None` if the kernel answers that the object does not exist.
@@ -395,6 +400,28 @@ impl Socket {
             _ if message.sequence != sequence => {}
             ERROR | DONE => failed = failed.max(message.errno()),
             _ => each(&message),
+        })?;
+        if failed == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(failed)) }
+    }
+
+    /// Requests a dump of another family than netfilter and passes each message of it to `each`, up to the last one,
+    /// which is `DONE` or `ERROR`. A refusal is an error.
+    pub fn dump(
+        &mut self,
+        kind: u16,
+        body: &[u8],
+        mut each: impl FnMut(&Message<'_>),
+    ) -> io::Result<()> {
+        let sequence = self.next_sequence();
+        let request = request_message(kind, libc::NLM_F_DUMP as u16, sequence, body);
+        let mut failed = 0;
+        self.ask(&request, |message| {
+            if message.sequence == sequence {
+                if matches!(message.kind, ERROR | DONE) {
+                    failed = failed.max(message.errno());
+                }
+                each(&message);
+            }
         })?;
         if failed == 0 { Ok(()) } else { Err(io::Error::from_raw_os_error(failed)) }
     }

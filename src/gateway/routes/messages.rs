@@ -6,7 +6,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
 
 use ipnetwork::IpNetwork;
 
-use crate::gateway::netlink::Attributes;
+use crate::gateway::netlink::{Attributes, put_attribute};
 
 // From linux/rtnetlink.h, linux/fib_rules.h and linux/nexthop.h; libc lacks some of them.
 pub const RTM_NEWROUTE: u16 = 24;
@@ -171,13 +171,6 @@ fn octets_of(address: IpAddr) -> Vec<u8> {
 fn family_of(address: IpAddr) -> u8 {
     let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
     family as u8
-}
-
-/// Appends an attribute whose length is a multiple of four bytes.
-fn put_attribute(body: &mut Vec<u8>, kind: u16, content: &[u8]) {
-    body.extend((4 + content.len() as u16).to_ne_bytes());
-    body.extend(kind.to_ne_bytes());
-    body.extend(content);
 }
 
 /// The rule of a message.
