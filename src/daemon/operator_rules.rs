@@ -112,12 +112,11 @@ fn mark_conflict(firewall: &Firewall, parameters: &RuleParameters) -> Option<Str
 }
 
 /// Reads the operator's rules when they change, and updates the daemon's health, until `end` is set.
-/// `is_configured`: the configuration has the ports of data connections. `has_fast_path`: the fast path was on at the
-/// start.
+/// `is_configured` says whether the configuration has the ports of data connections.
 pub(super) fn follow(
     mut reader: RulesetReader,
     rules: OperatorRules,
-    (is_configured, has_fast_path): (bool, bool),
+    is_configured: bool,
     parameters: &RuleParameters,
     shared: &SharedState,
     events: &Sender<DaemonEvent>,
@@ -140,7 +139,7 @@ pub(super) fn follow(
                 fast_path.leave(why);
             }
             let is_on = |reader: &FastPathReader| reader.off_reason.get().is_none();
-            let has_fast_path = has_fast_path && shared.fast_path.as_ref().is_ok_and(is_on);
+            let has_fast_path = shared.fast_path.as_ref().is_ok_and(is_on);
             shared.health.audit_rules(&rules, has_fast_path, parameters);
         }
         shared.update_health(Instant::now(), parameters);

@@ -4,6 +4,7 @@ use std::{
     convert::Infallible,
     fmt::Display,
     iter,
+    net::{IpAddr, SocketAddr},
     ops::RangeInclusive,
     sync::{
         Arc, Mutex,
@@ -172,6 +173,24 @@ impl SharedState {
             }
             Ok::<_, Infallible>(())
         });
+    }
+
+    /// Closes pinholes of the table of which only initiator and arrival are known.
+    pub(super) fn close_pinholes_of_table(
+        &self,
+        kernel: &mut LinuxKernel,
+        ends: impl Iterator<Item = (IpAddr, SocketAddr)>,
+    ) {
+        let pinhole = |(initiator, arrival)| Pinhole {
+            initiator,
+            arrival,
+            target: arrival,
+            source: initiator,
+        };
+        let closed: Vec<_> = ends.map(pinhole).collect();
+        if let Err(error) = kernel.update_pinholes(&closed, &[], &mut Vec::new()) {
+            self.report_error(&error);
+        }
     }
 
     /// Records that packets of any connection may have passed unread. The journals are written at once: a restarted

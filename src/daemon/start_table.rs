@@ -8,7 +8,7 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use ftp_alg_core::engine::{Kernel, Pinhole};
+use ftp_alg_core::engine::Pinhole;
 
 use super::{ServiceError, shard::lock, shared_state::SharedState, state_dir::StateDir};
 use crate::gateway::{
@@ -108,13 +108,10 @@ fn update_pinholes(
     if parameters.backend() != Backend::Nftables {
         return Ok(());
     }
-    for OpenPinhole { initiator, arrival, .. } in open_now {
-        let is_held = lock(&first.engine).sessions.holds_pinhole(initiator, arrival);
-        if !is_held || is_consumed(&(initiator, arrival)) {
-            let left = Pinhole { initiator, arrival, target: arrival, source: initiator };
-            let closed = kernel.update_pinholes(&[left], &[], &mut Vec::new());
-            closed.unwrap_or_else(|error| shared.report_error(&error));
-        }
-    }
+    let is_left = |ends: &(IpAddr, SocketAddr)| {
+        !lock(&first.engine).sessions.holds_pinhole(ends.0, ends.1) || is_consumed(ends)
+    };
+    let ends = open_now.iter().map(|open| (open.initiator, open.arrival));
+    shared.close_pinholes_of_table(kernel, ends.filter(is_left));
     Ok(())
 }

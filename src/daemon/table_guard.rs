@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::{Kernel as _, Pinhole};
+use ftp_alg_core::engine::Pinhole;
 
 use super::{DaemonEvent, ServiceError, shard::lock, shared_state::SharedState};
 use crate::gateway::{
@@ -197,16 +197,9 @@ fn load_in_place(table: &mut Table, shared: &SharedState) -> Result<(), GatewayE
     let before = consumed_pinholes(table.parameters())?;
     load_again(table, Table::update)?;
     let consumed = consumed_pinholes(table.parameters())?;
-    let consumed = consumed.difference(&before).map(|&(initiator, arrival)| Pinhole {
-        initiator,
-        arrival,
-        target: arrival,
-        source: initiator,
-    });
-    let consumed: Vec<_> = consumed.collect();
     if table.parameters().backend() == Backend::Nftables {
-        let closed = lock(&shared.kernel).update_pinholes(&consumed, &[], &mut Vec::new());
-        closed.unwrap_or_else(|error| shared.report_error(&error));
+        let consumed = consumed.difference(&before).copied();
+        shared.close_pinholes_of_table(&mut lock(&shared.kernel), consumed);
     }
     Ok(())
 }

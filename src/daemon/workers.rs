@@ -182,16 +182,10 @@ pub(super) fn start(
     let have_waited = !is_new_table && workers.table.as_ref().is_some_and(Table::holds_packets);
     workers.heartbeat = Some(HeartbeatRenewer::start(&commits, &workers.shared, have_waited)?);
     let obstacle = rules.fast_path_obstacle(&parameters);
-    let has_fast_path = config.queue.fast_path == FastPath::Auto
-        && workers.shared.fast_path.is_ok()
-        && why_off.is_none()
-        && obstacle.is_none();
     let rules_reader = rules.reader(&claimed, &commits)?;
     if !port_sets.is_empty() {
         workers.update_policy(config);
     }
-    let facts = (config.restricts_ports(), has_fast_path);
-    workers.start_rules_reader(rules_reader, rules, facts, &parameters, events)?;
     match (&workers.shared.fast_path, obstacle) {
         _ if config.queue.fast_path == FastPath::Off => {}
         (Ok(_), _) if why_off.is_some() => {
@@ -204,6 +198,8 @@ pub(super) fn start(
         (Ok(_), None) => workers.start_fast_path_reader(make_kernel()?, &parameters, events)?,
         (Err(why), _) => fast_path_thread::log_off(why),
     }
+    let is_configured = config.restricts_ports();
+    workers.start_rules_reader(rules_reader, rules, is_configured, &parameters, events)?;
     let count = queues.len();
     for (index, queue) in queues.into_iter().enumerate() {
         let kernel = make_kernel()?;
@@ -300,7 +296,7 @@ impl Workers {
         &mut self,
         reader: RulesetReader,
         rules: OperatorRules,
-        facts: (bool, bool),
+        is_configured: bool,
         parameters: &RuleParameters,
         events: &Sender<DaemonEvent>,
     ) -> Result<(), ServiceError> {
@@ -308,7 +304,15 @@ impl Workers {
         let (changes, parameters) = (events.clone(), parameters.clone());
         let work = move || {
             let (parameters, end) = (&parameters, &end);
-            operator_rules::follow(reader, rules, facts, parameters, &shared, &changes, end);
+            operator_rules::follow(
+                reader,
+                rules,
+                is_configured,
+                parameters,
+                &shared,
+                &changes,
+                end,
+            );
             Ok(())
         };
         let what = "the reader of the operator's rules".to_owned();
