@@ -50,7 +50,7 @@ pub(super) fn conflicts_with_control<'a>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Firewall, Origin};
+    use super::super::Firewall;
     use super::*;
 
     fn untracked(firewall: &Firewall) -> Vec<(&str, &str)> {
@@ -63,10 +63,8 @@ mod tests {
     }
 
     fn iptables(rules: &str) -> Firewall {
-        let mut firewall = Firewall::default();
         let text = format!("*raw\n:PREROUTING ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\n{rules}COMMIT\n");
-        firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, &text);
-        firewall
+        Firewall::from_iptables(&text)
     }
 
     #[test]

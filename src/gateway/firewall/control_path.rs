@@ -329,10 +329,8 @@ mod tests {
     }
 
     fn iptables(rules: &str) -> Firewall {
-        let mut firewall = Firewall::default();
         let text = format!("*filter\n:INPUT DROP\n:FORWARD DROP\n:OUTPUT DROP\n{rules}COMMIT\n");
-        firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, &text);
-        firewall
+        Firewall::from_iptables(&text)
     }
 
     fn verdict(firewall: &Firewall, hook: Hook, interfaces: &[&str]) -> ControlPathVerdict {

@@ -333,7 +333,7 @@ impl<'a, 'c> Way<'a, 'c> {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{AcceptedData, Origin, accepted_data, data_path_verdicts},
+        super::{AcceptedData, accepted_data, data_path_verdicts},
         *,
     };
     use crate::gateway::Routing;
@@ -342,16 +342,6 @@ mod tests {
         Routing { v4: true, v6: false, has_v6: false, has_local_server: false };
     const MARK: &str = "-m connmark --mark 0x40000000/0x40000000 -j ACCEPT";
     const RELATED: &str = "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT";
-
-    /// Rules of iptables-legacy for several tables: each with its name, chains and rules.
-    fn iptables(tables: &[(&str, &str)]) -> Firewall {
-        let mut firewall = Firewall::default();
-        for (name, lines) in tables {
-            let text = format!("*{name}\n{lines}\nCOMMIT\n");
-            firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, &text);
-        }
-        firewall
-    }
 
     /// A chain of nftables with policy drop, and rules by their JSON.
     fn nftables(hook: &str, priority: i32, rules: &[&str]) -> Firewall {
@@ -394,7 +384,7 @@ mod tests {
             ":PREROUTING DROP\n-A PREROUTING {RELATED}\n-A PREROUTING {MARK}\n\
              -A PREROUTING -p tcp -m tcp --dport 21 -j ACCEPT"
         );
-        let firewall = iptables(&[("mangle", &rules)]);
+        let firewall = Firewall::from_iptables_tables(&[("mangle", &rules)]);
         assert_eq!(pass(&firewall, Hook::Prerouting), [false, true]);
         assert_eq!(pass(&firewall, Hook::Forward), [true, true]);
         assert_eq!(accepted(&firewall), AcceptedData::Related);
@@ -412,7 +402,10 @@ mod tests {
         assert_eq!(stop.advice_without_rule(PacketClass::RelatedData, &parameters), None);
         // New connections to high ports are left to the other chains.
         let open = format!("{rules}\n-A PREROUTING -p tcp -m tcp --dport 1024:65535 -j ACCEPT");
-        assert_eq!(pass(&iptables(&[("mangle", &open)]), Hook::Prerouting), [true, true]);
+        assert_eq!(
+            pass(&Firewall::from_iptables_tables(&[("mangle", &open)]), Hook::Prerouting),
+            [true, true]
+        );
     }
 
     #[test]
@@ -444,7 +437,7 @@ mod tests {
             ":POSTROUTING DROP\n-A POSTROUTING {RELATED}\n\
              -A POSTROUTING -p tcp -m tcp --dport 21 -j ACCEPT"
         );
-        let firewall = iptables(&[("mangle", &rules)]);
+        let firewall = Firewall::from_iptables_tables(&[("mangle", &rules)]);
         assert_eq!(pass(&firewall, Hook::Postrouting), [false, true]);
         assert_eq!(accepted(&firewall), AcceptedData::Related);
         assert_eq!(
@@ -452,7 +445,7 @@ mod tests {
             [format!("iptables-legacy -t mangle -I POSTROUTING {MARK}")]
         );
         let cured = format!("{rules}\n-A POSTROUTING {MARK}");
-        let cured = iptables(&[("mangle", &cured)]);
+        let cured = Firewall::from_iptables_tables(&[("mangle", &cured)]);
         assert_eq!(pass(&cured, Hook::Postrouting), [true, true]);
         assert_eq!(accepted(&cured), AcceptedData::Marked);
     }
@@ -461,10 +454,12 @@ mod tests {
     fn rules_against_spoofed_addresses_do_not_decide_the_back_end() {
         let spoofed = "-A PREROUTING -i wan -s 10.0.0.0/8 -j DROP\n\
                        -A PREROUTING -m rpfilter --invert -j DROP";
-        let firewall = iptables(&[("raw", &format!(":PREROUTING ACCEPT\n{spoofed}"))]);
+        let firewall =
+            Firewall::from_iptables_tables(&[("raw", &format!(":PREROUTING ACCEPT\n{spoofed}"))]);
         assert_eq!(accepted(&firewall), AcceptedData::Marked);
         let new = "-A PREROUTING -i wan -m conntrack --ctstate NEW -j DROP";
-        let firewall = iptables(&[("mangle", &format!(":PREROUTING ACCEPT\n{new}"))]);
+        let firewall =
+            Firewall::from_iptables_tables(&[("mangle", &format!(":PREROUTING ACCEPT\n{new}"))]);
         assert_eq!(accepted(&firewall), AcceptedData::Related);
     }
 
@@ -475,20 +470,25 @@ mod tests {
             ("mangle", ":PREROUTING DROP"),
             ("raw", ":PREROUTING DROP"),
         ] {
-            assert_eq!(accepted(&iptables(&[(table, rules)])), AcceptedData::Nothing, "{table}");
+            assert_eq!(
+                accepted(&Firewall::from_iptables_tables(&[(table, rules)])),
+                AcceptedData::Nothing,
+                "{table}"
+            );
         }
     }
 
     #[test]
     fn chains_of_type_nat_do_not_see_data_connections() {
-        let firewall = iptables(&[("nat", ":PREROUTING DROP\n:POSTROUTING DROP")]);
+        let firewall =
+            Firewall::from_iptables_tables(&[("nat", ":PREROUTING DROP\n:POSTROUTING DROP")]);
         assert_eq!(pass(&firewall, Hook::Prerouting), [true, true]);
         assert_eq!(pass(&firewall, Hook::Postrouting), [true, true]);
     }
 
     #[test]
     fn injected_packets_pass_postrouting() {
-        let firewall = iptables(&[("mangle", ":POSTROUTING DROP")]);
+        let firewall = Firewall::from_iptables_tables(&[("mangle", ":POSTROUTING DROP")]);
         assert_eq!(
             remedies(&firewall, Hook::Postrouting, PacketClass::Injected),
             ["iptables-legacy -t mangle -I POSTROUTING -m mark --mark 0x70000000 -j ACCEPT"]
@@ -500,7 +500,7 @@ mod tests {
         let save = "-A FORWARD -j CONNMARK --save-mark";
         let filter = format!(":FORWARD DROP\n-A FORWARD {MARK}");
         let mangle = format!(":FORWARD ACCEPT\n{save}");
-        let firewall = iptables(&[("mangle", &mangle), ("filter", &filter)]);
+        let firewall = Firewall::from_iptables_tables(&[("mangle", &mangle), ("filter", &filter)]);
         let class = PacketClass::MarkedData;
         let parameters = RuleParameters::default();
         let verdict = firewall.verdict(Hook::Forward, IpVersion::V4, class, &parameters);
@@ -522,7 +522,10 @@ mod tests {
         let filter = format!(
             ":FORWARD DROP\n-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n-A FORWARD {MARK}"
         );
-        let firewall = iptables(&[("mangle", &format!("{chains}\n{rules}")), ("filter", &filter)]);
+        let firewall = Firewall::from_iptables_tables(&[
+            ("mangle", &format!("{chains}\n{rules}")),
+            ("filter", &filter),
+        ]);
         pass(&firewall, Hook::Forward)[0]
     }
 
@@ -562,7 +565,10 @@ mod tests {
         let filter = format!(":FORWARD DROP\n-A FORWARD {MARK}");
         let passes = |rules: &str| {
             let mangle = format!(":FORWARD ACCEPT\n:POSTROUTING ACCEPT\n{rules}");
-            pass(&iptables(&[("mangle", &mangle), ("filter", &filter)]), Hook::Forward)[0]
+            pass(
+                &Firewall::from_iptables_tables(&[("mangle", &mangle), ("filter", &filter)]),
+                Hook::Forward,
+            )[0]
         };
         assert!(passes(""));
         assert!(!passes("-A POSTROUTING -j CONNMARK --save-mark"));

@@ -131,24 +131,12 @@ impl Firewall {
 
 #[cfg(test)]
 mod tests {
-    use super::{
-        super::{Hook, Origin},
-        *,
-    };
+    use super::{super::Hook, *};
 
     const CONTROL: &str = "-A FORWARD -i lan -p tcp -m tcp --dport 21 -j ACCEPT\n";
     const ESTABLISHED: &str = "-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n";
     const RELATED: &str = "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n";
     const MARK: &str = "-A FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT\n";
-
-    fn iptables(tables: &[(&str, &str)]) -> Firewall {
-        let mut firewall = Firewall::default();
-        for (name, lines) in tables {
-            let text = format!("*{name}\n{lines}\nCOMMIT\n");
-            firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, &text);
-        }
-        firewall
-    }
 
     /// Clients are in 192.168.1.0/24, and servers behind `wan`.
     fn links() -> Links {
@@ -179,7 +167,7 @@ mod tests {
 
     /// The dropped modes of connections that are admitted, and of those that are expected, between `lan` and `wan`.
     fn dropped(tables: &[(&str, &str)]) -> [Vec<DataMode>; 2] {
-        let firewall = iptables(tables);
+        let firewall = Firewall::from_iptables_tables(tables);
         [PacketClass::MarkedData, PacketClass::RelatedData].map(|class| {
             let dropped = dropped_modes(&firewall, &["lan", "wan"], Hook::Forward, class);
             dropped.into_iter().map(|(mode, _)| mode).collect()
@@ -303,7 +291,7 @@ mod tests {
         let rules = ":INPUT DROP\n-A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT\n\
                      -A INPUT -p tcp -m tcp --dport 21 -j ACCEPT\n:OUTPUT ACCEPT\n";
         let dropped = |rules: &str, hook| {
-            let firewall = iptables(&[("filter", rules)]);
+            let firewall = Firewall::from_iptables_tables(&[("filter", rules)]);
             let dropped = dropped_modes(&firewall, &["eth0"], hook, PacketClass::MarkedData);
             dropped.into_iter().map(|(mode, _)| mode).collect::<Vec<_>>()
         };

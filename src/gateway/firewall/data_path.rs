@@ -166,8 +166,7 @@ mod tests {
         let text = format!(
             "*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n:OUTPUT DROP [0:0]\n{rules}\nCOMMIT\n"
         );
-        let mut firewall = Firewall::default();
-        firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, &text);
+        let firewall = Firewall::from_iptables(&text);
         let verdicts = data_path_verdicts(&firewall, routing, &RuleParameters::default());
         let cases = || verdicts.iter().filter(|verdict| verdict.is_used);
         [cases().all(|case| case.mark.passes()), cases().all(|case| case.related.passes())]
@@ -213,8 +212,7 @@ mod tests {
                 "*filter\n:FORWARD DROP [0:0]\n\
                  -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n{rule}\nCOMMIT\n"
             );
-            let mut firewall = Firewall::default();
-            firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, &text);
+            let firewall = Firewall::from_iptables(&text);
             let paths = data_path_verdicts(&firewall, GATEWAY, &RuleParameters::default());
             let pass = |passes: fn(&DataPathVerdict) -> bool| {
                 paths.iter().filter(|path| path.is_used).all(passes)

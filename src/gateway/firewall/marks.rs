@@ -168,12 +168,10 @@ mod tests {
     }
 
     fn iptables(rules: &str) -> Vec<(String, bool)> {
-        let mut firewall = Firewall::default();
         let text = format!(
             "*mangle\n:PREROUTING ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:own - [0:0]\n{rules}COMMIT\n"
         );
-        firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, &text);
-        found(&firewall)
+        found(&Firewall::from_iptables(&text))
     }
 
     #[test]

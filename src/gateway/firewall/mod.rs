@@ -414,4 +414,6 @@ fn hook_verdict<'a>(steps: impl Iterator<Item = ChainStep<'a>>) -> HookVerdict {
 }
 
 #[cfg(test)]
+mod iptables_tests;
+#[cfg(test)]
 mod tests;

@@ -38,13 +38,11 @@ fn source_ports(rule: &Rule) -> Option<RangeInclusive<u16>> {
 
 #[cfg(test)]
 mod tests {
-    use super::super::{Firewall, Origin, model::IpVersion};
+    use super::super::Firewall;
 
     fn saved(rules: &str) -> Vec<std::ops::RangeInclusive<u16>> {
-        let mut firewall = Firewall::default();
         let text = format!("*nat\n:POSTROUTING ACCEPT [0:0]\n{rules}\nCOMMIT\n");
-        firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, &text);
-        firewall.source_ports()
+        Firewall::from_iptables(&text).source_ports()
     }
 
     fn listed(rules: &[&str]) -> Vec<std::ops::RangeInclusive<u16>> {

@@ -18,12 +18,6 @@ fn nftables((json, listing): (&str, &str)) -> Firewall {
     Firewall::from_nft(json, listing).unwrap()
 }
 
-fn legacy(text: &str) -> Firewall {
-    let mut firewall = Firewall::default();
-    firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, text);
-    firewall
-}
-
 fn verdict(firewall: &Firewall, hook: Hook, ip: IpVersion, class: PacketClass) -> HookVerdict {
     firewall.verdict(hook, ip, class, &RuleParameters::default())
 }
@@ -157,7 +151,7 @@ fn manually_loaded_queueing_is_a_conflict_with_delete_commands() {
     let printed = crate::gateway::rules::render_iptables(&RuleParameters::default());
     let built_in = ":POSTROUTING ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n:FTP_ALG - [0:0]\n";
     let saved = printed.replace(":FTP_ALG - [0:0]\n", built_in);
-    let firewall = legacy(&saved);
+    let firewall = Firewall::from_iptables(&saved);
     let parameters = RuleParameters::default();
     let remedies: Vec<_> =
         firewall.conflicting_rules(&parameters).map(|c| c.remedy.as_deref()).collect();
@@ -203,7 +197,7 @@ fn fw4_accepts_related_and_from_the_inside_only() {
 
 #[test]
 fn ufw_drops_by_policy_and_accepts_related() {
-    let firewall = legacy(UFW);
+    let firewall = Firewall::from_iptables(UFW);
     let forward = verdict(&firewall, Hook::Forward, IpVersion::V4, MarkedData);
     let chain = forward.dropping_chains().next().unwrap();
     assert_eq!(chain.decided_by.rule, None);
@@ -232,7 +226,7 @@ fn ufw_drops_by_policy_and_accepts_related() {
 
 #[test]
 fn rule_in_docker_user_is_enough() {
-    let firewall = legacy(DOCKER);
+    let firewall = Firewall::from_iptables(DOCKER);
     for class in [MarkedData, RelatedData] {
         assert!(!verdict(&firewall, Hook::Forward, IpVersion::V4, class).passes());
     }
@@ -244,7 +238,10 @@ fn rule_in_docker_user_is_enough() {
         &format!("-A FORWARD -j DOCKER-USER\n-A DOCKER-USER {line}"),
         1,
     );
-    assert!(verdict(&legacy(&added), Hook::Forward, IpVersion::V4, MarkedData).passes());
+    assert!(
+        verdict(&Firewall::from_iptables(&added), Hook::Forward, IpVersion::V4, MarkedData)
+            .passes()
+    );
 }
 
 #[test]
@@ -330,7 +327,7 @@ fn later_packets_must_be_accepted_too() {
 
 #[test]
 fn remedy_quotes_comments_for_the_shell() {
-    let firewall = legacy(
+    let firewall = Firewall::from_iptables(
         "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -m tcp --dport 21 -m comment \
          --comment \"it's $(reboot) `reboot`\" -j CT --helper ftp\nCOMMIT\n",
     );
@@ -374,7 +371,7 @@ fn rules_that_change_our_ct_mark_bits_are_conflicts() {
         ("CONNMARK --set-xmark 0x5/0x7", 0),
     ] {
         assert_eq!(
-            legacy(&text(target)).conflicting_rules(&parameters).count(),
+            Firewall::from_iptables(&text(target)).conflicting_rules(&parameters).count(),
             expected,
             "{target}"
         );
@@ -385,8 +382,9 @@ fn rules_that_change_our_ct_mark_bits_are_conflicts() {
 fn foreign_ct_mark_bits_are_unknown_if_a_rule_sets_them() {
     let accept = "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -m connmark --mark 0x40000000/0x4000ffff \
         -j ACCEPT\nCOMMIT\n";
-    let passes =
-        |text: &str| verdict(&legacy(text), Hook::Forward, IpVersion::V4, MarkedData).passes();
+    let passes = |text: &str| {
+        verdict(&Firewall::from_iptables(text), Hook::Forward, IpVersion::V4, MarkedData).passes()
+    };
     assert!(passes(accept));
     let others = "*mangle\n:PREROUTING ACCEPT [0:0]\n\
         -A PREROUTING -j CONNMARK --set-xmark 0x1/0xff\nCOMMIT\n";
@@ -398,7 +396,7 @@ fn iptables_options_are_conditions() {
     let one = |options: &str| {
         let text =
             format!("*filter\n:FORWARD DROP [0:0]\n-A FORWARD {options} -j ACCEPT\nCOMMIT\n");
-        verdict(&legacy(&text), Hook::Forward, IpVersion::V4, MarkedData).passes()
+        verdict(&Firewall::from_iptables(&text), Hook::Forward, IpVersion::V4, MarkedData).passes()
     };
     for options in [
         "",
@@ -584,7 +582,7 @@ proptest! {
         noise in "\\PC{0,40}",
     ) {
         let text = format!("*filter\n:FORWARD DROP [0:0]\n{}\n{noise}\n", lines.join("\n"));
-        evaluate_all(&legacy(&text));
+        evaluate_all(&Firewall::from_iptables(&text));
     }
 
     #[test]
@@ -593,7 +591,7 @@ proptest! {
             let mut text = text.to_owned();
             let at = at % text.len();
             text.replace_range(at..at + 1, &with);
-            evaluate_all(&legacy(&text));
+            evaluate_all(&Firewall::from_iptables(&text));
         }
     }
 }

@@ -171,7 +171,6 @@ mod tests {
     use std::net::SocketAddr;
 
     use super::{super::Firewall, *};
-    use crate::gateway::firewall::Origin;
 
     fn claims(firewall: &Firewall, port: u16) -> bool {
         let target = "10.0.0.5:4000".parse().unwrap();
@@ -209,10 +208,8 @@ mod tests {
     }
 
     fn saved(rules: &str) -> Firewall {
-        let mut firewall = Firewall::default();
         let text = format!("*nat\n:PREROUTING ACCEPT [0:0]\n:WEB - [0:0]\n{rules}COMMIT\n");
-        firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, &text);
-        firewall
+        Firewall::from_iptables(&text)
     }
 
     #[test]

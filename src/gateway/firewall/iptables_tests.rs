@@ -1,0 +1,18 @@
+//! Rules of iptables for the tests of the other modules.
+
+use super::{Firewall, IpVersion, Origin};
+
+impl Firewall {
+    /// The IPv4 rules that `iptables-legacy-save` prints.
+    pub(super) fn from_iptables(text: &str) -> Self {
+        let mut firewall = Self::default();
+        firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, text);
+        firewall
+    }
+
+    /// The same for several tables: each with its name, and its chains and rules.
+    pub(super) fn from_iptables_tables(tables: &[(&str, &str)]) -> Self {
+        let text = |(name, lines): &(&str, &str)| format!("*{name}\n{lines}\nCOMMIT\n");
+        Self::from_iptables(&tables.iter().map(text).collect::<String>())
+    }
+}
