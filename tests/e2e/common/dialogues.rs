@@ -149,9 +149,10 @@ pub fn play(
     };
     let mut speaker = server.start(command("server", server), "dialogues").unwrap();
     server.wait_for_port(21, Duration::from_secs(60)).unwrap();
-    let limit = Duration::from_secs(limit.map_or(120, |limit| 2 * limit * dialogues.len() as u64));
+    let limit = Duration::from_secs(limit.map_or(240, |limit| 2 * limit * dialogues.len() as u64));
     let of_client = client.finish(command("client", client), b"", limit).unwrap();
-    wait_for("the server's end", || speaker.exit_status().is_some());
+    let waits = format!("the end of the server's script (the client's said {of_client:?})");
+    wait_for(&waits, || speaker.exit_status().is_some());
     let (of_server, of_client) =
         (speaker.log(), of_client.stdout_text() + &of_client.stderr_text());
     let (by_server, by_client) = (reports(&of_server), reports(&of_client));

@@ -28,7 +28,7 @@ import sys
 
 plan = json.loads(sys.argv[1])
 # The server has the shorter time limit, so that it accepts again when the client starts the next dialogue.
-LIMIT = plan.get("limit", 6) * (1 if plan["role"] == "server" else 2)
+LIMIT = plan.get("limit", 30) * (1 if plan["role"] == "server" else 2)
 role, other = ("S", "C") if plan["role"] == "server" else ("C", "S")
 ANNOUNCING = {
     "{host-port}": r"(?P<host>\d+,\d+,\d+,\d+),(?P<high>\d+),(?P<low>\d+)",
