@@ -151,7 +151,7 @@ impl Connection<'_> {
     ) -> AnnouncementOutcome {
         let not_opened = match answer {
             Ok(()) => {
-                let Err(not_opened) = self.check_policy(announced) else {
+                let Err(not_opened) = self.check_policy(announced, attempt) else {
                     let held = self.pinholes.hold_opened(self.now, self.index, &attempt.proposal);
                     let opened =
                         self.hold_opened(held, attempt.announced_address, attempt.replaced_foreign);
@@ -164,8 +164,13 @@ impl Connection<'_> {
             }
             Err(KernelError::Taken) => {
                 let closed = &mut self.effects.closed_before_opening;
-                let proposed =
-                    self.pinholes.propose_next_port(self.policy, &mut attempt.proposal, closed);
+                let control = self.control.translation_or_identity();
+                let proposed = self.pinholes.propose_next_port(
+                    self.policy,
+                    (self.now, &control),
+                    &mut attempt.proposal,
+                    closed,
+                );
                 self.pinholes.take_fast_path_closings(&mut self.effects.fast_path_closings);
                 match proposed {
                     Ok(()) => return AnnouncementOutcome::NeedsKernel,
@@ -186,7 +191,14 @@ impl Connection<'_> {
     }
 
     /// Whether the policy, which may have changed since the kernel was asked, permits the announced endpoint.
-    fn check_policy(&mut self, announced: &AnnouncedLine) -> Result<(), NotOpened> {
+    fn check_policy(
+        &mut self,
+        announced: &AnnouncedLine,
+        attempt: &Attempt,
+    ) -> Result<(), NotOpened> {
+        if attempt.policy_changes == self.pinholes.policy_changes {
+            return Ok(());
+        }
         match self.announced_endpoint(announced) {
             Some(endpoint) => self.plan(announced, endpoint).map(|_| ()),
             None => Ok(()),
@@ -211,10 +223,7 @@ impl Connection<'_> {
             Ok(Some((id, PinholePlan { pinhole, announced_address, replaced_foreign }))) => {
                 *fast_path = None;
                 let (kind, lifetime) = (announced.kind, self.policy.pinhole_lifetime);
-                let client = self.control.client();
-                let control = self.control.translation().copied();
-                let control =
-                    control.unwrap_or(Translation::identity(client, self.control.server()));
+                let control = self.control.translation_or_identity();
                 let opened = (id, self.now);
                 self.close_fast_path_pinholes("a later pinhole replaced it");
                 let held = self.pinholes.hold_fast_path_pinhole(
@@ -366,7 +375,10 @@ impl Connection<'_> {
         // Otherwise the BPF program would still use the port.
         self.pinholes.take_fast_path_closings(&mut self.effects.fast_path_closings);
         match proposed {
-            Ok(proposal) => Ok(Attempt { proposal, announced_address, replaced_foreign }),
+            Ok(proposal) => {
+                let policy_changes = self.pinholes.policy_changes;
+                Ok(Attempt { proposal, announced_address, replaced_foreign, policy_changes })
+            }
             Err(error) => Err(self.refusal(&error)),
         }
     }

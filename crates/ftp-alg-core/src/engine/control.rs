@@ -149,6 +149,17 @@ impl Control {
         self.open_requests > 0
     }
 
+    /// Whether no request is open, no other connection may have begun on these endpoints, and no packet may have passed
+    /// on the fast path.
+    #[inline]
+    pub fn is_settled(&self) -> bool {
+        !self.is_busy()
+            && self
+                .extra
+                .as_ref()
+                .is_none_or(|extra| extra.incarnation.is_none() && !extra.fast_path.is_handed_over)
+    }
+
     /// Which end `source` is.
     pub fn side_of(&self, source: Endpoint) -> Side {
         if source == self.endpoints.client() { Side::Client } else { Side::Server }
@@ -164,6 +175,12 @@ impl Control {
         if self.extra.is_some() || had_data {
             self.extra_mut().syn_had_data = had_data;
         }
+    }
+
+    /// The translation; that of a connection without NAT while it is unknown.
+    pub fn translation_or_identity(&self) -> Translation {
+        let identity = || Translation::identity(self.client(), self.server());
+        self.translation().copied().unwrap_or_else(identity)
     }
 
     /// The translation, if it was looked up.

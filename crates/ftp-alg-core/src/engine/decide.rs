@@ -1,9 +1,9 @@
 //! Decides about one packet: which session it belongs to, what the session does with it, and its verdict.
 
-use std::{net::SocketAddr, time::Instant};
+use std::time::Instant;
 
 use super::{
-    Checksums, Effects, Engine, Entry, Key, PacketMeta, QueueMode, QueuedPacket, Unread, Verdict,
+    Checksums, Effects, Engine, Entry, QueueMode, QueuedPacket, Unread, Verdict,
     announcement::AnnouncementOutcome,
     client_shares::should_count,
     connection::Connection,
@@ -11,13 +11,12 @@ use super::{
     memory::should_count_memory,
     queue_mode::{acknowledge, send_trailing_segment, wanted_queue_mode},
     resegment::resegment,
-    routes::{Origin, SOME_UNREAD},
 };
 use crate::{
     packet::{Packet, PacketEdit, Seq, flags},
     session::{
         AnsweredLine, DecisionAnswer, DecisionRequest, DropReason, ForwardAction, ForwardPlan,
-        Phase, Session, Side, TrailingSegment,
+        Inspection, Session, Side, TrailingSegment,
     },
 };
 
@@ -33,14 +32,16 @@ pub(super) enum Decision {
     AwaitKernel,
 }
 
+pub(super) const ACCEPT: Decision = Decision::Verdict(Verdict::Accept);
+
 /// State that a packet's verdict needs.
 #[derive(Clone, Copy)]
 pub(super) struct PacketContext {
     pub(super) session: SessionRef,
-    all_were_queued: bool,
+    pub(super) all_were_queued: bool,
     needs_all_queued: bool,
     /// Whether the packet is not read.
-    is_elsewhere: bool,
+    pub(super) is_elsewhere: bool,
 }
 
 impl PacketContext {
@@ -153,14 +154,19 @@ impl Engine {
 
     /// Counts and traces a packet that passes unread, by `counter`, for `reason`.
     #[cold]
-    fn pass_unread(&mut self, bytes: &[u8], counter: fn(&mut Unread) -> &mut u64, reason: &str) {
+    pub(super) fn pass_unread(
+        &mut self,
+        bytes: &[u8],
+        counter: fn(&mut Unread) -> &mut u64,
+        reason: &str,
+    ) {
         *counter(&mut self.counters.unread) += 1;
         trace_unread(bytes, reason);
     }
 
     /// A packet whose session was found, but has no entry. That must not happen.
     #[cold]
-    fn pass_without_entry(&mut self, bytes: &[u8]) -> Decision {
+    pub(super) fn pass_without_entry(&mut self, bytes: &[u8]) -> Decision {
         debug_assert!(false, "the table has no entry of a session that it found");
         self.pass_unread(bytes, |unread| &mut unread.no_session, "its session has no entry");
         Decision::Verdict(Verdict::Accept)
@@ -176,7 +182,6 @@ impl Engine {
     ) -> Decision {
         // By reference, because a copy right after the write would stall.
         let QueuedPacket { bytes, meta, .. } = queued;
-        const ACCEPT: Decision = Decision::Verdict(Verdict::Accept);
         let Ok(packet) = Packet::parse(bytes).map(|packet| packet.with_offload(meta.offload))
         else {
             self.counters.malformed += 1;
@@ -196,108 +201,6 @@ impl Engine {
             Ok(from) => self.inspect_packet(now, (queued, &packet, from), None, context, effects),
             Err(decision) => decision,
         }
-    }
-
-    /// Finds the session of a packet, or starts one, and sets its `context`. Returns the end that sent the packet; an
-    /// error with the decision if its session is not to inspect the packet now.
-    #[inline]
-    fn find_session(
-        &mut self,
-        now: Instant,
-        queued: &QueuedPacket<'_>,
-        packet: &Packet<'_>,
-        context: &mut PacketContext,
-        effects: &mut Effects,
-    ) -> Result<Side, Decision> {
-        let QueuedPacket { bytes, meta, .. } = queued;
-        const ACCEPT: Decision = Decision::Verdict(Verdict::Accept);
-        let (source, destination) = packet.endpoints();
-        let found = self.sessions.table.find(&Key::between(source, destination));
-        if found.is_none() && packet.has(flags::RST) && packet.payload().is_empty() {
-            return Err(self.reopen_refused(now, queued, packet, effects));
-        }
-        let mut known = None;
-        if let Some(index) = found
-            && let Some(Entry { session, control }) = self.sessions.table.get_mut(index)
-        {
-            let from = control.side_of(source);
-            let is_settled = session.interfaces.are_settled(from, meta.input, meta.output);
-            let session = SessionRef { index, id: control.id };
-            let (is_busy, is_handed_over) = (control.is_busy(), control.fast_path().is_handed_over);
-            let is_certain = !packet.has(flags::SYN) && control.incarnation().is_none();
-            // A SYN may begin another connection, whose ends may be elsewhere.
-            let origin = match is_settled || is_busy || packet.has(flags::SYN) {
-                true => Origin::Sender,
-                false => self.find_origin(index, from, meta, effects),
-            };
-            match origin {
-                Origin::Sender => {}
-                Origin::Elsewhere => {
-                    self.report_elsewhere(index, SOME_UNREAD, effects);
-                    let has_payload = !packet.payload().is_empty();
-                    if has_payload && !self.accepts_from_elsewhere(index, from, packet, effects) {
-                        return Err(Decision::Verdict(Verdict::Drop(DropReason::Elsewhere)));
-                    }
-                    if from == Side::Server || !has_payload {
-                        let reason = "it arrived where no route to its sender leads";
-                        self.pass_unread(bytes, |unread| &mut unread.elsewhere, reason);
-                        (context.session, context.is_elsewhere) = (session, true);
-                        return Ok(from);
-                    }
-                }
-                Origin::Unknown(lookup) => {
-                    self.ask_for_route(queued, session, lookup, effects);
-                    return Err(Decision::AwaitKernel);
-                }
-            }
-            if is_busy {
-                context.session = session;
-                return Err(Decision::Park);
-            }
-            if is_handed_over {
-                self.sessions.take_back(index);
-            }
-            known = is_certain.then_some((index, from));
-        }
-        let known = known.or_else(|| {
-            let before =
-                found.and_then(|index| Some(self.sessions.table.get_mut(index)?.control.id));
-            let index = self.find_or_insert(now, packet, found, *meta, effects)?;
-            let control = &self.sessions.table.get_mut(index)?.control;
-            let (from, is_new) = (control.side_of(source), before != Some(control.id));
-            if is_new {
-                // It knows no interfaces, so there is no question.
-                self.find_origin(index, from, meta, effects);
-            }
-            Some((index, from))
-        });
-        let Some((index, from)) = known else {
-            trace_unread(bytes, "no session for it");
-            return Err(ACCEPT);
-        };
-        let timestamp = self.sessions.epoch.timestamp(now);
-        let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else {
-            return Err(self.pass_without_entry(bytes));
-        };
-        control.last_seen = timestamp;
-        if session.was_reset() && !packet.has(flags::SYN) {
-            let verdict = self.sessions.answer_reset_session(index, from, packet, effects);
-            return Err(Decision::Verdict(verdict));
-        }
-        let is_ungreeted =
-            session.dialogue().phase() == Phase::NotGreeted && control.incarnation().is_none();
-        if is_ungreeted && !packet.has(flags::SYN) && !session.is_in_window(from, packet) {
-            // The session started with a spoofed SYN-ACK; this packet belongs to another connection.
-            let reason = "it belongs to another connection on the endpoints of a session";
-            self.pass_unread(bytes, |unread| &mut unread.other_connection, reason);
-            return Err(ACCEPT);
-        }
-        context.session = SessionRef { index, id: control.id };
-        if meta.may_wait && session.may_reorder(from, packet) {
-            context.all_were_queued = session.needs_all_queued();
-            return Err(Decision::Reorder);
-        }
-        Ok(from)
     }
 
     /// Passes a packet to its session, with the `answer` to its pending line if there is one.
@@ -330,31 +233,20 @@ impl Engine {
         inspection.answer = answer;
         inspection.is_from_elsewhere = context.is_elsewhere;
         let positions = session.read_positions();
-        let mut outcome;
-        loop {
-            outcome = session.handle_packet(from, packet, inspection, &mut self.changed_payload);
-            for event in inspection.events.drain(..) {
-                connection.handle_dialogue_event(event);
-            }
-            let Some(request) = inspection.pending.take() else { break };
-            let mut attempt = None;
-            let decided = match &request.request {
-                DecisionRequest::Announcement(announced) => {
-                    connection.decide_announcement(announced, &mut attempt)
-                }
-                DecisionRequest::AdjustSequence => AnnouncementOutcome::NeedsKernel,
-            };
-            match decided {
-                AnnouncementOutcome::Decided(verdict) => {
-                    inspection.answer = Some((request, DecisionAnswer::Verdict(verdict)));
-                }
-                AnnouncementOutcome::NeedsKernel => {
-                    let QueuedPacket { token, meta, bytes } = *queued;
-                    let waiting =
-                        WaitingPacket { token, meta, bytes: 0..0, line: Some(request), attempt };
-                    connection.request(bytes, Box::new(waiting));
-                    return Decision::AwaitKernel;
-                }
+        let mut outcome =
+            session.handle_packet(from, packet, inspection, &mut self.changed_payload);
+        if inspection.has_findings() {
+            let out = &mut self.changed_payload;
+            let is_decided = decide_lines(
+                &mut connection,
+                session,
+                (queued, packet, from),
+                inspection,
+                out,
+                &mut outcome,
+            );
+            if !is_decided {
+                return Decision::AwaitKernel;
             }
         }
         let awaits_probe = meta.may_wait && session.awaits_probe_answer(from, packet);
@@ -379,15 +271,14 @@ impl Engine {
         } else if needs_none {
             connection.close_all_pinholes("the connection is no longer inspected");
         }
-        let decision = forward_verdict(
-            &mut connection,
-            session,
-            from,
-            packet,
-            &outcome,
-            &self.changed_payload,
-            awaits_probe,
-        );
+        let decision = match outcome.action {
+            ForwardAction::Unchanged => ACCEPT,
+            _ => {
+                let (plan, changed) = (&outcome, &self.changed_payload);
+                let side = (from, awaits_probe);
+                forward_verdict(&mut connection, session, side, packet, plan, changed)
+            }
+        };
         let connection_flags = flags::FIN | flags::RST | flags::SYN;
         let may_change_session =
             is_new || packet.flags() & connection_flags != 0 && !context.is_elsewhere;
@@ -412,84 +303,6 @@ impl Engine {
         }
         decision
     }
-
-    /// Finds the entry of `packet` if that is not certain, or inserts one if the packet starts a session.
-    fn find_or_insert(
-        &mut self,
-        now: Instant,
-        packet: &Packet<'_>,
-        found: Option<u32>,
-        meta: PacketMeta,
-        effects: &mut Effects,
-    ) -> Option<u32> {
-        if let Some(index) = found
-            && !packet.has(flags::SYN)
-        {
-            return self.resolve_tuple_reuse(now, index, packet, effects);
-        }
-        let (source, destination) = (packet.source(), packet.destination());
-        if packet.has(flags::SYN | flags::ACK) {
-            let Some(index) = found else {
-                let session = Session::from_syn_ack(packet);
-                return self.insert_session(now, (destination, source), session, effects);
-            };
-            let Entry { session, control } = self.sessions.table.get_mut(index)?;
-            if session.is_syn_ack_retransmission(packet) {
-                return found;
-            }
-            // The session is known only by data in an earlier SYN.
-            let is_unknown =
-                session.dialogue().phase() == Phase::PickedUp && !session.is_adjusted();
-            if !(control.syn_had_data() && is_unknown) {
-                return self.handle_tuple_reuse(now, index, packet, meta.queues_all, effects);
-            }
-            self.sessions.forget(index);
-            let session = Session::with_unread_syn_data(packet);
-            return self.insert_session(now, (destination, source), session, effects);
-        }
-        if packet.payload().is_empty() {
-            self.counters.unread.no_session += u64::from(found.is_none());
-            return found;
-        }
-        if let Some(index) = found {
-            self.sessions.table.get_mut(index)?.control.set_syn_had_data(true);
-            return found;
-        }
-        // Picked up mid-stream. If the rules do not tell which end sent the packet, the port does, if at all. Conntrack
-        // is not asked, because an attacker could cause a lookup with each spoofed packet.
-        let Some(side) = meta.from.or_else(|| self.side_by_port(source, destination)) else {
-            self.counters.unread.no_session += 1;
-            return None;
-        };
-        let session = Session::picked_up(side, packet);
-        let index = match side {
-            Side::Client => self.insert_session(now, (source, destination), session, effects),
-            Side::Server => self.insert_session(now, (destination, source), session, effects),
-        }?;
-        self.sessions.table.get_mut(index)?.control.set_syn_had_data(packet.has(flags::SYN));
-        Some(index)
-    }
-
-    /// Starts a session between these endpoints, if admission allows it.
-    pub(super) fn insert_session(
-        &mut self,
-        now: Instant,
-        endpoints: (SocketAddr, SocketAddr),
-        session: Session,
-        effects: &mut Effects,
-    ) -> Option<u32> {
-        self.sessions.insert(&mut self.counters, now, endpoints, session, effects)
-    }
-
-    fn side_by_port(&self, source: SocketAddr, destination: SocketAddr) -> Option<Side> {
-        let is_control =
-            |endpoint: SocketAddr| self.sessions.policy.control_ports.contains(&endpoint.port());
-        match (is_control(destination), is_control(source)) {
-            (true, false) => Some(Side::Client),
-            (false, true) => Some(Side::Server),
-            _ => None,
-        }
-    }
 }
 
 /// Traces a packet that passes unread.
@@ -510,16 +323,54 @@ pub(super) fn trace_unread(bytes: &[u8], reason: &str) {
     }
 }
 
+/// Handles what was found in a packet, and decides about its announcements, until its `outcome` needs nothing more. Returns
+/// `false` if the packet waits for the kernel.
+#[inline(never)] // most packets have nothing to find
+fn decide_lines(
+    connection: &mut Connection<'_>,
+    session: &mut Session,
+    (queued, packet, from): (&QueuedPacket<'_>, &Packet<'_>, Side),
+    inspection: &mut Inspection,
+    out: &mut Vec<u8>,
+    outcome: &mut ForwardPlan,
+) -> bool {
+    loop {
+        for event in inspection.events.drain(..) {
+            connection.handle_dialogue_event(event);
+        }
+        let Some(request) = inspection.pending.take() else { return true };
+        let mut attempt = None;
+        let decided = match &request.request {
+            DecisionRequest::Announcement(announced) => {
+                connection.decide_announcement(announced, &mut attempt)
+            }
+            DecisionRequest::AdjustSequence => AnnouncementOutcome::NeedsKernel,
+        };
+        match decided {
+            AnnouncementOutcome::Decided(verdict) => {
+                inspection.answer = Some((request, DecisionAnswer::Verdict(verdict)));
+            }
+            AnnouncementOutcome::NeedsKernel => {
+                let QueuedPacket { token, meta, bytes } = *queued;
+                let waiting =
+                    WaitingPacket { token, meta, bytes: 0..0, line: Some(request), attempt };
+                connection.request(bytes, Box::new(waiting));
+                return false;
+            }
+        }
+        *outcome = session.handle_packet(from, packet, inspection, out);
+    }
+}
+
 /// The verdict on `packet` for a session's `outcome`.
 #[inline(never)] // the outcome is then read in the parts in which it was written
 fn forward_verdict(
     connection: &mut Connection<'_>,
     session: &Session,
-    from: Side,
+    (from, awaits_probe): (Side, bool),
     packet: &Packet<'_>,
     outcome: &ForwardPlan,
     changed: &[u8],
-    awaits_probe: bool,
 ) -> Decision {
     let sent = session.map(from.peer());
     let acknowledged = |[left, right]: [Seq; 2]| {

@@ -20,6 +20,7 @@ mod event;
 #[cfg(any(test, feature = "fake-kernel"))]
 mod fake;
 mod fast_path;
+mod find_session;
 mod handover;
 mod index;
 mod kernel;

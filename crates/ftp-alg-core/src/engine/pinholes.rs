@@ -72,12 +72,11 @@ pub struct Proposal {
     kind: AnnouncementKind,
     client: IpAddr,
     lifetime: Duration,
-    reopening: Reopening,
     serial: u64,
     /// The candidate ports, and how many were tried.
     candidates: PortCandidates,
-    /// The entry with the same endpoints that this one replaces.
-    replaced: Option<RegistryEntry>,
+    /// The entry with the same endpoints that this one replaces, which is rare.
+    replaced: Option<Box<RegistryEntry>>,
 }
 
 /// A pinhole that the kernel was requested to open.
@@ -88,6 +87,8 @@ pub struct Attempt {
     pub announced_address: IpAddr,
     /// Whether the server's foreign address was replaced.
     pub replaced_foreign: bool,
+    /// How often the [policy had changed](PinholeTable::policy_changes) before.
+    pub policy_changes: u32,
 }
 
 impl Proposal {
@@ -98,8 +99,8 @@ impl Proposal {
     }
 
     fn withdraw(&self, state: &mut RegistryState, closed: &mut Vec<PinholeClosing>) {
-        let Self { pinhole, client, serial, replaced, .. } = *self;
-        closed.extend(state.withdraw(pinhole, serial, client, replaced));
+        let Self { pinhole, client, serial, ref replaced, .. } = *self;
+        closed.extend(state.withdraw(pinhole, serial, client, replaced.as_deref().copied()));
     }
 }
 
@@ -128,8 +129,6 @@ struct PortCandidates {
     /// The first and the last port, if only some are allowed.
     set: Option<(u16, u16)>,
     format: PortFormat,
-    /// The same for all announcements of one end's port to the same initiator.
-    seed: (IpAddr, SocketAddr),
     /// Whether the last one could not have the announced port, because it was taken.
     is_displaced: bool,
     tried: usize,
@@ -157,6 +156,8 @@ pub struct PinholeTable {
     registry: PinholeRegistry,
     /// Limit of open pinholes.
     capacity: usize,
+    /// How often the policy changed. What was proposed before a change may be forbidden after it.
+    pub policy_changes: u32,
     deadlines: Deadlines,
     /// Pinholes that are closed here, but not yet in the kernel.
     to_close: Vec<HeldPinhole>,
@@ -172,6 +173,7 @@ impl Default for PinholeTable {
         Self {
             registry: PinholeRegistry::default(),
             capacity: usize::from(u16::MAX),
+            policy_changes: 0,
             deadlines: Deadlines::default(),
             to_close: Vec::new(),
             consumed: Vec::new(),
@@ -218,22 +220,15 @@ impl PinholeTable {
                 false => None,
             },
             format,
-            seed: (wanted.initiator, wanted.target),
             is_displaced: state.is_displaced(&wanted),
             tried: 0,
         };
         let lifetime = policy.pinhole_lifetime;
         let (pinhole, kind, serial, replaced) = (wanted, format.kind, 0, None);
-        let reopening = Reopening::new(control, !kind.is_active(), now + lifetime);
         let mut proposal =
-            Proposal { pinhole, kind, client, lifetime, reopening, serial, candidates, replaced };
-        reserve(
-            &mut state,
-            &mut proposal,
-            policy,
-            &self.random,
-            (closed, &mut self.fast_path_closings),
-        )?;
+            Proposal { pinhole, kind, client, lifetime, serial, candidates, replaced };
+        let closings = (closed, &mut self.fast_path_closings);
+        reserve(&mut state, &mut proposal, policy, (now, control), &self.random, closings)?;
         Ok(proposal)
     }
 
@@ -241,12 +236,14 @@ impl PinholeTable {
     pub fn propose_next_port(
         &mut self,
         policy: &Policy,
+        (now, control): (Instant, &Translation),
         proposal: &mut Proposal,
         closed: &mut Vec<PinholeClosing>,
     ) -> Result<(), OpenError> {
         let mut state = self.registry.lock();
         proposal.withdraw(&mut state, closed);
-        reserve(&mut state, proposal, policy, &self.random, (closed, &mut self.fast_path_closings))
+        let closings = (closed, &mut self.fast_path_closings);
+        reserve(&mut state, proposal, policy, (now, control), &self.random, closings)
     }
 
     /// Withdraws a reservation, because the kernel did not open the pinhole. If the entry that it replaced must be
@@ -460,15 +457,16 @@ impl PortCandidates {
     }
 }
 
-/// The external ports to try, best first; different ones for each seed.
+/// The external ports to try, best first: the same for all announcements of a target to the same initiator.
 fn candidate_ports<'a>(
     policy: &'a Policy,
+    ends: &'a (IpAddr, SocketAddr),
     candidates: PortCandidates,
     random: &'a RandomState,
 ) -> impl Iterator<Item = u16> + 'a {
     let (own, is_first) = (candidates.own(), candidates.prefers_own());
-    let PortCandidates { set, seed, .. } = candidates;
-    let draw = move |number: usize| policy.external_port(set, random.hash_one((seed, number)));
+    let set = candidates.set;
+    let draw = move |number: usize| policy.external_port(set, random.hash_one((ends, number)));
     let fitting = (0..FITTING_DRAWS).map_while(draw);
     let fitting = fitting.filter(move |port| candidates.fits(*port)).take(FITTING_TRIES);
     let any = (FITTING_DRAWS..FITTING_DRAWS + PORT_TRIES).map_while(draw);
@@ -493,21 +491,22 @@ fn settle(
     }
 }
 
-/// Reserves the next external port for `proposal` that no other pinhole uses.
+/// Reserves the next external port for `proposal`, of the connection `control`, that no other pinhole uses.
 fn reserve(
     state: &mut RegistryState,
     proposal: &mut Proposal,
     policy: &Policy,
+    (now, control): (Instant, &Translation),
     random: &RandomState,
     (closed, fast_path_closings): (&mut Vec<PinholeClosing>, &mut Vec<FastPathPinholeClosing>),
 ) -> Result<(), OpenError> {
-    let candidates = candidate_ports(policy, proposal.candidates, random);
+    let ends = (proposal.pinhole.initiator, proposal.pinhole.target);
+    let candidates = candidate_ports(policy, &ends, proposal.candidates, random);
     for port in candidates.skip(proposal.candidates.tried) {
         proposal.candidates.tried += 1;
         proposal.pinhole.arrival.set_port(port);
-        let Pinhole { initiator, arrival, target, .. } = proposal.pinhole;
-        let present = state.target_of(initiator, arrival);
-        if present.is_some_and(|present| present != target) {
+        let present = state.target_of(ends.0, proposal.pinhole.arrival);
+        if present.is_some_and(|present| present != ends.1) {
             continue;
         }
         if port == proposal.candidates.announced {
@@ -515,16 +514,16 @@ fn reserve(
         } else if proposal.candidates.prefers_own() {
             state.set_displaced(&proposal.pinhole, true);
         }
-        let reopening = Some(proposal.reopening);
+        let reopening =
+            Reopening::new(control, !proposal.kind.is_active(), now + proposal.lifetime);
         let (serial, replaced) =
-            state.insert(proposal.pinhole, (proposal.client, false), reopening);
-        (proposal.serial, proposal.replaced) = (serial, replaced);
-        // Announced again, or not closed yet.
-        closed.extend(replaced.map(|entry| PinholeClosing::new(entry.pinhole, serial)));
-        let fast_path = replaced.and_then(|entry| Some((entry.pinhole, entry.fast_path?)));
-        fast_path_closings.extend(
-            fast_path.map(|(pinhole, fast_path)| FastPathPinholeClosing { pinhole, id: fast_path }),
-        );
+            state.insert(proposal.pinhole, (proposal.client, false), Some(reopening));
+        (proposal.serial, proposal.replaced) = (serial, replaced.map(Box::new));
+        if let Some(RegistryEntry { pinhole, fast_path, .. }) = replaced {
+            // Announced again, or not closed yet.
+            closed.push(PinholeClosing::new(pinhole, serial));
+            fast_path_closings.extend(fast_path.map(|id| FastPathPinholeClosing { pinhole, id }));
+        }
         return Ok(());
     }
     Err(OpenError::NoPort)

@@ -290,7 +290,9 @@ impl RegistryState {
     pub(super) fn set_displaced(&mut self, pinhole: &Pinhole, is_displaced: bool) {
         let ends = (pinhole.initiator, pinhole.target);
         if !is_displaced {
-            self.displaced.remove(&ends);
+            if !self.displaced.is_empty() {
+                self.displaced.remove(&ends);
+            }
             return;
         }
         if self.displaced.len() >= MAX_DISPLACED {

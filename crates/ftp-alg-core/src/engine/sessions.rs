@@ -109,6 +109,7 @@ impl Sessions {
             }
         }
         self.policy = policy;
+        self.pinholes.policy_changes = self.pinholes.policy_changes.wrapping_add(1);
         self.recompute_shares();
     }
 

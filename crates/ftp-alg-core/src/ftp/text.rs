@@ -152,6 +152,7 @@ fn is_graphic(byte: Option<&u8>) -> bool {
 
 /// The length without the line end and trailing blanks.
 fn trimmed_end(line: &[u8]) -> usize {
+    let line = line.strip_suffix(b"\r\n").unwrap_or(line);
     line.iter().rposition(|b| *b != b'\n' && !is_blank(*b)).map_or(0, |i| i + 1)
 }
 

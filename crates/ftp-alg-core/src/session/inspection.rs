@@ -228,6 +228,12 @@ pub struct Inspection {
 }
 
 impl Inspection {
+    /// Whether there are events or a pending line.
+    #[inline]
+    pub fn has_findings(&self) -> bool {
+        !self.events.is_empty() || self.pending.is_some()
+    }
+
     /// Adds an event.
     pub(super) fn push_event(&mut self, event: DialogueEvent) {
         self.events.push(event);

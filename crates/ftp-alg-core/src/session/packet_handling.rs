@@ -18,7 +18,7 @@ use crate::packet::{Packet, Seq, flags};
 impl Session {
     /// Handles a packet of `from`. A changed payload is written to `out`. A packet that [comes from
     /// elsewhere](Inspection::is_from_elsewhere) is not read.
-    #[inline]
+    #[inline(never)]
     pub fn handle_packet(
         &mut self,
         from: Side,
@@ -151,8 +151,11 @@ impl Session {
         if is_blocked || seq.is_after(self.direction(from).space.next) {
             return self.handle_out_of_order(from, packet).into();
         }
-        let is_read = from == Side::Client && self.inspection_state.reads_text(&self.client);
-        let mut payload = if is_read { self.with_read_bytes(seq, payload) } else { payload.into() };
+        let may_be_read = from == Side::Client
+            && seq != self.client.space.next
+            && self.inspection_state.reads_text(&self.client);
+        let mut payload =
+            if may_be_read { self.with_read_bytes(seq, payload) } else { payload.into() };
         let direction = self.direction_mut(from);
         let new = (direction.space.next - seq) as usize;
         let mut is_retransmission = true;

@@ -75,15 +75,16 @@ impl Session {
     /// The window field with which the client's `packet` is forwarded, if it carries data after which a server's
     /// announcement must be a complete reply of its own. A line that ends with LF alone makes the dialogue ambiguous
     /// when it is read, and the reply to a command in a pipeline may do so.
+    #[inline]
     pub(super) fn window_to_offer(&self, from: Side, packet: &Packet<'_>) -> Option<u16> {
         let payload = packet.payload();
         if from == Side::Server || payload.is_empty() {
             return None;
         }
-        let ends_with_lf = payload.ends_with(b"\n") && !payload.ends_with(b"\r\n");
-        let is_pipelined = self.dialogue.has_pending_commands()
-            || memchr::memchr(b'\n', payload).is_some_and(|at| at + 1 < payload.len());
-        if !(self.dialogue.is_ambiguous() || ends_with_lf || is_pipelined) {
+        let line = payload.strip_suffix(b"\r\n").unwrap_or(payload);
+        let is_plain = !(self.dialogue.is_ambiguous() || self.dialogue.has_pending_commands());
+        let has_lf = line.iter().fold(false, |found, byte| found | (*byte == b'\n'));
+        if is_plain && !has_lf {
             return None;
         }
         let window = packet.window();

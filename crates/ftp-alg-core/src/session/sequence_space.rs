@@ -66,7 +66,7 @@ impl SequenceSpace {
     }
 
     /// Records the window, the clock and the segment length of a packet from the sender.
-    #[inline]
+    #[inline(always)]
     pub fn observe(&mut self, packet: &Packet<'_>) {
         self.window = packet.window();
         if let Some((value, _)) = packet.timestamps() {

@@ -1,0 +1,237 @@
+//! Finds the session that a packet belongs to, or starts one.
+
+use std::{net::SocketAddr, time::Instant};
+
+use super::{
+    Effects, Engine, Entry, Key, PacketMeta, QueuedPacket, Verdict,
+    decide::{ACCEPT, Decision, PacketContext, trace_unread},
+    effects::SessionRef,
+    routes::{Origin, SOME_UNREAD},
+};
+use crate::{
+    packet::{Packet, flags},
+    session::{DropReason, Phase, Session, Side},
+};
+
+impl Engine {
+    /// Finds the session of a packet, or starts one, and sets its `context`. Returns the end that sent the packet; an
+    /// error with the decision if its session is not to inspect the packet now.
+    #[inline]
+    pub(super) fn find_session(
+        &mut self,
+        now: Instant,
+        queued: &QueuedPacket<'_>,
+        packet: &Packet<'_>,
+        context: &mut PacketContext,
+        effects: &mut Effects,
+    ) -> Result<Side, Decision> {
+        let (source, destination) = packet.endpoints();
+        let found = self.sessions.table.find(&Key::between(source, destination));
+        if let Some(index) = found
+            && let Some(Entry { session, control }) = self.sessions.table.get_mut(index)
+        {
+            let (from, meta) = (control.side_of(source), &queued.meta);
+            let is_usual = !packet.has(flags::SYN)
+                && control.is_settled()
+                && session.interfaces.are_settled(from, meta.input, meta.output);
+            if is_usual {
+                return self.enter_session(now, queued, packet, (index, from), context, effects);
+            }
+        }
+        self.find_unusual_session(now, queued, packet, found, context, effects)
+    }
+
+    /// As [`find_session`](Self::find_session), for a packet that may begin a session, wait for one, or come from
+    /// elsewhere. Its endpoints are those of the entry `found`.
+    #[inline(never)]
+    fn find_unusual_session(
+        &mut self,
+        now: Instant,
+        queued: &QueuedPacket<'_>,
+        packet: &Packet<'_>,
+        found: Option<u32>,
+        context: &mut PacketContext,
+        effects: &mut Effects,
+    ) -> Result<Side, Decision> {
+        let QueuedPacket { bytes, meta, .. } = queued;
+        let source = packet.endpoints().0;
+        if found.is_none() && packet.has(flags::RST) && packet.payload().is_empty() {
+            return Err(self.reopen_refused(now, queued, packet, effects));
+        }
+        let mut known = None;
+        if let Some(index) = found
+            && let Some(Entry { session, control }) = self.sessions.table.get_mut(index)
+        {
+            let from = control.side_of(source);
+            let is_settled = session.interfaces.are_settled(from, meta.input, meta.output);
+            let session = SessionRef { index, id: control.id };
+            let (is_busy, is_handed_over) = (control.is_busy(), control.fast_path().is_handed_over);
+            let is_certain = !packet.has(flags::SYN) && control.incarnation().is_none();
+            // A SYN may begin another connection, whose ends may be elsewhere.
+            let origin = match is_settled || is_busy || packet.has(flags::SYN) {
+                true => Origin::Sender,
+                false => self.find_origin(index, from, meta, effects),
+            };
+            match origin {
+                Origin::Sender => {}
+                Origin::Elsewhere => {
+                    self.report_elsewhere(index, SOME_UNREAD, effects);
+                    let has_payload = !packet.payload().is_empty();
+                    if has_payload && !self.accepts_from_elsewhere(index, from, packet, effects) {
+                        return Err(Decision::Verdict(Verdict::Drop(DropReason::Elsewhere)));
+                    }
+                    if from == Side::Server || !has_payload {
+                        let reason = "it arrived where no route to its sender leads";
+                        self.pass_unread(bytes, |unread| &mut unread.elsewhere, reason);
+                        (context.session, context.is_elsewhere) = (session, true);
+                        return Ok(from);
+                    }
+                }
+                Origin::Unknown(lookup) => {
+                    self.ask_for_route(queued, session, lookup, effects);
+                    return Err(Decision::AwaitKernel);
+                }
+            }
+            if is_busy {
+                context.session = session;
+                return Err(Decision::Park);
+            }
+            if is_handed_over {
+                self.sessions.take_back(index);
+            }
+            known = is_certain.then_some((index, from));
+        }
+        let known = known.or_else(|| {
+            let before =
+                found.and_then(|index| Some(self.sessions.table.get_mut(index)?.control.id));
+            let index = self.find_or_insert(now, packet, found, *meta, effects)?;
+            let control = &self.sessions.table.get_mut(index)?.control;
+            let (from, is_new) = (control.side_of(source), before != Some(control.id));
+            if is_new {
+                // It knows no interfaces, so there is no question.
+                self.find_origin(index, from, meta, effects);
+            }
+            Some((index, from))
+        });
+        let Some(known) = known else {
+            trace_unread(bytes, "no session for it");
+            return Err(ACCEPT);
+        };
+        self.enter_session(now, queued, packet, known, context, effects)
+    }
+
+    /// Sets the `context` of a packet of `from` to the session at `index`, unless it belongs to another connection or
+    /// must wait for packets before it.
+    #[inline(always)]
+    fn enter_session(
+        &mut self,
+        now: Instant,
+        queued: &QueuedPacket<'_>,
+        packet: &Packet<'_>,
+        (index, from): (u32, Side),
+        context: &mut PacketContext,
+        effects: &mut Effects,
+    ) -> Result<Side, Decision> {
+        let timestamp = self.sessions.epoch.timestamp(now);
+        let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else {
+            return Err(self.pass_without_entry(queued.bytes));
+        };
+        control.last_seen = timestamp;
+        if session.was_reset() && !packet.has(flags::SYN) {
+            let verdict = self.sessions.answer_reset_session(index, from, packet, effects);
+            return Err(Decision::Verdict(verdict));
+        }
+        let is_ungreeted =
+            session.dialogue().phase() == Phase::NotGreeted && control.incarnation().is_none();
+        if is_ungreeted && !packet.has(flags::SYN) && !session.is_in_window(from, packet) {
+            // The session started with a spoofed SYN-ACK; this packet belongs to another connection.
+            let reason = "it belongs to another connection on the endpoints of a session";
+            self.pass_unread(queued.bytes, |unread| &mut unread.other_connection, reason);
+            return Err(ACCEPT);
+        }
+        context.session = SessionRef { index, id: control.id };
+        if queued.meta.may_wait && session.may_reorder(from, packet) {
+            context.all_were_queued = session.needs_all_queued();
+            return Err(Decision::Reorder);
+        }
+        Ok(from)
+    }
+
+    /// Finds the entry of `packet` if that is not certain, or inserts one if the packet starts a session.
+    fn find_or_insert(
+        &mut self,
+        now: Instant,
+        packet: &Packet<'_>,
+        found: Option<u32>,
+        meta: PacketMeta,
+        effects: &mut Effects,
+    ) -> Option<u32> {
+        if let Some(index) = found
+            && !packet.has(flags::SYN)
+        {
+            return self.resolve_tuple_reuse(now, index, packet, effects);
+        }
+        let (source, destination) = (packet.source(), packet.destination());
+        if packet.has(flags::SYN | flags::ACK) {
+            let Some(index) = found else {
+                let session = Session::from_syn_ack(packet);
+                return self.insert_session(now, (destination, source), session, effects);
+            };
+            let Entry { session, control } = self.sessions.table.get_mut(index)?;
+            if session.is_syn_ack_retransmission(packet) {
+                return found;
+            }
+            // The session is known only by data in an earlier SYN.
+            let is_unknown =
+                session.dialogue().phase() == Phase::PickedUp && !session.is_adjusted();
+            if !(control.syn_had_data() && is_unknown) {
+                return self.handle_tuple_reuse(now, index, packet, meta.queues_all, effects);
+            }
+            self.sessions.forget(index);
+            let session = Session::with_unread_syn_data(packet);
+            return self.insert_session(now, (destination, source), session, effects);
+        }
+        if packet.payload().is_empty() {
+            self.counters.unread.no_session += u64::from(found.is_none());
+            return found;
+        }
+        if let Some(index) = found {
+            self.sessions.table.get_mut(index)?.control.set_syn_had_data(true);
+            return found;
+        }
+        // Picked up mid-stream. If the rules do not tell which end sent the packet, the port does, if at all. Conntrack
+        // is not asked, because an attacker could cause a lookup with each spoofed packet.
+        let Some(side) = meta.from.or_else(|| self.side_by_port(source, destination)) else {
+            self.counters.unread.no_session += 1;
+            return None;
+        };
+        let session = Session::picked_up(side, packet);
+        let index = match side {
+            Side::Client => self.insert_session(now, (source, destination), session, effects),
+            Side::Server => self.insert_session(now, (destination, source), session, effects),
+        }?;
+        self.sessions.table.get_mut(index)?.control.set_syn_had_data(packet.has(flags::SYN));
+        Some(index)
+    }
+
+    /// Starts a session between these endpoints, if admission allows it.
+    pub(super) fn insert_session(
+        &mut self,
+        now: Instant,
+        endpoints: (SocketAddr, SocketAddr),
+        session: Session,
+        effects: &mut Effects,
+    ) -> Option<u32> {
+        self.sessions.insert(&mut self.counters, now, endpoints, session, effects)
+    }
+
+    fn side_by_port(&self, source: SocketAddr, destination: SocketAddr) -> Option<Side> {
+        let is_control =
+            |endpoint: SocketAddr| self.sessions.policy.control_ports.contains(&endpoint.port());
+        match (is_control(destination), is_control(source)) {
+            (true, false) => Some(Side::Client),
+            (false, true) => Some(Side::Server),
+            _ => None,
+        }
+    }
+}
