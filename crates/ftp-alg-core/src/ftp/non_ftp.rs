@@ -12,15 +12,18 @@ const LONGEST_VERB: usize = 8;
 impl Command<'_> {
     /// Whether no FTP client sends this line; `first` is set for the client's first line.
     pub fn is_not_ftp(&self, first: bool) -> bool {
-        !is_verb(self.word)
+        self.verb == Verb::Unknown && !is_verb(self.word)
             || self.is_request_line(first)
             || first && self.verb == Verb::Unknown && is_target(self.argument)
     }
 
-    /// Whether the line is `METHOD target NAME/1.1`, as in HTTP, RTSP, SIP and ICAP: three words, the second of which
-    /// is a path, an asterisk or an address. A file name with one blank that ends in `HTTP/1.1` matches if it is
-    /// absolute. A user name has any form, unless its second word is a version of HTTP, because browsers speak that.
+    /// Whether the line is `METHOD target NAME/1.1` of a protocol whose requests look like that: three words, the second
+    /// of which is a path, an asterisk or an address. A file name with one blank that ends in `HTTP/1.1` matches if it
+    /// is absolute. The second word of a `USER` has any form.
     fn is_request_line(&self, first: bool) -> bool {
+        if self.argument.is_empty() {
+            return false;
+        }
         let mut words = self.argument.split(|byte| *byte == b' ');
         let (Some(target), Some(version), None) = (words.next(), words.next(), words.next()) else {
             return false;
@@ -28,9 +31,7 @@ impl Command<'_> {
         is_version(version)
             && match self.verb {
                 Verb::Login => first,
-                Verb::User => {
-                    version.get(..5).is_some_and(|name| name.eq_ignore_ascii_case(b"HTTP/"))
-                }
+                Verb::User => true,
                 _ => is_target(target),
             }
     }
@@ -53,16 +54,19 @@ fn is_verb(word: &[u8]) -> bool {
             && word.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'@') // P@SW
 }
 
-/// Whether `word` is a protocol version such as `HTTP/1.1`.
+/// The protocols whose request lines end with their name and version (RFC 9112, 7826, 3261, 3507). Names of folders and
+/// files may end in the same form, as in `/My Music/2020`.
+const PROTOCOLS: [&[u8]; 4] = [b"HTTP", b"RTSP", b"SIP", b"ICAP"];
+
+/// Whether `word` is the version of one of the [`PROTOCOLS`], such as `HTTP/1.1`.
 fn is_version(word: &[u8]) -> bool {
     let Some(slash) = word.iter().position(|byte| *byte == b'/') else { return false };
-    let (name, number) = word.split_at(slash);
+    let (name, number) = (&word[..slash], &word[slash + 1..]);
     let digits = |part: &[u8]| !part.is_empty() && part.iter().all(u8::is_ascii_digit);
-    let mut parts = number[1..].split(|byte| *byte == b'.');
-    let is_number = parts.next().is_some_and(digits) && parts.next().is_none_or(digits);
-    !name.is_empty()
-        && name.iter().all(u8::is_ascii_alphabetic)
-        && is_number
+    let mut parts = number.split(|byte| *byte == b'.');
+    PROTOCOLS.iter().any(|protocol| name.eq_ignore_ascii_case(protocol))
+        && parts.next().is_some_and(digits)
+        && parts.next().is_none_or(digits)
         && parts.next().is_none()
 }
 
@@ -117,6 +121,12 @@ mod tests {
             "PASS x: y HTTP/1.1",
             "RETR notes HTTP/1.1",
             "STOR a/b HTTP/1.1 notes",
+            "CWD /My Music/2020",
+            "STOR /Front Door/1",
+            "RNFR /Scan Job/0001",
+            "CWD C:/Program Files/7",
+            "DELE /Old Files/3.14",
+            "SIZE a:b c/1",
             "RETR /pub/x HTTP/1.1.txt",
             "SITE CHMOD 755 /x",
             "XSHA512 x",
