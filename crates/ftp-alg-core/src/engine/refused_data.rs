@@ -12,7 +12,7 @@ use super::{
     effects::SessionRef,
     route_answers::RouteLookup,
 };
-use crate::packet::Packet;
+use crate::packet::{Packet, Seq, flags};
 
 impl Engine {
     /// Opens a pinhole again if `packet`, an RST of no control connection, refuses its data connection. Windows sends a
@@ -28,7 +28,9 @@ impl Engine {
         let (target, initiator, meta) = (packet.source(), packet.destination().ip(), &queued.meta);
         let accept = Decision::Verdict(Verdict::Accept);
         let registry = self.sessions.pinholes.registry();
-        if meta.is_late || !registry.has_target(initiator, target) {
+        // RFC 9293 section 3.10.7.1. Other RSTs may leave the target's handshake as it is.
+        let answers_syn = packet.has(flags::RST | flags::ACK) && packet.seq() == Seq(0);
+        if meta.is_late || !answers_syn || !registry.has_target(initiator, target) {
             self.counters.unread.no_session += 1;
             trace_unread(queued.bytes, "no session for it");
             return accept;

@@ -21,13 +21,17 @@ impl Conversation {
 
     /// The client's RST to a SYN of the server, from this port, on this interface. Returns whether the pinhole is open.
     fn refuse(&mut self, port: u16, input: u32) -> bool {
+        self.reset(port, input, 0, Some(4711))
+    }
+
+    /// As [`refuse`](Self::refuse), with this sequence number, and this acknowledgement if there is one.
+    fn reset(&mut self, port: u16, input: u32, seq: u32, ack: Option<u32>) -> bool {
         let (IpAddr::V4(client), IpAddr::V4(server)) = (self.client.ip(), self.server.ip()) else {
             panic!()
         };
-        let packet = PacketBuilder::ipv4(client.octets(), server.octets(), 64)
-            .tcp(port, 20, 0, 0)
-            .ack(4711)
-            .rst();
+        let packet =
+            PacketBuilder::ipv4(client.octets(), server.octets(), 64).tcp(port, 20, seq, 0).rst();
+        let packet = ack.into_iter().fold(packet, |packet, ack| packet.ack(ack));
         let mut bytes = Vec::new();
         packet.write(&mut bytes, b"").unwrap();
         let meta = PacketMeta { input, output: WAN, ..PacketMeta::default() };
@@ -68,6 +72,17 @@ fn an_rst_that_the_target_did_not_send_opens_nothing() {
     assert!(!talk.refuse(3762, WAN), "from the initiator's side");
     assert_eq!(talk.gateway.engine.counters().unread.elsewhere, 1);
     assert!(talk.refuse(3762, 0), "of this machine");
+}
+
+/// A target whose handshake goes on answers a wrong acknowledgement with the number that it names (RFC 9293 section
+/// 3.10.7.3), so an initiator could have any number in it, but no ACK.
+#[test]
+fn an_rst_that_does_not_answer_a_syn_opens_nothing() {
+    let mut talk = Conversation::with_consumed_pinhole();
+    assert!(!talk.reset(3762, LAN, 0, None));
+    assert!(!talk.reset(3762, LAN, 4711, None));
+    assert!(!talk.reset(3762, LAN, 1, Some(4711)));
+    assert!(talk.refuse(3762, LAN));
 }
 
 #[test]
