@@ -131,20 +131,22 @@ pub(super) const fn is_control(byte: u8) -> bool {
 pub(super) fn has_control_bytes(line: &[u8]) -> bool {
     let text = line.strip_suffix(b"\n").unwrap_or(line);
     let text = text.strip_suffix(b"\r").unwrap_or(text);
-    // Lines are short: a lookup of every byte costs less than comparisons, or than stopping at the first.
-    text.iter().fold(false, |found, byte| found | CONTROL_BYTES[usize::from(*byte)])
+    // Without stopping at the first, because most lines have none.
+    let (words, rest) = text.as_chunks();
+    let in_words = |found, word: &[u8; 8]| found | has_control_byte(u64::from_ne_bytes(*word));
+    words.iter().fold(false, in_words) | rest.iter().any(|byte| is_control(*byte))
 }
 
-/// The bytes for which [`is_control`] holds.
-static CONTROL_BYTES: [bool; 256] = {
-    let mut table = [false; 256];
-    let mut byte = 0;
-    while byte < table.len() {
-        table[byte] = is_control(byte as u8);
-        byte += 1;
-    }
-    table
-};
+/// Whether one of the eight bytes of `word` is a [control byte](is_control).
+fn has_control_byte(word: u64) -> bool {
+    const ONES: u64 = u64::MAX / 0xff;
+    const HIGHEST_BITS: u64 = ONES << 7;
+    let has_zero = |word: u64| word.wrapping_sub(ONES) & !word & HIGHEST_BITS;
+    let has = |byte: u8| has_zero(word ^ (ONES * u64::from(byte)));
+    // The four highest bits are set.
+    let telnet = word & word << 1 & word << 2 & word << 3 & HIGHEST_BITS;
+    (has(0) | has(b'\r') | has(b'\n') | telnet) != 0
+}
 
 fn is_graphic(byte: Option<&u8>) -> bool {
     byte.is_some_and(u8::is_ascii_graphic)
@@ -164,6 +166,23 @@ fn is_unfinished(bytes: &[u8]) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn control_bytes_are_found_wherever_they_are() {
+        for length in 1..20 {
+            for at in 0..length {
+                for byte in 0..=255 {
+                    // The bytes before it may carry into it.
+                    for others in [b'x', 1, 0xef] {
+                        let mut line = vec![others; length];
+                        line[at] = byte;
+                        line.extend(b"x\r\n");
+                        assert_eq!(has_control_bytes(&line), is_control(byte), "{line:?}");
+                    }
+                }
+            }
+        }
+    }
 
     #[test]
     fn telnet_commands_are_skipped_and_positions_mapped() {

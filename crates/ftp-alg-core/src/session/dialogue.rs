@@ -216,7 +216,8 @@ impl Dialogue {
     /// Records how a server's line ends, before the line is read.
     pub fn record_server_line_end(&mut self, end: LineEnd, text: &Text<'_>) {
         let is_greeting = self.phase == Phase::NotGreeted;
-        let answers_login = is_login_reply(text)
+        let answers_login = end == LineEnd::Lf
+            && is_login_reply(text)
             && self.login == Login::None
             && self.replies == ReplyTracker::default()
             && self.has_pending_commands()
