@@ -21,6 +21,7 @@ mod event;
 mod fake;
 mod fast_path;
 mod handover;
+mod held_pinhole;
 mod index;
 mod kernel;
 mod listing;
