@@ -97,6 +97,14 @@ fn update_pinholes(
     let among = |open: &[OpenPinhole], Pinhole { initiator, arrival, .. }: &Pinhole| {
         open.iter().any(|open| (open.initiator, open.arrival) == (*initiator, *arrival))
     };
+    // A record may be older than the refusal of a data connection, after which the rules have its pinhole.
+    let in_rules: HashSet<_> =
+        open_before.iter().chain(&open_now).map(|open| (open.initiator, open.arrival)).collect();
+    for shard in &shared.shards {
+        let sessions = &mut lock(&shard.engine).sessions;
+        sessions
+            .record_rule_pinholes(|initiator, arrival| in_rules.contains(&(initiator, arrival)));
+    }
     let is_missing = |pinhole: &Pinhole| {
         among(open_before, pinhole)
             && !among(&open_now, pinhole)

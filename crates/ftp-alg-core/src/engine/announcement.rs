@@ -10,7 +10,8 @@ use super::{
     Action, AnnouncementDecision, EventKind, KernelError, Pinhole, Translation,
     connection::Connection,
     handover::FastPathPinhole,
-    pinholes::{Attempt, HeldPinhole, PortFormat},
+    held_pinhole::HeldPinhole,
+    pinholes::{Attempt, PortFormat},
     registry::OpenError,
 };
 use crate::{

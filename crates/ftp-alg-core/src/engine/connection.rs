@@ -7,7 +7,8 @@ use super::{
     Counters, Effects, EventKind, KernelError, Lookup, QueueMode, QueueModeChange,
     control::{Control, Timestamp},
     effects::{KernelRequest, Purpose, SessionRef, WaitingPacket},
-    pinholes::{HeldPinhole, PinholeTable},
+    held_pinhole::HeldPinhole,
+    pinholes::PinholeTable,
 };
 use crate::{
     policy::Policy,
@@ -225,12 +226,11 @@ impl Connection<'_> {
         }
     }
 
-    /// Closes the pinholes that the BPF program opened; it holds one for each connection at a time.
+    /// Closes the pinholes that the BPF program has; it holds one for each connection at a time.
     pub(super) fn close_fast_path_pinholes(&mut self, reason: &'static str) {
-        let fast_path_position =
-            |control: &Control| control.pinholes().iter().position(HeldPinhole::is_fast_path);
-        while let Some(held) =
-            fast_path_position(self.control).and_then(|at| self.control.remove_pinhole(at))
+        while let Some(at) =
+            self.control.pinholes().iter().position(|held| self.pinholes.has_fast_path(held))
+            && let Some(held) = self.control.remove_pinhole(at)
         {
             if !held.in_use {
                 self.push_event(EventKind::PinholeClosed(held.pinhole, reason));

@@ -10,7 +10,7 @@ use std::{
 };
 
 use super::{
-    Event, EventKind, QueueMode, Translation, handover::FastPathProgress, pinholes::HeldPinhole,
+    Event, EventKind, QueueMode, Translation, handover::FastPathProgress, held_pinhole::HeldPinhole,
 };
 use crate::{
     packet::Endpoint,

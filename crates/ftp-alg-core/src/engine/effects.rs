@@ -150,8 +150,14 @@ pub struct Opening {
 pub struct Renewal {
     /// The pinhole, as it was opened.
     pub opening: Opening,
-    /// Its identity in the BPF program, if that opened it.
+    /// Its identity in the BPF program, if that has it, as the registry knows when it is renewed.
     pub fast_path: Option<FastPathPinhole>,
+}
+
+impl Renewal {
+    pub(super) fn new(opening: Opening) -> Self {
+        Self { opening, fast_path: None }
+    }
 }
 
 /// A request to change the queue mode of a control connection.

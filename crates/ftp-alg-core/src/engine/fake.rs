@@ -4,7 +4,7 @@ use std::net::{IpAddr, SocketAddr};
 
 use super::{
     FastPathPinhole, FastPathPinholeClosing, FlowChange, Kernel, KernelError, Opening, Pinhole,
-    QueueMode, RouteLookup, Translation,
+    QueueMode, Renewal, RouteLookup, Translation,
 };
 
 /// See the module.
@@ -24,6 +24,8 @@ pub struct FakeKernel {
     pub open: Vec<Pinhole>,
     /// The number of pinholes that were ever opened.
     pub opened: usize,
+    /// The renewals.
+    pub renewals: Vec<Renewal>,
     /// The injected packets.
     pub injected: Vec<Vec<u8>>,
     /// The last queue mode that was set.
@@ -71,6 +73,11 @@ impl Kernel for FakeKernel {
         self.opened += openings.len();
         outcomes.extend(openings.iter().map(|_| Ok(())));
         Ok(())
+    }
+
+    fn renew_pinholes(&mut self, renewals: &[Renewal]) -> Vec<KernelError> {
+        self.renewals.extend(renewals);
+        Vec::new()
     }
 
     fn set_queue_mode(&mut self, _: &Translation, mode: QueueMode) -> Result<(), KernelError> {

@@ -19,6 +19,7 @@ use super::{
     handover::{
         FastPathLine, FastPathPinhole, FlowChange, Handover, LoginStage, SequenceOffset, Withdrawal,
     },
+    held_pinhole::HeldPinhole,
     memory::should_count_memory,
     table::Key,
 };
@@ -98,7 +99,7 @@ impl Engine {
         if let Some(opening_line) = line.consumed_pinhole {
             let consumed = Some(FastPathPinhole { flow: line.flow, line: opening_line });
             let held = control.pinholes_mut().into_iter().flatten();
-            held.filter(|held| held.fast_path_id() == consumed)
+            held.filter(|held| self.sessions.pinholes.fast_path_id(held) == consumed)
                 .for_each(|held| held.is_consumed = true);
         }
         let mut connection = Connection {
@@ -219,7 +220,9 @@ impl Sessions {
             return;
         }
         // A pinhole of the rules that waits for its transfer.
-        if control.pinholes().iter().any(|held| !held.is_fast_path() && !held.in_use) {
+        let waits_in_rules =
+            |held: &HeldPinhole| !held.in_use && !self.pinholes.has_fast_path(held);
+        if control.pinholes().iter().any(waits_in_rules) {
             return;
         }
         let is_ungreeted = session.dialogue().phase() == Phase::NotGreeted;
@@ -352,7 +355,17 @@ impl Sessions {
     /// The held pinholes that the BPF program opened.
     pub fn fast_path_pinholes(&self) -> impl Iterator<Item = FastPathPinhole> {
         let held = self.table.iter().flat_map(|entry| entry.control.pinholes());
-        held.filter_map(super::pinholes::HeldPinhole::fast_path_id)
+        held.filter_map(|held| self.pinholes.fast_path_id(held))
+    }
+
+    /// Records that the rules have the pinholes for which `are_in_rules` is true. The record of a session may say that
+    /// the BPF program has one, if that opened again after the data connection was refused.
+    pub fn record_rule_pinholes(&mut self, are_in_rules: impl Fn(IpAddr, SocketAddr) -> bool) {
+        for Entry { control, .. } in self.table.iter_mut() {
+            let held = control.pinholes_mut().into_iter().flatten();
+            held.filter(|held| are_in_rules(held.pinhole.initiator, held.pinhole.arrival))
+                .for_each(|held| _ = self.pinholes.move_to_rules(held));
+        }
     }
 
     /// Moves the BPF program's pinholes to the rules. Returns those that are still unused.
@@ -371,7 +384,7 @@ impl Sessions {
     /// The held pinholes of the rules.
     pub fn rule_pinholes(&self) -> impl Iterator<Item = Pinhole> {
         let held = self.table.iter().flat_map(|entry| entry.control.pinholes());
-        held.filter(|held| !held.is_fast_path()).map(|held| held.pinhole)
+        held.filter(|held| !self.pinholes.has_fast_path(held)).map(|held| held.pinhole)
     }
 
     /// Numbers of the sessions on the fast path.

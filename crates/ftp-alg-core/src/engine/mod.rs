@@ -22,6 +22,7 @@ mod fake;
 mod fast_path;
 mod find_session;
 mod handover;
+mod held_pinhole;
 mod index;
 mod kernel;
 mod listing;

@@ -11,12 +11,12 @@ use std::{
 };
 
 use ahash::RandomState;
-use serde::{Deserialize, Serialize};
 
 use super::{
-    Opening, Pinhole, Renewal, Translation,
+    Opening, Pinhole, Translation,
     deadlines::Deadlines,
     handover::FastPathPinhole,
+    held_pinhole::{HeldPinhole, PinholeRecord},
     registry::{
         OpenError, PinholeClosing, PinholeRegistry, RegistryEntry, RegistryState, Reopening,
         client_key, max_unused,
@@ -26,43 +26,6 @@ use crate::{
     ftp::{AnnouncementKind, Padding},
     policy::Policy,
 };
-
-/// A pinhole that a session holds.
-#[derive(Clone, Debug)]
-pub struct HeldPinhole {
-    /// The pinhole.
-    pub pinhole: Pinhole,
-    /// The kind of announcement that opened it.
-    pub kind: AnnouncementKind,
-    /// When it expires if it is not used.
-    pub deadline: Instant,
-    /// After this it is not renewed any more.
-    last_renewal: Instant,
-    /// Whether the server has answered the announcement; a server's own announcement counts as answered.
-    pub answered: bool,
-    /// Whether a transfer uses it.
-    pub in_use: bool,
-    /// The client it counts for, see [`client_key`].
-    client: IpAddr,
-    /// Distinguishes it from others with the same endpoints.
-    serial: u64,
-    /// Identity in the BPF program, if that opened it; the rules do not know it then.
-    fast_path: Option<FastPathPinhole>,
-    /// Whether the BPF program no longer has it.
-    pub is_consumed: bool,
-}
-
-/// A [`HeldPinhole`] in a record.
-#[derive(Serialize, Deserialize)]
-pub struct PinholeRecord {
-    pinhole: Pinhole,
-    kind: AnnouncementKind,
-    /// Milliseconds since the records' epoch.
-    pub deadline: u64,
-    answered: bool,
-    in_use: bool,
-    fast_path: Option<FastPathPinhole>,
-}
 
 /// A pinhole that is being opened, with its external port reserved.
 #[derive(Debug)]
@@ -141,12 +104,6 @@ const FITTING_TRIES: usize = 4;
 /// Number of random draws to find ports of the right length. Of the ports below 10000, which have one digit less, one
 /// in fifty takes four characters in a `PORT`.
 const FITTING_DRAWS: usize = 256;
-
-/// How long before its deadline a pinhole is renewed. The kernel must do it before it expires, and the host looks once a
-/// second.
-const RENEWAL_LEAD: Duration = Duration::from_secs(3);
-/// How long a pinhole may be renewed: some servers recall files from tapes.
-const RENEWAL_LIMIT: Duration = Duration::from_secs(600);
 
 /// Limit of consumed pinholes that wait to be closed together with an opening.
 const MAX_CONSUMED: usize = 32;
@@ -299,12 +256,30 @@ impl PinholeTable {
         is_granted
     }
 
+    /// The identity of `held` in the BPF program, if that has it and not the rules.
+    pub fn fast_path_id(&self, held: &HeldPinhole) -> Option<FastPathPinhole> {
+        held.fast_path.filter(|_| !self.registry.lock().is_in_rules(&held.pinhole, held.serial))
+    }
+
+    /// Whether the BPF program has `held`, not the rules.
+    pub fn has_fast_path(&self, held: &HeldPinhole) -> bool {
+        self.fast_path_id(held).is_some()
+    }
+
+    /// The record of `held`, with this deadline.
+    pub fn record(&self, held: &HeldPinhole, deadline: u64) -> PinholeRecord {
+        let HeldPinhole { pinhole, kind, answered, in_use, .. } = *held;
+        let fast_path = self.fast_path_id(held);
+        PinholeRecord { pinhole, kind, deadline, answered, in_use, fast_path }
+    }
+
     /// Moves `held` from the BPF program to the rules. Returns whether the program had it.
     pub fn move_to_rules(&mut self, held: &mut HeldPinhole) -> bool {
-        let Some(fast_path) = held.fast_path.take() else { return false };
+        let Some(fast_path) = self.fast_path_id(held) else { return false };
         self.fast_path_closings
             .push(FastPathPinholeClosing { pinhole: held.pinhole, id: fast_path });
         self.registry.lock().move_to_rules(held.pinhole, held.serial);
+        held.fast_path = None;
         true
     }
 
@@ -351,8 +326,8 @@ impl PinholeTable {
             None => state.insert(pinhole, (client, in_use), reopening).0,
         };
         drop(state);
-        let new = HeldPinhole::new(pinhole, kind, deadline, (client, serial), fast_path);
-        let held = HeldPinhole { answered, in_use, ..new };
+        let mut held = HeldPinhole::new(pinhole, kind, deadline, (client, serial), fast_path);
+        (held.answered, held.in_use) = (answered, in_use);
         self.deadlines.add(held.renewal_due(), owner);
         held
     }
@@ -483,7 +458,10 @@ fn settle(
     fast_path_closings: &mut Vec<FastPathPinholeClosing>,
 ) {
     for held in to_close.drain(..) {
-        if let Some(fast_path) = held.fast_path.filter(|_| !held.is_consumed) {
+        let of_program = held.fast_path.filter(|_| !held.is_consumed);
+        if let Some(fast_path) =
+            of_program.filter(|_| !state.is_in_rules(&held.pinhole, held.serial))
+        {
             fast_path_closings
                 .push(FastPathPinholeClosing { pinhole: held.pinhole, id: fast_path });
         }
@@ -527,69 +505,6 @@ fn reserve(
         return Ok(());
     }
     Err(OpenError::NoPort)
-}
-
-impl HeldPinhole {
-    fn new(
-        pinhole: Pinhole,
-        kind: AnnouncementKind,
-        deadline: Instant,
-        (client, serial): (IpAddr, u64),
-        fast_path: Option<FastPathPinhole>,
-    ) -> Self {
-        let (answered, in_use, is_consumed) = (!kind.is_active(), false, false);
-        let last_renewal = deadline + RENEWAL_LIMIT;
-        Self {
-            pinhole,
-            kind,
-            deadline,
-            last_renewal,
-            answered,
-            in_use,
-            client,
-            serial,
-            fast_path,
-            is_consumed,
-        }
-    }
-
-    /// The request to renew it, on behalf of this control connection.
-    pub fn renewal(&self, control: &Translation, lifetime: Duration) -> Renewal {
-        let from_client = !self.kind.is_active();
-        let opening = Opening { pinhole: self.pinhole, control: *control, from_client, lifetime };
-        Renewal { opening, fast_path: self.fast_path.filter(|_| !self.is_consumed) }
-    }
-
-    /// Whether it is to be renewed `now`, if it is waited for.
-    pub fn is_renewable(&self, now: Instant) -> bool {
-        self.deadline > now && now + RENEWAL_LEAD >= self.deadline && now < self.last_renewal
-    }
-
-    /// When it would be renewed, shortly before its deadline.
-    fn renewal_due(&self) -> Instant {
-        self.deadline.checked_sub(RENEWAL_LEAD).unwrap_or(self.deadline)
-    }
-
-    /// When it must be looked at after `now`.
-    fn next_due(&self, now: Instant) -> Instant {
-        Some(self.renewal_due()).filter(|at| *at > now).unwrap_or(self.deadline)
-    }
-
-    /// Whether the BPF program opened it.
-    pub fn is_fast_path(&self) -> bool {
-        self.fast_path.is_some()
-    }
-
-    /// Its identity in the BPF program.
-    pub fn fast_path_id(&self) -> Option<FastPathPinhole> {
-        self.fast_path
-    }
-
-    /// The pinhole as a record, with this deadline.
-    pub fn to_record(&self, deadline: u64) -> PinholeRecord {
-        let Self { pinhole, kind, answered, in_use, fast_path, .. } = *self;
-        PinholeRecord { pinhole, kind, deadline, answered, in_use, fast_path }
-    }
 }
 
 #[cfg(test)]

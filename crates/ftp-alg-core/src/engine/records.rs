@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Control, Counters, Effects, Entry, Epoch, Lookup, Opening, Pinhole, PinholeRegistry, Sessions,
-    Translation, handover::FastPathProgress, pinholes::PinholeRecord,
+    Translation, handover::FastPathProgress, held_pinhole::PinholeRecord, pinholes::PinholeTable,
 };
 use crate::session::{Phase, Session};
 
@@ -112,6 +112,7 @@ fn millis_since(epoch: Instant, at: Instant) -> u64 {
 
 fn write_session(
     Entry { session, control }: &Entry,
+    table: &PinholeTable,
     own: Epoch,
     epoch: Instant,
     buffer: &mut Vec<u8>,
@@ -127,7 +128,7 @@ fn write_session(
         pinholes: control
             .pinholes()
             .iter()
-            .map(|held| held.to_record(millis_since(epoch, held.deadline)))
+            .map(|held| table.record(held, millis_since(epoch, held.deadline)))
             .collect(),
         syn_had_data: control.syn_had_data(),
         fast_path: control.fast_path(),
@@ -190,7 +191,7 @@ impl Sessions {
         for index in changed.drain(..) {
             let Some(entry) = self.table.get_mut(index) else { continue };
             if std::mem::take(&mut entry.control.changed) {
-                write_session(entry, self.epoch, *epoch, buffer)?;
+                write_session(entry, &self.pinholes, self.epoch, *epoch, buffer)?;
                 each(buffer);
             }
         }
@@ -202,7 +203,13 @@ impl Sessions {
     pub fn write_all_records(&mut self, mut each: impl FnMut(&[u8])) -> Result<(), RecordError> {
         let Some(changes) = &self.unwritten else { return Ok(()) };
         for entry in self.table.iter_mut() {
-            write_session(entry, self.epoch, changes.epoch, &mut self.record_buffer)?;
+            write_session(
+                entry,
+                &self.pinholes,
+                self.epoch,
+                changes.epoch,
+                &mut self.record_buffer,
+            )?;
             each(&self.record_buffer);
         }
         Ok(())
@@ -303,7 +310,7 @@ impl Sessions {
             let missing = control
                 .pinholes()
                 .iter()
-                .filter(|p| !p.in_use && !p.is_fast_path() && is_missing(&p.pinhole));
+                .filter(|p| !p.in_use && !self.pinholes.has_fast_path(p) && is_missing(&p.pinhole));
             missing
                 .filter_map(move |held| {
                     let lifetime = held.deadline.saturating_duration_since(now);

@@ -75,7 +75,7 @@ pub(super) struct RegistryEntry {
     pub(super) pinhole: Pinhole,
     serial: u64,
     is_released: bool,
-    /// Identity in the BPF program, if that opened it; the rules do not know it then.
+    /// Identity in the BPF program, if that has it; the rules do not know it then.
     pub(super) fast_path: Option<FastPathPinhole>,
     /// `None` if it never opens again.
     reopening: Option<Reopening>,
@@ -170,8 +170,9 @@ impl PinholeRegistry {
     ) -> R {
         let _updating = lock(&self.0.updating);
         let mut state = self.lock();
-        renewals.retain(|Renewal { opening: Opening { pinhole, lifetime, .. }, .. }| {
+        renewals.retain_mut(|Renewal { opening: Opening { pinhole, lifetime, .. }, fast_path }| {
             let Some(entry) = state.held_entry(pinhole) else { return false };
+            *fast_path = entry.fast_path;
             if let Some(reopening) = &mut entry.reopening {
                 reopening.deadline = now + *lifetime;
             }
@@ -181,7 +182,8 @@ impl PinholeRegistry {
         renew(renewals)
     }
 
-    /// Calls `reopen` with those of `refused` that are still held. No other thread updates pinholes meanwhile.
+    /// Calls `reopen` with those of `refused` that are still held. From then on the rules have them, also if the BPF
+    /// program opened them. No other thread updates pinholes meanwhile.
     pub fn reopen_in_kernel<R>(
         &self,
         refused: impl Iterator<Item = Opening>,
@@ -189,14 +191,16 @@ impl PinholeRegistry {
     ) -> R {
         let _updating = lock(&self.0.updating);
         let mut state = self.lock();
-        let held = |opening: &Opening| state.held_entry(&opening.pinhole).is_some();
-        let due: Vec<_> = refused.filter(held).collect();
+        let mut move_to_rules = |opening: &Opening| {
+            state.held_entry(&opening.pinhole).map(|entry| entry.fast_path = None).is_some()
+        };
+        let due: Vec<_> = refused.filter(|opening| move_to_rules(opening)).collect();
         drop(state);
         reopen(&due)
     }
 
     /// The pinhole between `initiator` and `target` whose data connection was refused, to be opened again for the rest
-    /// of its time. The rules have it from then on, also if the BPF program opened it.
+    /// of its time.
     pub(super) fn take_refused(
         &self,
         initiator: IpAddr,
@@ -212,7 +216,6 @@ impl PinholeRegistry {
             return None;
         }
         *left = left.checked_sub(1)?;
-        entry.fast_path = None;
         let (pinhole, control, from_client) = (entry.pinhole, *control, *from_client);
         Some(Opening { pinhole, control, from_client, lifetime })
     }
@@ -349,6 +352,12 @@ impl RegistryState {
             });
         }
         serial
+    }
+
+    /// Whether the rules have the pinhole with `serial`, not the BPF program.
+    pub(super) fn is_in_rules(&self, pinhole: &Pinhole, serial: u64) -> bool {
+        let entry = self.entries.get(&(pinhole.initiator, pinhole.arrival));
+        entry.is_some_and(|entry| entry.serial == serial && entry.fast_path.is_none())
     }
 
     /// Moves the pinhole with `serial` from the BPF program to the rules.

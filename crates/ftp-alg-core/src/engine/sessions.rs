@@ -7,11 +7,12 @@ use std::{
 };
 
 use super::{
-    Effects, Entry, Epoch, EventKind,
+    Effects, Entry, Epoch, EventKind, Renewal,
     client_shares::ClientShares,
     handover::{FlowChange, FlowChanges},
+    held_pinhole::HeldPinhole,
     memory::MemoryBudget,
-    pinholes::{HeldPinhole, PinholeTable},
+    pinholes::PinholeTable,
     records::UnwrittenChanges,
     route_answers::RouteAnswers,
     table::{Key, Table},
@@ -174,7 +175,7 @@ impl Sessions {
             for held in held.filter(|held| held.is_renewable(now)) {
                 held.deadline = now + lifetime;
                 has_renewed = true;
-                effects.renewals.push(held.renewal(&translation, lifetime));
+                effects.renewals.push(Renewal::new(held.opening(&translation, lifetime)));
             }
         }
         let is_over = |held: &HeldPinhole| !held.in_use && held.deadline <= now;

@@ -1,0 +1,103 @@
+//! A pinhole that a session holds: its deadline and renewals, and its form in a record.
+//!
+//! Which part of the kernel has it, the [registry](super::registry) knows: that can change without its session.
+
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+
+use super::{Opening, Pinhole, Translation, handover::FastPathPinhole};
+use crate::ftp::AnnouncementKind;
+
+/// How long before its deadline a pinhole is renewed. The kernel must do it before it expires, and the host looks once a
+/// second.
+const RENEWAL_LEAD: Duration = Duration::from_secs(3);
+/// How long a pinhole may be renewed: some servers recall files from tapes.
+const RENEWAL_LIMIT: Duration = Duration::from_secs(600);
+
+/// A pinhole that a session holds.
+#[derive(Clone, Debug)]
+pub struct HeldPinhole {
+    /// The pinhole.
+    pub pinhole: Pinhole,
+    /// The kind of announcement that opened it.
+    pub kind: AnnouncementKind,
+    /// When it expires if it is not used.
+    pub deadline: Instant,
+    /// After this it is not renewed any more.
+    last_renewal: Instant,
+    /// Whether the server has answered the announcement; a server's own announcement counts as answered.
+    pub answered: bool,
+    /// Whether a transfer uses it.
+    pub in_use: bool,
+    /// The client it counts for, see [`client_key`](super::registry::client_key).
+    pub(super) client: IpAddr,
+    /// Distinguishes it from others with the same endpoints.
+    pub(super) serial: u64,
+    /// Identity in the BPF program, if that opened it. The rules may have it since, as the registry knows.
+    pub(super) fast_path: Option<FastPathPinhole>,
+    /// Whether the BPF program no longer has it.
+    pub is_consumed: bool,
+}
+
+/// A [`HeldPinhole`] in a record.
+#[derive(Serialize, Deserialize)]
+pub struct PinholeRecord {
+    pub(super) pinhole: Pinhole,
+    pub(super) kind: AnnouncementKind,
+    /// Milliseconds since the records' epoch.
+    pub deadline: u64,
+    pub(super) answered: bool,
+    pub(super) in_use: bool,
+    /// Identity in the BPF program, if that has it and not the rules.
+    pub(super) fast_path: Option<FastPathPinhole>,
+}
+
+impl HeldPinhole {
+    pub(super) fn new(
+        pinhole: Pinhole,
+        kind: AnnouncementKind,
+        deadline: Instant,
+        (client, serial): (IpAddr, u64),
+        fast_path: Option<FastPathPinhole>,
+    ) -> Self {
+        let (answered, in_use, is_consumed) = (!kind.is_active(), false, false);
+        let last_renewal = deadline + RENEWAL_LIMIT;
+        Self {
+            pinhole,
+            kind,
+            deadline,
+            last_renewal,
+            answered,
+            in_use,
+            client,
+            serial,
+            fast_path,
+            is_consumed,
+        }
+    }
+
+    /// The request to open it or to renew it, on behalf of this control connection.
+    pub fn opening(&self, control: &Translation, lifetime: Duration) -> Opening {
+        let (pinhole, from_client) = (self.pinhole, !self.kind.is_active());
+        Opening { pinhole, control: *control, from_client, lifetime }
+    }
+
+    /// Whether it is to be renewed `now`, if it is waited for.
+    pub fn is_renewable(&self, now: Instant) -> bool {
+        self.deadline > now && now + RENEWAL_LEAD >= self.deadline && now < self.last_renewal
+    }
+
+    /// When it would be renewed, shortly before its deadline.
+    pub(super) fn renewal_due(&self) -> Instant {
+        self.deadline.checked_sub(RENEWAL_LEAD).unwrap_or(self.deadline)
+    }
+
+    /// When it must be looked at after `now`.
+    pub(super) fn next_due(&self, now: Instant) -> Instant {
+        Some(self.renewal_due()).filter(|at| *at > now).unwrap_or(self.deadline)
+    }
+}
