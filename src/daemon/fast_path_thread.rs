@@ -2,7 +2,8 @@
 
 use std::{
     collections::HashSet,
-    io,
+    convert::Infallible,
+    io, iter,
     net::{IpAddr, SocketAddr},
     sync::{
         Arc,
@@ -12,10 +13,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::{engine::FastPathPinhole, policy::Policy};
+use ftp_alg_core::{
+    engine::{FastPathPinhole, Opening},
+    policy::Policy,
+};
 
 use super::{
-    ServiceError, fast_path_lines::FastPathReader, host, shard::lock, shared_state::SharedState,
+    ServiceError,
+    fast_path_lines::FastPathReader,
+    host,
+    shard::{Shard, lock},
+    shared_state::SharedState,
 };
 use crate::gateway::{
     Backend, GatewayError, LinuxKernel, RuleParameters, consumed_pinholes,
@@ -40,7 +48,7 @@ impl FastPathReader {
                 let mut engine = lock(&shared.shards[shard].engine);
                 has_read |= !lock(&self.unread_lines[shard]).is_empty();
                 // Includes the records of lines that another thread had it read, and has not written yet.
-                engine.read_fast_path_lines(std::iter::empty(), effects);
+                engine.read_fast_path_lines(iter::empty(), effects);
                 self.feed_engine(shard, &mut engine, effects);
             }
         });
@@ -61,8 +69,11 @@ impl FastPathReader {
             self.flows.restore_translations()?;
         }
         self.resynchronise(true, shared, kernel)?;
-        if lacks_translations || !self.flows.program().was_taken_over() {
-            reopen_program_pinholes(parameters, shared, kernel)?;
+        if !self.flows.program().was_taken_over() {
+            return Ok(reopen_program_pinholes(parameters, shared, kernel)?);
+        }
+        if lacks_translations {
+            move_pinholes_to_rules(None, shared, kernel);
         }
         Ok(())
     }
@@ -77,25 +88,13 @@ impl FastPathReader {
     pub(super) fn turn_off(
         &self,
         why: String,
-        parameters: &RuleParameters,
         shared: &SharedState,
         kernel: &mut LinuxKernel,
     ) -> Result<(), ServiceError> {
         let _ = self.off_reason.set(why);
         self.resynchronise(false, shared, kernel)?;
-        self.move_pinholes_to_rules(parameters, shared, kernel)?;
+        move_pinholes_to_rules(None, shared, kernel);
         Ok(self.flows.program().remove()?)
-    }
-
-    /// Closes the program's pinholes, and opens them in the table. No connection may be handed over.
-    fn move_pinholes_to_rules(
-        &self,
-        parameters: &RuleParameters,
-        shared: &SharedState,
-        kernel: &mut LinuxKernel,
-    ) -> Result<(), ServiceError> {
-        self.flows.program().retain_pinholes(|_, _, flow, _| flow == 0)?;
-        Ok(reopen_program_pinholes(parameters, shared, kernel)?)
     }
 
     /// Takes all connections back, and closes pinholes of the program that no session holds. From then on the engines
@@ -145,13 +144,19 @@ impl FastPathReader {
         if let Err(error) = self.flows.restore_translations() {
             shared.report_error(&error);
         }
-        self.take_back_all(shared, kernel);
+        self.take_back(None, shared, kernel);
     }
 
-    /// Takes all connections back, and has the engines read all lines.
-    pub(super) fn take_back_all(&self, shared: &SharedState, kernel: &mut LinuxKernel) {
+    /// Takes all connections back, or those with an end at one of these `interfaces`, and has the engines read all
+    /// lines.
+    pub(super) fn take_back(
+        &self,
+        interfaces: Option<&[u32]>,
+        shared: &SharedState,
+        kernel: &mut LinuxKernel,
+    ) {
         for shard in &shared.shards {
-            lock(&shard.engine).sessions.take_all_back();
+            lock(&shard.engine).sessions.take_back_at(interfaces);
         }
         self.read_lines(shared, kernel);
         // The lines that the program inspected before it got the change.
@@ -164,7 +169,7 @@ impl FastPathReader {
         for shard in &shared.shards {
             lock(&shard.engine).sessions.set_uses_fast_path(false);
         }
-        self.take_back_all(shared, kernel);
+        self.take_back(None, shared, kernel);
     }
 
     /// Removes the program. Called when no connection needs it.
@@ -178,7 +183,6 @@ impl FastPathReader {
     pub(super) fn run(
         &self,
         end: &AtomicBool,
-        parameters: &RuleParameters,
         shared: &SharedState,
         kernel: &mut LinuxKernel,
     ) -> Result<(), ServiceError> {
@@ -186,13 +190,13 @@ impl FastPathReader {
         while !end.load(Ordering::Acquire) {
             if let Some(why) = self.leave_reason.get() {
                 log_off(why);
-                return self.turn_off(why.clone(), parameters, shared, kernel);
+                return self.turn_off(why.clone(), shared, kernel);
             }
             let has_read = self.read_lines(shared, kernel);
             pause = if has_read { MIN_PAUSE } else { (pause * 2).min(MAX_PAUSE) };
             let now = Instant::now();
             if now >= next_update {
-                self.update_program(parameters, shared, kernel);
+                self.update_program(shared, kernel);
                 next_update = now + UPDATE_INTERVAL;
             }
             if let Err(error) = self.ring_waiter.wait(pause) {
@@ -205,14 +209,9 @@ impl FastPathReader {
 
     /// Attaches the program to new interfaces while it has connections, has the engines know the others, and bars the
     /// ports at which no pinhole may be opened.
-    pub(super) fn update_program(
-        &self,
-        parameters: &RuleParameters,
-        shared: &SharedState,
-        kernel: &mut LinuxKernel,
-    ) {
+    pub(super) fn update_program(&self, shared: &SharedState, kernel: &mut LinuxKernel) {
         match self.flows.program().update_attachments(Instant::now()) {
-            Ok(others) => self.set_other_interfaces(others, parameters, shared, kernel),
+            Ok(others) => self.set_other_interfaces(others, shared, kernel),
             Err(error) => shared.report_error(&error),
         }
         if let Some(Failures { count, last }) = self.flows.take_failures() {
@@ -224,26 +223,22 @@ impl FastPathReader {
         self.bar_ports(shared, None);
     }
 
-    /// Has the engines hand over no connection of these interfaces. If one of them had the program before, the
-    /// program's connections are taken back, and its pinholes move to the rules: it may not see their SYNs in time.
+    /// Has the engines hand over no connection of these interfaces. The connections of those that had the program before
+    /// are taken back, and their pinholes move to the rules: the program may not see their SYNs in time.
     fn set_other_interfaces(
         &self,
         others: OtherInterfaces,
-        parameters: &RuleParameters,
         shared: &SharedState,
         kernel: &mut LinuxKernel,
     ) {
-        let OtherInterfaces { indices, has_ineligible, .. } = others;
+        let OtherInterfaces { indices, ineligible, .. } = others;
         let indices: Arc<[u32]> = indices.into();
         for shard in &shared.shards {
             lock(&shard.engine).sessions.set_inline_interfaces(Arc::clone(&indices));
         }
-        if !has_ineligible {
-            return;
-        }
-        self.take_back_all(shared, kernel);
-        if let Err(error) = self.move_pinholes_to_rules(parameters, shared, kernel) {
-            shared.report_error(&error);
+        if !ineligible.is_empty() {
+            self.take_back(Some(&ineligible), shared, kernel);
+            move_pinholes_to_rules(Some(&ineligible), shared, kernel);
         }
     }
 
@@ -265,20 +260,57 @@ pub(super) fn log_off(why: &str) {
     tracing::info!(event = "fast_path_off", reason = why, "fast path off: {why}");
 }
 
-/// Opens in the table the unused pinholes of a program that is gone, or that lost its translations.
+/// Moves the pinholes that the program has open to the rules, of all connections or of those with an end at one of these
+/// `interfaces`. Those connections must not be handed over.
+fn move_pinholes_to_rules(
+    interfaces: Option<&[u32]>,
+    shared: &SharedState,
+    kernel: &mut LinuxKernel,
+) {
+    let Some(first) = shared.shards.first() else { return };
+    let registry = lock(&first.engine).sessions.registry().clone();
+    // While this lock is held, no other thread closes a pinhole that the rules do not have yet.
+    let Ok(()) = registry.update_kernel(iter::empty(), |_| {
+        let moved = assign_pinholes_to_rules(interfaces, shared);
+        let mut errors = Vec::new();
+        kernel.move_pinholes_to_rules(&moved, &mut errors);
+        errors.iter().for_each(|error| shared.report_error(error));
+        Ok::<_, Infallible>(())
+    });
+    write_records(shared, kernel);
+}
+
+/// Has the engines regard the program's pinholes as pinholes of the rules. Returns those that may be open.
+fn assign_pinholes_to_rules(
+    interfaces: Option<&[u32]>,
+    shared: &SharedState,
+) -> Vec<(FastPathPinhole, Opening)> {
+    let now = Instant::now();
+    let of_shard =
+        |shard: &Shard| lock(&shard.engine).sessions.move_pinholes_to_rules(now, interfaces);
+    shared.shards.iter().flat_map(of_shard).collect()
+}
+
+/// Writes the records of sessions that have changed.
+fn write_records(shared: &SharedState, kernel: &mut LinuxKernel) {
+    host::carry_out_effects(shared, kernel, |_, all| {
+        for (shard, effects) in shared.shards.iter().zip(all) {
+            lock(&shard.engine).read_fast_path_lines(iter::empty(), effects);
+        }
+    });
+}
+
+/// Opens in the table the unused pinholes of a program that is gone.
 pub(super) fn reopen_program_pinholes(
     parameters: &RuleParameters,
     shared: &SharedState,
     kernel: &mut LinuxKernel,
 ) -> Result<(), GatewayError> {
-    let mut left = Vec::new();
-    host::carry_out_effects(shared, kernel, |_, all| {
-        for (shard, effects) in shared.shards.iter().zip(all) {
-            let mut engine = lock(&shard.engine);
-            left.append(&mut engine.sessions.move_pinholes_to_rules());
-            engine.read_fast_path_lines(std::iter::empty(), effects);
-        }
-    });
+    let left: Vec<_> = assign_pinholes_to_rules(None, shared)
+        .into_iter()
+        .map(|(_, opening)| opening.pinhole)
+        .collect();
+    write_records(shared, kernel);
     if left.is_empty() || parameters.backend() != Backend::Nftables {
         return Ok(());
     }

@@ -82,7 +82,7 @@ impl Worker {
             if has_lapsed {
                 if !had_lapsed {
                     if let Ok(fast_path) = &self.shared.fast_path {
-                        fast_path.take_back_all(&self.shared, &mut self.kernel);
+                        fast_path.take_back(None, &self.shared, &mut self.kernel);
                     }
                     self.shared.record_downtime();
                 }

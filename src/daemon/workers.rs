@@ -164,10 +164,12 @@ pub(super) fn start(
         table_guard::watch_nf_tables(events.clone())?;
     }
     // Before the downtime is recorded, which would take connections back that the fast path has inspected all along.
-    if let (Ok(reader), Some(why)) = (&workers.shared.fast_path, why_off) {
-        reader.turn_off(why.to_owned(), &parameters, &workers.shared, &mut make_kernel()?)?;
-    } else if let Ok(reader) = &workers.shared.fast_path {
-        reader.start(lacks_translations, &parameters, &workers.shared, &mut make_kernel()?)?;
+    if let Ok(reader) = &workers.shared.fast_path {
+        let mut kernel = make_kernel()?;
+        reader.start(lacks_translations, &parameters, &workers.shared, &mut kernel)?;
+        if let Some(why) = why_off {
+            reader.turn_off(why.to_owned(), &workers.shared, &mut kernel)?;
+        }
     } else {
         fast_path_thread::reopen_program_pinholes(
             &parameters,
@@ -193,9 +195,9 @@ pub(super) fn start(
         }
         (Ok(reader), Some(why)) => {
             fast_path_thread::log_off(&why);
-            reader.turn_off(why, &parameters, &workers.shared, &mut make_kernel()?)?;
+            reader.turn_off(why, &workers.shared, &mut make_kernel()?)?;
         }
-        (Ok(_), None) => workers.start_fast_path_reader(make_kernel()?, &parameters, events)?,
+        (Ok(_), None) => workers.start_fast_path_reader(make_kernel()?, events)?,
         (Err(why), _) => fast_path_thread::log_off(why),
     }
     let is_configured = config.restricts_ports();
@@ -324,16 +326,14 @@ impl Workers {
     fn start_fast_path_reader(
         &mut self,
         mut kernel: LinuxKernel,
-        parameters: &RuleParameters,
         events: &Sender<DaemonEvent>,
     ) -> Result<(), ServiceError> {
         let (shared, end) = (Arc::clone(&self.shared), Arc::clone(&self.stop));
         let Ok(reader) = &shared.fast_path else { return Ok(()) };
-        let parameters = parameters.clone();
-        reader.update_program(&parameters, &shared, &mut kernel);
+        reader.update_program(&shared, &mut kernel);
         let work = move || match &shared.fast_path {
             Ok(reader) => {
-                let ended = reader.run(&end, &parameters, &shared, &mut kernel);
+                let ended = reader.run(&end, &shared, &mut kernel);
                 ended.map_err(|error| -> Box<dyn Error> { error })
             }
             Err(_) => Ok(()),

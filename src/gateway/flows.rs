@@ -293,7 +293,23 @@ impl FastPathFlows {
                 (pinhole.initiator, pinhole.arrival)
             {
                 let closed = self.program.close_pinhole(initiator, arrival, id.flow, id.line);
-                self.record_outcome("cannot close a pinhole", closed);
+                self.record_outcome("cannot close a pinhole", closed.map(drop));
+            }
+        }
+    }
+
+    /// Closes a pinhole in the program, and reserves its key, because the rules have it now. Returns whether it was
+    /// still open there.
+    pub(super) fn move_pinhole(&self, pinhole: &Pinhole, id: FastPathPinhole) -> bool {
+        let (IpAddr::V4(initiator), SocketAddr::V4(arrival)) = (pinhole.initiator, pinhole.arrival)
+        else {
+            return false;
+        };
+        match self.program.close_pinhole(initiator, arrival, id.flow, id.line) {
+            Ok(was_open) => was_open && self.reserve_pinhole(pinhole),
+            Err(error) => {
+                self.record_failure("cannot close a pinhole", &error);
+                false
             }
         }
     }

@@ -105,6 +105,41 @@ impl LinuxKernel {
         Ok(open.into_iter().map(row).collect())
     }
 
+    /// Moves pinholes of the BPF program to the rules. Appends an error for each that the rules refuse.
+    ///
+    /// The rules have a pinhole before the program loses it, so a SYN in between finds it at one of the two. If the
+    /// program admitted the SYN, the rules lose it, too. Until then they admit one more SYN of the same initiator.
+    pub fn move_pinholes_to_rules(
+        &mut self,
+        moved: &[(FastPathPinhole, Opening)],
+        errors: &mut Vec<KernelError>,
+    ) {
+        let (mut outcomes, mut consumed) = (Vec::new(), Vec::new());
+        let openings: Vec<_> = moved.iter().map(|(_, opening)| *opening).collect();
+        let opened = match &mut self.backend {
+            PinholeBackend::Nftables(pinholes) => pinholes.change(&[], &openings, &mut outcomes),
+            // Expectations need a helper, which the connection may not have.
+            PinholeBackend::Conntrack(_) => Ok(()),
+        };
+        let mut outcomes = outcomes.into_iter();
+        for (id, Opening { pinhole, .. }) in moved {
+            let was_open =
+                self.flows.as_ref().is_some_and(|flows| flows.move_pinhole(pinhole, *id));
+            match outcomes.next() {
+                // Another pinhole may use the same source translation.
+                Some(Ok(())) if !was_open => {
+                    consumed.push(Pinhole { source: pinhole.initiator, ..*pinhole });
+                }
+                // The rules have it since its data connection was refused.
+                Some(Ok(()) | Err(KernelError::Taken)) | None => {}
+                Some(Err(error)) => errors.push(error),
+            }
+        }
+        errors.extend(opened.err());
+        let PinholeBackend::Nftables(pinholes) = &mut self.backend else { return };
+        errors.extend(pinholes.change(&consumed, &[], &mut Vec::new()).err());
+    }
+
     /// The open pinholes of the rules, or the expectations, according to the kernel. With [`Backend::Conntrack`] this
     /// includes expectations of other helpers.
     pub fn list_open(&mut self) -> Result<Vec<OpenPinhole>, GatewayError> {

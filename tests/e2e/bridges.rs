@@ -182,3 +182,32 @@ fn pinholes_of_the_program_follow_changes_of_bridges() {
         gateway.assert_tidy();
     }
 }
+
+/// The session's packets pass neither the bridge nor its ports.
+#[test]
+fn a_new_port_of_another_bridge_moves_no_pinhole() {
+    let Some(gateway) = on(Topology::Masquerade) else { return };
+    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+    let change = |lines: &str| lab.gateway.shell(lines).unwrap().success().unwrap();
+    change("ip link add first up type veth peer name second; ip link add other up type bridge");
+    let is_attached =
+        |name: &str| fast_path(daemon)["interfaces"].as_array().unwrap().contains(&json!(name));
+    wait_for("new interfaces", || is_attached("first") && is_attached("second"));
+    let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+    let mut transfer = passive_transfer("PASV");
+    transfer.insert(2, json!({"gate": ""}));
+    let steps = [login(), vec![say("NOOP"), reply()], transfer].concat();
+    let host = lab.server_address(Family::V4);
+    let client = gated_client(&lab.client, json!({"host": host, "steps": steps}));
+    assert_eq!(fast_path(daemon)["opened"], 1, "{}", fast_path(daemon));
+    // When the daemon has found the second port, it has acted upon the first one.
+    for port in ["first", "second"] {
+        change(&format!("ip link set {port} master other"));
+        wait_for("the port", || !is_attached(port));
+    }
+    assert_eq!(fast_path(daemon)["connections"], 1, "{}", fast_path(daemon));
+    let session = client.release();
+    assert_eq!(session.error, None, "{}", daemon.log());
+    assert_eq!(fast_path(daemon)["admitted"], 1, "{}", fast_path(daemon));
+    gateway.assert_tidy();
+}

@@ -47,8 +47,9 @@ pub struct OtherInterfaces {
     pub indices: Vec<u32>,
     /// The names of bridges, and of interfaces upon them, for whose packets the rules run before the program.
     pub filtered_early: Vec<String>,
-    /// Whether one of them became such an interface since they were last taken. A connection or a pinhole may be there.
-    pub has_ineligible: bool,
+    /// The indices of those that became such interfaces since they were last taken. A connection or a pinhole may be
+    /// there.
+    pub ineligible: Vec<u32>,
 }
 
 /// What holds the program at an interface.
@@ -145,7 +146,7 @@ impl Attachments {
     /// The other interfaces at the last reading.
     pub(super) fn take_other_interfaces(&mut self) -> OtherInterfaces {
         let others = self.other_interfaces.clone();
-        self.other_interfaces.has_ineligible = false;
+        self.other_interfaces.ineligible.clear();
         others
     }
 
@@ -186,9 +187,11 @@ impl Attachments {
     ) -> Result<(), FastPathUnavailable> {
         let Interfaces { ethernet, others, filtered_early } = list_interfaces(&mut self.socket)
             .map_err(|error| FastPathUnavailable::from_io_error("list the interfaces", &error))?;
+        let mut ineligible = std::mem::take(&mut self.other_interfaces.ineligible);
+        let before = self.eligible.iter().copied();
+        ineligible.extend(before.filter(|index| others.binary_search(index).is_ok()));
         self.other_interfaces = OtherInterfaces {
-            has_ineligible: self.other_interfaces.has_ineligible
-                || self.eligible.iter().any(|index| others.binary_search(index).is_ok()),
+            ineligible,
             indices: others,
             filtered_early: filtered_early.into_iter().map(|interface| interface.name).collect(),
         };

@@ -375,17 +375,17 @@ impl FastPath {
 
     /// Ends a reservation. A pinhole that the program opened stays open.
     pub fn release_pinhole(&self, initiator: Ipv4Addr, arrival: SocketAddrV4) -> io::Result<()> {
-        self.delete_pinhole_if(&pinhole_key(initiator, arrival), |flow, _| flow == 0)
+        self.delete_pinhole_if(&pinhole_key(initiator, arrival), |flow, _| flow == 0).map(drop)
     }
 
-    /// Closes the pinhole that this line of this flow opened, unless it was consumed.
+    /// Closes the pinhole that this line of this flow opened, unless it was consumed. Returns whether it was there.
     pub fn close_pinhole(
         &self,
         initiator: Ipv4Addr,
         arrival: SocketAddrV4,
         flow: u64,
         line: u32,
-    ) -> io::Result<()> {
+    ) -> io::Result<bool> {
         let key = pinhole_key(initiator, arrival);
         self.delete_pinhole_if(&key, |owner, opened_by| (owner, opened_by) == (flow, line))
     }
@@ -422,6 +422,7 @@ impl FastPath {
         self.pinholes.keys()?.iter().try_for_each(|key| {
             let Some((initiator, arrival)) = read_pinhole_key(key) else { return Ok(()) };
             self.delete_pinhole_if(key, |flow, line| !is_retained(initiator, arrival, flow, line))
+                .map(drop)
         })
     }
 
@@ -461,20 +462,23 @@ impl FastPath {
         Ok(open)
     }
 
-    /// Deletes a pinhole if `is_it` returns true for its flow and line.
-    fn delete_pinhole_if(&self, key: &[u8], is_it: impl Fn(u64, u32) -> bool) -> io::Result<()> {
+    /// Deletes a pinhole if `is_it` returns true for its flow and line. Returns whether it did.
+    fn delete_pinhole_if(&self, key: &[u8], is_it: impl Fn(u64, u32) -> bool) -> io::Result<bool> {
         let mut value = [0; PINHOLE];
         let is_match = |value: &[u8; PINHOLE]| is_it(read_flow_id(value), read_pinhole_line(value));
         // The program may delete this pinhole and open another one with the same key at any moment. So the deleted
         // value is checked, and put back if it is another one.
-        if self.pinholes.look_up(key, &mut value, ANY)?
-            && is_match(&value)
-            && self.pinholes.look_up_and_delete(key, &mut value)?
-            && !is_match(&value)
+        if !self.pinholes.look_up(key, &mut value, ANY)?
+            || !is_match(&value)
+            || !self.pinholes.look_up_and_delete(key, &mut value)?
         {
+            return Ok(false);
+        }
+        let is_deleted = is_match(&value);
+        if !is_deleted {
             self.pinholes.update(key, &value, NOEXIST)?;
         }
-        Ok(())
+        Ok(is_deleted)
     }
 
     /// The program's counters since it was loaded, summed over all processors.

@@ -1,8 +1,13 @@
 //! What the engine wishes of the fast path, where the kernel refuses it.
 
 use std::{
+    collections::BTreeSet,
     net::{Ipv4Addr, SocketAddrV4},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    thread,
     time::Duration,
 };
 
@@ -12,7 +17,10 @@ use ftp_alg::gateway::{
     flows::{Failures, FastPathFlows},
 };
 use ftp_alg_core::{
-    engine::{FlowChange, Handover, Kernel as _, LoginStage, Translation, Withdrawal},
+    engine::{
+        FastPathPinhole, FlowChange, Handover, Kernel as _, LoginStage, Opening, Pinhole,
+        Translation, Withdrawal,
+    },
     ftp::Padding,
 };
 
@@ -72,7 +80,9 @@ fn a_source_stays_while_the_pinhole_of_its_flow_is_open() {
             flows.restore_translations().unwrap();
             assert_eq!(source(), [true, false], "{end}");
             match end {
-                "closed" => flows.program().close_pinhole(initiator, arrival, 1, 2).unwrap(),
+                "closed" => {
+                    assert!(flows.program().close_pinhole(initiator, arrival, 1, 2).unwrap());
+                }
                 _ => receive(flows.program(), &syn(SocketAddrV4::new(initiator, 1), arrival)),
             }
             assert_eq!(flows.program().list_open_pinholes().unwrap(), []);
@@ -126,5 +136,73 @@ fn no_more_connections_are_handed_over_than_there_is_room_for() {
         assert_eq!(flows.take_failures(), None);
         assert_eq!(flows.program().flow_ids().unwrap().len(), most as usize);
         flows.program().remove().unwrap();
+    });
+}
+
+/// How many connections have an open pinhole when pinholes move to the rules: more than one transaction opens.
+const MOVED: u8 = 200;
+
+#[test]
+fn a_pinhole_is_in_the_rules_before_it_leaves_the_program() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
+    lab.on_gateway(|| {
+        let (parameters, commits) = (RuleParameters::default(), Commits::default());
+        let table = Table::install_for(&parameters, &commits).unwrap();
+        let translations = Translations::new(&parameters, &commits).unwrap();
+        let flows = Arc::new(FastPathFlows::new(pins.load(), translations, &parameters));
+        let make_kernel = || LinuxKernel::new(&parameters).unwrap().with_flows(Some(&flows));
+        let mut kernel = make_kernel();
+        let client = |last| SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, last), 40_000);
+        for last in 1..=MOVED {
+            let (number, identity) =
+                (last.into(), Translation::identity(client(last).into(), SERVER.into()));
+            kernel.apply_flow_changes(&[handover(number, LoginStage::LoggedIn, identity)]);
+            receive(flows.program(), &frame(client(last), SERVER, 1000, 2000, b"PASV\r\n"));
+            let reply = b"227 (192,0,2,9,4,1)\r\n";
+            receive(flows.program(), &frame(SERVER, client(last), 2000, 1006, reply));
+        }
+        let arrival = SocketAddrV4::new(*SERVER.ip(), 1025);
+        let moved = |last: u8| {
+            let id = FastPathPinhole { flow: last.into(), line: 2 };
+            let (initiator, target) = (client(last).ip().to_owned().into(), arrival.into());
+            let pinhole = Pinhole { initiator, arrival: target, target, source: initiator };
+            let control = Translation::identity(client(last).into(), SERVER.into());
+            let lifetime = Duration::from_secs(30);
+            (id, Opening { pinhole, control, from_client: true, lifetime })
+        };
+        let moved: Vec<_> = (1..=MOVED).map(moved).collect();
+        // The first one was consumed before, which the daemon does not know yet.
+        receive(flows.program(), &syn(client(1), arrival));
+        let expected: BTreeSet<_> =
+            moved[1..].iter().map(|(_, one)| one.pinhole.initiator).collect();
+        let (is_over, count) = (AtomicBool::new(false), usize::from(MOVED) - 1);
+        let open = |kernel: &mut LinuxKernel| {
+            // The program first: what has left it must be in the rules.
+            let of_program = kernel.list_fast_path_pinholes().unwrap();
+            let of_rules = kernel.list_open().unwrap();
+            let all = of_program.iter().chain(&of_rules).map(|open| open.initiator);
+            (of_program.len(), of_rules.len(), all.collect::<BTreeSet<_>>())
+        };
+        assert_eq!(open(&mut kernel), (count, 0, expected.clone()));
+        let mut errors = Vec::new();
+        thread::scope(|scope| {
+            let reader = scope.spawn(|| {
+                let mut kernel = make_kernel();
+                let mut looks = 0;
+                while !is_over.load(Ordering::Acquire) || looks < 2 {
+                    let (_, _, all) = open(&mut kernel);
+                    assert!(all.is_superset(&expected), "{:?}", expected.difference(&all));
+                    looks += 1;
+                }
+            });
+            kernel.move_pinholes_to_rules(&moved, &mut errors);
+            is_over.store(true, Ordering::Release);
+            reader.join().unwrap();
+        });
+        assert!(errors.is_empty(), "{errors:?}");
+        assert_eq!(open(&mut kernel), (0, count, expected));
+        assert_eq!(flows.take_failures(), None);
+        flows.program().remove().unwrap();
+        drop(table);
     });
 }

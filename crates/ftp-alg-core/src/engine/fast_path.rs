@@ -8,10 +8,11 @@
 use std::{
     net::{IpAddr, SocketAddr},
     sync::Arc,
+    time::Instant,
 };
 
 use super::{
-    Effects, Engine, Entry, EventKind, Lookup, Pinhole, QueueMode, Sessions,
+    Effects, Engine, Entry, EventKind, Lookup, Opening, Pinhole, QueueMode, Sessions,
     announcement::external,
     client_shares::should_count,
     connection::Connection,
@@ -21,12 +22,15 @@ use super::{
     },
     held_pinhole::HeldPinhole,
     memory::should_count_memory,
+    records::opening_again,
     table::Key,
 };
 use crate::{
     ftp::{AnnouncementKind, Padding},
     packet::{self, Packet, Seq, flags},
-    session::{AnnouncementVerdict, DecisionAnswer, DecisionRequest, ForwardAction, Phase, Side},
+    session::{
+        AnnouncementVerdict, DecisionAnswer, DecisionRequest, ForwardAction, Phase, Session, Side,
+    },
 };
 
 /// Limit of connections that are handed over before the server's greeting, because any SYN-ACK creates one.
@@ -347,8 +351,15 @@ impl Sessions {
 
     /// Takes all connections back.
     pub fn take_all_back(&mut self) {
+        self.take_back_at(None);
+    }
+
+    /// Takes back all connections, or those with an end at one of these `interfaces`.
+    pub fn take_back_at(&mut self, interfaces: Option<&[u32]>) {
         for index in 0..self.table.slot_count() {
-            self.take_back(index);
+            if self.table.get_mut(index).is_some_and(|entry| is_at(&entry.session, interfaces)) {
+                self.take_back(index);
+            }
         }
     }
 
@@ -368,17 +379,31 @@ impl Sessions {
         }
     }
 
-    /// Moves the BPF program's pinholes to the rules. Returns those that are still unused.
-    pub fn move_pinholes_to_rules(&mut self) -> Vec<Pinhole> {
-        let mut unused = Vec::new();
-        for Entry { control, .. } in self.table.iter_mut() {
+    /// Moves the BPF program's pinholes to the rules, of all connections or of those with an end at one of these
+    /// `interfaces`. Returns those that the program may still have open; the caller opens them in the rules.
+    pub fn move_pinholes_to_rules(
+        &mut self,
+        now: Instant,
+        interfaces: Option<&[u32]>,
+    ) -> Vec<(FastPathPinhole, Opening)> {
+        let mut moved = Vec::new();
+        for index in 0..self.table.slot_count() {
+            let Some(Entry { session, control }) = self.table.get_mut(index) else { continue };
+            if !is_at(session, interfaces) {
+                continue;
+            }
+            let translation = control.translation().copied();
+            let mut has_changed = false;
             for held in control.pinholes_mut().into_iter().flatten() {
-                if self.pinholes.move_to_rules(held) && !held.in_use {
-                    unused.push(held.pinhole);
-                }
+                has_changed |= self.pinholes.has_fast_path(held);
+                let id = self.pinholes.move_to_rules(held);
+                moved.extend(id.zip(opening_again(held, translation.as_ref(), now)));
+            }
+            if has_changed {
+                self.mark_changed(index);
             }
         }
-        unused
+        moved
     }
 
     /// The held pinholes of the rules.
@@ -393,6 +418,12 @@ impl Sessions {
             self.table.iter().filter(|entry| entry.control.fast_path().is_handed_over);
         handed_over.map(|entry| entry.control.id)
     }
+}
+
+/// Whether an end of the connection is, or may be, at one of these `interfaces`; `None`: at any.
+fn is_at(session: &Session, interfaces: Option<&[u32]>) -> bool {
+    let (Some(these), Some(own)) = (interfaces, session.interfaces.indices()) else { return true };
+    own.iter().any(|one| these.contains(one))
 }
 
 fn withdrawal(control: &mut super::Control, ungreeted: &mut u32) -> Option<Withdrawal> {

@@ -443,6 +443,32 @@ fn a_fast_path_pinhole_is_closed_before_the_rules_reuse_its_port() {
     assert_eq!(talk.gateway.kernel.fast_path_closings.last().map(|closing| closing.id), Some(hole));
 }
 
+/// The connection's ends are at interface 1.
+#[test]
+fn pinholes_move_to_the_rules_with_their_interface() {
+    for (interfaces, moves) in [(None, true), (Some(&[7, 1][..]), true), (Some(&[7]), false)] {
+        for consumed in [None, Some(1)] {
+            let mut talk = Conversation::handed_over();
+            talk.fast_path_line(1, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
+            talk.fast_path_line(2, (Side::Server, "200 ok\r\n"), false);
+            talk.fast_path_line(3, (Side::Client, "RETR one\r\n"), false);
+            // The server connects when it has said so.
+            talk.fast_path_line_with(4, (Side::Server, "150 here\r\n"), false, consumed);
+            let (case, now) = (format!("{interfaces:?}, {consumed:?}"), talk.now);
+            let sessions = &mut talk.gateway.engine.sessions;
+            sessions.take_back_at(interfaces);
+            let moved = sessions.move_pinholes_to_rules(now, interfaces);
+            let moved: Vec<_> =
+                moved.iter().map(|(id, opening)| (*id, opening.from_client)).collect();
+            let own = (FastPathPinhole { flow: 1, line: 1 }, false);
+            assert_eq!(moved == [own], moves && consumed.is_none(), "{case}: {moved:?}");
+            assert_eq!(sessions.fast_path_pinholes().count(), usize::from(!moves), "{case}");
+            assert!(sessions.move_pinholes_to_rules(now, interfaces).is_empty(), "{case}: once");
+            assert_eq!(talk.is_handed_over(), !moves, "{case}");
+        }
+    }
+}
+
 #[test]
 fn a_fast_path_connection_gets_another_port_for_its_length_once() {
     for is_on_fast_path in [false, true] {

@@ -273,14 +273,15 @@ impl PinholeTable {
         PinholeRecord { pinhole, kind, deadline, answered, in_use, fast_path }
     }
 
-    /// Moves `held` from the BPF program to the rules. Returns whether the program had it.
-    pub fn move_to_rules(&mut self, held: &mut HeldPinhole) -> bool {
-        let Some(fast_path) = self.fast_path_id(held) else { return false };
-        self.fast_path_closings
-            .push(FastPathPinholeClosing { pinhole: held.pinhole, id: fast_path });
-        self.registry.lock().move_to_rules(held.pinhole, held.serial);
+    /// Moves `held` from the BPF program to the rules. Returns its identity in the program if the rules must have it.
+    pub fn move_to_rules(&mut self, held: &mut HeldPinhole) -> Option<FastPathPinhole> {
+        let id = self.fast_path_id(held)?;
         held.fast_path = None;
-        true
+        if self.registry.lock().move_to_rules(held.pinhole, held.serial) && !held.is_consumed {
+            return Some(id);
+        }
+        self.fast_path_closings.push(FastPathPinholeClosing { pinhole: held.pinhole, id });
+        None
     }
 
     /// Counts a grant that was made before a restart.

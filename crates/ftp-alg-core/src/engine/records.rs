@@ -18,7 +18,10 @@ use serde::{Deserialize, Serialize};
 
 use super::{
     Control, Counters, Effects, Entry, Epoch, Lookup, Opening, Pinhole, PinholeRegistry, Sessions,
-    Translation, handover::FastPathProgress, held_pinhole::PinholeRecord, pinholes::PinholeTable,
+    Translation,
+    handover::FastPathProgress,
+    held_pinhole::{HeldPinhole, PinholeRecord},
+    pinholes::PinholeTable,
 };
 use crate::session::{Phase, Session};
 
@@ -312,12 +315,7 @@ impl Sessions {
                 .iter()
                 .filter(|p| !p.in_use && !self.pinholes.has_fast_path(p) && is_missing(&p.pinhole));
             missing
-                .filter_map(move |held| {
-                    let lifetime = held.deadline.saturating_duration_since(now);
-                    let (pinhole, from_client) = (held.pinhole, !held.kind.is_active());
-                    let control = *control.translation().filter(|_| !lifetime.is_zero())?;
-                    Some(Opening { pinhole, control, from_client, lifetime })
-                })
+                .filter_map(move |held| opening_again(held, control.translation(), now))
                 .collect::<Vec<_>>()
         })
     }
@@ -347,4 +345,14 @@ impl Sessions {
             server: control.server(),
         })
     }
+}
+
+/// The request to open `held` again for the rest of its time, if any is left, on behalf of this control connection.
+pub(super) fn opening_again(
+    held: &HeldPinhole,
+    control: Option<&Translation>,
+    now: Instant,
+) -> Option<Opening> {
+    let lifetime = held.deadline.saturating_duration_since(now);
+    Some(held.opening(control.filter(|_| !lifetime.is_zero())?, lifetime))
 }

@@ -360,12 +360,12 @@ impl RegistryState {
         entry.is_some_and(|entry| entry.serial == serial && entry.fast_path.is_none())
     }
 
-    /// Moves the pinhole with `serial` from the BPF program to the rules.
-    pub(super) fn move_to_rules(&mut self, pinhole: Pinhole, serial: u64) {
+    /// Moves the pinhole with `serial` from the BPF program to the rules, unless another entry has replaced it. Returns
+    /// whether none has.
+    pub(super) fn move_to_rules(&mut self, pinhole: Pinhole, serial: u64) -> bool {
         let entry = self.entries.get_mut(&(pinhole.initiator, pinhole.arrival));
-        if let Some(entry) = entry.filter(|entry| entry.serial == serial) {
-            entry.fast_path = None;
-        }
+        let own = entry.filter(|entry| entry.serial == serial);
+        own.map(|entry| entry.fast_path = None).is_some()
     }
 
     /// Counts a pinhole of `client`.
