@@ -160,6 +160,7 @@ fn chain_name(table: &Table, chain: &str) -> String {
 mod tests {
     use super::super::Firewall;
     use super::*;
+    use crate::gateway::CtMarkUse;
 
     /// Each rule that is found, and whether it turns the fast path off.
     fn found(firewall: &Firewall) -> Vec<(String, bool)> {
@@ -263,6 +264,40 @@ mod tests {
             );
             let expected = if is_found { vec![reason] } else { vec![] };
             assert_eq!(conflict(prerouting, &[rule]), expected, "{rule} {prerouting}");
+        }
+    }
+
+    #[test]
+    fn use_of_the_ct_mark_is_found() {
+        let used = |rules: &str, routing: &[RoutingRule]| {
+            let text = format!("*mangle\n:PREROUTING ACCEPT [0:0]\n{rules}COMMIT\n");
+            let routing_rules = routing.to_vec();
+            let firewall = Firewall { routing_rules, ..Firewall::from_iptables(&text) };
+            (firewall.ct_mark_use(&RuleParameters::default()), firewall.restores_marks())
+        };
+        let restore = |packet: &str, ct: &str| {
+            format!("-A PREROUTING -j CONNMARK --restore-mark --nfmask {packet} --ctmask {ct}\n")
+        };
+        let (all, one) = ("0xffffffff", [RoutingRule::sample(1, u32::MAX, false)]);
+        let byte = [RoutingRule::sample(1, 0xff, false)];
+        for (rules, routing, expected) in [
+            ("-A PREROUTING -j MARK --set-xmark 0x1/0xff\n", &one, (CtMarkUse::None, false)),
+            (
+                "-A PREROUTING -j CONNMARK --set-xmark 0x40000000/0x40000000\n",
+                &one,
+                (CtMarkUse::None, false),
+            ),
+            (
+                "-A PREROUTING -j CONNMARK --set-xmark 0x1/0xff\n",
+                &one,
+                (CtMarkUse::Restored, false),
+            ),
+            (&restore("0xff", "0xff"), &one, (CtMarkUse::Restored, true)),
+            (&restore(all, all), &byte, (CtMarkUse::Restored, true)),
+            (&restore(all, all), &one, (CtMarkUse::Compared, true)),
+            (&restore("0xff", all), &one, (CtMarkUse::Compared, true)),
+        ] {
+            assert_eq!(used(rules, routing), expected, "{rules}");
         }
     }
 
