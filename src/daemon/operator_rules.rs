@@ -107,8 +107,7 @@ impl OperatorRules {
 
 /// Why the fast path cannot run with these rules, if it cannot.
 fn mark_conflict(firewall: &Firewall, parameters: &RuleParameters) -> Option<String> {
-    let conflicts = firewall.mark_conflicts(parameters);
-    conflicts.iter().find(|one| one.turns_off_fast_path()).map(MarkConflict::reason)
+    firewall.mark_conflicts(parameters).first().map(MarkConflict::reason)
 }
 
 /// Reads the operator's rules when they change, and updates the daemon's health, until `end` is set.
