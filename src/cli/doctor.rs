@@ -63,8 +63,8 @@ impl Doctor {
         let firewall = Firewall::read();
         // Those that the daemon finds when it starts.
         let zones = firewall.zones(&parameters);
-        let restores = firewall.routes_by_restored_marks(&parameters);
-        let parameters = parameters.with_zones(zones).with_cleared_restored_marks(restores);
+        let ct_mark_use = firewall.ct_mark_use(&parameters);
+        let parameters = parameters.with_zones(zones).with_ct_mark_use(ct_mark_use);
         let host = features.host;
         let data_paths = data_path_verdicts(&firewall, host.routing, &parameters);
         let runs_with = running.as_ref().ok().and_then(|status| status.backend.parse().ok());

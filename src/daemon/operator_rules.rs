@@ -14,7 +14,7 @@ use std::{
 
 use super::{DaemonEvent, fast_path_lines::FastPathReader, shard::lock, shared_state::SharedState};
 use crate::gateway::{
-    self, Backend, ClaimedPorts, Commits, GatewayError, Routing, RuleParameters,
+    self, Backend, ClaimedPorts, Commits, CtMarkUse, GatewayError, Routing, RuleParameters,
     firewall::{
         Firewall, MarkConflict, RulesetReader, accepted_data, data_path_verdicts, exact_mark_chain,
     },
@@ -50,9 +50,9 @@ impl OperatorRules {
         self.read.as_ref().ok().map(|firewall| firewall.zones(parameters))
     }
 
-    /// Whether `ip rule` compares our bits in packet marks that the rules set from the ct mark.
-    pub(super) fn routes_by_restored_marks(&self, parameters: &RuleParameters) -> bool {
-        self.read.as_ref().is_ok_and(|firewall| firewall.routes_by_restored_marks(parameters))
+    /// What the rules do with the ct mark.
+    pub(super) fn ct_mark_use(&self, parameters: &RuleParameters) -> CtMarkUse {
+        self.read.as_ref().map(|firewall| firewall.ct_mark_use(parameters)).unwrap_or_default()
     }
 
     /// The back end that `auto` selects, and why. `before` is the one of restored sessions.
@@ -107,8 +107,7 @@ impl OperatorRules {
 
 /// Why the fast path cannot run with these rules, if it cannot.
 fn mark_conflict(firewall: &Firewall, parameters: &RuleParameters) -> Option<String> {
-    let conflicts = firewall.mark_conflicts(parameters);
-    conflicts.iter().find(|one| one.turns_off_fast_path()).map(MarkConflict::reason)
+    firewall.mark_conflicts(parameters).first().map(MarkConflict::reason)
 }
 
 /// Reads the operator's rules when they change, and updates the daemon's health, until `end` is set.

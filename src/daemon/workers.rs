@@ -93,9 +93,8 @@ pub(super) fn start(
     // Rules that are read late are as a rule those of the run before.
     let before = || state.table_record().filter(|_| restored);
     let zones = rules.zones(&parameters).or_else(|| Some(before()?.zones().to_vec()));
-    let restores = rules.routes_by_restored_marks(&parameters);
-    parameters =
-        parameters.with_zones(zones.into_iter().flatten()).with_cleared_restored_marks(restores);
+    let ct_mark_use = rules.ct_mark_use(&parameters);
+    parameters = parameters.with_zones(zones.into_iter().flatten()).with_ct_mark_use(ct_mark_use);
     if !config.restricts_ports() {
         operator_rules::log_port_sets(&port_sets, &parameters);
     }

@@ -37,8 +37,20 @@ pub struct RuleParameters {
     queue_none_mark: u32,
     source_ports: Option<(u16, u16)>,
     zones: Zones,
-    clears_restored_marks: bool,
+    ct_mark_use: CtMarkUse,
     backend: Backend,
+}
+
+/// What rules of others do with the ct mark, as far as our rules must do more for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub enum CtMarkUse {
+    /// They do not write it.
+    #[default]
+    None,
+    /// They write it, or set packet marks from it.
+    Restored,
+    /// They set our bits of packet marks from it, and `ip rule` compares these bits.
+    Compared,
 }
 
 /// Conntrack zones, ascending. Zone 0 always is among them. All clones are the same list: the rules of the operator may
@@ -86,7 +98,7 @@ impl Default for RuleParameters {
             queue_none_mark: 0x1000_0000,
             source_ports: None,
             zones: Zones::default(),
-            clears_restored_marks: false,
+            ct_mark_use: CtMarkUse::None,
             backend: Backend::Nftables,
         }
     }
@@ -173,15 +185,20 @@ impl RuleParameters {
         &self.zones
     }
 
-    /// The same parameters with chains that clear our bits in packet marks that rules of others set from the ct mark,
-    /// if `clears`.
-    pub fn with_cleared_restored_marks(self, clears: bool) -> Self {
-        Self { clears_restored_marks: clears, ..self }
+    /// The same parameters with the chains that this use of the ct mark needs.
+    pub fn with_ct_mark_use(self, ct_mark_use: CtMarkUse) -> Self {
+        Self { ct_mark_use, ..self }
+    }
+
+    /// Whether the rules let data connections inherit the ct mark before rules of others see their first packet. With
+    /// the back end `conntrack` the kernel does it.
+    pub fn inherits_marks_early(&self) -> bool {
+        self.backend == Backend::Nftables && self.ct_mark_use >= CtMarkUse::Restored
     }
 
     /// Whether our bits are cleared in packet marks that rules of others set from the ct mark.
     pub fn clears_restored_marks(&self) -> bool {
-        self.clears_restored_marks
+        self.ct_mark_use == CtMarkUse::Compared
     }
 
     /// The same parameters with the queue selected by the packet's processor instead of its connection. With one queue

@@ -323,7 +323,8 @@ fn a_rule_that_takes_marks_away_keeps_it_off() {
     assert_eq!(session.error, None, "{}", daemon.log());
     assert_eq!(daemon.counter("errors").unwrap(), 0, "{}", daemon.log());
     assert!(daemon.stop().unwrap().success(), "{}", daemon.log());
-    for rule in ["meta mark set meta mark & 0xffffff00 | 0x1", "iifname other meta mark set 0x1"] {
+    for rule in ["meta mark set meta mark & 0xffffff00 | 0x1", "meta l4proto udp meta mark set 0x1"]
+    {
         rules(rule);
         let mut daemon = start();
         assert_eq!(fast_path(&daemon)["state"], "on", "{rule}: {}", daemon.log());

@@ -1,4 +1,4 @@
-//! Rules of the operator that compare packet marks, and the packet marks of the fast path.
+//! Rules of the operator that set or compare packet marks, and the packet marks of the fast path.
 
 use ftp_alg_lab::{Daemon, Family, Lab, Topology};
 use serde_json::{Value, json};
@@ -24,8 +24,8 @@ fn shell(lab: &Lab, lines: &str) {
     lab.gateway.shell(lines).unwrap().success().unwrap();
 }
 
-/// Commands that load a rule for packets without a mark, and what names the rule.
-const RULES: [(&str, &str); 4] = [
+/// Commands that load a rule for packets without a mark, or one that marks some packets, and what names the rule.
+const RULES: [(&str, &str); 6] = [
     (
         "nft 'table inet own { chain marks { type filter hook prerouting priority mangle; \
          iifname \"lan\" meta mark 0 meta mark set meta mark or 0x2; }; }'",
@@ -43,10 +43,20 @@ const RULES: [(&str, &str); 4] = [
         "ip rule add iif lan fwmark 0/0xffffffff lookup main priority 50",
         "`50: fwmark 0x0` in ip rule compares",
     ),
+    (
+        "nft 'table inet own { chain marks { type filter hook prerouting priority mangle; \
+         iifname \"lan\" ip saddr 192.168.150.80 meta mark set 0x2; }; }'",
+        "in inet own marks overwrites",
+    ),
+    (
+        "iptables-nft -t mangle -A PREROUTING -i lan -m mac --mac-source 02:00:00:00:00:01 \
+         -j MARK --set-xmark 0x80000000/0x80000000",
+        "in iptables-nft mangle PREROUTING overwrites",
+    ),
 ];
 
 #[test]
-fn a_rule_that_compares_whole_marks_keeps_the_fast_path_off() {
+fn a_rule_that_sets_or_compares_whole_marks_keeps_the_fast_path_off() {
     for (command, name) in RULES {
         let lab = Lab::new(Topology::Masquerade).unwrap();
         shell(&lab, command);

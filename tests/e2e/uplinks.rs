@@ -1,6 +1,6 @@
 //! A gateway with two links to the server: packets of each direction take another one, or routes change.
 
-use std::time::Duration;
+use std::{collections::BTreeSet, time::Duration};
 
 use ftp_alg_lab::{Admission, Daemon, Family, Lab, LabSpec, Topology};
 use serde_json::{Value, json};
@@ -90,12 +90,24 @@ const WHOLE_MARKS: [&str; 2] = [
      meta mark set ct mark; }; }'",
 ];
 
-/// A gateway that masquerades at two uplinks and routes by the whole mark. The server takes each of its addresses by
-/// its own link only.
+/// A gateway that masquerades at two uplinks and routes by the whole mark.
 fn gateway_that_routes_by_marks(rules: &str, backend: &str) -> Gateway {
+    let server_by_second = "ip route add SERVER/32 via 198.51.101.10 dev wan2 onlink table 102
+         ip route add SERVER/32 dev wan
+         ip rule add fwmark 2 lookup 102 priority 100";
+    gateway_with_uplinks(Topology::Masquerade, &format!("{server_by_second}\n{rules}"), backend)
+}
+
+/// A gateway with two uplinks to the server, or to the clients of a published server, and with `commands`, in which
+/// `SERVER` is the server's address. The host outside takes each of the gateway's addresses by its own link only.
+fn gateway_with_uplinks(topology: Topology, commands: &str, backend: &str) -> Gateway {
     let admission = if backend == "conntrack" { Admission::Related } else { Admission::Mark };
-    let lab = Lab::build(LabSpec { admission, ..LabSpec::new(Topology::Masquerade) }).unwrap();
-    let server = lab.server.address(Family::V4);
+    let lab = Lab::build(LabSpec { admission, ..LabSpec::new(topology) }).unwrap();
+    let (server, client) = (lab.server.address(Family::V4), lab.client.address(Family::V4));
+    let (outside, address) = match topology {
+        Topology::PublishedServer => (&lab.client, client),
+        _ => (&lab.server, server),
+    };
     let connect = format!(
         "set -e
          ip link add wan2 type veth peer name eth1 netns {}
@@ -104,11 +116,9 @@ fn gateway_that_routes_by_marks(rules: &str, backend: &str) -> Gateway {
          nft 'table ip uplink {{ chain post {{ type nat hook postrouting priority 100; \
               oifname \"wan2\" masquerade; }}; }}'
          for name in all lan wan wan2; do echo 0 > /proc/sys/net/ipv4/conf/$name/rp_filter; done
-         ip route add {server}/32 via 198.51.101.10 dev wan2 onlink table 102
-         ip route add {server}/32 dev wan
-         ip rule add fwmark 2 lookup 102 priority 100
-         {rules}",
-        lab.server.namespace()
+         {}",
+        outside.namespace(),
+        commands.replace("SERVER", &server.to_string())
     );
     // The link comes up when both of its ends have addresses.
     let other_end = format!(
@@ -117,13 +127,13 @@ fn gateway_that_routes_by_marks(rules: &str, backend: &str) -> Gateway {
          ip address add 198.51.101.10/24 dev eth1
          ip link set eth1 up
          echo 0 > /proc/sys/net/ipv4/conf/eth1/rp_filter
-         ip route replace 198.51.101.0/24 dev eth1 src {server}
+         ip route replace 198.51.101.0/24 dev eth1 src {address}
          nft 'table inet links {{ chain in {{ type filter hook prerouting priority 0; \
               iifname \"eth0\" ip saddr 198.51.101.1 drop; \
               iifname \"eth1\" ip saddr 198.51.100.1 drop; }}; }}'"
     );
     lab.gateway.shell(&connect).unwrap().success().unwrap();
-    lab.server.shell(&other_end).unwrap().success().unwrap();
+    outside.shell(&other_end).unwrap().success().unwrap();
     let configuration = format!("[pinhole]\nbackend = \"{backend}\"\n");
     let daemon = Daemon::start(&executable(), &lab.gateway, &configuration).unwrap();
     Gateway { daemon, lab }
@@ -145,6 +155,93 @@ fn assert_transfers_by_second_uplink(gateway: &Gateway, case: &str) {
     gateway.assert_tidy();
 }
 
+/// The second uplink has a default route only. So a packet with its mark that goes to the LAN leaves by it again. SYNs
+/// are counted behind all other rules.
+const SECOND_BY_DEFAULT: &str = "ip route add default via 198.51.101.10 dev wan2 table 102
+     ip rule add fwmark 2/0xff lookup 102 priority 100
+     nft 'table inet ways { counter right { }; counter wrong { }; chain post { \
+         type filter hook postrouting priority 250; meta l4proto != tcp return; tcp flags & (fin | syn | rst | ack) != syn return; \
+         iifname \"lan\" oifname \"wan2\" counter name right; iifname \"lan\" oifname \"wan\" counter name wrong; \
+         iifname \"wan2\" oifname \"lan\" counter name right; iifname \"wan2\" oifname \"wan2\" counter name wrong; }; }'";
+
+/// Ways to mark connections. Packets of the LAN alone get a packet mark.
+const MARKS_OF_THE_LAN: [&str; 4] = [
+    // The ct mark says by which uplink the connection came.
+    "nft 'table ip marks { chain pre { type filter hook prerouting priority mangle; \
+     iifname \"wan2\" ct state new ct mark set ct mark and 0xffffff00 or 0x2; \
+     iifname \"lan\" meta mark set ct mark and 0xff; iifname \"lan\" meta mark 0 meta mark set 0x2; \
+     iifname \"lan\" ct state new ct mark set ct mark and 0xffffff00 or 0x2; }; }'",
+    "printf '%s\n' '*mangle' '-A PREROUTING -i wan2 -m conntrack --ctstate NEW -j CONNMARK --set-xmark 2/0xff' \
+     '-A PREROUTING -i lan -m conntrack --ctstate NEW -j CONNMARK --set-xmark 2/0xff' \
+     '-A PREROUTING -i lan -j CONNMARK --restore-mark --mask 0xff' COMMIT | iptables-nft-restore --noflush",
+    // The ct mark is a class of traffic, and has nothing to do with routes.
+    "nft 'table ip marks { chain pre { type filter hook prerouting priority mangle; \
+     iifname \"lan\" meta mark set meta mark and 0xffffff00 or 0x2; \
+     tcp dport 21 ct mark set ct mark and 0xffffff00 or 0x5; }; }'",
+    // A class that other connections get by default.
+    "nft 'table ip marks { chain pre { type filter hook prerouting priority mangle; \
+     iifname \"lan\" meta mark set meta mark and 0xffffff00 or 0x2; \
+     ct mark 0 tcp dport 21 ct mark set 0x5; ct mark 0 ct mark set 0x1; }; }'",
+];
+
+/// How many SYNs left by each kind of way.
+fn syns(gateway: &Gateway, kind: &str) -> u64 {
+    let list = format!("nft list counter inet ways {kind}");
+    let text = gateway.lab.gateway.shell(&list).unwrap().success().unwrap().stdout_text();
+    let count = text.split_once("packets ").unwrap().1.split_whitespace().next().unwrap();
+    count.parse().unwrap()
+}
+
+/// The ct marks of all connections, without the bits of `ftp-alg`.
+fn operator_marks(gateway: &Gateway) -> BTreeSet<u32> {
+    let text = gateway.lab.gateway.shell("conntrack -L -p tcp").unwrap().stdout_text();
+    let marks = text.split_whitespace().filter_map(|word| word.strip_prefix("mark="));
+    marks.map(|mark| mark.parse::<u32>().unwrap() & 0x8fff_ffff).collect()
+}
+
+/// As with the kernel's helper: a data connection gets the ct mark of its control connection, and the packet mark that
+/// the rules give it.
+#[test]
+fn no_syn_of_a_data_connection_takes_another_uplink() {
+    for (at, marks) in MARKS_OF_THE_LAN.into_iter().enumerate() {
+        for (topology, backend) in [
+            (Topology::Masquerade, "nftables"),
+            (Topology::Masquerade, "conntrack"),
+            (Topology::PublishedServer, "nftables"),
+        ] {
+            let case = format!("{topology} {backend} {marks}");
+            let publish = match topology {
+                // The server's replies leave by the second uplink, whatever their mark is.
+                Topology::PublishedServer => {
+                    "nft 'table ip publish { chain pre { type nat hook prerouting priority -100; \
+                     ip daddr 198.51.101.1 tcp dport 21 dnat to SERVER; }; }'"
+                }
+                _ => "ip route add SERVER/32 dev wan",
+            };
+            let commands = format!("{SECOND_BY_DEFAULT}\n{publish}\n{marks}");
+            let gateway = gateway_with_uplinks(topology, &commands, backend);
+            let lab = &gateway.lab;
+            let client = lab.client.address(Family::V4);
+            let _server = scripted_server(&lab.server, &json!({}));
+            let round = [active_transfer(client, PORT), passive_transfer("PASV")].concat();
+            let steps = [&login()[..], &round, &[json!({"gate": ""})]].concat();
+            let host = match topology {
+                Topology::PublishedServer => "198.51.101.1".parse().unwrap(),
+                _ => lab.server_address(Family::V4),
+            };
+            let plan = json!({"host": host, "listen": [PORT], "steps": steps});
+            let client = gated_client(&lab.client, plan);
+            let marks = operator_marks(&gateway);
+            assert_eq!(client.release().error, None, "{case}: {}", gateway.daemon.log());
+            assert_eq!(syns(&gateway, "wrong"), 0, "{case}");
+            assert!(syns(&gateway, "right") >= 3, "{case}: {}", syns(&gateway, "right"));
+            let expected = if at < 2 { 2 } else { 5 };
+            assert_eq!(marks, [expected].into(), "{case}");
+            gateway.assert_tidy();
+        }
+    }
+}
+
 #[test]
 fn whole_marks_that_are_restored_route_all_packets_of_a_session() {
     for rules in WHOLE_MARKS {
@@ -160,14 +257,16 @@ fn whole_marks_that_are_restored_route_all_packets_of_a_session() {
 /// Rules that come after the start, and that is said.
 #[test]
 fn restored_marks_that_are_newer_than_the_daemon_are_a_problem() {
-    let mut gateway = gateway_that_routes_by_marks("true", "nftables");
-    let problems = |daemon: &Daemon| daemon.status().unwrap()["problems"].to_string();
-    gateway.lab.gateway.shell(WHOLE_MARKS[1]).unwrap().success().unwrap();
-    wait_for("the problem", || problems(&gateway.daemon).contains("restored-marks"));
-    gateway.daemon.stop().unwrap();
-    gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, "").unwrap();
-    assert!(!problems(&gateway.daemon).contains("restored-marks"));
-    assert_transfers_by_second_uplink(&gateway, "after a restart");
+    for marks in [WHOLE_MARKS[1], MARKS_OF_THE_LAN[0]] {
+        let mut gateway = gateway_that_routes_by_marks("true", "nftables");
+        let problems = |daemon: &Daemon| daemon.status().unwrap()["problems"].to_string();
+        gateway.lab.gateway.shell(marks).unwrap().success().unwrap();
+        wait_for("the problem", || problems(&gateway.daemon).contains("restored-marks"));
+        gateway.daemon.stop().unwrap();
+        gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, "").unwrap();
+        assert!(!problems(&gateway.daemon).contains("restored-marks"));
+        assert_transfers_by_second_uplink(&gateway, "after a restart");
+    }
 }
 
 #[test]

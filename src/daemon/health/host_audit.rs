@@ -228,18 +228,26 @@ impl HostAudit<'_> {
 
     /// The rules appeared after the daemon loaded its table.
     fn restored_marks(&self) -> Option<Check> {
-        let Self { parameters, firewall, .. } = self;
-        let is_missing =
-            firewall.routes_by_restored_marks(parameters) && !parameters.clears_restored_marks();
-        is_missing.then(|| {
-            let says = "rules set the whole packet mark from the ct mark, and `ip rule` compares it: with the bits \
-                        of ftp-alg in it, FTP packets leave by another uplink";
-            let remedy = "systemctl restart ftp-alg".to_owned();
-            let advice = "or give `ip rule` a mask, as in `ip rule add fwmark 1/0xff`".to_owned();
-            Check::problem(HELPERS, "restored marks", RESTORED_MARKS, says)
-                .remedy([remedy])
-                .advice([advice])
-        })
+        let Self { parameters, firewall, .. } = *self;
+        let needed = parameters.clone().with_ct_mark_use(firewall.ct_mark_use(parameters));
+        let (says, advice) = if needed.clears_restored_marks()
+            && !parameters.clears_restored_marks()
+        {
+            let says = "rules set the whole packet mark from the ct mark, and `ip rule` compares it: with the \
+                            bits of ftp-alg in it, FTP packets leave by another uplink";
+            (says, Some("or give `ip rule` a mask, as in `ip rule add fwmark 1/0xff`".to_owned()))
+        } else if firewall.restores_marks()
+            && needed.inherits_marks_early()
+            && !parameters.inherits_marks_early()
+        {
+            let says = "rules set the packet mark from the ct mark: the first packet of a data connection has \
+                            none there, and leaves by another uplink";
+            (says, None)
+        } else {
+            return None;
+        };
+        let check = Check::problem(HELPERS, "restored marks", RESTORED_MARKS, says);
+        Some(check.remedy(["systemctl restart ftp-alg".to_owned()]).advice(advice))
     }
 
     fn firewall_checks(&self) -> Vec<Check> {

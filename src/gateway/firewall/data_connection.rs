@@ -88,7 +88,8 @@ impl<'a> DataConnection<'a> {
     ) -> SamplePacket<'a> {
         let (mask, data) = (parameters.mask(), parameters.data_mark());
         let first = SamplePacket {
-            // A new connection has no mark bits except those that rules of others set.
+            // A new connection has no mark bits except those that rules of others set on it, or on its control
+            // connection, from which it inherits them.
             ct_mark: FieldValue::Bits { bits: 0, known: !changes.ct_mark },
             mark: FieldValue::Bits { bits: 0, known: !changes.mark },
             source_port: self.source_port,
@@ -118,17 +119,11 @@ impl<'a> DataConnection<'a> {
         changes: ChangedMarkBits,
     ) {
         let mask = parameters.mask();
-        let (others, known) = match (self.class, packet.ct_mark) {
-            (PacketClass::RelatedData, FieldValue::Bits { bits, known }) => (bits & !mask, known),
-            // It gets the other bits of its control connection, and the packet gets them, too.
+        let (others, known) = match packet.ct_mark {
+            FieldValue::Bits { bits, known } => (bits & !mask, known),
             _ => (0, !changes.ct_mark),
         };
         packet.ct_mark = FieldValue::Bits { bits: others | self.admitted, known: known | mask };
-        if let (PacketClass::MarkedData, FieldValue::Bits { bits, known }) =
-            (self.class, packet.mark)
-        {
-            packet.mark = FieldValue::Bits { bits, known: known & (!changes.ct_mark | mask) };
-        }
     }
 
     /// Whether a rule before has hidden what the accept rule recognises.

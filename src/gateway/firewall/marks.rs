@@ -21,7 +21,7 @@ const MARK_READ_PRIORITY: i32 = -100;
 /// The priority of the first of our chains in the forward hook. It clears the packet marks of the fast path.
 const CLEARING_PRIORITY: i32 = -152;
 
-/// A rule that does not work together with the packet marks of the fast path.
+/// A rule that does not work together with the packet marks of the fast path, which stays off because of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MarkConflict {
     /// The chain of the rule, as in `inet filter prerouting`; or `ip rule`.
@@ -34,24 +34,16 @@ pub struct MarkConflict {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MarkConflictKind {
     /// It may overwrite the mark before our table reads it.
-    Overwrites {
-        /// Whether the rule applies to every such packet, so that it has no condition on addresses or interfaces.
-        is_unconditional: bool,
-    },
+    Overwrites,
     /// It may treat a packet with such a mark in another way than one without a mark.
     Compares,
 }
 
 impl MarkConflict {
-    /// Whether the fast path stays off because of it.
-    pub fn turns_off_fast_path(&self) -> bool {
-        self.kind != MarkConflictKind::Overwrites { is_unconditional: false }
-    }
-
     /// Why the fast path stays off.
     pub fn reason(&self) -> String {
         let verb = match self.kind {
-            MarkConflictKind::Overwrites { .. } => "overwrites",
+            MarkConflictKind::Overwrites => "overwrites",
             MarkConflictKind::Compares => "compares",
         };
         format!("{self} {verb} the fast path's packet marks: give that rule a mask")
@@ -77,7 +69,7 @@ pub(super) fn mark_conflicts(
     for (packet, _) in packets(rules.changed_mark_bits.mark) {
         for (table, name, _) in chains_with_marks(rules) {
             let marking = traversal::marking_rules(table, name, &packet);
-            changed |= marking.iter().fold(0, |bits, one| bits | one.rule.changed_mark_bits);
+            changed |= marking.iter().fold(0, |bits, (_, rule)| bits | rule.changed_mark_bits);
         }
     }
     let mut add = |chain: String, rule: String| {
@@ -122,31 +114,25 @@ fn chains_with_marks(rules: &Ruleset) -> impl Iterator<Item = (&Table, &str, Bas
 fn overwriting_rules(rules: &Ruleset, parameters: &RuleParameters) -> Vec<MarkConflict> {
     let changes = rules.changed_mark_bits;
     let bits = parameters.mask() | parameters.slot_mask();
-    let mut found: Vec<(String, String, bool)> = Vec::new();
+    let mut found = Vec::new();
     for (packet, mark) in fast_path_packets(parameters, changes, changes.mark) {
         let packet = SamplePacket { mark, ..packet };
         // By then the first packet of a data connection is admitted.
         let is_late =
             |base: BaseChain| packet.state == state::NEW && base.priority >= MARK_READ_PRIORITY;
         for (table, name, _) in chains_with_marks(rules).filter(|(.., base)| !is_late(*base)) {
-            for marking_rule in traversal::marking_rules(table, name, &packet) {
-                if marking_rule.rule.changed_mark_bits & bits == 0 {
-                    continue;
-                }
-                let (chain, rule) =
-                    (chain_name(table, marking_rule.chain), marking_rule.rule.text.clone());
-                match found.iter_mut().find(|one| (&one.0, &one.1) == (&chain, &rule)) {
-                    Some((.., is_unconditional)) => *is_unconditional |= marking_rule.by_default,
-                    None => found.push((chain, rule, marking_rule.by_default)),
+            for (chain, rule) in traversal::marking_rules(table, name, &packet) {
+                if rule.changed_mark_bits & bits != 0 {
+                    let (chain, rule) = (chain_name(table, chain), rule.text.clone());
+                    let conflict = MarkConflict { chain, rule, kind: MarkConflictKind::Overwrites };
+                    if !found.contains(&conflict) {
+                        found.push(conflict);
+                    }
                 }
             }
         }
     }
-    let conflict = |(chain, rule, is_unconditional)| {
-        let kind = MarkConflictKind::Overwrites { is_unconditional };
-        MarkConflict { chain, rule, kind }
-    };
-    found.into_iter().map(conflict).collect()
+    found
 }
 
 fn chain_name(table: &Table, chain: &str) -> String {
@@ -160,14 +146,15 @@ fn chain_name(table: &Table, chain: &str) -> String {
 mod tests {
     use super::super::Firewall;
     use super::*;
+    use crate::gateway::CtMarkUse;
 
-    /// Each rule that is found, and whether it turns the fast path off.
-    fn found(firewall: &Firewall) -> Vec<(String, bool)> {
+    /// Each rule that is found.
+    fn found(firewall: &Firewall) -> Vec<String> {
         let conflicts = firewall.mark_conflicts(&RuleParameters::default()).into_iter();
-        conflicts.map(|one| (one.to_string(), one.turns_off_fast_path())).collect()
+        conflicts.map(|one| one.to_string()).collect()
     }
 
-    fn iptables(rules: &str) -> Vec<(String, bool)> {
+    fn iptables(rules: &str) -> Vec<String> {
         let text = format!(
             "*mangle\n:PREROUTING ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:own - [0:0]\n{rules}COMMIT\n"
         );
@@ -176,29 +163,21 @@ mod tests {
 
     #[test]
     fn rules_that_may_overwrite_the_mark_are_found() {
-        for (rule, to_all) in [
-            ("-A PREROUTING -j MARK --set-xmark 0x1/0xffffffff", true),
-            (
-                "-A PREROUTING -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff",
-                true,
-            ),
-            (
-                "-A PREROUTING -p tcp -m conntrack --ctstate NEW -j MARK --set-xmark 0x1/0xffffffff",
-                true,
-            ),
-            ("-A PREROUTING -i wan0 -j MARK --set-xmark 0x1/0xffffffff", false),
-            ("-A PREROUTING -s 10.0.0.0/8 -j MARK --set-xmark 0x0/0x40000000", false),
+        for rule in [
+            "-A PREROUTING -j MARK --set-xmark 0x1/0xffffffff",
+            "-A PREROUTING -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff",
+            "-A PREROUTING -p tcp -m conntrack --ctstate NEW -j MARK --set-xmark 0x1/0xffffffff",
+            "-A PREROUTING -i wan0 -j MARK --set-xmark 0x1/0xffffffff",
+            "-A PREROUTING -s 10.0.0.0/8 -j MARK --set-xmark 0x0/0x40000000",
+            "-A PREROUTING -m mac --mac-source 02:00:00:00:00:01 -j MARK --set-xmark 0x1/0x80000000",
             // Lines of control connections.
-            (
-                "-A PREROUTING -m conntrack --ctstate ESTABLISHED -j CONNMARK --restore-mark \
-                 --nfmask 0xffffffff --ctmask 0xffffffff",
-                true,
-            ),
-            ("-A PREROUTING -p tcp -m tcp --sport 21 -j MARK --set-xmark 0x1/0xffffffff", true),
+            "-A PREROUTING -m conntrack --ctstate ESTABLISHED -j CONNMARK --restore-mark \
+             --nfmask 0xffffffff --ctmask 0xffffffff",
+            "-A PREROUTING -p tcp -m tcp --sport 21 -j MARK --set-xmark 0x1/0xffffffff",
             // The bits with the number of a translation.
-            ("-A PREROUTING -j MARK --set-xmark 0x80000000/0x80000000", true),
+            "-A PREROUTING -j MARK --set-xmark 0x80000000/0x80000000",
         ] {
-            let named = (format!("`{rule}` in iptables-legacy mangle PREROUTING"), to_all);
+            let named = format!("`{rule}` in iptables-legacy mangle PREROUTING");
             assert_eq!(iptables(&format!("{rule}\n")), [named], "{rule}");
         }
     }
@@ -220,7 +199,7 @@ mod tests {
             "-A FORWARD -j MARK --set-xmark 0x1/0xffffffff\n",
             "-A own -j MARK --set-xmark 0x1/0xffffffff\n",
         ] {
-            assert_eq!(iptables(rules), [], "{rules}");
+            assert_eq!(iptables(rules), [""; 0], "{rules}");
         }
     }
 
@@ -236,7 +215,7 @@ mod tests {
         ] {
             let rule = rules.lines().next().unwrap();
             let named = format!("`{rule}` in iptables-legacy mangle PREROUTING");
-            assert_eq!(iptables(rules).first(), Some(&(named, true)), "{rules}");
+            assert_eq!(iptables(rules).first(), Some(&named), "{rules}");
         }
         let conflict = |prerouting: &str, rules: &[RoutingRule]| {
             let mut firewall = Firewall { routing_rules: rules.to_vec(), ..Firewall::default() };
@@ -267,12 +246,47 @@ mod tests {
     }
 
     #[test]
+    fn use_of_the_ct_mark_is_found() {
+        let used = |rules: &str, routing: &[RoutingRule]| {
+            let text = format!("*mangle\n:PREROUTING ACCEPT [0:0]\n{rules}COMMIT\n");
+            let routing_rules = routing.to_vec();
+            let firewall = Firewall { routing_rules, ..Firewall::from_iptables(&text) };
+            (firewall.ct_mark_use(&RuleParameters::default()), firewall.restores_marks())
+        };
+        let restore = |packet: &str, ct: &str| {
+            format!("-A PREROUTING -j CONNMARK --restore-mark --nfmask {packet} --ctmask {ct}\n")
+        };
+        let (all, one) = ("0xffffffff", [RoutingRule::sample(1, u32::MAX, false)]);
+        let byte = [RoutingRule::sample(1, 0xff, false)];
+        for (rules, routing, expected) in [
+            ("-A PREROUTING -j MARK --set-xmark 0x1/0xff\n", &one, (CtMarkUse::None, false)),
+            (
+                "-A PREROUTING -j CONNMARK --set-xmark 0x40000000/0x40000000\n",
+                &one,
+                (CtMarkUse::None, false),
+            ),
+            (
+                "-A PREROUTING -j CONNMARK --set-xmark 0x1/0xff\n",
+                &one,
+                (CtMarkUse::Restored, false),
+            ),
+            (&restore("0xff", "0xff"), &one, (CtMarkUse::Restored, true)),
+            (&restore(all, all), &byte, (CtMarkUse::Restored, true)),
+            (&restore(all, all), &one, (CtMarkUse::Compared, true)),
+            (&restore("0xff", all), &one, (CtMarkUse::Compared, true)),
+        ] {
+            assert_eq!(used(rules, routing), expected, "{rules}");
+        }
+    }
+
+    #[test]
     fn conditions_of_jumps_to_a_rule_count() {
         let mark = "-A own -j MARK --set-xmark 0x1/0xffffffff\n";
-        let all = |rules: &str| iptables(&format!("{rules}\n{mark}")).iter().all(|one| one.1);
-        assert!(all("-A PREROUTING -j own"));
-        assert!(!all("-A PREROUTING -i wan0 -j own"));
-        assert!(all("-A PREROUTING -i wan0 -j RETURN\n-A PREROUTING -j own"));
+        let found = |rules: &str| iptables(&format!("{rules}\n{mark}")).len();
+        assert_eq!(found("-A PREROUTING -i wan0 -j own"), 1);
+        assert_eq!(found("-A PREROUTING -i lo -j own"), 0);
+        assert_eq!(found("-A PREROUTING -i wan0 -j RETURN\n-A PREROUTING -j own"), 1);
+        assert_eq!(found("-A PREROUTING -j RETURN\n-A PREROUTING -j own"), 0);
     }
 
     #[test]
@@ -287,7 +301,7 @@ mod tests {
             );
             found(&Firewall::from_nft(&json, "").unwrap())
         };
-        let named = [("`rule with handle 3` in inet own c".to_owned(), true)];
+        let named = ["`rule with handle 3` in inet own c"];
         let compares = |kind: &str, hook: &str, priority: i32| {
             let json = format!(
                 r#"{{"nftables": [{{"table": {{"family": "inet", "name": "own"}}}},
@@ -309,14 +323,14 @@ mod tests {
         for (kind, hook, priority) in
             [("nat", "prerouting", -100), ("filter", "forward", -150), ("filter", "output", -300)]
         {
-            assert_eq!(compares(kind, hook, priority), [], "{kind} {hook} {priority}");
+            assert_eq!(compares(kind, hook, priority), [""; 0], "{kind} {hook} {priority}");
         }
         assert_eq!(table("filter", "prerouting", -150, "1"), named);
         assert_eq!(table("filter", "prerouting", -300, "1"), named);
         assert_eq!(table("filter", "prerouting", 0, "1"), named, "lines of control connections");
-        assert_eq!(table("nat", "prerouting", -150, "1"), []);
-        assert_eq!(table("filter", "forward", -150, "1"), []);
+        assert_eq!(table("nat", "prerouting", -150, "1"), [""; 0]);
+        assert_eq!(table("filter", "forward", -150, "1"), [""; 0]);
         let or = r#"{"|": [{"&": [{"meta": {"key": "mark"}}, 4294967040]}, 1]}"#;
-        assert_eq!(table("filter", "prerouting", -150, or), []);
+        assert_eq!(table("filter", "prerouting", -150, or), [""; 0]);
     }
 }

@@ -55,7 +55,7 @@ pub use translated_ports::TranslatedPorts;
 pub use traversal::VerdictSource;
 use traversal::{PacketVerdict, base_chains};
 
-use super::RuleParameters;
+use super::{CtMarkUse, RuleParameters};
 
 /// The rules that are loaded in this network namespace, as far as they could be read.
 #[derive(Clone, Debug, Default)]
@@ -282,11 +282,20 @@ impl Firewall {
         marks::mark_conflicts(&self.ruleset, &self.routing_rules, parameters)
     }
 
-    /// Whether rules set our bits of the packet mark from the ct mark, and `ip rule` compares them, as with several
-    /// uplinks.
-    pub fn routes_by_restored_marks(&self, parameters: &RuleParameters) -> bool {
-        let restored = self.ruleset.changed_mark_bits.restored & parameters.mask();
-        self.routing_rules.iter().any(|rule| rule.comparison().mask & restored != 0)
+    /// What the rules do with the ct mark.
+    pub fn ct_mark_use(&self, parameters: &RuleParameters) -> CtMarkUse {
+        let (changed, ours) = (self.ruleset.changed_mark_bits, parameters.mask());
+        let compares = |rule: &RoutingRule| rule.comparison().mask & changed.restored & ours != 0;
+        match () {
+            () if self.routing_rules.iter().any(compares) => CtMarkUse::Compared,
+            () if changed.ct_mark & !ours != 0 || self.restores_marks() => CtMarkUse::Restored,
+            () => CtMarkUse::None,
+        }
+    }
+
+    /// Whether rules set packet marks from the ct mark, as with several uplinks.
+    pub fn restores_marks(&self) -> bool {
+        self.ruleset.changed_mark_bits.restored != 0
     }
 
     /// What the firewall does with packets of `class` at `hook`.

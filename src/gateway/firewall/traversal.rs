@@ -119,27 +119,19 @@ pub(super) fn conflicts<'a>(
     traversal.conflicts
 }
 
-/// A rule that changes the packet mark.
-pub(super) struct MarkingRule<'a> {
-    pub(super) chain: &'a str,
-    pub(super) rule: &'a Rule,
-    /// Whether the rule applies if every condition is false that cannot be decided here.
-    pub(super) by_default: bool,
-}
+/// A rule that changes or compares a packet mark, with its chain.
+pub(super) type MarkedRule<'a> = (&'a str, &'a Rule);
 
 /// The rules that change the packet mark and that `packet` may reach from base chain `name`, each once.
 pub(super) fn marking_rules<'a>(
     table: &'a Table,
     name: &'a str,
     packet: &SamplePacket<'_>,
-) -> Vec<MarkingRule<'a>> {
+) -> Vec<MarkedRule<'a>> {
     let mut traversal = Traversal::new(table, packet);
     traversal.chain(name, 0);
     traversal.marking_rules
 }
-
-/// A rule that compares the packet mark, with its chain.
-pub(super) type MarkedRule<'a> = (&'a str, &'a Rule);
 
 /// The rules that may do something else with the packet if it has another packet mark, and that the packet may reach
 /// from base chain `name`.
@@ -210,7 +202,7 @@ struct Traversal<'a, 'p> {
     finished: HashMap<Entry<'a>, Option<(PossibleVerdicts, SamplePacket<'p>)>>,
     /// Conflicts of the rules that the packet may reach.
     conflicts: Vec<&'a ConflictingRule>,
-    marking_rules: Vec<MarkingRule<'a>>,
+    marking_rules: Vec<MarkedRule<'a>>,
     /// Another packet mark of the packet, to find the rules that depend on it.
     other_mark: Option<FieldValue>,
     dependent_rules: Vec<MarkedRule<'a>>,
@@ -276,11 +268,7 @@ impl<'a, 'p> Traversal<'a, 'p> {
             self.conflicts.extend(rule.conflict.as_deref());
             self.by_default = by_default && applies == Certainty::Yes && verdicts.default.is_none();
             if rule.changed_mark_bits != 0 {
-                self.marking_rules.push(MarkingRule {
-                    chain: name,
-                    rule,
-                    by_default: self.by_default,
-                });
+                self.marking_rules.push((name, rule));
             }
             if self.by_default {
                 self.change_packet(name, rule);

@@ -244,10 +244,13 @@ impl RuleOptions {
             }
             "NOTRACK" => self.hides = Some(ConflictKind::Untracked),
             "MARK" => self.changed_mark_bits = changed.unwrap_or(u32::MAX),
-            "CONNMARK" if has("--save-mark") => self.changed_ct_mark_bits = mask("--ctmask"),
+            // The bits of one mark are cleared, and those of the other are inverted there.
+            "CONNMARK" if has("--save-mark") => {
+                self.changed_ct_mark_bits = mask("--ctmask") | mask("--nfmask");
+            }
             "CONNMARK" if has("--restore-mark") => {
-                self.changed_mark_bits = mask("--nfmask");
-                self.restored_mark_bits = mask("--nfmask") & mask("--ctmask");
+                self.changed_mark_bits = mask("--nfmask") | mask("--ctmask");
+                self.restored_mark_bits = mask("--ctmask");
             }
             "CONNMARK" => self.changed_ct_mark_bits = changed.unwrap_or(u32::MAX),
             _ => {}

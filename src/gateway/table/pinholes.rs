@@ -1,11 +1,11 @@
 //! Pinholes as elements of the sets and maps in our table.
 //!
-//! A pinhole has at most four elements, written in one atomic batch: the permission (`pinholes*`, which the kernel
-//! deletes when a connection consumes it), the target (`targets*`), the source address there (`sources*`), and the ct
-//! mark (`marks*`); the last three only if they change something. They affect only a connection that the permission
-//! admitted. So leftovers of a closed
-//! pinhole have no effect, and expire; opening deletes leftovers with the same keys. Knows nothing of control
-//! connections.
+//! A pinhole has at most five elements, written in one atomic batch: the permission (`pinholes*`, which the kernel
+//! deletes when a connection consumes it), the target (`targets*`), the source address there (`sources*`), the ct mark
+//! (`marks*`), and that a connection may still inherit the mark (`unconsumed*`, which the kernel deletes, too); the last
+//! four only if they change something. Targets, sources and marks affect only a connection that one of the two others
+//! admits. So leftovers of a closed pinhole have no effect, and expire; opening deletes leftovers with the same keys.
+//! Knows nothing of control connections.
 //!
 //! A transfer waits for its pinhole, so a batch has as few messages as possible. Above all, nothing is deleted that is
 //! absent: each deletion ends with work for the kernel that waits for a grace period.
@@ -21,7 +21,7 @@ use ftp_alg_core::engine::{KernelError, Opening, Pinhole};
 
 use super::{
     commits::Commits,
-    elements::{GRANTS, GrantElement, PinholeElements, V4, V6, read_key},
+    elements::{GRANTS, GrantElement, PinholeElements, TRANSLATION_GRACE, V4, V6, read_key},
 };
 use crate::gateway::{
     GatewayError,
@@ -30,9 +30,6 @@ use crate::gateway::{
         nft::{self, Batch, BatchOutcome, Element},
     },
 };
-
-/// Translations outlive the permission, so that a connection admitted at the last moment finds them.
-const TRANSLATION_GRACE: Duration = Duration::from_secs(5);
 
 /// Number of attempts of a transaction. Each reports everything that is refused; elements may expire between two
 /// attempts.
@@ -142,8 +139,9 @@ impl Pinholes {
                 continue;
             }
             let mut learned = false;
-            for revoked in &mut revoked {
-                learned |= revoked.removal.learn_from(&outcome, usize::MAX);
+            for ClosingElements { removal, inheritance, .. } in &mut revoked {
+                learned |= removal.learn_from(&outcome, usize::MAX);
+                learned |= inheritance.learn_from(&outcome, usize::MAX);
             }
             // Without our table there are no pinholes.
             revoked.retain(|revoked| revoked.removal.existing != ExistingElement::Absent);
@@ -338,15 +336,18 @@ fn exists_already(outcome: &BatchOutcome, at: usize) -> bool {
 }
 
 /// A pinhole to close. Its translations are deleted as well, so that a client that opens many leaves none behind. On an
-/// older kernel they stay until they expire, as its ct mark does.
+/// older kernel they stay until they expire, but for the inheritance of the ct mark, which has its effect before a
+/// connection is admitted.
 struct ClosingElements {
     elements: PinholeElements,
     removal: ElementRemoval,
+    inheritance: ElementRemoval,
 }
 
 impl ClosingElements {
     fn new(elements: PinholeElements) -> Self {
-        Self { elements, removal: ElementRemoval::new() }
+        let [removal, inheritance] = std::array::from_fn(|_| ElementRemoval::new());
+        Self { elements, removal, inheritance }
     }
 
     fn put(&mut self, batch: &mut Batch, destroys: bool) {
@@ -356,6 +357,9 @@ impl ClosingElements {
                     batch.destroy_element(element.set, element.key);
                 }
             }
+        } else if self.elements.may_have_mark() {
+            let inheritance = self.elements.inheritance(Some(TRANSLATION_GRACE));
+            self.inheritance.add_to_batch(batch, destroys, &inheritance);
         }
         // The timeout is that of an element that is never visible.
         let permission = self.elements.permission(Some(TRANSLATION_GRACE));
@@ -394,8 +398,7 @@ impl<'a> OpeningElements<'a> {
 
     fn put(&mut self, batch: &mut Batch, destroys: bool) {
         self.permission = batch.add_element(&self.elements.permission(Some(self.lifetime)));
-        let longer = self.lifetime.saturating_add(TRANSLATION_GRACE);
-        let grants = self.elements.grants(Some(longer));
+        let grants = self.elements.grants(Some(self.lifetime));
         for ((grant, removal), added) in grants.iter().zip(&mut self.removals).zip(&mut self.grants)
         {
             if grant.may_be_left {

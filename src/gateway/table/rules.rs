@@ -7,15 +7,18 @@ use std::fmt::Write as _;
 
 use super::helper::OWN_HELPER;
 pub use crate::gateway::parameters::TABLE;
-use crate::gateway::{QueueStatement, RuleParameters};
+use crate::gateway::{Backend, QueueStatement, RuleParameters};
 
-/// Lines between `#if BACKEND` and the next such line, or `#end`, belong to that back end. Those after `#if restored`
-/// are for gateways where rules of others set packet marks from the ct mark.
+/// Lines between `#if BACKEND` and the next such line, or `#end`, belong to that back end. Those after [`LATE_MARKS`],
+/// [`EARLY_MARKS`] and [`RESTORED`] depend on what rules of others do with the ct mark.
 const NFTABLES: &str = include_str!("../../../rules/ftp-alg.nft.in");
 const IPTABLES: &str = include_str!("../../../rules/ftp-alg.iptables");
 const IP6TABLES: &str = include_str!("../../../rules/ftp-alg.ip6tables");
 
-/// The name of the section with the chains that clear restored marks.
+/// The sections by which data connections inherit the ct mark when they are admitted, or before the rules of others.
+const LATE_MARKS: &str = "late-marks";
+const EARLY_MARKS: &str = "early-marks";
+/// The section with the chains that clear restored marks.
 const RESTORED: &str = "restored";
 
 /// The nftables rules, for `nft -f`.
@@ -72,10 +75,13 @@ fn is_source_map(line: &str) -> bool {
 /// The lines of the nftables file for `parameters`.
 fn lines_for(parameters: &RuleParameters) -> impl Iterator<Item = &'static str> + use<> {
     let (backend, clears) = (parameters.backend(), parameters.clears_restored_marks());
+    let inherits_early = parameters.inherits_marks_early();
     let mut is_for = true;
     NFTABLES.split_inclusive('\n').filter(move |line| {
         let line = line.trim_end();
         let section = line.strip_prefix("#if ").map(|name| match name {
+            LATE_MARKS => backend == Backend::Nftables && !inherits_early,
+            EARLY_MARKS => inherits_early,
             RESTORED => clears,
             name => name.parse() == Ok(backend),
         });
@@ -162,7 +168,7 @@ fn replace_marks(line: &str, parameters: &RuleParameters) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::gateway::Backend;
+    use crate::gateway::CtMarkUse;
 
     fn others() -> RuleParameters {
         RuleParameters::new(&[2121, 21], 7, 4, 0x10, 0x4000_0011).unwrap()
@@ -192,7 +198,9 @@ mod tests {
         }
         let sections = NFTABLES.lines().filter_map(|line| line.strip_prefix("#if "));
         assert!(sections.clone().count() > 10);
-        let is_known = |name: &str| name == RESTORED || name.parse::<Backend>().is_ok();
+        let is_known = |name: &str| {
+            [LATE_MARKS, EARLY_MARKS, RESTORED].contains(&name) || name.parse::<Backend>().is_ok()
+        };
         assert!(sections.into_iter().all(is_known));
     }
 
@@ -246,14 +254,25 @@ mod tests {
     }
 
     #[test]
-    fn restored_marks_are_cleared_only_if_rules_restore_them() {
-        for backend in [Backend::Nftables, Backend::Conntrack] {
+    fn marks_have_the_chains_that_rules_of_others_need() {
+        let parts = |backend, ct_mark_use| {
             let parameters = RuleParameters::default().with_backend(backend);
-            let chains = |parameters: &RuleParameters| {
-                render(parameters).matches("chain clear_restored_").count()
-            };
-            assert_eq!(chains(&parameters), 0);
-            assert_eq!(chains(&parameters.with_cleared_restored_marks(true)), 2);
+            let text = render(&parameters.with_ct_mark_use(ct_mark_use));
+            assert_eq!(text.matches('{').count(), text.matches('}').count());
+            [
+                "ct mark 0 meta nfproto",
+                "hook prerouting priority mangle - 49",
+                "chain clear_restored_",
+            ]
+            .map(|part| text.matches(part).count())
+        };
+        for (ct_mark_use, nftables, conntrack) in [
+            (CtMarkUse::None, [2, 0, 0], [0; 3]),
+            (CtMarkUse::Restored, [0, 1, 0], [0; 3]),
+            (CtMarkUse::Compared, [0, 1, 2], [0, 0, 2]),
+        ] {
+            assert_eq!(parts(Backend::Nftables, ct_mark_use), nftables);
+            assert_eq!(parts(Backend::Conntrack, ct_mark_use), conntrack);
         }
     }
 

@@ -2,12 +2,13 @@
 
 use std::{
     io::Read as _,
-    net::{Shutdown, SocketAddr},
+    net::{Shutdown, SocketAddr, TcpStream},
     time::Duration,
 };
 
 use ftp_alg::gateway::{
-    LinuxKernel, Pinholes, RuleParameters, Table, admitted_connections, consumed_pinholes,
+    CtMarkUse, LinuxKernel, Pinholes, RuleParameters, Table, admitted_connections,
+    consumed_pinholes,
 };
 use ftp_alg_core::engine::{Kernel as _, KernelError, Opening, Pinhole, Translation};
 use ftp_alg_lab::wait_for;
@@ -30,9 +31,13 @@ struct Place {
 
 impl Place {
     fn new() -> Self {
+        Self::with(&RuleParameters::default())
+    }
+
+    fn with(parameters: &RuleParameters) -> Self {
         assert!(rustix::process::geteuid().is_root(), "this test needs root");
         let lab = Lab::new();
-        let table = lab.on_gateway(|| Table::install(&RuleParameters::default()).unwrap());
+        let table = lab.on_gateway(|| Table::install(parameters).unwrap());
         Self { lab, _table: table, outcomes: vec![Err(KernelError::Unknown)] }
     }
 
@@ -55,6 +60,25 @@ impl Place {
         writer.change(closed, &openings, &mut self.outcomes).unwrap();
         assert_eq!(self.outcomes.len(), openings.len());
         self.generation() - before
+    }
+
+    /// Opens a pinhole of a control connection with this ct mark.
+    fn open_with_mark(&mut self, writer: &mut Pinholes, pinhole: Pinhole, ct_mark: u32) {
+        let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
+        let control = Translation { ct_mark, ..control };
+        let opening = Opening { pinhole, control, from_client: true, lifetime: LIFETIME };
+        writer.change(&[pinhole], &[opening], &mut self.outcomes).unwrap();
+        assert!(self.outcomes[0].is_ok());
+    }
+
+    /// The ct mark of the connection that `client` initiated.
+    fn ct_mark_of(&self, client: &TcpStream) -> u32 {
+        let from = client.local_addr().unwrap();
+        let family = if from.is_ipv4() { "ipv4" } else { "ipv6" };
+        let list = format!("conntrack -L -f {family} -p tcp --sport {}", from.port());
+        let known = self.lab.gateway_sh(&list);
+        let mark = known.split_once("mark=").unwrap().1.split_whitespace().next();
+        mark.unwrap().parse().unwrap()
     }
 
     /// Which openings were refused, and why.
@@ -279,35 +303,49 @@ fn a_port_in_use_is_refused_among_others() {
     assert_eq!(kernel.list_open().unwrap().len(), 2);
 }
 
-/// As `init_conntrack` does for a child of the kernel's helper. Rules for several uplinks choose the route by it.
+/// As `init_conntrack` does for a child of the kernel's helper: at once, if rules of others need it. The packet mark is
+/// theirs.
 #[test]
 fn a_data_connection_inherits_the_operators_bits_of_the_ct_mark() {
-    let mut place = Place::new();
-    let [new, older] = place.writers();
-    for (mut writer, port) in [(new, 4000), (older, 4001)] {
-        let hole = pinhole(CLIENT, at(SERVER, port));
-        for (mark, expected) in [(0x8000_0015, "0x80000015"), (0, "0x00000000")] {
-            place.lab.gateway_sh(&format!(
-                "nft 'add table ip seen; delete table ip seen; table ip seen {{ chain routed {{ \
-                 type filter hook forward priority 0; \
-                 tcp flags syn / syn,ack tcp dport {port} meta mark {expected} counter; }}; }}'"
-            ));
-            let control = Translation {
-                ct_mark: mark,
-                ..Translation::identity(at(CLIENT, 1025), at(SERVER, 21))
-            };
-            let opening = Opening { pinhole: hole, control, from_client: true, lifetime: LIFETIME };
-            writer.change(&[hole], &[opening], &mut place.outcomes).unwrap();
-            assert!(place.outcomes[0].is_ok());
-            let listener = listen(&place.lab.server, hole.target);
-            let mut client = connect(&place.lab.client, CLIENT, hole.arrival);
-            exchange(&mut client, &listener);
-            let seen = place.lab.gateway_sh("nft list table ip seen");
-            assert!(seen.contains("packets 1 "), "{mark:#x}: {seen}");
-            let admitted = (mark | 0x4000_0000).to_string();
-            let sport = client.local_addr().unwrap().port();
-            let known = place.lab.gateway_sh(&format!("conntrack -L -p tcp --sport {sport}"));
-            assert!(known.contains(&format!("mark={admitted} ")), "{known}");
+    const OPERATORS: u32 = 0x8000_0015;
+    for (ct_mark_use, mark, at_mangle) in [
+        (CtMarkUse::None, OPERATORS, 0),
+        (CtMarkUse::Restored, OPERATORS, OPERATORS),
+        (CtMarkUse::Compared, OPERATORS, OPERATORS),
+        (CtMarkUse::Restored, 0, 0),
+    ] {
+        let mut place = Place::with(&RuleParameters::default().with_ct_mark_use(ct_mark_use));
+        let ends = [(CLIENT, SERVER), (CLIENT6, SERVER6)];
+        for (number, mut writer) in (0..).zip(place.writers()) {
+            for (from, to) in ends {
+                let port = 4000 + number;
+                let hole = pinhole(from, at(to, port));
+                place.lab.gateway_sh(&format!(
+                    "nft 'add table inet seen; delete table inet seen; table inet seen {{ \
+                     chain early {{ type filter hook prerouting priority mangle; \
+                       tcp flags syn / syn,ack tcp dport {port} ct mark {at_mangle} counter; }}; \
+                     chain routed {{ type filter hook forward priority 0; \
+                       tcp dport {port} meta mark != 0 counter; }}; }}'"
+                ));
+                place.open_with_mark(&mut writer, hole, mark);
+                let listener = listen(&place.lab.server, hole.target);
+                let mut client = connect(&place.lab.client, from, hole.arrival);
+                exchange(&mut client, &listener);
+                let seen = place.lab.gateway_sh("nft list table inet seen");
+                // A retransmitted SYN has our bit.
+                let counts = ["packets 1 ", "packets 0 "].map(|count| seen.matches(count).count());
+                assert_eq!(counts, [1, 1], "{ct_mark_use:?} {seen}");
+                assert_eq!(place.ct_mark_of(&client), mark | 0x4000_0000, "{ct_mark_use:?}");
+                // The firewall lets them pass, but nobody admits them: the pinhole is consumed, then it is closed.
+                let mut second = connect(&place.lab.client, from, hole.arrival);
+                exchange(&mut second, &listener);
+                assert_eq!(place.ct_mark_of(&second), 0, "{ct_mark_use:?}");
+                place.open_with_mark(&mut writer, hole, mark);
+                writer.change(&[hole], &[], &mut place.outcomes).unwrap();
+                let mut third = connect(&place.lab.client, from, hole.arrival);
+                exchange(&mut third, &listener);
+                assert_eq!(place.ct_mark_of(&third), 0, "{ct_mark_use:?}");
+            }
         }
     }
 }
