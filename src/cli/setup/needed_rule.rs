@@ -43,7 +43,9 @@ pub(super) fn needed_rules(
         for class in [data, PacketClass::Injected] {
             let Some(hook_verdict) = verdict.verdict_for(class) else { continue };
             let is_needed = |chain: &&ChainVerdict| {
-                verdict.is_used_by(class) && !verdict.is_restricted_by(chain)
+                verdict.is_used_by(class)
+                    && !verdict.is_restricted_by(chain)
+                    && (chain.passes || chain.drops_certainly())
             };
             for chain in hook_verdict.chains.iter().filter(is_needed) {
                 let exists = needs.iter().any(|n| n.location == chain.location && n.class == class);

@@ -93,7 +93,9 @@ impl HostAudit<'_> {
                 verdict.is_some_and(|verdict| {
                     let mut chains = verdict.dropping_chains();
                     chains.any(|chain| {
-                        chain.location == stop.location && !path.is_restricted_by(chain)
+                        chain.location == stop.location
+                            && chain.drops_certainly()
+                            && !path.is_restricted_by(chain)
                     })
                 })
             })
@@ -319,8 +321,18 @@ impl HostAudit<'_> {
         // note.
         let is_delay = class == PacketClass::Injected && !path.hook.is_filter();
         let matters = path.is_used_by(class) && !is_delay;
-        let stops: Vec<String> = verdict.dropping_chains().map(ToString::to_string).collect();
-        let mut says = format!("{what} are dropped by {}", stops.join(" and "));
+        let certain: Vec<_> =
+            verdict.dropping_chains().filter(|stop| stop.drops_certainly()).collect();
+        let names = |stops: &[&ChainVerdict]| {
+            stops.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
+        };
+        if certain.is_empty() {
+            let stops = names(&verdict.dropping_chains().collect::<Vec<_>>());
+            let says = format!("{what} may be dropped by {stops}");
+            return Check::note(FIREWALL, "", says).details(exceptions(false, "accepts"));
+        }
+        let stops = names(&certain);
+        let mut says = format!("{what} are dropped by {stops}");
         if is_delay {
             says += ": an announcement in two segments waits for a retransmission";
         } else if !matters {
@@ -329,19 +341,18 @@ impl HostAudit<'_> {
                 _ => "; this does not matter unless an FTP server or client runs here",
             };
         }
-        if matters && verdict.dropping_chains().all(|stop| path.is_restricted_by(stop)) {
-            let says = format!("some {what} pass; others are dropped by {}", stops.join(" and "));
+        if matters && certain.iter().all(|stop| path.is_restricted_by(stop)) {
+            let says = format!("some {what} pass; others are dropped by {stops}");
             return Check::ok(FIREWALL, "", says).details(exceptions(false, "accepts"));
         }
-        let curable = verdict
-            .dropping_chains()
-            .filter(|stop| stop.accept_command(class, self.parameters).is_some());
-        let advice = curable.filter_map(|stop| {
+        let commands = certain
+            .iter()
+            .filter_map(|stop| Some((stop.accept_command(class, self.parameters)?, stop)));
+        let advice = commands.clone().filter_map(|(_, stop)| {
             Some(stop.location.manager?.persistence_advice(&stop.location, class, self.parameters))
         });
-        let without_rule = verdict
-            .dropping_chains()
-            .filter_map(|stop| stop.advice_without_rule(class, self.parameters));
+        let without_rule =
+            certain.iter().filter_map(|stop| stop.advice_without_rule(class, self.parameters));
         let problem = match class {
             PacketClass::Injected => "acknowledgements",
             PacketClass::MarkedData | PacketClass::RelatedData => "data-connections",
@@ -352,7 +363,7 @@ impl HostAudit<'_> {
         };
         check
             .details(exceptions(false, "accepts"))
-            .remedy(Firewall::remedies(verdict, class, self.parameters))
+            .remedy(commands.clone().map(|(command, _)| command))
             .advice(advice)
             .advice(without_rule)
             .advice(self.other_backend_advice(path, class).filter(|_| matters))

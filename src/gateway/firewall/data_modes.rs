@@ -81,7 +81,9 @@ impl Firewall {
                     };
                     let unmarked = verdict(PacketClass::MarkedData, 0);
                     let mut chains = verdict(class, parameters.data_mark()).chains;
-                    chains.retain(|one| !one.passes && !accepts_some_admitted(one, &unmarked));
+                    chains.retain(|one| {
+                        one.drops_certainly() && !accepts_some_admitted(one, &unmarked)
+                    });
                     chains
                 });
                 verdicts.push(ModeVerdict {
@@ -275,6 +277,28 @@ mod tests {
         assert_eq!(dropped(&["! -s 192.168.1.0/24"]), []);
         // A limit is no restriction by addresses.
         assert_eq!(dropped(&["-s 192.168.1.80/32 -m limit --limit 2/min"]), both);
+    }
+
+    #[test]
+    fn a_reverse_path_filter_and_a_limit_at_prerouting_stop_no_mode() {
+        let filter = format!(":FORWARD DROP\n{RELATED}{MARK}{CONTROL}");
+        let early = ":PREROUTING ACCEPT\n:C - [0:0]\n-A PREROUTING -p tcp -j C\n";
+        for (table, rules) in [
+            ("mangle", "-A C -m rpfilter --validmark -j RETURN\n-A C -j DROP"),
+            ("raw", "-A C -m limit --limit 100/s -j RETURN\n-A C -j DROP"),
+        ] {
+            let tables = [(table, &*format!("{early}{rules}")), ("filter", &filter)];
+            assert_eq!(dropped(&tables), [vec![], vec![]], "{rules}");
+        }
+        let open = ":FORWARD ACCEPT\n";
+        let limited =
+            format!("{open}-A FORWARD -m limit --limit 9/s -j RETURN\n-A FORWARD -j DROP");
+        assert_eq!(dropped(&[("mangle", &limited), ("filter", open)]), [vec![], vec![]]);
+        let both = vec![DataMode::Passive, DataMode::Active];
+        let certain = format!(
+            "{early}-A C -p tcp -m tcp --dport 21 -j RETURN\n-A C -p tcp -m tcp --syn -j DROP"
+        );
+        assert_eq!(dropped(&[("mangle", &certain), ("filter", &filter)]), [both.clone(), both]);
     }
 
     #[test]

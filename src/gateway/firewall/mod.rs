@@ -193,7 +193,20 @@ impl std::fmt::Display for ChainLocation {
     }
 }
 
+impl ChainVerdict {
+    /// Whether the chain certainly drops the packets. Outside the chains for filters, conditions that cannot be decided
+    /// here are those of reverse path filters and limits, which most packets meet.
+    pub fn drops_certainly(&self) -> bool {
+        !self.passes && (self.location.is_for_filters() || self.exceptions.is_empty())
+    }
+}
+
 impl ChainLocation {
+    /// Whether the chain is one in which firewalls accept single connections.
+    fn is_for_filters(&self) -> bool {
+        self.hook.is_filter() && (self.origin == Origin::Nftables || self.table == "filter")
+    }
+
     /// The program that changes this chain.
     fn program(&self) -> &'static str {
         let ip = if self.family == TableFamily::Ip6 { IpVersion::V6 } else { IpVersion::V4 };
