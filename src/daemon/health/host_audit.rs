@@ -9,7 +9,7 @@ use crate::gateway::{
     Backend, HostSettings, RuleParameters,
     firewall::{
         Acceptance, ChainVerdict, ConflictKind, ControlPathVerdict, DataPathVerdict, Firewall,
-        Hook, HookVerdict, IpVersion, PacketClass, exact_mark_chain, links,
+        Hook, HookVerdict, IpVersion, ModeVerdict, PacketClass, exact_mark_chain, links,
     },
 };
 
@@ -42,10 +42,13 @@ impl HostAudit<'_> {
     /// All checks.
     pub fn checks(&self) -> Vec<Check> {
         let mut checks = self.helper_checks();
-        checks.extend(self.firewall_checks());
         let Self { parameters, data_paths, host, .. } = *self;
         let paths = self.firewall.control_paths(host.routing, data_paths, parameters);
-        checks.extend(self.mode_checks(&paths.concat()));
+        let verdicts =
+            |class| self.firewall.mode_verdicts(&paths.concat(), class, &links(), parameters);
+        let modes = verdicts(PacketClass::for_data_connections(self.backend));
+        checks.extend(self.firewall_checks(&modes));
+        checks.extend(self.mode_checks(&modes, verdicts));
         checks.extend(paths.into_iter().flat_map(|paths| self.control_checks(&paths)));
         checks
     }
@@ -77,15 +80,15 @@ impl HostAudit<'_> {
 
     /// The modes of data connections that fail between interfaces whose control connections pass, although the chains
     /// let some data connections pass.
-    fn mode_checks(&self, paths: &[ControlPathVerdict]) -> Vec<Check> {
+    fn mode_checks(
+        &self,
+        modes: &[ModeVerdict],
+        verdicts: impl Fn(PacketClass) -> Vec<ModeVerdict>,
+    ) -> Vec<Check> {
         let class = PacketClass::for_data_connections(self.backend);
-        let links = links();
-        let verdicts =
-            |class| self.firewall.mode_verdicts(paths, class, &links, self.parameters).into_iter();
-        let others = self.other_backend.map(|(other, how)| {
-            let class = PacketClass::for_data_connections(other);
-            (other, how, verdicts(class).collect::<Vec<_>>())
-        });
+        let others = self
+            .other_backend
+            .map(|(other, how)| (other, how, verdicts(PacketClass::for_data_connections(other))));
         // The checks of hooks report chains that drop all data connections.
         let known = |stop: &ChainVerdict| {
             self.data_paths.iter().filter(|path| path.is_used).any(|path| {
@@ -94,14 +97,14 @@ impl HostAudit<'_> {
                     let mut chains = verdict.dropping_chains();
                     chains.any(|chain| {
                         chain.location == stop.location
-                            && chain.drops_certainly()
+                            && path.is_problem(chain, modes)
                             && !path.is_restricted_by(chain)
                     })
                 })
             })
         };
         let mut checks: Vec<Check> = Vec::new();
-        for (at, verdict) in verdicts(class).enumerate() {
+        for (at, verdict) in modes.iter().enumerate() {
             let stops = &verdict.dropping_chains;
             if stops.is_empty() || stops.iter().any(known) {
                 continue;
@@ -244,7 +247,7 @@ impl HostAudit<'_> {
         })
     }
 
-    fn firewall_checks(&self) -> Vec<Check> {
+    fn firewall_checks(&self, modes: &[ModeVerdict]) -> Vec<Check> {
         let mut checks = Vec::new();
         for what in self.firewall.read_errors() {
             let says = format!("the following checks ignore it: {what}");
@@ -253,8 +256,8 @@ impl HostAudit<'_> {
         let data = PacketClass::for_data_connections(self.backend);
         for hook in Hook::ALL {
             let own = if hook.is_filter() { "our own packets" } else { "own at postrouting" };
-            let mut found = self.hook_checks(hook.into(), hook, data);
-            found.extend(self.hook_checks(own, hook, PacketClass::Injected));
+            let mut found = self.hook_checks(hook.into(), hook, data, modes);
+            found.extend(self.hook_checks(own, hook, PacketClass::Injected, modes));
             // Most gateways do not filter at the other hooks.
             found.retain(|check| {
                 hook.is_filter() || check.mark != CheckStatus::Ok || !check.details.is_empty()
@@ -277,10 +280,16 @@ impl HostAudit<'_> {
         Some(check.remedy(stop.accept_command(class, self.parameters)).advice([advice.to_owned()]))
     }
 
-    fn hook_checks(&self, name: &str, hook: Hook, class: PacketClass) -> Vec<Check> {
+    fn hook_checks(
+        &self,
+        name: &str,
+        hook: Hook,
+        class: PacketClass,
+        modes: &[ModeVerdict],
+    ) -> Vec<Check> {
         let data_paths = self.data_paths.iter().filter(|path| path.hook == hook);
         let checks = data_paths.filter_map(|path| {
-            Some((path.ip, self.path_check(path, path.verdict_for(class)?, class)))
+            Some((path.ip, self.path_check(path, path.verdict_for(class)?, class, modes)))
         });
         merge_families(name, checks)
     }
@@ -297,6 +306,7 @@ impl HostAudit<'_> {
         path: &DataPathVerdict,
         verdict: &HookVerdict,
         class: PacketClass,
+        modes: &[ModeVerdict],
     ) -> Check {
         let what = class.description();
         let exceptions = |passes: bool, verb: &str| {
@@ -321,14 +331,24 @@ impl HostAudit<'_> {
         // note.
         let is_delay = class == PacketClass::Injected && !path.hook.is_filter();
         let matters = path.is_used_by(class) && !is_delay;
-        let certain: Vec<_> =
-            verdict.dropping_chains().filter(|stop| stop.drops_certainly()).collect();
+        let is_problem = |stop: &&ChainVerdict| match class {
+            PacketClass::Injected => stop.drops_certainly(),
+            _ => path.is_problem(stop, modes),
+        };
+        let certain: Vec<_> = verdict.dropping_chains().filter(is_problem).collect();
         let names = |stops: &[&ChainVerdict]| {
             stops.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
         };
+        let some_pass = |stops: &[&ChainVerdict]| {
+            let says = format!("some {what} pass; others are dropped by {}", names(stops));
+            Check::ok(FIREWALL, "", says).details(exceptions(false, "accepts"))
+        };
         if certain.is_empty() {
-            let stops = names(&verdict.dropping_chains().collect::<Vec<_>>());
-            let says = format!("{what} may be dropped by {stops}");
+            let stops: Vec<_> = verdict.dropping_chains().collect();
+            if stops.iter().all(|stop| stop.drops_certainly()) {
+                return some_pass(&stops);
+            }
+            let says = format!("{what} may be dropped by {}", names(&stops));
             return Check::note(FIREWALL, "", says).details(exceptions(false, "accepts"));
         }
         let stops = names(&certain);
@@ -342,8 +362,7 @@ impl HostAudit<'_> {
             };
         }
         if matters && certain.iter().all(|stop| path.is_restricted_by(stop)) {
-            let says = format!("some {what} pass; others are dropped by {stops}");
-            return Check::ok(FIREWALL, "", says).details(exceptions(false, "accepts"));
+            return some_pass(&certain);
         }
         let commands = certain
             .iter()

@@ -133,7 +133,7 @@ pub struct ChainVerdict {
     pub decided_by: VerdictSource,
     /// Rules that decide otherwise for some packets, by addresses or interfaces that are not known here.
     pub exceptions: Vec<VerdictSource>,
-    /// Rules that accept some of the packets, and for which only their addresses are not known.
+    /// Rules that accept some of the packets, and for which only their hosts are not known.
     pub accepted_by_address: Vec<VerdictSource>,
     /// The rule before this chain because of which no rule here can recognise the packets.
     pub hidden_by: Option<HidingRule>,

@@ -191,7 +191,9 @@ pub(super) enum Condition {
     Any(Vec<Condition>),
     /// Holds if all of these hold.
     All(Vec<Condition>),
-    /// A condition that cannot be decided here, such as one about addresses, rates or time.
+    /// Holds for some hosts that are not known here: those with a MAC address, or in a set whose elements change.
+    Hosts,
+    /// A condition that cannot be decided here, such as one about rates or time.
     Unknown,
 }
 
@@ -244,6 +246,8 @@ impl Condition {
             }
             Self::Address { side, networks, negated } => {
                 let interface = match side {
+                    // It may be translated already.
+                    AddressSide::Source if packet.hook == Hook::Postrouting => None,
                     AddressSide::Source => packet.input,
                     AddressSide::Destination => packet.output,
                 };
@@ -259,7 +263,21 @@ impl Condition {
             Self::Any(conditions) => {
                 conditions.iter().map(|one| one.holds(packet)).max().unwrap_or(Certainty::No)
             }
-            Self::Unknown => Certainty::Maybe,
+            Self::Hosts | Self::Unknown => Certainty::Maybe,
+        }
+    }
+
+    /// Whether the condition holds, or holds for some hosts and nothing else about it is unknown.
+    pub(super) fn holds_for_some_hosts(&self, packet: &SamplePacket<'_>) -> bool {
+        match (self.holds(packet), self) {
+            (Certainty::Yes, _) | (Certainty::Maybe, Self::Address { .. } | Self::Hosts) => true,
+            (Certainty::Maybe, Self::All(conditions)) => {
+                conditions.iter().all(|one| one.holds_for_some_hosts(packet))
+            }
+            (Certainty::Maybe, Self::Any(conditions)) => {
+                conditions.iter().any(|one| one.holds_for_some_hosts(packet))
+            }
+            _ => false,
         }
     }
 }
@@ -342,12 +360,9 @@ impl Rule {
         all_hold(&self.conditions, packet)
     }
 
-    /// Whether the rule applies to packets with some addresses, and nothing else about them is unknown.
-    pub(super) fn depends_on_addresses(&self, packet: &SamplePacket<'_>) -> bool {
-        self.conditions.iter().all(|condition| {
-            let is_known = condition.holds(packet) == Certainty::Yes;
-            is_known || matches!(condition, Condition::Address { .. })
-        })
+    /// Whether the rule applies to the packets of some hosts, and nothing else about them is unknown.
+    pub(super) fn applies_to_some_hosts(&self, packet: &SamplePacket<'_>) -> bool {
+        self.conditions.iter().all(|condition| condition.holds_for_some_hosts(packet))
     }
 }
 

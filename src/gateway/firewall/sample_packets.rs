@@ -210,7 +210,8 @@ pub(super) fn fast_path_packets(
     for port in parameters.control_ports() {
         let (hook, ip) = (Hook::Forward, IpVersion::V4);
         let (port, real_port) = (*port, *port);
-        let connection = SampleConnection { hook, ip, port, real_port, from: None, to: None };
+        let connection =
+            SampleConnection { hook, ip, port, real_port, from: None, to: None, links: None };
         let packets_of_connection = connection.packets(parameters, changes).into_iter();
         packets.extend(
             packets_of_connection
@@ -235,6 +236,8 @@ pub(super) struct SampleConnection<'a> {
     pub(super) from: Option<&'a str>,
     /// The interface towards the target: `None` if unknown, empty if this machine is the target.
     pub(super) to: Option<&'a str>,
+    /// The networks at this machine's interfaces, if known.
+    pub(super) links: Option<&'a Links>,
 }
 
 impl<'a> SampleConnection<'a> {
@@ -244,7 +247,7 @@ impl<'a> SampleConnection<'a> {
         parameters: &RuleParameters,
         changes: ChangedMarkBits,
     ) -> Vec<SamplePacket<'a>> {
-        let Self { hook, ip, port, real_port, from, to } = *self;
+        let Self { hook, ip, port, real_port, from, to, links } = *self;
         let (data, mask) = (parameters.data_mark(), parameters.mask());
         let first = SamplePacket {
             input: from,
@@ -254,6 +257,7 @@ impl<'a> SampleConnection<'a> {
             mark: FieldValue::Bits { bits: 0, known: !changes.mark | mask },
             source_port: EPHEMERAL,
             destination_port: FieldValue::exactly(real_port.into()),
+            links,
             ..first_packet(hook, ip)
         };
         let later = SamplePacket {
