@@ -94,6 +94,7 @@ struct ManualStepReport {
 struct LoadedFirewall {
     parameters: RuleParameters,
     firewall: Firewall,
+    routing: Routing,
     backend: Backend,
     needs: Vec<NeededRule>,
 }
@@ -105,11 +106,19 @@ impl LoadedFirewall {
         let outlooks = data_path_verdicts(&firewall, routing, &parameters);
         let accepted = || accepted_data(&firewall, &outlooks);
         let backend = backend(config, socket, accepted);
-        let class = PacketClass::for_data_connections(backend);
-        let paths = firewall.control_paths(routing, &outlooks, &parameters).concat();
-        let modes = firewall.mode_verdicts(&paths, class, &links(), &parameters);
-        let needs = needed_rule::needed_rules(&outlooks, &modes, class, &parameters);
-        Ok(Self { parameters, firewall, backend, needs })
+        let loaded = Self { parameters, firewall, routing, backend, needs: Vec::new() };
+        let needs = loaded.needs_of(&loaded.firewall);
+        Ok(Self { needs, ..loaded })
+    }
+
+    /// The rules that `firewall` needs.
+    fn needs_of(&self, firewall: &Firewall) -> Vec<NeededRule> {
+        let Self { parameters, routing, backend, .. } = self;
+        let class = PacketClass::for_data_connections(*backend);
+        let outlooks = data_path_verdicts(firewall, *routing, parameters);
+        let paths = firewall.control_paths(*routing, &outlooks, parameters).concat();
+        let modes = firewall.mode_verdicts(&paths, class, &links(), parameters);
+        needed_rule::needed_rules(&outlooks, &modes, class, parameters)
     }
 }
 
@@ -236,8 +245,8 @@ fn make_changes(
     for words in &changes.loads {
         commands::run_command(words)?;
     }
-    let firewall = Firewall::read();
-    let unmet = |need: &&NeededRule| !need.is_met(&firewall, &situation.parameters);
+    let needs = situation.needs_of(&Firewall::read());
+    let unmet = |need: &&NeededRule| !need.is_met(&needs);
     match plans.iter().flat_map(|plan| &plan.needs).find(unmet) {
         None => Ok(()),
         Some(need) => {

@@ -258,6 +258,18 @@ fn low_ports_and_nonsense_are_not_tried() {
 }
 
 #[test]
+fn a_server_without_extended_modes_is_no_failure() {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    lab.gateway.shell("nft flush ruleset").unwrap();
+    let extra = json!({"EPSV": "502 Not implemented", "EPRT": "500 Unknown command"});
+    let _server = scripted_server(&lab.server, &json!({"extra": extra}));
+    let tried = attempt(&lab.client, &url(&lab, None, Family::V4), &[]);
+    assert_eq!((tried.failed(), tried.skipped()), (vec![], vec!["EPSV", "EPRT"]), "{}", tried.text);
+    let says = tried.says("EPSV");
+    assert_eq!(says, "not supported by the server: 502 Not implemented");
+}
+
+#[test]
 fn a_server_that_hangs_ends_the_try() {
     let lab = Lab::new(Topology::Routed).unwrap();
     let _server = scripted_server(&lab.server, &json!({"greeting": null}));
@@ -300,7 +312,8 @@ fn what_is_printed_fits_a_terminal() {
     assert_eq!(done.status.code(), Some(1), "{text}");
     assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");
     assert!(text.contains("  FAILED   PASV      227 announces"), "{text}");
-    assert!(done.stderr_text().ends_with("failed: PASV, EPRT\n"), "{}", done.stderr_text());
+    assert!(text.contains("  skipped  EPRT      not supported by the server: EPRT "), "{text}");
+    assert!(done.stderr_text().ends_with("failed: PASV\n"), "{}", done.stderr_text());
 }
 
 #[test]

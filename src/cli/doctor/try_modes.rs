@@ -28,6 +28,7 @@ use crate::{config::escape_control_characters, gateway::RuleParameters};
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);
 /// How many addresses of a name are tried at most.
 const MAX_ADDRESSES: usize = 4;
+/// Both modes of each direction.
 const MODES: [AnnouncementKind; 4] = [
     AnnouncementKind::Epsv,
     AnnouncementKind::Pasv,
@@ -47,7 +48,7 @@ pub(super) struct TryOptions {
 }
 
 impl TryOptions {
-    /// Runs all steps and prints each result at once. `None` if `--try` is not given.
+    /// Runs all steps and prints each result, those of both modes of a direction together. `None` if `--try` is not given.
     pub(super) fn run_if_asked(
         &self,
         parameters: &RuleParameters,
@@ -67,7 +68,7 @@ impl TryOptions {
 #[derive(Debug, Serialize)]
 struct TryStep {
     step: String,
-    /// Whether the step succeeded; `None` if it was not tried.
+    /// Whether the step succeeded; `None` if that is not known: it was not tried, or the server does not support it.
     ok: Option<bool>,
     says: String,
     /// What to do, one line each.
@@ -214,39 +215,45 @@ fn try_modes(
     server: SocketAddr,
 ) -> Result<(), Failure> {
     let mut client = Some(client);
-    for kind in MODES {
-        let step = kind.to_string();
-        if server.is_ipv6() && matches!(kind, AnnouncementKind::Pasv | AnnouncementKind::Port) {
-            report.add(
-                &step,
-                None,
-                format!("not tried: {kind} works only with IPv4"),
-                Vec::new(),
-            )?;
-            continue;
-        }
-        let session = match client.take() {
-            Some(session) => Ok(session),
-            None => new_session(target, server),
-        };
-        let mut session = match session {
-            Ok(session) => session,
-            Err(error) => {
-                let says = format!("not tried: cannot open another session: {error}");
-                report.add(&step, Some(false), says, Vec::new())?;
+    for direction in MODES.chunks(2) {
+        let mut results = Vec::new();
+        for &kind in direction {
+            if server.is_ipv6() && matches!(kind, AnnouncementKind::Pasv | AnnouncementKind::Port) {
+                let says = format!("not tried: {kind} works only with IPv4");
+                results.push((kind, Err(FtpClientError::Undecided(says))));
                 continue;
             }
-        };
-        match session.transfer_listing(kind) {
-            Ok(says) => {
-                report.add(&step, Some(true), says, Vec::new())?;
-                client = Some(session);
-            }
-            Err(error) => {
-                session.quit();
-                let (says, remedy) = local.explain(&error, Some(server));
-                report.add(&step, Some(false), says, remedy)?;
-            }
+            let session = client.take().map_or_else(|| new_session(target, server), Ok);
+            let result = match session {
+                Ok(mut session) => {
+                    let result = session.transfer_listing(kind);
+                    match &result {
+                        Ok(_) | Err(FtpClientError::Unsupported(_)) => client = Some(session),
+                        Err(_) => session.quit(),
+                    }
+                    result
+                }
+                Err(error) => Err(FtpClientError::ControlConnection(format!(
+                    "not tried: cannot open another session: {error}"
+                ))),
+            };
+            results.push((kind, result));
+        }
+        // A gateway that spoils announcements spoils both of a direction.
+        let works = results.iter().any(|(_, result)| result.is_ok());
+        for (kind, result) in results {
+            let (ok, says, remedy) = match result {
+                Ok(says) => (Some(true), says, Vec::new()),
+                Err(FtpClientError::Undecided(says)) => (None, says, Vec::new()),
+                Err(FtpClientError::Unsupported(refusal)) if works => {
+                    (None, format!("not supported by the server: {refusal}"), Vec::new())
+                }
+                Err(error) => {
+                    let (says, remedy) = local.explain(&error, Some(server));
+                    (Some(false), says, remedy)
+                }
+            };
+            report.add(&kind.to_string(), ok, says, remedy)?;
         }
     }
     if let Some(session) = client {

@@ -4,8 +4,8 @@ use super::file_edits::{AcceptRule, MARKER};
 use crate::gateway::{
     RuleParameters,
     firewall::{
-        ChainLocation, ChainVerdict, DataPathVerdict, Firewall, Hook, IpVersion, ModeVerdict,
-        Origin, PacketClass, condition,
+        ChainLocation, ChainVerdict, DataPathVerdict, Hook, IpVersion, ModeVerdict, Origin,
+        PacketClass, condition,
     },
 };
 
@@ -43,27 +43,35 @@ pub(super) fn needed_rules(
         for class in [data, PacketClass::Injected] {
             let Some(hook_verdict) = verdict.verdict_for(class) else { continue };
             let is_needed = |chain: &&ChainVerdict| {
-                verdict.is_used_by(class) && !verdict.is_restricted_by(chain)
+                verdict.is_used_by(class)
+                    && !verdict.is_restricted_by(chain)
+                    && (chain.passes
+                        || class == PacketClass::Injected
+                        || verdict.is_problem(chain, modes))
             };
             for chain in hook_verdict.chains.iter().filter(is_needed) {
-                let exists = needs.iter().any(|n| n.location == chain.location && n.class == class);
-                if !exists && let Some(need) = needed_rule(verdict, chain, class, parameters) {
-                    needs.push(need);
-                }
+                add(&mut needs, needed_rule(verdict, chain, class, parameters));
             }
         }
     }
     for (mode, chain) in modes.iter().flat_map(|m| m.dropping_chains.iter().map(move |c| (m, c))) {
         let hook = (chain.location.hook, mode.ip);
         let verdict = verdicts.iter().find(|verdict| (verdict.hook, verdict.ip) == hook);
-        let exists = needs.iter().any(|n| n.location == chain.location && n.class == data);
-        needs.extend(
-            verdict
-                .filter(|_| !exists)
-                .and_then(|verdict| needed_rule(verdict, chain, data, parameters)),
-        );
+        let need = verdict.and_then(|verdict| needed_rule(verdict, chain, data, parameters));
+        add(&mut needs, need);
     }
     needs
+}
+
+/// Adds `need`, unless the chain needs the same rule already. Instead of a loaded rule that accepts only some of the
+/// packets, the chain needs another one.
+fn add(needs: &mut Vec<NeededRule>, need: Option<NeededRule>) {
+    let Some(need) = need else { return };
+    match needs.iter_mut().find(|known| known.is_same_rule(&need)) {
+        Some(known) if known.passes && !need.passes => *known = need,
+        Some(_) => {}
+        None => needs.push(need),
+    }
 }
 
 fn needed_rule(
@@ -131,10 +139,13 @@ fn recognising_words(
 }
 
 impl NeededRule {
-    /// Whether the chain accepts the packets with the rules of `firewall`.
-    pub(super) fn is_met(&self, firewall: &Firewall, parameters: &RuleParameters) -> bool {
-        let hook_verdict = firewall.verdict(self.hook, self.ip, self.class, parameters);
-        hook_verdict.chains.iter().all(|chain| chain.passes || chain.location != self.location)
+    fn is_same_rule(&self, other: &Self) -> bool {
+        self.location == other.location && self.class == other.class
+    }
+
+    /// Whether the chain accepts the packets, if `needs` is what the loaded rules lack.
+    pub(super) fn is_met(&self, needs: &[Self]) -> bool {
+        needs.iter().all(|need| need.passes || !need.is_same_rule(self))
     }
 
     /// The IP version as firewalld writes it.

@@ -9,7 +9,7 @@ use crate::gateway::{
     Backend, HostSettings, RuleParameters,
     firewall::{
         Acceptance, ChainVerdict, ConflictKind, ControlPathVerdict, DataPathVerdict, Firewall,
-        Hook, HookVerdict, IpVersion, PacketClass, exact_mark_chain, links,
+        Hook, HookVerdict, IpVersion, ModeVerdict, PacketClass, exact_mark_chain, links,
     },
 };
 
@@ -42,10 +42,13 @@ impl HostAudit<'_> {
     /// All checks.
     pub fn checks(&self) -> Vec<Check> {
         let mut checks = self.helper_checks();
-        checks.extend(self.firewall_checks());
         let Self { parameters, data_paths, host, .. } = *self;
         let paths = self.firewall.control_paths(host.routing, data_paths, parameters);
-        checks.extend(self.mode_checks(&paths.concat()));
+        let verdicts =
+            |class| self.firewall.mode_verdicts(&paths.concat(), class, &links(), parameters);
+        let modes = verdicts(PacketClass::for_data_connections(self.backend));
+        checks.extend(self.firewall_checks(&modes));
+        checks.extend(self.mode_checks(&modes, verdicts));
         checks.extend(paths.into_iter().flat_map(|paths| self.control_checks(&paths)));
         checks
     }
@@ -77,15 +80,15 @@ impl HostAudit<'_> {
 
     /// The modes of data connections that fail between interfaces whose control connections pass, although the chains
     /// let some data connections pass.
-    fn mode_checks(&self, paths: &[ControlPathVerdict]) -> Vec<Check> {
+    fn mode_checks(
+        &self,
+        modes: &[ModeVerdict],
+        verdicts: impl Fn(PacketClass) -> Vec<ModeVerdict>,
+    ) -> Vec<Check> {
         let class = PacketClass::for_data_connections(self.backend);
-        let links = links();
-        let verdicts =
-            |class| self.firewall.mode_verdicts(paths, class, &links, self.parameters).into_iter();
-        let others = self.other_backend.map(|(other, how)| {
-            let class = PacketClass::for_data_connections(other);
-            (other, how, verdicts(class).collect::<Vec<_>>())
-        });
+        let others = self
+            .other_backend
+            .map(|(other, how)| (other, how, verdicts(PacketClass::for_data_connections(other))));
         // The checks of hooks report chains that drop all data connections.
         let known = |stop: &ChainVerdict| {
             self.data_paths.iter().filter(|path| path.is_used).any(|path| {
@@ -93,13 +96,15 @@ impl HostAudit<'_> {
                 verdict.is_some_and(|verdict| {
                     let mut chains = verdict.dropping_chains();
                     chains.any(|chain| {
-                        chain.location == stop.location && !path.is_restricted_by(chain)
+                        chain.location == stop.location
+                            && path.is_problem(chain, modes)
+                            && !path.is_restricted_by(chain)
                     })
                 })
             })
         };
         let mut checks: Vec<Check> = Vec::new();
-        for (at, verdict) in verdicts(class).enumerate() {
+        for (at, verdict) in modes.iter().enumerate() {
             let stops = &verdict.dropping_chains;
             if stops.is_empty() || stops.iter().any(known) {
                 continue;
@@ -250,7 +255,7 @@ impl HostAudit<'_> {
         Some(check.remedy(["systemctl restart ftp-alg".to_owned()]).advice(advice))
     }
 
-    fn firewall_checks(&self) -> Vec<Check> {
+    fn firewall_checks(&self, modes: &[ModeVerdict]) -> Vec<Check> {
         let mut checks = Vec::new();
         for what in self.firewall.read_errors() {
             let says = format!("the following checks ignore it: {what}");
@@ -259,8 +264,8 @@ impl HostAudit<'_> {
         let data = PacketClass::for_data_connections(self.backend);
         for hook in Hook::ALL {
             let own = if hook.is_filter() { "our own packets" } else { "own at postrouting" };
-            let mut found = self.hook_checks(hook.into(), hook, data);
-            found.extend(self.hook_checks(own, hook, PacketClass::Injected));
+            let mut found = self.hook_checks(hook.into(), hook, data, modes);
+            found.extend(self.hook_checks(own, hook, PacketClass::Injected, modes));
             // Most gateways do not filter at the other hooks.
             found.retain(|check| {
                 hook.is_filter() || check.mark != CheckStatus::Ok || !check.details.is_empty()
@@ -283,10 +288,16 @@ impl HostAudit<'_> {
         Some(check.remedy(stop.accept_command(class, self.parameters)).advice([advice.to_owned()]))
     }
 
-    fn hook_checks(&self, name: &str, hook: Hook, class: PacketClass) -> Vec<Check> {
+    fn hook_checks(
+        &self,
+        name: &str,
+        hook: Hook,
+        class: PacketClass,
+        modes: &[ModeVerdict],
+    ) -> Vec<Check> {
         let data_paths = self.data_paths.iter().filter(|path| path.hook == hook);
         let checks = data_paths.filter_map(|path| {
-            Some((path.ip, self.path_check(path, path.verdict_for(class)?, class)))
+            Some((path.ip, self.path_check(path, path.verdict_for(class)?, class, modes)))
         });
         merge_families(name, checks)
     }
@@ -303,6 +314,7 @@ impl HostAudit<'_> {
         path: &DataPathVerdict,
         verdict: &HookVerdict,
         class: PacketClass,
+        modes: &[ModeVerdict],
     ) -> Check {
         let what = class.description();
         let exceptions = |passes: bool, verb: &str| {
@@ -327,8 +339,28 @@ impl HostAudit<'_> {
         // note.
         let is_delay = class == PacketClass::Injected && !path.hook.is_filter();
         let matters = path.is_used_by(class) && !is_delay;
-        let stops: Vec<String> = verdict.dropping_chains().map(ToString::to_string).collect();
-        let mut says = format!("{what} are dropped by {}", stops.join(" and "));
+        let is_problem = |stop: &&ChainVerdict| match class {
+            PacketClass::Injected => stop.drops_certainly(),
+            _ => path.is_problem(stop, modes),
+        };
+        let certain: Vec<_> = verdict.dropping_chains().filter(is_problem).collect();
+        let names = |stops: &[&ChainVerdict]| {
+            stops.iter().map(ToString::to_string).collect::<Vec<_>>().join(" and ")
+        };
+        let some_pass = |stops: &[&ChainVerdict]| {
+            let says = format!("some {what} pass; others are dropped by {}", names(stops));
+            Check::ok(FIREWALL, "", says).details(exceptions(false, "accepts"))
+        };
+        if certain.is_empty() {
+            let stops: Vec<_> = verdict.dropping_chains().collect();
+            if stops.iter().all(|stop| stop.drops_certainly()) {
+                return some_pass(&stops);
+            }
+            let says = format!("{what} may be dropped by {}", names(&stops));
+            return Check::note(FIREWALL, "", says).details(exceptions(false, "accepts"));
+        }
+        let stops = names(&certain);
+        let mut says = format!("{what} are dropped by {stops}");
         if is_delay {
             says += ": an announcement in two segments waits for a retransmission";
         } else if !matters {
@@ -337,19 +369,17 @@ impl HostAudit<'_> {
                 _ => "; this does not matter unless an FTP server or client runs here",
             };
         }
-        if matters && verdict.dropping_chains().all(|stop| path.is_restricted_by(stop)) {
-            let says = format!("some {what} pass; others are dropped by {}", stops.join(" and "));
-            return Check::ok(FIREWALL, "", says).details(exceptions(false, "accepts"));
+        if matters && certain.iter().all(|stop| path.is_restricted_by(stop)) {
+            return some_pass(&certain);
         }
-        let curable = verdict
-            .dropping_chains()
-            .filter(|stop| stop.accept_command(class, self.parameters).is_some());
-        let advice = curable.filter_map(|stop| {
+        let commands = certain
+            .iter()
+            .filter_map(|stop| Some((stop.accept_command(class, self.parameters)?, stop)));
+        let advice = commands.clone().filter_map(|(_, stop)| {
             Some(stop.location.manager?.persistence_advice(&stop.location, class, self.parameters))
         });
-        let without_rule = verdict
-            .dropping_chains()
-            .filter_map(|stop| stop.advice_without_rule(class, self.parameters));
+        let without_rule =
+            certain.iter().filter_map(|stop| stop.advice_without_rule(class, self.parameters));
         let problem = match class {
             PacketClass::Injected => "acknowledgements",
             PacketClass::MarkedData | PacketClass::RelatedData => "data-connections",
@@ -360,7 +390,7 @@ impl HostAudit<'_> {
         };
         check
             .details(exceptions(false, "accepts"))
-            .remedy(Firewall::remedies(verdict, class, self.parameters))
+            .remedy(commands.clone().map(|(command, _)| command))
             .advice(advice)
             .advice(without_rule)
             .advice(self.other_backend_advice(path, class).filter(|_| matters))

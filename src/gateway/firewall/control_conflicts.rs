@@ -29,7 +29,8 @@ pub(super) fn conflicts_with_control<'a>(
         for (hook, ip) in hooks.filter(|(_, ip)| table.family.sees(*ip)) {
             for &port in parameters.control_ports() {
                 let (from, to) = (None, None);
-                let connection = SampleConnection { hook, ip, port, real_port: port, from, to };
+                let connection =
+                    SampleConnection { hook, ip, port, real_port: port, from, to, links: None };
                 for packet in connection.packets(parameters, rules.changed_mark_bits) {
                     let chains = base_chains(table).filter(|(_, base)| base.hook == packet.hook);
                     let reached =

@@ -6,8 +6,8 @@
 use std::collections::HashMap;
 
 use super::{
-    ChainVerdict, DataPathVerdict, Firewall, HookVerdict, interfaces,
-    model::{Condition, Hook, InterfacePattern, IpVersion, RuleVerdict},
+    ChainVerdict, DataPathVerdict, Firewall, HookVerdict, Links, interfaces, links,
+    model::{Condition, Hook, IpVersion, RuleVerdict},
     sample_packets::SampleConnection,
 };
 use crate::gateway::{Routing, RuleParameters, claimed_ports::PortClaim};
@@ -131,14 +131,14 @@ impl Firewall {
         let own: &[Hook] = if serves { &[Hook::Input] } else { &[Hook::Input, Hook::Output] };
         let tasks = [(v4 || v6, &[Hook::Forward][..]), (serves || !(v4 || v6), own)];
         let hooks = tasks.into_iter().filter(|(is_ours, _)| *is_ours).map(|(_, hooks)| hooks);
-        let interfaces = interfaces();
+        let (interfaces, links) = (interfaces(), links());
         let matters = |path: &ControlPathVerdict| {
             let used = data_paths.iter().filter(|one| one.is_used);
             used.map(|one| (one.hook, one.ip)).any(|one| one == (path.hook, path.ip))
         };
         hooks
             .map(|hooks| {
-                let mut paths = self.control_verdicts(parameters, &interfaces, hooks);
+                let mut paths = self.control_verdicts(parameters, &interfaces, &links, hooks);
                 paths.retain(matters);
                 paths
             })
@@ -147,34 +147,26 @@ impl Firewall {
 
     /// The verdicts on control connections between `interfaces`, at each of `hooks` and with both IP versions.
     ///
-    /// With several control ports, or servers that are published with another port, the best verdict counts.
+    /// If the firewall drops those between all pairs, the gateway may be a hub: its packets leave where they arrive.
     pub fn control_verdicts(
         &self,
         parameters: &RuleParameters,
         interfaces: &[String],
+        links: &Links,
         hooks: &[Hook],
     ) -> Vec<ControlPathVerdict> {
-        let same = self.interchangeable(interfaces.iter().map(String::as_str).collect());
-        let ports = self.control_ports(parameters);
+        let same = self.interchangeable(interfaces.iter().map(String::as_str).collect(), links);
         let mut known = HashMap::new();
         let cases = hooks.iter().flat_map(|hook| IpVersion::BOTH.map(|ip| (*hook, ip)));
         cases
             .map(|(hook, ip)| {
-                let pairs = interface_pairs(hook, interfaces).map(|(from, to)| {
+                let mut verdict = |(from, to): (Option<&str>, Option<&str>)| {
                     let alike = |one: &'_ Option<&str>| one.and_then(|one| same.get(one).copied());
                     let key = (hook, ip, alike(&from), alike(&to));
                     let (acceptance, decided_by) = known.entry(key).or_insert_with(|| {
                         let (_, _, from, to) = key;
-                        let verdicts = ports.iter().map(|&(port, real_port)| {
-                            let (from, to) = (Some(from.unwrap_or("")), Some(to.unwrap_or("")));
-                            self.connection_verdict(
-                                SampleConnection { hook, ip, port, real_port, from, to },
-                                parameters,
-                            )
-                        });
-                        verdicts
-                            .max_by_key(|(acceptance, _)| *acceptance)
-                            .unwrap_or((Acceptance::Accepted, None))
+                        let ends = (from.unwrap_or(""), to.unwrap_or(""));
+                        self.control_verdict(hook, ip, ends, links, parameters)
                     });
                     InterfacePairVerdict {
                         from: from.map(str::to_owned),
@@ -182,10 +174,43 @@ impl Firewall {
                         acceptance: *acceptance,
                         decided_by: decided_by.clone(),
                     }
-                });
-                ControlPathVerdict { hook, ip, pairs: pairs.collect() }
+                };
+                let mut pairs: Vec<_> =
+                    interface_pairs(hook, interfaces).map(&mut verdict).collect();
+                let is_dropped =
+                    |pair: &InterfacePairVerdict| pair.acceptance == Acceptance::Dropped;
+                if hook == Hook::Forward && pairs.iter().all(is_dropped) {
+                    let names = interfaces.iter().map(|one| Some(one.as_str()));
+                    let same = names.map(|one| verdict((one, one)));
+                    pairs.extend(same.filter(|pair| !is_dropped(pair)));
+                }
+                ControlPathVerdict { hook, ip, pairs }
             })
             .collect()
+    }
+
+    /// The verdict on control connections between two interfaces, and the chain that decides. The name of an interface
+    /// is empty if this machine is the end there.
+    ///
+    /// With several control ports, or servers that are published with another port, the best verdict counts.
+    pub(super) fn control_verdict(
+        &self,
+        hook: Hook,
+        ip: IpVersion,
+        (from, to): (&str, &str),
+        links: &Links,
+        parameters: &RuleParameters,
+    ) -> (Acceptance, Option<ChainVerdict>) {
+        let ports = self.control_ports(parameters).into_iter();
+        let verdicts = ports.map(|(port, real_port)| {
+            let (from, to, links) = (Some(from), Some(to), Some(links));
+            self.connection_verdict(
+                SampleConnection { hook, ip, port, real_port, from, to, links },
+                parameters,
+            )
+        });
+        let best = verdicts.max_by_key(|(acceptance, _)| *acceptance);
+        best.unwrap_or((Acceptance::Accepted, None))
     }
 
     /// The verdict on a connection of this machine that `ftp-alg` does not inspect, and the chain that decides.
@@ -204,7 +229,7 @@ impl Firewall {
             _ => (interface, Some("")),
         };
         self.connection_verdict(
-            SampleConnection { hook, ip, port, real_port: port, from, to },
+            SampleConnection { hook, ip, port, real_port: port, from, to, links: None },
             parameters,
         )
     }
@@ -249,48 +274,53 @@ impl Firewall {
         (worst, decided_by)
     }
 
-    /// For each interface the first one that rules cannot distinguish from it. Such interfaces are evaluated once.
+    /// For each interface the first one that rules cannot distinguish from it, neither by name nor by the networks
+    /// there. Such interfaces are evaluated once.
     pub(super) fn interchangeable<'n>(
         &self,
         interfaces: Vec<&'n str>,
+        links: &Links,
     ) -> HashMap<&'n str, &'n str> {
-        let patterns = self.interface_patterns();
-        let first_like = |one: &'n str| {
-            let like = |other: &&&str| {
-                patterns.iter().all(|pattern| pattern.matches(one) == pattern.matches(other))
-            };
-            (one, interfaces.iter().find(like).copied().unwrap_or(one))
+        let conditions = self.interface_conditions();
+        let holds_at = |one: &str, condition: &Condition| match condition {
+            Condition::Interface { pattern, .. } => pattern.matches(one),
+            Condition::Address { networks, .. } => {
+                networks.iter().all(|network| links.are_elsewhere(network, one))
+            }
+            _ => false,
         };
-        interfaces.iter().map(|one| first_like(one)).collect()
+        let mut first = HashMap::new();
+        let first_like = |one: &'n str| {
+            let kind: Vec<bool> = conditions.iter().map(|test| holds_at(one, test)).collect();
+            (one, *first.entry(kind).or_insert(one))
+        };
+        interfaces.into_iter().map(first_like).collect()
     }
 
-    /// All interface patterns in the rules.
-    fn interface_patterns(&self) -> Vec<&InterfacePattern> {
+    /// All conditions in the rules that depend on interfaces.
+    fn interface_conditions(&self) -> Vec<&Condition> {
         let chains = self.ruleset.tables.iter().flat_map(|table| table.chains.values());
-        let mut patterns = Vec::new();
+        let mut found = Vec::new();
         for rule in chains.flat_map(|chain| &chain.rules) {
-            rule.conditions.iter().for_each(|one| collect_patterns(one, &mut patterns));
+            rule.conditions.iter().for_each(|one| collect_conditions(one, &mut found));
             if let RuleVerdict::Map(elements) = &rule.action {
-                elements.iter().for_each(|(key, _)| collect_patterns(key, &mut patterns));
+                elements.iter().for_each(|(key, _)| collect_conditions(key, &mut found));
             }
         }
-        patterns
+        found
     }
 }
 
-/// Adds the patterns of a condition that `patterns` does not have yet.
-fn collect_patterns<'a>(condition: &'a Condition, patterns: &mut Vec<&'a InterfacePattern>) {
+/// Adds the parts of a condition that depend on interfaces, if `found` does not have them yet.
+fn collect_conditions<'a>(condition: &'a Condition, found: &mut Vec<&'a Condition>) {
     match condition {
-        Condition::Interface { pattern, .. } if !patterns.contains(&pattern) => {
-            patterns.push(pattern);
+        Condition::Interface { .. } | Condition::Address { .. } if !found.contains(&condition) => {
+            found.push(condition);
         }
         Condition::Any(conditions) | Condition::All(conditions) => {
-            conditions.iter().for_each(|one| collect_patterns(one, patterns));
+            conditions.iter().for_each(|one| collect_conditions(one, found));
         }
-        Condition::Compare(_)
-        | Condition::Interface { .. }
-        | Condition::Address { .. }
-        | Condition::Unknown => {}
+        _ => {}
     }
 }
 
@@ -336,7 +366,8 @@ mod tests {
     fn verdict(firewall: &Firewall, hook: Hook, interfaces: &[&str]) -> ControlPathVerdict {
         let interfaces: Vec<String> = interfaces.iter().map(|one| (*one).to_owned()).collect();
         let parameters = RuleParameters::default();
-        firewall.control_verdicts(&parameters, &interfaces, &[hook]).swap_remove(0)
+        let links = Links::default();
+        firewall.control_verdicts(&parameters, &interfaces, &links, &[hook]).swap_remove(0)
     }
 
     fn summary(firewall: &Firewall, hook: Hook, interfaces: &[&str]) -> String {
@@ -434,6 +465,19 @@ mod tests {
     }
 
     #[test]
+    fn a_hub_forwards_to_the_interface_of_arrival() {
+        let names = ["lan0", "wan0"];
+        let hub = iptables("-A FORWARD -i lan0 -o lan0 -j ACCEPT\n");
+        assert_eq!(
+            summary(&hub, Hook::Forward, &names),
+            "accepted lan0 -> lan0; all others: dropped"
+        );
+        assert_eq!(summary(&hub, Hook::Forward, &["lan0"]), "accepted between all interfaces");
+        let open = iptables("-A FORWARD -i lan0 -j ACCEPT\n-A FORWARD -o lan0 -j ACCEPT\n");
+        assert_eq!(summary(&open, Hook::Forward, &names), "accepted between all interfaces");
+    }
+
+    #[test]
     fn replies_must_be_accepted_too() {
         let accept = "-A INPUT -i wan0 -p tcp --dport 21 -j ACCEPT\n";
         let firewall = |more: &str| iptables(&format!("{accept}{more}"));
@@ -468,8 +512,9 @@ mod tests {
         let parameters = RuleParameters::new(&[21, 2121], 2100, 1, 0x4000_0000, 0x7000_0000);
         let firewall = iptables("-A FORWARD -p tcp -m multiport --ports 2121 -j ACCEPT\n");
         let interfaces = ["a".to_owned(), "b".to_owned()];
+        let (parameters, links) = (parameters.unwrap(), Links::default());
         let verdicts =
-            firewall.control_verdicts(&parameters.unwrap(), &interfaces, &[Hook::Forward]);
+            firewall.control_verdicts(&parameters, &interfaces, &links, &[Hook::Forward]);
         assert_eq!(verdicts[0].best_acceptance(), Acceptance::Accepted);
     }
 

@@ -5,8 +5,8 @@
 use std::collections::HashMap;
 
 use super::{
-    Acceptance, ChainVerdict, ControlPathVerdict, Firewall, HookVerdict, IpVersion, Links,
-    PacketClass,
+    Acceptance, ChainVerdict, ControlPathVerdict, DataPathVerdict, Firewall, Hook, HookVerdict,
+    IpVersion, Links, PacketClass,
     data_connection::{DataConnection, FORWARDED, RECEIVED, SENT},
     data_path::accepts_some_admitted,
     hook_verdict,
@@ -33,13 +33,35 @@ impl DataMode {
 #[derive(Clone, Debug)]
 pub struct ModeVerdict {
     pub mode: DataMode,
+    /// The hook of the first packet of their control connections.
+    pub hook: Hook,
     pub ip: IpVersion,
     /// The initiator's interface; `None` if this machine is the initiator.
     pub from: Option<String>,
     /// The target's interface; `None` if this machine is the target.
     pub to: Option<String>,
-    /// The chains that drop all connections of this mode, except those that other rules accept as well.
+    /// The chains that drop all connections of this mode, except those that other rules accept as well. If both modes
+    /// work between other interfaces, only chains that accept by default count.
     pub dropping_chains: Vec<ChainVerdict>,
+}
+
+impl DataPathVerdict {
+    /// Whether `chain` drops data connections that should pass: those of a mode between interfaces whose control
+    /// connections pass. If there are no such interfaces, all that it drops should pass.
+    pub fn is_problem(&self, chain: &ChainVerdict, modes: &[ModeVerdict]) -> bool {
+        let is_forwarded = |hook| hook == Hook::Forward;
+        let meets = |mode: &&ModeVerdict| {
+            let is_same_task = is_forwarded(mode.hook) == is_forwarded(self.hook);
+            mode.ip == self.ip && (is_same_task || !self.hook.is_filter())
+        };
+        let mut modes = modes.iter().filter(meets).peekable();
+        match modes.peek() {
+            None => chain.drops_certainly(),
+            Some(_) => modes
+                .flat_map(|mode| &mode.dropping_chains)
+                .any(|stop| stop.location == chain.location),
+        }
+    }
 }
 
 impl Firewall {
@@ -52,48 +74,97 @@ impl Firewall {
         links: &Links,
         parameters: &RuleParameters,
     ) -> Vec<ModeVerdict> {
-        // An accept rule for some addresses may be for anything, so pairs that are open count first.
-        let pairs = paths.iter().flat_map(|path| {
-            let best = path.best_acceptance();
-            let pairs = path.pairs.iter().filter(move |pair| pair.acceptance == best);
-            pairs.filter(move |_| best != Acceptance::Dropped).map(move |pair| (path, pair))
-        });
-        let names = pairs.clone().flat_map(|(_, pair)| pair.from.iter().chain(&pair.to));
-        let same = self.interchangeable(names.map(String::as_str).collect());
+        let names = paths.iter().flat_map(|path| &path.pairs);
+        let names = names.flat_map(|pair| pair.from.iter().chain(&pair.to)).map(String::as_str);
+        let same = self.interchangeable(names.collect(), links);
         let alike = |name: &Option<String>| match name {
             Some(name) => same.get(name.as_str()).copied().unwrap_or_default(),
             None => "",
         };
         let mut known = HashMap::new();
         let mut verdicts = Vec::new();
-        for (path, pair) in pairs {
-            for mode in DataMode::BOTH {
-                let (from, to) = match mode {
-                    DataMode::Passive => (&pair.from, &pair.to),
-                    DataMode::Active => (&pair.to, &pair.from),
-                };
-                let key = (path.ip, mode, alike(from), alike(to));
-                let dropping_chains = known.entry(key).or_insert_with(|| {
-                    let verdict = |class, admitted| {
-                        let (ip, mode, from, to) = key;
-                        let ends = (from, to, links);
-                        self.mode_verdict((class, admitted), ip, mode, ends, parameters)
+        for path in paths {
+            // An accept rule for some hosts may be for anything, so pairs that are open count first.
+            let best = path.best_acceptance();
+            let pairs = path.pairs.iter().filter(|pair| pair.acceptance == best);
+            let mut of_path: Vec<ModeVerdict> = Vec::new();
+            for pair in pairs.filter(|_| best != Acceptance::Dropped) {
+                for mode in DataMode::BOTH {
+                    let (from, to) = match mode {
+                        DataMode::Passive => (&pair.from, &pair.to),
+                        DataMode::Active => (&pair.to, &pair.from),
                     };
-                    let unmarked = verdict(PacketClass::MarkedData, 0);
-                    let mut chains = verdict(class, parameters.data_mark()).chains;
-                    chains.retain(|one| !one.passes && !accepts_some_admitted(one, &unmarked));
-                    chains
-                });
-                verdicts.push(ModeVerdict {
-                    mode,
-                    ip: path.ip,
-                    from: from.clone(),
-                    to: to.clone(),
-                    dropping_chains: dropping_chains.clone(),
-                });
+                    let is_partly = best == Acceptance::Partly;
+                    let key = (path.ip, mode, is_partly, alike(from), alike(to));
+                    let dropping_chains = known.entry(key).or_insert_with(|| {
+                        let (ip, _, _, from, to) = key;
+                        let ends = (from, to, links);
+                        let data = |class, admitted| {
+                            self.mode_verdict((class, admitted), ip, mode, ends, parameters)
+                        };
+                        let unmarked = data(PacketClass::MarkedData, 0);
+                        let mut chains = data(class, parameters.data_mark()).chains;
+                        chains.retain(|chain| {
+                            chain.drops_certainly()
+                                && !accepts_some_admitted(chain, &unmarked)
+                                && !(is_partly
+                                    && self.may_accept(chain, &unmarked, ip, ends, parameters))
+                        });
+                        chains
+                    });
+                    of_path.push(ModeVerdict {
+                        mode,
+                        hook: path.hook,
+                        ip: path.ip,
+                        from: from.clone(),
+                        to: to.clone(),
+                        dropping_chains: dropping_chains.clone(),
+                    });
+                }
             }
+            let passes = |mode: &ModeVerdict| mode.dropping_chains.is_empty();
+            let pairs = of_path.chunks(DataMode::BOTH.len());
+            if pairs.clone().any(|pair| pair.iter().all(passes)) && !of_path.iter().all(passes) {
+                // The operator accepts FTP between these interfaces only.
+                let verdicts = Hook::ALL.map(|hook| self.verdict(hook, path.ip, class, parameters));
+                let restricted: Vec<_> =
+                    verdicts.iter().flat_map(HookVerdict::dropping_chains).collect();
+                let is_restricted = |chain: &ChainVerdict| {
+                    restricted.iter().any(|one| one.location == chain.location)
+                };
+                for mode in &mut of_path {
+                    mode.dropping_chains.retain(|chain| !is_restricted(chain));
+                }
+            }
+            verdicts.extend(of_path);
         }
         verdicts
+    }
+
+    /// Whether `chain` may accept data connections of those hosts whose control connections it accepts: by a rule for
+    /// admitted ones only, or by all rules that may accept control connections of this direction.
+    fn may_accept(
+        &self,
+        chain: &ChainVerdict,
+        unmarked: &HookVerdict,
+        ip: IpVersion,
+        (from, to, links): (&str, &str, &Links),
+        parameters: &RuleParameters,
+    ) -> bool {
+        let hook = match (from, to) {
+            ("", _) => Hook::Output,
+            (_, "") => Hook::Input,
+            _ => Hook::Forward,
+        };
+        let others = unmarked.chains.iter().find(|other| other.location == chain.location);
+        let is_for_all = |rule| others.is_some_and(|others| others.exceptions.contains(rule));
+        let (_, control) = self.control_verdict(hook, ip, (from, to), links, parameters);
+        let control = control.filter(|control| control.location == chain.location);
+        chain.exceptions.iter().any(|rule| !is_for_all(rule))
+            || !chain.exceptions.is_empty()
+                && control.is_some_and(|control| {
+                    control.exceptions.iter().all(|rule| chain.exceptions.contains(rule))
+                })
     }
 
     /// What the firewall does with data connections of a mode that get the ct mark bits `admitted`. The name of an
@@ -131,7 +202,8 @@ impl Firewall {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::Hook, *};
+    use super::*;
+    use crate::gateway::{Routing, firewall::data_path_verdicts};
 
     const CONTROL: &str = "-A FORWARD -i lan -p tcp -m tcp --dport 21 -j ACCEPT\n";
     const ESTABLISHED: &str = "-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n";
@@ -155,9 +227,10 @@ mod tests {
     ) -> Vec<(DataMode, String)> {
         let parameters = RuleParameters::default();
         let interfaces: Vec<String> = interfaces.iter().map(|one| (*one).to_owned()).collect();
-        let mut paths = firewall.control_verdicts(&parameters, &interfaces, &[hook]);
+        let links = links();
+        let mut paths = firewall.control_verdicts(&parameters, &interfaces, &links, &[hook]);
         paths.retain(|path| path.ip == IpVersion::V4);
-        let verdicts = firewall.mode_verdicts(&paths, class, &links(), &parameters).into_iter();
+        let verdicts = firewall.mode_verdicts(&paths, class, &links, &parameters).into_iter();
         let dropped = verdicts.filter_map(|one| {
             let chain = one.dropping_chains.first()?.location.to_string();
             Some((one.mode, chain))
@@ -273,8 +346,91 @@ mod tests {
         assert_eq!(dropped(&["-s 192.168.1.0/24"]), [DataMode::Active]);
         assert_eq!(dropped(&["-d 192.168.1.0/24"]), passive);
         assert_eq!(dropped(&["! -s 192.168.1.0/24"]), []);
+        assert_eq!(
+            dropped(&["-m iprange --src-range 192.168.1.9-192.168.1.99"]),
+            [DataMode::Active]
+        );
+        assert_eq!(dropped(&["-m set --match-set ftp src"]), []);
+        assert_eq!(dropped(&["-m mac --mac-source 02:00:00:00:00:01"]), []);
         // A limit is no restriction by addresses.
         assert_eq!(dropped(&["-s 192.168.1.80/32 -m limit --limit 2/min"]), both);
+    }
+
+    #[test]
+    fn hosts_whose_control_connections_pass_may_have_data_connections_by_the_same_rules() {
+        let both = vec![DataMode::Passive, DataMode::Active];
+        let (lan, back) = ("-s 192.168.1.0/24 -j ACCEPT", "-d 192.168.1.0/24 -j ACCEPT");
+        let portal = "-m mark --mark 0x20000/0x30000 -j PORTAL";
+        let admin = "-s 192.168.1.9/32 -j ACCEPT";
+        let ftp = "-s 192.168.1.0/24 -p tcp -m tcp --dport 21 -j ACCEPT";
+        for (rules, expected) in [
+            (vec![lan, back], vec![]),
+            (vec![lan], vec![DataMode::Active]),
+            (vec![portal], vec![]),
+            (vec![ftp], both.clone()),
+            // It may log in as well, and others may, too.
+            (vec![ftp, admin], both),
+        ] {
+            let rules: String = rules.iter().map(|rule| format!("-A FORWARD {rule}\n")).collect();
+            let chains = format!(":FORWARD DROP\n:PORTAL - [0:0]\n{ESTABLISHED}");
+            let portal =
+                CONTROL.replace("FORWARD -i lan", "PORTAL") + &MARK.replace("FORWARD", "PORTAL");
+            let mark = ":PREROUTING ACCEPT\n-A PREROUTING -m mac --mac-source 02:00:00:00:00:01 \
+                        -j MARK --set-xmark 0x20000/0x30000";
+            let filter = format!("{chains}{portal}{rules}");
+            let [marked, _] = dropped(&[("mangle", mark), ("filter", &filter)]);
+            assert_eq!(marked, expected, "{rules}");
+        }
+    }
+
+    #[test]
+    fn accept_rules_for_some_interfaces_are_a_problem_if_no_pair_has_both_modes() {
+        let parameters = RuleParameters::default();
+        let interfaces = ["lan", "wan", "guest"].map(str::to_owned);
+        let problems = |rules: &[&str]| {
+            let of = |rule: &&str| MARK.replace("FORWARD", &format!("FORWARD {rule}"));
+            let rules: String = rules.iter().map(of).collect();
+            let filter = format!(":FORWARD DROP\n{ESTABLISHED}{rules}{CONTROL}");
+            let firewall = Firewall::from_iptables_tables(&[("filter", &filter)]);
+            let mut paths =
+                firewall.control_verdicts(&parameters, &interfaces, &links(), &[Hook::Forward]);
+            paths.retain(|path| path.ip == IpVersion::V4);
+            let class = PacketClass::MarkedData;
+            let modes = firewall.mode_verdicts(&paths, class, &links(), &parameters);
+            let routing = Routing { v4: true, v6: false, has_v6: false, has_local_server: false };
+            let data = data_path_verdicts(&firewall, routing, &parameters);
+            let path = data.iter().find(|path| path.hook == Hook::Forward).unwrap();
+            let stop = path.mark.dropping_chains().next().unwrap();
+            let dropped = modes.iter().filter(|mode| !mode.dropping_chains.is_empty()).count();
+            // Without known interfaces the chain drops all.
+            (path.is_problem(stop, &modes), dropped, path.is_problem(stop, &[]))
+        };
+        assert_eq!(problems(&["-i lan", "-i wan"]), (false, 0, true));
+        assert_eq!(problems(&["-i lan -o wan", "-i wan -o lan"]), (false, 0, true));
+        assert_eq!(problems(&["-i lan"]), (true, 2, true));
+        assert_eq!(problems(&["-i lan -o wan", "-i guest"]), (true, 2, true));
+    }
+
+    #[test]
+    fn a_reverse_path_filter_and_a_limit_at_prerouting_stop_no_mode() {
+        let filter = format!(":FORWARD DROP\n{RELATED}{MARK}{CONTROL}");
+        let early = ":PREROUTING ACCEPT\n:C - [0:0]\n-A PREROUTING -p tcp -j C\n";
+        for (table, rules) in [
+            ("mangle", "-A C -m rpfilter --validmark -j RETURN\n-A C -j DROP"),
+            ("raw", "-A C -m limit --limit 100/s -j RETURN\n-A C -j DROP"),
+        ] {
+            let tables = [(table, &*format!("{early}{rules}")), ("filter", &filter)];
+            assert_eq!(dropped(&tables), [vec![], vec![]], "{rules}");
+        }
+        let open = ":FORWARD ACCEPT\n";
+        let limited =
+            format!("{open}-A FORWARD -m limit --limit 9/s -j RETURN\n-A FORWARD -j DROP");
+        assert_eq!(dropped(&[("mangle", &limited), ("filter", open)]), [vec![], vec![]]);
+        let both = vec![DataMode::Passive, DataMode::Active];
+        let certain = format!(
+            "{early}-A C -p tcp -m tcp --dport 21 -j RETURN\n-A C -p tcp -m tcp --syn -j DROP"
+        );
+        assert_eq!(dropped(&[("mangle", &certain), ("filter", &filter)]), [both.clone(), both]);
     }
 
     #[test]

@@ -8,6 +8,7 @@ use serde_json::Value as Json;
 use super::{
     mark_writes::{MarkTarget, MarkWrite, WrittenMark},
     model::{AddressSide, Condition, Field, InterfaceDirection, InterfacePattern, Ranges, state},
+    networks::spanning,
 };
 
 /// Which interface an expression reads, by name or by index.
@@ -32,9 +33,12 @@ pub(super) fn equals(expression: &Json, value: &Json) -> Option<Condition> {
     if let Some(element) = value.get("elem") {
         return equals(expression, element.get("val")?);
     }
+    if let Some(side) = address_side(expression) {
+        return Some(Condition::Address { side, networks: networks(value)?, negated: false });
+    }
     if let Some(parts) = expression.get("concat").and_then(Json::as_array) {
         let values = value.get("concat")?.as_array()?;
-        let one = |(part, value)| equals(part, value).unwrap_or(Condition::Unknown);
+        let one = |(part, value)| equals(part, value).unwrap_or_else(|| undecidable(part));
         return Some(Condition::All(parts.iter().zip(values).map(one).collect()));
     }
     if let Some(side) = interface_direction(expression) {
@@ -81,6 +85,23 @@ pub(super) fn field(expression: &Json) -> Option<(Field, u32)> {
     Some((field, u32::MAX))
 }
 
+/// A condition about the value of an expression that is not known here.
+pub(super) fn undecidable(expression: &Json) -> Condition {
+    if reads_hosts(expression) { Condition::Hosts } else { Condition::Unknown }
+}
+
+/// Whether an expression reads an address of the packet's ends, alone or in a concatenation.
+fn reads_hosts(expression: &Json) -> bool {
+    let part = |name: &str| expression.get("payload")?.get(name)?.as_str();
+    match expression.get("concat").and_then(Json::as_array) {
+        Some(parts) => parts.iter().any(reads_hosts),
+        None => {
+            let is_mac = part("protocol") == Some("ether") && part("field") != Some("type");
+            is_mac || address_side(expression).is_some()
+        }
+    }
+}
+
 /// Which address an expression reads.
 pub(super) fn address_side(expression: &Json) -> Option<AddressSide> {
     let payload = expression.get("payload")?;
@@ -103,6 +124,9 @@ pub(super) fn networks(right: &Json) -> Option<Arc<[IpNetwork]>> {
 fn network(value: &Json) -> Option<IpNetwork> {
     if let Some(element) = value.get("elem") {
         return network(element.get("val")?);
+    }
+    if let Some([first, last]) = value.get("range").and_then(Json::as_array).map(Vec::as_slice) {
+        return spanning(first.as_str()?.parse().ok()?, last.as_str()?.parse().ok()?);
     }
     if let Some(prefix) = value.get("prefix") {
         let address = prefix.get("addr")?.as_str()?.parse().ok()?;

@@ -133,7 +133,7 @@ pub struct ChainVerdict {
     pub decided_by: VerdictSource,
     /// Rules that decide otherwise for some packets, by addresses or interfaces that are not known here.
     pub exceptions: Vec<VerdictSource>,
-    /// Rules that accept some of the packets, and for which only their addresses are not known.
+    /// Rules that accept some of the packets, and for which only their hosts are not known.
     pub accepted_by_address: Vec<VerdictSource>,
     /// The rule before this chain because of which no rule here can recognise the packets.
     pub hidden_by: Option<HidingRule>,
@@ -193,7 +193,20 @@ impl std::fmt::Display for ChainLocation {
     }
 }
 
+impl ChainVerdict {
+    /// Whether the chain certainly drops the packets. Outside the chains for filters, conditions that cannot be decided
+    /// here are those of reverse path filters and limits, which most packets meet.
+    pub fn drops_certainly(&self) -> bool {
+        !self.passes && (self.location.is_for_filters() || self.exceptions.is_empty())
+    }
+}
+
 impl ChainLocation {
+    /// Whether the chain is one in which firewalls accept single connections.
+    fn is_for_filters(&self) -> bool {
+        self.hook.is_filter() && (self.origin == Origin::Nftables || self.table == "filter")
+    }
+
     /// The program that changes this chain.
     fn program(&self) -> &'static str {
         let ip = if self.family == TableFamily::Ip6 { IpVersion::V6 } else { IpVersion::V4 };

@@ -11,11 +11,8 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use ipnetwork::IpNetwork;
 use strum::{Display, EnumString, IntoStaticStr};
 
-use super::{
-    ConflictingRule,
-    mark_writes::{MarkTarget, MarkWrite, WrittenMark},
-    networks::Links,
-};
+pub(super) use super::sample_packets::SamplePacket;
+use super::{ConflictingRule, mark_writes::MarkWrite};
 pub use crate::gateway::ip_version::IpVersion;
 
 /// The bits of `ct state`, as nftables numbers them.
@@ -194,7 +191,9 @@ pub(super) enum Condition {
     Any(Vec<Condition>),
     /// Holds if all of these hold.
     All(Vec<Condition>),
-    /// A condition that cannot be decided here, such as one about addresses, rates or time.
+    /// Holds for some hosts that are not known here: those with a MAC address, or in a set whose elements change.
+    Hosts,
+    /// A condition that cannot be decided here, such as one about rates or time.
     Unknown,
 }
 
@@ -247,6 +246,8 @@ impl Condition {
             }
             Self::Address { side, networks, negated } => {
                 let interface = match side {
+                    // It may be translated already.
+                    AddressSide::Source if packet.hook == Hook::Postrouting => None,
                     AddressSide::Source => packet.input,
                     AddressSide::Destination => packet.output,
                 };
@@ -262,7 +263,21 @@ impl Condition {
             Self::Any(conditions) => {
                 conditions.iter().map(|one| one.holds(packet)).max().unwrap_or(Certainty::No)
             }
-            Self::Unknown => Certainty::Maybe,
+            Self::Hosts | Self::Unknown => Certainty::Maybe,
+        }
+    }
+
+    /// Whether the condition holds, or holds for some hosts and nothing else about it is unknown.
+    pub(super) fn holds_for_some_hosts(&self, packet: &SamplePacket<'_>) -> bool {
+        match (self.holds(packet), self) {
+            (Certainty::Yes, _) | (Certainty::Maybe, Self::Address { .. } | Self::Hosts) => true,
+            (Certainty::Maybe, Self::All(conditions)) => {
+                conditions.iter().all(|one| one.holds_for_some_hosts(packet))
+            }
+            (Certainty::Maybe, Self::Any(conditions)) => {
+                conditions.iter().any(|one| one.holds_for_some_hosts(packet))
+            }
+            _ => false,
         }
     }
 }
@@ -345,12 +360,9 @@ impl Rule {
         all_hold(&self.conditions, packet)
     }
 
-    /// Whether the rule applies to packets with some addresses, and nothing else about them is unknown.
-    pub(super) fn depends_on_addresses(&self, packet: &SamplePacket<'_>) -> bool {
-        self.conditions.iter().all(|condition| {
-            let is_known = condition.holds(packet) == Certainty::Yes;
-            is_known || matches!(condition, Condition::Address { .. })
-        })
+    /// Whether the rule applies to the packets of some hosts, and nothing else about them is unknown.
+    pub(super) fn applies_to_some_hosts(&self, packet: &SamplePacket<'_>) -> bool {
+        self.conditions.iter().all(|condition| condition.holds_for_some_hosts(packet))
     }
 }
 
@@ -458,96 +470,6 @@ pub(super) struct ChangedMarkBits {
     pub(super) mark: u32,
     /// Those of the packet mark that are set from the ct mark.
     pub(super) restored: u32,
-}
-
-/// A packet for which rules are evaluated. Only the properties that are known in advance are set.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct SamplePacket<'a> {
-    pub(super) hook: Hook,
-    pub(super) ip: IpVersion,
-    /// Whether the destination is an address of this machine; `None` if that is not known.
-    pub(super) is_local: Option<bool>,
-    /// The input interface, if known; empty if the packet has none.
-    pub(super) input: Option<&'a str>,
-    /// The output interface, if known; empty if the packet has none.
-    pub(super) output: Option<&'a str>,
-    pub(super) state: u32,
-    pub(super) direction: FieldValue,
-    pub(super) ct_mark: FieldValue,
-    pub(super) mark: FieldValue,
-    pub(super) source_port: FieldValue,
-    pub(super) destination_port: FieldValue,
-    pub(super) tcp_flags: FieldValue,
-    pub(super) ftp_helper: FieldValue,
-    /// The chains at the hook that see the packet like this.
-    pub(super) place: Place,
-    /// The networks at this machine's interfaces, if known.
-    pub(super) links: Option<&'a Links>,
-}
-
-/// The chains at a hook that see a packet with one destination port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum Place {
-    Everywhere,
-    BeforeNat,
-    AfterNat,
-}
-
-impl Place {
-    /// Whether this includes the chains with `priority` at prerouting.
-    pub(super) fn includes(self, priority: i32) -> bool {
-        match self {
-            Self::Everywhere => true,
-            Self::BeforeNat => priority <= DESTINATION_NAT_PRIORITY,
-            Self::AfterNat => priority > DESTINATION_NAT_PRIORITY,
-        }
-    }
-}
-
-/// The priority of destination NAT at prerouting (NF_IP_PRI_NAT_DST).
-const DESTINATION_NAT_PRIORITY: i32 = -100;
-
-impl SamplePacket<'_> {
-    /// Applies what a rule writes into a mark.
-    pub(super) fn write_mark(&mut self, write: MarkWrite) {
-        let Self { ct_mark, mark, .. } = self;
-        let (target, other) = match write.target {
-            MarkTarget::CtMark => (ct_mark, mark),
-            MarkTarget::PacketMark => (mark, ct_mark),
-        };
-        let (bits, known) = match (write.value, *other) {
-            (WrittenMark::Constant(bits), _) => (bits, u32::MAX),
-            (WrittenMark::OtherMark, FieldValue::Bits { bits, known }) => (bits, known),
-            (WrittenMark::OtherMark | WrittenMark::Unknown, _) => (0, 0),
-        };
-        // A packet without a connection has no ct mark.
-        if let FieldValue::Bits { bits: old, known: old_known } = *target {
-            *target = FieldValue::Bits {
-                bits: old & !write.bits | bits & write.bits,
-                known: old_known & !write.bits | known & write.bits,
-            };
-        }
-    }
-
-    fn value(&self, field: Field) -> FieldValue {
-        match field {
-            Field::Family => FieldValue::exactly(if self.ip == IpVersion::V4 { 4 } else { 6 }),
-            Field::Protocol => FieldValue::exactly(6),
-            Field::State => FieldValue::exactly(self.state),
-            Field::Direction => self.direction,
-            Field::CtMark => self.ct_mark,
-            Field::PacketMark => self.mark,
-            Field::SourcePort => self.source_port,
-            Field::DestinationPort => self.destination_port,
-            Field::TcpFlags => self.tcp_flags,
-            Field::FtpHelper => self.ftp_helper,
-            Field::DestinationType => match self.is_local {
-                Some(is_local) => FieldValue::exactly(if is_local { 1 } else { 2 }),
-                None => FieldValue::Within(1, 2),
-            },
-            Field::PacketType => FieldValue::exactly(0),
-        }
-    }
 }
 
 #[cfg(test)]

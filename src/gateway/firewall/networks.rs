@@ -1,8 +1,17 @@
 //! Networks in the rules, and those at this machine's interfaces.
 
-use std::collections::BTreeMap;
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    net::IpAddr,
+};
 
 use ipnetwork::IpNetwork;
+
+/// The smallest network with both addresses; `None` if they have different IP versions.
+pub(super) fn spanning(first: IpAddr, last: IpAddr) -> Option<IpNetwork> {
+    let with_prefix = |prefix| IpNetwork::new(first, prefix).ok();
+    (0..=128).rev().filter_map(with_prefix).find(|network| network.contains(last))
+}
 
 /// Whether all addresses of `inner` are in `outer`.
 fn contains(outer: &IpNetwork, inner: &IpNetwork) -> bool {
@@ -16,19 +25,29 @@ fn overlap(one: &IpNetwork, other: &IpNetwork) -> bool {
 
 /// The networks at each interface of this machine, by its name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Links(BTreeMap<String, Vec<IpNetwork>>);
+pub struct Links {
+    networks: BTreeMap<String, Vec<IpNetwork>>,
+    /// The interfaces with hosts of other networks: this machine answers for them (proxy ARP).
+    proxies: BTreeSet<String>,
+}
 
 impl Links {
     /// Adds the network at an interface: an address of this machine there, and the length of its prefix.
     pub(super) fn add(&mut self, interface: &str, network: IpNetwork) {
-        self.0.entry(interface.to_owned()).or_default().push(network);
+        self.networks.entry(interface.to_owned()).or_default().push(network);
+    }
+
+    /// Adds an interface with hosts of other networks.
+    pub(super) fn add_proxy(&mut self, interface: &str) {
+        self.proxies.insert(interface.to_owned());
     }
 
     /// Whether all hosts of `network` are at another interface than `interface`.
     pub(super) fn are_elsewhere(&self, network: &IpNetwork, interface: &str) -> bool {
-        let at = |name: &str| self.0.get(name).into_iter().flatten();
-        let others = self.0.iter().filter(|(name, _)| name.as_str() != interface);
+        let at = |name: &str| self.networks.get(name).into_iter().flatten();
+        let others = self.networks.iter().filter(|(name, _)| name.as_str() != interface);
         !interface.is_empty()
+            && !self.proxies.contains(interface)
             && !at(interface).any(|own| overlap(own, network))
             && others.flat_map(|(_, networks)| networks).any(|other| contains(other, network))
     }
@@ -79,6 +98,25 @@ mod tests {
             ("192.168.1.80", "", false),
         ] {
             assert_eq!(links.are_elsewhere(&network(text), interface), expected, "{text}");
+        }
+        links.add_proxy("wan");
+        assert!(!links.are_elsewhere(&network("192.168.1.80"), "wan"));
+    }
+
+    #[test]
+    fn a_range_is_in_the_smallest_network_with_both_ends() {
+        for (first, last, expected) in [
+            ("192.168.1.10", "192.168.1.99", Some("192.168.1.0/25")),
+            ("192.168.1.10", "192.168.1.10", Some("192.168.1.10/32")),
+            ("10.0.0.0", "192.168.0.0", Some("0.0.0.0/0")),
+            ("fd00::1", "fd00::ffff", Some("fd00::/112")),
+            ("10.0.0.1", "fd00::1", None),
+        ] {
+            let found = spanning(first.parse().unwrap(), last.parse().unwrap());
+            assert_eq!(
+                found.map(|one| (one.network(), one.prefix())),
+                expected.map(|one| (network(one).ip(), network(one).prefix()))
+            );
         }
     }
 }

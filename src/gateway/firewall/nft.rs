@@ -15,7 +15,7 @@ use super::{
     ConflictKind, ConflictingRule, Ruleset,
     expressions::{
         address_side, equals, field, implied_condition, is_set, mark_write, networks, number,
-        range, ranges, reads_interface, unchanged_bits,
+        range, ranges, reads_interface, unchanged_bits, undecidable,
     },
     mark_writes::MarkWrite,
     model::{
@@ -217,7 +217,10 @@ impl<'a> NftReader<'a> {
     fn read_statement(&mut self, key: &TableKey, kind: &str, content: &'a Json) -> Statement {
         match kind {
             "match" => {
-                Statement::Condition(self.comparison(key, content).unwrap_or(Condition::Unknown))
+                let left = content.get("left").unwrap_or(&Json::Null);
+                Statement::Condition(
+                    self.comparison(key, content).unwrap_or_else(|| undecidable(left)),
+                )
             }
             "vmap" => Statement::Verdict(self.verdict_map(key, content)),
             "mangle" => self.mangle(content),
@@ -302,7 +305,7 @@ impl<'a> NftReader<'a> {
         let Some(elements) = elements.as_array() else {
             return Some(equals(left, elements)?.negated_if(negate));
         };
-        let one = |element| equals(left, element).unwrap_or(Condition::Unknown);
+        let one = |element| equals(left, element).unwrap_or_else(|| undecidable(left));
         Some(Condition::Any(elements.iter().map(one).collect()).negated_if(negate))
     }
 

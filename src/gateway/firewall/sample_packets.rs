@@ -3,7 +3,11 @@
 //! There are three kinds: packets of data connections that `ftp-alg` admits ([`super::data_connection`]), packets that
 //! `ftp-alg` injects, and packets of connections without its marks, such as control connections.
 
-use super::model::{ChangedMarkBits, FieldValue, Hook, IpVersion, Place, SamplePacket, state};
+use super::{
+    mark_writes::{MarkTarget, MarkWrite, WrittenMark},
+    model::{ChangedMarkBits, Field, FieldValue, Hook, IpVersion, state},
+    networks::Links,
+};
 use crate::gateway::{Backend, RuleParameters};
 
 /// The ephemeral ports of Linux and of other systems have this range in common.
@@ -12,6 +16,96 @@ pub(super) const SYN: u32 = 0x02;
 pub(super) const ACK: u32 = 0x10;
 /// The TCP flags that rules compare: FIN, SYN, RST, PSH, ACK, URG.
 const COMPARED: u32 = 0x3f;
+
+/// A packet for which rules are evaluated. Only the properties that are known in advance are set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct SamplePacket<'a> {
+    pub(super) hook: Hook,
+    pub(super) ip: IpVersion,
+    /// Whether the destination is an address of this machine; `None` if that is not known.
+    pub(super) is_local: Option<bool>,
+    /// The input interface, if known; empty if the packet has none.
+    pub(super) input: Option<&'a str>,
+    /// The output interface, if known; empty if the packet has none.
+    pub(super) output: Option<&'a str>,
+    pub(super) state: u32,
+    pub(super) direction: FieldValue,
+    pub(super) ct_mark: FieldValue,
+    pub(super) mark: FieldValue,
+    pub(super) source_port: FieldValue,
+    pub(super) destination_port: FieldValue,
+    pub(super) tcp_flags: FieldValue,
+    pub(super) ftp_helper: FieldValue,
+    /// The chains at the hook that see the packet like this.
+    pub(super) place: Place,
+    /// The networks at this machine's interfaces, if known.
+    pub(super) links: Option<&'a Links>,
+}
+
+/// The chains at a hook that see a packet with one destination port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Place {
+    Everywhere,
+    BeforeNat,
+    AfterNat,
+}
+
+impl Place {
+    /// Whether this includes the chains with `priority` at prerouting.
+    pub(super) fn includes(self, priority: i32) -> bool {
+        match self {
+            Self::Everywhere => true,
+            Self::BeforeNat => priority <= DESTINATION_NAT_PRIORITY,
+            Self::AfterNat => priority > DESTINATION_NAT_PRIORITY,
+        }
+    }
+}
+
+/// The priority of destination NAT at prerouting (NF_IP_PRI_NAT_DST).
+const DESTINATION_NAT_PRIORITY: i32 = -100;
+
+impl SamplePacket<'_> {
+    /// Applies what a rule writes into a mark.
+    pub(super) fn write_mark(&mut self, write: MarkWrite) {
+        let Self { ct_mark, mark, .. } = self;
+        let (target, other) = match write.target {
+            MarkTarget::CtMark => (ct_mark, mark),
+            MarkTarget::PacketMark => (mark, ct_mark),
+        };
+        let (bits, known) = match (write.value, *other) {
+            (WrittenMark::Constant(bits), _) => (bits, u32::MAX),
+            (WrittenMark::OtherMark, FieldValue::Bits { bits, known }) => (bits, known),
+            (WrittenMark::OtherMark | WrittenMark::Unknown, _) => (0, 0),
+        };
+        // A packet without a connection has no ct mark.
+        if let FieldValue::Bits { bits: old, known: old_known } = *target {
+            *target = FieldValue::Bits {
+                bits: old & !write.bits | bits & write.bits,
+                known: old_known & !write.bits | known & write.bits,
+            };
+        }
+    }
+
+    pub(super) fn value(&self, field: Field) -> FieldValue {
+        match field {
+            Field::Family => FieldValue::exactly(if self.ip == IpVersion::V4 { 4 } else { 6 }),
+            Field::Protocol => FieldValue::exactly(6),
+            Field::State => FieldValue::exactly(self.state),
+            Field::Direction => self.direction,
+            Field::CtMark => self.ct_mark,
+            Field::PacketMark => self.mark,
+            Field::SourcePort => self.source_port,
+            Field::DestinationPort => self.destination_port,
+            Field::TcpFlags => self.tcp_flags,
+            Field::FtpHelper => self.ftp_helper,
+            Field::DestinationType => match self.is_local {
+                Some(is_local) => FieldValue::exactly(if is_local { 1 } else { 2 }),
+                None => FieldValue::Within(1, 2),
+            },
+            Field::PacketType => FieldValue::exactly(0),
+        }
+    }
+}
 
 /// How a firewall can recognise a packet of ours.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -116,7 +210,8 @@ pub(super) fn fast_path_packets(
     for port in parameters.control_ports() {
         let (hook, ip) = (Hook::Forward, IpVersion::V4);
         let (port, real_port) = (*port, *port);
-        let connection = SampleConnection { hook, ip, port, real_port, from: None, to: None };
+        let connection =
+            SampleConnection { hook, ip, port, real_port, from: None, to: None, links: None };
         let packets_of_connection = connection.packets(parameters, changes).into_iter();
         packets.extend(
             packets_of_connection
@@ -141,6 +236,8 @@ pub(super) struct SampleConnection<'a> {
     pub(super) from: Option<&'a str>,
     /// The interface towards the target: `None` if unknown, empty if this machine is the target.
     pub(super) to: Option<&'a str>,
+    /// The networks at this machine's interfaces, if known.
+    pub(super) links: Option<&'a Links>,
 }
 
 impl<'a> SampleConnection<'a> {
@@ -150,7 +247,7 @@ impl<'a> SampleConnection<'a> {
         parameters: &RuleParameters,
         changes: ChangedMarkBits,
     ) -> Vec<SamplePacket<'a>> {
-        let Self { hook, ip, port, real_port, from, to } = *self;
+        let Self { hook, ip, port, real_port, from, to, links } = *self;
         let (data, mask) = (parameters.data_mark(), parameters.mask());
         let first = SamplePacket {
             input: from,
@@ -160,6 +257,7 @@ impl<'a> SampleConnection<'a> {
             mark: FieldValue::Bits { bits: 0, known: !changes.mark | mask },
             source_port: EPHEMERAL,
             destination_port: FieldValue::exactly(real_port.into()),
+            links,
             ..first_packet(hook, ip)
         };
         let later = SamplePacket {

@@ -1,6 +1,6 @@
 //! Reads the loaded rules with the programs that print them: `nft` and `iptables-save`. Changes nothing.
 
-use std::{collections::BTreeSet, io, net::IpAddr};
+use std::{collections::BTreeSet, fs, io, net::IpAddr};
 
 use ipnetwork::IpNetwork;
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags, sys::socket::SockaddrStorage};
@@ -133,6 +133,15 @@ pub fn links() -> Links {
         let network = one.address.and_then(ip).zip(one.netmask.and_then(ip));
         if let Some(Ok(network)) = network.map(|(ip, mask)| IpNetwork::with_netmask(ip, mask)) {
             links.add(&one.interface_name, network);
+        }
+        let name = &one.interface_name;
+        let settings =
+            [format!("ipv4/conf/{name}/proxy_arp"), format!("ipv6/conf/{name}/proxy_ndp")];
+        if settings.iter().any(|setting| {
+            fs::read_to_string(format!("/proc/sys/net/{setting}"))
+                .is_ok_and(|text| text.trim() == "1")
+        }) {
+            links.add_proxy(name);
         }
     }
     links

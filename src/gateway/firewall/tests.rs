@@ -468,7 +468,9 @@ fn evaluate_all(firewall: &Firewall) {
     }
     firewall.conflicting_rules(&parameters).for_each(drop);
     let interfaces = ["lan0", "wan0"].map(str::to_owned);
-    for verdict in firewall.control_verdicts(&parameters, &interfaces, &Hook::FILTERS) {
+    for verdict in
+        firewall.control_verdicts(&parameters, &interfaces, &Links::default(), &Hook::FILTERS)
+    {
         let is_open = verdict.dropping_chains().is_empty();
         let summary = verdict.summary();
         let all = summary.starts_with("accepted") && summary.ends_with("all interfaces");

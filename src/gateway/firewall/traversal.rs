@@ -51,7 +51,7 @@ pub(super) struct PacketVerdict {
     pub(super) decided_by: VerdictSource,
     /// Rules that decide otherwise for some packets, by conditions that cannot be decided here.
     pub(super) exceptions: Vec<VerdictSource>,
-    /// Rules that accept some of the packets, and for which only their addresses are not known.
+    /// Rules that accept some of the packets, and for which only their hosts are not known.
     pub(super) accepted_by_address: Vec<VerdictSource>,
     /// The last rule that changed the ct mark, or took the packet out of connection tracking.
     pub(super) changed_by: Option<VerdictSource>,
@@ -151,7 +151,7 @@ pub(super) fn rules_that_depend_on_mark<'a>(
 struct PossibleVerdicts {
     accepts: Vec<VerdictSource>,
     drops: Vec<VerdictSource>,
-    /// Those of `accepts` for which only addresses are not known.
+    /// Those of `accepts` for which only the hosts are not known.
     accepts_by_address: Vec<VerdictSource>,
     /// Whether the packet may return to the calling chain.
     may_return: bool,
@@ -273,7 +273,7 @@ impl<'a, 'p> Traversal<'a, 'p> {
             if self.by_default {
                 self.change_packet(name, rule);
             }
-            let by_address = applies == Certainty::Yes || rule.depends_on_addresses(&self.packet);
+            let by_address = rule.applies_to_some_hosts(&self.packet);
             let action = self.action(name, rule, &rule.action, depth);
             let Some((mut step, ends)) = action else { continue };
             if !by_address {
@@ -366,7 +366,9 @@ impl<'a, 'p> Traversal<'a, 'p> {
                 return step;
             }
             if let Some((mut step, _)) = step {
-                step.accepts_by_address.clear();
+                if !condition.holds_for_some_hosts(&self.packet) {
+                    step.accepts_by_address.clear();
+                }
                 verdicts.add_possible(&step);
             }
         }

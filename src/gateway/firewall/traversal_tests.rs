@@ -49,6 +49,7 @@ fn verdict(table: &Table) -> PacketVerdict {
         real_port: 21,
         from: None,
         to: None,
+        links: None,
     };
     let packets = connection.packets(&parameters, ChangedMarkBits::default());
     let packet = packets.iter().find(|packet| packet.hook == base.hook).unwrap();

@@ -12,6 +12,7 @@ use super::{
         AddressSide, BaseChain, Chain, Condition, DestinationNat, Field, Hook, InterfaceDirection,
         InterfacePattern, IpVersion, Origin, Ranges, Rule, RuleVerdict, Table, TableFamily, state,
     },
+    networks::spanning,
 };
 
 /// The priorities of the tables' base chains (linux/netfilter_ipv4.h).
@@ -322,6 +323,8 @@ fn has_only_known_options(extension: &str) -> bool {
             | "addrtype"
             | "set"
             | "pkttype"
+            | "iprange"
+            | "mac"
     )
 }
 
@@ -349,6 +352,9 @@ fn condition(extension: &str, option: &str, values: &[&str]) -> Option<Condition
             InterfaceDirection::Output,
             InterfacePattern::new(value, '+'),
         )),
+        ("iprange", "--src-range") => address_range(AddressSide::Source, value),
+        ("iprange", "--dst-range") => address_range(AddressSide::Destination, value),
+        ("mac", "--mac-source") | ("set", "--match-set") => Some(Condition::Hosts),
         (_, "-s" | "--source") => address(AddressSide::Source, value),
         (_, "-d" | "--destination") => address(AddressSide::Destination, value),
         ("conntrack" | "state", "--ctstate" | "--state") => Some(states(value)),
@@ -395,6 +401,12 @@ fn condition(extension: &str, option: &str, values: &[&str]) -> Option<Condition
 
 fn address(side: AddressSide, network: &str) -> Option<Condition> {
     Some(Condition::Address { side, networks: [network.parse().ok()?].into(), negated: false })
+}
+
+fn address_range(side: AddressSide, range: &str) -> Option<Condition> {
+    let (first, last) = range.split_once('-').unwrap_or((range, range));
+    let network = spanning(first.parse().ok()?, last.parse().ok()?)?;
+    Some(Condition::Address { side, networks: [network].into(), negated: false })
 }
 
 /// Parses a list of states, such as `RELATED,ESTABLISHED`: the condition that one of them holds. States that are not

@@ -17,7 +17,7 @@ use std::{
 
 use ftp_alg::gateway::{
     RuleParameters,
-    firewall::{ControlPathVerdict, Firewall, Hook, interfaces},
+    firewall::{ControlPathVerdict, Firewall, Hook, interfaces, links},
 };
 pub use ftp_alg_lab::wait_for;
 use ftp_alg_lab::{
@@ -309,7 +309,12 @@ pub fn host_port(line: &str) -> (String, u16) {
 pub fn control(lab: &Lab) -> ControlPathVerdict {
     let look = || {
         let interfaces = interfaces();
-        Firewall::read().control_verdicts(&RuleParameters::default(), &interfaces, &[Hook::Forward])
+        Firewall::read().control_verdicts(
+            &RuleParameters::default(),
+            &interfaces,
+            &links(),
+            &[Hook::Forward],
+        )
     };
     lab.gateway.inside(look).unwrap().swap_remove(0)
 }

@@ -40,6 +40,12 @@ pub(super) enum FtpClientError {
     /// The server refused an announcement.
     #[error("{0}")]
     AnnouncementRefused(String),
+    /// The server does not know a command or an announcement, or a gateway changed it.
+    #[error("{0}")]
+    Unsupported(Box<FtpClientError>),
+    /// The server answered without a data connection, and did not need one.
+    #[error("{0}")]
+    Undecided(String),
     /// The control connection cannot be used any more.
     #[error("{0}")]
     ControlConnection(String),
@@ -63,6 +69,19 @@ impl FtpReply {
     /// Whether the first digit of the reply code is `class`.
     pub(super) fn is_class(&self, class: u16) -> bool {
         self.code / 100 == class
+    }
+
+    /// Whether the server has no listing, as for an empty directory.
+    fn has_no_listing(&self) -> bool {
+        matches!(self.code, 450 | 550)
+    }
+
+    /// `error`, for a refused command. Some reply codes say that the server does not know it.
+    fn refusal(&self, error: FtpClientError) -> FtpClientError {
+        match self.code {
+            500 | 501 | 502 | 504 | 522 => FtpClientError::Unsupported(Box::new(error)),
+            _ => error,
+        }
     }
 
     /// The last line, with control characters escaped.
@@ -189,7 +208,7 @@ impl FtpClient {
         let read = match (kind, reply.code) {
             (AnnouncementKind::Pasv, 227) => Announcement::parse_227(&Text::new(&reply.line)),
             (AnnouncementKind::Epsv, 229) => Announcement::parse_229(&Text::new(&reply.line)),
-            _ => return Err(FtpClientError::Refused(reply.text())),
+            _ => return Err(reply.refusal(FtpClientError::Refused(reply.text()))),
         };
         let refuse = |why: String| FtpClientError::Refused(format!("{why}: {}", reply.text()));
         let announced = read.map_err(|error| refuse(error.to_string()))?;
@@ -244,7 +263,7 @@ impl FtpClient {
         let reply = self.command(&announcement)?;
         if !reply.is_class(2) {
             let says = format!("{announcement} refused: {}", reply.text());
-            return Err(FtpClientError::AnnouncementRefused(says));
+            return Err(reply.refusal(FtpClientError::AnnouncementRefused(says)));
         }
         self.send_line("LIST")?;
         let deadline = Instant::now() + CONNECT_TIMEOUT;
@@ -267,9 +286,19 @@ impl FtpClient {
             }
             match reply {
                 Some(reply) if reply.is_class(1) => first = Some(reply),
-                Some(reply) => {
+                Some(reply) if matches!(reply.code, 425 | 426) => {
                     let says = format!("the server could not connect to {to}: {}", reply.text());
                     return Err(FtpClientError::NoDataConnection { says, to });
+                }
+                Some(reply) => {
+                    let says = format!(
+                        "no data connection, and the server sent no listing: {}",
+                        reply.text()
+                    );
+                    return Err(match reply.has_no_listing() || reply.is_class(2) {
+                        true => FtpClientError::Undecided(says),
+                        false => FtpClientError::Refused(says),
+                    });
                 }
                 None => {}
             }
@@ -293,6 +322,12 @@ impl FtpClient {
             Some(reply) => reply,
             None => self.reply()?,
         };
+        let without_listing = |reply: &FtpReply| {
+            format!("data connection {direction}; the server sent no listing: {}", reply.text())
+        };
+        if first.has_no_listing() {
+            return Ok(without_listing(&first));
+        }
         if !first.is_class(1) && !first.is_class(2) {
             return Err(FtpClientError::Refused(first.text()));
         }
@@ -302,6 +337,10 @@ impl FtpClient {
             match read_before(&mut data, &mut chunk, deadline) {
                 Ok(Some(0)) => break,
                 Ok(Some(count)) => length += count,
+                // The server was done without the data connection.
+                Ok(None) | Err(_) if first.is_class(2) && length == 0 => {
+                    return Ok(without_listing(&first));
+                }
                 Ok(None) => {
                     let limit = LISTING_TIMEOUT.as_secs();
                     let says = format!(
@@ -316,6 +355,9 @@ impl FtpClient {
         }
         drop(data);
         let last = if first.is_class(1) { self.reply()? } else { first };
+        if last.has_no_listing() && length == 0 {
+            return Ok(without_listing(&last));
+        }
         // The server reports an error if the client closes the connection of a long listing.
         if !last.is_class(2) && length < MAX_LISTING {
             return Err(FtpClientError::Refused(last.text()));
@@ -451,6 +493,38 @@ mod tests {
             write!(stream, "226 done\r\n").unwrap();
         });
         assert!(done.unwrap().starts_with("listing of 7 bytes to 127.0.0.1:"));
+    }
+
+    #[test]
+    fn a_server_without_a_listing_leaves_active_mode_undecided() {
+        let answer =
+            |text: &'static str| port(move |_, stream| write!(stream, "{text}\r\n").unwrap());
+        for none in ["450 No files found", "550 No files found", "226 0 matches"] {
+            let error = answer(none).unwrap_err();
+            assert!(matches!(error, FtpClientError::Undecided(_)), "{error}");
+        }
+        let error = answer("425 Cannot connect").unwrap_err();
+        assert!(matches!(error, FtpClientError::NoDataConnection { .. }), "{error}");
+        let error = answer("530 Not you").unwrap_err();
+        assert!(matches!(error, FtpClientError::Refused(_)), "{error}");
+        let connected = port(|port, stream| {
+            let _data = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
+            write!(stream, "450 No files found\r\n").unwrap();
+        });
+        assert!(connected.unwrap().starts_with("data connection to 127.0.0.1:"));
+    }
+
+    #[test]
+    fn a_mode_that_the_server_does_not_know_is_unsupported() {
+        for (code, is_unknown) in [(500, true), (502, true), (522, true), (530, false)] {
+            let mut client = session(move |mut stream, mut received| {
+                received.next().unwrap().unwrap();
+                write!(stream, "{code} no\r\n").unwrap();
+                received.for_each(drop);
+            });
+            let error = client.transfer_listing(AnnouncementKind::Epsv).unwrap_err();
+            assert_eq!(matches!(error, FtpClientError::Unsupported(_)), is_unknown, "{error}");
+        }
     }
 
     #[test]

@@ -71,7 +71,10 @@ impl<'a> LocalMachine<'a> {
             FtpClientError::ControlConnection(_) => {
                 "check the server's log, and `ftp-alg status` on each gateway in between"
             }
-            FtpClientError::Refused(_) => "check the server's log and configuration",
+            FtpClientError::Unsupported(error) => return self.explain(error, server),
+            FtpClientError::Refused(_) | FtpClientError::Undecided(_) => {
+                "check the server's log and configuration"
+            }
         };
         (error.to_string(), vec![advice.to_owned()])
     }
