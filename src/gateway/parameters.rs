@@ -36,43 +36,61 @@ pub struct RuleParameters {
     queue_all_mark: u32,
     queue_none_mark: u32,
     source_ports: Option<(u16, u16)>,
-    zones: Zones,
-    clears_restored_marks: bool,
+    learned: SharedLearned,
     backend: Backend,
 }
 
-/// Conntrack zones, ascending. Zone 0 always is among them. All clones are the same list: the rules of the operator may
-/// be read when threads work with the parameters already.
-#[derive(Clone, Debug)]
-pub struct Zones(Arc<RwLock<Arc<[u16]>>>);
+/// What the operator's rules demand of ours.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Learned {
+    /// The conntrack zones of control connections, ascending. Zone 0 always is among them.
+    pub zones: Vec<u16>,
+    /// The first and the last of the ports to which they translate source ports, if that is one set.
+    pub source_ports: Option<(u16, u16)>,
+    /// Whether our bits are to be cleared in packet marks that they set from the ct mark.
+    pub clears_restored_marks: bool,
+}
 
-impl Zones {
-    /// The zones at present.
-    pub fn list(&self) -> Arc<[u16]> {
+impl Default for Learned {
+    fn default() -> Self {
+        Self { zones: vec![0], source_ports: None, clears_restored_marks: false }
+    }
+}
+
+impl Learned {
+    /// The same with these zones, too.
+    pub fn with_zones(self, more: impl IntoIterator<Item = u16>) -> Self {
+        let all: BTreeSet<u16> = self.zones.iter().copied().chain(more).chain([0]).collect();
+        Self { zones: all.into_iter().collect(), ..self }
+    }
+}
+
+/// What was learned from the operator's rules. All clones are the same: the rules may be read when threads work with the
+/// parameters already.
+#[derive(Clone, Debug, Default)]
+pub struct SharedLearned(Arc<RwLock<Arc<Learned>>>);
+
+impl SharedLearned {
+    /// What is known at present.
+    pub fn now(&self) -> Arc<Learned> {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Adds zones.
-    pub fn add(&self, more: impl IntoIterator<Item = u16>) {
-        let mut zones = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let all: BTreeSet<u16> = zones.iter().copied().chain(more).collect();
-        *zones = all.into_iter().collect();
+    /// Replaces it. Zones stay, because there may be connections in them.
+    pub fn set(&self, learned: Learned) {
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        *known = Arc::new(learned.with_zones(known.zones.iter().copied()));
     }
 }
 
-impl Default for Zones {
-    fn default() -> Self {
-        Self(Arc::new(RwLock::new([0].into())))
-    }
-}
-
-impl PartialEq for Zones {
+impl PartialEq for SharedLearned {
     fn eq(&self, other: &Self) -> bool {
-        self.list() == other.list()
+        self.now() == other.now()
     }
 }
 
-impl Eq for Zones {}
+impl Eq for SharedLearned {}
 
 impl Default for RuleParameters {
     fn default() -> Self {
@@ -85,8 +103,7 @@ impl Default for RuleParameters {
             queue_all_mark: 0x2000_0000,
             queue_none_mark: 0x1000_0000,
             source_ports: None,
-            zones: Zones::default(),
-            clears_restored_marks: false,
+            learned: SharedLearned::default(),
             backend: Backend::Nftables,
         }
     }
@@ -158,30 +175,35 @@ impl RuleParameters {
 
     /// The first and the last source port of translated data connections; `None`: they keep theirs.
     pub fn source_ports(&self) -> Option<(u16, u16)> {
-        self.source_ports
+        self.source_ports.or(self.learned.now().source_ports)
+    }
+
+    /// The same parameters with this, learned from the operator's rules.
+    pub fn with_learned(self, learned: Learned) -> Self {
+        Self { learned: SharedLearned(Arc::new(RwLock::new(Arc::new(learned)))), ..self }
+    }
+
+    /// What was learned from the operator's rules.
+    pub fn learned(&self) -> &SharedLearned {
+        &self.learned
     }
 
     /// The same parameters with control connections in these conntrack zones, too.
     pub fn with_zones(self, zones: impl IntoIterator<Item = u16>) -> Self {
-        let own = Zones(Arc::new(RwLock::new(self.zones.list())));
-        own.add(zones);
-        Self { zones: own, ..self }
-    }
-
-    /// The conntrack zones whose control connections are inspected.
-    pub fn zones(&self) -> &Zones {
-        &self.zones
+        let learned = Learned::clone(&self.learned.now()).with_zones(zones);
+        self.with_learned(learned)
     }
 
     /// The same parameters with chains that clear our bits in packet marks that rules of others set from the ct mark,
     /// if `clears`.
     pub fn with_cleared_restored_marks(self, clears: bool) -> Self {
-        Self { clears_restored_marks: clears, ..self }
+        let learned = Learned::clone(&self.learned.now());
+        self.with_learned(Learned { clears_restored_marks: clears, ..learned })
     }
 
     /// Whether our bits are cleared in packet marks that rules of others set from the ct mark.
     pub fn clears_restored_marks(&self) -> bool {
-        self.clears_restored_marks
+        self.learned.now().clears_restored_marks
     }
 
     /// The same parameters with the queue selected by the packet's processor instead of its connection. With one queue
