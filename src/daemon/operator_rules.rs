@@ -14,7 +14,7 @@ use std::{
 
 use super::{DaemonEvent, fast_path_lines::FastPathReader, shard::lock, shared_state::SharedState};
 use crate::gateway::{
-    self, Backend, ClaimedPorts, Commits, CtMarkUse, GatewayError, Routing, RuleParameters,
+    self, Backend, ClaimedPorts, Commits, GatewayError, Learned, Routing, RuleParameters,
     firewall::{
         Firewall, MarkConflict, RulesetReader, accepted_data, data_path_verdicts, exact_mark_chain,
     },
@@ -40,19 +40,21 @@ impl OperatorRules {
         Self { read: reading.recv_timeout(limit).map_err(|_| reading) }
     }
 
-    /// The different sets of ports to which the rules translate source ports.
-    pub(super) fn port_sets(&self) -> Arc<[RangeInclusive<u16>]> {
-        self.read.as_ref().map(Firewall::source_ports).unwrap_or_default().into()
-    }
-
-    /// The conntrack zones into which the rules put control connections. `None` if the rules come late.
-    pub(super) fn zones(&self, parameters: &RuleParameters) -> Option<Vec<u16>> {
-        self.read.as_ref().ok().map(|firewall| firewall.zones(parameters))
-    }
-
-    /// What the rules do with the ct mark.
-    pub(super) fn ct_mark_use(&self, parameters: &RuleParameters) -> CtMarkUse {
-        self.read.as_ref().map(|firewall| firewall.ct_mark_use(parameters)).unwrap_or_default()
+    /// What the rules demand of ours, and the different sets of ports to which they translate source ports. If the rules
+    /// come late, they are taken for those of the run `before`.
+    pub(super) fn learned(
+        &self,
+        parameters: &RuleParameters,
+        before: impl FnOnce() -> Learned,
+    ) -> (Learned, Arc<[RangeInclusive<u16>]>) {
+        match &self.read {
+            Ok(firewall) => (learn(firewall, parameters), firewall.source_ports().into()),
+            Err(_) => {
+                let learned = before();
+                let port_set = learned.source_ports.map(|(first, last)| first..=last);
+                (learned, port_set.into_iter().collect())
+            }
+        }
     }
 
     /// The back end that `auto` selects, and why. `before` is the one of restored sessions.
@@ -71,19 +73,7 @@ impl OperatorRules {
     /// Why the fast path cannot run with these rules, if it cannot: they leave no room for its packet marks, or they
     /// accept only the exact ct mark of other data connections.
     pub(super) fn fast_path_obstacle(&self, parameters: &RuleParameters) -> Option<String> {
-        let firewall = self.read.as_ref().ok()?;
-        if let Some(conflict) = mark_conflict(firewall, parameters) {
-            return Some(conflict);
-        }
-        let routing = Routing::read(parameters.control_ports());
-        let paths = data_path_verdicts(firewall, routing, parameters);
-        let chain = exact_mark_chain(&paths)?;
-        let data = parameters.data_mark();
-        Some(format!(
-            "{} accepts only the exact ct mark {data:#x}: match the bit, as in `ct mark & {data:#x} != 0` or `--mark \
-             {data:#x}/{data:#x}`",
-            chain.location
-        ))
+        fast_path_obstacle(self.read.as_ref().ok()?, parameters)
     }
 
     /// The reader of later changes, with the ports of these rules claimed.
@@ -105,6 +95,33 @@ impl OperatorRules {
     }
 }
 
+/// What the rules demand of ours.
+fn learn(firewall: &Firewall, parameters: &RuleParameters) -> Learned {
+    let source_ports = match &firewall.source_ports()[..] {
+        [range] => Some(range.clone().into_inner()),
+        _ => None,
+    };
+    let ct_mark_use = firewall.ct_mark_use(parameters);
+    Learned { source_ports, ct_mark_use, ..Learned::default() }
+        .with_zones(firewall.zones(parameters))
+}
+
+/// Why the fast path cannot start with these rules, if it cannot.
+fn fast_path_obstacle(firewall: &Firewall, parameters: &RuleParameters) -> Option<String> {
+    if let Some(conflict) = mark_conflict(firewall, parameters) {
+        return Some(conflict);
+    }
+    let routing = Routing::read(parameters.control_ports());
+    let paths = data_path_verdicts(firewall, routing, parameters);
+    let chain = exact_mark_chain(&paths)?;
+    let data = parameters.data_mark();
+    Some(format!(
+        "{} accepts only the exact ct mark {data:#x}: match the bit, as in `ct mark & {data:#x} != 0` or `--mark \
+         {data:#x}/{data:#x}`",
+        chain.location
+    ))
+}
+
 /// Why the fast path cannot run with these rules, if it cannot.
 fn mark_conflict(firewall: &Firewall, parameters: &RuleParameters) -> Option<String> {
     firewall.mark_conflicts(parameters).first().map(MarkConflict::reason)
@@ -121,10 +138,14 @@ pub(super) fn follow(
     events: &Sender<DaemonEvent>,
     end: &AtomicBool,
 ) {
-    let mut first = rules.into_firewall().inspect(|late| {
-        reader.apply(late);
-        // The main thread then loads the table again.
-        parameters.zones().add(late.zones(parameters));
+    // Rules that come late have the same effects as at the start.
+    let mut is_late = rules.read.is_err();
+    let mut first = rules.into_firewall().inspect(|rules| {
+        reader.apply(rules);
+        if is_late {
+            // The main thread then loads the table again.
+            parameters.learned().set(learn(rules, parameters));
+        }
     });
     while !end.load(Ordering::Acquire) {
         if let Some(rules) = first.take().or_else(|| reader.read_if_changed()) {
@@ -132,9 +153,11 @@ pub(super) fn follow(
                 log_port_sets(&lock(&shared.port_sets), parameters);
                 let _ = events.send(DaemonEvent::PolicyChanged);
             }
-            if let (Ok(fast_path), Some(why)) =
-                (&shared.fast_path, mark_conflict(&rules, parameters))
-            {
+            let obstacle = match std::mem::take(&mut is_late) {
+                true => fast_path_obstacle(&rules, parameters),
+                false => mark_conflict(&rules, parameters),
+            };
+            if let (Ok(fast_path), Some(why)) = (&shared.fast_path, obstacle) {
                 fast_path.leave(why);
             }
             let is_on = |reader: &FastPathReader| reader.off_reason.get().is_none();

@@ -109,7 +109,7 @@ impl TableGuard {
         }
     }
 
-    /// Loads the table with the conntrack zones that were found since.
+    /// Loads the table with what was learned of the operator's rules since.
     fn update_table(
         &mut self,
         now: Instant,
@@ -122,8 +122,9 @@ impl TableGuard {
         }
         self.record_intact(shared);
         tracing::info!(
-            event = "zones",
-            "the conntrack zones of the operator's rules, which took long to read, are inspected from now on"
+            event = "table_updated",
+            "the operator's rules, which took long to read, demand more of table inet ftp_alg than it had: it was loaded \
+             again"
         );
         let is_lossless = table.has_retained_elements();
         Some(if is_lossless { TableChange::Updated } else { TableChange::Restored })

@@ -2,12 +2,14 @@
 //!
 //! Invariant: nothing is ended before it is known that this daemon can have its directories and its control socket.
 //!
-//! It gets SIGTERM, as from a service manager. Its table stays if connections have adjusted sequence numbers. They
+//! It gets SIGTERM, as from a service manager. If it hangs, it gets SIGKILL in the end: its heartbeat has lapsed by then, and
+//! a SIGTERM that cannot be taken back would end it as soon as it goes on. Its table stays if connections have adjusted sequence numbers. They
 //! stall for a moment, and continue if this daemon has the same state directory.
 
 use std::{
     fs::File,
     io,
+    os::fd::OwnedFd,
     path::Path,
     time::{Duration, Instant},
 };
@@ -29,8 +31,11 @@ use crate::gateway::{
     readers::{self, QueueReader},
 };
 
-/// Time limit for the end of the other daemon.
-const END_LIMIT: Duration = Duration::from_secs(10);
+/// What ends the other daemon, and the time limit for it.
+const SIGNALS: [(Signal, &str, Duration); 2] = [
+    (Signal::TERM, "SIGTERM", Duration::from_secs(10)),
+    (Signal::KILL, "SIGKILL", Duration::from_secs(10)),
+];
 const PROGRAM: &str = "ftp-alg";
 
 /// Why the other daemon still runs.
@@ -47,8 +52,9 @@ pub enum TakeoverError {
     #[error("cannot end the ftp-alg that runs, process {}: {source}; run as root", reader.process)]
     System { reader: QueueReader, source: Errno },
     #[error(
-        "the ftp-alg that runs, process {}, does not end within {} s: `kill -9 {}` ends it",
-        .0.process, END_LIMIT.as_secs(), .0.process
+        "the ftp-alg that runs, process {}, does not end after SIGKILL: the kernel holds it; start this one again when \
+         it has ended",
+        .0.process
     )]
     StillRunning(QueueReader),
 }
@@ -89,11 +95,9 @@ impl OtherDaemons {
 
     /// Ends them.
     pub(super) fn end(self) -> Result<(), TakeoverError> {
-        let deadline = Instant::now() + END_LIMIT;
         for reader in self.0 {
             let process = reader.process;
-            tracing::info!(event = "takeover", process = %process, "takeover: process {process} gets SIGTERM");
-            match terminate(&reader, deadline) {
+            match end_process(&reader) {
                 Ok(true) => {
                     tracing::info!(
                         event = "takeover",
@@ -109,12 +113,8 @@ impl OtherDaemons {
     }
 }
 
-/// Sends SIGTERM to the reader's process. Returns whether it ended in time.
-fn terminate(reader: &QueueReader, deadline: Instant) -> Result<bool, Errno> {
-    let ended = |result: Result<(), Errno>| match result {
-        Err(Errno::SRCH) => Ok(true),
-        other => other.map(|()| false),
-    };
+/// Ends the reader's process. Returns whether it ended in time.
+fn end_process(reader: &QueueReader) -> Result<bool, Errno> {
     let process = match pidfd_open(reader.process, PidfdFlags::empty()) {
         Err(Errno::SRCH) => return Ok(true),
         other => other?,
@@ -123,13 +123,30 @@ fn terminate(reader: &QueueReader, deadline: Instant) -> Result<bool, Errno> {
     if readers::process_name(reader.process) != reader.name {
         return Ok(true);
     }
-    if ended(pidfd_send_signal(&process, Signal::TERM))? {
-        return Ok(true);
+    for (signal, name, limit) in SIGNALS {
+        tracing::info!(
+            event = "takeover",
+            process = %reader.process,
+            "takeover: process {} gets {name}",
+            reader.process
+        );
+        match pidfd_send_signal(&process, signal) {
+            Err(Errno::SRCH) => return Ok(true),
+            sent => sent?,
+        }
+        if has_ended(&process, Instant::now() + limit)? {
+            return Ok(true);
+        }
     }
+    Ok(false)
+}
+
+/// Waits until the process has ended, or the deadline. Returns whether it has.
+fn has_ended(process: &OwnedFd, deadline: Instant) -> Result<bool, Errno> {
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
         let left = left.try_into().map_err(|_| Errno::INVAL)?;
-        match poll(&mut [PollFd::new(&process, PollFlags::IN)], Some(&left)) {
+        match poll(&mut [PollFd::new(process, PollFlags::IN)], Some(&left)) {
             Err(Errno::INTR) => {}
             Err(error) => return Err(error),
             Ok(count) => return Ok(count > 0),

@@ -46,7 +46,7 @@ use crate::{
     config::{self, Config, FastPath},
     gateway::{
         ClaimedPorts, Commits, HEARTBEAT_TIMEOUT, LinuxKernel, Queue, QueueCounts, RuleParameters,
-        Table, Waker,
+        Table, TableRecord, Waker,
         firewall::{Firewall, RulesetReader},
     },
 };
@@ -86,15 +86,9 @@ pub(super) fn start(
     let shards: Vec<_> = engines.into_iter().zip(journals).map(shard).collect();
     let restored = shards.iter().any(|shard| lock(&shard.engine).sessions.count() > 0);
     let rules = OperatorRules::wait_for(reading, restored);
-    let port_sets = rules.port_sets();
-    if let (None, [range]) = (parameters.source_ports(), &*port_sets) {
-        parameters = parameters.with_source_ports(Some(range.clone()));
-    }
-    // Rules that are read late are as a rule those of the run before.
-    let before = || state.table_record().filter(|_| restored);
-    let zones = rules.zones(&parameters).or_else(|| Some(before()?.zones().to_vec()));
-    let ct_mark_use = rules.ct_mark_use(&parameters);
-    parameters = parameters.with_zones(zones.into_iter().flatten()).with_ct_mark_use(ct_mark_use);
+    let before = || state.table_record().map(TableRecord::into_learned).unwrap_or_default();
+    let (learned, port_sets) = rules.learned(&parameters, before);
+    parameters = parameters.with_learned(learned);
     if !config.restricts_ports() {
         operator_rules::log_port_sets(&port_sets, &parameters);
     }

@@ -38,7 +38,7 @@ pub use conntrack::{Conntrack, admitted_connections, consumed_pinholes};
 pub use error::GatewayError;
 pub use inject::Injector;
 pub use kernel::LinuxKernel;
-pub use parameters::{Backend, CtMarkUse, QueueStatement, RuleParameters};
+pub use parameters::{Backend, CtMarkUse, Learned, QueueStatement, RuleParameters};
 pub use probe::{ConntrackAbilities, HostSettings, KernelFeatures, Routing};
 pub use queue::{MAXIMUM_WAITING, Queue, QueueCounts, QueuePacket, QueueVerdict, Verdicts, Waker};
 pub use table::{

@@ -36,13 +36,12 @@ pub struct RuleParameters {
     queue_all_mark: u32,
     queue_none_mark: u32,
     source_ports: Option<(u16, u16)>,
-    zones: Zones,
-    ct_mark_use: CtMarkUse,
+    learned: SharedLearned,
     backend: Backend,
 }
 
 /// What rules of others do with the ct mark, as far as our rules must do more for it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 pub enum CtMarkUse {
     /// They do not write it.
     #[default]
@@ -53,38 +52,57 @@ pub enum CtMarkUse {
     Compared,
 }
 
-/// Conntrack zones, ascending. Zone 0 always is among them. All clones are the same list: the rules of the operator may
-/// be read when threads work with the parameters already.
-#[derive(Clone, Debug)]
-pub struct Zones(Arc<RwLock<Arc<[u16]>>>);
+/// What the operator's rules demand of ours.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Learned {
+    /// The conntrack zones of control connections, ascending. Zone 0 always is among them.
+    pub zones: Vec<u16>,
+    /// The first and the last of the ports to which they translate source ports, if that is one set.
+    pub source_ports: Option<(u16, u16)>,
+    /// What they do with the ct mark.
+    pub ct_mark_use: CtMarkUse,
+}
 
-impl Zones {
-    /// The zones at present.
-    pub fn list(&self) -> Arc<[u16]> {
+impl Default for Learned {
+    fn default() -> Self {
+        Self { zones: vec![0], source_ports: None, ct_mark_use: CtMarkUse::None }
+    }
+}
+
+impl Learned {
+    /// The same with these zones, too.
+    pub fn with_zones(self, more: impl IntoIterator<Item = u16>) -> Self {
+        let all: BTreeSet<u16> = self.zones.iter().copied().chain(more).chain([0]).collect();
+        Self { zones: all.into_iter().collect(), ..self }
+    }
+}
+
+/// What was learned from the operator's rules. All clones are the same: the rules may be read when threads work with the
+/// parameters already.
+#[derive(Clone, Debug, Default)]
+pub struct SharedLearned(Arc<RwLock<Arc<Learned>>>);
+
+impl SharedLearned {
+    /// What is known at present.
+    pub fn now(&self) -> Arc<Learned> {
         Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
     }
 
-    /// Adds zones.
-    pub fn add(&self, more: impl IntoIterator<Item = u16>) {
-        let mut zones = self.0.write().unwrap_or_else(PoisonError::into_inner);
-        let all: BTreeSet<u16> = zones.iter().copied().chain(more).collect();
-        *zones = all.into_iter().collect();
+    /// Replaces it. Zones stay, because there may be connections in them.
+    pub fn set(&self, learned: Learned) {
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        *known = Arc::new(learned.with_zones(known.zones.iter().copied()));
     }
 }
 
-impl Default for Zones {
-    fn default() -> Self {
-        Self(Arc::new(RwLock::new([0].into())))
-    }
-}
-
-impl PartialEq for Zones {
+impl PartialEq for SharedLearned {
     fn eq(&self, other: &Self) -> bool {
-        self.list() == other.list()
+        self.now() == other.now()
     }
 }
 
-impl Eq for Zones {}
+impl Eq for SharedLearned {}
 
 impl Default for RuleParameters {
     fn default() -> Self {
@@ -97,8 +115,7 @@ impl Default for RuleParameters {
             queue_all_mark: 0x2000_0000,
             queue_none_mark: 0x1000_0000,
             source_ports: None,
-            zones: Zones::default(),
-            ct_mark_use: CtMarkUse::None,
+            learned: SharedLearned::default(),
             backend: Backend::Nftables,
         }
     }
@@ -170,35 +187,40 @@ impl RuleParameters {
 
     /// The first and the last source port of translated data connections; `None`: they keep theirs.
     pub fn source_ports(&self) -> Option<(u16, u16)> {
-        self.source_ports
+        self.source_ports.or(self.learned.now().source_ports)
+    }
+
+    /// The same parameters with this, learned from the operator's rules.
+    pub fn with_learned(self, learned: Learned) -> Self {
+        Self { learned: SharedLearned(Arc::new(RwLock::new(Arc::new(learned)))), ..self }
+    }
+
+    /// What was learned from the operator's rules.
+    pub fn learned(&self) -> &SharedLearned {
+        &self.learned
     }
 
     /// The same parameters with control connections in these conntrack zones, too.
     pub fn with_zones(self, zones: impl IntoIterator<Item = u16>) -> Self {
-        let own = Zones(Arc::new(RwLock::new(self.zones.list())));
-        own.add(zones);
-        Self { zones: own, ..self }
-    }
-
-    /// The conntrack zones whose control connections are inspected.
-    pub fn zones(&self) -> &Zones {
-        &self.zones
+        let learned = Learned::clone(&self.learned.now()).with_zones(zones);
+        self.with_learned(learned)
     }
 
     /// The same parameters with the chains that this use of the ct mark needs.
     pub fn with_ct_mark_use(self, ct_mark_use: CtMarkUse) -> Self {
-        Self { ct_mark_use, ..self }
+        let learned = Learned::clone(&self.learned.now());
+        self.with_learned(Learned { ct_mark_use, ..learned })
     }
 
     /// Whether the rules let data connections inherit the ct mark before rules of others see their first packet. With
     /// the back end `conntrack` the kernel does it.
     pub fn inherits_marks_early(&self) -> bool {
-        self.backend == Backend::Nftables && self.ct_mark_use >= CtMarkUse::Restored
+        self.backend == Backend::Nftables && self.learned.now().ct_mark_use >= CtMarkUse::Restored
     }
 
     /// Whether our bits are cleared in packet marks that rules of others set from the ct mark.
     pub fn clears_restored_marks(&self) -> bool {
-        self.ct_mark_use == CtMarkUse::Compared
+        self.learned.now().ct_mark_use == CtMarkUse::Compared
     }
 
     /// The same parameters with the queue selected by the packet's processor instead of its connection. With one queue

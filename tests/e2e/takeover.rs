@@ -5,6 +5,7 @@ use std::{
     os::unix::{
         fs::{PermissionsExt, chown},
         net::UnixListener,
+        process::ExitStatusExt as _,
     },
     path::Path,
     time::Duration,
@@ -226,21 +227,30 @@ fn a_takeover_by_another_user_has_the_fast_path_as_well() {
     second.terminate(Duration::from_secs(5)).unwrap();
 }
 
+/// It does not react to SIGTERM.
 #[test]
-fn another_program_is_not_ended_and_one_that_hangs_is_named() {
+fn a_takeover_ends_a_daemon_that_hangs_and_goes_on() {
+    let mut gateway = gateway(Topology::Masquerade);
+    let _server = scripted_server(&gateway.lab.server, &json!({}));
+    let client = adjusted_client(&gateway);
+    let socket = text(&gateway.daemon.socket());
+    let state = text(&gateway.daemon.socket().with_file_name("state"));
+    let first = Pid::from_raw(i32::try_from(gateway.daemon.id()).unwrap()).unwrap();
+    kill_process(first, Signal::STOP).unwrap();
+    let mut second = takeover(&gateway, &["--state-dir", &state], &socket);
+    assert_eq!(gateway.daemon.exit_status().unwrap().signal(), Some(libc::SIGKILL));
+    assert!(second.log().contains("gets SIGKILL"), "{}", second.log());
+    assert_goes_on(&gateway, client, "taken over");
+    assert!(second.terminate(Duration::from_secs(5)).unwrap().success());
+}
+
+#[test]
+fn another_program_is_not_ended() {
     let mut gateway = gateway(Topology::Routed);
+    gateway.daemon.stop().unwrap();
     let program = executable_for_everyone(&gateway.lab);
     let [state, socket] = elsewhere(&gateway);
     let words = ["--takeover", "--state-dir", &state, "--socket", &socket];
-    let first = Pid::from_raw(i32::try_from(gateway.daemon.id()).unwrap()).unwrap();
-    kill_process(first, Signal::STOP).unwrap();
-    let done = run(&gateway, &program, &words, "");
-    assert_eq!(done.status.code(), Some(1));
-    let expected = format!("does not end within 10 s: `kill -9 {}` ends it", gateway.daemon.id());
-    assert!(done.stderr_text().contains(&expected), "{}", done.stderr_text());
-    kill_process(first, Signal::CONT).unwrap();
-    wait_for("the first daemon's end", || gateway.daemon.exit_status().is_some());
-
     // The same program under another name.
     let host = &gateway.lab.gateway;
     host.run("cp", &[&text(&program), &text(&gateway.lab.directory().join("other"))]).unwrap();

@@ -201,7 +201,7 @@ impl HostAudit<'_> {
                     of_rule("notrack", "notrack", says).remedy(concern.remedy.clone())
                 }
                 ConflictKind::Zone(zone)
-                    if zone.is_some_and(|zone| self.parameters.zones().list().contains(&zone)) =>
+                    if zone.is_some_and(|zone| self.parameters.learned().now().zones.contains(&zone)) =>
                 {
                     continue;
                 }

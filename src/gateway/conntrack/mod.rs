@@ -21,7 +21,7 @@ use super::{
         },
         or_absent,
     },
-    parameters::{RuleParameters, Zones},
+    parameters::{RuleParameters, SharedLearned},
 };
 use external_addresses::ExternalAddressLookup;
 
@@ -40,7 +40,7 @@ pub struct Conntrack {
     queue_none_mark: u32,
     /// All bits of the ct mark that are ours.
     our_bits: u32,
-    zones: Zones,
+    learned: SharedLearned,
     external_addresses: ExternalAddressLookup,
 }
 
@@ -82,7 +82,7 @@ impl Conntrack {
             queue_all_mark: every,
             queue_none_mark: none,
             our_bits: parameters.mask(),
-            zones: parameters.zones().clone(),
+            learned: parameters.learned().clone(),
             external_addresses: externals,
         })
     }
@@ -176,7 +176,12 @@ impl Conntrack {
             }
         };
         let family = family_of(original.source);
-        match self.requests.change_in_zones(&self.zones.list(), IPCTNL_MSG_CT_NEW, family, fill) {
+        match self.requests.change_in_zones(
+            &self.learned.now().zones,
+            IPCTNL_MSG_CT_NEW,
+            family,
+            fill,
+        ) {
             Ok(known) => known.ok_or(KernelError::Unknown),
             Err(source) => {
                 let Tuple { source: client, destination: server } = original;
@@ -189,7 +194,7 @@ impl Conntrack {
     /// The connections with this tuple, at most one in each zone.
     fn query(&mut self, tuple: Tuple) -> io::Result<Vec<ConntrackEntry>> {
         let mut connections = Vec::new();
-        for &zone in &*self.zones.list() {
+        for &zone in &self.learned.now().zones {
             or_absent(self.requests.ask(
                 IPCTNL_MSG_CT_GET,
                 0,

@@ -48,6 +48,8 @@ const RULE: &[u16] = &[2, 4, 7];
 /// Sets whose elements a table does not get from the one that it replaces. The table has a heartbeat of its own. Of a
 /// refused connection the kernel does not report how many packets may still pass.
 const NOT_RETAINED: [&[u8]; 3] = [b"heartbeat\0", b"refused4\0", b"refused6\0"];
+/// Beginning of the names of anonymous sets.
+const ANONYMOUS: &[u8] = b"__";
 /// How often to read the elements of a set, if it changes meanwhile.
 const READ_ATTEMPTS: usize = 8;
 
@@ -181,7 +183,10 @@ impl CompiledTable {
         let sets = self.messages.iter().filter(|part| part.command == libc::NFT_MSG_NEWSET);
         let names = sets.filter_map(|set| Attributes::new(&set.attributes).first(NFTA_SET_NAME));
         let mut elements = Vec::new();
-        for set in names.filter(|name| !NOT_RETAINED.contains(name)) {
+        // Anonymous sets are parts of rules, and their names say only in which order they were made.
+        let is_retained =
+            |name: &&[u8]| !NOT_RETAINED.contains(name) && !name.starts_with(ANONYMOUS);
+        for set in names.filter(is_retained) {
             let mut read = read_elements(socket, TABLE, set);
             for _ in 1..READ_ATTEMPTS {
                 if read.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::Interrupted) {

@@ -19,7 +19,6 @@ use crate::gateway::{
         Attributes, Writer, be32,
         ctnetlink::{IPCTNL_MSG_EXP_GET, Requests, Tuple, family_of, put_zone},
     },
-    parameters::Zones,
 };
 
 // From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
@@ -45,10 +44,9 @@ const CAPACITY: &str = "/proc/sys/net/netfilter/nf_conntrack_expect_max";
 pub struct Expectations {
     requests: Requests,
     capacity: usize,
-    /// The set of ports to which the operator's rules may translate source ports.
-    source_ports: Option<(u16, u16)>,
-    /// The zones in which a control connection may be. An expectation is in that of its own.
-    zones: Zones,
+    /// With the set of ports to which the operator's rules may translate source ports, and the zones in which a control
+    /// connection may be. An expectation is in that of its own.
+    parameters: RuleParameters,
 }
 
 impl Expectations {
@@ -58,8 +56,7 @@ impl Expectations {
             .map_err(|e| GatewayError::system("netlink socket", e))?;
         let read = fs::read_to_string(CAPACITY).ok().and_then(|text| text.trim().parse().ok());
         let capacity = read.unwrap_or(usize::MAX);
-        let (source_ports, zones) = (parameters.source_ports(), parameters.zones().clone());
-        Ok(Self { requests, capacity, source_ports, zones })
+        Ok(Self { requests, capacity, parameters: parameters.clone() })
     }
 
     /// Limit of expectations when this was created.
@@ -99,9 +96,8 @@ impl Expectations {
             return Err(failed(io::Error::new(io::ErrorKind::Unsupported, text)));
         }
         // The rules translate the client, into the set. Its data connection then gets a port of the set from them.
-        let is_in_set = |port: u16| {
-            self.source_ports.is_some_and(|(first, last)| (first..=last).contains(&port))
-        };
+        let set = self.parameters.source_ports();
+        let is_in_set = |port: u16| set.is_some_and(|(first, last)| (first..=last).contains(&port));
         let follows_rules = from_client
             && control.client != control.client_external
             && pinhole.target == pinhole.arrival
@@ -122,8 +118,8 @@ impl Expectations {
             self.requests.change(IPCTNL_MSG_EXP_NEW, flags, family, fill)
         };
         let create = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
-        let zones = self.zones.list();
-        let mut tried = zones.iter().map(|zone| (*zone, ask(create, *zone)));
+        let learned = self.parameters.learned().now();
+        let mut tried = learned.zones.iter().map(|zone| (*zone, ask(create, *zone)));
         // Otherwise conntrack has forgotten the control connection.
         let is_known = |(_, opened): &(u16, io::Result<()>)| {
             !opened.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::NotFound)
@@ -151,7 +147,12 @@ impl Expectations {
         let family = family_of(pinhole.arrival);
         let fill = |message: &mut Writer<'_>, zone| expected.put(message, control, zone, lifetime);
         self.requests
-            .change_in_zones(&self.zones.list(), IPCTNL_MSG_EXP_NEW, family, fill)
+            .change_in_zones(
+                &self.parameters.learned().now().zones,
+                IPCTNL_MSG_EXP_NEW,
+                family,
+                fill,
+            )
             .map(drop)
             .map_err(failed)
     }
@@ -167,7 +168,12 @@ impl Expectations {
             put_zone(message, CTA_EXPECT_ZONE, zone);
         };
         self.requests
-            .change_in_zones(&self.zones.list(), IPCTNL_MSG_EXP_DELETE, family, fill)
+            .change_in_zones(
+                &self.parameters.learned().now().zones,
+                IPCTNL_MSG_EXP_DELETE,
+                family,
+                fill,
+            )
             .map(drop)
             .map_err(failed)
     }

@@ -31,7 +31,7 @@ use super::{
         Socket,
         nft::{self, Batch, TableFingerprint},
     },
-    parameters::TABLE,
+    parameters::{Learned, TABLE},
 };
 use compiled::CompiledTable;
 use helper::{OwnHelper, remove_scanner_helper};
@@ -59,8 +59,8 @@ pub struct Table {
     is_owned: bool,
     /// Whether it has the elements of the table that it replaced.
     has_retained_elements: bool,
-    /// The conntrack zones whose control connections it inspects.
-    zones: Arc<[u16]>,
+    /// What was known of the operator's rules when it was loaded.
+    learned: Arc<Learned>,
 }
 
 /// Number and length of waits for other programs that change the rules while ours are loaded.
@@ -85,14 +85,14 @@ pub struct TableRecord {
     text: String,
     statement: QueueStatement,
     shape: TableFingerprint,
-    #[serde(default)]
-    zones: Vec<u16>,
+    #[serde(flatten)]
+    learned: Learned,
 }
 
 impl TableRecord {
-    /// The conntrack zones whose control connections the table inspects.
-    pub fn zones(&self) -> &[u16] {
-        &self.zones
+    /// What was known of the operator's rules.
+    pub fn into_learned(self) -> Learned {
+        self.learned
     }
 }
 
@@ -202,7 +202,7 @@ impl Table {
             compiled: None,
             is_owned,
             has_retained_elements: true,
-            zones: parameters.zones().list(),
+            learned: parameters.learned().now(),
         }))
     }
 
@@ -220,8 +220,8 @@ impl Table {
     pub fn record(&self) -> Option<TableRecord> {
         let text = rules_text(&self.parameters, self.statement, self.helper.is_some());
         let statement = self.statement;
-        let zones = self.zones.to_vec();
-        self.fingerprint.map(|shape| TableRecord { text, statement, shape, zones })
+        let learned = Learned::clone(&self.learned);
+        self.fingerprint.map(|shape| TableRecord { text, statement, shape, learned })
     }
 
     /// As [`Table::install`], with a given way to queue.
@@ -265,7 +265,7 @@ impl Table {
         mut helper: Option<&mut OwnHelper>,
         retains_elements: bool,
     ) -> Result<Self, GatewayError> {
-        let zones = parameters.zones().list();
+        let learned = parameters.learned().now();
         let mut socket = Commits::open_socket().map_err(netlink_failed)?;
         if let Some(helper) = &mut helper {
             helper.register_missing().map_err(helper_failed)?;
@@ -304,7 +304,7 @@ impl Table {
             compiled: Some(compiled),
             is_owned,
             has_retained_elements,
-            zones,
+            learned,
         })
     }
 
@@ -339,12 +339,12 @@ impl Table {
         self.load_again(false)
     }
 
-    /// Whether its parameters have other conntrack zones by now.
+    /// Whether more is known of the operator's rules by now.
     pub fn is_outdated(&self) -> bool {
-        self.zones != self.parameters.zones().list()
+        self.learned != self.parameters.learned().now()
     }
 
-    /// Loads it with the zones that its parameters have now. All that is open stays open.
+    /// Loads it with what its parameters have learned by now. All that is open stays open.
     pub fn update(&mut self) -> Result<(), GatewayError> {
         self.compiled = None;
         self.load_again(true)

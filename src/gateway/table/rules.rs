@@ -29,7 +29,7 @@ pub fn render(parameters: &RuleParameters) -> String {
 /// As [`render`], without `queue` statements unless `statement` is native. For [`QueueStatement::Xtables`] chain
 /// `to_queue` then drops, until the rule that queues replaces that: its packets must never pass unread.
 pub fn render_nftables(parameters: &RuleParameters, statement: QueueStatement) -> String {
-    let zones = parameters.zones().list();
+    let zones = &parameters.learned().now().zones;
     let mut text = String::with_capacity(NFTABLES.len() + 64);
     for line in lines_for(parameters) {
         if let Some((first, last)) = parameters.source_ports().filter(|_| is_source_map(line)) {

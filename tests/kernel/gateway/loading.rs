@@ -1,6 +1,8 @@
 //! What is put together from the kernel's own messages is what the rules' text says.
 
-use ftp_alg::gateway::{Backend, Commits, QueueStatement, RuleParameters, Table, rules};
+use ftp_alg::gateway::{
+    Backend, Commits, CtMarkUse, Learned, QueueStatement, RuleParameters, Table, rules,
+};
 
 use super::lab::Lab;
 
@@ -79,11 +81,24 @@ fn a_table_in_place_of_another_retains_what_is_open() {
         let others = RuleParameters::new(&[21], 2300, 2, 0x4000_0000, 0x7000_0000).unwrap();
         let mut table = Table::install_in_place_of(&record, &others, &commits).unwrap();
         assert_eq!((table.has_retained_elements(), elements()), (true, 4));
-        others.zones().add([7]);
-        assert!(table.is_outdated());
+        let listed = |text| lab.gateway_sh("nft list table inet ftp_alg").contains(text);
+        let learned = Learned {
+            source_ports: Some((40960, 41023)),
+            ct_mark_use: CtMarkUse::Compared,
+            ..Learned::default().with_zones([7])
+        };
+        for (learned, has_more) in [(learned.clone(), true), (Learned::default(), false)] {
+            others.learned().set(learned);
+            assert!(table.is_outdated());
+            table.update().unwrap();
+            assert_eq!((table.is_outdated(), elements()), (false, 4));
+            assert_eq!(listed(":40960-41023"), has_more);
+            assert_eq!(listed("chain clear_restored_prerouting"), has_more);
+            assert!(listed("{ 0, 7 }"), "there may be connections in a zone");
+        }
+        others.learned().set(learned.clone());
         table.update().unwrap();
-        assert_eq!((table.is_outdated(), elements()), (false, 4));
-        assert!(lab.gateway_sh("nft list table inet ftp_alg").contains("{ 0, 7 }"));
+        assert_eq!(table.record().unwrap().into_learned(), learned);
         // Nobody knows what is in another table of this name, or in one that was changed.
         let newer = Table::install_in_place_of(&record, &others, &commits).unwrap();
         assert_eq!((newer.has_retained_elements(), elements()), (false, 0));

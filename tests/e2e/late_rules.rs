@@ -1,0 +1,77 @@
+//! Rules of the operator that take longer to read than the start waits for them.
+
+use std::path::PathBuf;
+
+use ftp_alg_lab::{Daemon, Lab, LabSpec, Topology};
+use serde_json::Value;
+
+use crate::common::{executable, names::shell_program, wait_for};
+
+/// The program with an `nft` that takes two seconds to list a table.
+fn executable_with_slow_nft(lab: &Lab) -> PathBuf {
+    // The broker starts only programs of the system's directories.
+    let lines = "case \"$*\" in *--json*) sleep 2;; esac\nexec /usr/bin/yes \"$@\"";
+    let slow = shell_program(&lab.gateway, "slow-nft", lines);
+    let lines = format!(
+        "exec unshare --mount sh -c 'mount --bind /usr/sbin/nft /usr/bin/yes && \
+         mount --bind {} /usr/sbin/nft && exec {} \"$@\"' sh \"$@\"",
+        slow.display(),
+        executable().display()
+    );
+    shell_program(&lab.gateway, "ftp-alg-with-slow-nft", &lines)
+}
+
+fn start(lab: &Lab, rules: &str) -> Daemon {
+    lab.gateway.shell(rules).unwrap().success().unwrap();
+    Daemon::start(&executable_with_slow_nft(lab), &lab.gateway, "queue.fast-path = \"auto\"\n")
+        .unwrap()
+}
+
+fn fast_path(daemon: &Daemon) -> Value {
+    daemon.status().unwrap()["fast_path"].clone()
+}
+
+/// They restore whole packet marks, which `ip rule` compares, and translate to a set of source ports.
+#[test]
+fn the_table_has_what_late_rules_demand_and_keeps_it_at_a_restart() {
+    let lab = Lab::build(LabSpec::new(Topology::Masquerade)).unwrap();
+    let rules = "set -e
+        ip rule add fwmark 1 lookup 100 priority 100
+        nft 'table ip source { chain source { type nat hook postrouting priority 90; \
+             oifname \"wan\" ip protocol tcp masquerade to :40960-41023; }; }'
+        nft 'table ip marks { chain pre { type filter hook prerouting priority mangle; \
+             iifname \"lan\" ct mark 0 ct mark set 1; meta mark set ct mark; }; }'";
+    let mut daemon = start(&lab, rules);
+    let demanded = ["chain clear_restored_prerouting", ":40960-41023"];
+    let has_demanded = || {
+        let table = lab.gateway.shell("nft list table inet ftp_alg").unwrap().stdout_text();
+        demanded.map(|text| table.contains(text))
+    };
+    assert_eq!(has_demanded(), [false; 2], "read in time");
+    wait_for("the rules", || has_demanded() == [true; 2]);
+    wait_for("the ports", || daemon.log().contains("data connections use the ports 40960-41023"));
+    wait_for("the audit", || !daemon.status().unwrap()["problems"].is_null());
+    let problems = daemon.status().unwrap()["problems"].to_string();
+    assert!(!problems.contains("restored-marks"), "{problems}");
+    daemon.stop().unwrap();
+    let daemon = start(&lab, "true");
+    assert_eq!(has_demanded(), [true; 2], "{}", daemon.log());
+}
+
+#[test]
+fn late_rules_that_accept_the_exact_ct_mark_turn_the_fast_path_off() {
+    let lab = Lab::build(LabSpec::new(Topology::Routed)).unwrap();
+    let rules = "nft 'table inet exact { chain forward { type filter hook forward priority 10; \
+         policy drop; ct mark 0x40000000 accept; ct state established accept; \
+         tcp dport 21 accept; }; }'";
+    let daemon = start(&lab, rules);
+    let first = fast_path(&daemon);
+    if first["why"].as_str().is_some_and(|why| why.contains("TCX")) {
+        println!("not tried: {first}");
+        return;
+    }
+    assert_eq!(first["state"], "on", "read in time: {first}");
+    wait_for("the rules", || fast_path(&daemon)["state"] == "off");
+    let why = fast_path(&daemon)["why"].to_string();
+    assert!(why.contains("accepts only the exact ct mark 0x40000000"), "{why}");
+}
