@@ -143,7 +143,7 @@ impl Expectations {
     }
 
     /// Sets the timeout of an expectation to its lifetime from now. One that is consumed stays so.
-    pub fn renew(&mut self, opening: &Opening) -> Result<(), KernelError> {
+    pub fn renew(&mut self, opening: &Opening) -> Result<bool, KernelError> {
         let Opening { pinhole, control, lifetime, .. } = *opening;
         let failed =
             |source| KernelError::System { what: format!("renew pinhole {pinhole}"), source };
@@ -152,7 +152,7 @@ impl Expectations {
         let fill = |message: &mut Writer<'_>, zone| expected.put(message, control, zone, lifetime);
         self.requests
             .change_in_zones(&self.zones.list(), IPCTNL_MSG_EXP_NEW, family, fill)
-            .map(drop)
+            .map(|renewed| renewed.is_some())
             .map_err(failed)
     }
 

@@ -98,9 +98,13 @@ impl Engine {
         control.last_seen = timestamp;
         if let Some(opening_line) = line.consumed_pinhole {
             let consumed = Some(FastPathPinhole { flow: line.flow, line: opening_line });
-            let held = control.pinholes_mut().into_iter().flatten();
-            held.filter(|held| self.sessions.pinholes.fast_path_id(held) == consumed)
-                .for_each(|held| held.is_consumed = true);
+            let pinholes = &mut self.sessions.pinholes;
+            for held in control.pinholes_mut().into_iter().flatten() {
+                if pinholes.fast_path_id(held) == consumed {
+                    held.is_consumed = true;
+                    pinholes.record_closed(held);
+                }
+            }
         }
         let mut connection = Connection {
             now: line.at,
@@ -368,17 +372,17 @@ impl Sessions {
         }
     }
 
-    /// Moves the BPF program's pinholes to the rules. Returns those that are still unused.
+    /// Moves the BPF program's pinholes to the rules. Returns those that may still be open.
     pub fn move_pinholes_to_rules(&mut self) -> Vec<Pinhole> {
-        let mut unused = Vec::new();
+        let mut open = Vec::new();
         for Entry { control, .. } in self.table.iter_mut() {
             for held in control.pinholes_mut().into_iter().flatten() {
-                if self.pinholes.move_to_rules(held) && !held.in_use {
-                    unused.push(held.pinhole);
+                if self.pinholes.move_to_rules(held) && self.pinholes.is_open(held) {
+                    open.push(held.pinhole);
                 }
             }
         }
-        unused
+        open
     }
 
     /// The held pinholes of the rules.
