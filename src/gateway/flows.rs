@@ -314,16 +314,18 @@ impl FastPathFlows {
         }
     }
 
-    /// Keeps a pinhole of the program open for its lifetime from now, if it is open.
-    pub(super) fn renew_pinhole(&self, opening: &Opening, id: FastPathPinhole) {
+    /// Keeps a pinhole of the program open for its lifetime from now, if it is open. Returns whether it is.
+    pub(super) fn renew_pinhole(&self, opening: &Opening, id: FastPathPinhole) -> bool {
         let Opening { pinhole, lifetime, .. } = opening;
-        if let (IpAddr::V4(initiator), SocketAddr::V4(arrival)) =
-            (pinhole.initiator, pinhole.arrival)
-        {
-            let line = (id.flow, id.line);
-            let renewed = self.program.renew_pinhole(initiator, arrival, line, *lifetime);
-            self.record_outcome("cannot renew a pinhole", renewed);
-        }
+        let (IpAddr::V4(initiator), SocketAddr::V4(arrival)) = (pinhole.initiator, pinhole.arrival)
+        else {
+            return false;
+        };
+        let line = (id.flow, id.line);
+        self.program.renew_pinhole(initiator, arrival, line, *lifetime).unwrap_or_else(|error| {
+            self.record_failure("cannot renew a pinhole", &error);
+            true
+        })
     }
 
     /// Closes pinholes that the program opened and no session holds. Their endpoints are not known, so it looks at all.

@@ -1,9 +1,11 @@
 //! The running kernel, as the engine uses it: looks up translations, opens and closes pinholes, injects packets.
 
 use std::{
+    collections::HashSet,
+    io,
     net::{Ipv4Addr, SocketAddr, SocketAddrV4},
     sync::Arc,
-    time::Duration,
+    time::{Duration, Instant},
 };
 
 use ftp_alg_core::engine::{
@@ -13,7 +15,10 @@ use ftp_alg_core::engine::{
 
 use super::{
     Backend, ClaimedPorts, Commits, Conntrack, Expectations, GatewayError, Injector, OpenPinhole,
-    Pinholes, RuleParameters, flows::FastPathFlows, routes::Routes,
+    Pinholes, RuleParameters,
+    budget::{Budget, Stopwatch},
+    flows::FastPathFlows,
+    routes::Routes,
 };
 
 /// The running kernel, in the network namespace of the thread that creates this. One for each thread. It needs the
@@ -25,6 +30,8 @@ pub struct LinuxKernel {
     routes: Routes,
     injector: Injector,
     claimed_ports: ClaimedPorts,
+    /// The time for lists of pinholes, which a client at its limit causes.
+    list_budget: Budget,
     /// The fast path's flows, if there is a fast path.
     flows: Option<Arc<FastPathFlows>>,
 }
@@ -48,6 +55,7 @@ impl LinuxKernel {
             routes: Routes::new().map_err(|e| GatewayError::system("rtnetlink", e))?,
             injector: Injector::new(parameters)?,
             claimed_ports: ClaimedPorts::default(),
+            list_budget: Budget::new(Instant::now()),
             flows: None,
         })
     }
@@ -140,6 +148,16 @@ impl LinuxKernel {
         errors.extend(pinholes.change(&consumed, &[], &mut Vec::new()).err());
     }
 
+    /// All open pinholes; `None` if our table is not loaded.
+    fn list_all(&mut self) -> Result<Option<Vec<OpenPinhole>>, GatewayError> {
+        let of_rules = match &mut self.backend {
+            PinholeBackend::Nftables(pinholes) => pinholes.list_in_table()?,
+            PinholeBackend::Conntrack(expectations) => Some(expectations.list_open()?),
+        };
+        let of_program = self.list_fast_path_pinholes()?;
+        Ok(of_rules.map(|open| [open, of_program].concat()))
+    }
+
     /// The open pinholes of the rules, or the expectations, according to the kernel. With [`Backend::Conntrack`] this
     /// includes expectations of other helpers.
     pub fn list_open(&mut self) -> Result<Vec<OpenPinhole>, GatewayError> {
@@ -199,21 +217,37 @@ impl Kernel for LinuxKernel {
         Ok(())
     }
 
-    fn renew_pinholes(&mut self, renewals: &[Renewal]) -> Vec<KernelError> {
+    fn renew_pinholes(&mut self, renewals: &[Renewal]) -> Vec<Result<bool, KernelError>> {
         let mut renew = |Renewal { opening, fast_path }: &Renewal| match (
             fast_path,
             &mut self.backend,
             &self.flows,
         ) {
-            (Some(id), _, Some(flows)) => {
-                flows.renew_pinhole(opening, *id);
-                Ok(())
-            }
-            (Some(_), _, None) => Ok(()),
+            (Some(id), _, Some(flows)) => Ok(flows.renew_pinhole(opening, *id)),
+            (Some(_), _, None) => Ok(false),
             (None, PinholeBackend::Nftables(pinholes), _) => pinholes.renew(opening),
             (None, PinholeBackend::Conntrack(expectations), _) => expectations.renew(opening),
         };
-        renewals.iter().filter_map(|renewal| renew(renewal).err()).collect()
+        renewals.iter().map(&mut renew).collect()
+    }
+
+    fn find_consumed(&mut self, pinholes: &[Pinhole]) -> Result<Vec<Pinhole>, KernelError> {
+        if !self.list_budget.allows(Instant::now()) {
+            return Ok(Vec::new());
+        }
+        let stopwatch = Stopwatch::start();
+        let listed = self.list_all();
+        self.list_budget.charge(stopwatch.elapsed());
+        let failed = |error: GatewayError| KernelError::System {
+            what: "look for consumed pinholes".into(),
+            source: io::Error::other(error.to_string()),
+        };
+        // A table that is loaded again gets its pinholes back.
+        let Some(open) = listed.map_err(failed)? else { return Ok(Vec::new()) };
+        let open: HashSet<_> = open.iter().map(|open| (open.initiator, open.arrival)).collect();
+        let is_consumed =
+            |pinhole: &&Pinhole| !open.contains(&(pinhole.initiator, pinhole.arrival));
+        Ok(pinholes.iter().filter(is_consumed).copied().collect())
     }
 
     fn pinhole_capacity(&self) -> usize {

@@ -15,6 +15,7 @@
 
 mod automatic;
 pub mod broker;
+mod budget;
 mod claimed_ports;
 mod conntrack;
 mod error;

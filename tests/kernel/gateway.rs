@@ -293,6 +293,24 @@ fn a_pinhole_admits_one_connection_of_its_initiator_to_its_target() {
     exchange(&mut second, &listener);
 }
 
+#[test]
+fn consumed_pinholes_are_found_while_the_table_is_loaded() {
+    need_root!();
+    let mut ready = Ready::new();
+    ready.lab.masquerade();
+    let hole =
+        |port| Pinhole { target: at(CLIENT, port), ..pinhole(SERVER, at(EXTERNAL, 46_000 + port)) };
+    let holes = [hole(4000), hole(4001)];
+    holes.iter().for_each(|hole| ready.open(hole, LIFETIME).unwrap());
+    assert_eq!(ready.kernel.find_consumed(&holes).unwrap(), []);
+    let listener = listen(&ready.lab.client, holes[0].target);
+    exchange(&mut connect(&ready.lab.server, SERVER, holes[0].arrival), &listener);
+    assert_eq!(ready.kernel.find_consumed(&holes).unwrap(), holes[..1]);
+    // The daemon loads it again, and then opens them.
+    ready.lab.gateway_sh("nft delete table inet ftp_alg");
+    assert_eq!(ready.kernel.find_consumed(&holes).unwrap(), []);
+}
+
 /// Without the limit in the rule file's sets, two of four came in at once in every second round.
 #[test]
 fn connections_at_the_same_moment_do_not_share_a_pinhole() {

@@ -390,26 +390,26 @@ impl FastPath {
         self.delete_pinhole_if(&key, |owner, opened_by| (owner, opened_by) == (flow, line))
     }
 
-    /// Keeps a pinhole of this flow and line open for this time from now, if it is open.
+    /// Keeps a pinhole of this flow and line open for this time from now, if it is open. Returns whether it is.
     pub fn renew_pinhole(
         &self,
         initiator: Ipv4Addr,
         arrival: SocketAddrV4,
         (flow, line): (u64, u32),
         lifetime: Duration,
-    ) -> io::Result<()> {
+    ) -> io::Result<bool> {
         let (key, mut value) = (pinhole_key(initiator, arrival), [0; PINHOLE]);
         if !self.pinholes.look_up(&key, &mut value, ANY)?
             || (read_flow_id(&value), read_pinhole_line(&value)) != (flow, line)
         {
-            return Ok(());
+            return Ok(false);
         }
         let deadline = u64::try_from((monotonic_now() + lifetime).as_nanos()).unwrap_or(u64::MAX);
         set_pinhole_deadline(&mut value, deadline);
         // The program may admit the connection meanwhile, and delete the pinhole.
         match self.pinholes.update(&key, &value, EXIST) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
-            renewed => renewed,
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+            renewed => renewed.map(|()| true),
         }
     }
 

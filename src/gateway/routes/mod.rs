@@ -3,7 +3,6 @@
 //! Anybody who can forge a packet of a session causes a question, and the worker waits for the answer. So a [`Budget`]
 //! bounds the time of all answers. Beyond it the answer is no: only what opens has to be certain.
 
-mod budget;
 mod messages;
 
 use std::{
@@ -15,15 +14,15 @@ use std::{
 
 use ftp_alg_core::engine::{KernelError, RouteLookup};
 
-use self::{
-    budget::{Budget, Stopwatch},
-    messages::{
-        Nexthop, RTM_GETNEXTHOP, RTM_GETROUTE, RTM_GETRULE, RTM_NEWNEXTHOP, RTM_NEWROUTE,
-        RTM_NEWRULE, Route, RouteRequest, Rule, nexthop_request, parse_nexthop, parse_route,
-        parse_rule, rules_request, table_request,
-    },
+use self::messages::{
+    Nexthop, RTM_GETNEXTHOP, RTM_GETROUTE, RTM_GETRULE, RTM_NEWNEXTHOP, RTM_NEWROUTE, RTM_NEWRULE,
+    Route, RouteRequest, Rule, nexthop_request, parse_nexthop, parse_route, parse_rule,
+    rules_request, table_request,
 };
-use super::netlink::{DONE, ERROR, Message, Socket, request_message};
+use super::{
+    budget::{Budget, Stopwatch},
+    netlink::{DONE, ERROR, Message, Socket, request_message},
+};
 
 /// Addresses that only default routes cover (RFC 5737, RFC 3849).
 const FAR: (Ipv4Addr, Ipv6Addr) =

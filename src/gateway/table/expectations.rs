@@ -139,7 +139,7 @@ impl Expectations {
     }
 
     /// Sets the timeout of an expectation to its lifetime from now. One that is consumed stays so.
-    pub fn renew(&mut self, opening: &Opening) -> Result<(), KernelError> {
+    pub fn renew(&mut self, opening: &Opening) -> Result<bool, KernelError> {
         let Opening { pinhole, control, lifetime, .. } = *opening;
         let failed =
             |source| KernelError::System { what: format!("renew pinhole {pinhole}"), source };
@@ -153,7 +153,7 @@ impl Expectations {
                 family,
                 fill,
             )
-            .map(drop)
+            .map(|renewed| renewed.is_some())
             .map_err(failed)
     }
 

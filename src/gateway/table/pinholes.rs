@@ -179,8 +179,8 @@ impl Pinholes {
         learns
     }
 
-    /// Keeps a pinhole open for its lifetime from now, unless it is consumed or expired.
-    pub fn renew(&mut self, opening: &Opening) -> Result<(), KernelError> {
+    /// Keeps a pinhole open for its lifetime from now, unless it is consumed or expired. Returns whether it is open.
+    pub fn renew(&mut self, opening: &Opening) -> Result<bool, KernelError> {
         let failed = |source| KernelError::System {
             what: format!("renew pinhole {}", opening.pinhole),
             source,
@@ -196,9 +196,10 @@ impl Pinholes {
             let deletion = self.batch.delete_element(permission.set, permission.key);
             renewed.put(&mut self.batch, self.has_destroy);
             let outcome = self.commits.send(&mut self.batch, &mut self.socket).map_err(failed)?;
-            let Some(error) = outcome.first_error() else { return Ok(()) };
+            let Some(error) = outcome.first_error() else { return Ok(true) };
             if outcome.failed_with(deletion, libc::ENOENT) {
-                return Ok(());
+                // Without our table, which is loaded again, everything is absent.
+                return Ok(outcome.failed_with(renewed.permission, libc::ENOENT));
             }
             if !self.learns_to_delete(&outcome, &renewed.removals)
                 && !renewed.learn_from(&outcome)?
@@ -211,6 +212,11 @@ impl Pinholes {
 
     /// The open pinholes, according to the kernel.
     pub fn list_open(&mut self) -> Result<Vec<OpenPinhole>, GatewayError> {
+        Ok(self.list_in_table()?.unwrap_or_default())
+    }
+
+    /// The open pinholes, according to the kernel; `None` if our table is not loaded.
+    pub fn list_in_table(&mut self) -> Result<Option<Vec<OpenPinhole>>, GatewayError> {
         let mut open = Vec::new();
         for sets in [V4, V6] {
             let before = open.len();
@@ -227,13 +233,12 @@ impl Pinholes {
                 match consistent {
                     Ok(false) => {}
                     Ok(true) => break,
-                    // Without our table there are no pinholes.
-                    Err(error) if error.kind() == io::ErrorKind::NotFound => break,
+                    Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
                     Err(error) => return Err(GatewayError::system("list of pinholes", error)),
                 }
             }
         }
-        Ok(open)
+        Ok(Some(open))
     }
 }
 

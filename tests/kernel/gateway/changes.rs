@@ -383,13 +383,13 @@ fn a_renewed_pinhole_stays_open_and_a_consumed_one_stays_closed() {
         let opening = |lifetime| Opening { pinhole: hole, control, from_client: false, lifetime };
         let short = opening(Duration::from_secs(60));
         writer.change(&[], &[short], &mut place.outcomes).unwrap();
-        writer.renew(&opening(LIFETIME)).unwrap();
+        assert!(writer.renew(&opening(LIFETIME)).unwrap());
         let open = writer.list_open().unwrap();
         assert!(open.len() == 1 && open[0].remaining > Duration::from_secs(500), "{open:?}");
         let listener = listen(&place.lab.client, hole.target);
         let mut first = connect(&place.lab.server, SERVER, hole.arrival);
         exchange(&mut first, &listener);
-        writer.renew(&opening(LIFETIME)).unwrap();
+        assert!(!writer.renew(&opening(LIFETIME)).unwrap());
         assert_eq!(writer.list_open().unwrap(), []);
         assert!(is_silent(&place.lab.server, SERVER, hole.arrival), "a second connection came in");
     }

@@ -8,11 +8,11 @@ use std::{
 
 use super::{
     Action, AnnouncementDecision, EventKind, KernelError, Pinhole, Translation,
+    client_counts::OpenError,
     connection::Connection,
     handover::FastPathPinhole,
     held_pinhole::HeldPinhole,
     pinholes::{Attempt, PortFormat},
-    registry::OpenError,
 };
 use crate::{
     ftp::{AnnouncementKind, MalformedAnnouncement, Padding},
@@ -121,7 +121,7 @@ impl Connection<'_> {
         };
         match plan.and_then(|plan| self.reserve_pinhole(announced, plan)) {
             Ok(reserved) => {
-                *attempt = Some(reserved);
+                *attempt = reserved;
                 AnnouncementOutcome::NeedsKernel
             }
             Err(not_opened) => {
@@ -357,12 +357,12 @@ impl Connection<'_> {
         Ok(Some(plan))
     }
 
-    /// Reserves the pinhole of `plan`.
+    /// Reserves the pinhole of `plan`; `None` if the kernel must first be asked which of the client's are consumed.
     fn reserve_pinhole(
         &mut self,
         announced: &AnnouncedLine,
         plan: PinholePlan,
-    ) -> Result<Attempt, NotOpened> {
+    ) -> Result<Option<Attempt>, NotOpened> {
         let PinholePlan { pinhole, announced_address, replaced_foreign } = plan;
         let room = self.room_for_port(announced, announced_address);
         let Some(translation) = self.control.translation() else {
@@ -378,7 +378,13 @@ impl Connection<'_> {
         match proposed {
             Ok(proposal) => {
                 let policy_changes = self.pinholes.policy_changes;
-                Ok(Attempt { proposal, announced_address, replaced_foreign, policy_changes })
+                let attempt =
+                    Attempt { proposal, announced_address, replaced_foreign, policy_changes };
+                Ok(Some(attempt))
+            }
+            Err(OpenError::Limit(_)) if self.pinholes.may_look_for_consumed(self.now) => {
+                self.effects.looks_for_consumed = true;
+                Ok(None)
             }
             Err(error) => Err(self.refusal(&error)),
         }

@@ -7,7 +7,6 @@ use super::{
     Counters, Effects, EventKind, KernelError, Lookup, QueueMode, QueueModeChange,
     control::{Control, Timestamp},
     effects::{KernelRequest, Purpose, SessionRef, WaitingPacket},
-    held_pinhole::HeldPinhole,
     pinholes::PinholeTable,
 };
 use crate::{
@@ -52,10 +51,12 @@ impl Connection<'_> {
             DialogueEvent::TransferStarted => self.mark_answered_in_use(),
             DialogueEvent::TransferEnded { completed: true } => {
                 // A success without a preliminary reply may be meant for another command.
-                let is_over =
-                    |held: &mut HeldPinhole| held.answered && (held.in_use || held.is_consumed);
-                let over = self.control.pinholes_mut().map(|all| all.extract_if(.., is_over));
-                for held in over.into_iter().flatten() {
+                while let Some(at) =
+                    self.control.pinholes().iter().position(|held| {
+                        held.answered && (held.in_use || !self.pinholes.is_open(held))
+                    })
+                    && let Some(held) = self.control.remove_pinhole(at)
+                {
                     self.counters.pinholes_used += u64::from(!held.in_use);
                     self.pinholes.close_consumed(held);
                 }
@@ -249,9 +250,7 @@ impl Connection<'_> {
                 pinholes.close(held.clone());
                 return false;
             }
-            if held.in_use {
-                pinholes.mark_unused(held);
-            }
+            held.in_use = false;
             true
         });
     }

@@ -1,8 +1,8 @@
 //! Carries out the effects of a batch in the only safe order.
 //!
-//! 1. Kernel requests: routes and translations are looked up, then all pinholes are opened in one transaction, then queue modes
-//!    are set. No engine is locked meanwhile. With the answers, the engine continues with the packets that waited,
-//!    which may make further requests.
+//! 1. Kernel requests: routes and translations are looked up, and consumed pinholes if a client is at its limit. Then
+//!    all pinholes are opened in one transaction, then queue modes are set. No engine is locked meanwhile. With the
+//!    answers, the engine continues with the packets that waited, which may make further requests.
 //! 2. Records of sessions are written. A packet whose record is not written has not been forwarded either, and is
 //!    retransmitted. Records come after pinholes: the next daemon closes a pinhole that is in no record, but a pinhole
 //!    that is only in a record would be missing.
@@ -11,7 +11,7 @@
 //! 4. Packets are injected, after those that they follow.
 //! 5. Pinholes that are waited for are renewed, and those that are no longer needed closed.
 
-use std::time::Instant;
+use std::{mem::take, time::Instant};
 
 use super::{
     Effects, Engine, Event, EventKind, Injection, Kernel, KernelError, Lookup, Opening,
@@ -103,6 +103,7 @@ impl Step {
                 }
             }
             Self::LookUp => {
+                look_for_consumed(host, now, all);
                 look_up(host.kernel(), all);
                 Self::OpenPinholes
             }
@@ -143,6 +144,21 @@ impl Step {
                 return None;
             }
         })
+    }
+}
+
+/// Looks which pinholes are consumed, for all engines at once.
+fn look_for_consumed<H: Host>(host: &mut H, now: Instant, all: &mut [Effects]) {
+    let mut asker = None;
+    for effects in all.iter_mut() {
+        if take(&mut effects.looks_for_consumed) {
+            asker = Some(effects);
+        }
+    }
+    let Some(Effects { registry, shard, .. }) = asker else { return };
+    let find = |started: &[_]| host.kernel().find_consumed(started);
+    if let Err(error) = registry.look_for_consumed(now, find) {
+        host.report_error(*shard, &error);
     }
 }
 

@@ -212,6 +212,8 @@ pub struct Effects {
     pub route_lookups: Vec<KernelRequest<RouteLookup, bool>>,
     /// Translations to look up.
     pub lookups: Vec<KernelRequest<Lookup, Option<Translation>>>,
+    /// Whether to look which pinholes are consumed, because a client's limit is reached.
+    pub(super) looks_for_consumed: bool,
     /// Pinholes to close in the same transaction, before others are opened.
     pub closed_before_opening: Vec<PinholeClosing>,
     /// Pinholes to open, in one transaction if the kernel can.

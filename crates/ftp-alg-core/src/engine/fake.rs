@@ -24,6 +24,8 @@ pub struct FakeKernel {
     pub open: Vec<Pinhole>,
     /// The number of pinholes that were ever opened.
     pub opened: usize,
+    /// The number of lookups of consumed pinholes.
+    pub consumed_lookups: usize,
     /// The renewals.
     pub renewals: Vec<Renewal>,
     /// The injected packets.
@@ -75,9 +77,14 @@ impl Kernel for FakeKernel {
         Ok(())
     }
 
-    fn renew_pinholes(&mut self, renewals: &[Renewal]) -> Vec<KernelError> {
+    fn renew_pinholes(&mut self, renewals: &[Renewal]) -> Vec<Result<bool, KernelError>> {
         self.renewals.extend(renewals);
-        Vec::new()
+        renewals.iter().map(|renewal| Ok(self.open.contains(&renewal.opening.pinhole))).collect()
+    }
+
+    fn find_consumed(&mut self, pinholes: &[Pinhole]) -> Result<Vec<Pinhole>, KernelError> {
+        self.consumed_lookups += 1;
+        Ok(pinholes.iter().filter(|pinhole| !self.open.contains(pinhole)).copied().collect())
     }
 
     fn set_queue_mode(&mut self, _: &Translation, mode: QueueMode) -> Result<(), KernelError> {

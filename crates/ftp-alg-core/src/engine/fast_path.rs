@@ -102,9 +102,13 @@ impl Engine {
         control.last_seen = timestamp;
         if let Some(opening_line) = line.consumed_pinhole {
             let consumed = Some(FastPathPinhole { flow: line.flow, line: opening_line });
-            let held = control.pinholes_mut().into_iter().flatten();
-            held.filter(|held| self.sessions.pinholes.fast_path_id(held) == consumed)
-                .for_each(|held| held.is_consumed = true);
+            let pinholes = &mut self.sessions.pinholes;
+            for held in control.pinholes_mut().into_iter().flatten() {
+                if pinholes.fast_path_id(held) == consumed {
+                    held.is_consumed = true;
+                    pinholes.record_closed(held);
+                }
+            }
         }
         let mut connection = Connection {
             now: line.at,

@@ -25,15 +25,16 @@ pub struct HeldPinhole {
     pub pinhole: Pinhole,
     /// The kind of announcement that opened it.
     pub kind: AnnouncementKind,
-    /// When it expires if it is not used.
+    /// When it expires.
     pub deadline: Instant,
     /// After this it is not renewed any more.
     last_renewal: Instant,
     /// Whether the server has answered the announcement; a server's own announcement counts as answered.
     pub answered: bool,
-    /// Whether a transfer uses it.
+    /// Whether a transfer uses it: the server has sent a preliminary reply or a success, but its data connection may
+    /// still have to come.
     pub in_use: bool,
-    /// The client it counts for, see [`client_key`](super::registry::client_key).
+    /// The client it counts for, see [`client_key`](super::client_counts::client_key).
     pub(super) client: IpAddr,
     /// Distinguishes it from others with the same endpoints.
     pub(super) serial: u64,

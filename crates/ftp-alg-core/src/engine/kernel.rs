@@ -164,10 +164,15 @@ pub trait Kernel {
         usize::from(u16::MAX)
     }
 
-    /// Has each pinhole that is still open, and not consumed, stay open for its lifetime from now. One that it cannot
-    /// renew expires. Returns why.
-    fn renew_pinholes(&mut self, _renewals: &[Renewal]) -> Vec<KernelError> {
+    /// Has each pinhole that is still open, and not consumed, stay open for its lifetime from now. Returns whether it
+    /// is, for each as far as that is known. One that it cannot renew expires.
+    fn renew_pinholes(&mut self, _renewals: &[Renewal]) -> Vec<Result<bool, KernelError>> {
         Vec::new()
+    }
+
+    /// Those of `pinholes` that are not open any more, as far as the kernel can say within a bounded part of the time.
+    fn find_consumed(&mut self, _pinholes: &[Pinhole]) -> Result<Vec<Pinhole>, KernelError> {
+        Ok(Vec::new())
     }
 
     /// Sets which later packets of this control connection are queued. [`KernelError::Unknown`] if conntrack does not

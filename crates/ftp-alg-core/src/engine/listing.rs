@@ -50,10 +50,10 @@ impl Sessions {
         })
     }
 
-    /// The open pinholes that are not yet used, as far as the dialogue shows.
+    /// The pinholes that are open, as far as is known. The kernel closes a consumed one by itself.
     pub fn list_pinholes(&self) -> impl Iterator<Item = PinholeInfo> {
         self.table.iter().flat_map(|Entry { control, .. }| {
-            control.pinholes().iter().filter(|p| !p.in_use).map(|held| PinholeInfo {
+            control.pinholes().iter().filter(|p| self.pinholes.is_open(p)).map(|held| PinholeInfo {
                 session: control.id,
                 pinhole: held.pinhole,
                 kind: held.kind,

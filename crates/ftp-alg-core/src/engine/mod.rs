@@ -7,6 +7,7 @@
 mod admission;
 mod announcement;
 mod answers;
+mod client_counts;
 mod client_shares;
 mod connection;
 mod control;

@@ -1,4 +1,4 @@
-//! The pinholes of one shard: reservation of external ports, limits of clients, and deadlines of unused pinholes.
+//! The pinholes of one shard: reservation of external ports, limits of clients, and deadlines of pinholes.
 //!
 //! A port stays reserved while a transfer uses it. Otherwise a server that connects from port 20 would reuse the tuple
 //! of its earlier connection. An end's port that had to get another external port gets the same one again: while
@@ -14,13 +14,11 @@ use ahash::RandomState;
 
 use super::{
     Opening, Pinhole, Translation,
+    client_counts::{OpenError, client_key, max_open},
     deadlines::Deadlines,
     handover::FastPathPinhole,
     held_pinhole::{HeldPinhole, PinholeRecord},
-    registry::{
-        OpenError, PinholeClosing, PinholeRegistry, RegistryEntry, RegistryState, Reopening,
-        client_key, max_unused,
-    },
+    registry::{PinholeClosing, PinholeRegistry, RegistryEntry, RegistryState, Reopening},
 };
 use crate::{
     ftp::{AnnouncementKind, Padding},
@@ -212,7 +210,7 @@ impl PinholeTable {
     /// Releases a pinhole that the kernel has opened but that is no longer needed.
     pub fn release_unwanted(&mut self, proposal: &Proposal, closed: &mut Vec<PinholeClosing>) {
         let Proposal { pinhole, client, serial, .. } = *proposal;
-        closed.extend(self.registry.lock().release(pinhole, serial, (client, false)));
+        closed.extend(self.registry.lock().release(pinhole, serial, client));
     }
 
     /// Holds an opened pinhole for the session `owner`.
@@ -234,11 +232,8 @@ impl PinholeTable {
     ) -> HeldPinhole {
         let (client, deadline) = (client_key(control.client.ip()), at + lifetime);
         let reopening = Some(Reopening::new(control, !kind.is_active(), deadline));
-        let serial = self.registry.lock().insert_from_fast_path(
-            (pinhole, fast_path),
-            (client, false),
-            reopening,
-        );
+        let serial =
+            self.registry.lock().insert_from_fast_path((pinhole, fast_path), client, reopening);
         let held = HeldPinhole::new(pinhole, kind, deadline, (client, serial), Some(fast_path));
         self.deadlines.add(held.renewal_due(), owner);
         held
@@ -248,10 +243,10 @@ impl PinholeTable {
     /// is reserved for its connections that are inspected inline.
     pub fn grant_fast_path(&mut self, policy: &Policy, client: IpAddr) -> bool {
         let (client, mut state) = (client_key(client), self.registry.lock());
-        let limit = max_unused(policy.max_pinholes_per_client, self.capacity) / 2;
+        let limit = max_open(policy.max_pinholes_per_client, self.capacity) / 2;
         let is_granted = limit > 0 && state.check(client, limit, self.capacity).is_ok();
         if is_granted {
-            state.count(client, false);
+            state.clients.add_grant(client);
         }
         is_granted
     }
@@ -286,12 +281,12 @@ impl PinholeTable {
 
     /// Counts a grant that was made before a restart.
     pub fn recount_fast_path_grant(&mut self, client: IpAddr) {
-        self.registry.lock().count(client_key(client), false);
+        self.registry.lock().clients.add_grant(client_key(client));
     }
 
     /// Takes back the grant of one pinhole for `client`.
     pub fn revoke_fast_path_grant(&mut self, client: IpAddr) {
-        self.registry.lock().uncount_held(client_key(client), false);
+        self.registry.lock().clients.remove_grant(client_key(client));
     }
 
     /// Takes the pinholes that the BPF program is to close.
@@ -321,11 +316,12 @@ impl PinholeTable {
         let reopening = control.map(|control| Reopening::new(control, !kind.is_active(), deadline));
         let mut state = self.registry.lock();
         let serial = match fast_path {
-            Some(fast_path) => {
-                state.insert_from_fast_path((pinhole, fast_path), (client, in_use), reopening)
-            }
-            None => state.insert(pinhole, (client, in_use), reopening).0,
+            Some(fast_path) => state.insert_from_fast_path((pinhole, fast_path), client, reopening),
+            None => state.insert(pinhole, client, reopening).0,
         };
+        if in_use {
+            state.record_start(&pinhole, serial);
+        }
         drop(state);
         let mut held = HeldPinhole::new(pinhole, kind, deadline, (client, serial), fast_path);
         (held.answered, held.in_use) = (answered, in_use);
@@ -343,18 +339,26 @@ impl PinholeTable {
         &self.registry
     }
 
-    /// Records that a transfer uses `held`, so that it no longer counts for its client.
+    /// Records that a transfer uses `held`. Its data connection may still have to come, so it stays open.
     pub fn mark_in_use(&mut self, held: &mut HeldPinhole) {
         if !std::mem::replace(&mut held.in_use, true) {
-            self.registry.lock().uncount_unused(held.client);
+            self.registry.lock().record_start(&held.pinhole, held.serial);
         }
     }
 
-    /// Records that the transfer that used `held` failed, so that it may be used until its deadline.
-    pub fn mark_unused(&mut self, held: &mut HeldPinhole) {
-        if std::mem::replace(&mut held.in_use, false) {
-            self.registry.lock().count_unused(held.client);
-        }
+    /// Whether the kernel may have `held` open, as far as is known.
+    pub fn is_open(&self, held: &HeldPinhole) -> bool {
+        self.registry.lock().is_open(&held.pinhole, held.serial)
+    }
+
+    /// Records that `held` is consumed or expired, so that it no longer counts for its client.
+    pub fn record_closed(&mut self, held: &HeldPinhole) {
+        self.registry.lock().record_closed(&held.pinhole, held.serial);
+    }
+
+    /// Whether the kernel may be asked `now` which pinholes are consumed.
+    pub fn may_look_for_consumed(&self, now: Instant) -> bool {
+        self.registry.lock().may_look(now)
     }
 
     /// Closes `held`. The next call of [`take_closings`](Self::take_closings) returns it for the kernel, and its port
@@ -364,9 +368,14 @@ impl PinholeTable {
     }
 
     /// Closes `held` after its transfer. Its connection has most likely consumed it, so it is closed in the kernel with
-    /// the next opening, or by [`close_all_consumed`](Self::close_all_consumed).
+    /// the next opening, or by [`close_all_consumed`](Self::close_all_consumed). One whose connection was refused is
+    /// open again.
     pub fn close_consumed(&mut self, held: HeldPinhole) {
-        if held.in_use && self.consumed.len() < MAX_CONSUMED {
+        let mut state = self.registry.lock();
+        state.record_closed(&held.pinhole, held.serial);
+        let has_reopened = state.has_reopened(&held.pinhole, held.serial);
+        drop(state);
+        if held.in_use && !has_reopened && self.consumed.len() < MAX_CONSUMED {
             self.consumed.push(held);
         } else {
             self.close(held);
@@ -466,7 +475,7 @@ fn settle(
             fast_path_closings
                 .push(FastPathPinholeClosing { pinhole: held.pinhole, id: fast_path });
         }
-        closed.extend(state.release(held.pinhole, held.serial, (held.client, held.in_use)));
+        closed.extend(state.release(held.pinhole, held.serial, held.client));
     }
 }
 
@@ -495,8 +504,7 @@ fn reserve(
         }
         let reopening =
             Reopening::new(control, !proposal.kind.is_active(), now + proposal.lifetime);
-        let (serial, replaced) =
-            state.insert(proposal.pinhole, (proposal.client, false), Some(reopening));
+        let (serial, replaced) = state.insert(proposal.pinhole, proposal.client, Some(reopening));
         (proposal.serial, proposal.replaced) = (serial, replaced.map(Box::new));
         if let Some(RegistryEntry { pinhole, fast_path, .. }) = replaced {
             // Announced again, or not closed yet.

@@ -71,6 +71,7 @@ fn pinholes_in_use_count_for_the_clients_fraction() {
         .map(|port| {
             let mut held = open(&mut table, "192.0.2.1", port).unwrap();
             table.mark_in_use(&mut held);
+            table.record_closed(&held);
             held
         })
         .collect();

@@ -303,17 +303,18 @@ impl Sessions {
         self.pinholes.registry()
     }
 
-    /// Held pinholes for which `is_missing` returns true, to be opened again for the rest of their lifetime.
+    /// Open pinholes of the rules for which `is_missing` returns true, to be opened again for the rest of their lifetime.
     pub fn missing_pinholes(
         &self,
         now: Instant,
         is_missing: impl Fn(&Pinhole) -> bool,
     ) -> impl Iterator<Item = Opening> {
         self.table.iter().flat_map(move |Entry { control, .. }| {
-            let missing = control
-                .pinholes()
-                .iter()
-                .filter(|p| !p.in_use && !self.pinholes.has_fast_path(p) && is_missing(&p.pinhole));
+            let missing = control.pinholes().iter().filter(|p| {
+                !self.pinholes.has_fast_path(p)
+                    && self.pinholes.is_open(p)
+                    && is_missing(&p.pinhole)
+            });
             missing
                 .filter_map(move |held| opening_again(held, control.translation(), now))
                 .collect::<Vec<_>>()

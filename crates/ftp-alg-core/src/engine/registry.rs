@@ -9,37 +9,30 @@
 use std::{
     collections::hash_map::Entry,
     fmt,
-    net::{IpAddr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use ahash::{AHashMap, AHashSet};
 
-use super::{Opening, Pinhole, Renewal, Translation, handover::FastPathPinhole};
+use super::{
+    KernelError, Opening, Pinhole, Renewal, Translation,
+    client_counts::{ClientCounts, OpenError},
+    handover::FastPathPinhole,
+};
 
-/// Fraction of all pinholes that one client may hold unused, and fraction including those in use.
-const UNUSED_FRACTION: usize = 4;
-const HELD_FRACTION: usize = 8;
 /// How many targets with another external port are remembered.
 const MAX_DISPLACED: usize = 4096;
 
 /// How often a pinhole opens again because its data connection was refused.
 const MAX_REOPENINGS: u8 = 8;
 
+/// Time between two looks for consumed pinholes, for each pinhole that there is. So they take a small part of the time.
+const LOOK_INTERVAL: Duration = Duration::from_micros(1);
+
 /// How often a closing that failed is tried again, once a second. Then the pinhole stays until it expires.
 const CLOSING_RETRIES: u32 = 10;
-
-/// Why no pinhole can be opened.
-#[derive(Debug)]
-pub enum OpenError {
-    /// The client's limit of unused pinholes is reached.
-    Limit(usize),
-    /// The limit of all pinholes is reached, or the client's fraction of it.
-    Full(&'static str),
-    /// No external port is free.
-    NoPort,
-}
 
 /// The registry that all shards share.
 #[derive(Clone, Default)]
@@ -74,7 +67,14 @@ impl PinholeClosing {
 pub(super) struct RegistryEntry {
     pub(super) pinhole: Pinhole,
     serial: u64,
+    /// The client it counts for.
+    client: IpAddr,
     is_released: bool,
+    /// Whether the kernel may have it open: no connection is known to have consumed it, and its deadline has not
+    /// passed. A preliminary reply says neither: the server may be about to connect.
+    is_open: bool,
+    /// Whether its transfer has started, so that it may be consumed.
+    has_started: bool,
     /// Identity in the BPF program, if that has it; the rules do not know it then.
     pub(super) fast_path: Option<FastPathPinhole>,
     /// `None` if it never opens again.
@@ -116,26 +116,19 @@ pub(super) struct RegistryState {
     failed_closings: Vec<PinholeClosing>,
     /// By initiator and target, which select the source translation.
     by_target: AHashMap<(IpAddr, SocketAddr), SameTarget>,
-    per_client: AHashMap<IpAddr, ClientShare>,
+    pub(super) clients: ClientCounts,
+    /// When the kernel was last asked which pinholes are consumed.
+    last_look: Option<Instant>,
     /// Initiators and targets whose last pinhole could not have the target's port as its external port.
     displaced: AHashSet<(IpAddr, SocketAddr)>,
     /// Serial number of the last inserted pinhole.
     pub(super) serial: u64,
 }
 
-/// The pinholes of one client.
-#[derive(Default)]
-struct ClientShare {
-    unused: usize,
-    /// Includes those in use.
-    held: usize,
-}
-
-/// The client that pinholes count for: an IPv6 host has a whole /64.
-pub(super) fn client_key(client: IpAddr) -> IpAddr {
-    match client {
-        IpAddr::V4(_) => client,
-        IpAddr::V6(address) => Ipv6Addr::from(u128::from(address) >> 64 << 64).into(),
+impl RegistryEntry {
+    /// Whether it counts for its client's limit.
+    fn counts(&self) -> bool {
+        self.is_open && !self.is_released
     }
 }
 
@@ -162,16 +155,17 @@ impl PinholeRegistry {
 
     /// Calls `renew` with those of `renewals` that are still held. No other thread updates pinholes meanwhile, so none
     /// is closed, and its endpoints used by another one.
-    pub fn renew_in_kernel<R>(
+    pub fn renew_in_kernel(
         &self,
         now: Instant,
         renewals: &mut Vec<Renewal>,
-        renew: impl FnOnce(&[Renewal]) -> R,
-    ) -> R {
+        renew: impl FnOnce(&[Renewal]) -> Vec<Result<bool, KernelError>>,
+    ) -> Vec<KernelError> {
         let _updating = lock(&self.0.updating);
         let mut state = self.lock();
         renewals.retain_mut(|Renewal { opening: Opening { pinhole, lifetime, .. }, fast_path }| {
-            let Some(entry) = state.held_entry(pinhole) else { return false };
+            let held = state.held_entry(pinhole);
+            let Some(entry) = held.filter(|entry| entry.is_open) else { return false };
             *fast_path = entry.fast_path;
             if let Some(reopening) = &mut entry.reopening {
                 reopening.deadline = now + *lifetime;
@@ -179,7 +173,36 @@ impl PinholeRegistry {
             true
         });
         drop(state);
-        renew(renewals)
+        let renewed = renew(renewals);
+        let mut state = self.lock();
+        for (Renewal { opening, .. }, renewed) in renewals.iter().zip(&renewed) {
+            if let Ok(false) = renewed {
+                state.set_open(&opening.pinhole, false);
+            }
+        }
+        renewed.into_iter().filter_map(Result::err).collect()
+    }
+
+    /// Calls `find_consumed` with the pinholes whose transfer has started; those that it returns count as open no more.
+    /// No other thread updates pinholes meanwhile.
+    pub fn look_for_consumed<E>(
+        &self,
+        now: Instant,
+        find_consumed: impl FnOnce(&[Pinhole]) -> Result<Vec<Pinhole>, E>,
+    ) -> Result<(), E> {
+        let _updating = lock(&self.0.updating);
+        let mut state = self.lock();
+        state.last_look = state.last_look.max(Some(now));
+        let started = state.entries.values().filter(|entry| entry.has_started && entry.counts());
+        let started: Vec<_> = started.map(|entry| entry.pinhole).collect();
+        drop(state);
+        if started.is_empty() {
+            return Ok(());
+        }
+        let consumed = find_consumed(&started)?;
+        let mut state = self.lock();
+        consumed.iter().for_each(|pinhole| state.set_open(pinhole, false));
+        Ok(())
     }
 
     /// Calls `reopen` with those of `refused` that are still held. From then on the rules have them, also if the BPF
@@ -192,6 +215,7 @@ impl PinholeRegistry {
         let _updating = lock(&self.0.updating);
         let mut state = self.lock();
         let mut move_to_rules = |opening: &Opening| {
+            state.set_open(&opening.pinhole, true);
             state.held_entry(&opening.pinhole).map(|entry| entry.fast_path = None).is_some()
         };
         let due: Vec<_> = refused.filter(|opening| move_to_rules(opening)).collect();
@@ -243,14 +267,8 @@ impl fmt::Debug for PinholeRegistry {
     }
 }
 
-/// Limit of unused pinholes of a client with this `limit`, if there may be `capacity` in all.
-pub(super) fn max_unused(limit: usize, capacity: usize) -> usize {
-    limit.min((capacity / UNUSED_FRACTION).max(1))
-}
-
 impl RegistryState {
-    /// Whether `client` may hold another pinhole, if there may be `capacity` in all and `limit` unused ones of the
-    /// client.
+    /// Whether `client` may hold another pinhole, if there may be `capacity` in all and `limit` open ones of the client.
     pub(super) fn check(
         &self,
         client: IpAddr,
@@ -260,17 +278,7 @@ impl RegistryState {
         if self.entries.len() - self.released >= capacity {
             return Err(OpenError::Full("all are in use"));
         }
-        let Some(ClientShare { unused, held }) = self.per_client.get(&client) else {
-            return Ok(());
-        };
-        let limit = max_unused(limit, capacity);
-        if *unused >= limit {
-            return Err(OpenError::Limit(limit));
-        }
-        if *held >= (capacity / HELD_FRACTION).max(limit) {
-            return Err(OpenError::Full("the client has its share"));
-        }
-        Ok(())
+        self.clients.check(client, limit, capacity)
     }
 
     /// Target of the pinhole with these endpoints, released or not.
@@ -310,20 +318,23 @@ impl RegistryState {
         entry.is_some_and(|entry| !entry.is_released && entry.fast_path.is_none())
     }
 
-    /// Inserts a client's pinhole, in use or not. Returns its serial number and the entry that it replaced.
+    /// Inserts a client's pinhole. Returns its serial number and the entry that it replaced.
     pub(super) fn insert(
         &mut self,
         pinhole: Pinhole,
-        (client, in_use): (IpAddr, bool),
+        client: IpAddr,
         reopening: Option<Reopening>,
     ) -> (u64, Option<RegistryEntry>) {
         self.serial += 1;
         let serial = self.serial;
-        self.count(client, in_use);
+        self.clients.add_held(client);
         let before = self.insert_entry(RegistryEntry {
             pinhole,
             serial,
+            client,
             is_released: false,
+            is_open: true,
+            has_started: false,
             fast_path: None,
             reopening,
         });
@@ -335,18 +346,21 @@ impl RegistryState {
     pub(super) fn insert_from_fast_path(
         &mut self,
         (pinhole, fast_path): (Pinhole, FastPathPinhole),
-        (client, in_use): (IpAddr, bool),
+        client: IpAddr,
         reopening: Option<Reopening>,
     ) -> u64 {
         self.serial += 1;
         let serial = self.serial;
-        self.count(client, in_use);
+        self.clients.add_held(client);
         let present = self.entries.get(&(pinhole.initiator, pinhole.arrival));
         if present.is_none_or(|present| present.fast_path.is_some()) {
             self.insert_entry(RegistryEntry {
                 pinhole,
                 serial,
+                client,
                 is_released: false,
+                is_open: true,
+                has_started: false,
                 fast_path: Some(fast_path),
                 reopening,
             });
@@ -368,11 +382,54 @@ impl RegistryState {
         own.map(|entry| entry.fast_path = None).is_some()
     }
 
-    /// Counts a pinhole of `client`.
-    pub(super) fn count(&mut self, client: IpAddr, in_use: bool) {
-        let share = self.per_client.entry(client).or_default();
-        share.held += 1;
-        share.unused += usize::from(!in_use);
+    /// The pinhole with `serial`, if it is the present entry.
+    fn own_entry(&mut self, pinhole: &Pinhole, serial: u64) -> Option<&mut RegistryEntry> {
+        let entry = self.entries.get_mut(&(pinhole.initiator, pinhole.arrival));
+        entry.filter(|entry| entry.serial == serial)
+    }
+
+    /// Whether the kernel may have the pinhole with `serial` open, as far as is known.
+    pub(super) fn is_open(&self, pinhole: &Pinhole, serial: u64) -> bool {
+        let entry = self.entries.get(&(pinhole.initiator, pinhole.arrival));
+        entry.is_none_or(|entry| entry.serial != serial || entry.is_open)
+    }
+
+    /// Records that the transfer of the pinhole with `serial` has started.
+    pub(super) fn record_start(&mut self, pinhole: &Pinhole, serial: u64) {
+        if let Some(entry) = self.own_entry(pinhole, serial) {
+            entry.has_started = true;
+        }
+    }
+
+    /// Records that the pinhole with `serial` is consumed or expired.
+    pub(super) fn record_closed(&mut self, pinhole: &Pinhole, serial: u64) {
+        if self.own_entry(pinhole, serial).is_some() {
+            self.set_open(pinhole, false);
+        }
+    }
+
+    /// Sets whether a pinhole that a session holds is open.
+    fn set_open(&mut self, pinhole: &Pinhole, is_open: bool) {
+        let Some(entry) = self.held_entry(pinhole) else { return };
+        let (was_open, client) = (std::mem::replace(&mut entry.is_open, is_open), entry.client);
+        match (was_open, is_open) {
+            (true, false) => self.clients.remove_open(client),
+            (false, true) => self.clients.add_open(client),
+            _ => {}
+        }
+    }
+
+    /// Whether the kernel was not asked which pinholes are consumed for a while, so that it may be asked `now`.
+    pub(super) fn may_look(&self, now: Instant) -> bool {
+        let interval = LOOK_INTERVAL.saturating_mul(self.entries.len() as u32 + 1); // at most one a port
+        self.last_look.is_none_or(|last| now >= last + interval)
+    }
+
+    /// Whether the pinhole with `serial` has opened again, because its data connection was refused.
+    pub(super) fn has_reopened(&self, pinhole: &Pinhole, serial: u64) -> bool {
+        let entry = self.entries.get(&(pinhole.initiator, pinhole.arrival));
+        let reopening = entry.filter(|entry| entry.serial == serial).and_then(|e| e.reopening);
+        reopening.is_some_and(|reopening| reopening.left < MAX_REOPENINGS)
     }
 
     fn insert_entry(&mut self, entry: RegistryEntry) -> Option<RegistryEntry> {
@@ -380,6 +437,9 @@ impl RegistryState {
         let before = self.entries.insert((initiator, arrival), entry);
         if let Some(before) = before {
             self.uncount_entry(&before);
+        }
+        if entry.counts() {
+            self.clients.add_open(entry.client);
         }
         let same = self.by_target.entry((initiator, target)).or_default();
         (same.count, same.arrival) = (same.count + 1, Some(arrival));
@@ -404,6 +464,9 @@ impl RegistryState {
     /// Updates the counts for a removed entry.
     fn uncount_entry(&mut self, entry: &RegistryEntry) {
         self.released -= usize::from(entry.is_released);
+        if entry.counts() {
+            self.clients.remove_open(entry.client);
+        }
         let Pinhole { initiator, target, .. } = entry.pinhole;
         if let Entry::Occupied(mut same) = self.by_target.entry((initiator, target)) {
             same.get_mut().count -= 1;
@@ -422,7 +485,7 @@ impl RegistryState {
         client: IpAddr,
         replaced: Option<RegistryEntry>,
     ) -> Option<PinholeClosing> {
-        self.uncount_held(client, false);
+        self.clients.remove_held(client);
         let was_there = self.remove(pinhole, serial);
         let entry = replaced.filter(|_| was_there)?;
         self.insert_entry(entry);
@@ -434,17 +497,23 @@ impl RegistryState {
         &mut self,
         pinhole: Pinhole,
         serial: u64,
-        (client, in_use): (IpAddr, bool),
+        client: IpAddr,
     ) -> Option<PinholeClosing> {
-        self.uncount_held(client, in_use);
-        let entry = self.entries.get_mut(&(pinhole.initiator, pinhole.arrival))?;
+        self.clients.remove_held(client);
+        let entry = self.own_entry(&pinhole, serial)?;
         if entry.fast_path.is_some() {
             self.remove(pinhole, serial);
             return None;
         }
-        let is_new = entry.serial == serial && !std::mem::replace(&mut entry.is_released, true);
-        self.released += usize::from(is_new);
-        is_new.then(|| PinholeClosing::new(pinhole, serial))
+        let counted = entry.counts();
+        if std::mem::replace(&mut entry.is_released, true) {
+            return None;
+        }
+        self.released += 1;
+        if counted {
+            self.clients.remove_open(client);
+        }
+        Some(PinholeClosing::new(pinhole, serial))
     }
 
     /// The pinhole that the kernel is to close now for `closing`. Its source translation is omitted if another open
@@ -472,7 +541,10 @@ impl RegistryState {
             self.insert_entry(RegistryEntry {
                 pinhole,
                 serial,
+                client: pinhole.target.ip(), // counts for nobody
                 is_released: true,
+                is_open: true,
+                has_started: false,
                 fast_path: None,
                 reopening: None,
             });
@@ -490,31 +562,8 @@ impl RegistryState {
         self.entries.is_empty()
             && self.failed_closings.is_empty()
             && self.by_target.is_empty()
-            && self.per_client.is_empty()
+            && self.clients.is_empty()
             && self.released == 0
-    }
-
-    pub(super) fn count_unused(&mut self, client: IpAddr) {
-        self.per_client.entry(client).or_default().unused += 1;
-    }
-
-    pub(super) fn uncount_unused(&mut self, client: IpAddr) {
-        if let Some(share) = self.per_client.get_mut(&client) {
-            share.unused = share.unused.saturating_sub(1);
-        }
-    }
-
-    /// Counts one pinhole of `client` less.
-    pub(super) fn uncount_held(&mut self, client: IpAddr, in_use: bool) {
-        if !in_use {
-            self.uncount_unused(client);
-        }
-        if let Entry::Occupied(mut share) = self.per_client.entry(client) {
-            share.get_mut().held = share.get().held.saturating_sub(1);
-            if share.get().held == 0 {
-                share.remove();
-            }
-        }
     }
 }
 

@@ -178,6 +178,9 @@ impl Sessions {
                 effects.renewals.push(Renewal::new(held.opening(&translation, lifetime)));
             }
         }
+        // The port of one in use stays reserved.
+        let in_use = control.pinholes().iter().filter(|held| held.in_use && held.deadline <= now);
+        in_use.for_each(|held| self.pinholes.record_closed(held));
         let is_over = |held: &HeldPinhole| !held.in_use && held.deadline <= now;
         while let Some(at) = control.pinholes().iter().position(&is_over) {
             let Some(held) = control.remove_pinhole(at) else { return };

@@ -2,6 +2,8 @@
 
 #[path = "fast_path_tests.rs"]
 mod fast_path;
+#[path = "open_pinholes_tests.rs"]
+mod open_pinholes;
 #[path = "policy_tests.rs"]
 mod policy;
 #[path = "records_tests.rs"]

@@ -147,21 +147,34 @@ impl Kernel for Recorder {
         Ok(())
     }
 
-    fn renew_pinholes(&mut self, renewals: &[Renewal]) -> Vec<KernelError> {
+    fn renew_pinholes(&mut self, renewals: &[Renewal]) -> Vec<Result<bool, KernelError>> {
         self.forget_expired();
         if self.failing {
-            return renewals.iter().filter_map(|_| self.check("renew").err()).collect();
+            return renewals.iter().map(|_| self.check("renew").map(|()| false)).collect();
         }
-        for Renewal { opening: Opening { pinhole, lifetime, .. }, fast_path } in renewals {
-            match fast_path {
-                Some(id) => self.program.renew_pinhole(pinhole, *id, self.now + *lifetime),
-                None => {
-                    let open = self.open.iter_mut().filter(|(open, _)| open == pinhole);
-                    open.for_each(|(_, deadline)| *deadline = self.now + *lifetime);
-                }
-            }
-        }
-        Vec::new()
+        let renew =
+            |Renewal { opening: Opening { pinhole, lifetime, .. }, fast_path }: &Renewal| {
+                let deadline = self.now + *lifetime;
+                Ok(match fast_path {
+                    Some(id) => self.program.renew_pinhole(pinhole, *id, deadline),
+                    None => match self.open.iter_mut().find(|(open, _)| open == pinhole) {
+                        Some((_, until)) => {
+                            *until = deadline;
+                            true
+                        }
+                        None => false,
+                    },
+                })
+            };
+        renewals.iter().map(renew).collect()
+    }
+
+    fn find_consumed(&mut self, pinholes: &[Pinhole]) -> Result<Vec<Pinhole>, KernelError> {
+        self.check("list")?;
+        let mut open: Vec<_> = self.pinholes().iter().map(ends).collect();
+        open.extend(self.program.open_pinholes().iter().map(|(_, ends)| *ends));
+        let closed = pinholes.iter().filter(|pinhole| !open.contains(&ends(pinhole)));
+        Ok(closed.copied().collect())
     }
 
     fn set_queue_mode(
@@ -196,4 +209,8 @@ impl Kernel for Recorder {
         self.injected.push(packet.to_vec());
         Ok(())
     }
+}
+
+fn ends(pinhole: &Pinhole) -> (IpAddr, SocketAddr) {
+    (pinhole.initiator, pinhole.arrival)
 }

@@ -331,13 +331,17 @@ impl Program {
         }
     }
 
-    /// Sets the deadline of an open pinhole.
-    pub fn renew_pinhole(&mut self, pinhole: &Pinhole, id: FastPathPinhole, deadline: Duration) {
+    /// Sets the deadline of an open pinhole. Returns whether it is open.
+    pub fn renew_pinhole(
+        &mut self,
+        pinhole: &Pinhole,
+        id: FastPathPinhole,
+        deadline: Duration,
+    ) -> bool {
         let opened =
             key(pinhole.initiator, pinhole.arrival).and_then(|key| self.opened.get_mut(&key));
-        if let Some(opened) = opened.filter(|opened| opened.line == id.line) {
-            opened.deadline = deadline;
-        }
+        let opened = opened.filter(|opened| opened.line == id.line);
+        opened.map(|opened| opened.deadline = deadline).is_some()
     }
 
     /// Closes pinholes that no session holds.

@@ -1,0 +1,167 @@
+//! Which pinholes count as open: a preliminary reply says only that the server is about to connect.
+
+use super::*;
+
+impl Conversation {
+    /// A conversation whose client may have `limit` open pinholes.
+    fn with_limit(limit: usize) -> Self {
+        let policy = Policy { max_pinholes_per_client: limit, ..Policy::default() };
+        let mut talk = Self::through(Engine::new(policy, Checksums::Verify), "192.168.150.80");
+        talk.gateway.kernel.translation = None;
+        talk.log_in()
+    }
+
+    /// The next control connection of the same client.
+    fn connect_again(mut self) -> Self {
+        self.client.set_port(self.client.port() + 1);
+        (self.next, self.received) = ([100, 500], [500, 100]);
+        let syn_ack = self.build(Side::Server, 499, b"", true);
+        self.pass(&syn_ack);
+        self.log_in()
+    }
+
+    /// Announces a port and starts a transfer, up to the preliminary reply. Returns whether the pinhole was opened.
+    fn start_transfer(&mut self, port: u16) -> bool {
+        let [high, low] = port.to_be_bytes();
+        let (_, forwarded) =
+            self.say(Side::Client, &format!("PORT 192,168,150,80,{high},{low}\r\n"));
+        let is_open = forwarded.starts_with("PORT");
+        if is_open {
+            self.say(Side::Server, "200 ok\r\n");
+            self.say(Side::Client, "RETR x\r\n");
+            self.say(Side::Server, "150 wait\r\n");
+        }
+        is_open
+    }
+
+    /// The client refuses a data connection to this port.
+    fn refuse_data(&mut self, port: u16) {
+        let (IpAddr::V4(client), IpAddr::V4(server)) = (self.client.ip(), self.server.ip()) else {
+            panic!()
+        };
+        let rst = PacketBuilder::ipv4(client.octets(), server.octets(), 64).tcp(port, 20, 0, 0);
+        let mut bytes = Vec::new();
+        rst.ack(1).rst().write(&mut bytes, b"").unwrap();
+        self.gateway.queued(self.now, &bytes, PacketMeta::default());
+    }
+
+    fn listed(&self) -> usize {
+        self.gateway.engine.sessions.list_pinholes().count()
+    }
+
+    /// Time passes, and the engine renews and closes what is due.
+    fn wait(&mut self, seconds: u64) {
+        for _ in 0..seconds {
+            self.now += Duration::from_secs(1);
+            self.gateway.expire(self.now);
+        }
+    }
+}
+
+#[test]
+fn an_open_pinhole_counts_and_is_listed_after_a_preliminary_reply() {
+    let mut talk = Conversation::with_limit(2);
+    assert!(talk.start_transfer(40_001));
+    talk = talk.connect_again();
+    assert!(talk.start_transfer(40_002));
+    let sessions = &talk.gateway.engine.sessions;
+    assert_eq!((talk.listed(), sessions.missing_pinholes(talk.now, |_| true).count()), (2, 2));
+    talk = talk.connect_again();
+    assert!(!talk.start_transfer(40_003));
+    assert_eq!((talk.gateway.kernel.consumed_lookups, talk.listed()), (1, 2));
+}
+
+#[test]
+fn a_consumed_pinhole_does_not_count_once_the_limit_is_reached() {
+    let mut talk = Conversation::with_limit(2);
+    for port in 40_001..40_100 {
+        assert!(talk.start_transfer(port), "{port}");
+        assert!(talk.listed() <= 2);
+        talk.gateway.kernel.open.clear(); // its data connection has come
+        talk.now += Duration::from_millis(10);
+        talk = talk.connect_again();
+    }
+    let lookups = talk.gateway.kernel.consumed_lookups;
+    assert!((40..=50).contains(&lookups), "{lookups}");
+}
+
+#[test]
+fn transfers_one_after_another_do_not_reach_the_limit() {
+    let mut talk = Conversation::with_limit(1);
+    for port in 40_001..40_100 {
+        assert!(talk.start_transfer(port), "{port}");
+        talk.gateway.kernel.open.clear();
+        talk.say(Side::Server, "226 done\r\n");
+    }
+    assert_eq!((talk.gateway.kernel.consumed_lookups, talk.listed()), (0, 0));
+}
+
+#[test]
+fn a_pinhole_in_use_does_not_count_after_its_deadline_and_keeps_its_port() {
+    let mut talk = Conversation::with_limit(1);
+    assert!(talk.start_transfer(40_001));
+    talk.wait(26);
+    assert_eq!(talk.listed(), 1);
+    // The renewal finds it consumed.
+    talk.gateway.kernel.open.clear();
+    talk.wait(2);
+    assert_eq!(talk.listed(), 0);
+    talk.wait(3600);
+    let renewals = talk.gateway.kernel.renewals.len();
+    assert_eq!(renewals, 1, "a consumed pinhole is not renewed");
+    assert_eq!(talk.gateway.engine.sessions.rule_pinholes().count(), 1);
+    talk = talk.connect_again();
+    assert!(talk.start_transfer(40_002));
+    talk.wait(700); // the kernel has renewed it as long as it does
+    assert_eq!(talk.listed(), 0);
+    talk = talk.connect_again();
+    assert!(talk.start_transfer(40_003));
+}
+
+#[test]
+fn a_pinhole_that_opened_again_counts_again() {
+    let mut talk = Conversation::with_limit(1);
+    assert!(talk.start_transfer(40_001));
+    talk.gateway.kernel.open.clear();
+    let mut other = talk.connect_again();
+    assert!(other.start_transfer(40_002));
+    assert_eq!(other.listed(), 1);
+    other.refuse_data(40_001);
+    assert_eq!((other.gateway.kernel.open.len(), other.listed()), (2, 2));
+    other.now += Duration::from_secs(1);
+    other = other.connect_again();
+    assert!(!other.start_transfer(40_003));
+}
+
+/// A server that says 226 although the data connection was refused.
+#[test]
+fn a_pinhole_that_opened_again_is_closed_with_the_last_reply() {
+    for is_refused in [false, true] {
+        let mut talk = Conversation::with_limit(1);
+        assert!(talk.start_transfer(40_001));
+        if is_refused {
+            talk.gateway.kernel.open.clear();
+            talk.refuse_data(40_001);
+            assert_eq!(talk.gateway.kernel.open.len(), 1);
+        }
+        talk.say(Side::Server, "226 done\r\n");
+        // One that its connection has most likely consumed can wait for the next opening.
+        assert_eq!(talk.gateway.kernel.open.is_empty(), is_refused);
+        assert_eq!(talk.listed(), 0);
+    }
+}
+
+/// A small capacity, and a table that was lost.
+#[test]
+fn pinholes_in_use_are_restored_and_move_to_the_rules() {
+    let mut talk = Conversation::with_limit(2);
+    assert!(talk.start_transfer(40_001));
+    talk.gateway.engine.sessions.track_changes(talk.now);
+    let mut record = Vec::new();
+    let sessions = &mut talk.gateway.engine.sessions;
+    sessions.write_all_records(|session| record = session.to_vec()).unwrap();
+    let mut next = Engine::new(Policy::default(), Checksums::Verify);
+    next.sessions.restore([&record[..]].into_iter(), talk.now, talk.now).unwrap();
+    assert_eq!(next.sessions.list_pinholes().count(), 1);
+    assert_eq!(next.sessions.missing_pinholes(talk.now, |_| true).count(), 1);
+}
