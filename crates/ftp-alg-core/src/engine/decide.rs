@@ -1,6 +1,9 @@
 //! Decides about one packet: which session it belongs to, what the session does with it, and its verdict.
 
-use std::{net::SocketAddr, time::Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use super::{
     Checksums, Effects, Engine, Entry, Key, PacketMeta, QueueMode, QueuedPacket, Unread, Verdict,
@@ -20,6 +23,9 @@ use crate::{
         Phase, Session, Side, TrailingSegment,
     },
 };
+
+/// After so long without a packet the server is not inside a reply, because servers write one at once.
+const SILENCE: Duration = Duration::from_secs(5);
 
 /// What to do with a packet now.
 pub(super) enum Decision {
@@ -239,6 +245,7 @@ impl Engine {
                         return Err(Decision::Verdict(Verdict::Drop(DropReason::Elsewhere)));
                     }
                     if from == Side::Server || !has_payload {
+                        self.record_packet(now, index);
                         let reason = "it arrived where no route to its sender leads";
                         self.pass_unread(bytes, |unread| &mut unread.elsewhere, reason);
                         (context.session, context.is_elsewhere) = (session, true);
@@ -279,6 +286,9 @@ impl Engine {
         let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else {
             return Err(self.pass_without_entry(bytes));
         };
+        if timestamp.duration_since(control.last_seen) >= SILENCE {
+            session.record_silence();
+        }
         control.last_seen = timestamp;
         if session.was_reset() && !packet.has(flags::SYN) {
             let verdict = self.sessions.answer_reset_session(index, from, packet, effects);
@@ -298,6 +308,15 @@ impl Engine {
             return Err(Decision::Reorder);
         }
         Ok(from)
+    }
+
+    /// Records that a packet of the session at `index` passes unread.
+    #[cold]
+    fn record_packet(&mut self, now: Instant, index: u32) {
+        let timestamp = self.sessions.epoch.timestamp(now);
+        if let Some(Entry { control, .. }) = self.sessions.table.get_mut(index) {
+            control.last_seen = timestamp;
+        }
     }
 
     /// Passes a packet to its session, with the `answer` to its pending line if there is one.
