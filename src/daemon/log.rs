@@ -231,6 +231,8 @@ enum Topic {
     Unused,
     #[strum(message = "sessions with packets from elsewhere")]
     Elsewhere,
+    #[strum(message = "sessions with missed packets")]
+    Missed,
 }
 
 impl Topic {
@@ -240,7 +242,7 @@ impl Topic {
             Self::Healed | Self::Kernel => Level::WARN,
             Self::Refusal | Self::Limit | Self::Ended => Level::WARN,
             Self::Omitted | Self::Encrypted | Self::Unused => Level::WARN,
-            Self::Announcement | Self::Elsewhere => Level::INFO,
+            Self::Announcement | Self::Elsewhere | Self::Missed => Level::INFO,
         }
     }
 
@@ -271,6 +273,7 @@ fn topic_of(what: &EventKind) -> Option<Topic> {
         EventKind::Reset(_) => Some(Topic::Ended),
         EventKind::Encrypted => Some(Topic::Encrypted),
         EventKind::FromElsewhere(_) | EventKind::RouteMissing(_) => Some(Topic::Elsewhere),
+        EventKind::Missed(_) => Some(Topic::Missed),
         EventKind::PinholeClosed(..)
         | EventKind::PinholeExpired(..)
         | EventKind::StateChanged(_) => None,

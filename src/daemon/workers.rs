@@ -17,7 +17,7 @@ use std::{
     time::Instant,
 };
 
-use ftp_alg_core::engine::{Checksums, Engine, Kernel, Lookup};
+use ftp_alg_core::engine::{Checksums, Engine, Kernel};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::{
@@ -348,8 +348,8 @@ impl Workers {
                 .collect::<Vec<_>>()
         };
         let adjusted: Vec<_> = self.shared.shards.iter().flat_map(of_shard).collect();
-        adjusted.iter().enumerate().any(|(asked, Lookup { client, server })| {
-            asked >= MAX_QUERIED || !matches!(kernel.lookup_translation(*client, *server), Ok(None))
+        adjusted.iter().enumerate().any(|(asked, connection)| {
+            asked >= MAX_QUERIED || !matches!(kernel.has_connection(connection), Ok(false))
         })
     }
 

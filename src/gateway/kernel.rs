@@ -168,6 +168,13 @@ impl LinuxKernel {
     }
 }
 
+impl LinuxKernel {
+    /// Whether conntrack knows this connection.
+    pub fn has_connection(&mut self, connection: &Translation) -> Result<bool, KernelError> {
+        self.conntrack.has_connection(connection)
+    }
+}
+
 impl Kernel for LinuxKernel {
     fn lookup_translation(
         &mut self,

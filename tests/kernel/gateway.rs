@@ -13,6 +13,7 @@ mod packets;
 mod routes;
 mod runs;
 mod stacked;
+mod translations;
 mod watch;
 
 use std::{
@@ -30,9 +31,8 @@ use packets::{PacketAction, serve, tcp, with_payload};
 use socket2::{Domain, Protocol, Socket, Type};
 
 use lab::{
-    CLIENT, CLIENT6, EXTERNAL, EXTERNAL2, EXTERNAL6, GATEWAY_INSIDE, Lab, OneAtATime as _, SERVER,
-    SERVER2, SERVER6, at, connect, exchange, inside, ip, is_silent, listen, pinhole,
-    unacknowledged_bytes,
+    CLIENT, CLIENT6, EXTERNAL, EXTERNAL2, EXTERNAL6, Lab, OneAtATime as _, SERVER, SERVER2,
+    SERVER6, at, connect, exchange, inside, ip, is_silent, listen, pinhole, unacknowledged_bytes,
 };
 
 const LIFETIME: Duration = Duration::from_secs(20);
@@ -411,51 +411,6 @@ fn an_unused_pinhole_expires_or_is_closed() {
     ready.lab.gateway_sh("nft delete table inet ftp_alg");
     let error = ready.open(&hole, LIFETIME).unwrap_err();
     assert!(error.to_string().contains("table inet ftp_alg is gone"), "{error}");
-}
-
-#[test]
-fn translations_are_found_from_the_visible_pair() {
-    need_root!();
-    let mut ready = Ready::new();
-    ready.lab.pass_by();
-    let nat = |rules: &str| {
-        ready.lab.gateway_sh(&format!(
-            "nft 'table ip nat; delete table ip nat; table ip nat {{ \
-                chain pre {{ type nat hook prerouting priority -100; }}; \
-                chain post {{ type nat hook postrouting priority 100; }}; }}; {rules}'"
-        ));
-    };
-    let snat = "add rule ip nat post oifname wan snat to 192.0.2.77";
-    let dnat = "add rule ip nat pre tcp dport 2121 dnat to 192.0.2.9:21";
-    let listener = listen(&ready.lab.server, at(SERVER, 21));
-    for (rules, dial) in [
-        (String::new(), at(SERVER, 21)),
-        (snat.into(), at(SERVER, 21)),
-        (dnat.into(), at(GATEWAY_INSIDE, 2121)),
-        (format!("{dnat}; {snat}"), at(GATEWAY_INSIDE, 2121)),
-    ] {
-        nat(&rules);
-        let mut stream = connect(&ready.lab.client, CLIENT, dial);
-        let (_server, peer) = exchange(&mut stream, &listener);
-        let expected = Translation {
-            client_external: peer,
-            server_external: dial,
-            ..Translation::identity(stream.local_addr().unwrap(), at(SERVER, 21))
-        };
-        let mut found = || ready.kernel.lookup_translation(expected.client, expected.server);
-        wait_for(&rules, || found().unwrap() == Some(expected));
-        if peer.ip() != expected.client.ip() {
-            // A pair that no packet shows at our hooks.
-            assert_eq!(ready.kernel.lookup_translation(peer, dial).unwrap(), None);
-        }
-    }
-    let listener = listen(&ready.lab.server, at(SERVER6, 21));
-    let mut stream = connect(&ready.lab.client, CLIENT6, at(SERVER6, 21));
-    let (_server, peer) = exchange(&mut stream, &listener);
-    let found = ready.kernel.lookup_translation(peer, at(SERVER6, 21)).unwrap();
-    assert_eq!(found, Some(Translation::identity(peer, at(SERVER6, 21))));
-    let unknown = ready.kernel.lookup_translation(at(CLIENT, 1), at(SERVER, 1)).unwrap();
-    assert_eq!(unknown, None);
 }
 
 #[test]

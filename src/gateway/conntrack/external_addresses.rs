@@ -1,15 +1,11 @@
-//! The addresses that clients use for servers, for connections with source and destination translation.
+//! The addresses that clients dialled, for connections with source and destination translation.
 //!
-//! Our rules store them in two sets whenever a packet of such a connection is queued, so the connection table need not
-//! be dumped. The sets hold one pair for each published or intercepted server, however many connections there are. They
-//! are read at most fifty times a second.
+//! Our rules store them in maps whenever a packet with data of such a connection is queued, so the connection table need
+//! not be dumped. The key is what our hooks see of the connection, so a look-up reads one element.
 
 use std::{
-    cmp::Reverse,
-    ffi::CStr,
     io,
-    net::SocketAddr,
-    time::{Duration, Instant},
+    net::{IpAddr, SocketAddr},
 };
 
 use crate::gateway::netlink::{
@@ -17,64 +13,51 @@ use crate::gateway::netlink::{
     nft::{self, KeyParts},
 };
 
-const SETS: [&CStr; 2] = [c"external_addresses4", c"external_addresses6"];
-
-/// Minimum interval between two reads. A client logs in before it announces anything, which takes as long.
-const READ_INTERVAL: Duration = Duration::from_millis(20);
-
-/// Number of addresses of one server that are tried, most recently used first.
-const MAX_TRIED: usize = 16;
-
-/// The content of the sets. One for each thread.
+/// Reads single elements of the maps. One for each thread.
 #[derive(Debug)]
 pub(super) struct ExternalAddressLookup {
     socket: Socket,
-    /// Servers and the addresses that clients use, most recently used first.
-    known: Vec<(SocketAddr, SocketAddr)>,
-    last_read: Option<Instant>,
+    request: Vec<u8>,
 }
 
 impl ExternalAddressLookup {
     pub(super) fn new() -> io::Result<Self> {
-        Ok(Self { socket: Socket::open()?, known: Vec::new(), last_read: None })
+        Ok(Self { socket: Socket::open()?, request: Vec::new() })
     }
 
-    /// The known addresses of `server`.
-    pub(super) fn addresses_of(&self, server: SocketAddr) -> Vec<SocketAddr> {
-        let of_server = self.known.iter().filter(|(of, _)| *of == server);
-        of_server.map(|(_, external)| *external).take(MAX_TRIED).collect()
-    }
-
-    /// Reads the sets, unless they were read just before. Returns whether they were read.
-    pub(super) fn refresh(&mut self) -> io::Result<bool> {
-        let now = Instant::now();
-        if self.last_read.is_some_and(|then| now.saturating_duration_since(then) < READ_INTERVAL) {
-            return Ok(false);
-        }
-        self.last_read = Some(now);
-        let mut known = Vec::new();
-        for set in SETS {
-            let read = nft::dump_set(&mut self.socket, set, |key, remaining| {
-                known.extend(read_key(key).map(|pair| (Reverse(remaining), pair)));
-            });
-            match read {
-                // A set that changes while it is read is complete enough.
-                Ok(_) => {}
-                // Without our table there are no sets.
-                Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-                Err(error) => return Err(error),
-            }
-        }
-        known.sort_unstable();
-        self.known = known.into_iter().map(|(_, pair)| pair).collect();
-        Ok(true)
+    /// The address that `client` dialled to reach `server`, if the rules have stored one.
+    pub(super) fn dialled(
+        &mut self,
+        client: SocketAddr,
+        server: SocketAddr,
+    ) -> io::Result<Option<SocketAddr>> {
+        let key = key(client, server);
+        let mut read = |map| nft::map_data(&mut self.socket, &mut self.request, map, &key);
+        let v6 = client.is_ipv6();
+        let data = if v6 {
+            let (address, port) = (read(c"external_addresses6")?, read(c"external_ports6")?);
+            // A concatenation has whole 4-byte words.
+            address.zip(port).map(|(address, port)| [&address[..], &port, &[0; 2]].concat())
+        } else {
+            read(c"external_addresses4")?
+        };
+        Ok(data.and_then(|data| KeyParts { rest: &data }.endpoint(v6)))
     }
 }
 
-/// Server and external address.
-fn read_key(key: &[u8]) -> Option<(SocketAddr, SocketAddr)> {
-    let (mut parts, v6) = KeyParts::parse(key, 16, 40)?;
-    Some((parts.endpoint(v6)?, parts.endpoint(v6)?))
+/// The key of a connection whose packets show `client` and `server`. It has the last four bytes of an address.
+fn key(client: SocketAddr, server: SocketAddr) -> [u8; 16] {
+    let mut key = [0; 16];
+    let (first, second) = key.split_at_mut(8);
+    for (part, endpoint) in [(first, client), (second, server)] {
+        let address = match endpoint.ip() {
+            IpAddr::V4(address) => address.to_bits(),
+            IpAddr::V6(address) => address.to_bits() as u32,
+        };
+        part[..4].copy_from_slice(&address.to_be_bytes());
+        part[4..6].copy_from_slice(&endpoint.port().to_be_bytes());
+    }
+    key
 }
 
 #[cfg(test)]
@@ -82,17 +65,10 @@ mod tests {
     use super::*;
 
     #[test]
-    fn keys_are_read_as_the_rules_write_them() {
-        let v4 = [10, 0, 0, 9, 0, 21, 0, 0, 192, 0, 2, 1, 8, 73, 0, 0];
-        let pair = ("10.0.0.9:21".parse().unwrap(), "192.0.2.1:2121".parse().unwrap());
-        assert_eq!(read_key(&v4), Some(pair));
-        let mut v6 = [0; 40];
-        (v6[15], v6[17], v6[35], v6[36], v6[37]) = (9, 21, 1, 8, 73);
-        let pair = ("[::9]:21".parse().unwrap(), "[::1]:2121".parse().unwrap());
-        assert_eq!(read_key(&v6), Some(pair));
-        for length in 0..60 {
-            let key = vec![1; length];
-            assert_eq!(read_key(&key).is_some(), [16, 40].contains(&length));
-        }
+    fn keys_are_those_that_the_rules_write() {
+        let written = [10, 0, 0, 9, 4, 1, 0, 0, 192, 0, 2, 1, 8, 73, 0, 0];
+        let of = |client: &str, server: &str| key(client.parse().unwrap(), server.parse().unwrap());
+        assert_eq!(of("10.0.0.9:1025", "192.0.2.1:2121"), written);
+        assert_eq!(of("[2001:db8::a00:9]:1025", "[2001:db8::c000:201]:2121"), written);
     }
 }

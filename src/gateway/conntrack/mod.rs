@@ -90,8 +90,8 @@ impl Conntrack {
     /// The translation of the TCP connection whose packets show `client` and `server` at our hooks.
     ///
     /// Packets show the original source and the reply source. The kernel looks up whole tuples. Without destination NAT
-    /// the pair is the original tuple, without source NAT it is the reply tuple. With both it is neither; then the
-    /// address that the client used is one of those that our rules have stored for this server.
+    /// the pair is the original tuple, without source NAT it is the reply tuple. With both it is neither; then our rules
+    /// have stored the address that the client dialled.
     ///
     /// The cost does not depend on the number of connections. A packet of an unknown connection costs a lookup each
     /// time.
@@ -106,6 +106,16 @@ impl Conntrack {
         })
     }
 
+    /// Whether conntrack knows this connection, of which perhaps no packet has been queued for long. Its translation may
+    /// be unknown.
+    pub fn has_connection(&mut self, connection: &Translation) -> Result<bool, KernelError> {
+        let Translation { client, server, server_external, .. } = *connection;
+        match self.find_by_pairs(client, server, [(client, server_external)]) {
+            Ok(None) | Err(_) => Ok(self.translation(client, server)?.is_some()),
+            Ok(Some(_)) => Ok(true),
+        }
+    }
+
     fn find(&mut self, client: SocketAddr, server: SocketAddr) -> io::Result<Option<Translation>> {
         if client.is_ipv4() != server.is_ipv4() {
             return Ok(None);
@@ -114,17 +124,8 @@ impl Conntrack {
         if let Some(found) = self.find_by_pairs(client, server, pair)? {
             return Ok(Some(found));
         }
-        let known = self.external_addresses.addresses_of(server);
-        let dialled = |external: &SocketAddr| (client, *external);
-        if let Some(found) = self.find_by_pairs(client, server, known.iter().map(dialled))? {
-            return Ok(Some(found));
-        }
-        if !self.external_addresses.refresh()? {
-            return Ok(None);
-        }
-        let read = self.external_addresses.addresses_of(server);
-        let new = read.iter().filter(|external| !known.contains(external));
-        self.find_by_pairs(client, server, new.map(dialled))
+        let dialled = self.external_addresses.dialled(client, server)?;
+        self.find_by_pairs(client, server, dialled.map(|dialled| (client, dialled)))
     }
 
     /// The first connection with one of these tuples whose packets show `client` and `server`.

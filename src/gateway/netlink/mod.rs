@@ -7,6 +7,7 @@
 
 pub mod ctnetlink;
 pub mod nft;
+pub mod xtables;
 
 use std::{
     io,

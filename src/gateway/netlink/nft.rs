@@ -10,11 +10,9 @@ use std::{
     io,
     net::{IpAddr, SocketAddr},
     ops::Range,
-    ptr::NonNull,
     time::Duration,
 };
 
-use nftnl_sys as sys;
 use serde::{Deserialize, Serialize};
 
 use super::{
@@ -62,6 +60,30 @@ pub struct Element<'a> {
     pub key: &'a [u8],
     pub data: Option<&'a [u8]>,
     pub timeout: Option<Duration>,
+}
+
+impl Element<'_> {
+    fn put(&self, message: &mut Writer<'_>) {
+        let Self { set, key, data, timeout } = *self;
+        message.put(NFTA_SET_ELEM_LIST_TABLE, TABLE.to_bytes_with_nul());
+        message.put(NFTA_SET_ELEM_LIST_SET, set.to_bytes_with_nul());
+        message.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |list| {
+            list.nest(NFTA_LIST_ELEM, |element| {
+                element.nest(NFTA_SET_ELEM_KEY, |content| {
+                    content.put(NFTA_DATA_VALUE, key);
+                });
+                if let Some(data) = data {
+                    element.nest(NFTA_SET_ELEM_DATA, |content| {
+                        content.put(NFTA_DATA_VALUE, data);
+                    });
+                }
+                if let Some(timeout) = timeout {
+                    let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+                    element.put(NFTA_SET_ELEM_TIMEOUT, &milliseconds.max(1).to_be_bytes());
+                }
+            });
+        });
+    }
 }
 
 /// The parts of a concatenated key. Each takes whole 4-byte words.
@@ -205,27 +227,7 @@ impl Batch {
     }
 
     fn element(&mut self, command: i32, flags: i32, element: &Element<'_>) -> usize {
-        let Element { set, key, data, timeout } = *element;
-        self.message(command, flags, |message| {
-            message.put(NFTA_SET_ELEM_LIST_TABLE, TABLE.to_bytes_with_nul());
-            message.put(NFTA_SET_ELEM_LIST_SET, set.to_bytes_with_nul());
-            message.nest(NFTA_SET_ELEM_LIST_ELEMENTS, |list| {
-                list.nest(NFTA_LIST_ELEM, |element| {
-                    element.nest(NFTA_SET_ELEM_KEY, |content| {
-                        content.put(NFTA_DATA_VALUE, key);
-                    });
-                    if let Some(data) = data {
-                        element.nest(NFTA_SET_ELEM_DATA, |content| {
-                            content.put(NFTA_DATA_VALUE, data);
-                        });
-                    }
-                    if let Some(timeout) = timeout {
-                        let milliseconds = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-                        element.put(NFTA_SET_ELEM_TIMEOUT, &milliseconds.max(1).to_be_bytes());
-                    }
-                });
-            });
-        })
+        self.message(command, flags, |message| element.put(message))
     }
 
     /// Adds or deletes an object. Returns the message index.
@@ -368,29 +370,6 @@ fn start(command: i32, flags: i32, sequence: u32) -> MessageHead {
     }
 }
 
-/// Aborts if memory is exhausted, as Rust does; libnftnl's allocations fail for no other reason.
-pub fn allocated<T>(object: *mut T) -> NonNull<T> {
-    NonNull::new(object).unwrap_or_else(|| std::process::abort())
-}
-
-/// An iptables target as an nftables expression, for nft_compat. `info` is the target's kernel structure, padded as
-/// XT_ALIGN does.
-pub fn xtables_target(name: &CStr, revision: u32, info: &[u8]) -> NonNull<sys::nftnl_expr> {
-    // SAFETY: strings are copied. libnftnl frees the information with free(3) when it frees the
-    // expression, so it must come from malloc(3), with room for what is copied there.
-    unsafe {
-        let expression = allocated(sys::nftnl_expr_alloc(c"target".as_ptr()));
-        let memory = allocated(libc::malloc(info.len()).cast::<u8>());
-        std::ptr::copy_nonoverlapping(info.as_ptr(), memory.as_ptr(), info.len());
-        let raw = expression.as_ptr();
-        sys::nftnl_expr_set_str(raw, sys::NFTNL_EXPR_TG_NAME as u16, name.as_ptr());
-        sys::nftnl_expr_set_u32(raw, sys::NFTNL_EXPR_TG_REV as u16, revision);
-        let memory = memory.as_ptr().cast();
-        sys::nftnl_expr_set(raw, sys::NFTNL_EXPR_TG_INFO as u16, memory, info.len() as u32);
-        expression
-    }
-}
-
 /// Identifies our table and its content.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct TableFingerprint {
@@ -525,18 +504,39 @@ pub fn dump_set(
     })
 }
 
-/// As [`dump`], for a map: key and data.
+/// The data of one element of a map of our table, if it exists. `buffer` is reused for the request.
+pub fn map_data(
+    socket: &mut Socket,
+    buffer: &mut Vec<u8>,
+    map: &'static CStr,
+    key: &[u8],
+) -> io::Result<Option<Vec<u8>>> {
+    let element = Element { set: map, key, data: None, timeout: None };
+    let mut found = None;
+    or_absent(socket.request(
+        buffer,
+        start(libc::NFT_MSG_GETSETELEM, 0, 0),
+        |message| element.put(message),
+        |message| for_each_element(message, |_, element| found = data_of(element).map(Vec::from)),
+    ))?;
+    Ok(found)
+}
+
+/// As [`dump_set`], for a map: key and data.
 pub fn dump_map(
     socket: &mut Socket,
     map: &'static CStr,
     mut each: impl FnMut(&[u8], &[u8]),
 ) -> io::Result<bool> {
     dump_elements(socket, map, |key, element| {
-        let data = element.nested(NFTA_SET_ELEM_DATA);
-        if let Some(data) = data.and_then(|data| data.first(NFTA_DATA_VALUE)) {
+        if let Some(data) = data_of(element) {
             each(key, data);
         }
     })
+}
+
+fn data_of<'a>(element: &Attributes<'a>) -> Option<&'a [u8]> {
+    element.nested(NFTA_SET_ELEM_DATA)?.first(NFTA_DATA_VALUE)
 }
 
 fn dump_elements(
@@ -551,16 +551,21 @@ fn dump_elements(
     ];
     ask(socket, libc::NFT_MSG_GETSETELEM, libc::NLM_F_DUMP, &attributes, |message| {
         consistent &= i32::from(message.flags) & libc::NLM_F_DUMP_INTR == 0;
-        let elements = message.attributes().nested(NFTA_SET_ELEM_LIST_ELEMENTS);
-        for (_, element) in elements.into_iter().flatten() {
-            let element = Attributes::new(element);
-            let key = element.nested(NFTA_SET_ELEM_KEY).and_then(|key| key.first(NFTA_DATA_VALUE));
-            if let Some(key) = key {
-                each(key, &element);
-            }
-        }
+        for_each_element(message, &mut each);
     })?;
     Ok(consistent)
+}
+
+/// Passes key and attributes of each element in `message` to `each`.
+fn for_each_element(message: &Message<'_>, mut each: impl FnMut(&[u8], &Attributes<'_>)) {
+    let elements = message.attributes().nested(NFTA_SET_ELEM_LIST_ELEMENTS);
+    for (_, element) in elements.into_iter().flatten() {
+        let element = Attributes::new(element);
+        let key = element.nested(NFTA_SET_ELEM_KEY).and_then(|key| key.first(NFTA_DATA_VALUE));
+        if let Some(key) = key {
+            each(key, &element);
+        }
+    }
 }
 
 /// Sends a request to nf_tables, and passes each message of the answer to `each`.

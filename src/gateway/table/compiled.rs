@@ -45,9 +45,11 @@ const ELEMENTS: &[u16] = &[2, 3];
 /// Chain, expressions, user data.
 const RULE: &[u16] = &[2, 4, 7];
 
-/// Sets whose elements a table does not get from the one that it replaces. The table has a heartbeat of its own. Of a
-/// refused connection the kernel does not report how many packets may still pass.
-const NOT_RETAINED: [&[u8]; 3] = [b"heartbeat\0", b"refused4\0", b"refused6\0"];
+/// Sets whose elements a table does not get from the one that it replaces. The table has a heartbeat of its own. Each
+/// packet with data records external addresses again, and clients could fill those sets until the pinholes cannot be
+/// retained either.
+const NOT_RETAINED: [&[u8]; 4] =
+    [b"heartbeat\0", b"external_addresses4\0", b"external_addresses6\0", b"external_ports6\0"];
 /// Beginning of the names of anonymous sets.
 const ANONYMOUS: &[u8] = b"__";
 /// How often to read the elements of a set, if it changes meanwhile.

@@ -17,6 +17,7 @@ use crate::gateway::{
     netlink::{
         Socket,
         nft::{self, Batch, TableFingerprint},
+        xtables,
     },
     parameters::TABLE,
 };
@@ -308,6 +309,6 @@ impl Expression for NfQueue {
         let [c, d] = self.total.to_ne_bytes();
         let [e, f] = (u16::from(self.by_processor) << 1).to_ne_bytes();
         let info = [a, b, c, d, e, f, 0, 0];
-        nft::xtables_target(c"NFQUEUE", 3, &info)
+        xtables::xtables_target(c"NFQUEUE", 3, &info)
     }
 }

@@ -109,23 +109,28 @@ pub fn listen(host: &Host, address: SocketAddr) -> TcpListener {
 
 /// Connects from an address.
 pub fn connect(host: &Host, from: &str, to: SocketAddr) -> TcpStream {
-    connect_within(host, from, to, scaled_timeout(Duration::from_secs(8))).unwrap()
+    connect_from(host, at(from, 0), to).unwrap()
+}
+
+/// Connects from an address and port.
+pub fn connect_from(host: &Host, from: SocketAddr, to: SocketAddr) -> io::Result<TcpStream> {
+    connect_within(host, from, to, scaled_timeout(Duration::from_secs(8)))
 }
 
 /// Whether nothing answers a connection.
 pub fn is_silent(host: &Host, from: &str, to: SocketAddr) -> bool {
-    connect_within(host, from, to, Duration::from_millis(700)).is_err()
+    connect_within(host, at(from, 0), to, Duration::from_millis(700)).is_err()
 }
 
 fn connect_within(
     host: &Host,
-    from: &str,
+    from: SocketAddr,
     to: SocketAddr,
     limit: Duration,
 ) -> io::Result<TcpStream> {
     inside(host, || {
         let socket = Socket::new(Domain::for_address(to), Type::STREAM, None)?;
-        socket.bind(&at(from, 0).into())?;
+        socket.bind(&from.into())?;
         socket.connect_timeout(&to.into(), limit)?;
         Ok(socket.into())
     })

@@ -164,6 +164,7 @@ fn idle_timeout(session: &Session, needs_login: bool) -> Duration {
         | Phase::PickedUpFtp
         | Phase::Verified
         | Phase::PacketsMissed
+        | Phase::OutOfStep
         | Phase::NotFtp => IDLE_TIMEOUT,
     }
 }

@@ -85,10 +85,13 @@ impl Connection<'_> {
             DialogueEvent::LimitReached(limit) => self.record_limit(limit),
             DialogueEvent::PacketsMissed => {
                 self.counters.unread_sessions += 1;
-                self.push_event(EventKind::StateChanged(
-                    "packets were missed: no pinhole is opened any more",
+                self.push_event(EventKind::Missed(
+                    "packets were missed: no pinhole is opened until the dialogue is in step again",
                 ));
             }
+            DialogueEvent::InStep => self.push_event(EventKind::Missed(
+                "the dialogue is in step again: pinholes are opened",
+            )),
         }
     }
 

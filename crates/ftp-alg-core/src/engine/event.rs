@@ -69,6 +69,8 @@ pub enum EventKind {
     Reset(String),
     /// The inspection of the connection changed.
     StateChanged(&'static str),
+    /// Packets were missed, or the dialogue is in step again after that.
+    Missed(&'static str),
     /// Packets with an end's address arrive where no route to it leads. They are not read.
     FromElsewhere(&'static str),
     /// All packets of an end arrive where no route to it leads, so the session opens nothing.
@@ -108,6 +110,7 @@ impl fmt::Display for Event {
             EventKind::LimitReached(what) => f.write_str(what),
             EventKind::Reset(reason) => write!(f, "session reset at both ends: {reason}"),
             EventKind::StateChanged(what)
+            | EventKind::Missed(what)
             | EventKind::FromElsewhere(what)
             | EventKind::RouteMissing(what) => f.write_str(what),
             EventKind::KernelRefused(what) => write!(f, "failed: {what}"),

@@ -1,6 +1,9 @@
 //! Finds the session that a packet belongs to, or starts one.
 
-use std::{net::SocketAddr, time::Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use super::{
     Effects, Engine, Entry, Key, PacketMeta, QueuedPacket, Verdict,
@@ -12,6 +15,9 @@ use crate::{
     packet::{Packet, flags},
     session::{DropReason, Phase, Session, Side},
 };
+
+/// After so long without a packet the server is not inside a reply, because servers write one at once.
+const SILENCE: Duration = Duration::from_secs(5);
 
 impl Engine {
     /// Finds the session of a packet, or starts one, and sets its `context`. Returns the end that sent the packet; an
@@ -81,6 +87,7 @@ impl Engine {
                         return Err(Decision::Verdict(Verdict::Drop(DropReason::Elsewhere)));
                     }
                     if from == Side::Server || !has_payload {
+                        self.record_packet(now, index);
                         let reason = "it arrived where no route to its sender leads";
                         self.pass_unread(bytes, |unread| &mut unread.elsewhere, reason);
                         (context.session, context.is_elsewhere) = (session, true);
@@ -120,6 +127,15 @@ impl Engine {
         self.enter_session(now, queued, packet, known, context, effects)
     }
 
+    /// Records that a packet of the session at `index` passes unread.
+    #[cold]
+    fn record_packet(&mut self, now: Instant, index: u32) {
+        let timestamp = self.sessions.epoch.timestamp(now);
+        if let Some(Entry { control, .. }) = self.sessions.table.get_mut(index) {
+            control.last_seen = timestamp;
+        }
+    }
+
     /// Sets the `context` of a packet of `from` to the session at `index`, unless it belongs to another connection or
     /// must wait for packets before it.
     #[inline(always)]
@@ -136,6 +152,9 @@ impl Engine {
         let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else {
             return Err(self.pass_without_entry(queued.bytes));
         };
+        if timestamp.duration_since(control.last_seen) >= SILENCE {
+            session.record_silence();
+        }
         control.last_seen = timestamp;
         if session.was_reset() && !packet.has(flags::SYN) {
             let verdict = self.sessions.answer_reset_session(index, from, packet, effects);

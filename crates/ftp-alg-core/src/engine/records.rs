@@ -17,7 +17,7 @@ use std::{
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Control, Counters, Effects, Entry, Epoch, Lookup, Opening, Pinhole, PinholeRegistry, Sessions,
+    Control, Counters, Effects, Entry, Epoch, Opening, Pinhole, PinholeRegistry, Sessions,
     Translation,
     handover::FastPathProgress,
     held_pinhole::{HeldPinhole, PinholeRecord},
@@ -338,12 +338,12 @@ impl Sessions {
         })
     }
 
-    /// The open connections with sequence adjustment.
-    pub fn adjusted_connections(&self) -> impl Iterator<Item = Lookup> {
+    /// The open connections with sequence adjustment, with their translation as far as it is known.
+    pub fn adjusted_connections(&self) -> impl Iterator<Item = Translation> {
         let adjusted = |entry: &&Entry| entry.session.is_adjusted() && !entry.session.is_over();
-        self.table.iter().filter(adjusted).map(|Entry { control, .. }| Lookup {
-            client: control.client(),
-            server: control.server(),
+        self.table.iter().filter(adjusted).map(|Entry { control, .. }| {
+            let untranslated = || Translation::identity(control.client(), control.server());
+            control.translation().copied().unwrap_or_else(untranslated)
         })
     }
 }

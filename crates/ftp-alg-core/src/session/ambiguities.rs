@@ -153,7 +153,7 @@ impl Ambiguities {
     }
 
     /// Whether nothing is ambiguous now.
-    fn is_clear(self) -> bool {
+    pub fn is_clear(self) -> bool {
         matches!(self.ambiguity, None | Some(Ambiguity::Resolved))
     }
 
@@ -222,10 +222,10 @@ impl Ambiguities {
 
     /// Ends the ambiguity if the server's last line ended a reply and no command is pending. After a listing, `PASV` may
     /// be, with its transfer command: some clients send them while the reply to their login still comes, or with the
-    /// login.
-    pub fn resolve(&mut self, pending: &PendingCommands) {
+    /// login. Returns whether the line ended a reply.
+    pub fn resolve(&mut self, pending: &PendingCommands) -> bool {
         if !self.is_reply_complete() {
-            return;
+            return false;
         }
         let is_answered = pending.len() == 0;
         // The server has answered a line with LF, so LF ends its lines.
@@ -249,6 +249,24 @@ impl Ambiguities {
         };
         // The next line is of another segment.
         self.last_line = LastLine::Other;
+        true
+    }
+
+    /// What is ambiguous after packets were missed. If they were a client's, the server may store a name with line
+    /// ends in it.
+    pub fn after_missed(self, client_is_whole: bool) -> Self {
+        let ambiguity = match self.ambiguity {
+            Some(
+                Ambiguity::ClientLineEnds
+                | Ambiguity::ClientLf
+                | Ambiguity::NameWithLineEnd
+                | Ambiguity::RepeatedName,
+            ) => Ambiguity::NameWithLineEnd,
+            _ if client_is_whole => Ambiguity::Resolved,
+            _ => Ambiguity::NameWithLineEnd,
+        };
+        let lf = LfEnds { is_tried_by_client: false, ..self.lf };
+        Self { ambiguity: Some(ambiguity), lf, last_line: LastLine::Other }
     }
 }
 

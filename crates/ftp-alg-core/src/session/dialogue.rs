@@ -10,12 +10,13 @@
 use std::num::NonZeroU16;
 
 use greeting::{is_login_reply, read_greeting_line};
+use missed::Step;
 use serde::{Deserialize, Serialize};
 
 use super::{
     DialogueEvent, RefusalReason, Side,
     ambiguities::Ambiguities,
-    pending_commands::{MAX_RUNS, PendingCommands, PendingKind},
+    pending_commands::{MAX_RUNS, PendingCommands, PendingKind, may_answer},
     tls::is_record_start,
 };
 use crate::ftp::{Command, LineEnd, Padding, Reply, ReplyTracker, Text, Verb};
@@ -46,6 +47,8 @@ pub enum Phase {
     /// The client sent `FEAT` alone before the greeting, as lftp does if it does not wait for replies (`ftp:sync-mode
     /// off`). No other protocol begins like this.
     FeatFirst,
+    /// As [`Phase::PacketsMissed`], after [`Phase::Verified`]: the dialogue may [get in step](missed) again.
+    OutOfStep,
 }
 
 impl Phase {
@@ -126,12 +129,12 @@ pub struct Dialogue {
     /// Code of the server's last line, if it is inside a multi-line reply and looks like the end of another one.
     #[serde(skip)]
     other_end: Option<NonZeroU16>,
-    /// Whether the server had nothing more to send after its last line.
-    #[serde(skip)]
-    has_paused: bool,
     /// Whether command kinds were forgotten since the last call of [`Dialogue::take_forgotten`].
     #[serde(skip)]
     has_forgotten: bool,
+    /// What is known about replies that may still come.
+    #[serde(skip)]
+    step: Step,
 }
 
 impl Default for Dialogue {
@@ -147,8 +150,8 @@ impl Default for Dialogue {
             ambiguities: Ambiguities::default(),
             padding: Padding::Blanks,
             other_end: None,
-            has_paused: false,
             has_forgotten: false,
+            step: Step::default(),
         }
     }
 }
@@ -162,17 +165,6 @@ impl Dialogue {
     /// A dialogue whose client sent data before the greeting, which was not read.
     pub fn client_first() -> Self {
         Self { phase: Phase::ClientFirst, ..Self::default() }
-    }
-
-    /// Packets were missed: the earlier dialogue no longer counts, except that the connection is FTP. Either end can
-    /// cause this at any time, so it must not lift a refusal.
-    pub fn record_missed(&mut self) {
-        let phase = match self.phase {
-            Phase::PickedUp | Phase::PickedUpFtp | Phase::NotFtp => self.phase,
-            // Even if no greeting was seen: the missed packets may contain it.
-            _ => Phase::PacketsMissed,
-        };
-        *self = Self { phase, ..Self::default() };
     }
 
     /// How much of the dialogue has shown that the connection is FTP.
@@ -190,7 +182,9 @@ impl Dialogue {
             Phase::PickedUp | Phase::PickedUpFtp => {
                 "the connection was picked up mid-stream: its earlier dialogue is unknown"
             }
-            Phase::PacketsMissed => "packets were missed: the earlier dialogue is unknown",
+            Phase::PacketsMissed | Phase::OutOfStep => {
+                "packets were missed: the earlier dialogue is unknown"
+            }
             Phase::NotGreeted | Phase::Greeted | Phase::Verified => {
                 return self.ambiguities.blocked_because(is_active);
             }
@@ -211,6 +205,9 @@ impl Dialogue {
     /// Records how a client's line ends, before the line is read.
     pub fn record_client_line_end(&mut self, end: LineEnd) {
         self.ambiguities.record_client_line_end(end, !self.has_pending_commands());
+        if end != LineEnd::Plain {
+            self.step.record_command(None, false);
+        }
     }
 
     /// Records how a server's line ends, before the line is read.
@@ -225,17 +222,19 @@ impl Dialogue {
         self.ambiguities.record_server_line_end(end, is_greeting, answers_login);
     }
 
-    /// The server's TCP has nothing more to send for now, after a whole line. That may end an ambiguity.
-    pub fn record_pause(&mut self) {
-        self.has_paused = true;
-        self.ambiguities.resolve(&self.pending);
+    /// The server's TCP has nothing more to send for now, after a whole line. That may end an ambiguity. Returns whether
+    /// the dialogue is in step again, as it may be after a [complete reply](super::push_state).
+    pub fn record_pause(&mut self, is_complete_reply: bool) -> bool {
+        self.step.record_pause();
+        let is_end = self.ambiguities.resolve(&self.pending);
+        is_end && self.is_between_replies() && self.record_rest(is_complete_reply)
     }
 
     /// The client sends a line while a multi-line reply is unfinished. Some servers end one with a line of another code
     /// (glftpd: `553-`, then `150 `). If the server's last line may be one, and nothing came after it, the client has
     /// taken it for the end. Returns the event of that reply.
     pub fn end_open_reply(&mut self) -> Option<DialogueEvent> {
-        let reply = Reply { code: self.other_end.filter(|_| self.has_paused)?.get() };
+        let reply = Reply { code: self.other_end.filter(|_| self.step.has_paused())?.get() };
         // Nobody has logged in yet, so this 230 opens nothing.
         let is_greeting = self.pending.oldest() == Some(PendingKind::Greeting) && reply.code == 230;
         if self.pending.count() > 1 || is_decisive(reply) && !is_greeting {
@@ -298,8 +297,7 @@ impl Dialogue {
         matches!(self.phase, Phase::NotGreeted | Phase::Greeted | Phase::Verified)
             && !self.epsv_all
             && !self.ambiguities.is_any()
-            && !self.has_pending_commands()
-            && self.replies == ReplyTracker::default()
+            && self.is_between_replies()
     }
 
     /// Whether the client has restricted itself to EPSV (RFC 2428 section 4).
@@ -341,6 +339,7 @@ impl Dialogue {
 
     /// Reads a complete line of the client.
     pub fn read_command(&mut self, command: Option<&Command<'_>>) -> CommandEffect {
+        self.step.record_command(command, self.is_between_replies());
         match (self.phase, command) {
             (Phase::NotGreeted, Some(c)) if c.word == b"FEAT" && c.argument.is_empty() => {
                 self.phase = Phase::FeatFirst;
@@ -388,6 +387,7 @@ impl Dialogue {
     /// Records that the command just read was crossed out. If too many commands are pending, or replies cannot be
     /// matched, the client gets the server's own reply.
     pub fn record_crossed_out(&mut self, reason: RefusalReason) {
+        self.step.record_command(None, false);
         let is_known = self.phase == Phase::Verified && self.pending.len() < MAX_RUNS / 2;
         self.push_pending(if is_known {
             PendingKind::CrossedOut(reason)
@@ -419,9 +419,9 @@ impl Dialogue {
             false => self.replies.read_line(text),
         };
         self.ambiguities.record_end_of_reply(reply.is_some());
+        self.step.record_reply(reply.filter(|_| !was_open && self.pending.count() == 1));
         let other_end = self.replies.other_end(text).filter(|_| reply.is_none());
         self.other_end = other_end.and_then(|end| NonZeroU16::new(end.code));
-        self.has_paused = false;
         let has_greeted = self.phase.has_greeted();
         if (!has_greeted || self.pending.contains(PendingKind::Greeting))
             && Padding::accepts_zeros(text.bytes())
@@ -460,9 +460,13 @@ impl Dialogue {
     /// login happened there: RFC 4217 allows `CCC` only after a login, and the server still refuses commands that need
     /// one.
     pub fn resume_plaintext(&mut self, session: bool) {
-        self.pending = PendingCommands::default();
-        self.replies = ReplyTracker::default();
+        (self.pending, self.replies, self.step) = Default::default();
         self.login = if session { Login::Accepted } else { Login::None };
+    }
+
+    /// Whether no command is pending, and no reply is unfinished.
+    fn is_between_replies(&self) -> bool {
+        !self.has_pending_commands() && self.replies == ReplyTracker::default()
     }
 
     fn handle_reply(&mut self, reply: Reply) -> ReplyEffect {
@@ -579,20 +583,10 @@ fn is_decisive(reply: Reply) -> bool {
     matches!(reply.code, 227 | 229 | 230 | 232 | 234 | 334)
 }
 
-/// Whether `reply` may answer a command of this kind. Servers send 225, 226 and 426 when a transfer has ended, however
-/// often, and some send a success before the reply to `PASV`.
-fn may_answer(reply: Reply, kind: PendingKind, before_transfers: bool) -> bool {
-    match kind {
-        PendingKind::User | PendingKind::Login if before_transfers => true,
-        PendingKind::Transfer | PendingKind::Other | PendingKind::Forgotten => true,
-        _ if matches!(reply.code, 225 | 226 | 426) => false,
-        PendingKind::Passive => reply.is_failure(),
-        _ => true,
-    }
-}
-
 #[path = "greeting.rs"]
 mod greeting;
+#[path = "missed.rs"]
+mod missed;
 
 #[cfg(test)]
 #[path = "dialogue_tests.rs"]

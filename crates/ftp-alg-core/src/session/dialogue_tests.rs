@@ -152,7 +152,7 @@ fn nothing_is_opened_while_the_dialogue_is_ambiguous() {
     dialogue.record_server_line_end(LineEnd::Plain, &Text::new(b"200 x"));
     answered(&mut dialogue, "200 ok");
     assert!(dialogue.blocked_because(false).is_some(), "the server may have more to say");
-    dialogue.record_pause();
+    dialogue.record_pause(false);
     assert_eq!(dialogue.blocked_because(false), None);
     said(&mut dialogue, "STAT"); // names no file
     assert_eq!(dialogue.blocked_because(false), None);
@@ -162,12 +162,12 @@ fn nothing_is_opened_while_the_dialogue_is_ambiguous() {
         dialogue.record_server_line_end(LineEnd::Plain, &Text::new(b"200 x"));
         answered(&mut dialogue, line);
     }
-    dialogue.record_pause();
+    dialogue.record_pause(false);
     assert_eq!(dialogue.blocked_because(false), None);
     // Not a reply; perhaps part of a listing.
     dialogue.record_server_line_end(LineEnd::Plain, &Text::new(b"200 x"));
     answered(&mut dialogue, "-rw-r--r-- x");
-    dialogue.record_pause();
+    dialogue.record_pause(false);
     assert!(dialogue.blocked_because(false).is_some());
 }
 
@@ -203,7 +203,7 @@ fn a_name_with_line_ends_stays_ambiguous() {
     let settles = |dialogue: &mut Dialogue, line| {
         dialogue.record_server_line_end(LineEnd::Plain, &Text::new(b"200 x"));
         answered(dialogue, line);
-        dialogue.record_pause();
+        dialogue.record_pause(false);
         assert!(dialogue.blocked_because(false).is_none(), "{line}");
     };
     settles(&mut dialogue, "250 ok");
@@ -215,7 +215,7 @@ fn a_name_with_line_ends_stays_ambiguous() {
     said(&mut dialogue, "PASV");
     dialogue.record_server_line_end(LineEnd::Plain, &Text::new(b"200 x"));
     answered(&mut dialogue, "250 in x");
-    dialogue.record_pause();
+    dialogue.record_pause(false);
     assert!(dialogue.blocked_because(false).is_some());
     settles(&mut dialogue, "227 x");
 }

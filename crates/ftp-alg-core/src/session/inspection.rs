@@ -50,6 +50,8 @@ pub enum DialogueEvent {
     PlaintextResumed,
     /// Packets were missed: the earlier dialogue is unknown.
     PacketsMissed,
+    /// The dialogue is in step again after packets were missed.
+    InStep,
     /// A command was refused that is not an announcement, or a line that is too long.
     LineRefused(RefusedLine),
     /// A limit of the session was reached.

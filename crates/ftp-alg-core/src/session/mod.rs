@@ -195,7 +195,7 @@ impl Session {
     /// Records that a route leads to the interface of an end. What was read from another interface counts for nothing.
     pub fn confirm_interface(&mut self, question: RouteQuestion) {
         if self.interfaces.contradicts(question) && self.dialogue.phase() != Phase::NotGreeted {
-            self.dialogue.record_missed();
+            self.dialogue.record_missed(false);
         }
         self.interfaces.set_has_route(question);
     }
@@ -214,9 +214,14 @@ impl Session {
             Side::Server => self.interfaces.are_copies_enough(),
         };
         if is_there && from == Side::Client {
-            self.dialogue.record_missed();
+            self.dialogue.record_missed(false);
         }
         is_there
+    }
+
+    /// Records that neither end has sent anything for so long that the server is not inside a reply.
+    pub fn record_silence(&mut self) {
+        self.dialogue.record_silence();
     }
 
     /// Whether no packet of the connection needs to be queued any more.
@@ -272,7 +277,7 @@ impl Session {
             (_, Phase::NotFtp) => "not-ftp",
             (_, Phase::Greeted) => "greeted",
             (_, Phase::PickedUp | Phase::PickedUpFtp) => "picked-up",
-            (_, Phase::PacketsMissed) => "lost",
+            (_, Phase::PacketsMissed | Phase::OutOfStep) => "lost",
             (_, Phase::Verified) if self.dialogue.is_logged_in() => "logged-in",
             (_, Phase::Verified) => "login",
         }

@@ -259,7 +259,7 @@ impl Session {
             self.inspection_state.turn_off();
         }
         let phase = self.dialogue.phase();
-        self.dialogue.record_missed();
+        self.dialogue.record_missed(side == Side::Server);
         if phase != self.dialogue.phase() {
             inspection.push_event(DialogueEvent::PacketsMissed);
         }

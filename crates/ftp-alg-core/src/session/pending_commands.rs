@@ -6,6 +6,7 @@ use super::{
     RefusalReason,
     compact::{self, CompactVec},
 };
+use crate::ftp::Reply;
 
 /// The reply that a pending command expects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -29,6 +30,18 @@ pub enum PendingKind {
     Other,
     /// The kind is no longer known, only the number of commands.
     Forgotten,
+}
+
+/// Whether `reply` may answer a command of this kind. Servers send 225, 226 and 426 when a transfer has ended, however
+/// often, and some send a success before the reply to `PASV`.
+pub fn may_answer(reply: Reply, kind: PendingKind, before_transfers: bool) -> bool {
+    match kind {
+        PendingKind::User | PendingKind::Login if before_transfers => true,
+        PendingKind::Transfer | PendingKind::Other | PendingKind::Forgotten => true,
+        _ if matches!(reply.code, 225 | 226 | 426) => false,
+        PendingKind::Passive => reply.is_failure(),
+        _ => true,
+    }
 }
 
 /// Limit of runs of one kind. Beyond it the kinds of the oldest commands are forgotten, but not their number. Replies

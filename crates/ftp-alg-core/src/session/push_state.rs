@@ -66,6 +66,7 @@ fn is_complete_reply(packet: &Packet<'_>, client: &Direction, server: &Direction
     let line =
         payload.strip_suffix(b"\r\n").filter(|line| line.ends_with(b"\n")).unwrap_or(payload);
     server.is_between_lines()
+        && packet.seq() == server.space.next
         && memchr::memchr(b'\n', line) == line.len().checked_sub(1)
         && client.window_end().is_some_and(|window_end| end.is_before(window_end))
         && client.space.is_acknowledged()
@@ -74,7 +75,7 @@ fn is_complete_reply(packet: &Packet<'_>, client: &Direction, server: &Direction
 impl Session {
     /// The window field with which the client's `packet` is forwarded, if it carries data after which a server's
     /// announcement must be a complete reply of its own. A line that ends with LF alone makes the dialogue ambiguous
-    /// when it is read, and the reply to a command in a pipeline may do so.
+    /// when it is read, and the reply to a command in a pipeline may do so. So does a packet that shows missed bytes.
     #[inline]
     pub(super) fn window_to_offer(&self, from: Side, packet: &Packet<'_>) -> Option<u16> {
         let payload = packet.payload();
@@ -84,7 +85,8 @@ impl Session {
         let line = payload.strip_suffix(b"\r\n").unwrap_or(payload);
         let is_plain = !(self.dialogue.is_ambiguous() || self.dialogue.has_pending_commands());
         let has_lf = line.iter().fold(false, |found, byte| found | (*byte == b'\n'));
-        if is_plain && !has_lf {
+        let shows_missed = self.server.space.is_all_seen(packet.ack()) == Some(false);
+        if is_plain && !has_lf && !shows_missed {
             return None;
         }
         let window = packet.window();

@@ -101,8 +101,9 @@ impl DirectionReader<'_> {
             if self.from == Side::Server
                 && self.push_state != PushState::NotPushed
                 && boundary.ends_segment
+                && self.dialogue.record_pause(self.push_state == PushState::CompleteReply)
             {
-                self.dialogue.record_pause();
+                self.inspection.push_event(DialogueEvent::InStep);
             }
             return;
         }

@@ -12,6 +12,7 @@ mod dialects;
 mod downtime;
 mod limits;
 mod line_ends;
+mod missed;
 mod network_conditions;
 mod pinholes;
 mod policies;

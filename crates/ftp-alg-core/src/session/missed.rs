@@ -1,0 +1,135 @@
+//! How a dialogue of which packets were missed gets in step again.
+//!
+//! Either end can have bytes missed at any time: it acknowledges more than the other one has sent so far, and what is
+//! sent then passes unread. So a client could have the start of a listing passed, and name files so that the rest looks
+//! like replies. Nothing is opened until a command and its reply, which was [a complete reply of its
+//! own](crate::session::push_state), show that no such line can come any more:
+//!
+//! - Either all commands that may have replies outstanding are plain: their replies contain nothing that anybody else
+//!   chose. All of the client's bytes must have been read.
+//! - Or nothing was sent for a while, and the command is the first thing after it. A server that pauses inside a reply
+//!   has its client's window closed; then more than one line waits, and comes with the reply.
+//!
+//! The server has received the command, with an acknowledgement of everything that was read. So it has sent that much,
+//! and nothing that it sends later is taken for a retransmission.
+//!
+//! A login that was accepted still counts. `USER` or `REIN` among the missed bytes would have ended it, but only at the
+//! server, which then refuses what needs a login.
+
+use super::{Dialogue, Login, Phase};
+use crate::ftp::{Command, Reply, Verb};
+
+/// A plain command is at most this long with its argument, because a server may repeat that. An announcement is longer.
+const MAX_PLAIN: usize = 12;
+
+/// Only plain commands were sent since nothing was pending.
+const PLAIN: u8 = 1;
+/// Nothing was sent for a while, and only a plain command and its reply since.
+const AFTER_SILENCE: u8 = 1 << 1;
+/// The last command may show that the dialogue is in step: it was sent while nothing was pending.
+const ASKED: u8 = 1 << 2;
+/// The last line was a reply that fits it.
+const ANSWERED: u8 = 1 << 3;
+/// The server had nothing more to send after its last line.
+const PAUSED: u8 = 1 << 4;
+
+/// What is known about replies that may still come. One byte, because a session must fit into its cache lines.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Step(u8);
+
+impl Step {
+    /// Records a line of the client. If it `is_only`, nothing else is pending.
+    pub(super) fn record_command(&mut self, command: Option<&Command<'_>>, is_only: bool) {
+        if !command.is_some_and(is_plain) {
+            self.0 &= !(PLAIN | AFTER_SILENCE);
+        }
+        self.0 &= !(ASKED | ANSWERED);
+        if is_only && self.has(PLAIN | AFTER_SILENCE) {
+            self.0 |= ASKED;
+        }
+    }
+
+    /// Records a line of the server. `reply` is the reply that it is, if it is one in a single line to the only pending
+    /// command.
+    pub(super) fn record_reply(&mut self, reply: Option<Reply>) {
+        let fits = reply.is_some_and(|reply| matches!(reply.code, 200 | 215 | 227 | 229));
+        let is_answer = fits && self.has(ASKED);
+        self.0 &= !(ASKED | ANSWERED | PAUSED);
+        if is_answer {
+            self.0 |= ANSWERED;
+        } else {
+            self.0 &= !AFTER_SILENCE;
+        }
+    }
+
+    /// Records that the server has nothing more to send after its last line.
+    pub(super) fn record_pause(&mut self) {
+        self.0 |= PAUSED;
+    }
+
+    /// Whether the server had nothing more to send after its last line.
+    pub(super) fn has_paused(self) -> bool {
+        self.has(PAUSED)
+    }
+
+    /// Whether one of these bits is set.
+    fn has(self, bits: u8) -> bool {
+        self.0 & bits != 0
+    }
+}
+
+/// Whether the reply to this command contains nothing that anybody else chose.
+fn is_plain(command: &Command<'_>) -> bool {
+    let is_known = match command.verb {
+        Verb::Pasv | Verb::Epsv => true,
+        Verb::Other => {
+            let words: [&[u8]; 5] = [b"NOOP", b"TYPE", b"MODE", b"STRU", b"SYST"];
+            words.iter().any(|word| command.word.eq_ignore_ascii_case(word))
+        }
+        _ => false,
+    };
+    is_known && command.word.len() + command.argument.len() <= MAX_PLAIN
+}
+
+impl Dialogue {
+    /// Packets were missed: the earlier dialogue no longer counts, except that the connection is FTP. Either end can
+    /// cause this at any time, so it must not lift a refusal. `client_is_whole` says that they were none of the client.
+    pub fn record_missed(&mut self, client_is_whole: bool) {
+        let phase = match self.phase {
+            Phase::PickedUp | Phase::PickedUpFtp | Phase::NotFtp => self.phase,
+            Phase::Verified | Phase::OutOfStep => Phase::OutOfStep,
+            // Even if no greeting was seen: the missed packets may contain it.
+            _ => Phase::PacketsMissed,
+        };
+        let before = std::mem::replace(self, Self { phase, ..Self::default() });
+        if phase == Phase::OutOfStep {
+            if before.login == Login::Accepted {
+                self.login = Login::Accepted;
+            }
+            (self.epsv_all, self.padding) = (before.epsv_all, before.padding);
+            self.ambiguities = before.ambiguities.after_missed(client_is_whole);
+            self.step = Step(if client_is_whole { before.step.0 & PLAIN } else { 0 });
+        }
+    }
+
+    /// Records that neither end has sent anything for so long that the server is not inside a reply.
+    pub fn record_silence(&mut self) {
+        if self.phase == Phase::OutOfStep && self.open_reply_code().is_none() {
+            self.pending = Default::default();
+            self.step = Step(AFTER_SILENCE);
+        }
+    }
+
+    /// Records that a reply has ended, and nothing is pending. Returns whether the dialogue is in step again.
+    pub(super) fn record_rest(&mut self, is_complete_reply: bool) -> bool {
+        let is_answered = self.step.has(ANSWERED) && is_complete_reply;
+        let gets_in_step = self.phase == Phase::OutOfStep && is_answered;
+        if gets_in_step {
+            self.phase = Phase::Verified;
+        }
+        if self.phase == Phase::Verified && self.ambiguities.is_clear() {
+            self.step = Step(PLAIN | PAUSED);
+        }
+        gets_in_step
+    }
+}
