@@ -1,7 +1,7 @@
 //! The running kernel, as the engine uses it: looks up translations, opens and closes pinholes, injects packets.
 
 use std::{
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
     sync::Arc,
     time::Duration,
 };
@@ -214,7 +214,7 @@ impl Kernel for LinuxKernel {
         }
     }
 
-    fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {
-        self.injector.inject(packet)
+    fn inject(&mut self, packet: &[u8], source: IpAddr, ct_mark: u32) -> Result<(), KernelError> {
+        self.injector.inject(packet, source, ct_mark)
     }
 }
