@@ -1,6 +1,9 @@
 //! Recorded conversations of a client and a server, and a kernel that accepts every request.
 
-use std::{net::SocketAddr, time::Instant};
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::Instant,
+};
 
 use etherparse::PacketBuilder;
 use ftp_alg_core::{
@@ -117,7 +120,7 @@ impl Kernel for GrantingKernel {
         Ok(())
     }
 
-    fn inject(&mut self, _: &[u8]) -> Result<(), KernelError> {
+    fn inject(&mut self, _: &[u8], _: IpAddr, _: u32) -> Result<(), KernelError> {
         Ok(())
     }
 }

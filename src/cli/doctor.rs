@@ -13,7 +13,7 @@ use crate::{
     daemon::{
         self, client,
         health::{self, Check, HostAudit},
-        snapshot::{self, FastPathState, Problem},
+        snapshot::{self, Problem},
     },
     gateway::{
         Backend, KernelFeatures, automatic_backend,
@@ -95,9 +95,6 @@ impl Doctor {
             host,
             backend,
             other_backend: other,
-            has_fast_path: running
-                .as_ref()
-                .is_ok_and(|status| status.fast_path.state == FastPathState::On),
         };
         let running = running.as_ref();
         let fast_path = config.queue.fast_path;

@@ -12,12 +12,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{DaemonEvent, fast_path_lines::FastPathReader, shard::lock, shared_state::SharedState};
+use super::{DaemonEvent, shard::lock, shared_state::SharedState};
 use crate::gateway::{
     self, Backend, ClaimedPorts, Commits, GatewayError, Learned, Routing, RuleParameters,
-    firewall::{
-        Firewall, MarkConflict, RulesetReader, accepted_data, data_path_verdicts, exact_mark_chain,
-    },
+    firewall::{Firewall, RulesetReader, accepted_data, data_path_verdicts},
 };
 
 /// How long the start waits for them. FTP works before large sets of rules are read.
@@ -70,10 +68,9 @@ impl OperatorRules {
         })
     }
 
-    /// Why the fast path cannot run with these rules, if it cannot: they leave no room for its packet marks, or they
-    /// accept only the exact ct mark of other data connections.
+    /// Why the fast path cannot run with these rules, if it cannot.
     pub(super) fn fast_path_obstacle(&self, parameters: &RuleParameters) -> Option<String> {
-        fast_path_obstacle(self.read.as_ref().ok()?, parameters)
+        mark_conflict(self.read.as_ref().ok()?, parameters)
     }
 
     /// The reader of later changes, with the ports of these rules claimed.
@@ -106,25 +103,10 @@ fn learn(firewall: &Firewall, parameters: &RuleParameters) -> Learned {
         .with_zones(firewall.zones(parameters))
 }
 
-/// Why the fast path cannot start with these rules, if it cannot.
-fn fast_path_obstacle(firewall: &Firewall, parameters: &RuleParameters) -> Option<String> {
-    if let Some(conflict) = mark_conflict(firewall, parameters) {
-        return Some(conflict);
-    }
-    let routing = Routing::read(parameters.control_ports());
-    let paths = data_path_verdicts(firewall, routing, parameters);
-    let chain = exact_mark_chain(&paths)?;
-    let data = parameters.data_mark();
-    Some(format!(
-        "{} accepts only the exact ct mark {data:#x}: match the bit, as in `ct mark & {data:#x} != 0` or `--mark \
-         {data:#x}/{data:#x}`",
-        chain.location
-    ))
-}
-
-/// Why the fast path cannot run with these rules, if it cannot.
+/// Why the fast path cannot run with these rules, if it cannot: they leave no room for its packet marks, or they tell the
+/// ct mark of its data connections from that of others.
 fn mark_conflict(firewall: &Firewall, parameters: &RuleParameters) -> Option<String> {
-    firewall.mark_conflicts(parameters).first().map(MarkConflict::reason)
+    Some(firewall.mark_conflicts(parameters).first()?.reason(parameters))
 }
 
 /// Reads the operator's rules when they change, and updates the daemon's health, until `end` is set.
@@ -139,7 +121,7 @@ pub(super) fn follow(
     end: &AtomicBool,
 ) {
     // Rules that come late have the same effects as at the start.
-    let mut is_late = rules.read.is_err();
+    let is_late = rules.read.is_err();
     let mut first = rules.into_firewall().inspect(|rules| {
         reader.apply(rules);
         if is_late {
@@ -153,16 +135,12 @@ pub(super) fn follow(
                 log_port_sets(&lock(&shared.port_sets), parameters);
                 let _ = events.send(DaemonEvent::PolicyChanged);
             }
-            let obstacle = match std::mem::take(&mut is_late) {
-                true => fast_path_obstacle(&rules, parameters),
-                false => mark_conflict(&rules, parameters),
-            };
-            if let (Ok(fast_path), Some(why)) = (&shared.fast_path, obstacle) {
+            if let (Ok(fast_path), Some(why)) =
+                (&shared.fast_path, mark_conflict(&rules, parameters))
+            {
                 fast_path.leave(why);
             }
-            let is_on = |reader: &FastPathReader| reader.off_reason.get().is_none();
-            let has_fast_path = shared.fast_path.as_ref().is_ok_and(is_on);
-            shared.health.audit_rules(&rules, has_fast_path, parameters);
+            shared.health.audit_rules(&rules, parameters);
         }
         shared.update_health(Instant::now(), parameters);
         thread::park_timeout(INTERVAL);

@@ -3,7 +3,7 @@
 use std::{
     collections::HashSet,
     io,
-    net::{Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -290,7 +290,7 @@ impl Kernel for LinuxKernel {
         }
     }
 
-    fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {
-        self.injector.inject(packet)
+    fn inject(&mut self, packet: &[u8], source: IpAddr, ct_mark: u32) -> Result<(), KernelError> {
+        self.injector.inject(packet, source, ct_mark)
     }
 }

@@ -109,7 +109,7 @@ impl Kernel for SimulatedNat {
         Ok(()) // replay passes every packet to the engine
     }
 
-    fn inject(&mut self, _: &[u8]) -> Result<(), KernelError> {
+    fn inject(&mut self, _: &[u8], _: IpAddr, _: u32) -> Result<(), KernelError> {
         Ok(()) // the capture has the acknowledgements already
     }
 }

@@ -1,4 +1,4 @@
-//! Rules of the operator that set or compare packet marks, and the packet marks of the fast path.
+//! Rules of the operator that set or compare marks, and the marks of the fast path.
 
 use ftp_alg_lab::{Daemon, Family, Lab, Topology};
 use serde_json::{Value, json};
@@ -24,8 +24,9 @@ fn shell(lab: &Lab, lines: &str) {
     lab.gateway.shell(lines).unwrap().success().unwrap();
 }
 
-/// Commands that load a rule for packets without a mark, or one that marks some packets, and what names the rule.
-const RULES: [(&str, &str); 6] = [
+/// Commands that load a rule for packets without a mark, one that marks some packets, or one for an exact ct mark, and
+/// what names the rule.
+const RULES: [(&str, &str); 7] = [
     (
         "nft 'table inet own { chain marks { type filter hook prerouting priority mangle; \
          iifname \"lan\" meta mark 0 meta mark set meta mark or 0x2; }; }'",
@@ -52,6 +53,11 @@ const RULES: [(&str, &str); 6] = [
         "iptables-nft -t mangle -A PREROUTING -i lan -m mac --mac-source 02:00:00:00:00:01 \
          -j MARK --set-xmark 0x80000000/0x80000000",
         "in iptables-nft mangle PREROUTING overwrites",
+    ),
+    (
+        "nft 'table inet own { chain passing { type filter hook forward priority 10; \
+         iifname \"lan\" ct mark 0x40000000 accept; }; }'",
+        "in inet own passing tells the ct mark 0x40000000 from 0x60000000",
     ),
 ];
 
@@ -94,7 +100,7 @@ fn a_rule_that_compares_some_other_bits_does_not_matter() {
 #[test]
 fn the_fast_path_leaves_when_a_rule_compares_marks() {
     // The kernel does not announce changes of iptables-legacy, so they are found later.
-    for (command, name) in [RULES[0], RULES[1], RULES[3]] {
+    for (command, name) in [RULES[0], RULES[1], RULES[3], RULES[6]] {
         let gateway = gateway_with(Topology::Masquerade, ON);
         let (lab, daemon) = (&gateway.lab, &gateway.daemon);
         if fast_path(daemon)["state"] != "on" {

@@ -7,6 +7,7 @@ mod changes;
 mod fast_path_rules;
 mod fastpath;
 mod flows;
+mod injected;
 mod lab;
 mod loading;
 mod packets;
@@ -465,7 +466,7 @@ fn a_connection_that_needs_every_packet_is_be_liberal() {
     let mut stream = connect(&ready.lab.client, CLIENT, at(SERVER, 21));
     let (_server, peer) = exchange(&mut stream, &listener);
     let outside_the_window = || {
-        let injector =
+        let mut injector =
             inside(&ready.lab.client, || Injector::new(&RuleParameters::default())).unwrap();
         for from_client in [1_u32, 1 << 31] {
             let mut packet = Vec::new();
@@ -474,7 +475,7 @@ fn a_connection_that_needs_every_packet_is_be_liberal() {
                 .ack(from_client)
                 .write(&mut packet, b"far away")
                 .unwrap();
-            injector.inject(&packet).unwrap();
+            injector.inject(&packet, ip(CLIENT), 0).unwrap();
         }
     };
     outside_the_window();
@@ -503,14 +504,14 @@ fn injected_packets_are_not_tracked() {
         .ack(8)
         .write(&mut packet, b"payload")
         .unwrap();
-    ready.kernel.inject(&packet).unwrap();
+    ready.kernel.inject(&packet, ip(CLIENT), 0x8000_0015).unwrap();
     let mut buffer = [0; 2000];
     let length = io::Read::read(&mut &receive, &mut buffer).unwrap();
     let (got, sent) = (&buffer[..length], &packet[..]);
     // The kernel sets identification and IP checksum; addresses and the rest are ours.
     assert_eq!((&got[12..], got[8]), (&sent[12..], sent[8]));
     assert_eq!(ready.lab.gateway_sh("conntrack -L -p tcp 2>/dev/null"), "");
-    assert!(ready.kernel.inject(b"no packet").is_err());
+    assert!(ready.kernel.inject(b"no packet", ip(CLIENT), 0).is_err());
 
     let receive = inside(&ready.lab.server, || {
         Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::TCP)).unwrap()
@@ -522,7 +523,7 @@ fn injected_packets_are_not_tracked() {
         .tcp(1025, 21, 7, 1000)
         .write(&mut packet, b"payload")
         .unwrap();
-    ready.kernel.inject(&packet).unwrap();
+    ready.kernel.inject(&packet, ip(CLIENT6), 0).unwrap();
     let length = io::Read::read(&mut &receive, &mut buffer).unwrap();
     assert_eq!(buffer[..length], packet[40..]);
 }

@@ -1,6 +1,6 @@
 //! The kernel of a gateway with a few control connections: a recorder that checks every pinhole.
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 
 use ftp_alg_core::{
     engine::{Kernel, KernelError, Opening, Pinhole, QueueMode, Translation},
@@ -103,7 +103,7 @@ impl Kernel for Gateway {
         self.recorder.set_queue_mode(control, mode)
     }
 
-    fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {
-        self.recorder.inject(packet)
+    fn inject(&mut self, packet: &[u8], source: IpAddr, ct_mark: u32) -> Result<(), KernelError> {
+        self.recorder.inject(packet, source, ct_mark)
     }
 }

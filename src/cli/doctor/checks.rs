@@ -115,7 +115,7 @@ impl Checks<'_> {
         checks.push(self.connections());
         checks.push(self.routing());
         checks.push(self.fast_path());
-        checks.extend(self.packet_marks());
+        checks.extend(self.marks());
         checks
     }
 
@@ -226,12 +226,13 @@ impl Checks<'_> {
         fast_path::check(KERNEL, self.fast_path, running, backend, &machine)
     }
 
-    /// The rules that do not work together with the packet marks of the fast path, if it could run.
-    fn packet_marks(&self) -> Option<Check> {
+    /// The rules that do not work together with the marks of the fast path, if it could run.
+    fn marks(&self) -> Vec<Check> {
         let HostAudit { parameters, firewall, backend, .. } = self.surroundings;
-        let could_run = self.fast_path == FastPath::Auto && backend == Backend::Nftables;
-        let conflicts = could_run.then(|| firewall.mark_conflicts(parameters))?;
-        fast_path::packet_marks(KERNEL, &conflicts, parameters)
+        match self.fast_path == FastPath::Auto && backend == Backend::Nftables {
+            true => fast_path::marks(KERNEL, &firewall.mark_conflicts(parameters), parameters),
+            false => Vec::new(),
+        }
     }
 
     fn helper_connections(&self) -> Option<Check> {

@@ -11,7 +11,10 @@ use crate::{
         health::Check,
         snapshot::{FastPathState, FastPathStatus},
     },
-    gateway::{Backend, RuleParameters, firewall::MarkConflict},
+    gateway::{
+        Backend, RuleParameters,
+        firewall::{MarkConflict, MarkConflictKind},
+    },
 };
 
 const NAME: &str = "fast path";
@@ -126,32 +129,46 @@ pub(super) fn check(
     }
 }
 
-/// The rules that do not work together with the packet marks of the fast path.
-pub(super) fn packet_marks(
+/// The rules that do not work together with the marks of the fast path.
+pub(super) fn marks(
     section: &'static str,
     conflicts: &[MarkConflict],
     parameters: &RuleParameters,
-) -> Option<Check> {
-    if conflicts.is_empty() {
-        return None;
-    }
+) -> Vec<Check> {
     let bits = parameters.mask() | parameters.slot_mask();
-    let says =
-        "a rule overwrites or compares the packet marks of the fast path: the fast path stays off";
-    let what_to_do = format!(
+    let packet_marks = format!(
         "use a mask in these rules that leaves out {bits:#010x}, as in `meta mark set meta mark & {:#010x} | 0x1`, \
          `-j MARK --set-xmark 0x1/0xff`, `-m mark --mark 0x1/0xff` or `ip rule add fwmark 0x1/0xff`; or set \
          fast-path = \"off\" in [queue]",
         !0xff_u32
     );
-    let rules = conflicts.iter().map(MarkConflict::to_string);
-    Some(Check::note(section, "packet marks", says).details(rules).advice([what_to_do]))
+    let data = parameters.data_mark();
+    let ct_marks = format!(
+        "match the bit in these rules, as in `ct mark & {data:#010x} != 0` or `--mark {data:#010x}/{data:#010x}`; or \
+         set fast-path = \"off\" in [queue]"
+    );
+    let check = |name, is_of_ct_mark, says, what_to_do| {
+        let is_here =
+            |one: &&MarkConflict| (one.kind == MarkConflictKind::ComparesCtMark) == is_of_ct_mark;
+        let rules: Vec<_> = conflicts.iter().filter(is_here).map(MarkConflict::to_string).collect();
+        let check = Check::note(section, name, says).advice([what_to_do]);
+        (!rules.is_empty()).then(|| check.details(rules))
+    };
+    let says_packet_marks =
+        "a rule overwrites or compares the packet marks of the fast path: the fast path stays off";
+    let says_ct_marks =
+        "a rule compares the exact ct mark of data connections: the fast path stays off";
+    let found = [
+        check("packet marks", false, says_packet_marks, packet_marks),
+        check("ct marks", true, says_ct_marks, ct_marks),
+    ];
+    found.into_iter().flatten().collect()
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{daemon::health::CheckStatus, gateway::firewall::MarkConflictKind};
+    use crate::daemon::health::CheckStatus;
 
     fn machine() -> KernelInfo {
         KernelInfo {
@@ -236,14 +253,31 @@ mod tests {
     #[test]
     fn rules_that_overwrite_or_compare_marks_are_reported() {
         let parameters = RuleParameters::default();
-        assert!(packet_marks("kernel", &[], &parameters).is_none());
-        for kind in [MarkConflictKind::Overwrites, MarkConflictKind::Compares] {
-            let (chain, rule) = ("inet own c".into(), "meta mark set 0x1".into());
-            let conflict = MarkConflict { chain, rule, kind };
-            let check = packet_marks("kernel", &[conflict], &parameters).unwrap();
-            assert_eq!(check.mark, CheckStatus::Note);
-            assert_eq!(check.details[0], "`meta mark set 0x1` in inet own c");
-            assert!(check.advice[0].contains("leaves out 0xfffe0000"), "{check:?}");
+        assert!(marks("kernel", &[], &parameters).is_empty());
+        let conflicts = |kinds: &[MarkConflictKind]| -> Vec<_> {
+            let conflict = |kind: &MarkConflictKind| {
+                let (chain, rule) = ("inet own c".into(), "meta mark set 0x1".into());
+                MarkConflict { chain, rule, kind: *kind }
+            };
+            kinds.iter().map(conflict).collect()
+        };
+        use MarkConflictKind::{Compares, ComparesCtMark, Overwrites};
+        for (kinds, advice) in [
+            (&[Overwrites][..], &["leaves out 0xfffe0000"][..]),
+            (&[Compares, Overwrites], &["leaves out 0xfffe0000"]),
+            (&[ComparesCtMark], &["`ct mark & 0x40000000 != 0`"]),
+            (
+                &[ComparesCtMark, Compares],
+                &["leaves out 0xfffe0000", "`ct mark & 0x40000000 != 0`"],
+            ),
+        ] {
+            let checks = marks("kernel", &conflicts(kinds), &parameters);
+            assert_eq!(checks.len(), advice.len());
+            for (check, advice) in checks.iter().zip(advice) {
+                assert_eq!(check.mark, CheckStatus::Note);
+                assert_eq!(check.details[0], "`meta mark set 0x1` in inet own c");
+                assert!(check.advice[0].contains(advice), "{check:?}");
+            }
         }
     }
 

@@ -9,7 +9,7 @@ use crate::gateway::{
     Backend, HostSettings, RuleParameters,
     firewall::{
         Acceptance, ChainVerdict, ConflictKind, ControlPathVerdict, DataPathVerdict, Firewall,
-        Hook, HookVerdict, IpVersion, ModeVerdict, PacketClass, exact_mark_chain, links,
+        Hook, HookVerdict, IpVersion, ModeVerdict, PacketClass, links,
     },
 };
 
@@ -34,8 +34,6 @@ pub struct HostAudit<'a> {
     pub backend: Backend,
     /// Another back end that this kernel has, and how to select it.
     pub other_backend: Option<(Backend, &'static str)>,
-    /// Whether the daemon uses the fast path.
-    pub has_fast_path: bool,
 }
 
 impl HostAudit<'_> {
@@ -272,20 +270,7 @@ impl HostAudit<'_> {
             });
             checks.extend(found);
         }
-        checks.extend(self.fast_path_check());
         checks
-    }
-
-    /// A rule that accepts the exact ct mark came after the start. At the start, the fast path would stay off.
-    fn fast_path_check(&self) -> Option<Check> {
-        let stop = exact_mark_chain(self.data_paths).filter(|_| self.has_fast_path)?;
-        let class = PacketClass::MarkedData;
-        let mark = self.parameters.data_mark() | self.parameters.queue_all_mark();
-        let says =
-            format!("its data connections have the ct mark {mark:#x}, and are dropped by {stop}");
-        let advice = "or restart ftp-alg: the fast path then stays off";
-        let check = Check::problem(FIREWALL, "fast path", "data-connections", says);
-        Some(check.remedy(stop.accept_command(class, self.parameters)).advice([advice.to_owned()]))
     }
 
     fn hook_checks(

@@ -204,13 +204,8 @@ impl Health {
         Self { state: Mutex::new(state) }
     }
 
-    /// Audits the rules of other programs. `has_fast_path` says whether the fast path is in use.
-    pub(super) fn audit_rules(
-        &self,
-        firewall: &Firewall,
-        has_fast_path: bool,
-        parameters: &RuleParameters,
-    ) {
+    /// Audits the rules of other programs.
+    pub(super) fn audit_rules(&self, firewall: &Firewall, parameters: &RuleParameters) {
         let host = HostSettings::read(parameters);
         let audit = |firewall: &Firewall, other_backend| {
             let data_paths = data_path_verdicts(firewall, host.routing, parameters);
@@ -221,7 +216,6 @@ impl Health {
                 host,
                 backend: parameters.backend(),
                 other_backend,
-                has_fast_path,
             };
             let problems = audit.checks().iter().filter_map(Check::as_problem).collect();
             (problems, audit.unmarked_may_pass())

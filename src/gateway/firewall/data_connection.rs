@@ -70,12 +70,12 @@ impl PacketClass {
         }
     }
 
-    fn is_admitted_at(self, hook: Hook, priority: i32) -> bool {
+    pub(super) fn is_admitted_at(self, hook: Hook, priority: i32) -> bool {
         self.admission_priority(hook).is_some_and(|admission| priority > admission)
     }
 }
 
-fn is_before_conntrack(hook: Hook, priority: i32) -> bool {
+pub(super) fn is_before_conntrack(hook: Hook, priority: i32) -> bool {
     matches!(hook, Hook::Prerouting | Hook::Output) && priority < CONNTRACK_PRIORITY
 }
 

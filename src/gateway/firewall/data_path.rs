@@ -17,8 +17,6 @@ pub struct DataPathVerdict {
     has_addresses: bool,
     /// The verdict on data connections with our ct mark.
     pub mark: HookVerdict,
-    /// The verdict on data connections that the fast path admits. They have another of our bits, too.
-    pub fast_path: HookVerdict,
     /// The verdict on data connections that conntrack expects.
     pub related: HookVerdict,
     /// The verdict on data connections that nobody admits.
@@ -83,14 +81,6 @@ pub enum AcceptedData {
     Nothing,
 }
 
-/// The chain that drops data connections of the fast path, and accepts others by their exact ct mark; `None` if there
-/// is none.
-pub fn exact_mark_chain(paths: &[DataPathVerdict]) -> Option<&ChainVerdict> {
-    // The fast path has no connections of IPv6.
-    let used = paths.iter().filter(|path| path.is_used && path.ip == IpVersion::V4);
-    used.filter(|path| path.mark.passes()).find_map(|path| path.fast_path.dropping_chains().next())
-}
-
 /// Which data connections `firewall` accepts; `None` if not all of its rules could be read.
 pub fn accepted_data(firewall: &Firewall, paths: &[DataPathVerdict]) -> Option<AcceptedData> {
     if !firewall.read_errors().is_empty() {
@@ -141,7 +131,6 @@ pub fn data_path_verdicts(
                 is_used,
                 has_addresses,
                 mark: verdict(PacketClass::MarkedData),
-                fast_path: firewall.fast_path_verdict(hook, ip, parameters),
                 related: verdict(PacketClass::RelatedData),
                 unmarked: firewall.data_verdict(hook, ip, PacketClass::MarkedData, 0, parameters),
                 injected: sends.then(|| verdict(PacketClass::Injected)),
@@ -203,30 +192,6 @@ mod tests {
         ] {
             assert_eq!(accepted(rules, ip6), expected, "{rules:?} {ip6}");
         }
-    }
-
-    #[test]
-    fn a_rule_that_accepts_the_exact_mark_drops_connections_of_the_fast_path() {
-        let stop = |rule: &str| {
-            let text = format!(
-                "*filter\n:FORWARD DROP [0:0]\n\
-                 -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n{rule}\nCOMMIT\n"
-            );
-            let firewall = Firewall::from_iptables(&text);
-            let paths = data_path_verdicts(&firewall, GATEWAY, &RuleParameters::default());
-            let pass = |passes: fn(&DataPathVerdict) -> bool| {
-                paths.iter().filter(|path| path.is_used).all(passes)
-            };
-            let others = [pass(|path| path.mark.passes()), pass(|path| path.related.passes())];
-            (others, exact_mark_chain(&paths).map(ToString::to_string))
-        };
-        let exact = MARK.replace("/0x40000000", "");
-        let chain = "the policy of iptables-legacy filter FORWARD".to_owned();
-        assert_eq!(stop(&exact), ([true, true], Some(chain)));
-        assert_eq!(stop(MARK), ([true, true], None));
-        assert_eq!(stop(&MARK.replace("/0x40000000", "/0x50000000")), ([true, true], None));
-        // The problem of other data connections is another one.
-        assert_eq!(stop("").1, None);
     }
 
     #[test]

@@ -1,14 +1,16 @@
-//! Finds rules that do not work together with the packet marks of the fast path.
+//! Finds rules that do not work together with the marks of the fast path.
 //!
 //! The fast path marks packets of control connections that it inspected, and the first packet of a data connection. Our
 //! table reads the marks, and clears them. Before that, other rules may overwrite them, or take a marked packet for
-//! another one than they would without a mark: those of prerouting, and those of policy routing.
+//! another one than they would without a mark: those of prerouting, and those of policy routing. Its data connections
+//! have one bit more in the ct mark than others, and rules of all hooks may tell them apart by it.
 
 use super::{
     Ruleset,
+    data_connection::is_before_conntrack,
     model::{BaseChain, Hook, IpVersion, Origin, SamplePacket, Table, state},
     routing_rules::RoutingRule,
-    sample_packets::fast_path_packets,
+    sample_packets::{PacketClass, admitted_packets, fast_path_packets},
     traversal::{self, base_chains},
     xtables,
 };
@@ -21,7 +23,7 @@ const MARK_READ_PRIORITY: i32 = -100;
 /// The priority of the first of our chains in the forward hook. It clears the packet marks of the fast path.
 const CLEARING_PRIORITY: i32 = -152;
 
-/// A rule that does not work together with the packet marks of the fast path, which stays off because of it.
+/// A rule that does not work together with the marks of the fast path, which stays off because of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct MarkConflict {
     /// The chain of the rule, as in `inet filter prerouting`; or `ip rule`.
@@ -37,14 +39,24 @@ pub enum MarkConflictKind {
     Overwrites,
     /// It may treat a packet with such a mark in another way than one without a mark.
     Compares,
+    /// It may treat a data connection of the fast path in another way than others, by the ct mark.
+    ComparesCtMark,
 }
 
 impl MarkConflict {
     /// Why the fast path stays off.
-    pub fn reason(&self) -> String {
+    pub fn reason(&self, parameters: &RuleParameters) -> String {
         let verb = match self.kind {
             MarkConflictKind::Overwrites => "overwrites",
             MarkConflictKind::Compares => "compares",
+            MarkConflictKind::ComparesCtMark => {
+                let data = parameters.data_mark();
+                return format!(
+                    "{self} tells the ct mark {data:#x} from {:#x}: match the bit, as in `ct mark & {data:#x} != 0` \
+                     or `--mark {data:#x}/{data:#x}`",
+                    data | parameters.queue_all_mark()
+                );
+            }
         };
         format!("{self} {verb} the fast path's packet marks: give that rule a mask")
     }
@@ -72,25 +84,47 @@ pub(super) fn mark_conflicts(
             changed |= marking.iter().fold(0, |bits, (_, rule)| bits | rule.changed_mark_bits);
         }
     }
-    let mut add = |chain: String, rule: String| {
+    let mut add = |chain: String, rule: String, kind| {
         if found.iter().all(|one| (&one.chain, &one.rule) != (&chain, &rule)) {
-            found.push(MarkConflict { chain, rule, kind: MarkConflictKind::Compares });
+            found.push(MarkConflict { chain, rule, kind });
         }
     };
+    use MarkConflictKind::{Compares, ComparesCtMark};
     for (packet, mark) in packets(changed) {
         for (table, name, _) in chains_with_marks(rules) {
-            for (chain, rule) in traversal::rules_that_depend_on_mark(table, name, &packet, mark) {
-                add(chain_name(table, chain), rule.text.clone());
+            let both = [&packet, &SamplePacket { mark, ..packet }];
+            for (chain, rule) in traversal::rules_that_tell_apart(table, name, both) {
+                add(chain_name(table, chain), rule.text.clone(), Compares);
             }
         }
         for rule in routing_rules {
             let comparison = rule.comparison();
             if comparison.holds(packet.mark) != comparison.holds(mark) {
-                add("ip rule".to_owned(), rule.to_string());
+                add("ip rule".to_owned(), rule.to_string(), Compares);
+            }
+        }
+    }
+    for (table, name, base) in chains(rules).filter(|(.., base)| !base.is_nat) {
+        for (packet, ct_mark) in admitted_packets(base.hook, parameters, rules.changed_mark_bits) {
+            let both = [&packet, &SamplePacket { ct_mark, ..packet }];
+            let has_ct_mark = match packet.state {
+                state::NEW => PacketClass::MarkedData.is_admitted_at(base.hook, base.priority),
+                _ => !is_before_conntrack(base.hook, base.priority),
+            };
+            if has_ct_mark {
+                for (chain, rule) in traversal::rules_that_tell_apart(table, name, both) {
+                    add(chain_name(table, chain), rule.text.clone(), ComparesCtMark);
+                }
             }
         }
     }
     found
+}
+
+/// The base chains that packets of IPv4 pass, with their tables. The fast path has no others.
+fn chains(rules: &Ruleset) -> impl Iterator<Item = (&Table, &str, BaseChain)> {
+    let tables = rules.tables.iter().filter(|table| table.family.sees(IpVersion::V4));
+    tables.flat_map(|table| base_chains(table).map(move |(name, base)| (table, name, base)))
 }
 
 /// The base chains that get packets with such marks, with their tables. Packets of control connections reach no chain
@@ -102,12 +136,7 @@ fn chains_with_marks(rules: &Ruleset) -> impl Iterator<Item = (&Table, &str, Bas
         Hook::Forward => base.priority < CLEARING_PRIORITY,
         Hook::Input | Hook::Output | Hook::Postrouting => false,
     };
-    rules
-        .tables
-        .iter()
-        .filter(|table| table.family.sees(IpVersion::V4))
-        .flat_map(|table| base_chains(table).map(move |(name, base)| (table, name, base)))
-        .filter(move |(.., base)| has_marks(*base))
+    chains(rules).filter(move |(.., base)| has_marks(*base))
 }
 
 /// The rules that may overwrite the marks before our table reads them, each once.
@@ -222,7 +251,8 @@ mod tests {
             let text = format!("*mangle\n:PREROUTING ACCEPT [0:0]\n{prerouting}COMMIT\n");
             firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, &text);
             let conflicts = firewall.mark_conflicts(&RuleParameters::default());
-            conflicts.iter().map(MarkConflict::reason).collect::<Vec<_>>()
+            let reason = |one: &MarkConflict| one.reason(&RuleParameters::default());
+            conflicts.iter().map(reason).collect::<Vec<_>>()
         };
         let marks_one = "-A PREROUTING -i lan0 -j MARK --set-xmark 0x1/0xff\n";
         for (prerouting, mark, mask, is_inverted, is_found) in [
@@ -243,6 +273,41 @@ mod tests {
             let expected = if is_found { vec![reason] } else { vec![] };
             assert_eq!(conflict(prerouting, &[rule]), expected, "{rule} {prerouting}");
         }
+    }
+
+    #[test]
+    fn rules_that_tell_data_connections_apart_are_found() {
+        let filter = |rules: &str| {
+            let text = format!(
+                "*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n:own - [0:0]\n\
+                 -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n{rules}\nCOMMIT\n"
+            );
+            found(&Firewall::from_iptables(&text))
+        };
+        for (options, is_found) in [
+            ("-m connmark --mark 0x40000000", true),
+            ("-i lan0 -m connmark --mark 0x40000000", true),
+            ("-s 10.0.0.7/32 -m connmark --mark 0x40000000", true),
+            ("-m connmark ! --mark 0x60000000", true),
+            ("-m connmark --mark 0x40000000/0x70000000", true),
+            ("-m connmark --mark 0x40000000/0x40000000", false),
+            ("-m connmark --mark 0x40000000/0x50000000", false),
+            ("-m connmark --mark 0x5/0xff", false),
+            ("-p udp -m connmark --mark 0x40000000", false),
+            ("-i lo -m connmark --mark 0x40000000", false),
+        ] {
+            for chain in ["FORWARD", "INPUT"] {
+                let rule = format!("-A {chain} {options} -j ACCEPT");
+                let named = format!("`{rule}` in iptables-legacy filter {chain}");
+                let expected = if is_found { vec![named] } else { vec![] };
+                assert_eq!(filter(&rule), expected, "{rule}");
+            }
+        }
+        // What a rule writes, both have.
+        let marked = "-A FORWARD -j CONNMARK --set-xmark 0x5/0xff\n\
+                      -A FORWARD -m connmark --mark 0x5/0xff -j ACCEPT";
+        assert_eq!(filter(marked), [""; 0]);
+        assert_eq!(filter(&marked.replace("0x5/0xff -j A", "0x40000005 -j A")).len(), 1);
     }
 
     #[test]

@@ -38,9 +38,7 @@ use std::{
 pub use control_path::{Acceptance, ControlPathVerdict, InterfacePairVerdict};
 use data_connection::{ChainStep, DataConnection, FORWARDED, RECEIVED, SENT};
 pub use data_modes::{DataMode, ModeVerdict};
-pub use data_path::{
-    AcceptedData, DataPathVerdict, accepted_data, data_path_verdicts, exact_mark_chain,
-};
+pub use data_path::{AcceptedData, DataPathVerdict, accepted_data, data_path_verdicts};
 pub use marks::{MarkConflict, MarkConflictKind};
 use model::{ChangedMarkBits, FieldValue, SamplePacket, Table};
 pub use model::{Hook, IpVersion, Origin, TableFamily};
@@ -290,7 +288,7 @@ impl Firewall {
         found.chain(control_conflicts::conflicts_with_control(&self.ruleset, parameters))
     }
 
-    /// The rules that do not work together with the packet marks of the fast path.
+    /// The rules that do not work together with the marks of the fast path.
     pub fn mark_conflicts(&self, parameters: &RuleParameters) -> Vec<MarkConflict> {
         marks::mark_conflicts(&self.ruleset, &self.routing_rules, parameters)
     }
@@ -323,18 +321,6 @@ impl Firewall {
             return self.verdict_on_packets(ip, &[injected_packet(hook, ip, parameters)]);
         }
         self.data_verdict(hook, ip, class, parameters.data_mark(), parameters)
-    }
-
-    /// What the firewall does at `hook` with data connections that the fast path admits.
-    fn fast_path_verdict(
-        &self,
-        hook: Hook,
-        ip: IpVersion,
-        parameters: &RuleParameters,
-    ) -> HookVerdict {
-        // Our table finds the translation of their source by the second bit.
-        let mark = parameters.data_mark() | parameters.queue_all_mark();
-        self.data_verdict(hook, ip, PacketClass::MarkedData, mark, parameters)
     }
 
     /// What the firewall does at `hook` with data connections that have the ct mark bits `admitted`.

@@ -344,16 +344,15 @@ impl Rule {
         }
     }
 
-    /// Whether the rule may do something else with a packet of another packet mark.
-    pub(super) fn depends_on_mark(&self, packet: &SamplePacket<'_>, mark: FieldValue) -> bool {
-        let other = SamplePacket { mark, ..*packet };
+    /// Whether the rule may do something else with the packet `other`.
+    pub(super) fn tells_apart(&self, packet: &SamplePacket<'_>, other: &SamplePacket<'_>) -> bool {
         let elements = match &self.action {
             RuleVerdict::Map(elements) => elements.as_slice(),
             _ => &[],
         };
-        let is_other = |condition: &Condition| condition.holds(packet) != condition.holds(&other);
+        let is_other = |condition: &Condition| condition.holds(packet) != condition.holds(other);
         self.conditions.iter().chain(elements.iter().map(|(key, _)| key)).any(is_other)
-            && self.applies(packet).max(self.applies(&other)) != Certainty::No
+            && self.applies(packet).max(self.applies(other)) != Certainty::No
     }
 
     pub(super) fn applies(&self, packet: &SamplePacket<'_>) -> Certainty {

@@ -222,6 +222,35 @@ pub(super) fn fast_path_packets(
     packets
 }
 
+/// Packets of a data connection at `hook` behind its admission, each with the ct mark that it has if the fast path admits
+/// it. Our table finds the translation of its source by the second bit.
+pub(super) fn admitted_packets(
+    hook: Hook,
+    parameters: &RuleParameters,
+    changes: ChangedMarkBits,
+) -> [(SamplePacket<'static>, FieldValue); 3] {
+    let known = !changes.ct_mark | parameters.mask();
+    let (data, any_port) = (parameters.data_mark(), FieldValue::Within(0, u16::MAX.into()));
+    let first = SamplePacket {
+        is_local: (hook != Hook::Prerouting).then_some(hook == Hook::Input),
+        input: (hook == Hook::Output).then_some(""),
+        output: matches!(hook, Hook::Prerouting | Hook::Input).then_some(""),
+        ct_mark: FieldValue::Bits { bits: data, known },
+        mark: FieldValue::Bits { bits: 0, known: !changes.mark },
+        destination_port: FieldValue::Within(1024, u16::MAX.into()),
+        ..first_packet(hook, IpVersion::V4)
+    };
+    let later = SamplePacket {
+        state: state::ESTABLISHED,
+        destination_port: any_port,
+        tcp_flags: FieldValue::Bits { bits: ACK, known: ACK | SYN },
+        ..first
+    };
+    let reply = SamplePacket { direction: FieldValue::exactly(1), ..later };
+    let bits = data | parameters.queue_all_mark();
+    [first, later, reply].map(|packet| (packet, FieldValue::Bits { bits, known }))
+}
+
 /// A TCP connection between two interfaces.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct SampleConnection<'a> {

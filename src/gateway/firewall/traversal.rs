@@ -133,15 +133,14 @@ pub(super) fn marking_rules<'a>(
     traversal.marking_rules
 }
 
-/// The rules that may do something else with the packet if it has another packet mark, and that the packet may reach
+/// The rules that may do something else with the packet `other`, which has other marks, and that the packet may reach
 /// from base chain `name`.
-pub(super) fn rules_that_depend_on_mark<'a>(
+pub(super) fn rules_that_tell_apart<'a>(
     table: &'a Table,
     name: &'a str,
-    packet: &SamplePacket<'_>,
-    mark: FieldValue,
+    [packet, other]: [&SamplePacket<'_>; 2],
 ) -> Vec<MarkedRule<'a>> {
-    let mut traversal = Traversal { other_mark: Some(mark), ..Traversal::new(table, packet) };
+    let mut traversal = Traversal { other: Some(*other), ..Traversal::new(table, packet) };
     traversal.chain(name, 0);
     traversal.dependent_rules
 }
@@ -190,21 +189,24 @@ impl PossibleVerdicts {
     }
 }
 
-/// What the result of a chain depends on: its name, the marks and the state of the packet that enters it, and whether
-/// the packet enters it by default.
-type Entry<'a> = (&'a str, [FieldValue; 2], u32, bool);
+/// What the result of a chain depends on: its name, the marks and the state of the packets that enter it, and whether
+/// they enter it by default.
+type Entry<'a> = (&'a str, [Option<[FieldValue; 2]>; 2], u32, bool);
+
+/// The result of a chain, with the packets as they leave.
+type Outcome<'p> = (PossibleVerdicts, SamplePacket<'p>, Option<SamplePacket<'p>>);
 
 struct Traversal<'a, 'p> {
     table: &'a Table,
     packet: SamplePacket<'p>,
-    /// Results by chain, with the packet as it leaves. `None` marks a chain whose evaluation is in progress: a loop,
-    /// which the kernel never accepts, then ends here.
-    finished: HashMap<Entry<'a>, Option<(PossibleVerdicts, SamplePacket<'p>)>>,
+    /// Results by chain. `None` marks a chain whose evaluation is in progress: a loop, which the kernel never accepts,
+    /// then ends here.
+    finished: HashMap<Entry<'a>, Option<Outcome<'p>>>,
     /// Conflicts of the rules that the packet may reach.
     conflicts: Vec<&'a ConflictingRule>,
     marking_rules: Vec<MarkedRule<'a>>,
-    /// Another packet mark of the packet, to find the rules that depend on it.
-    other_mark: Option<FieldValue>,
+    /// The packet with other marks, to find the rules that depend on them.
+    other: Option<SamplePacket<'p>>,
     dependent_rules: Vec<MarkedRule<'a>>,
     /// The last rule that changed the ct mark, or took the packet out of connection tracking.
     changed_by: Option<VerdictSource>,
@@ -220,7 +222,7 @@ impl<'a, 'p> Traversal<'a, 'p> {
             finished: HashMap::new(),
             conflicts: Vec::new(),
             marking_rules: Vec::new(),
-            other_mark: None,
+            other: None,
             dependent_rules: Vec::new(),
             changed_by: None,
             by_default: true,
@@ -228,11 +230,11 @@ impl<'a, 'p> Traversal<'a, 'p> {
     }
 
     fn chain(&mut self, name: &'a str, depth: usize) -> PossibleVerdicts {
-        let SamplePacket { ct_mark, mark, state, .. } = self.packet;
-        let entry = (name, [ct_mark, mark], state, self.by_default);
+        let marks = [Some(self.packet), self.other].map(|one| Some([one?.ct_mark, one?.mark]));
+        let entry = (name, marks, self.packet.state, self.by_default);
         match self.finished.get(&entry) {
-            Some(Some((verdicts, packet))) => {
-                self.packet = *packet;
+            Some(Some((verdicts, packet, other))) => {
+                (self.packet, self.other) = (*packet, *other);
                 return verdicts.clone();
             }
             Some(None) => return PossibleVerdicts::returning(),
@@ -243,7 +245,7 @@ impl<'a, 'p> Traversal<'a, 'p> {
         };
         self.finished.insert(entry, None);
         let verdicts = self.rules(name, chain, depth);
-        self.finished.insert(entry, Some((verdicts.clone(), self.packet)));
+        self.finished.insert(entry, Some((verdicts.clone(), self.packet, self.other)));
         verdicts
     }
 
@@ -258,7 +260,7 @@ impl<'a, 'p> Traversal<'a, 'p> {
         let by_default = self.by_default;
         let mut verdicts = PossibleVerdicts::default();
         for rule in &chain.rules {
-            if self.other_mark.is_some_and(|mark| rule.depends_on_mark(&self.packet, mark)) {
+            if self.other.is_some_and(|other| rule.tells_apart(&self.packet, &other)) {
                 self.dependent_rules.push((name, rule));
             }
             let applies = rule.applies(&self.packet);
@@ -297,11 +299,13 @@ impl<'a, 'p> Traversal<'a, 'p> {
     /// Applies what `rule` does to the packet besides its verdict.
     fn change_packet(&mut self, chain: &str, rule: &Rule) {
         let SamplePacket { ct_mark, state: before, .. } = self.packet;
-        rule.mark_writes.iter().for_each(|write| self.packet.write_mark(*write));
         let conflict = rule.conflict.as_ref().map(|conflict| conflict.kind);
-        // Conntrack has not seen the packet yet.
-        if before == state::INVALID && conflict == Some(ConflictKind::Untracked) {
-            self.packet.state = state::UNTRACKED;
+        for packet in [Some(&mut self.packet), self.other.as_mut()].into_iter().flatten() {
+            rule.mark_writes.iter().for_each(|write| packet.write_mark(*write));
+            // Conntrack has not seen the packet yet.
+            if before == state::INVALID && conflict == Some(ConflictKind::Untracked) {
+                packet.state = state::UNTRACKED;
+            }
         }
         if (ct_mark, before) != (self.packet.ct_mark, self.packet.state) {
             let rule = Some(rule.text.clone());

@@ -15,7 +15,7 @@ use std::{mem::take, time::Instant};
 
 use super::{
     Effects, Engine, Event, EventKind, Injection, Kernel, KernelError, Lookup, Opening,
-    QueueModeChange,
+    QueueModeChange, Side,
 };
 
 /// The environment of engines: the daemon, `replay`, the simulated network.
@@ -238,8 +238,12 @@ fn set_queue_modes(kernel: &mut impl Kernel, all: &mut [Effects]) {
 /// Injects packets, closes pinholes, reports events.
 fn finish<H: Host>(host: &mut H, now: Instant, effects: &mut Effects) {
     let mut errors = 0;
-    for Injection { session, client, server, packet, .. } in &effects.injections {
-        if let Err(error) = host.kernel().inject(packet) {
+    for Injection { session, recipient, client, server, ct_mark, packet } in &effects.injections {
+        let source = match recipient {
+            Side::Client => server.ip(),
+            Side::Server => client.ip(),
+        };
+        if let Err(error) = host.kernel().inject(packet, source, *ct_mark) {
             errors += 1;
             let (session, kind) = (session.id, EventKind::KernelRefused(error.to_string()));
             effects.events.push(Event { session, client: *client, server: *server, kind });

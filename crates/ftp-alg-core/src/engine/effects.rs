@@ -188,8 +188,11 @@ pub(super) enum Purpose {
 pub struct Injection {
     pub(super) session: SessionRef,
     pub(super) recipient: Side,
+    /// The endpoints of packets at our hooks.
     pub(super) client: SocketAddr,
     pub(super) server: SocketAddr,
+    /// The operator's bits of the connection's ct mark.
+    pub(super) ct_mark: u32,
     /// The IP packet, with the addresses that the recipient knows.
     pub packet: Vec<u8>,
 }

@@ -107,7 +107,7 @@ impl Kernel for FakeKernel {
         self.lost_fast_path_pinholes.extend(lost);
     }
 
-    fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {
+    fn inject(&mut self, packet: &[u8], _: IpAddr, _: u32) -> Result<(), KernelError> {
         self.injected.push(packet.to_vec());
         Ok(())
     }

@@ -190,6 +190,7 @@ pub trait Kernel {
     /// Closes pinholes that the BPF program opened and no session holds, if they are still open.
     fn close_lost_fast_path_pinholes(&mut self, _lost: &[FastPathPinhole]) {}
 
-    /// Sends an IP packet from this machine, without connection tracking.
-    fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError>;
+    /// Sends an IP packet from this machine, without connection tracking. It is routed as the packets of its connection
+    /// are, which have the source address `source` and the operator's bits `ct_mark` in the ct mark.
+    fn inject(&mut self, packet: &[u8], source: IpAddr, ct_mark: u32) -> Result<(), KernelError>;
 }

@@ -220,5 +220,5 @@ fn reset(index: u32, control: &Control, to: Side, seq: Seq, ack: Seq) -> Injecti
         acknowledgement.rebuild(&edit, |_| None, &mut packet);
     }
     let session = SessionRef { index, id: control.id };
-    Injection { session, recipient: to, client, server, packet }
+    Injection { session, recipient: to, client, server, ct_mark: 0, packet }
 }

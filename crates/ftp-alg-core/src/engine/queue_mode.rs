@@ -86,11 +86,13 @@ fn inject(connection: &mut Connection<'_>, recipient: Side, packet: Vec<u8>) {
     if connection.control.translation().is_none() && !connection.control.is_busy() {
         connection.effects.lookups.push(KernelRequest::new(session, connection.endpoints(), None));
     }
-    connection.effects.injections.push(Injection { session, recipient, client, server, packet });
+    let injection = Injection { session, recipient, client, server, ct_mark: 0, packet };
+    connection.effects.injections.push(injection);
 }
 
 impl Engine {
-    /// Gives injected packets the addresses that their recipients know, because NAT does not translate them any more.
+    /// Gives injected packets the addresses that their recipients know, because NAT does not translate them any more, and
+    /// the ct mark, by which they are routed.
     /// If conntrack does not know the connection, nothing is injected.
     pub(super) fn finish_injections(&mut self, injections: &mut Vec<Injection>) {
         injections.retain_mut(|injection| {
@@ -99,6 +101,7 @@ impl Engine {
             let Some(translation) = entry.and_then(|entry| entry.control.translation()) else {
                 return false;
             };
+            injection.ct_mark = translation.ct_mark;
             let (source, destination) = translation.seen_by(injection.recipient);
             let Ok(parsed) = Packet::parse(&injection.packet) else { return false };
             if parsed.source() == source && parsed.destination() == destination {

@@ -204,7 +204,7 @@ impl Kernel for Recorder {
         self.program.close_lost_pinholes(lost);
     }
 
-    fn inject(&mut self, packet: &[u8]) -> Result<(), KernelError> {
+    fn inject(&mut self, packet: &[u8], _: IpAddr, _: u32) -> Result<(), KernelError> {
         self.check("inject")?;
         self.injected.push(packet.to_vec());
         Ok(())
