@@ -19,6 +19,7 @@ mod marks;
 mod model;
 mod networks;
 mod nft;
+mod packet_fields;
 mod remedy;
 mod routing_rules;
 mod ruleset_reader;
