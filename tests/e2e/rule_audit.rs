@@ -127,7 +127,8 @@ fn random_rules_do_what_is_said_of_them() {
                 iptables-legacy -X; conntrack -F 2>/dev/null\n{rules}"
             ))
             .unwrap();
-        for verdict in control(&lab).pairs {
+        // The lab has no two hosts at one interface.
+        for verdict in control(&lab).pairs.into_iter().filter(|pair| pair.from != pair.to) {
             let (from, to) = match verdict.from.as_deref() {
                 Some("lan") => (&lab.client, &lab.server),
                 _ => (&lab.server, &lab.client),

@@ -259,6 +259,12 @@ impl HostAudit<'_> {
             let says = format!("the following checks ignore it: {what}");
             checks.push(Check::note(FIREWALL, "not readable", says));
         }
+        for table in self.firewall.unread_tables() {
+            let says = format!(
+                "the following checks ignore table {table}, which may drop packets of a bridge"
+            );
+            checks.push(Check::note(FIREWALL, "not read", says));
+        }
         let data = PacketClass::for_data_connections(self.backend);
         for hook in Hook::ALL {
             let own = if hook.is_filter() { "our own packets" } else { "own at postrouting" };

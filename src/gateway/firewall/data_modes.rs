@@ -459,6 +459,58 @@ mod tests {
     }
 
     #[test]
+    fn egress_chains_count_for_their_interface() {
+        let json = r#"{"nftables": [{"table": {"family": "netdev", "name": "n"}},
+            {"chain": {"family": "netdev", "table": "n", "name": "e", "type": "filter", "hook": "egress",
+              "dev": "wan", "prio": 0, "policy": "accept"}},
+            {"rule": {"family": "netdev", "table": "n", "chain": "e", "expr": [
+              {"match": {"op": "==", "left": {"&": [{"payload": {"protocol": "tcp", "field": "flags"}},
+                {"|": ["syn", "ack"]}]}, "right": "syn"}},
+              {"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}},
+                "right": {"range": [1024, 65535]}}}, {"drop": null}]}}]}"#;
+        let firewall = Firewall::from_nft(json, "").unwrap();
+        let dropped = |names: &[&str]| {
+            dropped_modes(&firewall, names, Hook::Forward, PacketClass::MarkedData)
+        };
+        let chain = || "netdev n e".to_owned();
+        let to_wan = [(DataMode::Passive, chain()), (DataMode::Active, chain())];
+        assert_eq!(dropped(&["lan", "wan"]), to_wan);
+        assert_eq!(dropped(&["lan", "dmz"]), []);
+        let verdicts = firewall.verdict(
+            Hook::Postrouting,
+            IpVersion::V4,
+            PacketClass::MarkedData,
+            &RuleParameters::default(),
+        );
+        // Rules of the family netdev see no ct mark.
+        let (class, parameters) = (PacketClass::MarkedData, RuleParameters::default());
+        assert_eq!(verdicts.chains[0].accept_command(class, &parameters), None);
+        assert!(verdicts.chains[0].advice_without_rule(class, &parameters).is_some());
+    }
+
+    #[test]
+    fn tables_of_bridges_are_unread_if_they_may_drop() {
+        let unread = |policy: &str, statement: &str| {
+            let json = format!(
+                r#"{{"nftables": [{{"table": {{"family": "bridge", "name": "b"}}}},
+                {{"chain": {{"family": "bridge", "table": "b", "name": "c", "type": "filter", "hook": "input",
+                  "prio": 0, "policy": "{policy}"}}}},
+                {{"rule": {{"family": "bridge", "table": "b", "chain": "c", "expr": [{statement}]}}}}]}}"#
+            );
+            let firewall = Firewall::from_nft(&json, "").unwrap();
+            firewall.unread_tables().map(str::to_owned).collect::<Vec<_>>()
+        };
+        let map = r#"{"vmap": {"key": {"meta": {"key": "iifname"}}, "data": {"set": [["x", {"drop": null}]]}}}"#;
+        let accept = r#"{"accept": null}"#;
+        for (policy, statement) in
+            [("drop", accept), ("accept", r#"{"drop": null}"#), ("accept", map)]
+        {
+            assert_eq!(unread(policy, statement), ["bridge b"], "{statement}");
+        }
+        assert_eq!(unread("accept", accept), [""; 0]);
+    }
+
+    #[test]
     fn ingress_chains_count_for_their_interface() {
         let json = r#"{"nftables": [{"table": {"family": "netdev", "name": "n"}},
             {"chain": {"family": "netdev", "table": "n", "name": "i", "type": "filter", "hook": "ingress",

@@ -24,3 +24,12 @@ pub(super) enum WrittenMark {
     OtherMark,
     Unknown,
 }
+
+/// The bits of the marks that rules of others may change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct ChangedMarkBits {
+    pub(super) ct_mark: u32,
+    pub(super) mark: u32,
+    /// Those of the packet mark that are set from the ct mark.
+    pub(super) restored: u32,
+}

@@ -13,12 +13,14 @@ mod control_path;
 mod data_connection;
 mod data_modes;
 mod data_path;
+mod devices;
 mod expressions;
 mod mark_writes;
 mod marks;
 mod model;
 mod networks;
 mod nft;
+mod packet_fields;
 mod remedy;
 mod routing_rules;
 mod ruleset_reader;
@@ -30,6 +32,7 @@ mod traversal;
 mod xtables;
 
 use std::{
+    collections::BTreeSet,
     ops::RangeInclusive,
     sync::mpsc::{self, Receiver},
     thread,
@@ -70,12 +73,15 @@ struct Ruleset {
     tables: Vec<Table>,
     conflicts: Vec<ConflictingRule>,
     changed_mark_bits: ChangedMarkBits,
+    /// The tables with chains that may drop packets, and that are not evaluated.
+    unread: BTreeSet<String>,
 }
 
 impl Ruleset {
     fn add(&mut self, other: Self) {
         self.tables.extend(other.tables);
         self.conflicts.extend(other.conflicts);
+        self.unread.extend(other.unread);
         self.changed_mark_bits.ct_mark |= other.changed_mark_bits.ct_mark;
         self.changed_mark_bits.mark |= other.changed_mark_bits.mark;
         self.changed_mark_bits.restored |= other.changed_mark_bits.restored;
@@ -246,6 +252,11 @@ impl Firewall {
     /// One line for each source that could not be read. If there is one, all verdicts are incomplete.
     pub fn read_errors(&self) -> &[String] {
         &self.read_errors
+    }
+
+    /// The tables that are not evaluated although they may drop packets: those of bridges.
+    pub fn unread_tables(&self) -> impl Iterator<Item = &str> {
+        self.ruleset.unread.iter().map(String::as_str)
     }
 
     /// The ports that the rules translate to another destination.

@@ -4,7 +4,7 @@
 //! or may not hold.
 
 use std::{
-    collections::{BTreeMap, HashMap},
+    collections::{BTreeMap, BTreeSet, HashMap},
     mem,
 };
 
@@ -13,22 +13,21 @@ use serde_json::{Deserializer, Map, Value as Json};
 
 use super::{
     ConflictKind, ConflictingRule, Ruleset,
+    devices::{DeviceHook, TableKey, listed_devices},
     expressions::{
         address_side, equals, field, implied_condition, is_set, mark_write, networks, number,
         range, ranges, reads_interface, unchanged_bits, undecidable,
     },
     mark_writes::MarkWrite,
     model::{
-        BaseChain, Chain, ChangedMarkBits, Condition, DestinationNat, Field, Hook,
-        InterfaceDirection, InterfacePattern, Origin, Ranges, Rule, RuleVerdict, Table,
-        TableFamily,
+        BaseChain, Chain, ChangedMarkBits, Condition, DestinationNat, Field, Origin, Ranges, Rule,
+        RuleVerdict, Table, TableFamily,
     },
 };
 use crate::gateway::rules::TABLE as OURS;
 
 /// A statement or an object in nft's JSON.
 type Object = Map<String, Json>;
-type TableKey = (TableFamily, String);
 
 /// The output of nft for one command.
 #[derive(Deserialize)]
@@ -40,7 +39,7 @@ struct Document {
 /// Parses the JSON output of any number of commands. Our own table is left out.
 ///
 /// `listing` is the output of `nft --handle` for the same tables. It is used for the texts of rules, and for the
-/// devices of chains at ingress.
+/// devices of chains at ingress and egress.
 pub(super) fn parse(json: &str, listing: &str) -> Result<Ruleset, serde_json::Error> {
     let mut objects = Vec::new();
     for document in Deserializer::from_str(json).into_iter() {
@@ -60,8 +59,9 @@ pub(super) fn parse(json: &str, listing: &str) -> Result<Ruleset, serde_json::Er
             reader.read_rule(rule);
         }
     }
-    reader.limit_ingress_policies();
+    reader.limit_policies_of_devices();
     Ok(Ruleset {
+        unread: unread_tables(&objects),
         tables: reader.tables.into_values().filter(|table| !table.chains.is_empty()).collect(),
         conflicts: reader.conflicts,
         changed_mark_bits: reader.changed_mark_bits,
@@ -73,7 +73,7 @@ struct NftReader<'a> {
     tables: BTreeMap<TableKey, Table>,
     /// The elements of named sets and maps.
     sets: HashMap<(TableKey, &'a str), &'a Json>,
-    /// The devices of chains at ingress. Each of their rules has this condition.
+    /// The devices of chains at ingress and egress. Each of their rules has this condition.
     devices: HashMap<(TableKey, &'a str), Condition>,
     /// The devices of these chains in the listing.
     listed: HashMap<(TableKey, &'a str), Vec<&'a str>>,
@@ -107,14 +107,9 @@ impl<'a> NftReader<'a> {
             "chain" => {
                 if let (Some(table), Some(name)) = (self.tables.get_mut(&key), name) {
                     table.chains.entry(name.to_owned()).or_default().base = base_chain(object);
-                    if text(object, "hook") == Some("ingress") {
-                        let condition =
-                            match (device_names(object), self.listed.get(&(key.clone(), name))) {
-                                (names, _) if !names.is_empty() => on_devices(names),
-                                (_, Some(names)) => on_devices(names.clone()),
-                                _ => Condition::Unknown,
-                            };
-                        self.devices.insert((key, name), condition);
+                    if let Some(hook) = text(object, "hook").and_then(DeviceHook::new) {
+                        let listed = self.listed.get(&(key.clone(), name));
+                        self.devices.insert((key, name), hook.on_devices(object, listed));
                     }
                 }
             }
@@ -201,8 +196,8 @@ impl<'a> NftReader<'a> {
         }
     }
 
-    /// Turns a dropping policy at ingress into a rule for the devices of its chain.
-    fn limit_ingress_policies(&mut self) {
+    /// Turns a dropping policy at ingress or egress into a rule for the devices of its chain.
+    fn limit_policies_of_devices(&mut self) {
         for ((table, name), device) in &self.devices {
             let chain = self.tables.get_mut(table).and_then(|table| table.chains.get_mut(*name));
             if let Some(Chain { base: Some(base), rules }) = chain
@@ -457,6 +452,36 @@ fn table_key(object: &Object, table: &str) -> Option<TableKey> {
     Some((text(object, "family")?.parse().ok()?, text(object, table)?.to_owned()))
 }
 
+/// The tables of the family `bridge` with rules or policies that may drop packets, because no chain of a bridge is
+/// evaluated here. Packets of the bridge's own addresses pass its chains at input and output.
+fn unread_tables(objects: &[Object]) -> BTreeSet<String> {
+    let all = objects.iter().flat_map(Object::iter);
+    let of_bridges = all.filter_map(|(kind, object)| {
+        let object =
+            object.as_object().filter(|object| text(object, "family") == Some("bridge"))?;
+        let drops = match kind.as_str() {
+            "chain" => text(object, "policy") == Some("drop"),
+            "rule" => object.get("expr").is_some_and(may_drop),
+            _ => false,
+        };
+        drops.then(|| format!("bridge {}", text(object, "table").unwrap_or_default()))
+    });
+    of_bridges.collect()
+}
+
+/// Whether statements may drop a packet.
+fn may_drop(statements: &Json) -> bool {
+    match statements {
+        Json::Array(parts) => parts.iter().any(may_drop),
+        Json::Object(parts) => parts.iter().any(|(kind, content)| {
+            matches!(kind.as_str(), "drop" | "reject" | "queue")
+                || kind == "data" && content.is_string()
+                || may_drop(content)
+        }),
+        _ => false,
+    }
+}
+
 /// Whether `value` is `name` or a list that contains it.
 fn contains_name(value: &Json, name: &str) -> bool {
     match value {
@@ -467,10 +492,10 @@ fn contains_name(value: &Json, name: &str) -> bool {
 
 fn base_chain(chain: &Object) -> Option<BaseChain> {
     let priority = chain.get("prio").and_then(Json::as_i64).unwrap_or(0) as i32;
-    let (hook, priority) = match text(chain, "hook")? {
-        // The packets of its devices reach it before all chains at prerouting.
-        "ingress" => (Hook::Prerouting, priority.saturating_add(i32::MIN / 2)),
-        hook => (hook.parse().ok()?, priority),
+    let hook = text(chain, "hook")?;
+    let (hook, priority) = match DeviceHook::new(hook) {
+        Some(device_hook) => device_hook.place(priority),
+        None => (hook.parse().ok()?, priority),
     };
     Some(BaseChain {
         hook,
@@ -478,48 +503,6 @@ fn base_chain(chain: &Object) -> Option<BaseChain> {
         is_nat: text(chain, "type") == Some("nat"),
         policy_drops: text(chain, "policy") == Some("drop"),
     })
-}
-
-/// The devices of a chain at ingress.
-fn device_names(chain: &Object) -> Vec<&str> {
-    match chain.get("dev") {
-        Some(Json::Array(names)) => names.iter().filter_map(Json::as_str).collect(),
-        name => name.and_then(Json::as_str).into_iter().collect(),
-    }
-}
-
-/// The condition that a packet arrives on one of the devices.
-fn on_devices(names: Vec<&str>) -> Condition {
-    let device =
-        |name| Condition::interface(InterfaceDirection::Input, InterfacePattern::new(name, '*'));
-    Condition::Any(names.into_iter().map(device).collect())
-}
-
-/// The devices of chains at ingress, from the listing: nft 1.0.6 leaves them out in JSON.
-fn listed_devices(listing: &str) -> HashMap<(TableKey, &str), Vec<&str>> {
-    let mut found = HashMap::new();
-    let (mut table, mut chain) = (None, "");
-    for line in listing.lines() {
-        let mut words = line.split_whitespace();
-        match words.next() {
-            Some("table") => {
-                let family = words.next().and_then(|word| word.parse().ok());
-                table = family.zip(words.next().map(str::to_owned));
-            }
-            Some("chain") => chain = words.next().unwrap_or_default(),
-            Some("type") => {
-                let devices = line.split_once(" hook ingress device");
-                if let (Some(table), Some((_, devices))) = (&table, devices) {
-                    // `"a"`, or `s = { "a", "b" }`.
-                    let end = devices.find(" priority ").unwrap_or(devices.len());
-                    let names = devices[..end].split('"').skip(1).step_by(2).collect();
-                    found.insert((table.clone(), chain), names);
-                }
-            }
-            _ => {}
-        }
-    }
-    found
 }
 
 /// What a `mangle` statement writes into a mark.

@@ -104,7 +104,7 @@ pub(super) fn chain_location(table: &Table, name: &str, base: BaseChain) -> Chai
 impl ChainLocation {
     /// The command that adds a rule here to accept packets of `class`; `None` if no rule can recognise them here.
     fn accept_command(&self, class: PacketClass, parameters: &RuleParameters) -> Option<String> {
-        if !class.is_recognised_at(self.hook, self.priority) {
+        if !self.is_recognised(class) {
             return None;
         }
         let condition = condition(self.origin, class, parameters);
@@ -126,17 +126,29 @@ impl ChainLocation {
         })
     }
 
-    /// What to do about a chain that drops packets of `class`, if they cannot be recognised here yet.
-    fn advice_before_marks(&self, class: PacketClass) -> Option<String> {
-        if class.is_recognised_at(self.hook, self.priority) {
+    /// Whether a rule here can recognise packets of `class`. The chains of devices see no connections.
+    fn is_recognised(&self, class: PacketClass) -> bool {
+        match self.family {
+            TableFamily::Netdev => class == PacketClass::Injected,
+            _ => class.is_recognised_at(self.hook, self.priority),
+        }
+    }
+
+    /// What to do about a chain that drops packets of `class`, if they cannot be recognised here.
+    fn advice_without_marks(&self, class: PacketClass) -> Option<String> {
+        if self.is_recognised(class) {
             return None;
         }
         let (ports, after) = match self.origin {
             Origin::Nftables => ("tcp dport 1024-65535 accept", "a chain of priority 0"),
             _ => ("-p tcp --dport 1024:65535 -j ACCEPT", "the chain FORWARD or INPUT"),
         };
+        let (why, after) = match self.family {
+            TableFamily::Netdev => ("it sees no connections", "a chain at forward or input"),
+            _ => ("they get their marks later", after),
+        };
         Some(format!(
-            "no rule of {self} can tell data connections from others, because they get their marks later: drop in \
+            "no rule of {self} can tell data connections from others, because {why}: drop in \
              {after} instead, or accept new connections here by `{ports}` and leave them to the chains that follow"
         ))
     }
@@ -161,7 +173,7 @@ impl ChainVerdict {
     ) -> Option<String> {
         match &self.hidden_by {
             Some(hiding) => Some(hiding.advice(parameters)),
-            None => self.location.advice_before_marks(class),
+            None => self.location.advice_without_marks(class),
         }
     }
 }

@@ -4,11 +4,11 @@
 //! `ftp-alg` injects, and packets of connections without its marks, such as control connections.
 
 use super::{
-    mark_writes::{MarkTarget, MarkWrite, WrittenMark},
-    model::{ChangedMarkBits, Field, FieldValue, Hook, IpVersion, state},
+    mark_writes::{ChangedMarkBits, MarkTarget, MarkWrite, WrittenMark},
     networks::Links,
+    packet_fields::{Field, FieldValue, Hook, state},
 };
-use crate::gateway::{Backend, RuleParameters};
+use crate::gateway::{Backend, RuleParameters, ip_version::IpVersion};
 
 /// The ephemeral ports of Linux and of other systems have this range in common.
 pub(super) const EPHEMERAL: FieldValue = FieldValue::Within(49_152, 60_999);

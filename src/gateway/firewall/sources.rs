@@ -15,12 +15,13 @@ use crate::gateway::{
     rules::TABLE as OURS,
 };
 
-/// The address families whose chains see control or data connections.
-const FAMILIES: [(i32, &str); 4] = [
+/// The address families whose chains may see control or data connections.
+const FAMILIES: [(i32, &str); 5] = [
     (libc::NFPROTO_IPV4, "ip"),
     (libc::NFPROTO_IPV6, "ip6"),
     (libc::NFPROTO_INET, "inet"),
     (libc::NFPROTO_NETDEV, "netdev"),
+    (libc::NFPROTO_BRIDGE, "bridge"),
 ];
 
 /// Reads the loaded rules, with the texts of nftables rules if `texts` is set. Errors go to
@@ -30,7 +31,7 @@ pub(super) fn read(texts: bool) -> Firewall {
         let table = json!({"family": family, "name": name});
         Some(json!({"nftables": [{"list": {"table": table}}]}).to_string())
     });
-    // The listing is mostly for display, so its absence is no error. It has the devices of chains at ingress.
+    // The listing is mostly for display, so its absence is no error. It has the devices of chains at ingress and egress.
     let listing = list_tables(&["--stateless", "--handle", "--file", "-"], |family, name| {
         // nft does not read a name with other characters as one word.
         let is_in_word = |one: char| one.is_ascii_alphanumeric() || "_-./".contains(one);

@@ -5,6 +5,7 @@ use super::{
     machine::{Machine, assert_apply_reload_and_undo},
     site::{CONNTRACK, FAMILIES, MODES, Place, Recipe, Site},
 };
+use ftp_alg_lab::Mode;
 
 const PLACES: [Place; 3] = [Place::Masquerade, Place::Published, Place::Server];
 const NAMES: [(&str, &str); 2] = [("10.0.0.5", "192.168.150.90"), ("fd00::5", "fd00:150::5a")];
@@ -64,6 +65,19 @@ fn setup_edits_an_included_nftables_file() {
     machine.shell(NFT);
     let loads = assert_apply_reload_and_undo(&site, &machine, "nftables", NFT, &FAMILIES, &MODES);
     assert_eq!(loads, ["nft --file /etc/nftables.conf"]);
+}
+
+/// The rule that accepts data connections exists, but not for active mode.
+#[test]
+fn setup_adds_the_rule_before_one_that_drops_a_mode() {
+    let state = "policy drop;\n\t\tct state established,related accept\n";
+    let drop = "\t\tiifname $wan ct state new drop\n\t\tct mark & 0x40000000 != 0 accept\n";
+    let text = nftables(Place::Masquerade);
+    let (input, forward) = text.split_once("chain forward").unwrap();
+    let forward = forward.replacen(state, &format!("{state}{drop}"), 1);
+    let (site, machine) = machine(Place::Masquerade, &format!("{input}chain forward{forward}"));
+    assert!(machine.shell("nft list ruleset").contains("ct state new drop"));
+    assert_apply_reload_and_undo(&site, &machine, "nftables", NFT, &FAMILIES, &[Mode::Active]);
 }
 
 /// Loading the file would remove another program's table, or add the file's rules a second time.
