@@ -207,12 +207,17 @@ impl FastPathReader {
         Ok(())
     }
 
-    /// Attaches the program to new interfaces while it has connections, has the engines know the others, and bars the
-    /// ports at which no pinhole may be opened.
+    /// Has the engines know the interfaces that cannot have the program, attaches it to the others while it has
+    /// connections, and bars the ports at which no pinhole may be opened.
     pub(super) fn update_program(&self, shared: &SharedState, kernel: &mut LinuxKernel) {
-        match self.flows.program().update_attachments(Instant::now()) {
-            Ok(others) => self.set_other_interfaces(others, shared, kernel),
-            Err(error) => shared.report_error(&error),
+        let program = self.flows.program();
+        let updated = program.find_other_interfaces().and_then(|others| {
+            // The program is detached when its pinholes have moved.
+            self.set_other_interfaces(others, shared, kernel);
+            program.update_attachments(Instant::now())
+        });
+        if let Err(error) = updated {
+            shared.report_error(&error);
         }
         if let Some(Failures { count, last }) = self.flows.take_failures() {
             shared.report_errors(

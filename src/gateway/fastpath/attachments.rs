@@ -32,8 +32,8 @@ pub(super) struct Attachments {
     attached: BTreeMap<u32, Attachment>,
     /// Names of the interfaces with an attachment.
     interface_names: Vec<String>,
-    /// Indices of the interfaces that could have the program at the last reading.
-    eligible: Vec<u32>,
+    /// The interfaces of the last reading that can have it.
+    ethernet: Vec<EthernetInterface>,
     other_interfaces: OtherInterfaces,
     /// Whether the program is to be attached.
     is_needed: bool,
@@ -114,7 +114,7 @@ impl Attachments {
             }
         }
         let mut socket = Socket::open_route()?;
-        let Interfaces { ethernet, filtered_early, .. } = list_interfaces(&mut socket)?;
+        let Interfaces { ethernet, mut others, filtered_early } = list_interfaces(&mut socket)?;
         for EthernetInterface { index, .. } in ethernet.into_iter().chain(filtered_early) {
             if let Entry::Vacant(free) = attached.entry(index)
                 && syscall::is_attached(program, index)?
@@ -122,12 +122,13 @@ impl Attachments {
                 free.insert(Attachment::WithoutLink);
             }
         }
+        others.retain(|index| !attached.contains_key(index));
         Ok(Self {
             socket,
             uses_links,
             interface_names: Vec::new(),
-            eligible: attached.keys().copied().collect(),
-            other_interfaces: OtherInterfaces::default(),
+            ethernet: Vec::new(),
+            other_interfaces: OtherInterfaces { indices: others, ..OtherInterfaces::default() },
             attached,
             is_needed: true,
             unused_since: None,
@@ -143,11 +144,12 @@ impl Attachments {
         &self.other_interfaces.filtered_early
     }
 
-    /// The other interfaces at the last reading.
-    pub(super) fn take_other_interfaces(&mut self) -> OtherInterfaces {
+    /// Reads which interfaces there are. Returns those without the program.
+    pub(super) fn find_other_interfaces(&mut self) -> Result<OtherInterfaces, FastPathUnavailable> {
+        self.read_interfaces()?;
         let others = self.other_interfaces.clone();
         self.other_interfaces.ineligible.clear();
-        others
+        Ok(others)
     }
 
     pub(super) fn has_any(&self) -> bool {
@@ -176,27 +178,33 @@ impl Attachments {
             return Ok(());
         }
         (self.is_needed, self.unused_since) = (true, None);
+        self.read_interfaces()?;
         self.sync_with_interfaces(program, pins)
     }
 
-    /// Attaches the program to all current interfaces if it is needed, and detaches it from all others.
-    pub(super) fn sync_with_interfaces(
-        &mut self,
-        program: BorrowedFd<'_>,
-        pins: &PinDirectory,
-    ) -> Result<(), FastPathUnavailable> {
+    fn read_interfaces(&mut self) -> Result<(), FastPathUnavailable> {
         let Interfaces { ethernet, others, filtered_early } = list_interfaces(&mut self.socket)
             .map_err(|error| FastPathUnavailable::from_io_error("list the interfaces", &error))?;
-        let mut ineligible = std::mem::take(&mut self.other_interfaces.ineligible);
-        let before = self.eligible.iter().copied();
-        ineligible.extend(before.filter(|index| others.binary_search(index).is_ok()));
+        let OtherInterfaces { indices: before, mut ineligible, .. } =
+            std::mem::take(&mut self.other_interfaces);
+        // Also of a new interface: a connection may have been handed over there since the last reading.
+        ineligible.extend(others.iter().filter(|index| before.binary_search(index).is_err()));
         self.other_interfaces = OtherInterfaces {
             ineligible,
             indices: others,
             filtered_early: filtered_early.into_iter().map(|interface| interface.name).collect(),
         };
-        self.eligible = ethernet.iter().map(|interface| interface.index).collect();
-        let interfaces = if self.is_needed { ethernet } else { Vec::new() };
+        self.ethernet = ethernet;
+        Ok(())
+    }
+
+    /// Attaches the program to the interfaces of the last reading if it is needed, and detaches it from all others.
+    pub(super) fn sync_with_interfaces(
+        &mut self,
+        program: BorrowedFd<'_>,
+        pins: &PinDirectory,
+    ) -> Result<(), FastPathUnavailable> {
+        let interfaces = if self.is_needed { self.ethernet.clone() } else { Vec::new() };
         self.attached.retain(|index, attachment| {
             let stays = interfaces.iter().any(|interface| interface.index == *index)
                 && attachment.is_at(program, *index);

@@ -225,11 +225,17 @@ impl FastPath {
         lock(&self.attachments).filtered_early().to_vec()
     }
 
-    /// Attaches the program to each new Ethernet interface, and detaches it from those that became ports of another
-    /// one. Returns the interfaces without it. Some time after the last connection and pinhole it detaches the program
-    /// from all interfaces; [`FastPath::hand_over`] attaches it again. Call this only on a thread in the namespace in
-    /// which the program was loaded.
-    pub fn update_attachments(&self, now: Instant) -> Result<OtherInterfaces, FastPathUnavailable> {
+    /// Reads which interfaces there are. Returns those that cannot have the program; they keep it until the next
+    /// [`FastPath::update_attachments`], because it may have a pinhole there.
+    pub fn find_other_interfaces(&self) -> Result<OtherInterfaces, FastPathUnavailable> {
+        lock(&self.attachments).find_other_interfaces()
+    }
+
+    /// Attaches the program to each new Ethernet interface that was found, and detaches it from those that became ports
+    /// of another one. Some time after the last connection and pinhole it detaches the program from all interfaces;
+    /// [`FastPath::hand_over`] attaches it again. Call this only on a thread in the namespace in which the program was
+    /// loaded.
+    pub fn update_attachments(&self, now: Instant) -> Result<(), FastPathUnavailable> {
         let mut attachments = lock(&self.attachments);
         if attachments.is_needed() {
             let is_in_use = self.is_in_use().map_err(|error| {
@@ -237,8 +243,7 @@ impl FastPath {
             })?;
             attachments.record_use(is_in_use, now);
         }
-        attachments.sync_with_interfaces(self.program.as_fd(), &self.pin_directory)?;
-        Ok(attachments.take_other_interfaces())
+        attachments.sync_with_interfaces(self.program.as_fd(), &self.pin_directory)
     }
 
     /// Whether a connection is handed over, or the program has an open pinhole.

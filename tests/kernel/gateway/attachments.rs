@@ -11,7 +11,9 @@ use aya::programs::{SchedClassifier, TcAttachType};
 use ftp_alg::gateway::fastpath::{self, FastPath};
 
 use super::{
-    fastpath::{CLIENT, SERVER, exchange, flow, frame, lab_with_pins, read, receive, tuples},
+    fastpath::{
+        CLIENT, SERVER, exchange, flow, frame, indices, lab_with_pins, read, receive, tuples,
+    },
     lab::{Lab, inside},
 };
 
@@ -39,6 +41,7 @@ pub fn update_attachments(path: &FastPath) -> BTreeSet<String> {
 }
 
 fn update_attachments_at(path: &FastPath, now: Instant) -> BTreeSet<String> {
+    path.find_other_interfaces().unwrap();
     path.update_attachments(now).unwrap();
     path.interfaces().into_iter().collect()
 }
@@ -95,6 +98,10 @@ fn new_interfaces_are_attached_and_removal_detaches_all() {
         let now = name_set(&["lan", "wan", "later", "later2", "bridge", "other"]);
         assert_eq!(attach(), now);
         lab.gateway_sh("ip link delete later; ip link set other master bridge");
+        let others = path.find_other_interfaces().unwrap();
+        let leaving = inside(&lab.gateway, || indices(["other", "port"])[0]);
+        assert_eq!(others.ineligible, [leaving]);
+        assert!(attached_interfaces(&lab).contains("other"), "until its pinholes have moved");
         let now = name_set(&["lan", "wan", "bridge"]);
         assert_eq!((attach(), attached_interfaces(&lab)), (now.clone(), now));
         path.remove().unwrap();
@@ -114,7 +121,8 @@ fn a_bridge_whose_ports_run_the_rules_has_no_program() {
         }
         let path = pins.load();
         let update = || {
-            let others = path.update_attachments(Instant::now()).unwrap();
+            let others = path.find_other_interfaces().unwrap();
+            path.update_attachments(Instant::now()).unwrap();
             let interfaces: Vec<_> = path.interfaces().into_iter().collect();
             let is_any_ineligible = !others.ineligible.is_empty();
             (interfaces.join(" "), others.filtered_early.join(" "), is_any_ineligible)
@@ -138,6 +146,10 @@ fn a_bridge_whose_ports_run_the_rules_has_no_program() {
             ));
             assert_eq!(update(), state("wan bridge", "", false), "{setting}: no more");
         }
+        lab.gateway_sh(&format!("sysctl -qw {SETTING}=1; ip link add new type bridge"));
+        assert_eq!(update(), state("wan", "bridge new", true), "a connection may be there");
+        lab.gateway_sh(&format!("ip link delete new; sysctl -qw {SETTING}=0"));
+        assert_eq!(update(), state("wan bridge", "", false));
         // It is found out also while the program is not needed.
         update_attachments_at(&path, Instant::now() + Duration::from_secs(20));
         lab.gateway_sh(&format!("sysctl -qw {SETTING}=1"));
