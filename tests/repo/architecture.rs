@@ -20,9 +20,9 @@ const CRATES: [&str; 2] = [CORE, "src"];
 /// Where methods of one type may be in several files, so that the calls tell who needs whom.
 const SESSION: &str = "crates/ftp-alg-core/src/session";
 /// Names of its functions that collections, iterators or packets have as well.
-const COMMON: [&str; 12] = [
-    "add", "clear", "count", "extend", "has", "is_empty", "len", "map", "pop", "push", "take",
-    "truncate",
+const COMMON: [&str; 13] = [
+    "default", "add", "clear", "count", "extend", "has", "is_empty", "len", "map", "pop", "push",
+    "take", "truncate",
 ];
 const LAB: &str = "crates/ftp-alg-lab/src";
 /// What a module knows nothing of, although that is above it: the table's last column.

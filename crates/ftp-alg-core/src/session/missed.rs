@@ -44,7 +44,7 @@ impl Step {
             self.0 &= !(PLAIN | AFTER_SILENCE);
         }
         self.0 &= !(ASKED | ANSWERED);
-        if is_only && self.has(PLAIN | AFTER_SILENCE) {
+        if is_only && self.has_any_of(PLAIN | AFTER_SILENCE) {
             self.0 |= ASKED;
         }
     }
@@ -53,7 +53,7 @@ impl Step {
     /// command.
     pub(super) fn record_reply(&mut self, reply: Option<Reply>) {
         let fits = reply.is_some_and(|reply| matches!(reply.code, 200 | 215 | 227 | 229));
-        let is_answer = fits && self.has(ASKED);
+        let is_answer = fits && self.has_any_of(ASKED);
         self.0 &= !(ASKED | ANSWERED | PAUSED);
         if is_answer {
             self.0 |= ANSWERED;
@@ -69,11 +69,11 @@ impl Step {
 
     /// Whether the server had nothing more to send after its last line.
     pub(super) fn has_paused(self) -> bool {
-        self.has(PAUSED)
+        self.has_any_of(PAUSED)
     }
 
     /// Whether one of these bits is set.
-    fn has(self, bits: u8) -> bool {
+    fn has_any_of(self, bits: u8) -> bool {
         self.0 & bits != 0
     }
 }
@@ -114,7 +114,7 @@ impl Dialogue {
 
     /// Records that neither end has sent anything for so long that the server is not inside a reply.
     pub fn record_silence(&mut self) {
-        if self.phase == Phase::OutOfStep && self.open_reply_code().is_none() {
+        if self.phase == Phase::OutOfStep && self.replies.open_code().is_none() {
             self.pending = Default::default();
             self.step = Step(AFTER_SILENCE);
         }
@@ -122,7 +122,7 @@ impl Dialogue {
 
     /// Records that a reply has ended, and nothing is pending. Returns whether the dialogue is in step again.
     pub(super) fn record_rest(&mut self, is_complete_reply: bool) -> bool {
-        let is_answered = self.step.has(ANSWERED) && is_complete_reply;
+        let is_answered = self.step.has_any_of(ANSWERED) && is_complete_reply;
         let gets_in_step = self.phase == Phase::OutOfStep && is_answered;
         if gets_in_step {
             self.phase = Phase::Verified;
