@@ -284,11 +284,16 @@ impl Sessions {
                 self.watched.add(now, owner, &mut entry.control);
             }
             let control = entry.control.translation().copied();
-            let latest = now + self.policy.for_network(network).pinhole_lifetime;
+            let lifetime = self.policy.for_network(network).pinhole_lifetime;
             for pinhole in pinholes {
-                let deadline = at(pinhole.deadline).min(latest);
-                let held =
-                    self.pinholes.restore(owner, client.ip(), control.as_ref(), &pinhole, deadline);
+                let deadline = at(pinhole.deadline).min(now + lifetime);
+                let held = self.pinholes.restore(
+                    owner,
+                    (client.ip(), lifetime),
+                    control.as_ref(),
+                    &pinhole,
+                    deadline,
+                );
                 entry.control.add_pinhole(held);
             }
         }
