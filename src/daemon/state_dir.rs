@@ -15,12 +15,13 @@
 use std::{
     fs::{self, File, OpenOptions},
     io::{self, Write},
+    net::SocketAddr,
     os::unix::fs::{MetadataExt, OpenOptionsExt},
     path::{Path, PathBuf},
     time::{Duration, Instant},
 };
 
-use ftp_alg_core::engine::{Engine, RECORD_FORMAT, RestoredCounts, SessionRecords};
+use ftp_alg_core::engine::{Engine, RECORD_FORMAT, RestoredCounts, SessionRecords, Translation};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::shard_map::ShardMap;
@@ -88,10 +89,11 @@ impl StateDir {
         })
     }
 
-    /// Restores the sessions of all journals into `engines`, each session into the engine of its shard. Then starts a
-    /// new journal for each of `queues`, which belong to the engines in the same order.
+    /// Restores the sessions of all journals at these control ports into `engines`, each session into the engine of its
+    /// shard. Then starts a new journal for each of `queues`, which belong to the engines in the same order.
     pub(super) fn open_journals(
         &self,
+        control_ports: &[u16],
         queues: &[u16],
         engines: &mut [Engine],
     ) -> io::Result<Vec<Journal>> {
@@ -106,6 +108,7 @@ impl StateDir {
                 Err(why) => put_aside(journal, &why)?,
             }
         }
+        saved.set_queued(|server, translation| is_queued(control_ports, server, translation));
         let mut all = RestoredCounts::default();
         let shard_map = ShardMap(engines.len());
         let parts = saved
@@ -248,6 +251,13 @@ impl StateDir {
             )
         })
     }
+}
+
+/// Whether the rules queue a connection: by the server's own port, or by the one that its clients dialled. As long as the
+/// translation is unknown, the port that they dialled may be any.
+fn is_queued(control_ports: &[u16], server: SocketAddr, translation: Option<&Translation>) -> bool {
+    control_ports.contains(&server.port())
+        || translation.is_none_or(|ends| control_ports.contains(&ends.server_external.port()))
 }
 
 /// Removes a journal, so that no later start uses it.

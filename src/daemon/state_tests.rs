@@ -27,7 +27,7 @@ impl Journal {
 /// Restores an engine from the state directory. Returns it with the journal of queue 7.
 fn restore(state: &StateDir) -> (Engine, Journal) {
     let mut engines = [engine()];
-    let journal = state.open_journals(&[7], &mut engines).unwrap().remove(0);
+    let journal = state.open_journals(&[21], &[7], &mut engines).unwrap().remove(0);
     let [engine] = engines;
     (engine, journal)
 }
@@ -72,6 +72,24 @@ fn the_back_end_is_restored_in_the_same_boot_and_namespace() {
     }
     let elsewhere = StateDir { origin: state.origin.replace("boot ", "boot x"), ..state };
     assert_eq!(elsewhere.backend(), None);
+}
+
+#[test]
+fn the_port_that_clients_dialled_selects_a_connection_too() {
+    let [client, server] = ["192.0.2.1:1035", "192.168.150.80:2121"].map(|at| at.parse().unwrap());
+    let dialled = |port| Translation {
+        server_external: (std::net::Ipv4Addr::new(198, 51, 100, 1), port).into(),
+        ..Translation::identity(client, server)
+    };
+    for (ports, translation, expected) in [
+        (&[2121][..], Some(dialled(21)), true),
+        (&[21], Some(dialled(21)), true),
+        (&[21], Some(dialled(2121)), false),
+        (&[990], Some(dialled(21)), false),
+        (&[990], None, true), // any port may have been dialled
+    ] {
+        assert_eq!(is_queued(ports, server, translation.as_ref()), expected, "{ports:?}");
+    }
 }
 
 #[test]
@@ -208,7 +226,7 @@ fn a_daemon_with_more_or_fewer_workers_restores_all_sessions() {
     for queues in [&[7, 8][..], &[7, 8, 9, 10], &[9], &[20, 21, 22], &[7]] {
         let first = engine();
         let mut engines: Vec<_> = queues.iter().map(|_| first.new_shard()).collect();
-        drop(state.open_journals(queues, &mut engines).unwrap());
+        drop(state.open_journals(&[21], queues, &mut engines).unwrap());
         let mut known = 0;
         for (index, engine) in engines.iter().enumerate() {
             for session in engine.sessions.list() {
@@ -234,7 +252,7 @@ fn an_interrupted_start_loses_no_session() {
     let (directory, state, gateway, journal) = set_up_with_hundred_sessions();
     let all = fs::read(journal.path()).unwrap();
     let mut engines = [gateway.engine.new_shard(), gateway.engine.new_shard()];
-    drop(state.open_journals(&[7, 8], &mut engines).unwrap());
+    drop(state.open_journals(&[21], &[7, 8], &mut engines).unwrap());
     let half = directory.path().join("queue-8.sessions");
     for others in [&b"damaged"[..], &fs::read(&half).unwrap()] {
         fs::write(directory.path().join(ALL_SESSIONS), &all).unwrap();

@@ -27,7 +27,7 @@ use crate::gateway::{GatewayError, LinuxKernel, MAXIMUM_WAITING, Queue, RulePara
 
 /// Index of the interface `lo`. What leaves by it stays on this machine.
 const LOOPBACK: u32 = 1;
-/// How long a worker waits for a packet before it expires sessions and pinholes.
+/// How long a worker waits for a packet, at most, before it expires sessions and pinholes.
 const TICK: Duration = Duration::from_secs(1);
 /// The shortest wait, if a packet in a reorder queue is about to reach its time limit.
 const MIN_WAIT: Duration = Duration::from_millis(1);
@@ -74,6 +74,7 @@ impl Worker {
         let (mut timeout, mut has_lapsed) = (TICK, false);
         self.queue.set_receive_timeout(timeout)?;
         let mut next_tick = Instant::now();
+        let mut next_expiry = next_tick;
         while !end.load(Ordering::Acquire) {
             let mut packets = self.queue.wait()?;
             let mut now = Instant::now();
@@ -97,14 +98,15 @@ impl Worker {
             let report = |error: &GatewayError| self.shared.report_error(error);
             forwarded.give_all(self.queue.verdicts(), &self.parameters, report);
             let due = self.effects.iter().filter_map(|effects| effects.reorder_deadline).min();
-            if now >= next_tick || due.is_some_and(|due| now >= due) {
-                self.expire(now);
+            if now >= next_expiry || due.is_some_and(|due| now >= due) {
+                next_expiry = now + self.expire(now);
             }
             if now >= next_tick {
                 self.tick(now);
                 next_tick = now + TICK;
             }
-            let left = due.map_or(TICK, |due| due.saturating_duration_since(now).max(MIN_WAIT));
+            let due = due.map_or(next_expiry, |due| due.min(next_expiry));
+            let left = due.saturating_duration_since(now).max(MIN_WAIT);
             if left.min(TICK) != timeout {
                 timeout = left.min(TICK);
                 self.queue.set_receive_timeout(timeout)?;
@@ -201,13 +203,15 @@ impl Worker {
         Ok(())
     }
 
-    /// Expires sessions and pinholes, and decides about packets whose time in a reorder queue is over.
-    fn expire(&mut self, now: Instant) {
+    /// Expires sessions and pinholes, and decides about packets whose time in a reorder queue is over. Returns when to
+    /// do that again.
+    fn expire(&mut self, now: Instant) -> Duration {
         let Self { queue, index, kernel, parameters, shared, effects, .. } = self;
         let fast_path = shared.fast_path.as_ref().ok();
         if let Some(fast_path) = fast_path {
             fast_path.fetch_lines();
         }
+        let mut interval = TICK;
         for (shard, effects) in effects.iter_mut().enumerate() {
             if shard == *index || effects.reorder_deadline.is_some_and(|until| now >= until) {
                 let mut engine = lock(&shared.shards[shard].engine);
@@ -215,6 +219,7 @@ impl Worker {
                     fast_path.feed_engine(shard, &mut engine, effects);
                 }
                 engine.expire(now, effects);
+                interval = interval.min(engine.sessions.expiry_interval());
             }
         }
         let (queue_index, verdicts) = (*index as u16, queue.verdicts()); // as many as there are queues
@@ -226,6 +231,7 @@ impl Worker {
             stale_drops: 0,
         };
         carry_out(&mut DaemonHost { shared, kernel, own_queue: Some(own), now }, now, effects);
+        interval
     }
 
     /// Does the work of each second: the journal, and the counts for the log.

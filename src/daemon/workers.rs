@@ -78,7 +78,9 @@ pub(super) fn start(
     let engine = Engine::new(policy, Checksums::Verify);
     let mut engines: Vec<_> = numbers.iter().map(|_| engine.new_shard()).collect();
     let opened = StateDir::new(state_dir).and_then(|state| {
-        state.open_journals(&numbers, &mut engines).map(|journals| (state, journals))
+        state
+            .open_journals(parameters.control_ports(), &numbers, &mut engines)
+            .map(|journals| (state, journals))
     });
     let (state, journals) = opened.map_err(|error| state_error(state_dir, &error))?;
     let shard =

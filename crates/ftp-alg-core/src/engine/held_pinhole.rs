@@ -12,9 +12,12 @@ use serde::{Deserialize, Serialize};
 use super::{Opening, Pinhole, Translation, handover::FastPathPinhole};
 use crate::ftp::AnnouncementKind;
 
-/// How long before its deadline a pinhole is renewed. The kernel must do it before it expires, and the host looks once a
-/// second.
-const RENEWAL_LEAD: Duration = Duration::from_secs(3);
+/// How long before its deadline a pinhole is renewed, if its lifetime is long enough. The kernel must do it before it
+/// expires.
+const MAX_RENEWAL_LEAD: Duration = Duration::from_secs(3);
+/// How often the host looks for pinholes to renew, at least, and as a part of their lifetime.
+const MAX_RENEWAL_INTERVAL: Duration = Duration::from_secs(1);
+const RENEWAL_INTERVAL_PART: u32 = 8;
 /// How long a pinhole may be renewed: some servers recall files from tapes.
 const RENEWAL_LIMIT: Duration = Duration::from_secs(600);
 
@@ -57,6 +60,16 @@ pub struct PinholeRecord {
     pub(super) fast_path: Option<FastPathPinhole>,
 }
 
+/// How long before its deadline a pinhole with this lifetime is renewed.
+fn renewal_lead(lifetime: Duration) -> Duration {
+    MAX_RENEWAL_LEAD.min(lifetime / 2)
+}
+
+/// How often to look for pinholes with this lifetime that are to be renewed.
+pub(super) fn renewal_interval(lifetime: Duration) -> Duration {
+    MAX_RENEWAL_INTERVAL.min(lifetime / RENEWAL_INTERVAL_PART)
+}
+
 impl HeldPinhole {
     pub(super) fn new(
         pinhole: Pinhole,
@@ -87,18 +100,20 @@ impl HeldPinhole {
         Opening { pinhole, control: *control, from_client, lifetime }
     }
 
-    /// Whether it is to be renewed `now`, if it is waited for.
-    pub fn is_renewable(&self, now: Instant) -> bool {
-        self.deadline > now && now + RENEWAL_LEAD >= self.deadline && now < self.last_renewal
+    /// Whether it is to be renewed `now` for this lifetime, if it is waited for.
+    pub fn is_renewable(&self, now: Instant, lifetime: Duration) -> bool {
+        self.deadline > now
+            && now + renewal_lead(lifetime) >= self.deadline
+            && now < self.last_renewal
     }
 
-    /// When it would be renewed, shortly before its deadline.
-    pub(super) fn renewal_due(&self) -> Instant {
-        self.deadline.checked_sub(RENEWAL_LEAD).unwrap_or(self.deadline)
+    /// When it would be renewed for this lifetime, shortly before its deadline.
+    pub(super) fn renewal_due(&self, lifetime: Duration) -> Instant {
+        self.deadline.checked_sub(renewal_lead(lifetime)).unwrap_or(self.deadline)
     }
 
     /// When it must be looked at after `now`.
-    pub(super) fn next_due(&self, now: Instant) -> Instant {
-        Some(self.renewal_due()).filter(|at| *at > now).unwrap_or(self.deadline)
+    pub(super) fn next_due(&self, now: Instant, lifetime: Duration) -> Instant {
+        Some(self.renewal_due(lifetime)).filter(|at| *at > now).unwrap_or(self.deadline)
     }
 }

@@ -227,7 +227,7 @@ impl Engine {
     }
 
     /// Removes expired pinholes, watches and sessions. The caller calls it again at the
-    /// [next deadline](Sessions::next_deadline), or a second later.
+    /// [next deadline](Sessions::next_deadline), or [an interval](Sessions::expiry_interval) later.
     pub fn expire(&mut self, now: Instant, effects: &mut Effects) {
         effects.activate(self.sessions.pinholes.registry());
         self.sessions.expire_pinholes(now, effects);

@@ -165,3 +165,26 @@ fn pinholes_in_use_are_restored_and_move_to_the_rules() {
     assert_eq!(next.sessions.list_pinholes().count(), 1);
     assert_eq!(next.sessions.missing_pinholes(talk.now, |_| true).count(), 1);
 }
+
+#[test]
+fn a_pinhole_with_a_short_lifetime_is_renewed() {
+    for seconds in [1, 2, 3, 5, 30] {
+        let lifetime = Duration::from_secs(seconds);
+        let mut talk = Conversation::with_limit(2);
+        talk.set_policy(Policy { pinhole_lifetime: lifetime, ..Policy::default() });
+        assert!(talk.start_transfer(40_001));
+        let interval = talk.gateway.engine.sessions.expiry_interval();
+        let (start, mut deadline) = (talk.now, talk.now + lifetime);
+        while talk.now < start + Duration::from_secs(100) {
+            talk.now += interval;
+            talk.gateway.expire(talk.now);
+            if !talk.gateway.kernel.renewals.is_empty() {
+                assert!(deadline - talk.now >= interval, "{seconds}: late");
+                talk.gateway.kernel.renewals.clear();
+                deadline = talk.now + lifetime;
+            }
+            assert!(talk.now < deadline, "{seconds}: it expired");
+        }
+        assert_eq!(talk.listed(), 1);
+    }
+}

@@ -217,7 +217,7 @@ impl PinholeTable {
     pub fn hold_opened(&mut self, now: Instant, owner: u32, proposal: &Proposal) -> HeldPinhole {
         let Proposal { pinhole, kind, client, lifetime, serial, .. } = *proposal;
         let held = HeldPinhole::new(pinhole, kind, now + lifetime, (client, serial), None);
-        self.deadlines.add(held.renewal_due(), owner);
+        self.deadlines.add(held.renewal_due(lifetime), owner);
         held
     }
 
@@ -235,7 +235,7 @@ impl PinholeTable {
         let serial =
             self.registry.lock().insert_from_fast_path((pinhole, fast_path), client, reopening);
         let held = HeldPinhole::new(pinhole, kind, deadline, (client, serial), Some(fast_path));
-        self.deadlines.add(held.renewal_due(), owner);
+        self.deadlines.add(held.renewal_due(lifetime), owner);
         held
     }
 
@@ -302,11 +302,11 @@ impl PinholeTable {
         self.capacity = capacity.max(1);
     }
 
-    /// Restores a pinhole of `client` from a record, for the session `owner`.
+    /// Restores a pinhole of `client` from a record, for the session `owner` whose pinholes have this lifetime.
     pub fn restore(
         &mut self,
         owner: u32,
-        client: IpAddr,
+        (client, lifetime): (IpAddr, Duration),
         control: Option<&Translation>,
         record: &PinholeRecord,
         deadline: Instant,
@@ -325,7 +325,7 @@ impl PinholeTable {
         drop(state);
         let mut held = HeldPinhole::new(pinhole, kind, deadline, (client, serial), fast_path);
         (held.answered, held.in_use) = (answered, in_use);
-        self.deadlines.add(held.renewal_due(), owner);
+        self.deadlines.add(held.renewal_due(lifetime), owner);
         held
     }
 
@@ -410,9 +410,14 @@ impl PinholeTable {
         self.deadlines.take_due(now)
     }
 
-    /// Schedules the deadlines of the pinholes that this owner still holds.
-    pub fn schedule_deadlines(&mut self, owner: u32, now: Instant, held: &[HeldPinhole]) {
-        let due = |held: &HeldPinhole| held.next_due(now);
+    /// Schedules the deadlines of the pinholes that this owner still holds, which have this lifetime.
+    pub fn schedule_deadlines(
+        &mut self,
+        (owner, lifetime): (u32, Duration),
+        now: Instant,
+        held: &[HeldPinhole],
+    ) {
+        let due = |held: &HeldPinhole| held.next_due(now, lifetime);
         let next = held.iter().map(due).filter(|at| *at > now).min();
         next.into_iter().for_each(|at| self.deadlines.add(at, owner));
     }

@@ -48,6 +48,9 @@ struct SessionRecord<'a> {
     fast_path: FastPathProgress,
     session: Cow<'a, Session>,
     incarnation: Option<Cow<'a, Session>>,
+    /// Whether the rules queue none of its packets any more.
+    #[serde(skip)]
+    is_unqueued: bool,
 }
 
 /// A connection is in use if it had a packet within this time.
@@ -78,6 +81,14 @@ impl SessionRecords {
     /// Adds other records. Sessions of different [shards](super::Engine::new_shard) have different numbers.
     pub fn add(&mut self, Self(others): Self) {
         self.0.extend(others);
+    }
+
+    /// Records which of the sessions the rules still queue, by server and translation. The others are not restored,
+    /// because nobody would see their end. An adjusted one loses only its pinholes.
+    pub fn set_queued(&mut self, is_queued: impl Fn(SocketAddr, Option<&Translation>) -> bool) {
+        for record in self.0.values_mut() {
+            record.is_unqueued = !is_queued(record.server, record.translation.as_ref());
+        }
     }
 
     /// Divides the records into `parts`; `home` selects the part by client and server.
@@ -137,6 +148,7 @@ fn write_session(
         fast_path: control.fast_path(),
         session: Cow::Borrowed(session),
         incarnation: control.incarnation().map(Cow::Borrowed),
+        is_unqueued: false,
     };
     encode_record(&Record::Session(Box::new(record)), buffer)
 }
@@ -256,7 +268,8 @@ impl Sessions {
             let SessionRecord { id, client, server, translation, pinholes, .. } = *record;
             let network = self.policy.network_of(client.ip(), server.ip());
             let adjusted = record.session.is_adjusted();
-            if !adjusted && (!self.policy.inspects(network) || !self.has_room()) {
+            let is_unqueued = record.is_unqueued;
+            if !adjusted && (is_unqueued || !self.policy.inspects(network) || !self.has_room()) {
                 continue;
             }
             let [first_seen, last_seen] = [record.first_seen, record.last_seen]
@@ -276,7 +289,10 @@ impl Sessions {
             if let Some(incarnation) = record.incarnation {
                 control.set_incarnation(incarnation.into_owned(), self.epoch.timestamp(now));
             }
-            let session = record.session.into_owned();
+            let mut session = record.session.into_owned();
+            if is_unqueued {
+                session.record_downtime();
+            }
             restored.sessions += 1;
             restored.adjusted += usize::from(adjusted);
             let owner = self.table.insert(Entry { session, control });
@@ -287,11 +303,16 @@ impl Sessions {
                 self.watched.add(now, owner, &mut entry.control);
             }
             let control = entry.control.translation().copied();
-            let latest = now + self.policy.for_network(network).pinhole_lifetime;
-            for pinhole in pinholes {
-                let deadline = at(pinhole.deadline).min(latest);
-                let held =
-                    self.pinholes.restore(owner, client.ip(), control.as_ref(), &pinhole, deadline);
+            let lifetime = self.policy.for_network(network).pinhole_lifetime;
+            for pinhole in pinholes.into_iter().filter(|_| !is_unqueued) {
+                let deadline = at(pinhole.deadline).min(now + lifetime);
+                let held = self.pinholes.restore(
+                    owner,
+                    (client.ip(), lifetime),
+                    control.as_ref(),
+                    &pinhole,
+                    deadline,
+                );
                 entry.control.add_pinhole(held);
             }
         }

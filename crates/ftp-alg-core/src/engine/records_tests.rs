@@ -32,6 +32,32 @@ fn adjusted_sessions_are_restored_under_a_stricter_policy() {
 }
 
 #[test]
+fn a_session_that_is_not_queued_any_more_loses_its_pinholes() {
+    for adjusts in [false, true] {
+        let mut talk = Conversation::logged_in();
+        talk.gateway.engine.sessions.track_changes(talk.now);
+        talk.gateway.kernel.translation.take_if(|_| !adjusts);
+        talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
+        let mut record = Vec::new();
+        let sessions = &mut talk.gateway.engine.sessions;
+        sessions.write_all_records(|session| record = session.to_vec()).unwrap();
+        for is_queued in [true, false] {
+            let mut records = SessionRecords::read([&record[..]].into_iter()).unwrap();
+            records.set_queued(|server, translation| {
+                assert_eq!((server, translation.is_some()), (talk.server, true));
+                is_queued
+            });
+            let mut next = Engine::new(Policy::default(), Checksums::Verify);
+            next.sessions.restore_sessions(records, talk.now, talk.now);
+            assert_eq!(next.sessions.list_pinholes().count(), usize::from(is_queued));
+            // The connection of an adjusted one would break.
+            assert_eq!(next.sessions.count(), usize::from(is_queued || adjusts));
+            assert_eq!(next.sessions.adjusted_connections().count(), usize::from(adjusts));
+        }
+    }
+}
+
+#[test]
 fn a_restored_pinhole_has_the_lifetime_of_its_network() {
     let policy =
         |seconds| Policy { pinhole_lifetime: Duration::from_secs(seconds), ..Policy::default() };

@@ -3,14 +3,14 @@
 use std::{
     net::SocketAddr,
     sync::{Arc, atomic::AtomicU64},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use super::{
     Effects, Entry, Epoch, EventKind, Renewal,
     client_shares::ClientShares,
     handover::{FlowChange, FlowChanges},
-    held_pinhole::HeldPinhole,
+    held_pinhole::{HeldPinhole, renewal_interval},
     memory::MemoryBudget,
     pinholes::PinholeTable,
     records::UnwrittenChanges,
@@ -158,8 +158,9 @@ impl Sessions {
     pub(super) fn expire_pinholes(&mut self, now: Instant, effects: &mut Effects) {
         while let Some(owner) = self.pinholes.take_expired_owner(now) {
             self.expire_pinholes_of(owner, now, effects);
-            let held = self.table.get_mut(owner).map_or(&[][..], |entry| entry.control.pinholes());
-            self.pinholes.schedule_deadlines(owner, now, held);
+            let Some(Entry { control, .. }) = self.table.get_mut(owner) else { continue };
+            let lifetime = self.policy.for_network(control.network()).pinhole_lifetime;
+            self.pinholes.schedule_deadlines((owner, lifetime), now, control.pinholes());
         }
     }
 
@@ -172,7 +173,7 @@ impl Sessions {
             && let Some(translation) = control.translation().copied()
         {
             let held = control.pinholes_mut().into_iter().flatten();
-            for held in held.filter(|held| held.is_renewable(now)) {
+            for held in held.filter(|held| held.is_renewable(now, lifetime)) {
                 held.deadline = now + lifetime;
                 has_renewed = true;
                 effects.renewals.push(Renewal::new(held.opening(&translation, lifetime)));
@@ -190,6 +191,14 @@ impl Sessions {
         if has_renewed {
             self.mark_changed(index);
         }
+    }
+
+    /// How often [`expire`](super::Engine::expire) must be called, at least, so that no pinhole expires before it is
+    /// renewed.
+    pub fn expiry_interval(&self) -> Duration {
+        let networks = self.policy.networks.iter().map(|network| &network.policy);
+        let lifetimes = networks.chain([&self.policy]).map(|policy| policy.pinhole_lifetime);
+        renewal_interval(lifetimes.min().unwrap_or_default())
     }
 
     /// When the next unused pinhole expires.
