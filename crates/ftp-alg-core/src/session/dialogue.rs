@@ -500,6 +500,13 @@ impl Dialogue {
                     ReplyEffect::Nothing
                 }
             }
+            // It answers a command beside a transfer, which ends with 226 or 250 (RFC 959 section 5.4).
+            _ if reply.is_success()
+                && !matches!(reply.code, 225 | 226 | 250)
+                && self.pending.pop_beside_transfer() =>
+            {
+                ReplyEffect::Nothing
+            }
             _ => match self.pending.pop_first(|kind| may_answer(reply, kind, before_transfers)) {
                 Some(PendingKind::Announcement) if reply.is_success() => {
                     ReplyEffect::Event(DialogueEvent::AnnouncementAccepted)

@@ -266,6 +266,36 @@ fn a_refused_announcement_is_recognised_in_a_pipeline() {
     );
 }
 
+/// Some servers answer a keep-alive while a transfer waits for its data connection, or runs.
+#[test]
+fn a_success_of_another_command_ends_no_transfer() {
+    let mut dialogue = logged_in();
+    said(&mut dialogue, "RETR x");
+    for reply in ["", "150 here"] {
+        if !reply.is_empty() {
+            answered(&mut dialogue, reply);
+        }
+        for (command, reply) in [("NOOP", "200 ok"), ("STAT", "211 busy"), ("PWD", "257 x")] {
+            said(&mut dialogue, command);
+            assert_eq!(answered(&mut dialogue, reply), ReplyEffect::Nothing, "{command}");
+            assert!(dialogue.has_pending_transfer(), "{command}");
+        }
+    }
+    said(&mut dialogue, "NOOP");
+    assert_eq!(
+        answered(&mut dialogue, "226 done"),
+        ReplyEffect::Event(DialogueEvent::TransferEnded { completed: true })
+    );
+    assert_eq!(answered(&mut dialogue, "200 ok"), ReplyEffect::Nothing);
+    assert!(!dialogue.has_pending_commands());
+    // Nothing else is pending.
+    said(&mut dialogue, "STOR x");
+    assert_eq!(
+        answered(&mut dialogue, "200 stored"),
+        ReplyEffect::Event(DialogueEvent::TransferEnded { completed: true })
+    );
+}
+
 #[test]
 fn epsv_all_applies_after_its_completion_reply() {
     let mut dialogue = logged_in();

@@ -128,6 +128,20 @@ impl PendingCommands {
         self.pop()
     }
 
+    /// Removes a command of another kind than a transfer's from behind the oldest, a transfer's, which goes on. Returns
+    /// `false` if there is none.
+    pub fn pop_beside_transfer(&mut self) -> bool {
+        let later = self.later.iter().position(|(kind, _)| *kind == PendingKind::Other);
+        let Some(at) = later.filter(|_| self.oldest() == Some(PendingKind::Transfer)) else {
+            return false;
+        };
+        self.later[at].1 -= 1;
+        if self.later[at].1 == 0 {
+            self.later.remove(at);
+        }
+        true
+    }
+
     /// Removes the commands before the first `which`, because their replies will not come any more. Returns `false` if
     /// there is none, or if forgotten commands precede it.
     pub fn drop_before(&mut self, which: PendingKind) -> bool {
