@@ -225,11 +225,12 @@ impl Connection<'_> {
                 *fast_path = None;
                 let (kind, lifetime) = (announced.kind, self.policy.pinhole_lifetime);
                 let control = self.control.translation_or_identity();
-                let opened = (id, self.now);
+                let (opened, is_granted) =
+                    ((id, self.now), self.control.fast_path().is_handed_over);
                 self.close_fast_path_pinholes("a later pinhole replaced it");
                 let held = self.pinholes.hold_fast_path_pinhole(
                     opened,
-                    self.index,
+                    (self.index, is_granted),
                     &control,
                     (kind, lifetime),
                     pinhole,

@@ -336,7 +336,9 @@ impl Sessions {
     pub(super) fn take_back(&mut self, index: u32) {
         let Some(Entry { control, .. }) = self.table.get_mut(index) else { return };
         if let Some(withdrawn) = withdrawal(control, &mut self.ungreeted_handovers) {
-            self.push_withdrawal(withdrawn);
+            let client = withdrawn.translation.client.ip();
+            self.pinholes.revoke_fast_path_grant(client, control.pinholes());
+            self.flow_changes.push(FlowChange::Withdraw(withdrawn));
             self.mark_changed(index);
         }
     }
@@ -344,13 +346,10 @@ impl Sessions {
     /// Takes back a connection that was just removed from the table.
     pub(super) fn withdraw_removed(&mut self, control: &mut super::Control) {
         if let Some(withdrawn) = withdrawal(control, &mut self.ungreeted_handovers) {
-            self.push_withdrawal(withdrawn);
+            let client = withdrawn.translation.client.ip();
+            self.pinholes.revoke_fast_path_grant(client, control.pinholes());
+            self.flow_changes.push(FlowChange::Withdraw(withdrawn));
         }
-    }
-
-    fn push_withdrawal(&mut self, withdrawal: Withdrawal) {
-        self.pinholes.revoke_fast_path_grant(withdrawal.translation.client.ip());
-        self.flow_changes.push(FlowChange::Withdraw(withdrawal));
     }
 
     /// Takes all connections back.

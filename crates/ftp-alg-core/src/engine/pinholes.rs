@@ -221,19 +221,23 @@ impl PinholeTable {
         held
     }
 
-    /// Holds `pinhole`, which the BPF program opened at the time `at` for the session `owner` of `client`.
+    /// Holds `pinhole`, which the BPF program opened at the time `at` for the session `owner`. It `is_granted` if the
+    /// session is on the fast path.
     pub fn hold_fast_path_pinhole(
         &mut self,
         (fast_path, at): (FastPathPinhole, Instant),
-        owner: u32,
+        (owner, is_granted): (u32, bool),
         control: &Translation,
         (kind, lifetime): (AnnouncementKind, Duration),
         pinhole: Pinhole,
     ) -> HeldPinhole {
         let (client, deadline) = (client_key(control.client.ip()), at + lifetime);
         let reopening = Some(Reopening::new(control, !kind.is_active(), deadline));
-        let serial =
-            self.registry.lock().insert_from_fast_path((pinhole, fast_path), client, reopening);
+        let serial = self.registry.lock().insert_from_fast_path(
+            (pinhole, fast_path),
+            (client, is_granted),
+            reopening,
+        );
         let held = HeldPinhole::new(pinhole, kind, deadline, (client, serial), Some(fast_path));
         self.deadlines.add(held.renewal_due(lifetime), owner);
         held
@@ -284,9 +288,11 @@ impl PinholeTable {
         self.registry.lock().clients.add_grant(client_key(client));
     }
 
-    /// Takes back the grant of one pinhole for `client`.
-    pub fn revoke_fast_path_grant(&mut self, client: IpAddr) {
-        self.registry.lock().clients.remove_grant(client_key(client));
+    /// Takes back the grant of one pinhole for `client`. If one of `held` is open by it, that counts itself now.
+    pub fn revoke_fast_path_grant(&mut self, client: IpAddr, held: &[HeldPinhole]) {
+        let mut state = self.registry.lock();
+        state.clients.remove_grant(client_key(client));
+        held.iter().for_each(|held| state.end_grant(&held.pinhole, held.serial));
     }
 
     /// Takes the pinholes that the BPF program is to close.
@@ -316,7 +322,9 @@ impl PinholeTable {
         let reopening = control.map(|control| Reopening::new(control, !kind.is_active(), deadline));
         let mut state = self.registry.lock();
         let serial = match fast_path {
-            Some(fast_path) => state.insert_from_fast_path((pinhole, fast_path), client, reopening),
+            Some(fast_path) => {
+                state.insert_from_fast_path((pinhole, fast_path), (client, false), reopening)
+            }
             None => state.insert(pinhole, client, reopening).0,
         };
         if in_use {

@@ -64,6 +64,39 @@ fn a_client_may_hold_a_quarter_of_a_small_capacity() {
     open(&mut table, "192.0.2.2", 4000).unwrap();
 }
 
+/// A connection on the fast path counts, with its pinhole or without.
+#[test]
+fn a_pinhole_of_the_fast_path_counts_once() {
+    let mut table = table_with(60_000);
+    let policy = Policy { max_pinholes_per_client: 4, ..Policy::default() };
+    let (client, server) = ("192.0.2.1".parse().unwrap(), "203.0.113.9".parse().unwrap());
+    let control = Translation::identity((client, 4000).into(), (server, 21).into());
+    let hold = |table: &mut PinholeTable, port: u16| {
+        let arrival = SocketAddr::new(client, port);
+        let pinhole = Pinhole { initiator: server, arrival, target: arrival, source: server };
+        let opened = (FastPathPinhole { flow: u64::from(port), line: 1 }, Instant::now());
+        let announced = (AnnouncementKind::Port, policy.pinhole_lifetime);
+        table.hold_fast_path_pinhole(opened, (1, true), &control, announced, pinhole)
+    };
+    let open_count = |table: &mut PinholeTable| {
+        let check = |limit| table.registry.lock().check(client_key(client), limit, 60_000).is_err();
+        (1..9).take_while(|limit| check(*limit)).count()
+    };
+    assert!((0..2).all(|_| table.grant_fast_path(&policy, client)));
+    assert!(!table.grant_fast_path(&policy, client), "half of the limit is left to others");
+    let held = [hold(&mut table, 5000), hold(&mut table, 5001)];
+    assert_eq!(open_count(&mut table), 2);
+    // Back in the queue, a pinhole that is open counts itself.
+    table.revoke_fast_path_grant(client, &held[..1]);
+    assert_eq!(open_count(&mut table), 2);
+    table.record_closed(&held[0]);
+    assert_eq!(open_count(&mut table), 1);
+    table.record_closed(&held[1]);
+    assert_eq!(open_count(&mut table), 1, "the grant");
+    table.revoke_fast_path_grant(client, &held[1..]);
+    assert_eq!(open_count(&mut table), 0);
+}
+
 #[test]
 fn pinholes_in_use_count_for_the_clients_fraction() {
     let mut table = table_with(1024);

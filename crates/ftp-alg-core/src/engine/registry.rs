@@ -75,6 +75,8 @@ pub(super) struct RegistryEntry {
     is_open: bool,
     /// Whether its transfer has started, so that it may be consumed.
     has_started: bool,
+    /// Whether its connection is on the fast path, so that the grant counts for the client.
+    is_granted: bool,
     /// Identity in the BPF program, if that has it; the rules do not know it then.
     pub(super) fast_path: Option<FastPathPinhole>,
     /// `None` if it never opens again.
@@ -126,9 +128,28 @@ pub(super) struct RegistryState {
 }
 
 impl RegistryEntry {
+    fn new(pinhole: Pinhole, serial: u64, client: IpAddr) -> Self {
+        Self {
+            pinhole,
+            serial,
+            client,
+            is_released: false,
+            is_open: true,
+            has_started: false,
+            is_granted: false,
+            fast_path: None,
+            reopening: None,
+        }
+    }
+
+    /// From now on the rules have it, not the BPF program.
+    fn move_to_rules(&mut self) {
+        (self.fast_path, self.is_granted) = (None, false);
+    }
+
     /// Whether it counts for its client's limit.
     fn counts(&self) -> bool {
-        self.is_open && !self.is_released
+        self.is_open && !self.is_released && !self.is_granted
     }
 }
 
@@ -216,7 +237,11 @@ impl PinholeRegistry {
         let mut state = self.lock();
         let mut move_to_rules = |opening: &Opening| {
             state.set_open(&opening.pinhole, true);
-            state.held_entry(&opening.pinhole).map(|entry| entry.fast_path = None).is_some()
+            let is_held = state.held_entry(&opening.pinhole).is_some();
+            if is_held {
+                state.change_entry(&opening.pinhole, RegistryEntry::move_to_rules);
+            }
+            is_held
         };
         let due: Vec<_> = refused.filter(|opening| move_to_rules(opening)).collect();
         drop(state);
@@ -328,16 +353,8 @@ impl RegistryState {
         self.serial += 1;
         let serial = self.serial;
         self.clients.add_held(client);
-        let before = self.insert_entry(RegistryEntry {
-            pinhole,
-            serial,
-            client,
-            is_released: false,
-            is_open: true,
-            has_started: false,
-            fast_path: None,
-            reopening,
-        });
+        let entry = RegistryEntry::new(pinhole, serial, client);
+        let before = self.insert_entry(RegistryEntry { reopening, ..entry });
         (serial, before)
     }
 
@@ -346,7 +363,7 @@ impl RegistryState {
     pub(super) fn insert_from_fast_path(
         &mut self,
         (pinhole, fast_path): (Pinhole, FastPathPinhole),
-        client: IpAddr,
+        (client, is_granted): (IpAddr, bool),
         reopening: Option<Reopening>,
     ) -> u64 {
         self.serial += 1;
@@ -354,16 +371,8 @@ impl RegistryState {
         self.clients.add_held(client);
         let present = self.entries.get(&(pinhole.initiator, pinhole.arrival));
         if present.is_none_or(|present| present.fast_path.is_some()) {
-            self.insert_entry(RegistryEntry {
-                pinhole,
-                serial,
-                client,
-                is_released: false,
-                is_open: true,
-                has_started: false,
-                fast_path: Some(fast_path),
-                reopening,
-            });
+            let (entry, fast_path) = (RegistryEntry::new(pinhole, serial, client), Some(fast_path));
+            self.insert_entry(RegistryEntry { is_granted, fast_path, reopening, ..entry });
         }
         serial
     }
@@ -377,9 +386,31 @@ impl RegistryState {
     /// Moves the pinhole with `serial` from the BPF program to the rules, unless another entry has replaced it. Returns
     /// whether none has.
     pub(super) fn move_to_rules(&mut self, pinhole: Pinhole, serial: u64) -> bool {
-        let entry = self.entries.get_mut(&(pinhole.initiator, pinhole.arrival));
-        let own = entry.filter(|entry| entry.serial == serial);
-        own.map(|entry| entry.fast_path = None).is_some()
+        let is_its_own = self.own_entry(&pinhole, serial).is_some();
+        if is_its_own {
+            self.change_entry(&pinhole, RegistryEntry::move_to_rules);
+        }
+        is_its_own
+    }
+
+    /// The connection of the pinhole with `serial` is no longer on the fast path, so the pinhole counts itself.
+    pub(super) fn end_grant(&mut self, pinhole: &Pinhole, serial: u64) {
+        if self.own_entry(pinhole, serial).is_some() {
+            self.change_entry(pinhole, |entry| entry.is_granted = false);
+        }
+    }
+
+    /// Changes the present entry, and with it what counts for its client.
+    fn change_entry(&mut self, pinhole: &Pinhole, change: impl FnOnce(&mut RegistryEntry)) {
+        let present = self.entries.get_mut(&(pinhole.initiator, pinhole.arrival));
+        let Some(entry) = present else { return };
+        let counted = entry.counts();
+        change(entry);
+        match (counted, entry.counts()) {
+            (true, false) => self.clients.remove_open(entry.client),
+            (false, true) => self.clients.add_open(entry.client),
+            _ => {}
+        }
     }
 
     /// The pinhole with `serial`, if it is the present entry.
@@ -410,12 +441,8 @@ impl RegistryState {
 
     /// Sets whether a pinhole that a session holds is open.
     fn set_open(&mut self, pinhole: &Pinhole, is_open: bool) {
-        let Some(entry) = self.held_entry(pinhole) else { return };
-        let (was_open, client) = (std::mem::replace(&mut entry.is_open, is_open), entry.client);
-        match (was_open, is_open) {
-            (true, false) => self.clients.remove_open(client),
-            (false, true) => self.clients.add_open(client),
-            _ => {}
+        if self.held_entry(pinhole).is_some() {
+            self.change_entry(pinhole, |entry| entry.is_open = is_open);
         }
     }
 
@@ -538,16 +565,8 @@ impl RegistryState {
         let PinholeClosing { pinhole, serial, failures } = closing;
         let is_free = !self.entries.contains_key(&(pinhole.initiator, pinhole.arrival));
         if is_free && failures < CLOSING_RETRIES {
-            self.insert_entry(RegistryEntry {
-                pinhole,
-                serial,
-                client: pinhole.target.ip(), // counts for nobody
-                is_released: true,
-                is_open: true,
-                has_started: false,
-                fast_path: None,
-                reopening: None,
-            });
+            let entry = RegistryEntry::new(pinhole, serial, pinhole.target.ip()); // counts for nobody
+            self.insert_entry(RegistryEntry { is_released: true, ..entry });
             self.failed_closings.push(PinholeClosing { failures: failures + 1, ..closing });
         }
     }
