@@ -500,10 +500,10 @@ impl Dialogue {
                     ReplyEffect::Nothing
                 }
             }
-            // It answers a command beside a transfer, which ends with 226 or 250 (RFC 959 section 5.4).
+            // It answers another command: a transfer ends with 226 or 250 (RFC 959 section 5.4).
             _ if reply.is_success()
                 && !matches!(reply.code, 225 | 226 | 250)
-                && self.pending.pop_beside_transfer() =>
+                && self.pending.pop_during_transfer() =>
             {
                 ReplyEffect::Nothing
             }

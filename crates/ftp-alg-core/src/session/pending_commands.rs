@@ -130,7 +130,7 @@ impl PendingCommands {
 
     /// Removes a command of another kind than a transfer's from behind the oldest, a transfer's, which goes on. Returns
     /// `false` if there is none.
-    pub fn pop_beside_transfer(&mut self) -> bool {
+    pub fn pop_during_transfer(&mut self) -> bool {
         let later = self.later.iter().position(|(kind, _)| *kind == PendingKind::Other);
         let Some(at) = later.filter(|_| self.oldest() == Some(PendingKind::Transfer)) else {
             return false;
