@@ -197,7 +197,7 @@ fn a_listing_that_its_client_has_a_real_server_stop_is_no_announcement() {
         &[
             say(&format!("MKD pub/{name}")),
             stop_behind("STAT pub/k*", &format!("213-Status follows:\r\n{listed}\r\n213 End\r\n")),
-            stop_behind("EPSV", "229 E (|||3306|)\r\n"),
+            epsv_with_room_for("229 E (|||3306|)\r\n".len()),
         ],
     );
 }
@@ -224,7 +224,7 @@ fn epsv_with_room_for(bytes: usize) -> Value {
 
 #[test]
 fn a_directory_that_its_client_has_a_real_server_stop_is_no_announcement() {
-    let last = stop_behind("EPSV", "229 E (|||3306|)\" is the current directory\r\n");
+    let last = epsv_with_room_for("229 E (|||3306|)\" is the current directory\r\n".len());
     opens_nothing(ServerKind::Proftpd, &[stopped_in_a_directory(), vec![last]].concat());
 }
 
