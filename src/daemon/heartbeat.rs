@@ -80,8 +80,8 @@ impl HeartbeatRenewer {
                 event = "downtime",
                 seconds,
                 "ftp-alg did not run for up to {seconds:.1} s, or its table was loaded again: packets of control \
-                 connections bypassed the queue unread. No pinhole is opened any more for connections that carried \
-                 data then: their clients must log in again",
+                 connections bypassed the queue unread. No pinhole is opened for connections that carried data then, \
+                 until they are in step again, or their clients log in again",
             );
         }
         self.last = Renewal::at(now);

@@ -43,7 +43,7 @@ counters! {
         commands_refused: u64,
         /// Sessions that became encrypted, so they can no longer be read.
         encrypted: u64,
-        /// Sessions that missed packets, so nothing is opened for them any more.
+        /// Sessions that missed packets, so nothing is opened for them until they are in step again.
         unread_sessions: u64,
         /// Packets of connections beyond the limit of sessions.
         uninspected: u64,

@@ -8,7 +8,7 @@
 //!
 //! The first of them follows routes as they change. New data from elsewhere is dropped twice, because the routes may be
 //! about to change. If its sender retransmits it from there once more, a server's packets pass unread from then on. A
-//! client's are read, because the policy may refuse a command of it, and the session opens nothing any more.
+//! client's are read, because the policy may refuse a command of it, but they count as missed: they open nothing.
 
 use serde::{Deserialize, Serialize};
 

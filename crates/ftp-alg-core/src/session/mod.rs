@@ -201,7 +201,7 @@ impl Session {
     }
 
     /// Whether to forward a payload of `from` that came from elsewhere. What was read before may be repeated, with the
-    /// bytes that were read. If the client's next bytes have come several times, nothing is opened any more.
+    /// bytes that were read. If the client's next bytes have come several times, they count as missed.
     pub fn accepts_from_elsewhere(&mut self, from: Side, packet: &Packet<'_>) -> bool {
         let (seq, next) = (packet.seq(), self.direction(from).space.next);
         let end = seq + packet.payload().len() as u32;
