@@ -71,6 +71,16 @@ fn an_open_pinhole_counts_and_is_listed_after_a_preliminary_reply() {
     assert_eq!((talk.gateway.kernel.consumed_lookups, talk.listed()), (1, 2));
 }
 
+/// The kernel has one pinhole of these endpoints, however often they are announced.
+#[test]
+fn a_port_that_is_announced_again_is_listed_once() {
+    let mut talk = Conversation::with_limit(2);
+    for _ in 0..3 {
+        assert!(talk.start_transfer(3762));
+        assert_eq!(talk.listed(), 1);
+    }
+}
+
 #[test]
 fn a_consumed_pinhole_does_not_count_once_the_limit_is_reached() {
     let mut talk = Conversation::with_limit(2);

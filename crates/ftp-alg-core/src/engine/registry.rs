@@ -422,7 +422,8 @@ impl RegistryState {
     /// Whether the kernel may have the pinhole with `serial` open, as far as is known.
     pub(super) fn is_open(&self, pinhole: &Pinhole, serial: u64) -> bool {
         let entry = self.entries.get(&(pinhole.initiator, pinhole.arrival));
-        entry.is_none_or(|entry| entry.serial != serial || entry.is_open)
+        // A later one with its endpoints replaces it. An earlier one stays next to one of the BPF program.
+        entry.is_none_or(|entry| entry.serial < serial || entry.serial == serial && entry.is_open)
     }
 
     /// Records that the transfer of the pinhole with `serial` has started.
