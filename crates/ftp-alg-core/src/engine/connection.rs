@@ -39,8 +39,7 @@ impl Connection<'_> {
                 }
             }
             DialogueEvent::AnnouncementRefused => {
-                let refused = self.control.pinholes().iter().position(|p| !p.answered);
-                if let Some(held) = refused.and_then(|at| self.control.remove_pinhole(at)) {
+                if let Some(held) = self.control.take_pinhole(|held| !held.answered) {
                     self.push_event(EventKind::PinholeClosed(
                         held.pinhole,
                         "the server refused the announcement",
@@ -51,14 +50,13 @@ impl Connection<'_> {
             DialogueEvent::TransferStarted => self.mark_answered_in_use(),
             DialogueEvent::TransferEnded { completed: true } => {
                 // A success without a preliminary reply may be meant for another command.
-                while let Some(at) =
-                    self.control.pinholes().iter().position(|held| {
-                        held.answered && (held.in_use || !self.pinholes.is_open(held))
-                    })
-                    && let Some(held) = self.control.remove_pinhole(at)
+                let pinholes = &mut *self.pinholes;
+                while let Some(held) = self
+                    .control
+                    .take_pinhole(|held| held.answered && (held.in_use || !pinholes.is_open(held)))
                 {
                     self.counters.pinholes_used += u64::from(!held.in_use);
-                    self.pinholes.close_consumed(held);
+                    pinholes.close_consumed(held);
                 }
                 self.mark_answered_in_use();
             }
@@ -232,10 +230,7 @@ impl Connection<'_> {
 
     /// Closes the pinholes that the BPF program has; it holds one for each connection at a time.
     pub(super) fn close_fast_path_pinholes(&mut self, reason: &'static str) {
-        while let Some(at) =
-            self.control.pinholes().iter().position(|held| self.pinholes.has_fast_path(held))
-            && let Some(held) = self.control.remove_pinhole(at)
-        {
+        while let Some(held) = self.control.take_pinhole(|held| self.pinholes.has_fast_path(held)) {
             if !held.in_use {
                 self.push_event(EventKind::PinholeClosed(held.pinhole, reason));
             }

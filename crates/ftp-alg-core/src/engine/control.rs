@@ -222,6 +222,15 @@ impl Control {
         pinholes.push(held);
     }
 
+    /// Removes the first held pinhole for which `is_meant` holds.
+    pub fn take_pinhole(
+        &mut self,
+        is_meant: impl FnMut(&HeldPinhole) -> bool,
+    ) -> Option<HeldPinhole> {
+        let at = self.pinholes().iter().position(is_meant)?;
+        self.remove_pinhole(at)
+    }
+
     /// Removes the pinhole at `index`.
     pub fn remove_pinhole(&mut self, index: usize) -> Option<HeldPinhole> {
         let pinholes = self.pinholes_mut()?;

@@ -142,6 +142,11 @@ impl RegistryEntry {
         }
     }
 
+    /// Whether it is this pinhole, and a session holds it.
+    fn is_held(&self, pinhole: &Pinhole) -> bool {
+        !self.is_released && self.pinhole == *pinhole
+    }
+
     /// From now on the rules have it, not the BPF program.
     fn move_to_rules(&mut self) {
         (self.fast_path, self.is_granted) = (None, false);
@@ -185,8 +190,9 @@ impl PinholeRegistry {
         let _updating = lock(&self.0.updating);
         let mut state = self.lock();
         renewals.retain_mut(|Renewal { opening: Opening { pinhole, lifetime, .. }, fast_path }| {
-            let held = state.held_entry(pinhole);
-            let Some(entry) = held.filter(|entry| entry.is_open) else { return false };
+            let entry = state.entries.get_mut(&(pinhole.initiator, pinhole.arrival));
+            let open = entry.filter(|entry| entry.is_held(pinhole) && entry.is_open);
+            let Some(entry) = open else { return false };
             *fast_path = entry.fast_path;
             if let Some(reopening) = &mut entry.reopening {
                 reopening.deadline = now + *lifetime;
@@ -198,7 +204,7 @@ impl PinholeRegistry {
         let mut state = self.lock();
         for (Renewal { opening, .. }, renewed) in renewals.iter().zip(&renewed) {
             if let Ok(false) = renewed {
-                state.set_open(&opening.pinhole, false);
+                state.record_gone(&opening.pinhole);
             }
         }
         renewed.into_iter().filter_map(Result::err).collect()
@@ -222,7 +228,7 @@ impl PinholeRegistry {
         }
         let consumed = find_consumed(&started)?;
         let mut state = self.lock();
-        consumed.iter().for_each(|pinhole| state.set_open(pinhole, false));
+        consumed.iter().for_each(|pinhole| state.record_gone(pinhole));
         Ok(())
     }
 
@@ -235,15 +241,14 @@ impl PinholeRegistry {
     ) -> R {
         let _updating = lock(&self.0.updating);
         let mut state = self.lock();
-        let mut move_to_rules = |opening: &Opening| {
-            state.set_open(&opening.pinhole, true);
-            let is_held = state.held_entry(&opening.pinhole).is_some();
-            if is_held {
-                state.change_entry(&opening.pinhole, RegistryEntry::move_to_rules);
-            }
-            is_held
+        let mut move_to_rules = |Opening { pinhole, .. }: &Opening| {
+            let is_held = |entry: &RegistryEntry| entry.is_held(pinhole);
+            state.change_entry(pinhole, is_held, |entry| {
+                entry.move_to_rules();
+                entry.is_open = true;
+            })
         };
-        let due: Vec<_> = refused.filter(|opening| move_to_rules(opening)).collect();
+        let due: Vec<_> = refused.filter(&mut move_to_rules).collect();
         drop(state);
         reopen(&due)
     }
@@ -311,12 +316,6 @@ impl RegistryState {
         self.entries.get(&(initiator, arrival)).map(|entry| entry.pinhole.target)
     }
 
-    /// The entry of this pinhole, if a session holds it.
-    fn held_entry(&mut self, pinhole: &Pinhole) -> Option<&mut RegistryEntry> {
-        let entry = self.entries.get_mut(&(pinhole.initiator, pinhole.arrival))?;
-        (!entry.is_released && entry.pinhole == *pinhole).then_some(entry)
-    }
-
     /// Whether the last pinhole of this initiator and target could not have the target's port as its external port.
     pub(super) fn is_displaced(&self, pinhole: &Pinhole) -> bool {
         self.displaced.contains(&(pinhole.initiator, pinhole.target))
@@ -379,31 +378,34 @@ impl RegistryState {
 
     /// Whether the rules have the pinhole with `serial`, not the BPF program.
     pub(super) fn is_in_rules(&self, pinhole: &Pinhole, serial: u64) -> bool {
-        let entry = self.entries.get(&(pinhole.initiator, pinhole.arrival));
-        entry.is_some_and(|entry| entry.serial == serial && entry.fast_path.is_none())
+        self.own_entry(pinhole, serial).is_some_and(|entry| entry.fast_path.is_none())
     }
 
     /// Moves the pinhole with `serial` from the BPF program to the rules, unless another entry has replaced it. Returns
     /// whether none has.
     pub(super) fn move_to_rules(&mut self, pinhole: Pinhole, serial: u64) -> bool {
-        let is_its_own = self.own_entry(&pinhole, serial).is_some();
-        if is_its_own {
-            self.change_entry(&pinhole, RegistryEntry::move_to_rules);
-        }
-        is_its_own
+        self.change_entry(&pinhole, |entry| entry.serial == serial, RegistryEntry::move_to_rules)
     }
 
     /// The connection of the pinhole with `serial` is no longer on the fast path, so the pinhole counts itself.
     pub(super) fn end_grant(&mut self, pinhole: &Pinhole, serial: u64) {
-        if self.own_entry(pinhole, serial).is_some() {
-            self.change_entry(pinhole, |entry| entry.is_granted = false);
-        }
+        self.change_entry(
+            pinhole,
+            |entry| entry.serial == serial,
+            |entry| entry.is_granted = false,
+        );
     }
 
-    /// Changes the present entry, and with it what counts for its client.
-    fn change_entry(&mut self, pinhole: &Pinhole, change: impl FnOnce(&mut RegistryEntry)) {
-        let present = self.entries.get_mut(&(pinhole.initiator, pinhole.arrival));
-        let Some(entry) = present else { return };
+    /// Changes the entry with the endpoints of `pinhole` if `is_meant` holds for it, and with it what counts for its
+    /// client. Returns whether it held.
+    fn change_entry(
+        &mut self,
+        pinhole: &Pinhole,
+        is_meant: impl FnOnce(&RegistryEntry) -> bool,
+        change: impl FnOnce(&mut RegistryEntry),
+    ) -> bool {
+        let entry = self.entries.get_mut(&(pinhole.initiator, pinhole.arrival));
+        let Some(entry) = entry.filter(|entry| is_meant(entry)) else { return false };
         let counted = entry.counts();
         change(entry);
         match (counted, entry.counts()) {
@@ -411,11 +413,12 @@ impl RegistryState {
             (false, true) => self.clients.add_open(entry.client),
             _ => {}
         }
+        true
     }
 
     /// The pinhole with `serial`, if it is the present entry.
-    fn own_entry(&mut self, pinhole: &Pinhole, serial: u64) -> Option<&mut RegistryEntry> {
-        let entry = self.entries.get_mut(&(pinhole.initiator, pinhole.arrival));
+    fn own_entry(&self, pinhole: &Pinhole, serial: u64) -> Option<&RegistryEntry> {
+        let entry = self.entries.get(&(pinhole.initiator, pinhole.arrival));
         entry.filter(|entry| entry.serial == serial)
     }
 
@@ -428,23 +431,22 @@ impl RegistryState {
 
     /// Records that the transfer of the pinhole with `serial` has started.
     pub(super) fn record_start(&mut self, pinhole: &Pinhole, serial: u64) {
-        if let Some(entry) = self.own_entry(pinhole, serial) {
-            entry.has_started = true;
-        }
+        self.change_entry(
+            pinhole,
+            |entry| entry.serial == serial,
+            |entry| entry.has_started = true,
+        );
     }
 
     /// Records that the pinhole with `serial` is consumed or expired.
     pub(super) fn record_closed(&mut self, pinhole: &Pinhole, serial: u64) {
-        if self.own_entry(pinhole, serial).is_some() {
-            self.set_open(pinhole, false);
-        }
+        let is_meant = |entry: &RegistryEntry| entry.serial == serial && entry.is_held(pinhole);
+        self.change_entry(pinhole, is_meant, |entry| entry.is_open = false);
     }
 
-    /// Sets whether a pinhole that a session holds is open.
-    fn set_open(&mut self, pinhole: &Pinhole, is_open: bool) {
-        if self.held_entry(pinhole).is_some() {
-            self.change_entry(pinhole, |entry| entry.is_open = is_open);
-        }
+    /// Records that the kernel no longer has this pinhole, which a session holds.
+    fn record_gone(&mut self, pinhole: &Pinhole) {
+        self.change_entry(pinhole, |entry| entry.is_held(pinhole), |entry| entry.is_open = false);
     }
 
     /// Whether the kernel was not asked which pinholes are consumed for a while, so that it may be asked `now`.
@@ -455,8 +457,7 @@ impl RegistryState {
 
     /// Whether the pinhole with `serial` has opened again, because its data connection was refused.
     pub(super) fn has_reopened(&self, pinhole: &Pinhole, serial: u64) -> bool {
-        let entry = self.entries.get(&(pinhole.initiator, pinhole.arrival));
-        let reopening = entry.filter(|entry| entry.serial == serial).and_then(|e| e.reopening);
+        let reopening = self.own_entry(pinhole, serial).and_then(|entry| entry.reopening);
         reopening.is_some_and(|reopening| reopening.left < MAX_REOPENINGS)
     }
 
@@ -533,25 +534,18 @@ impl RegistryState {
             self.remove(pinhole, serial);
             return None;
         }
-        let counted = entry.counts();
-        if std::mem::replace(&mut entry.is_released, true) {
-            return None;
-        }
-        self.released += 1;
-        if counted {
-            self.clients.remove_open(client);
-        }
-        Some(PinholeClosing::new(pinhole, serial))
+        let is_new = |entry: &RegistryEntry| entry.serial == serial && !entry.is_released;
+        let is_released = self.change_entry(&pinhole, is_new, |entry| entry.is_released = true);
+        self.released += usize::from(is_released);
+        is_released.then(|| PinholeClosing::new(pinhole, serial))
     }
 
     /// The pinhole that the kernel is to close now for `closing`. Its source translation is omitted if another open
     /// pinhole has the same. A released entry is free from now on.
     fn take_due(&mut self, closing: PinholeClosing) -> Option<Pinhole> {
         let PinholeClosing { pinhole, serial, .. } = closing;
-        let Pinhole { initiator, arrival, target, .. } = pinhole;
-        let present =
-            self.entries.get(&(initiator, arrival)).filter(|entry| entry.serial == serial)?;
-        let is_released = present.is_released;
+        let Pinhole { initiator, target, .. } = pinhole;
+        let is_released = self.own_entry(&pinhole, serial)?.is_released;
         let same = self.by_target.get(&(initiator, target));
         let is_shared = same.is_some_and(|same| same.count > 1);
         if is_released {

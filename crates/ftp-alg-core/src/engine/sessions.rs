@@ -141,9 +141,7 @@ impl Sessions {
                 let own = if from_client { translation.client } else { translation.server };
                 lacks_login || policy.forbids(held.pinhole.target, own.ip())
             };
-            while let Some(at) = control.pinholes().iter().position(is_forbidden)
-                && let Some(held) = control.remove_pinhole(at)
-            {
+            while let Some(held) = control.take_pinhole(is_forbidden) {
                 let closed = EventKind::PinholeClosed(held.pinhole, "the configuration forbids it");
                 effects.events.push(control.event(closed));
                 self.pinholes.close(held);
@@ -183,8 +181,7 @@ impl Sessions {
         let in_use = control.pinholes().iter().filter(|held| held.in_use && held.deadline <= now);
         in_use.for_each(|held| self.pinholes.record_closed(held));
         let is_over = |held: &HeldPinhole| !held.in_use && held.deadline <= now;
-        while let Some(at) = control.pinholes().iter().position(&is_over) {
-            let Some(held) = control.remove_pinhole(at) else { return };
+        while let Some(held) = control.take_pinhole(is_over) {
             effects.events.push(control.event(EventKind::PinholeExpired(held.pinhole, held.kind)));
             self.pinholes.close(held);
         }

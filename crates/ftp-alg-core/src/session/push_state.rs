@@ -83,10 +83,10 @@ impl Session {
             return None;
         }
         let line = payload.strip_suffix(b"\r\n").unwrap_or(payload);
-        let is_plain = !(self.dialogue.is_ambiguous() || self.dialogue.has_pending_commands());
-        let has_lf = line.iter().fold(false, |found, byte| found | (*byte == b'\n'));
-        let shows_missed = self.server.space.is_all_seen(packet.ack()) == Some(false);
-        if is_plain && !has_lf && !shows_missed {
+        let has_lf = || line.iter().fold(false, |found, byte| found | (*byte == b'\n'));
+        let shows_missed = || self.server.space.is_all_seen(packet.ack()) == Some(false);
+        let is_required = self.dialogue.is_ambiguous() || self.dialogue.has_pending_commands();
+        if !(is_required || has_lf() || shows_missed()) {
             return None;
         }
         let window = packet.window();
