@@ -161,19 +161,25 @@ fn sessions_follow_changes_of_bridges() {
     }
 }
 
-/// An announcement passed on the fast path, and the data connection is made after the change.
+/// An announcement passed on the fast path. The client makes the data connection when it is released.
+fn announced(gateway: &Gateway) -> (ScriptedServer, GatedClient) {
+    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+    let server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+    let mut transfer = passive_transfer("PASV");
+    transfer.insert(2, json!({"gate": ""}));
+    let steps = [login(), vec![say("NOOP"), reply()], transfer].concat();
+    let host = lab.server_address(Family::V4);
+    let client = gated_client(&lab.client, json!({"host": host, "steps": steps}));
+    assert_eq!(fast_path(daemon)["opened"], 1, "{}", daemon.log());
+    (server, client)
+}
+
 #[test]
 fn pinholes_of_the_program_follow_changes_of_bridges() {
     for topology in [Topology::Masquerade, Topology::PublishedServer] {
         let Some(gateway) = on(topology) else { return };
         let (lab, daemon) = (&gateway.lab, &gateway.daemon);
-        let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
-        let mut transfer = passive_transfer("PASV");
-        transfer.insert(2, json!({"gate": ""}));
-        let steps = [login(), vec![say("NOOP"), reply()], transfer].concat();
-        let host = lab.server_address(Family::V4);
-        let client = gated_client(&lab.client, json!({"host": host, "steps": steps}));
-        assert_eq!(fast_path(daemon)["opened"], 1, "{topology}: {}", fast_path(daemon));
+        let (_server, client) = announced(&gateway);
         make_bridge(lab, "lan");
         wait_for_inline(daemon, &["lan"]);
         assert_eq!(daemon.open_pinholes().unwrap().len(), 1, "{topology}: {}", daemon.log());
@@ -193,13 +199,7 @@ fn a_new_port_of_another_bridge_moves_no_pinhole() {
     let is_attached =
         |name: &str| fast_path(daemon)["interfaces"].as_array().unwrap().contains(&json!(name));
     wait_for("new interfaces", || is_attached("first") && is_attached("second"));
-    let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
-    let mut transfer = passive_transfer("PASV");
-    transfer.insert(2, json!({"gate": ""}));
-    let steps = [login(), vec![say("NOOP"), reply()], transfer].concat();
-    let host = lab.server_address(Family::V4);
-    let client = gated_client(&lab.client, json!({"host": host, "steps": steps}));
-    assert_eq!(fast_path(daemon)["opened"], 1, "{}", fast_path(daemon));
+    let (_server, client) = announced(&gateway);
     // When the daemon has found the second port, it has acted upon the first one.
     for port in ["first", "second"] {
         change(&format!("ip link set {port} master other"));

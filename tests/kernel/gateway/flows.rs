@@ -24,8 +24,16 @@ use ftp_alg_core::{
     ftp::Padding,
 };
 
-use super::fastpath::{CLIENT, SERVER, frame, lab_with_pins, receive};
+use super::fastpath::{CLIENT, Pins, SERVER, frame, lab_with_pins, receive};
 use super::stacked::syn;
+
+/// A loaded table, and the flows of a loaded program.
+fn load(pins: &Pins, parameters: &RuleParameters) -> (Table, Arc<FastPathFlows>) {
+    let commits = Commits::default();
+    let table = Table::install_for(parameters, &commits).unwrap();
+    let translations = Translations::new(parameters, &commits).unwrap();
+    (table, Arc::new(FastPathFlows::new(pins.load(), translations, parameters)))
+}
 
 fn handover(number: u32, login: LoginStage, translation: Translation) -> FlowChange {
     FlowChange::Handover(Handover {
@@ -48,10 +56,8 @@ fn handover(number: u32, login: LoginStage, translation: Translation) -> FlowCha
 fn a_source_stays_while_the_pinhole_of_its_flow_is_open() {
     let Some((lab, pins)) = lab_with_pins() else { return };
     lab.on_gateway(|| {
-        let (parameters, commits) = (RuleParameters::default(), Commits::default());
-        let table = Table::install_for(&parameters, &commits).unwrap();
-        let translations = Translations::new(&parameters, &commits).unwrap();
-        let flows = Arc::new(FastPathFlows::new(pins.load(), translations, &parameters));
+        let parameters = RuleParameters::default();
+        let (table, flows) = load(&pins, &parameters);
         let mut kernel = LinuxKernel::new(&parameters).unwrap().with_flows(Some(&flows));
         let by = |last: u8| Translation {
             client_external: SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, last), 40_000).into(),
@@ -104,10 +110,8 @@ fn a_source_stays_while_the_pinhole_of_its_flow_is_open() {
 fn no_more_connections_are_handed_over_than_there_is_room_for() {
     let Some((lab, pins)) = lab_with_pins() else { return };
     lab.on_gateway(|| {
-        let (parameters, commits) = (RuleParameters::default(), Commits::default());
-        let _table = Table::install_for(&parameters, &commits).unwrap();
-        let translations = Translations::new(&parameters, &commits).unwrap();
-        let flows = Arc::new(FastPathFlows::new(pins.load(), translations, &parameters));
+        let parameters = RuleParameters::default();
+        let (_table, flows) = load(&pins, &parameters);
         let mut kernel = LinuxKernel::new(&parameters).unwrap().with_flows(Some(&flows));
         let most = 16_384;
         let ends = |number: u32| {
@@ -146,10 +150,8 @@ const MOVED: u8 = 200;
 fn a_pinhole_is_in_the_rules_before_it_leaves_the_program() {
     let Some((lab, pins)) = lab_with_pins() else { return };
     lab.on_gateway(|| {
-        let (parameters, commits) = (RuleParameters::default(), Commits::default());
-        let table = Table::install_for(&parameters, &commits).unwrap();
-        let translations = Translations::new(&parameters, &commits).unwrap();
-        let flows = Arc::new(FastPathFlows::new(pins.load(), translations, &parameters));
+        let parameters = RuleParameters::default();
+        let (table, flows) = load(&pins, &parameters);
         let make_kernel = || LinuxKernel::new(&parameters).unwrap().with_flows(Some(&flows));
         let mut kernel = make_kernel();
         let client = |last| SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, last), 40_000);

@@ -28,6 +28,18 @@ const INTERCEPT: &str = "\
     add rule inet nat pre tcp dport 3000-3999 dnat ip6 to [2001:db8:2::9]:21; \
     add rule inet nat post oifname wan masquerade";
 
+/// A client, the server behind [`INTERCEPT`], and the gateway's address, of each family.
+const FAMILIES: [(&str, &str, &str); 2] =
+    [(CLIENT, SERVER, GATEWAY_INSIDE), (CLIENT6, SERVER6, "2001:db8:1::1")];
+
+/// A gateway that intercepts.
+fn intercepting() -> Ready {
+    let ready = Ready::new();
+    ready.lab.pass_by();
+    nat(&ready, INTERCEPT);
+    ready
+}
+
 #[test]
 fn translations_are_found_from_the_visible_pair() {
     let mut ready = Ready::new();
@@ -67,11 +79,8 @@ fn translations_are_found_from_the_visible_pair() {
 
 #[test]
 fn each_of_many_dialled_addresses_is_found_at_once() {
-    let mut ready = Ready::new();
-    ready.lab.pass_by();
-    nat(&ready, INTERCEPT);
-    let of_family = [(CLIENT, SERVER, GATEWAY_INSIDE), (CLIENT6, SERVER6, "2001:db8:1::1")];
-    for (client, server, inside) in of_family {
+    let mut ready = intercepting();
+    for (client, server, inside) in FAMILIES {
         let listener = listen(&ready.lab.server, at(server, 21));
         for port in 3000..3040 {
             let mut stream = connect(&ready.lab.client, client, at(inside, port));
@@ -85,9 +94,7 @@ fn each_of_many_dialled_addresses_is_found_at_once() {
 
 #[test]
 fn an_idle_connection_is_found_by_its_known_translation() {
-    let mut ready = Ready::new();
-    ready.lab.pass_by();
-    nat(&ready, INTERCEPT);
+    let mut ready = intercepting();
     let listener = listen(&ready.lab.server, at(SERVER, 21));
     let mut stream = connect(&ready.lab.client, CLIENT, at(GATEWAY_INSIDE, 3000));
     let (_server, _) = exchange(&mut stream, &listener);
@@ -103,11 +110,8 @@ fn an_idle_connection_is_found_by_its_known_translation() {
 
 #[test]
 fn a_client_port_that_dials_another_address_is_found() {
-    let mut ready = Ready::new();
-    ready.lab.pass_by();
-    nat(&ready, INTERCEPT);
-    let of_family = [(CLIENT, SERVER, GATEWAY_INSIDE), (CLIENT6, SERVER6, "2001:db8:1::1")];
-    for (client, server, inside) in of_family {
+    let mut ready = intercepting();
+    for (client, server, inside) in FAMILIES {
         let listener = listen(&ready.lab.server, at(server, 21));
         for port in 3000..3003 {
             let mut stream =
@@ -123,9 +127,7 @@ fn a_client_port_that_dials_another_address_is_found() {
 
 #[test]
 fn connections_without_data_store_no_external_address() {
-    let ready = Ready::new();
-    ready.lab.pass_by();
-    nat(&ready, INTERCEPT);
+    let ready = intercepting();
     let listener = listen(&ready.lab.server, at(SERVER, 21));
     let stored = || {
         let list = ready.lab.gateway_sh("nft list map inet ftp_alg external_addresses4");
