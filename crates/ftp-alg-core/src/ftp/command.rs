@@ -29,6 +29,8 @@ pub enum Verb {
     Transfer,
     /// A command whose reply may contain file names or contents: the reply to `STAT` with a directory is a listing.
     Listing,
+    /// `NOOP`, `TYPE`, `MODE`, `STRU`, `SYST`: the reply contains nothing that anybody chose but, perhaps, the argument.
+    Plain,
     /// Another FTP command.
     Other,
     /// Not a command of any FTP specification.
@@ -104,13 +106,13 @@ fn classify(verb: &[u8], argument: &[u8]) -> Verb {
         // The reply may contain one line of a file that the server shows. The next line may then belong to that file.
         b"QUIT" => Verb::Listing,
         b"HELP" | b"SITE" | b"STAT" if !argument.is_empty() => Verb::Listing,
+        b"MODE" | b"NOOP" | b"STRU" | b"SYST" | b"TYPE" => Verb::Plain,
         b"ABOR" | b"ADAT" | b"ALLO" | b"AVBL" | b"CDUP" | b"CLNT" | b"CONF" | b"COMB" | b"CSID"
         | b"CWD\0" | b"DELE" | b"DSIZ" | b"ENC\0" | b"ESTA" | b"ESTP" | b"FEAT" | b"HELP"
         | b"HOST" | b"LANG" | b"LPRT" | b"LPSV" | b"MACB" | b"MDTM" | b"MFCT" | b"MFF\0" | b"MFMT"
-        | b"MIC\0" | b"MKD\0" | b"MODE" | b"NOOP" | b"OPEN" | b"OPTS" | b"PBSZ" | b"PROT"
-        | b"PWD\0" | b"RANG" | b"REST" | b"RMD\0" | b"RNFR" | b"RNTO" | b"SITE"
-        | b"SIZE" | b"SMNT" | b"STAT" | b"STRU" | b"SYST" | b"TYPE" | b"XCRC" | b"XCUP" | b"XCWD"
-        | b"XMKD" | b"XPWD" | b"XRMD" => Verb::Other,
+        | b"MIC\0" | b"MKD\0" | b"OPEN" | b"OPTS" | b"PBSZ" | b"PROT" | b"PWD\0" | b"RANG"
+        | b"REST" | b"RMD\0" | b"RNFR" | b"RNTO" | b"SITE" | b"SIZE" | b"SMNT" | b"STAT" | b"XCRC"
+        | b"XCUP" | b"XCWD" | b"XMKD" | b"XPWD" | b"XRMD" => Verb::Other,
         _ => Verb::Unknown,
     }
 }

@@ -222,8 +222,8 @@ impl Dialogue {
         self.ambiguities.record_server_line_end(end, is_greeting, answers_login);
     }
 
-    /// The server's TCP has nothing more to send for now, after a whole line. That may end an ambiguity. Returns whether
-    /// the dialogue is in step again, as it may be after a [complete reply](super::push_state).
+    /// The server's TCP has nothing more to send for now, after a whole line. That may end an ambiguity. Returns
+    /// whether the dialogue is in step again, as it may be after a [complete reply](super::push_state).
     pub fn record_pause(&mut self, is_complete_reply: bool) -> bool {
         self.step.record_pause();
         let is_end = self.ambiguities.resolve(&self.pending);
@@ -371,9 +371,8 @@ impl Dialogue {
             Verb::Reinitialize => PendingKind::Reinitialize,
             Verb::Transfer => PendingKind::Transfer,
             Verb::Unknown if self.phase == Phase::Greeted => PendingKind::FirstUnknown,
-            Verb::ClearCommandChannel | Verb::Listing | Verb::Other | Verb::Unknown => {
-                PendingKind::Other
-            }
+            Verb::ClearCommandChannel | Verb::Listing => PendingKind::Other,
+            Verb::Plain | Verb::Other | Verb::Unknown => PendingKind::Other,
         };
         self.push_pending(kind);
         CommandEffect::Nothing

@@ -80,15 +80,8 @@ impl Step {
 
 /// Whether the reply to this command contains nothing that anybody else chose.
 fn is_plain(command: &Command<'_>) -> bool {
-    let is_known = match command.verb {
-        Verb::Pasv | Verb::Epsv => true,
-        Verb::Other => {
-            let words: [&[u8]; 5] = [b"NOOP", b"TYPE", b"MODE", b"STRU", b"SYST"];
-            words.iter().any(|word| command.word.eq_ignore_ascii_case(word))
-        }
-        _ => false,
-    };
-    is_known && command.word.len() + command.argument.len() <= MAX_PLAIN
+    matches!(command.verb, Verb::Pasv | Verb::Epsv | Verb::Plain)
+        && command.word.len() + command.argument.len() <= MAX_PLAIN
 }
 
 impl Dialogue {
