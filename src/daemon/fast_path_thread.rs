@@ -228,8 +228,8 @@ impl FastPathReader {
         self.bar_ports(shared, None);
     }
 
-    /// Has the engines hand over no connection of these interfaces. The connections of those that had the program before
-    /// are taken back, and their pinholes move to the rules: the program may not see their SYNs in time.
+    /// Has the engines hand over no connection of these interfaces. The connections of those that had the program
+    /// before are taken back, and their pinholes move to the rules: the program may not see their SYNs in time.
     fn set_other_interfaces(
         &self,
         others: OtherInterfaces,
@@ -265,7 +265,8 @@ pub(super) fn log_off(why: &str) {
     tracing::info!(event = "fast_path_off", reason = why, "fast path off: {why}");
 }
 
-/// Moves the pinholes that the program has open to the rules, of all connections or of those with an end at one of these
+/// Moves the pinholes that the program has open to the rules, of all connections or of those with an end at one of
+/// these
 /// `interfaces`. Those connections must not be handed over.
 fn move_pinholes_to_rules(
     interfaces: Option<&[u32]>,

@@ -38,8 +38,8 @@ impl OperatorRules {
         Self { read: reading.recv_timeout(limit).map_err(|_| reading) }
     }
 
-    /// What the rules demand of ours, and the different sets of ports to which they translate source ports. If the rules
-    /// come late, they are taken for those of the run `before`.
+    /// What the rules demand of ours, and the different sets of ports to which they translate source ports. If the
+    /// rules come late, they are taken for those of the run `before`.
     pub(super) fn learned(
         &self,
         parameters: &RuleParameters,
@@ -103,8 +103,8 @@ fn learn(firewall: &Firewall, parameters: &RuleParameters) -> Learned {
         .with_zones(firewall.zones(parameters))
 }
 
-/// Why the fast path cannot run with these rules, if it cannot: they leave no room for its packet marks, or they tell the
-/// ct mark of its data connections from that of others.
+/// Why the fast path cannot run with these rules, if it cannot: they leave no room for its packet marks, or they tell
+/// the ct mark of its data connections from that of others.
 fn mark_conflict(firewall: &Firewall, parameters: &RuleParameters) -> Option<String> {
     Some(firewall.mark_conflicts(parameters).first()?.reason(parameters))
 }

@@ -253,8 +253,8 @@ impl StateDir {
     }
 }
 
-/// Whether the rules queue a connection: by the server's own port, or by the one that its clients dialled. As long as the
-/// translation is unknown, the port that they dialled may be any.
+/// Whether the rules queue a connection: by the server's own port, or by the one that its clients dialled. As long as
+/// the translation is unknown, the port that they dialled may be any.
 fn is_queued(control_ports: &[u16], server: SocketAddr, translation: Option<&Translation>) -> bool {
     control_ports.contains(&server.port())
         || translation.is_none_or(|ends| control_ports.contains(&ends.server_external.port()))

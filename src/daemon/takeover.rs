@@ -2,9 +2,9 @@
 //!
 //! Invariant: nothing is ended before it is known that this daemon can have its directories and its control socket.
 //!
-//! It gets SIGTERM, as from a service manager. If it hangs, it gets SIGKILL in the end: its heartbeat has lapsed by then, and
-//! a SIGTERM that cannot be taken back would end it as soon as it goes on. Its table stays if connections have adjusted sequence numbers. They
-//! stall for a moment, and continue if this daemon has the same state directory.
+//! It gets SIGTERM, as from a service manager. If it hangs, it gets SIGKILL in the end: its heartbeat has lapsed by
+//! then, and a SIGTERM that cannot be taken back would end it as soon as it goes on. Its table stays if connections
+//! have adjusted sequence numbers. They stall for a moment, and continue if this daemon has the same state directory.
 
 use std::{
     fs::File,

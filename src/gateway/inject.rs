@@ -58,8 +58,8 @@ impl Injector {
         Ok(Self { v4, v6, mask: mark })
     }
 
-    /// Sends `packet`, which starts with its IP header, by the route of packets with the source address `source` and the
-    /// operator's bits `ct_mark` in the packet mark. Our rules take these bits away after the routing decision.
+    /// Sends `packet`, which starts with its IP header, by the route of packets with the source address `source` and
+    /// the operator's bits `ct_mark` in the packet mark. Our rules take these bits away after the routing decision.
     pub fn inject(
         &mut self,
         packet: &[u8],

@@ -78,8 +78,8 @@ impl Learned {
     }
 }
 
-/// What was learned from the operator's rules. All clones are the same: the rules may be read when threads work with the
-/// parameters already.
+/// What was learned from the operator's rules. All clones are the same: the rules may be read when threads work with
+/// the parameters already.
 #[derive(Clone, Debug, Default)]
 pub struct SharedLearned(Arc<RwLock<Arc<Learned>>>);
 

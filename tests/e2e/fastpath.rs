@@ -1,4 +1,5 @@
-//! The fast path with real ends: what recurs is inspected at the interfaces and not queued, and nothing else is different.
+//! The fast path with real ends: what recurs is inspected at the interfaces and not queued, and nothing else is
+//! different.
 
 use std::{fs, path::PathBuf, thread, time::Duration};
 
@@ -32,8 +33,8 @@ fn count(daemon: &Daemon, name: &str) -> u64 {
 }
 
 /// Directories of pins of the gateway's network namespace, whose number they begin with.
-/// Asserts that most of so many transfers used the fast path. On a busy machine a retransmission hands a connection back,
-/// and its next lines are queued.
+/// Asserts that most of so many transfers used the fast path. On a busy machine a retransmission hands a connection
+/// back, and its next lines are queued.
 fn assert_most_admitted(daemon: &Daemon, transfers: u64) {
     let admitted = count(daemon, "admitted");
     assert!(admitted <= transfers && admitted * 4 >= transfers * 3, "{}", fast_path(daemon));

@@ -161,8 +161,8 @@ fn what_grows_past_the_segment_size_goes_on_without_a_timeout() {
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
 }
 
-/// Sends `steps` after a login, and has nothing opened. Where a window smaller than a segment ends, Linux has its server's
-/// segment end after a while, with PSH (`tcp_write_wakeup`): what ends there looks as if it were over.
+/// Sends `steps` after a login, and has nothing opened. Where a window smaller than a segment ends, Linux has its
+/// server's segment end after a while, with PSH (`tcp_write_wakeup`): what ends there looks as if it were over.
 fn opens_nothing(kind: ServerKind, steps: &[Value]) {
     shows_nothing(kind, "", "", steps);
 }

@@ -48,7 +48,8 @@ pub(super) struct TryOptions {
 }
 
 impl TryOptions {
-    /// Runs all steps and prints each result, those of both modes of a direction together. `None` if `--try` is not given.
+    /// Runs all steps and prints each result, those of both modes of a direction together. `None` if `--try` is not
+    /// given.
     pub(super) fn run_if_asked(
         &self,
         parameters: &RuleParameters,

@@ -1,7 +1,7 @@
 //! The addresses that clients dialled, for connections with source and destination translation.
 //!
-//! Our rules store them in maps whenever a packet with data of such a connection is queued, so the connection table need
-//! not be dumped. The key is what our hooks see of the connection, so a look-up reads one element.
+//! Our rules store them in maps whenever a packet with data of such a connection is queued, so the connection table
+//! need not be dumped. The key is what our hooks see of the connection, so a look-up reads one element.
 
 use std::{
     io,

@@ -1,6 +1,7 @@
 //! Conntrack entries: the translation of a connection, its ct mark, and be-liberal.
 //!
-//! Identifies a connection by its addresses. Those of one zone may equal those of another; then the connection is unknown.
+//! Identifies a connection by its addresses. Those of one zone may equal those of another; then the connection is
+//! unknown.
 
 mod consumed;
 mod external_addresses;
@@ -90,8 +91,8 @@ impl Conntrack {
     /// The translation of the TCP connection whose packets show `client` and `server` at our hooks.
     ///
     /// Packets show the original source and the reply source. The kernel looks up whole tuples. Without destination NAT
-    /// the pair is the original tuple, without source NAT it is the reply tuple. With both it is neither; then our rules
-    /// have stored the address that the client dialled.
+    /// the pair is the original tuple, without source NAT it is the reply tuple. With both it is neither; then our
+    /// rules have stored the address that the client dialled.
     ///
     /// The cost does not depend on the number of connections. A packet of an unknown connection costs a lookup each
     /// time.
@@ -106,8 +107,8 @@ impl Conntrack {
         })
     }
 
-    /// Whether conntrack knows this connection, of which perhaps no packet has been queued for long. Its translation may
-    /// be unknown.
+    /// Whether conntrack knows this connection, of which perhaps no packet has been queued for long. Its translation
+    /// may be unknown.
     pub fn has_connection(&mut self, connection: &Translation) -> Result<bool, KernelError> {
         let Translation { client, server, server_external, .. } = *connection;
         match self.find_by_pairs(client, server, [(client, server_external)]) {

@@ -99,8 +99,8 @@ impl Attachment {
 }
 
 impl Attachments {
-    /// Starts with the `pinned` links of an earlier daemon, and what it attached without links. The program is needed at
-    /// first, so that the daemon finds out whether it can be attached.
+    /// Starts with the `pinned` links of an earlier daemon, and what it attached without links. The program is needed
+    /// at first, so that the daemon finds out whether it can be attached.
     pub(super) fn open(
         program: BorrowedFd<'_>,
         pinned: Vec<PinnedLink>,

@@ -1,7 +1,7 @@
 //! Evaluates whether the firewall accepts control connections, for each pair of interfaces.
 //!
-//! Addresses, times and rates of a control connection are not known in advance. If a rule accepts connections decided_by
-//! such a condition, the pair is neither accepted nor dropped ([`Acceptance::Partly`]).
+//! Addresses, times and rates of a control connection are not known in advance. If a rule accepts connections
+//! decided_by such a condition, the pair is neither accepted nor dropped ([`Acceptance::Partly`]).
 
 use std::collections::HashMap;
 

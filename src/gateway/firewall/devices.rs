@@ -1,7 +1,7 @@
 //! The chains of nftables at the hooks of network devices: ingress and egress.
 //!
-//! Their packets are those of single devices. So a chain is evaluated at prerouting or postrouting, and each of its rules
-//! has the condition that the packet arrives or leaves on one of the devices.
+//! Their packets are those of single devices. So a chain is evaluated at prerouting or postrouting, and each of its
+//! rules has the condition that the packet arrives or leaves on one of the devices.
 
 use std::collections::HashMap;
 

@@ -222,8 +222,8 @@ pub(super) fn fast_path_packets(
     packets
 }
 
-/// Packets of a data connection at `hook` behind its admission, each with the ct mark that it has if the fast path admits
-/// it. Our table finds the translation of its source by the second bit.
+/// Packets of a data connection at `hook` behind its admission, each with the ct mark that it has if the fast path
+/// admits it. Our table finds the translation of its source by the second bit.
 pub(super) fn admitted_packets(
     hook: Hook,
     parameters: &RuleParameters,

@@ -12,8 +12,8 @@ use super::{
 /// The width of the smallest set. A rule with fewer ports is for one service.
 const MIN_WIDTH: u16 = 16;
 
-/// The different ranges in the rules that translate IPv4 connections to any port. A range of all ports from 1024 on is no
-/// restriction.
+/// The different ranges in the rules that translate IPv4 connections to any port. A range of all ports from 1024 on is
+/// no restriction.
 pub(super) fn from_ruleset(rules: &Ruleset) -> Vec<RangeInclusive<u16>> {
     let mut found = Vec::new();
     for table in rules.tables.iter().filter(|table| table.family.sees(IpVersion::V4)) {

@@ -31,7 +31,8 @@ pub(super) fn read(texts: bool) -> Firewall {
         let table = json!({"family": family, "name": name});
         Some(json!({"nftables": [{"list": {"table": table}}]}).to_string())
     });
-    // The listing is mostly for display, so its absence is no error. It has the devices of chains at ingress and egress.
+    // The listing is mostly for display, so its absence is no error. It has the devices of chains at ingress and
+    // egress.
     let listing = list_tables(&["--stateless", "--handle", "--file", "-"], |family, name| {
         // nft does not read a name with other characters as one word.
         let is_in_word = |one: char| one.is_ascii_alphanumeric() || "_-./".contains(one);

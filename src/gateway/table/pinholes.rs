@@ -2,10 +2,10 @@
 //!
 //! A pinhole has at most five elements, written in one atomic batch: the permission (`pinholes*`, which the kernel
 //! deletes when a connection consumes it), the target (`targets*`), the source address there (`sources*`), the ct mark
-//! (`marks*`), and that a connection may still inherit the mark (`unconsumed*`, which the kernel deletes, too); the last
-//! four only if they change something. Targets, sources and marks affect only a connection that one of the two others
-//! admits. So leftovers of a closed pinhole have no effect, and expire; opening deletes leftovers with the same keys.
-//! Knows nothing of control connections.
+//! (`marks*`), and that a connection may still inherit the mark (`unconsumed*`, which the kernel deletes, too); the
+//! last four only if they change something. Targets, sources and marks affect only a connection that one of the two
+//! others admits. So leftovers of a closed pinhole have no effect, and expire; opening deletes leftovers with the same
+//! keys. Knows nothing of control connections.
 //!
 //! A transfer waits for its pinhole, so a batch has as few messages as possible. Above all, nothing is deleted that is
 //! absent: each deletion ends with work for the kernel that waits for a grace period.

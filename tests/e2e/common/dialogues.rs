@@ -128,8 +128,8 @@ pub fn failures(
     all.unwrap_or_else(|error| vec![vec![error]]).concat()
 }
 
-/// As [`failures`], for each dialogue; an error if not all were played. An end that waits for longer than `limit` seconds
-/// gives up.
+/// As [`failures`], for each dialogue; an error if not all were played. An end that waits for longer than `limit`
+/// seconds gives up.
 pub fn play(
     server: &Host,
     client: &Host,

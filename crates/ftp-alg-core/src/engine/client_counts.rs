@@ -45,7 +45,8 @@ pub(super) fn max_open(limit: usize, capacity: usize) -> usize {
 }
 
 impl ClientCounts {
-    /// Whether `client` may hold another pinhole, if there may be `capacity` in all and `limit` open ones of the client.
+    /// Whether `client` may hold another pinhole, if there may be `capacity` in all and `limit` open ones of the
+    /// client.
     pub(super) fn check(
         &self,
         client: IpAddr,

@@ -323,8 +323,8 @@ pub(super) fn trace_unread(bytes: &[u8], reason: &str) {
     }
 }
 
-/// Handles what was found in a packet, and decides about its announcements, until its `outcome` needs nothing more. Returns
-/// `false` if the packet waits for the kernel.
+/// Handles what was found in a packet, and decides about its announcements, until its `outcome` needs nothing more.
+/// Returns `false` if the packet waits for the kernel.
 #[inline(never)] // most packets have nothing to find
 fn decide_lines(
     connection: &mut Connection<'_>,

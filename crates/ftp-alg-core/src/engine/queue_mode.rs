@@ -91,9 +91,8 @@ fn inject(connection: &mut Connection<'_>, recipient: Side, packet: Vec<u8>) {
 }
 
 impl Engine {
-    /// Gives injected packets the addresses that their recipients know, because NAT does not translate them any more, and
-    /// the ct mark, by which they are routed.
-    /// If conntrack does not know the connection, nothing is injected.
+    /// Gives injected packets the addresses that their recipients know, because NAT does not translate them any more,
+    /// and the ct mark, by which they are routed. If conntrack does not know the connection, nothing is injected.
     pub(super) fn finish_injections(&mut self, injections: &mut Vec<Injection>) {
         injections.retain_mut(|injection| {
             let SessionRef { index, id } = injection.session;

@@ -324,7 +324,8 @@ impl Sessions {
         self.pinholes.registry()
     }
 
-    /// Open pinholes of the rules for which `is_missing` returns true, to be opened again for the rest of their lifetime.
+    /// Open pinholes of the rules for which `is_missing` returns true, to be opened again for the rest of their
+    /// lifetime.
     pub fn missing_pinholes(
         &self,
         now: Instant,

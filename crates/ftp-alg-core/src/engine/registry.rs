@@ -298,7 +298,8 @@ impl fmt::Debug for PinholeRegistry {
 }
 
 impl RegistryState {
-    /// Whether `client` may hold another pinhole, if there may be `capacity` in all and `limit` open ones of the client.
+    /// Whether `client` may hold another pinhole, if there may be `capacity` in all and `limit` open ones of the
+    /// client.
     pub(super) fn check(
         &self,
         client: IpAddr,

@@ -100,7 +100,8 @@ impl Sessions {
         &self.policy
     }
 
-    /// Sets the policy. Sessions stay, and open pinholes until [`close_forbidden_pinholes`](Self::close_forbidden_pinholes).
+    /// Sets the policy. Sessions stay, and open pinholes until
+    /// [`close_forbidden_pinholes`](Self::close_forbidden_pinholes).
     pub fn set_policy(&mut self, policy: Policy) {
         self.take_all_back();
         if !policy.has_same_networks_as(&self.policy) {

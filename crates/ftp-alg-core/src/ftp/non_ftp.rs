@@ -17,9 +17,9 @@ impl Command<'_> {
             || first && self.verb == Verb::Unknown && is_target(self.argument)
     }
 
-    /// Whether the line is `METHOD target NAME/1.1` of a protocol whose requests look like that: three words, the second
-    /// of which is a path, an asterisk or an address. A file name with one blank that ends in `HTTP/1.1` matches if it
-    /// is absolute. The second word of a `USER` has any form.
+    /// Whether the line is `METHOD target NAME/1.1` of a protocol whose requests look like that: three words, the
+    /// second of which is a path, an asterisk or an address. A file name with one blank that ends in `HTTP/1.1` matches
+    /// if it is absolute. The second word of a `USER` has any form.
     fn is_request_line(&self, first: bool) -> bool {
         if self.argument.is_empty() {
             return false;

@@ -24,7 +24,8 @@ impl Reply {
         (200..300).contains(&self.code)
     }
 
-    /// Whether the reply reports a failure (4yz or 5yz). RFC 2228's protected replies (6yz) are neither success nor failure.
+    /// Whether the reply reports a failure (4yz or 5yz). RFC 2228's protected replies (6yz) are neither success nor
+    /// failure.
     pub fn is_failure(self) -> bool {
         (400..600).contains(&self.code)
     }

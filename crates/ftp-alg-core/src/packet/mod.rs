@@ -71,7 +71,8 @@ pub struct Packet<'a> {
 
 impl<'a> Packet<'a> {
     /// Parses `bytes`, which start at the IP header.
-    // Inlined: otherwise the result is written to memory in parts and read back whole, which stalls the CPU for each packet.
+    // Inlined: otherwise the result is written to memory in parts and read back whole, which stalls the CPU for each
+    // packet.
     #[inline(always)]
     pub fn parse(bytes: &'a [u8]) -> Result<Self, MalformedPacket> {
         let tcp = match bytes.first().map(|b| b >> 4) {

@@ -220,9 +220,9 @@ impl Ambiguities {
         self.require_complete_replies();
     }
 
-    /// Ends the ambiguity if the server's last line ended a reply and no command is pending. After a listing, `PASV` may
-    /// be, with its transfer command: some clients send them while the reply to their login still comes, or with the
-    /// login. Returns whether the line ended a reply.
+    /// Ends the ambiguity if the server's last line ended a reply and no command is pending. After a listing, `PASV`
+    /// may be, with its transfer command: some clients send them while the reply to their login still comes, or with
+    /// the login. Returns whether the line ended a reply.
     pub fn resolve(&mut self, pending: &PendingCommands) -> bool {
         if !self.is_reply_complete() {
             return false;

@@ -127,8 +127,8 @@ impl Session {
     }
 
     /// Resets the session: nothing of either end is forwarded any more, and all stored data is freed, so later packets
-    /// could not be adjusted. They are dropped while the session is remembered, and each is answered by a reset with the sequence number that its
-    /// sender expects (RFC 9293 section 3.10.7.1).
+    /// could not be adjusted. They are dropped while the session is remembered, and each is answered by a reset with
+    /// the sequence number that its sender expects (RFC 9293 section 3.10.7.1).
     pub fn reset(&mut self) {
         self.client.reset();
         self.server.reset();
