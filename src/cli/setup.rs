@@ -116,8 +116,9 @@ impl LoadedFirewall {
         let Self { parameters, routing, backend, .. } = self;
         let class = PacketClass::for_data_connections(*backend);
         let outlooks = data_path_verdicts(firewall, *routing, parameters);
-        let paths = firewall.control_paths(*routing, &outlooks, parameters).concat();
-        let modes = firewall.mode_verdicts(&paths, class, &links(), parameters);
+        let links = links();
+        let paths = firewall.control_paths(*routing, &outlooks, &links, parameters).concat();
+        let modes = firewall.mode_verdicts(&paths, class, &links, parameters);
         needed_rule::needed_rules(&outlooks, &modes, class, parameters)
     }
 }

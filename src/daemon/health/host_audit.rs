@@ -41,9 +41,10 @@ impl HostAudit<'_> {
     pub fn checks(&self) -> Vec<Check> {
         let mut checks = self.helper_checks();
         let Self { parameters, data_paths, host, .. } = *self;
-        let paths = self.firewall.control_paths(host.routing, data_paths, parameters);
-        let verdicts =
-            |class| self.firewall.mode_verdicts(&paths.concat(), class, &links(), parameters);
+        let links = links();
+        let paths = self.firewall.control_paths(host.routing, data_paths, &links, parameters);
+        let all = paths.concat();
+        let verdicts = |class| self.firewall.mode_verdicts(&all, class, &links, parameters);
         let modes = verdicts(PacketClass::for_data_connections(self.backend));
         checks.extend(self.firewall_checks(&modes));
         checks.extend(self.mode_checks(&modes, verdicts));

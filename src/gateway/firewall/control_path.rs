@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 
 use super::{
-    ChainVerdict, DataPathVerdict, Firewall, HookVerdict, Links, interfaces, links,
+    ChainVerdict, DataPathVerdict, Firewall, HookVerdict, Links, interfaces,
     model::{Condition, Hook, IpVersion, RuleVerdict},
     sample_packets::SampleConnection,
 };
@@ -125,20 +125,21 @@ impl Firewall {
         &self,
         routing: Routing,
         data_paths: &[DataPathVerdict],
+        links: &Links,
         parameters: &RuleParameters,
     ) -> Vec<Vec<ControlPathVerdict>> {
         let Routing { v4, v6, has_local_server: serves, .. } = routing;
         let own: &[Hook] = if serves { &[Hook::Input] } else { &[Hook::Input, Hook::Output] };
         let tasks = [(v4 || v6, &[Hook::Forward][..]), (serves || !(v4 || v6), own)];
         let hooks = tasks.into_iter().filter(|(is_ours, _)| *is_ours).map(|(_, hooks)| hooks);
-        let (interfaces, links) = (interfaces(), links());
+        let interfaces = interfaces();
         let matters = |path: &ControlPathVerdict| {
             let used = data_paths.iter().filter(|one| one.is_used);
             used.map(|one| (one.hook, one.ip)).any(|one| one == (path.hook, path.ip))
         };
         hooks
             .map(|hooks| {
-                let mut paths = self.control_verdicts(parameters, &interfaces, &links, hooks);
+                let mut paths = self.control_verdicts(parameters, &interfaces, links, hooks);
                 paths.retain(matters);
                 paths
             })
