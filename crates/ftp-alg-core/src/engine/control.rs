@@ -391,6 +391,13 @@ impl Timestamp {
         Duration::from_nanos(self.0.saturating_sub(earlier.0).max(0).cast_unsigned())
     }
 
+    /// Whether at least `by` has passed since `earlier`.
+    #[inline]
+    pub fn is_later_by(self, by: Duration, earlier: Self) -> bool {
+        let by = i64::try_from(by.as_nanos()).unwrap_or(i64::MAX);
+        earlier.0.saturating_add(by) <= self.0
+    }
+
     fn millis(self) -> u32 {
         (self.0 / 1_000_000) as u32 // on a circle of 49 days
     }

@@ -7,6 +7,7 @@ use std::{
 
 use super::{
     Effects, Engine, Entry, Key, PacketMeta, QueuedPacket, Verdict,
+    control::Timestamp,
     decide::{ACCEPT, Decision, PacketContext, trace_unread},
     effects::SessionRef,
     routes::{Origin, SOME_UNREAD},
@@ -15,6 +16,16 @@ use crate::{
     packet::{Packet, flags},
     session::{DropReason, Phase, Session, Side},
 };
+
+/// Why a session is not to inspect a packet now.
+enum Obstacle {
+    /// The gateway has reset the connection.
+    Reset,
+    /// The packet belongs to another connection on the same endpoints.
+    OtherConnection,
+    /// Packets before it are missing.
+    OutOfOrder { all_were_queued: bool },
+}
 
 /// After so long without a packet the server is not inside a reply, because servers write one at once.
 const SILENCE: Duration = Duration::from_secs(5);
@@ -32,16 +43,28 @@ impl Engine {
         effects: &mut Effects,
     ) -> Result<Side, Decision> {
         let (source, destination) = packet.endpoints();
+        let timestamp = self.sessions.epoch.timestamp(now);
         let found = self.sessions.table.find(&Key::between(source, destination));
         if let Some(index) = found
-            && let Some(Entry { session, control }) = self.sessions.table.get_mut(index)
+            && let Some(entry) = self.sessions.table.get_mut(index)
         {
+            let Entry { session, control } = entry;
             let (from, meta) = (control.side_of(source), &queued.meta);
             let is_usual = !packet.has(flags::SYN)
                 && control.is_settled()
                 && session.interfaces.are_settled(from, meta.input, meta.output);
             if is_usual {
-                return self.enter_session(now, queued, packet, (index, from), context, effects);
+                let session = SessionRef { index, id: control.id };
+                return match obstacle(entry, timestamp, from, queued, packet) {
+                    None => {
+                        context.session = session;
+                        Ok(from)
+                    }
+                    Some(obstacle) => {
+                        let (session, found) = ((session, from), obstacle);
+                        Err(self.handle_obstacle(found, queued, packet, session, context, effects))
+                    }
+                };
             }
         }
         self.find_unusual_session(now, queued, packet, found, context, effects)
@@ -60,6 +83,7 @@ impl Engine {
         effects: &mut Effects,
     ) -> Result<Side, Decision> {
         let QueuedPacket { bytes, meta, .. } = queued;
+        let timestamp = self.sessions.epoch.timestamp(now);
         let source = packet.endpoints().0;
         if found.is_none() && packet.has(flags::RST) && packet.payload().is_empty() {
             return Err(self.reopen_refused(now, queued, packet, effects));
@@ -124,7 +148,17 @@ impl Engine {
             trace_unread(bytes, "no session for it");
             return Err(ACCEPT);
         };
-        self.enter_session(now, queued, packet, known, context, effects)
+        let (index, from) = known;
+        let Some(entry) = self.sessions.table.get_mut(index) else {
+            return Err(self.pass_without_entry(bytes));
+        };
+        let session = SessionRef { index, id: entry.control.id };
+        if let Some(obstacle) = obstacle(entry, timestamp, from, queued, packet) {
+            let session = (session, from);
+            return Err(self.handle_obstacle(obstacle, queued, packet, session, context, effects));
+        }
+        context.session = session;
+        Ok(from)
     }
 
     /// Records that a packet of the session at `index` passes unread.
@@ -136,44 +170,34 @@ impl Engine {
         }
     }
 
-    /// Sets the `context` of a packet of `from` to the session at `index`, unless it belongs to another connection or
-    /// must wait for packets before it.
-    #[inline(always)]
-    fn enter_session(
+    /// The decision about a packet of `session` and `from` that the session is not to inspect now.
+    #[inline(never)]
+    fn handle_obstacle(
         &mut self,
-        now: Instant,
+        obstacle: Obstacle,
         queued: &QueuedPacket<'_>,
         packet: &Packet<'_>,
-        (index, from): (u32, Side),
+        (session, from): (SessionRef, Side),
         context: &mut PacketContext,
         effects: &mut Effects,
-    ) -> Result<Side, Decision> {
-        let timestamp = self.sessions.epoch.timestamp(now);
-        let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else {
-            return Err(self.pass_without_entry(queued.bytes));
-        };
-        if timestamp.duration_since(control.last_seen) >= SILENCE {
-            session.record_silence();
+    ) -> Decision {
+        match obstacle {
+            Obstacle::Reset => Decision::Verdict(self.sessions.answer_reset_session(
+                session.index,
+                from,
+                packet,
+                effects,
+            )),
+            Obstacle::OtherConnection => {
+                let reason = "it belongs to another connection on the endpoints of a session";
+                self.pass_unread(queued.bytes, |unread| &mut unread.other_connection, reason);
+                ACCEPT
+            }
+            Obstacle::OutOfOrder { all_were_queued } => {
+                (context.session, context.all_were_queued) = (session, all_were_queued);
+                Decision::Reorder
+            }
         }
-        control.last_seen = timestamp;
-        if session.was_reset() && !packet.has(flags::SYN) {
-            let verdict = self.sessions.answer_reset_session(index, from, packet, effects);
-            return Err(Decision::Verdict(verdict));
-        }
-        let is_ungreeted =
-            session.dialogue().phase() == Phase::NotGreeted && control.incarnation().is_none();
-        if is_ungreeted && !packet.has(flags::SYN) && !session.is_in_window(from, packet) {
-            // The session started with a spoofed SYN-ACK; this packet belongs to another connection.
-            let reason = "it belongs to another connection on the endpoints of a session";
-            self.pass_unread(queued.bytes, |unread| &mut unread.other_connection, reason);
-            return Err(ACCEPT);
-        }
-        context.session = SessionRef { index, id: control.id };
-        if queued.meta.may_wait && session.may_reorder(from, packet) {
-            context.all_were_queued = session.needs_all_queued();
-            return Err(Decision::Reorder);
-        }
-        Ok(from)
     }
 
     /// Finds the entry of `packet` if that is not certain, or inserts one if the packet starts a session.
@@ -253,4 +277,29 @@ impl Engine {
             _ => None,
         }
     }
+}
+
+/// Records a packet of `from` and its time in its session's `entry`, and says why the session is not to inspect it now.
+#[inline(always)]
+fn obstacle(
+    Entry { session, control }: &mut Entry,
+    timestamp: Timestamp,
+    from: Side,
+    queued: &QueuedPacket<'_>,
+    packet: &Packet<'_>,
+) -> Option<Obstacle> {
+    if timestamp.is_later_by(SILENCE, control.last_seen) {
+        session.record_silence();
+    }
+    control.last_seen = timestamp;
+    if session.was_reset() && !packet.has(flags::SYN) {
+        return Some(Obstacle::Reset);
+    }
+    let is_ungreeted =
+        session.dialogue().phase() == Phase::NotGreeted && control.incarnation().is_none();
+    if is_ungreeted && !packet.has(flags::SYN) && !session.is_in_window(from, packet) {
+        return Some(Obstacle::OtherConnection); // the session started with a spoofed SYN-ACK
+    }
+    (queued.meta.may_wait && session.may_reorder(from, packet))
+        .then(|| Obstacle::OutOfOrder { all_were_queued: session.needs_all_queued() })
 }

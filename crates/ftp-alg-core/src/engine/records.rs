@@ -162,7 +162,8 @@ fn encode_record(record: &Record<'_>, buffer: &mut Vec<u8>) -> Result<(), postca
 impl Sessions {
     /// Records that the session at `index` has changed.
     pub(super) fn mark_changed(&mut self, index: u32) {
-        if let (Some(changes), Some(entry)) = (&mut self.unwritten, self.table.get_mut(index))
+        if let Some(changes) = &mut self.unwritten
+            && let Some(entry) = self.table.get_mut(index)
             && !std::mem::replace(&mut entry.control.changed, true)
         {
             changes.changed.push(index);

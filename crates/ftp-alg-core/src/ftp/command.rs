@@ -82,9 +82,11 @@ impl<'t> Command<'t> {
 /// common clients and servers), padded with NUL. Text contains no NUL.
 #[rustfmt::skip]
 fn classify(verb: &[u8], argument: &[u8]) -> Verb {
-    let mut name = [0; 4];
-    let Some(start) = name.get_mut(..verb.len()) else { return Verb::Unknown };
-    start.copy_from_slice(verb);
+    let mut name = match *verb {
+        [a, b, c, d] => [a, b, c, d],
+        [a, b, c] => [a, b, c, 0],
+        _ => return Verb::Unknown,
+    };
     name.make_ascii_uppercase();
     match &name {
         b"PORT" => Verb::Port,

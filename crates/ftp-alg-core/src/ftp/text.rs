@@ -5,7 +5,7 @@
 //! line. Options are always refused (RFC 1123 section 4.1.2.12), so nothing is negotiated, and servers read the content
 //! of `IAC SB` as text. `ambiguity` handles the differences between servers.
 
-use std::{borrow::Cow, ops::Range};
+use std::ops::Range;
 
 const IAC: u8 = 0xff;
 const WILL: u8 = 0xfb;
@@ -16,81 +16,68 @@ const LOWEST_TELNET: u8 = 0xf0;
 /// The readable part of one line, without its line end.
 #[derive(Debug)]
 pub struct Text<'a> {
-    bytes: Cow<'a, [u8]>,
-    /// Position of each byte in the line; empty if the text is contiguous from `start`.
-    positions: Vec<usize>,
+    /// The readable bytes, unless some of the line are skipped.
+    bytes: &'a [u8],
+    /// Position of the first one in the line.
     start: usize,
+    skipping: Option<Box<Skipping>>,
     indented: bool,
     has_control: bool,
+}
+
+/// The readable part of a line in which Telnet commands or NUL bytes are skipped.
+#[derive(Debug, Default)]
+struct Skipping {
+    bytes: Vec<u8>,
+    /// Position of each byte in the line.
+    positions: Vec<usize>,
+    /// Number of bytes at the end of the line that start an unfinished Telnet command.
     unfinished: usize,
 }
 
 impl<'a> Text<'a> {
     /// Parses `line`, with or without its CR LF (or bare LF).
     pub fn new(line: &'a [u8]) -> Self {
-        let has_control = has_control_bytes(line);
-        if has_control && line.iter().any(|byte| matches!(*byte, IAC | 0)) {
+        if let Some(text) = Self::of_plain(line) {
+            return text;
+        }
+        if line.iter().any(|byte| matches!(*byte, IAC | 0)) {
             return Self::without_telnet(line);
         }
-        let end = trimmed_end(line);
-        let start = line[..end].iter().position(|b| !is_blank(*b)).unwrap_or(end);
-        let indented = line.first().is_some_and(|b| is_blank(*b));
-        Self {
-            bytes: Cow::Borrowed(&line[start..end]),
-            positions: Vec::new(),
-            start,
-            indented,
-            has_control,
-            unfinished: 0,
-        }
+        Self { has_control: true, ..Self::without_skipping(line) }
     }
 
+    /// Parses `line` if it has no [control bytes](Self::has_control_bytes).
+    #[inline]
+    pub fn of_plain(line: &'a [u8]) -> Option<Self> {
+        (!has_control_bytes(line)).then(|| Self::without_skipping(line))
+    }
+
+    #[inline]
+    fn without_skipping(line: &'a [u8]) -> Self {
+        let Range { start, end } = readable_range(line);
+        let indented = line.first().is_some_and(|b| is_blank(*b));
+        Self { bytes: &line[start..end], start, skipping: None, indented, has_control: false }
+    }
+
+    #[cold]
     fn without_telnet(line: &[u8]) -> Self {
-        let mut bytes = Vec::with_capacity(line.len());
-        let mut positions = Vec::with_capacity(line.len());
-        let (mut i, mut unfinished) = (0, 0);
-        while let Some(&byte) = line.get(i) {
-            let skip = match (byte, line.get(i + 1)) {
-                (0, _) => 1,
-                (IAC, Some(&IAC)) => 0,
-                // No option has the code of a letter, so the next byte starts a word.
-                (IAC, Some(&(WILL..=DONT))) if is_graphic(line.get(i + 2)) => 2,
-                (IAC, Some(&(WILL..=DONT))) => 3,
-                (IAC, Some(&(LOWEST_TELNET..))) => 2,
-                (IAC, _) => 1,
-                _ => 0,
-            };
-            if skip == 0 {
-                bytes.push(byte);
-                positions.push(i);
-                i += if byte == IAC { 2 } else { 1 };
-            } else {
-                if byte == IAC && is_unfinished(&line[i..]) {
-                    unfinished = line.len() - i;
-                }
-                i += skip;
-            }
-        }
+        let mut skipping = Skipping::of(line);
+        let Skipping { bytes, positions, .. } = &mut skipping;
         let indented = bytes.first().is_some_and(|b| is_blank(*b));
-        let end = trimmed_end(&bytes);
-        let start = bytes[..end].iter().position(|b| !is_blank(*b)).unwrap_or(end);
+        let Range { start, end } = readable_range(bytes);
         bytes.truncate(end);
         positions.truncate(end);
         bytes.drain(..start);
         positions.drain(..start);
-        Self {
-            bytes: Cow::Owned(bytes),
-            positions,
-            start: 0,
-            indented,
-            has_control: true,
-            unfinished,
-        }
+        let skipping = Some(Box::new(skipping));
+        Self { bytes: &[], start: 0, skipping, indented, has_control: true }
     }
 
     /// The readable bytes.
+    #[inline]
     pub fn bytes(&self) -> &[u8] {
-        &self.bytes
+        self.skipping.as_ref().map_or(self.bytes, |skipping| &skipping.bytes)
     }
 
     /// Whether blanks precede the readable bytes.
@@ -105,15 +92,47 @@ impl<'a> Text<'a> {
 
     /// Number of bytes at the end that start an unfinished Telnet command.
     pub fn incomplete_telnet_len(&self) -> usize {
-        self.unfinished
+        self.skipping.as_ref().map_or(0, |skipping| skipping.unfinished)
     }
 
     /// The range of the line that `range` of the readable bytes comes from. `range` must not be empty.
     pub fn line_range(&self, range: Range<usize>) -> Range<usize> {
-        match (self.positions.get(range.start), self.positions.get(range.end.saturating_sub(1))) {
+        let positions = self.skipping.as_ref().map_or(&[][..], |skipping| &skipping.positions);
+        match (positions.get(range.start), positions.get(range.end.saturating_sub(1))) {
             (Some(first), Some(last)) => *first..*last + 1,
             _ => self.start + range.start..self.start + range.end,
         }
+    }
+}
+
+impl Skipping {
+    /// All bytes of `line` that are not skipped.
+    fn of(line: &[u8]) -> Self {
+        let mut text = Self::default();
+        let mut i = 0;
+        while let Some(&byte) = line.get(i) {
+            let skip = match (byte, line.get(i + 1)) {
+                (0, _) => 1,
+                (IAC, Some(&IAC)) => 0,
+                // No option has the code of a letter, so the next byte starts a word.
+                (IAC, Some(&(WILL..=DONT))) if is_graphic(line.get(i + 2)) => 2,
+                (IAC, Some(&(WILL..=DONT))) => 3,
+                (IAC, Some(&(LOWEST_TELNET..))) => 2,
+                (IAC, _) => 1,
+                _ => 0,
+            };
+            if skip == 0 {
+                text.bytes.push(byte);
+                text.positions.push(i);
+                i += if byte == IAC { 2 } else { 1 };
+            } else {
+                if byte == IAC && is_unfinished(&line[i..]) {
+                    text.unfinished = line.len() - i;
+                }
+                i += skip;
+            }
+        }
+        text
     }
 }
 
@@ -128,34 +147,52 @@ pub(super) const fn is_control(byte: u8) -> bool {
 }
 
 /// Whether `line` has a [control byte](is_control) before its end.
+#[inline]
 pub(super) fn has_control_bytes(line: &[u8]) -> bool {
-    let text = line.strip_suffix(b"\n").unwrap_or(line);
-    let text = text.strip_suffix(b"\r").unwrap_or(text);
-    // Without stopping at the first, because most lines have none.
-    let (words, rest) = text.as_chunks();
-    let in_words = |found, word: &[u8; 8]| found | has_control_byte(u64::from_ne_bytes(*word));
-    words.iter().fold(false, in_words) | rest.iter().any(|byte| is_control(*byte))
+    let text = match line {
+        [text @ .., b'\r', b'\n'] | [text @ .., b'\r' | b'\n'] => text,
+        text => text,
+    };
+    // Without stopping at the first, because most lines have none. The last word may overlap the one before.
+    if let Some(last) = text.last_chunk() {
+        let words = text.as_chunks().0.iter();
+        words.fold(control_bytes(last), |found, word| found | control_bytes(word)) != 0
+    } else if let (Some([a, b, c, d]), Some([e, f, g, h])) = (text.first_chunk(), text.last_chunk())
+    {
+        control_bytes(&[*a, *b, *c, *d, *e, *f, *g, *h]) != 0
+    } else {
+        text.iter().any(|byte| is_control(*byte))
+    }
 }
 
-/// Whether one of the eight bytes of `word` is a [control byte](is_control).
-fn has_control_byte(word: u64) -> bool {
+/// Not 0 if one of the bytes is a [control byte](is_control).
+#[inline]
+fn control_bytes(bytes: &[u8; 8]) -> u64 {
+    let word = u64::from_ne_bytes(*bytes);
     const ONES: u64 = u64::MAX / 0xff;
     const HIGHEST_BITS: u64 = ONES << 7;
     let has_zero = |word: u64| word.wrapping_sub(ONES) & !word & HIGHEST_BITS;
     let has = |byte: u8| has_zero(word ^ (ONES * u64::from(byte)));
     // The four highest bits are set.
     let telnet = word & word << 1 & word << 2 & word << 3 & HIGHEST_BITS;
-    (has(0) | has(b'\r') | has(b'\n') | telnet) != 0
+    has(0) | has(b'\r') | has(b'\n') | telnet
 }
 
 fn is_graphic(byte: Option<&u8>) -> bool {
     byte.is_some_and(u8::is_ascii_graphic)
 }
 
-/// The length without the line end and trailing blanks.
-fn trimmed_end(line: &[u8]) -> usize {
-    let line = line.strip_suffix(b"\r\n").unwrap_or(line);
-    line.iter().rposition(|b| *b != b'\n' && !is_blank(*b)).map_or(0, |i| i + 1)
+/// The range of `line` without its line end and the blanks at both ends.
+#[inline]
+fn readable_range(line: &[u8]) -> Range<usize> {
+    let (mut start, mut end) = (0, line.len());
+    while end > 0 && (line[end - 1] == b'\n' || is_blank(line[end - 1])) {
+        end -= 1;
+    }
+    while start < end && is_blank(line[start]) {
+        start += 1;
+    }
+    start..end
 }
 
 /// Whether the Telnet command at the start of `bytes` is unfinished.

@@ -315,12 +315,13 @@ const OPTION_TIMESTAMPS: u8 = 8;
 /// in the other (RFC 1071 section 2).
 #[inline]
 fn sum(mut bytes: &[u8]) -> u64 {
-    let mut sum = 0; // of 64 KiB at most
+    let mut words = 0u128; // a word is a digit of four, and so is a carry: 2^64 = 1 modulo 2^16 - 1
     while let Some((word, rest)) = bytes.split_first_chunk::<8>() {
-        let word = u64::from_ne_bytes(*word);
-        sum += (word & 0xffff_ffff) + (word >> 32);
+        words += u128::from(u64::from_ne_bytes(*word));
         bytes = rest;
     }
+    let (low, carries) = (words as u64, (words >> 64) as u64); // the two halves
+    let mut sum = (low & 0xffff_ffff) + (low >> 32) + carries; // of 64 KiB at most
     if let Some((word, rest)) = bytes.split_first_chunk::<4>() {
         sum += u64::from(u32::from_ne_bytes(*word));
         bytes = rest;

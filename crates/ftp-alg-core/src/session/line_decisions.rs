@@ -30,14 +30,13 @@ pub enum LineRead {
 /// Reads a complete line of the client. `delivered` bytes of it have been forwarded.
 pub fn read_client_line(
     dialogue: &mut Dialogue,
-    line: &[u8],
+    (line, text): (&[u8], &Text<'_>),
     delivered: usize,
     inspection: &mut Inspection,
     line_effect: &mut ReadEffect,
 ) -> LineRead {
     inspection.events.extend(dialogue.end_open_reply());
-    let text = Text::new(line);
-    let end = line_end(line, &text);
+    let end = line_end(line, text);
     // An empty line is no command for anybody, and the next one is whole for those who ignore it.
     if !(end == LineEnd::Lf && text.bytes().is_empty()) {
         dialogue.record_client_line_end(end);
@@ -55,16 +54,10 @@ pub fn read_client_line(
         return LineRead::Done(None);
     }
     let Some(end) = verb_end else {
-        return read_command_line(
-            dialogue,
-            (line, &text),
-            delivered,
-            false,
-            inspection,
-            line_effect,
-        );
+        let line = (line, text);
+        return read_command_line(dialogue, line, delivered, false, inspection, line_effect);
     };
-    read_command_line(dialogue, (line, &text), delivered, true, inspection, line_effect);
+    read_command_line(dialogue, (line, text), delivered, true, inspection, line_effect);
     refuse_ambiguous_announcement(dialogue, line, (delivered, end), inspection)
 }
 
@@ -94,11 +87,11 @@ fn refuse_ambiguous_announcement(
 /// Continues with a pending line with the `answer` to its request.
 pub fn finish_line(
     dialogue: &mut Dialogue,
-    (line, delivered): (&[u8], usize),
+    (line, text): (&[u8], &Text<'_>),
+    delivered: usize,
     request: &PendingLine,
     answer: DecisionAnswer,
 ) -> LineRead {
-    let text = || Text::new(line);
     LineRead::Done(match (&request.continuation, answer) {
         (Continuation::LongerReply(range, new), DecisionAnswer::AdjustSequence(true)) => {
             Some((range.clone(), new.clone()))
@@ -111,12 +104,12 @@ pub fn finish_line(
             Continuation::ServerAnnouncement(Some(refusal)),
             DecisionAnswer::Verdict(AnnouncementVerdict::Refuse(reason)),
         ) => {
-            return refuse_reply(&text(), (reason, true), *refusal);
+            return refuse_reply(text, (reason, true), *refusal);
         }
         (
             Continuation::ClientAnnouncement { is_undelivered },
             DecisionAnswer::Verdict(AnnouncementVerdict::Refuse(reason)),
-        ) => cross_out_command(dialogue, &text(), line, reason, *is_undelivered),
+        ) => cross_out_command(dialogue, text, line, reason, *is_undelivered),
         (
             Continuation::ClientAnnouncement { .. },
             DecisionAnswer::Verdict(AnnouncementVerdict::Pass),
@@ -155,15 +148,21 @@ fn announcement(
 }
 
 /// Whether the line that `chunk` completes may need a [decision](super::PendingLine): an announcement, or the reply to
-/// a crossed out command. `start` is the part of the line that was read before.
-pub fn may_need_decision(dialogue: &Dialogue, from: Side, start: &[u8], chunk: &[u8]) -> bool {
+/// a crossed out command. `start` is the part of the line that was read before. `is_plain` says that the chunk is known
+/// to have no control bytes.
+pub fn may_need_decision(
+    dialogue: &Dialogue,
+    from: Side,
+    start: &[u8],
+    (chunk, is_plain): (&[u8], bool),
+) -> bool {
     match (from, chunk) {
         _ if !start.is_empty() => true,
         (Side::Client, [b'A'..=b'Z' | b'a'..=b'z', ..]) => {
             let verb = &chunk[..chunk.len().min(VERB_LENGTH)];
             verb.eq_ignore_ascii_case(b"PORT")
                 || verb.eq_ignore_ascii_case(b"EPRT")
-                || VerbScanner::is_needed(chunk)
+                || !is_plain && VerbScanner::is_needed(chunk)
         }
         (Side::Server, [b'0'..=b'9', b'0'..=b'9', b'0'..=b'9', ..]) => {
             matches!(chunk, [b'2', b'2', b'7' | b'9', ..]) || dialogue.expects_crossed_out_reply()
@@ -303,13 +302,12 @@ pub struct ReplyContext {
 /// Reads a complete line of the server. `delivered` bytes of it have been forwarded.
 pub fn read_server_line(
     dialogue: &mut Dialogue,
-    line: &[u8],
+    (line, text): (&[u8], &Text<'_>),
     delivered: usize,
     context: ReplyContext,
     inspection: &mut Inspection,
     line_effect: &mut ReadEffect,
 ) -> LineRead {
-    let text = Text::new(line);
     let phase = dialogue.phase();
     // The first lines of a multi-line reply were forwarded, so the last one must have the same code (RFC 959 section
     // 4.2).
@@ -323,8 +321,8 @@ pub fn read_server_line(
             reply_code: code,
         })
     };
-    dialogue.record_server_line_end(reply_line_end(line, &text), &text);
-    let effect = dialogue.read_reply_line(&text);
+    dialogue.record_server_line_end(reply_line_end(line, text), text);
+    let effect = dialogue.read_reply_line(text);
     if dialogue.phase() == Phase::NotFtp && phase != Phase::NotFtp {
         *line_effect = ReadEffect::NotFtpClient;
     }
@@ -334,9 +332,9 @@ pub fn read_server_line(
         ReplyEffect::Passive { was_requested } => {
             let extended = text.bytes().starts_with(b"229");
             let (kind, parsed) = if extended {
-                (AnnouncementKind::Epsv, Announcement::parse_229(&text))
+                (AnnouncementKind::Epsv, Announcement::parse_229(text))
             } else {
-                (AnnouncementKind::Pasv, Announcement::parse_227(&text))
+                (AnnouncementKind::Pasv, Announcement::parse_227(text))
             };
             if parsed.is_err() && !was_requested {
                 return LineRead::Done(None); // `227 Logout.`
@@ -346,11 +344,11 @@ pub fn read_server_line(
                 return LineRead::Done(None);
             }
             if !(is_complete_reply
-                && parsed.as_ref().is_ok_and(|parsed| is_end_of_reply(&text, parsed)))
+                && parsed.as_ref().is_ok_and(|parsed| is_end_of_reply(text, parsed)))
             {
                 dialogue.record_partial_reply();
             }
-            let announced = AnnouncedLine::new(kind, parsed, was_requested, dialogue, &text);
+            let announced = AnnouncedLine::new(kind, parsed, was_requested, dialogue, text);
             let continuation = Continuation::ServerAnnouncement(refusal(dialogue));
             return LineRead::NeedsDecision(PendingLine::new(
                 DecisionRequest::Announcement(announced),
@@ -359,7 +357,7 @@ pub fn read_server_line(
         }
         ReplyEffect::ReplyToCrossedOut(reason) => {
             if let Some(refusal) = refusal(dialogue) {
-                return refuse_reply(&text, (reason, false), refusal);
+                return refuse_reply(text, (reason, false), refusal);
             }
         }
         ReplyEffect::Event(note) => inspection.push_event(note),
@@ -433,17 +431,16 @@ pub fn refused_command_text(text: &Text<'_>, line: &[u8]) -> (Range<usize>, Smal
 /// Refuses the client's line, which is another command for some servers. `delivered` bytes of it were forwarded.
 pub fn refuse_ambiguous_line(
     dialogue: &mut Dialogue,
-    line: &[u8],
+    (line, text): (&[u8], &Text<'_>),
     delivered: usize,
     inspection: &mut Inspection,
 ) -> LineEdit {
     inspection.push_refused(RefusedLine::Urgent);
     dialogue.record_crossed_out(RefusedLine::Urgent.reason());
-    let text = Text::new(line);
     if text.bytes().is_empty() {
         return None;
     }
-    let (range, new) = refused_command_text(&text, line);
+    let (range, new) = refused_command_text(text, line);
     let skipped = delivered.saturating_sub(range.start).min(range.len());
     (skipped < range.len()).then(|| (range.start + skipped..range.end, new[skipped..].into()))
 }

@@ -266,6 +266,7 @@ impl Session {
     }
 
     /// Requests that pure acknowledgements are queued if there is much unacknowledged data, or many rewrites.
+    #[inline]
     fn request_acknowledgements(&mut self) {
         if self.unacknowledged.is_large() || self.client.space.map.is_half_full() {
             self.client.set_much_unacknowledged();

@@ -71,7 +71,7 @@ struct Snapshot {
 
 impl DirectionReader<'_> {
     /// Whether TLS begins with `first`, the next byte.
-    #[inline]
+    #[inline(always)]
     pub(super) fn begins_tls(&mut self, first: u8) -> bool {
         let begins = self.dialogue.expects_tls()
             && self.direction.line().is_empty()
@@ -91,13 +91,18 @@ impl DirectionReader<'_> {
         self.inspection.push_event(DialogueEvent::Encrypted);
     }
 
-    /// Reads `line` at `seq`, which is new: a whole line or the start of one.
-    pub(super) fn read_line_part(&mut self, seq: Seq, line: &[u8], boundary: LineBoundary) {
+    /// Reads `line` at `seq`, which is new: a whole line, perhaps with its `text`, or the start of one.
+    pub(super) fn read_line_part(
+        &mut self,
+        seq: Seq,
+        (line, text): (&[u8], Option<&Text<'_>>),
+        boundary: LineBoundary,
+    ) {
         if self.from == Side::Client && self.dialogue.may_be_tls() {
             return self.forward_possible_tls(seq, line);
         }
         if line.ends_with(b"\n") {
-            self.end_line(seq, line);
+            self.end_line(seq, line, text);
             if self.from == Side::Server
                 && self.push_state != PushState::NotPushed
                 && boundary.ends_segment
@@ -114,8 +119,8 @@ impl DirectionReader<'_> {
         self.continue_line(seq, line, boundary.ends_stream);
     }
 
-    /// Reads `chunk` at `seq`, which completes a line.
-    fn end_line(&mut self, mut seq: Seq, mut chunk: &[u8]) {
+    /// Reads `chunk` at `seq`, which completes a line. Its `text` is given if it is plain.
+    fn end_line(&mut self, mut seq: Seq, mut chunk: &[u8], mut text: Option<&Text<'_>>) {
         let is_client = self.from == Side::Client;
         if is_client && self.direction.line().len() + chunk.len() > MAX_LINE {
             // The stored part of the line may be truncated.
@@ -124,37 +129,51 @@ impl DirectionReader<'_> {
                 && !self.direction.is_holding()
                 && self.cross_out_ambiguous_tail(seq, &chunk[..end])
             {
-                (seq, chunk) = (seq + end as u32, &chunk[end..]);
+                (seq, chunk, text) = (seq + end as u32, &chunk[end..], None);
             }
         }
-        let mut answered = self.inspection.answer.take().filter(|(request, _)| request.seq == seq);
-        let before = self.snapshot(chunk, answered.as_mut().map(|(request, _)| &mut **request));
+        let answer = &mut self.inspection.answer;
+        let mut answered = match answer {
+            None => None, // without copying what is not there
+            Some(_) => answer.take().filter(|(request, _)| request.seq == seq),
+        };
+        let resumed = answered.as_mut().map(|(request, _)| &mut **request);
+        let before = self.snapshot(chunk, text.is_some(), resumed);
         let is_ambiguous = is_client && self.ends_ambiguously(seq, chunk);
         let may_replace = !self.direction.space.map.is_half_full();
         let (line, delivered) = self.direction.assemble_line(chunk);
+        let parsed;
+        let text = match text {
+            Some(text) if line.len() == chunk.len() => text,
+            _ => {
+                parsed = Text::new(line);
+                &parsed
+            }
+        };
         let mut effect = ReadEffect::Nothing;
         let (dialogue, inspection) = (&mut *self.dialogue, &mut *self.inspection);
         let outcome = if let Some((mut request, answer)) = answered {
             effect = request.effect;
             inspection.events.append(&mut request.events);
-            finish_line(dialogue, (line, delivered), &request, answer)
+            finish_line(dialogue, (line, text), delivered, &request, answer)
         } else if is_ambiguous {
-            LineRead::Done(refuse_ambiguous_line(dialogue, line, delivered, inspection))
+            LineRead::Done(refuse_ambiguous_line(dialogue, (line, text), delivered, inspection))
         } else if is_client {
-            read_client_line(dialogue, line, delivered, inspection, &mut effect)
+            read_client_line(dialogue, (line, text), delivered, inspection, &mut effect)
         } else {
             let (may_grow, is_complete_reply) =
                 (self.opposite.space.window > 0, self.push_state == PushState::CompleteReply);
             let context = ReplyContext { may_replace, may_grow, is_complete_reply };
+            let line = (line, text);
             read_server_line(dialogue, line, delivered, context, inspection, &mut effect)
         };
-        let edit = match (outcome, before) {
-            (LineRead::Done(edit), _) => edit,
-            (LineRead::NeedsDecision(mut request), Some(before)) => {
-                (request.seq, request.effect) = (seq, effect);
-                return self.suspend_line(request, before);
-            }
-            (LineRead::NeedsDecision(_), None) => {
+        let edit = match outcome {
+            LineRead::Done(edit) => edit,
+            LineRead::NeedsDecision(mut request) => {
+                if let Some(before) = before {
+                    (request.seq, request.effect) = (seq, effect);
+                    return self.suspend_line(request, before);
+                }
                 debug_assert!(false, "needs a decision: {}", chunk.escape_ascii());
                 None
             }
@@ -173,13 +192,18 @@ impl DirectionReader<'_> {
 
     /// A snapshot of the state before the line that `chunk` completes, if the line may need a decision. A line whose
     /// decision has arrived continues from there.
-    fn snapshot(&mut self, chunk: &[u8], resumed: Option<&mut PendingLine>) -> Option<Snapshot> {
+    fn snapshot(
+        &mut self,
+        chunk: &[u8],
+        is_plain: bool,
+        resumed: Option<&mut PendingLine>,
+    ) -> Option<Snapshot> {
         let line = self.direction.line();
         let dialogue = match resumed {
             Some(resumed) => {
                 std::mem::replace(self.dialogue, std::mem::take(&mut resumed.dialogue))
             }
-            None if may_need_decision(self.dialogue, self.from, line, chunk) => {
+            None if may_need_decision(self.dialogue, self.from, line, (chunk, is_plain)) => {
                 self.dialogue.clone()
             }
             None => return None,

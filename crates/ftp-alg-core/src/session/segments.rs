@@ -4,7 +4,10 @@ use super::{
     DialogueEvent, SessionLimit, Side,
     reading::{DirectionReader, LineBoundary},
 };
-use crate::{ftp::without_nuls, packet::Seq};
+use crate::{
+    ftp::{Text, without_nuls},
+    packet::Seq,
+};
 
 impl DirectionReader<'_> {
     /// Reads the new part of `payload` at `seq`, as far as limits allow; a FIN follows it if `fin`.
@@ -26,7 +29,10 @@ impl DirectionReader<'_> {
         while !new.is_empty() {
             let is_text =
                 self.inspection_state.reads_text(self.direction) && !self.begins_tls(new[0]);
-            let end = if is_text { memchr::memchr(b'\n', new) } else { None };
+            // Most segments are one line, and then read once.
+            let text = if is_text && new.ends_with(b"\n") { Text::of_plain(new) } else { None };
+            let is_line = !is_text || text.is_some();
+            let end = if is_line { None } else { memchr::memchr(b'\n', new) };
             let (line, rest) = new.split_at(end.map_or(new.len(), |end| end + 1));
             let stores = self.from == Side::Client && is_text;
             if let Some(limit) = self.reached_limit(stores, line.len()) {
@@ -35,7 +41,7 @@ impl DirectionReader<'_> {
             let read = if is_text {
                 self.read_line_part(
                     seq,
-                    line,
+                    (line, text.as_ref()),
                     LineBoundary {
                         ends_segment: without_nuls(rest).is_empty(),
                         ends_stream: fin && rest.is_empty(),
