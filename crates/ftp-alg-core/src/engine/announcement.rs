@@ -228,6 +228,7 @@ impl Connection<'_> {
                 let (opened, is_granted) =
                     ((id, self.now), self.control.fast_path().is_handed_over);
                 self.close_fast_path_pinholes("a later pinhole replaced it");
+                self.pinholes.close_ended_of(self.index);
                 let held = self.pinholes.hold_fast_path_pinhole(
                     opened,
                     (self.index, is_granted),
@@ -372,6 +373,7 @@ impl Connection<'_> {
         let format =
             PortFormat { kind: announced.kind, room, padding: self.allowed_padding(announced) };
         let closed = &mut self.effects.closed_before_opening;
+        self.pinholes.close_ended_of(self.index);
         let proposed =
             self.pinholes.propose(self.now, self.policy, translation, format, pinhole, closed);
         // Otherwise the BPF program would still use the port.

@@ -56,7 +56,7 @@ impl Connection<'_> {
                     .take_pinhole(|held| held.answered && (held.in_use || !pinholes.is_open(held)))
                 {
                     self.counters.pinholes_used += u64::from(!held.in_use);
-                    pinholes.close_consumed(held);
+                    pinholes.close_ended(self.now, self.index, held);
                 }
                 self.mark_answered_in_use();
             }
@@ -149,7 +149,7 @@ impl Connection<'_> {
             }
             self.pinholes.close(held);
         }
-        self.pinholes.close_all_consumed();
+        self.pinholes.close_ended_of(self.index);
     }
 
     /// The reference to this session.

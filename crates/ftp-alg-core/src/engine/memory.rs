@@ -160,6 +160,7 @@ impl Sessions {
         for held in control.take_pinholes() {
             self.pinholes.close(held);
         }
+        self.pinholes.close_ended_of(index);
         effects.events.push(control.event(EventKind::Reset(reason)));
         // Its later packets are dropped here, and answered.
         renew_queue_mode(effects, index, control, QueueMode::All, Purpose::Session);

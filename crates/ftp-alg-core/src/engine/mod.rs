@@ -17,6 +17,7 @@ mod decide;
 mod downtime;
 mod drive;
 mod effects;
+mod ended_pinholes;
 mod event;
 #[cfg(any(test, feature = "fake-kernel"))]
 mod fake;
@@ -235,7 +236,7 @@ impl Engine {
         self.expire_watches(now, effects);
         self.sessions.sweep(now);
         self.sessions.enforce_memory_budget(&mut self.counters, effects);
-        self.sessions.pinholes.close_all_consumed();
+        self.sessions.pinholes.close_due(now);
         self.sessions.pinholes.take_failed_closings(&mut effects.pinholes_to_close);
     }
 

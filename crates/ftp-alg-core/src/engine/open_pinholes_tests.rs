@@ -143,6 +143,112 @@ fn a_pinhole_that_opened_again_counts_again() {
     assert!(!other.start_transfer(40_003));
 }
 
+impl Conversation {
+    /// A conversation whose transfer has ended, although its data connection, to this port, has not come.
+    fn with_early_end(limit: usize, port: u16) -> Self {
+        let mut talk = Self::with_limit(limit);
+        assert!(talk.start_transfer(port));
+        talk.say(Side::Server, "226 done\r\n");
+        talk
+    }
+
+    fn has_open(&self, port: u16) -> bool {
+        self.gateway.kernel.open.iter().any(|pinhole| pinhole.arrival.port() == port)
+    }
+
+    /// Another session of the client announces this port, which is used, and ends.
+    fn pass_other_session(self, port: u16) -> Self {
+        let mut other = self.connect_again();
+        assert!(other.start_transfer(port));
+        other.gateway.kernel.open.retain(|pinhole| pinhole.arrival.port() != port);
+        other.say(Side::Server, "226 done\r\n");
+        other.end();
+        other
+    }
+
+    fn end(&mut self) {
+        for (side, next) in [(Side::Client, self.next[0]), (Side::Server, self.next[1])] {
+            let end = with_fin(self.build(side, next, b"", false));
+            self.pass(&end);
+        }
+    }
+}
+
+/// The reply of an earlier transfer may come late, and a server may end a transfer before its client has connected.
+#[test]
+fn an_unused_pinhole_outlives_the_last_reply_for_a_while() {
+    let mut talk = Conversation::with_early_end(4, 40_001);
+    for port in 40_002..40_040 {
+        talk = talk.pass_other_session(port);
+        assert!(talk.has_open(40_001), "{port}");
+    }
+    talk.wait(7);
+    assert!(talk.has_open(40_001));
+    talk.wait(1);
+    assert!(!talk.has_open(40_001));
+}
+
+#[test]
+fn a_pinhole_does_not_outlive_its_deadline() {
+    let mut talk = Conversation::with_limit(4);
+    talk.set_policy(Policy { pinhole_lifetime: Duration::from_secs(2), ..Policy::default() });
+    assert!(talk.start_transfer(40_001));
+    talk.say(Side::Server, "226 done\r\n");
+    talk.wait(1);
+    assert!(talk.has_open(40_001));
+    talk.wait(1);
+    assert!(!talk.has_open(40_001));
+}
+
+#[test]
+fn an_unused_pinhole_ends_with_its_session_a_later_one_or_the_policy() {
+    let denies = Policy { deny_ports: [40_001..=40_001].into(), ..Policy::default() };
+    type End<'a> = &'a dyn Fn(&mut Conversation);
+    let ends: [(&str, End<'_>); 5] = [
+        ("a later announcement", &|talk| assert!(talk.start_transfer(40_002))),
+        ("its end", &Conversation::end),
+        ("a removal", &|talk| {
+            let (client, server) = (talk.client, talk.server);
+            talk.gateway.run(talk.now, |engine, _| engine.sessions.forget_between(client, server));
+        }),
+        ("a reload", &|talk| talk.set_policy(denies.clone())),
+        ("the end of all", &|talk| {
+            talk.gateway.run(talk.now, |engine, effects| {
+                engine.sessions.close_all_pinholes(effects);
+            });
+        }),
+    ];
+    for (why, end) in ends {
+        let mut talk = Conversation::with_early_end(4, 40_001);
+        end(&mut talk);
+        assert!(!talk.has_open(40_001), "{why}");
+    }
+}
+
+/// It prevents no other one, and the client has no more open than its limit.
+#[test]
+fn an_ended_transfers_pinhole_is_evicted_at_the_clients_limit() {
+    let talk = Conversation::with_early_end(2, 40_001);
+    let mut talk = talk.connect_again();
+    assert!(talk.start_transfer(40_002) && talk.has_open(40_001));
+    talk = talk.connect_again();
+    assert!(talk.start_transfer(40_003) && !talk.has_open(40_001));
+    talk = talk.connect_again();
+    assert!(!talk.start_transfer(40_004));
+}
+
+#[test]
+fn few_pinholes_of_ended_transfers_stay_open() {
+    let mut talk = Conversation::with_limit(10_000);
+    for port in 40_000..41_000 {
+        assert!(talk.start_transfer(port));
+        talk.say(Side::Server, "226 done\r\n");
+        talk = talk.connect_again();
+    }
+    assert!((16..100).contains(&talk.gateway.kernel.open.len()));
+    assert!(talk.has_open(40_999));
+}
+
 /// A server that says 226 although the data connection was refused.
 #[test]
 fn a_pinhole_that_opened_again_is_closed_with_the_last_reply() {

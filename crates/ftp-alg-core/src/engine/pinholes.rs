@@ -16,6 +16,7 @@ use super::{
     Opening, Pinhole, Translation,
     client_counts::{OpenError, client_key, max_open},
     deadlines::Deadlines,
+    ended_pinholes::EndedPinholes,
     handover::FastPathPinhole,
     held_pinhole::{HeldPinhole, PinholeRecord},
     registry::{PinholeClosing, PinholeRegistry, RegistryEntry, RegistryState, Reopening},
@@ -103,9 +104,6 @@ const FITTING_TRIES: usize = 4;
 /// in fifty takes four characters in a `PORT`.
 const FITTING_DRAWS: usize = 256;
 
-/// Limit of consumed pinholes that wait to be closed together with an opening.
-const MAX_CONSUMED: usize = 32;
-
 /// The pinholes of one shard.
 pub struct PinholeTable {
     registry: PinholeRegistry,
@@ -116,8 +114,8 @@ pub struct PinholeTable {
     deadlines: Deadlines,
     /// Pinholes that are closed here, but not yet in the kernel.
     to_close: Vec<HeldPinhole>,
-    /// Pinholes that their connections have most likely consumed, so closing them can wait.
-    consumed: Vec<HeldPinhole>,
+    /// Pinholes whose transfers have ended, so closing them can wait.
+    ended: EndedPinholes,
     /// Pinholes that the BPF program is to close.
     fast_path_closings: Vec<FastPathPinholeClosing>,
     random: RandomState,
@@ -131,7 +129,7 @@ impl Default for PinholeTable {
             policy_changes: 0,
             deadlines: Deadlines::default(),
             to_close: Vec::new(),
-            consumed: Vec::new(),
+            ended: EndedPinholes::default(),
             fast_path_closings: Vec::new(),
             random: RandomState::new(),
         }
@@ -164,16 +162,24 @@ impl PinholeTable {
     ) -> Result<Proposal, OpenError> {
         let client = client_key(control.client.ip());
         let mut state = self.registry.lock();
-        self.to_close.append(&mut self.consumed);
-        settle(&mut self.to_close, &mut state, closed, &mut self.fast_path_closings);
-        state.check(client, policy.max_pinholes_per_client, self.capacity)?;
         let is_translated = control.client != control.client_external;
+        let set = match format.kind.is_active() && is_translated {
+            true => policy.port_set(control.client_external.port()),
+            false => None,
+        };
+        let (limit, ended) = (policy.max_pinholes_per_client, self.ended.count_of(client));
+        let is_scarce =
+            ended > 0 && state.check(client, limit.saturating_sub(ended), self.capacity).is_err();
+        if set.is_some() || is_scarce {
+            self.ended.close_all(&mut self.to_close);
+        } else {
+            self.ended.close_for_opening(now, &mut self.to_close);
+        }
+        settle(&mut self.to_close, &mut state, closed, &mut self.fast_path_closings);
+        state.check(client, limit, self.capacity)?;
         let candidates = PortCandidates {
             announced: wanted.arrival.port(),
-            set: match format.kind.is_active() && is_translated {
-                true => policy.port_set(control.client_external.port()),
-                false => None,
-            },
+            set,
             format,
             is_displaced: state.is_displaced(&wanted),
             tried: 0,
@@ -375,19 +381,19 @@ impl PinholeTable {
         self.to_close.push(held);
     }
 
-    /// Closes `held` after its transfer. Its connection has most likely consumed it, so it is closed in the kernel with
-    /// the next opening, or by [`close_all_consumed`](Self::close_all_consumed). One whose connection was refused is
-    /// open again.
-    pub fn close_consumed(&mut self, held: HeldPinhole) {
+    /// Closes `held` of the session `owner` after its transfer, later in the kernel. It no longer counts. One whose
+    /// connection was refused is open again, and so is closed immediately.
+    pub fn close_ended(&mut self, now: Instant, owner: u32, held: HeldPinhole) {
         let mut state = self.registry.lock();
+        let may_be_open = state.is_open(&held.pinhole, held.serial);
         state.record_closed(&held.pinhole, held.serial);
         let has_reopened = state.has_reopened(&held.pinhole, held.serial);
         drop(state);
-        if held.in_use && !has_reopened && self.consumed.len() < MAX_CONSUMED {
-            self.consumed.push(held);
+        self.to_close.extend(if held.in_use && !held.is_consumed && !has_reopened {
+            self.ended.push(now, held, owner, may_be_open)
         } else {
-            self.close(held);
-        }
+            Some(held)
+        });
     }
 
     /// Adds pinholes to `closed` that are to be closed in the kernel.
@@ -407,9 +413,19 @@ impl PinholeTable {
         closed.append(&mut self.registry.lock().take_failed_closings());
     }
 
-    /// Adds consumed pinholes to the next [`take_closings`](Self::take_closings).
-    pub fn close_all_consumed(&mut self) {
-        self.to_close.append(&mut self.consumed);
+    /// Closes pinholes that have outlived their transfers for long enough.
+    pub fn close_due(&mut self, now: Instant) {
+        self.ended.close_due(now, &mut self.to_close);
+    }
+
+    /// Closes the pinholes of the session `owner` that have outlived their transfers.
+    pub fn close_ended_of(&mut self, owner: u32) {
+        self.ended.close_of(owner, &mut self.to_close);
+    }
+
+    /// Closes all pinholes that have outlived their transfers.
+    pub fn close_all_ended(&mut self) {
+        self.ended.close_all(&mut self.to_close);
     }
 
     /// Takes an owner that may have an expired pinhole. The caller then calls

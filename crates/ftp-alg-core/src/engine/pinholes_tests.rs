@@ -111,7 +111,7 @@ fn pinholes_in_use_count_for_the_clients_fraction() {
     assert!(refusal(open(&mut table, "192.0.2.1", 5000)).contains("share"));
     open(&mut table, "192.0.2.2", 5000).unwrap();
     table.close(held.remove(0));
-    table.close_consumed(held.remove(0));
+    table.close_ended(Instant::now(), 1, held.remove(0));
     open(&mut table, "192.0.2.1", 5000).unwrap();
     open(&mut table, "192.0.2.1", 5001).unwrap();
     assert!(refusal(open(&mut table, "192.0.2.1", 5002)).contains("share"));

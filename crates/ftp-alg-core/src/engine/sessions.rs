@@ -124,7 +124,7 @@ impl Sessions {
                 self.pinholes.close(held);
             }
         }
-        self.pinholes.close_all_consumed();
+        self.pinholes.close_all_ended();
         self.pinholes.take_closings(&mut effects.pinholes_to_close);
     }
 
@@ -151,6 +151,7 @@ impl Sessions {
                 self.mark_changed(index);
             }
         }
+        self.pinholes.close_all_ended();
     }
 
     /// Closes expired pinholes.
@@ -235,6 +236,7 @@ impl Sessions {
     /// Removes the session at `index`, whose pinholes were taken.
     pub(super) fn remove(&mut self, index: u32) -> Option<Entry> {
         let mut entry = self.table.remove(index)?;
+        self.pinholes.close_ended_of(index);
         self.withdraw_removed(&mut entry.control);
         if entry.control.is_in_memory_budget {
             self.release_memory(index);

@@ -203,8 +203,8 @@ fn look_at_pinholes(sim: &mut Sim, rng: &mut Rng, used: &mut Vec<(IpAddr, Socket
         used.extend(sim.use_pinhole(rng));
     }
     if rng.chance(0.2) {
-        // What is over is closed within a second.
-        sim.advance(Duration::from_secs(*rng.pick(&[2, 2, 40])));
+        // What is over is closed within nine seconds.
+        sim.advance(Duration::from_secs(*rng.pick(&[10, 10, 40])));
         sim.settle();
         sim.assert_pinholes_agree(used);
     }

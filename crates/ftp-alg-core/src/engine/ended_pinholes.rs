@@ -1,0 +1,92 @@
+//! Pinholes whose transfers have ended, which their sessions no longer hold.
+//!
+//! Most were consumed, so they are closed in the kernel together with a later opening. But a final reply may come
+//! before its data connection: a server sends it together with the preliminary reply, and the client connects when it
+//! has read both. Or it is the late reply of an earlier transfer. So one that may be open stays open for a
+//! [while](GRACE). It ends earlier if its session ends or announces another one, if there are too many, or at the
+//! client's limit.
+
+use std::{
+    collections::VecDeque,
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use super::held_pinhole::HeldPinhole;
+
+/// How long a pinhole outlives the final reply of its transfer. A SYN is retransmitted after 1, 3 and 7 seconds.
+const GRACE: Duration = Duration::from_secs(8);
+
+/// Limit of pinholes that stay after an opening.
+const MAX_AFTER_OPENING: usize = 32;
+/// Limit of pinholes.
+const MAX: usize = 64;
+
+/// The pinholes of one shard, in the order in which their transfers ended.
+#[derive(Default)]
+pub(super) struct EndedPinholes(VecDeque<EndedPinhole>);
+
+struct EndedPinhole {
+    held: HeldPinhole,
+    /// The session that announced it.
+    owner: u32,
+    /// When it is to be closed.
+    until: Instant,
+}
+
+impl EndedPinholes {
+    /// Adds `held` of the session `owner`, which `may_be_open`. Returns the one that has no room any more.
+    pub(super) fn push(
+        &mut self,
+        now: Instant,
+        held: HeldPinhole,
+        owner: u32,
+        may_be_open: bool,
+    ) -> Option<HeldPinhole> {
+        let until = if may_be_open { held.deadline.min(now + GRACE) } else { now };
+        self.0.push_back(EndedPinhole { held, owner, until });
+        (self.0.len() > MAX).then(|| self.0.pop_front()).flatten().map(|ended| ended.held)
+    }
+
+    /// Moves those to `to_close` whose time has passed.
+    pub(super) fn close_due(&mut self, now: Instant, to_close: &mut Vec<HeldPinhole>) {
+        self.close_if(to_close, |ended| ended.until <= now);
+    }
+
+    /// As [`close_due`](Self::close_due), and the oldest if there are many, because a pinhole is opened.
+    pub(super) fn close_for_opening(&mut self, now: Instant, to_close: &mut Vec<HeldPinhole>) {
+        self.close_due(now, to_close);
+        let surplus = self.0.len().saturating_sub(MAX_AFTER_OPENING);
+        to_close.extend(self.0.drain(..surplus).map(|ended| ended.held));
+    }
+
+    /// Moves those of the session `owner` to `to_close`.
+    pub(super) fn close_of(&mut self, owner: u32, to_close: &mut Vec<HeldPinhole>) {
+        self.close_if(to_close, |ended| ended.owner == owner);
+    }
+
+    /// Moves all to `to_close`.
+    pub(super) fn close_all(&mut self, to_close: &mut Vec<HeldPinhole>) {
+        to_close.extend(self.0.drain(..).map(|ended| ended.held));
+    }
+
+    /// Number of pinholes that count for `client`.
+    pub(super) fn count_of(&self, client: IpAddr) -> usize {
+        self.0.iter().filter(|ended| ended.held.client == client).count()
+    }
+
+    fn close_if(
+        &mut self,
+        to_close: &mut Vec<HeldPinhole>,
+        is_due: impl Fn(&EndedPinhole) -> bool,
+    ) {
+        let mut at = 0;
+        while let Some(ended) = self.0.get(at) {
+            if is_due(ended) {
+                to_close.extend(self.0.remove(at).map(|ended| ended.held));
+            } else {
+                at += 1;
+            }
+        }
+    }
+}
