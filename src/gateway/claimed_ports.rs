@@ -5,7 +5,10 @@
 use std::{
     io,
     net::{IpAddr, SocketAddr, SocketAddrV6},
-    sync::{Arc, PoisonError, RwLock},
+    sync::{
+        Arc, PoisonError, RwLock,
+        atomic::{AtomicBool, Ordering},
+    },
 };
 
 use rustix::{
@@ -42,6 +45,8 @@ impl PortClaim {
 #[derive(Clone, Debug, Default)]
 pub struct ClaimedPorts {
     claims: Arc<RwLock<Vec<PortClaim>>>,
+    /// Whether the log says that ports are not looked at, for lack of a descriptor.
+    lacks_descriptors: Arc<AtomicBool>,
 }
 
 impl ClaimedPorts {
@@ -52,7 +57,19 @@ impl ClaimedPorts {
             return Ok(true);
         }
         drop(claims);
-        is_bound(arrival)
+        match is_bound(arrival) {
+            // As the kernel's own helper, which never looks.
+            Err(error @ (Errno::MFILE | Errno::NFILE)) => {
+                if !self.lacks_descriptors.swap(true, Ordering::Relaxed) {
+                    tracing::warn!(
+                        "cannot look whether a program here has bound {arrival}: {error}; until \
+                         descriptors are free, pinholes are opened without this look"
+                    );
+                }
+                Ok(false)
+            }
+            outcome => Ok(outcome?),
+        }
     }
 
     /// Whether the operator's rules translate this port of any address.
@@ -71,7 +88,7 @@ impl ClaimedPorts {
 }
 
 /// Whether a program on this machine has bound `address`, according to an attempt to bind it.
-fn is_bound(address: SocketAddr) -> io::Result<bool> {
+fn is_bound(address: SocketAddr) -> Result<bool, Errno> {
     let family = if address.is_ipv4() { AddressFamily::INET } else { AddressFamily::INET6 };
     let socket = socket_with(family, SocketType::STREAM, SocketFlags::CLOEXEC, None)?;
     let bound = match address {
@@ -85,7 +102,7 @@ fn is_bound(address: SocketAddr) -> io::Result<bool> {
         Ok(()) | Err(Errno::ADDRNOTAVAIL) => Ok(false),
         // Ports below ip_unprivileged_port_start are reserved for services.
         Err(Errno::ADDRINUSE | Errno::ACCESS) => Ok(true),
-        Err(error) => Err(error.into()),
+        Err(error) => Err(error),
     }
 }
 

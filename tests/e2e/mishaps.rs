@@ -190,3 +190,21 @@ fn a_client_that_reuses_its_tuple_after_a_flush_is_inspected() {
         assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);
     }
 }
+
+#[test]
+fn a_translated_pinhole_opens_without_a_free_descriptor() {
+    let gateway = gateway(Topology::Masquerade);
+    let lab = &gateway.lab;
+    let _server = scripted_server(&lab.server, &json!({}));
+    let host = lab.server_address(Family::V4).to_string();
+    let steps = [login(), vec![json!({"gate": ""})], transfer(), transfer()].concat();
+    let client = gated_client(&lab.client, json!({"host": host, "listen": [3762], "steps": steps}));
+    let id = gateway.daemon.id().to_string();
+    lab.gateway.run("prlimit", &["--pid", &id, "--nofile=3:"]).unwrap().success().unwrap();
+    let session = client.release();
+    lab.gateway.run("prlimit", &["--pid", &id, "--nofile=1024:"]).unwrap().success().unwrap();
+    let log = gateway.daemon.log();
+    assert_eq!(session.error, None, "{log}");
+    assert_eq!(log.matches("cannot look whether a program here has bound").count(), 1, "{log}");
+    gateway.assert_tidy();
+}
