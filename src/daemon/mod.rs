@@ -61,6 +61,7 @@ use std::{
 use rustix::{
     fs::{FlockOperation, flock},
     io::Errno,
+    process::{Resource, Rlimit, getrlimit, setrlimit},
 };
 use sd_notify::NotifyState;
 use signal_hook::{
@@ -358,6 +359,7 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
     }
     let broker = start_broker(options)
         .map_err(|source| DaemonError::System { what: "the broker", source })?;
+    raise_limit_of_descriptors();
     others.map(OtherDaemons::end).transpose()?;
     // Only now, because another user's daemon may have had the program until then.
     // A daemon without a fast path still reads the lines that an earlier daemon's program left, and then removes it.
@@ -381,6 +383,14 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
         tracing::warn!(event = "unconfined", "not confined: {missing}");
     }
     Ok(ConfinedDaemon { broker, unconfined, socket, state_dir, fast_path })
+}
+
+/// Raises the soft limit of descriptors to the hard one. Each worker needs a dozen, and each interface of the fast path
+/// one. Programs keep the lower limit, because the broker starts them.
+fn raise_limit_of_descriptors() {
+    let Rlimit { maximum, .. } = getrlimit(Resource::Nofile);
+    // A lower limit is one that it had anyway.
+    let _ = setrlimit(Resource::Nofile, Rlimit { current: maximum, maximum });
 }
 
 /// Starts the broker, which does what this process soon has no right to do. It ends with this process.

@@ -5,10 +5,10 @@
 use std::{fs, thread, time::Duration};
 
 use crate::common::{
-    gated_client, gateway, gateway_with, login, reply, say, scripted_client, scripted_server,
-    wait_for,
+    executable_after, gated_client, gateway, gateway_with, login, reply, say, scripted_client,
+    scripted_server, wait_for,
 };
-use ftp_alg_lab::{Family, Host, Topology};
+use ftp_alg_lab::{Daemon, Family, Host, Lab, LabSpec, Topology};
 use serde_json::{Value, json};
 
 fn transfer() -> Vec<Value> {
@@ -207,4 +207,17 @@ fn a_translated_pinhole_opens_without_a_free_descriptor() {
     assert_eq!(session.error, None, "{log}");
     assert_eq!(log.matches("cannot look whether a program here has bound").count(), 1, "{log}");
     gateway.assert_tidy();
+}
+
+/// With a worker for each processor and an interface for each VLAN the usual limit is too low.
+#[test]
+fn the_soft_limit_of_open_files_is_raised() {
+    let lab = Lab::build(LabSpec::new(Topology::Masquerade)).unwrap();
+    let program = executable_after(&lab, "ulimit -S -n 48;");
+    let workers = "[queue]\nworkers = 8\n";
+    let daemon = Daemon::start(&program, &lab.gateway, workers).unwrap();
+    let limits = fs::read_to_string(format!("/proc/{}/limits", daemon.id())).unwrap();
+    let limit = limits.lines().find(|line| line.starts_with("Max open files")).unwrap();
+    let numbers: Vec<_> = limit.split_whitespace().skip(3).take(2).collect();
+    assert_eq!(numbers[0], numbers[1], "{limit}");
 }

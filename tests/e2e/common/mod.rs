@@ -41,13 +41,18 @@ pub fn executable_for_everyone(lab: &Lab) -> PathBuf {
     copy
 }
 
-/// The program, made to have a table that other programs can remove, as on a kernel before Linux 6.9. Made by another
-/// process, as [`executable_for_everyone`] is.
+/// The program, made to have a table that other programs can remove, as on a kernel before Linux 6.9.
 pub fn executable_without_owner(lab: &Lab) -> PathBuf {
-    let (program, script) = (executable(), lab.directory().join("ftp-alg-without-owner"));
+    executable_after(lab, "FTP_ALG_TABLE_OWNER=no")
+}
+
+/// The program, which a shell starts after `preparation`. The script is made by another process, as
+/// [`executable_for_everyone`] is.
+pub fn executable_after(lab: &Lab, preparation: &str) -> PathBuf {
+    let (program, script) = (executable(), lab.directory().join("ftp-alg-prepared"));
     let (program, path) = (program.display(), script.display());
     let lines = format!(
-        "printf '#!/bin/sh\\nFTP_ALG_TABLE_OWNER=no exec {program} \"$@\"\\n' > {path}\nchmod 755 {path}"
+        "printf '#!/bin/sh\\n{preparation} exec {program} \"$@\"\\n' > {path}\nchmod 755 {path}"
     );
     lab.gateway.shell(&lines).unwrap().success().unwrap();
     script
