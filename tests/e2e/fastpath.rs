@@ -4,7 +4,7 @@
 use std::{fs, path::PathBuf, thread, time::Duration};
 
 use crate::common::{
-    Gateway, executable, fast_load::FastLoad, gated_client, gateway_with, login,
+    Gateway, connect, executable, fast_load::FastLoad, gated_client, gateway_with, login,
     names::shell_program, passive_transfer as passive, reply, say, scripted_client,
     scripted_server, wait_for,
 };
@@ -152,6 +152,38 @@ fn idle_sessions_leave_pinholes_for_other_sessions_of_a_client() {
     }
     assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 16);
     assert_eq!(gateway.daemon.counter("pinholes_refused").unwrap(), 0);
+}
+
+/// A server with one passive port, which it announces before it listens.
+#[test]
+fn a_pinhole_that_is_announced_again_opens_again_if_refused() {
+    const PORT: u16 = 45_000;
+    for topology in [Topology::Routed, Topology::Masquerade] {
+        let Some(gateway) = gateway(topology) else { return };
+        let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+        let reply_229 = format!("229 here (|||{PORT}|)");
+        let _server = scripted_server(&lab.server, &json!({"extra": {"EPSV": reply_229}}));
+        let announce = vec![say("EPSV"), reply(), json!({"gate": ""})];
+        let steps = [login(), announce.clone(), announce.clone(), announce];
+        let mut client = gated_client(&lab.client, plan(lab, &[], &steps));
+        let server = lab.server_address(Family::V4).to_string();
+        for announcement in 1..=3 {
+            wait_for("the announcement", || {
+                daemon.counter("pinholes_opened").unwrap() == announcement
+            });
+            let outcome = connect(&lab.client, &server, PORT);
+            assert_eq!(outcome, "refused", "{topology}, {announcement}");
+            assert_eq!(daemon.open_pinholes().unwrap().len(), 1, "{topology}, {announcement}");
+            if announcement < 3 {
+                client.open_gate();
+            }
+        }
+        assert!(count(daemon, "opened") > 1, "{topology}: {}", fast_path(daemon));
+        let listen = || std::net::TcpListener::bind((std::net::Ipv4Addr::UNSPECIFIED, PORT));
+        let _listener = lab.server.inside(listen).unwrap().unwrap();
+        assert_eq!(connect(&lab.client, &server, PORT), "open", "{topology}");
+        assert_eq!(client.release().error, None, "{topology}");
+    }
 }
 
 /// The program sees one direction of its connections, and no SYN of the server.

@@ -227,8 +227,7 @@ impl Connection<'_> {
                 let control = self.control.translation_or_identity();
                 let (opened, is_granted) =
                     ((id, self.now), self.control.fast_path().is_handed_over);
-                self.close_fast_path_pinholes("a later pinhole replaced it");
-                self.pinholes.close_ended_of(self.index);
+                self.close_replaced(&pinhole);
                 let held = self.pinholes.hold_fast_path_pinhole(
                     opened,
                     (self.index, is_granted),

@@ -4,7 +4,7 @@
 use std::time::Instant;
 
 use super::{
-    Counters, Effects, EventKind, KernelError, Lookup, QueueMode, QueueModeChange,
+    Counters, Effects, EventKind, KernelError, Lookup, Pinhole, QueueMode, QueueModeChange,
     control::{Control, Timestamp},
     effects::{KernelRequest, Purpose, SessionRef, WaitingPacket},
     pinholes::PinholeTable,
@@ -228,10 +228,14 @@ impl Connection<'_> {
         }
     }
 
-    /// Closes the pinholes that the BPF program has; it holds one for each connection at a time.
-    pub(super) fn close_fast_path_pinholes(&mut self, reason: &'static str) {
-        while let Some(held) = self.control.take_pinhole(|held| self.pinholes.has_fast_path(held)) {
+    /// Closes the pinholes that this one of the BPF program replaces: those that the program has, because it holds one
+    /// for each connection at a time, and one of the rules with the same endpoints.
+    pub(super) fn close_replaced(&mut self, by: &Pinhole) {
+        while let Some(held) = self.control.take_pinhole(|held| {
+            self.pinholes.has_fast_path(held) || held.pinhole.ends() == by.ends()
+        }) {
             if !held.in_use {
+                let reason = "a later pinhole replaced it";
                 self.push_event(EventKind::PinholeClosed(held.pinhole, reason));
             }
             self.pinholes.close(held);

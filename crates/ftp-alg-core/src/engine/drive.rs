@@ -6,8 +6,8 @@
 //! 2. Records of sessions are written. A packet whose record is not written has not been forwarded either, and is
 //!    retransmitted. Records come after pinholes: the next daemon closes a pinhole that is in no record, but a pinhole
 //!    that is only in a record would be missing.
-//! 3. Pinholes open again whose data connections were refused, and the BPF program takes over connections or returns
-//!    them. Then verdicts are given.
+//! 3. The BPF program takes over connections or returns them, and pinholes open again whose data connections were
+//!    refused. Then verdicts are given.
 //! 4. Packets are injected, after those that they follow.
 //! 5. Pinholes that are waited for are renewed, and those that are no longer needed closed.
 
@@ -205,14 +205,21 @@ fn open_pinholes(kernel: &mut impl Kernel, all: &mut [Effects]) {
     }
 }
 
-/// Opens pinholes again whose data connections were refused. One that is open again already stays.
+/// Opens pinholes again whose data connections were refused. One that is open again already stays. What is to be closed
+/// is closed before: it may have the same endpoints.
 fn reopen_pinholes<H: Host>(host: &mut H, all: &mut [Effects]) {
+    if all.iter().all(|effects| effects.reopenings.is_empty()) {
+        return;
+    }
+    let closings = all.iter_mut().flat_map(|effects| effects.pinholes_to_close.drain(..));
+    let mut closings: Vec<_> = closings.collect();
     for effects in all.iter_mut().filter(|effects| !effects.reopenings.is_empty()) {
         let Effects { registry, reopenings, shard, .. } = effects;
         let mut outcomes = Vec::new();
-        let reopened = registry.reopen_in_kernel(reopenings.drain(..), |due| {
-            host.kernel().update_pinholes(&[], due, &mut outcomes)
-        });
+        let reopened =
+            registry.reopen_in_kernel(closings.drain(..), reopenings.drain(..), |closed, due| {
+                host.kernel().update_pinholes(closed, due, &mut outcomes)
+            });
         let failed = outcomes.into_iter().chain([reopened]).filter_map(Result::err);
         for error in failed.filter(|error| !matches!(error, KernelError::Taken)) {
             host.report_error(*shard, &error);

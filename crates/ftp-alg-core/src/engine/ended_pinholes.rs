@@ -12,7 +12,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::held_pinhole::HeldPinhole;
+use super::{Pinhole, held_pinhole::HeldPinhole};
 
 /// How long a pinhole outlives the final reply of its transfer. A SYN is retransmitted after 1, 3 and 7 seconds.
 const GRACE: Duration = Duration::from_secs(8);
@@ -63,6 +63,18 @@ impl EndedPinholes {
     /// Moves those of the session `owner` to `to_close`.
     pub(super) fn close_of(&mut self, owner: u32, to_close: &mut Vec<HeldPinhole>) {
         self.close_if(to_close, |ended| ended.owner == owner);
+    }
+
+    /// Moves those to `to_close` that are replaced `by` a pinhole of the session `owner`.
+    pub(super) fn close_replaced(
+        &mut self,
+        owner: u32,
+        by: &Pinhole,
+        to_close: &mut Vec<HeldPinhole>,
+    ) {
+        self.close_if(to_close, |ended| {
+            ended.owner == owner || ended.held.pinhole.ends() == by.ends()
+        });
     }
 
     /// Moves all to `to_close`.

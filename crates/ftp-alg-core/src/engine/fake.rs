@@ -71,9 +71,15 @@ impl Kernel for FakeKernel {
         outcomes: &mut Vec<Result<(), KernelError>>,
     ) -> Result<(), KernelError> {
         self.open.retain(|pinhole| !closed.contains(pinhole));
-        self.open.extend(openings.iter().map(|opening| opening.pinhole));
-        self.opened += openings.len();
-        outcomes.extend(openings.iter().map(|_| Ok(())));
+        for Opening { pinhole, .. } in openings {
+            let ends = |open: &Pinhole| (open.initiator, open.arrival);
+            let is_taken = self.open.iter().any(|open| ends(open) == ends(pinhole));
+            if !is_taken {
+                self.open.push(*pinhole);
+                self.opened += 1;
+            }
+            outcomes.push(if is_taken { Err(KernelError::Taken) } else { Ok(()) });
+        }
         Ok(())
     }
 

@@ -1,6 +1,8 @@
-//! Pinholes of the BPF program that move to the rules.
+//! Pinholes of the BPF program that move to the rules, or follow one of the rules with the same endpoints.
 
 use super::*;
+
+const REPLY: (Side, &str) = (Side::Server, "227 Entering Passive Mode (203,0,113,9,78,53)\r\n");
 
 impl Conversation {
     /// A conversation with a pinhole of the BPF program that opened again, because its data connection was refused. The
@@ -8,21 +10,30 @@ impl Conversation {
     fn with_reopened_pinhole() -> (Self, Vec<u8>) {
         let mut talk = Self::handed_over();
         talk.gateway.engine.sessions.track_changes(talk.now);
-        let (IpAddr::V4(client), IpAddr::V4(server)) = (talk.client.ip(), talk.server.ip()) else {
-            panic!()
-        };
         talk.fast_path_line(1, PASV[0], false);
-        let reply = "227 Entering Passive Mode (203,0,113,9,78,53)\r\n";
-        talk.fast_path_line(2, (Side::Server, reply), true);
+        talk.fast_path_line(2, REPLY, true);
         assert!(talk.is_handed_over());
         talk.gateway.kernel.open.clear();
         let record = talk.record();
-        let rst = PacketBuilder::ipv4(server.octets(), client.octets(), 64).tcp(20_021, 4711, 0, 0);
-        let mut bytes = Vec::new();
-        rst.ack(1).rst().write(&mut bytes, b"").unwrap();
-        talk.gateway.queued(talk.now, &bytes, PacketMeta::default());
+        talk.refuse_passive(20_021);
         assert_eq!(talk.gateway.kernel.open.len(), 1);
         (talk, record)
+    }
+
+    /// The server's RST to a SYN of the client to this port.
+    fn refuse_passive(&mut self, port: u16) {
+        let rst = self.passive_rst(port);
+        self.gateway.queued(self.now, &rst, PacketMeta::default());
+    }
+
+    fn passive_rst(&self, port: u16) -> Vec<u8> {
+        let (IpAddr::V4(client), IpAddr::V4(server)) = (self.client.ip(), self.server.ip()) else {
+            panic!()
+        };
+        let rst = PacketBuilder::ipv4(server.octets(), client.octets(), 64).tcp(port, 4711, 0, 0);
+        let mut bytes = Vec::new();
+        rst.ack(1).rst().write(&mut bytes, b"").unwrap();
+        bytes
     }
 
     fn record(&mut self) -> Vec<u8> {
@@ -73,5 +84,79 @@ fn a_restored_pinhole_is_where_the_kernel_has_it() {
         });
         assert_eq!(next.sessions.rule_pinholes().count(), usize::from(is_in_rules));
         assert_eq!(next.sessions.fast_path_pinholes().count(), usize::from(!is_in_rules));
+    }
+}
+
+/// A server with one passive port that announces before it listens. The engine may read all lines from one announcement
+/// to the next at once.
+#[test]
+fn a_later_announcement_of_the_same_endpoints_replaces_a_reopened_pinhole() {
+    let transfer = [
+        ((Side::Client, "RETR second\r\n"), false),
+        ((Side::Server, "150 here\r\n"), false),
+        ((Side::Server, "226 done\r\n"), false),
+    ];
+    let again = [(PASV[0], false), (REPLY, true)];
+    for (before, is_consumed) in [(&transfer[..], true), (&transfer[..], false), (&[][..], false)] {
+        for at_once in [true, false] {
+            let (mut talk, _) = Conversation::with_reopened_pinhole();
+            if is_consumed {
+                talk.gateway.kernel.open.clear();
+            }
+            let mut next = 3;
+            if at_once {
+                talk.fast_path_lines(next, &[before, &again].concat(), None);
+            } else {
+                for line in before.iter().chain(&again) {
+                    talk.fast_path_lines(next, &[*line], None);
+                    next += 1;
+                }
+            }
+            assert!(talk.is_handed_over());
+            assert_eq!(talk.gateway.kernel.open, [], "the older one is closed");
+            assert_eq!(talk.pinholes().len(), 1);
+            talk.now += Duration::from_secs(2);
+            talk.gateway.expire(talk.now);
+            assert_eq!(talk.gateway.engine.sessions.fast_path_pinholes().count(), 1);
+            talk.refuse_passive(20_021);
+            assert_in_rules(&talk.gateway.engine.sessions, talk.now);
+            talk.gateway.expire(talk.now);
+            assert_eq!(talk.gateway.kernel.open.len(), 1, "it opens again");
+        }
+    }
+}
+
+/// The older one is still open in the rules, and would expire earlier.
+#[test]
+fn a_pinhole_opens_again_after_the_older_one_is_closed() {
+    let (mut talk, _) = Conversation::with_reopened_pinhole();
+    talk.now += Duration::from_secs(29);
+    let opened = talk.gateway.kernel.opened;
+    let (now, rst) = (talk.now, talk.passive_rst(20_021));
+    let lines = talk.next_lines(3, &[(PASV[0], false), (REPLY, true)], None);
+    talk.gateway.run(now, |engine, effects| {
+        engine.read_fast_path_lines(lines.into_iter(), effects);
+        let (token, meta) = (Token::default(), PacketMeta::default());
+        engine.take(now, std::iter::once(QueuedPacket { token, bytes: &rst, meta }), effects);
+    });
+    assert_in_rules(&talk.gateway.engine.sessions, now);
+    assert_eq!((talk.gateway.kernel.open.len(), talk.gateway.kernel.opened), (1, opened + 1));
+}
+
+/// A transfer that the queue inspected: its pinhole is closed a second later, or with the next one.
+#[test]
+fn a_consumed_pinhole_of_the_queue_is_replaced() {
+    for is_refused in [false, true] {
+        let mut talk = Conversation::handed_over();
+        assert_eq!(talk.gateway.kernel.open.len(), 1);
+        talk.fast_path_line(1, PASV[0], false);
+        talk.fast_path_line(2, PASV[1], true);
+        if is_refused {
+            talk.refuse_passive(20_020);
+        }
+        talk.now += Duration::from_secs(2);
+        talk.gateway.expire(talk.now);
+        assert_eq!(talk.gateway.kernel.open.len(), usize::from(is_refused));
+        assert_eq!(talk.pinholes().len(), 1);
     }
 }

@@ -57,32 +57,55 @@ impl Conversation {
     fn fast_path_line_with(
         &mut self,
         number: u32,
-        (side, text): (Side, &str),
+        said: (Side, &str),
         opened: bool,
         consumed: Option<u32>,
     ) {
-        let me = usize::from(side == Side::Server);
-        let line = FastPathLine {
-            flow: 1,
-            line: number,
-            at: self.now,
-            from: side,
-            client: v4(self.client),
-            server: v4(self.server),
-            seq: self.next[me],
-            ack: self.received[me],
-            window: 512,
-            opened_pinhole: opened,
-            consumed_pinhole: consumed,
-            is_fin: text.is_empty(),
-            padding: crate::ftp::Padding::Zeros,
-            bytes: text.as_bytes(),
-        };
-        self.next[me] += text.len().max(1) as u32; // a FIN counts as one
-        self.received[1 - me] = self.next[me];
-        let now = self.now;
+        self.fast_path_lines(number, &[(said, opened)], consumed);
+    }
+
+    /// Passes lines from `first` on to the engine, which reads them at once.
+    fn fast_path_lines(
+        &mut self,
+        first: u32,
+        said: &[((Side, &str), bool)],
+        consumed: Option<u32>,
+    ) {
+        let (now, lines) = (self.now, self.next_lines(first, said, consumed));
         self.gateway
-            .run(now, |engine, effects| engine.read_fast_path_lines([line].into_iter(), effects));
+            .run(now, |engine, effects| engine.read_fast_path_lines(lines.into_iter(), effects));
+    }
+
+    /// Lines from `first` on, as the BPF program passes them.
+    fn next_lines<'l>(
+        &mut self,
+        first: u32,
+        said: &[((Side, &'l str), bool)],
+        consumed: Option<u32>,
+    ) -> Vec<FastPathLine<'l>> {
+        let mut lines = Vec::new();
+        for (number, ((side, text), opened)) in (first..).zip(said) {
+            let me = usize::from(*side == Side::Server);
+            lines.push(FastPathLine {
+                flow: 1,
+                line: number,
+                at: self.now,
+                from: *side,
+                client: v4(self.client),
+                server: v4(self.server),
+                seq: self.next[me],
+                ack: self.received[me],
+                window: 512,
+                opened_pinhole: *opened,
+                consumed_pinhole: consumed,
+                is_fin: text.is_empty(),
+                padding: crate::ftp::Padding::Zeros,
+                bytes: text.as_bytes(),
+            });
+            self.next[me] += text.len().max(1) as u32; // a FIN counts as one
+            self.received[1 - me] = self.next[me];
+        }
+        lines
     }
 
     fn is_handed_over(&self) -> bool {

@@ -60,6 +60,13 @@ pub struct Pinhole {
     pub source: IpAddr,
 }
 
+impl Pinhole {
+    /// Initiator and arrival, by which the kernel identifies it.
+    pub(super) fn ends(&self) -> (IpAddr, SocketAddr) {
+        (self.initiator, self.arrival)
+    }
+}
+
 impl fmt::Display for Pinhole {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{} -> {}", self.initiator, self.arrival)?;

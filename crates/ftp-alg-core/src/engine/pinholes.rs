@@ -116,6 +116,8 @@ pub struct PinholeTable {
     to_close: Vec<HeldPinhole>,
     /// Pinholes whose transfers have ended, so closing them can wait.
     ended: EndedPinholes,
+    /// Pinholes to close in the kernel.
+    closings: Vec<PinholeClosing>,
     /// Pinholes that the BPF program is to close.
     fast_path_closings: Vec<FastPathPinholeClosing>,
     random: RandomState,
@@ -130,6 +132,7 @@ impl Default for PinholeTable {
             deadlines: Deadlines::default(),
             to_close: Vec::new(),
             ended: EndedPinholes::default(),
+            closings: Vec::new(),
             fast_path_closings: Vec::new(),
             random: RandomState::new(),
         }
@@ -228,7 +231,7 @@ impl PinholeTable {
     }
 
     /// Holds `pinhole`, which the BPF program opened at the time `at` for the session `owner`. It `is_granted` if the
-    /// session is on the fast path.
+    /// session is on the fast path. The session has closed its earlier one with these endpoints.
     pub fn hold_fast_path_pinhole(
         &mut self,
         (fast_path, at): (FastPathPinhole, Instant),
@@ -239,11 +242,13 @@ impl PinholeTable {
     ) -> HeldPinhole {
         let (client, deadline) = (client_key(control.client.ip()), at + lifetime);
         let reopening = Some(Reopening::new(control, !kind.is_active(), deadline));
-        let serial = self.registry.lock().insert_from_fast_path(
-            (pinhole, fast_path),
-            (client, is_granted),
-            reopening,
-        );
+        let mut state = self.registry.lock();
+        self.ended.close_replaced(owner, &pinhole, &mut self.to_close);
+        settle(&mut self.to_close, &mut state, &mut self.closings, &mut self.fast_path_closings);
+        let (serial, replaced) =
+            state.insert_from_fast_path((pinhole, fast_path), (client, is_granted), reopening);
+        drop(state);
+        self.closings.extend(replaced);
         let held = HeldPinhole::new(pinhole, kind, deadline, (client, serial), Some(fast_path));
         self.deadlines.add(held.renewal_due(lifetime), owner);
         held
@@ -329,7 +334,11 @@ impl PinholeTable {
         let mut state = self.registry.lock();
         let serial = match fast_path {
             Some(fast_path) => {
-                state.insert_from_fast_path((pinhole, fast_path), (client, false), reopening)
+                let opened = (pinhole, fast_path);
+                let (serial, replaced) =
+                    state.insert_from_fast_path(opened, (client, false), reopening);
+                self.closings.extend(replaced);
+                serial
             }
             None => state.insert(pinhole, client, reopening).0,
         };
@@ -398,6 +407,7 @@ impl PinholeTable {
 
     /// Adds pinholes to `closed` that are to be closed in the kernel.
     pub fn take_closings(&mut self, closed: &mut Vec<PinholeClosing>) {
+        closed.append(&mut self.closings);
         if !self.to_close.is_empty() {
             settle(
                 &mut self.to_close,

@@ -32,6 +32,17 @@ fn propose(
     Ok((proposal, closed))
 }
 
+/// Holds a pinhole of the BPF program with the endpoints of one that [`open`] opens for 192.0.2.1.
+fn hold_fast_path(table: &mut PinholeTable, port: u16) -> HeldPinhole {
+    let (client, server) = ("192.0.2.1".parse().unwrap(), "203.0.113.9".parse().unwrap());
+    let control = Translation::identity((client, 4000).into(), (server, 21).into());
+    let arrival = SocketAddr::new(client, port);
+    let pinhole = Pinhole { initiator: server, arrival, target: arrival, source: server };
+    let opened = (FastPathPinhole { flow: u64::from(port), line: 1 }, Instant::now());
+    let announced = (AnnouncementKind::Port, Duration::from_secs(30));
+    table.hold_fast_path_pinhole(opened, (1, true), &control, announced, pinhole)
+}
+
 fn table_with(capacity: usize) -> PinholeTable {
     let mut table = PinholeTable::default();
     table.set_capacity(capacity);
@@ -69,22 +80,14 @@ fn a_client_may_hold_a_quarter_of_a_small_capacity() {
 fn a_pinhole_of_the_fast_path_counts_once() {
     let mut table = table_with(60_000);
     let policy = Policy { max_pinholes_per_client: 4, ..Policy::default() };
-    let (client, server) = ("192.0.2.1".parse().unwrap(), "203.0.113.9".parse().unwrap());
-    let control = Translation::identity((client, 4000).into(), (server, 21).into());
-    let hold = |table: &mut PinholeTable, port: u16| {
-        let arrival = SocketAddr::new(client, port);
-        let pinhole = Pinhole { initiator: server, arrival, target: arrival, source: server };
-        let opened = (FastPathPinhole { flow: u64::from(port), line: 1 }, Instant::now());
-        let announced = (AnnouncementKind::Port, policy.pinhole_lifetime);
-        table.hold_fast_path_pinhole(opened, (1, true), &control, announced, pinhole)
-    };
+    let client = "192.0.2.1".parse().unwrap();
     let open_count = |table: &mut PinholeTable| {
         let check = |limit| table.registry.lock().check(client_key(client), limit, 60_000).is_err();
         (1..9).take_while(|limit| check(*limit)).count()
     };
     assert!((0..2).all(|_| table.grant_fast_path(&policy, client)));
     assert!(!table.grant_fast_path(&policy, client), "half of the limit is left to others");
-    let held = [hold(&mut table, 5000), hold(&mut table, 5001)];
+    let held = [5000, 5001].map(|port| hold_fast_path(&mut table, port));
     assert_eq!(open_count(&mut table), 2);
     // Back in the queue, a pinhole that is open counts itself.
     table.revoke_fast_path_grant(client, &held[..1]);
@@ -310,4 +313,83 @@ fn a_failed_closing_is_tried_again_but_not_for_ever() {
         assert_eq!(attempts, if replaced { 2 } else { 11 });
         assert!(table.registry.lock().is_empty());
     }
+}
+
+/// The earlier one is another session's, in another shard.
+#[test]
+fn a_pinhole_of_the_program_replaces_one_that_the_rules_need_no_more() {
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Earlier {
+        Open,
+        Consumed,
+        Closed,
+    }
+    #[derive(Clone, Copy, Debug, PartialEq)]
+    enum Later {
+        Open,
+        Closed,
+        InRules,
+    }
+    for earlier in [Earlier::Open, Earlier::Consumed, Earlier::Closed] {
+        for later in [Later::Open, Later::Closed, Later::InRules] {
+            let mut first = table_with(8);
+            let mut second = first.new_shard();
+            let registry = first.registry.clone();
+            let mut closings = Vec::new();
+            let mut held = open(&mut first, "192.0.2.1", 4000).unwrap();
+            let (initiator, arrival) = held.pinhole.ends();
+            match earlier {
+                Earlier::Open => {}
+                Earlier::Consumed => {
+                    first.mark_in_use(&mut held);
+                    first.close_ended(Instant::now(), 1, held);
+                }
+                Earlier::Closed => {
+                    first.close(held);
+                    first.take_closings(&mut closings);
+                }
+            }
+            let mut held = hold_fast_path(&mut second, 4000);
+            assert!(second.has_fast_path(&held));
+            let mut replaced = Vec::new();
+            second.take_closings(&mut replaced);
+            let is_replaced = earlier != Earlier::Open;
+            assert_eq!(registry.lock().is_held(initiator, arrival), !is_replaced);
+            assert_eq!(replaced.len(), usize::from(is_replaced), "{earlier:?} {later:?}");
+            match later {
+                Later::Open => {}
+                Later::Closed => second.close(held),
+                Later::InRules => drop(second.move_to_rules(&mut held)),
+            }
+            second.take_closings(&mut replaced);
+            first.close_all_ended();
+            first.take_closings(&mut closings);
+            let due = |closings: &mut Vec<PinholeClosing>| {
+                registry.update_kernel(closings.drain(..), |due| Ok::<_, ()>(due.len())).unwrap()
+            };
+            // The rules have only one with these endpoints; if it is the later one, it stays.
+            let is_due = is_replaced && later != Later::InRules;
+            assert_eq!(due(&mut closings), 0, "{earlier:?} {later:?}");
+            assert_eq!(due(&mut replaced), usize::from(is_due), "{earlier:?} {later:?}");
+        }
+    }
+}
+
+#[test]
+fn the_closing_of_a_replaced_pinhole_is_tried_again() {
+    let mut table = table_with(8);
+    let held = open(&mut table, "192.0.2.1", 4000).unwrap();
+    table.close(held);
+    let held = hold_fast_path(&mut table, 4000);
+    let (mut closings, mut attempts) = (Vec::new(), 0);
+    table.take_closings(&mut closings);
+    while !closings.is_empty() {
+        let failing = |due: &[Pinhole]| if due.is_empty() { Ok(()) } else { Err(()) };
+        attempts += usize::from(table.registry.update_kernel(closings.drain(..), failing).is_err());
+        table.take_failed_closings(&mut closings);
+    }
+    assert_eq!(attempts, 11);
+    table.close(held);
+    table.take_closings(&mut closings);
+    assert!(closings.is_empty() && table.registry.lock().is_empty());
 }

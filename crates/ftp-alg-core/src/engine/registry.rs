@@ -8,7 +8,7 @@
 
 use std::{
     collections::hash_map::Entry,
-    fmt,
+    fmt, iter,
     net::{IpAddr, SocketAddr},
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::{Duration, Instant},
@@ -50,15 +50,20 @@ struct RegistryLocks {
 pub struct PinholeClosing {
     /// The pinhole.
     pub(super) pinhole: Pinhole,
-    /// The serial number that the entry must have.
-    pub(super) serial: u64,
+    /// The serial number that the entry must have; `None` if the rules must have no entry with its endpoints.
+    pub(super) serial: Option<u64>,
     /// How often the kernel failed to close it.
     failures: u32,
 }
 
 impl PinholeClosing {
     pub(super) fn new(pinhole: Pinhole, serial: u64) -> Self {
-        Self { pinhole, serial, failures: 0 }
+        Self { pinhole, serial: Some(serial), failures: 0 }
+    }
+
+    /// Of a pinhole of the rules that one of the BPF program has replaced.
+    fn replaced_by_fast_path(pinhole: Pinhole) -> Self {
+        Self { pinhole, serial: None, failures: 0 }
     }
 }
 
@@ -166,12 +171,31 @@ impl PinholeRegistry {
         closings: impl Iterator<Item = PinholeClosing>,
         update: impl FnOnce(&[Pinhole]) -> Result<T, E>,
     ) -> Result<T, E> {
+        self.reopen_in_kernel(closings, iter::empty(), |due, _| update(due))
+    }
+
+    /// As [`update_kernel`](Self::update_kernel), with those of `refused` that are still held, too. From then on the
+    /// rules have them, also if the BPF program opened them.
+    pub fn reopen_in_kernel<T, E>(
+        &self,
+        closings: impl Iterator<Item = PinholeClosing>,
+        refused: impl Iterator<Item = Opening>,
+        update: impl FnOnce(&[Pinhole], &[Opening]) -> Result<T, E>,
+    ) -> Result<T, E> {
         let _updating = lock(&self.0.updating);
         let mut state = self.lock();
         let due = |closing| Some((closing, state.take_due(closing)?));
         let (closings, due): (Vec<_>, Vec<_>) = closings.filter_map(due).unzip();
+        let mut move_to_rules = |Opening { pinhole, .. }: &Opening| {
+            let is_held = |entry: &RegistryEntry| entry.is_held(pinhole);
+            state.change_entry(pinhole, is_held, |entry| {
+                entry.move_to_rules();
+                entry.is_open = true;
+            })
+        };
+        let reopened: Vec<_> = refused.filter(&mut move_to_rules).collect();
         drop(state);
-        let updated = update(&due);
+        let updated = update(&due, &reopened);
         if updated.is_err() {
             let mut state = self.lock();
             closings.into_iter().for_each(|closing| state.retry(closing));
@@ -190,7 +214,7 @@ impl PinholeRegistry {
         let _updating = lock(&self.0.updating);
         let mut state = self.lock();
         renewals.retain_mut(|Renewal { opening: Opening { pinhole, lifetime, .. }, fast_path }| {
-            let entry = state.entries.get_mut(&(pinhole.initiator, pinhole.arrival));
+            let entry = state.entries.get_mut(&pinhole.ends());
             let open = entry.filter(|entry| entry.is_held(pinhole) && entry.is_open);
             let Some(entry) = open else { return false };
             *fast_path = entry.fast_path;
@@ -230,27 +254,6 @@ impl PinholeRegistry {
         let mut state = self.lock();
         consumed.iter().for_each(|pinhole| state.record_gone(pinhole));
         Ok(())
-    }
-
-    /// Calls `reopen` with those of `refused` that are still held. From then on the rules have them, also if the BPF
-    /// program opened them. No other thread updates pinholes meanwhile.
-    pub fn reopen_in_kernel<R>(
-        &self,
-        refused: impl Iterator<Item = Opening>,
-        reopen: impl FnOnce(&[Opening]) -> R,
-    ) -> R {
-        let _updating = lock(&self.0.updating);
-        let mut state = self.lock();
-        let mut move_to_rules = |Opening { pinhole, .. }: &Opening| {
-            let is_held = |entry: &RegistryEntry| entry.is_held(pinhole);
-            state.change_entry(pinhole, is_held, |entry| {
-                entry.move_to_rules();
-                entry.is_open = true;
-            })
-        };
-        let due: Vec<_> = refused.filter(&mut move_to_rules).collect();
-        drop(state);
-        reopen(&due)
     }
 
     /// The pinhole between `initiator` and `target` whose data connection was refused, to be opened again for the rest
@@ -358,23 +361,27 @@ impl RegistryState {
         (serial, before)
     }
 
-    /// Inserts a client's pinhole that the BPF program opened earlier. A present entry stays, unless it is of the BPF
-    /// program as well, because it may be newer. Returns the serial number.
+    /// Inserts a client's pinhole that the BPF program opened earlier. An entry of the rules that may be open stays,
+    /// because it may be newer. Returns the serial number, and the closing of an entry of the rules that it replaced.
     pub(super) fn insert_from_fast_path(
         &mut self,
         (pinhole, fast_path): (Pinhole, FastPathPinhole),
         (client, is_granted): (IpAddr, bool),
         reopening: Option<Reopening>,
-    ) -> u64 {
+    ) -> (u64, Option<PinholeClosing>) {
         self.serial += 1;
         let serial = self.serial;
         self.clients.add_held(client);
-        let present = self.entries.get(&(pinhole.initiator, pinhole.arrival));
-        if present.is_none_or(|present| present.fast_path.is_some()) {
-            let (entry, fast_path) = (RegistryEntry::new(pinhole, serial, client), Some(fast_path));
-            self.insert_entry(RegistryEntry { is_granted, fast_path, reopening, ..entry });
+        let is_newer = |present: &RegistryEntry| {
+            present.fast_path.is_none() && present.is_open && !present.is_released
+        };
+        if self.entries.get(&pinhole.ends()).is_some_and(is_newer) {
+            return (serial, None);
         }
-        serial
+        let (entry, fast_path) = (RegistryEntry::new(pinhole, serial, client), Some(fast_path));
+        let before = self.insert_entry(RegistryEntry { is_granted, fast_path, reopening, ..entry });
+        let of_rules = before.filter(|before| before.fast_path.is_none());
+        (serial, of_rules.map(|of_rules| PinholeClosing::replaced_by_fast_path(of_rules.pinhole)))
     }
 
     /// Whether the rules have the pinhole with `serial`, not the BPF program.
@@ -390,11 +397,8 @@ impl RegistryState {
 
     /// The connection of the pinhole with `serial` is no longer on the fast path, so the pinhole counts itself.
     pub(super) fn end_grant(&mut self, pinhole: &Pinhole, serial: u64) {
-        self.change_entry(
-            pinhole,
-            |entry| entry.serial == serial,
-            |entry| entry.is_granted = false,
-        );
+        let is_meant = |entry: &RegistryEntry| entry.serial == serial;
+        self.change_entry(pinhole, is_meant, |entry| entry.is_granted = false);
     }
 
     /// Changes the entry with the endpoints of `pinhole` if `is_meant` holds for it, and with it what counts for its
@@ -405,7 +409,7 @@ impl RegistryState {
         is_meant: impl FnOnce(&RegistryEntry) -> bool,
         change: impl FnOnce(&mut RegistryEntry),
     ) -> bool {
-        let entry = self.entries.get_mut(&(pinhole.initiator, pinhole.arrival));
+        let entry = self.entries.get_mut(&pinhole.ends());
         let Some(entry) = entry.filter(|entry| is_meant(entry)) else { return false };
         let counted = entry.counts();
         change(entry);
@@ -419,24 +423,20 @@ impl RegistryState {
 
     /// The pinhole with `serial`, if it is the present entry.
     fn own_entry(&self, pinhole: &Pinhole, serial: u64) -> Option<&RegistryEntry> {
-        let entry = self.entries.get(&(pinhole.initiator, pinhole.arrival));
-        entry.filter(|entry| entry.serial == serial)
+        self.entries.get(&pinhole.ends()).filter(|entry| entry.serial == serial)
     }
 
     /// Whether the kernel may have the pinhole with `serial` open, as far as is known.
     pub(super) fn is_open(&self, pinhole: &Pinhole, serial: u64) -> bool {
-        let entry = self.entries.get(&(pinhole.initiator, pinhole.arrival));
+        let entry = self.entries.get(&pinhole.ends());
         // A later one with its endpoints replaces it. An earlier one stays next to one of the BPF program.
         entry.is_none_or(|entry| entry.serial < serial || entry.serial == serial && entry.is_open)
     }
 
     /// Records that the transfer of the pinhole with `serial` has started.
     pub(super) fn record_start(&mut self, pinhole: &Pinhole, serial: u64) {
-        self.change_entry(
-            pinhole,
-            |entry| entry.serial == serial,
-            |entry| entry.has_started = true,
-        );
+        let is_meant = |entry: &RegistryEntry| entry.serial == serial;
+        self.change_entry(pinhole, is_meant, |entry| entry.has_started = true);
     }
 
     /// Records that the pinhole with `serial` is consumed or expired.
@@ -464,7 +464,7 @@ impl RegistryState {
 
     fn insert_entry(&mut self, entry: RegistryEntry) -> Option<RegistryEntry> {
         let Pinhole { initiator, arrival, target, .. } = entry.pinhole;
-        let before = self.entries.insert((initiator, arrival), entry);
+        let before = self.entries.insert(entry.pinhole.ends(), entry);
         if let Some(before) = before {
             self.uncount_entry(&before);
         }
@@ -479,8 +479,7 @@ impl RegistryState {
 
     /// Removes the pinhole with `serial`, if it is the present entry.
     fn remove(&mut self, pinhole: Pinhole, serial: u64) -> bool {
-        let Entry::Occupied(present) = self.entries.entry((pinhole.initiator, pinhole.arrival))
-        else {
+        let Entry::Occupied(present) = self.entries.entry(pinhole.ends()) else {
             return false;
         };
         let is_its_own = present.get().serial == serial;
@@ -546,11 +545,19 @@ impl RegistryState {
     fn take_due(&mut self, closing: PinholeClosing) -> Option<Pinhole> {
         let PinholeClosing { pinhole, serial, .. } = closing;
         let Pinhole { initiator, target, .. } = pinhole;
-        let is_released = self.own_entry(&pinhole, serial)?.is_released;
+        let entry = self.entries.get(&pinhole.ends()).copied();
+        let is_due = match serial {
+            Some(serial) => entry.is_some_and(|entry| entry.serial == serial),
+            None => entry.is_none_or(|entry| entry.fast_path.is_some()),
+        };
+        if !is_due {
+            return None;
+        }
         let same = self.by_target.get(&(initiator, target));
-        let is_shared = same.is_some_and(|same| same.count > 1);
-        if is_released {
-            self.remove(pinhole, serial);
+        let own = entry.filter(|entry| entry.pinhole.target == target);
+        let is_shared = same.is_some_and(|same| same.count > u32::from(own.is_some()));
+        if let Some(entry) = entry.filter(|entry| entry.is_released) {
+            self.remove(pinhole, entry.serial);
         }
         Some(if is_shared { Pinhole { source: initiator, ..pinhole } } else { pinhole })
     }
@@ -559,12 +566,15 @@ impl RegistryState {
     /// closed itself.
     fn retry(&mut self, closing: PinholeClosing) {
         let PinholeClosing { pinhole, serial, failures } = closing;
-        let is_free = !self.entries.contains_key(&(pinhole.initiator, pinhole.arrival));
-        if is_free && failures < CLOSING_RETRIES {
+        let is_free = !self.entries.contains_key(&pinhole.ends());
+        if failures >= CLOSING_RETRIES || serial.is_some() && !is_free {
+            return;
+        }
+        if let Some(serial) = serial {
             let entry = RegistryEntry::new(pinhole, serial, pinhole.target.ip()); // counts for nobody
             self.insert_entry(RegistryEntry { is_released: true, ..entry });
-            self.failed_closings.push(PinholeClosing { failures: failures + 1, ..closing });
         }
+        self.failed_closings.push(PinholeClosing { failures: failures + 1, ..closing });
     }
 
     /// Takes the closings that failed.
