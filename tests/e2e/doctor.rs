@@ -226,6 +226,31 @@ fn a_drop_of_new_connections_from_outside_is_cured_for_active_mode() {
     cured_by_its_own_lines(&accepting_and(chain), &[OTHER_LINE]);
 }
 
+/// The LAN may reach guests, but not the other way round; FTP with the internet works in both modes.
+#[test]
+fn a_guest_network_that_is_isolated_from_the_lan_is_no_problem() {
+    let chain = "type filter hook forward priority 10; policy accept
+        ct state established accept
+        iifname guest oifname lan drop";
+    let guests = "ip link add guest up type veth peer name guests
+        ip link set guests up
+        ip address add 10.7.7.1/24 dev guest";
+    let (lab, daemon) = firewalled(&format!("{guests}\n{}", accepting_and(chain)));
+    let opinion = Opinion::of(&daemon);
+    assert!(opinion.well, "{}", opinion.report);
+    assert_eq!(active(&lab), "open");
+    // The internet is behind another router, and then by the interface of the guests.
+    lab.gateway.shell("ip address flush dev wan; ip address add 172.16.0.2/24 dev wan").unwrap();
+    for (uplink, problems) in
+        [("wan via 172.16.0.1", &[][..]), ("guest via 10.7.7.2", &["active mode"])]
+    {
+        let (interface, gateway) = uplink.split_once(' ').unwrap();
+        lab.gateway.shell(&format!("ip route replace default {gateway} dev {interface}")).unwrap();
+        let opinion = Opinion::of(&daemon);
+        assert_eq!(opinion.problems(), problems, "{uplink}: {}", opinion.report);
+    }
+}
+
 /// Doctor finds the rules in the way, and has no rule to add. `cure` does what it advises.
 fn cured_by_advice(rules: &str, problem: &str, advice: &str, cure: &str) {
     let (lab, daemon) = firewalled(rules);

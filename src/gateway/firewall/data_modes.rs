@@ -41,7 +41,8 @@ pub struct ModeVerdict {
     /// The target's interface; `None` if this machine is the target.
     pub to: Option<String>,
     /// The chains that drop all connections of this mode, except those that other rules accept as well. If both modes
-    /// work between other interfaces, only chains that accept by default count.
+    /// work between other interfaces, only chains that accept by default count, and none that isolates an inner network
+    /// from the client's.
     pub dropping_chains: Vec<ChainVerdict>,
 }
 
@@ -136,6 +137,7 @@ impl Firewall {
                     mode.dropping_chains.retain(|chain| !is_restricted(chain));
                 }
             }
+            spare_isolated(&mut of_path, path, links);
             verdicts.extend(of_path);
         }
         verdicts
@@ -197,6 +199,28 @@ impl Firewall {
             _ => (FORWARDED, FORWARDED),
         };
         hook_verdict(self.follow(&connection, there, back, parameters).into_iter())
+    }
+}
+
+/// Clears the verdicts on active mode from servers in an inner network that the operator isolates from the client's:
+/// not even control connections pass from there, and the client has both modes with servers outside.
+fn spare_isolated(modes: &mut [ModeVerdict], path: &ControlPathVerdict, links: &Links) {
+    let is_inner = |name: &Option<String>| name.as_deref().is_some_and(|name| links.is_inner(name));
+    let reach_outside: Vec<Option<String>> = modes
+        .chunks(DataMode::BOTH.len())
+        .filter(|pair| pair.iter().all(|mode| mode.dropping_chains.is_empty()))
+        .filter_map(<[_]>::first) // passive mode, which the client initiates
+        .filter(|passive| !is_inner(&passive.to))
+        .map(|passive| passive.from.clone())
+        .collect();
+    for mode in modes.iter_mut().filter(|mode| mode.mode == DataMode::Active) {
+        let (server, client) = (&mode.from, &mode.to);
+        let is_dropped = path.pairs.iter().any(|pair| {
+            (&pair.from, &pair.to) == (server, client) && pair.acceptance == Acceptance::Dropped
+        });
+        if is_dropped && is_inner(server) && is_inner(client) && reach_outside.contains(client) {
+            mode.dropping_chains.clear();
+        }
     }
 }
 

@@ -13,6 +13,7 @@ fn links() -> Links {
     let mut links = Links::default();
     links.add("lan", "192.168.1.1/24".parse().unwrap());
     links.add("wan", "198.51.100.1/24".parse().unwrap());
+    links.add("guest", "10.7.7.1/24".parse().unwrap());
     links
 }
 
@@ -335,4 +336,57 @@ fn ingress_chains_count_for_their_interface() {
     };
     // Not even control connections pass the policy.
     assert_eq!((dropped(&["lan", "wan"]), dropped(&["lan", "dmz"])), (0, 0));
+}
+
+/// Guests may use FTP in the internet, and the LAN may reach guests.
+#[test]
+fn isolation_of_inner_networks_is_no_problem() {
+    let to_lan = "-A FORWARD -i guest -o lan -j DROP\n";
+    let from_wan = "-A FORWARD -i wan -m conntrack --ctstate NEW -j DROP\n";
+    let to_others = "-A FORWARD -i guest ! -o wan -j DROP\n";
+    let high_ports = "-A FORWARD -i guest -o lan -p tcp -m tcp --dport 1024:65535 -j DROP\n";
+    let from_guests = CONTROL.replace("lan", "guest");
+    let dropped = |rules: &[&str], links: &Links| {
+        let filter = format!(":FORWARD DROP\n{ESTABLISHED}{}{MARK}{CONTROL}", rules.concat());
+        let firewall = Firewall::from_iptables_tables(&[("filter", &filter)]);
+        let parameters = RuleParameters::default();
+        let interfaces = ["lan", "wan", "guest"].map(str::to_owned);
+        let mut paths =
+            firewall.control_verdicts(&parameters, &interfaces, links, &[Hook::Forward]);
+        paths.retain(|path| path.ip == IpVersion::V4);
+        let modes = firewall.mode_verdicts(&paths, PacketClass::MarkedData, links, &parameters);
+        let dropped = modes.into_iter().filter(|mode| !mode.dropping_chains.is_empty());
+        let name = |mode: ModeVerdict| {
+            format!("{} {} -> {}", mode.mode, mode.from.unwrap(), mode.to.unwrap())
+        };
+        dropped.map(name).collect::<Vec<_>>()
+    };
+    let (wan, guest) = ("active wan -> lan", "active guest -> lan");
+    for (rules, expected) in [
+        (&[][..], &[][..]),
+        (&[to_lan], &[]),
+        (&[to_others], &[]),
+        (&["-A FORWARD -i guest -j DROP\n"], &[]),
+        // The internet is no inner network.
+        (&[from_wan], &[wan]),
+        (&["-A FORWARD -i wan -o lan -j DROP\n"], &[wan]),
+        // No path is left.
+        (&[to_lan, from_wan], &[wan, guest]),
+        // Guests may log in to servers of the LAN.
+        (&[&*from_guests, high_ports], &[guest, "passive guest -> lan"]),
+    ] {
+        assert_eq!(dropped(rules, &links()), expected, "{rules:?}");
+    }
+
+    // Behind another router.
+    let mut links = Links::default();
+    for (name, network) in
+        [("lan", "192.168.1.1/24"), ("wan", "172.16.0.2/24"), ("guest", "10.7.7.1/24")]
+    {
+        links.add(name, network.parse().unwrap());
+    }
+    assert_eq!(dropped(&[to_lan], &links), [guest]);
+    links.add_uplink("wan");
+    assert_eq!(dropped(&[to_lan], &links), [""; 0]);
+    assert_eq!(dropped(&[from_wan], &links), [wan]);
 }

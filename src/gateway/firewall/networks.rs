@@ -29,6 +29,8 @@ pub struct Links {
     networks: BTreeMap<String, Vec<IpNetwork>>,
     /// The interfaces with hosts of other networks: this machine answers for them (proxy ARP).
     proxies: BTreeSet<String>,
+    /// The interfaces that a default route leads to.
+    uplinks: BTreeSet<String>,
 }
 
 impl Links {
@@ -40,6 +42,28 @@ impl Links {
     /// Adds an interface with hosts of other networks.
     pub(super) fn add_proxy(&mut self, interface: &str) {
         self.proxies.insert(interface.to_owned());
+    }
+
+    /// Adds an interface that a default route leads to.
+    pub(super) fn add_uplink(&mut self, interface: &str) {
+        self.uplinks.insert(interface.to_owned());
+    }
+
+    /// Whether the network at an interface is certainly an inner one: private, and not the way to the internet.
+    pub(super) fn is_inner(&self, interface: &str) -> bool {
+        let own = self.networks.get(interface).into_iter().flatten();
+        let (mut is_private, mut is_public) = (false, false);
+        for network in own {
+            match network.ip() {
+                IpAddr::V4(v4) => {
+                    is_private |= v4.is_private();
+                    is_public |= !v4.is_private() && !v4.is_link_local();
+                }
+                // Inner networks may have global prefixes.
+                IpAddr::V6(v6) => is_private |= v6.is_unique_local(),
+            }
+        }
+        is_private && !is_public && !self.uplinks.contains(interface)
     }
 
     /// Whether all hosts of `network` are at another interface than `interface`.
@@ -101,6 +125,31 @@ mod tests {
         }
         links.add_proxy("wan");
         assert!(!links.are_elsewhere(&network("192.168.1.80"), "wan"));
+    }
+
+    #[test]
+    fn a_private_network_without_a_default_route_is_an_inner_one() {
+        let mut links = Links::default();
+        for (interface, address) in [
+            ("lan", "192.168.1.1/24"),
+            ("lan", "2001:db8:1::1/64"),
+            ("lan6", "fd00::1/64"),
+            ("cgnat", "100.64.0.9/10"),
+            ("wan", "198.51.100.1/24"),
+            ("both", "10.1.0.1/24"),
+            ("both", "203.0.113.1/24"),
+            ("global6", "2001:db8:2::1/64"),
+            ("link", "fe80::1/64"),
+            ("router", "10.0.0.2/24"),
+            ("router6", "fd00:1::2/64"),
+        ] {
+            links.add(interface, network(address));
+        }
+        ["router", "router6"].into_iter().for_each(|interface| links.add_uplink(interface));
+        let inner: Vec<&str> = links.networks.keys().map(String::as_str).collect();
+        let inner: Vec<&str> = inner.into_iter().filter(|name| links.is_inner(name)).collect();
+        assert_eq!(inner, ["lan", "lan6"]);
+        assert!(!links.is_inner("unknown"));
     }
 
     #[test]

@@ -1,6 +1,10 @@
 //! Reads the loaded rules with the programs that print them: `nft` and `iptables-save`. Changes nothing.
 
-use std::{collections::BTreeSet, fs, io, net::IpAddr};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    fs, io,
+    net::IpAddr,
+};
 
 use ipnetwork::IpNetwork;
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags, sys::socket::SockaddrStorage};
@@ -12,6 +16,7 @@ use crate::gateway::{
     broker::programs::{run_for_output, run_with_input},
     ip_version::uses_legacy,
     netlink::{Socket, nft},
+    routes::Routes,
     rules::TABLE as OURS,
 };
 
@@ -131,7 +136,11 @@ pub fn links() -> Links {
         (_, Some(v6)) => Some(IpAddr::V6(v6.ip())),
         _ => None,
     };
+    let mut indices = BTreeMap::new();
     for one in all {
+        if let Some(link) = one.address.as_ref().and_then(SockaddrStorage::as_link_addr) {
+            indices.insert(one.interface_name.clone(), link.ifindex() as u32); // never that many
+        }
         let network = one.address.and_then(ip).zip(one.netmask.and_then(ip));
         if let Some(Ok(network)) = network.map(|(ip, mask)| IpNetwork::with_netmask(ip, mask)) {
             links.add(&one.interface_name, network);
@@ -144,6 +153,13 @@ pub fn links() -> Links {
                 .is_ok_and(|text| text.trim() == "1")
         }) {
             links.add_proxy(name);
+        }
+    }
+    indices.retain(|name, _| links.is_inner(name));
+    let mut routes = Routes::new().ok();
+    for (name, index) in indices {
+        if routes.as_mut().is_none_or(|routes| routes.is_uplink(index)) {
+            links.add_uplink(&name);
         }
     }
     links

@@ -90,6 +90,15 @@ impl Routes {
         self.find(lookup).map_err(|source| KernelError::System { what: what(), source })
     }
 
+    /// Whether a default route leads to the interface, as far as is known.
+    pub fn is_uplink(&mut self, interface: u32) -> bool {
+        [IpAddr::V4(FAR.0), IpAddr::V6(FAR.1)].into_iter().any(|address| {
+            let lookup = RouteLookup { address, interface, used: 0, mark: 0 };
+            // This machine may have no IPv6.
+            self.find(lookup).unwrap_or(address.is_ipv4())
+        })
+    }
+
     fn find(&mut self, lookup: RouteLookup) -> io::Result<bool> {
         let now = Instant::now();
         if !self.look_ups.allows(now) {
