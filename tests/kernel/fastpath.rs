@@ -11,11 +11,12 @@ mod ignored;
 mod lengths;
 mod processors;
 mod refused;
+mod retransmitted_syns;
 mod scene;
 mod walk;
 
 use crate::{
-    layout,
+    admitted_syns, layout,
     model::{self, GREETINGS},
     rng,
 };

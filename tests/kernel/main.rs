@@ -5,6 +5,8 @@
 #![allow(unsafe_code)]
 #![allow(clippy::unwrap_used, clippy::expect_used, reason = "a test ends at the first surprise")]
 
+#[path = "../../crates/ftp-alg-core/tests/core/support/fast_path/admitted_syns.rs"]
+mod admitted_syns;
 mod fastpath;
 mod gateway;
 #[path = "../../crates/ftp-alg-core/tests/core/support/fast_path/layout.rs"]

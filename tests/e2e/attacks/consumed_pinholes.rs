@@ -122,14 +122,35 @@ impl Announced {
         Self { scene, client: Some(client), is_active, address, port, target }
     }
 
+    fn initiator(&self) -> &Host {
+        let lab = &self.scene.gateway.lab;
+        if self.is_active { &lab.server } else { &lab.client }
+    }
+
     /// Connects from the initiator's source port. The connection ends as `how` says.
     fn connect(&self, how: &str, limit: &str) -> String {
-        let lab = &self.scene.gateway.lab;
-        let initiator = if self.is_active { &lab.server } else { &lab.client };
-        let (port, source) = (self.port.to_string(), SOURCE.to_string());
-        let done = command(initiator, &["initiator", &self.address, &port, &source, how, limit]);
-        let done = initiator.finish(done, b"", Duration::from_secs(30)).unwrap();
+        self.connect_from(SOURCE, how, limit)
+    }
+
+    fn connect_from(&self, source: u16, how: &str, limit: &str) -> String {
+        let done = self.connecting(source, how, limit);
+        let done = self.initiator().finish(done, b"", Duration::from_secs(30)).unwrap();
         done.success().unwrap().stdout_text().trim().to_owned()
+    }
+
+    /// The command that connects from a source port.
+    fn connecting(&self, source: u16, how: &str, limit: &str) -> std::process::Command {
+        let (port, source) = (self.port.to_string(), source.to_string());
+        let arguments = ["initiator", &self.address, &port, &source, how, limit];
+        command(self.initiator(), &arguments)
+    }
+
+    /// The client announces the same endpoint in a new session.
+    fn announce_again(&mut self) {
+        assert_eq!(self.client.take().unwrap().release().error, None);
+        let scene = &self.scene;
+        let steps = [&login()[..], &[say("PORT 192,168,150,80,14,178"), reply()]].concat();
+        self.client = Some(scene.client_of(&scene.gateway.lab.client, &json!({}), &steps));
     }
 
     fn accepted(&self) -> usize {
@@ -234,13 +255,37 @@ fn a_second_announcement_admits_another_connection_on_the_same_tuple() {
         let sooner = "sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_close=2";
         gateway.shell(sooner).unwrap().success().unwrap();
         assert_eq!(announced.connect("r", "8"), "open");
-        assert_eq!(announced.client.take().unwrap().release().error, None);
-        let scene = &announced.scene;
-        let steps = [&login()[..], &[say("PORT 192,168,150,80,14,178"), reply()]].concat();
-        announced.client = Some(scene.client_of(&scene.gateway.lab.client, &json!({}), &steps));
+        announced.announce_again();
         // With the conntrack back end, conntrack must first forget the connection that was reset.
         let limit = if back_end.contains("conntrack") { "20" } else { "0.9" };
         assert_eq!(announced.connect("r", limit), "open");
         assert_eq!(announced.connect("r", "0.7"), "silent");
+    });
+}
+
+/// The client always announces the same port, and the server still retransmits its SYN of before.
+#[test]
+fn a_retransmitted_syn_leaves_a_second_announcement_to_another_connection() {
+    with_each_back_end(|back_end| {
+        let mut announced = Announced::new(back_end, Topology::Routed, Family::V4, true);
+        let client = &announced.scene.gateway.lab.client;
+        let chain = "type filter hook prerouting priority -450;";
+        let drop = format!("tcp sport {SOURCE} counter drop");
+        client.nft(&format!("table ip loss {{ chain lose {{\n{chain}\n{drop}\n}}\n}}\n")).unwrap();
+        let lost = |announced: &Announced| {
+            let client = &announced.scene.gateway.lab.client;
+            let chain = client.run("nft", &["list", "chain", "ip", "loss", "lose"]).unwrap();
+            let chain = chain.success().unwrap().stdout_text();
+            let (_, count) = chain.split_once("counter packets ").unwrap();
+            count.split_once(' ').unwrap().0.parse::<usize>().unwrap()
+        };
+        let silent = announced.connecting(SOURCE, "r", "60");
+        let _silent = announced.initiator().start(silent, "silent").unwrap();
+        wait_for("a SYN", || lost(&announced) > 0);
+        announced.announce_again();
+        let before = lost(&announced);
+        wait_for("a retransmission", || lost(&announced) > before);
+        assert_eq!(announced.connect_from(SOURCE + 1, "r", "8"), "open", "{back_end}");
+        assert_eq!(announced.connect_from(SOURCE + 2, "r", "0.7"), "silent", "{back_end}");
     });
 }

@@ -8,7 +8,7 @@ use super::{
     scene::{ID, LOOPBACK, OTHER_INTERFACE, Outcome, SECOND, Scene, Talk, now, routed},
 };
 
-const KEY: PinholeKey = PinholeKey {
+pub const KEY: PinholeKey = PinholeKey {
     initiator: Ipv4Addr::new(192, 0, 2, 9),
     arrival: Ipv4Addr::new(198, 51, 100, 1),
     port: 1025,
@@ -21,15 +21,20 @@ pub fn syn(key: PinholeKey) -> Frame {
     Frame::new(source, SocketAddrV4::new(key.arrival, key.port), SYN)
 }
 
-fn pinhole(deadline: u64) -> Pinhole {
+pub fn pinhole(deadline: u64) -> Pinhole {
     Pinhole { flow: ID, deadline, line: 3, mark: MARK, interface: LOOPBACK, elsewhere_port: 0 }
 }
 
 /// Whether the program marks the packet. It must not change the packet otherwise.
 #[track_caller]
 fn is_admitted(scene: &Scene, frame: &Frame) -> bool {
+    is_admitted_with(scene, frame, MARK)
+}
+
+#[track_caller]
+pub fn is_admitted_with(scene: &Scene, frame: &Frame, mark: u32) -> bool {
     let outcome = scene.run(frame);
-    let is_admitted = outcome.mark == MARK;
+    let is_admitted = outcome.mark == mark;
     assert_eq!(outcome.bytes, frame.to_bytes());
     assert!(is_admitted || outcome.mark == frame.mark, "{outcome:?}");
     is_admitted

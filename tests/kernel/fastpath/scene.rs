@@ -15,8 +15,8 @@ use ftp_alg::gateway::fastpath;
 use super::{
     frames::{ACK, FIN, Frame, PSH, payload},
     layout::{
-        FLOW, Flow, HANDED_BACK, INSPECTED, LINE_RECORD, LineRecord, PINHOLE, Pinhole, PinholeKey,
-        READY, REWRITTEN, Side, tuple_key, tuple_value,
+        ADMITTED_SYN, AdmittedSyn, FLOW, Flow, HANDED_BACK, INSPECTED, LINE_RECORD, LineRecord,
+        PINHOLE, Pinhole, PinholeKey, READY, REWRITTEN, Side, tuple_key, tuple_value,
     },
 };
 
@@ -48,6 +48,7 @@ pub struct Scene {
     tuples: HashMap<MapData, [u8; 12], [u8; 16]>,
     flows: HashMap<MapData, u64, [u8; FLOW]>,
     pinholes: HashMap<MapData, [u8; 12], [u8; PINHOLE]>,
+    admitted_syns: HashMap<MapData, [u8; 12], [u8; ADMITTED_SYN]>,
     barred_ports: Array<MapData, u32>,
     counters: PerCpuArray<MapData, u64>,
     pub heartbeat: Array<MapData, u64>,
@@ -75,6 +76,7 @@ impl Scene {
             tuples: take("tuples").try_into().unwrap(),
             flows: take("flows").try_into().unwrap(),
             pinholes: take("pinholes").try_into().unwrap(),
+            admitted_syns: take("admitted_syns").try_into().unwrap(),
             barred_ports: take("barred_ports").try_into().unwrap(),
             counters: take("counters").try_into().unwrap(),
             ring: take("ring").try_into().unwrap(),
@@ -137,6 +139,17 @@ impl Scene {
     pub fn pinholes(&self) -> BTreeMap<PinholeKey, Pinhole> {
         let entries = self.pinholes.iter().map(Result::unwrap);
         entries.map(|(key, pinhole)| (PinholeKey::read(&key), Pinhole::read(&pinhole))).collect()
+    }
+
+    /// The last SYN that was admitted between the endpoints of this one.
+    pub fn admitted_syn(&self, frame: &Frame) -> Option<AdmittedSyn> {
+        let key = tuple_key(frame.source, frame.destination);
+        self.admitted_syns.get(&key, 0).ok().map(|syn| AdmittedSyn::read(&syn))
+    }
+
+    pub fn set_admitted_syn(&mut self, frame: &Frame, syn: AdmittedSyn) {
+        let key = tuple_key(frame.source, frame.destination);
+        self.admitted_syns.insert(key, syn.to_bytes(), 0).unwrap();
     }
 
     pub fn bar(&mut self, port: u16) {

@@ -6,9 +6,11 @@ use std::{
     collections::BTreeSet,
     env,
     net::{Ipv4Addr, SocketAddrV4},
+    time::Duration,
 };
 
 use super::{
+    admitted_syns::{AdmittedSyns, DataSyn},
     data::syn,
     frames::{ACK, FIN, Frame, PSH, RST, URG, payload},
     layout::{
@@ -17,7 +19,7 @@ use super::{
     },
     model::{Expected, GREETINGS, Passed, PinholeOwners, Segment, decide, random_request},
     rng::Rng,
-    scene::{Scene, routed},
+    scene::{Scene, now, routed},
 };
 
 /// Announced ports. They are few, so that flows find pinholes of others. 1030 is barred.
@@ -32,9 +34,10 @@ fn program_and_model_decide_random_dialogues_alike() {
     let mut walk = Walk {
         scene: Scene::new(),
         pinholes: PinholeOwners::new(),
+        admitted_syns: AdmittedSyns::default(),
         barred: BTreeSet::from([1030]),
         packets: 0,
-        counts: [0; 8],
+        counts: [0; 9],
     };
     walk.scene.bar(1030);
     let dialogues = from_environment("FTP_ALG_DIALOGUES", 6000);
@@ -46,11 +49,11 @@ fn program_and_model_decide_random_dialogues_alike() {
     }
     let Walk { packets, counts, .. } = walk;
     println!(
-        "{packets} packets: handed back, retransmissions, lines, opened, rewritten, acknowledgements, lengths, consumed {counts:?}"
+        "{packets} packets: handed back, retransmissions, lines, opened, rewritten, acknowledgements, lengths, consumed, retransmitted SYNs {counts:?}"
     );
     let is_thorough = counts
         .iter()
-        .zip([500, 500, 500, 500, 500, 500, 400, 100])
+        .zip([500, 500, 500, 500, 500, 500, 400, 100, 20])
         .all(|(counts, least)| *counts > least);
     assert!(dialogues < 6000 || is_thorough, "{packets} packets: {counts:?}");
 }
@@ -58,11 +61,12 @@ fn program_and_model_decide_random_dialogues_alike() {
 struct Walk {
     scene: Scene,
     pinholes: PinholeOwners,
+    admitted_syns: AdmittedSyns,
     barred: BTreeSet<u16>,
     packets: usize,
     /// Counts: handed back, retransmissions, lines, opened, rewritten, adjusted acknowledgements, changed lengths,
-    /// consumed.
-    counts: [usize; 8],
+    /// consumed, retransmitted SYNs.
+    counts: [usize; 9],
 }
 
 impl Walk {
@@ -114,7 +118,7 @@ impl Walk {
             if let Some(key) = flow.pinhole
                 && rng.chance(0.1)
             {
-                self.syn(id, key);
+                self.syn(id, key, u32::try_from(rng.below(2)).unwrap());
             }
         }
         for (source, destination) in [client, server] {
@@ -207,21 +211,36 @@ impl Walk {
         assert_eq!(owners, self.pinholes, "{what}");
     }
 
-    /// The SYN for the flow's last pinhole, which may have been consumed.
-    fn syn(&mut self, id: u64, key: PinholeKey) {
-        let is_open = self.pinholes.get(&key) == Some(&id);
-        let mark = self.scene.pinhole(key).map_or(0, |pinhole| pinhole.mark);
-        if is_open {
-            assert_eq!(self.scene.run(&syn(key)).mark, mark);
-            self.pinholes.remove(&key);
-            assert_eq!(self.scene.run(&syn(key)).mark, 0);
+    /// A SYN for the flow's last pinhole, which may have been consumed, and its retransmission.
+    fn syn(&mut self, id: u64, key: PinholeKey, seq: u32) {
+        if self.pinholes.get(&key) == Some(&id) {
+            self.counts[8] += usize::from(!self.is_admitted(key, seq));
+            assert!(!self.is_admitted(key, seq));
         }
+    }
+
+    /// Whether program and model admit a SYN for an open pinhole.
+    fn is_admitted(&mut self, key: PinholeKey, seq: u32) -> bool {
+        let frame = Frame { seq, ..syn(key) };
+        let data_syn = DataSyn { source: frame.source, destination: frame.destination, seq };
+        let now = Duration::from_nanos(now());
+        let mark = self.scene.pinhole(key).map_or(0, |pinhole| pinhole.mark);
+        let is_admitted =
+            self.pinholes.contains_key(&key) && !self.admitted_syns.has(now, &data_syn);
+        assert_eq!(self.scene.run(&frame).mark, if is_admitted { mark } else { 0 });
+        if is_admitted {
+            self.pinholes.remove(&key);
+            self.admitted_syns.insert(now, &data_syn);
+        }
+        is_admitted
     }
 
     /// Closes all pinholes, by their SYNs.
     fn close_pinholes(&mut self) {
-        for key in std::mem::take(&mut self.pinholes).into_keys() {
-            assert_ne!(self.scene.run(&syn(key)).mark, 0);
+        let keys: Vec<PinholeKey> = self.pinholes.keys().copied().collect();
+        for key in keys {
+            self.packets += 1;
+            assert!(self.is_admitted(key, u32::try_from(self.packets).unwrap() + 2));
         }
     }
 }

@@ -11,6 +11,9 @@
 // one of them.
 #define MAX_PORT_DIGITS 4
 
+// How long an admitted SYN is remembered, in nanoseconds: as long as conntrack waits for its answer.
+#define SYN_LIFETIME 120000000000ULL
+
 enum side { CLIENT, SERVER };
 
 // What the program waits for on a control connection. A pending command waits for its reply.
@@ -56,6 +59,14 @@ struct pinhole {
 	__u32 mark;                                // packet mark of the admitted SYN
 	__u32 interface;                           // index of the interface on which the initiator is
 	__u32 elsewhere_port;                      // source port of a SYN that arrived on another one; 0: none did
+};
+
+// A SYN that a pinhole admitted, by which the program recognises its retransmission.
+struct admitted_syn {
+	__u64 flow;                                // that of the pinhole
+	__u64 until;                               // end of the entry, in nanoseconds of bpf_ktime_get_ns()
+	__u32 line;                                // number of the line that opened the pinhole
+	__u32 seq;
 };
 
 // A line as it arrived, by which the program recognises its retransmission. Bytes after its end are 0. For a FIN
@@ -115,6 +126,7 @@ _Static_assert(sizeof(struct packet_tuple) == 12, "");
 _Static_assert(sizeof(struct tuple_value) == 16, "");
 _Static_assert(sizeof(struct pinhole_key) == 12, "");
 _Static_assert(sizeof(struct pinhole) == 32, "");
+_Static_assert(sizeof(struct admitted_syn) == 24, "");
 _Static_assert(sizeof(struct saved_line) == 136, "");
 _Static_assert(sizeof(struct flow) == 408, "");
 _Static_assert(__builtin_offsetof(struct flow, pinhole_lifetime) == 104, "");
@@ -144,6 +156,15 @@ struct {
 	__type(key, struct pinhole_key);
 	__type(value, struct pinhole);
 } pinholes SEC(".maps");
+
+// The last SYN that was admitted between two endpoints. If there is no room, the kernel evicts entries that were not
+// looked up for a long time.
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct packet_tuple);
+	__type(value, struct admitted_syn);
+} admitted_syns SEC(".maps");
 
 // A bitmap of ports, 32 in a word. The program opens no pinhole at a port whose bit is set.
 struct {

@@ -10,6 +10,16 @@ static __always_inline int admits_from_elsewhere(struct pinhole *pinhole, __be16
 	return !admitted || admitted == port;
 }
 
+// Whether the SYN is a retransmission of one that another pinhole admitted. Conntrack knows its connection, so it must
+// not consume this pinhole.
+static __always_inline int is_retransmitted_syn(const struct packet *packet, const struct pinhole *pinhole, __u64 now)
+{
+	struct admitted_syn *known = bpf_map_lookup_elem(&admitted_syns, &packet->tuple);
+
+	return known && known->seq == packet->seq && known->until > now &&
+	       (known->flow != pinhole->flow || known->line != pinhole->line);
+}
+
 // Marks the SYN for which there is a pinhole, and deletes the pinhole: each admits one connection.
 static __always_inline void admit(struct __sk_buff *skb, const struct packet *packet)
 {
@@ -18,16 +28,23 @@ static __always_inline void admit(struct __sk_buff *skb, const struct packet *pa
 		.arrival = packet->tuple.destination,
 		.port = packet->tuple.destination_port,
 	};
+	struct admitted_syn syn = { .seq = packet->seq };
 	struct pinhole *pinhole;
 	__u32 mark;
+	__u64 now;
 
 	if (!packet->is_plain || (packet->flags & (SYN | ACK | FIN | RST | URG)) != SYN)
 		return;
 	pinhole = bpf_map_lookup_elem(&pinholes, &key);
-	if (!pinhole || !pinhole->flow || pinhole->deadline < bpf_ktime_get_ns() || skb->mark ||
-	    !is_checksum_right(skb, packet, 0))
+	if (!pinhole || !pinhole->flow || skb->mark)
+		return;
+	now = bpf_ktime_get_ns();
+	if (pinhole->deadline < now || !is_checksum_right(skb, packet, 0) || is_retransmitted_syn(packet, pinhole, now))
 		return;
 	mark = pinhole->mark;
+	syn.flow = pinhole->flow;
+	syn.line = pinhole->line;
+	syn.until = now + SYN_LIFETIME;
 	if (skb->ifindex != pinhole->interface) {
 		if (!admits_from_elsewhere(pinhole, packet->tuple.source_port))
 			return;
@@ -35,6 +52,7 @@ static __always_inline void admit(struct __sk_buff *skb, const struct packet *pa
 	} else if (bpf_map_delete_elem(&pinholes, &key)) {
 		return;
 	}
+	bpf_map_update_elem(&admitted_syns, &packet->tuple, &syn, BPF_ANY);
 	skb->mark = mark;
 	count(ADMITTED);
 }

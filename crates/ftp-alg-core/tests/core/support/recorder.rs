@@ -24,6 +24,10 @@ pub struct Recorder {
     pub closed: Vec<Pinhole>,
     /// How many transactions opened something.
     pub transactions: usize,
+    /// Data connections that were admitted: source, destination and first sequence number.
+    connections: HashSet<(SocketAddr, SocketAddr, u32)>,
+    /// The first sequence number of the last new data connection.
+    last_seq: u32,
     /// External ports that others use.
     pub taken: HashSet<u16>,
     pub queue_mode: Option<QueueMode>,
@@ -51,6 +55,8 @@ impl Recorder {
             opened: Vec::new(),
             closed: Vec::new(),
             transactions: 0,
+            connections: HashSet::new(),
+            last_seq: 0,
             taken: HashSet::new(),
             queue_mode: None,
             asked: 0,
@@ -63,15 +69,32 @@ impl Recorder {
         }
     }
 
-    /// A data connection's first packet: where it is sent, if it is admitted. Uses the pinhole up.
+    /// The SYN of a new data connection: where it is sent, if it is admitted. Consumes the pinhole.
     pub fn connect(&mut self, initiator: IpAddr, arrival: SocketAddr) -> Option<SocketAddr> {
-        if let Some(target) = self.program.admit(self.now, initiator, arrival) {
-            return Some(target);
-        }
-        self.forget_expired();
-        let admits = |p: &Pinhole| p.initiator == initiator && p.arrival == arrival;
-        let at = self.open.iter().position(|(pinhole, _)| admits(pinhole))?;
-        Some(self.open.remove(at).0.target)
+        self.last_seq += 1;
+        self.receive_syn(SocketAddr::new(initiator, 20), arrival, self.last_seq)
+    }
+
+    /// A SYN, perhaps a retransmission: where it is sent, if a pinhole admits it.
+    pub fn receive_syn(
+        &mut self,
+        source: SocketAddr,
+        arrival: SocketAddr,
+        seq: u32,
+    ) -> Option<SocketAddr> {
+        let in_program = self.program.admit(self.now, source, arrival, seq);
+        let target = in_program.or_else(|| {
+            // The rules see only the first packet of a connection in conntrack.
+            if self.connections.contains(&(source, arrival, seq)) {
+                return None;
+            }
+            self.forget_expired();
+            let admits = |p: &Pinhole| p.initiator == source.ip() && p.arrival == arrival;
+            let at = self.open.iter().position(|(pinhole, _)| admits(pinhole))?;
+            Some(self.open.remove(at).0.target)
+        })?;
+        self.connections.insert((source, arrival, seq));
+        Some(target)
     }
 
     /// What is open.

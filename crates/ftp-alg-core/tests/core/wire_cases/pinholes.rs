@@ -308,6 +308,38 @@ fn a_retransmission_after_the_close_leaves_no_session() {
     });
 }
 
+/// The client announces the same endpoint again while the initiator still retransmits its first SYN.
+#[test]
+fn a_retransmitted_syn_consumes_no_later_pinhole() {
+    for is_active in [true, false] {
+        for hands_over in [None, Some(5461)] {
+            everywhere(|scenario| {
+                let passive_command = passive_command(&scenario);
+                let mut sim = Sim::logged_in(Scenario { hands_over, ..scenario });
+                let t = sim.translation;
+                let (initiator, arrival, target) = match is_active {
+                    true => (t.server.ip(), at(t.client_external, 2200), at(t.client, 2200)),
+                    false => (t.client.ip(), at(t.server_external, 2200), at(t.server, 2200)),
+                };
+                let announces = |sim: &mut Sim| match is_active {
+                    true => sim.exchange(&active(target), "200 ok\r\n"),
+                    false => sim.exchange(passive_command, &passive(target)),
+                };
+                let source = SocketAddr::new(initiator, 20);
+                announces(&mut sim);
+                assert_eq!(sim.kernel.receive_syn(source, arrival, 7), Some(target));
+                sim.exchange("RETR x\r\n", "425 no connection\r\n");
+                announces(&mut sim);
+                for _ in 0..2 {
+                    assert_eq!(sim.kernel.receive_syn(source, arrival, 7), None, "it passes");
+                }
+                assert_eq!(sim.kernel.receive_syn(source, arrival, 8), Some(target));
+                assert_eq!(sim.kernel.receive_syn(source, arrival, 9), None);
+            });
+        }
+    }
+}
+
 #[test]
 fn a_pinhole_admits_exactly_one_connection() {
     everywhere(|scenario| {

@@ -8,6 +8,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 pub const LONGEST_LINE: usize = 128;
 pub const FLOW: usize = 408;
 pub const PINHOLE: usize = 32;
+pub const ADMITTED_SYN: usize = 24;
 pub const LINE_RECORD: usize = 184;
 
 pub const READY: u32 = 0;
@@ -116,6 +117,38 @@ impl Pinhole {
         let [line, mark, interface] = [16, 20, 24].map(|at| u32_at(pinhole, at));
         let elsewhere_port = u16::from_be_bytes([pinhole[28], pinhole[29]]);
         Self { flow: long, deadline, line, mark, interface, elsewhere_port }
+    }
+}
+
+/// A SYN that a pinhole admitted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct AdmittedSyn {
+    /// Flow and line of the pinhole.
+    pub flow: u64,
+    pub line: u32,
+    pub seq: u32,
+    /// The SYN is known until then, in nanoseconds.
+    pub until: u64,
+}
+
+impl AdmittedSyn {
+    pub fn expiring_at(self, until: u64) -> Self {
+        Self { until, ..self }
+    }
+
+    pub fn to_bytes(self) -> [u8; ADMITTED_SYN] {
+        let mut syn = [0; ADMITTED_SYN];
+        syn[..8].copy_from_slice(&self.flow.to_ne_bytes());
+        syn[8..16].copy_from_slice(&self.until.to_ne_bytes());
+        syn[16..20].copy_from_slice(&self.line.to_ne_bytes());
+        syn[20..].copy_from_slice(&self.seq.to_ne_bytes());
+        syn
+    }
+
+    pub fn read(syn: &[u8; ADMITTED_SYN]) -> Self {
+        let [flow, until] = [0, 8].map(|at| u64_at(syn, at));
+        let [line, seq] = [16, 20].map(|at| u32_at(syn, at));
+        Self { flow, line, seq, until }
     }
 }
 

@@ -12,6 +12,7 @@ use ftp_alg_core::engine::{
 };
 
 use super::{
+    admitted_syns::{AdmittedSyns, DataSyn},
     layout::{Flow, GREETING_DUE, LOGIN_DUE, PinholeKey, READY, Side},
     model::{Expected, Passed, PinholeOwners, Segment, decide},
 };
@@ -84,6 +85,7 @@ pub struct Program {
     /// The owner of each pinhole; 0 for those that the daemon reserved.
     pinholes: PinholeOwners,
     opened: BTreeMap<PinholeKey, OpenPinhole>,
+    admitted_syns: AdmittedSyns,
     barred: BTreeSet<u16>,
     ring: Vec<InspectedLine>,
     /// Position of the first line in the ring.
@@ -107,6 +109,7 @@ impl Default for Program {
             tuples: BTreeMap::new(),
             pinholes: PinholeOwners::new(),
             opened: BTreeMap::new(),
+            admitted_syns: AdmittedSyns::default(),
             // The daemon bars these ports with the default policy.
             barred: (0..1024).collect(),
             ring: Vec::new(),
@@ -211,15 +214,21 @@ impl Program {
     pub fn admit(
         &mut self,
         now: Duration,
-        initiator: IpAddr,
+        source: SocketAddr,
         arrival: SocketAddr,
+        seq: u32,
     ) -> Option<SocketAddr> {
-        let key = key(initiator, arrival)?;
+        let (SocketAddr::V4(source), SocketAddr::V4(destination)) = (source, arrival) else {
+            return None;
+        };
+        let syn = DataSyn { source, destination, seq };
+        let key = key((*source.ip()).into(), arrival)?;
         let OpenPinhole { deadline, target, .. } = *self.opened.get(&key)?;
-        if deadline < now {
+        if deadline < now || self.admitted_syns.has(now, &syn) {
             return None;
         }
         self.remove(key);
+        self.admitted_syns.insert(now, &syn);
         self.counts.admitted += 1;
         Some(target.into())
     }

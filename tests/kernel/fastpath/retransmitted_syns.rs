@@ -1,0 +1,149 @@
+//! Retransmitted SYNs of data connections. Conntrack knows their connections, so they must not consume the pinhole of
+//! another one between the same ends.
+
+use super::{
+    data::{is_admitted_with, pinhole, syn},
+    frames::Frame,
+    layout::{ADMITTED, Flow, Pinhole, PinholeKey, Side},
+    scene::{ID, OTHER_INTERFACE, SECOND, Scene, Talk, masqueraded, now, published, routed},
+};
+
+/// Announces the endpoint of `key` again, after a transfer that failed. Returns the mark of an admitted SYN.
+fn announces(talk: &mut Talk, is_active: bool, text: &str) -> (PinholeKey, u32) {
+    let lines: &[_] = match is_active {
+        true => &[(Side::Client, text), (Side::Server, "200 ok")],
+        false => &[(Side::Client, "PASV"), (Side::Server, text)],
+    };
+    for (side, line) in lines {
+        let frame = talk.frame(*side, format!("{line}\r\n"));
+        talk.scene.run(&frame);
+        talk.before = talk.scene.flow(ID);
+        talk.scene.lines();
+    }
+    let Flow { active_mark, passive_mark, .. } = talk.before;
+    (talk.before.pinhole.unwrap(), if is_active { active_mark } else { passive_mark })
+}
+
+fn fails(talk: &mut Talk) {
+    talk.says(Side::Client, "RETR one");
+    talk.says(Side::Server, "425 no connection");
+}
+
+#[test]
+fn a_retransmitted_syn_consumes_no_later_pinhole() {
+    for (flow, is_active, text) in [
+        (routed(), true, "PORT 10,0,0,2,4,1"),
+        (routed(), true, "EPRT |1|10.0.0.2|1025|"),
+        (routed(), false, "227 (192,0,2,9,4,1)"),
+        (masqueraded(), true, "PORT 192,168,150,80,9,9"),
+        (published(), false, "227 (192,168,150,90,9,9)"),
+    ] {
+        let mut talk = Talk::new(flow);
+        let (key, mark) = announces(&mut talk, is_active, text);
+        let old = Frame { seq: 7000, ..syn(key) };
+        assert!(is_admitted_with(&talk.scene, &old, mark), "{text}");
+        assert!(!is_admitted_with(&talk.scene, &old, mark), "{text}: before the announcement");
+        fails(&mut talk);
+
+        assert_eq!(announces(&mut talk, is_active, text), (key, mark));
+        let open = talk.scene.pinhole(key);
+        for _ in 0..3 {
+            assert!(!is_admitted_with(&talk.scene, &old, mark), "{text}");
+        }
+        assert_eq!(talk.scene.pinhole(key), open, "{text}");
+        let new = Frame { seq: 7001, ..old.clone() };
+        assert!(is_admitted_with(&talk.scene, &new, mark), "{text}");
+        assert_eq!(talk.scene.counts()[ADMITTED], 2, "{text}");
+        fails(&mut talk);
+
+        // The retransmission of the second one, which also waits for an answer.
+        announces(&mut talk, is_active, text);
+        assert!(!is_admitted_with(&talk.scene, &new, mark), "{text}");
+        // Another port of the initiator is another connection, whatever its sequence number.
+        let mut other = new;
+        other.source.set_port(20_000);
+        assert!(is_admitted_with(&talk.scene, &other, mark), "{text}");
+        assert_eq!(talk.scene.pinhole(key), None, "{text}");
+    }
+}
+
+const KEY: PinholeKey = super::data::KEY;
+
+fn numbered(line: u32) -> Pinhole {
+    Pinhole { line, ..pinhole(u64::MAX) }
+}
+
+fn is_admitted(scene: &Scene, frame: &Frame) -> bool {
+    is_admitted_with(scene, frame, pinhole(0).mark)
+}
+
+#[test]
+fn it_consumes_no_pinhole_of_another_session_either() {
+    let mut scene = Scene::new();
+    scene.set_pinhole(KEY, numbered(3));
+    assert!(is_admitted(&scene, &syn(KEY)));
+    let other = Pinhole { flow: ID + 1, ..numbered(3) };
+    scene.set_pinhole(KEY, other);
+    assert!(!is_admitted(&scene, &syn(KEY)));
+    assert_eq!(scene.pinhole(KEY), Some(other));
+}
+
+/// It may have been lost on its way to the gateway, or have come too early.
+#[test]
+fn a_syn_that_no_pinhole_admitted_is_admitted_later() {
+    let mut scene = Scene::new();
+    assert!(!is_admitted(&scene, &syn(KEY)));
+    scene.set_pinhole(KEY, Pinhole { deadline: now() - 1, ..numbered(3) });
+    assert!(!is_admitted(&scene, &syn(KEY)));
+    scene.set_pinhole(KEY, numbered(4));
+    assert!(is_admitted(&scene, &syn(KEY)));
+}
+
+/// Some hosts begin every connection with the same sequence number.
+#[test]
+fn a_syn_is_known_for_two_minutes() {
+    let mut scene = Scene::new();
+    scene.set_pinhole(KEY, numbered(3));
+    let before = now();
+    assert!(is_admitted(&scene, &syn(KEY)));
+    let known = scene.admitted_syn(&syn(KEY)).unwrap();
+    assert!((before..=now()).contains(&(known.until - 120 * SECOND)), "{known:?}");
+    assert_eq!((known.flow, known.line, known.seq), (ID, 3, syn(KEY).seq));
+    scene.set_pinhole(KEY, numbered(4));
+    scene.set_admitted_syn(&syn(KEY), known.expiring_at(now() + 60 * SECOND));
+    assert!(!is_admitted(&scene, &syn(KEY)));
+    scene.set_admitted_syn(&syn(KEY), known.expiring_at(now() - 1));
+    assert!(is_admitted(&scene, &syn(KEY)));
+}
+
+/// The kernel may have dropped it, so its own pinhole admits it again.
+#[test]
+fn a_syn_from_elsewhere_is_retransmitted_to_its_own_pinhole_alone() {
+    let mut scene = Scene::new();
+    let elsewhere = |line| Pinhole { interface: OTHER_INTERFACE, ..numbered(line) };
+    scene.set_pinhole(KEY, elsewhere(3));
+    assert!(is_admitted(&scene, &syn(KEY)));
+    assert!(is_admitted(&scene, &syn(KEY)));
+    scene.set_pinhole(KEY, elsewhere(4));
+    assert!(!is_admitted(&scene, &syn(KEY)));
+    assert_eq!(scene.pinhole(KEY), Some(elsewhere(4)));
+    let mut other = syn(KEY);
+    other.source.set_port(20_000);
+    assert!(is_admitted(&scene, &other));
+}
+
+#[test]
+fn more_syns_than_the_map_has_room_for_are_admitted() {
+    let mut scene = Scene::new();
+    let capacity = 16384;
+    for number in 0..=capacity + 100 {
+        scene.set_pinhole(KEY, numbered(number));
+        let mut frame = syn(KEY);
+        frame.source.set_port(1000 + u16::try_from(number).unwrap());
+        assert!(is_admitted(&scene, &frame), "{number}");
+        if number % 1000 == 0 {
+            scene.set_pinhole(KEY, numbered(capacity * 2));
+            assert!(!is_admitted(&scene, &frame), "{number}: the latest are known");
+        }
+    }
+}
