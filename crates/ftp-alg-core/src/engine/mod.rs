@@ -36,6 +36,7 @@ mod queue_mode;
 mod records;
 mod refused_data;
 mod registry;
+mod registry_entry;
 mod reorder;
 mod resegment;
 mod route_answers;

@@ -19,7 +19,8 @@ use super::{
     ended_pinholes::EndedPinholes,
     handover::FastPathPinhole,
     held_pinhole::{HeldPinhole, PinholeRecord},
-    registry::{PinholeClosing, PinholeRegistry, RegistryEntry, RegistryState, Reopening},
+    registry::{PinholeClosing, PinholeRegistry, RegistryState},
+    registry_entry::{RegistryEntry, Reopening},
 };
 use crate::{
     ftp::{AnnouncementKind, Padding},

@@ -17,16 +17,14 @@ use std::{
 use ahash::{AHashMap, AHashSet};
 
 use super::{
-    KernelError, Opening, Pinhole, Renewal, Translation,
+    KernelError, Opening, Pinhole, Renewal,
     client_counts::{ClientCounts, OpenError},
     handover::FastPathPinhole,
+    registry_entry::{RegistryEntry, Reopening},
 };
 
 /// How many targets with another external port are remembered.
 const MAX_DISPLACED: usize = 4096;
-
-/// How often a pinhole opens again because its data connection was refused.
-const MAX_REOPENINGS: u8 = 8;
 
 /// Time between two looks for consumed pinholes, for each pinhole that there is. So they take a small part of the time.
 const LOOK_INTERVAL: Duration = Duration::from_micros(1);
@@ -67,43 +65,6 @@ impl PinholeClosing {
     }
 }
 
-/// An entry of the registry.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct RegistryEntry {
-    pub(super) pinhole: Pinhole,
-    serial: u64,
-    /// The client it counts for.
-    client: IpAddr,
-    is_released: bool,
-    /// Whether the kernel may have it open: no connection is known to have consumed it, and its deadline has not
-    /// passed. A preliminary reply says neither: the server may be about to connect.
-    is_open: bool,
-    /// Whether its transfer has started, so that it may be consumed.
-    has_started: bool,
-    /// Whether its connection is on the fast path, so that the grant counts for the client.
-    is_granted: bool,
-    /// Identity in the BPF program, if that has it; the rules do not know it then.
-    pub(super) fast_path: Option<FastPathPinhole>,
-    /// `None` if it never opens again.
-    reopening: Option<Reopening>,
-}
-
-/// How a pinhole opens again.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Reopening {
-    control: Translation,
-    from_client: bool,
-    deadline: Instant,
-    left: u8,
-}
-
-impl Reopening {
-    /// For a pinhole of this control connection, until its deadline.
-    pub(super) fn new(control: &Translation, from_client: bool, deadline: Instant) -> Self {
-        Self { control: *control, from_client, deadline, left: MAX_REOPENINGS }
-    }
-}
-
 /// The pinholes with one initiator and one target.
 #[derive(Clone, Copy, Debug, Default)]
 struct SameTarget {
@@ -130,37 +91,6 @@ pub(super) struct RegistryState {
     displaced: AHashSet<(IpAddr, SocketAddr)>,
     /// Serial number of the last inserted pinhole.
     pub(super) serial: u64,
-}
-
-impl RegistryEntry {
-    fn new(pinhole: Pinhole, serial: u64, client: IpAddr) -> Self {
-        Self {
-            pinhole,
-            serial,
-            client,
-            is_released: false,
-            is_open: true,
-            has_started: false,
-            is_granted: false,
-            fast_path: None,
-            reopening: None,
-        }
-    }
-
-    /// Whether it is this pinhole, and a session holds it.
-    fn is_held(&self, pinhole: &Pinhole) -> bool {
-        !self.is_released && self.pinhole == *pinhole
-    }
-
-    /// From now on the rules have it, not the BPF program.
-    fn move_to_rules(&mut self) {
-        (self.fast_path, self.is_granted) = (None, false);
-    }
-
-    /// Whether it counts for its client's limit.
-    fn counts(&self) -> bool {
-        self.is_open && !self.is_released && !self.is_granted
-    }
 }
 
 impl PinholeRegistry {
@@ -219,7 +149,7 @@ impl PinholeRegistry {
             let Some(entry) = open else { return false };
             *fast_path = entry.fast_path;
             if let Some(reopening) = &mut entry.reopening {
-                reopening.deadline = now + *lifetime;
+                reopening.renew(now + *lifetime);
             }
             true
         });
@@ -267,14 +197,11 @@ impl PinholeRegistry {
         let mut state = self.lock();
         let arrival = state.by_target.get(&(initiator, target))?.arrival?;
         let entry = state.entries.get_mut(&(initiator, arrival))?;
-        let Reopening { control, from_client, deadline, left } = entry.reopening.as_mut()?;
-        let lifetime = deadline.saturating_duration_since(now);
-        if entry.is_released || lifetime.is_zero() {
+        if entry.is_released {
             return None;
         }
-        *left = left.checked_sub(1)?;
-        let (pinhole, control, from_client) = (entry.pinhole, *control, *from_client);
-        Some(Opening { pinhole, control, from_client, lifetime })
+        let (control, from_client, lifetime) = entry.reopening.as_mut()?.take(now)?;
+        Some(Opening { pinhole: entry.pinhole, control, from_client, lifetime })
     }
 
     /// Whether a session holds a pinhole between `initiator` and `target`.
@@ -458,22 +385,12 @@ impl RegistryState {
 
     /// Whether the pinhole with `serial` has opened again, because its data connection was refused.
     pub(super) fn has_reopened(&self, pinhole: &Pinhole, serial: u64) -> bool {
-        let reopening = self.own_entry(pinhole, serial).and_then(|entry| entry.reopening);
-        reopening.is_some_and(|reopening| reopening.left < MAX_REOPENINGS)
+        self.own_entry(pinhole, serial).is_some_and(RegistryEntry::has_reopened)
     }
 
     fn insert_entry(&mut self, entry: RegistryEntry) -> Option<RegistryEntry> {
-        let Pinhole { initiator, arrival, target, .. } = entry.pinhole;
         let before = self.entries.insert(entry.pinhole.ends(), entry);
-        if let Some(before) = before {
-            self.uncount_entry(&before);
-        }
-        if entry.counts() {
-            self.clients.add_open(entry.client);
-        }
-        let same = self.by_target.entry((initiator, target)).or_default();
-        (same.count, same.arrival) = (same.count + 1, Some(arrival));
-        self.released += usize::from(entry.is_released);
+        self.recount(before.as_ref(), Some(&entry));
         before
     }
 
@@ -485,23 +402,40 @@ impl RegistryState {
         let is_its_own = present.get().serial == serial;
         if is_its_own {
             let entry = present.remove();
-            self.uncount_entry(&entry);
+            self.recount(Some(&entry), None);
         }
         is_its_own
     }
 
-    /// Updates the counts for a removed entry.
-    fn uncount_entry(&mut self, entry: &RegistryEntry) {
-        self.released -= usize::from(entry.is_released);
-        if entry.counts() {
-            self.clients.remove_open(entry.client);
+    /// Updates the counts after the entry `before` was replaced by `after`. What both count for stays as it is.
+    fn recount(&mut self, before: Option<&RegistryEntry>, after: Option<&RegistryEntry>) {
+        let released = |entry: Option<&RegistryEntry>| {
+            usize::from(entry.is_some_and(|entry| entry.is_released))
+        };
+        self.released = self.released - released(before) + released(after);
+        let client = |entry: Option<&RegistryEntry>| {
+            entry.filter(|entry| entry.counts()).map(|entry| entry.client)
+        };
+        let (was, is) = (client(before), client(after));
+        if was != is {
+            was.into_iter().for_each(|client| self.clients.remove_open(client));
+            is.into_iter().for_each(|client| self.clients.add_open(client));
         }
-        let Pinhole { initiator, target, .. } = entry.pinhole;
-        if let Entry::Occupied(mut same) = self.by_target.entry((initiator, target)) {
+        let by_target = |entry: &RegistryEntry| (entry.pinhole.initiator, entry.pinhole.target);
+        let (was, is) = (before.map(by_target), after.map(by_target));
+        if was != is
+            && let Some(was) = was
+            && let Entry::Occupied(mut same) = self.by_target.entry(was)
+        {
             same.get_mut().count -= 1;
             if same.get().count == 0 {
                 same.remove();
             }
+        }
+        if let (Some(entry), Some(key)) = (after, is) {
+            let same = self.by_target.entry(key).or_default();
+            same.count += u32::from(was != is);
+            same.arrival = Some(entry.pinhole.arrival);
         }
     }
 

@@ -1,0 +1,100 @@
+//! An entry of the registry: a pinhole, who has it, and how it opens again.
+
+use std::{
+    net::IpAddr,
+    time::{Duration, Instant},
+};
+
+use super::{Pinhole, Translation, handover::FastPathPinhole};
+
+/// How often a pinhole opens again because its data connection was refused.
+const MAX_REOPENINGS: u8 = 8;
+
+/// An entry of the registry.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct RegistryEntry {
+    pub(super) pinhole: Pinhole,
+    pub(super) serial: u64,
+    /// The client it counts for.
+    pub(super) client: IpAddr,
+    pub(super) is_released: bool,
+    /// Whether the kernel may have it open: no connection is known to have consumed it, and its deadline has not
+    /// passed. A preliminary reply says neither: the server may be about to connect.
+    pub(super) is_open: bool,
+    /// Whether its transfer has started, so that it may be consumed.
+    pub(super) has_started: bool,
+    /// Whether its connection is on the fast path, so that the grant counts for the client.
+    pub(super) is_granted: bool,
+    /// Identity in the BPF program, if that has it; the rules do not know it then.
+    pub(super) fast_path: Option<FastPathPinhole>,
+    /// `None` if it never opens again.
+    pub(super) reopening: Option<Reopening>,
+}
+
+impl RegistryEntry {
+    pub(super) fn new(pinhole: Pinhole, serial: u64, client: IpAddr) -> Self {
+        Self {
+            pinhole,
+            serial,
+            client,
+            is_released: false,
+            is_open: true,
+            has_started: false,
+            is_granted: false,
+            fast_path: None,
+            reopening: None,
+        }
+    }
+
+    /// Whether it is this pinhole, and a session holds it.
+    pub(super) fn is_held(&self, pinhole: &Pinhole) -> bool {
+        !self.is_released && self.pinhole == *pinhole
+    }
+
+    /// From now on the rules have it, not the BPF program.
+    pub(super) fn move_to_rules(&mut self) {
+        (self.fast_path, self.is_granted) = (None, false);
+    }
+
+    /// Whether it counts for its client's limit.
+    pub(super) fn counts(&self) -> bool {
+        self.is_open && !self.is_released && !self.is_granted
+    }
+
+    /// Whether it has opened again, because its data connection was refused.
+    pub(super) fn has_reopened(&self) -> bool {
+        self.reopening.is_some_and(|reopening| reopening.left < MAX_REOPENINGS)
+    }
+}
+
+/// How a pinhole opens again.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Reopening {
+    control: Translation,
+    from_client: bool,
+    deadline: Instant,
+    left: u8,
+}
+
+impl Reopening {
+    /// For a pinhole of this control connection, until its deadline.
+    pub(super) fn new(control: &Translation, from_client: bool, deadline: Instant) -> Self {
+        Self { control: *control, from_client, deadline, left: MAX_REOPENINGS }
+    }
+
+    /// Takes one of the reopenings: the control connection, whether the initiator is its client, and the time that is
+    /// left. `None` if there is none.
+    pub(super) fn take(&mut self, now: Instant) -> Option<(Translation, bool, Duration)> {
+        let lifetime = self.deadline.saturating_duration_since(now);
+        if lifetime.is_zero() {
+            return None;
+        }
+        self.left = self.left.checked_sub(1)?;
+        Some((self.control, self.from_client, lifetime))
+    }
+
+    /// The pinhole stays until this deadline.
+    pub(super) fn renew(&mut self, deadline: Instant) {
+        self.deadline = deadline;
+    }
+}
