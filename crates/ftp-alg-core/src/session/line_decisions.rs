@@ -87,11 +87,11 @@ fn refuse_ambiguous_announcement(
 /// Continues with a pending line with the `answer` to its request.
 pub fn finish_line(
     dialogue: &mut Dialogue,
-    (line, text): (&[u8], &Text<'_>),
-    delivered: usize,
+    (line, delivered): (&[u8], usize),
     request: &PendingLine,
     answer: DecisionAnswer,
 ) -> LineRead {
+    let text = || Text::new(line);
     LineRead::Done(match (&request.continuation, answer) {
         (Continuation::LongerReply(range, new), DecisionAnswer::AdjustSequence(true)) => {
             Some((range.clone(), new.clone()))
@@ -104,12 +104,12 @@ pub fn finish_line(
             Continuation::ServerAnnouncement(Some(refusal)),
             DecisionAnswer::Verdict(AnnouncementVerdict::Refuse(reason)),
         ) => {
-            return refuse_reply(text, (reason, true), *refusal);
+            return refuse_reply(&text(), (reason, true), *refusal);
         }
         (
             Continuation::ClientAnnouncement { is_undelivered },
             DecisionAnswer::Verdict(AnnouncementVerdict::Refuse(reason)),
-        ) => cross_out_command(dialogue, text, line, reason, *is_undelivered),
+        ) => cross_out_command(dialogue, &text(), line, reason, *is_undelivered),
         (
             Continuation::ClientAnnouncement { .. },
             DecisionAnswer::Verdict(AnnouncementVerdict::Pass),
@@ -431,16 +431,17 @@ pub fn refused_command_text(text: &Text<'_>, line: &[u8]) -> (Range<usize>, Smal
 /// Refuses the client's line, which is another command for some servers. `delivered` bytes of it were forwarded.
 pub fn refuse_ambiguous_line(
     dialogue: &mut Dialogue,
-    (line, text): (&[u8], &Text<'_>),
+    line: &[u8],
     delivered: usize,
     inspection: &mut Inspection,
 ) -> LineEdit {
     inspection.push_refused(RefusedLine::Urgent);
     dialogue.record_crossed_out(RefusedLine::Urgent.reason());
+    let text = Text::new(line);
     if text.bytes().is_empty() {
         return None;
     }
-    let (range, new) = refused_command_text(text, line);
+    let (range, new) = refused_command_text(&text, line);
     let skipped = delivered.saturating_sub(range.start).min(range.len());
     (skipped < range.len()).then(|| (range.start + skipped..range.end, new[skipped..].into()))
 }

@@ -171,12 +171,16 @@ impl Session {
                 _ => PushState::from_packet(packet),
             };
             self.reader(from, push_state, inspection).read_segment(seq, &payload, fin);
-            if from == Side::Server
-                && !(self.dialogue.is_ambiguous() || self.dialogue.has_pending_commands())
-            {
-                self.client.set_window_end(None);
+            match from {
+                Side::Client => self.request_acknowledgements(),
+                Side::Server => {
+                    let is_waited_for =
+                        self.dialogue.is_ambiguous() || self.dialogue.has_pending_commands();
+                    if !is_waited_for {
+                        self.client.set_window_end(None);
+                    }
+                }
             }
-            self.request_acknowledgements();
             if inspection.pending.is_some() {
                 return ForwardAction::AwaitDecision.into();
             }

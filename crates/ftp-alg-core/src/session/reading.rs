@@ -91,7 +91,7 @@ impl DirectionReader<'_> {
         self.inspection.push_event(DialogueEvent::Encrypted);
     }
 
-    /// Reads `line` at `seq`, which is new: a whole line, perhaps with its `text`, or the start of one.
+    /// Reads `line` at `seq`, which is new: a whole line, with its `text` if that is known, or a part of one.
     pub(super) fn read_line_part(
         &mut self,
         seq: Seq,
@@ -119,7 +119,7 @@ impl DirectionReader<'_> {
         self.continue_line(seq, line, boundary.ends_stream);
     }
 
-    /// Reads `chunk` at `seq`, which completes a line. Its `text` is given if it is plain.
+    /// Reads `chunk` at `seq`, which completes a line. A `text` says that it is the whole line, and plain.
     fn end_line(&mut self, mut seq: Seq, mut chunk: &[u8], mut text: Option<&Text<'_>>) {
         let is_client = self.from == Side::Client;
         if is_client && self.direction.line().len() + chunk.len() > MAX_LINE {
@@ -142,30 +142,32 @@ impl DirectionReader<'_> {
         let is_ambiguous = is_client && self.ends_ambiguously(seq, chunk);
         let may_replace = !self.direction.space.map.is_half_full();
         let (line, delivered) = self.direction.assemble_line(chunk);
-        let parsed;
-        let text = match text {
-            Some(text) if line.len() == chunk.len() => text,
-            _ => {
-                parsed = Text::new(line);
-                &parsed
-            }
-        };
         let mut effect = ReadEffect::Nothing;
         let (dialogue, inspection) = (&mut *self.dialogue, &mut *self.inspection);
         let outcome = if let Some((mut request, answer)) = answered {
             effect = request.effect;
             inspection.events.append(&mut request.events);
-            finish_line(dialogue, (line, text), delivered, &request, answer)
+            finish_line(dialogue, (line, delivered), &request, answer)
         } else if is_ambiguous {
-            LineRead::Done(refuse_ambiguous_line(dialogue, (line, text), delivered, inspection))
-        } else if is_client {
-            read_client_line(dialogue, (line, text), delivered, inspection, &mut effect)
+            LineRead::Done(refuse_ambiguous_line(dialogue, line, delivered, inspection))
         } else {
-            let (may_grow, is_complete_reply) =
-                (self.opposite.space.window > 0, self.push_state == PushState::CompleteReply);
-            let context = ReplyContext { may_replace, may_grow, is_complete_reply };
+            let parsed;
+            let text = match text {
+                Some(text) => text,
+                None => {
+                    parsed = Text::new(line);
+                    &parsed
+                }
+            };
             let line = (line, text);
-            read_server_line(dialogue, line, delivered, context, inspection, &mut effect)
+            if is_client {
+                read_client_line(dialogue, line, delivered, inspection, &mut effect)
+            } else {
+                let (may_grow, is_complete_reply) =
+                    (self.opposite.space.window > 0, self.push_state == PushState::CompleteReply);
+                let context = ReplyContext { may_replace, may_grow, is_complete_reply };
+                read_server_line(dialogue, line, delivered, context, inspection, &mut effect)
+            }
         };
         let edit = match outcome {
             LineRead::Done(edit) => edit,

@@ -29,8 +29,12 @@ impl DirectionReader<'_> {
         while !new.is_empty() {
             let is_text =
                 self.inspection_state.reads_text(self.direction) && !self.begins_tls(new[0]);
-            // Most segments are one line, and then read once.
-            let text = if is_text && new.ends_with(b"\n") { Text::of_plain(new) } else { None };
+            // Most segments are one line, and then scanned once. One whose decision has arrived was parsed before.
+            let may_be_line = is_text
+                && new.ends_with(b"\n")
+                && self.direction.line().is_empty()
+                && self.inspection.answer.is_none();
+            let text = if may_be_line { Text::of_plain(new) } else { None };
             let is_line = !is_text || text.is_some();
             let end = if is_line { None } else { memchr::memchr(b'\n', new) };
             let (line, rest) = new.split_at(end.map_or(new.len(), |end| end + 1));
