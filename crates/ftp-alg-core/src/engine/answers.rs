@@ -121,7 +121,7 @@ impl Engine {
         &mut self,
         now: Instant,
         session: SessionRef,
-        mut waiting: Box<WaitingPacket>,
+        mut waiting: WaitingPacket,
         packets: &[u8],
         effects: &mut Effects,
         decide: impl FnOnce(
@@ -130,7 +130,7 @@ impl Engine {
             &mut Option<Attempt>,
         ) -> AnnouncementOutcome,
     ) {
-        let WaitingPacket { token, meta, ref bytes, ref line, ref mut attempt } = *waiting;
+        let WaitingPacket { token, meta, ref bytes, ref line, ref mut attempt } = waiting;
         let packet = QueuedPacket { token, meta, bytes: &packets[bytes.clone()] };
         let outcome = match line.as_ref().map(|line| &line.request) {
             Some(DecisionRequest::Announcement(announced)) => {
@@ -219,7 +219,7 @@ impl Engine {
             self.drop_changed_packets(session, effects);
         }
         let waited = kernel_request.waiting.take().map(|waiting| {
-            let WaitingPacket { token, meta, bytes, line, .. } = *waiting;
+            let WaitingPacket { token, meta, bytes, line, .. } = waiting;
             let packet = QueuedPacket { token, meta, bytes: &packets[bytes] };
             (packet, line.map(|line| (line, DecisionAnswer::AdjustSequence(answer.is_ok()))))
         });

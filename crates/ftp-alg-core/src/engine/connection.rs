@@ -172,7 +172,7 @@ impl Connection<'_> {
 
     /// Requests what the packet of these `bytes` is `waiting` for: a pinhole, the translation, or the queue mode that a
     /// sequence adjustment needs.
-    pub fn request(&mut self, bytes: &[u8], mut waiting: Box<WaitingPacket>) {
+    pub fn request(&mut self, bytes: &[u8], mut waiting: WaitingPacket) {
         let start = self.effects.waiting_bytes.len();
         self.effects.waiting_bytes.extend_from_slice(bytes);
         waiting.bytes = start..self.effects.waiting_bytes.len();

@@ -354,7 +354,7 @@ fn decide_lines(
                 let QueuedPacket { token, meta, bytes } = *queued;
                 let waiting =
                     WaitingPacket { token, meta, bytes: 0..0, line: Some(request), attempt };
-                connection.request(bytes, Box::new(waiting));
+                connection.request(bytes, waiting);
                 return false;
             }
         }

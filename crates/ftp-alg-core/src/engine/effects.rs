@@ -96,16 +96,12 @@ pub struct KernelRequest<Q, A> {
     /// The kernel's answer; `None` until it is there.
     pub answer: Option<Result<A, KernelError>>,
     /// The packet that waits for the answer.
-    pub(super) waiting: Option<Box<WaitingPacket>>,
+    pub(super) waiting: Option<WaitingPacket>,
 }
 
 impl<Q, A> KernelRequest<Q, A> {
     #[inline(always)] // built where it stays
-    pub(super) fn new(
-        session: SessionRef,
-        request: Q,
-        waiting: Option<Box<WaitingPacket>>,
-    ) -> Self {
+    pub(super) fn new(session: SessionRef, request: Q, waiting: Option<WaitingPacket>) -> Self {
         Self { session, request, answer: None, waiting }
     }
 }

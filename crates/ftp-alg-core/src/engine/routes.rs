@@ -128,7 +128,7 @@ impl Engine {
         effects.waiting_bytes.extend_from_slice(bytes);
         let bytes = start..effects.waiting_bytes.len();
         let waiting = WaitingPacket { token, meta, bytes, line: None, attempt: None };
-        effects.route_lookups.push(KernelRequest::new(session, lookup, Some(Box::new(waiting))));
+        effects.route_lookups.push(KernelRequest::new(session, lookup, Some(waiting)));
     }
 
     /// Takes the kernel's answer to a route lookup.
@@ -158,7 +158,7 @@ impl Engine {
             }
             return;
         };
-        let WaitingPacket { token, meta, bytes, .. } = *waiting;
+        let WaitingPacket { token, meta, bytes, .. } = waiting;
         let packet = QueuedPacket { token, meta, bytes: &packets[bytes] };
         self.resume(now, session, Some((packet, None)), effects);
     }

@@ -18,4 +18,4 @@ pub use announcement::{Announcement, AnnouncementKind, MalformedAnnouncement};
 pub use command::{Command, Verb};
 pub use padding::Padding;
 pub use reply::{Reply, ReplyTracker};
-pub use text::Text;
+pub use text::{Text, has_lf};

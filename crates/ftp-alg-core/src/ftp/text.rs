@@ -153,29 +153,48 @@ pub(super) fn has_control_bytes(line: &[u8]) -> bool {
         [text @ .., b'\r', b'\n'] | [text @ .., b'\r' | b'\n'] => text,
         text => text,
     };
-    // Without stopping at the first, because most lines have none. The last word may overlap the one before.
-    if let Some(last) = text.last_chunk() {
-        let words = text.as_chunks().0.iter();
-        words.fold(control_bytes(last), |found, word| found | control_bytes(word)) != 0
-    } else if let (Some([a, b, c, d]), Some([e, f, g, h])) = (text.first_chunk(), text.last_chunk())
+    any_byte(text, control_bytes, is_control)
+}
+
+/// Whether `bytes` contain LF.
+#[inline]
+pub fn has_lf(bytes: &[u8]) -> bool {
+    any_byte(bytes, |word| bytes_equal(word, b'\n'), |byte| byte == b'\n')
+}
+
+/// Whether one of `bytes` is wanted, of which `in_word` returns a bit for each of eight. It does not stop at the first,
+/// because most lines have none.
+#[inline(always)]
+fn any_byte(bytes: &[u8], in_word: impl Fn(u64) -> u64, is_wanted: impl Fn(u8) -> bool) -> bool {
+    let wanted = |word: &[u8; 8]| in_word(u64::from_ne_bytes(*word));
+    if let Some(last) = bytes.last_chunk() {
+        // It may overlap the word before.
+        bytes.as_chunks().0.iter().fold(wanted(last), |found, word| found | wanted(word)) != 0
+    } else if let (Some([a, b, c, d]), Some([e, f, g, h])) =
+        (bytes.first_chunk(), bytes.last_chunk())
     {
-        control_bytes(&[*a, *b, *c, *d, *e, *f, *g, *h]) != 0
+        wanted(&[*a, *b, *c, *d, *e, *f, *g, *h]) != 0
     } else {
-        text.iter().any(|byte| is_control(*byte))
+        bytes.iter().any(|byte| is_wanted(*byte))
     }
 }
 
-/// Not 0 if one of the bytes is a [control byte](is_control).
+const ONES: u64 = u64::MAX / 0xff;
+const HIGHEST_BITS: u64 = ONES << 7;
+
+/// A bit is set if one of the eight bytes of `word` is a [control byte](is_control).
 #[inline]
-fn control_bytes(bytes: &[u8; 8]) -> u64 {
-    let word = u64::from_ne_bytes(*bytes);
-    const ONES: u64 = u64::MAX / 0xff;
-    const HIGHEST_BITS: u64 = ONES << 7;
-    let has_zero = |word: u64| word.wrapping_sub(ONES) & !word & HIGHEST_BITS;
-    let has = |byte: u8| has_zero(word ^ (ONES * u64::from(byte)));
+fn control_bytes(word: u64) -> u64 {
     // The four highest bits are set.
     let telnet = word & word << 1 & word << 2 & word << 3 & HIGHEST_BITS;
-    has(0) | has(b'\r') | has(b'\n') | telnet
+    bytes_equal(word, 0) | bytes_equal(word, b'\r') | bytes_equal(word, b'\n') | telnet
+}
+
+/// A bit is set if one of the eight bytes of `word` is `byte`.
+#[inline]
+fn bytes_equal(word: u64, byte: u8) -> u64 {
+    let word = word ^ (ONES * u64::from(byte));
+    word.wrapping_sub(ONES) & !word & HIGHEST_BITS
 }
 
 fn is_graphic(byte: Option<&u8>) -> bool {

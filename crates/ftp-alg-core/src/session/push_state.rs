@@ -18,7 +18,10 @@
 //! server may send as much, whatever the scale. An honest client does not notice: its window is larger than a reply, or
 //! the server retransmits what did not fit.
 
-use crate::packet::{Packet, flags};
+use crate::{
+    ftp::has_lf,
+    packet::{Packet, flags},
+};
 
 use super::{Dialogue, Session, Side, direction::Direction};
 
@@ -83,10 +86,9 @@ impl Session {
             return None;
         }
         let line = payload.strip_suffix(b"\r\n").unwrap_or(payload);
-        let has_lf = || line.iter().fold(false, |found, byte| found | (*byte == b'\n'));
         let shows_missed = || self.server.space.is_all_seen(packet.ack()) == Some(false);
         let is_required = self.dialogue.is_ambiguous() || self.dialogue.has_pending_commands();
-        if !(is_required || has_lf() || shows_missed()) {
+        if !(is_required || has_lf(line) || shows_missed()) {
             return None;
         }
         let window = packet.window();
