@@ -15,7 +15,7 @@ const LOGIN: usize = 6;
 
 /// Hands an engine `count` times the counted packets of a `kind`, by [`counted`], in batches of `size`.
 ///
-/// Kinds with several lines use `size` connections, so that a batch has the same packet of each connection.
+/// Each `PORT` announces another port, as clients do. Kinds with several lines use `size` connections, so that a batch has the same packet of each connection.
 pub fn run(kind: &str, count: usize, size: usize) {
     let script = |lines: &[(&'static str, bool)], times: usize, counted: usize| {
         let line =
@@ -37,7 +37,11 @@ pub fn run(kind: &str, count: usize, size: usize) {
         .map(|at| {
             let mut conversation =
                 Conversation::logged_in(&format!("192.168.150.80:{}", 1035 + at));
-            lines.iter().for_each(|(line, server, _)| conversation.send_line(line, *server));
+            for (number, (line, server, _)) in lines.iter().enumerate() {
+                let port = at * lines.len() + number;
+                let port = format!("{},{}", 10 + port / 156 % 90, 100 + port % 156);
+                conversation.send_line(&line.replace("14,178", &port), *server);
+            }
             conversation
         })
         .collect();

@@ -54,8 +54,11 @@ impl SharedState {
                 remaining_seconds: remaining.as_secs(),
             })
         };
+        let now = Instant::now();
         let rows = |shard: &Shard| {
-            lock(&shard.engine).sessions.list_pinholes().filter_map(row).collect::<Vec<_>>()
+            let sessions = &lock(&shard.engine).sessions;
+            let listed = sessions.list_pinholes().chain(sessions.list_ended_pinholes(now));
+            listed.filter_map(row).collect::<Vec<_>>()
         };
         self.shards.iter().flat_map(rows).collect()
     }

@@ -119,11 +119,8 @@ impl Connection<'_> {
             }
             (Ok(_), None) => Err(NotOpened::Ignore("nothing was announced".into())),
         };
-        match plan.and_then(|plan| self.reserve_pinhole(announced, plan)) {
-            Ok(reserved) => {
-                *attempt = reserved;
-                AnnouncementOutcome::NeedsKernel
-            }
+        match plan.and_then(|plan| self.reserve_pinhole(announced, plan, attempt)) {
+            Ok(()) => AnnouncementOutcome::NeedsKernel,
             Err(not_opened) => {
                 AnnouncementOutcome::Decided(self.record_decision(announced, Err(not_opened)))
             }
@@ -358,12 +355,14 @@ impl Connection<'_> {
         Ok(Some(plan))
     }
 
-    /// Reserves the pinhole of `plan`; `None` if the kernel must first be asked which of the client's are consumed.
+    /// Reserves the pinhole of `plan`, and stores it in `attempt`. Stores none if the kernel must first be asked which of
+    /// the client's are consumed.
     fn reserve_pinhole(
         &mut self,
         announced: &AnnouncedLine,
         plan: PinholePlan,
-    ) -> Result<Option<Attempt>, NotOpened> {
+        attempt: &mut Option<Attempt>,
+    ) -> Result<(), NotOpened> {
         let PinholePlan { pinhole, announced_address, replaced_foreign } = plan;
         let room = self.room_for_port(announced, announced_address);
         let Some(translation) = self.control.translation() else {
@@ -372,21 +371,20 @@ impl Connection<'_> {
         let format =
             PortFormat { kind: announced.kind, room, padding: self.allowed_padding(announced) };
         let closed = &mut self.effects.closed_before_opening;
-        self.pinholes.close_ended_of(self.index);
-        let proposed =
-            self.pinholes.propose(self.now, self.policy, translation, format, pinhole, closed);
+        let at = (self.now, self.index);
+        let proposed = self.pinholes.propose(at, self.policy, translation, format, pinhole, closed);
         // Otherwise the BPF program would still use the port.
         self.pinholes.take_fast_path_closings(&mut self.effects.fast_path_closings);
         match proposed {
             Ok(proposal) => {
                 let policy_changes = self.pinholes.policy_changes;
-                let attempt =
-                    Attempt { proposal, announced_address, replaced_foreign, policy_changes };
-                Ok(Some(attempt))
+                *attempt =
+                    Some(Attempt { proposal, announced_address, replaced_foreign, policy_changes });
+                Ok(())
             }
             Err(OpenError::Limit(_)) if self.pinholes.may_look_for_consumed(self.now) => {
                 self.effects.looks_for_consumed = true;
-                Ok(None)
+                Ok(())
             }
             Err(error) => Err(self.refusal(&error)),
         }

@@ -66,7 +66,7 @@ impl Engine {
                 self.offer_to_fast_path(session.index, effects);
             }
         }
-        let Some(waiting) = kernel_request.waiting.take() else {
+        if kernel_request.waiting.is_none() {
             // Without it, nothing is injected, and the connection is not handed over.
             if let Err(error @ (KernelError::System { .. } | KernelError::Full { .. })) = &found {
                 let Lookup { client, server } = kernel_request.request;
@@ -75,7 +75,7 @@ impl Engine {
                 effects.events.push(Event { session: session.id, client, server, kind });
             }
             return;
-        };
+        }
         let decide = |connection: &mut Connection<'_>, announced: &_, attempt: &mut _| match &found
         {
             Ok(_) => connection.decide_announcement(announced, attempt),
@@ -83,7 +83,14 @@ impl Engine {
                 AnnouncementOutcome::Decided(connection.decide_untranslated(announced, error))
             }
         };
-        self.resume_announcement(now, session, waiting, packets, effects, decide);
+        self.resume_announcement(
+            now,
+            session,
+            &mut kernel_request.waiting,
+            packets,
+            effects,
+            decide,
+        );
     }
 
     fn handle_opening(
@@ -95,12 +102,12 @@ impl Engine {
     ) {
         let session = kernel_request.session;
         let answer = kernel_request.answer.take().unwrap_or(Err(KernelError::Unknown));
-        let Some(waiting) = kernel_request.waiting.take() else { return };
+        let waiting = &mut kernel_request.waiting;
         if self.sessions.table.get_session(session.index, session.id).is_none() {
             // The session was removed meanwhile.
             let (pinholes, closings) =
                 (&mut self.sessions.pinholes, &mut effects.pinholes_to_close);
-            match &waiting.attempt {
+            match waiting.as_ref().and_then(|waiting| waiting.attempt.as_ref()) {
                 Some(Attempt { proposal, .. }) if answer.is_ok() => {
                     pinholes.release_unwanted(proposal, closings);
                 }
@@ -121,7 +128,7 @@ impl Engine {
         &mut self,
         now: Instant,
         session: SessionRef,
-        mut waiting: WaitingPacket,
+        waiting: &mut Option<WaitingPacket>,
         packets: &[u8],
         effects: &mut Effects,
         decide: impl FnOnce(
@@ -130,8 +137,8 @@ impl Engine {
             &mut Option<Attempt>,
         ) -> AnnouncementOutcome,
     ) {
-        let WaitingPacket { token, meta, ref bytes, ref line, ref mut attempt } = waiting;
-        let packet = QueuedPacket { token, meta, bytes: &packets[bytes.clone()] };
+        let Some(WaitingPacket { token, meta, bytes, line, attempt }) = waiting else { return };
+        let packet = QueuedPacket { token: *token, meta: *meta, bytes: &packets[bytes.clone()] };
         let outcome = match line.as_ref().map(|line| &line.request) {
             Some(DecisionRequest::Announcement(announced)) => {
                 self.with_connection(now, session, effects, |c| decide(c, announced, attempt))
@@ -140,12 +147,14 @@ impl Engine {
         };
         let answer = match outcome {
             Some(AnnouncementOutcome::Decided(verdict)) => {
-                waiting.line.map(|line| (line, DecisionAnswer::Verdict(verdict)))
+                line.take().map(|line| (line, DecisionAnswer::Verdict(verdict)))
             }
             Some(AnnouncementOutcome::NeedsKernel) => {
                 let request_again = |c: &mut Connection<'_>| {
                     c.control.end_request();
-                    c.request(packet.bytes, waiting);
+                    if let Some(line) = line.take() {
+                        c.request(&packet, line, attempt.take());
+                    }
                 };
                 return self.with_connection(now, session, effects, request_again).unwrap_or(());
             }

@@ -66,10 +66,10 @@ impl ClientCounts {
         Ok(())
     }
 
-    /// Counts a pinhole that the BPF program may open for `client`.
-    pub(super) fn add_grant(&mut self, client: IpAddr) {
-        self.add_open(client);
-        self.add_held(client);
+    /// Counts an open pinhole of `client`, or one that the BPF program may open for it.
+    pub(super) fn add(&mut self, client: IpAddr) {
+        let count = self.0.entry(client).or_default();
+        (count.open, count.held) = (count.open + 1, count.held + 1);
     }
 
     pub(super) fn remove_grant(&mut self, client: IpAddr) {

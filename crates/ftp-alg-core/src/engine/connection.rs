@@ -5,13 +5,14 @@ use std::time::Instant;
 
 use super::{
     Counters, Effects, EventKind, KernelError, Lookup, Pinhole, QueueMode, QueueModeChange,
+    QueuedPacket,
     control::{Control, Timestamp},
     effects::{KernelRequest, Purpose, SessionRef, WaitingPacket},
-    pinholes::PinholeTable,
+    pinholes::{Attempt, PinholeTable},
 };
 use crate::{
     policy::Policy,
-    session::{DecisionRequest, DialogueEvent, RefusedLine, SessionLimit},
+    session::{DecisionRequest, DialogueEvent, PendingLine, RefusedLine, SessionLimit},
 };
 
 /// A connection, with the shared state that decisions need.
@@ -170,26 +171,35 @@ impl Connection<'_> {
         self.effects.mode_changes.push(kernel_request);
     }
 
-    /// Requests what the packet of these `bytes` is `waiting` for: a pinhole, the translation, or the queue mode that a
-    /// sequence adjustment needs.
-    pub fn request(&mut self, bytes: &[u8], mut waiting: WaitingPacket) {
-        let start = self.effects.waiting_bytes.len();
-        self.effects.waiting_bytes.extend_from_slice(bytes);
-        waiting.bytes = start..self.effects.waiting_bytes.len();
+    /// Requests what this packet waits for, whose `line` needs a decision: the pinhole of `attempt`, the translation, or
+    /// the queue mode that a sequence adjustment needs.
+    pub fn request(
+        &mut self,
+        packet: &QueuedPacket<'_>,
+        line: PendingLine,
+        attempt: Option<Attempt>,
+    ) {
         self.control.begin_request();
         let session = self.session();
-        let request = waiting.line.as_ref().map(|line| &line.request);
-        if matches!(request, Some(DecisionRequest::AdjustSequence)) {
+        let bytes = self.effects.store_waiting(packet.bytes);
+        let QueuedPacket { token, meta, .. } = *packet;
+        // Built where it stays.
+        let waiting =
+            |line, attempt| Some(WaitingPacket { token, meta, bytes, line: Some(line), attempt });
+        if matches!(line.request, DecisionRequest::AdjustSequence) {
             let request = self.mode_change(QueueMode::All);
-            self.effects.mode_changes.push(KernelRequest::new(session, request, Some(waiting)));
-        } else if let (Some(attempt), Some(control)) =
-            (&waiting.attempt, self.control.translation())
+            let waiting = waiting(line, attempt);
+            self.effects.mode_changes.push(KernelRequest::new(session, request, waiting));
+        } else if let (Some(Attempt { proposal, .. }), Some(control)) =
+            (&attempt, self.control.translation())
         {
-            let request = attempt.proposal.opening(control);
-            self.effects.openings.push(KernelRequest::new(session, request, Some(waiting)));
+            let request = proposal.opening(control);
+            let waiting = waiting(line, attempt);
+            self.effects.openings.push(KernelRequest::new(session, request, waiting));
         } else {
             let request = self.endpoints();
-            self.effects.lookups.push(KernelRequest::new(session, request, Some(waiting)));
+            let waiting = waiting(line, attempt);
+            self.effects.lookups.push(KernelRequest::new(session, request, waiting));
         }
     }
 

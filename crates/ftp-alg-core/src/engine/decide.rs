@@ -7,7 +7,7 @@ use super::{
     announcement::AnnouncementOutcome,
     client_shares::should_count,
     connection::Connection,
-    effects::{Released, SessionRef, WaitingPacket},
+    effects::{Released, SessionRef},
     memory::should_count_memory,
     queue_mode::{acknowledge, send_trailing_segment, wanted_queue_mode},
     resegment::resegment,
@@ -351,10 +351,7 @@ fn decide_lines(
                 inspection.answer = Some((request, DecisionAnswer::Verdict(verdict)));
             }
             AnnouncementOutcome::NeedsKernel => {
-                let QueuedPacket { token, meta, bytes } = *queued;
-                let waiting =
-                    WaitingPacket { token, meta, bytes: 0..0, line: Some(request), attempt };
-                connection.request(bytes, waiting);
+                connection.request(queued, request, attempt);
                 return false;
             }
         }

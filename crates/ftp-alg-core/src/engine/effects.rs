@@ -114,7 +114,7 @@ pub(super) struct WaitingPacket {
     /// Position of its bytes in [`Effects::waiting_bytes`].
     pub(super) bytes: Range<usize>,
     /// The line that needs a decision.
-    pub(super) line: Option<Box<PendingLine>>,
+    pub(super) line: Option<PendingLine>,
     /// The reserved pinhole, if the request is to open one.
     pub(super) attempt: Option<Attempt>,
 }
@@ -258,6 +258,13 @@ impl Effects {
     pub(super) fn activate(&mut self, registry: &PinholeRegistry) {
         self.is_active = true;
         self.registry.share_with(registry);
+    }
+
+    /// Stores the bytes of a packet that waits. Returns their position.
+    pub(super) fn store_waiting(&mut self, bytes: &[u8]) -> Range<usize> {
+        let start = self.waiting_bytes.len();
+        self.waiting_bytes.extend_from_slice(bytes);
+        start..self.waiting_bytes.len()
     }
 
     /// Whether the kernel must answer requests before anything else is done.

@@ -53,11 +53,26 @@ impl EndedPinholes {
         self.close_if(to_close, |ended| ended.until <= now);
     }
 
-    /// As [`close_due`](Self::close_due), and the oldest if there are many, because a pinhole is opened.
-    pub(super) fn close_for_opening(&mut self, now: Instant, to_close: &mut Vec<HeldPinhole>) {
-        self.close_due(now, to_close);
+    /// Moves those to `to_close` whose time has passed, those of the session `owner`, and the oldest if there are many,
+    /// because a pinhole of the session is opened. Returns how many of `client` stay.
+    pub(super) fn close_for_opening(
+        &mut self,
+        now: Instant,
+        (owner, client): (u32, IpAddr),
+        to_close: &mut Vec<HeldPinhole>,
+    ) -> usize {
+        let mut of_client = 0;
+        self.close_if(to_close, |ended| {
+            let is_due = ended.until <= now || ended.owner == owner;
+            of_client += usize::from(!is_due && ended.held.client == client);
+            is_due
+        });
         let surplus = self.0.len().saturating_sub(MAX_AFTER_OPENING);
-        to_close.extend(self.0.drain(..surplus).map(|ended| ended.held));
+        for EndedPinhole { held, .. } in self.0.drain(..surplus) {
+            of_client -= usize::from(held.client == client);
+            to_close.push(held);
+        }
+        of_client
     }
 
     /// Moves those of the session `owner` to `to_close`.
@@ -82,15 +97,15 @@ impl EndedPinholes {
         to_close.extend(self.0.drain(..).map(|ended| ended.held));
     }
 
-    /// Number of pinholes that count for `client`.
-    pub(super) fn count_of(&self, client: IpAddr) -> usize {
-        self.0.iter().filter(|ended| ended.held.client == client).count()
+    /// Those that may be open, with the sessions that announced them.
+    pub(super) fn open_at(&self, now: Instant) -> impl Iterator<Item = (u32, &HeldPinhole)> {
+        self.0.iter().filter(move |ended| ended.until > now).map(|ended| (ended.owner, &ended.held))
     }
 
     fn close_if(
         &mut self,
         to_close: &mut Vec<HeldPinhole>,
-        is_due: impl Fn(&EndedPinhole) -> bool,
+        mut is_due: impl FnMut(&EndedPinhole) -> bool,
     ) {
         let mut at = 0;
         while let Some(ended) = self.0.get(at) {

@@ -60,4 +60,12 @@ impl Sessions {
             })
         })
     }
+
+    /// The pinholes whose transfers have ended, and that may be open: for these, only the kernel knows.
+    pub fn list_ended_pinholes(&self, now: Instant) -> impl Iterator<Item = PinholeInfo> {
+        self.pinholes.ended(now).filter_map(|(owner, held)| {
+            let session = self.table.get(owner)?.control.id;
+            Some(PinholeInfo { session, pinhole: held.pinhole, kind: held.kind })
+        })
+    }
 }

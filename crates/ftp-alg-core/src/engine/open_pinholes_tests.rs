@@ -152,6 +152,12 @@ impl Conversation {
         talk
     }
 
+    /// Whether this pinhole of an ended transfer is listed.
+    fn lists_ended(&self, port: u16) -> bool {
+        let mut ended = self.gateway.engine.sessions.list_ended_pinholes(self.now);
+        ended.any(|info| info.pinhole.arrival.port() == port)
+    }
+
     fn has_open(&self, port: u16) -> bool {
         self.gateway.kernel.open.iter().any(|pinhole| pinhole.arrival.port() == port)
     }
@@ -183,9 +189,9 @@ fn an_unused_pinhole_outlives_the_last_reply_for_a_while() {
         assert!(talk.has_open(40_001), "{port}");
     }
     talk.wait(7);
-    assert!(talk.has_open(40_001));
+    assert!(talk.has_open(40_001) && talk.lists_ended(40_001));
     talk.wait(1);
-    assert!(!talk.has_open(40_001));
+    assert!(!talk.has_open(40_001) && !talk.lists_ended(40_001));
 }
 
 #[test]

@@ -20,7 +20,7 @@ use super::{
     handover::FastPathPinhole,
     held_pinhole::{HeldPinhole, PinholeRecord},
     registry::{PinholeClosing, PinholeRegistry, RegistryState},
-    registry_entry::{RegistryEntry, Reopening},
+    registry_entry::{RegistryEntry, Reopening, ReplacedEntry},
 };
 use crate::{
     ftp::{AnnouncementKind, Padding},
@@ -38,8 +38,8 @@ pub struct Proposal {
     serial: u64,
     /// The candidate ports, and how many were tried.
     candidates: PortCandidates,
-    /// The entry with the same endpoints that this one replaces, which is rare.
-    replaced: Option<Box<RegistryEntry>>,
+    /// The entry with the same endpoints that this one replaces.
+    replaced: Option<ReplacedEntry>,
 }
 
 /// A pinhole that the kernel was requested to open.
@@ -63,7 +63,7 @@ impl Proposal {
 
     fn withdraw(&self, state: &mut RegistryState, closed: &mut Vec<PinholeClosing>) {
         let Self { pinhole, client, serial, ref replaced, .. } = *self;
-        closed.extend(state.withdraw(pinhole, serial, client, replaced.as_deref().copied()));
+        closed.extend(state.withdraw(pinhole, serial, client, replaced.as_ref()));
     }
 }
 
@@ -151,13 +151,13 @@ impl PinholeTable {
         }
     }
 
-    /// Reserves an external port for `wanted`. It differs from the announced port if that is taken, or does not fill
+    /// Reserves an external port for `wanted` of the session `owner`. It differs from the announced port if that is taken, or does not fill
     /// the room of `format`: an announcement that keeps its length changes no sequence numbers. Pinholes that must be
     /// closed before this one opens, or may be closed with it, are added to `closed` or to the [closings of the BPF
     /// program](Self::take_fast_path_closings).
     pub fn propose(
         &mut self,
-        now: Instant,
+        (now, owner): (Instant, u32),
         policy: &Policy,
         control: &Translation,
         format: PortFormat,
@@ -171,13 +171,12 @@ impl PinholeTable {
             true => policy.port_set(control.client_external.port()),
             false => None,
         };
-        let (limit, ended) = (policy.max_pinholes_per_client, self.ended.count_of(client));
+        let limit = policy.max_pinholes_per_client;
+        let ended = self.ended.close_for_opening(now, (owner, client), &mut self.to_close);
         let is_scarce =
             ended > 0 && state.check(client, limit.saturating_sub(ended), self.capacity).is_err();
         if set.is_some() || is_scarce {
             self.ended.close_all(&mut self.to_close);
-        } else {
-            self.ended.close_for_opening(now, &mut self.to_close);
         }
         settle(&mut self.to_close, &mut state, closed, &mut self.fast_path_closings);
         state.check(client, limit, self.capacity)?;
@@ -262,7 +261,7 @@ impl PinholeTable {
         let limit = max_open(policy.max_pinholes_per_client, self.capacity) / 2;
         let is_granted = limit > 0 && state.check(client, limit, self.capacity).is_ok();
         if is_granted {
-            state.clients.add_grant(client);
+            state.clients.add(client);
         }
         is_granted
     }
@@ -297,7 +296,7 @@ impl PinholeTable {
 
     /// Counts a grant that was made before a restart.
     pub fn recount_fast_path_grant(&mut self, client: IpAddr) {
-        self.registry.lock().clients.add_grant(client_key(client));
+        self.registry.lock().clients.add(client_key(client));
     }
 
     /// Takes back the grant of one pinhole for `client`. If one of `held` is open by it, that counts itself now.
@@ -424,6 +423,12 @@ impl PinholeTable {
         closed.append(&mut self.registry.lock().take_failed_closings());
     }
 
+    /// The pinholes that have outlived their transfers and may be open, with the sessions that announced them.
+    pub fn ended(&self, now: Instant) -> impl Iterator<Item = (u32, &HeldPinhole)> {
+        let is_own = |held: &HeldPinhole| self.registry.lock().has(&held.pinhole, held.serial);
+        self.ended.open_at(now).filter(move |(_, held)| is_own(held))
+    }
+
     /// Closes pinholes that have outlived their transfers for long enough.
     pub fn close_due(&mut self, now: Instant) {
         self.ended.close_due(now, &mut self.to_close);
@@ -545,7 +550,8 @@ fn reserve(
         let reopening =
             Reopening::new(control, !proposal.kind.is_active(), now + proposal.lifetime);
         let (serial, replaced) = state.insert(proposal.pinhole, proposal.client, Some(reopening));
-        (proposal.serial, proposal.replaced) = (serial, replaced.map(Box::new));
+        proposal.serial = serial;
+        proposal.replaced = replaced.as_ref().map(ReplacedEntry::new);
         if let Some(RegistryEntry { pinhole, fast_path, .. }) = replaced {
             // Announced again, or not closed yet.
             closed.push(PinholeClosing::new(pinhole, serial));

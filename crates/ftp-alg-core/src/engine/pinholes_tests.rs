@@ -22,7 +22,7 @@ fn propose(
     let mut closed = Vec::new();
     let policy = Policy::default();
     let proposal = table.propose(
-        Instant::now(),
+        (Instant::now(), 0),
         &policy,
         &control,
         PortFormat { kind: AnnouncementKind::Port, room: None, padding: Padding::None },
@@ -153,7 +153,7 @@ fn an_end_keeps_to_the_external_port_that_it_had_last() {
             let format = PortFormat { kind: AnnouncementKind::Port, room, padding: Padding::None };
             let (policy, mut closed) = (Policy::default(), Vec::new());
             let proposal = shard
-                .propose(Instant::now(), &policy, &control, format, pinhole, &mut closed)
+                .propose((Instant::now(), 0), &policy, &control, format, pinhole, &mut closed)
                 .unwrap();
             shard.registry.update_kernel(closed.into_iter(), |_| Ok::<_, ()>(())).unwrap();
             shard.hold_opened(Instant::now(), 1, &proposal)
@@ -193,7 +193,7 @@ fn a_source_translation_stays_while_another_pinhole_uses_it() {
         let form =
             PortFormat { kind: AnnouncementKind::Port, room: None, padding: Padding::Blanks };
         let proposal = table
-            .propose(Instant::now(), &policy, &control, form, pinhole, &mut Vec::new())
+            .propose((Instant::now(), 0), &policy, &control, form, pinhole, &mut Vec::new())
             .unwrap();
         table.hold_opened(Instant::now(), 1, &proposal)
     };

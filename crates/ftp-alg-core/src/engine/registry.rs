@@ -20,7 +20,7 @@ use super::{
     KernelError, Opening, Pinhole, Renewal,
     client_counts::{ClientCounts, OpenError},
     handover::FastPathPinhole,
-    registry_entry::{RegistryEntry, Reopening},
+    registry_entry::{RegistryEntry, Reopening, ReplacedEntry},
 };
 
 /// How many targets with another external port are remembered.
@@ -28,6 +28,9 @@ const MAX_DISPLACED: usize = 4096;
 
 /// Time between two looks for consumed pinholes, for each pinhole that there is. So they take a small part of the time.
 const LOOK_INTERVAL: Duration = Duration::from_micros(1);
+
+/// Number of closings for which an update of the kernel keeps room for the next one.
+const RETAINED_CLOSINGS: usize = 1024;
 
 /// How often a closing that failed is tried again, once a second. Then the pinhole stays until it expires.
 const CLOSING_RETRIES: u32 = 10;
@@ -40,7 +43,24 @@ pub struct PinholeRegistry(Arc<RegistryLocks>);
 struct RegistryLocks {
     state: Mutex<RegistryState>,
     /// Held while the kernel is updated. Locked before any other lock.
-    updating: Mutex<()>,
+    updating: Mutex<DueClosings>,
+}
+
+/// The closings of the last update of the kernel. The next one reuses the allocations.
+#[derive(Default)]
+struct DueClosings {
+    closings: Vec<PinholeClosing>,
+    /// The pinhole of each.
+    pinholes: Vec<Pinhole>,
+}
+
+impl DueClosings {
+    fn clear(&mut self) {
+        self.closings.clear();
+        self.closings.shrink_to(RETAINED_CLOSINGS);
+        self.pinholes.clear();
+        self.pinholes.shrink_to(RETAINED_CLOSINGS);
+    }
 }
 
 /// A pinhole to close, unless its entry was taken over.
@@ -112,10 +132,16 @@ impl PinholeRegistry {
         refused: impl Iterator<Item = Opening>,
         update: impl FnOnce(&[Pinhole], &[Opening]) -> Result<T, E>,
     ) -> Result<T, E> {
-        let _updating = lock(&self.0.updating);
+        let mut updating = lock(&self.0.updating);
+        let due = &mut *updating;
+        due.clear();
         let mut state = self.lock();
-        let due = |closing| Some((closing, state.take_due(closing)?));
-        let (closings, due): (Vec<_>, Vec<_>) = closings.filter_map(due).unzip();
+        for closing in closings {
+            if let Some(pinhole) = state.take_due(closing) {
+                due.closings.push(closing);
+                due.pinholes.push(pinhole);
+            }
+        }
         let mut move_to_rules = |Opening { pinhole, .. }: &Opening| {
             let is_held = |entry: &RegistryEntry| entry.is_held(pinhole);
             state.change_entry(pinhole, is_held, |entry| {
@@ -125,10 +151,10 @@ impl PinholeRegistry {
         };
         let reopened: Vec<_> = refused.filter(&mut move_to_rules).collect();
         drop(state);
-        let updated = update(&due, &reopened);
+        let updated = update(&due.pinholes, &reopened);
         if updated.is_err() {
             let mut state = self.lock();
-            closings.into_iter().for_each(|closing| state.retry(closing));
+            due.closings.iter().for_each(|closing| state.retry(*closing));
         }
         updated
     }
@@ -282,9 +308,22 @@ impl RegistryState {
     ) -> (u64, Option<RegistryEntry>) {
         self.serial += 1;
         let serial = self.serial;
-        self.clients.add_held(client);
-        let entry = RegistryEntry::new(pinhole, serial, client);
-        let before = self.insert_entry(RegistryEntry { reopening, ..entry });
+        let entry = || RegistryEntry { reopening, ..RegistryEntry::new(pinhole, serial, client) };
+        let before = match self.entries.entry(pinhole.ends()) {
+            Entry::Vacant(vacant) => {
+                vacant.insert(entry());
+                self.clients.add(client);
+                self.count_target(&pinhole);
+                None
+            }
+            Entry::Occupied(mut present) => {
+                let entry = entry();
+                let before = std::mem::replace(present.get_mut(), entry);
+                self.clients.add_held(client);
+                self.recount(Some(&before), Some(&entry));
+                Some(before)
+            }
+        };
         (serial, before)
     }
 
@@ -351,6 +390,11 @@ impl RegistryState {
     /// The pinhole with `serial`, if it is the present entry.
     fn own_entry(&self, pinhole: &Pinhole, serial: u64) -> Option<&RegistryEntry> {
         self.entries.get(&pinhole.ends()).filter(|entry| entry.serial == serial)
+    }
+
+    /// Whether no other pinhole has replaced the one with `serial`.
+    pub(super) fn has(&self, pinhole: &Pinhole, serial: u64) -> bool {
+        self.own_entry(pinhole, serial).is_some()
     }
 
     /// Whether the kernel may have the pinhole with `serial` open, as far as is known.
@@ -439,6 +483,12 @@ impl RegistryState {
         }
     }
 
+    /// Counts a pinhole that is a new one between its initiator and its target.
+    fn count_target(&mut self, Pinhole { initiator, arrival, target, .. }: &Pinhole) {
+        let same = self.by_target.entry((*initiator, *target)).or_default();
+        *same = SameTarget { count: same.count + 1, arrival: Some(*arrival) };
+    }
+
     /// Withdraws the pinhole with `serial`, which was not opened: the `replaced` entry returns. It must be closed if it
     /// was released, because its owner may have left that to this pinhole.
     pub(super) fn withdraw(
@@ -446,11 +496,11 @@ impl RegistryState {
         pinhole: Pinhole,
         serial: u64,
         client: IpAddr,
-        replaced: Option<RegistryEntry>,
+        replaced: Option<&ReplacedEntry>,
     ) -> Option<PinholeClosing> {
         self.clients.remove_held(client);
         let was_there = self.remove(pinhole, serial);
-        let entry = replaced.filter(|_| was_there)?;
+        let entry = replaced.filter(|_| was_there)?.entry(&pinhole);
         self.insert_entry(entry);
         entry.is_released.then(|| PinholeClosing::new(entry.pinhole, entry.serial))
     }
@@ -479,7 +529,7 @@ impl RegistryState {
     fn take_due(&mut self, closing: PinholeClosing) -> Option<Pinhole> {
         let PinholeClosing { pinhole, serial, .. } = closing;
         let Pinhole { initiator, target, .. } = pinhole;
-        let entry = self.entries.get(&pinhole.ends()).copied();
+        let entry = self.entries.get(&pinhole.ends());
         let is_due = match serial {
             Some(serial) => entry.is_some_and(|entry| entry.serial == serial),
             None => entry.is_none_or(|entry| entry.fast_path.is_some()),
@@ -490,8 +540,8 @@ impl RegistryState {
         let same = self.by_target.get(&(initiator, target));
         let own = entry.filter(|entry| entry.pinhole.target == target);
         let is_shared = same.is_some_and(|same| same.count > u32::from(own.is_some()));
-        if let Some(entry) = entry.filter(|entry| entry.is_released) {
-            self.remove(pinhole, entry.serial);
+        if let Some(serial) = entry.filter(|entry| entry.is_released).map(|entry| entry.serial) {
+            self.remove(pinhole, serial);
         }
         Some(if is_shared { Pinhole { source: initiator, ..pinhole } } else { pinhole })
     }
@@ -505,8 +555,7 @@ impl RegistryState {
             return;
         }
         if let Some(serial) = serial {
-            let entry = RegistryEntry::new(pinhole, serial, pinhole.target.ip()); // counts for nobody
-            self.insert_entry(RegistryEntry { is_released: true, ..entry });
+            self.insert_entry(RegistryEntry::released(pinhole, serial));
         }
         self.failed_closings.push(PinholeClosing { failures: failures + 1, ..closing });
     }

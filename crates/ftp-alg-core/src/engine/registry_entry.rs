@@ -46,6 +46,11 @@ impl RegistryEntry {
         }
     }
 
+    /// One that only the kernel may still have. It counts for nobody.
+    pub(super) fn released(pinhole: Pinhole, serial: u64) -> Self {
+        Self { is_released: true, ..Self::new(pinhole, serial, pinhole.target.ip()) }
+    }
+
     /// Whether it is this pinhole, and a session holds it.
     pub(super) fn is_held(&self, pinhole: &Pinhole) -> bool {
         !self.is_released && self.pinhole == *pinhole
@@ -64,6 +69,32 @@ impl RegistryEntry {
     /// Whether it has opened again, because its data connection was refused.
     pub(super) fn has_reopened(&self) -> bool {
         self.reopening.is_some_and(|reopening| reopening.left < MAX_REOPENINGS)
+    }
+}
+
+/// The entry with the same endpoints that a pinhole replaces until it is opened.
+#[derive(Debug)]
+pub(super) enum ReplacedEntry {
+    /// A released one, which only the kernel may still have.
+    Released { source: IpAddr, serial: u64 },
+    /// One that a session holds, which is rare.
+    Held(Box<RegistryEntry>),
+}
+
+impl ReplacedEntry {
+    pub(super) fn new(entry: &RegistryEntry) -> Self {
+        let RegistryEntry { pinhole: Pinhole { source, .. }, serial, is_released, .. } = *entry;
+        if is_released { Self::Released { source, serial } } else { Self::Held(Box::new(*entry)) }
+    }
+
+    /// The entry, which `pinhole` replaced.
+    pub(super) fn entry(&self, pinhole: &Pinhole) -> RegistryEntry {
+        match *self {
+            Self::Released { source, serial } => {
+                RegistryEntry::released(Pinhole { source, ..*pinhole }, serial)
+            }
+            Self::Held(ref entry) => **entry,
+        }
     }
 }
 

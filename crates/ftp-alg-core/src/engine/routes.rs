@@ -124,9 +124,7 @@ impl Engine {
         {
             control.begin_request();
         }
-        let start = effects.waiting_bytes.len();
-        effects.waiting_bytes.extend_from_slice(bytes);
-        let bytes = start..effects.waiting_bytes.len();
+        let bytes = effects.store_waiting(bytes);
         let waiting = WaitingPacket { token, meta, bytes, line: None, attempt: None };
         effects.route_lookups.push(KernelRequest::new(session, lookup, Some(waiting)));
     }

@@ -132,6 +132,11 @@ impl Table {
     }
 
     /// The entry in slot `index`.
+    pub fn get(&self, index: u32) -> Option<&Entry> {
+        self.entries.get(index)
+    }
+
+    /// As [`get`](Self::get), to be changed.
     pub fn get_mut(&mut self, index: u32) -> Option<&mut Entry> {
         self.entries.get_mut(index)?.as_mut()
     }

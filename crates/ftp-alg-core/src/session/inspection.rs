@@ -77,9 +77,9 @@ pub struct PendingLine {
 
 impl PendingLine {
     /// A line that was just read.
-    pub(super) fn new(request: DecisionRequest, continuation: Continuation) -> Box<Self> {
+    pub(super) fn new(request: DecisionRequest, continuation: Continuation) -> Self {
         let (dialogue, effect, events) = (Dialogue::default(), ReadEffect::Nothing, Vec::new());
-        Box::new(Self { request, seq: Seq(0), continuation, dialogue, effect, events })
+        Self { request, seq: Seq(0), continuation, dialogue, effect, events }
     }
 }
 
@@ -212,7 +212,7 @@ fn escape_and_cut(text: &[u8]) -> String {
 }
 
 /// A pending line and the answer to its request.
-pub type AnsweredLine = (Box<PendingLine>, DecisionAnswer);
+pub type AnsweredLine = (PendingLine, DecisionAnswer);
 
 /// One pass over a packet's payload: the session's input, and what it finds.
 #[derive(Debug, Default)]
@@ -226,7 +226,7 @@ pub struct Inspection {
     /// The events found, in order.
     pub events: Vec<DialogueEvent>,
     /// The line that needs a decision. Nothing after it is read before the decision.
-    pub pending: Option<Box<PendingLine>>,
+    pub pending: Option<PendingLine>,
 }
 
 impl Inspection {

@@ -24,7 +24,7 @@ pub enum LineRead {
     /// The line was read and is delivered with this edit.
     Done(LineEdit),
     /// Reading continues after a decision.
-    NeedsDecision(Box<PendingLine>),
+    NeedsDecision(PendingLine),
 }
 
 /// Reads a complete line of the client. `delivered` bytes of it have been forwarded.

@@ -137,7 +137,7 @@ impl DirectionReader<'_> {
             None => None, // without copying what is not there
             Some(_) => answer.take().filter(|(request, _)| request.seq == seq),
         };
-        let resumed = answered.as_mut().map(|(request, _)| &mut **request);
+        let resumed = answered.as_mut().map(|(request, _)| request);
         let before = self.snapshot(chunk, text.is_some(), resumed);
         let is_ambiguous = is_client && self.ends_ambiguously(seq, chunk);
         let may_replace = !self.direction.space.map.is_half_full();
@@ -216,7 +216,7 @@ impl DirectionReader<'_> {
     }
 
     /// A line needs a decision: restores the snapshot and stores the line as pending.
-    fn suspend_line(&mut self, mut request: Box<PendingLine>, before: Snapshot) {
+    fn suspend_line(&mut self, mut request: PendingLine, before: Snapshot) {
         request.dialogue = std::mem::replace(self.dialogue, before.dialogue);
         self.direction.set_urgent(before.pointer);
         self.direction.truncate_line(before.line);
