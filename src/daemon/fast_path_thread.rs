@@ -132,9 +132,11 @@ impl FastPathReader {
             _ => held.contains(&FastPathPinhole { flow, line }),
         })?;
         for shard in &shared.shards {
+            let sessions = &lock(&shard.engine).sessions;
             // The program may already have the same pinhole open. It is then the same session's.
-            let of_rules: Vec<_> = lock(&shard.engine).sessions.rule_pinholes().collect();
-            of_rules.iter().for_each(|pinhole| _ = self.flows.reserve_pinhole(pinhole));
+            sessions.rule_pinholes().for_each(|pinhole| _ = self.flows.reserve_pinhole(&pinhole));
+            let open = sessions.missing_pinholes(Instant::now(), |_| true);
+            open.for_each(|opening| self.flows.record_rules_pinhole(&opening));
         }
         Ok(())
     }

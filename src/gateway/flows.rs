@@ -60,6 +60,9 @@ struct Ipv4Endpoints {
     server_external: SocketAddrV4,
 }
 
+/// How long the rules may need to open a pinhole.
+const OPENING_TIME: Duration = Duration::from_secs(1);
+
 const NOT_HANDED_OVER: &str = "cannot hand a connection over";
 
 impl FastPathFlows {
@@ -274,6 +277,19 @@ impl FastPathFlows {
             self.record_failure("cannot reserve a pinhole", &error);
             false
         })
+    }
+
+    /// Has the program remember the SYN that a pinhole of the rules admits, as long as that one is open. Called before
+    /// the rules have the pinhole.
+    pub fn record_rules_pinhole(&self, opening: &Opening) {
+        let Opening { pinhole, lifetime, .. } = opening;
+        if let (IpAddr::V4(initiator), SocketAddr::V4(arrival)) =
+            (pinhole.initiator, pinhole.arrival)
+            && let Err(error) =
+                self.program.record_rules_pinhole(initiator, arrival, *lifetime + OPENING_TIME)
+        {
+            tracing::debug!("cannot record a pinhole of the rules: {error}");
+        }
     }
 
     /// Ends the reservation of a pinhole.

@@ -102,6 +102,13 @@ impl LinuxKernel {
         }
     }
 
+    /// Has the BPF program remember the SYNs that the rules admit by these pinholes.
+    fn record_rules_pinholes(&self, openings: &[Opening]) {
+        if let Some(flows) = &self.flows {
+            openings.iter().for_each(|opening| flows.record_rules_pinhole(opening));
+        }
+    }
+
     /// The open pinholes of the BPF program.
     pub fn list_fast_path_pinholes(&self) -> Result<Vec<OpenPinhole>, GatewayError> {
         let Some(flows) = &self.flows else { return Ok(Vec::new()) };
@@ -124,6 +131,7 @@ impl LinuxKernel {
     ) {
         let (mut outcomes, mut consumed) = (Vec::new(), Vec::new());
         let openings: Vec<_> = moved.iter().map(|(_, opening)| *opening).collect();
+        self.record_rules_pinholes(&openings);
         let opened = match &mut self.backend {
             PinholeBackend::Nftables(pinholes) => pinholes.change(&[], &openings, &mut outcomes),
             // Expectations need a helper, which the connection may not have.
@@ -201,6 +209,7 @@ impl Kernel for LinuxKernel {
             openings.iter().map(|opening| self.check_arrival(&opening.pinhole)).collect();
         let passed = openings.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
         let passed: Vec<_> = passed.map(|(opening, _)| *opening).collect();
+        self.record_rules_pinholes(&passed);
         let mut answers = Vec::with_capacity(passed.len());
         let changed = match &mut self.backend {
             PinholeBackend::Nftables(pinholes) => pinholes.change(closed, &passed, &mut answers),
@@ -232,7 +241,13 @@ impl Kernel for LinuxKernel {
         ) {
             (Some(id), _, Some(flows)) => Ok(flows.renew_pinhole(opening, *id)),
             (Some(_), _, None) => Ok(false),
-            (None, PinholeBackend::Nftables(pinholes), _) => pinholes.renew(opening),
+            (None, PinholeBackend::Nftables(pinholes), flows) => {
+                let renewed = pinholes.renew(opening);
+                if let (Ok(true), Some(flows)) = (&renewed, flows) {
+                    flows.record_rules_pinhole(opening);
+                }
+                renewed
+            }
             (None, PinholeBackend::Conntrack(expectations), _) => expectations.renew(opening),
         };
         renewals.iter().map(&mut renew).collect()

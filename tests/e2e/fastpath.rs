@@ -1,11 +1,11 @@
 //! The fast path with real ends: what recurs is inspected at the interfaces and not queued, and nothing else is
 //! different.
 
-use std::{fs, path::PathBuf, thread, time::Duration};
+use std::{path::PathBuf, thread, time::Duration};
 
 use crate::common::{
     Gateway, connect, executable, fast_load::FastLoad, gated_client, gateway_with, login,
-    names::shell_program, passive_transfer as passive, reply, say, scripted_client,
+    names::shell_program, passive_transfer as passive, pins, reply, say, scripted_client,
     scripted_server, wait_for,
 };
 use ftp_alg_lab::{Daemon, Family, Lab, Topology, scaled_timeout};
@@ -32,7 +32,6 @@ fn count(daemon: &Daemon, name: &str) -> u64 {
     fast_path(daemon)[name].as_u64().unwrap()
 }
 
-/// Directories of pins of the gateway's network namespace, whose number they begin with.
 /// Asserts that most of so many transfers used the fast path. On a busy machine a retransmission hands a connection
 /// back, and its next lines are queued.
 fn assert_most_admitted(daemon: &Daemon, transfers: u64) {
@@ -41,15 +40,6 @@ fn assert_most_admitted(daemon: &Daemon, transfers: u64) {
     let queued = daemon.counter("packets").unwrap();
     // All packets with data of a transfer are about ten.
     assert!(queued < 20 + transfers * 3, "{queued} packets were queued");
-}
-
-fn pins(lab: &Lab) -> usize {
-    const NUMBER: &str = "import socket; own = socket.socket(socket.AF_UNIX); \
-        print('%x-' % int.from_bytes(own.getsockopt(socket.SOL_SOCKET, 71, 8), 'little'))";
-    let number = lab.gateway.run("python3", &["-c", NUMBER]).unwrap().stdout_text();
-    let is_own = |name: &str| name.starts_with(number.trim());
-    let Ok(all) = fs::read_dir("/sys/fs/bpf/ftp-alg") else { return 0 };
-    all.filter(|entry| is_own(entry.as_ref().unwrap().file_name().to_str().unwrap())).count()
 }
 
 /// A transfer in active mode, to a port below 2560 that is written with few digits.
@@ -328,7 +318,7 @@ fn sessions_that_began_with_conntrack_go_on_without_a_program() {
         (&off["state"], &off["why"]),
         (&json!("off"), &json!("back end conntrack: it needs nftables"))
     );
-    assert_eq!(pins(&gateway.lab), 0, "{}", gateway.daemon.log());
+    assert_eq!(pins(&gateway.lab).len(), 0, "{}", gateway.daemon.log());
     assert_eq!(client.release().error, None);
 }
 
@@ -346,7 +336,7 @@ fn a_rule_that_takes_marks_away_keeps_it_off() {
     let off = fast_path(&daemon);
     let why = off["why"].as_str().unwrap();
     assert!(why.contains("in inet own marks overwrites the fast path's packet marks"), "{off}");
-    assert_eq!((&off["state"], pins(&lab)), (&json!("off"), 0));
+    assert_eq!((&off["state"], pins(&lab).len()), (&json!("off"), 0));
     let configuration = daemon.socket().with_file_name("ftp-alg.toml").display().to_string();
     let doctor = daemon.ask(&["doctor", "--config", &configuration]).unwrap().stdout_text();
     assert!(doctor.contains("`meta mark set 0x00000001` in inet own marks"), "{doctor}");
@@ -370,9 +360,9 @@ fn a_clean_stop_leaves_no_program_and_no_pin() {
     let Some(mut gateway) = gateway(Topology::Routed) else { return };
     let links = gateway.lab.gateway.shell("ip -details link show lan").unwrap().stdout_text();
     assert!(count(&gateway.daemon, "lines") == 0, "{links}");
-    assert_eq!(pins(&gateway.lab), 1);
+    assert_eq!(pins(&gateway.lab).len(), 1);
     gateway.daemon.stop().unwrap();
-    assert_eq!(pins(&gateway.lab), 0, "{}", gateway.daemon.log());
+    assert_eq!(pins(&gateway.lab).len(), 0, "{}", gateway.daemon.log());
 }
 
 #[test]

@@ -52,7 +52,9 @@ use layout::{
 pub use pin_directory::is_bpf_file_system;
 use pin_directory::{PROGRAM_NAME, PinDirectory, lock_namespace};
 pub use program::PROGRAM;
-use program::{BARRED_PORTS, CONTROL_PORTS, COUNTERS, FLOWS, HEARTBEAT, PINHOLES, RING, TUPLES};
+use program::{
+    BARRED_PORTS, CONTROL_PORTS, COUNTERS, FLOWS, HEARTBEAT, PINHOLES, RING, RULES_PINHOLES, TUPLES,
+};
 pub use ring::Ring;
 pub use ring_waiter::RingWaiter;
 pub use syscall::BPF_COMMANDS;
@@ -88,6 +90,7 @@ pub struct FastPath {
     tuples: BpfMap,
     flows: BpfMap,
     pinholes: BpfMap,
+    rules_pinholes: BpfMap,
     barred_port_bits: BpfMap,
     control_port_bits: BpfMap,
     counters: BpfMap,
@@ -184,6 +187,7 @@ impl FastPath {
                 tuples: map(TUPLES)?,
                 flows: map(FLOWS)?,
                 pinholes: map(PINHOLES)?,
+                rules_pinholes: map(RULES_PINHOLES)?,
                 barred_port_bits: map(BARRED_PORTS)?,
                 control_port_bits: map(CONTROL_PORTS)?,
                 counters: BpfMap::open(&pins.pin_path(COUNTERS), processors)?,
@@ -409,13 +413,24 @@ impl FastPath {
         {
             return Ok(false);
         }
-        let deadline = u64::try_from((monotonic_now() + lifetime).as_nanos()).unwrap_or(u64::MAX);
-        set_pinhole_deadline(&mut value, deadline);
+        set_pinhole_deadline(&mut value, deadline_after(lifetime));
         // The program may admit the connection meanwhile, and delete the pinhole.
         match self.pinholes.update(&key, &value, EXIST) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             renewed => renewed.map(|()| true),
         }
+    }
+
+    /// Has the program remember the SYN that a pinhole of the rules admits within this time from now. Then the
+    /// retransmission of that SYN consumes no pinhole of the program.
+    pub fn record_rules_pinhole(
+        &self,
+        initiator: Ipv4Addr,
+        arrival: SocketAddrV4,
+        lifetime: Duration,
+    ) -> io::Result<()> {
+        let (key, deadline) = (pinhole_key(initiator, arrival), deadline_after(lifetime));
+        self.rules_pinholes.update(&key, &deadline.to_ne_bytes(), ANY)
     }
 
     /// Closes all pinholes and ends all reservations, except those for which `is_retained` returns true. Its
@@ -445,7 +460,7 @@ impl FastPath {
 
     /// Has the program open pinholes for this time from now, as long as a daemon is expected to read its lines.
     pub fn set_heartbeat(&self, left: Duration) -> io::Result<()> {
-        let deadline = u64::try_from((monotonic_now() + left).as_nanos()).unwrap_or(u64::MAX);
+        let deadline = deadline_after(left);
         self.heartbeat.update(&0_u32.to_ne_bytes(), &deadline.to_ne_bytes(), ANY)
     }
 
@@ -529,6 +544,11 @@ pub fn remove_leftovers(root: &Path) -> io::Result<()> {
     let _namespace_lock = lock_namespace()?;
     PinDirectory::remove_all(root)?;
     program::detach_all()
+}
+
+/// What `bpf_ktime_get_ns` will return after this time.
+fn deadline_after(time: Duration) -> u64 {
+    u64::try_from((monotonic_now() + time).as_nanos()).unwrap_or(u64::MAX)
 }
 
 /// What `bpf_ktime_get_ns` returns.

@@ -27,13 +27,23 @@ pub static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"),
 pub(super) const TUPLES: &str = "tuples";
 pub(super) const FLOWS: &str = "flows";
 pub(super) const PINHOLES: &str = "pinholes";
+pub(super) const RULES_PINHOLES: &str = "rules_pinholes";
 pub(super) const BARRED_PORTS: &str = "barred_ports";
 pub(super) const CONTROL_PORTS: &str = "control_ports";
 pub(super) const RING: &str = "ring";
 pub(super) const COUNTERS: &str = "counters";
 pub(super) const HEARTBEAT: &str = "heartbeat";
-const MAPS: [&str; 8] =
-    [TUPLES, FLOWS, PINHOLES, BARRED_PORTS, CONTROL_PORTS, RING, COUNTERS, HEARTBEAT];
+const MAPS: [&str; 9] = [
+    TUPLES,
+    FLOWS,
+    PINHOLES,
+    RULES_PINHOLES,
+    BARRED_PORTS,
+    CONTROL_PORTS,
+    RING,
+    COUNTERS,
+    HEARTBEAT,
+];
 
 /// The program's version: a checksum, by which one version is distinguished from another.
 pub(super) fn program_version() -> u32 {

@@ -1,13 +1,15 @@
 //! A pinhole admits exactly one connection. After a data connection has ended, the same source port must not open
 //! another one through the entry that conntrack retains for a while.
 
-use std::{thread, time::Duration};
+use std::{fs, thread, time::Duration};
 
-use ftp_alg_lab::{BackgroundProcess, Family, Host, Topology};
-use serde_json::json;
+use ftp_alg_lab::{BackgroundProcess, Daemon, Family, Host, Topology};
+use serde_json::{Value, json};
 
 use super::{
-    common::{GatedClient, host_port, login, lose_once, reply, say, wait_for},
+    common::{
+        GatedClient, Gateway, executable, host_port, login, lose_once, pins, reply, say, wait_for,
+    },
     scene::{ANNOUNCED, PASSIVE_PORT, Scene, with_each_back_end},
 };
 
@@ -95,6 +97,17 @@ struct Announced {
 
 impl Announced {
     fn new(back_end: &str, topology: Topology, family: Family, is_active: bool) -> Self {
+        Self::announced_by(say, back_end, topology, family, is_active)
+    }
+
+    /// The client sends its announcement by the step that `say_it` returns.
+    fn announced_by(
+        say_it: fn(&str) -> Value,
+        back_end: &str,
+        topology: Topology,
+        family: Family,
+        is_active: bool,
+    ) -> Self {
         let passive = "229 Entering Extended Passive Mode (|||50069|)";
         let plan =
             json!({"passive_port": PASSIVE_PORT, "extra": {"EPSV": passive, "EPRT": "200 fine"}});
@@ -111,7 +124,7 @@ impl Announced {
         let (target, port) =
             if is_active { (&lab.client, ANNOUNCED) } else { (&lab.server, PASSIVE_PORT) };
         let target = start(target, port);
-        let steps = [&login()[..], &[say(&announcement), reply()]].concat();
+        let steps = [&login()[..], &[say_it(&announcement), reply()]].concat();
         let client =
             scene.client_of(&lab.client, &json!({"host": lab.server_address(family)}), &steps);
         let (address, port) = match (is_active, family) {
@@ -268,24 +281,50 @@ fn a_second_announcement_admits_another_connection_on_the_same_tuple() {
 fn a_retransmitted_syn_leaves_a_second_announcement_to_another_connection() {
     with_each_back_end(|back_end| {
         let mut announced = Announced::new(back_end, Topology::Routed, Family::V4, true);
-        let client = &announced.scene.gateway.lab.client;
-        let chain = "type filter hook prerouting priority -450;";
-        let drop = format!("tcp sport {SOURCE} counter drop");
-        client.nft(&format!("table ip loss {{ chain lose {{\n{chain}\n{drop}\n}}\n}}\n")).unwrap();
-        let lost = |announced: &Announced| {
-            let client = &announced.scene.gateway.lab.client;
-            let chain = client.run("nft", &["list", "chain", "ip", "loss", "lose"]).unwrap();
-            let chain = chain.success().unwrap().stdout_text();
-            let (_, count) = chain.split_once("counter packets ").unwrap();
-            count.split_once(' ').unwrap().0.parse::<usize>().unwrap()
-        };
-        let silent = announced.connecting(SOURCE, "r", "60");
-        let _silent = announced.initiator().start(silent, "silent").unwrap();
-        wait_for("a SYN", || lost(&announced) > 0);
-        announced.announce_again();
-        let before = lost(&announced);
-        wait_for("a retransmission", || lost(&announced) > before);
-        assert_eq!(announced.connect_from(SOURCE + 1, "r", "8"), "open", "{back_end}");
-        assert_eq!(announced.connect_from(SOURCE + 2, "r", "0.7"), "silent", "{back_end}");
+        assert_syn_leaves_a_second_announcement(&mut announced, back_end);
     });
+}
+
+/// The rules have the first pinhole, and the program, of this daemon or of the next one, has the second pinhole.
+#[test]
+fn the_retransmitted_syn_of_a_queued_line_consumes_no_later_pinhole() {
+    let configuration = "[pinhole]\nbackend = \"nftables\"\n";
+    let in_two_segments = |line: &str| json!({"send": format!("{line}\r\n"), "cut": [4]});
+    for case in ["the same program", "another program"] {
+        let (topology, family) = (Topology::Routed, Family::V4);
+        let mut announced =
+            Announced::announced_by(in_two_segments, configuration, topology, family, true);
+        let Gateway { daemon, lab } = &mut announced.scene.gateway;
+        if case == "another program" {
+            daemon.kill();
+            pins(lab).into_iter().for_each(|directory| fs::remove_dir_all(directory).unwrap());
+            *daemon = Daemon::start(&executable(), &lab.gateway, configuration).unwrap();
+        }
+        assert_syn_leaves_a_second_announcement(&mut announced, case);
+        let fast_path = &announced.scene.gateway.daemon.status().unwrap()["fast_path"];
+        assert!(fast_path["state"] != "on" || fast_path["opened"] == 1, "{case}: {fast_path}");
+    }
+}
+
+#[track_caller]
+fn assert_syn_leaves_a_second_announcement(announced: &mut Announced, case: &str) {
+    let client = &announced.scene.gateway.lab.client;
+    let chain = "type filter hook prerouting priority -450;";
+    let drop = format!("tcp sport {SOURCE} counter drop");
+    client.nft(&format!("table ip loss {{ chain lose {{\n{chain}\n{drop}\n}}\n}}\n")).unwrap();
+    let lost = |announced: &Announced| {
+        let client = &announced.scene.gateway.lab.client;
+        let chain = client.run("nft", &["list", "chain", "ip", "loss", "lose"]).unwrap();
+        let chain = chain.success().unwrap().stdout_text();
+        let (_, count) = chain.split_once("counter packets ").unwrap();
+        count.split_once(' ').unwrap().0.parse::<usize>().unwrap()
+    };
+    let silent = announced.connecting(SOURCE, "r", "60");
+    let _silent = announced.initiator().start(silent, "silent").unwrap();
+    wait_for("a SYN", || lost(announced) > 0);
+    announced.announce_again();
+    let before = lost(announced);
+    wait_for("a retransmission", || lost(announced) > before);
+    assert_eq!(announced.connect_from(SOURCE + 1, "r", "8"), "open", "{case}");
+    assert_eq!(announced.connect_from(SOURCE + 2, "r", "0.7"), "silent", "{case}");
 }

@@ -274,6 +274,17 @@ pub fn lose_once(hook: &str, matching: &str) -> String {
     )
 }
 
+/// The directories of pins of the gateway's network namespace, whose number they begin with.
+pub fn pins(lab: &Lab) -> Vec<PathBuf> {
+    const NUMBER: &str = "import socket; own = socket.socket(socket.AF_UNIX); \
+        print('%x-' % int.from_bytes(own.getsockopt(socket.SOL_SOCKET, 71, 8), 'little'))";
+    let number = lab.gateway.run("python3", &["-c", NUMBER]).unwrap().stdout_text();
+    let Ok(all) = fs::read_dir("/sys/fs/bpf/ftp-alg") else { return Vec::new() };
+    let is_own =
+        |path: &PathBuf| path.file_name().unwrap().to_str().unwrap().starts_with(number.trim());
+    all.map(|entry| entry.unwrap().path()).filter(is_own).collect()
+}
+
 /// Captures on both sides of the gateway: towards the client, towards the server.
 pub fn captures(lab: &Lab) -> (Capture, Capture) {
     let start = |side| Capture::start(&lab.gateway, side, "tcp").unwrap();

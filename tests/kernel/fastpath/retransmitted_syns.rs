@@ -3,7 +3,7 @@
 
 use super::{
     data::{is_admitted_with, pinhole, syn},
-    frames::Frame,
+    frames::{Checksum, Frame},
     layout::{ADMITTED, Flow, Pinhole, PinholeKey, Side},
     scene::{ID, OTHER_INTERFACE, SECOND, Scene, Talk, masqueraded, now, published, routed},
 };
@@ -113,6 +113,67 @@ fn a_syn_is_known_for_two_minutes() {
     scene.set_admitted_syn(&syn(KEY), known.expiring_at(now() + 60 * SECOND));
     assert!(!is_admitted(&scene, &syn(KEY)));
     scene.set_admitted_syn(&syn(KEY), known.expiring_at(now() - 1));
+    assert!(is_admitted(&scene, &syn(KEY)));
+}
+
+#[test]
+fn a_syn_that_the_rules_admitted_consumes_no_pinhole_of_the_program() {
+    let mut scene = Scene::new();
+    for reserved in [None, Some(Pinhole { flow: 0, ..pinhole(0) })] {
+        reserved.into_iter().for_each(|reserved| scene.set_pinhole(KEY, reserved));
+        scene.set_rules_pinhole(KEY, now() + 30 * SECOND);
+        let mut old = syn(KEY);
+        old.source.set_port(if reserved.is_some() { 2000 } else { 1000 });
+        let before = now();
+        assert!(!is_admitted(&scene, &old));
+        let known = scene.admitted_syn(&old).unwrap();
+        assert!((before..=now()).contains(&(known.until - 120 * SECOND)), "{known:?}");
+        assert_eq!((known.flow, known.line, known.seq), (0, 0, old.seq));
+
+        scene.set_pinhole(KEY, numbered(3));
+        for _ in 0..3 {
+            assert!(!is_admitted(&scene, &old));
+        }
+        assert_eq!(scene.pinhole(KEY), Some(numbered(3)));
+        assert!(is_admitted(&scene, &Frame { seq: old.seq + 1, ..old }));
+    }
+    assert_eq!(scene.counts()[ADMITTED], 2);
+}
+
+#[test]
+fn a_pinhole_of_the_rules_admits_one_syn() {
+    let mut scene = Scene::new();
+    let [mut first, mut second] = [syn(KEY), syn(KEY)];
+    first.source.set_port(1000);
+    second.source.set_port(2000);
+    scene.set_rules_pinhole(KEY, u64::MAX);
+    for frame in [&first, &second] {
+        assert!(!is_admitted(&scene, frame));
+    }
+    assert!(scene.admitted_syn(&first).is_some());
+    assert_eq!(scene.admitted_syn(&second), None);
+
+    // Its retransmission leaves the next one to another SYN.
+    scene.set_rules_pinhole(KEY, u64::MAX);
+    for frame in [&first, &second] {
+        assert!(!is_admitted(&scene, frame));
+    }
+    assert!(scene.admitted_syn(&second).is_some());
+}
+
+#[test]
+fn a_syn_that_the_rules_do_not_admit_is_admitted_later() {
+    let mut scene = Scene::new();
+    let other = PinholeKey { port: KEY.port + 1, ..KEY };
+    scene.set_rules_pinhole(other, u64::MAX);
+    assert!(!is_admitted(&scene, &syn(KEY)), "another pinhole");
+    scene.set_rules_pinhole(KEY, now() - 1);
+    assert!(!is_admitted(&scene, &syn(KEY)), "after its deadline");
+    scene.set_rules_pinhole(KEY, u64::MAX);
+    let wrong = Frame { checksum: Checksum::WrongBy(1), ..syn(KEY) };
+    assert!(!is_admitted(&scene, &wrong), "the kernel drops it");
+    assert_eq!(scene.admitted_syn(&syn(KEY)), None);
+    scene.set_pinhole(KEY, numbered(3));
     assert!(is_admitted(&scene, &syn(KEY)));
 }
 

@@ -49,6 +49,7 @@ pub struct Scene {
     flows: HashMap<MapData, u64, [u8; FLOW]>,
     pinholes: HashMap<MapData, [u8; 12], [u8; PINHOLE]>,
     admitted_syns: HashMap<MapData, [u8; 12], [u8; ADMITTED_SYN]>,
+    rules_pinholes: HashMap<MapData, [u8; 12], u64>,
     barred_ports: Array<MapData, u32>,
     counters: PerCpuArray<MapData, u64>,
     pub heartbeat: Array<MapData, u64>,
@@ -77,6 +78,7 @@ impl Scene {
             flows: take("flows").try_into().unwrap(),
             pinholes: take("pinholes").try_into().unwrap(),
             admitted_syns: take("admitted_syns").try_into().unwrap(),
+            rules_pinholes: take("rules_pinholes").try_into().unwrap(),
             barred_ports: take("barred_ports").try_into().unwrap(),
             counters: take("counters").try_into().unwrap(),
             ring: take("ring").try_into().unwrap(),
@@ -150,6 +152,11 @@ impl Scene {
     pub fn set_admitted_syn(&mut self, frame: &Frame, syn: AdmittedSyn) {
         let key = tuple_key(frame.source, frame.destination);
         self.admitted_syns.insert(key, syn.to_bytes(), 0).unwrap();
+    }
+
+    /// Tells the program of a pinhole of the rules, whose SYN is expected for some time.
+    pub fn set_rules_pinhole(&mut self, key: PinholeKey, until: u64) {
+        self.rules_pinholes.insert(key.to_bytes(), until, 0).unwrap();
     }
 
     pub fn bar(&mut self, port: u16) {

@@ -37,7 +37,7 @@ fn program_and_model_decide_random_dialogues_alike() {
         admitted_syns: AdmittedSyns::default(),
         barred: BTreeSet::from([1030]),
         packets: 0,
-        counts: [0; 9],
+        counts: [0; 10],
     };
     walk.scene.bar(1030);
     let dialogues = from_environment("FTP_ALG_DIALOGUES", 6000);
@@ -49,11 +49,11 @@ fn program_and_model_decide_random_dialogues_alike() {
     }
     let Walk { packets, counts, .. } = walk;
     println!(
-        "{packets} packets: handed back, retransmissions, lines, opened, rewritten, acknowledgements, lengths, consumed, retransmitted SYNs {counts:?}"
+        "{packets} packets: handed back, retransmissions, lines, opened, rewritten, acknowledgements, lengths, consumed, retransmitted SYNs, SYNs of rules {counts:?}"
     );
     let is_thorough = counts
         .iter()
-        .zip([500, 500, 500, 500, 500, 500, 400, 100, 20])
+        .zip([500, 500, 500, 500, 500, 500, 400, 100, 20, 20])
         .all(|(counts, least)| *counts > least);
     assert!(dialogues < 6000 || is_thorough, "{packets} packets: {counts:?}");
 }
@@ -65,8 +65,8 @@ struct Walk {
     barred: BTreeSet<u16>,
     packets: usize,
     /// Counts: handed back, retransmissions, lines, opened, rewritten, adjusted acknowledgements, changed lengths,
-    /// consumed, retransmitted SYNs.
-    counts: [usize; 9],
+    /// consumed, retransmitted SYNs, SYNs that the rules admitted.
+    counts: [usize; 10],
 }
 
 impl Walk {
@@ -119,6 +119,11 @@ impl Walk {
                 && rng.chance(0.1)
             {
                 self.syn(id, key, u32::try_from(rng.below(2)).unwrap());
+            }
+            if let Some(key) = flow.pinhole
+                && rng.chance(0.05)
+            {
+                self.syn_of_rules(key, rng);
             }
         }
         for (source, destination) in [client, server] {
@@ -219,18 +224,32 @@ impl Walk {
         }
     }
 
+    /// A SYN for the flow's last pinhole, which the rules have, too, or have had.
+    fn syn_of_rules(&mut self, key: PinholeKey, rng: &mut Rng) {
+        let until = if rng.chance(0.8) { u64::MAX } else { now() - 1 };
+        self.scene.set_rules_pinhole(key, until);
+        let arrival = SocketAddrV4::new(key.arrival, key.port);
+        let until = Duration::from_nanos(until);
+        self.admitted_syns.insert_rules_pinhole(key.initiator, arrival, until);
+        self.is_admitted(key, u32::try_from(rng.below(2)).unwrap());
+    }
+
     /// Whether program and model admit a SYN for an open pinhole.
     fn is_admitted(&mut self, key: PinholeKey, seq: u32) -> bool {
         let frame = Frame { seq, ..syn(key) };
         let data_syn = DataSyn { source: frame.source, destination: frame.destination, seq };
         let now = Duration::from_nanos(now());
         let mark = self.scene.pinhole(key).map_or(0, |pinhole| pinhole.mark);
-        let is_admitted =
-            self.pinholes.contains_key(&key) && !self.admitted_syns.has(now, &data_syn);
+        let is_open = self.pinholes.contains_key(&key);
+        let is_admitted = is_open && !self.admitted_syns.has(now, &data_syn);
         assert_eq!(self.scene.run(&frame).mark, if is_admitted { mark } else { 0 });
         if is_admitted {
             self.pinholes.remove(&key);
             self.admitted_syns.insert(now, &data_syn);
+        }
+        if !is_open {
+            let is_of_rules = self.admitted_syns.insert_if_of_rules(now, &data_syn);
+            self.counts[9] += usize::from(is_of_rules);
         }
         is_admitted
     }

@@ -18,13 +18,14 @@ use ftp_alg::gateway::{
 };
 use ftp_alg_core::{
     engine::{
-        FastPathPinhole, FlowChange, Handover, Kernel as _, LoginStage, Opening, Pinhole,
+        FastPathPinhole, FlowChange, Handover, Kernel as _, LoginStage, Opening, Pinhole, Renewal,
         Translation, Withdrawal,
     },
     ftp::Padding,
 };
 
 use super::fastpath::{CLIENT, Pins, SERVER, frame, lab_with_pins, receive};
+use super::lab::OneAtATime as _;
 use super::stacked::syn;
 
 /// A loaded table, and the flows of a loaded program.
@@ -203,6 +204,67 @@ fn a_pinhole_is_in_the_rules_before_it_leaves_the_program() {
         });
         assert!(errors.is_empty(), "{errors:?}");
         assert_eq!(open(&mut kernel), (0, count, expected));
+        assert_eq!(flows.take_failures(), None);
+        flows.program().remove().unwrap();
+        drop(table);
+    });
+}
+
+/// Each pinhole of the rules, however it came there, is known to the program.
+#[test]
+fn the_retransmitted_syn_of_a_rules_pinhole_consumes_none_of_the_program() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
+    lab.on_gateway(|| {
+        let parameters = RuleParameters::default();
+        let (table, flows) = load(&pins, &parameters);
+        let mut kernel = LinuxKernel::new(&parameters).unwrap().with_flows(Some(&flows));
+        let control = Translation::identity(CLIENT.into(), SERVER.into());
+        let arrival = SocketAddrV4::new(*SERVER.ip(), 1025);
+        let initiator = (*CLIENT.ip()).into();
+        let pinhole = Pinhole {
+            initiator,
+            arrival: arrival.into(),
+            target: arrival.into(),
+            source: initiator,
+        };
+        let opening = |lifetime| Opening { pinhole, control, from_client: true, lifetime };
+        let (short, long) = (Duration::ZERO, Duration::from_secs(30));
+        let open_in_program = |kernel: &mut LinuxKernel, flow: u32| {
+            kernel.apply_flow_changes(&[handover(flow, LoginStage::LoggedIn, control)]);
+            receive(flows.program(), &frame(CLIENT, SERVER, 1000, 2000, b"PASV\r\n"));
+            let reply = b"227 (192,0,2,9,4,1)\r\n";
+            receive(flows.program(), &frame(SERVER, CLIENT, 2000, 1006, reply));
+            let withdrawal = Withdrawal { flow: flow.into(), translation: control };
+            kernel.apply_flow_changes(&[FlowChange::Withdraw(withdrawal)]);
+            FastPathPinhole { flow: flow.into(), line: 2 }
+        };
+        let count = || flows.program().list_open_pinholes().unwrap().len();
+        for (at, how) in (0..).zip(["opened", "renewed", "moved"]) {
+            match how {
+                "opened" => kernel.open(&opening(long)).unwrap(),
+                "renewed" => {
+                    kernel.open(&opening(long)).unwrap();
+                    flows.program().record_rules_pinhole(*CLIENT.ip(), arrival, short).unwrap();
+                    let renewal = Renewal { opening: opening(long), fast_path: None };
+                    assert!(matches!(kernel.renew_pinholes(&[renewal])[..], [Ok(true)]));
+                }
+                _ => {
+                    let id = open_in_program(&mut kernel, 1);
+                    let mut errors = Vec::new();
+                    kernel.move_pinholes_to_rules(&[(id, opening(long))], &mut errors);
+                    assert!(errors.is_empty(), "{errors:?}");
+                }
+            }
+            let source = |port| SocketAddrV4::new(*CLIENT.ip(), port);
+            let (old, new) = (syn(source(2000 + at), arrival), syn(source(3000 + at), arrival));
+            receive(flows.program(), &old);
+            kernel.close(&pinhole).unwrap();
+            open_in_program(&mut kernel, 2);
+            receive(flows.program(), &old);
+            assert_eq!(count(), 1, "{how}");
+            receive(flows.program(), &new);
+            assert_eq!(count(), 0, "{how}");
+        }
         assert_eq!(flows.take_failures(), None);
         flows.program().remove().unwrap();
         drop(table);

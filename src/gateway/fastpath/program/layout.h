@@ -63,7 +63,7 @@ struct pinhole {
 
 // A SYN that a pinhole admitted, by which the program recognises its retransmission.
 struct admitted_syn {
-	__u64 flow;                                // that of the pinhole
+	__u64 flow;                                // that of the pinhole; 0: it was one of the rules
 	__u64 until;                               // end of the entry, in nanoseconds of bpf_ktime_get_ns()
 	__u32 line;                                // number of the line that opened the pinhole
 	__u32 seq;
@@ -165,6 +165,15 @@ struct {
 	__type(key, struct packet_tuple);
 	__type(value, struct admitted_syn);
 } admitted_syns SEC(".maps");
+
+// The pinholes of the rules that no SYN has consumed, each with its deadline (bpf_ktime_get_ns()). The daemon inserts
+// a pinhole before the rules have it.
+struct {
+	__uint(type, BPF_MAP_TYPE_LRU_HASH);
+	__uint(max_entries, 16384);
+	__type(key, struct pinhole_key);
+	__type(value, __u64);
+} rules_pinholes SEC(".maps");
 
 // A bitmap of ports, 32 in a word. The program opens no pinhole at a port whose bit is set.
 struct {

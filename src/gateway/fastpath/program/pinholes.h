@@ -10,14 +10,40 @@ static __always_inline int admits_from_elsewhere(struct pinhole *pinhole, __be16
 	return !admitted || admitted == port;
 }
 
+// The SYN that a pinhole admitted, if this one is its retransmission; else 0.
+static __always_inline struct admitted_syn *find_admitted_syn(const struct packet *packet, __u64 now)
+{
+	struct admitted_syn *known = bpf_map_lookup_elem(&admitted_syns, &packet->tuple);
+
+	return known && known->seq == packet->seq && known->until > now ? known : 0;
+}
+
 // Whether the SYN is a retransmission of one that another pinhole admitted. Conntrack knows its connection, so it must
 // not consume this pinhole.
 static __always_inline int is_retransmitted_syn(const struct packet *packet, const struct pinhole *pinhole, __u64 now)
 {
-	struct admitted_syn *known = bpf_map_lookup_elem(&admitted_syns, &packet->tuple);
+	struct admitted_syn *known = find_admitted_syn(packet, now);
 
-	return known && known->seq == packet->seq && known->until > now &&
-	       (known->flow != pinhole->flow || known->line != pinhole->line);
+	return known && (known->flow != pinhole->flow || known->line != pinhole->line);
+}
+
+// Remembers the SYN if a pinhole of the rules is about to admit it. Each admits one connection, so a client cannot fill
+// the map with many SYNs for one pinhole.
+static __always_inline void remember_syn_of_rules(struct __sk_buff *skb, const struct packet *packet,
+						  const struct pinhole_key *key)
+{
+	__u64 *deadline = bpf_map_lookup_elem(&rules_pinholes, key);
+	struct admitted_syn syn = { .seq = packet->seq };
+	__u64 now;
+
+	if (!deadline)
+		return;
+	now = bpf_ktime_get_ns();
+	if (*deadline < now || !is_checksum_right(skb, packet, 0) || find_admitted_syn(packet, now))
+		return;
+	syn.until = now + SYN_LIFETIME;
+	if (!bpf_map_delete_elem(&rules_pinholes, key))
+		bpf_map_update_elem(&admitted_syns, &packet->tuple, &syn, BPF_ANY);
 }
 
 // Marks the SYN for which there is a pinhole, and deletes the pinhole: each admits one connection.
@@ -33,11 +59,13 @@ static __always_inline void admit(struct __sk_buff *skb, const struct packet *pa
 	__u32 mark;
 	__u64 now;
 
-	if (!packet->is_plain || (packet->flags & (SYN | ACK | FIN | RST | URG)) != SYN)
+	if (!packet->is_plain || skb->mark || (packet->flags & (SYN | ACK | FIN | RST | URG)) != SYN)
 		return;
 	pinhole = bpf_map_lookup_elem(&pinholes, &key);
-	if (!pinhole || !pinhole->flow || skb->mark)
+	if (!pinhole || !pinhole->flow) {
+		remember_syn_of_rules(skb, packet, &key);
 		return;
+	}
 	now = bpf_ktime_get_ns();
 	if (pinhole->deadline < now || !is_checksum_right(skb, packet, 0) || is_retransmitted_syn(packet, pinhole, now))
 		return;

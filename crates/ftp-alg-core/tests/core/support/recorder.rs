@@ -122,6 +122,7 @@ impl Recorder {
         {
             return Err(KernelError::Taken);
         }
+        self.program.record_rules_pinhole(&pinhole, self.now + lifetime);
         self.open.push((pinhole, self.now + lifetime));
         self.opened.push(pinhole);
         Ok(())
@@ -183,6 +184,7 @@ impl Kernel for Recorder {
                     None => match self.open.iter_mut().find(|(open, _)| open == pinhole) {
                         Some((_, until)) => {
                             *until = deadline;
+                            self.program.record_rules_pinhole(pinhole, deadline);
                             true
                         }
                         None => false,

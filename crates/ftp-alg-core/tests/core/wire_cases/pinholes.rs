@@ -312,7 +312,7 @@ fn a_retransmission_after_the_close_leaves_no_session() {
 #[test]
 fn a_retransmitted_syn_consumes_no_later_pinhole() {
     for is_active in [true, false] {
-        for hands_over in [None, Some(5461)] {
+        for (hands_over, is_queued) in [(None, false), (Some(5461), false), (Some(5461), true)] {
             everywhere(|scenario| {
                 let passive_command = passive_command(&scenario);
                 let mut sim = Sim::logged_in(Scenario { hands_over, ..scenario });
@@ -326,9 +326,16 @@ fn a_retransmitted_syn_consumes_no_later_pinhole() {
                     false => sim.exchange(passive_command, &passive(target)),
                 };
                 let source = SocketAddr::new(initiator, 20);
+                let room = sim.kernel.program.ring_capacity;
+                if is_queued {
+                    sim.kernel.program.ring_capacity = 0;
+                }
                 announces(&mut sim);
+                sim.kernel.program.ring_capacity = room;
                 assert_eq!(sim.kernel.receive_syn(source, arrival, 7), Some(target));
-                sim.exchange("RETR x\r\n", "425 no connection\r\n");
+                // While the rules have a pinhole, the connection is not handed over again.
+                let ending = if is_queued { "226 done\r\n" } else { "425 no connection\r\n" };
+                sim.exchange("RETR x\r\n", ending);
                 announces(&mut sim);
                 for _ in 0..2 {
                     assert_eq!(sim.kernel.receive_syn(source, arrival, 7), None, "it passes");

@@ -223,7 +223,10 @@ impl Program {
         };
         let syn = DataSyn { source, destination, seq };
         let key = key((*source.ip()).into(), arrival)?;
-        let OpenPinhole { deadline, target, .. } = *self.opened.get(&key)?;
+        let Some(&OpenPinhole { deadline, target, .. }) = self.opened.get(&key) else {
+            self.admitted_syns.insert_if_of_rules(now, &syn);
+            return None;
+        };
         if deadline < now || self.admitted_syns.has(now, &syn) {
             return None;
         }
@@ -367,6 +370,15 @@ impl Program {
             return true;
         };
         *self.pinholes.entry(key).or_insert(0) == 0
+    }
+
+    /// The rules have a pinhole until then.
+    pub fn record_rules_pinhole(&mut self, pinhole: &Pinhole, until: Duration) {
+        if let (IpAddr::V4(initiator), SocketAddr::V4(arrival)) =
+            (pinhole.initiator, pinhole.arrival)
+        {
+            self.admitted_syns.insert_rules_pinhole(initiator, arrival, until);
+        }
     }
 
     /// Ends the reservation of a pinhole.
