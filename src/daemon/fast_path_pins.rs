@@ -43,7 +43,7 @@ const ATTEMPTS: usize = 10;
 const STATE_DIR_MOUNT: &str = "bpf";
 
 /// Why the fast path is off with the back end `conntrack`.
-const OFF_BY_CONNTRACK: &str = "back end conntrack: it needs nftables";
+const OFF_BY_CONNTRACK: &str = "back end conntrack: it needs nftables, which auto takes where your rules accept the mark of data connections";
 
 /// The open directory, which belongs to the daemon's user.
 #[derive(Debug)]

@@ -316,7 +316,12 @@ fn sessions_that_began_with_conntrack_go_on_without_a_program() {
     let off = fast_path(&gateway.daemon);
     assert_eq!(
         (&off["state"], &off["why"]),
-        (&json!("off"), &json!("back end conntrack: it needs nftables"))
+        (
+            &json!("off"),
+            &json!(
+                "back end conntrack: it needs nftables, which auto takes where your rules accept the mark of data connections"
+            )
+        )
     );
     assert_eq!(pins(&gateway.lab).len(), 0, "{}", gateway.daemon.log());
     assert_eq!(client.release().error, None);

@@ -384,10 +384,11 @@ impl HealthState {
         if unused * UNUSED_SHARE > used {
             let last = self.last_unused.as_deref().unwrap_or_default();
             let text = format!(
-                "{unused} announced data connections {within} did not arrive here; the last: {last}"
+                "{unused} announced data connections {within} did not arrive here in time; the last: {last}"
             );
-            let remedy = "find what drops them before this gateway: the firewall of the end that connects, a \
-                          provider, or a raw or ingress rule here";
+            let remedy = "if transfers fail, find what drops them before this gateway: the firewall of the end that \
+                          connects, a provider, or a raw or ingress rule here; if clients are only late, raise \
+                          [pinhole] timeout";
             problems.push(Problem::new("unused-pinholes", text, remedy));
         }
         if let Some((client, server)) = self.last_routeless.filter(|_| routeless >= MIN_ROUTELESS) {
@@ -416,8 +417,8 @@ impl ExpiredPinhole {
     fn log_line(self) -> (Ends, String) {
         let Self { pinhole, kind, client, server } = self;
         let line = format!(
-            "{client} -> {server}: pinhole expired unused: {pinhole}, opened for {kind}: see what drops the data \
-             connection before it reaches this gateway"
+            "{client} -> {server}: pinhole expired unused: {pinhole}, opened for {kind}: the end that connects came late \
+             or not at all, or its data connection was dropped before this gateway"
         );
         ((client, server), line)
     }

@@ -16,7 +16,8 @@ use super::{
 /// The initiator's source port.
 const SOURCE: u16 = 2020;
 
-/// The ends of a data connection. `initiator ADDRESS PORT SOURCE HOW LIMIT` connects once and prints the outcome.
+/// The ends of a data connection. `initiator ADDRESS PORT SOURCE HOW LIMIT [TTL]` connects once and prints the
+/// outcome.
 /// `target PORT` accepts connections and ends each as its first byte says.
 const ENDS: &str = r#"
 import socket, struct, sys, time
@@ -58,6 +59,9 @@ connection = socket.socket(family)
 connection.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
 connection.bind(("::" if family == socket.AF_INET6 else "0.0.0.0", source))
 connection.settimeout(float(rest[4]))
+if rest[5:]:
+    family = (socket.IPPROTO_IPV6, socket.IPV6_UNICAST_HOPS) if ":" in address else (socket.IPPROTO_IP, socket.IP_TTL)
+    connection.setsockopt(*family, int(rest[5]))
 try:
     connection.connect((address, port))
 except TimeoutError:
@@ -149,6 +153,14 @@ impl Announced {
         let done = self.connecting(source, how, limit);
         let done = self.initiator().finish(done, b"", Duration::from_secs(30)).unwrap();
         done.success().unwrap().stdout_text().trim().to_owned()
+    }
+
+    /// Tries to connect with a SYN that reaches the gateway and goes no further.
+    fn try_to_connect_near(&self) {
+        let mut near = self.connecting(SOURCE, "r", "0.7");
+        near.arg("1");
+        let near = self.initiator().finish(near, b"", Duration::from_secs(30)).unwrap();
+        assert_ne!(near.success().unwrap().stdout_text().trim(), "open");
     }
 
     /// The command that connects from a source port.
@@ -303,6 +315,24 @@ fn the_retransmitted_syn_of_a_queued_line_consumes_no_later_pinhole() {
         assert_syn_leaves_a_second_announcement(&mut announced, case);
         let fast_path = &announced.scene.gateway.daemon.status().unwrap()["fast_path"];
         assert!(fast_path["state"] != "on" || fast_path["opened"] == 1, "{case}: {fast_path}");
+    }
+}
+
+/// The announcement is queued, so the rules have the pinhole.
+#[test]
+fn a_syn_that_ends_at_the_gateway_consumes_no_pinhole_of_the_rules() {
+    let in_two_segments = |line: &str| json!({"send": format!("{line}\r\n"), "cut": [4]});
+    let configuration = "[pinhole]\nbackend = \"nftables\"\n";
+    for (topology, family, is_active) in [
+        (Topology::Masquerade, Family::V4, true),
+        (Topology::PublishedServer, Family::V4, false),
+        (Topology::Routed, Family::V6, true),
+    ] {
+        let announced =
+            Announced::announced_by(in_two_segments, configuration, topology, family, is_active);
+        announced.try_to_connect_near();
+        assert_eq!(announced.connect_from(SOURCE + 1, "r", "8"), "open", "{topology}");
+        assert_eq!(announced.connect_from(SOURCE + 2, "r", "0.7"), "silent", "{topology}");
     }
 }
 
