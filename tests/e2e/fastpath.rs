@@ -303,6 +303,31 @@ fn the_fast_path_works_without_a_daemon_and_the_next_reads_it() {
     assert_eq!(daemon.counter("lost").unwrap(), 0);
 }
 
+/// Nobody would read the lines, or list what is open.
+#[test]
+fn the_fast_path_opens_nothing_after_the_last_heartbeat() {
+    let Some(mut gateway) = gateway(Topology::Routed) else { return };
+    let _server = scripted_server(&gateway.lab.server, &json!({"body": "here it is\r\n"}));
+    let announced = vec![json!({"gate": ""}), say("PASV"), reply()];
+    let steps = [vec![login()], vec![passive("PASV"); 3], vec![announced]].concat();
+    let client = gated_client(&gateway.lab.client, plan(&gateway.lab, &[], &steps));
+    wait_for("three transfers", || gateway.daemon.counter("pinholes_opened").unwrap() == 3);
+    gateway.daemon.kill();
+    let heartbeat = || {
+        let set = ["list", "set", "inet", "ftp_alg", "heartbeat"];
+        let listed = gateway.lab.gateway.run("nft", &set).unwrap().success().unwrap();
+        listed.stdout_text().contains("expires")
+    };
+    wait_for("the last heartbeat's end", || !heartbeat());
+    let session = client.release();
+    assert_eq!(session.error, None);
+    assert!(session.steps.last().unwrap().0.starts_with("227 "), "{:?}", session.steps);
+    gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, ON).unwrap();
+    // It has read what the program said.
+    let opened = gateway.daemon.counter("pinholes_opened").unwrap();
+    assert_eq!((opened, gateway.daemon.pinholes().unwrap().len()), (0, 0));
+}
+
 #[test]
 fn sessions_that_began_with_conntrack_go_on_without_a_program() {
     let mut gateway = gateway_with(Topology::Routed, "[pinhole]\nbackend = \"conntrack\"\n");

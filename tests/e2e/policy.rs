@@ -201,7 +201,8 @@ fn a_reload_closes_what_it_forbids() {
         let lab = &gateway.lab;
         let _server = scripted_server(&lab.server, &json!({}));
         let host = lab.server_address(Family::V4).to_string();
-        let plan = json!({"host": host, "listen": [3762], "steps": announced(&[])});
+        let plan =
+            json!({"host": host, "listen": [3762], "steps": announced(&[say(PORT), reply()])});
         let client = gated_client(&lab.client, plan);
         assert_eq!(gateway.daemon.open_pinholes().unwrap().len(), 1, "fast path {fast_path}");
         reload(&gateway.daemon, &format!("{configuration}policy.deny-ports = [3762]\n"));
@@ -209,7 +210,12 @@ fn a_reload_closes_what_it_forbids() {
         wait_for(in_use, || gateway.daemon.log().contains(in_use));
         assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0], "fast path {fast_path}");
         assert!(gateway.daemon.pinholes().unwrap().is_empty(), "fast path {fast_path}");
-        assert_eq!(client.release().error, None, "fast path {fast_path}");
+        // The same session announces it again.
+        let session = client.release();
+        assert_eq!(session.error, None, "fast path {fast_path}");
+        let answer = session.got(login().len() + 4);
+        assert!(answer.contains("Refused by the gateway"), "fast path {fast_path}: {answer}");
+        assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 1, "fast path {fast_path}");
     }
 }
 
