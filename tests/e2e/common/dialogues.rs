@@ -149,7 +149,8 @@ pub fn play(
     };
     let mut speaker = server.start(command("server", server), "dialogues").unwrap();
     server.wait_for_port(21, Duration::from_secs(60)).unwrap();
-    let limit = Duration::from_secs(limit.map_or(240, |limit| 2 * limit * dialogues.len() as u64));
+    let limit =
+        Duration::from_secs(limit.map_or(240, |limit| 4 * limit * (1 + dialogues.len() as u64)));
     let of_client = client.finish(command("client", client), b"", limit).unwrap();
     let waits = format!("the end of the server's script (the client's said {of_client:?})");
     wait_for(&waits, || speaker.exit_status().is_some());

@@ -44,6 +44,8 @@ enum Mode {
 /// One dialogue in one mode.
 struct Dialect {
     name: String,
+    /// Why `ftp-alg` does not serve it, if it does not.
+    refused_because: Option<String>,
     mode: Mode,
     text: String,
 }
@@ -54,13 +56,16 @@ fn dialects() -> Vec<Dialect> {
     sections
         .flat_map(|section| {
             let (name, lines) = section.split_once('\n').unwrap();
+            let refused = lines.strip_prefix("! ").and_then(|lines| lines.split_once('\n'));
+            let lines = refused.map_or(lines, |(_, lines)| lines);
             let modes = match lines.contains("@transfer") {
                 true => vec![Mode::Passive, Mode::Active],
                 false => vec![Mode::Own],
             };
             modes.into_iter().map(move |mode| {
                 let text = lines.lines().map(|line| expand(line, mode) + "\n").collect();
-                Dialect { name: name.to_owned(), mode, text }
+                let refused_because = refused.map(|(reason, _)| reason.to_owned());
+                Dialect { name: name.to_owned(), refused_because, mode, text }
             })
         })
         .collect()
@@ -81,10 +86,13 @@ fn expand(line: &str, mode: Mode) -> String {
     }
 }
 
-/// The modes in which each dialogue works through the gateway of `lab`, and why others do not.
-fn served(lab: &Lab, limit: Option<u64>) -> (BTreeMap<String, Vec<Mode>>, Vec<String>) {
+/// The modes in which each of these dialogues works through the gateway of `lab`, and why others do not.
+fn served(
+    lab: &Lab,
+    dialects: &[Dialect],
+    limit: Option<u64>,
+) -> (BTreeMap<String, Vec<Mode>>, Vec<String>) {
     let address = lab.server_address(Family::V4);
-    let dialects = dialects();
     let playing = |(number, dialect): (usize, &Dialect)| {
         let name = format!("{number}-{}-{:?}.txt", dialect.name.replace('/', "-"), dialect.mode);
         let file = lab.directory().join(name);
@@ -116,10 +124,23 @@ fn cell(modes: &[Mode]) -> &'static str {
 fn ftp_alg_serves_what_the_kernels_helper_serves_and_what_works_without_a_helper() {
     let lab = Lab::new(Topology::Masquerade).unwrap();
     let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
-    let (ours, failures) = served(&lab, None);
+    let all = dialects();
+    let reasons: BTreeMap<_, _> =
+        all.iter().filter_map(|d| Some((&d.name, d.refused_because.as_ref()?))).collect();
+    let (refused, followed): (Vec<_>, Vec<_>) =
+        dialects().into_iter().partition(|dialect| dialect.refused_because.is_some());
+    let (mut ours, failures) = served(&lab, &followed, None);
     assert_eq!(failures, [""; 0], "{}", daemon.log());
+    assert!(followed.len() >= 60 && ours.values().all(|modes| !modes.is_empty()));
+    let other = Lab::new(Topology::Masquerade).unwrap();
+    let _daemon = Daemon::start(&executable(), &other.gateway, "").unwrap();
+    let (not_ours, _) = served(&other, &refused, Some(LIMIT));
+    assert!(
+        not_ours.values().all(Vec::is_empty),
+        "served, although its reason says not: {not_ours:?}"
+    );
+    ours.extend(not_ours);
     assert_eq!(daemon.counter("errors").unwrap(), 0);
-    assert!(dialects().len() >= 60 && ours.values().all(|modes| !modes.is_empty()));
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join(TABLE);
     let page = fs::read_to_string(&path).unwrap();
     let (before, rows) = page.split_once(HEAD).unwrap();
@@ -127,7 +148,8 @@ fn ftp_alg_serves_what_the_kernels_helper_serves_and_what_works_without_a_helper
     let is_update = std::env::var_os("UPDATE").is_some();
     if !is_update {
         assert_eq!(names.collect::<Vec<_>>(), ours.keys().collect::<Vec<_>>(), "UPDATE=1 {TABLE}");
-        assert!(rows.lines().all(|row| row.ends_with(" | yes |")));
+        let is_listed = |row: &str| row.ends_with(" | yes |") || row.contains(" | no: ");
+        assert!(rows.lines().all(is_listed));
     }
     if !is_update && std::env::var_os("FTP_ALG_NIGHTLY").is_none() {
         return;
@@ -138,13 +160,14 @@ fn ftp_alg_serves_what_the_kernels_helper_serves_and_what_works_without_a_helper
     let without = Lab::build(spec).unwrap();
     without.gateway.nft(NO_HELPER).unwrap();
     let [by_kernel, by_none] = thread::scope(|scope| {
-        let both = [&kernels, &without].map(|lab| scope.spawn(|| served(lab, Some(LIMIT)).0));
+        let both = [&kernels, &without].map(|lab| scope.spawn(|| served(lab, &all, Some(LIMIT)).0));
         both.map(|one| one.join().unwrap())
     });
     let row = |(name, modes): (&String, &Vec<Mode>)| {
         let [none, kernel, own] =
             [&by_none[name], &by_kernel[name], modes].map(|modes| cell(modes));
-        format!("| {name} | {none} | {kernel} | {own} |\n")
+        let why = reasons.get(name).map(|reason| format!(": {reason}")).unwrap_or_default();
+        format!("| {name} | {none} | {kernel} | {own}{why} |\n")
     };
     let table: String = ours.iter().map(row).collect();
     if is_update {
