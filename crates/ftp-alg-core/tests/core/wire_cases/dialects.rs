@@ -456,6 +456,84 @@ fn tls_after_any_success_of_auth_passes_unchanged_and_at_once() {
     }
 }
 
+/// RFC 2228: with GSSAPI all that follows is lines of base64, the replies have the codes 631 to 633.
+#[test]
+fn gssapi_after_a_334_passes_unchanged_and_at_once() {
+    let token = "YIIPORT/227+EPRT".repeat(400);
+    for nat in NATS {
+        for (verb, code) in [("MIC", 631), ("ENC", 632), ("CONF", 633)] {
+            let mut sim = Sim::new(Scenario { nat, ..Scenario::default() });
+            let adat = format!("ADAT {token}\r\n");
+            let accepts = format!("235 ADAT={token}\r\n");
+            let begin = [
+                GREETING,
+                (Client, "AUTH GSSAPI\r\n"),
+                (Server, "334 continue\r\n"),
+                (Client, &adat),
+                (Server, &accepts),
+            ];
+            play(&mut sim, "ADAT", &begin);
+            for body in [&token[..3], "UE9SVA==", "PORT", "EPRT", &token] {
+                let command = format!("{verb} {body}\r\n");
+                let reply = format!("{code} {body}\r\n");
+                // In segments that end within the verb, the body and the line's end; an `E` alone may become `EPRT`.
+                for cut in [2, 3, 5, command.len() - 1] {
+                    let (first, second) = command.split_at(cut);
+                    let lines = [(Client, first), (Client, second), (Server, &reply)];
+                    play(&mut sim, verb, &lines);
+                }
+                let (first, second) = reply.split_at(2);
+                play(&mut sim, verb, &[(Client, &command), (Server, first), (Server, second)]);
+                let several = format!("{code}-{body}\r\n{code} {body}\r\n");
+                play(&mut sim, verb, &[(Client, &command), (Server, &several)]);
+            }
+            assert_eq!(sim.kernel.opened.len(), 0, "{verb}: {:?}", sim.decisions());
+            assert_eq!((sim.replaced, sim.dropped), (0, 0), "{}", sim.summary());
+        }
+    }
+}
+
+/// An SSLv2 hello has two bytes of length, the first with its top bit set, and then its type. TLS records may follow.
+/// What reads as the client's own announcement in such bytes opens nothing.
+#[test]
+fn bytes_after_auth_that_are_no_tls_pass_and_open_nothing() {
+    let tails: [&[u8]; 8] = [
+        b"x",
+        b"\n",
+        b"\0PO",
+        b"\xff\xf4P",
+        b"\nPORT 192,168,150,80,19,136\r\n",
+        b"\r\n227",
+        b"\r\n2",
+        b"\r\n229 (|||5|)\r\n",
+    ];
+    type Wrap = fn(&[u8]) -> Vec<u8>;
+    let ssl2: Wrap = |body| [&[0x80, body.len() as u8], body].concat();
+    let tls: Wrap = |body| record(23, body);
+    let binary: Wrap = |body| [b"\xc3\x00\x9f\x01\xfe", body].concat();
+    for code in ["200", "232", "234", "334"] {
+        for nat in NATS {
+            for (hello, following) in [(ssl2, ssl2), (ssl2, tls), (binary, binary)] {
+                let mut sim = Sim::new(Scenario { nat, ..Scenario::default() });
+                let accepts = format!("{code} begin\r\n");
+                play(&mut sim, code, &[GREETING, (Client, "AUTH TLS\r\n"), (Server, &accepts)]);
+                let hello = hello(b"\x01\x03\x01\0\x03\n2\r\n\xff\xf4P");
+                for part in [&hello[..1], &hello[1..hello.len() - 1], &hello[hello.len() - 1..]] {
+                    assert_eq!(sim.say(Client, part), part, "{code}");
+                }
+                for tail in tails {
+                    for side in [Server, Client] {
+                        let bytes = following(&[b"\x04", tail].concat());
+                        assert_eq!(sim.say(side, &bytes), bytes, "{code}");
+                    }
+                }
+                assert_eq!(sim.kernel.opened.len(), 0, "{code}");
+                assert_eq!((sim.replaced, sim.dropped), (0, 0), "{code}: {}", sim.summary());
+            }
+        }
+    }
+}
+
 /// A server that answers 200 to everything has no TLS: what looks like it must not hide a command.
 #[test]
 fn an_announcement_in_what_looks_like_tls_does_not_reach_a_server_without_it() {
