@@ -30,6 +30,7 @@ mod packet_marks;
 mod policy;
 mod privileges;
 mod queued;
+mod random_ports;
 mod recipes;
 mod refusals;
 mod reload;

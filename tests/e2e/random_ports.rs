@@ -1,0 +1,107 @@
+//! Masquerading that chooses source ports at random: the port that the server sees is not the client's.
+
+use ftp_alg_lab::{
+    ClientProgram, Daemon, Family, FirewallKind, Lab, LabSpec, Mode, Server, ServerKind, Topology,
+    Transfer,
+};
+use serde_json::json;
+
+use crate::common::{
+    Gateway, active_transfer, executable, login, passive_transfer, scripted_client, scripted_server,
+};
+
+const PORT: u16 = 3762;
+
+/// Whether the server saw another source port than the client's own, in one of the control connections at least.
+fn are_ports_translated(connections: &str) -> bool {
+    let fields = |line: &str, key: &str| -> Vec<String> {
+        let values = line.split_whitespace().filter_map(|field| field.strip_prefix(key));
+        values.map(str::to_owned).collect()
+    };
+    let mut control = connections.lines().filter(|line| line.contains(" dport=21 "));
+    control.any(|line| fields(line, "sport=")[0] != fields(line, "dport=")[1])
+}
+
+/// A gateway whose rule is `masquerade` with `flags`.
+fn gateway(flags: &str) -> Gateway {
+    let spec = LabSpec { firewall: FirewallKind::None, ..LabSpec::new(Topology::Masquerade) };
+    let lab = Lab::build(spec).unwrap();
+    let rules = format!(
+        "table inet gateway {{
+            chain forward {{
+                type filter hook forward priority filter; policy drop;
+                ct state established,related accept
+                ct mark and 0x40000000 != 0 accept
+                iifname \"lan\" tcp dport 21 accept
+            }}
+        }}
+        table ip source {{
+            chain source {{
+                type nat hook postrouting priority srcnat;
+                oifname \"wan\" masquerade {flags}
+            }}
+        }}"
+    );
+    lab.gateway.nft(&rules).unwrap();
+    let daemon =
+        Daemon::start(&executable(), &lab.gateway, "pinhole.backend = \"nftables\"\n").unwrap();
+    Gateway { daemon, lab }
+}
+
+#[test]
+fn transfers_work_where_source_ports_are_random() {
+    for flags in ["random", "fully-random"] {
+        let gateway = gateway(flags);
+        let lab = &gateway.lab;
+        let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
+        let address = lab.server_address(Family::V4);
+        for client in [ClientProgram::Curl, ClientProgram::Lftp] {
+            for mode in [Mode::Active, Mode::Passive] {
+                let transfer = Transfer {
+                    login: server.login(),
+                    ..Transfer::new(client, &lab.client, &server, address, mode)
+                };
+                let name = format!("{client:?}-{mode}");
+                let body: Vec<u8> = name.bytes().cycle().take(60_000).collect();
+                if let Err(error) = transfer.exchange(&server, &name, &body) {
+                    panic!("{flags}: {client} {mode}: {error}: {}", gateway.daemon.log());
+                }
+            }
+        }
+        assert!(gateway.daemon.counter("pinholes_used").unwrap() >= 8, "{flags}");
+        let connections = lab.gateway.connections().unwrap();
+        assert!(are_ports_translated(&connections), "{flags}: {connections}");
+        gateway.assert_tidy();
+        assert_eq!(lab.gateway.invalid_packets().unwrap(), 0, "{flags}");
+    }
+}
+
+/// All sessions announce the same port.
+#[test]
+fn announcements_on_the_fast_path_work_where_source_ports_are_random() {
+    for flags in ["random", "fully-random"] {
+        let gateway = gateway(flags);
+        let lab = &gateway.lab;
+        let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+        let round = [
+            passive_transfer("PASV"),
+            active_transfer(lab.client.address(Family::V4), PORT),
+            passive_transfer("EPSV"),
+        ]
+        .concat();
+        let steps = [login(), vec![round; 3].concat()].concat();
+        let host = lab.server_address(Family::V4);
+        for _ in 0..3 {
+            let plan = json!({"host": host, "listen": [PORT], "steps": steps});
+            let session = scripted_client(&lab.client, &plan);
+            assert_eq!(session.error, None, "{flags}: {}", gateway.daemon.log());
+        }
+        let fast_path = gateway.daemon.status().unwrap()["fast_path"].clone();
+        if fast_path["state"] == "on" {
+            assert!(fast_path["lines"].as_u64().unwrap() > 0, "{flags}: {fast_path}");
+        } else {
+            println!("not tried: fast path {}", fast_path["state"]);
+        }
+        gateway.assert_tidy();
+    }
+}
