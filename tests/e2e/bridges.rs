@@ -1,12 +1,14 @@
 //! A gateway whose interface is a bridge, with br_netfilter: the kernel runs the prerouting rules at the bridge's port,
 //! before the fast path's program sees the packet.
 
-use ftp_alg_lab::{Daemon, Family, Lab, Topology};
+use std::time::Duration;
+
+use ftp_alg_lab::{Daemon, Family, FirewallKind, Lab, LabSpec, Topology};
 use serde_json::{Value, json};
 
 use crate::common::{
-    GatedClient, Gateway, ScriptedServer, active_transfer, gated_client, gateway_with, login,
-    passive_transfer, reply, say, scripted_server, wait_for,
+    GatedClient, Gateway, ScriptedServer, active_transfer, executable, gated_client, gateway_with,
+    login, passive_transfer, reply, say, scripted_client, scripted_server, wait_for,
 };
 
 const PORT: u16 = 3762;
@@ -210,4 +212,47 @@ fn a_new_port_of_another_bridge_moves_no_pinhole() {
     assert_eq!(session.error, None, "{}", daemon.log());
     assert_eq!(fast_path(daemon)["admitted"], 1, "{}", fast_path(daemon));
     gateway.assert_tidy();
+}
+
+/// The gateway cannot acknowledge what it holds back, because it has no route. Transfers work all the same.
+#[test]
+fn an_announcement_in_segments_works_at_a_bridge_without_an_address() {
+    const SERVER: &str = "192.168.150.90";
+    let spec = LabSpec { firewall: FirewallKind::None, ..LabSpec::new(Topology::Routed) };
+    let lab = Lab::build(spec).unwrap();
+    let lines = "set -e
+        ip link add br0 type bridge
+        for port in lan wan; do ip address flush dev $port; ip link set $port master br0; done
+        ip link set br0 up";
+    lab.gateway.shell(lines).unwrap().success().unwrap();
+    if !set_early_rules(&lab, true) {
+        println!("not tried: this kernel has no br_netfilter");
+        return;
+    }
+    let lines = format!("ip address flush dev eth0; ip address add {SERVER}/24 dev eth0");
+    lab.server.shell(&lines).unwrap().success().unwrap();
+    lab.gateway
+        .nft(
+            "table inet gateway {
+                chain forward {
+                    type filter hook forward priority filter; policy drop;
+                    ct state established,related accept
+                    ct mark and 0x40000000 != 0 accept
+                    tcp dport 21 accept
+                }
+            }",
+        )
+        .unwrap();
+    let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+    let gateway = Gateway { daemon, lab };
+    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+    let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+    let mut transfer = active_transfer(lab.client.address(Family::V4), PORT);
+    transfer[0]["cut"] = json!([2, 9]);
+    let steps = [login(), passive_transfer("PASV"), transfer.clone(), transfer].concat();
+    let plan = json!({"host": SERVER, "listen": [PORT], "steps": steps});
+    let session = scripted_client(&lab.client, &plan);
+    assert_eq!(session.error, None, "{}", daemon.log());
+    assert_eq!(daemon.counter("pinholes_used").unwrap(), 3, "{}", daemon.log());
+    daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
 }
