@@ -35,7 +35,7 @@ fn said(daemon: &Daemon, command: &str) -> (Value, Vec<String>, i32) {
     (said, names, code)
 }
 
-fn problems(daemon: &Daemon, command: &str) -> Vec<String> {
+pub fn problems(daemon: &Daemon, command: &str) -> Vec<String> {
     said(daemon, command).1
 }
 

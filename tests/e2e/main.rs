@@ -44,6 +44,7 @@ mod slacksite;
 mod soak;
 mod stream;
 mod super_packets;
+mod synproxy;
 mod takeover;
 mod try_modes;
 mod uplinks;

@@ -1,0 +1,84 @@
+//! SYNPROXY: the kernel answers SYNs itself, and then adjusts the sequence numbers of the whole connection. Each
+//! greeting takes a second there, also without `ftp-alg`.
+
+use ftp_alg_lab::{Daemon, Family, FirewallKind, Lab, LabSpec, Topology};
+use serde_json::json;
+
+use crate::common::{
+    Gateway, active_transfer, executable, login, passive_transfer, scripted_client, scripted_server,
+};
+use crate::health::problems;
+
+const PORT: u16 = 3762;
+
+const RULES: &str = "
+table ip raw {
+    chain syn {
+        type filter hook prerouting priority raw;
+        iifname \"lan\" tcp dport 21 tcp flags & (fin|syn|rst|ack) == syn notrack
+    }
+}
+table inet gateway {
+    chain forward {
+        type filter hook forward priority filter; policy drop;
+        iifname \"lan\" tcp dport 21 ct state invalid,untracked synproxy mss 1460 wscale 7 timestamp sack-perm
+        ct state established,related accept
+        ct mark and 0x40000000 != 0 accept
+        iifname \"lan\" tcp dport 21 accept
+    }
+}
+";
+
+/// What SYNPROXY needs: conntrack picks up no connection, and the kernel sends SYN cookies.
+const SETTINGS: &str =
+    "sysctl -qw net.netfilter.nf_conntrack_tcp_loose=0 net.ipv4.tcp_syncookies=1";
+
+/// How many handshakes SYNPROXY has completed, as each processor counts them.
+fn handshakes(lab: &Lab) -> u64 {
+    let table = lab.gateway.run("cat", &["/proc/net/stat/synproxy"]).unwrap().stdout_text();
+    let column = |line: &str, at| line.split_whitespace().nth(at).unwrap().to_owned();
+    let mut lines = table.lines();
+    assert_eq!(column(lines.next().unwrap(), 3), "cookie_valid", "{table}");
+    lines.map(|line| u64::from_str_radix(&column(line, 3), 16).unwrap()).sum()
+}
+
+#[test]
+fn transfers_work_behind_synproxy_and_no_problem_is_reported() {
+    for fast_path in ["auto", "off"] {
+        let spec = LabSpec { firewall: FirewallKind::None, ..LabSpec::new(Topology::Routed) };
+        let lab = Lab::build(spec).unwrap();
+        lab.gateway.shell(SETTINGS).unwrap().success().unwrap();
+        if let Err(error) = lab.gateway.nft(RULES) {
+            assert!(error.to_string().contains("synproxy"), "{error}");
+            println!("not tried: this kernel has no SYNPROXY (CONFIG_NFT_SYNPROXY): {error}");
+            return;
+        }
+        let configuration =
+            format!("queue.fast-path = \"{fast_path}\"\npinhole.backend = \"nftables\"\n");
+        let daemon = Daemon::start(&executable(), &lab.gateway, &configuration).unwrap();
+        let gateway = Gateway { daemon, lab };
+        let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+        let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+        let round = [
+            passive_transfer("PASV"),
+            active_transfer(lab.client.address(Family::V4), PORT),
+            passive_transfer("EPSV"),
+        ]
+        .concat();
+        let steps = [login(), vec![round; 4].concat()].concat();
+        let host = lab.server_address(Family::V4);
+        for _ in 0..3 {
+            let plan = json!({"host": host, "listen": [PORT], "steps": steps});
+            let session = scripted_client(&lab.client, &plan);
+            assert_eq!(session.error, None, "{fast_path}: {}", daemon.log());
+        }
+        assert_eq!(handshakes(lab), 3, "{fast_path}");
+        assert_eq!(daemon.counter("pinholes_used").unwrap(), 36, "{fast_path}");
+        let state = daemon.status().unwrap()["fast_path"]["state"].clone();
+        assert_eq!(state == "on", fast_path == "auto", "{state}");
+        for command in ["status", "doctor"] {
+            assert_eq!(problems(daemon, command), [""; 0], "{fast_path}: {command}");
+        }
+        gateway.assert_tidy();
+    }
+}
