@@ -254,5 +254,8 @@ fn an_announcement_in_segments_works_at_a_bridge_without_an_address() {
     let session = scripted_client(&lab.client, &plan);
     assert_eq!(session.error, None, "{}", daemon.log());
     assert_eq!(daemon.counter("pinholes_used").unwrap(), 3, "{}", daemon.log());
+    let log = daemon.log();
+    let warnings: Vec<_> = log.lines().filter(|line| line.contains("WARN")).collect();
+    assert!(warnings.len() <= 1, "{warnings:?}");
     daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
 }

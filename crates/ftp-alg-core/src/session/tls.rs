@@ -7,12 +7,16 @@ use serde::{Deserialize, Serialize};
 
 const CONTENT_TYPES: std::ops::RangeInclusive<u8> = 20..=24;
 const HEADER_LEN: usize = 5;
+/// The first byte of an SSLv2 hello, with which old clients begin TLS (RFC 5246, appendix E.2). The second byte is its
+/// length.
+const SSLV2_START: u8 = 0x80;
+const SSLV2_HEADER_LEN: usize = 2;
 /// The content type of application data.
 const APPLICATION_DATA: u8 = 23;
 
 /// Whether `byte` may be the first of a TLS record. No FTP line begins with it.
 pub fn is_record_start(byte: u8) -> bool {
-    CONTENT_TYPES.contains(&byte)
+    CONTENT_TYPES.contains(&byte) || byte == SSLV2_START
 }
 
 /// The TLS records of one direction.
@@ -41,7 +45,11 @@ impl TlsRecords {
             self.header[usize::from(self.header_len)] = byte;
             self.header_len += 1;
             at += 1;
-            if usize::from(self.header_len) == HEADER_LEN {
+            let header_len = usize::from(self.header_len);
+            if self.header[0] == SSLV2_START && header_len == SSLV2_HEADER_LEN {
+                self.remaining = self.header[1].into();
+                self.header_len = 0;
+            } else if header_len == HEADER_LEN {
                 self.remaining = u16::from_be_bytes([self.header[3], self.header[4]]);
                 self.has_application_data |=
                     self.header[0] == APPLICATION_DATA && self.remaining > 0;

@@ -534,6 +534,25 @@ fn bytes_after_auth_that_are_no_tls_pass_and_open_nothing() {
     }
 }
 
+/// After an SSLv2 hello the client's TLS records must not wait for more bytes, nor be changed: the server has sent TLS.
+#[test]
+fn tls_after_an_sslv2_hello_passes_unchanged_and_at_once() {
+    for code in ["200", "234"] {
+        for tail in [&b"\nP"[..], b"\nE", b"\r\nEPR", b"\nPORT 10,0,0,1,4,1\r\n"] {
+            let mut sim = Sim::new(Scenario::default());
+            let accepts = format!("{code} begin\r\n");
+            play(&mut sim, code, &[GREETING, (Client, "AUTH TLS\r\n"), (Server, &accepts)]);
+            let hello = b"\x80\x0c\x01\x03\x01\0\x03\0\0\0\x20abc";
+            assert_eq!(sim.say(Client, hello), hello);
+            let hello = record(22, b"\x02abc");
+            assert_eq!(sim.say(Server, &hello), hello, "{code}");
+            let bytes = record(23, tail);
+            let heard = sim.say(Client, &bytes);
+            assert_eq!(heard, bytes, "{code}: {}", heard.escape_ascii());
+        }
+    }
+}
+
 /// A server that answers 200 to everything has no TLS: what looks like it must not hide a command.
 #[test]
 fn an_announcement_in_what_looks_like_tls_does_not_reach_a_server_without_it() {
