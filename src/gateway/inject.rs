@@ -23,8 +23,6 @@ pub struct Injector {
     v6: Option<RawSocket>,
     /// The bits by which our rules know the packets.
     mask: u32,
-    /// Whether an error said that there is no route.
-    has_reported_no_route: bool,
 }
 
 /// A socket with the packet mark of its next packet.
@@ -57,12 +55,11 @@ impl Injector {
             Err(error) if error.raw_os_error() == Some(libc::EAFNOSUPPORT) => None,
             Err(error) => return Err(GatewayError::system("raw IPv6 socket", error)),
         };
-        Ok(Self { v4, v6, mask: mark, has_reported_no_route: false })
+        Ok(Self { v4, v6, mask: mark })
     }
 
     /// Sends `packet`, which starts with its IP header, by the route of packets with the source address `source` and
-    /// the operator's bits `ct_mark` in the packet mark. Our rules take these bits away after the routing decision. If
-    /// there is no route, as at a bridge without an address, only the first error is returned.
+    /// the operator's bits `ct_mark` in the packet mark. Our rules take these bits away after the routing decision.
     pub fn inject(
         &mut self,
         packet: &[u8],
@@ -80,15 +77,6 @@ impl Injector {
             Some((Some(socket), address)) => socket.send(packet, address, source, mark),
             Some((None, _)) => invalid("this machine has no IPv6"),
             None => invalid("neither IPv4 nor IPv6"),
-        };
-        let result = match result {
-            Err(error) if is_unreachable(&error) => {
-                match mem::replace(&mut self.has_reported_no_route, true) {
-                    true => Ok(()),
-                    false => Err(error),
-                }
-            }
-            result => result,
         };
         result.map_err(|source| KernelError::System {
             what: format!("send a packet of {} bytes", packet.len()),
@@ -139,10 +127,6 @@ fn packet_info(source: IpAddr) -> Vec<u8> {
     message.extend(info);
     message.resize(length.next_multiple_of(mem::size_of::<usize>()), 0);
     message
-}
-
-fn is_unreachable(error: &io::Error) -> bool {
-    matches!(error.kind(), io::ErrorKind::NetworkUnreachable | io::ErrorKind::HostUnreachable)
 }
 
 fn destination(packet: &[u8]) -> Option<IpAddr> {

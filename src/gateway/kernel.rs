@@ -2,7 +2,8 @@
 
 use std::{
     collections::HashSet,
-    io,
+    io::{self, ErrorKind},
+    mem,
     net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
     sync::Arc,
     time::{Duration, Instant},
@@ -29,6 +30,8 @@ pub struct LinuxKernel {
     conntrack: Conntrack,
     routes: Routes,
     injector: Injector,
+    /// Whether an error said that an injected packet had no route.
+    has_reported_no_route: bool,
     claimed_ports: ClaimedPorts,
     /// The time for lists of pinholes, which a client at its limit causes.
     list_budget: Budget,
@@ -54,6 +57,7 @@ impl LinuxKernel {
             conntrack: Conntrack::new(parameters)?,
             routes: Routes::new().map_err(|e| GatewayError::system("rtnetlink", e))?,
             injector: Injector::new(parameters)?,
+            has_reported_no_route: false,
             claimed_ports: ClaimedPorts::default(),
             list_budget: Budget::new(Instant::now()),
             flows: None,
@@ -305,7 +309,14 @@ impl Kernel for LinuxKernel {
         }
     }
 
+    /// A bridge without an address has no route for any packet, so only the first error that says so is returned.
     fn inject(&mut self, packet: &[u8], source: IpAddr, ct_mark: u32) -> Result<(), KernelError> {
-        self.injector.inject(packet, source, ct_mark)
+        let injected = self.injector.inject(packet, source, ct_mark);
+        let has_no_route = matches!(&injected, Err(KernelError::System { source, .. })
+            if matches!(source.kind(), ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable));
+        if has_no_route && mem::replace(&mut self.has_reported_no_route, true) {
+            return Ok(());
+        }
+        injected
     }
 }
