@@ -15,7 +15,8 @@ const LOGIN: usize = 6;
 
 /// Hands an engine `count` times the counted packets of a `kind`, by [`counted`], in batches of `size`.
 ///
-/// Each `PORT` announces another port, as clients do. Kinds with several lines use `size` connections, so that a batch has the same packet of each connection.
+/// Kinds with several lines use `size` connections, so that a batch has the same packet of each connection. Each
+/// `PORT` announces another port, as clients do.
 pub fn run(kind: &str, count: usize, size: usize) {
     let script = |lines: &[(&'static str, bool)], times: usize, counted: usize| {
         let line =

@@ -6,9 +6,7 @@ use ftp_alg_lab::{
 };
 use serde_json::json;
 
-use crate::common::{
-    Gateway, active_transfer, executable, login, passive_transfer, scripted_client, scripted_server,
-};
+use crate::common::{Gateway, executable, play_sessions, scripted_server};
 
 const PORT: u16 = 3762;
 
@@ -83,19 +81,7 @@ fn announcements_on_the_fast_path_work_where_source_ports_are_random() {
         let gateway = gateway(flags);
         let lab = &gateway.lab;
         let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
-        let round = [
-            passive_transfer("PASV"),
-            active_transfer(lab.client.address(Family::V4), PORT),
-            passive_transfer("EPSV"),
-        ]
-        .concat();
-        let steps = [login(), vec![round; 3].concat()].concat();
-        let host = lab.server_address(Family::V4);
-        for _ in 0..3 {
-            let plan = json!({"host": host, "listen": [PORT], "steps": steps});
-            let session = scripted_client(&lab.client, &plan);
-            assert_eq!(session.error, None, "{flags}: {}", gateway.daemon.log());
-        }
+        play_sessions(&gateway, PORT, 3, flags);
         let fast_path = gateway.daemon.status().unwrap()["fast_path"].clone();
         if fast_path["state"] == "on" {
             assert!(fast_path["lines"].as_u64().unwrap() > 0, "{flags}: {fast_path}");

@@ -1,12 +1,10 @@
 //! SYNPROXY: the kernel answers SYNs itself, and then adjusts the sequence numbers of the whole connection. Each
 //! greeting takes a second there, also without `ftp-alg`.
 
-use ftp_alg_lab::{Daemon, Family, FirewallKind, Lab, LabSpec, Topology};
+use ftp_alg_lab::{Daemon, FirewallKind, Lab, LabSpec, Topology};
 use serde_json::json;
 
-use crate::common::{
-    Gateway, active_transfer, executable, login, passive_transfer, scripted_client, scripted_server,
-};
+use crate::common::{Gateway, executable, play_sessions, scripted_server};
 use crate::health::problems;
 
 const PORT: u16 = 3762;
@@ -59,19 +57,7 @@ fn transfers_work_behind_synproxy_and_no_problem_is_reported() {
         let gateway = Gateway { daemon, lab };
         let (lab, daemon) = (&gateway.lab, &gateway.daemon);
         let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
-        let round = [
-            passive_transfer("PASV"),
-            active_transfer(lab.client.address(Family::V4), PORT),
-            passive_transfer("EPSV"),
-        ]
-        .concat();
-        let steps = [login(), vec![round; 4].concat()].concat();
-        let host = lab.server_address(Family::V4);
-        for _ in 0..3 {
-            let plan = json!({"host": host, "listen": [PORT], "steps": steps});
-            let session = scripted_client(&lab.client, &plan);
-            assert_eq!(session.error, None, "{fast_path}: {}", daemon.log());
-        }
+        play_sessions(&gateway, PORT, 4, fast_path);
         assert_eq!(handshakes(lab), 3, "{fast_path}");
         assert_eq!(daemon.counter("pinholes_used").unwrap(), 36, "{fast_path}");
         let state = daemon.status().unwrap()["fast_path"]["state"].clone();

@@ -21,7 +21,7 @@ use ftp_alg::gateway::{
 };
 pub use ftp_alg_lab::wait_for;
 use ftp_alg_lab::{
-    Admission, BackgroundProcess, Capture, Daemon, Host, Lab, LabSpec, Script, Topology,
+    Admission, BackgroundProcess, Capture, Daemon, Family, Host, Lab, LabSpec, Script, Topology,
     scaled_timeout, wait_at_most,
 };
 use serde_json::{Value, json};
@@ -259,6 +259,20 @@ pub fn active_transfer(address: IpAddr, port: u16) -> Vec<Value> {
 pub fn passive_transfer(command: &str) -> Vec<Value> {
     let dial = json!({"dial": true, "later": true});
     vec![say(command), reply(), dial, say("LIST"), reply(), json!({"drain": true}), reply()]
+}
+
+/// Plays three sessions, one after the other, each with `rounds` times a transfer by PASV, PORT and EPSV. All announce
+/// the same `port`.
+pub fn play_sessions(gateway: &Gateway, port: u16, rounds: usize, case: &str) {
+    let Gateway { lab, daemon } = gateway;
+    let active = active_transfer(lab.client.address(Family::V4), port);
+    let round = [passive_transfer("PASV"), active, passive_transfer("EPSV")].concat();
+    let steps = [login(), vec![round; rounds].concat()].concat();
+    let plan = json!({"host": lab.server_address(Family::V4), "listen": [port], "steps": steps});
+    for _ in 0..3 {
+        let session = scripted_client(&lab.client, &plan);
+        assert_eq!(session.error, None, "{case}: {}", daemon.log());
+    }
 }
 
 /// Rules that drop the first packet that `matching` describes, once.

@@ -230,9 +230,7 @@ impl Engine {
         };
         let inspection = &mut self.inspection;
         inspection.refuses_auth = connection.policy.refuses_auth();
-        if answer.is_some() || inspection.answer.is_some() {
-            inspection.answer = answer; // not copied if there is none
-        }
+        inspection.answer = answer;
         inspection.is_from_elsewhere = context.is_elsewhere;
         let positions = session.read_positions();
         let mut outcome =

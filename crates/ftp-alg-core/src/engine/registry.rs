@@ -313,15 +313,12 @@ impl RegistryState {
             Entry::Vacant(vacant) => {
                 vacant.insert(entry());
                 self.clients.add(client);
-                self.count_target(&pinhole);
+                self.record_target(&pinhole, true);
                 None
             }
-            Entry::Occupied(mut present) => {
-                let entry = entry();
-                let before = std::mem::replace(present.get_mut(), entry);
+            Entry::Occupied(_) => {
                 self.clients.add_held(client);
-                self.recount(Some(&before), Some(&entry));
-                Some(before)
+                self.insert_entry(entry())
             }
         };
         (serial, before)
@@ -476,17 +473,16 @@ impl RegistryState {
                 same.remove();
             }
         }
-        if let (Some(entry), Some(key)) = (after, is) {
-            let same = self.by_target.entry(key).or_default();
-            same.count += u32::from(was != is);
-            same.arrival = Some(entry.pinhole.arrival);
+        if let Some(entry) = after {
+            self.record_target(&entry.pinhole, was != is);
         }
     }
 
-    /// Counts a pinhole that is a new one between its initiator and its target.
-    fn count_target(&mut self, Pinhole { initiator, arrival, target, .. }: &Pinhole) {
-        let same = self.by_target.entry((*initiator, *target)).or_default();
-        *same = SameTarget { count: same.count + 1, arrival: Some(*arrival) };
+    /// Records the last pinhole between its initiator and its target, and counts it if it `is_new` there.
+    fn record_target(&mut self, pinhole: &Pinhole, is_new: bool) {
+        let same = self.by_target.entry((pinhole.initiator, pinhole.target)).or_default();
+        same.count += u32::from(is_new);
+        same.arrival = Some(pinhole.arrival);
     }
 
     /// Withdraws the pinhole with `serial`, which was not opened: the `replaced` entry returns. It must be closed if it
