@@ -69,7 +69,7 @@ impl Doctor {
         let data_paths = data_path_verdicts(&firewall, host.routing, &parameters);
         let runs_with = running.as_ref().ok().and_then(|status| status.backend.parse().ok());
         let configured = config.pinhole.backend;
-        let automatic = || automatic_backend(None, || accepted_data(&firewall, &data_paths));
+        let automatic = || automatic_backend(None, false, || accepted_data(&firewall, &data_paths));
         let (wanted, why) = configured.map_or_else(automatic, |backend| (backend, CONFIGURED));
         // The back end of the running daemon counts, because it has the pinholes now.
         let backend = runs_with.unwrap_or(wanted);

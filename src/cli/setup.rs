@@ -135,7 +135,7 @@ fn backend(
     if let Some(backend) = running.and_then(|status| status.backend.parse().ok()) {
         return backend;
     }
-    config.pinhole.backend.unwrap_or_else(|| automatic_backend(None, accepted).0)
+    config.pinhole.backend.unwrap_or_else(|| automatic_backend(None, false, accepted).0)
 }
 
 impl Setup {

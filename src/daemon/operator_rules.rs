@@ -22,6 +22,8 @@ use crate::gateway::{
 const READING_LIMIT: Duration = Duration::from_secs(1);
 /// The same if there are sessions, whose packets wait meanwhile.
 const RESTART_LIMIT: Duration = Duration::from_millis(800);
+/// The same if the rules select the back end, and no earlier run selected one.
+const BACKEND_LIMIT: Duration = Duration::from_secs(10);
 /// Interval between two checks of the operator's rules and of the daemon's health.
 const INTERVAL: Duration = Duration::from_secs(1);
 
@@ -32,9 +34,17 @@ pub(super) struct OperatorRules {
 }
 
 impl OperatorRules {
-    /// Waits for the rules.
-    pub(super) fn wait_for(reading: Receiver<Firewall>, has_sessions: bool) -> Self {
-        let limit = if has_sessions { RESTART_LIMIT } else { READING_LIMIT };
+    /// Waits for the rules. `select_backend` says whether only they can select the back end.
+    pub(super) fn wait_for(
+        reading: Receiver<Firewall>,
+        has_sessions: bool,
+        select_backend: bool,
+    ) -> Self {
+        let limit = match (has_sessions, select_backend) {
+            (true, _) => RESTART_LIMIT,
+            (false, true) => BACKEND_LIMIT,
+            (false, false) => READING_LIMIT,
+        };
         Self { read: reading.recv_timeout(limit).map_err(|_| reading) }
     }
 
@@ -55,13 +65,15 @@ impl OperatorRules {
         }
     }
 
-    /// The back end that `auto` selects, and why. `before` is the one of restored sessions.
+    /// The back end that `auto` selects, and why. `before` is the one of the run before, which sessions that were
+    /// restored (`has_sessions`) go on with.
     pub(super) fn automatic_backend(
         &self,
         before: Option<Backend>,
+        has_sessions: bool,
         parameters: &RuleParameters,
     ) -> (Backend, &'static str) {
-        gateway::automatic_backend(before, || {
+        gateway::automatic_backend(before, has_sessions, || {
             let routing = Routing::read(parameters.control_ports());
             let firewall = self.read.as_ref().ok()?;
             accepted_data(firewall, &data_path_verdicts(firewall, routing, parameters))

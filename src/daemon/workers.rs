@@ -45,8 +45,8 @@ use super::{
 use crate::{
     config::{self, Config, FastPath},
     gateway::{
-        ClaimedPorts, Commits, HEARTBEAT_TIMEOUT, LinuxKernel, Queue, QueueCounts, RuleParameters,
-        Table, TableRecord, Waker,
+        ClaimedPorts, Commits, ConntrackAbilities, HEARTBEAT_TIMEOUT, LinuxKernel, Queue,
+        QueueCounts, RuleParameters, Table, TableRecord, Waker,
         firewall::{Firewall, RulesetReader},
     },
 };
@@ -87,7 +87,11 @@ pub(super) fn start(
         |(engine, journal)| Shard { engine: Mutex::new(engine), journal: Mutex::new(journal) };
     let shards: Vec<_> = engines.into_iter().zip(journals).map(shard).collect();
     let restored = shards.iter().any(|shard| lock(&shard.engine).sessions.count() > 0);
-    let rules = OperatorRules::wait_for(reading, restored);
+    let backend_before = state.backend();
+    let is_automatic = config.pinhole.backend.is_none();
+    let select_backend =
+        is_automatic && backend_before.is_none() && ConntrackAbilities::supports_own_helper();
+    let rules = OperatorRules::wait_for(reading, restored, select_backend);
     let before = || state.table_record().map(TableRecord::into_learned).unwrap_or_default();
     let (learned, port_sets) = rules.learned(&parameters, before);
     parameters = parameters.with_learned(learned);
@@ -95,10 +99,9 @@ pub(super) fn start(
         operator_rules::log_port_sets(&port_sets, &parameters);
     }
     let mut why = "the configuration says so";
-    if config.pinhole.backend.is_none() {
+    if is_automatic {
         let backend;
-        let before = state.backend().filter(|_| restored);
-        (backend, why) = rules.automatic_backend(before, &parameters);
+        (backend, why) = rules.automatic_backend(backend_before, restored, &parameters);
         parameters = parameters.with_backend(backend);
     }
     let commits = open_commits()?;

@@ -4,14 +4,16 @@
 
 use super::{Backend, ConntrackAbilities, firewall::AcceptedData};
 
-/// The back end that `auto` selects here, and why. `before` is the back end of restored sessions, if there are any.
-/// `accepted` says which data connections the firewall accepts; `None` if that is not known.
+/// The back end that `auto` selects here, and why. `before` is the back end of the run before, which restored sessions
+/// keep, if there are any. `accepted` says which data connections the firewall accepts; `None` if that is not known.
 pub fn automatic_backend(
     before: Option<Backend>,
+    has_sessions: bool,
     accepted: impl FnOnce() -> Option<AcceptedData>,
 ) -> (Backend, &'static str) {
     choose_backend(
         before,
+        has_sessions,
         || ConntrackAbilities::read().supports_expectations(),
         ConntrackAbilities::supports_own_helper,
         accepted,
@@ -22,13 +24,16 @@ pub fn automatic_backend(
 /// whether with our own.
 fn choose_backend(
     before: Option<Backend>,
+    has_sessions: bool,
     is_possible: impl FnOnce() -> bool,
     is_good: impl FnOnce() -> bool,
     accepted: impl FnOnce() -> Option<AcceptedData>,
 ) -> (Backend, &'static str) {
     match before {
-        Some(Backend::Nftables) => (Backend::Nftables, "sessions go on that began with it"),
-        Some(Backend::Conntrack) if is_possible() => {
+        Some(Backend::Nftables) if has_sessions => {
+            (Backend::Nftables, "sessions go on that began with it")
+        }
+        Some(Backend::Conntrack) if has_sessions && is_possible() => {
             (Backend::Conntrack, "sessions go on that began with it")
         }
         _ if !is_good() => (Backend::Nftables, "this kernel has no nfnetlink_cthelper"),
@@ -45,7 +50,10 @@ fn choose_backend(
                 Backend::Nftables,
                 "the firewall accepts no data connections: it lacks the accept rule",
             ),
-            None => (Backend::Conntrack, "the firewall's rules could not be read"),
+            None => match before {
+                Some(before) => (before, "as before: the firewall's rules could not be read"),
+                None => (Backend::Conntrack, "the firewall's rules could not be read"),
+            },
         },
     }
 }
@@ -55,7 +63,8 @@ mod tests {
     use super::*;
 
     fn choice(before: Option<Backend>, is_possible: bool, is_good: bool) -> Backend {
-        choose_backend(before, || is_possible, || is_good, || Some(AcceptedData::Related)).0
+        let accepted = || Some(AcceptedData::Related);
+        choose_backend(before, before.is_some(), || is_possible, || is_good, accepted).0
     }
 
     #[test]
@@ -66,14 +75,20 @@ mod tests {
     }
 
     #[test]
-    fn the_rules_decide() {
-        for (accepted, backend) in [
-            (Some(AcceptedData::Marked), Backend::Nftables),
-            (Some(AcceptedData::Related), Backend::Conntrack),
-            (Some(AcceptedData::Nothing), Backend::Nftables),
-            (None, Backend::Conntrack),
+    fn the_rules_decide_and_the_run_before_if_they_come_late() {
+        use Backend::{Conntrack, Nftables};
+        for (before, accepted, backend) in [
+            (None, Some(AcceptedData::Marked), Nftables),
+            (None, Some(AcceptedData::Related), Conntrack),
+            (None, Some(AcceptedData::Nothing), Nftables),
+            (None, None, Conntrack),
+            (Some(Nftables), Some(AcceptedData::Related), Conntrack),
+            (Some(Conntrack), Some(AcceptedData::Marked), Nftables),
+            (Some(Nftables), None, Nftables),
+            (Some(Conntrack), None, Conntrack),
         ] {
-            assert_eq!(choose_backend(None, || true, || true, || accepted).0, backend);
+            let chosen = choose_backend(before, false, || true, || true, || accepted).0;
+            assert_eq!(chosen, backend, "{before:?} {accepted:?}");
         }
     }
 

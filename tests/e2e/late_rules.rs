@@ -2,6 +2,7 @@
 
 use std::path::PathBuf;
 
+use ftp_alg::gateway::ConntrackAbilities;
 use ftp_alg_lab::{Daemon, Lab, LabSpec, Topology};
 use serde_json::Value;
 
@@ -23,8 +24,9 @@ fn executable_with_slow_nft(lab: &Lab) -> PathBuf {
 
 fn start(lab: &Lab, rules: &str) -> Daemon {
     lab.gateway.shell(rules).unwrap().success().unwrap();
-    Daemon::start(&executable_with_slow_nft(lab), &lab.gateway, "queue.fast-path = \"auto\"\n")
-        .unwrap()
+    // With `auto` the start waits longer for the rules, which select the back end.
+    let configuration = "queue.fast-path = \"auto\"\npinhole.backend = \"nftables\"\n";
+    Daemon::start(&executable_with_slow_nft(lab), &lab.gateway, configuration).unwrap()
 }
 
 fn fast_path(daemon: &Daemon) -> Value {
@@ -74,4 +76,20 @@ fn late_rules_that_accept_the_exact_ct_mark_turn_the_fast_path_off() {
     wait_for("the rules", || fast_path(&daemon)["state"] == "off");
     let why = fast_path(&daemon)["why"].to_string();
     assert!(why.contains("tells the ct mark 0x40000000 from 0x60000000"), "{why}");
+}
+
+#[test]
+fn the_start_waits_for_rules_that_select_the_back_end() {
+    if !ConntrackAbilities::read().cthelper {
+        println!(
+            "not tried: this kernel has no nfnetlink_cthelper, so no rules select the back end"
+        );
+        return;
+    }
+    let lab = Lab::build(LabSpec::new(Topology::Routed)).unwrap();
+    let daemon = Daemon::start(&executable_with_slow_nft(&lab), &lab.gateway, "").unwrap();
+    let status = daemon.status().unwrap();
+    assert_eq!(status["backend"], "nftables", "{status}");
+    let why = "no rule drops data connections that have the mark";
+    assert_eq!(status["backend_reason"], why, "{status}");
 }
