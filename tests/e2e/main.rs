@@ -38,6 +38,7 @@ mod restart;
 #[path = "../../crates/ftp-alg-core/tests/core/support/rng.rs"]
 mod rng;
 mod rule_audit;
+mod same_ports;
 mod setup;
 mod situations;
 mod slacksite;

@@ -187,7 +187,7 @@ mod tests {
     #[test]
     fn each_back_end_has_its_sections_and_no_other() {
         for (backend, own, other) in [
-            (Backend::Nftables, "chain nat_postrouting {", "\n\tct helper ftp_alg {"),
+            (Backend::Nftables, "chain translate_source {", "\n\tct helper ftp_alg {"),
             (Backend::Conntrack, "\n\tct helper ftp_alg {", "pinholes4"),
         ] {
             let parameters = RuleParameters::default().with_backend(backend);

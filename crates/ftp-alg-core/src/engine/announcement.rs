@@ -69,6 +69,8 @@ struct OpenedPinhole {
     endpoint: SocketAddr,
     /// Whether the server's foreign address was replaced.
     replaced_foreign: bool,
+    /// What another session has to do with the port, if it has.
+    other_session: Option<&'static str>,
 }
 
 impl Connection<'_> {
@@ -151,8 +153,11 @@ impl Connection<'_> {
             Ok(()) => {
                 let Err(not_opened) = self.check_policy(announced, attempt) else {
                     let held = self.pinholes.hold_opened(self.now, self.index, &attempt.proposal);
-                    let opened =
-                        self.hold_opened(held, attempt.announced_address, attempt.replaced_foreign);
+                    let opened = OpenedPinhole {
+                        endpoint: self.hold_opened(held, attempt.announced_address),
+                        replaced_foreign: attempt.replaced_foreign,
+                        other_session: attempt.proposal.other_session,
+                    };
                     let verdict = self.record_decision(announced, Ok(opened));
                     return AnnouncementOutcome::Decided(verdict);
                 };
@@ -165,7 +170,7 @@ impl Connection<'_> {
                 let control = self.control.translation_or_identity();
                 let proposed = self.pinholes.propose_next_port(
                     self.policy,
-                    (self.now, &control),
+                    (self.now, self.control.pinholes(), &control),
                     &mut attempt.proposal,
                     closed,
                 );
@@ -232,7 +237,8 @@ impl Connection<'_> {
                     (kind, lifetime),
                     pinhole,
                 );
-                let opened = self.hold_opened(held, announced_address, replaced_foreign);
+                let endpoint = self.hold_opened(held, announced_address);
+                let opened = OpenedPinhole { endpoint, replaced_foreign, other_session: None };
                 self.record_decision(announced, Ok(opened))
             }
             Err(NotOpened::Refuse(_, reason) | NotOpened::Ignore(reason)) => {
@@ -245,13 +251,8 @@ impl Connection<'_> {
         }
     }
 
-    /// Adds an opened pinhole to the session.
-    fn hold_opened(
-        &mut self,
-        held: HeldPinhole,
-        announced_address: IpAddr,
-        replaced_foreign: bool,
-    ) -> OpenedPinhole {
+    /// Adds an opened pinhole to the session. Returns the endpoint to announce.
+    fn hold_opened(&mut self, held: HeldPinhole, announced_address: IpAddr) -> SocketAddr {
         let endpoint = SocketAddr::new(announced_address, held.pinhole.arrival.port());
         self.counters.pinholes_opened += 1;
         let answered = held.answered;
@@ -260,7 +261,7 @@ impl Connection<'_> {
             let before = self.control.pinholes().len() - 1;
             self.close_answered_before(before, Some("a later pinhole replaced it"));
         }
-        OpenedPinhole { endpoint, replaced_foreign }
+        endpoint
     }
 
     /// The announced endpoint.
@@ -283,16 +284,17 @@ impl Connection<'_> {
     ) -> AnnouncementVerdict {
         let endpoint = self.announced_endpoint(announced);
         let (action, rewritten, reason, verdict) = match opened {
-            Ok(OpenedPinhole { endpoint: to_announce, replaced_foreign }) => {
+            Ok(OpenedPinhole { endpoint: to_announce, replaced_foreign, other_session }) => {
                 let is_same = Some(to_announce) == endpoint;
                 let action = if is_same { Action::Open } else { Action::Rewrite };
-                let reason = match endpoint.filter(|_| replaced_foreign) {
-                    Some(endpoint) => {
+                let reason = match (endpoint.filter(|_| replaced_foreign), other_session) {
+                    (Some(endpoint), _) => {
                         let (own, ip) = (self.control.server().ip(), endpoint.ip());
                         format!("foreign address {ip} replaced: the server is {own}").into()
                     }
-                    None if is_same => "both ends see the same endpoint".into(),
-                    None => "the other end sees another endpoint".into(),
+                    (None, Some(reason)) => reason.into(),
+                    (None, None) if is_same => "both ends see the same endpoint".into(),
+                    (None, None) => "the other end sees another endpoint".into(),
                 };
                 let padding = self.allowed_padding(announced);
                 let verdict = AnnouncementVerdict::Open { endpoint: to_announce, padding };
@@ -371,8 +373,9 @@ impl Connection<'_> {
         let format =
             PortFormat { kind: announced.kind, room, padding: self.allowed_padding(announced) };
         let closed = &mut self.effects.closed_before_opening;
-        let at = (self.now, self.index);
-        let proposed = self.pinholes.propose(at, self.policy, translation, format, pinhole, closed);
+        let session = (self.now, self.index, self.control.pinholes());
+        let proposed =
+            self.pinholes.propose(session, self.policy, translation, format, pinhole, closed);
         // Otherwise the BPF program would still use the port.
         self.pinholes.take_fast_path_closings(&mut self.effects.fast_path_closings);
         match proposed {

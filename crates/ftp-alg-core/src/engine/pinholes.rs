@@ -3,7 +3,8 @@
 //! A port stays reserved while a transfer uses it. Otherwise a server that connects from port 20 would reuse the tuple
 //! of its earlier connection. An end's port that had to get another external port gets the same one again: while
 //! conntrack remembers the first data connection, a second one to this end by another external port has the same reply
-//! tuple, and the kernel drops it. All shards share one [registry](super::registry) of ports.
+//! tuple, and the kernel drops it. But the port at which another session waits is left to that session. All shards share
+//! one [registry](super::registry) of ports.
 
 use std::{
     net::{IpAddr, SocketAddr},
@@ -20,7 +21,7 @@ use super::{
     handover::FastPathPinhole,
     held_pinhole::{HeldPinhole, PinholeRecord},
     registry::{PinholeClosing, PinholeRegistry, RegistryState},
-    registry_entry::{RegistryEntry, Reopening, ReplacedEntry},
+    registry_entry::{EndpointUse, RegistryEntry, Reopening, ReplacedEntry},
 };
 use crate::{
     ftp::{AnnouncementKind, Padding},
@@ -40,6 +41,8 @@ pub struct Proposal {
     candidates: PortCandidates,
     /// The entry with the same endpoints that this one replaces.
     replaced: Option<ReplacedEntry>,
+    /// What another session has to do with the external port, if it has.
+    pub other_session: Option<&'static str>,
 }
 
 /// A pinhole that the kernel was requested to open.
@@ -151,13 +154,13 @@ impl PinholeTable {
         }
     }
 
-    /// Reserves an external port for `wanted` of the session `owner`. It differs from the announced port if that is taken, or does not fill
-    /// the room of `format`: an announcement that keeps its length changes no sequence numbers. Pinholes that must be
-    /// closed before this one opens, or may be closed with it, are added to `closed` or to the [closings of the BPF
-    /// program](Self::take_fast_path_closings).
+    /// Reserves an external port for `wanted` of the session `owner`, which holds `own`. It differs from the announced
+    /// port if that is taken, or does not fill the room of `format`: an announcement that keeps its length changes no
+    /// sequence numbers. Pinholes that must be closed before this one opens, or may be closed with it, are added to
+    /// `closed` or to the [closings of the BPF program](Self::take_fast_path_closings).
     pub fn propose(
         &mut self,
-        (now, owner): (Instant, u32),
+        (now, owner, own): (Instant, u32, &[HeldPinhole]),
         policy: &Policy,
         control: &Translation,
         format: PortFormat,
@@ -188,11 +191,19 @@ impl PinholeTable {
             tried: 0,
         };
         let lifetime = policy.pinhole_lifetime;
-        let (pinhole, kind, serial, replaced) = (wanted, format.kind, 0, None);
-        let mut proposal =
-            Proposal { pinhole, kind, client, lifetime, serial, candidates, replaced };
+        let mut proposal = Proposal {
+            pinhole: wanted,
+            kind: format.kind,
+            client,
+            lifetime,
+            serial: 0,
+            candidates,
+            replaced: None,
+            other_session: None,
+        };
         let closings = (closed, &mut self.fast_path_closings);
-        reserve(&mut state, &mut proposal, policy, (now, control), &self.random, closings)?;
+        let session = (now, own, control);
+        reserve(&mut state, &mut proposal, policy, session, &self.random, closings)?;
         Ok(proposal)
     }
 
@@ -200,14 +211,14 @@ impl PinholeTable {
     pub fn propose_next_port(
         &mut self,
         policy: &Policy,
-        (now, control): (Instant, &Translation),
+        session: (Instant, &[HeldPinhole], &Translation),
         proposal: &mut Proposal,
         closed: &mut Vec<PinholeClosing>,
     ) -> Result<(), OpenError> {
         let mut state = self.registry.lock();
         proposal.withdraw(&mut state, closed);
         let closings = (closed, &mut self.fast_path_closings);
-        reserve(&mut state, proposal, policy, (now, control), &self.random, closings)
+        reserve(&mut state, proposal, policy, session, &self.random, closings)
     }
 
     /// Withdraws a reservation, because the kernel did not open the pinhole. If the entry that it replaced must be
@@ -524,42 +535,57 @@ fn settle(
     }
 }
 
-/// Reserves the next external port for `proposal`, of the connection `control`, that no other pinhole uses.
+/// Reserves the next external port for `proposal`, of the connection `control` whose session holds `own`. No other
+/// pinhole uses it. If there is none, it is one at which a pinhole of another session with the same ends waits for its
+/// data connection.
 fn reserve(
     state: &mut RegistryState,
     proposal: &mut Proposal,
     policy: &Policy,
-    (now, control): (Instant, &Translation),
+    (now, own, control): (Instant, &[HeldPinhole], &Translation),
     random: &RandomState,
     (closed, fast_path_closings): (&mut Vec<PinholeClosing>, &mut Vec<FastPathPinholeClosing>),
 ) -> Result<(), OpenError> {
     let ends = (proposal.pinhole.initiator, proposal.pinhole.target);
-    let candidates = candidate_ports(policy, &ends, proposal.candidates, random);
-    for port in candidates.skip(proposal.candidates.tried) {
+    let mut waited_for = None;
+    let mut free = None;
+    for port in
+        candidate_ports(policy, &ends, proposal.candidates, random).skip(proposal.candidates.tried)
+    {
         proposal.candidates.tried += 1;
         proposal.pinhole.arrival.set_port(port);
-        let present = state.target_of(ends.0, proposal.pinhole.arrival);
-        if present.is_some_and(|present| present != ends.1) {
-            continue;
+        match state.use_of(&proposal.pinhole) {
+            EndpointUse::OtherTarget => {}
+            EndpointUse::WaitedFor(serial) if own.iter().all(|held| held.serial != serial) => {
+                waited_for = waited_for.or(Some(port));
+            }
+            _ => {
+                free = Some(port);
+                break;
+            }
         }
-        if port == proposal.candidates.announced {
-            state.set_displaced(&proposal.pinhole, false);
-        } else if proposal.candidates.prefers_own() {
-            state.set_displaced(&proposal.pinhole, true);
-        }
-        let reopening =
-            Reopening::new(control, !proposal.kind.is_active(), now + proposal.lifetime);
-        let (serial, replaced) = state.insert(proposal.pinhole, proposal.client, Some(reopening));
-        proposal.serial = serial;
-        proposal.replaced = replaced.as_ref().map(ReplacedEntry::new);
-        if let Some(RegistryEntry { pinhole, fast_path, .. }) = replaced {
-            // Announced again, or not closed yet.
-            closed.push(PinholeClosing::new(pinhole, serial));
-            fast_path_closings.extend(fast_path.map(|id| FastPathPinholeClosing { pinhole, id }));
-        }
-        return Ok(());
     }
-    Err(OpenError::NoPort)
+    let port = free.or(waited_for).ok_or(OpenError::NoPort)?;
+    proposal.other_session = waited_for.map(|_| match free {
+        Some(_) => "another session waits at that port",
+        None => "another session waits at that port, and no other is free",
+    });
+    proposal.pinhole.arrival.set_port(port);
+    if port == proposal.candidates.announced {
+        state.set_displaced(&proposal.pinhole, false);
+    } else if proposal.candidates.prefers_own() && waited_for.is_none() {
+        state.set_displaced(&proposal.pinhole, true);
+    }
+    let reopening = Reopening::new(control, !proposal.kind.is_active(), now + proposal.lifetime);
+    let (serial, replaced) = state.insert(proposal.pinhole, proposal.client, Some(reopening));
+    proposal.serial = serial;
+    proposal.replaced = replaced.as_ref().map(ReplacedEntry::new);
+    if let Some(RegistryEntry { pinhole, fast_path, .. }) = replaced {
+        // Announced again, or not closed yet.
+        closed.push(PinholeClosing::new(pinhole, serial));
+        fast_path_closings.extend(fast_path.map(|id| FastPathPinholeClosing { pinhole, id }));
+    }
+    Ok(())
 }
 
 #[cfg(test)]

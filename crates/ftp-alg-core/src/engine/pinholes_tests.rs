@@ -3,7 +3,7 @@
 use super::*;
 
 fn open(table: &mut PinholeTable, client: &str, port: u16) -> Result<HeldPinhole, OpenError> {
-    let (proposal, closed) = propose(table, client, port)?;
+    let (proposal, closed) = propose(table, client, port, &[])?;
     table.registry.update_kernel(closed.into_iter(), |_| Ok::<_, ()>(())).unwrap();
     Ok(table.hold_opened(Instant::now(), 1, &proposal))
 }
@@ -12,6 +12,17 @@ fn propose(
     table: &mut PinholeTable,
     client: &str,
     port: u16,
+    own: &[HeldPinhole],
+) -> Result<(Proposal, Vec<PinholeClosing>), OpenError> {
+    propose_by(&Policy::default(), table, client, port, own)
+}
+
+fn propose_by(
+    policy: &Policy,
+    table: &mut PinholeTable,
+    client: &str,
+    port: u16,
+    own: &[HeldPinhole],
 ) -> Result<(Proposal, Vec<PinholeClosing>), OpenError> {
     let client: IpAddr = client.parse().unwrap();
     let server: IpAddr =
@@ -20,10 +31,9 @@ fn propose(
     let arrival = SocketAddr::new(client, port);
     let pinhole = Pinhole { initiator: server, arrival, target: arrival, source: server };
     let mut closed = Vec::new();
-    let policy = Policy::default();
     let proposal = table.propose(
-        (Instant::now(), 0),
-        &policy,
+        (Instant::now(), 0, own),
+        policy,
         &control,
         PortFormat { kind: AnnouncementKind::Port, room: None, padding: Padding::None },
         pinhole,
@@ -153,27 +163,69 @@ fn an_end_keeps_to_the_external_port_that_it_had_last() {
             let format = PortFormat { kind: AnnouncementKind::Port, room, padding: Padding::None };
             let (policy, mut closed) = (Policy::default(), Vec::new());
             let proposal = shard
-                .propose((Instant::now(), 0), &policy, &control, format, pinhole, &mut closed)
+                .propose((Instant::now(), 0, &[]), &policy, &control, format, pinhole, &mut closed)
                 .unwrap();
             shard.registry.update_kernel(closed.into_iter(), |_| Ok::<_, ()>(())).unwrap();
             shard.hold_opened(Instant::now(), 1, &proposal)
+        };
+        let close = |shard: &mut PinholeTable, held| {
+            shard.close(held);
+            shard.take_closings(&mut Vec::new());
         };
         let port = |held: &HeldPinhole| held.pinhole.arrival.port();
         let of_first = open(&mut shards[0], "192.0.2.1");
         let of_second = open(&mut shards[0], "192.0.2.2");
         assert_eq!(port(&of_first), 50_000);
         assert_ne!(port(&of_second), 50_000);
+        let last = port(&of_second);
+        close(&mut shards[0], of_second);
         for shard in [0, 1, 0] {
             let again = open(&mut shards[shard], "192.0.2.2");
-            assert_eq!(port(&again), port(&of_second), "{room:?}");
+            assert_eq!(port(&again), last, "{room:?}");
+            close(&mut shards[shard], again);
         }
         // Also when the announced port is free.
-        shards[0].close(of_first);
+        close(&mut shards[0], of_first);
         for shard in [0, 0, 1] {
             let again = open(&mut shards[shard], "192.0.2.2");
-            assert_eq!(port(&again), port(&of_second), "{room:?}");
+            assert_eq!(port(&again), last, "{room:?}");
+            close(&mut shards[shard], again);
         }
     }
+}
+
+/// A server with one passive port, or a client that always announces the same.
+#[test]
+fn a_port_at_which_another_session_waits_is_left_to_it() {
+    let mut first = table_with(64);
+    let mut second = first.new_shard();
+    let port = |held: &HeldPinhole| held.pinhole.arrival.port();
+    let mut of_first = open(&mut first, "192.0.2.1", 4000).unwrap();
+    let of_second = open(&mut second, "192.0.2.1", 4000).unwrap();
+    assert_ne!(port(&of_second), 4000);
+    assert_eq!(of_second.pinhole.target, of_first.pinhole.target);
+    // The session itself announces it again.
+    let (again, closed) =
+        propose(&mut first, "192.0.2.1", 4000, std::slice::from_ref(&of_first)).unwrap();
+    assert_eq!((again.pinhole.arrival.port(), closed.len()), (4000, 1));
+    first.withdraw(&again, &mut Vec::new());
+    // The transfer has started, so the port may be announced for the next one.
+    first.mark_in_use(&mut of_first);
+    let (third, _) = propose(&mut second, "192.0.2.1", 4000, &[]).unwrap();
+    assert_eq!(third.pinhole.arrival.port(), 4000, "as before, not that of the second session");
+}
+
+#[test]
+fn a_port_at_which_another_session_waits_is_used_if_there_is_no_other() {
+    let mut table = table_with(64);
+    let policy = Policy { port_range: 4000..=4000, ..Policy::default() };
+    let ports: Vec<_> = (0..2)
+        .map(|_| {
+            let (proposal, _) = propose_by(&policy, &mut table, "192.0.2.1", 4000, &[]).unwrap();
+            table.hold_opened(Instant::now(), 1, &proposal).pinhole.arrival.port()
+        })
+        .collect();
+    assert_eq!(ports, [4000, 4000]);
 }
 
 /// Two external ports of one target: one element translates the source of both.
@@ -193,7 +245,7 @@ fn a_source_translation_stays_while_another_pinhole_uses_it() {
         let form =
             PortFormat { kind: AnnouncementKind::Port, room: None, padding: Padding::Blanks };
         let proposal = table
-            .propose((Instant::now(), 0), &policy, &control, form, pinhole, &mut Vec::new())
+            .propose((Instant::now(), 0, &[]), &policy, &control, form, pinhole, &mut Vec::new())
             .unwrap();
         table.hold_opened(Instant::now(), 1, &proposal)
     };
@@ -230,7 +282,8 @@ fn a_closing_spares_a_pinhole_that_replaced_the_entry() {
             if !after_reserving {
                 assert_eq!(update(&mut closings), 1);
             }
-            let (proposal, mut closed_first) = propose(&mut second, "192.0.2.1", 4000).unwrap();
+            let (proposal, mut closed_first) =
+                propose(&mut second, "192.0.2.1", 4000, &[]).unwrap();
             assert_eq!(proposal.pinhole.arrival.port(), 4000);
             if !after_opening {
                 // Before the new one opens: not necessary, and without effect.
@@ -250,7 +303,7 @@ fn a_closing_spares_a_pinhole_that_replaced_the_entry() {
 #[test]
 fn the_entry_of_a_refused_pinhole_is_free() {
     let mut table = table_with(8);
-    let (proposal, _) = propose(&mut table, "192.0.2.1", 4000).unwrap();
+    let (proposal, _) = propose(&mut table, "192.0.2.1", 4000, &[]).unwrap();
     let mut closings = Vec::new();
     table.withdraw(&proposal, &mut closings);
     assert!(closings.is_empty() && table.registry.lock().is_empty());
@@ -267,7 +320,7 @@ fn a_withdrawn_replacement_leaves_the_old_pinhole_to_close() {
         first.close(held);
         let mut closings = Vec::new();
         first.take_closings(&mut closings);
-        let (proposal, _) = propose(&mut second, "192.0.2.1", 4000).unwrap();
+        let (proposal, _) = propose(&mut second, "192.0.2.1", 4000, &[]).unwrap();
         let update = |closings: &mut Vec<PinholeClosing>| {
             registry.update_kernel(closings.drain(..), |due| Ok::<_, ()>(due.len())).unwrap()
         };
@@ -302,7 +355,8 @@ fn a_failed_closing_is_tried_again_but_not_for_ever() {
             table.take_failed_closings(&mut closings);
             if replaced && attempts == 2 {
                 // Announced again meanwhile: the new pinhole closes the old one, and stays.
-                let (proposal, mut closed_first) = propose(&mut table, "192.0.2.1", 4000).unwrap();
+                let (proposal, mut closed_first) =
+                    propose(&mut table, "192.0.2.1", 4000, &[]).unwrap();
                 assert_eq!((update(&mut closed_first), update(&mut closings)), (1, 0));
                 let held = table.hold_opened(Instant::now(), 1, &proposal);
                 table.close(held);

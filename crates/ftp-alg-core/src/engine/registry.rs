@@ -20,7 +20,7 @@ use super::{
     KernelError, Opening, Pinhole, Renewal,
     client_counts::{ClientCounts, OpenError},
     handover::FastPathPinhole,
-    registry_entry::{RegistryEntry, Reopening, ReplacedEntry},
+    registry_entry::{EndpointUse, RegistryEntry, Reopening, ReplacedEntry},
 };
 
 /// How many targets with another external port are remembered.
@@ -268,9 +268,13 @@ impl RegistryState {
         self.clients.check(client, limit, capacity)
     }
 
-    /// Target of the pinhole with these endpoints, released or not.
-    pub(super) fn target_of(&self, initiator: IpAddr, arrival: SocketAddr) -> Option<SocketAddr> {
-        self.entries.get(&(initiator, arrival)).map(|entry| entry.pinhole.target)
+    /// Who uses the endpoints of `pinhole`.
+    pub(super) fn use_of(&self, pinhole: &Pinhole) -> EndpointUse {
+        match self.entries.get(&pinhole.ends()) {
+            Some(entry) if entry.pinhole.target != pinhole.target => EndpointUse::OtherTarget,
+            Some(entry) if entry.is_waited_for() => EndpointUse::WaitedFor(entry.serial),
+            _ => EndpointUse::None,
+        }
     }
 
     /// Whether the last pinhole of this initiator and target could not have the target's port as its external port.

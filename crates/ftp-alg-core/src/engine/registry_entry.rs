@@ -66,10 +66,26 @@ impl RegistryEntry {
         self.is_open && !self.is_released && !self.is_granted
     }
 
+    /// Whether a session waits for its data connection, as far as is known.
+    pub(super) fn is_waited_for(&self) -> bool {
+        self.is_open && !self.is_released && !self.has_started
+    }
+
     /// Whether it has opened again, because its data connection was refused.
     pub(super) fn has_reopened(&self) -> bool {
         self.reopening.is_some_and(|reopening| reopening.left < MAX_REOPENINGS)
     }
+}
+
+/// What a pinhole's endpoints are used for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum EndpointUse {
+    /// Nothing, or a pinhole with the same target that nobody waits for.
+    None,
+    /// The pinhole with this serial number and the same target waits for its data connection.
+    WaitedFor(u64),
+    /// A pinhole with another target, which may be released.
+    OtherTarget,
 }
 
 /// The entry with the same endpoints that a pinhole replaces until it is opened.
