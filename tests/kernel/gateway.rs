@@ -4,6 +4,7 @@
 
 mod attachments;
 mod changes;
+mod consumption;
 mod fast_path_rules;
 mod fastpath;
 mod flows;

@@ -24,7 +24,6 @@ pub(super) struct FamilySets {
     targets: &'static CStr,
     sources: &'static CStr,
     marks: &'static CStr,
-    unconsumed: &'static CStr,
 }
 
 pub(super) const V4: FamilySets = FamilySets {
@@ -32,14 +31,12 @@ pub(super) const V4: FamilySets = FamilySets {
     targets: c"targets4",
     sources: c"sources4",
     marks: c"marks4",
-    unconsumed: c"unconsumed4",
 };
 pub(super) const V6: FamilySets = FamilySets {
     pinholes: c"pinholes6",
     targets: c"targets6",
     sources: c"sources6",
     marks: c"marks6",
-    unconsumed: c"unconsumed6",
 };
 
 /// The keys and data of one pinhole's elements.
@@ -65,7 +62,7 @@ pub(super) struct GrantElement<'a> {
 }
 
 /// Number of a pinhole's [`GrantElement`]s.
-pub(super) const GRANTS: usize = 4;
+pub(super) const GRANTS: usize = 3;
 
 impl PinholeElements {
     pub(super) fn for_pinhole(pinhole: &Pinhole) -> io::Result<Self> {
@@ -105,18 +102,7 @@ impl PinholeElements {
         Element { set: self.sets.pinholes, key: self.key.as_ref(), data: None, timeout }
     }
 
-    /// That a connection may still inherit its ct mark.
-    pub(super) fn inheritance(&self, timeout: Option<Duration>) -> Element<'_> {
-        Element { set: self.sets.unconsumed, key: self.key.as_ref(), data: None, timeout }
-    }
-
-    /// Whether it may have a ct mark.
-    pub(super) fn may_have_mark(&self) -> bool {
-        self.has_mark
-    }
-
-    /// Its destination, its source and its ct mark. `lifetime` is that of the permission. The inheritance does not
-    /// outlive it, because it has its effect before a connection is admitted.
+    /// Its destination, its source and its ct mark. `lifetime` is that of the permission.
     pub(super) fn grants(&self, lifetime: Option<Duration>) -> [GrantElement<'_>; GRANTS] {
         let timeout = lifetime.map(|lifetime| lifetime.saturating_add(TRANSLATION_GRACE));
         let of = |set, key, data, is_needed| {
@@ -129,11 +115,6 @@ impl PinholeElements {
             of(targets, self.key.as_ref(), self.target.as_ref(), self.has_other_target),
             of(sources, self.source_key.as_ref(), self.source.as_ref(), self.has_other_source),
             GrantElement { may_be_left, ..of(marks, self.key.as_ref(), &self.mark, self.has_mark) },
-            GrantElement {
-                element: self.inheritance(lifetime),
-                is_needed: self.has_mark,
-                may_be_left,
-            },
         ]
     }
 }

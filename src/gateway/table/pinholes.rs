@@ -1,11 +1,10 @@
 //! Pinholes as elements of the sets and maps in our table.
 //!
-//! A pinhole has at most five elements, written in one atomic batch: the permission (`pinholes*`, which the kernel
-//! deletes when a connection consumes it), the target (`targets*`), the source address there (`sources*`), the ct mark
-//! (`marks*`), and that a connection may still inherit the mark (`unconsumed*`, which the kernel deletes, too); the
-//! last four only if they change something. Targets, sources and marks affect only a connection that one of the two
-//! others admits. So leftovers of a closed pinhole have no effect, and expire; opening deletes leftovers with the same
-//! keys. Knows nothing of control connections.
+//! A pinhole has at most four elements, written in one atomic batch: the permission (`pinholes*`, which the kernel
+//! deletes when a connection consumes it), the target (`targets*`), the source address there (`sources*`) and the ct
+//! mark (`marks*`); the last three only if they change something. They affect only a connection that the permission
+//! admits. So leftovers of a closed pinhole have no effect, and expire; opening deletes leftovers with the same keys.
+//! Knows nothing of control connections.
 //!
 //! A transfer waits for its pinhole, so a batch has as few messages as possible. Above all, nothing is deleted that is
 //! absent: each deletion ends with work for the kernel that waits for a grace period.
@@ -139,9 +138,8 @@ impl Pinholes {
                 continue;
             }
             let mut learned = false;
-            for ClosingElements { removal, inheritance, .. } in &mut revoked {
+            for ClosingElements { removal, .. } in &mut revoked {
                 learned |= removal.learn_from(&outcome, usize::MAX);
-                learned |= inheritance.learn_from(&outcome, usize::MAX);
             }
             // Without our table there are no pinholes.
             revoked.retain(|revoked| revoked.removal.existing != ExistingElement::Absent);
@@ -341,18 +339,15 @@ fn exists_already(outcome: &BatchOutcome, at: usize) -> bool {
 }
 
 /// A pinhole to close. Its translations are deleted as well, so that a client that opens many leaves none behind. On an
-/// older kernel they stay until they expire, but for the inheritance of the ct mark, which has its effect before a
-/// connection is admitted.
+/// older kernel they stay until they expire.
 struct ClosingElements {
     elements: PinholeElements,
     removal: ElementRemoval,
-    inheritance: ElementRemoval,
 }
 
 impl ClosingElements {
     fn new(elements: PinholeElements) -> Self {
-        let [removal, inheritance] = std::array::from_fn(|_| ElementRemoval::new());
-        Self { elements, removal, inheritance }
+        Self { elements, removal: ElementRemoval::new() }
     }
 
     fn put(&mut self, batch: &mut Batch, destroys: bool) {
@@ -362,9 +357,6 @@ impl ClosingElements {
                     batch.destroy_element(element.set, element.key);
                 }
             }
-        } else if self.elements.may_have_mark() {
-            let inheritance = self.elements.inheritance(Some(TRANSLATION_GRACE));
-            self.inheritance.add_to_batch(batch, destroys, &inheritance);
         }
         // The timeout is that of an element that is never visible.
         let permission = self.elements.permission(Some(TRANSLATION_GRACE));

@@ -1,6 +1,7 @@
 """forge.py JSON: sends one TCP segment with any source from eth0.
 
 JSON: {"router": MAC ADDRESS, "from": [ADDRESS, PORT], "to": [ADDRESS, PORT], "seq": N, "ack": N, "ttl": N, "line": TEXT}
+Without "line" it is a SYN.
 """
 import json
 import socket
@@ -11,8 +12,8 @@ plan = json.loads(sys.argv[1])
 (source, sport), (destination, dport) = plan["from"], plan["to"]
 family = socket.AF_INET6 if ":" in source else socket.AF_INET
 source, destination = (socket.inet_pton(family, end) for end in (source, destination))
-payload = plan["line"].encode() + b"\r\n"
-PSH_ACK, TCP = 0x18, socket.IPPROTO_TCP
+SYN, PSH_ACK, TCP = 0x02, 0x18, socket.IPPROTO_TCP
+flags, payload = (PSH_ACK, plan["line"].encode() + b"\r\n") if plan["line"] else (SYN, b"")
 
 
 def checksum(data):
@@ -23,7 +24,7 @@ def checksum(data):
     return ~total & 0xFFFF
 
 
-tcp = struct.pack("!HHIIHHHH", sport, dport, plan["seq"], plan["ack"], 0x5000 | PSH_ACK, 500, 0, 0) + payload
+tcp = struct.pack("!HHIIHHHH", sport, dport, plan["seq"], plan["ack"], 0x5000 | flags, 500, 0, 0) + payload
 pseudo = source + destination + struct.pack("!II", len(tcp), TCP)
 tcp = tcp[:16] + struct.pack("!H", checksum(pseudo + tcp)) + tcp[18:]
 if family == socket.AF_INET6:

@@ -112,13 +112,26 @@ impl Case {
     }
 }
 
-/// Sends a line of `from` to `to` from `forger`.
+/// Sends a line of one end to the other from `forger`.
 fn forge(lab: &Lab, forger: &Host, ends: [SocketAddr; 2], numbers: [u32; 2], line: &str) {
-    let towards = if forger.namespace() == lab.client.namespace() {
-        lab.client_side()
-    } else {
-        lab.server_side()
-    };
+    forge_segment(lab, forger, ends, numbers, Some(line));
+}
+
+/// Sends a SYN of one end to the other from `forger`.
+pub(super) fn forge_syn(lab: &Lab, forger: &Host, ends: [SocketAddr; 2]) {
+    forge_segment(lab, forger, ends, [1, 0], None);
+}
+
+fn forge_segment(
+    lab: &Lab,
+    forger: &Host,
+    ends: [SocketAddr; 2],
+    numbers: [u32; 2],
+    line: Option<&str>,
+) {
+    let is_at_client =
+        [&lab.client, &lab.client2].iter().any(|host| host.namespace() == forger.namespace());
+    let towards = if is_at_client { lab.client_side() } else { lab.server_side() };
     let shown = lab.gateway.shell(&format!("ip -br link show {towards}")).unwrap().stdout_text();
     let router = shown.split_whitespace().find(|word| word.matches(':').count() == 5).unwrap();
     let [from, to] = ends.map(|end| json!([end.ip(), end.port()]));

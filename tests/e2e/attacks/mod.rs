@@ -7,6 +7,7 @@ mod bytes;
 mod conntrack_lookups;
 mod consumed_pinholes;
 mod dialogue;
+mod dropped_syns;
 mod floods;
 mod forged_ends;
 mod full_sets;

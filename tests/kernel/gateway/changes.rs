@@ -23,18 +23,18 @@ use super::lab::{
 const LIFETIME: Duration = Duration::from_secs(600);
 
 /// A gateway whose table has its own rules alone.
-struct Place {
-    lab: Lab,
+pub struct Place {
+    pub lab: Lab,
     _table: Table,
     outcomes: Vec<Result<(), KernelError>>,
 }
 
 impl Place {
-    fn new() -> Self {
+    pub fn new() -> Self {
         Self::with(&RuleParameters::default())
     }
 
-    fn with(parameters: &RuleParameters) -> Self {
+    pub fn with(parameters: &RuleParameters) -> Self {
         assert!(rustix::process::geteuid().is_root(), "this test needs root");
         let lab = Lab::new();
         let table = lab.on_gateway(|| Table::install(parameters).unwrap());
@@ -42,12 +42,12 @@ impl Place {
     }
 
     /// A writer that knows this kernel, and one that knows what Linux 6.1 does.
-    fn writers(&self) -> [Pinholes; 2] {
+    pub fn writers(&self) -> [Pinholes; 2] {
         self.lab.on_gateway(|| [Pinholes::new(), Pinholes::for_older_kernels()].map(Result::unwrap))
     }
 
     /// Changes pinholes, and tells in how many transactions the kernel did it.
-    fn change(&mut self, writer: &mut Pinholes, closed: &[Pinhole], opened: &[Pinhole]) -> u32 {
+    pub fn change(&mut self, writer: &mut Pinholes, closed: &[Pinhole], opened: &[Pinhole]) -> u32 {
         let before = self.generation();
         let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
         let opening = |pinhole: &Pinhole| Opening {
@@ -63,7 +63,7 @@ impl Place {
     }
 
     /// Opens a pinhole of a control connection with this ct mark.
-    fn open_with_mark(&mut self, writer: &mut Pinholes, pinhole: Pinhole, ct_mark: u32) {
+    pub fn open_with_mark(&mut self, writer: &mut Pinholes, pinhole: Pinhole, ct_mark: u32) {
         let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
         let control = Translation { ct_mark, ..control };
         let opening = Opening { pinhole, control, from_client: true, lifetime: LIFETIME };
@@ -72,7 +72,7 @@ impl Place {
     }
 
     /// The ct mark of the connection that `client` initiated.
-    fn ct_mark_of(&self, client: &TcpStream) -> u32 {
+    pub fn ct_mark_of(&self, client: &TcpStream) -> u32 {
         let from = client.local_addr().unwrap();
         let family = if from.is_ipv4() { "ipv4" } else { "ipv6" };
         let list = format!("conntrack -L -f {family} -p tcp --sport {}", from.port());

@@ -122,7 +122,8 @@ pub fn is_silent(host: &Host, from: &str, to: SocketAddr) -> bool {
     connect_within(host, at(from, 0), to, Duration::from_millis(700)).is_err()
 }
 
-fn connect_within(
+/// Connects from an address and port, or gives up after `limit`.
+pub fn connect_within(
     host: &Host,
     from: SocketAddr,
     to: SocketAddr,

@@ -166,7 +166,7 @@ struct {
 	__type(value, struct admitted_syn);
 } admitted_syns SEC(".maps");
 
-// The pinholes of the rules that no SYN has consumed, each with its deadline (bpf_ktime_get_ns()). The daemon inserts
+// The pinholes of the rules for which no SYN has come, each with its deadline (bpf_ktime_get_ns()). The daemon inserts
 // a pinhole before the rules have it.
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
