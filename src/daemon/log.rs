@@ -233,6 +233,8 @@ enum Topic {
     Elsewhere,
     #[strum(message = "sessions with missed packets")]
     Missed,
+    #[strum(serialize = "not-ftp", message = "connections that are not FTP")]
+    NotFtp,
 }
 
 impl Topic {
@@ -242,7 +244,7 @@ impl Topic {
             Self::Healed | Self::Kernel => Level::WARN,
             Self::Refusal | Self::Limit | Self::Ended => Level::WARN,
             Self::Omitted | Self::Encrypted | Self::Unused => Level::WARN,
-            Self::Announcement | Self::Elsewhere | Self::Missed => Level::INFO,
+            Self::Announcement | Self::Elsewhere | Self::Missed | Self::NotFtp => Level::INFO,
         }
     }
 
@@ -274,6 +276,7 @@ fn topic_of(what: &EventKind) -> Option<Topic> {
         EventKind::Encrypted => Some(Topic::Encrypted),
         EventKind::FromElsewhere(_) | EventKind::RouteMissing(_) => Some(Topic::Elsewhere),
         EventKind::Missed(_) => Some(Topic::Missed),
+        EventKind::NotFtp(_) => Some(Topic::NotFtp),
         EventKind::PinholeClosed(..)
         | EventKind::PinholeExpired(..)
         | EventKind::StateChanged(_) => None,

@@ -122,7 +122,7 @@ fn an_http_request_with_an_ftp_verb_opens_no_pinhole() {
     assert_opens_nothing(&openings, &json!({"Host:": "331 who?", "QUIT": "200 stay"}));
 }
 
-/// The server must speak first, so a client that sends data before the greeting is not FTP.
+/// A server that sends nothing before it answers `USER` is not known to speak FTP.
 #[test]
 fn a_client_that_precedes_the_greeting_opens_no_pinhole() {
     // The server answers only after it has read a line.

@@ -149,7 +149,11 @@ fn idle_timeout(session: &Session, needs_login: bool) -> Duration {
     match session.dialogue().phase() {
         _ if session.is_over() && (session.is_adjusted() || session.was_reset()) => LINGER_ADJUSTED,
         _ if session.is_over() => LINGER_UNADJUSTED,
-        Phase::NotGreeted | Phase::ClientFirst | Phase::FeatFirst => GREETING_TIMEOUT,
+        Phase::NotGreeted
+        | Phase::ClientFirst
+        | Phase::CommandFirst
+        | Phase::TextFirst
+        | Phase::CommandAfterText => GREETING_TIMEOUT,
         // Its next packet restores the same state.
         Phase::PickedUp if !session.is_adjusted() => GREETING_TIMEOUT,
         _ if session.is_half_closed() => HALF_CLOSED_TIMEOUT,

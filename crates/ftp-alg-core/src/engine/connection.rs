@@ -65,11 +65,11 @@ impl Connection<'_> {
             DialogueEvent::LoggedIn => self.push_event(EventKind::StateChanged("logged in")),
             DialogueEvent::NotFtp => {
                 self.close_all_pinholes("the connection is not FTP");
-                self.push_event(EventKind::StateChanged("not FTP: no longer inspected"));
+                self.push_event(EventKind::NotFtp("not FTP: no longer inspected"));
             }
             DialogueEvent::NotFtpClient => {
                 self.close_all_pinholes("the connection is not FTP");
-                self.push_event(EventKind::StateChanged(
+                self.push_event(EventKind::NotFtp(
                     "the client does not speak FTP: no pinhole is opened any more, refusals continue",
                 ));
             }

@@ -69,6 +69,8 @@ pub enum EventKind {
     Reset(String),
     /// The inspection of the connection changed.
     StateChanged(&'static str),
+    /// The connection is not FTP, or the client does not speak it.
+    NotFtp(&'static str),
     /// Packets were missed, or the dialogue is in step again after that.
     Missed(&'static str),
     /// Packets with an end's address arrive where no route to it leads. They are not read.
@@ -110,6 +112,7 @@ impl fmt::Display for Event {
             EventKind::LimitReached(what) => f.write_str(what),
             EventKind::Reset(reason) => write!(f, "session reset at both ends: {reason}"),
             EventKind::StateChanged(what)
+            | EventKind::NotFtp(what)
             | EventKind::Missed(what)
             | EventKind::FromElsewhere(what)
             | EventKind::RouteMissing(what) => f.write_str(what),

@@ -33,6 +33,8 @@ struct Skipping {
     positions: Vec<usize>,
     /// Number of bytes at the end of the line that start an unfinished Telnet command.
     unfinished: usize,
+    /// Whether a NUL follows a byte that is not skipped.
+    contains_nul: bool,
 }
 
 impl<'a> Text<'a> {
@@ -95,6 +97,11 @@ impl<'a> Text<'a> {
         self.skipping.as_ref().map_or(0, |skipping| skipping.unfinished)
     }
 
+    /// Whether there is a NUL behind the first byte that is not skipped.
+    pub fn contains_nul(&self) -> bool {
+        self.skipping.as_ref().is_some_and(|skipping| skipping.contains_nul)
+    }
+
     /// The range of the line that `range` of the readable bytes comes from. `range` must not be empty.
     pub fn line_range(&self, range: Range<usize>) -> Range<usize> {
         let positions = self.skipping.as_ref().map_or(&[][..], |skipping| &skipping.positions);
@@ -126,6 +133,7 @@ impl Skipping {
                 text.positions.push(i);
                 i += if byte == IAC { 2 } else { 1 };
             } else {
+                text.contains_nul |= byte == 0 && !text.bytes.is_empty();
                 if byte == IAC && is_unfinished(&line[i..]) {
                     text.unfinished = line.len() - i;
                 }

@@ -9,7 +9,7 @@
 
 use std::num::NonZeroU16;
 
-use greeting::{is_login_reply, read_greeting_line};
+use greeting::is_login_reply;
 use missed::Step;
 use serde::{Deserialize, Serialize};
 
@@ -44,18 +44,14 @@ pub enum Phase {
     NotFtp,
     /// Picked up mid-stream, and the server has replied as an FTP server. Refused commands are refused.
     PickedUpFtp,
-    /// The client sent `FEAT` alone before the greeting, as lftp does if it does not wait for replies (`ftp:sync-mode
-    /// off`). No other protocol begins like this.
-    FeatFirst,
+    /// The client sent FTP commands before the server's greeting, because it does not wait for replies.
+    CommandFirst,
     /// As [`Phase::PacketsMissed`], after [`Phase::Verified`]: the dialogue may [get in step](missed) again.
     OutOfStep,
-}
-
-impl Phase {
-    /// Whether the server has sent its greeting, as far as is known.
-    pub fn has_greeted(self) -> bool {
-        !matches!(self, Self::NotGreeted | Self::ClientFirst | Self::FeatFirst)
-    }
+    /// The server has sent text, which may precede its greeting.
+    TextFirst,
+    /// As [`Phase::TextFirst`], and the client has sent FTP commands. It may have read the text as a greeting.
+    CommandAfterText,
 }
 
 /// Progress of the login.
@@ -176,16 +172,17 @@ impl Dialogue {
     pub fn blocked_because(&self, is_active: bool) -> Option<&'static str> {
         Some(match self.phase {
             Phase::NotFtp => "the client does not speak FTP",
-            Phase::ClientFirst | Phase::FeatFirst => {
+            Phase::ClientFirst | Phase::CommandFirst => {
                 "the client sent data before the server's greeting"
             }
+            Phase::CommandAfterText => "the server has sent text, but no greeting",
             Phase::PickedUp | Phase::PickedUpFtp => {
                 "the connection was picked up mid-stream: its earlier dialogue is unknown"
             }
             Phase::PacketsMissed | Phase::OutOfStep => {
                 "packets were missed: the earlier dialogue is unknown"
             }
-            Phase::NotGreeted | Phase::Greeted | Phase::Verified => {
+            Phase::NotGreeted | Phase::TextFirst | Phase::Greeted | Phase::Verified => {
                 return self.ambiguities.blocked_because(is_active);
             }
         })
@@ -212,7 +209,7 @@ impl Dialogue {
 
     /// Records how a server's line ends, before the line is read.
     pub fn record_server_line_end(&mut self, end: LineEnd, text: &Text<'_>) {
-        let is_greeting = self.phase == Phase::NotGreeted;
+        let is_greeting = self.phase.expects_greeting() || self.phase == Phase::CommandFirst;
         let answers_login = end == LineEnd::Lf
             && is_login_reply(text)
             && self.login == Login::None
@@ -249,11 +246,6 @@ impl Dialogue {
             ReplyEffect::Event(event) => Some(event),
             _ => (self.phase != phase).then_some(DialogueEvent::NotFtpClient),
         }
-    }
-
-    /// Records that the client does not speak FTP, although the server may.
-    pub fn mark_client_not_ftp(&mut self) {
-        self.phase = Phase::NotFtp;
     }
 
     /// Whether the next bytes may be TLS.
@@ -341,19 +333,11 @@ impl Dialogue {
     pub fn read_command(&mut self, command: Option<&Command<'_>>) -> CommandEffect {
         self.step.record_command(command, self.is_between_replies());
         match (self.phase, command) {
-            (Phase::NotGreeted, Some(c)) if c.word == b"FEAT" && c.argument.is_empty() => {
-                self.phase = Phase::FeatFirst;
-            }
-            (Phase::NotGreeted | Phase::FeatFirst, _) => self.phase = Phase::ClientFirst,
-            (Phase::Greeted, Some(c))
-                if !c.is_not_ftp(true) && !self.pending.contains(PendingKind::FirstUnknown) =>
-            {
-                let is_known = c.verb != Verb::Unknown;
-                self.phase = if is_known { Phase::Verified } else { Phase::Greeted };
-            }
-            (Phase::Greeted, _) => self.phase = Phase::NotFtp,
             (Phase::Verified, Some(c)) if c.is_not_ftp(false) => self.phase = Phase::NotFtp,
-            _ => {}
+            (Phase::Verified, _) => {}
+            (_, Some(c)) => self.read_early_command(c),
+            // An empty line says nothing about the client.
+            (_, None) => {}
         }
         let Some(command) = command else { return CommandEffect::Nothing };
         if matches!(command.verb, Verb::User | Verb::Reinitialize) && self.is_logged_in() {
@@ -412,7 +396,7 @@ impl Dialogue {
             return ReplyEffect::Nothing;
         }
         // Nothing that an indented greeting could be the text of precedes it.
-        let is_greeting = self.phase == Phase::NotGreeted && !was_open;
+        let is_greeting = self.phase.expects_greeting() && !was_open;
         let reply = match is_greeting && text.is_indented() {
             true => self.replies.read_line(&Text::new(text.bytes())),
             false => self.replies.read_line(text),
@@ -428,11 +412,14 @@ impl Dialogue {
             self.padding = Padding::Zeros;
         }
         if !has_greeted {
-            let (phase, begun, effect) =
-                read_greeting_line(self.phase, self.open_reply_code(), text, reply);
-            self.phase = phase;
-            begun.into_iter().for_each(|kind| self.push_pending(kind));
-            return effect;
+            return match reply.filter(|reply| reply.code != 220) {
+                Some(reply) if self.phase == Phase::CommandAfterText => {
+                    let is_ftp = self.is_answered_as_ftp(reply);
+                    let effect = self.handle_reply(reply);
+                    self.record_reply_after_text(reply, is_ftp, effect)
+                }
+                _ => self.read_greeting_line(text, reply),
+            };
         }
         if self.phase == Phase::PickedUp && reply.is_some() {
             self.phase = Phase::PickedUpFtp;

@@ -24,7 +24,7 @@ fn logged_in() -> Dialogue {
 #[test]
 fn the_server_greets_first_and_the_client_answers_in_ftp() {
     let mut early = Dialogue::default();
-    said(&mut early, "USER x");
+    said(&mut early, "WHAT x");
     assert_eq!(early.phase(), Phase::ClientFirst);
     assert_eq!(answered(&mut early.clone(), "HTTP/1.1 200 OK"), ReplyEffect::NotFtp);
     assert_eq!(answered(&mut early.clone(), "331 x"), ReplyEffect::NotFtp);
@@ -36,11 +36,15 @@ fn the_server_greets_first_and_the_client_answers_in_ftp() {
         assert_eq!(answered(&mut dialogue, line), ReplyEffect::Nothing);
     }
     assert_eq!(dialogue.phase(), Phase::Greeted);
-    for line in ["POST / HTTP/1.1", "USER / HTTP/1.1", "PASS / HTTP/1.1", "Host: x", ""] {
+    for line in ["POST / HTTP/1.1", "USER / HTTP/1.1", "PASS / HTTP/1.1", "Host: x"] {
         let mut other = dialogue.clone();
-        said(&mut other, line);
+        for line in ["", " ", line] {
+            assert_eq!(other.phase(), Phase::Greeted);
+            said(&mut other, line);
+        }
         assert_eq!(other.phase(), Phase::NotFtp, "{line}");
     }
+    assert_eq!(said(&mut dialogue, ""), CommandEffect::Nothing);
     assert_eq!(said(&mut dialogue, "USER x"), CommandEffect::Nothing);
     assert_eq!(said(&mut dialogue, "WHAT"), CommandEffect::Nothing);
     assert_eq!(said(&mut dialogue, "PASS a: b HTTP/1.1"), CommandEffect::Nothing);
@@ -48,6 +52,18 @@ fn the_server_greets_first_and_the_client_answers_in_ftp() {
     said(&mut dialogue, "Host: x");
     assert_eq!(dialogue.phase(), Phase::NotFtp);
 }
+
+/// Lines that are no greeting, and not of another protocol.
+const TEXTS: [&str; 8] = [
+    "ld.so: warning",
+    "\u{feff}220 ready",
+    "\u{1b}[0m",
+    "\u{1b}[1m220 ready",
+    "\u{12}220 ready",
+    "0220 ready",
+    "220\u{a0}ready",
+    "22",
+];
 
 #[test]
 fn text_may_precede_the_greeting_but_no_other_protocol() {
@@ -61,25 +77,99 @@ fn text_may_precede_the_greeting_but_no_other_protocol() {
         "RFB 003.008",
         "@RSYNCD: 31.0",
         "\u{16}\u{3}\u{1}",
+        "J\0\0\0",
         "-ERR no",
-        "22",
-        "999 x",
     ] {
-        let mut dialogue = Dialogue::default();
-        assert_eq!(answered(&mut dialogue, "ld.so: warning"), ReplyEffect::Nothing);
-        let effect = answered(&mut dialogue, other);
-        let is_reply = other.starts_with("999");
-        assert_eq!(effect == ReplyEffect::NotFtp, !is_reply, "{other}");
+        for early in ["", "USER x"] {
+            let mut dialogue = Dialogue::default();
+            assert_eq!(answered(&mut dialogue.clone(), other), ReplyEffect::NotFtp, "{other}");
+            assert_eq!(answered(&mut dialogue, "ld.so: warning"), ReplyEffect::Nothing);
+            said(&mut dialogue, early);
+            assert_eq!(answered(&mut dialogue, other), ReplyEffect::NotFtp, "{other}");
+        }
     }
     let mut dialogue = Dialogue::default();
-    for _ in 0..20 {
-        assert_eq!(answered(&mut dialogue, "  *** Welcome ***"), ReplyEffect::Nothing);
+    for text in TEXTS {
+        assert_eq!(answered(&mut dialogue, text), ReplyEffect::Nothing, "{text}");
     }
+    let latin = Text::new(b"\xc4\xd6\xdc f\xfcr \xff\xff alle\r\n");
+    assert_eq!(dialogue.read_reply_line(&latin), ReplyEffect::Nothing);
     let mut other = dialogue.clone();
     said(&mut other, "x");
     assert_eq!(answered(&mut other, "and so on"), ReplyEffect::NotFtp);
+    let mut coded = dialogue.clone();
+    answered(&mut coded, "999 x");
+    assert_eq!(coded.phase(), Phase::Greeted);
     answered(&mut dialogue, "220 ready");
     assert_eq!(dialogue.phase(), Phase::Greeted);
+}
+
+/// Some clients read more as a greeting than others do. The reply to their login shows that the server speaks FTP.
+#[test]
+fn the_reply_to_a_login_shows_ftp_after_text() {
+    for text in TEXTS {
+        for lines in [
+            &[("", "USER x"), ("331 password", "PASS x"), ("230 in", "")][..],
+            &[("", "USER x"), ("230 in", "")],
+            &[("", "USER x"), ("", "PASS x"), ("331 password", ""), ("230 in", "")],
+            &[
+                ("", "FEAT"),
+                ("211-", ""),
+                ("211 end", "USER x"),
+                ("331 x", "PASS x"),
+                ("202 x", ""),
+            ],
+            &[("", "USER x"), ("220 ready", ""), ("331 x", "PASS x"), ("230 in", "")],
+        ] {
+            let mut dialogue = Dialogue::default();
+            answered(&mut dialogue, text);
+            for (reply, command) in lines {
+                assert!(!dialogue.is_logged_in());
+                if !reply.is_empty() {
+                    answered(&mut dialogue, reply);
+                }
+                said(&mut dialogue, command);
+            }
+            assert!(dialogue.is_logged_in(), "{text}: {lines:?}");
+            assert_eq!(dialogue.phase(), Phase::Verified, "{text}: {lines:?}");
+        }
+    }
+}
+
+#[test]
+fn after_text_only_the_reply_to_a_login_shows_ftp() {
+    for (command, reply) in [
+        ("USER x", "200 ok"),
+        ("USER x", "202 ok"),
+        ("USER x", "250 ok"),
+        ("USER x", "530 no"),
+        ("CLNT x", "230 in"),
+        ("OPTS x", "331 x"),
+        ("FEAT", "211 end"),
+        ("AUTH TLS", "200 ok"),
+        ("USER x", "227 (10,0,0,2,4,1)"),
+    ] {
+        let mut dialogue = Dialogue::default();
+        answered(&mut dialogue, "hello");
+        if said(&mut dialogue, command) == CommandEffect::Auth {
+            dialogue.record_auth();
+        }
+        answered(&mut dialogue, reply);
+        assert_eq!(dialogue.phase(), Phase::CommandAfterText, "{command}: {reply}");
+        assert!(dialogue.blocked_because(true).is_some());
+    }
+    for line in ["USER / HTTP/1.1", "PASS x", "WHAT", "Host: x", "PORT 1,2,3,4,5,6"] {
+        let mut dialogue = Dialogue::default();
+        answered(&mut dialogue, "hello");
+        said(&mut dialogue, line);
+        assert_eq!(dialogue.phase(), Phase::ClientFirst, "{line}");
+        assert_eq!(answered(&mut dialogue, "331 x"), ReplyEffect::NotFtp, "{line}");
+    }
+    let mut dialogue = Dialogue::default();
+    answered(&mut dialogue, "hello");
+    said(&mut dialogue, "USER x");
+    said(&mut dialogue, "Host: x");
+    assert_eq!(dialogue.phase(), Phase::ClientFirst);
 }
 
 #[test]
@@ -172,23 +262,32 @@ fn nothing_is_opened_while_the_dialogue_is_ambiguous() {
 }
 
 #[test]
-fn feat_alone_may_precede_the_greeting() {
-    let mut dialogue = Dialogue::default();
-    said(&mut dialogue, "FEAT");
-    assert!(dialogue.blocked_because(true).is_some() && dialogue.blocked_because(false).is_some());
-    let mut other = dialogue.clone();
-    assert_eq!(answered(&mut other, "200 OK"), ReplyEffect::NotFtp);
-    for line in ["USER x", "FEAT", "Host: x"] {
+fn commands_may_precede_the_greeting() {
+    for first in ["FEAT", "user x", "AUTH TLS", "HOST x", "OPTS UTF8 ON"] {
+        let mut dialogue = Dialogue::default();
+        for line in ["", first, "USER x", "PASS x"] {
+            if said(&mut dialogue, line) == CommandEffect::Auth {
+                dialogue.record_auth();
+            }
+        }
+        assert!(dialogue.blocked_because(true).is_some());
+        assert!(dialogue.blocked_because(false).is_some());
+        for reply in ["200 OK", "331 x"] {
+            assert_eq!(answered(&mut dialogue.clone(), reply), ReplyEffect::NotFtp);
+        }
         let mut other = dialogue.clone();
-        said(&mut other, line);
+        said(&mut other, "Host: x");
         answered(&mut other, "220 ready");
-        assert_eq!(other.phase(), Phase::NotFtp, "{line}");
+        assert_eq!(other.phase(), Phase::NotFtp, "{first}");
+        for line in ["120 soon", "220-hello", "220 ready"] {
+            assert_eq!(answered(&mut dialogue, line), ReplyEffect::Nothing);
+        }
+        assert_eq!(dialogue.phase(), Phase::Verified);
+        assert_eq!(dialogue.pending.count(), 3, "{first}");
     }
-    for line in ["120 soon", "220-hello", "220 ready"] {
-        assert_eq!(answered(&mut dialogue, line), ReplyEffect::Nothing);
-    }
-    assert_eq!((dialogue.phase(), dialogue.has_pending_commands()), (Phase::Verified, true));
-    for line in ["FEAT x", "FEATURE", "FEAT / HTTP/1.1"] {
+    for line in
+        ["FEATURE", "FEAT / HTTP/1.1", "USER / HTTP/1.1", "PASS x", "NOOP", "PORT 1,2,3,4,5,6"]
+    {
         let mut other = Dialogue::default();
         said(&mut other, line);
         assert_eq!(other.phase(), Phase::ClientFirst, "{line}");

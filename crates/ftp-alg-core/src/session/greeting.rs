@@ -1,7 +1,17 @@
-//! What a dialogue makes of the server's lines before and during the login.
+//! How a dialogue begins: the server's greeting, and the client's first lines.
+//!
+//! The server speaks first, and its greeting is a reply. Two beginnings differ:
+//! - The client does not wait, and sends commands before the greeting. Then only a 220 is the greeting, because another
+//!   reply may be an answer of another protocol.
+//! - The server sends text: a warning or a banner before the greeting, or a greeting with other bytes before its code,
+//!   such as a byte order mark. Some clients take that for the greeting and log in. Then the reply to `USER`, `PASS` or
+//!   `AUTH` shows that the server speaks FTP.
 
-use super::{PendingKind, Phase, ReplyEffect};
-use crate::ftp::{Reply, Text};
+use super::{Dialogue, Login, PendingKind, Phase, ReplyEffect};
+use crate::{
+    ftp::{Command, Reply, Text, Verb},
+    session::{DialogueEvent, tls::is_tls_start},
+};
 
 /// How the first lines of other protocols' servers begin: SSH, VNC, POP3, IMAP, rsync, and those of HTTP's form.
 const OTHER_PROTOCOLS: [&[u8]; 10] = [
@@ -17,45 +27,134 @@ const OTHER_PROTOCOLS: [&[u8]; 10] = [
     b"RTSP",
 ];
 
-/// Whether a server may write `text` before its greeting: a warning of its loader, or a banner. It is printable, and
-/// not the first line of another protocol.
-fn may_precede_greeting(text: &[u8]) -> bool {
-    let first = text.split(|byte| *byte == b' ').next().unwrap_or_default();
-    let is_versioned = first.contains(&b'/') && first.last().is_some_and(u8::is_ascii_digit);
-    text.iter().all(|byte| matches!(byte, b'\t' | b' '..=b'~'))
-        && !is_versioned
-        && !text.first().is_some_and(u8::is_ascii_digit)
-        && !OTHER_PROTOCOLS.iter().any(|start| text.starts_with(start))
+impl Phase {
+    /// Whether the server has sent its greeting, as far as is known.
+    pub fn has_greeted(self) -> bool {
+        let sends_commands = matches!(self, Self::CommandFirst | Self::CommandAfterText);
+        !(sends_commands || self.expects_greeting() || self == Self::ClientFirst)
+    }
+
+    /// Whether the next reply is the server's greeting, with any code.
+    pub(super) fn expects_greeting(self) -> bool {
+        matches!(self, Self::NotGreeted | Self::TextFirst)
+    }
 }
 
-/// Reads a line of the greeting: it ends with `reply`, or `open_code` is the code of the unfinished one. Returns the
-/// phase, what is pending from now on, and the effect.
-pub(super) fn read_greeting_line(
-    phase: Phase,
-    open_code: Option<u16>,
-    text: &Text<'_>,
-    reply: Option<Reply>,
-) -> (Phase, Option<PendingKind>, ReplyEffect) {
-    let is_greeting = phase == Phase::NotGreeted;
-    match reply {
-        Some(reply) if reply.is_preliminary() => (phase, None, ReplyEffect::Nothing), // 120: ready in a while
-        Some(_) if is_greeting => (Phase::Greeted, None, ReplyEffect::Nothing),
-        Some(Reply { code: 220 }) if phase == Phase::FeatFirst => {
-            (Phase::Verified, None, ReplyEffect::Nothing)
-        }
-        Some(Reply { code: 220 }) => (Phase::NotFtp, None, ReplyEffect::Nothing),
-        Some(_) => (phase, None, ReplyEffect::NotFtp),
-        // Some clients do not wait for the last line.
-        None if is_greeting && open_code == Some(220) => {
-            (Phase::Greeted, Some(PendingKind::Greeting), ReplyEffect::Nothing)
-        }
-        // First or middle line of a multi-line greeting.
-        None if open_code.is_some() => (phase, None, ReplyEffect::Nothing),
-        None if is_greeting && may_precede_greeting(text.bytes()) => {
-            (phase, None, ReplyEffect::Nothing)
-        }
-        None => (phase, None, ReplyEffect::NotFtp),
+impl Dialogue {
+    /// Whether the client's next line shows which protocol it speaks.
+    pub fn expects_first_command(&self) -> bool {
+        self.phase == Phase::Greeted || self.phase.expects_greeting()
     }
+
+    /// Records that the client does not speak FTP, although the server may.
+    pub fn mark_client_not_ftp(&mut self) {
+        let has_greeted = self.phase.has_greeted();
+        self.phase = if has_greeted { Phase::NotFtp } else { Phase::ClientFirst };
+    }
+
+    /// Reads a command of a client that is not yet known to speak FTP.
+    pub(super) fn read_early_command(&mut self, command: &Command<'_>) {
+        self.phase = match self.phase {
+            Phase::NotGreeted if may_precede_replies(command) => Phase::CommandFirst,
+            Phase::TextFirst if may_precede_replies(command) => Phase::CommandAfterText,
+            Phase::NotGreeted | Phase::TextFirst => Phase::ClientFirst,
+            Phase::CommandFirst | Phase::CommandAfterText if command.is_not_ftp(false) => {
+                Phase::ClientFirst
+            }
+            Phase::Greeted
+                if command.is_not_ftp(true) || self.pending.contains(PendingKind::FirstUnknown) =>
+            {
+                Phase::NotFtp
+            }
+            Phase::Greeted if command.verb != Verb::Unknown => Phase::Verified,
+            phase => phase,
+        };
+    }
+
+    /// Reads a line of the server before its greeting has ended. If the line ends a reply, that is `reply`.
+    pub(super) fn read_greeting_line(
+        &mut self,
+        text: &Text<'_>,
+        reply: Option<Reply>,
+    ) -> ReplyEffect {
+        let open_code = self.replies.open_code();
+        self.phase = match (self.phase, reply) {
+            (phase, Some(reply)) if reply.is_preliminary() => phase, // 120: ready in a while
+            (Phase::NotGreeted | Phase::TextFirst, Some(_)) => Phase::Greeted,
+            (Phase::CommandFirst | Phase::CommandAfterText, Some(Reply { code: 220 })) => {
+                Phase::Verified
+            }
+            (_, Some(Reply { code: 220 })) => Phase::NotFtp,
+            (_, Some(_)) => return ReplyEffect::NotFtp,
+            // Some clients do not wait for the last line.
+            (Phase::NotGreeted | Phase::TextFirst, None) if open_code == Some(220) => {
+                self.pending.push(PendingKind::Greeting);
+                Phase::Greeted
+            }
+            // First or middle line of a multi-line reply.
+            (phase, None) if open_code.is_some() => phase,
+            (Phase::ClientFirst, None) => return ReplyEffect::NotFtp,
+            (_, None) if !may_precede_greeting(text) => return ReplyEffect::NotFtp,
+            (Phase::NotGreeted | Phase::TextFirst, None) => Phase::TextFirst,
+            (_, None) => Phase::CommandAfterText,
+        };
+        ReplyEffect::Nothing
+    }
+
+    /// Whether `reply` answers the only pending command as no other protocol does. Asked before it is handled, of a
+    /// server that sent text in place of a greeting.
+    pub(super) fn is_answered_as_ftp(&self, reply: Reply) -> bool {
+        self.pending.count() == 1
+            && match self.pending.oldest() {
+                Some(PendingKind::User) => matches!(reply.code, 230 | 232 | 331 | 332),
+                Some(PendingKind::Login) => matches!(reply.code, 230 | 232 | 332),
+                Some(PendingKind::Auth) => matches!(reply.code, 234 | 334),
+                _ => false,
+            }
+    }
+
+    /// Records that `reply` of a server that sent text in place of a greeting had this `effect`. The server speaks FTP
+    /// if `is_ftp`, or in a pipeline with a login, when all of it is answered.
+    pub(super) fn record_reply_after_text(
+        &mut self,
+        reply: Reply,
+        is_ftp: bool,
+        effect: ReplyEffect,
+    ) -> ReplyEffect {
+        if effect == ReplyEffect::Event(DialogueEvent::LoggedIn) && reply.code / 10 != 23 {
+            // Other protocols have such codes, too.
+            self.login = Login::None;
+            return ReplyEffect::Nothing;
+        }
+        if is_ftp || self.login == Login::Accepted && self.pending.len() == 0 {
+            self.phase = Phase::Verified;
+            // Nobody knows where the text would have ended.
+            self.ambiguities.require_complete_replies();
+        }
+        effect
+    }
+}
+
+/// The commands that an FTP client may send first, without waiting for the greeting. No other protocol begins so.
+const FIRST_COMMANDS: [&[u8]; 7] = [b"USER", b"AUTH", b"FEAT", b"HOST", b"CLNT", b"OPTS", b"LANG"];
+
+/// Whether a client that sends this command first speaks FTP, although the server has not sent its greeting.
+fn may_precede_replies(command: &Command<'_>) -> bool {
+    let mut first = FIRST_COMMANDS.iter();
+    first.any(|verb| command.word.eq_ignore_ascii_case(verb)) && !command.is_not_ftp(true)
+}
+
+/// Whether a server may write `text` before its greeting: a warning of its loader, or a banner, in any character set
+/// and with escape sequences. It is not the first line of another protocol.
+fn may_precede_greeting(text: &Text<'_>) -> bool {
+    let is_binary = text.contains_nul();
+    let text = text.bytes();
+    let first = text.split(|byte| *byte == b' ').next().unwrap_or_default();
+    let is_versioned = first.contains(&b'/') && first.last().is_some_and(u8::is_ascii_digit);
+    !is_binary
+        && !is_versioned
+        && !is_tls_start(text)
+        && !OTHER_PROTOCOLS.iter().any(|start| text.starts_with(start))
 }
 
 /// Whether `text` is a whole reply that a server gives to a login.

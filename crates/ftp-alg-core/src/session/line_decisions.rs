@@ -231,13 +231,16 @@ fn read_command_line(
     inspection: &mut Inspection,
     line_effect: &mut ReadEffect,
 ) -> LineRead {
-    let is_command = !cannot_begin_ftp(dialogue, line);
-    let command = if is_command { Command::parse(text) } else { None };
     let phase = dialogue.phase();
+    let is_binary = dialogue.expects_first_command() && line.contains(&0);
+    if is_binary {
+        dialogue.mark_client_not_ftp();
+    }
+    let command = if is_binary { None } else { Command::parse(text) };
     // The start of a possible announcement was held back, unless it could not be.
     let is_undelivered =
         delivered == 0 || text.bytes().is_empty() || text.line_range(0..1).start >= delivered;
-    let is_partly_forwarded = !is_undelivered && dialogue.phase() != Phase::PickedUp;
+    let is_partly_forwarded = !is_undelivered && phase != Phase::PickedUp;
     let effect = dialogue.read_command(command.as_ref());
     if dialogue.phase() == Phase::NotFtp && phase != Phase::NotFtp {
         *line_effect = ReadEffect::NotFtpClient;

@@ -19,6 +19,11 @@ pub fn is_record_start(byte: u8) -> bool {
     CONTENT_TYPES.contains(&byte) || byte == SSLV2_START
 }
 
+/// Whether `bytes` begin with a TLS record of any version.
+pub fn is_tls_start(bytes: &[u8]) -> bool {
+    matches!(bytes, [kind, 3, ..] if CONTENT_TYPES.contains(kind))
+}
+
 /// The TLS records of one direction.
 #[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
 pub struct TlsRecords {

@@ -14,7 +14,7 @@ Each line of a transcript is one event. Blank lines and lines that start with `#
 Placeholders in TEXT: {host-port} is the sender's address and a port on which it listens, as in PORT. {family},
 {address} and {port} are the same for EPRT. {here} is the sender's address. {announced-address} and {announced-port} are
 from the last announcement that the sender received. {blank} is a blank, for the end of a line, and {empty} nothing. {lf}
-at the end of TEXT has LF alone in place of CR LF, and {cr} has CR CR LF.
+at the end of TEXT has LF alone in place of CR LF, and {cr} has CR CR LF. {xHH} is the byte with this hexadecimal number.
 
 Prints a JSON object for each transcript: {"file", "peer": address of the other end of the control connection,
 "said": [TEXT], "heard": [TEXT] with line ends, "announced": [{"line": index in heard, "address"}],
@@ -52,6 +52,7 @@ def anywhere(address):
 
 def with_line_end(text):
     text = text.replace("{blank}", " ").replace("{empty}", "").replace("{cr}", "\r")
+    text = re.sub(r"\{x([0-9a-f]{2})\}", lambda byte: chr(int(byte[1], 16)), text)
     return text.replace("{lf}", "\n") if text.endswith("{lf}") else text + "\r\n"
 
 

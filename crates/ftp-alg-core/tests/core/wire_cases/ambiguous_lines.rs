@@ -386,13 +386,16 @@ fn bounces_are_refused_from_clients_that_precede_the_greeting() {
                 received_in_pieces(sim, [rest.as_bytes()])
             };
             assert_eq!(executed_bounce(&got), None, "{got:?}, split at {cut}");
-            sim.say(Server, b"120 soon\r\n220 ready\r\n");
+            sim.say(Server, b"120 soon\r\n220 ready\r\n331 x\r\n500 no\r\n");
             for line in ["USER x\r\n", "PASS x\r\n"] {
                 sim.exchange(line, "230 in\r\n");
             }
-            assert_eq!(sim.exchange(&own, "200 ok\r\n").0, own);
+            // A client that does not wait for the greeting may speak FTP.
+            let is_ftp = first == "USER x\r\n";
+            let seen = if is_ftp { active(at(t.client_external, 2200)) } else { own.clone() };
+            assert_eq!(sim.exchange(&own, "200 ok\r\n").0, seen);
             assert_eq!(sim.exchange(&third, "500 no\r\n").0, crossed_out(&third));
-            assert_eq!(sim.kernel.opened, []);
+            assert_eq!(sim.kernel.opened.len(), usize::from(is_ftp));
         }
     }
 }

@@ -173,10 +173,33 @@ fn connections_of_other_protocols_are_never_rewritten() {
 }
 
 #[test]
-fn a_client_that_sends_before_the_greeting_opens_no_pinhole() {
+fn a_client_of_another_protocol_that_sends_before_the_greeting_opens_no_pinhole() {
+    let starts: [&[u8]; 6] = [
+        b"POST / HTTP/1.1\r\n",
+        b"GET /\r\n",
+        b"USER / HTTP/1.1\r\n",
+        b"\0",
+        b"\r\n\0",
+        b"PASS x\r\n",
+    ];
+    for start in starts {
+        for text in ["", "\u{feff}220 hi\r\n"] {
+            let mut sim = Sim::new(with(Nat::Masquerade));
+            sim.say(Server, text.as_bytes());
+            sim.say(Client, &[start, b"USER x\r\n"].concat());
+            sim.say(Server, b"220 ready\r\n331 x\r\n");
+            sim.exchange("PASS x\r\n", "230 in\r\n");
+            let line = "PORT 192,168,150,80,9,9\r\n";
+            assert_eq!(sim.exchange(line, "200 ok\r\n").0, line);
+            assert_eq!(sim.kernel.opened, [], "{}", start.escape_ascii());
+        }
+    }
+}
+
+#[test]
+fn a_server_that_sends_no_greeting_opens_no_pinhole() {
     let mut sim = Sim::new(with(Nat::Masquerade));
-    sim.say(Client, b"USER x\r\n");
-    sim.say(Server, b"220 ready\r\n331 x\r\n");
+    sim.exchange("USER x\r\n", "331 x\r\n");
     sim.exchange("PASS x\r\n", "230 in\r\n");
     let line = "PORT 192,168,150,80,9,9\r\n";
     assert_eq!(sim.exchange(line, "200 ok\r\n").0, line);

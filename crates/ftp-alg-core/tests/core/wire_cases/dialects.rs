@@ -13,7 +13,7 @@ pub const GREETING: (Side, &str) = (Server, "220 ready\r\n");
 pub const USER: (Side, &str) = (Client, "USER joe\r\n");
 pub const ASKS: (Side, &str) = (Server, "331 password\r\n");
 pub const PASS: (Side, &str) = (Client, "PASS x\r\n");
-const ACCEPTS: (Side, &str) = (Server, "230 in\r\n");
+pub const ACCEPTS: (Side, &str) = (Server, "230 in\r\n");
 pub const LOGIN: [(Side, &str); 5] = [GREETING, USER, ASKS, PASS, ACCEPTS];
 
 /// Plays `lines`, which must arrive unchanged.
@@ -49,10 +49,10 @@ pub fn assert_transfers(sim: &mut Sim, nat: Nat, name: &str) {
 }
 
 /// A name, and the parts of a dialogue.
-type Dialect<'a> = (&'a str, &'a [&'a [(Side, &'a str)]]);
+pub type Dialect<'a> = (&'a str, &'a [&'a [(Side, &'a str)]]);
 
 /// Plays each dialogue behind each kind of NAT. Transfers must work after it.
-fn assert_served(dialogues: &[Dialect<'_>]) {
+pub fn assert_served(dialogues: &[Dialect<'_>]) {
     for nat in NATS {
         for (name, parts) in dialogues {
             let mut sim = Sim::new(Scenario { nat, ..Scenario::default() });
@@ -127,60 +127,6 @@ fn without_a_login_nothing_is_opened_whatever_is_answered() {
         sim.exchange("PASV\r\n", &passive(at(server, 5000)));
         sim.exchange("PORT 192,168,150,80,19,136\r\n", "200 ok\r\n");
         assert_eq!(sim.kernel.opened.len(), 0, "{name}");
-    }
-}
-
-#[test]
-fn what_a_client_sends_first_may_be_unknown_to_us() {
-    let host = (Client, "OPEN ftp.example.net\r\n");
-    let remote = (Server, "220 remote ready\r\n");
-    let login = [USER, ASKS, PASS, ACCEPTS];
-    assert_served(&[
-        ("OPEN", &[&[GREETING, host, remote], &login]),
-        ("OPEN after a login", &[&LOGIN, &[host, remote], &login]),
-        ("SITE", &[&[GREETING, (Client, "SITE ftp.example.net\r\n"), remote], &login]),
-        (
-            "HOST",
-            &[&[GREETING, (Client, "HOST ftp.example.net\r\n"), (Server, "220 ok\r\n")], &login],
-        ),
-        ("unknown", &[&[GREETING, (Client, "XYZZ\r\n"), (Server, "500 what?\r\n")], &login]),
-        (
-            "unknown twice",
-            &[
-                &[GREETING, (Client, "XYZZ 1\r\n"), (Server, "502 what?\r\n")],
-                &[(Client, "YYZZ\r\n"), (Server, "500 what?\r\n")],
-                &login,
-            ],
-        ),
-        ("no blank", &[&[(Server, "220VxWorks ready\r\n")], &login]),
-        ("a blank first", &[&[(Server, " 220 ready\r\n")], &login]),
-        ("a colon", &[&[(Server, "220: ready\r\n")], &login]),
-        ("a warning first", &[&[(Server, "ld.so: no such file\r\n220 ready\r\n")], &login]),
-        ("a banner first", &[&[(Server, "** Hello **\r\n"), GREETING], &login]),
-        ("220- ended by 230", &[&[(Server, "220-hello\r\n230 ready\r\n")], &login]),
-        ("a second greeting", &[&[GREETING, remote], &login]),
-        ("a second greeting after USER", &[&[GREETING, USER, remote, ASKS, PASS, ACCEPTS]]),
-        (
-            "USER in the greeting",
-            &[
-                &[(Server, "220-hello\r\n"), USER],
-                &[(Server, "220-more\r\n220 ready\r\n"), ASKS, PASS, ACCEPTS],
-            ],
-        ),
-    ]);
-}
-
-#[test]
-fn an_unknown_command_that_is_understood_is_not_ftp() {
-    for lines in [
-        &[GREETING, (Client, "EHLO x\r\n"), (Server, "250 hello\r\n")][..],
-        &[GREETING, (Client, "GET /\r\n"), (Server, "200 OK\r\n")],
-    ] {
-        let mut sim = Sim::new(Scenario::default());
-        play(&mut sim, "before", lines);
-        play(&mut sim, "after", &[USER, ASKS, PASS, ACCEPTS]);
-        sim.exchange("PORT 192,168,150,80,19,136\r\n", "200 ok\r\n");
-        assert_eq!(sim.kernel.opened.len(), 0, "{lines:?}");
     }
 }
 

@@ -10,6 +10,7 @@ mod attacks;
 mod crafted_segments;
 mod dialects;
 mod downtime;
+mod greetings;
 mod limits;
 mod line_ends;
 mod missed;
