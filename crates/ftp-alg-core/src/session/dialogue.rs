@@ -12,12 +12,13 @@ use std::num::NonZeroU16;
 use greeting::is_login_reply;
 use missed::Step;
 use serde::{Deserialize, Serialize};
+pub use tls_start::BegunEncryption;
+use tls_start::TlsStart;
 
 use super::{
-    DialogueEvent, RefusalReason, Side,
+    DialogueEvent, RefusalReason,
     ambiguities::Ambiguities,
     pending_commands::{MAX_RUNS, PendingCommands, PendingKind, may_answer},
-    tls::is_record_start,
 };
 use crate::ftp::{Command, LineEnd, Padding, Reply, ReplyTracker, Text, Verb};
 
@@ -65,18 +66,6 @@ enum Login {
     /// As [`Login::Accepted`], but the client has sent `USER` or `REIN` since. If the server refuses that, the login
     /// is as it was.
     Restarted,
-}
-
-/// Whether TLS may begin. Servers accept `AUTH` with other codes than 234, so the bytes that follow show it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-enum TlsStart {
-    /// No.
-    #[default]
-    No,
-    /// The server has accepted `AUTH`.
-    Allowed,
-    /// The client has begun. The next bytes of the server show whether it does, too.
-    ByClient,
 }
 
 /// What a client's line does.
@@ -246,37 +235,6 @@ impl Dialogue {
             ReplyEffect::Event(event) => Some(event),
             _ => (self.phase != phase).then_some(DialogueEvent::NotFtpClient),
         }
-    }
-
-    /// Whether the next bytes may be TLS.
-    #[inline]
-    pub fn expects_tls(&self) -> bool {
-        self.tls != TlsStart::No
-    }
-
-    /// Whether the client may have begun TLS with its last line, so that its bytes are no commands.
-    pub fn may_be_tls(&self) -> bool {
-        self.tls == TlsStart::ByClient
-    }
-
-    /// Reads `first`, the first byte of a line of `from`. Returns whether both ends have begun TLS: the server has
-    /// accepted `AUTH`, and has sent the start of a TLS record.
-    #[cold]
-    pub fn begins_tls(&mut self, from: Side, first: u8) -> bool {
-        match (self.tls, from) {
-            (TlsStart::No, _) => return false,
-            (TlsStart::Allowed, Side::Client) if is_record_start(first) => {
-                self.tls = TlsStart::ByClient;
-                return false;
-            }
-            (TlsStart::ByClient, Side::Client) => return false,
-            _ => self.tls = TlsStart::No,
-        }
-        let begins = from == Side::Server && is_record_start(first);
-        if begins {
-            self.login = Login::None;
-        }
-        begins
     }
 
     /// Whether the server has accepted a login.
@@ -580,6 +538,8 @@ fn is_decisive(reply: Reply) -> bool {
 mod greeting;
 #[path = "missed.rs"]
 mod missed;
+#[path = "tls_start.rs"]
+mod tls_start;
 
 #[cfg(test)]
 #[path = "dialogue_tests.rs"]

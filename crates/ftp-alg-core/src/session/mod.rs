@@ -39,6 +39,7 @@ mod tls;
 mod unacknowledged;
 mod urgent;
 
+use dialogue::BegunEncryption;
 pub use dialogue::{Dialogue, Phase};
 use direction::Direction;
 pub use drops::DropReason;

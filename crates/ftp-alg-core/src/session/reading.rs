@@ -3,8 +3,8 @@
 //! `line_decisions` decides about whole lines; `direction` stores and delivers their bytes.
 
 use super::{
-    Dialogue, DialogueEvent, Inspection, PendingLine, Phase, ReadEffect, RefusedLine, SessionLimit,
-    Side,
+    BegunEncryption, Dialogue, DialogueEvent, Inspection, PendingLine, Phase, ReadEffect,
+    RefusedLine, SessionLimit, Side,
     direction::Direction,
     inspection_state::InspectionState,
     limits::{MAX_HELD, MAX_LINE, VERB_LENGTH},
@@ -70,16 +70,30 @@ struct Snapshot {
 }
 
 impl DirectionReader<'_> {
-    /// Whether TLS begins with `first`, the next byte.
+    /// Whether encryption begins with `first`, the next byte.
     #[inline(always)]
-    pub(super) fn begins_tls(&mut self, first: u8) -> bool {
-        let begins = self.dialogue.expects_tls()
+    pub(super) fn begins_encryption(&mut self, first: u8) -> bool {
+        self.dialogue.expects_tls()
             && self.direction.line().is_empty()
-            && self.dialogue.begins_tls(self.from, first);
-        if begins {
-            self.begin_tls();
+            && self.begin_encryption(first)
+    }
+
+    /// Begins encryption if both ends do, the second one with `first`. Returns whether they do.
+    #[cold]
+    fn begin_encryption(&mut self, first: u8) -> bool {
+        match self.dialogue.begins_encryption(self.from, first) {
+            Some(BegunEncryption::Tls) => self.begin_tls(),
+            Some(BegunEncryption::Other) => self.stop_at_binary(),
+            None => return false,
         }
-        begins
+        true
+    }
+
+    /// Ends inspection, because both ends have begun an encryption that cannot be followed.
+    #[cold]
+    fn stop_at_binary(&mut self) {
+        self.end_inspection();
+        self.inspection.push_event(DialogueEvent::Encrypted);
     }
 
     /// Both directions are encrypted from here on.
@@ -376,9 +390,13 @@ impl DirectionReader<'_> {
 
     /// Ends inspection: the connection is not FTP.
     pub(super) fn stop_reading(&mut self) {
+        self.end_inspection();
+        self.inspection.push_event(DialogueEvent::NotFtp);
+    }
+
+    pub(super) fn end_inspection(&mut self) {
         self.inspection_state.turn_off();
         self.direction.stop_reading();
         self.opposite.stop_reading();
-        self.inspection.push_event(DialogueEvent::NotFtp);
     }
 }

@@ -3,6 +3,7 @@
 use super::{
     DialogueEvent, SessionLimit, Side,
     reading::{DirectionReader, LineBoundary},
+    tls::is_binary_start,
 };
 use crate::{
     ftp::{Text, without_nuls},
@@ -28,7 +29,7 @@ impl DirectionReader<'_> {
     fn read_new_bytes(&mut self, mut seq: Seq, mut new: &[u8], fin: bool) {
         while !new.is_empty() {
             let is_text =
-                self.inspection_state.reads_text(self.direction) && !self.begins_tls(new[0]);
+                self.inspection_state.reads_text(self.direction) && !self.begins_encryption(new[0]);
             // Most segments are one line, and then scanned once. One whose decision has arrived was parsed before.
             let may_be_line = is_text
                 && new.ends_with(b"\n")
@@ -89,6 +90,11 @@ impl DirectionReader<'_> {
         }
         let records = self.direction.tls_records_mut()?;
         let start = records.follow(new)?;
+        if records.is_fresh() && is_binary_start(new[start]) {
+            // The server has accepted `AUTH`, and this is neither TLS nor text.
+            self.end_inspection();
+            return None;
+        }
         let is_complete = records.is_complete();
         if was_holding && start == 0 {
             // It continues a line whose start was delivered with its first byte.

@@ -19,6 +19,11 @@ pub fn is_record_start(byte: u8) -> bool {
     CONTENT_TYPES.contains(&byte) || byte == SSLV2_START
 }
 
+/// Whether no line begins with `byte`, neither text nor a Telnet command.
+pub fn is_binary_start(byte: u8) -> bool {
+    !matches!(byte, 0 | b'\t'..=b'\r' | b' '..=b'~' | 0xf0..)
+}
+
 /// Whether `bytes` begin with a TLS record of any version.
 pub fn is_tls_start(bytes: &[u8]) -> bool {
     matches!(bytes, [kind, 3, ..] if CONTENT_TYPES.contains(kind))
@@ -62,6 +67,11 @@ impl TlsRecords {
             }
         }
         None
+    }
+
+    /// Whether no record was seen.
+    pub fn is_fresh(&self) -> bool {
+        self.header == [0; HEADER_LEN]
     }
 
     /// Whether the handshake was completed, as far as this direction shows, and the last record is complete.

@@ -443,9 +443,13 @@ fn gssapi_after_a_334_passes_unchanged_and_at_once() {
 /// What reads as the client's own announcement in such bytes opens nothing.
 #[test]
 fn bytes_after_auth_that_are_no_tls_pass_and_open_nothing() {
-    let tails: [&[u8]; 8] = [
+    let tails: [&[u8]; 12] = [
         b"x",
         b"\n",
+        b"\nP",
+        b"\r\nEPR",
+        b"\nPORT 10,0,0,1,4,1\r\n",
+        b"\nAUTH TLS\r\n",
         b"\0PO",
         b"\xff\xf4P",
         b"\nPORT 192,168,150,80,19,136\r\n",
@@ -457,9 +461,11 @@ fn bytes_after_auth_that_are_no_tls_pass_and_open_nothing() {
     let ssl2: Wrap = |body| [&[0x80, body.len() as u8], body].concat();
     let tls: Wrap = |body| record(23, body);
     let binary: Wrap = |body| [b"\xc3\x00\x9f\x01\xfe", body].concat();
-    for code in ["200", "232", "234", "334"] {
+    for code in ["200", "232", "234", "250", "300", "334"] {
         for nat in NATS {
-            for (hello, following) in [(ssl2, ssl2), (ssl2, tls), (binary, binary)] {
+            for (hello, following) in
+                [(ssl2, ssl2), (ssl2, tls), (ssl2, binary), (tls, binary), (binary, binary)]
+            {
                 let mut sim = Sim::new(Scenario { nat, ..Scenario::default() });
                 let accepts = format!("{code} begin\r\n");
                 play(&mut sim, code, &[GREETING, (Client, "AUTH TLS\r\n"), (Server, &accepts)]);
@@ -475,6 +481,7 @@ fn bytes_after_auth_that_are_no_tls_pass_and_open_nothing() {
                 }
                 assert_eq!(sim.kernel.opened.len(), 0, "{code}");
                 assert_eq!((sim.replaced, sim.dropped), (0, 0), "{code}: {}", sim.summary());
+                assert_eq!(sim.engine().counters().encrypted, 1, "{code}");
             }
         }
     }
