@@ -147,6 +147,11 @@ impl Ambiguities {
         }
     }
 
+    /// Whether the server is known to end its lines with LF alone.
+    pub fn knows_server_lf(self) -> bool {
+        self.lf.is_of_server
+    }
+
     /// Whether the server's last line was complete, unambiguous, and the end of a reply.
     fn is_reply_complete(self) -> bool {
         matches!(self.last_line, LastLine::Reply | LastLine::ReplyBehindReply)

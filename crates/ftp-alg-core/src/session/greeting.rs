@@ -46,6 +46,13 @@ impl Dialogue {
         self.phase == Phase::Greeted || self.phase.expects_greeting()
     }
 
+    /// Whether a CR that comes now belongs to the end of the greeting, LF CR.
+    pub fn may_end_greeting_with_cr(&self) -> bool {
+        self.phase == Phase::Greeted
+            && self.pending.len() == 0
+            && self.ambiguities.knows_server_lf()
+    }
+
     /// Records that the client does not speak FTP, although the server may.
     pub fn mark_client_not_ftp(&mut self) {
         let has_greeted = self.phase.has_greeted();

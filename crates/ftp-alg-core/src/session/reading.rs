@@ -108,12 +108,24 @@ impl DirectionReader<'_> {
     /// Reads `line` at `seq`, which is new: a whole line, with its `text` if that is known, or a part of one.
     pub(super) fn read_line_part(
         &mut self,
-        seq: Seq,
-        (line, text): (&[u8], Option<&Text<'_>>),
+        mut seq: Seq,
+        (mut line, mut text): (&[u8], Option<&Text<'_>>),
         boundary: LineBoundary,
     ) {
         if self.from == Side::Client && self.dialogue.may_be_tls() {
             return self.forward_possible_tls(seq, line);
+        }
+        if self.from == Side::Server
+            && line.starts_with(b"\r")
+            && self.direction.line().is_empty()
+            && self.dialogue.may_end_greeting_with_cr()
+        {
+            // They pass, and the next line begins behind them.
+            let crs = line.iter().take_while(|byte| **byte == b'\r').count();
+            (seq, line, text) = (seq + crs as u32, &line[crs..], None);
+            if line.is_empty() {
+                return;
+            }
         }
         if line.ends_with(b"\n") {
             self.end_line(seq, line, text);

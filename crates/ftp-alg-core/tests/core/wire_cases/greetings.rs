@@ -69,6 +69,11 @@ fn greetings_differ() {
         ("a control byte", &[&[(Server, "\u{12}220 ready\r\n")], &login]),
         ("four digits", &[&[(Server, "0220 ready\r\n")], &login]),
         ("a hard blank", &[&[(Server, "220\u{a0}ready\r\n")], &login]),
+        ("LF CR", &[&[(Server, "220 ready\n\r")], &login]),
+        ("LF and many CR", &[&[(Server, &format!("220 ready\n{}", "\r".repeat(1400)))], &login]),
+        ("LF CR and a code", &[&[(Server, "220 ready\n\r220 go on\r\n")], &login]),
+        ("LF CR LF", &[&[(Server, "220 ready\n\r\n")], &login]),
+        ("LF and CR", &[&[(Server, "220 ready\n"), (Server, "\r")], &login]),
         ("a second greeting", &[&[GREETING, remote], &login]),
         ("a second greeting after USER", &[&[GREETING, USER, remote, ASKS, PASS, ACCEPTS]]),
         (
