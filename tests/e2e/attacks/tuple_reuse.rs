@@ -14,15 +14,16 @@ use super::{
     scene::with_each_back_end,
 };
 
-/// The ends of the connection. `server` closes a connection without a packet after the line `GONE`.
-/// `client ADDRESS FIRST` says the line FIRST, vanishes, connects again from the same port and makes a passive
-/// transfer.
+/// The ends of the connection. `server GONE` closes a connection without a packet after the line `GONE`, and then
+/// creates the file GONE. `client GONE ADDRESS FIRST` says the line FIRST, waits for that file, vanishes, connects again
+/// from the same port and makes a passive transfer.
 const ENDS: &str = r#"
-import re, socket, sys, time
-role, *rest = sys.argv[1:]
+import os, re, socket, sys, time
+role, gone, *rest = sys.argv[1:]
 
-def vanish(connection):
+def vanish(connection, lines):
     connection.setsockopt(socket.IPPROTO_TCP, 19, 1)  # TCP_REPAIR: it ends without a packet
+    lines.close()
     connection.close()
 
 if role == "server":
@@ -34,9 +35,11 @@ if role == "server":
         announcement = "227 Passive (%s,%d,%d)" % (own.replace(".", ","), port >> 8, port & 255)
         replies = {"USER": "331 word?", "PASS": "230 in", "PASV": announcement}
         connection.sendall(b"220 ready\r\n")
-        for line in connection.makefile("r"):
+        lines = connection.makefile("r")
+        for line in lines:
             if line.startswith("GONE"):
-                vanish(connection)
+                vanish(connection, lines)
+                open(gone, "w").close()
                 break
             connection.sendall((replies.get(line[:4], "200 fine") + "\r\n").encode())
             if line.startswith("PASV"):
@@ -59,36 +62,39 @@ def dial():
         return lines.readline()
     say("USER lab")
     say("PASS lab")
-    return connection, say
+    return connection, lines, say
 
-connection, say = dial()
+connection, lines, say = dial()
 for line in 4 * [first]:
     say(line)
 connection.sendall(b"GONE\r\n")
-time.sleep(0.3)
-vanish(connection)
-connection, say = dial()
+while not os.path.exists(gone):
+    time.sleep(0.02)
+vanish(connection, lines)
+connection, lines, say = dial()
 numbers = re.findall(r"\d+", say("PASV").split("(")[1])
 with socket.create_connection((".".join(numbers[:4]), int(numbers[4]) * 256 + int(numbers[5])), 3) as data:
     print(data.recv(9).decode())
 "#;
 
-fn ends(host: &Host, arguments: &[&str]) -> Command {
+fn ends(lab: &Lab, host: &Host, role: &str, arguments: &[&str]) -> Command {
     let script = host.write("tuple_reuse.py", ENDS.as_bytes()).unwrap();
     let mut command = host.command("/usr/bin/python3");
-    command.arg(script).args(arguments);
+    command.arg(script).arg(role).arg(lab.server.directory().join("gone")).args(arguments);
     command
 }
 
 fn start_server(lab: &Lab) -> BackgroundProcess {
-    let server = lab.server.start(ends(&lab.server, &["server"]), "tuple-reuse-server").unwrap();
+    let server = ends(lab, &lab.server, "server", &[]);
+    let server = lab.server.start(server, "tuple-reuse-server").unwrap();
     lab.server.wait_for_port(21, Duration::from_secs(60)).unwrap();
     server
 }
 
 /// The client's final output.
 fn client_output(lab: &Lab, first: &str) -> String {
-    let client = ends(&lab.client, &["client", &lab.server_address(Family::V4).to_string(), first]);
+    let address = lab.server_address(Family::V4).to_string();
+    let client = ends(lab, &lab.client, "client", &[&address, first]);
     let finished = lab.client.finish(client, b"", Duration::from_secs(20)).unwrap();
     finished.stdout_text().trim().to_owned() + &finished.stderr_text()
 }

@@ -1,9 +1,10 @@
 //! A SYN is admitted when it arrives, and consumes its pinhole when it leaves.
 
-use std::{net::SocketAddr, thread, time::Duration};
+use std::{cell::Cell, fs, net::SocketAddr, time::Duration};
 
 use ftp_alg::gateway::{CtMarkUse, Queue, RuleParameters};
 use ftp_alg_core::engine::Pinhole;
+use ftp_alg_lab::wait_for;
 use socket2::{Domain, Socket, Type};
 
 use super::{
@@ -33,28 +34,37 @@ fn syns_that_are_held_together_share_no_pinhole() {
         place.change(&mut writer, &[], &[hole]);
         let _listener = listen(&place.lab.client, hole.target);
         let mut queue = place.lab.on_gateway(|| Queue::open(OPERATORS_QUEUE)).unwrap();
-        let (came_in, held) = thread::scope(|scope| {
-            let attempt = || {
-                inside(&place.lab.server, || {
-                    let domain = Domain::for_address(hole.arrival);
-                    let socket = Socket::new(domain, Type::STREAM, None).unwrap();
-                    socket.bind(&SocketAddr::new(hole.initiator, 0).into()).unwrap();
-                    socket.connect_timeout(&hole.arrival.into(), Duration::from_millis(900)).is_ok()
-                })
+        let sockets: Vec<_> = inside(&place.lab.server, || {
+            let socket = || {
+                let domain = Domain::for_address(hole.arrival);
+                let socket = Socket::new(domain, Type::STREAM, None).unwrap();
+                socket.bind(&SocketAddr::new(hole.initiator, 0).into()).unwrap();
+                socket.set_nonblocking(true).unwrap();
+                socket.connect(&hole.arrival.into()).unwrap_err(); // in progress
+                socket
             };
-            let attempts: Vec<_> = (0..4).map(|_| scope.spawn(attempt)).collect();
-            thread::sleep(Duration::from_millis(300));
-            assert_eq!(writer.list_open().unwrap().len(), 1);
-            let mut held = 0;
-            let pass = |_: &[u8]| {
-                held += 1;
-                PacketAction::Pass
-            };
-            serve(&mut queue, pass, || attempts.iter().all(|attempt| attempt.is_finished()));
-            let came_in = attempts.into_iter().map(|attempt| attempt.join().unwrap());
-            (came_in.filter(|ok| *ok).count(), held)
+            (0..4).map(|_| socket()).collect()
         });
-        assert_eq!((came_in, held), (1, 4), "{hole}");
+        wait_for("all four SYNs", || {
+            let queues = "/proc/thread-self/net/netfilter/nfnetlink_queue";
+            let queues = place.lab.on_gateway(|| fs::read_to_string(queues)).unwrap();
+            // Number, owner, packets that wait.
+            queues
+                .split_whitespace()
+                .nth(2)
+                .is_some_and(|waiting| waiting.parse::<u32>().unwrap() >= 4)
+        });
+        assert_eq!(writer.list_open().unwrap().len(), 1);
+        let held = Cell::new(0);
+        let pass = |_: &[u8]| {
+            held.set(held.get() + 1);
+            PacketAction::Pass
+        };
+        serve(&mut queue, pass, || held.get() >= 4);
+        let came_in = || sockets.iter().filter(|socket| socket.peer_addr().is_ok()).count();
+        wait_for("a connection", || came_in() > 0);
+        // The others were dropped with their verdicts, and their retransmissions wait.
+        assert_eq!(came_in(), 1, "{hole}");
         assert_eq!(writer.list_open().unwrap(), []);
     }
 }
