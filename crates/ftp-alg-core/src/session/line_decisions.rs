@@ -232,7 +232,7 @@ fn read_command_line(
     line_effect: &mut ReadEffect,
 ) -> LineRead {
     let phase = dialogue.phase();
-    let is_binary = dialogue.expects_first_command() && line.contains(&0);
+    let is_binary = cannot_begin_ftp(dialogue, line);
     if is_binary {
         dialogue.mark_client_not_ftp();
     }
@@ -288,7 +288,7 @@ fn is_crossed_out_start(line: &[u8], delivered: usize) -> bool {
 
 /// Whether no FTP client starts with `bytes`. A binary message with a length prefix may continue like FTP.
 pub fn cannot_begin_ftp(dialogue: &Dialogue, bytes: &[u8]) -> bool {
-    dialogue.phase() == Phase::Greeted && bytes.contains(&0)
+    dialogue.expects_first_command() && bytes.contains(&0)
 }
 
 /// What may happen to a line of the server.

@@ -140,7 +140,9 @@ impl DirectionReader<'_> {
         }
         if self.from == Side::Client && cannot_begin_ftp(self.dialogue, line) {
             self.dialogue.mark_client_not_ftp();
-            self.inspection.push_event(DialogueEvent::NotFtpClient);
+            if self.dialogue.phase() == Phase::NotFtp {
+                self.inspection.push_event(DialogueEvent::NotFtpClient);
+            }
         }
         self.continue_line(seq, line, boundary.ends_stream);
     }

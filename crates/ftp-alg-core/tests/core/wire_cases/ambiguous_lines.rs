@@ -26,12 +26,12 @@ use super::{
 const THIRD: &str = "10,99,99,99,21,179";
 
 /// The first command that some server model would execute as an announcement of the third host.
-fn executed_bounce(bytes: &[u8]) -> Option<(Ends, Telnet, Vec<u8>)> {
+pub fn executed_bounce(bytes: &[u8]) -> Option<(Ends, Telnet, Vec<u8>)> {
     command(bytes, &[b"PORT", b"EPRT"], |argument| argument.starts_with(b"10,99,99,99,"))
 }
 
 /// Sends `pieces` one after the other, waiting after each, and returns what the server receives.
-fn received_in_pieces<'a>(
+pub fn received_in_pieces<'a>(
     mut sim: Sim,
     pieces: impl IntoIterator<Item = &'a [u8]>,
 ) -> (Vec<u8>, Sim) {

@@ -3,12 +3,14 @@
 use ftp_alg_core::session::Side::{Client, Server};
 
 use super::{
+    ambiguous_lines::{executed_bounce, received_in_pieces},
     dialects::{ACCEPTS, ASKS, GREETING, LOGIN, PASS, USER, assert_served, assert_transfers, play},
     support::{
-        ftp::{at, passive},
-        scenario::{NATS, Scenario},
+        ftp::{active, at, passive},
+        scenario::{NATS, Nat, Scenario},
         sim::Sim,
     },
+    with,
 };
 
 #[test]
@@ -127,6 +129,24 @@ fn a_passive_transfer_may_be_sent_before_the_greeting() {
             assert_eq!(sim.kernel.opened.len(), opened, "{greeting}: {:?}", sim.decisions());
             play(&mut sim, greeting, &[(Server, "150 here\r\n"), (Server, "226 done\r\n")]);
             assert_transfers(&mut sim, nat, greeting);
+        }
+    }
+}
+
+#[test]
+fn bounces_are_refused_in_a_first_line_with_a_nul() {
+    let third = active("10.99.99.99:2200".parse().unwrap());
+    for greeting in ["", "hello\r\n", "220 ready\r\n"] {
+        for first in [format!("\0{third}"), third.replace(' ', " \0"), third.replace("\r", "\0\r")]
+        {
+            for cut in 0..first.len() {
+                let mut sim = Sim::new(with(Nat::Masquerade));
+                sim.say(Server, greeting.as_bytes());
+                let (start, rest) = first.split_at(cut);
+                let (got, sim) = received_in_pieces(sim, [start.as_bytes(), rest.as_bytes()]);
+                assert_eq!(executed_bounce(&got), None, "{greeting:?}: {got:?}, split at {cut}");
+                assert_eq!(sim.kernel.opened, []);
+            }
         }
     }
 }
