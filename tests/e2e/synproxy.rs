@@ -1,5 +1,6 @@
 //! SYNPROXY: the kernel answers SYNs itself, and then adjusts the sequence numbers of the whole connection. Each
-//! greeting takes a second there, also without `ftp-alg`.
+//! greeting takes a second there, also without `ftp-alg`. A kernel with nfnetlink_cthelper, as Debian's, must not adjust
+//! them twice.
 
 use ftp_alg_lab::{Daemon, FirewallKind, Lab, LabSpec, Topology};
 use serde_json::json;
@@ -60,8 +61,9 @@ fn transfers_work_behind_synproxy_and_no_problem_is_reported() {
         play_sessions(&gateway, PORT, 4, fast_path);
         assert_eq!(handshakes(lab), 3, "{fast_path}");
         assert_eq!(daemon.counter("pinholes_used").unwrap(), 36, "{fast_path}");
-        let state = daemon.status().unwrap()["fast_path"]["state"].clone();
-        assert_eq!(state == "on", fast_path == "auto", "{state}");
+        let found = daemon.status().unwrap()["fast_path"].clone();
+        let has_tcx = !found["why"].as_str().unwrap_or_default().contains("TCX");
+        assert_eq!(found["state"] == "on", has_tcx && fast_path == "auto", "{found}");
         for command in ["status", "doctor"] {
             assert_eq!(problems(daemon, command), [""; 0], "{fast_path}: {command}");
         }

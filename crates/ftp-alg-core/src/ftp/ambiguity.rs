@@ -7,6 +7,8 @@
 //! ProFTPD takes the byte after `IAC WILL` as an option even if it is an LF. A verb may then continue in the next line,
 //! so a verb that is interrupted there counts as a verb.
 
+use serde::{Deserialize, Serialize};
+
 use super::text::{Text, has_control_bytes, is_blank};
 
 const IAC: u8 = 0xff;
@@ -89,7 +91,7 @@ fn bit(word: usize, letters: usize) -> u16 {
 
 /// The positions in a line at which servers may be. Each set has a bit for the start of a line, and one for each prefix
 /// of a verb.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct VerbScanner {
     states: u16,
     /// The positions of servers for which the next byte belongs to a Telnet command.
@@ -97,31 +99,43 @@ pub struct VerbScanner {
     last_byte: u8,
 }
 
+impl Default for VerbScanner {
+    /// At the start of a line.
+    fn default() -> Self {
+        Self { states: START, states_after_skip: 0, last_byte: 0 }
+    }
+}
+
 impl VerbScanner {
     /// End of the verb `PORT`, `EPRT`, or with `auth` `AUTH`, that some server sees in `line` followed by a blank or
     /// LF; `line` may be incomplete. A verb that may continue in the next line counts as well: if a Telnet command
     /// takes the LF as its option, or a subnegotiation starts.
     pub fn find_verb_end(line: &[u8], auth: bool) -> Option<usize> {
-        let mut state = Self { states: START, states_after_skip: 0, last_byte: 0 };
+        Self::default().continue_to_verb_end(line, auth)
+    }
+
+    /// As [`find_verb_end`](Self::find_verb_end), for the `bytes` that continue a line. The verb may end directly before
+    /// them.
+    pub fn continue_to_verb_end(&mut self, bytes: &[u8], auth: bool) -> Option<usize> {
         let (mut at, mut interrupted) = (0, 0);
-        while let Some(&byte) = line.get(at) {
-            if byte == b'\n' && state.is_interrupted(auth) {
+        while let Some(&byte) = bytes.get(at) {
+            if byte == b'\n' && self.is_interrupted(auth) {
                 return Some(interrupted);
             }
-            if byte >= SE && state.last_byte < SE {
+            if byte >= SE && self.last_byte < SE {
                 interrupted = at;
             }
-            if state.step(byte, auth) {
+            if self.step(byte, auth) {
                 // This byte may also belong to the Telnet command.
-                return Some(if state.is_interrupted(auth) { interrupted } else { at });
+                return Some(if self.is_interrupted(auth) { interrupted } else { at });
             }
             at += 1;
-            if state.states | state.states_after_skip == 0 {
+            if self.states | self.states_after_skip == 0 {
                 // Skips text up to the next possible line end.
-                at += memchr::memchr3(0, b'\r', b'\n', &line[at..])?;
+                at += memchr::memchr3(0, b'\r', b'\n', &bytes[at..])?;
             }
         }
-        (!line.ends_with(b"\n") && state.is_interrupted(auth)).then_some(interrupted)
+        (!bytes.ends_with(b"\n") && self.is_interrupted(auth)).then_some(interrupted)
     }
 
     /// Whether a verb continues for a server that takes the next byte as part of a Telnet command.

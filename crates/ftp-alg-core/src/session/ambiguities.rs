@@ -39,10 +39,31 @@ enum Ambiguity {
 struct LfEnds {
     /// The server's greeting ended so, or its reply to a login.
     is_of_server: bool,
-    /// The server has answered such a line of the client.
-    is_of_client: bool,
+    client: ClientLf,
+}
+
+/// Whether a client's lines end with LF alone.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+enum ClientLf {
+    #[default]
+    Unknown,
     /// The only pending command ended so.
-    is_tried_by_client: bool,
+    Tried,
+    /// The server has answered such a line.
+    Known,
+}
+
+/// What a server may have answered that is no command, so that later replies answer earlier commands than it seems.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum ExtraReply {
+    /// Nothing.
+    #[default]
+    None,
+    /// The client did not wait for the greeting, and there may be two.
+    Greeting,
+    /// Anything. Some servers answer an empty line, and some count blanks and Telnet commands as a line that others
+    /// do not answer.
+    Any,
 }
 
 /// What is ambiguous in a dialogue.
@@ -50,6 +71,7 @@ struct LfEnds {
 pub struct Ambiguities {
     ambiguity: Option<Ambiguity>,
     lf: LfEnds,
+    extra_reply: ExtraReply,
     /// The server's last line.
     #[serde(skip)]
     last_line: LastLine,
@@ -72,7 +94,9 @@ impl Ambiguities {
         Some(match self.ambiguity? {
             Ambiguity::ClientLf if is_active => return None,
             // The server answers the line with LF, and no other command is pending.
-            Ambiguity::ClientLf if self.lf.is_tried_by_client && self.is_reply_complete() => {
+            Ambiguity::ClientLf
+                if self.lf.client == ClientLf::Tried && self.is_reply_complete() =>
+            {
                 return None;
             }
             // No line of a server makes its client announce anything.
@@ -115,15 +139,19 @@ impl Ambiguities {
 
     /// Records how a client's line ends, before the line is read. If it `is_only`, no other command is pending.
     pub fn record_client_line_end(&mut self, end: LineEnd, is_only: bool) {
-        self.lf.is_tried_by_client = end == LineEnd::Lf && is_only;
         let is_clear = self.is_clear();
+        let is_known = self.lf.client == ClientLf::Known;
+        if !is_known {
+            let is_tried = end == LineEnd::Lf && is_only;
+            self.lf.client = if is_tried { ClientLf::Tried } else { ClientLf::Unknown };
+        }
         match end {
             // For some servers it continues the line before.
             LineEnd::Plain if self.ambiguity == Some(Ambiguity::ClientLf) => {
                 self.ambiguity = Some(Ambiguity::ClientLineEnds);
             }
             LineEnd::Plain => {}
-            LineEnd::Lf if self.lf.is_of_client => {}
+            LineEnd::Lf if is_known => {}
             LineEnd::Lf if is_only && is_clear => self.ambiguity = Some(Ambiguity::ClientLf),
             LineEnd::Lf | LineEnd::Ambiguous => self.ambiguity = Some(Ambiguity::ClientLineEnds),
         }
@@ -175,6 +203,27 @@ impl Ambiguities {
     /// From now on a server's announcement must be a complete reply of its own.
     pub fn require_complete_replies(&mut self) {
         self.ambiguity.get_or_insert(Ambiguity::Resolved);
+    }
+
+    /// What the server may have answered that is no command.
+    pub fn extra_reply(self) -> ExtraReply {
+        self.extra_reply
+    }
+
+    /// Records something that the server may have answered, and that is no command.
+    pub fn record_extra_reply(&mut self, extra: ExtraReply) {
+        self.extra_reply = self.extra_reply.max(extra);
+    }
+
+    /// Whether the reply to a command that is sent now, with no other pending, is known for certain. What is left of a
+    /// file that the server shows could contain any code, but it shows none before a login.
+    pub fn matches_next_reply(self, is_before_login: bool) -> bool {
+        let is_clear = match self.ambiguity {
+            None | Some(Ambiguity::ClientLf) => true,
+            Some(Ambiguity::Resolved) => is_before_login,
+            _ => false,
+        };
+        is_clear && self.extra_reply != ExtraReply::Any
     }
 
     /// Records a command that the client has sent.
@@ -234,8 +283,8 @@ impl Ambiguities {
         }
         let is_answered = pending.len() == 0;
         // The server has answered a line with LF, so LF ends its lines.
-        if self.lf.is_tried_by_client && is_answered {
-            (self.lf.is_of_client, self.lf.is_tried_by_client) = (true, false);
+        if self.lf.client == ClientLf::Tried && is_answered {
+            self.lf.client = ClientLf::Known;
             if matches!(self.ambiguity, Some(Ambiguity::ClientLineEnds | Ambiguity::ClientLf)) {
                 self.ambiguity = Some(Ambiguity::Resolved);
             }
@@ -270,8 +319,12 @@ impl Ambiguities {
             _ if client_is_whole => Ambiguity::Resolved,
             _ => Ambiguity::NameWithLineEnd,
         };
-        let lf = LfEnds { is_tried_by_client: false, ..self.lf };
-        Self { ambiguity: Some(ambiguity), lf, last_line: LastLine::Other }
+        let client = match self.lf.client {
+            ClientLf::Tried => ClientLf::Unknown,
+            client => client,
+        };
+        let lf = LfEnds { client, ..self.lf };
+        Self { ambiguity: Some(ambiguity), lf, last_line: LastLine::Other, ..self }
     }
 }
 

@@ -17,7 +17,7 @@ use tls_start::TlsStart;
 
 use super::{
     DialogueEvent, RefusalReason,
-    ambiguities::Ambiguities,
+    ambiguities::{Ambiguities, ExtraReply},
     pending_commands::{MAX_RUNS, PendingCommands, PendingKind, may_answer},
 };
 use crate::ftp::{Command, LineEnd, Padding, Reply, ReplyTracker, Text, Verb};
@@ -40,7 +40,7 @@ pub enum Phase {
     PacketsMissed,
     /// The client sent data before the server's greeting.
     ClientFirst,
-    /// The server's greeting is FTP, but the client is not. Nothing is opened any more. Refused commands are still
+    /// The server may speak FTP, but the client does not. Nothing is opened any more. Refused commands are still
     /// refused, because the server obeys whatever it receives.
     NotFtp,
     /// Picked up mid-stream, and the server has replied as an FTP server. Refused commands are refused.
@@ -58,8 +58,10 @@ pub enum Phase {
 /// Progress of the login.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 enum Login {
-    /// The server has accepted none, or has forgotten it.
+    /// The server has accepted none yet.
     #[default]
+    NotYet,
+    /// The server has accepted none that is known for certain, or has forgotten it.
     None,
     /// The server has accepted one.
     Accepted,
@@ -127,7 +129,7 @@ impl Default for Dialogue {
     fn default() -> Self {
         Self {
             phase: Phase::NotGreeted,
-            login: Login::None,
+            login: Login::NotYet,
             tls: TlsStart::No,
             epsv_all: false,
             replies: ReplyTracker::default(),
@@ -144,7 +146,7 @@ impl Default for Dialogue {
 impl Dialogue {
     /// A dialogue that was picked up mid-stream.
     pub fn picked_up() -> Self {
-        Self { phase: Phase::PickedUp, ..Self::default() }
+        Self { phase: Phase::PickedUp, login: Login::None, ..Self::default() }
     }
 
     /// A dialogue whose client sent data before the greeting, which was not read.
@@ -201,7 +203,7 @@ impl Dialogue {
         let is_greeting = self.phase.expects_greeting() || self.phase == Phase::CommandFirst;
         let answers_login = end == LineEnd::Lf
             && is_login_reply(text)
-            && self.login == Login::None
+            && self.is_logged_out()
             && self.replies == ReplyTracker::default()
             && self.has_pending_commands()
             && self.pending.are_all_of(&[PendingKind::User, PendingKind::Login]);
@@ -220,6 +222,9 @@ impl Dialogue {
     /// (glftpd: `553-`, then `150 `). If the server's last line may be one, and nothing came after it, the client has
     /// taken it for the end. Returns the event of that reply.
     pub fn end_open_reply(&mut self) -> Option<DialogueEvent> {
+        if !self.phase.has_greeted() {
+            return None;
+        }
         let reply = Reply { code: self.other_end.filter(|_| self.step.has_paused())?.get() };
         // Nobody has logged in yet, so this 230 opens nothing.
         let is_greeting = self.pending.oldest() == Some(PendingKind::Greeting) && reply.code == 230;
@@ -240,6 +245,11 @@ impl Dialogue {
     /// Whether the server has accepted a login.
     pub fn is_logged_in(&self) -> bool {
         self.login == Login::Accepted
+    }
+
+    /// Whether the server has accepted no login, or has forgotten it.
+    fn is_logged_out(&self) -> bool {
+        matches!(self.login, Login::NotYet | Login::None)
     }
 
     /// Whether no command is pending, and nothing is ambiguous or special.
@@ -297,7 +307,10 @@ impl Dialogue {
             // An empty line says nothing about the client.
             (_, None) => {}
         }
-        let Some(command) = command else { return CommandEffect::Nothing };
+        let Some(command) = command else {
+            self.ambiguities.record_extra_reply(ExtraReply::Any);
+            return CommandEffect::Nothing;
+        };
         if matches!(command.verb, Verb::User | Verb::Reinitialize) && self.is_logged_in() {
             // Many servers forget the login when they read this command (RFC 959 section 4.1.1).
             self.login = Login::Restarted;
@@ -339,13 +352,16 @@ impl Dialogue {
 
     /// Records that the `AUTH` just read is forwarded to the server.
     pub fn record_auth(&mut self) {
+        if !self.matches_auth() {
+            self.ambiguities.record_extra_reply(ExtraReply::Any);
+        }
         self.push_pending(PendingKind::Auth);
     }
 
     /// Reads a complete line of the server.
     pub fn read_reply_line(&mut self, text: &Text<'_>) -> ReplyEffect {
         let was_open = self.replies != ReplyTracker::default();
-        if text.bytes().is_empty() && !was_open && self.phase != Phase::ClientFirst {
+        if text.bytes().is_empty() && !was_open {
             // Some servers send one after a reply, or before the greeting. What comes next may also be in the middle
             // of a name with line ends.
             if self.phase.has_greeted() {
@@ -415,7 +431,10 @@ impl Dialogue {
 
     fn handle_reply(&mut self, reply: Reply) -> ReplyEffect {
         // Nothing is transferred before a login, so 225 or 226 ends no transfer.
-        let before_transfers = self.login == Login::None;
+        let before_transfers = self.is_logged_out();
+        if matches!(reply.code, 230 | 232) {
+            self.doubt_login();
+        }
         match reply.code {
             227 | 229 => {
                 let was_requested = self.pop_answered(PendingKind::Passive);
@@ -425,12 +444,12 @@ impl Dialogue {
                 ReplyEffect::Passive { was_requested }
             }
             // The client's earlier identity no longer counts (RFC 2228 section 3, RFC 4217 section 4).
-            234 if self.pop_answered(PendingKind::Auth) => {
+            234 | 334 if self.pop_answered(PendingKind::Auth) => {
                 self.login = Login::None;
-                ReplyEffect::Encrypted
-            }
-            334 if self.pop_answered(PendingKind::Auth) => {
-                (self.login, self.tls) = (Login::None, TlsStart::Allowed);
+                if reply.code == 234 && !self.doubts_replies() {
+                    return ReplyEffect::Encrypted;
+                }
+                self.tls = TlsStart::Allowed;
                 ReplyEffect::Nothing
             }
             230 | 232 if self.pending.drop_before_any(&[PendingKind::User, PendingKind::Login]) => {
@@ -477,9 +496,13 @@ impl Dialogue {
                     ReplyEffect::Nothing
                 }
                 // Servers differ in the code, so the reply must be the only one that is due.
-                Some(PendingKind::User | PendingKind::Login)
-                    if reply.is_success() && !self.has_pending_commands() =>
-                {
+                Some(PendingKind::User | PendingKind::Login) if reply.is_success() => {
+                    if self.has_pending_commands()
+                        || self.ambiguities.extra_reply() != ExtraReply::None
+                    {
+                        self.doubt_login();
+                        return ReplyEffect::Nothing;
+                    }
                     self.accept_login()
                 }
                 Some(PendingKind::User | PendingKind::Login | PendingKind::Reinitialize)
@@ -513,6 +536,13 @@ impl Dialogue {
         }
         self.login = Login::Accepted;
         ReplyEffect::Event(DialogueEvent::LoggedIn)
+    }
+
+    /// The server may have accepted a login.
+    fn doubt_login(&mut self) {
+        if self.login == Login::NotYet {
+            self.login = Login::None;
+        }
     }
 
     fn push_pending(&mut self, kind: PendingKind) {

@@ -18,7 +18,10 @@ use super::{
     unacknowledged::UnacknowledgedData,
     urgent::UrgentPointer,
 };
-use crate::{ftp::without_nuls, packet::Seq};
+use crate::{
+    ftp::{VerbScanner, without_nuls},
+    packet::Seq,
+};
 
 /// One direction.
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -34,6 +37,8 @@ struct Extra {
     /// The unfinished line; if it is not held back, at most its first [`MAX_LINE`] bytes.
     #[serde(serialize_with = "serialize_bytes")]
     line: Vec<u8>,
+    /// The state of the scan behind the client's unfinished line, if more of it was forwarded than is stored.
+    scanner: Option<VerbScanner>,
     /// Whether the whole unfinished line is held back.
     is_held_back: bool,
     /// Whether bytes were missed, according to the receiver's acknowledgements. A receiver may lie, so the bytes may
@@ -181,6 +186,16 @@ impl Direction {
         }
     }
 
+    /// The state of the scan behind the client's unfinished line, if more of it was forwarded than is stored.
+    pub fn scanner(&self) -> Option<VerbScanner> {
+        self.extra.as_ref()?.scanner
+    }
+
+    /// Sets the state of the scan behind the client's unfinished line.
+    pub fn set_scanner(&mut self, scanner: Option<VerbScanner>) {
+        self.extra_mut().scanner = scanner;
+    }
+
     fn extra_mut(&mut self) -> &mut Extra {
         self.extra.get_or_insert_default()
     }
@@ -197,14 +212,15 @@ impl Direction {
     fn take_line(&mut self) -> Vec<u8> {
         let Some(extra) = &mut self.extra else { return Vec::new() };
         let line = std::mem::take(&mut extra.line);
-        extra.is_held_back = false;
+        (extra.scanner, extra.is_held_back) = (None, false);
         self.release_unused();
         line
     }
 
     fn set_line(&mut self, line: Vec<u8>) {
         if self.extra.is_some() || !line.is_empty() {
-            *self.line_mut() = line;
+            let extra = self.extra_mut();
+            (extra.line, extra.scanner) = (line, None);
             self.release_unused();
         }
     }
@@ -268,7 +284,7 @@ impl Direction {
         self.space.next = next;
         self.space.end_gap();
         let extra = self.extra_mut();
-        (extra.line, extra.is_held_back) = (Vec::new(), false);
+        (extra.line, extra.scanner, extra.is_held_back) = (Vec::new(), None, false);
         extra.has_missed_bytes = true;
     }
 

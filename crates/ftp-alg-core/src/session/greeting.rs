@@ -10,14 +10,14 @@
 use super::{Dialogue, Login, PendingKind, Phase, ReplyEffect};
 use crate::{
     ftp::{Command, Reply, Text, Verb},
-    session::{DialogueEvent, tls::is_tls_start},
+    session::{DialogueEvent, ambiguities::ExtraReply, tls::is_tls_start},
 };
 
 /// How the first lines of other protocols' servers begin: SSH, VNC, POP3, IMAP, rsync, and those of HTTP's form.
 const OTHER_PROTOCOLS: [&[u8]; 10] = [
     b"SSH-",
     b"RFB ",
-    b"+",
+    b"+OK",
     b"-ERR",
     b"* OK",
     b"* PREAUTH",
@@ -55,27 +55,30 @@ impl Dialogue {
 
     /// Records that the client does not speak FTP, although the server may.
     pub fn mark_client_not_ftp(&mut self) {
-        let has_greeted = self.phase.has_greeted();
-        self.phase = if has_greeted { Phase::NotFtp } else { Phase::ClientFirst };
+        let is_silent =
+            matches!(self.phase, Phase::NotGreeted | Phase::CommandFirst | Phase::ClientFirst);
+        self.phase = if is_silent { Phase::ClientFirst } else { Phase::NotFtp };
     }
 
     /// Reads a command of a client that is not yet known to speak FTP.
     pub(super) fn read_early_command(&mut self, command: &Command<'_>) {
-        self.phase = match self.phase {
-            Phase::NotGreeted if may_precede_replies(command) => Phase::CommandFirst,
-            Phase::TextFirst if may_precede_replies(command) => Phase::CommandAfterText,
-            Phase::NotGreeted | Phase::TextFirst => Phase::ClientFirst,
+        match self.phase {
+            Phase::NotGreeted if may_precede_replies(command) => self.phase = Phase::CommandFirst,
+            Phase::TextFirst if may_precede_replies(command) => {
+                self.phase = Phase::CommandAfterText;
+            }
+            Phase::NotGreeted | Phase::TextFirst => self.mark_client_not_ftp(),
             Phase::CommandFirst | Phase::CommandAfterText if command.is_not_ftp(false) => {
-                Phase::ClientFirst
+                self.mark_client_not_ftp();
             }
             Phase::Greeted
                 if command.is_not_ftp(true) || self.pending.contains(PendingKind::FirstUnknown) =>
             {
-                Phase::NotFtp
+                self.mark_client_not_ftp();
             }
-            Phase::Greeted if command.verb != Verb::Unknown => Phase::Verified,
-            phase => phase,
-        };
+            Phase::Greeted if command.verb != Verb::Unknown => self.phase = Phase::Verified,
+            _ => {}
+        }
     }
 
     /// Reads a line of the server before its greeting has ended. If the line ends a reply, that is `reply`.
@@ -89,6 +92,7 @@ impl Dialogue {
             (phase, Some(reply)) if reply.is_preliminary() => phase, // 120: ready in a while
             (Phase::NotGreeted | Phase::TextFirst, Some(_)) => Phase::Greeted,
             (Phase::CommandFirst | Phase::CommandAfterText, Some(Reply { code: 220 })) => {
+                self.ambiguities.record_extra_reply(ExtraReply::Greeting);
                 Phase::Verified
             }
             (_, Some(Reply { code: 220 })) => Phase::NotFtp,
@@ -100,9 +104,9 @@ impl Dialogue {
             }
             // First or middle line of a multi-line reply.
             (phase, None) if open_code.is_some() => phase,
-            (Phase::ClientFirst, None) => return ReplyEffect::NotFtp,
             (_, None) if !may_precede_greeting(text) => return ReplyEffect::NotFtp,
             (Phase::NotGreeted | Phase::TextFirst, None) => Phase::TextFirst,
+            (Phase::ClientFirst, None) => Phase::ClientFirst,
             (_, None) => Phase::CommandAfterText,
         };
         ReplyEffect::Nothing
@@ -157,7 +161,9 @@ fn may_precede_greeting(text: &Text<'_>) -> bool {
     let is_binary = text.contains_nul();
     let text = text.bytes();
     let first = text.split(|byte| *byte == b' ').next().unwrap_or_default();
-    let is_versioned = first.contains(&b'/') && first.last().is_some_and(u8::is_ascii_digit);
+    let is_versioned = first.first().is_some_and(u8::is_ascii_alphabetic)
+        && first.contains(&b'/')
+        && first.last().is_some_and(u8::is_ascii_digit);
     !is_binary
         && !is_versioned
         && !is_tls_start(text)

@@ -94,7 +94,8 @@ impl Dialogue {
             // Even if no greeting was seen: the missed packets may contain it.
             _ => Phase::PacketsMissed,
         };
-        let before = std::mem::replace(self, Self { phase, ..Self::default() });
+        let missed = Self { phase, login: Login::None, ..Self::default() };
+        let before = std::mem::replace(self, missed);
         if phase == Phase::OutOfStep {
             if before.login == Login::Accepted {
                 self.login = Login::Accepted;

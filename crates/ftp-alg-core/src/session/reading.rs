@@ -57,8 +57,9 @@ pub(super) struct LineBoundary {
     pub(super) ends_stream: bool,
 }
 
-fn line_end_len(line: &[u8]) -> usize {
-    if line.ends_with(b"\r\n") { 2 } else { usize::from(line.ends_with(b"\n")) }
+/// Where the line end of `line` begins, if it has one.
+fn text_end(line: &[u8]) -> usize {
+    line.len() - if line.ends_with(b"\r\n") { 2 } else { usize::from(line.ends_with(b"\n")) }
 }
 
 /// The state before a line was read, to restore it if the line needs a decision.
@@ -152,12 +153,14 @@ impl DirectionReader<'_> {
         let is_client = self.from == Side::Client;
         if is_client && self.direction.line().len() + chunk.len() > MAX_LINE {
             // The stored part of the line may be truncated.
-            let end = chunk.len() - line_end_len(chunk);
-            if end > 0
-                && !self.direction.is_holding()
-                && self.cross_out_ambiguous_tail(seq, &chunk[..end])
+            let end = text_end(chunk);
+            if !self.direction.is_holding()
+                && let Some(end) = self.cross_out_ambiguous_tail(seq, chunk, end)
             {
                 (seq, chunk, text) = (seq + end as u32, &chunk[end..], None);
+                if chunk.is_empty() {
+                    return;
+                }
             }
         }
         let answer = &mut self.inspection.answer;
@@ -302,26 +305,49 @@ impl DirectionReader<'_> {
             }
             hold = false;
         }
-        if !hold && is_client && self.cross_out_ambiguous_tail(seq, chunk) {
+        if !hold && is_client && self.cross_out_ambiguous_tail(seq, chunk, chunk.len()).is_some() {
             return;
         }
-        self.direction.continue_line(seq, chunk, hold && !fin);
-        if is_client && before + chunk.len() > MAX_LINE {
-            self.store_last_line_start(chunk);
+        if is_client {
+            self.continue_client_line(seq, chunk, hold && !fin);
+        } else {
+            self.direction.continue_line(seq, chunk, hold && !fin);
         }
     }
 
-    /// Crosses out the line that `chunk` at `seq` continues from the point at which some server may see an
-    /// announcement. Returns whether there is such a point.
-    fn cross_out_ambiguous_tail(&mut self, seq: Seq, chunk: &[u8]) -> bool {
-        if self.dialogue.phase() == Phase::PickedUp {
-            return false;
+    /// Forwards the client's `chunk` at `seq`, which belongs to an incomplete line, or holds it back.
+    fn continue_client_line(&mut self, seq: Seq, chunk: &[u8], hold: bool) {
+        let is_long = self.direction.line().len() + chunk.len() > MAX_LINE;
+        let scanner = is_long.then(|| self.scan_for_verb(chunk).1);
+        self.direction.continue_line(seq, chunk, hold);
+        if scanner.is_some() {
+            self.direction.set_scanner(scanner);
         }
-        let before = self.direction.line().len();
-        let line = [self.direction.line(), chunk].concat();
-        let Some(end) = VerbScanner::find_verb_end(&line, self.inspection.refuses_auth) else {
-            return false;
+    }
+
+    /// Where in `chunk`, which continues the line, a verb ends that some server may see, and the state of the scan
+    /// behind `chunk`.
+    fn scan_for_verb(&self, chunk: &[u8]) -> (Option<usize>, VerbScanner) {
+        if self.dialogue.phase() == Phase::PickedUp {
+            return (None, VerbScanner::default());
+        }
+        let mut scanner = self.direction.scanner().unwrap_or_default();
+        let before = match self.direction.scanner() {
+            Some(_) => &[],
+            None => self.direction.line(),
         };
+        let line = [before, chunk].concat();
+        let end = scanner.continue_to_verb_end(&line, self.inspection.refuses_auth);
+        (end.map(|end| end.saturating_sub(before.len())), scanner)
+    }
+
+    /// Crosses out the line that `chunk` at `seq` continues from the point at which some server may see an announcement,
+    /// up to the line end at `end`. Returns where in `chunk` that ends, if there is such a point.
+    fn cross_out_ambiguous_tail(&mut self, seq: Seq, chunk: &[u8], end: usize) -> Option<usize> {
+        let verb_end = self.scan_for_verb(chunk).0?;
+        // A bare LF alone: some server may read an argument behind it.
+        let end = if chunk == b"\n" { 1 } else { end };
+        let chunk = chunk.get(..end).filter(|chunk| !chunk.is_empty())?;
         // The complete line might have shown that the client does not speak FTP; that is now unknown.
         self.dialogue.record_client_line_end(LineEnd::Ambiguous);
         if !self.direction.line().starts_with(CROSSED_OUT_START) {
@@ -330,7 +356,7 @@ impl DirectionReader<'_> {
         if self.direction.is_holding() {
             self.direction.cross_out_held_line(seq, chunk);
         } else {
-            let unchanged = end.saturating_sub(before).min(chunk.len() - 1);
+            let unchanged = verb_end.min(chunk.len() - 1);
             let (unchanged, rest) = chunk.split_at(unchanged);
             self.direction.space.map.replace(
                 seq + unchanged.len() as u32,
@@ -339,15 +365,7 @@ impl DirectionReader<'_> {
             );
         }
         self.direction.forward_unread_start(CROSSED_OUT_START.to_vec(), CROSSED_OUT_START.len());
-        true
-    }
-
-    /// In an unfinished line longer than the limit, stores the last position at which some server may see another line
-    /// start.
-    fn store_last_line_start(&mut self, chunk: &[u8]) {
-        if let Some(at) = chunk.iter().rposition(|byte| matches!(byte, 0 | b'\r')) {
-            self.direction.forward_unread_start(chunk[at..].to_vec(), chunk.len() - at);
-        }
+        Some(end)
     }
 
     /// Forwards Telnet commands (above all urgent ones) and blanks before a command at once. Returns their length in
@@ -391,15 +409,10 @@ impl DirectionReader<'_> {
     /// announcement.
     #[cold]
     fn forward_possible_tls(&mut self, mut seq: Seq, mut bytes: &[u8]) {
-        let end = bytes.len() - line_end_len(bytes);
-        if end > 0 && self.cross_out_ambiguous_tail(seq, &bytes[..end]) {
+        if let Some(end) = self.cross_out_ambiguous_tail(seq, bytes, text_end(bytes)) {
             (seq, bytes) = (seq + end as u32, &bytes[end..]);
         }
-        let before = self.direction.line().len();
-        self.direction.continue_line(seq, bytes, false);
-        if before + bytes.len() > MAX_LINE {
-            self.store_last_line_start(bytes);
-        }
+        self.continue_client_line(seq, bytes, false);
     }
 
     /// Ends inspection: the connection is not FTP.

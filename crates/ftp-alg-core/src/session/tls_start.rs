@@ -6,9 +6,10 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Dialogue, Login};
+use super::{Dialogue, Login, Phase};
 use crate::session::{
     Side,
+    ambiguities::ExtraReply,
     tls::{is_binary_start, is_record_start},
 };
 
@@ -47,8 +48,25 @@ impl Dialogue {
         matches!(self.tls, TlsStart::ByClient | TlsStart::OtherByClient)
     }
 
+    /// Whether the reply to an `AUTH` that the client sends now is known for certain.
+    pub(super) fn matches_auth(&self) -> bool {
+        let is_known = !matches!(
+            self.phase,
+            Phase::PickedUp | Phase::PickedUpFtp | Phase::PacketsMissed | Phase::OutOfStep
+        );
+        is_known
+            && self.pending.len() == 0
+            && self.ambiguities.matches_next_reply(self.login == Login::NotYet)
+    }
+
+    /// Whether another reply may be taken for that to `AUTH`.
+    pub(super) fn doubts_replies(&self) -> bool {
+        self.ambiguities.extra_reply() == ExtraReply::Any
+    }
+
     /// Reads `first`, the first byte of a line of `from`. Returns what both ends have begun, if they have: the server
-    /// has accepted `AUTH`, and both have sent a byte with which no line begins.
+    /// has accepted `AUTH`, and both have sent a byte with which no line begins. If the server may not have
+    /// accepted it, its bytes do not show anything, and those of the client pass, but not unread.
     #[cold]
     pub fn begins_encryption(&mut self, from: Side, first: u8) -> Option<BegunEncryption> {
         let before = self.tls;
@@ -56,9 +74,12 @@ impl Dialogue {
             (TlsStart::Allowed, Side::Client) if is_record_start(first) => TlsStart::ByClient,
             (TlsStart::Allowed, Side::Client) if is_binary_start(first) => TlsStart::OtherByClient,
             (TlsStart::ByClient | TlsStart::OtherByClient, Side::Client) => before,
+            // More text behind its reply.
+            (TlsStart::Allowed, Side::Server) => before,
+            (_, Side::Server) if self.doubts_replies() => before,
             _ => TlsStart::No,
         };
-        if from == Side::Client {
+        if from == Side::Client || self.doubts_replies() {
             return None;
         }
         let begun = match before {

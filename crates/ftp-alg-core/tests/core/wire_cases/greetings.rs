@@ -62,6 +62,9 @@ fn greetings_differ() {
         ("a colon", &[&[(Server, "220: ready\r\n")], &login]),
         ("a warning first", &[&[(Server, "ld.so: no such file\r\n220 ready\r\n")], &login]),
         ("a banner first", &[&[(Server, "** Hello **\r\n"), GREETING], &login]),
+        ("a box first", &[&[(Server, "+------+\r\n"), GREETING], &login]),
+        ("a date first", &[&[(Server, "2026/11/27 07:49:19 warning: x\r\n"), GREETING], &login]),
+        ("another date first", &[&[(Server, "27/11/2026 welcome\r\n"), GREETING], &login]),
         ("220- ended by 230", &[&[(Server, "220-hello\r\n230 ready\r\n")], &login]),
         ("a colour first", &[&[(Server, "\u{1b}[0m\r\n"), GREETING], &login]),
         ("a banner in UTF-8", &[&[(Server, "Grüße, 世界 🦀\r\n"), GREETING], &login]),
@@ -145,6 +148,31 @@ fn bounces_are_refused_in_a_first_line_with_a_nul() {
                 let (start, rest) = first.split_at(cut);
                 let (got, sim) = received_in_pieces(sim, [start.as_bytes(), rest.as_bytes()]);
                 assert_eq!(executed_bounce(&got), None, "{greeting:?}: {got:?}, split at {cut}");
+                assert_eq!(sim.kernel.opened, []);
+            }
+        }
+    }
+}
+
+/// A server may send text before its greeting, whatever its client has sent by then.
+#[test]
+fn bounces_are_refused_whichever_end_begins() {
+    let third = active("10.99.99.99:2200".parse().unwrap());
+    let texts = ["", "hello\r\n", "\r\n", " 220 ready\r\n", "\u{feff}220 ready\r\n", "** x **\r\n"];
+    for text in texts {
+        for first in ["GET / HTTP/1.1\r\n", "\0\r\n", "NOOP\r\n", "SYST\r\n", "PASS x\r\n"] {
+            for client_begins in [false, true] {
+                let lines = [(Client, first), (Server, text)];
+                let mut sim = Sim::new(with(Nat::Masquerade));
+                for (side, line) in if client_begins { lines } else { [lines[1], lines[0]] } {
+                    sim.say(side, line.as_bytes());
+                }
+                let is_greeting = !client_begins && text.contains("220");
+                let rest =
+                    if is_greeting { "503 log in\r\n" } else { "220 ready\r\n500 what?\r\n" };
+                play(&mut sim, text, &[(Server, rest), USER, ASKS, PASS, ACCEPTS]);
+                let got = sim.say(Client, third.as_bytes());
+                assert_eq!(executed_bounce(&got), None, "{text:?} {first:?} {client_begins}");
                 assert_eq!(sim.kernel.opened, []);
             }
         }

@@ -1,0 +1,96 @@
+//! Lines of a client that are longer than what is stored of them. They are forwarded, and scanned to their end.
+
+use ftp_alg_core::session::Side::{Client, Server};
+
+use super::{
+    ambiguous_lines::{executed_bounce, received_in_pieces},
+    dialects::play,
+    support::{scenario::Nat, sim::Sim},
+    with,
+};
+
+const BOUNCE: &str = "PORT 10,99,99,99,9,9\r\n";
+
+fn unbuffered(greeted: bool) -> Sim {
+    let mut scenario = with(Nat::Masquerade);
+    scenario.client.nagle = false;
+    if greeted { Sim::logged_in(scenario) } else { Sim::new(scenario) }
+}
+
+/// A client that has begun TLS after an `AUTH` that the server has accepted, by 200.
+fn possibly_encrypted() -> Sim {
+    let mut sim = unbuffered(true);
+    play(&mut sim, "AUTH", &[(Client, "AUTH TLS\r\n"), (Server, "200 ok\r\n")]);
+    sim.server.read();
+    sim
+}
+
+/// The lengths at which the limit (1024 bytes) falls into the verb, or close to it.
+fn near_limit() -> impl Iterator<Item = usize> {
+    (1000..1030).chain([100, 1100, 3000])
+}
+
+#[test]
+fn no_bounce_hides_where_the_stored_line_ends() {
+    for greeted in [false, true] {
+        for end in ["\r", "\0", "\r\0", "\r\r\r"] {
+            for length in near_limit() {
+                let long = format!("SIZE {}{end}", "x".repeat(length));
+                for [one, two] in [
+                    ["PO", "RT 10,99,99,99,9,9\r\n"],
+                    ["PORT", " 10,99,99,99,9,9\r\n"],
+                    ["PORT", "\n10,99,99,99,9,9\r\n"],
+                    ["PORT\0", " 10,99,99,99,9,9\r\n"],
+                    ["P\0O\0", "RT 10,99,99,99,9,9\r\n"],
+                ] {
+                    let both = format!("{long}{one}");
+                    for pieces in [&[&long[..], one, two][..], &[&both, two]] {
+                        let bytes = pieces.iter().map(|piece| piece.as_bytes());
+                        let (got, _) = received_in_pieces(unbuffered(greeted), bytes);
+                        assert_eq!(executed_bounce(&got), None, "{length} {end:?} {one:?}");
+                    }
+                }
+            }
+        }
+    }
+}
+
+#[test]
+fn no_bounce_hides_behind_a_long_record_of_a_server_without_tls() {
+    for length in near_limit() {
+        for end in ["\n", "\r\n", "\r", "\0"] {
+            let long = format!("\u{16}{}{end}", "x".repeat(length));
+            for cut in [0, 2, 4, 5] {
+                let (one, two) = BOUNCE.split_at(cut);
+                let pieces = [long.as_bytes(), one.as_bytes(), two.as_bytes()];
+                let (got, _) = received_in_pieces(possibly_encrypted(), pieces);
+                assert_eq!(executed_bounce(&got), None, "{length} {end:?} {cut}");
+            }
+            let pieces = [long.as_bytes(), b"PORT\n", b"10,99,99,99,9,9\r\n"];
+            let (got, _) = received_in_pieces(possibly_encrypted(), pieces);
+            assert_eq!(executed_bounce(&got), None, "{length} {end:?}");
+        }
+        let mut sim = possibly_encrypted();
+        sim.say(Client, format!("\u{16}{}\n", "x".repeat(length)).as_bytes());
+        sim.say(Server, b"500 what?\r\n");
+        let got = sim.say(Client, BOUNCE.as_bytes());
+        assert_eq!(executed_bounce(&got), None, "{length}, answered");
+    }
+}
+
+/// Everything else in a long line passes as it is.
+#[test]
+fn long_lines_pass_unchanged() {
+    for text in ["xPORT 1", " PORT", "\u{e9}\u{e9}", "EPRT|", "POR T "] {
+        for length in near_limit() {
+            let line = format!("STOR {}{text}\r\n", text.repeat(length / text.len()));
+            for cut in [5, length / 2, length, line.len() - 2] {
+                let cut = (0..=cut).rev().find(|at| line.is_char_boundary(*at)).unwrap();
+                let (one, two) = line.as_bytes().split_at(cut);
+                let (got, sim) = received_in_pieces(unbuffered(true), [one, two]);
+                assert_eq!(got, line.as_bytes(), "{text:?} {length} {cut}");
+                assert_eq!(sim.dropped, 0);
+            }
+        }
+    }
+}
