@@ -87,7 +87,7 @@ fn new_interfaces_are_attached_and_removal_detaches_all() {
     lab.on_gateway(|| {
         let path = pins.load();
         let attach = || update_attachments(&path);
-        lab.gateway_sh("sysctl -qw net.bridge.bridge-nf-call-iptables=0 2>/dev/null; true");
+        lab.gateway_sh("sysctl -qw net.bridge.bridge-nf-call-iptables=0 2>/dev/null || true");
         assert_eq!(attach(), name_set(&["lan", "wan"]));
         assert_eq!(attach(), attached_interfaces(&lab), "the second call changes nothing");
         lab.gateway_sh(
@@ -115,7 +115,7 @@ fn a_bridge_whose_ports_run_the_rules_has_no_program() {
     const SETTING: &str = "net.bridge.bridge-nf-call-iptables";
     let Some((lab, pins)) = lab_with_pins() else { return };
     lab.on_gateway(|| {
-        if !lab.gateway_sh(&format!("sysctl -qw {SETTING}=0 2>&1")).is_empty() {
+        if !lab.gateway_sh(&format!("sysctl -qw {SETTING}=0 2>&1 || true")).is_empty() {
             println!("not tried: no br_netfilter");
             return;
         }

@@ -92,7 +92,7 @@ fn inspect_once(Way { name, made, attached, upper, vlan }: &Way) {
     let (lab, pins) = (Lab::new(), Pins::new());
     lab.on_gateway(|| {
         // With 1 a bridge has no program.
-        lab.gateway_sh("sysctl -qw net.bridge.bridge-nf-call-iptables=0 2>/dev/null; true");
+        lab.gateway_sh("sysctl -qw net.bridge.bridge-nf-call-iptables=0 2>/dev/null || true");
         // Not every kernel has all of them.
         if lab.gateway_sh(&format!("({made}) 2>&1 || echo cannot")).contains("cannot") {
             println!("{name}: not in this kernel");
