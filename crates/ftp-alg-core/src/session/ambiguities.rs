@@ -61,8 +61,8 @@ pub enum ExtraReply {
     None,
     /// The client did not wait for the greeting, and there may be two.
     Greeting,
-    /// Anything. Some servers answer an empty line, and some count blanks and Telnet commands as a line that others
-    /// do not answer.
+    /// Anything. Some servers answer an empty line, some count blanks and Telnet commands as a line, or replies were
+    /// not read.
     Any,
 }
 
@@ -215,15 +215,11 @@ impl Ambiguities {
         self.extra_reply = self.extra_reply.max(extra);
     }
 
-    /// Whether the reply to a command that is sent now, with no other pending, is known for certain. What is left of a
-    /// file that the server shows could contain any code, but it shows none before a login.
-    pub fn matches_next_reply(self, is_before_login: bool) -> bool {
-        let is_clear = match self.ambiguity {
-            None | Some(Ambiguity::ClientLf) => true,
-            Some(Ambiguity::Resolved) => is_before_login,
-            _ => false,
-        };
-        is_clear && self.extra_reply != ExtraReply::Any
+    /// Whether the reply to a command that is sent now, with no other pending, is known for certain, if the server
+    /// shows no file.
+    pub fn matches_next_reply(self) -> bool {
+        (self.is_clear() || self.ambiguity == Some(Ambiguity::ClientLf))
+            && self.extra_reply != ExtraReply::Any
     }
 
     /// Records a command that the client has sent.
@@ -324,7 +320,8 @@ impl Ambiguities {
             client => client,
         };
         let lf = LfEnds { client, ..self.lf };
-        Self { ambiguity: Some(ambiguity), lf, last_line: LastLine::Other, ..self }
+        let extra_reply = ExtraReply::Any;
+        Self { ambiguity: Some(ambiguity), lf, extra_reply, last_line: LastLine::Other }
     }
 }
 

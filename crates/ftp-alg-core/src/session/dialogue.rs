@@ -151,7 +151,7 @@ impl Dialogue {
 
     /// A dialogue whose client sent data before the greeting, which was not read.
     pub fn client_first() -> Self {
-        Self { phase: Phase::ClientFirst, ..Self::default() }
+        Self { phase: Phase::ClientFirst, login: Login::None, ..Self::default() }
     }
 
     /// How much of the dialogue has shown that the connection is FTP.
@@ -421,6 +421,8 @@ impl Dialogue {
     /// one.
     pub fn resume_plaintext(&mut self, session: bool) {
         (self.pending, self.replies, self.step) = Default::default();
+        // The server may still owe a reply to what it read encrypted.
+        self.ambiguities.require_complete_replies();
         self.login = if session { Login::Accepted } else { Login::None };
     }
 
@@ -446,6 +448,7 @@ impl Dialogue {
             // The client's earlier identity no longer counts (RFC 2228 section 3, RFC 4217 section 4).
             234 | 334 if self.pop_answered(PendingKind::Auth) => {
                 self.login = Login::None;
+                self.doubt_early_commands();
                 if reply.code == 234 && !self.doubts_replies() {
                     return ReplyEffect::Encrypted;
                 }
@@ -481,6 +484,7 @@ impl Dialogue {
                     ReplyEffect::ReplyToCrossedOut(reason)
                 }
                 Some(PendingKind::Auth) if !reply.is_failure() => {
+                    self.doubt_early_commands();
                     self.tls = TlsStart::Allowed;
                     ReplyEffect::Nothing
                 }
@@ -538,6 +542,13 @@ impl Dialogue {
         ReplyEffect::Event(DialogueEvent::LoggedIn)
     }
 
+    /// A client that begins TLS sends nothing behind `AUTH` before its reply.
+    fn doubt_early_commands(&mut self) {
+        if self.has_pending_commands() {
+            self.ambiguities.record_extra_reply(ExtraReply::Any);
+        }
+    }
+
     /// The server may have accepted a login.
     fn doubt_login(&mut self) {
         if self.login == Login::NotYet {
@@ -546,7 +557,10 @@ impl Dialogue {
     }
 
     fn push_pending(&mut self, kind: PendingKind) {
-        self.has_forgotten |= self.pending.push(kind);
+        if self.pending.push(kind) {
+            self.has_forgotten = true;
+            self.doubt_login();
+        }
     }
 
     /// Whether command kinds were forgotten since the last call, because too many commands were pending.

@@ -58,6 +58,8 @@ impl Dialogue {
         let is_silent =
             matches!(self.phase, Phase::NotGreeted | Phase::CommandFirst | Phase::ClientFirst);
         self.phase = if is_silent { Phase::ClientFirst } else { Phase::NotFtp };
+        // After text it is unknown which reply is the greeting.
+        self.ambiguities.record_extra_reply(ExtraReply::Any);
     }
 
     /// Reads a command of a client that is not yet known to speak FTP.
@@ -104,6 +106,8 @@ impl Dialogue {
             }
             // First or middle line of a multi-line reply.
             (phase, None) if open_code.is_some() => phase,
+            // A server that has accepted a login speaks FTP. It may show a file.
+            (Phase::CommandAfterText, None) if self.login != Login::NotYet => self.phase,
             (_, None) if !may_precede_greeting(text) => return ReplyEffect::NotFtp,
             (Phase::NotGreeted | Phase::TextFirst, None) => Phase::TextFirst,
             (Phase::ClientFirst, None) => Phase::ClientFirst,

@@ -96,6 +96,7 @@ impl Dialogue {
         };
         let missed = Self { phase, login: Login::None, ..Self::default() };
         let before = std::mem::replace(self, missed);
+        self.ambiguities.record_extra_reply(super::ExtraReply::Any);
         if phase == Phase::OutOfStep {
             if before.login == Login::Accepted {
                 self.login = Login::Accepted;

@@ -98,10 +98,10 @@ impl Session {
     }
 
     /// The urgent pointer of the client's `packet`, if it belongs to a Telnet Synch. `end` is the sequence number that
-    /// it names.
+    /// it names. In what may be TLS there is none.
     fn telnet_synch(&self, end: Seq, packet: &Packet<'_>) -> Option<UrgentPointer> {
         let (seq, next) = (packet.seq(), self.client.space.next);
-        if seq.is_after(next) || self.client.is_in_urgent_line() {
+        if seq.is_after(next) || self.client.is_in_urgent_line() || self.dialogue.expects_tls() {
             return None;
         }
         let payload = self.with_read_bytes(seq, packet.payload());

@@ -294,8 +294,10 @@ impl DirectionReader<'_> {
             };
             // Before the greeting, the start of a line is forwarded until it is longer than a verb, because the server
             // of another protocol may wait for it. The rest of a refused command is crossed out later, so the outcome
-            // does not depend on how the line is cut.
-            hold &= self.dialogue.phase().has_greeted() || text.bytes().len() > VERB_LENGTH;
+            // does not depend on how the line is cut. The same if the client is not FTP: the server may not be either.
+            let phase = self.dialogue.phase();
+            hold &=
+                phase.has_greeted() && phase != Phase::NotFtp || text.bytes().len() > VERB_LENGTH;
         }
         if hold && before + chunk.len() > MAX_HELD {
             if is_client {

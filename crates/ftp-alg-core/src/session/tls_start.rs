@@ -6,7 +6,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::{Dialogue, Login, Phase};
+use super::{Dialogue, Login};
 use crate::session::{
     Side,
     ambiguities::ExtraReply,
@@ -48,15 +48,12 @@ impl Dialogue {
         matches!(self.tls, TlsStart::ByClient | TlsStart::OtherByClient)
     }
 
-    /// Whether the reply to an `AUTH` that the client sends now is known for certain.
+    /// Whether the reply to an `AUTH` that the client sends now is known for certain. After a login it may be a line of
+    /// a file that the server shows.
     pub(super) fn matches_auth(&self) -> bool {
-        let is_known = !matches!(
-            self.phase,
-            Phase::PickedUp | Phase::PickedUpFtp | Phase::PacketsMissed | Phase::OutOfStep
-        );
-        is_known
+        self.login == Login::NotYet
             && self.pending.len() == 0
-            && self.ambiguities.matches_next_reply(self.login == Login::NotYet)
+            && self.ambiguities.matches_next_reply()
     }
 
     /// Whether another reply may be taken for that to `AUTH`.

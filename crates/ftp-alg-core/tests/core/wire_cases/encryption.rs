@@ -1,11 +1,14 @@
 //! Where encryption begins, and replies that only look as if the server had accepted `AUTH`.
 
-use ftp_alg_core::session::Side::{self, Client, Server};
+use ftp_alg_core::{
+    packet::flags,
+    session::Side::{self, Client, Server},
+};
 
 use super::{
     ambiguous_lines::executed_bounce,
     dialects::{ACCEPTS, ASKS, GREETING, PASS, USER, play},
-    support::{ftp::active, scenario::Scenario, sim::Sim},
+    support::{ftp::active, scenario::Scenario, segment::Segment, sim::Sim},
 };
 
 type Lines<'a> = &'a [(Side, &'a str)];
@@ -13,6 +16,12 @@ type Lines<'a> = &'a [(Side, &'a str)];
 /// TLS records: a type, and a body with bytes that end lines and look like commands and replies.
 fn record(kind: u8, body: &[u8]) -> Vec<u8> {
     [&[kind, 3, 3, 0, body.len() as u8], body].concat()
+}
+
+fn unbuffered() -> Scenario {
+    let mut scenario = Scenario::default();
+    scenario.client.nagle = false;
+    scenario
 }
 
 fn bounce() -> Vec<u8> {
@@ -23,7 +32,7 @@ fn bounce() -> Vec<u8> {
 /// servers send one in a 213 or a 230.
 #[test]
 fn a_file_that_the_server_shows_begins_no_encryption() {
-    let shown: [Lines<'_>; 5] = [
+    let shown: [Lines<'_>; 7] = [
         &[(Client, "CWD d\r\nAUTH TLS\r\n"), (Server, "250-hello\r\n250 x\r\n234 go\r\n")],
         &[(Client, "CWD d\r\nAUTH TLS\r\n"), (Server, "250-hello\r\n250 x\r\n200 go\r\n")],
         &[(Client, "STAT d\r\nAUTH TLS\r\n"), (Server, "213-a\r\n213 x\r\n234 go\r\n")],
@@ -33,6 +42,20 @@ fn a_file_that_the_server_shows_begins_no_encryption() {
             (Server, "250-hello\r\n250 x\r\n"),
             (Client, "AUTH TLS\r\n"),
             (Server, "234 go\r\n"),
+        ],
+        &[
+            (Client, "CWD d\r\n"),
+            (Server, "250-hello\r\n250 x\r\n"),
+            (Client, "AUTH TLS\n"),
+            (Server, "200 go\r\n"),
+        ],
+        // Some servers announce a long command by 150.
+        &[
+            (Client, "XCRC f\r\nCWD d\r\nLIST\r\n"),
+            (Server, "150 wait\r\n"),
+            (Server, "250 0\r\n"),
+            (Client, "AUTH TLS\r\n"),
+            (Server, "250-hello\r\n250 x\r\n"),
         ],
         &[
             (Client, "REIN\r\n"),
@@ -51,7 +74,7 @@ fn a_file_that_the_server_shows_begins_no_encryption() {
                 b"\x16\x03\x03\0\x02\r\n",
                 b"250 done\r\n500 no\r\n",
             ] {
-                let mut sim = Sim::logged_in(Scenario::default());
+                let mut sim = Sim::logged_in(unbuffered());
                 play(&mut sim, "shown", lines);
                 let mut got = sim.say(Client, &first);
                 got.extend(sim.say(Server, later));
@@ -61,6 +84,104 @@ fn a_file_that_the_server_shows_begins_no_encryption() {
                 assert_eq!(executed_bounce(&got), None, "{lines:?}: {first:?}, {later:?}");
             }
         }
+    }
+}
+
+/// The client has been logged in without the gateway's knowledge, by replies that seemed to answer other commands. Then
+/// the server shows a file.
+#[test]
+fn a_login_that_was_not_seen_is_no_time_before_the_login() {
+    let login = "USER joe\r\nPASS x\r\nCWD d\r\n";
+    let burst = format!("AUTH TLS\r\n{login}");
+    let auth = (Client, "AUTH TLS\r\n");
+    let shown = (Server, "250-hello\r\n250 x\r\n");
+    let rest = (Server, "500 no\r\n331 x\r\n230 in\r\n250-hello\r\n250 x\r\n");
+    let answers = (Server, "500 what?\r\n331 x\r\n230 in\r\n");
+    let many = format!("USER joe\r\nPASS x\r\n{}", "PASV\r\nNOOP\r\n".repeat(20));
+    let refused = "502 no\r\n200 ok\r\n".repeat(20);
+    let text = (Server, "hello\r\n");
+    let [one, two] = [(Server, "220 a\r\n"), (Server, "220 b\r\n")];
+    let dialogues: &[(&str, Lines<'_>)] = &[
+        ("two greetings", &[(Client, login), one, two, ASKS, ACCEPTS, auth, shown]),
+        ("text", &[text, (Client, "SYST\r\n"), (Client, login), one, answers, auth, shown]),
+        (
+            "HTTP",
+            &[text, (Client, "GET / HTTP/1.1\r\n"), (Client, login), one, answers, auth, shown],
+        ),
+        (
+            "at once",
+            &[text, (Client, "NOOP\r\n"), one, (Client, &burst), (Server, "200 NOOP\r\n"), rest],
+        ),
+        (
+            "HOST",
+            &[(Client, "HOST x\r\n"), one, two, (Client, &burst), (Server, "220 host\r\n"), rest],
+        ),
+        (
+            "forgotten",
+            &[
+                GREETING,
+                (Client, &many),
+                (Server, "331 x\r\n202 in\r\n"),
+                (Server, &refused),
+                (Client, "CWD d\r\n"),
+                shown,
+                auth,
+                (Server, "234 go\r\n"),
+            ],
+        ),
+    ];
+    for (name, lines) in dialogues {
+        let mut sim = Sim::new(unbuffered());
+        play(&mut sim, name, lines);
+        let mut got = sim.say(Client, b"\x16\r\n");
+        sim.say(Server, b"\xc3\xa9\r\n");
+        got.extend(sim.say(Client, &bounce()));
+        got.extend(sim.say(Client, &bounce()));
+        assert_eq!(executed_bounce(&got), None, "{name}");
+    }
+    // After text in place of a greeting.
+    for line in ["SSH-2.0-x\r\n", "a/1\r\n"] {
+        let mut sim = Sim::new(unbuffered());
+        let all = (Client, "USER joe\r\nPASS x\r\nCWD d\r\nNOOP\r\n");
+        play(
+            &mut sim,
+            line,
+            &[(Server, "\u{feff}220 x\r\n"), all, ASKS, ACCEPTS, shown, (Server, line)],
+        );
+        assert_eq!(executed_bounce(&sim.say(Client, &bounce())), None, "{line}");
+    }
+}
+
+/// A Telnet Synch is no part of TLS: the urgent byte must not hide a bounce from a server that does not read it.
+#[test]
+fn no_urgent_byte_remains_in_what_may_be_tls() {
+    let mut sim = Sim::logged_in(unbuffered());
+    play(&mut sim, "AUTH", &[(Client, "AUTH TLS\r\n"), (Server, "200 ok\r\n")]);
+    sim.say(Client, b"\x16\r\n");
+    let segment = Segment {
+        seq: sim.client.next_number(),
+        ack: sim.server.next_number(),
+        flags: flags::ACK | flags::PSH | flags::URG,
+        urgent: 2,
+        window: 3000,
+        payload: b"\n XPORT 10,99,99,99,9,9\r\n"[..].into(),
+        ..Segment::default()
+    };
+    let passed = sim.forge(Client, &segment).unwrap();
+    assert_eq!(passed.flags & flags::URG, 0);
+}
+
+/// A server whose text is no greeting may speak another protocol, whose client waits for an echo of each byte.
+#[test]
+fn a_text_protocol_waits_for_no_line() {
+    let mut sim = Sim::new(unbuffered());
+    play(
+        &mut sim,
+        "text",
+        &[(Server, "Welcome\r\n"), (Client, "look\r\n"), (Server, "Nothing.\r\n")],
+    );
+    for byte in ["e", "p", "P", "o"] {
+        play(&mut sim, byte, &[(Client, byte), (Server, byte)]);
     }
 }
 
