@@ -236,8 +236,8 @@ impl ExpectedPacket {
 fn explain_error(error: io::Error) -> io::Error {
     let text = match error.raw_os_error() {
         Some(libc::EOPNOTSUPP | libc::ESHUTDOWN) => {
-            "the control connection carries no helper, since it began before ftp-alg did, conntrack \
-             was flushed, or SYNPROXY opened it (then use the back end nftables)"
+            "the control connection carries no helper: it began before ftp-alg did or conntrack was \
+             flushed (open a new one), or SYNPROXY opened it (use the back end nftables)"
         }
         Some(libc::EINVAL) => "the kernel does not know nat-follow-master (modprobe nf_nat)",
         _ => return error,
