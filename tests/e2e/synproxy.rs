@@ -46,12 +46,13 @@ fn transfers_work_behind_synproxy_and_no_problem_is_reported() {
     for fast_path in ["auto", "off"] {
         let spec = LabSpec { firewall: FirewallKind::None, ..LabSpec::new(Topology::Routed) };
         let lab = Lab::build(spec).unwrap();
-        lab.gateway.shell(SETTINGS).unwrap().success().unwrap();
         if let Err(error) = lab.gateway.nft(RULES) {
             assert!(error.to_string().contains("synproxy"), "{error}");
             println!("not tried: this kernel has no SYNPROXY (CONFIG_NFT_SYNPROXY): {error}");
             return;
         }
+        // The rules have loaded conntrack.
+        lab.gateway.shell(SETTINGS).unwrap().success().unwrap();
         let configuration =
             format!("queue.fast-path = \"{fast_path}\"\npinhole.backend = \"nftables\"\n");
         let daemon = Daemon::start(&executable(), &lab.gateway, &configuration).unwrap();
