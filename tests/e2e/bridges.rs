@@ -4,11 +4,11 @@
 use std::time::Duration;
 
 use ftp_alg_lab::{Daemon, Family, FirewallKind, Lab, LabSpec, Topology};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use crate::common::{
-    GatedClient, Gateway, ScriptedServer, active_transfer, executable, gated_client, gateway_with,
-    login, passive_transfer, reply, say, scripted_client, scripted_server, wait_for,
+    GatedClient, Gateway, ScriptedServer, active_transfer, executable, fast_path, gated_client,
+    gateway_with, login, passive_transfer, reply, say, scripted_client, scripted_server, wait_for,
 };
 
 const PORT: u16 = 3762;
@@ -35,11 +35,7 @@ fn make_bridge(lab: &Lab, interface: &str) {
 /// Sets whether the rules run at the ports of all bridges. Returns whether the kernel has br_netfilter.
 fn set_early_rules(lab: &Lab, is_on: bool) -> bool {
     let lines = format!("[ -e {SETTING} ] && echo {} > {SETTING}", u8::from(is_on));
-    lab.gateway.shell(&lines).is_ok_and(|output| output.success().is_ok())
-}
-
-fn fast_path(daemon: &Daemon) -> Value {
-    daemon.status().unwrap()["fast_path"].clone()
+    lab.gateway.shell(&lines).is_ok()
 }
 
 /// Starts a session that logs in, and then has a gate before each of `rounds` rounds of transfers of each mode.

@@ -4,9 +4,9 @@
 use std::{path::PathBuf, thread, time::Duration};
 
 use crate::common::{
-    Gateway, connect, executable, fast_load::FastLoad, gated_client, gateway_with, login,
-    names::shell_program, passive_transfer as passive, pins, reply, say, scripted_client,
-    scripted_server, wait_for,
+    Gateway, connect, executable, fast_load::FastLoad, fast_path, gated_client, gateway_with,
+    has_tcx, login, names::shell_program, passive_transfer as passive, pins, reply, say,
+    scripted_client, scripted_server, wait_for,
 };
 use ftp_alg_lab::{Daemon, Family, Lab, Topology, scaled_timeout};
 use serde_json::{Value, json};
@@ -16,16 +16,12 @@ const ON: &str = "[queue]\nfast-path = \"auto\"\n[pinhole]\nbackend = \"nftables
 fn gateway(topology: Topology) -> Option<Gateway> {
     let gateway = gateway_with(topology, ON);
     let state = fast_path(&gateway.daemon);
-    if state["why"].as_str().is_some_and(|why| why.contains("TCX")) {
+    if !has_tcx(&state) {
         println!("not tried: {}", state["why"]);
         return None;
     }
     assert_eq!(state["state"], "on", "{state}");
     Some(gateway)
-}
-
-fn fast_path(daemon: &Daemon) -> Value {
-    daemon.status().unwrap()["fast_path"].clone()
 }
 
 fn count(daemon: &Daemon, name: &str) -> u64 {

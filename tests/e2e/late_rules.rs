@@ -4,9 +4,8 @@ use std::path::PathBuf;
 
 use ftp_alg::gateway::ConntrackAbilities;
 use ftp_alg_lab::{Daemon, Lab, LabSpec, Topology};
-use serde_json::Value;
 
-use crate::common::{executable, names::shell_program, wait_for};
+use crate::common::{executable, fast_path, has_tcx, names::shell_program, wait_for};
 
 /// The program with an `nft` that takes two seconds to list a table.
 fn executable_with_slow_nft(lab: &Lab) -> PathBuf {
@@ -27,10 +26,6 @@ fn start(lab: &Lab, rules: &str) -> Daemon {
     // With `auto` the start waits longer for the rules, which select the back end.
     let configuration = "queue.fast-path = \"auto\"\npinhole.backend = \"nftables\"\n";
     Daemon::start(&executable_with_slow_nft(lab), &lab.gateway, configuration).unwrap()
-}
-
-fn fast_path(daemon: &Daemon) -> Value {
-    daemon.status().unwrap()["fast_path"].clone()
 }
 
 /// They restore whole packet marks, which `ip rule` compares, and translate to a set of source ports.
@@ -68,7 +63,7 @@ fn late_rules_that_accept_the_exact_ct_mark_turn_the_fast_path_off() {
          tcp dport 21 accept; }; }'";
     let daemon = start(&lab, rules);
     let first = fast_path(&daemon);
-    if first["why"].as_str().is_some_and(|why| why.contains("TCX")) {
+    if !has_tcx(&first) {
         println!("not tried: {first}");
         return;
     }

@@ -4,16 +4,12 @@ use ftp_alg_lab::{Daemon, Family, Lab, Topology};
 use serde_json::{Value, json};
 
 use crate::common::{
-    active_transfer, executable, gated_client, gateway_with, login, passive_transfer, reply, say,
-    scripted_client, scripted_server, wait_for,
+    active_transfer, executable, fast_path, gated_client, gateway_with, login, passive_transfer,
+    reply, say, scripted_client, scripted_server, wait_for,
 };
 
 const ON: &str = "[pinhole]\nbackend = \"nftables\"\n";
 const PORT: u16 = 3762;
-
-fn fast_path(daemon: &Daemon) -> Value {
-    daemon.status().unwrap()["fast_path"].clone()
-}
 
 fn transfers(lab: &Lab) -> Vec<Value> {
     let address = lab.client.address(Family::V4);

@@ -5,7 +5,7 @@
 use ftp_alg_lab::{Daemon, FirewallKind, Lab, LabSpec, Topology};
 use serde_json::json;
 
-use crate::common::{Gateway, executable, play_sessions, scripted_server};
+use crate::common::{Gateway, executable, has_tcx, play_sessions, scripted_server};
 use crate::health::problems;
 
 const PORT: u16 = 3762;
@@ -62,9 +62,8 @@ fn transfers_work_behind_synproxy_and_no_problem_is_reported() {
         play_sessions(&gateway, PORT, 4, fast_path);
         assert_eq!(handshakes(lab), 3, "{fast_path}");
         assert_eq!(daemon.counter("pinholes_used").unwrap(), 36, "{fast_path}");
-        let found = daemon.status().unwrap()["fast_path"].clone();
-        let has_tcx = !found["why"].as_str().unwrap_or_default().contains("TCX");
-        assert_eq!(found["state"] == "on", has_tcx && fast_path == "auto", "{found}");
+        let found = crate::common::fast_path(daemon);
+        assert_eq!(found["state"] == "on", has_tcx(&found) && fast_path == "auto", "{found}");
         for command in ["status", "doctor"] {
             assert_eq!(problems(daemon, command), [""; 0], "{fast_path}: {command}");
         }

@@ -348,3 +348,13 @@ pub fn control(lab: &Lab) -> ControlPathVerdict {
     };
     lab.gateway.inside(look).unwrap().swap_remove(0)
 }
+
+/// What `ftp-alg status` says of the fast path.
+pub fn fast_path(daemon: &Daemon) -> Value {
+    daemon.status().unwrap()["fast_path"].clone()
+}
+
+/// Whether the kernel has TCX, according to the [state](fast_path) of the fast path.
+pub fn has_tcx(state: &Value) -> bool {
+    !state["why"].as_str().unwrap_or_default().contains("TCX")
+}

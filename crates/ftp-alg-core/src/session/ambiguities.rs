@@ -320,8 +320,7 @@ impl Ambiguities {
             client => client,
         };
         let lf = LfEnds { client, ..self.lf };
-        let extra_reply = ExtraReply::Any;
-        Self { ambiguity: Some(ambiguity), lf, extra_reply, last_line: LastLine::Other }
+        Self { ambiguity: Some(ambiguity), lf, last_line: LastLine::Other, ..self }
     }
 }
 

@@ -16,7 +16,7 @@
 //! A login that was accepted still counts. `USER` or `REIN` among the missed bytes would have ended it, but only at the
 //! server, which then refuses what needs a login.
 
-use super::{Dialogue, Login, Phase};
+use super::{Dialogue, ExtraReply, Login, Phase};
 use crate::ftp::{Command, Reply, Verb};
 
 /// A plain command is at most this long with its argument, because a server may repeat that. An announcement is longer.
@@ -96,7 +96,6 @@ impl Dialogue {
         };
         let missed = Self { phase, login: Login::None, ..Self::default() };
         let before = std::mem::replace(self, missed);
-        self.ambiguities.record_extra_reply(super::ExtraReply::Any);
         if phase == Phase::OutOfStep {
             if before.login == Login::Accepted {
                 self.login = Login::Accepted;
@@ -105,6 +104,7 @@ impl Dialogue {
             self.ambiguities = before.ambiguities.after_missed(client_is_whole);
             self.step = Step(if client_is_whole { before.step.0 & PLAIN } else { 0 });
         }
+        self.ambiguities.record_extra_reply(ExtraReply::Any);
     }
 
     /// Records that neither end has sent anything for so long that the server is not inside a reply.

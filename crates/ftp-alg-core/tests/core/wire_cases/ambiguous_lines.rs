@@ -19,7 +19,7 @@ use super::{
         segment::Segment,
         sim::Sim,
     },
-    with,
+    with, without_nagle,
 };
 
 /// The host-port of a third host.
@@ -43,9 +43,7 @@ pub fn received_in_pieces<'a>(
 }
 
 fn logged_in() -> Sim {
-    let mut scenario = with(Nat::Masquerade);
-    scenario.client.nagle = false;
-    Sim::logged_in(scenario)
+    Sim::logged_in(without_nagle(Nat::Masquerade))
 }
 
 fn with_auth_refused() -> Scenario {

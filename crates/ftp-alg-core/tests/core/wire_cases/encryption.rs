@@ -8,7 +8,13 @@ use ftp_alg_core::{
 use super::{
     ambiguous_lines::executed_bounce,
     dialects::{ACCEPTS, ASKS, GREETING, PASS, USER, play},
-    support::{ftp::active, scenario::Scenario, segment::Segment, sim::Sim},
+    support::{
+        ftp::active,
+        scenario::{Nat, Scenario},
+        segment::Segment,
+        sim::Sim,
+    },
+    without_nagle,
 };
 
 type Lines<'a> = &'a [(Side, &'a str)];
@@ -16,12 +22,6 @@ type Lines<'a> = &'a [(Side, &'a str)];
 /// TLS records: a type, and a body with bytes that end lines and look like commands and replies.
 fn record(kind: u8, body: &[u8]) -> Vec<u8> {
     [&[kind, 3, 3, 0, body.len() as u8], body].concat()
-}
-
-fn unbuffered() -> Scenario {
-    let mut scenario = Scenario::default();
-    scenario.client.nagle = false;
-    scenario
 }
 
 fn bounce() -> Vec<u8> {
@@ -74,7 +74,7 @@ fn a_file_that_the_server_shows_begins_no_encryption() {
                 b"\x16\x03\x03\0\x02\r\n",
                 b"250 done\r\n500 no\r\n",
             ] {
-                let mut sim = Sim::logged_in(unbuffered());
+                let mut sim = Sim::logged_in(without_nagle(Nat::Masquerade));
                 play(&mut sim, "shown", lines);
                 let mut got = sim.say(Client, &first);
                 got.extend(sim.say(Server, later));
@@ -131,7 +131,7 @@ fn a_login_that_was_not_seen_is_no_time_before_the_login() {
         ),
     ];
     for (name, lines) in dialogues {
-        let mut sim = Sim::new(unbuffered());
+        let mut sim = Sim::new(without_nagle(Nat::Masquerade));
         play(&mut sim, name, lines);
         let mut got = sim.say(Client, b"\x16\r\n");
         sim.say(Server, b"\xc3\xa9\r\n");
@@ -141,7 +141,7 @@ fn a_login_that_was_not_seen_is_no_time_before_the_login() {
     }
     // After text in place of a greeting.
     for line in ["SSH-2.0-x\r\n", "a/1\r\n"] {
-        let mut sim = Sim::new(unbuffered());
+        let mut sim = Sim::new(without_nagle(Nat::Masquerade));
         let all = (Client, "USER joe\r\nPASS x\r\nCWD d\r\nNOOP\r\n");
         play(
             &mut sim,
@@ -155,7 +155,7 @@ fn a_login_that_was_not_seen_is_no_time_before_the_login() {
 /// A Telnet Synch is no part of TLS: the urgent byte must not hide a bounce from a server that does not read it.
 #[test]
 fn no_urgent_byte_remains_in_what_may_be_tls() {
-    let mut sim = Sim::logged_in(unbuffered());
+    let mut sim = Sim::logged_in(without_nagle(Nat::Masquerade));
     play(&mut sim, "AUTH", &[(Client, "AUTH TLS\r\n"), (Server, "200 ok\r\n")]);
     sim.say(Client, b"\x16\r\n");
     let segment = Segment {
@@ -169,20 +169,6 @@ fn no_urgent_byte_remains_in_what_may_be_tls() {
     };
     let passed = sim.forge(Client, &segment).unwrap();
     assert_eq!(passed.flags & flags::URG, 0);
-}
-
-/// A server whose text is no greeting may speak another protocol, whose client waits for an echo of each byte.
-#[test]
-fn a_text_protocol_waits_for_no_line() {
-    let mut sim = Sim::new(unbuffered());
-    play(
-        &mut sim,
-        "text",
-        &[(Server, "Welcome\r\n"), (Client, "look\r\n"), (Server, "Nothing.\r\n")],
-    );
-    for byte in ["e", "p", "P", "o"] {
-        play(&mut sim, byte, &[(Client, byte), (Server, byte)]);
-    }
 }
 
 /// Some servers answer what is an empty line for others. Then their replies answer earlier commands than it seems.
@@ -255,6 +241,11 @@ fn tls_passes_after_every_beginning() {
             false,
         ),
         (
+            "after a login",
+            &[GREETING, USER, ASKS, PASS, ACCEPTS, auth, (Server, "234 go\r\n")],
+            false,
+        ),
+        (
             "after a login in lines",
             &[
                 GREETING,
@@ -282,23 +273,4 @@ fn tls_passes_after_every_beginning() {
         assert_eq!(sim.engine().counters().encrypted, u64::from(*is_certain), "{name}");
         assert_eq!(sim.timeouts(), 0, "{name}");
     }
-}
-
-/// The login of an early client must not be accepted by the second of two greetings, nor by a line of the greeting.
-#[test]
-fn a_greeting_is_no_login() {
-    let begin = (Client, "USER joe\r\n");
-    for lines in [
-        &[begin, (Server, "220 a\r\n"), (Server, "220 b\r\n")][..],
-        &[begin, (Server, "220-a\r\n200 go\r\n"), (Client, "NOOP\r\n"), (Server, "220 b\r\n")],
-    ] {
-        let mut sim = Sim::new(Scenario::default());
-        play(&mut sim, "early", lines);
-        sim.say(Client, b"PORT 192,168,150,80,19,136\r\n");
-        assert_eq!(sim.kernel.opened, [], "{lines:?}");
-    }
-    let mut sim = Sim::new(Scenario::default());
-    play(&mut sim, "early", &[begin, (Server, "220 a\r\n"), ASKS, PASS, ACCEPTS]);
-    sim.say(Client, b"PORT 192,168,150,80,19,136\r\n");
-    assert_eq!(sim.kernel.opened.len(), 1);
 }

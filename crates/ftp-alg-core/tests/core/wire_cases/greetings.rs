@@ -10,7 +10,7 @@ use super::{
         scenario::{NATS, Nat, Scenario},
         sim::Sim,
     },
-    with,
+    with, without_nagle,
 };
 
 #[test]
@@ -177,4 +177,37 @@ fn bounces_are_refused_whichever_end_begins() {
             }
         }
     }
+}
+
+/// A server whose text is no greeting may speak another protocol, whose client waits for an echo of each byte.
+#[test]
+fn a_text_protocol_waits_for_no_line() {
+    let mut sim = Sim::new(without_nagle(Nat::Masquerade));
+    play(
+        &mut sim,
+        "text",
+        &[(Server, "Welcome\r\n"), (Client, "look\r\n"), (Server, "Nothing.\r\n")],
+    );
+    for byte in ["e", "p", "P", "o"] {
+        play(&mut sim, byte, &[(Client, byte), (Server, byte)]);
+    }
+}
+
+/// The login of an early client must not be accepted by the second of two greetings, nor by a line of the greeting.
+#[test]
+fn a_greeting_is_no_login() {
+    let begin = (Client, "USER joe\r\n");
+    for lines in [
+        &[begin, (Server, "220 a\r\n"), (Server, "220 b\r\n")][..],
+        &[begin, (Server, "220-a\r\n200 go\r\n"), (Client, "NOOP\r\n"), (Server, "220 b\r\n")],
+    ] {
+        let mut sim = Sim::new(Scenario::default());
+        play(&mut sim, "early", lines);
+        sim.say(Client, b"PORT 192,168,150,80,19,136\r\n");
+        assert_eq!(sim.kernel.opened, [], "{lines:?}");
+    }
+    let mut sim = Sim::new(Scenario::default());
+    play(&mut sim, "early", &[begin, (Server, "220 a\r\n"), ASKS, PASS, ACCEPTS]);
+    sim.say(Client, b"PORT 192,168,150,80,19,136\r\n");
+    assert_eq!(sim.kernel.opened.len(), 1);
 }

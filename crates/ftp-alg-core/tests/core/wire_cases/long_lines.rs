@@ -6,20 +6,19 @@ use super::{
     ambiguous_lines::{executed_bounce, received_in_pieces},
     dialects::play,
     support::{scenario::Nat, sim::Sim},
-    with,
+    without_nagle,
 };
 
 const BOUNCE: &str = "PORT 10,99,99,99,9,9\r\n";
 
-fn unbuffered(greeted: bool) -> Sim {
-    let mut scenario = with(Nat::Masquerade);
-    scenario.client.nagle = false;
+fn begun(greeted: bool) -> Sim {
+    let scenario = without_nagle(Nat::Masquerade);
     if greeted { Sim::logged_in(scenario) } else { Sim::new(scenario) }
 }
 
 /// A client that has begun TLS after an `AUTH` that the server has accepted, by 200.
 fn possibly_encrypted() -> Sim {
-    let mut sim = unbuffered(true);
+    let mut sim = begun(true);
     play(&mut sim, "AUTH", &[(Client, "AUTH TLS\r\n"), (Server, "200 ok\r\n")]);
     sim.server.read();
     sim
@@ -46,7 +45,7 @@ fn no_bounce_hides_where_the_stored_line_ends() {
                     let both = format!("{long}{one}");
                     for pieces in [&[&long[..], one, two][..], &[&both, two]] {
                         let bytes = pieces.iter().map(|piece| piece.as_bytes());
-                        let (got, _) = received_in_pieces(unbuffered(greeted), bytes);
+                        let (got, _) = received_in_pieces(begun(greeted), bytes);
                         assert_eq!(executed_bounce(&got), None, "{length} {end:?} {one:?}");
                     }
                 }
@@ -87,7 +86,7 @@ fn long_lines_pass_unchanged() {
             for cut in [5, length / 2, length, line.len() - 2] {
                 let cut = (0..=cut).rev().find(|at| line.is_char_boundary(*at)).unwrap();
                 let (one, two) = line.as_bytes().split_at(cut);
-                let (got, sim) = received_in_pieces(unbuffered(true), [one, two]);
+                let (got, sim) = received_in_pieces(begun(true), [one, two]);
                 assert_eq!(got, line.as_bytes(), "{text:?} {length} {cut}");
                 assert_eq!(sim.dropped, 0);
             }

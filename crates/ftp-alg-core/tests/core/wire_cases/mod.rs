@@ -52,6 +52,13 @@ fn with(nat: Nat) -> Scenario {
     Scenario { nat, ..Scenario::default() }
 }
 
+/// As [`with`], and the client sends each write at once, without Nagle's algorithm.
+fn without_nagle(nat: Nat) -> Scenario {
+    let mut scenario = with(nat);
+    scenario.client.nagle = false;
+    scenario
+}
+
 /// Asserts that no packet was changed or dropped, and that the queue mode was not set.
 fn assert_untouched(sim: &Sim) {
     assert_eq!((sim.replaced, sim.dropped), (0, 0), "{}", sim.summary());
