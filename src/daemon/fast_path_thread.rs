@@ -66,6 +66,7 @@ impl FastPathReader {
         kernel: &mut LinuxKernel,
     ) -> Result<(), ServiceError> {
         if lacks_translations {
+            self.flows.end_readmissions();
             self.flows.restore_translations()?;
         }
         self.resynchronise(true, shared, kernel)?;

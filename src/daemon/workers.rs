@@ -501,6 +501,7 @@ impl DaemonService for Workers {
             reader.read_lines(&self.shared, &mut kernel);
             // The lines that the program inspected before it returned its connections.
             reader.read_lines(&self.shared, &mut kernel);
+            reader.flows().end_readmissions();
         }
         host::close_forbidden_pinholes(&self.shared, &mut kernel);
     }

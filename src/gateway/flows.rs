@@ -204,17 +204,21 @@ impl FastPathFlows {
         let own_if_translated = |own: &SocketAddrV4, external: &SocketAddrV4| {
             (own.ip() != external.ip()).then(|| *own.ip())
         };
+        // Until a SYN has an answer, the program may admit it again, and it needs its translation.
+        let end_readmissions = || self.end_readmissions();
         let mut translations = lock(&self.translations);
         let active = translations.acquire(
             own_if_translated(client, client_external),
             (*server.ip(), *client.ip()),
             *server_external.ip(),
+            end_readmissions,
         )?;
         let Some(active) = active else { return Ok(None) };
         let passive = translations.acquire(
             own_if_translated(server, server_external),
             (*client.ip(), *server.ip()),
             *client_external.ip(),
+            end_readmissions,
         );
         match passive {
             Ok(Some(passive)) => Ok(Some([active, passive])),
@@ -352,9 +356,13 @@ impl FastPathFlows {
         self.record_outcome("cannot close a pinhole", closed);
     }
 
-    /// Adds the translations in use to the table after it was replaced.
+    /// Has the program admit no SYN again that it admitted before.
+    pub fn end_readmissions(&self) {
+        self.record_outcome("cannot end readmissions", self.program.end_readmissions());
+    }
+
+    /// Adds the translations to the table after it was replaced.
     pub fn restore_translations(&self) -> Result<(), GatewayError> {
-        self.release_unused_leases();
         lock(&self.translations).restore_elements()
     }
 

@@ -245,6 +245,50 @@ fn an_adjusted_connection_uses_the_fast_path() {
     daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
 }
 
+/// As a rule does that limits new connections. TCP sends the SYN again, which passes without us, too.
+#[test]
+fn a_syn_that_a_rule_drops_is_admitted_when_it_is_sent_again() {
+    let active_in_turn: Vec<_> = (0..4).map(|turn| active(2049 + turn)).collect();
+    let passive_in_turn = vec![passive("PASV"); 4];
+    for (topology, transfers, hook) in [
+        (Topology::Routed, &passive_in_turn, "prerouting priority raw"),
+        (Topology::Routed, &passive_in_turn, "forward priority -1"),
+        (Topology::Masquerade, &active_in_turn, "forward priority -1"),
+        (Topology::PublishedServer, &passive_in_turn, "forward priority -1"),
+    ] {
+        let Some(gateway) = gateway(topology) else { return };
+        let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+        let ends = "ip saddr . tcp sport . ip daddr . tcp dport";
+        lab.gateway
+            .nft(&format!(
+                "table ip once {{
+                    set seen {{ typeof {ends}; flags dynamic; size 1024; }}
+                    chain first {{
+                        type filter hook {hook};
+                        tcp flags & (syn | ack) != syn accept
+                        tcp dport != 21 {ends} != @seen add @seen {{ {ends} }} drop
+                    }}
+                }}"
+            ))
+            .unwrap();
+        // A server that takes zeros, so that the program opens for PORT.
+        let server = json!({"body": "here it is\r\n", "greeting": "220 (vsFTPd 3.0.3)"});
+        let _server = scripted_server(&lab.server, &server);
+        let ports: Vec<u16> = (2049..2053).collect();
+        let session = scripted_client(
+            &lab.client,
+            &plan(lab, &ports, &[&[login()], &transfers[..]].concat()),
+        );
+        assert_eq!(session.error, None, "{topology} {hook}: {:?}", session.steps);
+        assert!(count(daemon, "admitted") > 0, "{topology} {hook}: {}", fast_path(daemon));
+        let seen = lab.gateway.run("nft", &["list", "set", "ip", "once", "seen"]).unwrap();
+        let dots_of_five = 5 * 3; // the type, and four elements
+        assert_eq!(seen.stdout_text().matches(" . ").count(), dots_of_five, "{seen:?}");
+        wait_for("all to be read", || daemon.counter("pinholes_opened").unwrap() == 4);
+        assert_eq!(daemon.counter("fast_path_mismatches").unwrap(), 0, "{topology} {hook}");
+    }
+}
+
 #[test]
 fn announcements_use_the_fast_path_from_the_third_on() {
     let Some(gateway) = gateway(Topology::Masquerade) else { return };

@@ -53,7 +53,8 @@ pub use pin_directory::is_bpf_file_system;
 use pin_directory::{PROGRAM_NAME, PinDirectory, lock_namespace};
 pub use program::PROGRAM;
 use program::{
-    BARRED_PORTS, CONTROL_PORTS, COUNTERS, FLOWS, HEARTBEAT, PINHOLES, RING, RULES_PINHOLES, TUPLES,
+    BARRED_PORTS, CONTROL_PORTS, COUNTERS, FLOWS, HEARTBEAT, PINHOLES, READMISSION_START, RING,
+    RULES_PINHOLES, TUPLES,
 };
 pub use ring::Ring;
 pub use ring_waiter::RingWaiter;
@@ -95,6 +96,7 @@ pub struct FastPath {
     control_port_bits: BpfMap,
     counters: BpfMap,
     heartbeat: BpfMap,
+    readmission_start: BpfMap,
     /// Number of possible processors. Each has its own value of every counter.
     processor_count: usize,
     ring: Ring,
@@ -192,6 +194,7 @@ impl FastPath {
                 control_port_bits: map(CONTROL_PORTS)?,
                 counters: BpfMap::open(&pins.pin_path(COUNTERS), processors)?,
                 heartbeat: map(HEARTBEAT)?,
+                readmission_start: map(READMISSION_START)?,
                 processor_count: processors,
                 ring: Ring::open(ring.into(), size)?,
                 known_barred_ports: Mutex::default(),
@@ -462,6 +465,13 @@ impl FastPath {
     pub fn set_heartbeat(&self, left: Duration) -> io::Result<()> {
         let deadline = deadline_after(left);
         self.heartbeat.update(&0_u32.to_ne_bytes(), &deadline.to_ne_bytes(), ANY)
+    }
+
+    /// Has the program admit no SYN again that it admitted before. It does so if a SYN has no answer, because the rules
+    /// or a filter may have dropped it.
+    pub fn end_readmissions(&self) -> io::Result<()> {
+        let now = deadline_after(Duration::ZERO);
+        self.readmission_start.update(&0_u32.to_ne_bytes(), &now.to_ne_bytes(), ANY)
     }
 
     /// The open pinholes of the program: initiator, arrival, and the time until the deadline.

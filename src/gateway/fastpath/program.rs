@@ -33,7 +33,8 @@ pub(super) const CONTROL_PORTS: &str = "control_ports";
 pub(super) const RING: &str = "ring";
 pub(super) const COUNTERS: &str = "counters";
 pub(super) const HEARTBEAT: &str = "heartbeat";
-const MAPS: [&str; 9] = [
+pub(super) const READMISSION_START: &str = "readmission_start";
+const MAPS: [&str; 10] = [
     TUPLES,
     FLOWS,
     PINHOLES,
@@ -43,6 +44,7 @@ const MAPS: [&str; 9] = [
     RING,
     COUNTERS,
     HEARTBEAT,
+    READMISSION_START,
 ];
 
 /// The program's version: a checksum, by which one version is distinguished from another.

@@ -28,6 +28,8 @@ use crate::gateway::{
 
 const TARGETS: &CStr = c"fast_path_targets4";
 const SOURCES: &CStr = c"fast_path_sources4";
+/// Has an element when both have all of theirs.
+const READY: &CStr = c"fast_path_ready";
 /// From this many pairs on, an idle one makes room: each connection that the program can have may need two.
 const MAX_SOURCES: usize = 2 * 16_384;
 /// Elements in one transaction, so that it fits a send buffer of the default size.
@@ -119,12 +121,14 @@ impl Translations {
 
     /// Acquires the translations of a connection: its destination becomes `target` (`None` leaves it as it is), and the
     /// source of those from `initiator` to the final target, the `pair`, becomes `source`. Returns `None` if this pair
-    /// has another source in use, or if there are too many translations.
+    /// has another source in use, or if there are too many translations. `before_replacing` is called before a
+    /// translation is replaced by another one.
     pub fn acquire(
         &mut self,
         target: Option<Ipv4Addr>,
         pair: InitiatorAndTarget,
         source: Ipv4Addr,
+        before_replacing: impl FnOnce(),
     ) -> Result<Option<TranslationLease>, GatewayError> {
         let mut batch = Batch::new();
         let before = batch.len();
@@ -146,6 +150,7 @@ impl Translations {
         }
         let mut evicted_pair = None;
         let known = self.sources.get(&pair).copied();
+        let replaces_source = known.is_some_and(|known| known.value != source);
         match known {
             Some(known) if known.value == source => {}
             Some(known) if known.lease_count > 0 => return Ok(None),
@@ -162,6 +167,9 @@ impl Translations {
                     batch.destroy_element(SOURCES, &pair_key(pair));
                 }
             }
+        }
+        if evicted_target.is_some() || evicted_pair.is_some() || replaces_source {
+            before_replacing();
         }
         if batch.len() > before {
             self.send(&mut batch)?;
@@ -209,10 +217,8 @@ impl Translations {
         }
     }
 
-    /// Adds the elements in use to the table after it was replaced. Existing leases stay valid.
+    /// Adds the elements to the table after it was replaced. Before that it admits nothing that the program marks.
     pub fn restore_elements(&mut self) -> Result<(), GatewayError> {
-        self.targets.retain(|_, target| target.lease_count > 0);
-        self.sources.retain(|_, source| source.lease_count > 0);
         let mut elements = Vec::with_capacity(self.targets.len() + self.sources.len());
         for (target, slot) in &self.targets {
             let mark = self.parameters.admitted_mark(slot.value).unwrap_or_default();
@@ -230,7 +236,11 @@ impl Translations {
             }
             self.send(&mut batch)?;
         }
-        Ok(())
+        let mut batch = Batch::new();
+        let tcp = [libc::IPPROTO_TCP as u8];
+        batch.destroy_element(READY, &tcp);
+        batch.add_element(&Element { set: READY, key: &tcp, data: None, timeout: None });
+        self.send(&mut batch)
     }
 
     fn send(&mut self, batch: &mut Batch) -> Result<(), GatewayError> {

@@ -102,8 +102,10 @@ fn of_two_simultaneous_syns_one_is_admitted() {
         talk.says(Side::Client, "PORT 10,0,0,2,4,1");
         talk.says(Side::Server, "200 ok");
         let seq = u32::try_from(round).unwrap();
-        let frame = Frame { seq, ..syn(talk.before.pinhole.unwrap()) };
-        let passed = at_once(&talk.scene, [&frame, &frame]);
+        let one = Frame { seq, ..syn(talk.before.pinhole.unwrap()) };
+        let mut other = one.clone();
+        other.source.set_port(2000);
+        let passed = at_once(&talk.scene, [&one, &other]);
         assert!(passed[0] != passed[1], "{passed:?}");
         assert_eq!(talk.scene.counts()[ADMITTED], round as u64 + 1);
     }

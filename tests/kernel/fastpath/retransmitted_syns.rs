@@ -1,9 +1,9 @@
-//! Retransmitted SYNs of data connections. Conntrack knows their connections, so they must not consume the pinhole of
-//! another one between the same ends.
+//! Retransmitted SYNs of data connections. They are admitted again as long as they have no answer, because a filter may
+//! have dropped them. They must not consume the pinhole of another connection between the same ends.
 
 use super::{
     data::{is_admitted_with, pinhole, syn},
-    frames::{Checksum, Frame},
+    frames::{ACK, Checksum, Frame, SYN},
     layout::{ADMITTED, Flow, Pinhole, PinholeKey, Side},
     scene::{ID, OTHER_INTERFACE, SECOND, Scene, Talk, masqueraded, now, published, routed},
 };
@@ -29,20 +29,82 @@ fn fails(talk: &mut Talk) {
     talk.says(Side::Server, "425 no connection");
 }
 
-#[test]
-fn a_retransmitted_syn_consumes_no_later_pinhole() {
-    for (flow, is_active, text) in [
+/// Flows, each with whether the mode is active, and the line that announces.
+fn flows_and_announcements() -> [(Flow, bool, &'static str); 5] {
+    [
         (routed(), true, "PORT 10,0,0,2,4,1"),
         (routed(), true, "EPRT |1|10.0.0.2|1025|"),
         (routed(), false, "227 (192,0,2,9,4,1)"),
         (masqueraded(), true, "PORT 192,168,150,80,9,9"),
         (published(), false, "227 (192,168,150,90,9,9)"),
-    ] {
+    ]
+}
+
+fn answer(syn: &Frame, ack: u32) -> Frame {
+    Frame { ack, ..Frame::new(syn.destination, syn.source, SYN | ACK) }
+}
+
+/// A rule that limits new connections drops it, for instance. Its retransmission must not be lost as well.
+#[test]
+fn a_syn_without_an_answer_is_admitted_again() {
+    for (flow, is_active, text) in flows_and_announcements() {
+        let mut talk = Talk::new(flow);
+        let (key, mark) = announces(&mut talk, is_active, text);
+        let syn = Frame { seq: 7000, ..syn(key) };
+        let is_admitted = |scene: &Scene, frame: &Frame| is_admitted_with(scene, frame, mark);
+        assert!(is_admitted(&talk.scene, &syn), "{text}");
+        let mut another = Frame { seq: 7001, ..syn.clone() };
+        assert!(!is_admitted(&talk.scene, &another), "{text}");
+        another.seq = 7000;
+        another.source.set_port(20_000);
+        assert!(!is_admitted(&talk.scene, &another), "{text}");
+        let wrong = Frame { checksum: Checksum::WrongBy(1), ..syn.clone() };
+        assert!(!is_admitted(&talk.scene, &wrong), "{text}");
+        talk.scene.remove_flow(ID);
+        // If the rules have a pinhole for it, they decide.
+        talk.scene.set_rules_pinhole(key, u64::MAX);
+        assert!(!is_admitted(&talk.scene, &syn), "{text}: a pinhole of the rules");
+        talk.scene.set_rules_pinhole(key, now() - 1);
+        talk.scene.run(&answer(&syn, 7000));
+        for _ in 0..2 {
+            assert!(is_admitted(&talk.scene, &syn), "{text}");
+        }
+        assert_eq!(talk.scene.counts()[ADMITTED], 1, "{text}");
+
+        talk.scene.run(&answer(&syn, 7001));
+        assert!(!is_admitted(&talk.scene, &syn), "{text}: answered");
+    }
+}
+
+#[test]
+fn a_syn_is_admitted_again_for_35_seconds_or_until_the_daemon_ends_that() {
+    let mut scene = Scene::new();
+    scene.set_pinhole(KEY, numbered(3));
+    assert!(is_admitted(&scene, &syn(KEY)));
+    let known = scene.admitted_syn(&syn(KEY)).unwrap();
+    for (seconds_ago, expected) in [(34, true), (36, false)] {
+        let until = now() + (120 - seconds_ago) * SECOND;
+        scene.set_admitted_syn(&syn(KEY), known.expiring_at(until));
+        assert_eq!(is_admitted(&scene, &syn(KEY)), expected, "{seconds_ago}");
+    }
+    scene.set_admitted_syn(&syn(KEY), known);
+    assert!(is_admitted(&scene, &syn(KEY)));
+    scene.readmission_start.set(0, now(), 0).unwrap();
+    assert!(!is_admitted(&scene, &syn(KEY)));
+    scene.set_pinhole(KEY, numbered(4));
+    let later = Frame { seq: 9, ..syn(KEY) };
+    for _ in 0..2 {
+        assert!(is_admitted(&scene, &later));
+    }
+}
+
+#[test]
+fn a_retransmitted_syn_consumes_no_later_pinhole() {
+    for (flow, is_active, text) in flows_and_announcements() {
         let mut talk = Talk::new(flow);
         let (key, mark) = announces(&mut talk, is_active, text);
         let old = Frame { seq: 7000, ..syn(key) };
         assert!(is_admitted_with(&talk.scene, &old, mark), "{text}");
-        assert!(!is_admitted_with(&talk.scene, &old, mark), "{text}: before the announcement");
         fails(&mut talk);
 
         assert_eq!(announces(&mut talk, is_active, text), (key, mark));

@@ -53,6 +53,7 @@ pub struct Scene {
     barred_ports: Array<MapData, u32>,
     counters: PerCpuArray<MapData, u64>,
     pub heartbeat: Array<MapData, u64>,
+    pub readmission_start: Array<MapData, u64>,
     ring: RingBuf<MapData>,
 }
 
@@ -74,6 +75,7 @@ impl Scene {
         heartbeat.set(0, u64::MAX, 0).unwrap();
         Self {
             heartbeat,
+            readmission_start: take("readmission_start").try_into().unwrap(),
             tuples: take("tuples").try_into().unwrap(),
             flows: take("flows").try_into().unwrap(),
             pinholes: take("pinholes").try_into().unwrap(),

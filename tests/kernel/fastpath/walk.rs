@@ -12,7 +12,7 @@ use std::{
 use super::{
     admitted_syns::{AdmittedSyns, DataSyn},
     data::syn,
-    frames::{ACK, FIN, Frame, PSH, RST, URG, payload},
+    frames::{ACK, FIN, Frame, PSH, RST, SYN, URG, payload},
     layout::{
         EPSV_PENDING, Flow, GREETING_DUE, LOGIN_DUE, LOGIN_PENDING, PASV_PENDING, PORT_PENDING,
         PinholeKey, READY, Side, tuple_key,
@@ -37,7 +37,7 @@ fn program_and_model_decide_random_dialogues_alike() {
         admitted_syns: AdmittedSyns::default(),
         barred: BTreeSet::from([1030]),
         packets: 0,
-        counts: [0; 10],
+        counts: [0; 11],
     };
     walk.scene.bar(1030);
     let dialogues = from_environment("FTP_ALG_DIALOGUES", 6000);
@@ -49,11 +49,11 @@ fn program_and_model_decide_random_dialogues_alike() {
     }
     let Walk { packets, counts, .. } = walk;
     println!(
-        "{packets} packets: handed back, retransmissions, lines, opened, rewritten, acknowledgements, lengths, consumed, retransmitted SYNs, SYNs of rules {counts:?}"
+        "{packets} packets: handed back, retransmissions, lines, opened, rewritten, acknowledgements, lengths, consumed, retransmitted SYNs, SYNs of rules, SYNs admitted again {counts:?}"
     );
     let is_thorough = counts
         .iter()
-        .zip([500, 500, 500, 500, 500, 500, 400, 100, 20, 20])
+        .zip([500, 500, 500, 500, 500, 500, 400, 100, 20, 20, 20])
         .all(|(counts, least)| *counts > least);
     assert!(dialogues < 6000 || is_thorough, "{packets} packets: {counts:?}");
 }
@@ -61,12 +61,12 @@ fn program_and_model_decide_random_dialogues_alike() {
 struct Walk {
     scene: Scene,
     pinholes: PinholeOwners,
-    admitted_syns: AdmittedSyns,
+    admitted_syns: AdmittedSyns<u32>,
     barred: BTreeSet<u16>,
     packets: usize,
     /// Counts: handed back, retransmissions, lines, opened, rewritten, adjusted acknowledgements, changed lengths,
-    /// consumed, retransmitted SYNs, SYNs that the rules admitted.
-    counts: [usize; 10],
+    /// consumed, retransmitted SYNs, SYNs that the rules admitted, SYNs that were admitted again.
+    counts: [usize; 11],
 }
 
 impl Walk {
@@ -118,7 +118,7 @@ impl Walk {
             if let Some(key) = flow.pinhole
                 && rng.chance(0.1)
             {
-                self.syn(id, key, u32::try_from(rng.below(2)).unwrap());
+                self.syn(id, key, rng);
             }
             if let Some(key) = flow.pinhole
                 && rng.chance(0.05)
@@ -216,12 +216,23 @@ impl Walk {
         assert_eq!(owners, self.pinholes, "{what}");
     }
 
-    /// A SYN for the flow's last pinhole, which may have been consumed, and its retransmission.
-    fn syn(&mut self, id: u64, key: PinholeKey, seq: u32) {
+    /// A SYN for the flow's last pinhole, which may have been consumed, and its retransmission, perhaps behind its answer.
+    fn syn(&mut self, id: u64, key: PinholeKey, rng: &mut Rng) {
+        let seq = u32::try_from(rng.below(2)).unwrap();
         if self.pinholes.get(&key) == Some(&id) {
             self.counts[8] += usize::from(!self.is_admitted(key, seq));
-            assert!(!self.is_admitted(key, seq));
+            if rng.chance(0.3) {
+                self.answer(key, seq + u32::from(rng.chance(0.8)));
+            }
         }
+        self.counts[10] += usize::from(self.is_admitted(key, seq));
+    }
+
+    fn answer(&mut self, key: PinholeKey, ack: u32) {
+        let Frame { source, destination, .. } = syn(key);
+        let answer = Frame { ack, ..Frame::new(destination, source, SYN | ACK) };
+        assert_eq!(self.scene.run(&answer).mark, 0);
+        self.admitted_syns.answer(source, destination, ack);
     }
 
     /// A SYN for the flow's last pinhole, which the rules have, too, or have had.
@@ -234,24 +245,26 @@ impl Walk {
         self.is_admitted(key, u32::try_from(rng.below(2)).unwrap());
     }
 
-    /// Whether program and model admit a SYN for an open pinhole.
+    /// Whether program and model admit a SYN.
     fn is_admitted(&mut self, key: PinholeKey, seq: u32) -> bool {
         let frame = Frame { seq, ..syn(key) };
         let data_syn = DataSyn { source: frame.source, destination: frame.destination, seq };
         let now = Duration::from_nanos(now());
-        let mark = self.scene.pinhole(key).map_or(0, |pinhole| pinhole.mark);
-        let is_open = self.pinholes.contains_key(&key);
-        let is_admitted = is_open && !self.admitted_syns.has(now, &data_syn);
-        assert_eq!(self.scene.run(&frame).mark, if is_admitted { mark } else { 0 });
-        if is_admitted {
-            self.pinholes.remove(&key);
-            self.admitted_syns.insert(now, &data_syn);
-        }
-        if !is_open {
+        let open = self.scene.pinhole(key);
+        assert_eq!(open.is_some(), self.pinholes.contains_key(&key));
+        let mark = match &open {
+            Some(pinhole) => Some(pinhole.mark).filter(|_| !self.admitted_syns.has(now, &data_syn)),
+            None => self.admitted_syns.unanswered(now, &data_syn),
+        };
+        assert_eq!(self.scene.run(&frame).mark, mark.unwrap_or(0), "{key:?} {open:?}");
+        if open.is_none() {
             let is_of_rules = self.admitted_syns.insert_if_of_rules(now, &data_syn);
             self.counts[9] += usize::from(is_of_rules);
+        } else if mark.is_some() {
+            self.pinholes.remove(&key);
+            self.admitted_syns.insert(now, &data_syn, mark);
         }
-        is_admitted
+        mark.is_some()
     }
 
     /// Closes all pinholes, by their SYNs.

@@ -5,6 +5,8 @@ use std::{
     io::{Read as _, Write as _},
     net::{Ipv4Addr, SocketAddrV4, TcpStream},
     os::fd::AsRawFd as _,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
     time::Duration,
 };
 
@@ -12,6 +14,8 @@ use ftp_alg::gateway::{
     Commits, RuleParameters, Table, TableCondition,
     fastpath::{FastPath, Flow, TranslationLease, Translations},
 };
+
+use socket2::{Domain, Socket, Type};
 
 use super::{
     attachments::update_attachments,
@@ -27,6 +31,8 @@ struct Ready {
     table: Table,
     translations: Translations,
     path: Option<FastPath>,
+    /// How many translations were replaced by other ones.
+    replaced: usize,
     pins: Pins,
     lab: Lab,
 }
@@ -51,12 +57,13 @@ impl Ready {
         let (table, translations, path) = lab.on_gateway(|| {
             let (parameters, commits) = (RuleParameters::default(), commits());
             let table = Table::install_for(&parameters, &commits).unwrap();
-            let translations = Translations::new(&parameters, &commits).unwrap();
+            let mut translations = Translations::new(&parameters, &commits).unwrap();
+            translations.restore_elements().unwrap();
             let path = pins.load();
             update_attachments(&path);
             (table, translations, Some(path))
         });
-        Self { table, translations, path, pins, lab }
+        Self { table, translations, replaced: 0, path, pins, lab }
     }
 
     fn path(&self) -> &FastPath {
@@ -97,7 +104,8 @@ impl Ready {
         let address = |text: &str| text.parse::<Ipv4Addr>().unwrap();
         let (initiator, to, source) = source.unwrap_or(UNCHANGED);
         let pair = (address(initiator), address(to));
-        self.translations.acquire(target.map(address), pair, address(source)).unwrap()
+        let replaces = || self.replaced += 1;
+        self.translations.acquire(target.map(address), pair, address(source), replaces).unwrap()
     }
 
     fn list(&self, map: &str) -> String {
@@ -199,7 +207,7 @@ fn translations_are_shared_and_read_by_the_next_daemon() {
     if !super::fastpath::has_tcx() {
         return;
     }
-    let mut ready = Ready::new();
+    let mut ready = Ready::without_owner();
     let pair = |source| Some(("10.0.0.2", "192.0.2.9", source));
     let one = ready.acquire(Some("10.0.0.2"), pair(EXTERNAL)).unwrap();
     let same = ready.acquire(Some("10.0.0.2"), pair(EXTERNAL)).unwrap();
@@ -226,6 +234,7 @@ fn translations_are_shared_and_read_by_the_next_daemon() {
     let condition = ready.lab.on_gateway(|| ready.table.check_condition().unwrap());
     assert_eq!(condition, TableCondition::Intact, "elements do not belong to the fingerprint");
     assert_eq!(ready.list("fast_path_targets4"), targets);
+    assert_eq!(ready.replaced, 1);
     let reacquired = ready.acquire(Some("10.0.0.2"), None).unwrap();
     assert_eq!(reacquired.mark(), one.mark());
     ready.translations.release(&other);
@@ -238,6 +247,63 @@ fn translations_are_shared_and_read_by_the_next_daemon() {
     assert!(ready.acquire(None, pair(EXTERNAL)).is_some());
 }
 
+/// How many connection attempts one socket after another makes, without waiting for an answer, until `end` is set.
+fn attempts(to: SocketAddrV4, end: &AtomicBool) -> usize {
+    let mut count = 0;
+    while !end.load(Ordering::Relaxed) {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket.set_linger(Some(Duration::ZERO)).unwrap();
+        // In progress, or no port is free for a moment.
+        let _ = socket.connect(&to.into());
+        count += 1;
+    }
+    count
+}
+
+/// While the kernel replaces a table, packets that are in its chains find no element of any map. A SYN that left without
+/// its translation would be lost for good, because conntrack translates its retransmissions as it did the first one.
+#[test]
+fn no_syn_leaves_untranslated_while_the_table_is_replaced() {
+    if !super::fastpath::has_tcx() {
+        return;
+    }
+    let mut ready = Ready::without_owner();
+    let source = (lab::CLIENT, lab::SERVER, EXTERNAL2);
+    let mark = ready.acquire(None, Some(source)).unwrap().mark();
+    ready.lab.gateway_sh(&format!(
+        "nft 'table ip test {{
+            counter untranslated {{ }}
+            chain marks {{
+                type filter hook prerouting priority raw
+                iifname \"lan\" tcp flags & (syn | ack) == syn meta mark set {mark}
+            }}
+            chain last {{
+                type filter hook postrouting priority 300
+                oifname \"wan\" ip saddr {} counter name untranslated
+            }}
+        }}'",
+        lab::CLIENT
+    ));
+    let listed = ready.lab.gateway_sh("nft list table inet ftp_alg");
+    // Not every kernel has this statement.
+    let without_queue = listed.lines().filter(|line| !line.trim_start().starts_with("queue"));
+    let lines: Vec<_> = ["delete table inet ftp_alg"].into_iter().chain(without_queue).collect();
+    let replacement = lines.join("\n");
+    let (end, to) = (AtomicBool::new(false), SocketAddrV4::new(lab::SERVER.parse().unwrap(), 4001));
+    let sent = thread::scope(|scope| {
+        let sender = scope.spawn(|| inside(&ready.lab.client, || attempts(to, &end)));
+        let replaced = (0..300).try_for_each(|_| ready.lab.gateway.nft(&replacement).map(drop));
+        end.store(true, Ordering::Relaxed);
+        replaced.unwrap();
+        sender.join().unwrap()
+    });
+    let counted = ready.lab.gateway_sh("nft list counter ip test untranslated");
+    assert!(counted.contains("packets 0 bytes 0"), "{sent} SYNs: {counted}");
+    println!("{sent} SYNs");
+    assert!(sent > 10_000, "{sent}");
+}
+
 #[test]
 fn there_are_as_many_slots_as_the_mark_has_bits_for() {
     if !super::fastpath::has_tcx() {
@@ -247,14 +313,17 @@ fn there_are_as_many_slots_as_the_mark_has_bits_for() {
     let address = |number: u32| Ipv4Addr::from(0x0a01_0000 + number);
     let acquire = |ready: &mut Ready, number| {
         let (own, other) = (address(0x1_0000), address(0x1_0001));
-        ready.translations.acquire(Some(address(number)), (own, other), own).unwrap()
+        let replaces = || ready.replaced += 1;
+        ready.translations.acquire(Some(address(number)), (own, other), own, replaces).unwrap()
     };
     let slots: Vec<_> = (0..0xfff).map(|number| acquire(&mut ready, number).unwrap()).collect();
     assert_eq!(acquire(&mut ready, 0xfff), None);
     let marks: std::collections::BTreeSet<_> = slots.iter().map(TranslationLease::mark).collect();
     assert_eq!(marks.len(), 0xfff);
     ready.translations.release(&slots[7]);
+    assert_eq!(ready.replaced, 0);
     let last = acquire(&mut ready, 0xfff).unwrap();
+    assert_eq!(ready.replaced, 1);
     assert_eq!(last.mark(), slots[7].mark());
     assert_eq!(acquire(&mut ready, 7), None);
     assert_eq!(ready.list("fast_path_targets4").matches(" : 10.1.").count(), 0xfff);

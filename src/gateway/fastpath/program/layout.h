@@ -13,6 +13,8 @@
 
 // How long an admitted SYN is remembered, in nanoseconds: as long as conntrack waits for its answer.
 #define SYN_LIFETIME 120000000000ULL
+// How long it is admitted again if there is no answer: TCP retransmits it after 1, 3, 7, 15 and 31 seconds.
+#define READMISSION_TIME 35000000000ULL
 
 enum side { CLIENT, SERVER };
 
@@ -67,6 +69,8 @@ struct admitted_syn {
 	__u64 until;                               // end of the entry, in nanoseconds of bpf_ktime_get_ns()
 	__u32 line;                                // number of the line that opened the pinhole
 	__u32 seq;
+	__u32 mark;                                // packet mark of the SYN
+	__u32 answered;                            // 1: there was a SYN-ACK, so the kernel has not dropped the SYN
 };
 
 // A line as it arrived, by which the program recognises its retransmission. Bytes after its end are 0. For a FIN
@@ -126,7 +130,7 @@ _Static_assert(sizeof(struct packet_tuple) == 12, "");
 _Static_assert(sizeof(struct tuple_value) == 16, "");
 _Static_assert(sizeof(struct pinhole_key) == 12, "");
 _Static_assert(sizeof(struct pinhole) == 32, "");
-_Static_assert(sizeof(struct admitted_syn) == 24, "");
+_Static_assert(sizeof(struct admitted_syn) == 32, "");
 _Static_assert(sizeof(struct saved_line) == 136, "");
 _Static_assert(sizeof(struct flow) == 408, "");
 _Static_assert(__builtin_offsetof(struct flow, pinhole_lifetime) == 104, "");
@@ -199,6 +203,15 @@ struct {
 	__type(key, __u32);
 	__type(value, __u64);
 } heartbeat SEC(".maps");
+
+// A SYN that was admitted before this (bpf_ktime_get_ns()) is not admitted again: the policy may forbid it now, or its
+// mark may name another translation.
+struct {
+	__uint(type, BPF_MAP_TYPE_ARRAY);
+	__uint(max_entries, 1);
+	__type(key, __u32);
+	__type(value, __u64);
+} readmission_start SEC(".maps");
 
 #define RING (1 << 20)
 struct {

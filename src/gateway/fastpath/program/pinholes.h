@@ -27,23 +27,69 @@ static __always_inline int is_retransmitted_syn(const struct packet *packet, con
 	return known && (known->flow != pinhole->flow || known->line != pinhole->line);
 }
 
+// Remembers the SYN that was admitted by a pinhole of the flow, or of the rules if `flow` is 0. It is a function of its
+// own because the stack of the program is nearly full.
+static __noinline void remember_syn(const struct packet *packet, __u64 flow, __u32 line, __u32 mark)
+{
+	struct admitted_syn syn = {
+		.flow = flow, .until = bpf_ktime_get_ns() + SYN_LIFETIME, .line = line, .seq = packet->seq, .mark = mark,
+	};
+
+	bpf_map_update_elem(&admitted_syns, &packet->tuple, &syn, BPF_ANY);
+}
+
 // Remembers the SYN if a pinhole of the rules is about to admit it. Each admits one connection, so a client cannot fill
-// the map with many SYNs for one pinhole.
-static __always_inline void remember_syn_of_rules(struct __sk_buff *skb, const struct packet *packet,
-						  const struct pinhole_key *key)
+// the map with many SYNs for one pinhole. Returns 0 if the rules have no pinhole.
+static __always_inline int remember_syn_of_rules(struct __sk_buff *skb, const struct packet *packet,
+						 const struct pinhole_key *key)
 {
 	__u64 *deadline = bpf_map_lookup_elem(&rules_pinholes, key);
-	struct admitted_syn syn = { .seq = packet->seq };
 	__u64 now;
 
 	if (!deadline)
-		return;
+		return 0;
 	now = bpf_ktime_get_ns();
-	if (*deadline < now || !is_checksum_right(skb, packet, 0) || find_admitted_syn(packet, now))
-		return;
-	syn.until = now + SYN_LIFETIME;
+	if (*deadline < now)
+		return 0;
+	if (!is_checksum_right(skb, packet, 0) || find_admitted_syn(packet, now))
+		return 1;
 	if (!bpf_map_delete_elem(&rules_pinholes, key))
-		bpf_map_update_elem(&admitted_syns, &packet->tuple, &syn, BPF_ANY);
+		remember_syn(packet, 0, 0, 0);
+	return 1;
+}
+
+// Marks the retransmission of a SYN that was admitted, because the rules or a filter may have dropped the SYN. If it has
+// an answer, they have not.
+static __always_inline void admit_again(struct __sk_buff *skb, const struct packet *packet)
+{
+	struct admitted_syn *known = bpf_map_lookup_elem(&admitted_syns, &packet->tuple);
+	__u64 admitted_at, *start;
+	__u32 first = 0;
+
+	if (!known || !known->flow || known->answered || known->seq != packet->seq)
+		return;
+	admitted_at = known->until - SYN_LIFETIME;
+	start = bpf_map_lookup_elem(&readmission_start, &first);
+	if (!start || admitted_at <= *start || admitted_at + READMISSION_TIME < bpf_ktime_get_ns())
+		return;
+	if (is_checksum_right(skb, packet, 0))
+		skb->mark = known->mark;
+}
+
+// Gets each SYN-ACK. If an address is translated, its tuple is another one. Then the rules drop a SYN that comes after
+// the handshake (chain data_tuple_reuse).
+static __always_inline void note_answer(const struct packet *packet)
+{
+	struct packet_tuple answered = {
+		.source = packet->tuple.destination,
+		.destination = packet->tuple.source,
+		.source_port = packet->tuple.destination_port,
+		.destination_port = packet->tuple.source_port,
+	};
+	struct admitted_syn *known = bpf_map_lookup_elem(&admitted_syns, &answered);
+
+	if (known && known->seq + 1 == packet->ack)
+		known->answered = 1;
 }
 
 // Marks the SYN for which there is a pinhole, and deletes the pinhole: each admits one connection.
@@ -54,25 +100,26 @@ static __always_inline void admit(struct __sk_buff *skb, const struct packet *pa
 		.arrival = packet->tuple.destination,
 		.port = packet->tuple.destination_port,
 	};
-	struct admitted_syn syn = { .seq = packet->seq };
 	struct pinhole *pinhole;
-	__u32 mark;
-	__u64 now;
+	__u32 line, mark;
+	__u64 flow, now;
 
+	if ((packet->flags & (SYN | ACK)) == (SYN | ACK))
+		note_answer(packet);
 	if (!packet->is_plain || skb->mark || (packet->flags & (SYN | ACK | FIN | RST | URG)) != SYN)
 		return;
 	pinhole = bpf_map_lookup_elem(&pinholes, &key);
 	if (!pinhole || !pinhole->flow) {
-		remember_syn_of_rules(skb, packet, &key);
+		if (!remember_syn_of_rules(skb, packet, &key))
+			admit_again(skb, packet);
 		return;
 	}
 	now = bpf_ktime_get_ns();
 	if (pinhole->deadline < now || !is_checksum_right(skb, packet, 0) || is_retransmitted_syn(packet, pinhole, now))
 		return;
+	flow = pinhole->flow;
+	line = pinhole->line;
 	mark = pinhole->mark;
-	syn.flow = pinhole->flow;
-	syn.line = pinhole->line;
-	syn.until = now + SYN_LIFETIME;
 	if (skb->ifindex != pinhole->interface) {
 		if (!admits_from_elsewhere(pinhole, packet->tuple.source_port))
 			return;
@@ -80,7 +127,7 @@ static __always_inline void admit(struct __sk_buff *skb, const struct packet *pa
 	} else if (bpf_map_delete_elem(&pinholes, &key)) {
 		return;
 	}
-	bpf_map_update_elem(&admitted_syns, &packet->tuple, &syn, BPF_ANY);
+	remember_syn(packet, flow, line, mark);
 	skb->mark = mark;
 	count(ADMITTED);
 }

@@ -83,11 +83,11 @@ impl Recorder {
         seq: u32,
     ) -> Option<SocketAddr> {
         let in_program = self.program.admit(self.now, source, arrival, seq);
+        // NAT chains see only the first packet of a connection in conntrack.
+        if self.connections.contains(&(source, arrival, seq)) {
+            return None;
+        }
         let target = in_program.or_else(|| {
-            // The rules see only the first packet of a connection in conntrack.
-            if self.connections.contains(&(source, arrival, seq)) {
-                return None;
-            }
             self.forget_expired();
             let admits = |p: &Pinhole| p.initiator == source.ip() && p.arrival == arrival;
             let at = self.open.iter().position(|(pinhole, _)| admits(pinhole))?;

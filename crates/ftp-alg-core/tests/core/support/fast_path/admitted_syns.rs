@@ -9,6 +9,7 @@ use std::{
 };
 
 const LIFETIME: Duration = Duration::from_secs(120);
+const READMISSION_TIME: Duration = Duration::from_secs(35);
 
 /// The SYN of a data connection, as it arrives at the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -18,23 +19,56 @@ pub struct DataSyn {
     pub seq: u32,
 }
 
-#[derive(Default)]
-pub struct AdmittedSyns {
-    /// The last SYN that was admitted between two endpoints, and until when it is remembered.
-    last: BTreeMap<[SocketAddrV4; 2], (u32, Duration)>,
+struct Known<T> {
+    seq: u32,
+    since: Duration,
+    /// What the program admitted the SYN to; `None` if the rules did, or if the SYN has an answer.
+    admitted_to: Option<T>,
+}
+
+/// `T` is what the program admits a SYN to, as the caller knows it.
+pub struct AdmittedSyns<T> {
+    /// The last SYN that was admitted between two endpoints.
+    last: BTreeMap<[SocketAddrV4; 2], Known<T>>,
     /// Until when the SYN of a pinhole of the rules is expected, by initiator and arrival.
     rules_pinholes: BTreeMap<(Ipv4Addr, SocketAddrV4), Duration>,
 }
 
-impl AdmittedSyns {
-    /// Whether the SYN was admitted before, so that it consumes no pinhole.
-    pub fn has(&self, now: Duration, syn: &DataSyn) -> bool {
-        let last = self.last.get(&[syn.source, syn.destination]);
-        last.is_some_and(|(seq, until)| *seq == syn.seq && *until > now)
+impl<T> Default for AdmittedSyns<T> {
+    fn default() -> Self {
+        Self { last: BTreeMap::new(), rules_pinholes: BTreeMap::new() }
+    }
+}
+
+impl<T: Copy> AdmittedSyns<T> {
+    fn get(&self, now: Duration, syn: &DataSyn) -> Option<&Known<T>> {
+        let known = self.last.get(&[syn.source, syn.destination]);
+        known.filter(|known| known.seq == syn.seq && known.since + LIFETIME > now)
     }
 
-    pub fn insert(&mut self, now: Duration, syn: &DataSyn) {
-        self.last.insert([syn.source, syn.destination], (syn.seq, now + LIFETIME));
+    /// Whether the SYN was admitted before, so that it consumes no pinhole.
+    pub fn has(&self, now: Duration, syn: &DataSyn) -> bool {
+        self.get(now, syn).is_some()
+    }
+
+    /// What the SYN is admitted to again, because it may have been dropped, and the rules have no pinhole for it.
+    pub fn unanswered(&self, now: Duration, syn: &DataSyn) -> Option<T> {
+        let known = self.get(now, syn).filter(|_| !self.is_expected(now, syn))?;
+        known.admitted_to.filter(|_| known.since + READMISSION_TIME >= now)
+    }
+
+    pub fn insert(&mut self, now: Duration, syn: &DataSyn, admitted_to: Option<T>) {
+        let known = Known { seq: syn.seq, since: now, admitted_to };
+        self.last.insert([syn.source, syn.destination], known);
+    }
+
+    /// A SYN-ACK for the last SYN between these ends.
+    pub fn answer(&mut self, source: SocketAddrV4, destination: SocketAddrV4, ack: u32) {
+        if let Some(known) = self.last.get_mut(&[source, destination])
+            && known.seq.wrapping_add(1) == ack
+        {
+            known.admitted_to = None;
+        }
     }
 
     /// The rules have a pinhole until then.
@@ -47,14 +81,17 @@ impl AdmittedSyns {
         self.rules_pinholes.insert((initiator, arrival), until);
     }
 
+    fn is_expected(&self, now: Duration, syn: &DataSyn) -> bool {
+        let until = self.rules_pinholes.get(&(*syn.source.ip(), syn.destination));
+        until.is_some_and(|until| *until > now)
+    }
+
     /// A SYN for which the program has no pinhole. Returns whether it is new, and one of the rules admits it.
     pub fn insert_if_of_rules(&mut self, now: Duration, syn: &DataSyn) -> bool {
-        let ends = (*syn.source.ip(), syn.destination);
-        let is_expected = self.rules_pinholes.get(&ends).is_some_and(|until| *until > now);
-        let is_admitted = is_expected && !self.has(now, syn);
+        let is_admitted = self.is_expected(now, syn) && !self.has(now, syn);
         if is_admitted {
-            self.rules_pinholes.remove(&ends);
-            self.insert(now, syn);
+            self.rules_pinholes.remove(&(*syn.source.ip(), syn.destination));
+            self.insert(now, syn, None);
         }
         is_admitted
     }

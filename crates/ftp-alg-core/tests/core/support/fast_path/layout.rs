@@ -8,7 +8,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 pub const LONGEST_LINE: usize = 128;
 pub const FLOW: usize = 408;
 pub const PINHOLE: usize = 32;
-pub const ADMITTED_SYN: usize = 24;
+pub const ADMITTED_SYN: usize = 32;
 pub const LINE_RECORD: usize = 184;
 
 pub const READY: u32 = 0;
@@ -129,6 +129,8 @@ pub struct AdmittedSyn {
     pub seq: u32,
     /// The SYN is known until then, in nanoseconds.
     pub until: u64,
+    pub mark: u32,
+    pub is_answered: bool,
 }
 
 impl AdmittedSyn {
@@ -141,14 +143,16 @@ impl AdmittedSyn {
         syn[..8].copy_from_slice(&self.flow.to_ne_bytes());
         syn[8..16].copy_from_slice(&self.until.to_ne_bytes());
         syn[16..20].copy_from_slice(&self.line.to_ne_bytes());
-        syn[20..].copy_from_slice(&self.seq.to_ne_bytes());
+        syn[20..24].copy_from_slice(&self.seq.to_ne_bytes());
+        syn[24..28].copy_from_slice(&self.mark.to_ne_bytes());
+        syn[28..].copy_from_slice(&u32::from(self.is_answered).to_ne_bytes());
         syn
     }
 
     pub fn read(syn: &[u8; ADMITTED_SYN]) -> Self {
         let [flow, until] = [0, 8].map(|at| u64_at(syn, at));
-        let [line, seq] = [16, 20].map(|at| u32_at(syn, at));
-        Self { flow, line, seq, until }
+        let [line, seq, mark, answered] = [16, 20, 24, 28].map(|at| u32_at(syn, at));
+        Self { flow, line, seq, until, mark, is_answered: answered != 0 }
     }
 }
 

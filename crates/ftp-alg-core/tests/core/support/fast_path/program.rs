@@ -85,7 +85,7 @@ pub struct Program {
     /// The owner of each pinhole; 0 for those that the daemon reserved.
     pinholes: PinholeOwners,
     opened: BTreeMap<PinholeKey, OpenPinhole>,
-    admitted_syns: AdmittedSyns,
+    admitted_syns: AdmittedSyns<SocketAddrV4>,
     barred: BTreeSet<u16>,
     ring: Vec<InspectedLine>,
     /// Position of the first line in the ring.
@@ -224,14 +224,15 @@ impl Program {
         let syn = DataSyn { source, destination, seq };
         let key = key((*source.ip()).into(), arrival)?;
         let Some(&OpenPinhole { deadline, target, .. }) = self.opened.get(&key) else {
+            let unanswered = self.admitted_syns.unanswered(now, &syn);
             self.admitted_syns.insert_if_of_rules(now, &syn);
-            return None;
+            return unanswered.map(SocketAddr::from);
         };
         if deadline < now || self.admitted_syns.has(now, &syn) {
             return None;
         }
         self.remove(key);
-        self.admitted_syns.insert(now, &syn);
+        self.admitted_syns.insert(now, &syn, Some(target));
         self.counts.admitted += 1;
         Some(target.into())
     }
