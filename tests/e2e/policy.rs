@@ -1,12 +1,17 @@
 //! What opens a pinhole and what does not, whom it admits, and when it closes.
 
-use std::time::{Duration, Instant};
+use std::{
+    io::ErrorKind,
+    net::{SocketAddr, TcpStream},
+    thread,
+    time::{Duration, Instant},
+};
 
 use crate::common::{
-    captures, connect, connect_in_vain, gated_client, gateway, gateway_with, host_port, login,
-    names::reload, reply, say, scripted_client, scripted_server, wait_for,
+    captures, connect, connect_in_vain, fast_path, gated_client, gateway, gateway_with, host_port,
+    login, names::reload, reply, say, scripted_client, scripted_server, wait_for,
 };
-use ftp_alg_lab::{Family, Topology};
+use ftp_alg_lab::{Family, Topology, scaled_timeout};
 use serde_json::{Value, json};
 
 const PORT: &str = "PORT 192,168,150,80,14,178";
@@ -217,6 +222,44 @@ fn a_reload_closes_what_it_forbids() {
         assert!(answer.contains("Refused by the gateway"), "fast path {fast_path}: {answer}");
         assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 1, "fast path {fast_path}");
     }
+}
+
+/// The program would admit it again without a reload.
+#[test]
+fn a_reload_also_forbids_what_a_rule_has_dropped() {
+    let configuration = "pinhole.backend = \"nftables\"\n";
+    let gateway = gateway_with(Topology::Masquerade, configuration);
+    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+    if fast_path(daemon)["state"] != "on" {
+        println!("not tried: {}", fast_path(daemon)["why"]);
+        return;
+    }
+    // A server that takes zeros, so that the program opens for PORT.
+    let _server = scripted_server(&lab.server, &json!({"greeting": "220 (vsFTPd 3.0.3)"}));
+    let host = lab.server_address(Family::V4).to_string();
+    let plan = json!({"host": host, "listen": [3762], "steps": announced(&[])});
+    let client = gated_client(&lab.client, plan);
+    lab.gateway
+        .nft(
+            "table ip block { chain forward { type filter hook forward priority -1
+                tcp dport 3762 drop
+            }; }",
+        )
+        .unwrap();
+    thread::scope(|scope| {
+        let external = SocketAddr::from(([198, 51, 100, 1], 3762));
+        let limit = scaled_timeout(Duration::from_secs(4));
+        let connect = move || TcpStream::connect_timeout(&external, limit);
+        let connection = scope.spawn(move || lab.server.inside(connect).unwrap());
+        wait_for("the first SYN", || fast_path(daemon)["admitted"] == 1);
+        reload(daemon, &format!("{configuration}policy.deny-ports = [3762]\n"));
+        let in_use = "the new configuration is in use";
+        wait_for(in_use, || daemon.log().contains(in_use));
+        lab.gateway.nft("delete table ip block").unwrap();
+        let error = connection.join().unwrap().unwrap_err();
+        assert_eq!(error.kind(), ErrorKind::TimedOut, "{error}");
+    });
+    assert_eq!(client.release().error, None);
 }
 
 #[test]
