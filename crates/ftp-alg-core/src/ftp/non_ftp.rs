@@ -17,6 +17,13 @@ impl Command<'_> {
             || first && self.verb == Verb::Unknown && is_target(self.argument)
     }
 
+    /// Whether no FTP client sends this line after others, and after a login if `is_logged_in`: from then on a person may
+    /// type any word (`cd..`, `LIST-la`, `?`), which the server refuses.
+    pub fn is_not_ftp_after(&self, is_logged_in: bool) -> bool {
+        self.is_not_ftp(false)
+            && (!is_logged_in || self.is_request_line(false) || is_of_other_protocol(self.word))
+    }
+
     /// Whether the line is `METHOD target NAME/1.1` of a protocol whose requests look like that: three words, the
     /// second of which is a path, an asterisk or an address. A file name with one blank that ends in `HTTP/1.1` matches
     /// if it is absolute. The second word of a `USER` has any form.
@@ -52,6 +59,12 @@ fn is_verb(word: &[u8]) -> bool {
         || word.len() <= LONGEST_VERB
             && word.first().is_some_and(u8::is_ascii_alphabetic)
             && word.iter().all(|byte| byte.is_ascii_alphanumeric() || *byte == b'@') // P@SW
+}
+
+/// Whether `word` begins a header line, a reply, a form, JSON, XML, or binary data.
+fn is_of_other_protocol(word: &[u8]) -> bool {
+    let begins = |byte: &u8| byte.is_ascii_digit() || byte.is_ascii_control() || *byte == b'-';
+    word.first().is_none_or(begins) || word.iter().any(|byte| b":={}<>&\"".contains(byte))
 }
 
 /// The protocols whose request lines end with their name and version (RFC 9112, 7826, 3261, 3507). Names of folders and
@@ -106,6 +119,31 @@ mod tests {
         for line in ["PASS / HTTP/1.1", "GET /", "GET /PORT 10,0,0,2,4,1", "OPTIONS *", "HELO a:b"]
         {
             assert!(is_not_ftp(line, true), "{line}");
+        }
+    }
+
+    #[test]
+    fn after_a_login_a_person_may_type_any_word() {
+        let is_not_ftp_after = |line: &str, is_logged_in| {
+            Command::parse(&Text::new(line.as_bytes())).unwrap().is_not_ftp_after(is_logged_in)
+        };
+        for line in
+            ["?", "LIST-la", "cd..", "CWD/", "RETR/file", "!ls", "größe", "DIRECTORY", "X_1 a"]
+        {
+            assert!(is_not_ftp_after(line, false), "{line}");
+            assert!(!is_not_ftp_after(line, true), "{line}");
+        }
+        for line in [
+            "USER / HTTP/1.1",
+            "Host: 10.0.0.2:21",
+            "{\"a\": 1}",
+            "------WebKitFormBoundary",
+            "a=b&c=d",
+            "<a>",
+            "229 x (|||3306|)",
+            "\u{1}\u{2}",
+        ] {
+            assert!(is_not_ftp_after(line, true), "{line}");
         }
     }
 

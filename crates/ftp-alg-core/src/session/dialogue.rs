@@ -301,7 +301,9 @@ impl Dialogue {
     pub fn read_command(&mut self, command: Option<&Command<'_>>) -> CommandEffect {
         self.step.record_command(command, self.is_between_replies());
         match (self.phase, command) {
-            (Phase::Verified, Some(c)) if c.is_not_ftp(false) => self.phase = Phase::NotFtp,
+            (Phase::Verified, Some(c)) if c.is_not_ftp_after(self.is_logged_in()) => {
+                self.phase = Phase::NotFtp;
+            }
             (Phase::Verified, _) => {}
             (_, Some(c)) => self.read_early_command(c),
             // An empty line says nothing about the client.

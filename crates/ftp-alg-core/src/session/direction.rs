@@ -55,6 +55,9 @@ struct Extra {
     /// Up to which sequence number of the server the packets of the pending commands let it send.
     #[serde(skip)]
     window_end: Option<Seq>,
+    /// The end of a packet of the server that is a reply line of its own, except for its line end.
+    #[serde(skip)]
+    line_without_end: Option<Seq>,
 }
 
 impl Extra {
@@ -184,6 +187,16 @@ impl Direction {
             self.extra_mut().window_end = end;
             self.release_unused();
         }
+    }
+
+    /// The end of a packet of the server that is a reply line of its own, except for its line end.
+    pub fn line_without_end(&self) -> Option<Seq> {
+        self.extra.as_ref()?.line_without_end
+    }
+
+    /// Records that the last packet of the server is a reply line of its own, except for its line end.
+    pub fn record_line_without_end(&mut self) {
+        self.extra_mut().line_without_end = Some(self.space.next);
     }
 
     /// The state of the scan behind the client's unfinished line, if more of it was forwarded than is stored.

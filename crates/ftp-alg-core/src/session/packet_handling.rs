@@ -174,6 +174,9 @@ impl Session {
             match from {
                 Side::Client => self.request_acknowledgements(),
                 Side::Server => {
+                    if push_state == PushState::ReplyWithoutEnd {
+                        self.server.record_line_without_end();
+                    }
                     let is_waited_for =
                         self.dialogue.is_ambiguous() || self.dialogue.has_pending_commands();
                     if !is_waited_for {

@@ -4,7 +4,8 @@
 //! receive window. The bytes sent so far then end like a reply, with PSH (`tcp_write_wakeup`), and the rest begins like
 //! the next reply. So once a reply may contain such a name, or the ends may disagree about line ends, a 227 or 229
 //! counts only if the server had nothing else to send when it could send:
-//! - the reply fills one segment with PSH, and acknowledges its command;
+//! - the reply fills one segment with PSH, or its line end has one of its own, as with servers that write line ends
+//!   alone; and it acknowledges its command;
 //! - the packets of that command acknowledged everything before, and let the server send more than it has sent since.
 //!
 //! Bytes that waited in the server's TCP would have come with the reply, because TCP sends what fits as soon as a
@@ -36,7 +37,9 @@ pub(super) enum PushState {
     NotPushed,
     /// The sender's TCP has nothing more to send for now.
     Pushed,
-    /// As `Pushed`, and the packet is exactly one reply line.
+    /// As `Pushed`, and the packet is exactly one reply line without its line end.
+    ReplyWithoutEnd,
+    /// As `Pushed`, and the packet is exactly one reply line, or the line end of one.
     CompleteReply,
 }
 
@@ -53,24 +56,40 @@ impl PushState {
         server: &Direction,
     ) -> Self {
         match Self::from_packet(packet) {
-            Self::Pushed if is_complete_reply(packet, client, server) => Self::CompleteReply,
+            Self::Pushed if is_all_there_was(packet, client, server) => {
+                Self::from_reply_bytes(packet.payload(), server)
+            }
             push_state => push_state,
+        }
+    }
+
+    /// The PSH state of everything that the server had to send.
+    fn from_reply_bytes(payload: &[u8], server: &Direction) -> Self {
+        let nuls = payload.iter().rev().take_while(|byte| **byte == 0).count();
+        let payload = &payload[..payload.len() - nuls];
+        // Some servers send an empty line after each reply.
+        let line =
+            payload.strip_suffix(b"\r\n").filter(|line| line.ends_with(b"\n")).unwrap_or(payload);
+        let begins = server.is_between_lines();
+        match memchr::memchr(b'\n', line) {
+            None if begins => Self::ReplyWithoutEnd,
+            Some(at) if at + 1 == line.len() && (begins || is_rest_of_line(line, server)) => {
+                Self::CompleteReply
+            }
+            _ => Self::Pushed,
         }
     }
 }
 
-/// Whether `packet`, which has PSH, is one line of the server and everything that the server had to send.
-fn is_complete_reply(packet: &Packet<'_>, client: &Direction, server: &Direction) -> bool {
-    let payload = packet.payload();
-    let end = packet.seq() + payload.len() as u32; // an IP packet's
-    let nuls = payload.iter().rev().take_while(|byte| **byte == 0).count();
-    let payload = &payload[..payload.len() - nuls];
-    // Some servers send an empty line after each reply.
-    let line =
-        payload.strip_suffix(b"\r\n").filter(|line| line.ends_with(b"\n")).unwrap_or(payload);
-    server.is_between_lines()
-        && packet.seq() == server.space.next
-        && memchr::memchr(b'\n', line) == line.len().checked_sub(1)
+/// Whether `line` is only the end of a line of which the server sent the rest in a packet of its own.
+fn is_rest_of_line(line: &[u8], server: &Direction) -> bool {
+    matches!(line, b"\r\n" | b"\n") && server.line_without_end() == Some(server.space.next)
+}
+
+/// Whether `packet`, which has PSH, is everything that the server had to send.
+fn is_all_there_was(packet: &Packet<'_>, client: &Direction, server: &Direction) -> bool {
+    let end = packet.seq() + packet.payload().len() as u32; // an IP packet's
+    packet.seq() == server.space.next
         && client.window_end().is_some_and(|window_end| end.is_before(window_end))
         && client.space.is_acknowledged()
 }
@@ -78,7 +97,8 @@ fn is_complete_reply(packet: &Packet<'_>, client: &Direction, server: &Direction
 impl Session {
     /// The window field with which the client's `packet` is forwarded, if it carries data after which a server's
     /// announcement must be a complete reply of its own. A line that ends with LF alone makes the dialogue ambiguous
-    /// when it is read, and the reply to a command in a pipeline may do so. So does a packet that shows missed bytes.
+    /// when it is read, and the reply to a command in a pipeline may do so. So do a packet that shows missed bytes, and
+    /// the first text after TLS.
     #[inline]
     pub(super) fn window_to_offer(&self, from: Side, packet: &Packet<'_>) -> Option<u16> {
         let payload = packet.payload();
@@ -87,7 +107,9 @@ impl Session {
         }
         let line = payload.strip_suffix(b"\r\n").unwrap_or(payload);
         let shows_missed = || self.server.space.is_all_seen(packet.ack()) == Some(false);
-        let is_required = self.dialogue.is_ambiguous() || self.dialogue.has_pending_commands();
+        let is_required = self.dialogue.is_ambiguous()
+            || self.dialogue.has_pending_commands()
+            || self.inspection_state.is_encrypted();
         if !(is_required || has_lf(line) || shows_missed()) {
             return None;
         }

@@ -10,11 +10,11 @@ use ftp_alg_core::{
 };
 
 use super::{
-    assert_untouched, everywhere,
+    assert_untouched, everywhere, everywhere_v4,
     support::{
         Rng,
         fast_path::model::{is_bypassable, random_request},
-        ftp::{ServerModel, active, at, text},
+        ftp::{ServerModel, active, at, passive, text},
         scenario::{Nat, Scenario},
         segment::Segment,
         sim::Sim,
@@ -73,6 +73,22 @@ fn an_announcement_after_ccc_is_rewritten_wherever_segments_end() {
                 assert_eq!(sim.timeouts(), 0, "split at {cut}");
             }
         }
+    });
+}
+
+#[test]
+fn the_first_command_after_ccc_may_be_pasv() {
+    everywhere_v4(|scenario| {
+        let t = scenario.nat.translation(false);
+        let mut sim = Sim::new(scenario);
+        sim.say(Server, b"220 ready\r\n");
+        sim.exchange("AUTH TLS\r\n", "234 go\r\n");
+        for side in [Client, Server] {
+            sim.say(side, b"\x17\x03\x03\x00\x01x");
+            sim.say(side, b"\x15\x03\x03\x00\x02\x01\x00");
+        }
+        sim.exchange("PASV\r\n", &passive(at(t.server, 5000)));
+        assert_eq!(sim.kernel.opened.len(), 1);
     });
 }
 

@@ -3,10 +3,13 @@
 
 use ftp_alg_core::session::Side::{self, Client, Server};
 
-use super::support::{
-    ftp::{at, passive, text},
-    scenario::{NATS, Nat, Scenario},
-    sim::Sim,
+use super::{
+    everywhere_v4,
+    support::{
+        ftp::{at, passive, text},
+        scenario::{NATS, Nat, Scenario},
+        sim::Sim,
+    },
 };
 
 pub const GREETING: (Side, &str) = (Server, "220 ready\r\n");
@@ -526,4 +529,19 @@ fn an_announcement_in_what_looks_like_tls_does_not_reach_a_server_without_it() {
         assert!(!heard.contains("PORT "), "{heard}");
         assert_eq!(sim.kernel.opened.len(), 0);
     }
+}
+
+/// `ftp> quote cd..`, or a person with telnet.
+#[test]
+fn transfers_work_after_any_word_that_the_server_refuses() {
+    everywhere_v4(|scenario| {
+        let t = scenario.nat.translation(false);
+        let mut sim = Sim::logged_in(scenario);
+        for (count, line) in (1..).zip(["?", "LIST-la", "cd..", "größe", "DIRECTORY"]) {
+            sim.exchange(&format!("{line}\r\n"), "500 what?\r\n");
+            sim.exchange("PASV\r\n", &passive(at(t.server, 5000 + count)));
+            assert_eq!(sim.kernel.opened.len(), usize::from(count), "{line}");
+            sim.exchange("RETR x\r\n", "226 done\r\n");
+        }
+    });
 }

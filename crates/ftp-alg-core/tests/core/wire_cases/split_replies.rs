@@ -167,6 +167,68 @@ fn a_possible_remainder_of_an_earlier_reply_opens_no_pinhole() {
     }
 }
 
+/// As println of many small servers (ESP8266) sends each line.
+#[test]
+fn a_reply_whose_line_end_is_a_segment_of_its_own_opens_a_pinhole() {
+    let text = REPLY.trim_end();
+    for (text, end) in [(text, "\r\n"), (&REPLY[..text.len() + 1], "\n")] {
+        let mut ends = Ends::after_a_listing();
+        for opened in 1..3 {
+            ends.command("EPSV\r\n", WIDE);
+            ends.reply(text, ACK | PSH);
+            assert_eq!(ends.reply(end, ACK | PSH), opened, "{end:?}");
+        }
+    }
+    type Attack = fn(&mut Ends) -> usize;
+    let attacks: [(&str, Attack); 8] = [
+        ("the server has more to send behind the text", |ends| {
+            ends.command("EPSV\r\n", WIDE);
+            ends.reply(REPLY.trim_end(), ACK);
+            ends.reply("\r\n", ACK | PSH)
+        }),
+        ("the server has more to send behind the line end", |ends| {
+            ends.command("EPSV\r\n", WIDE);
+            ends.reply(REPLY.trim_end(), ACK | PSH);
+            ends.reply("\r\n", ACK)
+        }),
+        ("the window ends with the text", |ends| {
+            ends.command("EPSV\r\n", REPLY.len() as u16 - 2);
+            ends.reply(REPLY.trim_end(), ACK | PSH);
+            ends.reply("\r\n", ACK | PSH)
+        }),
+        ("the window ends with the line", |ends| {
+            ends.command("EPSV\r\n", REPLY.len() as u16);
+            ends.reply(REPLY.trim_end(), ACK | PSH);
+            ends.reply("\r\n", ACK | PSH)
+        }),
+        ("the text is in two segments", |ends| {
+            ends.command("EPSV\r\n", WIDE);
+            ends.reply(&REPLY[..5], ACK | PSH);
+            ends.reply(REPLY[5..].trim_end(), ACK | PSH);
+            ends.reply("\r\n", ACK | PSH)
+        }),
+        ("the text begins behind another line", |ends| {
+            ends.command("EPSV\r\n", WIDE);
+            ends.reply(&format!("213 End\r\n{}", REPLY.trim_end()), ACK | PSH);
+            ends.reply("\r\n", ACK | PSH)
+        }),
+        ("more than the line end follows", |ends| {
+            ends.command("EPSV\r\n", WIDE);
+            ends.reply(REPLY.trim_end(), ACK | PSH);
+            ends.reply("\r\n213 End\r\n", ACK | PSH)
+        }),
+        ("the rest of a name follows", |ends| {
+            ends.command("EPSV\r\n", WIDE);
+            ends.reply(REPLY.trim_end(), ACK | PSH);
+            ends.reply("\" is the current directory\r\n", ACK | PSH)
+        }),
+    ];
+    for (name, attack) in attacks {
+        let mut ends = Ends::after_a_listing();
+        assert_eq!(attack(&mut ends), 0, "{name}");
+    }
+}
+
 /// A field of 31 is a window of 63 KB with a scale of 11, and one of 31 bytes with a scale of 0. Only the ends know.
 #[test]
 fn a_small_window_field_is_raised_if_windows_are_scaled() {
