@@ -247,7 +247,7 @@ fn an_adjusted_connection_uses_the_fast_path() {
 
 /// As a rule does that limits new connections. TCP sends the SYN again, which passes without us, too.
 #[test]
-fn a_syn_that_a_rule_drops_is_admitted_when_it_is_sent_again() {
+fn a_syn_that_a_rule_drops_is_admitted_when_tcp_retransmits_it() {
     let active_in_turn: Vec<_> = (0..4).map(|turn| active(2049 + turn)).collect();
     let passive_in_turn = vec![passive("PASV"); 4];
     for (topology, transfers, hook) in [

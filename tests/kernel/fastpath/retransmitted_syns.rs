@@ -77,7 +77,7 @@ fn a_syn_without_an_answer_is_admitted_again() {
 }
 
 #[test]
-fn a_syn_is_admitted_again_for_35_seconds_or_until_the_daemon_ends_that() {
+fn a_syn_is_admitted_again_for_35_seconds_unless_the_daemon_ends_that() {
     let mut scene = Scene::new();
     scene.set_pinhole(KEY, numbered(3));
     assert!(is_admitted(&scene, &syn(KEY)));
@@ -96,6 +96,8 @@ fn a_syn_is_admitted_again_for_35_seconds_or_until_the_daemon_ends_that() {
     for _ in 0..2 {
         assert!(is_admitted(&scene, &later));
     }
+    scene.bar(KEY.port);
+    assert!(!is_admitted(&scene, &later));
 }
 
 #[test]

@@ -254,7 +254,7 @@ impl Walk {
         assert_eq!(open.is_some(), self.pinholes.contains_key(&key));
         let mark = match &open {
             Some(pinhole) => Some(pinhole.mark).filter(|_| !self.admitted_syns.has(now, &data_syn)),
-            None => self.admitted_syns.unanswered(now, &data_syn),
+            None => self.admitted_syns.readmission(now, &data_syn),
         };
         assert_eq!(self.scene.run(&frame).mark, mark.unwrap_or(0), "{key:?} {open:?}");
         if open.is_none() {

@@ -72,7 +72,8 @@ static __always_inline void admit_again(struct __sk_buff *skb, const struct pack
 	start = bpf_map_lookup_elem(&readmission_start, &first);
 	if (!start || admitted_at <= *start || admitted_at + READMISSION_TIME < bpf_ktime_get_ns())
 		return;
-	if (is_checksum_right(skb, packet, 0))
+	// The next daemon's policy may forbid the port.
+	if (!has_port(&barred_ports, bpf_ntohs(packet->tuple.destination_port)) && is_checksum_right(skb, packet, 0))
 		skb->mark = known->mark;
 }
 

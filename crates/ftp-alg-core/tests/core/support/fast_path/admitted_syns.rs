@@ -52,7 +52,7 @@ impl<T: Copy> AdmittedSyns<T> {
     }
 
     /// What the SYN is admitted to again, because it may have been dropped, and the rules have no pinhole for it.
-    pub fn unanswered(&self, now: Duration, syn: &DataSyn) -> Option<T> {
+    pub fn readmission(&self, now: Duration, syn: &DataSyn) -> Option<T> {
         let known = self.get(now, syn).filter(|_| !self.is_expected(now, syn))?;
         known.admitted_to.filter(|_| known.since + READMISSION_TIME >= now)
     }

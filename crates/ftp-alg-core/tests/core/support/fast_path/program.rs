@@ -224,9 +224,9 @@ impl Program {
         let syn = DataSyn { source, destination, seq };
         let key = key((*source.ip()).into(), arrival)?;
         let Some(&OpenPinhole { deadline, target, .. }) = self.opened.get(&key) else {
-            let unanswered = self.admitted_syns.unanswered(now, &syn);
+            let readmission = self.admitted_syns.readmission(now, &syn);
             self.admitted_syns.insert_if_of_rules(now, &syn);
-            return unanswered.map(SocketAddr::from);
+            return readmission.map(SocketAddr::from);
         };
         if deadline < now || self.admitted_syns.has(now, &syn) {
             return None;
