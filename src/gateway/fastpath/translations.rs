@@ -17,7 +17,7 @@ use std::{
 };
 
 use crate::gateway::{
-    Commits, GatewayError, RuleParameters,
+    Backend, Commits, GatewayError, RuleParameters,
     netlink::{
         Socket,
         nft::{self, Batch, Element},
@@ -217,8 +217,12 @@ impl Translations {
         }
     }
 
-    /// Adds the elements to the table after it was replaced. Before that it admits nothing that the program marks.
+    /// Adds the elements to the table after it was replaced. Before that it admits nothing that the program marks. With
+    /// the back end `conntrack`, after a daemon with the other one, the table has no maps.
     pub fn restore_elements(&mut self) -> Result<(), GatewayError> {
+        if self.parameters.backend() != Backend::Nftables {
+            return Ok(());
+        }
         let mut elements = Vec::with_capacity(self.targets.len() + self.sources.len());
         for (target, slot) in &self.targets {
             let mark = self.parameters.admitted_mark(slot.value).unwrap_or_default();
