@@ -13,7 +13,7 @@ use std::{
     time::Instant,
 };
 
-use ftp_alg_core::engine::{Effects, Event, EventKind, Kernel, Pinhole};
+use ftp_alg_core::engine::{Effects, Event, EventKind, Kernel, KernelError, Pinhole};
 
 use super::{
     external_names::ExternalNames,
@@ -168,7 +168,10 @@ impl SharedState {
                 if let Err(error) = kernel.update_pinholes(&[], &missing, &mut outcomes) {
                     self.report_error(&error);
                 }
-                let failed = outcomes.iter().filter(|outcome| outcome.is_err()).count();
+                // A session may have opened one itself meanwhile.
+                let is_failure =
+                    |outcome: &&Result<_, _>| !matches!(outcome, Ok(_) | Err(KernelError::Taken));
+                let failed = outcomes.iter().filter(is_failure).count();
                 lock(&shard.engine).count_errors(failed as u64);
             }
             Ok::<_, Infallible>(())
