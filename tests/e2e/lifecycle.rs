@@ -4,7 +4,7 @@ use std::{fs, os::unix::fs::PermissionsExt, thread, time::Duration};
 
 use crate::common::{
     executable, executable_for_everyone, executable_without_owner, gated_client, gateway,
-    gateway_with, login, reply, say, scripted_client, scripted_server, wait_for,
+    gateway_with, login, reply, say, scripted_client, scripted_server, wait_for, without_elements,
 };
 use ftp_alg_lab::{ClientProgram, Transfer};
 use ftp_alg_lab::{Daemon, Family, FirewallKind, Lab, LabSpec, Mode, Server, ServerKind, Topology};
@@ -56,15 +56,12 @@ fn a_table_that_others_remove_or_change_is_loaded_again() {
         let plan = json!({"host": host, "listen": [3762], "steps": steps});
         let client = gated_client(&lab.client, plan);
         // Without the translations of connections that the fast path has just now.
-        let rules_of = |ruleset: String| {
-            let lines = ruleset.lines().filter(|line| !line.trim_start().starts_with("elements"));
-            lines.map(str::to_owned).collect::<Vec<_>>()
-        };
-        let running = rules_of(lab.gateway.ruleset().unwrap());
+        let rules_of_gateway = || without_elements(&lab.gateway.ruleset().unwrap());
+        let running = rules_of_gateway();
         // As a firewall's reload does, which knows nothing of our table.
         let reload = if rules == "flush ruleset" { firewall.as_str() } else { "" };
         lab.gateway.nft(&format!("{rules}\n{reload}")).unwrap();
-        wait_for("the table", || rules_of(lab.gateway.ruleset().unwrap()) == running);
+        wait_for("the table", || rules_of_gateway() == running);
         // The connection, whose numbers are adjusted, goes on.
         let session = client.release();
         assert_eq!(session.error, None, "{rules}");

@@ -11,7 +11,7 @@ use std::{
 use crate::common::{
     executable, executable_for_everyone, gateway, has_tcx,
     names::{NAME, NameServer, reload, row, shell_program, wait_for_address},
-    wait_for,
+    wait_for, without_elements,
 };
 use ftp_alg_lab::{
     Admission, ClientProgram, Daemon, Family, FirewallKind, Lab, LabSpec, Mode, Server, ServerKind,
@@ -63,10 +63,6 @@ fn starter(lab: &Lab, start: &str) -> PathBuf {
         lab.directory().join("gateway-ftp-alg").display()
     );
     shell_program(&lab.gateway, "ftp-alg-started", &lines)
-}
-
-fn without_elements(ruleset: &str) -> String {
-    ruleset.lines().filter(|line| !line.contains("elements = {")).collect()
 }
 
 /// A daemon that `start` starts, see [`starter`], is confined, and does all that a daemon does.

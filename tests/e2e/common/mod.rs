@@ -358,3 +358,9 @@ pub fn fast_path(daemon: &Daemon) -> Value {
 pub fn has_tcx(state: &Value) -> bool {
     !state["why"].as_str().unwrap_or_default().contains("TCX")
 }
+
+/// The lines of a ruleset, without the elements of sets and maps.
+pub fn without_elements(ruleset: &str) -> Vec<String> {
+    let lines = ruleset.lines().filter(|line| !line.trim_start().starts_with("elements"));
+    lines.map(str::to_owned).collect()
+}

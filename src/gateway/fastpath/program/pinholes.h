@@ -62,15 +62,15 @@ static __always_inline int remember_syn_of_rules(struct __sk_buff *skb, const st
 // an answer, they have not.
 static __always_inline void admit_again(struct __sk_buff *skb, const struct packet *packet)
 {
-	struct admitted_syn *known = bpf_map_lookup_elem(&admitted_syns, &packet->tuple);
-	__u64 admitted_at, *start;
+	__u64 admitted_at, *start, now = bpf_ktime_get_ns();
+	struct admitted_syn *known = find_admitted_syn(packet, now);
 	__u32 first = 0;
 
-	if (!known || !known->flow || known->answered || known->seq != packet->seq)
+	if (!known || !known->flow || known->answered)
 		return;
 	admitted_at = known->until - SYN_LIFETIME;
 	start = bpf_map_lookup_elem(&readmission_start, &first);
-	if (!start || admitted_at <= *start || admitted_at + READMISSION_TIME < bpf_ktime_get_ns())
+	if (!start || admitted_at <= *start || admitted_at + READMISSION_TIME < now)
 		return;
 	// The next daemon's policy may forbid the port.
 	if (!has_port(&barred_ports, bpf_ntohs(packet->tuple.destination_port)) && is_checksum_right(skb, packet, 0))
