@@ -131,7 +131,7 @@ impl Connection<'_> {
             ),
             SessionLimit::UnacknowledgedData => (
                 &mut limits.unacknowledged_data,
-                "64 KiB are unacknowledged: further data must be retransmitted",
+                "128 KiB are unacknowledged: further data must be retransmitted",
             ),
             SessionLimit::PendingCommands => (
                 &mut limits.commands,

@@ -4,7 +4,8 @@
 //! from two processors, or the gateway receives on two, packets arrive out of order although none is missing. Dropping
 //! the first of them would mean dropping all that follow. No acknowledgement would tell the sender, because the
 //! receiver sees no gap, and both ends would wait for the sender's timeout. So such a packet may wait until its
-//! predecessors have arrived.
+//! predecessors have arrived. For the same reason a client's segment waits until there is room for its unacknowledged
+//! data, with all that follow it.
 //!
 //! The session stores nothing about it: a waiting segment was not read and has changed nothing.
 
@@ -14,7 +15,7 @@ use super::{
     DropReason, Effects, Engine, Entry, PacketMeta, QueuedPacket, Released, Token, Verdict,
     decide::PacketContext,
 };
-use crate::packet::{self, Endpoint, Packet, Readiness, ReorderResult};
+use crate::packet::{self, Endpoint, Packet, Readiness, ReorderResult, Seq};
 
 /// Limit of packets in the queue. At the limit, packets are handled as if none could wait.
 const MAX_PACKETS: usize = 256;
@@ -61,8 +62,13 @@ enum Insertion {
 }
 
 /// The queued packets, those of a flow in the order of their sequence numbers.
-pub(super) type ReorderQueue =
-    packet::ReorderQueue<ReorderedPacket, MAX_PACKETS, MAX_BYTES, (Endpoint, Endpoint)>;
+pub(super) type ReorderQueue = packet::ReorderQueue<ReorderedPacket, MAX_PACKETS, MAX_BYTES, Flow>;
+
+/// A packet in the queue, with its sequence numbers.
+type ReorderItem = packet::ReorderItem<ReorderedPacket, Flow>;
+
+/// Sender and receiver.
+type Flow = (Endpoint, Endpoint);
 
 /// Inserts a packet.
 fn enqueue(queue: &mut ReorderQueue, now: Instant, queued: &QueuedPacket<'_>) -> Insertion {
@@ -74,7 +80,7 @@ fn enqueue(queue: &mut ReorderQueue, now: Instant, queued: &QueuedPacket<'_>) ->
     }
     let end = seq + packet.payload().len() as u32;
     let item = ReorderedPacket { token, bytes: bytes.to_vec(), meta, since: now };
-    if queue.insert(packet::ReorderItem { flow, seq, end, item }) {
+    if queue.insert(ReorderItem { flow, seq, end, item }) {
         Insertion::Queued
     } else {
         Insertion::Full
@@ -121,18 +127,20 @@ impl Engine {
     pub(super) fn release_ordered(&mut self, now: Instant, effects: &mut Effects) {
         while !self.reorder_queue.is_empty() {
             let mut queue = std::mem::take(&mut self.reorder_queue);
-            let ReorderResult { due, late, over } = queue
-                .take(|waiting| self.readiness(waiting), |waiting| waiting.has_waited_long(now));
+            let ReorderResult { due, late, over } = queue.take(
+                |waiting, before| self.readiness(waiting, before),
+                |waiting| waiting.has_waited_long(now),
+            );
             self.reorder_queue = queue;
-            for packet::ReorderItem { item, .. } in over {
+            for ReorderItem { item, .. } in over {
                 let verdict = Verdict::Drop(DropReason::Overlap);
                 self.release(&item.queued_packet(), verdict, PacketContext::UNKNOWN, effects);
             }
             let has_more = !due.is_empty();
-            for packet::ReorderItem { item, .. } in due {
+            for ReorderItem { item, .. } in due {
                 self.handle_packet(now, &item.queued_packet(), effects);
             }
-            for packet::ReorderItem { mut item, .. } in late {
+            for ReorderItem { mut item, .. } in late {
                 item.meta.may_wait = false;
                 self.handle_packet(now, &item.queued_packet(), effects);
             }
@@ -142,17 +150,20 @@ impl Engine {
         }
     }
 
-    /// Whether a queued packet can leave the queue.
-    fn readiness(&mut self, waiting: &ReorderedPacket) -> Readiness {
-        let Ok(packet) = Packet::parse(&waiting.bytes) else { return Readiness::Overlaps };
+    /// Whether a queued packet can leave the queue, `before` being the end of the one that leaves it before.
+    fn readiness(&mut self, waiting: &ReorderItem, before: Option<Seq>) -> Readiness {
+        let Ok(packet) = Packet::parse(&waiting.item.bytes) else { return Readiness::Overlaps };
         let Some(Entry { session, control }) = self.sessions.table.find_packet(&packet) else {
             return Readiness::Overlaps;
         };
         let from = control.side_of(packet.endpoints().0);
-        if control.is_busy() || session.awaits_probe_answer(from, &packet) {
+        if control.is_busy()
+            || session.awaits_probe_answer(from, &packet)
+            || session.lacks_room(from, waiting.end)
+        {
             return Readiness::NotYet;
         }
-        Readiness::from_seqs(packet.seq(), session.next_seq(from))
+        Readiness::from_seqs(waiting.seq, before.unwrap_or(session.next_seq(from)))
     }
 }
 
@@ -184,7 +195,7 @@ mod tests {
         assert_eq!(enqueue(&mut waiting, 1036, 100), Insertion::Full);
         assert_eq!(next_deadline(&waiting), Some(now + MAX_WAIT));
         let mut late =
-            |at| waiting.take(|_| Readiness::NotYet, |item| item.has_waited_long(at)).late.len();
+            |at| waiting.take(|_, _| Readiness::NotYet, |item| item.has_waited_long(at)).late.len();
         assert_eq!(late(now + MAX_WAIT / 2), 0);
         assert_eq!(late(now + MAX_WAIT), MAX_PACKETS);
         assert_eq!(enqueue(&mut waiting, 1036, 100), Insertion::Queued);

@@ -187,3 +187,33 @@ fn a_late_closing_spares_a_new_pinhole_of_another_shard() {
     second.say(Side::Server, "500 no\r\n");
     assert_eq!(second.gateway.kernel.open, []);
 }
+
+/// A client sends lines without a reply, faster than its server acknowledges them.
+#[test]
+fn data_beyond_the_limit_of_unacknowledged_bytes_waits_for_acknowledgements() {
+    let mut talk = Conversation::logged_in();
+    let line = [&[b'x'; 998][..], b"\r\n"].concat();
+    let mut outcomes = Vec::new();
+    for number in 0..170 {
+        let packet = talk.build(Side::Client, talk.next[0] + 1000 * number, &line, false);
+        outcomes.push(talk.pass_early(&packet));
+    }
+    let passed = outcomes.iter().filter(|outcome| **outcome == PacketOutcome::Accept).count();
+    assert_eq!(passed, 131);
+    assert!(outcomes[131..].iter().all(|outcome| *outcome == PacketOutcome::Wait));
+    let counts = |talk: &Conversation| {
+        let counters = talk.gateway.engine.counters();
+        (counters.limits, counters.drops)
+    };
+    let before = counts(&talk);
+    // Each acknowledgement makes room for as many bytes as it acknowledges.
+    for (acknowledged, has_passed) in [(1500, 1), (2000, 1), (7900, 5), (131_000, 32)] {
+        talk.received[1] = talk.next[0] + acknowledged;
+        let packet = talk.build(Side::Server, talk.next[1], b"", false);
+        talk.pass(&packet);
+        let verdicts = talk.gateway.verdicts();
+        assert!(verdicts.iter().all(|released| released.verdict == Verdict::Accept));
+        assert_eq!(verdicts.len(), has_passed + 1, "after {acknowledged}");
+    }
+    assert_eq!(counts(&talk), before);
+}

@@ -20,7 +20,7 @@ pub struct ReorderItem<T, F = ()> {
 /// Whether a queued segment can leave the queue.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Readiness {
-    /// An earlier segment is still missing.
+    /// An earlier segment is still missing, or there is no room for this one.
     NotYet,
     /// It is the next expected segment.
     Due,
@@ -103,11 +103,11 @@ impl<T: AsRef<[u8]>, const COUNT: usize, const BYTES: usize, F: PartialEq>
         Some(self.segments.remove(at))
     }
 
-    /// Removes the segments that need not wait: ready or overlapping ones according to `turn`, with those that follow
-    /// them, and ones that have waited too long.
+    /// Removes the segments that need not wait: ready or overlapping ones according to `readiness`, and ones that have
+    /// waited too long. `readiness` gets the end of the ready segment before, if that is of the same flow.
     pub fn take(
         &mut self,
-        mut turn: impl FnMut(&T) -> Readiness,
+        mut readiness: impl FnMut(&ReorderItem<T, F>, Option<Seq>) -> Readiness,
         is_late: impl Fn(&T) -> bool,
     ) -> ReorderResult<T, F> {
         let mut taken = ReorderResult {
@@ -116,13 +116,8 @@ impl<T: AsRef<[u8]>, const COUNT: usize, const BYTES: usize, F: PartialEq>
             over: Vec::new(),
         };
         for segment in std::mem::take(&mut self.segments) {
-            let turn = match taken.due.last() {
-                Some(last) if last.flow == segment.flow => {
-                    Readiness::from_seqs(segment.seq, last.end)
-                }
-                _ => turn(&segment.item),
-            };
-            match turn {
+            let before = taken.due.last().filter(|last| last.flow == segment.flow);
+            match readiness(&segment, before.map(|before| before.end)) {
                 Readiness::Due => taken.due.push(segment),
                 Readiness::NotYet if is_late(&segment.item) => taken.late.push(segment),
                 Readiness::NotYet => self.segments.push(segment),
@@ -163,23 +158,25 @@ mod tests {
             assert!(insert(&mut queue, 1, seq) && insert(&mut queue, 2, seq));
         }
         let mut take = |next: u32| {
-            let mut is_first = true;
-            let turn = |item: &Vec<u8>| match item[0] {
-                1 if std::mem::take(&mut is_first) => {
-                    Readiness::from_seqs(Seq(u32::MAX - 4), Seq(next))
+            let readiness = |segment: &ReorderItem<Vec<u8>, u8>, before: Option<Seq>| {
+                if segment.flow != 1 {
+                    return Readiness::NotYet;
                 }
-                1 => Readiness::from_seqs(Seq(30), Seq(next)),
-                _ => Readiness::NotYet,
+                Readiness::from_seqs(segment.seq, before.unwrap_or(Seq(next)))
             };
-            queue.take(turn, |_| false)
+            queue.take(readiness, |_| false)
         };
         assert!(take(u32::MAX - 9).due.is_empty());
         let ReorderResult { due, over, .. } = take(u32::MAX - 4);
         assert_eq!((numbers(&due), numbers(&over)), (vec![u32::MAX - 4, 0, 5], vec![]));
         // The data that arrived has other segment boundaries than the queued one.
         assert_eq!(numbers(&take(31).over), [30]);
-        assert_eq!(numbers(&queue.take(|_| Readiness::Due, |_| false).due), [u32::MAX - 4, 0, 5]);
-        assert_eq!(numbers(&queue.take(|_| Readiness::NotYet, |_| true).late), [30]);
+        let first = Seq(u32::MAX - 4);
+        let readiness = |segment: &ReorderItem<Vec<u8>, u8>, before: Option<Seq>| {
+            Readiness::from_seqs(segment.seq, before.unwrap_or(first))
+        };
+        assert_eq!(numbers(&queue.take(readiness, |_| false).due), [u32::MAX - 4, 0, 5]);
+        assert_eq!(numbers(&queue.take(|_, _| Readiness::NotYet, |_| true).late), [30]);
     }
 
     #[test]

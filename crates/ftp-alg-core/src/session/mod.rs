@@ -313,12 +313,13 @@ impl Session {
         self.direction(side).space.next
     }
 
-    /// Whether `packet` of `from` arrived out of order and may wait in the reorder queue for its predecessors. Not if
-    /// an earlier segment past the same gap did not wait. Its acknowledgement must be acceptable: otherwise an off-path
+    /// Whether `packet` of `from` may wait in the reorder queue, for its predecessors or until it
+    /// [has room](Self::lacks_room). Not if an earlier segment past the same gap did not wait. Its acknowledgement must be acceptable: otherwise an off-path
     /// attacker who guesses any number in the window could have bytes read later.
     pub fn may_reorder(&self, from: Side, packet: &Packet<'_>) -> bool {
         let (sender, receiver) = (self.direction(from), self.direction(from.peer()));
-        if !packet.seq().is_after(sender.space.next) {
+        let end = packet.seq() + packet.payload().len() as u32; // an IP packet's
+        if !packet.seq().is_after(sender.space.next) && !self.lacks_room(from, end) {
             return false;
         }
         let has_data_or_fin = !packet.payload().is_empty() || packet.has(flags::FIN);
@@ -329,6 +330,16 @@ impl Session {
             && !sender.space.has_gap()
             && self.inspection_state.is_confirmed()
             && !(self.is_reset() || sender.space.finished || self.is_client_blocked())
+    }
+
+    /// Whether the client's data up to `end` must wait until the server has acknowledged more of it.
+    #[inline]
+    pub fn lacks_room(&self, from: Side, end: Seq) -> bool {
+        from == Side::Client
+            && self.unacknowledged.is_large()
+            && end.is_after(self.client.space.next)
+            && self.inspection_state.reads_text(&self.client)
+            && !self.unacknowledged.has_room((end - self.client.space.next) as usize)
     }
 
     /// Whether the client's data is blocked for now.

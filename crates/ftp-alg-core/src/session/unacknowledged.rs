@@ -12,9 +12,9 @@ use super::{
 use crate::packet::Seq;
 
 /// Limit in bytes. Beyond it nothing is forwarded until some data is acknowledged.
-const MAX_UNACKNOWLEDGED: usize = 1 << 16;
+const MAX_UNACKNOWLEDGED: usize = 1 << 17;
 
-/// Beyond this many bytes, pure acknowledgements must be queued, too.
+/// Beyond this many bytes, pure acknowledgements must be queued, too. Up to it there is room for any packet.
 const MUCH_UNACKNOWLEDGED: usize = 1 << 14;
 
 /// Data that was read and is not known to be acknowledged.

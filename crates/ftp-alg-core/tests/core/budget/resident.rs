@@ -112,7 +112,7 @@ fn one_connection_holds_no_more_than_it_may_whatever_it_says() {
             wire.say(numbered(0), &segment);
         }
         let held = wire.gateway.engine.sessions.memory();
-        assert!(held <= 96 << 10, "{hostile:?}: {held}");
+        assert!(held <= 160 << 10, "{hostile:?}: {held}");
         let longest = wire.gateway.journal.iter().map(Vec::len).max().unwrap_or(0);
         assert!(longest <= 12 << 10, "{hostile:?}: a record of {longest} bytes");
     }
