@@ -222,14 +222,33 @@ impl Ambiguities {
             && self.extra_reply != ExtraReply::Any
     }
 
-    /// Records a command that the client has sent.
-    pub fn record_command(&mut self, verb: Verb) {
-        self.ambiguity = match (self.ambiguity, verb) {
-            (None | Some(Ambiguity::Resolved), Verb::Listing) => Some(Ambiguity::ListingReply),
-            (ambiguity, Verb::Pasv | Verb::Epsv) => ambiguity,
-            (Some(Ambiguity::NameWithLineEnd), _) => Some(Ambiguity::RepeatedName),
-            (ambiguity, _) => ambiguity,
-        };
+    /// Records a command that the client has sent behind the `pending` ones.
+    pub fn record_command(&mut self, verb: Verb, pending: &PendingCommands) {
+        let is_passive = matches!(verb, Verb::Pasv | Verb::Epsv);
+        match self.ambiguity {
+            None | Some(Ambiguity::Resolved) if verb == Verb::Listing => {
+                if !pending.contains(PendingKind::Passive) {
+                    self.ambiguity = Some(Ambiguity::ListingReply);
+                } else if pending.oldest() != Some(PendingKind::Passive) {
+                    // If the server ignores a command before it, the listing's reply comes earlier than it seems.
+                    self.require_complete_replies();
+                }
+            }
+            Some(Ambiguity::NameWithLineEnd) if !is_passive => {
+                self.ambiguity = Some(Ambiguity::RepeatedName);
+            }
+            _ => {}
+        }
+        if is_passive {
+            self.expect_listing(pending);
+        }
+    }
+
+    /// The next line may belong to the reply to a listing, if one is pending.
+    fn expect_listing(&mut self, pending: &PendingCommands) {
+        if pending.contains(PendingKind::Listing) && self.is_clear() {
+            self.ambiguity = Some(Ambiguity::ListingReply);
+        }
     }
 
     /// Records whether the server's line ended a reply.
@@ -254,6 +273,15 @@ impl Ambiguities {
     ) {
         if begun.is_some_and(may_show_files) && self.is_clear() {
             self.ambiguity = Some(Ambiguity::ListingReply);
+        }
+        let is_expected = match pending.oldest() {
+            Some(PendingKind::Passive) => {
+                reply.is_some_and(|reply| matches!(reply.code, 227 | 229))
+            }
+            _ => reply.is_some() && pending.contains(PendingKind::Passive),
+        };
+        if !is_expected {
+            self.expect_listing(pending);
         }
         let follows_reply = self.last_line == LastLine::OtherBehindReply;
         if is_stray && follows_reply && self.is_clear() && pending.len() == 0 {
@@ -324,10 +352,11 @@ impl Ambiguities {
     }
 }
 
-/// Whether the next reply is that to `PASV` or `EPSV`, or none, and only transfers are pending besides.
+/// Whether the next reply is that to `PASV` or `EPSV`, or none, and only transfers and listings are pending besides.
 fn is_passive_next(pending: &PendingCommands) -> bool {
     let is_next = pending.oldest().is_none_or(|kind| kind == PendingKind::Passive);
-    is_next && pending.are_all_of(&[PendingKind::Passive, PendingKind::Transfer])
+    is_next
+        && pending.are_all_of(&[PendingKind::Passive, PendingKind::Transfer, PendingKind::Listing])
 }
 
 /// Whether a multi-line reply with this code may show a file that a client uploaded. ProFTPD does (`DisplayChdir`), and

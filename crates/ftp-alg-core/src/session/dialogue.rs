@@ -317,7 +317,7 @@ impl Dialogue {
             // Many servers forget the login when they read this command (RFC 959 section 4.1.1).
             self.login = Login::Restarted;
         }
-        self.ambiguities.record_command(command.verb);
+        self.ambiguities.record_command(command.verb, &self.pending);
         let kind = match command.verb {
             Verb::Port | Verb::Eprt => return CommandEffect::Announcement,
             Verb::Auth => return CommandEffect::Auth,
@@ -328,8 +328,10 @@ impl Dialogue {
             Verb::Reinitialize => PendingKind::Reinitialize,
             Verb::Transfer => PendingKind::Transfer,
             Verb::Unknown if self.phase == Phase::Greeted => PendingKind::FirstUnknown,
-            Verb::ClearCommandChannel | Verb::Listing => PendingKind::Other,
-            Verb::Plain | Verb::Other | Verb::Unknown => PendingKind::Other,
+            Verb::Listing => PendingKind::Listing,
+            Verb::ClearCommandChannel | Verb::Plain | Verb::Other | Verb::Unknown => {
+                PendingKind::Other
+            }
         };
         self.push_pending(kind);
         CommandEffect::Nothing

@@ -27,6 +27,8 @@ pub enum PendingKind {
     Greeting,
     /// The reply to a crossed out command.
     CrossedOut(RefusalReason),
+    /// A reply that may show files.
+    Listing,
     Other,
     /// The kind is no longer known, only the number of commands.
     Forgotten,
@@ -37,7 +39,10 @@ pub enum PendingKind {
 pub fn may_answer(reply: Reply, kind: PendingKind, before_transfers: bool) -> bool {
     match kind {
         PendingKind::User | PendingKind::Login if before_transfers => true,
-        PendingKind::Transfer | PendingKind::Other | PendingKind::Forgotten => true,
+        PendingKind::Transfer
+        | PendingKind::Listing
+        | PendingKind::Other
+        | PendingKind::Forgotten => true,
         _ if matches!(reply.code, 225 | 226 | 426) => false,
         PendingKind::Passive => reply.is_failure(),
         _ => true,
@@ -131,7 +136,8 @@ impl PendingCommands {
     /// Removes a command of another kind than a transfer's from behind the oldest, a transfer's, which goes on. Returns
     /// `false` if there is none.
     pub fn pop_during_transfer(&mut self) -> bool {
-        let later = self.later.iter().position(|(kind, _)| *kind == PendingKind::Other);
+        let is_other = |kind| matches!(kind, PendingKind::Listing | PendingKind::Other);
+        let later = self.later.iter().position(|(kind, _)| is_other(*kind));
         let Some(at) = later.filter(|_| self.oldest() == Some(PendingKind::Transfer)) else {
             return false;
         };

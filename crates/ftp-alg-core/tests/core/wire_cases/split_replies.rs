@@ -345,3 +345,35 @@ fn transfers_work_after_a_listing_on_the_control_connection() {
         }
     });
 }
+
+/// Scripts send all their commands at once.
+#[test]
+fn a_listing_that_is_requested_behind_a_pasv_does_not_block_it() {
+    let opens = |multi_line: bool, commands: &str, reply: &str| {
+        let mut sim = Sim::logged_in(with(Nat::PortForward));
+        if multi_line {
+            sim.exchange("CWD x\r\n", "250-a\r\n250 b\r\n");
+        }
+        sim.say(Client, commands.as_bytes());
+        sim.exchange("", reply);
+        sim.kernel.opened.len()
+    };
+    for behind in ["LIST\r\nQUIT", "STAT x", "QUIT", "LIST\r\nSITE x\r\nNOOP"] {
+        for multi_line in [false, true] {
+            let commands = format!("EPSV\r\n{behind}\r\n");
+            assert_eq!(opens(multi_line, &commands, "229 ok (|||50069|)\r\n"), 1, "{behind:?}");
+        }
+    }
+    // The listing's reply comes first, or may.
+    for (commands, reply) in [
+        ("EPSV\r\nSTAT x\r\n", "211 x\r\n"),
+        ("EPSV\r\nSTAT x\r\n", "211-x\r\n211 x\r\n"),
+        ("EPSV\r\nMLST x\r\n", "250-x\r\n250 x\r\n"),
+        ("EPSV\r\nMLST x\r\n", "x\r\n"),
+        ("NOOP\r\nEPSV\r\nSTAT x\r\n", "211 x\r\n"),
+        ("EPSV\r\nSTAT x\r\nEPSV\r\n", "550 no\r\n211 x\r\n"),
+    ] {
+        let reply = format!("{reply}229 x (|||3306|)\r\n");
+        assert_eq!(opens(false, commands, &reply), 0, "{commands:?} {reply:?}");
+    }
+}
