@@ -314,12 +314,13 @@ impl Session {
     }
 
     /// Whether `packet` of `from` may wait in the reorder queue, for its predecessors or until it
-    /// [has room](Self::lacks_room). Not if an earlier segment past the same gap did not wait. Its acknowledgement must be acceptable: otherwise an off-path
-    /// attacker who guesses any number in the window could have bytes read later.
+    /// [has room](Self::lacks_room). Not if an earlier segment past the same gap did not wait. Its acknowledgement must
+    /// be acceptable: otherwise an off-path attacker who guesses any number in the window could have bytes read later.
     pub fn may_reorder(&self, from: Side, packet: &Packet<'_>) -> bool {
         let (sender, receiver) = (self.direction(from), self.direction(from.peer()));
-        let end = packet.seq() + packet.payload().len() as u32; // an IP packet's
-        if !packet.seq().is_after(sender.space.next) && !self.lacks_room(from, end) {
+        let (seq, next) = (packet.seq(), sender.space.next);
+        let lacks_room = || self.lacks_room(from, seq + packet.payload().len() as u32);
+        if seq.is_before(next) || seq == next && !lacks_room() {
             return false;
         }
         let has_data_or_fin = !packet.payload().is_empty() || packet.has(flags::FIN);
