@@ -24,6 +24,8 @@ pub enum Telnet {
     TakesThree,
     /// Passes over each byte that may be a command.
     TakesEach,
+    /// As `TakesTwo`, and over a whole subnegotiation, with the lines in it.
+    TakesSubnegotiations,
 }
 
 /// The lines that such a server reads.
@@ -37,6 +39,11 @@ fn lines(bytes: &[u8], ends: Ends, telnet: Telnet) -> Vec<Vec<u8>> {
             Telnet::Keeps | Telnet::SkipsLead => 0,
             Telnet::TakesEach => usize::from(byte >= 0xf0),
             _ if !is_command => 0,
+            Telnet::TakesSubnegotiations if next == 0xfa => {
+                let end = bytes[at..].windows(2).position(|two| two == [0xff, 0xf0]);
+                end.map_or(bytes.len() - at, |end| end + 2)
+            }
+            Telnet::TakesSubnegotiations => 2,
             Telnet::TakesTwo => 2,
             Telnet::TakesOptions if next < 0xfb => 2,
             Telnet::TakesOptions | Telnet::TakesThree => 3,
@@ -82,6 +89,7 @@ pub fn command(
             Telnet::TakesOptions,
             Telnet::TakesThree,
             Telnet::TakesEach,
+            Telnet::TakesSubnegotiations,
         ] {
             let commands = |line: &Vec<u8>| {
                 let line = line.trim_ascii_start().to_ascii_uppercase();

@@ -52,7 +52,7 @@ fn with_auth_refused() -> Scenario {
     scenario
 }
 
-const LEADS: [&[u8]; 26] = [
+const LEADS: [&[u8]; 31] = [
     b"NOOP\r",
     b"NOOP\n",
     b"NOOP\0",
@@ -79,6 +79,11 @@ const LEADS: [&[u8]; 26] = [
     b"\xff\xf2P",
     b"\xff\xfbE",
     b"NOOP\r\xff\xfbP",
+    b"\xff\xfaab\xff\xf0",
+    b"\xff\xfaab\r\n\xff\xf0",
+    b"\xff\xfa\r\ncd\xff\xf0\xff\xf4 ",
+    b"NOOP\r\xff\xfaab\xff\xf0",
+    b"\xff\xfaab\r\ncd\xff\xf0P\xff\xf1",
 ];
 
 #[test]
@@ -89,6 +94,8 @@ fn a_hidden_bounce_is_refused_wherever_segments_end() {
             &b"PORT "[..],
             b"PO\xff\xf1RT ",
             b"PO\xff\xfb\nRT ",
+            b"PO\xff\xfaab\xff\xf0RT ",
+            b"PORT\xff\xfaab\ncd\xff\xf0 ",
             b"P\0ORT ",
             b"PORT\xff\xff\0\n",
             b"PORT\xff\xfb8\t\n",
@@ -175,7 +182,8 @@ fn splitting_a_line_never_opens_more_pinholes() {
 fn random_line_ends_and_telnet_commands_never_hide_a_bounce() {
     let own: [&[u8]; 8] =
         [b"PORT ", b"EPRT ", b"PO", b"RT ", b"P", b"E", b"ORT ", b"10,99,99,99,9,9"];
-    let parts = [&own[..], &NEUTRAL_OR_AMBIGUOUS, &[b"\xff\xfa", b"\xff\xf0"]].concat();
+    let parts =
+        [&own[..], &NEUTRAL_OR_AMBIGUOUS, &[b"\xff\xfa", b"\xff\xfaab", b"\xff\xf0"]].concat();
     let mut rng = Rng::new(13);
     let mut attacks = 0;
     let rounds = rounds();
