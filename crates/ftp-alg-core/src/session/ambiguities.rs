@@ -227,11 +227,9 @@ impl Ambiguities {
         let is_passive = matches!(verb, Verb::Pasv | Verb::Epsv);
         match self.ambiguity {
             None | Some(Ambiguity::Resolved) if verb == Verb::Listing => {
-                if !pending.contains(PendingKind::Passive) {
+                // If the server ignores another command, the listing's reply comes earlier than it seems.
+                if !pending.begins_with_only(PendingKind::Passive) {
                     self.ambiguity = Some(Ambiguity::ListingReply);
-                } else if pending.oldest() != Some(PendingKind::Passive) {
-                    // If the server ignores a command before it, the listing's reply comes earlier than it seems.
-                    self.require_complete_replies();
                 }
             }
             Some(Ambiguity::NameWithLineEnd) if !is_passive => {
@@ -245,7 +243,7 @@ impl Ambiguities {
     }
 
     /// The next line may belong to the reply to a listing, if one is pending.
-    fn expect_listing(&mut self, pending: &PendingCommands) {
+    pub fn expect_listing(&mut self, pending: &PendingCommands) {
         if pending.contains(PendingKind::Listing) && self.is_clear() {
             self.ambiguity = Some(Ambiguity::ListingReply);
         }
@@ -274,13 +272,8 @@ impl Ambiguities {
         if begun.is_some_and(may_show_files) && self.is_clear() {
             self.ambiguity = Some(Ambiguity::ListingReply);
         }
-        let is_expected = match pending.oldest() {
-            Some(PendingKind::Passive) => {
-                reply.is_some_and(|reply| matches!(reply.code, 227 | 229))
-            }
-            _ => reply.is_some() && pending.contains(PendingKind::Passive),
-        };
-        if !is_expected {
+        let is_announcement = reply.is_some_and(|reply| matches!(reply.code, 227 | 229));
+        if !(is_announcement && pending.oldest() == Some(PendingKind::Passive)) {
             self.expect_listing(pending);
         }
         let follows_reply = self.last_line == LastLine::OtherBehindReply;

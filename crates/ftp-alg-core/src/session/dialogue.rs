@@ -561,6 +561,9 @@ impl Dialogue {
     }
 
     fn push_pending(&mut self, kind: PendingKind) {
+        if self.pending.len() == MAX_RUNS {
+            self.ambiguities.expect_listing(&self.pending);
+        }
         if self.pending.push(kind) {
             self.has_forgotten = true;
             self.doubt_login();

@@ -86,6 +86,11 @@ impl PendingCommands {
         self.kinds().all(|kind| which.contains(&kind))
     }
 
+    /// Whether the oldest command is the only one of this kind.
+    pub fn begins_with_only(&self, which: PendingKind) -> bool {
+        self.oldest == Some((which, 1)) && self.later.iter().all(|(kind, _)| *kind != which)
+    }
+
     /// The kind of the oldest command.
     pub fn oldest(&self) -> Option<PendingKind> {
         self.oldest.map(|(kind, _)| kind)

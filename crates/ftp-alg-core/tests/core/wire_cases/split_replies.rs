@@ -349,31 +349,39 @@ fn transfers_work_after_a_listing_on_the_control_connection() {
 /// Scripts send all their commands at once.
 #[test]
 fn a_listing_that_is_requested_behind_a_pasv_does_not_block_it() {
-    let opens = |multi_line: bool, commands: &str, reply: &str| {
+    let opened_ports = |multi_line: bool, commands: &str, reply: &str| {
         let mut sim = Sim::logged_in(with(Nat::PortForward));
         if multi_line {
             sim.exchange("CWD x\r\n", "250-a\r\n250 b\r\n");
         }
         sim.say(Client, commands.as_bytes());
         sim.exchange("", reply);
-        sim.kernel.opened.len()
+        sim.kernel.opened.iter().map(|pinhole| pinhole.target.port()).collect::<Vec<_>>()
     };
+    const RIGHT: &str = "229 ok (|||50069|)\r\n";
     for behind in ["LIST\r\nQUIT", "STAT x", "QUIT", "LIST\r\nSITE x\r\nNOOP"] {
         for multi_line in [false, true] {
             let commands = format!("EPSV\r\n{behind}\r\n");
-            assert_eq!(opens(multi_line, &commands, "229 ok (|||50069|)\r\n"), 1, "{behind:?}");
+            assert_eq!(opened_ports(multi_line, &commands, RIGHT), [50069], "{behind:?}");
         }
     }
     // The listing's reply comes first, or may.
+    let forgotten = format!("EPSV\r\nSTAT x\r\n{}EPSV\r\n", "NOOP\r\nRETR z\r\n".repeat(20));
+    let of_forgotten = format!("{RIGHT}211-x\r\n211 End\r\n{}", "500 x\r\n".repeat(20));
     for (commands, reply) in [
         ("EPSV\r\nSTAT x\r\n", "211 x\r\n"),
         ("EPSV\r\nSTAT x\r\n", "211-x\r\n211 x\r\n"),
         ("EPSV\r\nMLST x\r\n", "250-x\r\n250 x\r\n"),
         ("EPSV\r\nMLST x\r\n", "x\r\n"),
         ("NOOP\r\nEPSV\r\nSTAT x\r\n", "211 x\r\n"),
+        ("NOOP\r\nEPSV\r\nSTAT x\r\n", "425 no\r\n"),
+        ("RETR x\r\nEPSV\r\nSTAT x\r\n", "211 x\r\n"),
+        ("EPSV\r\nRETR x\r\nEPSV\r\nSTAT x\r\n", &format!("{RIGHT}211 x\r\n")),
         ("EPSV\r\nSTAT x\r\nEPSV\r\n", "550 no\r\n211 x\r\n"),
+        (&forgotten, &of_forgotten),
     ] {
         let reply = format!("{reply}229 x (|||3306|)\r\n");
-        assert_eq!(opens(false, commands, &reply), 0, "{commands:?} {reply:?}");
+        let ports = opened_ports(false, commands, &reply);
+        assert!(!ports.contains(&3306), "{commands:?} {reply:?}");
     }
 }
