@@ -155,12 +155,13 @@ impl Conntrack {
         control: &Translation,
         mode: QueueMode,
     ) -> Result<(), KernelError> {
+        let mask = self.queue_all_mark | self.queue_none_mark;
         let mark = match mode {
             QueueMode::All | QueueMode::Watch => self.queue_all_mark,
+            QueueMode::WithAcknowledgements => mask,
             QueueMode::Selected => 0,
             QueueMode::None => self.queue_none_mark,
         };
-        let mask = self.queue_all_mark | self.queue_none_mark;
         let original = Tuple { source: control.client, destination: control.server_external };
         let fill = |message: &mut Writer<'_>, zone: u16| {
             original.put(message, CTA_TUPLE_ORIG);

@@ -269,8 +269,13 @@ impl Sessions {
         {
             return;
         }
-        // An adjusted connection stays inline until the kernel has set its queue mode.
-        if session.is_adjusted() && control.queue_mode() != Some(QueueMode::All) {
+        // The connection stays inline until the kernel has set its queue mode.
+        let has_mode = match control.queue_mode() {
+            Some(QueueMode::All) => true,
+            Some(QueueMode::WithAcknowledgements) => false,
+            _ => !session.is_adjusted(),
+        };
+        if !has_mode {
             return;
         }
         if !self.pinholes.grant_fast_path(policy, translation.client.ip()) {

@@ -88,6 +88,9 @@ pub enum QueueMode {
     /// Every packet is queued for a while, because an acknowledgement will show whether a SYN-ACK was spoofed.
     /// Conntrack still checks sequence numbers.
     Watch,
+    /// As `Selected`, and pure acknowledgements are queued, too: how much a server may send shows whether its
+    /// announcement is a complete reply.
+    WithAcknowledgements,
     /// Packets that carry data, and those that open or close the connection, are queued. This is the mode of a new
     /// connection.
     Selected,

@@ -44,10 +44,12 @@ pub(super) fn wanted_queue_mode(
         QueueMode::All
     } else if session.needs_none_queued() {
         QueueMode::None
+    } else if session.needs_acknowledgements() && control.incarnation().is_none() {
+        QueueMode::WithAcknowledgements
     } else {
         let is_settled = control.incarnation().is_none();
         let is_outdated = match control.queue_mode() {
-            Some(QueueMode::All | QueueMode::Watch) => is_settled,
+            Some(QueueMode::All | QueueMode::Watch | QueueMode::WithAcknowledgements) => is_settled,
             // The mode may have been set after this packet was queued.
             Some(QueueMode::Selected) => {
                 queues_all && is_settled && control.mode_set_since(timestamp) >= RESEND_INTERVAL

@@ -115,6 +115,9 @@ impl Engine {
                 // The BPF program may already adjust it.
                 _ if control.fast_path().is_handed_over => continue,
                 _ if session.needs_all_queued() || session.needs_none_queued() => continue,
+                Some(QueueMode::Watch | QueueMode::All) if session.needs_acknowledgements() => {
+                    QueueMode::WithAcknowledgements
+                }
                 Some(QueueMode::Watch | QueueMode::All) => QueueMode::Selected,
                 _ => continue,
             };

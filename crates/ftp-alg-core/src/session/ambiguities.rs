@@ -226,11 +226,11 @@ impl Ambiguities {
     pub fn record_command(&mut self, verb: Verb, pending: &PendingCommands) {
         let is_passive = matches!(verb, Verb::Pasv | Verb::Epsv);
         match self.ambiguity {
-            None | Some(Ambiguity::Resolved) if verb == Verb::Listing => {
-                // If the server ignores another command, the listing's reply comes earlier than it seems.
-                if !pending.begins_with_only(PendingKind::Passive) {
-                    self.ambiguity = Some(Ambiguity::ListingReply);
-                }
+            // If the server ignores another command, the listing's reply comes earlier than it seems.
+            None | Some(Ambiguity::Resolved)
+                if verb == Verb::Listing && !pending.begins_with_only(PendingKind::Passive) =>
+            {
+                self.ambiguity = Some(Ambiguity::ListingReply);
             }
             Some(Ambiguity::NameWithLineEnd) if !is_passive => {
                 self.ambiguity = Some(Ambiguity::RepeatedName);

@@ -159,37 +159,6 @@ impl Dialogue {
         self.phase
     }
 
-    /// Why no announcement may open a pinhole now, by the client if `is_active`, else by the server.
-    pub fn blocked_because(&self, is_active: bool) -> Option<&'static str> {
-        Some(match self.phase {
-            Phase::NotFtp => "the client does not speak FTP",
-            Phase::ClientFirst | Phase::CommandFirst => {
-                "the client sent data before the server's greeting"
-            }
-            Phase::CommandAfterText => "the server has sent text, but no greeting",
-            Phase::PickedUp | Phase::PickedUpFtp => {
-                "the connection was picked up mid-stream: its earlier dialogue is unknown"
-            }
-            Phase::PacketsMissed | Phase::OutOfStep => {
-                "packets were missed: the earlier dialogue is unknown"
-            }
-            Phase::NotGreeted | Phase::TextFirst | Phase::Greeted | Phase::Verified => {
-                return self.ambiguities.blocked_because(is_active);
-            }
-        })
-    }
-
-    /// Whether the dialogue was ambiguous at some time, or may be with the client's next line, so that a server's
-    /// announcement must be a complete reply of its own.
-    pub fn is_ambiguous(&self) -> bool {
-        self.ambiguities.is_any() || self.other_end.is_some()
-    }
-
-    /// Records that the announcement just read is not a complete reply of its own.
-    pub fn record_partial_reply(&mut self) {
-        self.ambiguities.record_partial_reply();
-    }
-
     /// Records how a client's line ends, before the line is read.
     pub fn record_client_line_end(&mut self, end: LineEnd) {
         self.ambiguities.record_client_line_end(end, !self.has_pending_commands());
@@ -585,6 +554,8 @@ fn is_decisive(reply: Reply) -> bool {
     matches!(reply.code, 227 | 229 | 230 | 232 | 234 | 334)
 }
 
+#[path = "blocking.rs"]
+mod blocking;
 #[path = "greeting.rs"]
 mod greeting;
 #[path = "missed.rs"]

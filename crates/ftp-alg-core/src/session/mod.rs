@@ -176,6 +176,13 @@ impl Session {
         is_probing || self.client.has_much_unacknowledged() || self.changes_packets()
     }
 
+    /// Whether pure acknowledgements must be queued, because a server's announcement must be
+    /// [a complete reply](push_state), or a `PASV` waits behind a command whose reply may be ambiguous.
+    #[inline]
+    pub fn needs_acknowledgements(&self) -> bool {
+        self.inspection_state.is_inline() && self.dialogue.needs_windows()
+    }
+
     /// Whether sequence numbers differ, or bytes are held back. A packet that passed unread would break the connection.
     #[inline]
     pub fn changes_packets(&self) -> bool {

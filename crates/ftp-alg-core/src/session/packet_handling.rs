@@ -50,9 +50,23 @@ impl Session {
         outcome
     }
 
+    /// Whether `packet` is an acknowledgement that would make the server ignore the windows of the packets before it.
+    fn would_disable_windows(&self, from: Side, packet: &Packet<'_>) -> bool {
+        from == Side::Client
+            && packet.payload().is_empty()
+            && packet.seq().is_after(self.client.space.next)
+            && self.needs_acknowledgements()
+    }
+
     /// Forwards a packet that is not read.
     #[cold]
-    fn forward_unread(&self, from: Side, packet: &Packet<'_>) -> ForwardPlan {
+    fn forward_unread(&mut self, from: Side, packet: &Packet<'_>) -> ForwardPlan {
+        if self.would_disable_windows(from, packet) {
+            return ForwardAction::Drop(DropReason::OutOfOrder).into();
+        }
+        if from == Side::Client {
+            self.client.set_window_end(None); // it may offer less
+        }
         let is_of_session = self.inspection_state.is_confirmed()
             && (!self.is_over() || self.direction(from).space.is_in_window(packet.seq()));
         match is_of_session {
@@ -134,6 +148,9 @@ impl Session {
         if packet.has(flags::RST) {
             self.is_reset_by_peer |= self.direction(from).space.accepts_reset(packet.seq());
             return self.path(from).renumber(packet).into();
+        }
+        if self.would_disable_windows(from, packet) {
+            return ForwardAction::Drop(DropReason::OutOfOrder).into();
         }
         if inspection.answer.is_none() {
             self.observe(from, packet, window, inspection);

@@ -10,8 +10,10 @@
 //!
 //! Bytes that waited in the server's TCP would have come with the reply, because TCP sends what fits as soon as a
 //! packet opens the window (`tcp_data_snd_check`). If those bytes are one line, it ends as no announcement does
-//! (`line_decisions::is_end_of_reply`). Acknowledgements without data are not seen here, so they can close the window
-//! again, but only after that.
+//! (`line_decisions::is_end_of_reply`). Acknowledgements without data can close the window again, so they are queued as
+//! well. One with a later sequence number than the client's next is dropped: the server would ignore the windows of all
+//! packets before that number, except of those that acknowledge more than was acknowledged before
+//! (`tcp_may_update_window`).
 //!
 //! The client's window scale is unknown: its SYN is not queued, and conntrack's scale may be of a SYN that the server
 //! has not received. Without a scale a field of 31 is a window of 31 bytes, with a scale of 11 one of 63 KB. So a small
@@ -102,15 +104,22 @@ impl Session {
     #[inline]
     pub(super) fn window_to_offer(&self, from: Side, packet: &Packet<'_>) -> Option<u16> {
         let payload = packet.payload();
-        if from == Side::Server || payload.is_empty() {
+        if from == Side::Server {
             return None;
         }
         let line = payload.strip_suffix(b"\r\n").unwrap_or(payload);
         let shows_missed = || self.server.space.is_all_seen(packet.ack()) == Some(false);
-        let is_required = self.dialogue.is_ambiguous()
-            || self.dialogue.has_pending_commands()
-            || self.inspection_state.is_encrypted();
-        if !(is_required || has_lf(line) || shows_missed()) {
+        let is_required = match payload.is_empty() {
+            true => self.needs_acknowledgements(),
+            false => {
+                self.dialogue.is_ambiguous()
+                    || self.dialogue.has_pending_commands()
+                    || self.inspection_state.is_encrypted()
+                    || has_lf(line)
+                    || shows_missed()
+            }
+        };
+        if !is_required {
             return None;
         }
         let window = packet.window();
@@ -119,7 +128,7 @@ impl Session {
     }
 }
 
-/// Records how much the client's `packet`, which carries data, lets the server send: at least `window` bytes.
+/// Records how much the client's `packet` lets the server send: at least `window` bytes.
 #[cold]
 pub(super) fn record_offered_window(
     packet: &Packet<'_>,
@@ -128,6 +137,12 @@ pub(super) fn record_offered_window(
     server: &Direction,
     dialogue: &Dialogue,
 ) {
+    if packet.payload().is_empty() {
+        // The server may not have received it if it offers more, and has if it offers less.
+        let end = server.space.map.to_sent(packet.ack()) + u32::from(window);
+        let known = client.window_end().map(|known| known.min(end));
+        return client.set_window_end(known);
+    }
     let sent = server.space.next;
     let acknowledges_all = packet.ack() == server.space.map.to_delivered(sent);
     let end = if acknowledges_all { sent + u32::from(window) } else { sent };

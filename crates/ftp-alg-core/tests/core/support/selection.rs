@@ -53,14 +53,15 @@ impl Selection {
         match queue_mode {
             Some(QueueMode::None) => return Way::Passes,
             Some(QueueMode::All | QueueMode::Watch) => return Way::Queued(Mark::Every),
-            None | Some(QueueMode::Selected) => {}
+            None | Some(QueueMode::Selected | QueueMode::WithAcknowledgements) => {}
         }
         let of_note = flags::FIN | flags::RST | flags::SYN | flags::URG;
         let is_of_note = segment.is_none_or(|s| !s.payload.is_empty() || s.flags & of_note != 0);
         if segment.is_some_and(|segment| segment.has(flags::FIN)) {
             self.closing = now + CLOSING_TIMEOUT;
         }
-        match is_of_note || self.queues_acks || now < self.closing {
+        let queues_acks = self.queues_acks || queue_mode == Some(QueueMode::WithAcknowledgements);
+        match is_of_note || queues_acks || now < self.closing {
             true => Way::Queued(Mark::From(from)),
             false => Way::Passes,
         }

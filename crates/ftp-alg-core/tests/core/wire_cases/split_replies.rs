@@ -70,6 +70,14 @@ impl Ends {
         self.sim.forge(Client, &segment).unwrap().window
     }
 
+    /// Sends an acknowledgement without data, `ahead` of the client's sequence number. Returns whether the server gets
+    /// it.
+    fn acknowledge(&mut self, ahead: u32, window: u16) -> bool {
+        let (seq, ack) = (self.client + ahead, self.server);
+        let segment = Segment { seq, ack, flags: ACK, window, ..Segment::default() };
+        self.sim.forge(Client, &segment).is_some()
+    }
+
     /// Sends a reply and returns the number of pinholes opened so far.
     fn reply(&mut self, text: &str, flags: u8) -> usize {
         let (seq, ack, payload) = (self.server, self.client, text.into());
@@ -101,7 +109,7 @@ fn a_possible_remainder_of_an_earlier_reply_opens_no_pinhole() {
     ends.command("EPSV\r\n", length + 1);
     assert_eq!(ends.reply(REPLY, ACK | PSH), 1, "a complete reply must open a pinhole");
     type Attack = fn(&mut Ends) -> usize;
-    let attacks: [(&str, Attack); 12] = [
+    let attacks: [(&str, Attack); 14] = [
         ("the window has no room for more than the reply", |ends| {
             ends.command("EPSV\r\n", REPLY.len() as u16);
             ends.reply(REPLY, ACK | PSH)
@@ -155,6 +163,17 @@ fn a_possible_remainder_of_an_earlier_reply_opens_no_pinhole() {
             ends.command("EPSV\r\n", WIDE);
             ends.reply(REPLY, ACK | PSH)
         }),
+        ("an acknowledgement has closed the window again", |ends| {
+            ends.command("EPSV\r\n", WIDE);
+            ends.acknowledge(0, REPLY.len() as u16);
+            ends.reply(REPLY, ACK | PSH)
+        }),
+        ("the same, and another has opened it, which the server may not have received", |ends| {
+            ends.command("EPSV\r\n", WIDE);
+            ends.acknowledge(0, 0);
+            ends.acknowledge(0, WIDE);
+            ends.reply(REPLY, ACK | PSH)
+        }),
         ("the reply is in two segments", |ends| {
             ends.command("EPSV\r\n", WIDE);
             ends.reply(&REPLY[..5], ACK | PSH);
@@ -165,6 +184,40 @@ fn a_possible_remainder_of_an_earlier_reply_opens_no_pinhole() {
         let mut ends = Ends::after_a_listing();
         assert_eq!(attack(&mut ends), 0, "{name}");
     }
+}
+
+/// The client closes the window by acknowledgements while its server still writes the reply before.
+#[test]
+fn a_window_that_a_pipeline_offered_and_that_was_closed_again_does_not_count() {
+    for (before, listing) in [
+        ("STAT x\r\n", "212-x\r\n212 End\r\n"),
+        ("CWD x\r\n", "250-x\r\n250 End\r\n"),
+        ("MLST x\r\n", "250-x\r\n250 End\r\n"),
+        ("PWD\r\n", "257 \"/\r\n"),
+    ] {
+        for window in [WIDE, REPLY.len() as u16] {
+            let sim = Sim::logged_in(with(Nat::PortForward));
+            let (client, server) = (sim.client.next_number(), sim.server.next_number());
+            let mut ends = Ends { sim, client, server };
+            ends.command(&format!("{before}EPSV\r\n"), WIDE);
+            ends.acknowledge(0, listing.len() as u16);
+            ends.reply(listing, ACK | PSH);
+            ends.acknowledge(0, window);
+            assert_eq!(ends.reply(REPLY, ACK | PSH), 0, "{before:?} {window}");
+        }
+    }
+}
+
+/// The server ignores the windows of packets before the number of such an acknowledgement (`tcp_may_update_window`).
+#[test]
+fn an_acknowledgement_from_the_future_does_not_arrive() {
+    let mut ends = Ends::after_a_listing();
+    assert!(ends.acknowledge(0, WIDE), "the acknowledgement of the listing must arrive");
+    for ahead in [1, 6, 60_000] {
+        assert!(!ends.acknowledge(ahead, 0), "{ahead}");
+    }
+    ends.command("EPSV\r\n", WIDE);
+    assert_eq!(ends.reply(REPLY, ACK | PSH), 1);
 }
 
 /// As println of many small servers (ESP8266) sends each line.
