@@ -235,6 +235,19 @@ fn the_rest_of_a_directory_that_has_room_for_more_is_no_announcement() {
     opens_nothing(ServerKind::Proftpd, &steps);
 }
 
+/// An acknowledgement with a later sequence number would have the server ignore the window of the command.
+#[test]
+fn a_window_that_its_client_has_a_real_server_ignore_does_not_count() {
+    let acknowledge = |ahead: usize, edge: usize| json!({"ahead": ahead, "edge": edge});
+    let command = "EPSV\r\n";
+    let steps = [
+        acknowledge(command.len(), 0),
+        json!({"send": command, "edge": 50_000, "whole": true}),
+        acknowledge(0, "229 E (|||3306|)\" is the current directory\r\n".len()),
+    ];
+    opens_nothing(ServerKind::Proftpd, &[stopped_in_a_directory(), steps.to_vec()].concat());
+}
+
 /// It shows what someone has put there, and makes line ends of what stands for a time.
 #[test]
 fn a_file_that_its_client_has_a_real_server_stop_is_no_announcement() {

@@ -436,6 +436,7 @@ fn queue_mode_changes_only_our_mark_bits() {
     for (queue_mode, bit) in [
         (QueueMode::All, 0x2000_0000),
         (QueueMode::None, 0x1000_0000),
+        (QueueMode::WithAcknowledgements, 0x3000_0000),
         (QueueMode::All, 0x2000_0000),
     ] {
         ready.kernel.set_queue_mode(&control, queue_mode).unwrap();

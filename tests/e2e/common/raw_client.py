@@ -7,7 +7,8 @@ the host must keep its own resets back.
 A STEP is {"send": TEXT}, or {"send": TEXT, "closed": SECONDS}: the window is closed for that long, and
 probes are answered; or {"send": TEXT, "reversed": true}: each line is a segment of its own, and the last line
 goes first; or {"send": TEXT, "edge": BYTES}: for a second and a half the server may send as many bytes, and replies are not
-expected; `TEXT` goes in two segments, if not "whole". Each other line is followed by a reply; so is the handshake.
+expected; `TEXT` goes in two segments, if not "whole"; or {"ahead": BYTES, "edge": BYTES}, an acknowledgement with a
+later sequence number, and the same limit. Each other line is followed by a reply; so is the handshake.
 Prints one JSON object: {"replies": [TEXT, ...], "rest": TEXT that no step took, "probes": N, "error": TEXT or
 null}.
 """
@@ -107,12 +108,17 @@ try:
     replies.append(reply())
     for step in plan["steps"]:
         window = 0 if step.get("closed") else 60000
-        text = step["send"].encode("latin-1")
+        text = step.get("send", "").encode("latin-1")
         if "edge" in step:
             edge = len(received) + step["edge"]
+            if "ahead" in step:
+                number = (number + step["ahead"]) & 0xFFFFFFFF
+                send(ACK)
+                number = (number - step["ahead"]) & 0xFFFFFFFF
             # A smaller window counts with a new number only.
             for part in [text] if step.get("whole") else [text[:1], text[1:]]:
-                send(ACK | PSH, part)
+                if part:
+                    send(ACK | PSH, part)
             ends = time.monotonic() + 1.5
             while time.monotonic() < ends:
                 take()

@@ -345,11 +345,10 @@ impl Ambiguities {
     }
 }
 
-/// Whether the next reply is that to `PASV` or `EPSV`, or none, and only transfers and listings are pending besides.
+/// Whether the next reply is that to `PASV` or `EPSV`, or none, and only transfers are pending besides.
 fn is_passive_next(pending: &PendingCommands) -> bool {
     let is_next = pending.oldest().is_none_or(|kind| kind == PendingKind::Passive);
-    is_next
-        && pending.are_all_of(&[PendingKind::Passive, PendingKind::Transfer, PendingKind::Listing])
+    is_next && pending.are_all_of(&[PendingKind::Passive, PendingKind::Transfer])
 }
 
 /// Whether a multi-line reply with this code may show a file that a client uploaded. ProFTPD does (`DisplayChdir`), and
