@@ -18,6 +18,10 @@ use crate::gateway::{GatewayError, RuleParameters, netlink::Socket, queue};
 /// The thread's own network namespace.
 const SOCKETS: &str = "/proc/thread-self/net/netlink";
 
+/// How often to look for a socket. The kernel lists the sockets in parts, and if others are closed meanwhile, the next
+/// part begins behind the one that would be due.
+const ATTEMPTS: usize = 10;
+
 /// A process that reads queues.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct QueueReader {
@@ -35,10 +39,10 @@ pub fn readers(parameters: &RuleParameters) -> Result<Vec<QueueReader>, GatewayE
     numbers.extend(other_daemon::queues(&mut socket).map_err(failed)?);
     let ports =
         numbers.into_iter().filter_map(|number| Some((number, queue::reader_port(number)?)));
-    let sockets = fs::read_to_string(SOCKETS).map_err(failed)?;
     let mut readers: Vec<QueueReader> = Vec::new();
     for (queue, port) in ports {
-        let found = inode(&sockets, port).map_or(Ok(None), process_with_socket).map_err(failed)?;
+        let inode = find_inode(port).map_err(failed)?;
+        let found = inode.map_or(Ok(None), process_with_socket).map_err(failed)?;
         let process = found.ok_or_else(|| GatewayError::NotPermitted {
             what: format!("find the process that reads queue {queue}"),
         })?;
@@ -55,7 +59,17 @@ pub fn process_name(process: Pid) -> String {
     fs::read_to_string(path).map_or_else(|_| String::new(), |name| name.trim_end().to_owned())
 }
 
-/// Inode of the netfilter socket with this port. Columns (netlink_native_seq_show): address, protocol, port, ...,
+/// Inode of the netfilter socket with this port.
+fn find_inode(port: u32) -> io::Result<Option<u64>> {
+    for _ in 0..ATTEMPTS {
+        if let Some(inode) = inode(&fs::read_to_string(SOCKETS)?, port) {
+            return Ok(Some(inode));
+        }
+    }
+    Ok(None)
+}
+
+/// Inode of the netfilter socket with this port in a list. Columns (netlink_native_seq_show): address, protocol, port, ...,
 /// inode.
 fn inode(sockets: &str, port: u32) -> Option<u64> {
     let protocol = libc::NETLINK_NETFILTER.to_string();
@@ -99,7 +113,29 @@ fn has_open(process: &Path, socket: &str) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering::Relaxed};
+
     use super::*;
+
+    #[test]
+    fn a_socket_is_found_while_others_are_closed() {
+        let open = |count| (0..count).map(|_| Socket::open().unwrap()).collect::<Vec<_>>();
+        let sockets = open(100);
+        let has_ended = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            for _ in 0..2 {
+                scope.spawn(|| {
+                    while !has_ended.load(Relaxed) {
+                        open(50);
+                    }
+                });
+            }
+            let missed = (0..2000).filter(|_| find_inode(sockets[50].port()).unwrap().is_none());
+            let missed = missed.count();
+            has_ended.store(true, Relaxed);
+            assert_eq!(missed, 0);
+        });
+    }
 
     #[test]
     fn a_socket_is_found_by_its_port_and_its_owner_by_its_inode() {
