@@ -69,8 +69,8 @@ fn find_inode(port: u32) -> io::Result<Option<u64>> {
     Ok(None)
 }
 
-/// Inode of the netfilter socket with this port in a list. Columns (netlink_native_seq_show): address, protocol, port, ...,
-/// inode.
+/// Inode of the netfilter socket with this port in a list. Columns (netlink_native_seq_show): address, protocol, port,
+/// ..., inode.
 fn inode(sockets: &str, port: u32) -> Option<u64> {
     let protocol = libc::NETLINK_NETFILTER.to_string();
     let port = port.to_string();

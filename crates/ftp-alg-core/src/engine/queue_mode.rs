@@ -39,15 +39,15 @@ pub(super) fn wanted_queue_mode(
     queues_all: bool,
 ) -> Option<QueueMode> {
     let (control, timestamp) = (&*connection.control, connection.timestamp);
+    let is_settled = control.incarnation().is_none();
     // Conntrack must not check sequence numbers past a gap either: it has seen numbers that were not forwarded.
     let wanted = if session.needs_all_queued() {
         QueueMode::All
     } else if session.needs_none_queued() {
         QueueMode::None
-    } else if session.needs_acknowledgements() && control.incarnation().is_none() {
+    } else if is_settled && session.needs_acknowledgements() {
         QueueMode::WithAcknowledgements
     } else {
-        let is_settled = control.incarnation().is_none();
         let is_outdated = match control.queue_mode() {
             Some(QueueMode::All | QueueMode::Watch | QueueMode::WithAcknowledgements) => is_settled,
             // The mode may have been set after this packet was queued.

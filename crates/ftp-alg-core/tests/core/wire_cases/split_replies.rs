@@ -29,6 +29,11 @@ struct Ends {
 }
 
 impl Ends {
+    fn of(sim: Sim) -> Self {
+        let (client, server) = (sim.client.next_number(), sim.server.next_number());
+        Self { sim, client, server }
+    }
+
     /// A session in which the client has requested a listing.
     fn new() -> Self {
         Self::with_scale(None)
@@ -38,9 +43,7 @@ impl Ends {
     fn with_scale(window_scale: Option<u8>) -> Self {
         let mut scenario = with(Nat::PortForward);
         scenario.server.window_scale = window_scale;
-        let sim = Sim::logged_in(scenario);
-        let (client, server) = (sim.client.next_number(), sim.server.next_number());
-        let mut ends = Self { sim, client, server };
+        let mut ends = Self::of(Sim::logged_in(scenario));
         ends.command("STAT x\r\n", WIDE);
         ends
     }
@@ -196,9 +199,7 @@ fn a_window_that_a_pipeline_offered_and_that_was_closed_again_does_not_count() {
         ("PWD\r\n", "257 \"/\r\n"),
     ] {
         for window in [WIDE, REPLY.len() as u16] {
-            let sim = Sim::logged_in(with(Nat::PortForward));
-            let (client, server) = (sim.client.next_number(), sim.server.next_number());
-            let mut ends = Ends { sim, client, server };
+            let mut ends = Ends::of(Sim::logged_in(with(Nat::PortForward)));
             ends.command(&format!("{before}EPSV\r\n"), WIDE);
             ends.acknowledge(0, listing.len() as u16);
             ends.reply(listing, ACK | PSH);
