@@ -39,19 +39,19 @@ pub fn line_end(line: &[u8], text: &Text<'_>) -> LineEnd {
 /// How a server's `line`, parsed as `text`, ends. Names in it may contain any byte, also those of Telnet commands. The
 /// server knows where its lines end. Some send a NUL behind each.
 pub fn reply_line_end(line: &[u8], text: &Text<'_>) -> LineEnd {
-    end_unless(without_nuls(line), text, may_end)
+    end_unless(line, text, |text| may_end(without_nuls(text)))
 }
 
 fn end_unless(line: &[u8], text: &Text<'_>, is_ambiguous: impl Fn(&[u8]) -> bool) -> LineEnd {
-    let has_control = text.has_control_bytes(); // rare
-    let (text, end) = match line.strip_suffix(b"\r\n") {
-        Some(text) => (without_crs(text), LineEnd::Plain),
+    let (start, end) = match line.strip_suffix(b"\r\n") {
+        Some(start) => (start, LineEnd::Plain),
         None => match line.strip_suffix(b"\n") {
-            Some(text) => (text, LineEnd::Lf),
+            Some(start) => (start, LineEnd::Lf),
             None => return LineEnd::Ambiguous,
         },
     };
-    if has_control && is_ambiguous(text) { LineEnd::Ambiguous } else { end }
+    let has_control = text.has_control_bytes(); // rare
+    if has_control && is_ambiguous(without_crs(start)) { LineEnd::Ambiguous } else { end }
 }
 
 /// `text` without the CRs at its end.

@@ -28,7 +28,7 @@ impl Command<'_> {
     /// second of which is a path, an asterisk or an address. A file name with one blank that ends in `HTTP/1.1` matches
     /// if it is absolute. The second word of a `USER` has any form.
     fn is_request_line(&self, first: bool) -> bool {
-        if !self.argument.contains(&b' ') {
+        if memchr::memchr(b' ', self.argument).is_none() {
             return false; // most have one word or none
         }
         let mut words = self.argument.split(|byte| *byte == b' ');

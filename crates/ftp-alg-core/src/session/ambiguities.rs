@@ -277,7 +277,7 @@ impl Ambiguities {
             self.expect_listing(pending);
         }
         let follows_reply = self.last_line == LastLine::OtherBehindReply;
-        if is_stray && follows_reply && self.is_clear() && pending.len() == 0 {
+        if is_stray && follows_reply && self.is_clear() && pending.is_empty() {
             self.record_other_end();
         } else if is_stray || reply.is_some_and(|reply| reply.code == 257) && ends_inside_name(text)
         {
@@ -298,7 +298,7 @@ impl Ambiguities {
         if !self.is_reply_complete() {
             return false;
         }
-        let is_answered = pending.len() == 0;
+        let is_answered = pending.is_empty();
         // The server has answered a line with LF, so LF ends its lines.
         if self.lf.client == ClientLf::Tried && is_answered {
             self.lf.client = ClientLf::Known;

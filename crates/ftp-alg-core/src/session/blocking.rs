@@ -30,6 +30,7 @@ impl Dialogue {
     }
 
     /// Whether the windows that the client offers decide whether a server's announcement is a complete reply.
+    #[inline]
     pub fn needs_windows(&self) -> bool {
         let never_opens = matches!(
             self.phase,
@@ -39,11 +40,8 @@ impl Dialogue {
                 | Phase::ClientFirst
                 | Phase::NotFtp
         );
-        let is_behind_another = || {
-            self.pending.oldest().is_some_and(|kind| kind != PendingKind::Passive)
-                && self.has_pending_passive()
-        };
-        !never_opens && (self.is_ambiguous() || is_behind_another())
+        (self.is_ambiguous() || self.pending.has_behind_another(PendingKind::Passive))
+            && !never_opens
     }
 
     /// Records that the announcement just read is not a complete reply of its own.

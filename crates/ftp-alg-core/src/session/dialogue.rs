@@ -386,7 +386,7 @@ impl Dialogue {
 
     /// Whether a command is pending.
     pub fn has_pending_commands(&self) -> bool {
-        self.pending.len() > 0
+        !self.pending.is_empty()
     }
 
     /// The dialogue is plain text again after encryption. If `session` is set, both ends sent encrypted data, so the

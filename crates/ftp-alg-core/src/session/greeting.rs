@@ -30,8 +30,14 @@ const OTHER_PROTOCOLS: [&[u8]; 10] = [
 impl Phase {
     /// Whether the server has sent its greeting, as far as is known.
     pub fn has_greeted(self) -> bool {
-        let sends_commands = matches!(self, Self::CommandFirst | Self::CommandAfterText);
-        !(sends_commands || self.expects_greeting() || self == Self::ClientFirst)
+        !matches!(
+            self,
+            Self::NotGreeted
+                | Self::TextFirst
+                | Self::CommandFirst
+                | Self::CommandAfterText
+                | Self::ClientFirst
+        )
     }
 
     /// Whether the next reply is the server's greeting, with any code.
@@ -49,7 +55,7 @@ impl Dialogue {
     /// Whether a CR that comes now belongs to the end of the greeting, LF CR.
     pub fn may_end_greeting_with_cr(&self) -> bool {
         self.phase == Phase::Greeted
-            && self.pending.len() == 0
+            && self.pending.is_empty()
             && self.ambiguities.knows_server_lf()
     }
 
@@ -141,7 +147,7 @@ impl Dialogue {
             self.login = Login::None;
             return ReplyEffect::Nothing;
         }
-        if is_ftp || self.login == Login::Accepted && self.pending.len() == 0 {
+        if is_ftp || self.login == Login::Accepted && self.pending.is_empty() {
             self.phase = Phase::Verified;
             // Nobody knows where the text would have ended.
             self.ambiguities.require_complete_replies();

@@ -251,7 +251,7 @@ impl Session {
     }
 
     /// `by` has acknowledged the other end's data up to the delivered number `ack`.
-    #[inline]
+    #[inline(always)]
     fn handle_acknowledgement(&mut self, by: Side, ack: Seq, inspection: &mut Inspection) {
         let side = by.peer();
         let Some(is_received) = self.direction(side).space.is_all_seen(ack) else { return };

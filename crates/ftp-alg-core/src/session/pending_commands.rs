@@ -70,6 +70,12 @@ impl PendingCommands {
         usize::from(self.oldest.is_some()) + self.later.len()
     }
 
+    /// Whether no command is pending.
+    #[inline]
+    pub fn is_empty(&self) -> bool {
+        self.oldest.is_none()
+    }
+
     /// Number of commands.
     pub fn count(&self) -> u32 {
         let runs = self.oldest.iter().chain(self.later.iter());
@@ -88,7 +94,14 @@ impl PendingCommands {
 
     /// Whether the oldest command is the only one of this kind.
     pub fn begins_with_only(&self, which: PendingKind) -> bool {
-        self.oldest == Some((which, 1)) && self.later.iter().all(|(kind, _)| *kind != which)
+        self.oldest == Some((which, 1)) && !self.has_behind_another(which)
+    }
+
+    /// Whether a command of this kind waits behind one of another.
+    #[inline]
+    pub fn has_behind_another(&self, which: PendingKind) -> bool {
+        // Runs of one kind are one.
+        self.later.iter().any(|(kind, _)| *kind == which)
     }
 
     /// The kind of the oldest command.

@@ -52,7 +52,7 @@ impl Dialogue {
     /// a file that the server shows.
     pub(super) fn matches_auth(&self) -> bool {
         self.login == Login::NotYet
-            && self.pending.len() == 0
+            && self.pending.is_empty()
             && self.ambiguities.matches_next_reply()
     }
 
