@@ -82,7 +82,7 @@ fn the_table_replaces_itself_and_leaves_nothing() {
         let once = list();
         let table = Table::install(&parameters).unwrap();
         assert_eq!(list(), once);
-        assert!(once.contains("th sport 2121 ct direction reply goto control"), "{once}");
+        assert!(once.contains("th sport 2121 goto from_control_port"), "{once}");
         table.remove().unwrap();
     });
     assert_eq!(lab.gateway_sh("nft list ruleset"), before);

@@ -18,10 +18,10 @@ const TTL: u8 = 40;
 
 /// How the gateway reads control connections, and whether its kernel drops packets from elsewhere.
 #[derive(Clone, Copy, Debug)]
-struct Case {
-    fast_path: bool,
-    rp_filter: bool,
-    family: Family,
+pub(super) struct Case {
+    pub fast_path: bool,
+    pub rp_filter: bool,
+    pub family: Family,
 }
 
 const CASES: [Case; 5] = [
@@ -33,15 +33,15 @@ const CASES: [Case; 5] = [
 ];
 
 /// A control connection after the login.
-struct Connection {
-    client: SocketAddr,
-    server: SocketAddr,
+pub(super) struct Connection {
+    pub client: SocketAddr,
+    pub server: SocketAddr,
     /// The next sequence numbers of client and server.
-    next: [u32; 2],
+    pub next: [u32; 2],
 }
 
 impl Case {
-    fn scene(&self, topology: Topology) -> Scene {
+    pub(super) fn scene(&self, topology: Topology) -> Scene {
         let state = if self.fast_path { "auto" } else { "off" };
         let configuration = format!("[queue]\nfast-path = \"{state}\"\n");
         let scene = Scene::with(topology, &configuration, &json!({}));
@@ -60,7 +60,7 @@ impl Case {
     }
 
     /// Runs `steps` after the login, up to each gate. Returns the client and its connection.
-    fn log_in(
+    pub(super) fn log_in(
         &self,
         scene: &Scene,
         listen: &[u16],
@@ -110,6 +110,16 @@ impl Case {
         assert_silent(&[(initiator, &target.to_string(), FORGED_PORT)]);
         assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), 0, "{self:?}");
     }
+}
+
+/// Sends an acknowledgement of one end to the other from `forger`.
+pub(super) fn forge_acknowledgement(
+    lab: &Lab,
+    forger: &Host,
+    ends: [SocketAddr; 2],
+    numbers: [u32; 2],
+) {
+    forge_segment(lab, forger, ends, numbers, Some(""));
 }
 
 /// Sends a line of one end to the other from `forger`.

@@ -10,6 +10,7 @@ mod dialogue;
 mod dropped_syns;
 mod floods;
 mod forged_ends;
+mod forgotten_entries;
 mod full_sets;
 mod overlaps;
 mod pinhole_theft;

@@ -145,6 +145,7 @@ fn commands_that_are_not_bypassable_are_handed_back() {
         "FEAT",
         "OPTS UTF8 ON",
         "HELP",
+        "QUIT",
         "STAT",
         "STOU",
         "ALLO 1",

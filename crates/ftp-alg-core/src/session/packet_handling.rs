@@ -149,13 +149,13 @@ impl Session {
             self.is_reset_by_peer |= self.direction(from).space.accepts_reset(packet.seq());
             return self.path(from).renumber(packet).into();
         }
+        out.clear();
         if self.would_disable_windows(from, packet) {
-            return ForwardAction::Drop(DropReason::OutOfOrder).into();
+            return self.handle_out_of_order(from, packet).into();
         }
         if inspection.answer.is_none() {
             self.observe(from, packet, window, inspection);
         }
-        out.clear();
         let payload = packet.payload();
         let fin = packet.has(flags::FIN);
         if payload.is_empty() && !fin {

@@ -208,7 +208,6 @@ static __always_inline int is_bypassable(__u32 word)
 	case WORD('R', 'N', 'F', 'R'):
 	case WORD('R', 'N', 'T', 'O'):
 	case WORD('S', 'Y', 'S', 'T'):
-	case WORD('Q', 'U', 'I', 'T'):
 		return 1;
 	}
 	return 0;

@@ -73,12 +73,12 @@ impl Ends {
         self.sim.forge(Client, &segment).unwrap().window
     }
 
-    /// Sends an acknowledgement without data, `ahead` of the client's sequence number. Returns whether the server gets
-    /// it.
-    fn acknowledge(&mut self, ahead: u32, window: u16) -> bool {
+    /// Sends an acknowledgement without data, `ahead` of the client's sequence number. Returns the sequence number with
+    /// which the server gets it, if it does.
+    fn acknowledge(&mut self, ahead: u32, window: u16) -> Option<u32> {
         let (seq, ack) = (self.client + ahead, self.server);
         let segment = Segment { seq, ack, flags: ACK, window, ..Segment::default() };
-        self.sim.forge(Client, &segment).is_some()
+        Some(self.sim.forge(Client, &segment)?.seq)
     }
 
     /// Sends a reply and returns the number of pinholes opened so far.
@@ -213,12 +213,29 @@ fn a_window_that_a_pipeline_offered_and_that_was_closed_again_does_not_count() {
 #[test]
 fn an_acknowledgement_from_the_future_does_not_arrive() {
     let mut ends = Ends::after_a_listing();
-    assert!(ends.acknowledge(0, WIDE), "the acknowledgement of the listing must arrive");
+    assert_eq!(ends.acknowledge(0, WIDE), Some(ends.client), "that of the listing arrives");
     for ahead in [1, 6, 60_000] {
-        assert!(!ends.acknowledge(ahead, 0), "{ahead}");
+        // The server discards a probe, and answers it.
+        let arrived = ends.acknowledge(ahead, 0);
+        assert!(arrived.is_none_or(|seq| seq < ends.client), "{ahead}");
     }
     ends.command("EPSV\r\n", WIDE);
     assert_eq!(ends.reply(REPLY, ACK | PSH), 1);
+}
+
+/// Bytes of the client passed unread, as during downtime. It has their acknowledgement, and sends only keep-alives while
+/// a transfer runs.
+#[test]
+fn a_keep_alive_behind_missed_bytes_is_answered() {
+    let mut ends = Ends::after_a_listing();
+    let (known, missed) = (ends.client, 10);
+    assert_eq!(ends.acknowledge(missed - 1, WIDE), None);
+    let probe = ends.acknowledge(missed - 1, WIDE).unwrap();
+    assert!(probe < known, "{probe} {known}");
+    ends.client += missed;
+    ends.reply("", ACK);
+    ends.client -= 1;
+    assert_eq!(ends.acknowledge(0, WIDE), Some(ends.client));
 }
 
 /// As println of many small servers (ESP8266) sends each line.

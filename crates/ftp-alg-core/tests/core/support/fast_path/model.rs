@@ -280,9 +280,9 @@ fn command(line: &str, flow: &Flow) -> Option<Meaning> {
 
 /// Whether the line is a command that announces nothing and changes no rights.
 pub fn is_bypassable(line: &str) -> bool {
-    const VERBS: [&str; 21] = [
+    const VERBS: [&str; 20] = [
         "NOOP", "PWD", "CWD", "CDUP", "TYPE", "SIZE", "MDTM", "REST", "RETR", "STOR", "APPE",
-        "LIST", "NLST", "MLSD", "DELE", "MKD", "RMD", "RNFR", "RNTO", "SYST", "QUIT",
+        "LIST", "NLST", "MLSD", "DELE", "MKD", "RMD", "RNFR", "RNTO", "SYST",
     ];
     let verb = line.split(' ').next().unwrap_or_default().to_ascii_uppercase();
     VERBS.contains(&verb.as_str()) && !may_be_request(line)

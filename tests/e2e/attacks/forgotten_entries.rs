@@ -1,0 +1,88 @@
+//! Conntrack forgets a connection that lives, as after `conntrack -F`. A client can cause that: conntrack takes a RST for
+//! the connection's end that follows an acknowledgement with the same sequence number, wherever in the window that is.
+//! The server ignores both. The next packet of either end begins a new entry, without the queue mode.
+
+use ftp_alg_lab::{Family, Host, Topology};
+use serde_json::json;
+
+use super::{
+    common::{reply, say, wait_for},
+    forged_ends::{Case, Connection, forge_acknowledgement},
+    scene::Scene,
+};
+
+/// Stops what matches `rule` at `host`, until its table `mute` is deleted.
+fn mute(host: &Host, rule: &str) {
+    let chain = "chain output { type filter hook output priority 0; ";
+    host.nft(&format!("table inet mute {{ {chain} {rule} drop; }}; }}")).unwrap();
+}
+
+fn unmute(host: &Host) {
+    host.nft("delete table inet mute").unwrap();
+}
+
+/// What conntrack lists of connections that match.
+fn entries(scene: &Scene, options: &str) -> String {
+    let command = format!("conntrack -L -p tcp {options} 2>/dev/null");
+    scene.gateway.lab.gateway.shell(&command).unwrap().stdout_text()
+}
+
+#[test]
+fn a_connection_whose_entry_the_server_begins_again_is_inspected() {
+    for fast_path in [false, true] {
+        let case = Case { fast_path, rp_filter: false, family: Family::V4 };
+        let scene = case.scene(Topology::Routed);
+        let lab = &scene.gateway.lab;
+        // As for a server in a LAN that may connect to any host.
+        lab.gateway.nft("insert rule inet gateway forward tcp sport 21 accept").unwrap();
+        let steps = [
+            &[say("NOOP"), reply(), json!({"gate": ""})][..],
+            &[say("PORT 192,168,150,81,0,22"), reply()],
+        ];
+        let (mut client, _) = case.log_in(&scene, &[], &steps.concat());
+        mute(&lab.server, "tcp sport 21 @ih,0,24 0x323030");
+        client.open_gate();
+        wait_for("NOOP", || scene.server.lines().iter().any(|line| line == "NOOP"));
+        mute(&lab.client, "tcp dport 21");
+        lab.gateway.run("conntrack", &["-F"]).unwrap().success().unwrap();
+        unmute(&lab.server);
+        wait_for("the server's retransmission", || {
+            !entries(&scene, "--orig-port-src 21").is_empty()
+        });
+        unmute(&lab.client);
+        let session = client.release();
+        assert_eq!(session.error, None, "{case:?}");
+        assert!(session.got(10).starts_with('5'), "{case:?}: {session:?}");
+        let lines = scene.server.lines();
+        assert!(!lines.iter().any(|line| line.starts_with("PORT")), "{case:?}: {lines:?}");
+    }
+}
+
+#[test]
+fn an_acknowledgement_that_begins_an_entry_again_sets_its_queue_mode() {
+    // From such a reply on acknowledgements are queued.
+    let (command, answer) = ("SYST", "215-x\r\n215 y");
+    let plan = json!({"extra": {command: answer}});
+    let scene = Scene::with(Topology::Routed, "[queue]\nfast-path = \"off\"\n", &plan);
+    let lab = &scene.gateway.lab;
+    let case = Case { fast_path: false, rp_filter: false, family: Family::V4 };
+    let steps = [say(command), reply(), json!({"gate": ""})];
+    let (mut client, connection) = case.log_in(&scene, &[], &steps);
+    let is_marked = || entries(&scene, "").contains("mark=805306368"); // 0x30000000
+    assert!(!is_marked());
+    client.open_gate();
+    wait_for("the queue mode", is_marked);
+    mute(&lab.client, "tcp dport 21");
+    lab.gateway.run("conntrack", &["-F"]).unwrap().success().unwrap();
+    let Connection { client: own, server, next } = connection;
+    let numbers = [
+        next[0].wrapping_add(command.len() as u32 + 2),
+        next[1].wrapping_add(answer.len() as u32 + 2),
+    ];
+    wait_for("the queue mode of the new entry", || {
+        forge_acknowledgement(lab, &lab.client, [own, server], numbers);
+        is_marked()
+    });
+    unmute(&lab.client);
+    assert_eq!(client.release().error, None);
+}
