@@ -64,3 +64,32 @@ fn a_client_that_does_not_wait_for_answers_is_served() {
         assert!(packets >= transfers.len() as u64, "{packets} packets");
     }
 }
+
+/// A connection from a control port is no control connection, and one to a control port is.
+#[test]
+fn a_client_may_have_the_port_of_a_server() {
+    const OTHER: u16 = 8021;
+    let gateway = gateway_with(Topology::Routed, "queue.fast-path = \"off\"\n");
+    let lab = &gateway.lab;
+    let accept = format!("insert rule inet gateway forward tcp dport {OTHER} accept");
+    lab.gateway.nft(&accept).unwrap();
+    let one_port = "echo 0 > /proc/sys/net/ipv4/ip_unprivileged_port_start\n\
+                    echo 21 21 > /proc/sys/net/ipv4/ip_local_port_range\n";
+    lab.client.shell(one_port).unwrap().success().unwrap();
+    let (_other, server) = (
+        scripted_server(&lab.server, &json!({"port": OTHER})),
+        scripted_server(&lab.server, &json!({})),
+    );
+    let talk = |port: u16, announcement: &str| {
+        let steps = [login(), vec![say(announcement), reply()]].concat();
+        let host = lab.server_address(Family::V4);
+        let plan = json!({"host": host, "port": port, "steps": steps});
+        let session = scripted_client(&lab.client, &plan);
+        assert_eq!(session.error, None);
+    };
+    talk(OTHER, "PORT 192,168,150,80,14,178");
+    assert_eq!(gateway.daemon.counter("packets").unwrap(), 0);
+    talk(21, "PORT 192,168,150,81,14,178");
+    assert_eq!(gateway.daemon.counter("pinholes_refused").unwrap(), 1);
+    assert!(!server.lines().iter().any(|line| line.starts_with("PORT")), "{:?}", server.lines());
+}

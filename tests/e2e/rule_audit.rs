@@ -109,7 +109,7 @@ with socket.create_connection((sys.argv[1], 21), 0.6) as control:
         heard += control.recv(100) or sys.exit(1)";
     let mut command = from.command("python3");
     command.args(["-c", dialogue, &to.address(Family::V4).to_string()]);
-    from.finish(command, b"", Duration::from_secs(10)).unwrap().status.success()
+    from.finish(command, b"", Duration::from_secs(60)).unwrap().status.success()
 }
 
 #[test]
