@@ -66,7 +66,7 @@ enum Login {
     /// The server has accepted one.
     Accepted,
     /// As [`Login::Accepted`], but the client has sent `USER` or `REIN` since. If the server refuses that, the login
-    /// is as it was.
+    /// is as it was: vsftpd (530) and ProFTPD (501) continue it, and pyftpdlib refuses what needs one.
     Restarted,
 }
 
