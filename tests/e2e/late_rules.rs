@@ -1,17 +1,17 @@
 //! Rules of the operator that take longer to read than the start waits for them.
 
-use std::path::PathBuf;
+use std::{fs, path::PathBuf};
 
 use ftp_alg::gateway::ConntrackAbilities;
 use ftp_alg_lab::{Daemon, Lab, LabSpec, Topology};
 
 use crate::common::{executable, fast_path, has_tcx, names::shell_program, wait_for};
 
-/// The program with an `nft` that takes two seconds to list a table.
-fn executable_with_slow_nft(lab: &Lab) -> PathBuf {
+/// The program with an `nft` that waits by the shell command `wait` before it lists a table.
+fn executable_with_slow_nft(lab: &Lab, wait: &str) -> PathBuf {
     // The broker starts only programs of the system's directories.
-    let lines = "case \"$*\" in *--json*) sleep 2;; esac\nexec /usr/bin/yes \"$@\"";
-    let slow = shell_program(&lab.gateway, "slow-nft", lines);
+    let lines = format!("case \"$*\" in *--json*) {wait};; esac\nexec /usr/bin/yes \"$@\"");
+    let slow = shell_program(&lab.gateway, "slow-nft", &lines);
     let lines = format!(
         "exec unshare --mount sh -c 'mount --bind /usr/sbin/nft /usr/bin/yes && \
          mount --bind {} /usr/sbin/nft && exec {} \"$@\"' sh \"$@\"",
@@ -21,11 +21,28 @@ fn executable_with_slow_nft(lab: &Lab) -> PathBuf {
     shell_program(&lab.gateway, "ftp-alg-with-slow-nft", &lines)
 }
 
-fn start(lab: &Lab, rules: &str) -> Daemon {
+/// A daemon that cannot read the rules before its gate is there.
+struct Waiting {
+    daemon: Daemon,
+    gate: PathBuf,
+}
+
+impl Waiting {
+    fn open_gate(&self) {
+        fs::write(&self.gate, b"").unwrap();
+    }
+}
+
+fn start(lab: &Lab, rules: &str) -> Waiting {
     lab.gateway.shell(rules).unwrap().success().unwrap();
+    let gate = lab.gateway.directory().join("gate");
+    let _ = fs::remove_file(&gate); // of an earlier start
+    let wait =
+        format!("for i in $(seq 600); do [ -e {} ] && break; sleep 0.1; done", gate.display());
     // With `auto` the start waits longer for the rules, which select the back end.
     let configuration = "queue.fast-path = \"auto\"\npinhole.backend = \"nftables\"\n";
-    Daemon::start(&executable_with_slow_nft(lab), &lab.gateway, configuration).unwrap()
+    let program = executable_with_slow_nft(lab, &wait);
+    Waiting { daemon: Daemon::start(&program, &lab.gateway, configuration).unwrap(), gate }
 }
 
 /// They restore whole packet marks, which `ip rule` compares, and translate to a set of source ports.
@@ -38,21 +55,24 @@ fn the_table_has_what_late_rules_demand_and_keeps_it_at_a_restart() {
              oifname \"wan\" ip protocol tcp masquerade to :40960-41023; }; }'
         nft 'table ip marks { chain pre { type filter hook prerouting priority mangle; \
              iifname \"lan\" ct mark 0 ct mark set 1; meta mark set ct mark; }; }'";
-    let mut daemon = start(&lab, rules);
+    let mut waiting = start(&lab, rules);
     let demanded = ["chain clear_restored_prerouting", ":40960-41023"];
     let has_demanded = || {
         let table = lab.gateway.shell("nft list table inet ftp_alg").unwrap().stdout_text();
         demanded.map(|text| table.contains(text))
     };
     assert_eq!(has_demanded(), [false; 2], "read in time");
+    waiting.open_gate();
+    let daemon = &mut waiting.daemon;
     wait_for("the rules", || has_demanded() == [true; 2]);
     wait_for("the ports", || daemon.log().contains("data connections use the ports 40960-41023"));
     wait_for("the audit", || !daemon.status().unwrap()["problems"].is_null());
     let problems = daemon.status().unwrap()["problems"].to_string();
     assert!(!problems.contains("restored-marks"), "{problems}");
     daemon.stop().unwrap();
-    let daemon = start(&lab, "true");
-    assert_eq!(has_demanded(), [true; 2], "{}", daemon.log());
+    let waiting = start(&lab, "true");
+    assert_eq!(has_demanded(), [true; 2], "{}", waiting.daemon.log());
+    waiting.open_gate();
 }
 
 #[test]
@@ -61,15 +81,17 @@ fn late_rules_that_accept_the_exact_ct_mark_turn_the_fast_path_off() {
     let rules = "nft 'table inet exact { chain forward { type filter hook forward priority 10; \
          policy drop; ct mark 0x40000000 accept; ct state established accept; \
          tcp dport 21 accept; }; }'";
-    let daemon = start(&lab, rules);
-    let first = fast_path(&daemon);
+    let waiting = start(&lab, rules);
+    let daemon = &waiting.daemon;
+    let first = fast_path(daemon);
     if !has_tcx(&first) {
         println!("not tried: {first}");
         return;
     }
     assert_eq!(first["state"], "on", "read in time: {first}");
-    wait_for("the rules", || fast_path(&daemon)["state"] == "off");
-    let why = fast_path(&daemon)["why"].to_string();
+    waiting.open_gate();
+    wait_for("the rules", || fast_path(daemon)["state"] == "off");
+    let why = fast_path(daemon)["why"].to_string();
     assert!(why.contains("tells the ct mark 0x40000000 from 0x60000000"), "{why}");
 }
 
@@ -82,7 +104,8 @@ fn the_start_waits_for_rules_that_select_the_back_end() {
         return;
     }
     let lab = Lab::build(LabSpec::new(Topology::Routed)).unwrap();
-    let daemon = Daemon::start(&executable_with_slow_nft(&lab), &lab.gateway, "").unwrap();
+    let program = executable_with_slow_nft(&lab, "sleep 2");
+    let daemon = Daemon::start(&program, &lab.gateway, "").unwrap();
     let status = daemon.status().unwrap();
     assert_eq!(status["backend"], "nftables", "{status}");
     let why = "no rule drops data connections that have the mark";
