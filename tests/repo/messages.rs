@@ -105,14 +105,15 @@ struct Messages {
 }
 
 impl Messages {
-    /// Adds a literal of at least `least` words.
+    /// Adds a literal of at least `least` words. In a log a longer one counts only if it is built there.
     fn add(&mut self, literal: &str, least: usize) {
         let text = literal.split_whitespace().collect::<Vec<_>>().join(" ");
         let words = text
             .split(' ')
             .filter(|word| word.chars().filter(|one| one.is_alphabetic()).count() > 1);
         let is_value = text.split(' ').all(|word| word.contains('{'));
-        if words.count() >= least && !is_value && !text.starts_with(LONG_REPLY) {
+        let is_other = self.is_log && least == WORDS && !is_built(&text);
+        if words.count() >= least && !is_value && !is_other && !text.starts_with(LONG_REPLY) {
             self.texts.insert(text);
         }
     }
@@ -185,10 +186,7 @@ impl<'ast> Visit<'ast> for Messages {
                 self.add_tokens(invocation.tokens.clone(), 1);
             }
         } else if !INTERNAL.contains(&name.as_str()) {
-            let mut built = Self { is_log: false, texts: BTreeSet::new() };
-            built.add_tokens(invocation.tokens.clone(), WORDS);
-            let is_message = |text: &String| !self.is_log || is_built(text);
-            self.texts.extend(built.texts.into_iter().filter(is_message));
+            self.add_tokens(invocation.tokens.clone(), WORDS);
         }
     }
 
@@ -218,9 +216,7 @@ impl<'ast> Visit<'ast> for Messages {
     }
 
     fn visit_lit_str(&mut self, literal: &'ast syn::LitStr) {
-        if !self.is_log || is_built(&literal.value()) {
-            self.add(&literal.value(), WORDS);
-        }
+        self.add(&literal.value(), WORDS);
     }
 }
 

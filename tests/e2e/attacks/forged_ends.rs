@@ -153,6 +153,17 @@ fn forge_segment(
     forger.run("/usr/bin/python3", &arguments).unwrap().success().unwrap();
 }
 
+/// Stops what matches `rule` at `host`, until its table `mute` is deleted.
+pub(super) fn mute(host: &Host, rule: &str) {
+    let chain = "chain output { type filter hook output priority 0; ";
+    host.nft(&format!("table inet mute {{ {chain} {rule} drop; }}; }}")).unwrap();
+}
+
+/// Ends what [`mute`] began.
+pub(super) fn unmute(host: &Host) {
+    host.nft("delete table inet mute").unwrap();
+}
+
 /// Discards forged packets at `host`.
 fn discard_forged(host: &Host) {
     host.nft(
@@ -174,19 +185,14 @@ fn forge_reply(topology: Topology) {
         let (mut client, connection) = case.log_in(&scene, &[], &[&steps[..], &end].concat());
         let Connection { client: own, server, next: [client_next, server_next] } = connection;
         // The server's own reply is late.
-        lab.server
-            .nft(
-                "table inet mute { chain output { type filter hook output priority 0; \
-                 tcp sport 21 @ih,0,24 0x323239 drop; }; }",
-            )
-            .unwrap();
+        mute(&lab.server, "tcp sport 21 @ih,0,24 0x323239");
         client.open_gate();
         wait_for("EPSV", || scene.server.lines().iter().any(|line| line == "EPSV"));
         let acknowledged = client_next.wrapping_add("EPSV\r\n".len() as u32);
         let line = format!("229 Entering Extended Passive Mode (|||{FORGED_PORT}|)");
         forge(lab, &lab.client, [server, own], [server_next, acknowledged], &line);
         case.assert_unopened(&scene, &lab.client, lab.server_address(case.family));
-        lab.server.nft("delete table inet mute").unwrap();
+        unmute(&lab.server);
         let session = client.release();
         assert_eq!(session.error, None, "{case:?}");
         assert_eq!(session.got(12), "the body\r\n", "{case:?}");

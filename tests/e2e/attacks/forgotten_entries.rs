@@ -2,24 +2,14 @@
 //! the connection's end that follows an acknowledgement with the same sequence number, wherever in the window that is.
 //! The server ignores both. The next packet of either end begins a new entry, without the queue mode.
 
-use ftp_alg_lab::{Family, Host, Topology};
+use ftp_alg_lab::{Family, Topology};
 use serde_json::json;
 
 use super::{
     common::{reply, say, wait_for},
-    forged_ends::{Case, Connection, forge_acknowledgement},
+    forged_ends::{Case, Connection, forge_acknowledgement, mute, unmute},
     scene::Scene,
 };
-
-/// Stops what matches `rule` at `host`, until its table `mute` is deleted.
-fn mute(host: &Host, rule: &str) {
-    let chain = "chain output { type filter hook output priority 0; ";
-    host.nft(&format!("table inet mute {{ {chain} {rule} drop; }}; }}")).unwrap();
-}
-
-fn unmute(host: &Host) {
-    host.nft("delete table inet mute").unwrap();
-}
 
 /// What conntrack lists of connections that match.
 fn entries(scene: &Scene, options: &str) -> String {
