@@ -89,8 +89,8 @@ const BUILT: [&str; 6] = [
     "cannot read all rules",
     "rule translates unknown",
 ];
-/// What stands before an error of the kernel, or of the configuration, which explains itself.
-const ERRORS: [&str; 3] = [": failed: ", ": open pinhole ", "ftp-alg.toml:"];
+/// What stands in an error of the kernel, or of the configuration, which explains itself.
+const ERRORS: [&str; 4] = ["(os error ", ": failed: ", ": open pinhole ", "ftp-alg.toml:"];
 
 /// What the page says of a message.
 struct Row {
@@ -249,6 +249,19 @@ impl<'ast> Visit<'ast> for Constants {
     }
 }
 
+/// The texts of errors, which say what to do themselves.
+#[derive(Default)]
+struct ErrorTexts(Vec<String>);
+
+impl<'ast> Visit<'ast> for ErrorTexts {
+    fn visit_attribute(&mut self, attribute: &'ast syn::Attribute) {
+        let syn::Meta::List(list) = &attribute.meta else { return };
+        let first = list.tokens.clone().into_iter().next().filter(|_| list.path.is_ident("error"));
+        let literal = first.and_then(|first| syn::parse2::<syn::LitStr>(first.into()).ok());
+        self.0.extend(literal.map(|literal| literal.value()));
+    }
+}
+
 fn root() -> PathBuf {
     PathBuf::from(env!("CARGO_MANIFEST_DIR"))
 }
@@ -279,13 +292,18 @@ fn section(file: &Path) -> Option<usize> {
     SECTIONS.iter().position(|section| section.sources.iter().any(|place| file.starts_with(place)))
 }
 
-/// The messages of each section.
-fn in_code() -> Vec<BTreeSet<String>> {
+/// The files of the product, parsed.
+fn parsed_sources() -> Vec<(PathBuf, syn::File)> {
     let parse = |path: PathBuf| {
         let file = syn::parse_file(&fs::read_to_string(&path).unwrap()).unwrap();
         (path, file)
     };
-    let files: Vec<_> = sources().into_iter().map(parse).collect();
+    sources().into_iter().map(parse).collect()
+}
+
+/// The messages of each section.
+fn in_code() -> Vec<BTreeSet<String>> {
+    let files = parsed_sources();
     let mut constants = Constants::default();
     files.iter().for_each(|(_, file)| constants.visit_file(file));
     let mut found = vec![BTreeSet::new(); SECTIONS.len()];
@@ -417,7 +435,11 @@ fn logged(log: &str) -> impl Iterator<Item = String> {
 fn each_logged_line_is_on_the_page() {
     let page = fs::read_to_string(root().join(PAGE)).unwrap();
     let rows = in_page(&page).into_iter();
-    let patterns: Vec<_> = rows.filter_map(|((_, cell), _)| Pattern::new(&cell)).collect();
+    let mut patterns: Vec<_> = rows.filter_map(|((_, cell), _)| Pattern::new(&cell)).collect();
+    let mut errors = ErrorTexts::default();
+    parsed_sources().iter().for_each(|(_, file)| errors.visit_file(file));
+    assert!(errors.0.len() > 50, "only {} texts of errors", errors.0.len());
+    patterns.extend(errors.0.iter().filter_map(|text| Pattern::new(text)));
     let directory = std::env::var_os("FTP_ALG_LAB_LOGS").expect("FTP_ALG_LAB_LOGS is set");
     // Equal but for their numbers, lines are one message.
     let mut lines = BTreeMap::new();
@@ -431,7 +453,7 @@ fn each_logged_line_is_on_the_page() {
     assert!(lines.len() > 50, "only {} different lines", lines.len());
     let is_listed = |line: &&String| {
         patterns.iter().any(|pattern| pattern.is_in(line))
-            || ERRORS.iter().any(|before| line.contains(before))
+            || ERRORS.iter().any(|part| line.contains(part))
     };
     let unlisted: Vec<_> = lines.values().filter(|line| !is_listed(line)).collect();
     println!("{} different lines in the logs, {} not listed", lines.len(), unlisted.len());
