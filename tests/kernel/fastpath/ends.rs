@@ -2,7 +2,7 @@
 
 use super::{
     frames::{ACK, Checksum, FIN, Frame, PSH},
-    layout::{COMMAND_PENDING, INSPECTED, READY, Side},
+    layout::{COMMAND_PENDING, FIN_DUE, Flow, INSPECTED, QUIT_PENDING, Side},
     scene::{ID, Talk, routed},
 };
 
@@ -14,9 +14,61 @@ fn fin(talk: &Talk, side: Side) -> Frame {
 #[track_caller]
 fn send_fin(talk: &mut Talk, side: Side) -> Frame {
     let frame = fin(talk, side);
+    let dialogue = talk.scene.flow(ID).dialogue;
     assert!(talk.inspected(&frame, b"").is_fin);
-    assert_eq!(talk.before.dialogue, READY);
+    assert_eq!(talk.before.dialogue, dialogue);
     frame
+}
+
+#[test]
+fn only_fins_follow_quit_and_its_reply() {
+    for (reply, first) in [
+        ("221 Goodbye.", Side::Client),
+        ("200 bye", Side::Server),
+        ("426 (broken)", Side::Server),
+        ("500 no", Side::Client),
+    ] {
+        let mut talk = Talk::new(routed());
+        talk.says(Side::Client, "quit");
+        assert_eq!(talk.before.dialogue, QUIT_PENDING);
+        talk.says(Side::Server, reply);
+        assert_eq!(talk.before.dialogue, FIN_DUE);
+        for side in [first, first.other()] {
+            for line in ["NOOP\r\n", "QUIT\r\n", "PASV\r\n", "PORT 192,168,150,80,4,1\r\n"] {
+                talk.line_hands_back(Side::Client, line);
+            }
+            for line in ["221 again\r\n", "227 (192,0,2,9,4,1)\r\n", "150 wait\r\n"] {
+                talk.line_hands_back(Side::Server, line);
+            }
+            send_fin(&mut talk, side);
+            assert_eq!(talk.before.dialogue, FIN_DUE);
+        }
+    }
+}
+
+#[test]
+fn what_does_not_answer_quit_is_handed_back() {
+    let mut talk = Talk::new(Flow { dialogue: QUIT_PENDING, ..routed() });
+    for line in [
+        "221-Goodbye.",
+        "150 wait",
+        "220 hello",
+        "227 (192,0,2,9,4,1)",
+        "229 (|||1025|)",
+        "230 in",
+        "257 \"/\"",
+        "331 password",
+        "421 timeout",
+    ] {
+        talk.line_hands_back(Side::Server, format!("{line}\r\n"));
+    }
+    for line in ["NOOP\r\n", "QUIT\r\n"] {
+        talk.line_hands_back(Side::Client, line);
+    }
+    for side in [Side::Client, Side::Server] {
+        let frame = fin(&talk, side);
+        talk.hands_back(&frame);
+    }
 }
 
 #[test]

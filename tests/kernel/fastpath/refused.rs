@@ -48,9 +48,17 @@ fn a_line_of_the_wrong_side_is_handed_back() {
         talk.line_hands_back(Side::Client, line);
     }
     talk.line_hands_back(Side::Server, "NOOP\r\n");
-    for dialogue in
-        [COMMAND_PENDING, PASV_PENDING, EPSV_PENDING, PORT_PENDING, LOGIN_DUE, LOGIN_PENDING, 7]
-    {
+    for dialogue in [
+        COMMAND_PENDING,
+        PASV_PENDING,
+        EPSV_PENDING,
+        PORT_PENDING,
+        LOGIN_DUE,
+        LOGIN_PENDING,
+        7,
+        8,
+        9,
+    ] {
         let mut talk = in_state(dialogue);
         // Pipelined commands, or commands before the login.
         for line in
@@ -145,7 +153,8 @@ fn commands_that_are_not_bypassable_are_handed_back() {
         "FEAT",
         "OPTS UTF8 ON",
         "HELP",
-        "QUIT",
+        "QUIT now",
+        "QUIT ",
         "STAT",
         "STOU",
         "ALLO 1",

@@ -391,6 +391,7 @@ fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
             "USER x",
             "RETR / HTTP/1.1",
             "PASS / HTTP/1.1",
+            "QUIT now",
         ];
         return (*rng.pick(&odd)).to_owned();
     }
@@ -403,6 +404,7 @@ fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
             (*rng.pick(&["331 password for a", "331 ", "230 in", "530 no"])).to_owned()
         }
         (Side::Client, _) if rng.chance(0.04) => random_request(|bound| rng.below(bound)),
+        (Side::Client, _) if rng.chance(0.02) => "QUIT".to_owned(),
         (Side::Client, _) => rng.pick(&commands).clone(),
         (Side::Server, PASV_PENDING) => passive,
         (Side::Server, EPSV_PENDING) => extended,

@@ -316,8 +316,8 @@ fn two_fast_path_fins_end_the_session_and_its_pinholes() {
         (Side::Server, "227 Entering Passive Mode (203,0,113,9,78,53)\r\n"),
         true,
     );
-    talk.fast_path_line(3, (Side::Client, "NOOP\r\n"), false);
-    talk.fast_path_line(4, (Side::Server, "200 ok\r\n"), false);
+    talk.fast_path_line(3, (Side::Client, "QUIT\r\n"), false);
+    talk.fast_path_line(4, (Side::Server, "221 Goodbye.\r\n"), false);
     talk.fast_path_line(5, (Side::Server, ""), false);
     assert!(talk.is_handed_over() && talk.pinholes().len() == 1);
     talk.fast_path_line(6, (Side::Client, ""), false);

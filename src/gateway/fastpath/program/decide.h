@@ -35,17 +35,20 @@ static __always_inline int is_expected(__u32 dialogue, __u32 kind)
 {
 	switch (kind) {
 	case FIN_ALONE:
+		return dialogue == READY || dialogue == FIN_DUE;
 	case COMMAND_BYPASSABLE:
 	case COMMAND_PASV:
 	case COMMAND_EPSV:
 	case COMMAND_PORT:
 	case COMMAND_EPRT:
+	case COMMAND_QUIT:
 		return dialogue == READY;
 	case REPLY_PRELIMINARY:
-	case REPLY_OTHER:
 		return dialogue == COMMAND_PENDING;
+	case REPLY_OTHER:
+		return dialogue == COMMAND_PENDING || dialogue == QUIT_PENDING;
 	case REPLY_COMPLETION:
-		return dialogue == COMMAND_PENDING || dialogue == PORT_PENDING;
+		return dialogue == COMMAND_PENDING || dialogue == PORT_PENDING || dialogue == QUIT_PENDING;
 	case REPLY_227:
 		return dialogue == PASV_PENDING;
 	case REPLY_229:
@@ -139,8 +142,10 @@ static __always_inline void advance(struct flow *flow, struct line_record *line,
 		flow->dialogue = PORT_PENDING;
 	else if (kind == COMMAND_LOGIN)
 		flow->dialogue = LOGIN_PENDING;
+	else if (kind == COMMAND_QUIT)
+		flow->dialogue = QUIT_PENDING;
 	else if (kind == REPLY_331 || kind == REPLY_220 || kind == REPLY_220_KNOWN_SERVER)
 		flow->dialogue = LOGIN_DUE;
-	else if (kind != REPLY_PRELIMINARY)
-		flow->dialogue = READY;
+	else if (kind != REPLY_PRELIMINARY && kind != FIN_ALONE)
+		flow->dialogue = flow->dialogue == QUIT_PENDING ? FIN_DUE : READY;
 }

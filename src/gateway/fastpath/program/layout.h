@@ -28,6 +28,8 @@ enum dialogue {
 	LOGIN_DUE,       // USER or PASS
 	LOGIN_PENDING,   // the reply to USER or PASS
 	GREETING_DUE,    // the server's greeting
+	QUIT_PENDING,    // the reply to QUIT
+	FIN_DUE,         // a FIN, after the reply to QUIT
 };
 
 // Indices of the map `counters`.

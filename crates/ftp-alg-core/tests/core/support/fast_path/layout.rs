@@ -19,6 +19,8 @@ pub const PORT_PENDING: u32 = 4;
 pub const LOGIN_DUE: u32 = 5;
 pub const LOGIN_PENDING: u32 = 6;
 pub const GREETING_DUE: u32 = 7;
+pub const QUIT_PENDING: u32 = 8;
+pub const FIN_DUE: u32 = 9;
 
 /// Indices of the map `counters`.
 pub const INSPECTED: usize = 0;

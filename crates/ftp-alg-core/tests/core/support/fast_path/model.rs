@@ -8,8 +8,8 @@ use std::{
 };
 
 use super::layout::{
-    COMMAND_PENDING, EPSV_PENDING, Flow, GREETING_DUE, LOGIN_DUE, LOGIN_PENDING, PASV_PENDING,
-    PORT_PENDING, PinholeKey, READY, Side,
+    COMMAND_PENDING, EPSV_PENDING, FIN_DUE, Flow, GREETING_DUE, LOGIN_DUE, LOGIN_PENDING,
+    PASV_PENDING, PORT_PENDING, PinholeKey, QUIT_PENDING, READY, Side,
 };
 
 /// A packet of the flow, with a plain IP header.
@@ -50,7 +50,7 @@ pub struct Passed {
 
 /// The kind of a line.
 enum Meaning {
-    /// A bypassable command, `PASV` or `EPSV`, and the state of the dialogue after it.
+    /// A bypassable command, `PASV`, `EPSV` or `QUIT`, and the state of the dialogue after it.
     Command(u32),
     /// `PORT` or `EPRT`: the announced port, and the line after the rewrite.
     Announcing(u16, String),
@@ -148,6 +148,7 @@ fn try_decide(
         (Meaning::Preliminary, COMMAND_PENDING) => COMMAND_PENDING,
         (Meaning::Completion, COMMAND_PENDING | PORT_PENDING) => READY,
         (Meaning::OtherReply, COMMAND_PENDING) => READY,
+        (Meaning::Completion | Meaning::OtherReply, QUIT_PENDING) => FIN_DUE,
         (Meaning::Passive(..), PASV_PENDING) => READY,
         (Meaning::ExtendedPassive(_), EPSV_PENDING) => READY,
         (Meaning::Greeting(_), GREETING_DUE) => LOGIN_DUE,
@@ -228,7 +229,7 @@ fn decide_fin(flow: &mut Flow, segment: &Segment, passed: Passed) -> Option<Expe
     let [own, other] = [flow.next_seq[side.index()], flow.next_seq[side.other().index()]];
     let crosses = flow.has_sent_fin(side.other()) && passed.ack.wrapping_add(1) == other;
     let is_next = segment.seq == own && (passed.ack == other || crosses);
-    if flow.has_sent_fin(side) || !is_next || flow.dialogue != READY {
+    if flow.has_sent_fin(side) || !is_next || ![READY, FIN_DUE].contains(&flow.dialogue) {
         return None;
     }
     flow.line_count += 1;
@@ -249,6 +250,7 @@ fn command(line: &str, flow: &Flow) -> Option<Meaning> {
         "USER" | "PASS" => (!argument?.contains(' ')).then_some(Meaning::LoginCommand),
         "PASV" if argument.is_none() => Some(Meaning::Command(PASV_PENDING)),
         "EPSV" if argument.is_none() => Some(Meaning::Command(EPSV_PENDING)),
+        "QUIT" if argument.is_none() => Some(Meaning::Command(QUIT_PENDING)),
         "PORT" => {
             let (address, high, low) = host_port(argument?)?;
             if address != *flow.client.ip() {
