@@ -2,9 +2,9 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use pnet_packet::{ipv4::MutableIpv4Packet, ipv6::MutableIpv6Packet, tcp, tcp::MutableTcpPacket};
+use pnet_packet::{ipv4::MutableIpv4Packet, ipv6::MutableIpv6Packet, tcp::MutableTcpPacket};
 
-use super::{OPTION_NOP, OPTION_SACK, Packet, Seq, flags};
+use super::{OPTION_NOP, OPTION_SACK, Packet, Seq, flags, is_v4, segment_sum, sum};
 
 /// What to change in a copy of a packet.
 #[derive(Clone, Copy, Debug)]
@@ -80,12 +80,7 @@ impl<'a> Packet<'a> {
             let updated = sum.checksum();
             out[self.tcp_offset + 16..self.tcp_offset + 18].copy_from_slice(&updated.to_be_bytes());
         } else {
-            set_lengths(out, self.source().ip());
-            set_tcp_checksum(
-                &mut out[self.tcp_offset..],
-                self.source().ip(),
-                self.destination().ip(),
-            );
+            set_lengths_and_checksums(out, self.tcp_offset);
         }
     }
 }
@@ -109,8 +104,7 @@ pub fn build_acknowledgement(
         out[ip + 24..ip + 28].copy_from_slice(&value.to_be_bytes());
         out[ip + 28..ip + 32].copy_from_slice(&echo.to_be_bytes());
     }
-    set_lengths(out, source.ip());
-    set_tcp_checksum(&mut out[ip..], source.ip(), destination.ip());
+    set_lengths_and_checksums(out, ip);
 }
 
 /// Writes a segment with `payload` to `out`, from the first of `ends` to the second, with its sequence and
@@ -124,9 +118,7 @@ pub fn build_segment(
 ) {
     let tcp = write_headers(ends, 20, numbers, header, out);
     out.extend_from_slice(payload);
-    let (source, destination) = ends;
-    set_lengths(out, source.ip());
-    set_tcp_checksum(&mut out[tcp..], source.ip(), destination.ip());
+    set_lengths_and_checksums(out, tcp);
 }
 
 /// Writes IP and TCP headers to `out`, without lengths and checksums; TCP options are zero. Returns the offset of the
@@ -204,8 +196,7 @@ pub fn build_with_endpoints(
         tcp.set_source(source.port());
         tcp.set_destination(destination.port());
     }
-    set_lengths(out, source.ip());
-    set_tcp_checksum(&mut out[packet.tcp_offset..], source.ip(), destination.ip());
+    set_lengths_and_checksums(out, packet.tcp_offset);
 }
 
 /// Maps the blocks of a SACK option; unused room is filled with NOP.
@@ -230,27 +221,28 @@ fn map_sack(option: &mut [u8], map: &mut impl FnMut([Seq; 2]) -> Option<[Seq; 2]
     }
 }
 
-fn set_lengths(packet: &mut [u8], address: IpAddr) {
+/// Sets lengths and checksums of a packet whose TCP header is at `tcp`.
+fn set_lengths_and_checksums(packet: &mut [u8], tcp: usize) {
     let length = packet.len() as u16; // callers keep within 65535
-    if address.is_ipv4() {
-        if let Some(mut ip) = MutableIpv4Packet::new(packet) {
-            ip.set_total_length(length);
-            let checksum = pnet_packet::ipv4::checksum(&ip.to_immutable());
-            ip.set_checksum(checksum);
-        }
-    } else if let Some(mut ip) = MutableIpv6Packet::new(packet) {
-        ip.set_payload_length(length.saturating_sub(40));
+    if is_v4(packet) {
+        packet[2..4].copy_from_slice(&length.to_be_bytes());
+        packet[10..12].fill(0);
+        let checksum = complement(sum(&packet[..tcp]));
+        packet[10..12].copy_from_slice(&checksum.to_ne_bytes());
+    } else {
+        packet[4..6].copy_from_slice(&length.saturating_sub(40).to_be_bytes());
     }
+    packet[tcp + 16..tcp + 18].fill(0);
+    let checksum = complement(segment_sum(packet, tcp));
+    packet[tcp + 16..tcp + 18].copy_from_slice(&checksum.to_ne_bytes());
 }
 
-fn set_tcp_checksum(segment: &mut [u8], source: IpAddr, destination: IpAddr) {
-    let Some(mut segment) = MutableTcpPacket::new(segment) else { return };
-    let checksum = match (source, destination) {
-        (IpAddr::V4(s), IpAddr::V4(d)) => tcp::ipv4_checksum(&segment.to_immutable(), &s, &d),
-        (IpAddr::V6(s), IpAddr::V6(d)) => tcp::ipv6_checksum(&segment.to_immutable(), &s, &d),
-        _ => return,
-    };
-    segment.set_checksum(checksum);
+/// The checksum of words with this sum.
+fn complement(mut sum: u64) -> u16 {
+    while sum > 0xffff {
+        sum = (sum & 0xffff) + (sum >> 16);
+    }
+    !(sum as u16)
 }
 
 /// A checksum that follows changes of the summed words (RFC 1624 equation 3). A 32-bit value counts as two words.
@@ -266,11 +258,7 @@ impl IncrementalChecksum {
     }
 
     fn checksum(self) -> u16 {
-        let mut sum = self.0;
-        while sum > 0xffff {
-            sum = (sum & 0xffff) + (sum >> 16);
-        }
-        !(sum as u16)
+        complement(self.0)
     }
 }
 

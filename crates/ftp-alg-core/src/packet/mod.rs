@@ -188,17 +188,8 @@ impl<'a> Packet<'a> {
 
     /// Whether the TCP checksum is correct. Otherwise the receiver discards the packet.
     pub fn checksum_is_valid(&self) -> bool {
-        let segment = &self.bytes[self.tcp_offset..];
-        let length = segment.len() as u32; // an IP packet's
-        let pseudo = u64::from(u16::from(IpNumber::TCP.0).to_be()) + u64::from(length.to_be());
-        let sum = pseudo
-            + match (self.is_v4(), self.tcp_offset) {
-                (true, 20) | (false, 40) => sum(&self.bytes[if self.is_v4() { 12 } else { 8 }..]),
-                (true, _) => sum(segment) + sum(&self.bytes[12..20]),
-                (false, _) => sum(segment) + sum(&self.bytes[8..40]),
-            };
         // The sum includes the checksum, so it is zero: a multiple of 2^16 - 1 in ones' complement.
-        sum.is_multiple_of(0xffff)
+        segment_sum(self.bytes, self.tcp_offset).is_multiple_of(0xffff)
     }
 
     /// Position of the SACK option's content in the packet: eight bytes a block.
@@ -229,7 +220,7 @@ impl<'a> Packet<'a> {
     }
 
     fn is_v4(&self) -> bool {
-        self.bytes[0] >> 4 == 4
+        is_v4(self.bytes)
     }
 
     fn header_u16<const AT: usize>(&self) -> u16 {
@@ -310,6 +301,25 @@ const OPTION_NOP: u8 = 1;
 const OPTION_WINDOW_SCALE: u8 = 3;
 const OPTION_SACK: u8 = 5;
 const OPTION_TIMESTAMPS: u8 = 8;
+
+fn is_v4(packet: &[u8]) -> bool {
+    packet[0] >> 4 == 4
+}
+
+/// The [sum](sum()) of the TCP segment at `tcp`, with its pseudo header.
+#[inline(always)]
+fn segment_sum(packet: &[u8], tcp: usize) -> u64 {
+    let segment = &packet[tcp..];
+    let length = segment.len() as u32; // an IP packet's
+    let pseudo = u64::from(u16::from(IpNumber::TCP.0).to_be()) + u64::from(length.to_be());
+    pseudo
+        + match (is_v4(packet), tcp) {
+            (true, 20) => sum(&packet[12..]),
+            (false, 40) => sum(&packet[8..]),
+            (true, _) => sum(segment) + sum(&packet[12..20]),
+            (false, _) => sum(segment) + sum(&packet[8..40]),
+        }
+}
 
 /// The sum of 16-bit words modulo 2^16 - 1, in this machine's byte order. The result is zero in one byte order if it is
 /// in the other (RFC 1071 section 2).
