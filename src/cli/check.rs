@@ -1,9 +1,6 @@
 //! `ftp-alg check`: checks a configuration.
 
-use std::{
-    io::{self, Write as _},
-    path::{Path, PathBuf},
-};
+use std::path::{Path, PathBuf};
 
 use clap::Args;
 
@@ -13,9 +10,8 @@ use crate::config;
 /// Check whether a configuration is valid
 ///
 /// Each problem is one line on standard error: file, line, column, key, value
-/// and the values that are allowed. The exit code is then 2. A key with an old
-/// name is a warning, also on standard error. The command changes nothing and
-/// needs no privileges.
+/// and the values that are allowed. The exit code is then 2. The command changes
+/// nothing and needs no privileges.
 #[derive(Args, Debug)]
 pub struct Check {
     /// The configuration file; same as --config
@@ -29,11 +25,7 @@ impl Check {
     /// Prints one line if the configuration is valid.
     pub fn run(&self) -> Result<(), Failure> {
         let named = self.file.as_ref().or(self.config.config.as_ref());
-        let checked = ConfigOption { config: named.cloned() }.load()?;
-        for warning in checked.warnings() {
-            // A closed standard error leaves the exit code (eprintln! would panic).
-            let _ = writeln!(io::stderr(), "ftp-alg: {warning}");
-        }
+        ConfigOption { config: named.cloned() }.load()?;
         let default = Path::new(config::DEFAULT_PATH);
         let path = named.map_or(default, PathBuf::as_path);
         let absent = named.is_none() && !default.exists();

@@ -16,9 +16,7 @@ use super::{
     Server,
     error::{self, InvalidKey},
     file::{self, File, SpannedValue},
-    hint, invalid_keys,
-    old_keys::{self, OldName},
-    text,
+    hint, invalid_keys, text,
 };
 
 const TIMEOUT_RANGE: RangeInclusive<Duration> = Duration::from_secs(1)..=Duration::from_secs(3600);
@@ -58,8 +56,7 @@ pub(super) fn check(text: &str, path: &Path) -> Result<Config, Vec<Problem>> {
         problems.dedup_by_key(|problem| problem.line);
         return Err(problems);
     }
-    let (old_names, mut invalid) = old_keys::replace_old_keys(document.get_mut());
-    invalid.extend(invalid_keys::remove_invalid_keys(document.get_mut()));
+    let invalid = invalid_keys::remove_invalid_keys(document.get_mut());
     let problems = invalid.into_iter().map(|InvalidKey { key, offset, message }| {
         error::problem_at(path, text, offset, Some(error::shown_value(&key, 0..key.len())), message)
     });
@@ -70,24 +67,11 @@ pub(super) fn check(text: &str, path: &Path) -> Result<Config, Vec<Problem>> {
     let mut config = checker.check_file(&file);
     if checker.problems.is_empty() {
         config.unsupported = checker.unsupported;
-        let warnings = old_names.iter().map(|name| old_name_warning(path, text, name));
-        config.warnings = warnings.collect();
         Ok(config)
     } else {
         checker.problems.sort_by_key(|problem| (problem.line, problem.column));
         Err(checker.problems)
     }
-}
-
-/// The warning about an old name: one line, however often the file uses it.
-fn old_name_warning(path: &Path, text: &str, name: &OldName) -> Problem {
-    let OldName { old, new, offset, uses } = *name;
-    let new = new.rsplit('.').next().unwrap_or(new);
-    let uses = if uses > 1 { format!(" ({uses} uses)") } else { String::new() };
-    let message = format!(
-        "this key{uses} is now called {new}: rename it, because the next version removes the old name"
-    );
-    error::problem_at(path, text, offset, Some(old.to_owned()), message)
 }
 
 struct Checker<'a> {
@@ -114,7 +98,6 @@ impl Checker<'_> {
             control_ports,
             servers,
             unsupported: Vec::new(),
-            warnings: Vec::new(),
         }
     }
 

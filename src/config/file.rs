@@ -1,7 +1,7 @@
 //! The structure of the file: tables and keys, without their values' rules.
 //!
 //! Values stay as TOML parses them, with their positions, so that [`super::check`] can check all of them and say what
-//! is allowed. [`super::invalid_keys`] refuses keys that are not listed here, and [`super::old_keys`] knows older names.
+//! is allowed. [`super::invalid_keys`] refuses keys that are not listed here.
 
 use serde::Deserialize;
 use toml::{Spanned, Value};

@@ -5,7 +5,6 @@ use toml::de::{DeTable, DeValue};
 use super::{
     error::InvalidKey,
     file::{TABLES, TOP_LEVEL_KEYS, Table},
-    old_keys,
 };
 
 /// Finds what is not a known table or key. A table of the wrong type is removed; serde ignores unknown keys.
@@ -84,9 +83,7 @@ fn unknown_key_message(here: Option<&Table>, name: &str) -> String {
             TOP_LEVEL_KEYS.iter().copied().chain(TABLES.iter().map(|table| table.name)).collect()
         }
     };
-    let typed = name.replace('-', "_").to_ascii_lowercase();
-    let renamed = old_keys::new_name(&typed);
-    let meant = renamed.clone().unwrap_or(typed);
+    let meant = name.replace('-', "_").to_ascii_lowercase();
     let homes: Vec<String> =
         TABLES.iter().filter(|table| table.keys.contains(&&*meant)).map(title).collect();
     if own.contains(&&*meant) || (homes.is_empty() && !TOP_LEVEL_KEYS.contains(&&*meant)) {
@@ -98,10 +95,6 @@ fn unknown_key_message(here: Option<&Table>, name: &str) -> String {
     }
     match homes.as_slice() {
         [] => "unknown key; it belongs at the top of the file, before the first [table]".to_owned(),
-        homes => {
-            let renamed = renamed.map(|key| format!(" as `{}`", key.replace('_', "-")));
-            let tables = homes.join(" or ");
-            format!("unknown key; it belongs in {tables}{}", renamed.unwrap_or_default())
-        }
+        homes => format!("unknown key; it belongs in {}", homes.join(" or ")),
     }
 }

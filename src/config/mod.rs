@@ -3,7 +3,7 @@
 //! A [`Config`] holds only checked values that other modules may use without checks. This module knows nothing of who
 //! runs it or of the kernel. It does not check whether an external name resolves or a queue is free.
 //!
-//! `file` describes the structure, `old_keys` replaces names of earlier versions, `invalid_keys` refuses anything else, `check` builds a [`Config`], `text` parses
+//! `file` describes the structure, `invalid_keys` refuses anything else, `check` builds a [`Config`], `text` parses
 //! values that TOML has no type for, `hint` makes suggestions, `error` adds positions.
 
 mod check;
@@ -11,7 +11,6 @@ mod error;
 mod file;
 mod hint;
 mod invalid_keys;
-mod old_keys;
 mod text;
 
 use std::{
@@ -59,7 +58,6 @@ pub struct Config {
     /// `metrics.listen`.
     pub metrics: Option<SocketAddr>,
     unsupported: Vec<Problem>,
-    warnings: Vec<Problem>,
 }
 
 /// `[queue]`: our netfilter queues.
@@ -218,7 +216,6 @@ impl Default for Config {
             servers: Vec::new(),
             metrics: None,
             unsupported: Vec::new(),
-            warnings: Vec::new(),
         }
     }
 }
@@ -320,11 +317,6 @@ impl Config {
         } else {
             Err(ConfigError::Invalid(self.unsupported.clone()))
         }
-    }
-
-    /// Keys that the file uses under an old name, which works in this version only.
-    pub fn warnings(&self) -> &[Problem] {
-        &self.warnings
     }
 
     /// The keys whose value in `next` differs and cannot change under a running daemon: rules,

@@ -34,9 +34,7 @@ use rustix::{
 use serde::Serialize;
 use socket2::{Domain, SockAddr, SockRef, Type};
 
-use super::{
-    log::level, retired_fields::with_retired_names, snapshot::StatusSource, wire::DeadlineStream,
-};
+use super::{log::level, snapshot::StatusSource, wire::DeadlineStream};
 
 /// The longest request line, in bytes.
 const MAX_REQUEST: usize = 256;
@@ -204,7 +202,7 @@ fn answer_request(
     may_change: impl FnOnce() -> bool,
 ) -> io::Result<Vec<u8>> {
     match request.trim_ascii() {
-        b"status" => json_line(&with_retired_names(&source.status())?),
+        b"status" => json_line(&source.status()),
         b"sessions" => json_line(&source.sessions()),
         b"pinholes" => json_line(&source.pinholes()),
         b"log-level" => json_line(&level::current_level()),

@@ -23,7 +23,6 @@ mod host;
 mod log;
 mod operator_rules;
 mod queries;
-mod retired_fields;
 mod shard;
 mod shard_map;
 mod shared_state;
@@ -326,9 +325,6 @@ fn reload(options: &DaemonOptions, old: Config, service: &dyn DaemonService) -> 
 fn load(options: &DaemonOptions) -> Result<Config, ConfigError> {
     let config = Config::load_with(options.config.as_deref(), broker::read)?;
     config.unsupported()?;
-    for warning in config.warnings() {
-        tracing::warn!(event = "config_key_renamed", "{warning}");
-    }
     Ok(config)
 }
 

@@ -50,16 +50,6 @@ fn a_server_that_announces_its_inside_is_reached_where_the_client_dialled() {
 }
 
 #[test]
-fn an_old_key_name_is_logged() {
-    let text = "[[server]]\naddress = \"10.0.0.5\"\nheal-address = true\n";
-    let gateway = gateway_with(Topology::Routed, text);
-    let log = gateway.daemon.log();
-    let warning =
-        ":3:1: server.heal-address: this key is now called replace-foreign-address: rename it";
-    assert_eq!(log.matches(warning).count(), 1, "{log}");
-}
-
-#[test]
 fn without_the_key_a_foreign_address_gets_no_pinhole() {
     let gateway = gateway_with(Topology::PublishedServer, "");
     let lab = &gateway.lab;

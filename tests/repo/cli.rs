@@ -94,23 +94,6 @@ fn an_unknown_key_is_named_with_the_nearest_known_one() {
 }
 
 #[test]
-fn an_old_key_name_is_a_warning() {
-    let place = Place::new();
-    let server = "[[server]]\naddress = \"10.0.0.5\"\n";
-    let file = place.config(&format!("{server}heal-address = true\n"));
-    let (code, stdout, stderr) = outcome(&["check", &file]);
-    assert_eq!((code, stdout), (0, format!("{file}: valid\n")));
-    let warning = "server.heal-address: this key is now called replace-foreign-address: rename it, because the next \
-                   version removes the old name";
-    assert_eq!(stderr, format!("ftp-alg: {file}:3:1: {warning}\n"));
-    let file =
-        place.config(&format!("{server}heal-address = true\nreplace-foreign-address = true\n"));
-    let (code, _, stderr) = outcome(&["check", &file]);
-    assert_eq!((code, stderr.lines().count()), (2, 1), "{stderr}");
-    assert!(stderr.contains(":3:1: server.heal-address: this is the old name of "), "{stderr}");
-}
-
-#[test]
 fn unsupported_keys_are_refused() {
     let place = Place::new();
     let file = place.config("[metrics]\nlisten = \"127.0.0.1:9821\"\n");

@@ -43,13 +43,12 @@ enum Source {
 }
 
 /// Pages, how a block begins, and its source.
-const SHOWN: [(&str, &str, Source); 16] = [
+const SHOWN: [(&str, &str, Source); 15] = [
     ("README.md", "clients with servers", Source::Demo),
     ("README.md", "ftp://anonymous@", Source::Try),
     ("docs/commands.md", "ID  CLIENT", Source::Masquerade),
     ("docs/commands.md", "SESSION  KIND", Source::Masquerade),
     ("docs/configuration.md", "ftp-alg: bad.toml", Source::Check),
-    ("docs/configuration.md", "ftp-alg: ftp-alg.toml", Source::Check),
     ("docs/fastpath.md", "fast path    on", Source::FastPath),
     ("docs/firewalls.md", "nftables (recognised", Source::Setup),
     ("docs/health.md", "PROBLEM data-connections", Source::Dropping),
