@@ -227,7 +227,9 @@ fn set_lengths_and_checksums(packet: &mut [u8], tcp: usize) {
     if is_v4(packet) {
         packet[2..4].copy_from_slice(&length.to_be_bytes());
         packet[10..12].fill(0);
-        let checksum = complement(sum(&packet[..tcp]));
+        // Behind the header there may be an authentication header.
+        let header = usize::from(packet[0] & 0xf) * 4;
+        let checksum = complement(sum(&packet[..header]));
         packet[10..12].copy_from_slice(&checksum.to_ne_bytes());
     } else {
         packet[4..6].copy_from_slice(&length.saturating_sub(40).to_be_bytes());
