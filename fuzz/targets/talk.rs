@@ -7,8 +7,8 @@ use ftp_alg_core::{
     ftp::{Announcement, AnnouncementKind, MalformedAnnouncement, Padding},
     packet::{Packet, Seq, flags},
     session::{
-        AnnouncedLine, AnnouncementVerdict, DecisionAnswer, DecisionRequest, DialogueEvent,
-        ForwardAction, ForwardPlan, Inspection, Phase, RefusalReason, RefusedLine, Session, Side,
+        AnnouncedLine, Answer, DecisionRequest, DialogueEvent, Effect, ForwardAction, ForwardPlan,
+        Inspection, Phase, RefusalReason, RefusedLine, Session, Side,
     },
 };
 
@@ -52,10 +52,10 @@ pub struct Recorder {
 }
 
 impl Recorder {
-    fn decide(&mut self, announced: &AnnouncedLine) -> AnnouncementVerdict {
+    fn decide(&mut self, announced: &AnnouncedLine) -> Effect {
         // It has no effect, and a line that was cut does not ask. After a pickup the engine forwards announcements unchanged.
         if !announced.was_requested || announced.phase == Phase::PickedUp {
-            return AnnouncementVerdict::Pass;
+            return Effect::Pass;
         }
         // Blanks before a verb that were forwarded are not always stored, so the position in the line depends on the
         // boundaries of segments. The received bytes show whether the endpoint was found.
@@ -69,13 +69,11 @@ impl Recorder {
                 if announced.blocked_because.is_none() {
                     self.opened.push(announcement);
                 }
-                AnnouncementVerdict::Open { endpoint, padding: Padding::Blanks }
+                Effect::Open { endpoint, padding: Padding::Blanks }
             }
-            _ if announced.kind.is_active() => {
-                AnnouncementVerdict::Refuse(RefusalReason::Malformed)
-            }
-            (Ok(_), None) => AnnouncementVerdict::Refuse(RefusalReason::ForeignAddress),
-            _ => AnnouncementVerdict::Pass,
+            _ if announced.kind.is_active() => Effect::Refuse(RefusalReason::Malformed),
+            (Ok(_), None) => Effect::Refuse(RefusalReason::ForeignAddress),
+            _ => Effect::Pass,
         }
     }
 
@@ -237,9 +235,9 @@ impl Talk {
                 Some(pending) => {
                     let answer = match &pending.request {
                         DecisionRequest::Announcement(announced) => {
-                            DecisionAnswer::Verdict(self.recorder.decide(announced))
+                            Answer::Effect(self.recorder.decide(announced))
                         }
-                        DecisionRequest::AdjustSequence => DecisionAnswer::AdjustSequence(true),
+                        DecisionRequest::AdjustSequence => Answer::AdjustSequence(true),
                     };
                     inspection.answer = Some((pending, answer));
                 }

@@ -11,7 +11,7 @@ use std::{
 };
 
 use clap::Args;
-use ftp_alg_core::{engine::Action, policy::Policy};
+use ftp_alg_core::{engine::DecidedAnnouncement, policy::Policy};
 use ipnetwork::IpNetwork;
 
 use super::{Failure, output, table};
@@ -137,11 +137,10 @@ fn text(report: &ReplayReport) -> String {
         table::render(header, &report.rows.iter().map(cells).collect::<Vec<_>>())
     };
     text.push('\n');
-    let count = |action: Action| {
-        let name = action.to_string();
-        format!("{name} {}", report.rows.iter().filter(|row| row.action == name).count())
+    let count = |action| {
+        format!("{action} {}", report.rows.iter().filter(|row| row.action == action).count())
     };
-    let actions = [Action::Open, Action::Rewrite, Action::Refuse, Action::Ignore].map(count);
+    let actions = DecidedAnnouncement::ACTIONS.map(count);
     let mut items = vec![
         ("packets", report.packets.to_string()),
         ("of control connections", report.control_packets.to_string()),
@@ -173,7 +172,7 @@ fn cells(row: &AnnouncementRow) -> [String; 8] {
         row.from.to_owned(),
         row.kind.to_string(),
         row.announced.clone().unwrap_or_else(unread),
-        row.action.clone(),
+        row.action.to_owned(),
         row.rewritten.clone().unwrap_or_else(|| "-".to_owned()),
         row.reason.clone(),
     ]

@@ -18,7 +18,10 @@ use std::{
 };
 
 use ahash::AHashMap;
-use ftp_alg_core::engine::{Action, AnnouncementDecision, Event, EventKind};
+use ftp_alg_core::{
+    engine::{DecidedAnnouncement, Event, EventKind},
+    session::Effect,
+};
 use strum::{EnumCount, EnumMessage, IntoStaticStr, VariantArray};
 use tracing::Level;
 use tracing_subscriber::{fmt, prelude::*};
@@ -159,23 +162,23 @@ struct Fields<'a> {
     session: Option<u64>,
     client: Option<SocketAddr>,
     server: Option<SocketAddr>,
-    decision: Option<&'a AnnouncementDecision>,
+    decided: Option<&'a DecidedAnnouncement>,
 }
 
 impl<'a> Fields<'a> {
     fn new(event: &'a Event) -> Self {
-        let decision = match &event.kind {
-            EventKind::Announcement(decision) => Some(decision),
+        let decided = match &event.kind {
+            EventKind::Announcement(decided) => Some(decided),
             _ => None,
         };
         let (client, server) = (Some(event.client), Some(event.server));
-        Self { session: Some(event.session), client, server, decision }
+        Self { session: Some(event.session), client, server, decided }
     }
 }
 
 /// Logs `text` with the event's `name` and `fields`.
 fn log_line(level: Level, name: &'static str, text: &dyn Display, fields: &Fields<'_>) {
-    let decision = fields.decision;
+    let decided = fields.decided;
     macro_rules! log {
         ($level:ident) => {
             tracing::$level!(
@@ -183,10 +186,10 @@ fn log_line(level: Level, name: &'static str, text: &dyn Display, fields: &Field
                 session = fields.session,
                 client = fields.client.map(display),
                 server = fields.server.map(display),
-                action = decision.map(|decision| display(decision.action)),
-                kind = decision.map(|decision| display(decision.kind)),
-                announced = decision.and_then(|decision| decision.announced).map(display),
-                rewritten = decision.and_then(|decision| decision.rewritten).map(display),
+                action = decided.map(|decided| display(decided.action())),
+                kind = decided.map(|decided| display(decided.kind)),
+                announced = decided.and_then(|decided| decided.announced).map(display),
+                rewritten = decided.and_then(|decided| decided.rewritten()).map(display),
                 "{text}"
             )
         };
@@ -267,7 +270,9 @@ fn topic_of(what: &EventKind) -> Option<Topic> {
     match what {
         EventKind::KernelRefused(_) => Some(Topic::Kernel),
         EventKind::CommandRefused(_) => Some(Topic::Refusal),
-        EventKind::Announcement(AnnouncementDecision { action: Action::Refuse, .. }) => {
+        EventKind::Announcement(DecidedAnnouncement { decision, .. })
+            if matches!(decision.effect, Effect::Refuse(_)) =>
+        {
             Some(Topic::Refusal)
         }
         EventKind::Announcement(_) | EventKind::UnreadableReply(_) => Some(Topic::Announcement),

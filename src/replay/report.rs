@@ -1,9 +1,8 @@
 //! The report of a replay.
 
 use ftp_alg_core::{
-    engine::{AnnouncementDecision, Event, EventKind},
+    engine::{Event, EventKind},
     ftp::AnnouncementKind,
-    session::Side,
 };
 use serde::Serialize;
 
@@ -18,7 +17,7 @@ pub struct AnnouncementRow {
     /// The announced endpoint, if it could be parsed.
     pub announced: Option<String>,
     /// The action: `open`, `rewrite`, `refuse` or `ignore`.
-    pub action: String,
+    pub action: &'static str,
     /// The endpoint after the rewrite.
     pub rewritten: Option<String>,
     pub reason: String,
@@ -59,29 +58,17 @@ pub struct ReplayReport {
 impl ReplayReport {
     /// Adds an event of the engine. `frame` is the frame that completed the line.
     pub fn add(&mut self, frame: u64, event: Event) {
-        let EventKind::Announcement(decision) = event.kind else { return };
-        let AnnouncementDecision {
-            kind,
-            from,
-            announced,
-            action,
-            rewritten,
-            reason,
-            unread_text: said,
-        } = decision;
+        let EventKind::Announcement(decided) = event.kind else { return };
         self.rows.push(AnnouncementRow {
             frame,
-            kind,
-            from: match from {
-                Side::Client => "client",
-                Side::Server => "server",
-            },
-            announced: announced.map(|endpoint| endpoint.to_string()),
-            action: action.to_string(),
-            rewritten: rewritten.map(|endpoint| endpoint.to_string()),
-            reason: reason.into_owned(),
+            kind: decided.kind,
+            from: if decided.kind.is_active() { "client" } else { "server" },
+            announced: decided.announced.map(|endpoint| endpoint.to_string()),
+            action: decided.action(),
+            rewritten: decided.rewritten().map(|endpoint| endpoint.to_string()),
+            reason: decided.decision.reason.into_owned(),
             session: event.session,
-            unread_line: said,
+            unread_line: decided.unread_text,
         });
     }
 }

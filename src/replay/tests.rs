@@ -89,7 +89,7 @@ impl Talk {
 
 fn row(rows: &[AnnouncementRow]) -> (u64, &str, Option<&str>) {
     let [row] = rows else { panic!("not one row: {rows:?}") };
-    (row.frame, &row.action, row.rewritten.as_deref())
+    (row.frame, row.action, row.rewritten.as_deref())
 }
 
 /// The written payloads from one source.

@@ -4,10 +4,11 @@
 use std::{
     borrow::Cow,
     net::{IpAddr, SocketAddr},
+    task::Poll,
 };
 
 use super::{
-    Action, AnnouncementDecision, EventKind, KernelError, Pinhole, Translation,
+    DecidedAnnouncement, EventKind, KernelError, Pinhole, Translation,
     client_counts::OpenError,
     connection::Connection,
     handover::FastPathPinhole,
@@ -17,41 +18,23 @@ use super::{
 use crate::{
     ftp::{AnnouncementKind, MalformedAnnouncement, Padding},
     policy::{ExternalAddress, ForeignAddress, Policy},
-    session::{AnnouncedLine, AnnouncementVerdict, Phase, RefusalReason, Side},
+    session::{AnnouncedLine, Decision, Effect, Phase, RefusalReason},
 };
 
 /// Limit of pinholes of one session; pipelined announcements need several.
 const MAX_PER_SESSION: usize = 8;
 
-/// The outcome of one step of a decision about an announcement.
-pub enum AnnouncementOutcome {
-    /// The decision is made.
-    Decided(AnnouncementVerdict),
-    /// The kernel must answer a [request](Connection::request) first: to open the reserved pinhole, or to look up the
-    /// connection's translation.
-    NeedsKernel,
-}
-
-/// Why no pinhole is opened.
-pub(super) enum NotOpened {
-    Refuse(RefusalReason, Cow<'static, str>),
-    /// The announcement passes unchanged.
-    Ignore(Cow<'static, str>),
-}
-
-impl NotOpened {
-    /// What to do about a foreign address for which no pinhole can be opened.
-    fn for_foreign_address(
-        policy: &Policy,
-        kind: AnnouncementKind,
-        why: RefusalReason,
-        reason: Cow<'static, str>,
-    ) -> Self {
-        match policy.foreign {
-            ForeignAddress::Refuse => Self::Refuse(why, reason),
-            ForeignAddress::Pass if kind.is_active() => Self::Refuse(why, reason),
-            ForeignAddress::Pass | ForeignAddress::Allow => Self::Ignore(reason),
-        }
+/// What to do about a foreign address for which no pinhole can be opened.
+fn about_foreign_address(
+    policy: &Policy,
+    kind: AnnouncementKind,
+    why: RefusalReason,
+    reason: Cow<'static, str>,
+) -> Decision {
+    match policy.foreign {
+        ForeignAddress::Refuse => Decision::refuse(why, reason),
+        ForeignAddress::Pass if kind.is_active() => Decision::refuse(why, reason),
+        ForeignAddress::Pass | ForeignAddress::Allow => Decision::pass(reason),
     }
 }
 
@@ -75,18 +58,19 @@ struct OpenedPinhole {
 
 impl Connection<'_> {
     /// Decides about `announced`, as far as possible without the kernel. A pinhole that the kernel must open is stored
-    /// in `attempt`.
+    /// in `attempt`. Then, and to look up the connection's translation, the kernel must answer a
+    /// [request](Connection::request) first: the decision is pending.
     pub fn decide_announcement(
         &mut self,
         announced: &AnnouncedLine,
         attempt: &mut Option<Attempt>,
-    ) -> AnnouncementOutcome {
+    ) -> Poll<Effect> {
         let kind = announced.kind;
         if let (false, Err(MalformedAnnouncement::Form(_)), Some(text)) =
             (kind.is_active(), &announced.parsed, &announced.unread_text)
         {
             self.push_event(EventKind::UnreadableReply(text.clone()));
-            return AnnouncementOutcome::Decided(AnnouncementVerdict::Pass);
+            return Poll::Ready(Effect::Pass);
         }
         // Without a request to the kernel, because an attacker can send such an announcement at will. The reply may
         // work without us.
@@ -96,11 +80,9 @@ impl Connection<'_> {
             _ => false,
         };
         let plan = match (&announced.parsed, self.announced_endpoint(announced)) {
-            _ if is_unknown => {
-                Err(NotOpened::Ignore(announced.blocked_because.unwrap_or_default().into()))
-            }
+            _ if is_unknown => Err(Decision::pass(announced.blocked_because.unwrap_or_default())),
             (Ok(_), Some(endpoint)) => match self.plan(announced, endpoint) {
-                Ok(None) => return AnnouncementOutcome::NeedsKernel,
+                Ok(None) => return Poll::Pending,
                 Ok(Some(plan)) => Ok(plan),
                 Err(not_opened) => Err(not_opened),
             },
@@ -108,24 +90,22 @@ impl Connection<'_> {
                 let reason = malformed.to_string().into();
                 Err(match malformed {
                     // It cannot make a server connect to anything.
-                    MalformedAnnouncement::Family => NotOpened::Ignore(reason),
-                    MalformedAnnouncement::Scope => NotOpened::for_foreign_address(
+                    MalformedAnnouncement::Family => Decision::pass(reason),
+                    MalformedAnnouncement::Scope => about_foreign_address(
                         self.policy,
                         kind,
                         RefusalReason::ForeignAddress,
                         reason,
                     ),
-                    _ if kind.is_active() => NotOpened::Refuse(RefusalReason::Malformed, reason),
-                    _ => NotOpened::Ignore(reason),
+                    _ if kind.is_active() => Decision::refuse(RefusalReason::Malformed, reason),
+                    _ => Decision::pass(reason),
                 })
             }
-            (Ok(_), None) => Err(NotOpened::Ignore("nothing was announced".into())),
+            (Ok(_), None) => Err(Decision::pass("nothing was announced")),
         };
         match plan.and_then(|plan| self.reserve_pinhole(announced, plan, attempt)) {
-            Ok(()) => AnnouncementOutcome::NeedsKernel,
-            Err(not_opened) => {
-                AnnouncementOutcome::Decided(self.record_decision(announced, Err(not_opened)))
-            }
+            Ok(()) => Poll::Pending,
+            Err(not_opened) => Poll::Ready(self.record_decision(announced, not_opened)),
         }
     }
 
@@ -134,12 +114,10 @@ impl Connection<'_> {
         &mut self,
         announced: &AnnouncedLine,
         error: &KernelError,
-    ) -> AnnouncementVerdict {
+    ) -> Effect {
         self.record_kernel_error(error);
-        self.record_decision(
-            announced,
-            Err(NotOpened::Refuse(RefusalReason::KernelRefused, error.to_string().into())),
-        )
+        let decision = Decision::refuse(RefusalReason::KernelRefused, error.to_string());
+        self.record_decision(announced, decision)
     }
 
     /// Decides about `announced` after the kernel's answer to the pinhole request.
@@ -148,7 +126,7 @@ impl Connection<'_> {
         announced: &AnnouncedLine,
         attempt: &mut Attempt,
         answer: Result<(), KernelError>,
-    ) -> AnnouncementOutcome {
+    ) -> Poll<Effect> {
         let not_opened = match answer {
             Ok(()) => {
                 let Err(not_opened) = self.check_policy(announced, attempt) else {
@@ -158,8 +136,8 @@ impl Connection<'_> {
                         replaced_foreign: attempt.replaced_foreign,
                         other_session: attempt.proposal.other_session,
                     };
-                    let verdict = self.record_decision(announced, Ok(opened));
-                    return AnnouncementOutcome::Decided(verdict);
+                    let decision = self.opened_decision(announced, opened);
+                    return Poll::Ready(self.record_decision(announced, decision));
                 };
                 let closings = &mut self.effects.pinholes_to_close;
                 self.pinholes.release_unwanted(&attempt.proposal, closings);
@@ -176,7 +154,7 @@ impl Connection<'_> {
                 );
                 self.pinholes.take_fast_path_closings(&mut self.effects.fast_path_closings);
                 match proposed {
-                    Ok(()) => return AnnouncementOutcome::NeedsKernel,
+                    Ok(()) => return Poll::Pending,
                     Err(error) => self.refusal(&error),
                 }
             }
@@ -186,11 +164,11 @@ impl Connection<'_> {
                     self.refusal(&OpenError::Full(what))
                 } else {
                     self.record_kernel_error(&error);
-                    NotOpened::Refuse(RefusalReason::KernelRefused, error.to_string().into())
+                    Decision::refuse(RefusalReason::KernelRefused, error.to_string())
                 }
             }
         };
-        AnnouncementOutcome::Decided(self.record_decision(announced, Err(not_opened)))
+        Poll::Ready(self.record_decision(announced, not_opened))
     }
 
     /// Whether the policy, which may have changed since the kernel was asked, permits the announced endpoint.
@@ -198,7 +176,7 @@ impl Connection<'_> {
         &mut self,
         announced: &AnnouncedLine,
         attempt: &Attempt,
-    ) -> Result<(), NotOpened> {
+    ) -> Result<(), Decision> {
         if attempt.policy_changes == self.pinholes.policy_changes {
             return Ok(());
         }
@@ -214,13 +192,13 @@ impl Connection<'_> {
         &mut self,
         announced: &AnnouncedLine,
         fast_path: &mut Option<FastPathPinhole>,
-    ) -> AnnouncementVerdict {
+    ) -> Effect {
         let endpoint = self.announced_endpoint(announced);
         let plan = match (*fast_path, endpoint) {
             (Some(fast_path), Some(endpoint)) => {
                 self.plan(announced, endpoint).map(|plan| plan.map(|plan| (fast_path, plan)))
             }
-            _ => Err(NotOpened::Ignore("the fast path opened no pinhole for it".into())),
+            _ => Err(Decision::pass("the fast path opened no pinhole for it")),
         };
         match plan {
             Ok(Some((id, PinholePlan { pinhole, announced_address, replaced_foreign }))) => {
@@ -239,14 +217,13 @@ impl Connection<'_> {
                 );
                 let endpoint = self.hold_opened(held, announced_address);
                 let opened = OpenedPinhole { endpoint, replaced_foreign, other_session: None };
-                self.record_decision(announced, Ok(opened))
+                self.record_decision(announced, self.opened_decision(announced, opened))
             }
-            Err(NotOpened::Refuse(_, reason) | NotOpened::Ignore(reason)) => {
-                self.record_decision(announced, Err(NotOpened::Ignore(reason)))
-            }
+            // The line has passed.
+            Err(not_opened) => self.record_decision(announced, Decision::pass(not_opened.reason)),
             Ok(None) => {
                 let reason = "the connection's translation is unknown";
-                self.record_decision(announced, Err(NotOpened::Ignore(reason.into())))
+                self.record_decision(announced, Decision::pass(reason))
             }
         }
     }
@@ -276,55 +253,39 @@ impl Connection<'_> {
         if self.policy.preserves_length { announced.padding } else { Padding::None }
     }
 
-    /// Records a decision: event, counters, verdict.
-    fn record_decision(
-        &mut self,
-        announced: &AnnouncedLine,
-        opened: Result<OpenedPinhole, NotOpened>,
-    ) -> AnnouncementVerdict {
-        let endpoint = self.announced_endpoint(announced);
-        let (action, rewritten, reason, verdict) = match opened {
-            Ok(OpenedPinhole { endpoint: to_announce, replaced_foreign, other_session }) => {
-                let is_same = Some(to_announce) == endpoint;
-                let action = if is_same { Action::Open } else { Action::Rewrite };
-                let reason = match (endpoint.filter(|_| replaced_foreign), other_session) {
-                    (Some(endpoint), _) => {
-                        let (own, ip) = (self.control.server().ip(), endpoint.ip());
-                        format!("foreign address {ip} replaced: the server is {own}").into()
-                    }
-                    (None, Some(reason)) => reason.into(),
-                    (None, None) if is_same => "both ends see the same endpoint".into(),
-                    (None, None) => "the other end sees another endpoint".into(),
-                };
-                let padding = self.allowed_padding(announced);
-                let verdict = AnnouncementVerdict::Open { endpoint: to_announce, padding };
-                (action, (!is_same).then_some(to_announce), reason, verdict)
+    /// The decision about `announced` after a pinhole was opened for it.
+    fn opened_decision(&self, announced: &AnnouncedLine, opened: OpenedPinhole) -> Decision {
+        let OpenedPinhole { endpoint, replaced_foreign, other_session } = opened;
+        let read = self.announced_endpoint(announced);
+        let reason = match (read.filter(|_| replaced_foreign), other_session) {
+            (Some(read), _) => {
+                let (own, ip) = (self.control.server().ip(), read.ip());
+                format!("foreign address {ip} replaced: the server is {own}").into()
             }
-            Err(NotOpened::Refuse(why, reason)) => {
-                (Action::Refuse, None, reason, AnnouncementVerdict::Refuse(why))
-            }
-            Err(NotOpened::Ignore(reason)) => {
-                (Action::Ignore, None, reason, AnnouncementVerdict::Pass)
-            }
+            (None, Some(reason)) => reason.into(),
+            (None, None) if Some(endpoint) == read => "both ends see the same endpoint".into(),
+            (None, None) => "the other end sees another endpoint".into(),
         };
-        match action {
-            Action::Rewrite => self.counters.rewrites += 1,
-            Action::Refuse => self.counters.pinholes_refused += 1,
-            Action::Open | Action::Ignore => {}
+        let padding = self.allowed_padding(announced);
+        Decision { effect: Effect::Open { endpoint, padding }, reason }
+    }
+
+    /// Records a decision: event, counters. Returns its effect.
+    fn record_decision(&mut self, announced: &AnnouncedLine, decision: Decision) -> Effect {
+        let effect = decision.effect;
+        let decided = DecidedAnnouncement {
+            kind: announced.kind,
+            announced: self.announced_endpoint(announced),
+            unread_text: announced.unread_text.clone(),
+            decision,
+        };
+        match effect {
+            Effect::Open { .. } if decided.rewritten().is_some() => self.counters.rewrites += 1,
+            Effect::Refuse(_) => self.counters.pinholes_refused += 1,
+            Effect::Open { .. } | Effect::Pass => {}
         }
-        let AnnouncedLine { kind, ref unread_text, .. } = *announced;
-        let from = if kind.is_active() { Side::Client } else { Side::Server };
-        let (announced, unread_text) = (endpoint, unread_text.clone());
-        self.push_event(EventKind::Announcement(AnnouncementDecision {
-            kind,
-            from,
-            announced,
-            action,
-            rewritten,
-            reason,
-            unread_text,
-        }));
-        verdict
+        self.push_event(EventKind::Announcement(decided));
+        effect
     }
 
     /// The pinhole to open for `endpoint`; `None` if the connection's translation must be looked up first.
@@ -332,27 +293,27 @@ impl Connection<'_> {
         &mut self,
         announced: &AnnouncedLine,
         endpoint: SocketAddr,
-    ) -> Result<Option<PinholePlan>, NotOpened> {
+    ) -> Result<Option<PinholePlan>, Decision> {
         let AnnouncedLine { kind, blocked_because: reason, .. } = *announced;
         if !announced.was_requested {
-            return Err(NotOpened::Ignore("the reply answers no PASV or EPSV".into()));
+            return Err(Decision::pass("the reply answers no PASV or EPSV"));
         }
         let Some(translation) = self.control.translation() else { return Ok(None) };
         let plan = plan(kind, endpoint, translation, self.policy)?;
         if let Some(reason) = reason {
-            return Err(NotOpened::Ignore(reason.into()));
+            return Err(Decision::pass(reason));
         }
         if self.policy.require_login && !announced.is_logged_in {
-            return Err(NotOpened::Ignore("the server has not accepted a login".into()));
+            return Err(Decision::pass("the server has not accepted a login"));
         }
         if announced.is_epsv_only && kind != AnnouncementKind::Epsv {
             let reason = "the client has sent EPSV ALL, so only EPSV is allowed";
-            return Err(NotOpened::Refuse(RefusalReason::EpsvOnly, reason.into()));
+            return Err(Decision::refuse(RefusalReason::EpsvOnly, reason));
         }
         if self.control.pinholes().len() >= MAX_PER_SESSION {
             self.counters.limits.session_pinholes += 1;
             let reason = format!("the session has {MAX_PER_SESSION} pinholes already");
-            return Err(NotOpened::Refuse(RefusalReason::PinholeLimit, reason.into()));
+            return Err(Decision::refuse(RefusalReason::PinholeLimit, reason));
         }
         Ok(Some(plan))
     }
@@ -364,11 +325,11 @@ impl Connection<'_> {
         announced: &AnnouncedLine,
         plan: PinholePlan,
         attempt: &mut Option<Attempt>,
-    ) -> Result<(), NotOpened> {
+    ) -> Result<(), Decision> {
         let PinholePlan { pinhole, announced_address, replaced_foreign } = plan;
         let room = self.room_for_port(announced, announced_address);
         let Some(translation) = self.control.translation() else {
-            return Err(NotOpened::Ignore("the connection's translation is unknown".into()));
+            return Err(Decision::pass("the connection's translation is unknown"));
         };
         let format =
             PortFormat { kind: announced.kind, room, padding: self.allowed_padding(announced) };
@@ -419,22 +380,22 @@ impl Connection<'_> {
         Some(room)
     }
 
-    fn refusal(&mut self, error: &OpenError) -> NotOpened {
+    fn refusal(&mut self, error: &OpenError) -> Decision {
         let limits = &mut self.counters.limits;
         match error {
             OpenError::Limit(limit) => {
                 limits.client_pinholes += 1;
                 let reason = format!("the client has {limit} pinholes already");
-                NotOpened::Refuse(RefusalReason::PinholeLimit, reason.into())
+                Decision::refuse(RefusalReason::PinholeLimit, reason)
             }
             OpenError::Full(what) => {
                 limits.pinholes += 1;
                 let reason = format!("there is no room for another pinhole: {what}");
-                NotOpened::Refuse(RefusalReason::PinholeLimit, reason.into())
+                Decision::refuse(RefusalReason::PinholeLimit, reason)
             }
             OpenError::NoPort => {
                 limits.ports += 1;
-                NotOpened::Refuse(RefusalReason::NoFreePort, "no external port is free".into())
+                Decision::refuse(RefusalReason::NoFreePort, "no external port is free")
             }
         }
     }
@@ -446,7 +407,7 @@ fn plan(
     announced: SocketAddr,
     translation: &Translation,
     policy: &Policy,
-) -> Result<PinholePlan, NotOpened> {
+) -> Result<PinholePlan, Decision> {
     let Translation { client, client_external, server, server_external, .. } = *translation;
     let (own, seen, initiator, source) = if kind.is_active() {
         (client.ip(), client_external.ip(), server.ip(), server_external.ip())
@@ -456,12 +417,7 @@ fn plan(
     if announced.is_ipv4() != own.is_ipv4() {
         // A dual-stack server could be made to connect to any host of the other family.
         let reason = "its address is of another family than the control connection";
-        return Err(NotOpened::for_foreign_address(
-            policy,
-            kind,
-            RefusalReason::OtherFamily,
-            reason.into(),
-        ));
+        return Err(about_foreign_address(policy, kind, RefusalReason::OtherFamily, reason.into()));
     }
     let announced_address = external(kind, translation, policy)?;
     let is_own = [own, seen, announced_address].contains(&announced.ip());
@@ -481,20 +437,18 @@ fn plan(
         // the control connection (curl, lftp, FileZilla). That works if the firewall allows it.
         let is_elsewhere = is_internal(ip) && !is_internal(own) && policy.server(own).is_none();
         return Err(match is_elsewhere && !kind.is_active() {
-            true => NotOpened::Ignore(reason),
-            false => {
-                NotOpened::for_foreign_address(policy, kind, RefusalReason::ForeignAddress, reason)
-            }
+            true => Decision::pass(reason),
+            false => about_foreign_address(policy, kind, RefusalReason::ForeignAddress, reason),
         });
     }
     if announced.port() < policy.min_data_port {
         let (port, minimum) = (announced.port(), policy.min_data_port);
         let reason = format!("port {port} in {kind} is below min-data-port {minimum}");
-        return Err(NotOpened::Refuse(RefusalReason::LowPort, reason.into()));
+        return Err(Decision::refuse(RefusalReason::LowPort, reason));
     }
     if policy.denies(announced.port()) {
         let reason = format!("port {} in {kind} is in deny-ports", announced.port());
-        return Err(NotOpened::Refuse(RefusalReason::DeniedPort, reason.into()));
+        return Err(Decision::refuse(RefusalReason::DeniedPort, reason));
     }
     let (target, arrival, announced_address) =
         if replaced_foreign && is_internal(announced_address) && !is_internal(announced.ip()) {
@@ -521,7 +475,7 @@ pub(super) fn external(
     kind: AnnouncementKind,
     translation: &Translation,
     policy: &Policy,
-) -> Result<IpAddr, NotOpened> {
+) -> Result<IpAddr, Decision> {
     let Translation { client, client_external, server, server_external, .. } = translation;
     let (own, translated) = if kind.is_active() {
         (client.ip(), client_external.ip())
@@ -538,7 +492,7 @@ pub(super) fn external(
         ExternalAddress::Fixed(address) => Ok(address),
         ExternalAddress::Unresolved => {
             let reason = "the name of the external address is not resolved yet";
-            Err(NotOpened::Refuse(RefusalReason::Unresolved, reason.into()))
+            Err(Decision::refuse(RefusalReason::Unresolved, reason))
         }
     }
 }

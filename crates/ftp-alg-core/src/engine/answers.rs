@@ -1,16 +1,15 @@
 //! Handles the kernel's answers to an engine's requests.
 
-use std::{mem::take, time::Instant};
+use std::{mem::take, task::Poll, time::Instant};
 
 use super::{
     Effects, Engine, Entry, Event, EventKind, KernelError, Lookup, Opening, QueueMode,
     QueueModeChange, QueuedPacket, Translation, Verdict,
-    announcement::AnnouncementOutcome,
     connection::Connection,
     effects::{KernelRequest, Purpose, RETAINED_CAPACITY, SessionRef, WaitingPacket},
     pinholes::Attempt,
 };
-use crate::session::{AnnouncedLine, DecisionAnswer, DecisionRequest, DropReason};
+use crate::session::{AnnouncedLine, Answer, DecisionRequest, DropReason, Effect};
 
 impl Engine {
     /// Takes the kernel's answers to all requests in `effects`, and continues with the packets that waited for them.
@@ -79,9 +78,7 @@ impl Engine {
         let decide = |connection: &mut Connection<'_>, announced: &_, attempt: &mut _| match &found
         {
             Ok(_) => connection.decide_announcement(announced, attempt),
-            Err(error) => {
-                AnnouncementOutcome::Decided(connection.decide_untranslated(announced, error))
-            }
+            Err(error) => Poll::Ready(connection.decide_untranslated(announced, error)),
         };
         self.resume_announcement(
             now,
@@ -131,11 +128,7 @@ impl Engine {
         waiting: &mut Option<WaitingPacket>,
         packets: &[u8],
         effects: &mut Effects,
-        decide: impl FnOnce(
-            &mut Connection<'_>,
-            &AnnouncedLine,
-            &mut Option<Attempt>,
-        ) -> AnnouncementOutcome,
+        decide: impl FnOnce(&mut Connection<'_>, &AnnouncedLine, &mut Option<Attempt>) -> Poll<Effect>,
     ) {
         let Some(WaitingPacket { token, meta, bytes, line, attempt }) = waiting else { return };
         let packet = QueuedPacket { token: *token, meta: *meta, bytes: &packets[bytes.clone()] };
@@ -146,10 +139,8 @@ impl Engine {
             Some(DecisionRequest::AdjustSequence) | None => None,
         };
         let answer = match outcome {
-            Some(AnnouncementOutcome::Decided(verdict)) => {
-                line.take().map(|line| (line, DecisionAnswer::Verdict(verdict)))
-            }
-            Some(AnnouncementOutcome::NeedsKernel) => {
+            Some(Poll::Ready(effect)) => line.take().map(|line| (line, Answer::Effect(effect))),
+            Some(Poll::Pending) => {
                 let request_again = |c: &mut Connection<'_>| {
                     c.control.end_request();
                     if let Some(line) = line.take() {
@@ -230,7 +221,7 @@ impl Engine {
         let waited = kernel_request.waiting.take().map(|waiting| {
             let WaitingPacket { token, meta, bytes, line, .. } = waiting;
             let packet = QueuedPacket { token, meta, bytes: &packets[bytes] };
-            (packet, line.map(|line| (line, DecisionAnswer::AdjustSequence(answer.is_ok()))))
+            (packet, line.map(|line| (line, Answer::AdjustSequence(answer.is_ok()))))
         });
         self.resume(now, session, waited, effects);
     }

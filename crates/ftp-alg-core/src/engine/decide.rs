@@ -1,10 +1,9 @@
 //! Decides about one packet: which session it belongs to, what the session does with it, and its verdict.
 
-use std::time::Instant;
+use std::{task::Poll, time::Instant};
 
 use super::{
     Checksums, Effects, Engine, Entry, QueueMode, QueuedPacket, Unread, Verdict,
-    announcement::AnnouncementOutcome,
     client_shares::should_count,
     connection::Connection,
     effects::{Released, SessionRef},
@@ -15,13 +14,13 @@ use super::{
 use crate::{
     packet::{Packet, PacketEdit, Seq, flags},
     session::{
-        AnsweredLine, DecisionAnswer, DecisionRequest, DropReason, ForwardAction, ForwardPlan,
-        Inspection, Session, Side, TrailingSegment,
+        Answer, AnsweredLine, DecisionRequest, DropReason, ForwardAction, ForwardPlan, Inspection,
+        Session, Side, TrailingSegment,
     },
 };
 
 /// What to do with a packet now.
-pub(super) enum Decision {
+pub(super) enum Handling {
     /// It has a verdict.
     Verdict(Verdict),
     /// It arrived out of order, or waits for the answer to a probe, and may wait in the reorder queue.
@@ -32,7 +31,7 @@ pub(super) enum Decision {
     AwaitKernel,
 }
 
-pub(super) const ACCEPT: Decision = Decision::Verdict(Verdict::Accept);
+pub(super) const ACCEPT: Handling = Handling::Verdict(Verdict::Accept);
 
 /// State that a packet's verdict needs.
 #[derive(Clone, Copy)]
@@ -97,15 +96,15 @@ impl Engine {
         &mut self,
         now: Instant,
         packet: &QueuedPacket<'_>,
-        decision: Decision,
+        decision: Handling,
         context: PacketContext,
         effects: &mut Effects,
     ) {
         match decision {
-            Decision::Verdict(verdict) => self.release(packet, verdict, context, effects),
-            Decision::Reorder => self.queue_out_of_order(now, packet, effects),
-            Decision::Park => self.park(packet, context.session, effects),
-            Decision::AwaitKernel => {}
+            Handling::Verdict(verdict) => self.release(packet, verdict, context, effects),
+            Handling::Reorder => self.queue_out_of_order(now, packet, effects),
+            Handling::Park => self.park(packet, context.session, effects),
+            Handling::AwaitKernel => {}
         }
     }
 
@@ -166,10 +165,10 @@ impl Engine {
 
     /// A packet whose session was found, but has no entry. That must not happen.
     #[cold]
-    pub(super) fn pass_without_entry(&mut self, bytes: &[u8]) -> Decision {
+    pub(super) fn pass_without_entry(&mut self, bytes: &[u8]) -> Handling {
         debug_assert!(false, "the table has no entry of a session that it found");
         self.pass_unread(bytes, |unread| &mut unread.no_session, "its session has no entry");
-        Decision::Verdict(Verdict::Accept)
+        Handling::Verdict(Verdict::Accept)
     }
 
     #[inline]
@@ -179,7 +178,7 @@ impl Engine {
         queued: &QueuedPacket<'_>,
         context: &mut PacketContext,
         effects: &mut Effects,
-    ) -> Decision {
+    ) -> Handling {
         // By reference, because a copy right after the write would stall.
         let QueuedPacket { bytes, meta, .. } = queued;
         let Ok(packet) = Packet::parse(bytes).map(|packet| packet.with_offload(meta.offload))
@@ -195,7 +194,7 @@ impl Engine {
             return ACCEPT;
         }
         if meta.is_late && !self.may_decide_late(&packet) {
-            return Decision::Verdict(Verdict::Drop(DropReason::Stale));
+            return Handling::Verdict(Verdict::Drop(DropReason::Stale));
         }
         match self.find_session(now, queued, &packet, context, effects) {
             Ok(from) => self.inspect_packet(now, (queued, &packet, from), None, context, effects),
@@ -212,7 +211,7 @@ impl Engine {
         answer: Option<AnsweredLine>,
         context: &mut PacketContext,
         effects: &mut Effects,
-    ) -> Decision {
+    ) -> Handling {
         let (meta, index) = (&queued.meta, context.session.index);
         let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else {
             return self.pass_without_entry(queued.bytes);
@@ -246,7 +245,7 @@ impl Engine {
                 &mut outcome,
             );
             if !is_decided {
-                return Decision::AwaitKernel;
+                return Handling::AwaitKernel;
             }
         }
         let awaits_probe = meta.may_wait && session.awaits_probe_answer(from, packet);
@@ -295,7 +294,7 @@ impl Engine {
             self.sessions.count_session(&mut self.counters, now, index, effects);
         }
         let is_forwarded =
-            matches!(decision, Decision::Verdict(Verdict::Accept | Verdict::Replace(_)));
+            matches!(decision, Handling::Verdict(Verdict::Accept | Verdict::Replace(_)));
         // If this machine is an end of the connection, the BPF program sees only half of it, and no SYN from here.
         let may_be_idle = is_new || packet.has(flags::SYN);
         if from == Side::Server && may_be_idle && is_forwarded && !meta.is_local() {
@@ -344,13 +343,13 @@ fn decide_lines(
             DecisionRequest::Announcement(announced) => {
                 connection.decide_announcement(announced, &mut attempt)
             }
-            DecisionRequest::AdjustSequence => AnnouncementOutcome::NeedsKernel,
+            DecisionRequest::AdjustSequence => Poll::Pending,
         };
         match decided {
-            AnnouncementOutcome::Decided(verdict) => {
-                inspection.answer = Some((request, DecisionAnswer::Verdict(verdict)));
+            Poll::Ready(effect) => {
+                inspection.answer = Some((request, Answer::Effect(effect)));
             }
-            AnnouncementOutcome::NeedsKernel => {
+            Poll::Pending => {
                 connection.request(queued, request, attempt);
                 return false;
             }
@@ -368,7 +367,7 @@ fn forward_verdict(
     packet: &Packet<'_>,
     outcome: &ForwardPlan,
     changed: &[u8],
-) -> Decision {
+) -> Handling {
     let sent = session.map(from.peer());
     let acknowledged = |[left, right]: [Seq; 2]| {
         let (left, right) = (sent.to_sent_left_edge(left), sent.to_sent(right));
@@ -379,7 +378,7 @@ fn forward_verdict(
         packet.append_rebuilt(edit, acknowledged, &mut segment);
         segment
     };
-    Decision::Verdict(match outcome.action {
+    Handling::Verdict(match outcome.action {
         ForwardAction::Unchanged => Verdict::Accept,
         ForwardAction::Drop(reason) => Verdict::Drop(reason),
         // Unreachable: a packet that awaits a decision was parked.
@@ -387,7 +386,7 @@ fn forward_verdict(
         ForwardAction::Changed { seq, ack, flags, window, .. } if awaits_probe => {
             let edit = PacketEdit { seq, ack, payload: Some(&[]), flags, window, urgent: 0 };
             send_trailing_segment(connection, from, rebuilt(&edit));
-            return Decision::Reorder;
+            return Handling::Reorder;
         }
         // The kernel drops a super-packet that is not longer than its first segment was, and does not report that
         // length.

@@ -3,56 +3,55 @@
 use std::{borrow::Cow, fmt, net::SocketAddr};
 
 use super::Pinhole;
-use crate::{ftp::AnnouncementKind, session::Side};
-
-/// What was done about an announcement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Action {
-    /// A pinhole was opened; the announcement was forwarded unchanged.
-    Open,
-    /// A pinhole was opened; the announcement was forwarded with another endpoint.
-    Rewrite,
-    /// Nothing was opened; a command was not forwarded to the server.
-    Refuse,
-    /// Nothing was opened; the announcement was forwarded unchanged.
-    Ignore,
-}
-
-impl fmt::Display for Action {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Open => "open",
-            Self::Rewrite => "rewrite",
-            Self::Refuse => "refuse",
-            Self::Ignore => "ignore",
-        })
-    }
-}
+use crate::{
+    ftp::AnnouncementKind,
+    session::{Decision, Effect},
+};
 
 /// A decision about one announcement.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct AnnouncementDecision {
+pub struct DecidedAnnouncement {
     /// The kind of announcement.
     pub kind: AnnouncementKind,
-    /// The end that announced.
-    pub from: Side,
     /// The announced endpoint; `None` if the line could not be parsed.
     pub announced: Option<SocketAddr>,
-    /// What was done.
-    pub action: Action,
-    /// The endpoint that was announced instead.
-    pub rewritten: Option<SocketAddr>,
-    /// The reason.
-    pub reason: Cow<'static, str>,
     /// The line, escaped and cut, if it could not be parsed.
     pub unread_text: Option<String>,
+    /// The decision.
+    pub decision: Decision,
+}
+
+impl DecidedAnnouncement {
+    /// The words of [`action`](Self::action).
+    pub const ACTIONS: [&str; 4] = ["open", "rewrite", "refuse", "ignore"];
+
+    /// What was done, in one word.
+    pub fn action(&self) -> &'static str {
+        let [open, rewrite, refuse, ignore] = Self::ACTIONS;
+        match self.decision.effect {
+            Effect::Open { .. } if self.rewritten().is_some() => rewrite,
+            Effect::Open { .. } => open,
+            Effect::Refuse(_) => refuse,
+            Effect::Pass => ignore,
+        }
+    }
+
+    /// The endpoint that was announced instead.
+    pub fn rewritten(&self) -> Option<SocketAddr> {
+        match self.decision.effect {
+            Effect::Open { endpoint, .. } => {
+                Some(endpoint).filter(|_| self.announced != Some(endpoint))
+            }
+            Effect::Refuse(_) | Effect::Pass => None,
+        }
+    }
 }
 
 /// The kind of an event.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum EventKind {
     /// A decision about an announcement.
-    Announcement(AnnouncementDecision),
+    Announcement(DecidedAnnouncement),
     /// A 227 or 229 without an endpoint was forwarded; its text is escaped and cut.
     UnreadableReply(String),
     /// An unused pinhole was closed for this reason.
@@ -121,19 +120,19 @@ impl fmt::Display for Event {
     }
 }
 
-impl fmt::Display for AnnouncementDecision {
+impl fmt::Display for DecidedAnnouncement {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{} {}", self.action, self.kind)?;
+        write!(f, "{} {}", self.action(), self.kind)?;
         if let Some(announced) = self.announced {
             write!(f, " {announced}")?;
         }
         if let Some(text) = &self.unread_text {
             write!(f, " \"{text}\"")?;
         }
-        if let Some(rewritten) = self.rewritten {
+        if let Some(rewritten) = self.rewritten() {
             write!(f, " as {rewritten}")?;
         }
-        write!(f, ": {}", self.reason)
+        write!(f, ": {}", self.decision.reason)
     }
 }
 

@@ -28,9 +28,7 @@ use super::{
 use crate::{
     ftp::{AnnouncementKind, Padding},
     packet::{self, Packet, Seq, flags},
-    session::{
-        AnnouncementVerdict, DecisionAnswer, DecisionRequest, ForwardAction, Phase, Session, Side,
-    },
+    session::{Answer, DecisionRequest, Effect, ForwardAction, Phase, Session, Side},
 };
 
 /// Limit of connections that are handed over before the server's greeting, because any SYN-ACK creates one.
@@ -137,14 +135,14 @@ impl Engine {
                 DecisionRequest::Announcement(announced) => {
                     matches &= opened.is_some();
                     let verdict = connection.decide_fast_path_announcement(announced, &mut opened);
-                    DecisionAnswer::Verdict(match verdict {
-                        AnnouncementVerdict::Open { endpoint, .. } => {
-                            AnnouncementVerdict::Open { endpoint, padding: line.padding }
+                    Answer::Effect(match verdict {
+                        Effect::Open { endpoint, .. } => {
+                            Effect::Open { endpoint, padding: line.padding }
                         }
                         other => other,
                     })
                 }
-                DecisionRequest::AdjustSequence => DecisionAnswer::AdjustSequence(false),
+                DecisionRequest::AdjustSequence => Answer::AdjustSequence(false),
             };
             inspection.answer = Some((request, answer));
         };

@@ -8,7 +8,7 @@ use std::{
 use super::{
     Effects, Engine, Entry, Key, PacketMeta, QueuedPacket, Verdict,
     control::Timestamp,
-    decide::{ACCEPT, Decision, PacketContext, trace_unread},
+    decide::{ACCEPT, Handling, PacketContext, trace_unread},
     effects::SessionRef,
     routes::{Origin, SOME_UNREAD},
 };
@@ -41,7 +41,7 @@ impl Engine {
         packet: &Packet<'_>,
         context: &mut PacketContext,
         effects: &mut Effects,
-    ) -> Result<Side, Decision> {
+    ) -> Result<Side, Handling> {
         let (source, destination) = packet.endpoints();
         let timestamp = self.sessions.epoch.timestamp(now);
         let found = self.sessions.table.find(&Key::between(source, destination));
@@ -81,7 +81,7 @@ impl Engine {
         found: Option<u32>,
         context: &mut PacketContext,
         effects: &mut Effects,
-    ) -> Result<Side, Decision> {
+    ) -> Result<Side, Handling> {
         let QueuedPacket { bytes, meta, .. } = queued;
         let timestamp = self.sessions.epoch.timestamp(now);
         let source = packet.endpoints().0;
@@ -108,7 +108,7 @@ impl Engine {
                     self.report_elsewhere(index, SOME_UNREAD, effects);
                     let has_payload = !packet.payload().is_empty();
                     if has_payload && !self.accepts_from_elsewhere(index, from, packet, effects) {
-                        return Err(Decision::Verdict(Verdict::Drop(DropReason::Elsewhere)));
+                        return Err(Handling::Verdict(Verdict::Drop(DropReason::Elsewhere)));
                     }
                     if from == Side::Server || !has_payload {
                         self.record_packet(now, index);
@@ -120,12 +120,12 @@ impl Engine {
                 }
                 Origin::Unknown(lookup) => {
                     self.ask_for_route(queued, session, lookup, effects);
-                    return Err(Decision::AwaitKernel);
+                    return Err(Handling::AwaitKernel);
                 }
             }
             if is_busy {
                 context.session = session;
-                return Err(Decision::Park);
+                return Err(Handling::Park);
             }
             if is_handed_over {
                 self.sessions.take_back(index);
@@ -180,9 +180,9 @@ impl Engine {
         (session, from): (SessionRef, Side),
         context: &mut PacketContext,
         effects: &mut Effects,
-    ) -> Decision {
+    ) -> Handling {
         match obstacle {
-            Obstacle::Reset => Decision::Verdict(self.sessions.answer_reset_session(
+            Obstacle::Reset => Handling::Verdict(self.sessions.answer_reset_session(
                 session.index,
                 from,
                 packet,
@@ -195,7 +195,7 @@ impl Engine {
             }
             Obstacle::OutOfOrder { all_were_queued } => {
                 (context.session, context.all_were_queued) = (session, all_were_queued);
-                Decision::Reorder
+                Handling::Reorder
             }
         }
     }

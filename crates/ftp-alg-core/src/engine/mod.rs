@@ -57,7 +57,7 @@ use effects::SessionRef;
 pub use effects::{
     Effects, Injection, Lookup, Opening, QueueModeChange, Released, Renewal, Token, Verdict,
 };
-pub use event::{Action, AnnouncementDecision, Event, EventKind};
+pub use event::{DecidedAnnouncement, Event, EventKind};
 #[cfg(any(test, feature = "fake-kernel"))]
 pub use fake::FakeKernel;
 pub use handover::{

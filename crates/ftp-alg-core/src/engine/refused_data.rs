@@ -8,7 +8,7 @@ use std::time::Instant;
 
 use super::{
     Effects, Engine, QueuedPacket, Verdict,
-    decide::{Decision, trace_unread},
+    decide::{Handling, trace_unread},
     effects::SessionRef,
     route_answers::RouteLookup,
 };
@@ -24,9 +24,9 @@ impl Engine {
         queued: &QueuedPacket<'_>,
         packet: &Packet<'_>,
         effects: &mut Effects,
-    ) -> Decision {
+    ) -> Handling {
         let (target, initiator, meta) = (packet.source(), packet.destination().ip(), &queued.meta);
-        let accept = Decision::Verdict(Verdict::Accept);
+        let accept = Handling::Verdict(Verdict::Accept);
         let registry = self.sessions.pinholes.registry();
         // RFC 9293 section 3.10.7.1. Other RSTs may leave the target's handshake as it is.
         let answers_syn = packet.has(flags::RST | flags::ACK) && packet.seq() == Seq(0);
@@ -47,7 +47,7 @@ impl Engine {
                 }
                 None => {
                     self.ask_for_route(queued, SessionRef::NONE, lookup, effects);
-                    return Decision::AwaitKernel;
+                    return Handling::AwaitKernel;
                 }
             }
         }

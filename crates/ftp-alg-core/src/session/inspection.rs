@@ -2,27 +2,11 @@
 
 use std::ops::Range;
 
-use super::{Dialogue, Phase, RefusalReason, compact::SmallBytes};
+use super::{Dialogue, Effect, Phase, RefusalReason, compact::SmallBytes};
 use crate::{
     ftp::{Announcement, AnnouncementKind, MalformedAnnouncement, Padding, Text},
     packet::Seq,
 };
-
-/// The decision about an announcement.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum AnnouncementVerdict {
-    /// Forward the line unchanged; nothing was opened for it.
-    Pass,
-    /// A pinhole is open; the line announces this endpoint.
-    Open {
-        /// The endpoint in the forwarded line.
-        endpoint: std::net::SocketAddr,
-        /// How the line keeps its length.
-        padding: Padding,
-    },
-    /// The client gets an error reply with the reason. A command is replaced by a line that the server must refuse.
-    Refuse(RefusalReason),
-}
 
 /// An event in the dialogue that concerns pinholes or the session's state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -146,9 +130,9 @@ pub enum ReadEffect {
 
 /// The answer to a [`DecisionRequest`].
 #[derive(Clone, Copy, Debug)]
-pub enum DecisionAnswer {
-    /// The decision about the announcement.
-    Verdict(AnnouncementVerdict),
+pub enum Answer {
+    /// What is done about the announcement.
+    Effect(Effect),
     /// Whether the sequence numbers may be adjusted.
     AdjustSequence(bool),
 }
@@ -212,7 +196,7 @@ fn escape_and_cut(text: &[u8]) -> String {
 }
 
 /// A pending line and the answer to its request.
-pub type AnsweredLine = (PendingLine, DecisionAnswer);
+pub type AnsweredLine = (PendingLine, Answer);
 
 /// One pass over a packet's payload: the session's input, and what it finds.
 #[derive(Debug, Default)]

@@ -3,9 +3,8 @@
 use std::{net::SocketAddr, ops::Range};
 
 use super::{
-    AnnouncedLine, AnnouncementVerdict, Continuation, DecisionAnswer, DecisionRequest, Dialogue,
-    Inspection, PendingLine, Phase, ReadEffect, RefusalReason, RefusedLine, ReplyLimits,
-    SessionLimit, Side,
+    AnnouncedLine, Answer, Continuation, DecisionRequest, Dialogue, Effect, Inspection,
+    PendingLine, Phase, ReadEffect, RefusalReason, RefusedLine, ReplyLimits, SessionLimit, Side,
     compact::SmallBytes,
     dialogue::{CommandEffect, ReplyEffect},
     limits::{MAX_HELD, VERB_LENGTH},
@@ -89,38 +88,34 @@ pub fn finish_line(
     dialogue: &mut Dialogue,
     (line, delivered): (&[u8], usize),
     request: &PendingLine,
-    answer: DecisionAnswer,
+    answer: Answer,
 ) -> LineRead {
     let text = || Text::new(line);
     LineRead::Done(match (&request.continuation, answer) {
-        (Continuation::LongerReply(range, new), DecisionAnswer::AdjustSequence(true)) => {
+        (Continuation::LongerReply(range, new), Answer::AdjustSequence(true)) => {
             Some((range.clone(), new.clone()))
         }
-        (
-            Continuation::AmbiguousAnnouncement { verb_end },
-            DecisionAnswer::Verdict(AnnouncementVerdict::Refuse(_)),
-        ) => cross_out_from(line, delivered, *verb_end),
+        (Continuation::AmbiguousAnnouncement { verb_end }, Answer::Effect(Effect::Refuse(_))) => {
+            cross_out_from(line, delivered, *verb_end)
+        }
         (
             Continuation::ServerAnnouncement(Some(refusal)),
-            DecisionAnswer::Verdict(AnnouncementVerdict::Refuse(reason)),
+            Answer::Effect(Effect::Refuse(reason)),
         ) => {
             return refuse_reply(&text(), (reason, true), *refusal);
         }
         (
             Continuation::ClientAnnouncement { is_undelivered },
-            DecisionAnswer::Verdict(AnnouncementVerdict::Refuse(reason)),
+            Answer::Effect(Effect::Refuse(reason)),
         ) => cross_out_command(dialogue, &text(), line, reason, *is_undelivered),
-        (
-            Continuation::ClientAnnouncement { .. },
-            DecisionAnswer::Verdict(AnnouncementVerdict::Pass),
-        ) => {
+        (Continuation::ClientAnnouncement { .. }, Answer::Effect(Effect::Pass)) => {
             dialogue.record_announcement(false);
             None
         }
         (
             continuation @ (Continuation::ClientAnnouncement { .. }
             | Continuation::ServerAnnouncement(_)),
-            DecisionAnswer::Verdict(AnnouncementVerdict::Open { endpoint, padding }),
+            Answer::Effect(Effect::Open { endpoint, padding }),
         ) => {
             if let Continuation::ClientAnnouncement { .. } = continuation {
                 dialogue.record_announcement(true);

@@ -17,6 +17,7 @@
 
 mod ambiguities;
 mod compact;
+mod decision;
 mod dialogue;
 mod direction;
 mod drops;
@@ -39,14 +40,15 @@ mod tls;
 mod unacknowledged;
 mod urgent;
 
+pub use decision::{Decision, Effect};
 use dialogue::BegunEncryption;
 pub use dialogue::{Dialogue, Phase};
 use direction::Direction;
 pub use drops::DropReason;
 pub use forwarding::{Acknowledgement, ForwardAction, ForwardPlan, TrailingSegment};
 pub use inspection::{
-    AnnouncedLine, AnnouncementVerdict, AnsweredLine, DecisionAnswer, DecisionRequest,
-    DialogueEvent, Inspection, PendingLine, RefusedLine, SessionLimit,
+    AnnouncedLine, Answer, AnsweredLine, DecisionRequest, DialogueEvent, Inspection, PendingLine,
+    RefusedLine, SessionLimit,
 };
 use inspection::{Continuation, ReadEffect, ReplyLimits};
 use inspection_state::{Completeness, InspectionState};
