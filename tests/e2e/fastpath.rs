@@ -340,7 +340,7 @@ fn the_fast_path_works_without_a_daemon_and_the_next_reads_it() {
     // Three opened before are in the journal, and not counted again.
     assert_eq!(daemon.counter("pinholes_opened").unwrap(), 6, "{}", daemon.log());
     assert_eq!(daemon.counter("fast_path_mismatches").unwrap(), 0);
-    assert_eq!(daemon.counter("lost").unwrap(), 0);
+    assert_eq!(daemon.counter("unread_sessions").unwrap(), 0);
 }
 
 /// Nobody would read the lines, or list what is open.

@@ -37,7 +37,7 @@ fn queued(topology: Topology, transfers: &[Vec<Value>]) -> u64 {
     run([login(), transfers.concat()].concat());
     let all = counted();
     assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), transfers.len() as u64);
-    assert_eq!(gateway.daemon.counter("lost").unwrap(), 0);
+    assert_eq!(gateway.daemon.counter("unread_sessions").unwrap(), 0);
     all - 2 * alone
 }
 

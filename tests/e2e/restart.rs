@@ -166,7 +166,7 @@ fn what_was_said_while_the_daemon_was_down_opens_nothing_later() {
     gateway.start_again("");
     assert_eq!(client.release().error, None);
     assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 0, "{}", gateway.daemon.log());
-    assert_eq!(gateway.daemon.counter("lost").unwrap(), 1, "{}", gateway.daemon.log());
+    assert_eq!(gateway.daemon.counter("unread_sessions").unwrap(), 1, "{}", gateway.daemon.log());
 }
 
 #[test]
