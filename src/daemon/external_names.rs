@@ -54,11 +54,23 @@ const DEFAULT_SERVER: IpAddr = IpAddr::V4(Ipv4Addr::LOCALHOST);
 /// All external names, with the state of each.
 pub(super) struct ExternalNames {
     known: Arc<Mutex<Known>>,
+    /// What the policy announces now.
+    announced: Mutex<Addresses>,
     events: Sender<DaemonEvent>,
     thread: Mutex<Option<Runtime>>,
 }
 
 type Known = BTreeMap<ExternalName, NameState>;
+
+/// The address to announce for each name.
+#[derive(Default)]
+pub(super) struct Addresses(BTreeMap<ExternalName, ExternalAddress>);
+
+impl Addresses {
+    pub fn of(&self, name: &ExternalName) -> ExternalAddress {
+        self.0.get(name).copied().unwrap_or(ExternalAddress::Unresolved)
+    }
+}
 
 /// The state of one name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -84,7 +96,8 @@ enum LookUpResult {
 impl ExternalNames {
     /// Starts without names. Changed addresses are sent to `events`.
     pub fn new(events: Sender<DaemonEvent>) -> Self {
-        Self { known: Arc::default(), events, thread: Mutex::new(None) }
+        let (known, announced) = (Arc::default(), Mutex::default());
+        Self { known, announced, events, thread: Mutex::new(None) }
     }
 
     /// Looks up `names` from now on. Known addresses of these names stay in use.
@@ -103,16 +116,23 @@ impl ExternalNames {
         Ok(())
     }
 
-    /// The address that may be announced for `name`.
-    pub fn external_address(&self, name: &ExternalName) -> ExternalAddress {
-        external_address_of(&lock(&self.known), name)
+    /// The address that may be announced for each name.
+    pub fn addresses(&self) -> Addresses {
+        let known = lock(&self.known);
+        let address = |name: &ExternalName| (name.clone(), external_address_of(&known, name));
+        Addresses(known.keys().map(address).collect())
+    }
+
+    /// Records the addresses that the policy announces from now on, for `status`.
+    pub fn record_announced(&self, addresses: Addresses) {
+        *lock(&self.announced) = addresses;
     }
 
     /// The state of all names, for `status`.
     pub fn rows(&self) -> Vec<NameRow> {
-        let known = lock(&self.known);
+        let (known, announced) = (lock(&self.known), lock(&self.announced));
         let row = |(name, answer): (&ExternalName, &NameState)| {
-            let external = external_address_of(&known, name);
+            let external = announced.of(name);
             let why = if answer.is_absent {
                 format!("the name has no {} record", record_type(name))
             } else {
@@ -441,13 +461,10 @@ mod tests {
         *lock(&names.known) = both();
         record_look_up(&mut lock(&names.known), &name(false), addresses(&["198.51.100.7"]));
         names.watch([name(false)].into()).unwrap();
-        assert_eq!(
-            names.external_address(&name(false)),
-            ExternalAddress::Fixed(ip("198.51.100.7"))
-        );
+        assert_eq!(names.addresses().of(&name(false)), ExternalAddress::Fixed(ip("198.51.100.7")));
         assert_eq!(names.rows().len(), 1);
         names.watch(BTreeSet::new()).unwrap();
-        assert_eq!(names.external_address(&name(false)), ExternalAddress::Unresolved);
+        assert_eq!(names.addresses().of(&name(false)), ExternalAddress::Unresolved);
         assert!(lock(&names.thread).is_none(), "no thread without a name");
     }
 

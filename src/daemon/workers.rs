@@ -74,7 +74,9 @@ pub(super) fn start(
         .map(Queue::open_with_super_packets)
         .collect::<Result<Vec<_>, _>>()?;
     let mut parameters = rule_parameters(config)?;
-    let policy = config.policy(|name| names.external_address(name), &Arc::default());
+    let addresses = names.addresses();
+    let policy = config.policy(|name| addresses.of(name), &Arc::default());
+    names.record_announced(addresses);
     let engine = Engine::new(policy, Checksums::Verify);
     let mut engines: Vec<_> = numbers.iter().map(|_| engine.new_shard()).collect();
     let opened = StateDir::new(state_dir).and_then(|state| {
@@ -486,8 +488,8 @@ impl DaemonService for Workers {
 
     fn update_policy(&self, config: &Config) {
         let port_sets = lock(&self.shared.port_sets).clone();
-        let policy =
-            config.policy(|name| self.shared.external_names.external_address(name), &port_sets);
+        let addresses = self.shared.external_names.addresses();
+        let policy = config.policy(|name| addresses.of(name), &port_sets);
         let fast_path = self.shared.fast_path.as_ref();
         // Connections may be handed over again as soon as the policy is set. What it permits again is updated later.
         if let Ok(reader) = fast_path {
@@ -496,6 +498,7 @@ impl DaemonService for Workers {
         for shard in &self.shared.shards {
             lock(&shard.engine).sessions.set_policy(policy.clone());
         }
+        self.shared.external_names.record_announced(addresses);
         let mut kernel = lock(&self.shared.kernel);
         if let Ok(reader) = fast_path {
             reader.read_lines(&self.shared, &mut kernel);
