@@ -219,7 +219,7 @@ impl Sessions {
         if state.is_handed_over || !state.may_be_handed_over() || !session.is_idle() {
             return;
         }
-        if control.incarnation().is_some() || control.is_busy() || control.syn_had_data() {
+        if control.incarnation().is_some() || control.is_busy() {
             return;
         }
         if control.client().is_ipv6() {

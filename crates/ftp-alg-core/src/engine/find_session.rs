@@ -94,11 +94,13 @@ impl Engine {
         {
             let from = control.side_of(source);
             let is_settled = session.interfaces.are_settled(from, meta.input, meta.output);
+            let is_over = session.is_over();
             let session = SessionRef { index, id: control.id };
             let (is_busy, is_handed_over) = (control.is_busy(), control.fast_path().is_handed_over);
             let is_certain = !packet.has(flags::SYN) && control.incarnation().is_none();
-            // A SYN may begin another connection, whose ends may be elsewhere.
-            let origin = match is_settled || is_busy || packet.has(flags::SYN) {
+            // A SYN changes nothing by itself. When the connection has ended, its ends may be elsewhere.
+            let begins = packet.has(flags::SYN) && (!packet.has(flags::ACK) || is_over);
+            let origin = match is_settled || is_busy || begins {
                 true => Origin::Sender,
                 false => self.find_origin(index, from, meta, effects),
             };
@@ -221,7 +223,7 @@ impl Engine {
                 return self.insert_session(now, (destination, source), session, effects);
             };
             let Entry { session, control } = self.sessions.table.get_mut(index)?;
-            if session.is_syn_ack_retransmission(packet) {
+            if session.is_syn_ack_retransmission(packet) || session.is_continued_by(packet) {
                 return found;
             }
             // The session is known only by data in an earlier SYN.

@@ -73,6 +73,63 @@ fn a_forged_reset_does_not_end_the_session() {
     talk.opens("EPSV\r\n", REPLY);
 }
 
+/// A client, or one of its hosts, sends the SYN-ACK of a connection that continues the live one, and acknowledges it.
+/// So it would begin a dialogue in which each line of a listing is a reply of its own.
+#[test]
+fn a_client_cannot_begin_its_live_connection_again() {
+    for (interface, distance) in [(LAN, 0), (GUESTS, 0), (LAN, 2 << 20), (WAN, 0), (WAN, 5000)] {
+        let mut talk = Conversation::between_interfaces();
+        talk.say(Side::Client, "STAT -1 d\r\n");
+        talk.say(Side::Server, "211-status of d\r\n");
+        let first = talk.next[1].wrapping_sub(distance);
+        let syn_ack = talk.build(Side::Server, first.wrapping_sub(1), b"", true);
+        talk.pass_between(&syn_ack, interface, LAN);
+        let received = std::mem::replace(&mut talk.received[0], first);
+        let acknowledgement = talk.build(Side::Client, talk.next[0], b"", false);
+        talk.pass(&acknowledgement);
+        talk.received[0] = received;
+        for (reply, command) in [("220 a", "USER u"), ("331 b", "PASS p"), ("230 c", "EPSV")] {
+            talk.say(Side::Server, &format!("{reply}\r\n"));
+            talk.say(Side::Client, &format!("{command}\r\n"));
+        }
+        talk.say(Side::Server, REPLY);
+        assert_eq!(talk.gateway.kernel.opened, 0, "{interface} {distance}");
+        // The session is the same.
+        for reply in ["211 end", "331 who", "230 in", "500 what", "500 what"] {
+            talk.say(Side::Server, &format!("{reply}\r\n"));
+        }
+        assert_eq!(talk.gateway.engine.sessions.list().next().unwrap().id, 1);
+    }
+}
+
+/// Where its server is now, or after its end from anywhere, a client may begin a connection again.
+#[test]
+fn a_new_connection_on_the_same_endpoints_may_come_another_way() {
+    for has_ended in [false, true] {
+        let mut talk = Conversation::between_interfaces();
+        if has_ended {
+            let fin = |talk: &mut Conversation, side, me: usize| {
+                let fin = with_fin(talk.build(side, talk.next[me], b"", false));
+                talk.next[me] += 1;
+                talk.received[1 - me] = talk.next[me];
+                talk.pass(&fin);
+            };
+            fin(&mut talk, Side::Client, 0);
+            fin(&mut talk, Side::Server, 1);
+        } else {
+            talk.add_route(talk.server.ip(), UPLINK);
+        }
+        talk.interfaces = [LAN, UPLINK];
+        (talk.next, talk.received) = ([9_000_100, 9_000_500], [9_000_500, 9_000_100]);
+        let syn_ack = talk.build(Side::Server, 9_000_499, b"", true);
+        talk.pass(&syn_ack);
+        let acknowledgement = talk.build(Side::Client, 9_000_100, b"", false);
+        talk.pass(&acknowledgement);
+        let mut talk = talk.log_in();
+        talk.opens("EPSV\r\n", REPLY);
+    }
+}
+
 impl Conversation {
     /// The next line of `side` passes unchanged, between these interfaces.
     fn pass_line(&mut self, side: Side, line: &str, (input, output): (u32, u32)) {

@@ -163,6 +163,13 @@ impl Session {
         (self.client.space.first, self.server.space.first) == (syn_ack.ack(), syn_ack.seq() + 1)
     }
 
+    /// Whether the numbers of `syn_ack` are those of this live connection. No other connection has both.
+    pub fn is_continued_by(&self, syn_ack: &Packet<'_>) -> bool {
+        !self.is_over()
+            && self.server.space.is_in_window(syn_ack.seq() + 1)
+            && self.client.space.is_in_window(syn_ack.ack())
+    }
+
     /// Whether `packet` is the client's acknowledgement of the SYN-ACK that started this session, with or without data.
     pub fn is_first_acknowledgement(&self, packet: &Packet<'_>) -> bool {
         let first = (self.client.space.first, self.server.space.first);

@@ -307,15 +307,15 @@ fn data_in_a_syn_counts_as_the_first_client_bytes() {
     sim.advance(Duration::from_secs(100));
     let base = Segment { window: 1000, ..Segment::default() };
     let syn = Segment {
-        seq: 4999,
+        seq: 4_999_999,
         flags: flags::SYN,
         payload: b"POST / HTTP/1.1\r\n".into(),
         ..base.clone()
     };
     sim.forge(Client, &syn);
-    let (mut client, mut server) = (5017, 9001);
+    let (mut client, mut server) = (5_000_017, 9_000_001);
     let syn_ack =
-        Segment { seq: 9000, ack: client, flags: flags::SYN | flags::ACK, ..base.clone() };
+        Segment { seq: 9_000_000, ack: client, flags: flags::SYN | flags::ACK, ..base.clone() };
     sim.forge(Server, &syn_ack);
     for (side, line) in [
         (Server, "220 x\r\n"),
@@ -521,10 +521,14 @@ fn data_in_a_syn_counts_on_a_reused_tuple() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     sim.advance(Duration::from_secs(100));
     let request = b"POST / HTTP/1.1\r\n";
-    let syn =
-        Segment { seq: 4999, flags: flags::SYN, payload: request.into(), ..Segment::default() };
+    let syn = Segment {
+        seq: 4_999_999,
+        flags: flags::SYN,
+        payload: request.into(),
+        ..Segment::default()
+    };
     sim.forge(Client, &syn);
-    let (client, server) = (5017, 9001);
+    let (client, server) = (5_000_017, 9_000_001);
     sim.forge(Server, &handshake(Server, client, server));
     sim.forge(Client, &handshake(Client, client, server));
     exchange_login(&mut sim, (client, server), "PORT 192,168,150,80,9,9\r\n");

@@ -281,7 +281,8 @@ fn a_pipeline_with_a_gap_is_inspected_in_sequence_order() {
 #[test]
 fn after_a_spoofed_syn_ack_every_packet_is_inspected() {
     let mut attack = Attack::new(Prefers::Lowest);
-    let forged = Segment { flags: flags::SYN | flags::ACK, ..attack.segment(Server, 7, b"") };
+    let seq = attack.server.wrapping_add(1 << 30);
+    let forged = Segment { flags: flags::SYN | flags::ACK, ..attack.segment(Server, seq, b"") };
     attack.sim.forge(Server, &forged);
     assert_eq!(attack.sim.kernel.queue_mode, Some(QueueMode::Watch));
     let before = attack.sim.engine().counters().packets;
