@@ -48,6 +48,29 @@ fn a_connection_whose_entry_the_server_begins_again_is_inspected() {
     }
 }
 
+/// So is each packet whose SACK blocks are wrong, or whose connection has other numbers for conntrack. A filter that
+/// accepts control connections by their port alone lets them pass.
+#[test]
+fn a_connection_whose_packets_are_invalid_for_conntrack_is_inspected() {
+    for fast_path in [false, true] {
+        let case = Case { fast_path, rp_filter: false, family: Family::V4 };
+        let scene = case.scene(Topology::Routed);
+        let lab = &scene.gateway.lab;
+        lab.gateway.nft("insert rule inet gateway forward tcp sport 21 accept").unwrap();
+        let steps = [say("PORT 192,168,150,81,0,22"), reply(), say("EPSV"), reply()];
+        let (client, _) = case.log_in(&scene, &[], &steps);
+        lab.gateway.shell("sysctl -qw net.netfilter.nf_conntrack_tcp_loose=0").unwrap();
+        lab.gateway.run("conntrack", &["-F"]).unwrap().success().unwrap();
+        let session = client.release();
+        assert_eq!(session.error, None, "{case:?}");
+        assert!(session.got(7).starts_with('5'), "{case:?}: {session:?}");
+        assert!(session.got(9).starts_with("229"), "{case:?}: {session:?}");
+        let lines = scene.server.lines();
+        assert!(!lines.iter().any(|line| line.starts_with("PORT")), "{case:?}: {lines:?}");
+        assert!(lab.gateway.invalid_packets().unwrap() > 0);
+    }
+}
+
 #[test]
 fn an_acknowledgement_that_begins_an_entry_again_sets_its_queue_mode() {
     // From such a reply on acknowledgements are queued.

@@ -116,7 +116,17 @@ impl Connection<'_> {
         error: &KernelError,
     ) -> Effect {
         self.record_kernel_error(error);
-        let decision = Decision::refuse(RefusalReason::KernelRefused, error.to_string());
+        let decision = match (error, self.announced_endpoint(announced)) {
+            // A client's data connection may pass without us. A client's own address may need a translation.
+            (KernelError::Unknown, Some(endpoint)) if !announced.kind.is_active() => {
+                let untranslated = self.control.translation_or_identity();
+                match plan(announced.kind, endpoint, &untranslated, self.policy) {
+                    Ok(_) => Decision::pass(error.to_string()),
+                    Err(not_opened) => not_opened,
+                }
+            }
+            _ => Decision::refuse(RefusalReason::KernelRefused, error.to_string()),
+        };
         self.record_decision(announced, decision)
     }
 

@@ -359,6 +359,13 @@ fn an_announcement_is_refused_while_the_translation_is_unknown() {
     talk.say(Side::Server, "500 what?\r\n");
     let (_, line) = talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
     assert_eq!(line, "PORT 198,51,100,1,14,178\r\n");
+    // A client's data connection may pass without us.
+    let mut talk = Conversation::logged_in();
+    talk.gateway.kernel.was_flushed = true;
+    talk.say(Side::Client, "EPSV\r\n");
+    let reply = "229 Entering Extended Passive Mode (|||2021|)\r\n";
+    assert_eq!(talk.say(Side::Server, reply).1, reply);
+    assert!(talk.gateway.kernel.open.is_empty());
 }
 
 #[test]

@@ -211,7 +211,7 @@ impl Session {
 
     /// Records that a route leads to the interface of an end. What was read from another interface counts for nothing.
     pub fn confirm_interface(&mut self, question: RouteQuestion) {
-        if self.interfaces.contradicts(question) && self.dialogue.phase() != Phase::NotGreeted {
+        if self.interfaces.contradicts(question) {
             self.dialogue.record_missed(false);
         }
         self.interfaces.set_has_route(question);
