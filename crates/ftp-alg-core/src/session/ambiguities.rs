@@ -165,10 +165,9 @@ impl Ambiguities {
             self.require_complete_replies();
         }
         let is_plain = end == LineEnd::Plain || end == LineEnd::Lf && self.lf.is_of_server;
-        self.last_line = match is_plain {
-            true if self.is_reply_complete() => LastLine::ReplyBehindReply,
-            true => LastLine::Reply,
-            false => LastLine::Other,
+        self.last_line = match self.is_reply_complete() {
+            true => LastLine::ReplyBehindReply,
+            false => LastLine::Reply,
         };
         if !is_plain {
             self.record_ambiguous_line(Ambiguity::LineEnds);

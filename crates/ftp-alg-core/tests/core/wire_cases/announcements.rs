@@ -126,6 +126,17 @@ fn a_227_with_a_foreign_address_opens_no_pinhole() {
     });
 }
 
+/// vsftpd answers PASV like this over IPv6. Clients connect to the address that they dialled.
+#[test]
+fn a_227_over_ipv6_passes_and_opens_nothing() {
+    for numbers in ["0,0,0,0", "203,0,113,9"] {
+        let mut sim = Sim::logged_in(Scenario { v6: true, ..Scenario::default() });
+        let line = format!("227 Entering Passive Mode ({numbers},156,64)\r\n");
+        assert_eq!(sim.exchange("PASV\r\n", &line).1, line);
+        assert_eq!(sim.kernel.opened, []);
+    }
+}
+
 /// Behind a load balancer the 227 names another public host, and the firewall may let clients go there.
 #[test]
 fn a_227_of_another_host_passes_if_that_is_configured() {

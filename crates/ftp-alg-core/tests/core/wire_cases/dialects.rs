@@ -277,6 +277,18 @@ fn a_line_without_a_code_behind_a_reply_changes_nothing() {
     ]);
 }
 
+/// A server that ends only some replies with LF alone, or draws its progress.
+#[test]
+fn transfers_work_after_a_reply_with_other_line_ends() {
+    let after = |command, reply| [(Client, command), (Server, reply)];
+    assert_served(&[
+        ("TYPE", &[&LOGIN, &after("TYPE I\r\n", "200 ok\n")]),
+        ("PWD", &[&LOGIN, &after("PWD\r\n", "257 \"/\"\n")]),
+        ("FEAT", &[&LOGIN, &after("FEAT\r\n", "211-F\n EPSV\n211 End\n")]),
+        ("progress", &[&LOGIN, &after("NOOP\r\n", "226 10%\r20%\r100%\r\n")]),
+    ]);
+}
+
 /// In a segment of its own such a line may be the middle of another reply. The client's announcements are its own.
 #[test]
 fn a_stray_line_keeps_passive_mode_closed_until_the_next_reply() {

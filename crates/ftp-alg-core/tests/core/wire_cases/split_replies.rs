@@ -353,38 +353,40 @@ fn what_waited_behind_a_raised_window_opens_no_pinhole() {
 /// A reply of one line repeats a name with line ends, and the client makes the server stop before the last one.
 #[test]
 fn the_rest_of_a_reply_with_a_stray_line_opens_no_pinhole() {
-    const STRAY: &str = "250 Now in x\r\nfoo\r\n";
-    type Attack = fn(&mut Ends) -> usize;
+    type Attack = fn(&mut Ends, &str) -> usize;
     let attacks: [(&str, Attack); 4] = [
-        ("the command came before", |ends| {
+        ("the command came before", |ends, stray| {
             ends.command("CWD x\r\nEPSV\r\n", WIDE);
-            ends.reply(STRAY, ACK | PSH);
+            ends.reply(stray, ACK | PSH);
             ends.reply(REPLY, ACK | PSH)
         }),
-        ("the window has no room", |ends| {
+        ("the window has no room", |ends, stray| {
             ends.command("CWD x\r\n", WIDE);
-            ends.reply(STRAY, ACK | PSH);
+            ends.reply(stray, ACK | PSH);
             ends.command("EPSV\r\n", REPLY.len() as u16);
             ends.reply(REPLY, ACK | PSH)
         }),
-        ("the stray line is a segment of its own", |ends| {
+        ("the stray line is a segment of its own", |ends, _| {
             ends.command("CWD x\r\n", WIDE);
             ends.reply("250 Now in x\r\n", ACK | PSH);
             ends.reply("foo\r\n", ACK | PSH);
             ends.command("EPSV\r\n", WIDE);
             ends.reply(REPLY, ACK | PSH)
         }),
-        ("the server had more to send", |ends| {
+        ("the server had more to send", |ends, stray| {
             ends.command("CWD x\r\n", WIDE);
-            ends.reply(STRAY, ACK);
+            ends.reply(stray, ACK);
             ends.command("EPSV\r\n", WIDE);
             ends.reply(&format!("{REPLY} is the directory\r\n"), ACK | PSH)
         }),
     ];
+    let strays = ["250 Now in x\r\nfoo\r\n", "250 Now in x\n", "250 Now in x\rfoo\r\n"];
     for (name, attack) in attacks {
-        let mut ends = Ends::new();
-        ends.reply("213 none\r\n", ACK | PSH);
-        assert_eq!(attack(&mut ends), 0, "{name}");
+        for stray in strays {
+            let mut ends = Ends::new();
+            ends.reply("213 none\r\n", ACK | PSH);
+            assert_eq!(attack(&mut ends, stray), 0, "{name}: {stray:?}");
+        }
     }
 }
 
