@@ -1,6 +1,8 @@
 //! Retransmitted SYNs of data connections. They are admitted again as long as they have no answer, because a filter may
 //! have dropped them. They must not consume the pinhole of another connection between the same ends.
 
+use std::net::{Ipv4Addr, SocketAddrV4};
+
 use super::{
     data::{is_admitted_with, pinhole, syn},
     frames::{ACK, Checksum, Frame, SYN},
@@ -71,7 +73,13 @@ fn a_syn_without_an_answer_is_admitted_again() {
         }
         assert_eq!(talk.scene.counts()[ADMITTED], 1, "{text}");
 
-        talk.scene.run(&answer(&syn, 7001));
+        let mut answer = answer(&syn, 7001);
+        if text.contains(",9,9") {
+            // NAT has translated the SYN.
+            answer.source.set_ip(Ipv4Addr::new(192, 168, 1, 1));
+            answer.destination = SocketAddrV4::new(Ipv4Addr::new(192, 168, 1, 2), 9999);
+        }
+        talk.scene.run(&answer);
         assert!(!is_admitted(&talk.scene, &syn), "{text}: answered");
     }
 }
@@ -172,7 +180,7 @@ fn a_syn_is_known_for_two_minutes() {
     assert!(is_admitted(&scene, &syn(KEY)));
     let known = scene.admitted_syn(&syn(KEY)).unwrap();
     assert!((before..=now()).contains(&(known.until - 120 * SECOND)), "{known:?}");
-    assert_eq!((known.flow, known.line, known.seq), (ID, 3, syn(KEY).seq));
+    assert_eq!((known.flow, known.line), (ID, 3));
     scene.set_pinhole(KEY, numbered(4));
     scene.set_admitted_syn(&syn(KEY), known.expiring_at(now() + 60 * SECOND));
     assert!(!is_admitted(&scene, &syn(KEY)));
@@ -192,7 +200,7 @@ fn a_syn_that_the_rules_admitted_consumes_no_pinhole_of_the_program() {
         assert!(!is_admitted(&scene, &old));
         let known = scene.admitted_syn(&old).unwrap();
         assert!((before..=now()).contains(&(known.until - 120 * SECOND)), "{known:?}");
-        assert_eq!((known.flow, known.line, known.seq), (0, 0, old.seq));
+        assert_eq!((known.flow, known.line), (0, 0));
 
         scene.set_pinhole(KEY, numbered(3));
         for _ in 0..3 {
@@ -210,6 +218,7 @@ fn a_pinhole_of_the_rules_admits_one_syn() {
     let [mut first, mut second] = [syn(KEY), syn(KEY)];
     first.source.set_port(1000);
     second.source.set_port(2000);
+    second.seq += 1;
     scene.set_rules_pinhole(KEY, u64::MAX);
     for frame in [&first, &second] {
         assert!(!is_admitted(&scene, frame));

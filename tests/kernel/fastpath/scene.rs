@@ -16,7 +16,8 @@ use super::{
     frames::{ACK, FIN, Frame, PSH, payload},
     layout::{
         ADMITTED_SYN, AdmittedSyn, FLOW, Flow, HANDED_BACK, INSPECTED, LINE_RECORD, LineRecord,
-        PINHOLE, Pinhole, PinholeKey, READY, REWRITTEN, Side, tuple_key, tuple_value,
+        PINHOLE, Pinhole, PinholeKey, READY, REWRITTEN, SYN_KEY, Side, syn_key, tuple_key,
+        tuple_value,
     },
 };
 
@@ -48,7 +49,7 @@ pub struct Scene {
     tuples: HashMap<MapData, [u8; 12], [u8; 16]>,
     flows: HashMap<MapData, u64, [u8; FLOW]>,
     pinholes: HashMap<MapData, [u8; 12], [u8; PINHOLE]>,
-    admitted_syns: HashMap<MapData, [u8; 12], [u8; ADMITTED_SYN]>,
+    admitted_syns: HashMap<MapData, [u8; SYN_KEY], [u8; ADMITTED_SYN]>,
     rules_pinholes: HashMap<MapData, [u8; 12], u64>,
     barred_ports: Array<MapData, u32>,
     counters: PerCpuArray<MapData, u64>,
@@ -145,14 +146,14 @@ impl Scene {
         entries.map(|(key, pinhole)| (PinholeKey::read(&key), Pinhole::read(&pinhole))).collect()
     }
 
-    /// The last SYN that was admitted between the endpoints of this one.
+    /// What is remembered of this SYN.
     pub fn admitted_syn(&self, frame: &Frame) -> Option<AdmittedSyn> {
-        let key = tuple_key(frame.source, frame.destination);
+        let key = syn_key(frame.destination.port(), frame.seq);
         self.admitted_syns.get(&key, 0).ok().map(|syn| AdmittedSyn::read(&syn))
     }
 
     pub fn set_admitted_syn(&mut self, frame: &Frame, syn: AdmittedSyn) {
-        let key = tuple_key(frame.source, frame.destination);
+        let key = syn_key(frame.destination.port(), frame.seq);
         self.admitted_syns.insert(key, syn.to_bytes(), 0).unwrap();
     }
 

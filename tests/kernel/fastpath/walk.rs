@@ -232,7 +232,7 @@ impl Walk {
         let Frame { source, destination, .. } = syn(key);
         let answer = Frame { ack, ..Frame::new(destination, source, SYN | ACK) };
         assert_eq!(self.scene.run(&answer).mark, 0);
-        self.admitted_syns.answer(source, destination, ack);
+        self.admitted_syns.answer(destination.port(), ack);
     }
 
     /// A SYN for the flow's last pinhole, which the rules have, too, or have had.

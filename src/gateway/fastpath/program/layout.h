@@ -65,13 +65,21 @@ struct pinhole {
 	__u32 elsewhere_port;                      // source port of a SYN that arrived on another one; 0: none did
 };
 
+// What a SYN and its SYN-ACK have in common, whatever NAT translates: the port of the announced endpoint, and the SYN's
+// sequence number.
+struct syn_key {
+	__be16 port;
+	__u16 pad;
+	__u32 seq;
+};
+
 // A SYN that a pinhole admitted, by which the program recognises its retransmission.
 struct admitted_syn {
 	__u64 flow;                                // that of the pinhole; 0: it was one of the rules
 	__u64 until;                               // end of the entry, in nanoseconds of bpf_ktime_get_ns()
 	__u32 line;                                // number of the line that opened the pinhole
-	__u32 seq;
 	__u32 mark;                                // packet mark of the SYN
+	struct packet_tuple tuple;                 // that of the SYN
 	__u32 answered;                            // 1: there was a SYN-ACK, so the kernel has not dropped the SYN
 };
 
@@ -132,7 +140,8 @@ _Static_assert(sizeof(struct packet_tuple) == 12, "");
 _Static_assert(sizeof(struct tuple_value) == 16, "");
 _Static_assert(sizeof(struct pinhole_key) == 12, "");
 _Static_assert(sizeof(struct pinhole) == 32, "");
-_Static_assert(sizeof(struct admitted_syn) == 32, "");
+_Static_assert(sizeof(struct syn_key) == 8, "");
+_Static_assert(sizeof(struct admitted_syn) == 40, "");
 _Static_assert(sizeof(struct saved_line) == 136, "");
 _Static_assert(sizeof(struct flow) == 408, "");
 _Static_assert(__builtin_offsetof(struct flow, pinhole_lifetime) == 104, "");
@@ -163,12 +172,11 @@ struct {
 	__type(value, struct pinhole);
 } pinholes SEC(".maps");
 
-// The last SYN that was admitted between two endpoints. If there is no room, the kernel evicts entries that were not
-// looked up for a long time.
+// The SYNs that were admitted. If there is no room, the kernel evicts entries that were not looked up for a long time.
 struct {
 	__uint(type, BPF_MAP_TYPE_LRU_HASH);
 	__uint(max_entries, 16384);
-	__type(key, struct packet_tuple);
+	__type(key, struct syn_key);
 	__type(value, struct admitted_syn);
 } admitted_syns SEC(".maps");
 

@@ -10,12 +10,19 @@ static __always_inline int admits_from_elsewhere(struct pinhole *pinhole, __be16
 	return !admitted || admitted == port;
 }
 
+static __always_inline int is_same_tuple(const struct packet_tuple *a, const struct packet_tuple *b)
+{
+	return a->source == b->source && a->destination == b->destination && a->source_port == b->source_port &&
+	       a->destination_port == b->destination_port;
+}
+
 // The SYN that a pinhole admitted, if this one is its retransmission; else 0.
 static __always_inline struct admitted_syn *find_admitted_syn(const struct packet *packet, __u64 now)
 {
-	struct admitted_syn *known = bpf_map_lookup_elem(&admitted_syns, &packet->tuple);
+	struct syn_key key = { .port = packet->tuple.destination_port, .seq = packet->seq };
+	struct admitted_syn *known = bpf_map_lookup_elem(&admitted_syns, &key);
 
-	return known && known->seq == packet->seq && known->until > now ? known : 0;
+	return known && is_same_tuple(&known->tuple, &packet->tuple) && known->until > now ? known : 0;
 }
 
 // Whether the SYN is a retransmission of one that another pinhole admitted. Conntrack knows its connection, so it must
@@ -27,15 +34,15 @@ static __always_inline int is_retransmitted_syn(const struct packet *packet, con
 	return known && (known->flow != pinhole->flow || known->line != pinhole->line);
 }
 
-// Remembers the SYN that was admitted by a pinhole of the flow, or of the rules if `flow` is 0. It is a function of its
-// own because the stack of the program is nearly full.
-static __noinline void remember_syn(const struct packet *packet, __u64 flow, __u32 line, __u32 mark)
+// Remembers the SYN that was admitted by a pinhole of the flow, or of the rules if `flow` is 0.
+static __always_inline void remember_syn(const struct packet *packet, __u64 flow, __u32 line, __u32 mark)
 {
+	struct syn_key key = { .port = packet->tuple.destination_port, .seq = packet->seq };
 	struct admitted_syn syn = {
-		.flow = flow, .until = bpf_ktime_get_ns() + SYN_LIFETIME, .line = line, .seq = packet->seq, .mark = mark,
+		.flow = flow, .until = bpf_ktime_get_ns() + SYN_LIFETIME, .line = line, .mark = mark, .tuple = packet->tuple,
 	};
 
-	bpf_map_update_elem(&admitted_syns, &packet->tuple, &syn, BPF_ANY);
+	bpf_map_update_elem(&admitted_syns, &key, &syn, BPF_ANY);
 }
 
 // Remembers the SYN if a pinhole of the rules is about to admit it. Each admits one connection, so a client cannot fill
@@ -77,19 +84,13 @@ static __always_inline void admit_again(struct __sk_buff *skb, const struct pack
 		skb->mark = known->mark;
 }
 
-// Gets each SYN-ACK. If an address is translated, its tuple is another one. Then the rules drop a SYN that comes after
-// the handshake (chain data_tuple_reuse).
+// Gets each SYN-ACK.
 static __always_inline void note_answer(const struct packet *packet)
 {
-	struct packet_tuple answered = {
-		.source = packet->tuple.destination,
-		.destination = packet->tuple.source,
-		.source_port = packet->tuple.destination_port,
-		.destination_port = packet->tuple.source_port,
-	};
-	struct admitted_syn *known = bpf_map_lookup_elem(&admitted_syns, &answered);
+	struct syn_key key = { .port = packet->tuple.source_port, .seq = packet->ack - 1 };
+	struct admitted_syn *known = bpf_map_lookup_elem(&admitted_syns, &key);
 
-	if (known && known->seq + 1 == packet->ack)
+	if (known)
 		known->answered = 1;
 }
 

@@ -20,7 +20,7 @@ pub struct DataSyn {
 }
 
 struct Known<T> {
-    seq: u32,
+    syn: DataSyn,
     since: Duration,
     /// What the program admitted the SYN to; `None` if the rules did, or if the SYN has an answer.
     admitted_to: Option<T>,
@@ -28,8 +28,8 @@ struct Known<T> {
 
 /// `T` is what the program admits a SYN to, as the caller knows it.
 pub struct AdmittedSyns<T> {
-    /// The last SYN that was admitted between two endpoints.
-    last: BTreeMap<[SocketAddrV4; 2], Known<T>>,
+    /// The last SYN that was admitted to a port with a sequence number.
+    last: BTreeMap<(u16, u32), Known<T>>,
     /// Until when the SYN of a pinhole of the rules is expected, by initiator and arrival.
     rules_pinholes: BTreeMap<(Ipv4Addr, SocketAddrV4), Duration>,
 }
@@ -42,8 +42,8 @@ impl<T> Default for AdmittedSyns<T> {
 
 impl<T: Copy> AdmittedSyns<T> {
     fn get(&self, now: Duration, syn: &DataSyn) -> Option<&Known<T>> {
-        let known = self.last.get(&[syn.source, syn.destination]);
-        known.filter(|known| known.seq == syn.seq && known.since + LIFETIME > now)
+        let known = self.last.get(&(syn.destination.port(), syn.seq));
+        known.filter(|known| known.syn == *syn && known.since + LIFETIME > now)
     }
 
     /// Whether the SYN was admitted before, so that it consumes no pinhole.
@@ -58,15 +58,13 @@ impl<T: Copy> AdmittedSyns<T> {
     }
 
     pub fn insert(&mut self, now: Duration, syn: &DataSyn, admitted_to: Option<T>) {
-        let known = Known { seq: syn.seq, since: now, admitted_to };
-        self.last.insert([syn.source, syn.destination], known);
+        let known = Known { syn: *syn, since: now, admitted_to };
+        self.last.insert((syn.destination.port(), syn.seq), known);
     }
 
-    /// A SYN-ACK for the last SYN between these ends.
-    pub fn answer(&mut self, source: SocketAddrV4, destination: SocketAddrV4, ack: u32) {
-        if let Some(known) = self.last.get_mut(&[source, destination])
-            && known.seq.wrapping_add(1) == ack
-        {
+    /// A SYN-ACK from this port. NAT may have translated its addresses.
+    pub fn answer(&mut self, port: u16, ack: u32) {
+        if let Some(known) = self.last.get_mut(&(port, ack.wrapping_sub(1))) {
             known.admitted_to = None;
         }
     }

@@ -8,7 +8,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 pub const LONGEST_LINE: usize = 128;
 pub const FLOW: usize = 408;
 pub const PINHOLE: usize = 32;
-pub const ADMITTED_SYN: usize = 32;
+pub const ADMITTED_SYN: usize = 40;
+pub const SYN_KEY: usize = 8;
 pub const LINE_RECORD: usize = 184;
 
 pub const READY: u32 = 0;
@@ -56,6 +57,13 @@ pub fn tuple_key(source: SocketAddrV4, destination: SocketAddrV4) -> [u8; 12] {
     key[4..8].copy_from_slice(&destination.ip().octets());
     key[8..10].copy_from_slice(&source.port().to_be_bytes());
     key[10..].copy_from_slice(&destination.port().to_be_bytes());
+    key
+}
+
+pub fn syn_key(port: u16, seq: u32) -> [u8; SYN_KEY] {
+    let mut key = [0; SYN_KEY];
+    key[..2].copy_from_slice(&port.to_be_bytes());
+    key[4..].copy_from_slice(&seq.to_ne_bytes());
     key
 }
 
@@ -128,7 +136,8 @@ pub struct AdmittedSyn {
     /// Flow and line of the pinhole.
     pub flow: u64,
     pub line: u32,
-    pub seq: u32,
+    /// The tuple of the SYN, as a key.
+    pub tuple: [u8; 12],
     /// The SYN is known until then, in nanoseconds.
     pub until: u64,
     pub mark: u32,
@@ -145,16 +154,17 @@ impl AdmittedSyn {
         syn[..8].copy_from_slice(&self.flow.to_ne_bytes());
         syn[8..16].copy_from_slice(&self.until.to_ne_bytes());
         syn[16..20].copy_from_slice(&self.line.to_ne_bytes());
-        syn[20..24].copy_from_slice(&self.seq.to_ne_bytes());
-        syn[24..28].copy_from_slice(&self.mark.to_ne_bytes());
-        syn[28..].copy_from_slice(&u32::from(self.is_answered).to_ne_bytes());
+        syn[20..24].copy_from_slice(&self.mark.to_ne_bytes());
+        syn[24..36].copy_from_slice(&self.tuple);
+        syn[36..].copy_from_slice(&u32::from(self.is_answered).to_ne_bytes());
         syn
     }
 
     pub fn read(syn: &[u8; ADMITTED_SYN]) -> Self {
         let [flow, until] = [0, 8].map(|at| u64_at(syn, at));
-        let [line, seq, mark, answered] = [16, 20, 24, 28].map(|at| u32_at(syn, at));
-        Self { flow, line, seq, until, mark, is_answered: answered != 0 }
+        let [line, mark, answered] = [16, 20, 36].map(|at| u32_at(syn, at));
+        let tuple = syn[24..36].try_into().unwrap();
+        Self { flow, line, tuple, until, mark, is_answered: answered != 0 }
     }
 }
 
