@@ -119,7 +119,7 @@ fn a_syn_waits_if_the_reused_tuples_set_is_full() {
     let lab = Lab::new(Topology::Masquerade).unwrap();
     let _daemon = Daemon::start(&executable_without_owner(&lab), &lab.gateway, "").unwrap();
     let _server = start_server(&lab);
-    let numbers = (1..=1024_u32).map(|number| number.to_string()).collect::<Vec<_>>().join(", ");
+    let numbers = (1..=65_536_u32).map(|number| number.to_string()).collect::<Vec<_>>().join(", ");
     lab.gateway.nft(&format!("add element inet ftp_alg reused_tuples {{ {numbers} }}")).unwrap();
     let start = Instant::now();
     let end = thread::scope(|scope| {
