@@ -44,7 +44,7 @@ fn documented_defaults_are_the_defaults() {
         external-address = "auto"
         port-range = "49152-65535"
         [policy]
-        foreign-address = "refuse"
+        foreign-address = "pass"
         min-data-port = 1024
         deny-ports = []
         require-login = true

@@ -105,10 +105,10 @@ pub struct NetworkPolicy {
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum ForeignAddress {
     /// Refuse it.
-    #[default]
     Refuse,
-    /// Open nothing. A server's reply is forwarded, because its client may be allowed to go there without us. A command
-    /// is refused.
+    /// Open nothing. A server's reply is forwarded, because its client may be allowed to go there without us, or connect
+    /// to the address that it dialled. A command is refused.
+    #[default]
     Pass,
     /// Treat it like any other.
     Allow,
@@ -134,7 +134,7 @@ impl Default for Policy {
             preserves_length: false,
             external: ExternalAddresses::default(),
             servers: Arc::default(),
-            foreign: ForeignAddress::Refuse,
+            foreign: ForeignAddress::Pass,
             min_data_port: 1024,
             deny_ports: Arc::default(),
             require_login: true,

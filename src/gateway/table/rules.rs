@@ -221,9 +221,9 @@ mod tests {
             assert!(text.contains(line), "{line} is missing in {text}");
         }
         let text = render_iptables(&others());
-        assert_eq!(text.matches("--dport 2121 ").count(), 2);
-        assert_eq!(text.matches("--dport 21 ").count(), 2);
-        assert_eq!(text.matches("--queue-balance 7:10").count(), 4);
+        assert_eq!(text.matches("--dport 2121 ").count(), 3);
+        assert_eq!(text.matches("--dport 21 ").count(), 3);
+        assert_eq!(text.matches("--queue-balance 7:10").count(), 8);
         assert!(text.contains("connmark --mark 0x40000000/0x40000001 -j NFQUEUE"));
         assert!(text.contains("connmark --mark 0x00000010/0x00000010 -j RETURN"));
         assert!(!text.contains("0x70000000"));
@@ -282,7 +282,7 @@ mod tests {
         let text = render(&spread);
         assert!(text.contains("\tqueue flags fanout to $queues"), "{text}");
         let text = render_iptables(&spread);
-        assert_eq!(text.matches("--queue-balance 7:10 --queue-cpu-fanout").count(), 4);
+        assert_eq!(text.matches("--queue-balance 7:10 --queue-cpu-fanout").count(), 8);
         assert_eq!(RuleParameters::default().with_fanout_by_cpu(true), RuleParameters::default());
     }
 

@@ -179,7 +179,8 @@ fn assert_replies_open_nothing(replies: &[&str]) {
         assert!(heard == said || heard.starts_with("425 Gateway: "), "reply to {line}: {heard}");
         let is_invalid =
             ["256", "405", "65558", "115605"].iter().any(|number| said.contains(number));
-        assert_eq!(heard == said, is_invalid, "reply to {line}: {heard}");
+        let is_foreign = said.starts_with("227") && !said.contains("192,168,150,90");
+        assert_eq!(heard == said, is_invalid || is_foreign, "reply to {line}: {heard}");
     }
 }
 

@@ -52,7 +52,7 @@ const SHOWN: [(&str, &str, Source); 15] = [
     ("docs/fastpath.md", "fast path    on", Source::FastPath),
     ("docs/firewalls.md", "nftables (recognised", Source::Setup),
     ("docs/health.md", "PROBLEM data-connections", Source::Dropping),
-    ("docs/howto/container.md", "refuse PASV", Source::Container),
+    ("docs/howto/container.md", "ignore PASV", Source::Container),
     ("docs/howto/dynamic-dns.md", "gateway.example.net", Source::Name),
     ("docs/howto/masquerade.md", "#7 10.0.0.7", Source::Masquerade),
     ("docs/howto/published-server.md", "#3 203", Source::Published),
@@ -215,7 +215,7 @@ fn printed(source: Source) -> Option<String> {
         Source::Container => {
             let gateway = gateway(Topology::PublishedServer);
             let server = json!({"address": "172.17.0.2"});
-            during(&gateway, &server, &[vec![say("PASV"), reply()]], &[], &["refuse PASV"])
+            during(&gateway, &server, &[vec![say("PASV"), reply()]], &[], &["ignore PASV"])
         }
         Source::FastPath => {
             let on = "[queue]\nfast-path = \"auto\"\n[pinhole]\nbackend = \"nftables\"\n";

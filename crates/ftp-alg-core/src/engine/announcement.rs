@@ -425,13 +425,9 @@ fn plan(
         (server.ip(), server_external.ip(), client.ip(), client_external.ip())
     };
     if announced.is_ipv4() != own.is_ipv4() {
+        // A dual-stack server could be made to connect to any host of the other family.
         let reason = "its address is of another family than the control connection";
-        return Err(match kind.is_active() {
-            // A dual-stack server could be made to connect to any host of the other family.
-            true => about_foreign_address(policy, kind, RefusalReason::OtherFamily, reason.into()),
-            // vsftpd names 0.0.0.0 over IPv6, and clients connect to the address that they dialled.
-            false => Decision::pass(reason),
-        });
+        return Err(about_foreign_address(policy, kind, RefusalReason::OtherFamily, reason.into()));
     }
     let announced_address = external(kind, translation, policy)?;
     let is_own = [own, seen, announced_address].contains(&announced.ip());
@@ -447,13 +443,7 @@ fn plan(
             ", and no [[server]] with that address has replace-foreign-address = true"
         };
         let reason = format!("{ip} is not the sender's address {own}{hint}").into();
-        // The server names an address of its container, of another NAT, or none. Many clients then connect to the address
-        // that they dialled (curl, lftp, FileZilla). That, or the other NAT, works if the firewall allows it.
-        let is_elsewhere = (is_internal(ip) || is_internal(own)) && policy.server(own).is_none();
-        return Err(match is_elsewhere && !kind.is_active() {
-            true => Decision::pass(reason),
-            false => about_foreign_address(policy, kind, RefusalReason::ForeignAddress, reason),
-        });
+        return Err(about_foreign_address(policy, kind, RefusalReason::ForeignAddress, reason));
     }
     if announced.port() < policy.min_data_port {
         let (port, minimum) = (announced.port(), policy.min_data_port);

@@ -41,25 +41,30 @@ fn a_public_address_is_announced_if_the_control_address_is_internal() {
     }
 }
 
-/// The server of a container, or behind another NAT. Clients connect to the address that they dialled, or by that NAT.
+/// The server of a container, behind another NAT or a load balancer, or vsftpd over IPv6. Clients connect to the address
+/// that they dialled, or to the other one, and the firewall may allow it.
 #[test]
-fn a_foreign_address_is_refused_only_if_a_public_server_names_a_public_host() {
+fn a_foreign_address_of_a_server_passes_unless_the_policy_refuses_it() {
     let end = |ip: &str| SocketAddr::new(ip.parse().unwrap(), 5000);
-    for (server, announced, passes) in [
-        ("192.168.150.90", "172.17.0.2", true),
-        ("192.168.150.90", "0.0.0.0", true),
-        ("192.168.150.90", "127.0.0.1", true),
-        ("192.168.150.90", "203.0.113.77", true),
-        ("198.51.100.9", "10.0.0.5", true),
-        ("198.51.100.9", "203.0.113.77", false),
+    for (server, announced) in [
+        ("192.168.150.90", "172.17.0.2"),
+        ("192.168.150.90", "0.0.0.0"),
+        ("192.168.150.90", "203.0.113.77"),
+        ("198.51.100.9", "10.0.0.5"),
+        ("198.51.100.9", "203.0.113.77"),
+        ("2001:db8::9", "0.0.0.0"),
     ] {
-        let translation = Translation::identity(end("192.0.2.20"), end(server));
-        for kind in [AnnouncementKind::Pasv, AnnouncementKind::Port] {
-            let policy = Policy::default();
-            let effect =
-                plan(kind, end(announced), &translation, &policy).map(|_| ()).unwrap_err().effect;
-            let is_passed = effect == Effect::Pass;
-            assert_eq!(is_passed, passes && kind == AnnouncementKind::Pasv, "{server} {announced}");
+        let translation = Translation::identity(end(server), end(server));
+        for (kind, foreign, passes) in [
+            (AnnouncementKind::Pasv, ForeignAddress::Pass, true),
+            (AnnouncementKind::Pasv, ForeignAddress::Refuse, false),
+            (AnnouncementKind::Port, ForeignAddress::Pass, false),
+            (AnnouncementKind::Port, ForeignAddress::Refuse, false),
+        ] {
+            let policy = Policy { foreign, ..Policy::default() };
+            let planned = plan(kind, end(announced), &translation, &policy).map(|_| ());
+            let is_passed = planned.unwrap_err().effect == Effect::Pass;
+            assert_eq!(is_passed, passes, "{server} {announced} {kind} {foreign:?}");
         }
     }
 }

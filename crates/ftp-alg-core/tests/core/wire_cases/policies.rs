@@ -76,7 +76,8 @@ fn replace_foreign_address_substitutes_the_servers_own_address() {
 
 #[test]
 fn a_foreign_address_is_refused_without_replace_foreign_address() {
-    everywhere_v4(|scenario| {
+    everywhere_v4(|mut scenario| {
+        scenario.policy.foreign = ForeignAddress::Refuse;
         for announced in FOREIGN {
             let mut sim = Sim::logged_in(with_known_server(scenario.clone(), None, false));
             let line = passive(endpoint(announced));

@@ -1,7 +1,7 @@
 //! The client learns at once, and in the order of its commands, why the gateway refused a command or a reply.
 
 use ftp_alg_core::{
-    policy::{AuthTls, KnownServer, Policy},
+    policy::{AuthTls, ForeignAddress, KnownServer, Policy},
     session::Side::{Client, Server},
 };
 
@@ -63,9 +63,14 @@ fn a_refused_passive_reply_becomes_a_425_of_equal_length() {
     });
 }
 
+/// A policy that refuses foreign addresses of servers, too.
+fn strict() -> Policy {
+    Policy { foreign: ForeignAddress::Refuse, ..Policy::default() }
+}
+
 #[test]
 fn a_short_refused_227_becomes_a_longer_425() {
-    let mut sim = Sim::logged_in(with(Nat::PortForward));
+    let mut sim = Sim::logged_in(Scenario { policy: strict(), ..with(Nat::PortForward) });
     let heard = sim.exchange("PASV\r\n", "227 =198,18,0,9,21,179\r\n").1;
     let expected =
         "425 Refused by the gateway: the server announced the address of another host.\r\n";
@@ -79,7 +84,7 @@ fn the_425_states_the_reason_of_the_refusal() {
     for (line, policy, reason) in [
         (
             "227 ok (198,18,0,9,21,179) for you, my dear client\r\n",
-            Policy::default(),
+            strict(),
             "not the server's address.",
         ),
         (
@@ -159,7 +164,7 @@ fn a_227_that_is_not_refused_is_forwarded_unchanged() {
 
 #[test]
 fn a_known_servers_private_address_is_refused_with_425() {
-    let mut scenario = with(Nat::Masquerade);
+    let mut scenario = Scenario { policy: strict(), ..with(Nat::Masquerade) };
     let address = scenario.nat.translation(false).server.ip();
     scenario.policy.servers =
         [KnownServer { address, external: None, replace_foreign_address: false }].into();
