@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use super::{
     frames::{ACK, CWR, Checksum, ECE, FIN, Frame, NS, PSH, RST, SYN, URG},
     layout::{
-        COMMAND_PENDING, EPSV_PENDING, Flow, LOGIN_DUE, LOGIN_PENDING, PASV_PENDING, PORT_PENDING,
-        READY, Side, tuple_key,
+        COMMAND_PENDING, EPSV_PENDING, FIN_DUE, Flow, GREETING_DUE, LOGIN_DUE, LOGIN_PENDING,
+        PASV_PENDING, PORT_PENDING, QUIT_PENDING, READY, Side, tuple_key,
     },
     scene::{ID, Talk, routed},
 };
@@ -55,9 +55,9 @@ fn a_line_of_the_wrong_side_is_handed_back() {
         PORT_PENDING,
         LOGIN_DUE,
         LOGIN_PENDING,
-        7,
-        8,
-        9,
+        GREETING_DUE,
+        QUIT_PENDING,
+        FIN_DUE,
     ] {
         let mut talk = in_state(dialogue);
         // Pipelined commands, or commands before the login.

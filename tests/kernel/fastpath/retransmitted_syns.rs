@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use super::{
     data::{is_admitted_with, pinhole, syn},
     frames::{ACK, Checksum, Frame, SYN},
-    layout::{ADMITTED, Flow, Pinhole, PinholeKey, Side},
+    layout::{ADMITTED, Flow, Pinhole, PinholeKey, Side, tuple_key},
     scene::{ID, OTHER_INTERFACE, SECOND, Scene, Talk, masqueraded, now, published, routed},
 };
 
@@ -40,6 +40,10 @@ fn flows_and_announcements() -> [(Flow, bool, &'static str); 5] {
         (masqueraded(), true, "PORT 192,168,150,80,9,9"),
         (published(), false, "227 (192,168,150,90,9,9)"),
     ]
+}
+
+fn tuple_of(syn: &Frame) -> [u8; 12] {
+    tuple_key(syn.source, syn.destination)
 }
 
 fn answer(syn: &Frame, ack: u32) -> Frame {
@@ -180,7 +184,7 @@ fn a_syn_is_known_for_two_minutes() {
     assert!(is_admitted(&scene, &syn(KEY)));
     let known = scene.admitted_syn(&syn(KEY)).unwrap();
     assert!((before..=now()).contains(&(known.until - 120 * SECOND)), "{known:?}");
-    assert_eq!((known.flow, known.line), (ID, 3));
+    assert_eq!((known.flow, known.line, known.tuple), (ID, 3, tuple_of(&syn(KEY))));
     scene.set_pinhole(KEY, numbered(4));
     scene.set_admitted_syn(&syn(KEY), known.expiring_at(now() + 60 * SECOND));
     assert!(!is_admitted(&scene, &syn(KEY)));
@@ -200,7 +204,7 @@ fn a_syn_that_the_rules_admitted_consumes_no_pinhole_of_the_program() {
         assert!(!is_admitted(&scene, &old));
         let known = scene.admitted_syn(&old).unwrap();
         assert!((before..=now()).contains(&(known.until - 120 * SECOND)), "{known:?}");
-        assert_eq!((known.flow, known.line), (0, 0));
+        assert_eq!((known.flow, known.line, known.tuple), (0, 0, tuple_of(&old)));
 
         scene.set_pinhole(KEY, numbered(3));
         for _ in 0..3 {

@@ -77,8 +77,8 @@ pub struct Ambiguities {
     last_line: LastLine,
 }
 
-/// What the server's last line was, and the line before it in the same segment. `Reply` was complete, unambiguous, and
-/// the end of a reply.
+/// What the server's last line was, and the line before it in the same segment. `Reply` was complete, and the end of a
+/// reply.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 enum LastLine {
     #[default]
@@ -179,7 +179,7 @@ impl Ambiguities {
         self.lf.is_of_server
     }
 
-    /// Whether the server's last line was complete, unambiguous, and the end of a reply.
+    /// Whether the server's last line was complete, and the end of a reply.
     fn is_reply_complete(self) -> bool {
         matches!(self.last_line, LastLine::Reply | LastLine::ReplyBehindReply)
     }
