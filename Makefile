@@ -73,7 +73,7 @@ test-nightly: provision rust
 	FTP_ALG_SOAK=1800 $(NIGHTLY) -E 'test(/^soak::/)'
 	@$(MAKE) --no-print-directory test-installed
 
-# TESTS is the beginnings of names, as in TESTS='conntrack:: gateway::'; nearly all without it: half an hour.
+# TESTS is the beginnings of names, as in TESTS='conntrack:: interface::'; nearly all without it: half an hour.
 # SUITE=trixie takes Debian 13's kernel.
 test-stock-kernel: provision rust
 	@packaging/provision emulator

@@ -13,7 +13,7 @@ use std::{
 
 const WRITTEN: &str = "packaging/commit";
 /// The BPF program's directory; `inspect.bpf.c` includes the other files.
-const FAST_PATH: &str = "src/gateway/fastpath/program";
+const FAST_PATH: &str = "src/kernel/fastpath/program";
 
 fn main() {
     println!("cargo::rerun-if-changed=build.rs");

@@ -15,7 +15,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg::gateway::{Commits, LinuxKernel, RuleParameters, Table, TableCondition};
+use ftp_alg::kernel::{Commits, LinuxKernel, RuleParameters, Table, TableCondition};
 use ftp_alg_core::engine::{Kernel as _, Opening, Pinhole, Translation};
 use ftp_alg_lab::{Host, Lab, Topology};
 use socket2::Socket;

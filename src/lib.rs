@@ -6,7 +6,7 @@
 //! | module | is | knows nothing of |
 //! | --- | --- | --- |
 //! | `config` | the configuration | packets, connections |
-//! | `gateway` | the kernel interface: queue, nftables, conntrack, injection | FTP |
+//! | `kernel` | the kernel interface: queue, nftables, conntrack, injection | FTP |
 //! | `daemon` | the engine's host on a gateway; state, reload, control socket | |
 //! | `replay` | the engine's host for a capture | the kernel, the configuration |
 //! | `cli` | the commands, one file each | |
@@ -16,5 +16,5 @@ mod config;
 #[doc(hidden)] // open for tests and benchmarks alone
 pub mod daemon;
 #[doc(hidden)]
-pub mod gateway;
+pub mod kernel;
 mod replay;

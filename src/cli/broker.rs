@@ -1,4 +1,4 @@
-//! `ftp-alg broker`: the helper process of a confined daemon, see `gateway::broker`.
+//! `ftp-alg broker`: the helper process of a confined daemon, see `kernel::broker`.
 
 use std::path::PathBuf;
 

@@ -15,7 +15,7 @@ use crate::{
         health::{self, Check, HostAudit},
         snapshot::{self, Problem},
     },
-    gateway::{
+    kernel::{
         Backend, KernelFeatures, automatic_backend,
         firewall::{Firewall, accepted_data, data_path_verdicts},
     },

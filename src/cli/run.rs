@@ -21,7 +21,7 @@ use crate::daemon;
 /// If standard error is the journal, log lines have priorities and fields.
 /// Otherwise they have the time. --log-level sets the level and overrides the
 /// variable FTP_ALG_LOG. The variable also accepts filters such as
-/// `info,ftp_alg::gateway=debug`. `ftp-alg log-level` changes the level later.
+/// `info,ftp_alg::kernel=debug`. `ftp-alg log-level` changes the level later.
 /// The daemon notifies the service manager when it is ready (sd_notify).
 #[derive(Args, Debug)]
 pub struct Run {

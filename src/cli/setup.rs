@@ -18,7 +18,7 @@ use super::{ConfigOption, Failure, SocketOption, output};
 use crate::{
     config::Config,
     daemon::{self, client, snapshot},
-    gateway::{
+    kernel::{
         Backend, Routing, RuleParameters, automatic_backend,
         firewall::{AcceptedData, Firewall, PacketClass, accepted_data, data_path_verdicts, links},
     },

@@ -35,7 +35,7 @@ use tokio::{
 use super::{DaemonEvent, shard::lock, snapshot::NameRow};
 use crate::{
     config::{ExternalName, is_host},
-    gateway::broker,
+    kernel::broker,
 };
 
 /// The bounds for the time until the next look-up, which otherwise follows the record's TTL.

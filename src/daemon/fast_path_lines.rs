@@ -23,7 +23,7 @@ use super::{
     shard_map::ShardMap,
     snapshot::{FastPathState, FastPathStatus},
 };
-use crate::gateway::{
+use crate::kernel::{
     ClaimedPorts, Commits, RuleParameters,
     fastpath::{LineRecord, RingWaiter, Translations},
     flows::FastPathFlows,

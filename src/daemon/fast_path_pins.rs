@@ -24,7 +24,7 @@ use rustix::{
 use super::{confine::Account, snapshot::FastPathStatus};
 use crate::{
     config,
-    gateway::{
+    kernel::{
         Backend,
         fastpath::{self, FastPath, FastPathUnavailable},
     },

@@ -25,8 +25,8 @@ use super::{
     shard::{Shard, lock},
     shared_state::SharedState,
 };
-use crate::gateway::{
-    Backend, GatewayError, LinuxKernel, RuleParameters, consumed_pinholes,
+use crate::kernel::{
+    Backend, LinuxKernel, NetfilterError, RuleParameters, consumed_pinholes,
     fastpath::OtherInterfaces, flows::Failures,
 };
 
@@ -314,7 +314,7 @@ pub(super) fn reopen_program_pinholes(
     parameters: &RuleParameters,
     shared: &SharedState,
     kernel: &mut LinuxKernel,
-) -> Result<(), GatewayError> {
+) -> Result<(), NetfilterError> {
     let left: Vec<_> = assign_pinholes_to_rules(None, shared)
         .into_iter()
         .map(|(_, opening)| opening.pinhole)

@@ -9,7 +9,7 @@ use std::sync::{
 use ftp_alg_core::engine::{Released, Token, Verdict};
 
 use super::shard::lock;
-use crate::gateway::{GatewayError, QueueVerdict, RuleParameters, Verdicts, Waker};
+use crate::kernel::{NetfilterError, QueueVerdict, RuleParameters, Verdicts, Waker};
 
 /// Gives the verdict on the packet of `token`. With [`Verdict::Replace`], `replacement` is forwarded in its place. The
 /// verdict takes effect when `verdicts` are flushed. Passes errors to `report`: they concern no other packet.
@@ -19,7 +19,7 @@ pub(super) fn give_verdict(
     token: Token,
     verdict: &Verdict,
     replacement: &[u8],
-    report: impl Fn(&GatewayError),
+    report: impl Fn(&NetfilterError),
 ) {
     let decision = match verdict {
         Verdict::Accept => QueueVerdict::Accept,
@@ -87,7 +87,7 @@ impl ForwardedVerdicts {
         &self,
         mut verdicts: Verdicts<'_>,
         parameters: &RuleParameters,
-        report: impl Fn(&GatewayError),
+        report: impl Fn(&NetfilterError),
     ) {
         if !self.has_verdicts.swap(false, Ordering::Acquire) {
             return;

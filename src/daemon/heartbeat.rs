@@ -6,7 +6,7 @@
 use std::time::{Duration, Instant};
 
 use super::shared_state::SharedState;
-use crate::gateway::{Commits, GatewayError, HEARTBEAT_TIMEOUT, Heartbeat};
+use crate::kernel::{Commits, HEARTBEAT_TIMEOUT, Heartbeat, NetfilterError};
 
 /// Interval between two renewals, each of which costs a transaction of nf_tables.
 const RENEWAL_INTERVAL: Duration = Duration::from_millis(750);
@@ -53,7 +53,7 @@ impl HeartbeatRenewer {
         commits: &Commits,
         shared: &SharedState,
         have_waited: bool,
-    ) -> Result<Self, GatewayError> {
+    ) -> Result<Self, NetfilterError> {
         let now = Instant::now();
         let heartbeat = Heartbeat::new(commits)?;
         let mut renewer = Self { heartbeat, last: Renewal::at(now) };
@@ -66,7 +66,7 @@ impl HeartbeatRenewer {
     }
 
     /// Renews the heartbeat if that is due.
-    pub(super) fn renew_if_due(&mut self, shared: &SharedState) -> Result<(), GatewayError> {
+    pub(super) fn renew_if_due(&mut self, shared: &SharedState) -> Result<(), NetfilterError> {
         let now = Instant::now();
         let (progress, last) = (&shared.progress, self.last);
         if !last.is_followed(now, progress.oldest_pass(), progress.has_lapsed(now)) {
@@ -91,7 +91,7 @@ impl HeartbeatRenewer {
 
     /// Renews the heartbeat for the last time. A daemon that starts before its deadline finds that no packet bypassed
     /// the queue.
-    pub(super) fn stop(&mut self, shared: &SharedState) -> Result<(), GatewayError> {
+    pub(super) fn stop(&mut self, shared: &SharedState) -> Result<(), NetfilterError> {
         let now = Instant::now();
         set_deadline(shared, now, now + RESTART_GRACE);
         self.heartbeat.renew(RESTART_GRACE).map(drop)

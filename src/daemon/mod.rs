@@ -81,7 +81,7 @@ pub use self::{
 };
 use crate::{
     config::{self, Config, ConfigError},
-    gateway::broker,
+    kernel::broker,
 };
 
 /// The default of `--state-dir`.

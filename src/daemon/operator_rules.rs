@@ -13,8 +13,8 @@ use std::{
 };
 
 use super::{DaemonEvent, shard::lock, shared_state::SharedState};
-use crate::gateway::{
-    self, Backend, ClaimedPorts, Commits, GatewayError, Learned, Routing, RuleParameters,
+use crate::kernel::{
+    self, Backend, ClaimedPorts, Commits, Learned, NetfilterError, Routing, RuleParameters,
     firewall::{Firewall, RulesetReader, accepted_data, data_path_verdicts},
 };
 
@@ -73,7 +73,7 @@ impl OperatorRules {
         has_sessions: bool,
         parameters: &RuleParameters,
     ) -> (Backend, &'static str) {
-        gateway::automatic_backend(before, has_sessions, || {
+        kernel::automatic_backend(before, has_sessions, || {
             let routing = Routing::read(parameters.control_ports());
             let firewall = self.read.as_ref().ok()?;
             accepted_data(firewall, &data_path_verdicts(firewall, routing, parameters))
@@ -90,7 +90,7 @@ impl OperatorRules {
         &self,
         claimed: &ClaimedPorts,
         commits: &Commits,
-    ) -> Result<RulesetReader, GatewayError> {
+    ) -> Result<RulesetReader, NetfilterError> {
         let mut reader = RulesetReader::new(claimed, commits)?;
         if let Ok(firewall) = &self.read {
             reader.apply(firewall);

@@ -25,7 +25,7 @@ use super::{
     snapshot::{FastPathStatus, Status},
     worker_progress::WorkerProgress,
 };
-use crate::gateway::{LinuxKernel, QueueCounts, RuleParameters};
+use crate::kernel::{LinuxKernel, QueueCounts, RuleParameters};
 
 /// The state that the workers, the control socket and the main thread share.
 pub(super) struct SharedState {

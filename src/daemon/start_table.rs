@@ -11,7 +11,7 @@ use std::{
 use ftp_alg_core::engine::Pinhole;
 
 use super::{ServiceError, shard::lock, shared_state::SharedState, state_dir::StateDir};
-use crate::gateway::{
+use crate::kernel::{
     Backend, Commits, LinuxKernel, OpenPinhole, RuleParameters, Table, consumed_pinholes,
 };
 

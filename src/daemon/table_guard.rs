@@ -13,8 +13,8 @@ use std::{
 use ftp_alg_core::engine::Pinhole;
 
 use super::{DaemonEvent, ServiceError, shard::lock, shared_state::SharedState};
-use crate::gateway::{
-    Backend, ChangeNotices, GatewayError, Table, TableCondition, consumed_pinholes,
+use crate::kernel::{
+    Backend, ChangeNotices, NetfilterError, Table, TableCondition, consumed_pinholes,
 };
 
 /// How many times in a row to load the table while other programs change nf_tables.
@@ -167,7 +167,7 @@ impl TableGuard {
     }
 
     /// Logs the first failure, and then each hundredth.
-    fn record_failure(&mut self, now: Instant, error: &GatewayError, shared: &SharedState) {
+    fn record_failure(&mut self, now: Instant, error: &NetfilterError, shared: &SharedState) {
         let is_logged = self.failures == 0 || self.failures.is_multiple_of(100);
         self.next_attempt = Some(now + retry_pause(self.failures));
         self.failures = self.failures.saturating_add(1);
@@ -181,11 +181,11 @@ impl TableGuard {
 /// Loads the table. Repeats this at once if other programs change nf_tables meanwhile.
 fn load_again(
     table: &mut Table,
-    load: fn(&mut Table) -> Result<(), GatewayError>,
-) -> Result<(), GatewayError> {
+    load: fn(&mut Table) -> Result<(), NetfilterError>,
+) -> Result<(), NetfilterError> {
     for _ in 1..IMMEDIATE_ATTEMPTS {
         match load(table) {
-            Err(GatewayError::ConcurrentChange { .. }) => thread::sleep(Duration::from_millis(1)),
+            Err(NetfilterError::ConcurrentChange { .. }) => thread::sleep(Duration::from_millis(1)),
             other => return other,
         }
     }
@@ -194,7 +194,7 @@ fn load_again(
 
 /// Loads the table in place of itself, with what is open. Closes what was consumed meanwhile, because the new one may
 /// have that open nevertheless.
-fn load_in_place(table: &mut Table, shared: &SharedState) -> Result<(), GatewayError> {
+fn load_in_place(table: &mut Table, shared: &SharedState) -> Result<(), NetfilterError> {
     let before = consumed_pinholes(table.parameters())?;
     load_again(table, Table::update)?;
     let consumed = consumed_pinholes(table.parameters())?;

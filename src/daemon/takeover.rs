@@ -26,8 +26,8 @@ use super::{
     confine::{self, Account},
     control::{ControlError, ControlSocket},
 };
-use crate::gateway::{
-    GatewayError, RuleParameters,
+use crate::kernel::{
+    NetfilterError, RuleParameters,
     readers::{self, QueueReader},
 };
 
@@ -42,7 +42,7 @@ const PROGRAM: &str = "ftp-alg";
 #[derive(Debug, thiserror::Error)]
 pub enum TakeoverError {
     #[error(transparent)]
-    Gateway(#[from] GatewayError),
+    Gateway(#[from] NetfilterError),
     #[error(
         "queue {} is read by {}, process {}, which is not ftp-alg: stop it, or set another number in \
          [queue]",

@@ -23,7 +23,7 @@ use super::{
     shard_map::ShardMap,
     shared_state::SharedState,
 };
-use crate::gateway::{GatewayError, LinuxKernel, MAXIMUM_WAITING, Queue, RuleParameters};
+use crate::kernel::{LinuxKernel, MAXIMUM_WAITING, NetfilterError, Queue, RuleParameters};
 
 /// Index of the interface `lo`. What leaves by it stays on this machine.
 const LOOPBACK: u32 = 1;
@@ -95,7 +95,7 @@ impl Worker {
                 self.decide_batch(now, false);
             }
             let forwarded = &self.shared.forwarded_verdicts[self.index];
-            let report = |error: &GatewayError| self.shared.report_error(error);
+            let report = |error: &NetfilterError| self.shared.report_error(error);
             forwarded.give_all(self.queue.verdicts(), &self.parameters, report);
             let due = self.effects.iter().filter_map(|effects| effects.reorder_deadline).min();
             if now >= next_expiry || due.is_some_and(|due| now >= due) {
@@ -181,7 +181,7 @@ impl Worker {
     /// retransmit what is missing. The heartbeat is not renewed before this worker records progress, and without it no
     /// other packet is queued, so there are at most as many packets as the queue has room for.
     #[cold]
-    fn clear_after_downtime(&mut self) -> Result<(), GatewayError> {
+    fn clear_after_downtime(&mut self) -> Result<(), NetfilterError> {
         let (mut dropped, mut seen) = (0, 0);
         loop {
             dropped += self.decide_batch(Instant::now(), true);

@@ -44,7 +44,7 @@ use super::{
 };
 use crate::{
     config::{self, Config, FastPath},
-    gateway::{
+    kernel::{
         ClaimedPorts, Commits, ConntrackAbilities, HEARTBEAT_TIMEOUT, LinuxKernel, Queue,
         QueueCounts, RuleParameters, Table, TableRecord, Waker,
         firewall::{Firewall, RulesetReader},
@@ -119,7 +119,7 @@ pub(super) fn start(
         Ok(reader)
     });
     let flows = reader.as_ref().ok().map(|reader| Arc::clone(reader.flows()));
-    let make_kernel = || -> Result<LinuxKernel, crate::gateway::GatewayError> {
+    let make_kernel = || -> Result<LinuxKernel, crate::kernel::NetfilterError> {
         let kernel = LinuxKernel::new(&parameters)?.with_commits(&commits).avoiding_ports(&claimed);
         Ok(kernel.with_flows(flows.as_ref()))
     };
@@ -220,7 +220,7 @@ const OWNER_VARIABLE: &str = "FTP_ALG_TABLE_OWNER";
 
 /// Opens the one socket of all transactions. It owns the table if the kernel has tables with an owner that outlive
 /// their owner's socket.
-fn open_commits() -> Result<Commits, crate::gateway::GatewayError> {
+fn open_commits() -> Result<Commits, crate::kernel::NetfilterError> {
     if std::env::var_os(OWNER_VARIABLE).is_some_and(|value| value == "no") {
         return Ok(Commits::default());
     }
@@ -236,7 +236,7 @@ fn state_error(path: &Path, error: &io::Error) -> ServiceError {
 }
 
 /// The parameters of the rules, from the configuration.
-pub fn rule_parameters(config: &Config) -> Result<RuleParameters, crate::gateway::GatewayError> {
+pub fn rule_parameters(config: &Config) -> Result<RuleParameters, crate::kernel::NetfilterError> {
     let (queue, pinhole) = (&config.queue, &config.pinhole);
     RuleParameters::new(
         &config.control_ports,

@@ -9,7 +9,7 @@ use std::{
     thread,
 };
 
-use ftp_alg::{daemon::confine, gateway::fastpath};
+use ftp_alg::{daemon::confine, kernel::fastpath};
 
 /// How a confined process ends that tries something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

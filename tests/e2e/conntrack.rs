@@ -6,7 +6,7 @@ use crate::common::{
     Gateway, active_transfer, connect, connect_in_vain, executable, gated_client, gateway_with,
     host_port, login, reply, say, scripted_server, wait_for,
 };
-use ftp_alg::gateway::ConntrackAbilities;
+use ftp_alg::kernel::ConntrackAbilities;
 use ftp_alg_lab::{
     Admission, ClientProgram, Daemon, Family, Host, Lab, LabSpec, Mode, Server, ServerKind,
     Topology, Transfer,

@@ -2,7 +2,7 @@
 
 use std::{fs, path::PathBuf};
 
-use ftp_alg::gateway::ConntrackAbilities;
+use ftp_alg::kernel::ConntrackAbilities;
 use ftp_alg_lab::{Daemon, Lab, LabSpec, Topology};
 
 use crate::common::{executable, fast_path, has_tcx, names::shell_program, wait_for};

@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::common::{control, scripted_server};
 use crate::rng::Rng;
-use ftp_alg::gateway::firewall::Acceptance;
+use ftp_alg::kernel::firewall::Acceptance;
 use ftp_alg_lab::{Family, Host, Lab, Topology};
 use serde_json::json;
 

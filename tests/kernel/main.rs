@@ -8,7 +8,7 @@
 #[path = "../../crates/ftp-alg-core/tests/core/support/fast_path/admitted_syns.rs"]
 mod admitted_syns;
 mod fastpath;
-mod gateway;
+mod interface;
 #[path = "../../crates/ftp-alg-core/tests/core/support/fast_path/layout.rs"]
 mod layout;
 #[path = "../../crates/ftp-alg-core/tests/core/support/fast_path/model.rs"]

@@ -11,9 +11,8 @@ use std::{
 };
 
 /// From the top of the list to its end. What crates know of each other the compiler holds.
-const LAYERS: [&str; 10] = [
-    "ftp", "packet", "session", "policy", "engine", "config", "gateway", "daemon", "replay", "cli",
-];
+const LAYERS: [&str; 10] =
+    ["ftp", "packet", "session", "policy", "engine", "config", "kernel", "daemon", "replay", "cli"];
 /// The crates that have them.
 const CORE: &str = "crates/ftp-alg-core/src";
 const CRATES: [&str; 2] = [CORE, "src"];
@@ -30,21 +29,21 @@ const IGNORANCE: [(&str, &[&str]); 5] = [
     ("packet", &["ftp"]),
     ("policy", &["ftp", "packet", "session"]),
     ("config", &["ftp", "packet", "session"]),
-    ("gateway", &["ftp", "session"]),
-    ("replay", &["config", "gateway", "daemon"]),
+    ("kernel", &["ftp", "session"]),
+    ("replay", &["config", "kernel", "daemon"]),
 ];
 /// The files that see all modules.
 const ROOTS: [&str; 2] = ["lib.rs", "main.rs"];
 /// The one place for `unsafe`: the kernel's edge.
-const UNSAFE: &str = "gateway";
+const UNSAFE: &str = "kernel";
 const MAX_LINES: usize = 600;
 /// The kernel's edge, whose rooms are its directories and files.
-const GATEWAY: &str = "src/gateway";
+const KERNEL: &str = "src/kernel";
 /// Who may know the operator's rules: who tells the operator of them, and the thread that follows them.
 const KNOWS_FIREWALL: [&str; 8] = [
-    "src/gateway/firewall/",
-    "src/gateway/automatic.rs",
-    "src/gateway/mod.rs",
+    "src/kernel/firewall/",
+    "src/kernel/automatic.rs",
+    "src/kernel/mod.rs",
     "src/cli/doctor",
     "src/cli/setup",
     "src/daemon/health/",
@@ -99,22 +98,22 @@ fn no_file_of_a_session_calls_back_into_one_that_called_it() {
 }
 
 #[test]
-fn rooms_of_the_gateway_name_each_other_in_no_circle() {
-    let gateway = root().join(GATEWAY);
-    let index = fs::read_to_string(gateway.join("mod.rs")).unwrap();
+fn rooms_of_the_kernel_edge_name_each_other_in_no_circle() {
+    let edge = root().join(KERNEL);
+    let index = fs::read_to_string(edge.join("mod.rs")).unwrap();
     let exported = exports(&index);
-    let is_room = |name: &String| gateway.join(name).join("mod.rs").exists();
-    let is_file = |name: &String| gateway.join(name).with_extension("rs").exists();
+    let is_room = |name: &String| edge.join(name).join("mod.rs").exists();
+    let is_file = |name: &String| edge.join(name).with_extension("rs").exists();
     let mut named: BTreeMap<PathBuf, BTreeSet<PathBuf>> = BTreeMap::new();
-    for file in sources(GATEWAY) {
-        let inside = file.strip_prefix(&gateway).unwrap_or(&file).to_owned();
+    for file in sources(KERNEL) {
+        let inside = file.strip_prefix(&edge).unwrap_or(&file).to_owned();
         let room = inside.components().next().unwrap().as_os_str().to_owned();
         let room = PathBuf::from(room).with_extension("");
         if room == Path::new("mod") {
             continue;
         }
         let text = fs::read_to_string(&file).unwrap();
-        let rooms = names_of_gateway(&file, &text).into_iter().filter_map(|name| {
+        let rooms = names_of_kernel(&file, &text).into_iter().filter_map(|name| {
             let is_one = is_room(&name) || is_file(&name);
             if is_one { Some(name) } else { exported.get(&name).cloned() }
         });
@@ -138,7 +137,7 @@ fn the_packets_path_knows_no_rules_of_the_operator() {
         let may = KNOWS_FIREWALL.iter().any(|one| inside.starts_with(one));
         assert!(may || knows(&file) == 0, "{inside} names the operator's firewall");
     }
-    assert_eq!(knows(&root().join(GATEWAY).join("mod.rs")), 1, "it exports none of it");
+    assert_eq!(knows(&root().join(KERNEL).join("mod.rs")), 1, "it exports none of it");
 }
 
 #[test]
@@ -187,7 +186,7 @@ mod the_reading_itself {
             ("use crate::{\n    policy::Policy,\n    daemon,\n};", &["policy", "daemon"]),
             ("use crate::cli as shell;", &["cli"]),
             ("use crate::{self, cli::{self, run}};", &["cli"]),
-            ("fn f(x: &crate::gateway::Queue) {}", &["gateway"]),
+            ("fn f(x: &crate::kernel::Queue) {}", &["kernel"]),
             ("let x = < crate :: daemon :: Options >::new();", &["daemon"]),
             ("use ftp_alg_core::engine::Engine;", &["engine"]),
             ("use super::config::Config;", &["config"]),
@@ -233,29 +232,28 @@ mod the_reading_itself {
 
     #[test]
     fn finds_the_files_of_a_directory() {
-        let gateway = root().join("src/gateway");
-        let found = |file: &str, text| -> Vec<(PathBuf, PathBuf)> {
-            through_super(&gateway.join(file), text)
-        };
-        let (queue, kernel) = (gateway.join("queue"), gateway.join("kernel"));
+        let edge = root().join("src/kernel");
+        let found =
+            |file: &str, text| -> Vec<(PathBuf, PathBuf)> { through_super(&edge.join(file), text) };
+        let (queue, kernel) = (edge.join("queue"), edge.join("linux_kernel"));
         assert_eq!(found("kernel.rs", "use super::{Thing, queue::x};"), [(kernel, queue.clone())]);
-        let error = [(queue, gateway.join("error"))];
-        assert_eq!(found("queue/mod.rs", "use super::error::GatewayError;"), error);
-        assert_eq!(found("queue/receive.rs", "use super::super::error::GatewayError;"), error);
+        let error = [(queue, edge.join("error"))];
+        assert_eq!(found("queue/mod.rs", "use super::error::NetfilterError;"), error);
+        assert_eq!(found("queue/receive.rs", "use super::super::error::NetfilterError;"), error);
         assert_eq!(found("kernel.rs", "use super::*; // super::queue"), []);
     }
 
     #[test]
     fn finds_rooms_by_their_names_and_by_what_they_export() {
-        let gateway = root().join(GATEWAY);
-        let found = |file: &str, text| names_of_gateway(&gateway.join(file), text);
-        let text = "use crate::gateway::{Queue, netlink::Socket}; use super::commits::Commits;";
+        let edge = root().join(KERNEL);
+        let found = |file: &str, text| names_of_kernel(&edge.join(file), text);
+        let text = "use crate::kernel::{Queue, netlink::Socket}; use super::commits::Commits;";
         assert_eq!(found("table/other_daemon.rs", text), ["Queue", "netlink"]);
         assert_eq!(found("table/mod.rs", "use super::{Backend, queue::x};"), ["Backend", "queue"]);
-        assert_eq!(found("inject.rs", "use super::GatewayError;"), ["GatewayError"]);
-        let exported = exports("pub use queue::{Packet, Queue};\npub use error::GatewayError;");
+        assert_eq!(found("inject.rs", "use super::NetfilterError;"), ["NetfilterError"]);
+        let exported = exports("pub use queue::{Packet, Queue};\npub use error::NetfilterError;");
         assert_eq!(exported["Queue"], "queue");
-        assert_eq!(exported["GatewayError"], "error");
+        assert_eq!(exported["NetfilterError"], "error");
     }
 
     #[test]
@@ -400,15 +398,15 @@ fn is_name(token: &str) -> bool {
     token.starts_with(|c: char| c.is_lowercase() || c == '_')
 }
 
-/// What a file of the gateway names of it, by `crate::gateway` or `super`.
-fn names_of_gateway(file: &Path, text: &str) -> Vec<String> {
+/// What a file of the kernel edge names of it, by `crate::kernel` or `super`.
+fn names_of_kernel(file: &Path, text: &str) -> Vec<String> {
     let tokens = tokens(&crossed_out(text));
     let windows = tokens.windows(3).enumerate();
-    let absolute = windows.filter(|(_, window)| *window == ["crate", "::", "gateway"]);
+    let absolute = windows.filter(|(_, window)| *window == ["crate", "::", "kernel"]);
     let mut names: Vec<_> = absolute.flat_map(|(at, _)| heads(&tokens[at + 3..])).collect();
-    let gateway = root().join(GATEWAY);
+    let edge = root().join(KERNEL);
     let of_super = named_through_super(file, text).into_iter();
-    let of_super = of_super.filter(|(from, _)| from.parent() == Some(&gateway));
+    let of_super = of_super.filter(|(from, _)| from.parent() == Some(&edge));
     names.extend(of_super.map(|(_, name)| name));
     names.retain(|name| name != "super");
     names

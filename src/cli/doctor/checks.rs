@@ -8,7 +8,7 @@ use crate::{
         health::{self, Check, CheckStatus, HostAudit},
         snapshot::{Problem, Status},
     },
-    gateway::{Backend, ConntrackAbilities, GatewayError, KernelFeatures, QueueStatement},
+    kernel::{Backend, ConntrackAbilities, KernelFeatures, NetfilterError, QueueStatement},
 };
 
 const DAEMON: &str = "daemon";
@@ -129,8 +129,8 @@ impl Checks<'_> {
                 Check::ok(KERNEL, name, format!("nft {version}; the rules load"))
             }
             // The check `queueing` reports this error.
-            (Ok(version), Err(GatewayError::FeatureMissing { what, .. }))
-                if what == GatewayError::QUEUE_RULES =>
+            (Ok(version), Err(NetfilterError::FeatureMissing { what, .. }))
+                if what == NetfilterError::QUEUE_RULES =>
             {
                 Check::ok(KERNEL, name, format!("nft {version}"))
             }

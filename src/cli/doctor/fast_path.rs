@@ -11,7 +11,7 @@ use crate::{
         health::Check,
         snapshot::{FastPathState, FastPathStatus},
     },
-    gateway::{
+    kernel::{
         Backend, RuleParameters,
         firewall::{MarkConflict, MarkConflictKind},
     },

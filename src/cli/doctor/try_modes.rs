@@ -22,7 +22,7 @@ use serde::Serialize;
 use target::TryTarget;
 
 use super::{Failure, output, table};
-use crate::{config::escape_control_characters, gateway::RuleParameters};
+use crate::{config::escape_control_characters, kernel::RuleParameters};
 
 /// The time limit for resolving a name.
 const RESOLVE_TIMEOUT: Duration = Duration::from_secs(10);

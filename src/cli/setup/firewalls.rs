@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     cli::Failure,
-    gateway::{
+    kernel::{
         firewall::{ChainLocation, IpVersion, Origin, RulesetManager},
         rules,
     },

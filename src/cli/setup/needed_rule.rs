@@ -1,7 +1,7 @@
 //! Finds the chains of the loaded firewall that drop packets which ftp-alg needs, and the rule that each chain lacks.
 
 use super::file_edits::{AcceptRule, MARKER};
-use crate::gateway::{
+use crate::kernel::{
     RuleParameters,
     firewall::{
         ChainLocation, ChainVerdict, DataPathVerdict, Hook, IpVersion, ModeVerdict, Origin,

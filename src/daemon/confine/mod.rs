@@ -1,7 +1,7 @@
 //! Gives up all rights that the daemon does not need, before it reads the first packet.
 //!
 //! The daemon retains two capabilities, its state directory, the system calls of its work, and the fast path's pins if
-//! the fast path runs. It cannot start a program, and it cannot regain rights. Its broker ([`crate::gateway::broker`])
+//! the fast path runs. It cannot start a program, and it cannot regain rights. Its broker ([`crate::kernel::broker`])
 //! does everything else for it. The broker may read files and run programs, but it may write nothing. Those programs
 //! may read only what programs need to run.
 //!

@@ -12,7 +12,7 @@ use seccompiler::{
     SeccompCondition as Condition, SeccompFilter, SeccompRule, TargetArch, apply_filter,
 };
 
-use crate::gateway::fastpath::BPF_COMMANDS;
+use crate::kernel::fastpath::BPF_COMMANDS;
 
 const FORBIDDEN: SeccompAction = if cfg!(debug_assertions) {
     SeccompAction::KillProcess

@@ -5,7 +5,7 @@ use super::{
     RESTORED_MARKS,
     check::{Check, CheckStatus},
 };
-use crate::gateway::{
+use crate::kernel::{
     Backend, HostSettings, RuleParameters,
     firewall::{
         Acceptance, ChainVerdict, ConflictKind, ControlPathVerdict, DataPathVerdict, Firewall,

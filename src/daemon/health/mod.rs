@@ -35,7 +35,7 @@ use super::{
     shard::lock,
     snapshot::{NameRow, Problem, Status},
 };
-use crate::gateway::{
+use crate::kernel::{
     Backend, ConntrackAbilities, HostSettings, RuleParameters, Table, admitted_connections,
     firewall::{Firewall, data_path_verdicts},
 };

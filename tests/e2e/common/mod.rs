@@ -15,7 +15,7 @@ use std::{
     time::Duration,
 };
 
-use ftp_alg::gateway::{
+use ftp_alg::kernel::{
     RuleParameters,
     firewall::{ControlPathVerdict, Firewall, Hook, interfaces, links},
 };

@@ -10,7 +10,7 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
     programs::SchedClassifier,
 };
-use ftp_alg::gateway::fastpath;
+use ftp_alg::kernel::fastpath;
 
 use super::{
     frames::{ACK, FIN, Frame, PSH, payload},

@@ -1,7 +1,7 @@
 //! The interface to the kernel.
 //!
 //! The engine never makes a system call. Its requests are part of its [`Effects`](super::Effects), and the host that
-//! carries them out calls a [`Kernel`]: the daemon `gateway::LinuxKernel`, `replay` a simulated NAT, tests a recorder.
+//! carries them out calls a [`Kernel`]: the daemon `kernel::LinuxKernel`, `replay` a simulated NAT, tests a recorder.
 
 use std::{
     fmt,

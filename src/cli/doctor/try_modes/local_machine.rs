@@ -9,7 +9,7 @@ use std::{
 use super::ftp_client::FtpClientError;
 use crate::{
     daemon::{client, snapshot::Status},
-    gateway::{
+    kernel::{
         Backend, RuleParameters,
         firewall::{Acceptance, Firewall, Hook, IpVersion, PacketClass},
     },

@@ -1,0 +1,311 @@
+//! Conntrack entries: the translation of a connection, its ct mark, and be-liberal.
+//!
+//! Identifies a connection by its addresses. Those of one zone may equal those of another; then the connection is
+//! unknown.
+
+mod consumed;
+mod external_addresses;
+
+pub use consumed::{admitted_connections, consumed_pinholes};
+
+use std::{io, net::SocketAddr};
+
+use ftp_alg_core::engine::{KernelError, QueueMode, Translation};
+
+use super::{
+    NetfilterError,
+    netlink::{
+        Attributes, Writer, be32,
+        ctnetlink::{
+            CTA_MARK, CTA_MARK_MASK, CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ZONE, IPCTNL_MSG_CT_GET,
+            IPCTNL_MSG_CT_NEW, Requests, Tuple, family_of, put_zone,
+        },
+        or_absent,
+    },
+    parameters::{RuleParameters, SharedLearned},
+};
+use external_addresses::ExternalAddressLookup;
+
+// From linux/netfilter/nfnetlink_conntrack.h; libc lacks them.
+const CTA_PROTOINFO: u16 = 4;
+const CTA_PROTOINFO_TCP: u16 = 1;
+const CTA_PROTOINFO_TCP_FLAGS_ORIGINAL: u16 = 4;
+const CTA_PROTOINFO_TCP_FLAGS_REPLY: u16 = 5;
+const IP_CT_TCP_FLAG_BE_LIBERAL: u8 = 0x08;
+
+/// Queries to conntrack. One for each thread.
+#[derive(Debug)]
+pub struct Conntrack {
+    requests: Requests,
+    queue_all_mark: u32,
+    queue_none_mark: u32,
+    /// All bits of the ct mark that are ours.
+    our_bits: u32,
+    learned: SharedLearned,
+    external_addresses: ExternalAddressLookup,
+}
+
+/// Both directions of a connection in conntrack.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct ConntrackEntry {
+    original: Tuple,
+    reply: Tuple,
+    mark: u32,
+}
+
+impl ConntrackEntry {
+    fn translation(&self, our_bits: u32) -> Translation {
+        Translation {
+            client: self.original.source,
+            client_external: self.reply.destination,
+            server: self.reply.source,
+            server_external: self.original.destination,
+            ct_mark: self.mark & !our_bits,
+        }
+    }
+
+    /// Whether packets of this connection show these addresses at our hooks.
+    fn matches_packet(&self, client: SocketAddr, server: SocketAddr) -> bool {
+        (self.original.source, self.reply.source) == (client, server)
+    }
+}
+
+impl Conntrack {
+    /// Opens a netlink socket.
+    pub fn new(parameters: &RuleParameters) -> Result<Self, NetfilterError> {
+        let requests = Requests::open(libc::NFNL_SUBSYS_CTNETLINK)
+            .map_err(|e| NetfilterError::system("netlink socket", e))?;
+        let (every, none) = (parameters.queue_all_mark(), parameters.queue_none_mark());
+        let externals = ExternalAddressLookup::new()
+            .map_err(|e| NetfilterError::system("netlink socket", e))?;
+        Ok(Self {
+            requests,
+            queue_all_mark: every,
+            queue_none_mark: none,
+            our_bits: parameters.mask(),
+            learned: parameters.learned().clone(),
+            external_addresses: externals,
+        })
+    }
+
+    /// The translation of the TCP connection whose packets show `client` and `server` at our hooks.
+    ///
+    /// Packets show the original source and the reply source. The kernel looks up whole tuples. Without destination NAT
+    /// the pair is the original tuple, without source NAT it is the reply tuple. With both it is neither; then our
+    /// rules have stored the address that the client dialled.
+    ///
+    /// The cost does not depend on the number of connections. A packet of an unknown connection costs a lookup each
+    /// time.
+    pub fn translation(
+        &mut self,
+        client: SocketAddr,
+        server: SocketAddr,
+    ) -> Result<Option<Translation>, KernelError> {
+        self.find(client, server).map_err(|source| KernelError::System {
+            what: format!("look up the connection between {client} and {server}"),
+            source,
+        })
+    }
+
+    /// Whether conntrack knows this connection, of which perhaps no packet has been queued for long. Its translation
+    /// may be unknown.
+    pub fn has_connection(&mut self, connection: &Translation) -> Result<bool, KernelError> {
+        let Translation { client, server, server_external, .. } = *connection;
+        match self.find_by_pairs(client, server, [(client, server_external)]) {
+            Ok(None) | Err(_) => Ok(self.translation(client, server)?.is_some()),
+            Ok(Some(_)) => Ok(true),
+        }
+    }
+
+    fn find(&mut self, client: SocketAddr, server: SocketAddr) -> io::Result<Option<Translation>> {
+        if client.is_ipv4() != server.is_ipv4() {
+            return Ok(None);
+        }
+        let pair = [(client, server), (server, client)];
+        if let Some(found) = self.find_by_pairs(client, server, pair)? {
+            return Ok(Some(found));
+        }
+        let dialled = self.external_addresses.dialled(client, server)?;
+        self.find_by_pairs(client, server, dialled.map(|dialled| (client, dialled)))
+    }
+
+    /// The first connection with one of these tuples whose packets show `client` and `server`.
+    fn find_by_pairs(
+        &mut self,
+        client: SocketAddr,
+        server: SocketAddr,
+        pairs: impl IntoIterator<Item = (SocketAddr, SocketAddr)>,
+    ) -> io::Result<Option<Translation>> {
+        for (source, destination) in pairs {
+            // Its reply tuple may equal another connection's visible pair, so this is checked.
+            let mut found = self.query(Tuple { source, destination })?;
+            found.retain(|entry| entry.matches_packet(client, server));
+            match &*found {
+                [] => {}
+                [entry] => return Ok(Some(entry.translation(self.our_bits))),
+                _ => return Ok(None),
+            }
+        }
+        Ok(None)
+    }
+
+    /// Sets our bits of a control connection's ct mark, and be-liberal.
+    pub fn set_mark_and_liberal(
+        &mut self,
+        control: &Translation,
+        mode: QueueMode,
+    ) -> Result<(), KernelError> {
+        let mask = self.queue_all_mark | self.queue_none_mark;
+        let mark = match mode {
+            QueueMode::All | QueueMode::Watch => self.queue_all_mark,
+            QueueMode::WithAcknowledgements => mask,
+            QueueMode::Selected => 0,
+            QueueMode::None => self.queue_none_mark,
+        };
+        let original = Tuple { source: control.client, destination: control.server_external };
+        let fill = |message: &mut Writer<'_>, zone: u16| {
+            original.put(message, CTA_TUPLE_ORIG);
+            put_zone(message, CTA_ZONE, zone);
+            message.put(CTA_MARK, &mark.to_be_bytes()).put(CTA_MARK_MASK, &mask.to_be_bytes());
+            if mode == QueueMode::All {
+                // struct nf_ct_tcp_flags: flags, mask.
+                let liberal = [IP_CT_TCP_FLAG_BE_LIBERAL; 2];
+                message.nest(CTA_PROTOINFO, |info| {
+                    info.nest(CTA_PROTOINFO_TCP, |tcp| {
+                        tcp.put(CTA_PROTOINFO_TCP_FLAGS_ORIGINAL, &liberal)
+                            .put(CTA_PROTOINFO_TCP_FLAGS_REPLY, &liberal);
+                    });
+                });
+            }
+        };
+        let family = family_of(original.source);
+        match self.requests.change_in_zones(
+            &self.learned.now().zones,
+            IPCTNL_MSG_CT_NEW,
+            family,
+            fill,
+        ) {
+            Ok(known) => known.ok_or(KernelError::Unknown),
+            Err(source) => {
+                let Tuple { source: client, destination: server } = original;
+                let what = format!("mark the connection {client} -> {server}");
+                Err(KernelError::System { what, source })
+            }
+        }
+    }
+
+    /// The connections with this tuple, at most one in each zone.
+    fn query(&mut self, tuple: Tuple) -> io::Result<Vec<ConntrackEntry>> {
+        let mut connections = Vec::new();
+        for &zone in &self.learned.now().zones {
+            or_absent(self.requests.ask(
+                IPCTNL_MSG_CT_GET,
+                0,
+                family_of(tuple.source),
+                |message| {
+                    tuple.put(message, CTA_TUPLE_ORIG);
+                    put_zone(message, CTA_ZONE, zone);
+                },
+                |message| connections.extend(parse(&message.attributes())),
+            ))?;
+        }
+        Ok(connections)
+    }
+}
+
+fn parse(attributes: &Attributes<'_>) -> Option<ConntrackEntry> {
+    Some(ConntrackEntry {
+        original: Tuple::read(attributes, CTA_TUPLE_ORIG)?,
+        reply: Tuple::read(attributes, CTA_TUPLE_REPLY)?,
+        mark: attributes.first(CTA_MARK).and_then(be32).unwrap_or(0),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::kernel::netlink::{MessageHead, Messages, Writer};
+
+    fn connection(addresses: [&str; 4]) -> ConntrackEntry {
+        let [a, b, c, d] = addresses.map(|text| text.parse().unwrap());
+        ConntrackEntry {
+            original: Tuple { source: a, destination: b },
+            reply: Tuple { source: c, destination: d },
+            mark: 0,
+        }
+    }
+
+    fn message(connection: &ConntrackEntry) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        let start =
+            MessageHead { subsystem: 1, command: 0, flags: 0, sequence: 1, family: 2, resource: 0 };
+        let mut writer = Writer::new(&mut bytes, start);
+        connection.original.put(&mut writer, CTA_TUPLE_ORIG);
+        connection.reply.put(&mut writer, CTA_TUPLE_REPLY);
+        bytes
+    }
+
+    /// The answer of Linux 6.18 for a connection with source translation.
+    const RECORDED: &str = "\
+        d40000000001020003000000dce8f7c5020000003400018014000180080001000a00000208000200\
+        c00002091c000280050001000600000006000200df6f000006000300001500003400028014000180\
+        08000100c000020908000200c000024d1c0002800500010006000000060002000015000006000300\
+        df6f0000080003000000019e080008000000000008000c00324fb69008000b000000000208000700\
+        00069780300004802c0001800500010003000000050002000a000000050003000a00000006000400\
+        230000000600050023000000";
+
+    fn bytes(hex: &str) -> Vec<u8> {
+        let digits = |at| hex.get(at..at + 2).and_then(|two| u8::from_str_radix(two, 16).ok());
+        (0..hex.len()).step_by(2).filter_map(digits).collect()
+    }
+
+    #[test]
+    fn a_recorded_answer_is_read() {
+        let bytes = bytes(RECORDED);
+        let found = Messages::new(&bytes).find_map(|m| parse(&m.attributes()));
+        let expected =
+            connection(["10.0.0.2:57199", "192.0.2.9:21", "192.0.2.9:21", "192.0.2.77:57199"]);
+        assert_eq!(found, Some(expected));
+    }
+
+    #[test]
+    fn connections_are_read() {
+        for connection in [
+            connection(["10.0.0.1:1025", "192.0.2.1:21", "10.1.0.1:2121", "192.0.2.9:4"]),
+            connection(["[2001:db8::1]:1025", "[2001:db8::2]:21", "[::1]:21", "[::2]:4"]),
+        ] {
+            let bytes = message(&connection);
+            assert_eq!(
+                Messages::new(&bytes).find_map(|m| parse(&m.attributes())),
+                Some(connection)
+            );
+        }
+    }
+
+    #[test]
+    fn the_visible_pair_is_the_real_ends() {
+        let connection =
+            connection(["10.0.0.1:1025", "192.0.2.1:21", "10.1.0.1:2121", "192.0.2.9:4"]);
+        let marked = ConntrackEntry { mark: 0x4000_0012, ..connection };
+        let Translation { client, client_external, server, server_external, ct_mark } =
+            marked.translation(0x7000_0000);
+        assert_eq!(ct_mark, 0x12);
+        assert!(
+            connection.matches_packet(client, server) && !connection.matches_packet(server, client)
+        );
+        assert!(!connection.matches_packet(client, server_external));
+        assert!(!connection.matches_packet(client_external, server));
+    }
+
+    proptest! {
+        #[test]
+        fn damaged_connections_do_not_panic(at in 0usize..140, value: u8, cut in 0usize..140) {
+            let mut bytes = bytes(RECORDED);
+            if let Some(byte) = bytes.get_mut(at) { *byte = value; }
+            bytes.truncate(cut);
+            Messages::new(&bytes).for_each(|message| { parse(&message.attributes()); });
+        }
+    }
+}

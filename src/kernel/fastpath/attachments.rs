@@ -1,0 +1,253 @@
+//! The interfaces that the program is attached to.
+//!
+//! The kernel's hook delays every packet of an interface, also those of other protocols. So the program is attached
+//! only while it is in use: while a connection is handed over or a pinhole is open. This module does not know about
+//! connections and pinholes.
+
+use std::{
+    collections::{BTreeMap, btree_map::Entry},
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
+    time::{Duration, Instant},
+};
+
+use super::{
+    FastPathUnavailable,
+    interfaces::{EthernetInterface, Interfaces, list_interfaces},
+    pin_directory::{PinDirectory, PinnedLink},
+    syscall,
+};
+use crate::kernel::netlink::Socket;
+
+/// How long after its last use the program is detached.
+const DETACH_AFTER: Duration = Duration::from_secs(10);
+
+#[derive(Debug)]
+pub(super) struct Attachments {
+    /// Socket for rtnetlink, in the namespace of the program.
+    socket: Socket,
+    /// Whether to attach with links.
+    uses_links: bool,
+    /// By the interface's index.
+    attached: BTreeMap<u32, Attachment>,
+    /// Names of the interfaces with an attachment.
+    interface_names: Vec<String>,
+    /// The interfaces of the last reading that can have it.
+    ethernet: Vec<EthernetInterface>,
+    other_interfaces: OtherInterfaces,
+    /// Whether the program is to be attached.
+    is_needed: bool,
+    unused_since: Option<Instant>,
+}
+
+/// The interfaces at which the program sees no packets, or too late.
+#[derive(Clone, Debug, Default)]
+pub struct OtherInterfaces {
+    /// Their indices, in order.
+    pub indices: Vec<u32>,
+    /// The names of bridges, and of interfaces upon them, for whose packets the rules run before the program.
+    pub filtered_early: Vec<String>,
+    /// The indices of those that became such interfaces since they were last taken. A connection or a pinhole may be
+    /// there.
+    pub ineligible: Vec<u32>,
+}
+
+/// What holds the program at an interface.
+#[derive(Debug)]
+enum Attachment {
+    /// A link, which lasts as long as its pin: not longer than the mount namespace that has the BPF file system. After
+    /// `ip netns exec` that ends with the daemon.
+    Link(PinnedLink),
+    /// Nothing: the program stays until it is detached. Only who has CAP_SYS_ADMIN finds it again.
+    WithoutLink,
+}
+
+impl Attachment {
+    fn with_link(program: BorrowedFd<'_>, interface: u32, pins: &PinDirectory) -> io::Result<Self> {
+        let fd = syscall::attach_tcx(program, interface)?;
+        let (name, pins) = (PinDirectory::link_name(interface), pins.clone());
+        match syscall::pin(fd.as_fd(), &pins.pin_path(&name)) {
+            // Somebody removed the directory. The link lasts as long as this daemon.
+            Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+            pinned => pinned?,
+        }
+        Ok(Self::Link(PinnedLink { fd, name, pins }))
+    }
+
+    fn is_at(&self, program: BorrowedFd<'_>, interface: u32) -> bool {
+        match self {
+            Self::Link(link) => {
+                syscall::attached_interface(link.fd.as_fd()).is_ok_and(|found| found == interface)
+            }
+            // An earlier daemon's link may have held it, which ended with that one's pins.
+            Self::WithoutLink => syscall::is_attached(program, interface).unwrap_or(false),
+        }
+    }
+
+    fn remove(&self, program: BorrowedFd<'_>, interface: u32) -> io::Result<()> {
+        match self {
+            Self::Link(link) => link.remove(),
+            Self::WithoutLink => match syscall::detach_tcx(program, interface) {
+                // The interface was deleted, or the program is not there any more.
+                Err(error) if matches!(error.raw_os_error(), Some(libc::ENODEV | libc::ENOENT)) => {
+                    Ok(())
+                }
+                detached => detached,
+            },
+        }
+    }
+}
+
+impl Attachments {
+    /// Starts with the `pinned` links of an earlier daemon, and what it attached without links. The program is needed
+    /// at first, so that the daemon finds out whether it can be attached.
+    pub(super) fn open(
+        program: BorrowedFd<'_>,
+        pinned: Vec<PinnedLink>,
+        uses_links: bool,
+    ) -> io::Result<Self> {
+        let mut attached = BTreeMap::new();
+        for link in pinned {
+            match syscall::attached_interface(link.fd.as_fd())? {
+                0 => link.remove()?,
+                interface => drop(attached.insert(interface, Attachment::Link(link))),
+            }
+        }
+        let mut socket = Socket::open_route()?;
+        let Interfaces { ethernet, mut others, filtered_early } = list_interfaces(&mut socket)?;
+        for EthernetInterface { index, .. } in ethernet.into_iter().chain(filtered_early) {
+            if let Entry::Vacant(free) = attached.entry(index)
+                && syscall::is_attached(program, index)?
+            {
+                free.insert(Attachment::WithoutLink);
+            }
+        }
+        others.retain(|index| !attached.contains_key(index));
+        Ok(Self {
+            socket,
+            uses_links,
+            interface_names: Vec::new(),
+            ethernet: Vec::new(),
+            other_interfaces: OtherInterfaces { indices: others, ..OtherInterfaces::default() },
+            attached,
+            is_needed: true,
+            unused_since: None,
+        })
+    }
+
+    pub(super) fn interface_names(&self) -> &[String] {
+        &self.interface_names
+    }
+
+    /// The names of the interfaces for whose packets the rules run before the program.
+    pub(super) fn filtered_early(&self) -> &[String] {
+        &self.other_interfaces.filtered_early
+    }
+
+    /// Reads which interfaces there are. Returns those without the program.
+    pub(super) fn find_other_interfaces(&mut self) -> Result<OtherInterfaces, FastPathUnavailable> {
+        self.read_interfaces()?;
+        let others = self.other_interfaces.clone();
+        self.other_interfaces.ineligible.clear();
+        Ok(others)
+    }
+
+    pub(super) fn has_any(&self) -> bool {
+        !self.attached.is_empty()
+    }
+
+    pub(super) fn is_needed(&self) -> bool {
+        self.is_needed
+    }
+
+    /// Records whether the program is in use `now`. After [`DETACH_AFTER`] without use it is not needed any more.
+    pub(super) fn record_use(&mut self, is_used: bool, now: Instant) {
+        self.unused_since = (!is_used).then(|| self.unused_since.unwrap_or(now));
+        self.is_needed = self
+            .unused_since
+            .is_none_or(|since| now.saturating_duration_since(since) < DETACH_AFTER);
+    }
+
+    /// Attaches the program, unless it is needed already.
+    pub(super) fn ensure_attached(
+        &mut self,
+        program: BorrowedFd<'_>,
+        pins: &PinDirectory,
+    ) -> Result<(), FastPathUnavailable> {
+        if self.is_needed {
+            return Ok(());
+        }
+        (self.is_needed, self.unused_since) = (true, None);
+        self.read_interfaces()?;
+        self.sync_with_interfaces(program, pins)
+    }
+
+    fn read_interfaces(&mut self) -> Result<(), FastPathUnavailable> {
+        let Interfaces { ethernet, others, filtered_early } = list_interfaces(&mut self.socket)
+            .map_err(|error| FastPathUnavailable::from_io_error("list the interfaces", &error))?;
+        let OtherInterfaces { indices: before, mut ineligible, .. } =
+            std::mem::take(&mut self.other_interfaces);
+        // Also of a new interface: a connection may have been handed over there since the last reading.
+        ineligible.extend(others.iter().filter(|index| before.binary_search(index).is_err()));
+        self.other_interfaces = OtherInterfaces {
+            ineligible,
+            indices: others,
+            filtered_early: filtered_early.into_iter().map(|interface| interface.name).collect(),
+        };
+        self.ethernet = ethernet;
+        Ok(())
+    }
+
+    /// Attaches the program to the interfaces of the last reading if it is needed, and detaches it from all others.
+    pub(super) fn sync_with_interfaces(
+        &mut self,
+        program: BorrowedFd<'_>,
+        pins: &PinDirectory,
+    ) -> Result<(), FastPathUnavailable> {
+        let interfaces = if self.is_needed { self.ethernet.clone() } else { Vec::new() };
+        self.attached.retain(|index, attachment| {
+            let stays = interfaces.iter().any(|interface| interface.index == *index)
+                && attachment.is_at(program, *index);
+            if !stays && let Err(error) = attachment.remove(program, *index) {
+                tracing::warn!("cannot detach the program from interface {index}: {error}");
+            }
+            stays
+        });
+        let before = std::mem::take(&mut self.interface_names);
+        for EthernetInterface { index, name } in interfaces {
+            if let Entry::Vacant(free) = self.attached.entry(index) {
+                let attachment = if self.uses_links {
+                    Attachment::with_link(program, index, pins)
+                } else {
+                    syscall::attach_tcx_without_link(program, index)
+                        .map(|()| Attachment::WithoutLink)
+                };
+                match attachment {
+                    Ok(attachment) => _ = free.insert(attachment),
+                    // The interface was deleted meanwhile.
+                    Err(error) if error.raw_os_error() == Some(libc::ENODEV) => continue,
+                    Err(error) => {
+                        let what = format!("attach the program to interface {name}");
+                        return Err(FastPathUnavailable::from_io_error(&what, &error));
+                    }
+                }
+            }
+            self.interface_names.push(name);
+        }
+        match &self.interface_names[..] {
+            names if names == before => {}
+            [] => tracing::debug!("fast path detached: no connection is handed over"),
+            names => tracing::debug!("fast path attached: {}", names.join(", ")),
+        }
+        Ok(())
+    }
+
+    /// Detaches the program from all interfaces.
+    pub(super) fn detach_all(&mut self, program: BorrowedFd<'_>) -> io::Result<()> {
+        self.interface_names.clear();
+        // All are removed, even if one fails: a detached program inspects nothing, even if its pin stays.
+        let attached = std::mem::take(&mut self.attached);
+        let removed = attached.iter().map(|(index, attachment)| attachment.remove(program, *index));
+        removed.fold(Ok(()), io::Result::and)
+    }
+}

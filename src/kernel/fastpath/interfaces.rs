@@ -1,0 +1,259 @@
+//! The interfaces of this network namespace, by rtnetlink, which needs neither sysfs nor rights: which of them the
+//! program is attached to.
+//!
+//! The program is attached to none on which the rules run before it. If br_netfilter is loaded, the kernel runs the
+//! prerouting rules for IP packets of a bridge at the bridge's port (br_nf_pre_routing() in br_netfilter_hooks.c), and
+//! not a second time when the bridge receives them. There the program would set its packet mark after the rules that
+//! read it.
+
+use std::{fs, io};
+
+use crate::kernel::netlink::{Attributes, Socket};
+
+// From linux/rtnetlink.h, linux/if_link.h and linux/if_arp.h; libc lacks some of them.
+const RTM_NEWLINK: u16 = 16;
+const RTM_GETLINK: u16 = 18;
+const IFLA_IFNAME: u16 = 3;
+const IFLA_LINK: u16 = 5;
+const IFLA_MASTER: u16 = 10;
+const IFLA_LINKINFO: u16 = 18;
+const IFLA_LINK_NETNSID: u16 = 37;
+const IFLA_INFO_KIND: u16 = 1;
+const IFLA_INFO_DATA: u16 = 2;
+const IFLA_BR_NF_CALL_IPTABLES: u16 = 36;
+const ARPHRD_ETHER: u16 = 1;
+/// Size of `struct ifinfomsg`.
+const IFINFOMSG_SIZE: usize = 16;
+/// How often to read the list, if interfaces are created or deleted meanwhile.
+const ATTEMPTS: usize = 5;
+/// The setting for all bridges of a network namespace. The file exists if br_netfilter is loaded.
+const BRIDGE_SETTING: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
+/// How many interfaces may be upon each other.
+const MAX_LAYERS: usize = 8;
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct EthernetInterface {
+    pub(super) index: u32,
+    pub(super) name: String,
+}
+
+/// All interfaces.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub(super) struct Interfaces {
+    /// The interfaces that receive Ethernet frames, except for ports of a bridge or a bond. The bridge or bond receives
+    /// the packets of its ports, and the program is attached there.
+    pub(super) ethernet: Vec<EthernetInterface>,
+    /// The indices of all others, in order. The program is not attached there.
+    pub(super) others: Vec<u32>,
+    /// Those among the others that would have the program if the rules did not run before it.
+    pub(super) filtered_early: Vec<EthernetInterface>,
+}
+
+/// What a message says about an interface.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Link {
+    index: u32,
+    name: String,
+    is_ethernet: bool,
+    /// Whether it is a port of a bridge or another interface.
+    has_master: bool,
+    kind: LinkKind,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum LinkKind {
+    /// A bridge, and whether its own setting runs the rules at its ports.
+    Bridge {
+        calls_iptables: bool,
+    },
+    /// An interface that gets packets from the one with this index, such as a VLAN's.
+    Upon(u32),
+    Other,
+}
+
+/// Lists the interfaces.
+pub(super) fn list_interfaces(socket: &mut Socket) -> io::Result<Interfaces> {
+    for _ in 0..ATTEMPTS {
+        match dump_links(socket) {
+            Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+            links => return Ok(classify(links?, bridge_setting())),
+        }
+    }
+    Err(io::ErrorKind::Interrupted.into())
+}
+
+/// Whether the setting for all bridges runs the rules at their ports; `None` if br_netfilter is not loaded.
+fn bridge_setting() -> Option<bool> {
+    fs::read_to_string(BRIDGE_SETTING).ok().map(|text| text.trim() != "0")
+}
+
+fn classify(links: Vec<Link>, setting: Option<bool>) -> Interfaces {
+    let find = |index: u32| links.iter().find(|link| link.index == index);
+    let is_filtered_early = |link: &Link| {
+        let mut kind = link.kind;
+        for _ in 0..MAX_LAYERS {
+            match kind {
+                LinkKind::Bridge { calls_iptables } => {
+                    return setting.is_some_and(|of_all| of_all || calls_iptables);
+                }
+                LinkKind::Upon(lower) => kind = find(lower).map_or(LinkKind::Other, |l| l.kind),
+                LinkKind::Other => return false,
+            }
+        }
+        false
+    };
+    let mut interfaces = Interfaces::default();
+    for link in &links {
+        let candidate = (link.is_ethernet && !link.has_master)
+            .then(|| EthernetInterface { index: link.index, name: link.name.clone() });
+        let is_early = is_filtered_early(link);
+        if candidate.is_none() || is_early {
+            interfaces.others.push(link.index);
+        }
+        let list = if is_early { &mut interfaces.filtered_early } else { &mut interfaces.ethernet };
+        list.extend(candidate);
+    }
+    interfaces.others.sort_unstable();
+    interfaces
+}
+
+fn dump_links(socket: &mut Socket) -> io::Result<Vec<Link>> {
+    let (mut found, mut is_consistent) = (Vec::new(), true);
+    socket.dump(RTM_GETLINK, &[0; IFINFOMSG_SIZE], |message| {
+        is_consistent &= i32::from(message.flags) & libc::NLM_F_DUMP_INTR == 0;
+        if message.kind == RTM_NEWLINK {
+            found.extend(parse_link(message.body));
+        }
+    })?;
+    if is_consistent { Ok(found) } else { Err(io::ErrorKind::Interrupted.into()) }
+}
+
+fn parse_link(body: &[u8]) -> Option<Link> {
+    let (head, attributes) = body.split_at_checked(IFINFOMSG_SIZE)?;
+    let kind = u16::from_ne_bytes(*head.get(2..)?.first_chunk()?);
+    let index = u32::from_ne_bytes(*head.get(4..)?.first_chunk()?);
+    let attributes = Attributes::new(attributes);
+    let name = attributes.first(IFLA_IFNAME)?;
+    Some(Link {
+        index,
+        name: String::from_utf8_lossy(without_zero(name)).into_owned(),
+        is_ethernet: kind == ARPHRD_ETHER,
+        has_master: attributes.first(IFLA_MASTER).is_some(),
+        kind: link_kind(&attributes).unwrap_or(LinkKind::Other),
+    })
+}
+
+fn link_kind(attributes: &Attributes<'_>) -> Option<LinkKind> {
+    let info = attributes.nested(IFLA_LINKINFO)?;
+    match without_zero(info.first(IFLA_INFO_KIND)?) {
+        b"bridge" => {
+            let setting = info.nested(IFLA_INFO_DATA)?.first(IFLA_BR_NF_CALL_IPTABLES);
+            let calls_iptables = setting.is_some_and(|value| value.first() != Some(&0));
+            Some(LinkKind::Bridge { calls_iptables })
+        }
+        b"vlan" | b"macvlan" | b"ipvlan" if attributes.first(IFLA_LINK_NETNSID).is_none() => {
+            let lower = attributes.first(IFLA_LINK)?.first_chunk()?;
+            Some(LinkKind::Upon(u32::from_ne_bytes(*lower)))
+        }
+        _ => None,
+    }
+}
+
+fn without_zero(text: &[u8]) -> &[u8] {
+    text.strip_suffix(b"\0").unwrap_or(text)
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::kernel::netlink::put_attribute;
+
+    fn attribute(kind: u16, content: &[u8]) -> Vec<u8> {
+        let mut bytes = Vec::new();
+        put_attribute(&mut bytes, kind, content);
+        bytes
+    }
+
+    fn message(kind: u16, index: u32, attributes: &[Vec<u8>]) -> Vec<u8> {
+        let mut body = vec![0, 0];
+        body.extend(kind.to_ne_bytes());
+        body.extend(index.to_ne_bytes());
+        body.resize(IFINFOMSG_SIZE, 0);
+        body.extend(attributes.concat());
+        body
+    }
+
+    fn of_kind(kind: &str, data: Vec<u8>) -> Vec<u8> {
+        let kind = attribute(IFLA_INFO_KIND, kind.as_bytes());
+        attribute(IFLA_LINKINFO, &[kind, attribute(IFLA_INFO_DATA, &data)].concat())
+    }
+
+    fn bridge(own_setting: u8) -> Vec<u8> {
+        of_kind("bridge", attribute(IFLA_BR_NF_CALL_IPTABLES, &[own_setting]))
+    }
+
+    fn ethernet(index: u32, name: &str, more: Vec<u8>) -> Link {
+        let name = attribute(IFLA_IFNAME, format!("{name}\0").as_bytes());
+        parse_link(&message(ARPHRD_ETHER, index, &[name, more])).unwrap()
+    }
+
+    fn names(interfaces: &[EthernetInterface]) -> Vec<&str> {
+        interfaces.iter().map(|one| one.name.as_str()).collect()
+    }
+
+    #[test]
+    fn ethernet_interfaces_without_a_master_have_the_program() {
+        let lo = message(772, 1, &[attribute(IFLA_IFNAME, b"lo\0")]);
+        let links = vec![
+            ethernet(9, "port", attribute(IFLA_MASTER, &[3, 0, 0, 0])),
+            ethernet(7, "wan", Vec::new()),
+            parse_link(&lo).unwrap(),
+        ];
+        let found = classify(links, Some(true));
+        assert_eq!((names(&found.ethernet), found.others), (vec!["wan"], vec![1, 9]));
+    }
+
+    #[test]
+    fn a_bridge_whose_ports_run_the_rules_has_no_program() {
+        let upon = |kind, index: u32| {
+            [attribute(IFLA_LINK, &index.to_ne_bytes()), of_kind(kind, Vec::new())].concat()
+        };
+        let links = |own_setting| {
+            vec![
+                ethernet(2, "wan", Vec::new()),
+                ethernet(3, "br0", bridge(own_setting)),
+                ethernet(4, "br0.7", upon("vlan", 3)),
+                ethernet(5, "own", upon("macvlan", 4)),
+                ethernet(6, "wan.7", upon("vlan", 2)),
+                // A peer is not below.
+                ethernet(7, "veth", upon("veth", 3)),
+                ethernet(8, "loop", upon("vlan", 8)),
+            ]
+        };
+        let early = ["br0", "br0.7", "own"];
+        for (setting, own_setting, is_early) in [
+            (None, 0, false),
+            (None, 1, false),
+            (Some(false), 0, false),
+            (Some(false), 1, true),
+            (Some(true), 0, true),
+        ] {
+            let found = classify(links(own_setting), setting);
+            let case = format!("{setting:?} {own_setting}");
+            assert_eq!(names(&found.filtered_early) == early, is_early, "{case}");
+            assert_eq!(found.filtered_early.is_empty(), !is_early, "{case}");
+            let is_here = |name| names(&found.ethernet).contains(&name);
+            assert!(early.iter().all(|name| is_here(*name) != is_early), "{case}");
+            assert!(["wan", "wan.7", "veth", "loop"].into_iter().all(is_here), "{case}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn no_message_makes_the_parser_panic(body in proptest::collection::vec(any::<u8>(), 0..60)) {
+            parse_link(&body);
+        }
+    }
+}

@@ -1,0 +1,206 @@
+//! Loads the program with its maps, by aya, and pins them. This module does not know what is in the maps.
+
+use std::{
+    error::Error,
+    io,
+    os::fd::{AsFd as _, BorrowedFd},
+};
+
+use aya::{
+    EbpfLoader,
+    maps::MapInfo,
+    programs::{ProgramError, ProgramInfo, SchedClassifier, TcAttachType},
+    sys::SyscallError,
+};
+
+use super::{
+    FastPathUnavailable,
+    interfaces::{EthernetInterface, Interfaces, list_interfaces},
+    pin_directory::{PROGRAM_NAME, PinDirectory},
+    syscall,
+};
+use crate::kernel::netlink::Socket;
+
+/// The compiled program with its maps. build.rs compiles it from `program/inspect.bpf.c`.
+pub static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/inspect.o"));
+
+pub(super) const TUPLES: &str = "tuples";
+pub(super) const FLOWS: &str = "flows";
+pub(super) const PINHOLES: &str = "pinholes";
+pub(super) const RULES_PINHOLES: &str = "rules_pinholes";
+pub(super) const BARRED_PORTS: &str = "barred_ports";
+pub(super) const CONTROL_PORTS: &str = "control_ports";
+pub(super) const RING: &str = "ring";
+pub(super) const COUNTERS: &str = "counters";
+pub(super) const HEARTBEAT: &str = "heartbeat";
+pub(super) const READMISSION_START: &str = "readmission_start";
+const MAPS: [&str; 10] = [
+    TUPLES,
+    FLOWS,
+    PINHOLES,
+    RULES_PINHOLES,
+    BARRED_PORTS,
+    CONTROL_PORTS,
+    RING,
+    COUNTERS,
+    HEARTBEAT,
+    READMISSION_START,
+];
+
+/// The program's version: a checksum, by which one version is distinguished from another.
+pub(super) fn program_version() -> u32 {
+    crc32fast::hash(PROGRAM)
+}
+
+/// Checks that the kernel has TCX (Linux 6.6).
+pub(super) fn check_kernel() -> Result<(), FastPathUnavailable> {
+    match SchedClassifier::query_tcx("lo", TcAttachType::Ingress) {
+        Ok(_) => Ok(()),
+        Err(ProgramError::SyscallError(SyscallError { io_error, .. })) => {
+            Err(match io_error.raw_os_error() {
+                Some(libc::EINVAL) => {
+                    FastPathUnavailable("the kernel has no TCX; it needs Linux 6.6".into())
+                }
+                _ => FastPathUnavailable::from_io_error("TCX", &io_error),
+            })
+        }
+        Err(error) => Err(FastPathUnavailable(format!("TCX: {}", error_chain(&error)))),
+    }
+}
+
+/// Loads program and maps, and pins them in an empty directory. The program is pinned last, so if it is pinned, all
+/// maps are as well.
+pub(super) fn load(pins: &PinDirectory) -> Result<(), FastPathUnavailable> {
+    let failed = |error: &dyn Error| {
+        let reasons = error_chain(error);
+        // The verifier refuses the program without these rights.
+        let is_refused = ["(os error 1)", "(os error 13)"].iter().any(|end| reasons.ends_with(end));
+        let needs = if is_refused { FastPathUnavailable::REQUIRED_RIGHTS } else { "" };
+        FastPathUnavailable(format!("cannot load the program: {reasons}{needs}"))
+    };
+    let mut loader = EbpfLoader::new();
+    // The program uses no structures of the running kernel, so aya need not read its BTF.
+    loader.btf(None);
+    for map in MAPS {
+        loader.map_pin_path(map, pins.pin_path(map));
+    }
+    let mut loaded = loader.load(PROGRAM).map_err(|error| failed(&error))?;
+    let program = loaded.program_mut(PROGRAM_NAME);
+    let program =
+        program.ok_or_else(|| FastPathUnavailable(format!("no program named {PROGRAM_NAME}")))?;
+    let program: &mut SchedClassifier = program.try_into().map_err(|error| failed(&error))?;
+    program.load().map_err(|error| failed(&error))?;
+    program.pin(pins.pin_path(PROGRAM_NAME)).map_err(|error| failed(&error))
+}
+
+/// An attached program of an earlier daemon.
+struct AttachedProgram {
+    interface: u32,
+    info: ProgramInfo,
+    maps: Vec<MapInfo>,
+}
+
+impl AttachedProgram {
+    /// `None` if the program is not ours: others may have its name, but not its maps.
+    fn new(interface: u32, info: ProgramInfo) -> Option<Self> {
+        let ids = info.map_ids().ok()??;
+        let maps: Vec<_> = ids.into_iter().map(MapInfo::from_id).collect::<Result<_, _>>().ok()?;
+        let has = |name: &str| maps.iter().any(|map| map.name() == name.as_bytes());
+        let is_ours = info.name() == PROGRAM_NAME.as_bytes()
+            && [TUPLES, FLOWS, PINHOLES, CONTROL_PORTS, RING].into_iter().all(has);
+        is_ours.then_some(Self { interface, info, maps })
+    }
+
+    /// Detaches it, if it is attached without a link.
+    fn detach(&self) -> io::Result<()> {
+        let program = self.info.fd().map_err(io::Error::other)?;
+        syscall::detach_tcx(program.as_fd(), self.interface)
+    }
+
+    /// Pins it with its maps in place of another one.
+    fn pin_instead(&self, pins: &PinDirectory) -> io::Result<()> {
+        for map in &self.maps {
+            if let Some(name) = MAPS.iter().find(|name| name.as_bytes() == map.name()) {
+                pin_instead(map.fd().map_err(io::Error::other)?.as_fd(), pins, name)?;
+            }
+        }
+        let program = self.info.fd().map_err(io::Error::other)?;
+        pin_instead(program.as_fd(), pins, PROGRAM_NAME)
+    }
+}
+
+/// The programs of earlier daemons at the interfaces of this network namespace. None without CAP_SYS_ADMIN, which the
+/// kernel asks of those who look for programs.
+fn list_attached() -> io::Result<Vec<AttachedProgram>> {
+    let mut found = Vec::new();
+    let Interfaces { ethernet, filtered_early, .. } = list_interfaces(&mut Socket::open_route()?)?;
+    for EthernetInterface { index, name } in ethernet.into_iter().chain(filtered_early) {
+        let Ok((_, programs)) = SchedClassifier::query_tcx(&name, TcAttachType::Ingress) else {
+            continue;
+        };
+        found.extend(programs.into_iter().filter_map(|info| AttachedProgram::new(index, info)));
+    }
+    Ok(found)
+}
+
+/// Whether this process may find an attached program with its maps, as [`adopt_attached`] does.
+pub(super) fn can_be_found(pins: &PinDirectory) -> bool {
+    let pinned = MapInfo::from_pin(pins.pin_path(RING));
+    pinned.is_ok_and(|ring| MapInfo::from_id(ring.id()).is_ok())
+}
+
+/// Whether a program of an earlier daemon is attached to an interface of this network namespace.
+pub(super) fn is_any_attached() -> bool {
+    list_attached().is_ok_and(|found| !found.is_empty())
+}
+
+/// Detaches the programs of earlier daemons that are attached without links.
+pub(super) fn detach_all() -> io::Result<()> {
+    list_attached()?.iter().map(AttachedProgram::detach).fold(Ok(()), io::Result::and)
+}
+
+/// Pins the program that an earlier daemon left attached, with its maps, in place of the one that [`load`] pinned, if
+/// they are the same program: with the maps go open pinholes and unread lines. Detaches any other. Returns whether it
+/// pinned one.
+pub(super) fn adopt_attached(pins: &PinDirectory) -> io::Result<bool> {
+    let own = ProgramInfo::from_pin(pins.pin_path(PROGRAM_NAME)).map_err(io::Error::other)?;
+    let mut adopted = None;
+    for attached in list_attached()? {
+        if adopted == Some(attached.info.id()) {
+            continue;
+        }
+        if adopted.is_some() || attached.info.tag() != own.tag() {
+            attached.detach()?;
+            continue;
+        }
+        attached.pin_instead(pins)?;
+        adopted = Some(attached.info.id());
+    }
+    Ok(adopted.is_some())
+}
+
+fn pin_instead(fd: BorrowedFd<'_>, pins: &PinDirectory, name: &str) -> io::Result<()> {
+    pins.unpin(name)?;
+    syscall::pin(fd, &pins.pin_path(name))
+}
+
+/// Start of the lines with which the verifier's log ends, after the reason.
+const VERIFIER_STATISTICS: [&str; 4] = ["verification time", "stack depth", "processed ", "\n"];
+
+/// An error and its causes, in one line. Of the verifier's log it has only the last lines, which name the reason.
+fn error_chain(error: &dyn Error) -> String {
+    let mut text = String::new();
+    let mut next = Some(error);
+    while let Some(error) = next {
+        let message = error.to_string();
+        let says = |line: &&str| !VERIFIER_STATISTICS.iter().any(|start| line.starts_with(start));
+        let lines: Vec<&str> = message.lines().filter(says).collect();
+        let last = lines.get(lines.len().saturating_sub(2)..).unwrap_or_default().join("; ");
+        if !text.ends_with(&last) {
+            text.push_str(if text.is_empty() { "" } else { ": " });
+            text.push_str(&last);
+        }
+        next = error.source();
+    }
+    text
+}

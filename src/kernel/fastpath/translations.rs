@@ -1,0 +1,284 @@
+//! The translations of the data connections that the program admits, in two maps of the nftables table.
+//!
+//! The rules find a target (translated destination) by the packet mark, which has the number of the target in it: its
+//! slot. They find a source by initiator and target. All connections between the same ends share these elements.
+//!
+//! An unused element stays until its place is needed, because a transaction costs more than an element. Each connection
+//! has a lease of its source, also of one that does not change: so no connection gets the source of an earlier one.
+//!
+//! This module knows neither flows nor pinholes.
+
+use std::{
+    collections::{HashMap, hash_map::Entry},
+    ffi::CStr,
+    hash::Hash,
+    io,
+    net::Ipv4Addr,
+};
+
+use crate::kernel::{
+    Backend, Commits, NetfilterError, RuleParameters,
+    netlink::{
+        Socket,
+        nft::{self, Batch, Element},
+        or_absent,
+    },
+    parameters::MAX_SLOT,
+};
+
+const TARGETS: &CStr = c"fast_path_targets4";
+const SOURCES: &CStr = c"fast_path_sources4";
+/// Has an element when both have all of theirs.
+const READY: &CStr = c"fast_path_ready";
+/// From this many pairs on, an idle one makes room: each connection that the program can have may need two.
+const MAX_SOURCES: usize = 2 * 16_384;
+/// Elements in one transaction, so that it fits a send buffer of the default size.
+const ELEMENTS_PER_BATCH: usize = 256;
+/// How often to read a map, if it changes meanwhile.
+const READ_ATTEMPTS: usize = 8;
+
+/// Initiator and target.
+type InitiatorAndTarget = (Ipv4Addr, Ipv4Addr);
+
+/// The translations of one table, as the kernel has them.
+#[derive(Debug)]
+pub struct Translations {
+    parameters: RuleParameters,
+    commits: Commits,
+    socket: Socket,
+    /// The slot of each target.
+    targets: HashMap<Ipv4Addr, Leased<u32>>,
+    /// One that is the initiator itself has no element.
+    sources: HashMap<InitiatorAndTarget, Leased<Ipv4Addr>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Leased<T> {
+    value: T,
+    /// Number of leases that use this element.
+    lease_count: usize,
+}
+
+/// A use of translations, until it is [released](Translations::release).
+#[derive(Debug, PartialEq, Eq)]
+#[must_use]
+pub struct TranslationLease {
+    mark: u32,
+    target: Option<Ipv4Addr>,
+    pair: InitiatorAndTarget,
+}
+
+impl TranslationLease {
+    /// The packet mark by which the rules translate the connection.
+    pub fn mark(&self) -> u32 {
+        self.mark
+    }
+}
+
+impl Translations {
+    /// Reads the maps of the table, in which an earlier daemon may have left elements. `commits` sends and counts the
+    /// transactions.
+    pub fn new(parameters: &RuleParameters, commits: &Commits) -> Result<Self, NetfilterError> {
+        let socket = Commits::open_socket().map_err(translation_error)?;
+        let mut translations = Self {
+            parameters: parameters.clone(),
+            commits: commits.clone(),
+            socket,
+            targets: HashMap::new(),
+            sources: HashMap::new(),
+        };
+        for _ in 0..READ_ATTEMPTS {
+            if translations.read().map_err(translation_error)? {
+                return Ok(translations);
+            }
+        }
+        Err(translation_error(io::ErrorKind::Interrupted.into()))
+    }
+
+    /// Reads both maps. Returns `false` if one changed meanwhile.
+    fn read(&mut self) -> io::Result<bool> {
+        let Self { parameters, socket, targets, sources, .. } = self;
+        targets.clear();
+        sources.clear();
+        // Without our table there are no elements.
+        let is_whole = or_absent(nft::dump_map(socket, TARGETS, |key, target| {
+            let mark = key.first_chunk().map(|mark| u32::from_ne_bytes(*mark));
+            if let Some(slot) = mark.and_then(|mark| parameters.slot_of(mark))
+                && let Some(target) = address_at(target, 0)
+            {
+                targets.insert(target, Leased { value: slot, lease_count: 0 });
+            }
+        }))?;
+        let is_whole_too = or_absent(nft::dump_map(socket, SOURCES, |pair, source| {
+            if let (Some(initiator), Some(target)) = (address_at(pair, 0), address_at(pair, 4))
+                && let Some(value) = address_at(source, 0)
+            {
+                sources.insert((initiator, target), Leased { value, lease_count: 0 });
+            }
+        }))?;
+        Ok(is_whole != Some(false) && is_whole_too != Some(false))
+    }
+
+    /// Acquires the translations of a connection: its destination becomes `target` (`None` leaves it as it is), and the
+    /// source of those from `initiator` to the final target, the `pair`, becomes `source`. Returns `None` if this pair
+    /// has another source in use, or if there are too many translations. `before_replacing` is called before a
+    /// translation is replaced by another one.
+    pub fn acquire(
+        &mut self,
+        target: Option<Ipv4Addr>,
+        pair: InitiatorAndTarget,
+        source: Ipv4Addr,
+        before_replacing: impl FnOnce(),
+    ) -> Result<Option<TranslationLease>, NetfilterError> {
+        let mut batch = Batch::new();
+        let before = batch.len();
+        let (mut slot, mut evicted_target) = (0, None);
+        if let Some(target) = target {
+            slot = match self.targets.get(&target) {
+                Some(known) => known.value,
+                None => {
+                    let Some(free) = self.free_slot(&mut evicted_target) else { return Ok(None) };
+                    free
+                }
+            };
+        }
+        let Some(mark) = self.parameters.admitted_mark(slot) else { return Ok(None) };
+        if let Some(target) = target
+            && !self.targets.contains_key(&target)
+        {
+            replace_element(&mut batch, TARGETS, &mark.to_ne_bytes(), target);
+        }
+        let mut evicted_pair = None;
+        let known = self.sources.get(&pair).copied();
+        let replaces_source = known.is_some_and(|known| known.value != source);
+        match known {
+            Some(known) if known.value == source => {}
+            Some(known) if known.lease_count > 0 => return Ok(None),
+            _ => {
+                let is_unchanged = source == pair.0;
+                if !is_unchanged && known.is_none() && self.sources.len() >= MAX_SOURCES {
+                    let Some(idle) = find_unused(&self.sources) else { return Ok(None) };
+                    batch.destroy_element(SOURCES, &pair_key(idle));
+                    evicted_pair = Some(idle);
+                }
+                if !is_unchanged {
+                    replace_element(&mut batch, SOURCES, &pair_key(pair), source);
+                } else if known.is_some() {
+                    batch.destroy_element(SOURCES, &pair_key(pair));
+                }
+            }
+        }
+        if evicted_target.is_some() || evicted_pair.is_some() || replaces_source {
+            before_replacing();
+        }
+        if batch.len() > before {
+            self.send(&mut batch)?;
+        }
+        evicted_target.map(|target| self.targets.remove(&target));
+        evicted_pair.map(|pair| self.sources.remove(&pair));
+        if let Some(target) = target {
+            self.targets
+                .entry(target)
+                .or_insert(Leased { value: slot, lease_count: 0 })
+                .lease_count += 1;
+        }
+        let used = self.sources.entry(pair).or_insert(Leased { value: source, lease_count: 0 });
+        used.value = source;
+        used.lease_count += 1;
+        Ok(Some(TranslationLease { mark, target, pair }))
+    }
+
+    /// A free slot, or that of an unused target, which is then evicted.
+    fn free_slot(&self, evicted: &mut Option<Ipv4Addr>) -> Option<u32> {
+        if self.targets.len() < MAX_SLOT as usize {
+            let mut taken: Vec<u32> = self.targets.values().map(|target| target.value).collect();
+            taken.sort_unstable();
+            let gap = taken.iter().zip(1..).find(|(taken, slot)| *taken != slot);
+            return Some(gap.map_or(taken.len() as u32 + 1, |(_, slot)| slot));
+        }
+        let target = find_unused(&self.targets)?;
+        *evicted = Some(target);
+        self.targets.get(&target).map(|target| target.value)
+    }
+
+    /// Ends the use of the translations.
+    pub fn release(&mut self, slot: &TranslationLease) {
+        let target = slot.target.and_then(|target| self.targets.get_mut(&target));
+        if let Some(target) = target {
+            target.lease_count = target.lease_count.saturating_sub(1);
+        }
+        if let Entry::Occupied(mut source) = self.sources.entry(slot.pair) {
+            let Leased { value, lease_count } = source.get_mut();
+            *lease_count = lease_count.saturating_sub(1);
+            // It has no element.
+            if *lease_count == 0 && *value == slot.pair.0 {
+                source.remove();
+            }
+        }
+    }
+
+    /// Adds the elements to the table after it was replaced. Before that it admits nothing that the program marks. With
+    /// the back end `conntrack`, after a daemon with the other one, the table has no maps.
+    pub fn restore_elements(&mut self) -> Result<(), NetfilterError> {
+        if self.parameters.backend() != Backend::Nftables {
+            return Ok(());
+        }
+        let mut elements = Vec::with_capacity(self.targets.len() + self.sources.len());
+        for (target, slot) in &self.targets {
+            let mark = self.parameters.admitted_mark(slot.value).unwrap_or_default();
+            elements.push((TARGETS, mark.to_ne_bytes().to_vec(), *target));
+        }
+        let translated =
+            self.sources.iter().filter(|((initiator, _), one)| one.value != *initiator);
+        for (pair, source) in translated {
+            elements.push((SOURCES, pair_key(*pair).to_vec(), source.value));
+        }
+        for some in elements.chunks(ELEMENTS_PER_BATCH) {
+            let mut batch = Batch::new();
+            for (map, key, to) in some {
+                replace_element(&mut batch, map, key, *to);
+            }
+            self.send(&mut batch)?;
+        }
+        let mut batch = Batch::new();
+        let tcp = [libc::IPPROTO_TCP as u8];
+        batch.destroy_element(READY, &tcp);
+        batch.add_element(&Element { set: READY, key: &tcp, data: None, timeout: None });
+        self.send(&mut batch)
+    }
+
+    fn send(&mut self, batch: &mut Batch) -> Result<(), NetfilterError> {
+        let outcome = self.commits.send(batch, &mut self.socket).map_err(translation_error)?;
+        match outcome.first_error() {
+            None => Ok(()),
+            Some(errno) => Err(translation_error(io::Error::from_raw_os_error(errno))),
+        }
+    }
+}
+
+/// The key of an element that no lease uses.
+fn find_unused<K: Copy + Eq + Hash, T>(all: &HashMap<K, Leased<T>>) -> Option<K> {
+    all.iter().find(|(_, one)| one.lease_count == 0).map(|(key, _)| *key)
+}
+
+/// Adds to the batch: replace the element with this key, if there is one. This needs Linux 6.3, and the program needs
+/// a newer one anyway.
+fn replace_element(batch: &mut Batch, set: &'static CStr, key: &[u8], to: Ipv4Addr) {
+    batch.destroy_element(set, key);
+    batch.add_element(&Element { set, key, data: Some(&to.octets()), timeout: None });
+}
+
+fn pair_key((initiator, target): InitiatorAndTarget) -> [u8; 8] {
+    let mut key = [0; 8];
+    let bytes = initiator.octets().into_iter().chain(target.octets());
+    key.iter_mut().zip(bytes).for_each(|(to, from)| *to = from);
+    key
+}
+
+fn address_at(bytes: &[u8], at: usize) -> Option<Ipv4Addr> {
+    bytes.get(at..)?.first_chunk::<4>().map(|octets| (*octets).into())
+}
+
+fn translation_error(error: io::Error) -> NetfilterError {
+    NetfilterError::system("translations of the fast path", error)
+}

@@ -1,0 +1,419 @@
+//! Carries out the engine's changes in the maps of the fast path: hands connections over and takes them back, and
+//! reserves or closes pinholes.
+
+use std::{
+    collections::HashMap,
+    fmt::Display,
+    io,
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
+    sync::Mutex,
+    time::Duration,
+};
+
+use ftp_alg_core::engine::{
+    FastPathPinhole, FastPathPinholeClosing, FlowChange, Handover, LoginStage, Opening, Pinhole,
+    Translation, Withdrawal,
+};
+
+use super::{
+    ClaimedPorts, NetfilterError, RuleParameters,
+    fastpath::{
+        DialogueState, FastPath, Flow, LineRecord, PacketTuple, TranslationLease, Translations,
+        lock,
+    },
+};
+
+/// The fast path's program, and the translations that its connections use.
+pub struct FastPathFlows {
+    program: FastPath,
+    translations: Mutex<Translations>,
+    leases: Mutex<Leases>,
+    inspected_mark: u32,
+    failures: Mutex<Option<Failures>>,
+}
+
+/// The translations that flows use, by flow.
+#[derive(Default)]
+struct Leases {
+    handed_over: HashMap<u64, [TranslationLease; 2]>,
+    /// Of flows that were taken back: a pinhole of theirs may be open.
+    taken_back: Vec<(u64, [TranslationLease; 2])>,
+}
+
+/// From so many taken-back flows on, those without a pinhole are looked for.
+const MANY_TAKEN_BACK: usize = 256;
+
+/// Failed operations on the program's maps.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Failures {
+    /// Number of failures.
+    pub count: u64,
+    /// The last failure and its reason.
+    pub last: String,
+}
+
+/// Both endpoints of an IPv4 connection: their own, and as the other side knows them.
+struct Ipv4Endpoints {
+    client: SocketAddrV4,
+    client_external: SocketAddrV4,
+    server: SocketAddrV4,
+    server_external: SocketAddrV4,
+}
+
+/// How long the rules may need to open a pinhole.
+const OPENING_TIME: Duration = Duration::from_secs(1);
+
+const NOT_HANDED_OVER: &str = "cannot hand a connection over";
+
+impl FastPathFlows {
+    /// Uses a loaded program and the translations of the table.
+    pub fn new(program: FastPath, translations: Translations, parameters: &RuleParameters) -> Self {
+        Self {
+            program,
+            translations: Mutex::new(translations),
+            leases: Mutex::default(),
+            inspected_mark: parameters.inspected_mark(),
+            failures: Mutex::default(),
+        }
+    }
+
+    /// The program.
+    pub fn program(&self) -> &FastPath {
+        &self.program
+    }
+
+    /// The failures since the last call.
+    pub fn take_failures(&self) -> Option<Failures> {
+        lock(&self.failures).take()
+    }
+
+    /// Appends the lines that were inspected by now.
+    pub fn read_lines(&self, into: &mut Vec<LineRecord>) {
+        if !self.program.ring().read(into) {
+            self.record_failure("cannot read the ring buffer", &"a record is not committed");
+        }
+    }
+
+    /// Has the program open pinholes for this time from now.
+    pub fn set_heartbeat(&self, left: Duration) {
+        self.record_outcome("cannot renew the heartbeat", self.program.set_heartbeat(left));
+    }
+
+    /// Has the program open no pinholes at barred ports and at `claimed` ports.
+    pub fn bar_ports(&self, claimed: &ClaimedPorts, is_barred: impl Fn(u16) -> bool) {
+        let barred =
+            self.program.set_barred_ports(|port| is_barred(port) || claimed.is_translated(port));
+        self.record_outcome("cannot bar ports", barred);
+    }
+
+    /// Hands connections over, and takes others back.
+    pub(super) fn apply_changes(&self, changes: &[FlowChange]) {
+        for change in changes {
+            match change {
+                FlowChange::Handover(handover) => self.hand_over(handover),
+                FlowChange::Withdraw(withdrawal) => self.take_back(withdrawal),
+            }
+        }
+    }
+
+    fn hand_over(&self, handover: &Handover) {
+        let Some(endpoints) = Ipv4Endpoints::from_translation(&handover.translation) else {
+            return;
+        };
+        // Connections without a login may use half of the map. The engine offers them again after the login.
+        let limit = self.program.max_flows() as usize / 2;
+        if handover.login != LoginStage::LoggedIn && lock(&self.leases).handed_over.len() >= limit {
+            return;
+        }
+        let mut acquired = self.acquire_translations(&endpoints);
+        if matches!(acquired, Ok(None)) && self.release_unused_leases() {
+            acquired = self.acquire_translations(&endpoints);
+        }
+        let leases = match acquired {
+            Ok(Some(leases)) => leases,
+            Ok(None) => return,
+            Err(error) => return self.record_failure(NOT_HANDED_OVER, &error),
+        };
+        let [active_mark, passive_mark] = leases.each_ref().map(TranslationLease::mark);
+        let [announced_client, announced_server] = handover.announced_addresses;
+        let flow = Flow {
+            id: handover.flow,
+            tuples: endpoints.packet_tuples(),
+            next_seq: handover.next_seq,
+            line_count: handover.lines,
+            dialogue: match handover.login {
+                LoginStage::NotGreeted => DialogueState::GreetingDue,
+                LoginStage::Greeted => DialogueState::LoginDue,
+                LoginStage::LoggedIn => DialogueState::Ready,
+            },
+            client: endpoints.client,
+            server: endpoints.server,
+            announced_client,
+            announced_server,
+            active_arrival: *endpoints.client_external.ip(),
+            passive_arrival: *endpoints.server_external.ip(),
+            active_initiator: *endpoints.server.ip(),
+            passive_initiator: *endpoints.client.ip(),
+            active_mark,
+            passive_mark,
+            inspected_mark: self.inspected_mark,
+            port_digits: handover.padding.digits() as u32, // at most 4
+            seq_offsets: handover.seq_offsets,
+            pinhole_lifetime: handover.pinhole_lifetime,
+            client_ports: handover.client_ports,
+            interfaces: handover.interfaces,
+        };
+        let mut result = self.program.hand_over(&flow);
+        if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
+            // The engine took the connection back in another thread, which has not yet reported it to the program.
+            result = self
+                .program
+                .take_back(flow.id, flow.tuples)
+                .and_then(|()| self.program.hand_over(&flow));
+        }
+        match result {
+            Ok(()) => {
+                let mut all = lock(&self.leases);
+                let old = all.handed_over.insert(handover.flow, leases);
+                all.taken_back.extend(old.map(|old| (handover.flow, old)));
+            }
+            Err(error) => {
+                self.release_leases(&leases);
+                match error.raw_os_error() {
+                    Some(libc::E2BIG | libc::ENOSPC) => {
+                        let limit = self.program.max_flows();
+                        self.record_failure(
+                            NOT_HANDED_OVER,
+                            &format_args!(
+                                "limit of {limit} connections reached; others are queued"
+                            ),
+                        );
+                    }
+                    _ => self.record_failure(NOT_HANDED_OVER, &error),
+                }
+            }
+        }
+    }
+
+    /// Acquires the translations of the connection's data connections, active and passive.
+    fn acquire_translations(
+        &self,
+        endpoints: &Ipv4Endpoints,
+    ) -> Result<Option<[TranslationLease; 2]>, NetfilterError> {
+        let Ipv4Endpoints { client, client_external, server, server_external } = endpoints;
+        let own_if_translated = |own: &SocketAddrV4, external: &SocketAddrV4| {
+            (own.ip() != external.ip()).then(|| *own.ip())
+        };
+        // Until a SYN has an answer, the program may admit it again, and it needs its translation.
+        let end_readmissions = || self.end_readmissions();
+        let mut translations = lock(&self.translations);
+        let active = translations.acquire(
+            own_if_translated(client, client_external),
+            (*server.ip(), *client.ip()),
+            *server_external.ip(),
+            end_readmissions,
+        )?;
+        let Some(active) = active else { return Ok(None) };
+        let passive = translations.acquire(
+            own_if_translated(server, server_external),
+            (*client.ip(), *server.ip()),
+            *client_external.ip(),
+            end_readmissions,
+        );
+        match passive {
+            Ok(Some(passive)) => Ok(Some([active, passive])),
+            other => {
+                translations.release(&active);
+                other.map(|_| None)
+            }
+        }
+    }
+
+    fn take_back(&self, withdrawal: &Withdrawal) {
+        let Some(endpoints) = Ipv4Endpoints::from_translation(&withdrawal.translation) else {
+            return;
+        };
+        let back = self.program.take_back(withdrawal.flow, endpoints.packet_tuples());
+        self.record_outcome("cannot take a connection back", back);
+        // The program's pinhole stays open, and needs them.
+        let mut all = lock(&self.leases);
+        let leases = all.handed_over.remove(&withdrawal.flow);
+        all.taken_back.extend(leases.map(|leases| (withdrawal.flow, leases)));
+        let are_many =
+            all.taken_back.len() >= MANY_TAKEN_BACK && all.taken_back.len().is_power_of_two();
+        drop(all);
+        if are_many {
+            self.release_unused_leases();
+        }
+    }
+
+    /// Releases the translations of flows that were taken back and have no pinhole any more. Returns whether there were
+    /// any.
+    fn release_unused_leases(&self) -> bool {
+        let mut all = lock(&self.leases);
+        if all.taken_back.is_empty() {
+            return false;
+        }
+        let with_pinholes = match self.program.flows_with_pinholes() {
+            Ok(flows) => flows,
+            Err(error) => {
+                self.record_failure("cannot read the pinholes", &error);
+                return false;
+            }
+        };
+        let unused: Vec<_> =
+            all.taken_back.extract_if(.., |(flow, _)| !with_pinholes.contains(flow)).collect();
+        drop(all);
+        unused.iter().for_each(|(_, leases)| self.release_leases(leases));
+        !unused.is_empty()
+    }
+
+    fn release_leases(&self, leases: &[TranslationLease; 2]) {
+        let mut translations = lock(&self.translations);
+        leases.iter().for_each(|lease| translations.release(lease));
+    }
+
+    /// Reserves the key of a translated pinhole, so that the program does not open it. Returns `false` if the program
+    /// has it open.
+    pub fn reserve_pinhole(&self, pinhole: &Pinhole) -> bool {
+        let Some((initiator, arrival)) = translated_key(pinhole) else { return true };
+        self.program.reserve_pinhole(initiator, arrival).unwrap_or_else(|error| {
+            self.record_failure("cannot reserve a pinhole", &error);
+            false
+        })
+    }
+
+    /// Has the program remember the SYN that a pinhole of the rules admits, as long as that one is open. Called before
+    /// the rules have the pinhole.
+    pub fn record_rules_pinhole(&self, opening: &Opening) {
+        let Opening { pinhole, lifetime, .. } = opening;
+        if let (IpAddr::V4(initiator), SocketAddr::V4(arrival)) =
+            (pinhole.initiator, pinhole.arrival)
+            && let Err(error) =
+                self.program.record_rules_pinhole(initiator, arrival, *lifetime + OPENING_TIME)
+        {
+            tracing::debug!("cannot record a pinhole of the rules: {error}");
+        }
+    }
+
+    /// Ends the reservation of a pinhole.
+    pub(super) fn release_pinhole(&self, pinhole: &Pinhole) {
+        if let Some((initiator, arrival)) = translated_key(pinhole) {
+            self.record_outcome(
+                "cannot release a pinhole",
+                self.program.release_pinhole(initiator, arrival),
+            );
+        }
+    }
+
+    /// Closes pinholes that the program opened.
+    pub(super) fn close_pinholes(&self, closings: &[FastPathPinholeClosing]) {
+        for FastPathPinholeClosing { pinhole, id } in closings {
+            if let (IpAddr::V4(initiator), SocketAddr::V4(arrival)) =
+                (pinhole.initiator, pinhole.arrival)
+            {
+                let closed = self.program.close_pinhole(initiator, arrival, id.flow, id.line);
+                self.record_outcome("cannot close a pinhole", closed.map(drop));
+            }
+        }
+    }
+
+    /// Closes a pinhole in the program, and reserves its key, because the rules have it now. Returns whether it was
+    /// still open there.
+    pub(super) fn move_pinhole(&self, pinhole: &Pinhole, id: FastPathPinhole) -> bool {
+        let (IpAddr::V4(initiator), SocketAddr::V4(arrival)) = (pinhole.initiator, pinhole.arrival)
+        else {
+            return false;
+        };
+        match self.program.close_pinhole(initiator, arrival, id.flow, id.line) {
+            Ok(was_open) => was_open && self.reserve_pinhole(pinhole),
+            Err(error) => {
+                self.record_failure("cannot close a pinhole", &error);
+                false
+            }
+        }
+    }
+
+    /// Keeps a pinhole of the program open for its lifetime from now, if it is open. Returns whether it is.
+    pub(super) fn renew_pinhole(&self, opening: &Opening, id: FastPathPinhole) -> bool {
+        let Opening { pinhole, lifetime, .. } = opening;
+        let (IpAddr::V4(initiator), SocketAddr::V4(arrival)) = (pinhole.initiator, pinhole.arrival)
+        else {
+            return false;
+        };
+        let line = (id.flow, id.line);
+        self.program.renew_pinhole(initiator, arrival, line, *lifetime).unwrap_or_else(|error| {
+            self.record_failure("cannot renew a pinhole", &error);
+            true
+        })
+    }
+
+    /// Closes pinholes that the program opened and no session holds. Their endpoints are not known, so it looks at all.
+    pub(super) fn close_lost_pinholes(&self, lost: &[FastPathPinhole]) {
+        let closed = self
+            .program
+            .retain_pinholes(|_, _, flow, line| !lost.contains(&FastPathPinhole { flow, line }));
+        self.record_outcome("cannot close a pinhole", closed);
+    }
+
+    /// Has the program admit no SYN again that it admitted before.
+    pub fn end_readmissions(&self) {
+        self.record_outcome("cannot end readmissions", self.program.end_readmissions());
+    }
+
+    /// Adds the translations to the table after it was replaced.
+    pub fn restore_translations(&self) -> Result<(), NetfilterError> {
+        lock(&self.translations).restore_elements()
+    }
+
+    fn record_outcome(&self, what: &str, outcome: io::Result<()>) {
+        if let Err(error) = outcome {
+            self.record_failure(what, &error);
+        }
+    }
+
+    fn record_failure(&self, what: &str, why: &dyn Display) {
+        let mut failures = lock(&self.failures);
+        let count = failures.take().map_or(0, |old| old.count) + 1;
+        *failures = Some(Failures { count, last: format!("{what}: {why}") });
+    }
+}
+
+impl std::fmt::Debug for FastPathFlows {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("Flows")
+    }
+}
+
+/// The key of an IPv4 pinhole with a translation; `None` for others.
+fn translated_key(pinhole: &Pinhole) -> Option<(Ipv4Addr, SocketAddrV4)> {
+    let Pinhole { initiator, arrival, target, .. } = *pinhole;
+    match (initiator, arrival) {
+        (IpAddr::V4(initiator), SocketAddr::V4(arrival)) if pinhole.arrival != target => {
+            Some((initiator, arrival))
+        }
+        _ => None,
+    }
+}
+
+impl Ipv4Endpoints {
+    fn from_translation(translation: &Translation) -> Option<Self> {
+        let Translation { client, client_external, server, server_external, .. } = *translation;
+        let v4 = |end| if let SocketAddr::V4(end) = end { Some(end) } else { None };
+        let (client, client_external) = (v4(client)?, v4(client_external)?);
+        Some(Self {
+            client,
+            client_external,
+            server: v4(server)?,
+            server_external: v4(server_external)?,
+        })
+    }
+
+    /// The tuples of the packets that client and server send, as they arrive at the interface.
+    fn packet_tuples(&self) -> [PacketTuple; 2] {
+        [
+            PacketTuple { source: self.client, destination: self.server_external },
+            PacketTuple { source: self.server, destination: self.client_external },
+        ]
+    }
+}

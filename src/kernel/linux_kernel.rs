@@ -1,0 +1,322 @@
+//! The running kernel, as the engine uses it: looks up translations, opens and closes pinholes, injects packets.
+
+use std::{
+    collections::HashSet,
+    io::{self, ErrorKind},
+    mem,
+    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
+    sync::Arc,
+    time::{Duration, Instant},
+};
+
+use ftp_alg_core::engine::{
+    FastPathPinhole, FastPathPinholeClosing, FlowChange, Kernel, KernelError, Opening, Pinhole,
+    QueueMode, Renewal, RouteLookup, Translation,
+};
+
+use super::{
+    Backend, ClaimedPorts, Commits, Conntrack, Expectations, Injector, NetfilterError, OpenPinhole,
+    Pinholes, RuleParameters,
+    budget::{Budget, Stopwatch},
+    flows::FastPathFlows,
+    routes::Routes,
+};
+
+/// The running kernel, in the network namespace of the thread that creates this. One for each thread. It needs the
+/// loaded [`Table`], which all threads share.
+#[derive(Debug)]
+pub struct LinuxKernel {
+    backend: PinholeBackend,
+    conntrack: Conntrack,
+    routes: Routes,
+    injector: Injector,
+    /// Whether an error said that an injected packet had no route.
+    has_reported_no_route: bool,
+    claimed_ports: ClaimedPorts,
+    /// The time for lists of pinholes, which a client at its limit causes.
+    list_budget: Budget,
+    /// The fast path's flows, if there is a fast path.
+    flows: Option<Arc<FastPathFlows>>,
+}
+
+/// The back end that implements pinholes.
+#[derive(Debug)]
+enum PinholeBackend {
+    Nftables(Pinholes),
+    Conntrack(Expectations),
+}
+
+impl LinuxKernel {
+    /// Opens all sockets; needs CAP_NET_ADMIN and CAP_NET_RAW.
+    pub fn new(parameters: &RuleParameters) -> Result<Self, NetfilterError> {
+        Ok(Self {
+            backend: match parameters.backend() {
+                Backend::Nftables => PinholeBackend::Nftables(Pinholes::new()?),
+                Backend::Conntrack => PinholeBackend::Conntrack(Expectations::new(parameters)?),
+            },
+            conntrack: Conntrack::new(parameters)?,
+            routes: Routes::new().map_err(|e| NetfilterError::system("rtnetlink", e))?,
+            injector: Injector::new(parameters)?,
+            has_reported_no_route: false,
+            claimed_ports: ClaimedPorts::default(),
+            list_budget: Budget::new(Instant::now()),
+            flows: None,
+        })
+    }
+
+    /// Counts each nf_tables transaction in `commits`.
+    pub fn with_commits(self, commits: &Commits) -> Self {
+        let holder = match self.backend {
+            PinholeBackend::Nftables(pinholes) => {
+                PinholeBackend::Nftables(pinholes.with_commits(commits))
+            }
+            other => other,
+        };
+        Self { backend: holder, ..self }
+    }
+
+    /// Opens no translated pinhole at a port in `claimed`.
+    pub fn avoiding_ports(self, claimed: &ClaimedPorts) -> Self {
+        Self { claimed_ports: claimed.clone(), ..self }
+    }
+
+    /// Updates the fast path about connections and pinholes.
+    pub fn with_flows(self, flows: Option<&Arc<FastPathFlows>>) -> Self {
+        Self { flows: flows.cloned(), ..self }
+    }
+
+    /// [`KernelError::Taken`] if the pinhole is translated and its arrival port is in use.
+    fn check_arrival(&self, pinhole: &Pinhole) -> Result<(), KernelError> {
+        let Pinhole { arrival, target, .. } = *pinhole;
+        if arrival == target {
+            return Ok(());
+        }
+        match self.claimed_ports.is_claimed(arrival, target) {
+            // The BPF program would admit its own connection there.
+            Ok(false)
+                if self.flows.as_ref().is_some_and(|flows| !flows.reserve_pinhole(pinhole)) =>
+            {
+                Err(KernelError::Taken)
+            }
+            Ok(false) => Ok(()),
+            Ok(true) => Err(KernelError::Taken),
+            Err(source) => {
+                Err(KernelError::System { what: format!("look whether {arrival} is free"), source })
+            }
+        }
+    }
+
+    /// Has the BPF program remember the SYNs that the rules admit by these pinholes.
+    fn record_rules_pinholes(&self, openings: &[Opening]) {
+        if let Some(flows) = &self.flows {
+            openings.iter().for_each(|opening| flows.record_rules_pinhole(opening));
+        }
+    }
+
+    /// The open pinholes of the BPF program.
+    pub fn list_fast_path_pinholes(&self) -> Result<Vec<OpenPinhole>, NetfilterError> {
+        let Some(flows) = &self.flows else { return Ok(Vec::new()) };
+        let open = flows.program().list_open_pinholes();
+        let open = open.map_err(|source| NetfilterError::system("list of pinholes", source))?;
+        let row = |(initiator, arrival, remaining): (Ipv4Addr, SocketAddrV4, Duration)| {
+            OpenPinhole { initiator: initiator.into(), arrival: arrival.into(), remaining }
+        };
+        Ok(open.into_iter().map(row).collect())
+    }
+
+    /// Moves pinholes of the BPF program to the rules. Appends an error for each that the rules refuse.
+    ///
+    /// The rules have a pinhole before the program loses it, so a SYN in between finds it at one of the two. If the
+    /// program admitted the SYN, the rules lose it, too. Until then they admit one more SYN of the same initiator.
+    pub fn move_pinholes_to_rules(
+        &mut self,
+        moved: &[(FastPathPinhole, Opening)],
+        errors: &mut Vec<KernelError>,
+    ) {
+        let (mut outcomes, mut consumed) = (Vec::new(), Vec::new());
+        let openings: Vec<_> = moved.iter().map(|(_, opening)| *opening).collect();
+        self.record_rules_pinholes(&openings);
+        let opened = match &mut self.backend {
+            PinholeBackend::Nftables(pinholes) => pinholes.change(&[], &openings, &mut outcomes),
+            // Expectations need a helper, which the connection may not have.
+            PinholeBackend::Conntrack(_) => Ok(()),
+        };
+        let mut outcomes = outcomes.into_iter();
+        for (id, Opening { pinhole, .. }) in moved {
+            let was_open =
+                self.flows.as_ref().is_some_and(|flows| flows.move_pinhole(pinhole, *id));
+            match outcomes.next() {
+                // Another pinhole may use the same source translation.
+                Some(Ok(())) if !was_open => {
+                    consumed.push(Pinhole { source: pinhole.initiator, ..*pinhole });
+                }
+                // The rules have it since its data connection was refused.
+                Some(Ok(()) | Err(KernelError::Taken)) | None => {}
+                Some(Err(error)) => errors.push(error),
+            }
+        }
+        errors.extend(opened.err());
+        let PinholeBackend::Nftables(pinholes) = &mut self.backend else { return };
+        errors.extend(pinholes.change(&consumed, &[], &mut Vec::new()).err());
+    }
+
+    /// All open pinholes; `None` if our table is not loaded.
+    fn list_all(&mut self) -> Result<Option<Vec<OpenPinhole>>, NetfilterError> {
+        let of_rules = match &mut self.backend {
+            PinholeBackend::Nftables(pinholes) => pinholes.list_in_table()?,
+            PinholeBackend::Conntrack(expectations) => Some(expectations.list_open()?),
+        };
+        let of_program = self.list_fast_path_pinholes()?;
+        Ok(of_rules.map(|open| [open, of_program].concat()))
+    }
+
+    /// The open pinholes of the rules, or the expectations, according to the kernel. With [`Backend::Conntrack`] this
+    /// includes expectations of other helpers.
+    pub fn list_open(&mut self) -> Result<Vec<OpenPinhole>, NetfilterError> {
+        match &mut self.backend {
+            PinholeBackend::Nftables(pinholes) => pinholes.list_open(),
+            PinholeBackend::Conntrack(expectations) => expectations.list_open(),
+        }
+    }
+}
+
+impl LinuxKernel {
+    /// Whether conntrack knows this connection.
+    pub fn has_connection(&mut self, connection: &Translation) -> Result<bool, KernelError> {
+        self.conntrack.has_connection(connection)
+    }
+}
+
+impl Kernel for LinuxKernel {
+    fn lookup_translation(
+        &mut self,
+        client: SocketAddr,
+        server: SocketAddr,
+    ) -> Result<Option<Translation>, KernelError> {
+        self.conntrack.translation(client, server)
+    }
+
+    fn has_route(&mut self, lookup: RouteLookup) -> Result<bool, KernelError> {
+        self.routes.has_route(lookup)
+    }
+
+    fn update_pinholes(
+        &mut self,
+        closed: &[Pinhole],
+        openings: &[Opening],
+        outcomes: &mut Vec<Result<(), KernelError>>,
+    ) -> Result<(), KernelError> {
+        if let Some(flows) = &self.flows {
+            closed.iter().for_each(|pinhole| flows.release_pinhole(pinhole));
+        }
+        let checked: Vec<_> =
+            openings.iter().map(|opening| self.check_arrival(&opening.pinhole)).collect();
+        let passed = openings.iter().zip(&checked).filter(|(_, checked)| checked.is_ok());
+        let passed: Vec<_> = passed.map(|(opening, _)| *opening).collect();
+        self.record_rules_pinholes(&passed);
+        let mut answers = Vec::with_capacity(passed.len());
+        let changed = match &mut self.backend {
+            PinholeBackend::Nftables(pinholes) => pinholes.change(closed, &passed, &mut answers),
+            PinholeBackend::Conntrack(expectations) => {
+                expectations.change(closed, &passed, &mut answers)
+            }
+        };
+        if let Some(flows) = &self.flows {
+            let is_open = |at| changed.is_ok() && !matches!(answers.get(at), Some(Err(_)));
+            let failed = passed.iter().enumerate().filter(|(at, _)| !is_open(*at));
+            failed.for_each(|(_, opening)| flows.release_pinhole(&opening.pinhole));
+        }
+        changed?;
+        let mut answers = answers.into_iter();
+        outcomes.clear();
+        outcomes.extend(
+            checked
+                .into_iter()
+                .map(|checked| checked.and_then(|()| answers.next().unwrap_or(Ok(())))),
+        );
+        Ok(())
+    }
+
+    fn renew_pinholes(&mut self, renewals: &[Renewal]) -> Vec<Result<bool, KernelError>> {
+        let mut renew = |Renewal { opening, fast_path }: &Renewal| match (
+            fast_path,
+            &mut self.backend,
+            &self.flows,
+        ) {
+            (Some(id), _, Some(flows)) => Ok(flows.renew_pinhole(opening, *id)),
+            (Some(_), _, None) => Ok(false),
+            (None, PinholeBackend::Nftables(pinholes), flows) => {
+                let renewed = pinholes.renew(opening);
+                if let (Ok(true), Some(flows)) = (&renewed, flows) {
+                    flows.record_rules_pinhole(opening);
+                }
+                renewed
+            }
+            (None, PinholeBackend::Conntrack(expectations), _) => expectations.renew(opening),
+        };
+        renewals.iter().map(&mut renew).collect()
+    }
+
+    fn find_consumed(&mut self, pinholes: &[Pinhole]) -> Result<Vec<Pinhole>, KernelError> {
+        if !self.list_budget.allows(Instant::now()) {
+            return Ok(Vec::new());
+        }
+        let stopwatch = Stopwatch::start();
+        let listed = self.list_all();
+        self.list_budget.charge(stopwatch.elapsed());
+        let failed = |error: NetfilterError| KernelError::System {
+            what: "look for consumed pinholes".into(),
+            source: io::Error::other(error.to_string()),
+        };
+        // A table that is loaded again gets its pinholes back.
+        let Some(open) = listed.map_err(failed)? else { return Ok(Vec::new()) };
+        let open: HashSet<_> = open.iter().map(|open| (open.initiator, open.arrival)).collect();
+        let is_consumed =
+            |pinhole: &&Pinhole| !open.contains(&(pinhole.initiator, pinhole.arrival));
+        Ok(pinholes.iter().filter(is_consumed).copied().collect())
+    }
+
+    fn pinhole_capacity(&self) -> usize {
+        match &self.backend {
+            PinholeBackend::Nftables(_) => Pinholes::CAPACITY,
+            PinholeBackend::Conntrack(expectations) => expectations.capacity(),
+        }
+    }
+
+    fn set_queue_mode(
+        &mut self,
+        control: &Translation,
+        mode: QueueMode,
+    ) -> Result<(), KernelError> {
+        self.conntrack.set_mark_and_liberal(control, mode)
+    }
+
+    fn apply_flow_changes(&mut self, changes: &[FlowChange]) {
+        if let Some(flows) = &self.flows {
+            flows.apply_changes(changes);
+        }
+    }
+
+    fn close_fast_path_pinholes(&mut self, shut: &[FastPathPinholeClosing]) {
+        if let Some(flows) = &self.flows {
+            flows.close_pinholes(shut);
+        }
+    }
+
+    fn close_lost_fast_path_pinholes(&mut self, lost: &[FastPathPinhole]) {
+        if let Some(flows) = &self.flows {
+            flows.close_lost_pinholes(lost);
+        }
+    }
+
+    /// A bridge without an address has no route for any packet, so only the first error that says so is returned.
+    fn inject(&mut self, packet: &[u8], source: IpAddr, ct_mark: u32) -> Result<(), KernelError> {
+        let injected = self.injector.inject(packet, source, ct_mark);
+        let has_no_route = matches!(&injected, Err(KernelError::System { source, .. })
+            if matches!(source.kind(), ErrorKind::NetworkUnreachable | ErrorKind::HostUnreachable));
+        if has_no_route && mem::replace(&mut self.has_reported_no_route, true) {
+            return Ok(());
+        }
+        injected
+    }
+}

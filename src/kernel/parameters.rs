@@ -1,0 +1,421 @@
+//! Parameters of the rules, and the meaning of marks.
+//!
+//! Knows only numbers, not the rules that use them.
+
+use std::{
+    collections::BTreeSet,
+    ops::RangeInclusive,
+    sync::{Arc, PoisonError, RwLock},
+};
+
+use ftp_alg_core::{
+    engine::{PacketMeta, Side},
+    packet::Offload,
+};
+use serde::{Deserialize, Serialize};
+
+use super::NetfilterError;
+pub use crate::config::Backend;
+
+/// Name of our table, of family `inet`.
+pub const TABLE: &str = "ftp_alg";
+
+/// The highest slot number in a packet mark.
+pub const MAX_SLOT: u32 = 0xfff;
+
+/// Parameters of the rules.
+///
+/// The values are checked: at least one port and one queue, and a mask of exactly three bits, one of which is the mark.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RuleParameters {
+    control_ports: Vec<u16>,
+    queue_first: u16,
+    queue_count: u16,
+    fans_out_by_cpu: bool,
+    data_mark: u32,
+    queue_all_mark: u32,
+    queue_none_mark: u32,
+    source_ports: Option<(u16, u16)>,
+    learned: SharedLearned,
+    backend: Backend,
+}
+
+/// What rules of others do with the ct mark, as far as our rules must do more for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum CtMarkUse {
+    /// They do not write it.
+    #[default]
+    None,
+    /// They write it, or set packet marks from it.
+    Restored,
+    /// They set our bits of packet marks from it, and `ip rule` compares these bits.
+    Compared,
+}
+
+/// What the operator's rules demand of ours.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Learned {
+    /// The conntrack zones of control connections, ascending. Zone 0 always is among them.
+    pub zones: Vec<u16>,
+    /// The first and the last of the ports to which they translate source ports, if that is one set.
+    pub source_ports: Option<(u16, u16)>,
+    /// What they do with the ct mark.
+    pub ct_mark_use: CtMarkUse,
+}
+
+impl Default for Learned {
+    fn default() -> Self {
+        Self { zones: vec![0], source_ports: None, ct_mark_use: CtMarkUse::None }
+    }
+}
+
+impl Learned {
+    /// The same with these zones, too.
+    pub fn with_zones(self, more: impl IntoIterator<Item = u16>) -> Self {
+        let all: BTreeSet<u16> = self.zones.iter().copied().chain(more).chain([0]).collect();
+        Self { zones: all.into_iter().collect(), ..self }
+    }
+}
+
+/// What was learned from the operator's rules. All clones are the same: the rules may be read when threads work with
+/// the parameters already.
+#[derive(Clone, Debug, Default)]
+pub struct SharedLearned(Arc<RwLock<Arc<Learned>>>);
+
+impl SharedLearned {
+    /// What is known at present.
+    pub fn now(&self) -> Arc<Learned> {
+        Arc::clone(&self.0.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    /// Replaces it. Zones stay, because there may be connections in them.
+    pub fn set(&self, learned: Learned) {
+        let mut known = self.0.write().unwrap_or_else(PoisonError::into_inner);
+        *known = Arc::new(learned.with_zones(known.zones.iter().copied()));
+    }
+}
+
+impl PartialEq for SharedLearned {
+    fn eq(&self, other: &Self) -> bool {
+        self.now() == other.now()
+    }
+}
+
+impl Eq for SharedLearned {}
+
+impl Default for RuleParameters {
+    fn default() -> Self {
+        Self {
+            control_ports: vec![21],
+            queue_first: 2100,
+            queue_count: 1,
+            fans_out_by_cpu: false,
+            data_mark: 0x4000_0000,
+            queue_all_mark: 0x2000_0000,
+            queue_none_mark: 0x1000_0000,
+            source_ports: None,
+            learned: SharedLearned::default(),
+            backend: Backend::Nftables,
+        }
+    }
+}
+
+impl RuleParameters {
+    /// Checks the values. `mark` is the ct mark bit of admitted data connections; `mark_mask` includes it and the two
+    /// bits of control connections.
+    pub fn new(
+        control_ports: &[u16],
+        queue_first: u16,
+        queue_count: u16,
+        mark: u32,
+        mark_mask: u32,
+    ) -> Result<Self, NetfilterError> {
+        let refuse = |text: String| Err(NetfilterError::Parameters(text));
+        let mut control_ports = control_ports.to_vec();
+        control_ports.sort_unstable();
+        control_ports.dedup();
+        if control_ports.is_empty() {
+            return refuse("control-ports is empty; name at least one port".into());
+        }
+        if control_ports.first() == Some(&0) {
+            return refuse("port 0 in control-ports is no port; remove it".into());
+        }
+        if queue_count == 0 {
+            return refuse("workers is 0; at least 1 is needed".into());
+        }
+        if queue_first.checked_add(queue_count - 1).is_none() {
+            return refuse(format!(
+                "{queue_count} queues from {queue_first} go beyond 65535; choose a lower number"
+            ));
+        }
+        if mark_mask.count_ones() != 3 {
+            return refuse(format!(
+                "mark-mask {mark_mask:#010x} has {} bits; it needs exactly 3",
+                mark_mask.count_ones()
+            ));
+        }
+        if mark.count_ones() != 1 || mark & mark_mask == 0 {
+            return refuse(format!(
+                "mark {mark:#010x} is not one bit of the mark-mask {mark_mask:#010x}; choose one"
+            ));
+        }
+        let others = mark_mask & !mark;
+        let every = 1 << others.ilog2();
+        let none = others & !every;
+        let data = mark;
+        Ok(Self {
+            control_ports,
+            queue_first,
+            queue_count,
+            data_mark: data,
+            queue_all_mark: every,
+            queue_none_mark: none,
+            ..Self::default()
+        })
+    }
+
+    /// The same parameters with another back end.
+    pub fn with_backend(self, backend: Backend) -> Self {
+        Self { backend, ..self }
+    }
+
+    /// The same parameters with translated data connections from these source ports only.
+    pub fn with_source_ports(self, ports: Option<RangeInclusive<u16>>) -> Self {
+        Self { source_ports: ports.map(RangeInclusive::into_inner), ..self }
+    }
+
+    /// The first and the last source port of translated data connections; `None`: they keep theirs.
+    pub fn source_ports(&self) -> Option<(u16, u16)> {
+        self.source_ports.or(self.learned.now().source_ports)
+    }
+
+    /// The same parameters with this, learned from the operator's rules.
+    pub fn with_learned(self, learned: Learned) -> Self {
+        Self { learned: SharedLearned(Arc::new(RwLock::new(Arc::new(learned)))), ..self }
+    }
+
+    /// What was learned from the operator's rules.
+    pub fn learned(&self) -> &SharedLearned {
+        &self.learned
+    }
+
+    /// The same parameters with control connections in these conntrack zones, too.
+    pub fn with_zones(self, zones: impl IntoIterator<Item = u16>) -> Self {
+        let learned = Learned::clone(&self.learned.now()).with_zones(zones);
+        self.with_learned(learned)
+    }
+
+    /// The same parameters with the chains that this use of the ct mark needs.
+    pub fn with_ct_mark_use(self, ct_mark_use: CtMarkUse) -> Self {
+        let learned = Learned::clone(&self.learned.now());
+        self.with_learned(Learned { ct_mark_use, ..learned })
+    }
+
+    /// Whether the rules let data connections inherit the ct mark before rules of others see their first packet. With
+    /// the back end `conntrack` the kernel does it.
+    pub fn inherits_marks_early(&self) -> bool {
+        self.backend == Backend::Nftables && self.learned.now().ct_mark_use >= CtMarkUse::Restored
+    }
+
+    /// Whether our bits are cleared in packet marks that rules of others set from the ct mark.
+    pub fn clears_restored_marks(&self) -> bool {
+        self.learned.now().ct_mark_use == CtMarkUse::Compared
+    }
+
+    /// The same parameters with the queue selected by the packet's processor instead of its connection. With one queue
+    /// there is no difference.
+    pub fn with_fanout_by_cpu(self, by_processor: bool) -> Self {
+        Self { fans_out_by_cpu: by_processor && self.queue_count > 1, ..self }
+    }
+
+    /// Whether the queue is selected by the packet's processor.
+    pub fn fans_out_by_cpu(&self) -> bool {
+        self.fans_out_by_cpu
+    }
+
+    /// The back end that implements pinholes.
+    pub fn backend(&self) -> Backend {
+        self.backend
+    }
+
+    /// Ports of control connections, ascending.
+    pub fn control_ports(&self) -> &[u16] {
+        &self.control_ports
+    }
+
+    /// The queues' numbers.
+    pub fn queues(&self) -> RangeInclusive<u16> {
+        self.queue_first..=self.queue_first.saturating_add(self.queue_count.saturating_sub(1))
+    }
+
+    /// The ct mark bit of an admitted data connection.
+    pub fn data_mark(&self) -> u32 {
+        self.data_mark
+    }
+
+    /// The ct mark bit of a control connection with queue mode `all`.
+    pub fn queue_all_mark(&self) -> u32 {
+        self.queue_all_mark
+    }
+
+    /// The ct mark bit of a control connection with queue mode `none`.
+    pub fn queue_none_mark(&self) -> u32 {
+        self.queue_none_mark
+    }
+
+    /// The metadata of a packet with this packet mark. `is_late` says that other packets of its connection may have
+    /// passed before it.
+    pub fn packet_meta(&self, mark: u32, offload: Offload, is_late: bool) -> PacketMeta {
+        let bits = mark & self.mask();
+        PacketMeta {
+            offload,
+            may_wait: true,
+            from: match bits {
+                _ if bits == self.queue_all_mark => Some(Side::Client),
+                _ if bits == self.data_mark => Some(Side::Server),
+                _ => None,
+            },
+            queues_all: bits == self.queue_none_mark,
+            is_late,
+            ..PacketMeta::default()
+        }
+    }
+
+    /// Whether this packet mark belongs to the FIN of a connection that did not fit into the set `closing`.
+    pub fn is_unrecorded_end(&self, mark: u32) -> bool {
+        mark & self.mask() == self.data_mark | self.queue_all_mark
+    }
+
+    /// The packet mark of a packet that was queued with `mark`, after its verdict, if it changes: our bits are cleared,
+    /// so no later rule sees them.
+    pub fn clear_own_mark_bits(&self, mark: u32) -> Option<u32> {
+        (mark & self.mask() != 0).then_some(mark & !self.mask())
+    }
+
+    /// The packet mark of a packet that the BPF program inspected and let pass.
+    pub fn inspected_mark(&self) -> u32 {
+        self.queue_all_mark | self.queue_none_mark
+    }
+
+    /// The packet mark of the first packet of a data connection that the fast path admits. `slot` selects the
+    /// translated destination; 0 means none. `None` if the slot is out of range.
+    pub fn admitted_mark(&self, slot: u32) -> Option<u32> {
+        let bits = self.free_bits().enumerate();
+        let set = bits.filter(|(place, _)| slot & 1 << place != 0);
+        (slot <= MAX_SLOT).then(|| {
+            self.data_mark | self.queue_none_mark | set.fold(0, |mark, (_, bit)| mark | bit)
+        })
+    }
+
+    /// The slot in this packet mark.
+    pub(super) fn slot_of(&self, admitted_mark: u32) -> Option<u32> {
+        let bits = self.free_bits().enumerate();
+        let set = bits.filter(|(_, bit)| admitted_mark & bit != 0);
+        let slot = set.fold(0, |slot, (place, _)| slot | 1 << place);
+        (self.admitted_mark(slot) == Some(admitted_mark)).then_some(slot)
+    }
+
+    /// The packet mark bits that encode a slot. Few slots use few bits, from the highest, because other programs use
+    /// the lowest first.
+    fn free_bits(&self) -> impl Iterator<Item = u32> + use<> {
+        let mask = self.mask();
+        let free = (0..u32::BITS).rev().map(|place| 1 << place).filter(move |bit| bit & mask == 0);
+        free.take(MAX_SLOT.count_ones() as usize)
+    }
+
+    /// All bits that may encode a slot.
+    pub fn slot_mask(&self) -> u32 {
+        self.free_bits().fold(0, |bits, bit| bits | bit)
+    }
+
+    /// All our ct mark bits; also the packet mark of injected packets.
+    pub fn mask(&self) -> u32 {
+        self.data_mark | self.queue_all_mark | self.queue_none_mark
+    }
+}
+
+/// What puts packets into the queue.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum QueueStatement {
+    /// The `queue` statement of nftables.
+    Native,
+    /// The iptables target NFQUEUE in our nftables table, through nft_compat.
+    Xtables,
+    /// The operator's own rules (`ftp-alg rules iptables`); our table does not queue.
+    Operator,
+}
+
+impl QueueStatement {
+    /// The statements that need no operator, best first: not every kernel supports nftables' own.
+    pub const BY_PREFERENCE: [Self; 2] = [Self::Native, Self::Xtables];
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_goes_with_a_packet_is_read_as_the_rules_write_it() {
+        for parameters in [
+            RuleParameters::default(),
+            RuleParameters::new(&[21], 7, 4, 0x10, 0x4000_0011).unwrap(),
+        ] {
+            let RuleParameters {
+                data_mark: data,
+                queue_all_mark: every,
+                queue_none_mark: none,
+                ..
+            } = parameters;
+            let read = |mark| {
+                let mark = mark | 0x8000; // the operator's
+                let queued = parameters.packet_meta(mark, Offload::default(), false);
+                (queued.from, parameters.is_unrecorded_end(mark), queued.queues_all)
+            };
+            assert_eq!(read(0), (None, false, false), "an operator's rules say nothing");
+            assert_eq!(read(every), (Some(Side::Client), false, false));
+            assert_eq!(read(data), (Some(Side::Server), false, false));
+            assert_eq!(read(data | every), (None, true, false));
+            assert_eq!(read(none), (None, false, true));
+            assert_eq!(parameters.clear_own_mark_bits(0x8000), None);
+            for mark in [every, data, data | every, none] {
+                assert_eq!(parameters.clear_own_mark_bits(0x8000 | mark), Some(0x8000));
+            }
+        }
+    }
+
+    #[test]
+    fn slots_are_in_bits_of_the_packet_mark_that_are_not_ours() {
+        let defaults = RuleParameters::default();
+        assert_eq!((defaults.inspected_mark(), defaults.slot_mask()), (0x3000_0000, 0x8ffe_0000));
+        let marks = [0, 1, 2, 3, MAX_SLOT].map(|slot| defaults.admitted_mark(slot).unwrap());
+        assert_eq!(marks, [0x5000_0000, 0xd000_0000, 0x5800_0000, 0xd800_0000, 0xdffe_0000]);
+        let others = RuleParameters::new(&[21], 7, 4, 0x10, 0x4000_0011).unwrap();
+        for parameters in [defaults, others] {
+            let fixed = parameters.data_mark() | parameters.queue_none_mark();
+            for slot in 0..=MAX_SLOT {
+                let mark = parameters.admitted_mark(slot).unwrap();
+                assert_eq!(mark & parameters.mask(), fixed);
+                assert_eq!(mark & !parameters.mask() & !parameters.slot_mask(), 0);
+                assert_eq!(parameters.slot_of(mark), Some(slot));
+                assert_eq!(parameters.slot_of(mark ^ 0x100), None);
+            }
+            assert_eq!(parameters.admitted_mark(MAX_SLOT + 1), None);
+        }
+    }
+
+    #[test]
+    fn values_that_make_no_rules_are_refused() {
+        for (ports, first, count, mark, mask) in [
+            (&[][..], 1, 1, 0x4000_0000, 0x7000_0000),
+            (&[0], 1, 1, 0x4000_0000, 0x7000_0000),
+            (&[21], 1, 0, 0x4000_0000, 0x7000_0000),
+            (&[21], 65535, 2, 0x4000_0000, 0x7000_0000),
+            (&[21], 1, 1, 0x8000_0000, 0x7000_0000),
+            (&[21], 1, 1, 0x6000_0000, 0x7000_0000),
+            (&[21], 1, 1, 0x4000_0000, 0xf000_0000),
+        ] {
+            assert!(RuleParameters::new(ports, first, count, mark, mask).is_err());
+        }
+    }
+}

@@ -1,0 +1,198 @@
+//! What the kernel does with the verdicts that are sent.
+
+use std::collections::BTreeMap;
+
+use proptest::prelude::*;
+
+use super::*;
+use crate::kernel::netlink::Messages;
+
+/// The fate of packets, by a model of nfqnl_recv_verdict() and nfqnl_recv_verdict_batch().
+#[derive(Default)]
+struct Kernel {
+    waiting: VecDeque<u32>,
+    fates: BTreeMap<u32, (u32, Option<Vec<u8>>)>,
+    marks: BTreeMap<u32, Option<u32>>,
+    batches: usize,
+    /// Verdicts on packets that did not wait.
+    refused: usize,
+}
+
+impl Kernel {
+    fn take(&mut self, pending: &mut PendingVerdicts) {
+        pending.close_run();
+        for message in Messages::new(&pending.out) {
+            assert_eq!(message.body.get(2..4), Some(&2100_u16.to_be_bytes()[..]));
+            let header = message.attributes().first(libc::NFQA_VERDICT_HDR as u16).unwrap();
+            let number = |at: usize| u32::from_be_bytes(*header[at..].first_chunk().unwrap());
+            let (verdict, id) = (number(0), number(4));
+            let payload = message.attributes().first(libc::NFQA_PAYLOAD as u16);
+            let mark = message.attributes().first(libc::NFQA_MARK as u16);
+            let mark = mark.map(|mark| u32::from_be_bytes(*mark.first_chunk().unwrap()));
+            let is_batch = i32::from(message.kind & 0xff) == libc::NFQNL_MSG_VERDICT_BATCH;
+            self.batches += usize::from(is_batch);
+            let is_meant = |waiting: u32| match is_batch {
+                true => id.wrapping_sub(waiting).cast_signed() >= 0,
+                false => id == waiting,
+            };
+            let before = self.waiting.len();
+            self.waiting.retain(|waiting| {
+                if is_meant(*waiting) {
+                    self.fates.insert(*waiting, (verdict, payload.map(<[u8]>::to_vec)));
+                    self.marks.insert(*waiting, mark);
+                }
+                !is_meant(*waiting)
+            });
+            self.refused += usize::from(self.waiting.len() == before);
+        }
+        pending.out.clear();
+    }
+
+    fn marks(&self, ids: std::ops::Range<u32>) -> Vec<Option<u32>> {
+        ids.filter_map(|id| self.marks.get(&id).copied()).collect()
+    }
+
+    fn was(&self, id: u32) -> Option<char> {
+        self.fates.get(&id).map(|fate| match fate {
+            (0, None) => 'd',
+            (1, None) => 'a',
+            (1, Some(_)) => 'r',
+            other => panic!("{other:?}"),
+        })
+    }
+}
+
+fn decision(name: char) -> QueueVerdict<'static> {
+    match name {
+        'a' => QueueVerdict::Accept,
+        'd' => QueueVerdict::Drop,
+        _ => QueueVerdict::Replace(b"new"),
+    }
+}
+
+#[test]
+fn a_run_of_accepts_is_one_message_and_all_else_has_its_own() {
+    let (mut pending, mut kernel) = (PendingVerdicts::new(2100), Kernel::default());
+    for (id, name) in (7..).zip("aaadaaraa".chars()) {
+        kernel.waiting.push_back(id);
+        pending.record_read(id);
+        pending.decide(id, decision(name), None);
+    }
+    pending.close_run();
+    assert_eq!(Messages::new(&pending.out).count(), 5);
+    kernel.take(&mut pending);
+    let fates: String = (7..16).filter_map(|id| kernel.was(id)).collect();
+    assert_eq!((fates.as_str(), kernel.batches, kernel.refused), ("aaadaaraa", 3, 0));
+}
+
+#[test]
+fn a_run_has_one_mark() {
+    let (mut pending, mut kernel) = (PendingVerdicts::new(2100), Kernel::default());
+    let marks = [None, None, Some(7), Some(7), Some(7), Some(8), None, None];
+    for (id, mark) in (1..).zip(marks) {
+        kernel.waiting.push_back(id);
+        pending.record_read(id);
+        pending.decide(id, QueueVerdict::Accept, mark);
+    }
+    kernel.take(&mut pending);
+    assert_eq!((kernel.marks(1..9), kernel.batches, kernel.refused), (marks.to_vec(), 3, 0));
+}
+
+#[test]
+fn a_replacement_is_carried() {
+    let mut pending = PendingVerdicts::new(2100);
+    pending.record_read(8);
+    pending.decide(8, QueueVerdict::Replace(b"new"), None);
+    let message = Messages::new(&pending.out).next().unwrap();
+    assert_eq!(message.attributes().first(2), Some(&[0, 0, 0, 1, 0, 0, 0, 8][..]));
+    assert_eq!(message.attributes().first(10), Some(&b"new"[..]));
+}
+
+#[test]
+fn what_waits_from_an_earlier_batch_is_not_covered() {
+    let (mut pending, mut kernel) = (PendingVerdicts::new(2100), Kernel::default());
+    for id in 1..=6 {
+        kernel.waiting.push_back(id);
+        pending.record_read(id);
+    }
+    pending.decide(1, QueueVerdict::Accept, None);
+    // 2 is decided later.
+    for id in 3..=5 {
+        pending.decide(id, QueueVerdict::Accept, None);
+    }
+    kernel.take(&mut pending);
+    assert_eq!(kernel.waiting, [2, 6]);
+    pending.decide(2, QueueVerdict::Drop, None);
+    pending.decide(6, QueueVerdict::Accept, None);
+    kernel.take(&mut pending);
+    assert_eq!((kernel.was(2), kernel.was(6), kernel.refused), (Some('d'), Some('a'), 0));
+}
+
+#[test]
+fn after_a_packet_without_a_number_each_verdict_is_its_own() {
+    let (mut pending, mut kernel) = (PendingVerdicts::new(2100), Kernel::default());
+    for id in 1..=9 {
+        kernel.waiting.push_back(id);
+        match id {
+            3 => pending.record_unreadable(),
+            id => pending.record_read(id),
+        }
+    }
+    for id in [1, 2, 4, 5, 6, 7, 8, 9] {
+        pending.decide(id, QueueVerdict::Accept, None);
+    }
+    kernel.take(&mut pending);
+    assert_eq!((kernel.waiting, kernel.batches), (VecDeque::from([3]), 0));
+}
+
+#[test]
+fn a_number_that_does_not_rise_ends_the_runs() {
+    let (mut pending, mut kernel) = (PendingVerdicts::new(2100), Kernel::default());
+    for id in [5, 6, 4, 7] {
+        kernel.waiting.push_back(id);
+        pending.record_read(id);
+        pending.decide(id, if id == 4 { QueueVerdict::Drop } else { QueueVerdict::Accept }, None);
+    }
+    kernel.take(&mut pending);
+    assert_eq!((kernel.was(4), kernel.was(6), kernel.batches), (Some('d'), Some('a'), 0));
+}
+
+proptest! {
+    /// Whatever is decided in whatever order, over several batches and a wrap of the numbers, each packet gets its own
+    /// verdict.
+    #[test]
+    fn each_packet_gets_its_own_verdict(
+        first in prop_oneof![Just(1_u32), Just(u32::MAX - 20), any::<u32>()],
+        steps in proptest::collection::vec((0u32..3, 0usize..4, prop::char::range('a', 'e')), 0..200),
+    ) {
+        let (mut pending, mut kernel) = (PendingVerdicts::new(2100), Kernel::default());
+        let mut next = first;
+        let mut open: Vec<u32> = Vec::new();
+        let mut wanted = BTreeMap::new();
+        for (gap, place, name) in steps {
+            match name {
+                'e' => kernel.take(&mut pending),
+                'b' | 'c' => {
+                    // A packet may be read long after the kernel queued others, and the kernel drops some.
+                    next = next.wrapping_add(gap + 1);
+                    kernel.waiting.push_back(next);
+                    pending.record_read(next);
+                    open.push(next);
+                }
+                _ if open.is_empty() => {}
+                name => {
+                    let id = open.remove(place.saturating_sub(2).min(open.len() - 1));
+                    let name = if gap == 2 { 'r' } else { name };
+                    pending.decide(id, decision(name), None);
+                    wanted.insert(id, name);
+                }
+            }
+        }
+        kernel.take(&mut pending);
+        prop_assert_eq!(kernel.refused, 0);
+        for (id, name) in &wanted {
+            prop_assert_eq!(kernel.was(*id), Some(*name), "packet {}", id);
+        }
+        prop_assert_eq!(kernel.waiting.make_contiguous(), &open[..]);
+    }
+}

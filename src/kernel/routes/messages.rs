@@ -1,0 +1,304 @@
+//! Messages of rtnetlink about routes, rules and nexthop objects.
+//!
+//! Knows nothing of sockets. No received length is trusted.
+
+use std::net::{IpAddr, Ipv4Addr, Ipv6Addr};
+
+use ipnetwork::IpNetwork;
+
+use crate::kernel::netlink::{Attributes, put_attribute};
+
+// From linux/rtnetlink.h, linux/fib_rules.h and linux/nexthop.h; libc lacks some of them.
+pub const RTM_NEWROUTE: u16 = 24;
+pub const RTM_GETROUTE: u16 = 26;
+pub const RTM_NEWRULE: u16 = 32;
+pub const RTM_GETRULE: u16 = 34;
+pub const RTM_NEWNEXTHOP: u16 = 104;
+pub const RTM_GETNEXTHOP: u16 = 106;
+const RTA_DST: u16 = 1;
+const RTA_SRC: u16 = 2;
+const RTA_OIF: u16 = 4;
+const RTA_GATEWAY: u16 = 5;
+const RTA_MULTIPATH: u16 = 9;
+const RTA_TABLE: u16 = 15;
+const RTA_MARK: u16 = 16;
+const RTA_VIA: u16 = 18;
+const RTA_NH_ID: u16 = 30;
+const RTN_UNICAST: u8 = 1;
+const RTN_LOCAL: u8 = 2;
+/// The answer is the entry of the routing table, not the route of a packet.
+const RTM_F_FIB_MATCH: u32 = 0x2000;
+/// The answer names the routing table. That of IPv6 always does, and IPv6 refuses the flag.
+const RTM_F_LOOKUP_TABLE: u32 = 0x1000;
+/// `FRA_TABLE` has the number of [`RTA_TABLE`].
+const FRA_SRC: u16 = 2;
+const FRA_FWMARK: u16 = 10;
+const NHA_ID: u16 = 1;
+const NHA_GROUP: u16 = 2;
+const NHA_OIF: u16 = 5;
+const NHA_GATEWAY: u16 = 6;
+/// Size of `struct rtmsg`, and of `struct fib_rule_hdr`, which both begin with the family, and have the table at 4.
+const RTMSG_SIZE: usize = 12;
+/// Size of `struct rtnexthop`.
+const RTNEXTHOP_SIZE: usize = 8;
+/// Size of `struct nhmsg`.
+const NHMSG_SIZE: usize = 8;
+/// Size of `struct nexthop_grp`, which begins with the identifier.
+const NEXTHOP_GRP_SIZE: usize = 8;
+
+/// An entry of the routing tables.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Route {
+    /// The prefix; `None` for a default route.
+    pub destination: Option<IpAddr>,
+    pub prefix_length: u8,
+    /// Whether the prefix and the table are those of the route that was asked for.
+    pub is_exact: bool,
+    pub table: u32,
+    /// Indices of the interfaces that it leads to: several if it has several next hops.
+    pub interfaces: Vec<u32>,
+    /// Identifier of its nexthop object (`ip nexthop`), if it has one. Then the interfaces may be missing.
+    pub nexthop: Option<u32>,
+    /// Whether it leads to a router, not to the address itself.
+    pub has_gateway: bool,
+    /// Whether the address is this machine's own.
+    pub is_local: bool,
+}
+
+impl Route {
+    /// Whether both prefixes are certain and have the same length.
+    pub fn has_prefix_of(&self, other: &Self) -> bool {
+        self.is_exact && other.is_exact && self.prefix_length == other.prefix_length
+    }
+
+    pub fn is_default(&self) -> bool {
+        self.prefix_length == 0
+    }
+
+    /// Whether the prefix is one of `address`.
+    pub fn covers(&self, address: IpAddr) -> bool {
+        let network = self.destination.unwrap_or(match address {
+            IpAddr::V4(_) => Ipv4Addr::UNSPECIFIED.into(),
+            IpAddr::V6(_) => Ipv6Addr::UNSPECIFIED.into(),
+        });
+        IpNetwork::new(network, self.prefix_length).is_ok_and(|network| network.contains(address))
+    }
+}
+
+/// A rule that chooses a routing table (`ip rule`), with the conditions that a look-up can meet.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Rule {
+    pub table: u32,
+    pub mark: Option<u32>,
+    pub source: Option<IpAddr>,
+}
+
+/// A nexthop object. One that drops packets has neither an interface nor members.
+#[derive(Debug, PartialEq, Eq)]
+pub struct Nexthop {
+    pub interface: Option<u32>,
+    pub has_gateway: bool,
+    /// Identifiers of the members of a group, which are no groups.
+    pub members: Vec<u32>,
+}
+
+/// What a look-up asks for: the best route to an address.
+#[derive(Clone, Copy, Debug)]
+pub struct RouteRequest {
+    pub address: IpAddr,
+    pub mark: u32,
+    /// Asks for the best one that leads there.
+    pub interface: Option<u32>,
+    pub source: Option<IpAddr>,
+    /// Asks for the entry of the routing table, not for the route of a packet.
+    pub entry: bool,
+}
+
+impl RouteRequest {
+    pub fn body(&self) -> Vec<u8> {
+        let Self { address, mark, interface, source, entry } = *self;
+        let octets = octets_of(address);
+        let length = (octets.len() * 8) as u8;
+        let source_length = if source.is_some() { length } else { 0 };
+        let mut body = vec![family_of(address), length, source_length, 0, 0, 0, 0, 0];
+        let flags = match entry {
+            true if address.is_ipv4() => RTM_F_FIB_MATCH | RTM_F_LOOKUP_TABLE,
+            true => RTM_F_FIB_MATCH,
+            false => 0,
+        };
+        body.extend(flags.to_ne_bytes());
+        put_attribute(&mut body, RTA_DST, &octets);
+        put_attribute(&mut body, RTA_MARK, &mark.to_ne_bytes());
+        if let Some(source) = source {
+            put_attribute(&mut body, RTA_SRC, &octets_of(source));
+        }
+        if let Some(interface) = interface {
+            put_attribute(&mut body, RTA_OIF, &interface.to_ne_bytes());
+        }
+        body
+    }
+}
+
+/// The request for all routes of a table that lead to an interface.
+pub fn table_request(of_family: IpAddr, table: u32, interface: u32) -> Vec<u8> {
+    let mut body = rules_request(of_family);
+    put_attribute(&mut body, RTA_TABLE, &table.to_ne_bytes());
+    put_attribute(&mut body, RTA_OIF, &interface.to_ne_bytes());
+    body
+}
+
+/// The request for all rules.
+pub fn rules_request(of_family: IpAddr) -> Vec<u8> {
+    let mut body = vec![0; RTMSG_SIZE];
+    body.splice(..1, [family_of(of_family)]);
+    body
+}
+
+/// The request for a nexthop object.
+pub fn nexthop_request(id: u32) -> Vec<u8> {
+    let mut body = vec![0; NHMSG_SIZE];
+    put_attribute(&mut body, NHA_ID, &id.to_ne_bytes());
+    body
+}
+
+fn octets_of(address: IpAddr) -> Vec<u8> {
+    match address {
+        IpAddr::V4(address) => address.octets().to_vec(),
+        IpAddr::V6(address) => address.octets().to_vec(),
+    }
+}
+
+fn family_of(address: IpAddr) -> u8 {
+    let family = if address.is_ipv4() { libc::AF_INET } else { libc::AF_INET6 };
+    family as u8
+}
+
+/// The rule of a message.
+pub fn parse_rule(body: &[u8]) -> Option<Rule> {
+    let attributes = Attributes::new(body.get(RTMSG_SIZE..)?);
+    let mark = attributes.first(FRA_FWMARK).and_then(index_at);
+    let source = attributes.first(FRA_SRC).and_then(address_at);
+    Some(Rule { table: table_of(body)?, mark, source })
+}
+
+/// The nexthop object of a message.
+pub fn parse_nexthop(body: &[u8]) -> Option<Nexthop> {
+    let attributes = Attributes::new(body.get(NHMSG_SIZE..)?);
+    let members = attributes.first(NHA_GROUP).unwrap_or_default().chunks_exact(NEXTHOP_GRP_SIZE);
+    Some(Nexthop {
+        interface: attributes.first(NHA_OIF).and_then(index_at),
+        has_gateway: attributes.first(NHA_GATEWAY).is_some(),
+        members: members.filter_map(index_at).collect(),
+    })
+}
+
+/// The route of a message; `None` if it is one that refuses.
+pub fn parse_route(body: &[u8]) -> Option<Route> {
+    let (head, attributes) = body.split_at_checked(RTMSG_SIZE)?;
+    let (prefix_length, kind) = (*head.get(1)?, *head.get(7)?);
+    if !matches!(kind, RTN_UNICAST | RTN_LOCAL) {
+        return None;
+    }
+    let attributes = Attributes::new(attributes);
+    let mut interfaces = Vec::new();
+    interfaces.extend(attributes.first(RTA_OIF).and_then(index_at));
+    let mut hops = attributes.first(RTA_MULTIPATH).unwrap_or_default();
+    while let Some(length) = hops.first_chunk().map(|b| usize::from(u16::from_ne_bytes(*b))) {
+        interfaces.extend(hops.get(4..).and_then(index_at));
+        // A shorter length would not end.
+        hops = hops.get(length.max(RTNEXTHOP_SIZE).next_multiple_of(4)..).unwrap_or_default();
+    }
+    let router_kinds = [RTA_MULTIPATH, RTA_GATEWAY, RTA_VIA];
+    Some(Route {
+        destination: attributes.first(RTA_DST).and_then(address_at),
+        prefix_length,
+        is_exact: true,
+        table: table_of(body)?,
+        interfaces,
+        nexthop: attributes.first(RTA_NH_ID).and_then(index_at),
+        has_gateway: router_kinds.iter().any(|kind| attributes.first(*kind).is_some()),
+        is_local: kind == RTN_LOCAL,
+    })
+}
+
+/// The table of a route or a rule.
+fn table_of(body: &[u8]) -> Option<u32> {
+    let (head, attributes) = body.split_at_checked(RTMSG_SIZE)?;
+    let number = Attributes::new(attributes).first(RTA_TABLE).and_then(index_at);
+    number.or_else(|| head.get(4).map(|table| u32::from(*table)))
+}
+
+fn address_at(octets: &[u8]) -> Option<IpAddr> {
+    match octets.len() {
+        4 => octets.first_chunk::<4>().map(|octets| IpAddr::from(*octets)),
+        _ => octets.first_chunk::<16>().map(|octets| IpAddr::from(*octets)),
+    }
+}
+
+fn index_at(bytes: &[u8]) -> Option<u32> {
+    bytes.first_chunk().map(|b| u32::from_ne_bytes(*b))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn every_next_hop_counts() {
+        let mut body = vec![2, 24, 0, 0, 254, 4, 0, RTN_UNICAST, 0, 0, 0, 0];
+        body.extend([28, 0, RTA_MULTIPATH as u8, 0]);
+        body.extend([8, 0, 0, 0, 3, 0, 0, 0]);
+        body.extend([16, 0, 0, 0, 4, 0, 0, 0, 8, 0, 5, 0, 192, 0, 2, 1]);
+        let route = parse_route(&body).unwrap();
+        assert_eq!((route.prefix_length, route.interfaces), (24, vec![3, 4]));
+        assert!(route.has_gateway && !route.is_local);
+        assert_eq!((route.table, route.nexthop), (254, None));
+        body[7] = RTN_LOCAL;
+        assert!(parse_route(&body).unwrap().is_local);
+        body[7] = 7; // RTN_UNREACHABLE
+        assert_eq!(parse_route(&body), None);
+    }
+
+    #[test]
+    fn a_route_may_have_nothing_but_a_nexthop_object() {
+        let mut body = vec![2, 32, 0, 0, 254, 4, 0, RTN_UNICAST, 0, 0, 0, 0];
+        put_attribute(&mut body, RTA_NH_ID, &7u32.to_ne_bytes());
+        let route = parse_route(&body).unwrap();
+        assert_eq!((route.nexthop, route.interfaces), (Some(7), Vec::new()));
+    }
+
+    #[test]
+    fn a_nexthop_object_is_an_interface_or_a_group() {
+        let mut body = vec![0; NHMSG_SIZE];
+        put_attribute(&mut body, NHA_OIF, &3u32.to_ne_bytes());
+        put_attribute(&mut body, NHA_GATEWAY, &[192, 0, 2, 1]);
+        let single = Nexthop { interface: Some(3), has_gateway: true, members: Vec::new() };
+        assert_eq!(parse_nexthop(&body), Some(single));
+        let mut body = vec![0; NHMSG_SIZE];
+        put_attribute(&mut body, NHA_GROUP, &[1, 0, 0, 0, 9, 9, 9, 9, 2, 0, 0, 0, 9, 9, 9, 9]);
+        let members = [1u32, 2].map(|id| if cfg!(target_endian = "big") { id << 24 } else { id });
+        let group = Nexthop { interface: None, has_gateway: false, members: members.into() };
+        assert_eq!(parse_nexthop(&body), Some(group));
+    }
+
+    #[test]
+    fn a_rule_has_a_mark_and_a_source() {
+        let mut body = vec![2, 0, 24, 0, 0, 0, 0, 1, 0, 0, 0, 0];
+        put_attribute(&mut body, RTA_TABLE, &1003u32.to_ne_bytes());
+        put_attribute(&mut body, FRA_SRC, &[192, 0, 2, 0]);
+        put_attribute(&mut body, FRA_FWMARK, &5u32.to_ne_bytes());
+        let source = Some("192.0.2.0".parse().unwrap());
+        assert_eq!(parse_rule(&body), Some(Rule { table: 1003, mark: Some(5), source }));
+    }
+
+    proptest! {
+        #[test]
+        fn no_message_makes_the_parsers_panic(body in proptest::collection::vec(any::<u8>(), 0..80)) {
+            parse_route(&body);
+            parse_rule(&body);
+            parse_nexthop(&body);
+        }
+    }
+}

@@ -1,0 +1,239 @@
+//! Our table as kernel messages: the output of `nft` for the rules' text, stored to be sent once more.
+//!
+//! `nft` loads the text as a draft, a dormant table with another name that no packet meets. The kernel reports a
+//! table's chains, sets, elements and rules with the same attributes that create them. They are read from the draft
+//! once, and sent with the table's own name: in one transaction, through our socket, which may own the table, without
+//! starting a program. The attributes are not interpreted; numbers that the kernel assigned are omitted.
+
+use std::io;
+
+use crate::kernel::{
+    netlink::{
+        Attributes, Socket,
+        nft::{self, Batch},
+        or_absent,
+    },
+    parameters::TABLE,
+};
+
+/// The draft.
+pub(super) const DRAFT: &str = "ftp_alg_draft";
+/// Names of two tables for probing.
+const PROBE: &str = "ftp_alg_probe";
+const ABSENT: &str = "ftp_alg_absent";
+/// Socket buffer size; memory is used only for waiting messages.
+pub(super) const BUFFER: i32 = 4 << 20;
+
+// From linux/netfilter/nf_tables.h; libc lacks them. The first attribute of every message is the table's name.
+const NFTA_SET_NAME: u16 = 2;
+const NFTA_SET_ID: u16 = 10;
+const NFTA_SET_ELEM_LIST_SET: u16 = 2;
+const NFTA_OBJ_DATA: u16 = 4;
+const NFTA_CT_HELPER_L3PROTO: u16 = 2;
+/// As the kernel reports it: a big-endian u16.
+const BOTH_FAMILIES: [u8; 2] = (libc::NFPROTO_INET as u16).to_be_bytes();
+
+/// Name, type, data, user data.
+const OBJECT: &[u16] = &[2, 3, 4, 8];
+/// Name, flags, types and lengths of key and data, policy, description, timeout, gc interval, user data, object type,
+/// expressions.
+const SET: &[u16] = &[2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 15, 17, 18];
+/// Name, hook, policy, type, flags, user data.
+const CHAIN: &[u16] = &[3, 4, 5, 7, 10, 12];
+/// Set and elements.
+const ELEMENTS: &[u16] = &[2, 3];
+/// Chain, expressions, user data.
+const RULE: &[u16] = &[2, 4, 7];
+
+/// Sets whose elements a table does not get from the one that it replaces. The table has a heartbeat of its own. Each
+/// packet with data records external addresses again, and clients could fill those sets until the pinholes cannot be
+/// retained either.
+const NOT_RETAINED: [&[u8]; 4] =
+    [b"heartbeat\0", b"external_addresses4\0", b"external_addresses6\0", b"external_ports6\0"];
+/// Beginning of the names of anonymous sets.
+const ANONYMOUS: &[u8] = b"__";
+/// How often to read the elements of a set, if it changes meanwhile.
+const READ_ATTEMPTS: usize = 8;
+
+/// The messages that create the table, in order.
+#[derive(Clone, Debug)]
+pub(super) struct CompiledTable {
+    messages: Vec<TableMessage>,
+}
+
+/// One message, without the table's name.
+#[derive(Clone, Debug)]
+pub(super) struct TableMessage {
+    command: i32,
+    attributes: Vec<u8>,
+}
+
+/// The text that loads the draft instead of the table.
+pub(in crate::kernel) fn as_draft(text: &str) -> String {
+    let (ours, draft) = (format!("table inet {TABLE}"), format!("table inet {DRAFT}"));
+    let opening = format!("{draft} {{\n");
+    text.replace(&ours, &draft).replacen(&opening, &format!("{opening}\tflags dormant\n"), 1)
+}
+
+/// Whether the helper in `table`, if any, covers IPv4 and IPv6. nf_tables finds existing ones, and one of them may be
+/// missing (`nft_ct_helper_obj_init`).
+pub(super) fn has_complete_helper(socket: &mut Socket, table: &str) -> io::Result<bool> {
+    let mut is_whole = true;
+    nft::dump_objects(socket, libc::NFT_MSG_GETOBJ, table, None, |object| {
+        let helper = object.nested(NFTA_OBJ_DATA);
+        let families = helper.and_then(|helper| helper.first(NFTA_CT_HELPER_L3PROTO));
+        is_whole &= families.is_none_or(|families| families == BOTH_FAMILIES);
+    })?;
+    Ok(is_whole)
+}
+
+/// Adds the deletion of the draft, which must exist.
+pub(super) fn delete_draft(batch: &mut Batch) {
+    delete(batch, DRAFT);
+}
+
+/// Adds the deletion of our table, which must exist.
+pub(super) fn delete_table(batch: &mut Batch) {
+    delete(batch, TABLE);
+}
+
+fn delete(batch: &mut Batch, table: &str) {
+    batch.raw_message(libc::NFT_MSG_DELTABLE, 0, table, &[]);
+}
+
+/// Enlarges the socket's buffers for the transaction that creates our table, and for the kernel's answers if it refuses
+/// all of it. Only the first failure counts, so later ones may be lost. A limit that cannot be set stays.
+pub(super) fn configure_socket(socket: &Socket) {
+    socket.set_buffer(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, BUFFER);
+    socket.set_buffer(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, BUFFER);
+    for option in [libc::NETLINK_CAP_ACK, libc::NETLINK_NO_ENOBUFS] {
+        let _ = socket.set_option(libc::SOL_NETLINK, option, 1);
+    }
+}
+
+/// Whether this kernel supports tables with an owner that stay after it. Probed in a transaction whose last message
+/// must fail, so that nothing is committed.
+pub(super) fn can_own(socket: &mut Socket) -> io::Result<bool> {
+    let mut batch = Batch::new();
+    let table = put_table(&mut batch, PROBE, true);
+    batch.raw_message(libc::NFT_MSG_DELTABLE, 0, ABSENT, &[]);
+    Ok(batch.send(socket)?.error_of(table).is_none())
+}
+
+/// Adds the creation of our table, or the take-over of one whose owner has gone. Returns the message index: a kernel
+/// without table owners, or without tables that outlive them, refuses that message.
+pub(super) fn put_own_table(batch: &mut Batch, is_owned: bool) -> usize {
+    put_table(batch, TABLE, is_owned)
+}
+
+fn put_table(batch: &mut Batch, name: &str, is_owned: bool) -> usize {
+    let flags = if is_owned { nft::OWNED } else { 0 };
+    let mut attribute = Vec::new();
+    put_attribute(&mut attribute, nft::NFTA_TABLE_FLAGS, &flags.to_be_bytes());
+    batch.raw_message(libc::NFT_MSG_NEWTABLE, libc::NLM_F_CREATE, name, &attribute)
+}
+
+impl CompiledTable {
+    /// Reads the draft. The caller must find out whether another program changed it meanwhile.
+    pub(super) fn read(socket: &mut Socket) -> io::Result<Self> {
+        let mut parts = Vec::new();
+        let mut sets = Vec::new();
+        let kinds = [
+            (libc::NFT_MSG_GETOBJ, libc::NFT_MSG_NEWOBJ, OBJECT),
+            (libc::NFT_MSG_GETCHAIN, libc::NFT_MSG_NEWCHAIN, CHAIN),
+            (libc::NFT_MSG_GETSET, libc::NFT_MSG_NEWSET, SET),
+        ];
+        for (get, command, selected) in kinds {
+            nft::dump_objects(socket, get, DRAFT, None, |attributes| {
+                let mut selected = copy_attributes(attributes, selected);
+                if command == libc::NFT_MSG_NEWSET {
+                    sets.extend(attributes.first(NFTA_SET_NAME).map(<[u8]>::to_vec));
+                    // The attribute is only required; the rules name their sets.
+                    put_attribute(&mut selected, NFTA_SET_ID, &(sets.len() as u32).to_be_bytes());
+                }
+                parts.push(TableMessage { command, attributes: selected });
+            })?;
+        }
+        for set in &sets {
+            parts.append(&mut read_elements(socket, DRAFT, set)?);
+        }
+        nft::dump_objects(socket, libc::NFT_MSG_GETRULE, DRAFT, None, |attributes| {
+            parts.push(TableMessage {
+                command: libc::NFT_MSG_NEWRULE,
+                attributes: copy_attributes(attributes, RULE),
+            });
+        })?;
+        Ok(Self { messages: parts })
+    }
+
+    /// Number of rules.
+    pub(super) fn rule_count(&self) -> usize {
+        self.messages.iter().filter(|part| part.command == libc::NFT_MSG_NEWRULE).count()
+    }
+
+    /// Adds the creation of everything in the table, which must exist and be empty.
+    pub(super) fn add_to_batch(&self, batch: &mut Batch) {
+        self.messages.iter().for_each(|message| message.add_to_batch(batch));
+    }
+
+    /// The elements of our present table in the sets that this one has as well: what packets and earlier transactions
+    /// put there, with the time that is left to them.
+    pub(super) fn read_present_elements(
+        &self,
+        socket: &mut Socket,
+    ) -> io::Result<Vec<TableMessage>> {
+        let sets = self.messages.iter().filter(|part| part.command == libc::NFT_MSG_NEWSET);
+        let names = sets.filter_map(|set| Attributes::new(&set.attributes).first(NFTA_SET_NAME));
+        let mut elements = Vec::new();
+        // Anonymous sets are parts of rules, and their names say only in which order they were made.
+        let is_retained =
+            |name: &&[u8]| !NOT_RETAINED.contains(name) && !name.starts_with(ANONYMOUS);
+        for set in names.filter(is_retained) {
+            let mut read = read_elements(socket, TABLE, set);
+            for _ in 1..READ_ATTEMPTS {
+                if read.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::Interrupted) {
+                    read = read_elements(socket, TABLE, set);
+                }
+            }
+            elements.append(&mut or_absent(read)?.unwrap_or_default());
+        }
+        Ok(elements)
+    }
+}
+
+impl TableMessage {
+    pub(super) fn add_to_batch(&self, batch: &mut Batch) {
+        let order = if self.command == libc::NFT_MSG_NEWRULE { libc::NLM_F_APPEND } else { 0 };
+        batch.raw_message(self.command, libc::NLM_F_CREATE | order, TABLE, &self.attributes);
+    }
+
+    pub(super) fn len(&self) -> usize {
+        self.attributes.len()
+    }
+}
+
+/// The elements of a set, as messages that add them.
+fn read_elements(socket: &mut Socket, table: &str, set: &[u8]) -> io::Result<Vec<TableMessage>> {
+    let (command, mut elements) = (libc::NFT_MSG_NEWSETELEM, Vec::new());
+    let of_set = Some((NFTA_SET_ELEM_LIST_SET, set));
+    nft::dump_objects(socket, libc::NFT_MSG_GETSETELEM, table, of_set, |attributes| {
+        elements.push(TableMessage { command, attributes: copy_attributes(attributes, ELEMENTS) });
+    })?;
+    Ok(elements)
+}
+
+/// The attributes of these types, unchanged.
+fn copy_attributes(attributes: &Attributes<'_>, selected: &[u16]) -> Vec<u8> {
+    let whole = attributes.clone().raw();
+    whole
+        .filter(|(kind, _)| selected.contains(kind))
+        .flat_map(|(_, bytes)| bytes)
+        .copied()
+        .collect()
+}
+
+fn put_attribute(out: &mut Vec<u8>, kind: u16, content: &[u8; 4]) {
+    out.extend_from_slice(&8_u16.to_ne_bytes());
+    out.extend_from_slice(&kind.to_ne_bytes());
+    out.extend_from_slice(content);
+}

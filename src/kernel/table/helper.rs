@@ -1,0 +1,183 @@
+//! Our own conntrack helper, registered through nfnetlink_cthelper: it reads nothing, and lets the kernel accept
+//! expectations for the connections that carry it.
+//!
+//! Helpers belong to the machine, not to a network namespace; daemons in several namespaces share this one.
+
+use std::{io, thread, time::Duration};
+
+use crate::kernel::netlink::{
+    Attributes, Writer, be16,
+    ctnetlink::{
+        CTA_HELP, CTA_HELP_NAME, CTA_TUPLE_ORIG, CTA_TUPLE_REPLY, CTA_ZONE, IPCTNL_MSG_CT_GET,
+        IPCTNL_MSG_CT_NEW, Requests, Tuple, family_of, put_zone,
+    },
+    or_absent,
+};
+
+/// Name of the helper.
+pub(super) const OWN_HELPER: &str = "ftp-alg";
+
+// From linux/netfilter/nfnetlink_cthelper.h; libc lacks them.
+const NFNL_MSG_CTHELPER_NEW: u8 = 0;
+const NFNL_MSG_CTHELPER_DEL: u8 = 2;
+const NFCTH_NAME: u16 = 1;
+const NFCTH_TUPLE: u16 = 2;
+const NFCTH_QUEUE_NUM: u16 = 3;
+const NFCTH_POLICY: u16 = 4;
+const NFCTH_PRIV_DATA_LEN: u16 = 5;
+const NFCTH_STATUS: u16 = 6;
+const NFCTH_TUPLE_L3PROTONUM: u16 = 1;
+const NFCTH_TUPLE_L4PROTONUM: u16 = 2;
+const NFCTH_POLICY_SET_NUM: u16 = 1;
+const NFCTH_POLICY_SET1: u16 = 2;
+const NFCTH_POLICY_NAME: u16 = 1;
+const NFCTH_POLICY_EXPECT_MAX: u16 = 2;
+const NFCTH_POLICY_EXPECT_TIMEOUT: u16 = 3;
+/// The kernel queues nothing for a helper in this state.
+const NFCT_HELPER_STATUS_DISABLED: u32 = 0;
+
+/// More than a session may hold: the engine's limit is the effective one.
+const MAX_EXPECTED: u32 = 64;
+/// Default timeout; each expectation gets its own.
+const TIMEOUT_SECONDS: u32 = 30;
+
+/// The kernel's helper for scanners, which stands in for ours.
+const SCANNER_HELPER: &[u8] = b"sane\0";
+
+const FAMILIES: [i32; 2] = [libc::AF_INET, libc::AF_INET6];
+
+/// The kernel frees the objects of a deleted table a little later: number and length of waits.
+const REMOVAL_ATTEMPTS: (u32, Duration) = (20, Duration::from_millis(5));
+
+/// The registered helper; removed on drop, unless another daemon's rules refer to it.
+#[derive(Debug)]
+pub(super) struct OwnHelper {
+    requests: Requests,
+    is_left_registered: bool,
+}
+
+impl OwnHelper {
+    /// Registers the helper; `None` if the kernel has no nfnetlink_cthelper.
+    pub(super) fn register() -> io::Result<Option<Self>> {
+        let requests = Requests::open(libc::NFNL_SUBSYS_CTHELPER)?;
+        let mut helper = Self { requests, is_left_registered: false };
+        match helper.register_missing() {
+            Ok(_) => Ok(Some(helper)),
+            // nfnetlink_rcv_msg() answers like this for an unknown subsystem; the subsystem itself does outside the
+            // machine's own user namespace.
+            Err(error)
+                if matches!(
+                    error.raw_os_error(),
+                    Some(libc::EINVAL | libc::EOPNOTSUPP | libc::EPERM)
+                ) =>
+            {
+                helper.leave_in_kernel();
+                Ok(None)
+            }
+            Err(error) => Err(error),
+        }
+    }
+
+    /// Registers what another daemon removed after its rules no longer referred to it. Returns whether anything was
+    /// missing.
+    pub(super) fn register_missing(&mut self) -> io::Result<bool> {
+        let create = libc::NLM_F_CREATE | libc::NLM_F_EXCL;
+        let mut was_missing = false;
+        for family in FAMILIES {
+            let fill = |message: &mut Writer<'_>| fill(message, family);
+            match self.requests.change(NFNL_MSG_CTHELPER_NEW, create, libc::AF_UNSPEC, fill) {
+                Ok(()) => was_missing = true,
+                Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {}
+                Err(error) => return Err(error),
+            }
+        }
+        Ok(was_missing)
+    }
+
+    /// Leaves the helper in the kernel.
+    pub(super) fn leave_in_kernel(mut self) {
+        self.is_left_registered = true;
+    }
+
+    fn remove(&mut self, family: i32) -> io::Result<()> {
+        let (attempts, pause) = REMOVAL_ATTEMPTS;
+        for _ in 0..attempts {
+            let fill = |message: &mut Writer<'_>| identify(message, family);
+            match or_absent(self.requests.change(NFNL_MSG_CTHELPER_DEL, 0, libc::AF_UNSPEC, fill)) {
+                Err(error) if error.raw_os_error() == Some(libc::EBUSY) => thread::sleep(pause),
+                other => return other.map(drop),
+            }
+        }
+        Ok(())
+    }
+}
+
+impl Drop for OwnHelper {
+    fn drop(&mut self) {
+        if self.is_left_registered {
+            return;
+        }
+        for family in FAMILIES {
+            if let Err(error) = self.remove(family) {
+                tracing::warn!("removal of conntrack helper {OWN_HELPER}: {error}");
+            }
+        }
+    }
+}
+
+/// Removes the helper for scanners from connections to `ports`, and their expectations: without our rules nothing
+/// prevents it from acting on their content.
+pub(super) fn remove_scanner_helper(ports: &[u16]) -> io::Result<()> {
+    let mut requests = Requests::open(libc::NFNL_SUBSYS_CTNETLINK)?;
+    let mut carriers = Vec::new();
+    let each =
+        |connection: &Attributes<'_>| carriers.extend(scanner_helper_carrier(connection, ports));
+    requests.dump(IPCTNL_MSG_CT_GET, |_| {}, each)?;
+    for (original, zone) in carriers {
+        let fill = |message: &mut Writer<'_>| {
+            original.put(message, CTA_TUPLE_ORIG);
+            put_zone(message, CTA_ZONE, zone);
+            message.nest(CTA_HELP, |help| {
+                help.put(CTA_HELP_NAME, b"\0");
+            });
+        };
+        // A connection that has ended meanwhile carries no helper any more.
+        or_absent(requests.change(IPCTNL_MSG_CT_NEW, 0, family_of(original.source), fill))?;
+    }
+    Ok(())
+}
+
+/// Original tuple and zone of a connection to one of `ports` that carries the helper for scanners.
+fn scanner_helper_carrier(attributes: &Attributes<'_>, ports: &[u16]) -> Option<(Tuple, u16)> {
+    let name = attributes.nested(CTA_HELP)?.first(CTA_HELP_NAME)?;
+    let original = Tuple::read(attributes, CTA_TUPLE_ORIG)?;
+    let reply = Tuple::read(attributes, CTA_TUPLE_REPLY)?;
+    let is_control = [original.destination, reply.source].map(|end| ports.contains(&end.port()));
+    let zone = attributes.first(CTA_ZONE).and_then(be16).unwrap_or(0);
+    (name == SCANNER_HELPER && is_control.contains(&true)).then_some((original, zone))
+}
+
+fn identify(message: &mut Writer<'_>, family: i32) {
+    let mut name = OWN_HELPER.as_bytes().to_vec();
+    name.push(0);
+    message.put(NFCTH_NAME, &name).nest(NFCTH_TUPLE, |tuple| {
+        tuple
+            .put(NFCTH_TUPLE_L3PROTONUM, &(family as u16).to_be_bytes())
+            .put(NFCTH_TUPLE_L4PROTONUM, &[libc::IPPROTO_TCP as u8]);
+    });
+}
+
+fn fill(message: &mut Writer<'_>, family: i32) {
+    identify(message, family);
+    message
+        .put(NFCTH_QUEUE_NUM, &0u32.to_be_bytes())
+        .put(NFCTH_PRIV_DATA_LEN, &0u32.to_be_bytes())
+        .put(NFCTH_STATUS, &NFCT_HELPER_STATUS_DISABLED.to_be_bytes())
+        .nest(NFCTH_POLICY, |policy| {
+            policy.put(NFCTH_POLICY_SET_NUM, &1u32.to_be_bytes()).nest(NFCTH_POLICY_SET1, |set| {
+                set.put(NFCTH_POLICY_NAME, b"data\0")
+                    .put(NFCTH_POLICY_EXPECT_MAX, &MAX_EXPECTED.to_be_bytes())
+                    .put(NFCTH_POLICY_EXPECT_TIMEOUT, &TIMEOUT_SECONDS.to_be_bytes());
+            });
+        });
+}

@@ -1,0 +1,316 @@
+//! Loads our table: `nft` compiles the rules' text, and the result replaces the present table in one transaction.
+//!
+//! A failure because another program changes the rules at the same time is [`NetfilterError::ConcurrentChange`].
+
+use std::{ffi::CStr, io, ptr::NonNull};
+
+use nftnl::{Chain, MsgType, ProtoFamily, Rule, expr::Expression};
+use nftnl_sys as sys;
+
+use super::{
+    commits::Commits,
+    compiled::{self, CompiledTable, DRAFT, TableMessage},
+};
+use crate::kernel::{
+    Backend, NetfilterError, QueueStatement, RuleParameters,
+    broker::programs,
+    netlink::{
+        Socket,
+        nft::{self, Batch, TableFingerprint},
+        xtables,
+    },
+    parameters::TABLE,
+};
+
+/// The chain that puts packets into the queue.
+const QUEUEING: &CStr = c"to_queue";
+/// Messages of nft if another program interferes.
+const BUSY_MESSAGES: [&str; 2] = ["Resource busy", "Interrupted system call"];
+/// Up to so many bytes of elements fit a transaction, besides the table itself.
+const MAX_RETAINED: usize = compiled::BUFFER as usize / 2;
+/// Number of attempts to read a draft; another transaction may interrupt each.
+const MAX_READS: usize = 100;
+
+/// Loads a table through the caller's sockets.
+#[derive(Debug)]
+pub(super) struct TableLoader<'a> {
+    pub(super) parameters: &'a RuleParameters,
+    pub(super) statement: QueueStatement,
+    /// For queries, and for transactions if nobody is to own the table.
+    pub(super) socket: &'a mut Socket,
+    /// The owner of the table, if any.
+    pub(super) commits: &'a Commits,
+    /// Whether the table gets the elements of the one that it replaces.
+    pub(super) retains_elements: bool,
+}
+
+/// A table that was loaded.
+#[derive(Debug)]
+pub(super) struct LoadedTable {
+    pub(super) fingerprint: TableFingerprint,
+    pub(super) is_owned: bool,
+    /// Whether it has the elements of the table that it replaced.
+    pub(super) has_retained_elements: bool,
+}
+
+impl TableLoader<'_> {
+    /// Has `nft` compile `text`; leaves a draft in the kernel.
+    pub(super) fn compile(&mut self, text: &str) -> Result<CompiledTable, NetfilterError> {
+        let before = nft::generation(self.socket).map_err(netlink_failed)?;
+        nft(&["--file", "-"], &compiled::as_draft(text)).map_err(|error| match error {
+            NetfilterError::RulesRefused { message }
+                if BUSY_MESSAGES.iter().any(|words| message.contains(words))
+                    || nft::generation(self.socket).is_ok_and(|now| now != before) =>
+            {
+                NetfilterError::ConcurrentChange { message }
+            }
+            // Without `queue` statements the kernel must support everything in the rules.
+            NetfilterError::RulesRefused { message }
+                if self.parameters.backend() == Backend::Conntrack
+                    && self.statement != QueueStatement::Native
+                    && message.contains("No such file or directory") =>
+            {
+                no_helper()
+            }
+            other => other,
+        })?;
+        let compiled = self.read_draft();
+        if compiled.is_err() {
+            remove_draft(self.socket);
+        }
+        compiled
+    }
+
+    fn read_draft(&mut self) -> Result<CompiledTable, NetfilterError> {
+        for _ in 0..MAX_READS {
+            match CompiledTable::read(self.socket) {
+                Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
+                Err(error) if error.raw_os_error() != Some(libc::ENOENT) => {
+                    return Err(netlink_failed(error));
+                }
+                // A draft that still exists at the end existed all the time.
+                Ok(compiled) if nft::has_table(self.socket, DRAFT).map_err(netlink_failed)? => {
+                    check_helper(self.socket, DRAFT)?;
+                    return Ok(compiled);
+                }
+                _ => break,
+            }
+        }
+        Err(concurrent_change("the draft of it was removed or changed"))
+    }
+
+    /// Replaces the present table, if any, by `compiled`, and removes the draft if that `is_new`.
+    pub(super) fn replace_table(
+        &mut self,
+        compiled: &CompiledTable,
+        is_new: bool,
+    ) -> Result<LoadedTable, NetfilterError> {
+        let mut is_owned = self.commits.can_own();
+        let mut has_asked_for_module = false;
+        let mut retains_elements = self.retains_elements;
+        loop {
+            let mut batch = Batch::new();
+            if is_new {
+                compiled::delete_draft(&mut batch);
+            }
+            let mut retained = Vec::new();
+            if nft::fingerprint(self.socket).map_err(netlink_failed)?.is_some() {
+                if retains_elements {
+                    retained =
+                        compiled.read_present_elements(self.socket).map_err(netlink_failed)?;
+                    retains_elements =
+                        retained.iter().map(TableMessage::len).sum::<usize>() < MAX_RETAINED;
+                }
+                compiled::delete_table(&mut batch);
+            } else {
+                retains_elements = false;
+            }
+            let table = compiled::put_own_table(&mut batch, is_owned);
+            compiled.add_to_batch(&mut batch);
+            let before = batch.len();
+            retained
+                .iter()
+                .filter(|_| retains_elements)
+                .for_each(|message| message.add_to_batch(&mut batch));
+            let elements = before..batch.len();
+            let queueing = self.put_queue_rule(&mut batch);
+            let outcome = self.commits.send_acknowledged(&mut batch, self.socket);
+            let outcome = outcome.map_err(netlink_failed)?;
+            let Some((failed, errno)) = outcome.first_failure() else { break };
+            match errno {
+                // Another version's sets may be different.
+                _ if elements.contains(&failed) => retains_elements = false,
+                libc::EOPNOTSUPP | libc::EINVAL if failed == table && is_owned => is_owned = false,
+                libc::ENOENT if queueing == Some(failed) && !has_asked_for_module => {
+                    has_asked_for_module = true;
+                    try_queue_rule(self.parameters, self.socket)?;
+                }
+                _ if queueing.is_some_and(|first| failed >= first) => {
+                    return Err(no_queue(errno));
+                }
+                libc::EPERM if failed < table => {
+                    return Err(concurrent_change(
+                        "another process owns a table of that name, and has not ended yet",
+                    ));
+                }
+                _ => {
+                    return Err(concurrent_change(
+                        &io::Error::from_raw_os_error(errno).to_string(),
+                    ));
+                }
+            }
+        }
+        let (wanted, mut rules) = (compiled.rule_count(), 0);
+        nft::for_each_rule(self.socket, |_| rules += 1).map_err(netlink_failed)?;
+        check_helper(self.socket, TABLE)?;
+        match nft::fingerprint(self.socket).map_err(netlink_failed)? {
+            Some(fingerprint) if rules == wanted => {
+                let has_retained_elements = retains_elements;
+                Ok(LoadedTable { fingerprint, is_owned, has_retained_elements })
+            }
+            _ => Err(concurrent_change("it was removed or changed at once")),
+        }
+    }
+
+    /// Replaces the content of the queueing chain by the iptables target, if that is the way to queue. Returns the
+    /// message index.
+    fn put_queue_rule(&self, batch: &mut Batch) -> Option<usize> {
+        if self.statement != QueueStatement::Xtables {
+            return None;
+        }
+        let table = nftnl::Table::new(nft::TABLE, ProtoFamily::Inet);
+        let chain = Chain::new(QUEUEING, &table);
+        batch.flush_chain(QUEUEING);
+        Some(batch.object(&queue_rule(&chain, self.parameters), MsgType::Add))
+    }
+}
+
+/// Checks that the helper in `table` covers both families: another daemon may have removed one of them.
+fn check_helper(socket: &mut Socket, table: &str) -> Result<(), NetfilterError> {
+    match compiled::has_complete_helper(socket, table) {
+        Ok(true) => Ok(()),
+        Ok(false) => {
+            Err(concurrent_change("another ftp-alg removed the conntrack helper meanwhile"))
+        }
+        Err(error) if error.kind() == io::ErrorKind::Interrupted => {
+            Err(concurrent_change("other programs change the rules"))
+        }
+        Err(error) => Err(netlink_failed(error)),
+    }
+}
+
+/// Removes a draft that could not replace the table.
+pub(super) fn remove_draft(socket: &mut Socket) {
+    let mut batch = Batch::new();
+    compiled::delete_draft(&mut batch);
+    if let Err(error) = batch.send(socket) {
+        tracing::warn!("the draft of table inet {TABLE} is not removed: {error}");
+    }
+}
+
+fn concurrent_change(message: &str) -> NetfilterError {
+    NetfilterError::ConcurrentChange { message: message.to_owned() }
+}
+
+fn no_helper() -> NetfilterError {
+    NetfilterError::FeatureMissing {
+        what: "backend \"conntrack\"".into(),
+        feature: "nfnetlink_cthelper and no nf_conntrack_sane, one of which expectations need",
+        remedy: "load one of them with modprobe, or set backend = \"nftables\" in [pinhole]",
+    }
+}
+
+fn no_queue(errno: i32) -> NetfilterError {
+    match errno {
+        libc::ENOENT | libc::EOPNOTSUPP => NetfilterError::FeatureMissing {
+            what: NetfilterError::QUEUE_RULES.into(),
+            feature: "nft_queue, and no nft_compat with xt_NFQUEUE",
+            remedy: "load the output of `ftp-alg rules iptables` with iptables-restore --noflush \
+                     first, then start ftp-alg again",
+        },
+        _ => {
+            NetfilterError::system(NetfilterError::QUEUE_RULES, io::Error::from_raw_os_error(errno))
+        }
+    }
+}
+
+pub(super) fn netlink_failed(error: io::Error) -> NetfilterError {
+    NetfilterError::system("nf_tables", error)
+}
+
+/// Runs `nft` on `text`.
+pub(in crate::kernel) fn nft(arguments: &[&str], text: &str) -> Result<(), NetfilterError> {
+    let failed = |error: io::Error| match error.kind() {
+        io::ErrorKind::NotFound => NetfilterError::NftMissing,
+        _ => NetfilterError::system("nft", error),
+    };
+    let finished = programs::run("nft", arguments, text).map_err(failed)?;
+    if finished.success {
+        return Ok(());
+    }
+    let message = finished.stderr;
+    if message.contains("Operation not permitted") {
+        return Err(NetfilterError::NotPermitted { what: format!("table inet {TABLE}") });
+    }
+    if message.contains("cache initialization failed") || message.contains("not supported by") {
+        return Err(NetfilterError::FeatureMissing {
+            what: format!("table inet {TABLE}"),
+            feature: "nf_tables",
+            remedy: "load it with `modprobe nf_tables`",
+        });
+    }
+    // The other lines show a position in a text that the operator does not see.
+    let message = message.lines().next().unwrap_or("no reason given").to_owned();
+    Err(NetfilterError::RulesRefused { message })
+}
+
+fn queue_rule<'a>(chain: &'a Chain<'a>, parameters: &RuleParameters) -> Rule<'a> {
+    let (first, last) = parameters.queues().into_inner();
+    let mut rule = Rule::new(chain);
+    let by_processor = parameters.fans_out_by_cpu();
+    rule.add_expr(&NfQueue { first, total: last - first + 1, by_processor });
+    rule
+}
+
+/// Tests the iptables target in a transaction whose last message must fail, because it deletes a chain that does not
+/// exist. So the kernel checks the rule, loads the target's module, and commits nothing.
+pub(in crate::kernel) fn try_queue_rule(
+    parameters: &RuleParameters,
+    socket: &mut Socket,
+) -> Result<(), NetfilterError> {
+    let mut refused = None;
+    // Linux 6.1 loads the target's module by a name that starts with the family's, and has none for inet.
+    for family in [ProtoFamily::Inet, ProtoFamily::Ipv4, ProtoFamily::Inet] {
+        let table = nftnl::Table::new(c"ftp_alg_probe", family);
+        let chain = Chain::new(c"probe", &table);
+        let mut batch = Batch::new();
+        batch.object(&table, MsgType::Add);
+        batch.object(&chain, MsgType::Add);
+        let rule = batch.object(&queue_rule(&chain, parameters), MsgType::Add);
+        batch.object(&Chain::new(c"absent", &table), MsgType::Del);
+        let outcome = batch.send(socket).map_err(netlink_failed)?;
+        refused = outcome.error_of(rule);
+        if refused.is_none() && matches!(family, ProtoFamily::Inet) {
+            return Ok(());
+        }
+    }
+    Err(no_queue(refused.unwrap_or(libc::ENOENT)))
+}
+
+/// The iptables target NFQUEUE as an nftables expression, for nft_compat.
+struct NfQueue {
+    first: u16,
+    total: u16,
+    by_processor: bool,
+}
+
+impl Expression for NfQueue {
+    fn to_expr(&self, _rule: &Rule<'_>) -> NonNull<sys::nftnl_expr> {
+        // struct xt_NFQ_info_v3 (flags: 2 by processor), padded to 8 bytes as XT_ALIGN does.
+        let [a, b] = self.first.to_ne_bytes();
+        let [c, d] = self.total.to_ne_bytes();
+        let [e, f] = (u16::from(self.by_processor) << 1).to_ne_bytes();
+        let info = [a, b, c, d, e, f, 0, 0];
+        xtables::xtables_target(c"NFQUEUE", 3, &info)
+    }
+}

@@ -1,0 +1,531 @@
+//! The kernel's edge against the real kernel, with real traffic in network namespaces.
+//!
+//! Needs root; without it each test says so and does nothing.
+
+mod attachments;
+mod changes;
+mod consumption;
+mod fast_path_rules;
+mod flows;
+mod injected;
+mod lab;
+mod loading;
+mod packets;
+mod program;
+mod routes;
+mod runs;
+mod stacked;
+mod translations;
+mod watch;
+
+use std::{
+    io::{self, Read as _, Write as _},
+    time::{Duration, Instant},
+};
+
+use ftp_alg::kernel::{
+    HostSettings, Injector, LinuxKernel, NetfilterError, Queue, QueueCounts, QueueStatement,
+    RuleParameters, Table, rules,
+};
+use ftp_alg_core::engine::{Kernel as _, KernelError, Opening, Pinhole, QueueMode, Translation};
+use ftp_alg_lab::wait_for;
+use packets::{PacketAction, serve, tcp, with_payload};
+use socket2::{Domain, Protocol, Socket, Type};
+
+use lab::{
+    CLIENT, CLIENT6, EXTERNAL, EXTERNAL2, EXTERNAL6, Lab, OneAtATime as _, SERVER, SERVER2,
+    SERVER6, at, connect, exchange, inside, ip, is_silent, listen, pinhole, unacknowledged_bytes,
+};
+
+const LIFETIME: Duration = Duration::from_secs(20);
+
+/// Expands to an early return without root.
+macro_rules! need_root {
+    () => {
+        assert!(rustix::process::geteuid().is_root(), "this test needs root");
+    };
+}
+
+/// A gateway with our table loaded.
+struct Ready {
+    lab: Lab,
+    kernel: LinuxKernel,
+    _table: Table,
+}
+
+impl Ready {
+    fn new() -> Self {
+        let lab = Lab::new();
+        let (kernel, table) = lab.on_gateway(|| {
+            let parameters = RuleParameters::default();
+            (LinuxKernel::new(&parameters).unwrap(), Table::install(&parameters).unwrap())
+        });
+        Self { lab, kernel, _table: table }
+    }
+
+    fn open(&mut self, pinhole: &Pinhole, lifetime: Duration) -> Result<(), KernelError> {
+        let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
+        self.kernel.open(&Opening { pinhole: *pinhole, control, from_client: false, lifetime })
+    }
+}
+
+#[test]
+fn the_table_replaces_itself_and_leaves_nothing() {
+    need_root!();
+    let lab = Lab::new();
+    lab.masquerade();
+    let before = lab.gateway_sh("nft list ruleset");
+    lab.on_gateway(|| {
+        let parameters = RuleParameters::new(&[21, 2121], 7, 4, 1 << 3, 0b1011).unwrap();
+        Table::install(&parameters).unwrap().leave_in_kernel();
+        let list = || lab.gateway_sh("nft list table inet ftp_alg | grep -v 'tcp timeout'");
+        let once = list();
+        let table = Table::install(&parameters).unwrap();
+        assert_eq!(list(), once);
+        assert!(once.contains("th sport 2121 goto from_control_port"), "{once}");
+        table.remove().unwrap();
+    });
+    assert_eq!(lab.gateway_sh("nft list ruleset"), before);
+    lab.on_gateway(|| drop(Table::install(&RuleParameters::default()).unwrap()));
+    assert_eq!(lab.gateway_sh("nft list ruleset"), before);
+}
+
+#[test]
+fn all_ways_of_queueing_load() {
+    need_root!();
+    let lab = Lab::new();
+    let detected =
+        lab.on_gateway(|| Table::install(&RuleParameters::default()).unwrap().statement());
+    eprintln!("this kernel queues by {detected:?}");
+    let ways = match detected {
+        QueueStatement::Native => &[QueueStatement::Native, QueueStatement::Xtables][..],
+        _ => &[QueueStatement::Xtables],
+    };
+    for way in ways {
+        lab.on_gateway(|| {
+            let parameters = RuleParameters::default();
+            let table = Table::install_with(&parameters, *way).unwrap();
+            let text = lab.gateway_sh("nft list chain inet ftp_alg to_queue");
+            assert!(text.contains("2100") && !text.contains("drop"), "{text}");
+            assert!(HostSettings::read(&parameters).table_queues, "{way:?}");
+            table.remove().unwrap();
+            assert!(!HostSettings::read(&parameters).table_queues);
+            let two = RuleParameters::new(&[21], 2100, 2, 0x4000_0000, 0x7000_0000).unwrap();
+            let _table = Table::install_with(&two.with_fanout_by_cpu(true), *way).unwrap();
+            let text = lab.gateway_sh("nft list chain inet ftp_alg to_queue");
+            assert!(text.contains("fanout") && !text.contains("bypass"), "{text}");
+            let _table = Table::install_with(&parameters, QueueStatement::Operator).unwrap();
+            assert!(!HostSettings::read(&parameters).table_queues, "the operator's rules do");
+        });
+    }
+    assert_eq!(lab.gateway_sh("nft list ruleset"), "");
+}
+
+#[test]
+fn the_queue_passes_replaces_and_drops() {
+    need_root!();
+    let ready = Ready::new();
+    pass_replace_drop(&ready.lab);
+}
+
+#[test]
+fn iptables_rules_queue_the_same_packets() {
+    need_root!();
+    let lab = Lab::new();
+    let parameters = RuleParameters::default();
+    let directory = tempfile::tempdir().unwrap();
+    let file = directory.path().join("rules");
+    std::fs::write(&file, rules::render_iptables(&parameters)).unwrap();
+    let load = format!("iptables-restore --noflush {0} && {0}", file.display());
+    let load = load.replace("&& ", "&& iptables-restore --noflush ");
+    lab.gateway_sh(&load);
+    std::fs::write(&file, rules::render_ip6tables(&parameters)).unwrap();
+    lab.gateway_sh(&format!("ip6tables-restore --noflush {}", file.display()));
+    pass_replace_drop(&lab);
+}
+
+/// Needs rules that queue on the gateway.
+fn pass_replace_drop(lab: &Lab) {
+    let mut queue = lab.on_gateway(|| Queue::open(2100)).unwrap();
+    let listener = listen(&lab.server, at(SERVER, 21));
+    let (mut dropped, mut replaced) = (false, false);
+    std::thread::scope(|scope| {
+        let traffic = scope.spawn(|| {
+            let mut client = connect(&lab.client, CLIENT, at(SERVER, 21));
+            let (mut server, _) = exchange(&mut client, &listener);
+            client.write_all(b"hello").unwrap();
+            let mut text = [0; 5];
+            server.read_exact(&mut text).unwrap();
+            // A pure acknowledgement takes the way of the next payload.
+            wait_for("the acknowledgement", || unacknowledged_bytes(&client) == 0);
+            server.write_all(b"z").unwrap();
+            drop(server);
+            let mut rest = Vec::new();
+            client.read_to_end(&mut rest).unwrap();
+            (text, rest)
+        });
+        let mut ending = false;
+        let decide = |packet: &[u8]| {
+            let segment = tcp(packet);
+            ending |= segment.fin;
+            assert!(!segment.pure || ending, "a pure acknowledgement was queued before any FIN");
+            match segment.payload.as_slice() {
+                b"hello" if !dropped => {
+                    dropped = true;
+                    PacketAction::Drop
+                }
+                b"hello" => {
+                    replaced = true;
+                    PacketAction::Replace(with_payload(packet, b"HELLO"))
+                }
+                _ => PacketAction::Pass,
+            }
+        };
+        serve(&mut queue, decide, || traffic.is_finished());
+        assert_eq!(traffic.join().unwrap(), (*b"HELLO", b"z".to_vec()));
+    });
+    assert!(dropped && replaced);
+    assert_eq!(queue.counts(), QueueCounts::default());
+}
+
+#[test]
+fn a_taken_queue_is_named_with_its_owner() {
+    need_root!();
+    let lab = Lab::new();
+    lab.on_gateway(|| {
+        let _first = Queue::open(2100).unwrap();
+        let error = Queue::open(2100).unwrap_err();
+        assert!(matches!(error, NetfilterError::QueueTaken { number: 2100, .. }), "{error}");
+        assert!(error.to_string().starts_with("queue 2100 is taken by another program ("));
+        assert!(Queue::open(2101).is_ok());
+    });
+    // A child that another test starts has our descriptors from fork to exec.
+    wait_for("the queue", || lab.on_gateway(|| Queue::open(2100)).is_ok());
+}
+
+#[test]
+fn without_rights_the_errors_say_what_is_needed() {
+    need_root!();
+    let lab = Lab::new();
+    lab.on_gateway(|| {
+        // SAFETY: the system call itself, unlike its wrapper, changes this thread only.
+        assert_eq!(unsafe { libc::syscall(libc::SYS_setresuid, 65534, 65534, 65534) }, 0);
+        let parameters = RuleParameters::default();
+        for error in [
+            Queue::open(2100).unwrap_err(),
+            Table::install(&parameters).unwrap_err(),
+            LinuxKernel::new(&parameters).unwrap_err(),
+        ] {
+            assert!(matches!(error, NetfilterError::NotPermitted { .. }), "{error:?}");
+        }
+    });
+}
+
+#[test]
+fn without_a_reader_control_connections_pass_unless_they_need_one() {
+    need_root!();
+    let mut ready = Ready::new();
+    let lab = &ready.lab;
+    let listener = listen(&lab.server, at(SERVER, 21));
+    assert!(is_silent(&lab.client, CLIENT, at(SERVER, 21)), "there is a heartbeat");
+    ready.lab.pass_by();
+    let mut client = connect(&lab.client, CLIENT, at(SERVER, 21));
+    let (mut server, peer) = exchange(&mut client, &listener);
+    let control = Translation::identity(peer, at(SERVER, 21));
+    ready.kernel.set_queue_mode(&control, QueueMode::All).unwrap();
+    client.write_all(b"held").unwrap();
+    server.set_read_timeout(Some(Duration::from_millis(300))).unwrap();
+    let mut text = [0; 4];
+    assert!(server.read(&mut text).is_err(), "it passed unseen");
+    let mut queue = lab.on_gateway(|| Queue::open(2100)).unwrap();
+    let (mut pure, mut read) = (0, 0);
+    server.set_nonblocking(true).unwrap();
+    serve(
+        &mut queue,
+        |packet| {
+            pure += u32::from(tcp(packet).pure);
+            PacketAction::Pass
+        },
+        || {
+            read += server.read(&mut text).unwrap_or_default();
+            read == 4
+        },
+    );
+    let end = Instant::now() + Duration::from_millis(200);
+    let decide = |packet: &[u8]| {
+        pure += u32::from(tcp(packet).pure);
+        PacketAction::Pass
+    };
+    serve(&mut queue, decide, || Instant::now() > end);
+    assert!(pure > 0, "acknowledgements must be queued, too");
+    drop(queue);
+    ready.kernel.set_queue_mode(&control, QueueMode::None).unwrap();
+    let mut queue = ready.lab.on_gateway(|| Queue::open(2100)).unwrap();
+    server.set_nonblocking(false).unwrap();
+    server.set_read_timeout(Some(Duration::from_secs(5))).unwrap();
+    client.write_all(b"free").unwrap();
+    server.read_exact(&mut text).unwrap();
+    assert_eq!(queue.receive().unwrap(), 0);
+}
+
+#[test]
+fn a_pinhole_admits_one_connection_of_its_initiator_to_its_target() {
+    need_root!();
+    let mut ready = Ready::new();
+    ready.lab.masquerade();
+    ready.lab.drop_by_default();
+    let hole = Pinhole { target: at(CLIENT, 4000), ..pinhole(SERVER, at(EXTERNAL, 50_000)) };
+    ready.open(&hole, LIFETIME).unwrap();
+    let listener = listen(&ready.lab.client, hole.target);
+    let server = &ready.lab.server.clone();
+    assert!(is_silent(server, SERVER2, hole.arrival), "another initiator came in");
+    assert_eq!(ready.kernel.list_open().unwrap().len(), 1);
+    let mut first = connect(server, SERVER, hole.arrival);
+    assert!(ready.kernel.list_open().unwrap().is_empty());
+    assert_eq!(exchange(&mut first, &listener).1.ip(), hole.source);
+    assert!(is_silent(server, SERVER, hole.arrival), "a second connection came in");
+    // Used pinholes close without complaint, and established connections stay.
+    ready.kernel.close(&hole).unwrap();
+    first.write_all(b"on").unwrap();
+    // What is left of the first does not translate the second.
+    let other = Pinhole { target: at(CLIENT, 4001), ..hole };
+    ready.open(&other, LIFETIME).unwrap();
+    let listener = listen(&ready.lab.client, other.target);
+    let mut second = connect(server, SERVER, other.arrival);
+    exchange(&mut second, &listener);
+}
+
+#[test]
+fn consumed_pinholes_are_found_while_the_table_is_loaded() {
+    need_root!();
+    let mut ready = Ready::new();
+    ready.lab.masquerade();
+    let hole =
+        |port| Pinhole { target: at(CLIENT, port), ..pinhole(SERVER, at(EXTERNAL, 46_000 + port)) };
+    let holes = [hole(4000), hole(4001)];
+    holes.iter().for_each(|hole| ready.open(hole, LIFETIME).unwrap());
+    assert_eq!(ready.kernel.find_consumed(&holes).unwrap(), []);
+    let listener = listen(&ready.lab.client, holes[0].target);
+    exchange(&mut connect(&ready.lab.server, SERVER, holes[0].arrival), &listener);
+    assert_eq!(ready.kernel.find_consumed(&holes).unwrap(), holes[..1]);
+    // The daemon loads it again, and then opens them.
+    ready.lab.gateway_sh("nft delete table inet ftp_alg");
+    assert_eq!(ready.kernel.find_consumed(&holes).unwrap(), []);
+}
+
+/// Without the limit in the rule file's sets, two of four came in at once in every second round.
+#[test]
+fn connections_at_the_same_moment_do_not_share_a_pinhole() {
+    need_root!();
+    let mut ready = Ready::new();
+    ready.lab.drop_by_default();
+    for round in 0..40 {
+        let hole = pinhole(SERVER, at(CLIENT, 10_000 + round));
+        ready.open(&hole, LIFETIME).unwrap();
+        let _listener = listen(&ready.lab.client, hole.arrival);
+        let barrier = std::sync::Barrier::new(4);
+        let attempt = || {
+            inside(&ready.lab.server, || {
+                let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+                socket.bind(&at(SERVER, 0).into()).unwrap();
+                barrier.wait();
+                socket.connect_timeout(&hole.arrival.into(), Duration::from_millis(60)).is_ok()
+            })
+        };
+        let came_in = std::thread::scope(|scope| {
+            let attempts: Vec<_> = (0..4).map(|_| scope.spawn(attempt)).collect();
+            attempts.into_iter().filter_map(|attempt| attempt.join().ok()).filter(|ok| *ok).count()
+        });
+        assert!(came_in <= 1, "{came_in} came in through one pinhole");
+    }
+}
+
+#[test]
+fn a_pinhole_s_ends_are_as_it_says_whatever_the_operator_translates() {
+    need_root!();
+    let mut ready = Ready::new();
+    ready.lab.masquerade();
+    ready.lab.gateway_sh(
+        "nft 'table ip bent { chain pre { type nat hook prerouting priority -100; \
+            tcp dport 5000-5001 dnat to 192.0.2.10:22; }; }'",
+    );
+    ready.lab.drop_by_default();
+    for (port, source) in [(5000, EXTERNAL2), (5001, CLIENT)] {
+        let arrival = at(SERVER, port);
+        let hole = Pinhole { source: ip(source), ..pinhole(CLIENT, arrival) };
+        ready.open(&hole, LIFETIME).unwrap();
+        let listener = listen(&ready.lab.server, arrival);
+        let mut stream = connect(&ready.lab.client, CLIENT, arrival);
+        assert_eq!(exchange(&mut stream, &listener).1.ip(), hole.source);
+    }
+    let listing = ready.lab.gateway_sh("conntrack -L -p tcp 2>/dev/null");
+    assert_eq!(listing.matches("mark=1073741824").count(), 2, "{listing}");
+}
+
+#[test]
+fn pinholes_work_over_ipv6_and_from_the_gateway_itself() {
+    need_root!();
+    let mut ready = Ready::new();
+    ready.lab.drop_by_default();
+    let hole = Pinhole { target: at(CLIENT6, 4000), ..pinhole(SERVER6, at(EXTERNAL6, 50_000)) };
+    ready.open(&hole, LIFETIME).unwrap();
+    assert_eq!(ready.kernel.list_open().unwrap()[0].arrival, hole.arrival);
+    let listener = listen(&ready.lab.client, hole.target);
+    let mut stream = connect(&ready.lab.server, SERVER6, hole.arrival);
+    assert_eq!(exchange(&mut stream, &listener).1.ip(), hole.source);
+    assert!(is_silent(&ready.lab.server, SERVER6, hole.arrival));
+
+    let arrival = at(SERVER, 5000);
+    let hole = Pinhole { source: ip(EXTERNAL2), ..pinhole(EXTERNAL, arrival) };
+    ready.open(&hole, LIFETIME).unwrap();
+    let listener = listen(&ready.lab.server, arrival);
+    let mut stream = connect(&ready.lab.gateway, EXTERNAL, arrival);
+    assert_eq!(exchange(&mut stream, &listener).1.ip(), hole.source);
+    assert!(ready.kernel.list_open().unwrap().is_empty());
+}
+
+#[test]
+fn an_unused_pinhole_expires_or_is_closed() {
+    need_root!();
+    let mut ready = Ready::new();
+    ready.lab.drop_by_default();
+    let hole = pinhole(CLIENT, at(SERVER, 5000));
+    let _listener = listen(&ready.lab.server, hole.arrival);
+    let lifetime = Duration::from_secs(1);
+    let before = std::time::Instant::now();
+    ready.open(&hole, lifetime).unwrap();
+    assert!(matches!(ready.open(&hole, LIFETIME), Err(KernelError::Taken)));
+    let open = ready.kernel.list_open().unwrap();
+    assert_eq!((open.len(), open[0].initiator, open[0].arrival), (1, hole.initiator, hole.arrival));
+    assert!(open[0].remaining <= lifetime);
+    wait_for("the end of its lifetime", || ready.kernel.list_open().unwrap().is_empty());
+    // The kernel counts in jiffies.
+    assert!(before.elapsed() + Duration::from_millis(10) >= lifetime);
+    assert!(is_silent(&ready.lab.client, CLIENT, hole.arrival));
+    ready.kernel.close(&hole).unwrap();
+    ready.open(&hole, LIFETIME).unwrap();
+    ready.kernel.close(&hole).unwrap();
+    assert!(is_silent(&ready.lab.client, CLIENT, hole.arrival));
+    ready.kernel.close(&hole).unwrap();
+    ready.kernel.close(&pinhole(CLIENT6, at(SERVER6, 1))).unwrap();
+    let mixed = pinhole(CLIENT6, at(SERVER, 1));
+    assert!(ready.open(&mixed, LIFETIME).is_err());
+    ready.lab.gateway_sh("nft delete table inet ftp_alg");
+    let error = ready.open(&hole, LIFETIME).unwrap_err();
+    assert!(error.to_string().contains("table inet ftp_alg is gone"), "{error}");
+}
+
+#[test]
+fn queue_mode_changes_only_our_mark_bits() {
+    need_root!();
+    let mut ready = Ready::new();
+    ready.lab.pass_by();
+    let mark = |ready: &Ready| {
+        let text = ready.lab.gateway_sh("conntrack -L -p tcp --orig-port-dst 21 2>/dev/null");
+        let value = text.split("mark=").nth(1).unwrap().split(' ').next().unwrap();
+        value.parse::<u32>().unwrap()
+    };
+    ready.lab.gateway_sh(
+        "nft 'table ip marks { chain c { type filter hook forward priority 0; \
+            tcp dport 21 ct state new ct mark set 0x80000a5f; }; }'",
+    );
+    let listener = listen(&ready.lab.server, at(SERVER, 21));
+    let mut stream = connect(&ready.lab.client, CLIENT, at(SERVER, 21));
+    let (_server, peer) = exchange(&mut stream, &listener);
+    let control = ready.kernel.lookup_translation(peer, at(SERVER, 21)).unwrap().unwrap();
+    for (queue_mode, bit) in [
+        (QueueMode::All, 0x2000_0000),
+        (QueueMode::None, 0x1000_0000),
+        (QueueMode::WithAcknowledgements, 0x3000_0000),
+        (QueueMode::All, 0x2000_0000),
+    ] {
+        ready.kernel.set_queue_mode(&control, queue_mode).unwrap();
+        assert_eq!(mark(&ready), 0x8000_0a5f | bit);
+    }
+    let gone = Translation::identity(at(CLIENT, 1), at(SERVER, 21));
+    let error = ready.kernel.set_queue_mode(&gone, QueueMode::None).unwrap_err();
+    assert!(matches!(error, KernelError::Unknown), "{error}");
+}
+
+#[test]
+fn a_connection_that_needs_every_packet_is_be_liberal() {
+    need_root!();
+    let mut ready = Ready::new();
+    // The queue is not read here, so `hold` must not have these packets.
+    ready.lab.gateway_sh("nft flush chain inet ftp_alg to_queue");
+    ready.lab.gateway_sh(
+        "nft 'table ip seen { chain c { type filter hook prerouting priority 0; \
+            ct state invalid counter; tcp dport 21 @th,160,64 0x6661722061776179 counter; }; }'",
+    );
+    let count = |ready: &Ready, number: usize| {
+        let text = ready.lab.gateway_sh("nft list table ip seen");
+        let count = text.split("packets ").nth(number).unwrap().split(' ').next().unwrap();
+        count.parse::<u32>().unwrap()
+    };
+    let invalid = |ready: &Ready| count(ready, 1);
+    let arrived = |ready: &Ready| count(ready, 2);
+    let listener = listen(&ready.lab.server, at(SERVER, 21));
+    let mut stream = connect(&ready.lab.client, CLIENT, at(SERVER, 21));
+    let (_server, peer) = exchange(&mut stream, &listener);
+    let outside_the_window = || {
+        let mut injector =
+            inside(&ready.lab.client, || Injector::new(&RuleParameters::default())).unwrap();
+        for from_client in [1_u32, 1 << 31] {
+            let mut packet = Vec::new();
+            etherparse::PacketBuilder::ipv4([10, 0, 0, 2], [192, 0, 2, 9], 64)
+                .tcp(peer.port(), 21, from_client, 1000)
+                .ack(from_client)
+                .write(&mut packet, b"far away")
+                .unwrap();
+            injector.inject(&packet, ip(CLIENT), 0).unwrap();
+        }
+    };
+    outside_the_window();
+    wait_for("both packets", || arrived(&ready) == 2);
+    let before = invalid(&ready);
+    assert!(before > 0);
+    let control = Translation::identity(peer, at(SERVER, 21));
+    ready.kernel.set_queue_mode(&control, QueueMode::All).unwrap();
+    outside_the_window();
+    wait_for("both packets", || arrived(&ready) == 4);
+    assert_eq!(invalid(&ready), before);
+}
+
+#[test]
+fn injected_packets_are_not_tracked() {
+    need_root!();
+    let mut ready = Ready::new();
+    ready.lab.masquerade();
+    let receive = inside(&ready.lab.server, || {
+        Socket::new(Domain::IPV4, Type::RAW, Some(Protocol::TCP)).unwrap()
+    });
+    receive.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    let mut packet = Vec::new();
+    etherparse::PacketBuilder::ipv4([10, 0, 0, 2], [192, 0, 2, 9], 64)
+        .tcp(1025, 21, 7, 1000)
+        .ack(8)
+        .write(&mut packet, b"payload")
+        .unwrap();
+    ready.kernel.inject(&packet, ip(CLIENT), 0x8000_0015).unwrap();
+    let mut buffer = [0; 2000];
+    let length = io::Read::read(&mut &receive, &mut buffer).unwrap();
+    let (got, sent) = (&buffer[..length], &packet[..]);
+    // The kernel sets identification and IP checksum; addresses and the rest are ours.
+    assert_eq!((&got[12..], got[8]), (&sent[12..], sent[8]));
+    assert_eq!(ready.lab.gateway_sh("conntrack -L -p tcp 2>/dev/null"), "");
+    assert!(ready.kernel.inject(b"no packet", ip(CLIENT), 0).is_err());
+
+    let receive = inside(&ready.lab.server, || {
+        Socket::new(Domain::IPV6, Type::RAW, Some(Protocol::TCP)).unwrap()
+    });
+    receive.set_read_timeout(Some(Duration::from_secs(3))).unwrap();
+    let addresses = [CLIENT6, SERVER6].map(|a| a.parse::<std::net::Ipv6Addr>().unwrap().octets());
+    let mut packet = Vec::new();
+    etherparse::PacketBuilder::ipv6(addresses[0], addresses[1], 64)
+        .tcp(1025, 21, 7, 1000)
+        .write(&mut packet, b"payload")
+        .unwrap();
+    ready.kernel.inject(&packet, ip(CLIENT6), 0).unwrap();
+    let length = io::Read::read(&mut &receive, &mut buffer).unwrap();
+    assert_eq!(buffer[..length], packet[40..]);
+}

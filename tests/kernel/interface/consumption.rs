@@ -1,0 +1,121 @@
+//! A SYN is admitted when it arrives, and consumes its pinhole when it leaves.
+
+use std::{cell::Cell, fs, net::SocketAddr, time::Duration};
+
+use ftp_alg::kernel::{CtMarkUse, Queue, RuleParameters};
+use ftp_alg_core::engine::Pinhole;
+use ftp_alg_lab::wait_for;
+use socket2::{Domain, Socket, Type};
+
+use super::{
+    changes::Place,
+    lab::{
+        CLIENT, CLIENT6, EXTERNAL, SERVER, SERVER6, at, connect, connect_within, exchange, inside,
+        is_silent, listen, pinhole,
+    },
+    packets::{PacketAction, serve},
+};
+
+/// The queue of the operator's own program.
+const OPERATORS_QUEUE: u16 = 7;
+
+/// The operator's program holds the SYNs until all have arrived.
+#[test]
+fn syns_that_are_held_together_share_no_pinhole() {
+    let mut place = Place::new();
+    for program in ["iptables", "ip6tables"] {
+        let queue = format!("NFQUEUE --queue-num {OPERATORS_QUEUE}");
+        place.lab.gateway_sh(&format!("{program} -t mangle -I FORWARD -p tcp --syn -j {queue}"));
+    }
+    place.lab.drop_by_default();
+    let [mut writer, _] = place.writers();
+    let translated = Pinhole { target: at(CLIENT, 4000), ..pinhole(SERVER, at(EXTERNAL, 50_000)) };
+    for hole in [translated, pinhole(SERVER6, at(CLIENT6, 4000))] {
+        place.change(&mut writer, &[], &[hole]);
+        let _listener = listen(&place.lab.client, hole.target);
+        let mut queue = place.lab.on_gateway(|| Queue::open(OPERATORS_QUEUE)).unwrap();
+        let sockets: Vec<_> = inside(&place.lab.server, || {
+            let socket = || {
+                let domain = Domain::for_address(hole.arrival);
+                let socket = Socket::new(domain, Type::STREAM, None).unwrap();
+                socket.bind(&SocketAddr::new(hole.initiator, 0).into()).unwrap();
+                socket.set_nonblocking(true).unwrap();
+                socket.connect(&hole.arrival.into()).unwrap_err(); // in progress
+                socket
+            };
+            (0..4).map(|_| socket()).collect()
+        });
+        wait_for("all four SYNs", || {
+            let queues = "/proc/thread-self/net/netfilter/nfnetlink_queue";
+            let queues = place.lab.on_gateway(|| fs::read_to_string(queues)).unwrap();
+            // Number, owner, packets that wait.
+            queues
+                .split_whitespace()
+                .nth(2)
+                .is_some_and(|waiting| waiting.parse::<u32>().unwrap() >= 4)
+        });
+        assert_eq!(writer.list_open().unwrap().len(), 1);
+        let held = Cell::new(0);
+        let pass = |_: &[u8]| {
+            held.set(held.get() + 1);
+            PacketAction::Pass
+        };
+        serve(&mut queue, pass, || held.get() >= 4);
+        let came_in = || sockets.iter().filter(|socket| socket.peer_addr().is_ok()).count();
+        wait_for("a connection", || came_in() > 0);
+        // The others were dropped with their verdicts, and their retransmissions wait.
+        assert_eq!(came_in(), 1, "{hole}");
+        assert_eq!(writer.list_open().unwrap(), []);
+    }
+}
+
+/// The next one also inherits the ct mark of the control connection.
+#[test]
+fn a_syn_that_is_dropped_consumes_no_pinhole() {
+    const OPERATORS: u32 = 0x8000_0015;
+    for ct_mark_use in [CtMarkUse::None, CtMarkUse::Restored, CtMarkUse::Compared] {
+        let mut place = Place::with(&RuleParameters::default().with_ct_mark_use(ct_mark_use));
+        place.lab.drop_by_default();
+        place.lab.gateway_sh(
+            "nft 'table inet operator { chain lose { type filter hook forward priority 1; \
+               tcp sport 2020 drop; }; }'",
+        );
+        let [mut writer, _] = place.writers();
+        for (from, to) in [(CLIENT, SERVER), (CLIENT6, SERVER6)] {
+            let hole = pinhole(from, at(to, 4000));
+            place.open_with_mark(&mut writer, hole, OPERATORS);
+            let listener = listen(&place.lab.server, hole.target);
+            let limit = Duration::from_millis(700);
+            let dropped = connect_within(&place.lab.client, at(from, 2020), hole.arrival, limit);
+            assert!(dropped.is_err(), "{ct_mark_use:?}");
+            assert_eq!(writer.list_open().unwrap().len(), 1, "{ct_mark_use:?}");
+            let mut client = connect(&place.lab.client, from, hole.arrival);
+            exchange(&mut client, &listener);
+            assert_eq!(place.ct_mark_of(&client), OPERATORS | 0x4000_0000, "{ct_mark_use:?}");
+            assert_eq!(writer.list_open().unwrap(), [], "{ct_mark_use:?}");
+            assert!(is_silent(&place.lab.client, from, hole.arrival), "{ct_mark_use:?}");
+        }
+    }
+}
+
+/// As a rule for several uplinks does that saves the whole packet mark.
+#[test]
+fn a_connection_that_lost_its_ct_mark_consumes_its_pinhole() {
+    let mut place = Place::new();
+    place.lab.drop_by_default();
+    place.lab.gateway_sh(
+        "nft 'table inet operator { chain save { type filter hook postrouting priority mangle; \
+           ct mark set meta mark; }; }'",
+    );
+    let [mut writer, _] = place.writers();
+    for (from, to) in [(CLIENT, SERVER), (CLIENT6, SERVER6)] {
+        let hole = pinhole(from, at(to, 4000));
+        place.change(&mut writer, &[], &[hole]);
+        let listener = listen(&place.lab.server, hole.target);
+        let mut client = connect(&place.lab.client, from, hole.arrival);
+        exchange(&mut client, &listener);
+        assert_eq!(place.ct_mark_of(&client), 0);
+        assert_eq!(writer.list_open().unwrap(), []);
+        assert!(is_silent(&place.lab.client, from, hole.arrival));
+    }
+}

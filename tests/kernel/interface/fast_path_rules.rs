@@ -1,0 +1,408 @@
+//! The rules for packets that the fast path's program has marked: inspected packets bypass the queue, and SYNs of
+//! data connections are admitted and translated.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, SocketAddrV4, TcpStream},
+    os::fd::AsRawFd as _,
+    sync::atomic::{AtomicBool, Ordering},
+    thread,
+    time::Duration,
+};
+
+use ftp_alg::kernel::{
+    Commits, RuleParameters, Table, TableCondition,
+    fastpath::{FastPath, Flow, TranslationLease, Translations},
+};
+
+use socket2::{Domain, Socket, Type};
+
+use super::{
+    attachments::update_attachments,
+    lab::{self, EXTERNAL, EXTERNAL2, Lab, at, connect, exchange, inside, is_silent, listen},
+    program::{self, CLIENT, Pins, SERVER, frame, read, receive_at, tuples},
+};
+
+/// The MAC address of both interfaces.
+const OWN: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+/// A gateway that drops by default, with the table and the program.
+struct Ready {
+    table: Table,
+    translations: Translations,
+    path: Option<FastPath>,
+    /// How many translations were replaced by other ones.
+    replaced: usize,
+    pins: Pins,
+    lab: Lab,
+}
+
+impl Ready {
+    fn new() -> Self {
+        Self::with(|| Commits::through_one_socket().unwrap())
+    }
+
+    /// With a table without an owner, which other programs can remove.
+    fn without_owner() -> Self {
+        Self::with(Commits::default)
+    }
+
+    fn with(commits: impl FnOnce() -> Commits + Send) -> Self {
+        let (lab, pins) = (Lab::new(), Pins::new());
+        lab.masquerade();
+        lab.drop_by_default();
+        for interface in ["lan", "wan"] {
+            lab.gateway_sh(&format!("ip link set {interface} address 02:00:00:00:00:01"));
+        }
+        let (table, translations, path) = lab.on_gateway(|| {
+            let (parameters, commits) = (RuleParameters::default(), commits());
+            let table = Table::install_for(&parameters, &commits).unwrap();
+            let mut translations = Translations::new(&parameters, &commits).unwrap();
+            translations.restore_elements().unwrap();
+            let path = pins.load();
+            update_attachments(&path);
+            (table, translations, Some(path))
+        });
+        Self { table, translations, replaced: 0, path, pins, lab }
+    }
+
+    fn path(&self) -> &FastPath {
+        self.path.as_ref().unwrap()
+    }
+
+    /// Has the program open a pinhole at port 4001, by this line of the client or by the reply to PASV.
+    fn open(&self, flow: &Flow, line: Option<&[u8]>) {
+        let path = self.path();
+        self.lab.on_gateway(|| {
+            let interfaces = program::indices(["lan", "wan"]);
+            let receive = |interface, mut frame: Vec<u8>| {
+                frame[..6].copy_from_slice(&OWN);
+                receive_at(path, interface, &frame);
+            };
+            path.hand_over(&Flow { interfaces, ..flow.clone() }).unwrap();
+            let line = line.unwrap_or(b"PASV\r\n");
+            receive(interfaces[0], frame(CLIENT, SERVER, 1000, 2000, line));
+            let next = 1000 + line.len() as u32;
+            let answer: &[u8] = if line == b"PASV\r\n" {
+                b"227 Entering (192,0,2,9,15,161)\r\n"
+            } else {
+                b"200 ok\r\n"
+            };
+            receive(interfaces[1], frame(SERVER, CLIENT, 2000, next, answer));
+            let lines = read(path);
+            assert!(lines.len() == 2 && lines.iter().any(|line| line.opened_pinhole), "{lines:?}");
+            path.ring().release(path.ring().position());
+            path.take_back(flow.id, tuples()).unwrap();
+        });
+    }
+
+    fn acquire(
+        &mut self,
+        target: Option<&str>,
+        source: Option<(&str, &str, &str)>,
+    ) -> Option<TranslationLease> {
+        let address = |text: &str| text.parse::<Ipv4Addr>().unwrap();
+        let (initiator, to, source) = source.unwrap_or(UNCHANGED);
+        let pair = (address(initiator), address(to));
+        let replaces = || self.replaced += 1;
+        self.translations.acquire(target.map(address), pair, address(source), replaces).unwrap()
+    }
+
+    fn list(&self, map: &str) -> String {
+        self.lab.gateway_sh(&format!("nft list map inet ftp_alg {map}"))
+    }
+}
+
+impl Drop for Ready {
+    fn drop(&mut self) {
+        let path = self.path.take().unwrap();
+        self.lab.on_gateway(|| path.remove().unwrap());
+        assert!(!self.pins.0.exists());
+    }
+}
+
+/// Another initiator and target, and a source that stays as it is.
+const UNCHANGED: (&str, &str, &str) = ("10.9.0.1", "10.9.0.2", "10.9.0.1");
+
+fn flow(number: u64, passive_mark: u32) -> Flow {
+    Flow { passive_mark, ..program::flow(number) }
+}
+
+#[test]
+fn only_an_admitted_connection_passes() {
+    if !super::program::has_tcx() {
+        return;
+    }
+    let mut ready = Ready::new();
+    // Later rules must not see the marks.
+    ready.lab.gateway_sh(
+        "nft 'table inet later { chain last { type filter hook postrouting priority 300; \
+            meta l4proto tcp meta mark != 0 counter drop; }; }'",
+    );
+    let mark = ready.acquire(None, None).unwrap().mark();
+    let listener = listen(&ready.lab.server, at(lab::SERVER, 4001));
+    let to = at(lab::SERVER, 4001);
+    assert!(is_silent(&ready.lab.client, lab::CLIENT, to));
+    ready.open(&flow(1, mark), None);
+    let mut client = connect(&ready.lab.client, lab::CLIENT, to);
+    // The operator's masquerading does not translate the connection.
+    let (_, peer) = exchange(&mut client, &listener);
+    assert_eq!(peer, client.local_addr().unwrap());
+    assert!(is_silent(&ready.lab.client, lab::CLIENT, to), "one pinhole, one connection");
+    assert_eq!(ready.path().counters().unwrap().admitted, 1);
+
+    // The source is translated as requested.
+    let slot = ready.acquire(None, Some((lab::CLIENT, lab::SERVER, EXTERNAL2))).unwrap();
+    ready.open(&flow(2, slot.mark()), None);
+    let mut client = connect(&ready.lab.client, lab::CLIENT, to);
+    let (_, peer) = exchange(&mut client, &listener);
+    assert_eq!(peer.ip().to_string(), EXTERNAL2);
+    let later = ready.lab.gateway_sh("nft list table inet later");
+    assert!(later.contains("packets 0 bytes 0"), "{later}");
+}
+
+#[test]
+fn a_connection_is_translated_to_the_target_of_its_slot() {
+    if !super::program::has_tcx() {
+        return;
+    }
+    let mut ready = Ready::without_owner();
+    let source = (lab::SERVER, lab::CLIENT, lab::GATEWAY_INSIDE);
+    let others = ["198.51.100.1", "198.51.100.2"];
+    let others_slots: Vec<_> = others.map(|one| ready.acquire(Some(one), None).unwrap()).into();
+    let slot = ready.acquire(Some(lab::CLIENT), Some(source)).unwrap();
+    assert!(others_slots.iter().all(|other| other.mark() != slot.mark()));
+    let active = Flow {
+        active_arrival: EXTERNAL.parse().unwrap(),
+        active_mark: slot.mark(),
+        ..program::flow(1)
+    };
+    let listener = listen(&ready.lab.client, at(lab::CLIENT, 4001));
+    let to = at(EXTERNAL, 4001);
+    let port: &[u8] = b"PORT 10,0,0,2,15,161\r\n";
+    ready.open(&active, Some(port));
+    let mut server = connect(&ready.lab.server, lab::SERVER, to);
+    let (_, peer) = exchange(&mut server, &listener);
+    assert_eq!(peer.ip().to_string(), lab::GATEWAY_INSIDE);
+
+    // Without the element the SYN is dropped, even if this machine listens at the destination.
+    ready.lab.gateway_sh("nft flush ruleset");
+    ready.lab.on_gateway(|| {
+        assert_eq!(ready.table.condition().unwrap(), TableCondition::Gone);
+        ready.table.restore().unwrap();
+    });
+    ready.open(&Flow { id: 2, ..active.clone() }, Some(port));
+    let _here = listen(&ready.lab.gateway, at(EXTERNAL, 4001));
+    assert!(is_silent(&ready.lab.server, lab::SERVER, to));
+    drop(_here);
+    ready.translations.restore_elements().unwrap();
+    ready.open(&Flow { id: 3, ..active }, Some(port));
+    let mut server = connect(&ready.lab.server, lab::SERVER, to);
+    exchange(&mut server, &listener);
+    drop(others_slots);
+}
+
+#[test]
+fn translations_are_shared_and_read_by_the_next_daemon() {
+    if !super::program::has_tcx() {
+        return;
+    }
+    let mut ready = Ready::without_owner();
+    let pair = |source| Some(("10.0.0.2", "192.0.2.9", source));
+    let one = ready.acquire(Some("10.0.0.2"), pair(EXTERNAL)).unwrap();
+    let same = ready.acquire(Some("10.0.0.2"), pair(EXTERNAL)).unwrap();
+    assert_eq!(one, same);
+    assert_eq!(
+        ready.acquire(Some("10.0.0.3"), pair(EXTERNAL2)),
+        None,
+        "the pair has another source"
+    );
+    assert!(!ready.list("fast_path_targets4").contains("10.0.0.3"));
+    ready.translations.release(&one);
+    assert_eq!(ready.acquire(None, pair(EXTERNAL2)), None, "the source is in use");
+    ready.translations.release(&same);
+    let other = ready.acquire(None, pair(EXTERNAL2)).unwrap();
+    assert!(ready.list("fast_path_sources4").contains("10.0.0.2 . 192.0.2.9 : 192.0.2.77"));
+
+    // Another daemon reads the elements, and none of them is in use.
+    let targets = ready.list("fast_path_targets4");
+    ready.lab.on_gateway(|| {
+        let commits = Commits::default();
+        let mut next = Translations::new(&RuleParameters::default(), &commits).unwrap();
+        next.restore_elements().unwrap();
+    });
+    let condition = ready.lab.on_gateway(|| ready.table.check_condition().unwrap());
+    assert_eq!(condition, TableCondition::Intact, "elements do not belong to the fingerprint");
+    assert_eq!(ready.list("fast_path_targets4"), targets);
+    assert_eq!(ready.replaced, 1);
+    let reacquired = ready.acquire(Some("10.0.0.2"), None).unwrap();
+    assert_eq!(reacquired.mark(), one.mark());
+    ready.translations.release(&other);
+
+    // A connection between the same ends whose source does not change.
+    let plain = ready.acquire(None, pair("10.0.0.2")).unwrap();
+    assert!(!ready.list("fast_path_sources4").contains("10.0.0.2 . 192.0.2.9"));
+    assert_eq!(ready.acquire(None, pair(EXTERNAL)), None, "the source is in use");
+    ready.translations.release(&plain);
+    assert!(ready.acquire(None, pair(EXTERNAL)).is_some());
+}
+
+/// How many connection attempts one socket after another makes, without waiting for an answer, until `end` is set.
+fn attempts(to: SocketAddrV4, end: &AtomicBool) -> usize {
+    let mut count = 0;
+    while !end.load(Ordering::Relaxed) {
+        let socket = Socket::new(Domain::IPV4, Type::STREAM, None).unwrap();
+        socket.set_nonblocking(true).unwrap();
+        socket.set_linger(Some(Duration::ZERO)).unwrap();
+        // In progress, or no port is free for a moment.
+        let _ = socket.connect(&to.into());
+        count += 1;
+    }
+    count
+}
+
+/// While the kernel replaces a table, packets that are in its chains find no element of any map. A SYN that left without
+/// its translation would be lost for good, because conntrack translates its retransmissions as it did the first one.
+#[test]
+fn no_syn_leaves_untranslated_while_the_table_is_replaced() {
+    if !super::program::has_tcx() {
+        return;
+    }
+    let mut ready = Ready::without_owner();
+    let source = (lab::CLIENT, lab::SERVER, EXTERNAL2);
+    let mark = ready.acquire(None, Some(source)).unwrap().mark();
+    ready.lab.gateway_sh(&format!(
+        "nft 'table ip test {{
+            counter untranslated {{ }}
+            chain marks {{
+                type filter hook prerouting priority raw
+                iifname \"lan\" tcp flags & (syn | ack) == syn meta mark set {mark}
+            }}
+            chain last {{
+                type filter hook postrouting priority 300
+                oifname \"wan\" ip saddr {} counter name untranslated
+            }}
+        }}'",
+        lab::CLIENT
+    ));
+    let listed = ready.lab.gateway_sh("nft list table inet ftp_alg");
+    // Not every kernel has this statement.
+    let without_queue = listed.lines().filter(|line| !line.trim_start().starts_with("queue"));
+    let lines: Vec<_> = ["delete table inet ftp_alg"].into_iter().chain(without_queue).collect();
+    let replacement = lines.join("\n");
+    let (end, to) = (AtomicBool::new(false), SocketAddrV4::new(lab::SERVER.parse().unwrap(), 4001));
+    let sent = thread::scope(|scope| {
+        let sender = scope.spawn(|| inside(&ready.lab.client, || attempts(to, &end)));
+        let replaced = (0..300).try_for_each(|_| ready.lab.gateway.nft(&replacement).map(drop));
+        end.store(true, Ordering::Relaxed);
+        replaced.unwrap();
+        sender.join().unwrap()
+    });
+    let counted = ready.lab.gateway_sh("nft list counter ip test untranslated");
+    assert!(counted.contains("packets 0 bytes 0"), "{sent} SYNs: {counted}");
+    println!("{sent} SYNs");
+    assert!(sent > 10_000, "{sent}");
+}
+
+#[test]
+fn there_are_as_many_slots_as_the_mark_has_bits_for() {
+    if !super::program::has_tcx() {
+        return;
+    }
+    let mut ready = Ready::new();
+    let address = |number: u32| Ipv4Addr::from(0x0a01_0000 + number);
+    let acquire = |ready: &mut Ready, number| {
+        let (own, other) = (address(0x1_0000), address(0x1_0001));
+        let replaces = || ready.replaced += 1;
+        ready.translations.acquire(Some(address(number)), (own, other), own, replaces).unwrap()
+    };
+    let slots: Vec<_> = (0..0xfff).map(|number| acquire(&mut ready, number).unwrap()).collect();
+    assert_eq!(acquire(&mut ready, 0xfff), None);
+    let marks: std::collections::BTreeSet<_> = slots.iter().map(TranslationLease::mark).collect();
+    assert_eq!(marks.len(), 0xfff);
+    ready.translations.release(&slots[7]);
+    assert_eq!(ready.replaced, 0);
+    let last = acquire(&mut ready, 0xfff).unwrap();
+    assert_eq!(ready.replaced, 1);
+    assert_eq!(last.mark(), slots[7].mark());
+    assert_eq!(acquire(&mut ready, 7), None);
+    assert_eq!(ready.list("fast_path_targets4").matches(" : 10.1.").count(), 0xfff);
+}
+
+/// The next sequence numbers that a connection sends and receives.
+fn numbers(stream: &TcpStream) -> [u32; 2] {
+    const REPAIR: [i32; 2] = [1, -1];
+    const QUEUES: [i32; 2] = [2, 1];
+    let set = |name, value: i32| {
+        // SAFETY: the value's address and size are those of a live i32, which the kernel copies.
+        let done = unsafe {
+            let value = (&raw const value).cast();
+            libc::setsockopt(stream.as_raw_fd(), libc::IPPROTO_TCP, name, value, 4)
+        };
+        assert_eq!(done, 0, "{}", std::io::Error::last_os_error());
+    };
+    set(libc::TCP_REPAIR, REPAIR[0]);
+    let numbers = QUEUES.map(|queue| {
+        set(libc::TCP_REPAIR_QUEUE, queue);
+        let (mut number, mut length) = (0_u32, 4);
+        // SAFETY: the address and size are those of `number`, in which any bytes may be.
+        let done = unsafe {
+            let (value, length) = ((&raw mut number).cast(), &raw mut length);
+            libc::getsockopt(
+                stream.as_raw_fd(),
+                libc::IPPROTO_TCP,
+                libc::TCP_QUEUE_SEQ,
+                value,
+                length,
+            )
+        };
+        assert_eq!(done, 0);
+        number
+    });
+    set(libc::TCP_REPAIR, REPAIR[1]);
+    numbers
+}
+
+#[test]
+fn inspected_packets_bypass_the_queue() {
+    if !super::program::has_tcx() {
+        return;
+    }
+    let mut ready = Ready::without_owner();
+    // No program reads the queue, so queued packets are lost. The handshake is complete before the rules are loaded.
+    ready.lab.gateway_sh("nft delete table inet ftp_alg");
+    let listener = listen(&ready.lab.server, at(lab::SERVER, 21));
+    let mut client = connect(&ready.lab.client, lab::CLIENT, at(lab::SERVER, 21));
+    let (mut server, peer) = exchange(&mut client, &listener);
+    ready.lab.on_gateway(|| ready.table.restore().unwrap());
+    ready.lab.gateway_sh(
+        "nft 'add element inet ftp_alg heartbeat { tcp timeout 1h }'; \
+         nft 'table inet later { chain last { type filter hook postrouting priority 300; \
+            meta l4proto tcp meta mark != 0 counter drop; }; }'",
+    );
+    let patience = Some(Duration::from_millis(600));
+    client.set_read_timeout(patience).unwrap();
+    server.set_read_timeout(patience).unwrap();
+    let next = inside(&ready.lab.client, || numbers(&client));
+    // The client is masqueraded, so the server sends to the gateway.
+    let outside: SocketAddrV4 = peer.to_string().parse().unwrap();
+    let from = SocketAddrV4::new(*CLIENT.ip(), client.local_addr().unwrap().port());
+    let mut control = program::flow(1);
+    control.tuples[0].source = from;
+    control.tuples[1].destination = outside;
+    control.next_seq = next;
+    control.interfaces = ready.lab.on_gateway(|| program::indices(["lan", "wan"]));
+    control.inspected_mark = RuleParameters::default().inspected_mark();
+    let path = ready.path();
+    path.hand_over(&control).unwrap();
+    let mut buffer = [0; 64];
+    client.write_all(b"NOOP\r\n").unwrap();
+    assert_eq!(server.read(&mut buffer).unwrap(), 6);
+    server.write_all(b"200 ok\r\n").unwrap();
+    assert_eq!(client.read(&mut buffer).unwrap(), 8);
+    assert_eq!(read(path).len(), 2);
+    assert!(ready.lab.gateway_sh("nft list table inet later").contains("packets 0 bytes 0"));
+    client.write_all(b"AUTH TLS\r\n").unwrap();
+    assert!(server.read(&mut buffer).is_err(), "it is in the queue");
+    assert_eq!(path.counters().unwrap().handed_back, 1);
+}

@@ -1,0 +1,590 @@
+//! The fast path's program in the kernel: how it is loaded, taken over and removed, its ring buffer, and its maps.
+
+use std::{
+    fs,
+    net::{Ipv4Addr, SocketAddrV4},
+    path::{Path, PathBuf},
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+use aya::{TestRun as _, TestRunOptions, programs::SchedClassifier};
+use etherparse::PacketBuilder;
+use ftp_alg::kernel::fastpath::{
+    self, DialogueState, FastPath, Flow, LineRecord, PacketTuple, RingWaiter,
+};
+
+use ftp_alg_lab::wait_for;
+
+use super::{
+    attachments::{attached_interfaces, name_set, update_attachments},
+    lab::{Lab, inside},
+};
+
+pub const CLIENT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 2), 40_000);
+pub const SERVER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 9), 21);
+const MARK: u32 = 0x3000_0000;
+static COUNT: AtomicU32 = AtomicU32::new(0);
+
+/// Whether the program can be attached here (TCX).
+pub fn has_tcx() -> bool {
+    let release = std::fs::read_to_string("/proc/sys/kernel/osrelease").unwrap();
+    let release = release.trim();
+    let mut numbers = release.split(['.', '-']).map(|number| number.parse::<u32>().unwrap_or(0));
+    let has = (numbers.next(), numbers.next()) >= (Some(6), Some(6));
+    if !has {
+        println!("not tried: Linux {release} has no TCX, which came with 6.6");
+    }
+    has
+}
+
+/// A lab and a pin directory; `None` if the kernel has no TCX.
+pub fn lab_with_pins() -> Option<(Lab, Pins)> {
+    has_tcx().then(|| (Lab::new(), Pins::new()))
+}
+
+/// A pin directory. The rest of it is removed when this is dropped.
+pub struct Pins(pub PathBuf);
+
+impl Pins {
+    pub fn new() -> Self {
+        ftp_alg_lab::mount_bpf();
+        let count = COUNT.fetch_add(1, Ordering::Relaxed);
+        let name = format!("ftp-alg-test-{}-{count}", std::process::id());
+        Self(Path::new("/sys/fs/bpf").join(name))
+    }
+
+    pub fn load(&self) -> FastPath {
+        let path = FastPath::load(&self.0).unwrap();
+        path.set_heartbeat(Duration::from_secs(3600)).unwrap();
+        path
+    }
+}
+
+impl Drop for Pins {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}
+
+pub fn tuples() -> [PacketTuple; 2] {
+    [
+        PacketTuple { source: CLIENT, destination: SERVER },
+        PacketTuple { source: SERVER, destination: CLIENT },
+    ]
+}
+
+pub fn flow(id: u64) -> Flow {
+    Flow {
+        id,
+        tuples: tuples(),
+        next_seq: [1000, 2000],
+        line_count: 0,
+        dialogue: DialogueState::Ready,
+        client: CLIENT,
+        server: SERVER,
+        announced_client: *CLIENT.ip(),
+        announced_server: *SERVER.ip(),
+        active_arrival: *CLIENT.ip(),
+        passive_arrival: *SERVER.ip(),
+        active_initiator: *SERVER.ip(),
+        passive_initiator: *CLIENT.ip(),
+        active_mark: 0x5000_0000,
+        passive_mark: 0x5000_0000,
+        inspected_mark: MARK,
+        port_digits: 0,
+        seq_offsets: None,
+        pinhole_lifetime: Duration::from_secs(30),
+        client_ports: [0, u16::MAX],
+        interfaces: [1; 2], // lo, as in `receive`
+    }
+}
+
+/// Indices of the interfaces with these names, in the namespace of this thread.
+pub fn indices(names: [&str; 2]) -> [u32; 2] {
+    names.map(|name| {
+        let name = std::ffi::CString::new(name).unwrap();
+        // SAFETY: the name ends with a zero byte.
+        unsafe { libc::if_nametoindex(name.as_ptr()) }
+    })
+}
+
+/// An Ethernet frame with its checksums.
+pub fn frame(from: SocketAddrV4, to: SocketAddrV4, seq: u32, ack: u32, line: &[u8]) -> Vec<u8> {
+    let packet = PacketBuilder::ethernet2([0; 6], [0; 6])
+        .ipv4(from.ip().octets(), to.ip().octets(), 64)
+        .tcp(from.port(), to.port(), seq, 256)
+        .ack(ack)
+        .psh();
+    let mut bytes = Vec::with_capacity(packet.size(line.len()));
+    packet.write(&mut bytes, line).unwrap();
+    bytes
+}
+
+/// Runs the program with a frame, as if `lo` had received it.
+pub fn receive(path: &FastPath, frame: &[u8]) {
+    receive_at(path, 1, frame);
+}
+
+/// Runs the program with a frame, as if the interface with this index had received it.
+pub fn receive_at(path: &FastPath, interface: u32, frame: &[u8]) {
+    // `ifindex` in `struct __sk_buff`.
+    let mut context = [0; 192];
+    context[40..44].copy_from_slice(&interface.to_ne_bytes());
+    let program = SchedClassifier::from_pin(path.directory().join("inspect")).unwrap();
+    let mut out = vec![0; frame.len() + 64];
+    let options = TestRunOptions {
+        data_in: Some(frame),
+        data_out: Some(&mut out),
+        ctx_in: Some(&context),
+        ..TestRunOptions::default()
+    };
+    program.test_run(options).unwrap();
+}
+
+/// The client's line number `count`, of six bytes, and the server's reply.
+pub fn exchange(path: &FastPath, count: u32) {
+    let (client, server) = (1000 + count * 6, 2000 + count * 6);
+    receive(path, &frame(CLIENT, SERVER, client, server, b"NOOP\r\n"));
+    receive(path, &frame(SERVER, CLIENT, server, client + 6, b"200 \r\n"));
+}
+
+pub fn read(path: &FastPath) -> Vec<LineRecord> {
+    let mut lines = Vec::new();
+    assert!(path.ring().read(&mut lines));
+    lines
+}
+
+#[test]
+fn lines_stay_in_the_ring_until_they_are_released() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
+    lab.on_gateway(|| {
+        let path = pins.load();
+        path.hand_over(&flow(7)).unwrap();
+        assert!(!path.ring().has_unread());
+        exchange(&path, 0);
+        assert!(path.ring().has_unread());
+        let lines = read(&path);
+        let texts: Vec<_> = lines.iter().map(|line| (line.number, line.bytes())).collect();
+        assert_eq!(texts, [(1, &b"NOOP\r\n"[..]), (2, b"200 \r\n")]);
+        let [noop, ok] = &lines[..] else { panic!("{lines:?}") };
+        assert_eq!((noop.flow, noop.from_client, noop.seq, noop.ack), (7, true, 1000, 2000));
+        assert_eq!(
+            (ok.client, ok.server, ok.window, ok.opened_pinhole),
+            (CLIENT, SERVER, 256, false)
+        );
+        assert!(noop.at_ns <= ok.at_ns && !ok.from_client);
+
+        // The next daemon reads them as well, because they were not released. A third one reads nothing.
+        drop(path);
+        let second = pins.load();
+        assert_eq!(read(&second), lines);
+        assert!(!second.ring().has_unread());
+        second.ring().release(second.ring().position());
+        drop(second);
+        let third = pins.load();
+        assert_eq!(read(&third), []);
+        third.remove().unwrap();
+    });
+}
+
+#[test]
+fn a_reader_is_woken_when_a_quarter_of_the_ring_is_full() {
+    const LONG: Duration = Duration::from_secs(60);
+    let Some((lab, pins)) = lab_with_pins() else { return };
+    lab.on_gateway(|| {
+        let path = pins.load();
+        path.hand_over(&flow(1)).unwrap();
+        let waiter = RingWaiter::new(path.ring()).unwrap();
+        let is_woken = |at_most: Duration| {
+            let before = Instant::now();
+            waiter.wait(at_most).unwrap();
+            before.elapsed() < at_most
+        };
+        let mut count = 0;
+        let mut fill = |lines: u32| {
+            (0..lines / 2).for_each(|more| exchange(&path, count + more));
+            count += lines / 2;
+        };
+        // A record takes 192 bytes, and the ring has 1 MiB.
+        fill(1360);
+        assert!(!is_woken(Duration::from_millis(100)));
+        fill(10);
+        assert!(is_woken(LONG));
+        assert!(!is_woken(Duration::from_millis(100)), "once");
+        assert_eq!(read(&path).len(), 1370);
+        path.ring().release(path.ring().position());
+        fill(1360);
+        assert!(!is_woken(Duration::from_millis(100)));
+        waiter.wake().unwrap();
+        assert!(is_woken(LONG));
+        waiter.wake().unwrap();
+        assert!(is_woken(LONG), "a second time");
+        path.remove().unwrap();
+    });
+}
+
+#[test]
+fn a_full_ring_hands_flows_back_until_it_is_released() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
+    lab.on_gateway(|| {
+        let path = pins.load();
+        path.hand_over(&flow(1)).unwrap();
+        let mut count = 0;
+        while path.counters().unwrap().ring_full == 0 {
+            exchange(&path, count);
+            count += 1;
+        }
+        let lines = read(&path);
+        assert!(
+            lines.len() > 5000 && lines.iter().map(|one| one.number).eq(1..=lines.len() as u32)
+        );
+        // A position beyond the last record that was read releases nothing.
+        path.ring().release(path.ring().position() + 8);
+        assert!(path.ring().unreleased_bytes() > 1_000_000);
+        path.ring().release(path.ring().position());
+        assert_eq!(path.ring().unreleased_bytes(), 0);
+        // After this the positions have wrapped around the ring.
+        for turn in 0..3 {
+            path.take_back(1, tuples()).unwrap();
+            path.hand_over(&flow(1)).unwrap();
+            (0..2000).for_each(|count| exchange(&path, count));
+            let lines = read(&path);
+            assert_eq!((turn, lines.len()), (turn, 4000));
+            assert!(lines.iter().all(|one| matches!(one.bytes(), b"NOOP\r\n" | b"200 \r\n")));
+            path.ring().release(path.ring().position());
+        }
+        path.remove().unwrap();
+    });
+}
+
+#[test]
+fn lines_are_not_inspected_after_take_back() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
+    lab.on_gateway(|| {
+        let path = pins.load();
+        path.hand_over(&flow(7)).unwrap();
+        assert_eq!(path.hand_over(&flow(7)).unwrap_err().raw_os_error(), Some(libc::EEXIST));
+        // Another flow with the same tuples is refused, and the first one stays.
+        assert_eq!(path.hand_over(&flow(8)).unwrap_err().raw_os_error(), Some(libc::EEXIST));
+        assert_eq!(path.flow_ids().unwrap(), [7]);
+        exchange(&path, 0);
+        assert_eq!(path.counters().unwrap().inspected, 2);
+        path.take_back(7, tuples()).unwrap();
+        exchange(&path, 1);
+        assert_eq!((path.counters().unwrap().inspected, path.flow_ids().unwrap()), (2, vec![]));
+        path.take_back(7, tuples()).unwrap();
+        path.hand_over(&flow(8)).unwrap();
+        path.take_back_all().unwrap();
+        path.hand_over(&flow(9)).unwrap();
+        assert_eq!(path.flow_ids().unwrap(), [9]);
+        path.remove().unwrap();
+    });
+}
+
+#[test]
+fn after_take_back_the_ring_has_all_inspected_lines() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
+    let path = lab.on_gateway(|| pins.load());
+    for round in 1..=50 {
+        path.hand_over(&flow(round)).unwrap();
+        let before = path.counters().unwrap().handed_back;
+        let (inspected, late) = std::thread::scope(|scope| {
+            // Another processor sends lines while the flow is taken back.
+            let lines = scope.spawn(|| {
+                lab.on_gateway(|| (0..3000).for_each(|count| exchange(&path, count)));
+            });
+            std::thread::sleep(Duration::from_millis(2 + round % 5));
+            path.take_back(round, tuples()).unwrap();
+            let inspected = read(&path);
+            lines.join().unwrap();
+            (inspected, read(&path))
+        });
+        assert!(inspected.iter().map(|line| line.number).eq(1..=inspected.len() as u32), "{round}");
+        assert_eq!(late, [], "{round}: inspected after {}", inspected.len());
+        assert!(path.counters().unwrap().handed_back <= before + 1);
+        path.ring().release(path.ring().position());
+    }
+    lab.on_gateway(|| path.remove().unwrap());
+}
+
+#[test]
+fn reserved_pinholes_and_barred_ports_are_not_opened() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
+    let arrival = SocketAddrV4::new(*SERVER.ip(), 4001);
+    let pasv = |path: &FastPath, id: u64| {
+        path.hand_over(&flow(id)).unwrap();
+        receive(path, &frame(CLIENT, SERVER, 1000, 2000, b"PASV\r\n"));
+        receive(path, &frame(SERVER, CLIENT, 2000, 1006, b"227 x (192,0,2,9,15,161)\r\n"));
+        let opened = read(path).iter().any(|line| line.opened_pinhole);
+        path.take_back(id, tuples()).unwrap();
+        opened
+    };
+    lab.on_gateway(|| {
+        let path = pins.load();
+        let initiator = *CLIENT.ip();
+        assert!(path.reserve_pinhole(initiator, arrival).unwrap());
+        assert!(path.reserve_pinhole(initiator, arrival).unwrap(), "as by an earlier daemon");
+        path.close_pinhole(initiator, arrival, 1, 2).unwrap();
+        assert!(!pasv(&path, 1), "it is reserved");
+        path.release_pinhole(initiator, arrival).unwrap();
+        assert!(pasv(&path, 2), "it is released");
+        path.release_pinhole(initiator, arrival).unwrap();
+        path.retain_pinholes(|_, _, flow, _| flow != 0).unwrap();
+        path.close_pinhole(initiator, arrival, 2, 1).unwrap();
+        assert!(
+            !path.reserve_pinhole(initiator, arrival).unwrap(),
+            "the pinhole of another line is open"
+        );
+        path.close_pinhole(initiator, arrival, 2, 2).unwrap();
+        assert!(path.reserve_pinhole(initiator, arrival).unwrap(), "it is closed");
+        path.retain_pinholes(|_, _, flow, _| flow != 0).unwrap();
+
+        path.set_barred_ports(|port| port == 4001).unwrap();
+        assert!(!pasv(&path, 3), "the port is barred");
+        path.set_barred_ports(|port| port == 4000 || port == 4002).unwrap();
+        assert!(pasv(&path, 4), "only its neighbours are barred");
+        // The pinhole of a flow of an earlier daemon.
+        path.hand_over(&flow(4)).unwrap();
+        path.take_back_all().unwrap();
+        assert!(!path.reserve_pinhole(initiator, arrival).unwrap(), "a session may use it");
+        path.retain_pinholes(|_, _, flow, _| flow != 4).unwrap();
+        assert!(path.reserve_pinhole(initiator, arrival).unwrap());
+        path.remove().unwrap();
+    });
+}
+
+#[test]
+fn a_daemon_takes_over_its_version_and_removes_others() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
+    lab.on_gateway(|| {
+        let first = pins.load();
+        update_attachments(&first);
+        first.hand_over(&flow(7)).unwrap();
+        let version = first.directory().to_owned();
+        drop(first);
+        assert_eq!(attached_interfaces(&lab), name_set(&["lan", "wan"]), "the pins keep it");
+
+        let second = pins.load();
+        assert_eq!((second.directory(), second.flow_ids().unwrap()), (&*version, vec![7]));
+        lab.gateway_sh("ip link add later type veth peer name later2");
+        update_attachments(&second);
+        assert_eq!(attached_interfaces(&lab), name_set(&["lan", "later", "later2", "wan"]));
+        drop(second);
+
+        // The directory gets the name of another version. The incomplete directory of a daemon that was killed while
+        // it loaded is removed as well.
+        let name = version.file_name().unwrap().to_str().unwrap();
+        let other = name.split_once('-').unwrap().0.to_owned() + "-0badf00d";
+        fs::rename(&version, pins.0.join(other)).unwrap();
+        fs::create_dir(&version).unwrap();
+        let third = pins.load();
+        assert_eq!((attached_interfaces(&lab), third.flow_ids().unwrap()), (name_set(&[]), vec![]));
+        assert_eq!(fs::read_dir(&pins.0).unwrap().count(), 1);
+        third.remove().unwrap();
+        assert!(!pins.0.exists());
+    });
+}
+
+#[test]
+fn control_ports_survive_a_takeover() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
+    let at = |port| SocketAddrV4::new(*SERVER.ip(), port);
+    let server_at = |number, inside, outside| Flow {
+        tuples: [
+            PacketTuple { source: CLIENT, destination: at(outside) },
+            PacketTuple { source: at(inside), destination: CLIENT },
+        ],
+        server: at(inside),
+        ..flow(number)
+    };
+    let exchange = |path: &FastPath, inside, outside| {
+        receive(path, &frame(CLIENT, at(outside), 1000, 2000, b"NOOP\r\n"));
+        receive(path, &frame(at(inside), CLIENT, 2000, 1006, b"200 \r\n"));
+        read(path).len()
+    };
+    lab.on_gateway(|| {
+        let first = pins.load();
+        first.hand_over(&server_at(1, 21, 21)).unwrap();
+        first.hand_over(&server_at(2, 2121, 65535)).unwrap();
+        drop(first);
+        let second = pins.load();
+        second.hand_over(&server_at(3, 22, 23)).unwrap();
+        assert_eq!(exchange(&second, 21, 21), 2);
+        assert_eq!(exchange(&second, 2121, 65535), 2);
+        assert_eq!(exchange(&second, 22, 23), 2);
+        assert_eq!(exchange(&second, 24, 24), 0);
+        second.remove().unwrap();
+    });
+}
+
+#[test]
+fn a_directory_in_use_is_neither_taken_over_nor_removed() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
+    lab.on_gateway(|| {
+        let path = pins.load();
+        update_attachments(&path);
+        let error_text = "in use by another ftp-alg";
+        let unavailable = FastPath::load(&pins.0).unwrap_err().to_string();
+        assert!(unavailable.ends_with(error_text), "{unavailable}");
+        assert_eq!(fastpath::remove_leftovers(&pins.0).unwrap_err().to_string(), error_text);
+        assert_eq!(attached_interfaces(&lab), name_set(&["lan", "wan"]));
+        drop(path);
+        fastpath::remove_leftovers(&pins.0).unwrap();
+        assert_eq!(attached_interfaces(&lab), name_set(&[]));
+        assert!(!pins.0.exists());
+    });
+}
+
+#[test]
+fn each_network_namespace_has_its_own_program() {
+    if !has_tcx() {
+        return;
+    }
+    let (one, two, pins) = (Lab::new(), Lab::new(), Pins::new());
+    let load = |lab: &Lab| {
+        lab.on_gateway(|| {
+            let path = pins.load();
+            update_attachments(&path);
+            path
+        })
+    };
+    let (first, second) = (load(&one), load(&two));
+    first.hand_over(&flow(7)).unwrap();
+    second.hand_over(&flow(8)).unwrap();
+    exchange(&first, 0);
+    assert_eq!((read(&first).len(), read(&second).len()), (2, 0));
+    one.on_gateway(|| first.remove().unwrap());
+    assert_eq!(attached_interfaces(&two), name_set(&["lan", "wan"]));
+    assert_eq!(second.flow_ids().unwrap(), [8]);
+    two.on_gateway(|| second.remove().unwrap());
+    assert!(!pins.0.exists());
+}
+
+#[test]
+fn received_packets_are_inspected() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
+    lab.on_gateway(|| {
+        let path = pins.load();
+        update_attachments(&path);
+        let interfaces = indices(["lan", "wan"]);
+        path.hand_over(&Flow { interfaces, ..flow(7) }).unwrap();
+        // Nobody is to answer.
+        lab.gateway_sh(
+            "ip link set lan address 02:00:00:00:00:01; sysctl -qw net.ipv4.ip_forward=0",
+        );
+        let bytes = frame(CLIENT, SERVER, 1000, 2000, b"NOOP\r\n");
+        // The program ignores a frame with a VLAN tag, because the VLAN's own interface receives it, too.
+        let tagged = [&bytes[..12], &[0x81, 0, 0, 7], &bytes[12..]].concat();
+        for frame in [&tagged, &bytes] {
+            inside(&lab.client, || send_frame("eth0", [2, 0, 0, 0, 0, 1], frame));
+        }
+        let mut lines = Vec::new();
+        wait_for("the line", || {
+            assert!(path.ring().read(&mut lines));
+            !lines.is_empty()
+        });
+        let counts = path.counters().unwrap();
+        assert_eq!((lines.len(), counts.inspected, counts.handed_back), (1, 1, 0));
+        path.remove().unwrap();
+    });
+}
+
+/// Sends a frame to the hardware address `to`.
+pub fn send_frame(interface: &str, to: [u8; 6], frame: &[u8]) {
+    let mut frame = frame.to_vec();
+    frame[..6].copy_from_slice(&to);
+    // A bridge forwards no frame without a source address.
+    frame[6..12].copy_from_slice(&[2, 0, 0, 0, 0, 2]);
+    let index = nix::net::if_::if_nametoindex(interface).unwrap();
+    let socket = socket2::Socket::new(socket2::Domain::PACKET, socket2::Type::RAW, None).unwrap();
+    // SAFETY: zeros are a valid address, and the family and the length say what it is.
+    let ((), address) = unsafe {
+        socket2::SockAddr::try_init(|storage, length| {
+            let link = storage.cast::<libc::sockaddr_ll>();
+            (*link).sll_family = libc::AF_PACKET as u16;
+            (*link).sll_ifindex = index as i32;
+            (*link).sll_halen = 6;
+            *length = size_of::<libc::sockaddr_ll>() as u32;
+            Ok(())
+        })
+    }
+    .unwrap();
+    socket.send_to(&frame, &address).unwrap();
+}
+
+#[test]
+fn loading_needs_rights_and_a_bpf_file_system() {
+    let Some((lab, pins)) = lab_with_pins() else { return };
+    lab.on_gateway(|| {
+        let outside = tempfile::tempdir().unwrap();
+        let unavailable = FastPath::load(&outside.path().join("pins")).unwrap_err().to_string();
+        assert!(unavailable.ends_with("is not in a BPF file system"), "{unavailable}");
+        // After an error the program can still be loaded.
+        pins.load().remove().unwrap();
+    });
+    for (rights, works) in [
+        ("cap_bpf,cap_perfmon,cap_net_admin", true),
+        ("cap_bpf,cap_net_admin", false),
+        ("cap_perfmon,cap_net_admin", false),
+        ("cap_bpf,cap_perfmon", false),
+    ] {
+        let done = lab.on_gateway(|| with_rights(rights, || FastPath::load(&pins.0)));
+        match (done, works) {
+            (Ok(path), true) => path.remove().unwrap(),
+            (Err(unavailable), false) => {
+                let text = unavailable.to_string();
+                assert!(
+                    text.ends_with("CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN"),
+                    "{rights}: {text}"
+                );
+                assert!(!text.contains('\n') && text.len() < 400, "{rights}: {text}");
+                assert!(
+                    !pins.0.exists() || fs::read_dir(&pins.0).unwrap().count() == 0,
+                    "{rights}"
+                );
+            }
+            (done, _) => panic!("{rights}: {done:?}"),
+        }
+    }
+    // After loading CAP_NET_ADMIN suffices.
+    lab.on_gateway(|| {
+        let path = pins.load();
+        with_rights("cap_net_admin", || {
+            update_attachments(&path);
+            path.hand_over(&flow(1)).unwrap();
+            path.take_back(1, tuples()).unwrap();
+            path.counters().unwrap();
+            path.remove().unwrap();
+        });
+    });
+    assert_eq!(attached_interfaces(&lab), name_set(&[]));
+}
+
+/// Runs `work` on this thread with these capabilities and no others. It can be called once in a thread.
+fn with_rights<T>(rights: &str, work: impl FnOnce() -> T) -> T {
+    let mut state = capctl::CapState::get_current().unwrap();
+    let rights = rights.split(',').map(|name| name.parse::<capctl::Cap>().unwrap());
+    state.effective = rights.collect();
+    state.set_current().unwrap();
+    work()
+}
+
+#[test]
+fn directories_of_deleted_namespaces_are_removed() {
+    if !has_tcx() {
+        return;
+    }
+    let (one, two, pins) = (Lab::new(), Lab::new(), Pins::new());
+    one.on_gateway(|| update_attachments(&pins.load()));
+    two.on_gateway(|| update_attachments(&pins.load()));
+    let count_directories = || std::fs::read_dir(&pins.0).unwrap().count();
+    assert_eq!(count_directories(), 2, "both may be taken over");
+    drop(one);
+    // The kernel removes the interfaces some time later.
+    wait_for("the removal", || {
+        two.on_gateway(|| drop(pins.load()));
+        count_directories() == 1
+    });
+    two.on_gateway(|| pins.load().remove().unwrap());
+}

@@ -1,0 +1,152 @@
+//! The fast path where interfaces are upon others.
+
+use std::net::SocketAddrV4;
+
+use etherparse::PacketBuilder;
+use ftp_alg::kernel::fastpath::Flow;
+use ftp_alg_lab::wait_for;
+
+use super::{
+    attachments::{name_set, update_attachments},
+    lab::{Lab, inside},
+    program::{CLIENT, Pins, SERVER, flow, frame, indices, read, send_frame},
+};
+
+/// How the client reaches the gateway.
+struct Way {
+    name: &'static str,
+    /// What makes the gateway's interface; `lan` is the one that is there.
+    made: &'static str,
+    attached: &'static [&'static str],
+    /// The interface on which the rules see the client's packets.
+    upper: &'static str,
+    vlan: Option<u16>,
+}
+
+/// What the gateway's interface has for an address.
+const OWN: [u8; 6] = [2, 0, 0, 0, 0, 1];
+
+/// A packet that comes up through several interfaces is inspected once, and a SYN admitted once.
+#[test]
+fn stacked_interfaces_inspect_a_packet_once() {
+    if !super::program::has_tcx() {
+        return;
+    }
+    let ways = [
+        Way {
+            name: "bridge",
+            made: "ip link add bridge address 02:00:00:00:00:01 up type bridge; \
+                   ip link set lan master bridge",
+            attached: &["bridge", "wan"],
+            upper: "bridge",
+            vlan: None,
+        },
+        Way {
+            name: "VLAN",
+            made: "ip link set lan address 02:00:00:00:00:01; \
+                   ip link add link lan name tagged up type vlan id 7",
+            attached: &["lan", "wan", "tagged"],
+            upper: "tagged",
+            vlan: Some(7),
+        },
+        Way {
+            name: "bridge of a VLAN",
+            made: "ip link add link lan name tagged up type vlan id 7; \
+                   ip link add bridge address 02:00:00:00:00:01 up type bridge; \
+                   ip link set tagged master bridge",
+            attached: &["lan", "bridge", "wan"],
+            upper: "bridge",
+            vlan: Some(7),
+        },
+        Way {
+            name: "VLAN of a bridge",
+            made: "ip link add bridge address 02:00:00:00:00:01 up type bridge; \
+                   ip link set lan master bridge; \
+                   ip link add link bridge name tagged up type vlan id 7",
+            attached: &["bridge", "wan", "tagged"],
+            upper: "tagged",
+            vlan: Some(7),
+        },
+        Way {
+            name: "macvlan",
+            made: "ip link add link lan name own address 02:00:00:00:00:01 up type macvlan",
+            attached: &["lan", "wan", "own"],
+            upper: "own",
+            vlan: None,
+        },
+        Way {
+            name: "bond",
+            made: "ip link add bond address 02:00:00:00:00:01 type bond mode active-backup; \
+                   ip link set lan down; ip link set lan master bond; ip link set bond up",
+            attached: &["bond", "wan"],
+            upper: "bond",
+            vlan: None,
+        },
+    ];
+    for way in ways {
+        inspect_once(&way);
+    }
+}
+
+fn inspect_once(Way { name, made, attached, upper, vlan }: &Way) {
+    let (lab, pins) = (Lab::new(), Pins::new());
+    lab.on_gateway(|| {
+        // With 1 a bridge has no program.
+        lab.gateway_sh("sysctl -qw net.bridge.bridge-nf-call-iptables=0 2>/dev/null || true");
+        // Not every kernel has all of them.
+        if lab.gateway_sh(&format!("({made}) 2>&1 || echo cannot")).contains("cannot") {
+            println!("{name}: not in this kernel");
+            return;
+        }
+        // Nobody is to answer.
+        lab.gateway_sh(
+            "ip link set wan address 02:00:00:00:00:01; sysctl -qw net.ipv4.ip_forward=0",
+        );
+        let path = pins.load();
+        assert_eq!(update_attachments(&path), name_set(attached));
+        path.hand_over(&Flow { interfaces: indices([upper, "wan"]), ..flow(7) }).unwrap();
+        let by_client = |mut bytes: Vec<u8>| {
+            if let Some(vlan) = vlan {
+                bytes.splice(12..12, [[0x81, 0], vlan.to_be_bytes()].concat());
+            }
+            inside(&lab.client, || send_frame("eth0", OWN, &bytes));
+        };
+        let by_server = |bytes: Vec<u8>| inside(&lab.server, || send_frame("eth0", OWN, &bytes));
+        let fast_path = |count: u64| {
+            wait_for("the packet", || {
+                let counts = path.counters().unwrap();
+                counts.inspected + counts.admitted >= count
+            });
+            let counts = path.counters().unwrap();
+            assert_eq!(
+                (counts.inspected + counts.admitted, counts.handed_back),
+                (count, 0),
+                "{name}: {counts:?}"
+            );
+        };
+        by_client(frame(CLIENT, SERVER, 1000, 2000, b"NOOP\r\n"));
+        fast_path(1);
+        by_server(frame(SERVER, CLIENT, 2000, 1006, b"200 \r\n"));
+        fast_path(2);
+        by_client(frame(CLIENT, SERVER, 1006, 2006, b"PASV\r\n"));
+        fast_path(3);
+        by_server(frame(SERVER, CLIENT, 2006, 1012, b"227 x (192,0,2,9,15,161)\r\n"));
+        fast_path(4);
+        let target = SocketAddrV4::new(*SERVER.ip(), 4001);
+        by_client(syn(SocketAddrV4::new(*CLIENT.ip(), 40_001), target));
+        fast_path(5);
+        assert_eq!((path.counters().unwrap().admitted, read(&path).len()), (1, 4), "{name}");
+        path.remove().unwrap();
+    });
+}
+
+/// An Ethernet frame with a SYN.
+pub fn syn(from: SocketAddrV4, to: SocketAddrV4) -> Vec<u8> {
+    let packet = PacketBuilder::ethernet2([0; 6], [0; 6])
+        .ipv4(from.ip().octets(), to.ip().octets(), 64)
+        .tcp(from.port(), to.port(), 1, 256)
+        .syn();
+    let mut bytes = Vec::with_capacity(packet.size(0));
+    packet.write(&mut bytes, b"").unwrap();
+    bytes
+}

@@ -1,0 +1,50 @@
+//! What others do to our table is seen at the next look, whatever we do meanwhile.
+
+use std::time::Duration;
+
+use ftp_alg::kernel::{Commits, LinuxKernel, RuleParameters, Table, TableCondition};
+use ftp_alg_core::engine::{Opening, Pinhole, Translation};
+
+use super::lab::{CLIENT, Lab, OneAtATime as _, SERVER, at, ip};
+
+#[test]
+fn a_change_of_others_is_seen_among_ours() {
+    assert!(rustix::process::geteuid().is_root(), "this test needs root");
+    let lab = Lab::new();
+    let commits = Commits::default();
+    let (mut kernel, mut table) = lab.on_gateway(|| {
+        let parameters = RuleParameters::default();
+        let kernel = LinuxKernel::new(&parameters).unwrap().with_commits(&commits);
+        (kernel, Table::install_for(&parameters, &commits).unwrap())
+    });
+    let arrival = at(SERVER, 4000);
+    let hole = Pinhole { initiator: ip(CLIENT), arrival, target: arrival, source: ip(CLIENT) };
+    let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
+    let lifetime = Duration::from_secs(20);
+    let opening = Opening { pinhole: hole, control, from_client: true, lifetime };
+    for round in 0..4 {
+        let mut ours = || {
+            kernel.open(&opening).unwrap();
+            kernel.open(&opening).unwrap_err(); // taken
+            kernel.close_and_open(&[hole], &opening).unwrap();
+            for _ in 0..=round {
+                kernel.close(&hole).unwrap(); // but for the first they change nothing
+            }
+        };
+        assert_eq!(table.condition().unwrap(), TableCondition::Intact);
+        ours();
+        assert_eq!(table.condition().unwrap(), TableCondition::Intact);
+        lab.gateway_sh("nft add rule inet ftp_alg control counter");
+        ours();
+        assert_eq!(table.condition().unwrap(), TableCondition::Changed);
+        assert_eq!(table.condition().unwrap(), TableCondition::Changed);
+        lab.on_gateway(|| table.restore()).unwrap();
+        assert_eq!(table.condition().unwrap(), TableCondition::Intact);
+        lab.gateway_sh("nft add table ip other; nft delete table ip other");
+        assert_eq!(table.condition().unwrap(), TableCondition::Intact);
+    }
+    lab.gateway_sh("nft delete table inet ftp_alg");
+    assert_eq!(table.condition().unwrap(), TableCondition::Gone);
+    lab.gateway_sh("nft add table inet ftp_alg");
+    assert_eq!(table.condition().unwrap(), TableCondition::Replaced);
+}
