@@ -235,7 +235,7 @@ mod the_reading_itself {
         let edge = root().join("src/kernel");
         let found =
             |file: &str, text| -> Vec<(PathBuf, PathBuf)> { through_super(&edge.join(file), text) };
-        let (queue, kernel) = (edge.join("queue"), edge.join("linux_kernel"));
+        let (queue, kernel) = (edge.join("queue"), edge.join("kernel"));
         assert_eq!(found("kernel.rs", "use super::{Thing, queue::x};"), [(kernel, queue.clone())]);
         let error = [(queue, edge.join("error"))];
         assert_eq!(found("queue/mod.rs", "use super::error::NetfilterError;"), error);

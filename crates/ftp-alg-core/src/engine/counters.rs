@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, ops::AddAssign};
 
 use serde::{Deserialize, Serialize};
 
-use super::DropReason;
+use crate::engine::DropReason;
 
 /// A struct of counters that can be added to another.
 macro_rules! counters {
@@ -120,7 +120,7 @@ impl Drops {
     }
 
     /// Takes one packet back, because it will be decided again.
-    pub(super) fn uncount(&mut self, reason: DropReason) {
+    pub(crate) fn uncount(&mut self, reason: DropReason) {
         self.0[reason as usize] -= 1;
     }
 

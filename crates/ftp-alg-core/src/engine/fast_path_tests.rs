@@ -9,7 +9,7 @@ use std::{
 };
 
 use super::*;
-use crate::engine::fast_path::MAX_UNGREETED;
+use crate::engine::offload::MAX_UNGREETED;
 
 /// A client's line and its reply.
 type Exchange<'t> = [(Side, &'t str); 2];

@@ -4,77 +4,55 @@
 //! kernel; the host that [carries the effects out](carry_out) does. So the daemon, `replay`, the benchmarks and the
 //! tests run the same code.
 
-mod admission;
-mod announcement;
-mod answers;
-mod client_counts;
-mod client_shares;
-mod connection;
-mod control;
 mod counters;
-mod deadlines;
-mod decide;
-mod downtime;
-mod drive;
-mod effects;
-mod ended_pinholes;
-mod event;
+mod decision;
+mod events;
 #[cfg(any(test, feature = "fake-kernel"))]
 mod fake;
-mod fast_path;
-mod find_session;
-mod handover;
-mod held_pinhole;
-mod index;
-mod kernel;
-mod listing;
-mod memory;
-mod parked;
+mod limits;
+mod offload;
+mod packets;
 mod pinholes;
-mod prefetch;
-mod queue_mode;
+mod questions;
 mod records;
-mod refused_data;
-mod registry;
-mod registry_entry;
-mod reorder;
-mod resegment;
-mod route_answers;
-mod routes;
 mod sessions;
 mod standalone;
 mod table;
 #[cfg(test)]
 mod tests;
-mod watched;
 
 use std::time::{Duration, Instant};
 
-use control::{Control, Entry, Epoch};
 pub use counters::{Counters, Drops, Limits, Unread};
-pub use drive::{Host, Step, carry_out};
-use effects::SessionRef;
-pub use effects::{
-    Effects, Injection, Lookup, Opening, QueueModeChange, Released, Renewal, Token, Verdict,
-};
-pub use event::{DecidedAnnouncement, Event, EventKind};
+pub use events::{DecidedAnnouncement, Event, EventKind};
 #[cfg(any(test, feature = "fake-kernel"))]
 pub use fake::FakeKernel;
-pub use handover::{
+pub use offload::handover::{
     FastPathLine, FastPathPinhole, FlowChange, FlowChanges, Handover, LoginStage, SequenceOffset,
     Withdrawal,
 };
-pub use kernel::{Kernel, KernelError, Pinhole, QueueMode, Translation};
-pub use listing::{PinholeInfo, SessionInfo};
-use parked::ParkedPacket;
-pub use pinholes::FastPathPinholeClosing;
+use packets::{
+    parked::ParkedPacket,
+    reorder::{self, ReorderQueue},
+};
+pub use pinholes::{FastPathPinholeClosing, registry::PinholeRegistry};
+use questions::effects::SessionRef;
+pub use questions::{
+    drive::{Host, Step, carry_out},
+    effects::{
+        Effects, Injection, Lookup, Opening, QueueModeChange, Released, Renewal, Token, Verdict,
+    },
+    kernel::{Kernel, KernelError, Pinhole, QueueMode, Translation},
+    route_answers::RouteLookup,
+};
 pub use records::{RECORD_FORMAT, RecordError, RestoredCounts, SessionRecords};
-pub use registry::PinholeRegistry;
-use reorder::ReorderQueue;
-pub use route_answers::RouteLookup;
 pub use sessions::Sessions;
 pub use standalone::{PacketOutcome, Standalone};
-use table::Key;
+pub use table::listing::{PinholeInfo, SessionInfo};
+use table::{
+    Key,
+    entry::{Control, Entry, Epoch},
+};
 
 /// The end of a connection that sent a packet.
 pub use crate::session::{DropReason, Side};

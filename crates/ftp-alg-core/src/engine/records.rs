@@ -16,12 +16,12 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use super::{
+use crate::engine::{
     Control, Counters, Effects, Entry, Epoch, Opening, Pinhole, PinholeRegistry, Sessions,
     Translation,
-    handover::FastPathProgress,
-    held_pinhole::{HeldPinhole, PinholeRecord},
+    offload::handover::FastPathProgress,
     pinholes::PinholeTable,
+    pinholes::held_pinhole::{HeldPinhole, PinholeRecord},
 };
 use crate::session::{Phase, Session};
 
@@ -78,7 +78,7 @@ impl SessionRecords {
         Ok(Self(sessions))
     }
 
-    /// Adds other records. Sessions of different [shards](super::Engine::new_shard) have different numbers.
+    /// Adds other records. Sessions of different [shards](crate::engine::Engine::new_shard) have different numbers.
     pub fn add(&mut self, Self(others): Self) {
         self.0.extend(others);
     }
@@ -113,7 +113,7 @@ pub struct RestoredCounts {
 }
 
 /// Changes that are not written yet.
-pub(super) struct UnwrittenChanges {
+pub(crate) struct UnwrittenChanges {
     epoch: Instant,
     /// Table slots of changed sessions; an entry knows whether it is listed.
     changed: Vec<u32>,
@@ -161,7 +161,7 @@ fn encode_record(record: &Record<'_>, buffer: &mut Vec<u8>) -> Result<(), postca
 
 impl Sessions {
     /// Records that the session at `index` has changed.
-    pub(super) fn mark_changed(&mut self, index: u32) {
+    pub(crate) fn mark_changed(&mut self, index: u32) {
         if let Some(changes) = &mut self.unwritten
             && let Some(entry) = self.table.get_mut(index)
             && !std::mem::replace(&mut entry.control.changed, true)
@@ -171,7 +171,7 @@ impl Sessions {
     }
 
     /// Records that the session `id` was removed.
-    pub(super) fn mark_removed(&mut self, id: u64) {
+    pub(crate) fn mark_removed(&mut self, id: u64) {
         if let Some(changes) = &mut self.unwritten {
             changes.gone.push(id);
         }
@@ -183,7 +183,7 @@ impl Sessions {
     }
 
     /// Adds a record of each changed session to `effects`.
-    pub(super) fn take_records(&mut self, counters: &mut Counters, effects: &mut Effects) {
+    pub(crate) fn take_records(&mut self, counters: &mut Counters, effects: &mut Effects) {
         let Effects { records, record_ends, .. } = effects;
         let failed = self.encode_changes(|record| {
             records.extend_from_slice(record);
@@ -372,7 +372,7 @@ impl Sessions {
 }
 
 /// The request to open `held` again for the rest of its time, if any is left, on behalf of this control connection.
-pub(super) fn opening_again(
+pub(crate) fn opening_again(
     held: &HeldPinhole,
     control: Option<&Translation>,
     now: Instant,

@@ -6,17 +6,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
+use crate::engine::{
     Effects, Entry, Epoch, EventKind, Renewal,
-    client_shares::ClientShares,
-    handover::{FlowChange, FlowChanges},
-    held_pinhole::{HeldPinhole, renewal_interval},
-    memory::MemoryBudget,
+    limits::client_shares::ClientShares,
+    limits::memory::MemoryBudget,
+    limits::watched::WatchedConnections,
+    offload::handover::{FlowChange, FlowChanges},
     pinholes::PinholeTable,
+    pinholes::held_pinhole::{HeldPinhole, renewal_interval},
+    questions::route_answers::RouteAnswers,
     records::UnwrittenChanges,
-    route_answers::RouteAnswers,
     table::{Key, Table},
-    watched::WatchedConnections,
 };
 use crate::{
     policy::Policy,
@@ -25,37 +25,37 @@ use crate::{
 
 /// The sessions of one shard.
 pub struct Sessions {
-    pub(super) policy: Policy,
-    pub(super) table: Table,
-    pub(super) epoch: Epoch,
-    pub(super) pinholes: PinholeTable,
-    pub(super) memory: MemoryBudget,
-    pub(super) client_shares: ClientShares,
-    pub(super) watched: WatchedConnections,
-    pub(super) routes: RouteAnswers,
+    pub(crate) policy: Policy,
+    pub(crate) table: Table,
+    pub(crate) epoch: Epoch,
+    pub(crate) pinholes: PinholeTable,
+    pub(crate) memory: MemoryBudget,
+    pub(crate) client_shares: ClientShares,
+    pub(crate) watched: WatchedConnections,
+    pub(crate) routes: RouteAnswers,
     /// The last session number; all shards share it.
-    pub(super) last_id: Arc<AtomicU64>,
+    pub(crate) last_id: Arc<AtomicU64>,
     /// Table slot that the last sweep examined.
-    pub(super) swept: u32,
+    pub(crate) swept: u32,
     /// Changes that are not written yet, if they are tracked.
-    pub(super) unwritten: Option<UnwrittenChanges>,
+    pub(crate) unwritten: Option<UnwrittenChanges>,
     /// Buffer for encoding records.
-    pub(super) record_buffer: Vec<u8>,
+    pub(crate) record_buffer: Vec<u8>,
     /// Whether connections are handed over to the BPF program.
-    pub(super) uses_fast_path: bool,
+    pub(crate) uses_fast_path: bool,
     /// Indices of the interfaces at which the BPF program sees no packets, or too late, in order.
-    pub(super) inline_interfaces: Arc<[u32]>,
+    pub(crate) inline_interfaces: Arc<[u32]>,
     /// Number of connections that were handed over before the greeting.
-    pub(super) ungreeted_handovers: u32,
+    pub(crate) ungreeted_handovers: u32,
     /// Changes for the BPF program in the current batch.
-    pub(super) flow_changes: Vec<FlowChange>,
+    pub(crate) flow_changes: Vec<FlowChange>,
     /// Changes of concluded batches that are not sent yet.
-    pub(super) pending_flow_changes: FlowChanges,
+    pub(crate) pending_flow_changes: FlowChanges,
 }
 
 impl Sessions {
     /// No sessions.
-    pub(super) fn new(policy: Policy) -> Self {
+    pub(crate) fn new(policy: Policy) -> Self {
         Self {
             policy,
             table: Table::default(),
@@ -78,7 +78,7 @@ impl Sessions {
     }
 
     /// The sessions of another shard.
-    pub(super) fn new_shard(&self) -> Self {
+    pub(crate) fn new_shard(&self) -> Self {
         Self {
             table: self.table.new_shard(),
             pinholes: self.pinholes.new_shard(),
@@ -155,7 +155,7 @@ impl Sessions {
     }
 
     /// Closes expired pinholes.
-    pub(super) fn expire_pinholes(&mut self, now: Instant, effects: &mut Effects) {
+    pub(crate) fn expire_pinholes(&mut self, now: Instant, effects: &mut Effects) {
         while let Some(owner) = self.pinholes.take_expired_owner(now) {
             self.expire_pinholes_of(owner, now, effects);
             let Some(Entry { control, .. }) = self.table.get_mut(owner) else { continue };
@@ -165,7 +165,7 @@ impl Sessions {
     }
 
     /// Closes expired pinholes of the session at `index`. Renews those that a transfer waits for.
-    pub(super) fn expire_pinholes_of(&mut self, index: u32, now: Instant, effects: &mut Effects) {
+    pub(crate) fn expire_pinholes_of(&mut self, index: u32, now: Instant, effects: &mut Effects) {
         let Some(Entry { control, session }) = self.table.get_mut(index) else { return };
         let lifetime = self.policy.for_network(control.network()).pinhole_lifetime;
         let mut has_renewed = false;
@@ -192,7 +192,7 @@ impl Sessions {
         }
     }
 
-    /// How often [`expire`](super::Engine::expire) must be called, at least, so that no pinhole expires before it is
+    /// How often [`expire`](crate::engine::Engine::expire) must be called, at least, so that no pinhole expires before it is
     /// renewed.
     pub fn expiry_interval(&self) -> Duration {
         let networks = self.policy.networks.iter().map(|network| &network.policy);
@@ -225,7 +225,7 @@ impl Sessions {
     }
 
     /// Removes the session at `index` and closes its pinholes.
-    pub(super) fn forget(&mut self, index: u32) -> Option<Entry> {
+    pub(crate) fn forget(&mut self, index: u32) -> Option<Entry> {
         let mut entry = self.remove(index)?;
         for held in entry.control.take_pinholes() {
             self.pinholes.close(held);
@@ -234,7 +234,7 @@ impl Sessions {
     }
 
     /// Removes the session at `index`, whose pinholes were taken.
-    pub(super) fn remove(&mut self, index: u32) -> Option<Entry> {
+    pub(crate) fn remove(&mut self, index: u32) -> Option<Entry> {
         let mut entry = self.table.remove(index)?;
         self.pinholes.close_ended_of(index);
         self.withdraw_removed(&mut entry.control);

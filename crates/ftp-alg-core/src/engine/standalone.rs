@@ -2,9 +2,9 @@
 
 use std::time::Instant;
 
-use super::{
+use crate::engine::{
     Effects, Engine, Event, Host, Kernel, PacketMeta, QueuedPacket, Released, Token, Verdict,
-    carry_out, event::Events,
+    carry_out, events::Events,
 };
 
 /// What happened to a packet.

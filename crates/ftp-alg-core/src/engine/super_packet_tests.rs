@@ -101,7 +101,7 @@ fn segments_carry_the_flags_of_the_super_packet() {
         window: 9,
         urgent: 3,
     };
-    let parts = resegment::resegment(&packet, &edit, 536, Some);
+    let parts = packets::resegment::resegment(&packet, &edit, 536, Some);
     let seen: Vec<_> = parts
         .iter()
         .map(|part| {
@@ -120,5 +120,5 @@ fn segments_carry_the_flags_of_the_super_packet() {
         ]
     );
     let nothing = PacketEdit { payload: Some(&[]), ..edit };
-    assert_eq!(resegment::resegment(&packet, &nothing, 536, Some).len(), 1);
+    assert_eq!(packets::resegment::resegment(&packet, &nothing, 536, Some).len(), 1);
 }

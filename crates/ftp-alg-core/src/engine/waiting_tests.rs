@@ -1,6 +1,6 @@
 //! Which segments may wait: for their predecessors, and for the answer to a probe.
 
-use super::{super::parked::MAX_PARKED, *};
+use super::{super::packets::parked::MAX_PARKED, *};
 
 impl Conversation {
     /// Passes `packet` with `may_wait`.
@@ -138,8 +138,8 @@ fn parked_packets_stay_in_order_after_an_unrelated_answer() {
     let key = Key::between(talk.client, talk.server);
     let index = engine.sessions.table.find(&key).unwrap();
     let control = &mut engine.sessions.table.get_mut(index).unwrap().control;
-    let (mode, purpose) = (QueueMode::Selected, effects::Purpose::Session);
-    queue_mode::renew_queue_mode(&mut other, index, control, mode, purpose);
+    let (mode, purpose) = (QueueMode::Selected, questions::effects::Purpose::Session);
+    packets::queue_mode::renew_queue_mode(&mut other, index, control, mode, purpose);
     for (mut effects, decided) in [(other, &[][..]), (first, &[1000, 1001])] {
         carry_out(&mut talk.gateway, now, std::slice::from_mut(&mut effects));
         let given = talk.gateway.verdicts().iter().map(|released| released.token.id);

@@ -1,0 +1,269 @@
+//! One control connection while its packets are decided: how its dialogue changes its pinholes, and the events and
+//! requests that it produces.
+
+use std::time::Instant;
+
+use crate::engine::{
+    Counters, Effects, EventKind, KernelError, Lookup, Pinhole, QueueMode, QueueModeChange,
+    QueuedPacket,
+    pinholes::{Attempt, PinholeTable},
+    questions::effects::{KernelRequest, Purpose, SessionRef, WaitingPacket},
+    table::entry::{Control, Timestamp},
+};
+use crate::{
+    policy::Policy,
+    session::{DecisionRequest, DialogueEvent, PendingLine, RefusedLine, SessionLimit},
+};
+
+/// A connection, with the shared state that decisions need.
+pub struct Connection<'a> {
+    pub now: Instant,
+    /// `now` as a timestamp of the engine's epoch.
+    pub timestamp: Timestamp,
+    pub index: u32,
+    pub policy: &'a Policy,
+    pub control: &'a mut Control,
+    pub pinholes: &'a mut PinholeTable,
+    pub counters: &'a mut Counters,
+    pub effects: &'a mut Effects,
+}
+
+impl Connection<'_> {
+    /// Handles an event that the session found in the dialogue.
+    pub fn handle_dialogue_event(&mut self, event: DialogueEvent) {
+        match event {
+            DialogueEvent::AnnouncementAccepted => {
+                let mut pinholes = self.control.pinholes_mut().into_iter().flatten().enumerate();
+                if let Some((at, held)) = pinholes.find(|(_, p)| !p.answered) {
+                    held.answered = true;
+                    self.close_answered_before(at, None);
+                }
+            }
+            DialogueEvent::AnnouncementRefused => {
+                if let Some(held) = self.control.take_pinhole(|held| !held.answered) {
+                    self.push_event(EventKind::PinholeClosed(
+                        held.pinhole,
+                        "the server refused the announcement",
+                    ));
+                    self.pinholes.close(held);
+                }
+            }
+            DialogueEvent::TransferStarted => self.mark_answered_in_use(),
+            DialogueEvent::TransferEnded { completed: true } => {
+                // A success without a preliminary reply may be meant for another command.
+                let pinholes = &mut *self.pinholes;
+                while let Some(held) = self
+                    .control
+                    .take_pinhole(|held| held.answered && (held.in_use || !pinholes.is_open(held)))
+                {
+                    self.counters.pinholes_used += u64::from(!held.in_use);
+                    pinholes.close_ended(self.now, self.index, held);
+                }
+                self.mark_answered_in_use();
+            }
+            DialogueEvent::TransferEnded { completed: false } => self.handle_failed_transfer(),
+            DialogueEvent::LoggedIn => self.push_event(EventKind::StateChanged("logged in")),
+            DialogueEvent::NotFtp => {
+                self.close_all_pinholes("the connection is not FTP");
+                self.push_event(EventKind::NotFtp("not FTP: no longer inspected"));
+            }
+            DialogueEvent::NotFtpClient => {
+                self.close_all_pinholes("the connection is not FTP");
+                self.push_event(EventKind::NotFtp(
+                    "the client does not speak FTP: no pinhole is opened any more, refusals continue",
+                ));
+            }
+            DialogueEvent::Encrypted => {
+                self.counters.encrypted += 1;
+                self.push_event(EventKind::Encrypted);
+            }
+            DialogueEvent::PlaintextResumed => {
+                self.push_event(EventKind::StateChanged("readable again"))
+            }
+            DialogueEvent::LineRefused(line) => self.record_refused_command(line),
+            DialogueEvent::LimitReached(limit) => self.record_limit(limit),
+            DialogueEvent::PacketsMissed => {
+                self.counters.unread_sessions += 1;
+                self.push_event(EventKind::Missed(
+                    "packets were missed: no pinhole is opened until the dialogue is in step again",
+                ));
+            }
+            DialogueEvent::InStep => self.push_event(EventKind::Missed(
+                "the dialogue is in step again: pinholes are opened",
+            )),
+        }
+    }
+
+    /// Records that a transfer uses the answered pinholes. The kernel closes them at their deadlines.
+    fn mark_answered_in_use(&mut self) {
+        let pinholes = self.control.pinholes_mut().into_iter().flatten();
+        for held in pinholes.filter(|held| held.answered) {
+            self.counters.pinholes_used += u64::from(!held.in_use);
+            self.pinholes.mark_in_use(held);
+        }
+    }
+
+    fn record_refused_command(&mut self, line: RefusedLine) {
+        match line {
+            RefusedLine::Ambiguous => self.counters.pinholes_refused += 1,
+            _ => self.counters.commands_refused += 1,
+        }
+        self.counters.limits.line += u64::from(line == RefusedLine::Overlong);
+        self.push_event(EventKind::CommandRefused(match line {
+            RefusedLine::Auth => "AUTH: policy.auth-tls is \"refuse\"",
+            RefusedLine::Ambiguous => {
+                "PORT, EPRT or AUTH: the line is ambiguous, because of Telnet commands, a bare CR or LF, or a NUL"
+            }
+            RefusedLine::Overlong => "PORT or EPRT: the line is longer than 512 bytes",
+            RefusedLine::Urgent => "a line with urgent data: it is another command without its urgent byte",
+        }));
+    }
+
+    fn record_limit(&mut self, limit: SessionLimit) {
+        let limits = &mut self.counters.limits;
+        let (counter, text) = match limit {
+            SessionLimit::HeldReply => {
+                (&mut limits.line, "no pinhole for a 227 or 229: the line is longer than 512 bytes")
+            }
+            SessionLimit::Rewrites => (
+                &mut limits.rewrites,
+                "64 rewrites are unacknowledged: further data must be retransmitted",
+            ),
+            SessionLimit::UnacknowledgedData => (
+                &mut limits.unacknowledged_data,
+                "128 KiB are unacknowledged: further data must be retransmitted",
+            ),
+            SessionLimit::PendingCommands => (
+                &mut limits.commands,
+                "too many pending commands: replies to the oldest open no pinhole",
+            ),
+        };
+        *counter += 1;
+        self.push_event(EventKind::LimitReached(text.into()));
+    }
+
+    /// Closes all pinholes of the connection.
+    pub fn close_all_pinholes(&mut self, reason: &'static str) {
+        for held in self.control.take_pinholes() {
+            if !held.in_use {
+                self.push_event(EventKind::PinholeClosed(held.pinhole, reason));
+            }
+            self.pinholes.close(held);
+        }
+        self.pinholes.close_ended_of(self.index);
+    }
+
+    /// The reference to this session.
+    pub fn session(&self) -> SessionRef {
+        SessionRef { index: self.index, id: self.control.id }
+    }
+
+    /// The endpoints as packets show them.
+    pub fn endpoints(&self) -> Lookup {
+        Lookup { client: self.control.client(), server: self.control.server() }
+    }
+
+    /// Requests a queue mode change. The session is busy until it is set, because two threads could set two modes in
+    /// the wrong order.
+    pub fn request_mode_change(&mut self, mode: QueueMode) {
+        self.control.begin_request();
+        let kernel_request = KernelRequest::new(self.session(), self.mode_change(mode), None);
+        self.effects.mode_changes.push(kernel_request);
+    }
+
+    /// Requests what this packet waits for, whose `line` needs a decision: the pinhole of `attempt`, the translation, or
+    /// the queue mode that a sequence adjustment needs.
+    pub fn request(
+        &mut self,
+        packet: &QueuedPacket<'_>,
+        line: PendingLine,
+        attempt: Option<Attempt>,
+    ) {
+        self.control.begin_request();
+        let session = self.session();
+        let bytes = self.effects.store_waiting(packet.bytes);
+        let QueuedPacket { token, meta, .. } = *packet;
+        // Built where it stays.
+        let waiting =
+            |line, attempt| Some(WaitingPacket { token, meta, bytes, line: Some(line), attempt });
+        if matches!(line.request, DecisionRequest::AdjustSequence) {
+            let request = self.mode_change(QueueMode::All);
+            let waiting = waiting(line, attempt);
+            self.effects.mode_changes.push(KernelRequest::new(session, request, waiting));
+        } else if let (Some(Attempt { proposal, .. }), Some(control)) =
+            (&attempt, self.control.translation())
+        {
+            let request = proposal.opening(control);
+            let waiting = waiting(line, attempt);
+            self.effects.openings.push(KernelRequest::new(session, request, waiting));
+        } else {
+            let request = self.endpoints();
+            let waiting = waiting(line, attempt);
+            self.effects.lookups.push(KernelRequest::new(session, request, waiting));
+        }
+    }
+
+    fn mode_change(&self, mode: QueueMode) -> QueueModeChange {
+        let translation = self.control.translation().copied();
+        QueueModeChange {
+            connection: self.endpoints(),
+            translation,
+            mode,
+            purpose: Purpose::Session,
+        }
+    }
+
+    pub fn push_event(&mut self, kind: EventKind) {
+        self.effects.events.push(self.control.event(kind));
+    }
+
+    pub fn record_kernel_error(&mut self, error: &KernelError) {
+        self.counters.errors += 1;
+        self.push_event(EventKind::KernelRefused(error.to_string()));
+    }
+
+    /// Closes the answered pinholes before index `end`.
+    pub(crate) fn close_answered_before(&mut self, end: usize, reason: Option<&'static str>) {
+        let mut skipped = 0;
+        for _ in 0..end {
+            if self.control.pinholes().get(skipped).is_some_and(|held| !held.answered) {
+                skipped += 1;
+                continue;
+            }
+            let Some(held) = self.control.remove_pinhole(skipped) else { return };
+            if let Some(reason) = reason.filter(|_| !held.in_use) {
+                self.push_event(EventKind::PinholeClosed(held.pinhole, reason));
+            }
+            self.pinholes.close(held);
+        }
+    }
+
+    /// Closes the pinholes that this one of the BPF program replaces: those that the program has, because it holds one
+    /// for each connection at a time, and one of the rules with the same endpoints.
+    pub(crate) fn close_replaced(&mut self, by: &Pinhole) {
+        while let Some(held) = self.control.take_pinhole(|held| {
+            self.pinholes.has_fast_path(held) || held.pinhole.ends() == by.ends()
+        }) {
+            if !held.in_use {
+                let reason = "a later pinhole replaced it";
+                self.push_event(EventKind::PinholeClosed(held.pinhole, reason));
+            }
+            self.pinholes.close(held);
+        }
+    }
+
+    /// Handles a failed transfer. It may have failed before the data connection, so the pinhole stays open until its
+    /// deadline.
+    fn handle_failed_transfer(&mut self) {
+        let (now, pinholes) = (self.now, &mut *self.pinholes);
+        let Some(held) = self.control.pinholes_mut() else { return };
+        held.retain_mut(|held| {
+            if held.in_use && held.deadline <= now {
+                pinholes.close(held.clone());
+                return false;
+            }
+            held.in_use = false;
+            true
+        });
+    }
+}

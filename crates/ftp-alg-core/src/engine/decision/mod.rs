@@ -1,0 +1,527 @@
+//! Decides about announcements: by policy, by the dialogue, by the connection's translation, and by the kernel's answer
+//! to the pinhole request.
+
+pub(crate) mod connection;
+
+use std::{
+    borrow::Cow,
+    net::{IpAddr, SocketAddr},
+    task::Poll,
+};
+
+use crate::engine::{
+    DecidedAnnouncement, EventKind, KernelError, Pinhole, Translation,
+    decision::connection::Connection,
+    offload::handover::FastPathPinhole,
+    pinholes::client_counts::OpenError,
+    pinholes::held_pinhole::HeldPinhole,
+    pinholes::{Attempt, PortFormat},
+};
+use crate::{
+    ftp::{AnnouncementKind, MalformedAnnouncement, Padding},
+    policy::{ExternalAddress, ForeignAddress, Policy},
+    session::{AnnouncedLine, Decision, Effect, Phase, RefusalReason},
+};
+
+/// Limit of pinholes of one session; pipelined announcements need several.
+const MAX_PER_SESSION: usize = 8;
+
+/// What to do about a foreign address for which no pinhole can be opened.
+fn about_foreign_address(
+    policy: &Policy,
+    kind: AnnouncementKind,
+    why: RefusalReason,
+    reason: Cow<'static, str>,
+) -> Decision {
+    match policy.foreign {
+        ForeignAddress::Refuse => Decision::refuse(why, reason),
+        ForeignAddress::Pass if kind.is_active() => Decision::refuse(why, reason),
+        ForeignAddress::Pass | ForeignAddress::Allow => Decision::pass(reason),
+    }
+}
+
+/// The pinhole to open, and the address to announce.
+struct PinholePlan {
+    pinhole: Pinhole,
+    announced_address: IpAddr,
+    /// Whether the server's foreign address was replaced.
+    replaced_foreign: bool,
+}
+
+/// A pinhole that was opened.
+struct OpenedPinhole {
+    /// The endpoint to announce.
+    endpoint: SocketAddr,
+    /// Whether the server's foreign address was replaced.
+    replaced_foreign: bool,
+    /// What another session has to do with the port, if it has.
+    other_session: Option<&'static str>,
+}
+
+impl Connection<'_> {
+    /// Decides about `announced`, as far as possible without the kernel. A pinhole that the kernel must open is stored
+    /// in `attempt`. Then, and to look up the connection's translation, the kernel must answer a
+    /// [request](Connection::request) first: the decision is pending.
+    pub fn decide_announcement(
+        &mut self,
+        announced: &AnnouncedLine,
+        attempt: &mut Option<Attempt>,
+    ) -> Poll<Effect> {
+        let kind = announced.kind;
+        if let (false, Err(MalformedAnnouncement::Form(_)), Some(text)) =
+            (kind.is_active(), &announced.parsed, &announced.unread_text)
+        {
+            self.push_event(EventKind::UnreadableReply(text.clone()));
+            return Poll::Ready(Effect::Pass);
+        }
+        // Without a request to the kernel, because an attacker can send such an announcement at will. The reply may
+        // work without us.
+        let is_unknown = match announced.phase {
+            Phase::PickedUp => true,
+            Phase::PickedUpFtp => !kind.is_active(),
+            _ => false,
+        };
+        let plan = match (&announced.parsed, self.announced_endpoint(announced)) {
+            _ if is_unknown => Err(Decision::pass(announced.blocked_because.unwrap_or_default())),
+            (Ok(_), Some(endpoint)) => match self.plan(announced, endpoint) {
+                Ok(None) => return Poll::Pending,
+                Ok(Some(plan)) => Ok(plan),
+                Err(not_opened) => Err(not_opened),
+            },
+            (Err(malformed), _) => {
+                let reason = malformed.to_string().into();
+                Err(match malformed {
+                    // It cannot make a server connect to anything.
+                    MalformedAnnouncement::Family => Decision::pass(reason),
+                    MalformedAnnouncement::Scope => about_foreign_address(
+                        self.policy,
+                        kind,
+                        RefusalReason::ForeignAddress,
+                        reason,
+                    ),
+                    _ if kind.is_active() => Decision::refuse(RefusalReason::Malformed, reason),
+                    _ => Decision::pass(reason),
+                })
+            }
+            (Ok(_), None) => Err(Decision::pass("nothing was announced")),
+        };
+        match plan.and_then(|plan| self.reserve_pinhole(announced, plan, attempt)) {
+            Ok(()) => Poll::Pending,
+            Err(not_opened) => Poll::Ready(self.record_decision(announced, not_opened)),
+        }
+    }
+
+    /// Decides about `announced` if the kernel could not look up the connection's translation.
+    pub fn decide_untranslated(
+        &mut self,
+        announced: &AnnouncedLine,
+        error: &KernelError,
+    ) -> Effect {
+        self.record_kernel_error(error);
+        let decision = match (error, self.announced_endpoint(announced)) {
+            // A client's data connection may pass without us. A client's own address may need a translation.
+            (KernelError::Unknown, Some(endpoint)) if !announced.kind.is_active() => {
+                let untranslated = self.control.translation_or_identity();
+                match plan(announced.kind, endpoint, &untranslated, self.policy) {
+                    Ok(_) => Decision::pass(error.to_string()),
+                    Err(not_opened) => not_opened,
+                }
+            }
+            _ => Decision::refuse(RefusalReason::KernelRefused, error.to_string()),
+        };
+        self.record_decision(announced, decision)
+    }
+
+    /// Decides about `announced` after the kernel's answer to the pinhole request.
+    pub fn decide_after_opening(
+        &mut self,
+        announced: &AnnouncedLine,
+        attempt: &mut Attempt,
+        answer: Result<(), KernelError>,
+    ) -> Poll<Effect> {
+        let not_opened = match answer {
+            Ok(()) => {
+                let Err(not_opened) = self.check_policy(announced, attempt) else {
+                    let held = self.pinholes.hold_opened(self.now, self.index, &attempt.proposal);
+                    let opened = OpenedPinhole {
+                        endpoint: self.hold_opened(held, attempt.announced_address),
+                        replaced_foreign: attempt.replaced_foreign,
+                        other_session: attempt.proposal.other_session,
+                    };
+                    let decision = self.opened_decision(announced, opened);
+                    return Poll::Ready(self.record_decision(announced, decision));
+                };
+                let closings = &mut self.effects.pinholes_to_close;
+                self.pinholes.release_unwanted(&attempt.proposal, closings);
+                not_opened
+            }
+            Err(KernelError::Taken) => {
+                let closed = &mut self.effects.closed_before_opening;
+                let control = self.control.translation_or_identity();
+                let proposed = self.pinholes.propose_next_port(
+                    self.policy,
+                    (self.now, self.control.pinholes(), &control),
+                    &mut attempt.proposal,
+                    closed,
+                );
+                self.pinholes.take_fast_path_closings(&mut self.effects.fast_path_closings);
+                match proposed {
+                    Ok(()) => return Poll::Pending,
+                    Err(error) => self.refusal(&error),
+                }
+            }
+            Err(error) => {
+                self.pinholes.withdraw(&attempt.proposal, &mut self.effects.pinholes_to_close);
+                if let KernelError::Full { what } = error {
+                    self.refusal(&OpenError::Full(what))
+                } else {
+                    self.record_kernel_error(&error);
+                    Decision::refuse(RefusalReason::KernelRefused, error.to_string())
+                }
+            }
+        };
+        Poll::Ready(self.record_decision(announced, not_opened))
+    }
+
+    /// Whether the policy, which may have changed since the kernel was asked, permits the announced endpoint.
+    fn check_policy(
+        &mut self,
+        announced: &AnnouncedLine,
+        attempt: &Attempt,
+    ) -> Result<(), Decision> {
+        if attempt.policy_changes == self.pinholes.policy_changes {
+            return Ok(());
+        }
+        match self.announced_endpoint(announced) {
+            Some(endpoint) => self.plan(announced, endpoint).map(|_| ()),
+            None => Ok(()),
+        }
+    }
+
+    /// Decides about an announcement that the BPF program inspected, and for which it opened the pinhole `fast_path`.
+    /// The session takes that over if it was opened rightly.
+    pub fn decide_fast_path_announcement(
+        &mut self,
+        announced: &AnnouncedLine,
+        fast_path: &mut Option<FastPathPinhole>,
+    ) -> Effect {
+        let endpoint = self.announced_endpoint(announced);
+        let plan = match (*fast_path, endpoint) {
+            (Some(fast_path), Some(endpoint)) => {
+                self.plan(announced, endpoint).map(|plan| plan.map(|plan| (fast_path, plan)))
+            }
+            _ => Err(Decision::pass("the fast path opened no pinhole for it")),
+        };
+        match plan {
+            Ok(Some((id, PinholePlan { pinhole, announced_address, replaced_foreign }))) => {
+                *fast_path = None;
+                let (kind, lifetime) = (announced.kind, self.policy.pinhole_lifetime);
+                let control = self.control.translation_or_identity();
+                let (opened, is_granted) =
+                    ((id, self.now), self.control.fast_path().is_handed_over);
+                self.close_replaced(&pinhole);
+                let held = self.pinholes.hold_fast_path_pinhole(
+                    opened,
+                    (self.index, is_granted),
+                    &control,
+                    (kind, lifetime),
+                    pinhole,
+                );
+                let endpoint = self.hold_opened(held, announced_address);
+                let opened = OpenedPinhole { endpoint, replaced_foreign, other_session: None };
+                self.record_decision(announced, self.opened_decision(announced, opened))
+            }
+            // The line has passed.
+            Err(not_opened) => self.record_decision(announced, Decision::pass(not_opened.reason)),
+            Ok(None) => {
+                let reason = "the connection's translation is unknown";
+                self.record_decision(announced, Decision::pass(reason))
+            }
+        }
+    }
+
+    /// Adds an opened pinhole to the session. Returns the endpoint to announce.
+    fn hold_opened(&mut self, held: HeldPinhole, announced_address: IpAddr) -> SocketAddr {
+        let endpoint = SocketAddr::new(announced_address, held.pinhole.arrival.port());
+        self.counters.pinholes_opened += 1;
+        let answered = held.answered;
+        self.control.add_pinhole(held);
+        if answered {
+            let before = self.control.pinholes().len() - 1;
+            self.close_answered_before(before, Some("a later pinhole replaced it"));
+        }
+        endpoint
+    }
+
+    /// The announced endpoint.
+    fn announced_endpoint(&self, announced: &AnnouncedLine) -> Option<SocketAddr> {
+        let read = announced.parsed.as_ref().ok()?;
+        let address = read.address.unwrap_or(self.control.server().ip());
+        Some(SocketAddr::new(address, read.port))
+    }
+
+    /// By what an announcement may keep its length.
+    fn allowed_padding(&self, announced: &AnnouncedLine) -> Padding {
+        if self.policy.preserves_length { announced.padding } else { Padding::None }
+    }
+
+    /// The decision about `announced` after a pinhole was opened for it.
+    fn opened_decision(&self, announced: &AnnouncedLine, opened: OpenedPinhole) -> Decision {
+        let OpenedPinhole { endpoint, replaced_foreign, other_session } = opened;
+        let read = self.announced_endpoint(announced);
+        let reason = match (read.filter(|_| replaced_foreign), other_session) {
+            (Some(read), _) => {
+                let (own, ip) = (self.control.server().ip(), read.ip());
+                format!("foreign address {ip} replaced: the server is {own}").into()
+            }
+            (None, Some(reason)) => reason.into(),
+            (None, None) if Some(endpoint) == read => "both ends see the same endpoint".into(),
+            (None, None) => "the other end sees another endpoint".into(),
+        };
+        let padding = self.allowed_padding(announced);
+        Decision { effect: Effect::Open { endpoint, padding }, reason }
+    }
+
+    /// Records a decision: event, counters. Returns its effect.
+    fn record_decision(&mut self, announced: &AnnouncedLine, decision: Decision) -> Effect {
+        let effect = decision.effect;
+        let decided = DecidedAnnouncement {
+            kind: announced.kind,
+            announced: self.announced_endpoint(announced),
+            unread_text: announced.unread_text.clone(),
+            decision,
+        };
+        match effect {
+            Effect::Open { .. } if decided.rewritten().is_some() => self.counters.rewrites += 1,
+            Effect::Refuse(_) => self.counters.pinholes_refused += 1,
+            Effect::Open { .. } | Effect::Pass => {}
+        }
+        self.push_event(EventKind::Announcement(decided));
+        effect
+    }
+
+    /// The pinhole to open for `endpoint`; `None` if the connection's translation must be looked up first.
+    fn plan(
+        &mut self,
+        announced: &AnnouncedLine,
+        endpoint: SocketAddr,
+    ) -> Result<Option<PinholePlan>, Decision> {
+        let AnnouncedLine { kind, blocked_because: reason, .. } = *announced;
+        if !announced.was_requested {
+            return Err(Decision::pass("the reply answers no PASV or EPSV"));
+        }
+        let Some(translation) = self.control.translation() else { return Ok(None) };
+        let plan = plan(kind, endpoint, translation, self.policy)?;
+        if let Some(reason) = reason {
+            return Err(Decision::pass(reason));
+        }
+        if self.policy.require_login && !announced.is_logged_in {
+            return Err(Decision::pass("the server has not accepted a login"));
+        }
+        if announced.is_epsv_only && kind != AnnouncementKind::Epsv {
+            let reason = "the client has sent EPSV ALL, so only EPSV is allowed";
+            return Err(Decision::refuse(RefusalReason::EpsvOnly, reason));
+        }
+        if self.control.pinholes().len() >= MAX_PER_SESSION {
+            self.counters.limits.session_pinholes += 1;
+            let reason = format!("the session has {MAX_PER_SESSION} pinholes already");
+            return Err(Decision::refuse(RefusalReason::PinholeLimit, reason));
+        }
+        Ok(Some(plan))
+    }
+
+    /// Reserves the pinhole of `plan`, and stores it in `attempt`. Stores none if the kernel must first be asked which of
+    /// the client's are consumed.
+    fn reserve_pinhole(
+        &mut self,
+        announced: &AnnouncedLine,
+        plan: PinholePlan,
+        attempt: &mut Option<Attempt>,
+    ) -> Result<(), Decision> {
+        let PinholePlan { pinhole, announced_address, replaced_foreign } = plan;
+        let room = self.room_for_port(announced, announced_address);
+        let Some(translation) = self.control.translation() else {
+            return Err(Decision::pass("the connection's translation is unknown"));
+        };
+        let format =
+            PortFormat { kind: announced.kind, room, padding: self.allowed_padding(announced) };
+        let closed = &mut self.effects.closed_before_opening;
+        let session = (self.now, self.index, self.control.pinholes());
+        let proposed =
+            self.pinholes.propose(session, self.policy, translation, format, pinhole, closed);
+        // Otherwise the BPF program would still use the port.
+        self.pinholes.take_fast_path_closings(&mut self.effects.fast_path_closings);
+        match proposed {
+            Ok(proposal) => {
+                let policy_changes = self.pinholes.policy_changes;
+                *attempt =
+                    Some(Attempt { proposal, announced_address, replaced_foreign, policy_changes });
+                Ok(())
+            }
+            Err(OpenError::Limit(_)) if self.pinholes.may_look_for_consumed(self.now) => {
+                self.effects.looks_for_consumed = true;
+                Ok(())
+            }
+            Err(error) => Err(self.refusal(&error)),
+        }
+    }
+
+    /// Number of bytes that an external port must take so that the line keeps its length; `None` if any port will do.
+    fn room_for_port(
+        &mut self,
+        announced: &AnnouncedLine,
+        announced_address: IpAddr,
+    ) -> Option<usize> {
+        let (kind, endpoint) = (announced.kind, self.announced_endpoint(announced)?);
+        // A server's port may be the only one that is forwarded to it.
+        if !self.policy.preserves_length || !kind.is_active() || announced_address == endpoint.ip()
+        {
+            return None;
+        }
+        let padding = self.allowed_padding(announced);
+        let room = announced.parsed.as_ref().ok()?.room_for_port(announced_address, padding)?;
+        let fast_path = self.control.fast_path();
+        if fast_path.is_worthwhile() && !kind.fits_port(endpoint.port(), room, padding) {
+            // On an adjusted connection the BPF program changes lengths, but never ports. Otherwise each announcement
+            // would be queued.
+            if fast_path.used_fitting_port {
+                return None;
+            }
+            self.control.fast_path_mut().used_fitting_port = true;
+        }
+        Some(room)
+    }
+
+    fn refusal(&mut self, error: &OpenError) -> Decision {
+        let limits = &mut self.counters.limits;
+        match error {
+            OpenError::Limit(limit) => {
+                limits.client_pinholes += 1;
+                let reason = format!("the client has {limit} pinholes already");
+                Decision::refuse(RefusalReason::PinholeLimit, reason)
+            }
+            OpenError::Full(what) => {
+                limits.pinholes += 1;
+                let reason = format!("there is no room for another pinhole: {what}");
+                Decision::refuse(RefusalReason::PinholeLimit, reason)
+            }
+            OpenError::NoPort => {
+                limits.ports += 1;
+                Decision::refuse(RefusalReason::NoFreePort, "no external port is free")
+            }
+        }
+    }
+}
+
+/// The pinhole that an announcement requests, if policy allows it.
+fn plan(
+    kind: AnnouncementKind,
+    announced: SocketAddr,
+    translation: &Translation,
+    policy: &Policy,
+) -> Result<PinholePlan, Decision> {
+    let Translation { client, client_external, server, server_external, .. } = *translation;
+    let (own, seen, initiator, source) = if kind.is_active() {
+        (client.ip(), client_external.ip(), server.ip(), server_external.ip())
+    } else {
+        (server.ip(), server_external.ip(), client.ip(), client_external.ip())
+    };
+    if announced.is_ipv4() != own.is_ipv4() {
+        // A dual-stack server could be made to connect to any host of the other family.
+        let reason = "its address is of another family than the control connection";
+        return Err(about_foreign_address(policy, kind, RefusalReason::OtherFamily, reason.into()));
+    }
+    let announced_address = external(kind, translation, policy)?;
+    let is_own = [own, seen, announced_address].contains(&announced.ip());
+    let replaced_foreign = !is_own
+        && !kind.is_active()
+        && policy.server(own).is_some_and(|s| s.replace_foreign_address);
+    let sender = is_own || replaced_foreign;
+    if !sender && policy.foreign != ForeignAddress::Allow {
+        let ip = announced.ip();
+        let hint = if kind.is_active() {
+            ""
+        } else {
+            ", and no [[server]] with that address has replace-foreign-address = true"
+        };
+        let reason = format!("{ip} is not the sender's address {own}{hint}").into();
+        return Err(about_foreign_address(policy, kind, RefusalReason::ForeignAddress, reason));
+    }
+    if announced.port() < policy.min_data_port {
+        let (port, minimum) = (announced.port(), policy.min_data_port);
+        let reason = format!("port {port} in {kind} is below min-data-port {minimum}");
+        return Err(Decision::refuse(RefusalReason::LowPort, reason));
+    }
+    if policy.denies(announced.port()) {
+        let reason = format!("port {} in {kind} is in deny-ports", announced.port());
+        return Err(Decision::refuse(RefusalReason::DeniedPort, reason));
+    }
+    let (target, arrival, announced_address) =
+        if replaced_foreign && is_internal(announced_address) && !is_internal(announced.ip()) {
+            // The server's address on the other side of another NAT.
+            (own, seen, announced.ip())
+        } else if sender {
+            (own, seen, announced_address)
+        } else {
+            // A third host that policy allows: it is reached at the announced address.
+            (announced.ip(), announced.ip(), announced.ip())
+        };
+    let pinhole = Pinhole {
+        initiator,
+        arrival: SocketAddr::new(arrival, announced.port()),
+        target: SocketAddr::new(target, announced.port()),
+        source,
+    };
+    Ok(PinholePlan { pinhole, announced_address, replaced_foreign })
+}
+
+/// The address by which the other end knows the announcing end. A configured address replaces one that NAT hides, and
+/// applies to a published server.
+pub(crate) fn external(
+    kind: AnnouncementKind,
+    translation: &Translation,
+    policy: &Policy,
+) -> Result<IpAddr, Decision> {
+    let Translation { client, client_external, server, server_external, .. } = translation;
+    let (own, translated) = if kind.is_active() {
+        (client.ip(), client_external.ip())
+    } else {
+        (server.ip(), server_external.ip())
+    };
+    let external = match kind.is_active() {
+        true if own == translated => ExternalAddress::Auto,
+        true => policy.external.of_family(own),
+        false => policy.external_of(own, own != translated),
+    };
+    match external {
+        ExternalAddress::Auto => Ok(translated),
+        ExternalAddress::Fixed(address) => Ok(address),
+        ExternalAddress::Unresolved => {
+            let reason = "the name of the external address is not resolved yet";
+            Err(Decision::refuse(RefusalReason::Unresolved, reason))
+        }
+    }
+}
+
+/// Whether an address is not routable outside its own network.
+fn is_internal(address: IpAddr) -> bool {
+    match address {
+        IpAddr::V4(v4) => {
+            let shared = v4.octets()[0] == 100 && v4.octets()[1] & 0xc0 == 64; // RFC 6598
+            let this_network = v4.octets()[0] == 0; // RFC 1122, section 3.2.1.3
+            let no_host = v4.octets()[0] >= 224; // multicast, reserved, broadcast
+            let special = shared || this_network || no_host;
+            v4.is_private() || v4.is_loopback() || v4.is_link_local() || special
+        }
+        IpAddr::V6(v6) => {
+            v6.is_unique_local()
+                || v6.is_unicast_link_local()
+                || v6.is_loopback()
+                || v6.is_unspecified()
+                || v6.is_multicast()
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests;

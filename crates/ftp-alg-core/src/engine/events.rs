@@ -1,0 +1,174 @@
+//! Events: what the engine decided, and why. The log and `replay` print them.
+
+use std::{borrow::Cow, fmt, net::SocketAddr};
+
+use crate::engine::Pinhole;
+use crate::{
+    ftp::AnnouncementKind,
+    session::{Decision, Effect},
+};
+
+/// A decision about one announcement.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct DecidedAnnouncement {
+    /// The kind of announcement.
+    pub kind: AnnouncementKind,
+    /// The announced endpoint; `None` if the line could not be parsed.
+    pub announced: Option<SocketAddr>,
+    /// The line, escaped and cut, if it could not be parsed.
+    pub unread_text: Option<String>,
+    /// The decision.
+    pub decision: Decision,
+}
+
+impl DecidedAnnouncement {
+    /// The words of [`action`](Self::action).
+    pub const ACTIONS: [&str; 4] = ["open", "rewrite", "refuse", "ignore"];
+
+    /// What was done, in one word.
+    pub fn action(&self) -> &'static str {
+        let [open, rewrite, refuse, ignore] = Self::ACTIONS;
+        match self.decision.effect {
+            Effect::Open { .. } if self.rewritten().is_some() => rewrite,
+            Effect::Open { .. } => open,
+            Effect::Refuse(_) => refuse,
+            Effect::Pass => ignore,
+        }
+    }
+
+    /// The endpoint that was announced instead.
+    pub fn rewritten(&self) -> Option<SocketAddr> {
+        match self.decision.effect {
+            Effect::Open { endpoint, .. } => {
+                Some(endpoint).filter(|_| self.announced != Some(endpoint))
+            }
+            Effect::Refuse(_) | Effect::Pass => None,
+        }
+    }
+}
+
+/// The kind of an event.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EventKind {
+    /// A decision about an announcement.
+    Announcement(DecidedAnnouncement),
+    /// A 227 or 229 without an endpoint was forwarded; its text is escaped and cut.
+    UnreadableReply(String),
+    /// An unused pinhole was closed for this reason.
+    PinholeClosed(Pinhole, &'static str),
+    /// A pinhole expired before a transfer started.
+    PinholeExpired(Pinhole, AnnouncementKind),
+    /// The connection is encrypted from here on.
+    Encrypted,
+    /// A command other than an announcement was refused.
+    CommandRefused(&'static str),
+    /// A limit was reached.
+    LimitReached(Cow<'static, str>),
+    /// The session was reset because of a limit.
+    Reset(String),
+    /// The inspection of the connection changed.
+    StateChanged(&'static str),
+    /// The connection is not FTP, or the client does not speak it.
+    NotFtp(&'static str),
+    /// Packets were missed, or the dialogue is in step again after that.
+    Missed(&'static str),
+    /// Packets with an end's address arrive where no route to it leads. They are not read.
+    FromElsewhere(&'static str),
+    /// All packets of an end arrive where no route to it leads, so the session opens nothing.
+    RouteMissing(&'static str),
+    /// The kernel refused a request.
+    KernelRefused(String),
+}
+
+/// An event on one control connection.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Event {
+    /// The session number, from 1.
+    pub session: u64,
+    /// The client.
+    pub client: SocketAddr,
+    /// The server.
+    pub server: SocketAddr,
+    /// The kind of event, with its data.
+    pub kind: EventKind,
+}
+
+impl fmt::Display for Event {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "#{} {} -> {}: ", self.session, self.client, self.server)?;
+        match &self.kind {
+            EventKind::Announcement(decision) => decision.fmt(f),
+            EventKind::UnreadableReply(text) => write!(f, "pass \"{text}\": the reply names no endpoint"),
+            EventKind::PinholeClosed(pinhole, reason) => write!(f, "pinhole closed: {pinhole}: {reason}"),
+            EventKind::PinholeExpired(pinhole, kind) => {
+                write!(f, "pinhole expired: {pinhole} for {kind}: no data connection arrived in time")
+            }
+            EventKind::Encrypted => f.write_str(
+                "encrypted: the dialogue cannot be read, so no pinhole is opened and nothing is rewritten; open the server's \
+                 passive ports in the firewall, or set [policy] auth-tls = \"refuse\" so that clients use plain FTP",
+            ),
+            EventKind::CommandRefused(what) => write!(f, "refuse {what}"),
+            EventKind::LimitReached(what) => f.write_str(what),
+            EventKind::Reset(reason) => write!(f, "session reset at both ends: {reason}"),
+            EventKind::StateChanged(what)
+            | EventKind::NotFtp(what)
+            | EventKind::Missed(what)
+            | EventKind::FromElsewhere(what)
+            | EventKind::RouteMissing(what) => f.write_str(what),
+            EventKind::KernelRefused(what) => write!(f, "failed: {what}"),
+        }
+    }
+}
+
+impl fmt::Display for DecidedAnnouncement {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.action(), self.kind)?;
+        if let Some(announced) = self.announced {
+            write!(f, " {announced}")?;
+        }
+        if let Some(text) = &self.unread_text {
+            write!(f, " \"{text}\"")?;
+        }
+        if let Some(rewritten) = self.rewritten() {
+            write!(f, " as {rewritten}")?;
+        }
+        write!(f, ": {}", self.decision.reason)
+    }
+}
+
+/// A bounded list of events.
+#[derive(Debug, Default)]
+pub struct Events {
+    list: Vec<Event>,
+    omitted: u64,
+}
+
+/// Limit of stored events. One segment can contain hundreds of commands.
+const MAX_EVENTS: usize = 1024;
+
+impl Events {
+    /// Adds an event, or counts it as omitted.
+    pub fn push(&mut self, event: Event) {
+        if self.list.len() < MAX_EVENTS {
+            self.list.push(event);
+        } else {
+            self.omitted += 1;
+        }
+    }
+
+    /// Adds several events, and a number of omitted ones.
+    pub fn append(&mut self, events: &mut Vec<Event>, omitted: u64) {
+        events.drain(..).for_each(|event| self.push(event));
+        self.omitted += omitted;
+    }
+
+    /// The stored events, to be drained, and the number of omitted ones.
+    pub fn pending_mut(&mut self) -> (&mut Vec<Event>, u64) {
+        (&mut self.list, std::mem::take(&mut self.omitted))
+    }
+
+    /// Takes the stored events and the number of omitted ones.
+    pub fn take(&mut self) -> (Vec<Event>, u64) {
+        (std::mem::take(&mut self.list), std::mem::take(&mut self.omitted))
+    }
+}

@@ -1,0 +1,179 @@
+//! Which connections become sessions: the limit of sessions, eviction, and idle timeouts.
+
+use std::{
+    net::SocketAddr,
+    sync::atomic::Ordering,
+    time::{Duration, Instant},
+};
+
+use crate::engine::{
+    Counters, Effects, Entry, EventKind, Lookup, QueueMode, QueueModeChange, Sessions,
+    questions::effects::{KernelRequest, Purpose, SessionRef},
+    table::entry::Control,
+};
+use crate::session::{Phase, Session};
+
+/// Closed sessions stay this long for retransmissions: adjusted ones because only they can adjust the retransmission,
+/// the others so that it is not taken for a new connection.
+const LINGER_ADJUSTED: Duration = Duration::from_secs(60);
+const LINGER_UNADJUSTED: Duration = Duration::from_secs(10);
+/// Timeout of a connection without a greeting.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(120);
+/// Timeout without an accepted login: longer than servers wait for one.
+const LOGIN_TIMEOUT: Duration = Duration::from_secs(900);
+/// Timeout after one end has sent a FIN: as in the kernel (nf_conntrack_tcp_timeout_fin_wait).
+const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(120);
+/// Timeout of a session that was restored, or whose packets may have passed unread, and that had no packet since. It
+/// may be closed already.
+const UNCONFIRMED_TIMEOUT: Duration = Duration::from_secs(3600);
+/// Timeout of other sessions: as for established connections in the kernel (nf_conntrack_tcp_timeout_established).
+const IDLE_TIMEOUT: Duration = Duration::from_secs(432_000);
+/// Minimum number of table slots that one call of [`Engine::expire`](crate::engine::Engine::expire) examines; in a larger table
+/// a sixteenth of them.
+const MIN_SWEEP: u32 = 1024;
+
+impl Sessions {
+    /// Whether another session may be inserted.
+    pub(crate) fn has_room(&self) -> bool {
+        self.table.total_len() < self.policy.max_sessions
+    }
+
+    /// Whether another session may be inserted, after an eviction if necessary. At the limit, the oldest session
+    /// without a verified dialogue is evicted, or one of a client that has more than its share. In the last quarter of
+    /// the limit, no engine gets more than its share, so a flood of one engine leaves room for the others.
+    fn make_room(&mut self, counters: &mut Counters, now: Instant, effects: &mut Effects) -> bool {
+        let limit = self.policy.max_sessions;
+        let (all, share) = (self.table.total_len(), limit / self.table.table_count().max(1));
+        if all < limit && (all < limit - limit / 4 || self.table.len() <= share) {
+            return true;
+        }
+        let Some(index) = self.table.take_oldest(may_be_evicted) else {
+            return self.evict_from_any_client(counters, now, effects) || all < limit;
+        };
+        if let Some(Entry { session, control }) = self.forget(index)
+            && !session.is_over()
+        {
+            counters.limits.sessions += 1;
+            let age = self.epoch.timestamp(now).duration_since(control.first_seen).as_secs();
+            let text =
+                format!("evicted after {age} s for a newer connection: max-sessions is reached");
+            effects.events.push(control.event(EventKind::LimitReached(text.into())));
+        }
+        true
+    }
+
+    /// Starts a session between these endpoints, if policy inspects the connection and there is room.
+    pub(crate) fn insert(
+        &mut self,
+        counters: &mut Counters,
+        now: Instant,
+        (client, server): (SocketAddr, SocketAddr),
+        session: Session,
+        effects: &mut Effects,
+    ) -> Option<u32> {
+        let network = self.policy.network_of(client.ip(), server.ip());
+        if !self.policy.inspects(network) {
+            counters.unread.not_followed += 1;
+            self.bypass_connection(client, server, effects);
+            return None;
+        }
+        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        let timestamp = self.epoch.timestamp(now);
+        let mut control = Control::new(id, client, server, timestamp);
+        control.set_network(network);
+        // A session picked up mid-stream evicts no other.
+        let is_picked_up = session.dialogue().phase() == Phase::PickedUp;
+        if !(if is_picked_up { self.has_room() } else { self.make_room(counters, now, effects) }) {
+            counters.uninspected += 1;
+            counters.unread.not_followed += 1;
+            effects.events.push(
+                control.event(EventKind::LimitReached(
+                    "not inspected: max-sessions is reached".into(),
+                )),
+            );
+            return None;
+        }
+        let index = self.table.insert(Entry { session, control });
+        self.mark_changed(index);
+        Some(index)
+    }
+
+    /// Sets the queue mode so that no packet of the connection is queued any more.
+    fn bypass_connection(&mut self, client: SocketAddr, server: SocketAddr, effects: &mut Effects) {
+        let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
+        let mode_change = QueueModeChange {
+            connection: Lookup { client, server },
+            translation: None,
+            mode: QueueMode::None,
+            purpose: Purpose::NotInspected,
+        };
+        effects.mode_changes.push(KernelRequest::new(
+            SessionRef { id, ..SessionRef::NONE },
+            mode_change,
+            None,
+        ));
+    }
+
+    /// Removes sessions whose timeout has passed, in a part of the table at a time.
+    pub(crate) fn sweep(&mut self, now: Instant) {
+        let slots = self.table.slot_count();
+        let is_nearly_full = self.is_nearly_full();
+        let now = self.epoch.timestamp(now);
+        for _ in 0..MIN_SWEEP.max(slots / 16).min(slots) {
+            self.swept = (self.swept + 1) % slots;
+            let Some(Entry { session, control }) = self.table.get_mut(self.swept) else { continue };
+            let needs_login = self.policy.for_network(control.network()).require_login;
+            // If the table is nearly full, a client without a login cannot stay by sending a line now and then.
+            let is_timed_from_start = is_nearly_full
+                && needs_login
+                && matches!(session.dialogue().phase(), Phase::Greeted | Phase::Verified)
+                && !(has_login(session) || session.is_adjusted() || session.is_over());
+            let since = if is_timed_from_start { control.first_seen } else { control.last_seen };
+            if now.duration_since(since) >= idle_timeout(session, needs_login) {
+                self.forget(self.swept);
+            }
+        }
+    }
+}
+
+/// Whether a session may be evicted for a newer one: its dialogue is not verified, or its next packet would restore the
+/// same state.
+pub(crate) fn may_be_evicted(Entry { session, .. }: &Entry) -> bool {
+    let phase = session.dialogue().phase();
+    let unknown = !phase.has_greeted() || phase == Phase::PickedUp;
+    !session.is_adjusted() && (unknown || session.is_over())
+}
+
+/// Timeout of a session without packets.
+fn idle_timeout(session: &Session, needs_login: bool) -> Duration {
+    match session.dialogue().phase() {
+        _ if session.is_over() && (session.is_adjusted() || session.was_reset()) => LINGER_ADJUSTED,
+        _ if session.is_over() => LINGER_UNADJUSTED,
+        Phase::NotGreeted
+        | Phase::ClientFirst
+        | Phase::CommandFirst
+        | Phase::TextFirst
+        | Phase::CommandAfterText => GREETING_TIMEOUT,
+        // Its next packet restores the same state.
+        Phase::PickedUp if !session.is_adjusted() => GREETING_TIMEOUT,
+        _ if session.is_half_closed() => HALF_CLOSED_TIMEOUT,
+        Phase::Greeted => LOGIN_TIMEOUT,
+        Phase::Verified | Phase::NotFtp | Phase::PickedUpFtp
+            if needs_login && !has_login(session) && !session.is_adjusted() =>
+        {
+            LOGIN_TIMEOUT
+        }
+        _ if session.is_unconfirmed() && !session.is_adjusted() => UNCONFIRMED_TIMEOUT,
+        Phase::PickedUp
+        | Phase::PickedUpFtp
+        | Phase::Verified
+        | Phase::PacketsMissed
+        | Phase::OutOfStep
+        | Phase::NotFtp => IDLE_TIMEOUT,
+    }
+}
+
+/// Whether a login was accepted, as far as is known.
+pub(crate) fn has_login(session: &Session) -> bool {
+    session.dialogue().is_logged_in() || session.is_encrypted()
+}

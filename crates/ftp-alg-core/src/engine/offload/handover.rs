@@ -1,0 +1,207 @@
+//! The interface between the engine and the fast path's BPF program.
+
+use std::{
+    net::{Ipv4Addr, SocketAddrV4},
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::Translation;
+use crate::{ftp::Padding, session::Side};
+
+/// Limit of consecutive handovers during which the BPF program passed no line. After that the connection is not handed
+/// over again.
+const MAX_IDLE_HANDOVERS: u8 = 3;
+
+/// A connection's state on the fast path.
+#[derive(Clone, Copy, Debug, Default, Serialize, Deserialize)]
+pub struct FastPathProgress {
+    /// Number of lines that the BPF program has passed in total.
+    pub(crate) lines_inspected: u32,
+    /// Whether the connection is handed over.
+    pub(crate) is_handed_over: bool,
+    /// Number of consecutive handovers without a passed line.
+    pub(crate) idle_handovers: u8,
+    /// Whether to hand the connection over as soon as its translation is known.
+    #[serde(skip)]
+    pub(crate) wants_translation: bool,
+    /// Whether it was handed over before the greeting, and no line was passed since.
+    #[serde(skip)]
+    pub(crate) is_ungreeted: bool,
+    /// Whether an announcement got another external port to keep its length, and so was queued.
+    #[serde(skip)]
+    pub(crate) used_fitting_port: bool,
+}
+
+impl FastPathProgress {
+    /// Whether lines were passed, and more may be.
+    pub(crate) fn is_worthwhile(&self) -> bool {
+        self.lines_inspected > 0 && self.may_be_handed_over()
+    }
+
+    pub(crate) fn may_be_handed_over(&self) -> bool {
+        self.idle_handovers < MAX_IDLE_HANDOVERS
+    }
+
+    /// Clears `is_ungreeted`. Returns 1 if it was set, else 0.
+    pub(crate) fn clear_ungreeted(&mut self) -> u32 {
+        std::mem::take(&mut self.is_ungreeted).into()
+    }
+
+    /// Counts a failed handover, or one without a passed line.
+    pub(crate) fn count_idle_handover(&mut self) {
+        self.idle_handovers = self.idle_handovers.saturating_add(1);
+    }
+}
+
+/// A pinhole of the BPF program, identified by the session and the line that opened it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct FastPathPinhole {
+    /// Session number.
+    pub flow: u64,
+    /// Line number in the session, from 1.
+    pub line: u32,
+}
+
+/// Progress of the login.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LoginStage {
+    /// The server has not sent its greeting.
+    NotGreeted,
+    /// The server has sent its greeting.
+    Greeted,
+    /// The client has logged in.
+    LoggedIn,
+}
+
+/// A connection that the BPF program takes over.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Handover {
+    /// Session number.
+    pub flow: u64,
+    /// Number of lines that were passed before.
+    pub lines: u32,
+    /// Next expected sequence numbers of client and server.
+    pub next_seq: [u32; 2],
+    /// Progress of the login. Until it is complete, the program passes only lines of the login.
+    pub login: LoginStage,
+    /// Translation of the IPv4 connection.
+    pub translation: Translation,
+    /// Indices of the interfaces on which client and server are.
+    pub interfaces: [u32; 2],
+    /// The first and the last port that the client may announce.
+    pub client_ports: [u16; 2],
+    /// The addresses to announce for the client and for the server.
+    pub announced_addresses: [Ipv4Addr; 2],
+    /// How a rewritten `PORT` keeps its length.
+    pub padding: Padding,
+    /// Sequence offsets of client and server. With them, a line may change its length.
+    pub seq_offsets: Option<[SequenceOffset; 2]>,
+    /// Lifetime of an unused pinhole.
+    pub pinhole_lifetime: Duration,
+}
+
+/// The sequence offset of one direction, valid from a certain sequence number on. Earlier numbers may have another
+/// offset.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct SequenceOffset {
+    /// Delivered minus sent sequence number.
+    pub offset: u32,
+    /// First sent sequence number with this offset.
+    pub first_seq: u32,
+}
+
+/// A connection that the BPF program returns.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Withdrawal {
+    /// Session number.
+    pub flow: u64,
+    /// The connection's translation.
+    pub translation: Translation,
+}
+
+/// A change for the BPF program.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FlowChange {
+    /// It takes this connection over.
+    Handover(Handover),
+    /// It returns this connection.
+    Withdraw(Withdrawal),
+}
+
+/// Changes of one engine's connections that the BPF program does not have yet. Threads may conclude batches in another
+/// order than they carry them out. So each sends all changes so far, in the order of the decisions.
+#[derive(Clone, Debug, Default)]
+pub struct FlowChanges(Arc<PendingChanges>);
+
+#[derive(Debug, Default)]
+struct PendingChanges {
+    changes: Mutex<Vec<FlowChange>>,
+    /// Held while changes are sent. Locked before `changes`.
+    sending: Mutex<()>,
+}
+
+impl FlowChanges {
+    pub(crate) fn add(&self, changes: &mut Vec<FlowChange>) {
+        if !changes.is_empty() {
+            lock(&self.0.changes).append(changes);
+        }
+    }
+
+    /// Calls `send` with all changes that were not sent yet. After the return, all earlier changes have been sent, by
+    /// this thread or another.
+    pub fn send_pending(&self, send: impl FnOnce(&[FlowChange])) {
+        let _sending = lock(&self.0.sending);
+        let changes = std::mem::take(&mut *lock(&self.0.changes));
+        if !changes.is_empty() {
+            send(&changes);
+        }
+    }
+}
+
+/// A poisoned lock is still consistent, because changes are added and taken in one step.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl FastPathLine<'_> {
+    /// The pinhole that was opened for it.
+    pub(crate) fn pinhole(&self) -> Option<FastPathPinhole> {
+        self.opened_pinhole.then_some(FastPathPinhole { flow: self.flow, line: self.line })
+    }
+}
+
+/// A line, or a FIN, that the BPF program let pass.
+#[derive(Clone, Copy, Debug)]
+pub struct FastPathLine<'l> {
+    /// Session number.
+    pub flow: u64,
+    /// Line number in the session, from 1.
+    pub line: u32,
+    /// Time of the packet.
+    pub at: Instant,
+    /// The end that sent it.
+    pub from: Side,
+    /// The client's endpoint, as packets at our hooks show it.
+    pub client: SocketAddrV4,
+    /// The server's endpoint, as packets at our hooks show it.
+    pub server: SocketAddrV4,
+    /// Sequence number.
+    pub seq: u32,
+    /// Acknowledgement number.
+    pub ack: u32,
+    /// The advertised window.
+    pub window: u16,
+    /// Whether a pinhole was opened for it.
+    pub opened_pinhole: bool,
+    /// The line number of a pinhole that was found consumed, so it need not be closed.
+    pub consumed_pinhole: Option<u32>,
+    /// Whether this is a FIN instead of a line.
+    pub is_fin: bool,
+    /// How the rewritten `PORT` got its original length.
+    pub padding: Padding,
+    /// The line, including its line end.
+    pub bytes: &'l [u8],
+}

@@ -1,0 +1,446 @@
+//! The engine's side of the fast path.
+//!
+//! An idle connection is handed over to the BPF program, with everything that the program needs to inspect its lines,
+//! as long as the ends take turns with lines that it knows. The engine later reads each line that the program let pass,
+//! before it decides anything else. So events, counters, pinholes and records are the same as if the line had been
+//! queued. A packet that is queued takes the connection back.
+
+pub(crate) mod handover;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    time::Instant,
+};
+
+use crate::engine::{
+    Effects, Engine, Entry, EventKind, Lookup, Opening, Pinhole, QueueMode, Sessions,
+    decision::connection::Connection,
+    decision::external,
+    limits::client_shares::should_count,
+    limits::memory::should_count_memory,
+    offload::handover::{
+        FastPathLine, FastPathPinhole, FlowChange, Handover, LoginStage, SequenceOffset, Withdrawal,
+    },
+    pinholes::held_pinhole::HeldPinhole,
+    questions::effects::{KernelRequest, SessionRef},
+    records::opening_again,
+    table::Key,
+};
+use crate::{
+    ftp::{AnnouncementKind, Padding},
+    packet::{self, Packet, Seq, flags},
+    session::{Answer, DecisionRequest, Effect, ForwardAction, Phase, Session, Side},
+};
+
+/// Limit of connections that are handed over before the server's greeting, because any SYN-ACK creates one.
+pub(crate) const MAX_UNGREETED: u32 = 256;
+
+impl Engine {
+    /// Reads lines from the fast path, in order for each connection. The caller [carries out](crate::engine::carry_out) the
+    /// effects.
+    pub fn read_fast_path_lines<'l>(
+        &mut self,
+        lines: impl Iterator<Item = FastPathLine<'l>>,
+        effects: &mut Effects,
+    ) {
+        effects.activate(self.sessions.pinholes.registry());
+        let mut bytes = Vec::new();
+        for line in lines {
+            let endpoints: [SocketAddr; 2] = [line.client.into(), line.server.into()];
+            let found = self.sessions.table.find(&Key::between(endpoints[0], endpoints[1]));
+            let Some((index, control)) = found
+                .and_then(|index| Some((index, &mut self.sessions.table.get_mut(index)?.control)))
+                .filter(|(_, control)| control.id == line.flow)
+            else {
+                // The session is gone.
+                effects.lost_fast_path_pinholes.extend(line.pinhole());
+                continue;
+            };
+            // It was read before a crash.
+            if line.line <= control.fast_path().lines_inspected {
+                continue;
+            }
+            let is_missing = line.line != control.fast_path().lines_inspected + 1;
+            let state = control.fast_path_mut();
+            (state.lines_inspected, state.idle_handovers) = (line.line, 0);
+            self.sessions.ungreeted_handovers -= state.clear_ungreeted();
+            let [source, destination] = match line.from {
+                Side::Client => endpoints,
+                Side::Server => [endpoints[1], endpoints[0]],
+            };
+            let (seq, ack) = (Seq(line.seq), Seq(line.ack));
+            let end_flag = if line.is_fin { flags::FIN } else { flags::PSH };
+            let header = (line.window, flags::ACK | end_flag);
+            packet::build_segment(
+                (source, destination),
+                (seq, ack),
+                header,
+                line.bytes,
+                &mut bytes,
+            );
+            let Ok(packet) = Packet::parse(&bytes) else { continue };
+            // Lines of other connections that are read later may be older than this one.
+            self.sessions.expire_pinholes_of(index, line.at, effects);
+            self.read_fast_path_line(index, &line, &packet, effects);
+            if is_missing {
+                self.handle_fast_path_mismatch(index, effects);
+            }
+        }
+    }
+
+    fn read_fast_path_line(
+        &mut self,
+        index: u32,
+        line: &FastPathLine<'_>,
+        packet: &Packet<'_>,
+        effects: &mut Effects,
+    ) {
+        self.counters.fast_path_lines += 1;
+        let timestamp = self.sessions.epoch.timestamp(line.at);
+        let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else { return };
+        control.last_seen = timestamp;
+        if let Some(opening_line) = line.consumed_pinhole {
+            let consumed = Some(FastPathPinhole { flow: line.flow, line: opening_line });
+            let pinholes = &mut self.sessions.pinholes;
+            for held in control.pinholes_mut().into_iter().flatten() {
+                if pinholes.fast_path_id(held) == consumed {
+                    held.is_consumed = true;
+                    pinholes.record_closed(held);
+                }
+            }
+        }
+        let mut connection = Connection {
+            now: line.at,
+            timestamp,
+            index,
+            policy: self.sessions.policy.for_network(control.network()),
+            control,
+            pinholes: &mut self.sessions.pinholes,
+            counters: &mut self.counters,
+            effects,
+        };
+        let inspection = &mut self.inspection;
+        inspection.refuses_auth = connection.policy.refuses_auth();
+        (inspection.answer, inspection.is_from_elsewhere) = (None, false);
+        let mut opened = line.pinhole();
+        let mut matches = true;
+        let is_adjusted = session.is_adjusted();
+        let outcome = loop {
+            let outcome =
+                session.handle_packet(line.from, packet, inspection, &mut self.changed_payload);
+            for event in inspection.events.drain(..) {
+                connection.handle_dialogue_event(event);
+            }
+            let Some(request) = inspection.pending.take() else { break outcome };
+            let answer = match &request.request {
+                DecisionRequest::Announcement(announced) => {
+                    matches &= opened.is_some();
+                    let verdict = connection.decide_fast_path_announcement(announced, &mut opened);
+                    Answer::Effect(match verdict {
+                        Effect::Open { endpoint, .. } => {
+                            Effect::Open { endpoint, padding: line.padding }
+                        }
+                        other => other,
+                    })
+                }
+                DecisionRequest::AdjustSequence => Answer::AdjustSequence(false),
+            };
+            inspection.answer = Some((request, answer));
+        };
+        matches &= match outcome.action {
+            ForwardAction::Unchanged => true,
+            // Also a packet that only follows an unacknowledged rewrite.
+            ForwardAction::Changed { seq, ack, payload, .. } => {
+                let keeps_numbers = (seq, ack) == (packet.seq(), packet.ack())
+                    && (!payload || self.changed_payload.len() == line.bytes.len());
+                (is_adjusted || keeps_numbers)
+                    && (line.opened_pinhole || !payload || self.changed_payload == line.bytes)
+            }
+            ForwardAction::Drop(_) | ForwardAction::AwaitDecision => false,
+        };
+        let is_over = session.is_over();
+        if is_over {
+            connection.close_all_pinholes("the control connection ended");
+        }
+        let is_counted = should_count_memory(session, control) || should_count(session, control);
+        self.sessions.mark_changed(index);
+        if is_over {
+            self.sessions.take_back(index);
+        }
+        if !matches || opened.is_some() {
+            effects.lost_fast_path_pinholes.extend(opened);
+            self.handle_fast_path_mismatch(index, effects);
+        }
+        if is_counted {
+            self.sessions.update_memory(&mut self.counters, index, effects);
+            self.sessions.count_session(&mut self.counters, line.at, index, effects);
+        }
+    }
+
+    /// The BPF program passed a line that the engine would have decided differently, or a line is missing.
+    #[cold]
+    fn handle_fast_path_mismatch(&mut self, index: u32, effects: &mut Effects) {
+        self.counters.fast_path_mismatches += 1;
+        self.sessions.take_back(index);
+        if let Some(Entry { session, control }) = self.sessions.table.get_mut(index) {
+            session.record_downtime();
+            effects.events.push(control.event(EventKind::KernelRefused(
+                "the fast path passed a line that the engine would have decided differently; please report this".into(),
+            )));
+        }
+    }
+
+    /// Hands the connection at `index` over if it is idle and eligible. Looks up its translation first if necessary.
+    #[inline]
+    pub(crate) fn offer_to_fast_path(&mut self, index: u32, effects: &mut Effects) {
+        if self.sessions.uses_fast_path {
+            self.sessions.hand_over(index, effects);
+        }
+    }
+}
+
+impl Sessions {
+    /// Sets whether connections are handed over. If not, all are taken back.
+    pub fn set_uses_fast_path(&mut self, enabled: bool) {
+        self.uses_fast_path = enabled;
+        if !enabled {
+            self.take_all_back();
+        }
+    }
+
+    /// Sets the interfaces at which the BPF program sees no packets, or too late: their indices, in order. A connection
+    /// with an end there is not handed over.
+    pub fn set_inline_interfaces(&mut self, indices: Arc<[u32]>) {
+        self.inline_interfaces = indices;
+    }
+
+    fn hand_over(&mut self, index: u32, effects: &mut Effects) {
+        let Some(Entry { session, control }) = self.table.get_mut(index) else { return };
+        let state = control.fast_path();
+        if state.is_handed_over || !state.may_be_handed_over() || !session.is_idle() {
+            return;
+        }
+        if control.incarnation().is_some() || control.is_busy() {
+            return;
+        }
+        if control.client().is_ipv6() {
+            return;
+        }
+        // A pinhole of the rules that waits for its transfer.
+        let waits_in_rules =
+            |held: &HeldPinhole| !held.in_use && !self.pinholes.has_fast_path(held);
+        if control.pinholes().iter().any(waits_in_rules) {
+            return;
+        }
+        let is_ungreeted = session.dialogue().phase() == Phase::NotGreeted;
+        if is_ungreeted && self.ungreeted_handovers >= MAX_UNGREETED {
+            return;
+        }
+        if !self.ask_before_handover(index, effects) {
+            return;
+        }
+        let Some(Entry { session, control }) = self.table.get_mut(index) else { return };
+        let (Some(translation), Some(interfaces)) =
+            (control.translation().copied(), session.interfaces.indices())
+        else {
+            return;
+        };
+        if interfaces.iter().any(|index| self.inline_interfaces.binary_search(index).is_ok()) {
+            return;
+        }
+        // The rules that admit its data connections know no ct marks.
+        if translation.ct_mark != 0 {
+            return;
+        }
+        let policy = self.policy.for_network(control.network());
+        let announced_address = |kind| match external(kind, &translation, policy) {
+            Ok(IpAddr::V4(address)) => Some(address),
+            _ => None,
+        };
+        let (Some(client), Some(server)) =
+            (announced_address(AnnouncementKind::Port), announced_address(AnnouncementKind::Pasv))
+        else {
+            return;
+        };
+        // The BPF program would pad a 227 with blanks.
+        if !policy.preserves_length
+            && server.to_string().len() < translation.server.ip().to_string().len()
+        {
+            return;
+        }
+        // The connection stays inline until the kernel has set its queue mode.
+        let has_mode = match control.queue_mode() {
+            Some(QueueMode::All) => true,
+            Some(QueueMode::WithAcknowledgements) => false,
+            _ => !session.is_adjusted(),
+        };
+        if !has_mode {
+            return;
+        }
+        if !self.pinholes.grant_fast_path(policy, translation.client.ip()) {
+            return;
+        }
+        let next_seq = [session.next_seq(Side::Client).0, session.next_seq(Side::Server).0];
+        let state = control.fast_path_mut();
+        (state.is_handed_over, state.is_ungreeted) = (true, is_ungreeted);
+        self.ungreeted_handovers += u32::from(is_ungreeted);
+        state.count_idle_handover();
+        self.flow_changes.push(FlowChange::Handover(Handover {
+            flow: control.id,
+            lines: control.fast_path().lines_inspected,
+            next_seq,
+            login: match session.dialogue().is_logged_in() {
+                true => LoginStage::LoggedIn,
+                false if is_ungreeted => LoginStage::NotGreeted,
+                false => LoginStage::Greeted,
+            },
+            translation,
+            interfaces,
+            client_ports: match translation.client == translation.client_external {
+                true => None,
+                false => policy.port_set(translation.client_external.port()),
+            }
+            .map_or([0, u16::MAX], <[u16; 2]>::from),
+            announced_addresses: [client, server],
+            seq_offsets: session.is_adjusted().then(|| {
+                [Side::Client, Side::Server].map(|side| {
+                    let (offset, first_seq) = session.sequence_offset(side);
+                    SequenceOffset { offset, first_seq: first_seq.0 }
+                })
+            }),
+            padding: if policy.preserves_length {
+                session.dialogue().padding()
+            } else {
+                Padding::None
+            },
+            pinhole_lifetime: policy.pinhole_lifetime,
+        }));
+        self.mark_changed(index);
+    }
+
+    /// Asks the kernel for what the handover of the connection at `index` needs. Returns whether nothing is missing.
+    fn ask_before_handover(&mut self, index: u32, effects: &mut Effects) -> bool {
+        let Some(Entry { session, control }) = self.table.get_mut(index) else { return false };
+        let session_ref = SessionRef { index, id: control.id };
+        let question = session.interfaces.question();
+        let needs_translation = control.translation().is_none();
+        if needs_translation {
+            let request = Lookup { client: control.client(), server: control.server() };
+            control.fast_path_mut().wants_translation = true;
+            effects.lookups.push(KernelRequest::new(session_ref, request, None));
+        }
+        let missing = question.and_then(|question| self.answer_route(index, question, 0).err());
+        if let Some(request) = missing {
+            effects.route_lookups.push(KernelRequest::new(session_ref, request, None));
+        }
+        !needs_translation && missing.is_none()
+    }
+
+    /// Takes the connection at `index` back from the BPF program.
+    pub(crate) fn take_back(&mut self, index: u32) {
+        let Some(Entry { control, .. }) = self.table.get_mut(index) else { return };
+        if let Some(withdrawn) = withdrawal(control, &mut self.ungreeted_handovers) {
+            let client = withdrawn.translation.client.ip();
+            self.pinholes.revoke_fast_path_grant(client, control.pinholes());
+            self.flow_changes.push(FlowChange::Withdraw(withdrawn));
+            self.mark_changed(index);
+        }
+    }
+
+    /// Takes back a connection that was just removed from the table.
+    pub(crate) fn withdraw_removed(&mut self, control: &mut crate::engine::Control) {
+        if let Some(withdrawn) = withdrawal(control, &mut self.ungreeted_handovers) {
+            let client = withdrawn.translation.client.ip();
+            self.pinholes.revoke_fast_path_grant(client, control.pinholes());
+            self.flow_changes.push(FlowChange::Withdraw(withdrawn));
+        }
+    }
+
+    /// Takes all connections back.
+    pub fn take_all_back(&mut self) {
+        self.take_back_at(None);
+    }
+
+    /// Takes back all connections, or those with an end at one of these `interfaces`.
+    pub fn take_back_at(&mut self, interfaces: Option<&[u32]>) {
+        for index in 0..self.table.slot_count() {
+            if self.table.get_mut(index).is_some_and(|entry| is_at(&entry.session, interfaces)) {
+                self.take_back(index);
+            }
+        }
+    }
+
+    /// The held pinholes that the BPF program opened.
+    pub fn fast_path_pinholes(&self) -> impl Iterator<Item = FastPathPinhole> {
+        let held = self.table.iter().flat_map(|entry| entry.control.pinholes());
+        held.filter_map(|held| self.pinholes.fast_path_id(held))
+    }
+
+    /// Records that the rules have the pinholes for which `are_in_rules` is true. The record of a session may say that
+    /// the BPF program has one, if that opened again after the data connection was refused.
+    pub fn record_rule_pinholes(&mut self, are_in_rules: impl Fn(IpAddr, SocketAddr) -> bool) {
+        for Entry { control, .. } in self.table.iter_mut() {
+            let held = control.pinholes_mut().into_iter().flatten();
+            held.filter(|held| are_in_rules(held.pinhole.initiator, held.pinhole.arrival))
+                .for_each(|held| _ = self.pinholes.move_to_rules(held));
+        }
+    }
+
+    /// Moves the BPF program's pinholes to the rules, of all connections or of those with an end at one of these
+    /// `interfaces`. Returns those that the program may still have open; the caller opens them in the rules.
+    pub fn move_pinholes_to_rules(
+        &mut self,
+        now: Instant,
+        interfaces: Option<&[u32]>,
+    ) -> Vec<(FastPathPinhole, Opening)> {
+        let mut moved = Vec::new();
+        for index in 0..self.table.slot_count() {
+            let Some(Entry { session, control }) = self.table.get_mut(index) else { continue };
+            if !is_at(session, interfaces) {
+                continue;
+            }
+            let translation = control.translation().copied();
+            let mut has_changed = false;
+            for held in control.pinholes_mut().into_iter().flatten() {
+                has_changed |= self.pinholes.has_fast_path(held);
+                let id = self.pinholes.move_to_rules(held);
+                moved.extend(id.zip(opening_again(held, translation.as_ref(), now)));
+            }
+            if has_changed {
+                self.mark_changed(index);
+            }
+        }
+        moved
+    }
+
+    /// The held pinholes of the rules.
+    pub fn rule_pinholes(&self) -> impl Iterator<Item = Pinhole> {
+        let held = self.table.iter().flat_map(|entry| entry.control.pinholes());
+        held.filter(|held| !self.pinholes.has_fast_path(held)).map(|held| held.pinhole)
+    }
+
+    /// Numbers of the sessions on the fast path.
+    pub fn fast_path_sessions(&self) -> impl Iterator<Item = u64> {
+        let handed_over =
+            self.table.iter().filter(|entry| entry.control.fast_path().is_handed_over);
+        handed_over.map(|entry| entry.control.id)
+    }
+}
+
+/// Whether an end of the connection is, or may be, at one of these `interfaces`; `None`: at any.
+fn is_at(session: &Session, interfaces: Option<&[u32]>) -> bool {
+    let (Some(these), Some(own)) = (interfaces, session.interfaces.indices()) else { return true };
+    own.iter().any(|one| these.contains(one))
+}
+
+fn withdrawal(control: &mut crate::engine::Control, ungreeted: &mut u32) -> Option<Withdrawal> {
+    if !control.fast_path().is_handed_over {
+        return None;
+    }
+    let state = control.fast_path_mut();
+    state.is_handed_over = false;
+    *ungreeted -= state.clear_ungreeted();
+    let translation = *control.translation()?;
+    Some(Withdrawal { flow: control.id, translation })
+}

@@ -1,0 +1,307 @@
+//! Finds the session that a packet belongs to, or starts one.
+
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
+
+use crate::engine::{
+    Effects, Engine, Entry, Key, PacketMeta, QueuedPacket, Verdict,
+    packets::routes::{Origin, SOME_UNREAD},
+    packets::{ACCEPT, Handling, PacketContext, trace_unread},
+    questions::effects::SessionRef,
+    table::entry::Timestamp,
+};
+use crate::{
+    packet::{Packet, flags},
+    session::{DropReason, Phase, Session, Side},
+};
+
+/// Why a session is not to inspect a packet now.
+enum Obstacle {
+    /// The gateway has reset the connection.
+    Reset,
+    /// The packet belongs to another connection on the same endpoints.
+    OtherConnection,
+    /// Packets before it are missing.
+    OutOfOrder { all_were_queued: bool },
+}
+
+/// After so long without a packet the server is not inside a reply, because servers write one at once.
+const SILENCE: Duration = Duration::from_secs(5);
+
+impl Engine {
+    /// Finds the session of a packet, or starts one, and sets its `context`. Returns the end that sent the packet; an
+    /// error with the decision if its session is not to inspect the packet now.
+    #[inline]
+    pub(crate) fn find_session(
+        &mut self,
+        now: Instant,
+        queued: &QueuedPacket<'_>,
+        packet: &Packet<'_>,
+        context: &mut PacketContext,
+        effects: &mut Effects,
+    ) -> Result<Side, Handling> {
+        let (source, destination) = packet.endpoints();
+        let timestamp = self.sessions.epoch.timestamp(now);
+        let found = self.sessions.table.find(&Key::between(source, destination));
+        if let Some(index) = found
+            && let Some(entry) = self.sessions.table.get_mut(index)
+        {
+            let Entry { session, control } = entry;
+            let (from, meta) = (control.side_of(source), &queued.meta);
+            let is_usual = !packet.has(flags::SYN)
+                && control.is_settled()
+                && session.interfaces.are_settled(from, meta.input, meta.output);
+            if is_usual {
+                let session = SessionRef { index, id: control.id };
+                return match obstacle(entry, timestamp, from, queued, packet) {
+                    None => {
+                        context.session = session;
+                        Ok(from)
+                    }
+                    Some(obstacle) => {
+                        let (session, found) = ((session, from), obstacle);
+                        Err(self.handle_obstacle(found, queued, packet, session, context, effects))
+                    }
+                };
+            }
+        }
+        self.find_unusual_session(now, queued, packet, found, context, effects)
+    }
+
+    /// As [`find_session`](Self::find_session), for a packet that may begin a session, wait for one, or come from
+    /// elsewhere. Its endpoints are those of the entry `found`.
+    #[inline(never)]
+    fn find_unusual_session(
+        &mut self,
+        now: Instant,
+        queued: &QueuedPacket<'_>,
+        packet: &Packet<'_>,
+        found: Option<u32>,
+        context: &mut PacketContext,
+        effects: &mut Effects,
+    ) -> Result<Side, Handling> {
+        let QueuedPacket { bytes, meta, .. } = queued;
+        let timestamp = self.sessions.epoch.timestamp(now);
+        let source = packet.endpoints().0;
+        if found.is_none() && packet.has(flags::RST) && packet.payload().is_empty() {
+            return Err(self.reopen_refused(now, queued, packet, effects));
+        }
+        let mut known = None;
+        if let Some(index) = found
+            && let Some(Entry { session, control }) = self.sessions.table.get_mut(index)
+        {
+            let from = control.side_of(source);
+            let is_settled = session.interfaces.are_settled(from, meta.input, meta.output);
+            let is_over = session.is_over();
+            let session = SessionRef { index, id: control.id };
+            let (is_busy, is_handed_over) = (control.is_busy(), control.fast_path().is_handed_over);
+            let is_certain = !packet.has(flags::SYN) && control.incarnation().is_none();
+            // A SYN changes nothing by itself. When the connection has ended, its ends may be elsewhere.
+            let begins = packet.has(flags::SYN) && (!packet.has(flags::ACK) || is_over);
+            let origin = match is_settled || is_busy || begins {
+                true => Origin::Sender,
+                false => self.find_origin(index, from, meta, effects),
+            };
+            match origin {
+                Origin::Sender => {}
+                Origin::Elsewhere => {
+                    self.report_elsewhere(index, SOME_UNREAD, effects);
+                    let has_payload = !packet.payload().is_empty();
+                    if has_payload && !self.accepts_from_elsewhere(index, from, packet, effects) {
+                        return Err(Handling::Verdict(Verdict::Drop(DropReason::Elsewhere)));
+                    }
+                    if from == Side::Server || !has_payload {
+                        self.record_packet(now, index);
+                        let reason = "it arrived where no route to its sender leads";
+                        self.pass_unread(bytes, |unread| &mut unread.elsewhere, reason);
+                        (context.session, context.is_elsewhere) = (session, true);
+                        return Ok(from);
+                    }
+                }
+                Origin::Unknown(lookup) => {
+                    self.ask_for_route(queued, session, lookup, effects);
+                    return Err(Handling::AwaitKernel);
+                }
+            }
+            if is_busy {
+                context.session = session;
+                return Err(Handling::Park);
+            }
+            if is_handed_over {
+                self.sessions.take_back(index);
+            }
+            known = is_certain.then_some((index, from));
+        }
+        let known = known.or_else(|| {
+            let before =
+                found.and_then(|index| Some(self.sessions.table.get_mut(index)?.control.id));
+            let index = self.find_or_insert(now, packet, found, *meta, effects)?;
+            let control = &self.sessions.table.get_mut(index)?.control;
+            let (from, is_new) = (control.side_of(source), before != Some(control.id));
+            if is_new {
+                // It knows no interfaces, so there is no question.
+                self.find_origin(index, from, meta, effects);
+            }
+            Some((index, from))
+        });
+        let Some(known) = known else {
+            trace_unread(bytes, "no session for it");
+            return Err(ACCEPT);
+        };
+        let (index, from) = known;
+        let Some(entry) = self.sessions.table.get_mut(index) else {
+            return Err(self.pass_without_entry(bytes));
+        };
+        let session = SessionRef { index, id: entry.control.id };
+        if let Some(obstacle) = obstacle(entry, timestamp, from, queued, packet) {
+            let session = (session, from);
+            return Err(self.handle_obstacle(obstacle, queued, packet, session, context, effects));
+        }
+        context.session = session;
+        Ok(from)
+    }
+
+    /// Records that a packet of the session at `index` passes unread.
+    #[cold]
+    fn record_packet(&mut self, now: Instant, index: u32) {
+        let timestamp = self.sessions.epoch.timestamp(now);
+        if let Some(Entry { control, .. }) = self.sessions.table.get_mut(index) {
+            control.last_seen = timestamp;
+        }
+    }
+
+    /// The decision about a packet of `session` and `from` that the session is not to inspect now.
+    #[inline(never)]
+    fn handle_obstacle(
+        &mut self,
+        obstacle: Obstacle,
+        queued: &QueuedPacket<'_>,
+        packet: &Packet<'_>,
+        (session, from): (SessionRef, Side),
+        context: &mut PacketContext,
+        effects: &mut Effects,
+    ) -> Handling {
+        match obstacle {
+            Obstacle::Reset => Handling::Verdict(self.sessions.answer_reset_session(
+                session.index,
+                from,
+                packet,
+                effects,
+            )),
+            Obstacle::OtherConnection => {
+                let reason = "it belongs to another connection on the endpoints of a session";
+                self.pass_unread(queued.bytes, |unread| &mut unread.other_connection, reason);
+                ACCEPT
+            }
+            Obstacle::OutOfOrder { all_were_queued } => {
+                (context.session, context.all_were_queued) = (session, all_were_queued);
+                Handling::Reorder
+            }
+        }
+    }
+
+    /// Finds the entry of `packet` if that is not certain, or inserts one if the packet starts a session.
+    fn find_or_insert(
+        &mut self,
+        now: Instant,
+        packet: &Packet<'_>,
+        found: Option<u32>,
+        meta: PacketMeta,
+        effects: &mut Effects,
+    ) -> Option<u32> {
+        if let Some(index) = found
+            && !packet.has(flags::SYN)
+        {
+            return self.resolve_tuple_reuse(now, index, packet, effects);
+        }
+        let (source, destination) = (packet.source(), packet.destination());
+        if packet.has(flags::SYN | flags::ACK) {
+            let Some(index) = found else {
+                let session = Session::from_syn_ack(packet);
+                return self.insert_session(now, (destination, source), session, effects);
+            };
+            let Entry { session, control } = self.sessions.table.get_mut(index)?;
+            if session.is_syn_ack_retransmission(packet) || session.is_continued_by(packet) {
+                return found;
+            }
+            // The session is known only by data in an earlier SYN.
+            let is_unknown =
+                session.dialogue().phase() == Phase::PickedUp && !session.is_adjusted();
+            if !(control.syn_had_data() && is_unknown) {
+                return self.handle_tuple_reuse(now, index, packet, meta.queues_all, effects);
+            }
+            self.sessions.forget(index);
+            let session = Session::with_unread_syn_data(packet);
+            return self.insert_session(now, (destination, source), session, effects);
+        }
+        if packet.payload().is_empty() {
+            self.counters.unread.no_session += u64::from(found.is_none());
+            return found;
+        }
+        if let Some(index) = found {
+            self.sessions.table.get_mut(index)?.control.set_syn_had_data(true);
+            return found;
+        }
+        // Picked up mid-stream. If the rules do not tell which end sent the packet, the port does, if at all. Conntrack
+        // is not asked, because an attacker could cause a lookup with each spoofed packet.
+        let Some(side) = meta.from.or_else(|| self.side_by_port(source, destination)) else {
+            self.counters.unread.no_session += 1;
+            return None;
+        };
+        let session = Session::picked_up(side, packet);
+        let index = match side {
+            Side::Client => self.insert_session(now, (source, destination), session, effects),
+            Side::Server => self.insert_session(now, (destination, source), session, effects),
+        }?;
+        self.sessions.table.get_mut(index)?.control.set_syn_had_data(packet.has(flags::SYN));
+        Some(index)
+    }
+
+    /// Starts a session between these endpoints, if admission allows it.
+    pub(crate) fn insert_session(
+        &mut self,
+        now: Instant,
+        endpoints: (SocketAddr, SocketAddr),
+        session: Session,
+        effects: &mut Effects,
+    ) -> Option<u32> {
+        self.sessions.insert(&mut self.counters, now, endpoints, session, effects)
+    }
+
+    fn side_by_port(&self, source: SocketAddr, destination: SocketAddr) -> Option<Side> {
+        let is_control =
+            |endpoint: SocketAddr| self.sessions.policy.control_ports.contains(&endpoint.port());
+        match (is_control(destination), is_control(source)) {
+            (true, false) => Some(Side::Client),
+            (false, true) => Some(Side::Server),
+            _ => None,
+        }
+    }
+}
+
+/// Records a packet of `from` and its time in its session's `entry`, and says why the session is not to inspect it now.
+#[inline(always)]
+fn obstacle(
+    Entry { session, control }: &mut Entry,
+    timestamp: Timestamp,
+    from: Side,
+    queued: &QueuedPacket<'_>,
+    packet: &Packet<'_>,
+) -> Option<Obstacle> {
+    if timestamp.is_later_by(SILENCE, control.last_seen) {
+        session.record_silence();
+    }
+    control.last_seen = timestamp;
+    if session.was_reset() && !packet.has(flags::SYN) {
+        return Some(Obstacle::Reset);
+    }
+    let is_ungreeted =
+        session.dialogue().phase() == Phase::NotGreeted && control.incarnation().is_none();
+    if is_ungreeted && !packet.has(flags::SYN) && !session.is_in_window(from, packet) {
+        return Some(Obstacle::OtherConnection); // the session started with a spoofed SYN-ACK
+    }
+    (queued.meta.may_wait && session.may_reorder(from, packet))
+        .then(|| Obstacle::OutOfOrder { all_were_queued: session.needs_all_queued() })
+}

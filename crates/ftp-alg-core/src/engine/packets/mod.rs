@@ -1,0 +1,430 @@
+//! Decides about one packet: which session it belongs to, what the session does with it, and its verdict.
+
+mod downtime;
+mod find_session;
+pub(crate) mod parked;
+mod prefetch;
+pub(crate) mod queue_mode;
+pub(crate) mod reorder;
+pub(crate) mod resegment;
+pub(crate) mod routes;
+
+use std::{task::Poll, time::Instant};
+
+use crate::engine::{
+    Checksums, Effects, Engine, Entry, QueueMode, QueuedPacket, Unread, Verdict,
+    decision::connection::Connection,
+    limits::client_shares::should_count,
+    limits::memory::should_count_memory,
+    packets::queue_mode::{acknowledge, send_trailing_segment, wanted_queue_mode},
+    packets::resegment::resegment,
+    questions::effects::{Released, SessionRef},
+};
+use crate::{
+    packet::{Packet, PacketEdit, Seq, flags},
+    session::{
+        Answer, AnsweredLine, DecisionRequest, DropReason, ForwardAction, ForwardPlan, Inspection,
+        Session, Side, TrailingSegment,
+    },
+};
+
+/// What to do with a packet now.
+pub(crate) enum Handling {
+    /// It has a verdict.
+    Verdict(Verdict),
+    /// It arrived out of order, or waits for the answer to a probe, and may wait in the reorder queue.
+    Reorder,
+    /// It waits behind earlier packets of its session.
+    Park,
+    /// It waits for the kernel.
+    AwaitKernel,
+}
+
+pub(crate) const ACCEPT: Handling = Handling::Verdict(Verdict::Accept);
+
+/// State that a packet's verdict needs.
+#[derive(Clone, Copy)]
+pub(crate) struct PacketContext {
+    pub(crate) session: SessionRef,
+    pub(crate) all_were_queued: bool,
+    needs_all_queued: bool,
+    /// Whether the packet is not read.
+    pub(crate) is_elsewhere: bool,
+}
+
+impl PacketContext {
+    /// The context of a packet without a session.
+    pub(crate) const UNKNOWN: Self = Self {
+        session: SessionRef::NONE,
+        all_were_queued: false,
+        needs_all_queued: false,
+        is_elsewhere: false,
+    };
+}
+
+impl Engine {
+    /// Handles a packet that is new, or has waited.
+    #[inline]
+    pub(crate) fn handle_packet(
+        &mut self,
+        now: Instant,
+        packet: &QueuedPacket<'_>,
+        effects: &mut Effects,
+    ) {
+        let mut context = PacketContext::UNKNOWN;
+        let decision = self.decide(now, packet, &mut context, effects);
+        self.apply_decision(now, packet, decision, context, effects);
+    }
+
+    /// Continues with a packet whose session waited for `answer`. If the session was removed meanwhile, the packet is
+    /// handled as a new one.
+    pub(crate) fn handle_answered_packet(
+        &mut self,
+        now: Instant,
+        packet: &QueuedPacket<'_>,
+        session: SessionRef,
+        answer: AnsweredLine,
+        effects: &mut Effects,
+    ) {
+        let mut context = PacketContext { session, ..PacketContext::UNKNOWN };
+        let parsed =
+            Packet::parse(packet.bytes).map(|parsed| parsed.with_offload(packet.meta.offload));
+        let entry = self.sessions.table.get_session(session.index, session.id);
+        let (Ok(parsed), Some(Entry { control, .. })) = (parsed, entry) else {
+            return self.handle_packet(now, packet, effects);
+        };
+        let from = control.side_of(parsed.endpoints().0);
+        let decision =
+            self.inspect_packet(now, (packet, &parsed, from), Some(answer), &mut context, effects);
+        self.apply_decision(now, packet, decision, context, effects);
+    }
+
+    /// Carries out the decision.
+    #[inline]
+    fn apply_decision(
+        &mut self,
+        now: Instant,
+        packet: &QueuedPacket<'_>,
+        decision: Handling,
+        context: PacketContext,
+        effects: &mut Effects,
+    ) {
+        match decision {
+            Handling::Verdict(verdict) => self.release(packet, verdict, context, effects),
+            Handling::Reorder => self.queue_out_of_order(now, packet, effects),
+            Handling::Park => self.park(packet, context.session, effects),
+            Handling::AwaitKernel => {}
+        }
+    }
+
+    /// Gives a packet its verdict.
+    #[inline]
+    pub(crate) fn release(
+        &mut self,
+        packet: &QueuedPacket<'_>,
+        verdict: Verdict,
+        context: PacketContext,
+        effects: &mut Effects,
+    ) {
+        let PacketContext { session, all_were_queued, needs_all_queued, .. } = context;
+        if let Verdict::Drop(reason) = verdict {
+            self.count_drop(packet.bytes, reason);
+        }
+        let is_late = packet.meta.is_late;
+        if is_late {
+            self.record_session_downtime(session);
+        }
+        // Packets that passed meanwhile may have changed anything.
+        let session = if is_late { SessionRef::NONE } else { session };
+        let (token, SessionRef { index, id }) = (packet.token, session);
+        let released = Released { token, verdict, index, id, all_were_queued, needs_all_queued };
+        effects.verdicts.push(released);
+    }
+
+    #[cold]
+    fn count_drop(&mut self, bytes: &[u8], reason: DropReason) {
+        self.counters.drops.count(reason);
+        if !tracing::enabled!(tracing::Level::TRACE) {
+            return;
+        }
+        let Ok(packet) = Packet::parse(bytes) else { return };
+        let seq = packet.seq().0;
+        if let Some(Entry { session, control }) = self.sessions.table.find_packet(&packet) {
+            let from = control.side_of(packet.endpoints().0);
+            let (id, expected) = (control.id, session.next_seq(from).0);
+            tracing::trace!(
+                "packet dropped: {reason}, session {id}, sequence number {seq} of the {from:?}, expected {expected}"
+            );
+        } else {
+            tracing::trace!("packet dropped: {reason}, no session, sequence number {seq}");
+        }
+    }
+
+    /// Counts and traces a packet that passes unread, by `counter`, for `reason`.
+    #[cold]
+    pub(crate) fn pass_unread(
+        &mut self,
+        bytes: &[u8],
+        counter: fn(&mut Unread) -> &mut u64,
+        reason: &str,
+    ) {
+        *counter(&mut self.counters.unread) += 1;
+        trace_unread(bytes, reason);
+    }
+
+    /// A packet whose session was found, but has no entry. That must not happen.
+    #[cold]
+    pub(crate) fn pass_without_entry(&mut self, bytes: &[u8]) -> Handling {
+        debug_assert!(false, "the table has no entry of a session that it found");
+        self.pass_unread(bytes, |unread| &mut unread.no_session, "its session has no entry");
+        Handling::Verdict(Verdict::Accept)
+    }
+
+    #[inline]
+    fn decide(
+        &mut self,
+        now: Instant,
+        queued: &QueuedPacket<'_>,
+        context: &mut PacketContext,
+        effects: &mut Effects,
+    ) -> Handling {
+        // By reference, because a copy right after the write would stall.
+        let QueuedPacket { bytes, meta, .. } = queued;
+        let Ok(packet) = Packet::parse(bytes).map(|packet| packet.with_offload(meta.offload))
+        else {
+            self.counters.malformed += 1;
+            self.pass_unread(bytes, |unread| &mut unread.malformed, "not a complete TCP packet");
+            return ACCEPT;
+        };
+        let has_checksum = self.checksums == Checksums::Verify && !meta.offload.lacks_checksum;
+        if has_checksum && !packet.checksum_is_valid() {
+            self.counters.malformed += 1;
+            self.pass_unread(bytes, |unread| &mut unread.checksum, "its checksum is wrong");
+            return ACCEPT;
+        }
+        if meta.is_late && !self.may_decide_late(&packet) {
+            return Handling::Verdict(Verdict::Drop(DropReason::Stale));
+        }
+        match self.find_session(now, queued, &packet, context, effects) {
+            Ok(from) => self.inspect_packet(now, (queued, &packet, from), None, context, effects),
+            Err(decision) => decision,
+        }
+    }
+
+    /// Passes a packet to its session, with the `answer` to its pending line if there is one.
+    #[inline]
+    fn inspect_packet(
+        &mut self,
+        now: Instant,
+        (queued, packet, from): (&QueuedPacket<'_>, &Packet<'_>, Side),
+        answer: Option<AnsweredLine>,
+        context: &mut PacketContext,
+        effects: &mut Effects,
+    ) -> Handling {
+        let (meta, index) = (&queued.meta, context.session.index);
+        let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else {
+            return self.pass_without_entry(queued.bytes);
+        };
+        context.all_were_queued = session.needs_all_queued();
+        let mut connection = Connection {
+            now,
+            timestamp: control.last_seen,
+            index,
+            policy: self.sessions.policy.for_network(control.network()),
+            control,
+            pinholes: &mut self.sessions.pinholes,
+            counters: &mut self.counters,
+            effects,
+        };
+        let inspection = &mut self.inspection;
+        inspection.refuses_auth = connection.policy.refuses_auth();
+        inspection.answer = answer;
+        inspection.is_from_elsewhere = context.is_elsewhere;
+        let positions = session.read_positions();
+        let mut outcome =
+            session.handle_packet(from, packet, inspection, &mut self.changed_payload);
+        if inspection.has_findings() {
+            let out = &mut self.changed_payload;
+            let is_decided = decide_lines(
+                &mut connection,
+                session,
+                (queued, packet, from),
+                inspection,
+                out,
+                &mut outcome,
+            );
+            if !is_decided {
+                return Handling::AwaitKernel;
+            }
+        }
+        let awaits_probe = meta.may_wait && session.awaits_probe_answer(from, packet);
+        let is_new = positions != session.read_positions();
+        let wanted = wanted_queue_mode(&connection, session, meta.queues_all);
+        if let Some(wanted) = wanted {
+            connection.request_mode_change(wanted);
+        }
+        context.needs_all_queued = wanted == Some(QueueMode::All);
+        if let Some(acknowledgement) = outcome.acknowledge {
+            acknowledge(&mut connection, acknowledgement);
+        }
+        let mode = connection.control.queue_mode();
+        let is_watched =
+            matches!(mode, Some(QueueMode::Watch | QueueMode::All)) || context.needs_all_queued;
+        if is_watched && !session.changes_packets() {
+            self.sessions.watched.add(now, index, connection.control);
+        }
+        let needs_none = session.needs_none_queued();
+        if session.is_over() {
+            connection.close_all_pinholes("the control connection ended");
+        } else if needs_none {
+            connection.close_all_pinholes("the connection is no longer inspected");
+        }
+        let decision = match outcome.action {
+            ForwardAction::Unchanged => ACCEPT,
+            _ => {
+                let (plan, changed) = (&outcome, &self.changed_payload);
+                let side = (from, awaits_probe);
+                forward_verdict(&mut connection, session, side, packet, plan, changed)
+            }
+        };
+        let connection_flags = flags::FIN | flags::RST | flags::SYN;
+        let may_change_session =
+            is_new || packet.flags() & connection_flags != 0 && !context.is_elsewhere;
+        let is_dropped = matches!(outcome.action, ForwardAction::Drop(_));
+        let is_counted = should_count_memory(session, control) || should_count(session, control);
+        if needs_none {
+            self.sessions.remove(index);
+        } else if may_change_session && !is_dropped {
+            // Other changes need no record, because the next packet repeats them.
+            self.sessions.mark_changed(index);
+        }
+        if is_counted {
+            self.sessions.update_memory(&mut self.counters, index, effects);
+            self.sessions.count_session(&mut self.counters, now, index, effects);
+        }
+        let is_forwarded =
+            matches!(decision, Handling::Verdict(Verdict::Accept | Verdict::Replace(_)));
+        // If this machine is an end of the connection, the BPF program sees only half of it, and no SYN from here.
+        let may_be_idle = is_new || packet.has(flags::SYN);
+        if from == Side::Server && may_be_idle && is_forwarded && !meta.is_local() {
+            self.offer_to_fast_path(index, effects);
+        }
+        decision
+    }
+}
+
+/// Traces a packet that passes unread.
+#[cold]
+pub(crate) fn trace_unread(bytes: &[u8], reason: &str) {
+    if !tracing::enabled!(tracing::Level::TRACE) {
+        return;
+    }
+    match Packet::parse(bytes) {
+        Ok(packet) => {
+            let (source, destination, seq) =
+                (packet.source(), packet.destination(), packet.seq().0);
+            tracing::trace!(
+                "packet passes unread: {reason}, {source} -> {destination}, sequence number {seq}"
+            );
+        }
+        Err(error) => tracing::trace!("packet passes unread: {reason}, {error}"),
+    }
+}
+
+/// Handles what was found in a packet, and decides about its announcements, until its `outcome` needs nothing more.
+/// Returns `false` if the packet waits for the kernel.
+#[inline(never)] // most packets have nothing to find
+fn decide_lines(
+    connection: &mut Connection<'_>,
+    session: &mut Session,
+    (queued, packet, from): (&QueuedPacket<'_>, &Packet<'_>, Side),
+    inspection: &mut Inspection,
+    out: &mut Vec<u8>,
+    outcome: &mut ForwardPlan,
+) -> bool {
+    loop {
+        for event in inspection.events.drain(..) {
+            connection.handle_dialogue_event(event);
+        }
+        let Some(request) = inspection.pending.take() else { return true };
+        let mut attempt = None;
+        let decided = match &request.request {
+            DecisionRequest::Announcement(announced) => {
+                connection.decide_announcement(announced, &mut attempt)
+            }
+            DecisionRequest::AdjustSequence => Poll::Pending,
+        };
+        match decided {
+            Poll::Ready(effect) => {
+                inspection.answer = Some((request, Answer::Effect(effect)));
+            }
+            Poll::Pending => {
+                connection.request(queued, request, attempt);
+                return false;
+            }
+        }
+        *outcome = session.handle_packet(from, packet, inspection, out);
+    }
+}
+
+/// The verdict on `packet` for a session's `outcome`.
+#[inline(never)] // the outcome is then read in the parts in which it was written
+fn forward_verdict(
+    connection: &mut Connection<'_>,
+    session: &Session,
+    (from, awaits_probe): (Side, bool),
+    packet: &Packet<'_>,
+    outcome: &ForwardPlan,
+    changed: &[u8],
+) -> Handling {
+    let sent = session.map(from.peer());
+    let acknowledged = |[left, right]: [Seq; 2]| {
+        let (left, right) = (sent.to_sent_left_edge(left), sent.to_sent(right));
+        left.is_before(right).then_some([left, right])
+    };
+    let rebuilt = |edit: &PacketEdit<'_>| {
+        let mut segment = Vec::new();
+        packet.append_rebuilt(edit, acknowledged, &mut segment);
+        segment
+    };
+    Handling::Verdict(match outcome.action {
+        ForwardAction::Unchanged => Verdict::Accept,
+        ForwardAction::Drop(reason) => Verdict::Drop(reason),
+        // Unreachable: a packet that awaits a decision was parked.
+        ForwardAction::AwaitDecision => Verdict::Drop(DropReason::KernelRefused),
+        ForwardAction::Changed { seq, ack, flags, window, .. } if awaits_probe => {
+            let edit = PacketEdit { seq, ack, payload: Some(&[]), flags, window, urgent: 0 };
+            send_trailing_segment(connection, from, rebuilt(&edit));
+            return Handling::Reorder;
+        }
+        // The kernel drops a super-packet that is not longer than its first segment was, and does not report that
+        // length.
+        ForwardAction::Changed { seq, ack, payload: true, flags, window, urgent }
+            if packet.offload().is_super_packet && changed.len() < packet.payload().len() =>
+        {
+            let edit = PacketEdit { seq, ack, payload: Some(changed), flags, window, urgent };
+            let limit = session.mss(from);
+            for segment in resegment(packet, &edit, limit, acknowledged) {
+                send_trailing_segment(connection, from, segment);
+            }
+            Verdict::Drop(DropReason::Resegmented)
+        }
+        ForwardAction::Changed { seq, ack, payload, flags, window, urgent } => {
+            let mut body = changed;
+            if let Some(TrailingSegment { start, flags }) = outcome.trailing {
+                let (first, trailing) = body.split_at(start);
+                body = first;
+                let seq = seq + start as u32; // within a packet
+                let payload = Some(trailing);
+                let edit = PacketEdit { seq, ack, payload, flags, window, urgent: 0 };
+                send_trailing_segment(connection, from, rebuilt(&edit));
+            }
+            let payload = payload.then_some(body);
+            let edit = PacketEdit { seq, ack, payload, flags, window, urgent };
+            let out = &mut connection.effects.replacements;
+            let start = out.len();
+            packet.append_rebuilt(&edit, acknowledged, out);
+            Verdict::Replace(start as u32..out.len() as u32) // of one batch
+        }
+    })
+}

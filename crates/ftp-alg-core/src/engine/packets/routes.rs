@@ -1,0 +1,186 @@
+//! Whether packets arrive on the interfaces on which their senders are.
+//!
+//! A session knows the interfaces of its ends. The kernel is asked about another one. A server's packet from where no
+//! route to it leads passes unread: it opens nothing and does not change its session. A client's is dropped, because
+//! the policy may refuse a command of it.
+//!
+//! The expression `fib` of nftables knows the best route only, so it would not find a second path. rp_filter has the
+//! same limit, and IPv6 has none.
+
+use std::time::Instant;
+
+use crate::engine::{
+    Effects, Engine, Entry, EventKind, PacketMeta, QueuedPacket,
+    questions::effects::{KernelRequest, SessionRef, WaitingPacket},
+    questions::route_answers::RouteLookup,
+};
+use crate::{
+    packet::Packet,
+    session::{RouteQuestion, Side},
+};
+
+const OPENS_NOTHING: EventKind = EventKind::RouteMissing(
+    "opens nothing: the packets of an end arrive where no route to it leads",
+);
+/// The report of unread packets.
+pub(crate) const SOME_UNREAD: EventKind = EventKind::FromElsewhere(
+    "some packets are not read: they have an end's address, but arrive where no route to it leads",
+);
+
+/// What the interfaces of a packet say about it.
+pub(crate) enum Origin {
+    /// It comes from where its sender is.
+    Sender,
+    /// It comes from elsewhere.
+    Elsewhere,
+    /// The kernel must be asked.
+    Unknown(RouteLookup),
+}
+
+impl Engine {
+    /// Finds out whether a packet of the session at `index` comes from where its sender is. Not needed while the
+    /// interfaces are [settled](crate::session::Interfaces::are_settled).
+    #[inline(never)] // most packets do not need it
+    pub(crate) fn find_origin(
+        &mut self,
+        index: u32,
+        from: Side,
+        meta: &PacketMeta,
+        effects: &mut Effects,
+    ) -> Origin {
+        let Some(Entry { session, .. }) = self.sessions.table.get_mut(index) else {
+            return Origin::Sender;
+        };
+        if let Some(question) = session.interfaces.take_input(from, meta.input) {
+            // The interface of earlier packets may be right as well.
+            let earlier = session.interfaces.question_of(from);
+            if let Some(earlier) = earlier.filter(|_| session.interfaces.contradicts(question))
+                && let Err(lookup) = self.sessions.answer_route(index, earlier, meta.mark)
+            {
+                return Origin::Unknown(lookup);
+            }
+            match self.sessions.answer_route(index, question, meta.mark) {
+                Ok(true) => {}
+                Ok(false) => return Origin::Elsewhere,
+                Err(lookup) => return Origin::Unknown(lookup),
+            }
+        }
+        let Some(Entry { session, .. }) = self.sessions.table.get_mut(index) else {
+            return Origin::Sender;
+        };
+        if let Some(question) = session.interfaces.take_output(from.peer(), meta.output) {
+            match self.sessions.answer_route(index, question, meta.mark) {
+                Ok(true) => {}
+                // The interface stays doubtful, so nothing is opened.
+                Ok(false) => self.report_elsewhere(index, OPENS_NOTHING, effects),
+                Err(lookup) => return Origin::Unknown(lookup),
+            }
+        }
+        Origin::Sender
+    }
+
+    /// Reports packets from elsewhere, once for each session.
+    #[cold]
+    pub(crate) fn report_elsewhere(&mut self, index: u32, what: EventKind, effects: &mut Effects) {
+        if let Some(Entry { session, control }) = self.sessions.table.get_mut(index)
+            && session.interfaces.report_once()
+        {
+            effects.events.push(control.event(what));
+        }
+    }
+
+    /// Whether to forward a payload of `from` that came from elsewhere.
+    #[cold]
+    pub(crate) fn accepts_from_elsewhere(
+        &mut self,
+        index: u32,
+        from: Side,
+        packet: &Packet<'_>,
+        effects: &mut Effects,
+    ) -> bool {
+        let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else {
+            return false;
+        };
+        let phase = session.dialogue().phase();
+        let is_accepted = session.accepts_from_elsewhere(from, packet);
+        if phase != session.dialogue().phase() {
+            effects.events.push(control.event(OPENS_NOTHING));
+        }
+        is_accepted
+    }
+
+    /// Has the kernel asked for `packet`, which waits.
+    #[cold]
+    pub(crate) fn ask_for_route(
+        &mut self,
+        packet: &QueuedPacket<'_>,
+        session: SessionRef,
+        lookup: RouteLookup,
+        effects: &mut Effects,
+    ) {
+        let QueuedPacket { token, meta, bytes } = *packet;
+        if let Some(Entry { control, .. }) =
+            self.sessions.table.get_session(session.index, session.id)
+        {
+            control.begin_request();
+        }
+        let bytes = effects.store_waiting(bytes);
+        let waiting = WaitingPacket { token, meta, bytes, line: None, attempt: None };
+        effects.route_lookups.push(KernelRequest::new(session, lookup, Some(waiting)));
+    }
+
+    /// Takes the kernel's answer to a route lookup.
+    pub(crate) fn handle_route_lookup(
+        &mut self,
+        now: Instant,
+        kernel_request: &mut KernelRequest<RouteLookup, bool>,
+        packets: &[u8],
+        effects: &mut Effects,
+    ) {
+        let session = kernel_request.session;
+        let answer = kernel_request.answer.take().unwrap_or(Ok(false)).unwrap_or_else(|error| {
+            self.counters.errors += 1;
+            if let Some(Entry { control, .. }) =
+                self.sessions.table.get_session(session.index, session.id)
+            {
+                effects.events.push(control.event(EventKind::KernelRefused(error.to_string())));
+            }
+            false
+        });
+        self.sessions.routes.insert(now, kernel_request.request, answer);
+        let Some(waiting) = kernel_request.waiting.take() else {
+            let entry = self.sessions.table.get_session(session.index, session.id);
+            // Otherwise the answer to that lookup follows.
+            if entry.is_some_and(|entry| !entry.control.fast_path().wants_translation) {
+                self.offer_to_fast_path(session.index, effects);
+            }
+            return;
+        };
+        let WaitingPacket { token, meta, bytes, .. } = waiting;
+        let packet = QueuedPacket { token, meta, bytes: &packets[bytes] };
+        self.resume(now, session, Some((packet, None)), effects);
+    }
+}
+
+impl crate::engine::Sessions {
+    /// The answer to a question of the session at `index`, which then knows it; an error with what to ask the kernel.
+    pub(crate) fn answer_route(
+        &mut self,
+        index: u32,
+        question: RouteQuestion,
+        mark: u32,
+    ) -> Result<bool, RouteLookup> {
+        let Some(Entry { session, control }) = self.table.get_mut(index) else { return Ok(false) };
+        let address = match question.end {
+            Side::Client => control.client().ip(),
+            Side::Server => control.server().ip(),
+        };
+        let RouteQuestion { interface, used, .. } = question;
+        let lookup = RouteLookup { address, interface, used, mark };
+        let answer = self.routes.get(&lookup).ok_or(lookup)?;
+        if answer {
+            session.confirm_interface(question);
+        }
+        Ok(answer)
+    }
+}

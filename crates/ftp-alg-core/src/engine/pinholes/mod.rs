@@ -1,0 +1,600 @@
+//! The pinholes of one shard: reservation of external ports, limits of clients, and deadlines of pinholes.
+//!
+//! A port stays reserved while a transfer uses it. Otherwise a server that connects from port 20 would reuse the tuple
+//! of its earlier connection. An end's port that had to get another external port gets the same one again: while
+//! conntrack remembers the first data connection, a second one to this end by another external port has the same reply
+//! tuple, and the kernel drops it. But the port at which another session waits is left to that session. All shards share
+//! one [registry](crate::engine::pinholes::registry) of ports.
+
+pub(crate) mod client_counts;
+mod deadlines;
+mod ended_pinholes;
+pub(crate) mod held_pinhole;
+mod refused_data;
+pub(crate) mod registry;
+pub(crate) mod registry_entry;
+
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use ahash::RandomState;
+
+use crate::engine::{
+    Opening, Pinhole, Translation,
+    offload::handover::FastPathPinhole,
+    pinholes::client_counts::{OpenError, client_key, max_open},
+    pinholes::deadlines::Deadlines,
+    pinholes::ended_pinholes::EndedPinholes,
+    pinholes::held_pinhole::{HeldPinhole, PinholeRecord},
+    pinholes::registry::{PinholeClosing, PinholeRegistry, RegistryState},
+    pinholes::registry_entry::{EndpointUse, RegistryEntry, Reopening, ReplacedEntry},
+};
+use crate::{
+    ftp::{AnnouncementKind, Padding},
+    policy::Policy,
+};
+
+/// A pinhole that is being opened, with its external port reserved.
+#[derive(Debug)]
+pub struct Proposal {
+    /// The pinhole.
+    pub pinhole: Pinhole,
+    kind: AnnouncementKind,
+    client: IpAddr,
+    lifetime: Duration,
+    serial: u64,
+    /// The candidate ports, and how many were tried.
+    candidates: PortCandidates,
+    /// The entry with the same endpoints that this one replaces.
+    replaced: Option<ReplacedEntry>,
+    /// What another session has to do with the external port, if it has.
+    pub other_session: Option<&'static str>,
+}
+
+/// A pinhole that the kernel was requested to open.
+#[derive(Debug)]
+pub struct Attempt {
+    pub proposal: Proposal,
+    /// The address to announce.
+    pub announced_address: IpAddr,
+    /// Whether the server's foreign address was replaced.
+    pub replaced_foreign: bool,
+    /// How often the [policy had changed](PinholeTable::policy_changes) before.
+    pub policy_changes: u32,
+}
+
+impl Proposal {
+    /// The request to the kernel on behalf of this control connection.
+    pub fn opening(&self, control: &Translation) -> Opening {
+        let Self { pinhole, kind, lifetime, .. } = *self;
+        Opening { pinhole, control: *control, from_client: !kind.is_active(), lifetime }
+    }
+
+    fn withdraw(&self, state: &mut RegistryState, closed: &mut Vec<PinholeClosing>) {
+        let Self { pinhole, client, serial, ref replaced, .. } = *self;
+        closed.extend(state.withdraw(pinhole, serial, client, replaced.as_ref()));
+    }
+}
+
+/// A pinhole of the BPF program that is to be closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FastPathPinholeClosing {
+    /// The pinhole.
+    pub pinhole: Pinhole,
+    /// Its identity in the BPF program.
+    pub id: FastPathPinhole,
+}
+
+/// How a port is written into an announcement.
+#[derive(Clone, Copy, Debug)]
+pub struct PortFormat {
+    pub kind: AnnouncementKind,
+    /// Number of bytes to fill, if the line is to keep its length.
+    pub room: Option<usize>,
+    pub padding: Padding,
+}
+
+/// The sequence of external ports to try.
+#[derive(Clone, Copy, Debug)]
+struct PortCandidates {
+    announced: u16,
+    /// The first and the last port, if only some are allowed.
+    set: Option<(u16, u16)>,
+    format: PortFormat,
+    /// Whether the last one could not have the announced port, because it was taken.
+    is_displaced: bool,
+    tried: usize,
+}
+
+/// Number of random ports to try if the announced one is taken.
+const PORT_TRIES: usize = 32;
+/// Number of ports of the right length to try before those.
+const FITTING_TRIES: usize = 4;
+/// Number of random draws to find ports of the right length. Of the ports below 10000, which have one digit less, one
+/// in fifty takes four characters in a `PORT`.
+const FITTING_DRAWS: usize = 256;
+
+/// The pinholes of one shard.
+pub struct PinholeTable {
+    registry: PinholeRegistry,
+    /// Limit of open pinholes.
+    capacity: usize,
+    /// How often the policy changed. What was proposed before a change may be forbidden after it.
+    pub policy_changes: u32,
+    deadlines: Deadlines,
+    /// Pinholes that are closed here, but not yet in the kernel.
+    to_close: Vec<HeldPinhole>,
+    /// Pinholes whose transfers have ended, so closing them can wait.
+    ended: EndedPinholes,
+    /// Pinholes to close in the kernel.
+    closings: Vec<PinholeClosing>,
+    /// Pinholes that the BPF program is to close.
+    fast_path_closings: Vec<FastPathPinholeClosing>,
+    random: RandomState,
+}
+
+impl Default for PinholeTable {
+    fn default() -> Self {
+        Self {
+            registry: PinholeRegistry::default(),
+            capacity: usize::from(u16::MAX),
+            policy_changes: 0,
+            deadlines: Deadlines::default(),
+            to_close: Vec::new(),
+            ended: EndedPinholes::default(),
+            closings: Vec::new(),
+            fast_path_closings: Vec::new(),
+            random: RandomState::new(),
+        }
+    }
+}
+
+impl PinholeTable {
+    /// An empty table for another shard.
+    pub fn new_shard(&self) -> Self {
+        Self {
+            registry: self.registry.clone(),
+            capacity: self.capacity,
+            random: self.random.clone(),
+            ..Self::default()
+        }
+    }
+
+    /// Reserves an external port for `wanted` of the session `owner`, which holds `own`. It differs from the announced
+    /// port if that is taken, or does not fill the room of `format`: an announcement that keeps its length changes no
+    /// sequence numbers. Pinholes that must be closed before this one opens, or may be closed with it, are added to
+    /// `closed` or to the [closings of the BPF program](Self::take_fast_path_closings).
+    pub fn propose(
+        &mut self,
+        (now, owner, own): (Instant, u32, &[HeldPinhole]),
+        policy: &Policy,
+        control: &Translation,
+        format: PortFormat,
+        wanted: Pinhole,
+        closed: &mut Vec<PinholeClosing>,
+    ) -> Result<Proposal, OpenError> {
+        let client = client_key(control.client.ip());
+        let mut state = self.registry.lock();
+        let is_translated = control.client != control.client_external;
+        let set = match format.kind.is_active() && is_translated {
+            true => policy.port_set(control.client_external.port()),
+            false => None,
+        };
+        let limit = policy.max_pinholes_per_client;
+        let ended = self.ended.close_for_opening(now, (owner, client), &mut self.to_close);
+        let is_scarce =
+            ended > 0 && state.check(client, limit.saturating_sub(ended), self.capacity).is_err();
+        if set.is_some() || is_scarce {
+            self.ended.close_all(&mut self.to_close);
+        }
+        settle(&mut self.to_close, &mut state, closed, &mut self.fast_path_closings);
+        state.check(client, limit, self.capacity)?;
+        let candidates = PortCandidates {
+            announced: wanted.arrival.port(),
+            set,
+            format,
+            is_displaced: state.is_displaced(&wanted),
+            tried: 0,
+        };
+        let lifetime = policy.pinhole_lifetime;
+        let mut proposal = Proposal {
+            pinhole: wanted,
+            kind: format.kind,
+            client,
+            lifetime,
+            serial: 0,
+            candidates,
+            replaced: None,
+            other_session: None,
+        };
+        let closings = (closed, &mut self.fast_path_closings);
+        let session = (now, own, control);
+        reserve(&mut state, &mut proposal, policy, session, &self.random, closings)?;
+        Ok(proposal)
+    }
+
+    /// Reserves the next port, because the kernel has another pinhole at this one.
+    pub fn propose_next_port(
+        &mut self,
+        policy: &Policy,
+        session: (Instant, &[HeldPinhole], &Translation),
+        proposal: &mut Proposal,
+        closed: &mut Vec<PinholeClosing>,
+    ) -> Result<(), OpenError> {
+        let mut state = self.registry.lock();
+        proposal.withdraw(&mut state, closed);
+        let closings = (closed, &mut self.fast_path_closings);
+        reserve(&mut state, proposal, policy, session, &self.random, closings)
+    }
+
+    /// Withdraws a reservation, because the kernel did not open the pinhole. If the entry that it replaced must be
+    /// closed, it is added to `closed`.
+    pub fn withdraw(&mut self, proposal: &Proposal, closed: &mut Vec<PinholeClosing>) {
+        proposal.withdraw(&mut self.registry.lock(), closed);
+    }
+
+    /// Releases a pinhole that the kernel has opened but that is no longer needed.
+    pub fn release_unwanted(&mut self, proposal: &Proposal, closed: &mut Vec<PinholeClosing>) {
+        let Proposal { pinhole, client, serial, .. } = *proposal;
+        closed.extend(self.registry.lock().release(pinhole, serial, client));
+    }
+
+    /// Holds an opened pinhole for the session `owner`.
+    pub fn hold_opened(&mut self, now: Instant, owner: u32, proposal: &Proposal) -> HeldPinhole {
+        let Proposal { pinhole, kind, client, lifetime, serial, .. } = *proposal;
+        let held = HeldPinhole::new(pinhole, kind, now + lifetime, (client, serial), None);
+        self.deadlines.add(held.renewal_due(lifetime), owner);
+        held
+    }
+
+    /// Holds `pinhole`, which the BPF program opened at the time `at` for the session `owner`. It `is_granted` if the
+    /// session is on the fast path. The session has closed its earlier one with these endpoints.
+    pub fn hold_fast_path_pinhole(
+        &mut self,
+        (fast_path, at): (FastPathPinhole, Instant),
+        (owner, is_granted): (u32, bool),
+        control: &Translation,
+        (kind, lifetime): (AnnouncementKind, Duration),
+        pinhole: Pinhole,
+    ) -> HeldPinhole {
+        let (client, deadline) = (client_key(control.client.ip()), at + lifetime);
+        let reopening = Some(Reopening::new(control, !kind.is_active(), deadline));
+        let mut state = self.registry.lock();
+        self.ended.close_replaced(owner, &pinhole, &mut self.to_close);
+        settle(&mut self.to_close, &mut state, &mut self.closings, &mut self.fast_path_closings);
+        let (serial, replaced) =
+            state.insert_from_fast_path((pinhole, fast_path), (client, is_granted), reopening);
+        drop(state);
+        self.closings.extend(replaced);
+        let held = HeldPinhole::new(pinhole, kind, deadline, (client, serial), Some(fast_path));
+        self.deadlines.add(held.renewal_due(lifetime), owner);
+        held
+    }
+
+    /// Whether the BPF program may open another pinhole for `client`; if so, it is counted. Half of the client's limit
+    /// is reserved for its connections that are inspected inline.
+    pub fn grant_fast_path(&mut self, policy: &Policy, client: IpAddr) -> bool {
+        let (client, mut state) = (client_key(client), self.registry.lock());
+        let limit = max_open(policy.max_pinholes_per_client, self.capacity) / 2;
+        let is_granted = limit > 0 && state.check(client, limit, self.capacity).is_ok();
+        if is_granted {
+            state.clients.add(client);
+        }
+        is_granted
+    }
+
+    /// The identity of `held` in the BPF program, if that has it and not the rules.
+    pub fn fast_path_id(&self, held: &HeldPinhole) -> Option<FastPathPinhole> {
+        held.fast_path.filter(|_| !self.registry.lock().is_in_rules(&held.pinhole, held.serial))
+    }
+
+    /// Whether the BPF program has `held`, not the rules.
+    pub fn has_fast_path(&self, held: &HeldPinhole) -> bool {
+        self.fast_path_id(held).is_some()
+    }
+
+    /// The record of `held`, with this deadline.
+    pub fn record(&self, held: &HeldPinhole, deadline: u64) -> PinholeRecord {
+        let HeldPinhole { pinhole, kind, answered, in_use, .. } = *held;
+        let fast_path = self.fast_path_id(held);
+        PinholeRecord { pinhole, kind, deadline, answered, in_use, fast_path }
+    }
+
+    /// Moves `held` from the BPF program to the rules. Returns its identity in the program if the rules must have it.
+    pub fn move_to_rules(&mut self, held: &mut HeldPinhole) -> Option<FastPathPinhole> {
+        let id = self.fast_path_id(held)?;
+        held.fast_path = None;
+        if self.registry.lock().move_to_rules(held.pinhole, held.serial) && !held.is_consumed {
+            return Some(id);
+        }
+        self.fast_path_closings.push(FastPathPinholeClosing { pinhole: held.pinhole, id });
+        None
+    }
+
+    /// Counts a grant that was made before a restart.
+    pub fn recount_fast_path_grant(&mut self, client: IpAddr) {
+        self.registry.lock().clients.add(client_key(client));
+    }
+
+    /// Takes back the grant of one pinhole for `client`. If one of `held` is open by it, that counts itself now.
+    pub fn revoke_fast_path_grant(&mut self, client: IpAddr, held: &[HeldPinhole]) {
+        let mut state = self.registry.lock();
+        state.clients.remove_grant(client_key(client));
+        held.iter().for_each(|held| state.end_grant(&held.pinhole, held.serial));
+    }
+
+    /// Takes the pinholes that the BPF program is to close.
+    pub fn take_fast_path_closings(
+        &mut self,
+        fast_path_closings: &mut Vec<FastPathPinholeClosing>,
+    ) {
+        fast_path_closings.append(&mut self.fast_path_closings);
+    }
+
+    /// Sets the limit of open pinholes.
+    pub fn set_capacity(&mut self, capacity: usize) {
+        self.capacity = capacity.max(1);
+    }
+
+    /// Restores a pinhole of `client` from a record, for the session `owner` whose pinholes have this lifetime.
+    pub fn restore(
+        &mut self,
+        owner: u32,
+        (client, lifetime): (IpAddr, Duration),
+        control: Option<&Translation>,
+        record: &PinholeRecord,
+        deadline: Instant,
+    ) -> HeldPinhole {
+        let PinholeRecord { pinhole, kind, answered, in_use, fast_path, .. } = *record;
+        let client = client_key(client);
+        let reopening = control.map(|control| Reopening::new(control, !kind.is_active(), deadline));
+        let mut state = self.registry.lock();
+        let serial = match fast_path {
+            Some(fast_path) => {
+                let opened = (pinhole, fast_path);
+                let (serial, replaced) =
+                    state.insert_from_fast_path(opened, (client, false), reopening);
+                self.closings.extend(replaced);
+                serial
+            }
+            None => state.insert(pinhole, client, reopening).0,
+        };
+        if in_use {
+            state.record_start(&pinhole, serial);
+        }
+        drop(state);
+        let mut held = HeldPinhole::new(pinhole, kind, deadline, (client, serial), fast_path);
+        (held.answered, held.in_use) = (answered, in_use);
+        self.deadlines.add(held.renewal_due(lifetime), owner);
+        held
+    }
+
+    /// Whether a session of any shard holds a pinhole of the rules with these endpoints.
+    pub fn is_held(&self, initiator: IpAddr, arrival: SocketAddr) -> bool {
+        self.registry.lock().is_held(initiator, arrival)
+    }
+
+    /// The registry of all shards.
+    pub fn registry(&self) -> &PinholeRegistry {
+        &self.registry
+    }
+
+    /// Records that a transfer uses `held`. Its data connection may still have to come, so it stays open.
+    pub fn mark_in_use(&mut self, held: &mut HeldPinhole) {
+        if !std::mem::replace(&mut held.in_use, true) {
+            self.registry.lock().record_start(&held.pinhole, held.serial);
+        }
+    }
+
+    /// Whether the kernel may have `held` open, as far as is known.
+    pub fn is_open(&self, held: &HeldPinhole) -> bool {
+        self.registry.lock().is_open(&held.pinhole, held.serial)
+    }
+
+    /// Records that `held` is consumed or expired, so that it no longer counts for its client.
+    pub fn record_closed(&mut self, held: &HeldPinhole) {
+        self.registry.lock().record_closed(&held.pinhole, held.serial);
+    }
+
+    /// Whether the kernel may be asked `now` which pinholes are consumed.
+    pub fn may_look_for_consumed(&self, now: Instant) -> bool {
+        self.registry.lock().may_look(now)
+    }
+
+    /// Closes `held`. The next call of [`take_closings`](Self::take_closings) returns it for the kernel, and its port
+    /// is free again.
+    pub fn close(&mut self, held: HeldPinhole) {
+        self.to_close.push(held);
+    }
+
+    /// Closes `held` of the session `owner` after its transfer, later in the kernel. It no longer counts. One whose
+    /// connection was refused is open again, and so is closed immediately.
+    pub fn close_ended(&mut self, now: Instant, owner: u32, held: HeldPinhole) {
+        let mut state = self.registry.lock();
+        let may_be_open = state.is_open(&held.pinhole, held.serial);
+        state.record_closed(&held.pinhole, held.serial);
+        let has_reopened = state.has_reopened(&held.pinhole, held.serial);
+        drop(state);
+        self.to_close.extend(if held.in_use && !held.is_consumed && !has_reopened {
+            self.ended.push(now, held, owner, may_be_open)
+        } else {
+            Some(held)
+        });
+    }
+
+    /// Adds pinholes to `closed` that are to be closed in the kernel.
+    pub fn take_closings(&mut self, closed: &mut Vec<PinholeClosing>) {
+        closed.append(&mut self.closings);
+        if !self.to_close.is_empty() {
+            settle(
+                &mut self.to_close,
+                &mut self.registry.lock(),
+                closed,
+                &mut self.fast_path_closings,
+            );
+        }
+    }
+
+    /// Adds closings that failed to `closed`.
+    pub fn take_failed_closings(&mut self, closed: &mut Vec<PinholeClosing>) {
+        closed.append(&mut self.registry.lock().take_failed_closings());
+    }
+
+    /// The pinholes that have outlived their transfers and may be open, with the sessions that announced them.
+    pub fn ended(&self, now: Instant) -> impl Iterator<Item = (u32, &HeldPinhole)> {
+        let is_own = |held: &HeldPinhole| self.registry.lock().has(&held.pinhole, held.serial);
+        self.ended.open_at(now).filter(move |(_, held)| is_own(held))
+    }
+
+    /// Closes pinholes that have outlived their transfers for long enough.
+    pub fn close_due(&mut self, now: Instant) {
+        self.ended.close_due(now, &mut self.to_close);
+    }
+
+    /// Closes the pinholes of the session `owner` that have outlived their transfers.
+    pub fn close_ended_of(&mut self, owner: u32) {
+        self.ended.close_of(owner, &mut self.to_close);
+    }
+
+    /// Closes all pinholes that have outlived their transfers.
+    pub fn close_all_ended(&mut self) {
+        self.ended.close_all(&mut self.to_close);
+    }
+
+    /// Takes an owner that may have an expired pinhole. The caller then calls
+    /// [`schedule_deadlines`](Self::schedule_deadlines).
+    pub fn take_expired_owner(&mut self, now: Instant) -> Option<u32> {
+        self.deadlines.take_due(now)
+    }
+
+    /// Schedules the deadlines of the pinholes that this owner still holds, which have this lifetime.
+    pub fn schedule_deadlines(
+        &mut self,
+        (owner, lifetime): (u32, Duration),
+        now: Instant,
+        held: &[HeldPinhole],
+    ) {
+        let due = |held: &HeldPinhole| held.next_due(now, lifetime);
+        let next = held.iter().map(due).filter(|at| *at > now).min();
+        next.into_iter().for_each(|at| self.deadlines.add(at, owner));
+    }
+
+    /// The next deadline.
+    pub fn next_deadline(&self) -> Option<Instant> {
+        self.deadlines.next()
+    }
+}
+
+impl PortCandidates {
+    /// Whether the announcement with this external port keeps its length, if it is to.
+    fn fits(&self, port: u16) -> bool {
+        let PortFormat { kind, room, padding } = self.format;
+        room.is_none_or(|room| kind.fits_port(port, room, padding))
+    }
+
+    /// The announced port, if it may be an external port.
+    fn own(&self) -> Option<u16> {
+        let is_allowed = |(first, last)| (first..=last).contains(&self.announced);
+        self.set.is_none_or(is_allowed).then_some(self.announced)
+    }
+
+    /// Whether the announced port is the best one.
+    fn prefers_own(&self) -> bool {
+        !self.is_displaced && self.own().is_some_and(|port| self.fits(port))
+    }
+}
+
+/// The external ports to try, best first: the same for all announcements of a target to the same initiator.
+fn candidate_ports<'a>(
+    policy: &'a Policy,
+    ends: &'a (IpAddr, SocketAddr),
+    candidates: PortCandidates,
+    random: &'a RandomState,
+) -> impl Iterator<Item = u16> + 'a {
+    let (own, is_first) = (candidates.own(), candidates.prefers_own());
+    let set = candidates.set;
+    let draw = move |number: usize| policy.external_port(set, random.hash_one((ends, number)));
+    let fitting = (0..FITTING_DRAWS).map_while(draw);
+    let fitting = fitting.filter(move |port| candidates.fits(*port)).take(FITTING_TRIES);
+    let any = (FITTING_DRAWS..FITTING_DRAWS + PORT_TRIES).map_while(draw);
+    let [first, then] = [is_first, !is_first].map(|is_here| own.filter(|_| is_here));
+    first.into_iter().chain(fitting).chain(then).chain(any)
+}
+
+/// Moves `to_close` to `closed` and `fast_path_closings`, except pinholes whose endpoints were opened again: the new
+/// pinhole has replaced the old one.
+fn settle(
+    to_close: &mut Vec<HeldPinhole>,
+    state: &mut RegistryState,
+    closed: &mut Vec<PinholeClosing>,
+    fast_path_closings: &mut Vec<FastPathPinholeClosing>,
+) {
+    for held in to_close.drain(..) {
+        let of_program = held.fast_path.filter(|_| !held.is_consumed);
+        if let Some(fast_path) =
+            of_program.filter(|_| !state.is_in_rules(&held.pinhole, held.serial))
+        {
+            fast_path_closings
+                .push(FastPathPinholeClosing { pinhole: held.pinhole, id: fast_path });
+        }
+        closed.extend(state.release(held.pinhole, held.serial, held.client));
+    }
+}
+
+/// Reserves the next external port for `proposal`, of the connection `control` whose session holds `own`. No other
+/// pinhole uses it. If there is none, it is one at which a pinhole of another session with the same ends waits for its
+/// data connection.
+fn reserve(
+    state: &mut RegistryState,
+    proposal: &mut Proposal,
+    policy: &Policy,
+    (now, own, control): (Instant, &[HeldPinhole], &Translation),
+    random: &RandomState,
+    (closed, fast_path_closings): (&mut Vec<PinholeClosing>, &mut Vec<FastPathPinholeClosing>),
+) -> Result<(), OpenError> {
+    let ends = (proposal.pinhole.initiator, proposal.pinhole.target);
+    let mut waited_for = None;
+    let mut free = None;
+    for port in
+        candidate_ports(policy, &ends, proposal.candidates, random).skip(proposal.candidates.tried)
+    {
+        proposal.candidates.tried += 1;
+        proposal.pinhole.arrival.set_port(port);
+        match state.use_of(&proposal.pinhole) {
+            EndpointUse::OtherTarget => {}
+            EndpointUse::WaitedFor(serial) if own.iter().all(|held| held.serial != serial) => {
+                waited_for = waited_for.or(Some(port));
+            }
+            _ => {
+                free = Some(port);
+                break;
+            }
+        }
+    }
+    let port = free.or(waited_for).ok_or(OpenError::NoPort)?;
+    proposal.other_session = waited_for.map(|_| match free {
+        Some(_) => "another session waits at that port",
+        None => "another session waits at that port, and no other is free",
+    });
+    proposal.pinhole.arrival.set_port(port);
+    if port == proposal.candidates.announced {
+        state.set_displaced(&proposal.pinhole, false);
+    } else if proposal.candidates.prefers_own() && waited_for.is_none() {
+        state.set_displaced(&proposal.pinhole, true);
+    }
+    let reopening = Reopening::new(control, !proposal.kind.is_active(), now + proposal.lifetime);
+    let (serial, replaced) = state.insert(proposal.pinhole, proposal.client, Some(reopening));
+    proposal.serial = serial;
+    proposal.replaced = replaced.as_ref().map(ReplacedEntry::new);
+    if let Some(RegistryEntry { pinhole, fast_path, .. }) = replaced {
+        // Announced again, or not closed yet.
+        closed.push(PinholeClosing::new(pinhole, serial));
+        fast_path_closings.extend(fast_path.map(|id| FastPathPinholeClosing { pinhole, id }));
+    }
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests;

@@ -1,0 +1,274 @@
+//! Handles the kernel's answers to an engine's requests.
+
+use std::{mem::take, task::Poll, time::Instant};
+
+use crate::engine::{
+    Effects, Engine, Entry, Event, EventKind, KernelError, Lookup, Opening, QueueMode,
+    QueueModeChange, QueuedPacket, Translation, Verdict,
+    decision::connection::Connection,
+    pinholes::Attempt,
+    questions::effects::{KernelRequest, Purpose, RETAINED_CAPACITY, SessionRef, WaitingPacket},
+};
+use crate::session::{AnnouncedLine, Answer, DecisionRequest, DropReason, Effect};
+
+impl Engine {
+    /// Takes the kernel's answers to all requests in `effects`, and continues with the packets that waited for them.
+    /// These may make further requests.
+    pub fn handle_answers(&mut self, now: Instant, effects: &mut Effects) {
+        let mut route_lookups = take(&mut effects.route_lookups);
+        let (mut lookups, mut openings) = (take(&mut effects.lookups), take(&mut effects.openings));
+        let (mut mode_changes, mut packets) =
+            (take(&mut effects.mode_changes), take(&mut effects.waiting_bytes));
+        for kernel_request in &mut route_lookups {
+            self.handle_route_lookup(now, kernel_request, &packets, effects);
+        }
+        for kernel_request in &mut lookups {
+            self.handle_lookup(now, kernel_request, &packets, effects);
+        }
+        for kernel_request in &mut openings {
+            self.handle_opening(now, kernel_request, &packets, effects);
+        }
+        for kernel_request in &mut mode_changes {
+            self.handle_mode_change(now, kernel_request, &packets, effects);
+        }
+        packets.clear();
+        packets.shrink_to(RETAINED_CAPACITY);
+        reuse_allocation(&mut effects.route_lookups, route_lookups);
+        reuse_allocation(&mut effects.lookups, lookups);
+        reuse_allocation(&mut effects.openings, openings);
+        reuse_allocation(&mut effects.mode_changes, mode_changes);
+        reuse_allocation(&mut effects.waiting_bytes, packets);
+        self.release_ordered(now, effects);
+    }
+
+    fn handle_lookup(
+        &mut self,
+        now: Instant,
+        kernel_request: &mut KernelRequest<Lookup, Option<Translation>>,
+        packets: &[u8],
+        effects: &mut Effects,
+    ) {
+        let session = kernel_request.session;
+        let found = kernel_request
+            .answer
+            .take()
+            .unwrap_or(Ok(None))
+            .and_then(|found| found.ok_or(KernelError::Unknown));
+        if let Some(Entry { control, .. }) =
+            self.sessions.table.get_session(session.index, session.id)
+        {
+            match &found {
+                Ok(translation) => control.set_translation(Some(*translation)),
+                Err(_) => control.fast_path_mut().count_idle_handover(),
+            }
+            if std::mem::take(&mut control.fast_path_mut().wants_translation) && found.is_ok() {
+                self.offer_to_fast_path(session.index, effects);
+            }
+        }
+        if kernel_request.waiting.is_none() {
+            // Without it, nothing is injected, and the connection is not handed over.
+            if let Err(error @ (KernelError::System { .. } | KernelError::Full { .. })) = &found {
+                let Lookup { client, server } = kernel_request.request;
+                let kind = EventKind::KernelRefused(error.to_string());
+                self.counters.errors += 1;
+                effects.events.push(Event { session: session.id, client, server, kind });
+            }
+            return;
+        }
+        let decide = |connection: &mut Connection<'_>, announced: &_, attempt: &mut _| match &found
+        {
+            Ok(_) => connection.decide_announcement(announced, attempt),
+            Err(error) => Poll::Ready(connection.decide_untranslated(announced, error)),
+        };
+        self.resume_announcement(
+            now,
+            session,
+            &mut kernel_request.waiting,
+            packets,
+            effects,
+            decide,
+        );
+    }
+
+    fn handle_opening(
+        &mut self,
+        now: Instant,
+        kernel_request: &mut KernelRequest<Opening, ()>,
+        packets: &[u8],
+        effects: &mut Effects,
+    ) {
+        let session = kernel_request.session;
+        let answer = kernel_request.answer.take().unwrap_or(Err(KernelError::Unknown));
+        let waiting = &mut kernel_request.waiting;
+        if self.sessions.table.get_session(session.index, session.id).is_none() {
+            // The session was removed meanwhile.
+            let (pinholes, closings) =
+                (&mut self.sessions.pinholes, &mut effects.pinholes_to_close);
+            match waiting.as_ref().and_then(|waiting| waiting.attempt.as_ref()) {
+                Some(Attempt { proposal, .. }) if answer.is_ok() => {
+                    pinholes.release_unwanted(proposal, closings);
+                }
+                Some(Attempt { proposal, .. }) => pinholes.withdraw(proposal, closings),
+                None => {}
+            }
+        }
+        let decide = |connection: &mut Connection<'_>, announced: &_, attempt: &mut _| match attempt
+        {
+            Some(attempt) => connection.decide_after_opening(announced, attempt, answer),
+            None => connection.decide_announcement(announced, attempt),
+        };
+        self.resume_announcement(now, session, waiting, packets, effects, decide);
+    }
+
+    /// Continues with a packet whose announcement waited; `decide` makes the decision.
+    fn resume_announcement(
+        &mut self,
+        now: Instant,
+        session: SessionRef,
+        waiting: &mut Option<WaitingPacket>,
+        packets: &[u8],
+        effects: &mut Effects,
+        decide: impl FnOnce(&mut Connection<'_>, &AnnouncedLine, &mut Option<Attempt>) -> Poll<Effect>,
+    ) {
+        let Some(WaitingPacket { token, meta, bytes, line, attempt }) = waiting else { return };
+        let packet = QueuedPacket { token: *token, meta: *meta, bytes: &packets[bytes.clone()] };
+        let outcome = match line.as_ref().map(|line| &line.request) {
+            Some(DecisionRequest::Announcement(announced)) => {
+                self.with_connection(now, session, effects, |c| decide(c, announced, attempt))
+            }
+            Some(DecisionRequest::AdjustSequence) | None => None,
+        };
+        let answer = match outcome {
+            Some(Poll::Ready(effect)) => line.take().map(|line| (line, Answer::Effect(effect))),
+            Some(Poll::Pending) => {
+                let request_again = |c: &mut Connection<'_>| {
+                    c.control.end_request();
+                    if let Some(line) = line.take() {
+                        c.request(&packet, line, attempt.take());
+                    }
+                };
+                return self.with_connection(now, session, effects, request_again).unwrap_or(());
+            }
+            None => None, // its session was removed meanwhile
+        };
+        self.resume(now, session, Some((packet, answer)), effects);
+    }
+
+    fn handle_mode_change(
+        &mut self,
+        now: Instant,
+        kernel_request: &mut KernelRequest<QueueModeChange, Translation>,
+        packets: &[u8],
+        effects: &mut Effects,
+    ) {
+        let session = kernel_request.session;
+        let QueueModeChange { connection: Lookup { client, server }, translation, mode, purpose } =
+            kernel_request.request;
+        let timestamp = self.sessions.epoch.timestamp(now);
+        let answer = kernel_request.answer.take().unwrap_or(Err(KernelError::Unknown));
+        let event = |kind| Event { session: session.id, client, server, kind };
+        if purpose == Purpose::NotInspected {
+            match answer {
+                Ok(_) => effects.events.push(event(EventKind::StateChanged(
+                    "not inspected: its [[network]] has inspect = false",
+                ))),
+                // The queue mode is set with its next packet.
+                Err(KernelError::Unknown) => {}
+                Err(error) => {
+                    self.counters.errors += 1;
+                    effects.events.push(event(EventKind::KernelRefused(error.to_string())));
+                }
+            }
+            return;
+        }
+        let is_refused = matches!(&answer, Err(error) if !matches!(error, KernelError::Unknown));
+        if let Some(Entry { control, .. }) =
+            self.sessions.table.get_session(session.index, session.id)
+        {
+            match &answer {
+                Ok(found) => {
+                    control.record_mode(mode, timestamp);
+                    if purpose != Purpose::TupleReuse && control.translation().is_none() {
+                        control.set_translation(Some(*found));
+                    }
+                }
+                // A connection that conntrack does not know has no mark, either.
+                Err(KernelError::Unknown) if mode == QueueMode::Selected => {
+                    control.record_mode(mode, timestamp);
+                }
+                // Conntrack will know the connection, perhaps with another translation, once this packet has passed.
+                Err(KernelError::Unknown) => {
+                    if translation.is_some() {
+                        control.set_translation(None);
+                    }
+                    control.record_unknown(mode, timestamp);
+                }
+                Err(_) if mode == QueueMode::Selected => {
+                    self.sessions.watched.add(now, session.index, control);
+                }
+                Err(_) => {}
+            }
+        }
+        if let (true, Err(error)) = (is_refused, &answer) {
+            self.counters.errors += 1;
+            effects.events.push(event(EventKind::KernelRefused(error.to_string())));
+        }
+        if is_refused {
+            // Sequence numbers may change only after the kernel has set the queue mode. The sender retransmits the
+            // dropped packets.
+            self.drop_changed_packets(session, effects);
+        }
+        let waited = kernel_request.waiting.take().map(|waiting| {
+            let WaitingPacket { token, meta, bytes, line, .. } = waiting;
+            let packet = QueuedPacket { token, meta, bytes: &packets[bytes] };
+            (packet, line.map(|line| (line, Answer::AdjustSequence(answer.is_ok()))))
+        });
+        self.resume(now, session, waited, effects);
+    }
+
+    /// Drops the changed packets of `session`, and its injections.
+    fn drop_changed_packets(&mut self, session: SessionRef, effects: &mut Effects) {
+        let reason = DropReason::KernelRefused;
+        for released in &mut effects.verdicts {
+            if released.session() == session
+                && released.needs_all_queued
+                && !matches!(released.verdict, Verdict::Accept | Verdict::Drop(_))
+            {
+                released.verdict = Verdict::Drop(reason);
+                self.counters.drops.count(reason);
+                tracing::trace!("packet dropped: {reason}, session {}", session.id);
+            }
+        }
+        effects.injections.retain(|injection| injection.session != session);
+    }
+
+    /// Runs `work` on the connection of `session`, if it still exists.
+    fn with_connection<R>(
+        &mut self,
+        now: Instant,
+        session: SessionRef,
+        effects: &mut Effects,
+        work: impl FnOnce(&mut Connection<'_>) -> R,
+    ) -> Option<R> {
+        let timestamp = self.sessions.epoch.timestamp(now);
+        let Entry { control, .. } = self.sessions.table.get_session(session.index, session.id)?;
+        Some(work(&mut Connection {
+            now,
+            timestamp,
+            index: session.index,
+            policy: self.sessions.policy.for_network(control.network()),
+            control,
+            pinholes: &mut self.sessions.pinholes,
+            counters: &mut self.counters,
+            effects,
+        }))
+    }
+}
+
+/// Gives `target` an empty allocation to reuse, unless it has one.
+fn reuse_allocation<T>(target: &mut Vec<T>, mut unused: Vec<T>) {
+    unused.clear();
+    if target.capacity() == 0 {
+        *target = unused;
+    }
+}

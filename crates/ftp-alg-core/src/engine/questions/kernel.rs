@@ -1,0 +1,208 @@
+//! The interface to the kernel.
+//!
+//! The engine never makes a system call. Its requests are part of its [`Effects`](crate::engine::Effects), and the host that
+//! carries them out calls a [`Kernel`]: the daemon `kernel::LinuxKernel`, `replay` a simulated NAT, tests a recorder.
+
+use std::{
+    fmt,
+    net::{IpAddr, SocketAddr},
+};
+
+use serde::{Deserialize, Serialize};
+
+use crate::engine::{
+    FastPathPinhole, FastPathPinholeClosing, FlowChange, Opening, Renewal, RouteLookup,
+};
+use crate::session::Side;
+
+/// The translation of a control connection: how NAT shows its two ends to each other.
+///
+/// At our hooks (forward; input; output after destination NAT) packets carry the real addresses of both ends, `client`
+/// and `server`. Without NAT the external addresses equal the real ones.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Translation {
+    /// The client's own endpoint (conntrack's original source).
+    pub client: SocketAddr,
+    /// The client as the server sees it (conntrack's reply destination).
+    pub client_external: SocketAddr,
+    /// The server's own endpoint (conntrack's reply source).
+    pub server: SocketAddr,
+    /// The server as the client sees it: the address it connected to (conntrack's original destination).
+    pub server_external: SocketAddr,
+    /// The operator's bits of its ct mark, which data connections inherit (as in `init_conntrack`).
+    pub ct_mark: u32,
+}
+
+impl Translation {
+    /// The translation of a connection without NAT.
+    pub fn identity(client: SocketAddr, server: SocketAddr) -> Self {
+        Self { client, client_external: client, server, server_external: server, ct_mark: 0 }
+    }
+
+    /// Source and destination of packets that `to` receives, as it sees them.
+    pub fn seen_by(&self, to: Side) -> (SocketAddr, SocketAddr) {
+        match to {
+            Side::Client => (self.server_external, self.client),
+            Side::Server => (self.client_external, self.server),
+        }
+    }
+}
+
+/// Permission for exactly one data connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, Serialize, Deserialize)]
+pub struct Pinhole {
+    /// Source address of the connection's first packet, as it arrives at this machine. Its source
+    /// port is free.
+    pub initiator: IpAddr,
+    /// Destination of the connection's first packet, as it arrives at this machine.
+    pub arrival: SocketAddr,
+    /// Where the connection is sent (destination translation; equal to `arrival` without NAT).
+    pub target: SocketAddr,
+    /// Source address the target sees (source translation; equal to `initiator` without NAT).
+    pub source: IpAddr,
+}
+
+impl Pinhole {
+    /// Initiator and arrival, by which the kernel identifies it.
+    pub(crate) fn ends(&self) -> (IpAddr, SocketAddr) {
+        (self.initiator, self.arrival)
+    }
+}
+
+impl fmt::Display for Pinhole {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} -> {}", self.initiator, self.arrival)?;
+        if self.target != self.arrival {
+            write!(f, " (to {})", self.target)?;
+        }
+        if self.source != self.initiator {
+            write!(f, " (from {})", self.source)?;
+        }
+        Ok(())
+    }
+}
+
+/// Which later packets of a control connection are queued. The ct mark stores it for the rules.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum QueueMode {
+    /// Every packet is queued, and conntrack must accept any sequence number (be-liberal).
+    All,
+    /// Every packet is queued for a while, because an acknowledgement will show whether a SYN-ACK was spoofed.
+    /// Conntrack still checks sequence numbers.
+    Watch,
+    /// As `Selected`, and pure acknowledgements are queued, too: how much a server may send shows whether its
+    /// announcement is a complete reply.
+    WithAcknowledgements,
+    /// Packets that carry data, and those that open or close the connection, are queued. This is the mode of a new
+    /// connection.
+    Selected,
+    /// No packet is queued: the connection is not FTP, or it is encrypted and not adjusted.
+    None,
+}
+
+/// Why the kernel refused a request.
+#[derive(Debug, thiserror::Error)]
+pub enum KernelError {
+    /// Another pinhole has the same initiator and arrival.
+    #[error("the port is already taken")]
+    Taken,
+    /// The limit of pinholes is reached.
+    #[error("the kernel has no room for another pinhole: {what}")]
+    Full {
+        /// Which limit.
+        what: &'static str,
+    },
+    /// Conntrack does not know the connection, or not yet: if it has forgotten a connection, it knows it again once its
+    /// next packet has its verdict.
+    #[error("conntrack does not know the connection")]
+    Unknown,
+    /// A system call failed.
+    #[error("{what}: {source}")]
+    System {
+        /// The request, for example `open pinhole 10.0.0.1 -> 10.0.0.2:4000`.
+        what: String,
+        /// The kernel's error.
+        source: std::io::Error,
+    },
+}
+
+impl KernelError {
+    /// The same error for another request of the same transaction.
+    pub fn again(&self) -> Self {
+        match self {
+            Self::Taken => Self::Taken,
+            Self::Full { what } => Self::Full { what },
+            Self::Unknown => Self::Unknown,
+            Self::System { what, source } => {
+                let source = match source.raw_os_error() {
+                    Some(number) => std::io::Error::from_raw_os_error(number),
+                    None => std::io::Error::new(source.kind(), source.to_string()),
+                };
+                Self::System { what: what.clone(), source }
+            }
+        }
+    }
+}
+
+/// The kernel, as [`carry_out`](crate::engine::carry_out) uses it. Each call has taken effect when it returns.
+pub trait Kernel {
+    /// The translation of the TCP connection whose packets show these two ends, or `None` if conntrack does not know
+    /// it. Costs a few lookups, however many connections there are.
+    fn lookup_translation(
+        &mut self,
+        client: SocketAddr,
+        server: SocketAddr,
+    ) -> Result<Option<Translation>, KernelError>;
+
+    /// Whether a route to the address leads to the interface: the best one, or another one with the same prefix. All
+    /// answers together take a bounded part of the time; beyond it they are no.
+    fn has_route(&mut self, _lookup: RouteLookup) -> Result<bool, KernelError> {
+        Ok(true)
+    }
+
+    /// Closes the pinholes `closed`, open or not, with their translations; established data connections stay. Then
+    /// opens `openings`, each for one connection or until its lifetime ends. All of it is one transaction if the kernel
+    /// can, except openings that are refused: [`KernelError::Taken`] if an open pinhole has the same initiator and
+    /// arrival. Adds one outcome for each opening, in order. Fails if closing fails.
+    fn update_pinholes(
+        &mut self,
+        closed: &[Pinhole],
+        openings: &[Opening],
+        outcomes: &mut Vec<Result<(), KernelError>>,
+    ) -> Result<(), KernelError>;
+
+    /// Maximum number of open pinholes; at least 1.
+    fn pinhole_capacity(&self) -> usize {
+        usize::from(u16::MAX)
+    }
+
+    /// Has each pinhole that is still open, and not consumed, stay open for its lifetime from now. Returns whether it
+    /// is, for each as far as that is known. One that it cannot renew expires.
+    fn renew_pinholes(&mut self, _renewals: &[Renewal]) -> Vec<Result<bool, KernelError>> {
+        Vec::new()
+    }
+
+    /// Those of `pinholes` that are not open any more, as far as the kernel can say within a bounded part of the time.
+    fn find_consumed(&mut self, _pinholes: &[Pinhole]) -> Result<Vec<Pinhole>, KernelError> {
+        Ok(Vec::new())
+    }
+
+    /// Sets which later packets of this control connection are queued. [`KernelError::Unknown`] if conntrack does not
+    /// know it.
+    fn set_queue_mode(&mut self, control: &Translation, mode: QueueMode)
+    -> Result<(), KernelError>;
+
+    /// Hands connections over to the fast path's BPF program and takes others back. Without a fast path it does
+    /// nothing.
+    fn apply_flow_changes(&mut self, _changes: &[FlowChange]) {}
+
+    /// Closes pinholes that the BPF program opened, if they are still open.
+    fn close_fast_path_pinholes(&mut self, _closings: &[FastPathPinholeClosing]) {}
+
+    /// Closes pinholes that the BPF program opened and no session holds, if they are still open.
+    fn close_lost_fast_path_pinholes(&mut self, _lost: &[FastPathPinhole]) {}
+
+    /// Sends an IP packet from this machine, without connection tracking. It is routed as the packets of its connection
+    /// are, which have the source address `source` and the operator's bits `ct_mark` in the ct mark.
+    fn inject(&mut self, packet: &[u8], source: IpAddr, ct_mark: u32) -> Result<(), KernelError>;
+}

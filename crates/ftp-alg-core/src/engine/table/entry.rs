@@ -1,0 +1,480 @@
+//! The state of one control connection, in compact form.
+//!
+//! There may be a million connections, and a packet's connection is then not cached. So the state that every packet
+//! needs is in four cache lines together with the session. State that few connections need is boxed.
+
+use std::{
+    net::SocketAddr,
+    num::NonZeroU16,
+    time::{Duration, Instant},
+};
+
+use crate::engine::{
+    Event, EventKind, QueueMode, Translation, offload::handover::FastPathProgress,
+    pinholes::held_pinhole::HeldPinhole,
+};
+use crate::{
+    packet::Endpoint,
+    session::{Session, Side},
+};
+
+/// A control connection in the table.
+#[derive(Debug)]
+#[repr(align(64))]
+pub struct Entry {
+    /// The state outside the session.
+    pub control: Control,
+    /// The session.
+    pub session: Session,
+}
+
+impl Entry {
+    /// Reads one word of each cache line, so that they are cached afterwards.
+    pub fn touch_cache_lines(&self) -> u64 {
+        let Control { id, endpoints: ends, mode_set_at, .. } = &self.control;
+        id ^ u64::from(*mode_set_at)
+            ^ u64::from(ends.server_port[0])
+            ^ u64::from(self.session.touch_cache_lines())
+    }
+}
+
+/// The state of a control connection outside its session.
+#[derive(Debug)]
+pub struct Control {
+    /// Session number, from 1.
+    pub id: u64,
+    /// Client and server endpoint, as packets show them.
+    pub endpoints: EndpointPair,
+    /// Index of the network policy plus one.
+    network: Option<NonZeroU16>,
+    /// The queue mode that was set last, and the millisecond in which it was set.
+    queue_mode: Option<QueueMode>,
+    mode_set_at: u32,
+    /// Time of the first packet.
+    pub first_seen: Timestamp,
+    /// Time of the last packet.
+    pub last_seen: Timestamp,
+    /// Whether the session has changed since its last record.
+    pub changed: bool,
+    /// Whether the session counts for the memory budget.
+    pub is_in_memory_budget: bool,
+    /// Whether the session counts for its client's share.
+    pub counts_for_client: bool,
+    /// Number of open kernel requests that its packets wait for. A queue mode change may be requested in addition to a
+    /// pinhole.
+    open_requests: u8,
+    extra: Option<Box<Extra>>,
+}
+
+/// State that a connection has only after its first announcement, or in rare cases.
+#[derive(Debug, Default)]
+struct Extra {
+    translation: Option<Translation>,
+    pinholes: Vec<HeldPinhole>,
+    incarnation: Option<NewIncarnation>,
+    /// Whether the client's SYN carried data (RFC 7413), which is not read.
+    syn_had_data: bool,
+    /// Whether every packet is queued for a while.
+    is_watched: bool,
+    /// How many times in a row conntrack did not know the connection.
+    unknown_to_conntrack: u8,
+    /// The state on the fast path.
+    fast_path: FastPathProgress,
+}
+
+/// Another connection on the same endpoints, unless its SYN-ACK was spoofed.
+#[derive(Debug)]
+struct NewIncarnation {
+    session: Box<Session>,
+    /// Time of its last SYN-ACK.
+    last_syn_ack: Timestamp,
+}
+
+impl Control {
+    /// A connection whose first packet arrives `now`.
+    pub fn new(id: u64, client: SocketAddr, server: SocketAddr, now: Timestamp) -> Self {
+        Self {
+            id,
+            endpoints: EndpointPair::new(client.into(), server.into()),
+            network: None,
+            queue_mode: None,
+            mode_set_at: 0,
+            first_seen: now,
+            last_seen: now,
+            changed: false,
+            is_in_memory_budget: false,
+            counts_for_client: false,
+            open_requests: 0,
+            extra: None,
+        }
+    }
+
+    /// The client as packets show it.
+    pub fn client(&self) -> SocketAddr {
+        self.endpoints.client().socket()
+    }
+
+    /// The server as packets show it.
+    pub fn server(&self) -> SocketAddr {
+        self.endpoints.server().socket()
+    }
+
+    /// Index of the network policy.
+    pub fn network(&self) -> Option<u16> {
+        self.network.map(|after| after.get() - 1)
+    }
+
+    /// Sets the index of the network policy.
+    pub fn set_network(&mut self, network: Option<u16>) {
+        // The configuration allows fewer networks than this type can count.
+        self.network = network.and_then(|network| NonZeroU16::new(network.saturating_add(1)));
+    }
+
+    /// An event of this session.
+    pub fn event(&self, kind: EventKind) -> Event {
+        Event { session: self.id, client: self.client(), server: self.server(), kind }
+    }
+
+    /// Counts an open kernel request.
+    pub fn begin_request(&mut self) {
+        self.open_requests = self.open_requests.saturating_add(1);
+    }
+
+    /// Counts an answered kernel request.
+    pub fn end_request(&mut self) {
+        self.open_requests = self.open_requests.saturating_sub(1);
+    }
+
+    /// Whether packets of the session wait for the kernel.
+    pub fn is_busy(&self) -> bool {
+        self.open_requests > 0
+    }
+
+    /// Whether no request is open, no other connection may have begun on these endpoints, and no packet may have passed
+    /// on the fast path.
+    #[inline]
+    pub fn is_settled(&self) -> bool {
+        !self.is_busy()
+            && self
+                .extra
+                .as_ref()
+                .is_none_or(|extra| extra.incarnation.is_none() && !extra.fast_path.is_handed_over)
+    }
+
+    /// Which end `source` is.
+    pub fn side_of(&self, source: Endpoint) -> Side {
+        if source == self.endpoints.client() { Side::Client } else { Side::Server }
+    }
+
+    /// Whether the client's SYN carried data (RFC 7413), which is not read.
+    pub fn syn_had_data(&self) -> bool {
+        self.extra.as_ref().is_some_and(|extra| extra.syn_had_data)
+    }
+
+    /// Sets whether the client's SYN carried data.
+    pub fn set_syn_had_data(&mut self, had_data: bool) {
+        if self.extra.is_some() || had_data {
+            self.extra_mut().syn_had_data = had_data;
+        }
+    }
+
+    /// The translation; that of a connection without NAT while it is unknown.
+    pub fn translation_or_identity(&self) -> Translation {
+        let identity = || Translation::identity(self.client(), self.server());
+        self.translation().copied().unwrap_or_else(identity)
+    }
+
+    /// The translation, if it was looked up.
+    pub fn translation(&self) -> Option<&Translation> {
+        self.extra.as_ref()?.translation.as_ref()
+    }
+
+    /// Sets the translation, or that it is unknown.
+    pub fn set_translation(&mut self, translation: Option<Translation>) {
+        if self.extra.is_some() || translation.is_some() {
+            self.extra_mut().translation = translation;
+        }
+    }
+
+    /// The state on the fast path.
+    pub fn fast_path(&self) -> FastPathProgress {
+        self.extra.as_ref().map_or_else(FastPathProgress::default, |extra| extra.fast_path)
+    }
+
+    /// The state on the fast path, mutable.
+    pub fn fast_path_mut(&mut self) -> &mut FastPathProgress {
+        &mut self.extra_mut().fast_path
+    }
+
+    /// The pinholes that the session holds, oldest first.
+    pub fn pinholes(&self) -> &[HeldPinhole] {
+        self.extra.as_ref().map_or(&[], |extra| &extra.pinholes)
+    }
+
+    /// The pinholes, mutable.
+    pub fn pinholes_mut(&mut self) -> Option<&mut Vec<HeldPinhole>> {
+        Some(&mut self.extra.as_mut()?.pinholes)
+    }
+
+    /// Adds a pinhole.
+    pub fn add_pinhole(&mut self, held: HeldPinhole) {
+        let pinholes = &mut self.extra_mut().pinholes;
+        pinholes.reserve_exact(1); // there are hardly ever more, and each is large
+        pinholes.push(held);
+    }
+
+    /// Removes the first held pinhole for which `is_meant` holds.
+    pub fn take_pinhole(
+        &mut self,
+        is_meant: impl FnMut(&HeldPinhole) -> bool,
+    ) -> Option<HeldPinhole> {
+        let at = self.pinholes().iter().position(is_meant)?;
+        self.remove_pinhole(at)
+    }
+
+    /// Removes the pinhole at `index`.
+    pub fn remove_pinhole(&mut self, index: usize) -> Option<HeldPinhole> {
+        let pinholes = self.pinholes_mut()?;
+        (index < pinholes.len()).then(|| pinholes.remove(index))
+    }
+
+    /// Removes all pinholes.
+    pub fn take_pinholes(&mut self) -> Vec<HeldPinhole> {
+        self.extra.as_mut().map_or_else(Vec::new, |extra| std::mem::take(&mut extra.pinholes))
+    }
+
+    /// The other connection on the same endpoints, unless it was spoofed.
+    pub fn incarnation(&self) -> Option<&Session> {
+        self.extra.as_ref()?.incarnation.as_ref().map(|incarnation| &*incarnation.session)
+    }
+
+    /// Records that another connection started `now` on the same endpoints, unless it is spoofed.
+    pub fn set_incarnation(&mut self, session: Session, now: Timestamp) {
+        self.extra_mut().incarnation =
+            Some(NewIncarnation { session: Box::new(session), last_syn_ack: now });
+    }
+
+    /// Records a retransmission of the other connection's SYN-ACK.
+    pub fn refresh_incarnation(&mut self, now: Timestamp) {
+        if let Some(incarnation) = self.extra.as_mut().and_then(|extra| extra.incarnation.as_mut())
+        {
+            incarnation.last_syn_ack = now;
+        }
+    }
+
+    /// Removes the other connection if its SYN-ACK is older than `age`. Returns whether it is still there.
+    pub fn drop_old_incarnation(&mut self, now: Timestamp, age: Duration) -> bool {
+        let Some(extra) = &mut self.extra else { return false };
+        extra
+            .incarnation
+            .take_if(|incarnation| now.duration_since(incarnation.last_syn_ack) >= age);
+        extra.incarnation.is_some()
+    }
+
+    /// Removes and returns the other connection if `is_genuine` shows that it was not spoofed.
+    pub fn take_incarnation_if(
+        &mut self,
+        is_genuine: impl FnOnce(&Session) -> bool,
+    ) -> Option<Session> {
+        let incarnation = &mut self.extra.as_mut()?.incarnation;
+        incarnation
+            .take_if(|incarnation| is_genuine(&incarnation.session))
+            .map(|incarnation| *incarnation.session)
+    }
+
+    /// Whether the kernel must set the queue mode `wanted`, because another mode was set, or the same long ago.
+    pub fn needs_mode_change(&self, wanted: QueueMode, now: Timestamp, interval: Duration) -> bool {
+        self.queue_mode != Some(wanted) || self.mode_set_since(now) >= interval
+    }
+
+    /// Time since the queue mode was set.
+    pub fn mode_set_since(&self, now: Timestamp) -> Duration {
+        Duration::from_millis(now.millis().wrapping_sub(self.mode_set_at).into())
+    }
+
+    /// The queue mode that was set last.
+    pub fn queue_mode(&self) -> Option<QueueMode> {
+        self.queue_mode
+    }
+
+    /// Records that the kernel has set the queue mode.
+    pub fn record_mode(&mut self, mode: QueueMode, now: Timestamp) {
+        (self.queue_mode, self.mode_set_at) = (Some(mode), now.millis());
+        if let Some(extra) = &mut self.extra {
+            extra.unknown_to_conntrack = 0;
+        }
+    }
+
+    /// Sets whether every packet is queued for a while. Returns the previous value.
+    pub fn set_watched(&mut self, is_watched: bool) -> bool {
+        match (&mut self.extra, is_watched) {
+            (None, false) => false,
+            (extra, _) => {
+                std::mem::replace(&mut extra.get_or_insert_default().is_watched, is_watched)
+            }
+        }
+    }
+
+    /// Whether conntrack did not know the connection so often that the next request can wait.
+    pub fn is_unknown_to_conntrack(&self, now: Timestamp, interval: Duration) -> bool {
+        let tries = self.extra.as_ref().map_or(0, |extra| extra.unknown_to_conntrack);
+        tries >= MAX_UNKNOWN_TRIES && self.mode_set_since(now) < interval
+    }
+
+    /// Records that conntrack did not know the connection. It may know it after the next packet. If it still does not,
+    /// the request is repeated only at the resend interval.
+    pub fn record_unknown(&mut self, wanted: QueueMode, now: Timestamp) {
+        let extra = self.extra_mut();
+        extra.unknown_to_conntrack = extra.unknown_to_conntrack.saturating_add(1);
+        if extra.unknown_to_conntrack >= MAX_UNKNOWN_TRIES {
+            (self.queue_mode, self.mode_set_at) = (Some(wanted), now.millis());
+        }
+    }
+
+    /// Records that the queue mode is unknown.
+    pub fn forget_queue_mode(&mut self) {
+        self.queue_mode = None;
+    }
+
+    fn extra_mut(&mut self) -> &mut Extra {
+        self.extra.get_or_insert_default()
+    }
+}
+
+/// Number of immediate requests for a connection that conntrack does not know.
+const MAX_UNKNOWN_TRIES: u8 = 4;
+
+/// Both endpoints of a connection. Stored as bytes, because numbers would need alignment.
+#[derive(Debug)]
+pub struct EndpointPair {
+    client: [[u8; 8]; 2],
+    server: [[u8; 8]; 2],
+    client_port: [u8; 2],
+    server_port: [u8; 2],
+    is_v4: bool,
+}
+
+impl EndpointPair {
+    fn new(client: Endpoint, server: Endpoint) -> Self {
+        let packed = |end: Endpoint| [end.high.to_ne_bytes(), end.low.to_ne_bytes()];
+        Self {
+            client: packed(client),
+            server: packed(server),
+            client_port: client.port().to_ne_bytes(),
+            server_port: server.port().to_ne_bytes(),
+            is_v4: client.is_v4(),
+        }
+    }
+
+    /// The client's endpoint.
+    pub fn client(&self) -> Endpoint {
+        self.end(self.client, self.client_port)
+    }
+
+    /// The server's endpoint.
+    pub fn server(&self) -> Endpoint {
+        self.end(self.server, self.server_port)
+    }
+
+    fn end(&self, address: [[u8; 8]; 2], port: [u8; 2]) -> Endpoint {
+        let [high, low] = address.map(u64::from_ne_bytes);
+        Endpoint::new(high, low, u16::from_ne_bytes(port), self.is_v4)
+    }
+}
+
+/// A time in nanoseconds since the [`Epoch`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct Timestamp(i64);
+
+impl Timestamp {
+    /// Time since `earlier`, at least zero.
+    pub fn duration_since(self, earlier: Self) -> Duration {
+        Duration::from_nanos(self.0.saturating_sub(earlier.0).max(0).cast_unsigned())
+    }
+
+    /// Whether at least `by` has passed since `earlier`.
+    #[inline]
+    pub fn is_later_by(self, by: Duration, earlier: Self) -> bool {
+        let by = i64::try_from(by.as_nanos()).unwrap_or(i64::MAX);
+        earlier.0.saturating_add(by) <= self.0
+    }
+
+    fn millis(self) -> u32 {
+        (self.0 / 1_000_000) as u32 // on a circle of 49 days
+    }
+}
+
+/// The first time that an engine saw. An [`Instant`] takes twice the room of a distance from it.
+#[derive(Clone, Copy, Default)]
+pub struct Epoch {
+    first: Option<Instant>,
+    /// The last conversion: all packets of a batch have the same time.
+    last: Option<(Instant, Timestamp)>,
+}
+
+impl Epoch {
+    /// The timestamp of `at`.
+    #[inline]
+    pub fn timestamp(&mut self, at: Instant) -> Timestamp {
+        if let Some((last, timestamp)) = self.last
+            && last == at
+        {
+            return timestamp;
+        }
+        self.update_timestamp(at)
+    }
+
+    fn update_timestamp(&mut self, at: Instant) -> Timestamp {
+        let epoch = *self.first.get_or_insert(at);
+        let nanos = |distance: Duration| {
+            i64::try_from(distance.as_nanos()).unwrap_or(i64::MAX) // in three hundred years
+        };
+        let timestamp = Timestamp(match at.checked_duration_since(epoch) {
+            Some(after) => nanos(after),
+            None => -nanos(epoch.duration_since(at)),
+        });
+        self.last = Some((at, timestamp));
+        timestamp
+    }
+
+    /// The time of a timestamp; `None` before the first call of `timestamp`.
+    pub fn instant(&self, Timestamp(nanos): Timestamp) -> Option<Instant> {
+        let distance = Duration::from_nanos(nanos.unsigned_abs());
+        let epoch = self.first?;
+        if nanos < 0 { epoch.checked_sub(distance) } else { epoch.checked_add(distance) }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_table_entry_takes_four_cache_lines() {
+        assert_eq!(size_of::<Option<Entry>>(), 256);
+    }
+
+    #[test]
+    fn endpoints_and_timestamps_convert_without_loss() {
+        for (client, server) in [
+            ("10.0.0.1:4000", "203.0.113.9:21"),
+            ("[::1]:4000", "[::1]:21"),
+            ("[fe80::1]:1", "[::]:2"),
+            ("[::10.0.0.1]:4000", "[::ffff:203.0.113.9]:21"),
+        ] {
+            let (client, server) = (client.parse().unwrap(), server.parse().unwrap());
+            let mut epoch = Epoch::default();
+            let now = Instant::now();
+            let control = Control::new(1, client, server, epoch.timestamp(now));
+            assert_eq!((control.client(), control.server()), (client, server));
+            for distance in [0, 1, 1_500_000_000].map(Duration::from_nanos) {
+                let (earlier, later) = (now - distance, now + distance);
+                assert_eq!(epoch.instant(control.first_seen), Some(now));
+                let (before, after) = (epoch.timestamp(earlier), epoch.timestamp(later));
+                assert_eq!(epoch.instant(before), Some(earlier));
+                assert_eq!(after.duration_since(before), 2 * distance);
+                assert_eq!(before.duration_since(after), Duration::ZERO);
+            }
+        }
+    }
+}
