@@ -228,7 +228,7 @@ impl Talk {
         let mut inspection =
             Inspection { refuses_auth: self.recorder.refuses_auth, ..Inspection::default() };
         loop {
-            let outcome = self.session.handle_packet(side, &packet, &mut inspection, &mut self.out);
+            let outcome = self.session.inspect(side, &packet, &mut inspection, &mut self.out);
             inspection.events.drain(..).for_each(|event| self.recorder.record_event(event));
             match inspection.pending.take() {
                 None => return outcome,

@@ -2,8 +2,8 @@
 
 use std::{borrow::Cow, fmt, net::SocketAddr};
 
-use crate::engine::Pinhole;
 use crate::{
+    engine::Pinhole,
     ftp::AnnouncementKind,
     session::{Decision, Effect},
 };

@@ -51,7 +51,7 @@ pub use standalone::{PacketOutcome, Standalone};
 pub use table::listing::{PinholeInfo, SessionInfo};
 use table::{
     Key,
-    entry::{Control, Entry, Epoch},
+    entry::{Entry, Epoch},
 };
 
 /// The end of a connection that sent a packet.

@@ -16,14 +16,17 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{
-    Control, Counters, Effects, Entry, Epoch, Opening, Pinhole, PinholeRegistry, Sessions,
-    Translation,
-    offload::handover::FastPathProgress,
-    pinholes::PinholeTable,
-    pinholes::held_pinhole::{HeldPinhole, PinholeRecord},
+use crate::{
+    engine::{
+        Counters, Effects, Entry, Epoch, Opening, Pinhole, PinholeRegistry, Sessions, Translation,
+        offload::handover::FastPathProgress,
+        pinholes::{
+            PinholeTable,
+            held_pinhole::{HeldPinhole, PinholeRecord},
+        },
+    },
+    session::{Phase, Session},
 };
-use crate::session::{Phase, Session};
 
 /// Version of the record format. It is raised with every change of a type in a record, so that records of another
 /// version are refused instead of misread. `tests` has a record of this version.
@@ -125,7 +128,7 @@ fn millis_since(epoch: Instant, at: Instant) -> u64 {
 }
 
 fn write_session(
-    Entry { session, control }: &Entry,
+    entry: &Entry,
     table: &PinholeTable,
     own: Epoch,
     epoch: Instant,
@@ -133,21 +136,21 @@ fn write_session(
 ) -> Result<(), postcard::Error> {
     let millis = |timestamp| own.instant(timestamp).map_or(0, |at| millis_since(epoch, at));
     let record = SessionRecord {
-        id: control.id,
-        client: control.client(),
-        server: control.server(),
-        translation: control.translation().copied(),
-        first_seen: millis(control.first_seen),
-        last_seen: millis(control.last_seen),
-        pinholes: control
+        id: entry.id,
+        client: entry.client(),
+        server: entry.server(),
+        translation: entry.translation().copied(),
+        first_seen: millis(entry.first_seen),
+        last_seen: millis(entry.last_seen),
+        pinholes: entry
             .pinholes()
             .iter()
             .map(|held| table.record(held, millis_since(epoch, held.deadline)))
             .collect(),
-        syn_had_data: control.syn_had_data(),
-        fast_path: control.fast_path(),
-        session: Cow::Borrowed(session),
-        incarnation: control.incarnation().map(Cow::Borrowed),
+        syn_had_data: entry.syn_had_data(),
+        fast_path: entry.fast_path(),
+        session: Cow::Borrowed(&entry.session),
+        incarnation: entry.incarnation().map(Cow::Borrowed),
         is_unqueued: false,
     };
     encode_record(&Record::Session(Box::new(record)), buffer)
@@ -164,7 +167,7 @@ impl Sessions {
     pub(crate) fn mark_changed(&mut self, index: u32) {
         if let Some(changes) = &mut self.unwritten
             && let Some(entry) = self.table.get_mut(index)
-            && !std::mem::replace(&mut entry.control.changed, true)
+            && !std::mem::replace(&mut entry.changed, true)
         {
             changes.changed.push(index);
         }
@@ -206,7 +209,7 @@ impl Sessions {
         }
         for index in changed.drain(..) {
             let Some(entry) = self.table.get_mut(index) else { continue };
-            if std::mem::take(&mut entry.control.changed) {
+            if std::mem::take(&mut entry.changed) {
                 write_session(entry, &self.pinholes, self.epoch, *epoch, buffer)?;
                 each(buffer);
             }
@@ -237,7 +240,7 @@ impl Sessions {
         gone.clear();
         for index in changed.drain(..) {
             if let Some(entry) = self.table.get_mut(index) {
-                entry.control.changed = false;
+                entry.changed = false;
             }
         }
     }
@@ -275,35 +278,35 @@ impl Sessions {
             }
             let [first_seen, last_seen] = [record.first_seen, record.last_seen]
                 .map(|millis| self.epoch.timestamp(at(millis).min(now)));
-            let mut control = Control::new(id, client, server, first_seen);
-            control.set_network(network);
+            let mut session = record.session.into_owned();
+            if is_unqueued {
+                session.record_downtime();
+            }
+            let mut entry = Entry::new(id, client, server, session, first_seen);
+            entry.set_network(network);
             // Retransmissions write no record, and an adjusted session must not time out because of that.
-            control.last_seen = if adjusted { self.epoch.timestamp(now) } else { last_seen };
-            control.set_syn_had_data(record.syn_had_data);
-            control.set_translation(translation);
+            entry.last_seen = if adjusted { self.epoch.timestamp(now) } else { last_seen };
+            entry.set_syn_had_data(record.syn_had_data);
+            entry.set_translation(translation);
             if record.fast_path.lines_inspected > 0 || record.fast_path.is_handed_over {
-                *control.fast_path_mut() = record.fast_path;
+                *entry.fast_path_mut() = record.fast_path;
                 if record.fast_path.is_handed_over {
                     self.pinholes.recount_fast_path_grant(client.ip());
                 }
             }
             if let Some(incarnation) = record.incarnation {
-                control.set_incarnation(incarnation.into_owned(), self.epoch.timestamp(now));
-            }
-            let mut session = record.session.into_owned();
-            if is_unqueued {
-                session.record_downtime();
+                entry.set_incarnation(incarnation.into_owned(), self.epoch.timestamp(now));
             }
             restored.sessions += 1;
             restored.adjusted += usize::from(adjusted);
-            let owner = self.table.insert(Entry { session, control });
+            let owner = self.table.insert(entry);
             self.record_memory(owner);
             self.count_for_client(owner);
             let Some(entry) = self.table.get_mut(owner) else { continue };
-            if entry.control.incarnation().is_some() {
-                self.watched.add(now, owner, &mut entry.control);
+            if entry.incarnation().is_some() {
+                self.watched.add(now, owner, entry);
             }
-            let control = entry.control.translation().copied();
+            let control = entry.translation().copied();
             let lifetime = self.policy.for_network(network).pinhole_lifetime;
             for pinhole in pinholes.into_iter().filter(|_| !is_unqueued) {
                 let deadline = at(pinhole.deadline).min(now + lifetime);
@@ -314,7 +317,7 @@ impl Sessions {
                     &pinhole,
                     deadline,
                 );
-                entry.control.add_pinhole(held);
+                entry.add_pinhole(held);
             }
         }
         restored
@@ -332,14 +335,14 @@ impl Sessions {
         now: Instant,
         is_missing: impl Fn(&Pinhole) -> bool,
     ) -> impl Iterator<Item = Opening> {
-        self.table.iter().flat_map(move |Entry { control, .. }| {
-            let missing = control.pinholes().iter().filter(|p| {
+        self.table.iter().flat_map(move |entry| {
+            let missing = entry.pinholes().iter().filter(|p| {
                 !self.pinholes.has_fast_path(p)
                     && self.pinholes.is_open(p)
                     && is_missing(&p.pinhole)
             });
             missing
-                .filter_map(move |held| opening_again(held, control.translation(), now))
+                .filter_map(move |held| opening_again(held, entry.translation(), now))
                 .collect::<Vec<_>>()
         })
     }
@@ -353,20 +356,21 @@ impl Sessions {
     /// Whether an open, inspected connection had a packet a moment ago.
     pub fn is_in_use(&mut self, now: Instant) -> bool {
         let timestamp = self.epoch.timestamp(now);
-        self.table.iter().any(|Entry { session, control }| {
-            let is_known = matches!(session.dialogue().phase(), Phase::Greeted | Phase::Verified);
+        self.table.iter().any(|entry| {
+            let is_known =
+                matches!(entry.session.dialogue().phase(), Phase::Greeted | Phase::Verified);
             is_known
-                && !session.is_half_closed()
-                && timestamp.duration_since(control.last_seen) < RECENT_USE
+                && !entry.session.is_half_closed()
+                && timestamp.duration_since(entry.last_seen) < RECENT_USE
         })
     }
 
     /// The open connections with sequence adjustment, with their translation as far as it is known.
     pub fn adjusted_connections(&self) -> impl Iterator<Item = Translation> {
         let adjusted = |entry: &&Entry| entry.session.is_adjusted() && !entry.session.is_over();
-        self.table.iter().filter(adjusted).map(|Entry { control, .. }| {
-            let untranslated = || Translation::identity(control.client(), control.server());
-            control.translation().copied().unwrap_or_else(untranslated)
+        self.table.iter().filter(adjusted).map(|entry| {
+            let untranslated = || Translation::identity(entry.client(), entry.server());
+            entry.translation().copied().unwrap_or_else(untranslated)
         })
     }
 }

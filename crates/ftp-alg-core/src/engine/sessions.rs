@@ -6,19 +6,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::engine::{
-    Effects, Entry, Epoch, EventKind, Renewal,
-    limits::client_shares::ClientShares,
-    limits::memory::MemoryBudget,
-    limits::watched::WatchedConnections,
-    offload::handover::{FlowChange, FlowChanges},
-    pinholes::PinholeTable,
-    pinholes::held_pinhole::{HeldPinhole, renewal_interval},
-    questions::route_answers::RouteAnswers,
-    records::UnwrittenChanges,
-    table::{Key, Table},
-};
 use crate::{
+    engine::{
+        Effects, Entry, Epoch, EventKind, Renewal,
+        limits::{client_shares::ClientShares, memory::MemoryBudget, watched::WatchedConnections},
+        offload::handover::{FlowChange, FlowChanges},
+        pinholes::{
+            PinholeTable,
+            held_pinhole::{HeldPinhole, renewal_interval},
+        },
+        questions::route_answers::RouteAnswers,
+        records::UnwrittenChanges,
+        table::{Key, Table},
+    },
     policy::Policy,
     session::{Session, Side},
 };
@@ -105,9 +105,9 @@ impl Sessions {
     pub fn set_policy(&mut self, policy: Policy) {
         self.take_all_back();
         if !policy.has_same_networks_as(&self.policy) {
-            for Entry { control, .. } in self.table.iter_mut() {
-                let (client, server) = (control.client().ip(), control.server().ip());
-                control.set_network(policy.network_of(client, server));
+            for entry in self.table.iter_mut() {
+                let (client, server) = (entry.client().ip(), entry.server().ip());
+                entry.set_network(policy.network_of(client, server));
             }
         }
         self.policy = policy;
@@ -120,7 +120,7 @@ impl Sessions {
         effects.activate(self.pinholes.registry());
         self.take_all_back();
         for entry in self.table.iter_mut() {
-            for held in entry.control.take_pinholes() {
+            for held in entry.take_pinholes() {
                 self.pinholes.close(held);
             }
         }
@@ -132,22 +132,22 @@ impl Sessions {
     pub fn close_forbidden_pinholes(&mut self, effects: &mut Effects) {
         effects.activate(self.pinholes.registry());
         for index in 0..self.table.slot_count() {
-            let Some(Entry { control, session }) = self.table.get_mut(index) else { continue };
-            let Some(translation) = control.translation().copied() else { continue };
-            let policy = self.policy.for_network(control.network());
-            let before = control.pinholes().len();
-            let lacks_login = policy.require_login && !session.dialogue().is_logged_in();
+            let Some(entry) = self.table.get_mut(index) else { continue };
+            let Some(translation) = entry.translation().copied() else { continue };
+            let policy = self.policy.for_network(entry.network());
+            let before = entry.pinholes().len();
+            let lacks_login = policy.require_login && !entry.session.dialogue().is_logged_in();
             let is_forbidden = |held: &HeldPinhole| {
                 let from_client = held.kind.is_active();
                 let own = if from_client { translation.client } else { translation.server };
                 lacks_login || policy.forbids(held.pinhole.target, own.ip())
             };
-            while let Some(held) = control.take_pinhole(is_forbidden) {
+            while let Some(held) = entry.take_pinhole(is_forbidden) {
                 let closed = EventKind::PinholeClosed(held.pinhole, "the configuration forbids it");
-                effects.events.push(control.event(closed));
+                effects.events.push(entry.event(closed));
                 self.pinholes.close(held);
             }
-            if control.pinholes().len() != before {
+            if entry.pinholes().len() != before {
                 self.mark_changed(index);
             }
         }
@@ -158,21 +158,21 @@ impl Sessions {
     pub(crate) fn expire_pinholes(&mut self, now: Instant, effects: &mut Effects) {
         while let Some(owner) = self.pinholes.take_expired_owner(now) {
             self.expire_pinholes_of(owner, now, effects);
-            let Some(Entry { control, .. }) = self.table.get_mut(owner) else { continue };
-            let lifetime = self.policy.for_network(control.network()).pinhole_lifetime;
-            self.pinholes.schedule_deadlines((owner, lifetime), now, control.pinholes());
+            let Some(entry) = self.table.get_mut(owner) else { continue };
+            let lifetime = self.policy.for_network(entry.network()).pinhole_lifetime;
+            self.pinholes.schedule_deadlines((owner, lifetime), now, entry.pinholes());
         }
     }
 
     /// Closes expired pinholes of the session at `index`. Renews those that a transfer waits for.
     pub(crate) fn expire_pinholes_of(&mut self, index: u32, now: Instant, effects: &mut Effects) {
-        let Some(Entry { control, session }) = self.table.get_mut(index) else { return };
-        let lifetime = self.policy.for_network(control.network()).pinhole_lifetime;
+        let Some(entry) = self.table.get_mut(index) else { return };
+        let lifetime = self.policy.for_network(entry.network()).pinhole_lifetime;
         let mut has_renewed = false;
-        if session.dialogue().has_pending_transfer()
-            && let Some(translation) = control.translation().copied()
+        if entry.session.dialogue().has_pending_transfer()
+            && let Some(translation) = entry.translation().copied()
         {
-            let held = control.pinholes_mut().into_iter().flatten();
+            let held = entry.pinholes_mut().into_iter().flatten();
             for held in held.filter(|held| held.is_renewable(now, lifetime)) {
                 held.deadline = now + lifetime;
                 has_renewed = true;
@@ -180,11 +180,11 @@ impl Sessions {
             }
         }
         // The port of one in use stays reserved.
-        let in_use = control.pinholes().iter().filter(|held| held.in_use && held.deadline <= now);
+        let in_use = entry.pinholes().iter().filter(|held| held.in_use && held.deadline <= now);
         in_use.for_each(|held| self.pinholes.record_closed(held));
         let is_over = |held: &HeldPinhole| !held.in_use && held.deadline <= now;
-        while let Some(held) = control.take_pinhole(is_over) {
-            effects.events.push(control.event(EventKind::PinholeExpired(held.pinhole, held.kind)));
+        while let Some(held) = entry.take_pinhole(is_over) {
+            effects.events.push(entry.event(EventKind::PinholeExpired(held.pinhole, held.kind)));
             self.pinholes.close(held);
         }
         if has_renewed {
@@ -192,7 +192,7 @@ impl Sessions {
         }
     }
 
-    /// How often [`expire`](crate::engine::Engine::expire) must be called, at least, so that no pinhole expires before it is
+    /// How often [`expire`](super::Engine::expire) must be called, at least, so that no pinhole expires before it is
     /// renewed.
     pub fn expiry_interval(&self) -> Duration {
         let networks = self.policy.networks.iter().map(|network| &network.policy);
@@ -221,13 +221,13 @@ impl Sessions {
     pub fn session_between(&mut self, a: SocketAddr, b: SocketAddr) -> Option<(&Session, Side)> {
         let index = self.table.find(&Key::between(a, b))?;
         let entry = self.table.get_mut(index)?;
-        Some((&entry.session, entry.control.side_of(a.into())))
+        Some((&entry.session, entry.side_of(a.into())))
     }
 
     /// Removes the session at `index` and closes its pinholes.
     pub(crate) fn forget(&mut self, index: u32) -> Option<Entry> {
         let mut entry = self.remove(index)?;
-        for held in entry.control.take_pinholes() {
+        for held in entry.take_pinholes() {
             self.pinholes.close(held);
         }
         Some(entry)
@@ -237,14 +237,14 @@ impl Sessions {
     pub(crate) fn remove(&mut self, index: u32) -> Option<Entry> {
         let mut entry = self.table.remove(index)?;
         self.pinholes.close_ended_of(index);
-        self.withdraw_removed(&mut entry.control);
-        if entry.control.is_in_memory_budget {
+        self.withdraw_removed(&mut entry);
+        if entry.is_in_memory_budget {
             self.release_memory(index);
         }
-        if entry.control.counts_for_client {
-            self.uncount(entry.control.client(), index);
+        if entry.counts_for_client {
+            self.uncount(entry.client(), index);
         }
-        self.mark_removed(entry.control.id);
+        self.mark_removed(entry.id);
         Some(entry)
     }
 }

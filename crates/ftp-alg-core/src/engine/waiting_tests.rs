@@ -137,9 +137,9 @@ fn parked_packets_stay_in_order_after_an_unrelated_answer() {
     engine.take(now, arrivals, &mut first);
     let key = Key::between(talk.client, talk.server);
     let index = engine.sessions.table.find(&key).unwrap();
-    let control = &mut engine.sessions.table.get_mut(index).unwrap().control;
+    let entry = engine.sessions.table.get_mut(index).unwrap();
     let (mode, purpose) = (QueueMode::Selected, questions::effects::Purpose::Session);
-    packets::queue_mode::renew_queue_mode(&mut other, index, control, mode, purpose);
+    packets::queue_mode::renew_queue_mode(&mut other, index, entry, mode, purpose);
     for (mut effects, decided) in [(other, &[][..]), (first, &[1000, 1001])] {
         carry_out(&mut talk.gateway, now, std::slice::from_mut(&mut effects));
         let given = talk.gateway.verdicts().iter().map(|released| released.token.id);

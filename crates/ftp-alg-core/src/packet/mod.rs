@@ -5,7 +5,7 @@
 //! and a remaining fragment is not parsed.
 
 mod build;
-mod reorder;
+mod reorder_queue;
 mod seq;
 
 use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -13,7 +13,7 @@ use std::net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr};
 use etherparse::{IpNumber, Ipv4Slice, Ipv6Slice, TcpSlice};
 
 pub use build::{PacketEdit, build_acknowledgement, build_segment, build_with_endpoints};
-pub use reorder::{Readiness, ReorderItem, ReorderQueue, ReorderResult};
+pub use reorder_queue::{Readiness, ReorderItem, ReorderQueue, ReorderResult};
 pub use seq::Seq;
 
 /// TCP control bits.

@@ -1,12 +1,12 @@
 //! One control connection: stream assembly, dialogue, sequence adjustment.
 //!
-//! [`Session::handle_packet`] takes each packet of the connection and returns how it is forwarded. The session does not
+//! [`Session::inspect`] takes each packet of the connection and returns how it is forwarded. The session does not
 //! decide about announcements; it asks its caller through [`Inspection`]. It knows nothing of other sessions, the
 //! kernel, or time.
 //!
 //! A [`Session`] consists of two [directions](direction), a [`Dialogue`] and an [`InspectionState`].
 //! [`packet_handling`] connects them: it gives a packet's acknowledgement to the opposite direction, and its payload
-//! through [`segments`] and [`reading`] to the dialogue. [`forwarding`] builds the forwarded packet. `docs/session.md`
+//! through [`reading`] to the dialogue. [`forwarding`] builds the forwarded packet. `docs/session.md`
 //! has a picture.
 //!
 //! Invariants, whatever the peers send:
@@ -32,7 +32,6 @@ mod pending_commands;
 mod push_state;
 mod reading;
 mod reason;
-mod segments;
 mod sequence_map;
 mod sequence_space;
 mod side;

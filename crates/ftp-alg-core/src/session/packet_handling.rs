@@ -19,7 +19,7 @@ impl Session {
     /// Handles a packet of `from`. A changed payload is written to `out`. A packet that [comes from
     /// elsewhere](Inspection::is_from_elsewhere) is not read.
     #[inline(never)]
-    pub fn handle_packet(
+    pub fn inspect(
         &mut self,
         from: Side,
         packet: &Packet<'_>,
@@ -75,7 +75,7 @@ impl Session {
         }
     }
 
-    /// As [`handle_packet`](Self::handle_packet), for a packet with the URG bit.
+    /// As [`inspect`](Self::inspect), for a packet with the URG bit.
     #[cold]
     fn handle_urgent_packet(
         &mut self,
@@ -127,7 +127,7 @@ impl Session {
         )
     }
 
-    /// As [`handle_packet`](Self::handle_packet), for a packet without SYN, whose urgent pointer stays as it is.
+    /// As [`inspect`](Self::inspect), for a packet without SYN, whose urgent pointer stays as it is.
     #[inline(always)]
     fn inspect_packet(
         &mut self,

@@ -1,4 +1,5 @@
-//! From bytes to whole lines, and how much of an unfinished line is held back.
+//! From segments to whole lines: bytes are read in the order of their sequence numbers, each once. How much of an
+//! unfinished line is held back.
 //!
 //! `line_decisions` decides about whole lines; `direction` stores and delivers their bytes.
 
@@ -14,11 +15,12 @@ use super::{
     },
     push_state::PushState,
     sequence_map::CROSS_OUT_BYTE,
+    tls::is_binary_start,
     unacknowledged::UnacknowledgedData,
     urgent::UrgentPointer,
 };
 use crate::{
-    ftp::{Command, LineEnd, Text, VerbScanner, may_end_or_skip},
+    ftp::{Command, LineEnd, Text, VerbScanner, may_end_or_skip, without_nuls},
     packet::Seq,
 };
 
@@ -50,11 +52,11 @@ pub(super) struct DirectionReader<'a> {
 
 /// What else ends at the end of a line or of its start.
 #[derive(Clone, Copy)]
-pub(super) struct LineBoundary {
+struct LineBoundary {
     /// Whether the segment ends there.
-    pub(super) ends_segment: bool,
+    ends_segment: bool,
     /// Whether the stream ends there.
-    pub(super) ends_stream: bool,
+    ends_stream: bool,
 }
 
 /// Where the line end of `line` begins, if it has one.
@@ -63,7 +65,7 @@ fn text_end(line: &[u8]) -> usize {
 }
 
 /// The state before a line was read, to restore it if the line needs a decision.
-struct Snapshot {
+struct StateBefore {
     dialogue: Dialogue,
     pointer: Option<UrgentPointer>,
     line: usize,
@@ -71,9 +73,110 @@ struct Snapshot {
 }
 
 impl DirectionReader<'_> {
+    /// Reads the new part of `payload` at `seq`, as far as limits allow; a FIN follows it if `fin`.
+    #[inline(always)]
+    pub(super) fn read_segment(&mut self, seq: Seq, payload: &[u8], fin: bool) {
+        let (next, end) = (self.direction.space.next, seq + payload.len() as u32);
+        if next.is_before(end) {
+            self.read_new_bytes(next, &payload[(next - seq) as usize..], fin);
+        }
+        if fin && self.direction.space.next == end {
+            self.direction.finish_stream(end);
+        }
+    }
+
+    /// Reads `new`, the next bytes, which start at `seq`; a FIN follows if `fin`. Stops before a line that exceeds a
+    /// limit or needs a decision; that line and the rest are not forwarded yet.
+    #[inline(always)]
+    fn read_new_bytes(&mut self, mut seq: Seq, mut new: &[u8], fin: bool) {
+        while !new.is_empty() {
+            let is_text =
+                self.inspection_state.reads_text(self.direction) && !self.begins_encryption(new[0]);
+            // Most segments are one line, and then scanned once. One whose decision has arrived was parsed before.
+            let may_be_line = is_text
+                && new.ends_with(b"\n")
+                && self.direction.line().is_empty()
+                && self.inspection.answer.is_none();
+            let text = if may_be_line { Text::of_plain(new) } else { None };
+            let is_line = !is_text || text.is_some();
+            let end = if is_line { None } else { memchr::memchr(b'\n', new) };
+            let (line, rest) = new.split_at(end.map_or(new.len(), |end| end + 1));
+            let stores = self.from == Side::Client && is_text;
+            if let Some(limit) = self.reached_limit(stores, line.len()) {
+                return self.inspection.push_limit(limit);
+            }
+            let read = if is_text {
+                self.read_line_part(
+                    seq,
+                    (line, text.as_ref()),
+                    LineBoundary {
+                        ends_segment: without_nuls(rest).is_empty(),
+                        ends_stream: fin && rest.is_empty(),
+                    },
+                );
+                if self.inspection.pending.is_some() {
+                    return;
+                }
+                line.len()
+            } else {
+                self.find_text_start(seq, new).unwrap_or(new.len())
+            };
+            if stores {
+                self.unacknowledged.push(seq, line);
+            }
+            (seq, new) = (seq + read as u32, &new[read..]);
+            self.direction.space.next = seq;
+        }
+    }
+
+    /// The limit that does not allow `more` bytes now. If `stores` is set, they are stored until they are
+    /// acknowledged.
+    fn reached_limit(&self, stores: bool, more: usize) -> Option<SessionLimit> {
+        if self.direction.space.map.is_full() {
+            Some(SessionLimit::Rewrites)
+        } else {
+            (stores && !self.unacknowledged.has_room(more))
+                .then_some(SessionLimit::UnacknowledgedData)
+        }
+    }
+
+    /// Index in `new`, which starts at `seq` as other data, at which text starts again; `None` if it does not.
+    #[cold]
+    fn find_text_start(&mut self, seq: Seq, new: &[u8]) -> Option<usize> {
+        let was_holding = self.direction.is_holding();
+        if was_holding {
+            self.direction.release_before(seq, *new.first()?);
+        }
+        if self.inspection_state.is_off() {
+            return None;
+        }
+        let records = self.direction.tls_records_mut()?;
+        let start = records.follow(new)?;
+        if records.is_fresh() && is_binary_start(new[start]) {
+            // The server has accepted `AUTH`, and this is neither TLS nor text.
+            self.end_inspection();
+            return None;
+        }
+        let is_complete = records.is_complete();
+        if was_holding && start == 0 {
+            // It continues a line whose start was delivered with its first byte.
+            self.stop_reading();
+            return None;
+        }
+        match self.opposite.tls_records() {
+            Some(opposite_records) => {
+                self.dialogue.resume_plaintext(is_complete && opposite_records.is_complete());
+                self.inspection.push_event(DialogueEvent::PlaintextResumed);
+            }
+            None => self.inspection_state.return_to_inline(),
+        }
+        self.direction.end_tls();
+        Some(start)
+    }
+
     /// Whether encryption begins with `first`, the next byte.
     #[inline(always)]
-    pub(super) fn begins_encryption(&mut self, first: u8) -> bool {
+    fn begins_encryption(&mut self, first: u8) -> bool {
         self.dialogue.expects_tls()
             && self.direction.line().is_empty()
             && self.begin_encryption(first)
@@ -107,7 +210,7 @@ impl DirectionReader<'_> {
     }
 
     /// Reads `line` at `seq`, which is new: a whole line, with its `text` if that is known, or a part of one.
-    pub(super) fn read_line_part(
+    fn read_line_part(
         &mut self,
         mut seq: Seq,
         (mut line, mut text): (&[u8], Option<&Text<'_>>),
@@ -169,7 +272,7 @@ impl DirectionReader<'_> {
             Some(_) => answer.take().filter(|(request, _)| request.seq == seq),
         };
         let resumed = answered.as_mut().map(|(request, _)| request);
-        let before = self.snapshot(chunk, text.is_some(), resumed);
+        let before = self.state_before(chunk, text.is_some(), resumed);
         let is_ambiguous = is_client && self.ends_ambiguously(seq, chunk);
         let may_replace = !self.direction.space.map.is_half_full();
         let (line, delivered) = self.direction.assemble_line(chunk);
@@ -223,14 +326,14 @@ impl DirectionReader<'_> {
         }
     }
 
-    /// A snapshot of the state before the line that `chunk` completes, if the line may need a decision. A line whose
+    /// The state before the line that `chunk` completes, if the line may need a decision. A line whose
     /// decision has arrived continues from there.
-    fn snapshot(
+    fn state_before(
         &mut self,
         chunk: &[u8],
         is_plain: bool,
         resumed: Option<&mut PendingLine>,
-    ) -> Option<Snapshot> {
+    ) -> Option<StateBefore> {
         let line = self.direction.line();
         let dialogue = match resumed {
             Some(resumed) => {
@@ -243,11 +346,11 @@ impl DirectionReader<'_> {
         };
         let (pointer, event_count) =
             (self.direction.urgent().cloned(), self.inspection.events.len());
-        Some(Snapshot { dialogue, pointer, line: line.len(), event_count })
+        Some(StateBefore { dialogue, pointer, line: line.len(), event_count })
     }
 
-    /// A line needs a decision: restores the snapshot and stores the line as pending.
-    fn suspend_line(&mut self, mut request: PendingLine, before: Snapshot) {
+    /// A line needs a decision: restores the state before it and stores the line as pending.
+    fn suspend_line(&mut self, mut request: PendingLine, before: StateBefore) {
         request.dialogue = std::mem::replace(self.dialogue, before.dialogue);
         self.direction.set_urgent(before.pointer);
         self.direction.truncate_line(before.line);

@@ -3,17 +3,28 @@
 
 use std::time::Instant;
 
-use crate::engine::{
-    Counters, Effects, EventKind, KernelError, Lookup, Pinhole, QueueMode, QueueModeChange,
-    QueuedPacket,
-    pinholes::{Attempt, PinholeTable},
-    questions::effects::{KernelRequest, Purpose, SessionRef, WaitingPacket},
-    table::entry::{Control, Timestamp},
-};
 use crate::{
+    engine::{
+        Counters, Effects, EventKind, KernelError, Lookup, Pinhole, QueueMode, QueueModeChange,
+        QueuedPacket, Sessions,
+        limits::watched::WatchedConnections,
+        pinholes::{PinholeTable, proposal::Attempt},
+        questions::effects::{KernelRequest, Purpose, SessionRef, WaitingPacket},
+        table::entry::{Entry, Timestamp},
+    },
     policy::Policy,
-    session::{DecisionRequest, DialogueEvent, PendingLine, RefusedLine, SessionLimit},
+    session::{DialogueEvent, PendingLine, RefusedLine, SessionLimit},
 };
+
+/// What the kernel must answer before a line can be decided.
+pub enum Question {
+    /// The queue mode `all`, because sequence numbers are about to differ.
+    QueueMode,
+    /// The translation of the connection; which pinholes are consumed is looked for as well, if the client has too many.
+    Translation,
+    /// Whether this pinhole opens.
+    Opening(Box<Attempt>),
+}
 
 /// A connection, with the shared state that decisions need.
 pub struct Connection<'a> {
@@ -22,10 +33,39 @@ pub struct Connection<'a> {
     pub timestamp: Timestamp,
     pub index: u32,
     pub policy: &'a Policy,
-    pub control: &'a mut Control,
+    pub entry: &'a mut Entry,
     pub pinholes: &'a mut PinholeTable,
+    pub watched: &'a mut WatchedConnections,
     pub counters: &'a mut Counters,
     pub effects: &'a mut Effects,
+}
+
+impl Sessions {
+    /// The connection of `session`, if it still exists.
+    #[inline]
+    pub(crate) fn connection<'a>(
+        &'a mut self,
+        now: Instant,
+        SessionRef { index, id }: SessionRef,
+        counters: &'a mut Counters,
+        effects: &'a mut Effects,
+    ) -> Option<Connection<'a>> {
+        let timestamp = self.epoch.timestamp(now);
+        let Self { policy, table, pinholes, watched, .. } = self;
+        let entry = table.get_session(index, id)?;
+        let policy = policy.for_network(entry.network());
+        Some(Connection {
+            now,
+            timestamp,
+            index,
+            policy,
+            entry,
+            pinholes,
+            watched,
+            counters,
+            effects,
+        })
+    }
 }
 
 impl Connection<'_> {
@@ -33,14 +73,14 @@ impl Connection<'_> {
     pub fn handle_dialogue_event(&mut self, event: DialogueEvent) {
         match event {
             DialogueEvent::AnnouncementAccepted => {
-                let mut pinholes = self.control.pinholes_mut().into_iter().flatten().enumerate();
+                let mut pinholes = self.entry.pinholes_mut().into_iter().flatten().enumerate();
                 if let Some((at, held)) = pinholes.find(|(_, p)| !p.answered) {
                     held.answered = true;
                     self.close_answered_before(at, None);
                 }
             }
             DialogueEvent::AnnouncementRefused => {
-                if let Some(held) = self.control.take_pinhole(|held| !held.answered) {
+                if let Some(held) = self.entry.take_pinhole(|held| !held.answered) {
                     self.push_event(EventKind::PinholeClosed(
                         held.pinhole,
                         "the server refused the announcement",
@@ -53,7 +93,7 @@ impl Connection<'_> {
                 // A success without a preliminary reply may be meant for another command.
                 let pinholes = &mut *self.pinholes;
                 while let Some(held) = self
-                    .control
+                    .entry
                     .take_pinhole(|held| held.answered && (held.in_use || !pinholes.is_open(held)))
                 {
                     self.counters.pinholes_used += u64::from(!held.in_use);
@@ -96,7 +136,7 @@ impl Connection<'_> {
 
     /// Records that a transfer uses the answered pinholes. The kernel closes them at their deadlines.
     fn mark_answered_in_use(&mut self) {
-        let pinholes = self.control.pinholes_mut().into_iter().flatten();
+        let pinholes = self.entry.pinholes_mut().into_iter().flatten();
         for held in pinholes.filter(|held| held.answered) {
             self.counters.pinholes_used += u64::from(!held.in_use);
             self.pinholes.mark_in_use(held);
@@ -144,7 +184,7 @@ impl Connection<'_> {
 
     /// Closes all pinholes of the connection.
     pub fn close_all_pinholes(&mut self, reason: &'static str) {
-        for held in self.control.take_pinholes() {
+        for held in self.entry.take_pinholes() {
             if !held.in_use {
                 self.push_event(EventKind::PinholeClosed(held.pinhole, reason));
             }
@@ -154,57 +194,54 @@ impl Connection<'_> {
     }
 
     /// The reference to this session.
-    pub fn session(&self) -> SessionRef {
-        SessionRef { index: self.index, id: self.control.id }
+    pub fn session_ref(&self) -> SessionRef {
+        SessionRef { index: self.index, id: self.entry.id }
     }
 
     /// The endpoints as packets show them.
     pub fn endpoints(&self) -> Lookup {
-        Lookup { client: self.control.client(), server: self.control.server() }
+        Lookup { client: self.entry.client(), server: self.entry.server() }
     }
 
     /// Requests a queue mode change. The session is busy until it is set, because two threads could set two modes in
     /// the wrong order.
     pub fn request_mode_change(&mut self, mode: QueueMode) {
-        self.control.begin_request();
-        let kernel_request = KernelRequest::new(self.session(), self.mode_change(mode), None);
+        self.entry.begin_request();
+        let kernel_request = KernelRequest::new(self.session_ref(), self.mode_change(mode), None);
         self.effects.mode_changes.push(kernel_request);
     }
 
-    /// Requests what this packet waits for, whose `line` needs a decision: the pinhole of `attempt`, the translation, or
-    /// the queue mode that a sequence adjustment needs.
-    pub fn request(
-        &mut self,
-        packet: &QueuedPacket<'_>,
-        line: PendingLine,
-        attempt: Option<Attempt>,
-    ) {
-        self.control.begin_request();
-        let session = self.session();
+    /// Asks the kernel the `question` that `packet` waits for, because its `line` needs a decision.
+    pub fn ask(&mut self, packet: &QueuedPacket<'_>, line: PendingLine, question: Question) {
+        self.entry.begin_request();
+        let session = self.session_ref();
         let bytes = self.effects.store_waiting(packet.bytes);
         let QueuedPacket { token, meta, .. } = *packet;
         // Built where it stays.
         let waiting =
-            |line, attempt| Some(WaitingPacket { token, meta, bytes, line: Some(line), attempt });
-        if matches!(line.request, DecisionRequest::AdjustSequence) {
-            let request = self.mode_change(QueueMode::All);
-            let waiting = waiting(line, attempt);
-            self.effects.mode_changes.push(KernelRequest::new(session, request, waiting));
-        } else if let (Some(Attempt { proposal, .. }), Some(control)) =
-            (&attempt, self.control.translation())
-        {
-            let request = proposal.opening(control);
-            let waiting = waiting(line, attempt);
-            self.effects.openings.push(KernelRequest::new(session, request, waiting));
-        } else {
-            let request = self.endpoints();
-            let waiting = waiting(line, attempt);
-            self.effects.lookups.push(KernelRequest::new(session, request, waiting));
+            |attempt| Some(WaitingPacket { token, meta, bytes, line: Some(line), attempt });
+        match (question, self.entry.translation()) {
+            (Question::QueueMode, _) => {
+                let request = self.mode_change(QueueMode::All);
+                self.effects.mode_changes.push(KernelRequest::new(session, request, waiting(None)));
+            }
+            (Question::Opening(attempt), Some(control)) => {
+                let request = attempt.proposal.opening(control);
+                let waiting = waiting(Some(attempt));
+                self.effects.openings.push(KernelRequest::new(session, request, waiting));
+            }
+            (question, _) => {
+                if let Question::Opening(attempt) = question {
+                    self.pinholes.withdraw(&attempt.proposal, &mut self.effects.pinholes_to_close);
+                }
+                let request = self.endpoints();
+                self.effects.lookups.push(KernelRequest::new(session, request, waiting(None)));
+            }
         }
     }
 
     fn mode_change(&self, mode: QueueMode) -> QueueModeChange {
-        let translation = self.control.translation().copied();
+        let translation = self.entry.translation().copied();
         QueueModeChange {
             connection: self.endpoints(),
             translation,
@@ -214,7 +251,7 @@ impl Connection<'_> {
     }
 
     pub fn push_event(&mut self, kind: EventKind) {
-        self.effects.events.push(self.control.event(kind));
+        self.effects.events.push(self.entry.event(kind));
     }
 
     pub fn record_kernel_error(&mut self, error: &KernelError) {
@@ -226,11 +263,11 @@ impl Connection<'_> {
     pub(crate) fn close_answered_before(&mut self, end: usize, reason: Option<&'static str>) {
         let mut skipped = 0;
         for _ in 0..end {
-            if self.control.pinholes().get(skipped).is_some_and(|held| !held.answered) {
+            if self.entry.pinholes().get(skipped).is_some_and(|held| !held.answered) {
                 skipped += 1;
                 continue;
             }
-            let Some(held) = self.control.remove_pinhole(skipped) else { return };
+            let Some(held) = self.entry.remove_pinhole(skipped) else { return };
             if let Some(reason) = reason.filter(|_| !held.in_use) {
                 self.push_event(EventKind::PinholeClosed(held.pinhole, reason));
             }
@@ -241,7 +278,7 @@ impl Connection<'_> {
     /// Closes the pinholes that this one of the BPF program replaces: those that the program has, because it holds one
     /// for each connection at a time, and one of the rules with the same endpoints.
     pub(crate) fn close_replaced(&mut self, by: &Pinhole) {
-        while let Some(held) = self.control.take_pinhole(|held| {
+        while let Some(held) = self.entry.take_pinhole(|held| {
             self.pinholes.has_fast_path(held) || held.pinhole.ends() == by.ends()
         }) {
             if !held.in_use {
@@ -256,7 +293,7 @@ impl Connection<'_> {
     /// deadline.
     fn handle_failed_transfer(&mut self) {
         let (now, pinholes) = (self.now, &mut *self.pinholes);
-        let Some(held) = self.control.pinholes_mut() else { return };
+        let Some(held) = self.entry.pinholes_mut() else { return };
         held.retain_mut(|held| {
             if held.in_use && held.deadline <= now {
                 pinholes.close(held.clone());

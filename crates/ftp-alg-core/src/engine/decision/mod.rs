@@ -6,21 +6,22 @@ pub(crate) mod connection;
 use std::{
     borrow::Cow,
     net::{IpAddr, SocketAddr},
-    task::Poll,
 };
 
-use crate::engine::{
-    DecidedAnnouncement, EventKind, KernelError, Pinhole, Translation,
-    decision::connection::Connection,
-    offload::handover::FastPathPinhole,
-    pinholes::client_counts::OpenError,
-    pinholes::held_pinhole::HeldPinhole,
-    pinholes::{Attempt, PortFormat},
-};
 use crate::{
+    engine::{
+        DecidedAnnouncement, EventKind, KernelError, Pinhole, Translation,
+        decision::connection::{Connection, Question},
+        offload::handover::FastPathPinhole,
+        pinholes::{
+            client_counts::OpenError,
+            held_pinhole::HeldPinhole,
+            proposal::{Attempt, PortFormat},
+        },
+    },
     ftp::{AnnouncementKind, MalformedAnnouncement, Padding},
     policy::{ExternalAddress, ForeignAddress, Policy},
-    session::{AnnouncedLine, Decision, Effect, Phase, RefusalReason},
+    session::{AnnouncedLine, Decision, DecisionRequest, Effect, Phase, RefusalReason},
 };
 
 /// Limit of pinholes of one session; pipelined announcements need several.
@@ -59,20 +60,22 @@ struct OpenedPinhole {
 }
 
 impl Connection<'_> {
-    /// Decides about `announced`, as far as possible without the kernel. A pinhole that the kernel must open is stored
-    /// in `attempt`. Then, and to look up the connection's translation, the kernel must answer a
-    /// [request](Connection::request) first: the decision is pending.
-    pub fn decide_announcement(
-        &mut self,
-        announced: &AnnouncedLine,
-        attempt: &mut Option<Attempt>,
-    ) -> Poll<Effect> {
+    /// Decides about a line, as far as possible without the kernel.
+    pub fn decide(&mut self, request: &DecisionRequest) -> Result<Effect, Question> {
+        match request {
+            DecisionRequest::Announcement(announced) => self.decide_announcement(announced),
+            DecisionRequest::AdjustSequence => Err(Question::QueueMode),
+        }
+    }
+
+    /// Decides about `announced`, as far as possible without the kernel.
+    pub fn decide_announcement(&mut self, announced: &AnnouncedLine) -> Result<Effect, Question> {
         let kind = announced.kind;
         if let (false, Err(MalformedAnnouncement::Form(_)), Some(text)) =
             (kind.is_active(), &announced.parsed, &announced.unread_text)
         {
             self.push_event(EventKind::UnreadableReply(text.clone()));
-            return Poll::Ready(Effect::Pass);
+            return Ok(Effect::Pass);
         }
         // Without a request to the kernel, because an attacker can send such an announcement at will. The reply may
         // work without us.
@@ -83,8 +86,8 @@ impl Connection<'_> {
         };
         let plan = match (&announced.parsed, self.announced_endpoint(announced)) {
             _ if is_unknown => Err(Decision::pass(announced.blocked_because.unwrap_or_default())),
-            (Ok(_), Some(endpoint)) => match self.plan(announced, endpoint) {
-                Ok(None) => return Poll::Pending,
+            (Ok(_), Some(endpoint)) => match self.plan_pinhole(announced, endpoint) {
+                Ok(None) => return Err(Question::Translation),
                 Ok(Some(plan)) => Ok(plan),
                 Err(not_opened) => Err(not_opened),
             },
@@ -105,9 +108,9 @@ impl Connection<'_> {
             }
             (Ok(_), None) => Err(Decision::pass("nothing was announced")),
         };
-        match plan.and_then(|plan| self.reserve_pinhole(announced, plan, attempt)) {
-            Ok(()) => Poll::Pending,
-            Err(not_opened) => Poll::Ready(self.record_decision(announced, not_opened)),
+        match plan.and_then(|plan| self.reserve_pinhole(announced, plan)) {
+            Ok(question) => Err(question),
+            Err(not_opened) => Ok(self.record_decision(announced, not_opened)),
         }
     }
 
@@ -121,8 +124,8 @@ impl Connection<'_> {
         let decision = match (error, self.announced_endpoint(announced)) {
             // A client's data connection may pass without us. A client's own address may need a translation.
             (KernelError::Unknown, Some(endpoint)) if !announced.kind.is_active() => {
-                let untranslated = self.control.translation_or_identity();
-                match plan(announced.kind, endpoint, &untranslated, self.policy) {
+                let untranslated = self.entry.translation_or_identity();
+                match permitted_pinhole(announced.kind, endpoint, &untranslated, self.policy) {
                     Ok(_) => Decision::pass(error.to_string()),
                     Err(not_opened) => not_opened,
                 }
@@ -136,12 +139,12 @@ impl Connection<'_> {
     pub fn decide_after_opening(
         &mut self,
         announced: &AnnouncedLine,
-        attempt: &mut Attempt,
+        mut attempt: Box<Attempt>,
         answer: Result<(), KernelError>,
-    ) -> Poll<Effect> {
+    ) -> Result<Effect, Question> {
         let not_opened = match answer {
             Ok(()) => {
-                let Err(not_opened) = self.check_policy(announced, attempt) else {
+                let Err(not_opened) = self.check_policy(announced, &attempt) else {
                     let held = self.pinholes.hold_opened(self.now, self.index, &attempt.proposal);
                     let opened = OpenedPinhole {
                         endpoint: self.hold_opened(held, attempt.announced_address),
@@ -149,7 +152,7 @@ impl Connection<'_> {
                         other_session: attempt.proposal.other_session,
                     };
                     let decision = self.opened_decision(announced, opened);
-                    return Poll::Ready(self.record_decision(announced, decision));
+                    return Ok(self.record_decision(announced, decision));
                 };
                 let closings = &mut self.effects.pinholes_to_close;
                 self.pinholes.release_unwanted(&attempt.proposal, closings);
@@ -157,16 +160,16 @@ impl Connection<'_> {
             }
             Err(KernelError::Taken) => {
                 let closed = &mut self.effects.closed_before_opening;
-                let control = self.control.translation_or_identity();
+                let control = self.entry.translation_or_identity();
                 let proposed = self.pinholes.propose_next_port(
                     self.policy,
-                    (self.now, self.control.pinholes(), &control),
+                    (self.now, self.entry.pinholes(), &control),
                     &mut attempt.proposal,
                     closed,
                 );
                 self.pinholes.take_fast_path_closings(&mut self.effects.fast_path_closings);
                 match proposed {
-                    Ok(()) => return Poll::Pending,
+                    Ok(()) => return Err(Question::Opening(attempt)),
                     Err(error) => self.refusal(&error),
                 }
             }
@@ -180,7 +183,7 @@ impl Connection<'_> {
                 }
             }
         };
-        Poll::Ready(self.record_decision(announced, not_opened))
+        Ok(self.record_decision(announced, not_opened))
     }
 
     /// Whether the policy, which may have changed since the kernel was asked, permits the announced endpoint.
@@ -193,7 +196,7 @@ impl Connection<'_> {
             return Ok(());
         }
         match self.announced_endpoint(announced) {
-            Some(endpoint) => self.plan(announced, endpoint).map(|_| ()),
+            Some(endpoint) => self.plan_pinhole(announced, endpoint).map(|_| ()),
             None => Ok(()),
         }
     }
@@ -207,18 +210,17 @@ impl Connection<'_> {
     ) -> Effect {
         let endpoint = self.announced_endpoint(announced);
         let plan = match (*fast_path, endpoint) {
-            (Some(fast_path), Some(endpoint)) => {
-                self.plan(announced, endpoint).map(|plan| plan.map(|plan| (fast_path, plan)))
-            }
+            (Some(fast_path), Some(endpoint)) => self
+                .plan_pinhole(announced, endpoint)
+                .map(|plan| plan.map(|plan| (fast_path, plan))),
             _ => Err(Decision::pass("the fast path opened no pinhole for it")),
         };
         match plan {
             Ok(Some((id, PinholePlan { pinhole, announced_address, replaced_foreign }))) => {
                 *fast_path = None;
                 let (kind, lifetime) = (announced.kind, self.policy.pinhole_lifetime);
-                let control = self.control.translation_or_identity();
-                let (opened, is_granted) =
-                    ((id, self.now), self.control.fast_path().is_handed_over);
+                let control = self.entry.translation_or_identity();
+                let (opened, is_granted) = ((id, self.now), self.entry.fast_path().is_handed_over);
                 self.close_replaced(&pinhole);
                 let held = self.pinholes.hold_fast_path_pinhole(
                     opened,
@@ -245,9 +247,9 @@ impl Connection<'_> {
         let endpoint = SocketAddr::new(announced_address, held.pinhole.arrival.port());
         self.counters.pinholes_opened += 1;
         let answered = held.answered;
-        self.control.add_pinhole(held);
+        self.entry.add_pinhole(held);
         if answered {
-            let before = self.control.pinholes().len() - 1;
+            let before = self.entry.pinholes().len() - 1;
             self.close_answered_before(before, Some("a later pinhole replaced it"));
         }
         endpoint
@@ -256,7 +258,7 @@ impl Connection<'_> {
     /// The announced endpoint.
     fn announced_endpoint(&self, announced: &AnnouncedLine) -> Option<SocketAddr> {
         let read = announced.parsed.as_ref().ok()?;
-        let address = read.address.unwrap_or(self.control.server().ip());
+        let address = read.address.unwrap_or(self.entry.server().ip());
         Some(SocketAddr::new(address, read.port))
     }
 
@@ -271,7 +273,7 @@ impl Connection<'_> {
         let read = self.announced_endpoint(announced);
         let reason = match (read.filter(|_| replaced_foreign), other_session) {
             (Some(read), _) => {
-                let (own, ip) = (self.control.server().ip(), read.ip());
+                let (own, ip) = (self.entry.server().ip(), read.ip());
                 format!("foreign address {ip} replaced: the server is {own}").into()
             }
             (None, Some(reason)) => reason.into(),
@@ -301,7 +303,7 @@ impl Connection<'_> {
     }
 
     /// The pinhole to open for `endpoint`; `None` if the connection's translation must be looked up first.
-    fn plan(
+    fn plan_pinhole(
         &mut self,
         announced: &AnnouncedLine,
         endpoint: SocketAddr,
@@ -310,8 +312,8 @@ impl Connection<'_> {
         if !announced.was_requested {
             return Err(Decision::pass("the reply answers no PASV or EPSV"));
         }
-        let Some(translation) = self.control.translation() else { return Ok(None) };
-        let plan = plan(kind, endpoint, translation, self.policy)?;
+        let Some(translation) = self.entry.translation() else { return Ok(None) };
+        let plan = permitted_pinhole(kind, endpoint, translation, self.policy)?;
         if let Some(reason) = reason {
             return Err(Decision::pass(reason));
         }
@@ -322,7 +324,7 @@ impl Connection<'_> {
             let reason = "the client has sent EPSV ALL, so only EPSV is allowed";
             return Err(Decision::refuse(RefusalReason::EpsvOnly, reason));
         }
-        if self.control.pinholes().len() >= MAX_PER_SESSION {
+        if self.entry.pinholes().len() >= MAX_PER_SESSION {
             self.counters.limits.session_pinholes += 1;
             let reason = format!("the session has {MAX_PER_SESSION} pinholes already");
             return Err(Decision::refuse(RefusalReason::PinholeLimit, reason));
@@ -330,23 +332,22 @@ impl Connection<'_> {
         Ok(Some(plan))
     }
 
-    /// Reserves the pinhole of `plan`, and stores it in `attempt`. Stores none if the kernel must first be asked which of
-    /// the client's are consumed.
+    /// Reserves the pinhole of `plan`. Returns what to ask the kernel: to open it, or first which of the client's are
+    /// consumed.
     fn reserve_pinhole(
         &mut self,
         announced: &AnnouncedLine,
         plan: PinholePlan,
-        attempt: &mut Option<Attempt>,
-    ) -> Result<(), Decision> {
+    ) -> Result<Question, Decision> {
         let PinholePlan { pinhole, announced_address, replaced_foreign } = plan;
         let room = self.room_for_port(announced, announced_address);
-        let Some(translation) = self.control.translation() else {
+        let Some(translation) = self.entry.translation() else {
             return Err(Decision::pass("the connection's translation is unknown"));
         };
         let format =
             PortFormat { kind: announced.kind, room, padding: self.allowed_padding(announced) };
         let closed = &mut self.effects.closed_before_opening;
-        let session = (self.now, self.index, self.control.pinholes());
+        let session = (self.now, self.index, self.entry.pinholes());
         let proposed =
             self.pinholes.propose(session, self.policy, translation, format, pinhole, closed);
         // Otherwise the BPF program would still use the port.
@@ -354,13 +355,13 @@ impl Connection<'_> {
         match proposed {
             Ok(proposal) => {
                 let policy_changes = self.pinholes.policy_changes;
-                *attempt =
-                    Some(Attempt { proposal, announced_address, replaced_foreign, policy_changes });
-                Ok(())
+                let attempt =
+                    Attempt { proposal, announced_address, replaced_foreign, policy_changes };
+                Ok(Question::Opening(attempt.into()))
             }
             Err(OpenError::Limit(_)) if self.pinholes.may_look_for_consumed(self.now) => {
                 self.effects.looks_for_consumed = true;
-                Ok(())
+                Ok(Question::Translation)
             }
             Err(error) => Err(self.refusal(&error)),
         }
@@ -380,14 +381,14 @@ impl Connection<'_> {
         }
         let padding = self.allowed_padding(announced);
         let room = announced.parsed.as_ref().ok()?.room_for_port(announced_address, padding)?;
-        let fast_path = self.control.fast_path();
+        let fast_path = self.entry.fast_path();
         if fast_path.is_worthwhile() && !kind.fits_port(endpoint.port(), room, padding) {
             // On an adjusted connection the BPF program changes lengths, but never ports. Otherwise each announcement
             // would be queued.
             if fast_path.used_fitting_port {
                 return None;
             }
-            self.control.fast_path_mut().used_fitting_port = true;
+            self.entry.fast_path_mut().used_fitting_port = true;
         }
         Some(room)
     }
@@ -414,7 +415,7 @@ impl Connection<'_> {
 }
 
 /// The pinhole that an announcement requests, if policy allows it.
-fn plan(
+fn permitted_pinhole(
     kind: AnnouncementKind,
     announced: SocketAddr,
     translation: &Translation,

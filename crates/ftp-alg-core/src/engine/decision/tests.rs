@@ -15,7 +15,10 @@ fn replaced_foreign(dialled: &str, announced: &str) -> (IpAddr, IpAddr) {
     let known = KnownServer { address: server.ip(), external: None, replace_foreign_address: true };
     let policy = Policy { servers: [known].into(), ..Policy::default() };
     let announced = SocketAddr::new(announced.parse().unwrap(), 5000);
-    let Ok(plan) = plan(AnnouncementKind::Pasv, announced, &translation, &policy) else { panic!() };
+    let Ok(plan) = permitted_pinhole(AnnouncementKind::Pasv, announced, &translation, &policy)
+    else {
+        panic!()
+    };
     assert_eq!(plan.pinhole.target, SocketAddr::new(server.ip(), 5000));
     (plan.pinhole.arrival.ip(), plan.announced_address)
 }
@@ -62,7 +65,8 @@ fn a_foreign_address_of_a_server_passes_unless_the_policy_refuses_it() {
             (AnnouncementKind::Port, ForeignAddress::Refuse, false),
         ] {
             let policy = Policy { foreign, ..Policy::default() };
-            let planned = plan(kind, end(announced), &translation, &policy).map(|_| ());
+            let planned =
+                permitted_pinhole(kind, end(announced), &translation, &policy).map(|_| ());
             let is_passed = planned.unwrap_err().effect == Effect::Pass;
             assert_eq!(is_passed, passes, "{server} {announced} {kind} {foreign:?}");
         }

@@ -6,12 +6,13 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::engine::{
-    Counters, Effects, Entry, EventKind, Lookup, QueueMode, QueueModeChange, Sessions,
-    questions::effects::{KernelRequest, Purpose, SessionRef},
-    table::entry::Control,
+use crate::{
+    engine::{
+        Counters, Effects, Entry, EventKind, Lookup, QueueMode, QueueModeChange, Sessions,
+        questions::effects::{KernelRequest, Purpose, SessionRef},
+    },
+    session::{Phase, Session},
 };
-use crate::session::{Phase, Session};
 
 /// Closed sessions stay this long for retransmissions: adjusted ones because only they can adjust the retransmission,
 /// the others so that it is not taken for a new connection.
@@ -28,8 +29,7 @@ const HALF_CLOSED_TIMEOUT: Duration = Duration::from_secs(120);
 const UNCONFIRMED_TIMEOUT: Duration = Duration::from_secs(3600);
 /// Timeout of other sessions: as for established connections in the kernel (nf_conntrack_tcp_timeout_established).
 const IDLE_TIMEOUT: Duration = Duration::from_secs(432_000);
-/// Minimum number of table slots that one call of [`Engine::expire`](crate::engine::Engine::expire) examines; in a larger table
-/// a sixteenth of them.
+/// Minimum number of table slots that one call of `Engine::expire` examines; in a larger table a sixteenth of them.
 const MIN_SWEEP: u32 = 1024;
 
 impl Sessions {
@@ -50,14 +50,14 @@ impl Sessions {
         let Some(index) = self.table.take_oldest(may_be_evicted) else {
             return self.evict_from_any_client(counters, now, effects) || all < limit;
         };
-        if let Some(Entry { session, control }) = self.forget(index)
-            && !session.is_over()
+        if let Some(entry) = self.forget(index)
+            && !entry.session.is_over()
         {
             counters.limits.sessions += 1;
-            let age = self.epoch.timestamp(now).duration_since(control.first_seen).as_secs();
+            let age = self.epoch.timestamp(now).duration_since(entry.first_seen).as_secs();
             let text =
                 format!("evicted after {age} s for a newer connection: max-sessions is reached");
-            effects.events.push(control.event(EventKind::LimitReached(text.into())));
+            effects.events.push(entry.event(EventKind::LimitReached(text.into())));
         }
         true
     }
@@ -79,21 +79,21 @@ impl Sessions {
         }
         let id = self.last_id.fetch_add(1, Ordering::Relaxed) + 1;
         let timestamp = self.epoch.timestamp(now);
-        let mut control = Control::new(id, client, server, timestamp);
-        control.set_network(network);
+        let mut entry = Entry::new(id, client, server, session, timestamp);
+        entry.set_network(network);
         // A session picked up mid-stream evicts no other.
-        let is_picked_up = session.dialogue().phase() == Phase::PickedUp;
+        let is_picked_up = entry.session.dialogue().phase() == Phase::PickedUp;
         if !(if is_picked_up { self.has_room() } else { self.make_room(counters, now, effects) }) {
             counters.uninspected += 1;
             counters.unread.not_followed += 1;
             effects.events.push(
-                control.event(EventKind::LimitReached(
+                entry.event(EventKind::LimitReached(
                     "not inspected: max-sessions is reached".into(),
                 )),
             );
             return None;
         }
-        let index = self.table.insert(Entry { session, control });
+        let index = self.table.insert(entry);
         self.mark_changed(index);
         Some(index)
     }
@@ -121,15 +121,17 @@ impl Sessions {
         let now = self.epoch.timestamp(now);
         for _ in 0..MIN_SWEEP.max(slots / 16).min(slots) {
             self.swept = (self.swept + 1) % slots;
-            let Some(Entry { session, control }) = self.table.get_mut(self.swept) else { continue };
-            let needs_login = self.policy.for_network(control.network()).require_login;
+            let Some(entry) = self.table.get_mut(self.swept) else { continue };
+            let needs_login = self.policy.for_network(entry.network()).require_login;
             // If the table is nearly full, a client without a login cannot stay by sending a line now and then.
             let is_timed_from_start = is_nearly_full
                 && needs_login
-                && matches!(session.dialogue().phase(), Phase::Greeted | Phase::Verified)
-                && !(has_login(session) || session.is_adjusted() || session.is_over());
-            let since = if is_timed_from_start { control.first_seen } else { control.last_seen };
-            if now.duration_since(since) >= idle_timeout(session, needs_login) {
+                && matches!(entry.session.dialogue().phase(), Phase::Greeted | Phase::Verified)
+                && !(has_login(&entry.session)
+                    || entry.session.is_adjusted()
+                    || entry.session.is_over());
+            let since = if is_timed_from_start { entry.first_seen } else { entry.last_seen };
+            if now.duration_since(since) >= idle_timeout(&entry.session, needs_login) {
                 self.forget(self.swept);
             }
         }
@@ -138,10 +140,10 @@ impl Sessions {
 
 /// Whether a session may be evicted for a newer one: its dialogue is not verified, or its next packet would restore the
 /// same state.
-pub(crate) fn may_be_evicted(Entry { session, .. }: &Entry) -> bool {
-    let phase = session.dialogue().phase();
+pub(crate) fn may_be_evicted(entry: &Entry) -> bool {
+    let phase = entry.session.dialogue().phase();
     let unknown = !phase.has_greeted() || phase == Phase::PickedUp;
-    !session.is_adjusted() && (unknown || session.is_over())
+    !entry.session.is_adjusted() && (unknown || entry.session.is_over())
 }
 
 /// Timeout of a session without packets.

@@ -13,12 +13,13 @@ use std::{
 
 use ahash::AHashMap;
 
-use crate::engine::{
-    Counters, Effects, Entry, Sessions,
-    limits::admission::{has_login, may_be_evicted},
-    table::entry::Control,
+use crate::{
+    engine::{
+        Counters, Effects, Entry, Sessions,
+        limits::admission::{has_login, may_be_evicted},
+    },
+    session::{Phase, Session},
 };
-use crate::session::{Phase, Session};
 
 /// Number of a client's oldest sessions that are examined for an eviction.
 const MAX_EXAMINED: usize = 16;
@@ -156,8 +157,8 @@ fn is_countable(session: &Session) -> bool {
 
 /// Whether a session has to be counted for its client.
 #[inline]
-pub(crate) fn should_count(session: &Session, control: &Control) -> bool {
-    !control.counts_for_client && is_countable(session)
+pub(crate) fn should_count(entry: &Entry) -> bool {
+    !entry.counts_for_client && is_countable(&entry.session)
 }
 
 impl Sessions {
@@ -188,12 +189,12 @@ impl Sessions {
     /// Counts the session at `index` for its client if it starts to count.
     #[inline]
     pub(crate) fn count_for_client(&mut self, index: u32) -> Option<ClientKey> {
-        let Entry { session, control } = self.table.get_mut(index)?;
-        if !should_count(session, control) {
+        let entry = self.table.get_mut(index)?;
+        if !should_count(entry) {
             return None;
         }
-        control.counts_for_client = true;
-        let client = ClientKey::from_address(control.client());
+        entry.counts_for_client = true;
+        let client = ClientKey::from_address(entry.client());
         let share = self.share();
         self.client_shares.add(client, index, share);
         Some(client)
@@ -244,13 +245,13 @@ impl Sessions {
         // Whether commands are pending, how long it was idle, and its slot.
         let mut found: Option<(bool, Duration, u32)> = None;
         for slot in self.client_shares.oldest(client).filter(|slot| *slot != except) {
-            let Some(Entry { session, control }) = self.table.get_mut(slot) else { continue };
-            let idle = timestamp.duration_since(control.last_seen);
-            if session.is_over() || !has_login(session) {
+            let Some(entry) = self.table.get_mut(slot) else { continue };
+            let idle = timestamp.duration_since(entry.last_seen);
+            if entry.session.is_over() || !has_login(&entry.session) {
                 found = Some((false, idle, slot));
                 break;
             }
-            let is_busy = session.dialogue().has_pending_commands();
+            let is_busy = entry.session.dialogue().has_pending_commands();
             if found.is_none_or(|(other_busy, other_idle, _)| {
                 (other_busy, idle) > (is_busy, other_idle)
             }) {

@@ -18,15 +18,14 @@ use std::{
 
 use ahash::AHashMap;
 
-use crate::engine::{
-    Counters, Effects, Entry, EventKind, Injection, QueueMode, Sessions, Verdict,
-    packets::queue_mode::renew_queue_mode,
-    questions::effects::{Purpose, SessionRef},
-    table::entry::Control,
-};
 use crate::{
+    engine::{
+        Counters, Effects, Entry, EventKind, Injection, QueueMode, Sessions, Verdict,
+        packets::queue_mode::renew_queue_mode,
+        questions::effects::{Purpose, SessionRef},
+    },
     packet::{self, Packet, PacketEdit, Seq, flags},
-    session::{DropReason, Session, Side},
+    session::{DropReason, Side},
 };
 
 /// Sessions that hold at most this many bytes are not counted.
@@ -95,8 +94,8 @@ impl MemoryBudget {
 
 /// Whether a session's memory must be recorded.
 #[inline]
-pub(crate) fn should_count_memory(session: &Session, control: &Control) -> bool {
-    control.is_in_memory_budget || session.heap_size() > UNCOUNTED_BYTES
+pub(crate) fn should_count_memory(entry: &Entry) -> bool {
+    entry.is_in_memory_budget || entry.session.heap_size() > UNCOUNTED_BYTES
 }
 
 impl Sessions {
@@ -121,12 +120,12 @@ impl Sessions {
     /// Records the memory of the session at `index`. Returns whether it holds more than before.
     #[inline]
     pub(crate) fn record_memory(&mut self, index: u32) -> bool {
-        let Some(Entry { session, control }) = self.table.get_mut(index) else { return false };
-        if !should_count_memory(session, control) {
+        let Some(entry) = self.table.get_mut(index) else { return false };
+        if !should_count_memory(entry) {
             return false;
         }
-        let bytes = session.heap_size();
-        control.is_in_memory_budget = bytes > UNCOUNTED_BYTES;
+        let bytes = entry.session.heap_size();
+        entry.is_in_memory_budget = bytes > UNCOUNTED_BYTES;
         self.memory.set(index, if bytes > UNCOUNTED_BYTES { bytes } else { 0 })
     }
 
@@ -156,26 +155,26 @@ impl Sessions {
 
     /// Resets the session at `index` because of `reason`: both ends get a RST, and no later packet is forwarded.
     pub(crate) fn reset_session(&mut self, index: u32, reason: String, effects: &mut Effects) {
-        let Some(Entry { session, control }) = self.table.get_mut(index) else { return };
-        for held in control.take_pinholes() {
+        let Some(entry) = self.table.get_mut(index) else { return };
+        for held in entry.take_pinholes() {
             self.pinholes.close(held);
         }
         self.pinholes.close_ended_of(index);
-        effects.events.push(control.event(EventKind::Reset(reason)));
+        effects.events.push(entry.event(EventKind::Reset(reason)));
         // Its later packets are dropped here, and answered.
-        renew_queue_mode(effects, index, control, QueueMode::All, Purpose::Session);
+        renew_queue_mode(effects, index, entry, QueueMode::All, Purpose::Session);
         for to in [Side::Client, Side::Server] {
-            let [expected, other] = session.reset_numbers(to);
-            let ack = session.next_seq(to);
-            effects.injections.push(reset(index, control, to, expected, ack));
+            let [expected, other] = entry.session.reset_numbers(to);
+            let ack = entry.session.next_seq(to);
+            effects.injections.push(reset(index, entry, to, expected, ack));
             if other != expected {
-                effects.injections.push(reset(index, control, to, other, ack));
+                effects.injections.push(reset(index, entry, to, other, ack));
             }
         }
-        session.reset();
-        control.is_in_memory_budget = false;
-        let id = control.id as u32;
-        let counted = std::mem::take(&mut control.counts_for_client).then(|| control.client());
+        entry.session.reset();
+        entry.is_in_memory_budget = false;
+        let id = entry.id as u32;
+        let counted = std::mem::take(&mut entry.counts_for_client).then(|| entry.client());
         // It may be evicted for any other session.
         self.table.by_age.push_back((index, id));
         self.memory.set(index, 0);
@@ -194,21 +193,21 @@ impl Sessions {
         effects: &mut Effects,
     ) -> Verdict {
         const DROP: Verdict = Verdict::Drop(DropReason::SessionEnded);
-        let Some(Entry { session, control }) = self.table.get_mut(index) else { return DROP };
-        if !session.is_in_window(from, packet) {
+        let Some(entry) = self.table.get_mut(index) else { return DROP };
+        if !entry.session.is_in_window(from, packet) {
             return Verdict::Accept;
         }
         if packet.has(flags::ACK) && !packet.has(flags::RST) {
             let ack = packet.seq() + packet.payload().len() as u32; // at most a packet's length
-            effects.injections.push(reset(index, control, from, packet.ack(), ack));
+            effects.injections.push(reset(index, entry, from, packet.ack(), ack));
         }
         DROP
     }
 }
 
 /// A reset for `to`, which expects `seq` and has sent everything before `ack`.
-fn reset(index: u32, control: &Control, to: Side, seq: Seq, ack: Seq) -> Injection {
-    let (client, server) = (control.client(), control.server());
+fn reset(index: u32, entry: &Entry, to: Side, seq: Seq, ack: Seq) -> Injection {
+    let (client, server) = (entry.client(), entry.server());
     let (source, destination) = match to {
         Side::Client => (server, client),
         Side::Server => (client, server),
@@ -220,6 +219,6 @@ fn reset(index: u32, control: &Control, to: Side, seq: Seq, ack: Seq) -> Injecti
         let edit = PacketEdit { seq, ack, payload: None, flags, window: 0, urgent: 0 };
         acknowledgement.rebuild(&edit, |_| None, &mut packet);
     }
-    let session = SessionRef { index, id: control.id };
+    let session = SessionRef { index, id: entry.id };
     Injection { session, recipient: to, client, server, ct_mark: 0, packet }
 }

@@ -9,11 +9,14 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::engine::{
-    Effects, Engine, Entry, QueueMode, RESEND_INTERVAL, packets::queue_mode::renew_queue_mode,
-    questions::effects::Purpose, table::entry::Control,
+use crate::{
+    engine::{
+        Effects, Engine, Entry, QueueMode, RESEND_INTERVAL, packets::queue_mode::renew_queue_mode,
+        questions::effects::Purpose,
+    },
+    packet::Packet,
+    session::Session,
 };
-use crate::{packet::Packet, session::Session};
 
 /// How long a connection is watched. A server that gets no answer to its SYN-ACK retransmits it after one second and
 /// after three (RFC 6298), which restarts the time.
@@ -27,9 +30,9 @@ pub(crate) struct WatchedConnections {
 
 impl WatchedConnections {
     /// Watches the connection at `index` from `now` on, unless it is watched already.
-    pub(crate) fn add(&mut self, now: Instant, index: u32, control: &mut Control) {
-        if !control.set_watched(true) {
-            self.deadlines.push_back((now + WATCH_TIME, index, control.id));
+    pub(crate) fn add(&mut self, now: Instant, index: u32, entry: &mut Entry) {
+        if !entry.set_watched(true) {
+            self.deadlines.push_back((now + WATCH_TIME, index, entry.id));
         }
     }
 
@@ -52,29 +55,29 @@ impl Engine {
         effects: &mut Effects,
     ) -> Option<u32> {
         let timestamp = self.sessions.epoch.timestamp(now);
-        let Entry { session, control } = self.sessions.table.get_mut(index)?;
-        if control
+        let entry = self.sessions.table.get_mut(index)?;
+        if entry
             .incarnation()
             .is_some_and(|incarnation| incarnation.is_syn_ack_retransmission(syn_ack))
         {
-            control.refresh_incarnation(timestamp);
+            entry.refresh_incarnation(timestamp);
         } else {
-            let incarnation = if control.syn_had_data() {
+            let incarnation = if entry.syn_had_data() {
                 Session::with_unread_syn_data(syn_ack)
             } else {
                 Session::from_syn_ack(syn_ack)
             };
-            control.set_incarnation(incarnation, timestamp);
+            entry.set_incarnation(incarnation, timestamp);
         }
-        let mode = if session.changes_packets() { QueueMode::All } else { QueueMode::Watch };
+        let mode = if entry.session.changes_packets() { QueueMode::All } else { QueueMode::Watch };
         if queues_all {
             // The mode was set for this connection, not for an earlier one.
-            control.record_mode(mode, timestamp);
-        } else if !control.is_unknown_to_conntrack(timestamp, RESEND_INTERVAL) {
+            entry.record_mode(mode, timestamp);
+        } else if !entry.is_unknown_to_conntrack(timestamp, RESEND_INTERVAL) {
             // Without the old translation: a new connection may be translated differently.
-            renew_queue_mode(effects, index, control, mode, Purpose::TupleReuse);
+            renew_queue_mode(effects, index, entry, mode, Purpose::TupleReuse);
         }
-        self.sessions.watched.add(now, index, control);
+        self.sessions.watched.add(now, index, entry);
         Some(index)
     }
 
@@ -87,12 +90,12 @@ impl Engine {
         packet: &Packet<'_>,
         effects: &mut Effects,
     ) -> Option<u32> {
-        let control = &mut self.sessions.table.get_mut(index)?.control;
-        let (client, server) = (control.client(), control.server());
+        let entry = self.sessions.table.get_mut(index)?;
+        let (client, server) = (entry.client(), entry.server());
         let confirms = |incarnation: &Session| {
             packet.source() == client && incarnation.is_first_acknowledgement(packet)
         };
-        let Some(session) = control.take_incarnation_if(confirms) else { return Some(index) };
+        let Some(session) = entry.take_incarnation_if(confirms) else { return Some(index) };
         self.sessions.forget(index);
         self.insert_session(now, (client, server), session, effects)
     }
@@ -101,27 +104,30 @@ impl Engine {
     pub(crate) fn expire_watches(&mut self, now: Instant, effects: &mut Effects) {
         let timestamp = self.sessions.epoch.timestamp(now);
         while let Some((index, id)) = self.sessions.watched.next_due(now) {
-            let Some(Entry { session, control }) = self.sessions.table.get_session(index, id)
-            else {
+            let Some(entry) = self.sessions.table.get_session(index, id) else {
                 continue;
             };
-            control.set_watched(false);
-            if control.drop_old_incarnation(timestamp, WATCH_TIME) {
-                self.sessions.watched.add(now, index, control);
+            entry.set_watched(false);
+            if entry.drop_old_incarnation(timestamp, WATCH_TIME) {
+                self.sessions.watched.add(now, index, entry);
                 continue;
             }
-            session.stop_probing();
-            let mode = match control.queue_mode() {
+            entry.session.stop_probing();
+            let mode = match entry.queue_mode() {
                 // The BPF program may already adjust it.
-                _ if control.fast_path().is_handed_over => continue,
-                _ if session.needs_all_queued() || session.needs_none_queued() => continue,
-                Some(QueueMode::Watch | QueueMode::All) if session.needs_acknowledgements() => {
+                _ if entry.fast_path().is_handed_over => continue,
+                _ if entry.session.needs_all_queued() || entry.session.needs_none_queued() => {
+                    continue;
+                }
+                Some(QueueMode::Watch | QueueMode::All)
+                    if entry.session.needs_acknowledgements() =>
+                {
                     QueueMode::WithAcknowledgements
                 }
                 Some(QueueMode::Watch | QueueMode::All) => QueueMode::Selected,
                 _ => continue,
             };
-            renew_queue_mode(effects, index, control, mode, Purpose::Session);
+            renew_queue_mode(effects, index, entry, mode, Purpose::Session);
         }
     }
 }

@@ -8,8 +8,7 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::Translation;
-use crate::{ftp::Padding, session::Side};
+use crate::{engine::Translation, ftp::Padding, session::Side};
 
 /// Limit of consecutive handovers during which the BPF program passed no line. After that the connection is not handed
 /// over again.

@@ -13,31 +13,31 @@ use std::{
     time::Instant,
 };
 
-use crate::engine::{
-    Effects, Engine, Entry, EventKind, Lookup, Opening, Pinhole, QueueMode, Sessions,
-    decision::connection::Connection,
-    decision::external,
-    limits::client_shares::should_count,
-    limits::memory::should_count_memory,
-    offload::handover::{
-        FastPathLine, FastPathPinhole, FlowChange, Handover, LoginStage, SequenceOffset, Withdrawal,
-    },
-    pinholes::held_pinhole::HeldPinhole,
-    questions::effects::{KernelRequest, SessionRef},
-    records::opening_again,
-    table::Key,
-};
 use crate::{
+    engine::{
+        Effects, Engine, Entry, EventKind, Lookup, Opening, Pinhole, QueueMode, Sessions,
+        decision::{connection::Connection, external},
+        limits::{client_shares::should_count, memory::should_count_memory},
+        offload::handover::{
+            FastPathLine, FastPathPinhole, FlowChange, Handover, LoginStage, SequenceOffset,
+            Withdrawal,
+        },
+        packets::inspect_and_decide,
+        pinholes::held_pinhole::HeldPinhole,
+        questions::effects::{KernelRequest, SessionRef},
+        records::opening_again,
+        table::Key,
+    },
     ftp::{AnnouncementKind, Padding},
     packet::{self, Packet, Seq, flags},
-    session::{Answer, DecisionRequest, Effect, ForwardAction, Phase, Session, Side},
+    session::{Answer, DecisionRequest, Effect, ForwardAction, PendingLine, Phase, Session, Side},
 };
 
 /// Limit of connections that are handed over before the server's greeting, because any SYN-ACK creates one.
 pub(crate) const MAX_UNGREETED: u32 = 256;
 
 impl Engine {
-    /// Reads lines from the fast path, in order for each connection. The caller [carries out](crate::engine::carry_out) the
+    /// Reads lines from the fast path, in order for each connection. The caller [carries out](super::carry_out) the
     /// effects.
     pub fn read_fast_path_lines<'l>(
         &mut self,
@@ -49,20 +49,19 @@ impl Engine {
         for line in lines {
             let endpoints: [SocketAddr; 2] = [line.client.into(), line.server.into()];
             let found = self.sessions.table.find(&Key::between(endpoints[0], endpoints[1]));
-            let Some((index, control)) = found
-                .and_then(|index| Some((index, &mut self.sessions.table.get_mut(index)?.control)))
-                .filter(|(_, control)| control.id == line.flow)
-            else {
+            let Some((index, entry)) = found.and_then(|index| {
+                Some((index, self.sessions.table.get_session(index, line.flow)?))
+            }) else {
                 // The session is gone.
                 effects.lost_fast_path_pinholes.extend(line.pinhole());
                 continue;
             };
             // It was read before a crash.
-            if line.line <= control.fast_path().lines_inspected {
+            if line.line <= entry.fast_path().lines_inspected {
                 continue;
             }
-            let is_missing = line.line != control.fast_path().lines_inspected + 1;
-            let state = control.fast_path_mut();
+            let is_missing = line.line != entry.fast_path().lines_inspected + 1;
+            let state = entry.fast_path_mut();
             (state.lines_inspected, state.idle_handovers) = (line.line, 0);
             self.sessions.ungreeted_handovers -= state.clear_ungreeted();
             let [source, destination] = match line.from {
@@ -97,47 +96,32 @@ impl Engine {
         effects: &mut Effects,
     ) {
         self.counters.fast_path_lines += 1;
-        let timestamp = self.sessions.epoch.timestamp(line.at);
-        let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else { return };
-        control.last_seen = timestamp;
+        let (sessions, counters) = (&mut self.sessions, &mut self.counters);
+        let session = SessionRef { index, id: line.flow };
+        let Some(mut connection) = sessions.connection(line.at, session, counters, effects) else {
+            return;
+        };
+        connection.entry.last_seen = connection.timestamp;
         if let Some(opening_line) = line.consumed_pinhole {
             let consumed = Some(FastPathPinhole { flow: line.flow, line: opening_line });
-            let pinholes = &mut self.sessions.pinholes;
-            for held in control.pinholes_mut().into_iter().flatten() {
-                if pinholes.fast_path_id(held) == consumed {
+            for held in connection.entry.pinholes_mut().into_iter().flatten() {
+                if connection.pinholes.fast_path_id(held) == consumed {
                     held.is_consumed = true;
-                    pinholes.record_closed(held);
+                    connection.pinholes.record_closed(held);
                 }
             }
         }
-        let mut connection = Connection {
-            now: line.at,
-            timestamp,
-            index,
-            policy: self.sessions.policy.for_network(control.network()),
-            control,
-            pinholes: &mut self.sessions.pinholes,
-            counters: &mut self.counters,
-            effects,
-        };
-        let inspection = &mut self.inspection;
-        inspection.refuses_auth = connection.policy.refuses_auth();
+        let (inspection, changed) = (&mut self.inspection, &mut self.changed_payload);
         (inspection.answer, inspection.is_from_elsewhere) = (None, false);
         let mut opened = line.pinhole();
         let mut matches = true;
-        let is_adjusted = session.is_adjusted();
-        let outcome = loop {
-            let outcome =
-                session.handle_packet(line.from, packet, inspection, &mut self.changed_payload);
-            for event in inspection.events.drain(..) {
-                connection.handle_dialogue_event(event);
-            }
-            let Some(request) = inspection.pending.take() else { break outcome };
-            let answer = match &request.request {
+        let is_adjusted = connection.entry.session.is_adjusted();
+        let decide = |connection: &mut Connection<'_>, pending: PendingLine| {
+            let answer = match &pending.request {
                 DecisionRequest::Announcement(announced) => {
                     matches &= opened.is_some();
-                    let verdict = connection.decide_fast_path_announcement(announced, &mut opened);
-                    Answer::Effect(match verdict {
+                    let effect = connection.decide_fast_path_announcement(announced, &mut opened);
+                    Answer::Effect(match effect {
                         Effect::Open { endpoint, .. } => {
                             Effect::Open { endpoint, padding: line.padding }
                         }
@@ -146,24 +130,27 @@ impl Engine {
                 }
                 DecisionRequest::AdjustSequence => Answer::AdjustSequence(false),
             };
-            inspection.answer = Some((request, answer));
+            Some((pending, answer))
         };
-        matches &= match outcome.action {
+        let plan =
+            inspect_and_decide(&mut connection, line.from, packet, inspection, changed, decide);
+        matches &= match plan.map_or(ForwardAction::AwaitDecision, |plan| plan.action) {
             ForwardAction::Unchanged => true,
             // Also a packet that only follows an unacknowledged rewrite.
             ForwardAction::Changed { seq, ack, payload, .. } => {
                 let keeps_numbers = (seq, ack) == (packet.seq(), packet.ack())
-                    && (!payload || self.changed_payload.len() == line.bytes.len());
+                    && (!payload || changed.len() == line.bytes.len());
                 (is_adjusted || keeps_numbers)
-                    && (line.opened_pinhole || !payload || self.changed_payload == line.bytes)
+                    && (line.opened_pinhole || !payload || changed == line.bytes)
             }
             ForwardAction::Drop(_) | ForwardAction::AwaitDecision => false,
         };
-        let is_over = session.is_over();
+        let entry = &*connection.entry;
+        let is_over = entry.session.is_over();
+        let is_counted = should_count_memory(entry) || should_count(entry);
         if is_over {
             connection.close_all_pinholes("the control connection ended");
         }
-        let is_counted = should_count_memory(session, control) || should_count(session, control);
         self.sessions.mark_changed(index);
         if is_over {
             self.sessions.take_back(index);
@@ -183,9 +170,9 @@ impl Engine {
     fn handle_fast_path_mismatch(&mut self, index: u32, effects: &mut Effects) {
         self.counters.fast_path_mismatches += 1;
         self.sessions.take_back(index);
-        if let Some(Entry { session, control }) = self.sessions.table.get_mut(index) {
-            session.record_downtime();
-            effects.events.push(control.event(EventKind::KernelRefused(
+        if let Some(entry) = self.sessions.table.get_mut(index) {
+            entry.session.record_downtime();
+            effects.events.push(entry.event(EventKind::KernelRefused(
                 "the fast path passed a line that the engine would have decided differently; please report this".into(),
             )));
         }
@@ -216,33 +203,33 @@ impl Sessions {
     }
 
     fn hand_over(&mut self, index: u32, effects: &mut Effects) {
-        let Some(Entry { session, control }) = self.table.get_mut(index) else { return };
-        let state = control.fast_path();
-        if state.is_handed_over || !state.may_be_handed_over() || !session.is_idle() {
+        let Some(entry) = self.table.get_mut(index) else { return };
+        let state = entry.fast_path();
+        if state.is_handed_over || !state.may_be_handed_over() || !entry.session.is_idle() {
             return;
         }
-        if control.incarnation().is_some() || control.is_busy() {
+        if entry.incarnation().is_some() || entry.is_busy() {
             return;
         }
-        if control.client().is_ipv6() {
+        if entry.client().is_ipv6() {
             return;
         }
         // A pinhole of the rules that waits for its transfer.
         let waits_in_rules =
             |held: &HeldPinhole| !held.in_use && !self.pinholes.has_fast_path(held);
-        if control.pinholes().iter().any(waits_in_rules) {
+        if entry.pinholes().iter().any(waits_in_rules) {
             return;
         }
-        let is_ungreeted = session.dialogue().phase() == Phase::NotGreeted;
+        let is_ungreeted = entry.session.dialogue().phase() == Phase::NotGreeted;
         if is_ungreeted && self.ungreeted_handovers >= MAX_UNGREETED {
             return;
         }
         if !self.ask_before_handover(index, effects) {
             return;
         }
-        let Some(Entry { session, control }) = self.table.get_mut(index) else { return };
+        let Some(entry) = self.table.get_mut(index) else { return };
         let (Some(translation), Some(interfaces)) =
-            (control.translation().copied(), session.interfaces.indices())
+            (entry.translation().copied(), entry.session.interfaces.indices())
         else {
             return;
         };
@@ -253,7 +240,7 @@ impl Sessions {
         if translation.ct_mark != 0 {
             return;
         }
-        let policy = self.policy.for_network(control.network());
+        let policy = self.policy.for_network(entry.network());
         let announced_address = |kind| match external(kind, &translation, policy) {
             Ok(IpAddr::V4(address)) => Some(address),
             _ => None,
@@ -270,10 +257,10 @@ impl Sessions {
             return;
         }
         // The connection stays inline until the kernel has set its queue mode.
-        let has_mode = match control.queue_mode() {
+        let has_mode = match entry.queue_mode() {
             Some(QueueMode::All) => true,
             Some(QueueMode::WithAcknowledgements) => false,
-            _ => !session.is_adjusted(),
+            _ => !entry.session.is_adjusted(),
         };
         if !has_mode {
             return;
@@ -281,16 +268,17 @@ impl Sessions {
         if !self.pinholes.grant_fast_path(policy, translation.client.ip()) {
             return;
         }
-        let next_seq = [session.next_seq(Side::Client).0, session.next_seq(Side::Server).0];
-        let state = control.fast_path_mut();
+        let next_seq =
+            [entry.session.next_seq(Side::Client).0, entry.session.next_seq(Side::Server).0];
+        let state = entry.fast_path_mut();
         (state.is_handed_over, state.is_ungreeted) = (true, is_ungreeted);
         self.ungreeted_handovers += u32::from(is_ungreeted);
         state.count_idle_handover();
         self.flow_changes.push(FlowChange::Handover(Handover {
-            flow: control.id,
-            lines: control.fast_path().lines_inspected,
+            flow: entry.id,
+            lines: entry.fast_path().lines_inspected,
             next_seq,
-            login: match session.dialogue().is_logged_in() {
+            login: match entry.session.dialogue().is_logged_in() {
                 true => LoginStage::LoggedIn,
                 false if is_ungreeted => LoginStage::NotGreeted,
                 false => LoginStage::Greeted,
@@ -303,14 +291,14 @@ impl Sessions {
             }
             .map_or([0, u16::MAX], <[u16; 2]>::from),
             announced_addresses: [client, server],
-            seq_offsets: session.is_adjusted().then(|| {
+            seq_offsets: entry.session.is_adjusted().then(|| {
                 [Side::Client, Side::Server].map(|side| {
-                    let (offset, first_seq) = session.sequence_offset(side);
+                    let (offset, first_seq) = entry.session.sequence_offset(side);
                     SequenceOffset { offset, first_seq: first_seq.0 }
                 })
             }),
             padding: if policy.preserves_length {
-                session.dialogue().padding()
+                entry.session.dialogue().padding()
             } else {
                 Padding::None
             },
@@ -321,13 +309,13 @@ impl Sessions {
 
     /// Asks the kernel for what the handover of the connection at `index` needs. Returns whether nothing is missing.
     fn ask_before_handover(&mut self, index: u32, effects: &mut Effects) -> bool {
-        let Some(Entry { session, control }) = self.table.get_mut(index) else { return false };
-        let session_ref = SessionRef { index, id: control.id };
-        let question = session.interfaces.question();
-        let needs_translation = control.translation().is_none();
+        let Some(entry) = self.table.get_mut(index) else { return false };
+        let session_ref = SessionRef { index, id: entry.id };
+        let question = entry.session.interfaces.question();
+        let needs_translation = entry.translation().is_none();
         if needs_translation {
-            let request = Lookup { client: control.client(), server: control.server() };
-            control.fast_path_mut().wants_translation = true;
+            let request = Lookup { client: entry.client(), server: entry.server() };
+            entry.fast_path_mut().wants_translation = true;
             effects.lookups.push(KernelRequest::new(session_ref, request, None));
         }
         let missing = question.and_then(|question| self.answer_route(index, question, 0).err());
@@ -339,20 +327,20 @@ impl Sessions {
 
     /// Takes the connection at `index` back from the BPF program.
     pub(crate) fn take_back(&mut self, index: u32) {
-        let Some(Entry { control, .. }) = self.table.get_mut(index) else { return };
-        if let Some(withdrawn) = withdrawal(control, &mut self.ungreeted_handovers) {
+        let Some(entry) = self.table.get_mut(index) else { return };
+        if let Some(withdrawn) = withdrawal(entry, &mut self.ungreeted_handovers) {
             let client = withdrawn.translation.client.ip();
-            self.pinholes.revoke_fast_path_grant(client, control.pinholes());
+            self.pinholes.revoke_fast_path_grant(client, entry.pinholes());
             self.flow_changes.push(FlowChange::Withdraw(withdrawn));
             self.mark_changed(index);
         }
     }
 
     /// Takes back a connection that was just removed from the table.
-    pub(crate) fn withdraw_removed(&mut self, control: &mut crate::engine::Control) {
-        if let Some(withdrawn) = withdrawal(control, &mut self.ungreeted_handovers) {
+    pub(crate) fn withdraw_removed(&mut self, entry: &mut Entry) {
+        if let Some(withdrawn) = withdrawal(entry, &mut self.ungreeted_handovers) {
             let client = withdrawn.translation.client.ip();
-            self.pinholes.revoke_fast_path_grant(client, control.pinholes());
+            self.pinholes.revoke_fast_path_grant(client, entry.pinholes());
             self.flow_changes.push(FlowChange::Withdraw(withdrawn));
         }
     }
@@ -373,15 +361,15 @@ impl Sessions {
 
     /// The held pinholes that the BPF program opened.
     pub fn fast_path_pinholes(&self) -> impl Iterator<Item = FastPathPinhole> {
-        let held = self.table.iter().flat_map(|entry| entry.control.pinholes());
+        let held = self.table.iter().flat_map(|entry| entry.pinholes());
         held.filter_map(|held| self.pinholes.fast_path_id(held))
     }
 
     /// Records that the rules have the pinholes for which `are_in_rules` is true. The record of a session may say that
     /// the BPF program has one, if that opened again after the data connection was refused.
     pub fn record_rule_pinholes(&mut self, are_in_rules: impl Fn(IpAddr, SocketAddr) -> bool) {
-        for Entry { control, .. } in self.table.iter_mut() {
-            let held = control.pinholes_mut().into_iter().flatten();
+        for entry in self.table.iter_mut() {
+            let held = entry.pinholes_mut().into_iter().flatten();
             held.filter(|held| are_in_rules(held.pinhole.initiator, held.pinhole.arrival))
                 .for_each(|held| _ = self.pinholes.move_to_rules(held));
         }
@@ -396,13 +384,13 @@ impl Sessions {
     ) -> Vec<(FastPathPinhole, Opening)> {
         let mut moved = Vec::new();
         for index in 0..self.table.slot_count() {
-            let Some(Entry { session, control }) = self.table.get_mut(index) else { continue };
-            if !is_at(session, interfaces) {
+            let Some(entry) = self.table.get_mut(index) else { continue };
+            if !is_at(&entry.session, interfaces) {
                 continue;
             }
-            let translation = control.translation().copied();
+            let translation = entry.translation().copied();
             let mut has_changed = false;
-            for held in control.pinholes_mut().into_iter().flatten() {
+            for held in entry.pinholes_mut().into_iter().flatten() {
                 has_changed |= self.pinholes.has_fast_path(held);
                 let id = self.pinholes.move_to_rules(held);
                 moved.extend(id.zip(opening_again(held, translation.as_ref(), now)));
@@ -416,15 +404,14 @@ impl Sessions {
 
     /// The held pinholes of the rules.
     pub fn rule_pinholes(&self) -> impl Iterator<Item = Pinhole> {
-        let held = self.table.iter().flat_map(|entry| entry.control.pinholes());
+        let held = self.table.iter().flat_map(|entry| entry.pinholes());
         held.filter(|held| !self.pinholes.has_fast_path(held)).map(|held| held.pinhole)
     }
 
     /// Numbers of the sessions on the fast path.
     pub fn fast_path_sessions(&self) -> impl Iterator<Item = u64> {
-        let handed_over =
-            self.table.iter().filter(|entry| entry.control.fast_path().is_handed_over);
-        handed_over.map(|entry| entry.control.id)
+        let handed_over = self.table.iter().filter(|entry| entry.fast_path().is_handed_over);
+        handed_over.map(|entry| entry.id)
     }
 }
 
@@ -434,13 +421,13 @@ fn is_at(session: &Session, interfaces: Option<&[u32]>) -> bool {
     own.iter().any(|one| these.contains(one))
 }
 
-fn withdrawal(control: &mut crate::engine::Control, ungreeted: &mut u32) -> Option<Withdrawal> {
-    if !control.fast_path().is_handed_over {
+fn withdrawal(entry: &mut Entry, ungreeted: &mut u32) -> Option<Withdrawal> {
+    if !entry.fast_path().is_handed_over {
         return None;
     }
-    let state = control.fast_path_mut();
+    let state = entry.fast_path_mut();
     state.is_handed_over = false;
     *ungreeted -= state.clear_ungreeted();
-    let translation = *control.translation()?;
-    Some(Withdrawal { flow: control.id, translation })
+    let translation = *entry.translation()?;
+    Some(Withdrawal { flow: entry.id, translation })
 }

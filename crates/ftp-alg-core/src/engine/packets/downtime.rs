@@ -1,12 +1,14 @@
 //! Downtime: packets may have passed unread, because the daemon did not renew its heartbeat in time.
 
-use crate::engine::{
-    Effects, Engine, EventKind, QueueMode, Verdict,
-    packets::queue_mode::renew_queue_mode,
-    questions::effects::{Purpose, SessionRef},
-    table::entry::Entry,
+use crate::{
+    engine::{
+        Effects, Engine, EventKind, QueueMode, Verdict,
+        packets::queue_mode::renew_queue_mode,
+        questions::effects::{Purpose, SessionRef},
+    },
+    packet::Packet,
+    session::DropReason,
 };
-use crate::{packet::Packet, session::DropReason};
 
 impl Engine {
     /// Handles downtime during a batch. If the batch changed packets of a connection that was not fully queued before,
@@ -17,19 +19,18 @@ impl Engine {
         let mut verdicts = std::mem::take(&mut effects.verdicts);
         for released in verdicts.iter_mut().filter(|released| !released.all_were_queued) {
             let SessionRef { index, id } = released.session();
-            let Some(Entry { session, control }) = self.sessions.table.get_session(index, id)
-            else {
+            let Some(entry) = self.sessions.table.get_session(index, id) else {
                 continue;
             };
-            if !session.changes_packets() {
+            if !entry.session.changes_packets() {
                 continue;
             }
             effects.injections.retain(|injection| injection.session.id != id);
             self.counters.unread_sessions += 1;
-            effects.events.push(control.event(EventKind::StateChanged(
+            effects.events.push(entry.event(EventKind::StateChanged(
                 "downtime: packets may have passed unread, so no pinhole is opened any more",
             )));
-            renew_queue_mode(effects, index, control, QueueMode::Selected, Purpose::Session);
+            renew_queue_mode(effects, index, entry, QueueMode::Selected, Purpose::Session);
             if !matches!(released.verdict, Verdict::Drop(_)) {
                 self.counters.drops.count(DropReason::Stale);
                 tracing::trace!("packet dropped: {}, session {id}", DropReason::Stale);
@@ -56,11 +57,11 @@ impl Engine {
     }
 
     fn record_downtime_at(&mut self, index: u32) {
-        if let Some(Entry { session, control }) = self.sessions.table.get_mut(index)
-            && !session.needs_all_queued()
+        if let Some(entry) = self.sessions.table.get_mut(index)
+            && !entry.session.needs_all_queued()
         {
-            control.forget_queue_mode();
-            session.record_downtime();
+            entry.forget_queue_mode();
+            entry.session.record_downtime();
             self.sessions.mark_changed(index);
             self.sessions.take_back(index);
         }
@@ -70,13 +71,13 @@ impl Engine {
     /// queued. Only if the decision does not depend on those, or if the packet waits for a probe's answer anyway.
     /// Nothing is opened for an unknown connection, nor for one that reused a session's endpoints.
     pub(crate) fn may_decide_late(&mut self, packet: &Packet<'_>) -> bool {
-        let Some(Entry { session, control }) = self.sessions.table.find_packet(packet) else {
+        let Some(entry) = self.sessions.table.find_packet(packet) else {
             return true;
         };
-        let from = control.side_of(packet.endpoints().0);
-        session.needs_all_queued()
-            || session.awaits_probe_answer(from, packet)
-            || !session.is_in_window(from, packet)
+        let from = entry.side_of(packet.endpoints().0);
+        entry.session.needs_all_queued()
+            || entry.session.awaits_probe_answer(from, packet)
+            || !entry.session.is_in_window(from, packet)
             || packet.payload().is_empty() && packet.urgent().is_none()
     }
 }

@@ -5,14 +5,17 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::engine::{
-    Effects, Engine, Entry, Key, PacketMeta, QueuedPacket, Verdict,
-    packets::routes::{Origin, SOME_UNREAD},
-    packets::{ACCEPT, Handling, PacketContext, trace_unread},
-    questions::effects::SessionRef,
-    table::entry::Timestamp,
-};
 use crate::{
+    engine::{
+        Effects, Engine, Entry, Key, PacketMeta, QueuedPacket, Verdict,
+        packets::{
+            ACCEPT, Handling, PacketContext,
+            routes::{Origin, SOME_UNREAD},
+            trace_unread,
+        },
+        questions::effects::SessionRef,
+        table::entry::Timestamp,
+    },
     packet::{Packet, flags},
     session::{DropReason, Phase, Session, Side},
 };
@@ -48,13 +51,12 @@ impl Engine {
         if let Some(index) = found
             && let Some(entry) = self.sessions.table.get_mut(index)
         {
-            let Entry { session, control } = entry;
-            let (from, meta) = (control.side_of(source), &queued.meta);
+            let (from, meta) = (entry.side_of(source), &queued.meta);
             let is_usual = !packet.has(flags::SYN)
-                && control.is_settled()
-                && session.interfaces.are_settled(from, meta.input, meta.output);
+                && entry.is_settled()
+                && entry.session.interfaces.are_settled(from, meta.input, meta.output);
             if is_usual {
-                let session = SessionRef { index, id: control.id };
+                let session = SessionRef { index, id: entry.id };
                 return match obstacle(entry, timestamp, from, queued, packet) {
                     None => {
                         context.session = session;
@@ -90,14 +92,14 @@ impl Engine {
         }
         let mut known = None;
         if let Some(index) = found
-            && let Some(Entry { session, control }) = self.sessions.table.get_mut(index)
+            && let Some(entry) = self.sessions.table.get_mut(index)
         {
-            let from = control.side_of(source);
-            let is_settled = session.interfaces.are_settled(from, meta.input, meta.output);
-            let is_over = session.is_over();
-            let session = SessionRef { index, id: control.id };
-            let (is_busy, is_handed_over) = (control.is_busy(), control.fast_path().is_handed_over);
-            let is_certain = !packet.has(flags::SYN) && control.incarnation().is_none();
+            let from = entry.side_of(source);
+            let is_settled = entry.session.interfaces.are_settled(from, meta.input, meta.output);
+            let is_over = entry.session.is_over();
+            let session = SessionRef { index, id: entry.id };
+            let (is_busy, is_handed_over) = (entry.is_busy(), entry.fast_path().is_handed_over);
+            let is_certain = !packet.has(flags::SYN) && entry.incarnation().is_none();
             // A SYN changes nothing by itself. When the connection has ended, its ends may be elsewhere.
             let begins = packet.has(flags::SYN) && (!packet.has(flags::ACK) || is_over);
             let origin = match is_settled || is_busy || begins {
@@ -135,11 +137,10 @@ impl Engine {
             known = is_certain.then_some((index, from));
         }
         let known = known.or_else(|| {
-            let before =
-                found.and_then(|index| Some(self.sessions.table.get_mut(index)?.control.id));
+            let before = found.and_then(|index| Some(self.sessions.table.get_mut(index)?.id));
             let index = self.find_or_insert(now, packet, found, *meta, effects)?;
-            let control = &self.sessions.table.get_mut(index)?.control;
-            let (from, is_new) = (control.side_of(source), before != Some(control.id));
+            let entry = &self.sessions.table.get_mut(index)?;
+            let (from, is_new) = (entry.side_of(source), before != Some(entry.id));
             if is_new {
                 // It knows no interfaces, so there is no question.
                 self.find_origin(index, from, meta, effects);
@@ -152,9 +153,9 @@ impl Engine {
         };
         let (index, from) = known;
         let Some(entry) = self.sessions.table.get_mut(index) else {
-            return Err(self.pass_without_entry(bytes));
+            return Err(ACCEPT);
         };
-        let session = SessionRef { index, id: entry.control.id };
+        let session = SessionRef { index, id: entry.id };
         if let Some(obstacle) = obstacle(entry, timestamp, from, queued, packet) {
             let session = (session, from);
             return Err(self.handle_obstacle(obstacle, queued, packet, session, context, effects));
@@ -167,8 +168,8 @@ impl Engine {
     #[cold]
     fn record_packet(&mut self, now: Instant, index: u32) {
         let timestamp = self.sessions.epoch.timestamp(now);
-        if let Some(Entry { control, .. }) = self.sessions.table.get_mut(index) {
-            control.last_seen = timestamp;
+        if let Some(entry) = self.sessions.table.get_mut(index) {
+            entry.last_seen = timestamp;
         }
     }
 
@@ -222,14 +223,16 @@ impl Engine {
                 let session = Session::from_syn_ack(packet);
                 return self.insert_session(now, (destination, source), session, effects);
             };
-            let Entry { session, control } = self.sessions.table.get_mut(index)?;
-            if session.is_syn_ack_retransmission(packet) || session.is_continued_by(packet) {
+            let entry = self.sessions.table.get_mut(index)?;
+            if entry.session.is_syn_ack_retransmission(packet)
+                || entry.session.is_continued_by(packet)
+            {
                 return found;
             }
             // The session is known only by data in an earlier SYN.
             let is_unknown =
-                session.dialogue().phase() == Phase::PickedUp && !session.is_adjusted();
-            if !(control.syn_had_data() && is_unknown) {
+                entry.session.dialogue().phase() == Phase::PickedUp && !entry.session.is_adjusted();
+            if !(entry.syn_had_data() && is_unknown) {
                 return self.handle_tuple_reuse(now, index, packet, meta.queues_all, effects);
             }
             self.sessions.forget(index);
@@ -241,7 +244,7 @@ impl Engine {
             return found;
         }
         if let Some(index) = found {
-            self.sessions.table.get_mut(index)?.control.set_syn_had_data(true);
+            self.sessions.table.get_mut(index)?.set_syn_had_data(true);
             return found;
         }
         // Picked up mid-stream. If the rules do not tell which end sent the packet, the port does, if at all. Conntrack
@@ -255,7 +258,7 @@ impl Engine {
             Side::Client => self.insert_session(now, (source, destination), session, effects),
             Side::Server => self.insert_session(now, (destination, source), session, effects),
         }?;
-        self.sessions.table.get_mut(index)?.control.set_syn_had_data(packet.has(flags::SYN));
+        self.sessions.table.get_mut(index)?.set_syn_had_data(packet.has(flags::SYN));
         Some(index)
     }
 
@@ -284,24 +287,24 @@ impl Engine {
 /// Records a packet of `from` and its time in its session's `entry`, and says why the session is not to inspect it now.
 #[inline(always)]
 fn obstacle(
-    Entry { session, control }: &mut Entry,
+    entry: &mut Entry,
     timestamp: Timestamp,
     from: Side,
     queued: &QueuedPacket<'_>,
     packet: &Packet<'_>,
 ) -> Option<Obstacle> {
-    if timestamp.is_later_by(SILENCE, control.last_seen) {
-        session.record_silence();
+    if timestamp.is_later_by(SILENCE, entry.last_seen) {
+        entry.session.record_silence();
     }
-    control.last_seen = timestamp;
-    if session.was_reset() && !packet.has(flags::SYN) {
+    entry.last_seen = timestamp;
+    if entry.session.was_reset() && !packet.has(flags::SYN) {
         return Some(Obstacle::Reset);
     }
     let is_ungreeted =
-        session.dialogue().phase() == Phase::NotGreeted && control.incarnation().is_none();
-    if is_ungreeted && !packet.has(flags::SYN) && !session.is_in_window(from, packet) {
+        entry.session.dialogue().phase() == Phase::NotGreeted && entry.incarnation().is_none();
+    if is_ungreeted && !packet.has(flags::SYN) && !entry.session.is_in_window(from, packet) {
         return Some(Obstacle::OtherConnection); // the session started with a spoofed SYN-ACK
     }
-    (queued.meta.may_wait && session.may_reorder(from, packet))
-        .then(|| Obstacle::OutOfOrder { all_were_queued: session.needs_all_queued() })
+    (queued.meta.may_wait && entry.session.may_reorder(from, packet))
+        .then(|| Obstacle::OutOfOrder { all_were_queued: entry.session.needs_all_queued() })
 }

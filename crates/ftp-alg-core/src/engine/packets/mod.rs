@@ -9,22 +9,23 @@ pub(crate) mod reorder;
 pub(crate) mod resegment;
 pub(crate) mod routes;
 
-use std::{task::Poll, time::Instant};
+use std::time::Instant;
 
-use crate::engine::{
-    Checksums, Effects, Engine, Entry, QueueMode, QueuedPacket, Unread, Verdict,
-    decision::connection::Connection,
-    limits::client_shares::should_count,
-    limits::memory::should_count_memory,
-    packets::queue_mode::{acknowledge, send_trailing_segment, wanted_queue_mode},
-    packets::resegment::resegment,
-    questions::effects::{Released, SessionRef},
-};
 use crate::{
+    engine::{
+        Checksums, Effects, Engine, QueueMode, QueuedPacket, Unread, Verdict,
+        decision::connection::Connection,
+        limits::{client_shares::should_count, memory::should_count_memory},
+        packets::{
+            queue_mode::{acknowledge, send_trailing_segment, wanted_queue_mode},
+            resegment::resegment,
+        },
+        questions::effects::{Released, SessionRef},
+    },
     packet::{Packet, PacketEdit, Seq, flags},
     session::{
-        Answer, AnsweredLine, DecisionRequest, DropReason, ForwardAction, ForwardPlan, Inspection,
-        Session, Side, TrailingSegment,
+        Answer, AnsweredLine, DropReason, ForwardAction, ForwardPlan, Inspection, PendingLine,
+        Side, TrailingSegment,
     },
 };
 
@@ -90,10 +91,10 @@ impl Engine {
         let parsed =
             Packet::parse(packet.bytes).map(|parsed| parsed.with_offload(packet.meta.offload));
         let entry = self.sessions.table.get_session(session.index, session.id);
-        let (Ok(parsed), Some(Entry { control, .. })) = (parsed, entry) else {
+        let (Ok(parsed), Some(entry)) = (parsed, entry) else {
             return self.handle_packet(now, packet, effects);
         };
-        let from = control.side_of(parsed.endpoints().0);
+        let from = entry.side_of(parsed.endpoints().0);
         let decision =
             self.inspect_packet(now, (packet, &parsed, from), Some(answer), &mut context, effects);
         self.apply_decision(now, packet, decision, context, effects);
@@ -149,9 +150,9 @@ impl Engine {
         }
         let Ok(packet) = Packet::parse(bytes) else { return };
         let seq = packet.seq().0;
-        if let Some(Entry { session, control }) = self.sessions.table.find_packet(&packet) {
-            let from = control.side_of(packet.endpoints().0);
-            let (id, expected) = (control.id, session.next_seq(from).0);
+        if let Some(entry) = self.sessions.table.find_packet(&packet) {
+            let from = entry.side_of(packet.endpoints().0);
+            let (id, expected) = (entry.id, entry.session.next_seq(from).0);
             tracing::trace!(
                 "packet dropped: {reason}, session {id}, sequence number {seq} of the {from:?}, expected {expected}"
             );
@@ -170,14 +171,6 @@ impl Engine {
     ) {
         *counter(&mut self.counters.unread) += 1;
         trace_unread(bytes, reason);
-    }
-
-    /// A packet whose session was found, but has no entry. That must not happen.
-    #[cold]
-    pub(crate) fn pass_without_entry(&mut self, bytes: &[u8]) -> Handling {
-        debug_assert!(false, "the table has no entry of a session that it found");
-        self.pass_unread(bytes, |unread| &mut unread.no_session, "its session has no entry");
-        Handling::Verdict(Verdict::Accept)
     }
 
     #[inline]
@@ -222,44 +215,37 @@ impl Engine {
         effects: &mut Effects,
     ) -> Handling {
         let (meta, index) = (&queued.meta, context.session.index);
-        let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else {
-            return self.pass_without_entry(queued.bytes);
+        let (sessions, counters) = (&mut self.sessions, &mut self.counters);
+        let Some(mut connection) = sessions.connection(now, context.session, counters, effects)
+        else {
+            trace_unread(queued.bytes, "no session for it");
+            return ACCEPT;
         };
-        context.all_were_queued = session.needs_all_queued();
-        let mut connection = Connection {
-            now,
-            timestamp: control.last_seen,
-            index,
-            policy: self.sessions.policy.for_network(control.network()),
-            control,
-            pinholes: &mut self.sessions.pinholes,
-            counters: &mut self.counters,
-            effects,
-        };
-        let inspection = &mut self.inspection;
-        inspection.refuses_auth = connection.policy.refuses_auth();
+        let (inspection, changed) = (&mut self.inspection, &mut self.changed_payload);
+        context.all_were_queued = connection.entry.session.needs_all_queued();
         inspection.answer = answer;
         inspection.is_from_elsewhere = context.is_elsewhere;
-        let positions = session.read_positions();
-        let mut outcome =
-            session.handle_packet(from, packet, inspection, &mut self.changed_payload);
-        if inspection.has_findings() {
-            let out = &mut self.changed_payload;
-            let is_decided = decide_lines(
-                &mut connection,
-                session,
-                (queued, packet, from),
-                inspection,
-                out,
-                &mut outcome,
-            );
-            if !is_decided {
-                return Handling::AwaitKernel;
+        let positions = connection.entry.session.read_positions();
+        let decide = |connection: &mut Connection<'_>, line: PendingLine| match connection
+            .decide(&line.request)
+        {
+            Ok(effect) => Some((line, Answer::Effect(effect))),
+            Err(question) => {
+                connection.ask(queued, line, question);
+                None
             }
-        }
+        };
+        let Some(outcome) =
+            inspect_and_decide(&mut connection, from, packet, inspection, changed, decide)
+        else {
+            return Handling::AwaitKernel;
+        };
+        let session = &connection.entry.session;
         let awaits_probe = meta.may_wait && session.awaits_probe_answer(from, packet);
         let is_new = positions != session.read_positions();
-        let wanted = wanted_queue_mode(&connection, session, meta.queues_all);
+        let (changes_packets, needs_none) =
+            (session.changes_packets(), session.needs_none_queued());
+        let wanted = wanted_queue_mode(&connection, meta.queues_all);
         if let Some(wanted) = wanted {
             connection.request_mode_change(wanted);
         }
@@ -267,14 +253,13 @@ impl Engine {
         if let Some(acknowledgement) = outcome.acknowledge {
             acknowledge(&mut connection, acknowledgement);
         }
-        let mode = connection.control.queue_mode();
+        let mode = connection.entry.queue_mode();
         let is_watched =
             matches!(mode, Some(QueueMode::Watch | QueueMode::All)) || context.needs_all_queued;
-        if is_watched && !session.changes_packets() {
-            self.sessions.watched.add(now, index, connection.control);
+        if is_watched && !changes_packets {
+            connection.watched.add(now, index, connection.entry);
         }
-        let needs_none = session.needs_none_queued();
-        if session.is_over() {
+        if connection.entry.session.is_over() {
             connection.close_all_pinholes("the control connection ended");
         } else if needs_none {
             connection.close_all_pinholes("the connection is no longer inspected");
@@ -282,16 +267,15 @@ impl Engine {
         let decision = match outcome.action {
             ForwardAction::Unchanged => ACCEPT,
             _ => {
-                let (plan, changed) = (&outcome, &self.changed_payload);
                 let side = (from, awaits_probe);
-                forward_verdict(&mut connection, session, side, packet, plan, changed)
+                forward_verdict(&mut connection, side, packet, &outcome, changed)
             }
         };
         let connection_flags = flags::FIN | flags::RST | flags::SYN;
         let may_change_session =
             is_new || packet.flags() & connection_flags != 0 && !context.is_elsewhere;
         let is_dropped = matches!(outcome.action, ForwardAction::Drop(_));
-        let is_counted = should_count_memory(session, control) || should_count(session, control);
+        let is_counted = should_count_memory(connection.entry) || should_count(connection.entry);
         if needs_none {
             self.sessions.remove(index);
         } else if may_change_session && !is_dropped {
@@ -331,39 +315,42 @@ pub(crate) fn trace_unread(bytes: &[u8], reason: &str) {
     }
 }
 
-/// Handles what was found in a packet, and decides about its announcements, until its `outcome` needs nothing more.
-/// Returns `false` if the packet waits for the kernel.
-#[inline(never)] // most packets have nothing to find
-fn decide_lines(
+/// Passes a packet of `from` to its session, and handles what that finds: events, and lines that need a decision, which
+/// `decide` makes. Returns how to forward the packet; `None` if a decision must wait for the kernel.
+#[inline]
+pub(crate) fn inspect_and_decide(
     connection: &mut Connection<'_>,
-    session: &mut Session,
-    (queued, packet, from): (&QueuedPacket<'_>, &Packet<'_>, Side),
+    from: Side,
+    packet: &Packet<'_>,
     inspection: &mut Inspection,
-    out: &mut Vec<u8>,
-    outcome: &mut ForwardPlan,
-) -> bool {
+    changed: &mut Vec<u8>,
+    decide: impl FnMut(&mut Connection<'_>, PendingLine) -> Option<AnsweredLine>,
+) -> Option<ForwardPlan> {
+    inspection.refuses_auth = connection.policy.refuses_auth();
+    let plan = connection.entry.session.inspect(from, packet, inspection, changed);
+    if !inspection.has_findings() {
+        return Some(plan);
+    }
+    handle_findings(connection, (from, packet), inspection, changed, plan, decide)
+}
+
+/// The rest of [`inspect_and_decide`], which most packets do not need.
+#[inline(never)]
+fn handle_findings(
+    connection: &mut Connection<'_>,
+    (from, packet): (Side, &Packet<'_>),
+    inspection: &mut Inspection,
+    changed: &mut Vec<u8>,
+    mut plan: ForwardPlan,
+    mut decide: impl FnMut(&mut Connection<'_>, PendingLine) -> Option<AnsweredLine>,
+) -> Option<ForwardPlan> {
     loop {
         for event in inspection.events.drain(..) {
             connection.handle_dialogue_event(event);
         }
-        let Some(request) = inspection.pending.take() else { return true };
-        let mut attempt = None;
-        let decided = match &request.request {
-            DecisionRequest::Announcement(announced) => {
-                connection.decide_announcement(announced, &mut attempt)
-            }
-            DecisionRequest::AdjustSequence => Poll::Pending,
-        };
-        match decided {
-            Poll::Ready(effect) => {
-                inspection.answer = Some((request, Answer::Effect(effect)));
-            }
-            Poll::Pending => {
-                connection.request(queued, request, attempt);
-                return false;
-            }
-        }
-        *outcome = session.handle_packet(from, packet, inspection, out);
+        let Some(line) = inspection.pending.take() else { return Some(plan) };
+        inspection.answer = Some(decide(connection, line)?);
+        plan = connection.entry.session.inspect(from, packet, inspection, changed);
     }
 }
 
@@ -371,13 +358,12 @@ fn decide_lines(
 #[inline(never)] // the outcome is then read in the parts in which it was written
 fn forward_verdict(
     connection: &mut Connection<'_>,
-    session: &Session,
     (from, awaits_probe): (Side, bool),
     packet: &Packet<'_>,
     outcome: &ForwardPlan,
     changed: &[u8],
 ) -> Handling {
-    let sent = session.map(from.peer());
+    let sent = connection.entry.session.map(from.peer());
     let acknowledged = |[left, right]: [Seq; 2]| {
         let (left, right) = (sent.to_sent_left_edge(left), sent.to_sent(right));
         left.is_before(right).then_some([left, right])
@@ -394,7 +380,8 @@ fn forward_verdict(
         ForwardAction::AwaitDecision => Verdict::Drop(DropReason::KernelRefused),
         ForwardAction::Changed { seq, ack, flags, window, .. } if awaits_probe => {
             let edit = PacketEdit { seq, ack, payload: Some(&[]), flags, window, urgent: 0 };
-            send_trailing_segment(connection, from, rebuilt(&edit));
+            let segment = rebuilt(&edit);
+            send_trailing_segment(connection, from, segment);
             return Handling::Reorder;
         }
         // The kernel drops a super-packet that is not longer than its first segment was, and does not report that
@@ -403,7 +390,7 @@ fn forward_verdict(
             if packet.offload().is_super_packet && changed.len() < packet.payload().len() =>
         {
             let edit = PacketEdit { seq, ack, payload: Some(changed), flags, window, urgent };
-            let limit = session.mss(from);
+            let limit = connection.entry.session.mss(from);
             for segment in resegment(packet, &edit, limit, acknowledged) {
                 send_trailing_segment(connection, from, segment);
             }
@@ -411,20 +398,23 @@ fn forward_verdict(
         }
         ForwardAction::Changed { seq, ack, payload, flags, window, urgent } => {
             let mut body = changed;
-            if let Some(TrailingSegment { start, flags }) = outcome.trailing {
+            let trailing = outcome.trailing.map(|TrailingSegment { start, flags }| {
                 let (first, trailing) = body.split_at(start);
                 body = first;
                 let seq = seq + start as u32; // within a packet
                 let payload = Some(trailing);
-                let edit = PacketEdit { seq, ack, payload, flags, window, urgent: 0 };
-                send_trailing_segment(connection, from, rebuilt(&edit));
-            }
+                rebuilt(&PacketEdit { seq, ack, payload, flags, window, urgent: 0 })
+            });
             let payload = payload.then_some(body);
             let edit = PacketEdit { seq, ack, payload, flags, window, urgent };
             let out = &mut connection.effects.replacements;
             let start = out.len();
             packet.append_rebuilt(&edit, acknowledged, out);
-            Verdict::Replace(start as u32..out.len() as u32) // of one batch
+            let replacement = start as u32..out.len() as u32; // of one batch
+            if let Some(segment) = trailing {
+                send_trailing_segment(connection, from, segment);
+            }
+            Verdict::Replace(replacement)
         }
     })
 }

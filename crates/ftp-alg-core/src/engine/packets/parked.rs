@@ -2,11 +2,13 @@
 
 use std::time::Instant;
 
-use crate::engine::{
-    DropReason, Effects, Engine, Entry, PacketMeta, QueuedPacket, SessionRef, Token, Verdict,
-    packets::PacketContext,
+use crate::{
+    engine::{
+        DropReason, Effects, Engine, PacketMeta, QueuedPacket, SessionRef, Token, Verdict,
+        packets::PacketContext,
+    },
+    session::AnsweredLine,
 };
-use crate::session::AnsweredLine;
 
 /// Limit of parked packets. With `fanout = "cpu"`, other workers continue to read while one waits.
 pub(crate) const MAX_PARKED: usize = 1024;
@@ -52,10 +54,8 @@ impl Engine {
         answered: Option<(QueuedPacket<'_>, Option<AnsweredLine>)>,
         effects: &mut Effects,
     ) {
-        if let Some(Entry { control, .. }) =
-            self.sessions.table.get_session(session.index, session.id)
-        {
-            control.end_request();
+        if let Some(entry) = self.sessions.table.get_session(session.index, session.id) {
+            entry.end_request();
         }
         match answered {
             Some((packet, Some(answer))) => {
@@ -76,6 +76,6 @@ impl Engine {
 
     fn awaits_kernel(&mut self, session: SessionRef) -> bool {
         let entry = self.sessions.table.get_session(session.index, session.id);
-        entry.is_some_and(|entry| entry.control.is_busy())
+        entry.is_some_and(|entry| entry.is_busy())
     }
 }

@@ -1,10 +1,12 @@
 //! Prefetching: loads the table entries of several packets into the cache at once.
 
-use crate::engine::{
-    Sessions,
-    table::{Key, PREFETCHED},
+use crate::{
+    engine::{
+        Sessions,
+        table::{Key, PREFETCHED},
+    },
+    packet::Packet,
 };
-use crate::packet::Packet;
 
 /// Up to this many sessions are cached anyway.
 const FEW_SESSIONS: usize = 4096;

@@ -1,29 +1,29 @@
 //! Queue mode changes and injected packets of a control connection.
 
-use crate::engine::{
-    Effects, Engine, Injection, Lookup, QueueMode, QueueModeChange, RESEND_INTERVAL,
-    decision::connection::Connection,
-    questions::effects::{KernelRequest, Purpose, SessionRef},
-    table::entry::Control,
-};
 use crate::{
+    engine::{
+        Effects, Engine, Injection, Lookup, QueueMode, QueueModeChange, RESEND_INTERVAL,
+        decision::connection::Connection,
+        questions::effects::{KernelRequest, Purpose, SessionRef},
+        table::entry::Entry,
+    },
     packet::{self, Packet},
-    session::{Acknowledgement, Session, Side},
+    session::{Acknowledgement, Side},
 };
 
 /// Requests the queue mode of the connection at `index`, whose translation is unknown.
 pub(crate) fn renew_queue_mode(
     effects: &mut Effects,
     index: u32,
-    control: &mut Control,
+    entry: &mut Entry,
     mode: QueueMode,
     purpose: Purpose,
 ) {
-    control.begin_request();
-    let connection = Lookup { client: control.client(), server: control.server() };
+    entry.begin_request();
+    let connection = Lookup { client: entry.client(), server: entry.server() };
     let mode_change = QueueModeChange { connection, translation: None, mode, purpose };
     effects.mode_changes.push(KernelRequest::new(
-        SessionRef { index, id: control.id },
+        SessionRef { index, id: entry.id },
         mode_change,
         None,
     ));
@@ -35,11 +35,11 @@ pub(crate) fn renew_queue_mode(
 #[inline]
 pub(crate) fn wanted_queue_mode(
     connection: &Connection<'_>,
-    session: &Session,
     queues_all: bool,
 ) -> Option<QueueMode> {
-    let (control, timestamp) = (&*connection.control, connection.timestamp);
-    let is_settled = control.incarnation().is_none();
+    let (entry, timestamp) = (&*connection.entry, connection.timestamp);
+    let session = &entry.session;
+    let is_settled = entry.incarnation().is_none();
     // Conntrack must not check sequence numbers past a gap either: it has seen numbers that were not forwarded.
     let wanted = if session.needs_all_queued() {
         QueueMode::All
@@ -48,20 +48,20 @@ pub(crate) fn wanted_queue_mode(
     } else if is_settled && session.needs_acknowledgements() {
         QueueMode::WithAcknowledgements
     } else {
-        let is_outdated = match control.queue_mode() {
+        let is_outdated = match entry.queue_mode() {
             Some(QueueMode::All | QueueMode::Watch | QueueMode::WithAcknowledgements) => is_settled,
             // The mode may have been set after this packet was queued.
             Some(QueueMode::Selected) => {
-                queues_all && is_settled && control.mode_set_since(timestamp) >= RESEND_INTERVAL
+                queues_all && is_settled && entry.mode_set_since(timestamp) >= RESEND_INTERVAL
             }
             // A session that has just replaced another on its endpoints must be written first, because after a crash
             // the packet is decided again.
-            None => queues_all && is_settled && control.first_seen < timestamp,
+            None => queues_all && is_settled && entry.first_seen < timestamp,
             Some(QueueMode::None) => false,
         };
         is_outdated.then_some(QueueMode::Selected)?
     };
-    control.needs_mode_change(wanted, timestamp, RESEND_INTERVAL).then_some(wanted)
+    entry.needs_mode_change(wanted, timestamp, RESEND_INTERVAL).then_some(wanted)
 }
 
 /// Injects an acknowledgement.
@@ -84,8 +84,8 @@ pub(crate) fn send_trailing_segment(connection: &mut Connection<'_>, from: Side,
 
 /// Injects a packet that has the endpoints of packets at our hooks.
 fn inject(connection: &mut Connection<'_>, recipient: Side, packet: Vec<u8>) {
-    let (session, Lookup { client, server }) = (connection.session(), connection.endpoints());
-    if connection.control.translation().is_none() && !connection.control.is_busy() {
+    let (session, Lookup { client, server }) = (connection.session_ref(), connection.endpoints());
+    if connection.entry.translation().is_none() && !connection.entry.is_busy() {
         connection.effects.lookups.push(KernelRequest::new(session, connection.endpoints(), None));
     }
     let injection = Injection { session, recipient, client, server, ct_mark: 0, packet };
@@ -99,7 +99,7 @@ impl Engine {
         injections.retain_mut(|injection| {
             let SessionRef { index, id } = injection.session;
             let entry = self.sessions.table.get_session(index, id);
-            let Some(translation) = entry.and_then(|entry| entry.control.translation()) else {
+            let Some(translation) = entry.and_then(|entry| entry.translation()) else {
                 return false;
             };
             injection.ct_mark = translation.ct_mark;

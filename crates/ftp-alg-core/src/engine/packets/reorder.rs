@@ -11,11 +11,13 @@
 
 use std::time::{Duration, Instant};
 
-use crate::engine::{
-    DropReason, Effects, Engine, Entry, PacketMeta, QueuedPacket, Released, Token, Verdict,
-    packets::PacketContext,
+use crate::{
+    engine::{
+        DropReason, Effects, Engine, PacketMeta, QueuedPacket, Released, Token, Verdict,
+        packets::PacketContext,
+    },
+    packet::{self, Endpoint, Packet, Readiness, ReorderResult, Seq},
 };
-use crate::packet::{self, Endpoint, Packet, Readiness, ReorderResult, Seq};
 
 /// Limit of packets in the queue. At the limit, packets are handled as if none could wait.
 const MAX_PACKETS: usize = 256;
@@ -153,17 +155,17 @@ impl Engine {
     /// Whether a queued packet can leave the queue, `before` being the end of the one that leaves it before.
     fn readiness(&mut self, waiting: &ReorderItem, before: Option<Seq>) -> Readiness {
         let Ok(packet) = Packet::parse(&waiting.item.bytes) else { return Readiness::Overlaps };
-        let Some(Entry { session, control }) = self.sessions.table.find_packet(&packet) else {
+        let Some(entry) = self.sessions.table.find_packet(&packet) else {
             return Readiness::Overlaps;
         };
-        let from = control.side_of(packet.endpoints().0);
-        if control.is_busy()
-            || session.awaits_probe_answer(from, &packet)
-            || session.lacks_room(from, waiting.end)
+        let from = entry.side_of(packet.endpoints().0);
+        if entry.is_busy()
+            || entry.session.awaits_probe_answer(from, &packet)
+            || entry.session.lacks_room(from, waiting.end)
         {
             return Readiness::NotYet;
         }
-        Readiness::from_seqs(waiting.seq, before.unwrap_or(session.next_seq(from)))
+        Readiness::from_seqs(waiting.seq, before.unwrap_or(entry.session.next_seq(from)))
     }
 }
 

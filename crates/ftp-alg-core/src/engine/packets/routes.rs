@@ -9,12 +9,14 @@
 
 use std::time::Instant;
 
-use crate::engine::{
-    Effects, Engine, Entry, EventKind, PacketMeta, QueuedPacket,
-    questions::effects::{KernelRequest, SessionRef, WaitingPacket},
-    questions::route_answers::RouteLookup,
-};
 use crate::{
+    engine::{
+        Effects, Engine, EventKind, PacketMeta, QueuedPacket,
+        questions::{
+            effects::{KernelRequest, SessionRef, WaitingPacket},
+            route_answers::RouteLookup,
+        },
+    },
     packet::Packet,
     session::{RouteQuestion, Side},
 };
@@ -48,13 +50,14 @@ impl Engine {
         meta: &PacketMeta,
         effects: &mut Effects,
     ) -> Origin {
-        let Some(Entry { session, .. }) = self.sessions.table.get_mut(index) else {
+        let Some(entry) = self.sessions.table.get_mut(index) else {
             return Origin::Sender;
         };
-        if let Some(question) = session.interfaces.take_input(from, meta.input) {
+        if let Some(question) = entry.session.interfaces.take_input(from, meta.input) {
             // The interface of earlier packets may be right as well.
-            let earlier = session.interfaces.question_of(from);
-            if let Some(earlier) = earlier.filter(|_| session.interfaces.contradicts(question))
+            let earlier = entry.session.interfaces.question_of(from);
+            if let Some(earlier) =
+                earlier.filter(|_| entry.session.interfaces.contradicts(question))
                 && let Err(lookup) = self.sessions.answer_route(index, earlier, meta.mark)
             {
                 return Origin::Unknown(lookup);
@@ -65,10 +68,10 @@ impl Engine {
                 Err(lookup) => return Origin::Unknown(lookup),
             }
         }
-        let Some(Entry { session, .. }) = self.sessions.table.get_mut(index) else {
+        let Some(entry) = self.sessions.table.get_mut(index) else {
             return Origin::Sender;
         };
-        if let Some(question) = session.interfaces.take_output(from.peer(), meta.output) {
+        if let Some(question) = entry.session.interfaces.take_output(from.peer(), meta.output) {
             match self.sessions.answer_route(index, question, meta.mark) {
                 Ok(true) => {}
                 // The interface stays doubtful, so nothing is opened.
@@ -82,10 +85,10 @@ impl Engine {
     /// Reports packets from elsewhere, once for each session.
     #[cold]
     pub(crate) fn report_elsewhere(&mut self, index: u32, what: EventKind, effects: &mut Effects) {
-        if let Some(Entry { session, control }) = self.sessions.table.get_mut(index)
-            && session.interfaces.report_once()
+        if let Some(entry) = self.sessions.table.get_mut(index)
+            && entry.session.interfaces.report_once()
         {
-            effects.events.push(control.event(what));
+            effects.events.push(entry.event(what));
         }
     }
 
@@ -98,13 +101,13 @@ impl Engine {
         packet: &Packet<'_>,
         effects: &mut Effects,
     ) -> bool {
-        let Some(Entry { session, control }) = self.sessions.table.get_mut(index) else {
+        let Some(entry) = self.sessions.table.get_mut(index) else {
             return false;
         };
-        let phase = session.dialogue().phase();
-        let is_accepted = session.accepts_from_elsewhere(from, packet);
-        if phase != session.dialogue().phase() {
-            effects.events.push(control.event(OPENS_NOTHING));
+        let phase = entry.session.dialogue().phase();
+        let is_accepted = entry.session.accepts_from_elsewhere(from, packet);
+        if phase != entry.session.dialogue().phase() {
+            effects.events.push(entry.event(OPENS_NOTHING));
         }
         is_accepted
     }
@@ -119,10 +122,8 @@ impl Engine {
         effects: &mut Effects,
     ) {
         let QueuedPacket { token, meta, bytes } = *packet;
-        if let Some(Entry { control, .. }) =
-            self.sessions.table.get_session(session.index, session.id)
-        {
-            control.begin_request();
+        if let Some(entry) = self.sessions.table.get_session(session.index, session.id) {
+            entry.begin_request();
         }
         let bytes = effects.store_waiting(bytes);
         let waiting = WaitingPacket { token, meta, bytes, line: None, attempt: None };
@@ -140,10 +141,8 @@ impl Engine {
         let session = kernel_request.session;
         let answer = kernel_request.answer.take().unwrap_or(Ok(false)).unwrap_or_else(|error| {
             self.counters.errors += 1;
-            if let Some(Entry { control, .. }) =
-                self.sessions.table.get_session(session.index, session.id)
-            {
-                effects.events.push(control.event(EventKind::KernelRefused(error.to_string())));
+            if let Some(entry) = self.sessions.table.get_session(session.index, session.id) {
+                effects.events.push(entry.event(EventKind::KernelRefused(error.to_string())));
             }
             false
         });
@@ -151,7 +150,7 @@ impl Engine {
         let Some(waiting) = kernel_request.waiting.take() else {
             let entry = self.sessions.table.get_session(session.index, session.id);
             // Otherwise the answer to that lookup follows.
-            if entry.is_some_and(|entry| !entry.control.fast_path().wants_translation) {
+            if entry.is_some_and(|entry| !entry.fast_path().wants_translation) {
                 self.offer_to_fast_path(session.index, effects);
             }
             return;
@@ -170,16 +169,16 @@ impl crate::engine::Sessions {
         question: RouteQuestion,
         mark: u32,
     ) -> Result<bool, RouteLookup> {
-        let Some(Entry { session, control }) = self.table.get_mut(index) else { return Ok(false) };
+        let Some(entry) = self.table.get_mut(index) else { return Ok(false) };
         let address = match question.end {
-            Side::Client => control.client().ip(),
-            Side::Server => control.server().ip(),
+            Side::Client => entry.client().ip(),
+            Side::Server => entry.server().ip(),
         };
         let RouteQuestion { interface, used, .. } = question;
         let lookup = RouteLookup { address, interface, used, mark };
         let answer = self.routes.get(&lookup).ok_or(lookup)?;
         if answer {
-            session.confirm_interface(question);
+            entry.session.confirm_interface(question);
         }
         Ok(answer)
     }

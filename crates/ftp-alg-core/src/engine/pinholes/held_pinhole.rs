@@ -1,6 +1,6 @@
 //! A pinhole that a session holds: its deadline and renewals, and its form in a record.
 //!
-//! Which part of the kernel has it, the [registry](crate::engine::pinholes::registry) knows: that can change without its session.
+//! Which part of the kernel has it, the [registry](super::registry) knows: that can change without its session.
 
 use std::{
     net::IpAddr,
@@ -9,8 +9,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{Opening, Pinhole, Translation, offload::handover::FastPathPinhole};
-use crate::ftp::AnnouncementKind;
+use crate::{
+    engine::{Opening, Pinhole, Translation, offload::handover::FastPathPinhole},
+    ftp::AnnouncementKind,
+};
 
 /// How long before its deadline a pinhole is renewed, if its lifetime is long enough. The kernel must do it before it
 /// expires.
@@ -37,7 +39,7 @@ pub struct HeldPinhole {
     /// Whether a transfer uses it: the server has sent a preliminary reply or a success, but its data connection may
     /// still have to come.
     pub in_use: bool,
-    /// The client it counts for, see [`client_key`](crate::engine::pinholes::client_counts::client_key).
+    /// The client it counts for, see [`client_key`](super::client_counts::client_key).
     pub(crate) client: IpAddr,
     /// Distinguishes it from others with the same endpoints.
     pub(crate) serial: u64,

@@ -4,12 +4,13 @@
 //! of its earlier connection. An end's port that had to get another external port gets the same one again: while
 //! conntrack remembers the first data connection, a second one to this end by another external port has the same reply
 //! tuple, and the kernel drops it. But the port at which another session waits is left to that session. All shards share
-//! one [registry](crate::engine::pinholes::registry) of ports.
+//! one [registry](registry) of ports.
 
 pub(crate) mod client_counts;
 mod deadlines;
 mod ended_pinholes;
 pub(crate) mod held_pinhole;
+pub(crate) mod proposal;
 mod refused_data;
 pub(crate) mod registry;
 pub(crate) mod registry_entry;
@@ -21,62 +22,23 @@ use std::{
 
 use ahash::RandomState;
 
-use crate::engine::{
-    Opening, Pinhole, Translation,
-    offload::handover::FastPathPinhole,
-    pinholes::client_counts::{OpenError, client_key, max_open},
-    pinholes::deadlines::Deadlines,
-    pinholes::ended_pinholes::EndedPinholes,
-    pinholes::held_pinhole::{HeldPinhole, PinholeRecord},
-    pinholes::registry::{PinholeClosing, PinholeRegistry, RegistryState},
-    pinholes::registry_entry::{EndpointUse, RegistryEntry, Reopening, ReplacedEntry},
-};
 use crate::{
-    ftp::{AnnouncementKind, Padding},
+    engine::{
+        Pinhole, Translation,
+        offload::handover::FastPathPinhole,
+        pinholes::{
+            client_counts::{OpenError, client_key, max_open},
+            deadlines::Deadlines,
+            ended_pinholes::EndedPinholes,
+            held_pinhole::{HeldPinhole, PinholeRecord},
+            proposal::{PortCandidates, PortFormat, Proposal, reserve},
+            registry::{PinholeClosing, PinholeRegistry, RegistryState},
+            registry_entry::Reopening,
+        },
+    },
+    ftp::AnnouncementKind,
     policy::Policy,
 };
-
-/// A pinhole that is being opened, with its external port reserved.
-#[derive(Debug)]
-pub struct Proposal {
-    /// The pinhole.
-    pub pinhole: Pinhole,
-    kind: AnnouncementKind,
-    client: IpAddr,
-    lifetime: Duration,
-    serial: u64,
-    /// The candidate ports, and how many were tried.
-    candidates: PortCandidates,
-    /// The entry with the same endpoints that this one replaces.
-    replaced: Option<ReplacedEntry>,
-    /// What another session has to do with the external port, if it has.
-    pub other_session: Option<&'static str>,
-}
-
-/// A pinhole that the kernel was requested to open.
-#[derive(Debug)]
-pub struct Attempt {
-    pub proposal: Proposal,
-    /// The address to announce.
-    pub announced_address: IpAddr,
-    /// Whether the server's foreign address was replaced.
-    pub replaced_foreign: bool,
-    /// How often the [policy had changed](PinholeTable::policy_changes) before.
-    pub policy_changes: u32,
-}
-
-impl Proposal {
-    /// The request to the kernel on behalf of this control connection.
-    pub fn opening(&self, control: &Translation) -> Opening {
-        let Self { pinhole, kind, lifetime, .. } = *self;
-        Opening { pinhole, control: *control, from_client: !kind.is_active(), lifetime }
-    }
-
-    fn withdraw(&self, state: &mut RegistryState, closed: &mut Vec<PinholeClosing>) {
-        let Self { pinhole, client, serial, ref replaced, .. } = *self;
-        closed.extend(state.withdraw(pinhole, serial, client, replaced.as_ref()));
-    }
-}
 
 /// A pinhole of the BPF program that is to be closed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -86,35 +48,6 @@ pub struct FastPathPinholeClosing {
     /// Its identity in the BPF program.
     pub id: FastPathPinhole,
 }
-
-/// How a port is written into an announcement.
-#[derive(Clone, Copy, Debug)]
-pub struct PortFormat {
-    pub kind: AnnouncementKind,
-    /// Number of bytes to fill, if the line is to keep its length.
-    pub room: Option<usize>,
-    pub padding: Padding,
-}
-
-/// The sequence of external ports to try.
-#[derive(Clone, Copy, Debug)]
-struct PortCandidates {
-    announced: u16,
-    /// The first and the last port, if only some are allowed.
-    set: Option<(u16, u16)>,
-    format: PortFormat,
-    /// Whether the last one could not have the announced port, because it was taken.
-    is_displaced: bool,
-    tried: usize,
-}
-
-/// Number of random ports to try if the announced one is taken.
-const PORT_TRIES: usize = 32;
-/// Number of ports of the right length to try before those.
-const FITTING_TRIES: usize = 4;
-/// Number of random draws to find ports of the right length. Of the ports below 10000, which have one digit less, one
-/// in fifty takes four characters in a `PORT`.
-const FITTING_DRAWS: usize = 256;
 
 /// The pinholes of one shard.
 pub struct PinholeTable {
@@ -487,42 +420,6 @@ impl PinholeTable {
     }
 }
 
-impl PortCandidates {
-    /// Whether the announcement with this external port keeps its length, if it is to.
-    fn fits(&self, port: u16) -> bool {
-        let PortFormat { kind, room, padding } = self.format;
-        room.is_none_or(|room| kind.fits_port(port, room, padding))
-    }
-
-    /// The announced port, if it may be an external port.
-    fn own(&self) -> Option<u16> {
-        let is_allowed = |(first, last)| (first..=last).contains(&self.announced);
-        self.set.is_none_or(is_allowed).then_some(self.announced)
-    }
-
-    /// Whether the announced port is the best one.
-    fn prefers_own(&self) -> bool {
-        !self.is_displaced && self.own().is_some_and(|port| self.fits(port))
-    }
-}
-
-/// The external ports to try, best first: the same for all announcements of a target to the same initiator.
-fn candidate_ports<'a>(
-    policy: &'a Policy,
-    ends: &'a (IpAddr, SocketAddr),
-    candidates: PortCandidates,
-    random: &'a RandomState,
-) -> impl Iterator<Item = u16> + 'a {
-    let (own, is_first) = (candidates.own(), candidates.prefers_own());
-    let set = candidates.set;
-    let draw = move |number: usize| policy.external_port(set, random.hash_one((ends, number)));
-    let fitting = (0..FITTING_DRAWS).map_while(draw);
-    let fitting = fitting.filter(move |port| candidates.fits(*port)).take(FITTING_TRIES);
-    let any = (FITTING_DRAWS..FITTING_DRAWS + PORT_TRIES).map_while(draw);
-    let [first, then] = [is_first, !is_first].map(|is_here| own.filter(|_| is_here));
-    first.into_iter().chain(fitting).chain(then).chain(any)
-}
-
 /// Moves `to_close` to `closed` and `fast_path_closings`, except pinholes whose endpoints were opened again: the new
 /// pinhole has replaced the old one.
 fn settle(
@@ -541,59 +438,6 @@ fn settle(
         }
         closed.extend(state.release(held.pinhole, held.serial, held.client));
     }
-}
-
-/// Reserves the next external port for `proposal`, of the connection `control` whose session holds `own`. No other
-/// pinhole uses it. If there is none, it is one at which a pinhole of another session with the same ends waits for its
-/// data connection.
-fn reserve(
-    state: &mut RegistryState,
-    proposal: &mut Proposal,
-    policy: &Policy,
-    (now, own, control): (Instant, &[HeldPinhole], &Translation),
-    random: &RandomState,
-    (closed, fast_path_closings): (&mut Vec<PinholeClosing>, &mut Vec<FastPathPinholeClosing>),
-) -> Result<(), OpenError> {
-    let ends = (proposal.pinhole.initiator, proposal.pinhole.target);
-    let mut waited_for = None;
-    let mut free = None;
-    for port in
-        candidate_ports(policy, &ends, proposal.candidates, random).skip(proposal.candidates.tried)
-    {
-        proposal.candidates.tried += 1;
-        proposal.pinhole.arrival.set_port(port);
-        match state.use_of(&proposal.pinhole) {
-            EndpointUse::OtherTarget => {}
-            EndpointUse::WaitedFor(serial) if own.iter().all(|held| held.serial != serial) => {
-                waited_for = waited_for.or(Some(port));
-            }
-            _ => {
-                free = Some(port);
-                break;
-            }
-        }
-    }
-    let port = free.or(waited_for).ok_or(OpenError::NoPort)?;
-    proposal.other_session = waited_for.map(|_| match free {
-        Some(_) => "another session waits at that port",
-        None => "another session waits at that port, and no other is free",
-    });
-    proposal.pinhole.arrival.set_port(port);
-    if port == proposal.candidates.announced {
-        state.set_displaced(&proposal.pinhole, false);
-    } else if proposal.candidates.prefers_own() && waited_for.is_none() {
-        state.set_displaced(&proposal.pinhole, true);
-    }
-    let reopening = Reopening::new(control, !proposal.kind.is_active(), now + proposal.lifetime);
-    let (serial, replaced) = state.insert(proposal.pinhole, proposal.client, Some(reopening));
-    proposal.serial = serial;
-    proposal.replaced = replaced.as_ref().map(ReplacedEntry::new);
-    if let Some(RegistryEntry { pinhole, fast_path, .. }) = replaced {
-        // Announced again, or not closed yet.
-        closed.push(PinholeClosing::new(pinhole, serial));
-        fast_path_closings.extend(fast_path.map(|id| FastPathPinholeClosing { pinhole, id }));
-    }
-    Ok(())
 }
 
 #[cfg(test)]

@@ -1,18 +1,19 @@
 //! Data connections that their target refuses: the pinhole opens again.
 //!
 //! The rules queue an RST that answers the SYN of an admitted data connection. It belongs to no session, and its shard
-//! may be another one than that of the control connection, so the [registry](crate::engine::pinholes::registry) knows how to open the
+//! may be another one than that of the control connection, so the [registry](super::registry) knows how to open the
 //! pinhole.
 
 use std::time::Instant;
 
-use crate::engine::{
-    Effects, Engine, QueuedPacket, Verdict,
-    packets::{Handling, trace_unread},
-    questions::effects::SessionRef,
-    questions::route_answers::RouteLookup,
+use crate::{
+    engine::{
+        Effects, Engine, QueuedPacket, Verdict,
+        packets::{Handling, trace_unread},
+        questions::{effects::SessionRef, route_answers::RouteLookup},
+    },
+    packet::{Packet, Seq, flags},
 };
-use crate::packet::{Packet, Seq, flags};
 
 impl Engine {
     /// Opens a pinhole again if `packet`, an RST of no control connection, refuses its data connection. Windows sends a

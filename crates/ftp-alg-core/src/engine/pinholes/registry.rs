@@ -19,8 +19,10 @@ use ahash::{AHashMap, AHashSet};
 use crate::engine::{
     KernelError, Opening, Pinhole, Renewal,
     offload::handover::FastPathPinhole,
-    pinholes::client_counts::{ClientCounts, OpenError},
-    pinholes::registry_entry::{EndpointUse, RegistryEntry, Reopening, ReplacedEntry},
+    pinholes::{
+        client_counts::{ClientCounts, OpenError},
+        registry_entry::{EndpointUse, RegistryEntry, Reopening, ReplacedEntry},
+    },
 };
 
 /// How many targets with another external port are remembered.

@@ -1,6 +1,7 @@
 //! Limits of pinholes: of one client, of one IPv6 network, of all; and closings that meet other pinholes.
 
-use super::*;
+use super::{proposal::*, *};
+use crate::ftp::Padding;
 
 fn open(table: &mut PinholeTable, client: &str, port: u16) -> Result<HeldPinhole, OpenError> {
     let (proposal, closed) = propose(table, client, port, &[])?;

@@ -1,15 +1,19 @@
 //! Handles the kernel's answers to an engine's requests.
 
-use std::{mem::take, task::Poll, time::Instant};
+use std::{mem::take, time::Instant};
 
-use crate::engine::{
-    Effects, Engine, Entry, Event, EventKind, KernelError, Lookup, Opening, QueueMode,
-    QueueModeChange, QueuedPacket, Translation, Verdict,
-    decision::connection::Connection,
-    pinholes::Attempt,
-    questions::effects::{KernelRequest, Purpose, RETAINED_CAPACITY, SessionRef, WaitingPacket},
+use crate::{
+    engine::{
+        Effects, Engine, Event, EventKind, KernelError, Lookup, Opening, QueueMode,
+        QueueModeChange, QueuedPacket, Translation, Verdict,
+        decision::connection::{Connection, Question},
+        pinholes::proposal::Attempt,
+        questions::effects::{
+            KernelRequest, Purpose, RETAINED_CAPACITY, SessionRef, WaitingPacket,
+        },
+    },
+    session::{AnnouncedLine, Answer, DecisionRequest, DropReason, Effect},
 };
-use crate::session::{AnnouncedLine, Answer, DecisionRequest, DropReason, Effect};
 
 impl Engine {
     /// Takes the kernel's answers to all requests in `effects`, and continues with the packets that waited for them.
@@ -54,14 +58,12 @@ impl Engine {
             .take()
             .unwrap_or(Ok(None))
             .and_then(|found| found.ok_or(KernelError::Unknown));
-        if let Some(Entry { control, .. }) =
-            self.sessions.table.get_session(session.index, session.id)
-        {
+        if let Some(entry) = self.sessions.table.get_session(session.index, session.id) {
             match &found {
-                Ok(translation) => control.set_translation(Some(*translation)),
-                Err(_) => control.fast_path_mut().count_idle_handover(),
+                Ok(translation) => entry.set_translation(Some(*translation)),
+                Err(_) => entry.fast_path_mut().count_idle_handover(),
             }
-            if std::mem::take(&mut control.fast_path_mut().wants_translation) && found.is_ok() {
+            if std::mem::take(&mut entry.fast_path_mut().wants_translation) && found.is_ok() {
                 self.offer_to_fast_path(session.index, effects);
             }
         }
@@ -75,19 +77,12 @@ impl Engine {
             }
             return;
         }
-        let decide = |connection: &mut Connection<'_>, announced: &_, attempt: &mut _| match &found
-        {
-            Ok(_) => connection.decide_announcement(announced, attempt),
-            Err(error) => Poll::Ready(connection.decide_untranslated(announced, error)),
+        let decide = |connection: &mut Connection<'_>, announced: &_, _| match &found {
+            Ok(_) => connection.decide_announcement(announced),
+            Err(error) => Ok(connection.decide_untranslated(announced, error)),
         };
-        self.resume_announcement(
-            now,
-            session,
-            &mut kernel_request.waiting,
-            packets,
-            effects,
-            decide,
-        );
+        let waiting = &mut kernel_request.waiting;
+        self.resume_announcement(now, session, waiting, packets, effects, decide);
     }
 
     fn handle_opening(
@@ -105,17 +100,16 @@ impl Engine {
             let (pinholes, closings) =
                 (&mut self.sessions.pinholes, &mut effects.pinholes_to_close);
             match waiting.as_ref().and_then(|waiting| waiting.attempt.as_ref()) {
-                Some(Attempt { proposal, .. }) if answer.is_ok() => {
-                    pinholes.release_unwanted(proposal, closings);
+                Some(attempt) if answer.is_ok() => {
+                    pinholes.release_unwanted(&attempt.proposal, closings);
                 }
-                Some(Attempt { proposal, .. }) => pinholes.withdraw(proposal, closings),
+                Some(attempt) => pinholes.withdraw(&attempt.proposal, closings),
                 None => {}
             }
         }
-        let decide = |connection: &mut Connection<'_>, announced: &_, attempt: &mut _| match attempt
-        {
+        let decide = |connection: &mut Connection<'_>, announced: &_, attempt| match attempt {
             Some(attempt) => connection.decide_after_opening(announced, attempt, answer),
-            None => connection.decide_announcement(announced, attempt),
+            None => connection.decide_announcement(announced),
         };
         self.resume_announcement(now, session, waiting, packets, effects, decide);
     }
@@ -128,30 +122,31 @@ impl Engine {
         waiting: &mut Option<WaitingPacket>,
         packets: &[u8],
         effects: &mut Effects,
-        decide: impl FnOnce(&mut Connection<'_>, &AnnouncedLine, &mut Option<Attempt>) -> Poll<Effect>,
+        decide: impl FnOnce(
+            &mut Connection<'_>,
+            &AnnouncedLine,
+            Option<Box<Attempt>>,
+        ) -> Result<Effect, Question>,
     ) {
-        let Some(WaitingPacket { token, meta, bytes, line, attempt }) = waiting else { return };
-        let packet = QueuedPacket { token: *token, meta: *meta, bytes: &packets[bytes.clone()] };
-        let outcome = match line.as_ref().map(|line| &line.request) {
-            Some(DecisionRequest::Announcement(announced)) => {
-                self.with_connection(now, session, effects, |c| decide(c, announced, attempt))
-            }
-            Some(DecisionRequest::AdjustSequence) | None => None,
+        let Some(WaitingPacket { token, meta, bytes, line, attempt }) = waiting.take() else {
+            return;
         };
-        let answer = match outcome {
-            Some(Poll::Ready(effect)) => line.take().map(|line| (line, Answer::Effect(effect))),
-            Some(Poll::Pending) => {
-                let request_again = |c: &mut Connection<'_>| {
-                    c.control.end_request();
-                    if let Some(line) = line.take() {
-                        c.request(&packet, line, attempt.take());
-                    }
-                };
-                return self.with_connection(now, session, effects, request_again).unwrap_or(());
+        let packet = QueuedPacket { token, meta, bytes: &packets[bytes] };
+        let mut answered = None; // if its session was removed meanwhile
+        let (sessions, counters) = (&mut self.sessions, &mut self.counters);
+        if let Some(mut connection) = sessions.connection(now, session, counters, effects)
+            && let Some(line) = line
+            && let DecisionRequest::Announcement(announced) = &line.request
+        {
+            match decide(&mut connection, announced, attempt) {
+                Ok(effect) => answered = Some((line, Answer::Effect(effect))),
+                Err(question) => {
+                    connection.entry.end_request();
+                    return connection.ask(&packet, line, question);
+                }
             }
-            None => None, // its session was removed meanwhile
-        };
-        self.resume(now, session, Some((packet, answer)), effects);
+        }
+        self.resume(now, session, Some((packet, answered)), effects);
     }
 
     fn handle_mode_change(
@@ -182,29 +177,27 @@ impl Engine {
             return;
         }
         let is_refused = matches!(&answer, Err(error) if !matches!(error, KernelError::Unknown));
-        if let Some(Entry { control, .. }) =
-            self.sessions.table.get_session(session.index, session.id)
-        {
+        if let Some(entry) = self.sessions.table.get_session(session.index, session.id) {
             match &answer {
                 Ok(found) => {
-                    control.record_mode(mode, timestamp);
-                    if purpose != Purpose::TupleReuse && control.translation().is_none() {
-                        control.set_translation(Some(*found));
+                    entry.record_mode(mode, timestamp);
+                    if purpose != Purpose::TupleReuse && entry.translation().is_none() {
+                        entry.set_translation(Some(*found));
                     }
                 }
                 // A connection that conntrack does not know has no mark, either.
                 Err(KernelError::Unknown) if mode == QueueMode::Selected => {
-                    control.record_mode(mode, timestamp);
+                    entry.record_mode(mode, timestamp);
                 }
                 // Conntrack will know the connection, perhaps with another translation, once this packet has passed.
                 Err(KernelError::Unknown) => {
                     if translation.is_some() {
-                        control.set_translation(None);
+                        entry.set_translation(None);
                     }
-                    control.record_unknown(mode, timestamp);
+                    entry.record_unknown(mode, timestamp);
                 }
                 Err(_) if mode == QueueMode::Selected => {
-                    self.sessions.watched.add(now, session.index, control);
+                    self.sessions.watched.add(now, session.index, entry);
                 }
                 Err(_) => {}
             }
@@ -240,28 +233,6 @@ impl Engine {
             }
         }
         effects.injections.retain(|injection| injection.session != session);
-    }
-
-    /// Runs `work` on the connection of `session`, if it still exists.
-    fn with_connection<R>(
-        &mut self,
-        now: Instant,
-        session: SessionRef,
-        effects: &mut Effects,
-        work: impl FnOnce(&mut Connection<'_>) -> R,
-    ) -> Option<R> {
-        let timestamp = self.sessions.epoch.timestamp(now);
-        let Entry { control, .. } = self.sessions.table.get_session(session.index, session.id)?;
-        Some(work(&mut Connection {
-            now,
-            timestamp,
-            index: session.index,
-            policy: self.sessions.policy.for_network(control.network()),
-            control,
-            pinholes: &mut self.sessions.pinholes,
-            counters: &mut self.counters,
-            effects,
-        }))
     }
 }
 

@@ -6,15 +6,20 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::engine::{
-    KernelError, PacketMeta, Pinhole, QueueMode, Translation,
-    events::Events,
-    offload::handover::{FastPathPinhole, FlowChanges},
-    pinholes::registry::{PinholeClosing, PinholeRegistry},
-    pinholes::{Attempt, FastPathPinholeClosing},
-    questions::route_answers::RouteLookup,
+use crate::{
+    engine::{
+        KernelError, PacketMeta, Pinhole, QueueMode, Translation,
+        events::Events,
+        offload::handover::{FastPathPinhole, FlowChanges},
+        pinholes::{
+            FastPathPinholeClosing,
+            proposal::Attempt,
+            registry::{PinholeClosing, PinholeRegistry},
+        },
+        questions::route_answers::RouteLookup,
+    },
+    session::{DropReason, PendingLine, Side},
 };
-use crate::session::{DropReason, PendingLine, Side};
 
 /// A packet in a kernel queue, as its host identifies it. The engine passes it through.
 // Aligned so that it is copied as a whole: writing and reading it in different parts would stall once a packet.
@@ -116,7 +121,7 @@ pub(crate) struct WaitingPacket {
     /// The line that needs a decision.
     pub(crate) line: Option<PendingLine>,
     /// The reserved pinhole, if the request is to open one.
-    pub(crate) attempt: Option<Attempt>,
+    pub(crate) attempt: Option<Box<Attempt>>,
 }
 
 /// A lookup of a connection's translation.

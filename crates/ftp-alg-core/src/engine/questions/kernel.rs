@@ -1,6 +1,6 @@
 //! The interface to the kernel.
 //!
-//! The engine never makes a system call. Its requests are part of its [`Effects`](crate::engine::Effects), and the host that
+//! The engine never makes a system call. Its requests are part of its `Effects`, and the host that
 //! carries them out calls a [`Kernel`]: the daemon `kernel::LinuxKernel`, `replay` a simulated NAT, tests a recorder.
 
 use std::{
@@ -10,10 +10,10 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::engine::{
-    FastPathPinhole, FastPathPinholeClosing, FlowChange, Opening, Renewal, RouteLookup,
+use crate::{
+    engine::{FastPathPinhole, FastPathPinholeClosing, FlowChange, Opening, Renewal, RouteLookup},
+    session::Side,
 };
-use crate::session::Side;
 
 /// The translation of a control connection: how NAT shows its two ends to each other.
 ///
@@ -144,7 +144,7 @@ impl KernelError {
     }
 }
 
-/// The kernel, as [`carry_out`](crate::engine::carry_out) uses it. Each call has taken effect when it returns.
+/// The kernel, as [`carry_out`](super::super::carry_out) uses it. Each call has taken effect when it returns.
 pub trait Kernel {
     /// The translation of the TCP connection whose packets show these two ends, or `None` if conntrack does not know
     /// it. Costs a few lookups, however many connections there are.

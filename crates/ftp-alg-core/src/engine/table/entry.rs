@@ -9,38 +9,19 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::engine::{
-    Event, EventKind, QueueMode, Translation, offload::handover::FastPathProgress,
-    pinholes::held_pinhole::HeldPinhole,
-};
 use crate::{
+    engine::{
+        Event, EventKind, QueueMode, Translation, offload::handover::FastPathProgress,
+        pinholes::held_pinhole::HeldPinhole,
+    },
     packet::Endpoint,
     session::{Session, Side},
 };
 
-/// A control connection in the table.
+/// A control connection in the table: its session, and what the engine knows of it besides.
 #[derive(Debug)]
 #[repr(align(64))]
 pub struct Entry {
-    /// The state outside the session.
-    pub control: Control,
-    /// The session.
-    pub session: Session,
-}
-
-impl Entry {
-    /// Reads one word of each cache line, so that they are cached afterwards.
-    pub fn touch_cache_lines(&self) -> u64 {
-        let Control { id, endpoints: ends, mode_set_at, .. } = &self.control;
-        id ^ u64::from(*mode_set_at)
-            ^ u64::from(ends.server_port[0])
-            ^ u64::from(self.session.touch_cache_lines())
-    }
-}
-
-/// The state of a control connection outside its session.
-#[derive(Debug)]
-pub struct Control {
     /// Session number, from 1.
     pub id: u64,
     /// Client and server endpoint, as packets show them.
@@ -64,6 +45,8 @@ pub struct Control {
     /// pinhole.
     open_requests: u8,
     extra: Option<Box<Extra>>,
+    /// The session.
+    pub session: Session,
 }
 
 /// State that a connection has only after its first announcement, or in rare cases.
@@ -90,9 +73,23 @@ struct NewIncarnation {
     last_syn_ack: Timestamp,
 }
 
-impl Control {
+impl Entry {
+    /// Reads one word of each cache line, so that they are cached afterwards.
+    pub fn touch_cache_lines(&self) -> u64 {
+        self.id
+            ^ u64::from(self.mode_set_at)
+            ^ u64::from(self.endpoints.server_port[0])
+            ^ u64::from(self.session.touch_cache_lines())
+    }
+
     /// A connection whose first packet arrives `now`.
-    pub fn new(id: u64, client: SocketAddr, server: SocketAddr, now: Timestamp) -> Self {
+    pub fn new(
+        id: u64,
+        client: SocketAddr,
+        server: SocketAddr,
+        session: Session,
+        now: Timestamp,
+    ) -> Self {
         Self {
             id,
             endpoints: EndpointPair::new(client.into(), server.into()),
@@ -106,6 +103,7 @@ impl Control {
             counts_for_client: false,
             open_requests: 0,
             extra: None,
+            session,
         }
     }
 
@@ -448,6 +446,7 @@ impl Epoch {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::packet;
 
     #[test]
     fn a_table_entry_takes_four_cache_lines() {
@@ -465,11 +464,15 @@ mod tests {
             let (client, server) = (client.parse().unwrap(), server.parse().unwrap());
             let mut epoch = Epoch::default();
             let now = Instant::now();
-            let control = Control::new(1, client, server, epoch.timestamp(now));
-            assert_eq!((control.client(), control.server()), (client, server));
+            let mut bytes = Vec::new();
+            let numbers = (packet::Seq(1), packet::Seq(2));
+            packet::build_segment((client, server), numbers, (512, 0), b"", &mut bytes);
+            let session = Session::picked_up(Side::Client, &packet::Packet::parse(&bytes).unwrap());
+            let entry = Entry::new(1, client, server, session, epoch.timestamp(now));
+            assert_eq!((entry.client(), entry.server()), (client, server));
             for distance in [0, 1, 1_500_000_000].map(Duration::from_nanos) {
                 let (earlier, later) = (now - distance, now + distance);
-                assert_eq!(epoch.instant(control.first_seen), Some(now));
+                assert_eq!(epoch.instant(entry.first_seen), Some(now));
                 let (before, after) = (epoch.timestamp(earlier), epoch.timestamp(later));
                 assert_eq!(epoch.instant(before), Some(earlier));
                 assert_eq!(after.duration_since(before), 2 * distance);

@@ -2,8 +2,10 @@
 
 use std::time::Instant;
 
-use crate::engine::{Entry, Pinhole, Sessions, Translation};
-use crate::ftp::AnnouncementKind;
+use crate::{
+    engine::{Pinhole, Sessions, Translation},
+    ftp::AnnouncementKind,
+};
 
 /// A row of `ftp-alg sessions`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -37,24 +39,24 @@ impl Sessions {
     /// The open control connections.
     pub fn list(&self) -> impl Iterator<Item = SessionInfo> {
         let open = self.table.iter().filter(|entry| !entry.session.is_over());
-        open.filter_map(|Entry { session, control }| {
-            let untranslated = Translation::identity(control.client(), control.server());
+        open.filter_map(|entry| {
+            let untranslated = Translation::identity(entry.client(), entry.server());
             Some(SessionInfo {
-                id: control.id,
-                translation: control.translation().copied().unwrap_or(untranslated),
-                is_looked_up: control.translation().is_some(),
-                state: session.state(),
-                since: self.epoch.instant(control.first_seen)?,
-                adjusted: session.needs_all_queued(),
+                id: entry.id,
+                translation: entry.translation().copied().unwrap_or(untranslated),
+                is_looked_up: entry.translation().is_some(),
+                state: entry.session.state(),
+                since: self.epoch.instant(entry.first_seen)?,
+                adjusted: entry.session.needs_all_queued(),
             })
         })
     }
 
     /// The pinholes that are open, as far as is known. The kernel closes a consumed one by itself.
     pub fn list_pinholes(&self) -> impl Iterator<Item = PinholeInfo> {
-        self.table.iter().flat_map(|Entry { control, .. }| {
-            control.pinholes().iter().filter(|p| self.pinholes.is_open(p)).map(|held| PinholeInfo {
-                session: control.id,
+        self.table.iter().flat_map(|entry| {
+            entry.pinholes().iter().filter(|p| self.pinholes.is_open(p)).map(|held| PinholeInfo {
+                session: entry.id,
                 pinhole: held.pinhole,
                 kind: held.kind,
             })
@@ -64,7 +66,7 @@ impl Sessions {
     /// The pinholes whose transfers have ended, and that may be open: for these, only the kernel knows.
     pub fn list_ended_pinholes(&self, now: Instant) -> impl Iterator<Item = PinholeInfo> {
         self.pinholes.ended(now).filter_map(|(owner, held)| {
-            let session = self.table.get(owner)?.control.id;
+            let session = self.table.get(owner)?.id;
             Some(PinholeInfo { session, pinhole: held.pinhole, kind: held.kind })
         })
     }

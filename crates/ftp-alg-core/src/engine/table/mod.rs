@@ -16,11 +16,10 @@ use std::{
 
 use ahash::RandomState;
 
-use crate::engine::{
-    table::entry::{Control, Entry},
-    table::index::Index,
+use crate::{
+    engine::table::{entry::Entry, index::Index},
+    packet::{Endpoint, Packet},
 };
-use crate::packet::{Endpoint, Packet};
 
 /// The endpoints of a connection, in either order.
 #[derive(Clone, Copy, Default)]
@@ -32,8 +31,8 @@ impl Key {
         Self(a.into(), b.into())
     }
 
-    fn from_control(control: &Control) -> Self {
-        Self(control.endpoints.client(), control.endpoints.server())
+    fn of(entry: &Entry) -> Self {
+        Self(entry.endpoints.client(), entry.endpoints.server())
     }
 }
 
@@ -96,7 +95,7 @@ impl Table {
     pub fn take_oldest(&mut self, is_evictable: impl Fn(&Entry) -> bool) -> Option<u32> {
         while let Some((index, id)) = self.by_age.pop_front() {
             let entry = self.entries.get(index);
-            if entry.is_some_and(|entry| entry.control.id as u32 == id && is_evictable(entry)) {
+            if entry.is_some_and(|entry| entry.id as u32 == id && is_evictable(entry)) {
                 return Some(index);
             }
         }
@@ -113,7 +112,7 @@ impl Table {
     pub fn find(&mut self, key: &Key) -> Option<u32> {
         let has_key = |slot| {
             let entry = self.entries.get(slot);
-            entry.is_some_and(|entry| Key::from_control(&entry.control) == *key)
+            entry.is_some_and(|entry| Key::of(entry) == *key)
         };
         if !has_key(self.recent) {
             self.recent = self.index.find(self.random.hash_one(key), has_key)?;
@@ -147,7 +146,7 @@ impl Table {
 
     /// The entry in slot `index`, if it is still session `id`.
     pub fn get_session(&mut self, index: u32, id: u64) -> Option<&mut Entry> {
-        self.get_mut(index).filter(|entry| entry.control.id == id)
+        self.get_mut(index).filter(|entry| entry.id == id)
     }
 
     /// The entry of the connection of `packet`.
@@ -159,8 +158,8 @@ impl Table {
 
     /// Inserts an entry. Returns its slot.
     pub fn insert(&mut self, entry: Entry) -> u32 {
-        let hash = self.random.hash_one(Key::from_control(&entry.control));
-        let id = entry.control.id as u32;
+        let hash = self.random.hash_one(Key::of(&entry));
+        let id = entry.id as u32;
         let free = self.free.pop();
         let index = match free.and_then(|index| Some((index, self.entries.get_mut(index)?))) {
             Some((index, slot)) => {
@@ -175,7 +174,7 @@ impl Table {
         if self.by_age.len() > 2 * self.entries.len() {
             let entries = &self.entries;
             self.by_age.retain(|(index, id)| {
-                entries.get(*index).is_some_and(|entry| entry.control.id as u32 == *id)
+                entries.get(*index).is_some_and(|entry| entry.id as u32 == *id)
             });
         }
         index
@@ -184,7 +183,7 @@ impl Table {
     /// Removes the entry in slot `index`.
     pub fn remove(&mut self, index: u32) -> Option<Entry> {
         let entry = self.entries.get_mut(index)?.take()?;
-        self.index.remove(self.random.hash_one(Key::from_control(&entry.control)), index);
+        self.index.remove(self.random.hash_one(Key::of(&entry)), index);
         self.free.push(index);
         self.total.fetch_sub(1, Ordering::Relaxed);
         Some(entry)
