@@ -5,6 +5,7 @@ mod fast_path;
 mod try_modes;
 
 use clap::Args;
+use ftp_alg_firewall::{accepted_data, data_path_verdicts};
 use serde::Serialize;
 
 use super::{ConfigOption, Failure, SocketOption, output, table};
@@ -15,10 +16,7 @@ use crate::{
         health::{self, Check, HostAudit},
         snapshot::{self, Problem},
     },
-    kernel::{
-        Backend, KernelFeatures, automatic_backend,
-        firewall::{Firewall, accepted_data, data_path_verdicts},
-    },
+    kernel::{Backend, KernelFeatures, automatic_backend, operator_firewall},
 };
 
 /// The reason for a back end that the configuration names.
@@ -60,13 +58,13 @@ impl Doctor {
         }
         let features = KernelFeatures::probe(&parameters);
         let running = self.running(&features);
-        let firewall = Firewall::read();
+        let firewall = operator_firewall::read(parameters.gateway());
         // Those that the daemon finds when it starts.
-        let zones = firewall.zones(&parameters);
-        let ct_mark_use = firewall.ct_mark_use(&parameters);
+        let zones = firewall.zones();
+        let ct_mark_use = firewall.ct_mark_use();
         let parameters = parameters.with_zones(zones).with_ct_mark_use(ct_mark_use);
         let host = features.host;
-        let data_paths = data_path_verdicts(&firewall, host.routing, &parameters);
+        let data_paths = data_path_verdicts(&firewall, host.routing);
         let runs_with = running.as_ref().ok().and_then(|status| status.backend.parse().ok());
         let configured = config.pinhole.backend;
         let automatic = || automatic_backend(None, false, || accepted_data(&firewall, &data_paths));

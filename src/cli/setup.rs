@@ -9,6 +9,7 @@ mod store;
 
 use clap::Args;
 use firewalls::{ManualStep, Plan};
+use ftp_alg_firewall::{AcceptedData, Firewall, Routing, accepted_data, data_path_verdicts};
 use needed_rule::NeededRule;
 use serde::Serialize;
 use store::{ChangeSet, SetupJournal};
@@ -19,8 +20,9 @@ use crate::{
     config::Config,
     daemon::{self, client, snapshot},
     kernel::{
-        Backend, Routing, RuleParameters, automatic_backend,
-        firewall::{AcceptedData, Firewall, PacketClass, accepted_data, data_path_verdicts, links},
+        Backend, automatic_backend,
+        operator_firewall::{self, links},
+        read_routing,
     },
 };
 
@@ -92,7 +94,6 @@ struct ManualStepReport {
 
 /// The loaded rules, and the rules that are missing.
 struct LoadedFirewall {
-    parameters: RuleParameters,
     firewall: Firewall,
     routing: Routing,
     backend: Backend,
@@ -102,24 +103,24 @@ struct LoadedFirewall {
 impl LoadedFirewall {
     fn read(config: &Config, socket: &SocketOption) -> Result<Self, Failure> {
         let parameters = daemon::rule_parameters(config).map_err(Failure::failed)?;
-        let (firewall, routing) = (Firewall::read(), Routing::read(parameters.control_ports()));
-        let outlooks = data_path_verdicts(&firewall, routing, &parameters);
+        let routing = read_routing(parameters.control_ports());
+        let firewall = operator_firewall::read(parameters.gateway());
+        let outlooks = data_path_verdicts(&firewall, routing);
         let accepted = || accepted_data(&firewall, &outlooks);
         let backend = backend(config, socket, accepted);
-        let loaded = Self { parameters, firewall, routing, backend, needs: Vec::new() };
+        let loaded = Self { firewall, routing, backend, needs: Vec::new() };
         let needs = loaded.needs_of(&loaded.firewall);
         Ok(Self { needs, ..loaded })
     }
 
     /// The rules that `firewall` needs.
     fn needs_of(&self, firewall: &Firewall) -> Vec<NeededRule> {
-        let Self { parameters, routing, backend, .. } = self;
-        let class = PacketClass::for_data_connections(*backend);
-        let outlooks = data_path_verdicts(firewall, *routing, parameters);
+        let class = self.backend.into();
+        let outlooks = data_path_verdicts(firewall, self.routing);
         let links = links();
-        let paths = firewall.control_paths(*routing, &outlooks, &links, parameters).concat();
-        let modes = firewall.mode_verdicts(&paths, class, &links, parameters);
-        needed_rule::needed_rules(&outlooks, &modes, class, parameters)
+        let paths = firewall.control_paths(self.routing, &outlooks, &links).concat();
+        let modes = firewall.mode_verdicts(&paths, class, &links);
+        needed_rule::needed_rules(&outlooks, &modes, class, &firewall.gateway)
     }
 }
 
@@ -155,16 +156,12 @@ impl Setup {
             let mut notes = self.undo_interrupted()?;
             let situation = LoadedFirewall::read(&config, &self.socket)?;
             notes.extend(
-                situation
-                    .firewall
-                    .read_errors()
-                    .iter()
-                    .map(|what| format!("rules not read: {what}")),
+                situation.firewall.read_errors.iter().map(|what| format!("rules not read: {what}")),
             );
             let (plans, by_hand) = firewalls::plans(&situation.needs)?;
             let mut report = SetupReport::new(situation.backend, &plans, &by_hand);
             report.notes = notes;
-            report.incomplete = !situation.firewall.read_errors().is_empty();
+            report.incomplete = !situation.firewall.read_errors.is_empty();
             if self.apply && !plans.is_empty() {
                 apply(&plans, &situation)?;
                 report.result = "applied";
@@ -246,7 +243,7 @@ fn make_changes(
     for words in &changes.loads {
         commands::run_command(words)?;
     }
-    let needs = situation.needs_of(&Firewall::read());
+    let needs = situation.needs_of(&operator_firewall::read(situation.firewall.gateway.clone()));
     let unmet = |need: &&NeededRule| !need.is_met(&needs);
     match plans.iter().flat_map(|plan| &plan.needs).find(unmet) {
         None => Ok(()),

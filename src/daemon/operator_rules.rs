@@ -12,10 +12,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use ftp_alg_firewall::{Firewall, accepted_data, data_path_verdicts};
+
 use super::{DaemonEvent, shard::lock, shared_state::SharedState};
 use crate::kernel::{
-    self, Backend, ClaimedPorts, Commits, Learned, NetfilterError, Routing, RuleParameters,
-    firewall::{Firewall, RulesetReader, accepted_data, data_path_verdicts},
+    self, Backend, ClaimedPorts, Commits, Learned, NetfilterError, RuleParameters,
+    operator_firewall::RulesetReader, read_routing,
 };
 
 /// How long the start waits for them. FTP works before large sets of rules are read.
@@ -52,11 +54,10 @@ impl OperatorRules {
     /// rules come late, they are taken for those of the run `before`.
     pub(super) fn learned(
         &self,
-        parameters: &RuleParameters,
         before: impl FnOnce() -> Learned,
     ) -> (Learned, Arc<[RangeInclusive<u16>]>) {
         match &self.read {
-            Ok(firewall) => (learn(firewall, parameters), firewall.source_ports().into()),
+            Ok(firewall) => (learn(firewall), firewall.source_ports().into()),
             Err(_) => {
                 let learned = before();
                 let port_set = learned.source_ports.map(|(first, last)| first..=last);
@@ -74,15 +75,15 @@ impl OperatorRules {
         parameters: &RuleParameters,
     ) -> (Backend, &'static str) {
         kernel::automatic_backend(before, has_sessions, || {
-            let routing = Routing::read(parameters.control_ports());
+            let routing = read_routing(parameters.control_ports());
             let firewall = self.read.as_ref().ok()?;
-            accepted_data(firewall, &data_path_verdicts(firewall, routing, parameters))
+            accepted_data(firewall, &data_path_verdicts(firewall, routing))
         })
     }
 
     /// Why the fast path cannot run with these rules, if it cannot.
-    pub(super) fn fast_path_obstacle(&self, parameters: &RuleParameters) -> Option<String> {
-        mark_conflict(self.read.as_ref().ok()?, parameters)
+    pub(super) fn fast_path_obstacle(&self) -> Option<String> {
+        mark_conflict(self.read.as_ref().ok()?)
     }
 
     /// The reader of later changes, with the ports of these rules claimed.
@@ -90,8 +91,9 @@ impl OperatorRules {
         &self,
         claimed: &ClaimedPorts,
         commits: &Commits,
+        parameters: &RuleParameters,
     ) -> Result<RulesetReader, NetfilterError> {
-        let mut reader = RulesetReader::new(claimed, commits)?;
+        let mut reader = RulesetReader::new(claimed, commits, parameters.gateway())?;
         if let Ok(firewall) = &self.read {
             reader.apply(firewall);
         }
@@ -105,20 +107,19 @@ impl OperatorRules {
 }
 
 /// What the rules demand of ours.
-fn learn(firewall: &Firewall, parameters: &RuleParameters) -> Learned {
+fn learn(firewall: &Firewall) -> Learned {
     let source_ports = match &firewall.source_ports()[..] {
         [range] => Some(range.clone().into_inner()),
         _ => None,
     };
-    let ct_mark_use = firewall.ct_mark_use(parameters);
-    Learned { source_ports, ct_mark_use, ..Learned::default() }
-        .with_zones(firewall.zones(parameters))
+    let ct_mark_use = firewall.ct_mark_use();
+    Learned { source_ports, ct_mark_use, ..Learned::default() }.with_zones(firewall.zones())
 }
 
 /// Why the fast path cannot run with these rules, if it cannot: they leave no room for its packet marks, or they tell
 /// the ct mark of its data connections from that of others.
-fn mark_conflict(firewall: &Firewall, parameters: &RuleParameters) -> Option<String> {
-    Some(firewall.mark_conflicts(parameters).first()?.reason(parameters))
+fn mark_conflict(firewall: &Firewall) -> Option<String> {
+    Some(firewall.mark_conflicts().first()?.reason(&firewall.gateway))
 }
 
 /// Reads the operator's rules when they change, and updates the daemon's health, until `end` is set.
@@ -138,7 +139,7 @@ pub(super) fn follow(
         reader.apply(rules);
         if is_late {
             // The main thread then loads the table again.
-            parameters.learned().set(learn(rules, parameters));
+            parameters.learned().set(learn(rules));
         }
     });
     while !end.load(Ordering::Acquire) {
@@ -147,9 +148,7 @@ pub(super) fn follow(
                 log_port_sets(&lock(&shared.port_sets), parameters);
                 let _ = events.send(DaemonEvent::PolicyChanged);
             }
-            if let (Ok(fast_path), Some(why)) =
-                (&shared.fast_path, mark_conflict(&rules, parameters))
-            {
+            if let (Ok(fast_path), Some(why)) = (&shared.fast_path, mark_conflict(&rules)) {
                 fast_path.leave(why);
             }
             shared.health.audit_rules(&rules, parameters);

@@ -47,7 +47,7 @@ use crate::{
     kernel::{
         ClaimedPorts, Commits, ConntrackAbilities, HEARTBEAT_TIMEOUT, LinuxKernel, Queue,
         QueueCounts, RuleParameters, Table, TableRecord, Waker,
-        firewall::{Firewall, RulesetReader},
+        operator_firewall::{self, RulesetReader},
     },
 };
 
@@ -62,7 +62,8 @@ pub(super) fn start(
     unconfined: Vec<String>,
     fast_path: Result<LoadedProgram, String>,
 ) -> Result<Box<dyn DaemonService>, ServiceError> {
-    let reading = Firewall::read_in_background();
+    let mut parameters = rule_parameters(config)?;
+    let reading = operator_firewall::read_in_background(parameters.gateway());
     let names = ExternalNames::new(events.clone());
     names.watch(config.external_names())?;
     // If another program reads a queue, the start fails before it has changed anything. From here on, packets that an
@@ -73,7 +74,6 @@ pub(super) fn start(
         .copied()
         .map(Queue::open_with_super_packets)
         .collect::<Result<Vec<_>, _>>()?;
-    let mut parameters = rule_parameters(config)?;
     let addresses = names.addresses();
     let policy = config.policy(|name| addresses.of(name), &Arc::default());
     names.record_announced(addresses);
@@ -95,7 +95,7 @@ pub(super) fn start(
         is_automatic && backend_before.is_none() && ConntrackAbilities::supports_own_helper();
     let rules = OperatorRules::wait_for(reading, restored, select_backend);
     let before = || state.table_record().map(TableRecord::into_learned).unwrap_or_default();
-    let (learned, port_sets) = rules.learned(&parameters, before);
+    let (learned, port_sets) = rules.learned(before);
     parameters = parameters.with_learned(learned);
     if !config.restricts_ports() {
         operator_rules::log_port_sets(&port_sets, &parameters);
@@ -183,8 +183,8 @@ pub(super) fn start(
     }
     let have_waited = !is_new_table && workers.table.as_ref().is_some_and(Table::holds_packets);
     workers.heartbeat = Some(HeartbeatRenewer::start(&commits, &workers.shared, have_waited)?);
-    let obstacle = rules.fast_path_obstacle(&parameters);
-    let rules_reader = rules.reader(&claimed, &commits)?;
+    let obstacle = rules.fast_path_obstacle();
+    let rules_reader = rules.reader(&claimed, &commits, &parameters)?;
     if !port_sets.is_empty() {
         workers.update_policy(config);
     }

@@ -2,7 +2,9 @@
 //! With `conntrack` (expectations) they have the mark and are `related` as well, so a firewall accepts no fewer of them.
 //! It needs a kernel that supports helpers in user space.
 
-use super::{Backend, ConntrackAbilities, firewall::AcceptedData};
+use ftp_alg_firewall::AcceptedData;
+
+use super::{Backend, ConntrackAbilities};
 
 /// The back end that `auto` selects here, and why. `before` is the back end of the run before, which restored sessions
 /// keep, if there are any. `accepted` says which data connections the firewall accepts; `None` if that is not known.

@@ -4,42 +4,18 @@
 
 use std::{
     io,
-    net::{IpAddr, SocketAddr, SocketAddrV6},
+    net::{SocketAddr, SocketAddrV6},
     sync::{
         Arc, PoisonError, RwLock,
         atomic::{AtomicBool, Ordering},
     },
 };
 
+use ftp_alg_firewall::PortClaim;
 use rustix::{
     io::Errno,
     net::{AddressFamily, SocketFlags, SocketType, bind, socket_with},
 };
-
-/// Ports that one of the operator's rules translates, and the target.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct PortClaim {
-    /// Whether the rule applies to IPv4, and to IPv6.
-    pub(super) v4: bool,
-    pub(super) v6: bool,
-    /// Inclusive ranges.
-    pub(super) ports: Vec<(u16, u16)>,
-    /// The target host, if it is a single known one.
-    pub(super) target: Option<IpAddr>,
-    /// The target ports, if given.
-    pub(super) target_ports: Option<(u16, u16)>,
-}
-
-impl PortClaim {
-    /// Whether the rule sends a connection to `arrival` anywhere but to `target`.
-    pub(super) fn diverts(&self, arrival: SocketAddr, target: SocketAddr) -> bool {
-        let within = |port: u16, (first, last): (u16, u16)| (first..=last).contains(&port);
-        let is_same = self.target == Some(target.ip())
-            && self.target_ports.is_none_or(|ports| within(target.port(), ports));
-        let sees = if arrival.is_ipv4() { self.v4 } else { self.v6 };
-        sees && self.ports.iter().any(|ports| within(arrival.port(), *ports)) && !is_same
-    }
-}
 
 /// The known ports; clones share them.
 #[derive(Clone, Debug, Default)]
@@ -75,10 +51,7 @@ impl ClaimedPorts {
     /// Whether the operator's rules translate this port of any address.
     pub(super) fn is_translated(&self, port: u16) -> bool {
         let claims = self.claims.read().unwrap_or_else(PoisonError::into_inner);
-        let has = |claim: &PortClaim| {
-            claim.ports.iter().any(|(first, last)| (*first..=*last).contains(&port))
-        };
-        claims.iter().any(has)
+        claims.iter().any(|claim| claim.has_port(port))
     }
 
     /// Sets the ports that the operator's rules translate.

@@ -11,7 +11,7 @@
 //! | `conntrack` | conntrack entries: translation, mark, be-liberal |
 //! | `queue` | NFQUEUE: packets and verdicts |
 //! | `table` | our rules and their table, the pinhole back ends, table ownership |
-//! | [`firewall`] | the operator's rules; the packet path does not use it |
+//! | [`operator_firewall`] | reads the operator's rules, for `ftp_alg_firewall`; the packet path does not use it |
 
 mod automatic;
 pub mod broker;
@@ -20,12 +20,12 @@ mod claimed_ports;
 mod conntrack;
 mod error;
 pub mod fastpath;
-pub mod firewall;
 pub mod flows;
 mod inject;
-mod ip_version;
+mod legacy_iptables;
 mod linux_kernel;
 mod netlink;
+pub mod operator_firewall;
 mod parameters;
 mod probe;
 mod queue;
@@ -40,7 +40,7 @@ pub use error::NetfilterError;
 pub use inject::Injector;
 pub use linux_kernel::LinuxKernel;
 pub use parameters::{Backend, CtMarkUse, Learned, QueueStatement, RuleParameters};
-pub use probe::{ConntrackAbilities, HostSettings, KernelFeatures, Routing};
+pub use probe::{ConntrackAbilities, HostSettings, KernelFeatures, read_routing};
 pub use queue::{MAXIMUM_WAITING, Queue, QueueCounts, QueuePacket, QueueVerdict, Verdicts, Waker};
 pub use table::{
     ChangeNotices, Commits, Expectations, HEARTBEAT_TIMEOUT, Heartbeat, OpenPinhole, Pinholes,

@@ -12,6 +12,8 @@ use ftp_alg_core::{
     engine::{PacketMeta, Side},
     packet::Offload,
 };
+pub use ftp_alg_firewall::CtMarkUse;
+use ftp_alg_firewall::Gateway;
 use serde::{Deserialize, Serialize};
 
 use super::NetfilterError;
@@ -38,18 +40,6 @@ pub struct RuleParameters {
     source_ports: Option<(u16, u16)>,
     learned: SharedLearned,
     backend: Backend,
-}
-
-/// What rules of others do with the ct mark, as far as our rules must do more for it.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
-pub enum CtMarkUse {
-    /// They do not write it.
-    #[default]
-    None,
-    /// They write it, or set packet marks from it.
-    Restored,
-    /// They set our bits of packet marks from it, and `ip rule` compares these bits.
-    Compared,
 }
 
 /// What the operator's rules demand of ours.
@@ -327,6 +317,17 @@ impl RuleParameters {
     /// All bits that may encode a slot.
     pub fn slot_mask(&self) -> u32 {
         self.free_bits().fold(0, |bits, bit| bits | bit)
+    }
+
+    /// How the operator's rules can recognise our packets.
+    pub fn gateway(&self) -> Gateway {
+        Gateway {
+            control_ports: self.control_ports.clone(),
+            data_mark: self.data_mark,
+            queue_all_mark: self.queue_all_mark,
+            queue_none_mark: self.queue_none_mark,
+            slot_mask: self.slot_mask(),
+        }
     }
 
     /// All our ct mark bits; also the packet mark of injected packets.

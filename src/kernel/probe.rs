@@ -9,6 +9,8 @@ use std::{
     path::Path,
 };
 
+use ftp_alg_firewall::Routing;
+
 use super::{
     NetfilterError, QueueStatement, RuleParameters,
     broker::{
@@ -88,39 +90,24 @@ impl HostSettings {
             automatic_helpers: read_number("/proc/sys/net/netfilter/nf_conntrack_helper")
                 == Some(1),
             cthelper: has_cthelper(has_capability(CAP_NET_ADMIN)),
-            routing: Routing::read(parameters.control_ports()),
+            routing: read_routing(parameters.control_ports()),
         }
     }
 }
 
-/// How this machine handles packets of other hosts.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Routing {
-    /// Whether it forwards IPv4.
-    pub v4: bool,
-    /// Whether it forwards IPv6, and has a route to other networks.
-    pub v6: bool,
-    /// Whether it has an IPv6 address other than on `lo`.
-    pub has_v6: bool,
-    /// Whether a local program listens on a control port.
-    pub has_local_server: bool,
-}
-
-impl Routing {
-    /// Reads the present settings.
-    pub fn read(control_ports: &[u16]) -> Self {
-        let addresses = fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap_or_default();
-        Self {
-            v4: read_number("/proc/sys/net/ipv4/ip_forward") == Some(1),
-            v6: read_number("/proc/sys/net/ipv6/conf/all/forwarding") == Some(1)
-                && File::open("/proc/thread-self/net/ipv6_route")
-                    .is_ok_and(|routes| has_v6_route(BufReader::new(routes))),
-            has_v6: addresses.lines().any(|line| !line.trim_end().ends_with(" lo")),
-            has_local_server: ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"]
-                .into_iter()
-                .filter_map(|path| File::open(path).ok())
-                .any(|file| is_listened_on(BufReader::new(file), control_ports)),
-        }
+/// How this machine routes at present.
+pub fn read_routing(control_ports: &[u16]) -> Routing {
+    let addresses = fs::read_to_string("/proc/thread-self/net/if_inet6").unwrap_or_default();
+    Routing {
+        v4: read_number("/proc/sys/net/ipv4/ip_forward") == Some(1),
+        v6: read_number("/proc/sys/net/ipv6/conf/all/forwarding") == Some(1)
+            && File::open("/proc/thread-self/net/ipv6_route")
+                .is_ok_and(|routes| has_v6_route(BufReader::new(routes))),
+        has_v6: addresses.lines().any(|line| !line.trim_end().ends_with(" lo")),
+        has_local_server: ["/proc/thread-self/net/tcp", "/proc/thread-self/net/tcp6"]
+            .into_iter()
+            .filter_map(|path| File::open(path).ok())
+            .any(|file| is_listened_on(BufReader::new(file), control_ports)),
     }
 }
 

@@ -288,7 +288,7 @@ fn a_rule_that_overwrites_the_ct_mark_before_the_filter_gets_advice() {
 
 #[test]
 fn dockers_chains_are_cured_where_docker_leaves_room() {
-    let docker = include_str!("../../src/kernel/firewall/samples/docker.save");
+    let docker = include_str!("../../crates/ftp-alg-firewall/src/samples/docker.save");
     let rules = format!(
         "iptables-nft-restore <<END\n{docker}END\n\
          iptables-nft -A DOCKER-USER -m conntrack --ctstate ESTABLISHED -j ACCEPT\n\
@@ -300,14 +300,14 @@ fn dockers_chains_are_cured_where_docker_leaves_room() {
 
 #[test]
 fn ufw_is_cured() {
-    let ufw = include_str!("../../src/kernel/firewall/samples/ufw.save");
+    let ufw = include_str!("../../crates/ftp-alg-firewall/src/samples/ufw.save");
     let line = "iptables-legacy -I FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT";
     cured_by_its_own_lines(&format!("iptables-legacy-restore <<'END'\n{ufw}END\n"), &[line]);
 }
 
 #[test]
 fn fw4_is_cured() {
-    let fw4 = include_str!("../../src/kernel/firewall/samples/fw4.txt");
+    let fw4 = include_str!("../../crates/ftp-alg-firewall/src/samples/fw4.txt");
     let rules = fw4.replace("br-lan", "lan").replace("eth1", "wan");
     let line = "nft insert rule inet fw4 forward ct mark and 0x40000000 != 0 accept";
     cured_by_its_own_lines(&format!("nft -f - <<'END'\n{rules}END\n"), &[line]);
@@ -315,7 +315,7 @@ fn fw4_is_cured() {
 
 #[test]
 fn firewalld_is_cured() {
-    let firewalld = include_str!("../../src/kernel/firewall/samples/firewalld.txt");
+    let firewalld = include_str!("../../crates/ftp-alg-firewall/src/samples/firewalld.txt");
     let helper = firewalld.lines().find(|line| line.contains("ct helper set")).unwrap();
     let rules = format!(
         "nft -f - <<'END'\n{}END\n\

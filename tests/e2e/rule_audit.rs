@@ -1,5 +1,5 @@
 //! Rule sets put together at random, of nftables and of both kinds of iptables: control connections fare between the
-//! gateway's interfaces as `Firewall::control` says.
+//! gateway's interfaces as the verdicts of `ftp_alg_firewall` say.
 //!
 //! `FTP_ALG_ROUNDS` says how many rule sets (12), `FTP_ALG_SEED` which (0).
 
@@ -7,7 +7,7 @@ use std::time::Duration;
 
 use crate::common::{control, scripted_server};
 use crate::rng::Rng;
-use ftp_alg::kernel::firewall::Acceptance;
+use ftp_alg_firewall::Acceptance;
 use ftp_alg_lab::{Family, Host, Lab, Topology};
 use serde_json::json;
 

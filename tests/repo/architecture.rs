@@ -23,7 +23,8 @@ const COMMON: [&str; 13] = [
     "default", "add", "clear", "count", "extend", "has", "is_empty", "len", "map", "pop", "push",
     "take", "truncate",
 ];
-const LAB: &str = "crates/ftp-alg-lab/src";
+/// The crates without layers. Neither names another one.
+const OTHER_CRATES: [&str; 2] = ["crates/ftp-alg-firewall/src", "crates/ftp-alg-lab/src"];
 /// What a module knows nothing of, although that is above it: the table's last column.
 const IGNORANCE: [(&str, &[&str]); 5] = [
     ("packet", &["ftp"]),
@@ -39,18 +40,6 @@ const UNSAFE: &str = "kernel";
 const MAX_LINES: usize = 600;
 /// The kernel's edge, whose rooms are its directories and files.
 const KERNEL: &str = "src/kernel";
-/// Who may know the operator's rules: who tells the operator of them, and the thread that follows them.
-const KNOWS_FIREWALL: [&str; 8] = [
-    "src/kernel/firewall/",
-    "src/kernel/automatic.rs",
-    "src/kernel/mod.rs",
-    "src/cli/doctor",
-    "src/cli/setup",
-    "src/daemon/health/",
-    "src/daemon/operator_rules.rs",
-    "src/daemon/workers.rs",
-];
-
 #[test]
 fn a_module_names_only_modules_above_it() {
     let mut wrong = Vec::new();
@@ -75,7 +64,7 @@ fn a_module_names_only_modules_above_it() {
 #[test]
 fn files_of_a_directory_have_no_cyclic_references() {
     let mut named: BTreeMap<PathBuf, BTreeSet<PathBuf>> = BTreeMap::new();
-    for file in CRATES.into_iter().chain([LAB]).flat_map(sources) {
+    for file in CRATES.into_iter().chain(OTHER_CRATES).flat_map(sources) {
         let text = fs::read_to_string(&file).unwrap();
         for (from, to) in through_super(&file, &text) {
             named.entry(from).or_default().insert(to);
@@ -127,22 +116,8 @@ fn rooms_of_the_kernel_edge_name_each_other_in_no_circle() {
 }
 
 #[test]
-fn the_packets_path_knows_no_rules_of_the_operator() {
-    let knows = |file: &Path| {
-        let text = fs::read_to_string(file).unwrap();
-        tokens(&crossed_out(&text)).iter().filter(|token| *token == "firewall").count()
-    };
-    for file in sources("src") {
-        let inside = file.strip_prefix(root()).unwrap_or(&file).display().to_string();
-        let may = KNOWS_FIREWALL.iter().any(|one| inside.starts_with(one));
-        assert!(may || knows(&file) == 0, "{inside} names the operator's firewall");
-    }
-    assert_eq!(knows(&root().join(KERNEL).join("mod.rs")), 1, "it exports none of it");
-}
-
-#[test]
 fn unsafe_code_is_only_at_the_kernels_edge() {
-    for file in CRATES.into_iter().chain([LAB]).flat_map(sources) {
+    for file in CRATES.into_iter().chain(OTHER_CRATES).flat_map(sources) {
         if module_of(&file).as_deref() != Some(UNSAFE) {
             let text = fs::read_to_string(&file).unwrap();
             assert!(!has_unsafe(&text), "{}: unsafe outside src/{UNSAFE}", file.display());

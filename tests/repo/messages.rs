@@ -41,7 +41,7 @@ const SECTIONS: [Section; 2] = [
     },
     Section {
         title: "Daemon",
-        sources: &["src"],
+        sources: &["src", "crates/ftp-alg-firewall/src"],
         is_log: true,
         intro: "The other log lines. [Health](health.md) lists the problems by name.",
     },
@@ -269,7 +269,8 @@ fn root() -> PathBuf {
 /// All Rust files of the product, without those that are tests.
 fn sources() -> Vec<PathBuf> {
     let mut files = Vec::new();
-    let mut directories = vec![root().join("src"), root().join("crates/ftp-alg-core/src")];
+    let places = ["src", "crates/ftp-alg-core/src", "crates/ftp-alg-firewall/src"];
+    let mut directories = Vec::from(places.map(|place| root().join(place)));
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();

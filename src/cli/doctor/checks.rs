@@ -230,7 +230,7 @@ impl Checks<'_> {
     fn marks(&self) -> Vec<Check> {
         let HostAudit { parameters, firewall, backend, .. } = self.surroundings;
         match self.fast_path == FastPath::Auto && backend == Backend::Nftables {
-            true => fast_path::marks(KERNEL, &firewall.mark_conflicts(parameters), parameters),
+            true => fast_path::marks(KERNEL, &firewall.mark_conflicts(), parameters),
             false => Vec::new(),
         }
     }

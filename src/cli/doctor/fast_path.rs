@@ -5,16 +5,15 @@
 
 use std::fs;
 
+use ftp_alg_firewall::{MarkConflict, MarkConflictKind};
+
 use crate::{
     config::FastPath,
     daemon::{
         health::Check,
         snapshot::{FastPathState, FastPathStatus},
     },
-    kernel::{
-        Backend, RuleParameters,
-        firewall::{MarkConflict, MarkConflictKind},
-    },
+    kernel::{Backend, RuleParameters},
 };
 
 const NAME: &str = "fast path";

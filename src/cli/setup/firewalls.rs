@@ -5,6 +5,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ftp_alg_firewall::{ChainLocation, IpVersion, Origin, RulesetManager};
 use strum::{EnumMessage, IntoStaticStr, VariantArray};
 
 use super::{
@@ -14,13 +15,7 @@ use super::{
     nft_file::{self, NftFile},
     store::{self, ChangeSet, FileChange, UndoCommand},
 };
-use crate::{
-    cli::Failure,
-    kernel::{
-        firewall::{ChainLocation, IpVersion, Origin, RulesetManager},
-        rules,
-    },
-};
+use crate::{cli::Failure, kernel::rules};
 
 /// The program that generates the rules, and how setup recognises it (`message`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumMessage, IntoStaticStr, VariantArray)]

@@ -1,13 +1,11 @@
 //! Finds the chains of the loaded firewall that drop packets which ftp-alg needs, and the rule that each chain lacks.
 
-use super::file_edits::{AcceptRule, MARKER};
-use crate::kernel::{
-    RuleParameters,
-    firewall::{
-        ChainLocation, ChainVerdict, DataPathVerdict, Hook, IpVersion, ModeVerdict, Origin,
-        PacketClass, condition,
-    },
+use ftp_alg_firewall::{
+    ChainLocation, ChainVerdict, DataPathVerdict, Gateway, Hook, IpVersion, ModeVerdict, Origin,
+    PacketClass, condition,
 };
+
+use super::file_edits::{AcceptRule, MARKER};
 
 /// A rule that a chain needs, now or when its file is loaded again.
 #[derive(Clone, Debug)]
@@ -36,7 +34,7 @@ pub(super) fn needed_rules(
     verdicts: &[DataPathVerdict],
     modes: &[ModeVerdict],
     data: PacketClass,
-    parameters: &RuleParameters,
+    gateway: &Gateway,
 ) -> Vec<NeededRule> {
     let mut needs: Vec<NeededRule> = Vec::new();
     for verdict in verdicts {
@@ -50,14 +48,14 @@ pub(super) fn needed_rules(
                         || verdict.is_problem(chain, modes))
             };
             for chain in hook_verdict.chains.iter().filter(is_needed) {
-                add(&mut needs, needed_rule(verdict, chain, class, parameters));
+                add(&mut needs, needed_rule(verdict, chain, class, gateway));
             }
         }
     }
     for (mode, chain) in modes.iter().flat_map(|m| m.dropping_chains.iter().map(move |c| (m, c))) {
         let hook = (chain.location.hook, mode.ip);
         let verdict = verdicts.iter().find(|verdict| (verdict.hook, verdict.ip) == hook);
-        let need = verdict.and_then(|verdict| needed_rule(verdict, chain, data, parameters));
+        let need = verdict.and_then(|verdict| needed_rule(verdict, chain, data, gateway));
         add(&mut needs, need);
     }
     needs
@@ -78,9 +76,9 @@ fn needed_rule(
     verdict: &DataPathVerdict,
     chain: &ChainVerdict,
     class: PacketClass,
-    parameters: &RuleParameters,
+    gateway: &Gateway,
 ) -> Option<NeededRule> {
-    let recognised_by = recognising_words(chain.location.origin, class, parameters);
+    let recognised_by = recognising_words(chain.location.origin, class, gateway);
     let is_by_setup = |rule: &String| recognised_by.iter().all(|words| rule.contains(words));
     if chain.passes
         && (class == PacketClass::RelatedData
@@ -89,9 +87,9 @@ fn needed_rule(
         return None;
     }
     let location = chain.location.clone();
-    let command = chain.accept_command(class, parameters).unwrap_or_default();
+    let command = chain.accept_command(class, gateway).unwrap_or_default();
     // nft lists `and` as `&`.
-    let condition = condition(location.origin, class, parameters).replace(" and ", " & ");
+    let condition = condition(location.origin, class, gateway).replace(" and ", " & ");
     let packets = class.description();
     let description = match chain.passes {
         true => format!("{location} accepts {packets}"),
@@ -103,7 +101,7 @@ fn needed_rule(
     // do not reach its chain.
     let [words, value] = recognised_by;
     let recognised_by = [if passes { words } else { MARKER.to_owned() }, value];
-    let advice = chain.advice_without_rule(class, parameters).filter(|_| !passes);
+    let advice = chain.advice_without_rule(class, gateway).filter(|_| !passes);
     Some(NeededRule {
         hook,
         ip,
@@ -119,20 +117,16 @@ fn needed_rule(
 }
 
 /// The words by which a line with this effect is recognised.
-fn recognising_words(
-    origin: Origin,
-    class: PacketClass,
-    parameters: &RuleParameters,
-) -> [String; 2] {
+fn recognising_words(origin: Origin, class: PacketClass, gateway: &Gateway) -> [String; 2] {
     let nft = origin == Origin::Nftables;
     // Only some programs print leading zeros, so the value has none.
     let (words, value) = match class {
         PacketClass::RelatedData => ("related", "established".to_owned()),
         PacketClass::MarkedData => {
-            (if nft { "ct mark" } else { "connmark" }, format!("{:x}", parameters.data_mark()))
+            (if nft { "ct mark" } else { "connmark" }, format!("{:x}", gateway.data_mark))
         }
         PacketClass::Injected => {
-            (if nft { "meta mark" } else { "-m mark" }, format!("{:x}", parameters.mask()))
+            (if nft { "meta mark" } else { "-m mark" }, format!("{:x}", gateway.mask()))
         }
     };
     [words.to_owned(), value]

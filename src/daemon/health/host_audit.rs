@@ -1,17 +1,16 @@
 //! What the rules of other programs do to FTP here: which other helpers take control connections, and whether control
 //! and data connections pass.
 
+use ftp_alg_firewall::{
+    Acceptance, ChainVerdict, ConflictKind, ControlPathVerdict, DataPathVerdict, Firewall, Hook,
+    HookVerdict, IpVersion, ModeVerdict, PacketClass,
+};
+
 use super::{
     RESTORED_MARKS,
     check::{Check, CheckStatus},
 };
-use crate::kernel::{
-    Backend, HostSettings, RuleParameters,
-    firewall::{
-        Acceptance, ChainVerdict, ConflictKind, ControlPathVerdict, DataPathVerdict, Firewall,
-        Hook, HookVerdict, IpVersion, ModeVerdict, PacketClass, links,
-    },
-};
+use crate::kernel::{Backend, HostSettings, RuleParameters, operator_firewall::links};
 
 const HELPERS: &str = "other helpers";
 const FIREWALL: &str = "firewall";
@@ -40,12 +39,12 @@ impl HostAudit<'_> {
     /// All checks.
     pub fn checks(&self) -> Vec<Check> {
         let mut checks = self.helper_checks();
-        let Self { parameters, data_paths, host, .. } = *self;
+        let Self { data_paths, host, .. } = *self;
         let links = links();
-        let paths = self.firewall.control_paths(host.routing, data_paths, &links, parameters);
+        let paths = self.firewall.control_paths(host.routing, data_paths, &links);
         let all = paths.concat();
-        let verdicts = |class| self.firewall.mode_verdicts(&all, class, &links, parameters);
-        let modes = verdicts(PacketClass::for_data_connections(self.backend));
+        let verdicts = |class| self.firewall.mode_verdicts(&all, class, &links);
+        let modes = verdicts(self.backend.into());
         checks.extend(self.firewall_checks(&modes));
         checks.extend(self.mode_checks(&modes, verdicts));
         checks.extend(paths.into_iter().flat_map(|paths| self.control_checks(&paths)));
@@ -84,10 +83,8 @@ impl HostAudit<'_> {
         modes: &[ModeVerdict],
         verdicts: impl Fn(PacketClass) -> Vec<ModeVerdict>,
     ) -> Vec<Check> {
-        let class = PacketClass::for_data_connections(self.backend);
-        let others = self
-            .other_backend
-            .map(|(other, how)| (other, how, verdicts(PacketClass::for_data_connections(other))));
+        let class = self.backend.into();
+        let others = self.other_backend.map(|(other, how)| (other, how, verdicts(other.into())));
         // The checks of hooks report chains that drop all data connections.
         let known = |stop: &ChainVerdict| {
             self.data_paths.iter().filter(|path| path.is_used).any(|path| {
@@ -124,9 +121,10 @@ impl HostAudit<'_> {
             let by: Vec<String> = stops.iter().map(ToString::to_string).collect();
             let detail = format!("{}: dropped by {}", ends.join(" -> "), by.join(" and "));
             let remedy =
-                stops.iter().filter_map(|stop| stop.accept_command(class, self.parameters));
-            let advice =
-                stops.iter().filter_map(|stop| stop.advice_without_rule(class, self.parameters));
+                stops.iter().filter_map(|stop| stop.accept_command(class, &self.firewall.gateway));
+            let advice = stops
+                .iter()
+                .filter_map(|stop| stop.advice_without_rule(class, &self.firewall.gateway));
             let other = others.as_ref().and_then(|(other, how, verdicts)| {
                 let passes = verdicts.get(at)?.dropping_chains.is_empty();
                 passes.then(|| other_backend_advice(*other, how))
@@ -157,7 +155,7 @@ impl HostAudit<'_> {
         }
         let ports = self.parameters.control_ports().iter().map(u16::to_string);
         let ports = ports.collect::<Vec<_>>().join(", ");
-        for concern in self.firewall.conflicting_rules(self.parameters) {
+        for concern in self.firewall.conflicting_rules() {
             let of_rule = |name, problem, says: &str| {
                 Check::problem(HELPERS, name, problem, format!("{} {says}", concern.chain))
                     .details([format!("`{}`", concern.rule)])
@@ -233,7 +231,7 @@ impl HostAudit<'_> {
     /// The rules appeared after the daemon loaded its table.
     fn restored_marks(&self) -> Option<Check> {
         let Self { parameters, firewall, .. } = *self;
-        let needed = parameters.clone().with_ct_mark_use(firewall.ct_mark_use(parameters));
+        let needed = parameters.clone().with_ct_mark_use(firewall.ct_mark_use());
         let (says, advice) = if needed.clears_restored_marks()
             && !parameters.clears_restored_marks()
         {
@@ -256,7 +254,7 @@ impl HostAudit<'_> {
 
     fn firewall_checks(&self, modes: &[ModeVerdict]) -> Vec<Check> {
         let mut checks = Vec::new();
-        for what in self.firewall.read_errors() {
+        for what in &self.firewall.read_errors {
             let says = format!("the following checks ignore it: {what}");
             checks.push(Check::note(FIREWALL, "not readable", says));
         }
@@ -266,7 +264,7 @@ impl HostAudit<'_> {
             );
             checks.push(Check::note(FIREWALL, "not read", says));
         }
-        let data = PacketClass::for_data_connections(self.backend);
+        let data = self.backend.into();
         for hook in Hook::ALL {
             let own = if hook.is_filter() { "our own packets" } else { "own at postrouting" };
             let mut found = self.hook_checks(hook.into(), hook, data, modes);
@@ -297,7 +295,7 @@ impl HostAudit<'_> {
     /// The advice to use the other back end, if its data connections pass.
     fn other_backend_advice(&self, path: &DataPathVerdict, dropped: PacketClass) -> Option<String> {
         let (other, how) = self.other_backend.filter(|_| dropped != PacketClass::Injected)?;
-        let passes = path.verdict_for(PacketClass::for_data_connections(other))?.passes();
+        let passes = path.verdict_for(other.into())?.passes();
         passes.then(|| other_backend_advice(other, how))
     }
 
@@ -366,12 +364,17 @@ impl HostAudit<'_> {
         }
         let commands = certain
             .iter()
-            .filter_map(|stop| Some((stop.accept_command(class, self.parameters)?, stop)));
+            .filter_map(|stop| Some((stop.accept_command(class, &self.firewall.gateway)?, stop)));
         let advice = commands.clone().filter_map(|(_, stop)| {
-            Some(stop.location.manager?.persistence_advice(&stop.location, class, self.parameters))
+            Some(stop.location.manager?.persistence_advice(
+                &stop.location,
+                class,
+                &self.firewall.gateway,
+            ))
         });
-        let without_rule =
-            certain.iter().filter_map(|stop| stop.advice_without_rule(class, self.parameters));
+        let without_rule = certain
+            .iter()
+            .filter_map(|stop| stop.advice_without_rule(class, &self.firewall.gateway));
         let problem = match class {
             PacketClass::Injected => "acknowledgements",
             PacketClass::MarkedData | PacketClass::RelatedData => "data-connections",

@@ -22,6 +22,7 @@ use ftp_alg_core::{
     engine::{Counters, Pinhole},
     ftp::AnnouncementKind,
 };
+use ftp_alg_firewall::{Firewall, data_path_verdicts};
 use sd_notify::NotifyState;
 
 use self::recent_count::RecentCount;
@@ -37,7 +38,7 @@ use super::{
 };
 use crate::kernel::{
     Backend, ConntrackAbilities, HostSettings, RuleParameters, Table, admitted_connections,
-    firewall::{Firewall, data_path_verdicts},
+    operator_firewall,
 };
 
 /// The problem that no daemon runs.
@@ -208,7 +209,7 @@ impl Health {
     pub(super) fn audit_rules(&self, firewall: &Firewall, parameters: &RuleParameters) {
         let host = HostSettings::read(parameters);
         let audit = |firewall: &Firewall, other_backend| {
-            let data_paths = data_path_verdicts(firewall, host.routing, parameters);
+            let data_paths = data_path_verdicts(firewall, host.routing);
             let audit = HostAudit {
                 parameters,
                 firewall,
@@ -226,7 +227,7 @@ impl Health {
             let offers_conntrack = parameters.backend() == Backend::Nftables
                 && ConntrackAbilities::read().supports_expectations();
             let other = offers_conntrack.then_some((Backend::Conntrack, SELECT_CONNTRACK));
-            (problems, _) = audit(&Firewall::read(), other);
+            (problems, _) = audit(&operator_firewall::read(parameters.gateway()), other);
         }
         let mut state = lock(&self.state);
         (state.audit_problems, state.unmarked_may_pass) = (problems, unmarked_may_pass);

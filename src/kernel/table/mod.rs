@@ -21,12 +21,13 @@ pub use pinholes::{OpenPinhole, Pinholes};
 
 use std::{io, sync::Arc, thread, time::Duration};
 
+use ftp_alg_firewall::IpVersion;
 use serde::{Deserialize, Serialize};
 
 use super::{
     Backend, NetfilterError, QueueStatement, RuleParameters,
     broker::programs::run_for_output,
-    ip_version::{IpVersion, uses_legacy},
+    legacy_iptables::uses_legacy,
     netlink::{
         Socket,
         nft::{self, Batch, TableFingerprint},

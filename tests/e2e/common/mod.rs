@@ -15,10 +15,8 @@ use std::{
     time::Duration,
 };
 
-use ftp_alg::kernel::{
-    RuleParameters,
-    firewall::{ControlPathVerdict, Firewall, Hook, interfaces, links},
-};
+use ftp_alg::kernel::{RuleParameters, operator_firewall};
+use ftp_alg_firewall::{ControlPathVerdict, Hook};
 pub use ftp_alg_lab::wait_for;
 use ftp_alg_lab::{
     Admission, BackgroundProcess, Capture, Daemon, Family, Host, Lab, LabSpec, Script, Topology,
@@ -338,13 +336,8 @@ pub fn host_port(line: &str) -> (String, u16) {
 /// How control connections fare through the gateway, as its rules say.
 pub fn control(lab: &Lab) -> ControlPathVerdict {
     let look = || {
-        let interfaces = interfaces();
-        Firewall::read().control_verdicts(
-            &RuleParameters::default(),
-            &interfaces,
-            &links(),
-            &[Hook::Forward],
-        )
+        let firewall = operator_firewall::read(RuleParameters::default().gateway());
+        firewall.control_verdicts(&operator_firewall::links(), &[Hook::Forward])
     };
     lab.gateway.inside(look).unwrap().swap_remove(0)
 }

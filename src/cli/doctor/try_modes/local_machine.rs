@@ -6,13 +6,12 @@ use std::{
     path::Path,
 };
 
+use ftp_alg_firewall::{Acceptance, Firewall, Hook, IpVersion};
+
 use super::ftp_client::FtpClientError;
 use crate::{
     daemon::{client, snapshot::Status},
-    kernel::{
-        Backend, RuleParameters,
-        firewall::{Acceptance, Firewall, Hook, IpVersion, PacketClass},
-    },
+    kernel::{Backend, RuleParameters, operator_firewall},
 };
 
 /// The rules and the daemon of this machine.
@@ -108,20 +107,16 @@ impl<'a> LocalMachine<'a> {
     fn dropping_rule(&self, failed: FailedConnection) -> Option<(String, Vec<String>)> {
         let FailedConnection { hook, peer, port, control } = failed;
         let ip = if peer.is_ipv4() { IpVersion::V4 } else { IpVersion::V6 };
-        let firewall = self.firewall.get_or_init(Firewall::read);
+        let firewall =
+            self.firewall.get_or_init(|| operator_firewall::read(self.parameters.gateway()));
         let is_read = control.is_some_and(|port| self.parameters.control_ports().contains(&port));
         let class = match self.running_backend().filter(|_| is_read) {
-            Some(backend) => PacketClass::for_data_connections(backend),
+            Some(backend) => backend.into(),
             None => {
                 // Without a route the connection fails before any rule.
                 let interface = outgoing_interface(peer)?;
-                let (acceptance, chain) = firewall.local_connection_verdict(
-                    hook,
-                    ip,
-                    port,
-                    Some(&interface),
-                    self.parameters,
-                );
+                let (acceptance, chain) =
+                    firewall.local_connection_verdict(hook, ip, port, Some(&interface));
                 let event = match acceptance {
                     Acceptance::Dropped => "dropped on this machine by",
                     Acceptance::Partly => "may be dropped on this machine by",
@@ -139,9 +134,9 @@ impl<'a> LocalMachine<'a> {
                 return Some((format!("{event} {}", chain?), vec![remedy]));
             }
         };
-        let verdict = firewall.verdict(hook, ip, class, self.parameters);
+        let verdict = firewall.verdict(hook, ip, class);
         let chain = verdict.dropping_chains().next()?;
-        let remedies = Firewall::remedies(&verdict, class, self.parameters);
+        let remedies = firewall.remedies(&verdict, class);
         Some((format!("dropped on this machine by {chain}"), remedies))
     }
 

@@ -1,0 +1,551 @@
+//! Evaluates whether the firewall accepts control connections, for each pair of interfaces.
+//!
+//! Addresses, times and rates of a control connection are not known in advance. If a rule accepts connections
+//! decided_by such a condition, the pair is neither accepted nor dropped ([`Acceptance::Partly`]).
+
+use std::collections::HashMap;
+
+use super::{
+    ChainVerdict, DataPathVerdict, Firewall, HookVerdict, Links, PortClaim, Routing,
+    model::{Condition, Hook, IpVersion, RuleVerdict},
+    sample_packets::SampleConnection,
+};
+
+/// How many pairs of interfaces a summary names for each verdict.
+const MAX_NAMED: usize = 4;
+
+/// Which of the connections between two interfaces are accepted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Acceptance {
+    /// No connection is accepted.
+    Dropped,
+    /// Rules accept some connections, by conditions that cannot be decided here.
+    Partly,
+    /// Connections are accepted, except those that a rule drops by conditions that cannot be decided here.
+    Accepted,
+}
+
+/// The verdict on control connections between two interfaces.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct InterfacePairVerdict {
+    /// The client's interface; `None` if this machine is the client.
+    pub from: Option<String>,
+    /// The server's interface; `None` if this machine is the server.
+    pub to: Option<String>,
+    /// Which of the connections are accepted.
+    pub acceptance: Acceptance,
+    /// The chain that decides; `None` if no chain filters at this hook.
+    pub decided_by: Option<ChainVerdict>,
+}
+
+/// The verdicts on control connections at one hook with one IP version.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ControlPathVerdict {
+    /// The hook of the first packet.
+    pub hook: Hook,
+    /// The version of IP.
+    pub ip: IpVersion,
+    /// One verdict for each ordered pair of interfaces; at input and output one for each interface.
+    pub pairs: Vec<InterfacePairVerdict>,
+}
+
+impl ControlPathVerdict {
+    /// The best verdict of all pairs; `Accepted` if there is no pair.
+    pub fn best_acceptance(&self) -> Acceptance {
+        let all = self.pairs.iter().map(|pair| pair.acceptance);
+        all.max().unwrap_or(Acceptance::Accepted)
+    }
+
+    /// The chains that drop connections, each once.
+    pub fn dropping_chains(&self) -> Vec<&ChainVerdict> {
+        let mut dropping: Vec<&ChainVerdict> = Vec::new();
+        for pair in &self.pairs {
+            if pair.acceptance != Acceptance::Accepted
+                && let Some(chain) = &pair.decided_by
+                && !dropping.iter().any(|known| {
+                    (&known.location, &known.decided_by) == (&chain.location, &chain.decided_by)
+                })
+            {
+                dropping.push(chain);
+            }
+        }
+        dropping
+    }
+
+    /// All verdicts in one line, as in `accepted lan0 -> wan0; all others: dropped`.
+    pub fn summary(&self) -> String {
+        if self.pairs.is_empty() {
+            return "no pair of interfaces".to_owned();
+        }
+        let classes = [
+            (Acceptance::Accepted, "accepted"),
+            (Acceptance::Partly, "partly accepted"),
+            (Acceptance::Dropped, "dropped"),
+        ];
+        let of = |acceptance| -> Vec<&InterfacePairVerdict> {
+            self.pairs.iter().filter(|pair| pair.acceptance == acceptance).collect()
+        };
+        let mut classes: Vec<_> = classes.map(|(acceptance, verb)| (of(acceptance), verb)).into();
+        classes.retain(|(pairs, _)| !pairs.is_empty());
+        // The largest class comes last and is not listed pair by pair.
+        let rest = classes.iter().map(|(pairs, _)| pairs.len()).max();
+        if let Some(at) = classes.iter().rposition(|(pairs, _)| Some(pairs.len()) == rest) {
+            let rest = classes.remove(at);
+            classes.push(rest);
+        }
+        let Some(((_, rest), named)) = classes.split_last() else { return String::new() };
+        let mut parts: Vec<String> =
+            named.iter().map(|(pairs, verb)| format!("{verb} {}", pair_names(pairs))).collect();
+        parts.push(match named {
+            [] if self.hook == Hook::Forward => format!("{rest} between all interfaces"),
+            [] => format!("{rest} on all interfaces"),
+            _ => format!("all others: {rest}"),
+        });
+        parts.join("; ")
+    }
+}
+
+/// The names of the pairs. Only the first few are listed, the others are counted.
+fn pair_names(pairs: &[&InterfacePairVerdict]) -> String {
+    let name = |pair: &&InterfacePairVerdict| match (&pair.from, &pair.to) {
+        (Some(from), Some(to)) => format!("{from} -> {to}"),
+        (Some(one), None) | (None, Some(one)) => one.clone(),
+        (None, None) => String::new(),
+    };
+    let mut names: Vec<String> = pairs.iter().take(MAX_NAMED).map(name).collect();
+    if let more @ 1.. = pairs.len() - names.len() {
+        names.push(format!("{more} more"));
+    }
+    names.join(", ")
+}
+
+impl Firewall {
+    /// The verdicts on control connections between this machine's interfaces, for each of its tasks: as a gateway, and
+    /// as a host.
+    pub fn control_paths(
+        &self,
+        routing: Routing,
+        data_paths: &[DataPathVerdict],
+        links: &Links,
+    ) -> Vec<Vec<ControlPathVerdict>> {
+        let Routing { v4, v6, has_local_server: serves, .. } = routing;
+        let own: &[Hook] = if serves { &[Hook::Input] } else { &[Hook::Input, Hook::Output] };
+        let tasks = [(v4 || v6, &[Hook::Forward][..]), (serves || !(v4 || v6), own)];
+        let hooks = tasks.into_iter().filter(|(is_ours, _)| *is_ours).map(|(_, hooks)| hooks);
+        let matters = |path: &ControlPathVerdict| {
+            let used = data_paths.iter().filter(|one| one.is_used);
+            used.map(|one| (one.hook, one.ip)).any(|one| one == (path.hook, path.ip))
+        };
+        hooks
+            .map(|hooks| {
+                let mut paths = self.control_verdicts(links, hooks);
+                paths.retain(matters);
+                paths
+            })
+            .collect()
+    }
+
+    /// The verdicts on control connections between the interfaces of `links`, at each of `hooks` and with both IP versions.
+    ///
+    /// If the firewall drops those between all pairs, the gateway may be a hub: its packets leave where they arrive.
+    pub fn control_verdicts(&self, links: &Links, hooks: &[Hook]) -> Vec<ControlPathVerdict> {
+        let interfaces = &links.interfaces;
+        let same = self.interchangeable(interfaces.iter().map(String::as_str).collect(), links);
+        let mut known = HashMap::new();
+        let cases = hooks.iter().flat_map(|hook| IpVersion::BOTH.map(|ip| (*hook, ip)));
+        cases
+            .map(|(hook, ip)| {
+                let mut verdict = |(from, to): (Option<&str>, Option<&str>)| {
+                    let alike = |one: &'_ Option<&str>| one.and_then(|one| same.get(one).copied());
+                    let key = (hook, ip, alike(&from), alike(&to));
+                    let (acceptance, decided_by) = known.entry(key).or_insert_with(|| {
+                        let (_, _, from, to) = key;
+                        let ends = (from.unwrap_or(""), to.unwrap_or(""));
+                        self.control_verdict(hook, ip, ends, links)
+                    });
+                    InterfacePairVerdict {
+                        from: from.map(str::to_owned),
+                        to: to.map(str::to_owned),
+                        acceptance: *acceptance,
+                        decided_by: decided_by.clone(),
+                    }
+                };
+                let mut pairs: Vec<_> =
+                    interface_pairs(hook, interfaces).map(&mut verdict).collect();
+                let is_dropped =
+                    |pair: &InterfacePairVerdict| pair.acceptance == Acceptance::Dropped;
+                if hook == Hook::Forward && pairs.iter().all(is_dropped) {
+                    let names = interfaces.iter().map(|one| Some(one.as_str()));
+                    let same = names.map(|one| verdict((one, one)));
+                    pairs.extend(same.filter(|pair| !is_dropped(pair)));
+                }
+                ControlPathVerdict { hook, ip, pairs }
+            })
+            .collect()
+    }
+
+    /// The verdict on control connections between two interfaces, and the chain that decides. The name of an interface
+    /// is empty if this machine is the end there.
+    ///
+    /// With several control ports, or servers that are published with another port, the best verdict counts.
+    pub(crate) fn control_verdict(
+        &self,
+        hook: Hook,
+        ip: IpVersion,
+        (from, to): (&str, &str),
+        links: &Links,
+    ) -> (Acceptance, Option<ChainVerdict>) {
+        let ports = self.control_ports().into_iter();
+        let verdicts = ports.map(|(port, real_port)| {
+            let (from, to, links) = (Some(from), Some(to), Some(links));
+            self.connection_verdict(SampleConnection { hook, ip, port, real_port, from, to, links })
+        });
+        let best = verdicts.max_by_key(|(acceptance, _)| *acceptance);
+        best.unwrap_or((Acceptance::Accepted, None))
+    }
+
+    /// The verdict on a connection of this machine that `ftp-alg` does not inspect, and the chain that decides.
+    ///
+    /// At input `interface` is the input interface, at output the output interface.
+    pub fn local_connection_verdict(
+        &self,
+        hook: Hook,
+        ip: IpVersion,
+        port: u16,
+        interface: Option<&str>,
+    ) -> (Acceptance, Option<ChainVerdict>) {
+        let (from, to) = match hook {
+            Hook::Output => (Some(""), interface),
+            _ => (interface, Some("")),
+        };
+        self.connection_verdict(SampleConnection {
+            hook,
+            ip,
+            port,
+            real_port: port,
+            from,
+            to,
+            links: None,
+        })
+    }
+
+    /// The control ports, each with the port that the server has: the same one, or that of a server which is published
+    /// with the control port.
+    fn control_ports(&self) -> Vec<(u16, u16)> {
+        let claims = self.translated_ports().claims;
+        let ports = self.gateway.control_ports.iter().flat_map(|&port| {
+            let has_port = move |claim: &&PortClaim| claim.has_port(port);
+            let targets = claims.iter().filter(has_port).filter_map(|claim| claim.target_ports);
+            let single = targets.filter(|(first, last)| first == last).map(|(first, _)| first);
+            [port].into_iter().chain(single).map(move |real| (port, real))
+        });
+        let mut ports: Vec<(u16, u16)> = ports.collect();
+        ports.sort_unstable();
+        ports.dedup();
+        ports
+    }
+
+    /// The verdict on a connection that `ftp-alg` does not inspect, and the chain that decides.
+    fn connection_verdict(
+        &self,
+        connection: SampleConnection<'_>,
+    ) -> (Acceptance, Option<ChainVerdict>) {
+        let packets = connection.packets(&self.gateway, self.ruleset.changed_mark_bits);
+        let HookVerdict { chains } = self.verdict_on_packets(connection.ip, &packets);
+        let acceptance = |chain: &ChainVerdict| match (chain.passes, chain.exceptions.is_empty()) {
+            (true, _) => Acceptance::Accepted,
+            (false, false) => Acceptance::Partly,
+            (false, true) => Acceptance::Dropped,
+        };
+        let worst = chains.iter().map(acceptance).min().unwrap_or(Acceptance::Accepted);
+        // Among accepting chains, one with a deciding rule explains more than a policy.
+        let rank = |chain: &&ChainVerdict| {
+            (acceptance(chain), worst == Acceptance::Accepted && chain.decided_by.rule.is_none())
+        };
+        let decided_by = chains.iter().min_by_key(rank).cloned();
+        (worst, decided_by)
+    }
+
+    /// For each interface the first one that rules cannot distinguish from it, neither by name nor by the networks
+    /// there. Such interfaces are evaluated once.
+    pub(crate) fn interchangeable<'n>(
+        &self,
+        interfaces: Vec<&'n str>,
+        links: &Links,
+    ) -> HashMap<&'n str, &'n str> {
+        let conditions = self.interface_conditions();
+        let holds_at = |one: &str, condition: &Condition| match condition {
+            Condition::Interface { pattern, .. } => pattern.matches(one),
+            Condition::Address { networks, .. } => {
+                networks.iter().all(|network| links.are_elsewhere(network, one))
+            }
+            _ => false,
+        };
+        let mut first = HashMap::new();
+        let first_like = |one: &'n str| {
+            let kind: Vec<bool> = conditions.iter().map(|test| holds_at(one, test)).collect();
+            (one, *first.entry(kind).or_insert(one))
+        };
+        interfaces.into_iter().map(first_like).collect()
+    }
+
+    /// All conditions in the rules that depend on interfaces.
+    fn interface_conditions(&self) -> Vec<&Condition> {
+        let chains = self.ruleset.tables.iter().flat_map(|table| table.chains.values());
+        let mut found = Vec::new();
+        for rule in chains.flat_map(|chain| &chain.rules) {
+            rule.conditions.iter().for_each(|one| collect_conditions(one, &mut found));
+            if let RuleVerdict::Map(elements) = &rule.action {
+                elements.iter().for_each(|(key, _)| collect_conditions(key, &mut found));
+            }
+        }
+        found
+    }
+}
+
+/// Adds the parts of a condition that depend on interfaces, if `found` does not have them yet.
+fn collect_conditions<'a>(condition: &'a Condition, found: &mut Vec<&'a Condition>) {
+    match condition {
+        Condition::Interface { .. } | Condition::Address { .. } if !found.contains(&condition) => {
+            found.push(condition);
+        }
+        Condition::Any(conditions) | Condition::All(conditions) => {
+            conditions.iter().for_each(|one| collect_conditions(one, found));
+        }
+        _ => {}
+    }
+}
+
+/// The possible interfaces of a connection at `hook`: the client's and the server's.
+fn interface_pairs(
+    hook: Hook,
+    interfaces: &[String],
+) -> impl Iterator<Item = (Option<&str>, Option<&str>)> {
+    let cases: Vec<_> = interfaces
+        .iter()
+        .flat_map(|one| match hook {
+            Hook::Input => vec![(Some(one.as_str()), None)],
+            Hook::Output => vec![(None, Some(one.as_str()))],
+            Hook::Prerouting | Hook::Forward | Hook::Postrouting => {
+                let others = interfaces.iter().filter(|other| *other != one);
+                others.map(|other| (Some(one.as_str()), Some(other.as_str()))).collect()
+            }
+        })
+        .collect();
+    cases.into_iter()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::{
+        super::{Origin, VerdictSource},
+        *,
+    };
+
+    fn nftables(json: &str, listing: &str) -> Firewall {
+        Firewall::from_nft(json, listing).unwrap()
+    }
+
+    fn zones() -> Firewall {
+        nftables(include_str!("samples/zones.json"), include_str!("samples/zones.txt"))
+    }
+
+    fn iptables(rules: &str) -> Firewall {
+        let text = format!("*filter\n:INPUT DROP\n:FORWARD DROP\n:OUTPUT DROP\n{rules}COMMIT\n");
+        Firewall::from_iptables(&text)
+    }
+
+    fn verdict(firewall: &Firewall, hook: Hook, interfaces: &[&str]) -> ControlPathVerdict {
+        let links = Links::between(interfaces);
+        firewall.control_verdicts(&links, &[hook]).swap_remove(0)
+    }
+
+    fn summary(firewall: &Firewall, hook: Hook, interfaces: &[&str]) -> String {
+        verdict(firewall, hook, interfaces).summary()
+    }
+
+    fn reasons(verdict: &ControlPathVerdict) -> Vec<&VerdictSource> {
+        verdict.dropping_chains().into_iter().map(|chain| &chain.decided_by).collect()
+    }
+
+    #[test]
+    fn each_pair_of_interfaces_gets_its_own_verdict() {
+        let firewall =
+            nftables(include_str!("samples/plain.json"), include_str!("samples/plain.txt"));
+        // `tcp dport @services` includes port 21, for all interfaces.
+        let forward = verdict(&firewall, Hook::Forward, &["lan0", "wan0"]);
+        assert_eq!(forward.summary(), "accepted between all interfaces");
+        let fw4 = nftables(include_str!("samples/fw4.json"), include_str!("samples/fw4.txt"));
+        let forward = verdict(&fw4, Hook::Forward, &["br-lan", "eth1", "eth2"]);
+        assert_eq!(
+            forward.summary(),
+            "accepted br-lan -> eth1, br-lan -> eth2; all others: dropped"
+        );
+        assert!(
+            reasons(&forward).iter().all(|reason| reason.chain == "handle_reject"),
+            "{forward:?}"
+        );
+    }
+
+    #[test]
+    fn nftables_sets_wildcards_concatenations_and_negations_are_read() {
+        let forward = |one, other| {
+            let verdict = verdict(&zones(), Hook::Forward, &[one, other]);
+            let decided_by = verdict.pairs[0].decided_by.clone().unwrap().decided_by;
+            (verdict.pairs[0].acceptance, decided_by.rule.unwrap_or_default())
+        };
+        let accept = "tcp dport { 21, 80, 443 } accept".to_owned();
+        assert_eq!(forward("lan0", "wan0"), (Acceptance::Accepted, accept));
+        assert_eq!(forward("vlan5", "wan0").0, Acceptance::Accepted);
+        assert_eq!(forward("vlan6", "wan0"), (Acceptance::Dropped, String::new()));
+        let to_others = "iifname @trusted oifname != { \"wan0\", \"dmz0\" } accept".to_owned();
+        assert_eq!(forward("vlan6", "lan0"), (Acceptance::Accepted, to_others));
+        assert_eq!(forward("lan0", "dmz0").0, Acceptance::Dropped);
+        assert_eq!(forward("eth0", "lan0").0, Acceptance::Dropped);
+        // Unknown properties of a connection: its addresses, and whether they are translated.
+        assert_eq!(forward("dmz0", "wan0").0, Acceptance::Partly);
+        assert_eq!(forward("wan1", "lan0").0, Acceptance::Partly);
+        let names = ["lan0", "wan0", "dmz0"];
+        assert_eq!(
+            summary(&zones(), Hook::Forward, &names),
+            "accepted lan0 -> wan0; dropped lan0 -> dmz0, dmz0 -> lan0; all others: partly accepted"
+        );
+        let input = summary(&zones(), Hook::Input, &names);
+        assert_eq!(input, "accepted lan0; all others: dropped");
+    }
+
+    #[test]
+    fn firewalld_zones_are_evaluated() {
+        let firewall =
+            nftables(include_str!("samples/firewalld.json"), include_str!("samples/firewalld.txt"));
+        // The zone has the service ftp.
+        let input = verdict(&firewall, Hook::Input, &["eth0"]);
+        assert_eq!(input.summary(), "accepted on all interfaces");
+        let forward = verdict(&firewall, Hook::Forward, &["eth0", "eth1"]);
+        assert_eq!(
+            forward.summary(),
+            "accepted eth1 -> eth0; all others: partly accepted",
+            "masquerade, and translated destinations"
+        );
+    }
+
+    #[test]
+    fn iptables_interfaces_are_read() {
+        let established = "-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n";
+        for (rule, expected) in [
+            ("", "dropped between all interfaces"),
+            ("-i lan+ -o wan0", "accepted lan0 -> wan0, lan1 -> wan0; all others: dropped"),
+            ("! -i wan0", "dropped wan0 -> lan0, wan0 -> lan1; all others: accepted"),
+            ("-i lan0 -p udp", "dropped between all interfaces"),
+            ("-i lan0 -p tcp -m tcp --dport 80", "dropped between all interfaces"),
+            ("-i + -o +", "accepted between all interfaces"),
+            (
+                "-o wan0 -s 10.0.0.0/8",
+                "partly accepted lan0 -> wan0, lan1 -> wan0; all others: dropped",
+            ),
+        ] {
+            let accept = match rule {
+                "" => String::new(),
+                _ => format!("-A FORWARD {rule} -j ACCEPT\n"),
+            };
+            let firewall = iptables(&format!("{established}{accept}"));
+            let names = ["lan0", "lan1", "wan0"];
+            assert_eq!(summary(&firewall, Hook::Forward, &names), expected, "{rule}");
+        }
+    }
+
+    #[test]
+    fn a_hub_forwards_to_the_interface_of_arrival() {
+        let names = ["lan0", "wan0"];
+        let hub = iptables("-A FORWARD -i lan0 -o lan0 -j ACCEPT\n");
+        assert_eq!(
+            summary(&hub, Hook::Forward, &names),
+            "accepted lan0 -> lan0; all others: dropped"
+        );
+        assert_eq!(summary(&hub, Hook::Forward, &["lan0"]), "accepted between all interfaces");
+        let open = iptables("-A FORWARD -i lan0 -j ACCEPT\n-A FORWARD -o lan0 -j ACCEPT\n");
+        assert_eq!(summary(&open, Hook::Forward, &names), "accepted between all interfaces");
+    }
+
+    #[test]
+    fn replies_must_be_accepted_too() {
+        let accept = "-A INPUT -i wan0 -p tcp --dport 21 -j ACCEPT\n";
+        let firewall = |more: &str| iptables(&format!("{accept}{more}"));
+        let alone = verdict(&firewall(""), Hook::Input, &["wan0"]);
+        assert_eq!(alone.best_acceptance(), Acceptance::Dropped);
+        assert_eq!(
+            alone.dropping_chains()[0].to_string(),
+            "the policy of iptables-legacy filter OUTPUT"
+        );
+        let replies = firewall("-A OUTPUT -o wan0 -p tcp --sport 21 -j ACCEPT\n");
+        assert_eq!(
+            summary(&replies, Hook::Input, &["wan0", "lan0"]),
+            "accepted wan0; all others: dropped"
+        );
+        assert_eq!(summary(&replies, Hook::Output, &["wan0"]), "dropped on all interfaces");
+    }
+
+    #[test]
+    fn drop_at_prerouting_counts() {
+        let mut firewall = iptables("-A FORWARD -j ACCEPT\n");
+        let early = "-A PREROUTING -i wan0 -p tcp -m tcp --dport 21 -m addrtype --dst-type UNICAST";
+        let text = format!("*raw\n:PREROUTING ACCEPT\n{early} -j DROP\nCOMMIT\n");
+        firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, &text);
+        let forward = verdict(&firewall, Hook::Forward, &["lan0", "wan0"]);
+        assert_eq!(forward.summary(), "accepted lan0 -> wan0; all others: dropped");
+        let place = "in iptables-legacy raw PREROUTING";
+        assert!(forward.dropping_chains()[0].to_string().ends_with(place), "{forward:?}");
+    }
+
+    #[test]
+    fn one_accepted_control_port_is_enough() {
+        let mut firewall = iptables("-A FORWARD -p tcp -m multiport --ports 2121 -j ACCEPT\n");
+        firewall.gateway.control_ports = vec![21, 2121];
+        let links = Links::between(&["a", "b"]);
+        let verdicts = firewall.control_verdicts(&links, &[Hook::Forward]);
+        assert_eq!(verdicts[0].best_acceptance(), Acceptance::Accepted);
+    }
+
+    #[test]
+    fn a_server_that_is_published_with_a_control_port_has_its_own_port_at_forward() {
+        let summary = |nat: &str, more: &[(&str, &str)]| {
+            let filter = "-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n\
+                          -A FORWARD -i wan0 -p tcp -m tcp --dport 2121 -j ACCEPT\n";
+            let mut firewall = iptables(filter);
+            for (table, rules) in [("nat", nat)].iter().chain(more) {
+                let text = format!("*{table}\n:PREROUTING ACCEPT\n{rules}\nCOMMIT\n");
+                firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, &text);
+            }
+            summary(&firewall, Hook::Forward, &["lan0", "wan0"])
+        };
+        let published =
+            "-A PREROUTING -p tcp -m tcp --dport 21 -j DNAT --to-destination 10.0.0.5:2121";
+        let accepted = "accepted wan0 -> lan0; all others: dropped";
+        assert_eq!(summary(published, &[]), accepted);
+        for other in ["", &published.replace(":2121", ""), &published.replace("21 -j", "80 -j")] {
+            assert_eq!(summary(other, &[]), "dropped between all interfaces", "{other}");
+        }
+        // Before NAT, rules see the port that clients use.
+        for (table, port, expected) in [
+            ("raw", 21, "dropped between all interfaces"),
+            ("raw", 2121, accepted),
+            ("mangle", 21, "dropped between all interfaces"),
+        ] {
+            let drop = format!("-A PREROUTING -p tcp -m tcp --dport {port} -j DROP");
+            assert_eq!(summary(published, &[(table, &drop)]), expected, "{table} {port}");
+        }
+    }
+
+    #[test]
+    fn summary_names_a_few_pairs_and_counts_the_others() {
+        let names: Vec<String> = (0..40).map(|n| format!("eth{n}")).collect();
+        let names: Vec<&str> = names.iter().map(String::as_str).collect();
+        let firewall = iptables("-A FORWARD -i eth7 -j ACCEPT\n-A FORWARD -o eth7 -j ACCEPT\n");
+        assert_eq!(
+            summary(&firewall, Hook::Forward, &names),
+            "accepted eth0 -> eth7, eth1 -> eth7, eth2 -> eth7, eth3 -> eth7, 74 more; \
+             all others: dropped"
+        );
+        assert_eq!(summary(&firewall, Hook::Forward, &["eth0"]), "no pair of interfaces");
+    }
+}

@@ -1,0 +1,225 @@
+//! Evaluates passive and active data connections between the interfaces whose control connections pass.
+//!
+//! A rule that drops new connections from one interface stops one of the two modes, and spares the other.
+
+use std::collections::HashMap;
+
+use super::{
+    Acceptance, ChainVerdict, ControlPathVerdict, DataPathVerdict, Firewall, Hook, HookVerdict,
+    IpVersion, Links, PacketClass,
+    data_connection::{DataConnection, FORWARDED, RECEIVED, SENT},
+    data_path::accepts_some_admitted,
+    hook_verdict,
+    model::FieldValue,
+    sample_packets::EPHEMERAL,
+};
+
+/// Which end initiates data connections.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, strum::Display)]
+#[strum(serialize_all = "lowercase")]
+pub enum DataMode {
+    /// The client.
+    Passive,
+    /// The server.
+    Active,
+}
+
+impl DataMode {
+    const BOTH: [Self; 2] = [Self::Passive, Self::Active];
+}
+
+/// The verdict on data connections of one mode between two interfaces.
+#[derive(Clone, Debug)]
+pub struct ModeVerdict {
+    /// Which end initiates the data connections.
+    pub mode: DataMode,
+    /// The hook of the first packet of their control connections.
+    pub hook: Hook,
+    /// The version of IP.
+    pub ip: IpVersion,
+    /// The initiator's interface; `None` if this machine is the initiator.
+    pub from: Option<String>,
+    /// The target's interface; `None` if this machine is the target.
+    pub to: Option<String>,
+    /// The chains that drop all connections of this mode, except those that other rules accept as well. If both modes
+    /// work between other interfaces, only chains that accept by default count, and none that isolates an inner network
+    /// from the client's.
+    pub dropping_chains: Vec<ChainVerdict>,
+}
+
+impl DataPathVerdict {
+    /// Whether `chain` drops data connections that should pass: those of a mode between interfaces whose control
+    /// connections pass. If there are no such interfaces, all that it drops should pass.
+    pub fn is_problem(&self, chain: &ChainVerdict, modes: &[ModeVerdict]) -> bool {
+        let is_forwarded = |hook| hook == Hook::Forward;
+        let meets = |mode: &&ModeVerdict| {
+            let is_same_task = is_forwarded(mode.hook) == is_forwarded(self.hook);
+            mode.ip == self.ip && (is_same_task || !self.hook.is_filter())
+        };
+        let mut modes = modes.iter().filter(meets).peekable();
+        match modes.peek() {
+            None => chain.drops_certainly(),
+            Some(_) => modes
+                .flat_map(|mode| &mode.dropping_chains)
+                .any(|stop| stop.location == chain.location),
+        }
+    }
+}
+
+impl Firewall {
+    /// The verdicts on data connections of `class` for each pair of interfaces whose control connections pass according
+    /// to `paths`.
+    pub fn mode_verdicts(
+        &self,
+        paths: &[ControlPathVerdict],
+        class: PacketClass,
+        links: &Links,
+    ) -> Vec<ModeVerdict> {
+        let names = paths.iter().flat_map(|path| &path.pairs);
+        let names = names.flat_map(|pair| pair.from.iter().chain(&pair.to)).map(String::as_str);
+        let same = self.interchangeable(names.collect(), links);
+        let alike = |name: &Option<String>| match name {
+            Some(name) => same.get(name.as_str()).copied().unwrap_or_default(),
+            None => "",
+        };
+        let mut known = HashMap::new();
+        let mut verdicts = Vec::new();
+        for path in paths {
+            // An accept rule for some hosts may be for anything, so pairs that are open count first.
+            let best = path.best_acceptance();
+            let pairs = path.pairs.iter().filter(|pair| pair.acceptance == best);
+            let mut of_path: Vec<ModeVerdict> = Vec::new();
+            for pair in pairs.filter(|_| best != Acceptance::Dropped) {
+                for mode in DataMode::BOTH {
+                    let (from, to) = match mode {
+                        DataMode::Passive => (&pair.from, &pair.to),
+                        DataMode::Active => (&pair.to, &pair.from),
+                    };
+                    let is_partly = best == Acceptance::Partly;
+                    let key = (path.ip, mode, is_partly, alike(from), alike(to));
+                    let dropping_chains = known.entry(key).or_insert_with(|| {
+                        let (ip, _, _, from, to) = key;
+                        let ends = (from, to, links);
+                        let data =
+                            |class, admitted| self.mode_verdict((class, admitted), ip, mode, ends);
+                        let unmarked = data(PacketClass::MarkedData, 0);
+                        let mut chains = data(class, self.gateway.data_mark).chains;
+                        chains.retain(|chain| {
+                            chain.drops_certainly()
+                                && !accepts_some_admitted(chain, &unmarked)
+                                && !(is_partly && self.may_accept(chain, &unmarked, ip, ends))
+                        });
+                        chains
+                    });
+                    of_path.push(ModeVerdict {
+                        mode,
+                        hook: path.hook,
+                        ip: path.ip,
+                        from: from.clone(),
+                        to: to.clone(),
+                        dropping_chains: dropping_chains.clone(),
+                    });
+                }
+            }
+            let passes = |mode: &ModeVerdict| mode.dropping_chains.is_empty();
+            let pairs = of_path.chunks(DataMode::BOTH.len());
+            if pairs.clone().any(|pair| pair.iter().all(passes)) && !of_path.iter().all(passes) {
+                // The operator accepts FTP between these interfaces only.
+                let verdicts = Hook::ALL.map(|hook| self.verdict(hook, path.ip, class));
+                let restricted: Vec<_> =
+                    verdicts.iter().flat_map(HookVerdict::dropping_chains).collect();
+                let is_restricted = |chain: &ChainVerdict| {
+                    restricted.iter().any(|one| one.location == chain.location)
+                };
+                for mode in &mut of_path {
+                    mode.dropping_chains.retain(|chain| !is_restricted(chain));
+                }
+            }
+            spare_isolated(&mut of_path, path, links);
+            verdicts.extend(of_path);
+        }
+        verdicts
+    }
+
+    /// Whether `chain` may accept data connections of those hosts whose control connections it accepts: by a rule for
+    /// admitted ones only, or by all rules that may accept control connections of this direction.
+    fn may_accept(
+        &self,
+        chain: &ChainVerdict,
+        unmarked: &HookVerdict,
+        ip: IpVersion,
+        (from, to, links): (&str, &str, &Links),
+    ) -> bool {
+        let hook = match (from, to) {
+            ("", _) => Hook::Output,
+            (_, "") => Hook::Input,
+            _ => Hook::Forward,
+        };
+        let others = unmarked.chains.iter().find(|other| other.location == chain.location);
+        let is_for_all = |rule| others.is_some_and(|others| others.exceptions.contains(rule));
+        let (_, control) = self.control_verdict(hook, ip, (from, to), links);
+        let control = control.filter(|control| control.location == chain.location);
+        chain.exceptions.iter().any(|rule| !is_for_all(rule))
+            || !chain.exceptions.is_empty()
+                && control.is_some_and(|control| {
+                    control.exceptions.iter().all(|rule| chain.exceptions.contains(rule))
+                })
+    }
+
+    /// What the firewall does with data connections of a mode that get the ct mark bits `admitted`. The name of an
+    /// interface is empty if this machine is the end there.
+    fn mode_verdict(
+        &self,
+        (class, admitted): (PacketClass, u32),
+        ip: IpVersion,
+        mode: DataMode,
+        (from, to, links): (&str, &str, &Links),
+    ) -> HookVerdict {
+        let source_port = match mode {
+            DataMode::Passive => EPHEMERAL,
+            // Some servers use port 20, and some do not.
+            DataMode::Active => FieldValue::Within(0, u16::MAX.into()),
+        };
+        let connection = DataConnection {
+            ip,
+            class,
+            admitted,
+            from: Some(from),
+            to: Some(to),
+            source_port,
+            links: Some(links),
+        };
+        let (there, back) = match (from, to) {
+            ("", _) => (SENT, RECEIVED),
+            (_, "") => (RECEIVED, SENT),
+            _ => (FORWARDED, FORWARDED),
+        };
+        hook_verdict(self.follow(&connection, there, back).into_iter())
+    }
+}
+
+/// Clears the verdicts on active mode from servers in an inner network that the operator isolates from the client's:
+/// not even control connections pass from there, and the client has both modes with servers outside.
+fn spare_isolated(modes: &mut [ModeVerdict], path: &ControlPathVerdict, links: &Links) {
+    let is_inner = |name: &Option<String>| name.as_deref().is_some_and(|name| links.is_inner(name));
+    let reach_outside: Vec<Option<String>> = modes
+        .chunks(DataMode::BOTH.len())
+        .filter(|pair| pair.iter().all(|mode| mode.dropping_chains.is_empty()))
+        .filter_map(<[_]>::first) // passive mode, which the client initiates
+        .filter(|passive| !is_inner(&passive.to))
+        .map(|passive| passive.from.clone())
+        .collect();
+    for mode in modes.iter_mut().filter(|mode| mode.mode == DataMode::Active) {
+        let (server, client) = (&mode.from, &mode.to);
+        let is_dropped = path.pairs.iter().any(|pair| {
+            (&pair.from, &pair.to) == (server, client) && pair.acceptance == Acceptance::Dropped
+        });
+        if is_dropped && is_inner(server) && is_inner(client) && reach_outside.contains(client) {
+            mode.dropping_chains.clear();
+        }
+    }
+}
+
+#[cfg(test)]
+#[path = "data_modes_tests.rs"]
+mod tests;

@@ -1,0 +1,381 @@
+//! Which modes of data connections are dropped between the interfaces whose control connections pass.
+
+use super::*;
+use crate::{Routing, data_path_verdicts};
+
+const CONTROL: &str = "-A FORWARD -i lan -p tcp -m tcp --dport 21 -j ACCEPT\n";
+const ESTABLISHED: &str = "-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n";
+const RELATED: &str = "-A FORWARD -m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT\n";
+const MARK: &str = "-A FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT\n";
+
+/// Clients are in 192.168.1.0/24, and servers behind `wan`.
+fn links(interfaces: &[&str]) -> Links {
+    let mut links = Links::between(interfaces);
+    links.add("lan", "192.168.1.1/24".parse().unwrap());
+    links.add("wan", "198.51.100.1/24".parse().unwrap());
+    links.add("guest", "10.7.7.1/24".parse().unwrap());
+    links
+}
+
+/// The modes that are dropped at `hook`, each with the chain that drops it.
+fn dropped_modes(
+    firewall: &Firewall,
+    interfaces: &[&str],
+    hook: Hook,
+    class: PacketClass,
+) -> Vec<(DataMode, String)> {
+    let links = links(interfaces);
+    let mut paths = firewall.control_verdicts(&links, &[hook]);
+    paths.retain(|path| path.ip == IpVersion::V4);
+    let verdicts = firewall.mode_verdicts(&paths, class, &links).into_iter();
+    let dropped = verdicts.filter_map(|one| {
+        let chain = one.dropping_chains.first()?.location.to_string();
+        Some((one.mode, chain))
+    });
+    dropped.collect()
+}
+
+/// The dropped modes of connections that are admitted, and of those that are expected, between `lan` and `wan`.
+fn dropped(tables: &[(&str, &str)]) -> [Vec<DataMode>; 2] {
+    let firewall = Firewall::from_iptables_tables(tables);
+    [PacketClass::MarkedData, PacketClass::RelatedData].map(|class| {
+        let dropped = dropped_modes(&firewall, &["lan", "wan"], Hook::Forward, class);
+        dropped.into_iter().map(|(mode, _)| mode).collect()
+    })
+}
+
+#[test]
+fn new_connections_dropped_from_outside_stop_active_mode() {
+    let accepting = format!(":FORWARD DROP\n{RELATED}{MARK}{CONTROL}");
+    assert_eq!(dropped(&[("filter", &accepting)]), [vec![], vec![]]);
+    let new = "-A FORWARD -i wan -m conntrack --ctstate NEW -j DROP\n";
+    for (tables, expected) in [
+        (
+            vec![("mangle", format!(":FORWARD ACCEPT\n{new}")), ("filter", accepting.clone())],
+            [vec![DataMode::Active], vec![]],
+        ),
+        (
+            vec![("filter", format!(":FORWARD DROP\n{ESTABLISHED}{new}{MARK}{CONTROL}"))],
+            [vec![DataMode::Active], vec![]],
+        ),
+        (
+            vec![("filter", format!(":FORWARD ACCEPT\n{ESTABLISHED}{new}"))],
+            [vec![DataMode::Active], vec![]],
+        ),
+        // The accept rule is before it.
+        (
+            vec![("filter", format!(":FORWARD DROP\n{ESTABLISHED}{MARK}{new}{CONTROL}"))],
+            [vec![], vec![]],
+        ),
+        // Both back ends.
+        (
+            vec![(
+                "filter",
+                format!(
+                    ":FORWARD DROP\n{ESTABLISHED}-A FORWARD -i wan -p tcp -m tcp --dport 1024:65535 -j DROP\n\
+                     {RELATED}{MARK}{CONTROL}"
+                ),
+            )],
+            [vec![DataMode::Active], vec![DataMode::Active]],
+        ),
+        (
+            vec![
+                (
+                    "raw",
+                    ":PREROUTING ACCEPT\n-A PREROUTING -i wan -p tcp -m tcp --tcp-flags SYN,ACK SYN -j DROP"
+                        .to_owned(),
+                ),
+                ("filter", accepting.clone()),
+            ],
+            [vec![DataMode::Active], vec![DataMode::Active]],
+        ),
+        // By address or port only some.
+        (
+            vec![
+                ("raw", ":PREROUTING ACCEPT\n-A PREROUTING -i wan -s 10.0.0.0/8 -j DROP".to_owned()),
+                ("filter", accepting.clone()),
+            ],
+            [vec![], vec![]],
+        ),
+        (
+            vec![
+                (
+                    "raw",
+                    ":PREROUTING ACCEPT\n-A PREROUTING -i wan -p tcp -m tcp --dport 6000:6063 -j DROP"
+                        .to_owned(),
+                ),
+                ("filter", accepting.clone()),
+            ],
+            [vec![], vec![]],
+        ),
+    ] {
+        let tables: Vec<(&str, &str)> =
+            tables.iter().map(|(name, rules)| (*name, rules.as_str())).collect();
+        assert_eq!(dropped(&tables), expected, "{tables:?}");
+    }
+}
+
+#[test]
+fn the_accept_rule_for_one_direction_stops_the_other_mode() {
+    let from_wan = MARK.replace("FORWARD", "FORWARD -i wan");
+    let filter = format!(":FORWARD DROP\n{ESTABLISHED}{from_wan}{CONTROL}");
+    let [marked, _] = dropped(&[("filter", &filter)]);
+    assert_eq!(marked, [DataMode::Passive]);
+}
+
+#[test]
+fn an_accept_rule_for_some_hosts_is_for_their_modes() {
+    let dropped = |hosts: &[&str]| {
+        let rules: String =
+            hosts.iter().map(|host| MARK.replace("FORWARD", &format!("FORWARD {host}"))).collect();
+        let others = "-A FORWARD -s 10.0.0.0/8 -j ACCEPT\n";
+        let filter = format!(":FORWARD DROP\n{ESTABLISHED}{others}{rules}{CONTROL}");
+        let [marked, _] = dropped(&[("filter", &filter)]);
+        marked
+    };
+    let (both, passive) = (vec![DataMode::Passive, DataMode::Active], vec![DataMode::Passive]);
+    assert_eq!(dropped(&[]), both);
+    assert_eq!(dropped(&["-s 192.168.1.80/32", "-s 198.51.100.90/32"]), []);
+    assert_eq!(dropped(&["-s 192.168.1.80/32", "-d 192.168.1.80/32"]), []);
+    assert_eq!(dropped(&["-s 203.0.113.0/24"]), []);
+    assert_eq!(dropped(&["-s 192.168.1.0/24"]), [DataMode::Active]);
+    assert_eq!(dropped(&["-d 192.168.1.0/24"]), passive);
+    assert_eq!(dropped(&["! -s 192.168.1.0/24"]), []);
+    assert_eq!(dropped(&["-m iprange --src-range 192.168.1.9-192.168.1.99"]), [DataMode::Active]);
+    assert_eq!(dropped(&["-m set --match-set ftp src"]), []);
+    assert_eq!(dropped(&["-m mac --mac-source 02:00:00:00:00:01"]), []);
+    // A limit is no restriction by addresses.
+    assert_eq!(dropped(&["-s 192.168.1.80/32 -m limit --limit 2/min"]), both);
+}
+
+#[test]
+fn hosts_whose_control_connections_pass_may_have_data_connections_by_the_same_rules() {
+    let both = vec![DataMode::Passive, DataMode::Active];
+    let (lan, back) = ("-s 192.168.1.0/24 -j ACCEPT", "-d 192.168.1.0/24 -j ACCEPT");
+    let portal = "-m mark --mark 0x20000/0x30000 -j PORTAL";
+    let admin = "-s 192.168.1.9/32 -j ACCEPT";
+    let ftp = "-s 192.168.1.0/24 -p tcp -m tcp --dport 21 -j ACCEPT";
+    for (rules, expected) in [
+        (vec![lan, back], vec![]),
+        (vec![lan], vec![DataMode::Active]),
+        (vec![portal], vec![]),
+        (vec![ftp], both.clone()),
+        // It may log in as well, and others may, too.
+        (vec![ftp, admin], both),
+    ] {
+        let rules: String = rules.iter().map(|rule| format!("-A FORWARD {rule}\n")).collect();
+        let chains = format!(":FORWARD DROP\n:PORTAL - [0:0]\n{ESTABLISHED}");
+        let portal =
+            CONTROL.replace("FORWARD -i lan", "PORTAL") + &MARK.replace("FORWARD", "PORTAL");
+        let mark = ":PREROUTING ACCEPT\n-A PREROUTING -m mac --mac-source 02:00:00:00:00:01 \
+                    -j MARK --set-xmark 0x20000/0x30000";
+        let filter = format!("{chains}{portal}{rules}");
+        let [marked, _] = dropped(&[("mangle", mark), ("filter", &filter)]);
+        assert_eq!(marked, expected, "{rules}");
+    }
+}
+
+#[test]
+fn accept_rules_for_some_interfaces_are_a_problem_if_no_pair_has_both_modes() {
+    let links = links(&["lan", "wan", "guest"]);
+    let problems = |rules: &[&str]| {
+        let of = |rule: &&str| MARK.replace("FORWARD", &format!("FORWARD {rule}"));
+        let rules: String = rules.iter().map(of).collect();
+        let filter = format!(":FORWARD DROP\n{ESTABLISHED}{rules}{CONTROL}");
+        let firewall = Firewall::from_iptables_tables(&[("filter", &filter)]);
+        let mut paths = firewall.control_verdicts(&links, &[Hook::Forward]);
+        paths.retain(|path| path.ip == IpVersion::V4);
+        let class = PacketClass::MarkedData;
+        let modes = firewall.mode_verdicts(&paths, class, &links);
+        let routing = Routing { v4: true, v6: false, has_v6: false, has_local_server: false };
+        let data = data_path_verdicts(&firewall, routing);
+        let path = data.iter().find(|path| path.hook == Hook::Forward).unwrap();
+        let stop = path.mark.dropping_chains().next().unwrap();
+        let dropped = modes.iter().filter(|mode| !mode.dropping_chains.is_empty()).count();
+        // Without known interfaces the chain drops all.
+        (path.is_problem(stop, &modes), dropped, path.is_problem(stop, &[]))
+    };
+    assert_eq!(problems(&["-i lan", "-i wan"]), (false, 0, true));
+    assert_eq!(problems(&["-i lan -o wan", "-i wan -o lan"]), (false, 0, true));
+    assert_eq!(problems(&["-i lan"]), (true, 2, true));
+    assert_eq!(problems(&["-i lan -o wan", "-i guest"]), (true, 2, true));
+}
+
+#[test]
+fn a_reverse_path_filter_and_a_limit_at_prerouting_stop_no_mode() {
+    let filter = format!(":FORWARD DROP\n{RELATED}{MARK}{CONTROL}");
+    let early = ":PREROUTING ACCEPT\n:C - [0:0]\n-A PREROUTING -p tcp -j C\n";
+    for (table, rules) in [
+        ("mangle", "-A C -m rpfilter --validmark -j RETURN\n-A C -j DROP"),
+        ("raw", "-A C -m limit --limit 100/s -j RETURN\n-A C -j DROP"),
+    ] {
+        let tables = [(table, &*format!("{early}{rules}")), ("filter", &filter)];
+        assert_eq!(dropped(&tables), [vec![], vec![]], "{rules}");
+    }
+    let open = ":FORWARD ACCEPT\n";
+    let limited = format!("{open}-A FORWARD -m limit --limit 9/s -j RETURN\n-A FORWARD -j DROP");
+    assert_eq!(dropped(&[("mangle", &limited), ("filter", open)]), [vec![], vec![]]);
+    let both = vec![DataMode::Passive, DataMode::Active];
+    let certain =
+        format!("{early}-A C -p tcp -m tcp --dport 21 -j RETURN\n-A C -p tcp -m tcp --syn -j DROP");
+    assert_eq!(dropped(&[("mangle", &certain), ("filter", &filter)]), [both.clone(), both]);
+}
+
+#[test]
+fn high_ports_without_connection_tracking_stop_passive_mode() {
+    let raw = ":PREROUTING ACCEPT\n\
+               -A PREROUTING -p tcp -m tcp --sport 1024:65535 --dport 1024:65535 -j CT --notrack";
+    let filter = format!(":FORWARD DROP\n{RELATED}{MARK}{CONTROL}");
+    let [marked, related] = dropped(&[("raw", raw), ("filter", &filter)]);
+    assert_eq!((marked, related), (vec![DataMode::Passive], vec![DataMode::Passive]));
+}
+
+#[test]
+fn a_host_is_the_end_of_its_data_connections() {
+    let rules = ":INPUT DROP\n-A INPUT -m conntrack --ctstate ESTABLISHED -j ACCEPT\n\
+                 -A INPUT -p tcp -m tcp --dport 21 -j ACCEPT\n:OUTPUT ACCEPT\n";
+    let dropped = |rules: &str, hook| {
+        let firewall = Firewall::from_iptables_tables(&[("filter", rules)]);
+        let dropped = dropped_modes(&firewall, &["eth0"], hook, PacketClass::MarkedData);
+        dropped.into_iter().map(|(mode, _)| mode).collect::<Vec<_>>()
+    };
+    // A server, and a client.
+    assert_eq!(dropped(rules, Hook::Input), [DataMode::Passive]);
+    assert_eq!(dropped(rules, Hook::Output), [DataMode::Active]);
+    let accepting = format!("{rules}{}", MARK.replace("FORWARD", "INPUT"));
+    assert_eq!(dropped(&accepting, Hook::Input), []);
+}
+
+#[test]
+fn egress_chains_count_for_their_interface() {
+    let json = r#"{"nftables": [{"table": {"family": "netdev", "name": "n"}},
+        {"chain": {"family": "netdev", "table": "n", "name": "e", "type": "filter", "hook": "egress",
+          "dev": "wan", "prio": 0, "policy": "accept"}},
+        {"rule": {"family": "netdev", "table": "n", "chain": "e", "expr": [
+          {"match": {"op": "==", "left": {"&": [{"payload": {"protocol": "tcp", "field": "flags"}},
+            {"|": ["syn", "ack"]}]}, "right": "syn"}},
+          {"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}},
+            "right": {"range": [1024, 65535]}}}, {"drop": null}]}}]}"#;
+    let firewall = Firewall::from_nft(json, "").unwrap();
+    let dropped =
+        |names: &[&str]| dropped_modes(&firewall, names, Hook::Forward, PacketClass::MarkedData);
+    let chain = || "netdev n e".to_owned();
+    let to_wan = [(DataMode::Passive, chain()), (DataMode::Active, chain())];
+    assert_eq!(dropped(&["lan", "wan"]), to_wan);
+    assert_eq!(dropped(&["lan", "dmz"]), []);
+    let verdicts = firewall.verdict(Hook::Postrouting, IpVersion::V4, PacketClass::MarkedData);
+    // Rules of the family netdev see no ct mark.
+    let (class, gateway) = (PacketClass::MarkedData, &firewall.gateway);
+    assert_eq!(verdicts.chains[0].accept_command(class, gateway), None);
+    assert!(verdicts.chains[0].advice_without_rule(class, gateway).is_some());
+}
+
+#[test]
+fn tables_of_bridges_are_unread_if_they_may_drop() {
+    let unread = |policy: &str, statement: &str| {
+        let json = format!(
+            r#"{{"nftables": [{{"table": {{"family": "bridge", "name": "b"}}}},
+            {{"chain": {{"family": "bridge", "table": "b", "name": "c", "type": "filter", "hook": "input",
+              "prio": 0, "policy": "{policy}"}}}},
+            {{"rule": {{"family": "bridge", "table": "b", "chain": "c", "expr": [{statement}]}}}}]}}"#
+        );
+        let firewall = Firewall::from_nft(&json, "").unwrap();
+        firewall.unread_tables().map(str::to_owned).collect::<Vec<_>>()
+    };
+    let map = r#"{"vmap": {"key": {"meta": {"key": "iifname"}}, "data": {"set": [["x", {"drop": null}]]}}}"#;
+    let accept = r#"{"accept": null}"#;
+    for (policy, statement) in [("drop", accept), ("accept", r#"{"drop": null}"#), ("accept", map)]
+    {
+        assert_eq!(unread(policy, statement), ["bridge b"], "{statement}");
+    }
+    assert_eq!(unread("accept", accept), [""; 0]);
+}
+
+#[test]
+fn ingress_chains_count_for_their_interface() {
+    let json = r#"{"nftables": [{"table": {"family": "netdev", "name": "n"}},
+        {"chain": {"family": "netdev", "table": "n", "name": "i", "type": "filter", "hook": "ingress",
+          "dev": "wan", "prio": 0, "policy": "accept"}},
+        {"rule": {"family": "netdev", "table": "n", "chain": "i", "expr": [
+          {"match": {"op": "==", "left": {"&": [{"payload": {"protocol": "tcp", "field": "flags"}},
+            {"|": ["syn", "ack"]}]}, "right": "syn"}}, {"drop": null}]}}]}"#;
+    let firewall = Firewall::from_nft(json, "").unwrap();
+    let dropped =
+        |names: &[&str]| dropped_modes(&firewall, names, Hook::Forward, PacketClass::MarkedData);
+    assert_eq!(dropped(&["lan", "wan"]), [(DataMode::Active, "netdev n i".to_owned())]);
+    assert_eq!(dropped(&["lan", "dmz"]), []);
+    // nft 1.0.6 names the device only in its listing.
+    let without = json.replace(r#""dev": "wan", "#, "");
+    for (device, expected) in
+        [("device \"wan\"", 1), ("devices = { \"x\", \"wan\" }", 1), ("device \"x\"", 0)]
+    {
+        let listing = format!(
+            "table netdev n {{\n\tchain i {{ # handle 1\n\t\ttype filter hook ingress {device} \
+             priority 0; policy accept;\n\t}}\n}}\n"
+        );
+        let firewall = Firewall::from_nft(&without, &listing).unwrap();
+        let dropped =
+            dropped_modes(&firewall, &["lan", "wan"], Hook::Forward, PacketClass::MarkedData);
+        assert_eq!(dropped.len(), expected, "{device}");
+    }
+    let policy = json.replace(r#""policy": "accept""#, r#""policy": "drop""#);
+    let firewall =
+        Firewall::from_nft(&policy.replace(r#"{"drop": null}"#, r#"{"accept": null}"#), "");
+    let dropped = |names: &[&str]| {
+        let firewall = firewall.as_ref().unwrap();
+        dropped_modes(firewall, names, Hook::Forward, PacketClass::MarkedData).len()
+    };
+    // Not even control connections pass the policy.
+    assert_eq!((dropped(&["lan", "wan"]), dropped(&["lan", "dmz"])), (0, 0));
+}
+
+/// Guests may use FTP in the internet, and the LAN may reach guests.
+#[test]
+fn isolation_of_inner_networks_is_no_problem() {
+    let to_lan = "-A FORWARD -i guest -o lan -j DROP\n";
+    let from_wan = "-A FORWARD -i wan -m conntrack --ctstate NEW -j DROP\n";
+    let to_others = "-A FORWARD -i guest ! -o wan -j DROP\n";
+    let high_ports = "-A FORWARD -i guest -o lan -p tcp -m tcp --dport 1024:65535 -j DROP\n";
+    let from_guests = CONTROL.replace("lan", "guest");
+    let dropped = |rules: &[&str], links: &Links| {
+        let filter = format!(":FORWARD DROP\n{ESTABLISHED}{}{MARK}{CONTROL}", rules.concat());
+        let firewall = Firewall::from_iptables_tables(&[("filter", &filter)]);
+        let mut paths = firewall.control_verdicts(links, &[Hook::Forward]);
+        paths.retain(|path| path.ip == IpVersion::V4);
+        let modes = firewall.mode_verdicts(&paths, PacketClass::MarkedData, links);
+        let dropped = modes.into_iter().filter(|mode| !mode.dropping_chains.is_empty());
+        let name = |mode: ModeVerdict| {
+            format!("{} {} -> {}", mode.mode, mode.from.unwrap(), mode.to.unwrap())
+        };
+        dropped.map(name).collect::<Vec<_>>()
+    };
+    let names = ["lan", "wan", "guest"];
+    let (wan, guest) = ("active wan -> lan", "active guest -> lan");
+    for (rules, expected) in [
+        (&[][..], &[][..]),
+        (&[to_lan], &[]),
+        (&[to_others], &[]),
+        (&["-A FORWARD -i guest -j DROP\n"], &[]),
+        // The internet is no inner network.
+        (&[from_wan], &[wan]),
+        (&["-A FORWARD -i wan -o lan -j DROP\n"], &[wan]),
+        // No path is left.
+        (&[to_lan, from_wan], &[wan, guest]),
+        // Guests may log in to servers of the LAN.
+        (&[&*from_guests, high_ports], &[guest, "passive guest -> lan"]),
+    ] {
+        assert_eq!(dropped(rules, &links(&names)), expected, "{rules:?}");
+    }
+
+    // Behind another router.
+    let mut links = Links::between(&names);
+    for (name, network) in
+        [("lan", "192.168.1.1/24"), ("wan", "172.16.0.2/24"), ("guest", "10.7.7.1/24")]
+    {
+        links.add(name, network.parse().unwrap());
+    }
+    assert_eq!(dropped(&[to_lan], &links), [guest]);
+    links.add_uplink("wan");
+    assert_eq!(dropped(&[to_lan], &links), [""; 0]);
+    assert_eq!(dropped(&[from_wan], &links), [wan]);
+}

@@ -1,0 +1,415 @@
+//! The operator's firewall: does it accept control and data connections, and which rule is missing?
+//!
+//! Texts go in: what `nft` and `iptables-save` print, and the rules of policy routing. They become one form ([`model`]),
+//! in which the rules are followed for sample packets ([`sample_packets`], [`traversal`]). A sample packet has only the
+//! properties that are known in advance, so a verdict may depend on conditions that nobody can decide here.
+//!
+//! The crate knows nothing of the protocol FTP, nor of the program that asks, except how rules can recognise its packets
+//! ([`Gateway`]). It does no I/O: who has read the rules leaves out the tables of that program, because the verdicts are
+//! about the rules of others.
+
+#![forbid(unsafe_code)]
+
+mod control_conflicts;
+mod control_path;
+mod data_connection;
+mod data_modes;
+mod data_path;
+mod devices;
+mod expressions;
+mod gateway;
+mod mark_writes;
+mod marks;
+mod model;
+mod networks;
+mod nft;
+mod packet_fields;
+mod remedy;
+mod routing_rules;
+mod sample_packets;
+mod source_ports;
+mod translated_ports;
+mod traversal;
+mod xtables;
+
+use std::{collections::BTreeSet, ops::RangeInclusive};
+
+pub use control_path::{Acceptance, ControlPathVerdict, InterfacePairVerdict};
+use data_connection::{ChainStep, DataConnection, FORWARDED, RECEIVED, SENT};
+pub use data_modes::{DataMode, ModeVerdict};
+pub use data_path::{AcceptedData, DataPathVerdict, accepted_data, data_path_verdicts};
+pub use gateway::{Gateway, Routing};
+pub use marks::{CtMarkUse, MarkConflict, MarkConflictKind};
+use model::{ChangedMarkBits, FieldValue, SamplePacket, Table};
+pub use model::{Hook, IpVersion, Origin, TableFamily};
+pub use networks::Links;
+pub use remedy::{RulesetManager, condition};
+pub use routing_rules::RoutingRule;
+pub use sample_packets::PacketClass;
+use sample_packets::injected_packet;
+pub use translated_ports::{PortClaim, TranslatedPorts};
+pub use traversal::VerdictSource;
+use traversal::{PacketVerdict, base_chains};
+pub use xtables::program;
+
+/// The rules of a network namespace, as far as they could be read.
+#[derive(Clone, Debug)]
+pub struct Firewall {
+    /// The gateway whose packets are followed.
+    pub gateway: Gateway,
+    ruleset: Ruleset,
+    /// The rules of policy routing that compare the packet mark.
+    pub routing_rules: Vec<RoutingRule>,
+    /// One line for each source that could not be read, with the reason. If there is one, all verdicts are incomplete.
+    pub read_errors: Vec<String>,
+}
+
+/// The result of a parser.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+struct Ruleset {
+    tables: Vec<Table>,
+    conflicts: Vec<ConflictingRule>,
+    changed_mark_bits: ChangedMarkBits,
+    /// The tables with chains that may drop packets, and that are not evaluated.
+    unread: BTreeSet<String>,
+}
+
+impl Ruleset {
+    fn add(&mut self, other: Self) {
+        self.tables.extend(other.tables);
+        self.conflicts.extend(other.conflicts);
+        self.unread.extend(other.unread);
+        self.changed_mark_bits.ct_mark |= other.changed_mark_bits.ct_mark;
+        self.changed_mark_bits.mark |= other.changed_mark_bits.mark;
+        self.changed_mark_bits.restored |= other.changed_mark_bits.restored;
+    }
+}
+
+/// A rule outside our table that interferes with `ftp-alg`.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ConflictingRule {
+    /// How the rule interferes.
+    pub kind: ConflictKind,
+    /// The chain of the rule, as in `inet filter forward`.
+    pub chain: String,
+    /// The text of the rule.
+    pub rule: String,
+    /// The command that removes the rule.
+    pub remedy: Option<String>,
+}
+
+/// The most conntrack zones that are inspected. Each costs a look-up of a new connection.
+const MAX_ZONES: usize = 16;
+
+/// How a rule interferes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum ConflictKind {
+    /// The rule assigns the kernel's FTP helper to control connections.
+    Helper,
+    /// The rule hands connections to a flowtable, which bypasses all chains.
+    Offload,
+    /// The rule sends packets to the queueing chains of `ftp-alg rules iptables`.
+    Queueing,
+    /// The rule takes packets of control connections out of connection tracking.
+    Untracked,
+    /// The rule puts control connections into a conntrack zone; `None`: it does not name one, but uses a map or a mark.
+    Zone(Option<u16>),
+    /// The rule changes bits of the ct mark.
+    CtMark {
+        /// The bits that may change.
+        bits: u32,
+    },
+}
+
+/// What the firewall does with packets of one class at one hook.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HookVerdict {
+    /// The verdict of each base chain at the hook, by priority.
+    pub chains: Vec<ChainVerdict>,
+}
+
+/// What a base chain does with packets of one class.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ChainVerdict {
+    /// The base chain.
+    pub location: ChainLocation,
+    /// Whether packets pass if every condition that cannot be decided here is false.
+    pub passes: bool,
+    /// The rule or the policy that decides `passes`.
+    pub decided_by: VerdictSource,
+    /// Rules that decide otherwise for some packets, by addresses or interfaces that are not known here.
+    pub exceptions: Vec<VerdictSource>,
+    /// Rules that accept some of the packets, and for which only their hosts are not known.
+    pub accepted_by_address: Vec<VerdictSource>,
+    /// The rule before this chain because of which no rule here can recognise the packets.
+    pub hidden_by: Option<HidingRule>,
+}
+
+/// A rule because of which later rules cannot recognise data connections.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct HidingRule {
+    /// The chain of the rule, as in `inet filter forward`.
+    pub chain: String,
+    /// The text of the rule.
+    pub rule: String,
+    /// Whether the rule takes packets out of connection tracking. Otherwise it overwrites the ct mark.
+    pub untracks: bool,
+}
+
+impl std::fmt::Display for ChainVerdict {
+    /// The deciding rule or policy with its chain.
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.decided_by.rule {
+            Some(rule) if self.decided_by.chain == self.location.chain => {
+                write!(f, "`{rule}` in {}", self.location)
+            }
+            Some(rule) => {
+                write!(f, "`{rule}` in {}, reached from {}", self.decided_by.chain, self.location)
+            }
+            None => write!(f, "the policy of {}", self.location),
+        }
+    }
+}
+
+/// A base chain with everything that is needed to add a rule to it.
+#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct ChainLocation {
+    /// The program that the table belongs to.
+    pub origin: Origin,
+    /// The address family of the table.
+    pub family: TableFamily,
+    /// The name of the table.
+    pub table: String,
+    /// The name of the chain.
+    pub chain: String,
+    /// The chain for rules of the operator: `DOCKER-USER` with Docker, otherwise `chain`.
+    pub insert_into: String,
+    /// The program that generates this table.
+    pub manager: Option<RulesetManager>,
+    /// Whether the table has the flag `owner`, so that only its owner may change it.
+    pub has_owner: bool,
+    /// The hook of the chain.
+    pub hook: Hook,
+    /// The priority of the chain at its hook.
+    pub priority: i32,
+}
+
+impl std::fmt::Display for ChainLocation {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { table, chain, .. } = self;
+        match (self.origin, self.family) {
+            (Origin::Nftables, family) => write!(f, "{family} {table} {chain}"),
+            _ => write!(f, "{} {table} {chain}", self.program()),
+        }
+    }
+}
+
+impl ChainVerdict {
+    /// Whether the chain certainly drops the packets. Outside the chains for filters, conditions that cannot be decided
+    /// here are those of reverse path filters and limits, which most packets meet.
+    pub fn drops_certainly(&self) -> bool {
+        !self.passes && (self.location.is_for_filters() || self.exceptions.is_empty())
+    }
+}
+
+impl ChainLocation {
+    /// Whether the chain is one in which firewalls accept single connections.
+    fn is_for_filters(&self) -> bool {
+        self.hook.is_filter() && (self.origin == Origin::Nftables || self.table == "filter")
+    }
+
+    /// The program that changes this chain.
+    fn program(&self) -> &'static str {
+        let ip = if self.family == TableFamily::Ip6 { IpVersion::V6 } else { IpVersion::V4 };
+        xtables::program(self.origin, ip)
+    }
+}
+
+impl HookVerdict {
+    /// Whether packets pass every base chain by default.
+    pub fn passes(&self) -> bool {
+        self.chains.iter().all(|chain| chain.passes)
+    }
+
+    /// The base chains that drop the packets by default.
+    pub fn dropping_chains(&self) -> impl Iterator<Item = &ChainVerdict> {
+        self.chains.iter().filter(|chain| !chain.passes)
+    }
+}
+
+impl Firewall {
+    /// The tables that are not evaluated although they may drop packets: those of bridges.
+    pub fn unread_tables(&self) -> impl Iterator<Item = &str> {
+        self.ruleset.unread.iter().map(String::as_str)
+    }
+
+    /// The ports that the rules translate to another destination.
+    pub fn translated_ports(&self) -> TranslatedPorts {
+        TranslatedPorts::from_ruleset(&self.ruleset)
+    }
+
+    /// The sets of ports to which the rules translate the source ports of any TCP connection.
+    pub fn source_ports(&self) -> Vec<RangeInclusive<u16>> {
+        source_ports::from_ruleset(&self.ruleset)
+    }
+
+    /// The conntrack zones, besides 0, into which the rules put control connections.
+    pub fn zones(&self) -> Vec<u16> {
+        let conflicts = control_conflicts::conflicts_with_control(&self.ruleset, &self.gateway);
+        let zone = |conflict: &ConflictingRule| match conflict.kind {
+            ConflictKind::Zone(zone) => zone,
+            _ => None,
+        };
+        let mut zones: Vec<u16> = conflicts.into_iter().filter_map(zone).collect();
+        zones.sort_unstable();
+        zones.dedup();
+        zones.truncate(MAX_ZONES);
+        zones
+    }
+
+    /// The rules that interfere with `ftp-alg`.
+    ///
+    /// Such a rule assigns the kernel's FTP helper, queues packets, or changes our bits of the ct mark. It may also
+    /// hand control connections to a flowtable or take them out of connection tracking.
+    pub fn conflicting_rules(&self) -> impl Iterator<Item = &ConflictingRule> {
+        let ours = self.gateway.mask();
+        let found = self.ruleset.conflicts.iter().filter(move |conflict| match conflict.kind {
+            ConflictKind::CtMark { bits } => bits & ours != 0,
+            _ => true,
+        });
+        found.chain(control_conflicts::conflicts_with_control(&self.ruleset, &self.gateway))
+    }
+
+    /// The rules that do not work together with the marks of the fast path.
+    pub fn mark_conflicts(&self) -> Vec<MarkConflict> {
+        marks::mark_conflicts(&self.ruleset, &self.routing_rules, &self.gateway)
+    }
+
+    /// What the rules do with the ct mark.
+    pub fn ct_mark_use(&self) -> CtMarkUse {
+        let (changed, ours) = (self.ruleset.changed_mark_bits, self.gateway.mask());
+        let compares = |rule: &RoutingRule| rule.comparison().mask & changed.restored & ours != 0;
+        match () {
+            () if self.routing_rules.iter().any(compares) => CtMarkUse::Compared,
+            () if changed.ct_mark & !ours != 0 || self.restores_marks() => CtMarkUse::Restored,
+            () => CtMarkUse::None,
+        }
+    }
+
+    /// Whether rules set packet marks from the ct mark, as with several uplinks.
+    pub fn restores_marks(&self) -> bool {
+        self.ruleset.changed_mark_bits.restored != 0
+    }
+
+    /// What the firewall does with packets of `class` at `hook`.
+    pub fn verdict(&self, hook: Hook, ip: IpVersion, class: PacketClass) -> HookVerdict {
+        if class == PacketClass::Injected {
+            return self.verdict_on_packets(ip, &[injected_packet(hook, ip, &self.gateway)]);
+        }
+        self.data_verdict(hook, ip, class, self.gateway.data_mark)
+    }
+
+    /// What the firewall does at `hook` with data connections that have the ct mark bits `admitted`.
+    fn data_verdict(
+        &self,
+        hook: Hook,
+        ip: IpVersion,
+        class: PacketClass,
+        admitted: u32,
+    ) -> HookVerdict {
+        let any_port = FieldValue::Within(0, u16::MAX.into());
+        let connection = DataConnection {
+            ip,
+            class,
+            admitted,
+            from: None,
+            to: None,
+            source_port: any_port,
+            links: None,
+        };
+        let hooks = match hook {
+            Hook::Input => RECEIVED,
+            Hook::Output => SENT,
+            Hook::Prerouting | Hook::Forward | Hook::Postrouting => FORWARDED,
+        };
+        let steps = self.follow(&connection, hooks, hooks).into_iter();
+        hook_verdict(steps.filter(|step| step.base.hook == hook))
+    }
+
+    /// What the firewall does with the packets of one connection, each at its own hook.
+    fn verdict_on_packets(&self, ip: IpVersion, packets: &[SamplePacket<'_>]) -> HookVerdict {
+        let tables = self.ruleset.tables.iter().filter(|table| table.family.sees(ip));
+        let chains = tables
+            .flat_map(|table| base_chains(table).map(move |(name, base)| (table, name, base)));
+        hook_verdict(chains.filter_map(|(table, name, base)| {
+            let here = packets
+                .iter()
+                .filter(|packet| packet.hook == base.hook && packet.place.includes(base.priority));
+            let verdicts =
+                here.map(|packet| traversal::evaluate(table, name, base, &mut { *packet }));
+            let verdict = verdicts.reduce(PacketVerdict::and)?;
+            Some(ChainStep { table, name, base, verdict, hidden_by: None })
+        }))
+    }
+
+    /// The commands that make dropping chains of `verdict` accept packets of `class`: one for each chain in which a
+    /// rule can recognise these packets.
+    pub fn remedies(&self, verdict: &HookVerdict, class: PacketClass) -> Vec<String> {
+        verdict
+            .dropping_chains()
+            .filter_map(|chain| chain.accept_command(class, &self.gateway))
+            .collect()
+    }
+
+    /// No rules, and the gateway whose packets will be followed.
+    pub fn new(gateway: Gateway) -> Self {
+        let (ruleset, routing_rules, read_errors) = Default::default();
+        Self { gateway, ruleset, routing_rules, read_errors }
+    }
+
+    /// Adds the tables that nft lists, in JSON and as text. They include those of iptables-nft.
+    pub fn add_nft(&mut self, json: &str, listing: &str) -> Result<(), serde_json::Error> {
+        self.ruleset.add(nft::parse(json, listing)?);
+        Ok(())
+    }
+
+    /// Whether nft lists tables that look like those of iptables-nft. Their contents must be read with
+    /// `iptables-nft-save`, because nft knows only the names of xtables matches.
+    pub fn has_iptables_tables(&self, ip: IpVersion) -> bool {
+        let built_in = ["PREROUTING", "INPUT", "FORWARD", "OUTPUT", "POSTROUTING"];
+        self.ruleset.tables.iter().any(|table| {
+            table.origin == Origin::Nftables
+                && table.family != TableFamily::Inet
+                && table.family.sees(ip)
+                && built_in.iter().any(|name| table.chains.contains_key(*name))
+        })
+    }
+
+    /// Adds the output of `iptables-save`. For iptables-nft it replaces the tables that nft listed, because nft knows
+    /// only the names of xtables matches.
+    pub fn add_iptables_save(&mut self, origin: Origin, ip: IpVersion, text: &str) {
+        let read = xtables::parse(text, origin, ip);
+        if origin == Origin::IptablesNft {
+            let same = |table: &Table, other: &Table| {
+                (other.family, &other.name) == (table.family, &table.name)
+            };
+            self.ruleset.tables.retain(|table| {
+                table.origin != Origin::Nftables
+                    || !read.tables.iter().any(|other| same(table, other))
+            });
+        }
+        self.ruleset.add(read);
+    }
+}
+
+fn hook_verdict<'a>(steps: impl Iterator<Item = ChainStep<'a>>) -> HookVerdict {
+    let mut chains: Vec<ChainVerdict> = steps.map(ChainStep::into_chain_verdict).collect();
+    let order = |chain: &ChainVerdict| (chain.location.priority, chain.location.clone());
+    chains.sort_by_cached_key(order);
+    HookVerdict { chains }
+}
+
+#[cfg(test)]
+mod iptables_tests;
+#[cfg(test)]
+mod tests;

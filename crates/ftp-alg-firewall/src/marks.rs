@@ -1,0 +1,416 @@
+//! Finds rules that do not work together with the marks of the fast path.
+//!
+//! The fast path marks packets of control connections that it inspected, and the first packet of a data connection. Our
+//! table reads the marks, and clears them. Before that, other rules may overwrite them, or take a marked packet for
+//! another one than they would without a mark: those of prerouting, and those of policy routing. Its data connections
+//! have one bit more in the ct mark than others, and rules of all hooks may tell them apart by it.
+
+use super::{
+    Gateway, Ruleset,
+    data_connection::is_before_conntrack,
+    model::{BaseChain, Hook, IpVersion, Origin, SamplePacket, Table, state},
+    routing_rules::RoutingRule,
+    sample_packets::{PacketClass, admitted_packets, fast_path_packets},
+    traversal::{self, base_chains},
+    xtables,
+};
+use serde::{Deserialize, Serialize};
+
+/// The priority at which our table reads the mark of a data connection's first packet. The kernel runs all destination
+/// NAT chains at this priority, whatever their own priority is.
+const MARK_READ_PRIORITY: i32 = -100;
+
+/// The priority of the first of our chains in the forward hook. It clears the packet marks of the fast path.
+const CLEARING_PRIORITY: i32 = -152;
+
+/// What rules of others do with the ct mark, as far as those of the gateway must do more for it.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum CtMarkUse {
+    /// They do not write it.
+    #[default]
+    None,
+    /// They write it, or set packet marks from it.
+    Restored,
+    /// They set bits of the gateway in packet marks from it, and `ip rule` compares these bits.
+    Compared,
+}
+
+/// A rule that does not work together with the marks of the fast path, which stays off because of it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct MarkConflict {
+    /// The chain of the rule, as in `inet filter prerouting`; or `ip rule`.
+    pub chain: String,
+    /// The text of the rule.
+    pub rule: String,
+    /// What the rule does.
+    pub kind: MarkConflictKind,
+}
+
+/// What such a rule does.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MarkConflictKind {
+    /// It may overwrite the mark before our table reads it.
+    Overwrites,
+    /// It may treat a packet with such a mark in another way than one without a mark.
+    Compares,
+    /// It may treat a data connection of the fast path in another way than others, by the ct mark.
+    ComparesCtMark,
+}
+
+impl MarkConflict {
+    /// Why the fast path stays off.
+    pub fn reason(&self, gateway: &Gateway) -> String {
+        let verb = match self.kind {
+            MarkConflictKind::Overwrites => "overwrites",
+            MarkConflictKind::Compares => "compares",
+            MarkConflictKind::ComparesCtMark => {
+                let data = gateway.data_mark;
+                return format!(
+                    "{self} tells the ct mark {data:#x} from {:#x}: match the bit, as in `ct mark & {data:#x} != 0` \
+                     or `--mark {data:#x}/{data:#x}`",
+                    data | gateway.queue_all_mark
+                );
+            }
+        };
+        format!("{self} {verb} the fast path's packet marks: give that rule a mask")
+    }
+}
+
+impl std::fmt::Display for MarkConflict {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "`{}` in {}", self.rule, self.chain)
+    }
+}
+
+/// The rules that may overwrite or compare the marks, each once.
+pub(crate) fn mark_conflicts(
+    rules: &Ruleset,
+    routing_rules: &[RoutingRule],
+    gateway: &Gateway,
+) -> Vec<MarkConflict> {
+    let mut found = overwriting_rules(rules, gateway);
+    let packets = |changed| fast_path_packets(gateway, rules.changed_mark_bits, changed);
+    // What rules may have set when a packet reaches the others.
+    let mut changed = 0;
+    for (packet, _) in packets(rules.changed_mark_bits.mark) {
+        for (table, name, _) in chains_with_marks(rules) {
+            let marking = traversal::marking_rules(table, name, &packet);
+            changed |= marking.iter().fold(0, |bits, (_, rule)| bits | rule.changed_mark_bits);
+        }
+    }
+    let mut add = |chain: String, rule: String, kind| {
+        if found.iter().all(|one| (&one.chain, &one.rule) != (&chain, &rule)) {
+            found.push(MarkConflict { chain, rule, kind });
+        }
+    };
+    use MarkConflictKind::{Compares, ComparesCtMark};
+    for (packet, mark) in packets(changed) {
+        for (table, name, _) in chains_with_marks(rules) {
+            let both = [&packet, &SamplePacket { mark, ..packet }];
+            for (chain, rule) in traversal::rules_that_tell_apart(table, name, both) {
+                add(chain_name(table, chain), rule.text.clone(), Compares);
+            }
+        }
+        for rule in routing_rules {
+            let comparison = rule.comparison();
+            if comparison.holds(packet.mark) != comparison.holds(mark) {
+                add("ip rule".to_owned(), rule.to_string(), Compares);
+            }
+        }
+    }
+    for (table, name, base) in chains(rules).filter(|(.., base)| !base.is_nat) {
+        for (packet, ct_mark) in admitted_packets(base.hook, gateway, rules.changed_mark_bits) {
+            let both = [&packet, &SamplePacket { ct_mark, ..packet }];
+            let has_ct_mark = match packet.state {
+                state::NEW => PacketClass::MarkedData.is_admitted_at(base.hook, base.priority),
+                _ => !is_before_conntrack(base.hook, base.priority),
+            };
+            if has_ct_mark {
+                for (chain, rule) in traversal::rules_that_tell_apart(table, name, both) {
+                    add(chain_name(table, chain), rule.text.clone(), ComparesCtMark);
+                }
+            }
+        }
+    }
+    found
+}
+
+/// The base chains that packets of IPv4 pass, with their tables. The fast path has no others.
+fn chains(rules: &Ruleset) -> impl Iterator<Item = (&Table, &str, BaseChain)> {
+    let tables = rules.tables.iter().filter(|table| table.family.sees(IpVersion::V4));
+    tables.flat_map(|table| base_chains(table).map(move |(name, base)| (table, name, base)))
+}
+
+/// The base chains that get packets with such marks, with their tables. Packets of control connections reach no chain
+/// that translates, and a data connection is translated by ours, which comes first.
+fn chains_with_marks(rules: &Ruleset) -> impl Iterator<Item = (&Table, &str, BaseChain)> {
+    let has_marks = |base: BaseChain| match base.hook {
+        _ if base.is_nat => false,
+        Hook::Prerouting => true,
+        Hook::Forward => base.priority < CLEARING_PRIORITY,
+        Hook::Input | Hook::Output | Hook::Postrouting => false,
+    };
+    chains(rules).filter(move |(.., base)| has_marks(*base))
+}
+
+/// The rules that may overwrite the marks before our table reads them, each once.
+fn overwriting_rules(rules: &Ruleset, gateway: &Gateway) -> Vec<MarkConflict> {
+    let changes = rules.changed_mark_bits;
+    let bits = gateway.mask() | gateway.slot_mask;
+    let mut found = Vec::new();
+    for (packet, mark) in fast_path_packets(gateway, changes, changes.mark) {
+        let packet = SamplePacket { mark, ..packet };
+        // By then the first packet of a data connection is admitted.
+        let is_late =
+            |base: BaseChain| packet.state == state::NEW && base.priority >= MARK_READ_PRIORITY;
+        for (table, name, _) in chains_with_marks(rules).filter(|(.., base)| !is_late(*base)) {
+            for (chain, rule) in traversal::marking_rules(table, name, &packet) {
+                if rule.changed_mark_bits & bits != 0 {
+                    let (chain, rule) = (chain_name(table, chain), rule.text.clone());
+                    let conflict = MarkConflict { chain, rule, kind: MarkConflictKind::Overwrites };
+                    if !found.contains(&conflict) {
+                        found.push(conflict);
+                    }
+                }
+            }
+        }
+    }
+    found
+}
+
+fn chain_name(table: &Table, chain: &str) -> String {
+    match table.origin {
+        Origin::Nftables => format!("{} {} {chain}", table.family, table.name),
+        origin => format!("{} {} {chain}", xtables::program(origin, IpVersion::V4), table.name),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::Firewall;
+    use super::*;
+    use crate::CtMarkUse;
+
+    /// Each rule that is found.
+    fn found(firewall: &Firewall) -> Vec<String> {
+        let conflicts = firewall.mark_conflicts().into_iter();
+        conflicts.map(|one| one.to_string()).collect()
+    }
+
+    fn iptables(rules: &str) -> Vec<String> {
+        let text = format!(
+            "*mangle\n:PREROUTING ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:own - [0:0]\n{rules}COMMIT\n"
+        );
+        found(&Firewall::from_iptables(&text))
+    }
+
+    #[test]
+    fn rules_that_may_overwrite_the_mark_are_found() {
+        for rule in [
+            "-A PREROUTING -j MARK --set-xmark 0x1/0xffffffff",
+            "-A PREROUTING -j CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff",
+            "-A PREROUTING -p tcp -m conntrack --ctstate NEW -j MARK --set-xmark 0x1/0xffffffff",
+            "-A PREROUTING -i wan0 -j MARK --set-xmark 0x1/0xffffffff",
+            "-A PREROUTING -s 10.0.0.0/8 -j MARK --set-xmark 0x0/0x40000000",
+            "-A PREROUTING -m mac --mac-source 02:00:00:00:00:01 -j MARK --set-xmark 0x1/0x80000000",
+            // Lines of control connections.
+            "-A PREROUTING -m conntrack --ctstate ESTABLISHED -j CONNMARK --restore-mark \
+             --nfmask 0xffffffff --ctmask 0xffffffff",
+            "-A PREROUTING -p tcp -m tcp --sport 21 -j MARK --set-xmark 0x1/0xffffffff",
+            // The bits with the number of a translation.
+            "-A PREROUTING -j MARK --set-xmark 0x80000000/0x80000000",
+        ] {
+            let named = format!("`{rule}` in iptables-legacy mangle PREROUTING");
+            assert_eq!(iptables(&format!("{rule}\n")), [named], "{rule}");
+        }
+    }
+
+    #[test]
+    fn other_packets_bits_and_hooks_do_not_matter() {
+        for rules in [
+            "-A PREROUTING -j MARK --set-xmark 0x1/0xff\n",
+            "-A PREROUTING -p udp -j MARK --set-xmark 0x1/0xffffffff\n",
+            "-A PREROUTING -i lo -j MARK --set-xmark 0x1/0xffffffff\n",
+            "-A PREROUTING -p tcp -m tcp --dport 22 -j MARK --set-xmark 0x1/0xffffffff\n",
+            "-A PREROUTING -m mark --mark 0x0/0xff -j MARK --set-xmark 0x1/0xff\n",
+            "-A PREROUTING -p udp -m mark --mark 0x0 -j MARK --set-xmark 0x1/0xff\n",
+            // Nothing sets it.
+            "-A PREROUTING -m mark --mark 0x1 -j ACCEPT\n",
+            "-A PREROUTING -m mark ! --mark 0x1 -j ACCEPT\n",
+            // There the marks are cleared.
+            "-A FORWARD -m mark --mark 0x0 -j MARK --set-xmark 0x1/0xff\n",
+            "-A FORWARD -j MARK --set-xmark 0x1/0xffffffff\n",
+            "-A own -j MARK --set-xmark 0x1/0xffffffff\n",
+        ] {
+            assert_eq!(iptables(rules), [""; 0], "{rules}");
+        }
+    }
+
+    #[test]
+    fn rules_that_compare_the_marks_are_found() {
+        for rules in [
+            "-A PREROUTING -m mark ! --mark 0x0 -j ACCEPT\n-A PREROUTING -j MARK --set-mark 1\n",
+            "-A PREROUTING -i lan0 -m mark --mark 0x0 -j MARK --set-xmark 0x1/0xff\n",
+            "-A PREROUTING -m mark --mark 0x0/0x10000000 -j ACCEPT\n",
+            "-A PREROUTING -p tcp -m tcp --sport 21 -m mark --mark 0x0 -j ACCEPT\n",
+            // Another rule may have set it.
+            "-A PREROUTING -m mark --mark 0x1 -j ACCEPT\n-A PREROUTING -j MARK --set-xmark 0x1/0xff\n",
+        ] {
+            let rule = rules.lines().next().unwrap();
+            let named = format!("`{rule}` in iptables-legacy mangle PREROUTING");
+            assert_eq!(iptables(rules).first(), Some(&named), "{rules}");
+        }
+        let conflict = |prerouting: &str, rules: &[RoutingRule]| {
+            let mut firewall =
+                Firewall { routing_rules: rules.to_vec(), ..Firewall::new(Gateway::default()) };
+            let text = format!("*mangle\n:PREROUTING ACCEPT [0:0]\n{prerouting}COMMIT\n");
+            firewall.add_iptables_save(Origin::IptablesLegacy, IpVersion::V4, &text);
+            let conflicts = firewall.mark_conflicts();
+            let reason = |one: &MarkConflict| one.reason(&Gateway::default());
+            conflicts.iter().map(reason).collect::<Vec<_>>()
+        };
+        let marks_one = "-A PREROUTING -i lan0 -j MARK --set-xmark 0x1/0xff\n";
+        for (prerouting, mark, mask, is_inverted, is_found) in [
+            ("", 0, u32::MAX, false, true),
+            ("", 0, 0x4000_0000, false, true),
+            ("", 0, 0xff, false, false),
+            // WireGuard's, if nothing sets a mark in prerouting.
+            ("", 0xca6c, u32::MAX, true, false),
+            ("", 1, u32::MAX, false, false),
+            (marks_one, 1, u32::MAX, false, true),
+            (marks_one, 1, u32::MAX, true, true),
+            (marks_one, 1, 0xff, false, false),
+        ] {
+            let rule = RoutingRule::sample(mark, mask, is_inverted);
+            let reason = format!(
+                "`{rule}` in ip rule compares the fast path's packet marks: give that rule a mask"
+            );
+            let expected = if is_found { vec![reason] } else { vec![] };
+            assert_eq!(conflict(prerouting, &[rule]), expected, "{rule} {prerouting}");
+        }
+    }
+
+    #[test]
+    fn rules_that_tell_data_connections_apart_are_found() {
+        let filter = |rules: &str| {
+            let text = format!(
+                "*filter\n:INPUT DROP [0:0]\n:FORWARD DROP [0:0]\n:own - [0:0]\n\
+                 -A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n{rules}\nCOMMIT\n"
+            );
+            found(&Firewall::from_iptables(&text))
+        };
+        for (options, is_found) in [
+            ("-m connmark --mark 0x40000000", true),
+            ("-i lan0 -m connmark --mark 0x40000000", true),
+            ("-s 10.0.0.7/32 -m connmark --mark 0x40000000", true),
+            ("-m connmark ! --mark 0x60000000", true),
+            ("-m connmark --mark 0x40000000/0x70000000", true),
+            ("-m connmark --mark 0x40000000/0x40000000", false),
+            ("-m connmark --mark 0x40000000/0x50000000", false),
+            ("-m connmark --mark 0x5/0xff", false),
+            ("-p udp -m connmark --mark 0x40000000", false),
+            ("-i lo -m connmark --mark 0x40000000", false),
+        ] {
+            for chain in ["FORWARD", "INPUT"] {
+                let rule = format!("-A {chain} {options} -j ACCEPT");
+                let named = format!("`{rule}` in iptables-legacy filter {chain}");
+                let expected = if is_found { vec![named] } else { vec![] };
+                assert_eq!(filter(&rule), expected, "{rule}");
+            }
+        }
+        // What a rule writes, both have.
+        let marked = "-A FORWARD -j CONNMARK --set-xmark 0x5/0xff\n\
+                      -A FORWARD -m connmark --mark 0x5/0xff -j ACCEPT";
+        assert_eq!(filter(marked), [""; 0]);
+        assert_eq!(filter(&marked.replace("0x5/0xff -j A", "0x40000005 -j A")).len(), 1);
+    }
+
+    #[test]
+    fn use_of_the_ct_mark_is_found() {
+        let used = |rules: &str, routing: &[RoutingRule]| {
+            let text = format!("*mangle\n:PREROUTING ACCEPT [0:0]\n{rules}COMMIT\n");
+            let routing_rules = routing.to_vec();
+            let firewall = Firewall { routing_rules, ..Firewall::from_iptables(&text) };
+            (firewall.ct_mark_use(), firewall.restores_marks())
+        };
+        let restore = |packet: &str, ct: &str| {
+            format!("-A PREROUTING -j CONNMARK --restore-mark --nfmask {packet} --ctmask {ct}\n")
+        };
+        let (all, one) = ("0xffffffff", [RoutingRule::sample(1, u32::MAX, false)]);
+        let byte = [RoutingRule::sample(1, 0xff, false)];
+        for (rules, routing, expected) in [
+            ("-A PREROUTING -j MARK --set-xmark 0x1/0xff\n", &one, (CtMarkUse::None, false)),
+            (
+                "-A PREROUTING -j CONNMARK --set-xmark 0x40000000/0x40000000\n",
+                &one,
+                (CtMarkUse::None, false),
+            ),
+            (
+                "-A PREROUTING -j CONNMARK --set-xmark 0x1/0xff\n",
+                &one,
+                (CtMarkUse::Restored, false),
+            ),
+            (&restore("0xff", "0xff"), &one, (CtMarkUse::Restored, true)),
+            (&restore(all, all), &byte, (CtMarkUse::Restored, true)),
+            (&restore(all, all), &one, (CtMarkUse::Compared, true)),
+            (&restore("0xff", all), &one, (CtMarkUse::Compared, true)),
+        ] {
+            assert_eq!(used(rules, routing), expected, "{rules}");
+        }
+    }
+
+    #[test]
+    fn conditions_of_jumps_to_a_rule_count() {
+        let mark = "-A own -j MARK --set-xmark 0x1/0xffffffff\n";
+        let found = |rules: &str| iptables(&format!("{rules}\n{mark}")).len();
+        assert_eq!(found("-A PREROUTING -i wan0 -j own"), 1);
+        assert_eq!(found("-A PREROUTING -i lo -j own"), 0);
+        assert_eq!(found("-A PREROUTING -i wan0 -j RETURN\n-A PREROUTING -j own"), 1);
+        assert_eq!(found("-A PREROUTING -j RETURN\n-A PREROUTING -j own"), 0);
+    }
+
+    #[test]
+    fn nftables_chains_count_by_priority() {
+        let table = |kind: &str, hook: &str, priority: i32, value: &str| {
+            let json = format!(
+                r#"{{"nftables": [{{"table": {{"family": "inet", "name": "own"}}}},
+                {{"chain": {{"family": "inet", "table": "own", "name": "c", "type": "{kind}",
+                  "hook": "{hook}", "prio": {priority}, "policy": "accept"}}}},
+                {{"rule": {{"family": "inet", "table": "own", "chain": "c", "handle": 3, "expr": [
+                  {{"mangle": {{"key": {{"meta": {{"key": "mark"}}}}, "value": {value}}}}}]}}}}]}}"#
+            );
+            found(&Firewall::from_nft(&json, "").unwrap())
+        };
+        let named = ["`rule with handle 3` in inet own c"];
+        let compares = |kind: &str, hook: &str, priority: i32| {
+            let json = format!(
+                r#"{{"nftables": [{{"table": {{"family": "inet", "name": "own"}}}},
+                {{"chain": {{"family": "inet", "table": "own", "name": "c", "type": "{kind}",
+                  "hook": "{hook}", "prio": {priority}, "policy": "accept"}}}},
+                {{"rule": {{"family": "inet", "table": "own", "chain": "c", "handle": 3, "expr": [
+                  {{"match": {{"op": "==", "left": {{"meta": {{"key": "mark"}}}}, "right": 0}}}},
+                  {{"accept": null}}]}}}}]}}"#
+            );
+            found(&Firewall::from_nft(&json, "").unwrap())
+        };
+        for (kind, hook, priority) in [
+            ("filter", "prerouting", -300),
+            ("filter", "prerouting", 50),
+            ("filter", "forward", -300),
+        ] {
+            assert_eq!(compares(kind, hook, priority), named, "{hook} {priority}");
+        }
+        for (kind, hook, priority) in
+            [("nat", "prerouting", -100), ("filter", "forward", -150), ("filter", "output", -300)]
+        {
+            assert_eq!(compares(kind, hook, priority), [""; 0], "{kind} {hook} {priority}");
+        }
+        assert_eq!(table("filter", "prerouting", -150, "1"), named);
+        assert_eq!(table("filter", "prerouting", -300, "1"), named);
+        assert_eq!(table("filter", "prerouting", 0, "1"), named, "lines of control connections");
+        assert_eq!(table("nat", "prerouting", -150, "1"), [""; 0]);
+        assert_eq!(table("filter", "forward", -150, "1"), [""; 0]);
+        let or = r#"{"|": [{"&": [{"meta": {"key": "mark"}}, 4294967040]}, 1]}"#;
+        assert_eq!(table("filter", "prerouting", -150, or), [""; 0]);
+    }
+}

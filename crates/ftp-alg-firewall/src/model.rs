@@ -1,0 +1,331 @@
+//! The common form of the rules of nftables and iptables, and how a rule matches a sample packet.
+//!
+//! A sample packet is only partly known, so a condition answers yes, no or maybe ([`Certainty`]).
+//!
+//! The module knows nothing of the languages in which rules are written. A parser turns everything that it does not
+//! understand into [`Condition::Unknown`]. This condition answers maybe for every packet, so no rule is trusted
+//! that was not understood.
+
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
+
+use ipnetwork::IpNetwork;
+use strum::{Display, EnumString};
+
+pub use super::packet_fields::{Hook, IpVersion};
+use super::{ConflictingRule, mark_writes::MarkWrite};
+pub(crate) use super::{
+    mark_writes::ChangedMarkBits,
+    packet_fields::{Certainty, Comparison, Field, FieldValue, Ranges, state},
+    sample_packets::SamplePacket,
+};
+
+/// Which of a packet's two interfaces a condition is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum InterfaceDirection {
+    Input,
+    Output,
+}
+
+/// Which of a packet's two addresses a condition is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum AddressSide {
+    Source,
+    Destination,
+}
+
+/// The name of an interface, or the common start of several names.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct InterfacePattern {
+    name: String,
+    is_prefix: bool,
+}
+
+impl InterfacePattern {
+    /// Reads a pattern. `wildcard` at the end stands for any rest: `*` in nftables, `+` in iptables.
+    pub(crate) fn new(text: &str, wildcard: char) -> Self {
+        match text.strip_suffix(wildcard) {
+            Some(start) => Self { name: start.to_owned(), is_prefix: true },
+            None => Self { name: text.to_owned(), is_prefix: false },
+        }
+    }
+
+    pub(crate) fn matches(&self, interface: &str) -> bool {
+        match self.is_prefix {
+            true => interface.starts_with(&self.name),
+            false => interface == self.name,
+        }
+    }
+
+    /// An unknown interface is any except `lo`, because the two ends of a connection are on different hosts.
+    fn holds(&self, interface: Option<&str>) -> Certainty {
+        match interface {
+            Some(interface) if self.matches(interface) => Certainty::Yes,
+            Some(_) => Certainty::No,
+            None if self.name == "lo" && !self.is_prefix => Certainty::No,
+            None => Certainty::Maybe,
+        }
+    }
+}
+
+/// A condition of a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum Condition {
+    Compare(Comparison),
+    /// The name of one of the packet's interfaces.
+    Interface {
+        side: InterfaceDirection,
+        pattern: InterfacePattern,
+        negated: bool,
+    },
+    /// One of the packet's addresses is in one of these networks.
+    Address {
+        side: AddressSide,
+        networks: Arc<[IpNetwork]>,
+        negated: bool,
+    },
+    /// Holds if one of these holds.
+    Any(Vec<Condition>),
+    /// Holds if all of these hold.
+    All(Vec<Condition>),
+    /// Holds for some hosts that are not known here: those with a MAC address, or in a set whose elements change.
+    Hosts,
+    /// A condition that cannot be decided here, such as one about rates or time.
+    Unknown,
+}
+
+impl Condition {
+    /// Holds if the bits of `field` under `mask` are in one of `ranges`.
+    pub(crate) fn field_in(field: Field, mask: u32, ranges: impl Into<Ranges>) -> Self {
+        Self::Compare(Comparison { field, mask, ranges: ranges.into(), negated: false })
+    }
+
+    /// Holds if `field` has at least one of these bits.
+    pub(crate) fn has_any_bit(field: Field, bits: u32) -> Self {
+        Self::field_in(field, bits, [(0, 0)]).negated_if(true)
+    }
+
+    /// Holds if the packet's interface matches `pattern`.
+    pub(crate) fn interface(side: InterfaceDirection, pattern: InterfacePattern) -> Self {
+        Self::Interface { side, pattern, negated: false }
+    }
+
+    pub(crate) fn negated_if(self, negate: bool) -> Self {
+        match self {
+            Self::Compare(test) => {
+                Self::Compare(Comparison { negated: test.negated != negate, ..test })
+            }
+            Self::Interface { side, pattern, negated } => {
+                Self::Interface { side, pattern, negated: negated != negate }
+            }
+            Self::Address { side, networks, negated } => {
+                Self::Address { side, networks, negated: negated != negate }
+            }
+            Self::Any(conditions) if negate => {
+                Self::All(conditions.into_iter().map(|one| one.negated_if(true)).collect())
+            }
+            Self::All(conditions) if negate => {
+                Self::Any(conditions.into_iter().map(|one| one.negated_if(true)).collect())
+            }
+            other => other,
+        }
+    }
+
+    fn holds(&self, packet: &SamplePacket<'_>) -> Certainty {
+        match self {
+            Self::Compare(test) => test.holds(packet.value(test.field)),
+            Self::Interface { side, pattern, negated } => {
+                let interface = match side {
+                    InterfaceDirection::Input => packet.input,
+                    InterfaceDirection::Output => packet.output,
+                };
+                pattern.holds(interface).negated_if(*negated)
+            }
+            Self::Address { side, networks, negated } => {
+                let interface = match side {
+                    // It may be translated already.
+                    AddressSide::Source if packet.hook == Hook::Postrouting => None,
+                    AddressSide::Source => packet.input,
+                    AddressSide::Destination => packet.output,
+                };
+                let Some((links, interface)) = packet.links.zip(interface) else {
+                    return Certainty::Maybe;
+                };
+                match networks.iter().all(|network| links.are_elsewhere(network, interface)) {
+                    true => Certainty::No.negated_if(*negated),
+                    false => Certainty::Maybe,
+                }
+            }
+            Self::All(conditions) => all_hold(conditions, packet),
+            Self::Any(conditions) => {
+                conditions.iter().map(|one| one.holds(packet)).max().unwrap_or(Certainty::No)
+            }
+            Self::Hosts | Self::Unknown => Certainty::Maybe,
+        }
+    }
+
+    /// Whether the condition holds, or holds for some hosts and nothing else about it is unknown.
+    pub(crate) fn holds_for_some_hosts(&self, packet: &SamplePacket<'_>) -> bool {
+        match (self.holds(packet), self) {
+            (Certainty::Yes, _) | (Certainty::Maybe, Self::Address { .. } | Self::Hosts) => true,
+            (Certainty::Maybe, Self::All(conditions)) => {
+                conditions.iter().all(|one| one.holds_for_some_hosts(packet))
+            }
+            (Certainty::Maybe, Self::Any(conditions)) => {
+                conditions.iter().any(|one| one.holds_for_some_hosts(packet))
+            }
+            _ => false,
+        }
+    }
+}
+
+/// The verdict statement of a rule.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) enum RuleVerdict {
+    Accept,
+    /// Drop or reject.
+    Drop,
+    /// A program in user space decides.
+    Queue,
+    Return,
+    Jump(String),
+    Goto(String),
+    /// Evaluation continues with the next rule.
+    Continue,
+    /// A verdict map: the verdict of the element whose key matches.
+    Map(Vec<(Condition, RuleVerdict)>),
+    /// The parser does not know the statement.
+    Unknown,
+}
+
+/// A rule: its verdict applies if all conditions hold.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Rule {
+    pub(crate) conditions: Vec<Condition>,
+    pub(crate) action: RuleVerdict,
+    /// The destination translation that the rule sets up.
+    pub(crate) destination_nat: Option<DestinationNat>,
+    /// The range of source ports to which the rule translates, if it names one.
+    pub(crate) source_ports: Option<(u16, u16)>,
+    /// The conflict to report if control packets may reach the rule.
+    pub(crate) conflict: Option<Box<ConflictingRule>>,
+    /// Bits of the packet mark that the rule may change.
+    pub(crate) changed_mark_bits: u32,
+    /// What the rule writes into the marks, in order.
+    pub(crate) mark_writes: Vec<MarkWrite>,
+    /// The rule as the operator wrote it.
+    pub(crate) text: String,
+}
+
+/// A destination translation.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct DestinationNat {
+    /// The new destination address, if it is a single known address.
+    pub(crate) address: Option<IpAddr>,
+    /// The range of new destination ports, if the rule names one.
+    pub(crate) ports: Option<(u16, u16)>,
+}
+
+impl Rule {
+    /// A rule without any effect.
+    pub(crate) fn new(text: String) -> Self {
+        Self {
+            conditions: Vec::new(),
+            action: RuleVerdict::Continue,
+            destination_nat: None,
+            source_ports: None,
+            conflict: None,
+            changed_mark_bits: 0,
+            mark_writes: Vec::new(),
+            text,
+        }
+    }
+
+    /// Whether the rule may do something else with the packet `other`.
+    pub(crate) fn tells_apart(&self, packet: &SamplePacket<'_>, other: &SamplePacket<'_>) -> bool {
+        let elements = match &self.action {
+            RuleVerdict::Map(elements) => elements.as_slice(),
+            _ => &[],
+        };
+        let is_other = |condition: &Condition| condition.holds(packet) != condition.holds(other);
+        self.conditions.iter().chain(elements.iter().map(|(key, _)| key)).any(is_other)
+            && self.applies(packet).max(self.applies(other)) != Certainty::No
+    }
+
+    pub(crate) fn applies(&self, packet: &SamplePacket<'_>) -> Certainty {
+        all_hold(&self.conditions, packet)
+    }
+
+    /// Whether the rule applies to the packets of some hosts, and nothing else about them is unknown.
+    pub(crate) fn applies_to_some_hosts(&self, packet: &SamplePacket<'_>) -> bool {
+        self.conditions.iter().all(|condition| condition.holds_for_some_hosts(packet))
+    }
+}
+
+/// Whether all conditions hold for `packet`.
+pub(crate) fn all_hold(conditions: &[Condition], packet: &SamplePacket<'_>) -> Certainty {
+    conditions.iter().map(|condition| condition.holds(packet)).min().unwrap_or(Certainty::Yes)
+}
+
+/// The program that a table belongs to, and that can change it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Origin {
+    /// `nft`.
+    Nftables,
+    /// `iptables-nft`.
+    IptablesNft,
+    /// `iptables-legacy`.
+    IptablesLegacy,
+}
+
+/// The address family of a table.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Display, EnumString)]
+#[strum(serialize_all = "lowercase")]
+pub enum TableFamily {
+    /// IPv4.
+    Ip,
+    /// IPv6.
+    Ip6,
+    /// Both.
+    Inet,
+    /// The packets of single network devices.
+    Netdev,
+}
+
+impl TableFamily {
+    pub(crate) fn sees(self, ip: IpVersion) -> bool {
+        matches!(
+            (self, ip),
+            (Self::Inet | Self::Netdev, _) | (Self::Ip, IpVersion::V4) | (Self::Ip6, IpVersion::V6)
+        )
+    }
+}
+
+/// The properties of a base chain.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct BaseChain {
+    pub(crate) hook: Hook,
+    pub(crate) priority: i32,
+    /// Whether the chain has the type `nat`, so that only the first packet of a connection reaches it.
+    pub(crate) is_nat: bool,
+    /// Whether the policy drops packets that reach the end of the chain.
+    pub(crate) policy_drops: bool,
+}
+
+/// A chain: rules in order.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Chain {
+    /// The properties of a base chain; `None` for other chains, and for hooks that are not evaluated here.
+    pub(crate) base: Option<BaseChain>,
+    pub(crate) rules: Vec<Rule>,
+}
+
+/// A table. Its chains can jump only to chains of the same table.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Table {
+    pub(crate) origin: Origin,
+    pub(crate) family: TableFamily,
+    pub(crate) name: String,
+    /// Whether the table has the flag `owner`, so that nft refuses changes by others.
+    pub(crate) has_owner: bool,
+    pub(crate) chains: BTreeMap<String, Chain>,
+}

@@ -1,0 +1,201 @@
+//! The properties of a packet that rules compare, and how a comparison holds for one that is only partly known.
+
+use std::sync::Arc;
+
+use strum::{Display, EnumString, IntoStaticStr};
+
+/// The bits of `ct state`, as nftables numbers them.
+pub(crate) mod state {
+    pub(crate) const INVALID: u32 = 1;
+    pub(crate) const ESTABLISHED: u32 = 2;
+    pub(crate) const RELATED: u32 = 4;
+    pub(crate) const NEW: u32 = 8;
+    pub(crate) const UNTRACKED: u32 = 64;
+}
+
+/// Whether a condition holds for a packet that is only partly known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) enum Certainty {
+    No,
+    Maybe,
+    Yes,
+}
+
+impl Certainty {
+    pub(crate) fn negated_if(self, negated: bool) -> Self {
+        match self {
+            Self::No if negated => Self::Yes,
+            Self::Yes if negated => Self::No,
+            other => other,
+        }
+    }
+}
+
+/// A packet or connection property that a rule may compare. Every value is a number.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum Field {
+    /// 4 or 6.
+    Family,
+    /// The transport protocol's number.
+    Protocol,
+    /// One bit of [`state`].
+    State,
+    /// 0 original, 1 reply.
+    Direction,
+    CtMark,
+    /// The mark of the packet (`meta mark`).
+    PacketMark,
+    SourcePort,
+    DestinationPort,
+    /// The TCP flags; FIN is bit 0.
+    TcpFlags,
+    /// 1 if the connection was announced on a connection with the helper `ftp`.
+    FtpHelper,
+    /// The type of the destination address: 1 local, 2 unicast.
+    DestinationType,
+    /// The packet type: 0 for this host, as opposed to broadcast and multicast.
+    PacketType,
+}
+
+/// What is known about a field of a sample packet.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub(crate) enum FieldValue {
+    /// The value of the bits in `known`; all other bits are unknown.
+    Bits { bits: u32, known: u32 },
+    /// An unknown value in this inclusive range.
+    Within(u32, u32),
+    /// The packet has no such field. No comparison succeeds then, not even a negated one (NFT_BREAK).
+    Absent,
+}
+
+impl FieldValue {
+    pub(crate) fn exactly(bits: u32) -> Self {
+        Self::Bits { bits, known: u32::MAX }
+    }
+}
+
+/// Inclusive ranges, in any order.
+pub(crate) type Ranges = Arc<[(u32, u32)]>;
+
+/// A comparison: are the bits of the field under `mask` in one of `ranges`?
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Comparison {
+    pub(crate) field: Field,
+    pub(crate) mask: u32,
+    pub(crate) ranges: Ranges,
+    pub(crate) negated: bool,
+}
+
+impl Comparison {
+    pub(crate) fn holds(&self, value: FieldValue) -> Certainty {
+        let (low, high, fixed) = match value {
+            FieldValue::Absent => return Certainty::No,
+            FieldValue::Bits { bits, known } => {
+                let low = bits & known & self.mask;
+                (low, low | (self.mask & !known), known & self.mask)
+            }
+            FieldValue::Within(low, high) if self.mask == u32::MAX => (low, high, 0),
+            FieldValue::Within(..) => return Certainty::Maybe,
+        };
+        let mut answer = Certainty::No;
+        for &(from, to) in self.ranges.iter() {
+            let one = match () {
+                () if from <= low && high <= to => Certainty::Yes,
+                () if to < low || high < from => Certainty::No,
+                // A single value that differs from the packet in a known bit.
+                () if from == to && (from ^ low) & fixed != 0 => Certainty::No,
+                () => Certainty::Maybe,
+            };
+            answer = answer.max(one);
+        }
+        answer.negated_if(self.negated)
+    }
+}
+
+/// The version of IP.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Display)]
+pub enum IpVersion {
+    /// IPv4.
+    #[strum(to_string = "IPv4")]
+    V4,
+    /// IPv6.
+    #[strum(to_string = "IPv6")]
+    V6,
+}
+
+impl IpVersion {
+    /// Both.
+    pub const BOTH: [Self; 2] = [Self::V4, Self::V6];
+}
+
+/// A netfilter hook.
+#[derive(
+    Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Display, EnumString, IntoStaticStr,
+)]
+#[strum(serialize_all = "lowercase", ascii_case_insensitive)]
+pub enum Hook {
+    /// Arriving packets before routing.
+    Prerouting,
+    /// Packets that are forwarded.
+    Forward,
+    /// Packets to this machine.
+    Input,
+    /// Packets from this machine.
+    Output,
+    /// Departing packets after routing.
+    Postrouting,
+}
+
+impl Hook {
+    /// All hooks; first those that usually have filter chains.
+    pub const ALL: [Self; 5] =
+        [Self::Forward, Self::Input, Self::Output, Self::Prerouting, Self::Postrouting];
+
+    /// The hooks with the filter chains of forwarded connections and of local ones.
+    pub const FILTERS: [Self; 3] = [Self::Forward, Self::Input, Self::Output];
+
+    /// Whether the hook has usually filter chains.
+    pub fn is_filter(self) -> bool {
+        Self::FILTERS.contains(&self)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn holds(mask: u32, range: (u32, u32), value: FieldValue) -> Certainty {
+        let ranges = [range].into();
+        let test = Comparison { field: Field::CtMark, mask, ranges, negated: false };
+        let negated = Comparison { negated: true, ..test.clone() };
+        let answer = test.holds(value);
+        match value {
+            FieldValue::Absent => assert_eq!(negated.holds(value), Certainty::No),
+            _ => assert_eq!(negated.holds(value), answer.negated_if(true)),
+        }
+        answer
+    }
+
+    #[test]
+    fn known_bits_decide_and_unknown_bits_answer_maybe() {
+        let exactly = FieldValue::exactly(0x4000_0005);
+        assert_eq!(holds(0x4000_0000, (0x4000_0000, 0x4000_0000), exactly), Certainty::Yes);
+        assert_eq!(holds(u32::MAX, (0x4000_0000, 0x4000_0000), exactly), Certainty::No);
+        assert_eq!(holds(u32::MAX, (5, u32::MAX), exactly), Certainty::Yes);
+        let partly = FieldValue::Bits { bits: 0x4000_0000, known: 0x4000_0000 };
+        assert_eq!(holds(0x4000_0000, (0x4000_0000, 0x4000_0000), partly), Certainty::Yes);
+        assert_eq!(holds(u32::MAX, (0x4000_0000, 0x4000_0000), partly), Certainty::Maybe);
+        assert_eq!(holds(u32::MAX, (5, 5), partly), Certainty::No);
+        assert_eq!(holds(0xff, (5, 5), partly), Certainty::Maybe);
+        assert_eq!(holds(u32::MAX, (5, 5), FieldValue::Absent), Certainty::No);
+    }
+
+    #[test]
+    fn range_answers_by_overlap() {
+        let port = FieldValue::Within(1024, 65535);
+        assert_eq!(holds(u32::MAX, (1024, 65535), port), Certainty::Yes);
+        assert_eq!(holds(u32::MAX, (21, 21), port), Certainty::No);
+        assert_eq!(holds(u32::MAX, (8080, 8080), port), Certainty::Maybe);
+        assert_eq!(holds(0xff, (0, 0xff), port), Certainty::Maybe);
+    }
+}

@@ -1,0 +1,204 @@
+//! Makes the rule that a firewall lacks, in the firewall's own language and with its own names. Also says where to
+//! store the rule, so that it survives a reload.
+
+use super::{
+    ChainLocation, ChainVerdict, Gateway, HidingRule, Hook, Origin, PacketClass, TableFamily,
+    model::{BaseChain, RuleVerdict, Table},
+};
+
+/// Programs that generate rule sets, and so overwrite rules that others add.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RulesetManager {
+    /// Debian's ufw.
+    Ufw,
+    /// firewalld.
+    Firewalld,
+    /// Docker, which leaves the chain `DOCKER-USER` to the operator.
+    Docker,
+    /// OpenWrt's fw4.
+    Fw4,
+}
+
+impl RulesetManager {
+    fn for_table(table: &Table) -> Option<Self> {
+        let has = |start: &str| table.chains.keys().any(|name| name.starts_with(start));
+        match table.origin {
+            Origin::Nftables => match table.name.as_str() {
+                "firewalld" => Some(Self::Firewalld),
+                "fw4" => Some(Self::Fw4),
+                _ => None,
+            },
+            _ if has("ufw-") || has("ufw6-") => Some(Self::Ufw),
+            _ if has("FORWARD_direct") => Some(Self::Firewalld),
+            _ if has("DOCKER") => Some(Self::Docker),
+            _ => None,
+        }
+    }
+
+    /// How to make a rule permanent. The command alone adds it only until the next reload.
+    pub fn persistence_advice(
+        self,
+        location: &ChainLocation,
+        class: PacketClass,
+        gateway: &Gateway,
+    ) -> String {
+        let hook = location.chain.to_ascii_lowercase();
+        match self {
+            Self::Ufw => {
+                let (file, prefix) = match location.family {
+                    TableFamily::Ip6 => ("before6.rules", "ufw6"),
+                    _ => ("before.rules", "ufw"),
+                };
+                let condition = condition(location.origin, class, gateway);
+                format!(
+                    "a reload of ufw removes it: to make it permanent, add this line to /etc/ufw/{file}: \
+                     -A {prefix}-before-{hook} {condition} -j ACCEPT"
+                )
+            }
+            Self::Firewalld if location.has_owner => {
+                "firewalld owns its table, so no other program can add a rule: set \
+                NftablesTableOwner=no in /etc/firewalld/firewalld.conf and restart firewalld"
+                    .to_owned()
+            }
+            Self::Firewalld => {
+                "each reload of firewalld removes it: add it again after a reload".to_owned()
+            }
+            Self::Docker => {
+                "a restart removes it: to make it permanent, load it together with your \
+                other iptables rules; Docker does not change DOCKER-USER"
+                    .to_owned()
+            }
+            Self::Fw4 => {
+                let condition = condition(location.origin, class, gateway);
+                format!(
+                    "a reload of fw4 removes it: to make it permanent, write `{condition} accept` to \
+                     /usr/share/nftables.d/chain-pre/{hook}/ftp-alg.nft"
+                )
+            }
+        }
+    }
+}
+
+/// The location of base chain `name` of `table`.
+pub(crate) fn chain_location(table: &Table, name: &str, base: BaseChain) -> ChainLocation {
+    // Docker jumps to this chain first, and never changes the rules in it.
+    let user = "DOCKER-USER";
+    let jumps = |chain: &super::model::Chain| {
+        chain.rules.iter().any(|rule| {
+            rule.conditions.is_empty() && rule.action == RuleVerdict::Jump(user.to_owned())
+        })
+    };
+    let BaseChain { hook, priority, .. } = base;
+    let docker = hook == Hook::Forward && table.chains.get(name).is_some_and(jumps);
+    ChainLocation {
+        origin: table.origin,
+        family: table.family,
+        table: table.name.clone(),
+        chain: name.to_owned(),
+        insert_into: if docker { user } else { name }.to_owned(),
+        manager: RulesetManager::for_table(table),
+        has_owner: table.has_owner,
+        hook,
+        priority,
+    }
+}
+
+impl ChainLocation {
+    /// The command that adds a rule here to accept packets of `class`; `None` if no rule can recognise them here.
+    fn accept_command(&self, class: PacketClass, gateway: &Gateway) -> Option<String> {
+        if !self.is_recognised(class) {
+            return None;
+        }
+        let condition = condition(self.origin, class, gateway);
+        let (table, chain) = (&self.table, &self.insert_into);
+        Some(match self.origin {
+            Origin::Nftables => {
+                let family = self.family;
+                format!("nft insert rule {family} {table} {chain} {condition} accept")
+            }
+            _ => {
+                let program = self.program();
+                // `filter` is the default, so the shorter command is the usual one.
+                let table = match table.as_str() {
+                    "filter" => String::new(),
+                    other => format!("-t {other} "),
+                };
+                format!("{program} {table}-I {chain} {condition} -j ACCEPT")
+            }
+        })
+    }
+
+    /// Whether a rule here can recognise packets of `class`. The chains of devices see no connections.
+    fn is_recognised(&self, class: PacketClass) -> bool {
+        match self.family {
+            TableFamily::Netdev => class == PacketClass::Injected,
+            _ => class.is_recognised_at(self.hook, self.priority),
+        }
+    }
+
+    /// What to do about a chain that drops packets of `class`, if they cannot be recognised here.
+    fn advice_without_marks(&self, class: PacketClass) -> Option<String> {
+        if self.is_recognised(class) {
+            return None;
+        }
+        let (ports, after) = match self.origin {
+            Origin::Nftables => ("tcp dport 1024-65535 accept", "a chain of priority 0"),
+            _ => ("-p tcp --dport 1024:65535 -j ACCEPT", "the chain FORWARD or INPUT"),
+        };
+        let (why, after) = match self.family {
+            TableFamily::Netdev => ("it sees no connections", "a chain at forward or input"),
+            _ => ("they get their marks later", after),
+        };
+        Some(format!(
+            "no rule of {self} can tell data connections from others, because {why}: drop in \
+             {after} instead, or accept new connections here by `{ports}` and leave them to the chains that follow"
+        ))
+    }
+}
+
+impl ChainVerdict {
+    /// The command that adds a rule here to accept packets of `class`; `None` if no rule can recognise them here.
+    pub fn accept_command(&self, class: PacketClass, gateway: &Gateway) -> Option<String> {
+        let command = self.location.accept_command(class, gateway);
+        command.filter(|_| self.hidden_by.is_none())
+    }
+
+    /// What to do about a chain that drops packets of `class`, if no rule can recognise them here.
+    pub fn advice_without_rule(&self, class: PacketClass, gateway: &Gateway) -> Option<String> {
+        match &self.hidden_by {
+            Some(hiding) => Some(hiding.advice(gateway)),
+            None => self.location.advice_without_marks(class),
+        }
+    }
+}
+
+impl HidingRule {
+    fn advice(&self, gateway: &Gateway) -> String {
+        let Self { chain, rule, untracks } = self;
+        if *untracks {
+            return format!(
+                "`{rule}` in {chain} takes data connections out of connection tracking: leave TCP out of it, or name \
+                 the ports of services in it"
+            );
+        }
+        let (ours, others) = (gateway.mask(), !gateway.mask());
+        format!(
+            "`{rule}` in {chain} overwrites the ct mark of data connections: give it a mask that spares {ours:#010x}, \
+             as in `ct mark set ct mark & {ours:#010x} | 0x1`, `--set-xmark 0x1/0xff` or \
+             `--save-mark --nfmask {others:#010x} --ctmask {others:#010x}`"
+        )
+    }
+}
+
+/// The condition that matches packets of `class`, in the language of `origin`.
+pub fn condition(origin: Origin, class: PacketClass, gateway: &Gateway) -> String {
+    let (data, mask) = (gateway.data_mark, gateway.mask());
+    match (origin, class) {
+        (Origin::Nftables, PacketClass::MarkedData) => format!("ct mark and {data:#010x} != 0"),
+        (Origin::Nftables, PacketClass::RelatedData) => "ct state established,related".to_owned(),
+        (Origin::Nftables, PacketClass::Injected) => format!("meta mark {mask:#010x}"),
+        (_, PacketClass::MarkedData) => format!("-m connmark --mark {data:#010x}/{data:#010x}"),
+        (_, PacketClass::RelatedData) => "-m conntrack --ctstate ESTABLISHED,RELATED".to_owned(),
+        (_, PacketClass::Injected) => format!("-m mark --mark {mask:#010x}"),
+    }
+}

@@ -1,0 +1,328 @@
+//! The sample packets for which the firewall is evaluated.
+//!
+//! There are three kinds: packets of data connections that `ftp-alg` admits ([`super::data_connection`]), packets that
+//! `ftp-alg` injects, and packets of connections without its marks, such as control connections.
+
+use super::{
+    Gateway,
+    mark_writes::{ChangedMarkBits, MarkTarget, MarkWrite, WrittenMark},
+    networks::Links,
+    packet_fields::{Field, FieldValue, Hook, IpVersion, state},
+};
+
+/// The ephemeral ports of Linux and of other systems have this range in common.
+pub(crate) const EPHEMERAL: FieldValue = FieldValue::Within(49_152, 60_999);
+pub(crate) const SYN: u32 = 0x02;
+pub(crate) const ACK: u32 = 0x10;
+/// The TCP flags that rules compare: FIN, SYN, RST, PSH, ACK, URG.
+const COMPARED: u32 = 0x3f;
+
+/// A packet for which rules are evaluated. Only the properties that are known in advance are set.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct SamplePacket<'a> {
+    pub(crate) hook: Hook,
+    pub(crate) ip: IpVersion,
+    /// Whether the destination is an address of this machine; `None` if that is not known.
+    pub(crate) is_local: Option<bool>,
+    /// The input interface, if known; empty if the packet has none.
+    pub(crate) input: Option<&'a str>,
+    /// The output interface, if known; empty if the packet has none.
+    pub(crate) output: Option<&'a str>,
+    pub(crate) state: u32,
+    pub(crate) direction: FieldValue,
+    pub(crate) ct_mark: FieldValue,
+    pub(crate) mark: FieldValue,
+    pub(crate) source_port: FieldValue,
+    pub(crate) destination_port: FieldValue,
+    pub(crate) tcp_flags: FieldValue,
+    pub(crate) ftp_helper: FieldValue,
+    /// The chains at the hook that see the packet like this.
+    pub(crate) place: Place,
+    /// The networks at this machine's interfaces, if known.
+    pub(crate) links: Option<&'a Links>,
+}
+
+/// The chains at a hook that see a packet with one destination port.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Place {
+    Everywhere,
+    BeforeNat,
+    AfterNat,
+}
+
+impl Place {
+    /// Whether this includes the chains with `priority` at prerouting.
+    pub(crate) fn includes(self, priority: i32) -> bool {
+        match self {
+            Self::Everywhere => true,
+            Self::BeforeNat => priority <= DESTINATION_NAT_PRIORITY,
+            Self::AfterNat => priority > DESTINATION_NAT_PRIORITY,
+        }
+    }
+}
+
+/// The priority of destination NAT at prerouting (NF_IP_PRI_NAT_DST).
+const DESTINATION_NAT_PRIORITY: i32 = -100;
+
+impl SamplePacket<'_> {
+    /// Applies what a rule writes into a mark.
+    pub(crate) fn write_mark(&mut self, write: MarkWrite) {
+        let Self { ct_mark, mark, .. } = self;
+        let (target, other) = match write.target {
+            MarkTarget::CtMark => (ct_mark, mark),
+            MarkTarget::PacketMark => (mark, ct_mark),
+        };
+        let (bits, known) = match (write.value, *other) {
+            (WrittenMark::Constant(bits), _) => (bits, u32::MAX),
+            (WrittenMark::OtherMark, FieldValue::Bits { bits, known }) => (bits, known),
+            (WrittenMark::OtherMark | WrittenMark::Unknown, _) => (0, 0),
+        };
+        // A packet without a connection has no ct mark.
+        if let FieldValue::Bits { bits: old, known: old_known } = *target {
+            *target = FieldValue::Bits {
+                bits: old & !write.bits | bits & write.bits,
+                known: old_known & !write.bits | known & write.bits,
+            };
+        }
+    }
+
+    pub(crate) fn value(&self, field: Field) -> FieldValue {
+        match field {
+            Field::Family => FieldValue::exactly(if self.ip == IpVersion::V4 { 4 } else { 6 }),
+            Field::Protocol => FieldValue::exactly(6),
+            Field::State => FieldValue::exactly(self.state),
+            Field::Direction => self.direction,
+            Field::CtMark => self.ct_mark,
+            Field::PacketMark => self.mark,
+            Field::SourcePort => self.source_port,
+            Field::DestinationPort => self.destination_port,
+            Field::TcpFlags => self.tcp_flags,
+            Field::FtpHelper => self.ftp_helper,
+            Field::DestinationType => match self.is_local {
+                Some(is_local) => FieldValue::exactly(if is_local { 1 } else { 2 }),
+                None => FieldValue::Within(1, 2),
+            },
+            Field::PacketType => FieldValue::exactly(0),
+        }
+    }
+}
+
+/// How a firewall can recognise a packet of ours.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PacketClass {
+    /// A data connection that our table admitted: state `new`, with our bit in the ct mark.
+    MarkedData,
+    /// A data connection that conntrack expected: state `related`, and our table has set the bit, too.
+    RelatedData,
+    /// A packet from our raw socket: state `untracked`, with our packet mark.
+    Injected,
+}
+
+impl PacketClass {
+    /// A short description for messages.
+    pub fn description(self) -> &'static str {
+        match self {
+            Self::Injected => "acknowledgements of ftp-alg",
+            Self::MarkedData => "admitted data connections",
+            Self::RelatedData => "expected data connections",
+        }
+    }
+}
+
+/// The first packet of a connection without any other known property.
+pub(crate) fn first_packet(hook: Hook, ip: IpVersion) -> SamplePacket<'static> {
+    let any_port = FieldValue::Within(0, u16::MAX.into());
+    SamplePacket {
+        hook,
+        ip,
+        is_local: Some(hook == Hook::Input),
+        input: None,
+        output: None,
+        state: state::NEW,
+        direction: FieldValue::exactly(0),
+        ct_mark: FieldValue::Absent,
+        mark: FieldValue::Absent,
+        source_port: any_port,
+        destination_port: any_port,
+        tcp_flags: FieldValue::Bits { bits: SYN, known: COMPARED },
+        ftp_helper: FieldValue::Absent,
+        place: Place::Everywhere,
+        links: None,
+    }
+}
+
+/// A packet that `ftp-alg` injects.
+pub(crate) fn injected_packet(
+    hook: Hook,
+    ip: IpVersion,
+    gateway: &Gateway,
+) -> SamplePacket<'static> {
+    SamplePacket {
+        state: state::UNTRACKED,
+        direction: FieldValue::Absent,
+        mark: FieldValue::exactly(gateway.mask()),
+        tcp_flags: FieldValue::Bits { bits: ACK, known: COMPARED },
+        ..first_packet(hook, ip)
+    }
+}
+
+/// The first packet of a data connection that the fast path admits, at prerouting.
+fn fast_path_first_packet(gateway: &Gateway, changes: ChangedMarkBits) -> SamplePacket<'static> {
+    let mask = gateway.mask();
+    // The number of a translation may be in the other bits.
+    let known = mask | !(changes.mark | gateway.slot_mask);
+    SamplePacket {
+        output: Some(""),
+        ct_mark: FieldValue::Bits { bits: 0, known: !changes.ct_mark },
+        mark: FieldValue::Bits { bits: gateway.data_mark | gateway.queue_none_mark, known },
+        destination_port: FieldValue::Within(1024, u16::MAX.into()),
+        ..first_packet(Hook::Prerouting, IpVersion::V4)
+    }
+}
+
+/// Packets that the fast path marks, at prerouting, each with its packet mark there. They are as they would be without
+/// the fast path: the first packet of a data connection, and later packets of control connections. Rules of others
+/// change the bits `changed` of their packet marks.
+pub(crate) fn fast_path_packets(
+    gateway: &Gateway,
+    changes: ChangedMarkBits,
+    changed: u32,
+) -> Vec<(SamplePacket<'static>, FieldValue)> {
+    let unmarked = FieldValue::Bits { bits: 0, known: !changed };
+    let data = fast_path_first_packet(gateway, ChangedMarkBits { mark: changed, ..changes });
+    let inspected = FieldValue::Bits {
+        bits: gateway.queue_all_mark | gateway.queue_none_mark,
+        known: !changed | gateway.mask(),
+    };
+    let mut packets = vec![(SamplePacket { mark: unmarked, ..data }, data.mark)];
+    for port in &gateway.control_ports {
+        let (hook, ip) = (Hook::Forward, IpVersion::V4);
+        let (port, real_port) = (*port, *port);
+        let connection =
+            SampleConnection { hook, ip, port, real_port, from: None, to: None, links: None };
+        let packets_of_connection = connection.packets(gateway, changes).into_iter();
+        packets.extend(
+            packets_of_connection
+                .filter(|one| one.hook == Hook::Prerouting && one.state == state::ESTABLISHED)
+                .map(|one| (SamplePacket { mark: unmarked, ..one }, inspected)),
+        );
+    }
+    packets
+}
+
+/// Packets of a data connection at `hook` behind its admission, each with the ct mark that it has if the fast path
+/// admits it. Our table finds the translation of its source by the second bit.
+pub(crate) fn admitted_packets(
+    hook: Hook,
+    gateway: &Gateway,
+    changes: ChangedMarkBits,
+) -> [(SamplePacket<'static>, FieldValue); 3] {
+    let known = !changes.ct_mark | gateway.mask();
+    let (data, any_port) = (gateway.data_mark, FieldValue::Within(0, u16::MAX.into()));
+    let first = SamplePacket {
+        is_local: (hook != Hook::Prerouting).then_some(hook == Hook::Input),
+        input: (hook == Hook::Output).then_some(""),
+        output: matches!(hook, Hook::Prerouting | Hook::Input).then_some(""),
+        ct_mark: FieldValue::Bits { bits: data, known },
+        mark: FieldValue::Bits { bits: 0, known: !changes.mark },
+        destination_port: FieldValue::Within(1024, u16::MAX.into()),
+        ..first_packet(hook, IpVersion::V4)
+    };
+    let later = SamplePacket {
+        state: state::ESTABLISHED,
+        destination_port: any_port,
+        tcp_flags: FieldValue::Bits { bits: ACK, known: ACK | SYN },
+        ..first
+    };
+    let reply = SamplePacket { direction: FieldValue::exactly(1), ..later };
+    let bits = data | gateway.queue_all_mark;
+    [first, later, reply].map(|packet| (packet, FieldValue::Bits { bits, known }))
+}
+
+/// A TCP connection between two interfaces.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct SampleConnection<'a> {
+    /// The hook of the first packet.
+    pub(crate) hook: Hook,
+    pub(crate) ip: IpVersion,
+    /// The destination port that the initiator uses.
+    pub(crate) port: u16,
+    /// The destination port after destination NAT.
+    pub(crate) real_port: u16,
+    /// The interface towards the initiator: `None` if unknown, empty if this machine is the initiator.
+    pub(crate) from: Option<&'a str>,
+    /// The interface towards the target: `None` if unknown, empty if this machine is the target.
+    pub(crate) to: Option<&'a str>,
+    /// The networks at this machine's interfaces, if known.
+    pub(crate) links: Option<&'a Links>,
+}
+
+impl<'a> SampleConnection<'a> {
+    /// Packets that represent the connection: the first packet, and a later packet in each direction.
+    pub(crate) fn packets(
+        &self,
+        gateway: &Gateway,
+        changes: ChangedMarkBits,
+    ) -> Vec<SamplePacket<'a>> {
+        let Self { hook, ip, port, real_port, from, to, links } = *self;
+        let (data, mask) = (gateway.data_mark, gateway.mask());
+        let first = SamplePacket {
+            input: from,
+            output: to,
+            ct_mark: FieldValue::Bits { bits: 0, known: !changes.ct_mark },
+            // Rules of others may restore packet marks, but never the one of the packets that we inject.
+            mark: FieldValue::Bits { bits: 0, known: !changes.mark | mask },
+            source_port: EPHEMERAL,
+            destination_port: FieldValue::exactly(real_port.into()),
+            links,
+            ..first_packet(hook, ip)
+        };
+        let later = SamplePacket {
+            state: state::ESTABLISHED,
+            // A control connection may have any of our bits except the one of data connections.
+            ct_mark: FieldValue::Bits { bits: 0, known: !changes.ct_mark & !mask | data },
+            tcp_flags: FieldValue::Bits { bits: ACK, known: ACK | SYN },
+            ..first
+        };
+        let reply = SamplePacket {
+            hook: match hook {
+                Hook::Input => Hook::Output,
+                Hook::Output => Hook::Input,
+                other => other,
+            },
+            is_local: Some(hook == Hook::Output),
+            input: to,
+            output: from,
+            direction: FieldValue::exactly(1),
+            source_port: later.destination_port,
+            destination_port: later.source_port,
+            ..later
+        };
+        let early = |packet: SamplePacket<'a>| {
+            let arrives = packet.hook != Hook::Output;
+            let packet = SamplePacket { hook: Hook::Prerouting, output: Some(""), ..packet };
+            // Replies have the real port until they leave.
+            let is_translated = port != real_port && packet.direction == FieldValue::exactly(0);
+            let before = SamplePacket {
+                destination_port: FieldValue::exactly(port.into()),
+                place: Place::BeforeNat,
+                ..packet
+            };
+            let packets = match is_translated {
+                true => vec![before, SamplePacket { place: Place::AfterNat, ..packet }],
+                false => vec![packet],
+            };
+            packets.into_iter().filter(move |_| arrives)
+        };
+        let late = |packet: SamplePacket<'a>| {
+            let departs = packet.hook != Hook::Input;
+            departs.then_some(SamplePacket {
+                hook: Hook::Postrouting,
+                is_local: Some(false),
+                ..packet
+            })
+        };
+        let each = [first, later, reply].into_iter();
+        each.flat_map(|packet| early(packet).chain([packet]).chain(late(packet))).collect()
+    }
+}

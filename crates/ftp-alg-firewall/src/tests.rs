@@ -1,0 +1,577 @@
+//! Verdicts on data connections for rule sets as the usual tools generate them.
+
+use proptest::prelude::*;
+
+use super::{
+    PacketClass::{Injected, MarkedData, RelatedData},
+    *,
+};
+
+const PLAIN: (&str, &str) = (include_str!("samples/plain.json"), include_str!("samples/plain.txt"));
+const FIREWALLD: (&str, &str) =
+    (include_str!("samples/firewalld.json"), include_str!("samples/firewalld.txt"));
+const FW4: (&str, &str) = (include_str!("samples/fw4.json"), include_str!("samples/fw4.txt"));
+const UFW: &str = include_str!("samples/ufw.save");
+const DOCKER: &str = include_str!("samples/docker.save");
+
+fn nftables((json, listing): (&str, &str)) -> Firewall {
+    Firewall::from_nft(json, listing).unwrap()
+}
+
+fn verdict(firewall: &Firewall, hook: Hook, ip: IpVersion, class: PacketClass) -> HookVerdict {
+    firewall.verdict(hook, ip, class)
+}
+
+fn remedies(verdict: &HookVerdict, class: PacketClass) -> Vec<String> {
+    Firewall::new(Gateway::default()).remedies(verdict, class)
+}
+
+fn exceptions(verdict: &HookVerdict) -> Vec<&str> {
+    let all = verdict.chains.iter().flat_map(|chain| &chain.exceptions);
+    all.filter_map(|reason| reason.rule.as_deref()).collect()
+}
+
+/// An nftables forward chain with policy drop and one rule, in JSON.
+fn one_rule(statements: &str) -> Firewall {
+    let json = format!(
+        r#"{{"nftables": [{{"table": {{"family": "inet", "name": "t", "handle": 1}}}},
+        {{"chain": {{"family": "inet", "table": "t", "name": "f", "handle": 1, "type": "filter",
+        "hook": "forward", "prio": 0, "policy": "drop"}}}},
+        {{"rule": {{"family": "inet", "table": "t", "chain": "f", "handle": 2,
+        "expr": [{statements}]}}}}]}}"#
+    );
+    Firewall::from_nft(&json, "").unwrap()
+}
+
+#[test]
+fn default_drop_gets_a_command_that_accepts_our_mark() {
+    let firewall = nftables(PLAIN);
+    let forward = verdict(&firewall, Hook::Forward, IpVersion::V4, MarkedData);
+    assert!(!forward.passes());
+    let chain = forward.dropping_chains().next().unwrap();
+    assert_eq!(
+        (chain.decided_by.chain.as_str(), chain.decided_by.rule.as_deref()),
+        ("forward", None)
+    );
+    assert_eq!(
+        remedies(&forward, MarkedData),
+        ["nft insert rule inet filter forward ct mark and 0x40000000 != 0 accept"]
+    );
+    // Rules that may accept some connections: by a service's port above 1023, and by interfaces.
+    assert_eq!(
+        exceptions(&forward),
+        ["tcp dport @services accept", "iifname \"lan0\" oifname \"wan0\" accept"]
+    );
+}
+
+#[test]
+fn rule_for_our_mark_before_a_final_drop_is_found() {
+    let input = verdict(&nftables(PLAIN), Hook::Input, IpVersion::V6, MarkedData);
+    assert!(input.passes());
+    assert_eq!(
+        input.chains[0].decided_by.rule.as_deref(),
+        Some("ct mark & 0x40000000 == 0x40000000 accept")
+    );
+    assert!(exceptions(&input).is_empty(), "{input:?}");
+    let related = verdict(&nftables(PLAIN), Hook::Input, IpVersion::V4, RelatedData);
+    assert!(related.passes());
+}
+
+#[test]
+fn injected_packets_need_their_own_rule() {
+    let firewall = nftables(PLAIN);
+    assert!(verdict(&firewall, Hook::Output, IpVersion::V4, MarkedData).passes());
+    let ours = verdict(&firewall, Hook::Output, IpVersion::V4, Injected);
+    assert_eq!(
+        remedies(&ours, Injected),
+        ["nft insert rule inet filter output meta mark 0x70000000 accept"]
+    );
+}
+
+#[test]
+fn firewalld_accepts_related_and_rejects_the_rest() {
+    let firewall = nftables(FIREWALLD);
+    for ip in IpVersion::BOTH {
+        for hook in [Hook::Forward, Hook::Input] {
+            let mark = verdict(&firewall, hook, ip, MarkedData);
+            let chain = mark.dropping_chains().next().unwrap();
+            assert_eq!(
+                chain.decided_by.rule.as_deref(),
+                Some("reject with icmpx admin-prohibited")
+            );
+            assert_eq!(chain.location.manager, Some(RulesetManager::Firewalld));
+            assert!(verdict(&firewall, hook, ip, RelatedData).passes());
+        }
+        for class in [MarkedData, RelatedData, Injected] {
+            assert!(verdict(&firewall, Hook::Output, ip, class).passes());
+        }
+    }
+    // firewalld rejects some IPv6 addresses. IPv4 has no such exception.
+    let output = |ip| verdict(&firewall, Hook::Output, ip, MarkedData);
+    assert_eq!(exceptions(&output(IpVersion::V4)), [""; 0]);
+    assert_eq!(exceptions(&output(IpVersion::V6)).len(), 1);
+}
+
+#[test]
+fn flowtable_is_a_conflict() {
+    let firewall = one_rule(
+        r#"{"match": {"op": "==", "left": {"meta": {"key": "l4proto"}}, "right": "tcp"}},
+        {"flow": {"op": "add", "flowtable": "@ft"}}"#,
+    );
+    let conflicts: Vec<_> = firewall.conflicting_rules().map(|c| (c.kind, &*c.chain)).collect();
+    assert_eq!(conflicts, [(ConflictKind::Offload, "inet t f")]);
+}
+
+#[test]
+fn flowtable_without_control_connections_is_no_conflict() {
+    let port = |field: &str| {
+        format!(
+            r#"{{"match": {{"op": "!=", "left": {{"payload": {{"protocol": "tcp", "field": "{field}"}}}},
+            "right": 21}}}}"#
+        )
+    };
+    let ports = format!("{}, {}", port("sport"), port("dport"));
+    let recipe = r#"{"match": {"op": "!=", "left": {"&": [{"ct": {"key": "mark"}}, 1073741824]}, "right": 0}},
+        {"match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": "assured"}}"#;
+    for condition in [&ports, recipe] {
+        let flow = r#"{"flow": {"op": "add", "flowtable": "@ft"}}"#;
+        let firewall = one_rule(&format!("{condition}, {flow}"));
+        assert_eq!(firewall.conflicting_rules().count(), 0, "{condition}");
+    }
+}
+
+#[test]
+fn manually_loaded_queueing_is_a_conflict_with_delete_commands() {
+    let printed = include_str!("../../../rules/ftp-alg.iptables");
+    let built_in = ":POSTROUTING ACCEPT [0:0]\n:INPUT ACCEPT [0:0]\n:FTP_ALG - [0:0]\n";
+    let saved = printed.replace(":FTP_ALG - [0:0]\n", built_in);
+    let firewall = Firewall::from_iptables(&saved);
+    let remedies: Vec<_> = firewall.conflicting_rules().map(|c| c.remedy.as_deref()).collect();
+    assert_eq!(
+        remedies,
+        [
+            Some("iptables-legacy -t mangle -D POSTROUTING -p tcp -j FTP_ALG"),
+            Some("iptables-legacy -t mangle -D INPUT -p tcp ! -i lo -j FTP_ALG"),
+        ]
+    );
+}
+
+#[test]
+fn kernel_helper_rule_is_a_conflict_with_a_delete_command() {
+    let firewall = nftables(FIREWALLD);
+    let conflicts: Vec<&ConflictingRule> = firewall.conflicting_rules().collect();
+    let [conflict] = conflicts.as_slice() else { panic!("{conflicts:?}") };
+    assert_eq!(conflict.kind, ConflictKind::Helper);
+    assert_eq!(conflict.rule, "tcp dport 21 ct helper set \"helper-ftp-tcp\"");
+    let remedy = conflict.remedy.as_deref().unwrap();
+    assert!(
+        remedy.starts_with("nft delete rule inet firewalld filter_IN_public_allow handle "),
+        "{remedy}"
+    );
+}
+
+#[test]
+fn fw4_accepts_related_and_from_the_inside_only() {
+    let firewall = nftables(FW4);
+    for ip in IpVersion::BOTH {
+        let forward = verdict(&firewall, Hook::Forward, ip, MarkedData);
+        assert!(!forward.passes());
+        assert!(exceptions(&forward).iter().any(|rule| rule.contains("accept wan IPv4/IPv6")));
+        assert_eq!(
+            remedies(&forward, MarkedData),
+            ["nft insert rule inet fw4 forward ct mark and 0x40000000 != 0 accept"]
+        );
+        assert!(verdict(&firewall, Hook::Forward, ip, RelatedData).passes());
+        assert!(verdict(&firewall, Hook::Output, ip, Injected).passes());
+    }
+}
+
+#[test]
+fn ufw_drops_by_policy_and_accepts_related() {
+    let firewall = Firewall::from_iptables(UFW);
+    let forward = verdict(&firewall, Hook::Forward, IpVersion::V4, MarkedData);
+    let chain = forward.dropping_chains().next().unwrap();
+    assert_eq!(chain.decided_by.rule, None);
+    let advice = chain.location.manager.unwrap().persistence_advice(
+        &chain.location,
+        MarkedData,
+        &Gateway::default(),
+    );
+    assert!(
+        advice.ends_with(
+            "/etc/ufw/before.rules: -A ufw-before-forward -m connmark --mark \
+             0x40000000/0x40000000 -j ACCEPT"
+        ),
+        "{advice}"
+    );
+    assert_eq!(
+        remedies(&forward, MarkedData),
+        ["iptables-legacy -I FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT"]
+    );
+    assert!(verdict(&firewall, Hook::Forward, IpVersion::V4, RelatedData).passes());
+    // The destination is local at input, so `ufw-not-local` returns.
+    let input = verdict(&firewall, Hook::Input, IpVersion::V4, MarkedData);
+    assert_eq!(input.dropping_chains().next().unwrap().decided_by.rule, None);
+    assert!(verdict(&firewall, Hook::Forward, IpVersion::V6, MarkedData).chains.is_empty());
+}
+
+#[test]
+fn rule_in_docker_user_is_enough() {
+    let firewall = Firewall::from_iptables(DOCKER);
+    for class in [MarkedData, RelatedData] {
+        assert!(!verdict(&firewall, Hook::Forward, IpVersion::V4, class).passes());
+    }
+    let forward = verdict(&firewall, Hook::Forward, IpVersion::V4, MarkedData);
+    let line = "-m connmark --mark 0x40000000/0x40000000 -j ACCEPT";
+    assert_eq!(remedies(&forward, MarkedData), [format!("iptables-legacy -I DOCKER-USER {line}")]);
+    let added = DOCKER.replacen(
+        "-A FORWARD -j DOCKER-USER",
+        &format!("-A FORWARD -j DOCKER-USER\n-A DOCKER-USER {line}"),
+        1,
+    );
+    assert!(
+        verdict(&Firewall::from_iptables(&added), Hook::Forward, IpVersion::V4, MarkedData)
+            .passes()
+    );
+}
+
+#[test]
+fn iptables_save_output_replaces_tables_listed_by_nft() {
+    let json = r#"{"nftables": [{"table": {"family": "ip", "name": "filter", "handle": 1}},
+        {"chain": {"family": "ip", "table": "filter", "name": "FORWARD", "handle": 1,
+        "type": "filter", "hook": "forward", "prio": 0, "policy": "drop"}},
+        {"rule": {"family": "ip", "table": "filter", "chain": "FORWARD", "handle": 2, "expr":
+        [{"xt": {"type": "match", "name": "connmark"}}, {"counter": null}, {"accept": null}]}}]}"#;
+    let mut firewall = Firewall::from_nft(json, "").unwrap();
+    assert!(
+        firewall.has_iptables_tables(IpVersion::V4) && !firewall.has_iptables_tables(IpVersion::V6)
+    );
+    let unknown = verdict(&firewall, Hook::Forward, IpVersion::V4, MarkedData);
+    assert!(!unknown.passes() && exceptions(&unknown).len() == 1);
+    let text = "*filter\n:FORWARD DROP [0:0]\n\
+        -A FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT\nCOMMIT\n";
+    firewall.add_iptables_save(Origin::IptablesNft, IpVersion::V4, text);
+    let known = firewall;
+    let forward = verdict(&known, Hook::Forward, IpVersion::V4, MarkedData);
+    assert!(forward.passes() && forward.chains.len() == 1);
+    assert!(verdict(&known, Hook::Forward, IpVersion::V6, MarkedData).chains.is_empty());
+}
+
+#[test]
+fn all_ways_to_accept_our_mark_in_nftables_are_understood() {
+    let mark = r#"{"&": [{"ct": {"key": "mark"}}, 1073741824]}"#;
+    let is = |op: &str, left: &str, right: &str| {
+        format!(r#"{{"match": {{"op": "{op}", "left": {left}, "right": {right}}}}}"#)
+    };
+    let whole = r#"{"ct": {"key": "mark"}}"#;
+    let state = r#"{"ct": {"key": "state"}}"#;
+    let port = r#"{"payload": {"protocol": "tcp", "field": "dport"}}"#;
+    let address = r#"{"payload": {"protocol": "ip", "field": "saddr"}}"#;
+    let cases = [
+        (is("!=", mark, "0"), true),
+        (is("==", mark, "1073741824"), true),
+        (is("==", mark, "0"), false),
+        (is("==", whole, "1073741824"), true),
+        (is(">", whole, "4"), true),
+        (is(">=", whole, "1073741824"), true),
+        (is("<", whole, "1073741824"), false),
+        (is("<=", whole, "4294967295"), true),
+        (is("==", whole, r#"{"set": [1, {"range": [1073741824, 2147483647]}]}"#), true),
+        (is("==", whole, r#"{"set": [1, {"range": [1073741824, 1342177279]}]}"#), true),
+        (is("==", whole, r#"{"prefix": {"addr": 1073741824, "len": 2}}"#), true),
+        (is("==", whole, r#"{"prefix": {"addr": 1073741824, "len": 4}}"#), true),
+        (is("==", whole, r#""@absent""#), false),
+        (is("in", state, r#"["established", "new"]"#), true),
+        (is("==", state, r#"{"set": ["established", "related"]}"#), false),
+        (is("==", port, r#"{"range": [1024, 65535]}"#), false),
+        (is("==", address, r#""10.0.0.1""#), false),
+        (is("==", r#"{"meta": {"key": "l4proto"}}"#, r#"{"set": ["tcp", "udp"]}"#), true),
+        (is("==", r#"{"meta": {"key": "nfproto"}}"#, r#""ipv6""#), false),
+        (is("!=", r#"{"meta": {"key": "iifname"}}"#, r#""lo""#), true),
+        (r#"{"limit": {"rate": 3, "per": "second"}}"#.to_owned(), false),
+        (r#"{"something new": {"x": [1]}}"#.to_owned(), false),
+        (r#"{"log": {"prefix": "x"}}, {"counter": null}"#.to_owned(), true),
+    ];
+    for (condition, passes) in cases {
+        let firewall = one_rule(&format!(r#"{condition}, {{"accept": null}}"#));
+        let verdict = verdict(&firewall, Hook::Forward, IpVersion::V4, MarkedData);
+        assert_eq!(verdict.passes(), passes, "{condition}");
+    }
+}
+
+#[test]
+fn state_map_decides_by_state() {
+    let firewall = one_rule(
+        r#"{"vmap": {"key": {"ct": {"key": "state"}}, "data": {"set": [["invalid", {"drop": null}],
+        ["established", {"accept": null}], ["related", {"accept": null}]]}}}"#,
+    );
+    assert!(verdict(&firewall, Hook::Forward, IpVersion::V4, RelatedData).passes());
+    assert!(!verdict(&firewall, Hook::Forward, IpVersion::V4, MarkedData).passes());
+}
+
+#[test]
+fn later_packets_must_be_accepted_too() {
+    let only_new = r#"{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "new"}},
+        {"accept": null}"#;
+    assert!(!verdict(&one_rule(only_new), Hook::Forward, IpVersion::V4, MarkedData).passes());
+}
+
+#[test]
+fn remedy_quotes_comments_for_the_shell() {
+    let firewall = Firewall::from_iptables(
+        "*raw\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -p tcp -m tcp --dport 21 -m comment \
+         --comment \"it's $(reboot) `reboot`\" -j CT --helper ftp\nCOMMIT\n",
+    );
+    let conflict = firewall.conflicting_rules().next().unwrap();
+    assert_eq!(
+        conflict.remedy.as_deref(),
+        Some(
+            "iptables-legacy -t raw -D PREROUTING -p tcp -m tcp --dport 21 -m comment \
+             --comment 'it'\\''s $(reboot) `reboot`' -j CT --helper ftp"
+        )
+    );
+}
+
+#[test]
+fn rules_that_change_our_ct_mark_bits_are_conflicts() {
+    let change = |value: &str| {
+        one_rule(&format!(
+            r#"{{"mangle": {{"key": {{"ct": {{"key": "mark"}}}}, "value": {value}}}}}"#
+        ))
+    };
+    let ct = r#"{"ct": {"key": "mark"}}"#;
+    let cases = [
+        ("1".to_owned(), 1),
+        (r#"{"meta": {"key": "mark"}}"#.to_owned(), 1),
+        (format!(r#"{{"|": [{ct}, 4]}}"#), 0),
+        (format!(r#"{{"|": [{{"&": [{ct}, 4294967040]}}, 4]}}"#), 0),
+        (format!(r#"{{"&": [{ct}, 255]}}"#), 1),
+    ];
+    for (value, expected) in cases {
+        assert_eq!(change(&value).conflicting_rules().count(), expected, "{value}");
+    }
+    let text =
+        |target: &str| format!("*mangle\n:PREROUTING ACCEPT [0:0]\n-A PREROUTING -j {target}\n");
+    for (target, expected) in [
+        ("CONNMARK --save-mark --nfmask 0xffffffff --ctmask 0xffffffff", 1),
+        ("CONNMARK --save-mark --nfmask 0xff00 --ctmask 0xff00", 0),
+        ("CONNMARK --restore-mark --nfmask 0xffffffff --ctmask 0xffffffff", 0),
+        ("CONNMARK --set-xmark 0x5/0xffffffff", 1),
+        ("CONNMARK --set-xmark 0x5/0x7", 0),
+    ] {
+        assert_eq!(
+            Firewall::from_iptables(&text(target)).conflicting_rules().count(),
+            expected,
+            "{target}"
+        );
+    }
+}
+
+#[test]
+fn foreign_ct_mark_bits_are_unknown_if_a_rule_sets_them() {
+    let accept = "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -m connmark --mark 0x40000000/0x4000ffff \
+        -j ACCEPT\nCOMMIT\n";
+    let passes = |text: &str| {
+        verdict(&Firewall::from_iptables(text), Hook::Forward, IpVersion::V4, MarkedData).passes()
+    };
+    assert!(passes(accept));
+    let others = "*mangle\n:PREROUTING ACCEPT [0:0]\n\
+        -A PREROUTING -j CONNMARK --set-xmark 0x1/0xff\nCOMMIT\n";
+    assert!(!passes(&format!("{others}{accept}")));
+}
+
+#[test]
+fn iptables_options_are_conditions() {
+    let one = |options: &str| {
+        let text =
+            format!("*filter\n:FORWARD DROP [0:0]\n-A FORWARD {options} -j ACCEPT\nCOMMIT\n");
+        verdict(&Firewall::from_iptables(&text), Hook::Forward, IpVersion::V4, MarkedData).passes()
+    };
+    for options in [
+        "",
+        "-p tcp",
+        "! -p udp",
+        "! -i lo",
+        "-m comment --comment \"-j DROP \\\" ! x\"",
+        "-m connmark ! --mark 0x0/0x40000000",
+        "-m conntrack --ctstate NEW,ESTABLISHED",
+        "-m mark --mark 0x0/0xff",
+    ] {
+        assert!(one(options), "{options}");
+    }
+    for options in [
+        "-p udp",
+        "! -p tcp",
+        "-i eth0",
+        "-i lo",
+        "-s 10.0.0.0/8",
+        "-m connmark --mark 0x20000000/0x20000000",
+        "-m conntrack --ctstate NEW,DNAT",
+        "-m limit --limit 3/min",
+        "-m nobody --knows",
+        "-p tcp -m tcp --dport 1024:65535",
+        "-p tcp -m tcp --tcp-flags SYN,ACK SYN",
+        "-m helper --helper ftp",
+    ] {
+        assert!(!one(options), "{options}");
+    }
+}
+
+#[test]
+fn verdicts_differ_by_ip_version() {
+    let firewall = one_rule(
+        r#"{"match": {"op": "==", "left": {"meta": {"key": "nfproto"}}, "right": "ipv4"}},
+        {"accept": null}"#,
+    );
+    assert!(verdict(&firewall, Hook::Forward, IpVersion::V4, MarkedData).passes());
+    assert!(!verdict(&firewall, Hook::Forward, IpVersion::V6, MarkedData).passes());
+}
+
+#[test]
+fn dormant_tables_are_left_out() {
+    let json = r#"{"nftables": [{"table": {"family": "inet", "name": "t", "flags": ["dormant"]}},
+        {"chain": {"family": "inet", "table": "t", "name": "f", "type": "filter",
+        "hook": "forward", "prio": 0, "policy": "drop"}}]}"#;
+    let firewall = Firewall::from_nft(json, "").unwrap();
+    assert!(verdict(&firewall, Hook::Forward, IpVersion::V4, MarkedData).chains.is_empty());
+}
+
+fn evaluate_all(firewall: &Firewall) {
+    for hook in Hook::ALL {
+        for ip in IpVersion::BOTH {
+            for class in [MarkedData, RelatedData, Injected] {
+                let verdict = verdict(firewall, hook, ip, class);
+                let lines = remedies(&verdict, class);
+                assert_eq!(lines.is_empty(), verdict.passes());
+            }
+        }
+    }
+    firewall.conflicting_rules().for_each(drop);
+    let links = Links::between(&["lan0", "wan0"]);
+    for verdict in firewall.control_verdicts(&links, &Hook::FILTERS) {
+        let is_open = verdict.dropping_chains().is_empty();
+        let summary = verdict.summary();
+        let all = summary.starts_with("accepted") && summary.ends_with("all interfaces");
+        assert_eq!(is_open, all, "{summary}");
+    }
+}
+
+/// Random JSON made of the words that nft uses.
+fn json() -> impl Strategy<Value = String> {
+    let words = prop::sample::select(vec![
+        "\"accept\"",
+        "\"match\"",
+        "\"left\"",
+        "\"right\"",
+        "\"op\"",
+        "\"==\"",
+        "\"ct\"",
+        "\"key\"",
+        "\"mark\"",
+        "\"state\"",
+        "\"new\"",
+        "\"set\"",
+        "\"range\"",
+        "\"prefix\"",
+        "\"addr\"",
+        "\"len\"",
+        "\"&\"",
+        "\"vmap\"",
+        "\"data\"",
+        "\"jump\"",
+        "\"target\"",
+        "\"f\"",
+        "\"@s\"",
+        "\"elem\"",
+        "\"val\"",
+        "0",
+        "-1",
+        "4294967296",
+        "1e99",
+        "null",
+        "true",
+    ]);
+    let leaf = words.prop_map(str::to_owned);
+    leaf.prop_recursive(6, 40, 4, |inner| {
+        let key = prop::sample::select(vec![
+            "match",
+            "left",
+            "right",
+            "op",
+            "ct",
+            "key",
+            "set",
+            "range",
+            "prefix",
+            "addr",
+            "len",
+            "&",
+            "|",
+            "vmap",
+            "data",
+            "jump",
+            "target",
+            "mangle",
+            "value",
+            "ct helper",
+            "xt",
+            "limit",
+            "payload",
+            "protocol",
+            "field",
+            "fib",
+            "flags",
+            "elem",
+            "val",
+        ]);
+        prop_oneof![
+            prop::collection::vec(inner.clone(), 0..4)
+                .prop_map(|items| format!("[{}]", items.join(","))),
+            prop::collection::vec((key, inner), 0..4).prop_map(|items| {
+                let items: Vec<String> =
+                    items.iter().map(|(key, value)| format!("\"{key}\":{value}")).collect();
+                format!("{{{}}}", items.join(","))
+            }),
+        ]
+    })
+}
+
+proptest! {
+    #[test]
+    fn any_statement_gets_a_verdict(statements in prop::collection::vec(json(), 0..4)) {
+        evaluate_all(&one_rule(&statements.join(",")));
+    }
+
+    #[test]
+    fn damaged_json_does_not_panic(at in 0usize..9000, with in "[\\[\\]{}\":,a-z0-9]{0,3}") {
+        for (json, listing) in [PLAIN, FIREWALLD, FW4] {
+            let (mut json, mut listing) = (json.to_owned(), listing.to_owned());
+            for text in [&mut json, &mut listing] {
+                let at = at % text.len();
+                text.replace_range(at..at + 1, &with);
+            }
+            if let Ok(firewall) = Firewall::from_nft(&json, &listing) {
+                evaluate_all(&firewall);
+            }
+        }
+    }
+
+    #[test]
+    fn any_iptables_text_gets_a_verdict(
+        lines in prop::collection::vec("(-A FORWARD|:FORWARD|\\*filter|COMMIT|-A X)( !)?( -[a-z]| --[a-z]{1,9}|[ -~]{0,8}){0,4}( -[jg] [A-Z]{1,7})?", 0..12),
+        noise in "\\PC{0,40}",
+    ) {
+        let text = format!("*filter\n:FORWARD DROP [0:0]\n{}\n{noise}\n", lines.join("\n"));
+        evaluate_all(&Firewall::from_iptables(&text));
+    }
+
+    #[test]
+    fn damaged_iptables_text_does_not_panic(at in 0usize..2000, with in "\\PC{0,3}") {
+        for text in [UFW, DOCKER] {
+            let mut text = text.to_owned();
+            let at = at % text.len();
+            text.replace_range(at..at + 1, &with);
+            evaluate_all(&Firewall::from_iptables(&text));
+        }
+    }
+}

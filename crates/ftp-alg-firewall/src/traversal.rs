@@ -1,0 +1,386 @@
+//! Evaluates the chains of a table for one sample packet.
+//!
+//! The traversal answers two questions at once:
+//! - What happens *by default*, if every condition is false that cannot be decided here?
+//! - Which rules could decide otherwise?
+//!
+//! An accept verdict ends only its own base chain, and a drop verdict is final. So a packet passes a hook only if
+//! every base chain accepts it.
+//!
+//! Rules that apply by default change the marks of the packet, so that later rules see what these rules wrote.
+
+use std::collections::HashMap;
+
+use super::{
+    ConflictKind, ConflictingRule,
+    model::{
+        BaseChain, Certainty, Chain, Condition, FieldValue, Rule, RuleVerdict, SamplePacket, Table,
+        all_hold, state,
+    },
+};
+
+/// Limit for nested jumps. The kernel refuses more than 16 for nftables (NFT_JUMP_STACK_SIZE), but xtables has no
+/// such limit.
+const MAX_DEPTH: usize = 64;
+/// How many exceptions are named.
+const MAX_NAMED: usize = 4;
+
+/// The source of a verdict: a rule, or the policy of a base chain.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct VerdictSource {
+    /// The chain with the rule or the policy.
+    pub chain: String,
+    /// The text of the rule; `None` for the policy.
+    pub rule: Option<String>,
+}
+
+impl std::fmt::Display for VerdictSource {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match &self.rule {
+            Some(rule) => write!(f, "`{rule}` in {}", self.chain),
+            None => write!(f, "the policy of {}", self.chain),
+        }
+    }
+}
+
+/// The verdict of a base chain on one packet.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct PacketVerdict {
+    /// Whether the packet passes by default.
+    pub(crate) passes: bool,
+    pub(crate) decided_by: VerdictSource,
+    /// Rules that decide otherwise for some packets, by conditions that cannot be decided here.
+    pub(crate) exceptions: Vec<VerdictSource>,
+    /// Rules that accept some of the packets, and for which only their hosts are not known.
+    pub(crate) accepted_by_address: Vec<VerdictSource>,
+    /// The last rule that changed the ct mark, or took the packet out of connection tracking.
+    pub(crate) changed_by: Option<VerdictSource>,
+}
+
+impl PacketVerdict {
+    /// The verdict on a connection with both packets: the first verdict, unless only the next packet is dropped.
+    pub(crate) fn and(mut self, next: Self) -> Self {
+        match (self.passes, next.passes) {
+            (true, false) => return next,
+            (false, true) => return self,
+            _ => {}
+        }
+        if next.accepted_by_address.is_empty() {
+            self.accepted_by_address.clear();
+        }
+        for reason in next.exceptions {
+            if !self.exceptions.contains(&reason) {
+                self.exceptions.push(reason);
+            }
+        }
+        self
+    }
+}
+
+/// The base chains of a table with their names.
+pub(crate) fn base_chains(table: &Table) -> impl Iterator<Item = (&str, BaseChain)> {
+    table.chains.iter().filter_map(|(name, chain)| Some((name.as_str(), chain.base?)))
+}
+
+/// The verdict of base chain `name` of `table` on `packet`, which gets the marks that it has behind the chain.
+pub(crate) fn evaluate(
+    table: &Table,
+    name: &str,
+    base: BaseChain,
+    packet: &mut SamplePacket<'_>,
+) -> PacketVerdict {
+    let mut traversal = Traversal::new(table, packet);
+    let mut verdicts = traversal.chain(name, 0);
+    *packet = traversal.packet;
+    let (accepts, policy) =
+        (!base.policy_drops, VerdictSource { chain: name.to_owned(), rule: None });
+    if verdicts.may_return {
+        verdicts.add_possible(&PossibleVerdicts::ending(accepts, policy.clone()));
+    }
+    let (passes, decided_by) = verdicts.default.unwrap_or((accepts, policy));
+    let exceptions = if passes { verdicts.drops } else { verdicts.accepts };
+    PacketVerdict {
+        passes,
+        decided_by,
+        exceptions,
+        accepted_by_address: verdicts.accepts_by_address,
+        changed_by: traversal.changed_by,
+    }
+}
+
+/// The conflicts of all rules that `packet` may reach from base chain `name`.
+pub(crate) fn conflicts<'a>(
+    table: &'a Table,
+    name: &'a str,
+    packet: &SamplePacket<'_>,
+) -> Vec<&'a ConflictingRule> {
+    let mut traversal = Traversal::new(table, packet);
+    traversal.chain(name, 0);
+    traversal.conflicts
+}
+
+/// A rule that changes or compares a packet mark, with its chain.
+pub(crate) type MarkedRule<'a> = (&'a str, &'a Rule);
+
+/// The rules that change the packet mark and that `packet` may reach from base chain `name`, each once.
+pub(crate) fn marking_rules<'a>(
+    table: &'a Table,
+    name: &'a str,
+    packet: &SamplePacket<'_>,
+) -> Vec<MarkedRule<'a>> {
+    let mut traversal = Traversal::new(table, packet);
+    traversal.chain(name, 0);
+    traversal.marking_rules
+}
+
+/// The rules that may do something else with the packet `other`, which has other marks, and that the packet may reach
+/// from base chain `name`.
+pub(crate) fn rules_that_tell_apart<'a>(
+    table: &'a Table,
+    name: &'a str,
+    [packet, other]: [&SamplePacket<'_>; 2],
+) -> Vec<MarkedRule<'a>> {
+    let mut traversal = Traversal { other: Some(*other), ..Traversal::new(table, packet) };
+    traversal.chain(name, 0);
+    traversal.dependent_rules
+}
+
+/// All verdicts that a chain may give on a packet.
+#[derive(Clone, Debug, Default)]
+struct PossibleVerdicts {
+    accepts: Vec<VerdictSource>,
+    drops: Vec<VerdictSource>,
+    /// Those of `accepts` for which only the hosts are not known.
+    accepts_by_address: Vec<VerdictSource>,
+    /// Whether the packet may return to the calling chain.
+    may_return: bool,
+    /// The default verdict: whether the packet passes, and what decides it. `None` means that the packet returns to
+    /// the calling chain.
+    default: Option<(bool, VerdictSource)>,
+}
+
+impl PossibleVerdicts {
+    fn returning() -> Self {
+        Self { may_return: true, ..Self::default() }
+    }
+
+    fn ending(passes: bool, reason: VerdictSource) -> Self {
+        let mut verdicts = Self { default: Some((passes, reason.clone())), ..Self::default() };
+        if passes {
+            verdicts.accepts_by_address.push(reason.clone());
+        }
+        if passes { &mut verdicts.accepts } else { &mut verdicts.drops }.push(reason);
+        verdicts
+    }
+
+    /// Adds the accepting and dropping rules of `other`.
+    fn add_possible(&mut self, other: &Self) {
+        for (mine, theirs) in [
+            (&mut self.accepts, &other.accepts),
+            (&mut self.drops, &other.drops),
+            (&mut self.accepts_by_address, &other.accepts_by_address),
+        ] {
+            for reason in theirs {
+                if mine.len() < MAX_NAMED && !mine.contains(reason) {
+                    mine.push(reason.clone());
+                }
+            }
+        }
+    }
+}
+
+/// What the result of a chain depends on: its name, the marks and the state of the packets that enter it, and whether
+/// they enter it by default.
+type Entry<'a> = (&'a str, [Option<[FieldValue; 2]>; 2], u32, bool);
+
+/// The result of a chain, with the packets as they leave.
+type Outcome<'p> = (PossibleVerdicts, SamplePacket<'p>, Option<SamplePacket<'p>>);
+
+struct Traversal<'a, 'p> {
+    table: &'a Table,
+    packet: SamplePacket<'p>,
+    /// Results by chain. `None` marks a chain whose evaluation is in progress: a loop, which the kernel never accepts,
+    /// then ends here.
+    finished: HashMap<Entry<'a>, Option<Outcome<'p>>>,
+    /// Conflicts of the rules that the packet may reach.
+    conflicts: Vec<&'a ConflictingRule>,
+    marking_rules: Vec<MarkedRule<'a>>,
+    /// The packet with other marks, to find the rules that depend on them.
+    other: Option<SamplePacket<'p>>,
+    dependent_rules: Vec<MarkedRule<'a>>,
+    /// The last rule that changed the ct mark, or took the packet out of connection tracking.
+    changed_by: Option<VerdictSource>,
+    /// Whether the packet reaches this point by default.
+    by_default: bool,
+}
+
+impl<'a, 'p> Traversal<'a, 'p> {
+    fn new(table: &'a Table, packet: &SamplePacket<'p>) -> Self {
+        Self {
+            table,
+            packet: *packet,
+            finished: HashMap::new(),
+            conflicts: Vec::new(),
+            marking_rules: Vec::new(),
+            other: None,
+            dependent_rules: Vec::new(),
+            changed_by: None,
+            by_default: true,
+        }
+    }
+
+    fn chain(&mut self, name: &'a str, depth: usize) -> PossibleVerdicts {
+        let marks = [Some(self.packet), self.other].map(|one| Some([one?.ct_mark, one?.mark]));
+        let entry = (name, marks, self.packet.state, self.by_default);
+        match self.finished.get(&entry) {
+            Some(Some((verdicts, packet, other))) => {
+                (self.packet, self.other) = (*packet, *other);
+                return verdicts.clone();
+            }
+            Some(None) => return PossibleVerdicts::returning(),
+            None => {}
+        }
+        let Some(chain) = self.table.chains.get(name).filter(|_| depth < MAX_DEPTH) else {
+            return PossibleVerdicts::returning();
+        };
+        self.finished.insert(entry, None);
+        let verdicts = self.rules(name, chain, depth);
+        self.finished.insert(entry, Some((verdicts.clone(), self.packet, self.other)));
+        verdicts
+    }
+
+    fn rules(&mut self, name: &'a str, chain: &'a Chain, depth: usize) -> PossibleVerdicts {
+        let by_default = self.by_default;
+        let verdicts = self.each_rule(name, chain, depth);
+        self.by_default = by_default;
+        verdicts
+    }
+
+    fn each_rule(&mut self, name: &'a str, chain: &'a Chain, depth: usize) -> PossibleVerdicts {
+        let by_default = self.by_default;
+        let mut verdicts = PossibleVerdicts::default();
+        for rule in &chain.rules {
+            if self.other.is_some_and(|other| rule.tells_apart(&self.packet, &other)) {
+                self.dependent_rules.push((name, rule));
+            }
+            let applies = rule.applies(&self.packet);
+            if applies == Certainty::No {
+                continue;
+            }
+            self.conflicts.extend(rule.conflict.as_deref());
+            self.by_default = by_default && applies == Certainty::Yes && verdicts.default.is_none();
+            if rule.changed_mark_bits != 0 {
+                self.marking_rules.push((name, rule));
+            }
+            if self.by_default {
+                self.change_packet(name, rule);
+            }
+            let by_address = rule.applies_to_some_hosts(&self.packet);
+            let action = self.action(name, rule, &rule.action, depth);
+            let Some((mut step, ends)) = action else { continue };
+            if !by_address {
+                step.accepts_by_address.clear();
+            }
+            verdicts.add_possible(&step);
+            // After a jump the chain continues when the target returns. After `return` or `goto` it does not.
+            verdicts.may_return |= ends && step.may_return;
+            if applies == Certainty::Yes {
+                let returns = !ends && step.may_return;
+                verdicts.default = verdicts.default.or(step.default);
+                if !returns {
+                    return verdicts;
+                }
+            }
+        }
+        verdicts.may_return = true;
+        verdicts
+    }
+
+    /// Applies what `rule` does to the packet besides its verdict.
+    fn change_packet(&mut self, chain: &str, rule: &Rule) {
+        let SamplePacket { ct_mark, state: before, .. } = self.packet;
+        let conflict = rule.conflict.as_ref().map(|conflict| conflict.kind);
+        for packet in [Some(&mut self.packet), self.other.as_mut()].into_iter().flatten() {
+            rule.mark_writes.iter().for_each(|write| packet.write_mark(*write));
+            // Conntrack has not seen the packet yet.
+            if before == state::INVALID && conflict == Some(ConflictKind::Untracked) {
+                packet.state = state::UNTRACKED;
+            }
+        }
+        if (ct_mark, before) != (self.packet.ct_mark, self.packet.state) {
+            let rule = Some(rule.text.clone());
+            self.changed_by = Some(VerdictSource { chain: chain.to_owned(), rule });
+        }
+    }
+
+    /// The possible verdicts of a rule's verdict statement, and whether the chain ends there even if the target
+    /// returns. `None` if the rule has no effect on the traversal.
+    fn action(
+        &mut self,
+        chain: &str,
+        rule: &Rule,
+        action: &'a RuleVerdict,
+        depth: usize,
+    ) -> Option<(PossibleVerdicts, bool)> {
+        let reason = || VerdictSource { chain: chain.to_owned(), rule: Some(rule.text.clone()) };
+        Some(match action {
+            RuleVerdict::Continue => return None,
+            RuleVerdict::Accept => (PossibleVerdicts::ending(true, reason()), true),
+            RuleVerdict::Drop => (PossibleVerdicts::ending(false, reason()), true),
+            RuleVerdict::Return => (PossibleVerdicts::returning(), true),
+            RuleVerdict::Jump(target) => (self.chain(target, depth + 1), false),
+            RuleVerdict::Goto(target) => (self.chain(target, depth + 1), true),
+            RuleVerdict::Queue => {
+                let mut verdicts = PossibleVerdicts::ending(true, reason());
+                verdicts.drops.push(reason());
+                (verdicts, true)
+            }
+            RuleVerdict::Unknown => {
+                let mut verdicts = PossibleVerdicts::returning();
+                verdicts.accepts.push(reason());
+                verdicts.drops.push(reason());
+                (verdicts, false)
+            }
+            RuleVerdict::Map(elements) => return self.map(chain, rule, elements, depth),
+        })
+    }
+
+    fn map(
+        &mut self,
+        chain: &str,
+        rule: &Rule,
+        elements: &'a [(Condition, RuleVerdict)],
+        depth: usize,
+    ) -> Option<(PossibleVerdicts, bool)> {
+        let mut verdicts = PossibleVerdicts::default();
+        for (condition, action) in elements {
+            let applies = all_hold(std::slice::from_ref(condition), &self.packet);
+            let step = match applies {
+                Certainty::No => continue,
+                Certainty::Maybe => {
+                    let by_default = std::mem::take(&mut self.by_default);
+                    let step = self.action(chain, rule, action, depth);
+                    self.by_default = by_default;
+                    step
+                }
+                Certainty::Yes => self.action(chain, rule, action, depth),
+            };
+            if applies == Certainty::Yes {
+                // The keys of a map exclude each other, so no other element can match.
+                return step;
+            }
+            if let Some((mut step, _)) = step {
+                if !condition.holds_for_some_hosts(&self.packet) {
+                    step.accepts_by_address.clear();
+                }
+                verdicts.add_possible(&step);
+            }
+        }
+        verdicts.may_return = true;
+        Some((verdicts, false))
+    }
+}
+
+#[cfg(test)]
+#[path = "traversal_tests.rs"]
+mod tests;

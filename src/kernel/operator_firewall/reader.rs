@@ -1,0 +1,87 @@
+//! Reads the operator's rules again whenever they change while the daemon runs, those of policy routing included.
+
+use std::time::{Duration, Instant};
+
+use ftp_alg_firewall::{Firewall, Gateway, IpVersion, RoutingRule};
+
+use super::{policy_routing, read_without_texts};
+use crate::kernel::{
+    ClaimedPorts, Commits, NetfilterError, legacy_iptables::uses_legacy, netlink::Socket,
+};
+
+/// Minimum time between two readings, however often the rules change.
+const MIN_INTERVAL: Duration = Duration::from_secs(2);
+/// Time between two readings if iptables-legacy is in use. The kernel does not announce changes of its rules.
+const LEGACY_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Reads the operator's rules when they have changed, and updates the claimed ports.
+#[derive(Debug)]
+pub struct RulesetReader {
+    gateway: Gateway,
+    ports: ClaimedPorts,
+    commits: Commits,
+    socket: Socket,
+    /// The number of transactions of others at the last reading, and the time of that reading.
+    last_read: Option<(Option<u32>, Instant)>,
+    /// The rules of policy routing at the last reading.
+    routing_rules: Vec<RoutingRule>,
+    logged_notes: Vec<String>,
+}
+
+impl RulesetReader {
+    /// A reader that updates `ports`. It ignores our own transactions, which `commits` counts.
+    pub fn new(
+        ports: &ClaimedPorts,
+        commits: &Commits,
+        gateway: Gateway,
+    ) -> Result<Self, NetfilterError> {
+        let socket = Socket::open().map_err(|e| NetfilterError::system("netlink socket", e))?;
+        let (ports, commits) = (ports.clone(), commits.clone());
+        let (routing_rules, logged_notes) = (Vec::new(), Vec::new());
+        Ok(Self { gateway, ports, commits, socket, last_read: None, routing_rules, logged_notes })
+    }
+
+    /// Reads the rules if they may have changed, and returns them. A reading can take seconds.
+    pub fn read_if_changed(&mut self) -> Option<Firewall> {
+        let others = self.commits.count_by_others(&mut self.socket).ok().flatten();
+        let now = Instant::now();
+        if let Some((before, at)) = self.last_read {
+            let age = now.saturating_duration_since(at);
+            let is_same = others.is_none() || others == before;
+            let legacy = || IpVersion::BOTH.into_iter().any(|ip| uses_legacy(ip).unwrap_or(false));
+            if age < MIN_INTERVAL
+                || is_same
+                    && (age < LEGACY_INTERVAL || !legacy())
+                    && policy_routing::read().is_ok_and(|rules| rules == self.routing_rules)
+            {
+                return None;
+            }
+        }
+        let firewall = read_without_texts(self.gateway.clone());
+        self.apply(&firewall);
+        self.last_read = Some((others, now));
+        Some(firewall)
+    }
+
+    /// Updates the claimed ports from rules that were read a moment ago.
+    pub fn apply(&mut self, firewall: &Firewall) {
+        // They may have changed meanwhile.
+        self.last_read = Some((None, Instant::now()));
+        self.routing_rules.clone_from(&firewall.routing_rules);
+        let claims = firewall.translated_ports();
+        let mut notes = Vec::new();
+        notes.extend(firewall.read_errors.iter().map(|what| {
+            format!("cannot read all rules, so a data connection may take a published port: {what}")
+        }));
+        notes.extend(claims.unlimited_rules.iter().map(|rule| {
+            format!(
+                "rule translates unknown ports, so a data connection may take one of them: {rule}"
+            )
+        }));
+        if notes != self.logged_notes {
+            notes.iter().for_each(|note| tracing::info!("{note}"));
+            self.logged_notes = notes;
+        }
+        self.ports.set(claims.claims);
+    }
+}
