@@ -10,7 +10,7 @@ use super::{
     ConflictKind, ConflictingRule, Gateway, Ruleset,
     model::{Hook, IpVersion, state},
     sample_packets::SampleConnection,
-    traversal::{self, base_chains},
+    traversal,
 };
 
 /// The rules that may hide a control connection, each once.
@@ -20,20 +20,17 @@ pub(crate) fn conflicts_with_control<'a>(
 ) -> Vec<&'a ConflictingRule> {
     let mut found = Vec::new();
     for table in &rules.tables {
-        let mut all = table.chains.values().flat_map(|chain| &chain.rules);
-        if all.all(|rule| rule.conflict.is_none()) {
+        if table.rules().all(|rule| rule.conflict.is_none()) {
             continue;
         }
         let hooks = Hook::FILTERS.into_iter().flat_map(|hook| IpVersion::BOTH.map(|ip| (hook, ip)));
         for (hook, ip) in hooks.filter(|(_, ip)| table.family.sees(*ip)) {
             for &port in &gateway.control_ports {
-                let (from, to) = (None, None);
-                let connection =
-                    SampleConnection { hook, ip, port, real_port: port, from, to, links: None };
+                let connection = SampleConnection::unknown(hook, ip, port);
                 for packet in connection.packets(gateway, rules.changed_mark_bits) {
-                    let chains = base_chains(table).filter(|(_, base)| base.hook == packet.hook);
+                    let chains = table.base_chains().filter(|one| one.base.hook == packet.hook);
                     let reached =
-                        chains.flat_map(|(name, _)| traversal::conflicts(table, name, &packet));
+                        chains.flat_map(|one| traversal::follow(one, &packet, None).conflicts);
                     for conflict in reached {
                         let is_only_new =
                             conflict.kind == ConflictKind::Untracked && packet.state == state::NEW;

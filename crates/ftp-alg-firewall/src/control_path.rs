@@ -7,7 +7,7 @@ use std::collections::HashMap;
 
 use super::{
     ChainVerdict, DataPathVerdict, Firewall, HookVerdict, Links, PortClaim, Routing,
-    model::{Condition, Hook, IpVersion, RuleVerdict},
+    model::{Condition, Hook, IpVersion, RuleVerdict, Table},
     sample_packets::SampleConnection,
 };
 
@@ -151,32 +151,27 @@ impl Firewall {
     pub fn control_verdicts(&self, links: &Links, hooks: &[Hook]) -> Vec<ControlPathVerdict> {
         let interfaces = &links.interfaces;
         let same = self.interchangeable(interfaces.iter().map(String::as_str).collect(), links);
+        let alike = |end: &str| same.get(end).copied().unwrap_or_default();
         let mut known = HashMap::new();
         let cases = hooks.iter().flat_map(|hook| IpVersion::BOTH.map(|ip| (*hook, ip)));
         cases
             .map(|(hook, ip)| {
-                let mut verdict = |(from, to): (Option<&str>, Option<&str>)| {
-                    let alike = |one: &'_ Option<&str>| one.and_then(|one| same.get(one).copied());
-                    let key = (hook, ip, alike(&from), alike(&to));
-                    let (acceptance, decided_by) = known.entry(key).or_insert_with(|| {
-                        let (_, _, from, to) = key;
-                        let ends = (from.unwrap_or(""), to.unwrap_or(""));
-                        self.control_verdict(hook, ip, ends, links)
-                    });
-                    InterfacePairVerdict {
-                        from: from.map(str::to_owned),
-                        to: to.map(str::to_owned),
-                        acceptance: *acceptance,
-                        decided_by: decided_by.clone(),
-                    }
+                let mut verdict = |(from, to): (&str, &str)| {
+                    let ends = (alike(from), alike(to));
+                    let verdict = known.entry((hook, ip, ends));
+                    let verdict =
+                        verdict.or_insert_with(|| self.control_verdict(hook, ip, ends, links));
+                    let (acceptance, decided_by) = verdict.clone();
+                    let [from, to] =
+                        [from, to].map(|end| (!end.is_empty()).then(|| end.to_owned()));
+                    InterfacePairVerdict { from, to, acceptance, decided_by }
                 };
-                let mut pairs: Vec<_> =
-                    interface_pairs(hook, interfaces).map(&mut verdict).collect();
+                let pairs = interface_pairs(hook, interfaces);
+                let mut pairs: Vec<_> = pairs.into_iter().map(&mut verdict).collect();
                 let is_dropped =
                     |pair: &InterfacePairVerdict| pair.acceptance == Acceptance::Dropped;
                 if hook == Hook::Forward && pairs.iter().all(is_dropped) {
-                    let names = interfaces.iter().map(|one| Some(one.as_str()));
-                    let same = names.map(|one| verdict((one, one)));
+                    let same = interfaces.iter().map(|one| verdict((one, one)));
                     pairs.extend(same.filter(|pair| !is_dropped(pair)));
                 }
                 ControlPathVerdict { hook, ip, pairs }
@@ -218,15 +213,8 @@ impl Firewall {
             Hook::Output => (Some(""), interface),
             _ => (interface, Some("")),
         };
-        self.connection_verdict(SampleConnection {
-            hook,
-            ip,
-            port,
-            real_port: port,
-            from,
-            to,
-            links: None,
-        })
+        let connection = SampleConnection::unknown(hook, ip, port);
+        self.connection_verdict(SampleConnection { from, to, ..connection })
     }
 
     /// The control ports, each with the port that the server has: the same one, or that of a server which is published
@@ -291,9 +279,8 @@ impl Firewall {
 
     /// All conditions in the rules that depend on interfaces.
     fn interface_conditions(&self) -> Vec<&Condition> {
-        let chains = self.ruleset.tables.iter().flat_map(|table| table.chains.values());
         let mut found = Vec::new();
-        for rule in chains.flat_map(|chain| &chain.rules) {
+        for rule in self.ruleset.tables.iter().flat_map(Table::rules) {
             rule.conditions.iter().for_each(|one| collect_conditions(one, &mut found));
             if let RuleVerdict::Map(elements) = &rule.action {
                 elements.iter().for_each(|(key, _)| collect_conditions(key, &mut found));
@@ -316,23 +303,17 @@ fn collect_conditions<'a>(condition: &'a Condition, found: &mut Vec<&'a Conditio
     }
 }
 
-/// The possible interfaces of a connection at `hook`: the client's and the server's.
-fn interface_pairs(
-    hook: Hook,
-    interfaces: &[String],
-) -> impl Iterator<Item = (Option<&str>, Option<&str>)> {
-    let cases: Vec<_> = interfaces
-        .iter()
-        .flat_map(|one| match hook {
-            Hook::Input => vec![(Some(one.as_str()), None)],
-            Hook::Output => vec![(None, Some(one.as_str()))],
-            Hook::Prerouting | Hook::Forward | Hook::Postrouting => {
-                let others = interfaces.iter().filter(|other| *other != one);
-                others.map(|other| (Some(one.as_str()), Some(other.as_str()))).collect()
-            }
-        })
-        .collect();
-    cases.into_iter()
+/// The possible interfaces of a connection at `hook`: the client's and the server's. The name is empty if this machine is
+/// the end there.
+fn interface_pairs(hook: Hook, interfaces: &[String]) -> Vec<(&str, &str)> {
+    let names = || interfaces.iter().map(String::as_str);
+    match hook {
+        Hook::Input => names().map(|one| (one, "")).collect(),
+        Hook::Output => names().map(|one| ("", one)).collect(),
+        Hook::Prerouting | Hook::Forward | Hook::Postrouting => names()
+            .flat_map(|one| names().filter(move |other| *other != one).map(move |to| (one, to)))
+            .collect(),
+    }
 }
 
 #[cfg(test)]

@@ -5,15 +5,12 @@
 //!
 //! Rules of others may overwrite the marks on the way, for all packets that follow.
 
-use std::ptr;
-
 use super::{
-    ChainVerdict, Firewall, Gateway, HidingRule, PacketClass, VerdictSource,
-    model::{BaseChain, ChangedMarkBits, FieldValue, Hook, IpVersion, SamplePacket, Table, state},
+    ChainVerdict, Firewall, HidingRule, PacketClass,
+    model::{FieldValue, Hook, IpVersion, LocatedChain, SamplePacket, state},
     networks::Links,
-    remedy,
     sample_packets::{ACK, SYN, first_packet},
-    traversal::{self, PacketVerdict, base_chains},
+    traversal,
 };
 
 /// The hooks of a forwarded connection.
@@ -79,47 +76,6 @@ pub(crate) fn is_before_conntrack(hook: Hook, priority: i32) -> bool {
 }
 
 impl<'a> DataConnection<'a> {
-    /// The first packet, as it arrives.
-    pub(crate) fn first_packet(
-        &self,
-        gateway: &Gateway,
-        changes: ChangedMarkBits,
-    ) -> SamplePacket<'a> {
-        let (mask, data) = (gateway.mask(), gateway.data_mark);
-        let first = SamplePacket {
-            // A new connection has no mark bits except those that rules of others set on it, or on its control
-            // connection, from which it inherits them.
-            ct_mark: FieldValue::Bits { bits: 0, known: !changes.ct_mark },
-            mark: FieldValue::Bits { bits: 0, known: !changes.mark },
-            source_port: self.source_port,
-            links: self.links,
-            // `min-data-port` may be lower, but rules with low ports are meant for services.
-            destination_port: FieldValue::Within(1024, u16::MAX.into()),
-            ..first_packet(Hook::Prerouting, self.ip)
-        };
-        match self.class {
-            PacketClass::RelatedData => SamplePacket {
-                state: state::RELATED,
-                // An expected connection inherits the ct mark of its control connection (init_conntrack()). That may
-                // have any of our bits except the one of data connections.
-                ct_mark: FieldValue::Bits { bits: 0, known: !changes.ct_mark & !mask | data },
-                ftp_helper: FieldValue::exactly(1),
-                ..first
-            },
-            _ => first,
-        }
-    }
-
-    /// Our table admits the first packet.
-    fn admit(&self, packet: &mut SamplePacket<'_>, gateway: &Gateway, changes: ChangedMarkBits) {
-        let mask = gateway.mask();
-        let (others, known) = match packet.ct_mark {
-            FieldValue::Bits { bits, known } => (bits & !mask, known),
-            _ => (0, !changes.ct_mark),
-        };
-        packet.ct_mark = FieldValue::Bits { bits: others | self.admitted, known: known | mask };
-    }
-
     /// Whether a rule before has hidden what the accept rule recognises.
     fn is_hidden(&self, seen: &SamplePacket<'_>, is_admitted: bool) -> bool {
         let has_mark = |mark| match mark {
@@ -135,29 +91,33 @@ impl<'a> DataConnection<'a> {
         &self,
         hook: Hook,
         priority: i32,
-        mut packet: SamplePacket<'a>,
+        packet: SamplePacket<'a>,
         is_reply: bool,
     ) -> SamplePacket<'a> {
         let (input, output) = if is_reply { (self.to, self.from) } else { (self.from, self.to) };
-        packet.hook = hook;
-        packet.input = if hook == Hook::Output { Some("") } else { input };
-        packet.output = match hook {
-            Hook::Prerouting | Hook::Input => Some(""),
-            _ => output,
-        };
-        packet.is_local = match hook {
+        let is_local = match hook {
             // Until the destination is translated, it may be an address of this machine.
             Hook::Prerouting => None,
             _ => Some(hook == Hook::Input),
         };
+        let seen = SamplePacket {
+            hook,
+            input: if hook == Hook::Output { Some("") } else { input },
+            output: if matches!(hook, Hook::Prerouting | Hook::Input) { Some("") } else { output },
+            is_local,
+            ..packet
+        };
         let is_untracked = packet.state == state::UNTRACKED;
-        if is_untracked || is_before_conntrack(hook, priority) {
-            packet.state = if is_untracked { state::UNTRACKED } else { state::INVALID };
-            packet.ct_mark = FieldValue::Absent;
-            packet.direction = FieldValue::Absent;
-            packet.ftp_helper = FieldValue::Absent;
+        if !is_untracked && !is_before_conntrack(hook, priority) {
+            return seen;
         }
-        packet
+        SamplePacket {
+            state: if is_untracked { state::UNTRACKED } else { state::INVALID },
+            ct_mark: FieldValue::Absent,
+            direction: FieldValue::Absent,
+            ftp_helper: FieldValue::Absent,
+            ..seen
+        }
     }
 }
 
@@ -167,10 +127,9 @@ fn later_packet<'a>(
     mark: FieldValue,
     is_reply: bool,
 ) -> SamplePacket<'a> {
-    let any_port = FieldValue::Within(0, u16::MAX.into());
     let (source_port, destination_port) = match is_reply {
-        true => (any_port, before.source_port),
-        false => (before.source_port, any_port),
+        true => (FieldValue::ANY_PORT, before.source_port),
+        false => (before.source_port, FieldValue::ANY_PORT),
     };
     SamplePacket {
         state: state::ESTABLISHED,
@@ -183,31 +142,6 @@ fn later_packet<'a>(
     }
 }
 
-/// The verdict of a base chain on the packets of a data connection.
-pub(crate) struct ChainStep<'a> {
-    pub(crate) table: &'a Table,
-    pub(crate) name: &'a str,
-    pub(crate) base: BaseChain,
-    pub(crate) verdict: PacketVerdict,
-    pub(crate) hidden_by: Option<HidingRule>,
-}
-
-impl ChainStep<'_> {
-    pub(crate) fn into_chain_verdict(self) -> ChainVerdict {
-        let location = remedy::chain_location(self.table, self.name, self.base);
-        let PacketVerdict { passes, decided_by, exceptions, accepted_by_address, .. } =
-            self.verdict;
-        ChainVerdict {
-            location,
-            passes,
-            decided_by,
-            exceptions,
-            accepted_by_address,
-            hidden_by: self.hidden_by,
-        }
-    }
-}
-
 impl Firewall {
     /// The verdicts of all chains that packets of `connection` pass, in their order. The packets of the initiator pass
     /// the hooks `there`, and those of the target the hooks `back`.
@@ -216,39 +150,33 @@ impl Firewall {
         connection: &DataConnection<'_>,
         there: &[Hook],
         back: &[Hook],
-    ) -> Vec<ChainStep<'_>> {
-        let (gateway, changes) = (&self.gateway, self.ruleset.changed_mark_bits);
-        let (steps, changed_by) = (Vec::new(), None);
-        let mut way = Way { firewall: self, connection, gateway, changes, steps, changed_by };
-        let first = connection.first_packet(gateway, changes);
+    ) -> Vec<ChainVerdict> {
+        let mut way = Way { firewall: self, connection, verdicts: Vec::new(), changed_by: None };
+        let first = way.first_packet();
         let passed = way.pass(first, there, Packet::First);
         let later = later_packet(&passed, first.mark, false);
         let passed = way.pass(later, there, Packet::Later);
         way.pass(later_packet(&passed, first.mark, true), back, Packet::Reply);
-        way.steps
+        way.verdicts
     }
 
     /// The base chains at `hook` that packets of data connections reach, in their order.
     ///
     /// Our table or an expectation translates data connections, so the chains of type `nat` do not see them.
-    fn chains_at(&self, hook: Hook, ip: IpVersion) -> Vec<(&Table, &str, BaseChain)> {
-        let tables = self.ruleset.tables.iter().filter(|table| table.family.sees(ip));
-        let chains = tables
-            .flat_map(|table| base_chains(table).map(move |(name, base)| (table, name, base)));
+    fn chains_at(&self, hook: Hook, ip: IpVersion) -> Vec<LocatedChain<'_>> {
+        let chains = self.ruleset.base_chains(ip);
         let mut chains: Vec<_> =
-            chains.filter(|(.., base)| base.hook == hook && !base.is_nat).collect();
-        chains.sort_by_key(|(.., base)| base.priority);
+            chains.filter(|chain| chain.base.hook == hook && !chain.base.is_nat).collect();
+        chains.sort_by_key(|chain| chain.base.priority);
         chains
     }
 }
 
 /// The way of a connection's packets.
-struct Way<'a, 'c> {
+struct Way<'a> {
     firewall: &'a Firewall,
-    connection: &'c DataConnection<'c>,
-    gateway: &'a Gateway,
-    changes: ChangedMarkBits,
-    steps: Vec<ChainStep<'a>>,
+    connection: &'a DataConnection<'a>,
+    verdicts: Vec<ChainVerdict>,
     /// The last rule that changed the ct mark, or took a packet out of connection tracking.
     changed_by: Option<HidingRule>,
 }
@@ -261,31 +189,72 @@ enum Packet {
     Reply,
 }
 
-impl<'a, 'c> Way<'a, 'c> {
+impl<'a> Way<'a> {
+    /// The first packet, as it arrives.
+    fn first_packet(&self) -> SamplePacket<'a> {
+        let (gateway, changes) = (&self.firewall.gateway, self.firewall.ruleset.changed_mark_bits);
+        let first = SamplePacket {
+            // A new connection has no mark bits except those that rules of others set on it, or on its control
+            // connection, from which it inherits them.
+            ct_mark: FieldValue::Bits { bits: 0, known: !changes.ct_mark },
+            mark: FieldValue::Bits { bits: 0, known: !changes.mark },
+            source_port: self.connection.source_port,
+            links: self.connection.links,
+            destination_port: FieldValue::DATA_PORT,
+            ..first_packet(Hook::Prerouting, self.connection.ip)
+        };
+        match self.connection.class {
+            PacketClass::RelatedData => SamplePacket {
+                state: state::RELATED,
+                // An expected connection inherits the ct mark of its control connection (init_conntrack()). That may
+                // have any of our bits except the one of data connections.
+                ct_mark: FieldValue::Bits {
+                    bits: 0,
+                    known: !changes.ct_mark & !gateway.mask() | gateway.data_mark,
+                },
+                ftp_helper: FieldValue::exactly(1),
+                ..first
+            },
+            _ => first,
+        }
+    }
+
+    /// Our table admits the first packet.
+    fn admit(&self, packet: &mut SamplePacket<'_>) {
+        let mask = self.firewall.gateway.mask();
+        let (others, known) = match packet.ct_mark {
+            FieldValue::Bits { bits, known } => (bits & !mask, known),
+            _ => (0, !self.firewall.ruleset.changed_mark_bits.ct_mark),
+        };
+        let bits = others | self.connection.admitted;
+        packet.ct_mark = FieldValue::Bits { bits, known: known | mask };
+    }
+
     /// Evaluates all chains at `hooks` for `packet`. Returns the packet as it leaves.
     fn pass(
         &mut self,
-        mut packet: SamplePacket<'c>,
+        mut packet: SamplePacket<'a>,
         hooks: &[Hook],
         which: Packet,
-    ) -> SamplePacket<'c> {
-        let Self { connection, gateway, changes, .. } = *self;
+    ) -> SamplePacket<'a> {
+        let Self { firewall, connection, .. } = *self;
         let mut is_admitted = which != Packet::First;
         for &hook in hooks {
-            for (table, name, base) in self.firewall.chains_at(hook, connection.ip) {
-                if !is_admitted && connection.class.is_admitted_at(hook, base.priority) {
-                    connection.admit(&mut packet, gateway, changes);
+            for chain in firewall.chains_at(hook, connection.ip) {
+                let priority = chain.base.priority;
+                if !is_admitted && connection.class.is_admitted_at(hook, priority) {
+                    self.admit(&mut packet);
                     is_admitted = true;
                 }
                 let is_reply = which == Packet::Reply;
-                let mut seen = connection.seen_at(hook, base.priority, packet, is_reply);
+                let mut seen = connection.seen_at(hook, priority, packet, is_reply);
                 let is_hidden = connection.is_hidden(&seen, is_admitted);
                 let hidden_by = self.changed_by.clone().filter(|_| is_hidden);
-                let verdict = traversal::evaluate(table, name, base, &mut seen);
-                if let Some(VerdictSource { chain, rule: Some(rule) }) = &verdict.changed_by {
+                let (verdict, changed_by) = traversal::evaluate(chain, &mut seen);
+                if let Some((name, rule)) = changed_by {
                     self.changed_by = Some(HidingRule {
-                        chain: remedy::chain_location(table, chain, base).to_string(),
-                        rule: rule.clone(),
+                        chain: chain.table.chain_name(name),
+                        rule: rule.text.clone(),
                         untracks: seen.state == state::UNTRACKED,
                     });
                 }
@@ -295,25 +264,20 @@ impl<'a, 'c> Way<'a, 'c> {
                 } else if seen.ct_mark != FieldValue::Absent {
                     packet.ct_mark = seen.ct_mark;
                 }
-                self.add(ChainStep { table, name, base, verdict, hidden_by });
+                self.add(ChainVerdict { hidden_by, ..verdict });
             }
         }
         if !is_admitted {
-            connection.admit(&mut packet, gateway, changes);
+            self.admit(&mut packet);
         }
         packet
     }
 
     /// Combines the verdict with those on earlier packets.
-    fn add(&mut self, step: ChainStep<'a>) {
-        let is_same =
-            |one: &&mut ChainStep<'_>| ptr::eq(one.table, step.table) && one.name == step.name;
-        match self.steps.iter_mut().find(is_same) {
-            Some(known) => {
-                known.hidden_by = known.hidden_by.take().or(step.hidden_by);
-                known.verdict = known.verdict.clone().and(step.verdict);
-            }
-            None => self.steps.push(step),
+    fn add(&mut self, verdict: ChainVerdict) {
+        match self.verdicts.iter_mut().find(|known| known.location == verdict.location) {
+            Some(known) => *known = known.clone().and(verdict),
+            None => self.verdicts.push(verdict),
         }
     }
 }

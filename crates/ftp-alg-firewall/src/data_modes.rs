@@ -9,7 +9,6 @@ use super::{
     IpVersion, Links, PacketClass,
     data_connection::{DataConnection, FORWARDED, RECEIVED, SENT},
     data_path::accepts_some_admitted,
-    hook_verdict,
     model::FieldValue,
     sample_packets::EPHEMERAL,
 };
@@ -78,9 +77,8 @@ impl Firewall {
         let names = paths.iter().flat_map(|path| &path.pairs);
         let names = names.flat_map(|pair| pair.from.iter().chain(&pair.to)).map(String::as_str);
         let same = self.interchangeable(names.collect(), links);
-        let alike = |name: &Option<String>| match name {
-            Some(name) => same.get(name.as_str()).copied().unwrap_or_default(),
-            None => "",
+        let alike = |name: &Option<String>| {
+            same.get(name.as_deref().unwrap_or_default()).copied().unwrap_or_default()
         };
         let mut known = HashMap::new();
         let mut verdicts = Vec::new();
@@ -178,7 +176,7 @@ impl Firewall {
         let source_port = match mode {
             DataMode::Passive => EPHEMERAL,
             // Some servers use port 20, and some do not.
-            DataMode::Active => FieldValue::Within(0, u16::MAX.into()),
+            DataMode::Active => FieldValue::ANY_PORT,
         };
         let connection = DataConnection {
             ip,
@@ -194,7 +192,7 @@ impl Firewall {
             (_, "") => (RECEIVED, SENT),
             _ => (FORWARDED, FORWARDED),
         };
-        hook_verdict(self.follow(&connection, there, back).into_iter())
+        HookVerdict::new(self.follow(&connection, there, back))
     }
 }
 

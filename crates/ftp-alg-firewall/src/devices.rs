@@ -6,28 +6,22 @@
 use std::collections::HashMap;
 
 use serde_json::{Map, Value as Json};
+use strum::EnumString;
 
-use super::model::{Condition, Hook, InterfaceDirection, InterfacePattern, TableFamily};
+use super::model::{Condition, Hook, InterfaceDirection, TableFamily};
 
 /// The family and the name of a table.
 pub(crate) type TableKey = (TableFamily, String);
 
 /// A hook of network devices.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString)]
+#[strum(serialize_all = "lowercase")]
 pub(crate) enum DeviceHook {
     Ingress,
     Egress,
 }
 
 impl DeviceHook {
-    pub(crate) fn new(name: &str) -> Option<Self> {
-        match name {
-            "ingress" => Some(Self::Ingress),
-            "egress" => Some(Self::Egress),
-            _ => None,
-        }
-    }
-
     /// The hook and the priority where a chain of `priority` is evaluated: before all chains at prerouting, or behind
     /// all chains at postrouting.
     pub(crate) fn place(self, priority: i32) -> (Hook, i32) {
@@ -53,8 +47,7 @@ impl DeviceHook {
             Self::Ingress => InterfaceDirection::Input,
             Self::Egress => InterfaceDirection::Output,
         };
-        let device =
-            |name: &&str| Condition::interface(direction, InterfacePattern::new(name, '*'));
+        let device = |name: &&str| Condition::interface(direction, name, '*');
         Condition::Any(names.iter().map(device).collect())
     }
 }

@@ -1,14 +1,15 @@
 //! Reads the expressions in nft's JSON and the comparisons with them (libnftables-json(5)).
 
-use std::sync::Arc;
+use std::{borrow::Cow, sync::Arc};
 
 use ipnetwork::IpNetwork;
 use serde_json::Value as Json;
 
 use super::{
     mark_writes::{MarkTarget, MarkWrite, WrittenMark},
-    model::{AddressSide, Condition, Field, InterfaceDirection, InterfacePattern, Ranges, state},
+    model::{AddressSide, Condition, Field, InterfaceDirection, Ranges},
     networks::spanning,
+    packet_fields,
 };
 
 /// Which interface an expression reads, by name or by index.
@@ -34,7 +35,7 @@ pub(crate) fn equals(expression: &Json, value: &Json) -> Option<Condition> {
         return equals(expression, element.get("val")?);
     }
     if let Some(side) = address_side(expression) {
-        return Some(Condition::Address { side, networks: networks(value)?, negated: false });
+        return Some(Condition::address(side, networks(value)?));
     }
     if let Some(parts) = expression.get("concat").and_then(Json::as_array) {
         let values = value.get("concat")?.as_array()?;
@@ -42,7 +43,7 @@ pub(crate) fn equals(expression: &Json, value: &Json) -> Option<Condition> {
         return Some(Condition::All(parts.iter().zip(values).map(one).collect()));
     }
     if let Some(side) = interface_direction(expression) {
-        return Some(Condition::interface(side, InterfacePattern::new(value.as_str()?, '*')));
+        return Some(Condition::interface(side, value.as_str()?, '*'));
     }
     let (field, mask) = field(expression)?;
     Some(Condition::field_in(field, mask, ranges(field, value)?))
@@ -146,30 +147,9 @@ pub(crate) fn implied_condition(expression: &Json) -> Option<Condition> {
         "ip" => Some(Condition::field_in(Field::Family, u32::MAX, [(4, 4)])),
         "ip6" => Some(Condition::field_in(Field::Family, u32::MAX, [(6, 6)])),
         "udp" | "icmp" | "icmpv6" | "igmp" | "sctp" | "dccp" | "udplite" | "esp" | "ah"
-        | "comp" | "arp" => Some(Condition::Any(Vec::new())),
+        | "comp" | "arp" => Some(Condition::never()),
         _ => None,
     }
-}
-
-/// The bits of field `into` that do not change when `value` is assigned to it.
-pub(crate) fn unchanged_bits(value: &Json, into: Field) -> u32 {
-    // `ct mark and 0xff` is also a field with a mask.
-    if let Some((_, mask)) = field(value).filter(|(from, _)| *from == into) {
-        return mask;
-    }
-    let Some((op, operands)) = value.as_object().and_then(|one| one.iter().next()) else {
-        return 0;
-    };
-    let Some(operands) = operands.as_array() else { return 0 };
-    let numbers = operands.iter().map(number);
-    let constants: Vec<u32> = numbers.flatten().collect();
-    let others: Vec<&Json> = operands.iter().filter(|one| number(one).is_none()).collect();
-    let [inner] = others.as_slice() else { return 0 };
-    constants.iter().fold(unchanged_bits(inner, into), |unchanged, constant| match op.as_str() {
-        "&" => unchanged & constant,
-        "|" | "^" => unchanged & !constant,
-        _ => 0,
-    })
 }
 
 /// What the assignment of `value` writes into `into`, if that is a mark.
@@ -179,14 +159,30 @@ pub(crate) fn mark_write(into: Field, value: &Json) -> Option<MarkWrite> {
         Field::PacketMark => (MarkTarget::PacketMark, Field::CtMark),
         _ => return None,
     };
-    let bits = !unchanged_bits(value, into);
-    let value = match [0, u32::MAX].map(|before| assigned(value, into, before)) {
-        // A bit that is the opposite of what it was is not constant.
-        [Some(zero), Some(ones)] if (zero ^ ones) & bits == 0 => WrittenMark::Constant(zero),
-        _ if field(value) == Some((other, u32::MAX)) => WrittenMark::OtherMark,
-        _ => WrittenMark::Unknown,
+    let (bits, written) = match [0, u32::MAX].map(|before| assigned(value, into, before)) {
+        [Some(zero), Some(ones)] => {
+            let changed = zero | !ones;
+            // A bit that is the opposite of what it was is not constant.
+            let is_constant = (zero ^ ones) & changed == 0;
+            (changed, if is_constant { WrittenMark::Constant(zero) } else { WrittenMark::Unknown })
+        }
+        _ if field(value) == Some((other, u32::MAX)) => (u32::MAX, WrittenMark::OtherMark),
+        _ => (u32::MAX, WrittenMark::Unknown),
     };
-    Some(MarkWrite { target, bits, value })
+    let restored = if other == Field::CtMark && reads_ct_mark(value) { bits } else { 0 };
+    Some(MarkWrite { target, bits, restored, value: written })
+}
+
+/// Whether an expression, or a part of it, is the ct mark.
+fn reads_ct_mark(expression: &Json) -> bool {
+    match expression {
+        Json::Array(parts) => parts.iter().any(reads_ct_mark),
+        Json::Object(parts) => {
+            field(expression).is_some_and(|(field, _)| field == Field::CtMark)
+                || parts.values().any(reads_ct_mark)
+        }
+        _ => false,
+    }
 }
 
 /// The result of `value` if field `into` is `before`; `None` if it depends on anything else.
@@ -209,13 +205,15 @@ fn assigned(value: &Json, into: Field, before: u32) -> Option<u32> {
 }
 
 pub(crate) fn number(value: &Json) -> Option<u32> {
+    packet_fields::number(&text(value))
+}
+
+/// The text of a name or a number; empty for anything else.
+fn text(value: &Json) -> Cow<'_, str> {
     match value {
-        Json::Number(number) => number.as_u64()?.try_into().ok(),
-        Json::String(text) => match text.strip_prefix("0x") {
-            Some(digits) => u32::from_str_radix(digits, 16).ok(),
-            None => text.parse().ok(),
-        },
-        _ => None,
+        Json::String(name) => name.into(),
+        Json::Number(number) => number.to_string().into(),
+        _ => "".into(),
     }
 }
 
@@ -254,41 +252,10 @@ pub(crate) fn range(field: Field, value: &Json) -> Option<(u32, u32)> {
     Some((one, one))
 }
 
-/// One value of a field, by name or number. For some fields, an unknown name is certainly no value of our packets. It
-/// becomes a value that no sample packet has.
-pub(crate) fn single_value(field: Field, value: &Json) -> Option<u32> {
-    if let Some(list) = value.as_array().or_else(|| value.get("|").and_then(Json::as_array)) {
-        return list.iter().try_fold(0, |bits, one| Some(bits | single_value(field, one)?));
+/// One value of a field, by name or number, or the bits of a list of values.
+fn single_value(field: Field, value: &Json) -> Option<u32> {
+    match value.as_array().or_else(|| value.get("|").and_then(Json::as_array)) {
+        Some(list) => list.iter().try_fold(0, |bits, one| Some(bits | single_value(field, one)?)),
+        None => field.value(&text(value)),
     }
-    const OTHER: u32 = 255;
-    let name = value.as_str().unwrap_or_default();
-    Some(match (field, name) {
-        (Field::State, "invalid") => state::INVALID,
-        (Field::State, "established") => state::ESTABLISHED,
-        (Field::State, "related") => state::RELATED,
-        (Field::State, "new") => state::NEW,
-        (Field::State, "untracked") => state::UNTRACKED,
-        (Field::Direction, "original") => 0,
-        (Field::Direction, "reply") => 1,
-        (Field::Family, "ipv4" | "ip") => 4,
-        (Field::Family, "ipv6" | "ip6") => 6,
-        (Field::Family, _) => OTHER,
-        (Field::Protocol, "tcp") => 6,
-        (Field::Protocol, _) => number(value).unwrap_or(OTHER),
-        (Field::DestinationType, "local") => 1,
-        (Field::DestinationType, "unicast") => 2,
-        (Field::PacketType, "host" | "unicast") => 0,
-        (Field::DestinationType | Field::PacketType, _) => OTHER,
-        (Field::FtpHelper, "ftp") => 1,
-        (Field::FtpHelper, _) => OTHER,
-        (Field::TcpFlags, "fin") => 0x01,
-        (Field::TcpFlags, "syn") => 0x02,
-        (Field::TcpFlags, "rst") => 0x04,
-        (Field::TcpFlags, "psh") => 0x08,
-        (Field::TcpFlags, "ack") => 0x10,
-        (Field::TcpFlags, "urg") => 0x20,
-        (Field::TcpFlags, "ecn") => 0x40,
-        (Field::TcpFlags, "cwr") => 0x80,
-        _ => number(value)?,
-    })
 }

@@ -35,12 +35,12 @@ mod xtables;
 use std::{collections::BTreeSet, ops::RangeInclusive};
 
 pub use control_path::{Acceptance, ControlPathVerdict, InterfacePairVerdict};
-use data_connection::{ChainStep, DataConnection, FORWARDED, RECEIVED, SENT};
+use data_connection::{DataConnection, FORWARDED, RECEIVED, SENT};
 pub use data_modes::{DataMode, ModeVerdict};
 pub use data_path::{AcceptedData, DataPathVerdict, accepted_data, data_path_verdicts};
 pub use gateway::{Gateway, Routing};
 pub use marks::{CtMarkUse, MarkConflict, MarkConflictKind};
-use model::{ChangedMarkBits, FieldValue, SamplePacket, Table};
+use model::{ChangedMarkBits, FieldValue, LocatedChain, SamplePacket, Table, chain_name};
 pub use model::{Hook, IpVersion, Origin, TableFamily};
 pub use networks::Links;
 pub use remedy::{RulesetManager, condition};
@@ -49,8 +49,6 @@ pub use sample_packets::PacketClass;
 use sample_packets::injected_packet;
 pub use translated_ports::{PortClaim, TranslatedPorts};
 pub use traversal::VerdictSource;
-use traversal::{PacketVerdict, base_chains};
-pub use xtables::program;
 
 /// The rules of a network namespace, as far as they could be read.
 #[derive(Clone, Debug)]
@@ -76,12 +74,17 @@ struct Ruleset {
 
 impl Ruleset {
     fn add(&mut self, other: Self) {
+        let writes = other.tables.iter().flat_map(Table::rules).flat_map(|rule| &rule.mark_writes);
+        writes.for_each(|write| self.changed_mark_bits.add(write));
         self.tables.extend(other.tables);
         self.conflicts.extend(other.conflicts);
         self.unread.extend(other.unread);
-        self.changed_mark_bits.ct_mark |= other.changed_mark_bits.ct_mark;
-        self.changed_mark_bits.mark |= other.changed_mark_bits.mark;
-        self.changed_mark_bits.restored |= other.changed_mark_bits.restored;
+    }
+
+    /// The base chains that packets of this version of IP may pass.
+    fn base_chains(&self, ip: IpVersion) -> impl Iterator<Item = LocatedChain<'_>> {
+        let tables = self.tables.iter().filter(move |table| table.family.sees(ip));
+        tables.flat_map(Table::base_chains)
     }
 }
 
@@ -196,11 +199,7 @@ pub struct ChainLocation {
 
 impl std::fmt::Display for ChainLocation {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { table, chain, .. } = self;
-        match (self.origin, self.family) {
-            (Origin::Nftables, family) => write!(f, "{family} {table} {chain}"),
-            _ => write!(f, "{} {table} {chain}", self.program()),
-        }
+        f.write_str(&chain_name(self.origin, self.family, &self.table, &self.chain))
     }
 }
 
@@ -217,15 +216,14 @@ impl ChainLocation {
     fn is_for_filters(&self) -> bool {
         self.hook.is_filter() && (self.origin == Origin::Nftables || self.table == "filter")
     }
-
-    /// The program that changes this chain.
-    fn program(&self) -> &'static str {
-        let ip = if self.family == TableFamily::Ip6 { IpVersion::V6 } else { IpVersion::V4 };
-        xtables::program(self.origin, ip)
-    }
 }
 
 impl HookVerdict {
+    fn new(mut chains: Vec<ChainVerdict>) -> Self {
+        chains.sort_by_cached_key(|chain| (chain.location.priority, chain.location.clone()));
+        Self { chains }
+    }
+
     /// Whether packets pass every base chain by default.
     pub fn passes(&self) -> bool {
         self.chains.iter().all(|chain| chain.passes)
@@ -317,14 +315,13 @@ impl Firewall {
         class: PacketClass,
         admitted: u32,
     ) -> HookVerdict {
-        let any_port = FieldValue::Within(0, u16::MAX.into());
         let connection = DataConnection {
             ip,
             class,
             admitted,
             from: None,
             to: None,
-            source_port: any_port,
+            source_port: FieldValue::ANY_PORT,
             links: None,
         };
         let hooks = match hook {
@@ -332,24 +329,22 @@ impl Firewall {
             Hook::Output => SENT,
             Hook::Prerouting | Hook::Forward | Hook::Postrouting => FORWARDED,
         };
-        let steps = self.follow(&connection, hooks, hooks).into_iter();
-        hook_verdict(steps.filter(|step| step.base.hook == hook))
+        let mut chains = self.follow(&connection, hooks, hooks);
+        chains.retain(|chain| chain.location.hook == hook);
+        HookVerdict::new(chains)
     }
 
     /// What the firewall does with the packets of one connection, each at its own hook.
     fn verdict_on_packets(&self, ip: IpVersion, packets: &[SamplePacket<'_>]) -> HookVerdict {
-        let tables = self.ruleset.tables.iter().filter(|table| table.family.sees(ip));
-        let chains = tables
-            .flat_map(|table| base_chains(table).map(move |(name, base)| (table, name, base)));
-        hook_verdict(chains.filter_map(|(table, name, base)| {
-            let here = packets
-                .iter()
-                .filter(|packet| packet.hook == base.hook && packet.place.includes(base.priority));
-            let verdicts =
-                here.map(|packet| traversal::evaluate(table, name, base, &mut { *packet }));
-            let verdict = verdicts.reduce(PacketVerdict::and)?;
-            Some(ChainStep { table, name, base, verdict, hidden_by: None })
-        }))
+        let verdict = |chain: LocatedChain<'_>| {
+            let sees = |packet: &&SamplePacket<'_>| {
+                packet.hook == chain.base.hook && packet.place.includes(chain.base.priority)
+            };
+            let here = packets.iter().filter(sees);
+            let verdicts = here.map(|packet| traversal::evaluate(chain, &mut { *packet }).0);
+            verdicts.reduce(ChainVerdict::and)
+        };
+        HookVerdict::new(self.ruleset.base_chains(ip).filter_map(verdict).collect())
     }
 
     /// The commands that make dropping chains of `verdict` accept packets of `class`: one for each chain in which a
@@ -400,13 +395,6 @@ impl Firewall {
         }
         self.ruleset.add(read);
     }
-}
-
-fn hook_verdict<'a>(steps: impl Iterator<Item = ChainStep<'a>>) -> HookVerdict {
-    let mut chains: Vec<ChainVerdict> = steps.map(ChainStep::into_chain_verdict).collect();
-    let order = |chain: &ChainVerdict| (chain.location.priority, chain.location.clone());
-    chains.sort_by_cached_key(order);
-    HookVerdict { chains }
 }
 
 #[cfg(test)]

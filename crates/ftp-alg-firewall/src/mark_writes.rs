@@ -6,6 +6,8 @@ pub(crate) struct MarkWrite {
     pub(crate) target: MarkTarget,
     /// The bits that may change.
     pub(crate) bits: u32,
+    /// The bits of the packet mark that come from the ct mark.
+    pub(crate) restored: u32,
     pub(crate) value: WrittenMark,
 }
 
@@ -32,4 +34,15 @@ pub(crate) struct ChangedMarkBits {
     pub(crate) mark: u32,
     /// Those of the packet mark that are set from the ct mark.
     pub(crate) restored: u32,
+}
+
+impl ChangedMarkBits {
+    /// Adds what `write` changes.
+    pub(crate) fn add(&mut self, write: &MarkWrite) {
+        match write.target {
+            MarkTarget::CtMark => self.ct_mark |= write.bits,
+            MarkTarget::PacketMark => self.mark |= write.bits,
+        }
+        self.restored |= write.restored;
+    }
 }

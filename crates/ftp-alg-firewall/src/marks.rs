@@ -8,11 +8,10 @@
 use super::{
     Gateway, Ruleset,
     data_connection::is_before_conntrack,
-    model::{BaseChain, Hook, IpVersion, Origin, SamplePacket, Table, state},
+    model::{BaseChain, Hook, IpVersion, LocatedChain, SamplePacket, state},
     routing_rules::RoutingRule,
     sample_packets::{PacketClass, admitted_packets, fast_path_packets},
-    traversal::{self, base_chains},
-    xtables,
+    traversal,
 };
 use serde::{Deserialize, Serialize};
 
@@ -88,27 +87,43 @@ pub(crate) fn mark_conflicts(
     routing_rules: &[RoutingRule],
     gateway: &Gateway,
 ) -> Vec<MarkConflict> {
-    let mut found = overwriting_rules(rules, gateway);
-    let packets = |changed| fast_path_packets(gateway, rules.changed_mark_bits, changed);
-    // What rules may have set when a packet reaches the others.
-    let mut changed = 0;
-    for (packet, _) in packets(rules.changed_mark_bits.mark) {
-        for (table, name, _) in chains_with_marks(rules) {
-            let marking = traversal::marking_rules(table, name, &packet);
-            changed |= marking.iter().fold(0, |bits, (_, rule)| bits | rule.changed_mark_bits);
-        }
-    }
+    use MarkConflictKind::{Compares, ComparesCtMark, Overwrites};
+    let mut found: Vec<MarkConflict> = Vec::new();
     let mut add = |chain: String, rule: String, kind| {
         if found.iter().all(|one| (&one.chain, &one.rule) != (&chain, &rule)) {
             found.push(MarkConflict { chain, rule, kind });
         }
     };
-    use MarkConflictKind::{Compares, ComparesCtMark};
-    for (packet, mark) in packets(changed) {
-        for (table, name, _) in chains_with_marks(rules) {
-            let both = [&packet, &SamplePacket { mark, ..packet }];
-            for (chain, rule) in traversal::rules_that_tell_apart(table, name, both) {
-                add(chain_name(table, chain), rule.text.clone(), Compares);
+    let changes = rules.changed_mark_bits;
+    let bits = gateway.mask() | gateway.slot_mask;
+    // What rules may have set when a packet reaches the others.
+    let mut changed = 0;
+    for (packet, mark) in fast_path_packets(gateway, changes, changes.mark) {
+        let marked = SamplePacket { mark, ..packet };
+        for one in chains_with_marks(rules) {
+            for (_, rule) in traversal::follow(one, &packet, None).marking_rules {
+                changed |= rule.changed_mark_bits();
+            }
+            // By then the first packet of a data connection is admitted.
+            if packet.state == state::NEW && one.base.priority >= MARK_READ_PRIORITY {
+                continue;
+            }
+            for (chain, rule) in traversal::follow(one, &marked, None).marking_rules {
+                if rule.changed_mark_bits() & bits != 0 {
+                    add(one.table.chain_name(chain), rule.text.clone(), Overwrites);
+                }
+            }
+        }
+    }
+    let dependent = |one: LocatedChain<'_>, packet: &_, other| {
+        let rules = traversal::follow(one, packet, Some(other)).dependent_rules.into_iter();
+        let named = rules.map(|(chain, rule)| (one.table.chain_name(chain), rule.text.clone()));
+        named.collect::<Vec<_>>()
+    };
+    for (packet, mark) in fast_path_packets(gateway, changes, changed) {
+        for one in chains_with_marks(rules) {
+            for (chain, rule) in dependent(one, &packet, SamplePacket { mark, ..packet }) {
+                add(chain, rule, Compares);
             }
         }
         for rule in routing_rules {
@@ -118,16 +133,16 @@ pub(crate) fn mark_conflicts(
             }
         }
     }
-    for (table, name, base) in chains(rules).filter(|(.., base)| !base.is_nat) {
-        for (packet, ct_mark) in admitted_packets(base.hook, gateway, rules.changed_mark_bits) {
-            let both = [&packet, &SamplePacket { ct_mark, ..packet }];
+    for one in rules.base_chains(IpVersion::V4).filter(|one| !one.base.is_nat) {
+        let BaseChain { hook, priority, .. } = one.base;
+        for (packet, ct_mark) in admitted_packets(hook, gateway, changes) {
             let has_ct_mark = match packet.state {
-                state::NEW => PacketClass::MarkedData.is_admitted_at(base.hook, base.priority),
-                _ => !is_before_conntrack(base.hook, base.priority),
+                state::NEW => PacketClass::MarkedData.is_admitted_at(hook, priority),
+                _ => !is_before_conntrack(hook, priority),
             };
             if has_ct_mark {
-                for (chain, rule) in traversal::rules_that_tell_apart(table, name, both) {
-                    add(chain_name(table, chain), rule.text.clone(), ComparesCtMark);
+                for (chain, rule) in dependent(one, &packet, SamplePacket { ct_mark, ..packet }) {
+                    add(chain, rule, ComparesCtMark);
                 }
             }
         }
@@ -135,61 +150,23 @@ pub(crate) fn mark_conflicts(
     found
 }
 
-/// The base chains that packets of IPv4 pass, with their tables. The fast path has no others.
-fn chains(rules: &Ruleset) -> impl Iterator<Item = (&Table, &str, BaseChain)> {
-    let tables = rules.tables.iter().filter(|table| table.family.sees(IpVersion::V4));
-    tables.flat_map(|table| base_chains(table).map(move |(name, base)| (table, name, base)))
-}
-
-/// The base chains that get packets with such marks, with their tables. Packets of control connections reach no chain
-/// that translates, and a data connection is translated by ours, which comes first.
-fn chains_with_marks(rules: &Ruleset) -> impl Iterator<Item = (&Table, &str, BaseChain)> {
+/// The base chains that get packets with such marks. The fast path has IPv4 alone. Packets of control connections reach
+/// no chain that translates, and a data connection is translated by ours, which comes first.
+fn chains_with_marks(rules: &Ruleset) -> impl Iterator<Item = LocatedChain<'_>> {
     let has_marks = |base: BaseChain| match base.hook {
         _ if base.is_nat => false,
         Hook::Prerouting => true,
         Hook::Forward => base.priority < CLEARING_PRIORITY,
         Hook::Input | Hook::Output | Hook::Postrouting => false,
     };
-    chains(rules).filter(move |(.., base)| has_marks(*base))
-}
-
-/// The rules that may overwrite the marks before our table reads them, each once.
-fn overwriting_rules(rules: &Ruleset, gateway: &Gateway) -> Vec<MarkConflict> {
-    let changes = rules.changed_mark_bits;
-    let bits = gateway.mask() | gateway.slot_mask;
-    let mut found = Vec::new();
-    for (packet, mark) in fast_path_packets(gateway, changes, changes.mark) {
-        let packet = SamplePacket { mark, ..packet };
-        // By then the first packet of a data connection is admitted.
-        let is_late =
-            |base: BaseChain| packet.state == state::NEW && base.priority >= MARK_READ_PRIORITY;
-        for (table, name, _) in chains_with_marks(rules).filter(|(.., base)| !is_late(*base)) {
-            for (chain, rule) in traversal::marking_rules(table, name, &packet) {
-                if rule.changed_mark_bits & bits != 0 {
-                    let (chain, rule) = (chain_name(table, chain), rule.text.clone());
-                    let conflict = MarkConflict { chain, rule, kind: MarkConflictKind::Overwrites };
-                    if !found.contains(&conflict) {
-                        found.push(conflict);
-                    }
-                }
-            }
-        }
-    }
-    found
-}
-
-fn chain_name(table: &Table, chain: &str) -> String {
-    match table.origin {
-        Origin::Nftables => format!("{} {} {chain}", table.family, table.name),
-        origin => format!("{} {} {chain}", xtables::program(origin, IpVersion::V4), table.name),
-    }
+    rules.base_chains(IpVersion::V4).filter(move |one| has_marks(one.base))
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::Firewall;
     use super::*;
-    use crate::CtMarkUse;
+    use crate::{CtMarkUse, Origin};
 
     /// Each rule that is found.
     fn found(firewall: &Firewall) -> Vec<String> {

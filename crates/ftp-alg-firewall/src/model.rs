@@ -12,7 +12,11 @@ use ipnetwork::IpNetwork;
 use strum::{Display, EnumString};
 
 pub use super::packet_fields::{Hook, IpVersion};
-use super::{ConflictingRule, mark_writes::MarkWrite};
+use super::{
+    ConflictKind, ConflictingRule,
+    mark_writes::{MarkTarget, MarkWrite},
+    remedy::RulesetManager,
+};
 pub(crate) use super::{
     mark_writes::ChangedMarkBits,
     packet_fields::{Certainty, Comparison, Field, FieldValue, Ranges, state},
@@ -42,7 +46,7 @@ pub(crate) struct InterfacePattern {
 
 impl InterfacePattern {
     /// Reads a pattern. `wildcard` at the end stands for any rest: `*` in nftables, `+` in iptables.
-    pub(crate) fn new(text: &str, wildcard: char) -> Self {
+    fn new(text: &str, wildcard: char) -> Self {
         match text.strip_suffix(wildcard) {
             Some(start) => Self { name: start.to_owned(), is_prefix: true },
             None => Self { name: text.to_owned(), is_prefix: false },
@@ -104,9 +108,19 @@ impl Condition {
         Self::field_in(field, bits, [(0, 0)]).negated_if(true)
     }
 
-    /// Holds if the packet's interface matches `pattern`.
-    pub(crate) fn interface(side: InterfaceDirection, pattern: InterfacePattern) -> Self {
-        Self::Interface { side, pattern, negated: false }
+    /// Never holds.
+    pub(crate) fn never() -> Self {
+        Self::Any(Vec::new())
+    }
+
+    /// Holds if the name of the packet's interface is `name`, or begins with it up to a `wildcard`.
+    pub(crate) fn interface(side: InterfaceDirection, name: &str, wildcard: char) -> Self {
+        Self::Interface { side, pattern: InterfacePattern::new(name, wildcard), negated: false }
+    }
+
+    /// Holds if the packet's address is in one of `networks`.
+    pub(crate) fn address(side: AddressSide, networks: impl Into<Arc<[IpNetwork]>>) -> Self {
+        Self::Address { side, networks: networks.into(), negated: false }
     }
 
     pub(crate) fn negated_if(self, negate: bool) -> Self {
@@ -179,7 +193,7 @@ impl Condition {
 }
 
 /// The verdict statement of a rule.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) enum RuleVerdict {
     Accept,
     /// Drop or reject.
@@ -190,6 +204,7 @@ pub(crate) enum RuleVerdict {
     Jump(String),
     Goto(String),
     /// Evaluation continues with the next rule.
+    #[default]
     Continue,
     /// A verdict map: the verdict of the element whose key matches.
     Map(Vec<(Condition, RuleVerdict)>),
@@ -198,7 +213,7 @@ pub(crate) enum RuleVerdict {
 }
 
 /// A rule: its verdict applies if all conditions hold.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Rule {
     pub(crate) conditions: Vec<Condition>,
     pub(crate) action: RuleVerdict,
@@ -208,8 +223,6 @@ pub(crate) struct Rule {
     pub(crate) source_ports: Option<(u16, u16)>,
     /// The conflict to report if control packets may reach the rule.
     pub(crate) conflict: Option<Box<ConflictingRule>>,
-    /// Bits of the packet mark that the rule may change.
-    pub(crate) changed_mark_bits: u32,
     /// What the rule writes into the marks, in order.
     pub(crate) mark_writes: Vec<MarkWrite>,
     /// The rule as the operator wrote it.
@@ -226,18 +239,11 @@ pub(crate) struct DestinationNat {
 }
 
 impl Rule {
-    /// A rule without any effect.
-    pub(crate) fn new(text: String) -> Self {
-        Self {
-            conditions: Vec::new(),
-            action: RuleVerdict::Continue,
-            destination_nat: None,
-            source_ports: None,
-            conflict: None,
-            changed_mark_bits: 0,
-            mark_writes: Vec::new(),
-            text,
-        }
+    /// The bits of the packet mark that the rule may change.
+    pub(crate) fn changed_mark_bits(&self) -> u32 {
+        let mut changed = ChangedMarkBits::default();
+        self.mark_writes.iter().for_each(|write| changed.add(write));
+        changed.mark
     }
 
     /// Whether the rule may do something else with the packet `other`.
@@ -266,6 +272,32 @@ pub(crate) fn all_hold(conditions: &[Condition], packet: &SamplePacket<'_>) -> C
     conditions.iter().map(|condition| condition.holds(packet)).min().unwrap_or(Certainty::Yes)
 }
 
+impl Rule {
+    /// The conflicts of the rule. `kinds` says how its statements interfere, besides what they write into the ct mark,
+    /// and `place` its chain and the command that removes it. The conflict of a rule that hides connections stays with
+    /// the rule, because it counts only if packets of control connections may reach the rule.
+    pub(crate) fn take_conflicts(
+        &mut self,
+        kinds: Vec<ConflictKind>,
+        place: impl Fn() -> (String, Option<String>),
+    ) -> Vec<ConflictingRule> {
+        let of_ct_mark = |write: &&MarkWrite| write.target == MarkTarget::CtMark;
+        let writes = self.mark_writes.iter().filter(of_ct_mark);
+        let writes = writes.map(|write| ConflictKind::CtMark { bits: write.bits });
+        let conflict = |kind| {
+            let (chain, remedy) = place();
+            ConflictingRule { kind, chain, rule: self.text.clone(), remedy }
+        };
+        let conflicts = kinds.into_iter().chain(writes).map(conflict);
+        let (mut hiding, others): (Vec<_>, _) = conflicts.partition(|conflict| {
+            use ConflictKind::{Offload, Untracked, Zone};
+            matches!(conflict.kind, Untracked | Zone(_) | Offload)
+        });
+        self.conflict = hiding.pop().map(Box::new);
+        others
+    }
+}
+
 /// The program that a table belongs to, and that can change it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Origin {
@@ -275,6 +307,19 @@ pub enum Origin {
     IptablesNft,
     /// `iptables-legacy`.
     IptablesLegacy,
+}
+
+impl Origin {
+    /// The program that changes tables of this origin and family.
+    pub fn program(self, family: TableFamily) -> &'static str {
+        match (self, family) {
+            (Self::Nftables, _) => "nft",
+            (Self::IptablesNft, TableFamily::Ip6) => "ip6tables-nft",
+            (Self::IptablesNft, _) => "iptables-nft",
+            (Self::IptablesLegacy, TableFamily::Ip6) => "ip6tables-legacy",
+            (Self::IptablesLegacy, _) => "iptables-legacy",
+        }
+    }
 }
 
 /// The address family of a table.
@@ -289,6 +334,16 @@ pub enum TableFamily {
     Inet,
     /// The packets of single network devices.
     Netdev,
+}
+
+impl From<IpVersion> for TableFamily {
+    /// The family of iptables' tables for this version of IP.
+    fn from(ip: IpVersion) -> Self {
+        match ip {
+            IpVersion::V4 => Self::Ip,
+            IpVersion::V6 => Self::Ip6,
+        }
+    }
 }
 
 impl TableFamily {
@@ -327,5 +382,50 @@ pub(crate) struct Table {
     pub(crate) name: String,
     /// Whether the table has the flag `owner`, so that nft refuses changes by others.
     pub(crate) has_owner: bool,
+    /// The program that generates the table.
+    pub(crate) manager: Option<RulesetManager>,
     pub(crate) chains: BTreeMap<String, Chain>,
+}
+
+impl Table {
+    pub(crate) fn new(
+        origin: Origin,
+        family: TableFamily,
+        name: String,
+        chains: BTreeMap<String, Chain>,
+    ) -> Self {
+        let manager = RulesetManager::of_table(origin, &name, &chains);
+        Self { origin, family, name, has_owner: false, manager, chains }
+    }
+
+    pub(crate) fn rules(&self) -> impl Iterator<Item = &Rule> {
+        self.chains.values().flat_map(|chain| &chain.rules)
+    }
+
+    pub(crate) fn base_chains<'a>(&'a self) -> impl Iterator<Item = LocatedChain<'a>> {
+        let located = |(name, chain): (&'a String, &'a Chain)| {
+            Some(LocatedChain { table: self, name, base: chain.base? })
+        };
+        self.chains.iter().filter_map(located)
+    }
+
+    /// A chain of this table, as in `inet filter forward` or `iptables-nft filter FORWARD`.
+    pub(crate) fn chain_name(&self, chain: &str) -> String {
+        chain_name(self.origin, self.family, &self.name, chain)
+    }
+}
+
+pub(crate) fn chain_name(origin: Origin, family: TableFamily, table: &str, chain: &str) -> String {
+    match origin {
+        Origin::Nftables => format!("{family} {table} {chain}"),
+        _ => format!("{} {table} {chain}", origin.program(family)),
+    }
+}
+
+/// A base chain with its table.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LocatedChain<'a> {
+    pub(crate) table: &'a Table,
+    pub(crate) name: &'a str,
+    pub(crate) base: BaseChain,
 }

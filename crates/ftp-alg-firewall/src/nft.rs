@@ -16,12 +16,12 @@ use super::{
     devices::{DeviceHook, TableKey, listed_devices},
     expressions::{
         address_side, equals, field, implied_condition, is_set, mark_write, networks, number,
-        range, ranges, reads_interface, unchanged_bits, undecidable,
+        range, ranges, reads_interface, undecidable,
     },
     mark_writes::MarkWrite,
     model::{
-        BaseChain, Chain, ChangedMarkBits, Condition, DestinationNat, Field, Origin, Ranges, Rule,
-        RuleVerdict, Table, TableFamily,
+        BaseChain, Chain, Condition, DestinationNat, Field, Origin, Ranges, Rule, RuleVerdict,
+        Table, TableFamily,
     },
 };
 
@@ -63,7 +63,7 @@ pub(crate) fn parse(json: &str, listing: &str) -> Result<Ruleset, serde_json::Er
         unread: unread_tables(&objects),
         tables: reader.tables.into_values().filter(|table| !table.chains.is_empty()).collect(),
         conflicts: reader.conflicts,
-        changed_mark_bits: reader.changed_mark_bits,
+        ..Ruleset::default()
     })
 }
 
@@ -82,7 +82,6 @@ struct NftReader<'a> {
     ranges: HashMap<(TableKey, &'a str, Field), Option<Ranges>>,
     texts: HashMap<(TableFamily, &'a str, u64), &'a str>,
     conflicts: Vec<ConflictingRule>,
-    changed_mark_bits: ChangedMarkBits,
 }
 
 impl<'a> NftReader<'a> {
@@ -97,16 +96,16 @@ impl<'a> NftReader<'a> {
                 };
                 if !has("dormant") {
                     let (family, name) = key.clone();
-                    let chains = BTreeMap::new();
-                    let (origin, owned) = (Origin::Nftables, has("owner"));
-                    self.tables
-                        .insert(key, Table { origin, family, name, has_owner: owned, chains });
+                    let table = Table::new(Origin::Nftables, family, name, BTreeMap::new());
+                    self.tables.insert(key, Table { has_owner: has("owner"), ..table });
                 }
             }
             "chain" => {
                 if let (Some(table), Some(name)) = (self.tables.get_mut(&key), name) {
                     table.chains.entry(name.to_owned()).or_default().base = base_chain(object);
-                    if let Some(hook) = text(object, "hook").and_then(DeviceHook::new) {
+                    if let Some(hook) =
+                        text(object, "hook").and_then(|hook| hook.parse::<DeviceHook>().ok())
+                    {
                         let listed = self.listed.get(&(key.clone(), name));
                         self.devices.insert((key, name), hook.on_devices(object, listed));
                     }
@@ -128,15 +127,12 @@ impl<'a> NftReader<'a> {
     }
 
     fn read_rule(&mut self, object: &'a Object) {
-        let Some(key) = table_key(object, "table") else { return };
-        let (Some(chain), Some(statements)) =
-            (text(object, "chain"), object.get("expr").and_then(Json::as_array))
+        let key = table_key(object, "table").filter(|key| self.tables.contains_key(key));
+        let statements = object.get("expr").and_then(Json::as_array);
+        let (Some(key), Some(chain), Some(statements)) = (key, text(object, "chain"), statements)
         else {
             return;
         };
-        if !self.tables.contains_key(&key) {
-            return;
-        }
         let handle = object.get("handle").and_then(Json::as_u64);
         let text = handle
             .and_then(|handle| self.texts.get(&(key.0, key.1.as_str(), handle)).copied())
@@ -145,51 +141,23 @@ impl<'a> NftReader<'a> {
                 Some(handle) => format!("rule with handle {handle}"),
                 None => "a rule".to_owned(),
             });
-        let mut rule = Rule::new(text);
+        let mut rule = Rule { text, ..Rule::default() };
         rule.conditions.extend(self.devices.get(&(key.clone(), chain)).cloned());
+        let mut kinds = Vec::new();
         for statement in statements {
-            let Some((kind, content)) = statement.as_object().and_then(|one| one.iter().next())
-            else {
-                rule.conditions.push(Condition::Unknown);
-                continue;
-            };
-            let read = ["left", "key"].iter().find_map(|part| content.get(part));
-            rule.conditions.extend(read.and_then(implied_condition));
-            rule.conditions.extend(self.looked_up_port(&key, kind, content));
-            rule.destination_nat = rule.destination_nat.or_else(|| destination_nat(kind, content));
-            if matches!(kind.as_str(), "snat" | "masquerade") {
-                rule.source_ports = content.get("port").and_then(port_range);
-            }
-            if kind == "mangle" {
-                rule.mark_writes.extend(written_mark(content));
-            }
-            match self.read_statement(&key, kind, content) {
-                Statement::Nothing => {}
-                Statement::Condition(condition) => rule.conditions.push(condition),
-                Statement::Verdict(action) => rule.action = action,
-                Statement::Mark(bits) => {
-                    rule.changed_mark_bits |= bits;
-                    self.changed_mark_bits.mark |= bits;
+            match statement.as_object().and_then(|one| one.iter().next()) {
+                Some((kind, content)) => {
+                    kinds.extend(self.read_statement(&mut rule, &key, kind, content));
                 }
-                Statement::Conflict(kind) => {
-                    let (family, table) = (key.0, key.1.as_str());
-                    let conflict = ConflictingRule {
-                        kind,
-                        chain: format!("{family} {table} {chain}"),
-                        rule: rule.text.clone(),
-                        remedy: handle.map(|handle| {
-                            format!("nft delete rule {family} {table} {chain} handle {handle}")
-                        }),
-                    };
-                    match kind {
-                        ConflictKind::Untracked | ConflictKind::Zone(_) | ConflictKind::Offload => {
-                            rule.conflict = Some(Box::new(conflict));
-                        }
-                        _ => self.conflicts.push(conflict),
-                    }
-                }
+                None => rule.conditions.push(Condition::Unknown),
             }
         }
+        let place = || {
+            let name = format!("{} {} {chain}", key.0, key.1);
+            let remedy = handle.map(|handle| format!("nft delete rule {name} handle {handle}"));
+            (name, remedy)
+        };
+        self.conflicts.extend(rule.take_conflicts(kinds, place));
         if let Some(table) = self.tables.get_mut(&key) {
             table.chains.entry(chain.to_owned()).or_default().rules.push(rule);
         }
@@ -203,55 +171,90 @@ impl<'a> NftReader<'a> {
                 && mem::take(&mut base.policy_drops)
             {
                 let (conditions, action) = (vec![device.clone()], RuleVerdict::Drop);
-                rules.push(Rule { conditions, action, ..Rule::new("policy drop".to_owned()) });
+                let text = "policy drop".to_owned();
+                rules.push(Rule { conditions, action, text, ..Rule::default() });
             }
         }
     }
 
-    fn read_statement(&mut self, key: &TableKey, kind: &str, content: &'a Json) -> Statement {
+    /// Adds what a statement does to `rule`. Returns how it interferes with us, if it does.
+    fn read_statement(
+        &mut self,
+        rule: &mut Rule,
+        key: &TableKey,
+        kind: &str,
+        content: &'a Json,
+    ) -> Option<ConflictKind> {
+        let read = ["left", "key"].iter().find_map(|part| content.get(part));
+        rule.conditions.extend(read.and_then(implied_condition));
+        rule.conditions.extend(self.looked_up_port(key, kind, content));
+        match kind {
+            "dnat" => {
+                let address = content.get("addr").and_then(Json::as_str);
+                let ports = content.get("port").and_then(port_range);
+                let address = address.and_then(|text| text.parse().ok());
+                rule.destination_nat.get_or_insert(DestinationNat { address, ports });
+            }
+            "redirect" | "tproxy" => {
+                rule.destination_nat.get_or_insert_default();
+            }
+            "snat" | "masquerade" => rule.source_ports = content.get("port").and_then(port_range),
+            _ => {}
+        }
         match kind {
             "match" => {
                 let left = content.get("left").unwrap_or(&Json::Null);
-                Statement::Condition(
-                    self.comparison(key, content).unwrap_or_else(|| undecidable(left)),
-                )
+                let condition = self.comparison(key, content);
+                rule.conditions.push(condition.unwrap_or_else(|| undecidable(left)));
             }
-            "vmap" => Statement::Verdict(self.verdict_map(key, content)),
-            "mangle" => self.mangle(content),
-            "ct helper" if self.assigns_ftp(key, content) => {
-                Statement::Conflict(ConflictKind::Helper)
+            "vmap" => rule.action = self.verdict_map(key, content),
+            "mangle" => {
+                rule.mark_writes.extend(written_mark(content));
+                return conntrack_zone(content);
             }
-            "flow" => Statement::Conflict(ConflictKind::Offload),
-            "notrack" => Statement::Conflict(ConflictKind::Untracked),
-            "xt" => xtables_extension(content),
+            "ct helper" if self.assigns_ftp(key, content) => return Some(ConflictKind::Helper),
+            "flow" => return Some(ConflictKind::Offload),
+            "notrack" => return Some(ConflictKind::Untracked),
+            "xt" => read_xtables_extension(rule, content),
             // Statements after which the next statement always runs.
             "counter" | "log" | "comment" | "ct helper" | "ct timeout" | "ct expectation"
-            | "set" | "map" | "dup" | "last" | "secmark" => Statement::Nothing,
+            | "set" | "map" | "dup" | "last" | "secmark" => {}
             _ => match verdict(kind, content) {
-                Some(action) => Statement::Verdict(action),
-                None => Statement::Condition(Condition::Unknown),
+                Some(action) => rule.action = action,
+                None => rule.conditions.push(Condition::Unknown),
             },
+        }
+        None
+    }
+
+    /// The elements of a set, by its name or as they stand here. A value that is no set is returned as it is.
+    fn elements(&self, key: &TableKey, value: &'a Json) -> Option<&'a Json> {
+        match value.as_str().and_then(|name| name.strip_prefix('@')) {
+            Some(name) => self.sets.get(&(key.clone(), name)).copied(),
+            None => Some(value.get("set").unwrap_or(value)),
         }
     }
 
     fn comparison(&mut self, key: &TableKey, content: &'a Json) -> Option<Condition> {
         let (left, right) = (content.get("left")?, content.get("right")?);
         let op = content.get("op").and_then(Json::as_str).unwrap_or("==");
+        let negated = match op {
+            "==" | "in" => Some(false),
+            "!=" => Some(true),
+            _ => None,
+        };
         if reads_interface(left) {
-            return self.interfaces(key, left, right, op);
+            let elements = self.elements(key, right)?;
+            let one = |element| equals(left, element).unwrap_or_else(|| undecidable(left));
+            let condition = match elements.as_array() {
+                Some(elements) => Condition::Any(elements.iter().map(one).collect()),
+                None => equals(left, elements)?,
+            };
+            return Some(condition.negated_if(negated?));
         }
         if let Some(side) = address_side(left) {
-            let negate = match op {
-                "==" | "in" => false,
-                "!=" => true,
-                _ => return None,
-            };
-            let right = match right.as_str().and_then(|name| name.strip_prefix('@')) {
-                Some(name) => self.sets.get(&(key.clone(), name)).copied()?,
-                None => right,
-            };
-            let condition = Condition::Address { side, networks: networks(right)?, negated: false };
-            return Some(condition.negated_if(negate));
+            let networks = networks(self.elements(key, right)?)?;
+            return Some(Condition::address(side, networks).negated_if(negated?));
         }
         let (field, mask) = field(left)?;
         let ranges = match right.as_str().and_then(|name| name.strip_prefix('@')) {
@@ -262,45 +265,23 @@ impl<'a> NftReader<'a> {
             [(from, to)] if from == to => Some(from),
             _ => None,
         };
-        let above = |from: Option<u32>| match from {
-            Some(from) => Condition::field_in(field, mask, [(from, u32::MAX)]),
-            None => Condition::Any(Vec::new()),
-        };
-        Some(match op {
+        let range = match op {
             // With a set, `in` looks up the whole value. Without one it asks for at least one of the bits.
-            "in" if !is_set(right) => Condition::has_any_bit(field, one()?),
-            "==" | "in" => Condition::field_in(field, mask, ranges),
+            "in" if !is_set(right) => return Some(Condition::has_any_bit(field, one()?)),
             // Every state is a single bit, and `!= a,b` holds if none of them is set.
             "!=" if field == Field::State && !is_set(right) => {
-                Condition::has_any_bit(field, one()?).negated_if(true)
+                return Some(Condition::has_any_bit(field, one()?).negated_if(true));
             }
-            "!=" => Condition::field_in(field, mask, ranges).negated_if(true),
-            ">" => above(one()?.checked_add(1)),
-            ">=" => above(Some(one()?)),
-            "<" => above(Some(one()?)).negated_if(true),
-            "<=" => match one()?.checked_add(1) {
-                Some(from) => above(Some(from)).negated_if(true),
-                None => Condition::field_in(field, mask, [(0, u32::MAX)]),
-            },
-            _ => return None,
-        })
-    }
-
-    fn interfaces(&self, key: &TableKey, left: &Json, right: &Json, op: &str) -> Option<Condition> {
-        let negate = match op {
-            "==" | "in" => false,
-            "!=" => true,
+            "==" | "in" | "!=" => {
+                return Some(Condition::field_in(field, mask, ranges).negated_if(negated?));
+            }
+            ">" => one()?.checked_add(1).map(|first| (first, u32::MAX)),
+            ">=" => Some((one()?, u32::MAX)),
+            "<" => one()?.checked_sub(1).map(|last| (0, last)),
+            "<=" => Some((0, one()?)),
             _ => return None,
         };
-        let elements = match right.as_str().and_then(|name| name.strip_prefix('@')) {
-            Some(name) => self.sets.get(&(key.clone(), name)).copied()?,
-            None => right.get("set").unwrap_or(right),
-        };
-        let Some(elements) = elements.as_array() else {
-            return Some(equals(left, elements)?.negated_if(negate));
-        };
-        let one = |element| equals(left, element).unwrap_or_else(|| undecidable(left));
-        Some(Condition::Any(elements.iter().map(one).collect()).negated_if(negate))
+        Some(Condition::field_in(field, mask, range.into_iter().collect::<Ranges>()))
     }
 
     fn set_ranges(&mut self, key: &TableKey, name: &'a str, field: Field) -> Option<Ranges> {
@@ -313,14 +294,10 @@ impl<'a> NftReader<'a> {
         found
     }
 
-    fn verdict_map(&mut self, key: &TableKey, content: &'a Json) -> RuleVerdict {
+    fn verdict_map(&self, key: &TableKey, content: &'a Json) -> RuleVerdict {
         let looked_up = content.get("key");
-        let data = content.get("data");
-        let elements = match data.and_then(Json::as_str).and_then(|name| name.strip_prefix('@')) {
-            Some(name) => self.sets.get(&(key.clone(), name)).copied(),
-            None => data.and_then(|data| data.get("set")),
-        };
-        let Some(elements) = elements.and_then(Json::as_array) else { return RuleVerdict::Unknown };
+        let elements = content.get("data").and_then(|data| self.elements(key, data)?.as_array());
+        let Some(elements) = elements else { return RuleVerdict::Unknown };
         let element = |element: &Json| {
             let pair = element.as_array()?;
             let (key, verdicts) = (pair.first()?, pair.get(1)?.as_object()?);
@@ -329,12 +306,8 @@ impl<'a> NftReader<'a> {
             let (kind, content) = verdicts.iter().next()?;
             Some((condition, verdict(kind, content).unwrap_or(RuleVerdict::Unknown)))
         };
-        RuleVerdict::Map(
-            elements
-                .iter()
-                .map(|one| element(one).unwrap_or((Condition::Unknown, RuleVerdict::Unknown)))
-                .collect(),
-        )
+        let unknown = || (Condition::Unknown, RuleVerdict::Unknown);
+        RuleVerdict::Map(elements.iter().map(|one| element(one).unwrap_or_else(unknown)).collect())
     }
 
     /// The destination ports in a concatenation, or in the keys of a translation map. The statement does nothing for
@@ -351,10 +324,7 @@ impl<'a> NftReader<'a> {
             }
             _ => return None,
         };
-        let elements = match elements.as_str().and_then(|name| name.strip_prefix('@')) {
-            Some(name) => self.sets.get(&(key.clone(), name)).copied()?,
-            None => elements.get("set").unwrap_or(elements),
-        };
+        let elements = self.elements(key, elements)?;
         let is_port = |part: &Json| field(part) == Some((Field::DestinationPort, u32::MAX));
         let place = match looked_up.get("concat").and_then(Json::as_array) {
             Some(parts) => Some(parts.iter().position(is_port)?),
@@ -380,33 +350,6 @@ impl<'a> NftReader<'a> {
         Some(Condition::field_in(Field::DestinationPort, u32::MAX, ranges?))
     }
 
-    fn mangle(&mut self, content: &Json) -> Statement {
-        let ct_key = content.get("key").and_then(|key| key.get("ct")?.get("key")?.as_str());
-        if ct_key == Some("zone") {
-            let value = content.get("value").and_then(Json::as_u64);
-            let zone = value.and_then(|zone| u16::try_from(zone).ok());
-            return match zone {
-                Some(0) => Statement::Nothing,
-                _ => Statement::Conflict(ConflictKind::Zone(zone)),
-            };
-        }
-        let Some(changed) = content.get("key").and_then(field) else { return Statement::Nothing };
-        let unchanged = content.get("value").map_or(0, |value| unchanged_bits(value, changed.0));
-        match changed.0 {
-            Field::CtMark => {
-                self.changed_mark_bits.ct_mark |= !unchanged;
-                Statement::Conflict(ConflictKind::CtMark { bits: !unchanged })
-            }
-            Field::PacketMark => {
-                if content.get("value").is_some_and(reads_ct_mark) {
-                    self.changed_mark_bits.restored |= !unchanged;
-                }
-                Statement::Mark(!unchanged)
-            }
-            _ => Statement::Nothing,
-        }
-    }
-
     /// Whether a `ct helper set` statement may assign the kernel's FTP helper, by name or by a map.
     fn assigns_ftp(&self, key: &TableKey, content: &Json) -> bool {
         let mut of_table = self.helpers.iter().filter(|(table, _)| table == key);
@@ -414,27 +357,6 @@ impl<'a> NftReader<'a> {
             Some(name) => of_table.any(|(_, helper)| *helper == name),
             None => of_table.next().is_some(),
         }
-    }
-}
-
-enum Statement {
-    Nothing,
-    Condition(Condition),
-    Verdict(RuleVerdict),
-    /// The statement may change these bits of the packet mark.
-    Mark(u32),
-    Conflict(ConflictKind),
-}
-
-/// Whether an expression, or a part of it, is the ct mark.
-fn reads_ct_mark(expression: &Json) -> bool {
-    match expression {
-        Json::Array(parts) => parts.iter().any(reads_ct_mark),
-        Json::Object(parts) => {
-            field(expression).is_some_and(|(field, _)| field == Field::CtMark)
-                || parts.values().any(reads_ct_mark)
-        }
-        _ => false,
     }
 }
 
@@ -488,9 +410,9 @@ fn contains_name(value: &Json, name: &str) -> bool {
 fn base_chain(chain: &Object) -> Option<BaseChain> {
     let priority = chain.get("prio").and_then(Json::as_i64).unwrap_or(0) as i32;
     let hook = text(chain, "hook")?;
-    let (hook, priority) = match DeviceHook::new(hook) {
-        Some(device_hook) => device_hook.place(priority),
-        None => (hook.parse().ok()?, priority),
+    let (hook, priority) = match hook.parse::<DeviceHook>() {
+        Ok(device_hook) => device_hook.place(priority),
+        Err(_) => (hook.parse().ok()?, priority),
     };
     Some(BaseChain {
         hook,
@@ -505,16 +427,12 @@ fn written_mark(content: &Json) -> Option<MarkWrite> {
     mark_write(field(content.get("key")?)?.0, content.get("value")?)
 }
 
-/// The destination translation of a statement, if it has one.
-fn destination_nat(kind: &str, content: &Json) -> Option<DestinationNat> {
-    match kind {
-        "dnat" => Some(DestinationNat {
-            address: content.get("addr").and_then(Json::as_str).and_then(|text| text.parse().ok()),
-            ports: content.get("port").and_then(port_range),
-        }),
-        "redirect" | "tproxy" => Some(DestinationNat::default()),
-        _ => None,
-    }
+/// The conntrack zone into which a `mangle` statement puts packets, if it does.
+fn conntrack_zone(content: &Json) -> Option<ConflictKind> {
+    let is_zone = content.get("key")?.get("ct")?.get("key")? == "zone";
+    let value = content.get("value").and_then(Json::as_u64);
+    let zone = value.and_then(|zone| u16::try_from(zone).ok());
+    (is_zone && zone != Some(0)).then_some(ConflictKind::Zone(zone))
 }
 
 /// A port, or an inclusive range of ports.
@@ -542,13 +460,13 @@ fn verdict(kind: &str, content: &Json) -> Option<RuleVerdict> {
     })
 }
 
-/// An xtables match or target. nft knows only its name.
-fn xtables_extension(content: &Json) -> Statement {
+/// Reads an xtables match or target. nft knows only its name.
+fn read_xtables_extension(rule: &mut Rule, content: &Json) {
     let part = |name| content.get(name).and_then(Json::as_str);
     match (part("type"), part("name")) {
-        (Some("match"), Some("comment")) => Statement::Nothing,
-        (Some("target"), Some(name)) => Statement::Verdict(super::xtables::target_verdict(name)),
-        _ => Statement::Condition(Condition::Unknown),
+        (Some("match"), Some("comment")) => {}
+        (Some("target"), Some(name)) => rule.action = super::xtables::target_verdict(name),
+        _ => rule.conditions.push(Condition::Unknown),
     }
 }
 

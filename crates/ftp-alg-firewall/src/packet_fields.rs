@@ -57,6 +57,51 @@ pub(crate) enum Field {
     PacketType,
 }
 
+impl Field {
+    /// The value with this name in lower case, or with this number. For some fields, an unknown name is certainly no
+    /// value of our packets. It becomes a value that no sample packet has.
+    pub(crate) fn value(self, name: &str) -> Option<u32> {
+        const OTHER: u32 = 255;
+        Some(match (self, name) {
+            (Self::State, "invalid") => state::INVALID,
+            (Self::State, "established") => state::ESTABLISHED,
+            (Self::State, "related") => state::RELATED,
+            (Self::State, "new") => state::NEW,
+            (Self::State, "untracked") => state::UNTRACKED,
+            (Self::Direction, "original") => 0,
+            (Self::Direction, "reply") => 1,
+            (Self::Family, "ipv4" | "ip") => 4,
+            (Self::Family, "ipv6" | "ip6") => 6,
+            (Self::Protocol, "tcp") => 6,
+            (Self::Protocol, _) => number(name).unwrap_or(OTHER),
+            (Self::DestinationType, "local") => 1,
+            (Self::DestinationType, "unicast") => 2,
+            (Self::PacketType, "host" | "unicast") => 0,
+            (Self::FtpHelper, "ftp") => 1,
+            (Self::Family | Self::DestinationType | Self::PacketType | Self::FtpHelper, _) => OTHER,
+            (Self::TcpFlags, "none") => 0,
+            (Self::TcpFlags, "fin") => 0x01,
+            (Self::TcpFlags, "syn") => 0x02,
+            (Self::TcpFlags, "rst") => 0x04,
+            (Self::TcpFlags, "psh") => 0x08,
+            (Self::TcpFlags, "ack") => 0x10,
+            (Self::TcpFlags, "urg") => 0x20,
+            (Self::TcpFlags, "all") => 0x3f,
+            (Self::TcpFlags, "ecn") => 0x40,
+            (Self::TcpFlags, "cwr") => 0x80,
+            _ => number(name)?,
+        })
+    }
+}
+
+/// A number in decimal or hexadecimal digits.
+pub(crate) fn number(text: &str) -> Option<u32> {
+    match text.strip_prefix("0x") {
+        Some(digits) => u32::from_str_radix(digits, 16).ok(),
+        None => text.parse().ok(),
+    }
+}
+
 /// What is known about a field of a sample packet.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(crate) enum FieldValue {
@@ -69,6 +114,10 @@ pub(crate) enum FieldValue {
 }
 
 impl FieldValue {
+    pub(crate) const ANY_PORT: Self = Self::Within(0, 65_535);
+    /// `min-data-port` may be lower, but rules with low ports are meant for services.
+    pub(crate) const DATA_PORT: Self = Self::Within(1024, 65_535);
+
     pub(crate) fn exactly(bits: u32) -> Self {
         Self::Bits { bits, known: u32::MAX }
     }

@@ -1,9 +1,11 @@
 //! Makes the rule that a firewall lacks, in the firewall's own language and with its own names. Also says where to
 //! store the rule, so that it survives a reload.
 
+use std::collections::BTreeMap;
+
 use super::{
     ChainLocation, ChainVerdict, Gateway, HidingRule, Hook, Origin, PacketClass, TableFamily,
-    model::{BaseChain, RuleVerdict, Table},
+    model::{BaseChain, Chain, LocatedChain, Rule, RuleVerdict},
 };
 
 /// Programs that generate rule sets, and so overwrite rules that others add.
@@ -20,14 +22,16 @@ pub enum RulesetManager {
 }
 
 impl RulesetManager {
-    fn for_table(table: &Table) -> Option<Self> {
-        let has = |start: &str| table.chains.keys().any(|name| name.starts_with(start));
-        match table.origin {
-            Origin::Nftables => match table.name.as_str() {
-                "firewalld" => Some(Self::Firewalld),
-                "fw4" => Some(Self::Fw4),
-                _ => None,
-            },
+    pub(crate) fn of_table(
+        origin: Origin,
+        name: &str,
+        chains: &BTreeMap<String, Chain>,
+    ) -> Option<Self> {
+        let has = |start: &str| chains.keys().any(|name| name.starts_with(start));
+        match (origin, name) {
+            (Origin::Nftables, "firewalld") => Some(Self::Firewalld),
+            (Origin::Nftables, "fw4") => Some(Self::Fw4),
+            (Origin::Nftables, _) => None,
             _ if has("ufw-") || has("ufw6-") => Some(Self::Ufw),
             _ if has("FORWARD_direct") => Some(Self::Firewalld),
             _ if has("DOCKER") => Some(Self::Docker),
@@ -79,96 +83,80 @@ impl RulesetManager {
     }
 }
 
-/// The location of base chain `name` of `table`.
-pub(crate) fn chain_location(table: &Table, name: &str, base: BaseChain) -> ChainLocation {
-    // Docker jumps to this chain first, and never changes the rules in it.
-    let user = "DOCKER-USER";
-    let jumps = |chain: &super::model::Chain| {
-        chain.rules.iter().any(|rule| {
-            rule.conditions.is_empty() && rule.action == RuleVerdict::Jump(user.to_owned())
-        })
-    };
-    let BaseChain { hook, priority, .. } = base;
-    let docker = hook == Hook::Forward && table.chains.get(name).is_some_and(jumps);
-    ChainLocation {
-        origin: table.origin,
-        family: table.family,
-        table: table.name.clone(),
-        chain: name.to_owned(),
-        insert_into: if docker { user } else { name }.to_owned(),
-        manager: RulesetManager::for_table(table),
-        has_owner: table.has_owner,
-        hook,
-        priority,
-    }
-}
+/// The chain that Docker jumps to first. It never changes the rules in it.
+const DOCKER_USER: &str = "DOCKER-USER";
 
-impl ChainLocation {
-    /// The command that adds a rule here to accept packets of `class`; `None` if no rule can recognise them here.
-    fn accept_command(&self, class: PacketClass, gateway: &Gateway) -> Option<String> {
-        if !self.is_recognised(class) {
-            return None;
-        }
-        let condition = condition(self.origin, class, gateway);
-        let (table, chain) = (&self.table, &self.insert_into);
-        Some(match self.origin {
-            Origin::Nftables => {
-                let family = self.family;
-                format!("nft insert rule {family} {table} {chain} {condition} accept")
-            }
-            _ => {
-                let program = self.program();
-                // `filter` is the default, so the shorter command is the usual one.
-                let table = match table.as_str() {
-                    "filter" => String::new(),
-                    other => format!("-t {other} "),
-                };
-                format!("{program} {table}-I {chain} {condition} -j ACCEPT")
-            }
-        })
-    }
-
-    /// Whether a rule here can recognise packets of `class`. The chains of devices see no connections.
-    fn is_recognised(&self, class: PacketClass) -> bool {
-        match self.family {
-            TableFamily::Netdev => class == PacketClass::Injected,
-            _ => class.is_recognised_at(self.hook, self.priority),
-        }
-    }
-
-    /// What to do about a chain that drops packets of `class`, if they cannot be recognised here.
-    fn advice_without_marks(&self, class: PacketClass) -> Option<String> {
-        if self.is_recognised(class) {
-            return None;
-        }
-        let (ports, after) = match self.origin {
-            Origin::Nftables => ("tcp dport 1024-65535 accept", "a chain of priority 0"),
-            _ => ("-p tcp --dport 1024:65535 -j ACCEPT", "the chain FORWARD or INPUT"),
+impl LocatedChain<'_> {
+    pub(crate) fn location(&self) -> ChainLocation {
+        let Self { table, name, base: BaseChain { hook, priority, .. } } = *self;
+        let jumps = |rule: &Rule| {
+            let user = |to: &RuleVerdict| matches!(to, RuleVerdict::Jump(to) if to == DOCKER_USER);
+            rule.conditions.is_empty() && user(&rule.action)
         };
-        let (why, after) = match self.family {
-            TableFamily::Netdev => ("it sees no connections", "a chain at forward or input"),
-            _ => ("they get their marks later", after),
-        };
-        Some(format!(
-            "no rule of {self} can tell data connections from others, because {why}: drop in \
-             {after} instead, or accept new connections here by `{ports}` and leave them to the chains that follow"
-        ))
+        let docker = hook == Hook::Forward
+            && table.chains.get(name).is_some_and(|chain| chain.rules.iter().any(jumps));
+        ChainLocation {
+            origin: table.origin,
+            family: table.family,
+            table: table.name.clone(),
+            chain: name.to_owned(),
+            insert_into: if docker { DOCKER_USER } else { name }.to_owned(),
+            manager: table.manager,
+            has_owner: table.has_owner,
+            hook,
+            priority,
+        }
     }
 }
 
 impl ChainVerdict {
+    /// Whether a rule here can recognise packets of `class`. The chains of devices see no connections.
+    fn can_recognise(&self, class: PacketClass) -> bool {
+        match self.location.family {
+            TableFamily::Netdev => class == PacketClass::Injected,
+            _ => class.is_recognised_at(self.location.hook, self.location.priority),
+        }
+    }
+
     /// The command that adds a rule here to accept packets of `class`; `None` if no rule can recognise them here.
     pub fn accept_command(&self, class: PacketClass, gateway: &Gateway) -> Option<String> {
-        let command = self.location.accept_command(class, gateway);
-        command.filter(|_| self.hidden_by.is_none())
+        if self.hidden_by.is_some() || !self.can_recognise(class) {
+            return None;
+        }
+        let ChainLocation { origin, family, table, insert_into: chain, .. } = &self.location;
+        let condition = condition(*origin, class, gateway);
+        let program = origin.program(*family);
+        Some(match (origin, table.as_str()) {
+            (Origin::Nftables, _) => {
+                format!("nft insert rule {family} {table} {chain} {condition} accept")
+            }
+            // The default, so the shorter command is the usual one.
+            (_, "filter") => format!("{program} -I {chain} {condition} -j ACCEPT"),
+            _ => format!("{program} -t {table} -I {chain} {condition} -j ACCEPT"),
+        })
     }
 
     /// What to do about a chain that drops packets of `class`, if no rule can recognise them here.
     pub fn advice_without_rule(&self, class: PacketClass, gateway: &Gateway) -> Option<String> {
-        match &self.hidden_by {
-            Some(hiding) => Some(hiding.advice(gateway)),
-            None => self.location.advice_without_marks(class),
+        if let Some(hiding) = &self.hidden_by {
+            return Some(hiding.advice(gateway));
         }
+        if self.can_recognise(class) {
+            return None;
+        }
+        let (ports, after) = match self.location.origin {
+            Origin::Nftables => ("tcp dport 1024-65535 accept", "a chain of priority 0"),
+            _ => ("-p tcp --dport 1024:65535 -j ACCEPT", "the chain FORWARD or INPUT"),
+        };
+        let (why, after) = match self.location.family {
+            TableFamily::Netdev => ("it sees no connections", "a chain at forward or input"),
+            _ => ("they get their marks later", after),
+        };
+        Some(format!(
+            "no rule of {} can tell data connections from others, because {why}: drop in \
+             {after} instead, or accept new connections here by `{ports}` and leave them to the chains that follow",
+            self.location
+        ))
     }
 }
 

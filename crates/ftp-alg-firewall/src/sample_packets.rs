@@ -131,7 +131,6 @@ impl PacketClass {
 
 /// The first packet of a connection without any other known property.
 pub(crate) fn first_packet(hook: Hook, ip: IpVersion) -> SamplePacket<'static> {
-    let any_port = FieldValue::Within(0, u16::MAX.into());
     SamplePacket {
         hook,
         ip,
@@ -142,8 +141,8 @@ pub(crate) fn first_packet(hook: Hook, ip: IpVersion) -> SamplePacket<'static> {
         direction: FieldValue::exactly(0),
         ct_mark: FieldValue::Absent,
         mark: FieldValue::Absent,
-        source_port: any_port,
-        destination_port: any_port,
+        source_port: FieldValue::ANY_PORT,
+        destination_port: FieldValue::ANY_PORT,
         tcp_flags: FieldValue::Bits { bits: SYN, known: COMPARED },
         ftp_helper: FieldValue::Absent,
         place: Place::Everywhere,
@@ -166,20 +165,6 @@ pub(crate) fn injected_packet(
     }
 }
 
-/// The first packet of a data connection that the fast path admits, at prerouting.
-fn fast_path_first_packet(gateway: &Gateway, changes: ChangedMarkBits) -> SamplePacket<'static> {
-    let mask = gateway.mask();
-    // The number of a translation may be in the other bits.
-    let known = mask | !(changes.mark | gateway.slot_mask);
-    SamplePacket {
-        output: Some(""),
-        ct_mark: FieldValue::Bits { bits: 0, known: !changes.ct_mark },
-        mark: FieldValue::Bits { bits: gateway.data_mark | gateway.queue_none_mark, known },
-        destination_port: FieldValue::Within(1024, u16::MAX.into()),
-        ..first_packet(Hook::Prerouting, IpVersion::V4)
-    }
-}
-
 /// Packets that the fast path marks, at prerouting, each with its packet mark there. They are as they would be without
 /// the fast path: the first packet of a data connection, and later packets of control connections. Rules of others
 /// change the bits `changed` of their packet marks.
@@ -189,25 +174,30 @@ pub(crate) fn fast_path_packets(
     changed: u32,
 ) -> Vec<(SamplePacket<'static>, FieldValue)> {
     let unmarked = FieldValue::Bits { bits: 0, known: !changed };
-    let data = fast_path_first_packet(gateway, ChangedMarkBits { mark: changed, ..changes });
+    let mask = gateway.mask();
+    let first = SamplePacket {
+        output: Some(""),
+        ct_mark: FieldValue::Bits { bits: 0, known: !changes.ct_mark },
+        mark: unmarked,
+        destination_port: FieldValue::DATA_PORT,
+        ..first_packet(Hook::Prerouting, IpVersion::V4)
+    };
+    let admitted = FieldValue::Bits {
+        bits: gateway.data_mark | gateway.queue_none_mark,
+        // The number of a translation may be in the other bits.
+        known: mask | !(changed | gateway.slot_mask),
+    };
     let inspected = FieldValue::Bits {
         bits: gateway.queue_all_mark | gateway.queue_none_mark,
-        known: !changed | gateway.mask(),
+        known: mask | !changed,
     };
-    let mut packets = vec![(SamplePacket { mark: unmarked, ..data }, data.mark)];
-    for port in &gateway.control_ports {
-        let (hook, ip) = (Hook::Forward, IpVersion::V4);
-        let (port, real_port) = (*port, *port);
-        let connection =
-            SampleConnection { hook, ip, port, real_port, from: None, to: None, links: None };
-        let packets_of_connection = connection.packets(gateway, changes).into_iter();
-        packets.extend(
-            packets_of_connection
-                .filter(|one| one.hook == Hook::Prerouting && one.state == state::ESTABLISHED)
-                .map(|one| (SamplePacket { mark: unmarked, ..one }, inspected)),
-        );
-    }
-    packets
+    let control = gateway.control_ports.iter().flat_map(|&port| {
+        SampleConnection::unknown(Hook::Forward, IpVersion::V4, port).packets(gateway, changes)
+    });
+    let later = control
+        .filter(|one| one.hook == Hook::Prerouting && one.state == state::ESTABLISHED)
+        .map(|one| (SamplePacket { mark: unmarked, ..one }, inspected));
+    [(first, admitted)].into_iter().chain(later).collect()
 }
 
 /// Packets of a data connection at `hook` behind its admission, each with the ct mark that it has if the fast path
@@ -218,19 +208,19 @@ pub(crate) fn admitted_packets(
     changes: ChangedMarkBits,
 ) -> [(SamplePacket<'static>, FieldValue); 3] {
     let known = !changes.ct_mark | gateway.mask();
-    let (data, any_port) = (gateway.data_mark, FieldValue::Within(0, u16::MAX.into()));
+    let data = gateway.data_mark;
     let first = SamplePacket {
         is_local: (hook != Hook::Prerouting).then_some(hook == Hook::Input),
         input: (hook == Hook::Output).then_some(""),
         output: matches!(hook, Hook::Prerouting | Hook::Input).then_some(""),
         ct_mark: FieldValue::Bits { bits: data, known },
         mark: FieldValue::Bits { bits: 0, known: !changes.mark },
-        destination_port: FieldValue::Within(1024, u16::MAX.into()),
+        destination_port: FieldValue::DATA_PORT,
         ..first_packet(hook, IpVersion::V4)
     };
     let later = SamplePacket {
         state: state::ESTABLISHED,
-        destination_port: any_port,
+        destination_port: FieldValue::ANY_PORT,
         tcp_flags: FieldValue::Bits { bits: ACK, known: ACK | SYN },
         ..first
     };
@@ -258,6 +248,11 @@ pub(crate) struct SampleConnection<'a> {
 }
 
 impl<'a> SampleConnection<'a> {
+    /// A connection between unknown interfaces.
+    pub(crate) fn unknown(hook: Hook, ip: IpVersion, port: u16) -> Self {
+        Self { hook, ip, port, real_port: port, from: None, to: None, links: None }
+    }
+
     /// Packets that represent the connection: the first packet, and a later packet in each direction.
     pub(crate) fn packets(
         &self,

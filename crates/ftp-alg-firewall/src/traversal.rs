@@ -12,10 +12,10 @@
 use std::collections::HashMap;
 
 use super::{
-    ConflictKind, ConflictingRule,
+    ChainVerdict, ConflictKind, ConflictingRule,
     model::{
-        BaseChain, Certainty, Chain, Condition, FieldValue, Rule, RuleVerdict, SamplePacket, Table,
-        all_hold, state,
+        Certainty, Chain, Condition, FieldValue, LocatedChain, Rule, RuleVerdict, SamplePacket,
+        Table, all_hold, state,
     },
 };
 
@@ -43,25 +43,12 @@ impl std::fmt::Display for VerdictSource {
     }
 }
 
-/// The verdict of a base chain on one packet.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(crate) struct PacketVerdict {
-    /// Whether the packet passes by default.
-    pub(crate) passes: bool,
-    pub(crate) decided_by: VerdictSource,
-    /// Rules that decide otherwise for some packets, by conditions that cannot be decided here.
-    pub(crate) exceptions: Vec<VerdictSource>,
-    /// Rules that accept some of the packets, and for which only their hosts are not known.
-    pub(crate) accepted_by_address: Vec<VerdictSource>,
-    /// The last rule that changed the ct mark, or took the packet out of connection tracking.
-    pub(crate) changed_by: Option<VerdictSource>,
-}
-
-impl PacketVerdict {
+impl ChainVerdict {
     /// The verdict on a connection with both packets: the first verdict, unless only the next packet is dropped.
     pub(crate) fn and(mut self, next: Self) -> Self {
+        self.hidden_by = self.hidden_by.or_else(|| next.hidden_by.clone());
         match (self.passes, next.passes) {
-            (true, false) => return next,
+            (true, false) => return Self { hidden_by: self.hidden_by, ..next },
             (false, true) => return self,
             _ => {}
         }
@@ -77,18 +64,13 @@ impl PacketVerdict {
     }
 }
 
-/// The base chains of a table with their names.
-pub(crate) fn base_chains(table: &Table) -> impl Iterator<Item = (&str, BaseChain)> {
-    table.chains.iter().filter_map(|(name, chain)| Some((name.as_str(), chain.base?)))
-}
-
-/// The verdict of base chain `name` of `table` on `packet`, which gets the marks that it has behind the chain.
-pub(crate) fn evaluate(
-    table: &Table,
-    name: &str,
-    base: BaseChain,
+/// The verdict of a base chain on `packet`, which gets the marks that it has behind the chain. Also the last rule that
+/// changed the ct mark, or took the packet out of connection tracking, with its chain.
+pub(crate) fn evaluate<'a>(
+    chain: LocatedChain<'a>,
     packet: &mut SamplePacket<'_>,
-) -> PacketVerdict {
+) -> (ChainVerdict, Option<MarkedRule<'a>>) {
+    let LocatedChain { table, name, base } = chain;
     let mut traversal = Traversal::new(table, packet);
     let mut verdicts = traversal.chain(name, 0);
     *packet = traversal.packet;
@@ -98,51 +80,29 @@ pub(crate) fn evaluate(
         verdicts.add_possible(&PossibleVerdicts::ending(accepts, policy.clone()));
     }
     let (passes, decided_by) = verdicts.default.unwrap_or((accepts, policy));
-    let exceptions = if passes { verdicts.drops } else { verdicts.accepts };
-    PacketVerdict {
+    let verdict = ChainVerdict {
+        location: chain.location(),
         passes,
         decided_by,
-        exceptions,
+        exceptions: if passes { verdicts.drops } else { verdicts.accepts },
         accepted_by_address: verdicts.accepts_by_address,
-        changed_by: traversal.changed_by,
-    }
+        hidden_by: None,
+    };
+    (verdict, traversal.changed_by)
 }
 
-/// The conflicts of all rules that `packet` may reach from base chain `name`.
-pub(crate) fn conflicts<'a>(
-    table: &'a Table,
-    name: &'a str,
-    packet: &SamplePacket<'_>,
-) -> Vec<&'a ConflictingRule> {
-    let mut traversal = Traversal::new(table, packet);
-    traversal.chain(name, 0);
-    traversal.conflicts
-}
-
-/// A rule that changes or compares a packet mark, with its chain.
+/// A rule with its chain.
 pub(crate) type MarkedRule<'a> = (&'a str, &'a Rule);
 
-/// The rules that change the packet mark and that `packet` may reach from base chain `name`, each once.
-pub(crate) fn marking_rules<'a>(
-    table: &'a Table,
-    name: &'a str,
-    packet: &SamplePacket<'_>,
-) -> Vec<MarkedRule<'a>> {
-    let mut traversal = Traversal::new(table, packet);
-    traversal.chain(name, 0);
-    traversal.marking_rules
-}
-
-/// The rules that may do something else with the packet `other`, which has other marks, and that the packet may reach
-/// from base chain `name`.
-pub(crate) fn rules_that_tell_apart<'a>(
-    table: &'a Table,
-    name: &'a str,
-    [packet, other]: [&SamplePacket<'_>; 2],
-) -> Vec<MarkedRule<'a>> {
-    let mut traversal = Traversal { other: Some(*other), ..Traversal::new(table, packet) };
-    traversal.chain(name, 0);
-    traversal.dependent_rules
+/// Follows `packet` through a base chain. `other` is the packet with other marks, to find the rules that depend on them.
+pub(crate) fn follow<'a, 'p>(
+    chain: LocatedChain<'a>,
+    packet: &SamplePacket<'p>,
+    other: Option<SamplePacket<'p>>,
+) -> Traversal<'a, 'p> {
+    let mut traversal = Traversal { other, ..Traversal::new(chain.table, packet) };
+    traversal.chain(chain.name, 0);
+    traversal
 }
 
 /// All verdicts that a chain may give on a packet.
@@ -196,20 +156,22 @@ type Entry<'a> = (&'a str, [Option<[FieldValue; 2]>; 2], u32, bool);
 /// The result of a chain, with the packets as they leave.
 type Outcome<'p> = (PossibleVerdicts, SamplePacket<'p>, Option<SamplePacket<'p>>);
 
-struct Traversal<'a, 'p> {
+/// A packet on its way through the chains of a table, and what it may meet there.
+pub(crate) struct Traversal<'a, 'p> {
     table: &'a Table,
     packet: SamplePacket<'p>,
     /// Results by chain. `None` marks a chain whose evaluation is in progress: a loop, which the kernel never accepts,
     /// then ends here.
     finished: HashMap<Entry<'a>, Option<Outcome<'p>>>,
     /// Conflicts of the rules that the packet may reach.
-    conflicts: Vec<&'a ConflictingRule>,
-    marking_rules: Vec<MarkedRule<'a>>,
-    /// The packet with other marks, to find the rules that depend on them.
+    pub(crate) conflicts: Vec<&'a ConflictingRule>,
+    /// The rules that change the packet mark, each once.
+    pub(crate) marking_rules: Vec<MarkedRule<'a>>,
     other: Option<SamplePacket<'p>>,
-    dependent_rules: Vec<MarkedRule<'a>>,
+    /// The rules that may do something else with `other`.
+    pub(crate) dependent_rules: Vec<MarkedRule<'a>>,
     /// The last rule that changed the ct mark, or took the packet out of connection tracking.
-    changed_by: Option<VerdictSource>,
+    changed_by: Option<MarkedRule<'a>>,
     /// Whether the packet reaches this point by default.
     by_default: bool,
 }
@@ -269,7 +231,7 @@ impl<'a, 'p> Traversal<'a, 'p> {
             }
             self.conflicts.extend(rule.conflict.as_deref());
             self.by_default = by_default && applies == Certainty::Yes && verdicts.default.is_none();
-            if rule.changed_mark_bits != 0 {
+            if rule.changed_mark_bits() != 0 {
                 self.marking_rules.push((name, rule));
             }
             if self.by_default {
@@ -297,7 +259,7 @@ impl<'a, 'p> Traversal<'a, 'p> {
     }
 
     /// Applies what `rule` does to the packet besides its verdict.
-    fn change_packet(&mut self, chain: &str, rule: &Rule) {
+    fn change_packet(&mut self, chain: &'a str, rule: &'a Rule) {
         let SamplePacket { ct_mark, state: before, .. } = self.packet;
         let conflict = rule.conflict.as_ref().map(|conflict| conflict.kind);
         for packet in [Some(&mut self.packet), self.other.as_mut()].into_iter().flatten() {
@@ -308,8 +270,7 @@ impl<'a, 'p> Traversal<'a, 'p> {
             }
         }
         if (ct_mark, before) != (self.packet.ct_mark, self.packet.state) {
-            let rule = Some(rule.text.clone());
-            self.changed_by = Some(VerdictSource { chain: chain.to_owned(), rule });
+            self.changed_by = Some((chain, rule));
         }
     }
 

@@ -7,21 +7,12 @@ use proptest::prelude::*;
 use super::*;
 use crate::{
     ChangedMarkBits, Gateway,
-    model::{Field, Hook, IpVersion, Origin, TableFamily},
+    model::{BaseChain, Field, Hook, IpVersion, Origin, TableFamily},
     sample_packets::SampleConnection,
 };
 
 fn rule(conditions: Vec<Condition>, action: RuleVerdict, text: &str) -> Rule {
-    Rule {
-        conditions,
-        action,
-        destination_nat: None,
-        source_ports: None,
-        conflict: None,
-        changed_mark_bits: 0,
-        mark_writes: Vec::new(),
-        text: text.into(),
-    }
+    Rule { conditions, action, text: text.into(), ..Rule::default() }
 }
 
 fn table(chains: Vec<(&str, Vec<Rule>)>, drops: bool) -> Table {
@@ -36,28 +27,16 @@ fn table(chains: Vec<(&str, Vec<Rule>)>, drops: bool) -> Table {
         all.insert(name.to_owned(), Chain { base, rules });
     }
     let (origin, family) = (Origin::Nftables, TableFamily::Inet);
-    Table { origin, family, name: "t".into(), has_owner: false, chains: all }
+    Table::new(origin, family, "t".into(), all)
 }
 
-fn verdict(table: &Table) -> PacketVerdict {
-    let (name, base) = base_chains(table).next().unwrap();
+fn verdict(table: &Table) -> ChainVerdict {
+    let chain = table.base_chains().next().unwrap();
     let gateway = Gateway::default();
-    let connection = SampleConnection {
-        hook: Hook::Forward,
-        ip: IpVersion::V4,
-        port: 21,
-        real_port: 21,
-        from: None,
-        to: None,
-        links: None,
-    };
+    let connection = SampleConnection::unknown(Hook::Forward, IpVersion::V4, 21);
     let packets = connection.packets(&gateway, ChangedMarkBits::default());
-    let packet = packets.iter().find(|packet| packet.hook == base.hook).unwrap();
-    evaluate(table, name, base, &mut packet.clone())
-}
-
-fn no() -> Condition {
-    Condition::Any(Vec::new())
+    let packet = packets.iter().find(|packet| packet.hook == chain.base.hook).unwrap();
+    evaluate(chain, &mut packet.clone()).0
 }
 
 #[test]
@@ -71,7 +50,7 @@ fn policy_decides_at_the_end_of_a_base_chain() {
 #[test]
 fn undecidable_condition_makes_an_exception() {
     let rules = vec![
-        rule(vec![no()], RuleVerdict::Drop, "never"),
+        rule(vec![Condition::never()], RuleVerdict::Drop, "never"),
         rule(vec![Condition::Unknown], RuleVerdict::Drop, "some"),
         rule(vec![], RuleVerdict::Accept, "all"),
         rule(vec![Condition::Unknown], RuleVerdict::Drop, "behind"),
@@ -119,7 +98,7 @@ fn jump_that_may_return_continues_with_an_exception() {
 fn verdict_map_uses_the_matching_key() {
     let yes = Condition::field_in(Field::Protocol, u32::MAX, [(6, 6)]);
     let elements = |key: Condition| {
-        RuleVerdict::Map(vec![(no(), RuleVerdict::Drop), (key, RuleVerdict::Accept)])
+        RuleVerdict::Map(vec![(Condition::never(), RuleVerdict::Drop), (key, RuleVerdict::Accept)])
     };
     let one = |key| verdict(&table(vec![("base", vec![rule(vec![], elements(key), "map")])], true));
     assert!(one(yes).passes);
@@ -185,7 +164,7 @@ fn rules(chain: usize) -> impl Strategy<Value = Vec<Rule>> {
     actions.extend(later.iter().cloned().map(RuleVerdict::Jump));
     actions.extend(later.into_iter().map(RuleVerdict::Goto));
     let yes = Condition::field_in(Field::Protocol, u32::MAX, [(6, 6)]);
-    let conditions = vec![yes, no(), Condition::Unknown, Condition::Unknown];
+    let conditions = vec![yes, Condition::never(), Condition::Unknown, Condition::Unknown];
     let one = (
         prop::collection::vec(prop::sample::select(conditions), 0..3),
         prop::sample::select(actions),
@@ -213,7 +192,7 @@ proptest! {
         for rule in table.chains.values_mut().flat_map(|chain| &mut chain.rules) {
             rule.conditions.iter_mut().for_each(|one| {
                 if *one == Condition::Unknown {
-                    *one = no();
+                    *one = Condition::never();
                 }
             });
         }

@@ -3,16 +3,17 @@
 //! Only the extensions that say something about our packets are known. Every other option becomes a condition that
 //! may or may not hold.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::{collections::BTreeMap, iter::Peekable, slice::Iter};
 
 use super::{
-    ConflictKind, ConflictingRule, Ruleset,
+    ConflictKind, Ruleset,
     mark_writes::{MarkTarget, MarkWrite, WrittenMark},
     model::{
         AddressSide, BaseChain, Chain, Condition, DestinationNat, Field, Hook, InterfaceDirection,
-        InterfacePattern, IpVersion, Origin, Ranges, Rule, RuleVerdict, Table, TableFamily, state,
+        IpVersion, Origin, Ranges, Rule, RuleVerdict, Table, TableFamily,
     },
     networks::spanning,
+    packet_fields::number,
 };
 
 /// The priorities of the tables' base chains (linux/netfilter_ipv4.h).
@@ -47,8 +48,10 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: IpVersion) -> Ruleset {
         let base = hook.map(|hook| BaseChain { hook, priority, is_nat, policy_drops });
         chains.insert(chain.to_owned(), Chain { base, rules: Vec::new() });
     }
-    let names: BTreeSet<String> = chains.keys().cloned().collect();
-    let mut found = Ruleset::default();
+    let family = TableFamily::from(ip);
+    let program = origin.program(family);
+    // Only chains of the first lines are targets of jumps.
+    let (mut rules, mut found) = (Vec::new(), Ruleset::default());
     for line in lines {
         // With counters (`-c`), a line starts with `[12:345]`.
         let start = if line.starts_with('[') { line.find("-A ").unwrap_or(0) } else { 0 };
@@ -57,65 +60,25 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: IpVersion) -> Ruleset {
         };
         let words = split_words(rest);
         let Some((chain, options)) = words.split_first() else { continue };
-        let mut parsed = RuleOptions::parse(options, &names);
+        let mut rule = Rule { text: format!("-A {rest}"), ..Rule::default() };
+        let mut kinds = read_options(&mut rule, options, |name| chains.contains_key(name));
         if chain.starts_with(OURS) {
-            (parsed.changed_ct_mark_bits, parsed.changed_mark_bits) = (0, 0);
-            (parsed.restored_mark_bits, parsed.mark_write) = (0, None);
+            rule.mark_writes.clear();
+        } else if matches!(&rule.action, RuleVerdict::Jump(to) if to.starts_with(OURS)) {
+            kinds.push(ConflictKind::Queueing);
         }
-        found.changed_mark_bits.ct_mark |= parsed.changed_ct_mark_bits;
-        found.changed_mark_bits.mark |= parsed.changed_mark_bits;
-        found.changed_mark_bits.restored |= parsed.restored_mark_bits;
-        let queues = matches!(&parsed.action, RuleVerdict::Jump(to) if to.starts_with(OURS));
-        let kinds = [
-            (queues && !chain.starts_with(OURS)).then_some(ConflictKind::Queueing),
-            parsed.helper.then_some(ConflictKind::Helper),
-            (parsed.changed_ct_mark_bits != 0)
-                .then_some(ConflictKind::CtMark { bits: parsed.changed_ct_mark_bits }),
-        ];
-        let concern = |kind| ConflictingRule {
-            kind,
-            chain: format!("{} {name} {chain}", program(origin, ip)),
-            rule: format!("-A {rest}"),
-            remedy: Some(format!("{} -t {name} -D {}", program(origin, ip), shell_quoted(&words))),
+        let place = || {
+            let remedy = format!("{program} -t {name} -D {}", shell_quoted(&words));
+            (format!("{program} {name} {chain}"), Some(remedy))
         };
-        found.conflicts.extend(kinds.into_iter().flatten().map(concern));
-        let concern = parsed.hides.map(|kind| Box::new(concern(kind)));
-        let RuleOptions {
-            conditions,
-            action,
-            destination_nat: diversion,
-            source_ports,
-            changed_mark_bits: mark,
-            mark_write,
-            ..
-        } = parsed;
-        let text = format!("-A {rest}");
-        let rule = Rule {
-            conditions,
-            action,
-            destination_nat: diversion,
-            source_ports,
-            conflict: concern,
-            changed_mark_bits: mark,
-            mark_writes: mark_write.into_iter().collect(),
-            text,
-        };
-        chains.entry(chain.clone()).or_default().rules.push(rule);
+        found.conflicts.extend(rule.take_conflicts(kinds, place));
+        rules.push((chain.clone(), rule));
     }
-    let family = if ip == IpVersion::V4 { TableFamily::Ip } else { TableFamily::Ip6 };
-    found.tables.push(Table { origin, family, name: name.to_owned(), has_owner: false, chains });
+    for (chain, rule) in rules {
+        chains.entry(chain).or_default().rules.push(rule);
+    }
+    found.tables.push(Table::new(origin, family, name.to_owned(), chains));
     found
-}
-
-/// The program that changes tables of this origin.
-pub fn program(origin: Origin, ip: IpVersion) -> &'static str {
-    match (origin, ip) {
-        (Origin::Nftables, _) => "nft",
-        (Origin::IptablesNft, IpVersion::V4) => "iptables-nft",
-        (Origin::IptablesNft, IpVersion::V6) => "ip6tables-nft",
-        (Origin::IptablesLegacy, IpVersion::V4) => "iptables-legacy",
-        (Origin::IptablesLegacy, IpVersion::V6) => "ip6tables-legacy",
-    }
 }
 
 /// The verdict of a target that is not a chain.
@@ -133,158 +96,121 @@ pub(crate) fn target_verdict(name: &str) -> RuleVerdict {
     }
 }
 
-/// The options of a rule.
-struct RuleOptions {
-    conditions: Vec<Condition>,
-    action: RuleVerdict,
-    /// Whether the target assigns the kernel's FTP helper.
-    helper: bool,
-    /// How the target hides connections that it gets: no connection tracking, or a conntrack zone.
-    hides: Option<ConflictKind>,
-    /// The bits of the ct mark that the target may change.
-    changed_ct_mark_bits: u32,
-    changed_mark_bits: u32,
-    /// Those that it sets from the ct mark.
-    restored_mark_bits: u32,
-    mark_write: Option<MarkWrite>,
-    destination_nat: Option<DestinationNat>,
-    source_ports: Option<(u16, u16)>,
+/// Reads the options of a rule. `is_chain` says whether a target is a chain. Returns how the target interferes with us.
+fn read_options(
+    rule: &mut Rule,
+    words: &[String],
+    is_chain: impl Fn(&str) -> bool,
+) -> Vec<ConflictKind> {
+    let mut extension = "";
+    let mut rest = words.iter().peekable();
+    while let Some(word) = rest.next() {
+        let negated = word == "!";
+        let Some(option) = (if negated { rest.next() } else { Some(word) }) else { break };
+        if option == "--comment" {
+            rest.next();
+            continue;
+        }
+        let values = values(&mut rest);
+        let value = values.first().copied().unwrap_or_default();
+        match option.as_str() {
+            "-m" | "--match" => {
+                extension = value;
+                // An unknown extension may be a condition by its name alone.
+                if !NO_CONDITIONS.contains(&value) {
+                    rule.conditions.push(Condition::Unknown);
+                }
+            }
+            "-j" | "--jump" => {
+                rule.action = match is_chain(value) {
+                    true => RuleVerdict::Jump(value.to_owned()),
+                    false => target_verdict(value),
+                };
+                let words: Vec<&str> = rest.map(String::as_str).collect();
+                return apply_target(rule, value, &words);
+            }
+            "-g" | "--goto" => rule.action = RuleVerdict::Goto(value.to_owned()),
+            option => {
+                let one = condition(extension, option, &values).unwrap_or(Condition::Unknown);
+                rule.conditions.push(one.negated_if(negated));
+            }
+        }
+    }
+    Vec::new()
 }
 
-impl RuleOptions {
-    fn parse(words: &[String], chains: &BTreeSet<String>) -> Self {
-        let mut options = Self {
-            conditions: Vec::new(),
-            action: RuleVerdict::Continue,
-            helper: false,
-            hides: None,
-            changed_ct_mark_bits: 0,
-            changed_mark_bits: 0,
-            restored_mark_bits: 0,
-            mark_write: None,
-            destination_nat: None,
-            source_ports: None,
-        };
-        let mut extension = String::new();
-        let mut rest = words.iter().map(String::as_str).peekable();
-        while let Some(word) = rest.next() {
-            let negated = word == "!";
-            let Some(option) = (if negated { rest.next() } else { Some(word) }) else { break };
-            if option == "--comment" {
-                rest.next();
-                continue;
-            }
-            // The values of the option: all words up to the next option.
-            let mut values = Vec::new();
-            while let Some(value) = rest.next_if(|next| !is_option(next) && *next != "!") {
-                values.push(value);
-            }
-            let value = values.first().copied().unwrap_or_default();
-            match option {
-                "-m" | "--match" => extension = value.to_owned(),
-                "-j" | "--jump" => {
-                    options.action = match chains.contains(value) {
-                        true => RuleVerdict::Jump(value.to_owned()),
-                        false => target_verdict(value),
-                    };
-                    options.apply_target(value, rest);
-                    break;
-                }
-                "-g" | "--goto" => options.action = RuleVerdict::Goto(value.to_owned()),
-                _ => {
-                    let one = condition(&extension, option, &values);
-                    options.conditions.push(one.unwrap_or(Condition::Unknown).negated_if(negated));
-                }
-            }
-            // An unknown extension may be a condition by its name alone.
-            if matches!(option, "-m" | "--match") && !has_only_known_options(value) {
-                options.conditions.push(Condition::Unknown);
-            }
-        }
-        options
+/// The values of an option: all words up to the next option.
+fn values<'a>(rest: &mut Peekable<Iter<'a, String>>) -> Vec<&'a str> {
+    let mut values = Vec::new();
+    while let Some(value) = rest.next_if(|next| !is_option(next) && *next != "!") {
+        values.push(value.as_str());
     }
+    values
+}
 
-    /// Reads what a target does to marks, helpers and addresses.
-    fn apply_target<'a>(&mut self, name: &str, words: impl Iterator<Item = &'a str>) {
-        let words: Vec<&str> = words.collect();
-        let value = |option: &str| {
-            let at = words.iter().position(|word| *word == option)?;
-            words.get(at + 1).copied()
-        };
-        let changed = match name {
-            "MARK" | "CONNMARK" => ["--set-xmark", "--set-mark"]
-                .into_iter()
-                .find_map(value)
-                .map(|mark| mark_and_mask(mark).map_or(u32::MAX, |(value, mask)| value | mask)),
-            _ => None,
-        };
-        self.mark_write = mark_write(name, &words);
-        let has = |option: &str| words.contains(&option);
-        let mask = |option: &str| value(option).and_then(number).unwrap_or(u32::MAX);
-        match name {
-            "DNAT" => {
-                self.destination_nat = Some(
-                    value("--to-destination").map_or_else(Default::default, parse_destination),
-                );
-            }
-            "REDIRECT" | "TPROXY" | "NETMAP" => {
-                self.destination_nat = Some(DestinationNat::default())
-            }
-            "SNAT" => {
-                self.source_ports = value("--to-source").and_then(|to| parse_destination(to).ports);
-            }
-            "MASQUERADE" => {
-                self.source_ports = value("--to-ports").and_then(parse_ports);
-            }
-            "CT" => {
-                self.helper = value("--helper").is_some_and(|helper| helper.starts_with("ftp"));
-                let zones = ["--zone", "--zone-orig", "--zone-reply"].into_iter().find_map(value);
-                let zone = zones.filter(|zone| zone != &"0").map(|zone| zone.parse().ok());
-                let untracked = has("--notrack").then_some(ConflictKind::Untracked);
-                self.hides = untracked.or(zone.map(ConflictKind::Zone));
-            }
-            "NOTRACK" => self.hides = Some(ConflictKind::Untracked),
-            "MARK" => self.changed_mark_bits = changed.unwrap_or(u32::MAX),
-            // The bits of one mark are cleared, and those of the other are inverted there.
-            "CONNMARK" if has("--save-mark") => {
-                self.changed_ct_mark_bits = mask("--ctmask") | mask("--nfmask");
-            }
-            "CONNMARK" if has("--restore-mark") => {
-                self.changed_mark_bits = mask("--nfmask") | mask("--ctmask");
-                self.restored_mark_bits = mask("--ctmask");
-            }
-            "CONNMARK" => self.changed_ct_mark_bits = changed.unwrap_or(u32::MAX),
-            _ => {}
+/// The word behind `option`.
+fn word_after<'a>(words: &[&'a str], option: &str) -> Option<&'a str> {
+    let at = words.iter().position(|word| *word == option)?;
+    words.get(at + 1).copied()
+}
+
+/// Adds what a target does to marks and addresses. Returns how it interferes with us.
+fn apply_target(rule: &mut Rule, name: &str, words: &[&str]) -> Vec<ConflictKind> {
+    rule.mark_writes.extend(mark_write(name, words));
+    let value = |option| word_after(words, option);
+    match name {
+        "DNAT" => {
+            let target = value("--to-destination").map(parse_destination);
+            rule.destination_nat = Some(target.unwrap_or_default());
         }
+        "REDIRECT" | "TPROXY" | "NETMAP" => rule.destination_nat = Some(DestinationNat::default()),
+        "SNAT" => {
+            rule.source_ports = value("--to-source").and_then(|to| parse_destination(to).ports);
+        }
+        "MASQUERADE" => rule.source_ports = value("--to-ports").and_then(parse_ports),
+        "CT" => {
+            let helper = value("--helper").filter(|helper| helper.starts_with("ftp"));
+            let untracked = words.contains(&"--notrack").then_some(ConflictKind::Untracked);
+            let zone = ["--zone", "--zone-orig", "--zone-reply"].into_iter().find_map(value);
+            let zone = zone.filter(|zone| *zone != "0");
+            let zone = zone.map(|zone| ConflictKind::Zone(zone.parse().ok()));
+            return helper
+                .map(|_| ConflictKind::Helper)
+                .into_iter()
+                .chain(untracked.or(zone))
+                .collect();
+        }
+        "NOTRACK" => return vec![ConflictKind::Untracked],
+        _ => {}
     }
+    Vec::new()
 }
 
 /// What a target writes into a mark (xt_mark.c, xt_connmark.c).
 fn mark_write(name: &str, words: &[&str]) -> Option<MarkWrite> {
-    let after = |option: &str| {
-        let at = words.iter().position(|word| *word == option)?;
-        words.get(at + 1).copied()
-    };
+    let has = |option| words.contains(&option);
+    let after = |option| word_after(words, option);
     let target = match name {
-        "CONNMARK" if !words.contains(&"--restore-mark") => MarkTarget::CtMark,
+        "CONNMARK" if !has("--restore-mark") => MarkTarget::CtMark,
         "MARK" | "CONNMARK" => MarkTarget::PacketMark,
         _ => return None,
     };
-    if words.contains(&"--save-mark") || words.contains(&"--restore-mark") {
+    if has("--save-mark") || has("--restore-mark") {
         let masks = ["--ctmask", "--nfmask"].map(|one| after(one).or(after("--mask")));
         let [ct, packet] = masks.map(|mask| mask.and_then(number).unwrap_or(u32::MAX));
         let value = if ct == packet { WrittenMark::OtherMark } else { WrittenMark::Unknown };
-        return Some(MarkWrite { target, bits: ct | packet, value });
+        let restored = if target == MarkTarget::PacketMark { ct } else { 0 };
+        // The bits of one mark are cleared, and those of the other are inverted there.
+        return Some(MarkWrite { target, bits: ct | packet, restored, value });
     }
     let set = ["--set-xmark", "--set-mark"].into_iter().find_map(after).and_then(mark_and_mask);
-    Some(match set {
+    let (bits, value) = match set {
         // A bit outside the mask is inverted.
-        Some((bits, mask)) if bits & !mask == 0 => {
-            MarkWrite { target, bits: mask, value: WrittenMark::Constant(bits) }
-        }
-        Some((bits, mask)) => MarkWrite { target, bits: bits | mask, value: WrittenMark::Unknown },
-        None => MarkWrite { target, bits: u32::MAX, value: WrittenMark::Unknown },
-    })
+        Some((bits, mask)) if bits & !mask == 0 => (mask, WrittenMark::Constant(bits)),
+        Some((bits, mask)) => (bits | mask, WrittenMark::Unknown),
+        None => (u32::MAX, WrittenMark::Unknown),
+    };
+    Some(MarkWrite { target, bits, restored: 0, value })
 }
 
 /// Parses a target of translations: `10.0.0.5`, `10.0.0.5:80`, `10.0.0.5:80-90`, `[fd00::5]:80`, `10.0.0.5-10.0.0.9`.
@@ -305,28 +231,25 @@ fn parse_ports(text: &str) -> Option<(u16, u16)> {
     first.parse().ok().zip(last.parse().ok())
 }
 
-/// Whether an extension is no condition without its options.
-fn has_only_known_options(extension: &str) -> bool {
-    matches!(
-        extension,
-        "tcp"
-            | "udp"
-            | "comment"
-            | "conntrack"
-            | "state"
-            | "mark"
-            | "connmark"
-            | "multiport"
-            | "helper"
-            | "icmp"
-            | "icmp6"
-            | "addrtype"
-            | "set"
-            | "pkttype"
-            | "iprange"
-            | "mac"
-    )
-}
+/// Extensions that are no conditions without their options.
+const NO_CONDITIONS: [&str; 16] = [
+    "tcp",
+    "udp",
+    "comment",
+    "conntrack",
+    "state",
+    "mark",
+    "connmark",
+    "multiport",
+    "helper",
+    "icmp",
+    "icmp6",
+    "addrtype",
+    "set",
+    "pkttype",
+    "iprange",
+    "mac",
+];
 
 fn is_option(word: &str) -> bool {
     word.len() > 1
@@ -338,51 +261,41 @@ fn is_option(word: &str) -> bool {
 fn condition(extension: &str, option: &str, values: &[&str]) -> Option<Condition> {
     let value = values.first().copied().unwrap_or_default();
     let test = |field, ranges: Ranges| Some(Condition::field_in(field, u32::MAX, ranges));
+    let named = |field: Field| {
+        let one = |name: &str| field.value(&name.to_lowercase()).map(|value| (value, value));
+        test(field, value.split(',').map(one).collect::<Option<_>>()?)
+    };
+    let flags = |names: &str| {
+        let one = |name: &str| Field::TcpFlags.value(&name.to_lowercase());
+        names.split(',').try_fold(0, |bits, name| Some(bits | one(name)?))
+    };
     match (extension, option) {
-        (_, "-p" | "--protocol") => match value {
-            "all" | "0" => test(Field::Protocol, [(0, u32::MAX)].into()),
-            "tcp" | "6" => test(Field::Protocol, [(6, 6)].into()),
-            "" => None,
-            _ => test(Field::Protocol, [(255, 255)].into()),
-        },
-        (_, "-i" | "--in-interface") => {
-            Some(Condition::interface(InterfaceDirection::Input, InterfacePattern::new(value, '+')))
+        (_, "-p" | "--protocol") if matches!(value, "all" | "0") => {
+            test(Field::Protocol, [(0, u32::MAX)].into())
         }
-        (_, "-o" | "--out-interface") => Some(Condition::interface(
-            InterfaceDirection::Output,
-            InterfacePattern::new(value, '+'),
-        )),
+        (_, "-p" | "--protocol") if value.is_empty() => None,
+        (_, "-p" | "--protocol") => named(Field::Protocol),
+        (_, "-i" | "--in-interface") => {
+            Some(Condition::interface(InterfaceDirection::Input, value, '+'))
+        }
+        (_, "-o" | "--out-interface") => {
+            Some(Condition::interface(InterfaceDirection::Output, value, '+'))
+        }
         ("iprange", "--src-range") => address_range(AddressSide::Source, value),
         ("iprange", "--dst-range") => address_range(AddressSide::Destination, value),
         ("mac", "--mac-source") | ("set", "--match-set") => Some(Condition::Hosts),
         (_, "-s" | "--source") => address(AddressSide::Source, value),
         (_, "-d" | "--destination") => address(AddressSide::Destination, value),
         ("conntrack" | "state", "--ctstate" | "--state") => Some(states(value)),
-        ("conntrack", "--ctdir") => {
-            let direction = u32::from(value != "ORIGINAL");
-            test(Field::Direction, [(direction, direction)].into())
-        }
+        ("conntrack", "--ctdir") => named(Field::Direction),
         ("connmark", "--mark") => mark(Field::CtMark, value),
         ("mark", "--mark") => mark(Field::PacketMark, value),
-        ("helper", "--helper") => {
-            let other = u32::from(value != "ftp") * 254 + 1;
-            test(Field::FtpHelper, [(other, other)].into())
-        }
+        ("helper", "--helper") => named(Field::FtpHelper),
+        ("addrtype", "--dst-type") => named(Field::DestinationType),
+        ("pkttype", "--pkt-type") => named(Field::PacketType),
         ("tcp", "--tcp-flags") => {
-            let (mask, set) = (tcp_flags(value)?, tcp_flags(values.get(1)?)?);
+            let (mask, set) = (flags(value)?, flags(values.get(1)?)?);
             Some(Condition::field_in(Field::TcpFlags, mask, [(set, set)]))
-        }
-        ("addrtype", "--dst-type") => {
-            let kinds = value.split(',').map(|kind| match kind {
-                "LOCAL" => (1, 1),
-                "UNICAST" => (2, 2),
-                _ => (255, 255),
-            });
-            test(Field::DestinationType, kinds.collect())
-        }
-        ("pkttype", "--pkt-type") => {
-            let other = u32::from(value != "unicast" && value != "host");
-            test(Field::PacketType, [(other, other)].into())
         }
         ("tcp", "--syn") => Some(Condition::field_in(Field::TcpFlags, 0x17, [(2, 2)])),
         (_, "--dport" | "--dports" | "--destination-port" | "--destination-ports") => {
@@ -391,40 +304,32 @@ fn condition(extension: &str, option: &str, values: &[&str]) -> Option<Condition
         (_, "--sport" | "--sports" | "--source-port" | "--source-ports") => {
             test(Field::SourcePort, ports(value)?)
         }
-        ("multiport", "--ports") => Some(Condition::Any(vec![
-            Condition::field_in(Field::SourcePort, u32::MAX, ports(value)?),
-            Condition::field_in(Field::DestinationPort, u32::MAX, ports(value)?),
-        ])),
+        ("multiport", "--ports") => {
+            let fields = [Field::SourcePort, Field::DestinationPort];
+            let either = fields.map(|field| test(field, ports(value)?));
+            Some(Condition::Any(either.into_iter().collect::<Option<_>>()?))
+        }
         _ => None,
     }
 }
 
 fn address(side: AddressSide, network: &str) -> Option<Condition> {
-    Some(Condition::Address { side, networks: [network.parse().ok()?].into(), negated: false })
+    Some(Condition::address(side, [network.parse().ok()?]))
 }
 
 fn address_range(side: AddressSide, range: &str) -> Option<Condition> {
     let (first, last) = range.split_once('-').unwrap_or((range, range));
-    let network = spanning(first.parse().ok()?, last.parse().ok()?)?;
-    Some(Condition::Address { side, networks: [network].into(), negated: false })
+    Some(Condition::address(side, [spanning(first.parse().ok()?, last.parse().ok()?)?]))
 }
 
 /// Parses a list of states, such as `RELATED,ESTABLISHED`: the condition that one of them holds. States that are not
 /// known, such as `DNAT`, may or may not hold.
 fn states(list: &str) -> Condition {
+    let states = list.split(',').map(|name| Field::State.value(&name.to_lowercase()));
     let (mut bits, mut unknown) = (0, false);
-    for name in list.split(',') {
-        bits |= match name {
-            "INVALID" => state::INVALID,
-            "ESTABLISHED" => state::ESTABLISHED,
-            "RELATED" => state::RELATED,
-            "NEW" => state::NEW,
-            "UNTRACKED" => state::UNTRACKED,
-            _ => {
-                unknown = true;
-                0
-            }
-        };
+    for state in states {
+        bits |= state.unwrap_or(0);
+        unknown |= state.is_none();
     }
     let known = Condition::has_any_bit(Field::State, bits);
     if unknown { Condition::Any(vec![known, Condition::Unknown]) } else { known }
@@ -443,13 +348,6 @@ fn mark_and_mask(text: &str) -> Option<(u32, u32)> {
     }
 }
 
-fn number(text: &str) -> Option<u32> {
-    match text.strip_prefix("0x") {
-        Some(digits) => u32::from_str_radix(digits, 16).ok(),
-        None => text.parse().ok(),
-    }
-}
-
 /// Parses a list of ports, such as `21`, `1024:65535` or `20,21,1024:`.
 fn ports(list: &str) -> Option<Ranges> {
     let port = |text: &str, open: u16| match text {
@@ -462,24 +360,6 @@ fn ports(list: &str) -> Option<Ranges> {
             None => part.parse::<u16>().ok().map(|port| (port.into(), port.into())),
         })
         .collect()
-}
-
-fn tcp_flags(list: &str) -> Option<u32> {
-    list.split(',').try_fold(0, |bits, name| {
-        Some(
-            bits | match name {
-                "FIN" => 0x01,
-                "SYN" => 0x02,
-                "RST" => 0x04,
-                "PSH" => 0x08,
-                "ACK" => 0x10,
-                "URG" => 0x20,
-                "ALL" => 0x3f,
-                "NONE" => 0,
-                _ => return None,
-            },
-        )
-    })
 }
 
 /// The words quoted for a shell. The double quotes of `iptables-save` are not enough, because a shell would run

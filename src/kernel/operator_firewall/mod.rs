@@ -11,7 +11,7 @@ use std::{
     thread,
 };
 
-use ftp_alg_firewall::{Firewall, Gateway, IpVersion, Origin, PacketClass, program};
+use ftp_alg_firewall::{Firewall, Gateway, IpVersion, Origin, PacketClass};
 use serde_json::json;
 
 use super::{
@@ -88,7 +88,7 @@ fn read_rules(gateway: Gateway, texts: bool) -> Firewall {
     for ip in IpVersion::BOTH {
         let over_nft = firewall.has_iptables_tables(ip).then_some(Origin::IptablesNft);
         let legacy = uses_legacy(ip).unwrap_or_else(|error| {
-            let program = program(Origin::IptablesLegacy, ip);
+            let program = Origin::IptablesLegacy.program(ip.into());
             firewall
                 .read_errors
                 .push(format!("{program}: cannot see if it is in use: {error}; run this as root"));
@@ -99,7 +99,7 @@ fn read_rules(gateway: Gateway, texts: bool) -> Firewall {
             match iptables_save(origin, ip) {
                 Ok(text) => firewall.add_iptables_save(origin, ip, &text),
                 Err(error) => {
-                    firewall.read_errors.push(format!("{}: {error}", program(origin, ip)));
+                    firewall.read_errors.push(format!("{}: {error}", origin.program(ip.into())));
                 }
             }
         }
@@ -136,7 +136,7 @@ fn list_tables(
 
 /// The output of `iptables-save` of this variant. A system with only one variant has no suffix in the program's name.
 fn iptables_save(origin: Origin, ip: IpVersion) -> io::Result<String> {
-    let program = program(origin, ip);
+    let program = origin.program(ip.into());
     match run_for_output(&format!("{program}-save"), &[]) {
         Err(error) if error.kind() == io::ErrorKind::NotFound => {
             let plain = if ip == IpVersion::V4 { "iptables" } else { "ip6tables" };
