@@ -1,8 +1,7 @@
-//! The layering that `src/lib.rs` describes, held by reading the source.
+//! What the compiler cannot hold of the layering that docs/architecture.md describes: within one crate.
 //!
-//! A module may name only modules above it. The reading is textual: comments and literals are
-//! blanked, then every path from `crate`, `ftp_alg` or `super` is followed to the module it
-//! starts in. Knows nothing of macros that make paths, and needs not to: there are none.
+//! Reads paths from the syntax tree, and follows each to the module whose file it leads to. Knows nothing of what macros are
+//! given, and takes a name that a module exports for its own.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -10,22 +9,17 @@ use std::{
     path::{Path, PathBuf},
 };
 
-/// From the top of the list to its end. What crates know of each other the compiler holds.
+use syn::{
+    UseTree,
+    visit::{self, Visit},
+};
+
+/// From the top of the list to its end: a module names only those before it.
 const LAYERS: [&str; 10] =
     ["ftp", "packet", "session", "policy", "engine", "config", "kernel", "daemon", "replay", "cli"];
 /// The crates that have them.
-const CORE: &str = "crates/ftp-alg-core/src";
-const CRATES: [&str; 2] = [CORE, "src"];
-/// Where methods of one type may be in several files, so that the calls tell who needs whom.
-const SESSION: &str = "crates/ftp-alg-core/src/session";
-/// Names of its functions that collections, iterators or packets have as well.
-const COMMON: [&str; 13] = [
-    "default", "add", "clear", "count", "extend", "has", "is_empty", "len", "map", "pop", "push",
-    "take", "truncate",
-];
-/// The crates without layers. Neither names another one.
-const OTHER_CRATES: [&str; 2] = ["crates/ftp-alg-firewall/src", "crates/ftp-alg-lab/src"];
-/// What a module knows nothing of, although that is above it: the table's last column.
+const LAYERED: [&str; 2] = ["crates/ftp-alg-core/src", "src"];
+/// What a module knows nothing of, although that is before it: the table's last column.
 const IGNORANCE: [(&str, &[&str]); 5] = [
     ("packet", &["ftp"]),
     ("policy", &["ftp", "packet", "session"]),
@@ -33,28 +27,237 @@ const IGNORANCE: [(&str, &[&str]); 5] = [
     ("kernel", &["ftp", "session"]),
     ("replay", &["config", "kernel", "daemon"]),
 ];
-/// The files that see all modules.
-const ROOTS: [&str; 2] = ["lib.rs", "main.rs"];
-/// The one place for `unsafe`: the kernel's edge.
-const UNSAFE: &str = "kernel";
+/// The layer whose rooms have methods of one type, `Engine`: its files name each other in no circle, its rooms may.
+const BY_FILE: &str = "engine";
+/// The state that has methods in all of these rooms.
+const STATE: &str = "engine::sessions";
+/// Where methods of one type are in several files, so that the calls tell who needs whom.
+const SESSION: &str = "crates/ftp-alg-core/src/session";
+/// Names of its functions that collections, iterators or packets have as well.
+const COMMON: [&str; 13] = [
+    "default", "add", "clear", "count", "extend", "has", "is_empty", "len", "map", "pop", "push",
+    "take", "truncate",
+];
+/// Where `unsafe` may be allowed; elsewhere the lints deny it.
+const UNSAFE: [&str; 2] = ["src/kernel/", "crates/ftp-alg-fastpath/"];
 const MAX_LINES: usize = 600;
-/// The kernel's edge, whose rooms are its directories and files.
-const KERNEL: &str = "src/kernel";
+
+/// The path of a module from its crate's root.
+type ModulePath = Vec<String>;
+
+/// The paths in a file, each with the depth of the inline module in which it is.
+type NamedPaths = Vec<(usize, Vec<String>)>;
+
+/// What depends on what.
+type Graph = BTreeMap<String, BTreeSet<String>>;
+
+/// The modules of one crate, each with the paths that it names.
+#[derive(Default)]
+struct Crate(BTreeMap<ModulePath, NamedPaths>);
+
+impl Crate {
+    fn read(directory: &str) -> Self {
+        let files = sources(directory)
+            .into_iter()
+            .filter(|file| !is_test(file) && !file.ends_with("main.rs"));
+        let texts = files.map(|file| {
+            let module = module_path(file.strip_prefix(root().join(directory)).unwrap());
+            (module, fs::read_to_string(&file).unwrap())
+        });
+        Self::from_texts(texts)
+    }
+
+    fn from_texts(texts: impl Iterator<Item = (ModulePath, String)>) -> Self {
+        let module = |text: String| {
+            let mut found = Paths::default();
+            found.visit_file(&syn::parse_file(&text).unwrap());
+            found.paths
+        };
+        Self(texts.map(|(path, text)| (path, module(text))).collect())
+    }
+
+    /// The modules that `from` names, each as far down as there are files.
+    fn named_by(&self, from: &ModulePath) -> BTreeSet<ModulePath> {
+        self.0[from].iter().filter_map(|(depth, path)| self.follow(from, *depth, path)).collect()
+    }
+
+    fn follow(&self, from: &ModulePath, depth: usize, path: &[String]) -> Option<ModulePath> {
+        let ups = path.iter().take_while(|name| *name == "super").count();
+        let (start, rest) = match path[0].as_str() {
+            "crate" | "ftp_alg" => (&from[..0], &path[1..]),
+            "self" => (&from[..], &path[1..]),
+            // From an inline module, such as `tests`, the file itself is above.
+            "super" => {
+                (&from[..(from.len() + depth).checked_sub(ups)?.min(from.len())], &path[ups..])
+            }
+            _ => return None,
+        };
+        Some(self.descend(start.to_vec(), rest))
+    }
+
+    fn descend(&self, at: ModulePath, rest: &[String]) -> ModulePath {
+        let Some((name, after)) = rest.split_first() else { return at };
+        let child: ModulePath = at.iter().chain([name]).cloned().collect();
+        if self.0.contains_key(&child) {
+            return self.descend(child, after);
+        }
+        at
+    }
+
+    /// Which of two modules that have one parent names the other, itself or by what is in it. In [`BY_FILE`], which of two
+    /// files.
+    fn siblings(&self) -> Graph {
+        let mut graph = Graph::new();
+        for from in self.0.keys() {
+            for to in self.named_by(from) {
+                let common = from.iter().zip(&to).take_while(|(a, b)| a == b).count();
+                if common < from.len() && common < to.len() {
+                    let is_by_file = from[..common].first().is_some_and(|one| one == BY_FILE);
+                    let [from, to] = [from, &to].map(|path| match is_by_file {
+                        true => path.join("::"),
+                        false => path[..=common].join("::"),
+                    });
+                    if to == STATE {
+                        continue;
+                    }
+                    graph.entry(from).or_default().insert(to);
+                }
+            }
+        }
+        graph
+    }
+}
+
+/// Collects the paths of a file, without its tests.
+#[derive(Default)]
+struct Paths {
+    paths: NamedPaths,
+    depth: usize,
+}
+
+impl Paths {
+    fn add_use(&mut self, prefix: &[String], tree: &UseTree) {
+        let with = |name: &syn::Ident| [prefix, &[name.to_string()]].concat();
+        let path: Vec<String> = match tree {
+            UseTree::Path(path) => return self.add_use(&with(&path.ident), &path.tree),
+            UseTree::Group(group) => {
+                return group.items.iter().for_each(|tree| self.add_use(prefix, tree));
+            }
+            UseTree::Glob(_) => prefix.to_vec(),
+            UseTree::Name(name) => with(&name.ident),
+            UseTree::Rename(rename) => with(&rename.ident),
+        };
+        self.paths.push((self.depth, path));
+    }
+}
+
+impl<'ast> Visit<'ast> for Paths {
+    fn visit_item(&mut self, item: &'ast syn::Item) {
+        if !item_attributes(item).iter().any(is_cfg_test) {
+            visit::visit_item(self, item);
+        }
+    }
+
+    fn visit_item_mod(&mut self, item: &'ast syn::ItemMod) {
+        self.depth += 1;
+        visit::visit_item_mod(self, item);
+        self.depth -= 1;
+    }
+
+    fn visit_item_use(&mut self, item: &'ast syn::ItemUse) {
+        self.add_use(&[], &item.tree);
+    }
+
+    fn visit_path(&mut self, path: &'ast syn::Path) {
+        let names = path.segments.iter().map(|segment| segment.ident.to_string());
+        self.paths.push((self.depth, names.collect()));
+        visit::visit_path(self, path);
+    }
+}
+
+/// The functions of a file, and the names of those that it calls, without its tests.
+#[derive(Default)]
+struct Calls {
+    functions: BTreeSet<String>,
+    called: BTreeSet<String>,
+}
+
+impl<'ast> Visit<'ast> for Calls {
+    fn visit_item(&mut self, item: &'ast syn::Item) {
+        if !item_attributes(item).iter().any(is_cfg_test) {
+            visit::visit_item(self, item);
+        }
+    }
+
+    fn visit_signature(&mut self, signature: &'ast syn::Signature) {
+        self.functions.insert(signature.ident.to_string());
+    }
+
+    fn visit_expr_call(&mut self, call: &'ast syn::ExprCall) {
+        if let syn::Expr::Path(path) = &*call.func {
+            self.called.extend(path.path.segments.last().map(|last| last.ident.to_string()));
+        }
+        visit::visit_expr_call(self, call);
+    }
+
+    fn visit_expr_method_call(&mut self, call: &'ast syn::ExprMethodCall) {
+        self.called.insert(call.method.to_string());
+        visit::visit_expr_method_call(self, call);
+    }
+}
+
+/// Which of these files calls functions of another one. A name that several files have is nobody's.
+fn calls_between(files: impl Iterator<Item = (String, String)>) -> Graph {
+    let read = |(name, text): (String, String)| {
+        let mut calls = Calls::default();
+        calls.visit_file(&syn::parse_file(&text).unwrap());
+        (name, calls)
+    };
+    let files: BTreeMap<String, Calls> = files.map(read).collect();
+    let owner = |function: &String| {
+        let mut owners = files.iter().filter(|(_, calls)| calls.functions.contains(function));
+        let owner = owners.next().filter(|_| !COMMON.contains(&function.as_str()))?.0;
+        owners.next().is_none().then_some(owner)
+    };
+    let others = |(file, calls): (&String, &Calls)| {
+        let owners = calls.called.iter().filter_map(owner).filter(|owner| *owner != file);
+        (file.clone(), owners.cloned().collect())
+    };
+    files.iter().map(others).collect()
+}
+
+/// What is left of `named` when anyone who names nobody, or whom nobody names, has left, again and again.
+fn circles(mut named: Graph) -> Graph {
+    loop {
+        let before = named.clone();
+        named.values_mut().for_each(|names| names.retain(|name| before.contains_key(name)));
+        let is_named = |name: &String| before.values().any(|names| names.contains(name));
+        named.retain(|name, names| !names.is_empty() && is_named(name));
+        if named == before {
+            return named;
+        }
+    }
+}
+
 #[test]
 fn a_module_names_only_modules_above_it() {
+    let layer = |module: &str| LAYERS.iter().position(|name| *name == module);
     let mut wrong = Vec::new();
-    for file in CRATES.into_iter().flat_map(sources) {
-        let Some(module) = module_of(&file) else { continue };
-        assert!(LAYERS.contains(&module.as_str()), "{file:?} is in no layer: add {module}");
-        // In `src/x.rs` and `src/x/mod.rs`, `super` is the crate itself.
-        let nested = !file.ends_with("mod.rs") && !file.parent().unwrap().ends_with("src");
-        let own = |name: &str| nested && file.with_file_name(format!("{name}.rs")).exists();
-        for name in named_modules(&fs::read_to_string(&file).unwrap(), own) {
-            if layer(&name) > layer(&module) {
-                wrong.push(format!("{}: {module} is above {name}", file.display()));
-            }
-            if IGNORANCE.iter().any(|(one, of)| *one == module && of.contains(&name.as_str())) {
-                wrong.push(format!("{}: {module} knows nothing of {name}", file.display()));
+    for directory in LAYERED {
+        let modules = Crate::read(directory);
+        for (from, paths) in &modules.0 {
+            let Some(own) = from.first() else { continue };
+            assert!(layer(own).is_some(), "{own} is in no layer: add it");
+            let of_core = paths.iter().filter(|(_, path)| path[0] == "ftp_alg_core");
+            let of_core = of_core.filter_map(|(_, path)| path.get(1).cloned());
+            let of_crate = modules.named_by(from).into_iter().filter_map(|to| to.first().cloned());
+            for name in of_core.chain(of_crate) {
+                if layer(&name) > layer(own) {
+                    wrong.push(format!("{}: {own} is above {name}", from.join("::")));
+                }
+                if IGNORANCE.iter().any(|(one, of)| one == own && of.contains(&name.as_str())) {
+                    wrong.push(format!("{}: {own} knows nothing of {name}", from.join("::")));
+                }
             }
         }
     }
@@ -62,66 +265,33 @@ fn a_module_names_only_modules_above_it() {
 }
 
 #[test]
-fn files_of_a_directory_have_no_cyclic_references() {
-    let mut named: BTreeMap<PathBuf, BTreeSet<PathBuf>> = BTreeMap::new();
-    for file in CRATES.into_iter().chain(OTHER_CRATES).flat_map(sources) {
-        let text = fs::read_to_string(&file).unwrap();
-        for (from, to) in through_super(&file, &text) {
-            named.entry(from).or_default().insert(to);
-        }
+fn modules_of_one_parent_name_each_other_in_no_circle() {
+    for directory in crates() {
+        let circles = circles(Crate::read(&directory).siblings());
+        assert!(circles.is_empty(), "{directory}: {circles:#?}");
     }
-    assert!(named.len() > 50, "{} files name others", named.len());
-    let circles = circles(named);
-    assert!(circles.is_empty(), "{circles:#?}");
+    assert!(Crate::read("src").siblings().len() > 50);
 }
 
 #[test]
 fn no_file_of_a_session_calls_back_into_one_that_called_it() {
-    let files = sources(SESSION);
-    let texts = files.iter().map(|file| fs::read_to_string(file).unwrap());
-    let called = calls_between(files.iter().cloned().zip(texts).collect());
-    let known: usize = called.values().map(BTreeSet::len).sum();
-    assert!(known > 30, "{called:#?}");
+    let files = sources(SESSION).into_iter().filter(|file| !is_test(file));
+    let called = calls_between(
+        files.map(|file| (file.display().to_string(), fs::read_to_string(&file).unwrap())),
+    );
+    assert!(called.values().map(BTreeSet::len).sum::<usize>() > 30, "{called:#?}");
     let circles = circles(called);
     assert!(circles.is_empty(), "{circles:#?}");
 }
 
 #[test]
-fn rooms_of_the_kernel_edge_name_each_other_in_no_circle() {
-    let edge = root().join(KERNEL);
-    let index = fs::read_to_string(edge.join("mod.rs")).unwrap();
-    let exported = exports(&index);
-    let is_room = |name: &String| edge.join(name).join("mod.rs").exists();
-    let is_file = |name: &String| edge.join(name).with_extension("rs").exists();
-    let mut named: BTreeMap<PathBuf, BTreeSet<PathBuf>> = BTreeMap::new();
-    for file in sources(KERNEL) {
-        let inside = file.strip_prefix(&edge).unwrap_or(&file).to_owned();
-        let room = inside.components().next().unwrap().as_os_str().to_owned();
-        let room = PathBuf::from(room).with_extension("");
-        if room == Path::new("mod") {
-            continue;
-        }
-        let text = fs::read_to_string(&file).unwrap();
-        let rooms = names_of_kernel(&file, &text).into_iter().filter_map(|name| {
-            let is_one = is_room(&name) || is_file(&name);
-            if is_one { Some(name) } else { exported.get(&name).cloned() }
-        });
-        let others = rooms.map(PathBuf::from).filter(|other| *other != room);
-        named.entry(room.clone()).or_default().extend(others);
-    }
-    let of_table = &named[Path::new("table")];
-    assert!(of_table.contains(Path::new("netlink")) && of_table.contains(Path::new("parameters")));
-    let circles = circles(named);
-    assert!(circles.is_empty(), "{circles:#?}");
-}
-
-#[test]
-fn unsafe_code_is_only_at_the_kernels_edge() {
-    for file in CRATES.into_iter().chain(OTHER_CRATES).flat_map(sources) {
-        if module_of(&file).as_deref() != Some(UNSAFE) {
-            let text = fs::read_to_string(&file).unwrap();
-            assert!(!has_unsafe(&text), "{}: unsafe outside src/{UNSAFE}", file.display());
-        }
+fn unsafe_code_is_allowed_only_at_the_kernels_edge() {
+    let lints = fs::read_to_string(root().join("Cargo.toml")).unwrap();
+    assert!(lints.contains("unsafe_code = \"deny\""));
+    for file in crates().iter().flat_map(|directory| sources(directory)) {
+        let allows = fs::read_to_string(&file).unwrap().contains("allow(unsafe_code");
+        let inside = file.strip_prefix(root()).unwrap().display().to_string();
+        assert!(!allows || UNSAFE.iter().any(|edge| inside.starts_with(edge)), "{inside}");
     }
 }
 
@@ -136,393 +306,102 @@ fn every_file_opens_with_its_purpose_and_is_short() {
     }
 }
 
-#[test]
-fn every_layer_exists() {
-    let libs = CRATES.map(|at| fs::read_to_string(root().join(at).join("lib.rs")).unwrap());
-    for name in LAYERS {
-        let line = format!("mod {name};");
-        assert!(libs.iter().any(|lib| lib.contains(&line)), "{name} is in no lib.rs");
-    }
-    assert!(libs[0].contains("#![forbid(unsafe_code)]"), "{CORE}");
-}
-
 mod the_reading_itself {
     use super::*;
 
-    fn named(text: &str) -> Vec<String> {
-        named_modules(text, |_| false)
+    fn siblings(texts: &[(&str, &str)]) -> Graph {
+        let parts = |name: &str| -> Vec<String> {
+            name.split("::").filter(|part| !part.is_empty()).map(str::to_owned).collect()
+        };
+        let texts = texts.iter().map(|(name, text)| (parts(name), (*text).to_owned()));
+        Crate::from_texts(texts).siblings()
     }
 
     #[test]
     fn finds_every_way_to_name_a_module() {
-        let cases: [(&str, &[&str]); 11] = [
-            ("use crate::engine::Verdict;", &["engine"]),
-            ("use crate::{config::Config, engine::{Kernel, Pinhole}};", &["config", "engine"]),
-            ("use crate::{\n    policy::Policy,\n    daemon,\n};", &["policy", "daemon"]),
-            ("use crate::cli as shell;", &["cli"]),
-            ("use crate::{self, cli::{self, run}};", &["cli"]),
-            ("fn f(x: &crate::kernel::Queue) {}", &["kernel"]),
-            ("let x = < crate :: daemon :: Options >::new();", &["daemon"]),
-            ("use ftp_alg_core::engine::Engine;", &["engine"]),
-            ("use super::config::Config;", &["config"]),
-            ("mod tests { use super::super::{daemon, *}; }", &["daemon"]),
-            ("pub(in crate::session) fn f() {}", &["session"]),
-        ];
-        for (text, expected) in cases {
-            assert_eq!(named(text), expected, "{text}");
+        for text in [
+            "use crate::b::x;",
+            "use crate::{c, b::{self, x}};",
+            "use super::b as other;",
+            "fn f(x: &crate::b::X) {}",
+            "fn f() { let x = < crate :: b :: X >::new(); }",
+            "mod inner { use super::super::b::x; }",
+        ] {
+            let root = ("", "");
+            let graph = siblings(&[root, ("a", text), ("b", ""), ("b::inner", "")]);
+            assert_eq!(graph["a"], BTreeSet::from(["b".to_owned()]), "{text}");
+        }
+        for text in [
+            "// use crate::b;",
+            "const X: &str = \"crate::b\";",
+            "use other::b::x;",
+            "#[cfg(test)] mod tests { use crate::b; }",
+            "mod inner { use super::b::x; } mod b {}",
+        ] {
+            assert_eq!(siblings(&[("a", text), ("b", "")]), Graph::new(), "{text}");
         }
     }
 
     #[test]
-    fn passes_over_comments_literals_and_children_of_the_same_name() {
-        let texts = [
-            "// use crate::cli;",
-            "//! see [`crate::cli`]",
-            "/* use crate::cli; /* nested */ crate::daemon::x */",
-            "let x = \"crate::cli::run \\\" crate::daemon\";",
-            "let x = r#\"crate::cli::\"quoted\" crate::engine\"#;",
-            "let x = b\"crate::cli\"; let y = '\"'; let z = '\\'';",
-            "use my_crate::cli::x;",
-            "use std::{io, fmt};",
-        ];
-        for text in texts {
-            assert_eq!(named(text), [""; 0], "{text}");
-        }
-        assert_eq!(named_modules("use super::policy::x;", |name| name == "policy"), [""; 0]);
-    }
-
-    #[test]
-    fn goes_on_after_a_lifetime_a_char_and_a_literal() {
-        let text =
-            "fn f<'a>(x: &'a str) -> char { '\\u{1b}' } const S: &str = \"\"; use crate::cli;";
-        assert_eq!(named(text), ["cli"]);
-    }
-
-    #[test]
-    fn would_refuse_a_policy_that_knows_the_configuration() {
-        let names = named("use crate::config::Config;");
-        assert!(layer(&names[0]) > layer("policy"));
-        assert!(layer("policy") < layer("config") && layer("daemon") < layer("cli"));
-    }
-
-    #[test]
-    fn finds_the_files_of_a_directory() {
-        let edge = root().join("src/kernel");
-        let found =
-            |file: &str, text| -> Vec<(PathBuf, PathBuf)> { through_super(&edge.join(file), text) };
-        let (queue, kernel) = (edge.join("queue"), edge.join("kernel"));
-        assert_eq!(found("kernel.rs", "use super::{Thing, queue::x};"), [(kernel, queue.clone())]);
-        let error = [(queue, edge.join("error"))];
-        assert_eq!(found("queue/mod.rs", "use super::error::NetfilterError;"), error);
-        assert_eq!(found("queue/receive.rs", "use super::super::error::NetfilterError;"), error);
-        assert_eq!(found("kernel.rs", "use super::*; // super::queue"), []);
-    }
-
-    #[test]
-    fn finds_rooms_by_their_names_and_by_what_they_export() {
-        let edge = root().join(KERNEL);
-        let found = |file: &str, text| names_of_kernel(&edge.join(file), text);
-        let text = "use crate::kernel::{Queue, netlink::Socket}; use super::commits::Commits;";
-        assert_eq!(found("table/other_daemon.rs", text), ["Queue", "netlink"]);
-        assert_eq!(found("table/mod.rs", "use super::{Backend, queue::x};"), ["Backend", "queue"]);
-        assert_eq!(found("inject.rs", "use super::NetfilterError;"), ["NetfilterError"]);
-        let exported = exports("pub use queue::{Packet, Queue};\npub use error::NetfilterError;");
-        assert_eq!(exported["Queue"], "queue");
-        assert_eq!(exported["NetfilterError"], "error");
-    }
-
-    #[test]
-    fn tells_a_circle_from_what_leads_to_it() {
-        let of = |edges: &[(&str, &str)]| -> Vec<PathBuf> {
-            let mut named: BTreeMap<PathBuf, BTreeSet<PathBuf>> = BTreeMap::new();
-            for (from, to) in edges {
-                named.entry(from.into()).or_default().insert(to.into());
-            }
-            circles(named).into_keys().collect()
-        };
-        assert_eq!(of(&[("a", "b"), ("b", "c"), ("a", "c")]), [""; 0].map(PathBuf::from));
-        assert_eq!(of(&[("b", "c"), ("c", "b"), ("b", "d")]), ["b", "c"].map(PathBuf::from));
+    fn finds_a_circle_through_a_room() {
+        let files =
+            [("a::x", "use crate::b::y;"), ("b::y", "use super::z;"), ("b::z", "use crate::a::w;")];
+        let with_circle = siblings(&[&files[..], &[("a", ""), ("b", ""), ("a::w", "")]].concat());
+        assert_eq!(circles(with_circle).into_keys().collect::<Vec<_>>(), ["a", "b"]);
+        assert_eq!(
+            circles(siblings(&[files[0], files[1], ("a", ""), ("b", ""), ("b::z", "")])),
+            Graph::new()
+        );
     }
 
     #[test]
     fn finds_a_file_that_calls_back() {
         let called = |texts: [&str; 3]| {
-            let names = ["a", "b", "c"].map(PathBuf::from);
-            calls_between(names.into_iter().zip(texts.map(String::from)).collect())
+            calls_between(
+                ["a", "b", "c"].map(String::from).into_iter().zip(texts.map(String::from)),
+            )
         };
         let (a, b) = ("fn f() { g(); new() } fn new() {}", "fn g() { x.h::<T>(); X::k() }");
         let c = "fn h() { new() } fn k() {} fn new() {} #[cfg(test)] mod tests { fn t() { f() } }";
         let tree = called([a, b, c]);
-        assert_eq!(tree[Path::new("b")], BTreeSet::from([PathBuf::from("c")]));
+        assert_eq!(tree["b"], BTreeSet::from(["c".to_owned()]));
         assert!(circles(tree).is_empty());
         let back = called([a, b, "impl X { fn h(&self) { self.f() } fn k() {} }"]);
         assert_eq!(circles(back).len(), 3);
     }
+}
 
-    #[test]
-    fn tells_unsafe_code_from_the_word() {
-        assert!(has_unsafe("fn f() { unsafe { g() } }"));
-        assert!(has_unsafe("pub unsafe fn f() {}"));
-        assert!(!has_unsafe("#![deny(unsafe_code)] // unsafe\nconst X: &str = \"unsafe\";"));
+fn item_attributes(item: &syn::Item) -> &[syn::Attribute] {
+    match item {
+        syn::Item::Mod(item) => &item.attrs,
+        syn::Item::Fn(item) => &item.attrs,
+        syn::Item::Impl(item) => &item.attrs,
+        syn::Item::Use(item) => &item.attrs,
+        _ => &[],
     }
 }
 
-/// The top-level modules that `text` names, in order. `own_child` says whether a name is that of a
-/// file next to it, which `super` then means.
-fn named_modules(text: &str, own_child: impl Fn(&str) -> bool) -> Vec<String> {
-    let tokens = tokens(&crossed_out(text));
-    let mut found = Vec::new();
-    for (at, token) in tokens.iter().enumerate() {
-        let rest = match token.as_str() {
-            "crate" | "ftp_alg" | "ftp_alg_core" | "super" => &tokens[at + 1..],
-            _ => continue,
-        };
-        let through_super = token == "super";
-        found.extend(
-            heads(rest)
-                .into_iter()
-                .filter(|name| LAYERS.contains(&name.as_str()))
-                .filter(|name| !(through_super && own_child(name))),
-        );
-    }
-    found
+fn is_cfg_test(attribute: &syn::Attribute) -> bool {
+    matches!(&attribute.meta, syn::Meta::List(list)
+        if list.path.is_ident("cfg") && list.tokens.to_string() == "test")
 }
 
-/// What follows `::` at the start of `tokens`: one name, or the first name of each path of a group.
-fn heads(tokens: &[String]) -> Vec<String> {
-    if tokens.first().is_none_or(|token| token != "::") {
-        return Vec::new();
-    }
-    let Some(first) = tokens.get(1) else { return Vec::new() };
-    if first != "{" {
-        return vec![first.clone()];
-    }
-    let mut heads = Vec::new();
-    let (mut depth, mut at_start) = (1, true);
-    for token in &tokens[2..] {
-        match token.as_str() {
-            "{" => depth += 1,
-            "}" if depth == 1 => break,
-            "}" => depth -= 1,
-            "," if depth == 1 => at_start = true,
-            name if depth == 1 && at_start => {
-                heads.push(name.to_owned());
-                at_start = false;
-            }
-            _ => {}
-        }
-    }
-    heads
+fn is_test(file: &Path) -> bool {
+    file.to_string_lossy().ends_with("tests.rs")
 }
 
-/// What the text of `file` names through `super`, of modules that are files or directories: which of those it
-/// is in, and which it names, both without their ending.
-fn through_super(file: &Path, text: &str) -> Vec<(PathBuf, PathBuf)> {
-    let named = named_through_super(file, text).into_iter();
-    let named = named.map(|(from, name)| (from.clone(), from.with_file_name(name)));
-    named.filter(|(_, to)| to.join("mod.rs").exists() || to.with_extension("rs").exists()).collect()
+/// The module that a file is, by its path inside its crate's sources.
+fn module_path(file: &Path) -> ModulePath {
+    let names = file.with_extension("");
+    let names = names.iter().map(|name| name.to_str().unwrap().to_owned());
+    names.filter(|name| !["lib", "mod"].contains(&name.as_str())).collect()
 }
 
-/// The names behind `super`, each with the module next to which it is.
-fn named_through_super(file: &Path, text: &str) -> Vec<(PathBuf, String)> {
-    let own = if file.ends_with("mod.rs") { file.parent().unwrap() } else { file };
-    let own = own.with_extension("");
-    let tokens = tokens(&crossed_out(text));
-    let mut found = Vec::new();
-    let mut levels: usize = 0;
-    for (at, token) in tokens.iter().enumerate() {
-        match token.as_str() {
-            "super" => levels += 1,
-            "::" => continue,
-            _ => levels = 0,
-        }
-        let Some(from) = levels.checked_sub(1).and_then(|levels| own.ancestors().nth(levels))
-        else {
-            continue;
-        };
-        found.extend(heads(&tokens[at + 1..]).into_iter().map(|name| (from.to_owned(), name)));
-    }
-    found
-}
-
-/// Which of the `files` call functions that are in another one. A name that several files have is nobody's.
-fn calls_between(files: Vec<(PathBuf, String)>) -> BTreeMap<PathBuf, BTreeSet<PathBuf>> {
-    let mut owners: BTreeMap<String, BTreeSet<PathBuf>> = BTreeMap::new();
-    let mut called: BTreeMap<PathBuf, BTreeSet<String>> = BTreeMap::new();
-    for (file, text) in files {
-        let code = crossed_out(&text);
-        let tokens = tokens(code.split("#[cfg(test)]").next().unwrap());
-        for (at, name) in tokens.iter().enumerate().filter(|(_, token)| is_name(token)) {
-            let next = |count| tokens.get(at + count).map_or("", String::as_str);
-            if at > 0 && tokens[at - 1] == "fn" {
-                owners.entry(name.clone()).or_default().insert(file.clone());
-            } else if next(1) == "(" || next(1) == "::" && next(2) == "<" {
-                called.entry(file.clone()).or_default().insert(name.clone());
-            }
-        }
-    }
-    owners.retain(|name, files| files.len() == 1 && !COMMON.contains(&name.as_str()));
-    let owner = |name: &String| owners.get(name)?.first();
-    let others = |file: &PathBuf, names: &BTreeSet<String>| {
-        names.iter().filter_map(owner).filter(|owner| *owner != file).cloned().collect()
-    };
-    called.iter().map(|(file, names)| (file.clone(), others(file, names))).collect()
-}
-
-fn is_name(token: &str) -> bool {
-    token.starts_with(|c: char| c.is_lowercase() || c == '_')
-}
-
-/// What a file of the kernel edge names of it, by `crate::kernel` or `super`.
-fn names_of_kernel(file: &Path, text: &str) -> Vec<String> {
-    let tokens = tokens(&crossed_out(text));
-    let windows = tokens.windows(3).enumerate();
-    let absolute = windows.filter(|(_, window)| *window == ["crate", "::", "kernel"]);
-    let mut names: Vec<_> = absolute.flat_map(|(at, _)| heads(&tokens[at + 3..])).collect();
-    let edge = root().join(KERNEL);
-    let of_super = named_through_super(file, text).into_iter();
-    let of_super = of_super.filter(|(from, _)| from.parent() == Some(&edge));
-    names.extend(of_super.map(|(_, name)| name));
-    names.retain(|name| name != "super");
-    names
-}
-
-/// The names that `pub use` in `text` takes from a module, with the module.
-fn exports(text: &str) -> BTreeMap<String, String> {
-    let tokens = tokens(&crossed_out(text));
-    let uses = tokens.windows(3).enumerate().filter(|(_, window)| window[..2] == ["pub", "use"]);
-    uses.flat_map(|(at, window)| {
-        let end = tokens[at..].iter().position(|token| token == ";").unwrap() + at;
-        let names = tokens[at + 4..end].iter().map(|name| (name.clone(), window[2].clone()));
-        names.collect::<Vec<_>>()
-    })
-    .collect()
-}
-
-/// What is left of `named` when anyone who names nobody has left, again and again.
-fn circles(
-    mut named: BTreeMap<PathBuf, BTreeSet<PathBuf>>,
-) -> BTreeMap<PathBuf, BTreeSet<PathBuf>> {
-    loop {
-        let before = named.clone();
-        for names in named.values_mut() {
-            names.retain(|name| before.contains_key(name));
-        }
-        named.retain(|_, names| !names.is_empty());
-        if named == before {
-            return named;
-        }
-    }
-}
-
-fn has_unsafe(text: &str) -> bool {
-    tokens(&crossed_out(text)).iter().any(|token| token == "unsafe")
-}
-
-/// Words, `::`, and every other character by itself.
-fn tokens(text: &str) -> Vec<String> {
-    let mut tokens: Vec<String> = Vec::new();
-    let mut in_word = false;
-    for c in text.chars() {
-        let word = c.is_alphanumeric() || c == '_';
-        match tokens.last_mut() {
-            Some(last) if word && in_word => last.push(c),
-            Some(last) if c == ':' && last == ":" => last.push(c),
-            _ if c.is_whitespace() => {}
-            _ => tokens.push(c.to_string()),
-        }
-        in_word = word;
-    }
-    tokens
-}
-
-/// `text` without comments and without the content of literals.
-fn crossed_out(text: &str) -> String {
-    let mut rest = text;
-    let mut out = String::new();
-    while let Some(c) = rest.chars().next() {
-        let skipped = if rest.starts_with("//") {
-            rest.find('\n').unwrap_or(rest.len())
-        } else if rest.starts_with("/*") {
-            block_comment(rest)
-        } else if c == '"' {
-            quoted(rest, '"')
-        } else if rest.starts_with("r\"") || rest.starts_with("r#") {
-            raw_string(rest).unwrap_or(0)
-        } else if c == '\'' {
-            char_literal(rest).unwrap_or(0)
-        } else {
-            0
-        };
-        if skipped == 0 {
-            out.push(c);
-            rest = &rest[c.len_utf8()..];
-        } else {
-            out.push(' ');
-            rest = &rest[skipped..];
-        }
-    }
-    out
-}
-
-fn block_comment(text: &str) -> usize {
-    let (mut depth, mut at) = (0, 0);
-    while at < text.len() {
-        let rest = &text[at..];
-        let step = if rest.starts_with("/*") {
-            depth += 1;
-            2
-        } else if rest.starts_with("*/") {
-            depth -= 1;
-            2
-        } else {
-            rest.chars().next().map_or(1, char::len_utf8)
-        };
-        at += step;
-        if depth == 0 {
-            break;
-        }
-    }
-    at
-}
-
-/// The length of a literal that starts and ends with `quote`.
-fn quoted(text: &str, quote: char) -> usize {
-    let mut escaped = false;
-    for (at, c) in text.char_indices().skip(1) {
-        match c {
-            _ if escaped => escaped = false,
-            '\\' => escaped = true,
-            _ if c == quote => return at + 1,
-            _ => {}
-        }
-    }
-    text.len()
-}
-
-fn raw_string(text: &str) -> Option<usize> {
-    let hashes = text[1..].chars().take_while(|&c| c == '#').count();
-    let content = text[1 + hashes..].strip_prefix('"')?;
-    let end = format!("\"{}", "#".repeat(hashes));
-    Some(content.find(&end).map_or(text.len(), |at| 2 + hashes + at + end.len()))
-}
-
-/// The length of a character literal; `None` for a lifetime.
-fn char_literal(text: &str) -> Option<usize> {
-    let mut chars = text.chars().skip(1);
-    let (first, second) = (chars.next()?, chars.next()?);
-    (first == '\\' || second == '\'').then(|| quoted(text, '\''))
-}
-
-fn layer(module: &str) -> Option<usize> {
-    LAYERS.iter().position(|name| *name == module)
-}
-
-/// The top-level module that a file belongs to; none for the crate's roots.
-fn module_of(file: &Path) -> Option<String> {
-    let inside = CRATES.iter().find_map(|at| file.strip_prefix(root().join(at)).ok())?;
-    let first = inside.iter().next()?.to_str()?;
-    (!ROOTS.contains(&first)).then(|| first.trim_end_matches(".rs").to_owned())
+/// The source directories of all crates.
+fn crates() -> Vec<String> {
+    let crates = fs::read_dir(root().join("crates")).unwrap();
+    let names = crates.map(|one| one.unwrap().file_name().into_string().unwrap());
+    names.map(|name| format!("crates/{name}/src")).chain(["src".to_owned()]).collect()
 }
 
 fn root() -> &'static Path {

@@ -6,6 +6,7 @@
 
 mod counters;
 mod decision;
+mod endpoints;
 mod events;
 #[cfg(any(test, feature = "fake-kernel"))]
 mod fake;
@@ -24,26 +25,24 @@ mod tests;
 use std::time::{Duration, Instant};
 
 pub use counters::{Counters, Drops, Limits, Unread};
+pub use endpoints::{Pinhole, Translation};
 pub use events::{DecidedAnnouncement, Event, EventKind};
 #[cfg(any(test, feature = "fake-kernel"))]
 pub use fake::FakeKernel;
 pub use offload::handover::{
-    FastPathLine, FastPathPinhole, FlowChange, FlowChanges, Handover, LoginStage, SequenceOffset,
-    Withdrawal,
+    FastPathLine, FastPathPinhole, FastPathPinholeClosing, FlowChange, FlowChanges, Handover,
+    LoginStage, SequenceOffset, Withdrawal,
 };
 use packets::{
     parked::ParkedPacket,
     reorder::{self, ReorderQueue},
 };
-pub use pinholes::{FastPathPinholeClosing, registry::PinholeRegistry};
+pub use pinholes::registry::PinholeRegistry;
 use questions::effects::SessionRef;
 pub use questions::{
     drive::{Host, Step, carry_out},
-    effects::{
-        Effects, Injection, Lookup, Opening, QueueModeChange, Released, Renewal, Token, Verdict,
-    },
-    kernel::{Kernel, KernelError, Pinhole, QueueMode, Translation},
-    route_answers::RouteLookup,
+    effects::{Effects, Injection, Lookup, QueueModeChange, Released, Token, Verdict},
+    kernel::{Kernel, KernelError, Opening, QueueMode, Renewal, RouteLookup},
 };
 pub use records::{RECORD_FORMAT, RecordError, RestoredCounts, SessionRecords};
 pub use sessions::Sessions;

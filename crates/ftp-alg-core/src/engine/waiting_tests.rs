@@ -139,7 +139,7 @@ fn parked_packets_stay_in_order_after_an_unrelated_answer() {
     let index = engine.sessions.table.find(&key).unwrap();
     let entry = engine.sessions.table.get_mut(index).unwrap();
     let (mode, purpose) = (QueueMode::Selected, questions::effects::Purpose::Session);
-    packets::queue_mode::renew_queue_mode(&mut other, index, entry, mode, purpose);
+    other.renew_queue_mode(index, entry, mode, purpose);
     for (mut effects, decided) in [(other, &[][..]), (first, &[1000, 1001])] {
         carry_out(&mut talk.gateway, now, std::slice::from_mut(&mut effects));
         let given = talk.gateway.verdicts().iter().map(|released| released.token.id);

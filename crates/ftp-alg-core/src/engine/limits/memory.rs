@@ -21,7 +21,6 @@ use ahash::AHashMap;
 use crate::{
     engine::{
         Counters, Effects, Entry, EventKind, Injection, QueueMode, Sessions, Verdict,
-        packets::queue_mode::renew_queue_mode,
         questions::effects::{Purpose, SessionRef},
     },
     packet::{self, Packet, PacketEdit, Seq, flags},
@@ -162,7 +161,7 @@ impl Sessions {
         self.pinholes.close_ended_of(index);
         effects.events.push(entry.event(EventKind::Reset(reason)));
         // Its later packets are dropped here, and answered.
-        renew_queue_mode(effects, index, entry, QueueMode::All, Purpose::Session);
+        effects.renew_queue_mode(index, entry, QueueMode::All, Purpose::Session);
         for to in [Side::Client, Side::Server] {
             let [expected, other] = entry.session.reset_numbers(to);
             let ack = entry.session.next_seq(to);

@@ -10,10 +10,7 @@ use std::{
 };
 
 use crate::{
-    engine::{
-        Effects, Engine, Entry, QueueMode, RESEND_INTERVAL, packets::queue_mode::renew_queue_mode,
-        questions::effects::Purpose,
-    },
+    engine::{Effects, Engine, Entry, QueueMode, RESEND_INTERVAL, questions::effects::Purpose},
     packet::Packet,
     session::Session,
 };
@@ -75,7 +72,7 @@ impl Engine {
             entry.record_mode(mode, timestamp);
         } else if !entry.is_unknown_to_conntrack(timestamp, RESEND_INTERVAL) {
             // Without the old translation: a new connection may be translated differently.
-            renew_queue_mode(effects, index, entry, mode, Purpose::TupleReuse);
+            effects.renew_queue_mode(index, entry, mode, Purpose::TupleReuse);
         }
         self.sessions.watched.add(now, index, entry);
         Some(index)
@@ -127,7 +124,7 @@ impl Engine {
                 Some(QueueMode::Watch | QueueMode::All) => QueueMode::Selected,
                 _ => continue,
             };
-            renew_queue_mode(effects, index, entry, mode, Purpose::Session);
+            effects.renew_queue_mode(index, entry, mode, Purpose::Session);
         }
     }
 }

@@ -8,7 +8,11 @@ use std::{
 
 use serde::{Deserialize, Serialize};
 
-use crate::{engine::Translation, ftp::Padding, session::Side};
+use crate::{
+    engine::{Pinhole, Translation},
+    ftp::Padding,
+    session::Side,
+};
 
 /// Limit of consecutive handovers during which the BPF program passed no line. After that the connection is not handed
 /// over again.
@@ -203,4 +207,13 @@ pub struct FastPathLine<'l> {
     pub padding: Padding,
     /// The line, including its line end.
     pub bytes: &'l [u8],
+}
+
+/// A pinhole of the BPF program that is to be closed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FastPathPinholeClosing {
+    /// The pinhole.
+    pub pinhole: Pinhole,
+    /// Its identity in the BPF program.
+    pub id: FastPathPinhole,
 }

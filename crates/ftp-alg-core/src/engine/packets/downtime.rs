@@ -3,7 +3,6 @@
 use crate::{
     engine::{
         Effects, Engine, EventKind, QueueMode, Verdict,
-        packets::queue_mode::renew_queue_mode,
         questions::effects::{Purpose, SessionRef},
     },
     packet::Packet,
@@ -30,7 +29,7 @@ impl Engine {
             effects.events.push(entry.event(EventKind::StateChanged(
                 "downtime: packets may have passed unread, so no pinhole is opened any more",
             )));
-            renew_queue_mode(effects, index, entry, QueueMode::Selected, Purpose::Session);
+            effects.renew_queue_mode(index, entry, QueueMode::Selected, Purpose::Session);
             if !matches!(released.verdict, Verdict::Drop(_)) {
                 self.counters.drops.count(DropReason::Stale);
                 tracing::trace!("packet dropped: {}, session {id}", DropReason::Stale);

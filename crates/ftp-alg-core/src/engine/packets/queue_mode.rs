@@ -2,32 +2,13 @@
 
 use crate::{
     engine::{
-        Effects, Engine, Injection, Lookup, QueueMode, QueueModeChange, RESEND_INTERVAL,
+        Engine, Injection, Lookup, QueueMode, RESEND_INTERVAL,
         decision::connection::Connection,
-        questions::effects::{KernelRequest, Purpose, SessionRef},
-        table::entry::Entry,
+        questions::effects::{KernelRequest, SessionRef},
     },
     packet::{self, Packet},
     session::{Acknowledgement, Side},
 };
-
-/// Requests the queue mode of the connection at `index`, whose translation is unknown.
-pub(crate) fn renew_queue_mode(
-    effects: &mut Effects,
-    index: u32,
-    entry: &mut Entry,
-    mode: QueueMode,
-    purpose: Purpose,
-) {
-    entry.begin_request();
-    let connection = Lookup { client: entry.client(), server: entry.server() };
-    let mode_change = QueueModeChange { connection, translation: None, mode, purpose };
-    effects.mode_changes.push(KernelRequest::new(
-        SessionRef { index, id: entry.id },
-        mode_change,
-        None,
-    ));
-}
 
 /// The queue mode that the kernel must set, unless it has set the same one recently. `queues_all` says that the rules
 /// queued the packet because they queue every packet of its connection. If this session did not request that mode, an

@@ -14,7 +14,7 @@ use crate::{
         Effects, Engine, EventKind, PacketMeta, QueuedPacket,
         questions::{
             effects::{KernelRequest, SessionRef, WaitingPacket},
-            route_answers::RouteLookup,
+            kernel::RouteLookup,
         },
     },
     packet::Packet,

@@ -24,7 +24,7 @@ use ahash::RandomState;
 
 use crate::{
     engine::{
-        Pinhole, Translation,
+        FastPathPinholeClosing, Pinhole, Translation,
         offload::handover::FastPathPinhole,
         pinholes::{
             client_counts::{OpenError, client_key, max_open},
@@ -39,15 +39,6 @@ use crate::{
     ftp::AnnouncementKind,
     policy::Policy,
 };
-
-/// A pinhole of the BPF program that is to be closed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FastPathPinholeClosing {
-    /// The pinhole.
-    pub pinhole: Pinhole,
-    /// Its identity in the BPF program.
-    pub id: FastPathPinhole,
-}
 
 /// The pinholes of one shard.
 pub struct PinholeTable {

@@ -9,9 +9,8 @@ use ahash::RandomState;
 
 use crate::{
     engine::{
-        Opening, Pinhole, Translation,
+        FastPathPinholeClosing, Opening, Pinhole, Translation,
         pinholes::{
-            FastPathPinholeClosing,
             client_counts::OpenError,
             held_pinhole::HeldPinhole,
             registry::{PinholeClosing, RegistryState},

@@ -10,7 +10,7 @@ use crate::{
     engine::{
         Effects, Engine, QueuedPacket, Verdict,
         packets::{Handling, trace_unread},
-        questions::{effects::SessionRef, route_answers::RouteLookup},
+        questions::{effects::SessionRef, kernel::RouteLookup},
     },
     packet::{Packet, Seq, flags},
 };

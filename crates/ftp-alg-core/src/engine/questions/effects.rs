@@ -1,22 +1,18 @@
 //! The effects of a batch: requests to the kernel, and actions to carry out in the order of the fields.
 
-use std::{
-    net::SocketAddr,
-    ops::Range,
-    time::{Duration, Instant},
-};
+use std::{net::SocketAddr, ops::Range, time::Instant};
 
 use crate::{
     engine::{
-        KernelError, PacketMeta, Pinhole, QueueMode, Translation,
+        Entry, FastPathPinholeClosing, KernelError, Opening, PacketMeta, QueueMode, Renewal,
+        Translation,
         events::Events,
         offload::handover::{FastPathPinhole, FlowChanges},
         pinholes::{
-            FastPathPinholeClosing,
             proposal::Attempt,
             registry::{PinholeClosing, PinholeRegistry},
         },
-        questions::route_answers::RouteLookup,
+        questions::kernel::RouteLookup,
     },
     session::{DropReason, PendingLine, Side},
 };
@@ -133,34 +129,6 @@ pub struct Lookup {
     pub server: SocketAddr,
 }
 
-/// A request to open a pinhole.
-#[derive(Clone, Copy, Debug)]
-pub struct Opening {
-    /// The pinhole.
-    pub pinhole: Pinhole,
-    /// Its control connection.
-    pub control: Translation,
-    /// Whether the client opens the data connection, not the server.
-    pub from_client: bool,
-    /// How long the pinhole stays open if no connection arrives.
-    pub lifetime: Duration,
-}
-
-/// A pinhole whose transfer command has no reply yet.
-#[derive(Clone, Copy, Debug)]
-pub struct Renewal {
-    /// The pinhole, as it was opened.
-    pub opening: Opening,
-    /// Its identity in the BPF program, if that has it, as the registry knows when it is renewed.
-    pub fast_path: Option<FastPathPinhole>,
-}
-
-impl Renewal {
-    pub(crate) fn new(opening: Opening) -> Self {
-        Self { opening, fast_path: None }
-    }
-}
-
 /// A request to change the queue mode of a control connection.
 #[derive(Clone, Copy, Debug)]
 pub struct QueueModeChange {
@@ -263,6 +231,21 @@ impl Effects {
     pub(crate) fn activate(&mut self, registry: &PinholeRegistry) {
         self.is_active = true;
         self.registry.share_with(registry);
+    }
+
+    /// Requests the queue mode of the connection at `index`, whose translation is unknown.
+    pub(crate) fn renew_queue_mode(
+        &mut self,
+        index: u32,
+        entry: &mut Entry,
+        mode: QueueMode,
+        purpose: Purpose,
+    ) {
+        entry.begin_request();
+        let connection = Lookup { client: entry.client(), server: entry.server() };
+        let mode_change = QueueModeChange { connection, translation: None, mode, purpose };
+        let session = SessionRef { index, id: entry.id };
+        self.mode_changes.push(KernelRequest::new(session, mode_change, None));
     }
 
     /// Stores the bytes of a packet that waits. Returns their position.

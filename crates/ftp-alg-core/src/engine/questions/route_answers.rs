@@ -2,25 +2,12 @@
 
 use std::{
     collections::HashSet,
-    net::IpAddr,
     time::{Duration, Instant},
 };
 
 use ahash::RandomState;
 
-/// A question to the kernel: does a route to this address, for packets with this mark, lead to this interface?
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
-pub struct RouteLookup {
-    /// The address.
-    pub address: IpAddr,
-    /// The interface's index.
-    pub interface: u32,
-    /// The index of the interface by which the kernel sends packets there, as far as is known; else 0. It tells the
-    /// interface of its VRF.
-    pub used: u32,
-    /// The packet mark, for policy routing.
-    pub mark: u32,
-}
+use crate::engine::RouteLookup;
 
 /// How long the answers no and yes are used. Routes may be about to change.
 const LIFETIMES: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(1)];
