@@ -24,7 +24,7 @@ const MAX_CONTROL_PORTS: usize = 64;
 const MAX_SESSIONS: i64 = 1 << 24;
 /// Default share of one client: a sixteenth.
 const DEFAULT_SHARE_DIVISOR: usize = 16;
-/// The minimum allows a few sessions at their own limit (docs/configuration.md).
+/// The minimum allows a few sessions at their own limit (docs/limits.md).
 const MEMORY_RANGE: RangeInclusive<usize> = 1 << 20..=1 << 40;
 /// Each session is compared with all of them, once.
 const MAX_NETWORKS: usize = 1024;

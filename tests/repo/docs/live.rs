@@ -50,7 +50,7 @@ const SHOWN: [(&str, &str, Source); 15] = [
     ("docs/commands.md", "SESSION  KIND", Source::Masquerade),
     ("docs/configuration.md", "ftp-alg: bad.toml", Source::Check),
     ("docs/fastpath.md", "fast path    on", Source::FastPath),
-    ("docs/firewalls.md", "nftables (recognised", Source::Setup),
+    ("docs/setup.md", "nftables (recognised", Source::Setup),
     ("docs/health.md", "PROBLEM data-connections", Source::Dropping),
     ("docs/howto/container.md", "ignore PASV", Source::Container),
     ("docs/howto/dynamic-dns.md", "gateway.example.net", Source::Name),

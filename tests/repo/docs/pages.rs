@@ -50,8 +50,9 @@ pub struct Block {
 }
 
 /// Pages for newcomers and operators, besides README.md and the how-to pages.
-const FOR_OPERATORS: &str = "README commands configuration counters fastpath firewalls health packaging scaling \
-                             security troubleshooting";
+const FOR_OPERATORS: &str = "README attackers commands configuration counters fastpath fastpath-lines \
+                             firewalls health limits logs names-and-ports packaging questions refusals scaling security \
+                             setup troubleshooting uplinks what-opens";
 
 impl Block {
     /// Whether its page is for newcomers or operators.

@@ -50,8 +50,8 @@ fn the_page_of_counters_has_every_field_of_status() {
 }
 
 #[test]
-fn the_life_of_a_packet_has_every_drop_reason() {
-    let documented = first_column("docs/life-of-a-packet.md", "| drop reason |");
+fn the_page_of_drops_has_every_drop_reason() {
+    let documented = first_column("docs/locks-and-drops.md", "| drop reason |");
     let documented: BTreeSet<_> = documented.iter().map(String::as_str).collect();
     let all: BTreeSet<_> = DropReason::ALL.iter().map(|reason| reason.name()).collect();
     assert_eq!(documented, all);
@@ -117,7 +117,7 @@ fn every_problem_on_its_page_is_one_of_the_program() {
 fn tests_of_wire_cases_exist() {
     let tests =
         sources(&root().join("tests")) + &sources(&root().join("crates/ftp-alg-core/tests"));
-    let page = text("docs/testing.md");
+    let page = text("docs/wire-tests.md");
     let section = page.split("\n## ").find(|section| section.starts_with("The wire cases"));
     let rows: Vec<_> =
         section.unwrap().lines().filter(|line| line.starts_with("| ")).skip(2).collect();

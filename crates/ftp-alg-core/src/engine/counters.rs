@@ -55,7 +55,7 @@ counters! {
         drops: Drops,
         /// Packets that passed unread, by reason.
         unread: Unread,
-        /// How often each limit was reached; docs/configuration.md describes what happens then.
+        /// How often each limit was reached; docs/limits.md describes what happens then.
         limits: Limits,
     }
 }

@@ -96,7 +96,7 @@ fn flood() {
     }
 }
 
-/// docs/configuration.md: one connection holds at most 160 KiB.
+/// docs/limits.md: one connection holds at most 160 KiB.
 #[test]
 fn one_connection_holds_no_more_than_it_may_whatever_it_says() {
     for hostile in [
