@@ -228,11 +228,9 @@ fn config_help() -> String {
 }
 
 impl ConfigOption {
-    /// Reads the configuration. Keys that this version does not support are errors.
+    /// Reads the configuration.
     fn load(&self) -> Result<Config, Failure> {
-        let config = Config::load(self.config.as_deref())?;
-        config.unsupported()?;
-        Ok(config)
+        Ok(Config::load(self.config.as_deref())?)
     }
 }
 

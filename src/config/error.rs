@@ -2,7 +2,7 @@
 //!
 //! Each problem is one line of text, whatever the file contains: values are escaped and cut.
 
-use std::{fmt, io, ops::Range, path::Path, path::PathBuf};
+use std::{io, ops::Range, path::Path, path::PathBuf};
 
 use super::hint;
 
@@ -14,8 +14,9 @@ const MAX_SHOWN: usize = 60;
 pub enum ConfigError {
     #[error("cannot read the configuration {}: {source}{}", path.display(), remedy(source))]
     Read { path: PathBuf, source: io::Error },
-    #[error("{}", lines(.0))]
-    Invalid(Vec<Problem>),
+    /// One line for each problem.
+    #[error("{0}")]
+    Invalid(String),
 }
 
 fn remedy(source: &io::Error) -> &'static str {
@@ -26,64 +27,37 @@ fn remedy(source: &io::Error) -> &'static str {
     }
 }
 
-fn lines(problems: &[Problem]) -> String {
-    problems.iter().map(Problem::to_string).collect::<Vec<_>>().join("\n")
-}
-
-/// A key that the file may not have: key with table, position, message.
-pub(super) struct InvalidKey {
-    pub key: String,
-    pub offset: usize,
-    pub message: String,
-}
-
 /// One problem in a configuration.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Problem {
-    /// The file as the caller named it.
-    pub path: PathBuf,
-    /// The line, from 1.
-    pub line: usize,
-    /// The column in characters, from 1.
-    pub column: usize,
+#[derive(Debug)]
+pub(super) struct Problem {
+    /// Its place in the text, in bytes.
+    pub(super) offset: usize,
     /// The key with its table, such as `pinhole.mark`; `None` if no key applies.
-    pub key: Option<String>,
+    pub(super) key: Option<String>,
     /// The value, and what is allowed.
-    pub message: String,
+    pub(super) message: String,
 }
 
-impl fmt::Display for Problem {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}:{}:{}: ", self.path.display(), self.line, self.column)?;
-        if let Some(key) = &self.key {
-            write!(f, "{key}: ")?;
-        }
-        f.write_str(&self.message)
-    }
-}
-
-/// A problem at byte `offset` of `text`.
-pub(super) fn problem_at(
-    path: &Path,
-    text: &str,
-    offset: usize,
-    key: Option<String>,
-    message: String,
-) -> Problem {
-    let before = text.get(..offset).unwrap_or(text);
-    let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
-    Problem {
-        path: path.to_owned(),
-        line: before.matches('\n').count() + 1,
+impl Problem {
+    /// The problem with its place in `text`, which is called `path`.
+    pub(super) fn line(&self, path: &Path, text: &str) -> String {
+        let before = text.get(..self.offset).unwrap_or(text);
+        let line_start = before.rfind('\n').map_or(0, |newline| newline + 1);
         // A byte order mark is invisible.
-        column: before[line_start..].trim_start_matches('\u{feff}').chars().count() + 1,
-        key,
-        message,
+        let column = before[line_start..].trim_start_matches('\u{feff}').chars().count() + 1;
+        let key = self.key.as_ref().map_or(String::new(), |key| format!("{key}: "));
+        let line = line_number(text, self.offset);
+        format!("{}:{line}:{column}: {key}{}", path.display(), self.message)
     }
+}
+
+/// The line of byte `offset`, from 1.
+pub(super) fn line_number(text: &str, offset: usize) -> usize {
+    text.get(..offset).unwrap_or(text).matches('\n').count() + 1
 }
 
 /// The TOML parser's message about a syntax error.
-pub(super) fn syntax_problem(path: &Path, text: &str, error: &toml::de::Error) -> Problem {
+pub(super) fn syntax_problem(text: &str, error: &toml::de::Error) -> Problem {
     let offset = error.span().map_or(0, |span| span.start);
     let (offset, message) = match bare_text(text, offset) {
         Some(token) => {
@@ -93,7 +67,7 @@ pub(super) fn syntax_problem(path: &Path, text: &str, error: &toml::de::Error) -
         }
         None => (offset, error.message().split_whitespace().collect::<Vec<_>>().join(" ")),
     };
-    problem_at(path, text, offset, key_before(text, offset), message)
+    Problem { offset, key: key_before(text, offset), message }
 }
 
 /// The unquoted text around byte `offset` that should be a value.

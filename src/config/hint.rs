@@ -3,6 +3,8 @@
 use ipnetwork::IpNetwork;
 use toml::Value;
 
+use super::text::number_and_unit;
+
 /// Undoes one slip. Returns the corrected text, or `None` if the slip was not made.
 type SlipFix = fn(&Value) -> Option<String>;
 
@@ -74,8 +76,7 @@ fn with_unit(value: &Value) -> Option<String> {
         Value::Integer(number) => number.to_string(),
         _ => value.as_str()?.to_owned(),
     };
-    let (number, unit) =
-        text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()));
+    let (number, unit) = number_and_unit(&text);
     let unit = match unit.trim().to_ascii_lowercase().as_str() {
         "" | "sec" | "secs" | "second" | "seconds" => "s",
         "min" | "mins" | "minute" | "minutes" => "m",

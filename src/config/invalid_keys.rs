@@ -1,45 +1,52 @@
 //! Refuses unknown tables and keys, and those of the wrong type, and removes them so that the rest can be checked.
 
-use toml::de::{DeTable, DeValue};
+use toml::{
+    Spanned,
+    de::{DeString, DeTable, DeValue},
+};
 
 use super::{
-    error::InvalidKey,
+    error::{self, Problem},
     file::{TABLES, TOP_LEVEL_KEYS, Table},
 };
 
-/// Finds what is not a known table or key. A table of the wrong type is removed; serde ignores unknown keys.
-pub(super) fn remove_invalid_keys(document: &mut DeTable<'_>) -> Vec<InvalidKey> {
+/// Removes what is not a known table or key.
+pub(super) fn remove_invalid_keys(document: &mut DeTable<'_>) -> Vec<Problem> {
+    let mut problems = Vec::new();
     let mut invalid = Vec::new();
-    let mut wrong_type = Vec::new();
-    for (key, value) in document.iter() {
-        let (name, offset) = (key.get_ref().as_ref(), key.span().start);
+    for (key, value) in document.iter_mut() {
+        let name = key.get_ref().as_ref();
         let message = match TABLES.iter().find(|table| table.name == name) {
-            None if contains_key(TOP_LEVEL_KEYS, name) => continue,
+            None if TOP_LEVEL_KEYS.contains(&name) => continue,
             None => unknown_key_message(None, name),
-            Some(table) => match tables_of(table, value.get_ref()) {
+            Some(table) => match tables_of(table, value.get_mut()) {
                 Ok(tables) => {
-                    tables.into_iter().for_each(|keys| check(table, keys, &mut invalid));
+                    for keys in tables {
+                        remove_unknown_keys(table, keys, &mut problems);
+                    }
                     continue;
                 }
-                Err(message) => {
-                    wrong_type.push(name.to_owned());
-                    message
-                }
+                Err(message) => message,
             },
         };
-        invalid.push(InvalidKey { key: name.to_owned(), offset, message });
+        problems.push(problem(name, key.span().start, message));
+        invalid.push(name.to_owned());
     }
-    for name in wrong_type {
+    for name in invalid {
         document.remove(name.as_str());
     }
-    invalid
+    problems
+}
+
+fn problem(key: &str, offset: usize, message: String) -> Problem {
+    Problem { offset, key: Some(error::shown_value(key, 0..key.len())), message }
 }
 
 /// The tables in `value`, or why it has the wrong type.
 fn tables_of<'a, 'i>(
     table: &Table,
-    value: &'a DeValue<'i>,
-) -> Result<Vec<&'a DeTable<'i>>, String> {
+    value: &'a mut DeValue<'i>,
+) -> Result<Vec<&'a mut DeTable<'i>>, String> {
     let title = title(table);
     match (value, table.is_list) {
         (DeValue::Table(keys), false) => Ok(vec![keys]),
@@ -48,7 +55,11 @@ fn tables_of<'a, 'i>(
         }
         (DeValue::Array(items), _) if items.iter().all(|item| item.get_ref().is_table()) => {
             if table.is_list {
-                Ok(items.iter().filter_map(|item| item.get_ref().as_table()).collect())
+                let table = |item: &'a mut Spanned<DeValue<'i>>| match item.get_mut() {
+                    DeValue::Table(keys) => Some(keys),
+                    _ => None,
+                };
+                Ok(items.iter_mut().filter_map(table).collect())
             } else {
                 Err(format!("this table may occur only once: write {title}, with one bracket"))
             }
@@ -57,18 +68,16 @@ fn tables_of<'a, 'i>(
     }
 }
 
-fn check(table: &Table, keys: &DeTable<'_>, invalid: &mut Vec<InvalidKey>) {
-    let unknown = keys.keys().filter(|key| !contains_key(table.keys, key.get_ref()));
-    invalid.extend(unknown.map(|key| InvalidKey {
-        key: format!("{}.{}", table.name, key.get_ref()),
-        offset: key.span().start,
-        message: self::unknown_key_message(Some(table), key.get_ref()),
-    }));
-}
-
-/// Whether `name` is among `keys`, which have `_` for `-`.
-fn contains_key(keys: &[&str], name: &str) -> bool {
-    keys.iter().any(|key| key.len() == name.len() && key.replace('_', "-") == name)
+fn remove_unknown_keys(table: &Table, keys: &mut DeTable<'_>, problems: &mut Vec<Problem>) {
+    let is_unknown =
+        |key: &&Spanned<DeString<'_>>| table.keys().all(|known| known != key.get_ref());
+    let unknown: Vec<_> = keys.keys().filter(is_unknown).cloned().collect();
+    for key in unknown {
+        let name = key.get_ref();
+        let message = unknown_key_message(Some(table), name);
+        problems.push(problem(&format!("{}.{name}", table.name), key.span().start, message));
+        keys.remove(&key);
+    }
 }
 
 fn title(table: &Table) -> String {
@@ -78,19 +87,19 @@ fn title(table: &Table) -> String {
 /// The message about `name`, which is not a key of the table `here`, or of the top level.
 fn unknown_key_message(here: Option<&Table>, name: &str) -> String {
     let own: Vec<&str> = match here {
-        Some(table) => table.keys.to_vec(),
+        Some(table) => table.keys().collect(),
         None => {
             TOP_LEVEL_KEYS.iter().copied().chain(TABLES.iter().map(|table| table.name)).collect()
         }
     };
-    let meant = name.replace('-', "_").to_ascii_lowercase();
+    let meant = name.replace('_', "-").to_ascii_lowercase();
     let homes: Vec<String> =
-        TABLES.iter().filter(|table| table.keys.contains(&&*meant)).map(title).collect();
+        TABLES.iter().filter(|table| table.keys().any(|key| key == meant)).map(title).collect();
     if own.contains(&&*meant) || (homes.is_empty() && !TOP_LEVEL_KEYS.contains(&&*meant)) {
         let nearest = own.iter().map(|key| (strsim::levenshtein(&meant, key), *key)).min();
         return match nearest.filter(|(edits, key)| *edits <= key.len().max(meant.len()) / 3 + 1) {
-            Some((_, key)) => format!("unknown key; did you mean `{}`?", key.replace('_', "-")),
-            None => format!("unknown key; allowed: {}", own.join(", ").replace('_', "-")),
+            Some((_, key)) => format!("unknown key; did you mean `{key}`?"),
+            None => format!("unknown key; allowed: {}", own.join(", ")),
         };
     }
     match homes.as_slice() {

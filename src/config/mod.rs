@@ -17,7 +17,7 @@ use std::{
     collections::BTreeSet,
     fs::File,
     io::{self, Read},
-    net::{IpAddr, Ipv4Addr, SocketAddr},
+    net::{IpAddr, Ipv4Addr},
     ops::RangeInclusive,
     path::Path,
     sync::Arc,
@@ -25,8 +25,8 @@ use std::{
     time::Duration,
 };
 
+pub use error::ConfigError;
 pub(crate) use error::escape_control_characters;
-pub use error::{ConfigError, Problem};
 use ftp_alg_core::policy::{
     ExternalAddress, ExternalAddresses, KnownServer, NetworkPolicy, Policy,
 };
@@ -55,9 +55,6 @@ pub struct Config {
     pub networks: Vec<NetworkPolicy>,
     /// `[[server]]`.
     pub servers: Vec<Server>,
-    /// `metrics.listen`.
-    pub metrics: Option<SocketAddr>,
-    unsupported: Vec<Problem>,
 }
 
 /// `[queue]`: our netfilter queues.
@@ -189,8 +186,6 @@ pub struct Server {
     pub external_address: Option<ExternalSetting>,
     /// Whether a foreign address that it announces is replaced.
     pub replace_foreign_address: bool,
-    /// The ports opened for encrypted sessions.
-    pub passive_ports: Option<RangeInclusive<u16>>,
 }
 
 impl Default for Config {
@@ -214,8 +209,6 @@ impl Default for Config {
             limits: Policy::default(),
             networks: Vec::new(),
             servers: Vec::new(),
-            metrics: None,
-            unsupported: Vec::new(),
         }
     }
 }
@@ -244,7 +237,10 @@ impl Config {
 
     /// Checks `text`, which errors call `path`.
     pub fn parse(text: &str, path: &Path) -> Result<Self, ConfigError> {
-        check::check(text, path).map_err(ConfigError::Invalid)
+        check::check(text).map_err(|problems| {
+            let lines: Vec<_> = problems.iter().map(|one| one.line(path, text)).collect();
+            ConfigError::Invalid(lines.join("\n"))
+        })
     }
 
     /// The names whose addresses are needed.
@@ -309,16 +305,6 @@ impl Config {
         Policy { networks, ..complete(&self.limits) }
     }
 
-    /// What is valid but not served by this version; `run` and `check` refuse it rather than
-    /// leave an operator to believe that it works.
-    pub fn unsupported(&self) -> Result<(), ConfigError> {
-        if self.unsupported.is_empty() {
-            Ok(())
-        } else {
-            Err(ConfigError::Invalid(self.unsupported.clone()))
-        }
-    }
-
     /// The keys whose value in `next` differs and cannot change under a running daemon: rules,
     /// queues and marks of live connections depend on them.
     pub fn fixed_keys_changed(&self, next: &Self) -> Vec<&'static str> {
@@ -332,7 +318,6 @@ impl Config {
             ("pinhole.backend", old.backend != new.backend),
             ("pinhole.mark", old.mark != new.mark),
             ("pinhole.mark-mask", old.mark_mask != new.mark_mask),
-            ("metrics.listen", self.metrics != next.metrics),
             ("nat.port-range, for source ports,", self.nat.port_range != next.nat.port_range),
         ]
         .into_iter()
@@ -346,7 +331,6 @@ impl Config {
             control_ports: old.control_ports.clone(),
             queue: old.queue,
             pinhole: Pinhole { timeout: self.pinhole.timeout, ..old.pinhole },
-            metrics: old.metrics,
             ..self
         }
     }

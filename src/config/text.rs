@@ -9,11 +9,14 @@ use toml::Value;
 
 use super::{ExternalSetting, is_host};
 
+/// Digits, and the unit behind them, which may be empty.
+pub(super) fn number_and_unit(text: &str) -> (&str, &str) {
+    text.split_at(text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len()))
+}
+
 /// `1500ms`, `30s`, `2m`, `1h`.
 pub(super) fn duration(text: &str) -> Option<Duration> {
-    let unit_at = text.find(|c: char| !c.is_ascii_digit())?;
-    let (number, unit) = text.split_at(unit_at);
-    let number: u64 = number.parse().ok()?;
+    let (number, unit) = number_and_unit(text);
     let milliseconds = match unit {
         "ms" => 1,
         "s" => 1000,
@@ -21,7 +24,7 @@ pub(super) fn duration(text: &str) -> Option<Duration> {
         "h" => 60 * 60 * 1000,
         _ => return None,
     };
-    number.checked_mul(milliseconds).map(Duration::from_millis)
+    number.parse::<u64>().ok()?.checked_mul(milliseconds).map(Duration::from_millis)
 }
 
 /// `64MiB`, `512KiB`, `1GiB`, or a number of bytes.
@@ -29,10 +32,7 @@ pub(super) fn bytes(value: &Value) -> Option<usize> {
     if let Value::Integer(bytes) = value {
         return usize::try_from(*bytes).ok();
     }
-    let text = value.as_str()?;
-    let unit_at = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
-    let (number, unit) = text.split_at(unit_at);
-    let number: usize = number.parse().ok()?;
+    let (number, unit) = number_and_unit(value.as_str()?);
     let factor = match unit {
         "" => 1,
         "KiB" => 1 << 10,
@@ -41,7 +41,7 @@ pub(super) fn bytes(value: &Value) -> Option<usize> {
         "TiB" => 1 << 40,
         _ => return None,
     };
-    number.checked_mul(factor)
+    number.parse::<usize>().ok()?.checked_mul(factor)
 }
 
 /// `49152-65535`, inclusive; the first is not above the last.

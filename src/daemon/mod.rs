@@ -323,9 +323,7 @@ fn reload(options: &DaemonOptions, old: Config, service: &dyn DaemonService) -> 
 }
 
 fn load(options: &DaemonOptions) -> Result<Config, ConfigError> {
-    let config = Config::load_with(options.config.as_deref(), broker::read)?;
-    config.unsupported()?;
-    Ok(config)
+    Config::load_with(options.config.as_deref(), broker::read)
 }
 
 /// What the daemon has when it has given up its rights.
