@@ -12,7 +12,7 @@ use super::{ConfigOption, Failure, SocketOption, output, table};
 use crate::{
     config::escape_control_characters,
     daemon::{
-        self, client,
+        self,
         health::{self, Check, HostAudit},
         snapshot::{self, Problem},
     },
@@ -51,9 +51,7 @@ impl Doctor {
     pub fn run(&self) -> Result<(), Failure> {
         let config = self.config.load()?;
         let parameters = daemon::rule_parameters(&config).map_err(Failure::failed)?;
-        if let Some(done) =
-            self.try_options.run_if_asked(&parameters, &self.socket.socket, self.json)
-        {
+        if let Some(done) = self.try_options.run_if_asked(&parameters, &self.socket, self.json) {
             return done;
         }
         let features = KernelFeatures::probe(&parameters);
@@ -75,9 +73,7 @@ impl Doctor {
         let when = if is_auto { "after a start without sessions" } else { "after a restart" };
         let reason = match backend == wanted {
             true => why.to_owned(),
-            false => {
-                format!("the running ftp-alg uses it; {when} it uses {wanted}: {why}")
-            }
+            false => format!("the running ftp-alg uses it; {when} it uses {wanted}: {why}"),
         };
         let other = if backend != wanted && !is_auto {
             Some((wanted, "restart ftp-alg"))
@@ -115,17 +111,14 @@ impl Doctor {
 
     /// The status of the daemon that serves this network namespace, or the problem that there is none.
     fn running(&self, features: &KernelFeatures) -> Result<snapshot::Status, Problem> {
-        let socket = &self.socket.socket;
-        let answer = client::request(socket, "status", super::ANSWER_TIMEOUT);
-        let status = answer.and_then(|answer| answer.parse::<snapshot::Status>());
         let has_readers = !features.readers.is_empty();
-        match status {
+        match self.socket.status() {
             Ok(status) if has_readers || !features.net_admin => Ok(status),
             Ok(_) => {
                 let text = format!(
                     "the daemon on {} reads no queue in this network namespace: it has another \
                      configuration, or serves another namespace",
-                    socket.display()
+                    self.socket.socket.display()
                 );
                 let remedy = "run doctor in the daemon's network namespace and with its --config";
                 Err(Problem::new(health::DAEMON_ABSENT, text, remedy))

@@ -28,7 +28,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     config::{self, Config, ConfigError},
-    daemon::{self, DaemonError, client},
+    daemon::{self, DaemonError, client, snapshot},
 };
 
 /// How long a command waits for an answer of the daemon.
@@ -246,6 +246,11 @@ impl SocketOption {
     /// Sends the request `what` to the daemon.
     fn request(&self, what: &str) -> Result<client::Answer, client::ClientError> {
         client::request(&self.socket, what, ANSWER_TIMEOUT)
+    }
+
+    /// The status of the daemon.
+    fn status(&self) -> Result<snapshot::Status, client::ClientError> {
+        self.request("status")?.parse()
     }
 
     /// Requests the rows of `what` and prints them, as JSON or formatted by `text`.

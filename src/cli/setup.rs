@@ -18,7 +18,7 @@ use strum::EnumMessage as _;
 use super::{ConfigOption, Failure, SocketOption, output};
 use crate::{
     config::Config,
-    daemon::{self, client, snapshot},
+    daemon,
     kernel::{
         Backend, automatic_backend,
         operator_firewall::{self, links},
@@ -130,13 +130,9 @@ fn backend(
     socket: &SocketOption,
     accepted: impl FnOnce() -> Option<AcceptedData>,
 ) -> Backend {
-    let running = client::request(&socket.socket, "status", super::ANSWER_TIMEOUT)
-        .ok()
-        .and_then(|answer| answer.parse::<snapshot::Status>().ok());
-    if let Some(backend) = running.and_then(|status| status.backend.parse().ok()) {
-        return backend;
-    }
-    config.pinhole.backend.unwrap_or_else(|| automatic_backend(None, false, accepted).0)
+    let running = socket.status().ok().and_then(|status| status.backend.parse().ok());
+    let configured = running.or(config.pinhole.backend);
+    configured.unwrap_or_else(|| automatic_backend(None, false, accepted).0)
 }
 
 impl Setup {

@@ -15,6 +15,11 @@ const DAEMON: &str = "daemon";
 const KERNEL: &str = "kernel";
 const HELPERS: &str = "other helpers";
 
+/// A feature of the kernel that FTP needs does not work.
+fn broken(name: &str, says: impl Into<String>) -> Check {
+    Check::problem(KERNEL, name, "kernel", says)
+}
+
 /// The input of all checks.
 pub(super) struct Checks<'a> {
     /// The status of the daemon that serves this network namespace, or the problem that there is none.
@@ -40,23 +45,17 @@ impl Checks<'_> {
     }
 
     fn privileges(&self) -> Check {
-        let KernelFeatures { net_admin, net_raw, .. } = *self.features;
         let name = "privileges";
-        match (net_admin, net_raw) {
+        let missing = |says: &str| Check::problem(KERNEL, name, name, says);
+        match (self.features.net_admin, self.features.net_raw) {
             (true, true) => Check::ok(KERNEL, name, "CAP_NET_ADMIN and CAP_NET_RAW"),
-            (true, false) => Check::problem(
-                KERNEL,
-                name,
-                "privileges",
+            (true, false) => missing(
                 "CAP_NET_RAW is missing, so ftp-alg cannot send acknowledgements: run as root",
             ),
-            (false, _) => Check::problem(
-                KERNEL,
-                name,
-                "privileges",
-                "CAP_NET_ADMIN is missing, so doctor cannot check the kernel: run as root",
-            )
-            .remedy(["sudo ftp-alg doctor".to_owned()]),
+            (false, _) => {
+                missing("CAP_NET_ADMIN is missing, so doctor cannot check the kernel: run as root")
+                    .remedy(["sudo ftp-alg doctor".to_owned()])
+            }
         }
     }
 
@@ -74,47 +73,32 @@ impl Checks<'_> {
     }
 
     fn kernel(&self) -> Vec<Check> {
-        let features = self.features;
+        let ConntrackAbilities { ctnetlink, nat, expectations, cthelper, scanner_helper } =
+            self.features.conntrack;
         let mut checks = vec![self.nftables(), self.queueing()];
         checks.extend(self.surroundings.parameters.queues().map(|number| self.queue(number)));
         let needed = |name: &str, there: bool, what: &str, module: &str| match there {
             true => Check::ok(KERNEL, name, what),
-            false => {
-                Check::problem(KERNEL, name, "kernel", format!("{module} is missing: it {what}"))
-                    .remedy([format!("modprobe {module}")])
-            }
+            false => broken(name, format!("{module} is missing: it {what}"))
+                .remedy([format!("modprobe {module}")]),
         };
-        checks.push(needed(
-            "ctnetlink",
-            features.conntrack.ctnetlink,
-            "shows how connections are translated",
-            "nf_conntrack_netlink",
-        ));
-        checks.push(needed("nat", features.conntrack.nat, "translates data connections", "nf_nat"));
+        let shows = "shows how connections are translated";
+        checks.push(needed("ctnetlink", ctnetlink, shows, "nf_conntrack_netlink"));
+        checks.push(needed("nat", nat, "translates data connections", "nf_nat"));
         // Only the conntrack back end uses these features. It needs only one of the two helpers.
         let conntrack = self.surroundings.backend == Backend::Conntrack;
+        let unused = "only the conntrack back end uses it";
         let optional = |name: &str, there: bool, spare: bool| match there {
             true => Check::ok(KERNEL, name, "available"),
-            false if conntrack && !spare => Check::problem(
-                KERNEL,
-                name,
-                "kernel",
-                "not available: the conntrack back end needs it",
-            ),
-            false => Check::new(
-                KERNEL,
-                name,
-                CheckStatus::Missing,
-                "only the conntrack back end uses it",
-            ),
+            false if conntrack && !spare => {
+                broken(name, "not available: the conntrack back end needs it")
+            }
+            false => Check::new(KERNEL, name, CheckStatus::Missing, unused),
         };
-        checks.push(optional("expectations", features.conntrack.expectations, false));
-        let ConntrackAbilities { cthelper, scanner_helper, .. } = features.conntrack;
+        checks.push(optional("expectations", expectations, false));
         checks.push(optional("nfnetlink_cthelper", cthelper, scanner_helper));
         checks.push(optional("nf_conntrack_sane", scanner_helper, cthelper));
-        checks.push(self.connections());
-        checks.push(self.routing());
-        checks.push(self.fast_path());
+        checks.extend([self.connections(), self.routing(), self.fast_path()]);
         checks.extend(self.marks());
         checks
     }
@@ -122,7 +106,7 @@ impl Checks<'_> {
     fn nftables(&self) -> Check {
         let name = "nftables";
         match (&self.features.nft, &self.features.rules) {
-            (Err(error), _) => Check::problem(KERNEL, name, "kernel", error.clone()).details([
+            (Err(error), _) => broken(name, error.clone()).details([
                 "install the package nftables: ftp-alg loads its rules with nft".to_owned(),
             ]),
             (Ok(version), Ok(_)) => {
@@ -134,22 +118,17 @@ impl Checks<'_> {
             {
                 Check::ok(KERNEL, name, format!("nft {version}"))
             }
-            (Ok(version), Err(error)) => {
-                Check::problem(KERNEL, name, "kernel", format!("nft {version}: {error}"))
-            }
+            (Ok(version), Err(error)) => broken(name, format!("nft {version}: {error}")),
         }
     }
 
     fn queueing(&self) -> Check {
         let name = "queueing";
         match &self.features.rules {
-            _ if !self.features.queue => Check::problem(
-                KERNEL,
-                name,
-                "kernel",
-                "nfnetlink_queue is missing: no packet can be queued",
-            )
-            .remedy(["modprobe nfnetlink_queue".to_owned()]),
+            _ if !self.features.queue => {
+                broken(name, "nfnetlink_queue is missing: no packet can be queued")
+                    .remedy(["modprobe nfnetlink_queue".to_owned()])
+            }
             Ok(QueueStatement::Native) => {
                 Check::ok(KERNEL, name, "with the queue statement of nftables")
             }
@@ -158,8 +137,7 @@ impl Checks<'_> {
                 name,
                 "with the iptables target NFQUEUE (nftables has no queue statement here)",
             ),
-            Err(error) => Check::problem(KERNEL, name, "kernel", error.to_string())
-                .remedy(["modprobe nft_queue".to_owned()]),
+            Err(error) => broken(name, error.to_string()).remedy(["modprobe nft_queue".to_owned()]),
         }
     }
 
@@ -196,11 +174,10 @@ impl Checks<'_> {
                     .remedy([format!("sysctl -w net.netfilter.nf_conntrack_max={}", limit * 2)])
             }
             Some((count, limit)) => Check::ok(KERNEL, name, format!("{count} of at most {limit}")),
-            None => Check::note(
-                KERNEL,
-                name,
-                "unknown: the kernel does not show the count of conntrack",
-            ),
+            None => {
+                let says = "unknown: the kernel does not show the count of conntrack";
+                Check::note(KERNEL, name, says)
+            }
         }
     }
 
@@ -254,12 +231,9 @@ impl Checks<'_> {
             Err(problem) => vec![Check::from_problem(DAEMON, problem)],
             Ok(status) => {
                 let mut checks = health::name_checks(&status.names);
-                let own =
-                    status.problems.iter().filter(|problem| !health::is_audit_problem(problem));
-                checks.extend(own.map(|problem| Check::from_problem(DAEMON, problem)));
-                checks.extend(
-                    health::version_problem(status).map(|p| Check::from_problem(DAEMON, &p)),
-                );
+                let own = status.problems.iter().filter(|one| !health::is_audit_problem(one));
+                let own = own.cloned().chain(health::version_problem(status));
+                checks.extend(own.map(|problem| Check::from_problem(DAEMON, &problem)));
                 if checks.is_empty() {
                     let says = format!(
                         "version {} is running and reports no problem of its own",

@@ -8,7 +8,7 @@ mod target;
 
 use std::{
     net::{SocketAddr, ToSocketAddrs as _},
-    path::{Path, PathBuf},
+    path::PathBuf,
     sync::mpsc,
     thread,
     time::Duration,
@@ -16,12 +16,15 @@ use std::{
 
 use clap::Args;
 use ftp_alg_core::ftp::AnnouncementKind;
-use ftp_client::{FtpClient, FtpClientError};
+use ftp_client::{
+    FtpClient, FtpClientError,
+    FtpClientErrorKind::{ControlConnection, Refused, Undecided},
+};
 use local_machine::LocalMachine;
 use serde::Serialize;
 use target::TryTarget;
 
-use super::{Failure, output, table};
+use super::{Failure, SocketOption, output, table};
 use crate::{config::escape_control_characters, kernel::RuleParameters};
 
 /// The time limit for resolving a name.
@@ -53,7 +56,7 @@ impl TryOptions {
     pub(super) fn run_if_asked(
         &self,
         parameters: &RuleParameters,
-        socket: &Path,
+        socket: &SocketOption,
         json: bool,
     ) -> Option<Result<(), Failure>> {
         let target = TryTarget::new(self.url.as_deref()?, self.password_file.as_deref());
@@ -221,7 +224,7 @@ fn try_modes(
         for &kind in direction {
             if server.is_ipv6() && matches!(kind, AnnouncementKind::Pasv | AnnouncementKind::Port) {
                 let says = format!("not tried: {kind} works only with IPv4");
-                results.push((kind, Err(FtpClientError::Undecided(says))));
+                results.push((kind, Err(Undecided.error(says))));
                 continue;
             }
             let session = client.take().map_or_else(|| new_session(target, server), Ok);
@@ -229,14 +232,13 @@ fn try_modes(
                 Ok(mut session) => {
                     let result = session.transfer_listing(kind);
                     match &result {
-                        Ok(_) | Err(FtpClientError::Unsupported(_)) => client = Some(session),
-                        Err(_) => session.quit(),
+                        Err(error) if !error.is_unsupported => session.quit(),
+                        _ => client = Some(session),
                     }
                     result
                 }
-                Err(error) => Err(FtpClientError::ControlConnection(format!(
-                    "not tried: cannot open another session: {error}"
-                ))),
+                Err(error) => Err(ControlConnection
+                    .error(format!("not tried: cannot open another session: {error}"))),
             };
             results.push((kind, result));
         }
@@ -245,9 +247,9 @@ fn try_modes(
         for (kind, result) in results {
             let (ok, says, remedy) = match result {
                 Ok(says) => (Some(true), says, Vec::new()),
-                Err(FtpClientError::Undecided(says)) => (None, says, Vec::new()),
-                Err(FtpClientError::Unsupported(refusal)) if works => {
-                    (None, format!("not supported by the server: {refusal}"), Vec::new())
+                Err(error) if error.kind == Undecided => (None, error.to_string(), Vec::new()),
+                Err(error) if error.is_unsupported && works => {
+                    (None, format!("not supported by the server: {error}"), Vec::new())
                 }
                 Err(error) => {
                     let (says, remedy) = local.explain(&error, Some(server));
@@ -271,15 +273,11 @@ fn new_session(target: &TryTarget, server: SocketAddr) -> Result<FtpClient, FtpC
 }
 
 fn read_greeting(mut client: FtpClient) -> Result<(FtpClient, String), FtpClientError> {
-    let greeting = client.reply().map_err(|error| match error {
-        FtpClientError::ControlConnection(says) => {
-            FtpClientError::ControlConnection(format!("connected, but {says}"))
-        }
-        other => other,
-    })?;
+    let greeting =
+        client.reply().map_err(|error| error.kind.error(format!("connected, but {error}")))?;
     match greeting.is_class(2) {
         true => Ok((client, greeting.text())),
-        false => Err(FtpClientError::Refused(greeting.text())),
+        false => Err(Refused.error(greeting.text())),
     }
 }
 
@@ -287,14 +285,13 @@ fn login(client: &mut FtpClient, target: &TryTarget) -> Result<String, FtpClient
     let mut reply = client.command(&format!("USER {}", target.user))?;
     if reply.code == 331 {
         let Some(password) = &target.password else {
-            let says = format!("{}; no password was given", reply.text());
-            return Err(FtpClientError::Refused(says));
+            return Err(Refused.error(reply.text() + "; no password was given"));
         };
         reply = client.command(&format!("PASS {password}"))?;
     }
     match reply.is_class(2) {
         true => Ok(reply.text()),
-        false => Err(FtpClientError::Refused(reply.text())),
+        false => Err(Refused.error(reply.text())),
     }
 }
 

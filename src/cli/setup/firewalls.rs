@@ -100,44 +100,49 @@ pub(super) fn plans(needs: &[NeededRule]) -> Result<(Vec<Plan>, Vec<ManualStep>)
         if needs.is_empty() {
             continue;
         }
-        let mut draft = PlanDraft::default();
-        let mut met = Vec::new();
+        let mut plan = Plan::new(kind);
         for need in needs {
             if let Some(why) = need.advice.clone() {
                 by_hand.push(ManualStep { need, why });
                 continue;
             }
-            match draft.add(kind, &need)? {
-                Ok(()) => met.push(need),
+            match plan.add(&need) {
+                Ok(()) => plan.needs.push(need),
+                Err(NotAdded::Failed(failure)) => return Err(failure),
                 // The rule is loaded already, so it is not reported that no file has it.
-                Err(_) if need.passes => {}
-                Err(why) => by_hand.push(ManualStep { need, why }),
+                Err(NotAdded::ByHand(_)) if need.passes => {}
+                Err(NotAdded::ByHand(why)) => by_hand.push(ManualStep { need, why }),
             }
         }
-        draft.changes.files.retain(FileChange::is_different);
-        let stopped = met.iter().any(|need| !need.passes);
-        if !stopped && draft.changes.files.is_empty() {
-            continue;
+        plan.changes.files.retain(FileChange::is_different);
+        let is_met = plan.needs.iter().all(|need| need.passes);
+        if !is_met || !plan.changes.files.is_empty() {
+            plan.plan_loading()?;
+            plans.push(plan);
         }
-        draft.plan_loading(kind, &met)?;
-        let PlanDraft { changes, checks, note } = draft;
-        plans.push(Plan { kind, needs: met, changes, checks, note });
     }
     Ok((plans, by_hand))
 }
 
-/// Edits that are not written yet.
-#[derive(Default)]
-struct PlanDraft {
-    changes: ChangeSet,
-    checks: Vec<Vec<String>>,
-    note: Option<&'static str>,
+/// Why no file got a rule.
+enum NotAdded {
+    Failed(Failure),
+    /// The operator has to add it, for this reason.
+    ByHand(String),
 }
 
-/// Whether a file can take a rule, or the reason why not.
-type Placement = Result<(), String>;
+impl From<Failure> for NotAdded {
+    fn from(failure: Failure) -> Self {
+        Self::Failed(failure)
+    }
+}
 
-impl PlanDraft {
+impl Plan {
+    fn new(kind: FirewallProgram) -> Self {
+        let changes = ChangeSet::default();
+        Self { kind, needs: Vec::new(), changes, checks: Vec::new(), note: None }
+    }
+
     /// The file at `path` with the edits so far.
     fn file(&mut self, path: &str) -> Result<&mut FileChange, Failure> {
         let path = Path::new(path);
@@ -174,8 +179,8 @@ impl PlanDraft {
     }
 
     /// Adds the rule of `need` to the file of its chain.
-    fn add(&mut self, kind: FirewallProgram, need: &NeededRule) -> Result<Placement, Failure> {
-        match kind {
+    fn add(&mut self, need: &NeededRule) -> Result<(), NotAdded> {
+        match self.kind {
             FirewallProgram::Nftables => self.nftables(need),
             FirewallProgram::Iptables => self.iptables(need),
             FirewallProgram::Ufw => self.ufw(need),
@@ -185,10 +190,9 @@ impl PlanDraft {
         }
     }
 
-    fn nftables(&mut self, need: &NeededRule) -> Result<Placement, Failure> {
-        let Some(main) = first_existing(&NFTABLES) else {
-            return Ok(Err(format!("{} does not exist", NFTABLES[0])));
-        };
+    fn nftables(&mut self, need: &NeededRule) -> Result<(), NotAdded> {
+        let main = first_existing(&NFTABLES)
+            .ok_or_else(|| NotAdded::ByHand(format!("{} does not exist", NFTABLES[0])))?;
         let ChainLocation { family, table, insert_into, .. } = &need.location;
         let chain = format!("{family} {table} {insert_into}");
         self.check(&["nft", "--check", "--file", main]);
@@ -196,89 +200,75 @@ impl PlanDraft {
             let file = self.file(&path)?;
             if let Some(text) = nft_file::with_rule(&file.written, &chain, &need.rule) {
                 file.written = text;
-                return Ok(Ok(()));
+                return Ok(());
             }
         }
-        Ok(Err(format!(
-            "{main} and its includes do not have this chain, so the chain was loaded by hand"
-        )))
+        let why = "and its includes do not have this chain, so the chain was loaded by hand";
+        Err(NotAdded::ByHand(format!("{main} {why}")))
     }
 
-    fn iptables(&mut self, need: &NeededRule) -> Result<Placement, Failure> {
-        let Some(path) = iptables_file(need.ip) else {
+    fn iptables(&mut self, need: &NeededRule) -> Result<(), NotAdded> {
+        let path = iptables_file(need.ip).ok_or_else(|| {
             let usual = IPTABLES[usize::from(need.ip == IpVersion::V6)][0];
-            return Ok(Err(format!("{usual} does not exist")));
-        };
+            NotAdded::ByHand(format!("{usual} does not exist"))
+        })?;
         let ChainLocation { table, insert_into, .. } = &need.location;
         let file = self.file(path)?;
-        match file_edits::with_iptables_rule(&file.written, table, insert_into, &need.rule) {
-            Some(text) => file.written = text,
-            None => {
-                return Ok(Err(format!(
-                    "{path} does not declare chain {insert_into} of table {table}"
-                )));
-            }
-        }
+        file.written =
+            file_edits::with_iptables_rule(&file.written, table, insert_into, &need.rule)
+                .ok_or_else(|| {
+                    let what = format!("chain {insert_into} of table {table}");
+                    NotAdded::ByHand(format!("{path} does not declare {what}"))
+                })?;
         let restore = restore_program(need);
         self.check(&[&restore, "--test", path]);
-        Ok(Ok(()))
+        Ok(())
     }
 
-    fn ufw(&mut self, need: &NeededRule) -> Result<Placement, Failure> {
+    fn ufw(&mut self, need: &NeededRule) -> Result<(), NotAdded> {
         let (path, prefix) = match need.ip {
             IpVersion::V4 => ("/etc/ufw/before.rules", "ufw"),
             IpVersion::V6 => ("/etc/ufw/before6.rules", "ufw6"),
         };
         let chain = format!("{prefix}-before-{}", need.hook);
         let file = self.file(path)?;
-        let text = match need.location.table.as_str() {
-            "filter" => file_edits::with_iptables_rule(&file.written, "filter", &chain, &need.rule),
-            _ => None,
-        };
-        let Some(text) = text else {
-            return Ok(Err(format!("{path} does not declare chain {chain}")));
-        };
-        file.written = text;
+        let text = file_edits::with_iptables_rule(&file.written, "filter", &chain, &need.rule)
+            .filter(|_| need.location.table == "filter");
+        file.written =
+            text.ok_or_else(|| NotAdded::ByHand(format!("{path} does not declare chain {chain}")))?;
         let restore = restore_program(need);
         self.check(&[&restore, "--noflush", "--test", path]);
-        Ok(Ok(()))
+        Ok(())
     }
 
-    fn firewalld(&mut self, need: &NeededRule) -> Result<Placement, Failure> {
+    fn firewalld(&mut self, need: &NeededRule) -> Result<(), NotAdded> {
         if need.location.origin == Origin::Nftables {
-            return Ok(Err(
+            return Err(NotAdded::ByHand(
                 "firewalld with nftables cannot match a mark, and removes rules of other programs: \
-                           set backend = \"conntrack\" in [pinhole], because firewalld accepts related \
-                           connections"
+                 set backend = \"conntrack\" in [pinhole], because firewalld accepts related \
+                 connections"
                     .to_owned(),
             ));
         }
         let file = self.file(DIRECT)?;
-        match file_edits::with_direct_rule(
-            &file.written,
-            need.ip_name(),
-            &need.location.chain,
-            &need.rule,
-        ) {
-            Some(text) => file.written = text,
-            None => return Ok(Err(format!("{DIRECT} has no <direct>"))),
-        }
+        let (ip, chain) = (need.ip_name(), &need.location.chain);
+        file.written = file_edits::with_direct_rule(&file.written, ip, chain, &need.rule)
+            .ok_or_else(|| NotAdded::ByHand(format!("{DIRECT} has no <direct>")))?;
         self.check(&["firewall-cmd", "--check-config"]);
-        Ok(Ok(()))
+        Ok(())
     }
 
-    fn docker(&mut self, need: &NeededRule) -> Result<Placement, Failure> {
+    fn docker(&mut self, need: &NeededRule) -> Result<(), NotAdded> {
         let stored =
             iptables_file(need.ip).map(|path| store::read(Path::new(path))).transpose()?.flatten();
         let of_user = |line: &&str| line.trim_start().starts_with("-A DOCKER-USER ");
         let stored: String = stored.iter().flat_map(|text| text.lines().filter(of_user)).collect();
         if need.rule.has_equivalent_in(&stored) {
-            return Ok(Ok(()));
+            return Ok(());
         }
         if first_existing(&DOCKER_UNITS).is_none() {
-            return Ok(Err(
-                "docker.service does not exist, so no unit can load the rule after it".to_owned()
-            ));
+            let why = "docker.service does not exist, so no unit can load the rule after it";
+            return Err(NotAdded::ByHand(why.to_owned()));
         }
         let program = need.command.split(' ').next().unwrap_or_default();
         let rule = need.rule.iptables_arguments();
@@ -295,17 +285,17 @@ impl PlanDraft {
         if !file.written.contains(&line) {
             file.written = file_edits::with_last_line(&file.written, &line);
         }
-        Ok(Ok(()))
+        Ok(())
     }
 
-    fn fw4(&mut self, need: &NeededRule) -> Result<Placement, Failure> {
+    fn fw4(&mut self, need: &NeededRule) -> Result<(), NotAdded> {
         let hook = need.hook;
         let directory = format!("{FW4}/{hook}");
         let path = format!("{directory}/{}.nft", file_edits::MARKER);
         for other in glob_files(&format!("{directory}/*.nft")).filter(|other| *other != path) {
             let text = store::read(Path::new(&other))?.unwrap_or_default();
             if need.rule.has_equivalent_in(&text) {
-                return Ok(Ok(()));
+                return Ok(());
             }
         }
         let file = self.file(&path)?;
@@ -318,12 +308,13 @@ impl PlanDraft {
             keep.written = file_edits::with_last_line(&keep.written, &path);
         }
         self.check(&["fw4", "check"]);
-        Ok(Ok(()))
+        Ok(())
     }
 
     /// Plans how the firewall loads the changes, and how the loading is undone.
-    fn plan_loading(&mut self, kind: FirewallProgram, needs: &[NeededRule]) -> Result<(), Failure> {
-        match kind {
+    fn plan_loading(&mut self) -> Result<(), Failure> {
+        let needs = self.needs.clone();
+        match self.kind {
             FirewallProgram::Ufw => self.load_and_undo_with(&["ufw", "reload"]),
             FirewallProgram::Firewalld => self.load_and_undo_with(&["firewall-cmd", "--reload"]),
             FirewallProgram::Fw4 => self.load_and_undo_with(&["fw4", "reload"]),
@@ -331,13 +322,13 @@ impl PlanDraft {
                 if systemd_runs() && !self.changes.files.is_empty() {
                     self.load_and_undo_with(&["systemctl", "daemon-reload"]);
                 }
-                self.load_rules(needs, None);
+                self.load_rules(&needs, None);
             }
             FirewallProgram::Nftables => {
                 let main = first_existing(&NFTABLES).unwrap_or(NFTABLES[0]);
                 let matches = nftables_match_file(main);
                 self.note = if matches { None } else { FILES_NOT_LOADED };
-                self.load_rules(needs, matches.then(|| command(&["nft", "--file", main])));
+                self.load_rules(&needs, matches.then(|| command(&["nft", "--file", main])));
             }
             FirewallProgram::Iptables => {
                 let programs: BTreeSet<String> = needs.iter().map(restore_program).collect();

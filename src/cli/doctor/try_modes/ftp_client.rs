@@ -11,6 +11,10 @@ use std::{
     time::{Duration, Instant},
 };
 
+use FtpClientErrorKind::{
+    AnnouncementRefused, ConnectFailed, ControlConnection, ForeignAddress, NoDataConnection,
+    Refused, Undecided,
+};
 use ftp_alg_core::ftp::{Announcement, AnnouncementKind, ReplyTracker, Text};
 
 use crate::config::escape_control_characters;
@@ -30,31 +34,36 @@ const MIN_PORT: u16 = 1024;
 
 /// Why a step of the client failed.
 #[derive(Debug, thiserror::Error)]
-pub(super) enum FtpClientError {
+#[error("{says}")]
+pub(super) struct FtpClientError {
+    pub(super) kind: FtpClientErrorKind,
+    says: String,
+    /// Whether the server does not know the command or announcement, or a gateway changed it.
+    pub(super) is_unsupported: bool,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum FtpClientErrorKind {
     /// The server refused a command, or sent a reply that cannot be used.
-    #[error("{0}")]
-    Refused(String),
+    Refused,
     /// The server announced an address that is not its own.
-    #[error("{0}")]
-    ForeignAddress(String),
+    ForeignAddress,
     /// The server refused an announcement.
-    #[error("{0}")]
-    AnnouncementRefused(String),
-    /// The server does not know a command or an announcement, or a gateway changed it.
-    #[error("{0}")]
-    Unsupported(Box<FtpClientError>),
+    AnnouncementRefused,
     /// The server answered without a data connection, and did not need one.
-    #[error("{0}")]
-    Undecided(String),
+    Undecided,
     /// The control connection cannot be used any more.
-    #[error("{0}")]
-    ControlConnection(String),
+    ControlConnection,
     /// The client could not connect to this endpoint.
-    #[error("{says}")]
-    ConnectFailed { says: String, to: SocketAddr },
+    ConnectFailed(SocketAddr),
     /// The server did not connect to this endpoint of the client.
-    #[error("{says}")]
-    NoDataConnection { says: String, to: SocketAddr },
+    NoDataConnection(SocketAddr),
+}
+
+impl FtpClientErrorKind {
+    pub(super) fn error(self, says: impl Into<String>) -> FtpClientError {
+        FtpClientError { kind: self, says: says.into(), is_unsupported: false }
+    }
 }
 
 /// A reply with one or more lines.
@@ -76,12 +85,10 @@ impl FtpReply {
         matches!(self.code, 450 | 550)
     }
 
-    /// `error`, for a refused command. Some reply codes say that the server does not know it.
-    fn refusal(&self, error: FtpClientError) -> FtpClientError {
-        match self.code {
-            500 | 501 | 502 | 504 | 522 => FtpClientError::Unsupported(Box::new(error)),
-            _ => error,
-        }
+    /// The error of a refused command. Some reply codes say that the server does not know it.
+    fn refusal(&self, kind: FtpClientErrorKind, says: String) -> FtpClientError {
+        let is_unsupported = matches!(self.code, 500 | 501 | 502 | 504 | 522);
+        FtpClientError { is_unsupported, ..kind.error(says) }
     }
 
     /// The last line, with control characters escaped.
@@ -99,21 +106,18 @@ impl FtpReply {
 /// Connects within [`CONNECT_TIMEOUT`].
 pub(super) fn connect(to: SocketAddr) -> Result<TcpStream, FtpClientError> {
     let stream = TcpStream::connect_timeout(&to, CONNECT_TIMEOUT).map_err(|error| {
-        FtpClientError::ConnectFailed {
-            says: match error.kind() {
-                io::ErrorKind::TimedOut => {
-                    let limit = CONNECT_TIMEOUT.as_secs();
-                    format!("connection to {to} timed out: no answer to the SYN within {limit} s")
-                }
-                io::ErrorKind::ConnectionRefused => format!("connection refused by {to}"),
-                _ => format!("{to}: {error}"),
-            },
-            to,
-        }
+        let limit = CONNECT_TIMEOUT.as_secs();
+        ConnectFailed(to).error(match error.kind() {
+            io::ErrorKind::TimedOut => {
+                format!("connection to {to} timed out: no answer to the SYN within {limit} s")
+            }
+            io::ErrorKind::ConnectionRefused => format!("connection refused by {to}"),
+            _ => format!("{to}: {error}"),
+        })
     })?;
     stream
         .set_write_timeout(Some(REPLY_TIMEOUT))
-        .map_err(|error| FtpClientError::ControlConnection(error.to_string()))?;
+        .map_err(|error| ControlConnection.error(error.to_string()))?;
     Ok(stream)
 }
 
@@ -136,12 +140,8 @@ impl FtpClient {
     /// The next reply.
     pub(super) fn reply(&mut self) -> Result<FtpReply, FtpClientError> {
         let reply = self.reply_before(Instant::now() + REPLY_TIMEOUT)?;
-        reply.ok_or_else(|| {
-            FtpClientError::ControlConnection(format!(
-                "no reply within {} s",
-                REPLY_TIMEOUT.as_secs()
-            ))
-        })
+        let limit = REPLY_TIMEOUT.as_secs();
+        reply.ok_or_else(|| ControlConnection.error(format!("no reply within {limit} s")))
     }
 
     /// The next reply, if it is complete before `deadline`.
@@ -157,30 +157,24 @@ impl FtpClient {
             }
             if self.length + self.unread.len() > MAX_REPLY {
                 let says = format!("reply is longer than {} KiB", MAX_REPLY / 1024);
-                return Err(FtpClientError::ControlConnection(says));
+                return Err(ControlConnection.error(says));
             }
             let mut chunk = [0; 4096];
             match read_before(&mut self.stream, &mut chunk, deadline) {
                 Ok(None) => return Ok(None),
                 Ok(Some(0)) => {
                     let says = "the server closed the control connection";
-                    return Err(FtpClientError::ControlConnection(says.to_owned()));
+                    return Err(ControlConnection.error(says));
                 }
                 Ok(Some(count)) => self.unread.extend_from_slice(&chunk[..count]),
-                Err(error) => {
-                    return Err(FtpClientError::ControlConnection(format!(
-                        "control connection: {error}"
-                    )));
-                }
+                Err(error) => return Err(control_connection(&error)),
             }
         }
     }
 
     fn send_line(&mut self, line: &str) -> Result<(), FtpClientError> {
         let sent = self.stream.write_all(format!("{line}\r\n").as_bytes());
-        sent.map_err(|error| {
-            FtpClientError::ControlConnection(format!("control connection: {error}"))
-        })
+        sent.map_err(|error| control_connection(&error))
     }
 
     /// Sends a command and waits for its reply.
@@ -208,9 +202,9 @@ impl FtpClient {
         let read = match (kind, reply.code) {
             (AnnouncementKind::Pasv, 227) => Announcement::parse_227(&Text::new(&reply.line)),
             (AnnouncementKind::Epsv, 229) => Announcement::parse_229(&Text::new(&reply.line)),
-            _ => return Err(reply.refusal(FtpClientError::Refused(reply.text()))),
+            _ => return Err(reply.refusal(Refused, reply.text())),
         };
-        let refuse = |why: String| FtpClientError::Refused(format!("{why}: {}", reply.text()));
+        let refuse = |why: String| Refused.error(format!("{why}: {}", reply.text()));
         let announced = read.map_err(|error| refuse(error.to_string()))?;
         if announced.port < MIN_PORT {
             return Err(refuse(format!(
@@ -223,31 +217,29 @@ impl FtpClient {
         let foreign = foreign.map(|address| {
             format!("{} announces {address}, not the address of the server", reply.code)
         });
-        let data = connect(to).map_err(|error| match (error, &foreign) {
-            (FtpClientError::ConnectFailed { says, .. }, Some(foreign)) => {
-                FtpClientError::ForeignAddress(format!(
-                    "{foreign}; with the address of the server: {says}"
-                ))
+        let data = connect(to).map_err(|error| match (error.kind, &foreign) {
+            (ConnectFailed(_), Some(foreign)) => {
+                ForeignAddress.error(format!("{foreign}; with the address of the server: {error}"))
             }
-            (FtpClientError::ConnectFailed { says, to }, None) => {
-                let says = format!("reply {}, but the data connection failed: {says}", reply.code);
-                FtpClientError::ConnectFailed { says, to }
+            (ConnectFailed(_), None) => {
+                let code = reply.code;
+                error.kind.error(format!("reply {code}, but the data connection failed: {error}"))
             }
-            (other, _) => other,
+            _ => error,
         })?;
         self.send_line("LIST")?;
         let done = self.read_listing(data, None, &format!("from {to}"))?;
         match foreign {
-            Some(foreign) => Err(FtpClientError::ForeignAddress(format!(
-                "{foreign}; a connection to {to} works"
-            ))),
+            Some(foreign) => {
+                Err(ForeignAddress.error(format!("{foreign}; a connection to {to} works")))
+            }
             None => Ok(done),
         }
     }
 
     fn active_listing(&mut self, kind: AnnouncementKind) -> Result<String, FtpClientError> {
         let here = |error: io::Error| {
-            FtpClientError::Refused(format!("cannot listen for a data connection: {error}"))
+            Refused.error(format!("cannot listen for a data connection: {error}"))
         };
         let own = self.stream.local_addr().map_err(here)?.ip();
         let listener = TcpListener::bind((own, 0)).map_err(here)?;
@@ -263,7 +255,7 @@ impl FtpClient {
         let reply = self.command(&announcement)?;
         if !reply.is_class(2) {
             let says = format!("{announcement} refused: {}", reply.text());
-            return Err(reply.refusal(FtpClientError::AnnouncementRefused(says)));
+            return Err(reply.refusal(AnnouncementRefused, says));
         }
         self.send_line("LIST")?;
         let deadline = Instant::now() + CONNECT_TIMEOUT;
@@ -277,9 +269,7 @@ impl FtpClient {
                 }
                 Ok((_, peer)) => {
                     let says = format!("data connection from {}", peer.ip());
-                    return Err(FtpClientError::Refused(format!(
-                        "{says}, not from the address of the server"
-                    )));
+                    return Err(Refused.error(says + ", not from the address of the server"));
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) => return Err(here(error)),
@@ -288,24 +278,22 @@ impl FtpClient {
                 Some(reply) if reply.is_class(1) => first = Some(reply),
                 Some(reply) if matches!(reply.code, 425 | 426) => {
                     let says = format!("the server could not connect to {to}: {}", reply.text());
-                    return Err(FtpClientError::NoDataConnection { says, to });
+                    return Err(NoDataConnection(to).error(says));
                 }
                 Some(reply) => {
                     let says = format!(
                         "no data connection, and the server sent no listing: {}",
                         reply.text()
                     );
-                    return Err(match reply.has_no_listing() || reply.is_class(2) {
-                        true => FtpClientError::Undecided(says),
-                        false => FtpClientError::Refused(says),
-                    });
+                    let is_undecided = reply.has_no_listing() || reply.is_class(2);
+                    return Err(if is_undecided { Undecided } else { Refused }.error(says));
                 }
                 None => {}
             }
             if Instant::now() > deadline {
                 let limit = CONNECT_TIMEOUT.as_secs();
                 let says = format!("no data connection to {to} within {limit} s");
-                return Err(FtpClientError::NoDataConnection { says, to });
+                return Err(NoDataConnection(to).error(says));
             }
         }
     }
@@ -329,7 +317,7 @@ impl FtpClient {
             return Ok(without_listing(&first));
         }
         if !first.is_class(1) && !first.is_class(2) {
-            return Err(FtpClientError::Refused(first.text()));
+            return Err(Refused.error(first.text()));
         }
         let deadline = Instant::now() + LISTING_TIMEOUT;
         let (mut length, mut chunk) = (0, [0; 8192]);
@@ -346,10 +334,10 @@ impl FtpClient {
                     let says = format!(
                         "listing {direction} not complete within {limit} s: {length} bytes"
                     );
-                    return Err(FtpClientError::Refused(says));
+                    return Err(Refused.error(says));
                 }
                 Err(error) => {
-                    return Err(FtpClientError::Refused(format!("listing {direction}: {error}")));
+                    return Err(Refused.error(format!("listing {direction}: {error}")));
                 }
             }
         }
@@ -360,10 +348,14 @@ impl FtpClient {
         }
         // The server reports an error if the client closes the connection of a long listing.
         if !last.is_class(2) && length < MAX_LISTING {
-            return Err(FtpClientError::Refused(last.text()));
+            return Err(Refused.error(last.text()));
         }
         Ok(format!("listing of {length} bytes {direction}"))
     }
+}
+
+fn control_connection(error: &io::Error) -> FtpClientError {
+    ControlConnection.error(format!("control connection: {error}"))
 }
 
 /// Reads available bytes; `None` if none arrive before the deadline.
@@ -501,12 +493,12 @@ mod tests {
             |text: &'static str| port(move |_, stream| write!(stream, "{text}\r\n").unwrap());
         for none in ["450 No files found", "550 No files found", "226 0 matches"] {
             let error = answer(none).unwrap_err();
-            assert!(matches!(error, FtpClientError::Undecided(_)), "{error}");
+            assert!(error.kind == Undecided, "{error}");
         }
         let error = answer("425 Cannot connect").unwrap_err();
-        assert!(matches!(error, FtpClientError::NoDataConnection { .. }), "{error}");
+        assert!(matches!(error.kind, NoDataConnection(_)), "{error}");
         let error = answer("530 Not you").unwrap_err();
-        assert!(matches!(error, FtpClientError::Refused(_)), "{error}");
+        assert!(error.kind == Refused, "{error}");
         let connected = port(|port, stream| {
             let _data = TcpStream::connect((Ipv4Addr::LOCALHOST, port)).unwrap();
             write!(stream, "450 No files found\r\n").unwrap();
@@ -523,7 +515,7 @@ mod tests {
                 received.for_each(drop);
             });
             let error = client.transfer_listing(AnnouncementKind::Epsv).unwrap_err();
-            assert_eq!(matches!(error, FtpClientError::Unsupported(_)), is_unknown, "{error}");
+            assert_eq!(error.is_unsupported, is_unknown, "{error}");
         }
     }
 
@@ -544,6 +536,6 @@ mod tests {
     #[test]
     fn endless_preliminary_replies_do_not_block_the_client() {
         let error = port(|_, stream| forever(stream, "150 soon\r\n")).unwrap_err();
-        assert!(matches!(error, FtpClientError::NoDataConnection { .. }), "{error}");
+        assert!(matches!(error.kind, NoDataConnection(_)), "{error}");
     }
 }

@@ -3,21 +3,26 @@
 use std::{
     cell::OnceCell,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr, UdpSocket},
-    path::Path,
 };
 
 use ftp_alg_firewall::{Acceptance, Firewall, Hook, IpVersion};
 
-use super::ftp_client::FtpClientError;
+use super::ftp_client::{
+    FtpClientError,
+    FtpClientErrorKind::{
+        AnnouncementRefused, ConnectFailed, ControlConnection, ForeignAddress, NoDataConnection,
+        Refused, Undecided,
+    },
+};
 use crate::{
-    daemon::{client, snapshot::Status},
+    cli::SocketOption,
     kernel::{Backend, RuleParameters, operator_firewall},
 };
 
 /// The rules and the daemon of this machine.
 pub(super) struct LocalMachine<'a> {
     parameters: &'a RuleParameters,
-    socket: &'a Path,
+    socket: &'a SocketOption,
     /// The back end of the local daemon, if one answers.
     running: OnceCell<Option<Backend>>,
     firewall: OnceCell<Firewall>,
@@ -35,7 +40,7 @@ struct FailedConnection {
 }
 
 impl<'a> LocalMachine<'a> {
-    pub(super) fn new(parameters: &'a RuleParameters, socket: &'a Path) -> Self {
+    pub(super) fn new(parameters: &'a RuleParameters, socket: &'a SocketOption) -> Self {
         Self { parameters, socket, running: OnceCell::new(), firewall: OnceCell::new() }
     }
 
@@ -46,34 +51,23 @@ impl<'a> LocalMachine<'a> {
         server: Option<SocketAddr>,
     ) -> (String, Vec<String>) {
         let control = server.map(|server| server.port());
-        let advice = match error {
-            FtpClientError::ConnectFailed { says, to } => {
-                let (peer, port) = (to.ip(), to.port());
-                return self.explain_failed_connection(
-                    says,
-                    FailedConnection { hook: Hook::Output, peer, port, control },
-                );
-            }
-            FtpClientError::NoDataConnection { says, to } => {
-                let (peer, port) = (server.unwrap_or(*to).ip(), to.port());
-                return self.explain_failed_connection(
-                    says,
-                    FailedConnection { hook: Hook::Input, peer, port, control },
-                );
-            }
-            FtpClientError::ForeignAddress(_) => {
+        let failed = |hook, peer: IpAddr, to: SocketAddr| {
+            let failed = FailedConnection { hook, peer, port: to.port(), control };
+            self.explain_failed_connection(&error.to_string(), failed)
+        };
+        let advice = match error.kind {
+            ConnectFailed(to) => return failed(Hook::Output, to.ip(), to),
+            NoDataConnection(to) => return failed(Hook::Input, server.unwrap_or(to).ip(), to),
+            ForeignAddress => {
                 "run ftp-alg on the server's gateway, or set the server's external address"
             }
-            FtpClientError::AnnouncementRefused(_) => {
+            AnnouncementRefused => {
                 "a NAT gateway in between needs ftp-alg: run `ftp-alg doctor` there"
             }
-            FtpClientError::ControlConnection(_) => {
+            ControlConnection => {
                 "check the server's log, and `ftp-alg status` on each gateway in between"
             }
-            FtpClientError::Unsupported(error) => return self.explain(error, server),
-            FtpClientError::Refused(_) | FtpClientError::Undecided(_) => {
-                "check the server's log and configuration"
-            }
+            Refused | Undecided => "check the server's log and configuration",
         };
         (error.to_string(), vec![advice.to_owned()])
     }
@@ -141,10 +135,7 @@ impl<'a> LocalMachine<'a> {
     }
 
     fn running_backend(&self) -> Option<Backend> {
-        *self.running.get_or_init(|| {
-            let answer = client::request(self.socket, "status", crate::cli::ANSWER_TIMEOUT).ok()?;
-            answer.parse::<Status>().ok()?.backend.parse().ok()
-        })
+        *self.running.get_or_init(|| self.socket.status().ok()?.backend.parse().ok())
     }
 }
 
