@@ -15,6 +15,24 @@ const MAX_QUEUED: usize = 64;
 /// How many bytes wait at most. This is enough for the maximum number of segments.
 const MAX_QUEUED_BYTES: usize = MAX_QUEUED << 16;
 
+/// One direction of a connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Flow {
+    pub source: SocketAddr,
+    pub destination: SocketAddr,
+}
+
+impl Flow {
+    pub fn reversed(self) -> Self {
+        Self { source: self.destination, destination: self.source }
+    }
+
+    /// The same for both directions.
+    pub fn connection(self) -> Self {
+        self.min(self.reversed())
+    }
+}
+
 /// A segment of a control connection, as captured.
 #[derive(Clone, Debug)]
 pub struct CapturedSegment {
@@ -24,6 +42,7 @@ pub struct CapturedSegment {
     pub time: Duration,
     /// The complete IP packet.
     pub bytes: Vec<u8>,
+    pub header: SegmentHeader,
 }
 
 impl AsRef<[u8]> for CapturedSegment {
@@ -35,8 +54,7 @@ impl AsRef<[u8]> for CapturedSegment {
 /// The fields of a segment's headers.
 #[derive(Clone, Copy, Debug)]
 pub struct SegmentHeader {
-    pub source: SocketAddr,
-    pub destination: SocketAddr,
+    pub flow: Flow,
     pub seq: Seq,
     /// The sequence number after the segment. A FIN counts as one number.
     pub end: Seq,
@@ -51,8 +69,7 @@ impl SegmentHeader {
     pub fn read(packet: &Packet<'_>) -> Self {
         let length = packet.payload().len();
         Self {
-            source: packet.source(),
-            destination: packet.destination(),
+            flow: Flow { source: packet.source(), destination: packet.destination() },
             seq: packet.seq(),
             // The length fits, because it is at most that of an IP packet.
             end: packet.seq() + length as u32 + u32::from(packet.has(flags::FIN)),
@@ -96,8 +113,21 @@ pub struct CapturedConnection {
     pub syn: Option<Seq>,
     /// The first sequence numbers of client and server, if the start was captured.
     pub initial_numbers: Option<(Seq, Seq)>,
-    /// Both directions, in the order of the endpoints in the key.
-    pub directions: [CapturedDirection; 2],
+    /// The directions: [`Flow::connection`], and its reverse.
+    directions: [CapturedDirection; 2],
+}
+
+impl CapturedConnection {
+    pub fn direction(&mut self, flow: Flow) -> &mut CapturedDirection {
+        &mut self.directions[usize::from(flow != flow.connection())]
+    }
+
+    /// Begins both directions: the next sequence number of `flow` is `seq`, that of the other one `ack`.
+    pub fn follow(&mut self, flow: Flow, seq: Seq, ack: Seq) {
+        self.stage = FollowState::Followed;
+        *self.direction(flow) = CapturedDirection::new(seq);
+        *self.direction(flow.reversed()) = CapturedDirection::new(ack);
+    }
 }
 
 /// One direction of a captured control connection.
@@ -113,14 +143,13 @@ pub struct CapturedDirection {
 }
 
 impl CapturedDirection {
-    /// A direction with the next sequence number `next`.
-    pub fn new(next: Seq) -> Self {
+    fn new(next: Seq) -> Self {
         Self { next, ..Self::default() }
     }
 
     /// Queues a segment that starts after a gap. Returns whether there is room for more segments.
-    pub fn enqueue(&mut self, header: &SegmentHeader, segment: CapturedSegment) -> bool {
-        let SegmentHeader { seq, end, .. } = *header;
+    pub fn enqueue(&mut self, segment: CapturedSegment) -> bool {
+        let SegmentHeader { seq, end, .. } = segment.header;
         self.queue.insert(ReorderItem { flow: (), seq, end, item: segment })
             && self.queue.iter().len() < MAX_QUEUED
     }

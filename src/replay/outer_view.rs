@@ -12,16 +12,16 @@ use ftp_alg_core::{
 };
 
 use super::{
-    connection::{CapturedSegment, SegmentHeader},
+    connection::{CapturedSegment, Flow, SegmentHeader},
     datagram::{self, DatagramLayout},
-    player::{ConnectionKey, Player},
+    player::Player,
 };
 
 impl<W: Write> Player<W> {
-    /// Whether `side`, which sent a segment with this header, is the inner end. The outer side sees the packets of the
-    /// inner end as the engine changes them.
-    pub(super) fn is_from_inner_side(&self, header: &SegmentHeader, side: Side) -> bool {
-        let (source, destination) = (header.source.ip(), header.destination.ip());
+    /// Whether `side`, which sent a segment of `flow`, is the inner end. The outer side sees the packets of the inner
+    /// end as the engine changes them.
+    pub(super) fn is_from_inner_side(&self, flow: Flow, side: Side) -> bool {
+        let (source, destination) = (flow.source.ip(), flow.destination.ip());
         if self.gateway.kernel.translates_between(source, destination) {
             self.gateway.kernel.is_inside(source)
         } else {
@@ -33,7 +33,6 @@ impl<W: Write> Player<W> {
     pub(super) fn write_inner(
         &mut self,
         segment: &CapturedSegment,
-        header: &SegmentHeader,
         side: Side,
         verdict: PacketOutcome,
         input: Vec<u8>,
@@ -43,8 +42,8 @@ impl<W: Write> Player<W> {
         }
         let bytes = self.gateway.replacement().to_vec();
         let Ok(packet) = Packet::parse(&bytes) else { return Ok(()) };
-        let rest = self.remainder(segment, header, side, &packet);
-        let is_held = header.length > 0 && packet.payload().is_empty();
+        let rest = self.remainder(segment, side, &packet);
+        let is_held = segment.header.length > 0 && packet.payload().is_empty();
         if !is_held || packet.has(flags::FIN) {
             self.write_packet(segment.time, bytes)?;
         }
@@ -61,14 +60,13 @@ impl<W: Write> Player<W> {
     fn remainder(
         &mut self,
         segment: &CapturedSegment,
-        header: &SegmentHeader,
         side: Side,
         sent: &Packet<'_>,
     ) -> Option<Vec<u8>> {
         let packet = Packet::parse(&segment.bytes).ok()?;
+        let header = segment.header;
         let fin = header.has(flags::FIN);
-        let (session, _) =
-            self.gateway.engine.sessions.session_between(header.source, header.destination)?;
+        let (session, _) = self.session(header.flow)?;
         let mut whole = Vec::new();
         let placeholder: &[u8] = if fin { &[0] } else { &[] };
         let payload = [packet.payload(), placeholder].concat();
@@ -92,15 +90,13 @@ impl<W: Write> Player<W> {
     /// because the outer end did not receive them.
     pub(super) fn write_outer(
         &mut self,
-        key: ConnectionKey,
-        from: usize,
         segment: &CapturedSegment,
-        header: &SegmentHeader,
         input: Vec<u8>,
     ) -> io::Result<()> {
+        let header = segment.header;
         let written = Packet::parse(&input).ok().map(|packet| packet.ack());
         if let (Some(captured), Some(written)) = (header.ack, written) {
-            let last = self.direction(key, from).last_written_ack.replace((captured, written));
+            let last = self.direction(header.flow).last_written_ack.replace((captured, written));
             let bare = !header.occupies_sequence_space() && header.flags == flags::ACK;
             let advances_only_there =
                 last.is_some_and(|(c, w)| captured.is_after(c) && written == w);
@@ -112,16 +108,12 @@ impl<W: Write> Player<W> {
     }
 
     /// Writes a packet of a connection that the engine has lost. Its numbers match the rewrites before the loss.
-    pub(super) fn write_lost(
-        &mut self,
-        segment: &CapturedSegment,
-        header: &SegmentHeader,
-    ) -> io::Result<()> {
-        let mut bytes = segment.bytes.clone();
+    pub(super) fn write_lost(&mut self, segment: CapturedSegment) -> io::Result<()> {
+        let CapturedSegment { time, mut bytes, header, .. } = segment;
         if let Some(layout) = DatagramLayout::parse(&bytes) {
-            self.renumber(&mut bytes, &layout, header);
+            self.renumber(&mut bytes, &layout, &header);
         }
-        self.write_packet(segment.time, bytes)
+        self.write_packet(time, bytes)
     }
 
     /// Writes an incomplete packet of a control connection.
@@ -137,24 +129,19 @@ impl<W: Write> Player<W> {
         self.write(time, bytes, layout)
     }
 
-    /// Writes a packet of a control connection that the engine does not follow, without changes.
-    pub(super) fn write_as_captured(&mut self, segment: &CapturedSegment) -> io::Result<()> {
-        self.write_packet(segment.time, segment.bytes.clone())
-    }
-
     fn renumber(&mut self, bytes: &mut [u8], layout: &DatagramLayout, header: &SegmentHeader) {
-        let found = self.gateway.engine.sessions.session_between(header.source, header.destination);
-        let Some((session, side)) = found else { return };
+        let Some((session, side)) = self.session(header.flow) else { return };
         let seq = session.map(side).to_delivered(header.seq);
         let ack = header.ack.map(|ack| session.map(side.peer()).to_delivered(ack));
-        if self.is_from_inner_side(header, side) {
+        if self.is_from_inner_side(header.flow, side) {
             datagram::overwrite(bytes, layout, layout.transport + 4, &seq.0.to_be_bytes());
         } else if let Some(ack) = ack {
             datagram::overwrite(bytes, layout, layout.transport + 8, &ack.0.to_be_bytes());
         }
     }
 
-    fn write_packet(&mut self, time: Duration, bytes: Vec<u8>) -> io::Result<()> {
+    /// Writes a complete packet.
+    pub(super) fn write_packet(&mut self, time: Duration, bytes: Vec<u8>) -> io::Result<()> {
         match DatagramLayout::parse(&bytes) {
             Some(layout) => self.write(time, bytes, &layout),
             None => Ok(()),
@@ -196,8 +183,7 @@ fn partial_header(bytes: &[u8], layout: &DatagramLayout) -> Option<SegmentHeader
     let flags = *bytes.get(layout.transport + 13)?;
     let seq = long(4)?;
     Some(SegmentHeader {
-        source: layout.source,
-        destination: layout.destination,
+        flow: Flow { source: layout.source, destination: layout.destination },
         seq,
         end: seq,
         ack: long(8).filter(|_| flags & flags::ACK != 0),

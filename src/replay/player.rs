@@ -11,7 +11,6 @@
 use std::{
     collections::HashMap,
     io::{self, Write},
-    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -19,13 +18,13 @@ use ftp_alg_core::{
     engine::{Checksums, Engine, PacketOutcome, Standalone},
     packet::{self, MalformedPacket, Packet, PacketEdit, Seq, flags},
     policy::Policy,
-    session::Side,
+    session::{Session, Side},
 };
 
 use super::{
     capture::Record,
     connection::{
-        CapturedConnection, CapturedDirection, CapturedSegment, FollowState, SegmentHeader,
+        CapturedConnection, CapturedDirection, CapturedSegment, Flow, FollowState, SegmentHeader,
     },
     datagram::{self, DatagramLayout},
     nat::SimulatedNat,
@@ -41,14 +40,12 @@ const SWEEP_INTERVAL: Duration = Duration::from_secs(1);
 /// How many gaps get a warning of their own.
 const MAX_REPORTED_GAPS: u64 = 10;
 
-/// Both endpoints of a connection, in ascending order.
-pub type ConnectionKey = (SocketAddr, SocketAddr);
-
 /// Plays a capture to an engine.
 pub struct Player<W> {
     pub(super) gateway: Standalone<SimulatedNat>,
     ports: Vec<u16>,
-    connections: HashMap<ConnectionKey, CapturedConnection>,
+    /// By [`Flow::connection`].
+    connections: HashMap<Flow, CapturedConnection>,
     pub(super) writer: Option<PcapWriter<W>>,
     engine_start: Instant,
     /// The first and the latest time in the capture so far.
@@ -104,7 +101,7 @@ impl<W: Write> Player<W> {
         let whole = layout.is_whole(&bytes);
         match Packet::parse(&bytes).map(|packet| SegmentHeader::read(&packet)) {
             Ok(header) => {
-                self.handle_segment(header, CapturedSegment { frame: record.frame, time, bytes })?;
+                self.handle_segment(CapturedSegment { frame: record.frame, time, bytes, header })?;
                 self.sweep();
                 Ok(())
             }
@@ -126,10 +123,10 @@ impl<W: Write> Player<W> {
 
     /// Plays the queued segments at the end of the capture, and returns the report.
     pub fn finish(mut self) -> io::Result<ReplayReport> {
-        let mut keys: Vec<ConnectionKey> = self.connections.keys().copied().collect();
-        keys.sort();
-        for key in keys {
-            self.flush_queues(key)?;
+        let mut flows: Vec<Flow> = self.connections.keys().copied().collect();
+        flows.sort();
+        for flow in flows {
+            self.flush_queues(flow)?;
         }
         if let Some(more) = self.report.gaps.checked_sub(MAX_REPORTED_GAPS).filter(|more| *more > 0)
         {
@@ -143,165 +140,146 @@ impl<W: Write> Player<W> {
     }
 
     /// Plays a segment of a control connection.
-    fn handle_segment(
-        &mut self,
-        header: SegmentHeader,
-        segment: CapturedSegment,
-    ) -> io::Result<()> {
-        let (key, from) = key_of(&header);
+    fn handle_segment(&mut self, segment: CapturedSegment) -> io::Result<()> {
+        let header = segment.header;
+        let flow = header.flow;
         if header.has(flags::SYN | flags::ACK) {
-            return self.handle_syn_ack(key, from, header, segment);
+            return self.handle_syn_ack(segment);
         }
-        let connection = self.connections.entry(key).or_default();
+        let connection = self.connection(flow);
         if header.has(flags::SYN) {
             let is_retransmission = connection.syn == Some(header.seq)
                 || connection.initial_numbers.is_some_and(|(client, _)| client == header.seq + 1);
             if !is_retransmission {
-                self.end_connection(key)?;
+                self.end_connection(flow)?;
             }
-            self.connection(key).syn = Some(header.seq);
-            return self.write_as_captured(&segment);
+            self.connection(flow).syn = Some(header.seq);
+            return self.write_packet(segment.time, segment.bytes);
         }
         if connection.stage == FollowState::Unfollowed
             && !connection.is_finished
             && header.length > 0
             && let Some(ack) = header.ack
         {
-            connection.stage = FollowState::Followed;
-            connection.directions[from] = CapturedDirection::new(header.seq);
-            connection.directions[1 - from] = CapturedDirection::new(ack);
+            connection.follow(flow, header.seq, ack);
             self.report.sessions += 1;
         }
-        match self.connection(key).stage {
-            FollowState::Unfollowed => return self.write_as_captured(&segment),
-            FollowState::Lost => return self.deliver_to_engine(key, from, &segment),
+        match self.connection(flow).stage {
+            FollowState::Unfollowed => return self.write_packet(segment.time, segment.bytes),
+            FollowState::Lost => return self.deliver_to_engine(segment),
             FollowState::Followed => {}
         }
         if let Some(ack) = header.ack {
-            self.note_acknowledgement(key, 1 - from, ack)?;
+            self.note_acknowledgement(flow.reversed(), ack)?;
         }
         let time = segment.time;
-        let direction = self.direction(key, from);
+        let direction = self.direction(flow);
         if header.seq.is_after(direction.next) && !header.has(flags::RST) {
-            if direction.enqueue(&header, segment) {
+            if direction.enqueue(segment) {
                 return Ok(());
             }
-            if let Some(seq) = self.direction(key, from).first_queued() {
-                self.note_gap(key, from, seq);
+            if let Some(seq) = self.direction(flow).first_queued() {
+                self.note_gap(flow, seq);
             }
         } else {
-            self.deliver_segment(key, from, segment)?;
+            self.deliver_segment(segment)?;
         }
-        self.deliver_queued(key, from, time)
+        self.deliver_queued(flow, time)
     }
 
     /// Plays a SYN-ACK. It has the initial sequence numbers of both directions, and may start a new connection.
-    fn handle_syn_ack(
-        &mut self,
-        key: ConnectionKey,
-        from: usize,
-        header: SegmentHeader,
-        segment: CapturedSegment,
-    ) -> io::Result<()> {
-        let Some(ack) = header.ack else { return Ok(()) };
-        let start = Some((ack, header.seq + 1));
-        let connection = self.connections.entry(key).or_default();
+    fn handle_syn_ack(&mut self, segment: CapturedSegment) -> io::Result<()> {
+        let SegmentHeader { flow, seq, ack, .. } = segment.header;
+        let Some(ack) = ack else { return Ok(()) };
+        let start = Some((ack, seq + 1));
+        let connection = self.connection(flow);
         if connection.initial_numbers != start && connection.syn == Some(ack - 1) {
-            self.end_connection(key)?;
+            self.end_connection(flow)?;
         }
         let bytes = segment.bytes.clone();
-        self.deliver_segment(key, from, segment)?;
-        let began = match (
-            self.gateway.engine.sessions.session_between(key.0, key.1),
-            Packet::parse(&bytes),
-        ) {
+        self.deliver_segment(segment)?;
+        let began = match (self.session(flow), Packet::parse(&bytes)) {
             (Some((session, _)), Ok(packet)) => session.is_syn_ack_retransmission(&packet),
             _ => false,
         };
-        let connection = self.connection(key);
+        let connection = self.connection(flow);
         if began
             && (connection.stage != FollowState::Followed || connection.initial_numbers != start)
         {
-            let mut directions = [CapturedDirection::new(ack), CapturedDirection::new(ack)];
-            directions[from].next = header.seq + 1;
-            let syn = connection.syn;
-            *connection = CapturedConnection {
-                stage: FollowState::Followed,
-                is_finished: false,
-                syn,
-                initial_numbers: start,
-                directions,
-            };
+            connection.follow(flow, seq + 1, ack);
+            (connection.is_finished, connection.initial_numbers) = (false, start);
             self.report.sessions += 1;
         }
         Ok(())
     }
 
     /// Ends a connection because of tuple reuse.
-    fn end_connection(&mut self, key: ConnectionKey) -> io::Result<()> {
-        self.flush_queues(key)?;
-        self.gateway.engine.sessions.forget_between(key.0, key.1);
-        *self.connection(key) = CapturedConnection::default();
+    fn end_connection(&mut self, flow: Flow) -> io::Result<()> {
+        self.flush_queues(flow.connection())?;
+        self.gateway.engine.sessions.forget_between(flow.source, flow.destination);
+        *self.connection(flow) = CapturedConnection::default();
         Ok(())
     }
 
-    /// Records that the receiver of direction `of` acknowledged `ack`. Bytes before `ack` that were not captured by now
-    /// are a permanent gap.
-    fn note_acknowledgement(
-        &mut self,
-        key: ConnectionKey,
-        index: usize,
-        ack: Seq,
-    ) -> io::Result<()> {
+    /// Records that the receiver of `flow` acknowledged `ack`. Bytes before `ack` that were not captured by now are a
+    /// permanent gap.
+    fn note_acknowledgement(&mut self, flow: Flow, ack: Seq) -> io::Result<()> {
         let time = self.latest_time();
-        while ack.is_after(self.direction(key, index).next)
-            && self.connection(key).stage == FollowState::Followed
+        while ack.is_after(self.direction(flow).next)
+            && self.connection(flow).stage == FollowState::Followed
         {
-            let first = self.direction(key, index).first_queued();
-            self.note_gap(key, index, first.map_or(ack, |first| first.min(ack)));
-            self.deliver_queued(key, index, time)?;
+            let first = self.direction(flow).first_queued();
+            self.note_gap(flow, first.map_or(ack, |first| first.min(ack)));
+            self.deliver_queued(flow, time)?;
         }
         Ok(())
     }
 
     /// Plays all queued segments, because no more segments follow.
-    fn flush_queues(&mut self, key: ConnectionKey) -> io::Result<()> {
-        for index in [0, 1] {
-            while let Some(first) = self.direction(key, index).first_queued() {
+    fn flush_queues(&mut self, flow: Flow) -> io::Result<()> {
+        for flow in [flow, flow.reversed()] {
+            while let Some(first) = self.direction(flow).first_queued() {
                 let time = self.latest_time();
-                self.note_gap(key, index, first);
-                self.deliver_queued(key, index, time)?;
+                self.note_gap(flow, first);
+                self.deliver_queued(flow, time)?;
             }
         }
         Ok(())
     }
 
-    /// Records that the bytes of direction `of` before `until` are not in the capture.
+    /// Records that the bytes of `flow` before `until` are not in the capture.
     ///
     /// The engine gets an acknowledgement for them, as from a receiver that has received these bytes.
-    fn note_gap(&mut self, key: ConnectionKey, index: usize, until: Seq) {
-        let next = self.direction(key, index).next;
+    fn note_gap(&mut self, flow: Flow, until: Seq) {
+        let next = self.direction(flow).next;
         if !until.is_after(next) {
             return;
         }
-        let (sender, receiver) = if index == 0 { key } else { (key.1, key.0) };
-        let seq = self.direction(key, 1 - index).next;
-        if self.connection(key).stage == FollowState::Followed
-            && let Some((session, side)) =
-                self.gateway.engine.sessions.session_between(sender, receiver)
+        let Flow { source, destination } = flow;
+        let seq = self.direction(flow.reversed()).next;
+        if self.connection(flow).stage == FollowState::Followed
+            && let Some((session, side)) = self.session(flow)
         {
             let ack = session.map(side).to_delivered(until);
             let mut bytes = Vec::new();
-            packet::build_acknowledgement(receiver, sender, seq, ack, u16::MAX, None, &mut bytes);
+            packet::build_acknowledgement(
+                destination,
+                source,
+                seq,
+                ack,
+                u16::MAX,
+                None,
+                &mut bytes,
+            );
             self.run_engine(&bytes, self.last_frame);
         }
-        let direction = self.direction(key, index);
+        let direction = self.direction(flow);
         direction.next = until;
         direction.line_frame = 0;
         self.report.gaps += 1;
         if self.report.gaps <= MAX_REPORTED_GAPS {
             self.report.warnings.push(format!(
-                "gap before frame {}: {} bytes from {sender} to {receiver} are not in the capture",
+                "gap before frame {}: {} bytes from {source} to {destination} are not in the capture",
                 self.last_frame,
                 until - next
             ));
@@ -309,86 +287,66 @@ impl<W: Write> Player<W> {
     }
 
     /// Passes queued segments to the engine that are in order now. They get the time of the segment that filled the gap.
-    fn deliver_queued(
-        &mut self,
-        key: ConnectionKey,
-        from: usize,
-        time: Duration,
-    ) -> io::Result<()> {
+    fn deliver_queued(&mut self, flow: Flow, time: Duration) -> io::Result<()> {
         loop {
-            let connection = self.connection(key);
+            let connection = self.connection(flow);
             let any = connection.stage != FollowState::Followed;
-            let Some(mut segment) = connection.directions[from].take_ready(any) else {
+            let Some(mut segment) = connection.direction(flow).take_ready(any) else {
                 return Ok(());
             };
             segment.time = segment.time.max(time);
-            self.deliver_segment(key, from, segment)?;
+            self.deliver_segment(segment)?;
         }
     }
 
     /// Passes the next segment to the engine. If it completes a line that has a part in a later frame, the later frame
     /// counts as the frame that completed the line.
-    fn deliver_segment(
-        &mut self,
-        key: ConnectionKey,
-        from: usize,
-        mut segment: CapturedSegment,
-    ) -> io::Result<()> {
+    fn deliver_segment(&mut self, mut segment: CapturedSegment) -> io::Result<()> {
         let Ok(packet) = Packet::parse(&segment.bytes) else { return Ok(()) };
-        let (header, payload) = (SegmentHeader::read(&packet), packet.payload());
-        let direction = self.direction(key, from);
+        let (header, payload) = (segment.header, packet.payload());
+        let direction = self.direction(header.flow);
         if let Some(end) = direction.completed_later(&header, payload, segment.frame) {
             let frame = direction.line_frame;
             if end == payload.len() {
                 segment.frame = frame;
             } else {
-                let part = |seq, payload, flags| {
+                let part = |frame, seq, payload, flags| {
+                    let (ack, window) = (packet.ack(), packet.window());
                     let urgent = packet.urgent().unwrap_or(0);
-                    let edit = PacketEdit {
-                        seq,
-                        ack: packet.ack(),
-                        payload: Some(payload),
-                        flags,
-                        window: packet.window(),
-                        urgent,
-                    };
+                    let edit =
+                        PacketEdit { seq, ack, payload: Some(payload), flags, window, urgent };
                     let mut bytes = Vec::new();
                     packet.rebuild(&edit, Some, &mut bytes);
-                    bytes
+                    let header = SegmentHeader::read(&Packet::parse(&bytes).ok()?);
+                    Some(CapturedSegment { frame, time: segment.time, bytes, header })
                 };
                 let (line, rest) = payload.split_at(end);
-                let flags = header.flags & !(flags::FIN | flags::PSH);
-                let bytes = part(header.seq, line, flags);
-                self.deliver_to_engine(
-                    key,
-                    from,
-                    &CapturedSegment { frame, bytes, time: segment.time },
-                )?;
-                segment.bytes = part(header.seq + end as u32, rest, header.flags);
+                let first =
+                    part(frame, header.seq, line, header.flags & !(flags::FIN | flags::PSH));
+                let second = part(segment.frame, header.seq + end as u32, rest, header.flags);
+                let (Some(first), Some(second)) = (first, second) else { return Ok(()) };
+                self.deliver_to_engine(first)?;
+                return self.deliver_to_engine(second);
             }
         }
-        self.deliver_to_engine(key, from, &segment)
+        self.deliver_to_engine(segment)
     }
 
-    fn deliver_to_engine(
-        &mut self,
-        key: ConnectionKey,
-        from: usize,
-        segment: &CapturedSegment,
-    ) -> io::Result<()> {
+    fn deliver_to_engine(&mut self, segment: CapturedSegment) -> io::Result<()> {
         let Ok(packet) = Packet::parse(&segment.bytes) else { return Ok(()) };
-        let header = SegmentHeader::read(&packet);
-        let connection = self.connection(key);
+        let header = segment.header;
+        let flow = header.flow;
+        let connection = self.connection(flow);
         if connection.stage == FollowState::Lost {
-            connection.directions[from].advance(&header, packet.payload(), segment.frame);
-            return self.write_lost(segment, &header);
+            connection.direction(flow).advance(&header, packet.payload(), segment.frame);
+            return self.write_lost(segment);
         }
-        let before = self.side(&header);
+        let before = self.side(flow);
         let input = self.with_delivered_acknowledgements(&packet);
         let verdict = self.run_engine(&input, segment.frame);
-        let after = self.side(&header);
-        let connection = self.connection(key);
-        connection.directions[from].advance(&header, packet.payload(), segment.frame);
+        let after = self.side(flow);
+        let connection = self.connection(flow);
+        connection.direction(flow).advance(&header, packet.payload(), segment.frame);
         if connection.stage == FollowState::Followed && after.is_none() {
             (connection.stage, connection.is_finished) = (FollowState::Unfollowed, true);
         }
@@ -397,22 +355,21 @@ impl<W: Write> Player<W> {
             self.report.warnings.push(format!(
                 "frame {}: a gateway would wait for a retransmission of this segment; the \
                  connection from {} to {} is not followed any more",
-                segment.frame, header.source, header.destination
+                segment.frame, flow.source, flow.destination
             ));
-            return self.write_lost(segment, &header);
+            return self.write_lost(segment);
         }
         match after.or(before) {
-            Some(side) if self.is_from_inner_side(&header, side) => {
-                self.write_inner(segment, &header, side, verdict, input)
+            Some(side) if self.is_from_inner_side(flow, side) => {
+                self.write_inner(&segment, side, verdict, input)
             }
-            _ => self.write_outer(key, from, segment, &header, input),
+            _ => self.write_outer(&segment, input),
         }
     }
 
     /// A captured packet with its acknowledgement numbers and SACK blocks as delivered numbers.
     fn with_delivered_acknowledgements(&mut self, packet: &Packet<'_>) -> Vec<u8> {
-        let found =
-            self.gateway.engine.sessions.session_between(packet.source(), packet.destination());
+        let found = self.session(SegmentHeader::read(packet).flow);
         let Some((session, side)) = found.filter(|_| !packet.has(flags::SYN)) else {
             return packet.bytes().to_vec();
         };
@@ -455,12 +412,13 @@ impl<W: Write> Player<W> {
         }
     }
 
-    fn side(&mut self, header: &SegmentHeader) -> Option<Side> {
-        self.gateway
-            .engine
-            .sessions
-            .session_between(header.source, header.destination)
-            .map(|(_, side)| side)
+    /// The engine's session of a connection, and the side that sends `flow`.
+    pub(super) fn session(&mut self, flow: Flow) -> Option<(&Session, Side)> {
+        self.gateway.engine.sessions.session_between(flow.source, flow.destination)
+    }
+
+    fn side(&mut self, flow: Flow) -> Option<Side> {
+        self.session(flow).map(|(_, side)| side)
     }
 
     /// The latest time in the capture so far. The time of the engine follows it.
@@ -474,17 +432,11 @@ impl<W: Write> Player<W> {
         self.engine_start.checked_add(elapsed.min(MAX_ELAPSED)).unwrap_or(self.engine_start)
     }
 
-    pub(super) fn connection(&mut self, key: ConnectionKey) -> &mut CapturedConnection {
-        self.connections.entry(key).or_default()
+    fn connection(&mut self, flow: Flow) -> &mut CapturedConnection {
+        self.connections.entry(flow.connection()).or_default()
     }
 
-    pub(super) fn direction(&mut self, key: ConnectionKey, index: usize) -> &mut CapturedDirection {
-        &mut self.connection(key).directions[index]
+    pub(super) fn direction(&mut self, flow: Flow) -> &mut CapturedDirection {
+        self.connection(flow).direction(flow)
     }
-}
-
-/// The key of a segment's connection, and the index of its direction.
-fn key_of(header: &SegmentHeader) -> (ConnectionKey, usize) {
-    let (source, destination) = (header.source, header.destination);
-    if source < destination { ((source, destination), 0) } else { ((destination, source), 1) }
 }
