@@ -13,8 +13,9 @@ use std::{
 
 use clap::Args;
 use ftp_alg_lab::{
-    self, Capture, CaptureAnalysis, ClientProgram, Daemon, Family, HeldTransfer, Lab, LabError,
-    Mode, Server, ServerKind, Topology, Transfer,
+    self, Capture, CaptureAnalysis,
+    ClientProgram::{self, Curl, Ftplib, Inetutils, Lftp, Ncftp, Tnftp},
+    Daemon, Family, HeldTransfer, Lab, LabError, Mode, Server, ServerKind, Topology, Transfer,
 };
 use serde_json::Value;
 use signal_hook::{
@@ -72,10 +73,10 @@ impl Demo {
     /// Runs all cases. It is a failure if one of them does not work.
     pub fn run(&self) -> Result<(), Failure> {
         let failed = self.show().map_err(Failure::failed)?;
+        let cases = if failed == 1 { "case" } else { "cases" };
         match failed {
             0 => Ok(()),
-            1 => Err(Failure::Failed("1 case failed; see the table above".to_owned())),
-            many => Err(Failure::Failed(format!("{many} cases failed; see the table above"))),
+            _ => Err(Failure::Failed(format!("{failed} {cases} failed; see the table above"))),
         }
     }
 
@@ -135,43 +136,33 @@ impl Demo {
         }
         daemon.stop()?;
         if lab.gateway.ruleset()? != before {
-            return Err(LabError::Unexpected("rules left after the daemon ended".to_owned()));
+            return Err(unexpected("rules left after the daemon ended"));
         }
-        say(&format!("  {}\n", closing_words(self.no_scan)));
+        let ports = if self.no_scan { "" } else { "no open port but 21, " };
+        say(&format!(
+            "  afterwards: no open pinhole, empty sets, {ports}no rule left at the end\n"
+        ));
         Ok(())
     }
 }
 
-fn closing_words(no_scan: bool) -> &'static str {
-    if no_scan {
-        "afterwards: no open pinhole, empty sets, no rule left at the end"
-    } else {
-        "afterwards: no open pinhole, empty sets, no open port but 21, no rule left at the end"
-    }
+fn unexpected(what: impl Into<String>) -> LabError {
+    LabError::Unexpected(what.into())
 }
 
 /// Every pair of IP version and mode, each with another client.
 fn cases(topology: Topology) -> [(Family, Mode, ClientProgram); 4] {
-    let clients = match topology {
-        Topology::Masquerade => {
-            [ClientProgram::Ncftp, ClientProgram::Lftp, ClientProgram::Curl, ClientProgram::Tnftp]
-        }
-        Topology::SnatPool => [
-            ClientProgram::Inetutils,
-            ClientProgram::Curl,
-            ClientProgram::Ftplib,
-            ClientProgram::Inetutils,
-        ],
-        Topology::PublishedServer => {
-            [ClientProgram::Lftp, ClientProgram::Curl, ClientProgram::Tnftp, ClientProgram::Lftp]
-        }
-        _ => [ClientProgram::Tnftp, ClientProgram::Ncftp, ClientProgram::Lftp, ClientProgram::Curl],
+    let [a, b, c, d] = match topology {
+        Topology::Masquerade => [Ncftp, Lftp, Curl, Tnftp],
+        Topology::SnatPool => [Inetutils, Curl, Ftplib, Inetutils],
+        Topology::PublishedServer => [Lftp, Curl, Tnftp, Lftp],
+        _ => [Tnftp, Ncftp, Lftp, Curl],
     };
     [
-        (Family::V4, Mode::Active, clients[0]),
-        (Family::V4, Mode::Passive, clients[1]),
-        (Family::V6, Mode::Active, clients[2]),
-        (Family::V6, Mode::Passive, clients[3]),
+        (Family::V4, Mode::Active, a),
+        (Family::V4, Mode::Passive, b),
+        (Family::V6, Mode::Active, c),
+        (Family::V6, Mode::Passive, d),
     ]
 }
 
@@ -185,7 +176,7 @@ fn fill_failed_cases(
         let known =
             |row: &DemoCase| (row.topology, row.family, row.mode) == (topology, family, mode);
         if !rows.iter().any(known) {
-            let outcome = Err(LabError::Unexpected(error.to_string()));
+            let outcome = Err(unexpected(error.to_string()));
             rows.push(DemoCase { topology, server, family, mode, client, outcome });
         }
     }
@@ -211,20 +202,17 @@ fn show_case(
     let held = HeldTransfer::start(&lab.client, server, address, mode, "report")?;
     let pinholes = daemon.pinholes()?;
     let [pinhole] = pinholes.as_slice() else {
-        return Err(LabError::Unexpected(format!("expected one pinhole, found: {pinholes:?}")));
+        return Err(unexpected(format!("expected one pinhole, found: {pinholes:?}")));
     };
     if held.release()? != body.len() {
-        return Err(LabError::Unexpected("the second download has a wrong length".to_owned()));
+        return Err(unexpected("the second download has a wrong length"));
     }
     daemon.wait_for_no_pinholes(Duration::from_secs(2))?;
     let (near_client, near_server) = (near_client.finish()?, near_server.finish()?);
     for side in [&near_client, &near_server] {
         let faults = [side.faults()?, side.reorderings()?].concat();
         if !faults.is_empty() {
-            return Err(LabError::Unexpected(format!(
-                "tshark found errors: {}",
-                faults.join("; ")
-            )));
+            return Err(unexpected(format!("tshark found errors: {}", faults.join("; "))));
         }
     }
     // The target announces, so the capture on its side has the original announcement.
@@ -242,11 +230,7 @@ fn show_case(
 
 /// The last announcement. It belongs to the second download, whose pinhole is shown.
 fn last_announcement(side: &CaptureAnalysis) -> ftp_alg_lab::Result<String> {
-    let announcements = side.announcements()?;
-    announcements
-        .last()
-        .cloned()
-        .ok_or_else(|| LabError::Unexpected("no announcement in the capture".to_owned()))
+    side.announcements()?.pop().ok_or_else(|| unexpected("no announcement in the capture"))
 }
 
 fn describe_pinhole(pinhole: &Value) -> String {
@@ -265,16 +249,11 @@ fn check_nothing_open(lab: &Lab, daemon: &Daemon) -> ftp_alg_lab::Result<()> {
     daemon.wait_for_no_pinholes(Duration::from_secs(2))?;
     let elements = daemon.open_pinholes()?;
     if !elements.is_empty() {
-        return Err(LabError::Unexpected(format!(
-            "elements left in the sets: {}",
-            elements.join("; ")
-        )));
+        return Err(unexpected(format!("elements left in the sets: {}", elements.join("; "))));
     }
     match lab.gateway.invalid_packets()? {
         0 => Ok(()),
-        invalid => {
-            Err(LabError::Unexpected(format!("conntrack counted {invalid} invalid packets")))
-        }
+        invalid => Err(unexpected(format!("conntrack counted {invalid} invalid packets"))),
     }
 }
 
@@ -286,7 +265,7 @@ fn scan(lab: &Lab) -> ftp_alg_lab::Result<()> {
     for target in targets {
         let open = lab.outsider.scan(target, "1-65535")?;
         if open.iter().any(|port| *port != 21) {
-            return Err(LabError::Unexpected(format!("open ports on {target}: {open:?}")));
+            return Err(unexpected(format!("open ports on {target}: {open:?}")));
         }
     }
     Ok(())
@@ -332,16 +311,11 @@ fn picture(lab: &Lab, kind: ServerKind, paint: Paint) -> String {
     let wall = format!("+{}+", "-".repeat(38));
     line("", &wall, "");
     line(left.0, &format!("|{:^38}|", "gateway: ftp-alg"), right.0);
-    line(
-        &left.1.v4.to_string(),
-        &format!("| {:<17} {:>18} |", plan.inside.v4, plan.outside.v4),
-        &right.1.v4.to_string(),
-    );
-    line(
-        &left.1.v6.to_string(),
-        &format!("| {:<17} {:>18} |", plan.inside.v6, plan.outside.v6),
-        &right.1.v6.to_string(),
-    );
+    for family in [Family::V4, Family::V6] {
+        let [near, inside, outside, far] = [left.1, plan.inside, plan.outside, right.1]
+            .map(|addresses| addresses.address(family).to_string());
+        line(&near, &format!("| {inside:<17} {outside:>18} |"), &far);
+    }
     line("", &format!("|{does:^38}|"), "");
     line("", &wall, "");
     text.push('\n');
@@ -361,10 +335,7 @@ fn table(
         "gateway", "", "", "client", "server"
     );
     for row in rows {
-        let outcome = match &row.outcome {
-            Ok(_) => paint.green("ok"),
-            Err(error) => format!("{} {}", paint.red("FAILED"), first_line(error)),
-        };
+        let outcome = paint.outcome(row.outcome.as_ref().err());
         let _ = writeln!(
             text,
             "{:<24} {:<6} {:<8} {:<10} {:<10} {outcome}",
@@ -378,17 +349,10 @@ fn table(
     let what =
         if no_scan { "nothing open at the end" } else { "nothing open at the end, port scan" };
     for (topology, outcome) in closed {
-        let outcome = match outcome {
-            Ok(()) => paint.green("ok"),
-            Err(error) => format!("{} {}", paint.red("FAILED"), first_line(error)),
-        };
+        let outcome = paint.outcome(outcome.as_ref().err());
         let _ = writeln!(text, "{:<24} {what:<37} {outcome}", topology.to_string());
     }
     text
-}
-
-fn first_line(error: &LabError) -> String {
-    error.to_string().lines().next().unwrap_or_default().chars().take(120).collect()
 }
 
 /// Removes the labs when a signal ends the demo, because a signal does not unwind the stack.
@@ -420,6 +384,14 @@ struct Paint {
 impl Paint {
     fn wrap(self, code: &str, text: &str) -> String {
         if self.colours { format!("\x1b[{code}m{text}\x1b[0m") } else { text.to_owned() }
+    }
+
+    /// `ok`, or the first line of the error.
+    fn outcome(self, error: Option<&LabError>) -> String {
+        let Some(error) = error else { return self.green("ok") };
+        let text = error.to_string();
+        let line: String = text.lines().next().unwrap_or_default().chars().take(120).collect();
+        format!("{} {line}", self.red("FAILED"))
     }
 
     fn green(self, text: &str) -> String {

@@ -94,17 +94,12 @@ impl Doctor {
         let fast_path = config.queue.fast_path;
         let checks = checks::Checks { running, features: &features, fast_path, surroundings }.all();
         let report = DoctorReport::new(features.net_admin.then_some(backend), reason, checks);
-        if self.json {
-            let text = serde_json::to_string(&report).map_err(Failure::failed)?;
-            output::print_line(&text)?;
-        } else {
-            output::print(&text(&report))?;
-        }
+        output::print_report(self.json, &report, text)?;
         match report.problems.len() {
             0 => Ok(()),
-            _ if report.backend.is_none() => Err(Failure::Failed(
-                "not permitted to read the kernel's state: run as root".to_owned(),
-            )),
+            _ if report.backend.is_none() => {
+                Err(Failure::failed("not permitted to read the kernel's state: run as root"))
+            }
             count => Err(Failure::from_problem_count(count)),
         }
     }

@@ -2,6 +2,8 @@
 
 use std::io::{self, Write};
 
+use serde::Serialize;
+
 use super::Failure;
 
 /// Writes and flushes `text`.
@@ -13,6 +15,18 @@ pub(super) fn print(text: &str) -> Result<(), Failure> {
             _ => Failure::Failed(format!("cannot write the output: {error}")),
         }
     })
+}
+
+/// Writes `report`, as one JSON object in a line or as `text` formats it.
+pub(super) fn print_report<T: Serialize>(
+    json: bool,
+    report: &T,
+    text: impl Fn(&T) -> String,
+) -> Result<(), Failure> {
+    match json {
+        true => print_line(&serde_json::to_string(report).map_err(Failure::failed)?),
+        false => print(&text(report)),
+    }
 }
 
 /// Writes `line` and a newline.

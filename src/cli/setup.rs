@@ -57,7 +57,7 @@ pub struct Setup {
 }
 
 /// The output of `setup`, also as JSON.
-#[derive(Debug, Serialize)]
+#[derive(Debug, Default, Serialize)]
 struct SetupReport {
     /// `nothing to do`, `shown`, `applied` or `undone`.
     result: &'static str,
@@ -139,8 +139,8 @@ impl Setup {
     /// Shows, applies or undoes the changes.
     pub fn run(&self) -> Result<(), Failure> {
         if !rustix::process::geteuid().is_root() {
-            return Err(Failure::Failed(
-                "not permitted to read the firewall's rules: run this as root".to_owned(),
+            return Err(Failure::failed(
+                "not permitted to read the firewall's rules: run this as root",
             ));
         }
         let config = self.config.load()?;
@@ -151,9 +151,8 @@ impl Setup {
             let _lock = self.apply.then(store::lock).transpose()?;
             let mut notes = self.undo_interrupted()?;
             let situation = LoadedFirewall::read(&config, &self.socket)?;
-            notes.extend(
-                situation.firewall.read_errors.iter().map(|what| format!("rules not read: {what}")),
-            );
+            let unread = situation.firewall.read_errors.iter();
+            notes.extend(unread.map(|what| format!("rules not read: {what}")));
             let (plans, by_hand) = firewalls::plans(&situation.needs)?;
             let mut report = SetupReport::new(situation.backend, &plans, &by_hand);
             report.notes = notes;
@@ -164,18 +163,14 @@ impl Setup {
             }
             report
         };
-        match self.json {
-            true => output::print_line(&serde_json::to_string(&report).map_err(Failure::failed)?)?,
-            false => output::print(&report.text())?,
-        }
+        output::print_report(self.json, &report, SetupReport::text)?;
         match report.by_hand.len() {
             left @ 1.. if self.apply => {
                 Err(Failure::Failed(format!("rules to add by hand: {left}; see above")))
             }
-            _ if report.incomplete => {
-                let what = "some rules could not be read, so more may be missing: see above";
-                Err(Failure::Failed(what.to_owned()))
-            }
+            _ if report.incomplete => Err(Failure::failed(
+                "some rules could not be read, so more may be missing: see above",
+            )),
             _ => Ok(()),
         }
     }
@@ -205,10 +200,7 @@ fn apply(plans: &[Plan], situation: &LoadedFirewall) -> Result<(), Failure> {
             ))
         })?;
     }
-    let mut changes = ChangeSet::default();
-    for plan in plans {
-        changes.add(plan.changes.clone());
-    }
+    let changes = plans.iter().fold(ChangeSet::default(), |all, plan| all.with(&plan.changes));
     let mut journal = SetupJournal::read()?;
     journal.begun = Some(changes.clone());
     journal.write()?;
@@ -240,13 +232,11 @@ fn make_changes(
         commands::run_command(words)?;
     }
     let needs = situation.needs_of(&operator_firewall::read(situation.firewall.gateway.clone()));
-    let unmet = |need: &&NeededRule| !need.is_met(&needs);
-    match plans.iter().flat_map(|plan| &plan.needs).find(unmet) {
+    match plans.iter().flat_map(|plan| &plan.needs).find(|need| !need.is_met(&needs)) {
         None => Ok(()),
-        Some(need) => {
-            let what = "even after the change";
-            Err(Failure::Failed(format!("{}, {what}: see `ftp-alg doctor`", need.description)))
-        }
+        Some(NeededRule { description, .. }) => Err(Failure::Failed(format!(
+            "{description}, even after the change: see `ftp-alg doctor`"
+        ))),
     }
 }
 
@@ -295,13 +285,6 @@ fn undo() -> Result<SetupReport, Failure> {
     }
 }
 
-impl Default for SetupReport {
-    fn default() -> Self {
-        let (firewalls, by_hand, notes) = (Vec::new(), Vec::new(), Vec::new());
-        Self { result: "shown", backend: None, firewalls, by_hand, notes, incomplete: false }
-    }
-}
-
 impl SetupReport {
     fn new(backend: Backend, plans: &[Plan], by_hand: &[ManualStep]) -> Self {
         let firewalls = plans.iter().map(|plan| {
@@ -339,18 +322,10 @@ impl SetupReport {
         let mut text = String::new();
         for firewall in &self.firewalls {
             text += &format!("{} (recognised by {})\n", firewall.name, firewall.why);
-            for line in &firewall.says {
-                text += &format!("  {line}\n");
-            }
-            for difference in &firewall.differences {
-                text += difference;
-            }
-            for line in &firewall.loads {
-                text += &format!(
-                    "  {} {line}\n",
-                    if self.result == "applied" { "ran" } else { "then" }
-                );
-            }
+            text.extend(firewall.says.iter().map(|line| format!("  {line}\n")));
+            text += &firewall.differences.concat();
+            let verb = if self.result == "applied" { "ran" } else { "then" };
+            text.extend(firewall.loads.iter().map(|line| format!("  {verb} {line}\n")));
             text.extend(firewall.note.map(|note| format!("  {note}\n")));
             text.push('\n');
         }
@@ -362,9 +337,7 @@ impl SetupReport {
             }
             text.push('\n');
         }
-        for note in &self.notes {
-            text += &format!("  {note}\n");
-        }
+        text.extend(self.notes.iter().map(|note| format!("  {note}\n")));
         text += match self.result {
             "applied" => "applied: `ftp-alg setup --undo` undoes it\n",
             "undone" => "undone\n",

@@ -8,7 +8,7 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use etherparse::{Ipv6ExtensionSlice, Ipv6Header, LaxIpSlice};
+use etherparse::{Ipv6ExtensionSlice, Ipv6Header, LaxIpSlice, checksum::Sum16BitWords};
 
 /// The transport protocols that have ports, or a checksum that includes the addresses.
 pub const TCP: u8 = 6;
@@ -129,8 +129,8 @@ pub fn readdress(
         && let Some(header) = bytes.get_mut(..usize::from(first & 0xf) * 4)
     {
         header[10..12].fill(0);
-        let checksum = !fold_checksum(sum(header));
-        header[10..12].copy_from_slice(&checksum.to_be_bytes());
+        let checksum = checksum(Sum16BitWords::new().add_slice(header));
+        header[10..12].copy_from_slice(&checksum);
     }
     if layout.is_whole(bytes) {
         set_checksum(bytes, layout);
@@ -140,13 +140,14 @@ pub fn readdress(
 /// Overwrites the bytes at `at` if they were captured, and updates the transport checksum as if it covered them.
 pub fn overwrite(bytes: &mut [u8], layout: &DatagramLayout, at: usize, new: &[u8]) {
     let Some(place) = bytes.get_mut(at..at + new.len()) else { return };
-    let removed: u64 = place.chunks(2).map(|pair| u64::from(!be_word(pair))).sum();
+    let removed: Vec<u8> = place.iter().map(|byte| !byte).collect();
     place.copy_from_slice(new);
     let Some(at) = layout.checksum_at() else { return };
     let Some(before) = word(bytes, at) else { return };
     if !(layout.protocol == UDP && before == 0) {
-        let after = !fold_checksum(u64::from(!before) + removed + sum(new));
-        bytes[at..at + 2].copy_from_slice(&after.to_be_bytes());
+        let sum = Sum16BitWords::new().add_2bytes((!before).to_be_bytes());
+        let after = checksum(sum.add_slice(&removed).add_slice(new));
+        bytes[at..at + 2].copy_from_slice(&after);
     }
 }
 
@@ -160,28 +161,20 @@ fn set_checksum(bytes: &mut [u8], layout: &DatagramLayout) {
     }
     let addresses = if v4 { &bytes[12..20] } else { &bytes[8..40] };
     let segment = &bytes[layout.transport..layout.length];
-    let pseudo = sum(addresses) + segment.len() as u64 + u64::from(layout.protocol);
-    let mut checksum = !fold_checksum(pseudo + sum(segment));
-    if layout.protocol == UDP && checksum == 0 {
-        checksum = 0xffff;
+    let pseudo = Sum16BitWords::new()
+        .add_slice(addresses)
+        .add_4bytes((segment.len() as u32).to_be_bytes()) // at most that of an IP packet
+        .add_2bytes([0, layout.protocol]);
+    let mut checksum = checksum(pseudo.add_slice(segment));
+    if layout.protocol == UDP && checksum == [0, 0] {
+        checksum = [0xff; 2];
     }
-    bytes[at..at + 2].copy_from_slice(&checksum.to_be_bytes());
+    bytes[at..at + 2].copy_from_slice(&checksum);
 }
 
-fn sum(bytes: &[u8]) -> u64 {
-    bytes.chunks(2).map(|pair| u64::from(be_word(pair))).sum()
-}
-
-/// One or two bytes as a big-endian number. An odd last byte is padded with zero (RFC 1071).
-fn be_word(pair: &[u8]) -> u16 {
-    u16::from_be_bytes([pair[0], pair.get(1).copied().unwrap_or(0)])
-}
-
-fn fold_checksum(mut sum: u64) -> u16 {
-    while sum > 0xffff {
-        sum = (sum & 0xffff) + (sum >> 16);
-    }
-    sum as u16
+/// The checksum as it stands in a packet.
+fn checksum(sum: Sum16BitWords) -> [u8; 2] {
+    sum.ones_complement().to_ne_bytes()
 }
 
 fn word(bytes: &[u8], at: usize) -> Option<u16> {

@@ -48,6 +48,15 @@ impl Talk {
         talk
     }
 
+    /// A login, and then `lines`.
+    fn of(lines: &[(usize, &str)]) -> Self {
+        let mut talk = Self::logged_in();
+        for (from, line) in lines {
+            talk.say(*from, line);
+        }
+        talk
+    }
+
     fn packet(
         &self,
         from: usize,
@@ -116,10 +125,7 @@ const EXTERNAL: &str = "198.51.100.1:1035";
 
 #[test]
 fn acknowledgements_after_a_rewrite_are_adjusted() {
-    let mut talk = Talk::logged_in();
-    for (from, line) in [(CLIENT, PORT), (SERVER, "200 ok\r\n"), (CLIENT, "QUIT\r\n")] {
-        talk.say(from, line);
-    }
+    let talk = Talk::of(&[(CLIENT, PORT), (SERVER, "200 ok\r\n"), (CLIENT, "QUIT\r\n")]);
     let (report, written, _) = played(&talk.capture(&[])).unwrap();
     assert_eq!(row(&report.rows), (8, "rewrite", REWRITTEN));
     assert_eq!((report.sessions, report.gaps, report.written), (1, 0, Some(10)));
@@ -131,10 +137,11 @@ fn acknowledgements_after_a_rewrite_are_adjusted() {
 
 #[test]
 fn out_of_order_segments_are_reported_at_the_completing_frame() {
-    let mut talk = Talk::logged_in();
-    talk.say(CLIENT, "PORT 192,168,1");
-    talk.say(CLIENT, "50,80,14,178\r\nNOOP\r\n");
-    talk.say(CLIENT, "NOOP\r\n");
+    let mut talk = Talk::of(&[
+        (CLIENT, "PORT 192,168,1"),
+        (CLIENT, "50,80,14,178\r\nNOOP\r\n"),
+        (CLIENT, "NOOP\r\n"),
+    ]);
     talk.packets[7..10].rotate_right(1); // frames 9, 10, 8
     talk.packets.swap(8, 9);
     let (report, written, _) = played(&talk.capture(&[])).unwrap();
@@ -146,9 +153,7 @@ fn out_of_order_segments_are_reported_at_the_completing_frame() {
 
 #[test]
 fn queued_complete_line_is_reported_at_its_own_frame() {
-    let mut talk = Talk::logged_in();
-    talk.say(CLIENT, "NOOP\r\n");
-    talk.say(CLIENT, PORT);
+    let mut talk = Talk::of(&[(CLIENT, "NOOP\r\n"), (CLIENT, PORT)]);
     talk.packets.swap(7, 8);
     let (report, ..) = played(&talk.capture(&[])).unwrap();
     assert_eq!(row(&report.rows), (8, "rewrite", REWRITTEN));
@@ -156,15 +161,12 @@ fn queued_complete_line_is_reported_at_its_own_frame() {
 
 #[test]
 fn gap_is_reported_and_opens_no_pinhole() {
-    let mut talk = Talk::logged_in();
-    for (from, line) in [
+    let mut talk = Talk::of(&[
         (CLIENT, "NOOP\r\n"),
         (CLIENT, PORT),
         (SERVER, "200 ok\r\n200 ok\r\n"),
         (CLIENT, "QUIT\r\n"),
-    ] {
-        talk.say(from, line);
-    }
+    ]);
     let (report, ..) = played(&talk.capture(&[8])).unwrap();
     assert_eq!(row(&report.rows), (8, "ignore", None));
     assert_eq!(report.rows[0].reason, "packets were missed: the earlier dialogue is unknown");
@@ -177,16 +179,13 @@ fn gap_is_reported_and_opens_no_pinhole() {
 
 #[test]
 fn gap_within_an_announcement_does_not_stop_the_replay() {
-    let mut talk = Talk::logged_in();
-    for (from, line) in [
+    let talk = Talk::of(&[
         (CLIENT, "PORT 192,168,"),
         (CLIENT, "150,80,14,"),
         (CLIENT, "178\r\n"),
         (SERVER, "200 ok\r\n"),
         (CLIENT, "QUIT\r\n"),
-    ] {
-        talk.say(from, line);
-    }
+    ]);
     let (report, written, _) = played(&talk.capture(&[9])).unwrap();
     assert!(report.rows.is_empty());
     assert_eq!((report.gaps, report.written), (1, Some(10)));
@@ -233,8 +232,7 @@ fn rewrite_that_exceeds_the_segment_continues_in_another() {
 #[test]
 fn tuple_reuse_starts_a_new_session() {
     let mut talk = Talk::logged_in();
-    let mut second = Talk::logged_in();
-    second.say(CLIENT, PORT);
+    let mut second = Talk::of(&[(CLIENT, PORT)]);
     for (packet, shift) in second.packets.iter_mut().zip(1..) {
         // Different sequence numbers.
         for at in [24, 28] {
@@ -251,8 +249,7 @@ fn tuple_reuse_starts_a_new_session() {
 
 #[test]
 fn pcapng_with_any_byte_order_and_resolution_is_read() {
-    let mut talk = Talk::logged_in();
-    talk.say(CLIENT, PORT);
+    let talk = Talk::of(&[(CLIENT, PORT)]);
     for big in [false, true] {
         for (resolution, units) in
             [(None, 1_000_000u64), (Some(9), 1_000_000_000), (Some(0x8a), 1024)]
@@ -304,8 +301,7 @@ fn other_files_are_refused_with_a_reason() {
 
 #[test]
 fn truncated_capture_is_played_to_its_end() {
-    let mut talk = Talk::logged_in();
-    talk.say(CLIENT, PORT);
+    let mut talk = Talk::of(&[(CLIENT, PORT)]);
     let whole = talk.capture(&[]);
     talk.say(SERVER, "200 ok\r\n");
     let longer = talk.capture(&[]);
@@ -330,10 +326,7 @@ fn impossible_record_length_is_damage() {
 
 #[test]
 fn segments_cut_by_the_snap_length_are_written_and_are_gaps() {
-    let mut talk = Talk::logged_in();
-    for (from, line) in [(CLIENT, PORT), (SERVER, "200 ok\r\n"), (CLIENT, "QUIT\r\n")] {
-        talk.say(from, line);
-    }
+    let talk = Talk::of(&[(CLIENT, PORT), (SERVER, "200 ok\r\n"), (CLIENT, "QUIT\r\n")]);
     let mut bytes = Vec::new();
     let mut writer = PcapWriter::new(&mut bytes, false).unwrap();
     for packet in &talk.packets {
@@ -347,10 +340,7 @@ fn segments_cut_by_the_snap_length_are_written_and_are_gaps() {
 
 /// Captures of other programs, if they are there, and one of our own.
 fn samples() -> Vec<Vec<u8>> {
-    let mut talk = Talk::logged_in();
-    for (from, line) in [(CLIENT, PORT), (SERVER, "200 ok\r\n"), (CLIENT, "QUIT\r\n")] {
-        talk.say(from, line);
-    }
+    let talk = Talk::of(&[(CLIENT, PORT), (SERVER, "200 ok\r\n"), (CLIENT, "QUIT\r\n")]);
     let mut samples = vec![talk.capture(&[]), pcapng(&talk, true, Some(9), 1_000_000_000)];
     let start = std::env::var_os("CARGO_MANIFEST_DIR").map(PathBuf::from).unwrap_or_default();
     let there = start.ancestors().map(|above| above.join("shared/captures"));

@@ -51,10 +51,11 @@ pub(super) struct ChangeSet {
 }
 
 impl ChangeSet {
-    pub(super) fn add(&mut self, other: Self) {
-        self.files.extend(other.files);
-        self.loads.extend(other.loads);
-        self.take_back.extend(other.take_back);
+    pub(super) fn with(mut self, other: &Self) -> Self {
+        self.files.extend_from_slice(&other.files);
+        self.loads.extend_from_slice(&other.loads);
+        self.take_back.extend_from_slice(&other.take_back);
+        self
     }
 }
 
@@ -70,13 +71,16 @@ pub(super) struct SetupJournal {
 /// The lock on the journal. It is released when this value is dropped.
 pub(super) struct SetupLock(#[expect(dead_code, reason = "held, not read")] File);
 
-fn io_failure(what: &str, path: &Path, error: &io::Error) -> Failure {
-    let advice = match error.kind() {
-        io::ErrorKind::ReadOnlyFilesystem => "; make it writable first (mount -o remount,rw)",
-        io::ErrorKind::PermissionDenied => "; run this as root",
-        _ => "",
-    };
-    Failure::Failed(format!("cannot {what} {}: {error}{advice}", path.display()))
+/// Makes a failure of an error: `what` cannot be done to `path`.
+fn io_failure(what: &str, path: &Path) -> impl Fn(io::Error) -> Failure {
+    move |error| {
+        let advice = match error.kind() {
+            io::ErrorKind::ReadOnlyFilesystem => "; make it writable first (mount -o remount,rw)",
+            io::ErrorKind::PermissionDenied => "; run this as root",
+            _ => "",
+        };
+        Failure::Failed(format!("cannot {what} {}: {error}{advice}", path.display()))
+    }
 }
 
 /// Takes the lock, so that no other run can change files.
@@ -87,15 +91,15 @@ pub(super) fn lock() -> Result<SetupLock, Failure> {
         fs::create_dir_all(DIRECTORY)?;
         fs::set_permissions(DIRECTORY, fs::Permissions::from_mode(0o700))
     };
-    make().map_err(|error| io_failure("create", Path::new(DIRECTORY), &error))?;
+    make().map_err(io_failure("create", Path::new(DIRECTORY)))?;
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
-    let file = file.map_err(|error| io_failure("open", &path, &error))?;
+    let file = file.map_err(io_failure("open", &path))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
         Ok(()) => Ok(SetupLock(file)),
-        Err(rustix::io::Errno::WOULDBLOCK) => Err(Failure::Failed(
-            "another ftp-alg setup is running: try again when it has ended".to_owned(),
-        )),
-        Err(error) => Err(io_failure("lock", &path, &error.into())),
+        Err(rustix::io::Errno::WOULDBLOCK) => {
+            Err(Failure::failed("another ftp-alg setup is running: try again when it has ended"))
+        }
+        Err(error) => Err(io_failure("lock", &path)(error.into())),
     }
 }
 
@@ -132,7 +136,7 @@ impl SetupJournal {
                 ))
             }),
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(Self::default()),
-            Err(error) => Err(io_failure("read", &path, &error)),
+            Err(error) => Err(io_failure("read", &path)(error)),
         }
     }
 
@@ -147,13 +151,13 @@ impl SetupJournal {
         if self.is_empty() {
             return match fs::remove_file(&path) {
                 Err(error) if error.kind() != io::ErrorKind::NotFound => {
-                    Err(io_failure("remove", &path, &error))
+                    Err(io_failure("remove", &path)(error))
                 }
                 _ => Ok(()),
             };
         }
         let text = serde_json::to_string_pretty(self).map_err(Failure::failed)?;
-        write(&path, &text, None).map_err(|error| io_failure("write", &path, &error))
+        write(&path, &text, None).map_err(io_failure("write", &path))
     }
 
     /// Moves the current changes to the completed ones.
@@ -188,7 +192,7 @@ pub(super) fn read(path: &Path) -> Result<Option<String>, Failure> {
             ))
         }),
         Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(None),
-        Err(error) => Err(io_failure("read", path, &error)),
+        Err(error) => Err(io_failure("read", path)(error)),
     }
 }
 
@@ -256,10 +260,9 @@ impl FileChange {
             )));
         }
         if let Some(directory) = path.parent() {
-            fs::create_dir_all(directory)
-                .map_err(|error| io_failure("create", directory, &error))?;
+            fs::create_dir_all(directory).map_err(io_failure("create", directory))?;
         }
-        write(path, &self.written, Some(0o644)).map_err(|error| io_failure("write", path, &error))
+        write(path, &self.written, Some(0o644)).map_err(io_failure("write", path))
     }
 
     /// Restores the original, and returns a line about the result. If the file was edited since, only the lines of
@@ -267,7 +270,7 @@ impl FileChange {
     pub(super) fn undo(&self) -> Result<String, Failure> {
         let path = &self.path;
         let now = read(path)?;
-        let cannot_write = |error| io_failure("write", path, &error);
+        let cannot_write = io_failure("write", path);
         let put = |text: &str| write(path, text, Some(0o644)).map_err(cannot_write);
         let says = match (&self.original, now) {
             (original, now) if *original == now => "has its original contents",
@@ -276,7 +279,7 @@ impl FileChange {
                 "was restored"
             }
             (None, Some(now)) if now == self.written => {
-                fs::remove_file(path).map_err(|error| io_failure("remove", path, &error))?;
+                fs::remove_file(path).map_err(io_failure("remove", path))?;
                 "was removed"
             }
             (_, None) => "does not exist any more: not changed",
