@@ -104,6 +104,10 @@ fn wrong_brackets_are_reported() {
             "f:1:2: server: this table may occur several times: write [[server]], with two brackets",
         ),
         (
+            "[network]\nclients = \"10.0.0.5\"",
+            "f:1:2: network: this table may occur several times: write [[network]], with two brackets",
+        ),
+        (
             "[[policy]]",
             "f:1:3: policy: this table may occur only once: write [policy], with one bracket",
         ),
