@@ -107,35 +107,23 @@ impl NftFile {
         let mut words: Vec<&str> = Vec::new();
         for (token, end) in tokens(text) {
             match token {
-                Token::Word(word) => words.push(word),
-                Token::Open => {
-                    open.push(block(&open, &words, end));
-                    // A statement continues after a set of values in braces.
-                    if !matches!(open.last(), Some(Block::Other)) {
-                        words.clear();
-                    }
+                Token::Word(word) => {
+                    words.push(word);
+                    continue;
                 }
-                Token::Close => {
-                    script.statement(&mut open, &words, end - 1);
-                    match open.pop() {
-                        Some(Block::Chain { name, start, after_hook: Some(after_hook) }) => {
-                            script.chains.push(ChainInFile {
-                                name,
-                                body: start..end - 1,
-                                after_hook,
-                            });
-                            words.clear();
-                        }
-                        Some(Block::Other) => {}
-                        _ => words.clear(),
-                    }
-                }
-                Token::End => {
-                    script.statement(&mut open, &words, end);
-                    if !matches!(open.last(), Some(Block::Other)) {
-                        words.clear();
-                    }
-                }
+                Token::Open => open.push(block(&open, &words, end)),
+                Token::Close => script.statement(&mut open, &words, end - 1),
+                Token::End => script.statement(&mut open, &words, end),
+            }
+            let is_set = matches!(open.last(), Some(Block::Other));
+            // A statement continues after a set of values in braces.
+            if !is_set {
+                words.clear();
+            }
+            if token == Token::Close
+                && let Some(Block::Chain { name, start, after_hook: Some(after_hook) }) = open.pop()
+            {
+                script.chains.push(ChainInFile { name, body: start..end - 1, after_hook });
             }
         }
         script.statement(&mut open, &words, text.len());
