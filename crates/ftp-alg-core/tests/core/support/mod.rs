@@ -4,6 +4,7 @@
 
 pub mod attacker;
 pub mod crash;
+pub mod ends;
 pub mod fast_path;
 pub mod ftp;
 pub mod link;
@@ -12,6 +13,7 @@ pub mod readings;
 pub mod recorder;
 mod rng;
 pub mod scenario;
+pub mod script;
 pub mod segment;
 pub mod selection;
 pub mod sim;

@@ -1,333 +1,249 @@
 //! Dialogues of real servers and clients that differ from the RFCs: every line passes unchanged, and the transfers that
 //! follow work. Each was reported in public.
 
-use ftp_alg_core::session::Side::{self, Client, Server};
+use ftp_alg_core::session::Side::{Client, Server};
 
 use super::{
     everywhere_v4,
     support::{
-        ftp::{at, passive, text},
-        scenario::{NATS, Nat, Scenario},
+        ftp::{at, passive},
+        scenario::{NATS, Scenario},
+        script::{GREETING, LOGIN, USER_PASS, cases},
         sim::Sim,
     },
 };
 
-pub const GREETING: (Side, &str) = (Server, "220 ready\r\n");
-pub const USER: (Side, &str) = (Client, "USER joe\r\n");
-pub const ASKS: (Side, &str) = (Server, "331 password\r\n");
-pub const PASS: (Side, &str) = (Client, "PASS x\r\n");
-pub const ACCEPTS: (Side, &str) = (Server, "230 in\r\n");
-pub const LOGIN: [(Side, &str); 5] = [GREETING, USER, ASKS, PASS, ACCEPTS];
-
-/// Plays `lines`, which must arrive unchanged.
-pub fn play(sim: &mut Sim, name: &str, lines: &[(Side, &str)]) {
-    for (side, line) in lines {
-        assert_eq!(text(sim.say(*side, line.as_bytes())), *line, "{name}");
-    }
-}
-
 /// Passive and active transfers work, again and again.
-pub fn assert_transfers(sim: &mut Sim, nat: Nat, name: &str) {
-    let server = nat.translation(false).server;
+pub fn assert_transfers(sim: &mut Sim, name: &str) {
+    let server = sim.translation.server;
     for round in 0..3 {
-        let mut opened = sim.kernel.opened.len();
         for (command, reply) in [
             ("PASV\r\n", passive(at(server, 5000 + round))),
             ("EPSV\r\n", format!("229 ok (|||{}|)\r\n", 5010 + round)),
             (&format!("PORT 192,168,150,80,19,{}\r\n", 136 + round), "200 ok\r\n".to_owned()),
         ] {
+            let opened = sim.kernel.opened.len();
             sim.exchange(command, &reply);
-            opened += 1;
-            assert_eq!(
-                sim.kernel.opened.len(),
-                opened,
-                "{name}, {command:?}: {:?}",
-                sim.decisions()
-            );
-            let transfer =
-                [(Client, "LIST\r\n"), (Server, "150 here\r\n"), (Server, "226 done\r\n")];
-            play(sim, name, &transfer);
+            let decisions = sim.decisions();
+            assert_eq!(sim.kernel.opened.len(), opened + 1, "{name}, {command:?}: {decisions:?}");
+            sim.play("> LIST < 150 here < 226 done");
         }
     }
 }
 
-/// A name, and the parts of a dialogue.
-pub type Dialect<'a> = (&'a str, &'a [&'a [(Side, &'a str)]]);
-
-/// Plays each dialogue behind each kind of NAT. Transfers must work after it.
-pub fn assert_served(dialogues: &[Dialect<'_>]) {
-    for nat in NATS {
-        for (name, parts) in dialogues {
-            let mut sim = Sim::new(Scenario { nat, ..Scenario::default() });
-            parts.iter().for_each(|lines| play(&mut sim, name, lines));
-            assert_transfers(&mut sim, nat, name);
+/// Plays each dialogue of a table between two others, behind each kind of NAT. Transfers must work after it.
+pub fn assert_served(before: &str, table: &str, after: &str) {
+    everywhere_v4(|scenario| {
+        for case in cases(table) {
+            let mut sim = Sim::after(scenario.clone(), before);
+            sim.play(case);
+            sim.play(after);
+            assert_transfers(&mut sim, case);
         }
-    }
+    });
 }
 
 #[test]
 fn a_login_is_any_success_of_a_login_command() {
-    let accepted = |reply| [GREETING, USER, ASKS, PASS, (Server, reply)];
-    assert_served(&[
-        ("PASS: 200", &[&accepted("200 OK\r\n")]),
-        ("PASS: 225", &[&accepted("225 OK\r\n")]),
-        ("PASS: 226", &[&accepted("226 OK\r\n")]),
-        ("PASS: 230User", &[&accepted("230User logged in\r\n")]),
-        ("PASS: 230:", &[&accepted("230: ok\r\n")]),
-        ("PASS: 202", &[&accepted("202 superfluous\r\n")]),
-        ("PASS: 220", &[&accepted("220 Password ok\r\n")]),
-        ("PASS: 250", &[&accepted("250 logged in\r\n")]),
-        ("USER: 200", &[&[GREETING, USER, (Server, "200 hi\r\n")]]),
-        ("USER: 230", &[&[GREETING, USER, (Server, "230 hi\r\n")]]),
-        ("USER: 232", &[&[GREETING, USER, (Server, "232 hi\r\n")]]),
-        ("both 220", &[&[GREETING, USER, (Server, "220 hi\r\n"), PASS, (Server, "220 in\r\n")]]),
-        ("then 503", &[&[GREETING, USER, ACCEPTS, PASS, (Server, "503 USER first\r\n")]]),
-        ("greeting 200", &[&[(Server, "200 FTP ready\r\n"), USER, ASKS, PASS, ACCEPTS]]),
-        (
-            "ACCT: 230",
-            &[
-                &[GREETING, USER, ASKS, PASS, (Server, "332 account\r\n")],
-                &[(Client, "ACCT x\r\n"), ACCEPTS],
-            ],
-        ),
-        ("ACCT: 202", &[&LOGIN, &[(Client, "ACCT x\r\n"), (Server, "202 not needed\r\n")]]),
-    ]);
+    assert_served(
+        "< 220 ready > USER joe",
+        r"
+        PASS: 200      < 331 password > PASS x < 200 OK
+        PASS: 225      < 331 password > PASS x < 225 OK
+        PASS: 226      < 331 password > PASS x < 226 OK
+        PASS: 230User  < 331 password > PASS x < 230User logged in
+        PASS: 230:     < 331 password > PASS x < 230: ok
+        PASS: 202      < 331 password > PASS x < 202 superfluous
+        PASS: 220      < 331 password > PASS x < 220 Password ok
+        PASS: 250      < 331 password > PASS x < 250 logged in
+        USER: 200      < 200 hi
+        USER: 230      < 230 hi
+        USER: 232      < 232 hi
+        both 220       < 220 hi > PASS x < 220 in
+        then 503       < 230 in > PASS x < 503 USER first
+        ACCT: 230      < 331 password > PASS x < 332 account > ACCT x < 230 in
+        ACCT: 202      < 331 password > PASS x < 230 in > ACCT x < 202 not needed
+        ",
+        "",
+    );
+    assert_served("", "greeting 200 < 200 FTP ready", USER_PASS);
 }
 
 #[test]
 fn a_refused_login_command_leaves_the_login_as_it_was() {
-    let again: (Side, &str) = (Client, "USER other\r\n");
-    assert_served(&[
-        ("vsftpd", &[&LOGIN, &[again, (Server, "530 Can't change to another user.\r\n")]]),
-        ("ProFTPD", &[&LOGIN, &[again, (Server, "501 Reauthentication not supported\r\n")]]),
-        ("PASS 530", &[&LOGIN, &[again, ASKS, PASS, (Server, "530 Can't change.\r\n")]]),
-        ("PASS 503", &[&LOGIN, &[again, ASKS, PASS, (Server, "503 already\r\n")]]),
-        ("PASS again", &[&LOGIN, &[PASS, (Server, "503 already\r\n")]]),
-        ("PASS 230", &[&LOGIN, &[again, ASKS, PASS, (Server, "230 Already logged in.\r\n")]]),
-        ("REIN", &[&LOGIN, &[(Client, "REIN\r\n"), (Server, "502 no\r\n")]]),
-        ("REIN and login", &[&LOGIN, &[(Client, "REIN\r\n"), GREETING, USER, ASKS, PASS, ACCEPTS]]),
-        (
-            "wrong, then right",
-            &[&[GREETING, USER, ASKS, PASS, (Server, "530 no\r\n")], &[USER, ASKS, PASS, ACCEPTS]],
-        ),
-    ]);
+    assert_served(
+        LOGIN,
+        r"
+        vsftpd          > USER other < 530 Can't change to another user.
+        ProFTPD         > USER other < 501 Reauthentication not supported
+        PASS 530        > USER other < 331 password > PASS x < 530 Can't change.
+        PASS 503        > USER other < 331 password > PASS x < 503 already
+        PASS again      > PASS x < 503 already
+        PASS 230        > USER other < 331 password > PASS x < 230 Already logged in.
+        REIN            > REIN < 502 no
+        REIN and login  > REIN < 220 ready > USER joe < 331 password > PASS x < 230 in
+        ",
+        "",
+    );
+    let wrong = "wrong, then right > USER joe < 331 password > PASS x < 530 no";
+    assert_served(GREETING, wrong, USER_PASS);
 }
 
 #[test]
 fn without_a_login_nothing_is_opened_whatever_is_answered() {
-    let refused = (Server, "530 no\r\n");
-    for (name, lines) in [
-        ("refused", &[GREETING, USER, ASKS, PASS, refused][..]),
-        ("refused again", &[GREETING, USER, ASKS, PASS, refused, USER, refused]),
-        ("REIN", &[GREETING, USER, ACCEPTS, (Client, "REIN\r\n"), GREETING, USER, refused]),
-        ("a success before the password", &[GREETING, USER, (Server, "220 ready\r\n"), ASKS]),
-        ("a success of another command", &[GREETING, (Client, "NOOP\r\n"), (Server, "200 x\r\n")]),
-        ("in a pipeline", &[GREETING, USER, (Client, "NOOP\r\n"), (Server, "200 x\r\n"), refused]),
-    ] {
-        let mut sim = Sim::new(Scenario::default());
-        play(&mut sim, name, lines);
-        let server = Nat::Masquerade.translation(false).server;
-        sim.exchange("PASV\r\n", &passive(at(server, 5000)));
+    for case in cases(
+        r"
+        refused                        > USER joe < 331 password > PASS x < 530 no
+        refused again                  > USER joe < 331 password > PASS x < 530 no > USER joe < 530 no
+        REIN                           > USER joe < 230 in > REIN < 220 ready > USER joe < 530 no
+        a success before the password  > USER joe < 220 ready < 331 password
+        a success of another command   > NOOP < 200 x
+        in a pipeline                  > USER joe > NOOP < 200 x < 530 no
+        ",
+    ) {
+        let mut sim = Sim::after(Scenario::default(), GREETING);
+        sim.play(case);
+        sim.exchange("PASV\r\n", &passive(at(sim.translation.server, 5000)));
         sim.exchange("PORT 192,168,150,80,19,136\r\n", "200 ok\r\n");
-        assert_eq!(sim.kernel.opened.len(), 0, "{name}");
+        assert_eq!(sim.kernel.opened.len(), 0, "{case}");
     }
 }
 
 #[test]
 fn replies_are_matched_as_servers_send_them() {
-    let not_found = "550 not found\r\n";
-    let listing = (Client, "LIST\r\n");
-    assert_served(&[
-        (
-            "an empty line behind one reply",
-            &[&LOGIN, &[(Client, "SIZE x\r\n"), (Server, &format!("{not_found}\r\n"))]],
-        ),
-        (
-            "an empty line in its own segment",
-            &[&LOGIN, &[(Client, "SIZE x\r\n"), (Server, not_found), (Server, "\r\n")]],
-        ),
-        ("an empty line before the greeting", &[&[(Server, "\r\n220 ready\r\n")], &LOGIN[1..]]),
-        ("an empty line behind the greeting", &[&[(Server, "220 ready\r\n\r\n")], &LOGIN[1..]]),
-        (
-            "glftpd",
-            &[
-                &LOGIN,
-                &[
-                    (Client, "STOR x\r\n"),
-                    (
-                        Server,
-                        "553-\r\n553- Directory excluded (precheck).\r\n150 Opening for x.\r\n",
-                    ),
-                    (Server, "226 done\r\n"),
-                ],
-            ],
-        ),
-        (
-            "another code at the end",
-            &[&LOGIN, &[(Client, "CWD x\r\n"), (Server, "250-hello\r\n200 ok\r\n")]],
-        ),
-        (
-            "another code at the end of a status",
-            &[&LOGIN, &[(Client, "STAT\r\n"), (Server, "211-a\r\n211-b\r\n212 end\r\n")]],
-        ),
-        (
-            "a code in the text",
-            &[
-                &LOGIN,
-                &[(Client, "MLST 550\r\n"), (Server, "250- List\r\n550\r\n250 End of List\r\n")],
-            ],
-        ),
-        ("no text", &[&LOGIN, &[(Client, "NOOP\r\n"), (Server, "200-blabla\r\n200-\r\n200\r\n")]]),
-        (
-            "ABOR: one reply in place of two",
-            &[
-                &LOGIN,
-                &[
-                    listing,
-                    (Server, "150 here\r\n"),
-                    (Client, "ABOR\r\n"),
-                    (Server, "226 aborted\r\n"),
-                ],
-            ],
-        ),
-        (
-            "ABOR: three replies",
-            &[
-                &LOGIN,
-                &[
-                    listing,
-                    (Server, "150 here\r\n"),
-                    (Client, "ABOR\r\n"),
-                    (Server, "426 aborted\r\n226 done\r\n225 ABOR\r\n"),
-                ],
-            ],
-        ),
-        ("ABOR: none", &[&LOGIN, &[(Client, "ABOR\r\n")]]),
-        ("NOOP: none", &[&LOGIN, &[(Client, "NOOP\r\n"), (Client, "NOOP\r\n")]]),
-    ]);
+    assert_served(
+        LOGIN,
+        r"
+        an empty line behind one reply           > SIZE x < 550 not found\r\n\r\n
+        an empty line in its own segment         > SIZE x < 550 not found < \r\n
+        glftpd  > STOR x < 553-\r\n553- Directory excluded (precheck).\r\n150 Opening for x. < 226 done
+        another code at the end                  > CWD x < 250-hello\r\n200 ok
+        another code at the end of a status      > STAT < 211-a\r\n211-b\r\n212 end
+        a code in the text                       > MLST 550 < 250- List\r\n550\r\n250 End of List
+        no text                                  > NOOP < 200-blabla\r\n200-\r\n200
+        ABOR: one reply in place of two          > LIST < 150 here > ABOR < 226 aborted
+        ABOR: three replies  > LIST < 150 here > ABOR < 426 aborted\r\n226 done\r\n225 ABOR
+        ABOR: none                               > ABOR
+        NOOP: none                               > NOOP > NOOP
+        ",
+        "",
+    );
+    assert_served(
+        "",
+        r"
+        an empty line before the greeting  < \r\n220 ready
+        an empty line behind the greeting  < 220 ready\r\n\r\n
+        ",
+        USER_PASS,
+    );
 }
 
 /// wu-ftpd and others show a text of the operator's line by line. What looks like a reply there is none.
 #[test]
 fn text_of_a_reply_in_segments_of_its_own_is_no_reply() {
-    for nat in NATS {
-        let mut sim = Sim::new(Scenario { nat, ..Scenario::default() });
-        play(&mut sim, "login", &LOGIN[..4]);
-        for line in ["230-", "227 x (10,0,0,1,4,3)", "530 Login incorrect", "200 ok", "230-"] {
-            play(&mut sim, line, &[(Server, &format!("{line}\r\n"))]);
-        }
-        play(&mut sim, "login", &[ACCEPTS]);
-        assert_transfers(&mut sim, nat, "text");
-    }
+    let text = "text < 230- < 227 x (10,0,0,1,4,3) < 530 Login incorrect < 200 ok < 230- < 230 in";
+    assert_served("< 220 ready > USER joe < 331 password > PASS x", text, "");
 }
 
 /// Some clients send `PASV` when they have the first line of the reply to their login.
 #[test]
 fn a_passive_transfer_may_begin_while_the_reply_to_the_login_still_comes() {
-    for nat in NATS {
-        let mut sim = Sim::new(Scenario { nat, ..Scenario::default() });
-        play(&mut sim, "login", &LOGIN[..4]);
-        let begin = [(Server, "230-welcome\r\n"), (Client, "PASV\r\n"), (Server, "230 in\r\n")];
-        play(&mut sim, "230", &begin);
-        let server = nat.translation(false).server;
-        sim.say(Server, passive(at(server, 5000)).as_bytes());
+    everywhere_v4(|scenario| {
+        let mut sim = Sim::after(scenario, "< 220 ready > USER joe < 331 password > PASS x");
+        sim.play("< 230-welcome > PASV < 230 in");
+        sim.tell(Server, &passive(at(sim.translation.server, 5000)));
         assert_eq!(sim.kernel.opened.len(), 1, "{:?}", sim.decisions());
-        play(&mut sim, "transfer", &[(Client, "LIST\r\n"), (Server, "150 here\r\n226 done\r\n")]);
-        assert_transfers(&mut sim, nat, "230");
-    }
+        sim.play(r"> LIST < 150 here\r\n226 done");
+        assert_transfers(&mut sim, "230");
+    });
 }
 
 /// lftp with `ftp:sync-mode off` sends all at once in its second session. The server reads the login line by line, and
 /// waits for the data connection.
 #[test]
 fn a_transfer_may_be_sent_with_the_login() {
-    for nat in NATS {
-        for welcome in ["230 in\r\n", "230-welcome\r\n230 in\r\n"] {
-            for (passive_command, by_epsv) in [("PASV", false), ("EPSV", true)] {
-                let mut sim = Sim::new(Scenario { nat, ..Scenario::default() });
-                play(&mut sim, "greeting", &[GREETING]);
-                let all =
-                    format!("USER joe\r\nPASS x\r\nTYPE I\r\n{passive_command}\r\nRETR f\r\n");
-                play(&mut sim, welcome, &[(Client, &all), ASKS]);
-                for line in welcome.split_inclusive("\r\n").chain(["200 ok\r\n"]) {
-                    play(&mut sim, welcome, &[(Server, line)]);
-                }
-                let server = at(nat.translation(false).server, 5000);
-                let reply = if by_epsv { "229 ok (|||5000|)\r\n" } else { &passive(server) };
-                sim.say(Server, reply.as_bytes());
+    everywhere_v4(|scenario| {
+        for welcome in ["< 230 in", "< 230-welcome < 230 in"] {
+            for command in ["PASV", "EPSV"] {
+                let mut sim = Sim::after(scenario.clone(), GREETING);
+                let all = format!(r"> USER joe\r\nPASS x\r\nTYPE I\r\n{command}\r\nRETR f");
+                sim.play(&format!("{all} < 331 password {welcome} < 200 ok"));
+                let server = passive(at(sim.translation.server, 5000));
+                let is_epsv = command == "EPSV";
+                sim.tell(Server, if is_epsv { "229 ok (|||5000|)\r\n" } else { &server });
                 assert_eq!(sim.kernel.opened.len(), 1, "{welcome}: {:?}", sim.decisions());
-                play(&mut sim, welcome, &[(Server, "150 here\r\n"), (Server, "226 done\r\n")]);
-                assert_transfers(&mut sim, nat, welcome);
+                sim.play("< 150 here < 226 done");
+                assert_transfers(&mut sim, welcome);
             }
         }
-    }
+    });
 }
 
 /// Some servers send a second line without a code. curl and FileZilla ignore it.
 #[test]
 fn a_line_without_a_code_behind_a_reply_changes_nothing() {
-    assert_served(&[
-        ("CWD", &[&LOGIN, &[(Client, "CWD /x\r\n"), (Server, "250 ok\r\n\"/x\" is current\r\n")]]),
-        (
-            "TYPE",
-            &[&LOGIN, &[(Client, "TYPE I\r\n"), (Server, "200 Type I\r\n(binary)\r\n \r\nx\r\n")]],
-        ),
-        ("before", &[&LOGIN, &[(Client, "NOOP\r\n"), (Server, "debug\r\n200 ok\r\n")]]),
-        ("odd quotes", &[&LOGIN, &[(Client, "PWD\r\n"), (Server, "257 \"/a is current\r\n")]]),
-    ]);
+    assert_served(
+        LOGIN,
+        r#"
+        CWD         > CWD /x < 250 ok\r\n"/x" is current
+        TYPE        > TYPE I < 200 Type I\r\n(binary)\r\n \r\nx
+        before      > NOOP < debug\r\n200 ok
+        odd quotes  > PWD < 257 "/a is current
+        "#,
+        "",
+    );
 }
 
 /// A server that ends only some replies with LF alone, or draws its progress.
 #[test]
 fn transfers_work_after_a_reply_with_other_line_ends() {
-    let after = |command, reply| [(Client, command), (Server, reply)];
-    assert_served(&[
-        ("TYPE", &[&LOGIN, &after("TYPE I\r\n", "200 ok\n")]),
-        ("PWD", &[&LOGIN, &after("PWD\r\n", "257 \"/\"\n")]),
-        ("FEAT", &[&LOGIN, &after("FEAT\r\n", "211-F\n EPSV\n211 End\n")]),
-        ("progress", &[&LOGIN, &after("NOOP\r\n", "226 10%\r20%\r100%\r\n")]),
-    ]);
+    assert_served(
+        LOGIN,
+        r#"
+        TYPE      > TYPE I < 200 ok\n
+        PWD       > PWD < 257 "/"\n
+        FEAT      > FEAT < 211-F\n EPSV\n211 End\n
+        progress  > NOOP < 226 10%\r20%\r100%\r\n
+        "#,
+        "",
+    );
 }
 
 /// In a segment of its own such a line may be the middle of another reply. The client's announcements are its own.
 #[test]
 fn a_stray_line_keeps_passive_mode_closed_until_the_next_reply() {
-    for nat in NATS {
+    everywhere_v4(|scenario| {
         for (odd, reason) in [
-            ("debug: listening\r\n", "belonged to no reply"),
-            ("200 a\rb\r\n", "did not end with CR LF"),
+            ("> PASV < debug: listening", "belonged to no reply"),
+            (r"> PASV < 200 a\rb", "did not end with CR LF"),
         ] {
-            let mut sim = Sim::new(Scenario { nat, ..Scenario::default() });
-            play(&mut sim, odd, &LOGIN);
-            play(&mut sim, odd, &[(Client, "PASV\r\n"), (Server, odd)]);
-            sim.say(Client, b"PORT 192,168,150,80,19,136\r\n");
+            let mut sim = Sim::after(scenario.clone(), LOGIN);
+            sim.play(odd);
+            sim.tell(Client, "PORT 192,168,150,80,19,136\r\n");
             assert_eq!(sim.kernel.opened.len(), 1, "{odd:?}: {:?}", sim.decisions());
-            sim.say(Server, passive(at(nat.translation(false).server, 5000)).as_bytes());
+            sim.tell(Server, &passive(at(sim.translation.server, 5000)));
             assert_eq!(sim.kernel.opened.len(), 1, "{odd:?}");
             let decision = sim.decisions().pop().unwrap();
             assert!(decision.contains(reason), "{decision}");
-            play(&mut sim, odd, &[(Server, "200 ok\r\n"), (Client, "NOOP\r\n")]);
-            play(&mut sim, odd, &[(Server, "200 ok\r\n")]);
-            assert_transfers(&mut sim, nat, odd);
+            sim.play("< 200 ok > NOOP < 200 ok");
+            assert_transfers(&mut sim, odd);
         }
-    }
+    });
 }
 
 /// Empty lines of a client keep a connection alive. Some servers answer them.
 #[test]
 fn empty_lines_of_a_client_change_nothing() {
-    for nat in NATS {
-        for line in ["\r\n", "\n"] {
-            for reply in ["", "500 what?\r\n"] {
-                let mut sim = Sim::new(Scenario { nat, ..Scenario::default() });
-                play(&mut sim, line, &LOGIN);
-                for _ in 0..3 {
-                    play(&mut sim, line, &[(Client, line), (Server, reply)]);
-                }
-                assert_transfers(&mut sim, nat, line);
-            }
-        }
-    }
+    assert_served(
+        LOGIN,
+        r"
+        CR LF               > \r\n > \r\n > \r\n
+        CR LF, answered     > \r\n < 500 what? > \r\n < 500 what? > \r\n < 500 what?
+        LF                  > \n > \n > \n
+        LF, answered        > \n < 500 what? > \n < 500 what? > \n < 500 what?
+        ",
+        "",
+    );
 }
 
 /// The last letter of the Russian alphabet is 255 in Windows-1251, which is IAC in Telnet.
@@ -336,137 +252,91 @@ fn names_may_contain_the_bytes_of_telnet_commands() {
     let names: [&[u8]; 6] =
         [b"a\xff", b"\xff\xff", b"a\xffb", b"a\xff\xfd", b"\xff\xfe", b"a\xff\xfab"];
     for (nat, name) in NATS.into_iter().cycle().zip(names) {
-        let mut sim = Sim::new(Scenario { nat, ..Scenario::default() });
-        play(&mut sim, "login", &LOGIN);
+        let mut sim = Sim::after(Scenario { nat, ..Scenario::default() }, LOGIN);
         let whose = name.escape_ascii().to_string();
         let command = [b"CWD ", name, b"\r\n"].concat();
         assert_eq!(sim.say(Client, &command), command);
-        play(&mut sim, &whose, &[(Server, "250 ok\r\n")]);
-        assert_transfers(&mut sim, nat, &whose);
-        play(&mut sim, &whose, &[(Client, "PWD\r\n")]);
+        sim.play("< 250 ok");
+        assert_transfers(&mut sim, &whose);
+        sim.play("> PWD");
         let reply = [b"257 \"/", name, b"\" is current\r\n"].concat();
         assert_eq!(sim.say(Server, &reply), reply);
-        assert_transfers(&mut sim, nat, &whose);
+        assert_transfers(&mut sim, &whose);
     }
 }
 
 /// The server sends a reply that nobody waits for before the one to `PASV` or `PORT`.
 #[test]
 fn stray_replies_answer_no_announcement() {
-    for stray in ["226 done\r\n", "200 ok\r\n", "250 ok\r\n", "225 ABOR\r\n", "426 aborted\r\n"] {
-        for nat in NATS {
-            let mut sim = Sim::new(Scenario { nat, ..Scenario::default() });
-            play(&mut sim, stray, &LOGIN);
-            let server = nat.translation(false).server;
+    everywhere_v4(|scenario| {
+        for stray in ["< 226 done", "< 200 ok", "< 250 ok", "< 225 ABOR", "< 426 aborted"] {
+            let mut sim = Sim::after(scenario.clone(), LOGIN);
             for port in [5000, 5001] {
                 let opened = sim.kernel.opened.len();
-                play(&mut sim, stray, &[(Client, "PASV\r\n"), (Server, stray)]);
-                sim.say(Server, passive(at(server, port)).as_bytes());
+                sim.play(&format!("> PASV {stray}"));
+                sim.tell(Server, &passive(at(sim.translation.server, port)));
                 assert_eq!(sim.kernel.opened.len(), opened + 1, "{stray:?}: {:?}", sim.decisions());
-                sim.say(Client, b"PORT 192,168,150,80,19,136\r\n");
-                play(&mut sim, stray, &[(Server, stray), (Server, "200 ok\r\n")]);
+                sim.tell(Client, "PORT 192,168,150,80,19,136\r\n");
+                sim.play(&format!("{stray} < 200 ok"));
                 assert_eq!(sim.kernel.pinholes().len(), 1, "{stray:?}: {:?}", sim.decisions());
-                play(&mut sim, stray, &[(Client, "LIST\r\n"), (Server, "150 here\r\n")]);
-                play(&mut sim, stray, &[(Server, "226 done\r\n")]);
+                sim.play("> LIST < 150 here < 226 done");
             }
-            assert_transfers(&mut sim, nat, stray);
+            assert_transfers(&mut sim, stray);
         }
-    }
+    });
 }
 
 /// A TLS record of this type.
-fn record(kind: u8, body: &[u8]) -> Vec<u8> {
+pub fn record(kind: u8, body: &[u8]) -> Vec<u8> {
     [&[kind, 3, 3, 0, body.len() as u8], body].concat()
-}
-
-/// Servers accept `AUTH` with other codes than 234 (VxWorks: 200). Then every byte passes unchanged and at once.
-#[test]
-fn tls_after_any_success_of_auth_passes_unchanged_and_at_once() {
-    let tails: [&[u8]; 10] = [
-        b"x",
-        b"\n",
-        b"\nP",
-        b"\r\nEPR",
-        b"\0PO",
-        b"\xff\xf4P",
-        b"\nPORT 10,0,0,1,4,1\r\n",
-        b"\r\n227",
-        b"\r\n2",
-        b"\r\n229 (|||5|)\r\n",
-    ];
-    for code in ["200", "232", "234", "334"] {
-        for (nat, hello) in NATS.into_iter().zip(tails.into_iter().cycle().skip(2)) {
-            let mut sim = Sim::new(Scenario { nat, ..Scenario::default() });
-            let accepts = format!("{code} begin\r\n");
-            play(&mut sim, code, &[GREETING, (Client, "AUTH TLS\r\n"), (Server, &accepts)]);
-            // In two segments.
-            let hello = record(22, &[&[1], hello].concat());
-            for part in [&hello[..hello.len() - 1], &hello[hello.len() - 1..]] {
-                assert_eq!(sim.say(Client, part), part, "{code}");
-            }
-            let hello = record(22, b"\x02227 \n");
-            assert_eq!(sim.say(Server, &hello), hello, "{code}");
-            for tail in tails {
-                for side in [Client, Server] {
-                    let record = record(23, tail);
-                    assert_eq!(sim.say(side, &record), record, "{code}");
-                }
-            }
-            assert_eq!(sim.kernel.opened.len(), 0);
-        }
-    }
 }
 
 /// RFC 2228: with GSSAPI all that follows is lines of base64, the replies have the codes 631 to 633.
 #[test]
 fn gssapi_after_a_334_passes_unchanged_and_at_once() {
     let token = "YIIPORT/227+EPRT".repeat(400);
-    for nat in NATS {
+    everywhere_v4(|scenario| {
         for (verb, code) in [("MIC", 631), ("ENC", 632), ("CONF", 633)] {
-            let mut sim = Sim::new(Scenario { nat, ..Scenario::default() });
-            let adat = format!("ADAT {token}\r\n");
-            let accepts = format!("235 ADAT={token}\r\n");
-            let begin = [
-                GREETING,
-                (Client, "AUTH GSSAPI\r\n"),
-                (Server, "334 continue\r\n"),
-                (Client, &adat),
-                (Server, &accepts),
-            ];
-            play(&mut sim, "ADAT", &begin);
+            let begin = format!("> AUTH GSSAPI < 334 continue > ADAT {token} < 235 ADAT={token}");
+            let mut sim = Sim::after(scenario.clone(), &format!("{GREETING}{begin}"));
             for body in [&token[..3], "UE9SVA==", "PORT", "EPRT", &token] {
-                let command = format!("{verb} {body}\r\n");
-                let reply = format!("{code} {body}\r\n");
+                let (command, reply) = (format!("{verb} {body}\r\n"), format!("{code} {body}\r\n"));
                 // In segments that end within the verb, the body and the line's end; an `E` alone may become `EPRT`.
                 for cut in [2, 3, 5, command.len() - 1] {
                     let (first, second) = command.split_at(cut);
-                    let lines = [(Client, first), (Client, second), (Server, &reply)];
-                    play(&mut sim, verb, &lines);
+                    for (side, said) in [(Client, first), (Client, second), (Server, &reply)] {
+                        assert_eq!(sim.tell(side, said), said, "{verb}");
+                    }
                 }
                 let (first, second) = reply.split_at(2);
-                play(&mut sim, verb, &[(Client, &command), (Server, first), (Server, second)]);
                 let several = format!("{code}-{body}\r\n{code} {body}\r\n");
-                play(&mut sim, verb, &[(Client, &command), (Server, &several)]);
+                for replies in [&[first, second][..], &[&several]] {
+                    assert_eq!(sim.tell(Client, &command), command, "{verb}");
+                    for reply in replies {
+                        assert_eq!(sim.tell(Server, reply), *reply, "{verb}");
+                    }
+                }
             }
             assert_eq!(sim.kernel.opened.len(), 0, "{verb}: {:?}", sim.decisions());
             assert_eq!((sim.replaced, sim.dropped), (0, 0), "{}", sim.summary());
         }
-    }
+    });
 }
 
-/// An SSLv2 hello has two bytes of length, the first with its top bit set, and then its type. TLS records may follow.
-/// What reads as the client's own announcement in such bytes opens nothing.
+/// Servers accept `AUTH` with other codes than 234 (VxWorks: 200). Then every byte passes unchanged and at once. An SSLv2
+/// hello has two bytes of length, the first with its top bit set, and then its type. TLS records may follow. What reads
+/// as the client's own announcement in such bytes opens nothing.
 #[test]
-fn bytes_after_auth_that_are_no_tls_pass_and_open_nothing() {
+fn bytes_after_any_success_of_auth_pass_unchanged_and_open_nothing() {
     let tails: [&[u8]; 12] = [
-        b"x",
-        b"\n",
         b"\nP",
         b"\r\nEPR",
-        b"\nPORT 10,0,0,1,4,1\r\n",
-        b"\nAUTH TLS\r\n",
         b"\0PO",
         b"\xff\xf4P",
+        b"x",
+        b"\n",
+        b"\nPORT 10,0,0,1,4,1\r\n",
+        b"\nAUTH TLS\r\n",
         b"\nPORT 192,168,150,80,19,136\r\n",
         b"\r\n227",
         b"\r\n2",
@@ -474,25 +344,32 @@ fn bytes_after_auth_that_are_no_tls_pass_and_open_nothing() {
     ];
     type Wrap = fn(&[u8]) -> Vec<u8>;
     let ssl2: Wrap = |body| [&[0x80, body.len() as u8], body].concat();
+    let handshake: Wrap = |body| record(22, body);
     let tls: Wrap = |body| record(23, body);
     let binary: Wrap = |body| [b"\xc3\x00\x9f\x01\xfe", body].concat();
+    let answer = record(22, b"\x02227 \n");
+    let kinds = [
+        (ssl2, &[][..], ssl2),
+        (ssl2, &[], tls),
+        (ssl2, &[], binary),
+        (handshake, &answer, tls),
+        (tls, &[], binary),
+        (binary, &[], binary),
+    ];
     for code in ["200", "232", "234", "250", "300", "334"] {
-        for nat in NATS {
-            for (hello, following) in
-                [(ssl2, ssl2), (ssl2, tls), (ssl2, binary), (tls, binary), (binary, binary)]
-            {
-                let mut sim = Sim::new(Scenario { nat, ..Scenario::default() });
-                let accepts = format!("{code} begin\r\n");
-                play(&mut sim, code, &[GREETING, (Client, "AUTH TLS\r\n"), (Server, &accepts)]);
-                let hello = hello(b"\x01\x03\x01\0\x03\n2\r\n\xff\xf4P");
-                for part in [&hello[..1], &hello[1..hello.len() - 1], &hello[hello.len() - 1..]] {
+        for (nat, hello_tail) in NATS.into_iter().zip(tails) {
+            for (hello, answer, following) in kinds {
+                let auth = format!("{GREETING}> AUTH TLS < {code} begin");
+                let mut sim = Sim::after(Scenario { nat, ..Scenario::default() }, &auth);
+                let first = hello(&[b"\x01\x03\x01\0\x03\n2\r\n", hello_tail].concat());
+                let last = first.len() - 1;
+                for part in [&first[..1], &first[1..last], &first[last..]] {
                     assert_eq!(sim.say(Client, part), part, "{code}");
                 }
-                for tail in tails {
-                    for side in [Server, Client] {
-                        let bytes = following(&[b"\x04", tail].concat());
-                        assert_eq!(sim.say(side, &bytes), bytes, "{code}");
-                    }
+                assert_eq!(sim.say(Server, answer), answer, "{code}");
+                for (tail, side) in tails.iter().flat_map(|tail| [(tail, Server), (tail, Client)]) {
+                    let bytes = following(&[b"\x04", *tail].concat());
+                    assert_eq!(sim.say(side, &bytes), bytes, "{code}");
                 }
                 assert_eq!(sim.kernel.opened.len(), 0, "{code}");
                 assert_eq!((sim.replaced, sim.dropped), (0, 0), "{code}: {}", sim.summary());
@@ -507,16 +384,16 @@ fn bytes_after_auth_that_are_no_tls_pass_and_open_nothing() {
 fn tls_after_an_sslv2_hello_passes_unchanged_and_at_once() {
     for code in ["200", "234"] {
         for tail in [&b"\nP"[..], b"\nE", b"\r\nEPR", b"\nPORT 10,0,0,1,4,1\r\n"] {
-            let mut sim = Sim::new(Scenario::default());
-            let accepts = format!("{code} begin\r\n");
-            play(&mut sim, code, &[GREETING, (Client, "AUTH TLS\r\n"), (Server, &accepts)]);
-            let hello = b"\x80\x0c\x01\x03\x01\0\x03\0\0\0\x20abc";
-            assert_eq!(sim.say(Client, hello), hello);
-            let hello = record(22, b"\x02abc");
-            assert_eq!(sim.say(Server, &hello), hello, "{code}");
-            let bytes = record(23, tail);
-            let heard = sim.say(Client, &bytes);
-            assert_eq!(heard, bytes, "{code}: {}", heard.escape_ascii());
+            let auth = format!("{GREETING}> AUTH TLS < {code} begin");
+            let mut sim = Sim::after(Scenario::default(), &auth);
+            for (side, bytes) in [
+                (Client, b"\x80\x0c\x01\x03\x01\0\x03\0\0\0\x20abc".to_vec()),
+                (Server, record(22, b"\x02abc")),
+                (Client, record(23, tail)),
+            ] {
+                let heard = sim.say(side, &bytes);
+                assert_eq!(heard, bytes, "{code}: {}", heard.escape_ascii());
+            }
         }
     }
 }
@@ -527,15 +404,14 @@ fn an_announcement_in_what_looks_like_tls_does_not_reach_a_server_without_it() {
     let bounce = "PORT 10,99,99,99,9,9\r\n";
     for cut in [0, 1, 6, 8, 12] {
         let mut sim = Sim::logged_in(Scenario::default());
-        play(&mut sim, "AUTH", &[(Client, "AUTH TLS\r\n"), (Server, "200 ok\r\n")]);
+        sim.play("> AUTH TLS < 200 ok");
         let hello = [&record(22, b"\x01\r\n")[..], bounce.as_bytes()].concat();
         let (start, end) = hello.split_at(cut);
-        let mut heard = sim.say(Client, start);
-        heard.extend(sim.say(Client, end));
+        let heard = [sim.say(Client, start), sim.say(Client, end)].concat();
         assert!(heard.starts_with(b"\x16\x03") && heard.len() == hello.len());
         assert!(!heard.windows(5).any(|five| five == b"PORT "), "{cut}: {}", heard.escape_ascii());
         assert!(heard.ends_with(b"\r\n"), "the line ends as it did");
-        play(&mut sim, "answer", &[(Server, "500 what?\r\n")]);
+        sim.play("< 500 what?");
         // It is inspected as before.
         let (heard, _) = sim.exchange(bounce, "500 what?\r\n");
         assert!(!heard.contains("PORT "), "{heard}");
@@ -547,13 +423,12 @@ fn an_announcement_in_what_looks_like_tls_does_not_reach_a_server_without_it() {
 #[test]
 fn transfers_work_after_any_word_that_the_server_refuses() {
     everywhere_v4(|scenario| {
-        let t = scenario.nat.translation(false);
         let mut sim = Sim::logged_in(scenario);
         for (count, line) in (1..).zip(["?", "LIST-la", "cd..", "größe", "DIRECTORY"]) {
-            sim.exchange(&format!("{line}\r\n"), "500 what?\r\n");
-            sim.exchange("PASV\r\n", &passive(at(t.server, 5000 + count)));
+            sim.play(&format!("> {line} < 500 what?"));
+            sim.exchange("PASV\r\n", &passive(at(sim.translation.server, 5000 + count)));
             assert_eq!(sim.kernel.opened.len(), usize::from(count), "{line}");
-            sim.exchange("RETR x\r\n", "226 done\r\n");
+            sim.play("> RETR x < 226 done");
         }
     });
 }

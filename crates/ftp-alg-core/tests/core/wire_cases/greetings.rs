@@ -4,10 +4,12 @@ use ftp_alg_core::session::Side::{Client, Server};
 
 use super::{
     ambiguous_lines::{executed_bounce, received_in_pieces},
-    dialects::{ACCEPTS, ASKS, GREETING, LOGIN, PASS, USER, assert_served, assert_transfers, play},
+    dialects::{assert_served, assert_transfers},
+    everywhere_v4,
     support::{
         ftp::{active, at, passive},
-        scenario::{NATS, Nat, Scenario},
+        scenario::{Nat, Scenario},
+        script::{GREETING, LOGIN, USER_PASS, messages},
         sim::Sim,
     },
     with, without_nagle,
@@ -15,125 +17,116 @@ use super::{
 
 #[test]
 fn a_first_command_may_be_unknown() {
-    let host = (Client, "OPEN ftp.example.net\r\n");
-    let remote = (Server, "220 remote ready\r\n");
-    let login = [USER, ASKS, PASS, ACCEPTS];
-    assert_served(&[
-        ("OPEN", &[&[GREETING, host, remote], &login]),
-        ("OPEN after a login", &[&LOGIN, &[host, remote], &login]),
-        ("SITE", &[&[GREETING, (Client, "SITE ftp.example.net\r\n"), remote], &login]),
-        (
-            "HOST",
-            &[&[GREETING, (Client, "HOST ftp.example.net\r\n"), (Server, "220 ok\r\n")], &login],
-        ),
-        ("unknown", &[&[GREETING, (Client, "XYZZ\r\n"), (Server, "500 what?\r\n")], &login]),
-        (
-            "unknown twice",
-            &[
-                &[GREETING, (Client, "XYZZ 1\r\n"), (Server, "502 what?\r\n")],
-                &[(Client, "YYZZ\r\n"), (Server, "500 what?\r\n")],
-                &login,
-            ],
-        ),
-    ]);
+    assert_served(
+        GREETING,
+        r"
+        OPEN           > OPEN ftp.example.net < 220 remote ready
+        SITE           > SITE ftp.example.net < 220 remote ready
+        HOST           > HOST ftp.example.net < 220 ok
+        unknown        > XYZZ < 500 what?
+        unknown twice  > XYZZ 1 < 502 what? > YYZZ < 500 what?
+        ",
+        USER_PASS,
+    );
+    let later = "OPEN after a login > OPEN ftp.example.net < 220 remote ready";
+    assert_served(LOGIN, later, USER_PASS);
 }
 
 #[test]
 fn an_unknown_command_that_is_understood_is_not_ftp() {
-    for lines in [
-        &[GREETING, (Client, "EHLO x\r\n"), (Server, "250 hello\r\n")][..],
-        &[GREETING, (Client, "GET /\r\n"), (Server, "200 OK\r\n")],
-    ] {
-        let mut sim = Sim::new(Scenario::default());
-        play(&mut sim, "before", lines);
-        play(&mut sim, "after", &[USER, ASKS, PASS, ACCEPTS]);
+    for case in ["> EHLO x < 250 hello", "> GET / < 200 OK"] {
+        let mut sim = Sim::after(Scenario::default(), GREETING);
+        sim.play(case);
+        sim.play(USER_PASS);
         sim.exchange("PORT 192,168,150,80,19,136\r\n", "200 ok\r\n");
-        assert_eq!(sim.kernel.opened.len(), 0, "{lines:?}");
+        assert_eq!(sim.kernel.opened.len(), 0, "{case}");
     }
 }
 
 #[test]
 fn greetings_differ() {
-    let remote = (Server, "220 remote ready\r\n");
-    let login = [USER, ASKS, PASS, ACCEPTS];
-    assert_served(&[
-        ("no blank", &[&[(Server, "220VxWorks ready\r\n")], &login]),
-        ("a blank first", &[&[(Server, " 220 ready\r\n")], &login]),
-        ("a colon", &[&[(Server, "220: ready\r\n")], &login]),
-        ("a warning first", &[&[(Server, "ld.so: no such file\r\n220 ready\r\n")], &login]),
-        ("a banner first", &[&[(Server, "** Hello **\r\n"), GREETING], &login]),
-        ("a box first", &[&[(Server, "+------+\r\n"), GREETING], &login]),
-        ("a date first", &[&[(Server, "2026/11/27 07:49:19 warning: x\r\n"), GREETING], &login]),
-        ("another date first", &[&[(Server, "27/11/2026 welcome\r\n"), GREETING], &login]),
-        ("220- ended by 230", &[&[(Server, "220-hello\r\n230 ready\r\n")], &login]),
-        ("a colour first", &[&[(Server, "\u{1b}[0m\r\n"), GREETING], &login]),
-        ("a banner in UTF-8", &[&[(Server, "Grüße, 世界 🦀\r\n"), GREETING], &login]),
-        ("a byte order mark", &[&[(Server, "\u{feff}220 ready\r\n")], &login]),
-        ("a byte order mark and lines", &[&[(Server, "\u{feff}220-a\r\n220 b\r\n")], &login]),
-        ("a colour within", &[&[(Server, "\u{1b}[0m220 ready\r\n")], &login]),
-        ("a control byte", &[&[(Server, "\u{12}220 ready\r\n")], &login]),
-        ("four digits", &[&[(Server, "0220 ready\r\n")], &login]),
-        ("a hard blank", &[&[(Server, "220\u{a0}ready\r\n")], &login]),
-        ("LF CR", &[&[(Server, "220 ready\n\r")], &login]),
-        ("LF and many CR", &[&[(Server, &format!("220 ready\n{}", "\r".repeat(1400)))], &login]),
-        ("LF CR and a code", &[&[(Server, "220 ready\n\r220 go on\r\n")], &login]),
-        ("LF CR LF", &[&[(Server, "220 ready\n\r\n")], &login]),
-        ("LF and CR", &[&[(Server, "220 ready\n"), (Server, "\r")], &login]),
-        ("a second greeting", &[&[GREETING, remote], &login]),
-        ("a second greeting after USER", &[&[GREETING, USER, remote, ASKS, PASS, ACCEPTS]]),
-        (
-            "USER in the greeting",
-            &[
-                &[(Server, "220-hello\r\n"), USER],
-                &[(Server, "220-more\r\n220 ready\r\n"), ASKS, PASS, ACCEPTS],
-            ],
-        ),
-    ]);
+    let many = format!(r"LF and many CR < 220 ready\n{}", "\r".repeat(1400));
+    assert_served("", &many, USER_PASS);
+    assert_served(
+        "",
+        r"
+        no blank                     < 220VxWorks ready
+        a blank first                <  220 ready
+        a colon                      < 220: ready
+        a warning first              < ld.so: no such file\r\n220 ready
+        a banner first               < ** Hello ** < 220 ready
+        a box first                  < +------+ < 220 ready
+        a date first                 < 2026/11/27 07:49:19 warning: x < 220 ready
+        another date first           < 27/11/2026 welcome < 220 ready
+        220- ended by 230            < 220-hello\r\n230 ready
+        a colour first               < \u{1b}[0m < 220 ready
+        a banner in UTF-8            < Grüße, 世界 🦀 < 220 ready
+        a byte order mark            < \u{feff}220 ready
+        a byte order mark and lines  < \u{feff}220-a\r\n220 b
+        a colour within              < \u{1b}[0m220 ready
+        a control byte               < \u{12}220 ready
+        four digits                  < 0220 ready
+        a hard blank                 < 220\u{a0}ready
+        LF CR                        < 220 ready\n\r
+        LF CR and a code             < 220 ready\n\r220 go on
+        LF CR LF                     < 220 ready\n\r\n
+        LF and CR                    < 220 ready\n < \r
+        a second greeting            < 220 ready < 220 remote ready
+        ",
+        USER_PASS,
+    );
+    assert_served(
+        "",
+        r"
+        a second greeting after USER < 220 ready > USER joe < 220 remote ready
+        USER in the greeting         < 220-hello > USER joe < 220-more\r\n220 ready
+        ",
+        "< 331 password > PASS x < 230 in",
+    );
 }
 
 #[test]
 fn a_client_may_send_empty_lines_or_not_wait_for_the_greeting() {
-    let login = [USER, ASKS, PASS, ACCEPTS];
-    assert_served(&[
-        ("an empty line first", &[&[GREETING, (Client, "\r\n")], &login]),
-        (
-            "an empty line that is refused",
-            &[&[GREETING, (Client, "\r\n"), (Server, "500 what?\r\n")], &login],
-        ),
-        ("an early empty line", &[&[(Client, "\r\n"), GREETING], &login]),
-        ("an early LF", &[&[(Client, "\n"), GREETING], &login]),
-        ("early USER", &[&[USER, GREETING, ASKS, PASS, ACCEPTS]]),
-        ("early empty line and USER", &[&[(Client, "\r\n"), USER, GREETING, ASKS, PASS, ACCEPTS]]),
-        ("early USER and PASS", &[&[USER, PASS, GREETING, ASKS, ACCEPTS]]),
-        ("early USER, text", &[&[USER, (Server, "hello\r\n"), GREETING, ASKS, PASS, ACCEPTS]]),
-        (
-            "early USER, lines",
-            &[&[USER, (Server, "220-hello\r\n \r\n220 ready\r\n"), ASKS, PASS, ACCEPTS]],
-        ),
-        (
-            "early USER, byte order mark",
-            &[&[USER, (Server, "\u{feff}220 ready\r\n"), ASKS, PASS, ACCEPTS]],
-        ),
-        ("early HOST", &[&[(Client, "HOST x\r\n"), GREETING, (Server, "220 ok\r\n")], &login]),
-    ]);
+    assert_served(
+        "",
+        r"
+        an empty line first            < 220 ready > \r\n
+        an empty line that is refused  < 220 ready > \r\n < 500 what?
+        an early empty line            > \r\n < 220 ready
+        an early LF                    > \n < 220 ready
+        early HOST                     > HOST x < 220 ready < 220 ok
+        ",
+        USER_PASS,
+    );
+    assert_served(
+        "",
+        r"
+        early USER                     > USER joe < 220 ready < 331 password > PASS x
+        early empty line and USER      > \r\n > USER joe < 220 ready < 331 password > PASS x
+        early USER and PASS            > USER joe > PASS x < 220 ready < 331 password
+        early USER, text               > USER joe < hello < 220 ready < 331 password > PASS x
+        early USER, lines              > USER joe < 220-hello\r\n \r\n220 ready < 331 password > PASS x
+        early USER, byte order mark    > USER joe < \u{feff}220 ready < 331 password > PASS x
+        ",
+        "< 230 in",
+    );
 }
 
 /// A script may send all of its commands at once. Nothing is opened for an announcement before the greeting.
 #[test]
 fn a_passive_transfer_may_be_sent_before_the_greeting() {
-    for nat in NATS {
-        for greeting in ["220 ready\r\n", "220 ready\n", "\u{feff}220 ready\r\n"] {
-            let mut sim = Sim::new(Scenario { nat, ..Scenario::default() });
-            let all = "USER joe\r\nPASS x\r\nPASV\r\nRETR f\r\n";
-            play(&mut sim, greeting, &[(Client, all), (Server, greeting), ASKS, ACCEPTS]);
-            let server = at(nat.translation(false).server, 5000);
-            sim.say(Server, passive(server).as_bytes());
-            let opened = if greeting.starts_with('2') { 1 } else { 0 };
+    everywhere_v4(|scenario| {
+        for (greeting, opened) in
+            [("< 220 ready", 1), (r"< 220 ready\n", 1), (r"< \u{feff}220 ready", 0)]
+        {
+            let mut sim = Sim::after(scenario.clone(), r"> USER joe\r\nPASS x\r\nPASV\r\nRETR f");
+            sim.play(&format!("{greeting} < 331 password < 230 in"));
+            sim.tell(Server, &passive(at(sim.translation.server, 5000)));
             assert_eq!(sim.kernel.opened.len(), opened, "{greeting}: {:?}", sim.decisions());
-            play(&mut sim, greeting, &[(Server, "150 here\r\n"), (Server, "226 done\r\n")]);
-            assert_transfers(&mut sim, nat, greeting);
+            sim.play("< 150 here < 226 done");
+            assert_transfers(&mut sim, greeting);
         }
-    }
+    });
 }
 
 #[test]
@@ -158,19 +151,19 @@ fn bounces_are_refused_in_a_first_line_with_a_nul() {
 #[test]
 fn bounces_are_refused_whichever_end_begins() {
     let third = active("10.99.99.99:2200".parse().unwrap());
-    let texts = ["", "hello\r\n", "\r\n", " 220 ready\r\n", "\u{feff}220 ready\r\n", "** x **\r\n"];
+    let texts = ["", "< hello", r"< \r\n", "<  220 ready", r"< \u{feff}220 ready", "< ** x **"];
     for text in texts {
-        for first in ["GET / HTTP/1.1\r\n", "\0\r\n", "NOOP\r\n", "SYST\r\n", "PASS x\r\n"] {
+        for first in ["> GET / HTTP/1.1", r"> \0\r\n", "> NOOP", "> SYST", "> PASS x"] {
             for client_begins in [false, true] {
-                let lines = [(Client, first), (Server, text)];
+                let (one, two) = if client_begins { (first, text) } else { (text, first) };
                 let mut sim = Sim::new(with(Nat::Masquerade));
-                for (side, line) in if client_begins { lines } else { [lines[1], lines[0]] } {
-                    sim.say(side, line.as_bytes());
+                for (side, line) in messages(one).into_iter().chain(messages(two)) {
+                    sim.tell(side, &line);
                 }
                 let is_greeting = !client_begins && text.contains("220");
-                let rest =
-                    if is_greeting { "503 log in\r\n" } else { "220 ready\r\n500 what?\r\n" };
-                play(&mut sim, text, &[(Server, rest), USER, ASKS, PASS, ACCEPTS]);
+                let rest = if is_greeting { "< 503 log in" } else { r"< 220 ready\r\n500 what?" };
+                sim.play(rest);
+                sim.play(USER_PASS);
                 let got = sim.say(Client, third.as_bytes());
                 assert_eq!(executed_bounce(&got), None, "{text:?} {first:?} {client_begins}");
                 assert_eq!(sim.kernel.opened, []);
@@ -182,32 +175,22 @@ fn bounces_are_refused_whichever_end_begins() {
 /// A server whose text is no greeting may speak another protocol, whose client waits for an echo of each byte.
 #[test]
 fn a_text_protocol_waits_for_no_line() {
-    let mut sim = Sim::new(without_nagle(Nat::Masquerade));
-    play(
-        &mut sim,
-        "text",
-        &[(Server, "Welcome\r\n"), (Client, "look\r\n"), (Server, "Nothing.\r\n")],
-    );
+    let mut sim = Sim::after(without_nagle(Nat::Masquerade), "< Welcome > look < Nothing.");
     for byte in ["e", "p", "P", "o"] {
-        play(&mut sim, byte, &[(Client, byte), (Server, byte)]);
+        assert_eq!((&*sim.tell(Client, byte), &*sim.tell(Server, byte)), (byte, byte));
     }
 }
 
 /// The login of an early client must not be accepted by the second of two greetings, nor by a line of the greeting.
 #[test]
 fn a_greeting_is_no_login() {
-    let begin = (Client, "USER joe\r\n");
-    for lines in [
-        &[begin, (Server, "220 a\r\n"), (Server, "220 b\r\n")][..],
-        &[begin, (Server, "220-a\r\n200 go\r\n"), (Client, "NOOP\r\n"), (Server, "220 b\r\n")],
+    for (case, opened) in [
+        ("two greetings > USER joe < 220 a < 220 b", 0),
+        (r"a line of one > USER joe < 220-a\r\n200 go > NOOP < 220 b", 0),
+        ("a login > USER joe < 220 a < 331 password > PASS x < 230 in", 1),
     ] {
-        let mut sim = Sim::new(Scenario::default());
-        play(&mut sim, "early", lines);
-        sim.say(Client, b"PORT 192,168,150,80,19,136\r\n");
-        assert_eq!(sim.kernel.opened, [], "{lines:?}");
+        let mut sim = Sim::after(Scenario::default(), case);
+        sim.tell(Client, "PORT 192,168,150,80,19,136\r\n");
+        assert_eq!(sim.kernel.opened.len(), opened, "{case}");
     }
-    let mut sim = Sim::new(Scenario::default());
-    play(&mut sim, "early", &[begin, (Server, "220 a\r\n"), ASKS, PASS, ACCEPTS]);
-    sim.say(Client, b"PORT 192,168,150,80,19,136\r\n");
-    assert_eq!(sim.kernel.opened.len(), 1);
 }

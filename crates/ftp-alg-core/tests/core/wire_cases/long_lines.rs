@@ -4,7 +4,6 @@ use ftp_alg_core::session::Side::{Client, Server};
 
 use super::{
     ambiguous_lines::{executed_bounce, received_in_pieces},
-    dialects::play,
     support::{scenario::Nat, sim::Sim},
     without_nagle,
 };
@@ -19,7 +18,7 @@ fn begun(greeted: bool) -> Sim {
 /// A client that has begun TLS after an `AUTH` that the server has accepted, by 200.
 fn possibly_encrypted() -> Sim {
     let mut sim = begun(true);
-    play(&mut sim, "AUTH", &[(Client, "AUTH TLS\r\n"), (Server, "200 ok\r\n")]);
+    sim.play("> AUTH TLS < 200 ok");
     sim.server.read();
     sim
 }

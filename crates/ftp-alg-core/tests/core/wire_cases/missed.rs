@@ -3,74 +3,41 @@
 use std::time::Duration;
 
 use ftp_alg_core::{
-    packet::flags::{ACK, PSH},
+    packet::flags::ACK,
     session::Side::{self, Client, Server},
 };
 
 use super::{
-    support::{scenario::Nat, segment::Segment, sim::Sim},
+    support::{
+        ends::{Ends, WIDE},
+        scenario::Nat,
+        script::cases,
+    },
     with,
 };
 
-const REPLY: &str = "229 x (|||3306|)\r\n";
+/// A command and a passive reply that a listing may contain.
+const EPSV: &str = "> EPSV < 229 x (|||3306|)";
+const NOOP: &str = "> NOOP < 200 ok";
 const SILENCE: Duration = Duration::from_secs(6);
 
-/// Both ends under the test's control: it chooses every segment.
-struct Ends {
-    sim: Sim,
-    client: u32,
-    server: u32,
+fn in_step() -> Ends {
+    Ends::new(with(Nat::PortForward))
 }
 
 impl Ends {
-    fn new() -> Self {
-        let sim = Sim::logged_in(with(Nat::PortForward));
-        let (client, server) = (sim.client.next_number(), sim.server.next_number());
-        Self { sim, client, server }
-    }
-
-    fn send(&mut self, from: Side, text: &str, flags: u8) {
-        let (seq, ack) = match from {
-            Client => (self.client, self.server),
-            Server => (self.server, self.client),
-        };
-        let (window, payload) = (30_000, text.into());
-        let segment = Segment { seq, ack, flags, window, payload, ..Segment::default() };
-        self.sim.forge(from, &segment);
-        match from {
-            Client => self.client += text.len() as u32,
-            Server => self.server += text.len() as u32,
-        }
-    }
-
-    fn command(&mut self, text: &str) {
-        self.send(Client, text, ACK | PSH);
-    }
-
-    /// Sends a reply and returns the number of pinholes opened so far.
-    fn reply(&mut self, text: &str) -> usize {
-        self.send(Server, text, ACK | PSH);
-        self.sim.kernel.opened.len()
-    }
-
-    /// A command and its reply.
-    fn exchange(&mut self, command: &str, reply: &str) -> usize {
-        self.command(command);
-        self.reply(reply)
-    }
-
     /// An end sends `count` bytes that the gateway does not see, and the other one acknowledges them.
     fn misses(&mut self, from: Side, count: u32) {
+        // By a retransmission, because pure acknowledgements are not queued.
         match from {
-            Client => self.client += count,
-            Server => self.server += count,
+            Client => (self.client, self.server) = (self.client + count, self.server - 1),
+            Server => (self.client, self.server) = (self.client - 1, self.server + count),
         }
-        // A retransmission, because pure acknowledgements are not queued.
+        self.pass(from.peer(), "\n", ACK, WIDE);
         match from {
-            Client => self.server -= 1,
-            Server => self.client -= 1,
+            Client => self.server += 1,
+            Server => self.client += 1,
         }
-        self.send(from.peer(), "\n", ACK);
     }
 
     fn state(&mut self) -> &'static str {
@@ -80,14 +47,14 @@ impl Ends {
 
 #[test]
 fn a_missed_reply_to_a_plain_command_blocks_until_the_next_one() {
-    let mut ends = Ends::new();
-    ends.command("NOOP 1\r\n");
+    let mut ends = in_step();
+    ends.play("> NOOP 1");
     ends.server += 20;
-    ends.command("EPSV\r\n");
+    ends.play("> EPSV");
     assert_eq!(ends.state(), "lost");
-    assert_eq!(ends.reply(REPLY), 0);
+    assert_eq!(ends.play("< 229 x (|||3306|)"), 0);
     assert_eq!(ends.state(), "logged-in");
-    assert_eq!(ends.exchange("EPSV\r\n", REPLY), 1);
+    assert_eq!(ends.play(EPSV), 1);
     let said: Vec<_> = ends.sim.events.iter().map(ToString::to_string).collect();
     let count = |what: &str| said.iter().filter(|event| event.contains(what)).count();
     assert_eq!(
@@ -98,43 +65,23 @@ fn a_missed_reply_to_a_plain_command_blocks_until_the_next_one() {
 
 #[test]
 fn the_exchange_must_be_whole_and_alone() {
-    type Exchange = fn(&mut Ends) -> usize;
-    let exchanges: [(&str, Exchange); 9] = [
-        ("a reply of another command", |ends| ends.exchange("NOOP\r\n", "226 done\r\n")),
-        ("several lines", |ends| ends.exchange("NOOP\r\n", "200-ok\r\n200 ok\r\n")),
-        ("no command", |ends| ends.reply("200 ok\r\n")),
-        ("two commands", |ends| {
-            ends.command("NOOP\r\n");
-            ends.command("NOOP\r\n");
-            ends.reply("200 ok\r\n")
-        }),
-        ("a command that the server did not get", |ends| {
-            ends.command("NOOP\r\n");
-            ends.client -= 6;
-            ends.reply("200 ok\r\n");
-            ends.client += 6;
-            0
-        }),
-        ("a reply of which more follows", |ends| {
-            ends.command("NOOP\r\n");
-            ends.send(Server, "200 ok\r\n", ACK);
-            0
-        }),
-        ("a reply without its start", |ends| {
-            ends.command("NOOP\r\n");
-            ends.server -= 4;
-            ends.reply("xxx 200 ok\r\n")
-        }),
-        ("an argument that the server may repeat", |ends| {
-            ends.exchange("TYPE 229 x (|||3306|)\r\n", "200 ok\r\n")
-        }),
-        ("a command that may show names", |ends| ends.exchange("CWD x\r\n", "200 ok\r\n")),
-    ];
-    for (what, exchange) in exchanges {
-        let mut ends = Ends::new();
+    for case in cases(
+        r"
+        a reply of another command                > NOOP < 226 done
+        several lines                             > NOOP < 200-ok\r\n200 ok
+        no command                                < 200 ok
+        two commands                              > NOOP > NOOP < 200 ok
+        a command that the server did not get     > NOOP @lost < 200 ok
+        a reply of which more follows             > NOOP < 200 ok @more
+        a reply without its start                 > NOOP < xxx 200 ok @-4
+        an argument that the server may repeat    > TYPE 229 x (|||3306|) < 200 ok
+        a command that may show names             > CWD x < 200 ok
+        ",
+    ) {
+        let mut ends = in_step();
         ends.misses(Server, 20);
-        exchange(&mut ends);
-        assert_eq!(ends.state(), "lost", "{what}");
+        ends.play(case);
+        assert_eq!(ends.state(), "lost", "{case}");
     }
 }
 
@@ -142,17 +89,17 @@ fn the_exchange_must_be_whole_and_alone() {
 #[test]
 fn a_listing_without_its_start_never_opens_a_pinhole() {
     for is_early in [false, true] {
-        let mut ends = Ends::new();
+        let mut ends = in_step();
         if is_early {
             ends.misses(Server, 20);
-            ends.command("STAT x\r\n");
-        } else {
-            ends.command("STAT x\r\n");
+        }
+        ends.play("> STAT x");
+        if !is_early {
             ends.misses(Server, 20);
         }
         for _ in 0..3 {
-            ends.exchange("NOOP\r\n", "200 ok\r\n");
-            assert_eq!(ends.exchange("EPSV\r\n", REPLY), 0, "{is_early}");
+            ends.play(NOOP);
+            assert_eq!(ends.play(EPSV), 0, "{is_early}");
         }
         assert_eq!(ends.state(), "lost");
     }
@@ -161,75 +108,66 @@ fn a_listing_without_its_start_never_opens_a_pinhole() {
 #[test]
 fn after_silence_the_first_exchange_counts() {
     for from in [Client, Server] {
-        let mut ends = Ends::new();
-        ends.command("STAT x\r\n");
+        let mut ends = in_step();
+        ends.play("> STAT x");
         ends.misses(from, 20);
-        ends.exchange("NOOP\r\n", "200 ok\r\n");
-        assert_eq!(ends.exchange("EPSV\r\n", REPLY), 0, "{from:?}");
+        ends.play(NOOP);
+        assert_eq!(ends.play(EPSV), 0, "{from:?}");
         ends.sim.advance(SILENCE);
-        ends.exchange("NOOP\r\n", "200 ok\r\n");
+        ends.play(NOOP);
         assert_eq!(ends.state(), "logged-in", "{from:?}");
-        assert_eq!(ends.exchange("EPSV\r\n", REPLY), 1, "{from:?}");
+        assert_eq!(ends.play(EPSV), 1, "{from:?}");
     }
 }
 
 /// The client's window may have stopped the server inside a listing.
 #[test]
 fn after_silence_a_line_before_the_command_counts_as_more_of_a_listing() {
-    let attacks: [fn(&mut Ends) -> usize; 3] = [
-        |ends| ends.reply("200 x\r\n"),
-        |ends| ends.exchange("STAT x\r\n", "200 x\r\n"),
-        |ends| ends.exchange("NOOP\r\n", "200 x\r\n200 y\r\n"),
-    ];
-    for attack in attacks {
-        let mut ends = Ends::new();
-        ends.command("STAT x\r\n");
+    for attack in ["< 200 x", "> STAT x < 200 x", r"> NOOP < 200 x\r\n200 y"] {
+        let mut ends = in_step();
+        ends.play("> STAT x");
         ends.misses(Server, 20);
         ends.sim.advance(SILENCE);
-        attack(&mut ends);
-        ends.exchange("NOOP\r\n", "200 ok\r\n");
-        assert_eq!(ends.exchange("EPSV\r\n", REPLY), 0);
+        ends.play(attack);
+        ends.play(NOOP);
+        assert_eq!(ends.play(EPSV), 0, "{attack}");
     }
 }
 
 /// A client acknowledges what its server has not sent yet. The server ignores its packets then.
 #[test]
 fn a_false_acknowledgement_does_not_hide_the_start_of_a_later_reply() {
-    let mut ends = Ends::new();
+    let mut ends = in_step();
     ends.misses(Server, 20);
     // In fact the server has sent nothing.
-    let (real, ahead) = (ends.server - 20, ends.server);
-    ends.command("NOOP\r\n");
-    ends.client -= 6;
-    ends.server = real;
-    ends.command("NOOP\r\n");
-    ends.reply("200 ok\r\n");
+    let ahead = ends.server;
+    ends.play("> NOOP @lost");
+    ends.server -= 20;
+    ends.play(NOOP);
     assert_eq!((ends.state(), ends.server < ahead), ("lost", true));
-    ends.exchange("NOOP\r\n", "200 so long\r\n");
+    ends.play("> NOOP < 200 so long");
     assert_eq!(ends.state(), "lost");
-    assert_eq!(ends.exchange("EPSV\r\n", REPLY), 0);
+    assert_eq!(ends.play(EPSV), 0);
 }
 
 #[test]
 fn a_session_that_got_in_step_can_be_lost_again() {
-    let mut ends = Ends::new();
+    let mut ends = in_step();
     for _ in 0..2 {
         ends.misses(Server, 20);
-        assert_eq!(ends.exchange("NOOP\r\n", "200 ok\r\n"), 0);
-        assert_eq!(ends.state(), "logged-in");
+        assert_eq!((ends.play(NOOP), ends.state()), (0, "logged-in"));
     }
-    ends.command("EPSV\r\n");
+    ends.play("> EPSV");
     ends.misses(Client, 9);
-    assert_eq!(ends.reply(REPLY), 0);
-    assert_eq!(ends.state(), "lost");
+    assert_eq!((ends.play("< 229 x (|||3306|)"), ends.state()), (0, "lost"));
 }
 
 #[test]
 fn a_client_that_wants_only_epsv_still_does() {
-    let mut ends = Ends::new();
-    ends.exchange("EPSV ALL\r\n", "200 ok\r\n");
+    let mut ends = in_step();
+    ends.play("> EPSV ALL < 200 ok");
     ends.misses(Server, 20);
-    ends.exchange("NOOP\r\n", "200 ok\r\n");
-    assert_eq!(ends.exchange("EPSV\r\n", REPLY), 1);
-    assert_eq!(ends.exchange("PASV\r\n", "227 x (203,0,113,9,19,137)\r\n"), 1);
+    ends.play(NOOP);
+    assert_eq!(ends.play(EPSV), 1);
+    assert_eq!(ends.play("> PASV < 227 x (203,0,113,9,19,137)"), 1);
 }

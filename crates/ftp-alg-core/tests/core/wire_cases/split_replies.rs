@@ -2,7 +2,7 @@
 //! another reply, but is the remainder of the same one.
 
 use ftp_alg_core::{
-    packet::flags::{ACK, PSH},
+    packet::flags::ACK,
     session::Side::{Client, Server},
 };
 
@@ -10,201 +10,102 @@ use super::{
     ambiguous_lines::split_listing,
     everywhere,
     support::{
-        ftp::{at, passive, text},
+        ends::{Ends, WIDE},
+        ftp::{at, passive},
         scenario::Nat,
-        segment::Segment,
+        script::cases,
         sim::Sim,
     },
     with,
 };
 
 const REPLY: &str = "229 x (|||3306|)\r\n";
-const WIDE: u16 = 30_000;
+const EPSV: &str = "> EPSV < 229 x (|||3306|)";
 
-/// Both ends under the attacker's control: the test chooses every segment.
-struct Ends {
-    sim: Sim,
-    client: u32,
-    server: u32,
+/// A session in which the client has requested a listing, on a connection with or without window scaling.
+fn listing(window_scale: Option<u8>) -> Ends {
+    let mut scenario = with(Nat::PortForward);
+    scenario.server.window_scale = window_scale;
+    let mut ends = Ends::new(scenario);
+    ends.play("> STAT x");
+    ends
 }
 
-impl Ends {
-    fn of(sim: Sim) -> Self {
-        let (client, server) = (sim.client.next_number(), sim.server.next_number());
-        Self { sim, client, server }
-    }
+/// A session after a listing that looks complete.
+fn after_a_listing(window_scale: Option<u8>) -> Ends {
+    let mut ends = listing(window_scale);
+    ends.play(&format!("< {}", split_listing().0));
+    ends
+}
 
-    /// A session in which the client has requested a listing.
-    fn new() -> Self {
-        Self::with_scale(None)
-    }
+/// Sends an acknowledgement without data, `ahead` of the client's sequence number. Returns the sequence number with
+/// which the server gets it, if it does.
+fn acknowledge(ends: &mut Ends, ahead: u32) -> Option<u32> {
+    ends.client += ahead;
+    let passed = ends.pass(Client, "", ACK, if ahead == 0 { WIDE } else { 0 });
+    ends.client -= ahead;
+    Some(passed?.seq)
+}
 
-    /// As [`new`](Self::new), on a connection with or without window scaling.
-    fn with_scale(window_scale: Option<u8>) -> Self {
-        let mut scenario = with(Nat::PortForward);
-        scenario.server.window_scale = window_scale;
-        let mut ends = Self::of(Sim::logged_in(scenario));
-        ends.command("STAT x\r\n", WIDE);
-        ends
-    }
-
-    /// A session after a listing that looks complete.
-    fn after_a_listing() -> Self {
-        Self::new().listed()
-    }
-
-    fn listed(self) -> Self {
-        let mut ends = self;
-        ends.reply(&split_listing().0, ACK | PSH);
-        ends
-    }
-
-    /// Sends a command, and returns the window field with which the server gets it.
-    fn command(&mut self, text: &str, window: u16) -> u16 {
-        let window = self.client_sends(text, self.server, window);
-        self.client += text.len() as u32;
-        window
-    }
-
-    /// Sends `text` without advancing the client's sequence number, as if it were lost before the server.
-    fn client_sends(&mut self, text: &str, ack: u32, window: u16) -> u16 {
-        let (seq, payload) = (self.client, text.into());
-        let segment = Segment { seq, ack, flags: ACK, window, payload, ..Segment::default() };
-        self.sim.forge(Client, &segment).unwrap().window
-    }
-
-    /// Sends an acknowledgement without data, `ahead` of the client's sequence number. Returns the sequence number with
-    /// which the server gets it, if it does.
-    fn acknowledge(&mut self, ahead: u32, window: u16) -> Option<u32> {
-        let (seq, ack) = (self.client + ahead, self.server);
-        let segment = Segment { seq, ack, flags: ACK, window, ..Segment::default() };
-        Some(self.sim.forge(Client, &segment)?.seq)
-    }
-
-    /// Sends a reply and returns the number of pinholes opened so far.
-    fn reply(&mut self, text: &str, flags: u8) -> usize {
-        let (seq, ack, payload) = (self.server, self.client, text.into());
-        let segment = Segment { seq, ack, flags, window: WIDE, payload, ..Segment::default() };
-        self.sim.forge(Server, &segment);
-        self.server += text.len() as u32;
-        self.sim.kernel.opened.len()
+fn assert_no_case_opens_a_pinhole(begin: impl Fn() -> Ends, table: &str) {
+    for case in cases(table) {
+        assert_eq!(begin().play(case), 0, "{case}");
     }
 }
 
 /// The client's window makes the server stop in the middle of the listing.
 #[test]
 fn a_listing_stalled_by_the_client_window_opens_no_pinhole() {
-    let mut ends = Ends::new();
+    let mut ends = listing(None);
     let (first, second) = split_listing();
-    ends.reply(&first, ACK);
-    ends.command("EPSV\r\n", WIDE);
-    assert_eq!(ends.reply(&second, ACK | PSH), 0);
-    ends.reply("229 (|||50069|)\r\n", ACK | PSH);
+    assert_eq!(ends.play(&format!("< {first} @more > EPSV < {second} < 229 (|||50069|)")), 0);
     // The server has no more data to send.
-    ends.command("EPSV\r\n", WIDE);
-    assert_eq!(ends.reply("229 (|||50070|)\r\n", ACK | PSH), 1);
+    assert_eq!(ends.play("> EPSV < 229 (|||50070|)"), 1);
 }
 
 #[test]
 fn a_possible_remainder_of_an_earlier_reply_opens_no_pinhole() {
-    let length = REPLY.len() as u16;
-    let mut ends = Ends::after_a_listing();
-    ends.command("EPSV\r\n", length + 1);
-    assert_eq!(ends.reply(REPLY, ACK | PSH), 1, "a complete reply must open a pinhole");
-    type Attack = fn(&mut Ends) -> usize;
-    let attacks: [(&str, Attack); 14] = [
-        ("the window has no room for more than the reply", |ends| {
-            ends.command("EPSV\r\n", REPLY.len() as u16);
-            ends.reply(REPLY, ACK | PSH)
-        }),
-        ("the window is smaller in the last segment of the command", |ends| {
-            ends.command("EPSV", WIDE);
-            ends.command("\r\n", 1);
-            ends.reply(REPLY, ACK | PSH)
-        }),
-        ("the window is smaller in the first segment of the command", |ends| {
-            ends.command("EPSV", 1);
-            ends.command("\r\n", WIDE);
-            ends.reply(REPLY, ACK | PSH)
-        }),
-        ("the window is smaller in the retransmission that the server receives", |ends| {
-            ends.client_sends("EPSV\r\n", ends.server, WIDE);
-            ends.command("EPSV\r\n", 1);
-            ends.reply(REPLY, ACK | PSH)
-        }),
-        ("the window is smaller in the segment that the server does not receive", |ends| {
-            ends.client_sends("EPSV\r\n", ends.server, 1);
-            ends.command("EPSV\r\n", WIDE);
-            ends.reply(REPLY, ACK | PSH)
-        }),
-        ("the server ignores the window because the acknowledgement is old", |ends| {
-            ends.client_sends("EPSV\r\n", ends.server - 1, WIDE);
-            ends.client += 6;
-            ends.reply(REPLY, ACK | PSH)
-        }),
-        ("the server never received the command", |ends| {
-            ends.client_sends("EPSV\r\n", ends.server, WIDE);
-            ends.reply(REPLY, ACK | PSH)
-        }),
-        ("the reply has no PSH, so the server has more data", |ends| {
-            ends.command("EPSV\r\n", WIDE);
-            ends.reply(REPLY, ACK)
-        }),
-        ("the segment contains more than the reply", |ends| {
-            ends.command("EPSV\r\n", WIDE);
-            ends.reply(&format!("{REPLY}213 End\r\n"), ACK | PSH)
-        }),
-        ("a line before it filled the window", |ends| {
-            ends.command("TYPE I\r\nEPSV\r\n", 40);
-            ends.reply(&format!("200 {:>34}\r\n", ""), ACK | PSH);
-            ends.reply(REPLY, ACK | PSH)
-        }),
-        ("the window is larger in a segment that the server has already", |ends| {
-            ends.command("EPSV\r\n", 8);
-            ends.reply("200 ab\r\n", ACK | PSH);
-            ends.client -= 6;
-            ends.command("EPSV\r\n", WIDE);
-            ends.reply(REPLY, ACK | PSH)
-        }),
-        ("an acknowledgement has closed the window again", |ends| {
-            ends.command("EPSV\r\n", WIDE);
-            ends.acknowledge(0, REPLY.len() as u16);
-            ends.reply(REPLY, ACK | PSH)
-        }),
-        ("the same, and another has opened it, which the server may not have received", |ends| {
-            ends.command("EPSV\r\n", WIDE);
-            ends.acknowledge(0, 0);
-            ends.acknowledge(0, WIDE);
-            ends.reply(REPLY, ACK | PSH)
-        }),
-        ("the reply is in two segments", |ends| {
-            ends.command("EPSV\r\n", WIDE);
-            ends.reply(&REPLY[..5], ACK | PSH);
-            ends.reply(&REPLY[5..], ACK | PSH)
-        }),
-    ];
-    for (name, attack) in attacks {
-        let mut ends = Ends::after_a_listing();
-        assert_eq!(attack(&mut ends), 0, "{name}");
-    }
+    let enough = REPLY.len() + 1;
+    let complete = format!("> EPSV @{enough} < 229 x (|||3306|)");
+    assert_eq!(after_a_listing(None).play(&complete), 1, "a complete reply must open a pinhole");
+    assert_no_case_opens_a_pinhole(
+        || after_a_listing(None),
+        r"
+        the window has no room for more than the reply             > EPSV @18 < 229 x (|||3306|)
+        the window is smaller in the last segment of the command   > EPSV\c > \r\n @1 < 229 x (|||3306|)
+        the window is smaller in the first segment of the command  > EPSV\c @1 > \r\n < 229 x (|||3306|)
+        the window is smaller in the retransmission that the server receives > EPSV @lost > EPSV @1 < 229 x (|||3306|)
+        the window is smaller in the segment that the server does not receive > EPSV @lost @1 > EPSV < 229 x (|||3306|)
+        the server ignores the window because the acknowledgement is old  > EPSV @old < 229 x (|||3306|)
+        the server never received the command                      > EPSV @lost < 229 x (|||3306|)
+        the reply has no PSH, so the server has more data          > EPSV < 229 x (|||3306|) @more
+        the segment contains more than the reply                   > EPSV < 229 x (|||3306|)\r\n213 End
+        a line before it filled the window  > TYPE I\r\nEPSV @40 < 200                                   \r\n < 229 x (|||3306|)
+        the window is larger in a segment that the server has already  > EPSV @8 < 200 ab > EPSV @-6 < 229 x (|||3306|)
+        an acknowledgement has closed the window again             > EPSV > \c @18 < 229 x (|||3306|)
+        the same, and another has opened it, which the server may not have received > EPSV > \c @0 > \c < 229 x (|||3306|)
+        the reply is in two segments                               > EPSV < 229 x\c <  (|||3306|)
+        ",
+    );
 }
 
 /// The client closes the window by acknowledgements while its server still writes the reply before.
 #[test]
 fn a_window_that_a_pipeline_offered_and_that_was_closed_again_does_not_count() {
     for (before, listing) in [
-        ("STAT x\r\n", "212-x\r\n212 End\r\n"),
-        ("CWD x\r\n", "250-x\r\n250 End\r\n"),
-        ("MLST x\r\n", "250-x\r\n250 End\r\n"),
-        ("PWD\r\n", "257 \"/\r\n"),
+        ("STAT x", r"212-x\r\n212 End"),
+        ("CWD x", r"250-x\r\n250 End"),
+        ("MLST x", r"250-x\r\n250 End"),
+        ("PWD", "257 \"/"),
     ] {
-        for window in [WIDE, REPLY.len() as u16] {
-            let mut ends = Ends::of(Sim::logged_in(with(Nat::PortForward)));
-            ends.command(&format!("{before}EPSV\r\n"), WIDE);
-            ends.acknowledge(0, listing.len() as u16);
-            ends.reply(listing, ACK | PSH);
-            ends.acknowledge(0, window);
-            assert_eq!(ends.reply(REPLY, ACK | PSH), 0, "{before:?} {window}");
+        for window in [30_000, REPLY.len()] {
+            let closed = listing.replace(r"\r\n", "\r\n").len() + 2;
+            assert_no_case_opens_a_pinhole(
+                || Ends::new(with(Nat::PortForward)),
+                &format!(
+                    r"> {before}\r\nEPSV > \c @{closed} < {listing} > \c @{window} < 229 x (|||3306|)"
+                ),
+            );
         }
     }
 }
@@ -212,181 +113,115 @@ fn a_window_that_a_pipeline_offered_and_that_was_closed_again_does_not_count() {
 /// The server ignores the windows of packets before the number of such an acknowledgement (`tcp_may_update_window`).
 #[test]
 fn an_acknowledgement_from_the_future_does_not_arrive() {
-    let mut ends = Ends::after_a_listing();
-    assert_eq!(ends.acknowledge(0, WIDE), Some(ends.client), "that of the listing arrives");
+    let mut ends = after_a_listing(None);
+    assert_eq!(acknowledge(&mut ends, 0), Some(ends.client), "that of the listing arrives");
     for ahead in [1, 6, 60_000] {
         // The server discards a probe, and answers it.
-        let arrived = ends.acknowledge(ahead, 0);
+        let arrived = acknowledge(&mut ends, ahead);
         assert!(arrived.is_none_or(|seq| seq < ends.client), "{ahead}");
     }
-    ends.command("EPSV\r\n", WIDE);
-    assert_eq!(ends.reply(REPLY, ACK | PSH), 1);
+    assert_eq!(ends.play(EPSV), 1);
 }
 
 /// Bytes of the client passed unread, as during downtime. It has their acknowledgement, and sends only keep-alives while
 /// a transfer runs.
 #[test]
 fn a_keep_alive_behind_missed_bytes_is_answered() {
-    let mut ends = Ends::after_a_listing();
+    let mut ends = after_a_listing(None);
     let (known, missed) = (ends.client, 10);
-    assert_eq!(ends.acknowledge(missed - 1, WIDE), None);
-    let probe = ends.acknowledge(missed - 1, WIDE).unwrap();
+    assert_eq!(acknowledge(&mut ends, missed - 1), None);
+    let probe = acknowledge(&mut ends, missed - 1).unwrap();
     assert!(probe < known, "{probe} {known}");
     ends.client += missed;
-    ends.reply("", ACK);
+    ends.pass(Server, "", ACK, WIDE);
     ends.client -= 1;
-    assert_eq!(ends.acknowledge(0, WIDE), Some(ends.client));
+    assert_eq!(acknowledge(&mut ends, 0), Some(ends.client));
 }
 
 /// As println of many small servers (ESP8266) sends each line.
 #[test]
 fn a_reply_whose_line_end_is_a_segment_of_its_own_opens_a_pinhole() {
-    let text = REPLY.trim_end();
-    for (text, end) in [(text, "\r\n"), (&REPLY[..text.len() + 1], "\n")] {
-        let mut ends = Ends::after_a_listing();
+    for reply in [r"< 229 x (|||3306|)\c < \r\n", r"< 229 x (|||3306|)\r\c < \n"] {
+        let mut ends = after_a_listing(None);
         for opened in 1..3 {
-            ends.command("EPSV\r\n", WIDE);
-            ends.reply(text, ACK | PSH);
-            assert_eq!(ends.reply(end, ACK | PSH), opened, "{end:?}");
+            assert_eq!(ends.play(&format!("> EPSV {reply}")), opened, "{reply}");
         }
     }
-    type Attack = fn(&mut Ends) -> usize;
-    let attacks: [(&str, Attack); 8] = [
-        ("the server has more to send behind the text", |ends| {
-            ends.command("EPSV\r\n", WIDE);
-            ends.reply(REPLY.trim_end(), ACK);
-            ends.reply("\r\n", ACK | PSH)
-        }),
-        ("the server has more to send behind the line end", |ends| {
-            ends.command("EPSV\r\n", WIDE);
-            ends.reply(REPLY.trim_end(), ACK | PSH);
-            ends.reply("\r\n", ACK)
-        }),
-        ("the window ends with the text", |ends| {
-            ends.command("EPSV\r\n", REPLY.len() as u16 - 2);
-            ends.reply(REPLY.trim_end(), ACK | PSH);
-            ends.reply("\r\n", ACK | PSH)
-        }),
-        ("the window ends with the line", |ends| {
-            ends.command("EPSV\r\n", REPLY.len() as u16);
-            ends.reply(REPLY.trim_end(), ACK | PSH);
-            ends.reply("\r\n", ACK | PSH)
-        }),
-        ("the text is in two segments", |ends| {
-            ends.command("EPSV\r\n", WIDE);
-            ends.reply(&REPLY[..5], ACK | PSH);
-            ends.reply(REPLY[5..].trim_end(), ACK | PSH);
-            ends.reply("\r\n", ACK | PSH)
-        }),
-        ("the text begins behind another line", |ends| {
-            ends.command("EPSV\r\n", WIDE);
-            ends.reply(&format!("213 End\r\n{}", REPLY.trim_end()), ACK | PSH);
-            ends.reply("\r\n", ACK | PSH)
-        }),
-        ("more than the line end follows", |ends| {
-            ends.command("EPSV\r\n", WIDE);
-            ends.reply(REPLY.trim_end(), ACK | PSH);
-            ends.reply("\r\n213 End\r\n", ACK | PSH)
-        }),
-        ("the rest of a name follows", |ends| {
-            ends.command("EPSV\r\n", WIDE);
-            ends.reply(REPLY.trim_end(), ACK | PSH);
-            ends.reply("\" is the current directory\r\n", ACK | PSH)
-        }),
-    ];
-    for (name, attack) in attacks {
-        let mut ends = Ends::after_a_listing();
-        assert_eq!(attack(&mut ends), 0, "{name}");
-    }
+    assert_no_case_opens_a_pinhole(
+        || after_a_listing(None),
+        r#"
+        the server has more to send behind the text      > EPSV < 229 x (|||3306|)\c @more < \r\n
+        the server has more to send behind the line end  > EPSV < 229 x (|||3306|)\c < \r\n @more
+        the window ends with the text                    > EPSV @16 < 229 x (|||3306|)\c < \r\n
+        the window ends with the line                    > EPSV @18 < 229 x (|||3306|)\c < \r\n
+        the text is in two segments                      > EPSV < 229 x\c <  (|||3306|)\c < \r\n
+        the text begins behind another line              > EPSV < 213 End\r\n229 x (|||3306|)\c < \r\n
+        more than the line end follows                   > EPSV < 229 x (|||3306|)\c < \r\n213 End
+        the rest of a name follows                       > EPSV < 229 x (|||3306|)\c < " is the current directory
+        "#,
+    );
 }
 
 /// A field of 31 is a window of 63 KB with a scale of 11, and one of 31 bytes with a scale of 0. Only the ends know.
 #[test]
 fn a_small_window_field_is_raised_if_windows_are_scaled() {
+    let window = |ends: &mut Ends, command: &str, field| {
+        let passed = ends.pass(Client, command, ACK, field).unwrap();
+        ends.client += command.len() as u32;
+        passed.window
+    };
     for scale in [0, 7, 14] {
-        let mut ends = Ends::with_scale(Some(scale)).listed();
-        for field in [1, 4, 31, 255] {
-            let opened = ends.sim.kernel.opened.len();
-            assert_eq!(ends.command("EPSV\r\n", field), 256, "field {field}");
-            assert_eq!(ends.reply(REPLY, ACK | PSH), opened + 1, "field {field}");
+        let mut ends = after_a_listing(Some(scale));
+        for (opened, field) in (1..).zip([1, 4, 31, 255]) {
+            assert_eq!(window(&mut ends, "EPSV\r\n", field), 256, "field {field}");
+            assert_eq!(ends.play("< 229 x (|||3306|)"), opened, "field {field}");
         }
         // An end without room has none, and a larger window is left alone.
         for field in [0, 256, 502, WIDE] {
-            assert_eq!(ends.command("NOOP\r\n", field), field);
-            ends.reply("200 ok\r\n", ACK | PSH);
+            assert_eq!(window(&mut ends, "NOOP\r\n", field), field);
+            ends.play("< 200 ok");
         }
     }
-    let mut ends = Ends::after_a_listing();
-    assert_eq!(ends.command("EPSV\r\n", 31), 31, "the field is the window");
+    assert_eq!(window(&mut after_a_listing(None), "EPSV\r\n", 31), 31, "the field is the window");
 }
 
 /// What waits in the server's TCP comes first, and as much of it as the raised window lets pass.
 #[test]
 fn what_waited_behind_a_raised_window_opens_no_pinhole() {
-    type Attack = fn(&mut Ends) -> usize;
-    let attacks: [(&str, Attack); 4] = [
-        ("more than a line fits", |ends| {
-            ends.command("EPSV\r\n", REPLY.len() as u16);
-            ends.reply(&format!("{REPLY}213 End of status\r\n"), ACK | PSH)
-        }),
-        ("a line fills the window, then acknowledgements let one more line pass", |ends| {
-            let window = usize::from(ends.command("TYPE I\r\nEPSV\r\n", 31));
-            ends.reply(&format!("200 {:>1$}\r\n", "", window - 6), ACK | PSH);
-            ends.reply(REPLY, ACK | PSH)
-        }),
-        ("the client has no room", |ends| {
-            ends.command("EPSV\r\n", 0);
-            ends.reply(REPLY, ACK | PSH)
-        }),
-        ("a part of the command has no room", |ends| {
-            ends.command("EPSV", 0);
-            ends.command("\r\n", 31);
-            ends.reply(REPLY, ACK | PSH)
-        }),
-    ];
-    for (name, attack) in attacks {
-        let mut ends = Ends::with_scale(Some(7)).listed();
-        assert_eq!(attack(&mut ends), 0, "{name}");
-    }
+    let raised = 256 - "200 \r\n".len();
+    assert_no_case_opens_a_pinhole(
+        || after_a_listing(Some(7)),
+        &format!(
+            r"
+            more than a line fits  > EPSV @18 < 229 x (|||3306|)\r\n213 End of status
+            a line fills the window, then acknowledgements let one more line pass  > TYPE I\r\nEPSV @31 < 200 {:raised$}\r\n < 229 x (|||3306|)
+            the client has no room  > EPSV @0 < 229 x (|||3306|)
+            a part of the command has no room  > EPSV\c @0 > \r\n @31 < 229 x (|||3306|)
+            ",
+            ""
+        ),
+    );
 }
 
 /// A reply of one line repeats a name with line ends, and the client makes the server stop before the last one.
 #[test]
 fn the_rest_of_a_reply_with_a_stray_line_opens_no_pinhole() {
-    type Attack = fn(&mut Ends, &str) -> usize;
-    let attacks: [(&str, Attack); 4] = [
-        ("the command came before", |ends, stray| {
-            ends.command("CWD x\r\nEPSV\r\n", WIDE);
-            ends.reply(stray, ACK | PSH);
-            ends.reply(REPLY, ACK | PSH)
-        }),
-        ("the window has no room", |ends, stray| {
-            ends.command("CWD x\r\n", WIDE);
-            ends.reply(stray, ACK | PSH);
-            ends.command("EPSV\r\n", REPLY.len() as u16);
-            ends.reply(REPLY, ACK | PSH)
-        }),
-        ("the stray line is a segment of its own", |ends, _| {
-            ends.command("CWD x\r\n", WIDE);
-            ends.reply("250 Now in x\r\n", ACK | PSH);
-            ends.reply("foo\r\n", ACK | PSH);
-            ends.command("EPSV\r\n", WIDE);
-            ends.reply(REPLY, ACK | PSH)
-        }),
-        ("the server had more to send", |ends, stray| {
-            ends.command("CWD x\r\n", WIDE);
-            ends.reply(stray, ACK);
-            ends.command("EPSV\r\n", WIDE);
-            ends.reply(&format!("{REPLY} is the directory\r\n"), ACK | PSH)
-        }),
-    ];
-    let strays = ["250 Now in x\r\nfoo\r\n", "250 Now in x\n", "250 Now in x\rfoo\r\n"];
-    for (name, attack) in attacks {
-        for stray in strays {
-            let mut ends = Ends::new();
-            ends.reply("213 none\r\n", ACK | PSH);
-            assert_eq!(attack(&mut ends, stray), 0, "{name}: {stray:?}");
-        }
+    for stray in [r"250 Now in x\r\nfoo", r"250 Now in x\n", r"250 Now in x\rfoo"] {
+        assert_no_case_opens_a_pinhole(
+            || {
+                let mut ends = listing(None);
+                ends.play("< 213 none");
+                ends
+            },
+            &format!(
+                r"
+                the command came before     > CWD x\r\nEPSV < {stray} < 229 x (|||3306|)
+                the window has no room      > CWD x < {stray} > EPSV @18 < 229 x (|||3306|)
+                the stray line is a segment of its own  > CWD x < 250 Now in x < foo > EPSV < 229 x (|||3306|)
+                the server had more to send > CWD x < {stray} @more > EPSV < 229 x (|||3306|)\r\n is the directory
+                "
+            ),
+        );
     }
 }
 
@@ -408,13 +243,10 @@ fn transfers_work_after_a_listing_on_the_control_connection() {
                 sim.exchange(other, "200 fine\r\n");
             }
             let opened = sim.kernel.opened.len();
-            if v6 {
-                sim.exchange("EPSV\r\n", "229 ok (|||5000|)\r\n");
-            } else {
-                sim.exchange("PASV\r\n", &passive(at(t.server, 5000)));
-            }
+            let verb = if v6 { "EPSV\r\n" } else { "PASV\r\n" };
+            sim.exchange(verb, &passive(at(t.server, 5000)));
             assert_eq!(sim.kernel.opened.len(), opened + 1, "{command}");
-            assert_eq!(text(sim.say(Server, b"226 done\r\n")), "226 done\r\n");
+            sim.play("< 226 done");
         }
     });
 }
