@@ -8,7 +8,12 @@ use ftp_alg_core::{
     session::Side::{self, Client, Server},
 };
 
-use super::{ftp::text, scenario::Scenario, segment::Segment, sim::Sim};
+use super::{
+    ftp::{active, at, passive, text},
+    scenario::Scenario,
+    segment::Segment,
+    sim::Sim,
+};
 
 pub const GREETING: &str = "< 220 ready ";
 /// A login after the greeting.
@@ -82,6 +87,30 @@ impl Sim {
         let mut sim = Self::new(scenario);
         sim.play(script);
         sim
+    }
+
+    /// The client's announcement of this port, as the client says it and as the server hears it.
+    pub fn active(&self, port: u16) -> [String; 2] {
+        [self.translation.client, self.translation.client_external].map(|end| active(at(end, port)))
+    }
+
+    /// The server's announcement of this port, as the server says it and as the client hears it.
+    pub fn passive(&self, port: u16) -> [String; 2] {
+        [self.translation.server, self.translation.server_external]
+            .map(|end| passive(at(end, port)))
+    }
+
+    /// `PASV`, or over IPv6 `EPSV`.
+    pub fn passive_command(&self) -> &'static str {
+        if self.translation.server.is_ipv4() { "PASV\r\n" } else { "EPSV\r\n" }
+    }
+
+    /// Asserts that the session is inspected: an announcement of the client opens a pinhole.
+    #[track_caller]
+    pub fn assert_inspected(&mut self) {
+        let (opened, [said, seen]) = (self.kernel.opened.len(), self.active(2200));
+        assert_eq!(self.tell(Client, &said), seen, "{}", self.summary());
+        assert_eq!(self.kernel.opened.len(), opened + 1);
     }
 
     /// The next segment of `side`, which acknowledges all.

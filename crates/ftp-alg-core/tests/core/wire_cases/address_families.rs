@@ -8,13 +8,12 @@ use std::{
 use ftp_alg_core::{
     engine::{PacketMeta, PacketOutcome, Translation},
     packet::flags,
-    session::Side::{Client, Server},
 };
 
 use super::{
     support::{
-        ftp::{active, at, text},
-        scenario::{NATS, Nat, Scenario},
+        scenario::{NATS, Scenario},
+        script::LOGIN,
         segment::Segment,
         sim::Sim,
     },
@@ -49,15 +48,12 @@ fn lookalike_packets(translation: &Translation) -> Vec<Vec<u8>> {
         Segment { flags: flags::RST, ..data(b"") },
         Segment { flags: flags::FIN | flags::ACK, ..data(b"") },
     ];
-    let mut packets = Vec::new();
     let ends = lookalikes(translation.client).into_iter().zip(lookalikes(translation.server));
-    for (client, server) in ends {
-        for segment in &segments {
-            packets.push(segment.packet(client, server));
-            packets.push(segment.packet(server, client));
-        }
-    }
-    packets
+    let both = |(client, server)| {
+        let packets = |s: &Segment| [s.packet(client, server), s.packet(server, client)];
+        segments.iter().flat_map(packets).collect::<Vec<_>>()
+    };
+    ends.flat_map(both).collect()
 }
 
 #[test]
@@ -71,14 +67,9 @@ fn ipv6_lookalike_packets_do_not_affect_an_ipv4_connection() {
             assert_eq!(verdict, PacketOutcome::Accept);
         }
         assert_eq!(sim.kernel.queue_mode, None, "{nat:?}");
-        assert!(
-            sim.engine().sessions.count() > sessions,
-            "the lookalike packets have sessions of their own"
-        );
-        let heard = text(sim.say(Client, active(at(t.client, 2200)).as_bytes()));
-        assert_eq!(heard, active(at(t.client_external, 2200)), "{nat:?}");
-        assert_eq!(sim.kernel.opened.len(), 1);
-        assert_eq!(text(sim.say(Server, b"200 ok\r\n")), "200 ok\r\n");
+        assert!(sim.engine().sessions.count() > sessions, "those have sessions of their own");
+        sim.assert_inspected();
+        sim.play("< 200 ok");
         assert_eq!((sim.timeouts(), sim.dropped), (0, 0), "{nat:?}");
     }
 }
@@ -87,17 +78,11 @@ fn ipv6_lookalike_packets_do_not_affect_an_ipv4_connection() {
 /// inspected.
 #[test]
 fn ipv6_lookalike_packets_do_not_stall_later_ipv4_connections() {
-    let t = Nat::Masquerade.translation(false);
-    let before = lookalike_packets(&t);
     let mut sim = Sim::new(Scenario::default());
-    for packet in before {
+    for packet in lookalike_packets(&sim.translation) {
         sim.decided(Instant::now(), &packet, PacketMeta::default());
     }
     sim.connect_again();
-    assert_eq!(sim.say(Server, b"220 ready\r\n"), b"220 ready\r\n");
-    sim.exchange("USER x\r\n", "331 go on\r\n");
-    sim.exchange("PASS x\r\n", "230 in\r\n");
-    let heard = text(sim.say(Client, active(at(t.client, 2200)).as_bytes()));
-    assert_eq!(heard, active(at(t.client_external, 2200)));
-    assert_eq!(sim.kernel.opened.len(), 1);
+    sim.play(LOGIN);
+    sim.assert_inspected();
 }

@@ -4,7 +4,6 @@
 use std::ops::Range;
 
 use ftp_alg_core::{
-    packet::flags,
     policy::AuthTls,
     session::Side::{Client, Server},
 };
@@ -13,10 +12,10 @@ use super::{
     everywhere, everywhere_v4,
     support::{
         Rng,
-        ftp::{active, at, crossed_out, passive, text},
+        ftp::{active, at, crossed_out},
         readings::{Ends, Telnet, command},
         scenario::{Nat, Scenario},
-        segment::Segment,
+        script::{GREETING, LOGIN},
         sim::Sim,
     },
     with, without_nagle,
@@ -219,22 +218,19 @@ fn a_bounce_far_into_its_line_is_refused() {
 #[test]
 fn no_pinhole_opens_while_an_ambiguous_line_is_pending() {
     everywhere_v4(|scenario| {
-        let t = scenario.nat.translation(false);
-        let (line, seen) = (active(at(t.client, 2200)), active(at(t.client_external, 2200)));
         for odd in
             [&b"NOOP\n"[..], b"NOOP x\ry\r\n", b"NOOP\0\r\n", b"NOOP\r\0\r\n", b"NOOP \xff\r\n"]
         {
             let mut sim = Sim::logged_in(scenario.clone());
+            let [line, seen] = sim.active(2200);
             let pipelined = [odd, line.as_bytes()].concat();
             assert_eq!(sim.say(Client, &pipelined), pipelined, "{odd:?}");
             assert_eq!(sim.kernel.opened, []);
             let decision = sim.decisions().pop().unwrap();
-            assert!(
-                decision.ends_with("client and server may disagree where lines end"),
-                "{decision}"
-            );
-            sim.say(Server, b"200 ok\r\n200 ok\r\n");
-            assert_eq!(text(sim.say(Client, line.as_bytes())), seen, "{odd:?}");
+            let reason = "client and server may disagree where lines end";
+            assert!(decision.ends_with(reason), "{decision}");
+            sim.play(r"< 200 ok\r\n200 ok");
+            assert_eq!(sim.tell(Client, &line), seen, "{odd:?}");
         }
     });
 }
@@ -242,8 +238,7 @@ fn no_pinhole_opens_while_an_ambiguous_line_is_pending() {
 #[test]
 fn a_reply_not_delimited_by_crlf_opens_no_pinhole() {
     everywhere_v4(|scenario| {
-        let t = scenario.nat.translation(false);
-        let line = passive(at(t.server, 5000));
+        let [line, seen] = Sim::new(scenario.clone()).passive(5000);
         for odd in [
             line.replace("\r\n", "\n"),
             line.replace("\r\n", "\r\0\r\n"),
@@ -256,8 +251,8 @@ fn a_reply_not_delimited_by_crlf_opens_no_pinhole() {
             let mut sim = Sim::logged_in(scenario.clone());
             assert_eq!(sim.exchange("PASV\r\n", &odd).1, odd);
             assert_eq!(sim.kernel.opened, [], "{odd:?}");
-            sim.say(Server, b"200 so much for that\r\n");
-            assert_eq!(sim.exchange("PASV\r\n", &line).1, passive(at(t.server_external, 5000)));
+            sim.play("< 200 so much for that");
+            assert_eq!(sim.exchange("PASV\r\n", &line).1, seen);
         }
     });
 }
@@ -268,9 +263,9 @@ fn an_argument_echoed_by_the_server_opens_no_pinhole() {
     let forged = "229 x (|||3306|)";
     for lead in ["SIZE a\n", "SIZE a\nNOOP\n", "SIZE a\r", "SIZE a\0"] {
         let mut sim = Sim::logged_in(with(Nat::PortForward));
-        sim.say(Client, format!("{lead}{forged}\r\nEPSV\r\n").as_bytes());
-        sim.say(Server, format!("550 {}{forged} is not there.\r\n", &lead[5..]).as_bytes());
-        sim.say(Server, b"229 Entering (|||50069|)\r\n");
+        sim.tell(Client, &format!("{lead}{forged}\r\nEPSV\r\n"));
+        sim.tell(Server, &format!("550 {}{forged} is not there.\r\n", &lead[5..]));
+        sim.tell(Server, "229 Entering (|||50069|)\r\n");
         assert_eq!(sim.kernel.opened, [], "{lead:?}");
     }
 }
@@ -287,13 +282,11 @@ fn a_listing_on_the_control_connection_opens_no_pinhole() {
     for command in ["STAT x", "stat x*", "MLST x", "SITE INDEX x", "HELP x"] {
         // The reply contains file names, which anyone who may upload chooses.
         let mut sim = Sim::logged_in(with(Nat::PortForward));
-        sim.say(Client, format!("{command}\r\nEPSV\r\n").as_bytes());
         let (first, second) = split_listing();
-        sim.say(Server, (first + &second).as_bytes());
-        assert_eq!(sim.exchange("", "229 (|||50069|)\r\n").1, "229 (|||50069|)\r\n");
+        sim.play(&format!(r"> {command}\r\nEPSV < {first}{second} < 229 (|||50069|)"));
         assert_eq!(sim.kernel.opened, [], "{command}");
         // An announcement requested after the listing is complete opens a pinhole.
-        sim.exchange("EPSV\r\n", "229 (|||50070|)\r\n");
+        sim.play("> EPSV < 229 (|||50070|)");
         assert_eq!(sim.kernel.opened.len(), 1, "{command}");
     }
 }
@@ -301,33 +294,33 @@ fn a_listing_on_the_control_connection_opens_no_pinhole() {
 /// Servers show files that uploaders wrote, and one server expands sequences in them to line ends.
 #[test]
 fn a_file_shown_in_a_reply_opens_no_pinhole() {
-    let commands =
-        [("CWD x", "250"), ("PASS x", "230"), ("NLST", "226"), ("CDUP", "200"), ("QUIT", "")];
-    for ((command, code), then) in
-        commands.into_iter().flat_map(|command| ["", "RETR x\r\n"].map(|then| (command, then)))
-    {
-        let mut sim = Sim::logged_in(with(Nat::PortForward));
-        sim.say(Client, format!("{command}\r\nEPSV\r\n{then}").as_bytes());
-        let start = format!("{code}-x\r\n{code} End\r\n");
-        let start = if code.is_empty() { "221 x\r\n" } else { &start };
-        sim.say(Server, format!("{start}229 x (|||3306|)\r\n{code} ok\r\n").as_bytes());
-        sim.exchange("", "229 (|||50069|)\r\n");
-        assert_eq!(sim.kernel.opened, [], "{command}");
-        sim.exchange("EPSV\r\n", "229 (|||50070|)\r\n");
-        assert_eq!(sim.kernel.opened.len(), 1, "{command}");
+    for (command, code, start) in [
+        ("CWD x", "250", "250-x\r\n250 End\r\n"),
+        ("PASS x", "230", "230-x\r\n230 End\r\n"),
+        ("NLST", "226", "226-x\r\n226 End\r\n"),
+        ("CDUP", "200", "200-x\r\n200 End\r\n"),
+        ("QUIT", "", "221 x\r\n"),
+    ] {
+        for then in ["", r"\r\nRETR x"] {
+            let mut sim = Sim::logged_in(with(Nat::PortForward));
+            sim.play(&format!(r"> {command}\r\nEPSV{then}"));
+            sim.tell(Server, &format!("{start}229 x (|||3306|)\r\n{code} ok\r\n"));
+            sim.tell(Server, "229 (|||50069|)\r\n");
+            assert_eq!(sim.kernel.opened, [], "{command}");
+            sim.play("> EPSV < 229 (|||50070|)");
+            assert_eq!(sim.kernel.opened.len(), 1, "{command}");
+        }
     }
 }
 
 #[test]
 fn pipelined_pasv_after_commands_without_listings_opens_a_pinhole() {
-    let t = Nat::PortForward.translation(false);
     for before in ["TYPE I", "CWD x", "PWD", "NOOP", "MODE S", "SIZE x", "MDTM x", "STAT", "REST 0"]
     {
         let mut sim = Sim::logged_in(with(Nat::PortForward));
-        sim.say(Client, format!("{before}\r\nPASV\r\nRETR x\r\n").as_bytes());
-        let replies = format!("250 ok\r\n{}150 x\r\n", passive(at(t.server, 5000)));
-        let seen = format!("250 ok\r\n{}150 x\r\n", passive(at(t.server_external, 5000)));
-        assert_eq!(text(sim.say(Server, replies.as_bytes())), seen, "{before}");
+        sim.play(&format!(r"> {before}\r\nPASV\r\nRETR x"));
+        let [said, seen] = sim.passive(5000).map(|reply| format!("250 ok\r\n{reply}150 x\r\n"));
+        assert_eq!(sim.tell(Server, &said), seen, "{before}");
     }
 }
 
@@ -348,13 +341,11 @@ fn an_http_request_with_an_ftp_verb_opens_no_pinhole() {
         let own = active(at(t.client, 2200));
         let body = format!("\r\nUSER x\r\nPASS x\r\n{own}{third}");
         let mut sim = Sim::new(with(Nat::Masquerade));
-        sim.say(Server, b"220 ready\r\n");
-        let got = text(sim.say(Client, http_request(verb, &body).as_bytes()));
+        sim.play(GREETING);
+        let got = sim.tell(Client, &http_request(verb, &body));
         assert!(got.ends_with(&format!("{own}{}", crossed_out(&third))), "{verb}: {got}");
         sim.say(Server, b"331 x\r\n500 x\r\n500 x\r\n500 x\r\n331 x\r\n230 in\r\n500 x\r\n");
-        for line in ["USER x\r\n", "PASS x\r\n"] {
-            sim.exchange(line, "230 in\r\n");
-        }
+        sim.play("> USER x < 230 in > PASS x < 230 in");
         assert_eq!(sim.exchange(&own, "200 ok\r\n").0, own);
         assert_eq!(sim.exchange(&third, "500 no\r\n").0, crossed_out(&third));
         assert_eq!(sim.kernel.opened, [], "{verb}");
@@ -363,12 +354,11 @@ fn an_http_request_with_an_ftp_verb_opens_no_pinhole() {
 
 #[test]
 fn a_line_of_another_protocol_closes_open_pinholes() {
-    let t = Nat::Masquerade.translation(false);
-    let own = active(at(t.client, 2200));
     for line in
         ["GET / HTTP/1.1", "USER x HTTP/1.1", "Host: x", "RETR /x HTTP/1.1", "{}", "--boundary"]
     {
         let mut sim = Sim::logged_in(with(Nat::Masquerade));
+        let [own, _] = sim.active(2200);
         sim.exchange(&own, "200 ok\r\n");
         assert_eq!(sim.kernel.pinholes().len(), 1);
         sim.exchange(&format!("{line}\r\n"), "500 no\r\n");
@@ -384,18 +374,14 @@ fn bounces_are_refused_from_clients_that_precede_the_greeting() {
     let (own, third) = (active(at(t.client, 2200)), active("10.99.99.99:2200".parse().unwrap()));
     for first in ["USER x\r\n", "\r\n", "GET / HTTP/1.1\r\n", "\u{16}\u{3}\n"] {
         for cut in 0..third.len() {
-            let mut sim = Sim::new(with(Nat::Masquerade));
             let said = format!("{first}{third}");
-            let (start, rest) = said.split_at(first.len() + cut);
-            let (got, mut sim) = {
-                sim.write(Client, start.as_bytes());
-                received_in_pieces(sim, [rest.as_bytes()])
-            };
+            let (start, rest) = said.as_bytes().split_at(first.len() + cut);
+            let mut sim = Sim::new(with(Nat::Masquerade));
+            sim.write(Client, start);
+            let (got, mut sim) = received_in_pieces(sim, [rest]);
             assert_eq!(executed_bounce(&got), None, "{got:?}, split at {cut}");
             sim.say(Server, b"120 soon\r\n220 ready\r\n331 x\r\n500 no\r\n");
-            for line in ["USER x\r\n", "PASS x\r\n"] {
-                sim.exchange(line, "230 in\r\n");
-            }
+            sim.play("> USER x < 230 in > PASS x < 230 in");
             // A client that does not wait for the greeting may speak FTP.
             let is_ftp = first == "USER x\r\n";
             let seen = if is_ftp { active(at(t.client_external, 2200)) } else { own.clone() };
@@ -447,10 +433,9 @@ fn refusals_apply_after_a_picked_up_sessions_first_reply() {
             sim.forget();
             let (first, second) = line.split_at(cut);
             for seen in [line, &crossed_out(line)] {
-                let mut received_in_pieces = sim.say(Client, first.as_bytes());
-                received_in_pieces.extend(sim.say(Client, second.as_bytes()));
-                assert_eq!(text(received_in_pieces), seen, "split at {cut}");
-                sim.say(Server, b"500 no\r\n");
+                let heard = sim.tell(Client, first) + &sim.tell(Client, second);
+                assert_eq!(heard, seen, "split at {cut}");
+                sim.play("< 500 no");
             }
         }
     }
@@ -483,15 +468,10 @@ fn a_false_acknowledgement_of_the_greeting_does_not_disable_refusals() {
         if greeted {
             sim.say(Server, b"220 ready\r\n");
         }
-        let lie = Segment {
-            seq: sim.client.next_number(),
-            ack: sim.server.next_number() + 500,
-            flags: flags::ACK,
-            window: 1000,
-            ..Segment::default()
-        };
+        let mut lie = sim.next_segment(Client, b"");
+        lie.ack += 500;
         sim.forge(Client, &lie);
-        assert_eq!(text(sim.say(Client, third.as_bytes())), crossed_out(&third), "{greeted}");
+        assert_eq!(sim.tell(Client, &third), crossed_out(&third), "{greeted}");
     }
 }
 
@@ -510,45 +490,36 @@ fn plain_text_after_a_234_does_not_count_as_login() {
         &[(Client, data), (Server, b"\x17\x03\x03\x00\x09x")], // not whole
     ];
     for before in records {
-        for logged_in in [false, true] {
-            let mut sim = match logged_in {
-                true => Sim::logged_in(with(Nat::Masquerade)),
-                false => Sim::new(with(Nat::Masquerade)),
-            };
-            if !logged_in {
-                sim.say(Server, b"220 ready\r\n");
-            }
-            sim.exchange("AUTH TLS\r\n", "234 go\r\n");
+        for login in [GREETING, LOGIN] {
+            let mut sim = Sim::after(with(Nat::Masquerade), login);
+            sim.play("> AUTH TLS < 234 go");
             for (side, record) in before {
                 sim.say(*side, record);
             }
-            assert_eq!(text(sim.say(Client, own.as_bytes())), own, "{before:?}");
+            assert_eq!(sim.tell(Client, &own), own, "{before:?}");
             assert_eq!(sim.kernel.opened, [], "{before:?}");
         }
     }
     // A login in plain text after the 234 counts.
-    let mut sim = Sim::logged_in(with(Nat::Masquerade));
-    sim.exchange("AUTH TLS\r\n", "234 go\r\n");
-    sim.exchange("USER x\r\n", "331 x\r\n");
-    sim.exchange("PASS x\r\n", "230 in\r\n");
-    assert_eq!(text(sim.say(Client, own.as_bytes())), seen);
+    let mut sim = Sim::after(with(Nat::Masquerade), LOGIN);
+    sim.play("> AUTH TLS < 234 go > USER x < 331 x > PASS x < 230 in");
+    assert_eq!(sim.tell(Client, &own), seen);
 }
 
 #[test]
 fn a_second_user_command_ends_the_login() {
-    let t = Nat::Masquerade.translation(false);
-    let (own, seen) = (active(at(t.client, 2200)), active(at(t.client_external, 2200)));
-    for (line, reply) in [("USER y\r\n", "331 x\r\n"), ("user y\r\n", ""), ("REIN\r\n", "")] {
-        let mut sim = Sim::logged_in(with(Nat::Masquerade));
-        sim.exchange(line, reply);
-        assert_eq!(text(sim.say(Client, own.as_bytes())), own, "{line}");
-        assert_eq!(sim.kernel.opened, [], "{line}");
+    for (script, opens) in [
+        ("> USER y < 331 x", false),
+        ("> user y", false),
+        ("> REIN", false),
+        ("> USER y < 331 x > PASS y < 230 in", true),
+    ] {
+        let mut sim = Sim::after(with(Nat::Masquerade), LOGIN);
+        sim.play(script);
+        let [own, seen] = sim.active(2200);
+        assert_eq!(sim.tell(Client, &own), if opens { seen } else { own }, "{script}");
+        assert_eq!(sim.kernel.opened.len(), usize::from(opens), "{script}");
     }
-    let mut sim = Sim::logged_in(with(Nat::Masquerade));
-    sim.exchange("USER y\r\n", "331 x\r\n");
-    sim.exchange("PASS y\r\n", "230 in\r\n");
-    assert_eq!(text(sim.say(Client, own.as_bytes())), seen);
-    assert_eq!(sim.kernel.opened.len(), 1);
 }
 
 #[test]
@@ -559,11 +530,10 @@ fn a_refusal_is_counted_once() {
         b"NOOP\rPORT 10,99,99,99,9,9\r\n",
     ] {
         for greeted in [false, true] {
-            let mut sim = logged_in();
-            if greeted {
-                sim = Sim::new(with(Nat::Masquerade));
-                sim.say(Server, b"220 ready\r\n");
-            }
+            let sim = match greeted {
+                true => Sim::after(with(Nat::Masquerade), GREETING),
+                false => logged_in(),
+            };
             let (got, mut sim) = received_in_pieces(sim, [line]);
             assert_eq!(executed_bounce(&got), None, "{got:?}");
             let counters = sim.engine().counters();
@@ -578,20 +548,18 @@ fn a_picked_up_session_refuses_bounces_after_an_ftp_reply() {
         let host = if scenario.v6 { "[fd99::9]:2200" } else { "10.99.99.99:2200" };
         let third = active(host.parse().unwrap());
         let mut sim = Sim::logged_in(scenario.clone());
-        let t = scenario.nat.translation(scenario.v6);
         sim.forget();
-        assert_eq!(sim.exchange("NOOP\r\n", "200 ok\r\n").0, "NOOP\r\n");
+        sim.play("> NOOP < 200 ok");
         for cut in 1..third.len() {
-            let (first, second) = third.as_bytes().split_at(cut);
-            let mut received_in_pieces = sim.say(Client, first);
-            received_in_pieces.extend(sim.say(Client, second));
-            assert_eq!(text(received_in_pieces), crossed_out(&third), "split at {cut}");
-            sim.say(Server, b"500 what?\r\n");
+            let (first, second) = third.split_at(cut);
+            let heard = sim.tell(Client, first) + &sim.tell(Client, second);
+            assert_eq!(heard, crossed_out(&third), "split at {cut}");
+            sim.play("< 500 what?");
         }
         // The client's own announcement is forwarded, but opens no pinhole.
-        let own = active(at(t.client, 2200));
-        assert_eq!(text(sim.say(Client, own.as_bytes())), own);
-        sim.say(Server, b"200 fine\r\n");
+        let [own, _] = sim.active(2200);
+        assert_eq!(sim.tell(Client, &own), own);
+        sim.play("< 200 fine");
         assert_eq!(sim.kernel.opened.len(), 0);
     });
 }

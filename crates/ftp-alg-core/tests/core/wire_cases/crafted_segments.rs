@@ -11,7 +11,6 @@ use ftp_alg_core::{
 use super::{
     support::{
         Rng,
-        ftp::{active, at},
         scenario::Nat,
         segment::Segment,
         sim::Sim,
@@ -260,10 +259,9 @@ fn rounds() -> u64 {
 
 #[test]
 fn a_pipeline_with_a_gap_is_inspected_in_sequence_order() {
-    let t = Nat::Masquerade.translation(false);
-    let (port, seen) = (active(at(t.client, 2200)), active(at(t.client_external, 2200)));
     for prefers in ALL {
         let mut attack = Attack::new(prefers);
+        let [port, seen] = attack.sim.active(2200);
         let behind = port.len() as i32;
         // The first segment is lost before it reaches the gateway.
         attack.send_through(behind, b"TYPE I\r\n");
@@ -296,24 +294,20 @@ fn after_a_spoofed_syn_ack_every_packet_is_inspected() {
 /// A server echoes text of the client, and a small MSS makes a segment begin like a reply.
 #[test]
 fn client_text_echoed_in_a_reply_opens_no_pinhole() {
-    let mut attack = Attack::new(Prefers::Lowest);
-    attack.send_through(0, b"PASV\r\n");
-    for part in ["550 no such file: ", "227 =203,0,113,9,9,9\r\n"] {
-        let reply = attack.segment(Server, attack.server, part.as_bytes());
-        assert!(attack.sim.forge(Server, &reply).is_some());
-        attack.server += part.len() as u32;
+    for parts in [
+        &["550 no such file: ", "227 =203,0,113,9,9,9\r\n"][..],
+        // The remainder of a line is parsed as the remainder, not as a reply. The last one answers no pending command.
+        &["550 no ", "226 x\r\n", "227 =203,0,113,9,9,9\r\n"],
+    ] {
+        let mut attack = Attack::new(Prefers::Lowest);
+        attack.send_through(0, b"PASV\r\n");
+        for part in parts {
+            let reply = attack.segment(Server, attack.server, part.as_bytes());
+            assert!(attack.sim.forge(Server, &reply).is_some());
+            attack.server += part.len() as u32;
+        }
+        assert_eq!(attack.sim.kernel.opened, [], "{parts:?}");
     }
-    assert_eq!(attack.sim.kernel.opened, []);
-    // The remainder of a line is parsed as the remainder, not as a reply.
-    let mut attack = Attack::new(Prefers::Lowest);
-    attack.send_through(0, b"PASV\r\n");
-    for part in ["550 no ", "226 x\r\n"] {
-        let reply = attack.segment(Server, attack.server, part.as_bytes());
-        attack.sim.forge(Server, &reply);
-        attack.server += part.len() as u32;
-    }
-    attack.server_replies("227 =203,0,113,9,9,9\r\n");
-    assert_eq!(attack.sim.kernel.opened, [], "the reply answers no pending command");
 }
 
 /// An inspected line is lost behind the gateway, and other lines may have passed unread since.
@@ -326,10 +320,7 @@ fn a_probe_after_downtime_uses_an_answerable_sequence_number() {
     let probe = attack.send(0, both).unwrap();
     assert!(probe.payload.is_empty());
     let past = probe.seq.wrapping_sub(attack.victim.ack()).cast_signed();
-    assert!(
-        past < 0,
-        "the probe is {past} bytes after the server's next byte, so it is not answered"
-    );
+    assert!(past < 0, "{past} bytes after the server's next byte: not answered");
     attack.server_answers();
     assert!(attack.send_through(0, both));
     assert_eq!(attack.victim.lines(), ["NOOP", "SITE X"]);

@@ -62,26 +62,18 @@ impl Restarted {
 
     /// The packet that [`Self::queue`] queues.
     fn packet(&self, from: Side, seq: u32, ack: u32, payload: &[u8]) -> Vec<u8> {
+        let mut segment = Segment { flags: flags::ACK, window: 30_000, ..Segment::default() };
+        segment.payload = payload.into();
         let (client, server) = (self.sim.translation.client, self.sim.translation.server);
         let (own, other, source, destination) = match from {
             Client => (self.client, self.server, client, server),
             Server => (self.server, self.client, server, client),
         };
-        let segment = Segment {
-            seq: own.wrapping_add(seq),
-            ack: other.wrapping_add(ack),
-            flags: flags::ACK,
-            window: 30_000,
-            payload: payload.to_vec(),
-            ..Segment::default()
-        };
+        (segment.seq, segment.ack) = (own.wrapping_add(seq), other.wrapping_add(ack));
         segment.packet(source, destination)
     }
 
     fn opened(&mut self) -> u64 {
-        for event in std::mem::take(&mut self.sim.events) {
-            println!("{event}");
-        }
         self.sim.engine().counters().pinholes_opened
     }
 }
@@ -130,12 +122,10 @@ fn after_downtime_a_command_waits_for_the_servers_acknowledgement() {
     for unread in [0, PORT.len() as u32] {
         let mut gateway = Restarted::new();
         gateway.sim.engine().record_downtime();
-        assert_eq!(
-            gateway.queue(Client, 0, 0, PORT),
-            PacketOutcome::Replace,
-            "the gateway must probe the server"
-        );
-        assert_eq!(gateway.queue(Client, 0, 0, PORT), PacketOutcome::Replace);
+        // The gateway probes the server.
+        for _ in 0..2 {
+            assert_eq!(gateway.queue(Client, 0, 0, PORT), PacketOutcome::Replace);
+        }
         assert_eq!(gateway.opened(), 0, "{unread}");
         gateway.queue(Server, 0, unread, b"");
         assert_eq!(gateway.queue(Client, 0, 0, PORT), PacketOutcome::Accept);
@@ -257,21 +247,19 @@ fn after_downtime_segments_of_a_new_connection_are_forwarded() {
 #[test]
 fn late_packets_of_unknown_connections_get_a_verdict() {
     let late = PacketMeta { is_late: true, ..PacketMeta::default() };
-    let queue = |prepare: fn(&mut Sim), from, number, payload: &[u8]| {
+    let (syst, forget): (_, fn(&mut Sim)) = (&b"SYST\r\n"[..], Sim::forget);
+    let downtime: fn(&mut Sim) = |sim| sim.engine().record_downtime();
+    for (name, prepare, from, number, payload, expected) in [
+        ("a command", None, Client, 0, syst, PacketOutcome::Drop),
+        ("a reply", None, Server, 0, PASSIVE, PacketOutcome::Drop),
+        ("of a reused tuple", None, Client, 1 << 30, syst, PacketOutcome::Accept),
+        ("without payload", None, Server, 0, b"", PacketOutcome::Accept),
+        ("the gateway probes the server", Some(downtime), Client, 0, syst, PacketOutcome::Replace),
+        ("an unknown command", Some(forget), Client, 0, syst, PacketOutcome::Accept),
+        ("an unknown reply", Some(forget), Server, 0, PASSIVE, PacketOutcome::Accept),
+    ] {
         let mut gateway = Restarted::new();
-        prepare(&mut gateway.sim);
-        gateway.queue_with(from, number, number, payload, late)
-    };
-    let syst = b"SYST\r\n";
-    assert_eq!(queue(|_| {}, Client, 0, syst), PacketOutcome::Drop);
-    assert_eq!(queue(|_| {}, Server, 0, PASSIVE), PacketOutcome::Drop);
-    assert_eq!(queue(|_| {}, Client, 1 << 30, syst), PacketOutcome::Accept);
-    assert_eq!(queue(|_| {}, Server, 0, b""), PacketOutcome::Accept);
-    assert_eq!(
-        queue(|sim| sim.engine().record_downtime(), Client, 0, syst),
-        PacketOutcome::Replace,
-        "the gateway must probe the server"
-    );
-    assert_eq!(queue(Sim::forget, Client, 0, syst), PacketOutcome::Accept);
-    assert_eq!(queue(Sim::forget, Server, 0, PASSIVE), PacketOutcome::Accept);
+        prepare.into_iter().for_each(|prepare| prepare(&mut gateway.sim));
+        assert_eq!(gateway.queue_with(from, number, number, payload, late), expected, "{name}");
+    }
 }

@@ -2,16 +2,15 @@
 
 use ftp_alg_core::{
     engine::{EventKind, Limits},
-    packet::flags,
     policy::Policy,
     session::Side::{Client, Server},
 };
 
 use super::{
+    assert_untouched,
     support::{
         ftp::{ServerModel, text},
         scenario::{Nat, Scenario},
-        segment::Segment,
         sim::Sim,
     },
     with,
@@ -32,18 +31,19 @@ fn serve(sim: &mut Sim, commands: &str) -> Vec<String> {
 /// The texts of all events that report a limit, without refused announcements.
 fn limit_events(sim: &Sim) -> Vec<String> {
     let limits = sim.events.iter().filter(|event| matches!(event.kind, EventKind::LimitReached(_)));
-    limits.map(|event| event.reason_text()).collect()
+    let reason = |text: String| text.split_once(": ").map_or(text.clone(), |(_, what)| what.into());
+    limits.map(|event| reason(event.to_string())).collect()
 }
 
-trait ReasonText {
-    fn reason_text(&self) -> String;
+/// Announcements of different ports.
+fn ports(count: u8) -> String {
+    (1..=count).map(|low| format!("PORT 192,168,150,80,9,{low}\r\n")).collect()
 }
 
-impl ReasonText for ftp_alg_core::engine::Event {
-    fn reason_text(&self) -> String {
-        let text = self.to_string();
-        text.split_once(": ").map(|(_, what)| what.to_owned()).unwrap_or(text)
-    }
+/// These limits were reached, and so many pinholes were opened.
+#[track_caller]
+fn assert_limits(sim: &mut Sim, limits: Limits, opened: usize) {
+    assert_eq!((sim.daemon.engine().counters().limits, sim.kernel.opened.len()), (limits, opened));
 }
 
 /// The dialogue still works: another announcement opens a pinhole and gets its reply.
@@ -57,10 +57,8 @@ fn assert_dialogue_works(sim: &mut Sim) {
 #[test]
 fn pinholes_per_client_are_limited() {
     let mut sim = limited(Policy { max_pinholes_per_client: 2, ..Policy::default() });
-    let lines: String = (1..=5).map(|low| format!("PORT 192,168,150,80,9,{low}\r\n")).collect();
-    serve(&mut sim, &lines);
-    let limits = Limits { client_pinholes: 3, ..Limits::default() };
-    assert_eq!((sim.daemon.engine().counters().limits, sim.kernel.opened.len()), (limits, 2));
+    serve(&mut sim, &ports(5));
+    assert_limits(&mut sim, Limits { client_pinholes: 3, ..Limits::default() }, 2);
     let last = sim.decisions().pop().unwrap_or_default();
     assert!(last.ends_with("the client has 2 pinholes already"), "{last}");
     sim.advance(std::time::Duration::from_secs(31));
@@ -70,10 +68,10 @@ fn pinholes_per_client_are_limited() {
 #[test]
 fn pinholes_per_session_are_limited() {
     let mut sim = limited(Policy::default());
-    let lines: String = (1..=20).map(|low| format!("PORT 192,168,150,80,9,{low}\r\n")).collect();
-    serve(&mut sim, &lines);
-    let limits = Limits { session_pinholes: 12, ..Limits::default() };
-    assert_eq!((sim.daemon.engine().counters().limits, sim.kernel.opened.len()), (limits, 8));
+    let heard = serve(&mut sim, &ports(20));
+    let passed = heard.iter().filter(|line| line.starts_with("PORT")).count();
+    assert_eq!((passed, heard.len()), (8, 20));
+    assert_limits(&mut sim, Limits { session_pinholes: 12, ..Limits::default() }, 8);
     assert_dialogue_works(&mut sim);
 }
 
@@ -82,8 +80,7 @@ fn attempts_to_find_a_free_port_are_limited() {
     let mut sim = limited(Policy::default());
     sim.kernel.taken.extend(1..=u16::MAX);
     serve(&mut sim, "PORT 192,168,150,80,9,9\r\n");
-    let limits = Limits { ports: 1, ..Limits::default() };
-    assert_eq!((sim.daemon.engine().counters().limits, sim.kernel.opened.len()), (limits, 0));
+    assert_limits(&mut sim, Limits { ports: 1, ..Limits::default() }, 0);
     sim.kernel.taken.clear();
     sim.client.read();
     assert_dialogue_works(&mut sim);
@@ -98,7 +95,7 @@ fn the_length_of_a_possible_announcement_is_limited() {
     assert!(crossed.len() == 600 && crossed.iter().all(|b| *b == b'X'), "{}", text(crossed));
     serve(&mut sim, rest);
     let limits = Limits { line: 1, ..Limits::default() };
-    assert_eq!(sim.engine().counters().limits, limits);
+    assert_limits(&mut sim, limits, 0);
     assert_eq!(sim.engine().counters().commands_refused, 1);
     assert_dialogue_works(&mut sim);
 
@@ -107,7 +104,7 @@ fn the_length_of_a_possible_announcement_is_limited() {
     for piece in [&[b"227 ", &[b'x'; 600][..]].concat()[..], b" (203,0,113,9,9,9)\r\n"] {
         assert_eq!(sim.say(Server, piece), piece);
     }
-    assert_eq!((sim.daemon.engine().counters().limits, sim.kernel.opened.len()), (limits, 0));
+    assert_limits(&mut sim, limits, 0);
     assert_eq!(limit_events(&sim).len(), 1);
     assert_dialogue_works(&mut sim);
 }
@@ -128,18 +125,13 @@ fn unacknowledged_rewrites_are_limited() {
 #[test]
 fn unacknowledged_data_is_limited() {
     let mut sim = limited(Policy::default());
-    let start = 1001 + sim.client.sent().len() as u32;
-    let ack = 70_001 + sim.server.sent().len() as u32;
+    let line = [&[b'x'; 999][..], b"\n"].concat();
+    let mut segment = sim.next_segment(Client, &line);
     let mut passed = 0;
-    for number in 0..150 {
-        let mut payload = vec![b'x'; 1000];
-        payload[999] = b'\n';
-        let seq = start + 1000 * number;
-        let flags = flags::ACK;
-        let limit_events = Segment { seq, ack, flags, window: 1000, payload, ..Segment::default() };
-        let forwarded =
-            sim.forge(Client, &limit_events).is_some_and(|segment| !segment.payload.is_empty());
-        passed += u64::from(forwarded);
+    for _ in 0..150 {
+        let forwarded = sim.forge(Client, &segment);
+        passed += u64::from(forwarded.is_some_and(|segment| !segment.payload.is_empty()));
+        segment.seq += 1000;
     }
     assert_eq!(passed, 131);
     let limits = Limits { unacknowledged_data: 1, ..Limits::default() };
@@ -156,8 +148,7 @@ fn pending_commands_that_announce_are_limited() {
 
     // All commands are in one segment, so no reply arrives in between.
     let commands = "NOOP\r\nPASV\r\n".repeat(50);
-    let heard = serve(&mut sim, &commands);
-    assert_eq!(heard.concat(), commands);
+    assert_eq!(serve(&mut sim, &commands).concat(), commands);
     let limits = sim.engine().counters().limits;
     assert_eq!(limits, Limits { commands: 100 - 32, ..Limits::default() });
     assert_eq!(limit_events(&sim).len(), 100 - 32);
@@ -171,13 +162,11 @@ fn sessions_are_limited() {
     let mut sim = limited(Policy { max_sessions: 0, ..Policy::default() });
     let line = "PORT 192,168,150,80,9,1\r\n";
     assert_eq!(serve(&mut sim, line), [line]);
+    assert_untouched(&sim);
     assert_eq!(sim.kernel.opened, []);
     let counters = sim.engine().counters();
     assert_eq!(counters.uninspected, counters.packets);
-    assert!(
-        limit_events(&sim)
-            .iter()
-            .all(|limit_events| limit_events == "not inspected: max-sessions is reached")
-    );
-    assert_eq!(limit_events(&sim).len() as u64, counters.packets);
+    let events = limit_events(&sim);
+    assert!(events.iter().all(|event| event == "not inspected: max-sessions is reached"));
+    assert_eq!(events.len() as u64, counters.packets);
 }

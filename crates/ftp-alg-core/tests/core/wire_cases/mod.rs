@@ -43,6 +43,11 @@ fn everywhere(test: impl Fn(Scenario)) {
     }
 }
 
+/// As [`everywhere`], after a login.
+fn logged_in_everywhere(test: impl Fn(Sim)) {
+    everywhere(|scenario| test(Sim::logged_in(scenario)));
+}
+
 /// Runs `test` with every kind of NAT over IPv4.
 fn everywhere_v4(test: impl Fn(Scenario)) {
     for nat in NATS {

@@ -9,11 +9,12 @@ use ftp_alg_core::{
 };
 
 use super::{
-    everywhere, everywhere_v4,
+    everywhere, everywhere_v4, logged_in_everywhere,
     support::{
-        ftp::{active, at, text},
+        ftp::{active, text},
         link::Link,
         scenario::{Nat, Scenario},
+        script::LOGIN,
         segment::{CWR, ECE, Segment},
         sim::Sim,
         tcp::{Probe, Settings},
@@ -28,27 +29,6 @@ fn probing(mut scenario: Scenario, probe: Probe) -> Scenario {
     scenario
 }
 
-/// The client's next segment, with `payload`.
-fn next_client_segment(sim: &Sim, payload: &[u8]) -> Segment {
-    Segment {
-        seq: sim.client.next_number(),
-        ack: sim.server.next_number(),
-        flags: flags::ACK,
-        window: 1000,
-        payload: payload.to_vec(),
-        ..Segment::default()
-    }
-}
-
-/// Asserts that the session is still inspected: an announcement of the client opens a pinhole.
-fn assert_inspected(sim: &mut Sim) {
-    let t = sim.translation;
-    let before = sim.kernel.opened.len();
-    let heard = text(sim.say(Client, active(at(t.client, 2200)).as_bytes()));
-    assert_eq!(heard, active(at(t.client_external, 2200)), "{}", sim.summary());
-    assert_eq!(sim.kernel.opened.len(), before + 1);
-}
-
 #[test]
 fn a_keep_alive_is_answered_despite_held_or_unacknowledged_data() {
     everywhere(|scenario| {
@@ -57,13 +37,13 @@ fn a_keep_alive_is_answered_despite_held_or_unacknowledged_data() {
                 for queues_acks in [false, true] {
                     let scenario = Scenario { queues_acks, ..scenario.clone() };
                     let mut sim = Sim::logged_in(probing(scenario, probe));
-                    sim.say(Client, said.as_bytes());
+                    sim.tell(Client, said);
                     let before = sim.server.sent_bare();
                     sim.keep_alive(Client);
                     sim.settle();
                     assert_eq!(sim.server.sent_bare(), before + 1, "{probe:?} after {said:?}");
                     sim.say(Client, b"\r\n");
-                    assert_inspected(&mut sim);
+                    sim.assert_inspected();
                 }
             }
         }
@@ -75,9 +55,8 @@ fn a_closed_window_only_delays_an_announcement() {
     everywhere(|scenario| {
         for probe in PROBES {
             for cut in [1, 7, 20] {
-                let t = scenario.nat.translation(scenario.v6);
                 let mut sim = Sim::logged_in(probing(scenario.clone(), probe));
-                let line = active(at(t.client, 2200));
+                let [line, seen] = sim.active(2200);
                 let (first, second) = line.as_bytes().split_at(cut);
                 sim.write(Client, first);
                 sim.close_window(Server, Duration::from_secs(4));
@@ -85,8 +64,7 @@ fn a_closed_window_only_delays_an_announcement() {
                 sim.write(Client, second);
                 sim.settle();
                 assert!(sim.now() >= Duration::from_secs(4));
-                let heard = text(sim.server.read());
-                assert_eq!(heard, active(at(t.client_external, 2200)), "{}", sim.summary());
+                assert_eq!(text(sim.server.read()), seen, "{}", sim.summary());
                 assert_eq!(sim.kernel.opened.len(), 1);
             }
         }
@@ -114,10 +92,9 @@ fn a_window_reopens_although_its_update_is_lost() {
 #[test]
 fn both_ends_can_close_simultaneously() {
     everywhere(|scenario| {
-        let t = scenario.nat.translation(scenario.v6);
         for held in ["", "PO", "PORT 1"] {
             let mut sim = Sim::logged_in(scenario.clone());
-            sim.say(Client, active(at(t.client, 2200)).as_bytes());
+            sim.tell(Client, &sim.active(2200)[0]);
             sim.write(Client, held.as_bytes());
             sim.close_both();
             sim.settle();
@@ -134,69 +111,43 @@ fn a_closed_connections_tuple_can_be_reused_at_once() {
     everywhere(|mut scenario| {
         scenario.link.reorder = 0.3;
         let mut sim = Sim::logged_in(scenario);
-        assert_inspected(&mut sim);
+        sim.assert_inspected();
         sim.close_both();
         sim.settle();
-        for line in [&b"220 again\r\n"[..], b"331 x\r\n", b"230 in\r\n"] {
-            if line.starts_with(b"220") {
-                sim.connect_again();
-            } else {
-                sim.say(
-                    Client,
-                    if line.starts_with(b"331") { b"USER x\r\n" } else { b"PASS x\r\n" },
-                );
-            }
-            assert_eq!(sim.say(Server, line), line);
-        }
-        assert_inspected(&mut sim);
+        sim.connect_again();
+        sim.play(LOGIN);
+        sim.assert_inspected();
     });
 }
 
 #[test]
 fn the_tuple_of_an_unclosed_connection_can_be_reused() {
-    everywhere(|scenario| {
-        let mut sim = Sim::logged_in(scenario);
-        assert_inspected(&mut sim);
+    logged_in_everywhere(|mut sim| {
+        sim.assert_inspected();
         sim.connect_again();
-        sim.say(Server, b"220 again\r\n");
-        sim.exchange("USER x\r\n", "331 x\r\n");
-        sim.exchange("PASS x\r\n", "230 x\r\n");
-        assert_inspected(&mut sim);
+        sim.play(LOGIN);
+        sim.assert_inspected();
         assert_eq!(sim.kernel.pinholes().len(), 1, "the old connection's pinholes must be closed");
     });
 }
 
 #[test]
 fn a_reused_tuple_with_a_partial_handshake_is_forwarded_unchanged() {
-    everywhere(|scenario| {
-        let mut sim = Sim::logged_in(scenario);
-        assert_inspected(&mut sim);
+    logged_in_everywhere(|mut sim| {
+        sim.assert_inspected();
         sim.close(Client);
         sim.settle();
         sim.close(Server);
         sim.settle();
         // The gateway sees the SYN-ACK, but not the acknowledgement that completes the handshake.
         let (client, server) = (0x3456_789a, 0x1234_5678);
-        let syn_ack = Segment {
-            seq: server,
-            ack: client,
-            flags: flags::SYN | flags::ACK,
-            ..Segment::default()
-        };
-        let greeting = Segment {
-            seq: server + 1,
-            ack: client,
-            flags: flags::ACK,
-            payload: b"220 ready\r\n".to_vec(),
-            ..Segment::default()
-        };
-        let user = Segment {
-            seq: client,
-            ack: server + 12,
-            payload: b"USER x\r\n".to_vec(),
-            ..greeting.clone()
-        };
-        for (side, segment) in [(Server, syn_ack), (Server, greeting), (Client, user)] {
+        for (side, seq, ack, flags, payload) in [
+            (Server, server, client, flags::SYN | flags::ACK, ""),
+            (Server, server + 1, client, flags::ACK, "220 ready\r\n"),
+            (Client, client, server + 12, flags::ACK, "USER x\r\n"),
+        ] {
+            let payload = payload.into();
+            let segment = Segment { seq, ack, flags, payload, ..Segment::default() };
             assert_eq!(sim.forge(side, &segment), Some(segment));
         }
     });
@@ -207,7 +158,7 @@ fn a_spoofed_syn_ack_and_greeting_change_nothing() {
     everywhere(|scenario| {
         for idle_seconds in [0, 20] {
             let mut sim = Sim::logged_in(scenario.clone());
-            assert_inspected(&mut sim);
+            sim.assert_inspected();
             sim.advance(Duration::from_secs(idle_seconds));
             let syn_ack = Segment {
                 seq: 0x1234_5678,
@@ -223,8 +174,8 @@ fn a_spoofed_syn_ack_and_greeting_change_nothing() {
                 ..syn_ack
             };
             sim.forge(Server, &greeting);
-            sim.exchange("TYPE I\r\n", "200 ok\r\n");
-            assert_inspected(&mut sim);
+            sim.play("> TYPE I < 200 ok");
+            sim.assert_inspected();
         }
     });
 }
@@ -234,15 +185,13 @@ fn a_reset_near_the_window_does_not_end_the_session() {
     everywhere(|scenario| {
         for (side, away) in [(Client, 1000), (Client, -40), (Server, 66_000), (Server, -40)] {
             let mut sim = Sim::logged_in(scenario.clone());
-            sim.exchange("NOOP\r\n", "200 ok\r\n");
-            let blind = Segment {
-                seq: sim.end(side).next_number().wrapping_add_signed(away),
-                ack: sim.end(side.peer()).next_number().wrapping_add(500),
-                flags: flags::RST | flags::ACK,
-                ..Segment::default()
-            };
+            sim.play("> NOOP < 200 ok");
+            let mut blind = sim.next_segment(side, b"");
+            blind.seq = blind.seq.wrapping_add_signed(away);
+            blind.ack += 500;
+            blind.flags |= flags::RST;
             sim.forge(side, &blind);
-            assert_inspected(&mut sim);
+            sim.assert_inspected();
             assert_eq!(sim.kernel.pinholes().len(), 1);
         }
     });
@@ -250,19 +199,11 @@ fn a_reset_near_the_window_does_not_end_the_session() {
 
 #[test]
 fn a_segment_far_outside_the_window_is_dropped() {
-    everywhere(|scenario| {
-        let mut sim = Sim::logged_in(scenario);
-        sim.write(Client, b"PORT 1");
-        sim.settle();
-        let next = sim.server.next_number();
+    logged_in_everywhere(|mut sim| {
+        sim.say(Client, b"PORT 1");
         for flags in [flags::ACK, flags::ACK | flags::FIN] {
-            let far = Segment {
-                seq: next.wrapping_add(1 << 24),
-                ack: sim.client.next_number(),
-                flags,
-                payload: b"226 x\r\n".to_vec(),
-                ..Segment::default()
-            };
+            let mut far = Segment { flags, ..sim.next_segment(Server, b"226 x\r\n") };
+            far.seq += 1 << 24;
             for _ in 0..4 {
                 assert_eq!(sim.forge(Server, &far), None);
             }
@@ -273,8 +214,8 @@ fn a_segment_far_outside_the_window_is_dropped() {
 #[test]
 fn overlapping_segments_retain_the_bytes_inspected_first() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
-    let first = next_client_segment(&sim, b"NOOP 10,99,99,99,21,179\r\nTYP");
-    let mut second = next_client_segment(&sim, b"PORT 10,99,99,99,21,179\r\nTYPE I\r\nPORT 10,9");
+    let first = sim.next_segment(Client, b"NOOP 10,99,99,99,21,179\r\nTYP");
+    let mut second = sim.next_segment(Client, b"PORT 10,99,99,99,21,179\r\nTYPE I\r\nPORT 10,9");
     assert_eq!(sim.forge(Client, &first), Some(first));
     let passed = sim.forge(Client, &second).unwrap();
     assert_eq!(text(passed.payload), "NOOP 10,99,99,99,21,179\r\nTYPE I\r\n");
@@ -294,12 +235,11 @@ fn ip_options_and_ecn_marks_survive_a_rewrite() {
         scenario.link.congestion = 1.0;
         let mut sim = Sim::logged_in(scenario);
         for _ in 0..3 {
-            assert_inspected(&mut sim);
+            sim.assert_inspected();
             sim.say(Server, b"200 ok\r\n");
         }
         assert!(sim.client.congestion_heard > 0 && sim.server.congestion_heard > 0);
-        let mut marked =
-            next_client_segment(&sim, active(at(sim.translation.client, 2200)).as_bytes());
+        let mut marked = sim.next_segment(Client, sim.active(2200)[0].as_bytes());
         marked.flags |= CWR | ECE | flags::PSH;
         marked.ecn = 1;
         marked.ip_options = true;
@@ -313,12 +253,9 @@ fn an_announcement_resegmented_behind_the_gateway_still_arrives() {
     everywhere_v4(|mut scenario| {
         for (split, merge) in [(1.0, 0.0), (0.0, 1.0), (0.7, 0.7)] {
             scenario.link = Link { split, merge, ..Link::default() };
-            let t = scenario.nat.translation(false);
             let mut sim = Sim::logged_in(scenario.clone());
-            let line = active(at(t.client, 2200)).repeat(2);
-            sim.write(Client, line.as_bytes());
-            sim.settle();
-            assert_eq!(text(sim.server.read()), active(at(t.client_external, 2200)).repeat(2));
+            let [lines, seen] = sim.active(2200).map(|line| line.repeat(2));
+            assert_eq!(sim.tell(Client, &lines), seen);
             assert_eq!(sim.timeouts(), 0, "{}", sim.summary());
         }
     });
@@ -328,15 +265,15 @@ fn an_announcement_resegmented_behind_the_gateway_still_arrives() {
 fn a_false_acknowledgement_does_not_disable_refusals() {
     everywhere(|scenario| {
         let mut sim = Sim::logged_in(Scenario { queues_acks: true, ..scenario });
-        let lie = next_client_segment(&sim, b"");
+        let lie = sim.next_segment(Client, b"");
         sim.forge(Client, &Segment { ack: lie.ack.wrapping_add(1000), ..lie });
         assert_eq!(sim.engine().counters().unread_sessions, 1);
         let t = sim.translation;
         let third = if t.client.is_ipv4() { "192.0.2.99:2200" } else { "[2001:db8:99::9]:2200" };
+        let [own, _] = sim.active(2200);
         let mut say = |line: &str| -> String {
-            line.as_bytes().chunks(1).map(|byte| text(sim.say(Client, byte)).to_owned()).collect()
+            line.as_bytes().chunks(1).map(|byte| text(sim.say(Client, byte))).collect()
         };
-        let own = active(at(t.client, 2200));
         assert_eq!(say(&own), own);
         let foreign = say(&active(third.parse().unwrap()));
         assert!(foreign.starts_with("XXXX XXXX"), "{foreign}");

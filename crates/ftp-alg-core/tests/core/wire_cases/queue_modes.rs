@@ -1,7 +1,7 @@
 //! Spoofed packets can make the engine queue every packet of a connection. These queue modes end, and the kernel is
 //! asked to set the mode `Selected` again.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use ftp_alg_core::{
     engine::{PacketMeta, PacketOutcome, QueueMode},
@@ -10,10 +10,10 @@ use ftp_alg_core::{
 };
 
 use super::{
-    everywhere,
+    everywhere, logged_in_everywhere,
     support::{
-        ftp::{active, at, text},
         scenario::{Nat, Scenario},
+        script::LOGIN,
         segment::Segment,
         sim::Sim,
     },
@@ -34,15 +34,11 @@ fn spoofed_syn_ack(number: u32) -> Segment {
 }
 
 /// A line of `side` that starts `past` bytes after its next sequence number.
-fn segment_after_gap(sim: &mut Sim, side: Side, past: u32) -> Segment {
-    Segment {
-        seq: sim.end(side).next_number().wrapping_add(past),
-        ack: sim.end(side.peer()).next_number(),
-        flags: flags::ACK | flags::PSH,
-        window: 1000,
-        payload: b"STAT\r\n".into(),
-        ..Segment::default()
-    }
+fn segment_after_gap(sim: &Sim, side: Side, past: u32) -> Segment {
+    let mut segment = sim.next_segment(side, b"STAT\r\n");
+    segment.seq = segment.seq.wrapping_add(past);
+    segment.flags |= flags::PSH;
+    segment
 }
 
 fn has_all_queued(sim: &Sim) -> bool {
@@ -51,11 +47,10 @@ fn has_all_queued(sim: &Sim) -> bool {
 
 #[test]
 fn a_spoofed_syn_ack_does_not_stop_an_unknown_connection() {
-    everywhere(|scenario| {
-        let mut sim = Sim::logged_in(scenario);
+    logged_in_everywhere(|mut sim| {
         sim.forget();
         sim.forge(Server, &spoofed_syn_ack(1));
-        assert_eq!(sim.exchange("NOOP\r\n", "200 ok\r\n").1, "200 ok\r\n");
+        sim.play("> NOOP < 200 ok");
         sim.close_both();
         sim.settle();
         assert_eq!(sim.timeouts(), 0, "{}", sim.summary());
@@ -63,14 +58,12 @@ fn a_spoofed_syn_ack_does_not_stop_an_unknown_connection() {
 }
 
 fn assert_transfer_works(sim: &mut Sim) {
-    let t = sim.translation;
     let opened = sim.kernel.opened.len();
-    sim.exchange("NOOP\r\n", "200 ok\r\n");
-    let heard = text(sim.say(Client, active(at(t.client, 2200)).as_bytes()));
-    assert!(heard.starts_with(&active(at(t.client_external, 2200))[..8]), "{heard}");
-    sim.say(Server, b"200 ok\r\n");
-    assert_eq!(sim.kernel.opened.len(), opened + 1);
-    assert_eq!(sim.timeouts(), 0);
+    sim.play("> NOOP < 200 ok");
+    let [line, seen] = sim.active(2200);
+    let heard = sim.exchange(&line, "200 ok\r\n").0;
+    assert!(heard.starts_with(&seen[..8]), "{heard}");
+    assert_eq!((sim.kernel.opened.len(), sim.timeouts()), (opened + 1, 0));
 }
 
 #[test]
@@ -81,10 +74,10 @@ fn queue_mode_watch_ends_after_a_spoofed_syn_ack() {
             sim.forge(Server, &spoofed_syn_ack(1));
             assert_eq!(sim.kernel.queue_mode, Some(QueueMode::Watch));
             if talks {
-                sim.exchange("NOOP\r\n", "200 ok\r\n");
+                sim.play("> NOOP < 200 ok");
             }
             sim.advance(LONG);
-            sim.exchange("NOOP\r\n", "200 ok\r\n");
+            sim.play("> NOOP < 200 ok");
             assert!(!has_all_queued(&sim), "{:?}", sim.kernel.queue_mode);
             assert_transfer_works(&mut sim);
         }
@@ -93,8 +86,7 @@ fn queue_mode_watch_ends_after_a_spoofed_syn_ack() {
 
 #[test]
 fn queue_mode_watch_ends_on_an_idle_connection() {
-    everywhere(|scenario| {
-        let mut sim = Sim::logged_in(scenario);
+    logged_in_everywhere(|mut sim| {
         sim.forge(Server, &spoofed_syn_ack(1));
         sim.advance(LONG);
         assert_eq!(sim.kernel.queue_mode, Some(QueueMode::Selected));
@@ -103,22 +95,18 @@ fn queue_mode_watch_ends_on_an_idle_connection() {
 
 #[test]
 fn a_flood_of_spoofed_syn_acks_causes_few_kernel_requests() {
-    everywhere(|scenario| {
-        let mut sim = Sim::logged_in(scenario);
+    logged_in_everywhere(|mut sim| {
         let (asked, mode_changes) = (sim.kernel.asked, sim.kernel.mode_changes);
         for number in 0..1500 {
             sim.forge(Server, &spoofed_syn_ack(number));
             if number % 50 == 0 {
-                sim.exchange("NOOP\r\n", "200 ok\r\n");
+                sim.play("> NOOP < 200 ok");
             }
             sim.advance(Duration::from_millis(2));
         }
-        let (asked, mode_changes) =
-            (sim.kernel.asked - asked, sim.kernel.mode_changes - mode_changes);
-        assert!(
-            asked <= 10 && mode_changes <= 10,
-            "asked {asked} times, {mode_changes} queue mode changes in 3 s"
-        );
+        // In three seconds.
+        let requests = [sim.kernel.asked - asked, sim.kernel.mode_changes - mode_changes];
+        assert!(requests.iter().all(|count| *count <= 10), "{requests:?}");
         sim.advance(LONG);
         assert_transfer_works(&mut sim);
     });
@@ -126,16 +114,13 @@ fn a_flood_of_spoofed_syn_acks_causes_few_kernel_requests() {
 
 #[test]
 fn queue_mode_watch_ends_after_tuple_reuse() {
-    everywhere(|scenario| {
-        let mut sim = Sim::logged_in(scenario);
+    logged_in_everywhere(|mut sim| {
         sim.forge(Server, &spoofed_syn_ack(1));
         sim.advance(Duration::from_secs(4));
         sim.connect_again();
-        sim.say(Server, b"220 ready\r\n");
-        sim.exchange("USER x\r\n", "331 go on\r\n");
-        sim.exchange("PASS x\r\n", "230 in\r\n");
+        sim.play(LOGIN);
         sim.advance(LONG);
-        sim.exchange("NOOP\r\n", "200 ok\r\n");
+        sim.play("> NOOP < 200 ok");
         assert!(!has_all_queued(&sim), "{:?}", sim.kernel.queue_mode);
         assert_transfer_works(&mut sim);
     });
@@ -147,8 +132,7 @@ fn queue_mode_all_ends_although_a_gap_never_closes() {
         for side in [Client, Server] {
             let mut sim = Sim::logged_in(scenario.clone());
             for _ in 0..3 {
-                let forged = segment_after_gap(&mut sim, side, 3000);
-                sim.forge(side, &forged);
+                sim.forge(side, &segment_after_gap(&sim, side, 3000));
             }
             assert_eq!(sim.kernel.queue_mode, Some(QueueMode::All));
             sim.advance(LONG);
@@ -168,9 +152,9 @@ fn queue_mode_watch_ends_after_a_restart() {
             if waits {
                 sim.advance(LONG);
             }
-            sim.exchange("NOOP\r\n", "200 ok\r\n");
+            sim.play("> NOOP < 200 ok");
             sim.advance(LONG);
-            sim.exchange("NOOP\r\n", "200 ok\r\n");
+            sim.play("> NOOP < 200 ok");
             assert!(!has_all_queued(&sim), "{:?}", sim.kernel.queue_mode);
         }
     });
@@ -182,18 +166,12 @@ fn the_queue_mode_of_a_forgotten_session_is_reset() {
     sim.forge(Server, &spoofed_syn_ack(1));
     let t = sim.translation;
     sim.forget();
-    let noop = next(&mut sim, Client, b"NOOP\r\n").packet(t.client, t.server);
+    let noop = sim.next_segment(Client, b"NOOP\r\n").packet(t.client, t.server);
     let how = PacketMeta { queues_all: true, ..PacketMeta::default() };
     for _ in 0..2 {
-        let now = std::time::Instant::now();
-        let verdict = sim.decided(now, &noop, how).0;
-        assert_eq!(verdict, PacketOutcome::Accept);
+        assert_eq!(sim.decided(Instant::now(), &noop, how).0, PacketOutcome::Accept);
     }
     assert_eq!(sim.kernel.queue_mode, Some(QueueMode::Selected));
-}
-
-fn next(sim: &mut Sim, side: Side, payload: &[u8]) -> Segment {
-    Segment { payload: payload.into(), ..segment_after_gap(sim, side, 0) }
 }
 
 /// The engine does not look up an unknown connection in conntrack with every packet.
@@ -203,8 +181,7 @@ fn failed_conntrack_lookups_are_remembered() {
     sim.kernel.forgot = true;
     let lookups = sim.kernel.asked;
     for number in 0..500 {
-        let forged = segment_after_gap(&mut sim, Client, 3000 + 10 * number);
-        sim.forge(Client, &forged);
+        sim.forge(Client, &segment_after_gap(&sim, Client, 3000 + 10 * number));
         sim.forge(Server, &spoofed_syn_ack(number));
         sim.advance(Duration::from_millis(2));
     }
@@ -222,16 +199,14 @@ fn the_client_side_is_never_looked_up_in_conntrack() {
         let (client, server) = (client.parse().unwrap(), server.parse().unwrap());
         let mut sim = Sim::new(Scenario::default());
         let (lookups, sessions) = (sim.kernel.asked, sim.daemon.engine().sessions.count());
-        let now = std::time::Instant::now();
-        let base = next(&mut sim, Client, b"NOOP\r\n");
+        let base = sim.next_segment(Client, b"NOOP\r\n");
         for from in [None, Some(Server), Some(Client)] {
             let packet = match from {
                 Some(Server) => base.packet(server, client),
                 _ => base.packet(client, server),
             };
             let how = PacketMeta { from, ..PacketMeta::default() };
-            let verdict = sim.decided(now, &packet, how).0;
-            assert_eq!(verdict, PacketOutcome::Accept);
+            assert_eq!(sim.decided(Instant::now(), &packet, how).0, PacketOutcome::Accept);
             let new_sessions = sim.engine().sessions.count() - sessions;
             assert_eq!(new_sessions, usize::from(from.is_some()), "{client} {server} {from:?}");
             if let Some((_, side)) = sim.engine().sessions.session_between(client, server) {

@@ -8,10 +8,9 @@ use ftp_alg_core::{
 use super::{
     assert_untouched, everywhere, everywhere_v4,
     support::{
-        ftp::{active, at, crossed_out, passive, text},
+        ftp::{crossed_out, text},
         scenario::{Nat, Scenario},
         sim::Sim,
-        tcp::Settings,
     },
     with,
 };
@@ -20,8 +19,9 @@ const BOUNCE: &str = "PORT 10,99,99,99,21,179\r\n";
 
 /// A scenario in which each write is a segment of its own.
 fn without_nagle(nat: Nat) -> Scenario {
-    let settings = Settings { nagle: false, ..Settings::default() };
-    Scenario { client: settings.clone(), server: Settings { isn: 70_000, ..settings }, ..with(nat) }
+    let mut scenario = with(nat);
+    (scenario.client.nagle, scenario.server.nagle) = (false, false);
+    scenario
 }
 
 /// Sends `reply` from the server as two segments, split at `cut`. Returns what the client receives.
@@ -34,19 +34,15 @@ fn received_reply(sim: &mut Sim, reply: &str, cut: usize) -> String {
     text(sim.client.read())
 }
 
-fn verb(scenario: &Scenario) -> &'static str {
-    if scenario.v6 { "EPSV\r\n" } else { "PASV\r\n" }
-}
-
 #[test]
 fn a_refused_passive_reply_becomes_a_425_of_equal_length() {
     everywhere(|mut scenario| {
         (scenario.client.nagle, scenario.server.nagle) = (false, false);
-        let t = scenario.nat.translation(scenario.v6);
-        let low = passive(at(t.server, 22));
+        let [low, _] = Sim::new(scenario.clone()).passive(22);
         for cut in 0..low.len() {
             let mut sim = Sim::logged_in(scenario.clone());
-            sim.say(Client, verb(&scenario).as_bytes());
+            let command = sim.passive_command();
+            sim.tell(Client, command);
             let heard = received_reply(&mut sim, &low, cut);
             assert_eq!(heard.trim_end(), "425 Gateway: below min-data-port.", "split at {cut}");
             assert_eq!((heard.len(), sim.timeouts()), (low.len(), 0));
@@ -55,10 +51,10 @@ fn a_refused_passive_reply_becomes_a_425_of_equal_length() {
                 assert_eq!(sim.kernel.queue_mode, None, "sequence numbers change");
             }
             // The dialogue continues, and the next reply gets its own verdict.
-            let (asked, heard) = sim.exchange(verb(&scenario), &passive(at(t.server, 2200)));
-            assert_eq!((&*asked, heard), (verb(&scenario), passive(at(t.server_external, 2200))));
+            let [said, seen] = sim.passive(2200);
+            assert_eq!(sim.exchange(command, &said), (command.to_owned(), seen));
             assert_eq!(sim.kernel.opened.len(), 1);
-            assert_eq!(sim.exchange("NOOP\r\n", "200 ok\r\n").1, "200 ok\r\n");
+            sim.play("> NOOP < 200 ok");
         }
     });
 }
@@ -72,10 +68,9 @@ fn strict() -> Policy {
 fn a_short_refused_227_becomes_a_longer_425() {
     let mut sim = Sim::logged_in(Scenario { policy: strict(), ..with(Nat::PortForward) });
     let heard = sim.exchange("PASV\r\n", "227 =198,18,0,9,21,179\r\n").1;
-    let expected =
-        "425 Refused by the gateway: the server announced the address of another host.\r\n";
-    assert_eq!(heard, expected);
-    assert_eq!(sim.exchange("NOOP\r\n", "200 ok\r\n"), ("NOOP\r\n".into(), "200 ok\r\n".into()));
+    let reason = "the server announced the address of another host.";
+    assert_eq!(heard, format!("425 Refused by the gateway: {reason}\r\n"));
+    sim.play("> NOOP < 200 ok");
     assert_eq!((sim.timeouts(), sim.kernel.opened.len()), (0, 0));
 }
 
@@ -110,8 +105,7 @@ fn the_425_states_the_reason_of_the_refusal() {
 fn the_425_states_that_the_pinhole_limit_is_reached() {
     let policy = Policy { max_pinholes_per_client: 1, ..Policy::default() };
     let mut sim = Sim::logged_in(Scenario { policy, ..with(Nat::Masquerade) });
-    let reply = |port| passive(at(sim.translation.server, port));
-    let [first, second] = [2200, 2201].map(reply);
+    let [[first, _], [second, _]] = [2200, 2201].map(|port| sim.passive(port));
     assert_eq!(sim.exchange("PASV\r\n", &first).1, first);
     let heard = sim.exchange("PASV\r\n", &second).1;
     assert_eq!(heard.trim_end(), "425 Gateway: too many data ports.");
@@ -121,44 +115,39 @@ fn the_425_states_that_the_pinhole_limit_is_reached() {
 #[test]
 fn a_refused_multi_line_227_retains_its_reply_code() {
     everywhere_v4(|scenario| {
-        let t = scenario.nat.translation(false);
-        let last = passive(at(t.server, 22));
         let mut sim = Sim::logged_in(scenario);
+        let [last, _] = sim.passive(22);
         let heard = sim.exchange("PASV\r\n", &format!("227-Hello\r\n there\r\n{last}")).1;
         let lines: Vec<_> = heard.lines().map(str::trim_end).collect();
         assert_eq!(lines, ["227-Hello", " there", "227 Gateway: below min-data-port."]);
-        assert_eq!(sim.exchange("NOOP\r\n", "200 ok\r\n").1, "200 ok\r\n");
+        sim.play("> NOOP < 200 ok");
     });
 }
 
 #[test]
 fn a_227_that_is_not_refused_is_forwarded_unchanged() {
-    let low = "227 Entering Passive Mode (203,0,113,9,0,22)\r\n";
     // The reply answers no announcing command, or contains no host-port.
-    for (command, reply) in [
-        ("NOOP\r\n", low),
-        ("PASV\r\n", "227 Logout.\r\n"),
-        ("PASV\r\n", "227 Entering Passive Mode (203,0,113,9,256,22)\r\n"),
+    for script in [
+        "> NOOP < 227 Entering Passive Mode (203,0,113,9,0,22)",
+        "> PASV < 227 Logout.",
+        "> PASV < 227 Entering Passive Mode (203,0,113,9,256,22)",
         // A server outside behind its own NAT announces its private address. Clients ignore such an address, so the
         // reply is not refused.
-        ("PASV\r\n", "227 Entering Passive Mode (192,168,1,5,200,22)\r\n"),
-        ("STAT\r\n", "211-Status\r\n227 Entering Passive Mode (203,0,113,9,0,22)\r\n211 End\r\n"),
+        "> PASV < 227 Entering Passive Mode (192,168,1,5,200,22)",
+        r"> STAT < 211-Status\r\n227 Entering Passive Mode (203,0,113,9,0,22)\r\n211 End",
     ] {
         let mut sim = Sim::logged_in(with(Nat::Masquerade));
-        assert_eq!(sim.exchange(command, reply).1, reply);
+        sim.play(script);
         assert_untouched(&sim);
     }
     // Without a login, or if the start of the connection was not seen.
-    for is_picked_up in [false, true] {
+    for (is_picked_up, high) in [(false, 9), (true, 0)] {
         let mut sim = Sim::new(with(Nat::Masquerade));
         if is_picked_up {
             sim.forget();
         }
-        sim.say(Server, b"220 ready\r\n");
-        sim.exchange("USER joe\r\n", "331 password\r\n");
-        let reply =
-            if is_picked_up { low } else { "227 Entering Passive Mode (203,0,113,9,9,22)\r\n" };
-        assert_eq!(sim.exchange("PASV\r\n", reply).1, reply);
+        sim.play("< 220 ready > USER joe < 331 password > PASV");
+        sim.play(&format!("< 227 Entering Passive Mode (203,0,113,9,{high},22)"));
     }
 }
 
@@ -176,7 +165,7 @@ fn a_known_servers_private_address_is_refused_with_425() {
 #[test]
 fn a_227_too_long_to_hold_is_forwarded_unchanged() {
     let mut sim = Sim::logged_in(without_nagle(Nat::PortForward));
-    sim.say(Client, b"PASV\r\n");
+    sim.play("> PASV");
     let long = format!("227 {} (10,99,99,99,21,179)\r\n", "x".repeat(600));
     assert_eq!(received_reply(&mut sim, &long, 580), long);
 }
@@ -215,16 +204,12 @@ fn the_reply_to_a_refused_command_states_the_gateways_reason() {
         for cut in 0..reply.len() {
             let policy = Policy { auth_tls: AuthTls::Refuse, ..Policy::default() };
             let mut sim = Sim::logged_in(Scenario { policy, ..without_nagle(Nat::Masquerade) });
-            assert_eq!(text(sim.say(Client, command.as_bytes())), crossed_out(command));
+            assert_eq!(sim.tell(Client, command), crossed_out(command));
             let heard = received_reply(&mut sim, reply, cut);
             assert_eq!(heard.trim_end(), expected, "{reply:?} split at {cut}");
-            assert_eq!(
-                sim.exchange("NOOP\r\n", "200 ok\r\n"),
-                ("NOOP\r\n".into(), "200 ok\r\n".into())
-            );
-            let t = sim.translation;
-            let (heard, answer) = sim.exchange(&active(at(t.client, 2200)), "200 ok\r\n");
-            assert_eq!((heard, &*answer), (active(at(t.client_external, 2200)), "200 ok\r\n"));
+            sim.play("> NOOP < 200 ok");
+            sim.assert_inspected();
+            sim.play("< 200 ok");
             assert_eq!((sim.timeouts(), sim.kernel.opened.len()), (0, 1));
         }
     }
@@ -252,9 +237,8 @@ fn replies_that_reject_no_command_are_forwarded_unchanged() {
         "500x\r\n500 \r\n",
     ] {
         let mut sim = Sim::logged_in(without_nagle(Nat::Masquerade));
-        sim.say(Client, BOUNCE.as_bytes());
+        let heard = sim.exchange(BOUNCE, reply).1;
         let is_refused = reply.starts_with("500");
-        let heard = text(sim.say(Server, reply.as_bytes()));
         assert_eq!(heard.contains("Refused by"), is_refused, "{heard}");
         assert!(is_refused || heard == reply, "{heard}");
     }
@@ -275,23 +259,21 @@ fn thousands_of_refused_commands_each_get_a_reply() {
     sim.settle();
     let heard = text(sim.client.read());
     assert_eq!(heard.lines().count(), count);
-    let known =
-        heard.lines().filter(|line| line.starts_with("504 Refused by the gateway: ")).count();
+    let known = heard.matches("504 Refused by the gateway: ").count();
     let others = heard.lines().filter(|line| *line == "500 what?").count();
     assert_eq!(known + others, count, "{known} with the gateway's reason, {others} unchanged");
     assert!(known > 8, "{known}");
-    assert_eq!(sim.exchange("NOOP\r\n", "200 ok\r\n").1, "200 ok\r\n");
+    sim.play("> NOOP < 200 ok");
 }
 
 #[test]
 fn the_reply_is_unchanged_if_the_kernel_refuses_sequence_adjustment() {
     let mut sim = Sim::logged_in(without_nagle(Nat::Masquerade));
-    sim.say(Client, BOUNCE.as_bytes());
+    sim.tell(Client, BOUNCE);
     sim.kernel.failing = true;
-    assert_eq!(text(sim.say(Server, b"500 what?\r\n")), "500 what?\r\n");
+    sim.play("< 500 what?");
     sim.kernel.failing = false;
-    sim.say(Client, BOUNCE.as_bytes());
-    let heard = text(sim.say(Server, b"500 what?\r\n"));
+    let heard = sim.exchange(BOUNCE, "500 what?\r\n").1;
     assert!(heard.starts_with("504 Refused by"), "{heard}");
 }
 
@@ -299,7 +281,7 @@ fn the_reply_is_unchanged_if_the_kernel_refuses_sequence_adjustment() {
 fn the_reply_is_unchanged_after_missed_bytes() {
     let mut sim = Sim::new(without_nagle(Nat::Masquerade));
     sim.forget();
-    sim.say(Server, b"230 in\r\n");
-    sim.say(Client, BOUNCE.as_bytes());
-    assert_eq!(text(sim.say(Server, b"500 what?\r\n")), "500 what?\r\n");
+    sim.play("< 230 in");
+    sim.tell(Client, BOUNCE);
+    sim.play("< 500 what?");
 }

@@ -12,18 +12,26 @@ use super::{
         scenario::{Nat, Scenario},
         sim::Sim,
     },
-    with,
+    with, without_nagle,
 };
 
-/// Sends `commands` at once from a logged-in client. Returns the reply codes that it gets and the lines that the server
-/// receives.
-fn replies(scenario: Scenario, commands: &str) -> (Vec<String>, Vec<String>, Sim) {
+/// Sends `pieces` one after the other from a logged-in client to a model server. Returns what the client gets and the
+/// lines that the server receives.
+fn served<'a>(
+    scenario: Scenario,
+    pieces: impl IntoIterator<Item = &'a [u8]>,
+) -> (String, Vec<String>, Sim) {
     let mut sim = Sim::logged_in(scenario);
     let mut server = ServerModel::new(sim.translation.server.ip(), 5000);
-    sim.write(Client, commands.as_bytes());
+    pieces.into_iter().for_each(|piece| sim.write(Client, piece));
     sim.converse(&mut server);
-    let heard = text(sim.client.read());
-    (heard.lines().map(|l| l[..3].to_owned()).collect(), server.lines, sim)
+    (text(sim.client.read()), server.lines, sim)
+}
+
+/// As [`served`], at once. Returns the reply codes that the client gets.
+fn replies(scenario: Scenario, commands: &str) -> (Vec<String>, Vec<String>, Sim) {
+    let (heard, lines, sim) = served(scenario, [commands.as_bytes()]);
+    (heard.lines().map(|l| l[..3].to_owned()).collect(), lines, sim)
 }
 
 #[test]
@@ -57,14 +65,13 @@ fn an_announcement_of_a_third_host_is_refused_unless_allowed() {
         let third = if scenario.v6 { "[2001:db8:5::5]:5555" } else { "10.99.99.99:5555" };
         let third = third.parse().unwrap();
         let line = active(third);
-        let (codes, heard, sim) = replies(scenario.clone(), &line);
-        assert_eq!((codes, heard), (vec!["504".to_owned()], vec![crossed_out(&line)]));
-        assert_eq!(sim.kernel.opened, []);
-
-        let policy = Policy { foreign: ForeignAddress::Pass, ..Policy::default() };
-        let (codes, heard, sim) = replies(Scenario { policy, ..scenario.clone() }, &line);
-        assert_eq!((codes, heard), (vec!["504".to_owned()], vec![crossed_out(&line)]));
-        assert_eq!(sim.kernel.opened, []);
+        for policy in
+            [scenario.policy.clone(), Policy { foreign: ForeignAddress::Pass, ..Policy::default() }]
+        {
+            let (codes, heard, sim) = replies(Scenario { policy, ..scenario.clone() }, &line);
+            assert_eq!((codes, heard), (vec!["504".to_owned()], vec![crossed_out(&line)]));
+            assert_eq!(sim.kernel.opened, []);
+        }
 
         let policy = Policy { foreign: ForeignAddress::Allow, ..Policy::default() };
         let t = scenario.nat.translation(scenario.v6);
@@ -95,14 +102,11 @@ fn a_refused_command_is_crossed_out_however_it_is_split() {
         for nagle in [false, true] {
             let mut scenario = with(Nat::Masquerade);
             scenario.client.nagle = nagle;
-            let mut sim = Sim::logged_in(scenario);
-            let mut server = ServerModel::new(sim.translation.server.ip(), 5000);
-            sim.write(Client, &line.as_bytes()[..cut]);
-            sim.write(Client, &line.as_bytes()[cut..]);
-            sim.converse(&mut server);
-            assert_eq!(server.lines, ["NOOP\r\n", "XXXX XXXXXXXXXXXXXXXXXX\r\n", "NOOP\r\n"]);
+            let (start, rest) = line.as_bytes().split_at(cut);
+            let (heard, lines, sim) = served(scenario, [start, rest]);
+            assert_eq!(lines, ["NOOP\r\n", "XXXX XXXXXXXXXXXXXXXXXX\r\n", "NOOP\r\n"]);
             let refused = "504 Refused by the gateway: the address is not the client's.";
-            assert_eq!(text(sim.client.read()), format!("200 ok\r\n{refused}\r\n200 ok\r\n"));
+            assert_eq!(heard, format!("200 ok\r\n{refused}\r\n200 ok\r\n"));
             assert_eq!(sim.timeouts(), 0);
         }
     }
@@ -128,31 +132,19 @@ fn auth_is_refused_if_the_policy_says_so() {
 fn an_announcement_too_long_to_hold_is_refused() {
     let endpoint = "10,99,99,99,21,179";
     for (name, start) in [
-        ("blanks before", " ".repeat(600)),
-        ("many blanks before", " ".repeat(1500)),
-        ("NULs before", "\0".repeat(600)),
+        ("blanks before", format!("{}PORT ", " ".repeat(600))),
+        ("many blanks before", format!("{}PORT ", " ".repeat(1500))),
+        ("NULs before", format!("{}PORT ", "\0".repeat(600))),
         ("a verb and blanks", format!("PORT{}", " ".repeat(600))),
         ("a verb and many blanks", format!("PORT{}", " ".repeat(1500))),
     ] {
         for piece in [1, 100, 511, 512, 513, 700, 3000] {
-            let verb = if start.contains("PORT") { "" } else { "PORT " };
-            let line = format!("{start}{verb}{endpoint}\r\n");
-            let mut scenario = with(Nat::Masquerade);
-            scenario.client.nagle = false;
-            let mut sim = Sim::logged_in(scenario);
-            let mut server = ServerModel::new(sim.translation.server.ip(), 5000);
-            for piece in line.as_bytes().chunks(piece) {
-                sim.write(Client, piece);
-            }
-            sim.converse(&mut server);
-            assert_eq!(
-                server.lines.len(),
-                1,
-                "{name} in segments of {piece} bytes: {}",
-                sim.summary()
-            );
-            let heard = server.lines[0].trim_matches(['\0', ' ', '\r', '\n']);
-            assert!(!heard.starts_with("PORT"), "{name} in segments of {piece} bytes: {heard}");
+            let line = format!("{start}{endpoint}\r\n");
+            let pieces = line.as_bytes().chunks(piece);
+            let (_, lines, sim) = served(without_nagle(Nat::Masquerade), pieces);
+            let [heard] = &lines[..] else { panic!("{name}, by {piece}: {}", sim.summary()) };
+            let heard = heard.trim_matches(['\0', ' ', '\r', '\n']);
+            assert!(!heard.starts_with("PORT"), "{name}, by {piece} bytes: {heard}");
             assert_eq!(sim.kernel.opened, []);
         }
     }
@@ -188,16 +180,10 @@ fn after_any_refusal_the_client_gets_an_error_and_continues() {
                     deny_ports: [3306..=3306].into(),
                     ..Policy::default()
                 };
-                let mut scenario = Scenario { policy, ..with(Nat::Masquerade) };
-                scenario.client.nagle = false;
-                let mut sim = Sim::logged_in(scenario);
-                let mut server = ServerModel::new(sim.translation.server.ip(), 5000);
+                let scenario = Scenario { policy, ..without_nagle(Nat::Masquerade) };
                 let (start, rest) = commands.as_bytes().split_at(cut);
-                for piece in start.chunks(piece).chain(rest.chunks(piece)) {
-                    sim.write(Client, piece);
-                }
-                sim.converse(&mut server);
-                let heard = text(sim.client.read());
+                let pieces = start.chunks(piece).chain(rest.chunks(piece));
+                let (heard, lines, mut sim) = served(scenario, pieces);
                 let codes: Vec<_> = heard.lines().map(|line| &line[..3]).collect();
                 let is_refused = matches!(codes[1], "500" | "501" | "504" | "534");
                 let others = [codes[0], codes[2], codes[3]];
@@ -205,7 +191,7 @@ fn after_any_refusal_the_client_gets_an_error_and_continues() {
                 assert_eq!(others, ["200"; 3], "{line:?} at {cut}: {heard}");
                 let text = heard.lines().nth(1).unwrap();
                 assert!(text.contains(" Refused by the gateway: "), "{line:?} at {cut}: {heard}");
-                let crossed = server.lines[1].trim_end();
+                let crossed = lines[1].trim_end();
                 // Of a line that is too long to hold, only the start is crossed out. No verb is left.
                 let verb = if refused == long { 512 } else { crossed.len() };
                 let is_crossed = crossed[..verb].bytes().all(|b| matches!(b, b'X' | b' '));
@@ -214,7 +200,7 @@ fn after_any_refusal_the_client_gets_an_error_and_continues() {
                 let seen = active(at(t.client_external, 2200));
                 // After a bare LF the next command is inspected, but opens no pinhole.
                 let (seen, opened) = if end == "\r\n" { (&seen, 1) } else { (&good, 0) };
-                assert_eq!(&server.lines[3], seen, "{line:?} at {cut}");
+                assert_eq!(&lines[3], seen, "{line:?} at {cut}");
                 assert_eq!(sim.kernel.opened.len(), opened, "{line:?} at {cut}");
                 let counters = sim.engine().counters();
                 assert_eq!(counters.pinholes_refused + counters.commands_refused, 1);

@@ -259,7 +259,7 @@ fn a_listing_that_is_requested_behind_a_pasv_does_not_block_it() {
         if multi_line {
             sim.exchange("CWD x\r\n", "250-a\r\n250 b\r\n");
         }
-        sim.say(Client, commands.as_bytes());
+        sim.tell(Client, commands);
         for segment in segments {
             sim.exchange("", segment);
         }

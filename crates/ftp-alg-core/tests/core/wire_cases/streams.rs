@@ -1,16 +1,12 @@
 //! TCP is a byte stream: announcements may be split, retransmitted, combined with other lines, or followed by a FIN.
 
-use ftp_alg_core::{
-    packet::flags,
-    session::Side::{self, Client, Server},
-};
+use ftp_alg_core::session::Side::{self, Client, Server};
 
 use super::{
     assert_untouched, everywhere,
     support::{
-        ftp::{ServerModel, active, at, passive, text},
+        ftp::{ServerModel, text},
         scenario::{Nat, Scenario},
-        segment::Segment,
         sim::Sim,
     },
     with,
@@ -18,64 +14,57 @@ use super::{
 
 /// For each end: an announcement between two other lines, and the text that the peer receives.
 fn announcements_of_both(scenario: &Scenario) -> [(Side, String, String); 2] {
-    let t = scenario.nat.translation(scenario.v6);
-    let around = |line: String, before: &str, after: &str| format!("{before}{line}{after}");
-    let command = |e| around(active(e), "TYPE I\r\n", "LIST\r\n");
-    let reply = |e| around(passive(e), "200 ok\r\n", "150 x\r\n");
-    [
-        (Client, command(at(t.client, 2200)), command(at(t.client_external, 2200))),
-        (Server, reply(at(t.server, 3300)), reply(at(t.server_external, 3300))),
-    ]
+    let sim = Sim::new(scenario.clone());
+    let [command, heard_command] = sim.active(2200).map(|line| format!("TYPE I\r\n{line}LIST\r\n"));
+    let [reply, heard_reply] = sim.passive(3300).map(|line| format!("200 ok\r\n{line}150 x\r\n"));
+    [(Client, command, heard_command), (Server, reply, heard_reply)]
+}
+
+/// A logged-in connection on which `side` may say its [announcement](announcements_of_both).
+fn ready(scenario: &Scenario, side: Side) -> Sim {
+    let mut sim = Sim::logged_in(scenario.clone());
+    if side == Server {
+        sim.play(r"> TYPE I\r\nEPSV");
+    }
+    sim
 }
 
 /// Sends `pieces` one after the other without waiting. Returns what the peer receives.
 fn receive_in_pieces<'a>(
-    scenario: Scenario,
+    scenario: &Scenario,
     side: Side,
-    pieces: impl Iterator<Item = &'a [u8]>,
+    pieces: impl IntoIterator<Item = &'a [u8]>,
 ) -> (String, Sim) {
-    let mut sim = Sim::logged_in(scenario);
-    if side == Server {
-        sim.say(Client, b"TYPE I\r\nEPSV\r\n");
-    }
-    for piece in pieces {
-        sim.write(side, piece);
-    }
+    let mut sim = ready(scenario, side);
+    pieces.into_iter().for_each(|piece| sim.write(side, piece));
     sim.settle();
-    let heard = text(sim.end(side.peer()).read());
-    (heard, sim)
+    (text(sim.end(side.peer()).read()), sim)
+}
+
+/// Closes both ends. Nothing must be left.
+fn close(mut sim: Sim, first: Side) {
+    sim.close(first);
+    sim.settle();
+    sim.close(first.peer());
+    sim.settle();
+    sim.assert_nothing_left();
 }
 
 #[test]
-fn an_announcement_split_anywhere_arrives_without_a_retransmission() {
+fn an_announcement_in_any_segments_arrives_without_a_retransmission() {
     everywhere(|mut scenario| {
         for nagle in [false, true] {
             (scenario.client.nagle, scenario.server.nagle) = (nagle, nagle);
             for (side, said, expected) in announcements_of_both(&scenario) {
-                for cut in 1..said.len() {
-                    let (first, second) = said.as_bytes().split_at(cut);
-                    let (heard, sim) =
-                        receive_in_pieces(scenario.clone(), side, [first, second].into_iter());
-                    assert_eq!(heard, expected, "split at {cut}");
-                    assert_eq!(sim.timeouts(), 0, "split at {cut}: {}", sim.summary());
+                let said = said.as_bytes();
+                let halves = (1..said.len()).map(|cut| vec![&said[..cut], &said[cut..]]);
+                for pieces in halves.chain([said.chunks(1).collect()]) {
+                    let case = format!("in {} from {}", pieces.len(), pieces[0].len());
+                    let (heard, sim) = receive_in_pieces(&scenario, side, pieces);
+                    assert_eq!(heard, expected, "{case}");
+                    assert_eq!(sim.timeouts(), 0, "{case}: {}", sim.summary());
                     assert_eq!(sim.kernel.opened.len(), 1);
                 }
-            }
-        }
-    });
-}
-
-#[test]
-fn an_announcement_in_one_byte_segments_arrives_without_a_retransmission() {
-    everywhere(|mut scenario| {
-        for nagle in [false, true] {
-            (scenario.client.nagle, scenario.server.nagle) = (nagle, nagle);
-            for (side, said, expected) in announcements_of_both(&scenario) {
-                let (heard, sim) =
-                    receive_in_pieces(scenario.clone(), side, said.as_bytes().chunks(1));
-                assert_eq!(heard, expected);
-                assert_eq!(sim.timeouts(), 0, "{}", sim.summary());
-                assert_eq!(sim.kernel.opened.len(), 1);
             }
         }
     });
@@ -85,15 +74,10 @@ fn an_announcement_in_one_byte_segments_arrives_without_a_retransmission() {
 fn an_announcement_sent_with_pauses_arrives_without_a_retransmission() {
     everywhere(|scenario| {
         for (side, said, expected) in announcements_of_both(&scenario) {
-            let mut sim = Sim::logged_in(scenario.clone());
-            if side == Server {
-                sim.say(Client, b"TYPE I\r\nEPSV\r\n");
-            }
-            let mut heard = Vec::new();
-            for byte in said.as_bytes().chunks(1) {
-                heard.extend(sim.say(side, byte));
-            }
-            assert_eq!(text(heard), expected);
+            let mut sim = ready(&scenario, side);
+            let bytes = said.as_bytes().chunks(1);
+            let heard: String = bytes.map(|byte| text(sim.say(side, byte))).collect();
+            assert_eq!(heard, expected);
             assert_eq!(sim.timeouts(), 0, "{}", sim.summary());
             sim.close(Client);
             sim.close(Server);
@@ -106,7 +90,6 @@ fn an_announcement_sent_with_pauses_arrives_without_a_retransmission() {
 #[test]
 fn a_long_line_after_held_bytes_arrives_complete() {
     let long = "x".repeat(1300);
-    let long = long.as_str();
     everywhere(|scenario| {
         for (side, start, rest) in [
             (Client, "P", format!("ASS {long}\r\nTYPE I\r\n")),
@@ -115,11 +98,7 @@ fn a_long_line_after_held_bytes_arrives_complete() {
             (Server, "22", format!("9 {long}")),
         ] {
             let pieces = [start, &rest, "end\r\n"];
-            let (heard, sim) = receive_in_pieces(
-                scenario.clone(),
-                side,
-                pieces.iter().map(|piece| piece.as_bytes()),
-            );
+            let (heard, sim) = receive_in_pieces(&scenario, side, pieces.map(str::as_bytes));
             assert_eq!(heard, pieces.concat());
             assert_eq!(sim.kernel.opened, []);
         }
@@ -135,8 +114,7 @@ fn a_retransmission_gets_the_same_rewrite_and_no_second_pinhole() {
             scenario.link.loss = 0.3;
             scenario.seed = loss_after;
             for (side, said, expected) in announcements_of_both(&scenario) {
-                let (heard, sim) =
-                    receive_in_pieces(scenario.clone(), side, said.as_bytes().chunks(9));
+                let (heard, sim) = receive_in_pieces(&scenario, side, said.as_bytes().chunks(9));
                 assert_eq!(heard, expected);
                 assert_eq!(sim.kernel.opened.len(), 1);
             }
@@ -147,16 +125,14 @@ fn a_retransmission_gets_the_same_rewrite_and_no_second_pinhole() {
 #[test]
 fn only_the_announcement_among_several_lines_is_rewritten() {
     everywhere(|scenario| {
-        let t = scenario.nat.translation(scenario.v6);
         let mut sim = Sim::logged_in(scenario.clone());
-        let mut server = ServerModel::new(t.server.ip(), 5000);
-        let commands = format!("TYPE I\r\n{}LIST\r\n", active(at(t.client, 3762)));
-        sim.write(Client, commands.as_bytes());
+        let mut server = ServerModel::new(sim.translation.server.ip(), 5000);
+        let [line, seen] = sim.active(3762);
+        sim.write(Client, format!("TYPE I\r\n{line}LIST\r\n").as_bytes());
         sim.converse(&mut server);
-        let seen = active(at(t.client_external, 3762));
         assert_eq!(server.lines, ["TYPE I\r\n", &seen, "LIST\r\n"]);
-        let codes: Vec<_> =
-            text(sim.client.read()).lines().map(|line| line[..3].to_owned()).collect();
+        let heard = text(sim.client.read());
+        let codes: Vec<_> = heard.lines().map(|line| &line[..3]).collect();
         assert_eq!(codes, ["200", "200", "150", "226"]);
         if !scenario.nat.hides_client() {
             assert_untouched(&sim);
@@ -197,8 +173,9 @@ fn telnet_commands_with_urgent_data_are_forwarded_unchanged() {
 
 #[test]
 fn an_announcement_after_telnet_commands_is_rewritten_wherever_segments_end() {
-    let line = b"\xff\xf4\xff\xf2\xff\xfd\x06PORT 192,168,150,80,9,9\r\n";
-    let expected = b"\xff\xf4\xff\xf2\xff\xfd\x06PORT 198,51,100,1,9,9\r\n";
+    let telnet = b"\xff\xf4\xff\xf2\xff\xfd\x06";
+    let line = [&telnet[..], b"PORT 192,168,150,80,9,9\r\n"].concat();
+    let expected = [&telnet[..], b"PORT 198,51,100,1,9,9\r\n"].concat();
     for cut in 0..line.len() {
         for urgent in [false, true] {
             let mut sim = Sim::logged_in(with(Nat::Masquerade));
@@ -220,22 +197,16 @@ fn an_announcement_after_telnet_commands_is_rewritten_wherever_segments_end() {
 #[test]
 fn a_cr_before_a_command_is_treated_as_a_blank() {
     // ProFTPD executes the command. Other servers treat the CR as part of the verb, so no pinhole opens.
-    for (host, heard) in [("192,168,150,80", "PORT 192,168,150,80,9,9"), ("10,99,99,99", "")] {
-        let line = [b"\xff\xf1\r", format!("PORT {host},9,9\r\n").as_bytes()].concat();
+    for (said, seen) in [
+        ("PORT 192,168,150,80,9,9\r\n", "PORT 192,168,150,80,9,9\r\n"),
+        ("PORT 10,99,99,99,9,9\r\n", "XXXX XXXXXXXXXXXXXXX\r\n"),
+    ] {
+        let [line, expected] = [said, seen].map(|line| [b"\xff\xf1\r", line.as_bytes()].concat());
         for cut in 0..line.len() {
             let mut sim = Sim::logged_in(with(Nat::Masquerade));
             let (first, second) = line.split_at(cut);
-            sim.write(Client, first);
-            sim.settle();
-            sim.write(Client, second);
-            sim.settle();
-            let got = sim.server.read();
-            let crossed = if heard.is_empty() { "XXXX XXXXXXXXXXXXXXX" } else { heard };
-            assert_eq!(
-                got,
-                [b"\xff\xf1\r", crossed.as_bytes(), b"\r\n"].concat(),
-                "split at {cut}"
-            );
+            let got = [sim.say(Client, first), sim.say(Client, second)].concat();
+            assert_eq!(got, expected, "split at {cut}");
             assert_eq!((sim.kernel.opened.len(), sim.timeouts()), (0, 0), "split at {cut}");
         }
     }
@@ -245,11 +216,8 @@ fn a_cr_before_a_command_is_treated_as_a_blank() {
 fn the_urgent_pointer_is_adjusted_after_a_rewrite() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
     let before = sim.client.sent().len();
-    let line = b"PORT 192,168,150,80,9,9\r\n";
-    sim.write(Client, line);
-    sim.settle();
     let shrunk = b"PORT 198,51,100,1,9,9\r\n";
-    assert_eq!(sim.server.read(), shrunk);
+    assert_eq!(sim.say(Client, b"PORT 192,168,150,80,9,9\r\n"), shrunk);
     sim.write_urgent(Client, b"\xff\xf4\xff");
     sim.settle();
     sim.write(Client, b"\xf2ABOR\r\n");
@@ -265,8 +233,7 @@ fn sequence_numbers_may_wrap_inside_an_announcement() {
             scenario.client.isn = 0u32.wrapping_sub(back);
             scenario.server.isn = 0u32.wrapping_sub(back);
             for (side, said, expected) in announcements_of_both(&scenario) {
-                let (heard, sim) =
-                    receive_in_pieces(scenario.clone(), side, said.as_bytes().chunks(20));
+                let (heard, sim) = receive_in_pieces(&scenario, side, said.as_bytes().chunks(20));
                 assert_eq!((heard, sim.timeouts()), (expected, 0));
             }
         });
@@ -311,9 +278,7 @@ fn a_fin_may_carry_the_last_bytes() {
                 assert_eq!(text(heard), expected);
                 assert!(sim.end(side.peer()).peer_has_closed());
                 assert_eq!(sim.timeouts(), 0);
-                sim.close(side.peer());
-                sim.settle();
-                sim.assert_nothing_left();
+                close(sim, side);
             }
         }
     });
@@ -334,9 +299,7 @@ fn held_bytes_are_forwarded_before_the_fin() {
                 sim.settle();
                 assert_eq!(text(sim.server.read()), format!("NOOP\r\n{end}"));
                 assert!(sim.server.peer_has_closed());
-                sim.close(Server);
-                sim.settle();
-                sim.assert_nothing_left();
+                close(sim, Client);
             }
         }
     });
@@ -345,10 +308,9 @@ fn held_bytes_are_forwarded_before_the_fin() {
 #[test]
 fn a_reset_is_forwarded_and_closes_all_pinholes() {
     everywhere(|scenario| {
-        let t = scenario.nat.translation(scenario.v6);
         for side in [Client, Server] {
             let mut sim = Sim::logged_in(scenario.clone());
-            sim.say(Client, active(at(t.client, 2200)).as_bytes());
+            sim.tell(Client, &sim.active(2200)[0]);
             assert_eq!(sim.kernel.pinholes().len(), 1);
             sim.reset(side);
             sim.settle();
@@ -366,14 +328,13 @@ fn a_rewrite_beyond_the_mss_is_sent_as_two_segments() {
         scenario.server.mss = 600;
         scenario.server.nagle = nagle;
         let mut sim = Sim::logged_in(scenario);
-        let text_before = format!("211-{}\r\n211 x\r\n", "x".repeat(500));
         sim.say(Client, b"NOOP\r\nNOOP\r\nPASV\r\n");
-        let reply = "227 (203,0,113,9,9,9)\r\n".to_owned();
-        let filling = "y".repeat(600 - reply.len() - text_before.len() - 6);
-        let said = format!("{text_before}220 {filling}{reply}");
-        let said = said.replace(&reply, &format!("\r\n{reply}"));
+        let before = format!("211-{}\r\n211 x\r\n220 ", "x".repeat(500));
+        let reply = "\r\n227 (203,0,113,9,9,9)\r\n";
+        let filling = "y".repeat(600 - before.len() - reply.len());
+        let said = format!("{before}{filling}{reply}");
         assert_eq!(said.len(), 600);
-        let heard = text(sim.say(Server, said.as_bytes()));
+        let heard = sim.tell(Server, &said);
         assert_eq!(heard, said.replace("203,0,113,9", "198,51,100,2"));
         assert_eq!(sim.timeouts(), 0, "the second segment must be sent at once");
     }
@@ -382,17 +343,10 @@ fn a_rewrite_beyond_the_mss_is_sent_as_two_segments() {
 #[test]
 fn a_segment_after_a_gap_waits_for_the_missing_bytes() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
-    let next = 1001 + sim.client.sent().len() as u32;
-    let later = Segment {
-        seq: next + 6,
-        ack: 70_001 + sim.server.sent().len() as u32,
-        flags: flags::ACK,
-        window: 1000,
-        payload: b"PORT 10,99,99,99,21,179\r\n".to_vec(),
-        ..Segment::default()
-    };
+    let first = sim.next_segment(Client, b"NOOP\r\n");
+    let mut later = sim.next_segment(Client, b"PORT 10,99,99,99,21,179\r\n");
+    later.seq += 6;
     assert_eq!(sim.forge(Client, &later), None);
-    let first = Segment { seq: next, payload: b"NOOP\r\n".to_vec(), ..later.clone() };
     assert_eq!(sim.forge(Client, &first), Some(first));
     let passed = sim.forge(Client, &later).unwrap();
     assert_eq!(passed.payload, b"XXXX XXXXXXXXXXXXXXXXXX\r\n");
@@ -401,16 +355,9 @@ fn a_segment_after_a_gap_waits_for_the_missing_bytes() {
 #[test]
 fn retransmitted_held_bytes_solicit_an_acknowledgement_from_the_receiver() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
-    let segment = |offset: u32, payload: &[u8]| Segment {
-        seq: 1001 + 18 + offset,
-        ack: 70_001 + 33,
-        flags: flags::ACK,
-        window: 1000,
-        payload: payload.to_vec(),
-        ..Segment::default()
-    };
-    let (first, second) = (segment(0, b"PORT 192,1"), segment(10, b"68,150,80,9,9\r\n"));
-    assert_eq!((sim.client.sent().len(), sim.server.sent().len()), (18, 33));
+    let first = sim.next_segment(Client, b"PORT 192,1");
+    let mut second = sim.next_segment(Client, b"68,150,80,9,9\r\n");
+    second.seq += 10;
     let held = sim.forge(Client, &first).unwrap();
     assert_eq!((held.seq, held.payload.len()), (first.seq, 0));
     // The gateway's acknowledgement was lost, or was discarded because of an old timestamp.

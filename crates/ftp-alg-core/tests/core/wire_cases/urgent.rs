@@ -8,16 +8,9 @@ use ftp_alg_core::{
 };
 
 use super::{
-    everywhere, everywhere_v4,
-    support::{
-        Rng,
-        ftp::{active, at, text},
-        scenario::{Nat, Scenario},
-        segment::Segment,
-        sim::Sim,
-        tcp::Settings,
-    },
-    with,
+    everywhere, everywhere_v4, logged_in_everywhere,
+    support::{Rng, ftp::text, scenario::Nat, segment::Segment, sim::Sim},
+    without_nagle,
 };
 
 /// An announcement of a third host.
@@ -65,11 +58,6 @@ fn executes_port(reading: &[u8]) -> bool {
     })
 }
 
-/// A scenario in which the client sends each write as a segment of its own.
-fn scenario(nat: Nat) -> Scenario {
-    Scenario { client: Settings { nagle: false, ..Settings::default() }, ..with(nat) }
-}
-
 #[test]
 fn an_urgent_byte_inside_a_verb_stays_in_the_stream() {
     everywhere(|mut scenario| {
@@ -90,59 +78,29 @@ fn an_urgent_byte_inside_a_verb_stays_in_the_stream() {
 }
 
 #[test]
-fn an_urgent_pointer_without_data_is_cleared() {
-    let mut sim = Sim::logged_in(scenario(Nat::Masquerade));
-    for urgent in [0, 1, 3, 4, u16::MAX] {
-        let bare = Segment {
-            seq: sim.client.next_number(),
-            ack: sim.server.next_number(),
-            flags: flags::ACK | flags::URG,
-            window: 1000,
-            urgent,
-            ..Segment::default()
-        };
-        let expected = Segment { flags: flags::ACK, urgent: 0, ..bare.clone() };
-        assert_eq!(sim.forge(Client, &bare), Some(expected), "pointer {urgent}");
-    }
-}
-
-#[test]
-fn an_urgent_pointer_beyond_its_segment_is_cleared() {
-    for urgent in [0, 3, 9, 10, u16::MAX] {
-        let mut sim = Sim::logged_in(scenario(Nat::Masquerade));
-        let said = Segment {
-            seq: sim.client.next_number(),
-            ack: sim.server.next_number(),
-            flags: flags::ACK | flags::URG,
-            window: 1000,
-            urgent,
-            payload: b"\xff\xf4".to_vec(),
-            ..Segment::default()
-        };
-        let expected = Segment { flags: flags::ACK, urgent: 0, ..said.clone() };
+fn an_urgent_pointer_without_data_or_beyond_its_segment_is_cleared() {
+    for (payload, urgent) in
+        [(&b""[..], [0, 1, 3, 4, u16::MAX]), (b"\xff\xf4", [0, 3, 9, 10, u16::MAX])]
+            .into_iter()
+            .flat_map(|(payload, pointers)| pointers.map(|urgent| (payload, urgent)))
+    {
+        let mut sim = Sim::logged_in(without_nagle(Nat::Masquerade));
+        let expected = sim.next_segment(Client, payload);
+        let said = Segment { flags: flags::ACK | flags::URG, urgent, ..expected.clone() };
         assert_eq!(sim.forge(Client, &said), Some(expected), "pointer {urgent}");
     }
 }
 
 #[test]
 fn a_retransmission_cannot_mark_another_urgent_byte() {
-    let mut sim = Sim::logged_in(scenario(Nat::Masquerade));
-    let said = |sim: &Sim, urgent| Segment {
-        seq: sim.client.next_number(),
-        ack: sim.server.next_number(),
+    let mut sim = Sim::logged_in(without_nagle(Nat::Masquerade));
+    let first = Segment {
         flags: flags::ACK | flags::URG,
-        window: 1000,
-        urgent,
-        payload: b"\xff\xf4\xff\xf2ABOR\r\n".to_vec(),
-        ..Segment::default()
+        urgent: 4,
+        ..sim.next_segment(Client, b"\xff\xf4\xff\xf2ABOR\r\n")
     };
-    let first = said(&sim, 4);
     assert_eq!(sim.forge(Client, &first), Some(first.clone()));
-    assert_eq!(
-        sim.forge(Client, &first),
-        Some(first.clone()),
-        "a retransmission must be forwarded unchanged"
-    );
+    assert_eq!(sim.forge(Client, &first), Some(first.clone()), "a retransmission");
     for urgent in [1, 2, 3, 5, 8, 10, 11, 60] {
         let other = Segment { urgent, ..first.clone() };
         let expected = Segment { urgent: 0, flags: flags::ACK, ..first.clone() };
@@ -189,12 +147,8 @@ fn a_bounce_hidden_by_an_urgent_byte_is_crossed_out() {
                         // Bytes that an incomplete Telnet option command swallows without urgent data are outside this
                         // test.
                         let is_cut = lead.ends_with(b"\xfd") || lead.ends_with(b"\xfb");
-                        let is_executed = if is_cut {
-                            executes_port(&reading)
-                        } else {
-                            executes_bounce(&reading)
-                        };
-                        assert!(!is_executed, "{lead:?} {rest:?} at {cut}: {reading:?}");
+                        let executes = if is_cut { executes_port } else { executes_bounce };
+                        assert!(!executes(&reading), "{lead:?} {rest:?} at {cut}: {reading:?}");
                     }
                 }
             }
@@ -223,7 +177,7 @@ fn random_urgent_data_never_forms_an_uninspected_command() {
     let rounds = std::env::var("FTP_ALG_URGENT").map_or(400, |rounds| rounds.parse().unwrap());
     for seed in 0..rounds {
         let mut rng = Rng::new(seed);
-        let mut sim = Sim::logged_in(scenario(Nat::Routed));
+        let mut sim = Sim::logged_in(without_nagle(Nat::Routed));
         let before = sim.server.received();
         for _ in 0..2 + rng.below(8) {
             let count = 1 + rng.below(4);
@@ -253,7 +207,7 @@ fn random_urgent_data_never_forms_an_uninspected_command() {
 
 #[test]
 fn a_synch_before_many_telnet_commands_is_inspected() {
-    let mut sim = Sim::logged_in(scenario(Nat::Masquerade));
+    let mut sim = Sim::logged_in(without_nagle(Nat::Masquerade));
     let before = sim.server.received();
     sim.write_urgent(Client, b"\xff\xf4\xff");
     for _ in 0..400 {
@@ -289,14 +243,12 @@ fn urgent_data_of_a_server_stays_in_the_stream() {
     everywhere_v4(|mut scenario| {
         scenario.server.nagle = false;
         let mut sim = Sim::logged_in(scenario.clone());
-        let t = sim.translation;
-        assert_eq!(sim.say(Client, b"PASV\r\n"), b"PASV\r\n");
-        let announced = super::support::ftp::passive(at(t.server, 5022));
+        let [announced, seen] = sim.passive(5022);
+        sim.play("> PASV");
         let (first, rest) = announced.as_bytes().split_at(announced.len() - 4);
         sim.write_urgent(Server, first);
         sim.write(Server, rest);
         sim.settle();
-        let seen = super::support::ftp::passive(at(t.server_external, 5022));
         assert_eq!(text(sim.client.read()), seen);
         assert!(sim.client.urgent_seen.is_empty());
         assert_eq!(sim.kernel.opened.len(), 1);
@@ -305,13 +257,13 @@ fn urgent_data_of_a_server_stays_in_the_stream() {
 
 #[test]
 fn an_announcement_with_an_urgent_byte_is_rewritten() {
-    let mut sim = Sim::logged_in(scenario(Nat::Masquerade));
-    let t = sim.translation;
-    let line = active(at(t.client, 2345));
-    sim.write_urgent(Client, &line.as_bytes()[..line.len() - 3]);
-    sim.write(Client, &line.as_bytes()[line.len() - 3..]);
+    let mut sim = Sim::logged_in(without_nagle(Nat::Masquerade));
+    let [line, seen] = sim.active(2345);
+    let (first, rest) = line.as_bytes().split_at(line.len() - 3);
+    sim.write_urgent(Client, first);
+    sim.write(Client, rest);
     sim.settle();
-    assert_eq!(text(sim.server.read()), active(at(t.client_external, 2345)));
+    assert_eq!(text(sim.server.read()), seen);
     assert!(sim.server.urgent_seen.is_empty());
     assert_eq!(sim.kernel.opened.len(), 1);
 }
@@ -319,8 +271,7 @@ fn an_announcement_with_an_urgent_byte_is_rewritten() {
 /// Otherwise a server would remove the line end, or the start of the next line, from the stream.
 #[test]
 fn an_urgent_line_end_stays_in_the_stream() {
-    everywhere(|scenario| {
-        let mut sim = Sim::logged_in(scenario);
+    logged_in_everywhere(|mut sim| {
         let line = b"\xff\xf4\xff\xf2ABOR\r\n";
         sim.write_urgent(Client, line);
         sim.settle();
