@@ -17,3 +17,8 @@ pub mod ftp;
 pub mod packet;
 pub mod policy;
 pub mod session;
+
+#[cfg(test)]
+#[path = "../tests/core/support/script.rs"]
+#[allow(dead_code, reason = "each user has a use for a part")]
+mod script;

@@ -2,16 +2,13 @@
 
 use super::*;
 
-const REPLY: (Side, &str) = (Side::Server, "227 Entering Passive Mode (203,0,113,9,78,53)\r\n");
-
 impl Conversation {
     /// A conversation with a pinhole of the BPF program that opened again, because its data connection was refused. The
     /// record of its session was written before.
     fn with_reopened_pinhole() -> (Self, Vec<u8>) {
         let mut talk = Self::handed_over();
         talk.gateway.engine.sessions.track_changes(talk.now);
-        talk.fast_path_line(1, PASV[0], false);
-        talk.fast_path_line(2, REPLY, true);
+        talk.fast_path(1, PASV_OPENED);
         assert!(talk.is_handed_over());
         talk.gateway.kernel.open.clear();
         let record = talk.record();
@@ -27,20 +24,7 @@ impl Conversation {
     }
 
     fn passive_rst(&self, port: u16) -> Vec<u8> {
-        let (IpAddr::V4(client), IpAddr::V4(server)) = (self.client.ip(), self.server.ip()) else {
-            panic!()
-        };
-        let rst = PacketBuilder::ipv4(server.octets(), client.octets(), 64).tcp(port, 4711, 0, 0);
-        let mut bytes = Vec::new();
-        rst.ack(1).rst().write(&mut bytes, b"").unwrap();
-        bytes
-    }
-
-    fn record(&mut self) -> Vec<u8> {
-        let mut record = Vec::new();
-        let sessions = &mut self.gateway.engine.sessions;
-        sessions.write_all_records(|session| record = session.to_vec()).unwrap();
-        record
+        self.rst(Side::Server, [port, 4711], 0, Some(1))
     }
 }
 
@@ -56,17 +40,16 @@ fn a_pinhole_that_opened_again_is_one_of_the_rules() {
     let (mut talk, _) = Conversation::with_reopened_pinhole();
     assert_in_rules(&talk.gateway.engine.sessions, talk.now);
     let record = talk.record();
-    let mut next = Engine::new(Policy::default(), Checksums::Verify);
-    next.sessions.restore([&record[..]].into_iter(), talk.now, talk.now).unwrap();
+    let next = talk.restored(Policy::default(), [&record[..]].into_iter());
     assert_in_rules(&next.sessions, talk.now);
 
-    talk.fast_path_line(3, (Side::Client, "RETR second\r\n"), false);
+    talk.fast_path(3, "> RETR second");
     talk.now += Duration::from_secs(28);
     talk.gateway.expire(talk.now);
     let [renewal] = &talk.gateway.kernel.renewals[..] else { panic!() };
     assert_eq!(renewal.fast_path, None);
     // It is closed in the rules.
-    talk.fast_path_line(4, (Side::Server, "426 closed\r\n"), false);
+    talk.fast_path(4, "< 426 closed");
     talk.now += Duration::from_secs(31);
     talk.gateway.expire(talk.now);
     assert_eq!(talk.gateway.kernel.open, []);
@@ -76,8 +59,7 @@ fn a_pinhole_that_opened_again_is_one_of_the_rules() {
 fn a_restored_pinhole_is_where_the_kernel_has_it() {
     let (talk, record) = Conversation::with_reopened_pinhole();
     for is_in_rules in [false, true] {
-        let mut next = Engine::new(Policy::default(), Checksums::Verify);
-        next.sessions.restore([&record[..]].into_iter(), talk.now, talk.now).unwrap();
+        let mut next = talk.restored(Policy::default(), [&record[..]].into_iter());
         next.sessions.record_rule_pinholes(|initiator, arrival| {
             is_in_rules
                 && (initiator, arrival) == (talk.client.ip(), "203.0.113.9:20021".parse().unwrap())
@@ -91,26 +73,18 @@ fn a_restored_pinhole_is_where_the_kernel_has_it() {
 /// to the next at once.
 #[test]
 fn a_later_announcement_of_the_same_endpoints_replaces_a_reopened_pinhole() {
-    let transfer = [
-        ((Side::Client, "RETR second\r\n"), false),
-        ((Side::Server, "150 here\r\n"), false),
-        ((Side::Server, "226 done\r\n"), false),
-    ];
-    let again = [(PASV[0], false), (REPLY, true)];
-    for (before, is_consumed) in [(&transfer[..], true), (&transfer[..], false), (&[][..], false)] {
+    let transfer = "> RETR second < 150 here < 226 done ";
+    for (before, is_consumed) in [(transfer, true), (transfer, false), ("", false)] {
         for at_once in [true, false] {
             let (mut talk, _) = Conversation::with_reopened_pinhole();
             if is_consumed {
                 talk.gateway.kernel.open.clear();
             }
-            let mut next = 3;
+            let script = format!("{before}{PASV_OPENED}");
             if at_once {
-                talk.fast_path_lines(next, &[before, &again].concat(), None);
+                talk.read_fast_path(3, &messages(&script));
             } else {
-                for line in before.iter().chain(&again) {
-                    talk.fast_path_lines(next, &[*line], None);
-                    next += 1;
-                }
+                talk.fast_path(3, &script);
             }
             assert!(talk.is_handed_over());
             assert_eq!(talk.gateway.kernel.open, [], "the older one is closed");
@@ -133,7 +107,8 @@ fn a_pinhole_opens_again_after_the_older_one_is_closed() {
     talk.now += Duration::from_secs(29);
     let opened = talk.gateway.kernel.opened;
     let (now, rst) = (talk.now, talk.passive_rst(20_021));
-    let lines = talk.next_lines(3, &[(PASV[0], false), (REPLY, true)], None);
+    let said = messages(PASV_OPENED);
+    let lines = talk.next_lines(3, &said);
     talk.gateway.run(now, |engine, effects| {
         engine.read_fast_path_lines(lines.into_iter(), effects);
         let (token, meta) = (Token::default(), PacketMeta::default());
@@ -149,8 +124,7 @@ fn a_consumed_pinhole_of_the_queue_is_replaced() {
     for is_refused in [false, true] {
         let mut talk = Conversation::handed_over();
         assert_eq!(talk.gateway.kernel.open.len(), 1);
-        talk.fast_path_line(1, PASV[0], false);
-        talk.fast_path_line(2, PASV[1], true);
+        talk.fast_path(1, &format!("{PASV} @opened"));
         if is_refused {
             talk.refuse_passive(20_020);
         }

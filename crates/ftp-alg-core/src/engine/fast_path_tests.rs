@@ -9,15 +9,12 @@ use std::{
 };
 
 use super::*;
-use crate::engine::offload::MAX_UNGREETED;
+use crate::{engine::offload::MAX_UNGREETED, script::Message};
 
-/// A client's line and its reply.
-type Exchange<'t> = [(Side, &'t str); 2];
-
-const PASV: Exchange<'static> = [
-    (Side::Client, "PASV\r\n"),
-    (Side::Server, "227 Entering Passive Mode (203,0,113,9,78,52)\r\n"),
-];
+const PASV: &str = "> PASV < 227 Entering Passive Mode (203,0,113,9,78,52)";
+/// The same on the fast path, which opens the pinhole.
+const PASV_OPENED: &str = "> PASV < 227 Entering Passive Mode (203,0,113,9,78,53) @opened";
+const PORT_OPENED: &str = "> PORT 192,168,150,80,4,1 @opened";
 
 fn v4(address: SocketAddr) -> SocketAddrV4 {
     let SocketAddr::V4(address) = address else { panic!() };
@@ -33,71 +30,46 @@ impl Conversation {
     fn handed_over_from(client: &str) -> Self {
         let policy = Policy { preserves_length: true, ..Policy::default() };
         let engine = Engine::new(policy, Checksums::Verify);
-        let mut talk = Self::through(engine, client).log_in_after("220 ProFTPD Server\r\n");
-        talk.say_all(&PASV);
+        let mut talk = Self::through(engine, client).log_in_after("220 ProFTPD Server");
+        talk.play(PASV);
         talk.gateway.engine.sessions.set_uses_fast_path(true);
-        talk.say_all(&[(Side::Client, "RETR first\r\n"), (Side::Server, "150 here\r\n")]);
-        talk.say(Side::Server, "226 done\r\n");
+        talk.play("> RETR first < 150 here < 226 done");
         assert_eq!(talk.gateway.engine.sessions.fast_path_sessions().collect::<Vec<_>>(), [1]);
         talk
     }
 
-    fn say_all(&mut self, lines: &[(Side, &str)]) {
-        for (side, line) in lines {
-            self.say(*side, line);
+    /// Passes the lines of a script from the fast path to the engine, from line `first` on. `@opened` says that the line
+    /// opened a pinhole, a number the line whose pinhole was found consumed. An empty message is a FIN.
+    fn fast_path(&mut self, first: u32, script: &str) {
+        for (number, message) in (first..).zip(messages(script)) {
+            self.read_fast_path(number, &[message]);
         }
     }
 
-    /// Passes line `number` from the fast path to the engine.
-    fn fast_path_line(&mut self, number: u32, said: (Side, &str), opened: bool) {
-        self.fast_path_line_with(number, said, opened, None);
-    }
-
-    /// The same, with the line whose pinhole was found consumed.
-    fn fast_path_line_with(
-        &mut self,
-        number: u32,
-        said: (Side, &str),
-        opened: bool,
-        consumed: Option<u32>,
-    ) {
-        self.fast_path_lines(number, &[(said, opened)], consumed);
-    }
-
-    /// Passes lines from `first` on to the engine, which reads them at once.
-    fn fast_path_lines(
-        &mut self,
-        first: u32,
-        said: &[((Side, &str), bool)],
-        consumed: Option<u32>,
-    ) {
-        let (now, lines) = (self.now, self.next_lines(first, said, consumed));
+    /// The same, for lines that the engine reads at once.
+    fn read_fast_path(&mut self, first: u32, messages: &[Message<'_>]) {
+        let (now, lines) = (self.now, self.next_lines(first, messages));
         self.gateway
             .run(now, |engine, effects| engine.read_fast_path_lines(lines.into_iter(), effects));
     }
 
     /// Lines from `first` on, as the BPF program passes them.
-    fn next_lines<'l>(
-        &mut self,
-        first: u32,
-        said: &[((Side, &'l str), bool)],
-        consumed: Option<u32>,
-    ) -> Vec<FastPathLine<'l>> {
+    fn next_lines<'l>(&mut self, first: u32, said: &'l [Message<'_>]) -> Vec<FastPathLine<'l>> {
         let mut lines = Vec::new();
-        for (number, ((side, text), opened)) in (first..).zip(said) {
-            let me = usize::from(*side == Side::Server);
+        for (number, Message { from_client, text, options }) in (first..).zip(said) {
+            let me = usize::from(!from_client);
             lines.push(FastPathLine {
                 flow: 1,
                 line: number,
                 at: self.now,
-                from: *side,
+                from: if *from_client { Side::Client } else { Side::Server },
                 client: v4(self.client),
                 server: v4(self.server),
                 seq: self.next[me],
                 ack: self.received[me],
                 window: 512,
-                opened_pinhole: *opened,
-                consumed_pinhole: consumed,
+                opened_pinhole: options.contains(&"opened"),
+                consumed_pinhole: options.iter().find_map(|option| option.parse().ok()),
                 is_fin: text.is_empty(),
                 padding: crate::ftp::Padding::Zeros,
                 bytes: text.as_bytes(),
@@ -110,6 +82,11 @@ impl Conversation {
 
     fn is_handed_over(&self) -> bool {
         self.gateway.engine.sessions.fast_path_sessions().count() == 1
+    }
+
+    /// The lines whose pinholes of the BPF program were closed.
+    fn closed_lines(&self) -> Vec<u32> {
+        self.gateway.kernel.fast_path_closings.iter().map(|closing| closing.id.line).collect()
     }
 
     fn pinholes(&self) -> Vec<String> {
@@ -149,12 +126,11 @@ fn a_connection_with_an_end_at_an_inline_interface_stays_inline() {
         let sessions = &mut talk.gateway.engine.sessions;
         sessions.set_inline_interfaces([1, 7].into());
         sessions.set_uses_fast_path(true);
-        let noop = [(Side::Client, "NOOP\r\n"), (Side::Server, "200 ok\r\n")];
-        talk.say_all(&noop.repeat(if is_inline { 5 } else { 1 }));
+        talk.play(&"> NOOP < 200 ok ".repeat(if is_inline { 5 } else { 1 }));
         assert_eq!(talk.is_handed_over(), !is_inline, "{interfaces:?}");
         // It is handed over as soon as it may be.
         talk.gateway.engine.sessions.set_inline_interfaces(Arc::default());
-        talk.say_all(&noop);
+        talk.play("> NOOP < 200 ok");
         assert!(talk.is_handed_over(), "{interfaces:?}");
     }
 }
@@ -162,19 +138,16 @@ fn a_connection_with_an_end_at_an_inline_interface_stays_inline() {
 #[test]
 fn a_login_triggers_a_handover_if_the_translation_is_known() {
     for is_known in [false, true] {
-        let mut talk = Conversation::through(
-            Engine::new(Policy::default(), Checksums::Verify),
-            "192.168.150.80",
-        );
+        let mut talk = Conversation::masqueraded();
         talk.gateway.engine.sessions.set_uses_fast_path(true);
         talk.gateway.kernel.was_flushed = !is_known;
         let mut talk = talk.log_in();
         assert_eq!(talk.is_handed_over(), is_known);
         if !is_known {
-            talk.say_all(&[(Side::Client, "NOOP\r\n"), (Side::Server, "200 ok\r\n")].repeat(8));
+            talk.play(&"> NOOP < 200 ok ".repeat(8));
             // It is looked up three times, not more often.
             talk.gateway.kernel.was_flushed = false;
-            talk.say_all(&[(Side::Client, "NOOP\r\n"), (Side::Server, "200 ok\r\n")]);
+            talk.play("> NOOP < 200 ok");
             assert!(!talk.is_handed_over());
         }
     }
@@ -183,80 +156,52 @@ fn a_login_triggers_a_handover_if_the_translation_is_known() {
 #[test]
 fn fast_path_lines_count_like_queued_lines() {
     let mut talk = Conversation::handed_over();
-    talk.fast_path_line(1, (Side::Client, "RETR one\r\n"), false);
-    talk.fast_path_line(2, (Side::Server, "150 here\r\n"), false);
+    talk.fast_path(1, "> RETR one < 150 here");
     assert!(talk.pinholes().is_empty(), "{:?}", talk.pinholes());
-    talk.fast_path_line(3, (Side::Server, "226 done\r\n"), false);
-    talk.fast_path_line(4, PASV[0], false);
-    talk.fast_path_line(
-        5,
-        (Side::Server, "227 Entering Passive Mode (203,0,113,9,78,53)\r\n"),
-        true,
-    );
+    talk.fast_path(3, &format!("< 226 done {PASV_OPENED}"));
     // From the client's address as the server sees it.
     let passive = "PASV 192.168.150.80 -> 203.0.113.9:20021 (from 198.51.100.1)";
     assert_eq!(talk.pinholes(), [passive]);
-    talk.fast_path_line(6, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
-    talk.fast_path_line(7, (Side::Server, "200 PORT command successful\r\n"), false);
+    talk.fast_path(6, "> PORT 192,168,150,80,4,1 @opened < 200 PORT command successful");
     let active = "PORT 203.0.113.9 -> 198.51.100.1:1025 (to 192.168.150.80:1025)";
     assert_eq!(talk.pinholes(), [active]);
     let counters = talk.gateway.engine.counters();
-    assert_eq!(
-        (counters.fast_path_lines, counters.fast_path_mismatches, counters.pinholes_opened),
-        (7, 0, 3)
-    );
+    assert_eq!((counters.fast_path_lines, counters.fast_path_mismatches), (7, 0));
+    assert_eq!(counters.pinholes_opened, 3);
     assert_eq!((counters.rewrites, counters.pinholes_used), (1, 1));
     assert!(talk.is_handed_over());
     // The rules had only the first one; the BPF program had those that were replaced.
     talk.gateway.expire(talk.now);
     assert_eq!(talk.gateway.kernel.open.len(), 0);
-    let holes: Vec<_> =
-        talk.gateway.kernel.fast_path_closings.iter().map(|closing| closing.id).collect();
-    assert_eq!(holes, [FastPathPinhole { flow: 1, line: 5 }]);
+    assert_eq!(talk.closed_lines(), [5]);
 }
 
 #[test]
 fn a_pinhole_expires_before_a_later_line_replaces_it() {
     let mut talk = Conversation::handed_over();
     let lifetime = talk.gateway.engine.sessions.policy().pinhole_lifetime;
-    talk.fast_path_line(1, PASV[0], false);
-    talk.fast_path_line(
-        2,
-        (Side::Server, "227 Entering Passive Mode (203,0,113,9,78,53)\r\n"),
-        true,
-    );
+    talk.fast_path(1, PASV_OPENED);
     // No deadline was checked since.
     talk.now += lifetime;
-    talk.fast_path_line(3, PASV[0], false);
+    talk.fast_path(3, "> PASV");
     let (events, _) = talk.gateway.take_events();
-    assert!(
-        events.iter().any(|event| matches!(event.kind, EventKind::PinholeExpired(..))),
-        "{events:?}"
-    );
+    let is_expiry = |event: &Event| matches!(event.kind, EventKind::PinholeExpired(..));
+    assert!(events.iter().any(is_expiry), "{events:?}");
     assert!(talk.pinholes().is_empty(), "{:?}", talk.pinholes());
 }
 
 #[test]
 fn a_consumed_pinhole_is_not_closed_in_the_bpf_program() {
-    for (consumed, closed) in [(None, Some(2)), (Some(2), None), (Some(1), Some(2))] {
+    for (consumed, closed) in [("", &[2][..]), ("@2", &[]), ("@1", &[2])] {
         let mut talk = Conversation::handed_over();
-        talk.fast_path_line(1, PASV[0], false);
-        talk.fast_path_line(
-            2,
-            (Side::Server, "227 Entering Passive Mode (203,0,113,9,78,53)\r\n"),
-            true,
-        );
-        talk.fast_path_line(3, (Side::Client, "RETR one\r\n"), false);
-        talk.fast_path_line(4, (Side::Server, "150 here\r\n"), false);
-        talk.fast_path_line_with(5, (Side::Server, "226 done\r\n"), false, consumed);
+        talk.fast_path(1, PASV_OPENED);
+        talk.fast_path(3, &format!("> RETR one < 150 here < 226 done {consumed}"));
         assert!(talk.pinholes().is_empty());
         // Not earlier, because its data connection may still come.
         talk.gateway.expire(talk.now + Duration::from_secs(7));
-        assert!(talk.gateway.kernel.fast_path_closings.is_empty());
+        assert!(talk.closed_lines().is_empty());
         talk.gateway.expire(talk.now + Duration::from_secs(8));
-        let shut =
-            talk.gateway.kernel.fast_path_closings.iter().map(|closing| closing.id.line).next();
-        assert_eq!(shut, closed, "{consumed:?}");
+        assert_eq!(talk.closed_lines(), closed, "{consumed:?}");
     }
 }
 
@@ -264,19 +209,17 @@ fn a_consumed_pinhole_is_not_closed_in_the_bpf_program() {
 fn a_connection_with_a_rules_pinhole_is_handed_over_after_its_transfer() {
     let mut talk = Conversation::masqueraded().log_in();
     talk.gateway.engine.sessions.set_uses_fast_path(true);
-    talk.say_all(&PASV);
+    talk.play(PASV);
     assert!(!talk.is_handed_over() && talk.pinholes().len() == 1);
-    talk.say_all(&[(Side::Client, "RETR one\r\n"), (Side::Server, "150 here\r\n")]);
-    talk.say(Side::Server, "226 done\r\n");
+    talk.play("> RETR one < 150 here < 226 done");
     assert!(talk.is_handed_over() && talk.pinholes().is_empty());
 }
 
 #[test]
 fn a_queued_packet_takes_the_connection_back_and_is_forwarded() {
     let mut talk = Conversation::handed_over();
-    talk.fast_path_line(1, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
-    let (outcome, _) = talk.say(Side::Server, "500 no\r\n");
-    assert_eq!(outcome, PacketOutcome::Accept);
+    talk.fast_path(1, PORT_OPENED);
+    assert_eq!(talk.say(Side::Server, "500 no\r\n").0, PacketOutcome::Accept);
     let [_, FlowChange::Withdraw(taken), FlowChange::Handover(again)] =
         talk.gateway.kernel.changes[..]
     else {
@@ -284,10 +227,7 @@ fn a_queued_packet_takes_the_connection_back_and_is_forwarded() {
     };
     assert_eq!((taken.flow, again.flow, again.lines, again.next_seq), (1, 1, 1, talk.next));
     // Refused, so its pinhole is closed.
-    assert_eq!(
-        talk.gateway.kernel.fast_path_closings.last().unwrap().id,
-        FastPathPinhole { flow: 1, line: 1 }
-    );
+    assert_eq!(talk.closed_lines().last(), Some(&1));
     assert!(talk.pinholes().is_empty());
 }
 
@@ -296,36 +236,22 @@ fn a_retransmitted_fast_path_line_is_forwarded_unchanged() {
     let mut talk = Conversation::handed_over();
     let (seq, line) = (talk.next[0], "PORT 192,168,150,80,4,1\r\n");
     let packet = talk.build(Side::Client, seq, line.as_bytes(), false);
-    talk.fast_path_line(1, (Side::Client, line), true);
-    let (outcome, forwarded) = talk.pass(&packet);
-    assert_eq!(
-        (outcome, forwarded.as_str()),
-        (PacketOutcome::Replace, "PORT 198,51,100,1,4,001\r\n")
-    );
+    talk.fast_path(1, PORT_OPENED);
+    let rewritten = "PORT 198,51,100,1,4,001\r\n".to_owned();
+    assert_eq!(talk.pass(&packet), (PacketOutcome::Replace, rewritten.clone()));
     assert_eq!(talk.pinholes().len(), 1);
     let other = talk.build(Side::Client, seq, b"PORT 192,168,150,80,9,9\r\n", false);
-    assert_eq!(talk.pass(&other).1, "PORT 198,51,100,1,4,001\r\n");
+    assert_eq!(talk.pass(&other).1, rewritten);
 }
 
 #[test]
 fn two_fast_path_fins_end_the_session_and_its_pinholes() {
     let mut talk = Conversation::handed_over();
-    talk.fast_path_line(1, PASV[0], false);
-    talk.fast_path_line(
-        2,
-        (Side::Server, "227 Entering Passive Mode (203,0,113,9,78,53)\r\n"),
-        true,
-    );
-    talk.fast_path_line(3, (Side::Client, "QUIT\r\n"), false);
-    talk.fast_path_line(4, (Side::Server, "221 Goodbye.\r\n"), false);
-    talk.fast_path_line(5, (Side::Server, ""), false);
+    talk.fast_path(1, &format!(r"{PASV_OPENED} > QUIT < 221 Goodbye. < \c"));
     assert!(talk.is_handed_over() && talk.pinholes().len() == 1);
-    talk.fast_path_line(6, (Side::Client, ""), false);
+    talk.fast_path(6, r"> \c");
     assert!(!talk.is_handed_over() && talk.pinholes().is_empty());
-    assert_eq!(
-        talk.gateway.kernel.fast_path_closings.last().unwrap().id,
-        FastPathPinhole { flow: 1, line: 2 }
-    );
+    assert_eq!(talk.closed_lines().last(), Some(&2));
     let counters = talk.gateway.engine.counters();
     assert_eq!((counters.fast_path_lines, counters.fast_path_mismatches), (6, 0));
 }
@@ -333,9 +259,7 @@ fn two_fast_path_fins_end_the_session_and_its_pinholes() {
 #[test]
 fn a_connection_without_fast_path_lines_is_handed_over_three_times() {
     let mut talk = Conversation::handed_over();
-    for _ in 0..5 {
-        talk.say_all(&[(Side::Client, "NOOP\r\n"), (Side::Server, "200 fine\r\n")]);
-    }
+    talk.play(&"> NOOP < 200 fine ".repeat(5));
     let over = |change: &&FlowChange| matches!(change, FlowChange::Handover(_));
     assert_eq!(talk.gateway.kernel.changes.iter().filter(over).count(), 3);
     assert!(!talk.is_handed_over());
@@ -344,28 +268,28 @@ fn a_connection_without_fast_path_lines_is_handed_over_three_times() {
 #[test]
 fn a_line_that_was_read_before_is_ignored() {
     let mut talk = Conversation::handed_over();
-    talk.fast_path_line(1, (Side::Client, "NOOP\r\n"), false);
+    talk.fast_path(1, "> NOOP");
     let before = talk.gateway.engine.counters();
-    talk.fast_path_line(1, (Side::Client, "NOOP\r\n"), false);
+    talk.fast_path(1, "> NOOP");
     assert_eq!(talk.gateway.engine.counters(), before);
 }
 
 #[test]
 fn a_mismatch_takes_the_connection_back() {
-    for (line, opened) in [
+    for line in [
         // Another host's address: the engine would have refused it.
-        ("PORT 192,168,150,81,4,1\r\n", true),
+        "> PORT 192,168,150,81,4,1 @opened",
         // No pinhole was opened.
-        ("PORT 192,168,150,80,4,1\r\n", false),
-        ("NOOP\r\n", true),
-        ("AUTH TLS\r\n", true),
+        "> PORT 192,168,150,80,4,1",
+        "> NOOP @opened",
+        "> AUTH TLS @opened",
     ] {
         let mut talk = Conversation::handed_over();
-        talk.fast_path_line(1, (Side::Client, line), opened);
+        talk.fast_path(1, line);
         assert!(!talk.is_handed_over(), "{line}");
         assert_eq!(talk.gateway.engine.counters().fast_path_mismatches, 1, "{line}");
         // What the program opened for it is closed.
-        let lost = opened.then_some(FastPathPinhole { flow: 1, line: 1 });
+        let lost = line.contains("@opened").then_some(FastPathPinhole { flow: 1, line: 1 });
         let closed = &talk.gateway.kernel.lost_fast_path_pinholes;
         assert!(closed.iter().copied().eq(lost), "{line}: {closed:?}");
     }
@@ -375,7 +299,7 @@ fn a_mismatch_takes_the_connection_back() {
 fn a_pinhole_of_a_session_that_is_gone_is_closed() {
     let mut talk = Conversation::handed_over();
     talk.gateway.engine = Engine::new(Policy::default(), Checksums::Verify);
-    talk.fast_path_line(1, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
+    talk.fast_path(1, PORT_OPENED);
     let hole = FastPathPinhole { flow: 1, line: 1 };
     assert_eq!(talk.gateway.kernel.lost_fast_path_pinholes, [hole]);
 }
@@ -384,23 +308,17 @@ fn a_pinhole_of_a_session_that_is_gone_is_closed() {
 fn a_session_on_the_fast_path_is_restored() {
     let mut talk = Conversation::handed_over();
     talk.gateway.engine.sessions.track_changes(talk.now);
-    talk.fast_path_line(1, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
+    talk.fast_path(1, PORT_OPENED);
     let journal = std::mem::take(&mut talk.gateway.journal);
-    let mut next = Engine::new(Policy::default(), Checksums::Verify);
-    let records = journal.iter().map(Vec::as_slice);
-    next.sessions.restore(records, talk.now, talk.now).unwrap();
+    let mut next = talk.restored(Policy::default(), journal.iter().map(Vec::as_slice));
     next.sessions.set_uses_fast_path(true);
     talk.gateway.engine = next;
     assert!(talk.is_handed_over());
-    talk.fast_path_line(2, (Side::Server, "200 fine\r\n"), false);
-    talk.fast_path_line(3, (Side::Client, "RETR one\r\n"), false);
-    talk.fast_path_line(4, (Side::Server, "150 here\r\n"), false);
+    talk.fast_path(2, "< 200 fine > RETR one < 150 here");
     let counters = talk.gateway.engine.counters();
-    assert_eq!(
-        (counters.fast_path_lines, counters.fast_path_mismatches, counters.unread_sessions),
-        (3, 0, 0)
-    );
-    talk.say(Side::Server, "226 done\r\n");
+    assert_eq!((counters.fast_path_lines, counters.fast_path_mismatches), (3, 0));
+    assert_eq!(counters.unread_sessions, 0);
+    talk.play("< 226 done");
     assert_eq!(talk.gateway.engine.counters().unread_sessions, 0);
     assert!(talk.is_handed_over());
 }
@@ -412,10 +330,9 @@ fn a_handover_respects_the_clients_pinhole_limit() {
     let engine = Engine::new(policy, Checksums::Verify);
     let mut talk = Conversation::through(engine, "192.168.150.80").log_in();
     talk.gateway.engine.sessions.set_uses_fast_path(true);
-    talk.say_all(&PASV);
+    talk.play(PASV);
     assert!(!talk.is_handed_over(), "its only pinhole is open");
-    talk.say_all(&[(Side::Client, "RETR one\r\n"), (Side::Server, "150 here\r\n")]);
-    talk.say_all(&[(Side::Server, "226 done\r\n")]);
+    talk.play("> RETR one < 150 here < 226 done");
     assert!(talk.is_handed_over());
 }
 
@@ -432,13 +349,12 @@ fn a_policy_change_or_removal_takes_the_connection_back() {
 
 #[test]
 fn a_new_policy_closes_the_programs_pinholes_that_it_forbids() {
-    let hole = FastPathPinhole { flow: 1, line: 1 };
-    for (min_data_port, closed) in [(1025, &[][..]), (1026, &[hole])] {
+    for (min_data_port, closed) in [(1025, &[][..]), (1026, &[1])] {
         let mut talk = Conversation::handed_over();
-        talk.fast_path_line(1, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
+        talk.fast_path(1, PORT_OPENED);
         talk.set_policy(Policy { min_data_port, ..Policy::default() });
-        let closings = talk.gateway.kernel.fast_path_closings.iter().map(|closing| closing.id);
-        assert_eq!(closings.filter(|id| *id == hole).collect::<Vec<_>>(), closed);
+        let closings = talk.closed_lines();
+        assert_eq!(closings.into_iter().filter(|line| *line == 1).collect::<Vec<_>>(), closed);
         assert_eq!(talk.pinholes().is_empty(), !closed.is_empty(), "{:?}", talk.pinholes());
     }
 }
@@ -446,15 +362,10 @@ fn a_new_policy_closes_the_programs_pinholes_that_it_forbids() {
 #[test]
 fn the_next_fast_path_pinhole_replaces_the_previous_one() {
     let mut talk = Conversation::handed_over();
-    talk.fast_path_line(1, PASV[0], false);
-    talk.fast_path_line(
-        2,
-        (Side::Server, "227 Entering Passive Mode (203,0,113,9,78,53)\r\n"),
-        true,
-    );
+    talk.fast_path(1, PASV_OPENED);
     // The BPF program closes its open pinhole when the client announces another one, whatever the server replies.
-    talk.fast_path_line(3, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
-    talk.say(Side::Server, "500 no\r\n");
+    talk.fast_path(3, PORT_OPENED);
+    talk.play("< 500 no");
     assert!(talk.pinholes().is_empty(), "{:?}", talk.pinholes());
     assert_eq!(talk.gateway.engine.sessions.fast_path_pinholes().count(), 0);
 }
@@ -462,28 +373,24 @@ fn the_next_fast_path_pinhole_replaces_the_previous_one() {
 #[test]
 fn a_fast_path_pinhole_is_closed_before_the_rules_reuse_its_port() {
     let mut talk = Conversation::handed_over();
-    talk.fast_path_line(1, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
-    talk.fast_path_line(2, (Side::Server, "200 fine\r\n"), false);
+    talk.fast_path(1, "> PORT 192,168,150,80,4,1 @opened < 200 fine");
     let hole = FastPathPinhole { flow: 1, line: 1 };
     assert_eq!(talk.gateway.engine.sessions.fast_path_pinholes().collect::<Vec<_>>(), [hole]);
     let packet = talk.build(Side::Client, talk.next[0], b"PORT 192,168,150,80,4,1\r\n", false);
-    assert!(talk.gateway.kernel.fast_path_closings.iter().all(|closing| closing.id != hole));
+    assert!(!talk.closed_lines().contains(&1));
     assert_eq!(talk.pass(&packet).1, "PORT 198,51,100,1,4,001\r\n");
     // The session holds it until the server replies.
-    assert_eq!(talk.gateway.kernel.fast_path_closings.last().map(|closing| closing.id), Some(hole));
+    assert_eq!(talk.closed_lines().last(), Some(&1));
 }
 
 /// The connection's ends are at interface 1.
 #[test]
 fn pinholes_move_to_the_rules_with_their_interface() {
     for (interfaces, moves) in [(None, true), (Some(&[7, 1][..]), true), (Some(&[7]), false)] {
-        for consumed in [None, Some(1)] {
+        for consumed in ["", "@1"] {
             let mut talk = Conversation::handed_over();
-            talk.fast_path_line(1, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
-            talk.fast_path_line(2, (Side::Server, "200 ok\r\n"), false);
-            talk.fast_path_line(3, (Side::Client, "RETR one\r\n"), false);
-            // The server connects when it has said so.
-            talk.fast_path_line_with(4, (Side::Server, "150 here\r\n"), false, consumed);
+            // The server connects when it has said 150.
+            talk.fast_path(1, &format!("{PORT_OPENED} < 200 ok > RETR one < 150 here {consumed}"));
             let (case, now) = (format!("{interfaces:?}, {consumed:?}"), talk.now);
             let sessions = &mut talk.gateway.engine.sessions;
             sessions.take_back_at(interfaces);
@@ -491,7 +398,7 @@ fn pinholes_move_to_the_rules_with_their_interface() {
             let moved: Vec<_> =
                 moved.iter().map(|(id, opening)| (*id, opening.from_client)).collect();
             let own = (FastPathPinhole { flow: 1, line: 1 }, false);
-            assert_eq!(moved == [own], moves && consumed.is_none(), "{case}: {moved:?}");
+            assert_eq!(moved == [own], moves && consumed.is_empty(), "{case}: {moved:?}");
             assert_eq!(sessions.fast_path_pinholes().count(), usize::from(!moves), "{case}");
             assert!(sessions.move_pinholes_to_rules(now, interfaces).is_empty(), "{case}: once");
             assert_eq!(talk.is_handed_over(), !moves, "{case}");
@@ -504,8 +411,7 @@ fn a_fast_path_connection_gets_another_port_for_its_length_once() {
     for is_on_fast_path in [false, true] {
         let mut talk = Conversation::handed_over_from("192.168.1.8");
         if is_on_fast_path {
-            talk.fast_path_line(1, (Side::Client, "NOOP\r\n"), false);
-            talk.fast_path_line(2, (Side::Server, "200 ok\r\n"), false);
+            talk.fast_path(1, "> NOOP < 200 ok");
         }
         for (round, port) in (80..84).enumerate() {
             let line = format!("PORT 192,168,1,8,195,{port}\r\n");
@@ -514,7 +420,7 @@ fn a_fast_path_connection_gets_another_port_for_its_length_once() {
             let is_long = is_on_fast_path && round > 0;
             assert_eq!(rewritten == own, is_long, "{is_on_fast_path}, {round}: {rewritten}");
             assert_eq!(rewritten.len(), line.len() + usize::from(is_long), "{rewritten}");
-            talk.say_all(&[(Side::Server, "200 ok\r\n"), (Side::Client, "NOOP\r\n")]);
+            talk.play("< 200 ok > NOOP");
         }
     }
 }
@@ -545,27 +451,18 @@ fn ungreeted() -> Conversation {
 fn a_connection_is_handed_over_before_the_greeting() {
     let mut talk = ungreeted();
     let [FlowChange::Handover(handover)] = talk.gateway.kernel.changes[..] else { panic!() };
-    assert_eq!(
-        (handover.next_seq, handover.login, handover.lines),
-        (talk.next, LoginStage::NotGreeted, 0)
-    );
+    assert_eq!((handover.next_seq, handover.lines), (talk.next, 0));
+    assert_eq!(handover.login, LoginStage::NotGreeted);
     assert_eq!(talk.gateway.engine.sessions.ungreeted_handovers, 1);
-    for (number, line) in (1..).zip([
-        (Side::Server, "220 (vsFTPd 3.0.3)\r\n"),
-        (Side::Client, "USER joe\r\n"),
-        (Side::Server, "331 password\r\n"),
-        (Side::Client, "PASS x\r\n"),
-        (Side::Server, "230 in\r\n"),
-    ]) {
-        talk.fast_path_line(number, line, false);
+    let login = "< 220 (vsFTPd 3.0.3) > USER joe < 331 password > PASS x < 230 in";
+    for (number, line) in (1..).zip(messages(login)) {
+        talk.read_fast_path(number, &[line]);
         assert_eq!(talk.gateway.engine.sessions.ungreeted_handovers, 0);
     }
-    talk.fast_path_line(6, (Side::Client, "PORT 192,168,150,80,4,1\r\n"), true);
+    talk.fast_path(6, PORT_OPENED);
     let counters = talk.gateway.engine.counters();
-    assert_eq!(
-        (counters.fast_path_lines, counters.fast_path_mismatches, counters.pinholes_opened),
-        (6, 0, 1)
-    );
+    assert_eq!((counters.fast_path_lines, counters.fast_path_mismatches), (6, 0));
+    assert_eq!(counters.pinholes_opened, 1);
     assert!(talk.is_handed_over());
     // The BPF program wrote zeros, even if the server is not known to accept them: a retransmission must be equal.
     assert_eq!(talk.gateway.kernel.changes.len(), 1);
@@ -592,7 +489,7 @@ fn handovers_before_the_greeting_are_limited() {
     );
     // Those that get a greeting, are evicted or are taken back make room for others.
     talk.client = before;
-    talk.fast_path_line(1, (Side::Server, "220 ready\r\n"), false);
+    talk.fast_path(1, "< 220 ready");
     assert_eq!(talk.gateway.engine.sessions.ungreeted_handovers, MAX_UNGREETED - 1);
     talk.gateway.engine.sessions.take_all_back();
     assert_eq!(talk.gateway.engine.sessions.ungreeted_handovers, 0);

@@ -27,21 +27,14 @@ impl Conversation {
             self.say(Side::Client, &format!("PORT 192,168,150,80,{high},{low}\r\n"));
         let is_open = forwarded.starts_with("PORT");
         if is_open {
-            self.say(Side::Server, "200 ok\r\n");
-            self.say(Side::Client, "RETR x\r\n");
-            self.say(Side::Server, "150 wait\r\n");
+            self.play("< 200 ok > RETR x < 150 wait");
         }
         is_open
     }
 
     /// The client refuses a data connection to this port.
     fn refuse_data(&mut self, port: u16) {
-        let (IpAddr::V4(client), IpAddr::V4(server)) = (self.client.ip(), self.server.ip()) else {
-            panic!()
-        };
-        let rst = PacketBuilder::ipv4(client.octets(), server.octets(), 64).tcp(port, 20, 0, 0);
-        let mut bytes = Vec::new();
-        rst.ack(1).rst().write(&mut bytes, b"").unwrap();
+        let bytes = self.rst(Side::Client, [port, 20], 0, Some(1));
         self.gateway.queued(self.now, &bytes, PacketMeta::default());
     }
 
@@ -101,7 +94,7 @@ fn transfers_one_after_another_do_not_reach_the_limit() {
     for port in 40_001..40_100 {
         assert!(talk.start_transfer(port), "{port}");
         talk.gateway.kernel.open.clear();
-        talk.say(Side::Server, "226 done\r\n");
+        talk.play("< 226 done");
     }
     assert_eq!((talk.gateway.kernel.consumed_lookups, talk.listed()), (0, 0));
 }
@@ -148,7 +141,7 @@ impl Conversation {
     fn with_early_end(limit: usize, port: u16) -> Self {
         let mut talk = Self::with_limit(limit);
         assert!(talk.start_transfer(port));
-        talk.say(Side::Server, "226 done\r\n");
+        talk.play("< 226 done");
         talk
     }
 
@@ -167,16 +160,9 @@ impl Conversation {
         let mut other = self.connect_again();
         assert!(other.start_transfer(port));
         other.gateway.kernel.open.retain(|pinhole| pinhole.arrival.port() != port);
-        other.say(Side::Server, "226 done\r\n");
+        other.play("< 226 done");
         other.end();
         other
-    }
-
-    fn end(&mut self) {
-        for (side, next) in [(Side::Client, self.next[0]), (Side::Server, self.next[1])] {
-            let end = with_fin(self.build(side, next, b"", false));
-            self.pass(&end);
-        }
     }
 }
 
@@ -199,7 +185,7 @@ fn a_pinhole_does_not_outlive_its_deadline() {
     let mut talk = Conversation::with_limit(4);
     talk.set_policy(Policy { pinhole_lifetime: Duration::from_secs(2), ..Policy::default() });
     assert!(talk.start_transfer(40_001));
-    talk.say(Side::Server, "226 done\r\n");
+    talk.play("< 226 done");
     talk.wait(1);
     assert!(talk.has_open(40_001));
     talk.wait(1);
@@ -248,7 +234,7 @@ fn few_pinholes_of_ended_transfers_stay_open() {
     let mut talk = Conversation::with_limit(10_000);
     for port in 40_000..41_000 {
         assert!(talk.start_transfer(port));
-        talk.say(Side::Server, "226 done\r\n");
+        talk.play("< 226 done");
         talk = talk.connect_again();
     }
     assert!((16..100).contains(&talk.gateway.kernel.open.len()));
@@ -266,7 +252,7 @@ fn a_pinhole_that_opened_again_is_closed_with_the_last_reply() {
             talk.refuse_data(40_001);
             assert_eq!(talk.gateway.kernel.open.len(), 1);
         }
-        talk.say(Side::Server, "226 done\r\n");
+        talk.play("< 226 done");
         // One that its connection has most likely consumed can wait for the next opening.
         assert_eq!(talk.gateway.kernel.open.is_empty(), is_refused);
         assert_eq!(talk.listed(), 0);
@@ -278,12 +264,8 @@ fn a_pinhole_that_opened_again_is_closed_with_the_last_reply() {
 fn pinholes_in_use_are_restored_and_move_to_the_rules() {
     let mut talk = Conversation::with_limit(2);
     assert!(talk.start_transfer(40_001));
-    talk.gateway.engine.sessions.track_changes(talk.now);
-    let mut record = Vec::new();
-    let sessions = &mut talk.gateway.engine.sessions;
-    sessions.write_all_records(|session| record = session.to_vec()).unwrap();
-    let mut next = Engine::new(Policy::default(), Checksums::Verify);
-    next.sessions.restore([&record[..]].into_iter(), talk.now, talk.now).unwrap();
+    let record = talk.record();
+    let next = talk.restored(Policy::default(), [&record[..]].into_iter());
     assert_eq!(next.sessions.list_pinholes().count(), 1);
     assert_eq!(next.sessions.missing_pinholes(talk.now, |_| true).count(), 1);
 }

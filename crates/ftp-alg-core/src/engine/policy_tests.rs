@@ -15,7 +15,7 @@ fn a_new_policy_closes_the_pinholes_that_it_forbids() {
         (denies([3000..=3762]), false),
     ] {
         let mut talk = Conversation::logged_in();
-        talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
+        talk.play("> PORT 192,168,150,80,14,178");
         talk.set_policy(policy);
         let is_open = !talk.gateway.kernel.open.is_empty();
         let is_listed = talk.gateway.engine.sessions.list_pinholes().next().is_some();
@@ -29,12 +29,11 @@ fn a_policy_that_requires_a_login_closes_the_pinholes_of_sessions_without_one() 
     for (logs_in, stays) in [(false, false), (true, true)] {
         let mut talk = Conversation::masqueraded();
         talk.set_policy(requires_login(false));
-        talk.say(Side::Server, "220 ready\r\n");
+        talk.play("< 220 ready");
         if logs_in {
-            talk.say(Side::Client, "USER u\r\n");
-            talk.say(Side::Server, "230 ok\r\n");
+            talk.play("> USER u < 230 ok");
         }
-        talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
+        talk.play("> PORT 192,168,150,80,14,178");
         assert_eq!(talk.gateway.kernel.open.len(), 1);
         talk.set_policy(requires_login(true));
         assert_eq!(!talk.gateway.kernel.open.is_empty(), stays);

@@ -5,15 +5,9 @@ use super::*;
 #[test]
 fn adjusted_sessions_are_restored_under_a_stricter_policy() {
     let mut talk = Conversation::logged_in();
-    talk.gateway.engine.sessions.track_changes(talk.now);
-    let mut record = Vec::new();
-    for (adjusted, command) in [(false, "NOOP\r\n"), (true, "PORT 192,168,150,80,14,178\r\n")] {
-        talk.say(Side::Client, command);
-        talk.gateway
-            .engine
-            .sessions
-            .write_all_records(|session| record = session.to_vec())
-            .unwrap();
+    for (adjusted, command) in [(false, "> NOOP"), (true, "> PORT 192,168,150,80,14,178")] {
+        talk.play(command);
+        let record = talk.record();
         let uninspected = crate::policy::NetworkPolicy {
             clients: Vec::new(),
             servers: Vec::new(),
@@ -35,12 +29,9 @@ fn adjusted_sessions_are_restored_under_a_stricter_policy() {
 fn a_session_that_is_not_queued_any_more_loses_its_pinholes() {
     for adjusts in [false, true] {
         let mut talk = Conversation::logged_in();
-        talk.gateway.engine.sessions.track_changes(talk.now);
         talk.gateway.kernel.translation.take_if(|_| !adjusts);
-        talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
-        let mut record = Vec::new();
-        let sessions = &mut talk.gateway.engine.sessions;
-        sessions.write_all_records(|session| record = session.to_vec()).unwrap();
+        talk.play("> PORT 192,168,150,80,14,178");
+        let record = talk.record();
         for is_queued in [true, false] {
             let mut records = SessionRecords::read([&record[..]].into_iter()).unwrap();
             records.set_queued(|server, translation| {
@@ -70,13 +61,10 @@ fn a_restored_pinhole_has_the_lifetime_of_its_network() {
     let with_network = Policy { networks: vec![network], ..policy(30) };
     let mut talk = Conversation::logged_in();
     talk.gateway.engine.sessions.set_policy(policy(300));
-    talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
-    talk.gateway.engine.sessions.track_changes(talk.now);
-    let mut record = Vec::new();
-    talk.gateway.engine.sessions.write_all_records(|session| record = session.to_vec()).unwrap();
+    talk.play("> PORT 192,168,150,80,14,178");
+    let record = talk.record();
     for (policy, expected) in [(with_network, 120), (policy(30), 30), (policy(500), 300)] {
-        let mut next = Engine::new(policy, Checksums::Verify);
-        next.sessions.restore([&record[..]].into_iter(), talk.now, talk.now).unwrap();
+        let next = talk.restored(policy, [&record[..]].into_iter());
         let missing = next.sessions.missing_pinholes(talk.now, |_| true);
         let lifetimes: Vec<_> = missing.map(|opening| opening.lifetime.as_secs()).collect();
         assert_eq!(lifetimes, [expected]);
@@ -95,7 +83,7 @@ const RECORDED: &str = "\
 #[test]
 fn a_record_of_this_format_round_trips() {
     let mut talk = Conversation::logged_in();
-    talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
+    talk.play("> PORT 192,168,150,80,14,178");
     talk.say(Side::Client, "EPR");
     talk.gateway.engine.sessions.track_changes(talk.now);
     let mut written = Vec::new();
@@ -113,9 +101,7 @@ fn a_record_of_this_format_round_trips() {
     next.sessions.write_all_records(|record| rewritten.push(record.to_vec())).unwrap();
     assert_eq!(rewritten, written);
     talk.gateway.engine = next;
-    let (verdict, forwarded) = talk.say(Side::Client, "T |1|192.168.150.80|3763|\r\n");
-    assert_eq!(
-        (verdict, forwarded.as_str()),
-        (PacketOutcome::Replace, "EPRT |1|198.51.100.1|3763|\r\n")
-    );
+    let forwarded = talk.say(Side::Client, "T |1|192.168.150.80|3763|\r\n");
+    let expected = "EPRT |1|198.51.100.1|3763|\r\n".to_owned();
+    assert_eq!(forwarded, (PacketOutcome::Replace, expected));
 }

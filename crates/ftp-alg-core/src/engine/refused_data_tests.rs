@@ -2,7 +2,6 @@
 
 use super::*;
 
-const PORT: &str = "PORT 192,168,150,80,14,178\r\n";
 const LAN: u32 = 2;
 const WAN: u32 = 3;
 
@@ -26,14 +25,7 @@ impl Conversation {
 
     /// As [`refuse`](Self::refuse), with this sequence number, and this acknowledgement if there is one.
     fn reset(&mut self, port: u16, input: u32, seq: u32, ack: Option<u32>) -> bool {
-        let (IpAddr::V4(client), IpAddr::V4(server)) = (self.client.ip(), self.server.ip()) else {
-            panic!()
-        };
-        let packet =
-            PacketBuilder::ipv4(client.octets(), server.octets(), 64).tcp(port, 20, seq, 0).rst();
-        let packet = ack.into_iter().fold(packet, |packet, ack| packet.ack(ack));
-        let mut bytes = Vec::new();
-        packet.write(&mut bytes, b"").unwrap();
+        let bytes = self.rst(Side::Client, [port, 20], seq, ack);
         let meta = PacketMeta { input, output: WAN, ..PacketMeta::default() };
         let outcome = self.gateway.queued(self.now, &bytes, meta);
         assert!(matches!(outcome, PacketOutcome::Accept | PacketOutcome::Wait), "{outcome:?}");
@@ -93,9 +85,7 @@ fn what_was_closed_does_not_open_again() {
         ("refused", &|talk| drop(talk.say(Side::Server, "500 no\r\n"))),
         ("denied by a reload", &|talk| talk.set_policy(denies.clone())),
         ("replaced", &|talk| {
-            talk.say(Side::Server, "200 ok\r\n");
-            talk.say(Side::Client, "PORT 192,168,150,80,14,179\r\n");
-            talk.say(Side::Server, "200 ok\r\n");
+            talk.play("< 200 ok > PORT 192,168,150,80,14,179 < 200 ok");
         }),
         ("forgotten", &|talk| {
             let (client, server) = (talk.client, talk.server);

@@ -53,10 +53,10 @@ impl Conversation {
 fn a_forged_line_opens_nothing_and_does_not_change_the_session() {
     for interface in [LAN, GUESTS] {
         let mut talk = Conversation::between_interfaces();
-        talk.say(Side::Client, "EPSV\r\n");
+        talk.play("> EPSV");
         talk.forge(Side::Server, REPLY, interface);
         talk.forge(Side::Server, "500 no\r\n", interface);
-        talk.say(Side::Server, "500 no\r\n");
+        talk.play("< 500 no");
         talk.opens("PASV\r\n", "227 Entering Passive Mode (203,0,113,9,78,52)\r\n");
     }
 }
@@ -79,8 +79,7 @@ fn a_forged_reset_does_not_end_the_session() {
 fn a_client_cannot_begin_its_live_connection_again() {
     for (interface, distance) in [(LAN, 0), (GUESTS, 0), (LAN, 2 << 20), (WAN, 0), (WAN, 500)] {
         let mut talk = Conversation::between_interfaces();
-        talk.say(Side::Client, "STAT -1 d\r\n");
-        talk.say(Side::Server, "211-status of d\r\n");
+        talk.play("> STAT -1 d < 211-status of d");
         let first = talk.next[1].wrapping_sub(distance);
         let syn_ack = talk.build(Side::Server, first.wrapping_sub(1), b"", true);
         talk.pass_between(&syn_ack, interface, LAN);
@@ -120,11 +119,7 @@ fn a_new_connection_on_the_same_endpoints_may_come_another_way() {
             talk.add_route(talk.server.ip(), UPLINK);
         }
         talk.interfaces = [LAN, UPLINK];
-        (talk.next, talk.received) = ([9_000_100, 9_000_500], [9_000_500, 9_000_100]);
-        let syn_ack = talk.build(Side::Server, 9_000_499, b"", true);
-        talk.pass(&syn_ack);
-        let acknowledgement = talk.build(Side::Client, 9_000_100, b"", false);
-        talk.pass(&acknowledgement);
+        talk.shake_hands();
         let mut talk = talk.log_in();
         talk.opens("EPSV\r\n", REPLY);
     }
@@ -174,7 +169,7 @@ fn the_real_server_takes_the_place_of_a_forged_one() {
     talk.pass_line(Side::Client, "USER joe\r\n", (LAN, UPLINK));
     talk.pass_line(Side::Server, "230 in\r\n", (WAN, LAN));
     talk.interfaces = [LAN, UPLINK];
-    talk.say(Side::Client, "EPSV\r\n");
+    talk.play("> EPSV");
     talk.say(Side::Server, REPLY);
     assert_eq!(talk.gateway.kernel.opened, 0);
 }
@@ -194,7 +189,7 @@ fn commands_that_are_repeated_from_elsewhere_are_read_and_open_nothing_any_more(
         assert_eq!(passed == line, !line.contains("10,0,0,9"), "{passed}");
         // What was read may be repeated.
         assert_ne!(talk.pass_between(&packet, GUESTS, WAN).0, PacketOutcome::Drop);
-        talk.say(Side::Client, "EPSV\r\n");
+        talk.play("> EPSV");
         talk.say(Side::Server, REPLY);
         assert_eq!(talk.gateway.kernel.opened, 0, "{line}");
     }
@@ -209,7 +204,7 @@ fn forged_commands_do_not_change_the_session() {
         for distance in [1, 1000] {
             talk.forge_at(Side::Client, distance, "PORT 10,0,0,9,0,22\r\n", GUESTS);
         }
-        talk.say(Side::Client, "EPSV\r\n");
+        talk.play("> EPSV");
         talk.say(Side::Server, &format!("229 Entering Extended Passive Mode (|||{port}00|)\r\n"));
         talk.gateway.kernel.opened = 0;
     }
@@ -256,7 +251,7 @@ fn replies_may_arrive_where_another_route_leads() {
     let mut talk = Conversation::between_interfaces();
     talk.add_route(talk.server.ip(), UPLINK);
     for port in [3306, 3307] {
-        talk.say(Side::Client, "EPSV\r\n");
+        talk.play("> EPSV");
         let reply = format!("229 Entering Extended Passive Mode (|||{port}|)\r\n");
         let packet = talk.build(Side::Server, talk.next[1], reply.as_bytes(), false);
         talk.next[1] += reply.len() as u32;
@@ -338,11 +333,10 @@ fn a_doubtful_interface_is_not_handed_over() {
             talk.add_route(talk.server.ip(), WAN);
         }
         talk.gateway.engine.sessions.set_uses_fast_path(true);
-        talk.say(Side::Server, "220 ready\r\n");
+        talk.play("< 220 ready");
         assert_eq!(talk.gateway.engine.sessions.fast_path_sessions().count() == 1, has_route);
         // The client's packets show the interface.
-        talk.say(Side::Client, "USER joe\r\n");
-        talk.say(Side::Server, "331 password\r\n");
+        talk.play("> USER joe < 331 password");
         assert_eq!(talk.gateway.engine.sessions.fast_path_sessions().count(), 1);
     }
 }

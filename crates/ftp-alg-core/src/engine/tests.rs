@@ -22,7 +22,10 @@ use std::net::{IpAddr, SocketAddr};
 use etherparse::PacketBuilder;
 
 use super::*;
-use crate::packet::{Packet, PacketEdit, Seq, flags};
+use crate::{
+    packet::{Packet, PacketEdit, Seq, flags},
+    script::messages,
+};
 
 /// A conversation through a gateway: both ends count what they sent and received.
 struct Conversation {
@@ -68,18 +71,13 @@ impl Conversation {
     }
 
     fn log_in(self) -> Self {
-        self.log_in_after("220 ready\r\n")
+        self.log_in_after("220 ready")
     }
 
     fn log_in_after(mut self, greeting: &str) -> Self {
-        for (side, line) in [
-            (Side::Server, greeting),
-            (Side::Client, "USER joe\r\n"),
-            (Side::Server, "331 password\r\n"),
-            (Side::Client, "PASS x\r\n"),
-            (Side::Server, "230 in\r\n"),
-        ] {
-            assert_eq!(self.say(side, line), (PacketOutcome::Accept, line.to_owned()));
+        let script = format!("< {greeting} > USER joe < 331 password > PASS x < 230 in");
+        for (side, line) in sides(&script) {
+            assert_eq!(self.say(side, &line), (PacketOutcome::Accept, line));
         }
         self
     }
@@ -129,6 +127,66 @@ impl Conversation {
         });
     }
 
+    /// Both ends say the messages of a script.
+    fn play(&mut self, script: &str) {
+        for (side, text) in sides(script) {
+            self.say(side, &text);
+        }
+    }
+
+    /// Both ends have begun another connection on the same endpoints.
+    fn renumber(&mut self) {
+        (self.next, self.received) = ([9_000_100, 9_000_500], [9_000_500, 9_000_100]);
+    }
+
+    /// The handshake of that connection passes.
+    fn shake_hands(&mut self) {
+        self.renumber();
+        let syn_ack = self.build(Side::Server, 9_000_499, b"", true);
+        self.pass(&syn_ack);
+        let acknowledgement = self.build(Side::Client, 9_000_100, b"", false);
+        self.pass(&acknowledgement);
+    }
+
+    /// Both ends close.
+    fn end(&mut self) {
+        for (side, next) in [(Side::Client, self.next[0]), (Side::Server, self.next[1])] {
+            let end = with_fin(self.build(side, next, b"", false));
+            self.pass(&end);
+        }
+    }
+
+    /// The last record of all sessions.
+    fn record(&mut self) -> Vec<u8> {
+        let mut record = Vec::new();
+        let sessions = &mut self.gateway.engine.sessions;
+        sessions.track_changes(self.now);
+        sessions.write_all_records(|session| record = session.to_vec()).unwrap();
+        record
+    }
+
+    /// An engine that knows only these records.
+    fn restored<'r>(&self, policy: Policy, records: impl Iterator<Item = &'r [u8]>) -> Engine {
+        let mut engine = Engine::new(policy, Checksums::Verify);
+        engine.sessions.restore(records, self.now, self.now).unwrap();
+        engine
+    }
+
+    /// An RST of `side` from `port` to `peer_port`, with an acknowledgement if there is one.
+    fn rst(&self, side: Side, [port, peer_port]: [u16; 2], seq: u32, ack: Option<u32>) -> Vec<u8> {
+        let (IpAddr::V4(client), IpAddr::V4(server)) = (self.client.ip(), self.server.ip()) else {
+            panic!()
+        };
+        let ends = if side == Side::Client { [client, server] } else { [server, client] };
+        let [source, destination] = ends.map(|ip| ip.octets());
+        let packet =
+            PacketBuilder::ipv4(source, destination, 64).tcp(port, peer_port, seq, 0).rst();
+        let packet = ack.into_iter().fold(packet, |packet, ack| packet.ack(ack));
+        let mut bytes = Vec::new();
+        packet.write(&mut bytes, b"").unwrap();
+        bytes
+    }
+
     fn say(&mut self, side: Side, text: &str) -> (PacketOutcome, String) {
         let me = usize::from(side == Side::Server);
         let packet = self.build(side, self.next[me], text.as_bytes(), false);
@@ -137,11 +195,19 @@ impl Conversation {
     }
 }
 
+/// The messages of a script.
+fn sides(script: &str) -> impl Iterator<Item = (Side, String)> {
+    let side = |from_client| if from_client { Side::Client } else { Side::Server };
+    messages(script).into_iter().map(move |said| (side(said.from_client), said.text))
+}
+
+const PORT: &str = "PORT 192,168,150,80,14,178\r\n";
+const REWRITTEN: &str = "PORT 198,51,100,1,14,178\r\n";
+
 #[test]
 fn a_port_behind_masquerade_is_rewritten_and_opened() {
     let mut talk = Conversation::logged_in();
-    let (verdict, line) = talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
-    assert_eq!((verdict, &*line), (PacketOutcome::Replace, "PORT 198,51,100,1,14,178\r\n"));
+    assert_eq!(talk.say(Side::Client, PORT), (PacketOutcome::Replace, REWRITTEN.to_owned()));
     assert_eq!(
         talk.gateway.kernel.open,
         [Pinhole {
@@ -158,18 +224,15 @@ fn a_port_behind_masquerade_is_rewritten_and_opened() {
 #[test]
 fn a_refused_announcement_closes_its_pinhole() {
     let mut talk = Conversation::logged_in();
-    talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
-    talk.say(Side::Server, "500 no\r\n");
-    assert!(
-        talk.gateway.kernel.open.is_empty()
-            && talk.gateway.engine.sessions.list_pinholes().next().is_none()
-    );
+    talk.play("> PORT 192,168,150,80,14,178 < 500 no");
+    assert_eq!(talk.gateway.kernel.open, []);
+    assert_eq!(talk.gateway.engine.sessions.list_pinholes().count(), 0);
 }
 
 #[test]
 fn an_unused_pinhole_expires_at_its_deadline() {
     let mut talk = Conversation::logged_in();
-    talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
+    talk.play("> PORT 192,168,150,80,14,178");
     let deadline = talk.now + Duration::from_secs(30);
     // Before, it would be renewed.
     for at in [deadline - Duration::from_secs(3), deadline] {
@@ -188,11 +251,10 @@ fn each_unused_pinhole_expires_at_its_own_deadline() {
     let mut talk = Conversation::logged_in();
     let lifetime = Duration::from_secs(30);
     let first = talk.now + lifetime;
-    talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
-    talk.say(Side::Server, "200 ok\r\n");
+    talk.play("> PORT 192,168,150,80,14,178 < 200 ok");
     talk.now += Duration::from_secs(10);
     let second = talk.now + lifetime;
-    talk.say(Side::Client, "PORT 192,168,150,80,14,179\r\n");
+    talk.play("> PORT 192,168,150,80,14,179");
     talk.gateway.expire(talk.now);
     assert_eq!(talk.gateway.kernel.open.len(), 2);
     let lead = Duration::from_secs(3);
@@ -212,15 +274,7 @@ fn each_unused_pinhole_expires_at_its_own_deadline() {
 /// A conversation after a complete transfer.
 fn after_transfer() -> Conversation {
     let mut talk = Conversation::logged_in();
-    for (side, line) in [
-        (Side::Client, "PORT 192,168,150,80,14,178\r\n"),
-        (Side::Server, "200 ok\r\n"),
-        (Side::Client, "LIST\r\n"),
-        (Side::Server, "150 now\r\n"),
-        (Side::Server, "226 done\r\n"),
-    ] {
-        talk.say(side, line);
-    }
+    talk.play("> PORT 192,168,150,80,14,178 < 200 ok > LIST < 150 now < 226 done");
     assert_eq!(talk.gateway.kernel.open.len(), 1, "closed too early");
     talk
 }
@@ -247,10 +301,7 @@ fn the_pinhole_of_an_ended_transfer_is_closed_later_or_with_its_session() {
     talk.gateway.expire(talk.now + Duration::from_secs(8));
     assert!(talk.gateway.kernel.open.is_empty());
     let mut talk = after_transfer();
-    let end = with_fin(talk.build(Side::Client, talk.next[0], b"", false));
-    talk.pass(&end);
-    let end = with_fin(talk.build(Side::Server, talk.next[1], b"", false));
-    talk.pass(&end);
+    talk.end();
     assert!(talk.gateway.kernel.open.is_empty());
 }
 
@@ -262,9 +313,9 @@ fn a_consumed_pinholes_port_stays_reserved_in_other_shards_until_closed() {
         let mut other = Conversation::through(shard, &format!("192.168.150.{client}")).log_in();
         other.say(Side::Client, &format!("PORT 192,168,150,{client},14,178\r\n")).1
     };
-    assert_ne!(announced_from(81, &talk), "PORT 198,51,100,1,14,178\r\n");
+    assert_ne!(announced_from(81, &talk), REWRITTEN);
     talk.gateway.expire(talk.now + Duration::from_secs(8));
-    assert_eq!(announced_from(82, &talk), "PORT 198,51,100,1,14,178\r\n");
+    assert_eq!(announced_from(82, &talk), REWRITTEN);
 }
 
 #[test]
@@ -272,29 +323,33 @@ fn an_incomplete_announcement_is_held_and_acknowledged() {
     let mut talk = Conversation::logged_in();
     assert_eq!(talk.say(Side::Client, "PO"), (PacketOutcome::Replace, String::new()));
     let acknowledgement = Packet::parse(&talk.gateway.kernel.injected[0]).unwrap();
-    assert_eq!(acknowledgement.source(), talk.server);
-    assert_eq!(acknowledgement.destination(), talk.client);
-    assert_eq!(acknowledgement.ack(), Seq(talk.next[0]));
-    assert_eq!(acknowledgement.seq(), Seq(talk.next[1]));
+    let ends = (acknowledgement.source(), acknowledgement.destination());
+    assert_eq!(ends, (talk.server, talk.client));
+    let numbers = [acknowledgement.ack(), acknowledgement.seq()];
+    assert_eq!(numbers, talk.next.map(Seq));
     let (_, line) = talk.say(Side::Client, "RT 192,168,150,80,14,178\r\n");
-    assert_eq!(line, "PORT 198,51,100,1,14,178\r\n");
+    assert_eq!(line, REWRITTEN);
 }
 
 #[test]
 fn other_protocols_open_no_pinholes() {
-    let mut talk = Conversation::masqueraded();
-    talk.say(Side::Server, "220 ready\r\n");
-    assert_eq!(talk.say(Side::Client, "POST / HTTP/1.1\r\n").0, PacketOutcome::Accept);
-    assert_eq!(talk.gateway.kernel.mode, None);
-    assert_eq!(talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n").0, PacketOutcome::Accept);
-    assert_eq!(talk.say(Side::Client, "PORT 10,99,99,99,14,178\r\n").0, PacketOutcome::Replace);
-    assert!(talk.gateway.kernel.open.is_empty());
-
-    let mut talk = Conversation::masqueraded();
-    assert_eq!(talk.say(Side::Client, "POST / HTTP/1.1\r\n").0, PacketOutcome::Accept);
-    assert_eq!(talk.say(Side::Server, "HTTP/1.1 200 OK\r\n").0, PacketOutcome::Accept);
-    assert_eq!(talk.gateway.kernel.mode, Some(QueueMode::None));
-    assert_eq!(talk.say(Side::Client, "PORT 10,99,99,99,14,178\r\n").0, PacketOutcome::Accept);
+    let bounce = "PORT 10,99,99,99,14,178\r\n";
+    for (greets_first, mode) in [(true, None), (false, Some(QueueMode::None))] {
+        let mut talk = Conversation::masqueraded();
+        let greeting = if greets_first { "220 ready\r\n" } else { "HTTP/1.1 200 OK\r\n" };
+        let mut lines = [(Side::Server, greeting), (Side::Client, "POST / HTTP/1.1\r\n")];
+        if !greets_first {
+            lines.reverse();
+        }
+        for (side, line) in lines {
+            assert_eq!(talk.say(side, line).0, PacketOutcome::Accept);
+        }
+        assert_eq!(talk.gateway.kernel.mode, mode);
+        assert_eq!(talk.say(Side::Client, PORT).0, PacketOutcome::Accept);
+        let is_refused = talk.say(Side::Client, bounce).0 == PacketOutcome::Replace;
+        assert_eq!(is_refused, greets_first);
+        assert_eq!(talk.gateway.kernel.open, []);
+    }
 }
 
 #[test]
@@ -303,23 +358,18 @@ fn shards_share_external_ports_and_session_numbers() {
     let mut second =
         Conversation::through(first.gateway.engine.new_shard(), "192.168.150.81").log_in();
     assert_eq!(second.gateway.engine.sessions.list().next().unwrap().id, 2);
-    first.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
+    first.play("> PORT 192,168,150,80,14,178");
     first.gateway.kernel.open.clear(); // its connection consumed it
-    second.say(Side::Client, "PORT 192,168,150,81,14,178\r\n");
-    let [pinhole] = second.gateway.kernel.open[..] else {
-        panic!("{:?}", second.gateway.kernel.open)
-    };
+    second.play("> PORT 192,168,150,81,14,178");
+    let [pinhole] = second.gateway.kernel.open[..] else { panic!() };
     assert_eq!(pinhole.target, "192.168.150.81:3762".parse().unwrap());
     assert_ne!(pinhole.arrival.port(), 3762, "closing one would close the other");
-    first.say(Side::Server, "500 no\r\n");
+    first.play("< 500 no");
     let mut third =
         Conversation::through(first.gateway.engine.new_shard(), "192.168.150.82").log_in();
-    third.say(Side::Client, "PORT 192,168,150,82,14,178\r\n");
-    assert_eq!(
-        third.gateway.kernel.open.last().unwrap().arrival.port(),
-        3762,
-        "its port is free again"
-    );
+    third.play("> PORT 192,168,150,82,14,178");
+    let port = third.gateway.kernel.open.last().unwrap().arrival.port();
+    assert_eq!(port, 3762, "its port is free again");
 }
 
 #[test]
@@ -328,8 +378,8 @@ fn a_clients_pinhole_limit_holds_over_all_shards() {
     let engine = Engine::new(policy, Checksums::Verify);
     let mut second = Conversation::through(engine.new_shard(), "192.168.150.80").log_in();
     let mut first = Conversation::through(engine, "192.168.150.80").log_in();
-    first.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
-    second.say(Side::Client, "PORT 192,168,150,80,14,179\r\n");
+    first.play("> PORT 192,168,150,80,14,178");
+    second.play("> PORT 192,168,150,80,14,179");
     assert_eq!((first.gateway.kernel.open.len(), second.gateway.kernel.open.len()), (1, 0));
     assert_eq!(second.gateway.engine.counters().pinholes_refused, 1);
 }
@@ -337,13 +387,13 @@ fn a_clients_pinhole_limit_holds_over_all_shards() {
 #[test]
 fn the_queue_mode_is_set_again_after_a_conntrack_flush() {
     let mut talk = Conversation::logged_in();
-    talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
+    talk.play("> PORT 192,168,150,80,14,178");
     assert_eq!(talk.gateway.kernel.mode.take(), Some(QueueMode::All));
     (talk.gateway.kernel.was_flushed, talk.now) = (true, talk.now + RESEND_INTERVAL);
-    let (verdict, line) = talk.say(Side::Client, "NOOP\r\n");
-    assert_eq!((verdict, &*line), (PacketOutcome::Replace, "NOOP\r\n"), "the packet is forwarded");
+    let forwarded = (PacketOutcome::Replace, "NOOP\r\n".to_owned());
+    assert_eq!(talk.say(Side::Client, "NOOP\r\n"), forwarded);
     talk.gateway.kernel.was_flushed = false;
-    talk.say(Side::Server, "200 ok\r\n");
+    talk.play("< 200 ok");
     assert_eq!(talk.gateway.kernel.mode, Some(QueueMode::All));
     assert_eq!(talk.gateway.engine.counters().errors, 0);
 }
@@ -352,17 +402,17 @@ fn the_queue_mode_is_set_again_after_a_conntrack_flush() {
 fn an_announcement_is_refused_while_the_translation_is_unknown() {
     let mut talk = Conversation::logged_in();
     talk.gateway.kernel.was_flushed = true;
-    let (_, line) = talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
+    let (_, line) = talk.say(Side::Client, PORT);
     assert!(line.starts_with("XXXX "), "{line}");
     assert!(talk.gateway.kernel.open.is_empty());
     talk.gateway.kernel.was_flushed = false;
-    talk.say(Side::Server, "500 what?\r\n");
-    let (_, line) = talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
-    assert_eq!(line, "PORT 198,51,100,1,14,178\r\n");
+    talk.play("< 500 what?");
+    let (_, line) = talk.say(Side::Client, PORT);
+    assert_eq!(line, REWRITTEN);
     // A client's data connection may pass without us.
     let mut talk = Conversation::logged_in();
     talk.gateway.kernel.was_flushed = true;
-    talk.say(Side::Client, "EPSV\r\n");
+    talk.play("> EPSV");
     let reply = "229 Entering Extended Passive Mode (|||2021|)\r\n";
     assert_eq!(talk.say(Side::Server, reply).1, reply);
     assert!(talk.gateway.kernel.open.is_empty());
@@ -376,15 +426,12 @@ fn held_bytes_survive_while_conntrack_forgets_the_connection() {
     assert!(talk.gateway.kernel.injected.is_empty());
     talk.gateway.kernel.was_flushed = false;
     talk.next[0] -= 2;
-    assert_eq!(
-        talk.say(Side::Client, "PO"),
-        (PacketOutcome::Replace, String::new()),
-        "retransmission"
-    );
+    let retransmission = talk.say(Side::Client, "PO");
+    assert_eq!(retransmission, (PacketOutcome::Replace, String::new()));
     assert_eq!(talk.gateway.kernel.injected.len(), 1);
     assert_eq!(talk.gateway.kernel.mode, Some(QueueMode::All));
     let (_, line) = talk.say(Side::Client, "RT 192,168,150,80,14,178\r\n");
-    assert_eq!(line, "PORT 198,51,100,1,14,178\r\n");
+    assert_eq!(line, REWRITTEN);
 }
 
 /// A packet between a client and the server of all tests; sequence numbers count from 100 and 500.
@@ -447,11 +494,8 @@ fn a_flood_of_ungreeted_connections_evicts_no_verified_session() {
     }
     let verified: Vec<u16> = (1..=10).collect();
     assert_eq!(clients(&gateway), verified);
-    assert!(
-        gateway.engine.sessions.table.by_age.len() <= 2 * 10,
-        "{}",
-        gateway.engine.sessions.table.by_age.len()
-    );
+    let by_age = gateway.engine.sessions.table.by_age.len();
+    assert!(by_age <= 2 * 10, "{by_age}");
     let counters = gateway.engine.counters();
     assert_eq!(counters.packets, 9900 + 10 * 3);
     assert_eq!(counters.limits.sessions + counters.uninspected, 9900);
@@ -487,8 +531,7 @@ fn a_half_closed_session_times_out() {
     start_connection(&mut gateway, 1, true);
     start_connection(&mut gateway, 2, true);
     let mut now = Instant::now();
-    let mut fin = flood_packet(1, Side::Server, (10, 11), "421 too late\r\n");
-    fin = with_fin(fin);
+    let fin = with_fin(flood_packet(1, Side::Server, (10, 11), "421 too late\r\n"));
     assert_eq!(gateway.packet(now, &fin), PacketOutcome::Accept);
     now += Duration::from_secs(600);
     gateway.expire(now);
@@ -513,34 +556,19 @@ fn with_fin(packet: Vec<u8>) -> Vec<u8> {
     bytes
 }
 
-/// A conversation that continues with an engine that knows only these records.
-fn restored(records: &[Vec<u8>], mut before: Conversation) -> Conversation {
-    let mut engine = Engine::new(Policy::default(), Checksums::Verify);
-    engine.sessions.restore(records.iter().map(Vec::as_slice), before.now, before.now).unwrap();
-    before.gateway.engine = engine;
-    before
-}
-
 #[test]
 fn a_truncated_journal_never_has_two_sessions_on_the_same_endpoints() {
     let mut talk = Conversation::logged_in();
     talk.gateway.engine.sessions.track_changes(talk.now);
     let mut journal = std::mem::take(&mut talk.gateway.journal);
-    talk.say(Side::Client, "NOOP\r\n");
+    talk.play("> NOOP");
     journal.extend(std::mem::take(&mut talk.gateway.journal));
     // Both ends start a new connection on the same endpoints.
-    (talk.next, talk.received) = ([9_000_100, 9_000_500], [9_000_500, 9_000_100]);
-    let syn_ack = talk.build(Side::Server, 9_000_499, b"", true);
-    talk.pass(&syn_ack);
-    let acknowledgement = talk.build(Side::Client, 9_000_100, b"", false);
-    talk.pass(&acknowledgement);
+    talk.shake_hands();
     journal.extend(std::mem::take(&mut talk.gateway.journal));
     for length in 0..=journal.len() {
-        let mut engine = Engine::new(Policy::default(), Checksums::Verify);
-        engine
-            .sessions
-            .restore(journal[..length].iter().map(Vec::as_slice), talk.now, talk.now)
-            .unwrap();
+        let records = journal[..length].iter().map(Vec::as_slice);
+        let engine = talk.restored(Policy::default(), records);
         assert!(engine.sessions.table.iter().count() <= 1, "{length} of {}", journal.len());
     }
 }
@@ -550,21 +578,18 @@ fn a_tuple_reuse_during_a_restart_spares_the_new_connection() {
     let mut talk = Conversation::masqueraded();
     talk.gateway.engine.sessions.track_changes(talk.now);
     let mut talk = talk.log_in();
-    talk.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
+    talk.play("> PORT 192,168,150,80,14,178");
     let records = std::mem::take(&mut talk.gateway.journal);
-    let mut talk = restored(&records, talk);
+    talk.gateway.engine = talk.restored(Policy::default(), records.iter().map(Vec::as_slice));
     let (next, received) = (talk.next, talk.received);
     // Its SYN-ACK passed while no daemon ran.
-    (talk.next, talk.received) = ([9_000_100, 9_000_500], [9_000_500, 9_000_100]);
+    talk.renumber();
     let greeting = "220 ready\r\n";
     assert_eq!(talk.say(Side::Server, greeting), (PacketOutcome::Accept, greeting.to_owned()));
     (talk.next, talk.received) = (next, received);
-    let (verdict, line) = talk.say(Side::Server, "200 ok\r\n");
-    assert_eq!(
-        (verdict, &*line),
-        (PacketOutcome::Replace, "200 ok\r\n"),
-        "the old session continues, too"
-    );
+    let continued = talk.say(Side::Server, "200 ok\r\n");
+    let expected = (PacketOutcome::Replace, "200 ok\r\n".to_owned());
+    assert_eq!(continued, expected, "the old session continues, too");
 }
 
 #[test]
@@ -572,15 +597,14 @@ fn a_client_that_feigns_missed_packets_is_still_refused() {
     let mut talk = Conversation::logged_in();
     // Acknowledges data that was never sent; the server ignores the segment.
     talk.received[0] += 1000;
-    talk.say(Side::Client, "NOOP\r\n");
+    talk.play("> NOOP");
     (talk.received[0], talk.next[0]) = (talk.received[0] - 1000, talk.next[0] - 6);
-    talk.say(Side::Client, "NOOP\r\n");
+    talk.play("> NOOP");
     assert_eq!(talk.gateway.engine.counters().unread_sessions, 1);
     let (_, line) = talk.say(Side::Client, "PORT 10,99,99,99,14,178\r\n");
     assert_eq!(line, "XXXX XXXXXXXXXXXXXXXXXX\r\n");
     assert_eq!(talk.say(Side::Client, "POR").1, "", "cut into two segments");
     assert_eq!(talk.say(Side::Client, "T 10,99,99,99,14,178\r\n").1, line);
-    let own = "PORT 192,168,150,80,14,178\r\n";
-    assert_eq!(talk.say(Side::Client, own).1, own, "nothing is opened for it");
+    assert_eq!(talk.say(Side::Client, PORT).1, PORT, "nothing is opened for it");
     assert!(talk.gateway.kernel.open.is_empty());
 }

@@ -52,7 +52,7 @@ fn a_segment_outside_the_window_does_not_wait() {
         assert_ne!(talk.pass_early(&segment), PacketOutcome::Wait, "acknowledges {wrong}");
         // It counted as a segment past a gap.
         talk.received[0] = received;
-        talk.say(Side::Client, "SYST\r\n");
+        talk.play("> SYST");
     }
     let mut talk = Conversation::logged_in();
     let segment = talk.ahead(Side::Client, 1 << 21);
@@ -166,7 +166,7 @@ fn a_late_closing_spares_a_new_pinhole_of_another_shard() {
     let mut first = Conversation::logged_in();
     let shard = first.gateway.engine.new_shard();
     let mut second = Conversation::through(shard, "192.168.150.80").log_in();
-    first.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
+    first.play("> PORT 192,168,150,80,14,178");
     let refusal = first.build(Side::Server, first.next[1], b"500 no\r\n", false);
     let (token, how) = (Token::default(), PacketMeta::default());
     let arrival = QueuedPacket { token, bytes: &refusal, meta: how };
@@ -178,13 +178,13 @@ fn a_late_closing_spares_a_new_pinhole_of_another_shard() {
     }
     let open = |talk: &mut Conversation| std::mem::take(&mut talk.gateway.kernel.open);
     second.gateway.kernel.open = open(&mut first);
-    second.say(Side::Client, "PORT 192,168,150,80,14,178\r\n");
+    second.play("> PORT 192,168,150,80,14,178");
     first.gateway.kernel.open = open(&mut second);
     assert_eq!(first.gateway.kernel.open.len(), 1);
     assert_eq!(step.run(&mut first.gateway, now, std::slice::from_mut(&mut effects)), None);
     assert_eq!(first.gateway.kernel.open.len(), 1, "the second's is open");
     second.gateway.kernel.open = open(&mut first);
-    second.say(Side::Server, "500 no\r\n");
+    second.play("< 500 no");
     assert_eq!(second.gateway.kernel.open, []);
 }
 

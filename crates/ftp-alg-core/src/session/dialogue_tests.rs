@@ -1,6 +1,7 @@
 //! How the dialogue reacts to sequences of lines.
 
 use super::*;
+use crate::script::{Message, messages};
 
 fn said(dialogue: &mut Dialogue, line: &str) -> CommandEffect {
     let text = Text::new(line.as_bytes());
@@ -11,20 +12,45 @@ fn answered(dialogue: &mut Dialogue, line: &str) -> ReplyEffect {
     dialogue.read_reply_line(&Text::new(line.as_bytes()))
 }
 
-fn logged_in() -> Dialogue {
+/// Reads the lines of a script, and records what they are. Returns the effect of the last reply.
+fn read(dialogue: &mut Dialogue, script: &str) -> ReplyEffect {
+    let mut effect = ReplyEffect::Nothing;
+    for Message { from_client, text, .. } in messages(script) {
+        if !from_client {
+            effect = answered(dialogue, &text);
+            continue;
+        }
+        match said(dialogue, &text) {
+            CommandEffect::Auth => dialogue.record_auth(),
+            CommandEffect::Announcement => dialogue.record_announcement(true),
+            _ => {}
+        }
+    }
+    effect
+}
+
+/// A dialogue that has read a script.
+fn after(script: &str) -> Dialogue {
     let mut dialogue = Dialogue::default();
-    answered(&mut dialogue, "220 ready");
-    said(&mut dialogue, "USER x");
-    answered(&mut dialogue, "331 password");
-    said(&mut dialogue, "PASS x");
+    read(&mut dialogue, script);
+    dialogue
+}
+
+fn logged_in() -> Dialogue {
+    let mut dialogue = after("< 220 ready > USER x < 331 password > PASS x");
     assert_eq!(answered(&mut dialogue, "230 in"), ReplyEffect::Event(DialogueEvent::LoggedIn));
     dialogue
 }
 
+/// Reads a line of the server that ended as it should.
+fn answered_plainly(dialogue: &mut Dialogue, line: &str) {
+    dialogue.record_server_line_end(LineEnd::Plain, &Text::new(b"200 x"));
+    answered(dialogue, line);
+}
+
 #[test]
 fn the_server_greets_first_and_the_client_answers_in_ftp() {
-    let mut early = Dialogue::default();
-    said(&mut early, "WHAT x");
+    let mut early = after("> WHAT x");
     assert_eq!(early.phase(), Phase::ClientFirst);
     assert_eq!(answered(&mut early.clone(), "HTTP/1.1 200 OK"), ReplyEffect::NotFtp);
     assert_eq!(answered(&mut early.clone(), "331 x"), ReplyEffect::NotFtp);
@@ -44,10 +70,9 @@ fn the_server_greets_first_and_the_client_answers_in_ftp() {
         }
         assert_eq!(other.phase(), Phase::NotFtp, "{line}");
     }
-    assert_eq!(said(&mut dialogue, ""), CommandEffect::Nothing);
-    assert_eq!(said(&mut dialogue, "USER x"), CommandEffect::Nothing);
-    assert_eq!(said(&mut dialogue, "WHAT"), CommandEffect::Nothing);
-    assert_eq!(said(&mut dialogue, "PASS a: b HTTP/1.1"), CommandEffect::Nothing);
+    for line in ["", "USER x", "WHAT", "PASS a: b HTTP/1.1"] {
+        assert_eq!(said(&mut dialogue, line), CommandEffect::Nothing);
+    }
     assert_eq!(dialogue.phase(), Phase::Verified);
     said(&mut dialogue, "Host: x");
     assert_eq!(dialogue.phase(), Phase::NotFtp);
@@ -109,95 +134,74 @@ fn text_may_precede_the_greeting_but_no_other_protocol() {
 #[test]
 fn the_reply_to_a_login_shows_ftp_after_text() {
     for text in TEXTS {
-        for lines in [
-            &[("", "USER x"), ("331 password", "PASS x"), ("230 in", "")][..],
-            &[("", "USER x"), ("230 in", "")],
-            &[("", "USER x"), ("", "PASS x"), ("331 password", ""), ("230 in", "")],
-            &[
-                ("", "FEAT"),
-                ("211-", ""),
-                ("211 end", "USER x"),
-                ("331 x", "PASS x"),
-                ("202 x", ""),
-            ],
-            &[("", "USER x"), ("220 ready", ""), ("331 x", "PASS x"), ("230 in", "")],
+        for script in [
+            "> USER x < 331 password > PASS x < 230 in",
+            "> USER x < 230 in",
+            "> USER x > PASS x < 331 password < 230 in",
+            "> FEAT < 211- < 211 end > USER x < 331 x > PASS x < 202 x",
+            "> USER x < 220 ready < 331 x > PASS x < 230 in",
         ] {
             let mut dialogue = Dialogue::default();
             answered(&mut dialogue, text);
-            for (reply, command) in lines {
+            for Message { from_client, text, .. } in messages(script) {
                 assert!(!dialogue.is_logged_in());
-                if !reply.is_empty() {
-                    answered(&mut dialogue, reply);
-                }
-                if !command.is_empty() {
-                    said(&mut dialogue, command);
+                if from_client {
+                    said(&mut dialogue, &text);
+                } else {
+                    answered(&mut dialogue, &text);
                 }
             }
-            assert!(dialogue.is_logged_in(), "{text}: {lines:?}");
-            assert_eq!(dialogue.phase(), Phase::Verified, "{text}: {lines:?}");
+            assert!(dialogue.is_logged_in(), "{text}: {script}");
+            assert_eq!(dialogue.phase(), Phase::Verified, "{text}: {script}");
         }
     }
 }
 
 #[test]
 fn after_text_only_the_reply_to_a_login_shows_ftp() {
-    for (command, reply) in [
-        ("USER x", "200 ok"),
-        ("USER x", "202 ok"),
-        ("USER x", "250 ok"),
-        ("USER x", "530 no"),
-        ("CLNT x", "230 in"),
-        ("OPTS x", "331 x"),
-        ("FEAT", "211 end"),
-        ("AUTH TLS", "200 ok"),
-        ("USER x", "227 (10,0,0,2,4,1)"),
+    for script in [
+        "> USER x < 200 ok",
+        "> USER x < 202 ok",
+        "> USER x < 250 ok",
+        "> USER x < 530 no",
+        "> CLNT x < 230 in",
+        "> OPTS x < 331 x",
+        "> FEAT < 211 end",
+        "> AUTH TLS < 200 ok",
+        "> USER x < 227 (10,0,0,2,4,1)",
     ] {
-        let mut dialogue = Dialogue::default();
-        answered(&mut dialogue, "hello");
-        if said(&mut dialogue, command) == CommandEffect::Auth {
-            dialogue.record_auth();
-        }
-        answered(&mut dialogue, reply);
-        assert_eq!(dialogue.phase(), Phase::CommandAfterText, "{command}: {reply}");
+        let dialogue = after(&format!("< hello {script}"));
+        assert_eq!(dialogue.phase(), Phase::CommandAfterText, "{script}");
         assert!(dialogue.blocked_because(true).is_some());
     }
-    for line in ["USER / HTTP/1.1", "PASS x", "WHAT", "Host: x", "PORT 1,2,3,4,5,6"] {
-        let mut dialogue = Dialogue::default();
-        answered(&mut dialogue, "hello");
-        said(&mut dialogue, line);
-        assert_eq!(dialogue.phase(), Phase::NotFtp, "{line}");
+    for script in [
+        "> USER / HTTP/1.1",
+        "> PASS x",
+        "> WHAT",
+        "> Host: x",
+        "> PORT 1,2,3,4,5,6",
+        "> USER x > Host: x",
+    ] {
+        assert_eq!(after(&format!("< hello {script}")).phase(), Phase::NotFtp, "{script}");
     }
-    let mut dialogue = Dialogue::default();
-    answered(&mut dialogue, "hello");
-    said(&mut dialogue, "USER x");
-    said(&mut dialogue, "Host: x");
-    assert_eq!(dialogue.phase(), Phase::NotFtp);
 }
 
 #[test]
 fn a_225_or_226_is_a_login_only_before_another() {
     for login in ["225 in", "226 in"] {
-        let mut dialogue = Dialogue::default();
-        answered(&mut dialogue, "220 x");
-        said(&mut dialogue, "USER x");
-        answered(&mut dialogue, "331 x");
-        said(&mut dialogue, "PASS x");
-        answered(&mut dialogue, login);
+        let mut dialogue = after(&format!("< 220 x > USER x < 331 x > PASS x < {login}"));
         assert!(dialogue.is_logged_in(), "{login}");
         // The end of an earlier transfer.
-        said(&mut dialogue, "USER y");
-        answered(&mut dialogue, login);
+        read(&mut dialogue, &format!("> USER y < {login}"));
         assert!(!dialogue.is_logged_in(), "{login}");
     }
 }
 
 #[test]
 fn a_login_needs_a_completion_reply() {
-    let mut dialogue = Dialogue::default();
-    answered(&mut dialogue, "220 ready");
+    let mut dialogue = after("< 220 ready");
     assert_eq!(answered(&mut dialogue, "230 in"), ReplyEffect::Nothing);
-    said(&mut dialogue, "USER x");
-    answered(&mut dialogue, "331 password");
+    read(&mut dialogue, "> USER x < 331 password");
     assert!(!dialogue.is_logged_in());
     assert!(logged_in().is_logged_in());
 }
@@ -217,22 +221,18 @@ fn a_login_ends_when_another_begins() {
     // A 230 that is still on its way belongs to the earlier login.
     for line in ["USER y", "REIN"] {
         let mut dialogue = logged_in();
-        for line in ["USER x", "PASS x", line] {
-            said(&mut dialogue, line);
-        }
-        answered(&mut dialogue, "331 password");
-        assert_eq!(answered(&mut dialogue, "230 in"), ReplyEffect::Nothing);
+        let script = format!("> USER x > PASS x > {line} < 331 password < 230 in");
+        assert_eq!(read(&mut dialogue, &script), ReplyEffect::Nothing);
         assert!(!dialogue.is_logged_in());
     }
     let mut dialogue = logged_in();
-    said(&mut dialogue, "USER y");
-    assert_eq!(answered(&mut dialogue, "230 in"), ReplyEffect::Event(DialogueEvent::LoggedIn));
-    said(&mut dialogue, "USER y");
-    said(&mut dialogue, "PASS y");
-    answered(&mut dialogue, "331 password");
-    assert_eq!(answered(&mut dialogue, "332 account"), ReplyEffect::Nothing);
-    said(&mut dialogue, "ACCT y");
-    assert_eq!(answered(&mut dialogue, "230 in"), ReplyEffect::Event(DialogueEvent::LoggedIn));
+    for (script, effect) in [
+        ("> USER y < 230 in", ReplyEffect::Event(DialogueEvent::LoggedIn)),
+        ("> USER y > PASS y < 331 password < 332 account", ReplyEffect::Nothing),
+        ("> ACCT y < 230 in", ReplyEffect::Event(DialogueEvent::LoggedIn)),
+    ] {
+        assert_eq!(read(&mut dialogue, script), effect, "{script}");
+    }
 }
 
 #[test]
@@ -241,8 +241,7 @@ fn nothing_is_opened_while_the_dialogue_is_ambiguous() {
     dialogue.record_server_line_end(LineEnd::Ambiguous, &Text::new(b"200 x"));
     said(&mut dialogue, "NOOP");
     assert!(dialogue.blocked_because(false).is_some());
-    dialogue.record_server_line_end(LineEnd::Plain, &Text::new(b"200 x"));
-    answered(&mut dialogue, "200 ok");
+    answered_plainly(&mut dialogue, "200 ok");
     assert!(dialogue.blocked_because(false).is_some(), "the server may have more to say");
     dialogue.record_pause(false);
     assert_eq!(dialogue.blocked_because(false), None);
@@ -251,14 +250,12 @@ fn nothing_is_opened_while_the_dialogue_is_ambiguous() {
     said(&mut dialogue, "STAT x");
     for line in ["211 x", "213-x", "213 End", "229 (|||3306|)"] {
         assert!(dialogue.blocked_because(false).is_some(), "{line}");
-        dialogue.record_server_line_end(LineEnd::Plain, &Text::new(b"200 x"));
-        answered(&mut dialogue, line);
+        answered_plainly(&mut dialogue, line);
     }
     dialogue.record_pause(false);
     assert_eq!(dialogue.blocked_because(false), None);
     // Not a reply; perhaps part of a listing.
-    dialogue.record_server_line_end(LineEnd::Plain, &Text::new(b"200 x"));
-    answered(&mut dialogue, "-rw-r--r-- x");
+    answered_plainly(&mut dialogue, "-rw-r--r-- x");
     dialogue.record_pause(false);
     assert!(dialogue.blocked_because(false).is_some());
 }
@@ -266,20 +263,14 @@ fn nothing_is_opened_while_the_dialogue_is_ambiguous() {
 #[test]
 fn commands_may_precede_the_greeting() {
     for first in ["FEAT", "user x", "AUTH TLS", "HOST x", "OPTS UTF8 ON"] {
-        let mut dialogue = Dialogue::default();
-        for line in ["", first, "USER x", "PASS x"] {
-            if said(&mut dialogue, line) == CommandEffect::Auth {
-                dialogue.record_auth();
-            }
-        }
+        let mut dialogue = after(&format!(r"> \r\n > {first} > USER x > PASS x"));
         assert!(dialogue.blocked_because(true).is_some());
         assert!(dialogue.blocked_because(false).is_some());
         for reply in ["200 OK", "331 x"] {
             assert_eq!(answered(&mut dialogue.clone(), reply), ReplyEffect::NotFtp);
         }
         let mut other = dialogue.clone();
-        said(&mut other, "Host: x");
-        answered(&mut other, "220 ready");
+        read(&mut other, "> Host: x < 220 ready");
         assert_eq!(other.phase(), Phase::NotFtp, "{first}");
         for line in ["120 soon", "220-hello", "220 ready"] {
             assert_eq!(answered(&mut dialogue, line), ReplyEffect::Nothing);
@@ -290,9 +281,7 @@ fn commands_may_precede_the_greeting() {
     for line in
         ["FEATURE", "FEAT / HTTP/1.1", "USER / HTTP/1.1", "PASS x", "NOOP", "PORT 1,2,3,4,5,6"]
     {
-        let mut other = Dialogue::default();
-        said(&mut other, line);
-        assert_eq!(other.phase(), Phase::ClientFirst, "{line}");
+        assert_eq!(after(&format!("> {line}")).phase(), Phase::ClientFirst, "{line}");
     }
 }
 
@@ -302,8 +291,7 @@ fn a_name_with_line_ends_stays_ambiguous() {
     dialogue.record_client_line_end(LineEnd::Ambiguous);
     said(&mut dialogue, "CWD x");
     let settles = |dialogue: &mut Dialogue, line| {
-        dialogue.record_server_line_end(LineEnd::Plain, &Text::new(b"200 x"));
-        answered(dialogue, line);
+        answered_plainly(dialogue, line);
         dialogue.record_pause(false);
         assert!(dialogue.blocked_because(false).is_none(), "{line}");
     };
@@ -312,10 +300,8 @@ fn a_name_with_line_ends_stays_ambiguous() {
     assert_eq!(dialogue.blocked_because(false), None);
     settles(&mut dialogue, "227 x");
     // Any other command may be answered with the name.
-    said(&mut dialogue, "CDUP");
-    said(&mut dialogue, "PASV");
-    dialogue.record_server_line_end(LineEnd::Plain, &Text::new(b"200 x"));
-    answered(&mut dialogue, "250 in x");
+    read(&mut dialogue, "> CDUP > PASV");
+    answered_plainly(&mut dialogue, "250 in x");
     dialogue.record_pause(false);
     assert!(dialogue.blocked_because(false).is_some());
     settles(&mut dialogue, "227 x");
@@ -327,10 +313,8 @@ fn a_257_that_ends_inside_its_name_is_ambiguous() {
         [(r#"257 "/a""b" made"#, true), (r#"257 "/a"#, false), (r#"257 "/a"""#, false)]
     {
         let mut dialogue = logged_in();
-        said(&mut dialogue, "PWD");
-        said(&mut dialogue, "PASV");
-        dialogue.record_server_line_end(LineEnd::Plain, &Text::new(b"200 x"));
-        answered(&mut dialogue, line);
+        read(&mut dialogue, "> PWD > PASV");
+        answered_plainly(&mut dialogue, line);
         assert_eq!(dialogue.blocked_because(false).is_none(), is_whole, "{line}");
     }
 }
@@ -339,62 +323,43 @@ fn a_257_that_ends_inside_its_name_is_ambiguous() {
 fn a_227_counts_only_as_a_reply_to_pasv() {
     let mut dialogue = logged_in();
     assert_eq!(answered(&mut dialogue, "227 x"), ReplyEffect::Passive { was_requested: false });
-    said(&mut dialogue, "ABOR"); // one reply, although we expect one for each command
-    said(&mut dialogue, "EPSV");
-    assert_eq!(answered(&mut dialogue, "227 x"), ReplyEffect::Passive { was_requested: true });
+    // One reply, although we expect one for each command.
+    let effect = read(&mut dialogue, "> ABOR > EPSV < 227 x");
+    assert_eq!(effect, ReplyEffect::Passive { was_requested: true });
     assert!(!dialogue.has_pending_passive());
 }
 
 #[test]
 fn a_refused_announcement_is_recognised_in_a_pipeline() {
     let mut dialogue = logged_in();
-    said(&mut dialogue, "TYPE I");
-    assert_eq!(said(&mut dialogue, "PORT 1,2,3,4,5,6"), CommandEffect::Announcement);
-    dialogue.record_announcement(true);
-    said(&mut dialogue, "LIST");
-    assert_eq!(answered(&mut dialogue, "200 ok"), ReplyEffect::Nothing);
-    assert_eq!(
-        answered(&mut dialogue, "500 no"),
-        ReplyEffect::Event(DialogueEvent::AnnouncementRefused)
-    );
-    assert_eq!(
-        answered(&mut dialogue, "150 here"),
-        ReplyEffect::Event(DialogueEvent::TransferStarted)
-    );
-    assert_eq!(
-        answered(&mut dialogue, "226 done"),
-        ReplyEffect::Event(DialogueEvent::TransferEnded { completed: true })
-    );
+    read(&mut dialogue, "> TYPE I > PORT 1,2,3,4,5,6 > LIST");
+    for (reply, effect) in [
+        ("200 ok", ReplyEffect::Nothing),
+        ("500 no", ReplyEffect::Event(DialogueEvent::AnnouncementRefused)),
+        ("150 here", ReplyEffect::Event(DialogueEvent::TransferStarted)),
+        ("226 done", ReplyEffect::Event(DialogueEvent::TransferEnded { completed: true })),
+    ] {
+        assert_eq!(answered(&mut dialogue, reply), effect, "{reply}");
+    }
 }
 
 /// Some servers answer a keep-alive while a transfer waits for its data connection, or runs.
 #[test]
 fn a_success_of_another_command_ends_no_transfer() {
+    let ended = ReplyEffect::Event(DialogueEvent::TransferEnded { completed: true });
     let mut dialogue = logged_in();
-    said(&mut dialogue, "RETR x");
-    for reply in ["", "150 here"] {
-        if !reply.is_empty() {
-            answered(&mut dialogue, reply);
-        }
-        for (command, reply) in [("NOOP", "200 ok"), ("STAT", "211 busy"), ("PWD", "257 x")] {
-            said(&mut dialogue, command);
-            assert_eq!(answered(&mut dialogue, reply), ReplyEffect::Nothing, "{command}");
-            assert!(dialogue.has_pending_transfer(), "{command}");
+    for begin in ["> RETR x", "< 150 here"] {
+        read(&mut dialogue, begin);
+        for script in ["> NOOP < 200 ok", "> STAT < 211 busy", "> PWD < 257 x"] {
+            assert_eq!(read(&mut dialogue, script), ReplyEffect::Nothing, "{script}");
+            assert!(dialogue.has_pending_transfer(), "{script}");
         }
     }
-    said(&mut dialogue, "NOOP");
-    assert_eq!(
-        answered(&mut dialogue, "226 done"),
-        ReplyEffect::Event(DialogueEvent::TransferEnded { completed: true })
-    );
+    assert_eq!(read(&mut dialogue, "> NOOP < 226 done"), ended);
     assert_eq!(answered(&mut dialogue, "200 ok"), ReplyEffect::Nothing);
     assert!(!dialogue.has_pending_commands());
     // Nothing else is pending.
-    said(&mut dialogue, "STOR x");
-    assert_eq!(
-        answered(&mut dialogue, "200 stored"),
-        ReplyEffect::Event(DialogueEvent::TransferEnded { completed: true })
-    );
+    assert_eq!(read(&mut dialogue, "> STOR x < 200 stored"), ended);
 }
 
 #[test]
@@ -408,8 +373,7 @@ fn epsv_all_applies_after_its_completion_reply() {
 
 #[test]
 fn encryption_needs_a_234_to_an_auth() {
-    let mut dialogue = Dialogue::default();
-    answered(&mut dialogue, "220 ready");
+    let mut dialogue = after("< 220 ready");
     assert_eq!(answered(&mut dialogue, "234 x"), ReplyEffect::Nothing);
     assert_eq!(said(&mut dialogue, "AUTH TLS"), CommandEffect::Auth);
     dialogue.record_auth();
@@ -417,18 +381,15 @@ fn encryption_needs_a_234_to_an_auth() {
     assert_eq!(answered(&mut refused, "534 no"), ReplyEffect::Nothing);
     assert_eq!(answered(&mut dialogue, "234 go"), ReplyEffect::Encrypted);
     let mut later = logged_in();
-    said(&mut later, "AUTH TLS");
-    later.record_auth();
-    assert_eq!(answered(&mut later, "234 go"), ReplyEffect::Nothing, "it may be in a file");
+    let effect = read(&mut later, "> AUTH TLS < 234 go");
+    assert_eq!(effect, ReplyEffect::Nothing, "it may be in a file");
     assert!(!later.is_logged_in() && later.expects_tls());
     for session in [false, true] {
         let mut plain = dialogue.clone();
         plain.resume_plaintext(session);
         assert_eq!(plain.is_logged_in(), session);
     }
-    assert_eq!(said(&mut refused, "AUTH GSSAPI"), CommandEffect::Auth);
-    refused.record_auth();
-    assert_eq!(answered(&mut refused, "334 go on"), ReplyEffect::Nothing);
+    assert_eq!(read(&mut refused, "> AUTH GSSAPI < 334 go on"), ReplyEffect::Nothing);
     assert!(!refused.is_logged_in());
 }
 
@@ -436,8 +397,7 @@ fn encryption_needs_a_234_to_an_auth() {
 fn pending_commands_are_limited() {
     let mut dialogue = logged_in();
     for _ in 0..100 {
-        said(&mut dialogue, "NOOP");
-        said(&mut dialogue, "PASV");
+        read(&mut dialogue, "> NOOP > PASV");
     }
     assert_eq!(dialogue.pending.len(), MAX_RUNS);
     assert!(dialogue.take_forgotten() && !dialogue.take_forgotten());
@@ -449,25 +409,20 @@ fn consecutive_commands_of_one_kind_are_one_run() {
     for _ in 0..1000 {
         said(&mut dialogue, "SIZE x");
     }
-    assert_eq!(said(&mut dialogue, "PORT 1,2,3,4,5,6"), CommandEffect::Announcement);
-    dialogue.record_announcement(true);
+    read(&mut dialogue, "> PORT 1,2,3,4,5,6");
     assert!(!dialogue.take_forgotten());
     for _ in 0..1000 {
         assert_eq!(answered(&mut dialogue, "550 no"), ReplyEffect::Nothing);
     }
-    assert_eq!(
-        answered(&mut dialogue, "500 no"),
-        ReplyEffect::Event(DialogueEvent::AnnouncementRefused)
-    );
+    let refused = ReplyEffect::Event(DialogueEvent::AnnouncementRefused);
+    assert_eq!(answered(&mut dialogue, "500 no"), refused);
 }
 
 #[test]
 fn replies_to_forgotten_commands_are_ignored_and_later_ones_match() {
     let mut dialogue = logged_in();
     for _ in 0..50 {
-        said(&mut dialogue, "PASV");
-        said(&mut dialogue, "AUTH TLS");
-        dialogue.record_auth();
+        read(&mut dialogue, "> PASV > AUTH TLS");
     }
     let forgotten = 100 - (MAX_RUNS as u32 - 1);
     for number in 0..forgotten {
@@ -479,8 +434,12 @@ fn replies_to_forgotten_commands_are_ignored_and_later_ones_match() {
         ));
     }
     assert_eq!(forgotten % 2, 1, "the next is an AUTH");
-    assert_eq!(answered(&mut dialogue, "534 no"), ReplyEffect::Nothing);
-    assert_eq!(answered(&mut dialogue, "227 x"), ReplyEffect::Passive { was_requested: true });
-    assert_eq!(answered(&mut dialogue, "234 go"), ReplyEffect::Nothing, "it came in a pipeline");
+    for (reply, effect) in [
+        ("534 no", ReplyEffect::Nothing),
+        ("227 x", ReplyEffect::Passive { was_requested: true }),
+        ("234 go", ReplyEffect::Nothing), // it came in a pipeline
+    ] {
+        assert_eq!(answered(&mut dialogue, reply), effect);
+    }
     assert!(dialogue.expects_tls());
 }

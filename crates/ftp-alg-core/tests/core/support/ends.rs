@@ -5,7 +5,12 @@ use ftp_alg_core::{
     session::Side::{self, Client, Server},
 };
 
-use super::{scenario::Scenario, script::messages_with_options, segment::Segment, sim::Sim};
+use super::{
+    scenario::Scenario,
+    script::{Message, messages},
+    segment::Segment,
+    sim::Sim,
+};
 
 pub const WIDE: u16 = 30_000;
 
@@ -38,7 +43,8 @@ impl Ends {
     /// if negative how far back the sequence number is; `@lost` gets lost before the peer; `@old` acknowledges a byte less;
     /// `@more` has no PSH, because more follows.
     pub fn play(&mut self, script: &str) -> usize {
-        for (from, text, options) in messages_with_options(script) {
+        for Message { from_client, text, options } in messages(script) {
+            let from = if from_client { Client } else { Server };
             let (mut window, mut back, mut less) = (WIDE, 0, 0);
             for option in &options {
                 match *option {

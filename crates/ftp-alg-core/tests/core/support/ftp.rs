@@ -2,9 +2,17 @@
 
 use std::net::{IpAddr, SocketAddr};
 
-use ftp_alg_core::session::Side::{Client, Server};
+use ftp_alg_core::{
+    packet::flags,
+    session::Side::{self, Client, Server},
+};
 
-use super::{scenario::Scenario, sim::Sim};
+use super::{
+    scenario::Scenario,
+    script::{LOGIN, Message, messages},
+    segment::Segment,
+    sim::Sim,
+};
 
 /// `h1,h2,h3,h4,p1,p2`.
 pub fn host_port(endpoint: SocketAddr) -> String {
@@ -68,23 +76,74 @@ pub fn crossed_out(line: &str) -> String {
 impl Sim {
     /// A connection on which the server has accepted a login.
     pub fn logged_in(scenario: Scenario) -> Self {
-        let mut sim = Self::new(scenario);
-        for (side, line) in [
-            (Server, &b"220 ready\r\n"[..]),
-            (Client, b"USER joe\r\n"),
-            (Server, b"331 password\r\n"),
-            (Client, b"PASS x\r\n"),
-            (Server, b"230 in\r\n"),
-        ] {
-            assert_eq!(sim.say(side, line), line);
+        Self::after(scenario, LOGIN)
+    }
+
+    /// Plays a script. Each message must arrive unchanged.
+    #[track_caller]
+    pub fn play(&mut self, script: &str) {
+        for Message { from_client, text, .. } in messages(script) {
+            let side = if from_client { Client } else { Server };
+            assert_eq!(self.tell(side, &text), text, "{script}");
         }
+    }
+
+    /// A connection on which this script was played.
+    #[track_caller]
+    pub fn after(scenario: Scenario, script: &str) -> Self {
+        let mut sim = Self::new(scenario);
+        sim.play(script);
         sim
+    }
+
+    /// The client's announcement of this port, as the client says it and as the server hears it.
+    pub fn active(&self, port: u16) -> [String; 2] {
+        [self.translation.client, self.translation.client_external].map(|end| active(at(end, port)))
+    }
+
+    /// The server's announcement of this port, as the server says it and as the client hears it.
+    pub fn passive(&self, port: u16) -> [String; 2] {
+        [self.translation.server, self.translation.server_external]
+            .map(|end| passive(at(end, port)))
+    }
+
+    /// `PASV`, or over IPv6 `EPSV`.
+    pub fn passive_command(&self) -> &'static str {
+        if self.translation.server.is_ipv4() { "PASV\r\n" } else { "EPSV\r\n" }
+    }
+
+    /// Asserts that the session is inspected: an announcement of the client opens a pinhole.
+    #[track_caller]
+    pub fn assert_inspected(&mut self) {
+        let (opened, [said, seen]) = (self.kernel.opened.len(), self.active(2200));
+        assert_eq!(self.tell(Client, &said), seen, "{}", self.summary());
+        assert_eq!(self.kernel.opened.len(), opened + 1);
+    }
+
+    /// The next segment of `side`, which acknowledges all.
+    pub fn next_segment(&self, side: Side, payload: &[u8]) -> Segment {
+        let (own, peer) = match side {
+            Client => (&self.client, &self.server),
+            Server => (&self.server, &self.client),
+        };
+        Segment {
+            seq: own.next_number(),
+            ack: peer.next_number(),
+            flags: flags::ACK,
+            window: 1000,
+            payload: payload.into(),
+            ..Segment::default()
+        }
+    }
+
+    /// Has `side` say this, waits until all is still, and gives what the peer received.
+    pub fn tell(&mut self, side: Side, said: &str) -> String {
+        text(self.say(side, said.as_bytes()))
     }
 
     /// Lets the client ask and the server answer; gives what each received.
     pub fn exchange(&mut self, command: &str, reply: &str) -> (String, String) {
-        let heard = text(self.say(Client, command.as_bytes()));
-        (heard, text(self.say(Server, reply.as_bytes())))
+        (self.tell(Client, command), self.tell(Server, reply))
     }
 
     /// Lets the two ends talk until all is still: `server` answers what the server hears.

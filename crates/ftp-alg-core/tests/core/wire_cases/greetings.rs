@@ -157,8 +157,8 @@ fn bounces_are_refused_whichever_end_begins() {
             for client_begins in [false, true] {
                 let (one, two) = if client_begins { (first, text) } else { (text, first) };
                 let mut sim = Sim::new(with(Nat::Masquerade));
-                for (side, line) in messages(one).into_iter().chain(messages(two)) {
-                    sim.tell(side, &line);
+                for said in messages(one).into_iter().chain(messages(two)) {
+                    sim.tell(if said.from_client { Client } else { Server }, &said.text);
                 }
                 let is_greeting = !client_begins && text.contains("220");
                 let rest = if is_greeting { "< 503 log in" } else { r"< 220 ready\r\n500 what?" };

@@ -19,8 +19,9 @@ fn assert_line_ends_work(scenario: Scenario, login: &str, end: &str, which: &[Si
     let ended =
         |side, line: &str| line.replace("\r\n", if which.contains(&side) { end } else { "\r\n" });
     let mut sim = Sim::new(scenario);
-    for (side, line) in messages(login) {
-        let line = ended(side, &line);
+    for said in messages(login) {
+        let side = if said.from_client { Client } else { Server };
+        let line = ended(side, &said.text);
         assert_eq!(sim.tell(side, &line), line, "{end:?} {which:?}");
     }
     for round in 0..3 {
