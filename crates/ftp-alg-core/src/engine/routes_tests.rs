@@ -87,16 +87,11 @@ fn a_client_cannot_begin_its_live_connection_again() {
         let acknowledgement = talk.build(Side::Client, talk.next[0], b"", false);
         talk.pass(&acknowledgement);
         talk.received[0] = received;
-        for (reply, command) in [("220 a", "USER u"), ("331 b", "PASS p"), ("230 c", "EPSV")] {
-            talk.say(Side::Server, &format!("{reply}\r\n"));
-            talk.say(Side::Client, &format!("{command}\r\n"));
-        }
+        talk.play("< 220 a > USER u < 331 b > PASS p < 230 c > EPSV");
         talk.say(Side::Server, REPLY);
         assert_eq!(talk.gateway.kernel.opened, 0, "{interface} {distance}");
         // The session is the same.
-        for reply in ["211 end", "331 who", "230 in", "500 what", "500 what"] {
-            talk.say(Side::Server, &format!("{reply}\r\n"));
-        }
+        talk.play("< 211 end < 331 who < 230 in < 500 what < 500 what");
         assert_eq!(talk.gateway.engine.sessions.list().next().unwrap().id, 1);
     }
 }
@@ -305,16 +300,11 @@ fn a_session_on_the_fast_path_stays_there_when_a_packet_is_forged() {
     let mut talk = Conversation::at(engine, "192.168.150.80", [LAN, WAN]);
     talk.gateway.engine.sessions.set_uses_fast_path(true);
     let mut talk = talk.log_in();
-    let handed_over = |talk: &Conversation| {
-        let changes = talk.gateway.kernel.changes.iter();
-        changes
-            .filter_map(|change| match change {
-                FlowChange::Handover(handover) => Some(handover.interfaces),
-                FlowChange::Withdraw(_) => None,
-            })
-            .collect::<Vec<_>>()
-    };
-    assert_eq!(handed_over(&talk).last(), Some(&[LAN, WAN]));
+    let mut handovers = talk.gateway.kernel.changes.iter().filter_map(|change| match change {
+        FlowChange::Handover(handover) => Some(handover.interfaces),
+        FlowChange::Withdraw(_) => None,
+    });
+    assert_eq!(handovers.next_back(), Some([LAN, WAN]));
     let changes = talk.gateway.kernel.changes.len();
     talk.gateway.kernel.routes = Some(Vec::new());
     talk.now += Duration::from_secs(1);

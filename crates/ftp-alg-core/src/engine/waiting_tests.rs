@@ -9,6 +9,22 @@ impl Conversation {
         self.gateway.queued(self.now, packet, how)
     }
 
+    /// Has the engine take these packets, whose ids count from `first`. Nothing is carried out yet.
+    fn take(&mut self, first: u32, packets: &[&[u8]]) -> Effects {
+        let packets = packets.iter().zip(first..).map(|(bytes, id)| {
+            let token = Token { id, ..Token::default() };
+            QueuedPacket { token, bytes, meta: PacketMeta::default() }
+        });
+        let mut effects = Effects::default();
+        self.gateway.engine.take(self.now, packets, &mut effects);
+        effects
+    }
+
+    /// Carries out what comes of that.
+    fn carry_out(&mut self, mut effects: Effects) {
+        carry_out(&mut self.gateway, self.now, std::slice::from_mut(&mut effects));
+    }
+
     /// A segment of `side`, `past` its next sequence number.
     fn ahead(&self, side: Side, past: u32) -> Vec<u8> {
         let me = usize::from(side == Side::Server);
@@ -64,19 +80,14 @@ fn packets_behind_a_kernel_request_are_parked_up_to_a_limit() {
     let mut talk = Conversation::logged_in();
     let port = talk.build(Side::Client, talk.next[0], b"PORT 10,0,0,2,200,10\r\n", false);
     let later = talk.ahead(Side::Client, 22);
-    let (now, engine, mut effects) = (talk.now, &mut talk.gateway.engine, Effects::default());
-    let arrivals = std::iter::once(&port).chain(std::iter::repeat_n(&later, MAX_PARKED + 1));
-    let arrivals = arrivals.zip(0..).map(|(bytes, id)| QueuedPacket {
-        token: Token { id, ..Token::default() },
-        bytes,
-        meta: PacketMeta::default(),
-    });
-    engine.take(now, arrivals, &mut effects);
+    let mut packets = vec![&port[..]];
+    packets.resize(MAX_PARKED + 2, &later);
+    let effects = talk.take(0, &packets);
     assert!(effects.has_kernel_requests());
     let dropped = effects.verdicts.iter().map(|released| (released.token.id, &released.verdict));
     let last = (MAX_PARKED as u32 + 1, &Verdict::Drop(DropReason::Overflow));
     assert!(dropped.eq([last]), "{:?}", effects.verdicts);
-    assert_eq!(engine.counters().drops.get(DropReason::Overflow), 1);
+    assert_eq!(talk.gateway.engine.counters().drops.get(DropReason::Overflow), 1);
 }
 
 /// The kernel answers after the policy was set, and after the pinholes that it forbids were closed.
@@ -86,13 +97,10 @@ fn a_policy_that_changes_while_a_pinhole_opens_counts_for_it() {
         let mut talk = Conversation::logged_in();
         talk.say(Side::Client, "PORT 192,168,150,80,200,9\r\n"); // its translation is known from now on
         let port = talk.build(Side::Client, talk.next[0], b"PORT 192,168,150,80,200,10\r\n", false);
-        let (now, mut effects) = (talk.now, Effects::default());
-        let token = Token { id: u32::MAX, ..Token::default() };
-        let arrival = QueuedPacket { token, bytes: &port, meta: PacketMeta::default() };
-        talk.gateway.engine.take(now, std::iter::once(arrival), &mut effects);
+        let effects = talk.take(1 << 30, &[&port]);
         assert_eq!(effects.openings.len(), 1);
         talk.set_policy(Policy { min_data_port, ..Policy::default() });
-        carry_out(&mut talk.gateway, now, std::slice::from_mut(&mut effects));
+        talk.carry_out(effects);
         let is_port = |open: &Pinhole| open.target.port() == 51210;
         assert_eq!(talk.gateway.kernel.open.iter().any(is_port), is_opened);
         let mut listed = talk.gateway.engine.sessions.list_pinholes();
@@ -106,14 +114,11 @@ fn a_policy_that_changes_while_a_pinhole_opens_counts_for_it() {
 fn a_packet_whose_session_was_removed_starts_another_session() {
     let mut talk = Conversation::logged_in();
     let port = talk.build(Side::Client, talk.next[0], b"PORT 10,0,0,2,200,10\r\n", false);
-    let (now, mut effects) = (talk.now, Effects::default());
-    let token = Token { id: u32::MAX, ..Token::default() };
-    let arrival = QueuedPacket { token, bytes: &port, meta: PacketMeta::default() };
-    talk.gateway.engine.take(now, std::iter::once(arrival), &mut effects);
+    let effects = talk.take(1 << 30, &[&port]);
     assert!(effects.has_kernel_requests());
     talk.gateway.engine.sessions.forget_between(talk.client, talk.server);
-    carry_out(&mut talk.gateway, now, std::slice::from_mut(&mut effects));
-    let given = talk.gateway.verdicts().iter().filter(|released| released.token == token);
+    talk.carry_out(effects);
+    let given = talk.gateway.verdicts().iter().filter(|released| released.token.id == 1 << 30);
     assert!(given.map(|released| &released.verdict).eq([&Verdict::Accept]));
     assert!(talk.gateway.kernel.open.is_empty());
     // It is the first packet of another session.
@@ -127,21 +132,15 @@ fn parked_packets_stay_in_order_after_an_unrelated_answer() {
     let mut talk = Conversation::logged_in();
     let port = talk.build(Side::Client, talk.next[0], b"PORT 10,0,0,2,200,10\r\n", false);
     let later = talk.build(Side::Client, talk.next[0] + 22, b"NOOP\r\n", false);
-    let (now, [mut first, mut other]) = (talk.now, [(); 2].map(|()| Effects::default()));
-    let arrivals = [&port, &later].into_iter().zip(1000..).map(|(bytes, id)| QueuedPacket {
-        token: Token { id, ..Token::default() },
-        bytes,
-        meta: PacketMeta::default(),
-    });
-    let engine = &mut talk.gateway.engine;
-    engine.take(now, arrivals, &mut first);
+    let first = talk.take(1000, &[&port, &later]);
+    let (mut other, engine) = (Effects::default(), &mut talk.gateway.engine);
     let key = Key::between(talk.client, talk.server);
     let index = engine.sessions.table.find(&key).unwrap();
     let entry = engine.sessions.table.get_mut(index).unwrap();
     let (mode, purpose) = (QueueMode::Selected, questions::effects::Purpose::Session);
     other.renew_queue_mode(index, entry, mode, purpose);
-    for (mut effects, decided) in [(other, &[][..]), (first, &[1000, 1001])] {
-        carry_out(&mut talk.gateway, now, std::slice::from_mut(&mut effects));
+    for (effects, decided) in [(other, &[][..]), (first, &[1000, 1001])] {
+        talk.carry_out(effects);
         let given = talk.gateway.verdicts().iter().map(|released| released.token.id);
         assert_eq!(given.filter(|id| *id >= 1000).collect::<Vec<_>>(), decided);
     }
@@ -168,10 +167,7 @@ fn a_late_closing_spares_a_new_pinhole_of_another_shard() {
     let mut second = Conversation::through(shard, "192.168.150.80").log_in();
     first.play("> PORT 192,168,150,80,14,178");
     let refusal = first.build(Side::Server, first.next[1], b"500 no\r\n", false);
-    let (token, how) = (Token::default(), PacketMeta::default());
-    let arrival = QueuedPacket { token, bytes: &refusal, meta: how };
-    let (now, mut effects) = (first.now, Effects::default());
-    first.gateway.engine.take(now, std::iter::once(arrival), &mut effects);
+    let (now, mut effects) = (first.now, first.take(0, &[&refusal]));
     let mut step = Step::CheckRequests;
     while step != Step::Finish {
         step = step.run(&mut first.gateway, now, std::slice::from_mut(&mut effects)).unwrap();

@@ -15,43 +15,54 @@ fn propose(
     port: u16,
     own: &[HeldPinhole],
 ) -> Result<(Proposal, Vec<PinholeClosing>), OpenError> {
-    propose_by(&Policy::default(), table, client, port, own)
+    let (control, pinhole) = announced(client, port);
+    propose_for(table, &Policy::default(), own, &control, pinhole, None)
 }
 
-fn propose_by(
-    policy: &Policy,
-    table: &mut PinholeTable,
-    client: &str,
-    port: u16,
-    own: &[HeldPinhole],
-) -> Result<(Proposal, Vec<PinholeClosing>), OpenError> {
+/// The control connection of a client, and the pinhole for this port of the client.
+fn announced(client: &str, port: u16) -> (Translation, Pinhole) {
     let client: IpAddr = client.parse().unwrap();
     let server: IpAddr =
         if client.is_ipv4() { "203.0.113.9" } else { "2001:db8:9::9" }.parse().unwrap();
-    let control = Translation::identity((client, 4000).into(), (server, 21).into());
     let arrival = SocketAddr::new(client, port);
-    let pinhole = Pinhole { initiator: server, arrival, target: arrival, source: server };
+    let control = Translation::identity((client, 4000).into(), (server, 21).into());
+    (control, Pinhole { initiator: server, arrival, target: arrival, source: server })
+}
+
+fn propose_for(
+    table: &mut PinholeTable,
+    policy: &Policy,
+    own: &[HeldPinhole],
+    control: &Translation,
+    pinhole: Pinhole,
+    room: Option<usize>,
+) -> Result<(Proposal, Vec<PinholeClosing>), OpenError> {
+    let format = PortFormat { kind: AnnouncementKind::Port, room, padding: Padding::None };
     let mut closed = Vec::new();
-    let proposal = table.propose(
-        (Instant::now(), 0, own),
-        policy,
-        &control,
-        PortFormat { kind: AnnouncementKind::Port, room: None, padding: Padding::None },
-        pinhole,
-        &mut closed,
-    )?;
+    let place = (Instant::now(), 0, own);
+    let proposal = table.propose(place, policy, control, format, pinhole, &mut closed)?;
     Ok((proposal, closed))
 }
 
 /// Holds a pinhole of the BPF program with the endpoints of one that [`open`] opens for 192.0.2.1.
 fn hold_fast_path(table: &mut PinholeTable, port: u16) -> HeldPinhole {
-    let (client, server) = ("192.0.2.1".parse().unwrap(), "203.0.113.9".parse().unwrap());
-    let control = Translation::identity((client, 4000).into(), (server, 21).into());
-    let arrival = SocketAddr::new(client, port);
-    let pinhole = Pinhole { initiator: server, arrival, target: arrival, source: server };
+    let (control, pinhole) = announced("192.0.2.1", port);
     let opened = (FastPathPinhole { flow: u64::from(port), line: 1 }, Instant::now());
     let announced = (AnnouncementKind::Port, Duration::from_secs(30));
     table.hold_fast_path_pinhole(opened, (1, true), &control, announced, pinhole)
+}
+
+/// Has the kernel carry out `closings`. Returns how many pinholes it closes.
+fn update(registry: &PinholeRegistry, closings: &mut Vec<PinholeClosing>) -> usize {
+    registry.update_kernel(closings.drain(..), |due| Ok::<_, ()>(due.len())).unwrap()
+}
+
+/// Closes a pinhole. Returns what the kernel is to be told.
+fn closings_of(table: &mut PinholeTable, held: HeldPinhole) -> Vec<PinholeClosing> {
+    let mut closings = Vec::new();
+    table.close(held);
+    table.take_closings(&mut closings);
+    closings
 }
 
 fn table_with(capacity: usize) -> PinholeTable {
@@ -150,28 +161,13 @@ fn an_end_keeps_to_the_external_port_that_it_had_last() {
         // Their sessions are in different shards.
         let mut shards = [first.new_shard(), first.new_shard()];
         let open = |shard: &mut PinholeTable, client: &str| {
-            let client: IpAddr = client.parse().unwrap();
-            let control = Translation::identity(
-                SocketAddr::new(client, 4000),
-                "203.0.113.9:21".parse().unwrap(),
-            );
-            let pinhole = Pinhole {
-                initiator: control.server.ip(),
-                arrival: "198.51.100.1:50000".parse().unwrap(),
-                target: SocketAddr::new(client, 50_000),
-                source: control.server.ip(),
-            };
-            let format = PortFormat { kind: AnnouncementKind::Port, room, padding: Padding::None };
-            let (policy, mut closed) = (Policy::default(), Vec::new());
-            let proposal = shard
-                .propose((Instant::now(), 0, &[]), &policy, &control, format, pinhole, &mut closed)
-                .unwrap();
-            shard.registry.update_kernel(closed.into_iter(), |_| Ok::<_, ()>(())).unwrap();
+            let (control, mut pinhole) = announced(client, 50_000);
+            pinhole.arrival = "198.51.100.1:50000".parse().unwrap();
+            let policy = Policy::default();
+            let proposed = propose_for(shard, &policy, &[], &control, pinhole, room);
+            let (proposal, mut closed) = proposed.unwrap();
+            update(&shard.registry, &mut closed);
             shard.hold_opened(Instant::now(), 1, &proposal)
-        };
-        let close = |shard: &mut PinholeTable, held| {
-            shard.close(held);
-            shard.take_closings(&mut Vec::new());
         };
         let port = |held: &HeldPinhole| held.pinhole.arrival.port();
         let of_first = open(&mut shards[0], "192.0.2.1");
@@ -179,18 +175,18 @@ fn an_end_keeps_to_the_external_port_that_it_had_last() {
         assert_eq!(port(&of_first), 50_000);
         assert_ne!(port(&of_second), 50_000);
         let last = port(&of_second);
-        close(&mut shards[0], of_second);
+        closings_of(&mut shards[0], of_second);
         for shard in [0, 1, 0] {
             let again = open(&mut shards[shard], "192.0.2.2");
             assert_eq!(port(&again), last, "{room:?}");
-            close(&mut shards[shard], again);
+            closings_of(&mut shards[shard], again);
         }
         // Also when the announced port is free.
-        close(&mut shards[0], of_first);
+        closings_of(&mut shards[0], of_first);
         for shard in [0, 0, 1] {
             let again = open(&mut shards[shard], "192.0.2.2");
             assert_eq!(port(&again), last, "{room:?}");
-            close(&mut shards[shard], again);
+            closings_of(&mut shards[shard], again);
         }
     }
 }
@@ -222,7 +218,9 @@ fn a_port_at_which_another_session_waits_is_used_if_there_is_no_other() {
     let policy = Policy { port_range: 4000..=4000, ..Policy::default() };
     let ports: Vec<_> = (0..2)
         .map(|_| {
-            let (proposal, _) = propose_by(&policy, &mut table, "192.0.2.1", 4000, &[]).unwrap();
+            let (control, pinhole) = announced("192.0.2.1", 4000);
+            let (proposal, _) =
+                propose_for(&mut table, &policy, &[], &control, pinhole, None).unwrap();
             table.hold_opened(Instant::now(), 1, &proposal).pinhole.arrival.port()
         })
         .collect();
@@ -233,29 +231,18 @@ fn a_port_at_which_another_session_waits_is_used_if_there_is_no_other() {
 #[test]
 fn a_source_translation_stays_while_another_pinhole_uses_it() {
     let mut table = table_with(1024);
-    let control =
-        Translation::identity("192.0.2.1:4000".parse().unwrap(), "203.0.113.9:21".parse().unwrap());
-    let open = |table: &mut PinholeTable, port: u16| {
-        let pinhole = Pinhole {
-            initiator: control.server.ip(),
-            arrival: SocketAddr::new("198.51.100.1".parse().unwrap(), port),
-            target: "192.0.2.1:5000".parse().unwrap(),
-            source: "10.0.0.1".parse().unwrap(),
-        };
+    let mut open = |port: u16| {
+        let (control, mut pinhole) = announced("192.0.2.1", 5000);
+        pinhole.arrival = SocketAddr::new("198.51.100.1".parse().unwrap(), port);
+        pinhole.source = "10.0.0.1".parse().unwrap();
         let policy = Policy::default();
-        let form =
-            PortFormat { kind: AnnouncementKind::Port, room: None, padding: Padding::Blanks };
-        let proposal = table
-            .propose((Instant::now(), 0, &[]), &policy, &control, form, pinhole, &mut Vec::new())
-            .unwrap();
+        let (proposal, _) = propose_for(&mut table, &policy, &[], &control, pinhole, None).unwrap();
         table.hold_opened(Instant::now(), 1, &proposal)
     };
-    let (one, other) = (open(&mut table, 6000), open(&mut table, 6001));
+    let (one, other) = (open(6000), open(6001));
     for (held, is_shared) in [(one, true), (other, false)] {
         let Pinhole { initiator, source, .. } = held.pinhole;
-        table.close(held);
-        let mut closed = Vec::new();
-        table.take_closings(&mut closed);
+        let closed = closings_of(&mut table, held);
         let due = table.registry.update_kernel(closed.into_iter(), |due| Ok::<_, ()>(due.to_vec()));
         let due = due.unwrap();
         let [due] = due[..] else { panic!("{due:?}") };
@@ -273,13 +260,9 @@ fn a_closing_spares_a_pinhole_that_replaced_the_entry() {
             let mut first = table_with(8);
             let mut second = first.new_shard();
             let registry = first.registry.clone();
-            let update = |closings: &mut Vec<PinholeClosing>| {
-                registry.update_kernel(closings.drain(..), |due| Ok::<_, ()>(due.len())).unwrap()
-            };
+            let update = |closings: &mut Vec<_>| update(&registry, closings);
             let held = open(&mut first, "192.0.2.1", 4000).unwrap();
-            first.close(held);
-            let mut closings = Vec::new();
-            first.take_closings(&mut closings);
+            let mut closings = closings_of(&mut first, held);
             if !after_reserving {
                 assert_eq!(update(&mut closings), 1);
             }
@@ -293,9 +276,7 @@ fn a_closing_spares_a_pinhole_that_replaced_the_entry() {
             assert_eq!(update(&mut closed_first), usize::from(after_reserving));
             let held = second.hold_opened(Instant::now(), 1, &proposal);
             assert_eq!(update(&mut closings), 0, "the new one stays");
-            second.close(held);
-            second.take_closings(&mut closings);
-            assert_eq!(update(&mut closings), 1);
+            assert_eq!(update(&mut closings_of(&mut second, held)), 1);
             assert!(registry.lock().is_empty());
         }
     }
@@ -318,13 +299,9 @@ fn a_withdrawn_replacement_leaves_the_old_pinhole_to_close() {
         let mut second = first.new_shard();
         let registry = first.registry.clone();
         let held = open(&mut first, "192.0.2.1", 4000).unwrap();
-        first.close(held);
-        let mut closings = Vec::new();
-        first.take_closings(&mut closings);
+        let mut closings = closings_of(&mut first, held);
         let (proposal, _) = propose(&mut second, "192.0.2.1", 4000, &[]).unwrap();
-        let update = |closings: &mut Vec<PinholeClosing>| {
-            registry.update_kernel(closings.drain(..), |due| Ok::<_, ()>(due.len())).unwrap()
-        };
+        let update = |closings: &mut Vec<_>| update(&registry, closings);
         let before = if updated_meanwhile { update(&mut closings) } else { 0 };
         let mut left = Vec::new();
         second.withdraw(&proposal, &mut left);
@@ -339,12 +316,8 @@ fn a_failed_closing_is_tried_again_but_not_for_ever() {
         let mut table = table_with(8);
         let held = open(&mut table, "192.0.2.1", 4000).unwrap();
         let (pinhole, registry) = (held.pinhole, table.registry.clone());
-        let update = |closings: &mut Vec<PinholeClosing>| {
-            registry.update_kernel(closings.drain(..), |due| Ok::<_, ()>(due.len())).unwrap()
-        };
-        table.close(held);
-        let mut closings = Vec::new();
-        table.take_closings(&mut closings);
+        let update = |closings: &mut Vec<_>| update(&registry, closings);
+        let mut closings = closings_of(&mut table, held);
         let mut attempts = 0;
         while !closings.is_empty() {
             let failing = |due: &[Pinhole]| {
@@ -360,8 +333,7 @@ fn a_failed_closing_is_tried_again_but_not_for_ever() {
                     propose(&mut table, "192.0.2.1", 4000, &[]).unwrap();
                 assert_eq!((update(&mut closed_first), update(&mut closings)), (1, 0));
                 let held = table.hold_opened(Instant::now(), 1, &proposal);
-                table.close(held);
-                table.take_closings(&mut closings);
+                closings.extend(closings_of(&mut table, held));
                 assert_eq!(update(&mut closings), 1);
             }
         }
@@ -419,13 +391,10 @@ fn a_pinhole_of_the_program_replaces_one_that_the_rules_need_no_more() {
             second.take_closings(&mut replaced);
             first.close_all_ended();
             first.take_closings(&mut closings);
-            let due = |closings: &mut Vec<PinholeClosing>| {
-                registry.update_kernel(closings.drain(..), |due| Ok::<_, ()>(due.len())).unwrap()
-            };
             // The rules have only one with these endpoints; if it is the later one, it stays.
             let is_due = is_replaced && later != Later::InRules;
-            assert_eq!(due(&mut closings), 0, "{earlier:?} {later:?}");
-            assert_eq!(due(&mut replaced), usize::from(is_due), "{earlier:?} {later:?}");
+            let closed = [&mut closings, &mut replaced].map(|all| update(&registry, all));
+            assert_eq!(closed, [0, usize::from(is_due)], "{earlier:?} {later:?}");
         }
     }
 }

@@ -19,7 +19,7 @@ fn fill(wire: &mut Wire, first: usize) -> usize {
         for segment in Hostile::Unacknowledged.segments() {
             wire.say(numbered(number), &segment);
         }
-        assert!(wire.gateway.engine.sessions.memory() <= MEMORY);
+        assert!(wire.memory() <= MEMORY);
         if wire.gateway.engine.counters().limits.memory > 0 {
             return number;
         }
@@ -61,13 +61,13 @@ fn one_that_was_ended_stays_so_after_a_restart_until_it_is_still() {
     fill(&mut wire, 0);
     let [next, heard] = wire.next(client);
     wire.restart(policy());
-    assert!(wire.gateway.engine.sessions.memory() <= MEMORY);
+    assert!(wire.memory() <= MEMORY);
     assert_eq!(wire.say_at(client, next, heard, b"NOOP\r\n"), PacketOutcome::Drop);
     wire.advance(Duration::from_secs(59));
     assert_eq!(wire.say_at(client, next, heard, b"NOOP\r\n"), PacketOutcome::Drop);
-    let before = wire.gateway.engine.sessions.count();
+    let before = wire.count();
     wire.advance(Duration::from_secs(61));
-    assert_eq!(wire.gateway.engine.sessions.count(), before - 1);
+    assert_eq!(wire.count(), before - 1);
 }
 
 #[test]
@@ -116,13 +116,13 @@ fn shards_share_one_budget_and_leave_room_for_each_other() {
         for segment in Hostile::Unacknowledged.segments() {
             first.say(numbered(number), &segment);
         }
-        assert!(first.gateway.engine.sessions.memory() <= MEMORY);
+        assert!(first.memory() <= MEMORY);
     }
     assert!(first.gateway.engine.counters().limits.memory > 0);
     for number in 100..103 {
         second.connect(numbered(number));
         second.say(numbered(number), &repeated(LONG_NAME)[..40_000]);
-        assert!(first.gateway.engine.sessions.memory() <= MEMORY);
+        assert!(first.memory() <= MEMORY);
     }
     assert_eq!(second.gateway.engine.counters().limits.memory, 0, "there is room for them");
     assert!(second.has(honest));
@@ -135,9 +135,9 @@ fn a_smaller_budget_holds_at_once_after_a_reload() {
         wire.connect(numbered(number));
         wire.say(numbered(number), &repeated(LONG_NAME));
     }
-    assert!(wire.gateway.engine.sessions.memory() > MEMORY);
+    assert!(wire.memory() > MEMORY);
     wire.gateway.engine.sessions.set_policy(policy());
     wire.advance(Duration::from_secs(1));
-    assert!(wire.gateway.engine.sessions.memory() <= MEMORY);
+    assert!(wire.memory() <= MEMORY);
     assert!(!wire.has(numbered(0)) && wire.has(numbered(39)));
 }

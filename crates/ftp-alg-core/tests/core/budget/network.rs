@@ -9,8 +9,11 @@ use std::{
 use etherparse::{IpNumber, Ipv4Header, Ipv6Header, SlicedPacket, TcpHeader, TransportSlice};
 use ftp_alg_core::{
     engine::{Checksums, Engine, Event, FakeKernel, PacketOutcome, Standalone},
+    packet::flags,
     policy::Policy,
 };
+
+use super::support::segment::Segment;
 
 /// What is said on a connection by who wants a gateway to remember much.
 #[derive(Clone, Copy, Debug)]
@@ -42,6 +45,9 @@ pub fn repeated(line: &str) -> Vec<u8> {
 }
 
 impl Hostile {
+    pub const ALL: [Self; 5] =
+        [Self::Refused, Self::Unacknowledged, Self::LongLine, Self::HeldLine, Self::Pending];
+
     /// Its segments, in order.
     pub fn segments(self) -> Vec<Vec<u8>> {
         match self {
@@ -106,11 +112,8 @@ impl Wire {
     /// Another engine goes on with what this one wrote.
     pub fn restart(&mut self, policy: Policy) {
         let mut records = Vec::new();
-        self.gateway
-            .engine
-            .sessions
-            .write_all_records(|record| records.push(record.to_vec()))
-            .unwrap();
+        let sessions = &mut self.gateway.engine.sessions;
+        sessions.write_all_records(|record| records.push(record.to_vec())).unwrap();
         self.gateway.engine = Engine::new(policy, Checksums::Trust);
         let records = records.iter().map(Vec::as_slice);
         self.gateway.engine.sessions.restore(records, self.now, self.epoch).unwrap();
@@ -151,8 +154,7 @@ impl Wire {
     fn begin(&mut self, client: SocketAddr, first: [u32; 2]) {
         self.next.insert(client, first);
         let [ours, theirs] = first;
-        let packet = packet(server(client), client, theirs - 1, ours, Bit::Syn, b"");
-        self.hand(&packet);
+        self.hand(&packet((server(client), client), [theirs - 1, ours], flags::SYN, b""));
     }
 
     /// The connection of `client` begins, and its server greets.
@@ -197,29 +199,27 @@ impl Wire {
         ack: u32,
         payload: &[u8],
     ) -> PacketOutcome {
-        let packet = segment(client, server(client), seq, ack, payload);
-        self.hand(&packet)
+        self.hand(&packet((client, server(client)), [seq, ack], 0, payload))
     }
 
     /// The server says `text` to `client`, and acknowledges all that this said.
     pub fn answer(&mut self, client: SocketAddr, text: &str) -> PacketOutcome {
         let [ack, seq] = self.next[&client];
         self.next.insert(client, [ack, seq + text.len() as u32]);
-        let packet = segment(server(client), client, seq, ack, text.as_bytes());
-        self.hand(&packet)
+        self.hand(&packet((server(client), client), [seq, ack], 0, text.as_bytes()))
     }
 
     /// Both ends of `client`'s connection close it.
     pub fn close(&mut self, client: SocketAddr) {
         let [ours, theirs] = self.next[&client];
-        self.hand(&packet(client, server(client), ours, theirs, Bit::Fin, b""));
-        self.hand(&packet(server(client), client, theirs, ours + 1, Bit::Fin, b""));
+        self.hand(&packet((client, server(client)), [ours, theirs], flags::FIN, b""));
+        self.hand(&packet((server(client), client), [theirs, ours + 1], flags::FIN, b""));
     }
 
     /// `client` resets its connection.
     pub fn reset(&mut self, client: SocketAddr) {
         let [ours, theirs] = self.next[&client];
-        self.hand(&packet(client, server(client), ours, theirs, Bit::Rst, b""));
+        self.hand(&packet((client, server(client)), [ours, theirs], flags::RST, b""));
     }
 
     /// What `client` says next, and its server.
@@ -231,6 +231,16 @@ impl Wire {
         let fate = self.gateway.packet(self.now, packet);
         self.events.extend(self.gateway.take_events().0);
         fate
+    }
+
+    /// The number of sessions.
+    pub fn count(&self) -> usize {
+        self.gateway.engine.sessions.count()
+    }
+
+    /// What all sessions hold, in bytes.
+    pub fn memory(&self) -> usize {
+        self.gateway.engine.sessions.memory()
     }
 
     /// The clients of sessions that are open.
@@ -263,19 +273,10 @@ impl Wire {
     /// The resets that were sent since this was last called.
     pub fn resets(&mut self) -> Vec<Reset> {
         let reset = |bytes: &Vec<u8>| {
-            let sliced = SlicedPacket::from_ip(bytes).unwrap();
-            let Some(TransportSlice::Tcp(tcp)) = &sliced.transport else { panic!("no TCP") };
-            if !tcp.rst() {
-                return None;
-            }
-            assert_eq!(tcp.payload(), b"");
-            let to = match sliced.net.as_ref().unwrap() {
-                etherparse::NetSlice::Ipv4(ip) => ip.header().destination_addr().into(),
-                etherparse::NetSlice::Ipv6(ip) => ip.header().destination_addr().into(),
-                other => panic!("{other:?}"),
-            };
-            let to = SocketAddr::new(to, tcp.destination_port());
-            Some(Reset { to, seq: tcp.sequence_number() })
+            let (_, to, segment) = Segment::checked(bytes);
+            let is_reset = segment.has(flags::RST);
+            assert!(!is_reset || segment.payload.is_empty());
+            is_reset.then_some(Reset { to, seq: segment.seq })
         };
         std::mem::take(&mut self.gateway.kernel.injected).iter().filter_map(reset).collect()
     }
@@ -290,42 +291,17 @@ impl Wire {
     }
 }
 
-fn segment(
-    source: SocketAddr,
-    destination: SocketAddr,
-    seq: u32,
-    ack: u32,
-    payload: &[u8],
-) -> Vec<u8> {
-    packet(source, destination, seq, ack, Bit::None, payload)
-}
-
-/// What a segment has besides ACK.
-#[derive(Clone, Copy)]
-enum Bit {
-    None,
-    Syn,
-    Fin,
-    Rst,
-}
-
-/// A segment as a packet; without its checksum, which nobody looks at here.
+/// A segment with these flags besides ACK as a packet; without its checksum, which nobody looks at here.
 fn packet(
-    source: SocketAddr,
-    destination: SocketAddr,
-    seq: u32,
-    ack: u32,
-    bit: Bit,
+    (source, destination): (SocketAddr, SocketAddr),
+    [seq, ack]: [u32; 2],
+    bits: u8,
     payload: &[u8],
 ) -> Vec<u8> {
     let mut tcp = TcpHeader::new(source.port(), destination.port(), seq, 1000);
     (tcp.ack, tcp.acknowledgment_number) = (true, ack);
-    match bit {
-        Bit::None => {}
-        Bit::Syn => tcp.syn = true,
-        Bit::Fin => tcp.fin = true,
-        Bit::Rst => tcp.rst = true,
-    }
+    (tcp.syn, tcp.fin) = (bits & flags::SYN != 0, bits & flags::FIN != 0);
+    tcp.rst = bits & flags::RST != 0;
     let length = tcp.header_len() + payload.len();
     let mut bytes = Vec::with_capacity(length + 40);
     match (source.ip(), destination.ip()) {

@@ -80,13 +80,13 @@ fn whatever_happened_nothing_is_held_when_all_are_gone() {
         }
         for _ in 0..3000 {
             step(&mut wire, &mut rng);
-            assert!(wire.gateway.engine.sessions.count() <= MOST);
+            assert!(wire.count() <= MOST);
         }
         assert!(wire.opened() > 20, "{}", wire.opened());
         wire.advance(Duration::from_secs(432_000));
         wire.advance(Duration::from_secs(432_000)); // those that were ended meanwhile
-        assert_eq!(wire.gateway.engine.sessions.count(), 0, "seed {seed}");
-        assert_eq!(wire.gateway.engine.sessions.memory(), 0, "seed {seed}");
+        assert_eq!(wire.count(), 0, "seed {seed}");
+        assert_eq!(wire.memory(), 0, "seed {seed}");
         assert_eq!(wire.gateway.engine.sessions.list_pinholes().count(), 0, "seed {seed}");
         assert_eq!(wire.open(), 0, "seed {seed}: pinholes in the kernel");
         // Each client has all of its share again.

@@ -48,13 +48,7 @@ fn hostile_connections_stay_in_the_budget_all_together() {
 }
 
 fn flood() {
-    let all = [
-        Hostile::Refused,
-        Hostile::Unacknowledged,
-        Hostile::LongLine,
-        Hostile::HeldLine,
-        Hostile::Pending,
-    ];
+    let all = Hostile::ALL;
     let kinds = [(&all[..1], 8 << 20), (&all[..], 8 << 20), (&all[1..2], 64 << 20)];
     let count = count();
     let before = resident();
@@ -68,25 +62,18 @@ fn flood() {
                 wire.say(client, &segment);
             }
             wire.advance_a_little(Duration::from_millis(1));
-            assert!(
-                wire.gateway.engine.sessions.memory() <= memory,
-                "{}",
-                wire.gateway.engine.sessions.memory()
-            );
+            assert!(wire.memory() <= memory, "{}", wire.memory());
             wire.events.clear();
             wire.resets();
             wire.gateway.journal.clear();
         }
         let grown = resident().saturating_sub(before);
         let mut written = 0;
-        wire.gateway
-            .engine
-            .sessions
-            .write_all_records(|record| written += record.len() + 8)
-            .unwrap();
+        let sessions = &mut wire.gateway.engine.sessions;
+        sessions.write_all_records(|record| written += record.len() + 8).unwrap();
         println!(
             "{hostile:?}: {count} connections, {} KiB counted, {} KiB more resident, {} KiB of journal; {:?}",
-            wire.gateway.engine.sessions.memory() >> 10,
+            wire.memory() >> 10,
             grown >> 10,
             written >> 10,
             wire.gateway.engine.counters().limits,
@@ -99,19 +86,13 @@ fn flood() {
 /// docs/limits.md: one connection holds at most 160 KiB.
 #[test]
 fn one_connection_holds_no_more_than_it_may_whatever_it_says() {
-    for hostile in [
-        Hostile::Refused,
-        Hostile::Unacknowledged,
-        Hostile::LongLine,
-        Hostile::HeldLine,
-        Hostile::Pending,
-    ] {
+    for hostile in Hostile::ALL {
         let mut wire = Wire::new(Policy::default());
         wire.connect(numbered(0));
         for segment in hostile.segments() {
             wire.say(numbered(0), &segment);
         }
-        let held = wire.gateway.engine.sessions.memory();
+        let held = wire.memory();
         assert!(held <= 160 << 10, "{hostile:?}: {held}");
         let longest = wire.gateway.journal.iter().map(Vec::len).max().unwrap_or(0);
         assert!(longest <= 12 << 10, "{hostile:?}: a record of {longest} bytes");

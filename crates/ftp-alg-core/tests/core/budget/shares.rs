@@ -9,8 +9,12 @@ use super::network::{Wire, server};
 const MOST: usize = 64;
 const SHARE: usize = 8;
 
+fn policy() -> Policy {
+    Policy { max_sessions: MOST, max_sessions_per_client: SHARE, ..Policy::default() }
+}
+
 fn wire() -> Wire {
-    Wire::new(Policy { max_sessions: MOST, max_sessions_per_client: SHARE, ..Policy::default() })
+    Wire::new(policy())
 }
 
 /// Connection `number` of the host with this address.
@@ -47,11 +51,8 @@ fn who_said_noop_on_all_connections_leaves_room_for_others() {
         verified(&mut wire, of(HOSTILE, number));
         wire.advance_a_little(Duration::from_millis(10));
     }
-    assert_eq!(
-        count(&wire, HOSTILE),
-        MOST - MOST / 4,
-        "the last quarter is for those below their share"
-    );
+    // The last quarter is for those below their share.
+    assert_eq!(count(&wire, HOSTILE), MOST - MOST / 4);
     assert!(!wire.has(of(HOSTILE, 0)) && wire.has(of(HOSTILE, 499)), "its own oldest go");
     let said = wire.said();
     assert!(said.contains("its client has more than its share of max-sessions"), "{said}");
@@ -63,7 +64,7 @@ fn who_said_noop_on_all_connections_leaves_room_for_others() {
     for host in 1..=30 {
         assert!(wire.has(of(&format!("10.0.1.{host}"), 0)), "{host}");
     }
-    assert!(wire.gateway.engine.sessions.count() <= MOST);
+    assert!(wire.count() <= MOST);
     let counters = wire.gateway.engine.counters();
     assert_eq!(counters.uninspected, 0);
     assert_eq!(counters.limits.client_sessions, 500 + 30 - MOST as u64);
@@ -133,7 +134,7 @@ fn connections_that_are_over_protect_no_others_of_their_client() {
     for host in 1..=15 {
         let client = of(&format!("10.0.1.{host}"), 0);
         wire.log_in(client);
-        assert!(wire.has(client), "{host}: {}", wire.gateway.engine.sessions.count());
+        assert!(wire.has(client), "{host}: {}", wire.count());
     }
     assert_eq!(wire.gateway.engine.counters().uninspected, 0);
 }
@@ -212,11 +213,7 @@ fn where_there_is_hardly_room_saying_something_now_and_then_is_no_login() {
             wire.answer(client, "530 no\r\n");
         }
     }
-    assert!(
-        wire.gateway.engine.sessions.count() < MOST - MOST / 4 + 1,
-        "{}",
-        wire.gateway.engine.sessions.count()
-    );
+    assert!(wire.count() < MOST - MOST / 4 + 1, "{}", wire.count());
     assert!(wire.has(working));
 }
 
@@ -235,11 +232,7 @@ fn shares_are_known_again_after_a_restart() {
     for number in 0..40 {
         verified(&mut wire, of(HOSTILE, number));
     }
-    wire.restart(Policy {
-        max_sessions: MOST,
-        max_sessions_per_client: SHARE,
-        ..Policy::default()
-    });
+    wire.restart(policy());
     for number in 40..100 {
         verified(&mut wire, of(HOSTILE, number));
     }
