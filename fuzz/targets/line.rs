@@ -8,15 +8,13 @@
 mod readings;
 mod talk;
 
-use std::net::SocketAddr;
-
 use ftp_alg_core::{
     ftp::{Command, Text},
     session::{RefusedLine, Side},
 };
 use libfuzzer_sys::fuzz_target;
 use readings::command;
-use talk::{Reading, Said, Talk, is_short, segments};
+use talk::{Reading, Said, Talk, endpoint, is_short, segments};
 
 /// The bits of circumstances, apart from those of the endpoint and the first sequence number.
 const REFUSES_AUTH: u8 = 8;
@@ -92,16 +90,13 @@ fn positions(line: &[u8]) {
 
 /// Reads the stream with a session that opens a pinhole for every announcement if `opens`, or refuses all.
 fn read<'a>(how: u8, opens: bool, segments: &mut dyn Iterator<Item = &'a [u8]>) -> Reading {
-    // Longer or shorter than most announced endpoints, or unchanged. The sequence numbers may wrap.
-    let endpoint: SocketAddr = match how & 3 {
-        0 => ([198, 51, 100, 101], 54321).into(),
-        1 => ([1, 1, 1, 1], 257).into(),
-        2 => ([10, 0, 0, 2], 1025).into(),
-        _ => ([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], 5282).into(),
-    };
-    let first = if how & 4 == 0 { 7 } else { u32::MAX - 20 };
-    let mut talk =
-        Talk::new(first, opens.then_some(endpoint), how & REFUSES_AUTH != 0, how & PICKED_UP != 0);
+    let first = if how & 4 == 0 { 7 } else { u32::MAX - 20 }; // the sequence numbers may wrap
+    let mut talk = Talk::new(
+        first,
+        opens.then_some(endpoint(how)),
+        how & REFUSES_AUTH != 0,
+        how & PICKED_UP != 0,
+    );
     let greeting = match how & LATE_GREETING {
         NO_GREETING => None,
         LATE_GREETING => Some(1),

@@ -6,14 +6,12 @@
 
 mod talk;
 
-use std::net::SocketAddr;
-
 use ftp_alg_core::{
     ftp::{Announcement, AnnouncementKind, ReplyTracker, Text},
     session::Side,
 };
 use libfuzzer_sys::fuzz_target;
-use talk::{Reading, Talk, is_short, segments};
+use talk::{Reading, Talk, endpoint, is_short, segments};
 
 /// Commands that the client may have sent before.
 const COMMANDS: [&[u8]; 8] = [
@@ -65,13 +63,7 @@ fn reply(tracker: &mut ReplyTracker, line: &[u8]) {
 
 /// Reads the stream with a session.
 fn read<'a>(how: u8, commands: u8, segments: impl Iterator<Item = &'a [u8]>) -> Reading {
-    let endpoint: SocketAddr = match how & 3 {
-        0 => ([198, 51, 100, 101], 54321).into(),
-        1 => ([1, 1, 1, 1], 257).into(),
-        2 => ([10, 0, 0, 2], 1025).into(),
-        _ => ([0x2001, 0xdb8, 0, 0, 0, 0, 0, 1], 5282).into(),
-    };
-    let endpoint = (how & 16 == 0).then_some(endpoint); // otherwise all announcements are refused
+    let endpoint = (how & 16 == 0).then(|| endpoint(how)); // otherwise all announcements are refused
     let mut talk = Talk::new(7, endpoint, how & 8 != 0, how & 32 != 0);
     if how & 4 == 0 {
         talk.say(Side::Server, b"220 ready\r\n");

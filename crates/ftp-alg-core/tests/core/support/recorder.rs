@@ -115,7 +115,7 @@ impl Recorder {
         let initiator = if from_client { control.client } else { control.server };
         assert_eq!(pinhole.initiator, initiator.ip(), "the initiator");
         self.forget_expired();
-        let same = |p: &Pinhole| p.initiator == pinhole.initiator && p.arrival == pinhole.arrival;
+        let same = |p: &Pinhole| ends(p) == ends(&pinhole);
         if self.taken.contains(&pinhole.arrival.port())
             || self.open.iter().any(|(p, _)| same(p))
             || !self.program.reserve_pinhole(&pinhole)
@@ -161,9 +161,7 @@ impl Kernel for Recorder {
         }
         for pinhole in closed {
             self.check("close")?;
-            let same =
-                |p: &Pinhole| p.initiator == pinhole.initiator && p.arrival == pinhole.arrival;
-            self.open.retain(|(p, _)| !same(p));
+            self.open.retain(|(p, _)| ends(p) != ends(pinhole));
             self.program.release_pinhole(pinhole);
             self.closed.push(*pinhole);
         }

@@ -120,8 +120,8 @@ fn a_line_overlapped_by_another_is_executed_as_inspected() {
                 for short in ["NOOP\r\n", "NOOP xxxxxxxxxx\r\n", "LIST 1,2,3,4,5,6\r\n"] {
                     let mut attack = Attack::new(prefers);
                     let (short, long) = (short.as_bytes(), long.as_bytes());
-                    let both = [(start, short), (0, long)];
-                    let [one, other] = if is_first { both } else { [both[1], both[0]] };
+                    let (one, other) = ((start, short), (0, long));
+                    let (one, other) = if is_first { (one, other) } else { (other, one) };
                     let passed = attack.send(one.0, one.1);
                     if is_delivered {
                         attack.deliver(passed);
