@@ -57,7 +57,7 @@ fn update(registry: &PinholeRegistry, closings: &mut Vec<PinholeClosing>) -> usi
     registry.update_kernel(closings.drain(..), |due| Ok::<_, ()>(due.len())).unwrap()
 }
 
-/// Closes a pinhole. Returns what the kernel is to be told.
+/// Closes a pinhole. Returns what the kernel is to close.
 fn closings_of(table: &mut PinholeTable, held: HeldPinhole) -> Vec<PinholeClosing> {
     let mut closings = Vec::new();
     table.close(held);
