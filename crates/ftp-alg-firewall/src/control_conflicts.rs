@@ -126,12 +126,8 @@ mod tests {
             );
             assert_eq!(firewall.zones(), zone.as_slice());
         }
-        let json = r#"{"nftables": [{"table": {"family": "ip", "name": "raw", "handle": 1}},
-            {"chain": {"family": "ip", "table": "raw", "name": "pre", "handle": 1, "type": "filter",
-              "hook": "prerouting", "prio": -300, "policy": "accept"}},
-            {"rule": {"family": "ip", "table": "raw", "chain": "pre", "handle": 2,
-              "expr": [{"mangle": {"key": {"ct": {"key": "zone"}}, "value": 7}}]}}]}"#;
-        let firewall = Firewall::from_nft(json, "").unwrap();
+        let rule = r#"{"mangle": {"key": {"ct": {"key": "zone"}}, "value": 7}}"#;
+        let firewall = Firewall::from_nft_chain("ip filter prerouting -300 accept", &[rule]);
         let found = conflicts_with_control(&firewall.ruleset, &Gateway::default());
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].kind, ConflictKind::Zone(Some(7)));

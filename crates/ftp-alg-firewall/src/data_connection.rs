@@ -285,7 +285,10 @@ impl<'a> Way<'a> {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{AcceptedData, Routing, accepted_data, data_path_verdicts},
+        super::{
+            AcceptedData, Routing, accepted_data, data_path_verdicts,
+            rules_for_tests::{ACCEPT, CT_MARK, STATE, accepts_mark, is},
+        },
         *,
     };
 
@@ -294,21 +297,8 @@ mod tests {
     const MARK: &str = "-m connmark --mark 0x40000000/0x40000000 -j ACCEPT";
     const RELATED: &str = "-m conntrack --ctstate RELATED,ESTABLISHED -j ACCEPT";
 
-    /// A chain of nftables with policy drop, and rules by their JSON.
     fn nftables(hook: &str, priority: i32, rules: &[&str]) -> Firewall {
-        let rule = |expr: &&str| {
-            format!(
-                r#"{{"rule": {{"family": "inet", "table": "t", "chain": "c", "expr": [{expr}]}}}}"#
-            )
-        };
-        let rules: Vec<String> = rules.iter().map(rule).collect();
-        let json = format!(
-            r#"{{"nftables": [{{"table": {{"family": "inet", "name": "t"}}}},
-            {{"chain": {{"family": "inet", "table": "t", "name": "c", "type": "filter", "hook": "{hook}",
-              "prio": {priority}, "policy": "drop"}}}}, {}]}}"#,
-            rules.join(",")
-        );
-        Firewall::from_nft(&json, "").unwrap()
+        Firewall::from_nft_chain(&format!("inet filter {hook} {priority} drop"), rules)
     }
 
     /// Whether admitted data connections pass, and expected ones.
@@ -353,23 +343,20 @@ mod tests {
 
     #[test]
     fn what_a_rule_at_prerouting_sees_depends_on_its_priority() {
-        let mark = r#"{"match": {"op": "!=", "left": {"&": [{"ct": {"key": "mark"}}, 1073741824]},
-            "right": 0}}, {"accept": null}"#;
-        let related = r#"{"match": {"op": "in", "left": {"ct": {"key": "state"}},
-            "right": ["established", "related"]}}, {"accept": null}"#;
+        let state = |names| format!("{}, {ACCEPT}", is("in", STATE, names));
+        let (mark, related) = (accepts_mark(), state(r#"["established", "related"]"#));
         for (priority, expected) in
             [(-300, [false, false]), (-140, [false, true]), (0, [true, true])]
         {
-            let firewall = nftables("prerouting", priority, &[related, mark]);
+            let firewall = nftables("prerouting", priority, &[&related, &mark]);
             assert_eq!(pass(&firewall, Hook::Prerouting), expected, "{priority}");
         }
         // Before conntrack every packet is `invalid`.
-        let invalid = r#"{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "invalid"}},
-            {"accept": null}"#;
-        assert_eq!(pass(&nftables("prerouting", -300, &[invalid]), Hook::Prerouting), [true; 2]);
+        let invalid = state(r#""invalid""#);
+        assert_eq!(pass(&nftables("prerouting", -300, &[&invalid]), Hook::Prerouting), [true; 2]);
         // The same before destination NAT of this machine's own connections.
         for (priority, expected) in [(-150, [false, true]), (0, [true, true])] {
-            let firewall = nftables("output", priority, &[related, mark]);
+            let firewall = nftables("output", priority, &[&related, &mark]);
             assert_eq!(pass(&firewall, Hook::Output), expected, "{priority}");
         }
     }
@@ -518,12 +505,8 @@ mod tests {
 
     #[test]
     fn nftables_assignments_to_the_ct_mark_are_followed() {
-        let ct = r#"{"ct": {"key": "mark"}}"#;
+        let (ct, mark) = (CT_MARK, accepts_mark());
         let set = |value: &str| format!(r#"{{"mangle": {{"key": {ct}, "value": {value}}}}}"#);
-        let mark = format!(
-            r#"{{"match": {{"op": "!=", "left": {{"&": [{ct}, 1073741824]}}, "right": 0}}}},
-            {{"accept": null}}"#
-        );
         for (value, passes) in [
             ("5".to_owned(), false),
             (r#"{"meta": {"key": "mark"}}"#.to_owned(), false),

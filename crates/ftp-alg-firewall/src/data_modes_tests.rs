@@ -1,7 +1,14 @@
 //! Which modes of data connections are dropped between the interfaces whose control connections pass.
 
 use super::*;
-use crate::{Routing, data_path_verdicts};
+use crate::{
+    Routing, data_path_verdicts,
+    rules_for_tests::{ACCEPT, DROP, PORT, is, nft_json},
+};
+
+/// The flags SYN and ACK, in nft's JSON.
+const FLAGS: &str =
+    r#"{"&": [{"payload": {"protocol": "tcp", "field": "flags"}}, {"|": ["syn", "ack"]}]}"#;
 
 const CONTROL: &str = "-A FORWARD -i lan -p tcp -m tcp --dport 21 -j ACCEPT\n";
 const ESTABLISHED: &str = "-A FORWARD -m conntrack --ctstate ESTABLISHED -j ACCEPT\n";
@@ -248,18 +255,12 @@ fn a_host_is_the_end_of_its_data_connections() {
 
 #[test]
 fn egress_chains_count_for_their_interface() {
-    let json = r#"{"nftables": [{"table": {"family": "netdev", "name": "n"}},
-        {"chain": {"family": "netdev", "table": "n", "name": "e", "type": "filter", "hook": "egress",
-          "dev": "wan", "prio": 0, "policy": "accept"}},
-        {"rule": {"family": "netdev", "table": "n", "chain": "e", "expr": [
-          {"match": {"op": "==", "left": {"&": [{"payload": {"protocol": "tcp", "field": "flags"}},
-            {"|": ["syn", "ack"]}]}, "right": "syn"}},
-          {"match": {"op": "==", "left": {"payload": {"protocol": "tcp", "field": "dport"}},
-            "right": {"range": [1024, 65535]}}}, {"drop": null}]}}]}"#;
-    let firewall = Firewall::from_nft(json, "").unwrap();
+    let high_port = is("==", PORT, r#"{"range": [1024, 65535]}"#);
+    let rule = format!("{}, {high_port}, {DROP}", is("==", FLAGS, r#""syn""#));
+    let firewall = Firewall::from_nft_chain("netdev filter egress 0 accept wan", &[&rule]);
     let dropped =
         |names: &[&str]| dropped_modes(&firewall, names, Hook::Forward, PacketClass::MarkedData);
-    let chain = || "netdev n e".to_owned();
+    let chain = || "netdev t c".to_owned();
     let to_wan = [(DataMode::Passive, chain()), (DataMode::Active, chain())];
     assert_eq!(dropped(&["lan", "wan"]), to_wan);
     assert_eq!(dropped(&["lan", "dmz"]), []);
@@ -273,44 +274,33 @@ fn egress_chains_count_for_their_interface() {
 #[test]
 fn tables_of_bridges_are_unread_if_they_may_drop() {
     let unread = |policy: &str, statement: &str| {
-        let json = format!(
-            r#"{{"nftables": [{{"table": {{"family": "bridge", "name": "b"}}}},
-            {{"chain": {{"family": "bridge", "table": "b", "name": "c", "type": "filter", "hook": "input",
-              "prio": 0, "policy": "{policy}"}}}},
-            {{"rule": {{"family": "bridge", "table": "b", "chain": "c", "expr": [{statement}]}}}}]}}"#
-        );
-        let firewall = Firewall::from_nft(&json, "").unwrap();
+        let chain = format!("bridge filter input 0 {policy}");
+        let firewall = Firewall::from_nft_chain(&chain, &[statement]);
         firewall.unread_tables().map(str::to_owned).collect::<Vec<_>>()
     };
     let map = r#"{"vmap": {"key": {"meta": {"key": "iifname"}}, "data": {"set": [["x", {"drop": null}]]}}}"#;
-    let accept = r#"{"accept": null}"#;
-    for (policy, statement) in [("drop", accept), ("accept", r#"{"drop": null}"#), ("accept", map)]
-    {
-        assert_eq!(unread(policy, statement), ["bridge b"], "{statement}");
+    for (policy, statement) in [("drop", ACCEPT), ("accept", DROP), ("accept", map)] {
+        assert_eq!(unread(policy, statement), ["bridge t"], "{statement}");
     }
-    assert_eq!(unread("accept", accept), [""; 0]);
+    assert_eq!(unread("accept", ACCEPT), [""; 0]);
 }
 
 #[test]
 fn ingress_chains_count_for_their_interface() {
-    let json = r#"{"nftables": [{"table": {"family": "netdev", "name": "n"}},
-        {"chain": {"family": "netdev", "table": "n", "name": "i", "type": "filter", "hook": "ingress",
-          "dev": "wan", "prio": 0, "policy": "accept"}},
-        {"rule": {"family": "netdev", "table": "n", "chain": "i", "expr": [
-          {"match": {"op": "==", "left": {"&": [{"payload": {"protocol": "tcp", "field": "flags"}},
-            {"|": ["syn", "ack"]}]}, "right": "syn"}}, {"drop": null}]}}]}"#;
-    let firewall = Firewall::from_nft(json, "").unwrap();
+    let rule = format!("{}, {DROP}", is("==", FLAGS, r#""syn""#));
+    let json = nft_json("netdev filter ingress 0 accept wan", "", "c", &[&rule]);
+    let firewall = Firewall::from_nft(&json, "").unwrap();
     let dropped =
         |names: &[&str]| dropped_modes(&firewall, names, Hook::Forward, PacketClass::MarkedData);
-    assert_eq!(dropped(&["lan", "wan"]), [(DataMode::Active, "netdev n i".to_owned())]);
+    assert_eq!(dropped(&["lan", "wan"]), [(DataMode::Active, "netdev t c".to_owned())]);
     assert_eq!(dropped(&["lan", "dmz"]), []);
     // nft 1.0.6 names the device only in its listing.
-    let without = json.replace(r#""dev": "wan", "#, "");
+    let without = json.replace(r#", "dev": "wan""#, "");
     for (device, expected) in
         [("device \"wan\"", 1), ("devices = { \"x\", \"wan\" }", 1), ("device \"x\"", 0)]
     {
         let listing = format!(
-            "table netdev n {{\n\tchain i {{ # handle 1\n\t\ttype filter hook ingress {device} \
+            "table netdev t {{\n\tchain c {{ # handle 1\n\t\ttype filter hook ingress {device} \
              priority 0; policy accept;\n\t}}\n}}\n"
         );
         let firewall = Firewall::from_nft(&without, &listing).unwrap();
@@ -319,8 +309,7 @@ fn ingress_chains_count_for_their_interface() {
         assert_eq!(dropped.len(), expected, "{device}");
     }
     let policy = json.replace(r#""policy": "accept""#, r#""policy": "drop""#);
-    let firewall =
-        Firewall::from_nft(&policy.replace(r#"{"drop": null}"#, r#"{"accept": null}"#), "");
+    let firewall = Firewall::from_nft(&policy.replace(DROP, ACCEPT), "");
     let dropped = |names: &[&str]| {
         let firewall = firewall.as_ref().unwrap();
         dropped_modes(firewall, names, Hook::Forward, PacketClass::MarkedData).len()

@@ -8,7 +8,7 @@ use std::collections::HashMap;
 use serde_json::{Map, Value as Json};
 use strum::EnumString;
 
-use super::model::{Condition, Hook, InterfaceDirection, TableFamily};
+use super::model::{Condition, Hook, Side, TableFamily};
 
 /// The family and the name of a table.
 pub(crate) type TableKey = (TableFamily, String);
@@ -44,8 +44,8 @@ impl DeviceHook {
         let names = if names.is_empty() { listed } else { Some(&names) };
         let Some(names) = names else { return Condition::Unknown };
         let direction = match self {
-            Self::Ingress => InterfaceDirection::Input,
-            Self::Egress => InterfaceDirection::Output,
+            Self::Ingress => Side::Source,
+            Self::Egress => Side::Destination,
         };
         let device = |name: &&str| Condition::interface(direction, name, '*');
         Condition::Any(names.iter().map(device).collect())

@@ -7,16 +7,16 @@ use serde_json::Value as Json;
 
 use super::{
     mark_writes::{MarkTarget, MarkWrite, WrittenMark},
-    model::{AddressSide, Condition, Field, InterfaceDirection, Ranges},
+    model::{Condition, Field, Ranges, Side},
     networks::spanning,
     packet_fields,
 };
 
 /// Which interface an expression reads, by name or by index.
-fn interface_direction(expression: &Json) -> Option<InterfaceDirection> {
+fn interface_direction(expression: &Json) -> Option<Side> {
     match expression.get("meta")?.get("key")?.as_str()? {
-        "iif" | "iifname" => Some(InterfaceDirection::Input),
-        "oif" | "oifname" => Some(InterfaceDirection::Output),
+        "iif" | "iifname" => Some(Side::Source),
+        "oif" | "oifname" => Some(Side::Destination),
         _ => None,
     }
 }
@@ -104,12 +104,12 @@ fn reads_hosts(expression: &Json) -> bool {
 }
 
 /// Which address an expression reads.
-pub(crate) fn address_side(expression: &Json) -> Option<AddressSide> {
+pub(crate) fn address_side(expression: &Json) -> Option<Side> {
     let payload = expression.get("payload")?;
     let part = |name: &str| payload.get(name).and_then(Json::as_str);
     match (part("protocol")?, part("field")?) {
-        ("ip" | "ip6", "saddr") => Some(AddressSide::Source),
-        ("ip" | "ip6", "daddr") => Some(AddressSide::Destination),
+        ("ip" | "ip6", "saddr") => Some(Side::Source),
+        ("ip" | "ip6", "daddr") => Some(Side::Destination),
         _ => None,
     }
 }

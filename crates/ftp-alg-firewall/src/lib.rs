@@ -337,10 +337,7 @@ impl Firewall {
     /// What the firewall does with the packets of one connection, each at its own hook.
     fn verdict_on_packets(&self, ip: IpVersion, packets: &[SamplePacket<'_>]) -> HookVerdict {
         let verdict = |chain: LocatedChain<'_>| {
-            let sees = |packet: &&SamplePacket<'_>| {
-                packet.hook == chain.base.hook && packet.place.includes(chain.base.priority)
-            };
-            let here = packets.iter().filter(sees);
+            let here = packets.iter().filter(|packet| packet.is_seen_in(chain.base));
             let verdicts = here.map(|packet| traversal::evaluate(chain, &mut { *packet }).0);
             verdicts.reduce(ChainVerdict::and)
         };
@@ -398,6 +395,6 @@ impl Firewall {
 }
 
 #[cfg(test)]
-mod iptables_tests;
+mod rules_for_tests;
 #[cfg(test)]
 mod tests;

@@ -166,7 +166,10 @@ fn chains_with_marks(rules: &Ruleset) -> impl Iterator<Item = LocatedChain<'_>> 
 mod tests {
     use super::super::Firewall;
     use super::*;
-    use crate::{CtMarkUse, Origin};
+    use crate::{
+        CtMarkUse, Origin,
+        rules_for_tests::{ACCEPT, is},
+    };
 
     /// Each rule that is found.
     fn found(firewall: &Firewall) -> Vec<String> {
@@ -348,28 +351,18 @@ mod tests {
 
     #[test]
     fn nftables_chains_count_by_priority() {
-        let table = |kind: &str, hook: &str, priority: i32, value: &str| {
-            let json = format!(
-                r#"{{"nftables": [{{"table": {{"family": "inet", "name": "own"}}}},
-                {{"chain": {{"family": "inet", "table": "own", "name": "c", "type": "{kind}",
-                  "hook": "{hook}", "prio": {priority}, "policy": "accept"}}}},
-                {{"rule": {{"family": "inet", "table": "own", "chain": "c", "handle": 3, "expr": [
-                  {{"mangle": {{"key": {{"meta": {{"key": "mark"}}}}, "value": {value}}}}}]}}}}]}}"#
-            );
-            found(&Firewall::from_nft(&json, "").unwrap())
+        let chain = |kind: &str, hook: &str, priority: i32, rule: &str| {
+            let chain = format!("inet {kind} {hook} {priority} accept");
+            found(&Firewall::from_nft_chain(&chain, &[rule]))
         };
-        let named = ["`rule with handle 3` in inet own c"];
-        let compares = |kind: &str, hook: &str, priority: i32| {
-            let json = format!(
-                r#"{{"nftables": [{{"table": {{"family": "inet", "name": "own"}}}},
-                {{"chain": {{"family": "inet", "table": "own", "name": "c", "type": "{kind}",
-                  "hook": "{hook}", "prio": {priority}, "policy": "accept"}}}},
-                {{"rule": {{"family": "inet", "table": "own", "chain": "c", "handle": 3, "expr": [
-                  {{"match": {{"op": "==", "left": {{"meta": {{"key": "mark"}}}}, "right": 0}}}},
-                  {{"accept": null}}]}}}}]}}"#
-            );
-            found(&Firewall::from_nft(&json, "").unwrap())
+        let mark = r#"{"meta": {"key": "mark"}}"#;
+        let compares = format!("{}, {ACCEPT}", is("==", mark, "0"));
+        let compares = |kind: &str, hook: &str, priority| chain(kind, hook, priority, &compares);
+        let writes = |kind: &str, hook: &str, priority, value: &str| {
+            let rule = format!(r#"{{"mangle": {{"key": {mark}, "value": {value}}}}}"#);
+            chain(kind, hook, priority, &rule)
         };
+        let named = ["`rule with handle 2` in inet t c"];
         for (kind, hook, priority) in [
             ("filter", "prerouting", -300),
             ("filter", "prerouting", 50),
@@ -382,12 +375,12 @@ mod tests {
         {
             assert_eq!(compares(kind, hook, priority), [""; 0], "{kind} {hook} {priority}");
         }
-        assert_eq!(table("filter", "prerouting", -150, "1"), named);
-        assert_eq!(table("filter", "prerouting", -300, "1"), named);
-        assert_eq!(table("filter", "prerouting", 0, "1"), named, "lines of control connections");
-        assert_eq!(table("nat", "prerouting", -150, "1"), [""; 0]);
-        assert_eq!(table("filter", "forward", -150, "1"), [""; 0]);
+        assert_eq!(writes("filter", "prerouting", -150, "1"), named);
+        assert_eq!(writes("filter", "prerouting", -300, "1"), named);
+        assert_eq!(writes("filter", "prerouting", 0, "1"), named, "lines of control connections");
+        assert_eq!(writes("nat", "prerouting", -150, "1"), [""; 0]);
+        assert_eq!(writes("filter", "forward", -150, "1"), [""; 0]);
         let or = r#"{"|": [{"&": [{"meta": {"key": "mark"}}, 4294967040]}, 1]}"#;
-        assert_eq!(table("filter", "prerouting", -150, or), [""; 0]);
+        assert_eq!(writes("filter", "prerouting", -150, or), [""; 0]);
     }
 }

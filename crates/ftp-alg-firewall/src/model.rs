@@ -23,17 +23,12 @@ pub(crate) use super::{
     sample_packets::SamplePacket,
 };
 
-/// Which of a packet's two interfaces a condition is about.
+/// Which of a packet's two interfaces or addresses a condition is about.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum InterfaceDirection {
-    Input,
-    Output,
-}
-
-/// Which of a packet's two addresses a condition is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum AddressSide {
+pub(crate) enum Side {
+    /// The input interface, or the source address.
     Source,
+    /// The output interface, or the destination address.
     Destination,
 }
 
@@ -77,13 +72,13 @@ pub(crate) enum Condition {
     Compare(Comparison),
     /// The name of one of the packet's interfaces.
     Interface {
-        side: InterfaceDirection,
+        side: Side,
         pattern: InterfacePattern,
         negated: bool,
     },
     /// One of the packet's addresses is in one of these networks.
     Address {
-        side: AddressSide,
+        side: Side,
         networks: Arc<[IpNetwork]>,
         negated: bool,
     },
@@ -114,12 +109,12 @@ impl Condition {
     }
 
     /// Holds if the name of the packet's interface is `name`, or begins with it up to a `wildcard`.
-    pub(crate) fn interface(side: InterfaceDirection, name: &str, wildcard: char) -> Self {
+    pub(crate) fn interface(side: Side, name: &str, wildcard: char) -> Self {
         Self::Interface { side, pattern: InterfacePattern::new(name, wildcard), negated: false }
     }
 
     /// Holds if the packet's address is in one of `networks`.
-    pub(crate) fn address(side: AddressSide, networks: impl Into<Arc<[IpNetwork]>>) -> Self {
+    pub(crate) fn address(side: Side, networks: impl Into<Arc<[IpNetwork]>>) -> Self {
         Self::Address { side, networks: networks.into(), negated: false }
     }
 
@@ -148,26 +143,17 @@ impl Condition {
         match self {
             Self::Compare(test) => test.holds(packet.value(test.field)),
             Self::Interface { side, pattern, negated } => {
-                let interface = match side {
-                    InterfaceDirection::Input => packet.input,
-                    InterfaceDirection::Output => packet.output,
-                };
-                pattern.holds(interface).negated_if(*negated)
+                pattern.holds(packet.interface(*side)).negated_if(*negated)
             }
             Self::Address { side, networks, negated } => {
-                let interface = match side {
-                    // It may be translated already.
-                    AddressSide::Source if packet.hook == Hook::Postrouting => None,
-                    AddressSide::Source => packet.input,
-                    AddressSide::Destination => packet.output,
-                };
-                let Some((links, interface)) = packet.links.zip(interface) else {
-                    return Certainty::Maybe;
-                };
-                match networks.iter().all(|network| links.are_elsewhere(network, interface)) {
-                    true => Certainty::No.negated_if(*negated),
-                    false => Certainty::Maybe,
-                }
+                // The source may be translated already.
+                let may_differ = *side == Side::Source && packet.hook == Hook::Postrouting;
+                let interface = packet.interface(*side).filter(|_| !may_differ);
+                let are_elsewhere =
+                    packet.links.zip(interface).is_some_and(|(links, interface)| {
+                        networks.iter().all(|network| links.are_elsewhere(network, interface))
+                    });
+                if are_elsewhere { Certainty::No.negated_if(*negated) } else { Certainty::Maybe }
             }
             Self::All(conditions) => all_hold(conditions, packet),
             Self::Any(conditions) => {

@@ -6,6 +6,7 @@
 use super::{
     Gateway,
     mark_writes::{ChangedMarkBits, MarkTarget, MarkWrite, WrittenMark},
+    model::{BaseChain, Side},
     networks::Links,
     packet_fields::{Field, FieldValue, Hook, IpVersion, state},
 };
@@ -36,35 +37,30 @@ pub(crate) struct SamplePacket<'a> {
     pub(crate) destination_port: FieldValue,
     pub(crate) tcp_flags: FieldValue,
     pub(crate) ftp_helper: FieldValue,
-    /// The chains at the hook that see the packet like this.
-    pub(crate) place: Place,
+    /// The first and the last priority of the chains at the hook that see the packet like this.
+    pub(crate) priorities: (i32, i32),
     /// The networks at this machine's interfaces, if known.
     pub(crate) links: Option<&'a Links>,
-}
-
-/// The chains at a hook that see a packet with one destination port.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Place {
-    Everywhere,
-    BeforeNat,
-    AfterNat,
-}
-
-impl Place {
-    /// Whether this includes the chains with `priority` at prerouting.
-    pub(crate) fn includes(self, priority: i32) -> bool {
-        match self {
-            Self::Everywhere => true,
-            Self::BeforeNat => priority <= DESTINATION_NAT_PRIORITY,
-            Self::AfterNat => priority > DESTINATION_NAT_PRIORITY,
-        }
-    }
 }
 
 /// The priority of destination NAT at prerouting (NF_IP_PRI_NAT_DST).
 const DESTINATION_NAT_PRIORITY: i32 = -100;
 
-impl SamplePacket<'_> {
+impl<'a> SamplePacket<'a> {
+    /// Whether a chain at the hook and the priority of `chain` sees the packet like this.
+    pub(crate) fn is_seen_in(&self, chain: BaseChain) -> bool {
+        let (first, last) = self.priorities;
+        self.hook == chain.hook && (first..=last).contains(&chain.priority)
+    }
+
+    /// The input or the output interface, if known.
+    pub(crate) fn interface(&self, side: Side) -> Option<&'a str> {
+        match side {
+            Side::Source => self.input,
+            Side::Destination => self.output,
+        }
+    }
+
     /// Applies what a rule writes into a mark.
     pub(crate) fn write_mark(&mut self, write: MarkWrite) {
         let Self { ct_mark, mark, .. } = self;
@@ -145,7 +141,7 @@ pub(crate) fn first_packet(hook: Hook, ip: IpVersion) -> SamplePacket<'static> {
         destination_port: FieldValue::ANY_PORT,
         tcp_flags: FieldValue::Bits { bits: SYN, known: COMPARED },
         ftp_helper: FieldValue::Absent,
-        place: Place::Everywhere,
+        priorities: (i32::MIN, i32::MAX),
         links: None,
     }
 }
@@ -293,31 +289,29 @@ impl<'a> SampleConnection<'a> {
             destination_port: later.source_port,
             ..later
         };
-        let early = |packet: SamplePacket<'a>| {
-            let arrives = packet.hook != Hook::Output;
-            let packet = SamplePacket { hook: Hook::Prerouting, output: Some(""), ..packet };
+        let mut packets = Vec::new();
+        for packet in [first, later, reply] {
+            let early = SamplePacket { hook: Hook::Prerouting, output: Some(""), ..packet };
             // Replies have the real port until they leave.
             let is_translated = port != real_port && packet.direction == FieldValue::exactly(0);
-            let before = SamplePacket {
-                destination_port: FieldValue::exactly(port.into()),
-                place: Place::BeforeNat,
-                ..packet
-            };
-            let packets = match is_translated {
-                true => vec![before, SamplePacket { place: Place::AfterNat, ..packet }],
-                false => vec![packet],
-            };
-            packets.into_iter().filter(move |_| arrives)
-        };
-        let late = |packet: SamplePacket<'a>| {
-            let departs = packet.hook != Hook::Input;
-            departs.then_some(SamplePacket {
-                hook: Hook::Postrouting,
-                is_local: Some(false),
-                ..packet
-            })
-        };
-        let each = [first, later, reply].into_iter();
-        each.flat_map(|packet| early(packet).chain([packet]).chain(late(packet))).collect()
+            match packet.hook {
+                Hook::Output => {}
+                _ if is_translated => packets.extend([
+                    SamplePacket {
+                        destination_port: FieldValue::exactly(port.into()),
+                        priorities: (i32::MIN, DESTINATION_NAT_PRIORITY),
+                        ..early
+                    },
+                    SamplePacket { priorities: (DESTINATION_NAT_PRIORITY + 1, i32::MAX), ..early },
+                ]),
+                _ => packets.push(early),
+            }
+            packets.push(packet);
+            if packet.hook != Hook::Input {
+                let (hook, is_local) = (Hook::Postrouting, Some(false));
+                packets.push(SamplePacket { hook, is_local, ..packet });
+            }
+        }
+        packets
     }
 }

@@ -46,20 +46,7 @@ mod tests {
     }
 
     fn listed(rules: &[&str]) -> Vec<std::ops::RangeInclusive<u16>> {
-        let rule = |expressions: &&str| {
-            format!(
-                r#"{{"rule": {{"family": "inet", "table": "n", "chain": "a", "handle": 7,
-                "expr": [{expressions}]}}}}"#
-            )
-        };
-        let rules: Vec<String> = rules.iter().map(rule).collect();
-        let json = format!(
-            r#"{{"nftables": [{{"table": {{"family": "inet", "name": "n", "handle": 1}}}},
-            {{"chain": {{"family": "inet", "table": "n", "name": "a", "handle": 1, "type": "nat",
-              "hook": "postrouting", "prio": 100, "policy": "accept"}}}}, {}]}}"#,
-            rules.join(",")
-        );
-        Firewall::from_nft(&json, "").unwrap().source_ports()
+        Firewall::from_nft_chain("inet nat postrouting 100 accept", rules).source_ports()
     }
 
     #[test]

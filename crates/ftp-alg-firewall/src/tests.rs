@@ -4,6 +4,7 @@ use proptest::prelude::*;
 
 use super::{
     PacketClass::{Injected, MarkedData, RelatedData},
+    rules_for_tests::{ACCEPT, CT_MARK, PORT, STATE, accepts_mark, is},
     *,
 };
 
@@ -33,20 +34,13 @@ fn exceptions(verdict: &HookVerdict) -> Vec<&str> {
 
 /// An nftables forward chain with policy drop and one rule, in JSON.
 fn one_rule(statements: &str) -> Firewall {
-    let json = format!(
-        r#"{{"nftables": [{{"table": {{"family": "inet", "name": "t", "handle": 1}}}},
-        {{"chain": {{"family": "inet", "table": "t", "name": "f", "handle": 1, "type": "filter",
-        "hook": "forward", "prio": 0, "policy": "drop"}}}},
-        {{"rule": {{"family": "inet", "table": "t", "chain": "f", "handle": 2,
-        "expr": [{statements}]}}}}]}}"#
-    );
-    Firewall::from_nft(&json, "").unwrap()
+    Firewall::from_nft_chain("inet filter forward 0 drop", &[statements])
 }
 
 #[test]
 fn default_drop_gets_a_command_that_accepts_our_mark() {
     let firewall = nftables(PLAIN);
-    let forward = verdict(&firewall, Hook::Forward, IpVersion::V4, MarkedData);
+    let forward = firewall.forward(MarkedData);
     assert!(!forward.passes());
     let chain = forward.dropping_chains().next().unwrap();
     assert_eq!(
@@ -119,21 +113,16 @@ fn flowtable_is_a_conflict() {
         {"flow": {"op": "add", "flowtable": "@ft"}}"#,
     );
     let conflicts: Vec<_> = firewall.conflicting_rules().map(|c| (c.kind, &*c.chain)).collect();
-    assert_eq!(conflicts, [(ConflictKind::Offload, "inet t f")]);
+    assert_eq!(conflicts, [(ConflictKind::Offload, "inet t c")]);
 }
 
 #[test]
 fn flowtable_without_control_connections_is_no_conflict() {
-    let port = |field: &str| {
-        format!(
-            r#"{{"match": {{"op": "!=", "left": {{"payload": {{"protocol": "tcp", "field": "{field}"}}}},
-            "right": 21}}}}"#
-        )
-    };
-    let ports = format!("{}, {}", port("sport"), port("dport"));
-    let recipe = r#"{"match": {"op": "!=", "left": {"&": [{"ct": {"key": "mark"}}, 1073741824]}, "right": 0}},
-        {"match": {"op": "in", "left": {"ct": {"key": "status"}}, "right": "assured"}}"#;
-    for condition in [&ports, recipe] {
+    let ports = [PORT.replace("dport", "sport"), PORT.to_owned()];
+    let ports = ports.map(|port| is("!=", &port, "21")).join(", ");
+    let recipe =
+        accepts_mark().replace(ACCEPT, &is("in", r#"{"ct": {"key": "status"}}"#, r#""assured""#));
+    for condition in [ports, recipe] {
         let flow = r#"{"flow": {"op": "add", "flowtable": "@ft"}}"#;
         let firewall = one_rule(&format!("{condition}, {flow}"));
         assert_eq!(firewall.conflicting_rules().count(), 0, "{condition}");
@@ -189,7 +178,7 @@ fn fw4_accepts_related_and_from_the_inside_only() {
 #[test]
 fn ufw_drops_by_policy_and_accepts_related() {
     let firewall = Firewall::from_iptables(UFW);
-    let forward = verdict(&firewall, Hook::Forward, IpVersion::V4, MarkedData);
+    let forward = firewall.forward(MarkedData);
     let chain = forward.dropping_chains().next().unwrap();
     assert_eq!(chain.decided_by.rule, None);
     let advice = chain.location.manager.unwrap().persistence_advice(
@@ -208,7 +197,7 @@ fn ufw_drops_by_policy_and_accepts_related() {
         remedies(&forward, MarkedData),
         ["iptables-legacy -I FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT"]
     );
-    assert!(verdict(&firewall, Hook::Forward, IpVersion::V4, RelatedData).passes());
+    assert!(firewall.forward(RelatedData).passes());
     // The destination is local at input, so `ufw-not-local` returns.
     let input = verdict(&firewall, Hook::Input, IpVersion::V4, MarkedData);
     assert_eq!(input.dropping_chains().next().unwrap().decided_by.rule, None);
@@ -219,9 +208,9 @@ fn ufw_drops_by_policy_and_accepts_related() {
 fn rule_in_docker_user_is_enough() {
     let firewall = Firewall::from_iptables(DOCKER);
     for class in [MarkedData, RelatedData] {
-        assert!(!verdict(&firewall, Hook::Forward, IpVersion::V4, class).passes());
+        assert!(!firewall.forward(class).passes());
     }
-    let forward = verdict(&firewall, Hook::Forward, IpVersion::V4, MarkedData);
+    let forward = firewall.forward(MarkedData);
     let line = "-m connmark --mark 0x40000000/0x40000000 -j ACCEPT";
     assert_eq!(remedies(&forward, MarkedData), [format!("iptables-legacy -I DOCKER-USER {line}")]);
     let added = DOCKER.replacen(
@@ -229,10 +218,7 @@ fn rule_in_docker_user_is_enough() {
         &format!("-A FORWARD -j DOCKER-USER\n-A DOCKER-USER {line}"),
         1,
     );
-    assert!(
-        verdict(&Firewall::from_iptables(&added), Hook::Forward, IpVersion::V4, MarkedData)
-            .passes()
-    );
+    assert!(Firewall::from_iptables(&added).forward(MarkedData).passes());
 }
 
 #[test]
@@ -246,13 +232,13 @@ fn iptables_save_output_replaces_tables_listed_by_nft() {
     assert!(
         firewall.has_iptables_tables(IpVersion::V4) && !firewall.has_iptables_tables(IpVersion::V6)
     );
-    let unknown = verdict(&firewall, Hook::Forward, IpVersion::V4, MarkedData);
+    let unknown = firewall.forward(MarkedData);
     assert!(!unknown.passes() && exceptions(&unknown).len() == 1);
     let text = "*filter\n:FORWARD DROP [0:0]\n\
         -A FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT\nCOMMIT\n";
     firewall.add_iptables_save(Origin::IptablesNft, IpVersion::V4, text);
     let known = firewall;
-    let forward = verdict(&known, Hook::Forward, IpVersion::V4, MarkedData);
+    let forward = known.forward(MarkedData);
     assert!(forward.passes() && forward.chains.len() == 1);
     assert!(verdict(&known, Hook::Forward, IpVersion::V6, MarkedData).chains.is_empty());
 }
@@ -260,12 +246,7 @@ fn iptables_save_output_replaces_tables_listed_by_nft() {
 #[test]
 fn all_ways_to_accept_our_mark_in_nftables_are_understood() {
     let mark = r#"{"&": [{"ct": {"key": "mark"}}, 1073741824]}"#;
-    let is = |op: &str, left: &str, right: &str| {
-        format!(r#"{{"match": {{"op": "{op}", "left": {left}, "right": {right}}}}}"#)
-    };
-    let whole = r#"{"ct": {"key": "mark"}}"#;
-    let state = r#"{"ct": {"key": "state"}}"#;
-    let port = r#"{"payload": {"protocol": "tcp", "field": "dport"}}"#;
+    let (whole, state, port) = (CT_MARK, STATE, PORT);
     let address = r#"{"payload": {"protocol": "ip", "field": "saddr"}}"#;
     let cases = [
         (is("!=", mark, "0"), true),
@@ -294,7 +275,7 @@ fn all_ways_to_accept_our_mark_in_nftables_are_understood() {
     ];
     for (condition, passes) in cases {
         let firewall = one_rule(&format!(r#"{condition}, {{"accept": null}}"#));
-        let verdict = verdict(&firewall, Hook::Forward, IpVersion::V4, MarkedData);
+        let verdict = firewall.forward(MarkedData);
         assert_eq!(verdict.passes(), passes, "{condition}");
     }
 }
@@ -305,15 +286,14 @@ fn state_map_decides_by_state() {
         r#"{"vmap": {"key": {"ct": {"key": "state"}}, "data": {"set": [["invalid", {"drop": null}],
         ["established", {"accept": null}], ["related", {"accept": null}]]}}}"#,
     );
-    assert!(verdict(&firewall, Hook::Forward, IpVersion::V4, RelatedData).passes());
-    assert!(!verdict(&firewall, Hook::Forward, IpVersion::V4, MarkedData).passes());
+    assert!(firewall.forward(RelatedData).passes());
+    assert!(!firewall.forward(MarkedData).passes());
 }
 
 #[test]
 fn later_packets_must_be_accepted_too() {
-    let only_new = r#"{"match": {"op": "in", "left": {"ct": {"key": "state"}}, "right": "new"}},
-        {"accept": null}"#;
-    assert!(!verdict(&one_rule(only_new), Hook::Forward, IpVersion::V4, MarkedData).passes());
+    let only_new = format!("{}, {ACCEPT}", is("in", STATE, r#""new""#));
+    assert!(!one_rule(&only_new).forward(MarkedData).passes());
 }
 
 #[test]
@@ -334,12 +314,9 @@ fn remedy_quotes_comments_for_the_shell() {
 
 #[test]
 fn rules_that_change_our_ct_mark_bits_are_conflicts() {
-    let change = |value: &str| {
-        one_rule(&format!(
-            r#"{{"mangle": {{"key": {{"ct": {{"key": "mark"}}}}, "value": {value}}}}}"#
-        ))
-    };
-    let ct = r#"{"ct": {"key": "mark"}}"#;
+    let ct = CT_MARK;
+    let change =
+        |value: &str| one_rule(&format!(r#"{{"mangle": {{"key": {ct}, "value": {value}}}}}"#));
     let cases = [
         ("1".to_owned(), 1),
         (r#"{"meta": {"key": "mark"}}"#.to_owned(), 1),
@@ -371,9 +348,7 @@ fn rules_that_change_our_ct_mark_bits_are_conflicts() {
 fn foreign_ct_mark_bits_are_unknown_if_a_rule_sets_them() {
     let accept = "*filter\n:FORWARD DROP [0:0]\n-A FORWARD -m connmark --mark 0x40000000/0x4000ffff \
         -j ACCEPT\nCOMMIT\n";
-    let passes = |text: &str| {
-        verdict(&Firewall::from_iptables(text), Hook::Forward, IpVersion::V4, MarkedData).passes()
-    };
+    let passes = |text: &str| Firewall::from_iptables(text).forward(MarkedData).passes();
     assert!(passes(accept));
     let others = "*mangle\n:PREROUTING ACCEPT [0:0]\n\
         -A PREROUTING -j CONNMARK --set-xmark 0x1/0xff\nCOMMIT\n";
@@ -385,7 +360,7 @@ fn iptables_options_are_conditions() {
     let one = |options: &str| {
         let text =
             format!("*filter\n:FORWARD DROP [0:0]\n-A FORWARD {options} -j ACCEPT\nCOMMIT\n");
-        verdict(&Firewall::from_iptables(&text), Hook::Forward, IpVersion::V4, MarkedData).passes()
+        Firewall::from_iptables(&text).forward(MarkedData).passes()
     };
     for options in [
         "",
@@ -423,7 +398,7 @@ fn verdicts_differ_by_ip_version() {
         r#"{"match": {"op": "==", "left": {"meta": {"key": "nfproto"}}, "right": "ipv4"}},
         {"accept": null}"#,
     );
-    assert!(verdict(&firewall, Hook::Forward, IpVersion::V4, MarkedData).passes());
+    assert!(firewall.forward(MarkedData).passes());
     assert!(!verdict(&firewall, Hook::Forward, IpVersion::V6, MarkedData).passes());
 }
 
@@ -433,7 +408,7 @@ fn dormant_tables_are_left_out() {
         {"chain": {"family": "inet", "table": "t", "name": "f", "type": "filter",
         "hook": "forward", "prio": 0, "policy": "drop"}}]}"#;
     let firewall = Firewall::from_nft(json, "").unwrap();
-    assert!(verdict(&firewall, Hook::Forward, IpVersion::V4, MarkedData).chains.is_empty());
+    assert!(firewall.forward(MarkedData).chains.is_empty());
 }
 
 fn evaluate_all(firewall: &Firewall) {
@@ -456,74 +431,20 @@ fn evaluate_all(firewall: &Firewall) {
     }
 }
 
-/// Random JSON made of the words that nft uses.
+/// Some of the words that nft uses.
+const WORDS: &str = "accept match left right op == ct key mark state new set range prefix addr len & vmap data jump \
+                     target f @s elem val";
+const NUMBERS: &str = "0 -1 4294967296 1e99 null true";
+const KEYS: &str = "match,left,right,op,ct,key,set,range,prefix,addr,len,&,|,vmap,data,jump,target,mangle,value,\
+                    ct helper,xt,limit,payload,protocol,field,fib,flags,elem,val";
+
+/// Random JSON made of them.
 fn json() -> impl Strategy<Value = String> {
-    let words = prop::sample::select(vec![
-        "\"accept\"",
-        "\"match\"",
-        "\"left\"",
-        "\"right\"",
-        "\"op\"",
-        "\"==\"",
-        "\"ct\"",
-        "\"key\"",
-        "\"mark\"",
-        "\"state\"",
-        "\"new\"",
-        "\"set\"",
-        "\"range\"",
-        "\"prefix\"",
-        "\"addr\"",
-        "\"len\"",
-        "\"&\"",
-        "\"vmap\"",
-        "\"data\"",
-        "\"jump\"",
-        "\"target\"",
-        "\"f\"",
-        "\"@s\"",
-        "\"elem\"",
-        "\"val\"",
-        "0",
-        "-1",
-        "4294967296",
-        "1e99",
-        "null",
-        "true",
-    ]);
-    let leaf = words.prop_map(str::to_owned);
+    let words = WORDS.split(' ').map(|word| format!("\"{word}\""));
+    let words = words.chain(NUMBERS.split(' ').map(str::to_owned)).collect::<Vec<_>>();
+    let leaf = prop::sample::select(words);
     leaf.prop_recursive(6, 40, 4, |inner| {
-        let key = prop::sample::select(vec![
-            "match",
-            "left",
-            "right",
-            "op",
-            "ct",
-            "key",
-            "set",
-            "range",
-            "prefix",
-            "addr",
-            "len",
-            "&",
-            "|",
-            "vmap",
-            "data",
-            "jump",
-            "target",
-            "mangle",
-            "value",
-            "ct helper",
-            "xt",
-            "limit",
-            "payload",
-            "protocol",
-            "field",
-            "fib",
-            "flags",
-            "elem",
-            "val",
-        ]);
+        let key = prop::sample::select(KEYS.split(',').collect::<Vec<_>>());
         prop_oneof![
             prop::collection::vec(inner.clone(), 0..4)
                 .prop_map(|items| format!("[{}]", items.join(","))),

@@ -194,7 +194,13 @@ fn intersection(one: &PortRanges, other: &PortRanges) -> PortRanges {
 
 #[cfg(test)]
 mod tests {
-    use super::{super::Firewall, *};
+    use super::{
+        super::{
+            Firewall,
+            rules_for_tests::{self, PORT, nft_json},
+        },
+        *,
+    };
 
     fn claims(firewall: &Firewall, port: u16) -> bool {
         let target = "10.0.0.5:4000".parse().unwrap();
@@ -203,32 +209,17 @@ mod tests {
     }
 
     fn nftables(rules: &[&str]) -> Firewall {
-        let rule = |(chain, expr): (&str, &str)| {
-            format!(
-                r#"{{"rule": {{"family": "ip", "table": "n", "chain": "{chain}", "handle": 7,
-                "expr": [{expr}]}}}}"#
-            )
-        };
-        let rules: Vec<String> = rules.iter().filter_map(|r| r.split_once(" ")).map(rule).collect();
-        let json = format!(
-            r#"{{"nftables": [{{"table": {{"family": "ip", "name": "n", "handle": 1}}}},
-            {{"map": {{"family": "ip", "name": "m", "table": "n", "type": "inet_service",
-              "map": "ipv4_addr", "elem": [[80, "10.0.0.1"], [{{"range": [90, 99]}}, "10.0.0.2"]]}}}},
-            {{"map": {{"family": "ip", "name": "two", "table": "n",
-              "elem": [[{{"concat": ["1.2.3.4", 70]}}, "10.0.0.1"]]}}}},
-            {{"chain": {{"family": "ip", "table": "n", "name": "a", "handle": 1, "type": "nat",
-              "hook": "prerouting", "prio": -100, "policy": "accept"}}}},
-            {{"chain": {{"family": "ip", "table": "n", "name": "b", "handle": 2}}}},
-            {}]}}"#,
-            rules.join(",")
-        );
+        let more = r#"{"map": {"family": "ip", "name": "m", "table": "t", "type": "inet_service",
+              "map": "ipv4_addr", "elem": [[80, "10.0.0.1"], [{"range": [90, 99]}, "10.0.0.2"]]}},
+            {"map": {"family": "ip", "name": "two", "table": "t",
+              "elem": [[{"concat": ["1.2.3.4", 70]}, "10.0.0.1"]]}},
+            {"chain": {"family": "ip", "table": "t", "name": "b", "handle": 2}},"#;
+        let json = nft_json("ip nat prerouting -100 accept", more, "c", rules);
         Firewall::from_nft(&json, "").unwrap()
     }
 
-    const PORT: &str = r#"{"payload": {"protocol": "tcp", "field": "dport"}}"#;
-
     fn is(port: &str) -> String {
-        format!(r#"{{"match": {{"op": "==", "left": {PORT}, "right": {port}}}}}"#)
+        rules_for_tests::is("==", PORT, port)
     }
 
     fn saved(rules: &str) -> Firewall {
@@ -265,7 +256,7 @@ mod tests {
                 71,
             ),
         ] {
-            let firewall = nftables(&[&format!("a {rule}")]);
+            let firewall = nftables(&[&rule]);
             assert!(claims(&firewall, claimed) && !claims(&firewall, free), "{rule}");
             assert!(firewall.translated_ports().unlimited_rules.is_empty(), "{rule}");
         }
@@ -274,7 +265,7 @@ mod tests {
     #[test]
     fn translation_to_the_target_itself_claims_nothing() {
         let rule =
-            |to: &str| format!(r#"a {}, {{"dnat": {{{to}}}}}"#, is(r#"{"range": [4000, 4009]}"#));
+            |to: &str| format!(r#"{}, {{"dnat": {{{to}}}}}"#, is(r#"{"range": [4000, 4009]}"#));
         for (to, claimed) in [
             (r#""addr": "10.0.0.5""#, false),
             (r#""addr": "10.0.0.5", "port": 4000"#, false),
@@ -290,9 +281,9 @@ mod tests {
     #[test]
     fn chain_has_the_ports_of_the_jumps_to_it() {
         let to = r#"{"dnat": {"addr": "10.0.0.9"}}"#;
-        let jump = format!(r#"a {}, {{"jump": {{"target": "b"}}}}"#, is("80"));
+        let jump = format!(r#"{}, {{"jump": {{"target": "b"}}}}"#, is("80"));
         let map = format!(
-            r#"a {{"vmap": {{"key": {PORT}, "data": {{"set": [[{{"range": [80, 81]}}, {{"goto": {{"target": "b"}}}}]]}}}}}}"#
+            r#"{{"vmap": {{"key": {PORT}, "data": {{"set": [[{{"range": [80, 81]}}, {{"goto": {{"target": "b"}}}}]]}}}}}}"#
         );
         for way in [jump, map] {
             let firewall = nftables(&[&way, &format!("b {to}")]);
@@ -305,13 +296,13 @@ mod tests {
     #[test]
     fn rule_without_known_port_is_reported_and_claims_nothing() {
         let to = r#"{"dnat": {"addr": "10.0.0.9"}}"#;
-        let unknown = format!(r#"a {}, {to}"#, is(r#""@dynamic""#));
-        for rule in [format!("a {to}"), unknown] {
+        let unknown = format!(r#"{}, {to}"#, is(r#""@dynamic""#));
+        for rule in [to.to_owned(), unknown] {
             let firewall = nftables(&[&rule]);
             assert!(!claims(&firewall, 80), "{rule}");
             assert_eq!(firewall.translated_ports().unlimited_rules.len(), 1, "{rule}");
         }
-        let udp = r#"a {"match": {"op": "==", "left": {"payload": {"protocol": "udp", "field": "dport"}},
+        let udp = r#"{"match": {"op": "==", "left": {"payload": {"protocol": "udp", "field": "dport"}},
             "right": 53}}, {"dnat": {"addr": "10.0.0.9"}}"#;
         assert_eq!(nftables(&[udp]).translated_ports(), TranslatedPorts::default());
     }
@@ -348,8 +339,8 @@ mod tests {
 
     #[test]
     fn mutually_recursive_chains_terminate() {
-        let there = r#"a {"jump": {"target": "b"}}"#;
-        let back = r#"b {"jump": {"target": "a"}}"#;
+        let there = r#"{"jump": {"target": "b"}}"#;
+        let back = r#"b {"jump": {"target": "c"}}"#;
         let to = r#"b {"dnat": {"addr": "10.0.0.9"}}"#;
         assert!(!claims(&nftables(&[there, back, to]), 80));
     }

@@ -206,19 +206,14 @@ impl<'a, 'p> Traversal<'a, 'p> {
             return PossibleVerdicts::returning();
         };
         self.finished.insert(entry, None);
+        let by_default = self.by_default;
         let verdicts = self.rules(name, chain, depth);
+        self.by_default = by_default;
         self.finished.insert(entry, Some((verdicts.clone(), self.packet, self.other)));
         verdicts
     }
 
     fn rules(&mut self, name: &'a str, chain: &'a Chain, depth: usize) -> PossibleVerdicts {
-        let by_default = self.by_default;
-        let verdicts = self.each_rule(name, chain, depth);
-        self.by_default = by_default;
-        verdicts
-    }
-
-    fn each_rule(&mut self, name: &'a str, chain: &'a Chain, depth: usize) -> PossibleVerdicts {
         let by_default = self.by_default;
         let mut verdicts = PossibleVerdicts::default();
         for rule in &chain.rules {

@@ -9,8 +9,8 @@ use super::{
     ConflictKind, Ruleset,
     mark_writes::{MarkTarget, MarkWrite, WrittenMark},
     model::{
-        AddressSide, BaseChain, Chain, Condition, DestinationNat, Field, Hook, InterfaceDirection,
-        IpVersion, Origin, Ranges, Rule, RuleVerdict, Table, TableFamily,
+        BaseChain, Chain, Condition, DestinationNat, Field, Hook, IpVersion, Origin, Ranges, Rule,
+        RuleVerdict, Side, Table, TableFamily,
     },
     networks::spanning,
     packet_fields::number,
@@ -275,17 +275,13 @@ fn condition(extension: &str, option: &str, values: &[&str]) -> Option<Condition
         }
         (_, "-p" | "--protocol") if value.is_empty() => None,
         (_, "-p" | "--protocol") => named(Field::Protocol),
-        (_, "-i" | "--in-interface") => {
-            Some(Condition::interface(InterfaceDirection::Input, value, '+'))
-        }
-        (_, "-o" | "--out-interface") => {
-            Some(Condition::interface(InterfaceDirection::Output, value, '+'))
-        }
-        ("iprange", "--src-range") => address_range(AddressSide::Source, value),
-        ("iprange", "--dst-range") => address_range(AddressSide::Destination, value),
+        (_, "-i" | "--in-interface") => Some(Condition::interface(Side::Source, value, '+')),
+        (_, "-o" | "--out-interface") => Some(Condition::interface(Side::Destination, value, '+')),
+        ("iprange", "--src-range") => address_range(Side::Source, value),
+        ("iprange", "--dst-range") => address_range(Side::Destination, value),
         ("mac", "--mac-source") | ("set", "--match-set") => Some(Condition::Hosts),
-        (_, "-s" | "--source") => address(AddressSide::Source, value),
-        (_, "-d" | "--destination") => address(AddressSide::Destination, value),
+        (_, "-s" | "--source") => address(Side::Source, value),
+        (_, "-d" | "--destination") => address(Side::Destination, value),
         ("conntrack" | "state", "--ctstate" | "--state") => Some(states(value)),
         ("conntrack", "--ctdir") => named(Field::Direction),
         ("connmark", "--mark") => mark(Field::CtMark, value),
@@ -313,11 +309,11 @@ fn condition(extension: &str, option: &str, values: &[&str]) -> Option<Condition
     }
 }
 
-fn address(side: AddressSide, network: &str) -> Option<Condition> {
+fn address(side: Side, network: &str) -> Option<Condition> {
     Some(Condition::address(side, [network.parse().ok()?]))
 }
 
-fn address_range(side: AddressSide, range: &str) -> Option<Condition> {
+fn address_range(side: Side, range: &str) -> Option<Condition> {
     let (first, last) = range.split_once('-').unwrap_or((range, range));
     Some(Condition::address(side, [spanning(first.parse().ok()?, last.parse().ok()?)?]))
 }
