@@ -47,7 +47,10 @@ pub(crate) fn conflicts_with_control<'a>(
 
 #[cfg(test)]
 mod tests {
-    use super::super::Firewall;
+    use super::super::{
+        Firewall,
+        rules_for_tests::{ZONES, nftables},
+    };
     use super::*;
 
     fn untracked(firewall: &Firewall) -> Vec<(&str, &str)> {
@@ -65,9 +68,7 @@ mod tests {
 
     #[test]
     fn only_rules_that_control_packets_may_reach_are_found() {
-        let (json, listing) =
-            (include_str!("samples/zones.json"), include_str!("samples/zones.txt"));
-        let firewall = Firewall::from_nft(json, listing).unwrap();
+        let firewall = nftables(ZONES);
         assert_eq!(
             untracked(&firewall),
             [

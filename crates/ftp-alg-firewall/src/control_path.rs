@@ -3,7 +3,7 @@
 //! Addresses, times and rates of a control connection are not known in advance. If a rule accepts connections
 //! decided_by such a condition, the pair is neither accepted nor dropped ([`Acceptance::Partly`]).
 
-use std::collections::HashMap;
+use std::collections::{BTreeSet, HashMap};
 
 use super::{
     ChainVerdict, DataPathVerdict, Firewall, HookVerdict, Links, PortClaim, Routing,
@@ -219,7 +219,7 @@ impl Firewall {
 
     /// The control ports, each with the port that the server has: the same one, or that of a server which is published
     /// with the control port.
-    fn control_ports(&self) -> Vec<(u16, u16)> {
+    fn control_ports(&self) -> BTreeSet<(u16, u16)> {
         let claims = self.translated_ports().claims;
         let ports = self.gateway.control_ports.iter().flat_map(|&port| {
             let has_port = move |claim: &&PortClaim| claim.has_port(port);
@@ -227,10 +227,7 @@ impl Firewall {
             let single = targets.filter(|(first, last)| first == last).map(|(first, _)| first);
             [port].into_iter().chain(single).map(move |real| (port, real))
         });
-        let mut ports: Vec<(u16, u16)> = ports.collect();
-        ports.sort_unstable();
-        ports.dedup();
-        ports
+        ports.collect()
     }
 
     /// The verdict on a connection that `ftp-alg` does not inspect, and the chain that decides.
@@ -240,15 +237,11 @@ impl Firewall {
     ) -> (Acceptance, Option<ChainVerdict>) {
         let packets = connection.packets(&self.gateway, self.ruleset.changed_mark_bits);
         let HookVerdict { chains } = self.verdict_on_packets(connection.ip, &packets);
-        let acceptance = |chain: &ChainVerdict| match (chain.passes, chain.exceptions.is_empty()) {
-            (true, _) => Acceptance::Accepted,
-            (false, false) => Acceptance::Partly,
-            (false, true) => Acceptance::Dropped,
-        };
-        let worst = chains.iter().map(acceptance).min().unwrap_or(Acceptance::Accepted);
+        let worst =
+            chains.iter().map(ChainVerdict::acceptance).min().unwrap_or(Acceptance::Accepted);
         // Among accepting chains, one with a deciding rule explains more than a policy.
         let rank = |chain: &&ChainVerdict| {
-            (acceptance(chain), worst == Acceptance::Accepted && chain.decided_by.rule.is_none())
+            (chain.acceptance(), worst == Acceptance::Accepted && chain.decided_by.rule.is_none())
         };
         let decided_by = chains.iter().min_by_key(rank).cloned();
         (worst, decided_by)
@@ -319,17 +312,12 @@ fn interface_pairs(hook: Hook, interfaces: &[String]) -> Vec<(&str, &str)> {
 #[cfg(test)]
 mod tests {
     use super::{
-        super::{Origin, VerdictSource},
+        super::{
+            Origin, VerdictSource,
+            rules_for_tests::{FIREWALLD, FW4, PLAIN, ZONES, nftables},
+        },
         *,
     };
-
-    fn nftables(json: &str, listing: &str) -> Firewall {
-        Firewall::from_nft(json, listing).unwrap()
-    }
-
-    fn zones() -> Firewall {
-        nftables(include_str!("samples/zones.json"), include_str!("samples/zones.txt"))
-    }
 
     fn iptables(rules: &str) -> Firewall {
         let text = format!("*filter\n:INPUT DROP\n:FORWARD DROP\n:OUTPUT DROP\n{rules}COMMIT\n");
@@ -351,12 +339,11 @@ mod tests {
 
     #[test]
     fn each_pair_of_interfaces_gets_its_own_verdict() {
-        let firewall =
-            nftables(include_str!("samples/plain.json"), include_str!("samples/plain.txt"));
+        let firewall = nftables(PLAIN);
         // `tcp dport @services` includes port 21, for all interfaces.
         let forward = verdict(&firewall, Hook::Forward, &["lan0", "wan0"]);
         assert_eq!(forward.summary(), "accepted between all interfaces");
-        let fw4 = nftables(include_str!("samples/fw4.json"), include_str!("samples/fw4.txt"));
+        let fw4 = nftables(FW4);
         let forward = verdict(&fw4, Hook::Forward, &["br-lan", "eth1", "eth2"]);
         assert_eq!(
             forward.summary(),
@@ -371,7 +358,7 @@ mod tests {
     #[test]
     fn nftables_sets_wildcards_concatenations_and_negations_are_read() {
         let forward = |one, other| {
-            let verdict = verdict(&zones(), Hook::Forward, &[one, other]);
+            let verdict = verdict(&nftables(ZONES), Hook::Forward, &[one, other]);
             let decided_by = verdict.pairs[0].decided_by.clone().unwrap().decided_by;
             (verdict.pairs[0].acceptance, decided_by.rule.unwrap_or_default())
         };
@@ -388,17 +375,16 @@ mod tests {
         assert_eq!(forward("wan1", "lan0").0, Acceptance::Partly);
         let names = ["lan0", "wan0", "dmz0"];
         assert_eq!(
-            summary(&zones(), Hook::Forward, &names),
+            summary(&nftables(ZONES), Hook::Forward, &names),
             "accepted lan0 -> wan0; dropped lan0 -> dmz0, dmz0 -> lan0; all others: partly accepted"
         );
-        let input = summary(&zones(), Hook::Input, &names);
+        let input = summary(&nftables(ZONES), Hook::Input, &names);
         assert_eq!(input, "accepted lan0; all others: dropped");
     }
 
     #[test]
     fn firewalld_zones_are_evaluated() {
-        let firewall =
-            nftables(include_str!("samples/firewalld.json"), include_str!("samples/firewalld.txt"));
+        let firewall = nftables(FIREWALLD);
         // The zone has the service ftp.
         let input = verdict(&firewall, Hook::Input, &["eth0"]);
         assert_eq!(input.summary(), "accepted on all interfaces");

@@ -13,13 +13,6 @@ use super::{
     traversal,
 };
 
-/// The hooks of a forwarded connection.
-pub(crate) const FORWARDED: &[Hook] = &[Hook::Prerouting, Hook::Forward, Hook::Postrouting];
-/// The hooks of packets to this machine.
-pub(crate) const RECEIVED: &[Hook] = &[Hook::Prerouting, Hook::Input];
-/// The hooks of packets from this machine.
-pub(crate) const SENT: &[Hook] = &[Hook::Output, Hook::Postrouting];
-
 /// A data connection. Its packets change on their way, so [`DataConnection::at`] says what is known of them at a chain.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct DataConnection<'a> {
@@ -144,13 +137,14 @@ fn later_packet<'a>(
 
 impl Firewall {
     /// The verdicts of all chains that packets of `connection` pass, in their order. The packets of the initiator pass
-    /// the hooks `there`, and those of the target the hooks `back`.
+    /// the hook `there`, and those of the target the hook `back`.
     pub(crate) fn follow(
         &self,
         connection: &DataConnection<'_>,
-        there: &[Hook],
-        back: &[Hook],
+        there: Hook,
+        back: Hook,
     ) -> Vec<ChainVerdict> {
+        let (there, back) = (there.on_the_way(), back.on_the_way());
         let mut way = Way { firewall: self, connection, verdicts: Vec::new(), changed_by: None };
         let first = way.first_packet();
         let passed = way.pass(first, there, Packet::First);
@@ -196,8 +190,8 @@ impl<'a> Way<'a> {
         let first = SamplePacket {
             // A new connection has no mark bits except those that rules of others set on it, or on its control
             // connection, from which it inherits them.
-            ct_mark: FieldValue::Bits { bits: 0, known: !changes.ct_mark },
-            mark: FieldValue::Bits { bits: 0, known: !changes.mark },
+            ct_mark: FieldValue::unset_except(changes.ct_mark),
+            mark: FieldValue::unset_except(changes.mark),
             source_port: self.connection.source_port,
             links: self.connection.links,
             destination_port: FieldValue::DATA_PORT,
@@ -208,10 +202,9 @@ impl<'a> Way<'a> {
                 state: state::RELATED,
                 // An expected connection inherits the ct mark of its control connection (init_conntrack()). That may
                 // have any of our bits except the one of data connections.
-                ct_mark: FieldValue::Bits {
-                    bits: 0,
-                    known: !changes.ct_mark & !gateway.mask() | gateway.data_mark,
-                },
+                ct_mark: FieldValue::unset_except(
+                    gateway.control_bits() | changes.ct_mark & !gateway.data_mark,
+                ),
                 ftp_helper: FieldValue::exactly(1),
                 ..first
             },

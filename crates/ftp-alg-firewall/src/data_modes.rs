@@ -6,11 +6,8 @@ use std::collections::HashMap;
 
 use super::{
     Acceptance, ChainVerdict, ControlPathVerdict, DataPathVerdict, Firewall, Hook, HookVerdict,
-    IpVersion, Links, PacketClass,
-    data_connection::{DataConnection, FORWARDED, RECEIVED, SENT},
-    data_path::accepts_some_admitted,
-    model::FieldValue,
-    sample_packets::EPHEMERAL,
+    IpVersion, Links, PacketClass, data_connection::DataConnection,
+    data_path::accepts_some_admitted, model::FieldValue, sample_packets::EPHEMERAL,
 };
 
 /// Which end initiates data connections.
@@ -148,14 +145,9 @@ impl Firewall {
         ip: IpVersion,
         (from, to, links): (&str, &str, &Links),
     ) -> bool {
-        let hook = match (from, to) {
-            ("", _) => Hook::Output,
-            (_, "") => Hook::Input,
-            _ => Hook::Forward,
-        };
         let others = unmarked.chains.iter().find(|other| other.location == chain.location);
         let is_for_all = |rule| others.is_some_and(|others| others.exceptions.contains(rule));
-        let (_, control) = self.control_verdict(hook, ip, (from, to), links);
+        let (_, control) = self.control_verdict(Hook::between(from, to), ip, (from, to), links);
         let control = control.filter(|control| control.location == chain.location);
         chain.exceptions.iter().any(|rule| !is_for_all(rule))
             || !chain.exceptions.is_empty()
@@ -187,12 +179,8 @@ impl Firewall {
             source_port,
             links: Some(links),
         };
-        let (there, back) = match (from, to) {
-            ("", _) => (SENT, RECEIVED),
-            (_, "") => (RECEIVED, SENT),
-            _ => (FORWARDED, FORWARDED),
-        };
-        HookVerdict::new(self.follow(&connection, there, back))
+        let hook = Hook::between(from, to);
+        HookVerdict::new(self.follow(&connection, hook, hook.of_replies()))
     }
 }
 

@@ -54,71 +54,32 @@ fn dropped(tables: &[(&str, &str)]) -> [Vec<DataMode>; 2] {
 #[test]
 fn new_connections_dropped_from_outside_stop_active_mode() {
     let accepting = format!(":FORWARD DROP\n{RELATED}{MARK}{CONTROL}");
-    assert_eq!(dropped(&[("filter", &accepting)]), [vec![], vec![]]);
     let new = "-A FORWARD -i wan -m conntrack --ctstate NEW -j DROP\n";
-    for (tables, expected) in [
-        (
-            vec![("mangle", format!(":FORWARD ACCEPT\n{new}")), ("filter", accepting.clone())],
-            [vec![DataMode::Active], vec![]],
-        ),
-        (
-            vec![("filter", format!(":FORWARD DROP\n{ESTABLISHED}{new}{MARK}{CONTROL}"))],
-            [vec![DataMode::Active], vec![]],
-        ),
-        (
-            vec![("filter", format!(":FORWARD ACCEPT\n{ESTABLISHED}{new}"))],
-            [vec![DataMode::Active], vec![]],
-        ),
+    let high = "-A FORWARD -i wan -p tcp -m tcp --dport 1024:65535 -j DROP\n";
+    let filter = |policy, rules: [&str; 4]| {
+        ("raw", String::new(), format!(":FORWARD {policy}\n{ESTABLISHED}{}", rules.concat()))
+    };
+    let raw = |options| {
+        let rules = format!(":PREROUTING ACCEPT\n-A PREROUTING -i wan {options} -j DROP");
+        ("raw", rules, accepting.clone())
+    };
+    let (none, active) = (vec![], vec![DataMode::Active]);
+    for ((table, early, filter), expected) in [
+        (("raw", String::new(), accepting.clone()), [&none, &none]),
+        (("mangle", format!(":FORWARD ACCEPT\n{new}"), accepting.clone()), [&active, &none]),
+        (filter("DROP", [new, MARK, CONTROL, ""]), [&active, &none]),
+        (filter("ACCEPT", [new, "", "", ""]), [&active, &none]),
         // The accept rule is before it.
-        (
-            vec![("filter", format!(":FORWARD DROP\n{ESTABLISHED}{MARK}{new}{CONTROL}"))],
-            [vec![], vec![]],
-        ),
+        (filter("DROP", [MARK, new, CONTROL, ""]), [&none, &none]),
         // Both back ends.
-        (
-            vec![(
-                "filter",
-                format!(
-                    ":FORWARD DROP\n{ESTABLISHED}-A FORWARD -i wan -p tcp -m tcp --dport 1024:65535 -j DROP\n\
-                     {RELATED}{MARK}{CONTROL}"
-                ),
-            )],
-            [vec![DataMode::Active], vec![DataMode::Active]],
-        ),
-        (
-            vec![
-                (
-                    "raw",
-                    ":PREROUTING ACCEPT\n-A PREROUTING -i wan -p tcp -m tcp --tcp-flags SYN,ACK SYN -j DROP"
-                        .to_owned(),
-                ),
-                ("filter", accepting.clone()),
-            ],
-            [vec![DataMode::Active], vec![DataMode::Active]],
-        ),
+        (filter("DROP", [high, RELATED, MARK, CONTROL]), [&active, &active]),
+        (raw("-p tcp -m tcp --tcp-flags SYN,ACK SYN"), [&active, &active]),
         // By address or port only some.
-        (
-            vec![
-                ("raw", ":PREROUTING ACCEPT\n-A PREROUTING -i wan -s 10.0.0.0/8 -j DROP".to_owned()),
-                ("filter", accepting.clone()),
-            ],
-            [vec![], vec![]],
-        ),
-        (
-            vec![
-                (
-                    "raw",
-                    ":PREROUTING ACCEPT\n-A PREROUTING -i wan -p tcp -m tcp --dport 6000:6063 -j DROP"
-                        .to_owned(),
-                ),
-                ("filter", accepting.clone()),
-            ],
-            [vec![], vec![]],
-        ),
+        (raw("-s 10.0.0.0/8"), [&none, &none]),
+        (raw("-p tcp -m tcp --dport 6000:6063"), [&none, &none]),
     ] {
-        let tables: Vec<(&str, &str)> =
-            tables.iter().map(|(name, rules)| (*name, rules.as_str())).collect();
-        assert_eq!(dropped(&tables), expected, "{tables:?}");
+        let tables = [(table, &*early), ("filter", &*filter)];
+        assert_eq!(dropped(&tables).each_ref(), expected, "{tables:?}");
     }
 }
 

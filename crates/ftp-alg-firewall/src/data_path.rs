@@ -44,7 +44,7 @@ impl DataPathVerdict {
 
     /// Whether data connections may pass that nobody admits.
     pub fn may_pass_unmarked(&self) -> bool {
-        self.unmarked.chains.iter().all(|chain| chain.passes || !chain.exceptions.is_empty())
+        self.unmarked.may_pass()
     }
 
     /// Whether `chain` drops data connections, except some that a rule accepts because they were admitted. Such a rule
@@ -91,12 +91,9 @@ pub fn accepted_data(firewall: &Firewall, paths: &[DataPathVerdict]) -> Option<A
     if used().all(DataPathVerdict::accepts_mark) {
         return Some(AcceptedData::Marked);
     }
-    let some_pass = |path: &DataPathVerdict| {
-        path.related.chains.iter().all(|one| one.passes || !one.exceptions.is_empty())
-    };
     let is_open = |path: &DataPathVerdict| {
         let mut others = used().filter(|other| other.ip == path.ip && !other.hook.is_filter());
-        path.hook.is_filter() && some_pass(path) && others.all(some_pass)
+        path.hook.is_filter() && path.related.may_pass() && others.all(|one| one.related.may_pass())
     };
     Some(match used().any(is_open) {
         true => AcceptedData::Related,

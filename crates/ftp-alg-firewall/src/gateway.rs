@@ -19,7 +19,12 @@ pub struct Gateway {
 impl Gateway {
     /// All of the gateway's ct mark bits; also the packet mark of packets that it injects.
     pub fn mask(&self) -> u32 {
-        self.data_mark | self.queue_all_mark | self.queue_none_mark
+        self.data_mark | self.control_bits()
+    }
+
+    /// The ct mark bits of control connections.
+    pub(crate) fn control_bits(&self) -> u32 {
+        self.queue_all_mark | self.queue_none_mark
     }
 }
 

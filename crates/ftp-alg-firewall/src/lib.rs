@@ -35,7 +35,7 @@ mod xtables;
 use std::{collections::BTreeSet, ops::RangeInclusive};
 
 pub use control_path::{Acceptance, ControlPathVerdict, InterfacePairVerdict};
-use data_connection::{DataConnection, FORWARDED, RECEIVED, SENT};
+use data_connection::DataConnection;
 pub use data_modes::{DataMode, ModeVerdict};
 pub use data_path::{AcceptedData, DataPathVerdict, accepted_data, data_path_verdicts};
 pub use gateway::{Gateway, Routing};
@@ -204,6 +204,15 @@ impl std::fmt::Display for ChainLocation {
 }
 
 impl ChainVerdict {
+    /// Which of the packets the chain accepts.
+    pub fn acceptance(&self) -> Acceptance {
+        match (self.passes, self.exceptions.is_empty()) {
+            (true, _) => Acceptance::Accepted,
+            (false, false) => Acceptance::Partly,
+            (false, true) => Acceptance::Dropped,
+        }
+    }
+
     /// Whether the chain certainly drops the packets. Outside the chains for filters, conditions that cannot be decided
     /// here are those of reverse path filters and limits, which most packets meet.
     pub fn drops_certainly(&self) -> bool {
@@ -227,6 +236,11 @@ impl HookVerdict {
     /// Whether packets pass every base chain by default.
     pub fn passes(&self) -> bool {
         self.chains.iter().all(|chain| chain.passes)
+    }
+
+    /// Whether every base chain accepts some of the packets.
+    pub fn may_pass(&self) -> bool {
+        self.chains.iter().all(|chain| chain.acceptance() != Acceptance::Dropped)
     }
 
     /// The base chains that drop the packets by default.
@@ -254,15 +268,14 @@ impl Firewall {
     /// The conntrack zones, besides 0, into which the rules put control connections.
     pub fn zones(&self) -> Vec<u16> {
         let conflicts = control_conflicts::conflicts_with_control(&self.ruleset, &self.gateway);
-        let zone = |conflict: &ConflictingRule| match conflict.kind {
-            ConflictKind::Zone(zone) => zone,
-            _ => None,
-        };
-        let mut zones: Vec<u16> = conflicts.into_iter().filter_map(zone).collect();
-        zones.sort_unstable();
-        zones.dedup();
-        zones.truncate(MAX_ZONES);
-        zones
+        let zones: BTreeSet<u16> = conflicts
+            .into_iter()
+            .filter_map(|conflict| match conflict.kind {
+                ConflictKind::Zone(zone) => zone,
+                _ => None,
+            })
+            .collect();
+        zones.into_iter().take(MAX_ZONES).collect()
     }
 
     /// The rules that interfere with `ftp-alg`.
@@ -324,12 +337,7 @@ impl Firewall {
             source_port: FieldValue::ANY_PORT,
             links: None,
         };
-        let hooks = match hook {
-            Hook::Input => RECEIVED,
-            Hook::Output => SENT,
-            Hook::Prerouting | Hook::Forward | Hook::Postrouting => FORWARDED,
-        };
-        let mut chains = self.follow(&connection, hooks, hooks);
+        let mut chains = self.follow(&connection, hook, hook);
         chains.retain(|chain| chain.location.hook == hook);
         HookVerdict::new(chains)
     }

@@ -90,15 +90,11 @@ impl<'a> NftReader<'a> {
         let Some(key) = table_key(object, table) else { return };
         let name = text(object, "name");
         match kind {
+            "table" if has_flag(object, "dormant") => {}
             "table" => {
-                let has = |flag: &str| {
-                    object.get("flags").is_some_and(|flags| contains_name(flags, flag))
-                };
-                if !has("dormant") {
-                    let (family, name) = key.clone();
-                    let table = Table::new(Origin::Nftables, family, name, BTreeMap::new());
-                    self.tables.insert(key, Table { has_owner: has("owner"), ..table });
-                }
+                let (family, name) = key.clone();
+                let table = Table::new(Origin::Nftables, family, name, BTreeMap::new());
+                self.tables.insert(key, Table { has_owner: has_flag(object, "owner"), ..table });
             }
             "chain" => {
                 if let (Some(table), Some(name)) = (self.tables.get_mut(&key), name) {
@@ -112,9 +108,7 @@ impl<'a> NftReader<'a> {
                 }
             }
             "set" | "map" => {
-                let changing = object.get("flags").is_some_and(|flags| {
-                    contains_name(flags, "dynamic") || contains_name(flags, "timeout")
-                });
+                let changing = has_flag(object, "dynamic") || has_flag(object, "timeout");
                 if let (Some(name), Some(elements), false) = (name, object.get("elem"), changing) {
                     self.sets.insert((key, name), elements);
                 }
@@ -399,12 +393,12 @@ fn may_drop(statements: &Json) -> bool {
     }
 }
 
-/// Whether `value` is `name` or a list that contains it.
-fn contains_name(value: &Json, name: &str) -> bool {
-    match value {
-        Json::Array(list) => list.iter().any(|one| one.as_str() == Some(name)),
-        other => other.as_str() == Some(name),
-    }
+/// Whether the flags of an object, a name or a list of names, contain `flag`.
+fn has_flag(object: &Object, flag: &str) -> bool {
+    object.get("flags").is_some_and(|flags| match flags {
+        Json::Array(list) => list.iter().any(|one| one == flag),
+        other => other == flag,
+    })
 }
 
 fn base_chain(chain: &Object) -> Option<BaseChain> {

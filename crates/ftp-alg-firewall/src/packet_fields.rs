@@ -118,6 +118,11 @@ impl FieldValue {
     /// `min-data-port` may be lower, but rules with low ports are meant for services.
     pub(crate) const DATA_PORT: Self = Self::Within(1024, 65_535);
 
+    /// A mark of which nothing is set, except perhaps the bits `unknown`.
+    pub(crate) fn unset_except(unknown: u32) -> Self {
+        Self::Bits { bits: 0, known: !unknown }
+    }
+
     pub(crate) fn exactly(bits: u32) -> Self {
         Self::Bits { bits, known: u32::MAX }
     }
@@ -202,6 +207,33 @@ impl Hook {
 
     /// The hooks with the filter chains of forwarded connections and of local ones.
     pub const FILTERS: [Self; 3] = [Self::Forward, Self::Input, Self::Output];
+
+    /// The filter hook of a connection between two interfaces. The name of one is empty if this machine is the end there.
+    pub(crate) fn between(from: &str, to: &str) -> Self {
+        match (from, to) {
+            ("", _) => Self::Output,
+            (_, "") => Self::Input,
+            _ => Self::Forward,
+        }
+    }
+
+    /// The same hook for replies.
+    pub(crate) fn of_replies(self) -> Self {
+        match self {
+            Self::Input => Self::Output,
+            Self::Output => Self::Input,
+            other => other,
+        }
+    }
+
+    /// The hooks that packets pass which pass this one, in their order.
+    pub(crate) fn on_the_way(self) -> &'static [Self] {
+        match self {
+            Self::Input => &[Self::Prerouting, Self::Input],
+            Self::Output => &[Self::Output, Self::Postrouting],
+            _ => &[Self::Prerouting, Self::Forward, Self::Postrouting],
+        }
+    }
 
     /// Whether the hook has usually filter chains.
     pub fn is_filter(self) -> bool {

@@ -38,48 +38,44 @@ impl RulesetManager {
             _ => None,
         }
     }
+}
 
-    /// How to make a rule permanent. The command alone adds it only until the next reload.
-    pub fn persistence_advice(
-        self,
-        location: &ChainLocation,
-        class: PacketClass,
-        gateway: &Gateway,
-    ) -> String {
-        let hook = location.chain.to_ascii_lowercase();
-        match self {
-            Self::Ufw => {
-                let (file, prefix) = match location.family {
+impl ChainLocation {
+    /// How to make a rule permanent, if a program generates the table. The command alone adds it only until the next reload.
+    pub fn persistence_advice(&self, class: PacketClass, gateway: &Gateway) -> Option<String> {
+        let hook = self.chain.to_ascii_lowercase();
+        let condition = condition(self.origin, class, gateway);
+        Some(match self.manager? {
+            RulesetManager::Ufw => {
+                let (file, prefix) = match self.family {
                     TableFamily::Ip6 => ("before6.rules", "ufw6"),
                     _ => ("before.rules", "ufw"),
                 };
-                let condition = condition(location.origin, class, gateway);
                 format!(
                     "a reload of ufw removes it: to make it permanent, add this line to /etc/ufw/{file}: \
                      -A {prefix}-before-{hook} {condition} -j ACCEPT"
                 )
             }
-            Self::Firewalld if location.has_owner => {
+            RulesetManager::Firewalld if self.has_owner => {
                 "firewalld owns its table, so no other program can add a rule: set \
                 NftablesTableOwner=no in /etc/firewalld/firewalld.conf and restart firewalld"
                     .to_owned()
             }
-            Self::Firewalld => {
+            RulesetManager::Firewalld => {
                 "each reload of firewalld removes it: add it again after a reload".to_owned()
             }
-            Self::Docker => {
+            RulesetManager::Docker => {
                 "a restart removes it: to make it permanent, load it together with your \
                 other iptables rules; Docker does not change DOCKER-USER"
                     .to_owned()
             }
-            Self::Fw4 => {
-                let condition = condition(location.origin, class, gateway);
+            RulesetManager::Fw4 => {
                 format!(
                     "a reload of fw4 removes it: to make it permanent, write `{condition} accept` to \
                      /usr/share/nftables.d/chain-pre/{hook}/ftp-alg.nft"
                 )
             }
-        }
+        })
     }
 }
 

@@ -8,6 +8,20 @@ pub(crate) const CT_MARK: &str = r#"{"ct": {"key": "mark"}}"#;
 pub(crate) const STATE: &str = r#"{"ct": {"key": "state"}}"#;
 pub(crate) const PORT: &str = r#"{"payload": {"protocol": "tcp", "field": "dport"}}"#;
 
+/// Rules that `nft` lists, in JSON and as text.
+pub(crate) type Listed = (&'static str, &'static str);
+pub(crate) const PLAIN: Listed =
+    (include_str!("samples/plain.json"), include_str!("samples/plain.txt"));
+pub(crate) const FIREWALLD: Listed =
+    (include_str!("samples/firewalld.json"), include_str!("samples/firewalld.txt"));
+pub(crate) const FW4: Listed = (include_str!("samples/fw4.json"), include_str!("samples/fw4.txt"));
+pub(crate) const ZONES: Listed =
+    (include_str!("samples/zones.json"), include_str!("samples/zones.txt"));
+
+pub(crate) fn nftables((json, listing): Listed) -> Firewall {
+    Firewall::from_nft(json, listing).unwrap()
+}
+
 /// A comparison in nft's JSON.
 pub(crate) fn is(op: &str, left: &str, right: &str) -> String {
     format!(r#"{{"match": {{"op": "{op}", "left": {left}, "right": {right}}}}}"#)

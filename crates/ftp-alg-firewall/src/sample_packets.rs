@@ -169,11 +169,11 @@ pub(crate) fn fast_path_packets(
     changes: ChangedMarkBits,
     changed: u32,
 ) -> Vec<(SamplePacket<'static>, FieldValue)> {
-    let unmarked = FieldValue::Bits { bits: 0, known: !changed };
+    let unmarked = FieldValue::unset_except(changed);
     let mask = gateway.mask();
     let first = SamplePacket {
         output: Some(""),
-        ct_mark: FieldValue::Bits { bits: 0, known: !changes.ct_mark },
+        ct_mark: FieldValue::unset_except(changes.ct_mark),
         mark: unmarked,
         destination_port: FieldValue::DATA_PORT,
         ..first_packet(Hook::Prerouting, IpVersion::V4)
@@ -183,10 +183,7 @@ pub(crate) fn fast_path_packets(
         // The number of a translation may be in the other bits.
         known: mask | !(changed | gateway.slot_mask),
     };
-    let inspected = FieldValue::Bits {
-        bits: gateway.queue_all_mark | gateway.queue_none_mark,
-        known: mask | !changed,
-    };
+    let inspected = FieldValue::Bits { bits: gateway.control_bits(), known: mask | !changed };
     let control = gateway.control_ports.iter().flat_map(|&port| {
         SampleConnection::unknown(Hook::Forward, IpVersion::V4, port).packets(gateway, changes)
     });
@@ -210,7 +207,7 @@ pub(crate) fn admitted_packets(
         input: (hook == Hook::Output).then_some(""),
         output: matches!(hook, Hook::Prerouting | Hook::Input).then_some(""),
         ct_mark: FieldValue::Bits { bits: data, known },
-        mark: FieldValue::Bits { bits: 0, known: !changes.mark },
+        mark: FieldValue::unset_except(changes.mark),
         destination_port: FieldValue::DATA_PORT,
         ..first_packet(hook, IpVersion::V4)
     };
@@ -256,13 +253,12 @@ impl<'a> SampleConnection<'a> {
         changes: ChangedMarkBits,
     ) -> Vec<SamplePacket<'a>> {
         let Self { hook, ip, port, real_port, from, to, links } = *self;
-        let (data, mask) = (gateway.data_mark, gateway.mask());
         let first = SamplePacket {
             input: from,
             output: to,
-            ct_mark: FieldValue::Bits { bits: 0, known: !changes.ct_mark },
+            ct_mark: FieldValue::unset_except(changes.ct_mark),
             // Rules of others may restore packet marks, but never the one of the packets that we inject.
-            mark: FieldValue::Bits { bits: 0, known: !changes.mark | mask },
+            mark: FieldValue::unset_except(changes.mark & !gateway.mask()),
             source_port: EPHEMERAL,
             destination_port: FieldValue::exactly(real_port.into()),
             links,
@@ -271,16 +267,14 @@ impl<'a> SampleConnection<'a> {
         let later = SamplePacket {
             state: state::ESTABLISHED,
             // A control connection may have any of our bits except the one of data connections.
-            ct_mark: FieldValue::Bits { bits: 0, known: !changes.ct_mark & !mask | data },
+            ct_mark: FieldValue::unset_except(
+                gateway.control_bits() | changes.ct_mark & !gateway.data_mark,
+            ),
             tcp_flags: FieldValue::Bits { bits: ACK, known: ACK | SYN },
             ..first
         };
         let reply = SamplePacket {
-            hook: match hook {
-                Hook::Input => Hook::Output,
-                Hook::Output => Hook::Input,
-                other => other,
-            },
+            hook: hook.of_replies(),
             is_local: Some(hook == Hook::Output),
             input: to,
             output: from,

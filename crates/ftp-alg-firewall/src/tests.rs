@@ -4,20 +4,14 @@ use proptest::prelude::*;
 
 use super::{
     PacketClass::{Injected, MarkedData, RelatedData},
-    rules_for_tests::{ACCEPT, CT_MARK, PORT, STATE, accepts_mark, is},
+    rules_for_tests::{
+        ACCEPT, CT_MARK, FIREWALLD, FW4, PLAIN, PORT, STATE, accepts_mark, is, nftables,
+    },
     *,
 };
 
-const PLAIN: (&str, &str) = (include_str!("samples/plain.json"), include_str!("samples/plain.txt"));
-const FIREWALLD: (&str, &str) =
-    (include_str!("samples/firewalld.json"), include_str!("samples/firewalld.txt"));
-const FW4: (&str, &str) = (include_str!("samples/fw4.json"), include_str!("samples/fw4.txt"));
 const UFW: &str = include_str!("samples/ufw.save");
 const DOCKER: &str = include_str!("samples/docker.save");
-
-fn nftables((json, listing): (&str, &str)) -> Firewall {
-    Firewall::from_nft(json, listing).unwrap()
-}
 
 fn verdict(firewall: &Firewall, hook: Hook, ip: IpVersion, class: PacketClass) -> HookVerdict {
     firewall.verdict(hook, ip, class)
@@ -181,11 +175,7 @@ fn ufw_drops_by_policy_and_accepts_related() {
     let forward = firewall.forward(MarkedData);
     let chain = forward.dropping_chains().next().unwrap();
     assert_eq!(chain.decided_by.rule, None);
-    let advice = chain.location.manager.unwrap().persistence_advice(
-        &chain.location,
-        MarkedData,
-        &Gateway::default(),
-    );
+    let advice = chain.location.persistence_advice(MarkedData, &firewall.gateway).unwrap();
     assert!(
         advice.ends_with(
             "/etc/ufw/before.rules: -A ufw-before-forward -m connmark --mark \

@@ -366,11 +366,7 @@ impl HostAudit<'_> {
             .iter()
             .filter_map(|stop| Some((stop.accept_command(class, &self.firewall.gateway)?, stop)));
         let advice = commands.clone().filter_map(|(_, stop)| {
-            Some(stop.location.manager?.persistence_advice(
-                &stop.location,
-                class,
-                &self.firewall.gateway,
-            ))
+            stop.location.persistence_advice(class, &self.firewall.gateway)
         });
         let without_rule = certain
             .iter()
