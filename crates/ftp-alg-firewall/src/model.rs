@@ -251,14 +251,7 @@ impl Rule {
     pub(crate) fn applies_to_some_hosts(&self, packet: &SamplePacket<'_>) -> bool {
         self.conditions.iter().all(|condition| condition.holds_for_some_hosts(packet))
     }
-}
 
-/// Whether all conditions hold for `packet`.
-pub(crate) fn all_hold(conditions: &[Condition], packet: &SamplePacket<'_>) -> Certainty {
-    conditions.iter().map(|condition| condition.holds(packet)).min().unwrap_or(Certainty::Yes)
-}
-
-impl Rule {
     /// The conflicts of the rule. `kinds` says how its statements interfere, besides what they write into the ct mark,
     /// and `place` its chain and the command that removes it. The conflict of a rule that hides connections stays with
     /// the rule, because it counts only if packets of control connections may reach the rule.
@@ -282,6 +275,11 @@ impl Rule {
         self.conflict = hiding.pop().map(Box::new);
         others
     }
+}
+
+/// Whether all conditions hold for `packet`.
+pub(crate) fn all_hold(conditions: &[Condition], packet: &SamplePacket<'_>) -> Certainty {
+    conditions.iter().map(|condition| condition.holds(packet)).min().unwrap_or(Certainty::Yes)
 }
 
 /// The program that a table belongs to, and that can change it.

@@ -128,13 +128,13 @@ impl<'a> NftReader<'a> {
             return;
         };
         let handle = object.get("handle").and_then(Json::as_u64);
-        let text = handle
-            .and_then(|handle| self.texts.get(&(key.0, key.1.as_str(), handle)).copied())
-            .map(str::to_owned)
-            .unwrap_or_else(|| match handle {
-                Some(handle) => format!("rule with handle {handle}"),
-                None => "a rule".to_owned(),
-            });
+        let text = match handle {
+            Some(handle) => match self.texts.get(&(key.0, key.1.as_str(), handle)) {
+                Some(text) => (*text).to_owned(),
+                None => format!("rule with handle {handle}"),
+            },
+            None => "a rule".to_owned(),
+        };
         let mut rule = Rule { text, ..Rule::default() };
         rule.conditions.extend(self.devices.get(&(key.clone(), chain)).cloned());
         let mut kinds = Vec::new();

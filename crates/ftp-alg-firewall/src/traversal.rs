@@ -70,10 +70,9 @@ pub(crate) fn evaluate<'a>(
     chain: LocatedChain<'a>,
     packet: &mut SamplePacket<'_>,
 ) -> (ChainVerdict, Option<MarkedRule<'a>>) {
-    let LocatedChain { table, name, base } = chain;
-    let mut traversal = Traversal::new(table, packet);
-    let mut verdicts = traversal.chain(name, 0);
-    *packet = traversal.packet;
+    let LocatedChain { name, base, .. } = chain;
+    let Traversal { packet: left, mut verdicts, changed_by, .. } = follow(chain, packet, None);
+    *packet = left;
     let (accepts, policy) =
         (!base.policy_drops, VerdictSource { chain: name.to_owned(), rule: None });
     if verdicts.may_return {
@@ -88,7 +87,7 @@ pub(crate) fn evaluate<'a>(
         accepted_by_address: verdicts.accepts_by_address,
         hidden_by: None,
     };
-    (verdict, traversal.changed_by)
+    (verdict, changed_by)
 }
 
 /// A rule with its chain.
@@ -100,8 +99,19 @@ pub(crate) fn follow<'a, 'p>(
     packet: &SamplePacket<'p>,
     other: Option<SamplePacket<'p>>,
 ) -> Traversal<'a, 'p> {
-    let mut traversal = Traversal { other, ..Traversal::new(chain.table, packet) };
-    traversal.chain(chain.name, 0);
+    let mut traversal = Traversal {
+        table: chain.table,
+        packet: *packet,
+        finished: HashMap::new(),
+        conflicts: Vec::new(),
+        marking_rules: Vec::new(),
+        other,
+        dependent_rules: Vec::new(),
+        changed_by: None,
+        by_default: true,
+        verdicts: PossibleVerdicts::default(),
+    };
+    traversal.verdicts = traversal.chain(chain.name, 0);
     traversal
 }
 
@@ -174,23 +184,11 @@ pub(crate) struct Traversal<'a, 'p> {
     changed_by: Option<MarkedRule<'a>>,
     /// Whether the packet reaches this point by default.
     by_default: bool,
+    /// Those of the base chain, at the end of the way.
+    verdicts: PossibleVerdicts,
 }
 
 impl<'a, 'p> Traversal<'a, 'p> {
-    fn new(table: &'a Table, packet: &SamplePacket<'p>) -> Self {
-        Self {
-            table,
-            packet: *packet,
-            finished: HashMap::new(),
-            conflicts: Vec::new(),
-            marking_rules: Vec::new(),
-            other: None,
-            dependent_rules: Vec::new(),
-            changed_by: None,
-            by_default: true,
-        }
-    }
-
     fn chain(&mut self, name: &'a str, depth: usize) -> PossibleVerdicts {
         let marks = [Some(self.packet), self.other].map(|one| Some([one?.ct_mark, one?.mark]));
         let entry = (name, marks, self.packet.state, self.by_default);
@@ -311,16 +309,13 @@ impl<'a, 'p> Traversal<'a, 'p> {
         let mut verdicts = PossibleVerdicts::default();
         for (condition, action) in elements {
             let applies = all_hold(std::slice::from_ref(condition), &self.packet);
-            let step = match applies {
-                Certainty::No => continue,
-                Certainty::Maybe => {
-                    let by_default = std::mem::take(&mut self.by_default);
-                    let step = self.action(chain, rule, action, depth);
-                    self.by_default = by_default;
-                    step
-                }
-                Certainty::Yes => self.action(chain, rule, action, depth),
-            };
+            if applies == Certainty::No {
+                continue;
+            }
+            let by_default = self.by_default;
+            self.by_default &= applies == Certainty::Yes;
+            let step = self.action(chain, rule, action, depth);
+            self.by_default = by_default;
             if applies == Certainty::Yes {
                 // The keys of a map exclude each other, so no other element can match.
                 return step;
