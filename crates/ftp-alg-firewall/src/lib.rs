@@ -41,9 +41,9 @@ pub use data_path::{AcceptedData, DataPathVerdict, accepted_data, data_path_verd
 pub use gateway::{Gateway, Routing};
 pub use marks::{CtMarkUse, MarkConflict, MarkConflictKind};
 use model::{ChangedMarkBits, FieldValue, LocatedChain, SamplePacket, Table, chain_name};
-pub use model::{Hook, IpVersion, Origin, TableFamily};
+pub use model::{Hook, IpVersion, Origin, RulesetManager, TableFamily};
 pub use networks::Links;
-pub use remedy::{RulesetManager, condition};
+pub use remedy::condition;
 pub use routing_rules::RoutingRule;
 pub use sample_packets::PacketClass;
 use sample_packets::injected_packet;
@@ -345,7 +345,8 @@ impl Firewall {
     /// What the firewall does with the packets of one connection, each at its own hook.
     fn verdict_on_packets(&self, ip: IpVersion, packets: &[SamplePacket<'_>]) -> HookVerdict {
         let verdict = |chain: LocatedChain<'_>| {
-            let here = packets.iter().filter(|packet| packet.is_seen_in(chain.base));
+            let base = chain.base;
+            let here = packets.iter().filter(|one| one.is_seen_at(base.hook, base.priority));
             let verdicts = here.map(|packet| traversal::evaluate(chain, &mut { *packet }).0);
             verdicts.reduce(ChainVerdict::and)
         };

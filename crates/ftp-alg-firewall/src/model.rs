@@ -15,22 +15,12 @@ pub use super::packet_fields::{Hook, IpVersion};
 use super::{
     ConflictKind, ConflictingRule,
     mark_writes::{MarkTarget, MarkWrite},
-    remedy::RulesetManager,
 };
 pub(crate) use super::{
     mark_writes::ChangedMarkBits,
-    packet_fields::{Certainty, Comparison, Field, FieldValue, Ranges, state},
+    packet_fields::{Certainty, Comparison, Field, FieldValue, Ranges, Side, state},
     sample_packets::SamplePacket,
 };
-
-/// Which of a packet's two interfaces or addresses a condition is about.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(crate) enum Side {
-    /// The input interface, or the source address.
-    Source,
-    /// The output interface, or the destination address.
-    Destination,
-}
 
 /// The name of an interface, or the common start of several names.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -336,6 +326,38 @@ impl TableFamily {
             (self, ip),
             (Self::Inet | Self::Netdev, _) | (Self::Ip, IpVersion::V4) | (Self::Ip6, IpVersion::V6)
         )
+    }
+}
+
+/// Programs that generate rule sets, and so overwrite rules that others add.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum RulesetManager {
+    /// Debian's ufw.
+    Ufw,
+    /// firewalld.
+    Firewalld,
+    /// Docker, which leaves the chain `DOCKER-USER` to the operator.
+    Docker,
+    /// OpenWrt's fw4.
+    Fw4,
+}
+
+impl RulesetManager {
+    pub(crate) fn of_table(
+        origin: Origin,
+        name: &str,
+        chains: &BTreeMap<String, Chain>,
+    ) -> Option<Self> {
+        let has = |start: &str| chains.keys().any(|name| name.starts_with(start));
+        match (origin, name) {
+            (Origin::Nftables, "firewalld") => Some(Self::Firewalld),
+            (Origin::Nftables, "fw4") => Some(Self::Fw4),
+            (Origin::Nftables, _) => None,
+            _ if has("ufw-") || has("ufw6-") => Some(Self::Ufw),
+            _ if has("FORWARD_direct") => Some(Self::Firewalld),
+            _ if has("DOCKER") => Some(Self::Docker),
+            _ => None,
+        }
     }
 }
 

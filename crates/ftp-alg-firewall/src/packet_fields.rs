@@ -166,6 +166,15 @@ impl Comparison {
     }
 }
 
+/// Which of a packet's two interfaces or addresses a condition is about.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Side {
+    /// The input interface, or the source address.
+    Source,
+    /// The output interface, or the destination address.
+    Destination,
+}
+
 /// The version of IP.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Display)]
 pub enum IpVersion {

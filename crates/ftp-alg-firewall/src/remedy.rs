@@ -1,44 +1,10 @@
 //! Makes the rule that a firewall lacks, in the firewall's own language and with its own names. Also says where to
 //! store the rule, so that it survives a reload.
 
-use std::collections::BTreeMap;
-
 use super::{
     ChainLocation, ChainVerdict, Gateway, HidingRule, Hook, Origin, PacketClass, TableFamily,
-    model::{BaseChain, Chain, LocatedChain, Rule, RuleVerdict},
+    model::{BaseChain, LocatedChain, Rule, RuleVerdict, RulesetManager},
 };
-
-/// Programs that generate rule sets, and so overwrite rules that others add.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum RulesetManager {
-    /// Debian's ufw.
-    Ufw,
-    /// firewalld.
-    Firewalld,
-    /// Docker, which leaves the chain `DOCKER-USER` to the operator.
-    Docker,
-    /// OpenWrt's fw4.
-    Fw4,
-}
-
-impl RulesetManager {
-    pub(crate) fn of_table(
-        origin: Origin,
-        name: &str,
-        chains: &BTreeMap<String, Chain>,
-    ) -> Option<Self> {
-        let has = |start: &str| chains.keys().any(|name| name.starts_with(start));
-        match (origin, name) {
-            (Origin::Nftables, "firewalld") => Some(Self::Firewalld),
-            (Origin::Nftables, "fw4") => Some(Self::Fw4),
-            (Origin::Nftables, _) => None,
-            _ if has("ufw-") || has("ufw6-") => Some(Self::Ufw),
-            _ if has("FORWARD_direct") => Some(Self::Firewalld),
-            _ if has("DOCKER") => Some(Self::Docker),
-            _ => None,
-        }
-    }
-}
 
 impl ChainLocation {
     /// How to make a rule permanent, if a program generates the table. The command alone adds it only until the next reload.

@@ -6,9 +6,8 @@
 use super::{
     Gateway,
     mark_writes::{ChangedMarkBits, MarkTarget, MarkWrite, WrittenMark},
-    model::{BaseChain, Side},
     networks::Links,
-    packet_fields::{Field, FieldValue, Hook, IpVersion, state},
+    packet_fields::{Field, FieldValue, Hook, IpVersion, Side, state},
 };
 
 /// The ephemeral ports of Linux and of other systems have this range in common.
@@ -47,10 +46,10 @@ pub(crate) struct SamplePacket<'a> {
 const DESTINATION_NAT_PRIORITY: i32 = -100;
 
 impl<'a> SamplePacket<'a> {
-    /// Whether a chain at the hook and the priority of `chain` sees the packet like this.
-    pub(crate) fn is_seen_in(&self, chain: BaseChain) -> bool {
+    /// Whether a chain at `hook` with `priority` sees the packet like this.
+    pub(crate) fn is_seen_at(&self, hook: Hook, priority: i32) -> bool {
         let (first, last) = self.priorities;
-        self.hook == chain.hook && (first..=last).contains(&chain.priority)
+        self.hook == hook && (first..=last).contains(&priority)
     }
 
     /// The input or the output interface, if known.
