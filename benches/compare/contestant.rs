@@ -5,9 +5,9 @@ use std::path::PathBuf;
 /// A contestant.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Contestant {
-    /// `ftp-alg`: `ours`, `one-worker`, `flowtable`, or another build, `other`.
+    /// `ftp-alg`: `ours`, or another build, `other`.
     Daemon {
-        /// The name of the variant.
+        /// The name of the build.
         name: &'static str,
         /// The path of the program.
         executable: PathBuf,
@@ -34,11 +34,6 @@ pub enum Contestant {
 }
 
 impl Contestant {
-    /// The name of `ftp-alg` with one worker.
-    pub const ONE_WORKER: &str = "one-worker";
-    /// The name of `ftp-alg` with its recipe for flowtables.
-    pub const FLOWTABLE: &str = "flowtable";
-
     /// The name in results and on the command line.
     pub fn name(&self) -> &'static str {
         match self {
@@ -56,8 +51,6 @@ impl Contestant {
     /// The title in the table.
     pub fn title(&self) -> &'static str {
         match self {
-            Self::Daemon { name: Self::ONE_WORKER, .. } => "ours, one worker",
-            Self::Daemon { name: Self::FLOWTABLE, .. } => "ours, flowtable",
             Self::Daemon { name, .. } => name,
             Self::KernelHelper => "kernel helper",
             Self::AcceptLoop => "C loop",

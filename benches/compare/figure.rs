@@ -5,13 +5,12 @@ use crate::{contestant::Contestant, forward::Traffic, load::Verb};
 /// A figure: one kind of measurement.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Figure {
-    /// Transfers of a small file, with this number of clients at once. All use one command, or the chosen commands in
-    /// turn.
-    Cycles(usize, Option<Verb>),
+    /// Transfers of a small file, with this number of clients at once.
+    Cycles(usize, Verb),
     /// Transfers with `PASV` from a server behind destination NAT, so each 227 is rewritten.
     Published(usize),
     /// Whole sessions with one transfer: connection, login, transfer, `QUIT`.
-    Sessions(usize, Option<Verb>),
+    Sessions(usize, Verb),
     /// Commands and replies that pass the queue, without data connections.
     Packets,
     /// Small packets of other traffic.
@@ -34,10 +33,12 @@ impl Figure {
     /// The title in the table.
     pub fn title(self) -> String {
         match self {
-            Self::Cycles(clients, verb) => format!("{} cycles/s, {}", kind(verb), counted(clients)),
+            Self::Cycles(clients, verb) => {
+                format!("{} cycles/s, {}", verb.name(), counted(clients))
+            }
             Self::Published(clients) => format!("PASV cycles/s, DNAT, {}", counted(clients)),
             Self::Sessions(clients, verb) => {
-                format!("{} sessions/s, {}", kind(verb), counted(clients))
+                format!("{} sessions/s, {}", verb.name(), counted(clients))
             }
             Self::Packets => "control packets/s of the reader's processor time".to_owned(),
             Self::Forward(traffic) => format!("forwarded packets/s, {}", traffic.name()),
@@ -53,16 +54,11 @@ impl Figure {
 
     /// Whether `contestant` is measured for this figure.
     pub fn is_for(self, contestant: &Contestant) -> bool {
-        if contestant.name() == Contestant::FLOWTABLE {
-            return self == Self::Bulk;
-        }
-        // With one connection, or on one core, the number of workers makes no difference.
-        let ours = matches!(contestant, Contestant::Daemon { name, .. }
-            if *name != Contestant::ONE_WORKER);
+        let ours = matches!(contestant, Contestant::Daemon { .. });
         let named = |names: &[&str]| ours || names.contains(&contestant.name());
         match self {
             // Without a helper, no connection can reach an endpoint that the client announces.
-            Self::Cycles(_, Some(verb)) | Self::Sessions(_, Some(verb)) if verb.is_active() => {
+            Self::Cycles(_, verb) | Self::Sessions(_, verb) if verb.is_active() => {
                 !matches!(contestant, Contestant::NoHelper | Contestant::Firewall)
             }
             Self::Cycles(..) | Self::Sessions(..) => *contestant != Contestant::Firewall,
@@ -91,10 +87,6 @@ impl Figure {
             Self::Control => &[Goal { with: &["loop"], least: 5.0 }],
         }
     }
-}
-
-fn kind(verb: Option<Verb>) -> &'static str {
-    verb.map_or("transfer", Verb::name)
 }
 
 fn counted(clients: usize) -> String {

@@ -41,6 +41,9 @@ pub enum Verb {
 }
 
 impl Verb {
+    /// All of them.
+    pub const ALL: [Self; 4] = [Self::Pasv, Self::Port, Self::Epsv, Self::Eprt];
+
     /// The name in FTP.
     pub fn name(self) -> &'static str {
         match self {
@@ -62,8 +65,8 @@ impl Verb {
 pub struct Order {
     /// The address of the server, or of the proxy.
     pub target: SocketAddr,
-    /// The commands of each worker, in turn.
-    pub verbs: Vec<Verb>,
+    /// The command that announces.
+    pub verb: Verb,
     /// Whether each transfer has a session of its own.
     pub is_whole_session: bool,
     /// The number of clients at once.
@@ -135,15 +138,15 @@ impl Worker {
         barrier.wait();
         let start = Instant::now() + WARM_UP;
         let end = start + order.time;
-        for verb in order.verbs.iter().cycle() {
+        loop {
             let before = Instant::now();
             if before >= end || self.errors >= ERRORS {
-                break;
+                return self;
             }
             let done = match &mut session {
                 _ if order.is_whole_session => Session::new(order.target)
-                    .and_then(|mut session| session.transfer_and_quit(*verb)),
-                Some(session) => session.transfer(*verb),
+                    .and_then(|mut session| session.transfer_and_quit(order.verb)),
+                Some(session) => session.transfer(order.verb),
                 None => Err(io::ErrorKind::NotConnected.into()),
             };
             let after = Instant::now();
@@ -153,12 +156,11 @@ impl Worker {
                 Ok(()) if after >= start && after <= end => self.latencies.push(after - before),
                 Ok(()) => {}
                 Err(error) => {
-                    self.record_error(&format!("{verb:?}"), &error);
+                    self.record_error(order.verb.name(), &error);
                     session = self.session(order);
                 }
             }
         }
-        self
     }
 
     /// Opens the session for all transfers, unless each has its own.

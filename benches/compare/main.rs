@@ -8,7 +8,6 @@
 mod accept;
 mod bulk;
 mod cable;
-mod chart;
 mod contestant;
 mod dialogue;
 mod figure;
@@ -77,15 +76,11 @@ fn compare(options: &Options) -> Result<(), String> {
     } else {
         root.join(env!("CARGO_TARGET_TMPDIR"))
     };
-    for (name, contents) in
-        [("comparison.txt", text), ("comparison.svg", chart::svg(options, &machine, &results))]
-    {
-        let path = directory.join(name);
-        fs::create_dir_all(&directory)
-            .and_then(|()| fs::write(&path, contents))
-            .map_err(|error| format!("{}: {error}", path.display()))?;
-        println!("{}", path.display());
-    }
+    let path = directory.join("comparison.txt");
+    fs::create_dir_all(&directory)
+        .and_then(|()| fs::write(&path, text))
+        .map_err(|error| format!("{}: {error}", path.display()))?;
+    println!("{}", path.display());
     if failed { Err("some measurements failed: see ERRORS above".to_owned()) } else { Ok(()) }
 }
 

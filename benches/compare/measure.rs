@@ -28,30 +28,16 @@ use crate::{
 pub fn measure(options: &Options, figure: Figure, contestant: &Contestant) -> BenchReport {
     let pin = match figure {
         Figure::Packets | Figure::Forward(_) => Placement::Together,
-        _ => options.placement,
+        _ => Placement::Free,
     };
-    let measured = Testbed::build(contestant, figure, pin).and_then(|stage| {
-        let verbs =
-            |verb: Option<Verb>| verb.map_or_else(|| options.verbs.clone(), |one| vec![one]);
-        let report = match figure {
-            Figure::Cycles(clients, verb) => {
-                cycles(options, contestant, &stage, (clients, false), verbs(verb))
-            }
-            Figure::Sessions(clients, verb) => {
-                cycles(options, contestant, &stage, (clients, true), verbs(verb))
-            }
-            Figure::Published(clients) => {
-                cycles(options, contestant, &stage, (clients, false), vec![Verb::Pasv])
-            }
-            Figure::Packets => packets(options, &stage),
-            Figure::Forward(traffic) => forward(options, &stage, traffic),
-            Figure::Bulk => transfer(options, &stage, false),
-            Figure::Control => transfer(options, &stage, true),
-        };
-        if std::env::var_os("FTP_ALG_COMPARE_LOG").is_some() {
-            eprintln!("\n{} {report:?}\n{}", contestant.name(), stage.log());
-        }
-        report
+    let measured = Testbed::build(contestant, figure, pin).and_then(|stage| match figure {
+        Figure::Cycles(clients, verb) => cycles(options, &stage, clients, false, verb),
+        Figure::Sessions(clients, verb) => cycles(options, &stage, clients, true, verb),
+        Figure::Published(clients) => cycles(options, &stage, clients, false, Verb::Pasv),
+        Figure::Packets => packets(options, &stage),
+        Figure::Forward(traffic) => forward(options, &stage, traffic),
+        Figure::Bulk => transfer(options, &stage, false),
+        Figure::Control => transfer(options, &stage, true),
     });
     measured.unwrap_or_else(|error| BenchReport {
         errors: 1,
@@ -62,28 +48,17 @@ pub fn measure(options: &Options, figure: Figure, contestant: &Contestant) -> Be
 
 fn cycles(
     options: &Options,
-    contestant: &Contestant,
     stage: &Testbed,
-    (clients, whole): (usize, bool),
-    mut verbs: Vec<Verb>,
+    clients: usize,
+    is_whole_session: bool,
+    verb: Verb,
 ) -> Result<BenchReport> {
-    let mut note = None;
-    if *contestant == Contestant::NoHelper && verbs.iter().any(|verb| verb.is_active()) {
-        verbs.retain(|verb| !verb.is_active());
-        note = Some("passive ones only".to_owned());
-    }
-    let order = load::Order {
-        target: stage.target,
-        verbs,
-        is_whole_session: whole,
-        clients,
-        time: options.time,
-    };
+    let (target, time) = (stage.target, options.time);
+    let order = load::Order { target, verb, is_whole_session, clients, time };
     // A client that moves between idle cores would measure how long they take to wake.
     let pin = if clients == 1 { stage.placement.for_one_client() } else { stage.placement };
     let command = stage.lab.client.command(pin.program());
-    let report = run_role(options, stage, pin.traffic_command(command, &["load"]), &order)?;
-    Ok(BenchReport { note, ..report })
+    run_role(options, stage, pin.traffic_command(command, &["load"]), &order)
 }
 
 fn transfer(options: &Options, stage: &Testbed, control: bool) -> Result<BenchReport> {

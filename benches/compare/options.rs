@@ -8,25 +8,21 @@ use std::{
     time::Duration,
 };
 
-use crate::{
-    contestant::Contestant, figure::Figure, forward::Traffic, load::Verb, placement::Placement,
-};
+use crate::{contestant::Contestant, figure::Figure, forward::Traffic, load::Verb};
 
 /// The help, which is printed for an unknown word.
 pub const USAGE: &str = "\
 words choose what is measured; without any word of a kind, all of that kind
   figures      cycles published sessions packets forward bulk control
-  contestants  ours one-worker flowtable other helper loop suse hurried proftpd firewall none; flowtable only if named
-  verbs        pasv port epsv eprt; chosen ones take turns (without any: pasv and port, each by itself)
+  contestants  ours other helper loop suse hurried proftpd firewall none
+  verbs        pasv port epsv eprt, each by itself; without any: pasv and port
   clients      how many at once, as in: 1 8
-  placement    together (traffic and gateway on the first core), apart (gateway on the second)
-  --keep       writes docs/benchmarks/comparison.txt and .svg instead of files in target/; not with other words, because
-               these files are of all figures
+  --keep       writes docs/benchmarks/comparison.txt instead of a file in target/; not with other words, because that
+               file is of all figures
 environment
   FTP_ALG_COMPARE_ROUNDS=5      FTP_ALG_COMPARE_SECONDS=2
   FTP_ALG_COMPARE_CONFIG=FILE   configuration of the daemon (of `other`, if that is given)
-  FTP_ALG_COMPARE_EXE=PROGRAM   another build, measured as `other` instead of `one-worker`
-  FTP_ALG_COMPARE_LOG=1         prints each report, and the log of the gateway's program";
+  FTP_ALG_COMPARE_EXE=PROGRAM   another build, measured as `other`";
 
 /// The options of a comparison.
 #[derive(Clone, Debug)]
@@ -35,10 +31,6 @@ pub struct Options {
     pub figures: Vec<Figure>,
     /// The contestants, in the order of the table. The order of measuring changes from round to round.
     pub contestants: Vec<Contestant>,
-    /// The commands that transfers use in turn, if the figure does not name one.
-    pub verbs: Vec<Verb>,
-    /// On which cores processes run.
-    pub placement: Placement,
     /// How often each contestant is measured.
     pub rounds: usize,
     /// The duration of each measurement.
@@ -49,101 +41,73 @@ pub struct Options {
     pub words: Vec<String>,
 }
 
+const FIGURES: [&str; 7] =
+    ["cycles", "published", "sessions", "packets", "forward", "bulk", "control"];
+
 impl Options {
     /// Reads the command line and the environment.
     pub fn read() -> std::result::Result<Self, String> {
         let rounds = number("FTP_ALG_COMPARE_ROUNDS", 5)?;
         let seconds = number("FTP_ALG_COMPARE_SECONDS", 2.0)?;
         if rounds == 0 || !(0.1..=600.0).contains(&seconds) {
-            return Err(
-                "FTP_ALG_COMPARE_ROUNDS is at least 1, FTP_ALG_COMPARE_SECONDS 0.1 to 600".into()
-            );
+            let allowed =
+                "FTP_ALG_COMPARE_ROUNDS is at least 1, FTP_ALG_COMPARE_SECONDS 0.1 to 600";
+            return Err(allowed.to_owned());
         }
-        let mut options = Self {
-            figures: Vec::new(),
-            contestants: Vec::new(),
-            verbs: Vec::new(),
-            placement: Placement::Free,
-            rounds,
-            time: Duration::from_secs_f64(seconds),
-            keep: false,
-            words: Vec::new(),
-        };
-        for word in env::args().skip(1).filter(|word| word != "--bench") {
-            if !options.words.contains(&word) {
-                options.words.push(word);
-            }
-        }
+        let words: Vec<String> = env::args().skip(1).filter(|word| word != "--bench").collect();
         let all = contestants()?;
-        let words = options.words.clone();
-        let (mut figures, mut clients) = (Vec::new(), Vec::new());
+        let (mut contestants, mut keep) = (Vec::new(), false);
+        let (mut figures, mut verbs, mut clients) = (Vec::new(), Vec::new(), Vec::new());
         for word in &words {
-            if let Some(contestant) = all.iter().find(|one| one.name() == word.as_str()) {
-                options.contestants.push(contestant.clone());
-                continue;
-            }
-            match word.as_str() {
-                "cycles" | "published" | "sessions" | "packets" | "forward" | "bulk"
-                | "control" => figures.push(word.as_str()),
-                "pasv" => options.verbs.push(Verb::Pasv),
-                "port" => options.verbs.push(Verb::Port),
-                "epsv" => options.verbs.push(Verb::Epsv),
-                "eprt" => options.verbs.push(Verb::Eprt),
-                "together" => options.placement = Placement::Together,
-                "apart" => options.placement = Placement::Apart,
-                "--keep" if words.len() == 1 => options.keep = true,
-                "--keep" => {
-                    return Err("--keep allows no other words: it saves all figures".to_owned());
-                }
-                "other" => return Err("`other` needs FTP_ALG_COMPARE_EXE".to_owned()),
-                Contestant::ONE_WORKER => {
-                    let why = "`one-worker` is not measured with FTP_ALG_COMPARE_EXE";
-                    return Err(why.to_owned());
-                }
-                number => match number.parse() {
-                    Ok(number @ 1..=1000) => clients.push(number),
+            if let Some(contestant) = all.iter().find(|one| one.name() == word) {
+                contestants.push(contestant.clone());
+            } else if let Some(figure) = FIGURES.iter().find(|figure| *figure == word) {
+                figures.push(*figure);
+            } else if let Some(verb) =
+                Verb::ALL.iter().find(|verb| verb.name().to_lowercase() == *word)
+            {
+                verbs.push(*verb);
+            } else {
+                match (word.as_str(), word.parse()) {
+                    ("--keep", _) if words.len() == 1 => keep = true,
+                    ("--keep", _) => return Err("--keep allows no other words".to_owned()),
+                    ("other", _) => return Err("`other` needs FTP_ALG_COMPARE_EXE".to_owned()),
+                    (_, Ok(number @ 1..=1000)) => clients.push(number),
                     _ => return Err(format!("unknown word: {word}\n{USAGE}")),
-                },
+                }
             }
         }
-        if options.contestants.is_empty() {
-            options.contestants = all;
-            options.contestants.retain(|one| one.name() != Contestant::FLOWTABLE); // not on every kernel
+        if figures.is_empty() {
+            figures = FIGURES.to_vec();
+        }
+        if contestants.is_empty() {
+            contestants = all;
         }
         // Most clients use either active or passive mode for all transfers.
-        let announced = match options.verbs[..] {
-            [] => vec![Some(Verb::Pasv), Some(Verb::Port)],
-            [verb] => vec![Some(verb)],
-            _ => vec![None],
-        };
-        if options.verbs.is_empty() {
-            options.verbs = vec![Verb::Pasv, Verb::Port];
+        if verbs.is_empty() {
+            verbs = vec![Verb::Pasv, Verb::Port];
         }
         if clients.is_empty() {
             clients = vec![1, 8];
         }
-        if figures.is_empty() {
-            figures =
-                vec!["cycles", "published", "sessions", "packets", "forward", "bulk", "control"];
-        }
+        let mut chosen = Vec::new();
         for figure in figures {
-            match figure {
-                "packets" => options.figures.push(Figure::Packets),
-                "forward" => options.figures.extend(Traffic::ALL.map(Figure::Forward)),
-                "bulk" => options.figures.push(Figure::Bulk),
-                "control" => options.figures.push(Figure::Control),
-                "published" => {
-                    options.figures.extend(clients.iter().copied().map(Figure::Published))
-                }
-                _ => options.figures.extend(announced.iter().flat_map(|verb| {
-                    clients.iter().map(move |count| match figure {
-                        "sessions" => Figure::Sessions(*count, *verb),
-                        _ => Figure::Cycles(*count, *verb),
-                    })
-                })),
-            }
+            let each = |of: fn(usize, Verb) -> Figure| {
+                let of_verb = |verb: &Verb| clients.iter().map(|count| of(*count, *verb)).collect();
+                verbs.iter().flat_map::<Vec<_>, _>(of_verb).collect::<Vec<_>>()
+            };
+            chosen.extend(match figure {
+                "cycles" => each(Figure::Cycles),
+                "sessions" => each(Figure::Sessions),
+                "published" => clients.iter().copied().map(Figure::Published).collect(),
+                "packets" => vec![Figure::Packets],
+                "forward" => Traffic::ALL.map(Figure::Forward).to_vec(),
+                "bulk" => vec![Figure::Bulk],
+                _ => vec![Figure::Control],
+            });
         }
-        Ok(options)
+        let time = Duration::from_secs_f64(seconds);
+        Ok(Self { figures: chosen, contestants, rounds, time, keep, words })
     }
 }
 
@@ -156,18 +120,13 @@ fn contestants() -> std::result::Result<Vec<Contestant>, String> {
     let ours = PathBuf::from(env!("CARGO_BIN_EXE_ftp-alg"));
     let other = env::var_os("FTP_ALG_COMPARE_EXE").map(PathBuf::from);
     check(other.as_ref().unwrap_or(&ours))?;
-    let daemon = |name, executable, configuration: &str| Contestant::Daemon {
-        name,
-        executable,
-        configuration: configuration.to_owned(),
+    let daemon = |name, executable, configuration: &str| {
+        let configuration = configuration.to_owned();
+        Contestant::Daemon { name, executable, configuration }
     };
     let mut all = match other {
         Some(other) => vec![daemon("ours", ours, ""), daemon("other", other, &configuration)],
-        None => vec![
-            daemon("ours", ours.clone(), &configuration),
-            daemon(Contestant::ONE_WORKER, ours.clone(), "queue.workers = 1\n"),
-            daemon(Contestant::FLOWTABLE, ours, ""),
-        ],
+        None => vec![daemon("ours", ours, &configuration)],
     };
     all.extend([
         Contestant::KernelHelper,

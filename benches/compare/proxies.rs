@@ -93,9 +93,6 @@ pub fn proftpd(gateway: &Host, server: SocketAddr) -> Result<Command> {
     // mod_proxy.so is not linked with libssl.
     command.env("LD_PRELOAD", "libssl.so.3");
     command.arg("-n").arg("-c").arg(configuration);
-    if std::env::var_os("FTP_ALG_COMPARE_LOG").is_some() {
-        command.args(["-d", "8"]);
-    }
     with_libraries(&mut command);
     Ok(command)
 }

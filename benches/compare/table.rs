@@ -17,10 +17,8 @@ pub fn text(options: &Options, machine: &str, results: &Results) -> String {
     let _ = writeln!(text, "{}", command(options));
     let _ = writeln!(
         text,
-        "{} rounds of {:?} each, interleaved: median (least..most); commands in turn if not named: {}\n",
-        options.rounds,
-        options.time,
-        options.verbs.iter().map(|verb| verb.name()).collect::<Vec<_>>().join(", ")
+        "{} rounds of {:?} each, interleaved: median (least..most)\n",
+        options.rounds, options.time,
     );
     write_goals(&mut text, options, results);
     write_extra_time(&mut text, options, results);

@@ -1,16 +1,10 @@
 //! The testbed: a lab with a contestant on its gateway. Each measurement has its own, so that none finds conntrack
 //! entries of another.
 
-use std::{
-    fs,
-    net::SocketAddr,
-    process::Command,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{fs, net::SocketAddr, process::Command, time::Duration};
 
 use ftp_alg_lab::{
-    BackgroundProcess, Daemon, Family, Host, Lab, LabError, LabSpec, Result, Topology,
+    BackgroundProcess, Daemon, Family, Host, Lab, LabError, LabSpec, Result, Topology, wait_at_most,
 };
 
 use crate::{
@@ -48,9 +42,6 @@ table inet gateway {
     }
 }
 ";
-
-/// The recipe for a flowtable that takes data connections.
-const FLOWTABLE: &str = include_str!("../../rules/recipes/nftables-flowtable.nft");
 
 /// Settings of the hosts, in their namespaces only.
 const HOST_SETTINGS: &str = "
@@ -122,10 +113,7 @@ impl Testbed {
             gateway.nft(&admitted(&FORWARDED_PORTS))?;
         }
         match contestant {
-            Contestant::Daemon { name, executable, configuration } => {
-                if *name == Contestant::FLOWTABLE {
-                    gateway.nft(&FLOWTABLE.replace("lan0", "lan").replace("wan0", "wan"))?;
-                }
+            Contestant::Daemon { executable, configuration, .. } => {
                 let daemon = Daemon::start(executable, gateway, configuration)?;
                 self.placement.pin_gateway(daemon.id())?;
                 self.program = Some(daemon.id());
@@ -179,8 +167,8 @@ impl Testbed {
         let program = accept::build()?;
         let mut command = gateway.command(program);
         command.arg(QUEUE.to_string());
-        let mut running = gateway.start(command, "accept")?;
-        wait_for_ready(&mut running)?;
+        let running = gateway.start(command, "accept")?;
+        wait_at_most(5, "the accept loop", || running.log().contains("ready"));
         self.placement.pin_gateway(running.id())?;
         self.program = Some(running.id());
         for port in ["--dport", "--sport"] {
@@ -219,18 +207,4 @@ fn admitted(ports: &[u16]) -> String {
     let rule = |port: &u16| format!("meta l4proto {{ tcp, udp }} th dport {port} accept\n");
     let rules: String = ports.iter().map(rule).collect();
     format!("table inet gateway {{\nchain forward {{\n{rules}}}\n}}\n")
-}
-
-/// Waits until the program says that it is ready.
-fn wait_for_ready(running: &mut BackgroundProcess) -> Result<()> {
-    let limit = Duration::from_secs(5);
-    let deadline = Instant::now() + limit;
-    while !running.log().contains("ready") {
-        if running.exit_status().is_some() || Instant::now() > deadline {
-            let what = format!("start of {}", running.program());
-            return Err(LabError::Timeout { what, limit, output: running.log() });
-        }
-        thread::sleep(Duration::from_millis(5));
-    }
-    Ok(())
 }

@@ -1,7 +1,7 @@
 //! Recorded conversations of a client and a server, and a kernel that accepts every request.
 
 use std::{
-    net::{IpAddr, SocketAddr},
+    net::{IpAddr, SocketAddr, SocketAddrV4},
     time::Instant,
 };
 
@@ -14,7 +14,7 @@ use ftp_alg_core::{
     policy::Policy,
 };
 
-pub const CLIENT: &str = "192.168.150.80:1035";
+const CLIENT: &str = "192.168.150.80:1035";
 const SERVER: &str = "203.0.113.9:21";
 /// The lines of a transfer in active mode, and whether the server sends them.
 pub const ACTIVE: [(&str, bool); 4] = [
@@ -37,6 +37,18 @@ pub fn gateway() -> Standalone<GrantingKernel> {
 /// A packet as a netfilter queue delivers it.
 pub fn arrival(bytes: &[u8]) -> QueuedPacket<'_> {
     QueuedPacket { token: Token::default(), bytes, meta: PacketMeta::default() }
+}
+
+/// A packet between two `ends`, with its sequence number and what it acknowledges.
+pub fn build(ends: [SocketAddrV4; 2], numbers: [u32; 2], syn: bool, payload: &[u8]) -> Vec<u8> {
+    let [from, to] = ends;
+    let builder = PacketBuilder::ipv4(from.ip().octets(), to.ip().octets(), 64)
+        .tcp(from.port(), to.port(), numbers[0], 512)
+        .ack(numbers[1]);
+    let builder = if syn { builder.syn() } else { builder };
+    let mut packet = Vec::with_capacity(80);
+    builder.write(&mut packet, payload).unwrap();
+    packet
 }
 
 /// A conversation as the gateway sees it: the server acknowledges what the gateway forwarded to it.
@@ -68,6 +80,13 @@ impl Conversation {
         conversation
     }
 
+    /// A client that has logged in, and then this.
+    pub fn with(lines: &[(&str, bool)]) -> Self {
+        let mut conversation = Self::logged_in(CLIENT);
+        lines.iter().for_each(|(line, server)| conversation.send_line(line, *server));
+        conversation
+    }
+
     pub fn send_line(&mut self, line: &str, server: bool) {
         self.send(line.as_bytes(), server, false);
     }
@@ -77,12 +96,7 @@ impl Conversation {
         let (client, other): (SocketAddr, SocketAddr) = (self.client, SERVER.parse().unwrap());
         let (from, to) = if server { (other, client) } else { (client, other) };
         let (SocketAddr::V4(from), SocketAddr::V4(to)) = (from, to) else { return };
-        let builder = PacketBuilder::ipv4(from.ip().octets(), to.ip().octets(), 64)
-            .tcp(from.port(), to.port(), self.next[me], 512)
-            .ack(self.received[me]);
-        let builder = if syn { builder.syn() } else { builder };
-        let mut packet = Vec::new();
-        builder.write(&mut packet, payload).unwrap();
+        let packet = build([from, to], [self.next[me], self.received[me]], syn, payload);
         let shrunk = match self.gateway.packet(Instant::now(), &packet) {
             PacketOutcome::Replace => packet.len() as i64 - self.gateway.replacement().len() as i64,
             _ => 0,

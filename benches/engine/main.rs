@@ -14,7 +14,7 @@ mod many;
 
 use std::time::Instant;
 
-use conversation::{ACTIVE, BYPASSABLE, CLIENT, Conversation, PORT, arrival, gateway};
+use conversation::{ACTIVE, BYPASSABLE, Conversation, PORT, arrival, gateway};
 use divan::{Bencher, counter::ItemsCount};
 use etherparse::TransportSlice;
 use ftp_alg_core::engine::{Released, Verdict};
@@ -38,10 +38,7 @@ fn main() {
 /// The baseline: only parsing the packet and checking its checksum, by etherparse.
 #[divan::bench]
 fn baseline(bencher: Bencher) {
-    let mut conversation = Conversation::logged_in(CLIENT);
-    for (line, server) in BYPASSABLE.repeat(LINES / 2) {
-        conversation.send_line(line, server);
-    }
+    let conversation = Conversation::with(&BYPASSABLE.repeat(LINES / 2));
     bencher.counter(ItemsCount::new(LINES)).bench_local(|| {
         for packet in conversation.packets.iter().rev().take(LINES) {
             let packet = etherparse::SlicedPacket::from_ip(divan::black_box(packet)).unwrap();
@@ -60,23 +57,19 @@ fn baseline(bencher: Bencher) {
 /// Lines without an announcement, of which most of a dialogue consists.
 #[divan::bench]
 fn passing(bencher: Bencher) {
-    run(bencher, &BYPASSABLE.repeat(LINES / 2), LINES);
+    run(bencher, &BYPASSABLE.repeat(LINES / 2));
 }
 
 /// Active transfers through masquerade: a rewrite, and packets with adjusted sequence numbers.
 #[divan::bench]
 fn active_transfer(bencher: Bencher) {
-    run(bencher, &ACTIVE.repeat(LINES / 4), LINES);
+    run(bencher, &ACTIVE.repeat(LINES / 4));
 }
 
 /// Active transfers, with the records of each batch for the journal.
 #[divan::bench]
 fn active_transfer_recorded(bencher: Bencher) {
-    let mut conversation = Conversation::logged_in(CLIENT);
-    for (line, server) in ACTIVE.repeat(LINES / 4) {
-        conversation.send_line(line, server);
-    }
-    bench_with(bencher, &conversation.packets, LINES, true);
+    bench(bencher, &Conversation::with(&ACTIVE.repeat(LINES / 4)).packets, LINES, true);
 }
 
 /// Only `PORT` lines: the second one of each of a thousand connections.
@@ -100,26 +93,18 @@ fn passive_transfer(bencher: Bencher) {
         ("LIST\r\n", false),
         ("226 Done.\r\n", true),
     ];
-    run(bencher, &exchange.repeat(LINES / 4), LINES);
+    run(bencher, &exchange.repeat(LINES / 4));
 }
 
 /// Packets whose sequence numbers are adjusted, and nothing else: pure acknowledgements after a rewrite.
 #[divan::bench]
 fn renumbering(bencher: Bencher) {
-    let mut conversation = Conversation::logged_in(CLIENT);
-    conversation.send_line(PORT, false);
-    for _ in 0..LINES {
-        conversation.send_line("", true);
-    }
-    bench_packets(bencher, &conversation.packets, LINES);
+    run(bencher, &[&[(PORT, false)][..], &[("", true)].repeat(LINES)].concat());
 }
 
-fn run(bencher: Bencher, lines: &[(&str, bool)], counted: usize) {
-    let mut conversation = Conversation::logged_in(CLIENT);
-    for (line, server) in lines {
-        conversation.send_line(line, *server);
-    }
-    bench_packets(bencher, &conversation.packets, counted);
+/// Times the last [`LINES`] of these.
+fn run(bencher: Bencher, lines: &[(&str, bool)]) {
+    bench(bencher, &Conversation::with(lines).packets, LINES, false);
 }
 
 /// Times `segments` of [`LINES`] clients: the first segment of all, then the second. Each client has done a transfer
@@ -139,16 +124,12 @@ fn run_on_each(bencher: Bencher, segments: &[&str]) {
     }
     let counted = LINES * segments.len();
     preparation.extend(timed.into_iter().flatten());
-    bench_packets(bencher, &preparation, counted);
+    bench(bencher, &preparation, counted, false);
 }
 
-/// Times the last `counted` packets. The packets before them are the preparation.
-fn bench_packets(bencher: Bencher, packets: &[Vec<u8>], counted: usize) {
-    bench_with(bencher, packets, counted, false);
-}
-
-/// As [`bench_packets`], with records for the journal if `records`.
-fn bench_with(bencher: Bencher, packets: &[Vec<u8>], counted: usize, records: bool) {
+/// Times the last `counted` packets, with records for the journal if `records`. The packets before them are the
+/// preparation.
+fn bench(bencher: Bencher, packets: &[Vec<u8>], counted: usize, records: bool) {
     let (preparation, timed) = packets.split_at(packets.len() - counted);
     let now = Instant::now();
     bencher

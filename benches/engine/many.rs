@@ -4,11 +4,14 @@
 //! allocator. Timed packets are built just before, a few at a time. So the packets are in the cache, like packets that
 //! a kernel has just delivered, but the engine's data about their sessions is not.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddrV4,
+    time::{Duration, Instant},
+};
 
 use ftp_alg_core::engine::{PacketOutcome, Standalone, Verdict};
 
-use super::conversation::{GrantingKernel, arrival, gateway};
+use super::conversation::{GrantingKernel, arrival, build, gateway};
 
 const COUNTS: [usize; 4] = [1_000, 10_000, 100_000, 1_000_000];
 /// Packets at once, as a worker reads them.
@@ -16,7 +19,6 @@ const BATCH: usize = 64;
 /// Packets timed in one round. The result is the median of the rounds.
 const TIMED: usize = 1 << 20;
 const ROUNDS: usize = 7;
-const MAX_PACKET: usize = 80;
 const SERVER: [u8; 4] = [203, 0, 113, 9];
 const LOGIN: [(bool, &[u8]); 5] = [
     (true, b"220 ready\r\n"),
@@ -64,12 +66,11 @@ pub fn one_count(count: usize) {
 
 fn log_in(gateway: &mut Standalone<GrantingKernel>, now: Instant, session: usize) {
     let mut numbers = [first_sequence(session), !first_sequence(session)];
-    let mut packet = [0; MAX_PACKET];
-    let syn_ack = build(&mut packet, session, true, [numbers[0], numbers[1] - 1], 0x12, b"");
-    gateway.packet(now, &packet[..syn_ack]);
+    let syn_ack = packet(session, true, [numbers[0], numbers[1] - 1], true, b"");
+    gateway.packet(now, &syn_ack);
     for (server, line) in LOGIN {
-        let length = build(&mut packet, session, server, numbers, 0x18, line);
-        assert_eq!(gateway.packet(now, &packet[..length]), PacketOutcome::Accept);
+        let packet = packet(session, server, numbers, false, line);
+        assert_eq!(gateway.packet(now, &packet), PacketOutcome::Accept);
         numbers[usize::from(server)] += line.len() as u32;
     }
     if session.is_multiple_of(1024) {
@@ -84,19 +85,19 @@ fn time_round(
     sent: &mut [u32],
     random: &mut u64,
 ) -> Duration {
-    let mut batch = [([0; MAX_PACKET], 0); BATCH];
+    let mut batch = vec![Vec::new(); BATCH];
     let mut spent = Duration::ZERO;
     for _ in 0..TIMED / BATCH {
-        for (packet, length) in &mut batch {
+        for packet in &mut batch {
             *random ^= *random << 13;
             *random ^= *random >> 7;
             *random ^= *random << 17;
             let session = (*random % sent.len() as u64) as usize;
-            *length = build_next(packet, session, sent[session]);
+            *packet = next_packet(session, sent[session]);
             sent[session] += 1;
         }
         let start = Instant::now();
-        gateway.take(now, batch.iter().map(|(packet, length)| arrival(&packet[..*length])));
+        gateway.take(now, batch.iter().map(|packet| arrival(packet)));
         spent += start.elapsed();
         assert!(gateway.verdicts().iter().all(|released| released.verdict == Verdict::Accept));
     }
@@ -104,7 +105,7 @@ fn time_round(
 }
 
 /// Builds the next packet of a session that sent `sent` packets since its login.
-fn build_next(packet: &mut [u8; MAX_PACKET], session: usize, sent: u32) -> usize {
+fn next_packet(session: usize, sent: u32) -> Vec<u8> {
     let mut numbers = [first_sequence(session), !first_sequence(session)];
     for (server, line) in LOGIN {
         numbers[usize::from(server)] += line.len() as u32;
@@ -112,47 +113,25 @@ fn build_next(packet: &mut [u8; MAX_PACKET], session: usize, sent: u32) -> usize
     let (server, line) = EXCHANGE[sent as usize % 2];
     numbers[0] += sent.div_ceil(2) * EXCHANGE[0].1.len() as u32;
     numbers[1] += sent / 2 * EXCHANGE[1].1.len() as u32;
-    build(packet, session, server, numbers, 0x18, line)
+    packet(session, server, numbers, false, line)
 }
 
 fn first_sequence(session: usize) -> u32 {
     (session as u32).wrapping_mul(0x9e37_79b1) >> 1
 }
 
-/// Writes a packet of the client or the server, and returns its length.
-fn build(
-    packet: &mut [u8; MAX_PACKET],
-    session: usize,
-    server: bool,
-    numbers: [u32; 2],
-    flags: u8,
-    payload: &[u8],
-) -> usize {
+/// A packet of the client or the server.
+fn packet(session: usize, server: bool, numbers: [u32; 2], syn: bool, payload: &[u8]) -> Vec<u8> {
     // A few connections of each client.
     let client = [10, (session >> 18) as u8, (session >> 10) as u8, (session >> 2) as u8];
-    let port = 40_000 + (session & 3) as u16;
-    let length = 40 + payload.len();
-    packet[..20]
-        .copy_from_slice(&[0x45, 0, 0, 0, 0, 0, 0x40, 0, 64, 6, 0, 0, 0, 0, 0, 0, 0, 0, 0, 0]);
-    packet[2..4].copy_from_slice(&(length as u16).to_be_bytes());
-    let (from, to) = if server { (SERVER, client) } else { (client, SERVER) };
-    packet[12..16].copy_from_slice(&from);
-    packet[16..20].copy_from_slice(&to);
-    let ports = if server { [21, port] } else { [port, 21] };
-    let [own, other] = if server { [numbers[1], numbers[0]] } else { numbers };
-    packet[20..22].copy_from_slice(&ports[0].to_be_bytes());
-    packet[22..24].copy_from_slice(&ports[1].to_be_bytes());
-    packet[24..28].copy_from_slice(&own.to_be_bytes());
-    packet[28..32].copy_from_slice(&other.to_be_bytes());
-    packet[32..40].copy_from_slice(&[0x50, flags, 2, 0, 0, 0, 0, 0]);
-    packet[40..length].copy_from_slice(payload);
-    let sum = packet[12..length].chunks(2).fold(6 + length as u32 - 20, |sum, word| {
-        sum + u32::from(u16::from_be_bytes([word[0], *word.get(1).unwrap_or(&0)]))
-    });
-    let sum = (sum & 0xffff) + (sum >> 16);
-    let checksum = !((sum & 0xffff) + (sum >> 16)) as u16;
-    packet[36..38].copy_from_slice(&checksum.to_be_bytes());
-    length
+    let client = SocketAddrV4::new(client.into(), 40_000 + (session & 3) as u16);
+    let mut ends = [client, SocketAddrV4::new(SERVER.into(), 21)];
+    let mut numbers = numbers;
+    if server {
+        ends.reverse();
+        numbers.reverse();
+    }
+    build(ends, numbers, syn, payload)
 }
 
 fn resident() -> usize {
