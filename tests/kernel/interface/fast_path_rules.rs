@@ -130,9 +130,7 @@ fn flow(number: u64, passive_mark: u32) -> Flow {
 
 #[test]
 fn only_an_admitted_connection_passes() {
-    if !super::program::has_tcx() {
-        return;
-    }
+    need_tcx!();
     let mut ready = Ready::new();
     // Later rules must not see the marks.
     ready.lab.gateway_sh(
@@ -163,9 +161,7 @@ fn only_an_admitted_connection_passes() {
 
 #[test]
 fn a_connection_is_translated_to_the_target_of_its_slot() {
-    if !super::program::has_tcx() {
-        return;
-    }
+    need_tcx!();
     let mut ready = Ready::without_owner();
     let source = (lab::SERVER, lab::CLIENT, lab::GATEWAY_INSIDE);
     let others = ["198.51.100.1", "198.51.100.2"];
@@ -204,9 +200,7 @@ fn a_connection_is_translated_to_the_target_of_its_slot() {
 
 #[test]
 fn translations_are_shared_and_read_by_the_next_daemon() {
-    if !super::program::has_tcx() {
-        return;
-    }
+    need_tcx!();
     let mut ready = Ready::without_owner();
     let pair = |source| Some(("10.0.0.2", "192.0.2.9", source));
     let one = ready.acquire(Some("10.0.0.2"), pair(EXTERNAL)).unwrap();
@@ -265,9 +259,7 @@ fn attempts(to: SocketAddrV4, end: &AtomicBool) -> usize {
 /// its translation would be lost for good, because conntrack translates its retransmissions as it did the first one.
 #[test]
 fn no_syn_leaves_untranslated_while_the_table_is_replaced() {
-    if !super::program::has_tcx() {
-        return;
-    }
+    need_tcx!();
     let mut ready = Ready::without_owner();
     let source = (lab::CLIENT, lab::SERVER, EXTERNAL2);
     let mark = ready.acquire(None, Some(source)).unwrap().mark();
@@ -306,9 +298,7 @@ fn no_syn_leaves_untranslated_while_the_table_is_replaced() {
 
 #[test]
 fn there_are_as_many_slots_as_the_mark_has_bits_for() {
-    if !super::program::has_tcx() {
-        return;
-    }
+    need_tcx!();
     let mut ready = Ready::new();
     let address = |number: u32| Ipv4Addr::from(0x0a01_0000 + number);
     let acquire = |ready: &mut Ready, number| {
@@ -365,9 +355,7 @@ fn numbers(stream: &TcpStream) -> [u32; 2] {
 
 #[test]
 fn inspected_packets_bypass_the_queue() {
-    if !super::program::has_tcx() {
-        return;
-    }
+    need_tcx!();
     let mut ready = Ready::without_owner();
     // No program reads the queue, so queued packets are lost. The handshake is complete before the rules are loaded.
     ready.lab.gateway_sh("nft delete table inet ftp_alg");

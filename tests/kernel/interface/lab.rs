@@ -37,6 +37,7 @@ impl Deref for Lab {
 
 impl Lab {
     pub fn new() -> Self {
+        assert!(rustix::process::geteuid().is_root(), "this test needs root");
         let ends =
             |v4: &str, v6: &str| DualAddress { v4: v4.parse().unwrap(), v6: v6.parse().unwrap() };
         let plan = AddressPlan {

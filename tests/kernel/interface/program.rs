@@ -438,9 +438,7 @@ fn a_directory_in_use_is_neither_taken_over_nor_removed() {
 
 #[test]
 fn each_network_namespace_has_its_own_program() {
-    if !has_tcx() {
-        return;
-    }
+    need_tcx!();
     let (one, two, pins) = (Lab::new(), Lab::new(), Pins::new());
     let load = |lab: &Lab| {
         lab.on_gateway(|| {
@@ -572,9 +570,7 @@ fn with_rights<T>(rights: &str, work: impl FnOnce() -> T) -> T {
 
 #[test]
 fn directories_of_deleted_namespaces_are_removed() {
-    if !has_tcx() {
-        return;
-    }
+    need_tcx!();
     let (one, two, pins) = (Lab::new(), Lab::new(), Pins::new());
     one.on_gateway(|| update_attachments(&pins.load()));
     two.on_gateway(|| update_attachments(&pins.load()));

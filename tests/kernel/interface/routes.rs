@@ -19,12 +19,16 @@ use super::{
 const FAR: &str = "203.0.113.7";
 const FAR6: &str = "2001:db8:f::7";
 
+fn look_up(kernel: &mut LinuxKernel, address: &str, interface: u32) -> bool {
+    let address = address.parse().unwrap();
+    kernel.has_route(RouteLookup { address, interface, used: 0, mark: 0 }).unwrap()
+}
+
 /// Whether there is a route in the lab's gateway.
 fn has_route(lab: &Lab, address: &str, interface: &str) -> bool {
     lab.on_gateway(|| {
         let [interface, _] = indices([interface, "lo"]);
-        let lookup = RouteLookup { address: address.parse().unwrap(), interface, used: 0, mark: 0 };
-        LinuxKernel::new(&RuleParameters::default()).unwrap().has_route(lookup).unwrap()
+        look_up(&mut LinuxKernel::new(&RuleParameters::default()).unwrap(), address, interface)
     })
 }
 
@@ -33,6 +37,12 @@ fn assert_routes(lab: &Lab, address: &str, expected: &[&str]) {
     let all = ["lan", "wan", "up1", "up2", "up3", "up4", "guests"];
     let found: Vec<_> = all.into_iter().filter(|name| has_route(lab, address, name)).collect();
     assert_eq!(found, expected, "{address}");
+}
+
+#[track_caller]
+fn assert_far_routes(lab: &Lab, expected: &[&str]) {
+    assert_routes(lab, FAR, expected);
+    assert_routes(lab, FAR6, expected);
 }
 
 /// A gateway with four uplinks next to its own interfaces, and a network of guests.
@@ -56,15 +66,13 @@ fn each_end_is_on_its_own_network_only() {
     for (address, interface) in neighbours {
         assert_routes(&lab, address, &[interface]);
     }
-    assert_routes(&lab, FAR, &[]);
-    assert_routes(&lab, FAR6, &[]);
+    assert_far_routes(&lab, &[]);
     // A default route leads to anywhere, but not to a network that has a route of its own.
     lab.gateway_sh("ip route add default dev wan; ip -6 route add default dev wan");
     for (address, interface) in neighbours {
         assert_routes(&lab, address, &[interface]);
     }
-    assert_routes(&lab, FAR, &["wan"]);
-    assert_routes(&lab, FAR6, &["wan"]);
+    assert_far_routes(&lab, &["wan"]);
 }
 
 #[test]
@@ -79,9 +87,7 @@ fn every_uplink_leads_to_what_only_default_routes_cover() {
          done; \
          ip rule add from 198.18.2.1 lookup 1003; ip -6 rule add from fd00:2::1 lookup 1003",
     );
-    for address in [FAR, FAR6] {
-        assert_routes(&lab, address, &["wan", "up1", "up2", "up3"]);
-    }
+    assert_far_routes(&lab, &["wan", "up1", "up2", "up3"]);
     for (address, interface) in [(CLIENT, "lan"), (CLIENT6, "lan"), (SERVER, "wan")] {
         assert_routes(&lab, address, &[interface]);
     }
@@ -95,8 +101,7 @@ fn every_next_hop_of_a_route_counts() {
          ip -6 route add 2001:db8:f::/64 nexthop via fd00:0::9 dev up1 nexthop via fd00:1::9 dev up2; \
          ip route add default dev up3",
     );
-    assert_routes(&lab, FAR, &["up1", "up2"]);
-    assert_routes(&lab, FAR6, &["up1", "up2"]);
+    assert_far_routes(&lab, &["up1", "up2"]);
 }
 
 #[test]
@@ -107,14 +112,11 @@ fn a_route_that_refuses_leads_nowhere() {
         lab.gateway_sh(&format!(
             "ip route replace {kind} {FAR}/32; ip -6 route replace {kind} {FAR6}/128"
         ));
-        assert_routes(&lab, FAR, &[]);
-        assert_routes(&lab, FAR6, &[]);
+        assert_far_routes(&lab, &[]);
     }
-    let absent =
-        RouteLookup { address: SERVER.parse().unwrap(), interface: 60_000, used: 0, mark: 0 };
     lab.on_gateway(|| {
         let mut kernel = LinuxKernel::new(&RuleParameters::default()).unwrap();
-        assert!(!kernel.has_route(absent).unwrap());
+        assert!(!look_up(&mut kernel, SERVER, 60_000), "no such interface");
     });
 }
 
@@ -130,9 +132,7 @@ fn uplinks_are_interchangeable_beyond_their_routers() {
          ip -6 route add default via fd00:1::9 dev up2 metric 20; \
          ip -6 route add 2001:db8:f::/64 via fd00:0::9 dev up1",
     );
-    for address in [FAR, FAR6] {
-        assert_routes(&lab, address, &["up1", "up2"]);
-    }
+    assert_far_routes(&lab, &["up1", "up2"]);
     // An inner network behind a router, and what is directly connected, are not reached by uplinks.
     lab.gateway_sh(
         "ip route replace 203.0.113.0/24 via 198.18.2.9 dev up3; \
@@ -183,16 +183,13 @@ fn nexthop_objects_lead_to_their_interfaces() {
     for mode in COMPAT_MODES {
         let lab = lab_with_nexthops(mode);
         lab.gateway_sh("ip route add default nhid 1; ip -6 route add default nhid 11");
-        for address in [FAR, FAR6] {
-            assert_routes(&lab, address, &["up1"]);
-        }
+        assert_far_routes(&lab, &["up1"]);
         assert_routes(&lab, CLIENT, &["lan"]);
         // A group of several.
         lab.gateway_sh(
             "ip route add 203.0.113.0/24 nhid 9; ip -6 route add 2001:db8:f::/64 nhid 19",
         );
-        assert_routes(&lab, FAR, &["up2", "up3"]);
-        assert_routes(&lab, FAR6, &["up2", "up3"]);
+        assert_far_routes(&lab, &["up2", "up3"]);
     }
 }
 
@@ -210,8 +207,7 @@ fn nexthop_objects_of_several_metrics_count() {
              ip -6 route add 2001:db8:f::/64 nhid 14"
         ));
         // A shorter prefix leads elsewhere.
-        assert_routes(&lab, FAR, &["up1", "up2", "up3"]);
-        assert_routes(&lab, FAR6, &["up1", "up2", "up3"]);
+        assert_far_routes(&lab, &["up1", "up2", "up3"]);
     }
 }
 
@@ -225,9 +221,7 @@ fn uplinks_by_nexthop_objects_are_interchangeable() {
              ip route add default nhid 4 table 104; ip rule add fwmark 4 lookup 104; \
              ip -6 route add default nhid 14 table 104; ip -6 rule add fwmark 4 lookup 104",
         );
-        for address in [FAR, FAR6] {
-            assert_routes(&lab, address, &["up1", "up2", "up4"]);
-        }
+        assert_far_routes(&lab, &["up1", "up2", "up4"]);
         // A prefix that one provider alone knows, by an object or without.
         for (hop, hop6) in
             [("nhid 2", "nhid 12"), ("via 198.18.1.9 dev up2", "via fd00:1::9 dev up2")]
@@ -236,15 +230,13 @@ fn uplinks_by_nexthop_objects_are_interchangeable() {
                 "ip route replace 203.0.113.0/24 {hop}; \
                  ip -6 route replace 2001:db8:f::/64 {hop6}"
             ));
-            assert_routes(&lab, FAR, &["up1", "up2"]);
-            assert_routes(&lab, FAR6, &["up1", "up2"]);
+            assert_far_routes(&lab, &["up1", "up2"]);
         }
         // An inner network behind a router is reached by no uplink.
         lab.gateway_sh(
             "ip route replace 203.0.113.0/24 nhid 3; ip -6 route replace 2001:db8:f::/64 nhid 13",
         );
-        assert_routes(&lab, FAR, &["up3"]);
-        assert_routes(&lab, FAR6, &["up3"]);
+        assert_far_routes(&lab, &["up3"]);
     }
 }
 
@@ -257,8 +249,7 @@ fn a_nexthop_object_that_drops_leads_nowhere() {
              ip route add default nhid 1; ip -6 route add default nhid 11; \
              ip route add 203.0.113.0/24 nhid 5; ip -6 route add 2001:db8:f::/64 nhid 15",
         );
-        assert_routes(&lab, FAR, &[]);
-        assert_routes(&lab, FAR6, &[]);
+        assert_far_routes(&lab, &[]);
     }
 }
 
@@ -294,10 +285,7 @@ fn look_ups_in_a_large_table_take_a_bounded_time() {
         lab.on_gateway(|| {
             let [up2, up3] = indices(["up2", "up3"]);
             let mut kernel = LinuxKernel::new(&RuleParameters::default()).unwrap();
-            let mut ask = |address: &str, interface| {
-                let address = address.parse().unwrap();
-                kernel.has_route(RouteLookup { address, interface, used: 0, mark: 0 }).unwrap()
-            };
+            let mut ask = |address: &str, interface| look_up(&mut kernel, address, interface);
             let start = Instant::now();
             assert!(!ask(forged, up2) && !ask(forged, up3));
             let pair = start.elapsed();
@@ -336,10 +324,7 @@ fn forged_packets_do_not_hide_uplinks_of_rules() {
             let [up2, up3] = indices(["up2", "up3"]);
             let [up4, _] = indices(["up4", "lo"]);
             let mut kernel = LinuxKernel::new(&RuleParameters::default()).unwrap();
-            let mut ask = |address: &str, interface| {
-                let address = address.parse().unwrap();
-                kernel.has_route(RouteLookup { address, interface, used: 0, mark: 0 }).unwrap()
-            };
+            let mut ask = |address: &str, interface| look_up(&mut kernel, address, interface);
             // Until the large table is not read any more.
             let forge = |_| (!ask(forged, up2) && !ask(far, up2)).then_some(());
             assert_eq!((0..1000).find_map(forge), Some(()), "{family}");

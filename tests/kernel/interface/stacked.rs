@@ -29,9 +29,7 @@ const OWN: [u8; 6] = [2, 0, 0, 0, 0, 1];
 /// A packet that comes up through several interfaces is inspected once, and a SYN admitted once.
 #[test]
 fn stacked_interfaces_inspect_a_packet_once() {
-    if !super::program::has_tcx() {
-        return;
-    }
+    need_tcx!();
     let ways = [
         Way {
             name: "bridge",
