@@ -1,15 +1,7 @@
 //! A gateway whose interface is a bridge, with br_netfilter: the kernel runs the prerouting rules at the bridge's port,
 //! before the fast path's program sees the packet.
 
-use std::time::Duration;
-
-use ftp_alg_lab::{Daemon, Family, FirewallKind, Lab, LabSpec, Topology};
-use serde_json::json;
-
-use crate::common::{
-    GatedClient, Gateway, ScriptedServer, active_transfer, executable, fast_path, gated_client,
-    gateway_with, login, passive_transfer, reply, say, scripted_client, scripted_server, wait_for,
-};
+use crate::common::*;
 
 const PORT: u16 = 3762;
 const SETTING: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
@@ -29,7 +21,7 @@ fn make_bridge(lab: &Lab, interface: &str) {
          ip address add $address dev {interface}\n\
          echo \"$routes\" | while read route; do [ -z \"$route\" ] || ip route add $route dev {interface}; done"
     );
-    lab.gateway.shell(&lines).unwrap().success().unwrap();
+    lab.gateway.shell(&lines).unwrap();
 }
 
 /// Sets whether the rules run at the ports of all bridges. Returns whether the kernel has br_netfilter.
@@ -41,23 +33,20 @@ fn set_early_rules(lab: &Lab, is_on: bool) -> bool {
 /// Starts a session that logs in, and then has a gate before each of `rounds` rounds of transfers of each mode.
 fn start_session(lab: &Lab, rounds: usize) -> (ScriptedServer, GatedClient) {
     let server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
-    let address = lab.client.address(Family::V4);
+    let address = lab.client.address(V4);
     let round = [
-        vec![json!({"gate": ""})],
+        vec![gate()],
         passive_transfer("PASV"),
         active_transfer(address, PORT),
         passive_transfer("EPSV"),
         active_transfer(address, PORT + 1),
     ]
     .concat();
-    let steps = [login(), vec![round; rounds].concat()].concat();
-    let host = lab.server_address(Family::V4);
-    let plan = json!({"host": host, "listen": [PORT, PORT + 1], "steps": steps});
-    (server, gated_client(&lab.client, plan))
+    (server, hold(lab, (login(), vec![round; rounds].concat())))
 }
 
 fn on(topology: Topology) -> Option<Gateway> {
-    let gateway = gateway_with(topology, "[pinhole]\nbackend = \"nftables\"\n");
+    let gateway = gateway_with(topology, NFTABLES);
     let has_setting = set_early_rules(&gateway.lab, true);
     let state = fast_path(&gateway.daemon)["state"].clone();
     if state != "on" || !has_setting {
@@ -82,8 +71,7 @@ fn wait_for_inline(daemon: &Daemon, names: &[&str]) {
 fn wait_for_lines(Gateway { lab, daemon }: &Gateway) {
     wait_for("lines on the fast path", || {
         let (_server, client) = start_session(lab, 2);
-        let session = client.release();
-        assert_eq!(session.error, None, "{}", daemon.log());
+        client.release().ok();
         fast_path(daemon)["lines"].as_u64().unwrap() > 8
     });
 }
@@ -102,8 +90,7 @@ fn connections_through_a_bridge_that_runs_the_rules_stay_inline() {
         make_bridge(lab, bridge);
         wait_for_inline(daemon, &[bridge]);
         let (_server, client) = start_session(lab, 2);
-        let session = client.release();
-        assert_eq!(session.error, None, "{topology} {bridge}: {}", daemon.log());
+        client.release().ok_in(format!("{topology} {bridge}"));
         assert_eq!(fast_path(daemon)["lines"], 0, "{topology} {bridge}");
         let status = daemon.ask(&["status"]).unwrap().stdout_text();
         let line =
@@ -151,8 +138,7 @@ fn sessions_follow_changes_of_bridges() {
             client.open_gate();
             wait_for("transfers", || are_used(8));
             assert_eq!(fast_path(daemon)["lines"], before, "{topology}, bridge {is_bridge}");
-            let session = client.release();
-            assert_eq!(session.error, None, "{topology}, bridge {is_bridge}: {}", daemon.log());
+            client.release().ok_in(format!("{topology}, bridge {is_bridge}"));
             gateway.assert_tidy();
         }
     }
@@ -163,10 +149,8 @@ fn announced(gateway: &Gateway) -> (ScriptedServer, GatedClient) {
     let (lab, daemon) = (&gateway.lab, &gateway.daemon);
     let server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
     let mut transfer = passive_transfer("PASV");
-    transfer.insert(2, json!({"gate": ""}));
-    let steps = [login(), vec![say("NOOP"), reply()], transfer].concat();
-    let host = lab.server_address(Family::V4);
-    let client = gated_client(&lab.client, json!({"host": host, "steps": steps}));
+    transfer.insert(2, gate());
+    let client = hold(lab, (login(), ask("NOOP"), transfer));
     assert_eq!(fast_path(daemon)["opened"], 1, "{}", daemon.log());
     (server, client)
 }
@@ -180,8 +164,7 @@ fn pinholes_of_the_program_follow_changes_of_bridges() {
         make_bridge(lab, "lan");
         wait_for_inline(daemon, &["lan"]);
         assert_eq!(daemon.open_pinholes().unwrap().len(), 1, "{topology}: {}", daemon.log());
-        let session = client.release();
-        assert_eq!(session.error, None, "{topology}: {}", daemon.log());
+        client.release().ok_in(topology);
         gateway.assert_tidy();
     }
 }
@@ -191,7 +174,7 @@ fn pinholes_of_the_program_follow_changes_of_bridges() {
 fn a_new_port_of_another_bridge_moves_no_pinhole() {
     let Some(gateway) = on(Topology::Masquerade) else { return };
     let (lab, daemon) = (&gateway.lab, &gateway.daemon);
-    let change = |lines: &str| lab.gateway.shell(lines).unwrap().success().unwrap();
+    let change = |lines: &str| lab.gateway.shell(lines).unwrap();
     change("ip link add first up type veth peer name second; ip link add other up type bridge");
     let is_attached =
         |name: &str| fast_path(daemon)["interfaces"].as_array().unwrap().contains(&json!(name));
@@ -203,8 +186,7 @@ fn a_new_port_of_another_bridge_moves_no_pinhole() {
         wait_for("the port", || !is_attached(port));
     }
     assert_eq!(fast_path(daemon)["connections"], 1, "{}", fast_path(daemon));
-    let session = client.release();
-    assert_eq!(session.error, None, "{}", daemon.log());
+    client.release().ok();
     assert_eq!(fast_path(daemon)["admitted"], 1, "{}", fast_path(daemon));
     gateway.assert_tidy();
 }
@@ -219,13 +201,13 @@ fn an_announcement_in_segments_works_at_a_bridge_without_an_address() {
         ip link add br0 type bridge
         for port in lan wan; do ip address flush dev $port; ip link set $port master br0; done
         ip link set br0 up";
-    lab.gateway.shell(lines).unwrap().success().unwrap();
+    lab.gateway.shell(lines).unwrap();
     if !set_early_rules(&lab, true) {
         println!("not tried: this kernel has no br_netfilter");
         return;
     }
     let lines = format!("ip address flush dev eth0; ip address add {SERVER}/24 dev eth0");
-    lab.server.shell(&lines).unwrap().success().unwrap();
+    lab.server.shell(&lines).unwrap();
     lab.gateway
         .nft(
             "table inet gateway {
@@ -238,16 +220,14 @@ fn an_announcement_in_segments_works_at_a_bridge_without_an_address() {
             }",
         )
         .unwrap();
-    let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
-    let gateway = Gateway { daemon, lab };
+    let gateway = Gateway::on(lab, "");
     let (lab, daemon) = (&gateway.lab, &gateway.daemon);
     let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
-    let mut transfer = active_transfer(lab.client.address(Family::V4), PORT);
+    let mut transfer = active_transfer(lab.client.address(V4), PORT);
     transfer[0]["cut"] = json!([2, 9]);
     let steps = [login(), passive_transfer("PASV"), transfer.clone(), transfer].concat();
     let plan = json!({"host": SERVER, "listen": [PORT], "steps": steps});
-    let session = scripted_client(&lab.client, &plan);
-    assert_eq!(session.error, None, "{}", daemon.log());
+    scripted_client(&lab.client, &plan).ok();
     assert_eq!(daemon.counter("pinholes_used").unwrap(), 3, "{}", daemon.log());
     let log = daemon.log();
     let warnings: Vec<_> = log.lines().filter(|line| line.contains("WARN")).collect();

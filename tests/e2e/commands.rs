@@ -1,17 +1,11 @@
 //! What the commands show of a daemon that runs, and what they change of it.
 
 use std::{
-    fs::{self, Permissions},
+    fs::Permissions,
     os::unix::{fs::PermissionsExt, net::UnixDatagram},
-    time::Duration,
 };
 
-use crate::common::{
-    Gateway, executable, executable_for_everyone, gated_client, gateway, login,
-    names::shell_program, reply, say, scripted_client, scripted_server, wait_for,
-};
-use ftp_alg_lab::{Daemon, Family, Lab, Topology};
-use serde_json::json;
+use crate::common::*;
 
 fn assert_narrow(text: &str) {
     let wide: Vec<&str> = text.lines().filter(|line| line.chars().count() > 80).collect();
@@ -29,11 +23,8 @@ fn external_endpoints_are_shown_before_anything_is_announced() {
         (Topology::PublishedServer, "server"),
         (Topology::Routed, ""),
     ] {
-        let gateway = gateway(topology);
-        let _server = scripted_server(&gateway.lab.server, &json!({}));
-        let host = gateway.lab.server_address(Family::V4).to_string();
-        let steps = [login(), vec![json!({"gate": ""}), say("NOOP"), reply()]].concat();
-        let client = gated_client(&gateway.lab.client, json!({"host": host, "steps": steps}));
+        let (gateway, _server) = served(topology, "", json!({}));
+        let client = hold(&gateway.lab, (login(), gate(), ask("NOOP")));
         let sessions = gateway.daemon.sessions().unwrap();
         let [session] = sessions.as_slice() else { panic!("{topology}: {sessions:?}") };
         for side in ["client", "server"] {
@@ -47,33 +38,17 @@ fn external_endpoints_are_shown_before_anything_is_announced() {
     }
 }
 
-#[test]
-fn what_is_shown_has_80_columns() {
-    let gateway = gateway(Topology::Masquerade);
-    let _server = scripted_server(&gateway.lab.server, &json!({}));
-    let host = gateway.lab.server_address(Family::V4).to_string();
-    let port = [say("PORT 192,168,150,80,14,178"), reply(), json!({"gate": ""})];
-    let steps = [login(), port.to_vec()].concat();
-    let plan = json!({"host": host, "listen": [3762], "steps": steps});
-    let client = gated_client(&gateway.lab.client, plan);
-    for command in ["sessions", "pinholes", "status"] {
-        assert_narrow(&output(&gateway, command));
-    }
-    let pinholes = output(&gateway, "pinholes");
-    assert!(pinholes.contains("to 192.168.150.80:3762"), "{pinholes}");
-    assert_eq!(client.release().error, None);
-}
-
 /// The kernel closes a pinhole when the data connection arrives, before the dialogue shows that.
 #[test]
 fn sessions_and_pinholes_show_the_same_open_pinholes() {
-    let gateway = gateway(Topology::Masquerade);
-    let _server = scripted_server(&gateway.lab.server, &json!({}));
-    let host = gateway.lab.server_address(Family::V4).to_string();
-    let port = [say("PORT 192,168,150,80,14,178"), reply(), json!({"gate": ""})];
-    let steps = [login(), port.to_vec()].concat();
-    let plan = json!({"host": host, "listen": [3762], "steps": steps});
-    let client = gated_client(&gateway.lab.client, plan);
+    let (gateway, _server) = served(Topology::Masquerade, "", json!({}));
+    let port = (login(), ask("PORT 192,168,150,80,14,178"), gate());
+    let client = hold_listening(&gateway.lab, 3762, port);
+    for command in ["sessions", "pinholes", "status"] {
+        assert_narrow(&output(&gateway, command));
+    }
+    let shown = output(&gateway, "pinholes");
+    assert!(shown.contains("to 192.168.150.80:3762"), "{shown}");
     let open = || gateway.daemon.sessions().unwrap()[0]["pinholes"].as_u64();
     let pinholes = gateway.daemon.pinholes().unwrap();
     let [pinhole] = pinholes.as_slice() else { panic!("{pinholes:?}") };
@@ -82,24 +57,19 @@ fn sessions_and_pinholes_show_the_same_open_pinholes() {
     let mut connect = gateway.lab.server.command("bash");
     connect.args(["-c", &format!("exec 3<>/dev/tcp/{arrival}")]);
     gateway.lab.server.finish(connect, b"", Duration::from_secs(5)).unwrap().success().unwrap();
-    assert_eq!(gateway.daemon.pinholes().unwrap(), Vec::<serde_json::Value>::new());
+    assert_eq!(gateway.daemon.pinholes().unwrap(), [json!(null); 0]);
     assert_eq!(open(), Some(0));
     assert_eq!(client.release().error, None);
 }
 
 /// A refused announcement, after a login.
 fn refused(gateway: &Gateway) {
-    let host = gateway.lab.server_address(Family::V4).to_string();
-    let steps = [login(), vec![say("PORT 10,9,8,7,14,178"), reply()]].concat();
-    let plan = json!({"host": host, "steps": steps});
-    let session = scripted_client(&gateway.lab.client, &plan);
-    assert_eq!(session.error, None);
+    talk(&gateway.lab, (login(), ask("PORT 10,9,8,7,14,178"))).ok();
 }
 
 #[test]
 fn the_log_level_changes_while_the_daemon_runs() {
-    let gateway = gateway(Topology::Routed);
-    let _server = scripted_server(&gateway.lab.server, &json!({}));
+    let (gateway, _server) = served(Topology::Routed, "", json!({}));
     let ask = |arguments: &[&str]| {
         gateway.daemon.ask(arguments).unwrap().success().unwrap().stdout_text()
     };
@@ -134,11 +104,8 @@ fn only_root_and_its_own_user_change_a_daemon_whose_socket_is_open_to_all() {
     assert_eq!(ask(&["log-level"]).success().unwrap().stdout_text(), "info\n");
     let refusal = ask(&["log-level", "debug"]);
     assert_eq!(refusal.status.code(), Some(1));
-    assert!(
-        refusal.stderr_text().contains("only root and the daemon's own user"),
-        "{}",
-        refusal.stderr_text()
-    );
+    let text = refusal.stderr_text();
+    assert!(text.contains("only root and the daemon's own user"), "{text}");
 }
 
 /// Lines begin with a time of RFC 3339 where standard error is a file.
@@ -156,7 +123,7 @@ fn lines_in_a_file_have_the_time() {
 }
 
 /// The program, with a journal for its standard error, whose socket is in `directory`.
-fn executable_with_journal(lab: &Lab, directory: &str) -> std::path::PathBuf {
+fn executable_with_journal(lab: &Lab, directory: &str) -> PathBuf {
     let (program, script) = (executable(), lab.directory().join("ftp-alg-with-journal"));
     let (program, path) = (program.display(), script.display());
     let lines = format!(
@@ -175,7 +142,7 @@ exec {program} \"$@\"
 "
     );
     let lines = format!("cat > {path} <<'END'\n{lines}END\nchmod 755 {path}");
-    lab.gateway.shell(&lines).unwrap().success().unwrap();
+    lab.gateway.shell(&lines).unwrap();
     script
 }
 

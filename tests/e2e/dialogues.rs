@@ -1,14 +1,11 @@
 //! Dialogues of products that cannot run here, through the gateway: every line arrives unchanged but
 //! for the endpoint of an announcement, and every transfer is whole.
 
-use crate::common::dialogues::{self, Segments};
-use crate::common::{Gateway, captures, executable};
-use ftp_alg_lab::{Daemon, FirewallKind, Lab, LabSpec, Topology};
+use crate::common::{dialogues::Segments, *};
 
 fn every_dialogue(topology: Topology, firewall: FirewallKind, segments: Segments) {
     let lab = Lab::build(LabSpec { firewall, ..LabSpec::new(topology) }).unwrap();
-    let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
-    let gateway = Gateway { daemon, lab };
+    let gateway = Gateway::on(lab, "");
     let lab = &gateway.lab;
     let (towards_client, towards_server) = captures(lab);
     let dialogues = dialogues::all(|family| lab.server_address(family));
@@ -17,10 +14,10 @@ fn every_dialogue(topology: Topology, firewall: FirewallKind, segments: Segments
     assert_eq!(failures, [""; 0]);
 
     let announcements: usize = dialogues.iter().map(dialogues::Playing::announcements).sum();
-    let opened = gateway.daemon.counter("pinholes_opened").unwrap();
+    let opened = gateway.count("pinholes_opened");
     assert_eq!(opened, announcements as u64, "one pinhole for each announcement, no more");
     gateway.assert_tidy();
-    assert_eq!(gateway.daemon.counter("pinholes_refused").unwrap(), 0);
+    assert_eq!(gateway.count("pinholes_refused"), 0);
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
     for side in [towards_client, towards_server] {
         assert_eq!(side.finish().unwrap().faults().unwrap(), [""; 0]);

@@ -1,15 +1,9 @@
 //! `ftp-alg doctor` on real firewalls: what it says, what it says to do, and that transfers fare
 //! as it says, before and after.
 
-use std::time::Duration;
-
-use crate::common::{
-    connect, connect_in_vain, connect_within, control, executable, gated_client, host_port, login,
-    reply, say, scripted_server, wait_for,
-};
 use ftp_alg::kernel::ConntrackAbilities;
-use ftp_alg_lab::{Daemon, Family, FirewallKind, Lab, LabSpec, Topology};
-use serde_json::{Value, json};
+
+use crate::common::*;
 
 /// How long a connection may take that passes or does not: its SYN may be retransmitted once.
 const EITHER: Duration = Duration::from_secs(2);
@@ -22,7 +16,8 @@ struct Opinion {
 
 impl Opinion {
     fn of(daemon: &Daemon) -> Self {
-        let done = daemon.ask(&["doctor", "--json", "--config", &config(daemon)]).unwrap();
+        let done =
+            daemon.ask(&["doctor", "--json", "--config", &configuration_file(daemon)]).unwrap();
         let report: Value = serde_json::from_str(&done.stdout_text()).unwrap_or_else(|error| {
             panic!("{error}: {}{}", done.stdout_text(), done.stderr_text())
         });
@@ -56,17 +51,11 @@ impl Opinion {
     }
 }
 
-/// Next to the daemon's socket.
-fn config(daemon: &Daemon) -> String {
-    daemon.socket().with_file_name("ftp-alg.toml").display().to_string()
-}
-
 /// A gateway that masquerades, with `rules` (shell) as its firewall, and the daemon on it.
 fn firewalled(rules: &str) -> (Lab, Daemon) {
     let lab = Lab::new(Topology::Masquerade).unwrap();
     lab.gateway.shell(&format!("nft flush ruleset\n{NAT}\n{rules}")).unwrap();
-    let configuration = "[pinhole]\nbackend = \"nftables\"\n";
-    let daemon = Daemon::start(&executable(), &lab.gateway, configuration).unwrap();
+    let daemon = Daemon::start(&executable(), &lab.gateway, NFTABLES).unwrap();
     (lab, daemon)
 }
 
@@ -82,7 +71,7 @@ END";
 /// Removes what an earlier session in this lab left: its open gate, and what its ends said.
 fn forget(lab: &Lab) {
     for file in ["client.gate", "client-gated-client.log", "server-scripted-server.log"] {
-        let _ = std::fs::remove_file(lab.directory().join(file));
+        let _ = fs::remove_file(lab.directory().join(file));
     }
 }
 
@@ -90,10 +79,8 @@ fn forget(lab: &Lab) {
 fn active(lab: &Lab) -> String {
     forget(lab);
     let server = scripted_server(&lab.server, &json!({}));
-    let mut steps = login();
-    steps.extend([say("PORT 192,168,150,80,14,178"), reply(), json!({"gate": ""})]);
-    let host = lab.server_address(Family::V4).to_string();
-    let client = gated_client(&lab.client, json!({"host": host, "listen": [3762], "steps": steps}));
+    let steps = (login(), ask("PORT 192,168,150,80,14,178"), gate());
+    let client = hold_listening(lab, 3762, steps);
     let (address, port) = host_port(server.lines().last().unwrap());
     let outcome = connect_within(&lab.server, &address, port, EITHER);
     assert_eq!(client.release().error, None);
@@ -105,10 +92,8 @@ fn active(lab: &Lab) -> String {
 fn passive(lab: &Lab, daemon: &Daemon) -> (String, Opinion) {
     forget(lab);
     let _server = scripted_server(&lab.server, &json!({"passive_port": 50069}));
-    let mut steps = login();
-    steps.extend([say("PASV"), reply(), json!({"gate": ""})]);
-    let host = lab.server_address(Family::V4).to_string();
-    let client = gated_client(&lab.client, json!({"host": host, "steps": steps}));
+    let host = lab.server_address(V4).to_string();
+    let client = hold(lab, (login(), ask("PASV"), gate()));
     let opinion = Opinion::of(daemon);
     let outcome = connect_within(&lab.client, &host, 50069, EITHER);
     assert_eq!(client.release().error, None);
@@ -185,15 +170,11 @@ END";
 }
 
 #[test]
-fn default_drop_of_iptables_over_nftables_is_cured() {
-    let (rules, lines) = iptables("nft");
-    cured_by_its_own_lines(&rules, &lines.each_ref().map(String::as_str));
-}
-
-#[test]
-fn default_drop_of_iptables_legacy_is_cured() {
-    let (rules, lines) = iptables("legacy");
-    cured_by_its_own_lines(&rules, &lines.each_ref().map(String::as_str));
+fn default_drop_of_iptables_is_cured() {
+    for variant in ["nft", "legacy"] {
+        let (rules, lines) = iptables(variant);
+        cured_by_its_own_lines(&rules, &lines.each_ref().map(String::as_str));
+    }
 }
 
 #[test]
@@ -432,7 +413,7 @@ END";
     for rules in [nft, &legacy, &iptables("nft", "-j NOTRACK")] {
         let (lab, daemon) = firewalled(rules);
         let _server = scripted_server(&lab.server, &json!({}));
-        let host = lab.server_address(Family::V4).to_string();
+        let host = lab.server_address(V4).to_string();
         assert_eq!(Opinion::of(&daemon).problems(), ["notrack"], "{rules}");
         assert_ne!(connect_in_vain(&lab.client, &host, 21), "open", "{rules}");
         for line in Opinion::of(&daemon).remedies() {
@@ -471,7 +452,7 @@ END";
         let outlook = control(&lab);
         assert_eq!(outlook.summary(), "accepted lan -> wan; all others: dropped", "{rules}");
         assert_eq!(outlook.dropping_chains()[0].decided_by.rule, None, "the policy");
-        let [client, server] = [&lab.client, &lab.server].map(|host| host.address(Family::V4));
+        let [client, server] = [&lab.client, &lab.server].map(|host| host.address(V4));
         assert_eq!(connect(&lab.client, &server.to_string(), 21), "open", "{rules}");
         assert_eq!(connect_in_vain(&lab.server, &client.to_string(), 21), "silent", "{rules}");
     }
@@ -550,13 +531,13 @@ fn without_rights_it_says_so_and_guesses_nothing() {
 #[test]
 fn a_bad_configuration_is_wrong_usage() {
     let file = std::env::temp_dir().join(format!("ftp-alg-doctor-{}.toml", std::process::id()));
-    std::fs::write(&file, "nonsense = 1\n").unwrap();
+    fs::write(&file, "nonsense = 1\n").unwrap();
     let done = std::process::Command::new(executable())
         .args(["doctor", "--config"])
         .arg(&file)
         .output()
         .unwrap();
-    std::fs::remove_file(&file).unwrap();
+    fs::remove_file(&file).unwrap();
     assert_eq!(done.status.code(), Some(2));
     assert!(done.stdout.is_empty());
 }

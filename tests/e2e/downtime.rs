@@ -3,20 +3,9 @@
 //! `FTP_ALG_ROUNDS` says how often each of these is done (a few); `FTP_ALG_PAUSE_MS` how long the pauses between
 //! them are at most.
 
-use std::{
-    env, fs,
-    process::Command,
-    thread,
-    time::{Duration, Instant},
-};
+use std::{env, process::Command};
 
-use crate::common::{
-    Gateway, executable, gated_client, gateway_with,
-    load::{Load, LoadSpec},
-    login, reply, say, scripted_client, wait_for,
-};
-use ftp_alg_lab::{Daemon, Family, Server, ServerKind, Topology, scaled_timeout};
-use serde_json::{Value, json};
+use crate::common::*;
 
 /// How long the daemon may be away before the queue is bypassed, with what its renewal and a loaded machine add.
 const DEADLINE: Duration = Duration::from_secs(5);
@@ -43,7 +32,7 @@ fn pause(daemon: &Daemon, time: Duration) {
 }
 
 fn configuration(backend: &str) -> String {
-    format!("[pinhole]\nbackend = \"{backend}\"\n")
+    back_end(backend)
 }
 
 /// No transfer is lost to daemons that end and start again at any moment, at once or a little later.
@@ -131,7 +120,7 @@ fn nothing_is_lost_to_a_stop_shorter_than_the_deadline() {
 /// A server that cannot connect to its client says so soon, and then goes on to read commands.
 fn gives_up_soon(gateway: &Gateway) {
     let soon = ["-qw", "net.ipv4.tcp_syn_retries=1"];
-    gateway.lab.server.run("sysctl", &soon).unwrap().success().unwrap();
+    gateway.lab.server.run("sysctl", &soon).unwrap();
 }
 
 /// Stops the daemon again and again by `stop`, which is informed the round, under sessions that last and sessions of a few
@@ -174,7 +163,7 @@ fn lives_through_with(backend: &str, rounds: u64, mut stop: impl FnMut(&mut Gate
 fn a_daemon_stopped_beyond_the_deadline_stops_no_ftp() {
     lives_through(|gateway, round| {
         let greeted =
-            json!({"host": gateway.lab.server_address(Family::V4).to_string(), "steps": [reply()]});
+            json!({"host": gateway.lab.server_address(V4).to_string(), "steps": [reply()]});
         signal(&gateway.daemon, "STOP");
         let stopped = Instant::now();
         thread::sleep(DEADLINE + Duration::from_millis(500));
@@ -202,13 +191,11 @@ fn ftp_goes_on_unadjusted_after_a_daemon_ended_for_good() {
     for (backend, end) in ["nftables", "conntrack"].into_iter().zip(ends) {
         let mut gateway = gateway_with(Topology::Masquerade, &configuration(backend));
         let _server = Server::start(ServerKind::Proftpd, &gateway.lab.server).unwrap();
-        let host = gateway.lab.server_address(Family::V4).to_string();
-        let gate = || json!({"gate": ""});
+        let gate = || gate();
         let after = |steps: Vec<Value>| [login(), steps].concat();
         let adjusted = after(vec![say("EPRT |1|192.168.150.80|40000|"), reply(), gate()]);
         let plain = after(vec![gate(), say("NOOP"), reply(), say("EPSV"), reply()]);
-        let [adjusted, plain] = [adjusted, plain]
-            .map(|steps| gated_client(&gateway.lab.client, json!({"host": host, "steps": steps})));
+        let [adjusted, plain] = [adjusted, plain].map(|steps| hold(&gateway.lab, steps));
         end(&mut gateway.daemon);
         let table = gateway.lab.gateway.run("nft", &["list", "table", "inet", "ftp_alg"]).unwrap();
         assert!(table.status.success(), "the table stays for what is adjusted");
@@ -217,7 +204,7 @@ fn ftp_goes_on_unadjusted_after_a_daemon_ended_for_good() {
             ("plain", plain.release()),
             ("new", {
                 let steps = after(vec![say("NOOP"), reply()]);
-                scripted_client(&gateway.lab.client, &json!({"host": host, "steps": steps}))
+                talk(&gateway.lab, steps)
             }),
         ];
         for (name, session) in said {
@@ -258,7 +245,7 @@ fn a_connection_lives_if_the_daemon_is_stopped_in_the_middle_of_a_decision() {
     for _ in 0..3 {
         steps.extend([say("NOOP"), reply()]);
     }
-    let host = gateway.lab.server_address(Family::V4).to_string();
+    let host = gateway.lab.server_address(V4).to_string();
     let client = json!({"host": host, "timeout": 30, "steps": steps});
     let session = scripted_client(&gateway.lab.client, &client);
     wait_for("the end of gdb", || gdb.exit_status().is_some());

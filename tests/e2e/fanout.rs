@@ -1,10 +1,8 @@
 //! Several workers, each with the packets of its own processors: a connection's come by any queue.
 
-use std::{collections::BTreeSet, fs, thread, time::Duration};
+use std::collections::BTreeSet;
 
-use crate::common::{executable, gated_client, gateway_with, login, reply, say, scripted_server};
-use ftp_alg_lab::{Daemon, Family, Script, Server, ServerKind, Topology};
-use serde_json::{Value, json};
+use crate::common::*;
 
 const CONFIGURATION: &str = "[queue]\nworkers = 3\nfanout = \"cpu\"\n";
 
@@ -40,7 +38,7 @@ fn sessions_at_once_work_from_whatever_processor_their_packets_come() {
         let modes = ["active", "passive", "active+ext", "passive+ext"];
         let running = modes.map(|mode| {
             scope.spawn(move || {
-                let address = lab.server_address(Family::V4).to_string();
+                let address = lab.server_address(V4).to_string();
                 let arguments = [&address, user, password, mode, "150", "pub/report"];
                 let limit = Duration::from_secs(120);
                 let done = lab.client.script(Script::Many, &arguments, limit).unwrap();
@@ -61,8 +59,7 @@ fn sessions_at_once_work_from_whatever_processor_their_packets_come() {
 
 #[test]
 fn each_session_is_known_again_by_any_number_of_workers() {
-    let mut gateway = gateway_with(Topology::Masquerade, CONFIGURATION);
-    let _server = scripted_server(&gateway.lab.server, &json!({}));
+    let (mut gateway, _server) = served(Topology::Masquerade, CONFIGURATION, json!({}));
     let client = |port: u16| {
         let [high, low] = port.to_be_bytes();
         let transfer = [
@@ -70,18 +67,16 @@ fn each_session_is_known_again_by_any_number_of_workers() {
             reply(),
             say("LIST"),
             reply(),
-            json!({"accept": port}),
+            accept(port),
             reply(),
         ];
-        let steps = [&login()[..], &transfer, &[json!({"gate": ""})], &transfer].concat();
-        let host = gateway.lab.server_address(Family::V4).to_string();
-        gated_client(&gateway.lab.client, json!({"host": host, "listen": [port], "steps": steps}))
+        hold(&gateway.lab, (login(), &transfer, gate(), &transfer))
     };
     let clients: Vec<_> = (3762..3770).map(client).collect();
     for other in [CONFIGURATION, "[queue]\nnumber = 2099\nworkers = 5\n", "queue.workers = 1\n", ""]
     {
         gateway.daemon.kill();
-        gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, other).unwrap();
+        gateway.start_again(other);
         let log = gateway.daemon.log();
         assert!(log.contains("restored 8 sessions (8 with sequence adjustment)"), "{other}: {log}");
         assert!(!log.contains("WARN"), "{other}: {log}");

@@ -1,15 +1,7 @@
 //! The fast path with real ends: what recurs is inspected at the interfaces and not queued, and nothing else is
 //! different.
 
-use std::{path::PathBuf, thread, time::Duration};
-
-use crate::common::{
-    Gateway, connect, executable, fast_load::FastLoad, fast_path, gated_client, gateway_with,
-    has_tcx, login, names::shell_program, passive_transfer as passive, pins, reply, say,
-    scripted_client, scripted_server, wait_for,
-};
-use ftp_alg_lab::{Daemon, Family, Lab, Topology, scaled_timeout};
-use serde_json::{Value, json};
+use crate::common::{passive_transfer as passive, *};
 
 const ON: &str = "[queue]\nfast-path = \"auto\"\n[pinhole]\nbackend = \"nftables\"\n";
 
@@ -28,6 +20,36 @@ fn count(daemon: &Daemon, name: &str) -> u64 {
     fast_path(daemon)[name].as_u64().unwrap()
 }
 
+fn server(lab: &Lab) -> ScriptedServer {
+    scripted_server(&lab.server, &json!({"body": "here it is\r\n"}))
+}
+
+/// A server that takes zeros, so that the program opens for PORT.
+fn vsftpd(lab: &Lab) -> ScriptedServer {
+    let plan = json!({"body": "here it is\r\n", "greeting": "220 (vsFTPd 3.0.3)"});
+    scripted_server(&lab.server, &plan)
+}
+
+/// Asserts that the session received so many files.
+fn assert_received(session: &Session, files: usize) {
+    let received = session.steps.iter().filter(|(got, _)| got.contains("here it is"));
+    assert_eq!(received.count(), files, "{session:?}");
+}
+
+/// Plays `transfers` in a session. All must work, and the daemon must learn of each.
+#[track_caller]
+fn transfer(gateway: &Gateway, transfers: &[Vec<Value>]) -> Session {
+    let Gateway { lab, daemon } = gateway;
+    let session = talk(lab, (login(), transfers)).ok_in(fast_path(daemon));
+    assert_received(&session, transfers.len());
+    wait_for("all to be read", || gateway.count("pinholes_opened") == transfers.len() as u64);
+    for wrong in ["fast_path_mismatches", "errors"] {
+        assert_eq!(gateway.count(wrong), 0, "{wrong}: {}", daemon.log());
+    }
+    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
+    session
+}
+
 /// Asserts that most of so many transfers used the fast path. On a busy machine a retransmission hands a connection
 /// back, and its next lines are queued.
 fn assert_most_admitted(daemon: &Daemon, transfers: u64) {
@@ -43,53 +65,39 @@ fn active(port: u16) -> Vec<Value> {
     active_by(&format!("PORT 192,168,150,80,{},{}", port / 256, port % 256), port)
 }
 
-/// The same by EPRT.
-fn extended_active(port: u16) -> Vec<Value> {
-    active_by(&format!("EPRT |1|192.168.150.80|{port}|"), port)
-}
-
 fn active_by(announcement: &str, port: u16) -> Vec<Value> {
-    vec![say(announcement), reply(), say("LIST"), json!({"accept": port}), reply(), reply()]
+    vec![say(announcement), reply(), say("LIST"), accept(port), reply(), reply()]
 }
 
-fn plan(lab: &Lab, listen: &[u16], steps: &[Vec<Value>]) -> Value {
-    let host = lab.server_address(Family::V4).to_string();
-    json!({"host": host, "listen": listen, "steps": steps.concat()})
+/// The server's lines that begin with `verb`.
+fn announced(server: &ScriptedServer, verb: &str) -> Vec<String> {
+    server.lines().into_iter().filter(|line| line.starts_with(verb)).collect()
 }
 
 #[test]
 fn transfers_through_a_routed_firewall_use_the_fast_path() {
     let Some(gateway) = gateway(Topology::Routed) else { return };
-    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
-    let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
-    let steps: Vec<_> = [login()].into_iter().chain((0..8).map(|_| passive("PASV"))).collect();
-    let session = scripted_client(&lab.client, &plan(lab, &[], &steps));
-    assert_eq!(session.error, None, "{:?} {}", session.steps, fast_path(daemon));
-    wait_for("all to be read", || daemon.counter("pinholes_opened").unwrap() == 8);
-    assert!(count(daemon, "lines") > 20, "{}", fast_path(daemon));
-    assert_most_admitted(daemon, 8);
-    assert_eq!(daemon.counter("fast_path_mismatches").unwrap(), 0);
-    daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
+    let _server = server(&gateway.lab);
+    transfer(&gateway, &vec![passive("PASV"); 8]);
+    assert!(count(&gateway.daemon, "lines") > 20, "{}", fast_path(&gateway.daemon));
+    assert_most_admitted(&gateway.daemon, 8);
+    gateway.assert_tidy();
 }
 
 #[test]
 fn interfaces_have_the_program_only_while_a_session_lasts() {
     let Some(gateway) = gateway(Topology::Routed) else { return };
     let (lab, daemon) = (&gateway.lab, &gateway.daemon);
-    let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
+    let _server = server(lab);
     let is_attached = || !fast_path(daemon)["interfaces"].as_array().unwrap().is_empty();
     for _ in 0..2 {
         wait_for("the end of its use", || !is_attached());
         let before = count(daemon, "lines");
-        let session = scripted_client(
-            &lab.client,
-            &plan(lab, &[], &[login(), passive("PASV"), vec![say("QUIT"), reply()]]),
-        );
-        assert_eq!(session.error, None, "{:?} {}", session.steps, daemon.log());
+        talk(lab, (login(), passive("PASV"), ask("QUIT"))).ok();
         assert!(is_attached(), "{}", fast_path(daemon));
         // The session for which it is attached is inspected from its greeting on.
         assert!(count(daemon, "lines") - before > 8, "{}", fast_path(daemon));
-        assert_eq!(daemon.counter("errors").unwrap(), 0, "{}", daemon.log());
+        assert_eq!(gateway.count("errors"), 0, "{}", daemon.log());
     }
     assert!((1..=2).contains(&count(daemon, "admitted")), "{}", fast_path(daemon));
 }
@@ -102,21 +110,22 @@ fn transfers_from_a_published_server_use_the_fast_path() {
             _ => ON.to_owned(),
         };
         let gateway = gateway_with(topology, &configuration);
-        let (lab, daemon) = (&gateway.lab, &gateway.daemon);
-        let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
-        let steps: Vec<_> = (0..6).flat_map(|_| [passive("PASV"), passive("EPSV")]).collect();
-        let session =
-            scripted_client(&lab.client, &plan(lab, &[], &[vec![login()], steps].concat()));
-        assert_eq!(session.error, None, "{topology}: {}", daemon.log());
-        let text = serde_json::to_string(&session.steps).unwrap();
-        assert_eq!(text.matches("here it is").count(), 12, "{topology}: {text}");
-        wait_for("all to be read", || daemon.counter("pinholes_opened").unwrap() == 12);
-        if topology == Topology::PublishedServer && fast_path(daemon)["state"] == "on" {
-            assert_eq!(text.matches("Mode   (198,51,100,1,").count(), 6, "{text}");
-            assert_most_admitted(daemon, 12);
-            assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
+        let _server = server(&gateway.lab);
+        let session = transfer(
+            &gateway,
+            &[passive("PASV"), passive("EPSV")]
+                .iter()
+                .cycle()
+                .take(12)
+                .cloned()
+                .collect::<Vec<_>>(),
+        );
+        if topology == Topology::PublishedServer && fast_path(&gateway.daemon)["state"] == "on" {
+            let is_translated = |got: &str| got.contains("Mode   (198,51,100,1,");
+            let translated = session.steps.iter().filter(|(got, _)| is_translated(got));
+            assert_eq!(translated.count(), 6, "{session:?}");
+            assert_most_admitted(&gateway.daemon, 12);
         }
-        assert_eq!(daemon.counter("fast_path_mismatches").unwrap(), 0, "{topology}");
     }
 }
 
@@ -124,20 +133,14 @@ fn transfers_from_a_published_server_use_the_fast_path() {
 fn idle_sessions_leave_pinholes_for_other_sessions_of_a_client() {
     let configuration = format!("policy.max-pinholes-per-client = 4\n{ON}");
     let gateway = gateway_with(Topology::Masquerade, &configuration);
-    let lab = &gateway.lab;
-    let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
-    let gate = vec![json!({"gate": ""})];
-    let steps = [login(), gate, passive("PASV"), passive("PASV")];
-    let clients: Vec<_> =
-        (0..8).map(|_| gated_client(&lab.client, plan(lab, &[], &steps))).collect();
+    let _server = server(&gateway.lab);
+    let steps = [login(), vec![gate()], passive("PASV"), passive("PASV")];
+    let clients: Vec<_> = (0..8).map(|_| hold(&gateway.lab, &steps)).collect();
     for client in clients.into_iter().rev() {
-        let session = client.release();
-        assert_eq!(session.error, None, "{:?}", session.steps);
-        let text = serde_json::to_string(&session.steps).unwrap();
-        assert_eq!(text.matches("here it is").count(), 2, "{text}");
+        assert_received(&client.release().ok(), 2);
     }
-    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 16);
-    assert_eq!(gateway.daemon.counter("pinholes_refused").unwrap(), 0);
+    assert_eq!(gateway.count("pinholes_opened"), 16);
+    assert_eq!(gateway.count("pinholes_refused"), 0);
 }
 
 /// A server with one passive port, which it announces before it listens.
@@ -149,14 +152,13 @@ fn a_pinhole_that_is_announced_again_opens_again_if_refused() {
         let (lab, daemon) = (&gateway.lab, &gateway.daemon);
         let reply_229 = format!("229 here (|||{PORT}|)");
         let _server = scripted_server(&lab.server, &json!({"extra": {"EPSV": reply_229}}));
-        let announce = vec![say("EPSV"), reply(), json!({"gate": ""})];
-        let steps = [login(), announce.clone(), announce.clone(), announce];
-        let mut client = gated_client(&lab.client, plan(lab, &[], &steps));
-        let server = lab.server_address(Family::V4).to_string();
+        let mut client = hold(
+            lab,
+            (login(), [(ask("EPSV"), gate()), (ask("EPSV"), gate()), (ask("EPSV"), gate())]),
+        );
+        let server = lab.server_address(V4).to_string();
         for announcement in 1..=3 {
-            wait_for("the announcement", || {
-                daemon.counter("pinholes_opened").unwrap() == announcement
-            });
+            wait_for("the announcement", || gateway.count("pinholes_opened") == announcement);
             let outcome = connect(&lab.client, &server, PORT);
             assert_eq!(outcome, "refused", "{topology}, {announcement}");
             assert_eq!(daemon.open_pinholes().unwrap().len(), 1, "{topology}, {announcement}");
@@ -168,7 +170,7 @@ fn a_pinhole_that_is_announced_again_opens_again_if_refused() {
         let listen = || std::net::TcpListener::bind((std::net::Ipv4Addr::UNSPECIFIED, PORT));
         let _listener = lab.server.inside(listen).unwrap().unwrap();
         assert_eq!(connect(&lab.client, &server, PORT), "open", "{topology}");
-        assert_eq!(client.release().error, None, "{topology}");
+        client.release().ok_in(topology);
     }
 }
 
@@ -180,69 +182,43 @@ fn a_server_on_the_gateway_itself_is_left_to_the_queue() {
     lab.gateway.nft("insert rule inet gateway input tcp dport 21 accept").unwrap();
     lab.gateway.nft("insert rule inet gateway input ct mark and 0x40000000 != 0 accept").unwrap();
     let _server = scripted_server(&lab.gateway, &json!({"body": "here it is\r\n"}));
-    let host = lab.gateway.address(Family::V4).to_string();
-    let steps = [login(), active(1030), passive("PASV"), active(1031), passive("EPSV")].concat();
-    let plan = json!({"host": host, "listen": [1030, 1031], "steps": steps});
-    let session = scripted_client(&lab.client, &plan);
-    assert_eq!(session.error, None, "{:?} {}", session.steps, daemon.log());
-    assert_eq!(daemon.counter("pinholes_opened").unwrap(), 4);
-    wait_for("all to be used", || daemon.counter("pinholes_used").unwrap() == 4);
+    let steps = (login(), active(1030), passive("PASV"), active(1031), passive("EPSV"));
+    let mut plan = plan(lab, steps);
+    plan["host"] = json!(lab.gateway.address(V4));
+    scripted_client(&lab.client, &plan).ok();
+    assert_eq!(gateway.count("pinholes_opened"), 4);
+    wait_for("all to be used", || gateway.count("pinholes_used") == 4);
     assert_eq!((count(daemon, "lines"), count(daemon, "handed_back")), (0, 0));
 }
 
 #[test]
 fn transfers_through_masquerade_use_the_fast_path() {
     let Some(gateway) = gateway(Topology::Masquerade) else { return };
-    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
-    let server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
-    let ports: Vec<u16> = (1025..1033).collect();
-    let mut steps = vec![login()];
-    for port in &ports {
-        steps.extend([passive("PASV"), active(*port), passive("EPSV")]);
-    }
-    let session = scripted_client(&lab.client, &plan(lab, &ports, &steps));
-    assert_eq!(session.error, None);
-    let text = serde_json::to_string(&session.steps).unwrap();
-    assert_eq!(text.matches("here it is").count(), 24, "{text}");
-    let announced: Vec<_> =
-        server.lines().into_iter().filter(|line| line.starts_with("PORT")).collect();
+    let daemon = &gateway.daemon;
+    let server = server(&gateway.lab);
+    let round = |port| [passive("PASV"), active(port), passive("EPSV")];
+    transfer(&gateway, &(1025..1033).flat_map(round).collect::<Vec<_>>());
+    let announced = announced(&server, "PORT");
     assert_eq!(announced.len(), 8);
     assert!(announced.iter().all(|line| line.starts_with("PORT 198,51,100,1,")), "{announced:?}");
-    wait_for("all to be read", || daemon.counter("pinholes_opened").unwrap() == 24);
     assert!(count(daemon, "lines") > 100, "{}", fast_path(daemon));
     assert_most_admitted(daemon, 24);
-    assert_eq!(daemon.counter("fast_path_mismatches").unwrap(), 0);
-    assert_eq!(daemon.counter("errors").unwrap(), 0);
     assert_eq!(daemon.log().matches("PORT 192.168.150.80:").count(), 8, "{}", daemon.log());
-    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
-    daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
+    gateway.assert_tidy();
 }
 
 /// An EPRT that names another address changes its length: the first one is queued, and adjusts the connection.
 #[test]
 fn an_adjusted_connection_uses_the_fast_path() {
     let Some(gateway) = gateway(Topology::Masquerade) else { return };
-    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
-    let server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
-    let ports: Vec<u16> = (1025..1041).collect();
-    let mut steps = vec![login()];
-    for port in &ports {
-        steps.extend([extended_active(*port), passive("PASV"), passive("EPSV")]);
-    }
-    let session = scripted_client(&lab.client, &plan(lab, &ports, &steps));
-    assert_eq!(session.error, None, "{:?} {}", session.steps.last(), daemon.log());
-    let text = serde_json::to_string(&session.steps).unwrap();
-    assert_eq!(text.matches("here it is").count(), 48, "{text}");
-    let lines = server.lines();
-    let announced: Vec<_> = lines.iter().filter(|line| line.starts_with("EPRT")).collect();
-    let expected = ports.iter().map(|port| format!("EPRT |1|198.51.100.1|{port}|"));
-    assert!(announced.into_iter().eq(&expected.collect::<Vec<_>>()), "{lines:?}");
-    wait_for("all to be read", || daemon.counter("pinholes_opened").unwrap() == 48);
-    assert_most_admitted(daemon, 48);
-    assert_eq!(daemon.counter("fast_path_mismatches").unwrap(), 0, "{}", daemon.log());
-    assert_eq!(daemon.counter("errors").unwrap(), 0);
-    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
-    daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
+    let server = server(&gateway.lab);
+    let extended = |port| active_by(&format!("EPRT |1|192.168.150.80|{port}|"), port);
+    let round = |port| [extended(port), passive("PASV"), passive("EPSV")];
+    transfer(&gateway, &(1025..1041).flat_map(round).collect::<Vec<_>>());
+    let expected = (1025..1041).map(|port| format!("EPRT |1|198.51.100.1|{port}|"));
+    assert_eq!(announced(&server, "EPRT"), expected.collect::<Vec<_>>());
+    assert_most_admitted(&gateway.daemon, 48);
+    gateway.assert_tidy();
 }
 
 /// As a rule does that limits new connections. TCP sends the SYN again, which passes without us, too.
@@ -271,123 +247,89 @@ fn a_syn_that_a_rule_drops_is_admitted_when_tcp_retransmits_it() {
                 }}"
             ))
             .unwrap();
-        // A server that takes zeros, so that the program opens for PORT.
-        let server = json!({"body": "here it is\r\n", "greeting": "220 (vsFTPd 3.0.3)"});
-        let _server = scripted_server(&lab.server, &server);
-        let ports: Vec<u16> = (2049..2053).collect();
-        let session = scripted_client(
-            &lab.client,
-            &plan(lab, &ports, &[&[login()], &transfers[..]].concat()),
-        );
-        assert_eq!(session.error, None, "{topology} {hook}: {:?}", session.steps);
+        let _server = vsftpd(lab);
+        transfer(&gateway, transfers);
         assert!(count(daemon, "admitted") > 0, "{topology} {hook}: {}", fast_path(daemon));
         let seen = lab.gateway.run("nft", &["list", "set", "ip", "once", "seen"]).unwrap();
         let dots_of_five = 5 * 3; // the type, and four elements
         assert_eq!(seen.stdout_text().matches(" . ").count(), dots_of_five, "{seen:?}");
-        wait_for("all to be read", || daemon.counter("pinholes_opened").unwrap() == 4);
-        assert_eq!(daemon.counter("fast_path_mismatches").unwrap(), 0, "{topology} {hook}");
     }
 }
 
 #[test]
 fn announcements_use_the_fast_path_from_the_third_on() {
     let Some(gateway) = gateway(Topology::Masquerade) else { return };
-    let (lab, daemon) = (&gateway.lab, &gateway.daemon);
+    let lab = &gateway.lab;
     // One byte shorter than 198.51.100.1.
     let own = "ip address add 192.168.1.8/24 dev eth0
         ip route replace default via 192.168.1.1 src 192.168.1.8";
-    lab.gateway.shell("ip address add 192.168.1.1/24 dev lan").unwrap().success().unwrap();
-    lab.client.shell(own).unwrap().success().unwrap();
-    let server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
-    let ports: Vec<u16> = (50000..50016).collect();
-    let announcements = ports.iter().map(|port| {
-        let line = format!("PORT 192,168,1,8,{},{}", port / 256, port % 256);
-        active_by(&line, *port)
-    });
-    let steps: Vec<_> = [login()].into_iter().chain(announcements).collect();
-    let session = scripted_client(&lab.client, &plan(lab, &ports, &steps));
-    assert_eq!(session.error, None, "{:?} {}", session.steps.last(), daemon.log());
-    let lines = server.lines();
-    let announced: Vec<_> = lines.iter().filter(|line| line.starts_with("PORT")).collect();
-    let own = |port: &u16| format!("PORT 198,51,100,1,{},{}", port / 256, port % 256);
-    assert_eq!(announced[0].len(), "PORT 192,168,1,8,195,80".len(), "{lines:?}");
-    assert!(announced[1..].iter().copied().eq(&ports[1..].iter().map(own).collect::<Vec<_>>()));
-    wait_for("all to be read", || daemon.counter("pinholes_opened").unwrap() == 16);
-    assert!(count(daemon, "admitted") >= 11, "{}", fast_path(daemon));
-    assert_eq!(daemon.counter("fast_path_mismatches").unwrap(), 0, "{}", daemon.log());
-    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
-    daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
+    lab.gateway.shell("ip address add 192.168.1.1/24 dev lan").unwrap();
+    lab.client.shell(own).unwrap();
+    let server = server(lab);
+    let line = |own: &str, port: u16| format!("PORT {own},{},{}", port / 256, port % 256);
+    let announcement = |port| active_by(&line("192,168,1,8", port), port);
+    transfer(&gateway, &(50000..50016).map(announcement).collect::<Vec<_>>());
+    let announced = announced(&server, "PORT");
+    let expected = (50001..50016).map(|port| line("198,51,100,1", port));
+    assert_eq!(announced[0].len(), "PORT 192,168,1,8,195,80".len(), "{announced:?}");
+    assert_eq!(announced[1..], expected.collect::<Vec<_>>());
+    assert!(count(&gateway.daemon, "admitted") >= 11, "{}", fast_path(&gateway.daemon));
+    gateway.assert_tidy();
 }
 
 #[test]
 fn the_fast_path_works_without_a_daemon_and_the_next_reads_it() {
     let Some(mut gateway) = gateway(Topology::Routed) else { return };
-    let _server = scripted_server(&gateway.lab.server, &json!({"body": "here it is\r\n"}));
-    let gate = vec![json!({"gate": ""})];
-    let three = || (0..3).map(|_| passive("PASV")).collect::<Vec<_>>();
+    let _server = server(&gateway.lab);
+    let three = vec![passive("PASV"); 3];
     // The first two transfers have it handed over; three are made while nobody is there.
-    let before = [vec![login()], three(), vec![gate]].concat();
-    let steps = [before, three(), three()].concat();
-    let client = gated_client(&gateway.lab.client, plan(&gateway.lab, &[], &steps));
-    wait_for("three transfers", || gateway.daemon.counter("pinholes_opened").unwrap() == 3);
+    let client = hold(&gateway.lab, (login(), &three, gate(), &three, &three));
+    wait_for("three transfers", || gateway.count("pinholes_opened") == 3);
     gateway.daemon.kill();
-    let session = client.release();
-    assert_eq!(session.error, None);
-    let text = serde_json::to_string(&session.steps).unwrap();
-    assert_eq!(text.matches("here it is").count(), 9, "{text}");
-    gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, ON).unwrap();
-    let daemon = &gateway.daemon;
+    assert_received(&client.release().ok(), 9);
+    gateway.start_again(ON);
     // Three opened before are in the journal, and not counted again.
-    assert_eq!(daemon.counter("pinholes_opened").unwrap(), 6, "{}", daemon.log());
-    assert_eq!(daemon.counter("fast_path_mismatches").unwrap(), 0);
-    assert_eq!(daemon.counter("unread_sessions").unwrap(), 0);
+    assert_eq!(gateway.count("pinholes_opened"), 6, "{}", gateway.daemon.log());
+    assert_eq!(gateway.count("fast_path_mismatches"), 0);
+    assert_eq!(gateway.count("unread_sessions"), 0);
 }
 
 /// Nobody would read the lines, or list what is open.
 #[test]
 fn the_fast_path_opens_nothing_after_the_last_heartbeat() {
     let Some(mut gateway) = gateway(Topology::Routed) else { return };
-    let _server = scripted_server(&gateway.lab.server, &json!({"body": "here it is\r\n"}));
-    let announced = vec![json!({"gate": ""}), say("PASV"), reply()];
-    let steps = [vec![login()], vec![passive("PASV"); 3], vec![announced]].concat();
-    let client = gated_client(&gateway.lab.client, plan(&gateway.lab, &[], &steps));
-    wait_for("three transfers", || gateway.daemon.counter("pinholes_opened").unwrap() == 3);
+    let _server = server(&gateway.lab);
+    let three = vec![passive("PASV"); 3];
+    let client = hold(&gateway.lab, (login(), three, gate(), ask("PASV")));
+    wait_for("three transfers", || gateway.count("pinholes_opened") == 3);
     gateway.daemon.kill();
     let heartbeat = || {
         let set = ["list", "set", "inet", "ftp_alg", "heartbeat"];
-        let listed = gateway.lab.gateway.run("nft", &set).unwrap().success().unwrap();
+        let listed = gateway.lab.gateway.run("nft", &set).unwrap();
         listed.stdout_text().contains("expires")
     };
     wait_for("the last heartbeat's end", || !heartbeat());
-    let session = client.release();
-    assert_eq!(session.error, None);
+    let session = client.release().ok();
     assert!(session.steps.last().unwrap().0.starts_with("227 "), "{:?}", session.steps);
-    gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, ON).unwrap();
+    gateway.start_again(ON);
     // It has read what the program said.
-    let opened = gateway.daemon.counter("pinholes_opened").unwrap();
+    let opened = gateway.count("pinholes_opened");
     assert_eq!((opened, gateway.daemon.pinholes().unwrap().len()), (0, 0));
 }
 
 #[test]
 fn sessions_that_began_with_conntrack_go_on_without_a_program() {
-    let mut gateway = gateway_with(Topology::Routed, "[pinhole]\nbackend = \"conntrack\"\n");
-    let _server = scripted_server(&gateway.lab.server, &json!({"body": "here it is\r\n"}));
-    let steps = [login(), vec![json!({"gate": ""})], passive("PASV")];
-    let client = gated_client(&gateway.lab.client, plan(&gateway.lab, &[], &steps));
-    wait_for("the login", || gateway.daemon.counter("sessions").unwrap() == 1);
+    let mut gateway = gateway_with(Topology::Routed, CONNTRACK);
+    let _server = server(&gateway.lab);
+    let client = hold(&gateway.lab, (login(), gate(), passive("PASV")));
+    wait_for("the login", || gateway.count("sessions") == 1);
     gateway.daemon.kill();
     let configuration = "queue.fast-path = \"auto\"\n";
-    gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, configuration).unwrap();
+    gateway.start_again(configuration);
     let off = fast_path(&gateway.daemon);
-    assert_eq!(
-        (&off["state"], &off["why"]),
-        (
-            &json!("off"),
-            &json!(
-                "back end conntrack: it needs nftables, which auto takes where your rules accept the mark of data connections"
-            )
-        )
-    );
+    let why = "back end conntrack: it needs nftables, which auto takes where your rules accept the mark of data \
+               connections";
+    assert_eq!((&off["state"], &off["why"]), (&json!("off"), &json!(why)));
     assert_eq!(pins(&gateway.lab).len(), 0, "{}", gateway.daemon.log());
     assert_eq!(client.release().error, None);
 }
@@ -407,13 +349,10 @@ fn a_rule_that_takes_marks_away_keeps_it_off() {
     let why = off["why"].as_str().unwrap();
     assert!(why.contains("in inet own marks overwrites the fast path's packet marks"), "{off}");
     assert_eq!((&off["state"], pins(&lab).len()), (&json!("off"), 0));
-    let configuration = daemon.socket().with_file_name("ftp-alg.toml").display().to_string();
-    let doctor = daemon.ask(&["doctor", "--config", &configuration]).unwrap().stdout_text();
+    let doctor = doctor(&daemon).stdout_text();
     assert!(doctor.contains("`meta mark set 0x00000001` in inet own marks"), "{doctor}");
-    let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
-    let steps = [login(), passive("PASV"), active(1025), passive("EPSV")];
-    let session = scripted_client(&lab.client, &plan(&lab, &[1025], &steps));
-    assert_eq!(session.error, None, "{}", daemon.log());
+    let _server = server(&lab);
+    talk(&lab, (login(), passive("PASV"), active(1025), passive("EPSV"))).ok();
     assert_eq!(daemon.counter("errors").unwrap(), 0, "{}", daemon.log());
     assert!(daemon.stop().unwrap().success(), "{}", daemon.log());
     for rule in ["meta mark set meta mark & 0xffffff00 | 0x1", "meta l4proto udp meta mark set 0x1"]
@@ -479,8 +418,8 @@ fn survives_kills(program: fn(&Gateway) -> PathBuf, configuration: fn(u64) -> St
     for round in 0..rounds {
         // At another moment of a transfer each time; long enough that what is retransmitted gets through.
         thread::sleep(scaled_timeout(Duration::from_millis(500 + round * 37 % 250)));
-        fast_path += gateway.daemon.counter("fast_path_lines").unwrap();
-        assert_eq!(gateway.daemon.counter("fast_path_mismatches").unwrap(), 0, "round {round}");
+        fast_path += gateway.count("fast_path_lines");
+        assert_eq!(gateway.count("fast_path_mismatches"), 0, "round {round}");
         gateway.daemon.kill();
         let configuration = configuration(round);
         gateway.daemon = Daemon::start(&program, &gateway.lab.gateway, &configuration).unwrap();
@@ -497,22 +436,18 @@ fn survives_kills(program: fn(&Gateway) -> PathBuf, configuration: fn(u64) -> St
 #[test]
 fn rules_have_the_pinholes_of_a_program_whose_translations_are_gone() {
     let Some(mut gateway) = gateway(Topology::Masquerade) else { return };
-    // A server that takes zeros, so that the program opens for PORT.
-    let server = json!({"body": "here it is\r\n", "greeting": "220 (vsFTPd 3.0.3)"});
-    let _server = scripted_server(&gateway.lab.server, &server);
-    let port = [say("PORT 192,168,150,80,4,9"), reply(), json!({"gate": ""})];
-    let list = [say("LIST"), json!({"accept": 1033}), reply(), reply()];
+    let _server = vsftpd(&gateway.lab);
+    let port = [say("PORT 192,168,150,80,4,9"), reply(), gate()];
+    let list = [say("LIST"), accept(1033), reply(), reply()];
     let steps = [login(), passive("PASV"), passive("PASV"), port.to_vec(), list.to_vec()];
-    let client = gated_client(&gateway.lab.client, plan(&gateway.lab, &[1033], &steps));
+    let client = hold(&gateway.lab, steps);
     assert!(count(&gateway.daemon, "opened") >= 2, "{}", fast_path(&gateway.daemon));
     gateway.daemon.kill();
     gateway.lab.gateway.nft("delete table inet ftp_alg").unwrap();
-    gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, ON).unwrap();
+    gateway.start_again(ON);
     assert_eq!(gateway.daemon.open_pinholes().unwrap().len(), 1, "{}", gateway.daemon.log());
-    let session = client.release();
-    assert_eq!(session.error, None, "{}", gateway.daemon.log());
-    let text = serde_json::to_string(&session.steps).unwrap();
-    assert_eq!(text.matches("here it is").count(), 3, "{text}");
+    let session = client.release().ok();
+    assert_received(&session, 3);
     gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
 }
 
@@ -541,8 +476,8 @@ fn compare_lists(topology: Topology) {
         let configuration = ON.replace("auto", fast_path) + "timeout = \"4s\"\n";
         let gateway = gateway_with(topology, &configuration);
         let (lab, daemon) = (&gateway.lab, &gateway.daemon);
-        let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
-        let address = lab.client.address(Family::V4).to_string().replace('.', ",");
+        let _server = server(lab);
+        let address = lab.client.address(V4).to_string().replace('.', ",");
         let port = format!("PORT {address},{},{}", PORT / 256, PORT % 256);
         // The steps before which the data connection is announced, made, and closed.
         for (steps, [announced, made, over]) in
@@ -557,11 +492,11 @@ fn compare_lists(topology: Topology) {
                 if is_announced {
                     steps.truncate(at);
                 }
-                steps.insert(at, json!({"gate": ""}));
+                steps.insert(at, gate());
                 wait_for("the end of the previous session", || {
                     daemon.sessions().unwrap().is_empty()
                 });
-                let client = gated_client(&lab.client, plan(lab, &[PORT], &[login(), steps]));
+                let client = hold(lab, [login(), steps]);
                 assert_open(daemon, expected, &moment);
                 if is_announced {
                     wait_for("expiry", || daemon.pinholes().unwrap().is_empty());

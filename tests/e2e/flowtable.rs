@@ -1,9 +1,6 @@
 //! An operator's flowtable takes data connections, and leaves control connections to the queue.
 
-use std::{thread, time::Duration};
-
-use crate::common::gateway_with;
-use ftp_alg_lab::{Family, Script, Server, ServerKind, Topology};
+use crate::common::*;
 
 /// As operators have it: whatever is established is handed over, control connections too.
 const FLOWTABLE: &str = "
@@ -38,7 +35,7 @@ fn data_is_offloaded_and_control_is_not(flowtable: &str, configuration: &str) {
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     server.put("body", &vec![b'x'; 4 << 20]).unwrap();
     let (user, password) = server.login();
-    let address = lab.server_address(Family::V4).to_string();
+    let address = lab.server_address(V4).to_string();
     for mode in ["active", "passive"] {
         let arguments = [&address, user, password, mode, "10", "pub/body"];
         let (report, connections) = thread::scope(|scope| {
@@ -55,8 +52,8 @@ fn data_is_offloaded_and_control_is_not(flowtable: &str, configuration: &str) {
         assert!(is_offloaded(&connections, |line| !is_control(line)), "{mode}: {connections}");
         assert!(!is_offloaded(&connections, is_control), "{mode}: {connections}");
     }
-    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 20);
-    assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);
+    assert_eq!(gateway.count("pinholes_opened"), 20);
+    assert_eq!(gateway.count("errors"), 0);
 }
 
 #[test]
@@ -66,14 +63,14 @@ fn data_is_offloaded_and_control_is_not_with_nftables() {
 
 #[test]
 fn data_is_offloaded_and_control_is_not_with_conntrack() {
-    data_is_offloaded_and_control_is_not(FLOWTABLE, "[pinhole]\nbackend = \"conntrack\"\n");
+    data_is_offloaded_and_control_is_not(FLOWTABLE, CONNTRACK);
 }
 
 #[test]
 fn the_recipe_offloads_data_with_either_back_end() {
     let recipe = RECIPE.replace("\"lan0\"", "\"lan\"").replace("\"wan0\"", "\"wan\"");
     for backend in ["nftables", "conntrack"] {
-        let configuration = format!("[pinhole]\nbackend = \"{backend}\"\n");
+        let configuration = back_end(backend);
         data_is_offloaded_and_control_is_not(&recipe, &configuration);
     }
 }

@@ -1,20 +1,13 @@
 //! Servers that announce what they are not, networks with a policy of their own, and servers on
 //! another port than 21.
 
-use std::time::Duration;
-
-use crate::common::{
-    connect_in_vain, gated_client, gateway_with, host_port, login, reply, say, scripted_client,
-    scripted_server,
-};
-use ftp_alg_lab::{Family, Host, Lab, Script, Topology};
-use serde_json::{Value, json};
+use crate::common::*;
 
 const PASSIVE: u16 = 50069;
 
 /// The client's side of a passive transfer; its body is step 8.
 fn passive_transfer() -> Vec<Value> {
-    let transfer = [say("LIST"), json!({"dial": true, "later": true}), json!({"drain": true})];
+    let transfer = [say("LIST"), dial(), drain()];
     [&login()[..], &[say("PASV"), reply()], &transfer, &[reply(), reply()]].concat()
 }
 
@@ -26,7 +19,7 @@ fn replacing(server: &str) -> String {
 fn a_server_that_announces_its_inside_is_reached_where_the_client_dialled() {
     for topology in [Topology::PublishedServer, Topology::Masquerade, Topology::Routed] {
         for announced in ["0.0.0.0", "127.0.0.1", "172.17.0.2"] {
-            let server = ftp_alg_lab::LabSpec::new(topology).plan.server.address(Family::V4);
+            let server = ftp_alg_lab::LabSpec::new(topology).plan.server.address(V4);
             let configuration = format!(
                 "[policy]\nforeign-address = \"allow\"\n{}",
                 replacing(&server.to_string())
@@ -35,9 +28,8 @@ fn a_server_that_announces_its_inside_is_reached_where_the_client_dialled() {
             let lab = &gateway.lab;
             let plan = json!({"address": announced, "passive_port": PASSIVE});
             let _server = scripted_server(&lab.server, &plan);
-            let dialled = lab.server_address(Family::V4).to_string();
-            let plan = json!({"host": dialled, "steps": passive_transfer()});
-            let session = scripted_client(&lab.client, &plan);
+            let dialled = lab.server_address(V4).to_string();
+            let session = talk(lab, passive_transfer());
             let what = format!("{topology} {announced}");
             assert_eq!(session.error, None, "{what}");
             assert_eq!(host_port(session.got(6)).0, dialled, "{what}");
@@ -55,9 +47,8 @@ fn without_the_key_a_foreign_address_gets_no_pinhole() {
     let lab = &gateway.lab;
     let plan = json!({"address": "172.17.0.2", "passive_port": PASSIVE});
     let _server = scripted_server(&lab.server, &plan);
-    let steps = [login(), vec![say("PASV"), reply(), json!({"gate": ""})]].concat();
-    let dialled = lab.server_address(Family::V4).to_string();
-    let client = gated_client(&lab.client, json!({"host": dialled, "steps": steps}));
+    let dialled = lab.server_address(V4).to_string();
+    let client = hold(lab, (login(), ask("PASV"), gate()));
     assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     assert_eq!(connect_in_vain(&lab.client, &dialled, PASSIVE), "silent");
     assert!(
@@ -82,31 +73,29 @@ fn networks_have_policies_of_their_own() {
         clients = [\"192.168.150.64/27\", \"fd00:150::/64\"]
         min-data-port = 3000
     ";
-    let gateway = gateway_with(Topology::Masquerade, configuration);
+    let (gateway, server) = served(Topology::Masquerade, configuration, json!({}));
     let lab = &gateway.lab;
-    let server = scripted_server(&lab.server, &json!({}));
     let announce = |host: &Host, family, line: &str| {
         let steps = [login(), vec![say(line), reply(), say("NOOP"), reply()]].concat();
         let dialled = lab.server_address(family).to_string();
-        let session = scripted_client(host, &json!({"host": dialled, "steps": steps}));
-        assert_eq!(session.error, None, "{line}");
+        let session = scripted_client(host, &json!({"host": dialled, "steps": steps})).ok_in(line);
         (session.got(6).to_owned(), server.lines().into_iter().rev().nth(1).unwrap())
     };
-    let (answer, heard) = announce(&lab.client, Family::V4, "PORT 192,168,150,80,14,178");
+    let (answer, heard) = announce(&lab.client, V4, "PORT 192,168,150,80,14,178");
     assert!(answer.starts_with("200"), "{answer}");
     assert_eq!(host_port(&heard), ("198.51.100.1".to_owned(), 3762));
-    let (_, heard) = announce(&lab.client, Family::V6, "EPRT |2|fd00:150::50|3762|");
+    let (_, heard) = announce(&lab.client, V6, "EPRT |2|fd00:150::50|3762|");
     assert_eq!(heard, "EPRT |2|2001:db8:100::1|3762|");
-    let (answer, _) = announce(&lab.client, Family::V4, "PORT 192,168,150,80,4,1");
+    let (answer, _) = announce(&lab.client, V4, "PORT 192,168,150,80,4,1");
     assert!(answer.starts_with('5'), "below its own minimum: {answer}");
 
-    let followed = gateway.daemon.counter("pinholes_opened").unwrap();
-    let (_, heard) = announce(&lab.client2, Family::V4, "PORT 192,168,150,81,14,178");
+    let followed = gateway.count("pinholes_opened");
+    let (_, heard) = announce(&lab.client2, V4, "PORT 192,168,150,81,14,178");
     assert_eq!(heard, "PORT 192,168,150,81,14,178", "left alone");
-    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), followed);
-    let packets = gateway.daemon.counter("packets").unwrap();
-    announce(&lab.client2, Family::V6, "EPRT |2|fd00:150::51|3762|");
-    let queued = gateway.daemon.counter("packets").unwrap() - packets;
+    assert_eq!(gateway.count("pinholes_opened"), followed);
+    let packets = gateway.count("packets");
+    announce(&lab.client2, V6, "EPRT |2|fd00:150::51|3762|");
+    let queued = gateway.count("packets") - packets;
     assert!(queued <= 2, "{queued} packets of a connection that is left alone were queued");
 }
 
@@ -125,21 +114,18 @@ fn servers_on_another_port_are_served_in_both_modes_and_directions() {
         for port in [21, PORT] {
             let what = format!("{topology} {port}");
             let server = serve(lab, port);
-            let client = lab.client.address(Family::V4).to_string().replace('.', ",");
-            let active = [say(&format!("PORT {client},14,178")), reply(), say("LIST"), reply()];
-            let active = [&active[..], &[json!({"accept": 3762}), reply()]].concat();
-            let dialled = lab.server_address(Family::V4).to_string();
+            let active = active_transfer(lab.client.address(V4), 3762);
+            let dialled = lab.server_address(V4).to_string();
             let steps = [passive_transfer(), active].concat();
-            let plan = json!({"host": dialled, "port": port, "listen": [3762], "steps": steps});
-            let session = scripted_client(&lab.client, &plan);
-            assert_eq!(session.error, None, "{what}");
+            let plan = json!({"host": dialled, "port": port, "steps": steps});
+            let session = scripted_client(&lab.client, &plan).ok_in(&what);
             assert_eq!(host_port(session.got(6)).0, dialled, "{what}");
             assert_eq!(session.got(9), "the body\r\n", "{what}");
             assert_eq!(session.got(16), "the body\r\n", "{what}");
             drop(server);
         }
         gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
-        assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 4, "{topology}");
+        assert_eq!(gateway.count("pinholes_opened"), 4, "{topology}");
     }
 }
 

@@ -1,19 +1,15 @@
 //! Everything that once was called well and was not: `status`, `doctor`, the log and the service manager tell it, each by
 //! the same name.
 
-use std::{os::unix::net::UnixDatagram, time::Duration};
+use std::os::unix::net::UnixDatagram;
 
-use crate::common::{
-    self, Gateway, executable, gated_client, gateway_with, login, names::shell_program, reply, say,
-    scripted_client, scripted_server, wait_for,
-};
-use ftp_alg_lab::{Daemon, Family, Lab, Topology};
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::{Value, json};
+
+use crate::common::*;
 
 /// What `command --json` says, its problems by name, and its exit code.
 fn said(daemon: &Daemon, command: &str) -> (Value, Vec<String>, i32) {
-    let file = daemon.socket().with_file_name("ftp-alg.toml").display().to_string();
+    let file = configuration_file(daemon);
     let mut arguments = vec![command, "--json"];
     if command == "doctor" {
         arguments.extend(["--config", &file]);
@@ -60,7 +56,7 @@ fn a_healthy_gateway_reports_no_problem() {
         ("conntrack", Topology::PublishedServer),
         ("nftables", Topology::OnServer),
     ] {
-        let configuration = format!("[pinhole]\nbackend = \"{backend}\"\n");
+        let configuration = back_end(backend);
         let Gateway { daemon, .. } = &gateway_with(topology, &configuration);
         assert_eq!(problems(daemon, "status"), [""; 0]);
         let (report, problems, _) = said(daemon, "doctor");
@@ -96,56 +92,57 @@ fn a_hung_daemon() {
 
 #[test]
 fn a_firewall_that_admits_nothing() {
-    let lab = Lab::new(Topology::Masquerade).unwrap();
-    lab.gateway
-        .shell(
-            "nft -f - <<END
-table inet filter {
-    chain forward {
-        type filter hook forward priority filter; policy drop;
-        ct state established accept
-        tcp dport 21 accept
-    }
-}
-END",
-        )
-        .unwrap();
-    lab.gateway.nft("delete table inet gateway").unwrap();
-    let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
+    let (lab, daemon) = filtered("tcp dport 21 accept", "");
     is_reported_until_solved(&daemon, "data-connections", || {
         let line = "nft insert rule inet filter forward ct mark and 0x40000000 != 0 accept";
         lab.gateway.shell(line).unwrap();
     });
     let log = daemon.log();
-    assert!(log.contains(line_of(&log, "problem data-connections")), "{log}");
     assert!(line_of(&log, "problem data-connections").contains("nft insert rule"), "{log}");
 }
 
-/// A firewall that masquerades, drops by default, and lets data connections pass.
-fn filtered(rules: &str) -> (Lab, Daemon) {
-    let lab = Lab::new(Topology::Masquerade).unwrap();
+const ADMITTING: &str = "ct mark and 0x40000000 != 0 accept";
+
+/// A firewall that masquerades, drops by default, and has `rules` for what is forwarded.
+fn filtered(rules: &str, admission: &str) -> (Lab, Daemon) {
     let rules = format!(
-        "nft -f - <<END
-flush ruleset
-table inet filter {{
-    chain source {{ type nat hook postrouting priority srcnat; oifname wan masquerade; }}
-    chain forward {{
-        type filter hook forward priority filter; policy drop;
-        ct state established accept
-        ct mark and 0x40000000 != 0 accept
-        {rules}
-    }}
-}}
-END"
+        "table inet filter {{
+            chain source {{ type nat hook postrouting priority srcnat; oifname wan masquerade; }}
+            chain forward {{
+                type filter hook forward priority filter; policy drop;
+                ct state established accept
+                {admission}
+                {rules}
+            }}
+        }}"
     );
-    lab.gateway.shell(&rules).unwrap();
+    let lab = lab_with_rules(Topology::Masquerade, &rules);
     let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
     (lab, daemon)
 }
 
 #[test]
+fn connections_that_are_not_tracked_or_that_the_kernels_own_helper_has() {
+    for (problem, helper, rule) in [
+        ("notrack", "", "priority raw; tcp dport 21 notrack;"),
+        (
+            "helper",
+            "ct helper theirs { type \"ftp\" protocol tcp; }",
+            "priority filter; tcp dport 21 ct helper set theirs;",
+        ),
+    ] {
+        let (lab, daemon) = filtered("tcp dport 21 accept", ADMITTING);
+        let chain = format!("chain early {{ type filter hook prerouting {rule} }}");
+        lab.gateway.nft(&format!("table inet mine {{\n{helper}\n{chain}\n}}")).unwrap();
+        is_reported_until_solved(&daemon, problem, || {
+            lab.gateway.shell("nft delete table inet mine").unwrap();
+        });
+    }
+}
+
+#[test]
 fn control_connections_that_are_dropped() {
-    let (lab, daemon) = filtered("tcp dport 80 accept");
+    let (lab, daemon) = filtered("tcp dport 80 accept", ADMITTING);
     is_reported_until_solved(&daemon, "control-connections", || {
         let line = "nft add rule inet filter forward iifname lan tcp dport 21 accept";
         lab.gateway.shell(line).unwrap();
@@ -158,35 +155,6 @@ fn control_connections_that_are_dropped() {
     let (report, ..) = said(&daemon, "doctor");
     let text = report["checks"].to_string();
     assert!(text.contains("accepted lan -> wan; all others: dropped"), "{text}");
-}
-
-#[test]
-fn connections_that_are_not_tracked() {
-    let (lab, daemon) = filtered("tcp dport 21 accept");
-    let rules = "nft -f - <<END
-table inet mine {
-    chain early { type filter hook prerouting priority raw; tcp dport 21 notrack; }
-}
-END";
-    lab.gateway.shell(rules).unwrap();
-    is_reported_until_solved(&daemon, "notrack", || {
-        lab.gateway.shell("nft delete table inet mine").unwrap();
-    });
-}
-
-#[test]
-fn the_kernels_own_helper() {
-    let (lab, daemon) = filtered("tcp dport 21 accept");
-    let rules = "nft -f - <<END
-table inet mine {
-    ct helper theirs { type \"ftp\" protocol tcp; }
-    chain early { type filter hook prerouting priority filter; tcp dport 21 ct helper set theirs; }
-}
-END";
-    lab.gateway.shell(rules).unwrap();
-    is_reported_until_solved(&daemon, "helper", || {
-        lab.gateway.shell("nft delete table inet mine").unwrap();
-    });
 }
 
 fn line_of<'l>(log: &'l str, word: &str) -> &'l str {
@@ -223,13 +191,8 @@ fn an_external_address_whose_name_is_not_known() {
 /// A session in which the server announces, and nobody connects.
 fn unused(gateway: &Gateway, times: usize) {
     let _server = scripted_server(&gateway.lab.server, &json!({}));
-    let mut steps = login();
-    for _ in 0..times {
-        steps.extend([say("PASV"), reply(), json!({"sleep": 1.5})]);
-    }
-    let host = gateway.lab.server_address(Family::V4).to_string();
-    let session = scripted_client(&gateway.lab.client, &json!({"host": host, "steps": steps}));
-    assert_eq!(session.error, None);
+    let announce = vec![(ask("PASV"), json!({"sleep": 1.5})); times];
+    talk(&gateway.lab, (login(), announce)).ok();
 }
 
 #[test]
@@ -257,13 +220,11 @@ fn pinholes_that_nobody_uses() {
 fn a_pinhole_that_a_connection_used_without_a_transfer_is_no_problem() {
     let gateway = gateway_with(Topology::Masquerade, "[pinhole]\ntimeout = \"1s\"\n");
     let _server = scripted_server(&gateway.lab.server, &json!({"passive_port": 50069}));
-    let mut steps = login();
-    steps.extend([say("PASV"), reply(), json!({"gate": ""}), json!({"sleep": 3})]);
-    let host = gateway.lab.server_address(Family::V4).to_string();
-    let client = gated_client(&gateway.lab.client, json!({"host": host, "steps": steps}));
-    assert_eq!(common::connect(&gateway.lab.client, &host, 50069), "open");
+    let host = gateway.lab.server_address(V4).to_string();
+    let client = hold(&gateway.lab, (login(), ask("PASV"), gate(), json!({"sleep": 3})));
+    assert_eq!(connect(&gateway.lab.client, &host, 50069), "open");
     assert_eq!(client.release().error, None);
-    assert_eq!(gateway.daemon.counter("pinholes_expired").unwrap(), 0, "{}", gateway.daemon.log());
+    assert_eq!(gateway.count("pinholes_expired"), 0, "{}", gateway.daemon.log());
     assert!(problems(&gateway.daemon, "status").is_empty());
 }
 
@@ -272,10 +233,8 @@ fn encrypted_sessions() {
     let gateway = gateway_with(Topology::Masquerade, "");
     let _server = scripted_server(&gateway.lab.server, &json!({"extra": {"AUTH TLS": "234 go"}}));
     let steps = json!([reply(), say("AUTH TLS"), reply()]);
-    let host = gateway.lab.server_address(Family::V4).to_string();
     for _ in 0..2 {
-        let plan = json!({"host": host, "steps": steps});
-        assert_eq!(scripted_client(&gateway.lab.client, &plan).error, None);
+        assert_eq!(talk(&gateway.lab, &steps).error, None);
     }
     let daemon = &gateway.daemon;
     wait_for("both", || daemon.counter("encrypted").unwrap() == 2);

@@ -3,25 +3,15 @@
 //! The kernel's own helper stands in for `ftp-alg` here, so that a failure in the other end-to-end
 //! tests can be distinguished from a failure of the lab.
 
-use crate::{
-    common::{connect, connect_in_vain, telling},
-    matrix,
-};
-
-use std::{fs::File, thread, time::Duration};
+use fs::File;
 
 use etherparse::PacketBuilder;
-use ftp_alg_lab::{
-    Admission, Capture, CaptureAnalysis, ClientProgram, Family, FirewallKind, Host, KERNEL_HELPER,
-    Lab, LabSpec, Mode, Server, ServerKind, Topology, Transfer,
-};
 use pcap_file::{
     DataLink,
     pcap::{PcapHeader, PcapPacket, PcapWriter},
 };
 
-const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
-const MODES: [Mode; 2] = [Mode::Active, Mode::Passive];
+use crate::{common::*, matrix};
 
 #[test]
 fn without_help_no_data_connection_passes() {
@@ -29,7 +19,7 @@ fn without_help_no_data_connection_passes() {
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     server.put("a", b"a").unwrap();
     for mode in MODES {
-        let address = lab.server_address(Family::V4);
+        let address = lab.server_address(V4);
         let transfer = Transfer::new(ClientProgram::Ftplib, &lab.client, &server, address, mode);
         transfer.download("a").unwrap_err();
     }
@@ -88,11 +78,10 @@ fn only_control_connections_pass(spec: LabSpec) {
 
 #[test]
 fn a_firewall_that_accepts_what_is_related_needs_no_mark() {
-    let spec = LabSpec { admission: Admission::Related, ..LabSpec::new(Topology::Masquerade) };
-    let lab = Lab::build(spec).unwrap();
+    let lab = lab_for(Topology::Masquerade, "conntrack");
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     server.put("a", b"abc").unwrap();
-    let address = lab.server_address(Family::V4);
+    let address = lab.server_address(V4);
     let transfer = Transfer::new(ClientProgram::Curl, &lab.client, &server, address, Mode::Active);
     transfer.download("a").unwrap_err();
     lab.gateway.nft(&KERNEL_HELPER.replace("ct mark set ct mark or 0x40000000", "")).unwrap();
@@ -107,7 +96,7 @@ fn captures_on_both_sides_show_the_rewrite() {
     server.put("a", b"abc").unwrap();
     let inner = Capture::start(&lab.gateway, lab.client_side(), "tcp").unwrap();
     let outer = Capture::start(&lab.gateway, lab.server_side(), "tcp").unwrap();
-    let address = lab.server_address(Family::V4);
+    let address = lab.server_address(V4);
     let transfer = Transfer::new(ClientProgram::Curl, &lab.client, &server, address, Mode::Active);
     assert_eq!(transfer.download("a").unwrap(), b"abc");
     let (inner, outer) = (inner.finish().unwrap(), outer.finish().unwrap());

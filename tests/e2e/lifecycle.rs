@@ -1,14 +1,8 @@
 //! The daemon's start and end: what it leaves behind, what passes without it, why it cannot start.
 
-use std::{fs, os::unix::fs::PermissionsExt, thread, time::Duration};
+use std::os::unix::fs::PermissionsExt;
 
-use crate::common::{
-    executable, executable_for_everyone, executable_without_owner, gated_client, gateway,
-    gateway_with, login, reply, say, scripted_client, scripted_server, wait_for, without_elements,
-};
-use ftp_alg_lab::{ClientProgram, Transfer};
-use ftp_alg_lab::{Daemon, Family, FirewallKind, Lab, LabSpec, Mode, Server, ServerKind, Topology};
-use serde_json::json;
+use crate::common::*;
 
 #[test]
 fn a_clean_stop_leaves_the_ruleset_as_it_was() {
@@ -49,12 +43,7 @@ fn a_table_that_others_remove_or_change_is_loaded_again() {
         let program = executable_without_owner(&lab);
         let mut daemon = Daemon::start(&program, &lab.gateway, "").unwrap();
         let _server = scripted_server(&lab.server, &json!({}));
-        let transfer = [say("PORT 192,168,150,80,14,178"), reply(), say("LIST"), reply()];
-        let transfer = [&transfer[..], &[json!({"accept": 3762}), reply()]].concat();
-        let steps = [login(), transfer.clone(), vec![json!({"gate": ""})], transfer].concat();
-        let host = lab.server_address(Family::V4).to_string();
-        let plan = json!({"host": host, "listen": [3762], "steps": steps});
-        let client = gated_client(&lab.client, plan);
+        let client = hold(&lab, (login(), port_transfer(), gate(), port_transfer()));
         // Without the translations of connections that the fast path has just now.
         let rules_of_gateway = || without_elements(&lab.gateway.ruleset().unwrap());
         let running = rules_of_gateway();
@@ -63,8 +52,7 @@ fn a_table_that_others_remove_or_change_is_loaded_again() {
         lab.gateway.nft(&format!("{rules}\n{reload}")).unwrap();
         wait_for("the table", || rules_of_gateway() == running);
         // The connection, whose numbers are adjusted, goes on.
-        let session = client.release();
-        assert_eq!(session.error, None, "{rules}");
+        let session = client.release().ok_in(rules);
         assert_eq!(session.got(16), "the body\r\n", "{rules}");
         assert_eq!(daemon.log().matches("it is loaded again").count(), 1, "{rules}");
         assert_eq!(daemon.counter("errors").unwrap(), 1, "{rules}: {}", daemon.log());
@@ -75,18 +63,17 @@ fn a_table_that_others_remove_or_change_is_loaded_again() {
 
 #[test]
 fn connections_that_conntrack_forgot_go_on() {
-    let list = [say("LIST"), reply(), json!({"accept": 3762}), reply()];
+    let list = port_transfer().split_off(2);
     let port = |cut: &[usize]| {
         let line = "PORT 192,168,150,80,14,178\r\n";
         vec![json!({"send": line, "cut": cut, "pause": 0.1}), reply()]
     };
-    let gate = vec![json!({"gate": ""})];
+    let gate = vec![gate()];
     let adjusted = [&port(&[])[..], &list, &gate, &port(&[]), &list].concat();
     let held = [&gate[..], &port(&[2]), &list].concat();
     // Not known at its first packet, it is refused rather than announced untranslated.
     let first = [&gate[..], &port(&[]), &port(&[]), &list].concat();
     // The kernel expects nothing of a connection whose helper it forgot.
-    let sets = "[pinhole]\nbackend = \"nftables\"\n";
     for (what, steps, got) in [
         ("adjusted", adjusted, [(9, "the body"), (16, "the body")]),
         ("held", held, [(7, "200 PORT"), (10, "the body")]),
@@ -95,18 +82,14 @@ fn connections_that_conntrack_forgot_go_on() {
         // The fast path asks for the translation before.
         let is_first = what == "first";
         let fast_path = if is_first { "[queue]\nfast-path = \"off\"\n" } else { "" };
-        let gateway = gateway_with(Topology::Masquerade, &format!("{sets}{fast_path}"));
+        let (gateway, _server) =
+            served(Topology::Masquerade, &format!("{NFTABLES}{fast_path}"), json!({}));
         let lab = &gateway.lab;
-        let _server = scripted_server(&lab.server, &json!({}));
-        let host = lab.server_address(Family::V4).to_string();
-        let steps = [login(), steps].concat();
-        let plan = json!({"host": host, "listen": [3762], "steps": steps});
-        let client = gated_client(&lab.client, plan);
+        let client = hold(lab, (login(), steps));
         // The delayed acknowledgement of the last reply would make it known again.
         thread::sleep(Duration::from_millis(300));
         lab.gateway.run("conntrack", &["-F"]).unwrap();
-        let session = client.release();
-        assert_eq!(session.error, None, "{what}");
+        let session = client.release().ok_in(what);
         for (step, start) in got {
             let text = session.got(step);
             assert!(text.starts_with(start), "{what} {step}: {text}");
@@ -117,11 +100,10 @@ fn connections_that_conntrack_forgot_go_on() {
 #[test]
 fn unadjusted_connections_pass_while_the_daemon_is_down() {
     for (how, kill) in [("stopped", false), ("killed", true)] {
-        let mut gateway = gateway(Topology::Masquerade);
-        let _server = scripted_server(&gateway.lab.server, &json!({}));
-        let host = gateway.lab.server_address(Family::V4).to_string();
+        let (mut gateway, _server) = served(Topology::Masquerade, "", json!({}));
+        let host = gateway.lab.server_address(V4).to_string();
         let mut steps = login();
-        steps.extend([json!({"gate": ""}), say("NOOP"), reply(), say("QUIT"), reply()]);
+        steps.extend([gate(), say("NOOP"), reply(), say("QUIT"), reply()]);
         // What is said waits for the daemon for 5 s, and then until it is retransmitted.
         let plan = json!({"host": host, "timeout": 20, "steps": steps});
         let client = gated_client(&gateway.lab.client, plan);
@@ -130,14 +112,13 @@ fn unadjusted_connections_pass_while_the_daemon_is_down() {
         } else {
             gateway.daemon.stop().unwrap();
         }
-        let session = client.release();
-        assert_eq!(session.error, None, "{how}");
+        let session = client.release().ok_in(how);
         assert_eq!(session.got(7), "200 Noop", "{how}");
         // And a new one.
         let mut steps = login();
         steps.extend([say("NOOP"), reply()]);
-        let session = scripted_client(&gateway.lab.client2, &json!({"host": host, "steps": steps}));
-        assert_eq!(session.error, None, "{how}");
+        let session = scripted_client(&gateway.lab.client2, &json!({"host": host, "steps": steps}))
+            .ok_in(how);
         assert_eq!(session.got(6), "200 Noop", "{how}");
     }
 }
@@ -212,7 +193,7 @@ fn run_with_its_queue_taken_says_so_and_leaves_the_other_alone() {
     assert_eq!(lab.gateway.ruleset().unwrap(), running);
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     server.put("a", b"still here").unwrap();
-    let address = lab.server_address(Family::V4);
+    let address = lab.server_address(V4);
     let transfer = Transfer::new(ClientProgram::Curl, &lab.client, &server, address, Mode::Active);
     assert_eq!(transfer.download("a").unwrap(), b"still here");
 }
@@ -225,7 +206,7 @@ fn an_iptables_firewall_needs_one_line_too() {
             let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
             let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
             server.put("a", b"abc").unwrap();
-            for family in [Family::V4, Family::V6] {
+            for family in [V4, V6] {
                 for mode in [Mode::Active, Mode::Passive] {
                     let address = lab.server_address(family);
                     let transfer =

@@ -1,10 +1,6 @@
 //! Many transfers in a row in each mode (a thousand in `make test-nightly`), with an off-path attacker scanning meanwhile.
 
-use std::{thread, time::Duration};
-
-use crate::common::{gateway, telling};
-use ftp_alg_lab::{Family, Lab, Script, Server, ServerKind, Topology};
-use serde_json::Value;
+use crate::common::*;
 
 /// `count` downloads in one session; the errors that came of it.
 fn transfers(lab: &Lab, server: &Server, family: Family, mode: &str, count: u32) -> Vec<String> {
@@ -31,21 +27,18 @@ fn many_in_each_mode(topology: Topology, kind: ServerKind) {
     let (errors, open) = thread::scope(|scope| {
         let all = scope.spawn(|| {
             let [many, fewer] = telling(&[[200, 50]], &[[1000, 200]])[0];
-            let mut errors = transfers(lab, &server, Family::V4, "active", many);
-            errors.extend(transfers(lab, &server, Family::V4, "passive", many));
-            for (family, mode) in [
-                (Family::V4, "active+ext"),
-                (Family::V4, "passive+ext"),
-                (Family::V6, "active"),
-                (Family::V6, "passive"),
-            ] {
+            let mut errors = transfers(lab, &server, V4, "active", many);
+            errors.extend(transfers(lab, &server, V4, "passive", many));
+            for (family, mode) in
+                [(V4, "active+ext"), (V4, "passive+ext"), (V6, "active"), (V6, "passive")]
+            {
                 errors.extend(transfers(lab, &server, family, mode, fewer));
             }
             errors
         });
         let mut open = Vec::new();
         while !all.is_finished() {
-            for target in [lab.gateway.address(Family::V4), lab.client.address(Family::V4)] {
+            for target in [lab.gateway.address(V4), lab.client.address(V4)] {
                 open.extend(lab.outsider.scan(target, "1-65535").unwrap());
             }
         }

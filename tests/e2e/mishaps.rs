@@ -2,19 +2,7 @@
 //! forgets. All of it is repaired or reported, never silent. What others do to our table is in
 //! `lifecycle`, and how the daemon's own end is survived in `restart`.
 
-use std::{fs, thread, time::Duration};
-
-use crate::common::{
-    executable_after, gated_client, gateway, gateway_with, login, reply, say, scripted_client,
-    scripted_server, wait_for,
-};
-use ftp_alg_lab::{Daemon, Family, Host, Lab, LabSpec, Topology};
-use serde_json::{Value, json};
-
-fn transfer() -> Vec<Value> {
-    let list = [say("LIST"), reply(), json!({"accept": 3762}), reply()];
-    [&[say("PORT 192,168,150,80,14,178"), reply()][..], &list].concat()
-}
+use crate::common::*;
 
 /// Opens connections to a port, and sends many small segments on each whenever the next file of FILE-0, FILE-1, ... is
 /// there.
@@ -67,13 +55,13 @@ fn packets_that_a_full_queue_drops_are_counted_and_reported() {
     let silent = python(&lab.server, "silent", &[SILENT]);
     lab.server.wait_for_port(21, Duration::from_secs(60)).unwrap();
     let gate = lab.client.directory().join("burst");
-    let host = lab.server_address(Family::V4).to_string();
+    let host = lab.server_address(V4).to_string();
     let bursts =
         python(&lab.client, "bursts", &[BURSTS, &host, "1000", "10", &gate.display().to_string()]);
     wait_for("the connections", || bursts.log().contains("ready"));
     let signal = |name: &str| {
         let id = gateway.daemon.id().to_string();
-        lab.gateway.run("kill", &[name, &id]).unwrap().success().unwrap();
+        lab.gateway.run("kill", &[name, &id]).unwrap();
     };
     // A burst that takes longer than the heartbeat's deadline is not queued.
     let mut count = 0;
@@ -86,7 +74,7 @@ fn packets_that_a_full_queue_drops_are_counted_and_reported() {
         signal("-CONT");
         are_dropped
     });
-    wait_for("the count", || gateway.daemon.counter("overruns").unwrap() > 0);
+    wait_for("the count", || gateway.count("overruns") > 0);
     assert!(
         gateway.daemon.log().contains(" was full: the kernel dropped"),
         "{}",
@@ -95,71 +83,51 @@ fn packets_that_a_full_queue_drops_are_counted_and_reported() {
     drop(silent);
     wait_for("the port", || !lab.server.listens(21).unwrap());
     let _server = scripted_server(&lab.server, &json!({}));
-    let steps = [login(), transfer()].concat();
-    let plan = json!({"host": host, "listen": [3762], "steps": steps});
-    assert_eq!(scripted_client(&lab.client, &plan).error, None);
+    assert_eq!(talk(lab, (login(), port_transfer())).error, None);
 }
 
 #[test]
 fn a_link_that_goes_down_and_comes_back_is_no_end() {
-    let gateway = gateway(Topology::Masquerade);
+    let (gateway, _server) = served(Topology::Masquerade, "", json!({}));
     let lab = &gateway.lab;
-    let _server = scripted_server(&lab.server, &json!({}));
-    let host = lab.server_address(Family::V4).to_string();
     // The kernel forgets what it masqueraded over the link; the first announcement after that may be
     // refused, as its translation is not known.
-    let again = [say("PORT 192,168,150,80,14,178"), reply()];
-    let steps =
-        [login(), transfer(), vec![json!({"gate": ""})], again.to_vec(), transfer()].concat();
-    let client = gated_client(&lab.client, json!({"host": host, "listen": [3762], "steps": steps}));
+    let again = ask("PORT 192,168,150,80,14,178");
+    let client = hold(lab, (login(), port_transfer(), gate(), again, port_transfer()));
     let link = lab.server_side().to_owned();
     for state in ["down", "up"] {
-        lab.gateway.run("ip", &["link", "set", &link, state]).unwrap().success().unwrap();
+        lab.gateway.run("ip", &["link", "set", &link, state]).unwrap();
         thread::sleep(Duration::from_millis(300));
     }
-    let session = client.release();
-    assert_eq!(session.error, None, "{}", gateway.daemon.log());
+    let session = client.release().ok();
     assert!(session.got(13).starts_with("200") || session.got(13).starts_with("425"));
     assert_eq!(session.got(18), "the body\r\n");
 }
 
 #[test]
 fn what_a_flushed_connection_tracker_costs_is_said() {
-    let configuration = "[pinhole]\nbackend = \"conntrack\"\n";
-    let gateway = gateway_with(Topology::Masquerade, configuration);
+    let (gateway, _server) = served(Topology::Masquerade, CONNTRACK, json!({}));
     let lab = &gateway.lab;
-    let _server = scripted_server(&lab.server, &json!({}));
-    let host = lab.server_address(Family::V4).to_string();
-    let announcement = [say("PORT 192,168,150,80,14,178"), reply()];
-    let again = [&announcement[..], &announcement].concat();
-    let steps = [login(), transfer(), vec![json!({"gate": ""})], again].concat();
-    let client = gated_client(&lab.client, json!({"host": host, "listen": [3762], "steps": steps}));
+    let again = [(); 2].map(|()| ask("PORT 192,168,150,80,14,178"));
+    let client = hold(lab, (login(), port_transfer(), gate(), again));
     lab.gateway.run("conntrack", &["-F"]).unwrap();
-    let session = client.release();
-    assert_eq!(session.error, None);
+    let session = client.release().ok();
     // The helper that expectations need went with the entry: the client is informed at once, and a new
     // session works.
     assert!(session.got(13).starts_with("425") && session.got(15).starts_with("425"));
     assert!(gateway.daemon.log().contains("open a new one"), "{}", gateway.daemon.log());
-    let steps = [login(), transfer()].concat();
-    let plan = json!({"host": host, "listen": [3762], "steps": steps});
-    assert_eq!(scripted_client(&lab.client, &plan).error, None);
+    assert_eq!(talk(lab, (login(), port_transfer())).error, None);
 }
 
 #[test]
 fn a_client_that_reuses_its_tuple_after_a_flush_is_inspected() {
     // Where numbers are adjusted all packets are queued anyway.
     for topology in [Topology::Masquerade, Topology::Routed] {
-        let gateway = gateway(topology);
+        let (gateway, _server) = served(topology, "", json!({}));
         let lab = &gateway.lab;
-        let _server = scripted_server(&lab.server, &json!({}));
         let one_port = "echo 40001 40001 > /proc/sys/net/ipv4/ip_local_port_range";
-        lab.client.shell(one_port).unwrap().success().unwrap();
-        let host = lab.server_address(Family::V4).to_string();
-        let mut steps = login();
-        steps.extend([say("PORT 192,168,150,80,14,178"), reply(), json!({"gate": ""})]);
-        let plan = json!({"host": host, "listen": [3762], "steps": steps});
-        let first = gated_client(&lab.client, plan);
+        lab.client.shell(one_port).unwrap();
+        let first = hold(lab, (login(), ask("PORT 192,168,150,80,14,178"), gate()));
         assert_eq!(gateway.daemon.pinholes().unwrap().len(), 1);
 
         // Both lose the connection, as when they are switched off: no FIN and no RST is heard of it.
@@ -169,7 +137,7 @@ fn a_client_that_reuses_its_tuple_after_a_flush_is_inspected() {
              tcp flags & (fin | rst) != 0 drop; }; }",
             )
             .unwrap();
-            host.shell("ss -K -t '( sport = :21 or dport = :21 )'").unwrap().success().unwrap();
+            host.shell("ss -K -t '( sport = :21 or dport = :21 )'").unwrap();
         }
         first.release();
         for host in [&lab.client, &lab.server] {
@@ -180,29 +148,24 @@ fn a_client_that_reuses_its_tuple_after_a_flush_is_inspected() {
         let ports: Vec<_> = session.iter().map(|row| row["client"].to_string()).collect();
         assert!(ports[0].contains(":40001"), "{ports:?}");
 
-        let steps = [login(), transfer()].concat();
-        let plan = json!({"host": host, "listen": [3762], "steps": steps});
-        let second = scripted_client(&lab.client, &plan);
+        let second = talk(lab, (login(), port_transfer()));
         assert_eq!(second.error, None);
         let after = gateway.daemon.sessions().unwrap();
         assert!(after.iter().all(|row| row["id"] != session[0]["id"]), "{after:?}");
-        assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 2);
-        assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);
+        assert_eq!(gateway.count("pinholes_opened"), 2);
+        assert_eq!(gateway.count("errors"), 0);
     }
 }
 
 #[test]
 fn a_translated_pinhole_opens_without_a_free_descriptor() {
-    let gateway = gateway(Topology::Masquerade);
+    let (gateway, _server) = served(Topology::Masquerade, "", json!({}));
     let lab = &gateway.lab;
-    let _server = scripted_server(&lab.server, &json!({}));
-    let host = lab.server_address(Family::V4).to_string();
-    let steps = [login(), vec![json!({"gate": ""})], transfer(), transfer()].concat();
-    let client = gated_client(&lab.client, json!({"host": host, "listen": [3762], "steps": steps}));
+    let client = hold(lab, (login(), gate(), port_transfer(), port_transfer()));
     let id = gateway.daemon.id().to_string();
-    lab.gateway.run("prlimit", &["--pid", &id, "--nofile=3:"]).unwrap().success().unwrap();
+    lab.gateway.run("prlimit", &["--pid", &id, "--nofile=3:"]).unwrap();
     let session = client.release();
-    lab.gateway.run("prlimit", &["--pid", &id, "--nofile=1024:"]).unwrap().success().unwrap();
+    lab.gateway.run("prlimit", &["--pid", &id, "--nofile=1024:"]).unwrap();
     let log = gateway.daemon.log();
     assert_eq!(session.error, None, "{log}");
     assert_eq!(log.matches("cannot look whether a program here has bound").count(), 1, "{log}");

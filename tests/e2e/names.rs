@@ -1,14 +1,6 @@
 //! External addresses that change while sessions run: one given by name, and the gateway's own.
 
-use std::time::{Duration, Instant};
-
-use crate::common::{
-    Gateway, executable, gated_client, gateway, host_port, login,
-    names::{NAME, NameServer, reload, row, wait_for_address},
-    reply, say, scripted_client, scripted_server, wait_for,
-};
-use ftp_alg_lab::{Daemon, Family, Lab, Topology, scaled_timeout};
-use serde_json::{Value, json};
+use crate::common::*;
 
 const FIRST: &str = "203.0.113.1";
 const SECOND: &str = "203.0.113.2";
@@ -35,9 +27,7 @@ fn announced_address(lab: &Lab) -> (String, f64) {
 /// What a new control connection gets for PASV, and how long that took.
 fn answered(lab: &Lab) -> (String, f64) {
     let steps = [login(), vec![say("PASV"), reply()]].concat();
-    let host = lab.server_address(Family::V4).to_string();
-    let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
-    assert_eq!(session.error, None);
+    let session = talk(lab, steps).ok();
     (session.got(6).to_owned(), session.steps[6].1)
 }
 
@@ -49,19 +39,16 @@ fn sessions_announce_what_the_name_stands_for_by_then() {
     wait_for_address(&gateway.daemon, FIRST);
     let steps = [
         login(),
-        vec![say("PASV"), reply(), json!({"gate": ""}), say("PASV"), reply()],
+        vec![say("PASV"), reply(), gate(), say("PASV"), reply()],
         vec![say("NOOP"), reply()],
     ];
-    let host = lab.server_address(Family::V4).to_string();
-    let plan = json!({"host": host, "steps": steps.concat()});
-    let client = gated_client(&lab.client, plan);
+    let client = hold(lab, steps.concat());
     dns.set(&is(SECOND));
     let changed = Instant::now();
     wait_for_address(&gateway.daemon, SECOND);
     assert!(changed.elapsed() < scaled_timeout(Duration::from_secs(10)), "{:?}", changed.elapsed());
     assert_eq!(announced_address(lab).0, SECOND);
-    let session = client.release();
-    assert_eq!(session.error, None);
+    let session = client.release().ok();
     assert_eq!(host_port(session.got(6)).0, FIRST);
     assert_eq!(host_port(session.got(9)).0, SECOND, "the connection that was open all along");
     let status = gateway.daemon.ask(&["status"]).unwrap().stdout_text();
@@ -100,8 +87,8 @@ fn nothing_is_opened_for_a_name_that_was_never_resolved() {
     let _server = scripted_server(&lab.server, &json!({}));
     wait_for("an answer", || dns.questions() >= 2);
     assert_eq!(answered(lab).0.trim_end(), "425 Gateway: name not resolved yet.");
-    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 0);
-    assert_eq!(gateway.daemon.counter("pinholes_refused").unwrap(), 1);
+    assert_eq!(gateway.count("pinholes_opened"), 0);
+    assert_eq!(gateway.count("pinholes_refused"), 1);
     let log = gateway.daemon.log();
     assert!(log.contains("the name of the external address is not resolved yet"), "{log}");
     assert!(!dns.log().contains("other.test"), "no search domain: {}", dns.log());
@@ -137,17 +124,11 @@ fn a_reload_adds_changes_and_removes_names() {
 
 #[test]
 fn a_gateways_new_address_is_announced_and_the_old_one_is_not() {
-    let gateway = gateway(Topology::Masquerade);
+    let (gateway, server) = served(Topology::Masquerade, "", json!({}));
     let lab = &gateway.lab;
-    let server = scripted_server(&lab.server, &json!({}));
-    let transfer = || {
-        let list = [say("PORT 192,168,150,80,14,178"), reply(), say("LIST"), reply()];
-        [&list[..], &[json!({"accept": 3762}), reply()]].concat()
-    };
-    let host = lab.server_address(Family::V4).to_string();
-    let plan =
-        |steps: Vec<Value>| json!({"host": host, "listen": [3762], "timeout": 3, "steps": steps});
-    let steps = [login(), transfer(), vec![json!({"gate": ""})], transfer()].concat();
+    let host = lab.server_address(V4).to_string();
+    let plan = |steps: Vec<Value>| json!({"host": host, "timeout": 3, "steps": steps});
+    let steps = [login(), port_transfer(), vec![gate()], port_transfer()].concat();
     let client = gated_client(&lab.client, plan(steps));
     // As a dial-up line does, which is given another address.
     lab.gateway
@@ -159,8 +140,7 @@ fn a_gateways_new_address_is_announced_and_the_old_one_is_not() {
     assert_eq!(session.got(9), "the body\r\n");
     assert_eq!(server.lines().len(), heard, "nothing of it reaches the server any more");
 
-    let session = scripted_client(&lab.client, &plan([login(), transfer()].concat()));
-    assert_eq!(session.error, None);
+    let session = scripted_client(&lab.client, &plan([login(), port_transfer()].concat())).ok();
     assert_eq!(session.got(9), "the body\r\n");
     let lines = server.lines();
     let announced: Vec<_> = lines.iter().filter(|line| line.starts_with("PORT")).collect();

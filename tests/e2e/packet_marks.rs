@@ -1,23 +1,17 @@
 //! Rules of the operator that set or compare marks, and the marks of the fast path.
 
-use ftp_alg_lab::{Daemon, Family, Lab, Topology};
-use serde_json::{Value, json};
+use crate::common::*;
 
-use crate::common::{
-    active_transfer, executable, fast_path, gated_client, gateway_with, login, passive_transfer,
-    reply, say, scripted_client, scripted_server, wait_for,
-};
-
-const ON: &str = "[pinhole]\nbackend = \"nftables\"\n";
+const ON: &str = NFTABLES;
 const PORT: u16 = 3762;
 
 fn transfers(lab: &Lab) -> Vec<Value> {
-    let address = lab.client.address(Family::V4);
+    let address = lab.client.address(V4);
     [passive_transfer("PASV"), active_transfer(address, PORT), passive_transfer("EPSV")].concat()
 }
 
 fn shell(lab: &Lab, lines: &str) {
-    lab.gateway.shell(lines).unwrap().success().unwrap();
+    lab.gateway.shell(lines).unwrap();
 }
 
 /// Commands that load a rule for packets without a mark, one that marks some packets, or one for an exact ct mark, and
@@ -66,15 +60,10 @@ fn a_rule_that_sets_or_compares_whole_marks_keeps_the_fast_path_off() {
         let off = fast_path(&daemon);
         let why = off["why"].as_str().unwrap();
         assert!(off["state"] == "off" && why.contains(name), "{command}: {off}");
-        let configuration = daemon.socket().with_file_name("ftp-alg.toml").display().to_string();
-        let doctor = daemon.ask(&["doctor", "--config", &configuration]).unwrap().stdout_text();
+        let doctor = doctor(&daemon).stdout_text();
         assert!(doctor.contains("the fast path stays off"), "{command}: {doctor}");
         let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
-        let steps = [login(), transfers(&lab)].concat();
-        let host = lab.server_address(Family::V4);
-        let session =
-            scripted_client(&lab.client, &json!({"host": host, "listen": [PORT], "steps": steps}));
-        assert_eq!(session.error, None, "{command}: {}", daemon.log());
+        talk(&lab, (login(), transfers(&lab))).ok_in(command);
     }
 }
 
@@ -105,11 +94,8 @@ fn the_fast_path_leaves_when_a_rule_compares_marks() {
         }
         let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
         let mut transfer = passive_transfer("PASV");
-        transfer.insert(2, json!({"gate": ""}));
-        let steps = [login(), vec![say("NOOP"), reply()], transfer, transfers(lab)].concat();
-        let host = lab.server_address(Family::V4);
-        let plan = json!({"host": host, "listen": [PORT], "steps": steps});
-        let client = gated_client(&lab.client, plan);
+        transfer.insert(2, gate());
+        let client = hold(lab, (login(), ask("NOOP"), transfer, transfers(lab)));
         assert_eq!(fast_path(daemon)["opened"], 1, "{}", fast_path(daemon));
         shell(lab, command);
         wait_for("the end of the fast path", || fast_path(daemon)["state"] == "off");
@@ -117,8 +103,7 @@ fn the_fast_path_leaves_when_a_rule_compares_marks() {
         assert!(off["why"].as_str().unwrap().contains(name), "{command}: {off}");
         assert!(daemon.log().contains("fast path off: "), "{}", daemon.log());
         assert_eq!(daemon.open_pinholes().unwrap().len(), 1, "{command}: {}", daemon.log());
-        let session = client.release();
-        assert_eq!(session.error, None, "{command}: {}", daemon.log());
+        client.release().ok_in(command);
         gateway.assert_tidy();
     }
 }

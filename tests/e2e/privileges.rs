@@ -1,24 +1,10 @@
 //! What the running daemon may still do, and that this is enough.
 
-use std::{
-    fs, io,
-    os::unix::fs::MetadataExt,
-    path::{Path, PathBuf},
-    thread,
-    time::Duration,
-};
+use std::{io, os::unix::fs::MetadataExt};
 
-use crate::common::{
-    executable, executable_for_everyone, gateway, has_tcx,
-    names::{NAME, NameServer, reload, row, shell_program, wait_for_address},
-    wait_for, without_elements,
-};
-use ftp_alg_lab::{
-    Admission, ClientProgram, Daemon, Family, FirewallKind, Lab, LabSpec, Mode, Server, ServerKind,
-    Topology, Transfer,
-};
 use seccompiler::{BpfProgram, SeccompAction, SeccompFilter, TargetArch, apply_filter};
-use serde_json::json;
+
+use crate::common::*;
 
 /// CAP_NET_ADMIN and CAP_NET_RAW.
 const TWO: &str = "0000000000003000";
@@ -81,13 +67,8 @@ fn assert_works_confined(start: &str, uid: u32) {
 
     let id = format!("{uid}\t{uid}\t{uid}\t{uid}");
     let groups = if uid == 0 { &[][..] } else { &[("Groups", ""), ("Gid", id.as_str())] };
-    let both = [
-        ("Uid", id.as_str()),
-        ("CapEff", TWO),
-        ("CapPrm", TWO),
-        ("CapBnd", TWO),
-        ("NoNewPrivs", "1"),
-    ];
+    let two = ["CapEff", "CapPrm", "CapBnd"].map(|set| (set, TWO));
+    let both = [&two[..], &[("Uid", &*id), ("NoNewPrivs", "1")]].concat();
     let alone = [("CapInh", NONE), ("CapAmb", NONE), ("Seccomp", "2")];
     assert!(threads(daemon.id()).len() >= 6, "main, signals, broker, names, queue, control");
     assert_status(daemon.id(), &[&both[..], &alone, groups].concat());
@@ -99,7 +80,7 @@ fn assert_works_confined(start: &str, uid: u32) {
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     let exchange = |name: &str| {
         for mode in [Mode::Active, Mode::Passive] {
-            let address = lab.server_address(Family::V4);
+            let address = lab.server_address(V4);
             let transfer = Transfer::new(ClientProgram::Curl, &lab.client, &server, address, mode);
             if let Err(error) = transfer.exchange(&server, &format!("{name}-{mode}"), b"the body") {
                 panic!("{start}: {mode}: {error}\n{}", daemon.log());
@@ -210,18 +191,18 @@ fn pinned(process: u32) -> Vec<(PathBuf, u32)> {
     found
 }
 
+/// A process that keeps a mount namespace, in which it has run this.
+fn keeper(lab: &Lab, lines: &str) -> BackgroundProcess {
+    let mut keeper = lab.gateway.command("unshare");
+    keeper.args(["--mount", "sh", "-c", &format!("{lines}; exec sleep 600")]);
+    lab.gateway.start(keeper, "keeper").unwrap()
+}
+
 /// On a machine with a daemon in each of several network namespaces.
 #[test]
 fn daemons_of_different_users_share_a_bpf_file_system() {
     let labs = [(); 3].map(|()| Lab::new(Topology::Routed).unwrap());
-    let mut keeper = labs[0].gateway.command("unshare");
-    keeper.args([
-        "--mount",
-        "sh",
-        "-c",
-        "mount -t bpf bpf /sys/fs/bpf; echo ready; exec sleep 600",
-    ]);
-    let keeper = labs[0].gateway.start(keeper, "keeper").unwrap();
+    let keeper = keeper(&labs[0], "mount -t bpf bpf /sys/fs/bpf; echo ready");
     wait_for("the file system", || keeper.log().contains("ready"));
     let enter = format!("exec nsenter --mount=/proc/{}/ns/mnt \"$@\"", keeper.id());
     let mut daemons = Vec::new();
@@ -239,15 +220,11 @@ fn daemons_of_different_users_share_a_bpf_file_system() {
 fn a_fast_path_belongs_to_the_user_that_it_is_loaded_for() {
     let lab = Lab::new(Topology::Routed).unwrap();
     // One that stays, and in which the test can look.
-    let mut keeper = lab.gateway.command("unshare");
-    keeper.args([
-        "--mount",
-        "sh",
-        "-c",
+    let keeper = keeper(
+        &lab,
         "mount -t bpf -o mode=755 bpf /sys/fs/bpf; cd /sys/fs/bpf; mkdir -m 700 ftp-alg; \
-         chown 65534 ftp-alg; exec sleep 600",
-    ]);
-    let keeper = lab.gateway.start(keeper, "keeper").unwrap();
+         chown 65534 ftp-alg",
+    );
     let caps = "-all,+net_admin,+net_raw,+bpf,+perfmon";
     let start = format!(
         "chown -R {NOBODY} $home; exec nsenter --mount=/proc/{}/ns/mnt setpriv --reuid={NOBODY} \
@@ -338,7 +315,7 @@ fn all_of_the_firewall_is_read() {
         let admission = Admission::Related;
         let spec = LabSpec { firewall, admission, ..LabSpec::new(Topology::Masquerade) };
         let lab = Lab::build(spec).unwrap();
-        let configuration = "[pinhole]\nbackend = \"nftables\"\n";
+        let configuration = NFTABLES;
         let daemon = Daemon::start(&executable(), &lab.gateway, configuration).unwrap();
         wait_for("what it found", || daemon.log().contains("problem data-connections"));
         assert!(!daemon.log().contains("cannot read all rules"), "{}", daemon.log());
@@ -357,7 +334,7 @@ fn what_only_root_may_read_is_not_taken_for_absent() {
     let log = daemon.log();
     assert!(log.contains("overruns are counted from gaps in the packet ids"), "{log}");
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
-    let address = lab.server_address(Family::V4);
+    let address = lab.server_address(V4);
     let transfer = Transfer::new(ClientProgram::Curl, &lab.client, &server, address, Mode::Active);
     transfer.exchange(&server, "a", b"the body").unwrap();
     assert_eq!(daemon.counter("overruns").unwrap(), 0);

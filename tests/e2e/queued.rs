@@ -1,9 +1,7 @@
 //! What of a session is queued: what says something, and no acknowledgement. A client that does not wait for answers is
 //! served, too.
 
-use crate::common::{gateway_with, login, reply, say, scripted_client, scripted_server, wait_for};
-use ftp_alg_lab::{Family, Topology};
-use serde_json::{Value, json};
+use crate::common::*;
 
 const PASSIVE_PORT: u16 = 50069;
 
@@ -11,33 +9,31 @@ const PASSIVE_PORT: u16 = 50069;
 fn transfer(between: &[Value], answers: usize) -> Vec<Value> {
     let mut steps = vec![say("PASV")];
     steps.extend_from_slice(between);
-    steps.extend([reply(), json!({"dial": true, "later": true})]);
+    steps.extend([reply(), dial()]);
     steps.extend(vec![reply(); answers]);
-    steps.extend([say("LIST"), reply(), json!({"drain": true}), reply()]);
+    steps.extend([say("LIST"), reply(), drain(), reply()]);
     steps
 }
 
 /// Packets that were queued for `transfers`, after the login.
 fn queued(topology: Topology, transfers: &[Vec<Value>]) -> u64 {
-    let gateway = gateway_with(topology, "queue.fast-path = \"off\"\n");
+    let (gateway, _server) =
+        served(topology, "queue.fast-path = \"off\"\n", json!({"passive_port": PASSIVE_PORT}));
     let lab = &gateway.lab;
-    let _server = scripted_server(&lab.server, &json!({"passive_port": PASSIVE_PORT}));
-    let host = lab.server_address(Family::V4);
     let run = |steps: Vec<Value>| {
-        let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
-        assert_eq!(session.error, None);
+        talk(lab, steps).ok();
     };
     // With its end, which takes a moment.
     let counted = || {
-        wait_for("the session to end", || gateway.daemon.counter("sessions").unwrap() == 0);
-        gateway.daemon.counter("packets").unwrap()
+        wait_for("the session to end", || gateway.count("sessions") == 0);
+        gateway.count("packets")
     };
     run(login());
     let alone = counted();
     run([login(), transfers.concat()].concat());
     let all = counted();
-    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), transfers.len() as u64);
-    assert_eq!(gateway.daemon.counter("unread_sessions").unwrap(), 0);
+    assert_eq!(gateway.count("pinholes_opened"), transfers.len() as u64);
+    assert_eq!(gateway.count("unread_sessions"), 0);
     all - 2 * alone
 }
 
@@ -75,21 +71,20 @@ fn a_client_may_have_the_port_of_a_server() {
     lab.gateway.nft(&accept).unwrap();
     let one_port = "echo 0 > /proc/sys/net/ipv4/ip_unprivileged_port_start\n\
                     echo 21 21 > /proc/sys/net/ipv4/ip_local_port_range\n";
-    lab.client.shell(one_port).unwrap().success().unwrap();
+    lab.client.shell(one_port).unwrap();
     let (_other, server) = (
         scripted_server(&lab.server, &json!({"port": OTHER})),
         scripted_server(&lab.server, &json!({})),
     );
     let talk = |port: u16, announcement: &str| {
         let steps = [login(), vec![say(announcement), reply()]].concat();
-        let host = lab.server_address(Family::V4);
+        let host = lab.server_address(V4);
         let plan = json!({"host": host, "port": port, "steps": steps});
-        let session = scripted_client(&lab.client, &plan);
-        assert_eq!(session.error, None);
+        scripted_client(&lab.client, &plan).ok();
     };
     talk(OTHER, "PORT 192,168,150,80,14,178");
-    assert_eq!(gateway.daemon.counter("packets").unwrap(), 0);
+    assert_eq!(gateway.count("packets"), 0);
     talk(21, "PORT 192,168,150,81,14,178");
-    assert_eq!(gateway.daemon.counter("pinholes_refused").unwrap(), 1);
+    assert_eq!(gateway.count("pinholes_refused"), 1);
     assert!(!server.lines().iter().any(|line| line.starts_with("PORT")), "{:?}", server.lines());
 }

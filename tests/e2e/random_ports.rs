@@ -1,12 +1,6 @@
 //! Masquerading that chooses source ports at random: the port that the server sees is not the client's.
 
-use ftp_alg_lab::{
-    ClientProgram, Daemon, Family, FirewallKind, Lab, LabSpec, Mode, Server, ServerKind, Topology,
-    Transfer,
-};
-use serde_json::json;
-
-use crate::common::{Gateway, executable, play_sessions, scripted_server};
+use crate::common::*;
 
 const PORT: u16 = 3762;
 
@@ -22,8 +16,6 @@ fn are_ports_translated(connections: &str) -> bool {
 
 /// A gateway whose rule is `masquerade` with `flags`.
 fn gateway(flags: &str) -> Gateway {
-    let spec = LabSpec { firewall: FirewallKind::None, ..LabSpec::new(Topology::Masquerade) };
-    let lab = Lab::build(spec).unwrap();
     let rules = format!(
         "table inet gateway {{
             chain forward {{
@@ -40,10 +32,8 @@ fn gateway(flags: &str) -> Gateway {
             }}
         }}"
     );
-    lab.gateway.nft(&rules).unwrap();
-    let daemon =
-        Daemon::start(&executable(), &lab.gateway, "pinhole.backend = \"nftables\"\n").unwrap();
-    Gateway { daemon, lab }
+    let lab = lab_with_rules(Topology::Masquerade, &rules);
+    Gateway::on(lab, "pinhole.backend = \"nftables\"\n")
 }
 
 #[test]
@@ -52,7 +42,7 @@ fn transfers_work_where_source_ports_are_random() {
         let gateway = gateway(flags);
         let lab = &gateway.lab;
         let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
-        let address = lab.server_address(Family::V4);
+        let address = lab.server_address(V4);
         for client in [ClientProgram::Curl, ClientProgram::Lftp] {
             for mode in [Mode::Active, Mode::Passive] {
                 let transfer = Transfer {
@@ -66,7 +56,7 @@ fn transfers_work_where_source_ports_are_random() {
                 }
             }
         }
-        assert!(gateway.daemon.counter("pinholes_used").unwrap() >= 8, "{flags}");
+        assert!(gateway.count("pinholes_used") >= 8, "{flags}");
         let connections = lab.gateway.connections().unwrap();
         assert!(are_ports_translated(&connections), "{flags}: {connections}");
         gateway.assert_tidy();

@@ -1,10 +1,6 @@
 //! What is refused is informed at once, in order: real servers answer, real clients hear the gateway's reason and go on.
 
-use std::time::{Duration, Instant};
-
-use crate::common::{Gateway, gateway_with, reply, say, scripted_client};
-use ftp_alg_lab::{ClientProgram, Family, Mode, Server, ServerKind, Topology, Transfer};
-use serde_json::{Value, json};
+use crate::common::*;
 
 /// But for the one that is announced, and two that might be chosen.
 const REFUSING: &str = r#"[nat]
@@ -16,10 +12,9 @@ deny-ports = ["1024-20049", "20051-49151", "49154-65535"]
 
 fn said(gateway: &Gateway, steps: &[Value]) -> Vec<String> {
     let lab = &gateway.lab;
-    let host = lab.server_address(Family::V4).to_string();
-    let plan = json!({"host": host, "steps": steps, "listen": [20050]});
-    let session = scripted_client(&lab.client, &plan);
-    assert_eq!(session.error, None, "{session:?}");
+    let mut plan = plan(lab, steps);
+    plan["listen"] = json!([20050]);
+    let session = scripted_client(&lab.client, &plan).ok();
     let replies = session.steps.into_iter().map(|(got, _)| got.trim_end().to_owned());
     replies.filter(|got| !got.is_empty()).collect()
 }
@@ -50,7 +45,7 @@ fn every_server_answers_in_order_and_its_client_hears_the_reason() {
         for at in [2, 5, 6, 7, 9, 11] {
             assert!(heard[at].to_lowercase().contains("gateway"), "{kind}: {}", heard[at]);
         }
-        assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);
+        assert_eq!(gateway.count("errors"), 0);
     }
 }
 
@@ -65,7 +60,7 @@ fn clients_end_at_once_and_show_the_reason() {
     let mut shown = Vec::new();
     for client in ClientProgram::ALL {
         for mode in [Mode::Passive, Mode::Active] {
-            let address = lab.server_address(Family::V4);
+            let address = lab.server_address(V4);
             let transfer = Transfer::new(client, &lab.client, &server, address, mode);
             let start = Instant::now();
             let outcome = transfer.download("file");
@@ -89,11 +84,9 @@ fn a_client_whose_port_is_refused_may_go_on_with_passive_mode() {
     let lab = &gateway.lab;
     let server = Server::start(ServerKind::Proftpd, &lab.server).unwrap();
     server.put("file", b"contents").unwrap();
-    let (name, password) = server.login();
-    let mut steps = vec![reply(), say(&format!("USER {name}")), reply()];
-    steps.extend([say(&format!("PASS {password}")), reply(), say("PORT 10,1,2,3,14,180"), reply()]);
-    steps.extend([say("PASV"), reply(), json!({"dial": true, "later": true})]);
-    steps.extend([say("RETR pub/file"), reply(), json!({"drain": true}), reply()]);
+    let login = [login_as(server.login()), ask("PORT 10,1,2,3,14,180")].concat();
+    let passive = [ask("PASV"), vec![dial()], ask("RETR pub/file"), vec![drain(), reply()]];
+    let steps = [login, passive.concat()].concat();
     let heard = said(&gateway, &steps);
     assert!(heard[3].starts_with("504 Refused by the gateway: "), "{heard:?}");
     assert!(heard[6] == "contents" && heard[7].starts_with("226"), "{heard:?}");

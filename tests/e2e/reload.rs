@@ -3,15 +3,7 @@
 //! `FTP_ALG_RELOADS` says how often the rules are loaded under load (15). `FTP_ALG_TABLE_OWNER=no` has the daemon's table
 //! be one that others may remove, as on a kernel before Linux 6.9.
 
-use std::{fs, path::PathBuf, thread, time::Duration};
-
-use crate::common::{
-    Gateway, executable, executable_without_owner, gated_client,
-    load::{Load, LoadReport, LoadSpec},
-    login, wait_for,
-};
-use ftp_alg_lab::{Daemon, Family, Lab, Server, ServerKind, Topology};
-use serde_json::json;
+use crate::common::*;
 
 fn reloads() -> u64 {
     std::env::var("FTP_ALG_RELOADS").map_or(15, |text| text.parse().unwrap())
@@ -98,11 +90,8 @@ fn an_owned_table_stays_whatever_others_do() {
         let refused = lab.gateway.nft(rules).unwrap_err().to_string();
         assert!(refused.contains("Operation not permitted"), "{rules}: {refused}");
     }
-    for others in
-        ["nft list ruleset", "iptables-nft -A INPUT -p icmp -j ACCEPT", "iptables-nft-save"]
-    {
-        lab.gateway.shell(others).unwrap().success().unwrap();
-    }
+    lab.gateway.shell("nft list ruleset; iptables-nft -A INPUT -p icmp -j ACCEPT").unwrap();
+    lab.gateway.shell("iptables-nft-save").unwrap();
     assert_eq!(our_table(&lab), running);
     thread::sleep(Duration::from_millis(300));
     assert_eq!(daemon.counter("errors").unwrap(), 0, "{}", daemon.log());
@@ -118,9 +107,7 @@ fn an_owned_table_stays_whatever_others_do() {
 
 #[test]
 fn a_table_that_a_crash_left_has_an_owner_again() {
-    let lab = Lab::new(Topology::Masquerade).unwrap();
-    let mut gateway =
-        Gateway { daemon: Daemon::start(&executable(), &lab.gateway, "").unwrap(), lab };
+    let mut gateway = gateway(Topology::Masquerade);
     if !has_owner(&gateway.lab) {
         return;
     }
@@ -129,7 +116,7 @@ fn a_table_that_a_crash_left_has_an_owner_again() {
     let load = Load::start(&gateway.lab, &server, spec);
     gateway.daemon.kill();
     assert!(!has_owner(&gateway.lab));
-    gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, "").unwrap();
+    gateway.start_again("");
     assert!(has_owner(&gateway.lab), "{}", gateway.daemon.log());
     let report = load.end();
     assert_eq!(["damaged", "lost"].map(|key| report.count(key)), [0; 2], "{}", report);
@@ -208,18 +195,23 @@ fn a_second_daemon_with_other_queues_does_not_start() {
     let lab = Lab::new(Topology::Masquerade).unwrap();
     let first = Daemon::start(&executable(), &lab.gateway, "").unwrap();
     let running = our_table(&lab);
-    let home = lab.directory().join("second");
-    fs::create_dir_all(&home).unwrap();
-    let file = home.join("ftp-alg.toml");
-    fs::write(&file, "[queue]\nnumber = 2200\n").unwrap();
-    let mut command = lab.gateway.command(executable());
-    command.arg("run").arg("--config").arg(&file).arg("--state-dir").arg(home.join("state"));
-    command.arg("--socket").arg(home.join("socket"));
+    let command = second_daemon(&lab, &executable());
     let done = lab.gateway.finish(command, b"", Duration::from_secs(20)).unwrap();
     assert_eq!(done.status.code(), Some(1), "{}", done.stderr_text());
     assert!(done.stderr_text().contains("is that of another ftp-alg"), "{}", done.stderr_text());
     assert_eq!(our_table(&lab), running);
     drop(first);
+}
+
+/// The command that runs another daemon, at other queues and with its own files.
+fn second_daemon(lab: &Lab, program: &Path) -> std::process::Command {
+    let file = lab.gateway.write("second.toml", b"[queue]\nnumber = 2200\n").unwrap();
+    let home = file.with_file_name("second");
+    fs::create_dir_all(&home).unwrap();
+    let mut command = lab.gateway.command(program);
+    command.args(["run", "--config"]).arg(file).arg("--state-dir").arg(home.join("state"));
+    command.arg("--socket").arg(home.join("socket"));
+    command
 }
 
 /// Where the kernel lets it: the table of another one that owns it cannot be replaced anyway.
@@ -230,17 +222,9 @@ fn a_daemon_whose_table_another_one_has_replaced_does_not_start_again() {
     let mut first = Daemon::start(&program, &lab.gateway, "").unwrap();
     let _server = Server::start(ServerKind::Proftpd, &lab.server).unwrap();
     // It has a session that it would go on with.
-    let host = lab.server_address(Family::V4).to_string();
-    let steps = [login(), vec![json!({"gate": ""})]].concat();
-    let client = gated_client(&lab.client, json!({"host": host, "steps": steps}));
+    let client = hold(&lab, (login(), gate()));
     first.kill();
-    let home = lab.directory().join("second");
-    fs::create_dir_all(&home).unwrap();
-    let file = home.join("ftp-alg.toml");
-    fs::write(&file, "[queue]\nnumber = 2200\n").unwrap();
-    let mut command = lab.gateway.command(&program);
-    command.arg("run").arg("--config").arg(&file).arg("--state-dir").arg(home.join("state"));
-    command.arg("--socket").arg(home.join("socket"));
+    let command = second_daemon(&lab, &program);
     let second = lab.gateway.start(command, "second").unwrap();
     wait_for("the second daemon", || second.log().contains("ready"));
     let running = our_table(&lab);
@@ -252,12 +236,5 @@ fn a_daemon_whose_table_another_one_has_replaced_does_not_start_again() {
 
 /// What `ftp-alg rules nftables` prints.
 fn rules_of(lab: &Lab) -> String {
-    let mut command = lab.gateway.command(executable());
-    command.args(["rules", "nftables"]);
-    lab.gateway
-        .finish(command, b"", Duration::from_secs(20))
-        .unwrap()
-        .success()
-        .unwrap()
-        .stdout_text()
+    lab.gateway.shell(&format!("{} rules nftables", executable().display())).unwrap().stdout_text()
 }

@@ -2,16 +2,7 @@
 //!
 //! `FTP_ALG_ROUNDS` says how often the daemon is killed under load (12).
 
-use std::{fs, thread, time::Duration};
-
-use crate::common::{
-    GatedClient, Gateway, connect_in_vain, executable, gated_client, gateway, gateway_with,
-    host_port,
-    load::{Load, LoadSpec},
-    login, reply, say, scripted_server, wait_for,
-};
-use ftp_alg_lab::{Daemon, Family, Server, ServerKind, Topology, scaled_timeout};
-use serde_json::{Value, json};
+use crate::common::*;
 
 const PORT: &str = "PORT 192,168,150,80,14,178";
 
@@ -35,50 +26,37 @@ impl Gateway {
         }
     }
 
-    fn start_again(&mut self, configuration: &str) {
-        self.daemon = Daemon::start(&executable(), &self.lab.gateway, configuration).unwrap();
-    }
-
     /// A client with these steps after a login, which waits at its gate.
     fn client(&self, steps: &[Vec<Value>]) -> GatedClient {
-        let steps = [login(), steps.concat()].concat();
-        let host = self.lab.server_address(Family::V4).to_string();
-        gated_client(&self.lab.client, json!({"host": host, "listen": [3762], "steps": steps}))
+        hold(&self.lab, (login(), steps.concat()))
     }
 
     /// A file of the daemon's state directory.
-    fn state(&self, name: &str) -> std::path::PathBuf {
+    fn state(&self, name: &str) -> PathBuf {
         self.daemon.socket().with_file_name("state").join(name)
     }
 }
 
-fn gate() -> Vec<Value> {
-    vec![json!({"gate": ""})]
-}
-
 fn announcement() -> Vec<Value> {
-    vec![say(PORT), reply()]
+    ask(PORT)
 }
 
 fn list() -> Vec<Value> {
-    vec![say("LIST"), reply(), json!({"accept": 3762}), reply()]
+    port_transfer().split_off(2)
 }
 
 #[test]
 fn adjusted_connections_go_on_after_a_crash_and_after_a_stop() {
     for backend in ["nftables", "conntrack"] {
-        let configuration = format!("[pinhole]\nbackend = \"{backend}\"\n");
+        let configuration = back_end(backend);
         for how in [End::Kill, End::Stop] {
-            let mut gateway = gateway_with(Topology::Masquerade, &configuration);
-            let _server = scripted_server(&gateway.lab.server, &json!({}));
-            let transfer = [announcement(), list()].concat();
-            let client = gateway.client(&[transfer.clone(), gate(), transfer]);
+            let (mut gateway, _server) = served(Topology::Masquerade, &configuration, json!({}));
+            let client = gateway.client(&[port_transfer(), vec![gate()], port_transfer()]);
             gateway.end(how);
             gateway.start_again(&configuration);
             let log = gateway.daemon.log();
             assert!(log.contains("restored 1 sessions (1 with sequence adjustment)"), "{log}");
-            let session = client.release();
-            assert_eq!(session.error, None, "{backend} {how:?}");
+            let session = client.release().ok_in(format!("{backend} {how:?}"));
             assert_eq!(session.got(16), "the body\r\n", "{backend} {how:?}");
             assert_eq!(gateway.lab.gateway.invalid_packets().unwrap(), 0, "{backend} {how:?}");
         }
@@ -88,16 +66,13 @@ fn adjusted_connections_go_on_after_a_crash_and_after_a_stop() {
 #[test]
 fn auto_keeps_the_back_end_as_long_as_sessions_go_on() {
     for backend in ["nftables", "conntrack"] {
-        let configuration = format!("[pinhole]\nbackend = \"{backend}\"\n");
-        let mut gateway = gateway_with(Topology::Masquerade, &configuration);
-        let _server = scripted_server(&gateway.lab.server, &json!({}));
-        let transfer = [announcement(), list()].concat();
-        let client = gateway.client(&[transfer.clone(), gate(), transfer]);
+        let configuration = back_end(backend);
+        let (mut gateway, _server) = served(Topology::Masquerade, &configuration, json!({}));
+        let client = gateway.client(&[port_transfer(), vec![gate()], port_transfer()]);
         gateway.end(End::Kill);
         gateway.start_again("");
         assert_eq!(gateway.daemon.status().unwrap()["backend"], backend);
-        let session = client.release();
-        assert_eq!(session.error, None, "{backend}");
+        let session = client.release().ok_in(backend);
         assert_eq!(session.got(16), "the body\r\n", "{backend}");
         // Without sessions the firewall decides, which accepts the mark.
         gateway.end(End::Stop);
@@ -115,10 +90,8 @@ fn auto_keeps_the_back_end_as_long_as_sessions_go_on() {
 #[test]
 fn adjusted_connections_wait_while_the_daemon_is_down() {
     for how in [End::Kill, End::Stop] {
-        let mut gateway = gateway(Topology::Masquerade);
-        let server = scripted_server(&gateway.lab.server, &json!({}));
-        let transfer = [announcement(), list()].concat();
-        let client = gateway.client(&[transfer.clone(), gate(), transfer]);
+        let (mut gateway, server) = served(Topology::Masquerade, "", json!({}));
+        let client = gateway.client(&[port_transfer(), vec![gate()], port_transfer()]);
         gateway.end(how);
         let before = server.lines().len();
         let (session, heard) = thread::scope(|scope| {
@@ -137,51 +110,46 @@ fn adjusted_connections_wait_while_the_daemon_is_down() {
 #[test]
 fn unadjusted_sessions_are_known_again_too_without_their_table() {
     for (how, lost) in [(End::Kill, false), (End::Kill, true), (End::Stop, true)] {
-        let mut gateway = gateway(Topology::Routed);
-        let _server = scripted_server(&gateway.lab.server, &json!({}));
-        let client = gateway.client(&[gate(), announcement(), list()]);
+        let (mut gateway, _server) = served(Topology::Routed, "", json!({}));
+        let client = gateway.client(&[vec![gate()], announcement(), list()]);
         gateway.end(how);
         if lost {
             // As a firewall does that is loaded meanwhile; a clean stop has removed it already.
             let _ = gateway.lab.gateway.nft("delete table inet ftp_alg");
         }
         gateway.start_again("");
-        let session = client.release();
-        assert_eq!(session.error, None, "{how:?} {lost}");
+        let session = client.release().ok_in(format!("{how:?} {lost}"));
         assert_eq!(session.got(10), "the body\r\n", "{how:?} {lost}");
     }
 }
 
 #[test]
 fn what_was_said_while_the_daemon_was_down_opens_nothing_later() {
-    let mut gateway = gateway(Topology::Routed);
-    let server = scripted_server(&gateway.lab.server, &json!({}));
+    let (mut gateway, server) = served(Topology::Routed, "", json!({}));
     // What is not seen is a REIN: the login does not count any more.
-    let unseen = [say("REIN"), reply()];
-    let mut client = gateway.client(&[gate(), unseen.to_vec(), gate(), announcement()]);
+    let gate = || vec![gate()];
+    let mut client = gateway.client(&[gate(), ask("REIN"), gate(), announcement()]);
     gateway.end(End::Kill);
     // Up to the heartbeat's deadline the kernel drops it.
     client.open_gate();
     wait_for("the REIN", || server.lines().iter().any(|line| line == "REIN"));
     gateway.start_again("");
     assert_eq!(client.release().error, None);
-    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 0, "{}", gateway.daemon.log());
-    assert_eq!(gateway.daemon.counter("unread_sessions").unwrap(), 1, "{}", gateway.daemon.log());
+    assert_eq!(gateway.count("pinholes_opened"), 0, "{}", gateway.daemon.log());
+    assert_eq!(gateway.count("unread_sessions"), 1, "{}", gateway.daemon.log());
 }
 
 #[test]
 fn a_command_of_which_a_part_is_held_goes_on() {
     for how in [End::Kill, End::Stop] {
-        let mut gateway = gateway(Topology::Masquerade);
-        let server = scripted_server(&gateway.lab.server, &json!({}));
+        let (mut gateway, server) = served(Topology::Masquerade, "", json!({}));
         let (start, rest) = PORT.split_at(7);
-        let cut = [vec![json!({"send": start})], vec![json!({"sleep": 0.2})], gate()].concat();
+        let cut = vec![json!({"send": start}), json!({"sleep": 0.2}), gate()];
         let rest = vec![json!({"send": format!("{rest}\r\n")}), reply()];
         let client = gateway.client(&[cut, rest, list()]);
         gateway.end(how);
         gateway.start_again("");
-        let session = client.release();
-        assert_eq!(session.error, None, "{how:?}");
+        let session = client.release().ok_in(format!("{how:?}"));
         assert_eq!(session.got(12), "the body\r\n", "{how:?}");
         let announced = "PORT 198,51,100,1,14,178".to_owned();
         assert!(server.lines().contains(&announced), "{how:?}: {:?}", server.lines());
@@ -191,10 +159,9 @@ fn a_command_of_which_a_part_is_held_goes_on() {
 #[test]
 fn a_pinhole_outlives_the_daemon_and_is_used_once() {
     for backend in ["nftables", "conntrack"] {
-        let configuration = format!("[pinhole]\nbackend = \"{backend}\"\n");
-        let mut gateway = gateway_with(Topology::Masquerade, &configuration);
-        let server = scripted_server(&gateway.lab.server, &json!({}));
-        let client = gateway.client(&[announcement(), gate(), list()]);
+        let configuration = back_end(backend);
+        let (mut gateway, server) = served(Topology::Masquerade, &configuration, json!({}));
+        let client = gateway.client(&[announcement(), vec![gate()], list()]);
         let (address, port) = host_port(server.lines().last().unwrap());
         let before = gateway.daemon.pinholes().unwrap();
         gateway.end(End::Kill);
@@ -203,8 +170,7 @@ fn a_pinhole_outlives_the_daemon_and_is_used_once() {
         let key =
             |rows: &[Value]| rows.iter().map(|row| row["arrival"].clone()).collect::<Vec<_>>();
         assert_eq!((key(&after), after.len()), (key(&before), 1), "{backend}");
-        let session = client.release();
-        assert_eq!(session.error, None, "{backend}");
+        let session = client.release().ok_in(backend);
         assert_eq!(session.got(10), "the body\r\n", "{backend}");
         // Used before the next end, it is not opened by the next start.
         gateway.end(End::Kill);
@@ -216,9 +182,8 @@ fn a_pinhole_outlives_the_daemon_and_is_used_once() {
 
 #[test]
 fn a_table_of_other_rules_is_replaced_and_its_pinholes_stay() {
-    let mut gateway = gateway(Topology::Masquerade);
-    let _server = scripted_server(&gateway.lab.server, &json!({}));
-    let client = gateway.client(&[announcement(), gate(), list(), announcement(), list()]);
+    let (mut gateway, _server) = served(Topology::Masquerade, "", json!({}));
+    let client = gateway.client(&[announcement(), vec![gate()], list(), announcement(), list()]);
     let host = gateway.lab.gateway.clone();
     let table = || {
         let listed =
@@ -236,8 +201,7 @@ fn a_table_of_other_rules_is_replaced_and_its_pinholes_stay() {
     gateway.start_again("");
     assert_ne!(table(), before);
     assert_eq!(gateway.daemon.open_pinholes().unwrap().len(), 1);
-    let session = client.release();
-    assert_eq!(session.error, None);
+    let session = client.release().ok();
     assert_eq!([session.got(10), session.got(16)], ["the body\r\n"; 2]);
 }
 
@@ -258,15 +222,14 @@ fn a_table_of_which_there_is_no_state_is_replaced_and_that_is_said() {
 
 #[test]
 fn what_a_crash_left_open_without_a_session_is_closed() {
-    let configuration = "[pinhole]\nbackend = \"nftables\"\n";
-    let mut gateway = gateway_with(Topology::Routed, configuration);
-    let _server = scripted_server(&gateway.lab.server, &json!({}));
-    let client = gateway.client(&[gate()]);
+    let configuration = NFTABLES;
+    let (mut gateway, _server) = served(Topology::Routed, configuration, json!({}));
+    let client = gateway.client(&[vec![gate()]]);
     gateway.end(End::Kill);
     let element = "{ 198.51.100.10 . 192.168.150.80 . 4000 timeout 30s }";
     gateway.lab.gateway.nft(&format!("add element inet ftp_alg pinholes4 {element}")).unwrap();
     assert_eq!(gateway.daemon.open_pinholes().unwrap().len(), 1);
-    gateway.start_again(configuration);
+    gateway.start_again(NFTABLES);
     assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
     assert_eq!(client.release().error, None);
 }
@@ -276,10 +239,9 @@ fn pinholes_that_the_next_configuration_forbids_are_closed() {
     for (backend, end) in
         [("nftables", End::Kill), ("nftables", End::Stop), ("conntrack", End::Kill)]
     {
-        let configuration = format!("[pinhole]\nbackend = \"{backend}\"\n");
-        let mut gateway = gateway_with(Topology::Masquerade, &configuration);
-        let server = scripted_server(&gateway.lab.server, &json!({}));
-        let _client = gateway.client(&[announcement(), gate(), list()]);
+        let configuration = back_end(backend);
+        let (mut gateway, server) = served(Topology::Masquerade, &configuration, json!({}));
+        let _client = gateway.client(&[announcement(), vec![gate()], list()]);
         let (address, port) = host_port(server.lines().last().unwrap());
         assert_eq!(gateway.daemon.open_pinholes().unwrap().len(), 1, "{backend}");
         gateway.end(end);
@@ -311,9 +273,8 @@ fn state_that_is_damaged_or_foreign_is_refused_and_the_start_is_clean() {
         ("nothing", "not a journal", Vec::clear),
     ];
     for (what, words, damage) in cases {
-        let mut gateway = gateway_with(Topology::Masquerade, ONE);
-        let _server = scripted_server(&gateway.lab.server, &json!({}));
-        let client = gateway.client(&[announcement(), list(), gate()]);
+        let (mut gateway, _server) = served(Topology::Masquerade, ONE, json!({}));
+        let client = gateway.client(&[announcement(), list(), vec![gate()]]);
         gateway.end(End::Kill);
         let path = gateway.state(journal);
         let mut content = fs::read(&path).unwrap();
@@ -328,25 +289,22 @@ fn state_that_is_damaged_or_foreign_is_refused_and_the_start_is_clean() {
         assert!(known.iter().all(|session| session["state"] == "picked-up"), "{what}: {known:?}");
         drop(client);
         // What is new works.
-        let second = gateway.client(&[gate(), announcement(), list()]).release();
+        let second = gateway.client(&[vec![gate()], announcement(), list()]).release();
         assert_eq!(second.error, None, "{what}");
     }
 }
 
 #[test]
 fn a_journal_that_a_crash_cut_off_is_believed_up_to_there() {
-    let mut gateway = gateway_with(Topology::Masquerade, ONE);
-    let _server = scripted_server(&gateway.lab.server, &json!({}));
-    let transfer = [announcement(), list()].concat();
-    let client = gateway.client(&[transfer.clone(), gate(), transfer]);
+    let (mut gateway, _server) = served(Topology::Masquerade, ONE, json!({}));
+    let client = gateway.client(&[port_transfer(), vec![gate()], port_transfer()]);
     gateway.end(End::Kill);
     let path = gateway.state("queue-2100.sessions");
     let mut content = fs::read(&path).unwrap();
     content.extend([200, 0, 0, 0, 1, 2, 3, 4, 5]);
     fs::write(&path, content).unwrap();
     gateway.start_again(ONE);
-    let session = client.release();
-    assert_eq!(session.error, None);
+    let session = client.release().ok();
     assert_eq!(session.got(16), "the body\r\n");
 }
 

@@ -3,13 +3,9 @@
 //!
 //! `FTP_ALG_ROUNDS` says how many rule sets (12), `FTP_ALG_SEED` which (0).
 
-use std::time::Duration;
-
-use crate::common::{control, scripted_server};
-use crate::rng::Rng;
 use ftp_alg_firewall::Acceptance;
-use ftp_alg_lab::{Family, Host, Lab, Topology};
-use serde_json::json;
+
+use crate::{common::*, rng::Rng};
 
 /// Conditions of nftables by what they compare; half of the places for one stay empty.
 const NFTABLES: [&[&str]; 8] = [
@@ -108,7 +104,7 @@ with socket.create_connection((sys.argv[1], 21), 0.6) as control:
     while heard.count(b'\\n') < 2:
         heard += control.recv(100) or sys.exit(1)";
     let mut command = from.command("python3");
-    command.args(["-c", dialogue, &to.address(Family::V4).to_string()]);
+    command.args(["-c", dialogue, &to.address(V4).to_string()]);
     from.finish(command, b"", Duration::from_secs(60)).unwrap().status.success()
 }
 

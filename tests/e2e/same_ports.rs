@@ -6,12 +6,7 @@ use std::{
     net::{Ipv4Addr, SocketAddr, TcpListener},
 };
 
-use crate::common::{
-    GatedClient, Gateway, connect, gated_client, gateway_with, login, reply, say, scripted_server,
-    wait_for,
-};
-use ftp_alg_lab::{Family, Host, Topology};
-use serde_json::json;
+use crate::common::*;
 
 const PORT: u16 = 45_000;
 
@@ -39,7 +34,7 @@ impl Announcements {
     }
 
     fn active(client: &Host) -> Self {
-        let address = client.address(Family::V4).to_string();
+        let address = client.address(V4).to_string();
         let port_command =
             |port: u16| format!("PORT {},{},{}", address.replace('.', ","), port / 256, port % 256);
         Self {
@@ -60,13 +55,12 @@ fn arrivals(gateway: &Gateway) -> BTreeSet<SocketAddr> {
 fn session(gateway: &Gateway, lines: &[&str], is_reset: bool) -> GatedClient {
     let mut steps = login();
     for line in lines {
-        steps.extend([say(line), reply(), json!({"gate": ""})]);
+        steps.extend([say(line), reply(), gate()]);
     }
     if is_reset {
         steps.push(json!({"abort": true}));
     }
-    let host = gateway.lab.server_address(Family::V4);
-    gated_client(&gateway.lab.client, json!({"host": host, "steps": steps}))
+    hold(&gateway.lab, steps)
 }
 
 /// Plays both sessions, and connects to each of their ports.

@@ -1,19 +1,9 @@
 //! Situations that people ask about, each as they have it: their numbers, their configuration.
 
-use std::{collections::BTreeSet, net::IpAddr, thread, time::Duration};
+use std::{collections::BTreeSet, net::IpAddr};
 
-use crate::common::dialogues::{self, Segments};
-use crate::common::{
-    GatedClient, Gateway, active_transfer, captures, connect_in_vain, executable, gated_client,
-    host_port, login, passive_transfer, reply, say, scripted_client, scripted_server, wait_for,
-};
-use ftp_alg_lab::{
-    Admission, Capture, ClientProgram, Daemon, Family, FirewallKind, Host, Lab, LabSpec, Mode,
-    Server, ServerKind, Topology, Transfer,
-};
-use serde_json::{Value, json};
+use crate::common::{dialogues::Segments, *};
 
-const MODES: [Mode; 2] = [Mode::Active, Mode::Passive];
 const IPTABLES: [(FirewallKind, &str); 2] =
     [(FirewallKind::IptablesNft, "nft"), (FirewallKind::IptablesLegacy, "legacy")];
 /// Clients that need nothing but IPv4, each its own way to use it.
@@ -22,8 +12,7 @@ const CLIENTS: [ClientProgram; 3] =
 
 fn gateway(topology: Topology, firewall: FirewallKind, configuration: &str) -> Gateway {
     let lab = Lab::build(LabSpec { firewall, ..LabSpec::new(topology) }).unwrap();
-    let daemon = Daemon::start(&executable(), &lab.gateway, configuration).unwrap();
-    Gateway { daemon, lab }
+    Gateway::on(lab, configuration)
 }
 
 /// Nothing is open any more, and nothing went wrong on the way.
@@ -57,7 +46,7 @@ fn failures(
 }
 
 fn v4(host: &Host) -> IpAddr {
-    host.address(Family::V4)
+    host.address(V4)
 }
 
 /// vsftpd with `pasv_min_port=9981` and `pasv_max_port=9986` on the gateway itself, and a firewall of
@@ -120,59 +109,42 @@ fn vsftpd_on_a_gateway_that_drops_its_own_output_needs_two_rules_there() {
 /// The addresses of the explanation of active and passive FTP that everyone quotes, with a server
 /// that knows nothing of the address it is published at (no `MasqueradeAddress`).
 #[test]
-fn proftpd_at_192_168_150_90_published_without_masquerade_address() {
-    for (firewall, variant) in IPTABLES {
-        let gateway = gateway(Topology::PublishedServer, firewall, "");
-        let lab = &gateway.lab;
-        let server = Server::start(ServerKind::Proftpd, &lab.server).unwrap();
-        let (outer, inner) = captures(lab);
-        let address = lab.server_address(Family::V4);
-        let failed = failures(&lab.client, &server, address, server.login(), &CLIENTS);
-        assert_eq!(failed, [""; 0], "iptables {variant}");
-        let said = |line: &&String| line.starts_with("227");
-        let inner = inner.finish().unwrap().announcements().unwrap();
-        let announced = "227 Entering Passive Mode (192,168,150,90,";
-        assert!(inner.iter().filter(said).all(|line| line.starts_with(announced)), "{inner:?}");
-        let outer = outer.finish().unwrap().announcements().unwrap();
-        let announced = "227 Entering Passive Mode   (198,51,100,1,";
-        assert!(outer.iter().filter(said).all(|line| line.starts_with(announced)), "{outer:?}");
-        assert!(outer.iter().any(|line| said(&line)), "{outer:?}");
-        assert_all_closed(&gateway);
-    }
-}
-
-#[test]
-fn client_at_192_168_150_80_masqueraded_to_proftpd() {
-    for (firewall, variant) in IPTABLES {
-        let gateway = gateway(Topology::Masquerade, firewall, "");
-        let lab = &gateway.lab;
-        let server = Server::start(ServerKind::Proftpd, &lab.server).unwrap();
-        let (inner, outer) = captures(lab);
-        let address = lab.server_address(Family::V4);
-        let failed = failures(&lab.client, &server, address, server.login(), &CLIENTS);
-        assert_eq!(failed, [""; 0], "iptables {variant}");
-        let said = |line: &&String| line.starts_with("PORT");
-        let inner = inner.finish().unwrap().announcements().unwrap();
-        let announced = "PORT 192,168,150,80,";
-        assert!(inner.iter().filter(said).all(|line| line.starts_with(announced)), "{inner:?}");
-        let outer = outer.finish().unwrap().announcements().unwrap();
-        let announced = "PORT 198,51,100,1,";
-        assert!(outer.iter().filter(said).all(|line| line.starts_with(announced)), "{outer:?}");
-        assert!(outer.iter().any(|line| said(&line)), "{outer:?}");
-        assert_all_closed(&gateway);
+fn proftpd_at_192_168_150_90_published_and_client_at_192_168_150_80_masqueraded() {
+    const PASSIVE: &str = "227 Entering Passive Mode";
+    for (topology, reply, said, translated) in [
+        (Topology::PublishedServer, "227", " (192,168,150,90,", "   (198,51,100,1,"),
+        (Topology::Masquerade, "PORT", " 192,168,150,80,", " 198,51,100,1,"),
+    ] {
+        let start = if reply == "227" { PASSIVE } else { reply };
+        for (firewall, variant) in IPTABLES {
+            let case = format!("{topology}, iptables {variant}");
+            let gateway = gateway(topology, firewall, "");
+            let lab = &gateway.lab;
+            let server = Server::start(ServerKind::Proftpd, &lab.server).unwrap();
+            let sides = captures(lab);
+            let address = lab.server_address(V4);
+            let failed = failures(&lab.client, &server, address, server.login(), &CLIENTS);
+            assert_eq!(failed, [""; 0], "{case}");
+            // The first side is the client's.
+            let (before, after) = if reply == "227" { (sides.1, sides.0) } else { sides };
+            for (side, end) in [(before, said), (after, translated)] {
+                let lines = side.finish().unwrap().announcements().unwrap();
+                let mut lines = lines.iter().filter(|line| line.starts_with(reply)).peekable();
+                assert!(lines.peek().is_some(), "{case}");
+                let announced = format!("{start}{end}");
+                lines.for_each(|line| assert!(line.starts_with(&announced), "{case}: {line}"));
+            }
+            assert_all_closed(&gateway);
+        }
     }
 }
 
 /// A client at `address` of `host` that has announced its port 3762, and waits.
 fn announced_3762(host: &Host, address: &str, server: IpAddr) -> GatedClient {
-    let mut steps = login();
-    let host_port = address.replace('.', ",") + ",14,178";
-    steps.extend([say(&format!("PORT {host_port}")), reply(), json!({"gate": ""})]);
-    steps.extend([say(&format!("RETR {address}")), reply(), json!({"accept": 3762}), reply()]);
-    steps.extend([say("QUIT"), reply()]);
-    let server = server.to_string();
-    let plan = json!({"host": server, "source": address, "listen": [3762], "steps": steps});
-    gated_client(host, plan)
+    let port = format!("PORT {},14,178", address.replace('.', ","));
+    let retr = [ask(&format!("RETR {address}")), vec![accept(3762), reply()]].concat();
+    let steps = [login(), ask(&port), vec![gate()], retr, ask("QUIT")].concat();
+    gated_client(host, json!({"host": server, "source": address, "steps": steps}))
 }
 
 /// What a server with this plan sends names the file, so that each client knows its own.
@@ -190,8 +162,7 @@ fn assert_all_fetch_their_own(clients: Vec<(&str, GatedClient)>) {
     thread::scope(|scope| {
         for (address, client) in clients {
             scope.spawn(move || {
-                let session = client.release();
-                assert_eq!(session.error, None, "{address}");
+                let session = client.release().ok_in(address);
                 assert_eq!(session.got(10), format!("the content of {address}"));
                 assert_eq!(session.got(11), "226 Done");
             });
@@ -263,7 +234,7 @@ fn several_masqueraded_hosts_transfer_at_once() {
         let failed = thread::scope(|scope| {
             let both = [&lab.client, &lab.client2].map(|host| {
                 let server = &server;
-                let address = lab.server_address(Family::V4);
+                let address = lab.server_address(V4);
                 scope.spawn(move || {
                     failures(host, server, address, server.login(), &ClientProgram::ALL)
                 })
@@ -279,7 +250,7 @@ fn several_masqueraded_hosts_transfer_at_once() {
 fn anonymous_and_named_logins() {
     let gateway = gateway(Topology::PublishedServer, FirewallKind::IptablesNft, "");
     let lab = &gateway.lab;
-    let address = lab.server_address(Family::V4);
+    let address = lab.server_address(V4);
     let anonymous = "<Anonymous ~guest>\nUser guest\nUserAlias anonymous guest\n\
                      UserAlias ftp guest\nRequireValidShell off\n</Anonymous>";
     let guests = [("anonymous", "lab@example.net"), ("ftp", "lab@")];
@@ -300,11 +271,11 @@ fn anonymous_and_named_logins() {
         }
     }
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
-    let before = gateway.daemon.counter("pinholes_opened").unwrap();
+    let before = gateway.count("pinholes_opened");
     let nobody = ("nobody-here", "secret");
     let failed = failures(&lab.client, &server, address, nobody, &[ClientProgram::Curl]);
     assert_eq!(failed.len(), 2, "there is no such user");
-    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), before, "no login, no pinhole");
+    assert_eq!(gateway.count("pinholes_opened"), before, "no login, no pinhole");
     assert_all_closed(&gateway);
 }
 
@@ -356,7 +327,7 @@ fn a_published_server_and_masqueraded_clients_on_one_gateway_at_once() {
 fn a_server_that_announces_its_external_address_by_itself_is_not_translated_twice() {
     let gateway = gateway(Topology::PublishedServer, FirewallKind::IptablesLegacy, "");
     let lab = &gateway.lab;
-    let address = lab.server_address(Family::V4);
+    let address = lab.server_address(V4);
     for (kind, more) in [
         (ServerKind::Vsftpd, format!("listen_ipv6=NO\nlisten=YES\npasv_address={address}")),
         (ServerKind::PureFtpd, format!("--forcepassiveip {address}")),
@@ -364,7 +335,7 @@ fn a_server_that_announces_its_external_address_by_itself_is_not_translated_twic
     ] {
         let server = Server::start_with(kind, &lab.server, &more).unwrap();
         let (outer, inner) = captures(lab);
-        let before = gateway.daemon.counter("pinholes_opened").unwrap();
+        let before = gateway.count("pinholes_opened");
         let failed = failures(&lab.client, &server, address, server.login(), &CLIENTS);
         assert_eq!(failed, [""; 0], "{kind}");
         let (outer, inner) = (outer.finish().unwrap(), inner.finish().unwrap());
@@ -372,7 +343,7 @@ fn a_server_that_announces_its_external_address_by_itself_is_not_translated_twic
             lines.into_iter().filter(|line| line.starts_with("227")).collect()
         };
         let announced = inner.announcements().unwrap();
-        let opened = gateway.daemon.counter("pinholes_opened").unwrap() - before;
+        let opened = gateway.count("pinholes_opened") - before;
         assert_eq!(opened, announced.len() as u64, "{kind}: one for each announcement");
         let announced = passive(announced);
         assert!(announced.len() >= 6, "{kind}: {announced:?}");
@@ -385,77 +356,70 @@ fn a_server_that_announces_its_external_address_by_itself_is_not_translated_twic
     assert_all_closed(&gateway);
 }
 
-/// Plays every dialogue while `nat` is on the gateway next to its own rules; both ends compare the
+/// Plays every dialogue while other translations are on the gateway next to its own rules; both ends compare the
 /// peer of each data connection with that of its control connection.
-fn data_follows_control(topology: Topology, dialled: &str, nat: &str) {
-    let gateway = gateway(topology, FirewallKind::Nftables, "");
-    let lab = &gateway.lab;
-    lab.gateway.shell("ip address add 198.51.100.2/24 dev wan").unwrap();
-    lab.gateway.nft(&format!("table ip more {{\n{nat}\n}}\n")).unwrap();
-    let dialogues = dialogues::over_ipv4(dialled.parse().unwrap());
-    let failed = dialogues::failures(&lab.server, &lab.client, &dialogues, Segments::Turns);
-    assert_eq!(failed, [""; 0]);
-    assert_all_closed(&gateway);
-}
-
 #[test]
-fn data_connections_of_masqueraded_clients_come_from_the_address_of_the_control_connection() {
-    // Everything else that comes from a client has 198.51.100.1.
-    let only_control = "chain source {
-        type nat hook postrouting priority srcnat - 10;
-        oifname \"wan\" tcp dport 21 snat to 198.51.100.2
-    }";
-    data_follows_control(Topology::Masquerade, "198.51.100.10", only_control);
-}
-
-#[test]
-fn data_connections_follow_where_each_connection_gets_the_next_address_of_a_pool() {
-    let pool = "chain source {
-        type nat hook postrouting priority srcnat - 10;
-        oifname \"wan\" snat to numgen inc mod 2 map { 0 : 198.51.100.1, 1 : 198.51.100.2 }
-    }";
-    data_follows_control(Topology::Masquerade, "198.51.100.10", pool);
-}
-
-#[test]
-fn data_connections_of_a_published_server_come_from_the_address_it_is_published_at() {
-    // What the server opens by itself has 198.51.100.1.
-    let second_address = "chain destination {
-        type nat hook prerouting priority dstnat - 10;
-        ip daddr 198.51.100.2 tcp dport 21 dnat to 192.168.150.90
+fn data_connections_come_from_the_address_of_the_control_connection() {
+    const BEFORE: &str = "type nat hook postrouting priority srcnat - 10; oifname";
+    const TO_SERVER: &str = "to 192.168.150.90";
+    for (case, topology, destination, source) in [
+        // Everything else that comes from a client has 198.51.100.1.
+        (
+            "another one for control",
+            Topology::Masquerade,
+            "",
+            "wan tcp dport 21 snat to 198.51.100.2",
+        ),
+        (
+            "the next one of a pool for each connection",
+            Topology::Masquerade,
+            "",
+            "wan snat to numgen inc mod 2 map { 0 : 198.51.100.1, 1 : 198.51.100.2 }",
+        ),
+        // What the server opens by itself has 198.51.100.1.
+        (
+            "published at a second one",
+            Topology::PublishedServer,
+            "tcp dport 21 dnat",
+            "wan masquerade",
+        ),
+        (
+            "a host has one for itself",
+            Topology::PublishedServer,
+            "dnat",
+            "wan ip saddr 192.168.150.90 snat to 198.51.100.2",
+        ),
+        // The server sees its clients at the gateway's inner address.
+        (
+            "both ends are translated",
+            Topology::PublishedServer,
+            "tcp dport 21 dnat",
+            "lan masquerade",
+        ),
+    ] {
+        let gateway = gateway(topology, FirewallKind::Nftables, "");
+        let lab = &gateway.lab;
+        lab.gateway.shell("ip address add 198.51.100.2/24 dev wan").unwrap();
+        let (dialled, publish) = match destination {
+            "" => ("198.51.100.10", String::new()),
+            _ => ("198.51.100.2", format!("ip daddr 198.51.100.2 {destination} {TO_SERVER}")),
+        };
+        lab.gateway
+            .nft(&format!(
+                "table ip more {{
+                    chain destination {{
+                        type nat hook prerouting priority dstnat - 10;
+                        {publish}
+                    }}
+                    chain source {{ {BEFORE} {source}; }}
+                }}"
+            ))
+            .unwrap();
+        let dialogues = dialogues::over_ipv4(dialled.parse().unwrap());
+        let failed = dialogues::failures(&lab.server, &lab.client, &dialogues, Segments::Turns);
+        assert_eq!(failed, [""; 0], "{case}");
+        assert_all_closed(&gateway);
     }
-    chain source {
-        type nat hook postrouting priority srcnat - 10;
-        oifname \"wan\" masquerade
-    }";
-    data_follows_control(Topology::PublishedServer, "198.51.100.2", second_address);
-}
-
-#[test]
-fn data_connections_follow_where_a_host_has_an_address_for_itself() {
-    let one_to_one = "chain destination {
-        type nat hook prerouting priority dstnat - 10;
-        ip daddr 198.51.100.2 dnat to 192.168.150.90
-    }
-    chain source {
-        type nat hook postrouting priority srcnat - 10;
-        oifname \"wan\" ip saddr 192.168.150.90 snat to 198.51.100.2
-    }";
-    data_follows_control(Topology::PublishedServer, "198.51.100.2", one_to_one);
-}
-
-#[test]
-fn data_connections_follow_where_both_ends_are_translated() {
-    // The server sees its clients at the gateway's inner address.
-    let both = "chain destination {
-        type nat hook prerouting priority dstnat - 10;
-        ip daddr 198.51.100.2 tcp dport 21 dnat to 192.168.150.90
-    }
-    chain source {
-        type nat hook postrouting priority srcnat - 10;
-        oifname \"lan\" masquerade
-    }";
-    data_follows_control(Topology::PublishedServer, "198.51.100.2", both);
 }
 
 /// With `ftp:sync-mode off` it says `FEAT` before the greeting, and the rest in pipelines.
@@ -477,7 +441,7 @@ fn lftp_that_waits_for_no_reply_transfers() {
                 "set ftp:sync-mode off; set ftp:passive-mode {passive}; set ftp:ssl-allow off; \
                  set net:timeout 8; set net:max-retries 1; set cmd:fail-exit on; \
                  open -u {user},{password} {}; cd pub; cls; cat 'a b.txt'; bye",
-                lab.server_address(Family::V4)
+                lab.server_address(V4)
             );
             lftp.args(["-c", &script]);
             let done = lab.client.finish(lftp, b"", Duration::from_secs(30)).unwrap();
@@ -485,7 +449,7 @@ fn lftp_that_waits_for_no_reply_transfers() {
             assert!(text.contains("a b.txt") && text.contains("the body"), "{kind}: {text}");
         }
     }
-    assert!(gateway.daemon.counter("pinholes_opened").unwrap() >= 14);
+    assert!(gateway.count("pinholes_opened") >= 14);
     assert_all_closed(&gateway);
 }
 
@@ -500,11 +464,9 @@ fn a_gateway_with_a_set_of_ports_uses_no_other() {
         ("", "off", "nftables"),
         ("", "off", "conntrack"),
     ] {
-        let spec = LabSpec { firewall: FirewallKind::None, ..LabSpec::new(Topology::Masquerade) };
-        let lab = Lab::build(spec).unwrap();
-        lab.gateway
-            .nft(
-                "table inet gateway {
+        let lab = lab_with_rules(
+            Topology::Masquerade,
+            "table inet gateway {
                     chain forward {
                         type filter hook forward priority filter; policy drop;
                         ct state established,related accept
@@ -524,27 +486,15 @@ fn a_gateway_with_a_set_of_ports_uses_no_other() {
                         iifname \"wan\" tcp dport != 40960-41023 drop
                     }
                 }",
-            )
-            .unwrap();
+        );
         let configuration =
             format!("{set}queue.fast-path = \"{fast_path}\"\npinhole.backend = \"{backend}\"\n");
-        let daemon = Daemon::start(&executable(), &lab.gateway, &configuration).unwrap();
-        let gateway = Gateway { daemon, lab };
+        let gateway = Gateway::on(lab, &configuration);
         let lab = &gateway.lab;
         let _server = scripted_server(&lab.server, &json!({}));
-        let mut steps = login();
-        for _ in 0..3 {
-            steps.extend(passive_transfer("PASV"));
-            steps.extend(active_transfer(v4(&lab.client), 3762));
-        }
-        let plan = json!({"host": v4(&lab.server), "listen": [3762], "steps": steps});
-        let session = scripted_client(&lab.client, &plan);
-        assert_eq!(
-            session.error,
-            None,
-            "{set:?}, {fast_path}, {backend}: {}",
-            gateway.daemon.log()
-        );
+        let round = [passive_transfer("PASV"), active_transfer(v4(&lab.client), 3762)];
+        talk(lab, (login(), &round, &round, &round))
+            .ok_in(format!("{set:?}, {fast_path}, {backend}"));
         let has_logged = |part: &str| gateway.daemon.log().contains(part);
         assert_eq!(has_logged("data connections use the ports 40960-41023"), set.is_empty());
         lab.gateway.shell("nft flush chain ip source source").unwrap();
@@ -560,25 +510,22 @@ fn data_for_a_client_on_the_gateway_comes_from_the_address_that_it_dialled() {
     const DIALLED: &str = "203.0.113.5";
     const PORT: u16 = 3762;
     for backend in ["nftables", "conntrack"] {
-        let admission = if backend == "conntrack" { Admission::Related } else { Admission::Mark };
-        let lab = Lab::build(LabSpec { admission, ..LabSpec::new(Topology::OnClient) }).unwrap();
+        let lab = lab_for(Topology::OnClient, backend);
         let (client, server) = (v4(&lab.gateway), v4(&lab.server));
         let lines = format!(
             "ip route add {DIALLED}/32 dev wan
              nft 'table ip own {{ chain out {{ type nat hook output priority -100; \
                   ip daddr {DIALLED} tcp dport 21 dnat to {server}; }}; }}'"
         );
-        lab.gateway.shell(&lines).unwrap().success().unwrap();
+        lab.gateway.shell(&lines).unwrap();
         let configuration = format!("pinhole.backend = \"{backend}\"\n");
-        let daemon = Daemon::start(&executable(), &lab.gateway, &configuration).unwrap();
-        let gateway = Gateway { daemon, lab };
+        let gateway = Gateway::on(lab, &configuration);
         let _server = scripted_server(&gateway.lab.server, &json!({}));
         let mut upload = active_transfer(client, PORT);
         (upload[2], upload[4]) = (say("STOR x"), json!({"accept": PORT, "write": "x"}));
         let steps = [login(), upload.clone(), passive_transfer("PASV"), upload].concat();
         let plan = json!({"host": DIALLED, "listen": [PORT], "steps": steps});
-        let session = scripted_client(&gateway.lab.gateway, &plan);
-        assert_eq!(session.error, None, "{backend}: {}", gateway.daemon.log());
+        let session = scripted_client(&gateway.lab.gateway, &plan).ok_in(backend);
         let peers = [login().len() + 4, steps.len() - 2].map(|step| session.got(step));
         assert_eq!(peers, [DIALLED; 2], "{backend}");
         assert_all_closed(&gateway);

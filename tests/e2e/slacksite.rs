@@ -1,11 +1,7 @@
 //! The sessions that everyone quotes when explaining FTP behind NAT, byte for byte, checked by
 //! tshark on both sides of the gateway.
 
-use crate::common::{
-    captures, gateway, host_port, login, reply, say, scripted_client, scripted_server,
-};
-use ftp_alg_lab::{CaptureAnalysis, Family, Server, ServerKind, Topology};
-use serde_json::json;
+use crate::common::*;
 
 const BODY: &str = "total 0\r\n-rw-r--r-- 1 ftp ftp 12 Jan 1 00:00 slacksite\r\n";
 
@@ -15,18 +11,11 @@ fn assert_clean(side: &CaptureAnalysis) {
 
 #[test]
 fn active_session_through_masquerade() {
-    let gateway = gateway(Topology::Masquerade);
+    let (gateway, server) =
+        served(Topology::Masquerade, "", json!({"body": BODY, "active_source": 20}));
     let lab = &gateway.lab;
-    let server = scripted_server(&lab.server, &json!({"body": BODY, "active_source": 20}));
     let (inner, outer) = captures(lab);
-    let mut steps = login();
-    steps.extend([say("PORT 192,168,150,80,14,178"), reply(), say("LIST"), reply()]);
-    steps.extend([json!({"accept": 3762}), reply(), say("QUIT"), reply()]);
-    let host = lab.server_address(Family::V4).to_string();
-    let session =
-        scripted_client(&lab.client, &json!({"host": host, "listen": [3762], "steps": steps}));
-
-    assert_eq!(session.error, None);
+    let session = talk(lab, (login(), port_transfer(), ask("QUIT"))).ok();
     assert_eq!(session.got(6), "200 PORT command successful");
     assert_eq!(session.got(9), BODY, "what came to port 3762");
     assert_eq!(session.got(12), "221 Bye");
@@ -53,17 +42,11 @@ fn active_session_through_masquerade() {
 
 #[test]
 fn passive_session_to_a_published_server() {
-    let gateway = gateway(Topology::PublishedServer);
+    let (gateway, _server) =
+        served(Topology::PublishedServer, "", json!({"body": BODY, "passive_port": 50069}));
     let lab = &gateway.lab;
-    let _server = scripted_server(&lab.server, &json!({"body": BODY, "passive_port": 50069}));
     let (outer, inner) = captures(lab);
-    let mut steps = login();
-    steps.extend([say("PASV"), reply(), json!({"dial": true, "later": true})]);
-    steps.extend([say("LIST"), reply(), json!({"drain": true}), reply(), say("QUIT"), reply()]);
-    let host = lab.server_address(Family::V4).to_string();
-    let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
-
-    assert_eq!(session.error, None);
+    let session = talk(lab, (login(), passive_transfer("PASV"), ask("QUIT"))).ok();
     assert_eq!(session.got(10), BODY);
     assert_eq!(session.got(13), "221 Bye");
     let (inner, outer) = (inner.finish().unwrap(), outer.finish().unwrap());
@@ -93,20 +76,14 @@ fn passive_session_to_a_published_server() {
 
 #[test]
 fn extended_sessions_over_ipv6() {
-    let active = gateway(Topology::Masquerade);
-    let lab = &active.lab;
-    let _server = scripted_server(&lab.server, &json!({"body": BODY}));
+    let (gateway, _server) = served(Topology::Masquerade, "", json!({"body": BODY}));
+    let lab = &gateway.lab;
     let (inner, outer) = captures(lab);
-    let mut steps = login();
-    steps.extend([say("EPRT |2|fd00:150::50|3762|"), reply(), say("LIST"), reply()]);
-    steps.extend([json!({"accept": 3762}), reply(), say("EPSV"), reply()]);
-    steps.extend([json!({"dial": true, "later": true}), say("LIST"), reply()]);
-    steps.extend([json!({"drain": true}), reply(), say("QUIT"), reply()]);
-    let host = lab.server_address(Family::V6).to_string();
-    let plan = json!({"host": host, "listen": [3762], "steps": steps});
-    let session = scripted_client(&lab.client, &plan);
-
-    assert_eq!(session.error, None);
+    let mut active = port_transfer();
+    active[0] = say("EPRT |2|fd00:150::50|3762|");
+    let mut plan = plan(lab, (login(), active, passive_transfer("EPSV"), ask("QUIT")));
+    plan["host"] = json!(lab.server_address(V6));
+    let session = scripted_client(&lab.client, &plan).ok();
     assert_eq!(session.got(9), BODY);
     assert_eq!(session.got(16), BODY);
     let (inner, outer) = (inner.finish().unwrap(), outer.finish().unwrap());
@@ -124,16 +101,10 @@ fn servers_take_zeros_before_the_numbers_of_a_port() {
     let lab = &gateway.lab;
     for kind in ServerKind::ALL {
         let server = Server::start(kind, &lab.server).unwrap();
-        let (user, password) = server.login();
         let (_, outer) = captures(lab);
-        let mut steps = vec![reply(), say(&format!("USER {user}")), reply()];
-        steps.extend([say(&format!("PASS {password}")), reply()]);
-        steps.extend([say("PORT 192,168,150,80,4,1"), reply(), say("LIST")]);
-        steps.extend([json!({"accept": 1025}), reply(), reply(), say("QUIT"), reply()]);
-        let host = lab.server_address(Family::V4).to_string();
-        let plan = json!({"host": host, "listen": [1025], "steps": steps});
-        let session = scripted_client(&lab.client, &plan);
-        assert_eq!(session.error, None, "{kind}");
+        let transfer =
+            (ask("PORT 192,168,150,80,4,1"), say("LIST"), accept(1025), reply(), reply());
+        let session = talk(lab, (login_as(server.login()), transfer, ask("QUIT"))).ok_in(kind);
         assert!(session.got(6).starts_with("200"), "{kind}: {}", session.got(6));
         let outer = outer.finish().unwrap();
         assert_eq!(outer.announcements().unwrap(), ["PORT 198,51,100,1,4,001"], "{kind}");
@@ -144,19 +115,10 @@ fn servers_take_zeros_before_the_numbers_of_a_port() {
 /// Such a server may read them as octal.
 #[test]
 fn a_server_that_is_not_known_gets_no_zeros() {
-    let gateway = gateway(Topology::Masquerade);
+    let (gateway, server) = served(Topology::Masquerade, "", json!({}));
     let lab = &gateway.lab;
-    let server = scripted_server(&lab.server, &json!({}));
-    let mut steps = login();
-    for port in [1025, 1101, 1102] {
-        let command = format!("PORT 192,168,150,80,{},{}", port >> 8, port & 255);
-        steps.extend([say(&command), reply(), say("LIST"), reply()]);
-        steps.extend([json!({"accept": port}), reply()]);
-    }
-    let host = lab.server_address(Family::V4).to_string();
-    let plan = json!({"host": host, "listen": [1025, 1101, 1102], "steps": steps});
-    let session = scripted_client(&lab.client, &plan);
-    assert_eq!(session.error, None);
+    let transfer = |port| active_transfer([192, 168, 150, 80].into(), port);
+    talk(lab, (login(), [1025, 1101, 1102].map(transfer))).ok();
     let lines = server.lines();
     let announced: Vec<_> = lines.iter().filter(|line| line.starts_with("PORT ")).collect();
     assert_eq!(announced.len(), 3);

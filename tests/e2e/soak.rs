@@ -2,14 +2,7 @@
 //!
 //! `FTP_ALG_SOAK` says for how many seconds (10); `make test-nightly` takes half an hour.
 
-use std::{thread, time::Duration};
-
-use crate::common::{
-    gateway,
-    load::{Load, LoadSpec},
-    wait_for,
-};
-use ftp_alg_lab::{Server, ServerKind, Topology};
+use crate::common::*;
 
 /// How much the daemon may grow after the first fifth of the time, in KiB. Sessions that are over linger
 /// for a minute, so that a short run sees them add up.

@@ -1,11 +1,6 @@
 //! TCP is a stream: announcements cut anywhere, retransmitted, delayed by Nagle's algorithm.
 
-use crate::common::{
-    self, Session, captures, gateway, login, lose_once, reply, say, scripted_client,
-    scripted_server,
-};
-use ftp_alg_lab::{CaptureAnalysis, Family, Host, Lab, Topology};
-use serde_json::{Value, json};
+use crate::common::*;
 
 /// Longer than any answer here takes, shorter than Linux' shortest retransmission time-out (200 ms).
 const STALL_MS: f64 = 150.0;
@@ -17,14 +12,13 @@ fn active_transfer(mut announcement: Value, cut: &Value) -> Vec<Value> {
     if let (Some(step), Some(cut)) = (announcement.as_object_mut(), cut.as_object()) {
         step.extend(cut.clone());
     }
-    vec![announcement, reply(), say("LIST"), reply(), json!({"accept": 3762}), reply()]
+    vec![announcement, reply(), say("LIST"), reply(), accept(3762), reply()]
 }
 
 fn run(lab: &Lab, nodelay: bool, transfers: Vec<Vec<Value>>) -> Session {
     let mut steps = login();
     steps.extend(transfers.into_iter().flatten());
-    let host = lab.server_address(Family::V4).to_string();
-    let plan = json!({"host": host, "listen": [3762], "nodelay": nodelay, "steps": steps});
+    let plan = json!({"host": lab.server_address(V4), "nodelay": nodelay, "steps": steps});
     scripted_client(&lab.client, &plan)
 }
 
@@ -40,8 +34,7 @@ fn stalled(session: &Session, steps: usize, pauses_ms: f64) -> Vec<usize> {
 fn assert_prompt(what: &str, steps: usize, pauses_ms: f64, mut session: impl FnMut() -> Session) {
     let mut stalls: Option<Vec<usize>> = None;
     for _ in 0..3 {
-        let session = session();
-        assert_eq!(session.error, None, "{what}");
+        let session = session().ok_in(what);
         let mut now = stalled(&session, steps, pauses_ms);
         if let Some(before) = stalls {
             now.retain(|number| before.contains(number));
@@ -55,11 +48,10 @@ fn assert_prompt(what: &str, steps: usize, pauses_ms: f64, mut session: impl FnM
 }
 
 fn port_is_cut_at_every_byte(nodelay: bool) {
-    let gateway = gateway(Topology::Masquerade);
+    let (gateway, _server) = served(Topology::Masquerade, "", json!({}));
     let lab = &gateway.lab;
-    let _server = scripted_server(&lab.server, &json!({}));
     let (inner, outer) = captures(lab);
-    assert_prompt("cut at every byte", 6, 10.0, || {
+    assert_prompt(&format!("cut at every byte, nodelay {nodelay}"), 6, 10.0, || {
         let cut = |at: usize| json!({"cut": [at], "pause": 0.01});
         let transfers = (1..PORT.len()).map(|at| active_transfer(json!({"send": PORT}), &cut(at)));
         run(lab, nodelay, transfers.collect())
@@ -73,19 +65,13 @@ fn port_is_cut_at_every_byte(nodelay: bool) {
 }
 
 #[test]
-fn port_cut_at_every_byte_without_nagle() {
-    port_is_cut_at_every_byte(true);
-}
-
-#[test]
-fn port_cut_at_every_byte_with_nagle() {
-    port_is_cut_at_every_byte(false);
+fn port_cut_at_every_byte() {
+    [true, false].into_iter().for_each(port_is_cut_at_every_byte);
 }
 
 #[test]
 fn port_one_byte_a_segment() {
-    let gateway = gateway(Topology::Masquerade);
-    let _server = scripted_server(&gateway.lab.server, &json!({}));
+    let (gateway, _server) = served(Topology::Masquerade, "", json!({}));
     for nodelay in [true, false] {
         for pause in [0.0, 0.002] {
             let bytes = json!({"bytes": true, "pause": pause});
@@ -102,13 +88,11 @@ fn port_one_byte_a_segment() {
 
 #[test]
 fn lines_before_and_behind_an_announcement_share_its_segment() {
-    let gateway = gateway(Topology::Masquerade);
-    let server = scripted_server(&gateway.lab.server, &json!({}));
+    let (gateway, server) = served(Topology::Masquerade, "", json!({}));
     let together = format!("TYPE I\r\n{PORT}LIST\r\n");
     let steps = vec![json!({"send": together}), reply(), reply(), reply()];
-    let rest = vec![json!({"accept": 3762}), reply()];
-    let session = run(&gateway.lab, true, vec![steps, rest]);
-    assert_eq!(session.error, None);
+    let rest = vec![accept(3762), reply()];
+    let session = run(&gateway.lab, true, vec![steps, rest]).ok();
     assert!(session.got(6).starts_with("200 Type"));
     assert!(session.got(7).starts_with("200 PORT"));
     assert!(server.lines()[3].starts_with("PORT 198,51,100,1,"), "{:?}", server.lines());
@@ -120,36 +104,20 @@ fn passive_announcements(cut: &str, pause: f64, nodelay: bool, count: usize) {
     let lab = &gateway.lab;
     let plan = json!({"cut": cut, "pause": pause, "nodelay": nodelay, "passive_port": 50069});
     let _server = scripted_server(&lab.server, &plan);
-    let one = [
-        say("PASV"),
-        reply(),
-        json!({"dial": true, "later": true}),
-        say("LIST"),
-        reply(),
-        json!({"drain": true}),
-        reply(),
-    ];
+    let one = passive_transfer("PASV");
     let length = "227 Entering Passive Mode (192,168,150,90,195,149)\r\n".len();
     let pieces = if cut == "each" { 1 } else { length - 1 };
     let what = format!("cut {cut}, pause {pause}, nodelay {nodelay}");
     assert_prompt(&what, one.len(), pieces as f64 * pause * 2000.0, || {
-        run(lab, true, vec![one.to_vec(); count])
+        run(lab, true, vec![one.clone(); count])
     });
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
 }
 
 #[test]
-fn passive_announcement_cut_at_every_byte() {
+fn passive_announcement_cut_at_every_byte_or_one_byte_a_segment() {
     passive_announcements("each", 0.01, true, 51);
-}
-
-#[test]
-fn passive_announcement_cut_at_every_byte_with_nagle() {
     passive_announcements("each", 0.01, false, 51);
-}
-
-#[test]
-fn passive_announcement_one_byte_a_segment() {
     passive_announcements("bytes", 0.002, true, 3);
     passive_announcements("bytes", 0.0, false, 3);
 }
@@ -160,7 +128,7 @@ const BEGINS_WITH_PORT: &str = "tcp dport 21 @ih,0,32 0x504f5254";
 /// An active transfer whose `PORT` is lost once on its way into `place`, and got through with one
 /// pinhole; what its inner and outer side saw.
 fn active_transfer_losing_port(
-    gateway: &common::Gateway,
+    gateway: &Gateway,
     place: &Host,
 ) -> (CaptureAnalysis, CaptureAnalysis) {
     let lab = &gateway.lab;
@@ -168,12 +136,11 @@ fn active_transfer_losing_port(
     place.nft(&lose_once("prerouting", BEGINS_WITH_PORT)).unwrap();
     let (inner, outer) = captures(lab);
     let transfer = active_transfer(json!({"send": PORT}), &json!({}));
-    let session = run(lab, true, vec![transfer]);
-    assert_eq!(session.error, None);
+    let session = run(lab, true, vec![transfer]).ok();
     assert!(session.got(6).starts_with("200 "), "{}", session.got(6));
     let took: f64 = session.steps[5..=6].iter().map(|(_, ms)| ms).sum();
     assert!(took < 1000.0, "recovery took {took} ms");
-    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 1);
+    assert_eq!(gateway.count("pinholes_opened"), 1);
     assert_eq!(gateway.lab.gateway.invalid_packets().unwrap(), 0);
     (inner.finish().unwrap(), outer.finish().unwrap())
 }
@@ -208,39 +175,26 @@ fn retransmission_gets_the_same_rewrite() {
 
 #[test]
 fn a_reply_lost_after_an_adjustment_is_retransmitted() {
-    let gateway = gateway(Topology::Masquerade);
+    let (gateway, _server) = served(Topology::Masquerade, "", json!({}));
     let lab = &gateway.lab;
-    let _server = scripted_server(&lab.server, &json!({}));
     // `200 PORT`: the answer to the rewritten command.
     let answer = "tcp sport 21 @ih,0,64 0x32303020504f5254";
     lab.client.nft(&lose_once("prerouting", answer)).unwrap();
     let transfer = active_transfer(json!({"send": PORT}), &json!({}));
-    let session = run(lab, true, vec![transfer.clone(), transfer]);
-    assert_eq!(session.error, None);
+    run(lab, true, vec![transfer.clone(), transfer]).ok();
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
-    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 2);
+    assert_eq!(gateway.count("pinholes_opened"), 2);
 }
 
 #[test]
 fn a_retransmitted_passive_announcement_gets_the_same_rewrite() {
-    let gateway = gateway(Topology::PublishedServer);
+    let (gateway, _server) = served(Topology::PublishedServer, "", json!({"passive_port": 50069}));
     let lab = &gateway.lab;
-    let _server = scripted_server(&lab.server, &json!({"passive_port": 50069}));
     let announcement = "tcp sport 21 @ih,0,32 0x32323720";
     lab.client.nft(&lose_once("prerouting", announcement)).unwrap();
     let (outer, _inner) = captures(lab);
-    let steps = vec![
-        say("PASV"),
-        reply(),
-        json!({"dial": true, "later": true}),
-        say("LIST"),
-        reply(),
-        json!({"drain": true}),
-        reply(),
-    ];
-    let session = run(lab, true, vec![steps]);
-    assert_eq!(session.error, None);
-    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 1);
+    run(lab, true, vec![passive_transfer("PASV")]).ok();
+    assert_eq!(gateway.count("pinholes_opened"), 1);
     let outer = outer.finish().unwrap();
     let copies = outer
         .fields("tcp.srcport == 21 && tcp.payload[0:4] == 32:32:37:20", &["tcp.payload"])

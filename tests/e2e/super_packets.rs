@@ -1,11 +1,7 @@
 //! Segments that the kernel joins: a client that leaves segmentation to its interface hands the gateway
 //! several as one packet, without a checksum. What is rewritten in it must be right on the wire.
 
-use crate::common::{
-    Gateway, captures, executable, login, reply, say, scripted_client, scripted_server,
-};
-use ftp_alg_lab::{Daemon, Family, Lab, LabSpec, Topology};
-use serde_json::{Value, json};
+use crate::common::*;
 
 const NOOPS: usize = 600;
 
@@ -15,8 +11,7 @@ fn joining(configuration: &str) -> Gateway {
     let parts = "tx off sg off tso off gso off";
     lab.gateway.shell(&format!("ethtool -K {} {parts}", lab.server_side())).unwrap();
     lab.server.shell(&format!("ethtool -K eth0 {parts}")).unwrap();
-    let daemon = Daemon::start(&executable(), &lab.gateway, configuration).unwrap();
-    Gateway { daemon, lab }
+    Gateway::on(lab, configuration)
 }
 
 /// Sends `lines` between many others at once, in pieces as `cut` says, and gives what the server heard of them.
@@ -40,12 +35,10 @@ fn said_among_others(
     }
     let count = 2 * NOOPS + lines.len();
     let replies = json!({"reply": true, "count": count});
-    let transfer = [say("LIST"), reply(), json!({"accept": 3762}), reply()];
-    let steps: Vec<Value> = [login(), vec![send, replies], transfer.to_vec()].concat();
-    let host = lab.server_address(family).to_string();
-    let plan = json!({"host": host, "listen": [3762], "steps": steps});
-    let session = scripted_client(&lab.client, &plan);
-    assert_eq!(session.error, None, "{lines:?} {cut:?}");
+    let list = port_transfer().split_off(2);
+    let steps: Vec<Value> = [login(), vec![send, replies], list].concat();
+    let plan = json!({"host": lab.server_address(family), "steps": steps});
+    scripted_client(&lab.client, &plan).ok_in(format!("{lines:?} {cut:?}"));
     let heard = server.lines().split_off(before);
     assert_eq!(heard.iter().filter(|line| *line == "NOOP").count(), 2 * NOOPS);
     let long = "tcp.dstport == 21 && tcp.len > 1448";
@@ -54,7 +47,7 @@ fn said_among_others(
     assert_eq!(outer.count(long).unwrap(), 0, "{lines:?} {cut:?}");
     assert_eq!(outer.wrong_checksums().unwrap(), [""; 0], "{lines:?} {cut:?}");
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
-    assert_eq!(gateway.daemon.counter("errors").unwrap(), 0);
+    assert_eq!(gateway.count("errors"), 0);
     heard
         .into_iter()
         .filter(|line| line.starts_with('P') && line != "PASS lab" || line.starts_with('E'))
@@ -64,23 +57,22 @@ fn said_among_others(
 #[test]
 fn an_announcement_in_a_super_packet_is_rewritten() {
     let gateway = joining("");
-    let external = gateway.lab.gateway.address(Family::V4).to_string().replace('.', ",");
+    let external = gateway.lab.gateway.address(V4).to_string().replace('.', ",");
     let port = "PORT 192,168,150,80,14,178";
     let rewritten = format!("PORT {external},14,178");
     // Each rewrite changes the length; what follows is renumbered.
-    assert_eq!(said_among_others(&gateway, Family::V4, &[port], None), [&*rewritten]);
+    assert_eq!(said_among_others(&gateway, V4, &[port], None), [&*rewritten]);
     let three = [port; 3];
-    assert_eq!(said_among_others(&gateway, Family::V4, &three, None), [&*rewritten; 3]);
+    assert_eq!(said_among_others(&gateway, V4, &three, None), [&*rewritten; 3]);
 }
 
 #[test]
 fn a_cut_announcement_after_a_super_packet_is_rewritten() {
     let gateway = joining("");
-    let external = gateway.lab.gateway.address(Family::V4).to_string().replace('.', ",");
+    let external = gateway.lab.gateway.address(V4).to_string().replace('.', ",");
     let rewritten = format!("PORT {external},14,178");
     for cut in ["PO", "PORT 192,168,", "14,178", "14,178\r"] {
-        let heard =
-            said_among_others(&gateway, Family::V4, &["PORT 192,168,150,80,14,178"], Some(cut));
+        let heard = said_among_others(&gateway, V4, &["PORT 192,168,150,80,14,178"], Some(cut));
         assert_eq!(heard, [&*rewritten], "{cut}");
     }
 }
@@ -88,12 +80,11 @@ fn a_cut_announcement_after_a_super_packet_is_rewritten() {
 #[test]
 fn the_same_in_ipv6() {
     let gateway = joining("");
-    let (client, external) =
-        (gateway.lab.client.address(Family::V6), gateway.lab.gateway.address(Family::V6));
+    let (client, external) = (gateway.lab.client.address(V6), gateway.lab.gateway.address(V6));
     let (eprt, rewritten) =
         (format!("EPRT |2|{client}|3762|"), format!("EPRT |2|{external}|3762|"));
     for cut in [None, Some("EPRT |2|")] {
-        assert_eq!(said_among_others(&gateway, Family::V6, &[&eprt], cut), [&*rewritten]);
+        assert_eq!(said_among_others(&gateway, V6, &[&eprt], cut), [&*rewritten]);
     }
 }
 
@@ -112,10 +103,7 @@ fn announced_only(gateway: &Gateway, line: &str) -> Vec<String> {
     let others = "NOOP\r\n".repeat(NOOPS);
     let send = json!({"send": format!("{others}{line}\r\n{others}")});
     let replies = json!({"reply": true, "count": 2 * NOOPS + 1});
-    let steps = [login(), vec![send, replies, say("NOOP"), reply()]].concat();
-    let host = lab.server_address(Family::V4).to_string();
-    let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
-    assert_eq!(session.error, None);
+    talk(lab, (login(), send, replies, ask("NOOP"))).ok();
     let outer = outer.finish().unwrap();
     assert_eq!(outer.count("tcp.dstport == 21 && tcp.len > 1448").unwrap(), 0);
     assert_eq!(outer.wrong_checksums().unwrap(), [""; 0]);

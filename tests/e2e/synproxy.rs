@@ -2,11 +2,7 @@
 //! greeting takes a second there, also without `ftp-alg`. A kernel with nfnetlink_cthelper, as Debian's, must not adjust
 //! them twice.
 
-use ftp_alg_lab::{Daemon, FirewallKind, Lab, LabSpec, Topology};
-use serde_json::json;
-
-use crate::common::{Gateway, executable, has_tcx, play_sessions, scripted_server};
-use crate::health::problems;
+use crate::{common::*, health::problems};
 
 const PORT: u16 = 3762;
 
@@ -43,7 +39,7 @@ fn handshakes(lab: &Lab) -> u64 {
 
 #[test]
 fn transfers_work_behind_synproxy_and_no_problem_is_reported() {
-    for fast_path in ["auto", "off"] {
+    for state in ["auto", "off"] {
         let spec = LabSpec { firewall: FirewallKind::None, ..LabSpec::new(Topology::Routed) };
         let lab = Lab::build(spec).unwrap();
         if let Err(error) = lab.gateway.nft(RULES) {
@@ -52,20 +48,19 @@ fn transfers_work_behind_synproxy_and_no_problem_is_reported() {
             return;
         }
         // The rules have loaded conntrack.
-        lab.gateway.shell(SETTINGS).unwrap().success().unwrap();
+        lab.gateway.shell(SETTINGS).unwrap();
         let configuration =
-            format!("queue.fast-path = \"{fast_path}\"\npinhole.backend = \"nftables\"\n");
-        let daemon = Daemon::start(&executable(), &lab.gateway, &configuration).unwrap();
-        let gateway = Gateway { daemon, lab };
+            format!("queue.fast-path = \"{state}\"\npinhole.backend = \"nftables\"\n");
+        let gateway = Gateway::on(lab, &configuration);
         let (lab, daemon) = (&gateway.lab, &gateway.daemon);
         let _server = scripted_server(&lab.server, &json!({"body": "here it is\r\n"}));
-        play_sessions(&gateway, PORT, 4, fast_path);
-        assert_eq!(handshakes(lab), 3, "{fast_path}");
-        assert_eq!(daemon.counter("pinholes_used").unwrap(), 36, "{fast_path}");
-        let found = crate::common::fast_path(daemon);
-        assert_eq!(found["state"] == "on", has_tcx(&found) && fast_path == "auto", "{found}");
+        play_sessions(&gateway, PORT, 4, state);
+        assert_eq!(handshakes(lab), 3, "{state}");
+        assert_eq!(daemon.counter("pinholes_used").unwrap(), 36, "{state}");
+        let found = fast_path(daemon);
+        assert_eq!(found["state"] == "on", has_tcx(&found) && state == "auto", "{found}");
         for command in ["status", "doctor"] {
-            assert_eq!(problems(daemon, command), [""; 0], "{fast_path}: {command}");
+            assert_eq!(problems(daemon, command), [""; 0], "{state}: {command}");
         }
         gateway.assert_tidy();
     }

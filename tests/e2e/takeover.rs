@@ -1,39 +1,24 @@
 //! A second daemon in a network namespace: it does not start and the first lives, or it takes over.
 
-use std::{
-    fs,
-    os::unix::{
-        fs::{PermissionsExt, chown},
-        net::UnixListener,
-        process::ExitStatusExt as _,
-    },
-    path::Path,
-    time::Duration,
+use std::os::unix::{
+    fs::{PermissionsExt, chown},
+    net::UnixListener,
+    process::ExitStatusExt as _,
 };
 
-use crate::common::{
-    self, GatedClient, Gateway, executable_for_everyone, gated_client, gateway, gateway_with,
-    login, names::shell_program, reply, say, scripted_server, wait_for,
-};
-use ftp_alg_lab::{BackgroundProcess, Daemon, Family, ProgramOutput, Topology};
 use rustix::process::{Pid, Signal, kill_process};
-use serde_json::{Value, json};
+
+use crate::common::*;
 
 /// A client whose announcement is rewritten twice, and which waits at its gate in between.
 fn adjusted_client(gateway: &Gateway) -> GatedClient {
-    let transfer = [say("PORT 192,168,150,80,14,178"), reply(), say("LIST"), reply()];
-    let transfer = [&transfer[..], &[json!({"accept": 3762}), reply()]].concat();
-    let steps = [login(), transfer.clone(), vec![json!({"gate": ""})], transfer].concat();
-    let host = gateway.lab.server_address(Family::V4).to_string();
-    let client =
-        gated_client(&gateway.lab.client, json!({"host": host, "listen": [3762], "steps": steps}));
+    let client = hold(&gateway.lab, (login(), port_transfer(), gate(), port_transfer()));
     assert_eq!(gateway.daemon.sessions().unwrap()[0]["adjusted"], json!(true));
     client
 }
 
 fn assert_goes_on(gateway: &Gateway, client: GatedClient, what: &str) {
-    let session = client.release();
-    assert_eq!(session.error, None, "{what}");
+    let session = client.release().ok_in(what);
     assert_eq!(session.got(16), "the body\r\n", "{what}");
     assert_eq!(gateway.lab.gateway.invalid_packets().unwrap(), 0, "{what}");
 }
@@ -61,8 +46,7 @@ fn elsewhere(gateway: &Gateway) -> [String; 2] {
 
 #[test]
 fn a_second_daemon_does_not_start_and_the_first_lives() {
-    let gateway = gateway(Topology::Masquerade);
-    let _server = scripted_server(&gateway.lab.server, &json!({}));
+    let (gateway, _server) = served(Topology::Masquerade, "", json!({}));
     let client = adjusted_client(&gateway);
     let program = executable_for_everyone(&gateway.lab);
     let [state, socket] = elsewhere(&gateway);
@@ -92,7 +76,7 @@ fn a_second_daemon_does_not_start_and_the_first_lives() {
         assert!(done.stderr_text().contains(expected), "{words:?}: {}", done.stderr_text());
         assert_eq!(tables(), running, "{words:?}");
     }
-    assert_eq!(gateway.daemon.counter("errors").unwrap(), 0, "{}", gateway.daemon.log());
+    assert_eq!(gateway.count("errors"), 0, "{}", gateway.daemon.log());
     assert_goes_on(&gateway, client, "after seven others");
 }
 
@@ -120,7 +104,7 @@ fn takeover_with(
     second
 }
 
-fn ask(gateway: &Gateway, what: &str, socket: &str) -> Value {
+fn answer(gateway: &Gateway, what: &str, socket: &str) -> Value {
     let host = &gateway.lab.gateway;
     let mut command = host.command(executable_for_everyone(&gateway.lab));
     command.args([what, "--json", "--socket", socket]);
@@ -131,8 +115,7 @@ fn ask(gateway: &Gateway, what: &str, socket: &str) -> Value {
 #[test]
 fn a_takeover_with_the_same_state_directory_goes_on_with_adjusted_sessions() {
     for same_socket in [true, false] {
-        let mut gateway = gateway(Topology::Masquerade);
-        let _server = scripted_server(&gateway.lab.server, &json!({}));
+        let (mut gateway, _server) = served(Topology::Masquerade, "", json!({}));
         let client = adjusted_client(&gateway);
         let first = gateway.daemon.socket();
         let state = text(&first.with_file_name("state"));
@@ -142,7 +125,7 @@ fn a_takeover_with_the_same_state_directory_goes_on_with_adjusted_sessions() {
         assert!(gateway.daemon.exit_status().unwrap().success(), "{}", gateway.daemon.log());
         let log = second.log();
         assert!(log.contains("restored 1 sessions (1 with sequence adjustment)"), "{log}");
-        assert_eq!(ask(&gateway, "sessions", &socket)[0]["adjusted"], json!(true));
+        assert_eq!(answer(&gateway, "sessions", &socket)[0]["adjusted"], json!(true));
         assert_goes_on(&gateway, client, "taken over");
         assert!(second.terminate(Duration::from_secs(5)).unwrap().success());
     }
@@ -151,18 +134,13 @@ fn a_takeover_with_the_same_state_directory_goes_on_with_adjusted_sessions() {
 #[test]
 fn a_takeover_from_another_place_ends_the_first_and_serves_new_sessions() {
     for user in [&[][..], &["--user", "nobody"]] {
-        let mut gateway = gateway(Topology::Masquerade);
-        let _server = scripted_server(&gateway.lab.server, &json!({}));
+        let (mut gateway, _server) = served(Topology::Masquerade, "", json!({}));
         let [state, socket] = elsewhere(&gateway);
         let words = [&["--state-dir", &*state][..], user].concat();
         let mut second = takeover(&gateway, &words, &socket);
         assert!(gateway.daemon.exit_status().unwrap().success(), "{}", gateway.daemon.log());
-        let steps = [login(), vec![say("PORT 192,168,150,80,14,178"), reply()]].concat();
-        let host = gateway.lab.server_address(Family::V4).to_string();
-        let plan = json!({"host": host, "listen": [3762], "steps": steps});
-        let session = common::scripted_client(&gateway.lab.client, &plan);
-        assert_eq!(session.error, None);
-        assert_eq!(ask(&gateway, "status", &socket)["rewrites"], json!(1), "{}", second.log());
+        talk(&gateway.lab, (login(), ask("PORT 192,168,150,80,14,178"))).ok();
+        assert_eq!(answer(&gateway, "status", &socket)["rewrites"], json!(1), "{}", second.log());
         second.terminate(Duration::from_secs(5)).unwrap();
     }
 }
@@ -222,7 +200,7 @@ fn a_takeover_by_another_user_has_the_fast_path_as_well() {
     let [state, socket] = elsewhere(&gateway);
     let words = ["--state-dir", &state, "--user", "nobody"];
     let mut second = takeover_with(&gateway, &words, &socket, configuration);
-    let after = &ask(&gateway, "status", &socket)["fast_path"];
+    let after = &answer(&gateway, "status", &socket)["fast_path"];
     assert_eq!(after["state"], before, "{after}");
     second.terminate(Duration::from_secs(5)).unwrap();
 }
@@ -230,8 +208,7 @@ fn a_takeover_by_another_user_has_the_fast_path_as_well() {
 /// It does not react to SIGTERM.
 #[test]
 fn a_takeover_ends_a_daemon_that_hangs_and_goes_on() {
-    let mut gateway = gateway(Topology::Masquerade);
-    let _server = scripted_server(&gateway.lab.server, &json!({}));
+    let (mut gateway, _server) = served(Topology::Masquerade, "", json!({}));
     let client = adjusted_client(&gateway);
     let socket = text(&gateway.daemon.socket());
     let state = text(&gateway.daemon.socket().with_file_name("state"));

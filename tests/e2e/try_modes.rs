@@ -1,10 +1,6 @@
 //! `ftp-alg doctor --try` against real servers and hostile ones: which step fails, and why.
 
-use std::time::Duration;
-
-use crate::common::{executable, executable_for_everyone, gateway, scripted_server};
-use ftp_alg_lab::{Family, Host, Lab, Server, ServerKind, Topology};
-use serde_json::{Value, json};
+use crate::common::*;
 
 /// What came of a try.
 struct Try {
@@ -69,7 +65,7 @@ fn all_modes_work_through_masquerade_and_default_drop() {
     for kind in ServerKind::ALL {
         let gateway = gateway(Topology::Masquerade);
         let server = Server::start(kind, &gateway.lab.server).unwrap();
-        let url = url(&gateway.lab, Some(&server), Family::V4);
+        let url = url(&gateway.lab, Some(&server), V4);
         let tried = attempt(&gateway.lab.client, &url, &[]);
         assert_eq!(tried.with(&json!(true)).len(), 7, "{kind}: {}", tried.text);
     }
@@ -79,7 +75,7 @@ fn all_modes_work_through_masquerade_and_default_drop() {
 fn over_ipv6_what_ipv6_has_is_tried() {
     let gateway = gateway(Topology::Masquerade);
     let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
-    let url = url(&gateway.lab, Some(&server), Family::V6);
+    let url = url(&gateway.lab, Some(&server), V6);
     let tried = attempt(&gateway.lab.client, &url, &[]);
     assert_eq!(tried.failed(), [""; 0], "{}", tried.text);
     assert_eq!(tried.skipped(), ["PASV", "PORT"]);
@@ -89,7 +85,7 @@ fn over_ipv6_what_ipv6_has_is_tried() {
 fn a_gateway_tries_for_itself() {
     let gateway = gateway(Topology::OnClient);
     let server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
-    let url = url(&gateway.lab, Some(&server), Family::V4);
+    let url = url(&gateway.lab, Some(&server), V4);
     let socket = gateway.daemon.socket().display().to_string();
     let tried = attempt(&gateway.lab.gateway, &url, &["--socket", &socket]);
     assert_eq!(tried.failed(), [""; 0], "{}", tried.text);
@@ -111,9 +107,8 @@ fn a_gateway_tries_for_itself() {
 
 #[test]
 fn an_uninspected_control_port_is_reported() {
-    let gateway = gateway(Topology::OnClient);
+    let (gateway, _server) = served(Topology::OnClient, "", json!({"port": 2121}));
     let lab = &gateway.lab;
-    let _server = scripted_server(&lab.server, &json!({"port": 2121}));
     lab.gateway.shell("nft insert rule inet gateway output tcp dport 2121 accept").unwrap();
     let socket = gateway.daemon.socket().display().to_string();
     let url = format!("ftp://{}:2121", server_address(lab));
@@ -134,7 +129,7 @@ fn an_uninspected_control_port_is_reported() {
 fn without_the_daemon_data_connections_fail_and_login_does_not() {
     let lab = Lab::new(Topology::Masquerade).unwrap();
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
-    let tried = attempt(&lab.client, &url(&lab, Some(&server), Family::V4), &[]);
+    let tried = attempt(&lab.client, &url(&lab, Some(&server), V4), &[]);
     assert_eq!(tried.failed(), MODES, "{}", tried.text);
     let to = server_address(&lab);
     let says = tried.says("EPSV");
@@ -150,14 +145,14 @@ fn without_the_daemon_data_connections_fail_and_login_does_not() {
 }
 
 fn server_address(lab: &Lab) -> String {
-    lab.server.address(Family::V4).to_string()
+    lab.server.address(V4).to_string()
 }
 
 #[test]
 fn rules_of_the_trying_host_are_named() {
     let lab = Lab::new(Topology::Routed).unwrap();
     let _server = scripted_server(&lab.server, &json!({}));
-    let url = url(&lab, None, Family::V4);
+    let url = url(&lab, None, V4);
     let interface = lab.interface(&lab.client);
     let rule = format!("-A OUTPUT -o {interface} -p tcp -m tcp --dport 21 -j DROP");
     lab.client.shell(&format!("iptables-legacy {rule}")).unwrap();
@@ -176,7 +171,7 @@ fn rules_of_the_trying_host_are_named() {
 #[test]
 fn a_dropped_or_refused_control_connection_is_reported() {
     let lab = Lab::new(Topology::Routed).unwrap();
-    let url = url(&lab, None, Family::V4);
+    let url = url(&lab, None, V4);
     let refused = attempt(&lab.client, &url, &[]);
     assert_eq!(
         refused.says("connect"),
@@ -193,7 +188,7 @@ fn a_refused_login_is_reported_with_the_reply() {
     let gateway = gateway(Topology::Masquerade);
     let lab = &gateway.lab;
     let _server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
-    let url = format!("ftp://nobody:secret@{}", lab.server_endpoint(Family::V4));
+    let url = format!("ftp://nobody:secret@{}", lab.server_endpoint(V4));
     let tried = attempt(&lab.client, &url, &[]);
     assert_eq!((tried.failed(), tried.skipped()), (vec!["login"], MODES.to_vec()));
     assert!(tried.says("login").starts_with("530 "), "{}", tried.text);
@@ -207,7 +202,7 @@ fn a_password_may_come_from_a_file() {
     let server = Server::start(ServerKind::Proftpd, &lab.server).unwrap();
     let (user, password) = server.login();
     let file = lab.client.write("password", format!("{password}\n").as_bytes()).unwrap();
-    let url = format!("ftp://{user}@{}", lab.server_endpoint(Family::V4));
+    let url = format!("ftp://{user}@{}", lab.server_endpoint(V4));
     let tried = attempt(&lab.client, &url, &["--password-file", &file.display().to_string()]);
     assert_eq!(tried.failed(), [""; 0], "{}", tried.text);
     let without = attempt(&lab.client, &url, &[]);
@@ -220,7 +215,7 @@ fn a_foreign_address_is_reported_and_never_used() {
     lab.gateway.shell("nft flush ruleset").unwrap();
     let plan = json!({"pasv_reply": "227 Entering Passive Mode (198,51,100,66,200,10)"});
     let _server = scripted_server(&lab.server, &plan);
-    let tried = attempt(&lab.client, &url(&lab, None, Family::V4), &[]);
+    let tried = attempt(&lab.client, &url(&lab, None, V4), &[]);
     assert_eq!(tried.failed(), ["PASV"], "{}", tried.text);
     let says = tried.says("PASV");
     let to = server_address(&lab);
@@ -242,7 +237,7 @@ fn low_ports_and_nonsense_are_not_tried() {
         "LIST": "425 Cannot",
     });
     let _server = scripted_server(&lab.server, &json!({"extra": extra}));
-    let tried = attempt(&lab.client, &url(&lab, None, Family::V4), &[]);
+    let tried = attempt(&lab.client, &url(&lab, None, V4), &[]);
     assert_eq!(tried.failed(), MODES, "{}", tried.text);
     assert!(
         tried.says("EPSV").starts_with("announced port 22 is below 1024 and was not tried"),
@@ -252,7 +247,7 @@ fn low_ports_and_nonsense_are_not_tried() {
     assert!(tried.says("PASV").ends_with("227 \\u{1b}[2Jnothing"), "{}", tried.text);
     assert!(tried.says("EPRT").ends_with(" refused: 500 Unknown \\u{7}command"), "{}", tried.text);
     let says = tried.says("PORT");
-    let own = lab.client.address(Family::V4);
+    let own = lab.client.address(V4);
     let start = format!("the server could not connect to {own}:");
     assert!(says.starts_with(&start), "{says}");
 }
@@ -263,7 +258,7 @@ fn a_server_without_extended_modes_is_no_failure() {
     lab.gateway.shell("nft flush ruleset").unwrap();
     let extra = json!({"EPSV": "502 Not implemented", "EPRT": "500 Unknown command"});
     let _server = scripted_server(&lab.server, &json!({"extra": extra}));
-    let tried = attempt(&lab.client, &url(&lab, None, Family::V4), &[]);
+    let tried = attempt(&lab.client, &url(&lab, None, V4), &[]);
     assert_eq!((tried.failed(), tried.skipped()), (vec![], vec!["EPSV", "EPRT"]), "{}", tried.text);
     let says = tried.says("EPSV");
     assert_eq!(says, "not supported by the server: 502 Not implemented");
@@ -273,7 +268,7 @@ fn a_server_without_extended_modes_is_no_failure() {
 fn a_server_that_hangs_ends_the_try() {
     let lab = Lab::new(Topology::Routed).unwrap();
     let _server = scripted_server(&lab.server, &json!({"greeting": null}));
-    let tried = attempt(&lab.client, &url(&lab, None, Family::V4), &[]);
+    let tried = attempt(&lab.client, &url(&lab, None, V4), &[]);
     assert_eq!((tried.failed(), tried.skipped()), (vec!["greeting"], MODES.to_vec()));
     assert_eq!(tried.says("greeting"), "connected, but no reply within 10 s");
 }
@@ -284,7 +279,7 @@ fn without_capabilities_everything_but_the_rules_is_reported() {
     let program = executable_for_everyone(&lab);
     let mut command = lab.client.command("setpriv");
     command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program);
-    command.args(["doctor", "--try", &url(&lab, None, Family::V4)]);
+    command.args(["doctor", "--try", &url(&lab, None, V4)]);
     let done = lab.client.finish(command, b"", Duration::from_secs(60)).unwrap();
     assert!(done.stdout_text().contains("connection refused by"), "{}", done.stdout_text());
     assert!(done.stdout_text().contains("      run this as root "), "{}", done.stdout_text());
@@ -306,7 +301,7 @@ fn what_is_printed_fits_a_terminal() {
     let plan = json!({"pasv_reply": "227 (198,51,100,66,200,10)", "extra": extra});
     let _server = scripted_server(&lab.server, &plan);
     let mut command = lab.client.command(executable());
-    command.args(["doctor", "--try", &url(&lab, None, Family::V4)]);
+    command.args(["doctor", "--try", &url(&lab, None, V4)]);
     let done = lab.client.finish(command, b"", Duration::from_secs(60)).unwrap();
     let text = done.stdout_text();
     assert_eq!(done.status.code(), Some(1), "{text}");

@@ -1,14 +1,8 @@
 //! A gateway with two links to the server: packets of each direction take another one, or routes change.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
-use ftp_alg_lab::{Admission, Daemon, Family, Lab, LabSpec, Topology};
-use serde_json::{Value, json};
-
-use crate::common::{
-    GatedClient, Gateway, ScriptedServer, active_transfer, executable, gated_client, gateway_with,
-    login, passive_transfer, reply, say, scripted_server, wait_for,
-};
+use crate::common::*;
 
 /// The states of the fast path to test with.
 const FAST_PATH: [&str; 2] = ["auto", "off"];
@@ -32,11 +26,11 @@ impl TwoLinks {
              for name in all lan wan wan2; do echo 0 > /proc/sys/net/ipv4/conf/$name/rp_filter; done",
             lab.server.namespace()
         );
-        lab.gateway.shell(&connect).unwrap().success().unwrap();
+        lab.gateway.shell(&connect).unwrap();
         let connect = "ip address add 198.51.101.10/24 dev eth1\n\
                        ip link set eth1 up\n\
                        for name in all eth0 eth1; do echo 0 > /proc/sys/net/ipv4/conf/$name/rp_filter; done";
-        lab.server.shell(connect).unwrap().success().unwrap();
+        lab.server.shell(connect).unwrap();
         let server = scripted_server(&lab.server, &json!({}));
         Self { server, gateway }
     }
@@ -44,30 +38,28 @@ impl TwoLinks {
     /// The server sends to the client by the other link.
     fn reply_by_other_link(&self) {
         let lab = &self.gateway.lab;
-        let [client, own] = [&lab.client, &lab.server].map(|host| host.address(Family::V4));
+        let [client, own] = [&lab.client, &lab.server].map(|host| host.address(V4));
         let route = format!("ip route add {client}/32 via 198.51.101.1 dev eth1 src {own}");
-        self.gateway.lab.server.shell(&route).unwrap().success().unwrap();
+        self.gateway.lab.server.shell(&route).unwrap();
     }
 
     /// Changes the gateway's routes to the server's network.
     fn change_routes(&self, change: &str) {
-        let server = self.gateway.lab.server.address(Family::V4).to_string();
+        let server = self.gateway.lab.server.address(V4).to_string();
         let network = server.rsplit_once('.').unwrap().0;
         let lines = change.replace("NETWORK", &format!("{network}.0/24"));
-        self.gateway.lab.gateway.shell(&lines).unwrap().success().unwrap();
+        self.gateway.lab.gateway.shell(&lines).unwrap();
     }
 
     /// A client that logs in, runs `steps`, and stays connected.
     fn client(&self, steps: &[Value]) -> GatedClient {
         let lab = &self.gateway.lab;
-        let steps = [&login()[..], steps, &[json!({"gate": ""})]].concat();
-        let host = lab.server_address(Family::V4);
-        gated_client(&lab.client, json!({"host": host, "listen": [PORT], "steps": steps}))
+        hold(lab, (login(), steps, gate()))
     }
 
     /// The steps of an active transfer and a passive one.
     fn transfers(&self) -> Vec<Value> {
-        let client = self.gateway.lab.client.address(Family::V4);
+        let client = self.gateway.lab.client.address(V4);
         [active_transfer(client, PORT), passive_transfer("PASV")].concat()
     }
 
@@ -101,9 +93,8 @@ fn gateway_that_routes_by_marks(rules: &str, backend: &str) -> Gateway {
 /// A gateway with two uplinks to the server, or to the clients of a published server, and with `commands`, in which
 /// `SERVER` is the server's address. The host outside takes each of the gateway's addresses by its own link only.
 fn gateway_with_uplinks(topology: Topology, commands: &str, backend: &str) -> Gateway {
-    let admission = if backend == "conntrack" { Admission::Related } else { Admission::Mark };
-    let lab = Lab::build(LabSpec { admission, ..LabSpec::new(topology) }).unwrap();
-    let (server, client) = (lab.server.address(Family::V4), lab.client.address(Family::V4));
+    let lab = lab_for(topology, backend);
+    let (server, client) = (lab.server.address(V4), lab.client.address(V4));
     let (outside, address) = match topology {
         Topology::PublishedServer => (&lab.client, client),
         _ => (&lab.server, server),
@@ -132,26 +123,20 @@ fn gateway_with_uplinks(topology: Topology, commands: &str, backend: &str) -> Ga
               iifname \"eth0\" ip saddr 198.51.101.1 drop; \
               iifname \"eth1\" ip saddr 198.51.100.1 drop; }}; }}'"
     );
-    lab.gateway.shell(&connect).unwrap().success().unwrap();
-    outside.shell(&other_end).unwrap().success().unwrap();
-    let configuration = format!("[pinhole]\nbackend = \"{backend}\"\n");
-    let daemon = Daemon::start(&executable(), &lab.gateway, &configuration).unwrap();
-    Gateway { daemon, lab }
+    lab.gateway.shell(&connect).unwrap();
+    outside.shell(&other_end).unwrap();
+    Gateway::on(lab, &back_end(backend))
 }
 
 /// Active and passive transfers, twice. EPRT changes its length, so the connection is adjusted.
 fn assert_transfers_by_second_uplink(gateway: &Gateway, case: &str) {
     let lab = &gateway.lab;
-    let client = lab.client.address(Family::V4);
+    let client = lab.client.address(V4);
     let mut extended = active_transfer(client, PORT + 1);
     extended[0] = say(&format!("EPRT |1|{client}|{}|", PORT + 1));
     let round = [active_transfer(client, PORT), passive_transfer("PASV"), extended].concat();
     let _server = scripted_server(&lab.server, &json!({}));
-    let steps = [&login()[..], &round, &[json!({"gate": ""})], &round].concat();
-    let host = lab.server_address(Family::V4);
-    let plan = json!({"host": host, "listen": [PORT, PORT + 1], "steps": steps});
-    let session = gated_client(&lab.client, plan).release();
-    assert_eq!(session.error, None, "{case}: {}", gateway.daemon.log());
+    hold(lab, (login(), &round, gate(), &round)).release().ok_in(case);
     gateway.assert_tidy();
 }
 
@@ -187,7 +172,7 @@ const MARKS_OF_THE_LAN: [&str; 4] = [
 /// How many SYNs left by each kind of way.
 fn syns(gateway: &Gateway, kind: &str) -> u64 {
     let list = format!("nft list counter inet ways {kind}");
-    let text = gateway.lab.gateway.shell(&list).unwrap().success().unwrap().stdout_text();
+    let text = gateway.lab.gateway.shell(&list).unwrap().stdout_text();
     let count = text.split_once("packets ").unwrap().1.split_whitespace().next().unwrap();
     count.parse().unwrap()
 }
@@ -221,15 +206,15 @@ fn no_syn_of_a_data_connection_takes_another_uplink() {
             let commands = format!("{SECOND_BY_DEFAULT}\n{publish}\n{marks}");
             let gateway = gateway_with_uplinks(topology, &commands, backend);
             let lab = &gateway.lab;
-            let client = lab.client.address(Family::V4);
+            let client = lab.client.address(V4);
             let _server = scripted_server(&lab.server, &json!({}));
             let round = [active_transfer(client, PORT), passive_transfer("PASV")].concat();
-            let steps = [&login()[..], &round, &[json!({"gate": ""})]].concat();
+            let steps = [&login()[..], &round, &[gate()]].concat();
             let host = match topology {
                 Topology::PublishedServer => "198.51.101.1".parse().unwrap(),
-                _ => lab.server_address(Family::V4),
+                _ => lab.server_address(V4),
             };
-            let plan = json!({"host": host, "listen": [PORT], "steps": steps});
+            let plan = json!({"host": host, "steps": steps});
             let client = gated_client(&lab.client, plan);
             let marks = operator_marks(&gateway);
             assert_eq!(client.release().error, None, "{case}: {}", gateway.daemon.log());
@@ -260,10 +245,10 @@ fn restored_marks_that_are_newer_than_the_daemon_are_a_problem() {
     for marks in [WHOLE_MARKS[1], MARKS_OF_THE_LAN[0]] {
         let mut gateway = gateway_that_routes_by_marks("true", "nftables");
         let problems = |daemon: &Daemon| daemon.status().unwrap()["problems"].to_string();
-        gateway.lab.gateway.shell(marks).unwrap().success().unwrap();
+        gateway.lab.gateway.shell(marks).unwrap();
         wait_for("the problem", || problems(&gateway.daemon).contains("restored-marks"));
         gateway.daemon.stop().unwrap();
-        gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, "").unwrap();
+        gateway.start_again("");
         assert!(!problems(&gateway.daemon).contains("restored-marks"));
         assert_transfers_by_second_uplink(&gateway, "after a restart");
     }
@@ -275,8 +260,7 @@ fn replies_may_come_by_another_link_to_which_a_route_leads() {
         let links = TwoLinks::new(fast_path);
         links.change_routes("ip route add NETWORK dev wan2 metric 500");
         links.reply_by_other_link();
-        let session = links.client(&links.transfers()).release();
-        assert_eq!(session.error, None, "{fast_path}");
+        links.client(&links.transfers()).release().ok_in(fast_path);
         links.assert_opened(2);
     }
 }
@@ -287,8 +271,7 @@ fn replies_from_where_no_route_leads_pass_and_open_nothing() {
     let links = TwoLinks::new("auto");
     links.reply_by_other_link();
     let client = links.client(&[say("NOOP"), reply(), say("PASV"), reply(), say("NOOP"), reply()]);
-    let session = client.release();
-    assert_eq!(session.error, None);
+    let session = client.release().ok();
     assert!(session.got(8).starts_with("227 "), "{session:?}");
     links.assert_opened(0);
     let daemon = &links.gateway.daemon;
@@ -309,13 +292,12 @@ fn replies_from_where_no_route_leads_pass_and_open_nothing() {
 fn a_session_survives_a_change_of_routes() {
     for fast_path in FAST_PATH {
         let links = TwoLinks::new(fast_path);
-        let steps = [links.transfers(), vec![json!({"gate": ""})], links.transfers()].concat();
+        let steps = [links.transfers(), vec![gate()], links.transfers()].concat();
         let mut client = links.client(&steps);
         links.change_routes("ip route replace NETWORK dev wan2");
         links.reply_by_other_link();
         client.open_gate();
-        let session = client.release();
-        assert_eq!(session.error, None, "{fast_path}");
+        client.release().ok_in(fast_path);
         links.assert_opened(4);
         links.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
         drop(links.server);

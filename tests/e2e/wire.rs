@@ -1,14 +1,7 @@
 //! What IP and TCP may do besides carrying bytes, through the real gateway: fragments, IP options,
 //! closed windows, congestion marks.
 
-use std::time::Duration;
-
-use crate::common::{
-    Gateway, captures, gateway, gateway_with, host_port, login, reply, say, scripted_client,
-    scripted_server,
-};
-use ftp_alg_lab::{Family, Server, ServerKind, Topology};
-use serde_json::{Value, json};
+use crate::common::*;
 
 const PORT: &str = "PORT 192,168,150,80,14,178";
 
@@ -22,8 +15,8 @@ fn raw_client(gateway: &Gateway, mut plan: Value) -> Value {
              tcp flags & rst != 0 drop; }; }",
         )
         .unwrap();
-    plan["host"] = json!(lab.server_address(Family::V4).to_string());
-    plan["source"] = json!(client.address(Family::V4).to_string());
+    plan["host"] = json!(lab.server_address(V4).to_string());
+    plan["source"] = json!(client.address(V4).to_string());
     let script = client.write("raw_client.py", include_bytes!("common/raw_client.py")).unwrap();
     let mut command = client.command("/usr/bin/python3");
     command.arg(script).arg(plan.to_string());
@@ -38,17 +31,16 @@ fn lines(lines: &[&str]) -> Vec<Value> {
 /// Plays `plan` through a masquerading gateway, and gives what its client got. Its `PORT` must have
 /// been rewritten, and nothing that left the gateway be wrong.
 fn announced(plan: Value, fragments: bool) -> Value {
-    let gateway = gateway(Topology::Masquerade);
+    let (gateway, server) = served(Topology::Masquerade, "", json!({}));
     let lab = &gateway.lab;
-    let server = scripted_server(&lab.server, &json!({}));
     let (inner, outer) = captures(lab);
     let report = raw_client(&gateway, plan);
     assert_eq!(report["error"], Value::Null, "{report}");
     let heard = server.lines();
     let port = heard.iter().find(|line| line.starts_with("PORT")).unwrap();
-    let external = lab.gateway.address(Family::V4).to_string();
+    let external = lab.gateway.address(V4).to_string();
     assert_eq!(host_port(port), (external, 3762), "{heard:?}");
-    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 1);
+    assert_eq!(gateway.count("pinholes_opened"), 1);
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
     let cut = inner.finish().unwrap().count("ip.flags.mf == 1").unwrap();
     assert_eq!(cut > 0, fragments, "{cut} fragments");
@@ -112,12 +104,7 @@ fn congestion_marks_reach_the_ends_of_an_adjusted_connection() {
         .unwrap();
     let _server = scripted_server(&lab.server, &json!({}));
     let (inner, outer) = captures(lab);
-    let transfer = [say(PORT), reply(), say("LIST"), reply(), json!({"accept": 3762}), reply()];
-    let steps = [login(), transfer.to_vec(), transfer.to_vec()].concat();
-    let host = lab.server_address(Family::V4).to_string();
-    let session =
-        scripted_client(&lab.client, &json!({"host": host, "listen": [3762], "steps": steps}));
-    assert_eq!(session.error, None);
+    talk(lab, (login(), port_transfer(), port_transfer())).ok();
     for side in [inner, outer] {
         let side = side.finish().unwrap();
         let count = |what: &str| side.count(&format!("tcp.flags.syn == 0 && {what}")).unwrap();
@@ -134,19 +121,17 @@ fn what_grows_past_the_segment_size_goes_on_without_a_timeout() {
     let gateway =
         gateway_with(Topology::PublishedServer, "[nat]\nexternal-address = \"203.203.203.203\"\n");
     let lab = &gateway.lab;
-    let own = format!("{},195,149", lab.server.address(Family::V4)).replace('.', ",");
+    let own = format!("{},195,149", lab.server.address(V4)).replace('.', ",");
     let last = "\r\n227 Entering Passive Mode ({})";
     let filling = "x".repeat(MSS - (4 + last.len() - 2 + own.len() + 2));
     let reply_text = format!("227-{filling}{last}");
     let _server =
         scripted_server(&lab.server, &json!({"passive_port": 50069, "pasv_reply": reply_text}));
     let (outer, inner) = captures(lab);
-    let host = lab.server_address(Family::V4).to_string();
     let steps = [login(), vec![say("PASV"), reply(), say("NOOP"), reply()]].concat();
     // A timeout comes each time, a pause of a busy machine does not.
     let took = (0..3).map(|_| {
-        let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
-        assert_eq!(session.error, None);
+        let session = talk(lab, &steps).ok();
         assert!(session.got(6).ends_with("(203,203,203,203,195,149)"), "{}", session.got(6));
         session.steps[6].1
     });
@@ -177,7 +162,7 @@ fn shows_nothing(kind: ServerKind, more: &str, message: &str, steps: &[Value]) {
     all.extend_from_slice(steps);
     let report = raw_client(&gateway, json!({"steps": all}));
     assert_eq!(report["error"], Value::Null, "{report}");
-    let opened = gateway.daemon.counter("pinholes_opened").unwrap();
+    let opened = gateway.count("pinholes_opened");
     assert_eq!(opened, 0, "{report}{}", gateway.daemon.log());
     let bounds = gateway.daemon.log().matches("may be part of another reply").count();
     assert_eq!(bounds, 1, "{report}{}", gateway.daemon.log());

@@ -1,14 +1,6 @@
 //! Control connections in conntrack zones, as tenants and the bridges of virtual machines have them.
 
-use std::time::Duration;
-
-use ftp_alg_lab::{Admission, Daemon, Family, Lab, LabSpec, Topology};
-use serde_json::json;
-
-use crate::common::{
-    Gateway, active_transfer, executable, gated_client, gateway, login, passive_transfer, reply,
-    say, scripted_server, wait_for,
-};
+use crate::common::*;
 
 const PORT: u16 = 3762;
 const IN_ZONE: &str = "ct zone set 7";
@@ -24,26 +16,20 @@ fn zone_rules(rule: &str) -> String {
 
 /// A gateway that had the rule when the daemon started.
 fn gateway_with_zone(topology: Topology, rule: &str, backend: &str) -> Gateway {
-    let admission = if backend == "conntrack" { Admission::Related } else { Admission::Mark };
-    let lab = Lab::build(LabSpec { admission, ..LabSpec::new(topology) }).unwrap();
+    let lab = lab_for(topology, backend);
     lab.gateway.nft(&zone_rules(rule)).unwrap();
-    let configuration = format!("[pinhole]\nbackend = \"{backend}\"\n");
-    let daemon = Daemon::start(&executable(), &lab.gateway, &configuration).unwrap();
-    Gateway { daemon, lab }
+    let configuration = back_end(backend);
+    Gateway::on(lab, &configuration)
 }
 
 /// Asserts that an active transfer and a passive one work, twice in a session.
 fn assert_transfers(gateway: &Gateway, case: &str) {
     let lab = &gateway.lab;
-    let client = lab.client.address(Family::V4);
+    let client = lab.client.address(V4);
     let transfers = [active_transfer(client, PORT), passive_transfer("PASV")].concat();
-    let steps = [&login()[..], &transfers, &[json!({"gate": ""})], &transfers].concat();
     let _server = scripted_server(&lab.server, &json!({}));
-    let host = lab.server_address(Family::V4);
-    let plan = json!({"host": host, "listen": [PORT], "steps": steps});
-    let session = gated_client(&lab.client, plan).release();
-    assert_eq!(session.error, None, "{case}: {}", gateway.daemon.log());
-    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 4, "{case}");
+    hold(lab, (login(), &transfers, gate(), &transfers)).release().ok_in(case);
+    assert_eq!(gateway.count("pinholes_opened"), 4, "{case}");
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0, "{case}");
     gateway.assert_tidy();
 }
@@ -76,8 +62,7 @@ fn zones_of_rules_that_take_long_to_read_are_inspected() {
     let many: String = (0..12_000).map(rule).collect();
     lab.gateway.nft(&format!("table inet many {{ chain unused {{\n{many}}}\n}}")).unwrap();
     lab.gateway.nft(&zone_rules(IN_ZONE)).unwrap();
-    let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
-    let mut gateway = Gateway { daemon, lab };
+    let mut gateway = Gateway::on(lab, "");
     let table = |gateway: &Gateway| {
         let list = ["list", "table", "inet", "ftp_alg"];
         gateway.lab.gateway.run("nft", &list).unwrap().stdout_text()
@@ -85,16 +70,11 @@ fn zones_of_rules_that_take_long_to_read_are_inspected() {
     wait_for("the zone", || table(&gateway).contains("{ 0, 7 }"));
     assert_transfers(&gateway, "late rules");
     let _server = scripted_server(&gateway.lab.server, &json!({}));
-    let host = gateway.lab.server_address(Family::V4);
-    let port = format!("PORT {},14,178", gateway.lab.client.address(Family::V4));
-    let transfer = [say(&port.replace('.', ",")), reply(), say("LIST"), reply()];
-    let transfer = [&transfer[..], &[json!({"accept": PORT}), reply()]].concat();
-    let steps = [&login()[..], &transfer, &[json!({"gate": ""})], &transfer].concat();
-    let plan = json!({"host": host, "listen": [PORT], "steps": steps});
-    let client = gated_client(&gateway.lab.client, plan);
+    let transfer = active_transfer(gateway.lab.client.address(V4), PORT);
+    let client = hold(&gateway.lab, (login(), &transfer, gate(), &transfer));
     let before = table(&gateway);
     gateway.daemon.kill();
-    gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, "").unwrap();
+    gateway.start_again("");
     let first_line = |table: &str| table.lines().next().map(str::to_owned);
     assert_eq!(first_line(&table(&gateway)), first_line(&before), "the table was replaced");
     assert_eq!(client.release().error, None, "{}", gateway.daemon.log());
@@ -108,7 +88,7 @@ fn a_zone_that_is_newer_than_the_daemon_is_a_problem() {
     let problems = |daemon: &Daemon| daemon.status().unwrap()["problems"].to_string();
     wait_for("the problem", || problems(&gateway.daemon).contains("\"zone\""));
     gateway.daemon.stop().unwrap();
-    gateway.daemon = Daemon::start(&executable(), &gateway.lab.gateway, "").unwrap();
+    gateway.start_again("");
     assert_transfers(&gateway, "after a restart");
     assert!(!problems(&gateway.daemon).contains("\"zone\""));
 }
@@ -120,22 +100,19 @@ fn nothing_is_opened_for_addresses_that_are_in_two_zones() {
     let gateway = gateway_with_zone(Topology::Masquerade, rule, "nftables");
     let lab = &gateway.lab;
     let _server = scripted_server(&lab.server, &json!({}));
-    let [client, host] = [lab.client.address(Family::V4), lab.server_address(Family::V4)];
+    let [client, host] = [lab.client.address(V4), lab.server_address(V4)];
     let ports = "echo 40000 40001 > /proc/sys/net/ipv4/ip_local_port_range";
-    lab.client.shell(ports).unwrap().success().unwrap();
+    lab.client.shell(ports).unwrap();
     for port in [40000, 40001] {
         let insert = format!(
             "conntrack -I -w 9 -p tcp -s {client} -d {host} --sport {port} --dport 21 \
              --state ESTABLISHED -t 600"
         );
-        lab.gateway.shell(&insert).unwrap().success().unwrap();
+        lab.gateway.shell(&insert).unwrap();
     }
     let address = client.to_string().replace('.', ",");
-    let steps =
-        [&login()[..], &[say(&format!("PORT {address},14,178")), reply(), json!({"gate": ""})]]
-            .concat();
-    let session = gated_client(&lab.client, json!({"host": host, "steps": steps})).release();
-    assert_eq!(session.error, None, "{}", gateway.daemon.log());
-    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 0);
+    let steps = [&login()[..], &[say(&format!("PORT {address},14,178")), reply(), gate()]].concat();
+    gated_client(&lab.client, json!({"host": host, "steps": steps})).release().ok();
+    assert_eq!(gateway.count("pinholes_opened"), 0);
     gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
 }

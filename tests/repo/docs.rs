@@ -12,5 +12,3 @@ mod pages;
 mod reference;
 mod rules;
 mod shell;
-
-use crate::common;

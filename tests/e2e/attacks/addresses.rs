@@ -1,18 +1,13 @@
 //! FTP bounce (RFC 2577): announcements of another host, a low port, or an invalid port.
 
-use ftp_alg_lab::{Capture, Family, Host, Topology};
-use serde_json::{Value, json};
-
-use super::{
-    common::{gated_client, gateway_with, login, reply, say, scripted_client, scripted_server},
-    scene::{ANNOUNCED, PASSIVE_PORT, PORT, Scene, assert_silent, with_each_back_end},
-};
+use super::scene::{ANNOUNCED, PASSIVE_PORT, PORT, Scene, assert_silent, with_each_back_end};
+use crate::common::*;
 
 /// A tshark filter for connection attempts.
 pub const ATTEMPTS: &str = "tcp.flags.syn == 1 && tcp.flags.ack == 0";
 
 fn comma(host: &Host) -> String {
-    host.address(Family::V4).to_string().replace('.', ",")
+    host.address(V4).to_string().replace('.', ",")
 }
 
 /// Says each of `lines`, asks the server to connect, and checks that the session continues. Returns the reply to each
@@ -26,8 +21,7 @@ fn replies_to(scene: &Scene, family: Family, lines: &[String]) -> Vec<String> {
     let plan = json!({"host": lab.server_address(family), "listen": [ANNOUNCED, 22]});
     let client = scene.client_of(&lab.client, &plan, &[&login()[..], &steps].concat());
     scene.assert_closed(&[ANNOUNCED, 22]);
-    let session = client.release();
-    assert_eq!(session.error, None);
+    let session = client.release().ok();
     let answers = (0..lines.len()).map(|at| {
         assert!(session.got(8 + at * 6).starts_with("425 "), "LIST after {}", lines[at]);
         assert_eq!(session.got(10 + at * 6), "200 Noop", "after {}", lines[at]);
@@ -38,7 +32,7 @@ fn replies_to(scene: &Scene, family: Family, lines: &[String]) -> Vec<String> {
 
 /// Asserts that the gateway refuses `lines`, and that the server connects to no host.
 pub fn assert_refused(scene: &Scene, lines: &[String]) {
-    assert_refused_over(scene, Family::V4, lines);
+    assert_refused_over(scene, V4, lines);
 }
 
 fn assert_refused_over(scene: &Scene, family: Family, lines: &[String]) {
@@ -52,12 +46,15 @@ fn assert_refused_over(scene: &Scene, family: Family, lines: &[String]) {
     }
     assert_eq!(scene.announcements(), [""; 0]);
     // Except the attempts that this test itself makes to check that nothing is open.
-    let [v4, v6] = [Family::V4, Family::V6].map(|family| lab.server.address(family));
+    let [v4, v6] = [V4, V6].map(|family| lab.server.address(family));
     let from_server = format!("(ip.src == {v4} || ipv6.src == {v6})");
     let others = format!("{ATTEMPTS} && {from_server} && !(tcp.dstport in {{{ANNOUNCED}, 22}})");
-    assert_eq!(attempts.finish().unwrap().count(&others).unwrap(), 0);
-    assert_eq!(scene.gateway.daemon.counter("pinholes_refused").unwrap(), lines.len() as u64);
-    assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), 0);
+    let seen = attempts.finish().unwrap();
+    assert_eq!(seen.count(&others).unwrap(), 0);
+    assert_eq!(seen.faults().unwrap(), [""; 0]);
+    assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
+    assert_eq!(scene.gateway.count("pinholes_refused"), lines.len() as u64);
+    assert_eq!(scene.gateway.count("pinholes_opened"), 0);
     scene.assert_transfer();
 }
 
@@ -67,7 +64,7 @@ fn a_client_cannot_bounce_to_a_third_host() {
     let lab = &scene.gateway.lab;
     let mut lines = Vec::new();
     for host in [&lab.outsider, &lab.client2, &lab.gateway, &lab.server] {
-        let (commas, dots) = (comma(host), host.address(Family::V4));
+        let (commas, dots) = (comma(host), host.address(V4));
         // The server sees the client with the gateway's outer address, so that is not a third host.
         if host.role() != "gateway" {
             lines.push(format!("PORT {commas},14,180"));
@@ -84,7 +81,7 @@ fn a_client_cannot_bounce_to_a_third_host() {
 fn an_announced_address_of_another_family_is_refused() {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
     let lab = &scene.gateway.lab;
-    let [third, client] = [&lab.outsider, &lab.client].map(|host| host.address(Family::V6));
+    let [third, client] = [&lab.outsider, &lab.client].map(|host| host.address(V6));
     let lines = [
         format!("EPRT |2|{third}|3764|"),
         format!("EPRT |2|{client}|3764|"),
@@ -98,15 +95,15 @@ fn an_announced_address_of_another_family_is_refused() {
 fn a_client_cannot_bounce_to_a_third_host_over_ipv6() {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
     let lab = &scene.gateway.lab;
-    let [third, client2] = [&lab.outsider, &lab.client2].map(|host| host.address(Family::V6));
+    let [third, client2] = [&lab.outsider, &lab.client2].map(|host| host.address(V6));
     let lines = [
         format!("EPRT |2|{third}|3764|"),
         format!("EPRT |2|{client2}|3764|"),
         format!("PORT {},14,180", comma(&lab.outsider)),
         "EPRT |1|198.51.100.66|3764|".to_owned(),
-        format!("EPRT |2|{}|22|", lab.client.address(Family::V6)),
+        format!("EPRT |2|{}|22|", lab.client.address(V6)),
     ];
-    assert_refused_over(&scene, Family::V6, &lines);
+    assert_refused_over(&scene, V6, &lines);
 }
 
 #[test]
@@ -229,8 +226,8 @@ fn a_client_cannot_have_two_servers_connect_to_each_other() {
             let passive = [&login()[..], &[say("PASV"), reply(), say("STOR x"), reply()]].concat();
             let active = format!("PORT {},195,149", comma(here));
             let active = [&login()[..], &[say(&active), reply(), say("RETR x"), reply()]].concat();
-            let at = |host: &Host| json!(host.address(Family::V4));
-            let gate = json!({"gate": ""});
+            let at = |host: &Host| json!(host.address(V4));
+            let gate = gate();
             let steps = [&passive[..], &[gate]].concat();
             let waiting = gated_client(&lab.client, json!({"host": at(here), "steps": steps}));
             let session =

@@ -1,16 +1,11 @@
 //! Real servers that parse ambiguous lines in ways of their own: such lines open no pinhole, and no server executes a
 //! hidden bounce.
 
-use std::thread;
-
-use ftp_alg_lab::{Capture, Family, Lab, Server, ServerKind, Topology};
-use serde_json::{Value, json};
-
 use super::{
     addresses::ATTEMPTS,
-    common::{Gateway, gated_client, gateway_with, login, reply, say, scripted_client},
     scene::{ANNOUNCED, PORT, Scene, assert_silent},
 };
+use crate::common::*;
 
 /// A port of the published server with another service.
 const FORGED: u16 = 3306;
@@ -33,14 +28,8 @@ fn attack_prepared_server(
     let lab = &gateway.lab;
     let server = Server::start_with(kind, &lab.server, more).unwrap();
     prepare(&server);
-    let (user, password) = server.login();
-    let mut all = vec![reply(), say(&format!("USER {user}")), reply()];
-    all.extend([say(&format!("PASS {password}")), reply()]);
-    all.extend_from_slice(steps);
-    all.extend([json!({"sleep": 0.5}), json!({"gate": ""})]);
-    let held =
-        gated_client(&lab.client, json!({"host": lab.server_address(Family::V4), "steps": all}));
-    let outside = lab.gateway.address(Family::V4).to_string();
+    let held = hold(lab, (login_as(server.login()), steps, json!({"sleep": 0.5}), gate()));
+    let outside = lab.gateway.address(V4).to_string();
     let ports: Vec<_> = ports.iter().map(|port| (&lab.client, outside.as_str(), *port)).collect();
     assert_silent(&ports);
     // Only vsftpd may announce a port of its own after the listing is complete.
@@ -50,7 +39,7 @@ fn attack_prepared_server(
     assert!(!log.lines().filter(opened).any(forged), "{kind}: {log}");
     if kind != ServerKind::Vsftpd {
         assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0], "{kind}: {log}");
-        assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 0, "{kind}");
+        assert_eq!(gateway.count("pinholes_opened"), 0, "{kind}");
     }
     drop(held);
     gateway
@@ -181,10 +170,10 @@ fn assert_no_hidden_bounce(kind: ServerKind, more: &str) {
     let gateway = gateway_with(Topology::Masquerade, "");
     let Lab { client, outsider: third, server: host, .. } = &gateway.lab;
     let server = Server::start_with(kind, host, more).unwrap();
-    let (user, password) = server.login();
+    let login = server.login();
     let thirds = Capture::start(third, "eth0", "tcp").unwrap();
-    let lines = hidden_bounces(&third.address(Family::V4).to_string().replace('.', ","));
-    let host_port = json!(gateway.lab.server_address(Family::V4));
+    let lines = hidden_bounces(&third.address(V4).to_string().replace('.', ","));
+    let host_port = json!(gateway.lab.server_address(V4));
     thread::scope(|scope| {
         // Each line has a connection of its own. It is sent as a whole; for ProFTPD, which has the most parsing
         // variants, also byte by byte up to its address.
@@ -197,24 +186,22 @@ fn assert_no_hidden_bounce(kind: ServerKind, more: &str) {
                     let bytes = if kind == ServerKind::Proftpd { 14 } else { 1 };
                     for edges in [0, bytes.min(line.chars().count())].iter().take(bytes) {
                         let cuts: Vec<_> = (1..*edges).collect();
-                        steps.extend([reply(), say(&format!("USER {user}")), reply()]);
-                        steps.extend([say(&format!("PASS {password}")), reply()]);
+                        steps.extend(login_as(login));
                         steps.push(json!({"send": line, "cut": cuts, "pause": 0.002}));
                         steps.extend([say("NLST"), json!({"sleep": 0.1})]);
                         steps.extend([json!({"abort": true}), json!({"redial": true})]);
                     }
                 }
                 let plan = json!({"host": host_port, "steps": steps});
-                let session = scripted_client(client, &plan);
-                assert_eq!(session.error, None, "{kind}");
+                scripted_client(client, &plan).ok_in(kind);
             });
         }
     });
-    let from = host.address(Family::V4);
+    let from = host.address(V4);
     let attempts =
         thirds.finish().unwrap().count(&format!("{ATTEMPTS} && ip.src == {from}")).unwrap();
     assert_eq!(attempts, 0, "{kind} connected to the third host");
-    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 0);
+    assert_eq!(gateway.count("pinholes_opened"), 0);
 }
 
 #[test]
@@ -244,7 +231,7 @@ fn assert_only_refused(plan: &Value, steps: &[Value]) {
     let all = [steps, &[say(PORT), reply(), say(third), reply()]].concat();
     let client = scene.client(&all);
     scene.assert_closed(&[ANNOUNCED]);
-    assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), 0);
+    assert_eq!(scene.gateway.count("pinholes_opened"), 0);
     let heard = scene.server.lines();
     assert!(heard.iter().any(|line| line == PORT), "{heard:?}");
     assert!(!heard.iter().any(|line| line.contains("198,51,100,66")), "{heard:?}");
@@ -293,14 +280,8 @@ fn a_passive_transfer_works_after_a_stat_listing() {
         let lab = &gateway.lab;
         let server = Server::start(kind, &lab.server).unwrap();
         server.put("f", b"content").unwrap();
-        let (user, password) = server.login();
-        let mut steps = vec![reply(), say(&format!("USER {user}")), reply()];
-        steps.extend([say(&format!("PASS {password}")), reply(), say("STAT pub"), reply()]);
-        steps.extend([say("EPSV"), reply(), json!({"dial": true, "later": true})]);
-        steps.extend([say("RETR pub/f"), reply(), json!({"drain": true}), reply()]);
-        let plan = json!({"host": lab.server_address(Family::V4), "steps": steps});
-        let session = scripted_client(&lab.client, &plan);
-        assert_eq!(session.error, None, "{kind}: {}", gateway.daemon.log());
+        let steps = (ask("STAT pub"), ask("EPSV"), dial(), ask("RETR pub/f"), drain(), reply());
+        let session = talk(lab, (login_as(server.login()), steps)).ok_in(kind);
         assert_eq!(session.got(12), "content", "{kind}");
     }
 }

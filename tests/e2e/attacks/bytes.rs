@@ -1,16 +1,11 @@
 //! Lines that a gateway and a server may parse differently: Telnet commands, NUL bytes, unusual line ends, endless
 //! lines, and overlapping segments that differ.
 
-use std::thread;
-
-use ftp_alg_lab::{Capture, Family, Topology};
-use serde_json::{Value, json};
-
 use super::{
     addresses::{ATTEMPTS, assert_refused},
-    common::{login, lose_once, reply, say, telling},
     scene::{ANNOUNCED, PORT, Scene},
 };
+use crate::common::*;
 
 /// An announcement of the outsider's port 3764.
 const BOUNCE: &str = "PORT 198,51,100,66,14,180";
@@ -68,8 +63,7 @@ fn a_bare_carriage_return_does_not_end_a_line() {
     let lines = [format!("NOOP\r{PORT}"), format!("NOOP\r{PORT}\rLIST")];
     let client = scene.logged_in(&lines.map(|line| [say(&line), reply()]).concat());
     scene.assert_nothing_opened(&[ANNOUNCED]);
-    let session = client.release();
-    assert_eq!(session.error, None);
+    let session = client.release().ok();
     assert!([6, 8].iter().all(|at| session.got(*at).starts_with("500 ")), "{session:?}");
 }
 
@@ -94,13 +88,12 @@ fn assert_long_lines(lines: &[(&str, &str)]) {
     assert!(grown < 4 << 10, "memory has grown by {grown} KiB");
     scene.assert_closed(&[ANNOUNCED]);
     for client in clients {
-        let session = client.release();
-        assert_eq!(session.error, None);
+        let session = client.release().ok();
         assert!(session.got(8).starts_with("500 "), "{}", session.got(8));
         assert_eq!(session.got(10), "200 Noop");
     }
     assert_eq!(scene.announcements().len(), 1, "only the ordinary transfer may announce");
-    assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), 1);
+    assert_eq!(scene.gateway.count("pinholes_opened"), 1);
 }
 
 #[test]
@@ -132,12 +125,12 @@ fn assert_first_bytes_win(taken: &str, segments: &Value, lost: Option<&str>, hea
         assert!(line.starts_with(start), "{start} in {lines:?}");
     }
     let own = heard.iter().filter(|line| line.starts_with("PORT 198,51,100,1,")).count();
-    assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), own as u64);
+    assert_eq!(scene.gateway.count("pinholes_opened"), own as u64);
     if own == 0 {
         scene.assert_closed(&[ANNOUNCED, 3764]);
     }
     assert_eq!(client.release().error, None);
-    let server = lab.server.address(Family::V4);
+    let server = lab.server.address(V4);
     let reached = format!("{ATTEMPTS} && ip.src == {server}");
     assert_eq!(
         outsider_capture.finish().unwrap().count(&reached).unwrap(),

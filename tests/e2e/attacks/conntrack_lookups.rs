@@ -1,15 +1,8 @@
 //! An off-path attacker spoofs five hundred packets a second, while conntrack has fifty thousand entries. The daemon
 //! must not dump the whole table for them, and an honest client must get its replies without delay.
 
-use std::time::Duration;
-
-use ftp_alg_lab::{Family, Host, Topology};
-use serde_json::json;
-
-use super::{
-    common::{login, reply, say, wait_for},
-    scene::{ANNOUNCED, PORT, Scene},
-};
+use super::scene::{ANNOUNCED, PORT, Scene};
+use crate::common::*;
 
 const ENTRIES: usize = 50_000;
 const RATE: u32 = 500;
@@ -62,20 +55,19 @@ fn median_reply_times(scene: &Scene, kind: Kind) -> (f64, f64) {
         [say(line), reply(), json!({"sleep": 0.01})]
     });
     let timed: Vec<_> = timed.collect();
-    let gate = vec![json!({"gate": ""})];
+    let gate = vec![gate()];
     let steps = [login(), timed.clone(), gate, timed].concat();
-    let plan = json!({"host": lab.server_address(Family::V4), "steps": steps});
-    let client = super::common::gated_client(&lab.client, plan);
+    let client = hold(lab, steps);
     let neighbour =
         (kind == Kind::SynAck).then(|| scene.client_of(&lab.client2, &json!({}), &login()));
-    let text = |host: &Host| host.address(Family::V4).to_string();
+    let text = |host: &Host| host.address(V4).to_string();
     let (client_address, server, outside) =
         (text(&lab.client), text(&lab.server), text(&lab.gateway));
     let of = if kind == Kind::SynAck { &lab.client2 } else { &lab.client };
     let query = format!(
         "conntrack -L -p tcp -s {} --orig-port-dst 21 2>/dev/null | \
          sed -n 's/.*ESTABLISHED.* src=[0-9.]* dst=[0-9.]* sport=21 dport=\\([0-9]*\\) .*/\\1/p'",
-        of.address(Family::V4),
+        of.address(V4),
     );
     let ports = lab.gateway.shell(&query).unwrap().stdout_text();
     let port: u16 = ports.lines().last().unwrap_or_else(|| panic!("{ports}")).parse().unwrap();
@@ -91,12 +83,12 @@ fn median_reply_times(scene: &Scene, kind: Kind) -> (f64, f64) {
     let script = lab.outsider.write("spoof.py", include_bytes!("spoof.py")).unwrap();
     let mut command = lab.outsider.command("/usr/bin/python3");
     command.arg(script).arg(plan.to_string());
-    let queued = scene.gateway.daemon.counter("packets").unwrap();
+    let queued = scene.gateway.count("packets");
     let mut attack = lab.outsider.start(command, "spoof").unwrap();
     wait_for("the attack", || attack.log().contains("began"));
     let session = client.release();
     wait_for("the attack's end", || attack.exit_status().is_some());
-    let queued = scene.gateway.daemon.counter("packets").unwrap() - queued;
+    let queued = scene.gateway.count("packets") - queued;
     let log = attack.log();
     let sent: u64 = log.lines().last().unwrap().parse().unwrap();
     match kind {
@@ -123,7 +115,7 @@ fn prepare(scene: &Scene, kind: Kind) {
     let outer = lab.server_side();
     match kind {
         Kind::Published => {
-            let inside = lab.client2.address(Family::V4);
+            let inside = lab.client2.address(V4);
             let rules = format!(
                 "table ip published {{ chain pre {{ type nat hook prerouting priority -100; \
                  iifname {outer} tcp dport 21 dnat to {inside}:2121; }}; }}"
@@ -131,8 +123,8 @@ fn prepare(scene: &Scene, kind: Kind) {
             lab.gateway.nft(&rules).unwrap();
         }
         Kind::Lookalike => {
-            let server = lab.server.address(Family::V4);
-            let gateway = lab.gateway.address(Family::V6);
+            let server = lab.server.address(V4);
+            let gateway = lab.gateway.address(V6);
             lab.gateway.shell(&format!("ip -6 route add ::{server}/128 dev {outer}")).unwrap();
             lab.outsider.shell(&format!("ip -6 route add ::/96 via {gateway}")).unwrap();
         }
@@ -177,7 +169,7 @@ fn the_daemon_stops_quickly_if_conntrack_lost_its_sessions() {
     let configuration = "policy.max-pinholes-per-client = 1000\n";
     let mut scene = Scene::with(Topology::Masquerade, configuration, &json!({}));
     let lab = &scene.gateway.lab;
-    let host = lab.server_address(Family::V4).to_string();
+    let host = lab.server_address(V4).to_string();
     let one = [&login()[..], &[say(PORT), reply()]].concat();
     let next = [&[json!({"redial": true})][..], &one].concat();
     let steps = [&one[..], &vec![next; SESSIONS - 1].concat()].concat();

@@ -1,17 +1,8 @@
 //! A pinhole admits exactly one connection. After a data connection has ended, the same source port must not open
 //! another one through the entry that conntrack retains for a while.
 
-use std::{fs, thread, time::Duration};
-
-use ftp_alg_lab::{BackgroundProcess, Daemon, Family, Host, Topology};
-use serde_json::{Value, json};
-
-use super::{
-    common::{
-        GatedClient, Gateway, executable, host_port, login, lose_once, pins, reply, say, wait_for,
-    },
-    scene::{ANNOUNCED, PASSIVE_PORT, Scene, with_each_back_end},
-};
+use super::scene::{ANNOUNCED, PASSIVE_PORT, Scene, with_each_back_end};
+use crate::common::*;
 
 /// The initiator's source port.
 pub(super) const SOURCE: u16 = 2020;
@@ -119,10 +110,10 @@ impl Announced {
         let lab = &scene.gateway.lab;
         let own = lab.client.address(family);
         let announcement = match (family, is_active) {
-            (Family::V4, true) => {
+            (V4, true) => {
                 format!("PORT {},14,178", own.to_string().replace('.', ","))
             }
-            (Family::V6, true) => format!("EPRT |2|{own}|{ANNOUNCED}|"),
+            (V6, true) => format!("EPRT |2|{own}|{ANNOUNCED}|"),
             (_, false) => "EPSV".to_owned(),
         };
         let (target, port) =
@@ -132,8 +123,8 @@ impl Announced {
         let client =
             scene.client_of(&lab.client, &json!({"host": lab.server_address(family)}), &steps);
         let (address, port) = match (is_active, family) {
-            (true, Family::V4) => host_port(scene.server.lines().last().unwrap()),
-            (true, Family::V6) => (own.to_string(), ANNOUNCED),
+            (true, V4) => host_port(scene.server.lines().last().unwrap()),
+            (true, V6) => (own.to_string(), ANNOUNCED),
             (false, _) => (lab.server_address(family).to_string(), PASSIVE_PORT),
         };
         Self { scene, client: Some(client), is_active, address, port, target }
@@ -192,69 +183,46 @@ fn start(host: &Host, port: u16) -> BackgroundProcess {
 /// initiator, closed by the target first, closed by the initiator first.
 const ENDINGS: [&str; 5] = ["r", "v", "a", "i", "c"];
 
-fn assert_admits_one_connection(
-    topology: Topology,
-    family: Family,
-    is_active: bool,
-    endings: usize,
-) {
-    with_each_back_end(|back_end| {
-        thread::scope(|scope| {
-            for how in &ENDINGS[..endings] {
-                scope.spawn(move || {
-                    let mut announced = Announced::new(back_end, topology, family, is_active);
-                    let case = format!("{topology} {family:?} {back_end} {how}");
-                    assert_eq!(announced.connect(how, "8"), "open", "{case}");
-                    wait_for("the target", || announced.accepted() == 1);
-                    assert_eq!(
-                        announced.connect("r", "0.7"),
-                        "silent",
-                        "{case}, while its session is open"
-                    );
-                    assert_eq!(announced.client.take().unwrap().release().error, None);
-                    announced
-                        .scene
-                        .gateway
-                        .daemon
-                        .wait_for_no_pinholes(Duration::from_secs(10))
-                        .unwrap();
-                    assert_eq!(
-                        announced.connect("r", "0.7"),
-                        "silent",
-                        "{case}, after its session has closed"
-                    );
-                    assert_eq!(announced.accepted(), 1, "{case}");
-                });
-            }
+#[test]
+fn a_consumed_pinhole_admits_no_second_connection() {
+    for (topology, family, is_active, endings) in [
+        (Topology::Masquerade, V4, true, 5),
+        (Topology::Routed, V6, true, 2),
+        (Topology::PublishedServer, V4, false, 2),
+        (Topology::Routed, V6, false, 2),
+    ] {
+        with_each_back_end(|back_end| {
+            thread::scope(|scope| {
+                for how in &ENDINGS[..endings] {
+                    scope.spawn(move || {
+                        let case = format!("{topology} {family:?} {back_end} {how}");
+                        let announced = Announced::new(back_end, topology, family, is_active);
+                        assert_admits_one(announced, how, &case);
+                    });
+                }
+            });
         });
-    });
+    }
 }
 
-#[test]
-fn a_consumed_active_pinhole_behind_masquerade_admits_no_second_connection() {
-    assert_admits_one_connection(Topology::Masquerade, Family::V4, true, 5);
-}
-
-#[test]
-fn a_consumed_active_ipv6_pinhole_admits_no_second_connection() {
-    assert_admits_one_connection(Topology::Routed, Family::V6, true, 2);
-}
-
-#[test]
-fn a_consumed_published_server_pinhole_admits_no_second_connection() {
-    assert_admits_one_connection(Topology::PublishedServer, Family::V4, false, 2);
-}
-
-#[test]
-fn a_consumed_passive_ipv6_pinhole_admits_no_second_connection() {
-    assert_admits_one_connection(Topology::Routed, Family::V6, false, 2);
+fn assert_admits_one(mut announced: Announced, how: &str, case: &str) {
+    assert_eq!(announced.connect(how, "8"), "open", "{case}");
+    wait_for("the target", || announced.accepted() == 1);
+    let again = announced.connect("r", "0.7");
+    assert_eq!(again, "silent", "{case}, while its session is open");
+    assert_eq!(announced.client.take().unwrap().release().error, None, "{case}");
+    let daemon = &announced.scene.gateway.daemon;
+    daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
+    let again = announced.connect("r", "0.7");
+    assert_eq!(again, "silent", "{case}, after its session has closed");
+    assert_eq!(announced.accepted(), 1, "{case}");
 }
 
 /// If the SYN-ACK is lost, the retransmitted SYN belongs to the same connection.
 #[test]
 fn a_data_connection_survives_a_lost_syn_ack() {
     with_each_back_end(|back_end| {
-        let announced = Announced::new(back_end, Topology::Masquerade, Family::V4, true);
+        let announced = Announced::new(back_end, Topology::Masquerade, V4, true);
         let syn_ack = format!("tcp flags & (syn | ack) == (syn | ack) tcp dport {SOURCE}");
         let server = &announced.scene.gateway.lab.server;
         server.nft(&lose_once("prerouting", &syn_ack)).unwrap();
@@ -267,10 +235,10 @@ fn a_data_connection_survives_a_lost_syn_ack() {
 #[test]
 fn a_second_announcement_admits_another_connection_on_the_same_tuple() {
     with_each_back_end(|back_end| {
-        let mut announced = Announced::new(back_end, Topology::Routed, Family::V4, true);
+        let mut announced = Announced::new(back_end, Topology::Routed, V4, true);
         let gateway = &announced.scene.gateway.lab.gateway;
         let sooner = "sysctl -qw net.netfilter.nf_conntrack_tcp_timeout_close=2";
-        gateway.shell(sooner).unwrap().success().unwrap();
+        gateway.shell(sooner).unwrap();
         assert_eq!(announced.connect("r", "8"), "open");
         announced.announce_again();
         // With the conntrack back end, conntrack must first forget the connection that was reset.
@@ -284,7 +252,7 @@ fn a_second_announcement_admits_another_connection_on_the_same_tuple() {
 #[test]
 fn a_retransmitted_syn_leaves_a_second_announcement_to_another_connection() {
     with_each_back_end(|back_end| {
-        let mut announced = Announced::new(back_end, Topology::Routed, Family::V4, true);
+        let mut announced = Announced::new(back_end, Topology::Routed, V4, true);
         assert_syn_leaves_a_second_announcement(&mut announced, back_end);
     });
 }
@@ -292,10 +260,10 @@ fn a_retransmitted_syn_leaves_a_second_announcement_to_another_connection() {
 /// The rules have the first pinhole, and the program, of this daemon or of the next one, has the second pinhole.
 #[test]
 fn the_retransmitted_syn_of_a_queued_line_consumes_no_later_pinhole() {
-    let configuration = "[pinhole]\nbackend = \"nftables\"\n";
+    let configuration = NFTABLES;
     let in_two_segments = |line: &str| json!({"send": format!("{line}\r\n"), "cut": [4]});
     for case in ["the same program", "another program"] {
-        let (topology, family) = (Topology::Routed, Family::V4);
+        let (topology, family) = (Topology::Routed, V4);
         let mut announced =
             Announced::announced_by(in_two_segments, configuration, topology, family, true);
         let Gateway { daemon, lab } = &mut announced.scene.gateway;

@@ -1,15 +1,8 @@
 //! Floods of connections and announcements: sessions, pinholes and memory stay within their limits, and are released
 //! afterwards.
 
-use std::{thread, time::Duration};
-
-use ftp_alg_lab::{Family, Script, Topology};
-use serde_json::{Value, json};
-
-use super::{
-    common::{GatedClient, login, telling, wait_for},
-    scene::{Scene, with_each_back_end},
-};
+use super::scene::{Scene, with_each_back_end};
+use crate::common::*;
 
 /// Prevents a host from sending resets for connections that it does not know.
 const MUTE: &str = "table inet mute {
@@ -33,8 +26,8 @@ fn a_flood_of_control_connections_leaves_room_for_one_more() {
     // Neither the client nor the address that it spoofs answers.
     lab.client2.nft(MUTE).unwrap();
     lab.client2.shell("ip address add 192.168.150.82/24 dev eth0").unwrap();
-    let server = lab.server.address(Family::V4).to_string();
-    let sources = [lab.client2.address(Family::V4).to_string(), "192.168.150.82".to_owned()];
+    let server = lab.server.address(V4).to_string();
+    let sources = [lab.client2.address(V4).to_string(), "192.168.150.82".to_owned()];
     let arguments = [&server, "21", *connections, "8000", &sources[0], &sources[1]];
     let flood = lab.client2.script(Script::Flood, &arguments, Duration::from_secs(60)).unwrap();
     println!("flood: {} s", flood.success().unwrap().stdout_text().trim());
@@ -85,7 +78,7 @@ fn flood_of_announcements(back_end: &str, connections: usize) {
         scene.gateway.daemon.open_pinholes().unwrap().is_empty()
     });
     scene.assert_transfer();
-    assert_eq!(scene.gateway.daemon.counter("errors").unwrap(), 0);
+    assert_eq!(scene.gateway.count("errors"), 0);
 }
 
 #[test]
@@ -114,7 +107,7 @@ fn all_sessions_of_a_client_share_its_pinhole_limit() {
         })
         .collect();
     assert_eq!(scene.gateway.daemon.open_pinholes().unwrap().len(), 20);
-    assert_eq!(scene.gateway.daemon.counter("pinholes_refused").unwrap(), 30);
+    assert_eq!(scene.gateway.count("pinholes_refused"), 30);
     for client in clients {
         assert_eq!(client.release().error, None);
     }

@@ -3,13 +3,8 @@
 
 use std::net::SocketAddr;
 
-use ftp_alg_lab::{Capture, Family, Host, Lab, Topology};
-use serde_json::{Value, json};
-
-use super::{
-    common::{active_transfer, login, reply, say, wait_for},
-    scene::{Scene, assert_silent},
-};
+use super::scene::{Scene, assert_silent};
+use crate::common::*;
 
 /// The port that a forged line announces.
 const FORGED_PORT: u16 = 3306;
@@ -25,11 +20,11 @@ pub(super) struct Case {
 }
 
 const CASES: [Case; 5] = [
-    Case { fast_path: false, rp_filter: false, family: Family::V4 },
-    Case { fast_path: true, rp_filter: false, family: Family::V4 },
-    Case { fast_path: false, rp_filter: true, family: Family::V4 },
-    Case { fast_path: true, rp_filter: true, family: Family::V4 },
-    Case { fast_path: false, rp_filter: false, family: Family::V6 },
+    Case { fast_path: false, rp_filter: false, family: V4 },
+    Case { fast_path: true, rp_filter: false, family: V4 },
+    Case { fast_path: false, rp_filter: true, family: V4 },
+    Case { fast_path: true, rp_filter: true, family: V4 },
+    Case { fast_path: false, rp_filter: false, family: V6 },
 ];
 
 /// A control connection after the login.
@@ -49,12 +44,12 @@ impl Case {
         let set = ["all", "lan", "wan"]
             .map(|name| format!("echo {filter} > /proc/sys/net/ipv4/conf/{name}/rp_filter\n"));
         let lab = &scene.gateway.lab;
-        lab.gateway.shell(&set.concat()).unwrap().success().unwrap();
+        lab.gateway.shell(&set.concat()).unwrap();
         // The gateway redirects the sender of a packet that leaves where it came from. A host that believes it sends its
         // own packets to nowhere.
         let ignore = "for f in /proc/sys/net/ipv6/conf/*/accept_redirects; do echo 0 > $f; done";
         for host in [&lab.client, &lab.server] {
-            host.shell(ignore).unwrap().success().unwrap();
+            host.shell(ignore).unwrap();
         }
         scene
     }
@@ -65,11 +60,11 @@ impl Case {
         scene: &Scene,
         listen: &[u16],
         steps: &[Value],
-    ) -> (super::common::GatedClient, Connection) {
+    ) -> (GatedClient, Connection) {
         let lab = &scene.gateway.lab;
         // The interface at which each end's address and port is its own.
         let capture = Capture::start(&lab.gateway, lab.client_side(), "tcp port 21").unwrap();
-        let steps = [&login()[..], &[json!({"gate": ""})], steps].concat();
+        let steps = [&login()[..], &[gate()], steps].concat();
         let host = lab.server_address(self.family);
         let client = scene.client_of(&lab.client, &json!({"host": host, "listen": listen}), &steps);
         let seen = capture.finish().unwrap();
@@ -108,7 +103,7 @@ impl Case {
         self.wait_for_packet(scene);
         assert_eq!(scene.gateway.daemon.open_pinholes().unwrap(), [""; 0], "{self:?}");
         assert_silent(&[(initiator, &target.to_string(), FORGED_PORT)]);
-        assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), 0, "{self:?}");
+        assert_eq!(scene.gateway.count("pinholes_opened"), 0, "{self:?}");
     }
 }
 
@@ -150,7 +145,7 @@ fn forge_segment(
                       "line": line});
     let script = forger.write("forge.py", include_bytes!("forge.py")).unwrap();
     let arguments = [script.to_str().unwrap(), &plan.to_string()];
-    forger.run("/usr/bin/python3", &arguments).unwrap().success().unwrap();
+    forger.run("/usr/bin/python3", &arguments).unwrap();
 }
 
 /// Stops what matches `rule` at `host`, until its table `mute` is deleted.
@@ -179,9 +174,8 @@ fn forge_reply(topology: Topology) {
         let scene = case.scene(topology);
         let lab = &scene.gateway.lab;
         discard_forged(&lab.client);
-        let steps =
-            [say("EPSV"), json!({"gate": ""}), reply(), json!({"dial": true, "later": true})];
-        let end = [say("LIST"), reply(), json!({"drain": true}), reply()];
+        let steps = [say("EPSV"), gate(), reply(), dial()];
+        let end = [say("LIST"), reply(), drain(), reply()];
         let (mut client, connection) = case.log_in(&scene, &[], &[&steps[..], &end].concat());
         let Connection { client: own, server, next: [client_next, server_next] } = connection;
         // The server's own reply is late.
@@ -193,8 +187,7 @@ fn forge_reply(topology: Topology) {
         forge(lab, &lab.client, [server, own], [server_next, acknowledged], &line);
         case.assert_unopened(&scene, &lab.client, lab.server_address(case.family));
         unmute(&lab.server);
-        let session = client.release();
-        assert_eq!(session.error, None, "{case:?}");
+        let session = client.release().ok_in(format!("{case:?}"));
         assert_eq!(session.got(12), "the body\r\n", "{case:?}");
     }
 }
@@ -216,15 +209,15 @@ fn forge_command(topology: Topology) {
         let lab = &scene.gateway.lab;
         let address = lab.client.address(case.family);
         let (command, steps) = match case.family {
-            Family::V4 => {
+            V4 => {
                 let host = address.to_string().replace('.', ",");
                 let [high, low] = FORGED_PORT.to_be_bytes();
                 (format!("PORT {host},{high},{low}"), active_transfer(address, 3763))
             }
-            Family::V6 => {
+            V6 => {
                 let command = |port: u16| format!("EPRT |2|{address}|{port}|");
                 let announced = say(&command(3763));
-                let list = [say("LIST"), reply(), json!({"accept": 3763}), reply()];
+                let list = [say("LIST"), reply(), accept(3763), reply()];
                 (command(FORGED_PORT), [&[announced, reply()][..], &list].concat())
             }
         };
@@ -237,8 +230,7 @@ fn forge_command(topology: Topology) {
             address
         };
         case.assert_unopened(&scene, &lab.server, target);
-        let session = client.release();
-        assert_eq!(session.error, None, "{case:?}");
+        let session = client.release().ok_in(format!("{case:?}"));
         assert_eq!(session.got(10), "the body\r\n", "{case:?}");
     }
 }

@@ -2,14 +2,11 @@
 //! the connection's end that follows an acknowledgement with the same sequence number, wherever in the window that is.
 //! The server ignores both. The next packet of either end begins a new entry, without the queue mode.
 
-use ftp_alg_lab::{Family, Topology};
-use serde_json::json;
-
 use super::{
-    common::{reply, say, wait_for},
     forged_ends::{Case, Connection, forge_acknowledgement, mute, unmute},
     scene::Scene,
 };
+use crate::common::*;
 
 /// What conntrack lists of connections that match.
 fn entries(scene: &Scene, options: &str) -> String {
@@ -20,28 +17,25 @@ fn entries(scene: &Scene, options: &str) -> String {
 #[test]
 fn a_connection_whose_entry_the_server_begins_again_is_inspected() {
     for fast_path in [false, true] {
-        let case = Case { fast_path, rp_filter: false, family: Family::V4 };
+        let case = Case { fast_path, rp_filter: false, family: V4 };
         let scene = case.scene(Topology::Routed);
         let lab = &scene.gateway.lab;
         // As for a server in a LAN that may connect to any host.
         lab.gateway.nft("insert rule inet gateway forward tcp sport 21 accept").unwrap();
-        let steps = [
-            &[say("NOOP"), reply(), json!({"gate": ""})][..],
-            &[say("PORT 192,168,150,81,0,22"), reply()],
-        ];
+        let steps =
+            [&[say("NOOP"), reply(), gate()][..], &[say("PORT 192,168,150,81,0,22"), reply()]];
         let (mut client, _) = case.log_in(&scene, &[], &steps.concat());
         mute(&lab.server, "tcp sport 21 @ih,0,24 0x323030");
         client.open_gate();
         wait_for("NOOP", || scene.server.lines().iter().any(|line| line == "NOOP"));
         mute(&lab.client, "tcp dport 21");
-        lab.gateway.run("conntrack", &["-F"]).unwrap().success().unwrap();
+        lab.gateway.run("conntrack", &["-F"]).unwrap();
         unmute(&lab.server);
         wait_for("the server's retransmission", || {
             !entries(&scene, "--orig-port-src 21").is_empty()
         });
         unmute(&lab.client);
-        let session = client.release();
-        assert_eq!(session.error, None, "{case:?}");
+        let session = client.release().ok_in(format!("{case:?}"));
         assert!(session.got(10).starts_with('5'), "{case:?}: {session:?}");
         let lines = scene.server.lines();
         assert!(!lines.iter().any(|line| line.starts_with("PORT")), "{case:?}: {lines:?}");
@@ -53,16 +47,15 @@ fn a_connection_whose_entry_the_server_begins_again_is_inspected() {
 #[test]
 fn a_connection_whose_packets_are_invalid_for_conntrack_is_inspected() {
     for fast_path in [false, true] {
-        let case = Case { fast_path, rp_filter: false, family: Family::V4 };
+        let case = Case { fast_path, rp_filter: false, family: V4 };
         let scene = case.scene(Topology::Routed);
         let lab = &scene.gateway.lab;
         lab.gateway.nft("insert rule inet gateway forward tcp sport 21 accept").unwrap();
         let steps = [say("PORT 192,168,150,81,0,22"), reply(), say("EPSV"), reply()];
         let (client, _) = case.log_in(&scene, &[], &steps);
         lab.gateway.shell("sysctl -qw net.netfilter.nf_conntrack_tcp_loose=0").unwrap();
-        lab.gateway.run("conntrack", &["-F"]).unwrap().success().unwrap();
-        let session = client.release();
-        assert_eq!(session.error, None, "{case:?}");
+        lab.gateway.run("conntrack", &["-F"]).unwrap();
+        let session = client.release().ok_in(format!("{case:?}"));
         assert!(session.got(7).starts_with('5'), "{case:?}: {session:?}");
         assert!(session.got(9).starts_with("229"), "{case:?}: {session:?}");
         let lines = scene.server.lines();
@@ -78,15 +71,15 @@ fn an_acknowledgement_that_begins_an_entry_again_sets_its_queue_mode() {
     let plan = json!({"extra": {command: answer}});
     let scene = Scene::with(Topology::Routed, "[queue]\nfast-path = \"off\"\n", &plan);
     let lab = &scene.gateway.lab;
-    let case = Case { fast_path: false, rp_filter: false, family: Family::V4 };
-    let steps = [say(command), reply(), json!({"gate": ""})];
+    let case = Case { fast_path: false, rp_filter: false, family: V4 };
+    let steps = [say(command), reply(), gate()];
     let (mut client, connection) = case.log_in(&scene, &[], &steps);
     let is_marked = || entries(&scene, "").contains("mark=805306368"); // 0x30000000
     assert!(!is_marked());
     client.open_gate();
     wait_for("the queue mode", is_marked);
     mute(&lab.client, "tcp dport 21");
-    lab.gateway.run("conntrack", &["-F"]).unwrap().success().unwrap();
+    lab.gateway.run("conntrack", &["-F"]).unwrap();
     let Connection { client: own, server, next } = connection;
     let numbers = [
         next[0].wrapping_add(command.len() as u32 + 2),

@@ -1,17 +1,10 @@
 //! Full sets of the packet selection: the announcement is refused, or the daemon manages without the element. Both are
 //! counted.
 
-use std::{fmt::Write as _, time::Duration};
+use std::fmt::Write as _;
 
-use ftp_alg_lab::Topology;
-use serde_json::json;
-
-use super::{
-    common::{login, reply, say},
-    scene::{PORT, Scene},
-};
-
-const NFTABLES: &str = "[pinhole]\nbackend = \"nftables\"\n";
+use super::scene::{PORT, Scene};
+use crate::common::*;
 
 /// Adds elements to a set of our table until it is full.
 fn fill(scene: &Scene, set: &str, element: impl Fn(u32) -> String) {

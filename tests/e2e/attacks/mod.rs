@@ -22,5 +22,3 @@ mod slipstream;
 mod spoofed;
 mod tuple_reuse;
 mod urgent;
-
-use crate::common;

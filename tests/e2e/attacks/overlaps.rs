@@ -1,15 +1,8 @@
 //! Overlapping segments through the real kernel: no client can use them to make its server execute a command that was
 //! not inspected.
 
-use std::time::Duration;
-
-use ftp_alg_lab::{Family, Topology};
-use serde_json::{Value, json};
-
-use super::{
-    common::{login, reply, scripted_client},
-    scene::Scene,
-};
+use super::scene::Scene;
+use crate::common::*;
 
 /// An announcement of a third host, which no client may make.
 const BOUNCE: &str = "PORT 198,51,100,66,14,180\r\n";
@@ -27,14 +20,8 @@ fn executed_lines(
     // Wait until the login is complete and its replies are read.
     let steps = [login(), vec![json!({"sleep": 0.2}), sent, json!({"sleep": 0.5})]].concat();
     let plan = json!({"host": lab.server_address(family), "steps": steps});
-    let session = scripted_client(&lab.client, &plan);
-    assert_eq!(session.error, None);
-    assert_eq!(
-        scene.gateway.daemon.counter("errors").unwrap(),
-        0,
-        "{}",
-        scene.gateway.daemon.log()
-    );
+    scripted_client(&lab.client, &plan).ok();
+    assert_eq!(scene.gateway.count("errors"), 0, "{}", scene.gateway.daemon.log());
     scene.server.lines()
 }
 
@@ -57,11 +44,9 @@ fn a_waiting_packet_is_not_overlapped_by_a_later_line() {
         [at, cut],
         [behind, BOUNCE],
     ]);
-    for configuration in
-        ["", "[queue]\nworkers = 2\nfanout = \"cpu\"\n", "[pinhole]\nbackend = \"conntrack\"\n"]
-    {
+    for configuration in ["", "[queue]\nworkers = 2\nfanout = \"cpu\"\n", CONNTRACK] {
         let taken = format!("{first}{long}");
-        assert_not_executed(&executed_lines(Family::V4, configuration, &taken, &segments));
+        assert_not_executed(&executed_lines(V4, configuration, &taken, &segments));
     }
 }
 
@@ -76,7 +61,7 @@ fn a_line_after_long_ipv6_options_is_inspected() {
         [0, one, {"pause": 0}],
         [one.len(), two],
     ]);
-    assert_not_executed(&executed_lines(Family::V6, "", &format!("{one}{two}"), &segments));
+    assert_not_executed(&executed_lines(V6, "", &format!("{one}{two}"), &segments));
 }
 
 /// A shorter line overlaps a longer one while its verdict is on its way. Each round uses other delays.
@@ -95,9 +80,7 @@ fn a_line_cannot_be_replaced_by_a_shorter_retransmission() {
         let greeted = json!({"sleep": 0.001});
         steps.extend([json!({"redial": true}), reply(), greeted, attack, json!({"abort": true})]);
     }
-    let plan = json!({"host": lab.server_address(Family::V4), "steps": steps});
-    let session = scripted_client(&lab.client, &plan);
-    assert_eq!(session.error, None);
+    talk(lab, steps).ok();
     std::thread::sleep(Duration::from_millis(500));
     assert_not_executed(&scene.server.lines());
 }
@@ -109,5 +92,5 @@ fn overlapping_lines_do_not_form_a_command() {
     let short = "NOOP xxxx\r\n";
     assert!(long[short.len()..].starts_with("PORT "));
     let segments = json!([[0, short], [0, long]]);
-    assert_not_executed(&executed_lines(Family::V4, "", &long, &segments));
+    assert_not_executed(&executed_lines(V4, "", &long, &segments));
 }

@@ -1,27 +1,15 @@
 //! Data connection theft: connections from hosts for which a pinhole is not meant, and connections that arrive too
 //! late.
 
-use std::time::Duration;
-
-use ftp_alg_lab::{Capture, Family, Host, Topology};
-use serde_json::{Value, json};
-
-use super::{
-    common::{
-        connect, gated_client, host_port, login, reply, say, scripted_client, scripted_server,
-    },
-    scene::{ANNOUNCED, PASSIVE_PORT, PORT, Scene, assert_silent, with_each_back_end},
-};
+use super::scene::{ANNOUNCED, PASSIVE_PORT, PORT, Scene, assert_silent, with_each_back_end};
+use crate::common::*;
 
 /// A client behind NAT opens a pinhole and then runs `then`. `attack` gets the address and port that the server
 /// received.
 fn attack_active_pinhole(back_end: &str, then: &[Value], attack: impl Fn(&Scene, &str, u16)) {
     let scene = Scene::with(Topology::Masquerade, back_end, &json!({}));
-    let steps = [&login()[..], &[say(PORT), reply(), json!({"gate": ""})], then].concat();
     let lab = &scene.gateway.lab;
-    let plan =
-        json!({"host": lab.server_address(Family::V4), "listen": [ANNOUNCED], "steps": steps});
-    let client = gated_client(&lab.client, plan);
+    let client = hold_listening(lab, ANNOUNCED, (login(), ask(PORT), gate(), then));
     assert_eq!(scene.gateway.daemon.open_pinholes().unwrap().len(), 1);
     let (address, port) = host_port(scene.server.lines().last().unwrap());
     if then.is_empty() {
@@ -39,7 +27,7 @@ fn a_third_host_neither_uses_nor_consumes_a_pinhole() {
     with_each_back_end(|back_end| {
         attack_active_pinhole(back_end, &[], |scene, address, port| {
             let lab = &scene.gateway.lab;
-            let inside = lab.client.address(Family::V4).to_string();
+            let inside = lab.client.address(V4).to_string();
             for _ in 0..2 {
                 let third = &lab.outsider;
                 assert_silent(&[(third, address, port), (third, &inside, ANNOUNCED)]);
@@ -58,6 +46,7 @@ fn a_consumed_pinhole_admits_nobody() {
     with_each_back_end(|back_end| {
         attack_active_pinhole(back_end, &[], |scene, address, port| {
             let lab = &scene.gateway.lab;
+            assert_silent(&[(&lab.server, address, port + 1)]);
             assert_eq!(connect(&lab.server, address, port), "open");
             assert_eq!(scene.gateway.daemon.open_pinholes().unwrap(), [""; 0]);
             assert_silent(&[(&lab.server, address, port), (&lab.outsider, address, port)]);
@@ -68,8 +57,8 @@ fn a_consumed_pinhole_admits_nobody() {
 #[test]
 fn a_pinhole_closes_with_its_control_connection() {
     with_each_back_end(|back_end| {
-        for end in [json!({"abort": true}), json!({"sleep": 0})] {
-            attack_active_pinhole(back_end, &[end], |scene, address, port| {
+        for end in [ask("QUIT"), vec![json!({"abort": true})], vec![json!({"sleep": 0})]] {
+            attack_active_pinhole(back_end, &end, |scene, address, port| {
                 scene.gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
                 assert_eq!(scene.gateway.daemon.open_pinholes().unwrap(), [""; 0]);
                 let lab = &scene.gateway.lab;
@@ -86,7 +75,7 @@ fn a_completed_transfer_leaves_no_pinhole_open() {
     with_each_back_end(|back_end| {
         let plan = json!({"extra": {"RETR nothing": "226 Done"}});
         let scene = Scene::with(Topology::Masquerade, back_end, &plan);
-        let fetched = [say("LIST"), reply(), json!({"accept": ANNOUNCED}), reply()];
+        let fetched = [say("LIST"), reply(), accept(ANNOUNCED), reply()];
         let unused = [say("RETR nothing"), reply()];
         for (transfer, is_used) in [(&fetched[..], true), (&unused, false)] {
             let client = scene.logged_in(&[&[say(PORT), reply()], transfer].concat());
@@ -109,12 +98,10 @@ fn attack_passive_pinhole(back_end: &str, attack: impl Fn(&Scene, &str)) {
     let scene =
         Scene::with(Topology::PublishedServer, back_end, &json!({"passive_port": PASSIVE_PORT}));
     let lab = &scene.gateway.lab;
-    let host = lab.server_address(Family::V4);
-    let steps = [&login()[..], &[say("PASV"), reply(), json!({"gate": ""})]].concat();
-    let steps =
-        [&steps[..], &[json!({"dial": true, "later": true}), say("LIST"), reply()]].concat();
-    let steps = [&steps[..], &[json!({"drain": true}), reply()]].concat();
-    let client = gated_client(&lab.client, json!({"host": host, "steps": steps}));
+    let host = lab.server_address(V4);
+    let steps = [&login()[..], &[say("PASV"), reply(), gate()]].concat();
+    let steps = [&steps[..], &[dial(), say("LIST"), reply()]].concat();
+    let client = hold(lab, (&steps[..], drain(), reply()));
     assert_eq!(scene.gateway.daemon.open_pinholes().unwrap().len(), 1);
     attack(&scene, &host.to_string());
     let session = client.release();
@@ -128,7 +115,7 @@ fn a_pinhole_does_not_admit_another_client() {
     with_each_back_end(|back_end| {
         attack_passive_pinhole(back_end, |scene, address| {
             let lab = &scene.gateway.lab;
-            let inside = lab.server.address(Family::V4).to_string();
+            let inside = lab.server.address(V4).to_string();
             for _ in 0..2 {
                 assert_silent(&[
                     (&lab.client2, address, PASSIVE_PORT),
@@ -137,7 +124,7 @@ fn a_pinhole_does_not_admit_another_client() {
                 ]);
             }
             // Another client does not gain access by a login and a session of its own.
-            let steps = [&login()[..], &[say("NOOP"), reply(), json!({"gate": ""})]].concat();
+            let steps = [&login()[..], &[say("NOOP"), reply(), gate()]].concat();
             let plan = json!({"host": address, "steps": steps});
             let other = gated_client(&lab.client2, plan);
             assert_silent(&[(&lab.client2, address, PASSIVE_PORT)]);
@@ -153,8 +140,8 @@ fn a_pinhole_does_not_admit_another_server() {
         attack_active_pinhole(back_end, &[], |scene, address, port| {
             let lab = &scene.gateway.lab;
             let _other = scripted_server(&lab.outsider, &json!({}));
-            let at = |host: &Host| json!(host.address(Family::V4));
-            let steps = [&login()[..], &[say("NOOP"), reply(), json!({"gate": ""})]].concat();
+            let at = |host: &Host| json!(host.address(V4));
+            let steps = [&login()[..], &[say("NOOP"), reply(), gate()]].concat();
             let plan = json!({"host": at(&lab.outsider), "steps": steps});
             let waiting = gated_client(&lab.client, plan);
             assert_silent(&[(&lab.outsider, address, port)]);
@@ -178,12 +165,12 @@ fn no_packet_of_a_third_host_reaches_the_inside() {
     let client = scene.logged_in(&[say(PORT), reply()]);
     let (address, port) = host_port(scene.server.lines().last().unwrap());
     let ports: String = format!("{ANNOUNCED},{port},22,1024-1100,49152-49300");
-    for target in [lab.gateway.address(Family::V4), lab.client.address(Family::V4)] {
+    for target in [lab.gateway.address(V4), lab.client.address(V4)] {
         assert_eq!(lab.outsider.scan(target, &ports).unwrap(), [0; 0]);
     }
     assert_eq!(connect(&lab.server, &address, port), "open");
     let inner = inner.finish().unwrap();
-    let third = lab.outsider.address(Family::V4);
+    let third = lab.outsider.address(V4);
     assert_eq!(inner.count(&format!("ip.addr == {third}")).unwrap(), 0);
     assert_eq!(
         inner.count(&format!("tcp.flags.syn == 1 && tcp.dstport == {ANNOUNCED}")).unwrap(),

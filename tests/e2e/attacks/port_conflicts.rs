@@ -1,15 +1,8 @@
 //! External ports that are in use: the gateway never assigns a port that it translates or listens on to a data
 //! connection. Otherwise an initiator that wants the service would reach a client.
 
-use std::{thread, time::Duration};
-
-use ftp_alg_lab::{Admission, BackgroundProcess, Daemon, Family, Host, Lab, LabSpec, Topology};
-use serde_json::json;
-
-use super::{
-    common::{Gateway, connect, executable, host_port, login, reply, say, scripted_server},
-    scene::{ANNOUNCED, PASSIVE_PORT, Scene, with_each_back_end},
-};
+use super::scene::{ANNOUNCED, PASSIVE_PORT, Scene, with_each_back_end};
+use crate::common::*;
 
 /// `serve PORT` sends its name to each connection. `get ADDRESS PORT` prints the name that it receives.
 const SERVICE: &str = r#"
@@ -52,9 +45,7 @@ fn service_at(from: &Host, address: &str, port: u16) -> String {
 
 /// A lab in which `prepare` ran before the daemon started. Its firewall accepts ports 3762 and 8080.
 fn scene(topology: Topology, back_end: &str, prepare: impl Fn(&Lab)) -> Scene {
-    let expects = back_end.contains("\"conntrack\"");
-    let admission = if expects { Admission::Related } else { Admission::Mark };
-    let lab = Lab::build(LabSpec { admission, ..LabSpec::new(topology) }).unwrap();
+    let lab = lab_for(topology, back_end);
     lab.gateway
         .nft(
             "insert rule inet gateway forward tcp dport 8080 accept\n\
@@ -62,8 +53,7 @@ fn scene(topology: Topology, back_end: &str, prepare: impl Fn(&Lab)) -> Scene {
         )
         .unwrap();
     prepare(&lab);
-    let daemon = Daemon::start(&executable(), &lab.gateway, back_end).unwrap();
-    let gateway = Gateway { daemon, lab };
+    let gateway = Gateway::on(lab, back_end);
     let server = scripted_server(&gateway.lab.server, &json!({"passive_port": PASSIVE_PORT}));
     Scene { server, gateway }
 }
@@ -72,7 +62,7 @@ fn scene(topology: Topology, back_end: &str, prepare: impl Fn(&Lab)) -> Scene {
 /// the service must stay reachable.
 fn assert_port_not_assigned(scene: &Scene) {
     let lab = &scene.gateway.lab;
-    let outside = lab.gateway.address(Family::V4).to_string();
+    let outside = lab.gateway.address(V4).to_string();
     assert_eq!(service_at(&lab.server, &outside, ANNOUNCED), "the service");
     let client = scene.logged_in(&[say("PORT 192,168,150,80,14,178"), reply()]);
     let (address, port) = host_port(scene.server.lines().last().unwrap());
@@ -85,8 +75,8 @@ fn assert_port_not_assigned(scene: &Scene) {
 
 /// Publishes port 8080 of the second client at port 3762 of the outer address.
 fn publish(lab: &Lab, how: &str) {
-    let to = format!("{}:8080", lab.client2.address(Family::V4));
-    let outside = lab.gateway.address(Family::V4);
+    let to = format!("{}:8080", lab.client2.address(V4));
+    let outside = lab.gateway.address(V4);
     match how {
         "nft" => lab
             .gateway
@@ -102,7 +92,7 @@ fn publish(lab: &Lab, how: &str) {
                  elements = {{ 3762 : {} . 8080 }}; }}; \
                  chain pre {{ type nat hook prerouting priority dstnat; \
                  dnat ip to tcp dport map @services; }}; }}",
-                lab.client2.address(Family::V4)
+                lab.client2.address(V4)
             ))
             .unwrap(),
         program => {
@@ -116,7 +106,7 @@ fn publish(lab: &Lab, how: &str) {
 #[test]
 fn a_published_port_is_not_assigned_to_a_client() {
     thread::scope(|scope| {
-        for (how, back_end) in [
+        for (how, kind) in [
             ("nft", "nftables"),
             ("nft", "conntrack"),
             ("map", "nftables"),
@@ -124,7 +114,7 @@ fn a_published_port_is_not_assigned_to_a_client() {
             ("iptables-legacy", "nftables"),
         ] {
             scope.spawn(move || {
-                let back_end = format!("[pinhole]\nbackend = \"{back_end}\"\n");
+                let back_end = back_end(kind);
                 let scene = scene(Topology::Masquerade, &back_end, |lab| publish(lab, how));
                 let _service = serve(&scene.gateway.lab.client2, 8080);
                 assert_port_not_assigned(&scene);
@@ -164,12 +154,11 @@ fn a_port_of_the_gateway_is_not_assigned_to_servers() {
         let scene = scene(Topology::PublishedServer, back_end, |_| {});
         let lab = &scene.gateway.lab;
         let _service = serve(&lab.gateway, PASSIVE_PORT);
-        let outside = lab.server_address(Family::V4).to_string();
+        let outside = lab.server_address(V4).to_string();
         let steps = [&login()[..], &[say("PASV"), reply()]].concat();
         let client = scene.client_of(&lab.client, &json!({}), &steps);
         assert_eq!(service_at(&lab.client, &outside, PASSIVE_PORT), "the service");
-        let session = client.release();
-        assert_eq!(session.error, None);
+        let session = client.release().ok();
         assert_ne!(host_port(session.got(6)), (outside, PASSIVE_PORT));
     });
 }
@@ -179,7 +168,7 @@ fn a_port_of_the_gateway_is_not_assigned_to_servers() {
 fn ports_published_for_the_ftp_server_are_not_replaced() {
     with_each_back_end(|back_end| {
         let scene = scene(Topology::PublishedServer, back_end, |lab| {
-            let server = lab.server.address(Family::V4);
+            let server = lab.server.address(V4);
             lab.gateway
                 .nft(&format!(
                     "table ip published {{ chain pre {{ type nat hook prerouting priority dstnat; \

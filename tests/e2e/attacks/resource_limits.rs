@@ -1,12 +1,8 @@
 //! Clients that open many sessions and make each hold as much data as possible: memory, state files and session slots
 //! stay within their limits, and other clients are served.
 
-use std::{fs, path::PathBuf, time::Duration};
-
-use ftp_alg_lab::{BackgroundProcess, Family, Host, Lab, Topology};
-use serde_json::{Value, json};
-
-use super::{common::wait_for, scene::Scene};
+use super::scene::Scene;
+use crate::common::*;
 
 const PORT: u16 = 2121;
 
@@ -54,7 +50,7 @@ fn open_loaded_sessions(lab: &Lab, count: usize) -> BackgroundProcess {
     lab.client2.shell(route).unwrap();
     let long = format!("SIZE {}\r\n", "x".repeat(120));
     let plan = json!({
-        "host": lab.server.address(Family::V4),
+        "host": lab.server.address(V4),
         "port": PORT,
         "connections": count,
         "say": ["PORT 10,99,99,99,9,9\r\n", "PORT\r\n", long],
@@ -126,7 +122,7 @@ fn active_sessions_of_one_client_leave_room_for_others() {
     let (scene, _server) = scene("policy.max-sessions = 200\n", true);
     let lab = &scene.gateway.lab;
     let plan = json!({
-        "host": lab.server.address(Family::V4),
+        "host": lab.server.address(V4),
         "port": PORT,
         "connections": 400,
         "say": ["NOOP\r\n"],
@@ -141,5 +137,5 @@ fn active_sessions_of_one_client_leave_room_for_others() {
     let status = scene.gateway.daemon.status().unwrap();
     assert_eq!(status["uninspected"], 0, "{status}");
     assert!(status["limits"]["client_sessions"].as_u64().unwrap() >= 200, "{status}");
-    assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), 5);
+    assert_eq!(scene.gateway.count("pinholes_opened"), 5);
 }

@@ -3,15 +3,9 @@
 //! could open any port without a login. Therefore the gateway must never emit a packet that has the form of this
 //! request.
 
-use ftp_alg_lab::{Family, Host, Topology};
-use serde_json::{Value, json};
+use super::scene::Scene;
+use crate::common::*;
 
-use super::{
-    common::{connect_in_vain, gated_client, login},
-    scene::Scene,
-};
-
-const CONNTRACK: &str = "[pinhole]\nbackend = \"conntrack\"\n";
 /// SANE_NET_START and a handle.
 const REQUEST: &str = "\0\0\0\u{7}abcd";
 /// The status for success, and port 22.
@@ -40,15 +34,23 @@ fn assert_no_request(topology: Topology, family: Family, line: &str, steps: &[Va
 #[test]
 fn retransmitted_bytes_never_form_a_sane_request() {
     for (topology, family) in [
-        (Topology::Routed, Family::V4),
-        (Topology::Routed, Family::V6),
-        (Topology::Masquerade, Family::V4),
-        (Topology::PublishedServer, Family::V4),
+        (Topology::Routed, V4),
+        (Topology::Routed, V6),
+        (Topology::Masquerade, V4),
+        (Topology::PublishedServer, V4),
     ] {
         let line = format!("USER {REQUEST}");
         let overlapping = json!({"taken": line, "segments": [[0, line], [5, "XXXXXXXX"]]});
         assert_no_request(topology, family, &line, &[overlapping, json!({"send": "\r\n"})]);
     }
+}
+
+/// As two ends that agree on it would do.
+#[test]
+fn a_client_sends_no_sane_request() {
+    let pause = json!({"sleep": 0.3});
+    let steps = [json!({"send": REQUEST}), pause, json!({"send": "\r\n"})];
+    assert_no_request(Topology::Routed, V4, REQUEST, &steps);
 }
 
 /// As above, but more data was inspected at once and the retransmission has several segments.
@@ -57,31 +59,28 @@ fn partly_retransmitted_bytes_never_form_a_sane_request() {
     let line = format!("USER {REQUEST}efgh");
     for parts in [json!([5, "XXXXXXXX"]), json!([3, "XX"])] {
         let overlapping = json!({"taken": line, "segments": [[0, line], parts, [5, "YYYYYYYY"]]});
-        assert_no_request(
-            Topology::Routed,
-            Family::V4,
-            &line,
-            &[overlapping, json!({"send": "\r\n"})],
-        );
+        assert_no_request(Topology::Routed, V4, &line, &[overlapping, json!({"send": "\r\n"})]);
     }
 }
 
 /// Without our rules, the helper would act on connections to which it is still attached.
 #[test]
 fn stopping_the_daemon_removes_the_helper_from_connections() {
-    let mut scene = Scene::with(Topology::Routed, CONNTRACK, &json!({"extra": {REQUEST: ANSWER}}));
+    let plan = json!({"extra": {REQUEST: ANSWER}});
+    let (mut gateway, _server) = served(Topology::Routed, CONNTRACK, plan);
     let pause = json!({"sleep": 0.3});
-    let client = {
-        let request = [json!({"send": REQUEST}), pause.clone(), json!({"send": "\r\n"}), pause];
-        let steps = [&login()[..], &[json!({"gate": ""})], &request].concat();
-        let plan = json!({"host": scene.gateway.lab.server_address(Family::V4), "steps": steps});
-        gated_client(&scene.gateway.lab.client, plan)
-    };
-    assert!(scene.gateway.lab.gateway.connections().unwrap().contains("helper=sane"));
+    let request = [json!({"send": REQUEST}), pause.clone(), json!({"send": "\r\n"}), pause];
+    let announced = ask("PORT 192,168,150,80,14,178");
+    let client = hold(&gateway.lab, (login(), announced, gate(), request));
+    let host = gateway.lab.gateway.clone();
+    assert!(host.connections().unwrap().contains("helper=sane"));
+    assert!(host.ruleset().unwrap().contains("ct helper"));
+    assert_eq!(gateway.daemon.open_pinholes().unwrap().len(), 1);
     // A daemon whose connections are in use leaves its table to its successor, so wait until they are idle.
-    std::thread::sleep(std::time::Duration::from_millis(3500));
-    assert!(scene.gateway.daemon.stop().unwrap().success());
-    assert!(!scene.gateway.lab.gateway.connections().unwrap().contains("helper=sane"));
-    assert_eq!(client.release().error, None);
-    assert_eq!(scene.gateway.daemon.open_pinholes().unwrap(), [""; 0]);
+    thread::sleep(Duration::from_millis(3500));
+    assert!(gateway.daemon.stop().unwrap().success());
+    assert!(!host.connections().unwrap().contains("helper=sane"));
+    assert!(!host.ruleset().unwrap().contains("ftp_alg"));
+    client.release().ok();
+    assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0]);
 }

@@ -1,15 +1,6 @@
 //! A gateway with a scripted server, checks that no port is open, and an ordinary transfer.
 
-use std::thread;
-
-use ftp_alg_lab::{Daemon, Family, Host, Lab, Topology};
-use serde_json::{Value, json};
-
-use super::common::{
-    GatedClient, Gateway, ScriptedServer, active_transfer, connect_in_vain,
-    executable_without_owner, gated_client, gateway_with, login, passive_transfer, scripted_client,
-    scripted_server,
-};
+use crate::common::*;
 
 /// Announces port 3762 of the client behind [`Topology::Masquerade`].
 pub const PORT: &str = "PORT 192,168,150,80,14,178";
@@ -26,7 +17,7 @@ pub fn with_each_back_end(test: impl Fn(&str) + Sync) {
     thread::scope(|scope| {
         for name in ["nftables", "conntrack"] {
             let test = &test;
-            scope.spawn(move || test(&format!("[pinhole]\nbackend = \"{name}\"\n")));
+            scope.spawn(move || test(&back_end(name)));
         }
     });
 }
@@ -75,9 +66,9 @@ impl Scene {
     pub fn client_of(&self, host: &Host, plan: &Value, steps: &[Value]) -> GatedClient {
         let mut plan = plan.clone();
         if plan["host"].is_null() {
-            plan["host"] = json!(self.gateway.lab.server_address(Family::V4));
+            plan["host"] = json!(self.gateway.lab.server_address(V4));
         }
-        plan["steps"] = json!([steps, &[json!({"gate": ""})]].concat());
+        plan["steps"] = json!([steps, &[gate()]].concat());
         gated_client(host, plan)
     }
 
@@ -86,12 +77,12 @@ impl Scene {
     pub fn assert_closed(&self, ports: &[u16]) {
         assert_eq!(self.gateway.daemon.open_pinholes().unwrap(), [""; 0]);
         let lab = &self.gateway.lab;
-        let outside = lab.gateway.address(Family::V4).to_string();
+        let outside = lab.gateway.address(V4).to_string();
         let (initiators, inside) = match lab.spec().topology {
             Topology::PublishedServer => (vec![&lab.client, &lab.client2], &lab.server),
             _ => (vec![&lab.server], &lab.client),
         };
-        let inside = inside.address(Family::V4).to_string();
+        let inside = inside.address(V4).to_string();
         let mut targets: Vec<(&Host, &str, u16)> = Vec::new();
         for port in ports {
             targets.extend(initiators.iter().map(|host| (*host, outside.as_str(), *port)));
@@ -108,9 +99,9 @@ impl Scene {
     /// transfer must work.
     pub fn assert_nothing_opened(&self, ports: &[u16]) {
         self.assert_closed(ports);
-        assert_eq!(self.gateway.daemon.counter("pinholes_opened").unwrap(), 0);
+        assert_eq!(self.gateway.count("pinholes_opened"), 0);
         self.assert_transfer();
-        assert_eq!(self.gateway.daemon.counter("pinholes_opened").unwrap(), 1);
+        assert_eq!(self.gateway.count("pinholes_opened"), 1);
     }
 
     /// Asserts that an ordinary transfer works on a session of its own: an active one to a client behind NAT, a passive
@@ -122,13 +113,10 @@ impl Scene {
             steps.extend(passive_transfer("PASV"));
             10
         } else {
-            steps.extend(active_transfer(lab.client.address(Family::V4), ORDINARY));
+            steps.extend(active_transfer(lab.client.address(V4), ORDINARY));
             9
         };
-        let host = lab.server_address(Family::V4);
-        let plan = json!({"host": host, "listen": [ORDINARY], "steps": steps});
-        let session = scripted_client(&lab.client, &plan);
-        assert_eq!(session.error, None);
+        let session = talk(lab, steps).ok();
         assert_eq!(session.got(body), "the body\r\n");
     }
 

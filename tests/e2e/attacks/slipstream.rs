@@ -1,12 +1,7 @@
 //! NAT slipstreaming: an attacker makes a browser send a `PORT` line to a server that replies like an FTP server.
 
-use ftp_alg_lab::{Family, Topology};
-use serde_json::{Value, json};
-
-use super::{
-    common::{gated_client, gateway_with, login, reply, say, scripted_server},
-    scene::{PORT, Scene},
-};
+use super::scene::{ANNOUNCED, PORT, Scene, with_each_back_end};
+use crate::common::*;
 
 /// A second control port that the firewall accepts.
 const SECOND: u16 = 2121;
@@ -35,17 +30,16 @@ fn assert_opens_nothing(openings: &[(String, Vec<usize>)], extra: &Value) {
             steps.extend([json!({"sleep": 0.02}), json!({"redial": true})]);
         }
         steps.extend(login());
-        steps.extend([json!({"gate": ""})]);
+        steps.extend([gate()]);
         let listen: Vec<u16> = (FIRST..=legitimate).collect();
-        let host = lab.server_address(Family::V4);
+        let host = lab.server_address(V4);
         let plan = |steps: &[Value], listen: &[u16]| json!({"host": host, "port": control, "listen": listen, "steps": steps});
         let browser = gated_client(&lab.client, plan(&steps, &listen));
         assert_eq!(gateway.daemon.open_pinholes().unwrap(), [""; 0], "on {control}");
-        let outside = lab.gateway.address(Family::V4);
+        let outside = lab.gateway.address(V4);
         let ports = format!("{FIRST}-{legitimate}");
         // Meanwhile the announcement of a real FTP client opens a pinhole that the scan must find.
-        let steps =
-            [&login()[..], &[json!({"send": port_line(legitimate)}), reply(), json!({"gate": ""})]];
+        let steps = [&login()[..], &[json!({"send": port_line(legitimate)}), reply(), gate()]];
         let client = gated_client(&lab.client, plan(&steps.concat(), &[]));
         assert_eq!(lab.outsider.scan(outside, &ports).unwrap(), [0; 0], "on {control}");
         assert_eq!(lab.server.scan(outside, &ports).unwrap(), [legitimate], "on {control}");
@@ -53,7 +47,7 @@ fn assert_opens_nothing(openings: &[(String, Vec<usize>)], extra: &Value) {
             assert_eq!(held.release().error, None, "on {control}");
         }
     }
-    assert_eq!(gateway.daemon.counter("pinholes_opened").unwrap(), 2);
+    assert_eq!(gateway.count("pinholes_opened"), 2);
     assert_eq!(lab.gateway.invalid_packets().unwrap(), 0);
 }
 
@@ -130,7 +124,21 @@ fn a_client_that_precedes_the_greeting_opens_no_pinhole() {
     let mut steps = vec![json!({"send": "USER lab\r\n"}), reply(), say("PASS lab"), reply()];
     steps.extend([say(PORT), reply()]);
     let client = scene.client(&steps);
-    scene.assert_closed(&[super::scene::ANNOUNCED]);
+    scene.assert_closed(&[ANNOUNCED]);
     assert_eq!(client.release().error, None);
-    assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), 0);
+    assert_eq!(scene.gateway.count("pinholes_opened"), 0);
+}
+
+/// The kernel's FTP helper reads on where the dialogue is not FTP.
+#[test]
+fn a_browser_that_waits_for_replies_opens_no_pinhole() {
+    with_each_back_end(|back_end| {
+        let plan = json!({"extra": {"POST": "230 fine"}});
+        let scene = Scene::with(Topology::Masquerade, back_end, &plan);
+        let lines = ["POST / HTTP/1.1", PORT, "Host: ftp", "USER lab", "PASS lab", PORT];
+        let client = scene.client(&[vec![reply()], lines.map(ask).concat()].concat());
+        scene.assert_closed(&[ANNOUNCED]);
+        assert_eq!(scene.gateway.count("pinholes_opened"), 0);
+        client.release().ok();
+    });
 }

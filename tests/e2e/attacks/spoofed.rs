@@ -1,12 +1,7 @@
 //! Packets that an off-path attacker spoofs in the server's name.
 
-use ftp_alg_lab::{Capture, CaptureAnalysis, Family, Topology};
-use serde_json::json;
-
-use super::{
-    common::{active_transfer, gated_client, login, reply, say},
-    scene::{ANNOUNCED, PORT, Scene},
-};
+use super::scene::{ANNOUNCED, PORT, Scene};
+use crate::common::*;
 
 /// A control connection as seen on the gateway's outer interface.
 struct Seen {
@@ -29,8 +24,8 @@ impl Seen {
 /// Sends a packet from the outsider with the server's address. `flags` has nping's syntax.
 fn spoof(scene: &Scene, port: u16, flags: &str, (seq, ack): (u32, u32), payload: &str) {
     let lab = &scene.gateway.lab;
-    let server = lab.server.address(Family::V4).to_string();
-    let gateway = lab.gateway.address(Family::V4).to_string();
+    let server = lab.server.address(V4).to_string();
+    let gateway = lab.gateway.address(V4).to_string();
     let (port, seq, ack) = (port.to_string(), seq.to_string(), ack.to_string());
     let mut arguments = vec!["--send-ip", "-c", "1", "-N", "--tcp", "--win", "500"];
     arguments.extend(["--source-ip", &server, "-g", "21", "-p", &port]);
@@ -53,22 +48,18 @@ fn assert_transfer_unaffected(attack: impl Fn(&Scene, &Seen)) {
     let scene = Scene::new(Topology::Masquerade, &json!({}));
     let lab = &scene.gateway.lab;
     let outer = Capture::start(&lab.gateway, lab.server_side(), "tcp port 21").unwrap();
-    let transfer = active_transfer(lab.client.address(Family::V4), ANNOUNCED);
+    let transfer = active_transfer(lab.client.address(V4), ANNOUNCED);
     // The first announcement needs a sequence adjustment. From then on conntrack accepts segments that are out of
     // window.
-    let announced = [say("PORT 192,168,150,80,14,179"), reply(), json!({"gate": ""})];
-    let steps = [&login()[..], &announced, &transfer].concat();
-    let plan =
-        json!({"host": lab.server_address(Family::V4), "listen": [ANNOUNCED], "steps": steps});
-    let client = gated_client(&lab.client, plan);
+    let announced = [say("PORT 192,168,150,80,14,179"), reply(), gate()];
+    let client = hold(lab, (login(), &announced, &transfer));
     let seen = Seen::of(&outer.finish().unwrap());
-    let opened = scene.gateway.daemon.counter("pinholes_opened").unwrap();
+    let opened = scene.gateway.count("pinholes_opened");
     attack(&scene, &seen);
-    assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), opened);
-    let session = client.release();
-    assert_eq!(session.error, None);
+    assert_eq!(scene.gateway.count("pinholes_opened"), opened);
+    let session = client.release().ok();
     assert_eq!(session.got(12), "the body\r\n");
-    assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), opened + 1);
+    assert_eq!(scene.gateway.count("pinholes_opened"), opened + 1);
 }
 
 /// Offsets from the correct sequence numbers.
@@ -130,15 +121,13 @@ fn a_spoofed_230_is_not_a_login() {
         say(PORT),
         reply(),
     ]);
-    let host = lab.server_address(Family::V4);
-    let plan = json!({"host": host, "listen": [ANNOUNCED], "steps": steps});
-    let client = gated_client(&lab.client, plan);
+    let client = hold(lab, steps);
     let seen = Seen::of(&outer.finish().unwrap());
     for offset in [1, 100_000, 1 << 19, 0u32.wrapping_sub(100), 1 << 30] {
         let numbers = (seen.next.0.wrapping_add(offset), seen.next.1);
         spoof(&scene, seen.port, "ack,psh", numbers, "230 Welcome\r\n");
     }
     assert_eq!(client.release().error, None);
-    assert_eq!(scene.gateway.daemon.counter("pinholes_opened").unwrap(), 0);
+    assert_eq!(scene.gateway.count("pinholes_opened"), 0);
     scene.assert_transfer();
 }

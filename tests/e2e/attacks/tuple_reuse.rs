@@ -1,18 +1,10 @@
 //! A control connection that reuses the tuple of one whose ends vanished without a packet. Conntrack still has the old
 //! entry, but the new connection must be inspected.
 
-use std::{
-    process::Command,
-    thread,
-    time::{Duration, Instant},
-};
+use std::process::Command;
 
-use ftp_alg_lab::{BackgroundProcess, Daemon, Family, Host, Lab, Topology};
-
-use super::{
-    common::{executable_without_owner, gateway_with},
-    scene::with_each_back_end,
-};
+use super::scene::with_each_back_end;
+use crate::common::*;
 
 /// The ends of the connection. `server GONE` closes a connection without a packet after the line `GONE`, and then
 /// creates the file GONE. `client GONE ADDRESS FIRST` says the line FIRST, waits for that file, vanishes, connects again
@@ -93,7 +85,7 @@ fn start_server(lab: &Lab) -> BackgroundProcess {
 
 /// The client's final output.
 fn client_output(lab: &Lab, first: &str) -> String {
-    let address = lab.server_address(Family::V4).to_string();
+    let address = lab.server_address(V4).to_string();
     let client = ends(lab, &lab.client, "client", &[&address, first]);
     let finished = lab.client.finish(client, b"", Duration::from_secs(20)).unwrap();
     finished.stdout_text().trim().to_owned() + &finished.stderr_text()

@@ -1,15 +1,8 @@
 //! Urgent data. The scripted server reads the stream without the urgent byte, as sockets do by default. Real servers
 //! read all bytes in the stream, and some look for a command as soon as urgent data arrives.
 
-use std::time::Duration;
-
-use ftp_alg_lab::{Family, Server, ServerKind, Topology};
-use serde_json::{Value, json};
-
-use super::{
-    common::{gateway_with, reply, say, scripted_client},
-    scene::{ANNOUNCED, Scene, with_each_back_end},
-};
+use super::scene::{ANNOUNCED, Scene, with_each_back_end};
+use crate::common::*;
 
 /// The end of an announcement of the outsider's port 3764.
 const BOUNCE: &str = "RT 198,51,100,66,14,180\r\n";
@@ -49,8 +42,7 @@ fn an_urgent_byte_does_not_hide_a_bounce() {
         ];
         assert_eq!(scene.server.lines()[2..], heard);
         scene.assert_nothing_opened(&[ANNOUNCED, 3764]);
-        let session = client.release();
-        assert_eq!(session.error, None);
+        let session = client.release().ok();
         assert_eq!(session.got(5 + steps.len() - 1), "200 Noop");
     });
 }
@@ -61,7 +53,7 @@ fn an_urgent_byte_of_the_server_stays_in_the_stream() {
     let scene = Scene::new(Topology::PublishedServer, &json!({"extra": extra}));
     let client = scene.logged_in(&[say("PASV"), reply()]);
     let session = client.release();
-    let seen = scene.gateway.lab.server_address(Family::V4).to_string().replace('.', ",");
+    let seen = scene.gateway.lab.server_address(V4).to_string().replace('.', ",");
     assert_eq!(session.got(6), format!("227 Entering Passive Mode   ({seen},195,149)"));
 }
 
@@ -74,16 +66,12 @@ fn a_telnet_synch_before_abor_reaches_every_server() {
         let server = Server::start(kind, &lab.server).unwrap();
         let body = vec![b'x'; 8_000_000];
         server.put("large", &body).unwrap();
-        let (name, password) = server.login();
-        let mut steps = vec![reply(), say(&format!("USER {name}")), reply()];
-        steps.extend([say(&format!("PASS {password}")), reply(), say("TYPE I"), reply()]);
-        steps.extend([say("PASV"), reply(), json!({"dial": true, "later": true})]);
-        steps.extend([say("RETR pub/large"), reply()]);
+        let start = [login_as(server.login()), ask("TYPE I"), ask("PASV"), vec![dial()]].concat();
+        let mut steps = [start, ask("RETR pub/large")].concat();
         steps.extend([urgent("\u{ff}\u{f4}\u{ff}"), json!({"send": "\u{f2}ABOR\r\n"})]);
         // Read the data in flight, so that a server that looks for commands later gets to this one.
-        steps.extend([json!({"drain": true}), reply(), reply(), say("NOOP"), reply()]);
-        let host = lab.server_address(Family::V4).to_string();
-        let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
+        steps.extend([drain(), reply(), reply(), say("NOOP"), reply()]);
+        let session = talk(lab, steps);
         let codes: Vec<_> = session.steps.iter().map(|(got, _)| got.get(..3)).collect();
         let last = &codes[codes.len().saturating_sub(5)..];
         assert_eq!(session.error, None, "{kind}: {codes:?}");
@@ -102,13 +90,20 @@ fn no_server_executes_a_verb_with_an_urgent_byte() {
         let lab = &gateway.lab;
         let server = Server::start(kind, &lab.server).unwrap();
         let (name, password) = server.login();
-        let mut steps = vec![reply(), say(&format!("USER {name}")), reply()];
-        steps.extend([say(&format!("PASS {password}")), reply()]);
-        steps.extend([urgent("POx"), pause(), json!({"send": BOUNCE}), reply()]);
-        steps.extend([say("NOOP"), reply()]);
-        let host = lab.server_address(Family::V4).to_string();
-        let session = scripted_client(&lab.client, &json!({"host": host, "steps": steps}));
-        assert_eq!(session.error, None, "{kind}");
+        let session = talk(
+            lab,
+            (
+                reply(),
+                ask(&format!("USER {name}")),
+                ask(&format!("PASS {password}")),
+                urgent("POx"),
+                pause(),
+                json!({"send": BOUNCE}),
+                reply(),
+                ask("NOOP"),
+            ),
+        )
+        .ok_in(kind);
         assert!(session.got(8).starts_with("50"), "{kind}: {}", session.got(8));
         assert!(session.got(10).starts_with("200"), "{kind}: {}", session.got(10));
     }

@@ -1,28 +1,36 @@
-//! What the end-to-end tests share: a gateway that runs, and scripted ends of a session.
-#![allow(dead_code, reason = "each test file uses its part")]
+//! What the end-to-end tests share, and what they all name: a gateway that runs, and scripted ends of a session.
+#![allow(dead_code, unused_imports, reason = "each test file uses its part")]
 
 pub mod dialogues;
-pub mod fast_load;
-pub mod load;
-pub mod names;
+mod fast_load;
+mod load;
+mod names;
 
-use std::{
+pub use std::{
     fs,
-    net::IpAddr,
     path::{Path, PathBuf},
-    sync::atomic::{AtomicU32, Ordering},
     thread,
-    time::Duration,
+    time::{Duration, Instant},
+};
+use std::{
+    net::IpAddr,
+    sync::atomic::{AtomicU32, Ordering},
 };
 
 use ftp_alg::kernel::{RuleParameters, operator_firewall};
 use ftp_alg_firewall::{ControlPathVerdict, Hook};
-pub use ftp_alg_lab::wait_for;
-use ftp_alg_lab::{
-    Admission, BackgroundProcess, Capture, Daemon, Family, Host, Lab, LabSpec, Script, Topology,
-    scaled_timeout, wait_at_most,
+pub use ftp_alg_lab::{
+    AddressPlan, Admission, BackgroundProcess, Capture, CaptureAnalysis, ClientProgram, Daemon,
+    Family::{self, V4, V6},
+    FirewallKind, HeldTransfer, Host, KERNEL_HELPER, Lab, LabSpec, Mode, ProgramOutput, Script,
+    Server, ServerKind, Topology, Transfer, Verb, scaled_timeout, wait_at_most, wait_for,
 };
-use serde_json::{Value, json};
+use serde::Serialize;
+pub use serde_json::{Value, json};
+
+pub use fast_load::FastLoad;
+pub use load::{Load, LoadReport, LoadSpec};
+pub use names::{NAME, NameServer, reload, row, shell_program, wait_for_address};
 
 /// The program under test; `FTP_ALG_TEST_EXE` names another, such as an installed one.
 pub fn executable() -> PathBuf {
@@ -35,7 +43,7 @@ pub fn executable() -> PathBuf {
 pub fn executable_for_everyone(lab: &Lab) -> PathBuf {
     let (program, copy) = (executable(), lab.directory().join("ftp-alg-copy"));
     let arguments = ["-m", "755", &program.to_string_lossy(), &copy.to_string_lossy()];
-    lab.gateway.run("install", &arguments).unwrap().success().unwrap();
+    lab.gateway.run("install", &arguments).unwrap();
     copy
 }
 
@@ -52,7 +60,7 @@ pub fn executable_after(lab: &Lab, preparation: &str) -> PathBuf {
     let lines = format!(
         "printf '#!/bin/sh\\n{preparation} exec {program} \"$@\"\\n' > {path}\nchmod 755 {path}"
     );
-    lab.gateway.shell(&lines).unwrap().success().unwrap();
+    lab.gateway.shell(&lines).unwrap();
     script
 }
 
@@ -63,12 +71,41 @@ pub struct Gateway {
 }
 
 impl Gateway {
+    /// A daemon on the gateway of `lab`.
+    pub fn on(lab: Lab, configuration: &str) -> Self {
+        let daemon = Daemon::start(&executable(), &lab.gateway, configuration).unwrap();
+        Self { daemon, lab }
+    }
+
+    /// Starts another daemon in place of the one that has ended.
+    pub fn start_again(&mut self, configuration: &str) {
+        self.daemon = Daemon::start(&executable(), &self.lab.gateway, configuration).unwrap();
+    }
+
+    /// A counter of `status`.
+    pub fn count(&self, name: &str) -> u64 {
+        self.daemon.counter(name).unwrap()
+    }
+
     /// Asserts that nothing is left open, and that nothing failed in the daemon.
     pub fn assert_tidy(&self) {
         self.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
         assert_eq!(self.daemon.open_pinholes().unwrap(), [""; 0]);
         assert_eq!(self.daemon.counter("errors").unwrap(), 0, "{}", self.daemon.log());
     }
+}
+
+pub const FAMILIES: [Family; 2] = [V4, V6];
+pub const MODES: [Mode; 2] = [Mode::Active, Mode::Passive];
+
+/// With this configuration a firewall needs a rule for data connections, whatever else it accepts.
+pub const NFTABLES: &str = "[pinhole]\nbackend = \"nftables\"\n";
+/// With this one it needs none, if it accepts `related`.
+pub const CONNTRACK: &str = "[pinhole]\nbackend = \"conntrack\"\n";
+
+/// The configuration of a back end.
+pub fn back_end(name: &str) -> String {
+    format!("[pinhole]\nbackend = \"{name}\"\n")
 }
 
 /// A lab with `ftp-alg run` and an empty configuration.
@@ -78,11 +115,29 @@ pub fn gateway(topology: Topology) -> Gateway {
 
 /// A lab with `ftp-alg run` and `configuration`, behind a firewall that suits its back end.
 pub fn gateway_with(topology: Topology, configuration: &str) -> Gateway {
-    let expects = configuration.contains("\"conntrack\"");
+    Gateway::on(lab_for(topology, configuration), configuration)
+}
+
+/// A gateway as [`gateway_with`] makes it, and a server that answers as `plan` says.
+pub fn served(topology: Topology, configuration: &str, plan: Value) -> (Gateway, ScriptedServer) {
+    let gateway = gateway_with(topology, configuration);
+    let server = scripted_server(&gateway.lab.server, &plan);
+    (gateway, server)
+}
+
+/// A lab behind a firewall that suits the back end in `configuration`.
+pub fn lab_for(topology: Topology, configuration: &str) -> Lab {
+    let expects = configuration.contains("conntrack");
     let admission = if expects { Admission::Related } else { Admission::Mark };
-    let lab = Lab::build(LabSpec { admission, ..LabSpec::new(topology) }).unwrap();
-    let daemon = Daemon::start(&executable(), &lab.gateway, configuration).unwrap();
-    Gateway { daemon, lab }
+    Lab::build(LabSpec { admission, ..LabSpec::new(topology) }).unwrap()
+}
+
+/// A lab whose gateway has no firewall but `rules`.
+pub fn lab_with_rules(topology: Topology, rules: &str) -> Lab {
+    let spec = LabSpec { firewall: FirewallKind::None, ..LabSpec::new(topology) };
+    let lab = Lab::build(spec).unwrap();
+    lab.gateway.nft(rules).unwrap();
+    lab
 }
 
 impl Drop for Gateway {
@@ -159,6 +214,19 @@ impl Session {
         }
     }
 
+    /// The session, which came to its end.
+    #[track_caller]
+    pub fn ok(self) -> Self {
+        self.ok_in("")
+    }
+
+    /// As [`Session::ok`], in a case of several.
+    #[track_caller]
+    pub fn ok_in(self, case: impl std::fmt::Display) -> Self {
+        assert_eq!(self.error, None, "{case}: {:?}", self.steps);
+        self
+    }
+
     /// What step number `at` got.
     pub fn got(&self, at: usize) -> &str {
         match self.steps.get(at) {
@@ -173,6 +241,36 @@ pub fn scripted_client(host: &Host, plan: &Value) -> Session {
     let limit = Duration::from_secs(120);
     let done = host.script(Script::Client, &[&plan.to_string()], limit).unwrap();
     Session::parse(done.success().unwrap().stdout_text().lines().last().unwrap_or_default())
+}
+
+/// A plan of `steps`, which may be lists of steps, with the lab's server, over IPv4.
+pub fn plan(lab: &Lab, steps: impl Serialize) -> Value {
+    json!({"host": lab.server_address(V4), "steps": one_after_another(json!(steps))})
+}
+
+/// Steps in lists of lists as one list.
+fn one_after_another(steps: Value) -> Vec<Value> {
+    match steps {
+        Value::Array(all) => all.into_iter().flat_map(one_after_another).collect(),
+        step => vec![step],
+    }
+}
+
+/// Runs [`plan`] on the lab's client to its end.
+pub fn talk(lab: &Lab, steps: impl Serialize) -> Session {
+    scripted_client(&lab.client, &plan(lab, steps))
+}
+
+/// Runs [`plan`] on the lab's client up to its first gate.
+pub fn hold(lab: &Lab, steps: impl Serialize) -> GatedClient {
+    gated_client(&lab.client, plan(lab, steps))
+}
+
+/// As [`hold`], with a listener on `port` that accepts as the kernel does.
+pub fn hold_listening(lab: &Lab, port: u16, steps: impl Serialize) -> GatedClient {
+    let mut plan = plan(lab, steps);
+    plan["listen"] = json!([port]);
+    gated_client(&lab.client, plan)
 }
 
 /// A scripted client that waits at its gate.
@@ -227,13 +325,13 @@ pub fn telling<'a, T>(telling: &'a [T], all: &'a [T]) -> &'a [T] {
 
 /// Steps of a login.
 pub fn login() -> Vec<Value> {
-    vec![
-        json!({"reply": true}),
-        say("USER lab"),
-        json!({"reply": true}),
-        say("PASS lab"),
-        json!({"reply": true}),
-    ]
+    login_as(("lab", "lab"))
+}
+
+/// Steps of a login with a name and a password.
+pub fn login_as((name, password): (&str, &str)) -> Vec<Value> {
+    let [name, password] = [say(&format!("USER {name}")), say(&format!("PASS {password}"))];
+    vec![reply(), name, reply(), password, reply()]
 }
 
 /// A step that sends a line.
@@ -246,30 +344,57 @@ pub fn reply() -> Value {
     json!({"reply": true})
 }
 
+/// Steps that send a line and read its reply.
+pub fn ask(line: &str) -> Vec<Value> {
+    vec![say(line), reply()]
+}
+
+/// A step at which the client waits.
+pub fn gate() -> Value {
+    json!({"gate": ""})
+}
+
+/// A step that reads a data connection to `port`.
+pub fn accept(port: u16) -> Value {
+    json!({"accept": port})
+}
+
+/// A step that makes the announced data connection, which [`drain`] reads.
+pub fn dial() -> Value {
+    json!({"dial": true, "later": true})
+}
+
+/// A step that reads what [`dial`] connected to.
+pub fn drain() -> Value {
+    json!({"drain": true})
+}
+
 /// Steps of a transfer in active mode, to `port` of the client at `address`.
 pub fn active_transfer(address: IpAddr, port: u16) -> Vec<Value> {
     let host = address.to_string().replace('.', ",");
     let port_command = format!("PORT {host},{},{}", port / 256, port % 256);
-    vec![say(&port_command), reply(), say("LIST"), reply(), json!({"accept": port}), reply()]
+    vec![say(&port_command), reply(), say("LIST"), reply(), accept(port), reply()]
+}
+
+/// Steps of a transfer in active mode to the client's port 3762.
+pub fn port_transfer() -> Vec<Value> {
+    active_transfer([192, 168, 150, 80].into(), 3762)
 }
 
 /// Steps of a transfer in passive mode.
 pub fn passive_transfer(command: &str) -> Vec<Value> {
-    let dial = json!({"dial": true, "later": true});
-    vec![say(command), reply(), dial, say("LIST"), reply(), json!({"drain": true}), reply()]
+    vec![say(command), reply(), dial(), say("LIST"), reply(), drain(), reply()]
 }
 
 /// Plays three sessions, one after the other, each with `rounds` times a transfer by PASV, PORT and EPSV. All announce
 /// the same `port`.
 pub fn play_sessions(gateway: &Gateway, port: u16, rounds: usize, case: &str) {
-    let Gateway { lab, daemon } = gateway;
-    let active = active_transfer(lab.client.address(Family::V4), port);
+    let lab = &gateway.lab;
+    let active = active_transfer(lab.client.address(V4), port);
     let round = [passive_transfer("PASV"), active, passive_transfer("EPSV")].concat();
     let steps = [login(), vec![round; rounds].concat()].concat();
-    let plan = json!({"host": lab.server_address(Family::V4), "listen": [port], "steps": steps});
     for _ in 0..3 {
-        let session = scripted_client(&lab.client, &plan);
-        assert_eq!(session.error, None, "{case}: {}", daemon.log());
+        talk(lab, &steps).ok_in(case);
     }
 }
 
@@ -340,6 +465,16 @@ pub fn control(lab: &Lab) -> ControlPathVerdict {
         firewall.control_verdicts(&operator_firewall::links(), &[Hook::Forward])
     };
     lab.gateway.inside(look).unwrap().swap_remove(0)
+}
+
+/// The file with the daemon's configuration.
+pub fn configuration_file(daemon: &Daemon) -> String {
+    daemon.socket().with_file_name("ftp-alg.toml").display().to_string()
+}
+
+/// `ftp-alg doctor` with the daemon's configuration.
+pub fn doctor(daemon: &Daemon) -> ProgramOutput {
+    daemon.ask(&["doctor", "--config", &configuration_file(daemon)]).unwrap()
 }
 
 /// What `ftp-alg status` says of the fast path.

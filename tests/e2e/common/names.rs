@@ -9,7 +9,7 @@ use std::{
 use ftp_alg_lab::{BackgroundProcess, Daemon, Host};
 use serde_json::Value;
 
-use super::wait_for;
+use super::*;
 
 pub const NAME: &str = "ftp.lab.test";
 

@@ -1,13 +1,11 @@
 //! What servers and clients of many makes say (`dialects.txt`): without a helper, with the kernel's, and with `ftp-alg`.
 //! Where one of the others serves a dialect, `ftp-alg` does so, too. docs/studies/dialects.md has the table.
 
-use std::{collections::BTreeMap, fs, path::Path, thread};
-
-use ftp_alg_lab::{Daemon, Family, FirewallKind, KERNEL_HELPER, Lab, LabSpec, Topology};
+use std::collections::BTreeMap;
 
 use crate::common::{
     dialogues::{Playing, Segments, play},
-    executable,
+    *,
 };
 
 const TABLE: &str = "docs/studies/dialects.md";
@@ -72,11 +70,13 @@ fn dialects() -> Vec<Dialect> {
 }
 
 fn expand(line: &str, mode: Mode) -> String {
-    const LOGIN: &str = "C: USER joe\nS: 331 password\nC: PASS x\nS: 230 welcome";
+    const ASKED: &str = "C: USER joe\nS: 331 password\nC: PASS x";
     const MOVED: &str = "C: RETR f\nS: 150 here\n-- download 700\nS: 226 done";
     match (line, mode) {
-        ("@start", _) => format!("S: 220 ready\n{LOGIN}"),
-        ("@login", _) => LOGIN.to_owned(),
+        ("@asked", _) => format!("S: 220 ready\n{ASKED}"),
+        ("@start", _) => format!("S: 220 ready\n{ASKED}\nS: 230 welcome"),
+        ("@login", _) => format!("{ASKED}\nS: 230 welcome"),
+        ("@moved", _) => MOVED.to_owned(),
         ("@quit", _) => "C: QUIT\nS: 221 bye".to_owned(),
         ("@transfer", Mode::Active) => format!("C: PORT {{host-port}}\nS: 200 ok\n{MOVED}"),
         ("@transfer", _) => {
@@ -92,7 +92,7 @@ fn served(
     dialects: &[Dialect],
     limit: Option<u64>,
 ) -> (BTreeMap<String, Vec<Mode>>, Vec<String>) {
-    let address = lab.server_address(Family::V4);
+    let address = lab.server_address(V4);
     let playing = |(number, dialect): (usize, &Dialect)| {
         let name = format!("{number}-{}-{:?}.txt", dialect.name.replace('/', "-"), dialect.mode);
         let file = lab.directory().join(name);
@@ -156,9 +156,7 @@ fn ftp_alg_serves_what_the_kernels_helper_serves_and_what_works_without_a_helper
     }
     let kernels = Lab::new(Topology::Masquerade).unwrap();
     kernels.gateway.nft(KERNEL_HELPER).unwrap();
-    let spec = LabSpec { firewall: FirewallKind::None, ..LabSpec::new(Topology::Masquerade) };
-    let without = Lab::build(spec).unwrap();
-    without.gateway.nft(NO_HELPER).unwrap();
+    let without = lab_with_rules(Topology::Masquerade, NO_HELPER);
     let [by_kernel, by_none] = thread::scope(|scope| {
         let both = [&kernels, &without].map(|lab| scope.spawn(|| served(lab, &all, Some(LIMIT)).0));
         both.map(|one| one.join().unwrap())

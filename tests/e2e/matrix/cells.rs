@@ -9,12 +9,12 @@ use std::{
         Mutex, PoisonError,
         atomic::{AtomicUsize, Ordering},
     },
-    thread,
-    time::{Duration, Instant},
 };
 
+use ftp_alg_lab::Result;
+
 use super::witness::Witness;
-use ftp_alg_lab::{ClientProgram, Family, Lab, Result, Server, ServerKind, Transfer, Verb};
+use crate::common::*;
 
 /// How many cells run at a time. More than there are processors: ProFTPD rests 0.2 to 0.4 s whenever
 /// a session has ended, before it accepts those that wait.
@@ -57,12 +57,12 @@ impl Cell {
 
 /// The ways to announce, over the family they are used with.
 pub const WAYS: [(Verb, Family); 6] = [
-    (Verb::Port, Family::V4),
-    (Verb::Pasv, Family::V4),
-    (Verb::Eprt, Family::V4),
-    (Verb::Epsv, Family::V4),
-    (Verb::Eprt, Family::V6),
-    (Verb::Epsv, Family::V6),
+    (Verb::Port, V4),
+    (Verb::Pasv, V4),
+    (Verb::Eprt, V4),
+    (Verb::Epsv, V4),
+    (Verb::Eprt, V6),
+    (Verb::Epsv, V6),
 ];
 
 /// What a matrix showed.
@@ -92,7 +92,7 @@ const PARTS: usize = ClientProgram::ALL.len();
 /// A part has each server with each way to announce, by one client. Two parts that follow each other have each client
 /// with each server, and all parts have all cells. `None` is all parts.
 pub fn run(lab: &Lab, part: Option<usize>) -> Result<Matrix> {
-    let port = lab.server_endpoint(Family::V4).port();
+    let port = lab.server_endpoint(V4).port();
     let client_end = Witness::start(&lab.client, lab.interface(&lab.client), port)?;
     let server_end = Witness::start(&lab.server, lab.interface(&lab.server), 21)?;
     let mut cells = Vec::new();

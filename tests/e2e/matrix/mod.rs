@@ -7,25 +7,20 @@
 mod cells;
 mod witness;
 
-use std::{
-    fmt::Write as _,
-    fs::{self, File},
-    path::{Path, PathBuf},
-    time::{Duration, Instant},
-};
+use std::{fmt::Write as _, fs::File};
 
-use crate::common::{executable, telling};
-pub use cells::run;
-use cells::{Cell, Matrix, WAYS};
-use ftp_alg_lab::{Admission, ClientProgram, Daemon, Family, Lab, LabSpec, ServerKind, Topology};
 use rustix::fs::FlockOperation;
+
+use crate::common::*;
+use cells::{Cell, Matrix, WAYS};
+
+pub use cells::run;
 
 const BACKENDS: [&str; 2] = ["nftables", "conntrack"];
 
 fn every_client_with_every_server(topology: Topology, backend: &str) {
     let start = Instant::now();
-    let admission = if backend == "conntrack" { Admission::Related } else { Admission::Mark };
-    let lab = Lab::build(LabSpec { admission, ..LabSpec::new(topology) }).unwrap();
+    let lab = lab_for(topology, backend);
     let configuration = lab.configuration(backend);
     let daemons: Vec<Daemon> = lab
         .gateways()
@@ -126,8 +121,7 @@ fn target() -> PathBuf {
 fn heading() -> String {
     let mut text = format!("{:<24}{:<10}", "clients with servers", "back end");
     for (verb, family) in WAYS {
-        write!(text, "{:>7}", format!("{verb}{}", if family == Family::V6 { "6" } else { "" }))
-            .unwrap();
+        write!(text, "{:>7}", format!("{verb}{}", if family == V6 { "6" } else { "" })).unwrap();
     }
     text += "  |";
     for client in ClientProgram::ALL {

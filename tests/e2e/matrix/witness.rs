@@ -6,7 +6,9 @@ use std::{
     net::{IpAddr, SocketAddr},
 };
 
-use ftp_alg_lab::{Capture, CaptureAnalysis, ControlLine, Host, Result, Verb};
+use ftp_alg_lab::{ControlLine, Result};
+
+use crate::common::*;
 
 /// A running capture of control connections and of the first packets of all others.
 pub struct Witness {

@@ -3,12 +3,8 @@
 
 use std::net::Ipv4Addr;
 
-use ftp_alg_lab::{AddressPlan, Family, Host, LabSpec, Mode, Topology};
-
-use super::{
-    common::telling,
-    site::{Place, Recipe, Site, assert_rule_suffices, run_script},
-};
+use super::site::*;
+use crate::common::*;
 
 /// The output of `iptables-save` with dockerd 20.10.
 const DOCKER_20: &str = include_str!("docker-20.rules");
@@ -42,6 +38,6 @@ fn apply(host: &Host, text: &str) {
 fn a_rule_in_docker_user_admits_data_connections() {
     for &(rules, variant) in telling(&KINDS[1..2], &KINDS) {
         let (site, recipe) = docker(rules, variant);
-        assert_rule_suffices(&site, &recipe, &[Family::V4], &[Mode::Passive], apply);
+        assert_rule_suffices(&site, &recipe, &[V4], &[Mode::Passive], apply);
     }
 }

@@ -1,17 +1,7 @@
 //! firewalld itself, on its own D-Bus. Its configuration is in the lab's directory, its rules in a host of the lab.
 
-use std::{fs, path::PathBuf, thread, time::Duration};
-
-use ftp_alg_lab::{BackgroundProcess, Daemon, Family, Host, Mode};
-
-use super::{
-    common::{executable_without_owner, telling, wait_for},
-    native::PLACES,
-    site::{
-        BUS, CONNTRACK, FAMILIES, NFTABLES, Place, Recipe, Site, assert_rule_suffices, run_script,
-        unpacked,
-    },
-};
+use super::{native::*, site::*};
+use crate::common::*;
 
 /// Starts firewalld without its directory in `/run`.
 const START: &str = r#"import runpy, sys
@@ -150,7 +140,7 @@ fn firewalld_over_nftables_needs_no_rule_with_nat() {
     let all = [Place::Masquerade, Place::Published];
     for &place in telling(&all[..1], &all) {
         let (site, _firewalld) = installed(place, "nftables", LENIENT);
-        site.works(NFTABLES, &[Family::V4]);
+        site.works(NFTABLES, &[V4]);
     }
 }
 
@@ -190,7 +180,7 @@ fn a_firewalld_reload_leaves_our_table_alone() {
             assert!(!log.contains("by another program"), "{backend} {how}: {log}");
         }
         if backend == "nftables" {
-            site.carries(&daemon, &[Family::V4]);
+            site.carries(&daemon, &[V4]);
         }
     }
 }

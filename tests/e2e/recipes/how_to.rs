@@ -1,10 +1,7 @@
 //! The firewalls on the pages of `docs/howto`, as a reader types them: files move through each.
 
-use std::{fs, path::Path};
-
-use ftp_alg_lab::Family;
-
-use super::site::{FAMILIES, NFTABLES, Place, Site};
+use super::site::*;
+use crate::common::*;
 
 /// The first block of code in `language` on `page` that has `words`, with the lab's names and addresses.
 fn block(page: &str, language: &str, words: &str) -> String {
@@ -22,7 +19,7 @@ fn block(page: &str, language: &str, words: &str) -> String {
 fn nftables_firewalls_of_how_to_pages_are_enough() {
     for (page, place, families) in [
         ("masquerade.md", Place::Masquerade, &FAMILIES[..]),
-        ("published-server.md", Place::Published, &[Family::V4]),
+        ("published-server.md", Place::Published, &[V4]),
         ("host-firewall.md", Place::Server, &FAMILIES),
         ("host-firewall.md", Place::Client, &FAMILIES),
     ] {
@@ -41,6 +38,6 @@ fn the_iptables_firewall_of_its_page_is_enough() {
         let file = site.guard().write("page.rules", rules.as_bytes()).unwrap();
         site.guard().shell(&format!("iptables-restore {}", file.display())).unwrap();
         let daemon = site.daemon(NFTABLES);
-        site.carries(&daemon, &[Family::V4]);
+        site.carries(&daemon, &[V4]);
     }
 }

@@ -10,5 +10,3 @@ mod queueing;
 mod side_by_side;
 pub mod site;
 mod ufw;
-
-use crate::common;

@@ -1,14 +1,8 @@
 //! nftables, iptables-nft and iptables-legacy, on a gateway with masquerade, on a gateway with a published server, and
 //! on a host.
 
-use std::time::Duration;
-
-use ftp_alg_lab::Host;
-
-use super::{
-    common::telling,
-    site::{FAMILIES, MODES, NFTABLES, Place, Recipe, Site, assert_rule_suffices, run_script},
-};
+use super::site::*;
+use crate::common::*;
 
 pub const PLACES: [Place; 4] = [Place::Masquerade, Place::Published, Place::Server, Place::Client];
 
@@ -74,7 +68,7 @@ fn the_minimal_firewall_of_the_readme_suffices() {
     for (rules, backend) in [(own, "nftables"), (related, "conntrack")] {
         let site = Site::new(Place::Masquerade);
         load_nftables(site.guard(), &rules);
-        let daemon = site.daemon(&format!("[pinhole]\nbackend = \"{backend}\"\n"));
+        let daemon = site.daemon(&back_end(backend));
         site.carries(&daemon, &FAMILIES);
     }
 }

@@ -1,11 +1,8 @@
 //! OpenWrt's fw4, represented by the ruleset that it generates for its default configuration. The program itself needs
 //! ubus and a device.
 
-use std::time::Duration;
-
-use ftp_alg_lab::{Family, Host, Mode};
-
-use super::site::{CONNTRACK, FAMILIES, NFTABLES, Place, Recipe, Site, assert_rule_suffices};
+use super::site::*;
+use crate::common::*;
 
 /// fw4's table, with `INCLUDE` where it includes `chain-pre/input` and `chain-pre/forward`.
 const RULESET: &str = include_str!("fw4.nft");
@@ -60,8 +57,8 @@ fn the_openwrt_rule_admits_data_connections_to_a_published_server() {
     let site = Site::new(Place::Published);
     load(site.guard(), true, &recipe().without_its_rule());
     let daemon = site.daemon(NFTABLES);
-    site.carries(&daemon, &[Family::V4]);
-    site.stops(&daemon, Family::V6, Mode::Passive);
+    site.carries(&daemon, &[V4]);
+    site.stops(&daemon, V6, Mode::Passive);
     drop(daemon);
     site.works(CONNTRACK, &FAMILIES);
     load(site.guard(), true, &recipe().text);

@@ -1,15 +1,8 @@
 //! `rules/ftp-alg.iptables` and `.ip6tables`: queue rules that the operator loads, for a kernel with neither the queue
 //! statement of nftables nor nft_compat. `ftp-alg run` then adds no queue rules.
 
-use std::time::Duration;
-
-use ftp_alg_lab::Host;
-
-use super::{
-    common::{executable, telling},
-    native::{PLACES, iptables, run_iptables},
-    site::{FAMILIES, FEW_PORTS, NFTABLES, Place, Site},
-};
+use super::{native::*, site::*};
+use crate::common::*;
 
 /// Loads the output of `ftp-alg rules iptables` and `ftp-alg rules ip6tables`.
 fn load_queueing(host: &Host, variant: &str) {

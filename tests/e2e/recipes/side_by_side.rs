@@ -1,12 +1,7 @@
 //! The operator's iptables rules and `ftp-alg` do not disturb each other, in either order of loading.
 
-use ftp_alg_lab::{Family, Host};
-
-use super::{
-    common::{telling, wait_for},
-    native::{iptables, run_iptables},
-    site::{NFTABLES, Place, Site},
-};
+use super::{native::*, site::*};
+use crate::common::*;
 
 const ALL: [(&str, Place); 6] = [
     ("nft", Place::Masquerade),
@@ -56,7 +51,7 @@ fn start_and_stop_leave_the_operators_rules_unchanged() {
         let mut daemon = site.daemon(NFTABLES);
         assert!(tables(site.guard()).1.is_some());
         assert_eq!(rules(), before, "{variant} {place:?}");
-        site.carries(&daemon, &[Family::V4]);
+        site.carries(&daemon, &[V4]);
         assert_eq!(rules(), before, "{variant} {place:?}");
         daemon.stop().unwrap();
         assert_eq!(rules(), before, "{variant} {place:?}");
@@ -74,18 +69,18 @@ fn the_operators_rules_may_be_flushed_and_reloaded() {
         let loaded = own().unwrap();
         let recipe = iptables(place, variant);
         run_iptables(site.guard(), &recipe.text);
-        site.carries(&daemon, &[Family::V4]);
+        site.carries(&daemon, &[V4]);
         let rules = saved_rules(site.guard(), variant);
 
         // A flush leaves only the chain policies, which drop all packets.
         let flush = format!("iptables-{variant} -F; ip6tables-{variant} -F");
         site.guard().shell(&flush).unwrap();
         assert_ne!(saved_rules(site.guard(), variant), rules);
-        let found = site.lab.client.scan(site.lab.server_address(Family::V4), "21").unwrap();
+        let found = site.lab.client.scan(site.lab.server_address(V4), "21").unwrap();
         assert_eq!(found, [0; 0]);
         run_iptables(site.guard(), &recipe.text);
         assert_eq!(saved_rules(site.guard(), variant), rules, "{variant} {place:?}");
-        site.carries(&daemon, &[Family::V4]);
+        site.carries(&daemon, &[V4]);
 
         // Saves, removes and restores all rules, as a boot script does.
         let saved = "saved.rules";
@@ -100,7 +95,7 @@ fn the_operators_rules_may_be_flushed_and_reloaded() {
         );
         site.guard().shell(&lines).unwrap();
         assert_eq!(saved_rules(site.guard(), variant), rules, "{variant} {place:?}");
-        site.carries(&daemon, &[Family::V4]);
+        site.carries(&daemon, &[V4]);
         // The daemon checks its table once a second.
         let started = std::time::Instant::now();
         wait_for("two checks of the table", || started.elapsed().as_secs() >= 2);

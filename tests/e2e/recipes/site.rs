@@ -1,17 +1,8 @@
 //! A lab whose firewall is a recipe, and the checks that every recipe must pass.
 
-use std::{fs, net::SocketAddr, path::PathBuf, time::Duration};
+use std::net::SocketAddr;
 
-use ftp_alg_lab::{
-    ClientProgram, Daemon, Family, FirewallKind, HeldTransfer, Host, Lab, LabSpec, Mode, Server,
-    ServerKind, Topology, Transfer,
-};
-use serde_json::{Value, json};
-
-use super::common::{executable, reply, say, scripted_client};
-
-pub const FAMILIES: [Family; 2] = [Family::V4, Family::V6];
-pub const MODES: [Mode; 2] = [Mode::Active, Mode::Passive];
+use crate::common::*;
 
 /// A D-Bus configuration that accepts everyone who can reach the socket.
 pub const BUS: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN"
@@ -26,12 +17,6 @@ pub const BUS: &str = r#"<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS B
   </policy>
 </busconfig>
 "#;
-
-/// With this configuration a firewall needs a rule for data connections, whatever else it accepts.
-pub const NFTABLES: &str = "[pinhole]\nbackend = \"nftables\"\n";
-
-/// With this configuration a firewall needs no rule for data connections.
-pub const CONNTRACK: &str = "[pinhole]\nbackend = \"conntrack\"\n";
 
 /// Ports for a quick scan.
 pub const FEW_PORTS: &str = "1-1024,20000-20200,60000-60200";
@@ -96,13 +81,8 @@ impl Site {
         for &family in families {
             for mode in MODES {
                 let address = self.lab.server_address(family);
-                let transfer = Transfer::new(
-                    ClientProgram::Curl,
-                    &self.lab.client,
-                    &self.server,
-                    address,
-                    mode,
-                );
+                let (curl, client) = (ClientProgram::Curl, &self.lab.client);
+                let transfer = Transfer::new(curl, client, &self.server, address, mode);
                 let got = transfer.download("a").unwrap_or_else(|error| {
                     panic!("{:?} {family} {mode}: {error}\n{}", self.place, daemon.log())
                 });
@@ -120,21 +100,21 @@ impl Site {
 
     /// Asserts that an announcement gets its reply and its pinhole, but that the firewall drops the data connection.
     pub fn stops(&self, daemon: &Daemon, family: Family, mode: Mode) {
-        let mut steps = self.login();
+        let mut steps = login_as(self.server.login());
         let own = self.lab.client.address(family).to_string();
         let announcement = match (mode, family) {
-            (Mode::Passive, Family::V4) => "PASV".to_owned(),
-            (Mode::Passive, Family::V6) => "EPSV".to_owned(),
-            (Mode::Active, Family::V4) => format!("PORT {},14,178", own.replace('.', ",")),
-            (Mode::Active, Family::V6) => format!("EPRT |2|{own}|3762|"),
+            (Mode::Passive, V4) => "PASV".to_owned(),
+            (Mode::Passive, V6) => "EPSV".to_owned(),
+            (Mode::Active, V4) => format!("PORT {},14,178", own.replace('.', ",")),
+            (Mode::Active, V6) => format!("EPRT |2|{own}|3762|"),
         };
         steps.extend([say(&announcement), reply()]);
         match mode {
             Mode::Passive => steps.push(json!({"dial": true})),
-            Mode::Active => steps.extend([say("LIST"), json!({"accept": 3762})]),
+            Mode::Active => steps.extend([say("LIST"), accept(3762)]),
         }
-        let host = self.lab.server_address(family).to_string();
-        let plan = json!({"host": host, "listen": [3762], "timeout": 2, "steps": steps});
+        let host = self.lab.server_address(family);
+        let plan = json!({"host": host, "timeout": 2, "steps": steps});
         let opened = daemon.counter("pinholes_opened").unwrap();
         let session = scripted_client(&self.lab.client, &plan);
         let what = format!("{:?} {family} {mode}: {session:?}", self.place);
@@ -146,21 +126,15 @@ impl Site {
     /// The time that a client with Nagle's algorithm waits for the reply to an announcement that it sends in two
     /// segments.
     pub fn reply_time_of_split_announcement(&self) -> Duration {
-        let mut steps = self.login();
-        let own = self.lab.client.address(Family::V4).to_string().replace('.', ",");
+        let mut steps = login_as(self.server.login());
+        let own = self.lab.client.address(V4).to_string().replace('.', ",");
         let line = format!("PORT {own},14,178\r\n");
         steps.extend([json!({"send": line, "cut": [9], "pause": 0.05}), reply()]);
-        let host = self.lab.server_address(Family::V4).to_string();
+        let host = self.lab.server_address(V4).to_string();
         let plan = json!({"host": host, "nodelay": false, "steps": steps});
         let session = scripted_client(&self.lab.client, &plan);
         assert!(session.got(6).starts_with("200 "), "{session:?}");
         Duration::from_secs_f64(session.steps[6].1 / 1000.0)
-    }
-
-    fn login(&self) -> Vec<Value> {
-        let (user, password) = self.server.login();
-        let (user, password) = (format!("USER {user}"), format!("PASS {password}"));
-        vec![reply(), say(&user), reply(), say(&password), reply()]
     }
 
     /// Asserts that an outsider finds only the published ports while a pinhole is open. It scans `ports` and the
@@ -170,7 +144,7 @@ impl Site {
             Place::Masquerade | Place::Client => (Mode::Active, &[]),
             Place::Published | Place::Server => (Mode::Passive, &[21]),
         };
-        let address = self.lab.server_address(Family::V4);
+        let address = self.lab.server_address(V4);
         let held = HeldTransfer::start(&self.lab.client, &self.server, address, mode, "a").unwrap();
         let pinholes = daemon.pinholes().unwrap();
         let arrival: SocketAddr = pinholes[0]["arrival"].as_str().unwrap().parse().unwrap();

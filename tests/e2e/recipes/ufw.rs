@@ -1,16 +1,9 @@
 //! ufw itself. Its files are in the lab's directory, its rules in a host of the lab.
 
-use std::{fs, os::unix::fs::PermissionsExt};
+use std::os::unix::fs::PermissionsExt;
 
-use ftp_alg_lab::{Family, Host};
-
-use super::{
-    common::telling,
-    native::PLACES,
-    site::{
-        FAMILIES, MODES, NFTABLES, Place, Recipe, Site, assert_rule_suffices, run_script, unpacked,
-    },
-};
+use super::{native::*, site::*};
+use crate::common::*;
 
 /// Installs ufw's files below `home`, as its package does, and a command `ufw` that uses them.
 const INSTALL: &str = r#"
@@ -101,7 +94,7 @@ fn ufw_may_be_reloaded_and_reenabled_while_the_daemon_runs() {
     let bin = site.guard().directory().join("ufw/bin");
     for command in ["ufw reload", "ufw disable; ufw --force enable"] {
         run_script(site.guard(), command, &[], bin.to_str().unwrap());
-        site.carries(&daemon, &[Family::V4]);
+        site.carries(&daemon, &[V4]);
     }
     assert!(!daemon.log().contains("loaded again"), "{}", daemon.log());
 }

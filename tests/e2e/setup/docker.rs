@@ -2,13 +2,8 @@
 
 use std::net::Ipv4Addr;
 
-use ftp_alg_lab::{AddressPlan, Family, LabSpec, Mode, Topology};
-
-use super::{
-    common::telling,
-    machine::{Machine, assert_apply_reload_and_undo},
-    site::{Place, Site},
-};
+use super::{machine::*, site::*};
+use crate::common::*;
 
 const RULES: [&str; 2] =
     [include_str!("../recipes/docker-20.rules"), include_str!("../recipes/docker-28.rules")];
@@ -37,14 +32,7 @@ fn setup_adds_the_docker_rule_by_a_systemd_drop_in() {
         machine.write("/etc/systemd/system/docker.service", unit);
         machine.write("/etc/docker.rules", rules);
         machine.shell(BOOT);
-        assert_apply_reload_and_undo(
-            &site,
-            &machine,
-            "Docker",
-            BOOT,
-            &[Family::V4],
-            &[Mode::Passive],
-        );
+        assert_apply_reload_and_undo(&site, &machine, "Docker", BOOT, &[V4], &[Mode::Passive]);
     }
 }
 
@@ -56,7 +44,7 @@ fn systemd_accepts_the_drop_in_and_adds_its_rule_once() {
     machine.write("/etc/systemd/system/docker.service", unit);
     machine.write("/etc/docker.rules", RULES[0]);
     machine.shell(BOOT);
-    let daemon = site.daemon(super::site::NFTABLES);
+    let daemon = site.daemon(NFTABLES);
     machine.setup(&daemon, &["--apply"]).says("applied");
     // Docker leaves the chain unchanged when it restarts.
     machine.shell(BOOT.trim_start().split_once('\n').unwrap().1);

@@ -1,12 +1,7 @@
 //! Faults: unwritable, edited or invalid files, failing reloads, interruptions, and rules that differ from the files.
 
-use ftp_alg_lab::Daemon;
-
-use super::{
-    machine::Machine,
-    native::{machine, nftables},
-    site::{NFTABLES, Place, Site},
-};
+use super::{machine::*, native::*, site::*};
+use crate::common::*;
 
 const SECOND: &str = "add table ip second\ndelete table ip second\ntable ip second {\n chain forward {\n\
         type filter hook forward priority 5; policy drop; ct state established accept\n\
@@ -95,7 +90,7 @@ fn two_chains_that_drop_both_get_the_rule() {
     let before = machine.files();
     machine.setup(&daemon, &["--apply"]).says("ip second forward drops");
     assert_eq!(machine.read(CONF).matches("ftp-alg-setup").count(), 2);
-    site.carries(&daemon, &[ftp_alg_lab::Family::V4]);
+    site.carries(&daemon, &[V4]);
     machine.setup(&daemon, &["--undo"]).says("undone");
     assert_eq!(machine.files(), before);
 }
@@ -118,7 +113,7 @@ fn the_next_run_finishes_or_undoes_an_interrupted_apply() {
         replace_nft(&machine, "kill -9 $PPID; exit 1");
         let lines = format!(
             "{} setup --apply --config {} || true",
-            super::common::executable().display(),
+            executable().display(),
             daemon.socket().with_file_name("ftp-alg.toml").display()
         );
         machine.shell(&lines);
@@ -158,7 +153,7 @@ fn concurrent_setup_runs_are_refused() {
     let (_site, machine, daemon) = gateway(|text| text);
     machine.setup(&daemon, &["--apply"]).says("applied");
     let other = machine.start("flock", &["/var/lib/ftp-alg/setup/lock", "sleep", "60"]);
-    super::common::wait_for("the lock", || {
+    wait_for("the lock", || {
         !machine.try_shell("flock -n /var/lib/ftp-alg/setup/lock true").status.success()
     });
     for arguments in ["--apply", "--undo"] {
@@ -196,7 +191,7 @@ fn a_rule_after_a_drop_gets_another_before_the_drop() {
     let late = "tcp dport 1024-65535 drop\n\t\tct mark & 0x40000000 != 0 accept\n\t\t# Control";
     let (site, machine, daemon) = gateway(|text| text.replacen("# Control", late, 1));
     machine.setup(&daemon, &["--apply"]).says("connections: `tcp dport 1024-65535 drop`");
-    site.carries(&daemon, &[ftp_alg_lab::Family::V4]);
+    site.carries(&daemon, &[V4]);
 }
 
 /// Anyone who can write the journal could make root write any file.

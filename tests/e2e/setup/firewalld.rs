@@ -1,12 +1,7 @@
 //! firewalld itself, on its own D-Bus.
 
-use ftp_alg_lab::{BackgroundProcess, Mode};
-
-use super::{
-    common::wait_for,
-    machine::{Machine, assert_apply_reload_and_undo},
-    site::{BUS, CONNTRACK, FAMILIES, NFTABLES, Place, Site},
-};
+use super::{machine::*, site::*};
+use crate::common::*;
 
 /// Configures firewalld with this back end and its own bus, without its directory in `/run`.
 const INSTALL: &str = r#"
@@ -60,20 +55,16 @@ fn firewalld(site: &Site, backend: &str, lines: &str) -> Firewalld {
     Firewalld { machine, _daemon: daemon, _bus: bus }
 }
 
-const RELOAD: &str = "firewall-cmd --reload";
+fn assert_is_set_up(site: &Site, machine: &Machine) {
+    let (reload, stopped) = ("firewall-cmd --reload", [Mode::Passive]);
+    assert_apply_reload_and_undo(site, machine, "firewalld", reload, &FAMILIES, &stopped);
+}
 
 #[test]
 fn setup_adds_permanent_direct_rules_to_firewalld_over_iptables() {
     let site = Site::new(Place::Masquerade);
     let firewalld = firewalld(&site, "iptables", GATEWAY);
-    assert_apply_reload_and_undo(
-        &site,
-        &firewalld.machine,
-        "firewalld",
-        RELOAD,
-        &FAMILIES,
-        &[Mode::Passive],
-    );
+    assert_is_set_up(&site, &firewalld.machine);
 }
 
 #[test]
@@ -83,14 +74,7 @@ fn setup_preserves_existing_direct_rules_of_firewalld() {
         --add-port=21/tcp; firewall-cmd --permanent --direct --add-rule ipv4 filter INPUT 0 \
         -p tcp --dport 2222 -j ACCEPT; firewall-cmd --reload";
     let firewalld = firewalld(&site, "iptables", lines);
-    assert_apply_reload_and_undo(
-        &site,
-        &firewalld.machine,
-        "firewalld",
-        RELOAD,
-        &FAMILIES,
-        &[Mode::Passive],
-    );
+    assert_is_set_up(&site, &firewalld.machine);
 }
 
 /// No rule would help in this configuration, so setup names the other back end.

@@ -1,14 +1,9 @@
 //! A host of the lab with its own writable file systems, for installing packages and changing files.
 
-use std::{process::Command, time::Duration};
+use std::process::Command;
 
-use ftp_alg_lab::{BackgroundProcess, Daemon, Family, Host, Mode, ProgramOutput};
-use serde_json::Value;
-
-use super::{
-    common::{executable, wait_for},
-    site::{NFTABLES, Site, unpacked},
-};
+use super::site::*;
+use crate::common::*;
 
 /// Mounts writable layers over the system's directories, together with the packages that `packaging/provision`
 /// unpacked. The changes are visible only in this mount namespace.
@@ -39,7 +34,7 @@ pub struct Machine {
 impl Machine {
     pub fn on(host: &Host) -> Self {
         let home = host.directory().join(format!("{}-root", host.role()));
-        std::fs::create_dir_all(&home).unwrap();
+        fs::create_dir_all(&home).unwrap();
         let mut command = host.command("unshare");
         command.args(["--mount", "--", "sh", "-ec", ENTER, "sh"]).arg(&home).arg(cache());
         let mut namespace = host.start(command, "machine").unwrap();

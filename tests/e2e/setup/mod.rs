@@ -9,4 +9,4 @@ mod native;
 mod openwrt;
 mod ufw;
 
-use crate::{common, recipes::site};
+use crate::recipes::site;

@@ -1,11 +1,7 @@
 //! nftables with `/etc/nftables.conf` and its includes, and iptables-persistent.
 
-use super::{
-    common::telling,
-    machine::{Machine, assert_apply_reload_and_undo},
-    site::{CONNTRACK, FAMILIES, MODES, Place, Recipe, Site},
-};
-use ftp_alg_lab::Mode;
+use super::{machine::*, site::*};
+use crate::common::*;
 
 const PLACES: [Place; 3] = [Place::Masquerade, Place::Published, Place::Server];
 const NAMES: [(&str, &str); 2] = [("10.0.0.5", "192.168.150.90"), ("fd00::5", "fd00:150::5a")];

@@ -1,11 +1,7 @@
 //! OpenWrt's fw4, simulated by a script that includes the files of `chain-pre` where fw4 does.
 
-use ftp_alg_lab::Mode;
-
-use super::{
-    machine::{Machine, assert_apply_reload_and_undo},
-    site::{FAMILIES, Place, Site},
-};
+use super::{machine::*, site::*};
+use crate::common::*;
 
 const RULESET: &str = include_str!("../recipes/fw4.nft");
 

@@ -1,10 +1,7 @@
 //! ufw, alone and together with Docker.
 
-use super::{
-    common::telling,
-    machine::{Machine, assert_apply_reload_and_undo, cache},
-    site::{FAMILIES, MODES, NFTABLES, Place, Recipe, Site},
-};
+use super::{machine::*, site::*};
+use crate::common::*;
 
 /// The steps of ufw's package installation.
 const INSTALL: &str = "

@@ -1,19 +1,9 @@
 //! Output that the pages show has the shape of what the program prints now: all but numbers and addresses is the same.
 
-use std::{collections::BTreeSet, time::Duration};
+use std::collections::BTreeSet;
 
-use ftp_alg_lab::{Daemon, Family, Lab, Server, ServerKind, Topology};
-use serde_json::{Value, json};
-
-use super::{
-    common::{
-        Gateway, executable, gated_client, gateway, gateway_with, login,
-        names::{NAME, NameServer, wait_for_address},
-        reply, say, scripted_server, wait_for,
-    },
-    outputs::is_drawing,
-    pages::blocks,
-};
+use super::{outputs::is_drawing, pages::blocks};
+use crate::common::*;
 
 /// What prints the text of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
@@ -116,12 +106,12 @@ fn shapes_ignore_values_only() {
 /// A transfer in active mode: the port has fewer digits than the one that is announced instead.
 fn active(port: u16) -> Vec<Value> {
     let announcement = format!("PORT 192,168,150,80,{},{}", port / 256, port % 256);
-    vec![say(&announcement), reply(), say("LIST"), json!({"accept": port}), reply(), reply()]
+    vec![say(&announcement), reply(), say("LIST"), accept(port), reply(), reply()]
 }
 
 fn passive() -> Vec<Value> {
-    let dial = json!({"dial": true, "later": true});
-    vec![say("PASV"), reply(), dial, say("LIST"), reply(), json!({"drain": true}), reply()]
+    let dial = dial();
+    vec![say("PASV"), reply(), dial, say("LIST"), reply(), drain(), reply()]
 }
 
 fn asked(daemon: &Daemon, arguments: &[&str]) -> String {
@@ -138,11 +128,9 @@ fn during(
 ) -> String {
     let Gateway { daemon, lab } = gateway;
     let _server = scripted_server(&lab.server, server);
-    let host = lab.server_address(Family::V4).to_string();
-    let steps = [&[login()], steps, &[vec![json!({"gate": ""})]]].concat().concat();
+    let steps = [&[login()], steps, &[vec![gate()]]].concat().concat();
     let opened = steps.iter().filter(|step| **step == say("PASV")).count();
-    let plan = json!({"host": host, "listen": [1024], "steps": steps});
-    let client = gated_client(&lab.client, plan);
+    let client = hold(lab, steps);
     // The fast path reports pinholes later than it opens them.
     if !commands.is_empty() {
         let has_opened = || daemon.counter("pinholes_opened").unwrap() >= opened as u64;
@@ -159,17 +147,16 @@ fn during(
 /// A gateway with rules that drop data connections.
 fn dropping() -> Gateway {
     let lab = Lab::new(Topology::Masquerade).unwrap();
-    lab.gateway.shell("nft flush ruleset").unwrap().success().unwrap();
+    lab.gateway.shell("nft flush ruleset").unwrap();
     let rules = DROPPING.replace("\"lan0\"", "\"lan\"");
-    lab.gateway.shell(&format!("nft -f - <<'END'\n{rules}END")).unwrap().success().unwrap();
-    let configuration = "[pinhole]\nbackend = \"nftables\"\n";
-    let daemon = Daemon::start(&executable(), &lab.gateway, configuration).unwrap();
-    Gateway { daemon, lab }
+    lab.gateway.shell(&format!("nft -f - <<'END'\n{rules}END")).unwrap();
+    let configuration = NFTABLES;
+    Gateway::on(lab, configuration)
 }
 
 fn tried(gateway: &Gateway) -> String {
     let _server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
-    let url = format!("ftp://{}", gateway.lab.server_endpoint(Family::V4));
+    let url = format!("ftp://{}", gateway.lab.server_endpoint(V4));
     let mut command = gateway.lab.client.command(executable());
     command.args(["doctor", "--try", &url, "--socket", "/nonexistent"]);
     gateway.lab.client.finish(command, b"", Duration::from_secs(90)).unwrap().stdout_text()

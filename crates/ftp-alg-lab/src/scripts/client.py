@@ -2,7 +2,8 @@
 
 JSON: {"host": H, "port": 21, "source": ADDRESS, "nodelay": true, "listen": [PORTS], "steps": [STEP, ...]}
 `source` is the address from which it connects and on which it listens. Without it, the system chooses the source
-address, and the client listens on all addresses. "buffer": BYTES limits the unacknowledged data.
+address, and the client listens on all addresses: at the ports of "listen", and where it accepts. "buffer": BYTES
+limits the unacknowledged data.
 A STEP is one of
   {"send": "TEXT", "cut": [OFFSETS], "pause": SECONDS, "urgent": false}
         sends TEXT (latin-1, with its line end) in segments cut at OFFSETS, with `pause` between them;
@@ -46,7 +47,7 @@ PATIENCE = 8 * float(os.environ.get("FTP_ALG_LAB_PATIENCE", "1"))
 TIMEOUT = plan.get("timeout", PATIENCE)
 family = socket.AF_INET6 if ":" in plan["host"] else socket.AF_INET
 listeners = {}
-for port in plan.get("listen", []):
+for port in {*plan.get("listen", []), *(step["accept"] for step in plan["steps"] if "accept" in step)}:
     listener = socket.socket(family)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     listener.bind((plan.get("source") or ("::" if family == socket.AF_INET6 else "0.0.0.0"), port))
