@@ -1,6 +1,7 @@
 //! `ftp-alg`: an application-layer gateway for FTP on a Linux gateway.
 //!
-//! [`ftp_alg_core`] makes the decisions without I/O. This crate does the I/O. Each module may import only those above
+//! [`ftp_alg_core`] makes the decisions without I/O, and [`ftp_alg_fastpath`] has the BPF program. This crate does the
+//! other I/O. Each module may import only those above
 //! it in this list (`tests/repo/architecture.rs` checks that):
 //!
 //! | module | is | knows nothing of |

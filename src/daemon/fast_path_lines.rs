@@ -15,6 +15,10 @@ use ftp_alg_core::{
     engine::{Effects, Engine, FastPathLine, Side},
     ftp::Padding,
 };
+use ftp_alg_fastpath::{
+    RingWaiter,
+    layout::{LineRecord, side},
+};
 use rustix::time::{ClockId, clock_gettime};
 
 use super::{
@@ -25,13 +29,12 @@ use super::{
 };
 use crate::kernel::{
     ClaimedPorts, Commits, RuleParameters,
-    fastpath::{LineRecord, RingWaiter, Translations},
-    flows::FastPathFlows,
+    offload::{Offload, Translations},
 };
 
 /// The reader of the fast path's lines, with the program that inspects them.
 pub(super) struct FastPathReader {
-    pub(super) flows: Arc<FastPathFlows>,
+    pub(super) offload: Arc<Offload>,
     shard_map: ShardMap,
     fetched_lines: Mutex<Vec<LineRecord>>,
     /// For each shard, the lines that its engine has not read yet.
@@ -60,9 +63,9 @@ impl FastPathReader {
         let translations = Translations::new(parameters, commits)?;
         let program = loaded.take_program().ok_or("the program is in use")?;
         let waiter = RingWaiter::new(program.ring())?;
-        let flows = Arc::new(FastPathFlows::new(program, translations, parameters));
+        let offload = Arc::new(Offload::new(program, translations, parameters));
         Ok(Self {
-            flows,
+            offload,
             shard_map: ShardMap(shards),
             fetched_lines: Mutex::default(),
             unread_lines: (0..shards).map(|_| Mutex::default()).collect(),
@@ -75,23 +78,23 @@ impl FastPathReader {
     }
 
     /// The connections on the fast path, as the kernel's program knows them.
-    pub(super) fn flows(&self) -> &Arc<FastPathFlows> {
-        &self.flows
+    pub(super) fn offload(&self) -> &Arc<Offload> {
+        &self.offload
     }
 
     /// Fetches the lines that are in the ring buffer now. Returns the position behind the last one.
     pub(super) fn fetch_lines(&self) -> u64 {
-        let ring = self.flows.program().ring();
+        let ring = self.offload.program().ring();
         let mut fetched = lock(&self.fetched_lines);
         if ring.has_unread() {
-            self.flows.read_lines(&mut fetched);
+            self.offload.read_lines(&mut fetched);
             // The program may reserve room for a later line first. The records are large, so their positions are
             // sorted.
             let mut order: Vec<_> = (0..).zip(&*fetched).map(sort_key).collect();
             order.sort_unstable();
             for line in order.into_iter().filter_map(|(.., at)| fetched.get(at)) {
                 let shard =
-                    self.shard_map.shard_of_connection(line.client.into(), line.server.into());
+                    self.shard_map.shard_of_connection(line.client().into(), line.server().into());
                 if let Some(unread) = self.unread_lines.get(shard) {
                     lock(unread).push(*line);
                 }
@@ -123,12 +126,12 @@ impl FastPathReader {
         if let Some(why) = self.off_reason.get() {
             return FastPathStatus::off(why);
         }
-        let counts = self.flows.program().counters().unwrap_or_default();
+        let counts = self.offload.program().counters().unwrap_or_default();
         FastPathStatus {
             state: FastPathState::On,
             why: String::new(),
-            interfaces: self.flows.program().interfaces(),
-            filtered_early: self.flows.program().filtered_early(),
+            interfaces: self.offload.program().interfaces(),
+            filtered_early: self.offload.program().filtered_early(),
             connections: connections as u64,
             lines: counts.inspected,
             handed_back: counts.handed_back,
@@ -168,16 +171,16 @@ fn engine_line<'s>(line: &'s LineRecord, clock: &KernelClock) -> FastPathLine<'s
         flow: line.flow,
         line: line.number,
         at: clock.instant_of(line.at_ns),
-        from: if line.from_client { Side::Client } else { Side::Server },
-        client: line.client,
-        server: line.server,
+        from: if line.side == side::CLIENT { Side::Client } else { Side::Server },
+        client: line.client(),
+        server: line.server(),
         seq: line.seq,
         ack: line.ack,
         window: line.window,
-        opened_pinhole: line.opened_pinhole,
+        opened_pinhole: line.opened_pinhole != 0,
         consumed_pinhole: (line.consumed_pinhole != 0).then_some(line.consumed_pinhole),
-        is_fin: line.is_fin,
+        is_fin: line.is_fin != 0,
         padding: Padding::from_digits(line.port_digits.into()),
-        bytes: line.bytes(),
+        bytes: line.line(),
     }
 }

@@ -16,6 +16,7 @@ use std::{
     path::{Path, PathBuf},
 };
 
+use ftp_alg_fastpath::{FastPath, FastPathUnavailable, HAS_PROGRAM};
 use rustix::{
     fs::{Mode, OFlags, StatFs, fstatfs, mkdirat, open, openat, statfs},
     io::Errno,
@@ -24,10 +25,7 @@ use rustix::{
 use super::{confine::Account, snapshot::FastPathStatus};
 use crate::{
     config,
-    kernel::{
-        Backend,
-        fastpath::{self, FastPath, FastPathUnavailable},
-    },
+    kernel::{Backend, offload::list_interfaces},
 };
 
 /// The directory of root's pins, with one directory for each network namespace; and with one for each other user.
@@ -49,13 +47,14 @@ const OFF_BY_CONNTRACK: &str = "back end conntrack: it needs nftables, which aut
 #[derive(Debug)]
 pub(super) struct FastPathPins(File);
 
-/// Why the configuration turns the fast path off, if it does.
+/// Why this build, or the configuration, turns the fast path off, if it does.
 pub(super) fn off_reason(
     fast_path: config::FastPath,
     backend: Option<Backend>,
 ) -> Option<&'static str> {
     match (fast_path, backend) {
         (config::FastPath::Off, _) => Some(FastPathStatus::OFF_BY_CONFIGURATION),
+        (config::FastPath::Auto, _) if !HAS_PROGRAM => Some(FastPathUnavailable::NOT_BUILT),
         (config::FastPath::Auto, Some(Backend::Conntrack)) => Some(OFF_BY_CONNTRACK),
         (config::FastPath::Auto, _) => None,
     }
@@ -64,7 +63,7 @@ pub(super) fn off_reason(
 impl FastPathPins {
     /// Whether an earlier daemon of this network namespace left pins.
     pub(super) fn has_leftovers(state_dir: &Path, account: Option<&Account>) -> bool {
-        fastpath::has_leftovers(&pin_path(state_dir, account))
+        ftp_alg_fastpath::has_leftovers(&pin_path(state_dir, account), list_interfaces)
     }
 
     /// Opens the directory for `account`, and makes it if it is absent. The error says why this failed, and what to do.
@@ -98,7 +97,7 @@ impl FastPathPins {
     pub(super) fn remove_leftovers(state_dir: &Path, account: Option<&Account>) {
         let path = pin_path(state_dir, account);
         // Another user's pins are left alone.
-        if let Err(error) = fastpath::remove_leftovers(&path)
+        if let Err(error) = ftp_alg_fastpath::remove_leftovers(&path, list_interfaces)
             && error.kind() != io::ErrorKind::PermissionDenied
         {
             log_not_removed(&path, &error);
@@ -169,7 +168,7 @@ pub(super) struct LoadedProgram {
 impl LoadedProgram {
     /// Loads the program, or takes over the one that an earlier daemon left.
     pub(super) fn load(pins: FastPathPins) -> Result<Self, FastPathUnavailable> {
-        let program = FastPath::load(&pins.path())?;
+        let program = FastPath::load(&pins.path(), list_interfaces)?;
         Ok(Self { program: Some(program), pins })
     }
 
@@ -225,12 +224,12 @@ fn pins_of_another_user(own: &Path) -> Option<PathBuf> {
     let inode = |path: &Path| fs::metadata(path).ok().map(|found| (found.dev(), found.ino()));
     // The service manager may have mounted one in the state directory.
     let others = all.filter(|directory| inode(directory) != inode(own));
-    others.into_iter().find(|directory| fastpath::has_pins(directory))
+    others.into_iter().find(|directory| ftp_alg_fastpath::has_pins(directory))
 }
 
 /// Whether a path's file system is a BPF file system.
 fn has_bpf(found: rustix::io::Result<StatFs>) -> bool {
-    found.is_ok_and(|found| fastpath::is_bpf_file_system(&found))
+    found.is_ok_and(|found| ftp_alg_fastpath::is_bpf_file_system(&found))
 }
 
 /// The error if there is no BPF file system at `path`.

@@ -17,6 +17,7 @@ use ftp_alg_core::{
     engine::{FastPathPinhole, Opening},
     policy::Policy,
 };
+use ftp_alg_fastpath::OtherInterfaces;
 
 use super::{
     ServiceError,
@@ -27,7 +28,7 @@ use super::{
 };
 use crate::kernel::{
     Backend, LinuxKernel, NetfilterError, RuleParameters, consumed_pinholes,
-    fastpath::OtherInterfaces, flows::Failures,
+    offload::{Failures, pinhole_id},
 };
 
 /// Interval between two readings of the ring buffer, while there are lines and while there are none. The ring buffer
@@ -52,7 +53,7 @@ impl FastPathReader {
                 self.feed_engine(shard, &mut engine, effects);
             }
         });
-        self.flows.program().ring().release(position);
+        self.offload.program().ring().release(position);
         has_read
     }
 
@@ -66,11 +67,11 @@ impl FastPathReader {
         kernel: &mut LinuxKernel,
     ) -> Result<(), ServiceError> {
         if lacks_translations {
-            self.flows.end_readmissions();
-            self.flows.restore_translations()?;
+            self.offload.end_readmissions();
+            self.offload.restore_translations()?;
         }
         self.resynchronise(true, shared, kernel)?;
-        if !self.flows.program().was_taken_over() {
+        if !self.offload.program().was_taken_over() {
             return Ok(reopen_program_pinholes(parameters, shared, kernel)?);
         }
         if lacks_translations {
@@ -95,7 +96,7 @@ impl FastPathReader {
         let _ = self.off_reason.set(why);
         self.resynchronise(false, shared, kernel)?;
         move_pinholes_to_rules(None, shared, kernel);
-        Ok(self.flows.program().remove()?)
+        Ok(self.offload.program().remove()?)
     }
 
     /// Takes all connections back, and closes pinholes of the program that no session holds. From then on the engines
@@ -114,7 +115,7 @@ impl FastPathReader {
             engine.sessions.set_uses_fast_path(hands_over);
         }
         self.read_lines(shared, kernel);
-        let program = self.flows.program();
+        let program = self.offload.program();
         program.take_back_all()?;
         // The lines that the program inspected until then: their pinholes belong to sessions.
         self.read_lines(shared, kernel);
@@ -128,23 +129,23 @@ impl FastPathReader {
             first
                 .is_some_and(|shard| lock(&shard.engine).sessions.holds_pinhole(initiator, arrival))
         };
-        program.retain_pinholes(|initiator, arrival, flow, line| match flow {
-            0 => holds(initiator.into(), arrival.into()),
-            _ => held.contains(&FastPathPinhole { flow, line }),
+        program.retain_pinholes(|key, pinhole| match pinhole.flow {
+            0 => holds(key.initiator.into(), key.arrival().into()),
+            _ => held.contains(&pinhole_id(pinhole)),
         })?;
         for shard in &shared.shards {
             let sessions = &lock(&shard.engine).sessions;
             // The program may already have the same pinhole open. It is then the same session's.
-            sessions.rule_pinholes().for_each(|pinhole| _ = self.flows.reserve_pinhole(&pinhole));
+            sessions.rule_pinholes().for_each(|pinhole| _ = self.offload.reserve_pinhole(&pinhole));
             let open = sessions.missing_pinholes(Instant::now(), |_| true);
-            open.for_each(|opening| self.flows.record_rules_pinhole(&opening));
+            open.for_each(|opening| self.offload.record_rules_pinhole(&opening));
         }
         Ok(())
     }
 
     /// Restores the translations in a table that was loaded again, and takes all connections back.
     pub(super) fn handle_new_table(&self, shared: &SharedState, kernel: &mut LinuxKernel) {
-        if let Err(error) = self.flows.restore_translations() {
+        if let Err(error) = self.offload.restore_translations() {
             shared.report_error(&error);
         }
         self.take_back(None, shared, kernel);
@@ -177,7 +178,7 @@ impl FastPathReader {
 
     /// Removes the program. Called when no connection needs it.
     pub(super) fn remove(&self, shared: &SharedState) {
-        if let Err(error) = self.flows.program().remove() {
+        if let Err(error) = self.offload.program().remove() {
             shared.report_error(&error);
         }
     }
@@ -213,7 +214,7 @@ impl FastPathReader {
     /// Has the engines know the interfaces that cannot have the program, attaches it to the others while it has
     /// connections, and bars the ports at which no pinhole may be opened.
     pub(super) fn update_program(&self, shared: &SharedState, kernel: &mut LinuxKernel) {
-        let program = self.flows.program();
+        let program = self.offload.program();
         let updated = program.find_other_interfaces().and_then(|others| {
             // The program is detached when its pinholes have moved.
             self.set_other_interfaces(others, shared, kernel);
@@ -222,7 +223,7 @@ impl FastPathReader {
         if let Err(error) = updated {
             shared.report_error(&error);
         }
-        if let Some(Failures { count, last }) = self.flows.take_failures() {
+        if let Some(Failures { count, last }) = self.offload.take_failures() {
             shared.report_errors(
                 count,
                 &format_args!("fast path: {last} ({count} errors since the last report)"),
@@ -254,7 +255,7 @@ impl FastPathReader {
     pub(super) fn bar_ports(&self, shared: &SharedState, next: Option<&Policy>) {
         let policy =
             shared.shards.first().map(|shard| lock(&shard.engine).sessions.policy().clone());
-        self.flows.bar_ports(&self.claimed, |port| {
+        self.offload.bar_ports(&self.claimed, |port| {
             policy.iter().chain(next).any(|policy| {
                 let mut networks = policy.networks.iter().map(|network| &network.policy);
                 policy.forbids_port(port) || networks.any(|policy| policy.forbids_port(port))

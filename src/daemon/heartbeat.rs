@@ -102,7 +102,7 @@ impl HeartbeatRenewer {
 fn set_deadline(shared: &SharedState, now: Instant, deadline: Instant) {
     shared.progress.set_deadline(deadline);
     if let Ok(reader) = &shared.fast_path {
-        reader.flows().set_heartbeat(deadline.saturating_duration_since(now));
+        reader.offload().set_heartbeat(deadline.saturating_duration_since(now));
     }
 }
 

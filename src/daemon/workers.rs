@@ -114,14 +114,14 @@ pub(super) fn start(
         let reader = reader.map_err(|error| error.to_string())?;
         if why_off.is_some() {
             // Before the table is loaded: its rules would queue packets that the program has adjusted.
-            reader.flows().program().take_back_all().map_err(|error| error.to_string())?;
+            reader.offload().program().take_back_all().map_err(|error| error.to_string())?;
         }
         Ok(reader)
     });
-    let flows = reader.as_ref().ok().map(|reader| Arc::clone(reader.flows()));
+    let offload = reader.as_ref().ok().map(|reader| Arc::clone(reader.offload()));
     let make_kernel = || -> Result<LinuxKernel, crate::kernel::NetfilterError> {
         let kernel = LinuxKernel::new(&parameters)?.with_commits(&commits).avoiding_ports(&claimed);
-        Ok(kernel.with_flows(flows.as_ref()))
+        Ok(kernel.with_offload(offload.as_ref()))
     };
     let kernel = make_kernel()?;
     for shard in &shards {
@@ -504,7 +504,7 @@ impl DaemonService for Workers {
             reader.read_lines(&self.shared, &mut kernel);
             // The lines that the program inspected before it returned its connections.
             reader.read_lines(&self.shared, &mut kernel);
-            reader.flows().end_readmissions();
+            reader.offload().end_readmissions();
         }
         host::close_forbidden_pinholes(&self.shared, &mut kernel);
     }

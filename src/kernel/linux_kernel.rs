@@ -4,7 +4,7 @@ use std::{
     collections::HashSet,
     io::{self, ErrorKind},
     mem,
-    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
+    net::{IpAddr, SocketAddr},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -13,12 +13,13 @@ use ftp_alg_core::engine::{
     FastPathPinhole, FastPathPinholeClosing, FlowChange, Kernel, KernelError, Opening, Pinhole,
     QueueMode, Renewal, RouteLookup, Translation,
 };
+use ftp_alg_fastpath::layout::PinholeKey;
 
 use super::{
     Backend, ClaimedPorts, Commits, Conntrack, Expectations, Injector, NetfilterError, OpenPinhole,
     Pinholes, RuleParameters,
     budget::{Budget, Stopwatch},
-    flows::FastPathFlows,
+    offload::Offload,
     routes::Routes,
 };
 
@@ -35,8 +36,8 @@ pub struct LinuxKernel {
     claimed_ports: ClaimedPorts,
     /// The time for lists of pinholes, which a client at its limit causes.
     list_budget: Budget,
-    /// The fast path's flows, if there is a fast path.
-    flows: Option<Arc<FastPathFlows>>,
+    /// The fast path, if there is one.
+    offload: Option<Arc<Offload>>,
 }
 
 /// The back end that implements pinholes.
@@ -60,7 +61,7 @@ impl LinuxKernel {
             has_reported_no_route: false,
             claimed_ports: ClaimedPorts::default(),
             list_budget: Budget::new(Instant::now()),
-            flows: None,
+            offload: None,
         })
     }
 
@@ -81,8 +82,8 @@ impl LinuxKernel {
     }
 
     /// Updates the fast path about connections and pinholes.
-    pub fn with_flows(self, flows: Option<&Arc<FastPathFlows>>) -> Self {
-        Self { flows: flows.cloned(), ..self }
+    pub fn with_offload(self, offload: Option<&Arc<Offload>>) -> Self {
+        Self { offload: offload.cloned(), ..self }
     }
 
     /// [`KernelError::Taken`] if the pinhole is translated and its arrival port is in use.
@@ -94,7 +95,10 @@ impl LinuxKernel {
         match self.claimed_ports.is_claimed(arrival, target) {
             // The BPF program would admit its own connection there.
             Ok(false)
-                if self.flows.as_ref().is_some_and(|flows| !flows.reserve_pinhole(pinhole)) =>
+                if self
+                    .offload
+                    .as_ref()
+                    .is_some_and(|offload| !offload.reserve_pinhole(pinhole)) =>
             {
                 Err(KernelError::Taken)
             }
@@ -108,18 +112,20 @@ impl LinuxKernel {
 
     /// Has the BPF program remember the SYNs that the rules admit by these pinholes.
     fn record_rules_pinholes(&self, openings: &[Opening]) {
-        if let Some(flows) = &self.flows {
-            openings.iter().for_each(|opening| flows.record_rules_pinhole(opening));
+        if let Some(offload) = &self.offload {
+            openings.iter().for_each(|opening| offload.record_rules_pinhole(opening));
         }
     }
 
     /// The open pinholes of the BPF program.
     pub fn list_fast_path_pinholes(&self) -> Result<Vec<OpenPinhole>, NetfilterError> {
-        let Some(flows) = &self.flows else { return Ok(Vec::new()) };
-        let open = flows.program().list_open_pinholes();
+        let Some(offload) = &self.offload else { return Ok(Vec::new()) };
+        let open = offload.program().list_open_pinholes();
         let open = open.map_err(|source| NetfilterError::system("list of pinholes", source))?;
-        let row = |(initiator, arrival, remaining): (Ipv4Addr, SocketAddrV4, Duration)| {
-            OpenPinhole { initiator: initiator.into(), arrival: arrival.into(), remaining }
+        let row = |(key, remaining): (PinholeKey, Duration)| OpenPinhole {
+            initiator: key.initiator.into(),
+            arrival: key.arrival().into(),
+            remaining,
         };
         Ok(open.into_iter().map(row).collect())
     }
@@ -144,7 +150,7 @@ impl LinuxKernel {
         let mut outcomes = outcomes.into_iter();
         for (id, Opening { pinhole, .. }) in moved {
             let was_open =
-                self.flows.as_ref().is_some_and(|flows| flows.move_pinhole(pinhole, *id));
+                self.offload.as_ref().is_some_and(|offload| offload.move_pinhole(pinhole, *id));
             match outcomes.next() {
                 // Another pinhole may use the same source translation.
                 Some(Ok(())) if !was_open => {
@@ -206,8 +212,8 @@ impl Kernel for LinuxKernel {
         openings: &[Opening],
         outcomes: &mut Vec<Result<(), KernelError>>,
     ) -> Result<(), KernelError> {
-        if let Some(flows) = &self.flows {
-            closed.iter().for_each(|pinhole| flows.release_pinhole(pinhole));
+        if let Some(offload) = &self.offload {
+            closed.iter().for_each(|pinhole| offload.release_pinhole(pinhole));
         }
         let checked: Vec<_> =
             openings.iter().map(|opening| self.check_arrival(&opening.pinhole)).collect();
@@ -221,10 +227,10 @@ impl Kernel for LinuxKernel {
                 expectations.change(closed, &passed, &mut answers)
             }
         };
-        if let Some(flows) = &self.flows {
+        if let Some(offload) = &self.offload {
             let is_open = |at| changed.is_ok() && !matches!(answers.get(at), Some(Err(_)));
             let failed = passed.iter().enumerate().filter(|(at, _)| !is_open(*at));
-            failed.for_each(|(_, opening)| flows.release_pinhole(&opening.pinhole));
+            failed.for_each(|(_, opening)| offload.release_pinhole(&opening.pinhole));
         }
         changed?;
         let mut answers = answers.into_iter();
@@ -241,14 +247,14 @@ impl Kernel for LinuxKernel {
         let mut renew = |Renewal { opening, fast_path }: &Renewal| match (
             fast_path,
             &mut self.backend,
-            &self.flows,
+            &self.offload,
         ) {
-            (Some(id), _, Some(flows)) => Ok(flows.renew_pinhole(opening, *id)),
+            (Some(id), _, Some(offload)) => Ok(offload.renew_pinhole(opening, *id)),
             (Some(_), _, None) => Ok(false),
-            (None, PinholeBackend::Nftables(pinholes), flows) => {
+            (None, PinholeBackend::Nftables(pinholes), offload) => {
                 let renewed = pinholes.renew(opening);
-                if let (Ok(true), Some(flows)) = (&renewed, flows) {
-                    flows.record_rules_pinhole(opening);
+                if let (Ok(true), Some(offload)) = (&renewed, offload) {
+                    offload.record_rules_pinhole(opening);
                 }
                 renewed
             }
@@ -292,20 +298,20 @@ impl Kernel for LinuxKernel {
     }
 
     fn apply_flow_changes(&mut self, changes: &[FlowChange]) {
-        if let Some(flows) = &self.flows {
-            flows.apply_changes(changes);
+        if let Some(offload) = &self.offload {
+            offload.apply_changes(changes);
         }
     }
 
     fn close_fast_path_pinholes(&mut self, shut: &[FastPathPinholeClosing]) {
-        if let Some(flows) = &self.flows {
-            flows.close_pinholes(shut);
+        if let Some(offload) = &self.offload {
+            offload.close_pinholes(shut);
         }
     }
 
     fn close_lost_fast_path_pinholes(&mut self, lost: &[FastPathPinhole]) {
-        if let Some(flows) = &self.flows {
-            flows.close_lost_pinholes(lost);
+        if let Some(offload) = &self.offload {
+            offload.close_lost_pinholes(lost);
         }
     }
 

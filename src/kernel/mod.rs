@@ -6,7 +6,7 @@
 //! | submodule | is |
 //! | --- | --- |
 //! | `netlink` | messages and sockets, nf_tables batches, conntrack requests |
-//! | [`fastpath`] | the BPF program that inspects lines before they are queued |
+//! | [`offload`] | the fast path: what the BPF program of `ftp-alg-fastpath` is to do |
 //! | `broker` | programs and replaced files, for a confined daemon; capabilities |
 //! | `conntrack` | conntrack entries: translation, mark, be-liberal |
 //! | `queue` | NFQUEUE: packets and verdicts |
@@ -19,12 +19,11 @@ mod budget;
 mod claimed_ports;
 mod conntrack;
 mod error;
-pub mod fastpath;
-pub mod flows;
 mod inject;
 mod legacy_iptables;
 mod linux_kernel;
 mod netlink;
+pub mod offload;
 pub mod operator_firewall;
 mod parameters;
 mod probe;

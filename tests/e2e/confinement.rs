@@ -9,7 +9,7 @@ use std::{
     thread,
 };
 
-use ftp_alg::{daemon::confine, kernel::fastpath};
+use ftp_alg::daemon::confine;
 
 /// How a confined process ends that tries something.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -58,7 +58,7 @@ fn attempt(name: &str, state: &Path) -> io::Result<()> {
         "read a pin" => fs::read(state.with_file_name("pins").join("1-0badf00d/inspect")).map(drop),
         "load a program" => {
             let refused = |_| io::Error::from_raw_os_error(libc::EPERM);
-            aya::Ebpf::load(fastpath::PROGRAM).map(drop).map_err(refused)
+            aya::Ebpf::load(ftp_alg_fastpath::PROGRAM).map(drop).map_err(refused)
         }
         "move out" => {
             append(&file)?;

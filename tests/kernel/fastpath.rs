@@ -23,7 +23,7 @@ use crate::{
 use frames::{ACK, Frame, WINDOW};
 use layout::{
     COMMAND_PENDING, EPSV_PENDING, Flow, GREETING_DUE, HANDED_BACK, INSPECTED, LOGIN_DUE,
-    LOGIN_PENDING, PASV_PENDING, PORT_PENDING, READY, RING_FULL, Side,
+    LOGIN_PENDING, LineRecord, PASV_PENDING, PORT_PENDING, READY, RING_FULL, Side,
 };
 use scene::{CLIENT, ID, SERVER, Talk, now, routed};
 
@@ -150,7 +150,7 @@ fn a_record_has_the_line_byte_for_byte() {
     let [record] = records.as_slice() else { panic!("{records:?}") };
     let at = u64::from_ne_bytes(*record[8..].first_chunk().unwrap());
     assert!((before..=after).contains(&at), "{at}");
-    let mut expected = [0; layout::LINE_RECORD];
+    let mut expected = [0; LineRecord::SIZE];
     let mut put = |at: usize, bytes: &[u8]| expected[at..at + bytes.len()].copy_from_slice(bytes);
     put(0, &ID.to_ne_bytes());
     put(8, &at.to_ne_bytes());
@@ -236,7 +236,7 @@ fn a_full_ring_hands_the_flow_back() {
     };
     // A record takes 192 bytes with its header of 8, and the ring has 1 MiB.
     assert!((5400..=5461).contains(&inspected), "{inspected}");
-    assert_eq!(talk.scene.flow(ID), Flow { handed_over: false, ..flow });
+    assert_eq!(talk.scene.flow(ID), Flow { handed_over: 0, ..flow });
     let counts = talk.scene.counts();
     assert_eq!([INSPECTED, RING_FULL, HANDED_BACK].map(|which| counts[which]), [inspected, 1, 1]);
     assert_eq!(talk.scene.records().len() as u64, inspected);

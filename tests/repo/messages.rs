@@ -41,7 +41,7 @@ const SECTIONS: [Section; 2] = [
     },
     Section {
         title: "Daemon",
-        sources: &["src", "crates/ftp-alg-firewall/src"],
+        sources: &["src", "crates/ftp-alg-fastpath/src", "crates/ftp-alg-firewall/src"],
         is_log: true,
         intro: "The other log lines. [Health](health.md) lists the problems by name.",
     },
@@ -269,8 +269,8 @@ fn root() -> PathBuf {
 /// All Rust files of the product, without those that are tests.
 fn sources() -> Vec<PathBuf> {
     let mut files = Vec::new();
-    let places = ["src", "crates/ftp-alg-core/src", "crates/ftp-alg-firewall/src"];
-    let mut directories = Vec::from(places.map(|place| root().join(place)));
+    let places = SECTIONS.iter().flat_map(|section| section.sources);
+    let mut directories: Vec<_> = places.map(|place| root().join(place)).collect();
     while let Some(directory) = directories.pop() {
         for entry in fs::read_dir(directory).unwrap() {
             let path = entry.unwrap().path();

@@ -206,7 +206,8 @@ impl Checks<'_> {
     /// The rules that do not work together with the marks of the fast path, if it could run.
     fn marks(&self) -> Vec<Check> {
         let HostAudit { parameters, firewall, backend, .. } = self.surroundings;
-        match self.fast_path == FastPath::Auto && backend == Backend::Nftables {
+        let may_run = ftp_alg_fastpath::HAS_PROGRAM && self.fast_path == FastPath::Auto;
+        match may_run && backend == Backend::Nftables {
             true => fast_path::marks(KERNEL, &firewall.mark_conflicts(), parameters),
             false => Vec::new(),
         }

@@ -5,6 +5,7 @@
 
 use std::fs;
 
+use ftp_alg_fastpath::{FastPathUnavailable, HAS_PROGRAM};
 use ftp_alg_firewall::{MarkConflict, MarkConflictKind};
 
 use crate::{
@@ -45,6 +46,9 @@ impl KernelInfo {
     /// The obstacles that keep the fast path from running here, one line each.
     fn obstacles(&self, backend: Backend) -> Vec<String> {
         let mut found = Vec::new();
+        if !HAS_PROGRAM {
+            found.push(FastPathUnavailable::NOT_BUILT.to_owned());
+        }
         if !self.has_tcx() {
             found.push(format!(
                 "Linux {} has no TCX: the fast path needs Linux 6.6 or newer",

@@ -6,13 +6,12 @@
 
 use std::{collections::BTreeMap, process};
 
+use ftp_alg_fastpath::BPF_COMMANDS;
 use libc::c_long;
 use seccompiler::{
     BackendError, BpfProgram, Error, SeccompAction, SeccompCmpArgLen as Length, SeccompCmpOp as Is,
     SeccompCondition as Condition, SeccompFilter, SeccompRule, TargetArch, apply_filter,
 };
-
-use crate::kernel::fastpath::BPF_COMMANDS;
 
 const FORBIDDEN: SeccompAction = if cfg!(debug_assertions) {
     SeccompAction::KillProcess

@@ -1,6 +1,6 @@
 //! Announcements: the pinhole that each opens, and the rewrite of its address.
 
-use std::net::{Ipv4Addr, SocketAddr, SocketAddrV4, TcpListener};
+use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use ftp_alg_core::ftp::{Announcement, Padding, Text};
 
@@ -8,7 +8,7 @@ use super::{
     data::syn,
     layout::{Flow, OPENED, PASV_PENDING, Pinhole, PinholeKey, READY, REWRITTEN, Side},
     rng::Rng,
-    scene::{CLIENT, ID, LOOPBACK, SECOND, SERVER, Talk, masqueraded, now, published, routed},
+    scene::{ID, LOOPBACK, SECOND, SERVER, Talk, masqueraded, now, published, routed},
 };
 
 /// The pinhole that a flow opens for an announcement of this side.
@@ -50,9 +50,9 @@ fn each_announcement_opens_exactly_its_pinhole() {
         let before = now();
         let record = talk.inspected(&frame, &frame.payload.clone());
         let after = now();
-        assert!(record.opened_pinhole, "{line}");
+        assert_eq!(record.opened_pinhole, 1, "{line}");
         let key = key(&talk.before, side, port);
-        assert_eq!(talk.before.pinhole, Some(key), "{line}");
+        assert_eq!(talk.before.pinhole, key, "{line}");
         let pinhole = talk.scene.pinhole(key).unwrap();
         assert!((before + 7 * SECOND..=after + 7 * SECOND).contains(&pinhole.deadline), "{line}");
         assert_eq!(pinhole.deadline, record.at_ns + 7 * SECOND);
@@ -65,7 +65,7 @@ fn each_announcement_opens_exactly_its_pinhole() {
                 deadline: pinhole.deadline,
                 line: line_count,
                 mark,
-                interface: talk.before.interfaces[side.other().index()],
+                interface: talk.before.interface[side.other().index()],
                 elsewhere_port: 0,
             },
             "{line}"
@@ -109,7 +109,7 @@ fn a_retransmitted_announcement_opens_no_second_pinhole() {
         let frame = talk.frame(side, format!("{line}\r\n"));
         let delivered = format!("{delivered}\r\n").into_bytes();
         talk.inspected(&frame, &delivered);
-        let key = talk.before.pinhole.unwrap();
+        let key = talk.before.pinhole;
         let pinhole = talk.scene.pinhole(key).unwrap();
         talk.passes(&frame, &delivered);
         assert_eq!(talk.scene.pinhole(key), Some(pinhole));
@@ -138,7 +138,7 @@ fn a_rewritten_227_keeps_its_length_by_blanks() {
         talk.says(Side::Client, "PASV");
         let frame = talk.frame(Side::Server, format!("{line}\r\n"));
         let record = talk.inspected(&frame, format!("{delivered}\r\n").as_bytes());
-        assert_eq!((record.opened_pinhole, talk.before.dialogue), (true, READY));
+        assert_eq!((record.opened_pinhole, talk.before.dialogue), (1, READY));
     }
     // At the end of a line of 128 bytes.
     let start = format!("227 {}", "x".repeat(102));
@@ -206,7 +206,6 @@ fn a_rewritten_port_command_keeps_its_length_by_zeros() {
 
 /// A flow whose client's address is rewritten.
 fn rewritten_client(client: Ipv4Addr, announced: Ipv4Addr, port_digits: u32) -> Flow {
-    let client = SocketAddrV4::new(client, CLIENT.port());
     Flow { client, announced_client: announced, active_arrival: announced, port_digits, ..routed() }
 }
 
@@ -225,9 +224,12 @@ fn a_port_command_is_rewritten_as_the_engine_does() {
         let line_count = talk.before.line_count;
         let padding = *rng.pick(&[Padding::Blanks, Padding::Zeros]);
         let port_digits = u32::try_from(padding.digits()).unwrap();
-        let seq_offsets = may_move.then(|| routed().next_seq.map(|next| (0, next)));
-        talk.before =
-            Flow { line_count, seq_offsets, ..rewritten_client(client, announced, port_digits) };
+        talk.before = Flow {
+            line_count,
+            adjusted: may_move.into(),
+            offset_since: routed().next_seq,
+            ..rewritten_client(client, announced, port_digits)
+        };
         talk.hand_over();
         let argument = format!("{},{},{}", client, port >> 8, port & 255).replace('.', ",");
         let frame = talk.frame(Side::Client, format!("PORT {argument}\r\n"));
@@ -264,7 +266,7 @@ fn a_227_or_229_is_read_as_the_engine_does() {
         };
         assert_eq!(read.port, 1025);
         assert!(read.address.is_none_or(|address| address == *SERVER.ip()));
-        assert_eq!(talk.before.pinhole.unwrap().port, 1025);
+        assert_eq!(talk.before.pinhole.port, 1025);
     }
 }
 
@@ -344,7 +346,7 @@ fn a_pinhole_of_another_flow_is_not_closed() {
     let mut talk = Talk::new(routed());
     talk.says(Side::Client, "PORT 10,0,0,2,4,1");
     talk.says(Side::Server, "200 ok");
-    let key = talk.before.pinhole.unwrap();
+    let key = talk.before.pinhole;
     let other = Pinhole { flow: ID + 1, deadline: 1, ..ANY };
     talk.scene.set_pinhole(key, other);
     talk.says(Side::Client, "PORT 10,0,0,2,4,2");
@@ -403,8 +405,7 @@ fn no_pinhole_is_opened_where_this_machine_listens() {
     // If the announced end is this machine itself, a listener is expected.
     let listener = TcpListener::bind((here, 0)).unwrap();
     let port = listener.local_addr().unwrap().port();
-    let client = format!("{here}:40000").parse().unwrap();
-    let flow = Flow { client, announced_client: here, active_arrival: here, ..routed() };
+    let flow = Flow { client: here, announced_client: here, active_arrival: here, ..routed() };
     let mut talk = Talk::new(flow);
     talk.says(Side::Client, &format!("EPRT |1|127.0.0.1|{port}|"));
 }

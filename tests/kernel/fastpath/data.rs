@@ -4,7 +4,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::{
     frames::{ACK, CWR, Checksum, ECE, FIN, Frame, PSH, RST, SYN, URG, with_right_ip_checksum},
-    layout::{ADMITTED, Pinhole, PinholeKey, Side, tuple_key},
+    layout::{ADMITTED, PacketTuple, Pinhole, PinholeKey, Side},
     scene::{ID, LOOPBACK, OTHER_INTERFACE, Outcome, SECOND, Scene, Talk, now, routed},
 };
 
@@ -67,12 +67,12 @@ fn one_syn_is_admitted_from_any_port() {
 fn a_pinhole_that_the_program_opened_admits_its_syn() {
     let mut talk = Talk::new(routed());
     talk.says(Side::Client, "PORT 10,0,0,2,4,1");
-    let key = talk.before.pinhole.unwrap();
+    let key = talk.before.pinhole;
     assert_eq!(talk.scene.run(&syn(key)).mark, 0x5_0000);
     talk.says(Side::Server, "200 ok");
     talk.says(Side::Client, "PASV");
     talk.says(Side::Server, "227 (192,0,2,9,4,1)");
-    let key = talk.before.pinhole.unwrap();
+    let key = talk.before.pinhole;
     assert_eq!(talk.scene.run(&syn(key)).mark, 0x9_0000);
     assert_eq!(talk.scene.run(&Frame { seq: 2, ..syn(key) }).mark, 0);
     assert!(talk.scene.pinholes().is_empty());
@@ -86,7 +86,7 @@ fn the_completion_reply_reports_a_consumed_pinhole() {
         talk.says(Side::Server, "227 (192,0,2,9,4,1)");
         let opener = talk.before.line_count;
         if is_consumed {
-            talk.scene.run(&syn(talk.before.pinhole.unwrap()));
+            talk.scene.run(&syn(talk.before.pinhole));
         }
         talk.says(Side::Client, "RETR one");
         let [middle, end] = ["150 here\r\n", "226 done\r\n"].map(|line| {
@@ -220,7 +220,7 @@ fn a_syn_from_elsewhere_does_not_consume_the_pinhole() {
     assert!(is_admitted(&scene, &from(5000)));
     assert!(is_admitted(&scene, &from(5000)), "a retransmission");
     assert!(!is_admitted(&scene, &from(5001)), "one connection");
-    let taken = Pinhole { elsewhere_port: 5000, ..elsewhere };
+    let taken = Pinhole { elsewhere_port: 5000_u16.to_be().into(), ..elsewhere };
     assert_eq!(scene.pinhole(KEY), Some(taken));
     scene.set_pinhole(KEY, Pinhole { interface: LOOPBACK, ..taken });
     assert!(is_admitted(&scene, &from(5001)), "where the initiator is");
@@ -232,14 +232,10 @@ fn a_syn_on_the_endpoints_of_a_control_connection_is_not_admitted() {
     let mut talk = Talk::new(routed());
     let frame = Frame { flags: SYN, ..talk.frame(Side::Server, "") };
     let (source, destination) = (frame.source, frame.destination);
-    let key = PinholeKey {
-        initiator: *source.ip(),
-        arrival: *destination.ip(),
-        port: destination.port(),
-    };
+    let key = PinholeKey::new(*source.ip(), destination);
     talk.scene.set_pinhole(key, pinhole(u64::MAX));
     talk.hands_back(&frame);
-    talk.scene.remove_tuple(tuple_key(source, destination));
+    talk.scene.remove_tuple(PacketTuple::new(source, destination));
     assert!(is_admitted(&talk.scene, &frame));
 }
 

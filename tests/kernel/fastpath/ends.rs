@@ -15,7 +15,7 @@ fn fin(talk: &Talk, side: Side) -> Frame {
 fn send_fin(talk: &mut Talk, side: Side) -> Frame {
     let frame = fin(talk, side);
     let dialogue = talk.scene.flow(ID).dialogue;
-    assert!(talk.inspected(&frame, b"").is_fin);
+    assert_eq!(talk.inspected(&frame, b"").is_fin, 1);
     assert_eq!(talk.before.dialogue, dialogue);
     frame
 }
@@ -83,7 +83,7 @@ fn fins_pass_in_either_order_and_may_be_retransmitted() {
             talk.passes(frame, b"");
             talk.passes(&Frame { flags: ACK | PSH | FIN, ..frame.clone() }, b"");
         }
-        assert_eq!((talk.scene.flow(ID), talk.scene.lines()), (talk.before.clone(), vec![]));
+        assert_eq!((talk.scene.flow(ID), talk.scene.lines()), (talk.before, vec![]));
         assert_eq!(talk.scene.counts()[INSPECTED], inspected + 4);
         // No line may follow a FIN.
         talk.line_hands_back(Side::Server, "421 timeout\r\n");
@@ -111,7 +111,7 @@ fn fins_may_cross() {
         talk.hands_back(&Frame { ack: crossing.ack.wrapping_sub(1), ..crossing.clone() });
         let line = Frame { flags: ACK | PSH, payload: b"NOOP\r\n".to_vec(), ..crossing.clone() };
         talk.hands_back(&line);
-        assert!(talk.inspected(&crossing, b"").is_fin);
+        assert_eq!(talk.inspected(&crossing, b"").is_fin, 1);
     }
 }
 

@@ -12,7 +12,7 @@ fn a_packet_from_where_its_sender_is_not_is_ignored() {
     for (interfaces, side) in
         [([OTHER_INTERFACE, LOOPBACK], Side::Client), ([LOOPBACK, OTHER_INTERFACE], Side::Server)]
     {
-        let mut talk = Talk::new(Flow { interfaces, ..routed() });
+        let mut talk = Talk::new(Flow { interface: interfaces, ..routed() });
         if side == Side::Server {
             talk.says(Side::Client, "EPSV");
         }

@@ -13,8 +13,7 @@ use super::{
 
 /// The flow as an adjusted connection, with sequence offsets of 0.
 fn adjusted(flow: Flow) -> Flow {
-    let seq_offsets = flow.next_seq.map(|next| (0, next));
-    Flow { seq_offsets: Some(seq_offsets), ..flow }
+    Flow { adjusted: 1, offset_since: flow.next_seq, ..flow }
 }
 
 fn acknowledgement(talk: &Talk, side: Side) -> Frame {
@@ -41,7 +40,7 @@ fn a_longer_announcement_adjusts_all_later_packets() {
         talk.inspected(&frame, format!("{delivered}\r\n").as_bytes());
         assert_eq!(talk.before.dialogue, PORT_PENDING);
         let next = talk.before.next_seq[0];
-        assert_eq!(talk.before.seq_offsets.unwrap()[0], (growth, next));
+        assert_eq!((talk.before.seq_offset[0], talk.before.offset_since[0]), (growth, next));
         // The server acknowledges the rewritten line.
         let delivered = next.wrapping_add(growth);
         let acknowledges = acknowledgement(&talk, Side::Server);
@@ -66,11 +65,12 @@ fn a_longer_227_moves_the_tail_of_its_line() {
         ("227 (192,168,150,90,4,1).", "227 (203,113,113,177,4,1)."),
         ("227 (192,168,150,90,4,1) 3456789 1234", "227 (203,113,113,177,4,1) 3456789 1234"),
     ] {
-        let mut talk = Talk::new(Flow { dialogue: PASV_PENDING, ..flow.clone() });
+        let mut talk = Talk::new(Flow { dialogue: PASV_PENDING, ..flow });
         let frame = talk.frame(Side::Server, format!("{sent}\r\n"));
         talk.inspected(&frame, format!("{delivered}\r\n").as_bytes());
         assert_eq!(talk.before.dialogue, READY);
-        assert_eq!(talk.before.seq_offsets.unwrap()[1], (1, talk.before.next_seq[1]));
+        let Flow { seq_offset, offset_since, next_seq, .. } = talk.before;
+        assert_eq!((seq_offset[1], offset_since[1]), (1, next_seq[1]));
         talk.says(Side::Client, "RETR a");
     }
     // A tail that is too long, or a line of 129 bytes.
@@ -86,8 +86,8 @@ fn a_longer_227_moves_the_tail_of_its_line() {
 
 #[test]
 fn numbers_are_adjusted_when_they_wrap_around() {
-    let seq_offsets = Some([(70_000, 1000), (u32::MAX - 6, 0xffff_ffe0)]);
-    let mut talk = Talk::new(Flow { seq_offsets, ..masqueraded() });
+    let flow = Flow { seq_offset: [70_000, u32::MAX - 6], ..adjusted(masqueraded()) };
+    let mut talk = Talk::new(flow);
     for options in [&[][..], &TIMESTAMPS] {
         for side in [Side::Client, Side::Server] {
             let acknowledgement = acknowledgement(&talk, side);
@@ -146,7 +146,7 @@ fn an_eprt_is_rewritten_as_the_engine_does() {
         talk.before = Flow { line_count: talk.before.line_count, ..adjusted(masqueraded()) };
         (talk.before.announced_client, talk.before.active_arrival) = (named, named);
         talk.hand_over();
-        let argument = format!("|1|{}|{port}|", client.ip());
+        let argument = format!("|1|{}|{port}|", client);
         let frame = talk.frame(Side::Client, format!("EPRT {argument}\r\n"));
         let read = Announcement::parse_eprt(argument.as_bytes(), 0).unwrap();
         let text =

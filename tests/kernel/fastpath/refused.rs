@@ -6,7 +6,7 @@ use super::{
     frames::{ACK, CWR, Checksum, ECE, FIN, Frame, NS, PSH, RST, SYN, URG},
     layout::{
         COMMAND_PENDING, EPSV_PENDING, FIN_DUE, Flow, GREETING_DUE, LOGIN_DUE, LOGIN_PENDING,
-        PASV_PENDING, PORT_PENDING, QUIT_PENDING, READY, Side, tuple_key,
+        PASV_PENDING, PORT_PENDING, PacketTuple, QUIT_PENDING, READY, Side,
     },
     scene::{ID, Talk, routed},
 };
@@ -565,8 +565,8 @@ fn packets_of_no_flow_are_ignored() {
 fn packets_of_a_flow_that_was_handed_back_are_ignored() {
     let mut talk = in_state(READY);
     let frame = talk.frame(Side::Client, "NOOP\r\n");
-    talk.before.handed_over = false;
-    let before = talk.before.clone();
+    talk.before.handed_over = 0;
+    let before = talk.before;
     talk.scene.set_flow(ID, &before);
     talk.is_ignored(&frame);
     talk.is_ignored(&Frame { flags: FIN | ACK, ..frame.clone() });
@@ -575,6 +575,6 @@ fn packets_of_a_flow_that_was_handed_back_are_ignored() {
     assert_eq!((outcome.mark, outcome.bytes), (0, frame.to_bytes()));
     assert_eq!(talk.scene.counts(), [0; 6]);
     talk.hand_over();
-    talk.scene.remove_tuple(tuple_key(frame.source, frame.destination));
+    talk.scene.remove_tuple(PacketTuple::new(frame.source, frame.destination));
     talk.is_ignored(&frame);
 }

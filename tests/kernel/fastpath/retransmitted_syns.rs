@@ -6,7 +6,7 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 use super::{
     data::{is_admitted_with, pinhole, syn},
     frames::{ACK, Checksum, Frame, SYN},
-    layout::{ADMITTED, Flow, Pinhole, PinholeKey, Side, tuple_key},
+    layout::{ADMITTED, AdmittedSyn, Flow, PacketTuple, Pinhole, PinholeKey, Side},
     scene::{ID, OTHER_INTERFACE, SECOND, Scene, Talk, masqueraded, now, published, routed},
 };
 
@@ -23,7 +23,7 @@ fn announces(talk: &mut Talk, is_active: bool, text: &str) -> (PinholeKey, u32) 
         talk.scene.lines();
     }
     let Flow { active_mark, passive_mark, .. } = talk.before;
-    (talk.before.pinhole.unwrap(), if is_active { active_mark } else { passive_mark })
+    (talk.before.pinhole, if is_active { active_mark } else { passive_mark })
 }
 
 fn fails(talk: &mut Talk) {
@@ -42,8 +42,8 @@ fn flows_and_announcements() -> [(Flow, bool, &'static str); 5] {
     ]
 }
 
-fn tuple_of(syn: &Frame) -> [u8; 12] {
-    tuple_key(syn.source, syn.destination)
+fn tuple_of(syn: &Frame) -> PacketTuple {
+    PacketTuple::new(syn.source, syn.destination)
 }
 
 fn answer(syn: &Frame, ack: u32) -> Frame {
@@ -96,7 +96,7 @@ fn a_syn_is_admitted_again_for_35_seconds_unless_the_daemon_ends_that() {
     let known = scene.admitted_syn(&syn(KEY)).unwrap();
     for (seconds_ago, expected) in [(34, true), (36, false)] {
         let until = now() + (120 - seconds_ago) * SECOND;
-        scene.set_admitted_syn(&syn(KEY), known.expiring_at(until));
+        scene.set_admitted_syn(&syn(KEY), AdmittedSyn { until, ..known });
         assert_eq!(is_admitted(&scene, &syn(KEY)), expected, "{seconds_ago}");
     }
     scene.set_admitted_syn(&syn(KEY), known);
@@ -186,9 +186,10 @@ fn a_syn_is_known_for_two_minutes() {
     assert!((before..=now()).contains(&(known.until - 120 * SECOND)), "{known:?}");
     assert_eq!((known.flow, known.line, known.tuple), (ID, 3, tuple_of(&syn(KEY))));
     scene.set_pinhole(KEY, numbered(4));
-    scene.set_admitted_syn(&syn(KEY), known.expiring_at(now() + 60 * SECOND));
+    let until = now() + 60 * SECOND;
+    scene.set_admitted_syn(&syn(KEY), AdmittedSyn { until, ..known });
     assert!(!is_admitted(&scene, &syn(KEY)));
-    scene.set_admitted_syn(&syn(KEY), known.expiring_at(now() - 1));
+    scene.set_admitted_syn(&syn(KEY), AdmittedSyn { until: now() - 1, ..known });
     assert!(is_admitted(&scene, &syn(KEY)));
 }
 

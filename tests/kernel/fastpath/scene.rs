@@ -10,14 +10,13 @@ use aya::{
     maps::{Array, HashMap, Map, MapData, PerCpuArray, RingBuf},
     programs::SchedClassifier,
 };
-use ftp_alg::kernel::fastpath;
+use ftp_alg_fastpath::PROGRAM;
 
 use super::{
     frames::{ACK, FIN, Frame, PSH, payload},
     layout::{
-        ADMITTED_SYN, AdmittedSyn, FLOW, Flow, HANDED_BACK, INSPECTED, LINE_RECORD, LineRecord,
-        PINHOLE, Pinhole, PinholeKey, READY, REWRITTEN, SYN_KEY, Side, syn_key, tuple_key,
-        tuple_value,
+        AdmittedSyn, Flow, HANDED_BACK, INSPECTED, LineRecord, PacketTuple, Pinhole, PinholeKey,
+        READY, REWRITTEN, Side, SynKey, TupleValue, saved_line,
     },
 };
 
@@ -47,9 +46,9 @@ pub struct Outcome {
 pub struct Scene {
     loaded: Ebpf,
     tuples: HashMap<MapData, [u8; 12], [u8; 16]>,
-    flows: HashMap<MapData, u64, [u8; FLOW]>,
-    pinholes: HashMap<MapData, [u8; 12], [u8; PINHOLE]>,
-    admitted_syns: HashMap<MapData, [u8; SYN_KEY], [u8; ADMITTED_SYN]>,
+    flows: HashMap<MapData, u64, [u8; Flow::SIZE]>,
+    pinholes: HashMap<MapData, [u8; 12], [u8; Pinhole::SIZE]>,
+    admitted_syns: HashMap<MapData, [u8; SynKey::SIZE], [u8; AdmittedSyn::SIZE]>,
     rules_pinholes: HashMap<MapData, [u8; 12], u64>,
     barred_ports: Array<MapData, u32>,
     counters: PerCpuArray<MapData, u64>,
@@ -62,7 +61,7 @@ impl Scene {
     /// Loads the program. Panics without root.
     pub fn new() -> Self {
         let why = "the program is loaded as root, with CAP_BPF and CAP_NET_ADMIN";
-        let mut loaded = EbpfLoader::new().btf(None).load(fastpath::PROGRAM).expect(why);
+        let mut loaded = EbpfLoader::new().btf(None).load(PROGRAM).expect(why);
         let program: &mut SchedClassifier =
             loaded.program_mut("inspect").unwrap().try_into().unwrap();
         program.load().expect(why);
@@ -109,12 +108,13 @@ impl Scene {
         Outcome { mark, bytes: out[..result.data_size_out as usize].to_vec() }
     }
 
-    pub fn set_tuple(&mut self, key: [u8; 12], flow: u64, side: Side) {
-        self.tuples.insert(key, tuple_value(flow, side), 0).unwrap();
+    pub fn set_tuple(&mut self, tuple: PacketTuple, flow: u64, side: Side) {
+        let value = TupleValue { flow, side: side as u32 };
+        self.tuples.insert(tuple.to_bytes(), value.to_bytes(), 0).unwrap();
     }
 
-    pub fn remove_tuple(&mut self, key: [u8; 12]) {
-        self.tuples.remove(&key).unwrap();
+    pub fn remove_tuple(&mut self, tuple: PacketTuple) {
+        self.tuples.remove(&tuple.to_bytes()).unwrap();
     }
 
     pub fn set_flow(&mut self, id: u64, flow: &Flow) {
@@ -126,7 +126,9 @@ impl Scene {
     }
 
     pub fn flow(&self, id: u64) -> Flow {
-        Flow::read(&self.flows.get(&id, 0).unwrap())
+        let flow = Flow::from_bytes(&self.flows.get(&id, 0).unwrap());
+        assert_eq!(flow.opening, 0, "no processor opens a pinhole now");
+        flow
     }
 
     pub fn set_pinhole(&mut self, key: PinholeKey, pinhole: Pinhole) {
@@ -138,23 +140,26 @@ impl Scene {
     }
 
     pub fn pinhole(&self, key: PinholeKey) -> Option<Pinhole> {
-        self.pinholes.get(&key.to_bytes(), 0).ok().map(|pinhole| Pinhole::read(&pinhole))
+        self.pinholes.get(&key.to_bytes(), 0).ok().map(|pinhole| Pinhole::from_bytes(&pinhole))
     }
 
     pub fn pinholes(&self) -> BTreeMap<PinholeKey, Pinhole> {
         let entries = self.pinholes.iter().map(Result::unwrap);
-        entries.map(|(key, pinhole)| (PinholeKey::read(&key), Pinhole::read(&pinhole))).collect()
+        let read = |(key, pinhole)| {
+            let read = PinholeKey::from_bytes(&key);
+            assert_eq!(read.to_bytes(), key, "its padding");
+            (read, Pinhole::from_bytes(&pinhole))
+        };
+        entries.map(read).collect()
     }
 
     /// What is remembered of this SYN.
     pub fn admitted_syn(&self, frame: &Frame) -> Option<AdmittedSyn> {
-        let key = syn_key(frame.destination.port(), frame.seq);
-        self.admitted_syns.get(&key, 0).ok().map(|syn| AdmittedSyn::read(&syn))
+        self.admitted_syns.get(&syn_key(frame), 0).ok().map(|syn| AdmittedSyn::from_bytes(&syn))
     }
 
     pub fn set_admitted_syn(&mut self, frame: &Frame, syn: AdmittedSyn) {
-        let key = syn_key(frame.destination.port(), frame.seq);
-        self.admitted_syns.insert(key, syn.to_bytes(), 0).unwrap();
+        self.admitted_syns.insert(syn_key(frame), syn.to_bytes(), 0).unwrap();
     }
 
     /// Tells the program of a pinhole of the rules, whose SYN is expected for some time.
@@ -173,7 +178,7 @@ impl Scene {
     }
 
     /// Takes all records from the ring.
-    pub fn records(&mut self) -> Vec<[u8; LINE_RECORD]> {
+    pub fn records(&mut self) -> Vec<[u8; LineRecord::SIZE]> {
         let mut records = Vec::new();
         while let Some(record) = self.ring.next() {
             records.push((*record).try_into().unwrap());
@@ -182,8 +187,29 @@ impl Scene {
     }
 
     pub fn lines(&mut self) -> Vec<LineRecord> {
-        self.records().iter().map(LineRecord::read).collect()
+        let read = |record: &_| {
+            let read = LineRecord::from_bytes(record);
+            let line = saved_line(read.seq, Some(read.line()));
+            assert_eq!((read.to_bytes(), read.bytes), (*record, line.bytes), "padding");
+            read
+        };
+        self.records().iter().map(read).collect()
     }
+}
+
+fn syn_key(frame: &Frame) -> [u8; SynKey::SIZE] {
+    SynKey { port: frame.destination.port(), seq: frame.seq }.to_bytes()
+}
+
+/// Source and destination of packets from `side`, as they arrive at the interface.
+pub fn tuple(flow: &Flow, side: Side) -> (SocketAddrV4, SocketAddrV4) {
+    let Flow { client, client_port, server, server_port, .. } = *flow;
+    let [to_server, to_client] = [flow.announced_server, flow.announced_client];
+    let (source, destination) = match side {
+        Side::Client => ((client, client_port), (to_server, server_port)),
+        Side::Server => ((server, server_port), (to_client, client_port)),
+    };
+    (SocketAddrV4::new(source.0, source.1), SocketAddrV4::new(destination.0, destination.1))
 }
 
 /// The clock of the pinholes' deadlines, in nanoseconds.
@@ -195,12 +221,13 @@ pub fn now() -> u64 {
 /// A flow without NAT, before its first command.
 pub fn routed() -> Flow {
     Flow {
-        handed_over: true,
+        handed_over: 1,
         next_seq: [1000, 0xffff_ffe0],
-        line_count: 0,
         dialogue: READY,
-        client: CLIENT,
-        server: SERVER,
+        client: *CLIENT.ip(),
+        server: *SERVER.ip(),
+        client_port: CLIENT.port(),
+        server_port: SERVER.port(),
         announced_client: *CLIENT.ip(),
         announced_server: *SERVER.ip(),
         active_arrival: *CLIENT.ip(),
@@ -211,28 +238,25 @@ pub fn routed() -> Flow {
         passive_mark: 0x9_0000,
         inspected_mark: 0x6_0000,
         port_digits: 3,
-        seq_offsets: None,
-        pinhole: None,
-        pinhole_line: 0,
         pinhole_lifetime: 30 * SECOND,
-        client_ports: [0, u16::MAX],
-        interfaces: [LOOPBACK; 2],
-        last_line: [(0, Some(Vec::new())), (0, Some(Vec::new()))],
+        last_client_port: u16::MAX,
+        interface: [LOOPBACK; 2],
+        ..Flow::default()
     }
 }
 
 /// A flow whose client, 192.168.150.80, is behind masquerading.
 pub fn masqueraded() -> Flow {
-    let client = SocketAddrV4::new(Ipv4Addr::new(192, 168, 150, 80), 40000);
-    let passive_initiator = *client.ip();
-    Flow { client, announced_client: PUBLIC, active_arrival: PUBLIC, passive_initiator, ..routed() }
+    let own = Ipv4Addr::new(192, 168, 150, 80);
+    let flow = Flow { client: own, passive_initiator: own, ..routed() };
+    Flow { announced_client: PUBLIC, active_arrival: PUBLIC, ..flow }
 }
 
 /// A flow whose server, 192.168.150.90, is behind destination NAT.
 pub fn published() -> Flow {
-    let server = SocketAddrV4::new(Ipv4Addr::new(192, 168, 150, 90), 21);
-    let active_initiator = *server.ip();
-    Flow { server, announced_server: PUBLIC, passive_arrival: PUBLIC, active_initiator, ..routed() }
+    let own = Ipv4Addr::new(192, 168, 150, 90);
+    let flow = Flow { server: own, active_initiator: own, ..routed() };
+    Flow { announced_server: PUBLIC, passive_arrival: PUBLIC, ..flow }
 }
 
 /// A control connection that was handed over, and its state before the next packet.
@@ -251,36 +275,19 @@ impl Talk {
     /// Hands the flow `before` over.
     pub fn hand_over(&mut self) {
         for side in [Side::Client, Side::Server] {
-            let (source, destination) = self.tuple(side);
-            self.scene.set_tuple(tuple_key(source, destination), ID, side);
+            let (source, destination) = tuple(&self.before, side);
+            self.scene.set_tuple(PacketTuple::new(source, destination), ID, side);
         }
-        self.before.handed_over = true;
+        self.before.handed_over = 1;
         self.scene.set_flow(ID, &self.before);
-    }
-
-    /// Source and destination of packets from `side`, as they arrive at the interface.
-    pub fn tuple(&self, side: Side) -> (SocketAddrV4, SocketAddrV4) {
-        let Flow { client, server, announced_client, announced_server, .. } = self.before;
-        match side {
-            Side::Client => (client, SocketAddrV4::new(announced_server, server.port())),
-            Side::Server => (server, SocketAddrV4::new(announced_client, client.port())),
-        }
-    }
-
-    /// The sequence offsets of `side` and of the other side.
-    fn seq_offsets(&self, side: Side) -> [u32; 2] {
-        let by = |side: Side| {
-            self.before.seq_offsets.map_or(0, |seq_offsets| seq_offsets[side.index()].0)
-        };
-        [by(side), by(side.other())]
     }
 
     /// A packet with the next line of `side`.
     pub fn frame(&self, side: Side, line: impl AsRef<[u8]>) -> Frame {
-        let (source, destination) = self.tuple(side);
+        let (source, destination) = tuple(&self.before, side);
         let mut frame = Frame::new(source, destination, ACK | PSH);
         frame.seq = self.before.next_seq[side.index()];
-        let [_, shifted] = self.seq_offsets(side);
+        let shifted = self.before.seq_offset[side.other().index()];
         frame.ack = self.before.next_seq[side.other().index()].wrapping_add(shifted);
         frame.payload = line.as_ref().to_vec();
         frame
@@ -303,17 +310,17 @@ impl Talk {
         let [line] = &lines[..] else { panic!("{lines:?}") };
         let side = if line.side == 0 { Side::Client } else { Side::Server };
         assert_eq!((line.flow, line.number), (ID, self.before.line_count + 1));
-        assert_eq!((line.seq, line.ack, &line.line), (frame.seq, frame.ack, &frame.payload));
-        let mut expected = self.before.clone();
+        assert_eq!((line.seq, line.ack, line.line()), (frame.seq, frame.ack, &frame.payload[..]));
+        let mut expected = self.before;
         expected.line_count += 1;
         let ends = frame.flags & FIN != 0;
         let length = if ends { 1 } else { u32::try_from(frame.payload.len()).unwrap() };
         expected.next_seq[side.index()] = frame.seq.wrapping_add(length);
-        expected.last_line[side.index()] = (frame.seq, (!ends).then(|| frame.payload.clone()));
+        expected.last_line[side.index()] = saved_line(frame.seq, (!ends).then_some(&frame.payload));
         // The callers check these.
         expected.dialogue = flow.dialogue;
         (expected.pinhole, expected.pinhole_line) = (flow.pinhole, flow.pinhole_line);
-        expected.seq_offsets = flow.seq_offsets;
+        (expected.seq_offset, expected.offset_since) = (flow.seq_offset, flow.offset_since);
         assert_eq!(flow, expected);
         let counted = self.scene.counts();
         assert_eq!(counted[INSPECTED], counts[INSPECTED] + 1);
@@ -321,7 +328,7 @@ impl Talk {
         let rewritten = u64::from(delivered != frame.payload);
         assert_eq!(counted[REWRITTEN], counts[REWRITTEN] + rewritten);
         self.before = flow;
-        line.clone()
+        *line
     }
 
     /// Sends a packet that the program lets pass with its mark and the payload `delivered`.
@@ -333,8 +340,11 @@ impl Talk {
         let text = payload(&outcome.bytes);
         assert_eq!(text.escape_ascii().to_string(), delivered.escape_ascii().to_string());
         // Apart from that, the packet does not change.
-        let is_client = frame.source == self.before.client;
-        let [own, other] = self.seq_offsets(if is_client { Side::Client } else { Side::Server });
+        let mut offsets = self.before.seq_offset;
+        if *frame.source.ip() != self.before.client {
+            offsets.reverse();
+        }
+        let [own, other] = offsets;
         let (seq, ack) = (frame.seq.wrapping_add(own), frame.ack.wrapping_sub(other));
         let expected = Frame { seq, ack, payload: delivered.to_vec(), ..frame.clone() };
         assert_eq!(outcome.bytes, expected.to_bytes(), "{line}");
@@ -353,7 +363,7 @@ impl Talk {
         let outcome = self.scene.run_bytes(bytes, mark);
         let text = bytes.escape_ascii();
         assert_eq!(outcome, Outcome { mark, bytes: bytes.to_vec() }, "{text}");
-        let expected = Flow { handed_over: false, ..self.before.clone() };
+        let expected = Flow { handed_over: 0, ..self.before };
         assert_eq!(self.scene.flow(ID), expected, "{text}");
         assert_eq!(self.scene.lines(), [], "{text}");
         assert_eq!(self.scene.pinholes(), pinholes, "{text}");

@@ -2,12 +2,7 @@
 //!
 //! `FTP_ALG_DIALOGUES` is their number (6,000 by default, with 25,000 packets), `FTP_ALG_SEED` the seed (0).
 
-use std::{
-    collections::BTreeSet,
-    env,
-    net::{Ipv4Addr, SocketAddrV4},
-    time::Duration,
-};
+use std::{collections::BTreeSet, env, net::Ipv4Addr, time::Duration};
 
 use super::{
     admitted_syns::{AdmittedSyns, DataSyn},
@@ -15,11 +10,11 @@ use super::{
     frames::{ACK, FIN, Frame, PSH, RST, SYN, URG, payload},
     layout::{
         EPSV_PENDING, Flow, GREETING_DUE, LOGIN_DUE, LOGIN_PENDING, PASV_PENDING, PORT_PENDING,
-        PinholeKey, READY, Side, tuple_key,
+        PacketTuple, PinholeKey, READY, Side, last_pinhole,
     },
     model::{Expected, GREETINGS, Passed, PinholeOwners, Segment, decide, random_request},
     rng::Rng,
-    scene::{Scene, now, routed},
+    scene::{Scene, now, routed, tuple},
 };
 
 /// Announced ports. They are few, so that flows find pinholes of others. 1030 is barred.
@@ -73,10 +68,9 @@ impl Walk {
     /// A flow, from its handover until it is handed back, or for some lines.
     fn dialogue(&mut self, id: u64, rng: &mut Rng) {
         let mut flow = some_flow(rng);
-        let client = (flow.client, SocketAddrV4::new(flow.announced_server, 21));
-        let server = (flow.server, SocketAddrV4::new(flow.announced_client, flow.client.port()));
+        let [client, server] = [Side::Client, Side::Server].map(|side| tuple(&flow, side));
         for ((source, destination), side) in [(client, Side::Client), (server, Side::Server)] {
-            self.scene.set_tuple(tuple_key(source, destination), id, side);
+            self.scene.set_tuple(PacketTuple::new(source, destination), id, side);
         }
         self.scene.set_flow(id, &flow);
         let mut frames: Vec<(Side, Frame)> = Vec::new();
@@ -89,8 +83,7 @@ impl Walk {
                 let (source, destination) = if side == Side::Client { client } else { server };
                 let mut frame = Frame::new(source, destination, ACK | PSH);
                 frame.seq = flow.next_seq[side.index()];
-                let shifted =
-                    flow.seq_offsets.map_or(0, |seq_offsets| seq_offsets[side.other().index()].0);
+                let shifted = flow.seq_offset[side.other().index()];
                 frame.ack = flow.next_seq[side.other().index()].wrapping_add(shifted);
                 if rng.chance(0.1) {
                     frame.flags = ACK;
@@ -111,23 +104,23 @@ impl Walk {
                 frame.tcp_options = timestamps(rng);
             }
             self.packet(id, &mut flow, side, &frame);
-            if !flow.handed_over {
+            if flow.handed_over == 0 {
                 break;
             }
             frames.push((side, frame));
-            if let Some(key) = flow.pinhole
+            if let Some(key) = last_pinhole(&flow)
                 && rng.chance(0.1)
             {
                 self.syn(id, key, rng);
             }
-            if let Some(key) = flow.pinhole
+            if let Some(key) = last_pinhole(&flow)
                 && rng.chance(0.05)
             {
                 self.syn_of_rules(key, rng);
             }
         }
         for (source, destination) in [client, server] {
-            self.scene.remove_tuple(tuple_key(source, destination));
+            self.scene.remove_tuple(PacketTuple::new(source, destination));
         }
         self.scene.remove_flow(id);
     }
@@ -144,15 +137,18 @@ impl Walk {
             mark: frame.mark,
             payload: &frame.payload,
         };
-        let before = flow.clone();
+        let before = *flow;
         let expected = decide(id, flow, &mut self.pinholes, &self.barred, &segment);
         let outcome = self.scene.run(frame);
         let lines = self.scene.lines();
         let what = format!("{frame:?}\nof {before:?}\nexpected: {expected:?}");
         let (passed, opened) = match &expected {
             Expected::MarkOnly => {
-                let mark =
-                    if frame.mark == 0 && before.handed_over { INSPECTED_MARK } else { frame.mark };
+                let mark = if frame.mark == 0 && before.handed_over == 1 {
+                    INSPECTED_MARK
+                } else {
+                    frame.mark
+                };
                 assert_eq!((outcome.mark, outcome.bytes), (mark, frame.to_bytes()), "{what}");
                 assert_eq!(lines, [], "{what}");
                 (None, None)
@@ -173,11 +169,11 @@ impl Walk {
                 let [line] = &lines[..] else { panic!("{lines:?} {what}") };
                 assert_eq!((line.flow, line.number, line.side), (id, flow.line_count, side as u32));
                 assert_eq!(
-                    (line.seq, line.ack, &line.line),
-                    (frame.seq, frame.ack, &frame.payload)
+                    (line.seq, line.ack, line.line()),
+                    (frame.seq, frame.ack, &frame.payload[..])
                 );
-                assert_eq!(line.opened_pinhole, opened.is_some(), "{what}");
-                assert_eq!(line.is_fin, segment.is_fin, "{what}");
+                assert_eq!(line.opened_pinhole == 1, opened.is_some(), "{what}");
+                assert_eq!(line.is_fin == 1, segment.is_fin, "{what}");
                 assert_eq!(u32::from(line.port_digits), before.port_digits, "{what}");
                 assert_eq!(line.consumed_pinhole, consumed.unwrap_or(0), "{what}");
                 self.counts[2] += 1;
@@ -239,9 +235,8 @@ impl Walk {
     fn syn_of_rules(&mut self, key: PinholeKey, rng: &mut Rng) {
         let until = if rng.chance(0.8) { u64::MAX } else { now() - 1 };
         self.scene.set_rules_pinhole(key, until);
-        let arrival = SocketAddrV4::new(key.arrival, key.port);
         let until = Duration::from_nanos(until);
-        self.admitted_syns.insert_rules_pinhole(key.initiator, arrival, until);
+        self.admitted_syns.insert_rules_pinhole(key.initiator, key.arrival(), until);
         self.is_admitted(key, u32::try_from(rng.below(2)).unwrap());
     }
 
@@ -283,17 +278,24 @@ fn some_address(rng: &mut Rng) -> Ipv4Addr {
 }
 
 fn some_flow(rng: &mut Rng) -> Flow {
-    let client =
-        SocketAddrV4::new(some_address(rng), 1024 + u16::try_from(rng.below(60000)).unwrap());
-    let server = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 9), 21);
+    let client = some_address(rng);
+    let client_port = 1024 + u16::try_from(rng.below(60000)).unwrap();
+    let server = Ipv4Addr::new(192, 0, 2, 9);
     let announced = |rng: &mut Rng, own: Ipv4Addr| match rng.chance(0.5) {
         true => own,
         false => *rng.pick(&[Ipv4Addr::new(198, 51, 100, 1), Ipv4Addr::new(9, 9, 9, 9)]),
     };
-    let [announced_client, announced_server] =
-        [client, server].map(|own| announced(rng, *own.ip()));
+    let [announced_client, announced_server] = [client, server].map(|own| announced(rng, own));
     let start = [rng.next() as u32, 0xffff_ff00][rng.below(2)];
     let next_seq = [start, rng.next() as u32];
+    let port_digits = u32::try_from(rng.below(4)).unwrap();
+    let [first_client_port, last_client_port] =
+        *rng.pick(&[[0, u16::MAX], [0, u16::MAX], [1024, 30_000]]);
+    let adjusted = rng.chance(0.5);
+    let offsets = match adjusted {
+        true => next_seq.map(|next| some_seq_offset(rng, next)),
+        false => [(0, 0); 2],
+    };
     Flow {
         next_seq,
         line_count: rng.next() as u32 >> 1,
@@ -308,19 +310,21 @@ fn some_flow(rng: &mut Rng) -> Flow {
             GREETING_DUE,
         ]),
         client,
+        client_port,
         server,
         announced_client,
         announced_server,
         active_arrival: announced_client,
         passive_arrival: announced_server,
-        active_initiator: *server.ip(),
-        passive_initiator: *client.ip(),
+        active_initiator: server,
+        passive_initiator: client,
         inspected_mark: INSPECTED_MARK,
-        port_digits: u32::try_from(rng.below(4)).unwrap(),
-        client_ports: *rng.pick(&[[0, u16::MAX], [0, u16::MAX], [1024, 30_000]]),
-        seq_offsets: rng
-            .chance(0.5)
-            .then(|| [0, 1].map(|side| some_seq_offset(rng, next_seq[side]))),
+        port_digits,
+        first_client_port,
+        last_client_port,
+        adjusted: adjusted.into(),
+        seq_offset: offsets.map(|(by, _)| by),
+        offset_since: offsets.map(|(_, since)| since),
         ..routed()
     }
 }
@@ -351,8 +355,8 @@ fn some_line(rng: &mut Rng, flow: &Flow, side: Side) -> String {
         |address: Ipv4Addr| format!("{address},{},{}", port >> 8, port & 255).replace('.', ",");
     let other = some_address(rng);
     let pick = |rng: &mut Rng, own| if rng.chance(0.95) { own } else { other };
-    let client = pick(rng, *flow.client.ip());
-    let server = pick(rng, *flow.server.ip());
+    let client = pick(rng, flow.client);
+    let server = pick(rng, flow.server);
     let longest = if rng.chance(0.1) { 130 } else { 60 };
     let length = rng.below(longest);
     let commands = [

@@ -8,7 +8,8 @@ use std::{
 };
 
 use aya::programs::{SchedClassifier, TcAttachType};
-use ftp_alg::kernel::fastpath::{self, FastPath};
+use ftp_alg::kernel::offload::list_interfaces;
+use ftp_alg_fastpath::{FastPath, remove_leftovers};
 
 use super::{
     lab::{Lab, inside},
@@ -62,7 +63,7 @@ fn the_program_is_attached_while_it_is_in_use() {
         assert_eq!(update_after(11), none);
         lab.gateway_sh("ip link delete later");
 
-        path.hand_over(&flow(1)).unwrap();
+        path.hand_over(1, tuples(), &flow()).unwrap();
         assert_eq!(attached_interfaces(&lab), both, "at once");
         exchange(&path, 0);
         assert_eq!(read(&path).len(), 2);
@@ -74,7 +75,7 @@ fn the_program_is_attached_while_it_is_in_use() {
         assert_eq!(path.list_open_pinholes().unwrap().len(), 1);
         path.take_back(1, tuples()).unwrap();
         assert_eq!((update_after(300), update_after(400)), (both.clone(), both.clone()));
-        path.retain_pinholes(|_, _, _, _| false).unwrap();
+        path.retain_pinholes(|_, _| false).unwrap();
         assert_eq!((update_after(500), update_after(509)), (both.clone(), both));
         assert_eq!((update_after(510), attached_interfaces(&lab)), (none.clone(), none));
         path.remove().unwrap();
@@ -178,7 +179,7 @@ fn removed_pins_stop_no_daemon() {
         let path = pins.load();
         fs::remove_dir_all(&pins.0).unwrap();
         assert_eq!(update_attachments(&path), name_set(&["lan", "wan"]));
-        path.hand_over(&flow(1)).unwrap();
+        path.hand_over(1, tuples(), &flow()).unwrap();
         path.remove().unwrap();
         assert_eq!(attached_interfaces(&lab), name_set(&[]));
     });
@@ -196,9 +197,9 @@ fn a_directory_that_another_user_may_change_is_left_alone() {
                     chown(directory, Some(owner), None).unwrap();
                 };
                 set(owner, mode);
-                let error = fastpath::remove_leftovers(&pins.0).unwrap_err();
+                let error = remove_leftovers(&pins.0, list_interfaces).unwrap_err();
                 assert_eq!(error.kind(), io::ErrorKind::PermissionDenied, "{owner} {mode:o}");
-                let unavailable = FastPath::load(&pins.0).unwrap_err().to_string();
+                let unavailable = FastPath::load(&pins.0, list_interfaces).unwrap_err().to_string();
                 assert!(unavailable.contains("permission denied"), "{unavailable}");
                 assert!(version.join("inspect").exists(), "{owner} {mode:o}");
                 set(0, 0o700);

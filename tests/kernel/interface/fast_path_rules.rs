@@ -12,7 +12,11 @@ use std::{
 
 use ftp_alg::kernel::{
     Commits, RuleParameters, Table, TableCondition,
-    fastpath::{FastPath, Flow, TranslationLease, Translations},
+    offload::{TranslationLease, Translations},
+};
+use ftp_alg_fastpath::{
+    FastPath,
+    layout::{Flow, PacketTuple},
 };
 
 use socket2::{Domain, Socket, Type};
@@ -71,7 +75,7 @@ impl Ready {
     }
 
     /// Has the program open a pinhole at port 4001, by this line of the client or by the reply to PASV.
-    fn open(&self, flow: &Flow, line: Option<&[u8]>) {
+    fn open(&self, id: u64, flow: &Flow, line: Option<&[u8]>) {
         let path = self.path();
         self.lab.on_gateway(|| {
             let interfaces = program::indices(["lan", "wan"]);
@@ -79,7 +83,8 @@ impl Ready {
                 frame[..6].copy_from_slice(&OWN);
                 receive_at(path, interface, &frame);
             };
-            path.hand_over(&Flow { interfaces, ..flow.clone() }).unwrap();
+            let flow = Flow { interface: interfaces, ..*flow };
+            path.hand_over(id, tuples(), &flow).unwrap();
             let line = line.unwrap_or(b"PASV\r\n");
             receive(interfaces[0], frame(CLIENT, SERVER, 1000, 2000, line));
             let next = 1000 + line.len() as u32;
@@ -90,9 +95,12 @@ impl Ready {
             };
             receive(interfaces[1], frame(SERVER, CLIENT, 2000, next, answer));
             let lines = read(path);
-            assert!(lines.len() == 2 && lines.iter().any(|line| line.opened_pinhole), "{lines:?}");
+            assert!(
+                lines.len() == 2 && lines.iter().any(|line| line.opened_pinhole == 1),
+                "{lines:?}"
+            );
             path.ring().release(path.ring().position());
-            path.take_back(flow.id, tuples()).unwrap();
+            path.take_back(id, tuples()).unwrap();
         });
     }
 
@@ -124,8 +132,8 @@ impl Drop for Ready {
 /// Another initiator and target, and a source that stays as it is.
 const UNCHANGED: (&str, &str, &str) = ("10.9.0.1", "10.9.0.2", "10.9.0.1");
 
-fn flow(number: u64, passive_mark: u32) -> Flow {
-    Flow { passive_mark, ..program::flow(number) }
+fn flow(passive_mark: u32) -> Flow {
+    Flow { passive_mark, ..program::flow() }
 }
 
 #[test]
@@ -141,7 +149,7 @@ fn only_an_admitted_connection_passes() {
     let listener = listen(&ready.lab.server, at(lab::SERVER, 4001));
     let to = at(lab::SERVER, 4001);
     assert!(is_silent(&ready.lab.client, lab::CLIENT, to));
-    ready.open(&flow(1, mark), None);
+    ready.open(1, &flow(mark), None);
     let mut client = connect(&ready.lab.client, lab::CLIENT, to);
     // The operator's masquerading does not translate the connection.
     let (_, peer) = exchange(&mut client, &listener);
@@ -151,7 +159,7 @@ fn only_an_admitted_connection_passes() {
 
     // The source is translated as requested.
     let slot = ready.acquire(None, Some((lab::CLIENT, lab::SERVER, EXTERNAL2))).unwrap();
-    ready.open(&flow(2, slot.mark()), None);
+    ready.open(2, &flow(slot.mark()), None);
     let mut client = connect(&ready.lab.client, lab::CLIENT, to);
     let (_, peer) = exchange(&mut client, &listener);
     assert_eq!(peer.ip().to_string(), EXTERNAL2);
@@ -171,12 +179,12 @@ fn a_connection_is_translated_to_the_target_of_its_slot() {
     let active = Flow {
         active_arrival: EXTERNAL.parse().unwrap(),
         active_mark: slot.mark(),
-        ..program::flow(1)
+        ..program::flow()
     };
     let listener = listen(&ready.lab.client, at(lab::CLIENT, 4001));
     let to = at(EXTERNAL, 4001);
     let port: &[u8] = b"PORT 10,0,0,2,15,161\r\n";
-    ready.open(&active, Some(port));
+    ready.open(1, &active, Some(port));
     let mut server = connect(&ready.lab.server, lab::SERVER, to);
     let (_, peer) = exchange(&mut server, &listener);
     assert_eq!(peer.ip().to_string(), lab::GATEWAY_INSIDE);
@@ -187,12 +195,12 @@ fn a_connection_is_translated_to_the_target_of_its_slot() {
         assert_eq!(ready.table.condition().unwrap(), TableCondition::Gone);
         ready.table.restore().unwrap();
     });
-    ready.open(&Flow { id: 2, ..active.clone() }, Some(port));
+    ready.open(2, &active, Some(port));
     let _here = listen(&ready.lab.gateway, at(EXTERNAL, 4001));
     assert!(is_silent(&ready.lab.server, lab::SERVER, to));
     drop(_here);
     ready.translations.restore_elements().unwrap();
-    ready.open(&Flow { id: 3, ..active }, Some(port));
+    ready.open(3, &active, Some(port));
     let mut server = connect(&ready.lab.server, lab::SERVER, to);
     exchange(&mut server, &listener);
     drop(others_slots);
@@ -375,14 +383,13 @@ fn inspected_packets_bypass_the_queue() {
     // The client is masqueraded, so the server sends to the gateway.
     let outside: SocketAddrV4 = peer.to_string().parse().unwrap();
     let from = SocketAddrV4::new(*CLIENT.ip(), client.local_addr().unwrap().port());
-    let mut control = program::flow(1);
-    control.tuples[0].source = from;
-    control.tuples[1].destination = outside;
+    let mut control = program::flow();
     control.next_seq = next;
-    control.interfaces = ready.lab.on_gateway(|| program::indices(["lan", "wan"]));
+    control.interface = ready.lab.on_gateway(|| program::indices(["lan", "wan"]));
     control.inspected_mark = RuleParameters::default().inspected_mark();
     let path = ready.path();
-    path.hand_over(&control).unwrap();
+    let tuples = [PacketTuple::new(from, SERVER), PacketTuple::new(SERVER, outside)];
+    path.hand_over(1, tuples, &control).unwrap();
     let mut buffer = [0; 64];
     client.write_all(b"NOOP\r\n").unwrap();
     assert_eq!(server.read(&mut buffer).unwrap(), 6);

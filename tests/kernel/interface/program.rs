@@ -10,8 +10,11 @@ use std::{
 
 use aya::{TestRun as _, TestRunOptions, programs::SchedClassifier};
 use etherparse::PacketBuilder;
-use ftp_alg::kernel::fastpath::{
-    self, DialogueState, FastPath, Flow, LineRecord, PacketTuple, RingWaiter,
+use ftp_alg::kernel::offload::list_interfaces;
+use ftp_alg_fastpath::{
+    FastPath, RingWaiter,
+    layout::{Flow, LineRecord, PacketTuple, PinholeKey, side},
+    remove_leftovers,
 };
 
 use ftp_alg_lab::wait_for;
@@ -55,7 +58,7 @@ impl Pins {
     }
 
     pub fn load(&self) -> FastPath {
-        let path = FastPath::load(&self.0).unwrap();
+        let path = FastPath::load(&self.0, list_interfaces).unwrap();
         path.set_heartbeat(Duration::from_secs(3600)).unwrap();
         path
     }
@@ -68,21 +71,18 @@ impl Drop for Pins {
 }
 
 pub fn tuples() -> [PacketTuple; 2] {
-    [
-        PacketTuple { source: CLIENT, destination: SERVER },
-        PacketTuple { source: SERVER, destination: CLIENT },
-    ]
+    [PacketTuple::new(CLIENT, SERVER), PacketTuple::new(SERVER, CLIENT)]
 }
 
-pub fn flow(id: u64) -> Flow {
+/// A connection without NAT, after its login.
+pub fn flow() -> Flow {
     Flow {
-        id,
-        tuples: tuples(),
+        handed_over: 1,
         next_seq: [1000, 2000],
-        line_count: 0,
-        dialogue: DialogueState::Ready,
-        client: CLIENT,
-        server: SERVER,
+        client: *CLIENT.ip(),
+        server: *SERVER.ip(),
+        client_port: CLIENT.port(),
+        server_port: SERVER.port(),
         announced_client: *CLIENT.ip(),
         announced_server: *SERVER.ip(),
         active_arrival: *CLIENT.ip(),
@@ -92,11 +92,10 @@ pub fn flow(id: u64) -> Flow {
         active_mark: 0x5000_0000,
         passive_mark: 0x5000_0000,
         inspected_mark: MARK,
-        port_digits: 0,
-        seq_offsets: None,
-        pinhole_lifetime: Duration::from_secs(30),
-        client_ports: [0, u16::MAX],
-        interfaces: [1; 2], // lo, as in `receive`
+        pinhole_lifetime: 30_000_000_000,
+        last_client_port: u16::MAX,
+        interface: [1; 2], // lo, as in `receive`
+        ..Flow::default()
     }
 }
 
@@ -160,20 +159,20 @@ fn lines_stay_in_the_ring_until_they_are_released() {
     let Some((lab, pins)) = lab_with_pins() else { return };
     lab.on_gateway(|| {
         let path = pins.load();
-        path.hand_over(&flow(7)).unwrap();
+        path.hand_over(7, tuples(), &flow()).unwrap();
         assert!(!path.ring().has_unread());
         exchange(&path, 0);
         assert!(path.ring().has_unread());
         let lines = read(&path);
-        let texts: Vec<_> = lines.iter().map(|line| (line.number, line.bytes())).collect();
+        let texts: Vec<_> = lines.iter().map(|line| (line.number, line.line())).collect();
         assert_eq!(texts, [(1, &b"NOOP\r\n"[..]), (2, b"200 \r\n")]);
         let [noop, ok] = &lines[..] else { panic!("{lines:?}") };
-        assert_eq!((noop.flow, noop.from_client, noop.seq, noop.ack), (7, true, 1000, 2000));
+        assert_eq!((noop.flow, noop.side, noop.seq, noop.ack), (7, side::CLIENT, 1000, 2000));
         assert_eq!(
-            (ok.client, ok.server, ok.window, ok.opened_pinhole),
-            (CLIENT, SERVER, 256, false)
+            (ok.client(), ok.server(), ok.window, ok.opened_pinhole),
+            (CLIENT, SERVER, 256, 0)
         );
-        assert!(noop.at_ns <= ok.at_ns && !ok.from_client);
+        assert!(noop.at_ns <= ok.at_ns && ok.side == side::SERVER);
 
         // The next daemon reads them as well, because they were not released. A third one reads nothing.
         drop(path);
@@ -194,7 +193,7 @@ fn a_reader_is_woken_when_a_quarter_of_the_ring_is_full() {
     let Some((lab, pins)) = lab_with_pins() else { return };
     lab.on_gateway(|| {
         let path = pins.load();
-        path.hand_over(&flow(1)).unwrap();
+        path.hand_over(1, tuples(), &flow()).unwrap();
         let waiter = RingWaiter::new(path.ring()).unwrap();
         let is_woken = |at_most: Duration| {
             let before = Instant::now();
@@ -229,7 +228,7 @@ fn a_full_ring_hands_flows_back_until_it_is_released() {
     let Some((lab, pins)) = lab_with_pins() else { return };
     lab.on_gateway(|| {
         let path = pins.load();
-        path.hand_over(&flow(1)).unwrap();
+        path.hand_over(1, tuples(), &flow()).unwrap();
         let mut count = 0;
         while path.counters().unwrap().ring_full == 0 {
             exchange(&path, count);
@@ -247,11 +246,11 @@ fn a_full_ring_hands_flows_back_until_it_is_released() {
         // After this the positions have wrapped around the ring.
         for turn in 0..3 {
             path.take_back(1, tuples()).unwrap();
-            path.hand_over(&flow(1)).unwrap();
+            path.hand_over(1, tuples(), &flow()).unwrap();
             (0..2000).for_each(|count| exchange(&path, count));
             let lines = read(&path);
             assert_eq!((turn, lines.len()), (turn, 4000));
-            assert!(lines.iter().all(|one| matches!(one.bytes(), b"NOOP\r\n" | b"200 \r\n")));
+            assert!(lines.iter().all(|one| matches!(one.line(), b"NOOP\r\n" | b"200 \r\n")));
             path.ring().release(path.ring().position());
         }
         path.remove().unwrap();
@@ -263,10 +262,16 @@ fn lines_are_not_inspected_after_take_back() {
     let Some((lab, pins)) = lab_with_pins() else { return };
     lab.on_gateway(|| {
         let path = pins.load();
-        path.hand_over(&flow(7)).unwrap();
-        assert_eq!(path.hand_over(&flow(7)).unwrap_err().raw_os_error(), Some(libc::EEXIST));
+        path.hand_over(7, tuples(), &flow()).unwrap();
+        assert_eq!(
+            path.hand_over(7, tuples(), &flow()).unwrap_err().raw_os_error(),
+            Some(libc::EEXIST)
+        );
         // Another flow with the same tuples is refused, and the first one stays.
-        assert_eq!(path.hand_over(&flow(8)).unwrap_err().raw_os_error(), Some(libc::EEXIST));
+        assert_eq!(
+            path.hand_over(8, tuples(), &flow()).unwrap_err().raw_os_error(),
+            Some(libc::EEXIST)
+        );
         assert_eq!(path.flow_ids().unwrap(), [7]);
         exchange(&path, 0);
         assert_eq!(path.counters().unwrap().inspected, 2);
@@ -274,9 +279,9 @@ fn lines_are_not_inspected_after_take_back() {
         exchange(&path, 1);
         assert_eq!((path.counters().unwrap().inspected, path.flow_ids().unwrap()), (2, vec![]));
         path.take_back(7, tuples()).unwrap();
-        path.hand_over(&flow(8)).unwrap();
+        path.hand_over(8, tuples(), &flow()).unwrap();
         path.take_back_all().unwrap();
-        path.hand_over(&flow(9)).unwrap();
+        path.hand_over(9, tuples(), &flow()).unwrap();
         assert_eq!(path.flow_ids().unwrap(), [9]);
         path.remove().unwrap();
     });
@@ -287,7 +292,7 @@ fn after_take_back_the_ring_has_all_inspected_lines() {
     let Some((lab, pins)) = lab_with_pins() else { return };
     let path = lab.on_gateway(|| pins.load());
     for round in 1..=50 {
-        path.hand_over(&flow(round)).unwrap();
+        path.hand_over(round, tuples(), &flow()).unwrap();
         let before = path.counters().unwrap().handed_back;
         let (inspected, late) = std::thread::scope(|scope| {
             // Another processor sends lines while the flow is taken back.
@@ -313,43 +318,40 @@ fn reserved_pinholes_and_barred_ports_are_not_opened() {
     let Some((lab, pins)) = lab_with_pins() else { return };
     let arrival = SocketAddrV4::new(*SERVER.ip(), 4001);
     let pasv = |path: &FastPath, id: u64| {
-        path.hand_over(&flow(id)).unwrap();
+        path.hand_over(id, tuples(), &flow()).unwrap();
         receive(path, &frame(CLIENT, SERVER, 1000, 2000, b"PASV\r\n"));
         receive(path, &frame(SERVER, CLIENT, 2000, 1006, b"227 x (192,0,2,9,15,161)\r\n"));
-        let opened = read(path).iter().any(|line| line.opened_pinhole);
+        let opened = read(path).iter().any(|line| line.opened_pinhole == 1);
         path.take_back(id, tuples()).unwrap();
         opened
     };
     lab.on_gateway(|| {
         let path = pins.load();
-        let initiator = *CLIENT.ip();
-        assert!(path.reserve_pinhole(initiator, arrival).unwrap());
-        assert!(path.reserve_pinhole(initiator, arrival).unwrap(), "as by an earlier daemon");
-        path.close_pinhole(initiator, arrival, 1, 2).unwrap();
+        let key = PinholeKey::new(*CLIENT.ip(), arrival);
+        assert!(path.reserve_pinhole(&key).unwrap());
+        assert!(path.reserve_pinhole(&key).unwrap(), "as by an earlier daemon");
+        path.close_pinhole(&key, 1, 2).unwrap();
         assert!(!pasv(&path, 1), "it is reserved");
-        path.release_pinhole(initiator, arrival).unwrap();
+        path.release_pinhole(&key).unwrap();
         assert!(pasv(&path, 2), "it is released");
-        path.release_pinhole(initiator, arrival).unwrap();
-        path.retain_pinholes(|_, _, flow, _| flow != 0).unwrap();
-        path.close_pinhole(initiator, arrival, 2, 1).unwrap();
-        assert!(
-            !path.reserve_pinhole(initiator, arrival).unwrap(),
-            "the pinhole of another line is open"
-        );
-        path.close_pinhole(initiator, arrival, 2, 2).unwrap();
-        assert!(path.reserve_pinhole(initiator, arrival).unwrap(), "it is closed");
-        path.retain_pinholes(|_, _, flow, _| flow != 0).unwrap();
+        path.release_pinhole(&key).unwrap();
+        path.retain_pinholes(|_, pinhole| pinhole.flow != 0).unwrap();
+        path.close_pinhole(&key, 2, 1).unwrap();
+        assert!(!path.reserve_pinhole(&key).unwrap(), "the pinhole of another line is open");
+        path.close_pinhole(&key, 2, 2).unwrap();
+        assert!(path.reserve_pinhole(&key).unwrap(), "it is closed");
+        path.retain_pinholes(|_, pinhole| pinhole.flow != 0).unwrap();
 
         path.set_barred_ports(|port| port == 4001).unwrap();
         assert!(!pasv(&path, 3), "the port is barred");
         path.set_barred_ports(|port| port == 4000 || port == 4002).unwrap();
         assert!(pasv(&path, 4), "only its neighbours are barred");
         // The pinhole of a flow of an earlier daemon.
-        path.hand_over(&flow(4)).unwrap();
+        path.hand_over(4, tuples(), &flow()).unwrap();
         path.take_back_all().unwrap();
-        assert!(!path.reserve_pinhole(initiator, arrival).unwrap(), "a session may use it");
-        path.retain_pinholes(|_, _, flow, _| flow != 4).unwrap();
-        assert!(path.reserve_pinhole(initiator, arrival).unwrap());
+        assert!(!path.reserve_pinhole(&key).unwrap(), "a session may use it");
+        path.retain_pinholes(|_, pinhole| pinhole.flow != 4).unwrap();
+        assert!(path.reserve_pinhole(&key).unwrap());
         path.remove().unwrap();
     });
 }
@@ -360,7 +362,7 @@ fn a_daemon_takes_over_its_version_and_removes_others() {
     lab.on_gateway(|| {
         let first = pins.load();
         update_attachments(&first);
-        first.hand_over(&flow(7)).unwrap();
+        first.hand_over(7, tuples(), &flow()).unwrap();
         let version = first.directory().to_owned();
         drop(first);
         assert_eq!(attached_interfaces(&lab), name_set(&["lan", "wan"]), "the pins keep it");
@@ -390,13 +392,9 @@ fn a_daemon_takes_over_its_version_and_removes_others() {
 fn control_ports_survive_a_takeover() {
     let Some((lab, pins)) = lab_with_pins() else { return };
     let at = |port| SocketAddrV4::new(*SERVER.ip(), port);
-    let server_at = |number, inside, outside| Flow {
-        tuples: [
-            PacketTuple { source: CLIENT, destination: at(outside) },
-            PacketTuple { source: at(inside), destination: CLIENT },
-        ],
-        server: at(inside),
-        ..flow(number)
+    let hand_over = |path: &FastPath, id, inside, outside| {
+        let tuples = [PacketTuple::new(CLIENT, at(outside)), PacketTuple::new(at(inside), CLIENT)];
+        path.hand_over(id, tuples, &Flow { server_port: inside, ..flow() }).unwrap();
     };
     let exchange = |path: &FastPath, inside, outside| {
         receive(path, &frame(CLIENT, at(outside), 1000, 2000, b"NOOP\r\n"));
@@ -405,11 +403,11 @@ fn control_ports_survive_a_takeover() {
     };
     lab.on_gateway(|| {
         let first = pins.load();
-        first.hand_over(&server_at(1, 21, 21)).unwrap();
-        first.hand_over(&server_at(2, 2121, 65535)).unwrap();
+        hand_over(&first, 1, 21, 21);
+        hand_over(&first, 2, 2121, 65535);
         drop(first);
         let second = pins.load();
-        second.hand_over(&server_at(3, 22, 23)).unwrap();
+        hand_over(&second, 3, 22, 23);
         assert_eq!(exchange(&second, 21, 21), 2);
         assert_eq!(exchange(&second, 2121, 65535), 2);
         assert_eq!(exchange(&second, 22, 23), 2);
@@ -425,12 +423,12 @@ fn a_directory_in_use_is_neither_taken_over_nor_removed() {
         let path = pins.load();
         update_attachments(&path);
         let error_text = "in use by another ftp-alg";
-        let unavailable = FastPath::load(&pins.0).unwrap_err().to_string();
+        let unavailable = FastPath::load(&pins.0, list_interfaces).unwrap_err().to_string();
         assert!(unavailable.ends_with(error_text), "{unavailable}");
-        assert_eq!(fastpath::remove_leftovers(&pins.0).unwrap_err().to_string(), error_text);
+        assert_eq!(remove_leftovers(&pins.0, list_interfaces).unwrap_err().to_string(), error_text);
         assert_eq!(attached_interfaces(&lab), name_set(&["lan", "wan"]));
         drop(path);
-        fastpath::remove_leftovers(&pins.0).unwrap();
+        remove_leftovers(&pins.0, list_interfaces).unwrap();
         assert_eq!(attached_interfaces(&lab), name_set(&[]));
         assert!(!pins.0.exists());
     });
@@ -448,8 +446,8 @@ fn each_network_namespace_has_its_own_program() {
         })
     };
     let (first, second) = (load(&one), load(&two));
-    first.hand_over(&flow(7)).unwrap();
-    second.hand_over(&flow(8)).unwrap();
+    first.hand_over(7, tuples(), &flow()).unwrap();
+    second.hand_over(8, tuples(), &flow()).unwrap();
     exchange(&first, 0);
     assert_eq!((read(&first).len(), read(&second).len()), (2, 0));
     one.on_gateway(|| first.remove().unwrap());
@@ -465,8 +463,8 @@ fn received_packets_are_inspected() {
     lab.on_gateway(|| {
         let path = pins.load();
         update_attachments(&path);
-        let interfaces = indices(["lan", "wan"]);
-        path.hand_over(&Flow { interfaces, ..flow(7) }).unwrap();
+        let interface = indices(["lan", "wan"]);
+        path.hand_over(7, tuples(), &Flow { interface, ..flow() }).unwrap();
         // Nobody is to answer.
         lab.gateway_sh(
             "ip link set lan address 02:00:00:00:00:01; sysctl -qw net.ipv4.ip_forward=0",
@@ -516,7 +514,8 @@ fn loading_needs_rights_and_a_bpf_file_system() {
     let Some((lab, pins)) = lab_with_pins() else { return };
     lab.on_gateway(|| {
         let outside = tempfile::tempdir().unwrap();
-        let unavailable = FastPath::load(&outside.path().join("pins")).unwrap_err().to_string();
+        let unavailable =
+            FastPath::load(&outside.path().join("pins"), list_interfaces).unwrap_err().to_string();
         assert!(unavailable.ends_with("is not in a BPF file system"), "{unavailable}");
         // After an error the program can still be loaded.
         pins.load().remove().unwrap();
@@ -527,7 +526,8 @@ fn loading_needs_rights_and_a_bpf_file_system() {
         ("cap_perfmon,cap_net_admin", false),
         ("cap_bpf,cap_perfmon", false),
     ] {
-        let done = lab.on_gateway(|| with_rights(rights, || FastPath::load(&pins.0)));
+        let done =
+            lab.on_gateway(|| with_rights(rights, || FastPath::load(&pins.0, list_interfaces)));
         match (done, works) {
             (Ok(path), true) => path.remove().unwrap(),
             (Err(unavailable), false) => {
@@ -550,7 +550,7 @@ fn loading_needs_rights_and_a_bpf_file_system() {
         let path = pins.load();
         with_rights("cap_net_admin", || {
             update_attachments(&path);
-            path.hand_over(&flow(1)).unwrap();
+            path.hand_over(1, tuples(), &flow()).unwrap();
             path.take_back(1, tuples()).unwrap();
             path.counters().unwrap();
             path.remove().unwrap();

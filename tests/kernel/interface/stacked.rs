@@ -3,13 +3,13 @@
 use std::net::SocketAddrV4;
 
 use etherparse::PacketBuilder;
-use ftp_alg::kernel::fastpath::Flow;
+use ftp_alg_fastpath::layout::Flow;
 use ftp_alg_lab::wait_for;
 
 use super::{
     attachments::{name_set, update_attachments},
     lab::{Lab, inside},
-    program::{CLIENT, Pins, SERVER, flow, frame, indices, read, send_frame},
+    program::{CLIENT, Pins, SERVER, flow, frame, indices, read, send_frame, tuples},
 };
 
 /// How the client reaches the gateway.
@@ -102,7 +102,8 @@ fn inspect_once(Way { name, made, attached, upper, vlan }: &Way) {
         );
         let path = pins.load();
         assert_eq!(update_attachments(&path), name_set(attached));
-        path.hand_over(&Flow { interfaces: indices([upper, "wan"]), ..flow(7) }).unwrap();
+        let interface = indices([upper, "wan"]);
+        path.hand_over(7, tuples(), &Flow { interface, ..flow() }).unwrap();
         let by_client = |mut bytes: Vec<u8>| {
             if let Some(vlan) = vlan {
                 bytes.splice(12..12, [[0x81, 0], vlan.to_be_bytes()].concat());

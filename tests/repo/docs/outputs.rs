@@ -49,7 +49,8 @@ fn words(text: &str) -> impl Iterator<Item = String> {
 #[test]
 fn words_of_shown_output_are_words_of_the_program() {
     let mut text = EXAMPLE.to_owned();
-    let crates = ["core", "firewall", "lab"].map(|name| format!("crates/ftp-alg-{name}/src"));
+    let crates =
+        ["core", "fastpath", "firewall", "lab"].map(|name| format!("crates/ftp-alg-{name}/src"));
     for directory in
         ["src", "tests/e2e/matrix"].into_iter().chain(crates.iter().map(String::as_str))
     {

@@ -8,8 +8,10 @@ use std::{
     time::Duration,
 };
 
-const LIFETIME: Duration = Duration::from_secs(120);
-const READMISSION_TIME: Duration = Duration::from_secs(35);
+use super::layout::{READMISSION_TIME, SYN_LIFETIME};
+
+const LIFETIME: Duration = Duration::from_nanos(SYN_LIFETIME);
+const READMISSION: Duration = Duration::from_nanos(READMISSION_TIME);
 
 /// The SYN of a data connection, as it arrives at the interface.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -54,7 +56,7 @@ impl<T: Copy> AdmittedSyns<T> {
     /// What the SYN is admitted to again, because it may have been dropped, and the rules have no pinhole for it.
     pub fn readmission(&self, now: Duration, syn: &DataSyn) -> Option<T> {
         let known = self.get(now, syn).filter(|_| !self.is_expected(now, syn))?;
-        known.admitted_to.filter(|_| known.since + READMISSION_TIME >= now)
+        known.admitted_to.filter(|_| known.since + READMISSION >= now)
     }
 
     pub fn insert(&mut self, now: Duration, syn: &DataSyn, admitted_to: Option<T>) {

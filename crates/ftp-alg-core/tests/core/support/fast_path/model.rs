@@ -9,7 +9,8 @@ use std::{
 
 use super::layout::{
     COMMAND_PENDING, EPSV_PENDING, FIN_DUE, Flow, GREETING_DUE, LOGIN_DUE, LOGIN_PENDING,
-    PASV_PENDING, PORT_PENDING, PinholeKey, QUIT_PENDING, READY, Side,
+    LONGEST_LINE, PASV_PENDING, PORT_PENDING, PinholeKey, QUIT_PENDING, READY, Side, last_pinhole,
+    saved_line,
 };
 
 /// A packet of the flow, with a plain IP header.
@@ -82,7 +83,7 @@ pub fn decide(
 ) -> Expected {
     let expected = try_decide(id, flow, pinholes, barred, segment).unwrap_or(Expected::HandBack);
     if expected == Expected::HandBack {
-        flow.handed_over = false;
+        flow.handed_over = 0;
     }
     expected
 }
@@ -96,7 +97,7 @@ fn try_decide(
 ) -> Option<Expected> {
     let side = segment.side;
     let only_acknowledges = segment.payload.is_empty() && !segment.is_fin;
-    if only_acknowledges && flow.seq_offsets.is_none() {
+    if only_acknowledges && flow.adjusted == 0 {
         return Some(Expected::MarkOnly);
     }
     if segment.mark != 0 || !segment.has_only_ack_and_push {
@@ -118,8 +119,8 @@ fn try_decide(
         return None;
     }
     let meaning = if side == Side::Client { command(line, flow)? } else { reply(line, flow)? };
-    let [first, last] = flow.client_ports;
-    if matches!(meaning, Meaning::Announcing(port, _) if !(first..=last).contains(&port)) {
+    let allowed = flow.first_client_port..=flow.last_client_port;
+    if matches!(meaning, Meaning::Announcing(port, _) if !allowed.contains(&port)) {
         return None;
     }
     let delivered = match &meaning {
@@ -127,15 +128,15 @@ fn try_decide(
         _ => line.to_owned(),
     };
     let growth = (delivered.len() as u32).wrapping_sub(line.len() as u32);
-    if growth != 0 && flow.seq_offsets.is_none() {
+    if growth != 0 && flow.adjusted == 0 {
         return None;
     }
     let delivered = passed(format!("{delivered}\r\n").into_bytes());
-    let last = (segment.seq, Some(segment.payload.to_vec()));
+    let last = saved_line(segment.seq, Some(segment.payload));
     if flow.last_line[side.index()] == last {
         return Some(Expected::Pass(delivered));
     }
-    if flow.has_sent_fin(side) {
+    if has_sent_fin(flow, side) {
         return None;
     }
     let next = [flow.next_seq[side.index()], flow.next_seq[side.other().index()]];
@@ -159,7 +160,8 @@ fn try_decide(
     };
     let completes_transfer =
         matches!(meaning, Meaning::Completion) && flow.dialogue == COMMAND_PENDING;
-    let is_consumed = flow.pinhole.is_some_and(|pinhole| !pinholes.contains_key(&pinhole));
+    let old = last_pinhole(flow);
+    let is_consumed = old.is_some_and(|pinhole| !pinholes.contains_key(&pinhole));
     let consumed = (completes_transfer && is_consumed).then_some(flow.pinhole_line);
     let takes_four_digits = matches!(meaning, Meaning::Greeting(true));
     let opened = match meaning {
@@ -182,13 +184,13 @@ fn try_decide(
         if pinholes.get(&key).is_some_and(|owner| *owner != id) {
             return None;
         }
-        if let Some(old) = flow.pinhole
+        if let Some(old) = old
             && pinholes.get(&old) == Some(&id)
         {
             pinholes.remove(&old);
         }
         pinholes.insert(key, id);
-        (flow.pinhole, flow.pinhole_line) = (Some(key), flow.line_count + 1);
+        (flow.pinhole, flow.pinhole_line) = (key, flow.line_count + 1);
     }
     if takes_four_digits && flow.port_digits > 0 {
         flow.port_digits = 4;
@@ -198,24 +200,30 @@ fn try_decide(
     let length = u32::try_from(segment.payload.len()).unwrap();
     flow.next_seq[side.index()] = segment.seq.wrapping_add(length);
     flow.last_line[side.index()] = last;
-    if let Some(seq_offsets) = &mut flow.seq_offsets
-        && growth != 0
-    {
-        let (by, _) = seq_offsets[side.index()];
-        seq_offsets[side.index()] = (by.wrapping_add(growth), flow.next_seq[side.index()]);
+    if growth != 0 {
+        let offset = &mut flow.seq_offset[side.index()];
+        *offset = offset.wrapping_add(growth);
+        flow.offset_since[side.index()] = flow.next_seq[side.index()];
     }
     Some(Expected::NextLine(delivered, opened, consumed))
 }
 
 /// The adjusted numbers of a packet. `None` if the packet may be older than the current sequence offsets.
 fn adjusted_numbers(flow: &Flow, segment: &Segment) -> Option<[u32; 2]> {
-    let Some(seq_offsets) = flow.seq_offsets else { return Some([segment.seq, segment.ack]) };
-    let (own, own_since) = seq_offsets[segment.side.index()];
-    let (other, other_since) = seq_offsets[segment.side.other().index()];
+    if flow.adjusted == 0 {
+        return Some([segment.seq, segment.ack]);
+    }
+    let of = |side: Side| (flow.seq_offset[side.index()], flow.offset_since[side.index()]);
+    let (own, own_since) = of(segment.side);
+    let (other, other_since) = of(segment.side.other());
     let ack = segment.ack.wrapping_sub(other);
     let is_known = |number: u32, since: u32| number.wrapping_sub(since) < 1 << 31;
     let are_known = is_known(segment.seq, own_since) && is_known(ack, other_since);
     (segment.has_plain_options && are_known).then(|| [segment.seq.wrapping_add(own), ack])
+}
+
+fn has_sent_fin(flow: &Flow, side: Side) -> bool {
+    flow.last_line[side.index()].length as usize == LONGEST_LINE + 1
 }
 
 fn decide_fin(flow: &mut Flow, segment: &Segment, passed: Passed) -> Option<Expected> {
@@ -223,18 +231,18 @@ fn decide_fin(flow: &mut Flow, segment: &Segment, passed: Passed) -> Option<Expe
     if !segment.payload.is_empty() {
         return None;
     }
-    if flow.last_line[side.index()] == (segment.seq, None) {
+    if flow.last_line[side.index()] == saved_line(segment.seq, None) {
         return Some(Expected::Pass(passed));
     }
     let [own, other] = [flow.next_seq[side.index()], flow.next_seq[side.other().index()]];
-    let crosses = flow.has_sent_fin(side.other()) && passed.ack.wrapping_add(1) == other;
+    let crosses = has_sent_fin(flow, side.other()) && passed.ack.wrapping_add(1) == other;
     let is_next = segment.seq == own && (passed.ack == other || crosses);
-    if flow.has_sent_fin(side) || !is_next || ![READY, FIN_DUE].contains(&flow.dialogue) {
+    if has_sent_fin(flow, side) || !is_next || ![READY, FIN_DUE].contains(&flow.dialogue) {
         return None;
     }
     flow.line_count += 1;
     flow.next_seq[side.index()] = segment.seq.wrapping_add(1);
-    flow.last_line[side.index()] = (segment.seq, None);
+    flow.last_line[side.index()] = saved_line(segment.seq, None);
     Some(Expected::NextLine(passed, None, None))
 }
 
@@ -253,7 +261,7 @@ fn command(line: &str, flow: &Flow) -> Option<Meaning> {
         "QUIT" if argument.is_none() => Some(Meaning::Command(QUIT_PENDING)),
         "PORT" => {
             let (address, high, low) = host_port(argument?)?;
-            if address != *flow.client.ip() {
+            if address != flow.client {
                 return None;
             }
             let text = if flow.announced_client == address {
@@ -270,7 +278,7 @@ fn command(line: &str, flow: &Flow) -> Option<Meaning> {
             let ["", "1", address, port, ""] = fields[..] else { return None };
             let [a, b, c, d] = numbers(address, '.', 255)?[..] else { return None };
             let port = u16::try_from(number(port, 65535)?).ok()?;
-            if [a, b, c, d] != octets(*flow.client.ip()) {
+            if [a, b, c, d] != octets(flow.client) {
                 return None;
             }
             let text = format!("{verb} |1|{}|{port}|", flow.announced_client);
@@ -343,7 +351,7 @@ fn reply(line: &str, flow: &Flow) -> Option<Meaning> {
         227 => {
             let (before, inside, after) = parenthesis(text)?;
             let (address, high, low) = host_port(inside)?;
-            if address != *flow.server.ip() {
+            if address != flow.server {
                 return None;
             }
             if flow.announced_server == address {

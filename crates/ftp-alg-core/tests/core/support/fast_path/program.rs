@@ -129,23 +129,23 @@ impl Program {
             return None;
         };
         let (id, side) = *self.tuples.get(&(source, destination))?;
-        let flow = self.flows.get_mut(&id).filter(|flow| flow.handed_over)?;
+        let flow = self.flows.get_mut(&id).filter(|flow| flow.handed_over != 0)?;
         let has_only_ack_and_push = packet.flags & !(PSH | FIN) == ACK;
         let is_fin = packet.flags & FIN != 0;
         let length = packet.payload.len();
         let only_acknowledges = length == 0 && packet.flags & (SYN | FIN | RST | URG) == 0;
         let may_be_line = if is_fin { length == 0 } else { (6..=128).contains(&length) };
-        if only_acknowledges && flow.seq_offsets.is_none() {
+        if only_acknowledges && flow.adjusted == 0 {
             return None;
         }
         let may_be_inspected = only_acknowledges || may_be_line;
         if !packet.is_plain || !has_only_ack_and_push || !may_be_inspected {
-            flow.handed_over = false;
+            flow.handed_over = 0;
             self.counts.handed_back += 1;
             return None;
         }
         if !only_acknowledges && self.ring.len() >= self.ring_capacity {
-            flow.handed_over = false;
+            flow.handed_over = 0;
             self.counts.handed_back += 1;
             self.counts.ring_full += 1;
             return None;
@@ -184,7 +184,7 @@ impl Program {
         };
         if let Some(key) = opened {
             let own = if side == Side::Client { flow.client } else { flow.server };
-            let target = SocketAddrV4::new(*own.ip(), key.port);
+            let target = SocketAddrV4::new(own, key.port);
             let deadline = now + Duration::from_nanos(flow.pinhole_lifetime);
             self.opened.insert(key, OpenPinhole { line: flow.line_count, deadline, target });
             self.counts.opened += 1;
@@ -196,8 +196,8 @@ impl Program {
             line: flow.line_count,
             at: now,
             from: side,
-            client: flow.client,
-            server: flow.server,
+            client: SocketAddrV4::new(flow.client, flow.client_port),
+            server: SocketAddrV4::new(flow.server, flow.server_port),
             seq,
             ack,
             window,
@@ -257,7 +257,7 @@ impl Program {
             login,
             translation,
             interfaces,
-            client_ports,
+            client_ports: [first_client_port, last_client_port],
             announced_addresses: [announced_client, announced_server],
             padding,
             seq_offsets,
@@ -277,8 +277,9 @@ impl Program {
             self.tuples.insert(tuple, (flow, side));
         }
         let [client, client_external, server, server_external] = ends;
+        let offsets = seq_offsets.unwrap_or([SequenceOffset { offset: 0, first_seq: 0 }; 2]);
         let handed = Flow {
-            handed_over: true,
+            handed_over: 1,
             next_seq,
             line_count: lines,
             dialogue: match login {
@@ -286,27 +287,25 @@ impl Program {
                 LoginStage::Greeted => LOGIN_DUE,
                 LoginStage::LoggedIn => READY,
             },
-            client,
-            server,
+            client: *client.ip(),
+            server: *server.ip(),
+            client_port: client.port(),
+            server_port: server.port(),
             announced_client,
             announced_server,
             active_arrival: *client_external.ip(),
             passive_arrival: *server_external.ip(),
             active_initiator: *server.ip(),
             passive_initiator: *client.ip(),
-            active_mark: 0,
-            passive_mark: 0,
-            inspected_mark: 0,
             port_digits: u32::try_from(padding.digits()).unwrap(),
-            seq_offsets: seq_offsets.map(|offsets| {
-                offsets.map(|SequenceOffset { offset, first_seq }| (offset, first_seq))
-            }),
-            pinhole: None,
-            pinhole_line: 0,
+            adjusted: seq_offsets.is_some().into(),
+            seq_offset: offsets.map(|offset| offset.offset),
+            offset_since: offsets.map(|offset| offset.first_seq),
             pinhole_lifetime: u64::try_from(pinhole_lifetime.as_nanos()).unwrap(),
-            client_ports,
-            interfaces,
-            last_line: [(0, Some(Vec::new())), (0, Some(Vec::new()))],
+            first_client_port,
+            last_client_port,
+            interface: interfaces,
+            ..Flow::default()
         };
         self.flows.insert(flow, handed);
     }
@@ -396,9 +395,8 @@ impl Program {
     pub fn retain_pinholes(&mut self, is_retained: impl Fn(IpAddr, SocketAddr, u64, u32) -> bool) {
         let Self { pinholes, opened, .. } = self;
         pinholes.retain(|key, owner| {
-            let arrival = SocketAddrV4::new(key.arrival, key.port);
             let line = opened.get(key).map_or(0, |opened| opened.line);
-            is_retained(key.initiator.into(), arrival.into(), *owner, line)
+            is_retained(key.initiator.into(), key.arrival().into(), *owner, line)
         });
         opened.retain(|key, _| pinholes.contains_key(key));
     }
@@ -410,9 +408,7 @@ impl Program {
 
     /// The open pinholes, each with its initiator and arrival.
     pub fn open_pinholes(&self) -> Vec<(FastPathPinhole, (IpAddr, SocketAddr))> {
-        let ends = |key: &PinholeKey| {
-            (key.initiator.into(), SocketAddrV4::new(key.arrival, key.port).into())
-        };
+        let ends = |key: &PinholeKey| (key.initiator.into(), key.arrival().into());
         let hole = |(key, opened): (&PinholeKey, &OpenPinhole)| {
             (FastPathPinhole { flow: self.pinholes[key], line: opened.line }, ends(key))
         };
@@ -453,7 +449,7 @@ impl Program {
 fn key(initiator: IpAddr, arrival: SocketAddr) -> Option<PinholeKey> {
     match (initiator, arrival) {
         (IpAddr::V4(initiator), SocketAddr::V4(arrival)) => {
-            Some(PinholeKey { initiator, arrival: *arrival.ip(), port: arrival.port() })
+            Some(PinholeKey::new(initiator, arrival))
         }
         _ => None,
     }

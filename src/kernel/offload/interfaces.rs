@@ -8,6 +8,8 @@
 
 use std::{fs, io};
 
+use ftp_alg_fastpath::{EthernetInterface, Interfaces};
+
 use crate::kernel::netlink::{Attributes, Socket};
 
 // From linux/rtnetlink.h, linux/if_link.h and linux/if_arp.h; libc lacks some of them.
@@ -31,24 +33,6 @@ const BRIDGE_SETTING: &str = "/proc/sys/net/bridge/bridge-nf-call-iptables";
 /// How many interfaces may be upon each other.
 const MAX_LAYERS: usize = 8;
 
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct EthernetInterface {
-    pub(super) index: u32,
-    pub(super) name: String,
-}
-
-/// All interfaces.
-#[derive(Debug, Default, PartialEq, Eq)]
-pub(super) struct Interfaces {
-    /// The interfaces that receive Ethernet frames, except for ports of a bridge or a bond. The bridge or bond receives
-    /// the packets of its ports, and the program is attached there.
-    pub(super) ethernet: Vec<EthernetInterface>,
-    /// The indices of all others, in order. The program is not attached there.
-    pub(super) others: Vec<u32>,
-    /// Those among the others that would have the program if the rules did not run before it.
-    pub(super) filtered_early: Vec<EthernetInterface>,
-}
-
 /// What a message says about an interface.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Link {
@@ -71,10 +55,11 @@ enum LinkKind {
     Other,
 }
 
-/// Lists the interfaces.
-pub(super) fn list_interfaces(socket: &mut Socket) -> io::Result<Interfaces> {
+/// Lists the interfaces in the network namespace of this thread.
+pub fn list_interfaces() -> io::Result<Interfaces> {
+    let mut socket = Socket::open_route()?;
     for _ in 0..ATTEMPTS {
-        match dump_links(socket) {
+        match dump_links(&mut socket) {
             Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
             links => return Ok(classify(links?, bridge_setting())),
         }

@@ -13,19 +13,47 @@ use std::{
 
 use super::{
     FastPathUnavailable,
-    interfaces::{EthernetInterface, Interfaces, list_interfaces},
     pin_directory::{PinDirectory, PinnedLink},
     syscall,
 };
-use crate::kernel::netlink::Socket;
 
 /// How long after its last use the program is detached.
 const DETACH_AFTER: Duration = Duration::from_secs(10);
 
+/// An interface that receives Ethernet frames.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct EthernetInterface {
+    /// Its index.
+    pub index: u32,
+    /// Its name.
+    pub name: String,
+}
+
+/// All interfaces of a network namespace.
+#[derive(Debug, Default, PartialEq, Eq)]
+pub struct Interfaces {
+    /// The interfaces that receive Ethernet frames, except for ports of a bridge or a bond. The bridge or bond receives
+    /// the packets of its ports, and the program is attached there.
+    pub ethernet: Vec<EthernetInterface>,
+    /// The indices of all others, in order. The program is not attached there.
+    pub others: Vec<u32>,
+    /// Those among the others that would have the program if the rules did not run before it.
+    pub filtered_early: Vec<EthernetInterface>,
+}
+
+/// Lists the interfaces in the network namespace of this thread.
+pub type ListInterfaces = fn() -> io::Result<Interfaces>;
+
+impl Interfaces {
+    /// Those at which an earlier daemon may have attached the program.
+    pub(crate) fn into_candidates(self) -> impl Iterator<Item = EthernetInterface> {
+        self.ethernet.into_iter().chain(self.filtered_early)
+    }
+}
+
 #[derive(Debug)]
-pub(super) struct Attachments {
-    /// Socket for rtnetlink, in the namespace of the program.
-    socket: Socket,
+pub(crate) struct Attachments {
+    list_interfaces: ListInterfaces,
     /// Whether to attach with links.
     uses_links: bool,
     /// By the interface's index.
@@ -101,10 +129,11 @@ impl Attachment {
 impl Attachments {
     /// Starts with the `pinned` links of an earlier daemon, and what it attached without links. The program is needed
     /// at first, so that the daemon finds out whether it can be attached.
-    pub(super) fn open(
+    pub(crate) fn open(
         program: BorrowedFd<'_>,
         pinned: Vec<PinnedLink>,
         uses_links: bool,
+        list_interfaces: ListInterfaces,
     ) -> io::Result<Self> {
         let mut attached = BTreeMap::new();
         for link in pinned {
@@ -113,9 +142,9 @@ impl Attachments {
                 interface => drop(attached.insert(interface, Attachment::Link(link))),
             }
         }
-        let mut socket = Socket::open_route()?;
-        let Interfaces { ethernet, mut others, filtered_early } = list_interfaces(&mut socket)?;
-        for EthernetInterface { index, .. } in ethernet.into_iter().chain(filtered_early) {
+        let mut interfaces = list_interfaces()?;
+        let mut others = std::mem::take(&mut interfaces.others);
+        for EthernetInterface { index, .. } in interfaces.into_candidates() {
             if let Entry::Vacant(free) = attached.entry(index)
                 && syscall::is_attached(program, index)?
             {
@@ -124,7 +153,7 @@ impl Attachments {
         }
         others.retain(|index| !attached.contains_key(index));
         Ok(Self {
-            socket,
+            list_interfaces,
             uses_links,
             interface_names: Vec::new(),
             ethernet: Vec::new(),
@@ -135,33 +164,33 @@ impl Attachments {
         })
     }
 
-    pub(super) fn interface_names(&self) -> &[String] {
+    pub(crate) fn interface_names(&self) -> &[String] {
         &self.interface_names
     }
 
     /// The names of the interfaces for whose packets the rules run before the program.
-    pub(super) fn filtered_early(&self) -> &[String] {
+    pub(crate) fn filtered_early(&self) -> &[String] {
         &self.other_interfaces.filtered_early
     }
 
     /// Reads which interfaces there are. Returns those without the program.
-    pub(super) fn find_other_interfaces(&mut self) -> Result<OtherInterfaces, FastPathUnavailable> {
+    pub(crate) fn find_other_interfaces(&mut self) -> Result<OtherInterfaces, FastPathUnavailable> {
         self.read_interfaces()?;
         let others = self.other_interfaces.clone();
         self.other_interfaces.ineligible.clear();
         Ok(others)
     }
 
-    pub(super) fn has_any(&self) -> bool {
+    pub(crate) fn has_any(&self) -> bool {
         !self.attached.is_empty()
     }
 
-    pub(super) fn is_needed(&self) -> bool {
+    pub(crate) fn is_needed(&self) -> bool {
         self.is_needed
     }
 
     /// Records whether the program is in use `now`. After [`DETACH_AFTER`] without use it is not needed any more.
-    pub(super) fn record_use(&mut self, is_used: bool, now: Instant) {
+    pub(crate) fn record_use(&mut self, is_used: bool, now: Instant) {
         self.unused_since = (!is_used).then(|| self.unused_since.unwrap_or(now));
         self.is_needed = self
             .unused_since
@@ -169,7 +198,7 @@ impl Attachments {
     }
 
     /// Attaches the program, unless it is needed already.
-    pub(super) fn ensure_attached(
+    pub(crate) fn ensure_attached(
         &mut self,
         program: BorrowedFd<'_>,
         pins: &PinDirectory,
@@ -183,7 +212,7 @@ impl Attachments {
     }
 
     fn read_interfaces(&mut self) -> Result<(), FastPathUnavailable> {
-        let Interfaces { ethernet, others, filtered_early } = list_interfaces(&mut self.socket)
+        let Interfaces { ethernet, others, filtered_early } = (self.list_interfaces)()
             .map_err(|error| FastPathUnavailable::from_io_error("list the interfaces", &error))?;
         let OtherInterfaces { indices: before, mut ineligible, .. } =
             std::mem::take(&mut self.other_interfaces);
@@ -199,7 +228,7 @@ impl Attachments {
     }
 
     /// Attaches the program to the interfaces of the last reading if it is needed, and detaches it from all others.
-    pub(super) fn sync_with_interfaces(
+    pub(crate) fn sync_with_interfaces(
         &mut self,
         program: BorrowedFd<'_>,
         pins: &PinDirectory,
@@ -243,7 +272,7 @@ impl Attachments {
     }
 
     /// Detaches the program from all interfaces.
-    pub(super) fn detach_all(&mut self, program: BorrowedFd<'_>) -> io::Result<()> {
+    pub(crate) fn detach_all(&mut self, program: BorrowedFd<'_>) -> io::Result<()> {
         self.interface_names.clear();
         // All are removed, even if one fails: a detached program inspects nothing, even if its pin stays.
         let attached = std::mem::take(&mut self.attached);

@@ -1,5 +1,6 @@
-// The maps and structures that the program shares with the daemon. `src/gateway/fastpath/layout.rs` declares them in
-// Rust.
+// The maps and structures that the program shares with the daemon. build.rs reads macros, enumerations and structures,
+// and makes those of `src/layout.rs`. So they stand before the maps, and a field's type is a number of linux/types.h or
+// a structure above it.
 //
 // Numbers are in the machine's byte order. Fields of the types __be16 and __be32 are in network byte order.
 #pragma once
@@ -62,7 +63,8 @@ struct pinhole {
 	__u32 line;                                // number of the line that opened the pinhole
 	__u32 mark;                                // packet mark of the admitted SYN
 	__u32 interface;                           // index of the interface on which the initiator is
-	__u32 elsewhere_port;                      // source port of a SYN that arrived on another one; 0: none did
+	__u32 elsewhere_port;                      // source port of a SYN that arrived on another one, in network byte order;
+	                                           // 0: none did
 };
 
 // What a SYN and its SYN-ACK have in common, whatever NAT translates: the port of the announced endpoint, and the SYN's
@@ -135,19 +137,6 @@ struct line_record {
 	__u32 consumed_pinhole;                    // number of the line whose pinhole was found consumed; 0: none was
 	__u8 bytes[LONGEST_LINE];                  // the line as it arrived, before any rewrite; 0 after its end
 };
-
-_Static_assert(sizeof(struct packet_tuple) == 12, "");
-_Static_assert(sizeof(struct tuple_value) == 16, "");
-_Static_assert(sizeof(struct pinhole_key) == 12, "");
-_Static_assert(sizeof(struct pinhole) == 32, "");
-_Static_assert(sizeof(struct syn_key) == 8, "");
-_Static_assert(sizeof(struct admitted_syn) == 40, "");
-_Static_assert(sizeof(struct saved_line) == 136, "");
-_Static_assert(sizeof(struct flow) == 408, "");
-_Static_assert(__builtin_offsetof(struct flow, pinhole_lifetime) == 104, "");
-_Static_assert(__builtin_offsetof(struct flow, last_line) == 136, "");
-_Static_assert(sizeof(struct line_record) == 184, "");
-_Static_assert(__builtin_offsetof(struct line_record, bytes) == 56, "");
 
 // The two directions of each control connection that was handed over.
 struct {

@@ -33,7 +33,7 @@ use super::{FastPathUnavailable, syscall};
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
 
 /// Name of the program, and of its pin. It is pinned last.
-pub(super) const PROGRAM_NAME: &str = "inspect";
+pub(crate) const PROGRAM_NAME: &str = "inspect";
 /// Start of the name of a pinned link. The interface's index follows.
 const LINK_PREFIX: &str = "link-";
 
@@ -52,7 +52,7 @@ struct Root {
 
 /// The directory of one network namespace and program version. It is locked as long as this or a clone exists.
 #[derive(Clone, Debug)]
-pub(super) struct PinDirectory {
+pub(crate) struct PinDirectory {
     directory: Arc<File>,
     root: Arc<Root>,
     name: String,
@@ -61,10 +61,10 @@ pub(super) struct PinDirectory {
 
 /// The pinned link of an interface.
 #[derive(Debug)]
-pub(super) struct PinnedLink {
-    pub(super) fd: OwnedFd,
-    pub(super) name: String,
-    pub(super) pins: PinDirectory,
+pub(crate) struct PinnedLink {
+    pub(crate) fd: OwnedFd,
+    pub(crate) name: String,
+    pub(crate) pins: PinDirectory,
 }
 
 impl Root {
@@ -106,7 +106,7 @@ impl Root {
 impl PinDirectory {
     /// Creates the directory of this thread's namespace and of this `version` below `root`, or opens the one that
     /// exists, and locks it. Removes those of other versions.
-    pub(super) fn open(root: &Path, version: u32) -> Result<Self, FastPathUnavailable> {
+    pub(crate) fn open(root: &Path, version: u32) -> Result<Self, FastPathUnavailable> {
         let root = &Root::create(root)?;
         let namespace = syscall::namespace_cookie().map_err(|error| {
             FastPathUnavailable::from_io_error("read the cookie of the network namespace", &error)
@@ -143,7 +143,7 @@ impl PinDirectory {
 
     /// Removes the directories of all versions for this thread's namespace below `root`. An error if a daemon uses one,
     /// or if another user may change `root`.
-    pub(super) fn remove_all(root: &Path) -> io::Result<()> {
+    pub(crate) fn remove_all(root: &Path) -> io::Result<()> {
         match Root::open(root) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             opened => {
@@ -164,7 +164,7 @@ impl PinDirectory {
     }
 
     /// Whether there is a directory of any version for this thread's namespace below `root`, of this user or another.
-    pub(super) fn exists_for_namespace(root: &Path) -> io::Result<bool> {
+    pub(crate) fn exists_for_namespace(root: &Path) -> io::Result<bool> {
         let prefix = prefix_of(syscall::namespace_cookie()?);
         let flags = OFlags::DIRECTORY | OFlags::CLOEXEC;
         let root = File::from(openat(CWD, root, flags, Mode::empty())?);
@@ -172,17 +172,17 @@ impl PinDirectory {
     }
 
     /// Where the directory is, for messages. A process without rights to the root cannot use it.
-    pub(super) fn path(&self) -> &Path {
+    pub(crate) fn path(&self) -> &Path {
         &self.path
     }
 
     /// A path to a pin that leads through the open directory, whatever is at its place now.
-    pub(super) fn pin_path(&self, name: &str) -> PathBuf {
+    pub(crate) fn pin_path(&self, name: &str) -> PathBuf {
         format!("/proc/self/fd/{}/{name}", self.directory.as_raw_fd()).into()
     }
 
     /// Whether the program is pinned. It is pinned last, so all maps are as well.
-    pub(super) fn has_program(&self) -> bool {
+    pub(crate) fn has_program(&self) -> bool {
         statat(&*self.directory, PROGRAM_NAME, AtFlags::SYMLINK_NOFOLLOW).is_ok()
     }
 
@@ -216,12 +216,12 @@ impl PinDirectory {
     }
 
     /// The name of an interface's link.
-    pub(super) fn link_name(interface: u32) -> String {
+    pub(crate) fn link_name(interface: u32) -> String {
         format!("{LINK_PREFIX}{interface}")
     }
 
     /// The pinned links, whether they are attached or not.
-    pub(super) fn links(&self) -> io::Result<Vec<PinnedLink>> {
+    pub(crate) fn links(&self) -> io::Result<Vec<PinnedLink>> {
         let open = |name: String| {
             let fd = syscall::open_pinned(&self.pin_path(&name))?;
             Ok(PinnedLink { fd, name, pins: self.clone() })
@@ -230,20 +230,20 @@ impl PinDirectory {
     }
 
     /// Removes a pin. It need not exist.
-    pub(super) fn unpin(&self, name: &str) -> io::Result<()> {
+    pub(crate) fn unpin(&self, name: &str) -> io::Result<()> {
         ignore_not_found(unlinkat(&*self.directory, name, AtFlags::empty()).map_err(Into::into))
     }
 
     /// Detaches the links, even if another process has them open, and removes the directory with all its pins. It
     /// need not exist.
-    pub(super) fn remove(&self) -> io::Result<()> {
+    pub(crate) fn remove(&self) -> io::Result<()> {
         self.empty()?;
         let removed = unlinkat(&self.root.directory, &*self.name, AtFlags::REMOVEDIR);
         ignore_not_found(removed.map_err(Into::into))
     }
 
     /// Detaches the links, even if another process has them open, and removes all pins.
-    pub(super) fn empty(&self) -> io::Result<()> {
+    pub(crate) fn empty(&self) -> io::Result<()> {
         for link in ignore_not_found(self.links())? {
             link.remove()?;
         }
@@ -255,7 +255,7 @@ impl PinDirectory {
 
     /// Whether the pins outlive this process: not if the BPF file system is in a mount namespace of its own, as after
     /// `ip netns exec` or `unshare --mount`. Looks for an ancestor that has not mounted it, or that hides its mounts.
-    pub(super) fn is_lasting(&self) -> io::Result<bool> {
+    pub(crate) fn is_lasting(&self) -> io::Result<bool> {
         let own = self.directory.metadata()?.dev();
         let mut process = "self".to_owned();
         while let Some(parent) = parent_of(&process) {
@@ -270,14 +270,14 @@ impl PinDirectory {
     }
 
     /// Removes the parent directory, if it is empty.
-    pub(super) fn remove_root(&self) {
+    pub(crate) fn remove_root(&self) {
         remove_root(&self.root.path);
     }
 }
 
 impl PinnedLink {
     /// Detaches the link, even if another process has it open, and removes its pin.
-    pub(super) fn remove(&self) -> io::Result<()> {
+    pub(crate) fn remove(&self) -> io::Result<()> {
         // The link of an interface that is gone is detached already (ENOLINK).
         let detached = syscall::detach_link(self.fd.as_fd());
         self.pins.unpin(&self.name)?;
@@ -358,7 +358,7 @@ fn is_mounted(device: u64, mounts: &str) -> bool {
 }
 
 /// Locks the network namespace of this thread for one daemon, as long as the returned file is open.
-pub(super) fn lock_namespace() -> io::Result<File> {
+pub(crate) fn lock_namespace() -> io::Result<File> {
     wait_for_lock(|| {
         let namespace = File::open("/proc/thread-self/ns/net")?;
         flock(&namespace, FlockOperation::NonBlockingLockExclusive)?;

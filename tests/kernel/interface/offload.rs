@@ -13,8 +13,7 @@ use std::{
 
 use ftp_alg::kernel::{
     Commits, LinuxKernel, RuleParameters, Table,
-    fastpath::Translations,
-    flows::{Failures, FastPathFlows},
+    offload::{Failures, Offload, Translations},
 };
 use ftp_alg_core::{
     engine::{
@@ -23,17 +22,18 @@ use ftp_alg_core::{
     },
     ftp::Padding,
 };
+use ftp_alg_fastpath::layout::PinholeKey;
 
 use super::lab::OneAtATime as _;
 use super::program::{CLIENT, Pins, SERVER, frame, lab_with_pins, receive};
 use super::stacked::syn;
 
-/// A loaded table, and the flows of a loaded program.
-fn load(pins: &Pins, parameters: &RuleParameters) -> (Table, Arc<FastPathFlows>) {
+/// A loaded table and a loaded program.
+fn load(pins: &Pins, parameters: &RuleParameters) -> (Table, Arc<Offload>) {
     let commits = Commits::default();
     let table = Table::install_for(parameters, &commits).unwrap();
     let translations = Translations::new(parameters, &commits).unwrap();
-    (table, Arc::new(FastPathFlows::new(pins.load(), translations, parameters)))
+    (table, Arc::new(Offload::new(pins.load(), translations, parameters)))
 }
 
 fn handover(number: u32, login: LoginStage, translation: Translation) -> FlowChange {
@@ -58,25 +58,25 @@ fn a_source_stays_while_the_pinhole_of_its_flow_is_open() {
     let Some((lab, pins)) = lab_with_pins() else { return };
     lab.on_gateway(|| {
         let parameters = RuleParameters::default();
-        let (table, flows) = load(&pins, &parameters);
-        let mut kernel = LinuxKernel::new(&parameters).unwrap().with_flows(Some(&flows));
+        let (table, offload) = load(&pins, &parameters);
+        let mut kernel = LinuxKernel::new(&parameters).unwrap().with_offload(Some(&offload));
         let by = |last: u8| Translation {
             client_external: SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, last), 40_000).into(),
             ..Translation::identity(CLIENT.into(), SERVER.into())
         };
         let translated = SocketAddrV4::new(Ipv4Addr::new(203, 0, 113, 1), CLIENT.port());
-        let is_handed_over = |flow| flows.program().flow_ids().unwrap().contains(&flow);
+        let is_handed_over = |flow| offload.program().flow_ids().unwrap().contains(&flow);
         let source = || {
             let shown = lab.gateway_sh("nft list map inet ftp_alg fast_path_sources4");
             ["203.0.113.1", "203.0.113.2"].map(|address| shown.contains(address))
         };
         for end in ["consumed", "closed"] {
             kernel.apply_flow_changes(&[handover(1, LoginStage::LoggedIn, by(1))]);
-            receive(flows.program(), &frame(CLIENT, SERVER, 1000, 2000, b"PASV\r\n"));
+            receive(offload.program(), &frame(CLIENT, SERVER, 1000, 2000, b"PASV\r\n"));
             let reply = b"227 (192,0,2,9,4,1)\r\n";
-            receive(flows.program(), &frame(SERVER, translated, 2000, 1006, reply));
-            let pinholes = flows.program().list_open_pinholes().unwrap();
-            let [(initiator, arrival, _)] = pinholes[..] else { panic!("{pinholes:?}") };
+            receive(offload.program(), &frame(SERVER, translated, 2000, 1006, reply));
+            let pinholes = offload.program().list_open_pinholes().unwrap();
+            let [(key, _)] = pinholes[..] else { panic!("{pinholes:?}") };
             kernel.apply_flow_changes(&[
                 FlowChange::Withdraw(Withdrawal { flow: 1, translation: by(1) }),
                 handover(2, LoginStage::LoggedIn, by(2)),
@@ -84,15 +84,18 @@ fn a_source_stays_while_the_pinhole_of_its_flow_is_open() {
             assert!(!is_handed_over(2), "{end}");
             assert_eq!(source(), [true, false], "{end}");
             // The table is loaded again.
-            flows.restore_translations().unwrap();
+            offload.restore_translations().unwrap();
             assert_eq!(source(), [true, false], "{end}");
             match end {
                 "closed" => {
-                    assert!(flows.program().close_pinhole(initiator, arrival, 1, 2).unwrap());
+                    assert!(offload.program().close_pinhole(&key, 1, 2).unwrap());
                 }
-                _ => receive(flows.program(), &syn(SocketAddrV4::new(initiator, 1), arrival)),
+                _ => receive(
+                    offload.program(),
+                    &syn(SocketAddrV4::new(key.initiator, 1), key.arrival()),
+                ),
             }
-            assert_eq!(flows.program().list_open_pinholes().unwrap(), []);
+            assert_eq!(offload.program().list_open_pinholes().unwrap(), []);
             kernel.apply_flow_changes(&[handover(2, LoginStage::LoggedIn, by(2))]);
             assert!(is_handed_over(2), "{end}");
             assert_eq!(source(), [false, true], "{end}");
@@ -101,8 +104,8 @@ fn a_source_stays_while_the_pinhole_of_its_flow_is_open() {
                 translation: by(2),
             })]);
         }
-        assert_eq!(flows.take_failures(), None);
-        flows.program().remove().unwrap();
+        assert_eq!(offload.take_failures(), None);
+        offload.program().remove().unwrap();
         drop(table);
     });
 }
@@ -112,8 +115,8 @@ fn no_more_connections_are_handed_over_than_there_is_room_for() {
     let Some((lab, pins)) = lab_with_pins() else { return };
     lab.on_gateway(|| {
         let parameters = RuleParameters::default();
-        let (_table, flows) = load(&pins, &parameters);
-        let mut kernel = LinuxKernel::new(&parameters).unwrap().with_flows(Some(&flows));
+        let (_table, offload) = load(&pins, &parameters);
+        let mut kernel = LinuxKernel::new(&parameters).unwrap().with_offload(Some(&offload));
         let most = 16_384;
         let ends = |number: u32| {
             let client = SocketAddrV4::new(Ipv4Addr::from(0x0a00_0000 + number), 40_000);
@@ -124,23 +127,23 @@ fn no_more_connections_are_handed_over_than_there_is_room_for() {
         let all: Vec<_> =
             (1..=most).map(|number| handed_over(number, LoginStage::Greeted)).collect();
         kernel.apply_flow_changes(&all);
-        assert_eq!(flows.program().flow_ids().unwrap().len(), most as usize / 2);
+        assert_eq!(offload.program().flow_ids().unwrap().len(), most as usize / 2);
         let over = |number| handed_over(number, LoginStage::LoggedIn);
         let others: Vec<_> = (most / 2 + 1..=most).map(over).collect();
         kernel.apply_flow_changes(&others);
-        assert_eq!(flows.take_failures(), None);
+        assert_eq!(offload.take_failures(), None);
         kernel.apply_flow_changes(&[over(most + 1), over(most + 2)]);
         let last =
             "cannot hand a connection over: limit of 16384 connections reached; others are queued"
                 .into();
-        assert_eq!(flows.take_failures(), Some(Failures { count: 2, last }));
+        assert_eq!(offload.take_failures(), Some(Failures { count: 2, last }));
         kernel.apply_flow_changes(&[
             FlowChange::Withdraw(Withdrawal { flow: 1, translation: ends(1) }),
             over(most + 1),
         ]);
-        assert_eq!(flows.take_failures(), None);
-        assert_eq!(flows.program().flow_ids().unwrap().len(), most as usize);
-        flows.program().remove().unwrap();
+        assert_eq!(offload.take_failures(), None);
+        assert_eq!(offload.program().flow_ids().unwrap().len(), most as usize);
+        offload.program().remove().unwrap();
     });
 }
 
@@ -152,17 +155,17 @@ fn a_pinhole_is_in_the_rules_before_it_leaves_the_program() {
     let Some((lab, pins)) = lab_with_pins() else { return };
     lab.on_gateway(|| {
         let parameters = RuleParameters::default();
-        let (table, flows) = load(&pins, &parameters);
-        let make_kernel = || LinuxKernel::new(&parameters).unwrap().with_flows(Some(&flows));
+        let (table, offload) = load(&pins, &parameters);
+        let make_kernel = || LinuxKernel::new(&parameters).unwrap().with_offload(Some(&offload));
         let mut kernel = make_kernel();
         let client = |last| SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, last), 40_000);
         for last in 1..=MOVED {
             let (number, identity) =
                 (last.into(), Translation::identity(client(last).into(), SERVER.into()));
             kernel.apply_flow_changes(&[handover(number, LoginStage::LoggedIn, identity)]);
-            receive(flows.program(), &frame(client(last), SERVER, 1000, 2000, b"PASV\r\n"));
+            receive(offload.program(), &frame(client(last), SERVER, 1000, 2000, b"PASV\r\n"));
             let reply = b"227 (192,0,2,9,4,1)\r\n";
-            receive(flows.program(), &frame(SERVER, client(last), 2000, 1006, reply));
+            receive(offload.program(), &frame(SERVER, client(last), 2000, 1006, reply));
         }
         let arrival = SocketAddrV4::new(*SERVER.ip(), 1025);
         let moved = |last: u8| {
@@ -175,7 +178,7 @@ fn a_pinhole_is_in_the_rules_before_it_leaves_the_program() {
         };
         let moved: Vec<_> = (1..=MOVED).map(moved).collect();
         // The first one was consumed before, which the daemon does not know yet.
-        receive(flows.program(), &syn(client(1), arrival));
+        receive(offload.program(), &syn(client(1), arrival));
         let expected: BTreeSet<_> =
             moved[1..].iter().map(|(_, one)| one.pinhole.initiator).collect();
         let (is_over, count) = (AtomicBool::new(false), usize::from(MOVED) - 1);
@@ -204,8 +207,8 @@ fn a_pinhole_is_in_the_rules_before_it_leaves_the_program() {
         });
         assert!(errors.is_empty(), "{errors:?}");
         assert_eq!(open(&mut kernel), (0, count, expected));
-        assert_eq!(flows.take_failures(), None);
-        flows.program().remove().unwrap();
+        assert_eq!(offload.take_failures(), None);
+        offload.program().remove().unwrap();
         drop(table);
     });
 }
@@ -216,10 +219,11 @@ fn the_retransmitted_syn_of_a_rules_pinhole_consumes_none_of_the_program() {
     let Some((lab, pins)) = lab_with_pins() else { return };
     lab.on_gateway(|| {
         let parameters = RuleParameters::default();
-        let (table, flows) = load(&pins, &parameters);
-        let mut kernel = LinuxKernel::new(&parameters).unwrap().with_flows(Some(&flows));
+        let (table, offload) = load(&pins, &parameters);
+        let mut kernel = LinuxKernel::new(&parameters).unwrap().with_offload(Some(&offload));
         let control = Translation::identity(CLIENT.into(), SERVER.into());
         let arrival = SocketAddrV4::new(*SERVER.ip(), 1025);
+        let key = PinholeKey::new(*CLIENT.ip(), arrival);
         let initiator = (*CLIENT.ip()).into();
         let pinhole = Pinhole {
             initiator,
@@ -231,20 +235,20 @@ fn the_retransmitted_syn_of_a_rules_pinhole_consumes_none_of_the_program() {
         let (short, long) = (Duration::ZERO, Duration::from_secs(30));
         let open_in_program = |kernel: &mut LinuxKernel, flow: u32| {
             kernel.apply_flow_changes(&[handover(flow, LoginStage::LoggedIn, control)]);
-            receive(flows.program(), &frame(CLIENT, SERVER, 1000, 2000, b"PASV\r\n"));
+            receive(offload.program(), &frame(CLIENT, SERVER, 1000, 2000, b"PASV\r\n"));
             let reply = b"227 (192,0,2,9,4,1)\r\n";
-            receive(flows.program(), &frame(SERVER, CLIENT, 2000, 1006, reply));
+            receive(offload.program(), &frame(SERVER, CLIENT, 2000, 1006, reply));
             let withdrawal = Withdrawal { flow: flow.into(), translation: control };
             kernel.apply_flow_changes(&[FlowChange::Withdraw(withdrawal)]);
             FastPathPinhole { flow: flow.into(), line: 2 }
         };
-        let count = || flows.program().list_open_pinholes().unwrap().len();
+        let count = || offload.program().list_open_pinholes().unwrap().len();
         for (at, how) in (0..).zip(["opened", "renewed", "moved"]) {
             match how {
                 "opened" => kernel.open(&opening(long)).unwrap(),
                 "renewed" => {
                     kernel.open(&opening(long)).unwrap();
-                    flows.program().record_rules_pinhole(*CLIENT.ip(), arrival, short).unwrap();
+                    offload.program().record_rules_pinhole(&key, short).unwrap();
                     let renewal = Renewal { opening: opening(long), fast_path: None };
                     assert!(matches!(kernel.renew_pinholes(&[renewal])[..], [Ok(true)]));
                 }
@@ -257,16 +261,16 @@ fn the_retransmitted_syn_of_a_rules_pinhole_consumes_none_of_the_program() {
             }
             let source = |port| SocketAddrV4::new(*CLIENT.ip(), port);
             let (old, new) = (syn(source(2000 + at), arrival), syn(source(3000 + at), arrival));
-            receive(flows.program(), &old);
+            receive(offload.program(), &old);
             kernel.close(&pinhole).unwrap();
             open_in_program(&mut kernel, 2);
-            receive(flows.program(), &old);
+            receive(offload.program(), &old);
             assert_eq!(count(), 1, "{how}");
-            receive(flows.program(), &new);
+            receive(offload.program(), &new);
             assert_eq!(count(), 0, "{how}");
         }
-        assert_eq!(flows.take_failures(), None);
-        flows.program().remove().unwrap();
+        assert_eq!(offload.take_failures(), None);
+        offload.program().remove().unwrap();
         drop(table);
     });
 }

@@ -14,26 +14,17 @@ use aya::{
 };
 
 use super::{
-    FastPathUnavailable,
-    interfaces::{EthernetInterface, Interfaces, list_interfaces},
+    BARRED_PORTS, CONTROL_PORTS, COUNTERS, FLOWS, FastPathUnavailable, HEARTBEAT, ListInterfaces,
+    PINHOLES, READMISSION_START, RING, RULES_PINHOLES, TUPLES,
+    attachments::EthernetInterface,
     pin_directory::{PROGRAM_NAME, PinDirectory},
     syscall,
 };
-use crate::kernel::netlink::Socket;
 
 /// The compiled program with its maps. build.rs compiles it from `program/inspect.bpf.c`.
 pub static PROGRAM: &[u8] = aya::include_bytes_aligned!(concat!(env!("OUT_DIR"), "/inspect.o"));
 
-pub(super) const TUPLES: &str = "tuples";
-pub(super) const FLOWS: &str = "flows";
-pub(super) const PINHOLES: &str = "pinholes";
-pub(super) const RULES_PINHOLES: &str = "rules_pinholes";
-pub(super) const BARRED_PORTS: &str = "barred_ports";
-pub(super) const CONTROL_PORTS: &str = "control_ports";
-pub(super) const RING: &str = "ring";
-pub(super) const COUNTERS: &str = "counters";
-pub(super) const HEARTBEAT: &str = "heartbeat";
-pub(super) const READMISSION_START: &str = "readmission_start";
+/// The maps that are pinned.
 const MAPS: [&str; 10] = [
     TUPLES,
     FLOWS,
@@ -48,14 +39,15 @@ const MAPS: [&str; 10] = [
 ];
 
 /// The program's version: a checksum, by which one version is distinguished from another.
-pub(super) fn program_version() -> u32 {
+pub(crate) fn program_version() -> u32 {
     crc32fast::hash(PROGRAM)
 }
 
-/// Checks that the kernel has TCX (Linux 6.6).
-pub(super) fn check_kernel() -> Result<(), FastPathUnavailable> {
+/// Checks that the kernel has TCX (Linux 6.6). Returns the number of possible processors.
+pub(crate) fn check_kernel() -> Result<usize, FastPathUnavailable> {
     match SchedClassifier::query_tcx("lo", TcAttachType::Ingress) {
-        Ok(_) => Ok(()),
+        Ok(_) => aya::util::nr_cpus()
+            .map_err(|(what, error)| FastPathUnavailable::from_io_error(what, &error)),
         Err(ProgramError::SyscallError(SyscallError { io_error, .. })) => {
             Err(match io_error.raw_os_error() {
                 Some(libc::EINVAL) => {
@@ -70,7 +62,7 @@ pub(super) fn check_kernel() -> Result<(), FastPathUnavailable> {
 
 /// Loads program and maps, and pins them in an empty directory. The program is pinned last, so if it is pinned, all
 /// maps are as well.
-pub(super) fn load(pins: &PinDirectory) -> Result<(), FastPathUnavailable> {
+pub(crate) fn load(pins: &PinDirectory) -> Result<(), FastPathUnavailable> {
     let failed = |error: &dyn Error| {
         let reasons = error_chain(error);
         // The verifier refuses the program without these rights.
@@ -131,10 +123,9 @@ impl AttachedProgram {
 
 /// The programs of earlier daemons at the interfaces of this network namespace. None without CAP_SYS_ADMIN, which the
 /// kernel asks of those who look for programs.
-fn list_attached() -> io::Result<Vec<AttachedProgram>> {
+fn list_attached(list_interfaces: ListInterfaces) -> io::Result<Vec<AttachedProgram>> {
     let mut found = Vec::new();
-    let Interfaces { ethernet, filtered_early, .. } = list_interfaces(&mut Socket::open_route()?)?;
-    for EthernetInterface { index, name } in ethernet.into_iter().chain(filtered_early) {
+    for EthernetInterface { index, name } in list_interfaces()?.into_candidates() {
         let Ok((_, programs)) = SchedClassifier::query_tcx(&name, TcAttachType::Ingress) else {
             continue;
         };
@@ -144,28 +135,34 @@ fn list_attached() -> io::Result<Vec<AttachedProgram>> {
 }
 
 /// Whether this process may find an attached program with its maps, as [`adopt_attached`] does.
-pub(super) fn can_be_found(pins: &PinDirectory) -> bool {
+pub(crate) fn can_be_found(pins: &PinDirectory) -> bool {
     let pinned = MapInfo::from_pin(pins.pin_path(RING));
     pinned.is_ok_and(|ring| MapInfo::from_id(ring.id()).is_ok())
 }
 
 /// Whether a program of an earlier daemon is attached to an interface of this network namespace.
-pub(super) fn is_any_attached() -> bool {
-    list_attached().is_ok_and(|found| !found.is_empty())
+pub(crate) fn is_any_attached(list_interfaces: ListInterfaces) -> bool {
+    list_attached(list_interfaces).is_ok_and(|found| !found.is_empty())
 }
 
 /// Detaches the programs of earlier daemons that are attached without links.
-pub(super) fn detach_all() -> io::Result<()> {
-    list_attached()?.iter().map(AttachedProgram::detach).fold(Ok(()), io::Result::and)
+pub(crate) fn detach_all(list_interfaces: ListInterfaces) -> io::Result<()> {
+    list_attached(list_interfaces)?
+        .iter()
+        .map(AttachedProgram::detach)
+        .fold(Ok(()), io::Result::and)
 }
 
 /// Pins the program that an earlier daemon left attached, with its maps, in place of the one that [`load`] pinned, if
 /// they are the same program: with the maps go open pinholes and unread lines. Detaches any other. Returns whether it
 /// pinned one.
-pub(super) fn adopt_attached(pins: &PinDirectory) -> io::Result<bool> {
+pub(crate) fn adopt_attached(
+    pins: &PinDirectory,
+    list_interfaces: ListInterfaces,
+) -> io::Result<bool> {
     let own = ProgramInfo::from_pin(pins.pin_path(PROGRAM_NAME)).map_err(io::Error::other)?;
     let mut adopted = None;
-    for attached in list_attached()? {
+    for attached in list_attached(list_interfaces)? {
         if adopted == Some(attached.info.id()) {
             continue;
         }

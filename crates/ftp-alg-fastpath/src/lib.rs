@@ -1,7 +1,8 @@
-//! The fast path: a BPF program at the interfaces inspects the lines of control connections that the daemon has handed
-//! over, and shares maps with the daemon.
+//! The fast path of ftp-alg: a BPF program at the interfaces inspects the lines of control connections that the daemon
+//! has handed over, and shares maps with the daemon.
 //!
-//! This module knows what the maps hold. It does not know FTP, nor why a connection is handed over.
+//! This crate knows what the maps hold. It does not know FTP, nor why a connection is handed over, nor how interfaces
+//! are listed: its callers pass plain values.
 //!
 //! Program, maps and links are pinned, so they stay in the kernel when the daemon ends. The next daemon takes them
 //! over; [`FastPath::remove`] removes them.
@@ -9,31 +10,27 @@
 //! | file | purpose |
 //! | --- | --- |
 //! | `program/` | the program, in C |
-//! | `layout` | keys and values of the maps |
-//! | `program` | loads the program, by aya |
+//! | [`layout`] | keys and values of the maps |
+//! | `program` | loads the program, by aya. `no_program` stands for it in a build without the program |
 //! | `pin_directory` | the directory with the pinned program, maps and links |
 //! | `attachments` | the interfaces that the program is attached to |
-//! | `interfaces` | the interfaces that the program can be attached to, and the others |
 //! | `ring` | the ring buffer with the inspected lines |
 //! | `ring_waiter` | waits until the ring fills |
-//! | `translations` | translations of the data connections that the program admits |
 //! | `syscall` | bpf(2) |
 
 mod attachments;
-mod interfaces;
-mod layout;
+pub mod layout;
 mod pin_directory;
+#[cfg_attr(not(feature = "program"), path = "no_program.rs")]
 mod program;
 mod ring;
 mod ring_waiter;
 mod syscall;
-mod translations;
 
 use std::{
     collections::BTreeSet,
     fs::File,
     io,
-    net::{Ipv4Addr, SocketAddrV4},
     os::fd::{AsFd as _, OwnedFd},
     path::Path,
     sync::{Mutex, MutexGuard, PoisonError},
@@ -43,24 +40,30 @@ use std::{
 use rustix::time::{ClockId, clock_gettime};
 
 use attachments::Attachments;
-pub use attachments::OtherInterfaces;
-pub use layout::{DialogueState, Flow, LONGEST_LINE, LineRecord, PacketTuple};
-use layout::{
-    FLOW, FLOW_HANDED_OVER, PINHOLE, TUPLE_VALUE, pinhole_key, read_flow_id, read_pinhole_deadline,
-    read_pinhole_key, read_pinhole_line, set_pinhole_deadline,
-};
+pub use attachments::{EthernetInterface, Interfaces, ListInterfaces, OtherInterfaces};
+use layout::{Flow, PacketTuple, Pinhole, PinholeKey, TupleValue, counter, side};
 pub use pin_directory::is_bpf_file_system;
 use pin_directory::{PROGRAM_NAME, PinDirectory, lock_namespace};
 pub use program::PROGRAM;
-use program::{
-    BARRED_PORTS, CONTROL_PORTS, COUNTERS, FLOWS, HEARTBEAT, PINHOLES, READMISSION_START, RING,
-    RULES_PINHOLES, TUPLES,
-};
 pub use ring::Ring;
 pub use ring_waiter::RingWaiter;
 pub use syscall::BPF_COMMANDS;
 use syscall::{ANY, BpfMap, EXIST, LOCK, NOEXIST};
-pub use translations::{TranslationLease, Translations};
+
+/// Whether this build has the program.
+pub const HAS_PROGRAM: bool = cfg!(feature = "program");
+
+// Names of the maps.
+const TUPLES: &str = "tuples";
+const FLOWS: &str = "flows";
+const PINHOLES: &str = "pinholes";
+const RULES_PINHOLES: &str = "rules_pinholes";
+const BARRED_PORTS: &str = "barred_ports";
+const CONTROL_PORTS: &str = "control_ports";
+const RING: &str = "ring";
+const COUNTERS: &str = "counters";
+const HEARTBEAT: &str = "heartbeat";
+const READMISSION_START: &str = "readmission_start";
 
 /// Why the fast path cannot run here.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -68,6 +71,9 @@ pub use translations::{TranslationLease, Translations};
 pub struct FastPathUnavailable(String);
 
 impl FastPathUnavailable {
+    /// The reason in a build without the program.
+    pub const NOT_BUILT: &str = "this build has no fast path";
+
     const REQUIRED_RIGHTS: &str = "; run as root, or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN";
 
     fn from_io_error(what: &str, error: &io::Error) -> Self {
@@ -94,11 +100,10 @@ pub struct FastPath {
     rules_pinholes: BpfMap,
     barred_port_bits: BpfMap,
     control_port_bits: BpfMap,
+    /// Each processor has its own value of every counter.
     counters: BpfMap,
     heartbeat: BpfMap,
     readmission_start: BpfMap,
-    /// Number of possible processors. Each has its own value of every counter.
-    processor_count: usize,
     ring: Ring,
     attachments: Mutex<Attachments>,
     /// The bitmap of barred ports, as this daemon wrote it last; `None` before, or if writing it failed.
@@ -136,14 +141,19 @@ impl FastPath {
     /// Takes over the program that an earlier daemon of this network namespace left pinned below `root`, or loads it.
     /// `root` is a directory in a BPF file system. Loading needs CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN; all other
     /// methods need CAP_NET_ADMIN at most.
-    pub fn load(root: &Path) -> Result<Self, FastPathUnavailable> {
-        program::check_kernel()?;
+    pub fn load(root: &Path, list_interfaces: ListInterfaces) -> Result<Self, FastPathUnavailable> {
+        let processors = program::check_kernel()?;
         let namespace_lock = lock_namespace().map_err(|error| {
             FastPathUnavailable::from_io_error("lock the network namespace", &error)
         })?;
         let pins = PinDirectory::open(root, program::program_version())?;
+        let open = |namespace_lock: io::Result<File>| {
+            Self::open(&pins, processors, list_interfaces, namespace_lock).map_err(|error| {
+                FastPathUnavailable::from_io_error("open the pinned program", &error)
+            })
+        };
         if pins.has_program()
-            && let Ok(taken_over) = Self::open(&pins, namespace_lock.try_clone())
+            && let Ok(taken_over) = open(namespace_lock.try_clone())
         {
             return Ok(Self { was_taken_over: true, ..taken_over });
         }
@@ -152,10 +162,11 @@ impl FastPath {
             FastPathUnavailable::from_io_error(&what, &error)
         })?;
         let loaded = program::load(&pins).and_then(|()| {
-            let was_taken_over = program::adopt_attached(&pins).map_err(|error| {
-                FastPathUnavailable::from_io_error("take over the attached program", &error)
-            })?;
-            Ok(Self { was_taken_over, ..Self::open(&pins, Ok(namespace_lock))? })
+            let was_taken_over =
+                program::adopt_attached(&pins, list_interfaces).map_err(|error| {
+                    FastPathUnavailable::from_io_error("take over the attached program", &error)
+                })?;
+            Ok(Self { was_taken_over, ..open(Ok(namespace_lock))? })
         });
         if loaded.is_err()
             && let Err(error) = pins.remove()
@@ -168,43 +179,38 @@ impl FastPath {
     /// Opens the pinned program and maps, under the locks of this daemon.
     fn open(
         pins: &PinDirectory,
+        processors: usize,
+        list_interfaces: ListInterfaces,
         namespace_lock: io::Result<File>,
-    ) -> Result<Self, FastPathUnavailable> {
-        let (what, processors) = match aya::util::nr_cpus() {
-            Ok(processors) => ("open the pinned program", processors),
-            Err((what, error)) => return Err(FastPathUnavailable::from_io_error(what, &error)),
-        };
-        let open = move || {
-            let map = |name: &str| BpfMap::open(&pins.pin_path(name), 1);
-            let ring = map(RING)?;
-            let size = ring.max_entries();
-            let program = syscall::open_pinned(&pins.pin_path(PROGRAM_NAME))?;
-            Ok(Self {
-                attachments: Mutex::new(Attachments::open(
-                    program.as_fd(),
-                    pins.links()?,
-                    pins.is_lasting()? || !program::can_be_found(pins),
-                )?),
-                program,
-                tuples: map(TUPLES)?,
-                flows: map(FLOWS)?,
-                pinholes: map(PINHOLES)?,
-                rules_pinholes: map(RULES_PINHOLES)?,
-                barred_port_bits: map(BARRED_PORTS)?,
-                control_port_bits: map(CONTROL_PORTS)?,
-                counters: BpfMap::open(&pins.pin_path(COUNTERS), processors)?,
-                heartbeat: map(HEARTBEAT)?,
-                readmission_start: map(READMISSION_START)?,
-                processor_count: processors,
-                ring: Ring::open(ring.into(), size)?,
-                known_barred_ports: Mutex::default(),
-                known_control_ports: Mutex::default(),
-                was_taken_over: false,
-                _namespace_lock: namespace_lock?,
-                pin_directory: pins.clone(),
-            })
-        };
-        open().map_err(|error| FastPathUnavailable::from_io_error(what, &error))
+    ) -> io::Result<Self> {
+        let map = |name: &str| BpfMap::open(&pins.pin_path(name), 1);
+        let ring = map(RING)?;
+        let size = ring.max_entries();
+        let program = syscall::open_pinned(&pins.pin_path(PROGRAM_NAME))?;
+        Ok(Self {
+            attachments: Mutex::new(Attachments::open(
+                program.as_fd(),
+                pins.links()?,
+                pins.is_lasting()? || !program::can_be_found(pins),
+                list_interfaces,
+            )?),
+            program,
+            tuples: map(TUPLES)?,
+            flows: map(FLOWS)?,
+            pinholes: map(PINHOLES)?,
+            rules_pinholes: map(RULES_PINHOLES)?,
+            barred_port_bits: map(BARRED_PORTS)?,
+            control_port_bits: map(CONTROL_PORTS)?,
+            counters: BpfMap::open(&pins.pin_path(COUNTERS), processors)?,
+            heartbeat: map(HEARTBEAT)?,
+            readmission_start: map(READMISSION_START)?,
+            ring: Ring::open(ring.into(), size)?,
+            known_barred_ports: Mutex::default(),
+            known_control_ports: Mutex::default(),
+            was_taken_over: false,
+            _namespace_lock: namespace_lock?,
+            pin_directory: pins.clone(),
+        })
     }
 
     /// Whether the program is attached to any interface.
@@ -263,23 +269,24 @@ impl FastPath {
         self.flows.max_entries()
     }
 
-    /// Hands a connection over to the program, and attaches the program first if necessary. Call this only on a
-    /// thread in the namespace in which the program was loaded.
-    pub fn hand_over(&self, flow: &Flow) -> io::Result<()> {
+    /// Hands a connection over to the program, and attaches the program first if necessary. `tuples` are those of the
+    /// packets that client and server send. Call this only on a thread in the namespace in which the program was
+    /// loaded.
+    pub fn hand_over(&self, id: u64, tuples: [PacketTuple; 2], flow: &Flow) -> io::Result<()> {
         // The lock is held until the connection is in the map. Otherwise another thread could find the program unused
         // and detach it.
         let mut attachments = lock(&self.attachments);
         attachments
             .ensure_attached(self.program.as_fd(), &self.pin_directory)
             .map_err(io::Error::other)?;
-        let [from_client, from_server] = flow.tuples;
-        self.add_control_port(from_client.destination.port())?;
-        self.add_control_port(from_server.source.port())?;
-        self.flows.update(&flow.id.to_ne_bytes(), &flow.to_bytes(), NOEXIST)?;
-        for (key, is_server) in flow.tuples.iter().zip([false, true]) {
-            let value = layout::tuple_value(flow.id, is_server);
-            if let Err(error) = self.tuples.update(&key.to_bytes(), &value, NOEXIST) {
-                self.take_back(flow.id, flow.tuples)?;
+        let [from_client, from_server] = tuples;
+        self.add_control_port(from_client.destination_port)?;
+        self.add_control_port(from_server.source_port)?;
+        self.flows.update(&id.to_ne_bytes(), &flow.to_bytes(), NOEXIST)?;
+        for (tuple, side) in tuples.iter().zip([side::CLIENT, side::SERVER]) {
+            let value = TupleValue { flow: id, side };
+            if let Err(error) = self.tuples.update(&tuple.to_bytes(), &value.to_bytes(), NOEXIST) {
+                self.take_back(id, tuples)?;
                 return Err(error);
             }
         }
@@ -293,9 +300,7 @@ impl FastPath {
             return Ok(());
         }
         let (word, bit) = (u32::from(port / 32).to_ne_bytes(), 1_u32 << (port % 32));
-        let mut bits = [0; 4];
-        self.control_port_bits.look_up(&word, &mut bits, ANY)?;
-        let bits = u32::from_ne_bytes(bits) | bit;
+        let bits = self.control_port_bits.look_up(&word, ANY)?.map_or(0, u32::from_ne_bytes) | bit;
         self.control_port_bits.update(&word, &bits.to_ne_bytes(), ANY)?;
         known.insert(port);
         Ok(())
@@ -306,7 +311,12 @@ impl FastPath {
     pub fn take_back(&self, flow: u64, tuples: [PacketTuple; 2]) -> io::Result<()> {
         self.stop_inspection(flow)?;
         for tuple in tuples {
-            self.delete_tuple(&tuple.to_bytes(), flow)?;
+            let key = tuple.to_bytes();
+            // Only the daemon changes tuples, so nothing changes between lookup and deletion.
+            let owner = self.tuples.look_up(&key, ANY)?.map(|value| TupleValue::from_bytes(&value));
+            if owner.is_some_and(|owner| owner.flow == flow) {
+                self.tuples.delete(&key)?;
+            }
         }
         self.flows.delete(&flow.to_ne_bytes()).map(drop)
     }
@@ -322,35 +332,21 @@ impl FastPath {
     /// Sets `handed_over` to 0, so that the program inspects no line after this.
     fn stop_inspection(&self, flow: u64) -> io::Result<()> {
         let key = flow.to_ne_bytes();
-        let mut value = [0; FLOW];
-        if !self.flows.look_up(&key, &mut value, LOCK)? {
-            return Ok(());
-        }
-        value[FLOW_HANDED_OVER].fill(0);
+        let Some(value) = self.flows.look_up(&key, LOCK)? else { return Ok(()) };
+        let stopped = Flow { handed_over: 0, ..Flow::from_bytes(&value) };
         // A change that the program makes between lookup and update is lost. That does not matter, because the flow
         // ends here.
-        match self.flows.update(&key, &value, LOCK | EXIST) {
-            Err(error) if error.raw_os_error() == Some(libc::ENOENT) => Ok(()),
+        match self.flows.update(&key, &stopped.to_bytes(), LOCK | EXIST) {
+            Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(()),
             other => other,
         }
     }
 
-    /// Deletes a tuple if it belongs to `flow`.
-    fn delete_tuple(&self, key: &[u8], flow: u64) -> io::Result<()> {
-        let mut value = [0; TUPLE_VALUE];
-        // Only the daemon changes tuples, so nothing changes between lookup and deletion.
-        if self.tuples.look_up(key, &mut value, ANY)? && read_flow_id(&value) == flow {
-            self.tuples.delete(key)?;
-        }
-        Ok(())
-    }
-
     /// The IDs of all flows in the map, including those that the program has handed back.
     pub fn flow_ids(&self) -> io::Result<Vec<u64>> {
-        let mut flows: Vec<u64> = self.flows.keys()?.iter().map(|key| read_flow_id(key)).collect();
-        flows.sort_unstable();
-        flows.dedup();
-        Ok(flows)
+        let keys = self.flows.keys()?;
+        let ids = keys.iter().filter_map(|key| key.first_chunk());
+        Ok(BTreeSet::from_iter(ids.map(|id| u64::from_ne_bytes(*id))).into_iter().collect())
     }
 
     /// Has the program open no pinholes at these ports.
@@ -361,10 +357,9 @@ impl FastPath {
         };
         let words: Vec<u32> = (0..PORT_BITMAP_WORDS).map(word).collect();
         let mut barred = lock(&self.known_barred_ports);
-        let known = barred.take();
+        let known = barred.take().unwrap_or_default();
         for (index, word) in (0_u32..).zip(&words) {
-            let is_known = known.as_ref().and_then(|known| known.get(index as usize)) == Some(word);
-            if !is_known {
+            if known.get(index as usize) != Some(word) {
                 self.barred_port_bits.update(&index.to_ne_bytes(), &word.to_ne_bytes(), ANY)?;
             }
         }
@@ -372,53 +367,52 @@ impl FastPath {
         Ok(())
     }
 
+    fn pinhole(&self, key: &PinholeKey) -> io::Result<Option<Pinhole>> {
+        let value = self.pinholes.look_up(&key.to_bytes(), ANY)?;
+        Ok(value.map(|value| Pinhole::from_bytes(&value)))
+    }
+
+    /// All pinholes and reservations. The program may delete them meanwhile.
+    fn all_pinholes(&self) -> io::Result<Vec<(PinholeKey, Pinhole)>> {
+        let keys = self.pinholes.keys()?;
+        let keys = keys.iter().filter_map(|key| key.first_chunk().map(PinholeKey::from_bytes));
+        keys.filter_map(|key| Some(self.pinhole(&key).transpose()?.map(|found| (key, found))))
+            .collect()
+    }
+
     /// Reserves a pinhole: the program does not open it until it is [released](FastPath::release_pinhole). Returns
     /// `false` if the program has it open. A pinhole may be reserved already, as by an earlier daemon.
-    pub fn reserve_pinhole(&self, initiator: Ipv4Addr, arrival: SocketAddrV4) -> io::Result<bool> {
-        let key = pinhole_key(initiator, arrival);
-        match self.pinholes.update(&key, &[0; PINHOLE], NOEXIST) {
-            Err(error) if error.raw_os_error() == Some(libc::EEXIST) => {
-                let mut value = [0; PINHOLE];
-                Ok(self.pinholes.look_up(&key, &mut value, ANY)? && read_flow_id(&value) == 0)
+    pub fn reserve_pinhole(&self, key: &PinholeKey) -> io::Result<bool> {
+        match self.pinholes.update(&key.to_bytes(), &[0; Pinhole::SIZE], NOEXIST) {
+            Err(error) if error.kind() == io::ErrorKind::AlreadyExists => {
+                Ok(self.pinhole(key)?.is_some_and(|pinhole| pinhole.flow == 0))
             }
             other => other.map(|()| true),
         }
     }
 
     /// Ends a reservation. A pinhole that the program opened stays open.
-    pub fn release_pinhole(&self, initiator: Ipv4Addr, arrival: SocketAddrV4) -> io::Result<()> {
-        self.delete_pinhole_if(&pinhole_key(initiator, arrival), |flow, _| flow == 0).map(drop)
+    pub fn release_pinhole(&self, key: &PinholeKey) -> io::Result<()> {
+        self.delete_pinhole_if(key, |pinhole| pinhole.flow == 0).map(drop)
     }
 
     /// Closes the pinhole that this line of this flow opened, unless it was consumed. Returns whether it was there.
-    pub fn close_pinhole(
-        &self,
-        initiator: Ipv4Addr,
-        arrival: SocketAddrV4,
-        flow: u64,
-        line: u32,
-    ) -> io::Result<bool> {
-        let key = pinhole_key(initiator, arrival);
-        self.delete_pinhole_if(&key, |owner, opened_by| (owner, opened_by) == (flow, line))
+    pub fn close_pinhole(&self, key: &PinholeKey, flow: u64, line: u32) -> io::Result<bool> {
+        self.delete_pinhole_if(key, |pinhole| (pinhole.flow, pinhole.line) == (flow, line))
     }
 
     /// Keeps a pinhole of this flow and line open for this time from now, if it is open. Returns whether it is.
     pub fn renew_pinhole(
         &self,
-        initiator: Ipv4Addr,
-        arrival: SocketAddrV4,
+        key: &PinholeKey,
         (flow, line): (u64, u32),
         lifetime: Duration,
     ) -> io::Result<bool> {
-        let (key, mut value) = (pinhole_key(initiator, arrival), [0; PINHOLE]);
-        if !self.pinholes.look_up(&key, &mut value, ANY)?
-            || (read_flow_id(&value), read_pinhole_line(&value)) != (flow, line)
-        {
-            return Ok(false);
-        }
-        set_pinhole_deadline(&mut value, deadline_after(lifetime));
+        let open = self.pinhole(key)?.filter(|found| (found.flow, found.line) == (flow, line));
+        let Some(open) = open else { return Ok(false) };
+        let renewed = Pinhole { deadline: deadline_after(lifetime), ..open };
         // The program may admit the connection meanwhile, and delete the pinhole.
-        match self.pinholes.update(&key, &value, EXIST) {
+        match self.pinholes.update(&key.to_bytes(), &renewed.to_bytes(), EXIST) {
             Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
             renewed => renewed.map(|()| true),
         }
@@ -426,101 +420,82 @@ impl FastPath {
 
     /// Has the program remember the SYN that a pinhole of the rules admits within this time from now. Then the
     /// retransmission of that SYN consumes no pinhole of the program.
-    pub fn record_rules_pinhole(
-        &self,
-        initiator: Ipv4Addr,
-        arrival: SocketAddrV4,
-        lifetime: Duration,
-    ) -> io::Result<()> {
-        let (key, deadline) = (pinhole_key(initiator, arrival), deadline_after(lifetime));
-        self.rules_pinholes.update(&key, &deadline.to_ne_bytes(), ANY)
+    pub fn record_rules_pinhole(&self, key: &PinholeKey, lifetime: Duration) -> io::Result<()> {
+        let deadline = deadline_after(lifetime);
+        self.rules_pinholes.update(&key.to_bytes(), &deadline.to_ne_bytes(), ANY)
     }
 
-    /// Closes all pinholes and ends all reservations, except those for which `is_retained` returns true. Its
-    /// arguments are initiator, arrival, flow and line. A reservation has flow 0.
+    /// Closes all pinholes and ends all reservations, except those for which `is_retained` returns true. A reservation
+    /// has flow 0.
     pub fn retain_pinholes(
         &self,
-        is_retained: impl Fn(Ipv4Addr, SocketAddrV4, u64, u32) -> bool,
+        is_retained: impl Fn(&PinholeKey, &Pinhole) -> bool,
     ) -> io::Result<()> {
-        self.pinholes.keys()?.iter().try_for_each(|key| {
-            let Some((initiator, arrival)) = read_pinhole_key(key) else { return Ok(()) };
-            self.delete_pinhole_if(key, |flow, line| !is_retained(initiator, arrival, flow, line))
-                .map(drop)
+        let all = self.all_pinholes()?;
+        all.iter().try_for_each(|(key, _)| {
+            self.delete_pinhole_if(key, |pinhole| !is_retained(key, pinhole)).map(drop)
         })
     }
 
     /// The IDs of all flows of which the program has a pinhole.
     pub fn flows_with_pinholes(&self) -> io::Result<BTreeSet<u64>> {
-        let mut flows = BTreeSet::new();
-        for key in self.pinholes.keys()? {
-            let mut value = [0; PINHOLE];
-            if self.pinholes.look_up(&key, &mut value, ANY)? {
-                flows.insert(read_flow_id(&value));
-            }
+        Ok(self.all_pinholes()?.iter().map(|(_, pinhole)| pinhole.flow).collect())
+    }
+
+    /// The open pinholes of the program, and the time until the deadline of each.
+    pub fn list_open_pinholes(&self) -> io::Result<Vec<(PinholeKey, Duration)>> {
+        let now = monotonic_now();
+        let all = self.all_pinholes()?.into_iter().filter(|(_, pinhole)| pinhole.flow != 0);
+        let left = |pinhole: Pinhole| Duration::from_nanos(pinhole.deadline).saturating_sub(now);
+        let all = all.map(|(key, pinhole)| (key, left(pinhole)));
+        Ok(all.filter(|(_, left)| !left.is_zero()).collect())
+    }
+
+    /// Deletes a pinhole if `is_it` returns true for it. Returns whether it did.
+    fn delete_pinhole_if(
+        &self,
+        key: &PinholeKey,
+        is_it: impl Fn(&Pinhole) -> bool,
+    ) -> io::Result<bool> {
+        // The program may delete this pinhole and open another one with the same key at any moment. So the deleted
+        // value is checked, and put back if it is another one.
+        if !self.pinhole(key)?.is_some_and(|pinhole| is_it(&pinhole)) {
+            return Ok(false);
         }
-        Ok(flows)
+        let Some(value) = self.pinholes.take(&key.to_bytes())? else { return Ok(false) };
+        let is_deleted = is_it(&Pinhole::from_bytes(&value));
+        if !is_deleted {
+            self.pinholes.update(&key.to_bytes(), &value, NOEXIST)?;
+        }
+        Ok(is_deleted)
     }
 
     /// Has the program open pinholes for this time from now, as long as a daemon is expected to read its lines.
     pub fn set_heartbeat(&self, left: Duration) -> io::Result<()> {
-        let deadline = deadline_after(left);
-        self.heartbeat.update(&0_u32.to_ne_bytes(), &deadline.to_ne_bytes(), ANY)
+        self.heartbeat.update(&[0; 4], &deadline_after(left).to_ne_bytes(), ANY)
     }
 
     /// Has the program admit no SYN again that it admitted before. It does so if a SYN has no answer, because the rules
     /// or a filter may have dropped it.
     pub fn end_readmissions(&self) -> io::Result<()> {
         let now = deadline_after(Duration::ZERO);
-        self.readmission_start.update(&0_u32.to_ne_bytes(), &now.to_ne_bytes(), ANY)
-    }
-
-    /// The open pinholes of the program: initiator, arrival, and the time until the deadline.
-    pub fn list_open_pinholes(&self) -> io::Result<Vec<(Ipv4Addr, SocketAddrV4, Duration)>> {
-        let now = monotonic_now();
-        let mut open = Vec::new();
-        for key in self.pinholes.keys()? {
-            let mut value = [0; PINHOLE];
-            // The program may have deleted it meanwhile.
-            if !self.pinholes.look_up(&key, &mut value, ANY)? || read_flow_id(&value) == 0 {
-                continue;
-            }
-            let left = Duration::from_nanos(read_pinhole_deadline(&value)).saturating_sub(now);
-            if let (Some((initiator, arrival)), false) = (read_pinhole_key(&key), left.is_zero()) {
-                open.push((initiator, arrival, left));
-            }
-        }
-        Ok(open)
-    }
-
-    /// Deletes a pinhole if `is_it` returns true for its flow and line. Returns whether it did.
-    fn delete_pinhole_if(&self, key: &[u8], is_it: impl Fn(u64, u32) -> bool) -> io::Result<bool> {
-        let mut value = [0; PINHOLE];
-        let is_match = |value: &[u8; PINHOLE]| is_it(read_flow_id(value), read_pinhole_line(value));
-        // The program may delete this pinhole and open another one with the same key at any moment. So the deleted
-        // value is checked, and put back if it is another one.
-        if !self.pinholes.look_up(key, &mut value, ANY)?
-            || !is_match(&value)
-            || !self.pinholes.look_up_and_delete(key, &mut value)?
-        {
-            return Ok(false);
-        }
-        let is_deleted = is_match(&value);
-        if !is_deleted {
-            self.pinholes.update(key, &value, NOEXIST)?;
-        }
-        Ok(is_deleted)
+        self.readmission_start.update(&[0; 4], &now.to_ne_bytes(), ANY)
     }
 
     /// The program's counters since it was loaded, summed over all processors.
     pub fn counters(&self) -> io::Result<FastPathCounts> {
-        let mut sums = [0; 6];
-        for (index, sum) in (0_u32..).zip(&mut sums) {
-            let mut values = vec![0; self.processor_count * 8];
-            self.counters.look_up(&index.to_ne_bytes(), &mut values, ANY)?;
-            *sum = values.as_chunks().0.iter().map(|value| u64::from_ne_bytes(*value)).sum();
-        }
-        let [inspected, handed_back, opened, admitted, ring_full, rewritten] = sums;
-        Ok(FastPathCounts { inspected, handed_back, opened, admitted, ring_full, rewritten })
+        let count = |index: u32| -> io::Result<u64> {
+            let values = self.counters.look_up_copies(&index.to_ne_bytes())?;
+            Ok(values.as_chunks().0.iter().map(|value| u64::from_ne_bytes(*value)).sum())
+        };
+        Ok(FastPathCounts {
+            inspected: count(counter::INSPECTED)?,
+            handed_back: count(counter::HANDED_BACK)?,
+            opened: count(counter::OPENED)?,
+            admitted: count(counter::ADMITTED)?,
+            ring_full: count(counter::RING_FULL)?,
+            rewritten: count(counter::REWRITTEN)?,
+        })
     }
 
     /// The ring with the inspected lines.
@@ -543,17 +518,18 @@ pub fn has_pins(root: &Path) -> bool {
     PinDirectory::exists_for_namespace(root).unwrap_or(false)
 }
 
-/// Whether an earlier daemon of this network namespace left pins below `root`, or its program attached.
-pub fn has_leftovers(root: &Path) -> bool {
-    has_pins(root) || program::is_any_attached()
+/// Whether an earlier daemon of this network namespace left pins below `root`, or its program attached, and this build
+/// can take that over.
+pub fn has_leftovers(root: &Path, list_interfaces: ListInterfaces) -> bool {
+    HAS_PROGRAM && (has_pins(root) || program::is_any_attached(list_interfaces))
 }
 
 /// Removes the pins that earlier daemons of this network namespace left below `root`, and detaches their programs. An
 /// error if a daemon uses them.
-pub fn remove_leftovers(root: &Path) -> io::Result<()> {
+pub fn remove_leftovers(root: &Path, list_interfaces: ListInterfaces) -> io::Result<()> {
     let _namespace_lock = lock_namespace()?;
     PinDirectory::remove_all(root)?;
-    program::detach_all()
+    program::detach_all(list_interfaces)
 }
 
 /// What `bpf_ktime_get_ns` will return after this time.
@@ -569,6 +545,6 @@ fn monotonic_now() -> Duration {
 
 /// Locks a mutex, even if a thread panicked with it. That is safe, because each call finds out itself what the kernel
 /// has.
-pub(super) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }

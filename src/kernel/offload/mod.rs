@@ -1,30 +1,37 @@
-//! Carries out the engine's changes in the maps of the fast path: hands connections over and takes them back, and
-//! reserves or closes pinholes.
+//! Carries out the engine's changes in the maps of the fast path: hands connections over and takes them back, reserves
+//! and closes pinholes, and reads lines.
+//!
+//! The crate `ftp-alg-fastpath` has the program and its maps. Here is what it does not know: connections, interfaces
+//! and the rules.
+
+mod interfaces;
+mod translations;
 
 use std::{
     collections::HashMap,
     fmt::Display,
     io,
-    net::{IpAddr, Ipv4Addr, SocketAddr, SocketAddrV4},
-    sync::Mutex,
+    net::{IpAddr, SocketAddr, SocketAddrV4},
+    sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
 
 use ftp_alg_core::engine::{
     FastPathPinhole, FastPathPinholeClosing, FlowChange, Handover, LoginStage, Opening, Pinhole,
-    Translation, Withdrawal,
+    SequenceOffset, Translation, Withdrawal,
+};
+use ftp_alg_fastpath::{
+    FastPath,
+    layout::{self, Flow, LineRecord, PacketTuple, PinholeKey, dialogue},
 };
 
-use super::{
-    ClaimedPorts, NetfilterError, RuleParameters,
-    fastpath::{
-        DialogueState, FastPath, Flow, LineRecord, PacketTuple, TranslationLease, Translations,
-        lock,
-    },
-};
+use super::{ClaimedPorts, NetfilterError, RuleParameters};
+
+pub use interfaces::list_interfaces;
+pub use translations::{TranslationLease, Translations};
 
 /// The fast path's program, and the translations that its connections use.
-pub struct FastPathFlows {
+pub struct Offload {
     program: FastPath,
     translations: Mutex<Translations>,
     leases: Mutex<Leases>,
@@ -65,7 +72,7 @@ const OPENING_TIME: Duration = Duration::from_secs(1);
 
 const NOT_HANDED_OVER: &str = "cannot hand a connection over";
 
-impl FastPathFlows {
+impl Offload {
     /// Uses a loaded program and the translations of the table.
     pub fn new(program: FastPath, translations: Translations, parameters: &RuleParameters) -> Self {
         Self {
@@ -136,18 +143,22 @@ impl FastPathFlows {
         };
         let [active_mark, passive_mark] = leases.each_ref().map(TranslationLease::mark);
         let [announced_client, announced_server] = handover.announced_addresses;
+        let [first_client_port, last_client_port] = handover.client_ports;
+        let offsets =
+            handover.seq_offsets.unwrap_or([SequenceOffset { offset: 0, first_seq: 0 }; 2]);
         let flow = Flow {
-            id: handover.flow,
-            tuples: endpoints.packet_tuples(),
+            handed_over: 1,
             next_seq: handover.next_seq,
             line_count: handover.lines,
             dialogue: match handover.login {
-                LoginStage::NotGreeted => DialogueState::GreetingDue,
-                LoginStage::Greeted => DialogueState::LoginDue,
-                LoginStage::LoggedIn => DialogueState::Ready,
+                LoginStage::NotGreeted => dialogue::GREETING_DUE,
+                LoginStage::Greeted => dialogue::LOGIN_DUE,
+                LoginStage::LoggedIn => dialogue::READY,
             },
-            client: endpoints.client,
-            server: endpoints.server,
+            client: *endpoints.client.ip(),
+            server: *endpoints.server.ip(),
+            client_port: endpoints.client.port(),
+            server_port: endpoints.server.port(),
             announced_client,
             announced_server,
             active_arrival: *endpoints.client_external.ip(),
@@ -158,18 +169,24 @@ impl FastPathFlows {
             passive_mark,
             inspected_mark: self.inspected_mark,
             port_digits: handover.padding.digits() as u32, // at most 4
-            seq_offsets: handover.seq_offsets,
-            pinhole_lifetime: handover.pinhole_lifetime,
-            client_ports: handover.client_ports,
-            interfaces: handover.interfaces,
+            adjusted: handover.seq_offsets.is_some().into(),
+            seq_offset: offsets.map(|offset| offset.offset),
+            offset_since: offsets.map(|offset| offset.first_seq),
+            first_client_port,
+            last_client_port,
+            pinhole_lifetime: u64::try_from(handover.pinhole_lifetime.as_nanos())
+                .unwrap_or(u64::MAX),
+            interface: handover.interfaces,
+            ..Flow::default()
         };
-        let mut result = self.program.hand_over(&flow);
+        let (id, tuples) = (handover.flow, endpoints.packet_tuples());
+        let mut result = self.program.hand_over(id, tuples, &flow);
         if result.as_ref().is_err_and(|error| error.kind() == io::ErrorKind::AlreadyExists) {
             // The engine took the connection back in another thread, which has not yet reported it to the program.
             result = self
                 .program
-                .take_back(flow.id, flow.tuples)
-                .and_then(|()| self.program.hand_over(&flow));
+                .take_back(id, tuples)
+                .and_then(|()| self.program.hand_over(id, tuples, &flow));
         }
         match result {
             Ok(()) => {
@@ -276,8 +293,8 @@ impl FastPathFlows {
     /// Reserves the key of a translated pinhole, so that the program does not open it. Returns `false` if the program
     /// has it open.
     pub fn reserve_pinhole(&self, pinhole: &Pinhole) -> bool {
-        let Some((initiator, arrival)) = translated_key(pinhole) else { return true };
-        self.program.reserve_pinhole(initiator, arrival).unwrap_or_else(|error| {
+        let Some(key) = translated_key(pinhole) else { return true };
+        self.program.reserve_pinhole(&key).unwrap_or_else(|error| {
             self.record_failure("cannot reserve a pinhole", &error);
             false
         })
@@ -287,10 +304,8 @@ impl FastPathFlows {
     /// the rules have the pinhole.
     pub fn record_rules_pinhole(&self, opening: &Opening) {
         let Opening { pinhole, lifetime, .. } = opening;
-        if let (IpAddr::V4(initiator), SocketAddr::V4(arrival)) =
-            (pinhole.initiator, pinhole.arrival)
-            && let Err(error) =
-                self.program.record_rules_pinhole(initiator, arrival, *lifetime + OPENING_TIME)
+        if let Some(key) = pinhole_key(pinhole)
+            && let Err(error) = self.program.record_rules_pinhole(&key, *lifetime + OPENING_TIME)
         {
             tracing::debug!("cannot record a pinhole of the rules: {error}");
         }
@@ -298,51 +313,38 @@ impl FastPathFlows {
 
     /// Ends the reservation of a pinhole.
     pub(super) fn release_pinhole(&self, pinhole: &Pinhole) {
-        if let Some((initiator, arrival)) = translated_key(pinhole) {
-            self.record_outcome(
-                "cannot release a pinhole",
-                self.program.release_pinhole(initiator, arrival),
-            );
+        if let Some(key) = translated_key(pinhole) {
+            self.record_outcome("cannot release a pinhole", self.program.release_pinhole(&key));
         }
     }
 
     /// Closes pinholes that the program opened.
     pub(super) fn close_pinholes(&self, closings: &[FastPathPinholeClosing]) {
         for FastPathPinholeClosing { pinhole, id } in closings {
-            if let (IpAddr::V4(initiator), SocketAddr::V4(arrival)) =
-                (pinhole.initiator, pinhole.arrival)
-            {
-                let closed = self.program.close_pinhole(initiator, arrival, id.flow, id.line);
-                self.record_outcome("cannot close a pinhole", closed.map(drop));
-            }
+            self.close_pinhole(pinhole, *id);
         }
+    }
+
+    /// Closes a pinhole that the program opened. Returns whether it was still open there.
+    fn close_pinhole(&self, pinhole: &Pinhole, id: FastPathPinhole) -> bool {
+        let Some(key) = pinhole_key(pinhole) else { return false };
+        self.program.close_pinhole(&key, id.flow, id.line).unwrap_or_else(|error| {
+            self.record_failure("cannot close a pinhole", &error);
+            false
+        })
     }
 
     /// Closes a pinhole in the program, and reserves its key, because the rules have it now. Returns whether it was
     /// still open there.
     pub(super) fn move_pinhole(&self, pinhole: &Pinhole, id: FastPathPinhole) -> bool {
-        let (IpAddr::V4(initiator), SocketAddr::V4(arrival)) = (pinhole.initiator, pinhole.arrival)
-        else {
-            return false;
-        };
-        match self.program.close_pinhole(initiator, arrival, id.flow, id.line) {
-            Ok(was_open) => was_open && self.reserve_pinhole(pinhole),
-            Err(error) => {
-                self.record_failure("cannot close a pinhole", &error);
-                false
-            }
-        }
+        self.close_pinhole(pinhole, id) && self.reserve_pinhole(pinhole)
     }
 
     /// Keeps a pinhole of the program open for its lifetime from now, if it is open. Returns whether it is.
     pub(super) fn renew_pinhole(&self, opening: &Opening, id: FastPathPinhole) -> bool {
-        let Opening { pinhole, lifetime, .. } = opening;
-        let (IpAddr::V4(initiator), SocketAddr::V4(arrival)) = (pinhole.initiator, pinhole.arrival)
-        else {
-            return false;
-        };
-        let line = (id.flow, id.line);
-        self.program.renew_pinhole(initiator, arrival, line, *lifetime).unwrap_or_else(|error| {
+        let Some(key) = pinhole_key(&opening.pinhole) else { return false };
+        let renewed = self.program.renew_pinhole(&key, (id.flow, id.line), opening.lifetime);
+        renewed.unwrap_or_else(|error| {
             self.record_failure("cannot renew a pinhole", &error);
             true
         })
@@ -350,9 +352,7 @@ impl FastPathFlows {
 
     /// Closes pinholes that the program opened and no session holds. Their endpoints are not known, so it looks at all.
     pub(super) fn close_lost_pinholes(&self, lost: &[FastPathPinhole]) {
-        let closed = self
-            .program
-            .retain_pinholes(|_, _, flow, line| !lost.contains(&FastPathPinhole { flow, line }));
+        let closed = self.program.retain_pinholes(|_, open| !lost.contains(&pinhole_id(open)));
         self.record_outcome("cannot close a pinhole", closed);
     }
 
@@ -379,21 +379,36 @@ impl FastPathFlows {
     }
 }
 
-impl std::fmt::Debug for FastPathFlows {
+impl std::fmt::Debug for Offload {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.write_str("Flows")
+        f.write_str("Offload")
+    }
+}
+
+/// The flow and the line that opened a pinhole of the program.
+pub fn pinhole_id(open: &layout::Pinhole) -> FastPathPinhole {
+    FastPathPinhole { flow: open.flow, line: open.line }
+}
+
+/// The key of an IPv4 pinhole; `None` for others.
+fn pinhole_key(pinhole: &Pinhole) -> Option<PinholeKey> {
+    match (pinhole.initiator, pinhole.arrival) {
+        (IpAddr::V4(initiator), SocketAddr::V4(arrival)) => {
+            Some(PinholeKey::new(initiator, arrival))
+        }
+        _ => None,
     }
 }
 
 /// The key of an IPv4 pinhole with a translation; `None` for others.
-fn translated_key(pinhole: &Pinhole) -> Option<(Ipv4Addr, SocketAddrV4)> {
-    let Pinhole { initiator, arrival, target, .. } = *pinhole;
-    match (initiator, arrival) {
-        (IpAddr::V4(initiator), SocketAddr::V4(arrival)) if pinhole.arrival != target => {
-            Some((initiator, arrival))
-        }
-        _ => None,
-    }
+fn translated_key(pinhole: &Pinhole) -> Option<PinholeKey> {
+    pinhole_key(pinhole).filter(|_| pinhole.arrival != pinhole.target)
+}
+
+/// Locks a mutex, even if a thread panicked with it. That is safe, because each call finds out itself what the kernel
+/// has.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 impl Ipv4Endpoints {
@@ -412,8 +427,8 @@ impl Ipv4Endpoints {
     /// The tuples of the packets that client and server send, as they arrive at the interface.
     fn packet_tuples(&self) -> [PacketTuple; 2] {
         [
-            PacketTuple { source: self.client, destination: self.server_external },
-            PacketTuple { source: self.server, destination: self.client_external },
+            PacketTuple::new(self.client, self.server_external),
+            PacketTuple::new(self.server, self.client_external),
         ]
     }
 }

@@ -52,17 +52,17 @@ pub const BPF_COMMANDS: [u32; 13] = [
 const MAX_ATTACHED: usize = 64;
 
 /// Flag: whether the element exists or not.
-pub(super) const ANY: u64 = 0;
+pub(crate) const ANY: u64 = 0;
 /// Flag: only if the element does not exist.
-pub(super) const NOEXIST: u64 = 1;
+pub(crate) const NOEXIST: u64 = 1;
 /// Flag: only if the element exists.
-pub(super) const EXIST: u64 = 2;
+pub(crate) const EXIST: u64 = 2;
 /// Flag: under the spin lock in the element.
-pub(super) const LOCK: u64 = 4;
+pub(crate) const LOCK: u64 = 4;
 
 /// A map, with its sizes as the kernel reports them.
 #[derive(Debug)]
-pub(super) struct BpfMap {
+pub(crate) struct BpfMap {
     fd: OwnedFd,
     key_size: usize,
     /// Number of bytes that the kernel reads and writes for one key.
@@ -175,7 +175,7 @@ fn pointer_value<T>(of: *const T) -> u64 {
 impl BpfMap {
     /// Opens a pinned map. `copies` is the number of values that the kernel reads and writes for one key: one, or one
     /// for each possible processor if it is a per-CPU map.
-    pub(super) fn open(path: &Path, copies: usize) -> io::Result<Self> {
+    pub(crate) fn open(path: &Path, copies: usize) -> io::Result<Self> {
         let fd = open_pinned(path)?;
         let info = object_info(fd.as_fd())?;
         let size = |number: u32| number as usize;
@@ -193,7 +193,7 @@ impl BpfMap {
     }
 
     /// The most elements of the map, or the size of a ring in bytes.
-    pub(super) fn max_entries(&self) -> u32 {
+    pub(crate) fn max_entries(&self) -> u32 {
         self.max_entries
     }
 
@@ -208,47 +208,54 @@ impl BpfMap {
         unsafe { bpf(command, &mut attr) }.map(drop)
     }
 
-    fn read(&self, command: u32, key: &[u8], value: &mut [u8], flags: u64) -> io::Result<bool> {
-        if value.len() != self.value_size {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        was_found(self.call_on_element(
-            command,
-            key,
-            value.as_mut_ptr().expose_provenance() as u64,
-            flags,
-        ))
-    }
-
     /// Reads an element into `value`. Returns whether it exists.
-    pub(super) fn look_up(&self, key: &[u8], value: &mut [u8], flags: u64) -> io::Result<bool> {
-        self.read(BPF_MAP_LOOKUP_ELEM, key, value, flags)
+    fn read(&self, command: u32, key: &[u8], value: &mut [u8], flags: u64) -> io::Result<bool> {
+        self.check_size(value)?;
+        was_found(self.call_on_element(command, key, pointer_value(value.as_mut_ptr()), flags))
     }
 
-    /// Reads an element into `value` and deletes it, atomically. Returns whether it existed.
-    pub(super) fn look_up_and_delete(&self, key: &[u8], value: &mut [u8]) -> io::Result<bool> {
-        self.read(BPF_MAP_LOOKUP_AND_DELETE_ELEM, key, value, ANY)
+    /// The value of a key, if the element exists.
+    pub(crate) fn look_up<const N: usize>(
+        &self,
+        key: &[u8],
+        flags: u64,
+    ) -> io::Result<Option<[u8; N]>> {
+        let mut value = [0; N];
+        let is_found = self.read(BPF_MAP_LOOKUP_ELEM, key, &mut value, flags)?;
+        Ok(is_found.then_some(value))
     }
 
-    pub(super) fn update(&self, key: &[u8], value: &[u8], flags: u64) -> io::Result<()> {
-        if value.len() != self.value_size {
-            return Err(io::ErrorKind::InvalidInput.into());
-        }
-        self.call_on_element(
-            BPF_MAP_UPDATE_ELEM,
-            key,
-            value.as_ptr().expose_provenance() as u64,
-            flags,
-        )
+    /// The values of all processors in a per-CPU map, one after the other.
+    pub(crate) fn look_up_copies(&self, key: &[u8]) -> io::Result<Vec<u8>> {
+        let mut values = vec![0; self.value_size];
+        self.read(BPF_MAP_LOOKUP_ELEM, key, &mut values, ANY)?;
+        Ok(values)
+    }
+
+    /// The value of a key, whose element is deleted, atomically. `None` if it did not exist.
+    pub(crate) fn take<const N: usize>(&self, key: &[u8]) -> io::Result<Option<[u8; N]>> {
+        let mut value = [0; N];
+        let is_found = self.read(BPF_MAP_LOOKUP_AND_DELETE_ELEM, key, &mut value, ANY)?;
+        Ok(is_found.then_some(value))
+    }
+
+    pub(crate) fn update(&self, key: &[u8], value: &[u8], flags: u64) -> io::Result<()> {
+        self.check_size(value)?;
+        self.call_on_element(BPF_MAP_UPDATE_ELEM, key, pointer_value(value.as_ptr()), flags)
+    }
+
+    fn check_size(&self, value: &[u8]) -> io::Result<()> {
+        let is_right = value.len() == self.value_size;
+        is_right.then_some(()).ok_or_else(|| io::ErrorKind::InvalidInput.into())
     }
 
     /// Deletes an element. Returns whether it existed.
-    pub(super) fn delete(&self, key: &[u8]) -> io::Result<bool> {
+    pub(crate) fn delete(&self, key: &[u8]) -> io::Result<bool> {
         was_found(self.call_on_element(BPF_MAP_DELETE_ELEM, key, 0, ANY))
     }
 
     /// The keys of all elements. A key that is inserted or deleted meanwhile may be missing or occur twice.
-    pub(super) fn keys(&self) -> io::Result<Vec<Vec<u8>>> {
+    pub(crate) fn keys(&self) -> io::Result<Vec<Vec<u8>>> {
         let mut keys: Vec<Vec<u8>> = Vec::new();
         // If a key was deleted before its successor is requested, the kernel starts with the first key again. The
         // limit ends the loop then.
@@ -259,7 +266,7 @@ impl BpfMap {
         Ok(keys)
     }
 
-    pub(super) fn is_empty(&self) -> io::Result<bool> {
+    pub(crate) fn is_empty(&self) -> io::Result<bool> {
         Ok(self.next_key(None)?.is_none())
     }
 
@@ -304,7 +311,7 @@ fn path_to_c_string(path: &Path) -> io::Result<CString> {
 }
 
 /// Opens a pinned object.
-pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
+pub(crate) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
     let path = path_to_c_string(path)?;
     let mut attr = ObjectAttr { path: pointer_value(path.as_ptr()), fd: 0, flags: 0 };
     // SAFETY: the path ends with a zero byte, and lives until the call returns.
@@ -314,7 +321,7 @@ pub(super) fn open_pinned(path: &Path) -> io::Result<OwnedFd> {
 }
 
 /// Pins a program, map or link.
-pub(super) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
+pub(crate) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
     let path = path_to_c_string(path)?;
     let mut attr = ObjectAttr { path: pointer_value(path.as_ptr()), fd: raw_fd(fd), flags: 0 };
     // SAFETY: the path ends with a zero byte, and lives until the call returns.
@@ -323,7 +330,7 @@ pub(super) fn pin(fd: BorrowedFd<'_>, path: &Path) -> io::Result<()> {
 
 /// Attaches a program to TCX ingress of an interface, after the programs that are there. It takes the interface's
 /// index, because another interface may get the name meanwhile.
-pub(super) fn attach_tcx(program: BorrowedFd<'_>, interface: u32) -> io::Result<OwnedFd> {
+pub(crate) fn attach_tcx(program: BorrowedFd<'_>, interface: u32) -> io::Result<OwnedFd> {
     let mut attr = LinkAttr {
         program: raw_fd(program),
         interface,
@@ -337,12 +344,12 @@ pub(super) fn attach_tcx(program: BorrowedFd<'_>, interface: u32) -> io::Result<
 }
 
 /// Attaches a program as [`attach_tcx`] does, but without a link: until [`detach_tcx`], also when this process has ended.
-pub(super) fn attach_tcx_without_link(program: BorrowedFd<'_>, interface: u32) -> io::Result<()> {
+pub(crate) fn attach_tcx_without_link(program: BorrowedFd<'_>, interface: u32) -> io::Result<()> {
     attach_or_detach(BPF_PROG_ATTACH, program, interface)
 }
 
 /// Detaches a program without a link.
-pub(super) fn detach_tcx(program: BorrowedFd<'_>, interface: u32) -> io::Result<()> {
+pub(crate) fn detach_tcx(program: BorrowedFd<'_>, interface: u32) -> io::Result<()> {
     attach_or_detach(BPF_PROG_DETACH, program, interface)
 }
 
@@ -358,7 +365,7 @@ fn attach_or_detach(command: u32, program: BorrowedFd<'_>, interface: u32) -> io
 }
 
 /// Whether a program is attached to TCX ingress of an interface, with a link or without.
-pub(super) fn is_attached(program: BorrowedFd<'_>, interface: u32) -> io::Result<bool> {
+pub(crate) fn is_attached(program: BorrowedFd<'_>, interface: u32) -> io::Result<bool> {
     let mut ids = [0_u32; MAX_ATTACHED];
     let mut attr = QueryAttr {
         interface,
@@ -374,19 +381,19 @@ pub(super) fn is_attached(program: BorrowedFd<'_>, interface: u32) -> io::Result
 }
 
 /// The index of the interface that a link is attached to; 0 if the interface is gone or the link was detached.
-pub(super) fn attached_interface(link: BorrowedFd<'_>) -> io::Result<u32> {
+pub(crate) fn attached_interface(link: BorrowedFd<'_>) -> io::Result<u32> {
     Ok(object_info(link)?.max_entries_or_ifindex)
 }
 
 /// Detaches a link, even if other processes have it open, and even if it is pinned.
-pub(super) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
+pub(crate) fn detach_link(link: BorrowedFd<'_>) -> io::Result<()> {
     let mut attr = raw_fd(link);
     // SAFETY: the attributes have no pointers.
     unsafe { bpf(BPF_LINK_DETACH, &mut attr) }.map(drop)
 }
 
 /// The cookie of this thread's network namespace. No other namespace has had it since the machine started.
-pub(super) fn namespace_cookie() -> io::Result<u64> {
+pub(crate) fn namespace_cookie() -> io::Result<u64> {
     /// From asm-generic/socket.h; a few old architectures have another value.
     const SO_NETNS_COOKIE: i32 = 71;
     let socket = rustix::net::socket_with(

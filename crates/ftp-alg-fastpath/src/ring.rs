@@ -28,10 +28,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use super::{
-    layout::{LINE_RECORD, LineRecord},
-    lock,
-};
+use super::{layout::LineRecord, lock};
 
 // From linux/bpf.h: bits of a record's length, and the size of a record's header.
 const BUSY: u32 = 1 << 31;
@@ -58,7 +55,7 @@ pub struct Ring {
 
 impl Ring {
     /// Maps the ring, which has `size` bytes of data. Reading starts with the first record that was not released.
-    pub(super) fn open(map: OwnedFd, size: u32) -> io::Result<Self> {
+    pub(crate) fn open(map: OwnedFd, size: u32) -> io::Result<Self> {
         let (page, size) = (page_size()?, size as usize);
         let consumer = Mapping::new(map.as_fd(), 0, page, libc::PROT_READ | libc::PROT_WRITE)?;
         let producer = Mapping::new(map.as_fd(), page, page + 2 * size, libc::PROT_READ)?;
@@ -79,8 +76,8 @@ impl Ring {
             let at = self.page + (position & (self.size - 1));
             let Some(length) = self.wait_for_commit(at) else { return false };
             let size = (length & !DISCARDED) as usize;
-            if length & DISCARDED == 0 && size == LINE_RECORD {
-                into.push(LineRecord::read(&self.producer.copy_bytes(at + RECORD_HEADER)));
+            if length & DISCARDED == 0 && size == LineRecord::SIZE {
+                into.push(LineRecord::from_bytes(&self.producer.copy_bytes(at + RECORD_HEADER)));
             }
             let next = position.wrapping_add((RECORD_HEADER + size).next_multiple_of(8));
             self.position.store(next, Release);

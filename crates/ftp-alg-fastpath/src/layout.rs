@@ -1,0 +1,94 @@
+//! Keys and values of the program's maps, and the records of the ring. build.rs generates them from `program/layout.h`,
+//! which documents them: each structure, its fields in Rust's types, and each macro and enumerator. Clang has checked
+//! the offsets.
+//!
+//! This module does not know the calls that read and write the maps.
+
+#![allow(missing_docs, reason = "program/layout.h has what they mean")]
+
+use std::net::{Ipv4Addr, SocketAddrV4};
+
+include!(concat!(env!("OUT_DIR"), "/layout.rs"));
+
+/// The bytes of a field.
+fn take<const N: usize, const SIZE: usize>(bytes: &[u8; SIZE], at: usize) -> [u8; N] {
+    std::array::from_fn(|index| bytes[at + index])
+}
+
+/// Writes the bytes of a field.
+fn put<const N: usize, const SIZE: usize>(bytes: &mut [u8; SIZE], at: usize, field: [u8; N]) {
+    bytes[at..at + N].copy_from_slice(&field);
+}
+
+impl PacketTuple {
+    /// The tuple of packets from `source` to `destination`.
+    pub fn new(source: SocketAddrV4, destination: SocketAddrV4) -> Self {
+        Self {
+            source: *source.ip(),
+            destination: *destination.ip(),
+            source_port: source.port(),
+            destination_port: destination.port(),
+        }
+    }
+}
+
+impl PinholeKey {
+    /// The key of a data connection from `initiator` to `arrival`.
+    pub fn new(initiator: Ipv4Addr, arrival: SocketAddrV4) -> Self {
+        Self { initiator, arrival: *arrival.ip(), port: arrival.port() }
+    }
+
+    /// Destination address and port of the data connection's SYN.
+    pub fn arrival(&self) -> SocketAddrV4 {
+        SocketAddrV4::new(self.arrival, self.port)
+    }
+}
+
+impl LineRecord {
+    /// The line as it arrived, before any rewrite.
+    pub fn line(&self) -> &[u8] {
+        self.bytes.get(..self.length.into()).unwrap_or(&self.bytes)
+    }
+
+    /// The client's own endpoint, without NAT.
+    pub fn client(&self) -> SocketAddrV4 {
+        SocketAddrV4::new(self.client, self.client_port)
+    }
+
+    /// The server's own endpoint, without NAT.
+    pub fn server(&self) -> SocketAddrV4 {
+        SocketAddrV4::new(self.server, self.server_port)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn fields_are_in_the_byte_order_of_the_program() {
+        let client = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 2), 0x1234);
+        let server = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 9), 21);
+        let key = PacketTuple::new(client, server);
+        assert_eq!(key.to_bytes(), [10, 0, 0, 2, 192, 0, 2, 9, 0x12, 0x34, 0, 21]);
+        let flow = Flow {
+            seq_offset: [1, 2],
+            pinhole: PinholeKey::new(*client.ip(), server),
+            first_client_port: 0x0f,
+            last_line: [SavedLine::default(), SavedLine { seq: 3, length: 4, bytes: [5; 128] }],
+            ..Flow::default()
+        };
+        let bytes = flow.to_bytes();
+        assert_eq!(bytes[80..88], [1_u32.to_ne_bytes(), 2_u32.to_ne_bytes()].concat());
+        assert_eq!(bytes[100..102], 0x0f_u16.to_ne_bytes());
+        assert_eq!(bytes[112..124], [10, 0, 0, 2, 192, 0, 2, 9, 0, 21, 0, 0]);
+        assert_eq!(bytes[280..], [5; 128]);
+        assert_eq!(Flow::from_bytes(&bytes), flow);
+    }
+
+    #[test]
+    fn a_length_beyond_the_longest_line_is_limited() {
+        let record = LineRecord { length: u16::MAX, ..LineRecord::default() };
+        assert_eq!(record.line().len(), LONGEST_LINE);
+    }
+}
