@@ -63,8 +63,7 @@ struct pinhole {
 	__u32 line;                                // number of the line that opened the pinhole
 	__u32 mark;                                // packet mark of the admitted SYN
 	__u32 interface;                           // index of the interface on which the initiator is
-	__u32 elsewhere_port;                      // source port of a SYN that arrived on another one, in network byte order;
-	                                           // 0: none did
+	__u32 elsewhere_port;                      // source port (__be16) of a SYN that arrived on another one; 0: none did
 };
 
 // What a SYN and its SYN-ACK have in common, whatever NAT translates: the port of the announced endpoint, and the SYN's

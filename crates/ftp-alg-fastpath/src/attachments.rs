@@ -12,7 +12,7 @@ use std::{
 };
 
 use super::{
-    FastPathUnavailable,
+    FastPathUnavailable, OrUnavailable as _,
     pin_directory::{PinDirectory, PinnedLink},
     syscall,
 };
@@ -212,8 +212,8 @@ impl Attachments {
     }
 
     fn read_interfaces(&mut self) -> Result<(), FastPathUnavailable> {
-        let Interfaces { ethernet, others, filtered_early } = (self.list_interfaces)()
-            .map_err(|error| FastPathUnavailable::from_io_error("list the interfaces", &error))?;
+        let Interfaces { ethernet, others, filtered_early } =
+            (self.list_interfaces)().or_unavailable("list the interfaces")?;
         let OtherInterfaces { indices: before, mut ineligible, .. } =
             std::mem::take(&mut self.other_interfaces);
         // Also of a new interface: a connection may have been handed over there since the last reading.
@@ -251,15 +251,12 @@ impl Attachments {
                     syscall::attach_tcx_without_link(program, index)
                         .map(|()| Attachment::WithoutLink)
                 };
-                match attachment {
-                    Ok(attachment) => _ = free.insert(attachment),
-                    // The interface was deleted meanwhile.
-                    Err(error) if error.raw_os_error() == Some(libc::ENODEV) => continue,
-                    Err(error) => {
-                        let what = format!("attach the program to interface {name}");
-                        return Err(FastPathUnavailable::from_io_error(&what, &error));
-                    }
+                // The interface was deleted meanwhile.
+                if attachment.as_ref().is_err_and(|e| e.raw_os_error() == Some(libc::ENODEV)) {
+                    continue;
                 }
+                let what = format!("attach the program to interface {name}");
+                free.insert(attachment.or_unavailable(what)?);
             }
             self.interface_names.push(name);
         }

@@ -29,6 +29,7 @@ mod syscall;
 
 use std::{
     collections::BTreeSet,
+    fmt::Display,
     fs::File,
     io,
     os::fd::{AsFd as _, OwnedFd},
@@ -75,14 +76,24 @@ impl FastPathUnavailable {
     pub const NOT_BUILT: &str = "this build has no fast path";
 
     const REQUIRED_RIGHTS: &str = "; run as root, or with CAP_BPF, CAP_PERFMON and CAP_NET_ADMIN";
+}
 
-    fn from_io_error(what: &str, error: &io::Error) -> Self {
-        Self(match error.raw_os_error() {
-            Some(libc::EPERM | libc::EACCES) => {
-                format!("{what}: not permitted{}", Self::REQUIRED_RIGHTS)
-            }
-            Some(libc::ENOSYS) => format!("{what}: the kernel has no bpf(2)"),
-            _ => format!("{what}: {error}"),
+/// An outcome that decides whether the fast path can run.
+trait OrUnavailable<T> {
+    /// The error says what failed.
+    fn or_unavailable(self, what: impl Display) -> Result<T, FastPathUnavailable>;
+}
+
+impl<T> OrUnavailable<T> for io::Result<T> {
+    fn or_unavailable(self, what: impl Display) -> Result<T, FastPathUnavailable> {
+        self.map_err(|error| {
+            FastPathUnavailable(match error.raw_os_error() {
+                Some(libc::EPERM | libc::EACCES) => {
+                    format!("{what}: not permitted{}", FastPathUnavailable::REQUIRED_RIGHTS)
+                }
+                Some(libc::ENOSYS) => format!("{what}: the kernel has no bpf(2)"),
+                _ => format!("{what}: {error}"),
+            })
         })
     }
 }
@@ -143,29 +154,21 @@ impl FastPath {
     /// methods need CAP_NET_ADMIN at most.
     pub fn load(root: &Path, list_interfaces: ListInterfaces) -> Result<Self, FastPathUnavailable> {
         let processors = program::check_kernel()?;
-        let namespace_lock = lock_namespace().map_err(|error| {
-            FastPathUnavailable::from_io_error("lock the network namespace", &error)
-        })?;
+        let namespace_lock = lock_namespace().or_unavailable("lock the network namespace")?;
         let pins = PinDirectory::open(root, program::program_version())?;
         let open = |namespace_lock: io::Result<File>| {
-            Self::open(&pins, processors, list_interfaces, namespace_lock).map_err(|error| {
-                FastPathUnavailable::from_io_error("open the pinned program", &error)
-            })
+            Self::open(&pins, processors, list_interfaces, namespace_lock)
+                .or_unavailable("open the pinned program")
         };
         if pins.has_program()
             && let Ok(taken_over) = open(namespace_lock.try_clone())
         {
             return Ok(Self { was_taken_over: true, ..taken_over });
         }
-        pins.empty().map_err(|error| {
-            let what = format!("empty {}", pins.path().display());
-            FastPathUnavailable::from_io_error(&what, &error)
-        })?;
+        pins.empty().or_unavailable(format_args!("empty {}", pins.path().display()))?;
         let loaded = program::load(&pins).and_then(|()| {
-            let was_taken_over =
-                program::adopt_attached(&pins, list_interfaces).map_err(|error| {
-                    FastPathUnavailable::from_io_error("take over the attached program", &error)
-                })?;
+            let was_taken_over = program::adopt_attached(&pins, list_interfaces)
+                .or_unavailable("take over the attached program")?;
             Ok(Self { was_taken_over, ..open(Ok(namespace_lock))? })
         });
         if loaded.is_err()
@@ -251,9 +254,7 @@ impl FastPath {
     pub fn update_attachments(&self, now: Instant) -> Result<(), FastPathUnavailable> {
         let mut attachments = lock(&self.attachments);
         if attachments.is_needed() {
-            let is_in_use = self.is_in_use().map_err(|error| {
-                FastPathUnavailable::from_io_error("read the map of connections", &error)
-            })?;
+            let is_in_use = self.is_in_use().or_unavailable("read the map of connections")?;
             attachments.record_use(is_in_use, now);
         }
         attachments.sync_with_interfaces(self.program.as_fd(), &self.pin_directory)

@@ -27,7 +27,7 @@ use rustix::{
     io::Errno,
 };
 
-use super::{FastPathUnavailable, syscall};
+use super::{FastPathUnavailable, OrUnavailable as _, syscall};
 
 /// From linux/magic.h.
 const BPF_FS_MAGIC: u64 = 0xcafe_4a11;
@@ -75,13 +75,11 @@ impl Root {
     }
 
     fn create(path: &Path) -> Result<Arc<Self>, FastPathUnavailable> {
-        let failed = |what: &str, path: &Path, error: io::Error| {
-            FastPathUnavailable::from_io_error(&format!("{what} {}", path.display()), &error)
-        };
         let ancestor = path.ancestors().find(|path| path.exists()).unwrap_or(path);
         let found = openat(CWD, ancestor, OFlags::PATH | OFlags::CLOEXEC, Mode::empty())
             .and_then(fstatfs)
-            .map_err(|error| failed("examine", ancestor, error.into()))?;
+            .map_err(io::Error::from)
+            .or_unavailable(format_args!("examine {}", ancestor.display()))?;
         if !is_bpf_file_system(&found) {
             let text = format!("{} is not in a BPF file system", path.display());
             return Err(FastPathUnavailable(text));
@@ -94,7 +92,7 @@ impl Root {
         let is_gone = |error: &io::Error| {
             matches!(error.kind(), io::ErrorKind::AlreadyExists | io::ErrorKind::NotFound)
         };
-        repeat_while(is_gone, create).map_err(|error| failed("create", path, error))
+        repeat_while(is_gone, create).or_unavailable(format_args!("create {}", path.display()))
     }
 
     /// The names in it that start with `prefix`.
@@ -108,19 +106,14 @@ impl PinDirectory {
     /// exists, and locks it. Removes those of other versions.
     pub(crate) fn open(root: &Path, version: u32) -> Result<Self, FastPathUnavailable> {
         let root = &Root::create(root)?;
-        let namespace = syscall::namespace_cookie().map_err(|error| {
-            FastPathUnavailable::from_io_error("read the cookie of the network namespace", &error)
-        })?;
+        let namespace = syscall::namespace_cookie()
+            .or_unavailable("read the cookie of the network namespace")?;
         let name = format!("{namespace:x}-{version:08x}");
-        Self::remove_other_versions(root, namespace, &name).map_err(|error| {
-            let what = format!("remove other versions from {}", root.path.display());
-            FastPathUnavailable::from_io_error(&what, &error)
-        })?;
+        let what = format!("remove other versions from {}", root.path.display());
+        Self::remove_other_versions(root, namespace, &name).or_unavailable(what)?;
         Self::remove_abandoned(root, &name);
-        Self::create(root, &name).map_err(|error| {
-            let what = format!("create {}", root.path.join(name).display());
-            FastPathUnavailable::from_io_error(&what, &error)
-        })
+        let path = root.path.join(&name);
+        Self::create(root, &name).or_unavailable(format_args!("create {}", path.display()))
     }
 
     /// Removes the directories of killed daemons whose namespaces do not exist any more. The kernel has detached the

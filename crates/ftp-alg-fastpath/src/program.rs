@@ -15,7 +15,7 @@ use aya::{
 
 use super::{
     BARRED_PORTS, CONTROL_PORTS, COUNTERS, FLOWS, FastPathUnavailable, HEARTBEAT, ListInterfaces,
-    PINHOLES, READMISSION_START, RING, RULES_PINHOLES, TUPLES,
+    OrUnavailable as _, PINHOLES, READMISSION_START, RING, RULES_PINHOLES, TUPLES,
     attachments::EthernetInterface,
     pin_directory::{PROGRAM_NAME, PinDirectory},
     syscall,
@@ -46,15 +46,13 @@ pub(crate) fn program_version() -> u32 {
 /// Checks that the kernel has TCX (Linux 6.6). Returns the number of possible processors.
 pub(crate) fn check_kernel() -> Result<usize, FastPathUnavailable> {
     match SchedClassifier::query_tcx("lo", TcAttachType::Ingress) {
-        Ok(_) => aya::util::nr_cpus()
-            .map_err(|(what, error)| FastPathUnavailable::from_io_error(what, &error)),
+        Ok(_) => aya::util::nr_cpus().or_else(|(what, error)| Err(error).or_unavailable(what)),
         Err(ProgramError::SyscallError(SyscallError { io_error, .. })) => {
-            Err(match io_error.raw_os_error() {
-                Some(libc::EINVAL) => {
-                    FastPathUnavailable("the kernel has no TCX; it needs Linux 6.6".into())
-                }
-                _ => FastPathUnavailable::from_io_error("TCX", &io_error),
-            })
+            if io_error.raw_os_error() == Some(libc::EINVAL) {
+                let text = "the kernel has no TCX; it needs Linux 6.6";
+                return Err(FastPathUnavailable(text.into()));
+            }
+            Err(io_error).or_unavailable("TCX")
         }
         Err(error) => Err(FastPathUnavailable(format!("TCX: {}", error_chain(&error)))),
     }

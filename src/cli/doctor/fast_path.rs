@@ -45,28 +45,19 @@ impl KernelInfo {
 
     /// The obstacles that keep the fast path from running here, one line each.
     fn obstacles(&self, backend: Backend) -> Vec<String> {
-        let mut found = Vec::new();
-        if !HAS_PROGRAM {
-            found.push(FastPathUnavailable::NOT_BUILT.to_owned());
-        }
-        if !self.has_tcx() {
-            found.push(format!(
-                "Linux {} has no TCX: the fast path needs Linux 6.6 or newer",
-                self.release
-            ));
-        }
-        if !self.has_bpf_fs() {
-            found.push(format!(
-                "no BPF file system is mounted: mount -t bpf -o mode=0700 bpf {BPF_FS}"
-            ));
-        }
-        if backend == Backend::Conntrack {
-            found.push(
-                "the back end is conntrack: the fast path needs nftables ([pinhole] backend)"
-                    .into(),
-            );
-        }
-        found
+        let no_tcx =
+            format!("Linux {} has no TCX: the fast path needs Linux 6.6 or newer", self.release);
+        let no_bpf_fs =
+            format!("no BPF file system is mounted: mount -t bpf -o mode=0700 bpf {BPF_FS}");
+        let conntrack =
+            "the back end is conntrack: the fast path needs nftables ([pinhole] backend)";
+        let obstacles = [
+            (!HAS_PROGRAM, FastPathUnavailable::NOT_BUILT.to_owned()),
+            (!self.has_tcx(), no_tcx),
+            (!self.has_bpf_fs(), no_bpf_fs),
+            (backend == Backend::Conntrack, conntrack.to_owned()),
+        ];
+        obstacles.into_iter().filter_map(|(is_here, text)| is_here.then_some(text)).collect()
     }
 
     fn has_tcx(&self) -> bool {

@@ -294,10 +294,7 @@ impl Offload {
     /// has it open.
     pub fn reserve_pinhole(&self, pinhole: &Pinhole) -> bool {
         let Some(key) = translated_key(pinhole) else { return true };
-        self.program.reserve_pinhole(&key).unwrap_or_else(|error| {
-            self.record_failure("cannot reserve a pinhole", &error);
-            false
-        })
+        self.value_or(false, "cannot reserve a pinhole", self.program.reserve_pinhole(&key))
     }
 
     /// Has the program remember the SYN that a pinhole of the rules admits, as long as that one is open. Called before
@@ -328,10 +325,8 @@ impl Offload {
     /// Closes a pinhole that the program opened. Returns whether it was still open there.
     fn close_pinhole(&self, pinhole: &Pinhole, id: FastPathPinhole) -> bool {
         let Some(key) = pinhole_key(pinhole) else { return false };
-        self.program.close_pinhole(&key, id.flow, id.line).unwrap_or_else(|error| {
-            self.record_failure("cannot close a pinhole", &error);
-            false
-        })
+        let closed = self.program.close_pinhole(&key, id.flow, id.line);
+        self.value_or(false, "cannot close a pinhole", closed)
     }
 
     /// Closes a pinhole in the program, and reserves its key, because the rules have it now. Returns whether it was
@@ -344,10 +339,7 @@ impl Offload {
     pub(super) fn renew_pinhole(&self, opening: &Opening, id: FastPathPinhole) -> bool {
         let Some(key) = pinhole_key(&opening.pinhole) else { return false };
         let renewed = self.program.renew_pinhole(&key, (id.flow, id.line), opening.lifetime);
-        renewed.unwrap_or_else(|error| {
-            self.record_failure("cannot renew a pinhole", &error);
-            true
-        })
+        self.value_or(true, "cannot renew a pinhole", renewed)
     }
 
     /// Closes pinholes that the program opened and no session holds. Their endpoints are not known, so it looks at all.
@@ -367,9 +359,15 @@ impl Offload {
     }
 
     fn record_outcome(&self, what: &str, outcome: io::Result<()>) {
-        if let Err(error) = outcome {
+        self.value_or((), what, outcome);
+    }
+
+    /// The value, or `otherwise` after a failure, which is recorded.
+    fn value_or<T>(&self, otherwise: T, what: &str, outcome: io::Result<T>) -> T {
+        outcome.unwrap_or_else(|error| {
             self.record_failure(what, &error);
-        }
+            otherwise
+        })
     }
 
     fn record_failure(&self, what: &str, why: &dyn Display) {

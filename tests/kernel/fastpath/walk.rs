@@ -12,7 +12,7 @@ use super::{
         EPSV_PENDING, Flow, GREETING_DUE, LOGIN_DUE, LOGIN_PENDING, PASV_PENDING, PORT_PENDING,
         PacketTuple, PinholeKey, READY, Side, last_pinhole,
     },
-    model::{Expected, GREETINGS, Passed, PinholeOwners, Segment, decide, random_request},
+    model::{Expected, GREETINGS, Passed, Pinholes, Segment, decide, random_request},
     rng::Rng,
     scene::{Scene, now, routed, tuple},
 };
@@ -28,7 +28,7 @@ fn program_and_model_decide_random_dialogues_alike() {
     let mut rng = Rng::new(from_environment("FTP_ALG_SEED", 0));
     let mut walk = Walk {
         scene: Scene::new(),
-        pinholes: PinholeOwners::new(),
+        pinholes: Pinholes::new(),
         admitted_syns: AdmittedSyns::default(),
         barred: BTreeSet::from([1030]),
         packets: 0,
@@ -55,8 +55,8 @@ fn program_and_model_decide_random_dialogues_alike() {
 
 struct Walk {
     scene: Scene,
-    pinholes: PinholeOwners,
-    admitted_syns: AdmittedSyns<u32>,
+    pinholes: Pinholes,
+    admitted_syns: AdmittedSyns,
     barred: BTreeSet<u16>,
     packets: usize,
     /// Counts: handed back, retransmissions, lines, opened, rewritten, adjusted acknowledgements, changed lengths,
@@ -196,26 +196,17 @@ impl Walk {
             assert_eq!(outcome.bytes, sent_frame.to_bytes(), "{what}");
         }
         assert_eq!(self.scene.flow(id), *flow, "{what}");
-        if let Some(key) = opened {
-            let pinhole = self.scene.pinhole(key).unwrap();
-            let mark = if side == Side::Client { flow.active_mark } else { flow.passive_mark };
-            assert_eq!(
-                (pinhole.flow, pinhole.line, pinhole.mark),
-                (id, flow.line_count, mark),
-                "{what}"
-            );
-            assert_eq!(pinhole.deadline, lines[0].at_ns + flow.pinhole_lifetime, "{what}");
+        if let Some(pinhole) = opened.and_then(|key| self.pinholes.get_mut(&key)) {
+            pinhole.deadline = lines[0].at_ns + flow.pinhole_lifetime;
             self.counts[3] += 1;
         }
-        let owners: PinholeOwners =
-            self.scene.pinholes().into_iter().map(|(key, pinhole)| (key, pinhole.flow)).collect();
-        assert_eq!(owners, self.pinholes, "{what}");
+        assert_eq!(self.scene.pinholes(), self.pinholes, "{what}");
     }
 
     /// A SYN for the flow's last pinhole, which may have been consumed, and its retransmission, perhaps behind its answer.
     fn syn(&mut self, id: u64, key: PinholeKey, rng: &mut Rng) {
         let seq = u32::try_from(rng.below(2)).unwrap();
-        if self.pinholes.get(&key) == Some(&id) {
+        if self.pinholes.get(&key).is_some_and(|open| open.flow == id) {
             self.counts[8] += usize::from(!self.is_admitted(key, seq));
             if rng.chance(0.3) {
                 self.answer(key, seq + u32::from(rng.chance(0.8)));
@@ -236,7 +227,7 @@ impl Walk {
         let until = if rng.chance(0.8) { u64::MAX } else { now() - 1 };
         self.scene.set_rules_pinhole(key, until);
         let until = Duration::from_nanos(until);
-        self.admitted_syns.insert_rules_pinhole(key.initiator, key.arrival(), until);
+        self.admitted_syns.insert_rules_pinhole(key, until);
         self.is_admitted(key, u32::try_from(rng.below(2)).unwrap());
     }
 
@@ -246,7 +237,7 @@ impl Walk {
         let data_syn = DataSyn { source: frame.source, destination: frame.destination, seq };
         let now = Duration::from_nanos(now());
         let open = self.scene.pinhole(key);
-        assert_eq!(open.is_some(), self.pinholes.contains_key(&key));
+        assert_eq!(open, self.pinholes.get(&key).copied());
         let mark = match &open {
             Some(pinhole) => Some(pinhole.mark).filter(|_| !self.admitted_syns.has(now, &data_syn)),
             None => self.admitted_syns.readmission(now, &data_syn),

@@ -2,13 +2,9 @@
 
 #![allow(dead_code, reason = "each test binary uses a part")]
 
-use std::{
-    collections::BTreeMap,
-    net::{Ipv4Addr, SocketAddrV4},
-    time::Duration,
-};
+use std::{collections::BTreeMap, net::SocketAddrV4, time::Duration};
 
-use super::layout::{READMISSION_TIME, SYN_LIFETIME};
+use super::layout::{PinholeKey, READMISSION_TIME, SYN_LIFETIME};
 
 const LIFETIME: Duration = Duration::from_nanos(SYN_LIFETIME);
 const READMISSION: Duration = Duration::from_nanos(READMISSION_TIME);
@@ -21,29 +17,29 @@ pub struct DataSyn {
     pub seq: u32,
 }
 
-struct Known<T> {
+struct Known {
     syn: DataSyn,
     since: Duration,
-    /// What the program admitted the SYN to; `None` if the rules did, or if the SYN has an answer.
-    admitted_to: Option<T>,
+    /// The mark that the program gave it; `None` if the rules admitted the SYN, or if it has an answer.
+    mark: Option<u32>,
 }
 
-/// `T` is what the program admits a SYN to, as the caller knows it.
-pub struct AdmittedSyns<T> {
+#[derive(Default)]
+pub struct AdmittedSyns {
     /// The last SYN that was admitted to a port with a sequence number.
-    last: BTreeMap<(u16, u32), Known<T>>,
-    /// Until when the SYN of a pinhole of the rules is expected, by initiator and arrival.
-    rules_pinholes: BTreeMap<(Ipv4Addr, SocketAddrV4), Duration>,
+    last: BTreeMap<(u16, u32), Known>,
+    /// Until when the SYN of a pinhole of the rules is expected.
+    rules_pinholes: BTreeMap<PinholeKey, Duration>,
 }
 
-impl<T> Default for AdmittedSyns<T> {
-    fn default() -> Self {
-        Self { last: BTreeMap::new(), rules_pinholes: BTreeMap::new() }
+impl DataSyn {
+    fn key(&self) -> PinholeKey {
+        PinholeKey::new(*self.source.ip(), self.destination)
     }
 }
 
-impl<T: Copy> AdmittedSyns<T> {
-    fn get(&self, now: Duration, syn: &DataSyn) -> Option<&Known<T>> {
+impl AdmittedSyns {
+    fn get(&self, now: Duration, syn: &DataSyn) -> Option<&Known> {
         let known = self.last.get(&(syn.destination.port(), syn.seq));
         known.filter(|known| known.syn == *syn && known.since + LIFETIME > now)
     }
@@ -53,36 +49,32 @@ impl<T: Copy> AdmittedSyns<T> {
         self.get(now, syn).is_some()
     }
 
-    /// What the SYN is admitted to again, because it may have been dropped, and the rules have no pinhole for it.
-    pub fn readmission(&self, now: Duration, syn: &DataSyn) -> Option<T> {
+    /// The mark with which the SYN is admitted again, because it may have been dropped, and the rules have no pinhole
+    /// for it.
+    pub fn readmission(&self, now: Duration, syn: &DataSyn) -> Option<u32> {
         let known = self.get(now, syn).filter(|_| !self.is_expected(now, syn))?;
-        known.admitted_to.filter(|_| known.since + READMISSION >= now)
+        known.mark.filter(|_| known.since + READMISSION >= now)
     }
 
-    pub fn insert(&mut self, now: Duration, syn: &DataSyn, admitted_to: Option<T>) {
-        let known = Known { syn: *syn, since: now, admitted_to };
+    pub fn insert(&mut self, now: Duration, syn: &DataSyn, mark: Option<u32>) {
+        let known = Known { syn: *syn, since: now, mark };
         self.last.insert((syn.destination.port(), syn.seq), known);
     }
 
     /// A SYN-ACK from this port. NAT may have translated its addresses.
     pub fn answer(&mut self, port: u16, ack: u32) {
         if let Some(known) = self.last.get_mut(&(port, ack.wrapping_sub(1))) {
-            known.admitted_to = None;
+            known.mark = None;
         }
     }
 
     /// The rules have a pinhole until then.
-    pub fn insert_rules_pinhole(
-        &mut self,
-        initiator: Ipv4Addr,
-        arrival: SocketAddrV4,
-        until: Duration,
-    ) {
-        self.rules_pinholes.insert((initiator, arrival), until);
+    pub fn insert_rules_pinhole(&mut self, key: PinholeKey, until: Duration) {
+        self.rules_pinholes.insert(key, until);
     }
 
     fn is_expected(&self, now: Duration, syn: &DataSyn) -> bool {
-        let until = self.rules_pinholes.get(&(*syn.source.ip(), syn.destination));
+        let until = self.rules_pinholes.get(&syn.key());
         until.is_some_and(|until| *until > now)
     }
 
@@ -90,7 +82,7 @@ impl<T: Copy> AdmittedSyns<T> {
     pub fn insert_if_of_rules(&mut self, now: Duration, syn: &DataSyn) -> bool {
         let is_admitted = self.is_expected(now, syn) && !self.has(now, syn);
         if is_admitted {
-            self.rules_pinholes.remove(&(*syn.source.ip(), syn.destination));
+            self.rules_pinholes.remove(&syn.key());
             self.insert(now, syn, None);
         }
         is_admitted

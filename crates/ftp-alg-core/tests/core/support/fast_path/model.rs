@@ -9,8 +9,8 @@ use std::{
 
 use super::layout::{
     COMMAND_PENDING, EPSV_PENDING, FIN_DUE, Flow, GREETING_DUE, LOGIN_DUE, LOGIN_PENDING,
-    LONGEST_LINE, PASV_PENDING, PORT_PENDING, PinholeKey, QUIT_PENDING, READY, Side, last_pinhole,
-    saved_line,
+    LONGEST_LINE, PASV_PENDING, PORT_PENDING, Pinhole, PinholeKey, QUIT_PENDING, READY, Side,
+    last_pinhole, saved_line,
 };
 
 /// A packet of the flow, with a plain IP header.
@@ -70,14 +70,15 @@ enum Meaning {
     ExtendedPassive(u16),
 }
 
-/// The owner of each pinhole, by its key.
-pub type PinholeOwners = BTreeMap<PinholeKey, u64>;
+/// The pinholes of the program, by their keys.
+pub type Pinholes = BTreeMap<PinholeKey, Pinhole>;
 
-/// Decides about a packet, and changes flow and pinholes as the program should.
+/// Decides about a packet, and changes flow and pinholes as the program should. A new pinhole gets no deadline, because
+/// this knows no time.
 pub fn decide(
     id: u64,
     flow: &mut Flow,
-    pinholes: &mut PinholeOwners,
+    pinholes: &mut Pinholes,
     barred: &BTreeSet<u16>,
     segment: &Segment,
 ) -> Expected {
@@ -91,7 +92,7 @@ pub fn decide(
 fn try_decide(
     id: u64,
     flow: &mut Flow,
-    pinholes: &mut PinholeOwners,
+    pinholes: &mut Pinholes,
     barred: &BTreeSet<u16>,
     segment: &Segment,
 ) -> Option<Expected> {
@@ -181,16 +182,15 @@ fn try_decide(
         if key.port == 0 || barred.contains(&key.port) {
             return None;
         }
-        if pinholes.get(&key).is_some_and(|owner| *owner != id) {
+        if pinholes.get(&key).is_some_and(|existing| existing.flow != id) {
             return None;
         }
-        if let Some(old) = old
-            && pinholes.get(&old) == Some(&id)
-        {
-            pinholes.remove(&old);
-        }
-        pinholes.insert(key, id);
-        (flow.pinhole, flow.pinhole_line) = (key, flow.line_count + 1);
+        pinholes.retain(|key, pinhole| Some(*key) != old || pinhole.flow != id);
+        let line = flow.line_count + 1;
+        let mark = [flow.active_mark, flow.passive_mark][side.index()];
+        let interface = flow.interface[side.other().index()];
+        pinholes.insert(key, Pinhole { flow: id, line, mark, interface, ..Pinhole::default() });
+        (flow.pinhole, flow.pinhole_line) = (key, line);
     }
     if takes_four_digits && flow.port_digits > 0 {
         flow.port_digits = 4;

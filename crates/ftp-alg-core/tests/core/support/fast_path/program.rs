@@ -13,31 +13,12 @@ use ftp_alg_core::engine::{
 
 use super::{
     admitted_syns::{AdmittedSyns, DataSyn},
-    layout::{Flow, GREETING_DUE, LOGIN_DUE, PinholeKey, READY, Side},
-    model::{Expected, Passed, PinholeOwners, Segment, decide},
+    layout::{
+        self, Flow, GREETING_DUE, LOGIN_DUE, LineRecord, PacketTuple, PinholeKey, READY, Side,
+        saved_line,
+    },
+    model::{Expected, Passed, Pinholes, Segment, decide},
 };
-
-/// Source and destination of a packet, as it arrives at the interface.
-type PacketTuple = (SocketAddrV4, SocketAddrV4);
-
-/// A record of the ring: an inspected line, or a FIN.
-#[derive(Clone, Debug)]
-pub struct InspectedLine {
-    pub flow: u64,
-    pub line: u32,
-    pub at: Duration,
-    pub from: Side,
-    pub client: SocketAddrV4,
-    pub server: SocketAddrV4,
-    pub seq: u32,
-    pub ack: u32,
-    pub window: u16,
-    pub opened: bool,
-    pub consumed: Option<u32>,
-    pub is_fin: bool,
-    pub port_digits: u32,
-    pub bytes: Vec<u8>,
-}
 
 /// A TCP packet, as the program parses it.
 pub struct TcpPacket<'p> {
@@ -53,14 +34,6 @@ pub struct TcpPacket<'p> {
     pub ack: u32,
     pub window: u16,
     pub payload: &'p [u8],
-}
-
-/// An open pinhole of the program: its line, deadline and target.
-#[derive(Clone, Copy, Debug)]
-struct OpenPinhole {
-    line: u32,
-    deadline: Duration,
-    target: SocketAddrV4,
 }
 
 /// Counters of the program.
@@ -82,12 +55,11 @@ pub struct Counts {
 pub struct Program {
     flows: BTreeMap<u64, Flow>,
     tuples: BTreeMap<PacketTuple, (u64, Side)>,
-    /// The owner of each pinhole; 0 for those that the daemon reserved.
-    pinholes: PinholeOwners,
-    opened: BTreeMap<PinholeKey, OpenPinhole>,
-    admitted_syns: AdmittedSyns<SocketAddrV4>,
+    /// Those that the daemon reserved have flow 0.
+    pinholes: Pinholes,
+    admitted_syns: AdmittedSyns,
     barred: BTreeSet<u16>,
-    ring: Vec<InspectedLine>,
+    ring: Vec<LineRecord>,
     /// Position of the first line in the ring.
     released: usize,
     /// Number of lines that the ring has room for; 0 if there is no program.
@@ -107,8 +79,7 @@ impl Default for Program {
         Self {
             flows: BTreeMap::new(),
             tuples: BTreeMap::new(),
-            pinholes: PinholeOwners::new(),
-            opened: BTreeMap::new(),
+            pinholes: Pinholes::new(),
             admitted_syns: AdmittedSyns::default(),
             // The daemon bars these ports with the default policy.
             barred: (0..1024).collect(),
@@ -128,7 +99,7 @@ impl Program {
         else {
             return None;
         };
-        let (id, side) = *self.tuples.get(&(source, destination))?;
+        let (id, side) = *self.tuples.get(&PacketTuple::new(source, destination))?;
         let flow = self.flows.get_mut(&id).filter(|flow| flow.handed_over != 0)?;
         let has_only_ack_and_push = packet.flags & !(PSH | FIN) == ACK;
         let is_fin = packet.flags & FIN != 0;
@@ -168,8 +139,6 @@ impl Program {
             let keeps_length = passed.payload.len() == payload.len();
             self.counts.adjusted += usize::from(!(keeps_numbers && keeps_length));
         }
-        let pinholes = &self.pinholes;
-        self.opened.retain(|key, _| pinholes.contains_key(key));
         let (passed, opened, consumed) = match expected {
             Expected::MarkOnly => return None,
             Expected::HandBack => {
@@ -182,30 +151,30 @@ impl Program {
             }
             Expected::NextLine(passed, opened, consumed) => (passed, opened, consumed),
         };
-        if let Some(key) = opened {
-            let own = if side == Side::Client { flow.client } else { flow.server };
-            let target = SocketAddrV4::new(own, key.port);
-            let deadline = now + Duration::from_nanos(flow.pinhole_lifetime);
-            self.opened.insert(key, OpenPinhole { line: flow.line_count, deadline, target });
+        if let Some(pinhole) = opened.and_then(|key| self.pinholes.get_mut(&key)) {
+            pinhole.deadline = nanoseconds(now) + flow.pinhole_lifetime;
             self.counts.opened += 1;
         }
         self.counts.inspected += 1;
         self.counts.rewritten += usize::from(passed.payload != payload);
-        self.ring.push(InspectedLine {
+        self.ring.push(LineRecord {
             flow: id,
-            line: flow.line_count,
-            at: now,
-            from: side,
-            client: SocketAddrV4::new(flow.client, flow.client_port),
-            server: SocketAddrV4::new(flow.server, flow.server_port),
+            at_ns: nanoseconds(now),
+            number: flow.line_count,
+            side: side as u32,
             seq,
             ack,
+            client: flow.client,
+            server: flow.server,
+            client_port: flow.client_port,
+            server_port: flow.server_port,
+            length: u16::try_from(payload.len()).unwrap(),
             window,
-            opened: opened.is_some(),
-            consumed,
-            is_fin,
-            port_digits,
-            bytes: payload.to_vec(),
+            opened_pinhole: opened.is_some().into(),
+            is_fin: is_fin.into(),
+            port_digits: u8::try_from(port_digits).unwrap(),
+            consumed_pinhole: consumed.unwrap_or(0),
+            bytes: saved_line(seq, Some(payload)).bytes,
         });
         Some(passed)
     }
@@ -222,19 +191,24 @@ impl Program {
             return None;
         };
         let syn = DataSyn { source, destination, seq };
-        let key = key((*source.ip()).into(), arrival)?;
-        let Some(&OpenPinhole { deadline, target, .. }) = self.opened.get(&key) else {
-            let readmission = self.admitted_syns.readmission(now, &syn);
-            self.admitted_syns.insert_if_of_rules(now, &syn);
-            return readmission.map(SocketAddr::from);
+        let key = PinholeKey::new(*source.ip(), destination);
+        let mark = match self.pinholes.get(&key).filter(|pinhole| pinhole.flow != 0) {
+            Some(pinhole) => {
+                let is_open = pinhole.deadline >= nanoseconds(now);
+                let mark = is_open.then_some(pinhole.mark);
+                mark.filter(|_| !self.admitted_syns.has(now, &syn)).inspect(|mark| {
+                    self.pinholes.remove(&key);
+                    self.admitted_syns.insert(now, &syn, Some(*mark));
+                    self.counts.admitted += 1;
+                })
+            }
+            None => {
+                let readmission = self.admitted_syns.readmission(now, &syn);
+                self.admitted_syns.insert_if_of_rules(now, &syn);
+                readmission
+            }
         };
-        if deadline < now || self.admitted_syns.has(now, &syn) {
-            return None;
-        }
-        self.remove(key);
-        self.admitted_syns.insert(now, &syn, Some(target));
-        self.counts.admitted += 1;
-        Some(target.into())
+        mark.map(|mark| SocketAddrV4::new(mark.into(), destination.port()).into())
     }
 
     /// Hands connections over, and takes others back.
@@ -267,8 +241,7 @@ impl Program {
         if self.flows.contains_key(&flow) {
             self.take_back(flow, &translation);
         }
-        let ends = ends(&translation);
-        let tuples = [(ends[0], ends[3]), (ends[2], ends[1])];
+        let tuples = tuples(&translation);
         assert!(
             tuples.iter().all(|tuple| !self.tuples.contains_key(tuple)),
             "another has {tuples:?}"
@@ -276,7 +249,7 @@ impl Program {
         for (tuple, side) in tuples.into_iter().zip([Side::Client, Side::Server]) {
             self.tuples.insert(tuple, (flow, side));
         }
-        let [client, client_external, server, server_external] = ends;
+        let [client, client_external, server, server_external] = ends(&translation);
         let offsets = seq_offsets.unwrap_or([SequenceOffset { offset: 0, first_seq: 0 }; 2]);
         let handed = Flow {
             handed_over: 1,
@@ -297,6 +270,9 @@ impl Program {
             passive_arrival: *server_external.ip(),
             active_initiator: *server.ip(),
             passive_initiator: *client.ip(),
+            // The rules find the translated destination by the mark. Here it is that address.
+            active_mark: (*client.ip()).into(),
+            passive_mark: (*server.ip()).into(),
             port_digits: u32::try_from(padding.digits()).unwrap(),
             adjusted: seq_offsets.is_some().into(),
             seq_offset: offsets.map(|offset| offset.offset),
@@ -311,8 +287,7 @@ impl Program {
     }
 
     fn take_back(&mut self, flow: u64, translation: &Translation) {
-        let [client, client_external, server, server_external] = ends(translation);
-        for tuple in [(client, server_external), (server, client_external)] {
+        for tuple in tuples(translation) {
             if self.tuples.get(&tuple).is_some_and(|(owner, _)| *owner == flow) {
                 self.tuples.remove(&tuple);
             }
@@ -331,15 +306,17 @@ impl Program {
         self.flows.keys().copied().collect()
     }
 
+    /// The pinhole that this line opened, if it is open.
+    fn open_pinhole(&mut self, pinhole: &Pinhole, id: FastPathPinhole) -> Option<PinholeKey> {
+        let key = key(pinhole)?;
+        self.pinholes.get(&key).filter(|open| pinhole_id(open) == id).map(|_| key)
+    }
+
     /// Closes pinholes, unless they were consumed or replaced.
     pub fn close_pinholes(&mut self, closings: &[FastPathPinholeClosing]) {
         for FastPathPinholeClosing { pinhole, id } in closings {
-            let Some(key) = key(pinhole.initiator, pinhole.arrival) else { continue };
-            let is_it = self.pinholes.get(&key) == Some(&id.flow)
-                && self.opened.get(&key).is_some_and(|opened| opened.line == id.line);
-            if is_it {
-                self.remove(key);
-            }
+            let open = self.open_pinhole(pinhole, *id);
+            open.map(|key| self.pinholes.remove(&key));
         }
     }
 
@@ -350,18 +327,14 @@ impl Program {
         id: FastPathPinhole,
         deadline: Duration,
     ) -> bool {
-        let opened =
-            key(pinhole.initiator, pinhole.arrival).and_then(|key| self.opened.get_mut(&key));
-        let opened = opened.filter(|opened| opened.line == id.line);
-        opened.map(|opened| opened.deadline = deadline).is_some()
+        let open = self.open_pinhole(pinhole, id);
+        let open = open.and_then(|key| self.pinholes.get_mut(&key));
+        open.map(|open| open.deadline = nanoseconds(deadline)).is_some()
     }
 
     /// Closes pinholes that no session holds.
     pub fn close_lost_pinholes(&mut self, lost: &[FastPathPinhole]) {
-        let open = self.open_pinholes().into_iter().filter(|(hole, _)| lost.contains(hole));
-        for (_, (initiator, arrival)) in open.collect::<Vec<_>>() {
-            key(initiator, arrival).into_iter().for_each(|key| self.remove(key));
-        }
+        self.pinholes.retain(|_, open| !lost.contains(&pinhole_id(open)));
     }
 
     /// Reserves the key of a translated pinhole. Returns `false` if the program has it open.
@@ -369,22 +342,20 @@ impl Program {
         let Some(key) = translated_key(pinhole).filter(|_| self.ring_capacity > 0) else {
             return true;
         };
-        *self.pinholes.entry(key).or_insert(0) == 0
+        self.pinholes.entry(key).or_default().flow == 0
     }
 
     /// The rules have a pinhole until then.
     pub fn record_rules_pinhole(&mut self, pinhole: &Pinhole, until: Duration) {
-        if let (IpAddr::V4(initiator), SocketAddr::V4(arrival)) =
-            (pinhole.initiator, pinhole.arrival)
-        {
-            self.admitted_syns.insert_rules_pinhole(initiator, arrival, until);
+        if let Some(key) = key(pinhole) {
+            self.admitted_syns.insert_rules_pinhole(key, until);
         }
     }
 
     /// Ends the reservation of a pinhole.
     pub fn release_pinhole(&mut self, pinhole: &Pinhole) {
         if let Some(key) = translated_key(pinhole)
-            && self.pinholes.get(&key) == Some(&0)
+            && self.pinholes.get(&key).is_some_and(|pinhole| pinhole.flow == 0)
         {
             self.pinholes.remove(&key);
         }
@@ -393,32 +364,23 @@ impl Program {
     /// Closes pinholes and ends reservations, except those for which `is_retained` returns true. Its arguments are
     /// initiator, arrival, flow and line.
     pub fn retain_pinholes(&mut self, is_retained: impl Fn(IpAddr, SocketAddr, u64, u32) -> bool) {
-        let Self { pinholes, opened, .. } = self;
-        pinholes.retain(|key, owner| {
-            let line = opened.get(key).map_or(0, |opened| opened.line);
-            is_retained(key.initiator.into(), key.arrival().into(), *owner, line)
+        self.pinholes.retain(|key, pinhole| {
+            let (initiator, arrival) = (key.initiator.into(), key.arrival().into());
+            is_retained(initiator, arrival, pinhole.flow, pinhole.line)
         });
-        opened.retain(|key, _| pinholes.contains_key(key));
-    }
-
-    fn remove(&mut self, key: PinholeKey) {
-        self.pinholes.remove(&key);
-        self.opened.remove(&key);
     }
 
     /// The open pinholes, each with its initiator and arrival.
     pub fn open_pinholes(&self) -> Vec<(FastPathPinhole, (IpAddr, SocketAddr))> {
+        let open = self.pinholes.iter().filter(|(_, pinhole)| pinhole.flow != 0);
         let ends = |key: &PinholeKey| (key.initiator.into(), key.arrival().into());
-        let hole = |(key, opened): (&PinholeKey, &OpenPinhole)| {
-            (FastPathPinhole { flow: self.pinholes[key], line: opened.line }, ends(key))
-        };
-        self.opened.iter().map(hole).collect()
+        open.map(|(key, pinhole)| (pinhole_id(pinhole), ends(key))).collect()
     }
 
     /// Asserts that the maps and the ring are empty.
     pub fn assert_empty(&self) {
         assert!(self.flows.is_empty() && self.tuples.is_empty(), "flows left: {:?}", self.flows);
-        assert!(self.pinholes.is_empty(), "pinholes left: {:?} {:?}", self.pinholes, self.opened);
+        assert!(self.pinholes.is_empty(), "pinholes left: {:?}", self.pinholes);
         assert!(self.ring.is_empty(), "lines left: {:?}", self.ring);
     }
 
@@ -433,7 +395,7 @@ impl Program {
     }
 
     /// The lines from `position` on.
-    pub fn lines(&self, position: usize) -> &[InspectedLine] {
+    pub fn lines(&self, position: usize) -> &[LineRecord] {
         &self.ring[position - self.released..]
     }
 
@@ -446,8 +408,16 @@ impl Program {
     }
 }
 
-fn key(initiator: IpAddr, arrival: SocketAddr) -> Option<PinholeKey> {
-    match (initiator, arrival) {
+fn nanoseconds(time: Duration) -> u64 {
+    u64::try_from(time.as_nanos()).unwrap()
+}
+
+fn pinhole_id(open: &layout::Pinhole) -> FastPathPinhole {
+    FastPathPinhole { flow: open.flow, line: open.line }
+}
+
+fn key(pinhole: &Pinhole) -> Option<PinholeKey> {
+    match (pinhole.initiator, pinhole.arrival) {
         (IpAddr::V4(initiator), SocketAddr::V4(arrival)) => {
             Some(PinholeKey::new(initiator, arrival))
         }
@@ -457,7 +427,13 @@ fn key(initiator: IpAddr, arrival: SocketAddr) -> Option<PinholeKey> {
 
 /// The key of a translated pinhole; `None` for others.
 fn translated_key(pinhole: &Pinhole) -> Option<PinholeKey> {
-    key(pinhole.initiator, pinhole.arrival).filter(|_| pinhole.arrival != pinhole.target)
+    key(pinhole).filter(|_| pinhole.arrival != pinhole.target)
+}
+
+/// The tuples of the packets of client and server.
+fn tuples(translation: &Translation) -> [PacketTuple; 2] {
+    let [client, client_external, server, server_external] = ends(translation);
+    [PacketTuple::new(client, server_external), PacketTuple::new(server, client_external)]
 }
 
 /// The endpoints of client and server: their own, and as the other side knows them.

@@ -2,7 +2,7 @@
 
 use std::{
     net::{IpAddr, SocketAddr},
-    time::Instant,
+    time::{Duration, Instant},
 };
 
 use ftp_alg_core::{
@@ -15,9 +15,9 @@ use super::{
     super::{
         Rng,
         fast_path::{
-            layout::Side,
+            layout::{LineRecord, Side},
             model::Passed,
-            program::{InspectedLine, TcpPacket},
+            program::TcpPacket,
         },
         recorder::Recorder,
         segment::{Fault, Segment},
@@ -31,7 +31,7 @@ pub struct FastPathLines {
     epoch: Instant,
     /// What was fetched is before it.
     position: usize,
-    inbox: Vec<InspectedLine>,
+    inbox: Vec<LineRecord>,
     /// What is released when all of it is written.
     releases: Option<usize>,
 }
@@ -49,8 +49,7 @@ impl FastPathLines {
 
     /// Fetches what was inspected by now.
     pub fn fetch(&mut self, kernel: &Recorder) {
-        let lines = kernel.program.lines(self.position);
-        self.inbox.extend(lines.iter().cloned());
+        self.inbox.extend_from_slice(kernel.program.lines(self.position));
         self.position = kernel.program.positions().0;
     }
 
@@ -75,22 +74,23 @@ impl FastPathLines {
     }
 }
 
-fn read(line: &InspectedLine, epoch: Instant) -> FastPathLine<'_> {
+fn read(line: &LineRecord, epoch: Instant) -> FastPathLine<'_> {
+    let is_by_client = line.side == Side::Client as u32;
     FastPathLine {
         flow: line.flow,
-        line: line.line,
-        at: epoch + line.at,
-        from: if line.from == Side::Client { session::Side::Client } else { session::Side::Server },
-        client: line.client,
-        server: line.server,
+        line: line.number,
+        at: epoch + Duration::from_nanos(line.at_ns),
+        from: if is_by_client { session::Side::Client } else { session::Side::Server },
+        client: line.client(),
+        server: line.server(),
         seq: line.seq,
         ack: line.ack,
         window: line.window,
-        opened_pinhole: line.opened,
-        consumed_pinhole: line.consumed,
-        is_fin: line.is_fin,
-        padding: Padding::from_digits(line.port_digits as usize),
-        bytes: &line.bytes,
+        opened_pinhole: line.opened_pinhole != 0,
+        consumed_pinhole: (line.consumed_pinhole != 0).then_some(line.consumed_pinhole),
+        is_fin: line.is_fin != 0,
+        padding: Padding::from_digits(line.port_digits.into()),
+        bytes: line.line(),
     }
 }
 
