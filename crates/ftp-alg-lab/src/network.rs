@@ -325,6 +325,14 @@ impl Machine {
             lines += "echo 1 > /proc/sys/net/ipv4/ip_forward\n\
                       echo 1 > /proc/sys/net/ipv6/conf/all/forwarding\n";
         }
+        // On a busy machine a neighbour may answer only after the kernel's three seconds.
+        for MachineInterface { name, .. } in &self.ports {
+            for version in ["ipv4", "ipv6"] {
+                let neighbour = format!("/proc/sys/net/{version}/neigh/{name}");
+                lines += &format!("echo 10 > {neighbour}/mcast_solicit\n");
+                lines += &format!("echo 10 > {neighbour}/ucast_solicit\n");
+            }
+        }
         for MachineInterface { name, .. } in self.ports.iter().filter(|_| !offloads) {
             lines += &format!("ethtool -K {name} tx off sg off tso off gso off gro off\n");
         }
