@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg::kernel::{QueueStatement, RuleParameters, rules};
+use ftp_alg::kernel::{RuleParameters, parameters::QueueStatement, table::rules};
 use ftp_alg_lab::{Daemon, Lab, Topology};
 
 const ROUNDS: usize = 15;

@@ -14,7 +14,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg::kernel::{Commits, LinuxKernel, RuleParameters, Table};
+use ftp_alg::kernel::{
+    LinuxKernel, RuleParameters,
+    table::{Commits, Table},
+};
 use ftp_alg_core::engine::{Kernel as _, Opening, Pinhole, Translation};
 use ftp_alg_lab::{Host, Lab, Topology};
 

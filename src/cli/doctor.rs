@@ -16,7 +16,9 @@ use crate::{
         health::{self, Check, HostAudit},
         snapshot::{self, Problem},
     },
-    kernel::{Backend, KernelFeatures, automatic_backend, operator_firewall},
+    kernel::{
+        automatic::automatic_backend, operator_firewall, parameters::Backend, probe::KernelFeatures,
+    },
 };
 
 /// The reason for a back end that the configuration names.

@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 
 use super::{ConfigOption, Failure, output};
-use crate::{config::Config, daemon, kernel::rules};
+use crate::{config::Config, daemon, kernel::table::rules};
 
 /// Print the rules that `run` loads, for inspection
 ///

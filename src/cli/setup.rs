@@ -20,9 +20,10 @@ use crate::{
     config::Config,
     daemon,
     kernel::{
-        Backend, automatic_backend,
+        automatic::automatic_backend,
         operator_firewall::{self, links},
-        read_routing,
+        parameters::Backend,
+        probe::read_routing,
     },
 };
 

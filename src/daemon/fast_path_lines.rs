@@ -28,8 +28,10 @@ use super::{
     snapshot::{FastPathState, FastPathStatus},
 };
 use crate::kernel::{
-    ClaimedPorts, Commits, RuleParameters,
+    RuleParameters,
+    claimed_ports::ClaimedPorts,
     offload::{Offload, Translations},
+    table::Commits,
 };
 
 /// The reader of the fast path's lines, with the program that inspects them.

@@ -25,7 +25,7 @@ use rustix::{
 use super::{confine::Account, snapshot::FastPathStatus};
 use crate::{
     config,
-    kernel::{Backend, offload::list_interfaces},
+    kernel::{offload::list_interfaces, parameters::Backend},
 };
 
 /// The directory of root's pins, with one directory for each network namespace; and with one for each other user.

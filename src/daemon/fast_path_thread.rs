@@ -27,8 +27,10 @@ use super::{
     shared_state::SharedState,
 };
 use crate::kernel::{
-    Backend, LinuxKernel, NetfilterError, RuleParameters, consumed_pinholes,
+    LinuxKernel, NetfilterError, RuleParameters,
+    conntrack::consumed_pinholes,
     offload::{Failures, pinhole_id},
+    parameters::Backend,
 };
 
 /// Interval between two readings of the ring buffer, while there are lines and while there are none. The ring buffer

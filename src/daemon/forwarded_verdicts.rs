@@ -9,7 +9,10 @@ use std::sync::{
 use ftp_alg_core::engine::{Released, Token, Verdict};
 
 use super::shard::lock;
-use crate::kernel::{NetfilterError, QueueVerdict, RuleParameters, Verdicts, Waker};
+use crate::kernel::{
+    NetfilterError, RuleParameters,
+    queue::{QueueVerdict, Verdicts, Waker},
+};
 
 /// Gives the verdict on the packet of `token`. With [`Verdict::Replace`], `replacement` is forwarded in its place. The
 /// verdict takes effect when `verdicts` are flushed. Passes errors to `report`: they concern no other packet.

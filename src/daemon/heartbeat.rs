@@ -6,7 +6,10 @@
 use std::time::{Duration, Instant};
 
 use super::shared_state::SharedState;
-use crate::kernel::{Commits, HEARTBEAT_TIMEOUT, Heartbeat, NetfilterError};
+use crate::kernel::{
+    NetfilterError,
+    table::{Commits, HEARTBEAT_TIMEOUT, Heartbeat},
+};
 
 /// Interval between two renewals, each of which costs a transaction of nf_tables.
 const RENEWAL_INTERVAL: Duration = Duration::from_millis(750);

@@ -11,7 +11,7 @@ use super::{
     shard::lock,
     shared_state::SharedState,
 };
-use crate::kernel::{LinuxKernel, RuleParameters, Verdicts};
+use crate::kernel::{LinuxKernel, RuleParameters, queue::Verdicts};
 
 /// The host for one thread and one batch.
 pub(super) struct DaemonHost<'a> {

@@ -16,8 +16,13 @@ use ftp_alg_firewall::{Firewall, accepted_data, data_path_verdicts};
 
 use super::{DaemonEvent, shard::lock, shared_state::SharedState};
 use crate::kernel::{
-    self, Backend, ClaimedPorts, Commits, Learned, NetfilterError, RuleParameters,
-    operator_firewall::RulesetReader, read_routing,
+    self, NetfilterError, RuleParameters,
+    automatic::automatic_backend,
+    claimed_ports::ClaimedPorts,
+    operator_firewall::RulesetReader,
+    parameters::{Backend, Learned},
+    probe::read_routing,
+    table::Commits,
 };
 
 /// How long the start waits for them. FTP works before large sets of rules are read.
@@ -74,7 +79,7 @@ impl OperatorRules {
         has_sessions: bool,
         parameters: &RuleParameters,
     ) -> (Backend, &'static str) {
-        kernel::automatic_backend(before, has_sessions, || {
+        automatic_backend(before, has_sessions, || {
             let routing = read_routing(parameters.control_ports());
             let firewall = self.read.as_ref().ok()?;
             accepted_data(firewall, &data_path_verdicts(firewall, routing))

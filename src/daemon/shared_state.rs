@@ -25,7 +25,7 @@ use super::{
     snapshot::{FastPathStatus, Status},
     worker_progress::WorkerProgress,
 };
-use crate::kernel::{LinuxKernel, QueueCounts, RuleParameters};
+use crate::kernel::{LinuxKernel, RuleParameters, queue::QueueCounts};
 
 /// The state that the workers, the control socket and the main thread share.
 pub(super) struct SharedState {

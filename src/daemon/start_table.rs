@@ -12,7 +12,10 @@ use ftp_alg_core::engine::Pinhole;
 
 use super::{ServiceError, shard::lock, shared_state::SharedState, state_dir::StateDir};
 use crate::kernel::{
-    Backend, Commits, LinuxKernel, OpenPinhole, RuleParameters, Table, consumed_pinholes,
+    LinuxKernel, RuleParameters,
+    conntrack::consumed_pinholes,
+    parameters::Backend,
+    table::{Commits, OpenPinhole, Table},
 };
 
 /// The loaded table.

@@ -25,7 +25,7 @@ use ftp_alg_core::engine::{Engine, RECORD_FORMAT, RestoredCounts, SessionRecords
 use rustix::time::{ClockId, clock_gettime};
 
 use super::shard_map::ShardMap;
-use crate::kernel::{Backend, TableRecord};
+use crate::kernel::{parameters::Backend, table::TableRecord};
 
 /// The file that says which rules are loaded.
 const TABLE_RECORD: &str = "table.json";

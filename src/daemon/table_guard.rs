@@ -14,7 +14,10 @@ use ftp_alg_core::engine::Pinhole;
 
 use super::{DaemonEvent, ServiceError, shard::lock, shared_state::SharedState};
 use crate::kernel::{
-    Backend, ChangeNotices, NetfilterError, Table, TableCondition, consumed_pinholes,
+    NetfilterError,
+    conntrack::consumed_pinholes,
+    parameters::Backend,
+    table::{ChangeNotices, Table, TableCondition},
 };
 
 /// How many times in a row to load the table while other programs change nf_tables.

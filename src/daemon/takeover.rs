@@ -28,7 +28,7 @@ use super::{
 };
 use crate::kernel::{
     NetfilterError, RuleParameters,
-    readers::{self, QueueReader},
+    table::readers::{self, QueueReader},
 };
 
 /// What ends the other daemon, and the time limit for it.

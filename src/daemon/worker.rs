@@ -23,7 +23,10 @@ use super::{
     shard_map::ShardMap,
     shared_state::SharedState,
 };
-use crate::kernel::{LinuxKernel, MAXIMUM_WAITING, NetfilterError, Queue, RuleParameters};
+use crate::kernel::{
+    LinuxKernel, NetfilterError, RuleParameters,
+    queue::{MAXIMUM_WAITING, Queue},
+};
 
 /// Index of the interface `lo`. What leaves by it stays on this machine.
 const LOOPBACK: u32 = 1;

@@ -45,9 +45,12 @@ use super::{
 use crate::{
     config::{self, Config, FastPath},
     kernel::{
-        ClaimedPorts, Commits, ConntrackAbilities, HEARTBEAT_TIMEOUT, LinuxKernel, Queue,
-        QueueCounts, RuleParameters, Table, TableRecord, Waker,
+        LinuxKernel, RuleParameters,
+        claimed_ports::ClaimedPorts,
         operator_firewall::{self, RulesetReader},
+        probe::ConntrackAbilities,
+        queue::{Queue, QueueCounts, Waker},
+        table::{Commits, HEARTBEAT_TIMEOUT, Table, TableRecord},
     },
 };
 

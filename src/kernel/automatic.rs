@@ -4,7 +4,7 @@
 
 use ftp_alg_firewall::AcceptedData;
 
-use super::{Backend, ConntrackAbilities};
+use super::{parameters::Backend, probe::ConntrackAbilities};
 
 /// The back end that `auto` selects here, and why. `before` is the back end of the run before, which restored sessions
 /// keep, if there are any. `accepted` says which data connections the firewall accepts; `None` if that is not known.

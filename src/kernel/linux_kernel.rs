@@ -16,11 +16,15 @@ use ftp_alg_core::engine::{
 use ftp_alg_fastpath::layout::PinholeKey;
 
 use super::{
-    Backend, ClaimedPorts, Commits, Conntrack, Expectations, Injector, NetfilterError, OpenPinhole,
-    Pinholes, RuleParameters,
+    NetfilterError, RuleParameters,
     budget::{Budget, Stopwatch},
+    claimed_ports::ClaimedPorts,
+    conntrack::Conntrack,
+    inject::Injector,
     offload::Offload,
+    parameters::Backend,
     routes::Routes,
+    table::{Commits, Expectations, OpenPinhole, Pinholes},
 };
 
 /// The running kernel, in the network namespace of the thread that creates this. One for each thread. It needs the

@@ -12,7 +12,7 @@ use std::{
 use ftp_alg_firewall::Routing;
 
 use super::{
-    NetfilterError, QueueStatement, RuleParameters,
+    NetfilterError, RuleParameters,
     broker::{
         programs::run_for_output,
         rights::{CAP_NET_ADMIN, CAP_NET_RAW, has_capability},
@@ -25,6 +25,7 @@ use super::{
         },
         nft::has_queue_rule,
     },
+    parameters::QueueStatement,
     queue,
     table::{
         compiled::as_draft,

@@ -1,6 +1,6 @@
 //! Pinholes as expectations: a firewall that accepts `established,related` needs no other line.
 
-use ftp_alg::kernel::ConntrackAbilities;
+use ftp_alg::kernel::probe::ConntrackAbilities;
 
 use crate::common::*;
 

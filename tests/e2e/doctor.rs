@@ -1,7 +1,7 @@
 //! `ftp-alg doctor` on real firewalls: what it says, what it says to do, and that transfers fare
 //! as it says, before and after.
 
-use ftp_alg::kernel::ConntrackAbilities;
+use ftp_alg::kernel::probe::ConntrackAbilities;
 
 use crate::common::*;
 

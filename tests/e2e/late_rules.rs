@@ -1,6 +1,6 @@
 //! Rules of the operator that take longer to read than the start waits for them.
 
-use ftp_alg::kernel::ConntrackAbilities;
+use ftp_alg::kernel::probe::ConntrackAbilities;
 
 use crate::common::*;
 

@@ -33,8 +33,12 @@ use std::{
 };
 
 use ftp_alg::kernel::{
-    HostSettings, Injector, LinuxKernel, NetfilterError, Queue, QueueCounts, QueueStatement,
-    RuleParameters, Table, rules,
+    LinuxKernel, NetfilterError, RuleParameters,
+    inject::Injector,
+    parameters::QueueStatement,
+    probe::HostSettings,
+    queue::{Queue, QueueCounts},
+    table::{Table, rules},
 };
 use ftp_alg_core::engine::{Kernel as _, KernelError, Opening, Pinhole, QueueMode, Translation};
 use ftp_alg_lab::wait_for;

@@ -8,7 +8,11 @@ use crate::{
         health::{self, Check, CheckStatus, HostAudit},
         snapshot::{Problem, Status},
     },
-    kernel::{Backend, ConntrackAbilities, KernelFeatures, NetfilterError, QueueStatement},
+    kernel::{
+        NetfilterError,
+        parameters::{Backend, QueueStatement},
+        probe::{ConntrackAbilities, KernelFeatures},
+    },
 };
 
 const DAEMON: &str = "daemon";

@@ -14,7 +14,7 @@ use crate::{
         health::Check,
         snapshot::{FastPathState, FastPathStatus},
     },
-    kernel::{Backend, RuleParameters},
+    kernel::{RuleParameters, parameters::Backend},
 };
 
 const NAME: &str = "fast path";

@@ -5,7 +5,7 @@ use std::path::Path;
 use serde_json::Value;
 
 use super::{file_edits::MARKER, store::UndoCommand};
-use crate::{cli::Failure, kernel::run_for_output};
+use crate::{cli::Failure, kernel::broker::programs::run_for_output};
 
 /// Runs a command and returns its output. It is a failure if the command fails.
 pub(super) fn run_command(words: &[String]) -> Result<String, Failure> {

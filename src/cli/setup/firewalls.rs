@@ -15,7 +15,7 @@ use super::{
     nft_file::{self, NftFile},
     store::{self, ChangeSet, FileChange, UndoCommand},
 };
-use crate::{cli::Failure, kernel::rules};
+use crate::{cli::Failure, kernel::parameters::TABLE};
 
 /// The program that generates the rules, and how setup recognises it (`message`).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, EnumMessage, IntoStaticStr, VariantArray)]
@@ -423,7 +423,7 @@ fn nftables_match_file(main: &str) -> bool {
     let fresh = run_command(&command(&["unshare", "--net", "--", "sh", "-c", &lines]));
     let loaded = run_command(&command(&["nft", "--stateless", "list", "ruleset"]));
     let (Ok(fresh), Ok(loaded)) = (fresh, loaded) else { return false };
-    let ours = format!("table inet {} ", rules::TABLE);
+    let ours = format!("table inet {} ", TABLE);
     let fresh = fresh + "\n";
     let mut tables = loaded.split("\n}").map(str::trim_start).filter(|table| !table.is_empty());
     tables.all(|table| table.starts_with(&ours) || fresh.contains(&format!("{table}\n}}\n")))

@@ -10,7 +10,9 @@ use super::{
     RESTORED_MARKS,
     check::{Check, CheckStatus},
 };
-use crate::kernel::{Backend, HostSettings, RuleParameters, operator_firewall::links};
+use crate::kernel::{
+    RuleParameters, operator_firewall::links, parameters::Backend, probe::HostSettings,
+};
 
 const HELPERS: &str = "other helpers";
 const FIREWALL: &str = "firewall";

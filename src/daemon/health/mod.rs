@@ -37,8 +37,12 @@ use super::{
     snapshot::{NameRow, Problem, Status},
 };
 use crate::kernel::{
-    Backend, ConntrackAbilities, HostSettings, RuleParameters, Table, admitted_connections,
+    RuleParameters,
+    conntrack::admitted_connections,
     operator_firewall,
+    parameters::Backend,
+    probe::{ConntrackAbilities, HostSettings},
+    table::Table,
 };
 
 /// The problem that no daemon runs.

@@ -9,7 +9,7 @@
 //! one socket to the broker. Request and answer are JSON values up to the end of the stream.
 
 mod child;
-pub(super) mod programs;
+pub mod programs;
 pub(super) mod rights;
 
 use std::{

@@ -1,6 +1,6 @@
 //! Netlink messages: a socket, bounded parsing of received messages, and building of sent ones.
 //!
-//! Knows nothing of queues, sets or connections. No received length is trusted. The module is private to `gateway`,
+//! Knows nothing of queues, sets or connections. No received length is trusted. The module is private to `kernel`,
 //! also where items are `pub`.
 
 #![allow(unsafe_code)]

@@ -25,7 +25,7 @@ use ftp_alg_fastpath::{
     layout::{self, Flow, LineRecord, PacketTuple, PinholeKey, dialogue},
 };
 
-use super::{ClaimedPorts, NetfilterError, RuleParameters};
+use super::{NetfilterError, RuleParameters, claimed_ports::ClaimedPorts};
 
 pub use interfaces::list_interfaces;
 pub use translations::{TranslationLease, Translations};

@@ -17,13 +17,14 @@ use std::{
 };
 
 use crate::kernel::{
-    Backend, Commits, NetfilterError, RuleParameters,
+    NetfilterError, RuleParameters,
     netlink::{
         Socket,
         nft::{self, Batch, Element},
         or_absent,
     },
-    parameters::MAX_SLOT,
+    parameters::{Backend, MAX_SLOT},
+    table::Commits,
 };
 
 const TARGETS: &CStr = c"fast_path_targets4";

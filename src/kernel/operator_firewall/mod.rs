@@ -15,11 +15,10 @@ use ftp_alg_firewall::{Firewall, Gateway, IpVersion, Origin, PacketClass};
 use serde_json::json;
 
 use super::{
-    Backend,
     broker::programs::{run_for_output, run_with_input},
     legacy_iptables::uses_legacy,
     netlink::{Socket, nft},
-    parameters::TABLE as OURS,
+    parameters::{Backend, TABLE as OURS},
 };
 pub use links::links;
 pub use reader::RulesetReader;

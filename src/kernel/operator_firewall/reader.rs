@@ -6,7 +6,8 @@ use ftp_alg_firewall::{Firewall, Gateway, IpVersion, RoutingRule};
 
 use super::{policy_routing, read_without_texts};
 use crate::kernel::{
-    ClaimedPorts, Commits, NetfilterError, legacy_iptables::uses_legacy, netlink::Socket,
+    NetfilterError, claimed_ports::ClaimedPorts, legacy_iptables::uses_legacy, netlink::Socket,
+    table::Commits,
 };
 
 /// Minimum time between two readings, however often the rules change.

@@ -12,14 +12,14 @@ use super::{
     compiled::{self, CompiledTable, DRAFT, TableMessage},
 };
 use crate::kernel::{
-    Backend, NetfilterError, QueueStatement, RuleParameters,
+    NetfilterError, RuleParameters,
     broker::programs,
     netlink::{
         Socket,
         nft::{self, Batch, TableFingerprint},
         xtables,
     },
-    parameters::TABLE,
+    parameters::{Backend, QueueStatement, TABLE},
 };
 
 /// The chain that puts packets into the queue.

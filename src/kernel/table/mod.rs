@@ -25,14 +25,14 @@ use ftp_alg_firewall::IpVersion;
 use serde::{Deserialize, Serialize};
 
 use super::{
-    Backend, NetfilterError, QueueStatement, RuleParameters,
+    NetfilterError, RuleParameters,
     broker::programs::run_for_output,
     legacy_iptables::uses_legacy,
     netlink::{
         Socket,
         nft::{self, Batch, TableFingerprint},
     },
-    parameters::{Learned, TABLE},
+    parameters::{Backend, Learned, QueueStatement, TABLE},
 };
 use compiled::CompiledTable;
 use helper::{OwnHelper, remove_scanner_helper};

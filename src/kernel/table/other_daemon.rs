@@ -4,8 +4,9 @@
 use std::io;
 
 use crate::kernel::{
-    NetfilterError, Queue, RuleParameters,
+    NetfilterError, RuleParameters,
     netlink::{Attributes, Socket, be16, nft},
+    queue::Queue,
 };
 
 // From linux/netfilter/nf_tables.h; libc lacks them.

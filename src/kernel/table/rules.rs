@@ -6,8 +6,10 @@
 use std::fmt::Write as _;
 
 use super::helper::OWN_HELPER;
-pub use crate::kernel::parameters::TABLE;
-use crate::kernel::{Backend, QueueStatement, RuleParameters};
+use crate::kernel::{
+    RuleParameters,
+    parameters::{Backend, QueueStatement},
+};
 
 /// Lines between `#if BACKEND` and the next such line, or `#end`, belong to that back end. Those after [`LATE_MARKS`],
 /// [`EARLY_MARKS`] and [`RESTORED`] depend on what rules of others do with the ct mark.
@@ -168,7 +170,7 @@ fn replace_marks(line: &str, parameters: &RuleParameters) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::kernel::CtMarkUse;
+    use crate::kernel::parameters::CtMarkUse;
 
     fn others() -> RuleParameters {
         RuleParameters::new(&[2121, 21], 7, 4, 0x10, 0x4000_0011).unwrap()

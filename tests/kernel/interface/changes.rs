@@ -7,8 +7,10 @@ use std::{
 };
 
 use ftp_alg::kernel::{
-    CtMarkUse, LinuxKernel, Pinholes, RuleParameters, Table, admitted_connections,
-    consumed_pinholes,
+    LinuxKernel, RuleParameters,
+    conntrack::{admitted_connections, consumed_pinholes},
+    parameters::CtMarkUse,
+    table::{Pinholes, Table},
 };
 use ftp_alg_core::engine::{Kernel as _, KernelError, Opening, Pinhole, Translation};
 use ftp_alg_lab::wait_for;

@@ -2,7 +2,7 @@
 
 use std::{cell::Cell, fs, net::SocketAddr, time::Duration};
 
-use ftp_alg::kernel::{CtMarkUse, Queue, RuleParameters};
+use ftp_alg::kernel::{RuleParameters, parameters::CtMarkUse, queue::Queue};
 use ftp_alg_core::engine::Pinhole;
 use ftp_alg_lab::wait_for;
 use socket2::{Domain, Socket, Type};

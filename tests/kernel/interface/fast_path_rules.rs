@@ -11,8 +11,9 @@ use std::{
 };
 
 use ftp_alg::kernel::{
-    Commits, RuleParameters, Table, TableCondition,
+    RuleParameters,
     offload::{TranslationLease, Translations},
+    table::{Commits, Table, TableCondition},
 };
 use ftp_alg_fastpath::{
     FastPath,

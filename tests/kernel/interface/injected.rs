@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use ftp_alg::kernel::{Injector, RuleParameters, Table};
+use ftp_alg::kernel::{RuleParameters, inject::Injector, table::Table};
 
 use super::lab::{CLIENT, CLIENT6, EXTERNAL, EXTERNAL6, Lab, SERVER, SERVER6, ip};
 

@@ -1,7 +1,9 @@
 //! What is put together from the kernel's own messages is what the rules' text says.
 
 use ftp_alg::kernel::{
-    Backend, Commits, CtMarkUse, Learned, QueueStatement, RuleParameters, Table, rules,
+    RuleParameters,
+    parameters::{Backend, CtMarkUse, Learned, QueueStatement},
+    table::{Commits, Table, rules},
 };
 
 use super::lab::Lab;

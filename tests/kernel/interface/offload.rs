@@ -12,8 +12,9 @@ use std::{
 };
 
 use ftp_alg::kernel::{
-    Commits, LinuxKernel, RuleParameters, Table,
+    LinuxKernel, RuleParameters,
     offload::{Failures, Offload, Translations},
+    table::{Commits, Table},
 };
 use ftp_alg_core::{
     engine::{

@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg::kernel::{Queue, QueueVerdict};
+use ftp_alg::kernel::queue::{Queue, QueueVerdict};
 
 /// Reads the queue until `done`, deciding by `decide`.
 pub fn serve(

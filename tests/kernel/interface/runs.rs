@@ -8,7 +8,7 @@ use std::{
     time::Duration,
 };
 
-use ftp_alg::kernel::{Queue, QueueCounts, QueueVerdict};
+use ftp_alg::kernel::queue::{Queue, QueueCounts, QueueVerdict};
 
 use super::lab::Lab;
 

@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
-use ftp_alg::kernel::{Commits, LinuxKernel, RuleParameters, Table, TableCondition};
+use ftp_alg::kernel::{
+    LinuxKernel, RuleParameters,
+    table::{Commits, Table, TableCondition},
+};
 use ftp_alg_core::engine::{Opening, Pinhole, Translation};
 
 use super::lab::{CLIENT, Lab, OneAtATime as _, SERVER, at, ip};

@@ -16,7 +16,7 @@ use super::ftp_client::{
 };
 use crate::{
     cli::SocketOption,
-    kernel::{Backend, RuleParameters, operator_firewall},
+    kernel::{RuleParameters, operator_firewall, parameters::Backend},
 };
 
 /// The rules and the daemon of this machine.
