@@ -10,7 +10,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use ftp_alg::kernel::{RuleParameters, parameters::QueueStatement, table::rules};
+use ftp_alg::kernel::{RuleParameters, parameters::QueueStatement, table::rule_files};
 use ftp_alg_lab::{Daemon, Lab, Topology};
 
 const ROUNDS: usize = 15;
@@ -29,7 +29,7 @@ fn main() {
         }
     };
     let program = Path::new(env!("CARGO_BIN_EXE_ftp-alg"));
-    let rules = rules::render_nftables(&RuleParameters::default(), QueueStatement::Operator);
+    let rules = rule_files::render_nftables(&RuleParameters::default(), QueueStatement::Operator);
     let rules = lab.gateway.write("rules.nft", rules.as_bytes()).unwrap();
     let (mut ready, mut loading, mut memory) = (Vec::new(), Vec::new(), Vec::new());
     for _ in 0..ROUNDS {

@@ -28,7 +28,7 @@ use serde::de::DeserializeOwned;
 
 use crate::{
     config::{self, Config, ConfigError},
-    daemon::{self, DaemonError, client, snapshot},
+    daemon::{self, DaemonError, control_client, snapshot},
 };
 
 /// How long a command waits for an answer of the daemon.
@@ -101,8 +101,8 @@ impl From<DaemonError> for Failure {
     }
 }
 
-impl From<client::ClientError> for Failure {
-    fn from(error: client::ClientError) -> Self {
+impl From<control_client::ClientError> for Failure {
+    fn from(error: control_client::ClientError) -> Self {
         Self::failed(error)
     }
 }
@@ -244,12 +244,15 @@ struct SocketOption {
 
 impl SocketOption {
     /// Sends the request `what` to the daemon.
-    fn request(&self, what: &str) -> Result<client::Answer, client::ClientError> {
-        client::request(&self.socket, what, ANSWER_TIMEOUT)
+    fn request(
+        &self,
+        what: &str,
+    ) -> Result<control_client::DaemonAnswer, control_client::ClientError> {
+        control_client::request(&self.socket, what, ANSWER_TIMEOUT)
     }
 
     /// The status of the daemon.
-    fn status(&self) -> Result<snapshot::Status, client::ClientError> {
+    fn status(&self) -> Result<snapshot::Status, control_client::ClientError> {
         self.request("status")?.parse()
     }
 

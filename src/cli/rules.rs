@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 
 use super::{ConfigOption, Failure, output};
-use crate::{config::Config, daemon, kernel::table::rules};
+use crate::{config::Config, daemon, kernel::table::rule_files};
 
 /// Print the rules that `run` loads, for inspection
 ///
@@ -45,8 +45,8 @@ impl Rules {
 fn render(flavour: Flavour, config: &Config) -> Result<String, Failure> {
     let parameters = daemon::rule_parameters(config).map_err(Failure::failed)?;
     Ok(match flavour {
-        Flavour::Nftables => rules::render(&parameters),
-        Flavour::Iptables => rules::render_iptables(&parameters),
-        Flavour::Ip6tables => rules::render_ip6tables(&parameters),
+        Flavour::Nftables => rule_files::render(&parameters),
+        Flavour::Iptables => rule_files::render_iptables(&parameters),
+        Flavour::Ip6tables => rule_files::render_ip6tables(&parameters),
     })
 }

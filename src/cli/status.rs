@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::{Failure, SocketOption, output, table};
 use crate::daemon::{
-    client, health,
+    control_client, health,
     snapshot::{self, FastPathState, FastPathStatus, NameRow, Problem},
 };
 
@@ -32,7 +32,9 @@ pub struct Status {
 impl Status {
     pub fn run(&self) -> Result<(), Failure> {
         let answer = match self.wait {
-            Some(limit) => client::request_until_ready(&self.socket.socket, "status", limit),
+            Some(limit) => {
+                control_client::request_until_ready(&self.socket.socket, "status", limit)
+            }
             None => self.socket.request("status"),
         };
         let answer = match answer {

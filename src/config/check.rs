@@ -10,9 +10,10 @@ use serde::Deserialize;
 use toml::{Spanned, Value, de::DeTable};
 
 use super::{
-    Backend, Config, ExternalSetting, Fanout, FastPath, MAX_WORKERS, Nat, Pinhole, Queue, Server,
-    error::{self, Problem},
-    file::{File, Keys, TABLES, Table},
+    Backend, Config, ExternalSetting, Fanout, FastPathMode, MAX_WORKERS, NatSettings,
+    PinholeSettings, QueueSettings, ServerSettings,
+    error::{self, ConfigProblem},
+    file::{File, FileTable, Keys, TABLES},
     hint, invalid_keys, text,
 };
 
@@ -38,7 +39,7 @@ const NETWORKS: &str =
 const FREE_PORTS: &str = "a range of ports from 1024 to 65535, such as \"49152-65535\"";
 
 /// Checks `text`.
-pub(super) fn check(text: &str) -> Result<Config, Vec<Problem>> {
+pub(super) fn check(text: &str) -> Result<Config, Vec<ConfigProblem>> {
     let (mut document, errors) = DeTable::parse_recoverable(text);
     if !errors.is_empty() {
         let problems = errors.iter().map(|error| error::syntax_problem(text, error));
@@ -78,7 +79,8 @@ struct Section<'a> {
 
 impl<'a> Section<'a> {
     fn entry(self, key: &str) -> Entry<'a> {
-        let is_listed = |table: &Table| table.name == self.name && table.keys().any(|k| k == key);
+        let is_listed =
+            |table: &FileTable| table.name == self.name && table.keys().any(|k| k == key);
         debug_assert!(TABLES.iter().any(is_listed), "{key}");
         Entry { key: format!("{}.{key}", self.name), value: self.keys.get(key) }
     }
@@ -86,9 +88,9 @@ impl<'a> Section<'a> {
 
 struct Checker<'a> {
     text: &'a str,
-    problems: Vec<Problem>,
+    problems: Vec<ConfigProblem>,
     /// Valid values that this version does not support.
-    unsupported: Vec<Problem>,
+    unsupported: Vec<ConfigProblem>,
 }
 
 impl Checker<'_> {
@@ -132,7 +134,7 @@ impl Checker<'_> {
         ports
     }
 
-    fn queue(&mut self, file: Section<'_>, default: Queue) -> Queue {
+    fn queue(&mut self, file: Section<'_>, default: QueueSettings) -> QueueSettings {
         let [first, queues] = ["number", "workers"].map(|key| file.entry(key));
         let number = self.number(&first, default.number, 0..=65535);
         let allowed = format!("a whole number from 1 to {MAX_WORKERS}, or \"auto\"");
@@ -152,12 +154,12 @@ impl Checker<'_> {
         }
         let fanouts = [("connection", Fanout::Connection), ("cpu", Fanout::Cpu)];
         let fanout = self.choice(&file.entry("fanout"), default.fanout, &fanouts);
-        let fast_paths = [("auto", FastPath::Auto), ("off", FastPath::Off)];
+        let fast_paths = [("auto", FastPathMode::Auto), ("off", FastPathMode::Off)];
         let fast_path = self.choice(&file.entry("fast-path"), default.fast_path, &fast_paths);
-        Queue { number, workers, fanout, fast_path }
+        QueueSettings { number, workers, fanout, fast_path }
     }
 
-    fn pinhole(&mut self, file: Section<'_>, default: Pinhole) -> Pinhole {
+    fn pinhole(&mut self, file: Section<'_>, default: PinholeSettings) -> PinholeSettings {
         let backends = [
             ("auto", None),
             ("nftables", Some(Backend::Nftables)),
@@ -181,12 +183,12 @@ impl Checker<'_> {
                 self.refuse(&mask, &message);
             }
         }
-        Pinhole { backend, timeout, mark, mark_mask }
+        PinholeSettings { backend, timeout, mark, mark_mask }
     }
 
-    fn nat(&mut self, file: Section<'_>, default: Nat) -> Nat {
+    fn nat(&mut self, file: Section<'_>, default: NatSettings) -> NatSettings {
         let external_address = self.external_address(&file.entry("external-address"));
-        Nat {
+        NatSettings {
             external_address: external_address.unwrap_or(default.external_address),
             port_range: self.value(
                 &file.entry("port-range"),
@@ -197,7 +199,7 @@ impl Checker<'_> {
         }
     }
 
-    fn limits(&mut self, file: Section<'_>, default: Policy, nat: &Nat) -> Policy {
+    fn limits(&mut self, file: Section<'_>, default: Policy, nat: &NatSettings) -> Policy {
         let limit = 1..=MAX_SESSIONS;
         let max_sessions =
             self.number(&file.entry("max-sessions"), default.max_sessions, limit.clone());
@@ -213,7 +215,7 @@ impl Checker<'_> {
     }
 
     /// The keys that `[policy]` and each `[[network]]` may have.
-    fn policy_keys(&mut self, file: Section<'_>, default: &Policy, nat: &Nat) -> Policy {
+    fn policy_keys(&mut self, file: Section<'_>, default: &Policy, nat: &NatSettings) -> Policy {
         let foreign = [
             ("refuse", ForeignAddress::Refuse),
             ("pass", ForeignAddress::Pass),
@@ -223,7 +225,11 @@ impl Checker<'_> {
         let pinholes = &file.entry("max-pinholes-per-client");
         let deny_ports = self.deny_ports(&file.entry("deny-ports"), nat);
         Policy {
-            foreign: self.choice(&file.entry("foreign-address"), default.foreign, &foreign),
+            foreign_address: self.choice(
+                &file.entry("foreign-address"),
+                default.foreign_address,
+                &foreign,
+            ),
             min_data_port: self.number(
                 &file.entry("min-data-port"),
                 default.min_data_port,
@@ -241,7 +247,11 @@ impl Checker<'_> {
         }
     }
 
-    fn deny_ports(&mut self, entry: &Entry<'_>, nat: &Nat) -> Option<Arc<[RangeInclusive<u16>]>> {
+    fn deny_ports(
+        &mut self,
+        entry: &Entry<'_>,
+        nat: &NatSettings,
+    ) -> Option<Arc<[RangeInclusive<u16>]>> {
         let allowed = "a list of ports and ranges of ports, such as [1433, \"5900-5999\"]";
         let ranges: Arc<[_]> = self.optional(entry, allowed, |value| {
             value.as_array()?.iter().map(text::ports).collect()
@@ -262,7 +272,7 @@ impl Checker<'_> {
         &mut self,
         files: &[Spanned<Keys>],
         default: &Policy,
-        nat: &Nat,
+        nat: &NatSettings,
     ) -> Vec<NetworkPolicy> {
         if let Some(beyond) = files.get(MAX_NETWORKS) {
             let message = format!(
@@ -293,8 +303,8 @@ impl Checker<'_> {
         networks
     }
 
-    fn servers(&mut self, files: &[Spanned<Keys>], control_ports: &[u16]) -> Vec<Server> {
-        let mut servers: Vec<Server> = Vec::new();
+    fn servers(&mut self, files: &[Spanned<Keys>], control_ports: &[u16]) -> Vec<ServerSettings> {
+        let mut servers: Vec<ServerSettings> = Vec::new();
         for table in files {
             let file = Section { name: "server", keys: table.get_ref() };
             let entry = file.entry("address");
@@ -317,7 +327,7 @@ impl Checker<'_> {
             }
             let replace_foreign_address = self.flag(&file.entry("replace-foreign-address"), false);
             self.passive_ports(&file.entry("passive-ports"), control_ports);
-            servers.push(Server { address, external_address, replace_foreign_address });
+            servers.push(ServerSettings { address, external_address, replace_foreign_address });
         }
         servers
     }
@@ -420,14 +430,14 @@ impl Checker<'_> {
     /// Refuses a whole table.
     fn refuse_table(&mut self, key: &str, table: &Spanned<Keys>, message: String) {
         let (offset, key) = (table.span().start, Some(key.to_owned()));
-        self.problems.push(Problem { offset, key, message });
+        self.problems.push(ConfigProblem { offset, key, message });
     }
 
-    fn problem(&self, entry: &Entry<'_>, message: &str) -> Option<Problem> {
+    fn problem(&self, entry: &Entry<'_>, message: &str) -> Option<ConfigProblem> {
         let span = entry.value?.span();
         let (offset, key) = (span.start, Some(entry.key.clone()));
         let message = format!("{} {message}", error::shown_value(self.text, span));
-        Some(Problem { offset, key, message })
+        Some(ConfigProblem { offset, key, message })
     }
 }
 

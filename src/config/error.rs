@@ -29,7 +29,7 @@ fn remedy(source: &io::Error) -> &'static str {
 
 /// One problem in a configuration.
 #[derive(Debug)]
-pub(super) struct Problem {
+pub(super) struct ConfigProblem {
     /// Its place in the text, in bytes.
     pub(super) offset: usize,
     /// The key with its table, such as `pinhole.mark`; `None` if no key applies.
@@ -38,7 +38,7 @@ pub(super) struct Problem {
     pub(super) message: String,
 }
 
-impl Problem {
+impl ConfigProblem {
     /// The problem with its place in `text`, which is called `path`.
     pub(super) fn line(&self, path: &Path, text: &str) -> String {
         let before = text.get(..self.offset).unwrap_or(text);
@@ -57,7 +57,7 @@ pub(super) fn line_number(text: &str, offset: usize) -> usize {
 }
 
 /// The TOML parser's message about a syntax error.
-pub(super) fn syntax_problem(text: &str, error: &toml::de::Error) -> Problem {
+pub(super) fn syntax_problem(text: &str, error: &toml::de::Error) -> ConfigProblem {
     let offset = error.span().map_or(0, |span| span.start);
     let (offset, message) = match bare_text(text, offset) {
         Some(token) => {
@@ -67,7 +67,7 @@ pub(super) fn syntax_problem(text: &str, error: &toml::de::Error) -> Problem {
         }
         None => (offset, error.message().split_whitespace().collect::<Vec<_>>().join(" ")),
     };
-    Problem { offset, key: key_before(text, offset), message }
+    ConfigProblem { offset, key: key_before(text, offset), message }
 }
 
 /// The unquoted text around byte `offset` that should be a value.

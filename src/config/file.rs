@@ -29,7 +29,7 @@ pub(super) struct File {
 pub(super) const TOP_LEVEL_KEYS: &[&str] = &["control-ports"];
 
 /// A table of the file.
-pub(super) struct Table {
+pub(super) struct FileTable {
     pub name: &'static str,
     /// Whether it may occur several times.
     pub is_list: bool,
@@ -37,7 +37,7 @@ pub(super) struct Table {
     keys: &'static str,
 }
 
-impl Table {
+impl FileTable {
     const fn new(name: &'static str, is_list: bool, keys: &'static str) -> Self {
         Self { name, is_list, keys }
     }
@@ -48,22 +48,26 @@ impl Table {
 }
 
 /// The tables of the file.
-pub(super) const TABLES: [Table; 7] = [
-    Table::new("queue", false, "number workers fanout fast-path"),
-    Table::new("pinhole", false, "backend timeout mark mark-mask"),
-    Table::new("nat", false, "external-address port-range"),
-    Table::new(
+pub(super) const TABLES: [FileTable; 7] = [
+    FileTable::new("queue", false, "number workers fanout fast-path"),
+    FileTable::new("pinhole", false, "backend timeout mark mark-mask"),
+    FileTable::new("nat", false, "external-address port-range"),
+    FileTable::new(
         "policy",
         false,
         "foreign-address min-data-port deny-ports require-login auth-tls max-sessions max-sessions-per-client \
          memory max-pinholes-per-client",
     ),
-    Table::new(
+    FileTable::new(
         "network",
         true,
         "clients servers inspect foreign-address min-data-port deny-ports require-login auth-tls \
          max-pinholes-per-client",
     ),
-    Table::new("server", true, "address external-address replace-foreign-address passive-ports"),
-    Table::new("metrics", false, "listen"),
+    FileTable::new(
+        "server",
+        true,
+        "address external-address replace-foreign-address passive-ports",
+    ),
+    FileTable::new("metrics", false, "listen"),
 ];

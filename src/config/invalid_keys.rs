@@ -6,12 +6,12 @@ use toml::{
 };
 
 use super::{
-    error::{self, Problem},
-    file::{TABLES, TOP_LEVEL_KEYS, Table},
+    error::{self, ConfigProblem},
+    file::{FileTable, TABLES, TOP_LEVEL_KEYS},
 };
 
 /// Removes what is not a known table or key.
-pub(super) fn remove_invalid_keys(document: &mut DeTable<'_>) -> Vec<Problem> {
+pub(super) fn remove_invalid_keys(document: &mut DeTable<'_>) -> Vec<ConfigProblem> {
     let mut problems = Vec::new();
     let mut invalid = Vec::new();
     for (key, value) in document.iter_mut() {
@@ -38,13 +38,13 @@ pub(super) fn remove_invalid_keys(document: &mut DeTable<'_>) -> Vec<Problem> {
     problems
 }
 
-fn problem(key: &str, offset: usize, message: String) -> Problem {
-    Problem { offset, key: Some(error::shown_value(key, 0..key.len())), message }
+fn problem(key: &str, offset: usize, message: String) -> ConfigProblem {
+    ConfigProblem { offset, key: Some(error::shown_value(key, 0..key.len())), message }
 }
 
 /// The tables in `value`, or why it has the wrong type.
 fn tables_of<'a, 'i>(
-    table: &Table,
+    table: &FileTable,
     value: &'a mut DeValue<'i>,
 ) -> Result<Vec<&'a mut DeTable<'i>>, String> {
     let title = title(table);
@@ -68,7 +68,11 @@ fn tables_of<'a, 'i>(
     }
 }
 
-fn remove_unknown_keys(table: &Table, keys: &mut DeTable<'_>, problems: &mut Vec<Problem>) {
+fn remove_unknown_keys(
+    table: &FileTable,
+    keys: &mut DeTable<'_>,
+    problems: &mut Vec<ConfigProblem>,
+) {
     let is_unknown =
         |key: &&Spanned<DeString<'_>>| table.keys().all(|known| known != key.get_ref());
     let unknown: Vec<_> = keys.keys().filter(is_unknown).cloned().collect();
@@ -80,12 +84,12 @@ fn remove_unknown_keys(table: &Table, keys: &mut DeTable<'_>, problems: &mut Vec
     }
 }
 
-fn title(table: &Table) -> String {
+fn title(table: &FileTable) -> String {
     if table.is_list { format!("[[{}]]", table.name) } else { format!("[{}]", table.name) }
 }
 
 /// The message about `name`, which is not a key of the table `here`, or of the top level.
-fn unknown_key_message(here: Option<&Table>, name: &str) -> String {
+fn unknown_key_message(here: Option<&FileTable>, name: &str) -> String {
     let own: Vec<&str> = match here {
         Some(table) => table.keys().collect(),
         None => {

@@ -44,22 +44,22 @@ pub struct Config {
     /// `control-ports`: server ports of control connections.
     pub control_ports: Vec<u16>,
     /// `[queue]`.
-    pub queue: Queue,
+    pub queue: QueueSettings,
     /// `[pinhole]`.
-    pub pinhole: Pinhole,
+    pub pinhole: PinholeSettings,
     /// `[nat]`.
-    pub nat: Nat,
+    pub nat: NatSettings,
     /// `[policy]`. [`Config::policy`] adds the values of other tables.
     pub limits: Policy,
     /// `[[network]]`: policies of certain connections.
     pub networks: Vec<NetworkPolicy>,
     /// `[[server]]`.
-    pub servers: Vec<Server>,
+    pub servers: Vec<ServerSettings>,
 }
 
 /// `[queue]`: our netfilter queues.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Queue {
+pub struct QueueSettings {
     /// The first queue's number.
     pub number: u16,
     /// Number of queues, one for each worker; `None` is one for each processor.
@@ -67,7 +67,7 @@ pub struct Queue {
     /// How packets are distributed.
     pub fanout: Fanout,
     /// Whether the fast path is used.
-    pub fast_path: FastPath,
+    pub fast_path: FastPathMode,
 }
 
 /// How packets are distributed over several queues.
@@ -83,7 +83,7 @@ pub enum Fanout {
 /// Whether lines of control connections are inspected in the kernel (docs/fastpath.md).
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Display)]
 #[strum(serialize_all = "lowercase")]
-pub enum FastPath {
+pub enum FastPathMode {
     /// If the kernel supports the BPF program.
     Auto,
     /// Never: every packet with payload is queued.
@@ -91,12 +91,12 @@ pub enum FastPath {
 }
 
 /// Default of `queue.fast-path`.
-pub const DEFAULT_FAST_PATH: FastPath = FastPath::Auto;
+pub const DEFAULT_FAST_PATH: FastPathMode = FastPathMode::Auto;
 
 /// Limit of workers.
 const MAX_WORKERS: u16 = 64;
 
-impl Queue {
+impl QueueSettings {
     /// Number of workers on this machine.
     pub fn workers(&self) -> u16 {
         self.workers.unwrap_or_else(|| {
@@ -116,7 +116,7 @@ impl Queue {
 
 /// `[pinhole]`: how pinholes are made.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Pinhole {
+pub struct PinholeSettings {
     /// The back end; `None` is the best one that kernel and firewall support.
     pub backend: Option<Backend>,
     /// Lifetime of an unused pinhole.
@@ -140,7 +140,7 @@ pub enum Backend {
 
 /// `[nat]`: external addresses and ports.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Nat {
+pub struct NatSettings {
     pub external_address: ExternalSetting,
     /// External ports, used if the announced port is taken.
     pub port_range: RangeInclusive<u16>,
@@ -180,7 +180,7 @@ impl ExternalSetting {
 
 /// A `[[server]]`: a published server with settings of its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Server {
+pub struct ServerSettings {
     pub address: IpAddr,
     /// Its external address; `None` for `[nat]`.
     pub external_address: Option<ExternalSetting>,
@@ -193,19 +193,22 @@ impl Default for Config {
         let policy = Policy::default();
         Self {
             control_ports: policy.control_ports,
-            queue: Queue {
+            queue: QueueSettings {
                 number: 2100,
                 workers: None,
                 fanout: Fanout::Connection,
                 fast_path: DEFAULT_FAST_PATH,
             },
-            pinhole: Pinhole {
+            pinhole: PinholeSettings {
                 backend: None,
-                timeout: policy.pinhole_lifetime,
+                timeout: policy.pinhole_timeout,
                 mark: 0x4000_0000,
                 mark_mask: 0x7000_0000,
             },
-            nat: Nat { external_address: ExternalSetting::Auto, port_range: policy.port_range },
+            nat: NatSettings {
+                external_address: ExternalSetting::Auto,
+                port_range: policy.port_range,
+            },
             limits: Policy::default(),
             networks: Vec::new(),
             servers: Vec::new(),
@@ -278,7 +281,7 @@ impl Config {
             false => Arc::clone(port_sets),
         };
         let external = |v6| self.nat.external_address.external(v6, &resolve);
-        let server = |server: &Server| KnownServer {
+        let server = |server: &ServerSettings| KnownServer {
             address: server.address,
             external: server
                 .external_address
@@ -289,7 +292,7 @@ impl Config {
         let servers: Arc<[KnownServer]> = self.servers.iter().map(server).collect();
         let complete = |limits: &Policy| Policy {
             control_ports: self.control_ports.clone(),
-            pinhole_lifetime: self.pinhole.timeout,
+            pinhole_timeout: self.pinhole.timeout,
             port_range: self.nat.port_range.clone(),
             port_sets: Arc::clone(&port_sets),
             preserves_length: true,
@@ -330,7 +333,7 @@ impl Config {
         Self {
             control_ports: old.control_ports.clone(),
             queue: old.queue,
-            pinhole: Pinhole { timeout: self.pinhole.timeout, ..old.pinhole },
+            pinhole: PinholeSettings { timeout: self.pinhole.timeout, ..old.pinhole },
             ..self
         }
     }

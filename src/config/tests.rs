@@ -114,7 +114,7 @@ fn every_key_reaches_the_policy() {
     assert_eq!(config.queue.numbers().collect::<Vec<_>>(), [7, 8, 9, 10]);
     let mut expected = Policy {
         control_ports: vec![21, 2121],
-        pinhole_lifetime: Duration::from_millis(1500),
+        pinhole_timeout: Duration::from_millis(1500),
         preserves_length: true,
         port_range: 50000..=50099,
         port_sets: [50000..=50099].into(),
@@ -132,7 +132,7 @@ fn every_key_reaches_the_policy() {
             },
         ]
         .into(),
-        foreign: ForeignAddress::Allow,
+        foreign_address: ForeignAddress::Allow,
         min_data_port: 2048,
         deny_ports: [3306..=3306, 5900..=5999].into(),
         require_login: false,
@@ -151,7 +151,8 @@ fn every_key_reaches_the_policy() {
         policy,
     };
     let base = expected.clone();
-    let first = Policy { foreign: ForeignAddress::Refuse, auth_tls: AuthTls::Pass, ..base.clone() };
+    let first =
+        Policy { foreign_address: ForeignAddress::Refuse, auth_tls: AuthTls::Pass, ..base.clone() };
     let second = Policy {
         min_data_port: 1,
         deny_ports: [].into(),

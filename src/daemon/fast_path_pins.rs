@@ -49,14 +49,14 @@ pub(super) struct FastPathPins(File);
 
 /// Why this build, or the configuration, turns the fast path off, if it does.
 pub(super) fn off_reason(
-    fast_path: config::FastPath,
+    fast_path: config::FastPathMode,
     backend: Option<Backend>,
 ) -> Option<&'static str> {
     match (fast_path, backend) {
-        (config::FastPath::Off, _) => Some(FastPathStatus::OFF_BY_CONFIGURATION),
-        (config::FastPath::Auto, _) if !HAS_PROGRAM => Some(FastPathUnavailable::NOT_BUILT),
-        (config::FastPath::Auto, Some(Backend::Conntrack)) => Some(OFF_BY_CONNTRACK),
-        (config::FastPath::Auto, _) => None,
+        (config::FastPathMode::Off, _) => Some(FastPathStatus::OFF_BY_CONFIGURATION),
+        (config::FastPathMode::Auto, _) if !HAS_PROGRAM => Some(FastPathUnavailable::NOT_BUILT),
+        (config::FastPathMode::Auto, Some(Backend::Conntrack)) => Some(OFF_BY_CONNTRACK),
+        (config::FastPathMode::Auto, _) => None,
     }
 }
 

@@ -20,9 +20,8 @@ use ftp_alg_core::{
 use ftp_alg_fastpath::OtherInterfaces;
 
 use super::{
-    ServiceError,
+    ServiceError, daemon_host,
     fast_path_lines::FastPathReader,
-    host,
     shard::{Shard, lock},
     shared_state::SharedState,
 };
@@ -46,7 +45,7 @@ impl FastPathReader {
     pub(super) fn read_lines(&self, shared: &SharedState, kernel: &mut LinuxKernel) -> bool {
         let position = self.fetch_lines();
         let mut has_read = false;
-        host::carry_out_effects(shared, kernel, |_, all| {
+        daemon_host::carry_out_effects(shared, kernel, |_, all| {
             for (shard, effects) in all.iter_mut().enumerate() {
                 let mut engine = lock(&shared.shards[shard].engine);
                 has_read |= !lock(&self.unread_lines[shard]).is_empty();
@@ -305,7 +304,7 @@ fn assign_pinholes_to_rules(
 
 /// Writes the records of sessions that have changed.
 fn write_records(shared: &SharedState, kernel: &mut LinuxKernel) {
-    host::carry_out_effects(shared, kernel, |_, all| {
+    daemon_host::carry_out_effects(shared, kernel, |_, all| {
         for (shard, effects) in shared.shards.iter().zip(all) {
             lock(&shard.engine).read_fast_path_lines(iter::empty(), effects);
         }

@@ -9,17 +9,18 @@
 //! - The control socket answers, and the service manager is sent READY, only when the workers give verdicts.
 //! - The workers end last.
 
-pub(crate) mod client;
 pub mod confine;
-mod control;
+pub(crate) mod control_client;
+mod control_socket;
+mod daemon_host;
+mod deadline_stream;
 mod external_names;
 mod fast_path_lines;
 mod fast_path_pins;
 mod fast_path_thread;
 mod forwarded_verdicts;
 pub(crate) mod health;
-mod heartbeat;
-mod host;
+mod heartbeat_renewer;
 mod log;
 mod operator_rules;
 mod queries;
@@ -31,7 +32,6 @@ mod start_table;
 mod state_dir;
 mod table_guard;
 mod takeover;
-mod wire;
 mod worker;
 mod worker_progress;
 mod workers;
@@ -70,7 +70,7 @@ use signal_hook::{
 
 use self::{
     confine::{Account, AccountError, ConfineError},
-    control::{ControlError, ControlSocket},
+    control_socket::{ControlError, ControlSocket},
     fast_path_pins::{FastPathPins, LoadedProgram},
     snapshot::StatusSource,
     takeover::{OtherDaemons, TakeoverError},

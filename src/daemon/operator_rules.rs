@@ -16,7 +16,7 @@ use ftp_alg_firewall::{Firewall, accepted_data, data_path_verdicts};
 
 use super::{DaemonEvent, shard::lock, shared_state::SharedState};
 use crate::kernel::{
-    self, NetfilterError, RuleParameters,
+    NetfilterError, RuleParameters,
     automatic::automatic_backend,
     claimed_ports::ClaimedPorts,
     operator_firewall::RulesetReader,

@@ -24,7 +24,7 @@ use rustix::{
 use super::{
     DaemonError, DaemonOptions,
     confine::{self, Account},
-    control::{ControlError, ControlSocket},
+    control_socket::{ControlError, ControlSocket},
 };
 use crate::kernel::{
     NetfilterError, RuleParameters,

@@ -18,7 +18,7 @@ use std::{
 use ftp_alg_core::engine::{Effects, PacketMeta, QueuedPacket, Token, carry_out};
 
 use super::{
-    host::{DaemonHost, OwnQueue},
+    daemon_host::{DaemonHost, OwnQueue},
     shard::lock,
     shard_map::ShardMap,
     shared_state::SharedState,

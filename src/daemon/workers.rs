@@ -21,15 +21,14 @@ use ftp_alg_core::engine::{Checksums, Engine, Kernel};
 use rustix::thread::{CpuSet, sched_getaffinity, sched_setaffinity};
 
 use super::{
-    DaemonEvent, DaemonService, ServiceError,
+    DaemonEvent, DaemonService, ServiceError, daemon_host,
     external_names::ExternalNames,
     fast_path_lines::FastPathReader,
     fast_path_pins::{self, LoadedProgram},
     fast_path_thread,
     forwarded_verdicts::ForwardedVerdicts,
     health::Health,
-    heartbeat::{self, HeartbeatRenewer},
-    host,
+    heartbeat_renewer::{self, HeartbeatRenewer},
     log::EventLog,
     operator_rules::{self, OperatorRules},
     shard::{Shard, lock},
@@ -43,7 +42,7 @@ use super::{
     worker_progress::WorkerProgress,
 };
 use crate::{
-    config::{self, Config, FastPath},
+    config::{self, Config, FastPathMode},
     kernel::{
         LinuxKernel, RuleParameters,
         claimed_ports::ClaimedPorts,
@@ -182,7 +181,7 @@ pub(super) fn start(
     }
     if restored {
         // The configuration may have changed.
-        host::close_forbidden_pinholes(&workers.shared, &mut make_kernel()?);
+        daemon_host::close_forbidden_pinholes(&workers.shared, &mut make_kernel()?);
     }
     let have_waited = !is_new_table && workers.table.as_ref().is_some_and(Table::holds_packets);
     workers.heartbeat = Some(HeartbeatRenewer::start(&commits, &workers.shared, have_waited)?);
@@ -192,7 +191,7 @@ pub(super) fn start(
         workers.update_policy(config);
     }
     match (&workers.shared.fast_path, obstacle) {
-        _ if config.queue.fast_path == FastPath::Off => {}
+        _ if config.queue.fast_path == FastPathMode::Off => {}
         (Ok(_), _) if why_off.is_some() => {
             fast_path_thread::log_off(why_off.unwrap_or_default());
         }
@@ -434,7 +433,7 @@ impl Drop for Workers {
                          and stall until ftp-alg starts again. `nft delete table inet ftp_alg` abandons them"
                     );
                 } else {
-                    let seconds = heartbeat::RESTART_GRACE.as_secs();
+                    let seconds = heartbeat_renewer::RESTART_GRACE.as_secs();
                     tracing::info!(
                         event = "table_left",
                         seconds,
@@ -468,7 +467,7 @@ impl Drop for Workers {
         self.shared.log.log_skipped();
         if !needed {
             // Pinholes of the table are gone with it, but expectations are not.
-            host::carry_out_effects(&self.shared, &mut kernel, |_, effects| {
+            daemon_host::carry_out_effects(&self.shared, &mut kernel, |_, effects| {
                 for (shard, effects) in self.shared.shards.iter().zip(effects) {
                     lock(&shard.engine).sessions.close_all_pinholes(effects);
                 }
@@ -509,7 +508,7 @@ impl DaemonService for Workers {
             reader.read_lines(&self.shared, &mut kernel);
             reader.offload().end_readmissions();
         }
-        host::close_forbidden_pinholes(&self.shared, &mut kernel);
+        daemon_host::close_forbidden_pinholes(&self.shared, &mut kernel);
     }
 
     fn makes_progress(&self) -> bool {

@@ -23,8 +23,8 @@ use super::{
     inject::Injector,
     offload::Offload,
     parameters::Backend,
-    routes::Routes,
-    table::{Commits, Expectations, OpenPinhole, Pinholes},
+    rtnetlink::Routes,
+    table::{Commits, Expectations, OpenPinhole, PinholeSets},
 };
 
 /// The running kernel, in the network namespace of the thread that creates this. One for each thread. It needs the
@@ -47,7 +47,7 @@ pub struct LinuxKernel {
 /// The back end that implements pinholes.
 #[derive(Debug)]
 enum PinholeBackend {
-    Nftables(Pinholes),
+    Nftables(PinholeSets),
     Conntrack(Expectations),
 }
 
@@ -56,7 +56,7 @@ impl LinuxKernel {
     pub fn new(parameters: &RuleParameters) -> Result<Self, NetfilterError> {
         Ok(Self {
             backend: match parameters.backend() {
-                Backend::Nftables => PinholeBackend::Nftables(Pinholes::new()?),
+                Backend::Nftables => PinholeBackend::Nftables(PinholeSets::new()?),
                 Backend::Conntrack => PinholeBackend::Conntrack(Expectations::new(parameters)?),
             },
             conntrack: Conntrack::new(parameters)?,
@@ -288,7 +288,7 @@ impl Kernel for LinuxKernel {
 
     fn pinhole_capacity(&self) -> usize {
         match &self.backend {
-            PinholeBackend::Nftables(_) => Pinholes::CAPACITY,
+            PinholeBackend::Nftables(_) => PinholeSets::CAPACITY,
             PinholeBackend::Conntrack(expectations) => expectations.capacity(),
         }
     }

@@ -30,7 +30,7 @@ use super::{
     table::{
         compiled::as_draft,
         loading::{nft, try_queue_rule},
-        rules::render_nftables,
+        rule_files::render_nftables,
     },
 };
 

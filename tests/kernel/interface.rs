@@ -38,7 +38,7 @@ use ftp_alg::kernel::{
     parameters::QueueStatement,
     probe::HostSettings,
     queue::{Queue, QueueCounts},
-    table::{Table, rules},
+    table::{Table, rule_files},
 };
 use ftp_alg_core::engine::{Kernel as _, KernelError, Opening, Pinhole, QueueMode, Translation};
 use ftp_alg_lab::wait_for;
@@ -137,11 +137,11 @@ fn iptables_rules_queue_the_same_packets() {
     let parameters = RuleParameters::default();
     let directory = tempfile::tempdir().unwrap();
     let file = directory.path().join("rules");
-    std::fs::write(&file, rules::render_iptables(&parameters)).unwrap();
+    std::fs::write(&file, rule_files::render_iptables(&parameters)).unwrap();
     let load = format!("iptables-restore --noflush {0} && {0}", file.display());
     let load = load.replace("&& ", "&& iptables-restore --noflush ");
     lab.gateway_sh(&load);
-    std::fs::write(&file, rules::render_ip6tables(&parameters)).unwrap();
+    std::fs::write(&file, rule_files::render_ip6tables(&parameters)).unwrap();
     lab.gateway_sh(&format!("ip6tables-restore --noflush {}", file.display()));
     pass_replace_drop(&lab);
 }

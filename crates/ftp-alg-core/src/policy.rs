@@ -18,7 +18,7 @@ pub struct Policy {
     /// Server ports of FTP control connections; never empty.
     pub control_ports: Vec<u16>,
     /// Lifetime of an unused pinhole.
-    pub pinhole_lifetime: Duration,
+    pub pinhole_timeout: Duration,
     /// External ports to announce if the announced port is already taken.
     pub port_range: RangeInclusive<u16>,
     /// The sets of ports to which the gateway may translate source ports. A client whose control connection has an
@@ -32,7 +32,7 @@ pub struct Policy {
     /// Published servers with settings of their own; all network policies share them.
     pub servers: Arc<[KnownServer]>,
     /// What to do with an announcement of a foreign address.
-    pub foreign: ForeignAddress,
+    pub foreign_address: ForeignAddress,
     /// The lowest port that an announcement may name.
     pub min_data_port: u16,
     /// Ports that no announcement may name, and that are never chosen as external ports.
@@ -128,13 +128,13 @@ impl Default for Policy {
     fn default() -> Self {
         Self {
             control_ports: vec![21],
-            pinhole_lifetime: Duration::from_secs(30),
+            pinhole_timeout: Duration::from_secs(30),
             port_range: 49152..=65535,
             port_sets: Arc::default(),
             preserves_length: false,
             external: ExternalAddresses::default(),
             servers: Arc::default(),
-            foreign: ForeignAddress::Pass,
+            foreign_address: ForeignAddress::Pass,
             min_data_port: 1024,
             deny_ports: Arc::default(),
             require_login: true,
@@ -181,7 +181,7 @@ impl Policy {
 
     /// Whether a pinhole to `target` is forbidden that an end with the address `own` announced.
     pub fn forbids(&self, target: SocketAddr, own: IpAddr) -> bool {
-        target.ip() != own && self.foreign != ForeignAddress::Allow
+        target.ip() != own && self.foreign_address != ForeignAddress::Allow
             || self.forbids_port(target.port())
     }
 

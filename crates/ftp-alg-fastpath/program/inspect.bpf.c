@@ -84,7 +84,7 @@ static __always_inline int open(struct flow *flow, struct line_record *line, __u
 	__u32 mark = is_active ? flow->active_mark : flow->passive_mark;
 	__u32 interface = flow->interface[is_active ? SERVER : CLIENT];
 	struct pinhole_key old = flow->pinhole;
-	__u64 id = line->flow, deadline = line->at_ns + flow->pinhole_lifetime;
+	__u64 id = line->flow, deadline = line->at_ns + flow->pinhole_timeout;
 	int is_advanced = 0;
 
 	if (flow->pinhole_line)

@@ -43,14 +43,14 @@ impl Gateway {
             false => ((server, server_external), (client, client_external)),
         };
         assert_eq!((initiator, source), (from.ip(), seen_from.ip()), "who opens {pinhole}");
-        if policy.foreign == ForeignAddress::Refuse {
+        if policy.foreign_address == ForeignAddress::Refuse {
             assert_eq!((target.ip(), arrival.ip()), (to.ip(), seen_to.ip()), "whose is {pinhole}");
         }
         assert!(target.port() >= policy.min_data_port, "{pinhole} is too low");
         let chosen = policy.port_range.contains(&arrival.port())
             && !policy.control_ports.contains(&arrival.port());
         assert!(arrival.port() == target.port() || chosen, "{pinhole} arrives out of range");
-        assert_eq!(*lifetime, policy.pinhole_lifetime);
+        assert_eq!(*lifetime, policy.pinhole_timeout);
         let index = self.index(control);
         assert!(!policy.require_login || self.logged_in[index], "{pinhole} before a login");
     }

@@ -497,7 +497,7 @@ fn policy(which: u8) -> Policy {
     match which & 7 {
         0 => default,
         1 => open,
-        2 => Policy { foreign: ForeignAddress::Allow, ..open },
+        2 => Policy { foreign_address: ForeignAddress::Allow, ..open },
         3 => Policy { min_data_port: 2000, auth_tls: AuthTls::Refuse, ..default },
         4 => Policy {
             max_sessions: 2,
@@ -518,15 +518,17 @@ fn policy(which: u8) -> Policy {
                 ..open
             }
         }
-        6 => {
-            Policy { pinhole_lifetime: Duration::from_secs(5), max_pinholes_per_client: 1, ..open }
-        }
+        6 => Policy { pinhole_timeout: Duration::from_secs(5), max_pinholes_per_client: 1, ..open },
         _ => {
             let network = |client: &str, inspect| NetworkPolicy {
                 clients: vec![client.parse().expect("a network")],
                 servers: vec![],
                 inspect,
-                policy: Policy { foreign: ForeignAddress::Allow, min_data_port: 1, ..open.clone() },
+                policy: Policy {
+                    foreign_address: ForeignAddress::Allow,
+                    min_data_port: 1,
+                    ..open.clone()
+                },
             };
             let networks = vec![network("192.168.0.0/16", true), network("192.0.2.0/24", false)];
             Policy { control_ports: vec![21, 2121], networks, ..default }

@@ -2,7 +2,7 @@
 
 use super::fast_path;
 use crate::{
-    config::FastPath,
+    config::FastPathMode,
     daemon::{
         confine,
         health::{self, Check, CheckStatus, HostAudit},
@@ -30,7 +30,7 @@ pub(super) struct Checks<'a> {
     pub(super) running: Result<&'a Status, &'a Problem>,
     pub(super) features: &'a KernelFeatures,
     /// The configuration key `queue.fast-path`.
-    pub(super) fast_path: FastPath,
+    pub(super) fast_path: FastPathMode,
     pub(super) surroundings: HostAudit<'a>,
 }
 
@@ -210,7 +210,7 @@ impl Checks<'_> {
     /// The rules that do not work together with the marks of the fast path, if it could run.
     fn marks(&self) -> Vec<Check> {
         let HostAudit { parameters, firewall, backend, .. } = self.surroundings;
-        let may_run = ftp_alg_fastpath::HAS_PROGRAM && self.fast_path == FastPath::Auto;
+        let may_run = ftp_alg_fastpath::HAS_PROGRAM && self.fast_path == FastPathMode::Auto;
         match may_run && backend == Backend::Nftables {
             true => fast_path::marks(KERNEL, &firewall.mark_conflicts(), parameters),
             false => Vec::new(),

@@ -9,7 +9,7 @@ use ftp_alg_fastpath::{FastPathUnavailable, HAS_PROGRAM};
 use ftp_alg_firewall::{MarkConflict, MarkConflictKind};
 
 use crate::{
-    config::FastPath,
+    config::FastPathMode,
     daemon::{
         health::Check,
         snapshot::{FastPathState, FastPathStatus},
@@ -88,7 +88,7 @@ impl KernelInfo {
 /// The state of the fast path in the running daemon. Without a daemon: whether the fast path could run.
 pub(super) fn check(
     section: &'static str,
-    wanted: FastPath,
+    wanted: FastPathMode,
     running: Option<&FastPathStatus>,
     backend: Backend,
     machine: &KernelInfo,
@@ -100,7 +100,7 @@ pub(super) fn check(
             Check::ok(section, NAME, format!("on: {interfaces}; {connections} connections"))
                 .details(status.inline_at())
         }
-        (FastPath::Off, _) => {
+        (FastPathMode::Off, _) => {
             let could = if obstacles.is_empty() { "; it could run here" } else { "" };
             Check::ok(
                 section,
@@ -108,7 +108,7 @@ pub(super) fn check(
                 format!("off: {}{could}", FastPathStatus::OFF_BY_CONFIGURATION),
             )
         }
-        (FastPath::Auto, Some(status)) => {
+        (FastPathMode::Auto, Some(status)) => {
             let why = if status.why == FastPathStatus::OFF_BY_CONFIGURATION {
                 "the running daemon has another configuration: restart it"
             } else {
@@ -116,10 +116,12 @@ pub(super) fn check(
             };
             Check::note(section, NAME, format!("off: {why}")).details(machine.lockdown())
         }
-        (FastPath::Auto, None) if obstacles.is_empty() => {
+        (FastPathMode::Auto, None) if obstacles.is_empty() => {
             Check::ok(section, NAME, "can run here").details(machine.lockdown())
         }
-        (FastPath::Auto, None) => Check::note(section, NAME, "cannot run here").details(obstacles),
+        (FastPathMode::Auto, None) => {
+            Check::note(section, NAME, "cannot run here").details(obstacles)
+        }
     }
 }
 
@@ -173,7 +175,7 @@ mod tests {
     }
 
     fn says(
-        wanted: FastPath,
+        wanted: FastPathMode,
         running: Option<&FastPathStatus>,
         machine: &KernelInfo,
     ) -> (CheckStatus, String) {
@@ -224,7 +226,7 @@ mod tests {
         (on.state, on.connections) = (FastPathState::On, 3);
         let refused = FastPathStatus::off("the kernel refuses the program");
         let old = KernelInfo { release: "6.1".into(), ..machine() };
-        let (auto, off) = (FastPath::Auto, FastPath::Off);
+        let (auto, off) = (FastPathMode::Auto, FastPathMode::Off);
         let text = "on: lan0, wan0; 3 connections";
         assert_eq!(says(auto, Some(&on), &old), (CheckStatus::Ok, text.into()));
         on.filtered_early = vec!["br0".into()];
@@ -279,7 +281,7 @@ mod tests {
     fn confidentiality_lockdown_is_mentioned() {
         let lockdown = "none integrity [confidentiality]\n".into();
         let locked = KernelInfo { lockdown, ..machine() };
-        let check = check("kernel", FastPath::Auto, None, Backend::Nftables, &locked);
+        let check = check("kernel", FastPathMode::Auto, None, Backend::Nftables, &locked);
         assert!(
             check.mark == CheckStatus::Ok && check.details[0].contains("lockdown"),
             "{check:?}"

@@ -31,7 +31,7 @@ pub use self::{
     host_audit::HostAudit,
 };
 use super::{
-    client::ClientError,
+    control_client::ClientError,
     notify,
     shard::lock,
     snapshot::{NameRow, Problem, Status},

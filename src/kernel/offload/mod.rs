@@ -174,8 +174,7 @@ impl Offload {
             offset_since: offsets.map(|offset| offset.first_seq),
             first_client_port,
             last_client_port,
-            pinhole_lifetime: u64::try_from(handover.pinhole_lifetime.as_nanos())
-                .unwrap_or(u64::MAX),
+            pinhole_timeout: u64::try_from(handover.pinhole_timeout.as_nanos()).unwrap_or(u64::MAX),
             interface: handover.interfaces,
             ..Flow::default()
         };

@@ -10,7 +10,7 @@ use ftp_alg_firewall::Links;
 use ipnetwork::IpNetwork;
 use nix::{ifaddrs::getifaddrs, net::if_::InterfaceFlags, sys::socket::SockaddrStorage};
 
-use crate::kernel::routes::Routes;
+use crate::kernel::rtnetlink::Routes;
 
 /// The interfaces, and the networks at them.
 pub fn links() -> Links {

@@ -12,7 +12,7 @@ use std::{
 
 use ftp_alg_core::engine::{KernelError, Opening, Pinhole, Translation};
 
-use super::pinholes::OpenPinhole;
+use super::pinhole_sets::OpenPinhole;
 use crate::kernel::{
     NetfilterError, RuleParameters,
     netlink::{

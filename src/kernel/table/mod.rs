@@ -9,15 +9,15 @@ mod helper;
 pub(super) mod loading;
 mod notices;
 mod other_daemon;
-mod pinholes;
+mod pinhole_sets;
 pub mod readers;
-pub mod rules;
+pub mod rule_files;
 
 pub use commits::Commits;
 pub use expectations::Expectations;
 pub use heartbeat::{HEARTBEAT_TIMEOUT, Heartbeat};
 pub use notices::ChangeNotices;
-pub use pinholes::{OpenPinhole, Pinholes};
+pub use pinhole_sets::{OpenPinhole, PinholeSets};
 
 use std::{io, sync::Arc, thread, time::Duration};
 
@@ -37,7 +37,7 @@ use super::{
 use compiled::CompiledTable;
 use helper::{OwnHelper, remove_scanner_helper};
 use loading::{LoadedTable, TableLoader, netlink_failed, remove_draft};
-use rules::{render_nftables, with_own_helper};
+use rule_files::{render_nftables, with_own_helper};
 
 /// The loaded table `inet ftp_alg`; removed on drop.
 #[derive(Debug)]

@@ -40,7 +40,7 @@ const ANNOUNCEMENTS: [(Side, &str, &str, u16); 6] = [
 #[test]
 fn each_announcement_opens_exactly_its_pinhole() {
     let mut last = None;
-    let mut talk = Talk::new(Flow { pinhole_lifetime: 7 * SECOND, line_count: 5, ..routed() });
+    let mut talk = Talk::new(Flow { pinhole_timeout: 7 * SECOND, line_count: 5, ..routed() });
     for (side, command, line, port) in ANNOUNCEMENTS {
         if !command.is_empty() {
             talk.says(Side::Client, command);

@@ -238,7 +238,7 @@ pub fn routed() -> Flow {
         passive_mark: 0x9_0000,
         inspected_mark: 0x6_0000,
         port_digits: 3,
-        pinhole_lifetime: 30 * SECOND,
+        pinhole_timeout: 30 * SECOND,
         last_client_port: u16::MAX,
         interface: [LOOPBACK; 2],
         ..Flow::default()

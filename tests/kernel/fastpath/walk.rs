@@ -197,7 +197,7 @@ impl Walk {
         }
         assert_eq!(self.scene.flow(id), *flow, "{what}");
         if let Some(pinhole) = opened.and_then(|key| self.pinholes.get_mut(&key)) {
-            pinhole.deadline = lines[0].at_ns + flow.pinhole_lifetime;
+            pinhole.deadline = lines[0].at_ns + flow.pinhole_timeout;
             self.counts[3] += 1;
         }
         assert_eq!(self.scene.pinholes(), self.pinholes, "{what}");

@@ -10,7 +10,7 @@ use ftp_alg::kernel::{
     LinuxKernel, RuleParameters,
     conntrack::{admitted_connections, consumed_pinholes},
     parameters::CtMarkUse,
-    table::{Pinholes, Table},
+    table::{PinholeSets, Table},
 };
 use ftp_alg_core::engine::{Kernel as _, KernelError, Opening, Pinhole, Translation};
 use ftp_alg_lab::wait_for;
@@ -43,12 +43,19 @@ impl Place {
     }
 
     /// A writer that knows this kernel, and one that knows what Linux 6.1 does.
-    pub fn writers(&self) -> [Pinholes; 2] {
-        self.lab.on_gateway(|| [Pinholes::new(), Pinholes::for_older_kernels()].map(Result::unwrap))
+    pub fn writers(&self) -> [PinholeSets; 2] {
+        self.lab.on_gateway(|| {
+            [PinholeSets::new(), PinholeSets::for_older_kernels()].map(Result::unwrap)
+        })
     }
 
     /// Changes pinholes, and tells in how many transactions the kernel did it.
-    pub fn change(&mut self, writer: &mut Pinholes, closed: &[Pinhole], opened: &[Pinhole]) -> u32 {
+    pub fn change(
+        &mut self,
+        writer: &mut PinholeSets,
+        closed: &[Pinhole],
+        opened: &[Pinhole],
+    ) -> u32 {
         let before = self.generation();
         let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
         let opening = |pinhole: &Pinhole| Opening {
@@ -64,7 +71,7 @@ impl Place {
     }
 
     /// Opens a pinhole of a control connection with this ct mark.
-    pub fn open_with_mark(&mut self, writer: &mut Pinholes, pinhole: Pinhole, ct_mark: u32) {
+    pub fn open_with_mark(&mut self, writer: &mut PinholeSets, pinhole: Pinhole, ct_mark: u32) {
         let control = Translation::identity(at(CLIENT, 1025), at(SERVER, 21));
         let control = Translation { ct_mark, ..control };
         let opening = Opening { pinhole, control, from_client: true, lifetime: LIFETIME };
@@ -203,7 +210,7 @@ fn leftovers_of_a_used_pinhole_are_replaced() {
     place.lab.drop_by_default();
     // Neither wrote the leftovers of the other, and one knows only what Linux 6.1 does.
     let mut writers = place.lab.on_gateway(|| {
-        [Pinholes::new(), Pinholes::for_older_kernels(), Pinholes::for_older_kernels()]
+        [PinholeSets::new(), PinholeSets::for_older_kernels(), PinholeSets::for_older_kernels()]
             .map(Result::unwrap)
     });
     let (mut last, mut outcomes) = (None, Vec::new());

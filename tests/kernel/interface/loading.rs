@@ -3,7 +3,7 @@
 use ftp_alg::kernel::{
     RuleParameters,
     parameters::{Backend, CtMarkUse, Learned, QueueStatement},
-    table::{Commits, Table, rules},
+    table::{Commits, Table, rule_files},
 };
 
 use super::lab::Lab;
@@ -17,7 +17,7 @@ fn the_table_is_the_one_that_nft_loads_from_the_text() {
         let parameters = RuleParameters::new(&[21, 2121], 7, 4, 1 << 3, 0b1011).unwrap();
         let parameters = parameters.with_backend(backend);
         let way = QueueStatement::Operator;
-        let text = rules::render_nftables(&parameters, way);
+        let text = rule_files::render_nftables(&parameters, way);
         let ours = lab.on_gateway(|| {
             let table = Table::install_with(&parameters, way).unwrap();
             let listed = lab.gateway_sh(LIST);

@@ -92,7 +92,7 @@ pub fn flow() -> Flow {
         active_mark: 0x5000_0000,
         passive_mark: 0x5000_0000,
         inspected_mark: MARK,
-        pinhole_lifetime: 30_000_000_000,
+        pinhole_timeout: 30_000_000_000,
         last_client_port: u16::MAX,
         interface: [1; 2], // lo, as in `receive`
         ..Flow::default()

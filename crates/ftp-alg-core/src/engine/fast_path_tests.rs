@@ -112,7 +112,7 @@ fn an_idle_connection_is_handed_over_with_its_state() {
             announced_addresses: ["198.51.100.1".parse().unwrap(), "203.0.113.9".parse().unwrap()],
             seq_offsets: None,
             padding: crate::ftp::Padding::Zeros,
-            pinhole_lifetime: Duration::from_secs(30),
+            pinhole_timeout: Duration::from_secs(30),
         }
     );
 }
@@ -179,7 +179,7 @@ fn fast_path_lines_count_like_queued_lines() {
 #[test]
 fn a_pinhole_expires_before_a_later_line_replaces_it() {
     let mut talk = Conversation::handed_over();
-    let lifetime = talk.gateway.engine.sessions.policy().pinhole_lifetime;
+    let lifetime = talk.gateway.engine.sessions.policy().pinhole_timeout;
     talk.fast_path(1, PASV_OPENED);
     // No deadline was checked since.
     talk.now += lifetime;

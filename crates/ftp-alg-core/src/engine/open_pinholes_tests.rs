@@ -183,7 +183,7 @@ fn an_unused_pinhole_outlives_the_last_reply_for_a_while() {
 #[test]
 fn a_pinhole_does_not_outlive_its_deadline() {
     let mut talk = Conversation::with_limit(4);
-    talk.set_policy(Policy { pinhole_lifetime: Duration::from_secs(2), ..Policy::default() });
+    talk.set_policy(Policy { pinhole_timeout: Duration::from_secs(2), ..Policy::default() });
     assert!(talk.start_transfer(40_001));
     talk.play("< 226 done");
     talk.wait(1);
@@ -275,7 +275,7 @@ fn a_pinhole_with_a_short_lifetime_is_renewed() {
     for seconds in [1, 2, 3, 5, 30] {
         let lifetime = Duration::from_secs(seconds);
         let mut talk = Conversation::with_limit(2);
-        talk.set_policy(Policy { pinhole_lifetime: lifetime, ..Policy::default() });
+        talk.set_policy(Policy { pinhole_timeout: lifetime, ..Policy::default() });
         assert!(talk.start_transfer(40_001));
         let interval = talk.gateway.engine.sessions.expiry_interval();
         let (start, mut deadline) = (talk.now, talk.now + lifetime);

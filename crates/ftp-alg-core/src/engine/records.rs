@@ -307,7 +307,7 @@ impl Sessions {
                 self.watched.add(now, owner, entry);
             }
             let control = entry.translation().copied();
-            let lifetime = self.policy.for_network(network).pinhole_lifetime;
+            let lifetime = self.policy.for_network(network).pinhole_timeout;
             for pinhole in pinholes.into_iter().filter(|_| !is_unqueued) {
                 let deadline = at(pinhole.deadline).min(now + lifetime);
                 let held = self.pinholes.restore(

@@ -51,7 +51,7 @@ fn a_session_that_is_not_queued_any_more_loses_its_pinholes() {
 #[test]
 fn a_restored_pinhole_has_the_lifetime_of_its_network() {
     let policy =
-        |seconds| Policy { pinhole_lifetime: Duration::from_secs(seconds), ..Policy::default() };
+        |seconds| Policy { pinhole_timeout: Duration::from_secs(seconds), ..Policy::default() };
     let network = crate::policy::NetworkPolicy {
         clients: Vec::new(),
         servers: Vec::new(),

@@ -159,7 +159,7 @@ impl Sessions {
         while let Some(owner) = self.pinholes.take_expired_owner(now) {
             self.expire_pinholes_of(owner, now, effects);
             let Some(entry) = self.table.get_mut(owner) else { continue };
-            let lifetime = self.policy.for_network(entry.network()).pinhole_lifetime;
+            let lifetime = self.policy.for_network(entry.network()).pinhole_timeout;
             self.pinholes.schedule_deadlines((owner, lifetime), now, entry.pinholes());
         }
     }
@@ -167,7 +167,7 @@ impl Sessions {
     /// Closes expired pinholes of the session at `index`. Renews those that a transfer waits for.
     pub(crate) fn expire_pinholes_of(&mut self, index: u32, now: Instant, effects: &mut Effects) {
         let Some(entry) = self.table.get_mut(index) else { return };
-        let lifetime = self.policy.for_network(entry.network()).pinhole_lifetime;
+        let lifetime = self.policy.for_network(entry.network()).pinhole_timeout;
         let mut has_renewed = false;
         if entry.session.dialogue().has_pending_transfer()
             && let Some(translation) = entry.translation().copied()
@@ -196,7 +196,7 @@ impl Sessions {
     /// renewed.
     pub fn expiry_interval(&self) -> Duration {
         let networks = self.policy.networks.iter().map(|network| &network.policy);
-        let lifetimes = networks.chain([&self.policy]).map(|policy| policy.pinhole_lifetime);
+        let lifetimes = networks.chain([&self.policy]).map(|policy| policy.pinhole_timeout);
         renewal_interval(lifetimes.min().unwrap_or_default())
     }
 

@@ -34,7 +34,7 @@ fn about_foreign_address(
     why: RefusalReason,
     reason: Cow<'static, str>,
 ) -> Decision {
-    match policy.foreign {
+    match policy.foreign_address {
         ForeignAddress::Refuse => Decision::refuse(why, reason),
         ForeignAddress::Pass if kind.is_active() => Decision::refuse(why, reason),
         ForeignAddress::Pass | ForeignAddress::Allow => Decision::pass(reason),
@@ -218,7 +218,7 @@ impl Connection<'_> {
         match plan {
             Ok(Some((id, PinholePlan { pinhole, announced_address, replaced_foreign }))) => {
                 *fast_path = None;
-                let (kind, lifetime) = (announced.kind, self.policy.pinhole_lifetime);
+                let (kind, lifetime) = (announced.kind, self.policy.pinhole_timeout);
                 let control = self.entry.translation_or_identity();
                 let (opened, is_granted) = ((id, self.now), self.entry.fast_path().is_handed_over);
                 self.close_replaced(&pinhole);
@@ -438,7 +438,7 @@ fn permitted_pinhole(
         && !kind.is_active()
         && policy.server(own).is_some_and(|s| s.replace_foreign_address);
     let sender = is_own || replaced_foreign;
-    if !sender && policy.foreign != ForeignAddress::Allow {
+    if !sender && policy.foreign_address != ForeignAddress::Allow {
         let ip = announced.ip();
         let hint = if kind.is_active() {
             ""

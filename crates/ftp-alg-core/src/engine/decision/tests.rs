@@ -64,7 +64,7 @@ fn a_foreign_address_of_a_server_passes_unless_the_policy_refuses_it() {
             (AnnouncementKind::Port, ForeignAddress::Pass, false),
             (AnnouncementKind::Port, ForeignAddress::Refuse, false),
         ] {
-            let policy = Policy { foreign, ..Policy::default() };
+            let policy = Policy { foreign_address: foreign, ..Policy::default() };
             let planned =
                 permitted_pinhole(kind, end(announced), &translation, &policy).map(|_| ());
             let is_passed = planned.unwrap_err().effect == Effect::Pass;

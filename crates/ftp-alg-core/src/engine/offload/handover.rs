@@ -103,7 +103,7 @@ pub struct Handover {
     /// Sequence offsets of client and server. With them, a line may change its length.
     pub seq_offsets: Option<[SequenceOffset; 2]>,
     /// Lifetime of an unused pinhole.
-    pub pinhole_lifetime: Duration,
+    pub pinhole_timeout: Duration,
 }
 
 /// The sequence offset of one direction, valid from a certain sequence number on. Earlier numbers may have another

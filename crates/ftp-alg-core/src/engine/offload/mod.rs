@@ -302,7 +302,7 @@ impl Sessions {
             } else {
                 Padding::None
             },
-            pinhole_lifetime: policy.pinhole_lifetime,
+            pinhole_timeout: policy.pinhole_timeout,
         }));
         self.mark_changed(index);
     }

@@ -122,7 +122,7 @@ impl PinholeTable {
             is_displaced: state.is_displaced(&wanted),
             tried: 0,
         };
-        let lifetime = policy.pinhole_lifetime;
+        let lifetime = policy.pinhole_timeout;
         let mut proposal = Proposal {
             pinhole: wanted,
             kind: format.kind,

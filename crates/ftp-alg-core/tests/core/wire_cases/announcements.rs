@@ -142,7 +142,7 @@ fn a_227_of_another_host_passes_if_that_is_configured() {
     everywhere_v4(|scenario| {
         let line = "227 Entering Passive Mode (203,0,113,10,156,64)\r\n";
         for (foreign, passes) in [(ForeignAddress::Refuse, false), (ForeignAddress::Pass, true)] {
-            let policy = Policy { foreign, ..Policy::default() };
+            let policy = Policy { foreign_address: foreign, ..Policy::default() };
             let mut sim = Sim::logged_in(Scenario { policy, ..scenario.clone() });
             assert_eq!(sim.exchange("PASV\r\n", line).1 == line, passes, "{foreign:?}");
             assert_eq!(sim.kernel.opened, []);
@@ -215,7 +215,7 @@ fn an_eprt_with_a_foreign_address_opens_no_pinhole() {
         assert_eq!(heard, crossed_out(line), "a dual-stack server could connect to that address");
         assert_eq!(sim.kernel.opened, []);
 
-        let policy = Policy { foreign: ForeignAddress::Allow, ..Policy::default() };
+        let policy = Policy { foreign_address: ForeignAddress::Allow, ..Policy::default() };
         let refusal = "< 522 Network protocol not supported, use (1)";
         let allowed = Scenario { v6, policy, ..Scenario::default() };
         assert_passes(&allowed, &format!("> {line} {refusal}"));

@@ -207,9 +207,9 @@ fn a_pinhole_lives_as_long_as_its_transfer_command_is_pending_but_not_for_ever()
 }
 
 #[test]
-fn a_reloaded_pinhole_lifetime_applies_to_new_pinholes() {
+fn a_reloaded_pinhole_timeout_applies_to_new_pinholes() {
     let mut sim = Sim::logged_in(with(Nat::Masquerade));
-    let long = Policy { pinhole_lifetime: Duration::from_secs(300), ..Policy::default() };
+    let long = Policy { pinhole_timeout: Duration::from_secs(300), ..Policy::default() };
     sim.engine().sessions.set_policy(long);
     sim.say(Client, b"PORT 192,168,150,80,9,9\r\n");
     sim.engine().sessions.set_policy(Policy::default());

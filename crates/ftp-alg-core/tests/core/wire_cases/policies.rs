@@ -53,7 +53,7 @@ fn replace_foreign_address_substitutes_the_servers_own_address() {
         for foreign in [ForeignAddress::Refuse, ForeignAddress::Allow] {
             for announced in FOREIGN {
                 let mut scenario = with_known_server(scenario.clone(), None, true);
-                scenario.policy.foreign = foreign;
+                scenario.policy.foreign_address = foreign;
                 let t = scenario.nat.translation(false);
                 let mut sim = Sim::logged_in(scenario);
                 let heard = sim.exchange("PASV\r\n", &passive(endpoint(announced))).1;
@@ -75,7 +75,7 @@ fn replace_foreign_address_substitutes_the_servers_own_address() {
 #[test]
 fn a_foreign_address_is_refused_without_replace_foreign_address() {
     everywhere_v4(|mut scenario| {
-        scenario.policy.foreign = ForeignAddress::Refuse;
+        scenario.policy.foreign_address = ForeignAddress::Refuse;
         for announced in FOREIGN {
             let mut sim = Sim::logged_in(with_known_server(scenario.clone(), None, false));
             let line = passive(endpoint(announced));

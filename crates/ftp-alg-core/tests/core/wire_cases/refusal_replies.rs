@@ -61,7 +61,7 @@ fn a_refused_passive_reply_becomes_a_425_of_equal_length() {
 
 /// A policy that refuses foreign addresses of servers, too.
 fn strict() -> Policy {
-    Policy { foreign: ForeignAddress::Refuse, ..Policy::default() }
+    Policy { foreign_address: ForeignAddress::Refuse, ..Policy::default() }
 }
 
 #[test]

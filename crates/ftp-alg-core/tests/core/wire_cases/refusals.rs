@@ -65,15 +65,16 @@ fn an_announcement_of_a_third_host_is_refused_unless_allowed() {
         let third = if scenario.v6 { "[2001:db8:5::5]:5555" } else { "10.99.99.99:5555" };
         let third = third.parse().unwrap();
         let line = active(third);
-        for policy in
-            [scenario.policy.clone(), Policy { foreign: ForeignAddress::Pass, ..Policy::default() }]
-        {
+        for policy in [
+            scenario.policy.clone(),
+            Policy { foreign_address: ForeignAddress::Pass, ..Policy::default() },
+        ] {
             let (codes, heard, sim) = replies(Scenario { policy, ..scenario.clone() }, &line);
             assert_eq!((codes, heard), (vec!["504".to_owned()], vec![crossed_out(&line)]));
             assert_eq!(sim.kernel.opened, []);
         }
 
-        let policy = Policy { foreign: ForeignAddress::Allow, ..Policy::default() };
+        let policy = Policy { foreign_address: ForeignAddress::Allow, ..Policy::default() };
         let t = scenario.nat.translation(scenario.v6);
         let (codes, heard, mut sim) = replies(Scenario { policy, ..scenario }, &line);
         assert_eq!((codes, heard), (vec!["200".to_owned()], vec![line]));

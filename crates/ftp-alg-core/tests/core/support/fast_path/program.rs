@@ -152,7 +152,7 @@ impl Program {
             Expected::NextLine(passed, opened, consumed) => (passed, opened, consumed),
         };
         if let Some(pinhole) = opened.and_then(|key| self.pinholes.get_mut(&key)) {
-            pinhole.deadline = nanoseconds(now) + flow.pinhole_lifetime;
+            pinhole.deadline = nanoseconds(now) + flow.pinhole_timeout;
             self.counts.opened += 1;
         }
         self.counts.inspected += 1;
@@ -235,7 +235,7 @@ impl Program {
             announced_addresses: [announced_client, announced_server],
             padding,
             seq_offsets,
-            pinhole_lifetime,
+            pinhole_timeout,
         } = *handover;
         // Another worker took the connection back, and has not reported it yet.
         if self.flows.contains_key(&flow) {
@@ -277,7 +277,7 @@ impl Program {
             adjusted: seq_offsets.is_some().into(),
             seq_offset: offsets.map(|offset| offset.offset),
             offset_since: offsets.map(|offset| offset.first_seq),
-            pinhole_lifetime: u64::try_from(pinhole_lifetime.as_nanos()).unwrap(),
+            pinhole_timeout: u64::try_from(pinhole_timeout.as_nanos()).unwrap(),
             first_client_port,
             last_client_port,
             interface: interfaces,

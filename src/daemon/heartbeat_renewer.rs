@@ -21,17 +21,17 @@ pub(super) const RESTART_GRACE: Duration = Duration::from_secs(2);
 /// The heartbeat, with its deadline.
 pub(super) struct HeartbeatRenewer {
     heartbeat: Heartbeat,
-    last: Renewal,
+    last: LastRenewal,
 }
 
 /// When the heartbeat was last renewed, and its deadline.
 #[derive(Clone, Copy)]
-struct Renewal {
+struct LastRenewal {
     renewed: Instant,
     expires: Instant,
 }
 
-impl Renewal {
+impl LastRenewal {
     fn at(now: Instant) -> Self {
         Self { renewed: now, expires: now + HEARTBEAT_TIMEOUT }
     }
@@ -59,7 +59,7 @@ impl HeartbeatRenewer {
     ) -> Result<Self, NetfilterError> {
         let now = Instant::now();
         let heartbeat = Heartbeat::new(commits)?;
-        let mut renewer = Self { heartbeat, last: Renewal::at(now) };
+        let mut renewer = Self { heartbeat, last: LastRenewal::at(now) };
         if !have_waited || !renewer.heartbeat.renew(HEARTBEAT_TIMEOUT)? {
             shared.record_downtime();
             renewer.heartbeat.start(HEARTBEAT_TIMEOUT)?;
@@ -87,7 +87,7 @@ impl HeartbeatRenewer {
                  until they are in step again, or their clients log in again",
             );
         }
-        self.last = Renewal::at(now);
+        self.last = LastRenewal::at(now);
         set_deadline(shared, now, self.last.expires);
         Ok(())
     }
@@ -123,14 +123,14 @@ mod tests {
         for apart in (0..1000).step_by(50) {
             let start = Instant::now();
             let oldest_pass = |now: u64| now - (now % 1000).max((now + apart) % 1000);
-            let mut last = Renewal::at(start + millis(2000));
+            let mut last = LastRenewal::at(start + millis(2000));
             // The main thread looks each 100 ms. The daemon stops just before it does.
             for now in (2100..12_000).step_by(100) {
                 let stopped = start + millis(now);
                 let left = last.expires.saturating_duration_since(stopped);
                 assert!(left >= millis(4100), "{left:?} at {now}, {apart}: and the kernel rounds");
                 if last.is_followed(stopped, start + millis(oldest_pass(now)), false) {
-                    last = Renewal::at(stopped);
+                    last = LastRenewal::at(stopped);
                 }
             }
         }
@@ -139,7 +139,7 @@ mod tests {
     #[test]
     fn a_heartbeat_is_not_renewed_for_a_worker_that_hangs() {
         let start = Instant::now();
-        let last = Renewal::at(start);
+        let last = LastRenewal::at(start);
         let at = |after| start + millis(after);
         assert!(last.is_followed(at(800), at(0), false));
         assert!(last.is_followed(at(1400), at(0), false));

@@ -34,7 +34,7 @@ use rustix::{
 use serde::Serialize;
 use socket2::{Domain, SockAddr, SockRef, Type};
 
-use super::{log::level, snapshot::StatusSource, wire::DeadlineStream};
+use super::{deadline_stream::DeadlineStream, log::level, snapshot::StatusSource};
 
 /// The longest request line, in bytes.
 const MAX_REQUEST: usize = 256;
@@ -280,5 +280,5 @@ fn file_identity(path: &Path) -> io::Result<(u64, u64)> {
 }
 
 #[cfg(test)]
-#[path = "control_tests.rs"]
+#[path = "control_socket_tests.rs"]
 mod tests;

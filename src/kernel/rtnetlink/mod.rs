@@ -16,7 +16,7 @@ use ftp_alg_core::engine::{KernelError, RouteLookup};
 
 use self::messages::{
     Nexthop, RTM_GETNEXTHOP, RTM_GETROUTE, RTM_GETRULE, RTM_NEWNEXTHOP, RTM_NEWROUTE, RTM_NEWRULE,
-    Route, RouteRequest, Rule, nexthop_request, parse_nexthop, parse_route, parse_rule,
+    Route, RouteRequest, RoutingRule, nexthop_request, parse_nexthop, parse_route, parse_rule,
     rules_request, table_request,
 };
 use super::{
@@ -141,7 +141,7 @@ impl Routes {
         }
         let rules = self.rules(address)?;
         // Most tables are found by a look-up that meets the conditions of their rule.
-        for Rule { table, mark, source } in &rules {
+        for RoutingRule { table, mark, source } in &rules {
             let found = self.get(RouteRequest {
                 mark: mark.unwrap_or(there.mark),
                 source: *source,
@@ -227,14 +227,14 @@ impl Routes {
     }
 
     /// The rules that name a routing table, without those that a lookup without a rule's conditions uses.
-    fn rules(&mut self, of_family: IpAddr) -> io::Result<Vec<Rule>> {
+    fn rules(&mut self, of_family: IpAddr) -> io::Result<Vec<RoutingRule>> {
         let mut rules = Vec::new();
         dump(RTM_GETRULE, &rules_request(of_family), |message| {
             rules.extend((message.kind == RTM_NEWRULE).then(|| parse_rule(message.body)).flatten());
             false
         })?;
         let usual = [libc::RT_TABLE_MAIN, libc::RT_TABLE_LOCAL, libc::RT_TABLE_UNSPEC];
-        rules.retain(|Rule { table, .. }| !usual.contains(&(*table as u8)) || *table > 255);
+        rules.retain(|RoutingRule { table, .. }| !usual.contains(&(*table as u8)) || *table > 255);
         rules.sort_unstable();
         rules.dedup();
         Ok(rules)

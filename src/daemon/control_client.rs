@@ -11,7 +11,7 @@ use std::{
 use serde::de::DeserializeOwned;
 use socket2::{Domain, SockAddr, Type};
 
-use super::wire::DeadlineStream;
+use super::deadline_stream::DeadlineStream;
 
 /// The longest answer, in bytes: far more than the largest number of sessions needs.
 const MAX_ANSWER: usize = 1 << 30;
@@ -42,12 +42,12 @@ pub enum ClientError {
 
 /// A daemon's answer: one line of JSON.
 #[derive(Clone, Debug)]
-pub struct Answer {
+pub struct DaemonAnswer {
     path: PathBuf,
     json: String,
 }
 
-impl Answer {
+impl DaemonAnswer {
     /// The line, without the newline.
     pub fn json(&self) -> &str {
         &self.json
@@ -64,7 +64,7 @@ impl Answer {
 
 /// Sends the request `what` (`status`, `sessions`, `pinholes`) to the daemon on `socket`. Waits for the answer, but no
 /// longer than `timeout`.
-pub fn request(socket: &Path, what: &str, timeout: Duration) -> Result<Answer, ClientError> {
+pub fn request(socket: &Path, what: &str, timeout: Duration) -> Result<DaemonAnswer, ClientError> {
     let deadline = Instant::now() + timeout;
     let line = connect(socket, timeout)
         .and_then(|stream| {
@@ -77,7 +77,7 @@ pub fn request(socket: &Path, what: &str, timeout: Duration) -> Result<Answer, C
     let json = String::from_utf8(line).map_err(|_| answer("no text".to_owned()))?;
     match error_message(&json) {
         Some(message) => Err(answer(message)),
-        None => Ok(Answer { path: socket.to_owned(), json }),
+        None => Ok(DaemonAnswer { path: socket.to_owned(), json }),
     }
 }
 
@@ -86,7 +86,7 @@ pub fn request_until_ready(
     socket: &Path,
     what: &str,
     limit: Duration,
-) -> Result<Answer, ClientError> {
+) -> Result<DaemonAnswer, ClientError> {
     let deadline = Instant::now() + limit;
     loop {
         let left = deadline.saturating_duration_since(Instant::now());
@@ -143,8 +143,8 @@ fn explain(error: io::Error, socket: &Path, limit: Duration) -> ClientError {
 fn error_message(json: &str) -> Option<String> {
     #[derive(serde::Deserialize)]
     #[serde(deny_unknown_fields)]
-    struct Refusal {
+    struct ErrorAnswer {
         error: String,
     }
-    serde_json::from_str::<Refusal>(json).ok().map(|refusal| refusal.error)
+    serde_json::from_str::<ErrorAnswer>(json).ok().map(|refusal| refusal.error)
 }

@@ -87,7 +87,7 @@ impl Route {
 
 /// A rule that chooses a routing table (`ip rule`), with the conditions that a look-up can meet.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub struct Rule {
+pub struct RoutingRule {
     pub table: u32,
     pub mark: Option<u32>,
     pub source: Option<IpAddr>,
@@ -174,11 +174,11 @@ fn family_of(address: IpAddr) -> u8 {
 }
 
 /// The rule of a message.
-pub fn parse_rule(body: &[u8]) -> Option<Rule> {
+pub fn parse_rule(body: &[u8]) -> Option<RoutingRule> {
     let attributes = Attributes::new(body.get(RTMSG_SIZE..)?);
     let mark = attributes.first(FRA_FWMARK).and_then(index_at);
     let source = attributes.first(FRA_SRC).and_then(address_at);
-    Some(Rule { table: table_of(body)?, mark, source })
+    Some(RoutingRule { table: table_of(body)?, mark, source })
 }
 
 /// The nexthop object of a message.
@@ -290,7 +290,7 @@ mod tests {
         put_attribute(&mut body, FRA_SRC, &[192, 0, 2, 0]);
         put_attribute(&mut body, FRA_FWMARK, &5u32.to_ne_bytes());
         let source = Some("192.0.2.0".parse().unwrap());
-        assert_eq!(parse_rule(&body), Some(Rule { table: 1003, mark: Some(5), source }));
+        assert_eq!(parse_rule(&body), Some(RoutingRule { table: 1003, mark: Some(5), source }));
     }
 
     proptest! {

@@ -6,7 +6,7 @@ use ftp_alg_core::engine::Counters;
 
 use super::*;
 use crate::daemon::{
-    client::{self, ClientError},
+    control_client::{self, ClientError},
     snapshot::{PinholeRow, SessionRow, Status},
 };
 
@@ -43,9 +43,10 @@ fn serve(path: &Path) -> ControlServer {
 fn a_request_gets_its_answer() {
     let (_directory, path) = socket_path();
     let _server = serve(&path);
-    let status: Status = client::request(&path, "status", TIMEOUT).unwrap().parse().unwrap();
+    let status: Status =
+        control_client::request(&path, "status", TIMEOUT).unwrap().parse().unwrap();
     assert_eq!(status, FixedSource.status());
-    assert_eq!(client::request(&path, "pinholes", TIMEOUT).unwrap().json(), "[]");
+    assert_eq!(control_client::request(&path, "pinholes", TIMEOUT).unwrap().json(), "[]");
 }
 
 #[test]
@@ -62,7 +63,7 @@ fn unknown_and_endless_requests_are_refused() {
     for (request, expected) in
         [("exit\u{1b}", "unknown request `exit\\x1b`"), (&*"x".repeat(300), "more than 256 bytes")]
     {
-        let error = client::request(&path, request, TIMEOUT).unwrap_err();
+        let error = control_client::request(&path, request, TIMEOUT).unwrap_err();
         assert!(error.to_string().contains(expected), "{error}");
     }
 }
@@ -71,9 +72,9 @@ fn unknown_and_endless_requests_are_refused() {
 fn an_unknown_log_level_is_refused() {
     let (_directory, path) = socket_path();
     let _server = serve(&path);
-    let error = client::request(&path, "log-level loud", TIMEOUT).unwrap_err().to_string();
+    let error = control_client::request(&path, "log-level loud", TIMEOUT).unwrap_err().to_string();
     assert!(error.contains("the level is one of error, warn, info, debug, trace"), "{error}");
-    assert!(client::request(&path, "log-level", TIMEOUT).unwrap().json().starts_with('"'));
+    assert!(control_client::request(&path, "log-level", TIMEOUT).unwrap().json().starts_with('"'));
 }
 
 #[test]
@@ -84,7 +85,7 @@ fn a_silent_client_does_not_block_others() {
     let mut half = UnixStream::connect(&path).unwrap();
     half.write_all(b"stat").unwrap();
     half.shutdown(Shutdown::Write).unwrap();
-    client::request(&path, "status", TIMEOUT).unwrap();
+    control_client::request(&path, "status", TIMEOUT).unwrap();
 }
 
 #[test]
@@ -93,7 +94,7 @@ fn a_live_daemons_socket_is_left_alone() {
     let _server = serve(&path);
     let error = ControlSocket::bind(&path).unwrap_err();
     assert!(matches!(error, ControlError::InUse { .. }), "{error}");
-    client::request(&path, "status", TIMEOUT).unwrap();
+    control_client::request(&path, "status", TIMEOUT).unwrap();
 }
 
 #[test]
@@ -102,7 +103,7 @@ fn a_dead_daemons_socket_is_replaced() {
     drop(UnixListener::bind(&path).unwrap());
     assert!(path.exists());
     let _server = serve(&path);
-    client::request(&path, "status", TIMEOUT).unwrap();
+    control_client::request(&path, "status", TIMEOUT).unwrap();
 }
 
 #[test]
@@ -123,16 +124,16 @@ fn the_server_removes_its_name_unless_it_is_another_sockets() {
     fs::remove_file(&path).unwrap();
     let _second = serve(&path);
     drop(first);
-    client::request(&path, "status", TIMEOUT).unwrap();
+    control_client::request(&path, "status", TIMEOUT).unwrap();
 }
 
 #[test]
 fn without_a_daemon_the_error_names_the_command_to_start_one() {
     let (_directory, path) = socket_path();
-    let error = client::request(&path, "status", TIMEOUT).unwrap_err().to_string();
+    let error = control_client::request(&path, "status", TIMEOUT).unwrap_err().to_string();
     assert!(error.contains("ftp-alg.sock: start one with `ftp-alg run`"), "{error}");
     drop(UnixListener::bind(&path).unwrap());
-    let error = client::request(&path, "status", TIMEOUT).unwrap_err();
+    let error = control_client::request(&path, "status", TIMEOUT).unwrap_err();
     assert!(matches!(error, ClientError::NoDaemon { .. }), "{error}");
 }
 
@@ -140,12 +141,12 @@ fn without_a_daemon_the_error_names_the_command_to_start_one() {
 fn waiting_ends_when_the_daemon_is_ready() {
     let (_directory, path) = socket_path();
     let socket = ControlSocket::bind(&path).unwrap();
-    let error =
-        client::request_until_ready(&path, "status", Duration::from_millis(60)).unwrap_err();
+    let error = control_client::request_until_ready(&path, "status", Duration::from_millis(60))
+        .unwrap_err();
     assert!(matches!(error, ClientError::NotReady { .. }), "{error}");
     let waiting = thread::spawn({
         let path = path.clone();
-        move || client::request_until_ready(&path, "status", TIMEOUT)
+        move || control_client::request_until_ready(&path, "status", TIMEOUT)
     });
     thread::sleep(Duration::from_millis(50));
     let _server = socket.serve(Arc::new(FixedSource)).unwrap();

@@ -39,7 +39,7 @@ const MAX_PER_TRANSACTION: usize = 128;
 
 /// Opens and closes pinholes. One for each thread.
 #[derive(Debug)]
-pub struct Pinholes {
+pub struct PinholeSets {
     socket: Socket,
     batch: Batch,
     commits: Commits,
@@ -57,7 +57,7 @@ pub struct OpenPinhole {
     pub remaining: Duration,
 }
 
-impl Pinholes {
+impl PinholeSets {
     /// Size of each set of pinholes, minus room for consumed elements that are not collected yet.
     pub(in crate::kernel) const CAPACITY: usize = 65_536 - 4096;
 
@@ -68,7 +68,7 @@ impl Pinholes {
         Ok(Self { socket, batch: Batch::new(), commits: Commits::default(), has_destroy: true })
     }
 
-    /// As [`Pinholes::new`], without requests that are newer than Linux 6.1.
+    /// As [`PinholeSets::new`], without requests that are newer than Linux 6.1.
     pub fn for_older_kernels() -> Result<Self, NetfilterError> {
         Ok(Self { has_destroy: false, ..Self::new()? })
     }
@@ -98,7 +98,7 @@ impl Pinholes {
         })
     }
 
-    /// One transaction of [`Pinholes::change`], repeated until the kernel accepts it.
+    /// One transaction of [`PinholeSets::change`], repeated until the kernel accepts it.
     fn transact(
         &mut self,
         closed: &[Pinhole],
