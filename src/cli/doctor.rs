@@ -12,12 +12,12 @@ use super::{ConfigOption, Failure, SocketOption, output, table};
 use crate::{
     config::escape_control_characters,
     daemon::{
-        self,
         health::{self, Check, HostAudit},
         snapshot::{self, Problem},
     },
     kernel::{
-        automatic::automatic_backend, operator_firewall, parameters::Backend, probe::KernelFeatures,
+        RuleParameters, automatic::automatic_backend, operator_firewall, parameters::Backend,
+        probe::KernelFeatures,
     },
 };
 
@@ -52,7 +52,7 @@ pub struct Doctor {
 impl Doctor {
     pub fn run(&self) -> Result<(), Failure> {
         let config = self.config.load()?;
-        let parameters = daemon::rule_parameters(&config).map_err(Failure::failed)?;
+        let parameters = RuleParameters::from(&config);
         if let Some(done) = self.try_options.run_if_asked(&parameters, &self.socket, self.json) {
             return done;
         }

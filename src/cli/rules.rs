@@ -3,7 +3,7 @@
 use clap::{Args, ValueEnum};
 
 use super::{ConfigOption, Failure, output};
-use crate::{config::Config, daemon, kernel::table::rule_files};
+use crate::kernel::{RuleParameters, table::rule_files};
 
 /// Print the rules that `run` loads, for inspection
 ///
@@ -38,15 +38,11 @@ enum Flavour {
 impl Rules {
     pub fn run(&self) -> Result<(), Failure> {
         let config = self.config.load()?;
-        output::print(&render(self.flavour, &config)?)
+        let parameters = RuleParameters::from(&config);
+        output::print(&match self.flavour {
+            Flavour::Nftables => rule_files::render(&parameters),
+            Flavour::Iptables => rule_files::render_iptables(&parameters),
+            Flavour::Ip6tables => rule_files::render_ip6tables(&parameters),
+        })
     }
-}
-
-fn render(flavour: Flavour, config: &Config) -> Result<String, Failure> {
-    let parameters = daemon::rule_parameters(config).map_err(Failure::failed)?;
-    Ok(match flavour {
-        Flavour::Nftables => rule_files::render(&parameters),
-        Flavour::Iptables => rule_files::render_iptables(&parameters),
-        Flavour::Ip6tables => rule_files::render_ip6tables(&parameters),
-    })
 }

@@ -18,8 +18,8 @@ use strum::EnumMessage as _;
 use super::{ConfigOption, Failure, SocketOption, output};
 use crate::{
     config::Config,
-    daemon,
     kernel::{
+        RuleParameters,
         automatic::automatic_backend,
         operator_firewall::{self, links},
         parameters::Backend,
@@ -103,7 +103,7 @@ struct LoadedFirewall {
 
 impl LoadedFirewall {
     fn read(config: &Config, socket: &SocketOption) -> Result<Self, Failure> {
-        let parameters = daemon::rule_parameters(config).map_err(Failure::failed)?;
+        let parameters = RuleParameters::from(config);
         let routing = read_routing(parameters.control_ports());
         let firewall = operator_firewall::read(parameters.gateway());
         let outlooks = data_path_verdicts(&firewall, routing);

@@ -68,16 +68,13 @@ use signal_hook::{
     iterator::Signals,
 };
 
+pub use self::log::{journald::stderr_is_journal as logs_to_journal, level::LEVELS, wants_colours};
 use self::{
     confine::{Account, AccountError, ConfineError},
     control_socket::{ControlError, ControlSocket},
     fast_path_pins::{FastPathPins, LoadedProgram},
     snapshot::StatusSource,
     takeover::{OtherDaemons, TakeoverError},
-};
-pub use self::{
-    log::{journald::stderr_is_journal as logs_to_journal, level::LEVELS, wants_colours},
-    workers::rule_parameters,
 };
 use crate::{
     config::{self, Config, ConfigError},
@@ -347,8 +344,7 @@ fn confine(options: &DaemonOptions, config: &Config) -> Result<ConfinedDaemon, D
     make_dir(socket_dir, account.as_ref())?;
     let mut others = None;
     if options.takeover {
-        let parameters = rule_parameters(config).map_err(TakeoverError::from)?;
-        let found = others.insert(OtherDaemons::find(&parameters)?);
+        let found = others.insert(OtherDaemons::find(&config.into())?);
         found.check_start(options, account.as_ref(), &state_dir)?;
     }
     let broker = start_broker(options)

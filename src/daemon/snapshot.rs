@@ -14,6 +14,7 @@ use ftp_alg_core::{engine::Counters, ftp::AnnouncementKind};
 
 /// Counters and health of a running daemon.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct Status {
     pub version: String,
     /// Whole seconds since the daemon was ready.
@@ -21,47 +22,37 @@ pub struct Status {
     /// The back end, as in `nftables`.
     pub backend: String,
     /// Why the daemon uses it.
-    #[serde(default)]
     pub backend_reason: String,
     pub sessions: u64,
     pub pinholes: u64,
     /// Bytes that sessions store: unacknowledged data after a rewrite, and held bytes. `policy.memory` is their limit.
-    #[serde(default)]
     pub memory: u64,
     /// The engines' counters.
     #[serde(flatten)]
     pub counters: Counters,
     /// Pinholes that expired without a connection.
-    #[serde(default)]
     pub pinholes_expired: u64,
     /// Packets that the kernel dropped because a queue was full. Their senders retransmit them.
-    #[serde(default)]
     pub overruns: u64,
     /// Packets that were dropped unread, because they were longer than a queue message or the message was invalid.
-    #[serde(default)]
     pub queue_drops: u64,
     /// Verdicts that the kernel refused, because it no longer had the packet.
-    #[serde(default)]
     pub verdicts_refused: u64,
     /// Log lines that the rate limits suppressed.
-    #[serde(default)]
     pub log_lines_skipped: u64,
     /// External addresses given by name.
-    #[serde(default)]
     pub names: Vec<NameRow>,
     /// The confinement that this machine lacks, a line each; empty on most machines.
-    #[serde(default)]
     pub unconfined: Vec<String>,
     /// The fast path.
-    #[serde(default)]
     pub fast_path: FastPathStatus,
     /// What keeps FTP from working, or soon may. Empty means healthy. docs/health.md has all names.
-    #[serde(default)]
     pub problems: Vec<Problem>,
 }
 
 /// Whether the fast path runs, and its counts since it was loaded.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(default)]
 pub struct FastPathStatus {
     pub state: FastPathState,
     /// Why it is off; empty if it is on.
@@ -69,12 +60,10 @@ pub struct FastPathStatus {
     /// The interfaces that the program is attached to: none while there is no connection on the fast path.
     pub interfaces: Vec<String>,
     /// The bridges, and the interfaces upon them, for whose packets the rules run before the program.
-    #[serde(default)]
     pub filtered_early: Vec<String>,
     /// Control connections that are on the fast path now.
     pub connections: u64,
     /// Fast-path lines: the program inspected them, and they were not queued.
-    #[serde(default)]
     pub lines: u64,
     /// Control connections that the program handed back to the queue, to be inspected inline.
     pub handed_back: u64,

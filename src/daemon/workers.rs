@@ -42,7 +42,7 @@ use super::{
     worker_progress::WorkerProgress,
 };
 use crate::{
-    config::{self, Config, FastPathMode},
+    config::{Config, FastPathMode},
     kernel::{
         LinuxKernel, RuleParameters,
         claimed_ports::ClaimedPorts,
@@ -64,7 +64,7 @@ pub(super) fn start(
     unconfined: Vec<String>,
     fast_path: Result<LoadedProgram, String>,
 ) -> Result<Box<dyn DaemonService>, ServiceError> {
-    let mut parameters = rule_parameters(config)?;
+    let mut parameters = RuleParameters::from(config);
     let reading = operator_firewall::read_in_background(parameters.gateway());
     let names = ExternalNames::new(events.clone());
     names.watch(config.external_names())?;
@@ -235,24 +235,6 @@ fn state_error(path: &Path, error: &io::Error) -> ServiceError {
         path.display()
     )
     .into()
-}
-
-/// The parameters of the rules, from the configuration.
-pub fn rule_parameters(config: &Config) -> Result<RuleParameters, crate::kernel::NetfilterError> {
-    let (queue, pinhole) = (&config.queue, &config.pinhole);
-    RuleParameters::new(
-        &config.control_ports,
-        queue.number,
-        queue.workers(),
-        pinhole.mark,
-        pinhole.mark_mask,
-    )
-    .map(|parameters| {
-        parameters
-            .with_fanout_by_cpu(queue.fanout == config::Fanout::Cpu)
-            .with_source_ports(config.restricts_ports().then(|| config.nat.port_range.clone()))
-            .with_backend(pinhole.backend.unwrap_or_default())
-    })
 }
 
 struct Workers {

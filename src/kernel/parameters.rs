@@ -16,8 +16,8 @@ pub use ftp_alg_firewall::CtMarkUse;
 use ftp_alg_firewall::Gateway;
 use serde::{Deserialize, Serialize};
 
-use super::NetfilterError;
 pub use crate::config::Backend;
+use crate::config::{Config, Fanout};
 
 /// Name of our table, of family `inet`.
 pub const TABLE: &str = "ftp_alg";
@@ -27,7 +27,8 @@ pub const MAX_SLOT: u32 = 0xfff;
 
 /// Parameters of the rules.
 ///
-/// The values are checked: at least one port and one queue, and a mask of exactly three bits, one of which is the mark.
+/// The configuration has checked the values: at least one port and one queue, and a mask of exactly three bits, one of
+/// which is the mark.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RuleParameters {
     control_ports: Vec<u16>,
@@ -111,58 +112,40 @@ impl Default for RuleParameters {
     }
 }
 
+impl From<&Config> for RuleParameters {
+    fn from(config: &Config) -> Self {
+        let (queue, pinhole) = (&config.queue, &config.pinhole);
+        let ports = &config.control_ports;
+        Self::new(ports, queue.number, queue.workers(), pinhole.mark, pinhole.mark_mask)
+            .with_fanout_by_cpu(queue.fanout == Fanout::Cpu)
+            .with_source_ports(config.restricts_ports().then(|| config.nat.port_range.clone()))
+            .with_backend(pinhole.backend.unwrap_or_default())
+    }
+}
+
 impl RuleParameters {
-    /// Checks the values. `mark` is the ct mark bit of admitted data connections; `mark_mask` includes it and the two
-    /// bits of control connections.
+    /// Parameters for values that the configuration allows. `mark` is the ct mark bit of admitted data connections;
+    /// `mark_mask` includes it and the two bits of control connections.
     pub fn new(
         control_ports: &[u16],
         queue_first: u16,
         queue_count: u16,
         mark: u32,
         mark_mask: u32,
-    ) -> Result<Self, NetfilterError> {
-        let refuse = |text: String| Err(NetfilterError::Parameters(text));
+    ) -> Self {
         let mut control_ports = control_ports.to_vec();
         control_ports.sort_unstable();
-        control_ports.dedup();
-        if control_ports.is_empty() {
-            return refuse("control-ports is empty; name at least one port".into());
-        }
-        if control_ports.first() == Some(&0) {
-            return refuse("port 0 in control-ports is no port; remove it".into());
-        }
-        if queue_count == 0 {
-            return refuse("workers is 0; at least 1 is needed".into());
-        }
-        if queue_first.checked_add(queue_count - 1).is_none() {
-            return refuse(format!(
-                "{queue_count} queues from {queue_first} go beyond 65535; choose a lower number"
-            ));
-        }
-        if mark_mask.count_ones() != 3 {
-            return refuse(format!(
-                "mark-mask {mark_mask:#010x} has {} bits; it needs exactly 3",
-                mark_mask.count_ones()
-            ));
-        }
-        if mark.count_ones() != 1 || mark & mark_mask == 0 {
-            return refuse(format!(
-                "mark {mark:#010x} is not one bit of the mark-mask {mark_mask:#010x}; choose one"
-            ));
-        }
         let others = mark_mask & !mark;
-        let every = 1 << others.ilog2();
-        let none = others & !every;
-        let data = mark;
-        Ok(Self {
+        let queue_all_mark = 1 << others.ilog2();
+        Self {
             control_ports,
             queue_first,
             queue_count,
-            data_mark: data,
-            queue_all_mark: every,
-            queue_none_mark: none,
+            data_mark: mark,
+            queue_all_mark,
+            queue_none_mark: others & !queue_all_mark,
             ..Self::default()
-        })
+        }
     }
 
     /// The same parameters with another back end.
@@ -358,10 +341,9 @@ mod tests {
 
     #[test]
     fn what_goes_with_a_packet_is_read_as_the_rules_write_it() {
-        for parameters in [
-            RuleParameters::default(),
-            RuleParameters::new(&[21], 7, 4, 0x10, 0x4000_0011).unwrap(),
-        ] {
+        for parameters in
+            [RuleParameters::default(), RuleParameters::new(&[21], 7, 4, 0x10, 0x4000_0011)]
+        {
             let RuleParameters {
                 data_mark: data,
                 queue_all_mark: every,
@@ -391,7 +373,7 @@ mod tests {
         assert_eq!((defaults.inspected_mark(), defaults.slot_mask()), (0x3000_0000, 0x8ffe_0000));
         let marks = [0, 1, 2, 3, MAX_SLOT].map(|slot| defaults.admitted_mark(slot).unwrap());
         assert_eq!(marks, [0x5000_0000, 0xd000_0000, 0x5800_0000, 0xd800_0000, 0xdffe_0000]);
-        let others = RuleParameters::new(&[21], 7, 4, 0x10, 0x4000_0011).unwrap();
+        let others = RuleParameters::new(&[21], 7, 4, 0x10, 0x4000_0011);
         for parameters in [defaults, others] {
             let fixed = parameters.data_mark() | parameters.queue_none_mark();
             for slot in 0..=MAX_SLOT {
@@ -402,21 +384,6 @@ mod tests {
                 assert_eq!(parameters.slot_of(mark ^ 0x100), None);
             }
             assert_eq!(parameters.admitted_mark(MAX_SLOT + 1), None);
-        }
-    }
-
-    #[test]
-    fn values_that_make_no_rules_are_refused() {
-        for (ports, first, count, mark, mask) in [
-            (&[][..], 1, 1, 0x4000_0000, 0x7000_0000),
-            (&[0], 1, 1, 0x4000_0000, 0x7000_0000),
-            (&[21], 1, 0, 0x4000_0000, 0x7000_0000),
-            (&[21], 65535, 2, 0x4000_0000, 0x7000_0000),
-            (&[21], 1, 1, 0x8000_0000, 0x7000_0000),
-            (&[21], 1, 1, 0x6000_0000, 0x7000_0000),
-            (&[21], 1, 1, 0x4000_0000, 0xf000_0000),
-        ] {
-            assert!(RuleParameters::new(ports, first, count, mark, mask).is_err());
         }
     }
 }

@@ -81,7 +81,7 @@ fn the_table_replaces_itself_and_leaves_nothing() {
     lab.masquerade();
     let before = lab.gateway_sh("nft list ruleset");
     lab.on_gateway(|| {
-        let parameters = RuleParameters::new(&[21, 2121], 7, 4, 1 << 3, 0b1011).unwrap();
+        let parameters = RuleParameters::new(&[21, 2121], 7, 4, 1 << 3, 0b1011);
         Table::install(&parameters).unwrap().leave_in_kernel();
         let list = || lab.gateway_sh("nft list table inet ftp_alg | grep -v 'tcp timeout'");
         let once = list();
@@ -114,7 +114,7 @@ fn all_ways_of_queueing_load() {
             assert!(HostSettings::read(&parameters).table_queues, "{way:?}");
             table.remove().unwrap();
             assert!(!HostSettings::read(&parameters).table_queues);
-            let two = RuleParameters::new(&[21], 2100, 2, 0x4000_0000, 0x7000_0000).unwrap();
+            let two = RuleParameters::new(&[21], 2100, 2, 0x4000_0000, 0x7000_0000);
             let _table = Table::install_with(&two.with_fanout_by_cpu(true), *way).unwrap();
             let text = lab.gateway_sh("nft list chain inet ftp_alg to_queue");
             assert!(text.contains("fanout") && !text.contains("bypass"), "{text}");

@@ -173,12 +173,12 @@ mod tests {
     use crate::kernel::parameters::CtMarkUse;
 
     fn others() -> RuleParameters {
-        RuleParameters::new(&[2121, 21], 7, 4, 0x10, 0x4000_0011).unwrap()
+        RuleParameters::new(&[2121, 21], 7, 4, 0x10, 0x4000_0011)
     }
 
     #[test]
     fn defaults_give_the_files_themselves() {
-        let defaults = RuleParameters::new(&[21], 2100, 1, 0x4000_0000, 0x7000_0000).unwrap();
+        let defaults = RuleParameters::new(&[21], 2100, 1, 0x4000_0000, 0x7000_0000);
         assert_eq!(defaults, RuleParameters::default());
         let lines: String = lines_for(&defaults).collect();
         assert_eq!(render(&defaults), lines);

@@ -10,7 +10,7 @@ use super::lab::{CLIENT, CLIENT6, EXTERNAL, EXTERNAL6, Lab, SERVER, SERVER6, ip}
 #[test]
 fn injected_packets_take_the_route_of_their_connection() {
     for parameters in
-        [RuleParameters::default(), RuleParameters::new(&[21], 2100, 1, 0x10, 0x4000_0011).unwrap()]
+        [RuleParameters::default(), RuleParameters::new(&[21], 2100, 1, 0x10, 0x4000_0011)]
     {
         let lab = Lab::new();
         let _table = lab.on_gateway(|| Table::install(&parameters).unwrap());

@@ -14,7 +14,7 @@ const LIST: &str = "nft --stateless list table inet ftp_alg";
 fn the_table_is_the_one_that_nft_loads_from_the_text() {
     let lab = Lab::new();
     for backend in [Backend::Nftables, Backend::Conntrack] {
-        let parameters = RuleParameters::new(&[21, 2121], 7, 4, 1 << 3, 0b1011).unwrap();
+        let parameters = RuleParameters::new(&[21, 2121], 7, 4, 1 << 3, 0b1011);
         let parameters = parameters.with_backend(backend);
         let way = QueueStatement::Operator;
         let text = rule_files::render_nftables(&parameters, way);
@@ -77,7 +77,7 @@ fn a_table_in_place_of_another_retains_what_is_open() {
         assert_eq!(elements(), 4);
         let record = table.record().unwrap();
         table.leave_in_kernel();
-        let others = RuleParameters::new(&[21], 2300, 2, 0x4000_0000, 0x7000_0000).unwrap();
+        let others = RuleParameters::new(&[21], 2300, 2, 0x4000_0000, 0x7000_0000);
         let mut table = Table::install_in_place_of(&record, &others, &commits).unwrap();
         assert_eq!((table.has_retained_elements(), elements()), (true, 4));
         let listed = |text| lab.gateway_sh("nft list table inet ftp_alg").contains(text);
@@ -104,7 +104,7 @@ fn a_table_in_place_of_another_retains_what_is_open() {
         // The program marks packets as the rules before say.
         open();
         let record = newer.record().unwrap();
-        let marks = RuleParameters::new(&[21], 2300, 2, 0x1000_0000, 0x7000_0000).unwrap();
+        let marks = RuleParameters::new(&[21], 2300, 2, 0x1000_0000, 0x7000_0000);
         let marked = Table::install_in_place_of(&record, &marks, &commits).unwrap();
         assert_eq!((marked.has_retained_elements(), elements()), (false, 0));
         table.leave_in_kernel();
