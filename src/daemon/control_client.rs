@@ -122,19 +122,17 @@ fn connect(path: &Path, timeout: Duration) -> io::Result<UnixStream> {
 }
 
 fn explain(error: io::Error, socket: &Path, limit: Duration) -> ClientError {
-    use io::ErrorKind as AnnouncementKind;
+    use io::ErrorKind as Kind;
     let path = socket.to_owned();
     match error.kind() {
         // A connection that ends without an answer shows that the daemon ended, for example after a failed start.
-        AnnouncementKind::NotFound
-        | AnnouncementKind::ConnectionRefused
-        | AnnouncementKind::ConnectionReset
-        | AnnouncementKind::BrokenPipe
-        | AnnouncementKind::UnexpectedEof => ClientError::NoDaemon { path },
-        AnnouncementKind::TimedOut | AnnouncementKind::WouldBlock => {
-            ClientError::Silent { path, limit }
-        }
-        AnnouncementKind::PermissionDenied => ClientError::NotPermitted { path },
+        Kind::NotFound
+        | Kind::ConnectionRefused
+        | Kind::ConnectionReset
+        | Kind::BrokenPipe
+        | Kind::UnexpectedEof => ClientError::NoDaemon { path },
+        Kind::TimedOut | Kind::WouldBlock => ClientError::Silent { path, limit },
+        Kind::PermissionDenied => ClientError::NotPermitted { path },
         _ => ClientError::System { path, source: error },
     }
 }

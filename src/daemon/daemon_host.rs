@@ -110,7 +110,17 @@ impl Host for DaemonHost<'_> {
     }
 }
 
-impl OwnQueue<'_> {
+impl<'a> OwnQueue<'a> {
+    /// The worker's queue with this index, with no packet dropped yet.
+    pub(super) fn new(
+        index: usize,
+        verdicts: Verdicts<'a>,
+        parameters: &'a RuleParameters,
+    ) -> Self {
+        let index = index as u16; // as many as there are queues
+        Self { index, verdicts, parameters, checks_downtime: false, stale_drops: 0 }
+    }
+
     fn give(&mut self, released: &Released, replacements: &[u8], shared: &SharedState) {
         let Released { token, verdict, .. } = released;
         self.stale_drops += u64::from(*verdict == Verdict::Drop(DropReason::Stale));

@@ -28,22 +28,23 @@ impl SharedState {
     /// itself.
     fn pinhole_rows(&self) -> Vec<PinholeRow> {
         let mut kernel = lock(&self.kernel);
-        let open =
-            match kernel.list_open().and_then(|open| Ok((open, kernel.list_fast_path_pinholes()?)))
-            {
-                Ok((open, of_program)) => [open, of_program].concat(),
-                Err(error) => {
-                    self.report_error(&error);
-                    return Vec::new();
-                }
-            };
+        let of_rules = kernel.list_open();
+        let listed =
+            of_rules.and_then(|open| Ok([open, kernel.list_fast_path_pinholes()?].concat()));
+        let open = match listed {
+            Ok(open) => open,
+            Err(error) => {
+                self.report_error(&error);
+                return Vec::new();
+            }
+        };
         drop(kernel);
         // A map, because each lookup locks an engine that a worker may need.
         let remaining: HashMap<_, _> =
-            open.iter().map(|open| ((open.initiator, open.arrival), open.remaining)).collect();
+            open.iter().map(|open| (open.ends(), open.remaining)).collect();
         let row = |info: PinholeInfo| {
             let pinhole = info.pinhole;
-            let remaining = remaining.get(&(pinhole.initiator, pinhole.arrival))?;
+            let remaining = remaining.get(&pinhole.ends())?;
             Some(PinholeRow {
                 session: info.session,
                 initiator: pinhole.initiator,

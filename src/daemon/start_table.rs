@@ -96,22 +96,18 @@ fn update_pinholes(
     shared: &SharedState,
     kernel: &mut LinuxKernel,
 ) -> Result<(), ServiceError> {
-    let open_now = kernel.list_open()?;
-    let among = |open: &[OpenPinhole], Pinhole { initiator, arrival, .. }: &Pinhole| {
-        open.iter().any(|open| (open.initiator, open.arrival) == (*initiator, *arrival))
-    };
+    let ends_of = |open: &[OpenPinhole]| open.iter().map(OpenPinhole::ends).collect::<HashSet<_>>();
+    let (before, now) = (ends_of(open_before), ends_of(&kernel.list_open()?));
     // A record may be older than the refusal of a data connection, after which the rules have its pinhole.
-    let in_rules: HashSet<_> =
-        open_before.iter().chain(&open_now).map(|open| (open.initiator, open.arrival)).collect();
+    let in_rules = &before | &now;
     for shard in &shared.shards {
         let sessions = &mut lock(&shard.engine).sessions;
         sessions
             .record_rule_pinholes(|initiator, arrival| in_rules.contains(&(initiator, arrival)));
     }
     let is_missing = |pinhole: &Pinhole| {
-        among(open_before, pinhole)
-            && !among(&open_now, pinhole)
-            && !is_consumed(&(pinhole.initiator, pinhole.arrival))
+        let ends = pinhole.ends();
+        before.contains(&ends) && !now.contains(&ends) && !is_consumed(&ends)
     };
     shared.reopen_pinholes(kernel, is_missing);
     // The session of an expectation is not known. The kernel expires it.
@@ -122,7 +118,6 @@ fn update_pinholes(
     let is_left = |ends: &(IpAddr, SocketAddr)| {
         !lock(&first.engine).sessions.holds_pinhole(ends.0, ends.1) || is_consumed(ends)
     };
-    let ends = open_now.iter().map(|open| (open.initiator, open.arrival));
-    shared.close_pinholes_of_table(kernel, ends.filter(is_left));
+    shared.close_pinholes_of_table(kernel, now.into_iter().filter(is_left));
     Ok(())
 }

@@ -5,6 +5,7 @@
 //! another daemon reads its queues, because two daemons that replace each other's table serve nobody.
 
 use std::{
+    collections::HashSet,
     sync::mpsc::Sender,
     thread,
     time::{Duration, Instant},
@@ -17,7 +18,7 @@ use crate::kernel::{
     NetfilterError,
     conntrack::consumed_pinholes,
     parameters::Backend,
-    table::{ChangeNotices, Table, TableCondition},
+    table::{ChangeNotices, OpenPinhole, Table, TableCondition},
 };
 
 /// How many times in a row to load the table while other programs change nf_tables.
@@ -136,7 +137,7 @@ impl TableGuard {
     /// Whether to leave another table for now: it belongs to another daemon, or to a program that replaces ours each
     /// time.
     fn leaves_other_table(&mut self, now: Instant, table: &Table, shared: &SharedState) -> bool {
-        match table.other_daemon_now() {
+        match Table::other_daemon(table.parameters()) {
             Ok(None) => {}
             Ok(Some(error)) | Err(error) => {
                 self.record_failure(now, &error, shared);
@@ -226,10 +227,9 @@ pub(super) fn reopen_pinholes(table: &Table, shared: &SharedState) {
         Ok(known) => known,
         Err(error) => return shared.report_error(&error),
     };
-    let is_missing = |&Pinhole { initiator, arrival, .. }: &Pinhole| {
-        !used.contains(&(initiator, arrival))
-            && open.iter().all(|open| (open.initiator, open.arrival) != (initiator, arrival))
-    };
+    let open: HashSet<_> = open.iter().map(OpenPinhole::ends).collect();
+    let is_missing =
+        |pinhole: &Pinhole| !used.contains(&pinhole.ends()) && !open.contains(&pinhole.ends());
     shared.reopen_pinholes(&mut kernel, is_missing);
 }
 

@@ -166,13 +166,8 @@ impl Worker {
                 engine.take(now, arrivals, effects);
             }
         }
-        let own = OwnQueue {
-            index: queue_index,
-            verdicts,
-            parameters,
-            checks_downtime: !late,
-            stale_drops: 0,
-        };
+        let own =
+            OwnQueue { checks_downtime: !late, ..OwnQueue::new(*index, verdicts, parameters) };
         let mut host = DaemonHost { shared, kernel, own_queue: Some(own), now };
         carry_out(&mut host, now, effects);
         host.own_queue.map_or(0, |own| own.stale_drops)
@@ -225,14 +220,7 @@ impl Worker {
                 interval = interval.min(engine.sessions.expiry_interval());
             }
         }
-        let (queue_index, verdicts) = (*index as u16, queue.verdicts()); // as many as there are queues
-        let own = OwnQueue {
-            index: queue_index,
-            verdicts,
-            parameters,
-            checks_downtime: false,
-            stale_drops: 0,
-        };
+        let own = OwnQueue::new(*index, queue.verdicts(), parameters);
         carry_out(&mut DaemonHost { shared, kernel, own_queue: Some(own), now }, now, effects);
         interval
     }

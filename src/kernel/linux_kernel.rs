@@ -71,13 +71,13 @@ impl LinuxKernel {
 
     /// Counts each nf_tables transaction in `commits`.
     pub fn with_commits(self, commits: &Commits) -> Self {
-        let holder = match self.backend {
+        let backend = match self.backend {
             PinholeBackend::Nftables(pinholes) => {
                 PinholeBackend::Nftables(pinholes.with_commits(commits))
             }
             other => other,
         };
-        Self { backend: holder, ..self }
+        Self { backend, ..self }
     }
 
     /// Opens no translated pinhole at a port in `claimed`.
@@ -96,22 +96,13 @@ impl LinuxKernel {
         if arrival == target {
             return Ok(());
         }
-        match self.claimed_ports.is_claimed(arrival, target) {
-            // The BPF program would admit its own connection there.
-            Ok(false)
-                if self
-                    .offload
-                    .as_ref()
-                    .is_some_and(|offload| !offload.reserve_pinhole(pinhole)) =>
-            {
-                Err(KernelError::Taken)
-            }
-            Ok(false) => Ok(()),
-            Ok(true) => Err(KernelError::Taken),
-            Err(source) => {
-                Err(KernelError::System { what: format!("look whether {arrival} is free"), source })
-            }
-        }
+        let is_claimed = self.claimed_ports.is_claimed(arrival, target).map_err(|source| {
+            KernelError::System { what: format!("look whether {arrival} is free"), source }
+        })?;
+        // The BPF program would admit its own connection there.
+        let is_taken = is_claimed
+            || self.offload.as_ref().is_some_and(|offload| !offload.reserve_pinhole(pinhole));
+        if is_taken { Err(KernelError::Taken) } else { Ok(()) }
     }
 
     /// Has the BPF program remember the SYNs that the rules admit by these pinholes.
@@ -170,27 +161,26 @@ impl LinuxKernel {
         errors.extend(pinholes.change(&consumed, &[], &mut Vec::new()).err());
     }
 
-    /// All open pinholes; `None` if our table is not loaded.
-    fn list_all(&mut self) -> Result<Option<Vec<OpenPinhole>>, NetfilterError> {
-        let of_rules = match &mut self.backend {
-            PinholeBackend::Nftables(pinholes) => pinholes.list_in_table()?,
-            PinholeBackend::Conntrack(expectations) => Some(expectations.list_open()?),
-        };
-        let of_program = self.list_fast_path_pinholes()?;
-        Ok(of_rules.map(|open| [open, of_program].concat()))
-    }
-
     /// The open pinholes of the rules, or the expectations, according to the kernel. With [`Backend::Conntrack`] this
     /// includes expectations of other helpers.
     pub fn list_open(&mut self) -> Result<Vec<OpenPinhole>, NetfilterError> {
+        Ok(self.list_in_table()?.unwrap_or_default())
+    }
+
+    /// As [`LinuxKernel::list_open`]; `None` if our table is not loaded.
+    fn list_in_table(&mut self) -> Result<Option<Vec<OpenPinhole>>, NetfilterError> {
         match &mut self.backend {
-            PinholeBackend::Nftables(pinholes) => pinholes.list_open(),
-            PinholeBackend::Conntrack(expectations) => expectations.list_open(),
+            PinholeBackend::Nftables(pinholes) => pinholes.list_in_table(),
+            PinholeBackend::Conntrack(expectations) => expectations.list_open().map(Some),
         }
     }
-}
 
-impl LinuxKernel {
+    /// The open pinholes of the rules and of the BPF program; `None` if our table is not loaded.
+    fn list_all(&mut self) -> Result<Option<Vec<OpenPinhole>>, NetfilterError> {
+        let (of_rules, of_program) = (self.list_in_table()?, self.list_fast_path_pinholes()?);
+        Ok(of_rules.map(|open| [open, of_program].concat()))
+    }
+
     /// Whether conntrack knows this connection.
     pub fn has_connection(&mut self, connection: &Translation) -> Result<bool, KernelError> {
         self.conntrack.has_connection(connection)
@@ -280,9 +270,8 @@ impl Kernel for LinuxKernel {
         };
         // A table that is loaded again gets its pinholes back.
         let Some(open) = listed.map_err(failed)? else { return Ok(Vec::new()) };
-        let open: HashSet<_> = open.iter().map(|open| (open.initiator, open.arrival)).collect();
-        let is_consumed =
-            |pinhole: &&Pinhole| !open.contains(&(pinhole.initiator, pinhole.arrival));
+        let open: HashSet<_> = open.iter().map(OpenPinhole::ends).collect();
+        let is_consumed = |pinhole: &&Pinhole| !open.contains(&pinhole.ends());
         Ok(pinholes.iter().filter(is_consumed).copied().collect())
     }
 

@@ -23,13 +23,13 @@ use super::{
             CTA_HELP, CTA_HELP_NAME, CTA_TUPLE_ORIG, IPCTNL_MSG_CT_GET, IPCTNL_MSG_EXP_GET,
             Requests, Tuple,
         },
-        nft::has_queue_rule,
     },
     parameters::QueueStatement,
     queue,
     table::{
         compiled::as_draft,
         loading::{nft, try_queue_rule},
+        readers::queues_of_table,
         rule_files::render_nftables,
     },
 };
@@ -87,7 +87,8 @@ impl HostSettings {
     pub fn read(parameters: &RuleParameters) -> Self {
         Self {
             table_queues: Socket::open()
-                .is_ok_and(|mut socket| has_queue_rule(&mut socket).unwrap_or(false)),
+                .and_then(|mut socket| queues_of_table(&mut socket))
+                .is_ok_and(|queues| !queues.is_empty()),
             automatic_helpers: read_number("/proc/sys/net/netfilter/nf_conntrack_helper")
                 == Some(1),
             cthelper: has_cthelper(has_capability(CAP_NET_ADMIN)),

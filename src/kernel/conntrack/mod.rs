@@ -22,7 +22,7 @@ use super::{
         },
         or_absent,
     },
-    parameters::{RuleParameters, SharedLearned},
+    parameters::RuleParameters,
 };
 use external_addresses::ExternalAddressLookup;
 
@@ -37,11 +37,7 @@ const IP_CT_TCP_FLAG_BE_LIBERAL: u8 = 0x08;
 #[derive(Debug)]
 pub struct Conntrack {
     requests: Requests,
-    queue_all_mark: u32,
-    queue_none_mark: u32,
-    /// All bits of the ct mark that are ours.
-    our_bits: u32,
-    learned: SharedLearned,
+    parameters: RuleParameters,
     external_addresses: ExternalAddressLookup,
 }
 
@@ -73,18 +69,11 @@ impl ConntrackEntry {
 impl Conntrack {
     /// Opens a netlink socket.
     pub fn new(parameters: &RuleParameters) -> Result<Self, NetfilterError> {
-        let requests = Requests::open(libc::NFNL_SUBSYS_CTNETLINK)
-            .map_err(|e| NetfilterError::system("netlink socket", e))?;
-        let (every, none) = (parameters.queue_all_mark(), parameters.queue_none_mark());
-        let externals = ExternalAddressLookup::new()
-            .map_err(|e| NetfilterError::system("netlink socket", e))?;
+        let failed = |error| NetfilterError::system("netlink socket", error);
         Ok(Self {
-            requests,
-            queue_all_mark: every,
-            queue_none_mark: none,
-            our_bits: parameters.mask(),
-            learned: parameters.learned().clone(),
-            external_addresses: externals,
+            requests: Requests::open(libc::NFNL_SUBSYS_CTNETLINK).map_err(failed)?,
+            parameters: parameters.clone(),
+            external_addresses: ExternalAddressLookup::new().map_err(failed)?,
         })
     }
 
@@ -142,7 +131,7 @@ impl Conntrack {
             found.retain(|entry| entry.matches_packet(client, server));
             match &*found {
                 [] => {}
-                [entry] => return Ok(Some(entry.translation(self.our_bits))),
+                [entry] => return Ok(Some(entry.translation(self.parameters.mask()))),
                 _ => return Ok(None),
             }
         }
@@ -155,12 +144,13 @@ impl Conntrack {
         control: &Translation,
         mode: QueueMode,
     ) -> Result<(), KernelError> {
-        let mask = self.queue_all_mark | self.queue_none_mark;
+        let (all, none) = (self.parameters.queue_all_mark(), self.parameters.queue_none_mark());
+        let mask = all | none;
         let mark = match mode {
-            QueueMode::All | QueueMode::Watch => self.queue_all_mark,
+            QueueMode::All | QueueMode::Watch => all,
             QueueMode::WithAcknowledgements => mask,
             QueueMode::Selected => 0,
-            QueueMode::None => self.queue_none_mark,
+            QueueMode::None => none,
         };
         let original = Tuple { source: control.client, destination: control.server_external };
         let fill = |message: &mut Writer<'_>, zone: u16| {
@@ -178,26 +168,21 @@ impl Conntrack {
                 });
             }
         };
-        let family = family_of(original.source);
-        match self.requests.change_in_zones(
-            &self.learned.now().zones,
-            IPCTNL_MSG_CT_NEW,
-            family,
-            fill,
-        ) {
-            Ok(known) => known.ok_or(KernelError::Unknown),
-            Err(source) => {
+        let (zones, family) = (&self.parameters.learned().now().zones, family_of(original.source));
+        let known = self.requests.change_in_zones(zones, IPCTNL_MSG_CT_NEW, family, fill);
+        known
+            .map_err(|source| {
                 let Tuple { source: client, destination: server } = original;
                 let what = format!("mark the connection {client} -> {server}");
-                Err(KernelError::System { what, source })
-            }
-        }
+                KernelError::System { what, source }
+            })?
+            .ok_or(KernelError::Unknown)
     }
 
     /// The connections with this tuple, at most one in each zone.
     fn query(&mut self, tuple: Tuple) -> io::Result<Vec<ConntrackEntry>> {
         let mut connections = Vec::new();
-        for &zone in &self.learned.now().zones {
+        for &zone in &self.parameters.learned().now().zones {
             or_absent(self.requests.ask(
                 IPCTNL_MSG_CT_GET,
                 0,

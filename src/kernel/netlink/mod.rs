@@ -7,7 +7,6 @@
 
 pub mod ctnetlink;
 pub mod nft;
-pub mod xtables;
 
 use std::{
     io,
@@ -268,13 +267,6 @@ pub fn request_message(kind: u16, flags: u16, sequence: u32, body: &[u8]) -> Vec
     bytes.extend([0; 4]);
     bytes.extend(body);
     bytes
-}
-
-/// Appends an empty message, which only wakes its receiver.
-pub fn put_noop(out: &mut Vec<u8>) {
-    out.extend_from_slice(&(HEADER as u32).to_ne_bytes());
-    out.extend_from_slice(&(libc::NLMSG_NOOP as u16).to_ne_bytes());
-    out.resize(out.len() + HEADER - 6, 0);
 }
 
 /// A bound netlink socket, of netfilter unless opened for another family.

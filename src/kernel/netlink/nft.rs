@@ -45,10 +45,6 @@ const NFTA_TABLE_HANDLE: u16 = 4;
 const NFTA_GEN_ID: u16 = 1;
 const NFTA_RULE_TABLE: u16 = 1;
 const NFTA_RULE_CHAIN: u16 = 2;
-const NFTA_RULE_EXPRESSIONS: u16 = 4;
-const NFTA_EXPR_NAME: u16 = 1;
-const NFTA_EXPR_DATA: u16 = 2;
-const NFTA_TARGET_NAME: u16 = 1;
 
 /// Message type that announces a changed generation.
 const NEW_GENERATION: u16 = (libc::NFNL_SUBSYS_NFTABLES as u16) << 8 | libc::NFT_MSG_NEWGEN as u16;
@@ -422,25 +418,6 @@ pub fn for_each_rule(socket: &mut Socket, mut each: impl FnMut(Attributes<'_>)) 
         each(message.attributes());
     }))
     .map(drop)
-}
-
-/// Whether a rule of our table queues packets, by a statement or by the iptables target.
-pub fn has_queue_rule(socket: &mut Socket) -> io::Result<bool> {
-    let mut found = false;
-    for_each_rule(socket, |rule| {
-        let expressions = rule.nested(NFTA_RULE_EXPRESSIONS);
-        for (_, expression) in expressions.into_iter().flatten() {
-            let expression = Attributes::new(expression);
-            let target =
-                || expression.nested(NFTA_EXPR_DATA).and_then(|data| data.first(NFTA_TARGET_NAME));
-            found |= match expression.first(NFTA_EXPR_NAME) {
-                Some(b"queue\0") => true,
-                Some(b"target\0") => target().is_some_and(|name| name.starts_with(b"NFQUEUE\0")),
-                _ => false,
-            };
-        }
-    })?;
-    Ok(found)
 }
 
 /// Whether a table with this name exists.

@@ -121,8 +121,8 @@ impl Queue {
     }
 
     fn open_with(number: u16, takes_super_packets: bool) -> Result<Self, NetfilterError> {
-        let opening = || format!("queue {number}");
-        let mut socket = Socket::open().map_err(|e| NetfilterError::system(opening(), e))?;
+        let failed = |error| NetfilterError::system(format!("queue {number}"), error);
+        let mut socket = Socket::open().map_err(failed)?;
         configure(&mut socket, number, |message| {
             message.put(libc::NFQA_CFG_CMD as u16, &[libc::NFQNL_CFG_CMD_BIND as u8, 0, 0, 0]);
         })
@@ -135,15 +135,13 @@ impl Queue {
                 put_super_packet_flag(message, true);
             }
         })
-        .map_err(|e| NetfilterError::system(opening(), e))?;
+        .map_err(failed)?;
         socket.set_buffer(libc::SO_RCVBUFFORCE, libc::SO_RCVBUF, SOCKET_BUFFER);
         socket.set_buffer(libc::SO_SNDBUFFORCE, libc::SO_SNDBUF, SOCKET_BUFFER);
         // A socket that reports an overrun gets no further packets until it has been read empty (netlink_overrun sets
         // NETLINK_S_CONGESTED). The drops are counted in /proc.
-        socket
-            .set_option(libc::SOL_NETLINK, libc::NETLINK_NO_ENOBUFS, 1)
-            .map_err(|e| NetfilterError::system(opening(), e))?;
-        start_delivery(&socket, number).map_err(|e| NetfilterError::system(opening(), e))?;
+        socket.set_option(libc::SOL_NETLINK, libc::NETLINK_NO_ENOBUFS, 1).map_err(failed)?;
+        start_delivery(&socket, number).map_err(failed)?;
         let statistics = File::open(STATISTICS);
         if let Err(error) = &statistics {
             tracing::info!(
@@ -176,8 +174,8 @@ impl Queue {
 
     /// Sets the timeout of [`Queue::wait`].
     pub fn set_receive_timeout(&mut self, patience: Duration) -> Result<(), NetfilterError> {
-        let waiting = |e| NetfilterError::system(format!("queue {}", self.number), e);
-        socket2::SockRef::from(&self.socket).set_read_timeout(Some(patience)).map_err(waiting)
+        let failed = |error| NetfilterError::system(format!("queue {}", self.number), error);
+        socket2::SockRef::from(&self.socket).set_read_timeout(Some(patience)).map_err(failed)
     }
 
     /// As [`Queue::receive`], but waits for a packet, a wake-up or the timeout. Reading at once saves a poll() for
@@ -227,19 +225,20 @@ impl Queue {
                             self.last_id = packet.id;
                         }
                         self.pending.record_read(packet.id);
-                        if packet.is_cut && packet.offload.is_super_packet {
-                            // Longer than a message (BIG TCP). TCP retransmits it in parts.
-                            is_any_cut = true;
-                            self.counts.dropped += 1;
-                            self.pending.decide(packet.id, QueueVerdict::Drop, None);
-                        } else if let Some(payload) = payload {
-                            packet.start = start + offset_in(datagram, payload);
-                            packet.length = payload.len();
-                            self.packets.push(packet);
-                        } else {
-                            // No metadata to decide by; TCP retransmits it.
-                            self.counts.dropped += 1;
-                            self.pending.decide(packet.id, QueueVerdict::Drop, None);
+                        // Longer than a message (BIG TCP). TCP retransmits it in parts.
+                        let is_cut = packet.is_cut && packet.offload.is_super_packet;
+                        is_any_cut |= is_cut;
+                        match payload.filter(|_| !is_cut) {
+                            Some(payload) => {
+                                packet.start = start + offset_in(datagram, payload);
+                                packet.length = payload.len();
+                                self.packets.push(packet);
+                            }
+                            // Nothing to decide by; TCP retransmits it.
+                            None => {
+                                self.counts.dropped += 1;
+                                self.pending.decide(packet.id, QueueVerdict::Drop, None);
+                            }
                         }
                     }
                     netlink::ERROR if message.errno() != 0 => self.counts.refused += 1,
@@ -268,7 +267,7 @@ impl Queue {
             "queue {number}: a packet is longer than 64 KiB: this queue gets no super-packets (GSO) any more"
         );
         let mut request = Vec::new();
-        let start = configuration(number, 0, 0);
+        let start = configuration(number, 0);
         put_super_packet_flag(&mut Writer::new(&mut request, start), false);
         self.socket.send(&request).map_err(|e| NetfilterError::system(format!("queue {number}"), e))
     }
@@ -327,8 +326,7 @@ impl Waker {
     /// Wakes the reader. Not necessary if there is none any more, or if its buffer is full, because then it has packets
     /// to read. This must never block, because the reader may wait for the caller.
     pub fn wake(&self) {
-        let mut nothing = Vec::new();
-        netlink::put_noop(&mut nothing);
+        let nothing = netlink::request_message(libc::NLMSG_NOOP as u16, 0, 0, &[]);
         let _ = self.socket.send_to(&nothing, self.port);
     }
 }
@@ -349,12 +347,12 @@ fn put_super_packet_flag(message: &mut Writer<'_>, yes: bool) {
         .put(libc::NFQA_CFG_MASK as u16, &mask.to_be_bytes());
 }
 
-fn configuration(number: u16, flags: u16, sequence: u32) -> MessageHead {
+fn configuration(number: u16, flags: u16) -> MessageHead {
     MessageHead {
         subsystem: SUBSYSTEM,
         command: libc::NFQNL_MSG_CONFIG as u8,
         flags,
-        sequence,
+        sequence: 0,
         family: libc::AF_UNSPEC as u8,
         resource: number,
     }
@@ -370,7 +368,7 @@ fn start_delivery(socket: &Socket, number: u16) -> io::Result<()> {
         mode.fill(libc::NFQNL_COPY_PACKET as u8);
     }
     let mut request = Vec::new();
-    Writer::new(&mut request, configuration(number, 0, 0))
+    Writer::new(&mut request, configuration(number, 0))
         .put(libc::NFQA_CFG_PARAMS as u16, &parameters);
     socket.send(&request)
 }
@@ -381,20 +379,8 @@ fn configure(
     number: u16,
     fill: impl FnOnce(&mut Writer<'_>),
 ) -> io::Result<()> {
-    let mut request = Vec::new();
-    let start = configuration(number, libc::NLM_F_ACK as u16, socket.next_sequence());
-    fill(&mut Writer::new(&mut request, start));
-    let mut answer = None;
-    socket.ask(&request, |message| {
-        if message.kind == netlink::ERROR && message.sequence == start.sequence {
-            answer = Some(message.errno());
-        }
-    })?;
-    match answer {
-        Some(0) => Ok(()),
-        Some(errno) => Err(io::Error::from_raw_os_error(errno)),
-        None => Err(io::Error::new(io::ErrorKind::UnexpectedEof, "no answer from the kernel")),
-    }
+    let start = configuration(number, libc::NLM_F_ACK as u16);
+    socket.request(&mut Vec::new(), start, fill, |_| {})
 }
 
 /// The kernel returns EPERM both when the queue has a reader and when we lack the capability.

@@ -46,7 +46,7 @@ pub struct Routes {
 }
 
 /// What look-ups say.
-enum Answer {
+enum LookUpAnswer {
     Known(bool),
     /// One of these tables may have a route.
     ReadTables(Tables),
@@ -109,19 +109,21 @@ impl Routes {
         let answer = self.look_up(lookup);
         self.look_ups.charge(stopwatch.elapsed());
         match answer? {
-            Answer::Known(answer) => Ok(answer),
-            Answer::ReadTables(tables) => self.read_tables(lookup, tables),
+            LookUpAnswer::Known(answer) => Ok(answer),
+            LookUpAnswer::ReadTables(tables) => self.read_tables(lookup, tables),
         }
     }
 
-    fn look_up(&mut self, lookup: RouteLookup) -> io::Result<Answer> {
+    fn look_up(&mut self, lookup: RouteLookup) -> io::Result<LookUpAnswer> {
         let RouteLookup { address, interface, used, mark } = lookup;
         let anywhere = RouteRequest { address, mark, interface: None, source: None, entry: true };
         let there = RouteRequest { interface: Some(interface), ..anywhere };
         let best = self.get(anywhere)?;
         match &best {
-            Some(best) if best.is_local => return Ok(Answer::Known(false)),
-            Some(best) if best.interfaces.contains(&interface) => return Ok(Answer::Known(true)),
+            Some(best) if best.is_local => return Ok(LookUpAnswer::Known(false)),
+            Some(best) if best.interfaces.contains(&interface) => {
+                return Ok(LookUpAnswer::Known(true));
+            }
             _ => {}
         }
         let path = self.get(there)?;
@@ -130,13 +132,13 @@ impl Routes {
             // The interface of a VRF stands for all of its ports, and has its own routing table.
             let leads_to_used = !leads_there && path.interfaces.contains(&used);
             if leads_to_used || !leads_there && path.is_exact {
-                return Ok(Answer::Known(leads_to_used));
+                return Ok(LookUpAnswer::Known(leads_to_used));
             }
             if let Some(best) = best.as_ref().filter(|_| leads_there)
                 && (best.has_prefix_of(path)
                     || path.is_default() && self.leads_to_an_uplink(best, anywhere)?)
             {
-                return Ok(Answer::Known(true));
+                return Ok(LookUpAnswer::Known(true));
             }
         }
         let rules = self.rules(address)?;
@@ -153,7 +155,7 @@ impl Routes {
                 && found.interfaces.contains(&interface)
                 && best.as_ref().is_none_or(|best| best.has_prefix_of(&found))
             {
-                return Ok(Answer::Known(true));
+                return Ok(LookUpAnswer::Known(true));
             }
         }
         let main = match (&best, &path) {
@@ -165,7 +167,7 @@ impl Routes {
         };
         let mut of_rules: Vec<_> = rules.iter().map(|rule| rule.table).collect();
         of_rules.dedup();
-        Ok(Answer::ReadTables(Tables { best, main, of_rules }))
+        Ok(LookUpAnswer::ReadTables(Tables { best, main, of_rules }))
     }
 
     /// Whether a route leads to a router on an interface that has a default route.

@@ -11,7 +11,7 @@ use crate::kernel::{
     netlink::{
         Attributes, Socket,
         nft::{self, Batch},
-        or_absent,
+        or_absent, put_attribute,
     },
     parameters::TABLE,
 };
@@ -87,17 +87,8 @@ pub(super) fn has_complete_helper(socket: &mut Socket, table: &str) -> io::Resul
     Ok(is_whole)
 }
 
-/// Adds the deletion of the draft, which must exist.
-pub(super) fn delete_draft(batch: &mut Batch) {
-    delete(batch, DRAFT);
-}
-
-/// Adds the deletion of our table, which must exist.
-pub(super) fn delete_table(batch: &mut Batch) {
-    delete(batch, TABLE);
-}
-
-fn delete(batch: &mut Batch, table: &str) {
+/// Adds the deletion of a table, which must exist.
+pub(super) fn delete_table(batch: &mut Batch, table: &str) {
     batch.raw_message(libc::NFT_MSG_DELTABLE, 0, table, &[]);
 }
 
@@ -116,17 +107,13 @@ pub(super) fn configure_socket(socket: &Socket) {
 pub(super) fn can_own(socket: &mut Socket) -> io::Result<bool> {
     let mut batch = Batch::new();
     let table = put_table(&mut batch, PROBE, true);
-    batch.raw_message(libc::NFT_MSG_DELTABLE, 0, ABSENT, &[]);
+    delete_table(&mut batch, ABSENT);
     Ok(batch.send(socket)?.error_of(table).is_none())
 }
 
-/// Adds the creation of our table, or the take-over of one whose owner has gone. Returns the message index: a kernel
+/// Adds the creation of a table, or the take-over of one whose owner has gone. Returns the message index: a kernel
 /// without table owners, or without tables that outlive them, refuses that message.
-pub(super) fn put_own_table(batch: &mut Batch, is_owned: bool) -> usize {
-    put_table(batch, TABLE, is_owned)
-}
-
-fn put_table(batch: &mut Batch, name: &str, is_owned: bool) -> usize {
+pub(super) fn put_table(batch: &mut Batch, name: &str, is_owned: bool) -> usize {
     let flags = if is_owned { nft::OWNED } else { 0 };
     let mut attribute = Vec::new();
     put_attribute(&mut attribute, nft::NFTA_TABLE_FLAGS, &flags.to_be_bytes());
@@ -230,10 +217,4 @@ fn copy_attributes(attributes: &Attributes<'_>, selected: &[u16]) -> Vec<u8> {
         .flat_map(|(_, bytes)| bytes)
         .copied()
         .collect()
-}
-
-fn put_attribute(out: &mut Vec<u8>, kind: u16, content: &[u8; 4]) {
-    out.extend_from_slice(&8_u16.to_ne_bytes());
-    out.extend_from_slice(&kind.to_ne_bytes());
-    out.extend_from_slice(content);
 }

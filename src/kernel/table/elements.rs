@@ -67,17 +67,8 @@ pub(super) const GRANTS: usize = 3;
 impl PinholeElements {
     pub(super) fn for_pinhole(pinhole: &Pinhole) -> io::Result<Self> {
         let Pinhole { initiator, arrival, target, source } = *pinhole;
-        let families = [initiator, arrival.ip(), target.ip(), source].map(|a| a.is_ipv4());
-        let sets = match families {
-            [true, true, true, true] => &V4,
-            [false, false, false, false] => &V6,
-            _ => {
-                let text = "IPv4 and IPv6 addresses in one pinhole; all must be of one family";
-                return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-            }
-        };
         Ok(Self {
-            sets,
+            sets: if is_ipv6(pinhole)? { &V6 } else { &V4 },
             key: KeyBytes::default().address(initiator).endpoint(arrival),
             target: KeyBytes::default().endpoint(target),
             source_key: KeyBytes::default().address(initiator).endpoint(target),
@@ -117,6 +108,17 @@ impl PinholeElements {
             GrantElement { may_be_left, ..of(marks, self.key.as_ref(), &self.mark, self.has_mark) },
         ]
     }
+}
+
+/// The family of the pinhole's addresses, which must all have one.
+pub(super) fn is_ipv6(pinhole: &Pinhole) -> io::Result<bool> {
+    let Pinhole { initiator, arrival, target, source } = *pinhole;
+    let v6 = initiator.is_ipv6();
+    if [arrival.ip(), target.ip(), source].iter().all(|address| address.is_ipv6() == v6) {
+        return Ok(v6);
+    }
+    let text = "IPv4 and IPv6 addresses in one pinhole; all must be of one family";
+    Err(io::Error::new(io::ErrorKind::InvalidInput, text))
 }
 
 /// A concatenated key: each part takes whole 4-byte words. The longest has two addresses and a port.

@@ -12,7 +12,7 @@ use std::{
 
 use ftp_alg_core::engine::{KernelError, Opening, Pinhole, Translation};
 
-use super::pinhole_sets::OpenPinhole;
+use super::{elements::is_ipv6, pinhole_sets::OpenPinhole};
 use crate::kernel::{
     NetfilterError, RuleParameters,
     netlink::{
@@ -144,17 +144,10 @@ impl Expectations {
         let failed =
             |source| KernelError::System { what: format!("renew pinhole {pinhole}"), source };
         let expected = ExpectedPacket::for_pinhole(&pinhole).map_err(failed)?;
-        let family = family_of(pinhole.arrival);
         let fill = |message: &mut Writer<'_>, zone| expected.put(message, control, zone, lifetime);
-        self.requests
-            .change_in_zones(
-                &self.parameters.learned().now().zones,
-                IPCTNL_MSG_EXP_NEW,
-                family,
-                fill,
-            )
-            .map(|renewed| renewed.is_some())
-            .map_err(failed)
+        let (zones, family) = (&self.parameters.learned().now().zones, family_of(pinhole.arrival));
+        let renewed = self.requests.change_in_zones(zones, IPCTNL_MSG_EXP_NEW, family, fill);
+        renewed.map(|renewed| renewed.is_some()).map_err(failed)
     }
 
     /// Closes `pinhole` if it is open. An established connection stays.
@@ -162,20 +155,13 @@ impl Expectations {
         let failed =
             |source| KernelError::System { what: format!("close pinhole {pinhole}"), source };
         let tuple = ExpectedPacket::for_pinhole(pinhole).map_err(failed)?.tuple;
-        let family = family_of(pinhole.arrival);
         let fill = |message: &mut Writer<'_>, zone| {
             tuple.put(message, CTA_EXPECT_TUPLE);
             put_zone(message, CTA_EXPECT_ZONE, zone);
         };
-        self.requests
-            .change_in_zones(
-                &self.parameters.learned().now().zones,
-                IPCTNL_MSG_EXP_DELETE,
-                family,
-                fill,
-            )
-            .map(drop)
-            .map_err(failed)
+        let (zones, family) = (&self.parameters.learned().now().zones, family_of(pinhole.arrival));
+        let closed = self.requests.change_in_zones(zones, IPCTNL_MSG_EXP_DELETE, family, fill);
+        closed.map(drop).map_err(failed)
     }
 
     /// The present TCP expectations, ours and those of others.
@@ -200,18 +186,10 @@ struct ExpectedPacket {
 
 impl ExpectedPacket {
     fn for_pinhole(pinhole: &Pinhole) -> io::Result<Self> {
-        let Pinhole { initiator, arrival, target, .. } = *pinhole;
-        let [none, all]: [IpAddr; 2] = match (initiator, arrival.ip(), target.ip()) {
-            (IpAddr::V4(_), IpAddr::V4(_), IpAddr::V4(_)) => {
-                [Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::BROADCAST.into()]
-            }
-            (IpAddr::V6(_), IpAddr::V6(_), IpAddr::V6(_)) => {
-                [Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::from(u128::MAX).into()]
-            }
-            _ => {
-                let text = "IPv4 and IPv6 addresses in one pinhole; all must be of one family";
-                return Err(io::Error::new(io::ErrorKind::InvalidInput, text));
-            }
+        let Pinhole { initiator, arrival, .. } = *pinhole;
+        let [none, all]: [IpAddr; 2] = match is_ipv6(pinhole)? {
+            false => [Ipv4Addr::UNSPECIFIED.into(), Ipv4Addr::BROADCAST.into()],
+            true => [Ipv6Addr::UNSPECIFIED.into(), Ipv6Addr::from(u128::MAX).into()],
         };
         Ok(Self {
             tuple: Tuple { source: (initiator, 0).into(), destination: arrival },

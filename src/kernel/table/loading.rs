@@ -2,14 +2,14 @@
 //!
 //! A failure because another program changes the rules at the same time is [`NetfilterError::ConcurrentChange`].
 
-use std::{ffi::CStr, io, ptr::NonNull};
+use std::{ffi::CStr, io};
 
-use nftnl::{Chain, MsgType, ProtoFamily, Rule, expr::Expression};
-use nftnl_sys as sys;
+use nftnl::{Chain, MsgType, ProtoFamily, Rule};
 
 use super::{
     commits::Commits,
     compiled::{self, CompiledTable, DRAFT, TableMessage},
+    nfqueue_target::NfQueue,
 };
 use crate::kernel::{
     NetfilterError, RuleParameters,
@@ -17,7 +17,6 @@ use crate::kernel::{
     netlink::{
         Socket,
         nft::{self, Batch, TableFingerprint},
-        xtables,
     },
     parameters::{Backend, QueueStatement, TABLE},
 };
@@ -111,7 +110,7 @@ impl TableLoader<'_> {
         loop {
             let mut batch = Batch::new();
             if is_new {
-                compiled::delete_draft(&mut batch);
+                compiled::delete_table(&mut batch, DRAFT);
             }
             let mut retained = Vec::new();
             if nft::fingerprint(self.socket).map_err(netlink_failed)?.is_some() {
@@ -121,11 +120,11 @@ impl TableLoader<'_> {
                     retains_elements =
                         retained.iter().map(TableMessage::len).sum::<usize>() < MAX_RETAINED;
                 }
-                compiled::delete_table(&mut batch);
+                compiled::delete_table(&mut batch, TABLE);
             } else {
                 retains_elements = false;
             }
-            let table = compiled::put_own_table(&mut batch, is_owned);
+            let table = compiled::put_table(&mut batch, TABLE, is_owned);
             compiled.add_to_batch(&mut batch);
             let before = batch.len();
             retained
@@ -154,9 +153,8 @@ impl TableLoader<'_> {
                     ));
                 }
                 _ => {
-                    return Err(concurrent_change(
-                        &io::Error::from_raw_os_error(errno).to_string(),
-                    ));
+                    let refusal = io::Error::from_raw_os_error(errno);
+                    return Err(concurrent_change(&refusal.to_string()));
                 }
             }
         }
@@ -202,7 +200,7 @@ fn check_helper(socket: &mut Socket, table: &str) -> Result<(), NetfilterError> 
 /// Removes a draft that could not replace the table.
 pub(super) fn remove_draft(socket: &mut Socket) {
     let mut batch = Batch::new();
-    compiled::delete_draft(&mut batch);
+    compiled::delete_table(&mut batch, DRAFT);
     if let Err(error) = batch.send(socket) {
         tracing::warn!("the draft of table inet {TABLE} is not removed: {error}");
     }
@@ -295,22 +293,4 @@ pub(in crate::kernel) fn try_queue_rule(
         }
     }
     Err(no_queue(refused.unwrap_or(libc::ENOENT)))
-}
-
-/// The iptables target NFQUEUE as an nftables expression, for nft_compat.
-struct NfQueue {
-    first: u16,
-    total: u16,
-    by_processor: bool,
-}
-
-impl Expression for NfQueue {
-    fn to_expr(&self, _rule: &Rule<'_>) -> NonNull<sys::nftnl_expr> {
-        // struct xt_NFQ_info_v3 (flags: 2 by processor), padded to 8 bytes as XT_ALIGN does.
-        let [a, b] = self.first.to_ne_bytes();
-        let [c, d] = self.total.to_ne_bytes();
-        let [e, f] = (u16::from(self.by_processor) << 1).to_ne_bytes();
-        let info = [a, b, c, d, e, f, 0, 0];
-        xtables::xtables_target(c"NFQUEUE", 3, &info)
-    }
 }

@@ -7,8 +7,8 @@ mod expectations;
 mod heartbeat;
 mod helper;
 pub(super) mod loading;
+mod nfqueue_target;
 mod notices;
-mod other_daemon;
 mod pinhole_sets;
 pub mod readers;
 pub mod rule_files;
@@ -159,12 +159,7 @@ impl Table {
         parameters: &RuleParameters,
     ) -> Result<Option<NetfilterError>, NetfilterError> {
         let mut socket = Socket::open().map_err(netlink_failed)?;
-        other_daemon::find(&mut socket, parameters).map_err(netlink_failed)
-    }
-
-    /// As [`Table::other_daemon`], for the daemon whose table this is.
-    pub fn other_daemon_now(&self) -> Result<Option<NetfilterError>, NetfilterError> {
-        Self::other_daemon(&self.parameters)
+        readers::find_other_daemon(&mut socket, parameters).map_err(netlink_failed)
     }
 
     /// Takes over the table of an earlier daemon, with all open pinholes; `None` if it differs from its record, or from
@@ -190,7 +185,7 @@ impl Table {
         // A table that had no owner cannot get one later.
         let is_owned = commits.can_own() && {
             let mut batch = Batch::new();
-            compiled::put_own_table(&mut batch, true);
+            compiled::put_table(&mut batch, TABLE, true);
             let outcome = commits.send_acknowledged(&mut batch, &mut socket);
             outcome.map_err(netlink_failed)?.first_error().is_none()
         };
@@ -403,7 +398,7 @@ impl Table {
             return Ok(());
         }
         let mut batch = Batch::new();
-        compiled::delete_table(&mut batch);
+        compiled::delete_table(&mut batch, TABLE);
         let outcome = self.commits.send_acknowledged(&mut batch, &mut self.socket);
         let outcome = outcome.map_err(netlink_failed)?;
         match outcome.first_error() {

@@ -57,6 +57,13 @@ pub struct OpenPinhole {
     pub remaining: Duration,
 }
 
+impl OpenPinhole {
+    /// Initiator and arrival, as [`Pinhole::ends`].
+    pub fn ends(&self) -> (IpAddr, SocketAddr) {
+        (self.initiator, self.arrival)
+    }
+}
+
 impl PinholeSets {
     /// Size of each set of pinholes, minus room for consumed elements that are not collected yet.
     pub(in crate::kernel) const CAPACITY: usize = 65_536 - 4096;

@@ -58,7 +58,7 @@ pub struct Pinhole {
 
 impl Pinhole {
     /// Initiator and arrival, by which the kernel identifies it.
-    pub(crate) fn ends(&self) -> (IpAddr, SocketAddr) {
+    pub fn ends(&self) -> (IpAddr, SocketAddr) {
         (self.initiator, self.arrival)
     }
 }
