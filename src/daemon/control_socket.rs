@@ -95,13 +95,8 @@ impl ControlSocket {
     pub fn check(path: &Path, is_ending: impl Fn(Pid) -> bool) -> Result<(), ControlError> {
         let system = |source| ControlError::System { path: path.to_owned(), source };
         let address = SockAddr::unix(path).map_err(system)?;
-        match fs::symlink_metadata(path) {
-            Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(()),
-            Err(error) => return Err(system(error)),
-            Ok(file) if !file.file_type().is_socket() => {
-                return Err(ControlError::NotASocket { path: path.to_owned() });
-            }
-            Ok(_) => {}
+        if !has_socket(path)? {
+            return Ok(());
         }
         let socket = socket2::Socket::new(Domain::UNIX, Type::STREAM, None).map_err(system)?;
         socket.set_nonblocking(true).map_err(system)?;
@@ -238,12 +233,21 @@ fn json_line(value: &impl Serialize) -> io::Result<Vec<u8>> {
     Ok(line)
 }
 
+/// Whether there is a socket at `path`, and not nothing. An error if there is anything else.
+fn has_socket(path: &Path) -> Result<bool, ControlError> {
+    match fs::symlink_metadata(path) {
+        Ok(file) if file.file_type().is_socket() => Ok(true),
+        Ok(_) => Err(ControlError::NotASocket { path: path.to_owned() }),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => Ok(false),
+        Err(source) => Err(ControlError::System { path: path.to_owned(), source }),
+    }
+}
+
 /// Removes the socket at `path` if no process listens on it.
 fn remove_stale(path: &Path) -> Result<(), ControlError> {
     let system = |source| ControlError::System { path: path.to_owned(), source };
-    let file = fs::symlink_metadata(path).map_err(system)?;
-    if !file.file_type().is_socket() {
-        return Err(ControlError::NotASocket { path: path.to_owned() });
+    if !has_socket(path)? {
+        return Ok(());
     }
     match UnixStream::connect(path) {
         Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => {

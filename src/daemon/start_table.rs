@@ -18,22 +18,15 @@ use crate::kernel::{
     table::{Commits, OpenPinhole, Table},
 };
 
-/// The loaded table.
-pub(super) struct StartedTable {
-    pub(super) table: Table,
-    /// Whether no earlier daemon left it.
-    pub(super) is_new: bool,
-}
-
 /// Takes over the table that an earlier daemon left, or loads a new one. Then opens and closes pinholes until the
-/// kernel has those of the `restored` sessions.
+/// kernel has those of the `restored` sessions. Returns the table, and whether no earlier daemon left it.
 pub(super) fn load(
     parameters: &RuleParameters,
     commits: &Commits,
     state: &StateDir,
     shared: &SharedState,
     restored: bool,
-) -> Result<StartedTable, ServiceError> {
+) -> Result<(Table, bool), ServiceError> {
     let record = state.table_record();
     let is_known = record.is_some();
     let record = record.filter(|_| restored);
@@ -84,7 +77,7 @@ pub(super) fn load(
         let is_consumed = |ends: &_| consumed.contains(ends);
         update_pinholes(&open_before, is_consumed, parameters, shared, &mut kernel)?;
     }
-    Ok(StartedTable { table, is_new })
+    Ok((table, is_new))
 }
 
 /// Opens the pinholes of `open_before` that the table lacks, and closes those that no session holds or that a

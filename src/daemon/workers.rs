@@ -35,7 +35,7 @@ use super::{
     shard_map::ShardMap,
     shared_state::SharedState,
     snapshot::StatusSource,
-    start_table::{self, StartedTable},
+    start_table,
     state_dir::StateDir,
     table_guard::{self, TableChange, TableGuard},
     worker::Worker,
@@ -158,7 +158,7 @@ pub(super) fn start(
         table_guard: TableGuard::default(),
         heartbeat: None,
     };
-    let StartedTable { table, is_new: is_new_table } =
+    let (table, is_new_table) =
         start_table::load(&parameters, &commits, &workers.state, &workers.shared, restored)?;
     let lacks_translations = !table.has_retained_elements();
     workers.table = Some(table);

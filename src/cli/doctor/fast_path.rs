@@ -241,7 +241,7 @@ mod tests {
         assert_eq!(says(off, None, &machine()), (CheckStatus::Ok, text.into()));
         let text = "off: the configuration says so";
         assert_eq!(
-            says(off, Some(&FastPathStatus::default()), &old),
+            says(off, Some(&FastPathStatus::off(FastPathStatus::OFF_BY_CONFIGURATION)), &old),
             (CheckStatus::Ok, text.into())
         );
     }

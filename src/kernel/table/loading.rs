@@ -7,7 +7,7 @@ use std::{ffi::CStr, io};
 use nftnl::{Chain, MsgType, ProtoFamily, Rule};
 
 use super::{
-    commits::Commits,
+    Table,
     compiled::{self, CompiledTable, DRAFT, TableMessage},
     nfqueue_target::NfQueue,
 };
@@ -16,7 +16,7 @@ use crate::kernel::{
     broker::programs,
     netlink::{
         Socket,
-        nft::{self, Batch, TableFingerprint},
+        nft::{self, Batch},
     },
     parameters::{Backend, QueueStatement, TABLE},
 };
@@ -30,36 +30,14 @@ const MAX_RETAINED: usize = compiled::BUFFER as usize / 2;
 /// Number of attempts to read a draft; another transaction may interrupt each.
 const MAX_READS: usize = 100;
 
-/// Loads a table through the caller's sockets.
-#[derive(Debug)]
-pub(super) struct TableLoader<'a> {
-    pub(super) parameters: &'a RuleParameters,
-    pub(super) statement: QueueStatement,
-    /// For queries, and for transactions if nobody is to own the table.
-    pub(super) socket: &'a mut Socket,
-    /// The owner of the table, if any.
-    pub(super) commits: &'a Commits,
-    /// Whether the table gets the elements of the one that it replaces.
-    pub(super) retains_elements: bool,
-}
-
-/// A table that was loaded.
-#[derive(Debug)]
-pub(super) struct LoadedTable {
-    pub(super) fingerprint: TableFingerprint,
-    pub(super) is_owned: bool,
-    /// Whether it has the elements of the table that it replaced.
-    pub(super) has_retained_elements: bool,
-}
-
-impl TableLoader<'_> {
+impl Table {
     /// Has `nft` compile `text`; leaves a draft in the kernel.
     pub(super) fn compile(&mut self, text: &str) -> Result<CompiledTable, NetfilterError> {
-        let before = nft::generation(self.socket).map_err(netlink_failed)?;
+        let before = nft::generation(&mut self.socket).map_err(netlink_failed)?;
         nft(&["--file", "-"], &compiled::as_draft(text)).map_err(|error| match error {
             NetfilterError::RulesRefused { message }
                 if BUSY_MESSAGES.iter().any(|words| message.contains(words))
-                    || nft::generation(self.socket).is_ok_and(|now| now != before) =>
+                    || nft::generation(&mut self.socket).is_ok_and(|now| now != before) =>
             {
                 NetfilterError::ConcurrentChange { message }
             }
@@ -75,21 +53,23 @@ impl TableLoader<'_> {
         })?;
         let compiled = self.read_draft();
         if compiled.is_err() {
-            remove_draft(self.socket);
+            remove_draft(&mut self.socket);
         }
         compiled
     }
 
     fn read_draft(&mut self) -> Result<CompiledTable, NetfilterError> {
         for _ in 0..MAX_READS {
-            match CompiledTable::read(self.socket) {
+            match CompiledTable::read(&mut self.socket) {
                 Err(error) if error.kind() == io::ErrorKind::Interrupted => {}
                 Err(error) if error.raw_os_error() != Some(libc::ENOENT) => {
                     return Err(netlink_failed(error));
                 }
                 // A draft that still exists at the end existed all the time.
-                Ok(compiled) if nft::has_table(self.socket, DRAFT).map_err(netlink_failed)? => {
-                    check_helper(self.socket, DRAFT)?;
+                Ok(compiled)
+                    if nft::has_table(&mut self.socket, DRAFT).map_err(netlink_failed)? =>
+                {
+                    check_helper(&mut self.socket, DRAFT)?;
                     return Ok(compiled);
                 }
                 _ => break,
@@ -98,25 +78,26 @@ impl TableLoader<'_> {
         Err(concurrent_change("the draft of it was removed or changed"))
     }
 
-    /// Replaces the present table, if any, by `compiled`, and removes the draft if that `is_new`.
-    pub(super) fn replace_table(
+    /// Replaces the present table, if any, by `compiled`, and removes the draft if that `is_new`. `retains_elements`
+    /// says whether the table gets the elements of the present one.
+    pub(super) fn replace(
         &mut self,
         compiled: &CompiledTable,
         is_new: bool,
-    ) -> Result<LoadedTable, NetfilterError> {
+        mut retains_elements: bool,
+    ) -> Result<(), NetfilterError> {
         let mut is_owned = self.commits.can_own();
         let mut has_asked_for_module = false;
-        let mut retains_elements = self.retains_elements;
         loop {
             let mut batch = Batch::new();
             if is_new {
                 compiled::delete_table(&mut batch, DRAFT);
             }
             let mut retained = Vec::new();
-            if nft::fingerprint(self.socket).map_err(netlink_failed)?.is_some() {
+            if nft::fingerprint(&mut self.socket).map_err(netlink_failed)?.is_some() {
                 if retains_elements {
                     retained =
-                        compiled.read_present_elements(self.socket).map_err(netlink_failed)?;
+                        compiled.read_present_elements(&mut self.socket).map_err(netlink_failed)?;
                     retains_elements =
                         retained.iter().map(TableMessage::len).sum::<usize>() < MAX_RETAINED;
                 }
@@ -133,7 +114,7 @@ impl TableLoader<'_> {
                 .for_each(|message| message.add_to_batch(&mut batch));
             let elements = before..batch.len();
             let queueing = self.put_queue_rule(&mut batch);
-            let outcome = self.commits.send_acknowledged(&mut batch, self.socket);
+            let outcome = self.commits.send_acknowledged(&mut batch, &mut self.socket);
             let outcome = outcome.map_err(netlink_failed)?;
             let Some((failed, errno)) = outcome.first_failure() else { break };
             match errno {
@@ -142,7 +123,7 @@ impl TableLoader<'_> {
                 libc::EOPNOTSUPP | libc::EINVAL if failed == table && is_owned => is_owned = false,
                 libc::ENOENT if queueing == Some(failed) && !has_asked_for_module => {
                     has_asked_for_module = true;
-                    try_queue_rule(self.parameters, self.socket)?;
+                    try_queue_rule(&self.parameters, &mut self.socket)?;
                 }
                 _ if queueing.is_some_and(|first| failed >= first) => {
                     return Err(no_queue(errno));
@@ -159,15 +140,15 @@ impl TableLoader<'_> {
             }
         }
         let (wanted, mut rules) = (compiled.rule_count(), 0);
-        nft::for_each_rule(self.socket, |_| rules += 1).map_err(netlink_failed)?;
-        check_helper(self.socket, TABLE)?;
-        match nft::fingerprint(self.socket).map_err(netlink_failed)? {
-            Some(fingerprint) if rules == wanted => {
-                let has_retained_elements = retains_elements;
-                Ok(LoadedTable { fingerprint, is_owned, has_retained_elements })
-            }
-            _ => Err(concurrent_change("it was removed or changed at once")),
+        nft::for_each_rule(&mut self.socket, |_| rules += 1).map_err(netlink_failed)?;
+        check_helper(&mut self.socket, TABLE)?;
+        let fingerprint = nft::fingerprint(&mut self.socket).map_err(netlink_failed)?;
+        if fingerprint.is_none() || rules != wanted {
+            return Err(concurrent_change("it was removed or changed at once"));
         }
+        (self.fingerprint, self.transactions_by_others) = (fingerprint, None);
+        (self.is_owned, self.has_retained_elements) = (is_owned, retains_elements);
+        Ok(())
     }
 
     /// Replaces the content of the queueing chain by the iptables target, if that is the way to queue. Returns the
@@ -179,7 +160,7 @@ impl TableLoader<'_> {
         let table = nftnl::Table::new(nft::TABLE, ProtoFamily::Inet);
         let chain = Chain::new(QUEUEING, &table);
         batch.flush_chain(QUEUEING);
-        Some(batch.object(&queue_rule(&chain, self.parameters), MsgType::Add))
+        Some(batch.object(&queue_rule(&chain, &self.parameters), MsgType::Add))
     }
 }
 

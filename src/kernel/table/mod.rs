@@ -36,7 +36,7 @@ use super::{
 };
 use compiled::CompiledTable;
 use helper::{OwnHelper, remove_scanner_helper};
-use loading::{LoadedTable, TableLoader, netlink_failed, remove_draft};
+use loading::{netlink_failed, remove_draft};
 use rule_files::{render_nftables, with_own_helper};
 
 /// The loaded table `inet ftp_alg`; removed on drop.
@@ -170,38 +170,48 @@ impl Table {
         commits: &Commits,
     ) -> Result<Option<Self>, NetfilterError> {
         let TableRecord { statement, shape, ref text, .. } = *imprint;
-        let mut socket = Commits::open_socket().map_err(netlink_failed)?;
+        let mut socket = Socket::open().map_err(netlink_failed)?;
         if nft::fingerprint(&mut socket).map_err(netlink_failed)? != Some(shape)
             || operator_queues() != (statement == QueueStatement::Operator)
         {
             return Ok(None);
         }
-        let helper = OwnHelper::register().map_err(helper_failed)?;
-        if rules_text(parameters, statement, helper.is_some()) != *text {
-            // The rules that refer to it still exist.
-            helper.into_iter().for_each(OwnHelper::leave_in_kernel);
+        let mut table = Self::unloaded(parameters, statement, commits)?;
+        if table.text() != *text {
+            // The rules that refer to its helper still exist.
+            table.leave_in_kernel();
             return Ok(None);
         }
         // A table that had no owner cannot get one later.
-        let is_owned = commits.can_own() && {
+        table.is_owned = commits.can_own() && {
             let mut batch = Batch::new();
             compiled::put_table(&mut batch, TABLE, true);
-            let outcome = commits.send_acknowledged(&mut batch, &mut socket);
+            let outcome = commits.send_acknowledged(&mut batch, &mut table.socket);
             outcome.map_err(netlink_failed)?.first_error().is_none()
         };
-        Ok(Some(Self {
+        (table.fingerprint, table.has_retained_elements) = (Some(shape), true);
+        Ok(Some(table))
+    }
+
+    /// A table that is not loaded yet, with its helper registered.
+    fn unloaded(
+        parameters: &RuleParameters,
+        statement: QueueStatement,
+        commits: &Commits,
+    ) -> Result<Self, NetfilterError> {
+        Ok(Self {
             parameters: parameters.clone(),
             statement,
-            socket,
-            fingerprint: Some(shape),
-            helper,
+            socket: Commits::open_socket().map_err(netlink_failed)?,
+            fingerprint: None,
+            helper: OwnHelper::register().map_err(helper_failed)?,
             commits: commits.clone(),
             transactions_by_others: None,
             compiled: None,
-            is_owned,
-            has_retained_elements: true,
+            is_owned: false,
+            has_retained_elements: false,
             learned: parameters.learned().now(),
-        }))
+        })
     }
 
     /// Whether it has the pinholes and translations of the table that was there before.
@@ -216,8 +226,7 @@ impl Table {
 
     /// The record by which [`Table::adopt`] recognises it.
     pub fn record(&self) -> Option<TableRecord> {
-        let text = rules_text(&self.parameters, self.statement, self.helper.is_some());
-        let statement = self.statement;
+        let (text, statement) = (self.text(), self.statement);
         let learned = Learned::clone(&self.learned);
         self.fingerprint.map(|shape| TableRecord { text, statement, shape, learned })
     }
@@ -238,72 +247,52 @@ impl Table {
         commits: &Commits,
         retains_elements: bool,
     ) -> Result<Self, NetfilterError> {
-        let mut helper = OwnHelper::register().map_err(helper_failed)?;
-        let mut load = || {
-            Self::load_once(parameters, statement, commits, None, helper.as_mut(), retains_elements)
-        };
+        let mut table = Self::unloaded(parameters, statement, commits)?;
         let (attempts, pause) = LOAD_ATTEMPTS;
-        let mut loaded = load();
+        let mut loaded = table.load_once(retains_elements);
         for _ in 1..attempts {
             let Err(NetfilterError::ConcurrentChange { .. }) = loaded else { break };
             thread::sleep(pause);
-            loaded = load();
+            loaded = table.load_once(retains_elements);
         }
-        let mut table = loaded?;
-        table.helper = helper;
-        Ok(table)
+        loaded.map(|()| table)
     }
 
-    /// Loads it once, from `compiled` if that is given. The result does not have the `helper` yet.
-    fn load_once(
-        parameters: &RuleParameters,
-        statement: QueueStatement,
-        commits: &Commits,
-        compiled: Option<&Arc<CompiledTable>>,
-        mut helper: Option<&mut OwnHelper>,
-        retains_elements: bool,
-    ) -> Result<Self, NetfilterError> {
-        let learned = parameters.learned().now();
-        let mut socket = Commits::open_socket().map_err(netlink_failed)?;
-        if let Some(helper) = &mut helper {
+    /// Loads it once. If it is compiled already, nft need not run.
+    fn load_once(&mut self, retains_elements: bool) -> Result<(), NetfilterError> {
+        let learned = self.parameters.learned().now();
+        if let Some(helper) = &mut self.helper {
             helper.register_missing().map_err(helper_failed)?;
         }
-        let socket_ref = &mut socket;
-        let mut loader =
-            TableLoader { parameters, statement, socket: socket_ref, commits, retains_elements };
-        let (compiled, is_new) = match compiled {
+        let (compiled, is_new) = match &self.compiled {
             Some(compiled) => (Arc::clone(compiled), false),
             None => {
-                let text = rules_text(parameters, statement, helper.is_some());
-                let mut compiled = loader.compile(&text);
+                let text = self.text();
+                let mut compiled = self.compile(&text);
                 if let (Some(helper), Err(NetfilterError::RulesRefused { .. })) =
-                    (&mut helper, &compiled)
+                    (&mut self.helper, &compiled)
                 {
                     // Another daemon may have removed it, and registered it again since.
                     helper.register_missing().map_err(helper_failed)?;
-                    compiled = loader.compile(&text);
+                    compiled = self.compile(&text);
                 }
-                (Arc::new(compiled.map_err(|error| explain(helper, error))?), true)
+                let compiled = compiled.map_err(|error| explain(self.helper.as_mut(), error))?;
+                (Arc::new(compiled), true)
             }
         };
-        let loaded = loader.replace_table(&compiled, is_new);
+        let loaded = self.replace(&compiled, is_new, retains_elements);
         if loaded.is_err() && is_new {
-            remove_draft(&mut socket);
+            remove_draft(&mut self.socket);
         }
-        let LoadedTable { fingerprint: shape, is_owned, has_retained_elements } = loaded?;
-        Ok(Self {
-            parameters: parameters.clone(),
-            statement,
-            socket,
-            fingerprint: Some(shape),
-            helper: None,
-            commits: commits.clone(),
-            transactions_by_others: None,
-            compiled: Some(compiled),
-            is_owned,
-            has_retained_elements,
-            learned,
-        })
+        loaded?;
+        (self.compiled, self.learned) = (Some(compiled), learned);
+        Ok(())
+    }
+
+    /// The text to load.
+    fn text(&self) -> String {
+        let text = render_nftables(&self.parameters, self.statement);
+        if self.helper.is_some() { with_own_helper(&text) } else { text }
     }
 
     /// Its condition. Checks it only if others have changed nf_tables since it was last found intact.
@@ -334,7 +323,7 @@ impl Table {
 
     /// Loads it again, without the pinholes that were open.
     pub fn restore(&mut self) -> Result<(), NetfilterError> {
-        self.load_again(false)
+        self.load_once(false)
     }
 
     /// Whether more is known of the operator's rules by now.
@@ -345,21 +334,7 @@ impl Table {
     /// Loads it with what its parameters have learned by now. All that is open stays open.
     pub fn update(&mut self) -> Result<(), NetfilterError> {
         self.compiled = None;
-        self.load_again(true)
-    }
-
-    fn load_again(&mut self, retains_elements: bool) -> Result<(), NetfilterError> {
-        let mut loaded = Self::load_once(
-            &self.parameters,
-            self.statement,
-            &self.commits,
-            self.compiled.as_ref(),
-            self.helper.as_mut(),
-            retains_elements,
-        )?;
-        loaded.helper = self.helper.take();
-        std::mem::replace(self, loaded).leave_in_kernel();
-        Ok(())
+        self.load_once(true)
     }
 
     /// The parameters it was loaded for.
@@ -422,16 +397,6 @@ impl Drop for Table {
             tracing::warn!("{error}");
         }
     }
-}
-
-/// The text to load.
-fn rules_text(
-    parameters: &RuleParameters,
-    statement: QueueStatement,
-    has_own_helper: bool,
-) -> String {
-    let text = render_nftables(parameters, statement);
-    if has_own_helper { with_own_helper(&text) } else { text }
 }
 
 /// The lines of the text that define marks.
