@@ -198,7 +198,10 @@ fn a_pinhole_is_in_the_rules_before_it_leaves_the_program() {
                 let mut looks = 0;
                 while !is_over.load(Ordering::Acquire) || looks < 2 {
                     let (_, _, all) = open(&mut kernel);
-                    assert!(all.is_superset(&expected), "{:?}", expected.difference(&all));
+                    // A dump can miss some while a set's hash table shrinks (nft_rhash_walk goes on
+                    // after EAGAIN). In the wrong order nearly all would be missing for a while.
+                    let missing: Vec<_> = expected.difference(&all).collect();
+                    assert!(missing.len() < count / 4, "{missing:?}");
                     looks += 1;
                 }
             });
