@@ -14,7 +14,6 @@ use ftp_alg_core::{engine::Counters, ftp::AnnouncementKind};
 
 /// Counters and health of a running daemon.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
 pub struct Status {
     pub version: String,
     /// Whole seconds since the daemon was ready.
@@ -22,37 +21,47 @@ pub struct Status {
     /// The back end, as in `nftables`.
     pub backend: String,
     /// Why the daemon uses it.
+    #[serde(default)]
     pub backend_reason: String,
     pub sessions: u64,
     pub pinholes: u64,
     /// Bytes that sessions store: unacknowledged data after a rewrite, and held bytes. `policy.memory` is their limit.
+    #[serde(default)]
     pub memory: u64,
     /// The engines' counters.
     #[serde(flatten)]
     pub counters: Counters,
     /// Pinholes that expired without a connection.
+    #[serde(default)]
     pub pinholes_expired: u64,
     /// Packets that the kernel dropped because a queue was full. Their senders retransmit them.
+    #[serde(default)]
     pub overruns: u64,
     /// Packets that were dropped unread, because they were longer than a queue message or the message was invalid.
+    #[serde(default)]
     pub queue_drops: u64,
     /// Verdicts that the kernel refused, because it no longer had the packet.
+    #[serde(default)]
     pub verdicts_refused: u64,
     /// Log lines that the rate limits suppressed.
+    #[serde(default)]
     pub log_lines_skipped: u64,
     /// External addresses given by name.
+    #[serde(default)]
     pub names: Vec<NameRow>,
     /// The confinement that this machine lacks, a line each; empty on most machines.
+    #[serde(default)]
     pub unconfined: Vec<String>,
     /// The fast path.
+    #[serde(default)]
     pub fast_path: FastPathStatus,
     /// What keeps FTP from working, or soon may. Empty means healthy. docs/health.md has all names.
+    #[serde(default)]
     pub problems: Vec<Problem>,
 }
 
 /// Whether the fast path runs, and its counts since it was loaded.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FastPathStatus {
     pub state: FastPathState,
     /// Why it is off; empty if it is on.
@@ -60,10 +69,12 @@ pub struct FastPathStatus {
     /// The interfaces that the program is attached to: none while there is no connection on the fast path.
     pub interfaces: Vec<String>,
     /// The bridges, and the interfaces upon them, for whose packets the rules run before the program.
+    #[serde(default)]
     pub filtered_early: Vec<String>,
     /// Control connections that are on the fast path now.
     pub connections: u64,
     /// Fast-path lines: the program inspected them, and they were not queued.
+    #[serde(default)]
     pub lines: u64,
     /// Control connections that the program handed back to the queue, to be inspected inline.
     pub handed_back: u64,
@@ -76,11 +87,10 @@ pub struct FastPathStatus {
 }
 
 /// Whether the fast path runs.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum FastPathState {
     On,
-    #[default]
     Off,
 }
 
@@ -106,7 +116,24 @@ impl FastPathStatus {
 
     /// The status of a fast path that is off because of `why`.
     pub fn off(why: impl Into<String>) -> Self {
-        Self { why: why.into(), ..Self::default() }
+        Self {
+            state: FastPathState::Off,
+            why: why.into(),
+            interfaces: Vec::new(),
+            filtered_early: Vec::new(),
+            connections: 0,
+            lines: 0,
+            handed_back: 0,
+            opened: 0,
+            admitted: 0,
+            no_room: 0,
+        }
+    }
+}
+
+impl Default for FastPathStatus {
+    fn default() -> Self {
+        Self::off(Self::OFF_BY_CONFIGURATION)
     }
 }
 
@@ -206,9 +233,9 @@ mod tests {
     #[test]
     fn the_fast_path_has_the_documented_fields() {
         let json = r#"{"state":"off","why":"the configuration says so","interfaces":[],"filtered_early":[],"connections":0,"lines":0,"handed_back":0,"opened":0,"admitted":0,"no_room":0}"#;
-        let off = FastPathStatus::off(FastPathStatus::OFF_BY_CONFIGURATION);
-        assert_eq!(serde_json::to_string(&off).unwrap(), json);
-        assert_eq!(serde_json::from_str::<FastPathStatus>(json).unwrap(), off);
+        let default = FastPathStatus::default();
+        assert_eq!(serde_json::to_string(&default).unwrap(), json);
+        assert_eq!(serde_json::from_str::<FastPathStatus>(json).unwrap(), default);
     }
 
     #[test]

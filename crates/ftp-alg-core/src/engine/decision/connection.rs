@@ -13,7 +13,7 @@ use crate::{
         table::entry::{Entry, Timestamp},
     },
     policy::Policy,
-    session::{DialogueEvent, PendingLine, RefusedLine, SessionLimit},
+    session::{Answer, AnsweredLine, DialogueEvent, PendingLine, RefusedLine, SessionLimit},
 };
 
 /// What the kernel must answer before a line can be decided.
@@ -209,6 +209,21 @@ impl Connection<'_> {
         self.entry.begin_request();
         let kernel_request = KernelRequest::new(self.session_ref(), self.mode_change(mode), None);
         self.effects.mode_changes.push(kernel_request);
+    }
+
+    /// Decides about the `line` of `packet`, or asks the kernel what that needs.
+    pub fn decide_or_ask(
+        &mut self,
+        packet: &QueuedPacket<'_>,
+        line: PendingLine,
+    ) -> Option<AnsweredLine> {
+        match self.decide(&line.request) {
+            Ok(effect) => Some((line, Answer::Effect(effect))),
+            Err(question) => {
+                self.ask(packet, line, question);
+                None
+            }
+        }
     }
 
     /// Asks the kernel the `question` that `packet` waits for, because its `line` needs a decision.

@@ -24,8 +24,8 @@ use crate::{
     },
     packet::{Packet, PacketEdit, Seq, flags},
     session::{
-        Answer, AnsweredLine, DropReason, ForwardAction, ForwardPlan, Inspection, PendingLine,
-        Side, TrailingSegment,
+        AnsweredLine, DropReason, ForwardAction, ForwardPlan, Inspection, PendingLine, Side,
+        TrailingSegment,
     },
 };
 
@@ -226,15 +226,7 @@ impl Engine {
         inspection.answer = answer;
         inspection.is_from_elsewhere = context.is_elsewhere;
         let positions = connection.entry.session.read_positions();
-        let decide = |connection: &mut Connection<'_>, line: PendingLine| match connection
-            .decide(&line.request)
-        {
-            Ok(effect) => Some((line, Answer::Effect(effect))),
-            Err(question) => {
-                connection.ask(queued, line, question);
-                None
-            }
-        };
+        let decide = |connection: &mut Connection<'_>, line| connection.decide_or_ask(queued, line);
         let Some(outcome) =
             inspect_and_decide(&mut connection, from, packet, inspection, changed, decide)
         else {
