@@ -13,6 +13,7 @@
 #![no_main]
 
 #[path = "../../../crates/ftp-alg-core/tests/core/support/fast_path/mod.rs"]
+#[allow(dead_code, reason = "each user has a use for a part")]
 mod fast_path;
 mod flow;
 mod gateway;
