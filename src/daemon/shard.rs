@@ -44,7 +44,7 @@ impl Shard {
         let mut effects = Effects::default();
         let mut engine = lock(&self.engine);
         engine.record_downtime();
-        engine.take_records(&mut effects);
+        engine.sessions.take_records(&mut effects);
         let mut journal = lock(&self.journal);
         drop(engine);
         journal.write(effects.records())

@@ -33,10 +33,7 @@ pub use offload::handover::{
     FastPathLine, FastPathPinhole, FastPathPinholeClosing, FlowChange, FlowChanges, Handover,
     LoginStage, SequenceOffset, Withdrawal,
 };
-use packets::{
-    parked::ParkedPacket,
-    reorder::{self, ReorderQueue},
-};
+use packets::waiting::{self, ParkedPacket, ReorderQueue};
 pub use pinholes::registry::PinholeRegistry;
 use questions::effects::SessionRef;
 pub use questions::{
@@ -47,11 +44,8 @@ pub use questions::{
 pub use records::{RECORD_FORMAT, RecordError, RestoredCounts, SessionRecords};
 pub use sessions::Sessions;
 pub use standalone::{PacketOutcome, Standalone};
+use table::entry::{Entry, Epoch};
 pub use table::listing::{PinholeInfo, SessionInfo};
-use table::{
-    Key,
-    entry::{Entry, Epoch},
-};
 
 /// The end of a connection that sent a packet.
 pub use crate::session::{DropReason, Side};
@@ -130,7 +124,6 @@ pub struct Engine {
     /// The sessions of this shard.
     pub sessions: Sessions,
     checksums: Checksums,
-    counters: Counters,
     changed_payload: Vec<u8>,
     inspection: Inspection,
     /// Packets whose session waits for the kernel, in order of arrival.
@@ -154,7 +147,6 @@ impl Engine {
         Self {
             sessions,
             checksums,
-            counters: Counters::default(),
             changed_payload: Vec::new(),
             inspection: Inspection::default(),
             parked_packets: Vec::new(),
@@ -180,7 +172,7 @@ impl Engine {
         // The thread that calls `expire` may sleep while packets of these sessions arrive through other queues.
         self.sessions.expire_pinholes(now, effects);
         for packet in packets {
-            self.counters.packets += 1;
+            self.sessions.counters.packets += 1;
             self.handle_packet(now, &packet, effects);
         }
         self.release_ordered(now, effects);
@@ -196,13 +188,8 @@ impl Engine {
             self.sessions.pending_flow_changes.add(&mut self.sessions.flow_changes);
             effects.flow_changes = Some(self.sessions.pending_flow_changes.clone());
         }
-        self.take_records(effects);
+        self.sessions.take_records(effects);
         effects.reorder_deadline = self.reorder_deadline();
-    }
-
-    /// Adds a record of each changed session to `effects`.
-    pub fn take_records(&mut self, effects: &mut Effects) {
-        self.sessions.take_records(&mut self.counters, effects);
     }
 
     /// Removes expired pinholes, watches and sessions. The caller calls it again at the
@@ -213,23 +200,23 @@ impl Engine {
         self.release_ordered(now, effects);
         self.expire_watches(now, effects);
         self.sessions.sweep(now);
-        self.sessions.enforce_memory_budget(&mut self.counters, effects);
+        self.sessions.enforce_memory_budget(effects);
         self.sessions.pinholes.close_due(now);
         self.sessions.pinholes.take_failed_closings(&mut effects.pinholes_to_close);
     }
 
     /// The next deadline of the reorder queue.
     pub fn reorder_deadline(&self) -> Option<Instant> {
-        reorder::next_deadline(&self.reorder_queue)
+        waiting::next_deadline(&self.reorder_queue)
     }
 
     /// The counters since the start.
     pub fn counters(&self) -> Counters {
-        self.counters
+        self.sessions.counters
     }
 
     /// Counts requests that failed when the host carried the effects out.
     pub fn count_errors(&mut self, errors: u64) {
-        self.counters.errors += errors;
+        self.sessions.counters.errors += errors;
     }
 }

@@ -18,7 +18,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{
     engine::{
-        Counters, Effects, Entry, Epoch, Opening, Pinhole, PinholeRegistry, Sessions, Translation,
+        Effects, Entry, Epoch, Opening, Pinhole, PinholeRegistry, Sessions, Translation,
         offload::handover::FastPathProgress,
         pinholes::{
             PinholeTable,
@@ -186,14 +186,14 @@ impl Sessions {
     }
 
     /// Adds a record of each changed session to `effects`.
-    pub(crate) fn take_records(&mut self, counters: &mut Counters, effects: &mut Effects) {
+    pub fn take_records(&mut self, effects: &mut Effects) {
         let Effects { records, record_ends, .. } = effects;
         let failed = self.encode_changes(|record| {
             records.extend_from_slice(record);
             record_ends.push(records.len());
         });
         if failed.is_err() {
-            counters.errors += 1;
+            self.counters.errors += 1;
         }
     }
 

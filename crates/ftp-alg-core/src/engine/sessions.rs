@@ -8,14 +8,14 @@ use std::{
 
 use crate::{
     engine::{
-        Effects, Entry, Epoch, EventKind, Renewal,
+        Counters, Effects, Entry, Epoch, EventKind, Renewal,
         limits::{client_shares::ClientShares, memory::MemoryBudget, watched::WatchedConnections},
         offload::handover::{FlowChange, FlowChanges},
+        packets::routes::RouteAnswers,
         pinholes::{
             PinholeTable,
             held_pinhole::{HeldPinhole, renewal_interval},
         },
-        questions::route_answers::RouteAnswers,
         records::UnwrittenChanges,
         table::{Key, Table},
     },
@@ -26,6 +26,7 @@ use crate::{
 /// The sessions of one shard.
 pub struct Sessions {
     pub(crate) policy: Policy,
+    pub(crate) counters: Counters,
     pub(crate) table: Table,
     pub(crate) epoch: Epoch,
     pub(crate) pinholes: PinholeTable,
@@ -58,6 +59,7 @@ impl Sessions {
     pub(crate) fn new(policy: Policy) -> Self {
         Self {
             policy,
+            counters: Counters::default(),
             table: Table::default(),
             epoch: Epoch::default(),
             pinholes: PinholeTable::default(),

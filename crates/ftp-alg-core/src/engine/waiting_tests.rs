@@ -1,6 +1,6 @@
 //! Which segments may wait: for their predecessors, and for the answer to a probe.
 
-use super::{super::packets::parked::MAX_PARKED, *};
+use super::{super::packets::waiting::MAX_PARKED, *};
 
 impl Conversation {
     /// Passes `packet` with `may_wait`.
@@ -134,7 +134,7 @@ fn parked_packets_stay_in_order_after_an_unrelated_answer() {
     let later = talk.build(Side::Client, talk.next[0] + 22, b"NOOP\r\n", false);
     let first = talk.take(1000, &[&port, &later]);
     let (mut other, engine) = (Effects::default(), &mut talk.gateway.engine);
-    let key = Key::between(talk.client, talk.server);
+    let key = table::Key::between(talk.client, talk.server);
     let index = engine.sessions.table.find(&key).unwrap();
     let entry = engine.sessions.table.get_mut(index).unwrap();
     let (mode, purpose) = (QueueMode::Selected, questions::effects::Purpose::Session);

@@ -6,14 +6,17 @@ use std::time::Instant;
 use crate::{
     engine::{
         Counters, Effects, EventKind, KernelError, Lookup, Pinhole, QueueMode, QueueModeChange,
-        QueuedPacket, Sessions,
+        QueuedPacket, RESEND_INTERVAL, Sessions,
         limits::watched::WatchedConnections,
         pinholes::{PinholeTable, proposal::Attempt},
         questions::effects::{KernelRequest, Purpose, SessionRef, WaitingPacket},
-        table::entry::{Entry, Timestamp},
+        table::entry::Entry,
     },
     policy::Policy,
-    session::{Answer, AnsweredLine, DialogueEvent, PendingLine, RefusedLine, SessionLimit},
+    session::{
+        Answer, AnsweredLine, DecisionRequest, DialogueEvent, PendingLine, RefusedLine,
+        SessionLimit,
+    },
 };
 
 /// What the kernel must answer before a line can be decided.
@@ -29,8 +32,6 @@ pub enum Question {
 /// A connection, with the shared state that decisions need.
 pub struct Connection<'a> {
     pub now: Instant,
-    /// `now` as a timestamp of the engine's epoch.
-    pub timestamp: Timestamp,
     pub index: u32,
     pub policy: &'a Policy,
     pub entry: &'a mut Entry,
@@ -47,24 +48,12 @@ impl Sessions {
         &'a mut self,
         now: Instant,
         SessionRef { index, id }: SessionRef,
-        counters: &'a mut Counters,
         effects: &'a mut Effects,
     ) -> Option<Connection<'a>> {
-        let timestamp = self.epoch.timestamp(now);
-        let Self { policy, table, pinholes, watched, .. } = self;
+        let Self { policy, table, pinholes, watched, counters, .. } = self;
         let entry = table.get_session(index, id)?;
         let policy = policy.for_network(entry.network());
-        Some(Connection {
-            now,
-            timestamp,
-            index,
-            policy,
-            entry,
-            pinholes,
-            watched,
-            counters,
-            effects,
-        })
+        Some(Connection { now, index, policy, entry, pinholes, watched, counters, effects })
     }
 }
 
@@ -203,6 +192,40 @@ impl Connection<'_> {
         Lookup { client: self.entry.client(), server: self.entry.server() }
     }
 
+    /// The queue mode that the kernel must set, unless it has set the same one recently. `queues_all` says that the rules
+    /// queued the packet because they queue every packet of its connection. If this session did not request that mode, an
+    /// earlier daemon or a session that was removed did.
+    #[inline]
+    pub(crate) fn wanted_queue_mode(&self, queues_all: bool) -> Option<QueueMode> {
+        let entry = &*self.entry;
+        let (session, timestamp) = (&entry.session, entry.last_seen);
+        let is_settled = entry.incarnation().is_none();
+        // Conntrack must not check sequence numbers past a gap either: it has seen numbers that were not forwarded.
+        let wanted = if session.needs_all_queued() {
+            QueueMode::All
+        } else if session.needs_none_queued() {
+            QueueMode::None
+        } else if is_settled && session.needs_acknowledgements() {
+            QueueMode::WithAcknowledgements
+        } else {
+            let is_outdated = match entry.queue_mode() {
+                Some(QueueMode::All | QueueMode::Watch | QueueMode::WithAcknowledgements) => {
+                    is_settled
+                }
+                // The mode may have been set after this packet was queued.
+                Some(QueueMode::Selected) => {
+                    queues_all && is_settled && entry.mode_set_since(timestamp) >= RESEND_INTERVAL
+                }
+                // A session that has just replaced another on its endpoints must be written first, because after a crash
+                // the packet is decided again.
+                None => queues_all && is_settled && entry.first_seen < timestamp,
+                Some(QueueMode::None) => false,
+            };
+            is_outdated.then_some(QueueMode::Selected)?
+        };
+        entry.needs_mode_change(wanted, timestamp, RESEND_INTERVAL).then_some(wanted)
+    }
+
     /// Requests a queue mode change. The session is busy until it is set, because two threads could set two modes in
     /// the wrong order.
     pub fn request_mode_change(&mut self, mode: QueueMode) {
@@ -217,7 +240,11 @@ impl Connection<'_> {
         packet: &QueuedPacket<'_>,
         line: PendingLine,
     ) -> Option<AnsweredLine> {
-        match self.decide(&line.request) {
+        let decided = match &line.request {
+            DecisionRequest::Announcement(announced) => self.decide_announcement(announced),
+            DecisionRequest::AdjustSequence => Err(Question::QueueMode),
+        };
+        match decided {
             Ok(effect) => Some((line, Answer::Effect(effect))),
             Err(question) => {
                 self.ask(packet, line, question);

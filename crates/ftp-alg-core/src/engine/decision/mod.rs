@@ -21,7 +21,7 @@ use crate::{
     },
     ftp::{AnnouncementKind, MalformedAnnouncement, Padding},
     policy::{ExternalAddress, ForeignAddress, Policy},
-    session::{AnnouncedLine, Decision, DecisionRequest, Effect, Phase, RefusalReason},
+    session::{AnnouncedLine, Decision, Effect, Phase, RefusalReason},
 };
 
 /// Limit of pinholes of one session; pipelined announcements need several.
@@ -60,14 +60,6 @@ struct OpenedPinhole {
 }
 
 impl Connection<'_> {
-    /// Decides about a line, as far as possible without the kernel.
-    pub fn decide(&mut self, request: &DecisionRequest) -> Result<Effect, Question> {
-        match request {
-            DecisionRequest::Announcement(announced) => self.decide_announcement(announced),
-            DecisionRequest::AdjustSequence => Err(Question::QueueMode),
-        }
-    }
-
     /// Decides about `announced`, as far as possible without the kernel.
     pub fn decide_announcement(&mut self, announced: &AnnouncedLine) -> Result<Effect, Question> {
         let kind = announced.kind;

@@ -8,7 +8,7 @@ use std::{
 
 use crate::{
     engine::{
-        Counters, Effects, Entry, EventKind, Lookup, QueueMode, QueueModeChange, Sessions,
+        Effects, Entry, EventKind, Lookup, QueueMode, QueueModeChange, Sessions,
         questions::effects::{KernelRequest, Purpose, SessionRef},
     },
     session::{Phase, Session},
@@ -41,19 +41,19 @@ impl Sessions {
     /// Whether another session may be inserted, after an eviction if necessary. At the limit, the oldest session
     /// without a verified dialogue is evicted, or one of a client that has more than its share. In the last quarter of
     /// the limit, no engine gets more than its share, so a flood of one engine leaves room for the others.
-    fn make_room(&mut self, counters: &mut Counters, now: Instant, effects: &mut Effects) -> bool {
+    fn make_room(&mut self, now: Instant, effects: &mut Effects) -> bool {
         let limit = self.policy.max_sessions;
         let (all, share) = (self.table.total_len(), limit / self.table.table_count().max(1));
         if all < limit && (all < limit - limit / 4 || self.table.len() <= share) {
             return true;
         }
         let Some(index) = self.table.take_oldest(may_be_evicted) else {
-            return self.evict_from_any_client(counters, now, effects) || all < limit;
+            return self.evict_from_any_client(now, effects) || all < limit;
         };
         if let Some(entry) = self.forget(index)
             && !entry.session.is_over()
         {
-            counters.limits.sessions += 1;
+            self.counters.limits.sessions += 1;
             let age = self.epoch.timestamp(now).duration_since(entry.first_seen).as_secs();
             let text =
                 format!("evicted after {age} s for a newer connection: max-sessions is reached");
@@ -65,7 +65,6 @@ impl Sessions {
     /// Starts a session between these endpoints, if policy inspects the connection and there is room.
     pub(crate) fn insert(
         &mut self,
-        counters: &mut Counters,
         now: Instant,
         (client, server): (SocketAddr, SocketAddr),
         session: Session,
@@ -73,7 +72,7 @@ impl Sessions {
     ) -> Option<u32> {
         let network = self.policy.network_of(client.ip(), server.ip());
         if !self.policy.inspects(network) {
-            counters.unread.not_followed += 1;
+            self.counters.unread.not_followed += 1;
             self.bypass_connection(client, server, effects);
             return None;
         }
@@ -83,9 +82,9 @@ impl Sessions {
         entry.set_network(network);
         // A session picked up mid-stream evicts no other.
         let is_picked_up = entry.session.dialogue().phase() == Phase::PickedUp;
-        if !(if is_picked_up { self.has_room() } else { self.make_room(counters, now, effects) }) {
-            counters.uninspected += 1;
-            counters.unread.not_followed += 1;
+        if !(if is_picked_up { self.has_room() } else { self.make_room(now, effects) }) {
+            self.counters.uninspected += 1;
+            self.counters.unread.not_followed += 1;
             effects.events.push(
                 entry.event(EventKind::LimitReached(
                     "not inspected: max-sessions is reached".into(),

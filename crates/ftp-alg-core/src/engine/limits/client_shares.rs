@@ -15,7 +15,7 @@ use ahash::AHashMap;
 
 use crate::{
     engine::{
-        Counters, Effects, Entry, Sessions,
+        Effects, Entry, Sessions,
         limits::admission::{has_login, may_be_evicted},
     },
     session::{Phase, Session},
@@ -157,7 +157,7 @@ fn is_countable(session: &Session) -> bool {
 
 /// Whether a session has to be counted for its client.
 #[inline]
-pub(crate) fn should_count(entry: &Entry) -> bool {
+pub(super) fn should_count(entry: &Entry) -> bool {
     !entry.counts_for_client && is_countable(&entry.session)
 }
 
@@ -171,18 +171,12 @@ impl Sessions {
     /// Counts the session at `index` for its client if it starts to count. Near the limit, the oldest session of a
     /// client with more than its share is evicted.
     #[inline]
-    pub(crate) fn count_session(
-        &mut self,
-        counters: &mut Counters,
-        now: Instant,
-        index: u32,
-        effects: &mut Effects,
-    ) {
+    pub(crate) fn count_session(&mut self, now: Instant, index: u32, effects: &mut Effects) {
         if let Some(client) = self.count_for_client(index)
             && self.is_nearly_full()
             && self.client_shares.over_share.contains(&client)
         {
-            self.evict_from_client(counters, now, (client, index), effects);
+            self.evict_from_client(now, (client, index), effects);
         }
     }
 
@@ -218,14 +212,9 @@ impl Sessions {
     }
 
     /// Evicts a session of a client that has more than its share. Returns whether there was one.
-    pub(crate) fn evict_from_any_client(
-        &mut self,
-        counters: &mut Counters,
-        now: Instant,
-        effects: &mut Effects,
-    ) -> bool {
+    pub(crate) fn evict_from_any_client(&mut self, now: Instant, effects: &mut Effects) -> bool {
         let Some(client) = self.client_shares.over_share.first().copied() else { return false };
-        self.evict_from_client(counters, now, (client, NONE), effects)
+        self.evict_from_client(now, (client, NONE), effects)
             && self
                 .table
                 .take_oldest(may_be_evicted)
@@ -236,7 +225,6 @@ impl Sessions {
     /// login. If all have a login, the one that was idle longest, preferably without pending commands.
     fn evict_from_client(
         &mut self,
-        counters: &mut Counters,
         now: Instant,
         (client, except): (ClientKey, u32),
         effects: &mut Effects,
@@ -259,7 +247,7 @@ impl Sessions {
             }
         }
         let Some((_, idle, slot)) = found else { return false };
-        counters.limits.client_sessions += 1;
+        self.counters.limits.client_sessions += 1;
         let reason = format!(
             "its client has more than its share of max-sessions, and this session was idle for {} s",
             idle.as_secs()

@@ -20,7 +20,7 @@ use ahash::AHashMap;
 
 use crate::{
     engine::{
-        Counters, Effects, Entry, EventKind, Injection, QueueMode, Sessions, Verdict,
+        Effects, Entry, EventKind, Injection, QueueMode, Sessions, Verdict,
         questions::effects::{Purpose, SessionRef},
     },
     packet::{self, Packet, PacketEdit, Seq, flags},
@@ -93,7 +93,7 @@ impl MemoryBudget {
 
 /// Whether a session's memory must be recorded.
 #[inline]
-pub(crate) fn should_count_memory(entry: &Entry) -> bool {
+pub(super) fn should_count(entry: &Entry) -> bool {
     entry.is_in_memory_budget || entry.session.heap_size() > UNCOUNTED_BYTES
 }
 
@@ -103,24 +103,11 @@ impl Sessions {
         self.memory.total()
     }
 
-    /// Records the memory of the session at `index`, and enforces the budget.
-    #[inline]
-    pub(crate) fn update_memory(
-        &mut self,
-        counters: &mut Counters,
-        index: u32,
-        effects: &mut Effects,
-    ) {
-        if self.record_memory(index) {
-            self.enforce_memory_budget(counters, effects);
-        }
-    }
-
     /// Records the memory of the session at `index`. Returns whether it holds more than before.
     #[inline]
     pub(crate) fn record_memory(&mut self, index: u32) -> bool {
         let Some(entry) = self.table.get_mut(index) else { return false };
-        if !should_count_memory(entry) {
+        if !should_count(entry) {
             return false;
         }
         let bytes = entry.session.heap_size();
@@ -135,12 +122,12 @@ impl Sessions {
 
     /// Resets sessions until the budget is met.
     #[cold]
-    pub(crate) fn enforce_memory_budget(&mut self, counters: &mut Counters, effects: &mut Effects) {
+    pub(crate) fn enforce_memory_budget(&mut self, effects: &mut Effects) {
         let budget = self.policy.memory;
         while self.memory.exceeds(budget, self.table.table_count())
             && let Some((index, bytes)) = self.memory.oldest()
         {
-            counters.limits.memory += 1;
+            self.counters.limits.memory += 1;
             self.reset_session(
                 index,
                 format!(

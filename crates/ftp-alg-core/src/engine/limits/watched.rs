@@ -94,7 +94,7 @@ impl Engine {
         };
         let Some(session) = entry.take_incarnation_if(confirms) else { return Some(index) };
         self.sessions.forget(index);
-        self.insert_session(now, (client, server), session, effects)
+        self.sessions.insert(now, (client, server), session, effects)
     }
 
     /// Ends expired watches. A later SYN-ACK or segment past a gap prolongs them.

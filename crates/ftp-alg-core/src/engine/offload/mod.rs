@@ -17,7 +17,7 @@ use crate::{
     engine::{
         Effects, Engine, Entry, EventKind, Lookup, Opening, Pinhole, QueueMode, Sessions,
         decision::{connection::Connection, external},
-        limits::{client_shares::should_count, memory::should_count_memory},
+        limits::is_counted,
         offload::handover::{
             FastPathLine, FastPathPinhole, FlowChange, Handover, LoginStage, SequenceOffset,
             Withdrawal,
@@ -95,13 +95,13 @@ impl Engine {
         packet: &Packet<'_>,
         effects: &mut Effects,
     ) {
-        self.counters.fast_path_lines += 1;
-        let (sessions, counters) = (&mut self.sessions, &mut self.counters);
+        self.sessions.counters.fast_path_lines += 1;
+        let seen = self.sessions.epoch.timestamp(line.at);
         let session = SessionRef { index, id: line.flow };
-        let Some(mut connection) = sessions.connection(line.at, session, counters, effects) else {
+        let Some(mut connection) = self.sessions.connection(line.at, session, effects) else {
             return;
         };
-        connection.entry.last_seen = connection.timestamp;
+        connection.entry.last_seen = seen;
         if let Some(opening_line) = line.consumed_pinhole {
             let consumed = Some(FastPathPinhole { flow: line.flow, line: opening_line });
             for held in connection.entry.pinholes_mut().into_iter().flatten() {
@@ -147,7 +147,7 @@ impl Engine {
         };
         let entry = &*connection.entry;
         let is_over = entry.session.is_over();
-        let is_counted = should_count_memory(entry) || should_count(entry);
+        let is_counted = is_counted(entry);
         if is_over {
             connection.close_all_pinholes("the control connection ended");
         }
@@ -160,15 +160,14 @@ impl Engine {
             self.handle_fast_path_mismatch(index, effects);
         }
         if is_counted {
-            self.sessions.update_memory(&mut self.counters, index, effects);
-            self.sessions.count_session(&mut self.counters, line.at, index, effects);
+            self.sessions.update_counts(line.at, index, effects);
         }
     }
 
     /// The BPF program passed a line that the engine would have decided differently, or a line is missing.
     #[cold]
     fn handle_fast_path_mismatch(&mut self, index: u32, effects: &mut Effects) {
-        self.counters.fast_path_mismatches += 1;
+        self.sessions.counters.fast_path_mismatches += 1;
         self.sessions.take_back(index);
         if let Some(entry) = self.sessions.table.get_mut(index) {
             entry.session.record_downtime();

@@ -25,13 +25,13 @@ impl Engine {
                 continue;
             }
             effects.injections.retain(|injection| injection.session.id != id);
-            self.counters.unread_sessions += 1;
+            self.sessions.counters.unread_sessions += 1;
             effects.events.push(entry.event(EventKind::StateChanged(
                 "downtime: packets may have passed unread, so no pinhole is opened any more",
             )));
             effects.renew_queue_mode(index, entry, QueueMode::Selected, Purpose::Session);
             if !matches!(released.verdict, Verdict::Drop(_)) {
-                self.counters.drops.count(DropReason::Stale);
+                self.sessions.counters.drops.count(DropReason::Stale);
                 tracing::trace!("packet dropped: {}, session {id}", DropReason::Stale);
                 released.verdict = Verdict::Drop(DropReason::Stale);
             }

@@ -7,14 +7,14 @@ use std::{
 
 use crate::{
     engine::{
-        Effects, Engine, Entry, Key, PacketMeta, QueuedPacket, Verdict,
+        Effects, Engine, Entry, PacketMeta, QueuedPacket, Sessions, Verdict,
         packets::{
             ACCEPT, Handling, PacketContext,
             routes::{Origin, SOME_UNREAD},
             trace_unread,
         },
         questions::effects::SessionRef,
-        table::entry::Timestamp,
+        table::{Key, PREFETCHED, entry::Timestamp},
     },
     packet::{Packet, flags},
     session::{DropReason, Phase, Session, Side},
@@ -30,8 +30,31 @@ enum Obstacle {
     OutOfOrder { all_were_queued: bool },
 }
 
+/// Up to this many sessions are cached anyway.
+const FEW_SESSIONS: usize = 4096;
 /// After so long without a packet the server is not inside a reply, because servers write one at once.
 const SILENCE: Duration = Duration::from_secs(5);
+
+impl Sessions {
+    /// Prepares for the next packets, without decisions. With more sessions than a cache holds, each packet would wait
+    /// for memory; here all of them wait once.
+    pub fn prefetch<'p>(&self, packets: impl Iterator<Item = &'p [u8]>) {
+        if self.table.len() < FEW_SESSIONS {
+            return;
+        }
+        let mut keys = [Key::default(); PREFETCHED];
+        let mut packets = packets.filter_map(|bytes| Packet::parse(bytes).ok()).peekable();
+        while packets.peek().is_some() {
+            let mut count = 0;
+            for (key, packet) in keys.iter_mut().zip(&mut packets) {
+                let (source, destination) = packet.endpoints();
+                *key = Key::between(source, destination);
+                count += 1;
+            }
+            self.table.prefetch(&keys[..count]);
+        }
+    }
+}
 
 impl Engine {
     /// Finds the session of a packet, or starts one, and sets its `context`. Returns the end that sent the packet; an
@@ -221,7 +244,7 @@ impl Engine {
         if packet.has(flags::SYN | flags::ACK) {
             let Some(index) = found else {
                 let session = Session::from_syn_ack(packet);
-                return self.insert_session(now, (destination, source), session, effects);
+                return self.sessions.insert(now, (destination, source), session, effects);
             };
             let entry = self.sessions.table.get_mut(index)?;
             if entry.session.is_syn_ack_retransmission(packet)
@@ -237,10 +260,10 @@ impl Engine {
             }
             self.sessions.forget(index);
             let session = Session::with_unread_syn_data(packet);
-            return self.insert_session(now, (destination, source), session, effects);
+            return self.sessions.insert(now, (destination, source), session, effects);
         }
         if packet.payload().is_empty() {
-            self.counters.unread.no_session += u64::from(found.is_none());
+            self.sessions.counters.unread.no_session += u64::from(found.is_none());
             return found;
         }
         if let Some(index) = found {
@@ -250,27 +273,16 @@ impl Engine {
         // Picked up mid-stream. If the rules do not tell which end sent the packet, the port does, if at all. Conntrack
         // is not asked, because an attacker could cause a lookup with each spoofed packet.
         let Some(side) = meta.from.or_else(|| self.side_by_port(source, destination)) else {
-            self.counters.unread.no_session += 1;
+            self.sessions.counters.unread.no_session += 1;
             return None;
         };
         let session = Session::picked_up(side, packet);
         let index = match side {
-            Side::Client => self.insert_session(now, (source, destination), session, effects),
-            Side::Server => self.insert_session(now, (destination, source), session, effects),
+            Side::Client => self.sessions.insert(now, (source, destination), session, effects),
+            Side::Server => self.sessions.insert(now, (destination, source), session, effects),
         }?;
         self.sessions.table.get_mut(index)?.set_syn_had_data(packet.has(flags::SYN));
         Some(index)
-    }
-
-    /// Starts a session between these endpoints, if admission allows it.
-    pub(crate) fn insert_session(
-        &mut self,
-        now: Instant,
-        endpoints: (SocketAddr, SocketAddr),
-        session: Session,
-        effects: &mut Effects,
-    ) -> Option<u32> {
-        self.sessions.insert(&mut self.counters, now, endpoints, session, effects)
     }
 
     fn side_by_port(&self, source: SocketAddr, destination: SocketAddr) -> Option<Side> {

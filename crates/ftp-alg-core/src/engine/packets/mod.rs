@@ -2,12 +2,9 @@
 
 mod downtime;
 mod find_session;
-pub(crate) mod parked;
-mod prefetch;
-pub(crate) mod queue_mode;
-pub(crate) mod reorder;
-pub(crate) mod resegment;
+pub(crate) mod forward;
 pub(crate) mod routes;
+pub(crate) mod waiting;
 
 use std::time::Instant;
 
@@ -15,17 +12,13 @@ use crate::{
     engine::{
         Checksums, Effects, Engine, QueueMode, QueuedPacket, Unread, Verdict,
         decision::connection::Connection,
-        limits::{client_shares::should_count, memory::should_count_memory},
-        packets::{
-            queue_mode::{acknowledge, send_trailing_segment, wanted_queue_mode},
-            resegment::resegment,
-        },
+        limits::is_counted,
+        packets::forward::{acknowledge, forward_verdict},
         questions::effects::{Released, SessionRef},
     },
-    packet::{Packet, PacketEdit, Seq, flags},
+    packet::{Packet, flags},
     session::{
         AnsweredLine, DropReason, ForwardAction, ForwardPlan, Inspection, PendingLine, Side,
-        TrailingSegment,
     },
 };
 
@@ -94,6 +87,7 @@ impl Engine {
         let (Ok(parsed), Some(entry)) = (parsed, entry) else {
             return self.handle_packet(now, packet, effects);
         };
+        entry.last_seen = self.sessions.epoch.timestamp(now);
         let from = entry.side_of(parsed.endpoints().0);
         let decision =
             self.inspect_packet(now, (packet, &parsed, from), Some(answer), &mut context, effects);
@@ -144,7 +138,7 @@ impl Engine {
 
     #[cold]
     fn count_drop(&mut self, bytes: &[u8], reason: DropReason) {
-        self.counters.drops.count(reason);
+        self.sessions.counters.drops.count(reason);
         if !tracing::enabled!(tracing::Level::TRACE) {
             return;
         }
@@ -169,7 +163,7 @@ impl Engine {
         counter: fn(&mut Unread) -> &mut u64,
         reason: &str,
     ) {
-        *counter(&mut self.counters.unread) += 1;
+        *counter(&mut self.sessions.counters.unread) += 1;
         trace_unread(bytes, reason);
     }
 
@@ -185,13 +179,13 @@ impl Engine {
         let QueuedPacket { bytes, meta, .. } = queued;
         let Ok(packet) = Packet::parse(bytes).map(|packet| packet.with_offload(meta.offload))
         else {
-            self.counters.malformed += 1;
+            self.sessions.counters.malformed += 1;
             self.pass_unread(bytes, |unread| &mut unread.malformed, "not a complete TCP packet");
             return ACCEPT;
         };
         let has_checksum = self.checksums == Checksums::Verify && !meta.offload.lacks_checksum;
         if has_checksum && !packet.checksum_is_valid() {
-            self.counters.malformed += 1;
+            self.sessions.counters.malformed += 1;
             self.pass_unread(bytes, |unread| &mut unread.checksum, "its checksum is wrong");
             return ACCEPT;
         }
@@ -215,9 +209,7 @@ impl Engine {
         effects: &mut Effects,
     ) -> Handling {
         let (meta, index) = (&queued.meta, context.session.index);
-        let (sessions, counters) = (&mut self.sessions, &mut self.counters);
-        let Some(mut connection) = sessions.connection(now, context.session, counters, effects)
-        else {
+        let Some(mut connection) = self.sessions.connection(now, context.session, effects) else {
             trace_unread(queued.bytes, "no session for it");
             return ACCEPT;
         };
@@ -237,7 +229,7 @@ impl Engine {
         let is_new = positions != session.read_positions();
         let (changes_packets, needs_none) =
             (session.changes_packets(), session.needs_none_queued());
-        let wanted = wanted_queue_mode(&connection, meta.queues_all);
+        let wanted = connection.wanted_queue_mode(meta.queues_all);
         if let Some(wanted) = wanted {
             connection.request_mode_change(wanted);
         }
@@ -267,7 +259,7 @@ impl Engine {
         let may_change_session =
             is_new || packet.flags() & connection_flags != 0 && !context.is_elsewhere;
         let is_dropped = matches!(outcome.action, ForwardAction::Drop(_));
-        let is_counted = should_count_memory(connection.entry) || should_count(connection.entry);
+        let is_counted = is_counted(connection.entry);
         if needs_none {
             self.sessions.remove(index);
         } else if may_change_session && !is_dropped {
@@ -275,8 +267,7 @@ impl Engine {
             self.sessions.mark_changed(index);
         }
         if is_counted {
-            self.sessions.update_memory(&mut self.counters, index, effects);
-            self.sessions.count_session(&mut self.counters, now, index, effects);
+            self.sessions.update_counts(now, index, effects);
         }
         let is_forwarded =
             matches!(decision, Handling::Verdict(Verdict::Accept | Verdict::Replace(_)));
@@ -344,69 +335,4 @@ fn handle_findings(
         inspection.answer = Some(decide(connection, line)?);
         plan = connection.entry.session.inspect(from, packet, inspection, changed);
     }
-}
-
-/// The verdict on `packet` for a session's `outcome`.
-#[inline(never)] // the outcome is then read in the parts in which it was written
-fn forward_verdict(
-    connection: &mut Connection<'_>,
-    (from, awaits_probe): (Side, bool),
-    packet: &Packet<'_>,
-    outcome: &ForwardPlan,
-    changed: &[u8],
-) -> Handling {
-    let sent = connection.entry.session.map(from.peer());
-    let acknowledged = |[left, right]: [Seq; 2]| {
-        let (left, right) = (sent.to_sent_left_edge(left), sent.to_sent(right));
-        left.is_before(right).then_some([left, right])
-    };
-    let rebuilt = |edit: &PacketEdit<'_>| {
-        let mut segment = Vec::new();
-        packet.append_rebuilt(edit, acknowledged, &mut segment);
-        segment
-    };
-    Handling::Verdict(match outcome.action {
-        ForwardAction::Unchanged => Verdict::Accept,
-        ForwardAction::Drop(reason) => Verdict::Drop(reason),
-        // Unreachable: a packet that awaits a decision was parked.
-        ForwardAction::AwaitDecision => Verdict::Drop(DropReason::KernelRefused),
-        ForwardAction::Changed { seq, ack, flags, window, .. } if awaits_probe => {
-            let edit = PacketEdit { seq, ack, payload: Some(&[]), flags, window, urgent: 0 };
-            let segment = rebuilt(&edit);
-            send_trailing_segment(connection, from, segment);
-            return Handling::Reorder;
-        }
-        // The kernel drops a super-packet that is not longer than its first segment was, and does not report that
-        // length.
-        ForwardAction::Changed { seq, ack, payload: true, flags, window, urgent }
-            if packet.offload().is_super_packet && changed.len() < packet.payload().len() =>
-        {
-            let edit = PacketEdit { seq, ack, payload: Some(changed), flags, window, urgent };
-            let limit = connection.entry.session.mss(from);
-            for segment in resegment(packet, &edit, limit, acknowledged) {
-                send_trailing_segment(connection, from, segment);
-            }
-            Verdict::Drop(DropReason::Resegmented)
-        }
-        ForwardAction::Changed { seq, ack, payload, flags, window, urgent } => {
-            let mut body = changed;
-            let trailing = outcome.trailing.map(|TrailingSegment { start, flags }| {
-                let (first, trailing) = body.split_at(start);
-                body = first;
-                let seq = seq + start as u32; // within a packet
-                let payload = Some(trailing);
-                rebuilt(&PacketEdit { seq, ack, payload, flags, window, urgent: 0 })
-            });
-            let payload = payload.then_some(body);
-            let edit = PacketEdit { seq, ack, payload, flags, window, urgent };
-            let out = &mut connection.effects.replacements;
-            let start = out.len();
-            packet.append_rebuilt(&edit, acknowledged, out);
-            let replacement = start as u32..out.len() as u32; // of one batch
-            if let Some(segment) = trailing {
-                send_trailing_segment(connection, from, segment);
-            }
-            Verdict::Replace(replacement)
-        }
-    })
 }

@@ -32,7 +32,7 @@ impl Engine {
         // RFC 9293 section 3.10.7.1. Other RSTs may leave the target's handshake as it is.
         let answers_syn = packet.has(flags::RST | flags::ACK) && packet.seq() == Seq(0);
         if meta.is_late || !answers_syn || !registry.has_target(initiator, target) {
-            self.counters.unread.no_session += 1;
+            self.sessions.counters.unread.no_session += 1;
             trace_unread(queued.bytes, "no session for it");
             return accept;
         }
@@ -43,7 +43,7 @@ impl Engine {
             match self.sessions.routes.get(&lookup) {
                 Some(true) => {}
                 Some(false) => {
-                    self.counters.unread.elsewhere += 1;
+                    self.sessions.counters.unread.elsewhere += 1;
                     return accept;
                 }
                 None => {

@@ -72,7 +72,7 @@ impl Engine {
             if let Err(error @ (KernelError::System { .. } | KernelError::Full { .. })) = &found {
                 let Lookup { client, server } = kernel_request.request;
                 let kind = EventKind::KernelRefused(error.to_string());
-                self.counters.errors += 1;
+                self.sessions.counters.errors += 1;
                 effects.events.push(Event { session: session.id, client, server, kind });
             }
             return;
@@ -133,8 +133,7 @@ impl Engine {
         };
         let packet = QueuedPacket { token, meta, bytes: &packets[bytes] };
         let mut answered = None; // if its session was removed meanwhile
-        let (sessions, counters) = (&mut self.sessions, &mut self.counters);
-        if let Some(mut connection) = sessions.connection(now, session, counters, effects)
+        if let Some(mut connection) = self.sessions.connection(now, session, effects)
             && let Some(line) = line
             && let DecisionRequest::Announcement(announced) = &line.request
         {
@@ -170,7 +169,7 @@ impl Engine {
                 // The queue mode is set with its next packet.
                 Err(KernelError::Unknown) => {}
                 Err(error) => {
-                    self.counters.errors += 1;
+                    self.sessions.counters.errors += 1;
                     effects.events.push(event(EventKind::KernelRefused(error.to_string())));
                 }
             }
@@ -203,7 +202,7 @@ impl Engine {
             }
         }
         if let (true, Err(error)) = (is_refused, &answer) {
-            self.counters.errors += 1;
+            self.sessions.counters.errors += 1;
             effects.events.push(event(EventKind::KernelRefused(error.to_string())));
         }
         if is_refused {
@@ -228,7 +227,7 @@ impl Engine {
                 && !matches!(released.verdict, Verdict::Accept | Verdict::Drop(_))
             {
                 released.verdict = Verdict::Drop(reason);
-                self.counters.drops.count(reason);
+                self.sessions.counters.drops.count(reason);
                 tracing::trace!("packet dropped: {reason}, session {}", session.id);
             }
         }

@@ -11,4 +11,3 @@ pub(crate) mod answers;
 pub(crate) mod drive;
 pub(crate) mod effects;
 pub(crate) mod kernel;
-pub(crate) mod route_answers;

@@ -1,4 +1,5 @@
-//! The reorder queue: packets that arrived before their predecessors.
+//! Packets that wait: parked ones for the kernel's answer to an earlier packet of their session, and those in the
+//! reorder queue for packets before them.
 //!
 //! A segment past a gap is not forwarded, because every byte that reaches a peer must have been read. If a host sends
 //! from two processors, or the gateway receives on two, packets arrive out of order although none is missing. Dropping
@@ -7,24 +8,37 @@
 //! predecessors have arrived. For the same reason a client's segment waits until there is room for its unacknowledged
 //! data, with all that follow it.
 //!
-//! The session stores nothing about it: a waiting segment was not read and has changed nothing.
+//! The session stores nothing about the queue: a waiting segment was not read and has changed nothing.
 
 use std::time::{Duration, Instant};
 
 use crate::{
     engine::{
-        DropReason, Effects, Engine, PacketMeta, QueuedPacket, Released, Token, Verdict,
-        packets::PacketContext,
+        DropReason, Effects, Engine, PacketMeta, QueuedPacket, Released, SessionRef, Token,
+        Verdict, packets::PacketContext,
     },
     packet::{self, Endpoint, Packet, Readiness, ReorderResult, Seq},
+    session::AnsweredLine,
 };
 
-/// Limit of packets in the queue. At the limit, packets are handled as if none could wait.
+/// Limit of parked packets. With `fanout = "cpu"`, other workers continue to read while one waits.
+pub(crate) const MAX_PARKED: usize = 1024;
+/// Limit of their bytes.
+const MAX_PARKED_BYTES: usize = 4 << 20;
+/// Limit of packets in the reorder queue. At the limit, packets are handled as if none could wait.
 const MAX_PACKETS: usize = 256;
 /// Limit of their bytes.
 const MAX_BYTES: usize = 4 << 20;
 /// After this time a missing predecessor is lost: TCP retransmits after 200 ms (Linux) to a second (RFC 6298).
 const MAX_WAIT: Duration = Duration::from_millis(500);
+
+/// A parked packet.
+pub(crate) struct ParkedPacket {
+    session: SessionRef,
+    bytes: Vec<u8>,
+    token: Token,
+    meta: PacketMeta,
+}
 
 /// A packet in the queue.
 #[derive(Clone, Debug)]
@@ -95,6 +109,61 @@ pub(crate) fn next_deadline(queue: &ReorderQueue) -> Option<Instant> {
 }
 
 impl Engine {
+    /// Parks a packet behind earlier ones of its session, if there is room.
+    #[cold]
+    pub(crate) fn park(
+        &mut self,
+        packet: &QueuedPacket<'_>,
+        session: SessionRef,
+        effects: &mut Effects,
+    ) {
+        let QueuedPacket { token, bytes, meta } = *packet;
+        if !self.has_room_to_park(bytes) {
+            let verdict = Verdict::Drop(DropReason::Overflow);
+            return self.release(packet, verdict, PacketContext::UNKNOWN, effects);
+        }
+        self.parked_packets.push(ParkedPacket { session, bytes: bytes.to_vec(), token, meta });
+    }
+
+    fn has_room_to_park(&self, bytes: &[u8]) -> bool {
+        let waiting: usize = self.parked_packets.iter().map(|parked| parked.bytes.len()).sum();
+        self.parked_packets.len() < MAX_PARKED && waiting + bytes.len() <= MAX_PARKED_BYTES
+    }
+
+    /// Continues with the packet of `session` whose request was answered, and with the parked ones behind it, until one
+    /// makes another request.
+    pub(crate) fn resume(
+        &mut self,
+        now: Instant,
+        session: SessionRef,
+        answered: Option<(QueuedPacket<'_>, Option<AnsweredLine>)>,
+        effects: &mut Effects,
+    ) {
+        if let Some(entry) = self.sessions.table.get_session(session.index, session.id) {
+            entry.end_request();
+        }
+        match answered {
+            Some((packet, Some(answer))) => {
+                self.handle_answered_packet(now, &packet, session, answer, effects)
+            }
+            Some((packet, None)) => self.handle_packet(now, &packet, effects),
+            None => {}
+        }
+        while !self.parked_packets.is_empty()
+            && !self.awaits_kernel(session)
+            && let Some(index) =
+                self.parked_packets.iter().position(|parked| parked.session == session)
+        {
+            let ParkedPacket { bytes, token, meta, .. } = self.parked_packets.remove(index);
+            self.handle_packet(now, &QueuedPacket { token, bytes: &bytes, meta }, effects);
+        }
+    }
+
+    fn awaits_kernel(&mut self, session: SessionRef) -> bool {
+        let entry = self.sessions.table.get_session(session.index, session.id);
+        entry.is_some_and(|entry| entry.is_busy())
+    }
+
     /// Puts an out-of-order packet into the queue.
     #[cold]
     pub(crate) fn queue_out_of_order(
@@ -118,7 +187,7 @@ impl Engine {
                 if let Some(Released { verdict: Verdict::Drop(reason), .. }) =
                     effects.verdicts.pop_if(is_drop)
                 {
-                    self.counters.drops.uncount(reason);
+                    self.sessions.counters.drops.uncount(reason);
                     self.handle_packet(now, without_wait, effects);
                 }
             }

@@ -1,0 +1,154 @@
+//! The packet that is forwarded in the place of another, and the packets that are injected.
+
+use crate::{
+    engine::{
+        Engine, Injection, Lookup, Verdict,
+        decision::connection::Connection,
+        packets::Handling,
+        questions::effects::{KernelRequest, SessionRef},
+    },
+    packet::{self, Packet, PacketEdit, Seq, flags},
+    session::{Acknowledgement, DropReason, ForwardAction, ForwardPlan, Side, TrailingSegment},
+};
+
+/// The verdict on `packet` for a session's `outcome`.
+#[inline(never)] // the outcome is then read in the parts in which it was written
+pub(super) fn forward_verdict(
+    connection: &mut Connection<'_>,
+    (from, awaits_probe): (Side, bool),
+    packet: &Packet<'_>,
+    outcome: &ForwardPlan,
+    changed: &[u8],
+) -> Handling {
+    let sent = connection.entry.session.map(from.peer());
+    let acknowledged = |[left, right]: [Seq; 2]| {
+        let (left, right) = (sent.to_sent_left_edge(left), sent.to_sent(right));
+        left.is_before(right).then_some([left, right])
+    };
+    let rebuilt = |edit: &PacketEdit<'_>| {
+        let mut segment = Vec::new();
+        packet.append_rebuilt(edit, acknowledged, &mut segment);
+        segment
+    };
+    Handling::Verdict(match outcome.action {
+        ForwardAction::Unchanged => Verdict::Accept,
+        ForwardAction::Drop(reason) => Verdict::Drop(reason),
+        // Unreachable: a packet that awaits a decision was parked.
+        ForwardAction::AwaitDecision => Verdict::Drop(DropReason::KernelRefused),
+        ForwardAction::Changed { seq, ack, flags, window, .. } if awaits_probe => {
+            let edit = PacketEdit { seq, ack, payload: Some(&[]), flags, window, urgent: 0 };
+            let segment = rebuilt(&edit);
+            inject(connection, from.peer(), segment);
+            return Handling::Reorder;
+        }
+        // The kernel drops a super-packet that is not longer than its first segment was, and does not report that
+        // length.
+        ForwardAction::Changed { seq, ack, payload: true, flags, window, urgent }
+            if packet.offload().is_super_packet && changed.len() < packet.payload().len() =>
+        {
+            let edit = PacketEdit { seq, ack, payload: Some(changed), flags, window, urgent };
+            let limit = connection.entry.session.mss(from);
+            for segment in resegment(packet, &edit, limit, acknowledged) {
+                inject(connection, from.peer(), segment);
+            }
+            Verdict::Drop(DropReason::Resegmented)
+        }
+        ForwardAction::Changed { seq, ack, payload, flags, window, urgent } => {
+            let mut body = changed;
+            let trailing = outcome.trailing.map(|TrailingSegment { start, flags }| {
+                let (first, trailing) = body.split_at(start);
+                body = first;
+                let seq = seq + start as u32; // within a packet
+                let payload = Some(trailing);
+                rebuilt(&PacketEdit { seq, ack, payload, flags, window, urgent: 0 })
+            });
+            let payload = payload.then_some(body);
+            let edit = PacketEdit { seq, ack, payload, flags, window, urgent };
+            let out = &mut connection.effects.replacements;
+            let start = out.len();
+            packet.append_rebuilt(&edit, acknowledged, out);
+            let replacement = start as u32..out.len() as u32; // of one batch
+            if let Some(segment) = trailing {
+                inject(connection, from.peer(), segment);
+            }
+            Verdict::Replace(replacement)
+        }
+    })
+}
+
+/// The segments of `packet` with the changes of `edit`, each with at most `limit` bytes. Flags are divided as in the
+/// kernel (`tcp_gso_segment`): FIN and PSH go to the last segment, CWR to the first.
+pub(crate) fn resegment(
+    packet: &Packet<'_>,
+    edit: &PacketEdit<'_>,
+    limit: usize,
+    sack: impl Fn([Seq; 2]) -> Option<[Seq; 2]>,
+) -> Vec<Vec<u8>> {
+    let payload = edit.payload.unwrap_or_default();
+    let count = payload.len().div_ceil(limit).max(1);
+    let segment = |index: usize| {
+        let start = index * limit;
+        let end = payload.len().min(start + limit);
+        let (is_first, is_last) = (index == 0, index + 1 == count);
+        let ends = if is_last { 0 } else { flags::FIN | flags::PSH };
+        let begins = if is_first { 0 } else { flags::URG | flags::CWR };
+        let edit = PacketEdit {
+            seq: edit.seq + start as u32, // within a packet
+            payload: Some(&payload[start..end]),
+            flags: edit.flags & !ends & !begins,
+            urgent: if is_first { edit.urgent } else { 0 },
+            ..*edit
+        };
+        let mut out = Vec::new();
+        packet.rebuild(&edit, &sack, &mut out);
+        out
+    };
+    (0..count).map(segment).collect()
+}
+
+/// Injects an acknowledgement.
+pub(super) fn acknowledge(connection: &mut Connection<'_>, acknowledgement: Acknowledgement) {
+    let Acknowledgement { recipient, seq, ack, window, timestamps } = acknowledgement;
+    let Lookup { client, server } = connection.endpoints();
+    let (source, destination) = match recipient {
+        Side::Client => (server, client),
+        Side::Server => (client, server),
+    };
+    let mut packet = Vec::new();
+    packet::build_acknowledgement(source, destination, seq, ack, window, timestamps, &mut packet);
+    inject(connection, recipient, packet);
+}
+
+/// Injects a packet that has the endpoints of packets at our hooks.
+fn inject(connection: &mut Connection<'_>, recipient: Side, packet: Vec<u8>) {
+    let (session, Lookup { client, server }) = (connection.session_ref(), connection.endpoints());
+    if connection.entry.translation().is_none() && !connection.entry.is_busy() {
+        connection.effects.lookups.push(KernelRequest::new(session, connection.endpoints(), None));
+    }
+    let injection = Injection { session, recipient, client, server, ct_mark: 0, packet };
+    connection.effects.injections.push(injection);
+}
+
+impl Engine {
+    /// Gives injected packets the addresses that their recipients know, because NAT does not translate them any more,
+    /// and the ct mark, by which they are routed. If conntrack does not know the connection, nothing is injected.
+    pub(crate) fn finish_injections(&mut self, injections: &mut Vec<Injection>) {
+        injections.retain_mut(|injection| {
+            let SessionRef { index, id } = injection.session;
+            let entry = self.sessions.table.get_session(index, id);
+            let Some(translation) = entry.and_then(|entry| entry.translation()) else {
+                return false;
+            };
+            injection.ct_mark = translation.ct_mark;
+            let (source, destination) = translation.seen_by(injection.recipient);
+            let Ok(parsed) = Packet::parse(&injection.packet) else { return false };
+            if parsed.source() == source && parsed.destination() == destination {
+                return true;
+            }
+            let mut packet = Vec::new();
+            packet::build_with_endpoints(&parsed, source, destination, &mut packet);
+            injection.packet = packet;
+            true
+        });
+    }
+}
