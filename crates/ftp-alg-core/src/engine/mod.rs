@@ -25,6 +25,7 @@ mod tests;
 use std::time::{Duration, Instant};
 
 pub use counters::{Counters, Drops, Limits, Unread};
+use endpoints::ClientKey;
 pub use endpoints::{Pinhole, Translation};
 pub use events::{DecidedAnnouncement, Event, EventKind};
 #[cfg(any(test, feature = "fake-kernel"))]

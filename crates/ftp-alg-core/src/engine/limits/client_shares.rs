@@ -7,7 +7,7 @@
 
 use std::{
     collections::BTreeSet,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
@@ -15,7 +15,7 @@ use ahash::AHashMap;
 
 use crate::{
     engine::{
-        Effects, Entry, Sessions,
+        ClientKey, Effects, Entry, Sessions,
         limits::admission::{has_login, may_be_evicted},
     },
     session::{Phase, Session},
@@ -24,29 +24,13 @@ use crate::{
 /// Number of a client's oldest sessions that are examined for an eviction.
 const MAX_EXAMINED: usize = 16;
 
-/// An IPv4 address, or the /64 of an IPv6 address.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
-pub(crate) enum ClientKey {
-    V4(u32),
-    V6(u64),
-}
-
-impl ClientKey {
-    fn from_address(address: SocketAddr) -> Self {
-        match address.ip() {
-            IpAddr::V4(address) => Self::V4(address.to_bits()),
-            IpAddr::V6(address) => Self::V6((address.to_bits() >> 64) as u64),
-        }
-    }
-
-    /// Index of the client's hash table.
-    fn bucket(self) -> usize {
-        let number = match self {
-            Self::V4(address) => u64::from(address),
-            Self::V6(network) => network,
-        };
-        (number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - PARTS.ilog2())) as usize
-    }
+/// Index of the client's hash table.
+fn bucket(client: ClientKey) -> usize {
+    let number = match client {
+        ClientKey::V4(address) => u64::from(address),
+        ClientKey::V6(network) => network,
+    };
+    (number.wrapping_mul(0x9e37_79b9_7f4a_7c15) >> (u64::BITS - PARTS.ilog2())) as usize
 }
 
 const NONE: u32 = u32::MAX;
@@ -101,7 +85,7 @@ impl ClientShares {
             self.links.resize(needed, ListLink { next: NONE, previous: NONE });
         }
         let none = SessionList { first: NONE, last: NONE, count: 0 };
-        let list = self.clients[client.bucket()].entry(client).or_insert(none);
+        let list = self.clients[bucket(client)].entry(client).or_insert(none);
         set_link(&mut self.links, slot, ListLink { next: NONE, previous: list.last });
         match self.links.get_mut(list.last as usize) {
             Some(last) => last.next = slot,
@@ -115,7 +99,7 @@ impl ClientShares {
     }
 
     fn remove(&mut self, client: ClientKey, slot: u32, share: usize) {
-        let Some(list) = self.clients[client.bucket()].get_mut(&client) else { return };
+        let Some(list) = self.clients[bucket(client)].get_mut(&client) else { return };
         let Some(&ListLink { next, previous }) = self.links.get(slot as usize) else { return };
         match self.links.get_mut(previous as usize) {
             Some(link) => link.next = next,
@@ -128,7 +112,7 @@ impl ClientShares {
         list.count -= 1;
         let count = list.count as usize;
         if count == 0 {
-            self.clients[client.bucket()].remove(&client);
+            self.clients[bucket(client)].remove(&client);
         }
         if count <= share {
             self.over_share.remove(&client);
@@ -137,7 +121,7 @@ impl ClientShares {
 
     /// The oldest sessions of `client`.
     fn oldest(&self, client: ClientKey) -> impl Iterator<Item = u32> {
-        let first = self.clients[client.bucket()].get(&client).map(|list| list.first);
+        let first = self.clients[bucket(client)].get(&client).map(|list| list.first);
         std::iter::successors(first, |slot| Some(self.links.get(*slot as usize)?.next))
             .take_while(|slot| *slot != NONE)
             .take(MAX_EXAMINED)
@@ -188,7 +172,7 @@ impl Sessions {
             return None;
         }
         entry.counts_for_client = true;
-        let client = ClientKey::from_address(entry.client());
+        let client = entry.client().ip().into();
         let share = self.share();
         self.client_shares.add(client, index, share);
         Some(client)
@@ -197,7 +181,7 @@ impl Sessions {
     /// Removes the session at `index` from the list of `client`.
     pub(crate) fn uncount(&mut self, client: SocketAddr, index: u32) {
         let share = self.share();
-        self.client_shares.remove(ClientKey::from_address(client), index, share);
+        self.client_shares.remove(client.ip().into(), index, share);
     }
 
     /// The share of a client in this shard: an even part of its share in all shards.

@@ -1,8 +1,8 @@
 //! How many pinholes each client has, and the limits of that.
 
-use std::net::{IpAddr, Ipv6Addr};
-
 use ahash::AHashMap;
+
+use crate::engine::ClientKey;
 
 /// Fraction of all pinholes that one client may have open, and fraction of the ports that it may hold.
 const OPEN_FRACTION: usize = 4;
@@ -21,7 +21,7 @@ pub enum OpenError {
 
 /// The pinholes of all clients.
 #[derive(Default)]
-pub(crate) struct ClientCounts(AHashMap<IpAddr, ClientCount>);
+pub(crate) struct ClientCounts(AHashMap<ClientKey, ClientCount>);
 
 #[derive(Default)]
 struct ClientCount {
@@ -29,14 +29,6 @@ struct ClientCount {
     open: usize,
     /// Includes those whose port a transfer uses.
     held: usize,
-}
-
-/// The client that pinholes count for: an IPv6 host has a whole /64.
-pub(crate) fn client_key(client: IpAddr) -> IpAddr {
-    match client {
-        IpAddr::V4(_) => client,
-        IpAddr::V6(address) => Ipv6Addr::from(u128::from(address) >> 64 << 64).into(),
-    }
 }
 
 /// Limit of open pinholes of a client with this `limit`, if there may be `capacity` in all.
@@ -49,7 +41,7 @@ impl ClientCounts {
     /// client.
     pub(crate) fn check(
         &self,
-        client: IpAddr,
+        client: ClientKey,
         limit: usize,
         capacity: usize,
     ) -> Result<(), OpenError> {
@@ -67,33 +59,33 @@ impl ClientCounts {
     }
 
     /// Counts an open pinhole of `client`, or one that the BPF program may open for it.
-    pub(crate) fn add(&mut self, client: IpAddr) {
+    pub(crate) fn add(&mut self, client: ClientKey) {
         let count = self.0.entry(client).or_default();
         (count.open, count.held) = (count.open + 1, count.held + 1);
     }
 
-    pub(crate) fn remove_grant(&mut self, client: IpAddr) {
+    pub(crate) fn remove_grant(&mut self, client: ClientKey) {
         self.remove_open(client);
         self.remove_held(client);
     }
 
-    pub(crate) fn add_open(&mut self, client: IpAddr) {
+    pub(crate) fn add_open(&mut self, client: ClientKey) {
         self.0.entry(client).or_default().open += 1;
     }
 
-    pub(crate) fn remove_open(&mut self, client: IpAddr) {
+    pub(crate) fn remove_open(&mut self, client: ClientKey) {
         self.change(client, |count| count.open = count.open.saturating_sub(1));
     }
 
-    pub(crate) fn add_held(&mut self, client: IpAddr) {
+    pub(crate) fn add_held(&mut self, client: ClientKey) {
         self.0.entry(client).or_default().held += 1;
     }
 
-    pub(crate) fn remove_held(&mut self, client: IpAddr) {
+    pub(crate) fn remove_held(&mut self, client: ClientKey) {
         self.change(client, |count| count.held = count.held.saturating_sub(1));
     }
 
-    fn change(&mut self, client: IpAddr, change: impl FnOnce(&mut ClientCount)) {
+    fn change(&mut self, client: ClientKey, change: impl FnOnce(&mut ClientCount)) {
         if let Some(count) = self.0.get_mut(&client) {
             change(count);
             if (count.open, count.held) == (0, 0) {

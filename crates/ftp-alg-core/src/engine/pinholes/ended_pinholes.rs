@@ -8,11 +8,10 @@
 
 use std::{
     collections::VecDeque,
-    net::IpAddr,
     time::{Duration, Instant},
 };
 
-use crate::engine::{Pinhole, pinholes::held_pinhole::HeldPinhole};
+use crate::engine::{ClientKey, Pinhole, pinholes::held_pinhole::HeldPinhole};
 
 /// How long a pinhole outlives the final reply of its transfer. A SYN is retransmitted after 1, 3 and 7 seconds.
 const GRACE: Duration = Duration::from_secs(8);
@@ -58,7 +57,7 @@ impl EndedPinholes {
     pub(crate) fn close_for_opening(
         &mut self,
         now: Instant,
-        (owner, client): (u32, IpAddr),
+        (owner, client): (u32, ClientKey),
         to_close: &mut Vec<HeldPinhole>,
     ) -> usize {
         let mut of_client = 0;

@@ -2,15 +2,12 @@
 //!
 //! Which part of the kernel has it, the [registry](super::registry) knows: that can change without its session.
 
-use std::{
-    net::IpAddr,
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
 
 use serde::{Deserialize, Serialize};
 
 use crate::{
-    engine::{Opening, Pinhole, Translation, offload::handover::FastPathPinhole},
+    engine::{ClientKey, Opening, Pinhole, Translation, offload::handover::FastPathPinhole},
     ftp::AnnouncementKind,
 };
 
@@ -39,8 +36,8 @@ pub struct HeldPinhole {
     /// Whether a transfer uses it: the server has sent a preliminary reply or a success, but its data connection may
     /// still have to come.
     pub in_use: bool,
-    /// The client it counts for, see [`client_key`](super::client_counts::client_key).
-    pub(crate) client: IpAddr,
+    /// The client it counts for.
+    pub(crate) client: ClientKey,
     /// Distinguishes it from others with the same endpoints.
     pub(crate) serial: u64,
     /// Identity in the BPF program, if that opened it. The rules may have it since, as the registry knows.
@@ -77,7 +74,7 @@ impl HeldPinhole {
         pinhole: Pinhole,
         kind: AnnouncementKind,
         deadline: Instant,
-        (client, serial): (IpAddr, u64),
+        (client, serial): (ClientKey, u64),
         fast_path: Option<FastPathPinhole>,
     ) -> Self {
         let (answered, in_use, is_consumed) = (!kind.is_active(), false, false);

@@ -27,7 +27,7 @@ use crate::{
         FastPathPinholeClosing, Pinhole, Translation,
         offload::handover::FastPathPinhole,
         pinholes::{
-            client_counts::{OpenError, client_key, max_open},
+            client_counts::{OpenError, max_open},
             deadlines::Deadlines,
             ended_pinholes::EndedPinholes,
             held_pinhole::{HeldPinhole, PinholeRecord},
@@ -99,7 +99,7 @@ impl PinholeTable {
         wanted: Pinhole,
         closed: &mut Vec<PinholeClosing>,
     ) -> Result<Proposal, OpenError> {
-        let client = client_key(control.client.ip());
+        let client = control.client.ip().into();
         let mut state = self.registry.lock();
         let is_translated = control.client != control.client_external;
         let set = match format.kind.is_active() && is_translated {
@@ -183,7 +183,7 @@ impl PinholeTable {
         (kind, lifetime): (AnnouncementKind, Duration),
         pinhole: Pinhole,
     ) -> HeldPinhole {
-        let (client, deadline) = (client_key(control.client.ip()), at + lifetime);
+        let (client, deadline) = (control.client.ip().into(), at + lifetime);
         let reopening = Some(Reopening::new(control, !kind.is_active(), deadline));
         let mut state = self.registry.lock();
         self.ended.close_replaced(owner, &pinhole, &mut self.to_close);
@@ -200,7 +200,7 @@ impl PinholeTable {
     /// Whether the BPF program may open another pinhole for `client`; if so, it is counted. Half of the client's limit
     /// is reserved for its connections that are inspected inline.
     pub fn grant_fast_path(&mut self, policy: &Policy, client: IpAddr) -> bool {
-        let (client, mut state) = (client_key(client), self.registry.lock());
+        let (client, mut state) = (client.into(), self.registry.lock());
         let limit = max_open(policy.max_pinholes_per_client, self.capacity) / 2;
         let is_granted = limit > 0 && state.check(client, limit, self.capacity).is_ok();
         if is_granted {
@@ -239,13 +239,13 @@ impl PinholeTable {
 
     /// Counts a grant that was made before a restart.
     pub fn recount_fast_path_grant(&mut self, client: IpAddr) {
-        self.registry.lock().clients.add(client_key(client));
+        self.registry.lock().clients.add(client.into());
     }
 
     /// Takes back the grant of one pinhole for `client`. If one of `held` is open by it, that counts itself now.
     pub fn revoke_fast_path_grant(&mut self, client: IpAddr, held: &[HeldPinhole]) {
         let mut state = self.registry.lock();
-        state.clients.remove_grant(client_key(client));
+        state.clients.remove_grant(client.into());
         held.iter().for_each(|held| state.end_grant(&held.pinhole, held.serial));
     }
 
@@ -272,7 +272,7 @@ impl PinholeTable {
         deadline: Instant,
     ) -> HeldPinhole {
         let PinholeRecord { pinhole, kind, answered, in_use, fast_path, .. } = *record;
-        let client = client_key(client);
+        let client = client.into();
         let reopening = control.map(|control| Reopening::new(control, !kind.is_active(), deadline));
         let mut state = self.registry.lock();
         let serial = match fast_path {

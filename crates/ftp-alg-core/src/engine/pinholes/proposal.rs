@@ -9,7 +9,7 @@ use ahash::RandomState;
 
 use crate::{
     engine::{
-        FastPathPinholeClosing, Opening, Pinhole, Translation,
+        ClientKey, FastPathPinholeClosing, Opening, Pinhole, Translation,
         pinholes::{
             client_counts::OpenError,
             held_pinhole::HeldPinhole,
@@ -27,7 +27,7 @@ pub struct Proposal {
     /// The pinhole.
     pub pinhole: Pinhole,
     pub(super) kind: AnnouncementKind,
-    pub(super) client: IpAddr,
+    pub(super) client: ClientKey,
     pub(super) lifetime: Duration,
     pub(super) serial: u64,
     /// The candidate ports, and how many were tried.

@@ -17,7 +17,7 @@ use std::{
 use ahash::{AHashMap, AHashSet};
 
 use crate::engine::{
-    KernelError, Opening, Pinhole, Renewal,
+    ClientKey, KernelError, Opening, Pinhole, Renewal,
     offload::handover::FastPathPinhole,
     pinholes::{
         client_counts::{ClientCounts, OpenError},
@@ -260,7 +260,7 @@ impl RegistryState {
     /// client.
     pub(crate) fn check(
         &self,
-        client: IpAddr,
+        client: ClientKey,
         limit: usize,
         capacity: usize,
     ) -> Result<(), OpenError> {
@@ -309,7 +309,7 @@ impl RegistryState {
     pub(crate) fn insert(
         &mut self,
         pinhole: Pinhole,
-        client: IpAddr,
+        client: ClientKey,
         reopening: Option<Reopening>,
     ) -> (u64, Option<RegistryEntry>) {
         self.serial += 1;
@@ -335,7 +335,7 @@ impl RegistryState {
     pub(crate) fn insert_from_fast_path(
         &mut self,
         (pinhole, fast_path): (Pinhole, FastPathPinhole),
-        (client, is_granted): (IpAddr, bool),
+        (client, is_granted): (ClientKey, bool),
         reopening: Option<Reopening>,
     ) -> (u64, Option<PinholeClosing>) {
         self.serial += 1;
@@ -497,7 +497,7 @@ impl RegistryState {
         &mut self,
         pinhole: Pinhole,
         serial: u64,
-        client: IpAddr,
+        client: ClientKey,
         replaced: Option<&ReplacedEntry>,
     ) -> Option<PinholeClosing> {
         self.clients.remove_held(client);
@@ -512,7 +512,7 @@ impl RegistryState {
         &mut self,
         pinhole: Pinhole,
         serial: u64,
-        client: IpAddr,
+        client: ClientKey,
     ) -> Option<PinholeClosing> {
         self.clients.remove_held(client);
         let entry = self.own_entry(&pinhole, serial)?;

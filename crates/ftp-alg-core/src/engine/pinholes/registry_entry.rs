@@ -5,7 +5,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use crate::engine::{Pinhole, Translation, offload::handover::FastPathPinhole};
+use crate::engine::{ClientKey, Pinhole, Translation, offload::handover::FastPathPinhole};
 
 /// How often a pinhole opens again because its data connection was refused.
 const MAX_REOPENINGS: u8 = 8;
@@ -16,7 +16,7 @@ pub(crate) struct RegistryEntry {
     pub(crate) pinhole: Pinhole,
     pub(crate) serial: u64,
     /// The client it counts for.
-    pub(crate) client: IpAddr,
+    pub(crate) client: ClientKey,
     pub(crate) is_released: bool,
     /// Whether the kernel may have it open: no connection is known to have consumed it, and its deadline has not
     /// passed. A preliminary reply says neither: the server may be about to connect.
@@ -32,7 +32,7 @@ pub(crate) struct RegistryEntry {
 }
 
 impl RegistryEntry {
-    pub(crate) fn new(pinhole: Pinhole, serial: u64, client: IpAddr) -> Self {
+    pub(crate) fn new(pinhole: Pinhole, serial: u64, client: ClientKey) -> Self {
         Self {
             pinhole,
             serial,
@@ -48,7 +48,7 @@ impl RegistryEntry {
 
     /// One that only the kernel may still have. It counts for nobody.
     pub(crate) fn released(pinhole: Pinhole, serial: u64) -> Self {
-        Self { is_released: true, ..Self::new(pinhole, serial, pinhole.target.ip()) }
+        Self { is_released: true, ..Self::new(pinhole, serial, pinhole.target.ip().into()) }
     }
 
     /// Whether it is this pinhole, and a session holds it.

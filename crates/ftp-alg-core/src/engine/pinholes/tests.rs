@@ -104,7 +104,7 @@ fn a_pinhole_of_the_fast_path_counts_once() {
     let policy = Policy { max_pinholes_per_client: 4, ..Policy::default() };
     let client = "192.0.2.1".parse().unwrap();
     let open_count = |table: &mut PinholeTable| {
-        let check = |limit| table.registry.lock().check(client_key(client), limit, 60_000).is_err();
+        let check = |limit| table.registry.lock().check(client.into(), limit, 60_000).is_err();
         (1..9).take_while(|limit| check(*limit)).count()
     };
     assert!((0..2).all(|_| table.grant_fast_path(&policy, client)));
