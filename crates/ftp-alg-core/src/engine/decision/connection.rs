@@ -14,19 +14,22 @@ use crate::{
     },
     policy::Policy,
     session::{
-        Answer, AnsweredLine, DecisionRequest, DialogueEvent, PendingLine, RefusedLine,
+        Answer, AnsweredLine, DecisionRequest, DialogueEvent, Effect, PendingLine, RefusedLine,
         SessionLimit,
     },
 };
 
-/// What the kernel must answer before a line can be decided.
-pub enum Question {
-    /// The queue mode `all`, because sequence numbers are about to differ.
-    QueueMode,
-    /// The translation of the connection; which pinholes are consumed is looked for as well, if the client has too many.
-    Translation,
-    /// Whether this pinhole opens.
-    Opening(Box<Attempt>),
+/// A decision about a line, or what the kernel must answer before.
+#[expect(clippy::large_enum_variant, reason = "a box would be allocated for each announcement")]
+pub enum Outcome {
+    /// It is decided.
+    Decided(Effect),
+    /// The kernel must set the queue mode `all`, because sequence numbers are about to differ.
+    NeedsQueueMode,
+    /// The translation of the connection must be looked up, and which pinholes are consumed if the client has too many.
+    NeedsTranslation,
+    /// The kernel must open this pinhole.
+    NeedsOpening(Attempt),
 }
 
 /// A connection, with the shared state that decisions need.
@@ -240,21 +243,24 @@ impl Connection<'_> {
         packet: &QueuedPacket<'_>,
         line: PendingLine,
     ) -> Option<AnsweredLine> {
-        let decided = match &line.request {
+        let outcome = match &line.request {
             DecisionRequest::Announcement(announced) => self.decide_announcement(announced),
-            DecisionRequest::AdjustSequence => Err(Question::QueueMode),
+            DecisionRequest::AdjustSequence => Outcome::NeedsQueueMode,
         };
-        match decided {
-            Ok(effect) => Some((line, Answer::Effect(effect))),
-            Err(question) => {
-                self.ask(packet, line, question);
-                None
-            }
-        }
+        self.answer_or_ask(packet, line, outcome)
     }
 
-    /// Asks the kernel the `question` that `packet` waits for, because its `line` needs a decision.
-    pub fn ask(&mut self, packet: &QueuedPacket<'_>, line: PendingLine, question: Question) {
+    /// The answer to the `line` of `packet` if its `outcome` is decided. Otherwise the kernel is asked, and `packet`
+    /// waits.
+    pub fn answer_or_ask(
+        &mut self,
+        packet: &QueuedPacket<'_>,
+        line: PendingLine,
+        outcome: Outcome,
+    ) -> Option<AnsweredLine> {
+        if let Outcome::Decided(effect) = outcome {
+            return Some((line, Answer::Effect(effect)));
+        }
         self.entry.begin_request();
         let session = self.session_ref();
         let bytes = self.effects.store_waiting(packet.bytes);
@@ -262,24 +268,25 @@ impl Connection<'_> {
         // Built where it stays.
         let waiting =
             |attempt| Some(WaitingPacket { token, meta, bytes, line: Some(line), attempt });
-        match (question, self.entry.translation()) {
-            (Question::QueueMode, _) => {
+        match (outcome, self.entry.translation()) {
+            (Outcome::NeedsQueueMode, _) => {
                 let request = self.mode_change(QueueMode::All);
                 self.effects.mode_changes.push(KernelRequest::new(session, request, waiting(None)));
             }
-            (Question::Opening(attempt), Some(control)) => {
+            (Outcome::NeedsOpening(attempt), Some(control)) => {
                 let request = attempt.proposal.opening(control);
                 let waiting = waiting(Some(attempt));
                 self.effects.openings.push(KernelRequest::new(session, request, waiting));
             }
-            (question, _) => {
-                if let Question::Opening(attempt) = question {
+            (outcome, _) => {
+                if let Outcome::NeedsOpening(attempt) = outcome {
                     self.pinholes.withdraw(&attempt.proposal, &mut self.effects.pinholes_to_close);
                 }
                 let request = self.endpoints();
                 self.effects.lookups.push(KernelRequest::new(session, request, waiting(None)));
             }
         }
+        None
     }
 
     fn mode_change(&self, mode: QueueMode) -> QueueModeChange {

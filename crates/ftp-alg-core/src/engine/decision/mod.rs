@@ -11,7 +11,7 @@ use std::{
 use crate::{
     engine::{
         DecidedAnnouncement, EventKind, KernelError, Pinhole, Translation,
-        decision::connection::{Connection, Question},
+        decision::connection::{Connection, Outcome},
         offload::handover::FastPathPinhole,
         pinholes::{
             client_counts::OpenError,
@@ -61,13 +61,13 @@ struct OpenedPinhole {
 
 impl Connection<'_> {
     /// Decides about `announced`, as far as possible without the kernel.
-    pub fn decide_announcement(&mut self, announced: &AnnouncedLine) -> Result<Effect, Question> {
+    pub fn decide_announcement(&mut self, announced: &AnnouncedLine) -> Outcome {
         let kind = announced.kind;
         if let (false, Err(MalformedAnnouncement::Form(_)), Some(text)) =
             (kind.is_active(), &announced.parsed, &announced.unread_text)
         {
             self.push_event(EventKind::UnreadableReply(text.clone()));
-            return Ok(Effect::Pass);
+            return Outcome::Decided(Effect::Pass);
         }
         // Without a request to the kernel, because an attacker can send such an announcement at will. The reply may
         // work without us.
@@ -79,7 +79,7 @@ impl Connection<'_> {
         let plan = match (&announced.parsed, self.announced_endpoint(announced)) {
             _ if is_unknown => Err(Decision::pass(announced.blocked_because.unwrap_or_default())),
             (Ok(_), Some(endpoint)) => match self.plan_pinhole(announced, endpoint) {
-                Ok(None) => return Err(Question::Translation),
+                Ok(None) => return Outcome::NeedsTranslation,
                 Ok(Some(plan)) => Ok(plan),
                 Err(not_opened) => Err(not_opened),
             },
@@ -101,8 +101,8 @@ impl Connection<'_> {
             (Ok(_), None) => Err(Decision::pass("nothing was announced")),
         };
         match plan.and_then(|plan| self.reserve_pinhole(announced, plan)) {
-            Ok(question) => Err(question),
-            Err(not_opened) => Ok(self.record_decision(announced, not_opened)),
+            Ok(needs) => needs,
+            Err(not_opened) => Outcome::Decided(self.record_decision(announced, not_opened)),
         }
     }
 
@@ -131,9 +131,9 @@ impl Connection<'_> {
     pub fn decide_after_opening(
         &mut self,
         announced: &AnnouncedLine,
-        mut attempt: Box<Attempt>,
+        mut attempt: Attempt,
         answer: Result<(), KernelError>,
-    ) -> Result<Effect, Question> {
+    ) -> Outcome {
         let not_opened = match answer {
             Ok(()) => {
                 let Err(not_opened) = self.check_policy(announced, &attempt) else {
@@ -144,7 +144,7 @@ impl Connection<'_> {
                         other_session: attempt.proposal.other_session,
                     };
                     let decision = self.opened_decision(announced, opened);
-                    return Ok(self.record_decision(announced, decision));
+                    return Outcome::Decided(self.record_decision(announced, decision));
                 };
                 let closings = &mut self.effects.pinholes_to_close;
                 self.pinholes.release_unwanted(&attempt.proposal, closings);
@@ -161,7 +161,7 @@ impl Connection<'_> {
                 );
                 self.pinholes.take_fast_path_closings(&mut self.effects.fast_path_closings);
                 match proposed {
-                    Ok(()) => return Err(Question::Opening(attempt)),
+                    Ok(()) => return Outcome::NeedsOpening(attempt),
                     Err(error) => self.refusal(&error),
                 }
             }
@@ -175,7 +175,7 @@ impl Connection<'_> {
                 }
             }
         };
-        Ok(self.record_decision(announced, not_opened))
+        Outcome::Decided(self.record_decision(announced, not_opened))
     }
 
     /// Whether the policy, which may have changed since the kernel was asked, permits the announced endpoint.
@@ -330,7 +330,7 @@ impl Connection<'_> {
         &mut self,
         announced: &AnnouncedLine,
         plan: PinholePlan,
-    ) -> Result<Question, Decision> {
+    ) -> Result<Outcome, Decision> {
         let PinholePlan { pinhole, announced_address, replaced_foreign } = plan;
         let room = self.room_for_port(announced, announced_address);
         let Some(translation) = self.entry.translation() else {
@@ -349,11 +349,11 @@ impl Connection<'_> {
                 let policy_changes = self.pinholes.policy_changes;
                 let attempt =
                     Attempt { proposal, announced_address, replaced_foreign, policy_changes };
-                Ok(Question::Opening(attempt.into()))
+                Ok(Outcome::NeedsOpening(attempt))
             }
             Err(OpenError::Limit(_)) if self.pinholes.may_look_for_consumed(self.now) => {
                 self.effects.looks_for_consumed = true;
-                Ok(Question::Translation)
+                Ok(Outcome::NeedsTranslation)
             }
             Err(error) => Err(self.refusal(&error)),
         }

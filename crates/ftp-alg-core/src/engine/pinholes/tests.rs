@@ -102,7 +102,7 @@ fn a_client_may_hold_a_quarter_of_a_small_capacity() {
 fn a_pinhole_of_the_fast_path_counts_once() {
     let mut table = table_with(60_000);
     let policy = Policy { max_pinholes_per_client: 4, ..Policy::default() };
-    let client = "192.0.2.1".parse().unwrap();
+    let client: IpAddr = "192.0.2.1".parse().unwrap();
     let open_count = |table: &mut PinholeTable| {
         let check = |limit| table.registry.lock().check(client.into(), limit, 60_000).is_err();
         (1..9).take_while(|limit| check(*limit)).count()

@@ -6,13 +6,13 @@ use crate::{
     engine::{
         Effects, Engine, Event, EventKind, KernelError, Lookup, Opening, QueueMode,
         QueueModeChange, QueuedPacket, Translation, Verdict,
-        decision::connection::{Connection, Question},
+        decision::connection::{Connection, Outcome},
         pinholes::proposal::Attempt,
         questions::effects::{
             KernelRequest, Purpose, RETAINED_CAPACITY, SessionRef, WaitingPacket,
         },
     },
-    session::{AnnouncedLine, Answer, DecisionRequest, DropReason, Effect},
+    session::{AnnouncedLine, Answer, DecisionRequest, DropReason},
 };
 
 impl Engine {
@@ -79,7 +79,7 @@ impl Engine {
         }
         let decide = |connection: &mut Connection<'_>, announced: &_, _| match &found {
             Ok(_) => connection.decide_announcement(announced),
-            Err(error) => Ok(connection.decide_untranslated(announced, error)),
+            Err(error) => Outcome::Decided(connection.decide_untranslated(announced, error)),
         };
         let waiting = &mut kernel_request.waiting;
         self.resume_announcement(now, session, waiting, packets, effects, decide);
@@ -122,11 +122,7 @@ impl Engine {
         waiting: &mut Option<WaitingPacket>,
         packets: &[u8],
         effects: &mut Effects,
-        decide: impl FnOnce(
-            &mut Connection<'_>,
-            &AnnouncedLine,
-            Option<Box<Attempt>>,
-        ) -> Result<Effect, Question>,
+        decide: impl FnOnce(&mut Connection<'_>, &AnnouncedLine, Option<Attempt>) -> Outcome,
     ) {
         let Some(WaitingPacket { token, meta, bytes, line, attempt }) = waiting.take() else {
             return;
@@ -137,12 +133,11 @@ impl Engine {
             && let Some(line) = line
             && let DecisionRequest::Announcement(announced) = &line.request
         {
-            match decide(&mut connection, announced, attempt) {
-                Ok(effect) => answered = Some((line, Answer::Effect(effect))),
-                Err(question) => {
-                    connection.entry.end_request();
-                    return connection.ask(&packet, line, question);
-                }
+            let outcome = decide(&mut connection, announced, attempt);
+            let is_decided = matches!(outcome, Outcome::Decided(_));
+            answered = connection.answer_or_ask(&packet, line, outcome);
+            if !is_decided {
+                return connection.entry.end_request(); // the one that is answered
             }
         }
         self.resume(now, session, Some((packet, answered)), effects);
