@@ -69,351 +69,152 @@ fn a_line_of_the_wrong_side_is_handed_back() {
     }
 }
 
+/// The lines of a table, which line breaks or two blanks separate. `~` is a blank of the line.
+fn lines(table: &str) -> impl Iterator<Item = String> {
+    let lines = table.split("  ").map(str::trim).filter(|line| !line.is_empty());
+    lines.map(|line| line.replace('~', " "))
+}
+
+/// Asserts that each line of `table`, with `start` before it, is handed back.
+#[track_caller]
+fn assert_handed_back(dialogue: u32, side: Side, start: &str, table: &str) {
+    let mut talk = in_state(dialogue);
+    for line in lines(table) {
+        talk.line_hands_back(side, format!("{start}{line}\r\n"));
+    }
+}
+
 #[test]
 fn a_request_line_of_another_protocol_is_handed_back() {
+    assert_handed_back(
+        READY,
+        Side::Client,
+        "",
+        "RETR / HTTP/1.1  stor * http/2  QUIT a: HTTP/1.0  CWD rtsp://10.0.0.2/ RTSP/1.0  PWD / SIP/2.0
+         LIST / ICAP/12.34  TYPE ~/ HTTP/1.1  TYPE / HTTP/1.1~  TYPE /~ HTTP/1.1  RETR a b c/1  RETR a~",
+    );
     let mut talk = in_state(READY);
-    for line in [
-        "RETR / HTTP/1.1",
-        "stor * http/2",
-        "QUIT a: HTTP/1.0",
-        "CWD rtsp://10.0.0.2/ RTSP/1.0",
-        "PWD / SIP/2.0",
-        "LIST / ICAP/12.34",
-        "TYPE  / HTTP/1.1",
-        "TYPE / HTTP/1.1 ",
-        "TYPE /  HTTP/1.1",
-        "RETR a b c/1",
-        "RETR a ",
-    ] {
-        talk.line_hands_back(Side::Client, format!("{line}\r\n"));
-    }
-    for line in [
-        "RETR pub/1",
-        "RETR a b/1.",
-        "RETR a 1",
-        "RETR a b/",
-        "CWD a b/c",
-        "DELE HTTP/1.1",
-        "MKD  a/b",
-        "RETR a/1 b1",
-    ] {
-        talk.says(Side::Client, line);
+    for line in lines(
+        "RETR pub/1  RETR a b/1.  RETR a 1  RETR a b/
+         CWD a b/c  DELE HTTP/1.1  MKD ~a/b  RETR a/1 b1",
+    ) {
+        talk.says(Side::Client, &line);
         talk.says(Side::Server, "250 fine");
     }
 }
 
 #[test]
 fn other_lines_before_the_login_are_handed_back() {
-    let mut talk = in_state(LOGIN_DUE);
-    for line in ["QUIT", "SYST", "FEAT", "USER", "PASS", "USER a b", "PASS / HTTP/1.1", "ACCT a"] {
-        talk.line_hands_back(Side::Client, format!("{line}\r\n"));
-    }
-    for line in ["220 hello", "230 in", "331 password", "150 wait", "200 ok"] {
-        talk.line_hands_back(Side::Server, format!("{line}\r\n"));
+    for (dialogue, side, table) in [
+        (
+            LOGIN_DUE,
+            Side::Client,
+            "QUIT  SYST  FEAT  USER  PASS  USER a b  PASS / HTTP/1.1  ACCT a",
+        ),
+        (LOGIN_DUE, Side::Server, "220 hello  230 in  331 password  150 wait  200 ok"),
+        (LOGIN_PENDING, Side::Client, "USER a  PASS a  NOOP"),
+        (
+            LOGIN_PENDING,
+            Side::Server,
+            "220 hello  200 ok  202 superfluous  231 out  232 in  332 account  421 bye  500 what
+             530 no  230-in  331-password  150 wait  227 (192,0,2,9,4,1)",
+        ),
+    ] {
+        assert_handed_back(dialogue, side, "", table);
     }
     let mut talk = in_state(LOGIN_PENDING);
-    for line in ["USER a", "PASS a", "NOOP"] {
-        talk.line_hands_back(Side::Client, format!("{line}\r\n"));
-    }
-    for line in [
-        "220 hello",
-        "200 ok",
-        "202 superfluous",
-        "231 out",
-        "232 in",
-        "332 account",
-        "421 bye",
-        "500 what",
-        "530 no",
-        "230-in",
-        "331-password",
-        "150 wait",
-        "227 (192,0,2,9,4,1)",
-    ] {
-        talk.line_hands_back(Side::Server, format!("{line}\r\n"));
-    }
     let end = Frame { flags: ACK | FIN, payload: Vec::new(), ..talk.frame(Side::Client, "") };
     talk.hands_back(&end);
 }
 
 #[test]
 fn commands_that_are_not_bypassable_are_handed_back() {
-    let mut talk = in_state(READY);
-    for line in [
-        "USER a",
-        "PASS a",
-        "ACCT a",
-        "REIN",
-        "ABOR",
-        "AUTH TLS",
-        "PBSZ 0",
-        "PROT P",
-        "CCC",
-        "SITE x",
-        "FEAT",
-        "OPTS UTF8 ON",
-        "HELP",
-        "QUIT now",
-        "QUIT ",
-        "STAT",
-        "STOU",
-        "ALLO 1",
-        "MODE Z",
-        "STRU F",
-        "SMNT x",
-        "LPRT 1",
-        "LPSV",
-        "SPSV",
-        "CPSV",
-        "HOST a",
-        "LANG",
-        "CLNT a",
-        "XPWD",
-        "XCWD a",
-        "MFMT a",
-        "NOOPS",
-        "NOOP\ta",
-        "NOO",
-        "NOP a",
-        "NOOP-a",
-        "PWDX",
-        "PWD-",
-        "CWDa b",
-        "CW a b",
-        "LISTa",
-        "nlst,",
-        " NOOP",
-        "\\NOOP",
-        ".OOP aa",
-        "NO\x0fP aa",
-        "RETRX a",
-        "CD.P",
-        "\x10WD aaa",
-        "PASV ",
-        "PASV a",
-        "PASVa",
-        "EPSV 1",
-        "EPSV ALL",
-        "EPSV ",
-        "PORT",
-        "EPRT",
+    for (start, table) in [
+        (
+            "",
+            "USER a  PASS a  ACCT a  REIN  ABOR  AUTH TLS  PBSZ 0  PROT P  CCC  SITE x  FEAT  OPTS UTF8 ON
+             HELP  QUIT now  QUIT~  STAT  STOU  ALLO 1  MODE Z  STRU F  SMNT x  LPRT 1  LPSV  SPSV  CPSV
+             HOST a  LANG  CLNT a  XPWD  XCWD a  MFMT a
+
+             NOOPS  NOOP\ta  NOO  NOP a  NOOP-a  PWDX  PWD-  CWDa b  CW a b  LISTa  nlst,  ~NOOP  \\NOOP
+             .OOP aa  NO\x0fP aa  RETRX a  CD.P  \x10WD aaa
+
+             PASV~  PASV a  PASVa  EPSV 1  EPSV ALL  EPSV~  PORT  PORT~  PORT~~  PORT\t10,0,0,2,4,1
+             PORT10,0,0,2,4,1  EPRT  EPRT~",
+        ),
+        (
+            "PORT ",
+            "10,0,0,2,4  10,0,0,2,4,  10,0,0,2,4,1,  10,0,0,2,4,1,1  ~10,0,0,2,4,1  10,0,0,2,4,1~
+             10,0,0,2,4, 1  10, 0,0,2,4,1  10,0,0,2,,1  ,10,0,0,2,4,1  10.0.0.2.4.1
+             10,0,0,2,256,1  10,0,0,2,4,256  10,0,0,2,1000,1  266,0,0,2,4,1  10,0,0,2,4294967300,1
+             10,0,0,2,04,1  10,0,0,2,4,01  10,0,0,2,4,001  10,0,0,2,00,1  010,0,0,2,4,1  10,0,00,2,4,1
+             10,0,0,2,4,1a  10,0,0,2,a,1  +10,0,0,2,4,1  10,0,0,2,-4,1  10,0,0,2,4,0x1  (10,0,0,2,4,1)
+             10,0,0,3,4,1  192,0,2,9,4,1  2,0,0,10,4,1  10,0,0,2,0,0",
+        ),
+        (
+            "EPRT ",
+            "|1|10.0.0.2|1025  |1|10.0.0.2|1025||  |1|10.0.0.2|1025|~  ~|1|10.0.0.2|1025|
+             |2|10.0.0.2|1025|  |2|::1|1025|  |01|10.0.0.2|1025|  |1|10.0.0.3|1025|  |1|10.0.0|1025|
+             |1|10.0.0.2.|1025|  |1|10.0.0.256|1025|  |1|10.0.0.02|1025|  |1|10,0,0,2|1025|
+             |1|10.0.0.2|01025|  |1|10.0.0.2|65536|  |1|10.0.0.2|99999|  |1|10.0.0.2|100000|
+             |1|10.0.0.2|4294968321|  |1|10.0.0.2|0|  |1|10.0.0.2||  |1||1025|  |||1025|
+             !1!10.0.0.2!1025!  |1|10.0.0.2|1025!",
+        ),
     ] {
-        talk.line_hands_back(Side::Client, format!("{line}\r\n"));
-    }
-    for line in [
-        "",
-        " ",
-        "10,0,0,2,4",
-        "10,0,0,2,4,",
-        "10,0,0,2,4,1,",
-        "10,0,0,2,4,1,1",
-        " 10,0,0,2,4,1",
-        "10,0,0,2,4,1 ",
-        "10,0,0,2,4, 1",
-        "10, 0,0,2,4,1",
-        "10,0,0,2,,1",
-        ",10,0,0,2,4,1",
-        "10.0.0.2.4.1",
-        "10,0,0,2,256,1",
-        "10,0,0,2,4,256",
-        "10,0,0,2,04,1",
-        "10,0,0,2,4,01",
-        "10,0,0,2,4,001",
-        "10,0,0,2,00,1",
-        "010,0,0,2,4,1",
-        "10,0,00,2,4,1",
-        "10,0,0,2,1000,1",
-        "10,0,0,2,4,1a",
-        "10,0,0,2,a,1",
-        "+10,0,0,2,4,1",
-        "10,0,0,2,-4,1",
-        "10,0,0,2,4294967300,1",
-        "10,0,0,2,4,0x1",
-        "10,0,0,3,4,1",
-        "192,0,2,9,4,1",
-        "2,0,0,10,4,1",
-        "266,0,0,2,4,1",
-        "(10,0,0,2,4,1)",
-        "10,0,0,2,0,0",
-    ] {
-        talk.line_hands_back(Side::Client, format!("PORT {line}\r\n"));
-    }
-    talk.line_hands_back(Side::Client, "PORT\t10,0,0,2,4,1\r\n");
-    talk.line_hands_back(Side::Client, "PORT10,0,0,2,4,1\r\n");
-    for line in [
-        "",
-        "|1|10.0.0.2|1025",
-        "|1|10.0.0.2|1025||",
-        "|1|10.0.0.2|1025| ",
-        " |1|10.0.0.2|1025|",
-        "|2|10.0.0.2|1025|",
-        "|2|::1|1025|",
-        "|1|10.0.0.3|1025|",
-        "|1|10.0.0|1025|",
-        "|1|10.0.0.2.|1025|",
-        "|1|10.0.0.256|1025|",
-        "|1|10.0.0.02|1025|",
-        "|1|10.0.0.2|01025|",
-        "|1|10.0.0.2|65536|",
-        "|1|10.0.0.2|99999|",
-        "|1|10.0.0.2|100000|",
-        "|1|10.0.0.2|0|",
-        "|1|10.0.0.2||",
-        "|1||1025|",
-        "|||1025|",
-        "!1!10.0.0.2!1025!",
-        "|1|10.0.0.2|1025!",
-        "|1|10,0,0,2|1025|",
-        "|01|10.0.0.2|1025|",
-        "|1|10.0.0.2|4294968321|",
-    ] {
-        talk.line_hands_back(Side::Client, format!("EPRT {line}\r\n"));
+        assert_handed_back(READY, Side::Client, start, table);
     }
 }
 
 #[test]
 fn other_replies_are_handed_back() {
-    let mut talk = in_state(COMMAND_PENDING);
-    for line in [
-        "120 wait",
-        "421 bye",
-        "227 (192,0,2,9,4,1)",
-        "228 x",
-        "229 (|||1025|)",
-        "230 in",
-        "231 out",
-        "234 TLS",
-        "239 x",
-        "331 password",
-        "332 x",
-        "339 x",
-        "600 x",
-        "000 x",
-        "099 x",
-        "950 x",
-        "20 ok",
-        "2000 ok",
-        "200ok",
-        "200-ok",
-        "200\tok",
-        " 200 ok",
-        "2a0 ok",
-        "20a ok",
-        "a00 ok",
-        "/00 ok",
-        "2:0 ok",
-        "20/ ok",
-        "ok then",
-        "150-wait",
-        "2000",
-        "200",
+    let of_passive =
+        "200 ok  150 x  226 x  425 x  500 x  530 x  228 (192,0,2,9,4,1)  350 (192,0,2,9,4,1)
+                      227-Entering (192,0,2,9,4,1)  229-Entering (|||1025|)";
+    for (dialogue, table) in [
+        (
+            COMMAND_PENDING,
+            "120 wait  421 bye  227 (192,0,2,9,4,1)  228 x  229 (|||1025|)  230 in  231 out  234 TLS  239 x
+             331 password  332 x  339 x  600 x  000 x  099 x  950 x
+             20 ok  2000 ok  200ok  200-ok  200\tok  ~200 ok  2a0 ok  20a ok  a00 ok  /00 ok  2:0 ok  20/ ok
+             ok then  150-wait  2000  200",
+        ),
+        (
+            PORT_PENDING,
+            "150 wait  125 x  300 x  350 x  421 x  425 x  450 x  500 x  501 x  530 x  227 x
+             227 (192,0,2,9,4,1)  228 x  229 (|||1025|)  230 in  200-ok",
+        ),
+        (PASV_PENDING, of_passive),
+        (PASV_PENDING, "229 (|||1025|)"),
+        (EPSV_PENDING, of_passive),
+        (EPSV_PENDING, "227 (192,0,2,9,4,1)"),
     ] {
-        talk.line_hands_back(Side::Server, format!("{line}\r\n"));
-    }
-    let mut talk = in_state(PORT_PENDING);
-    for line in [
-        "150 wait",
-        "125 x",
-        "300 x",
-        "350 x",
-        "421 x",
-        "425 x",
-        "450 x",
-        "500 x",
-        "501 x",
-        "530 x",
-        "227 x",
-        "227 (192,0,2,9,4,1)",
-        "228 x",
-        "229 (|||1025|)",
-        "230 in",
-        "200-ok",
-    ] {
-        talk.line_hands_back(Side::Server, format!("{line}\r\n"));
-    }
-    for dialogue in [PASV_PENDING, EPSV_PENDING] {
-        let mut talk = in_state(dialogue);
-        for line in [
-            "200 ok",
-            "150 x",
-            "226 x",
-            "425 x",
-            "500 x",
-            "530 x",
-            "228 (192,0,2,9,4,1)",
-            "350 (192,0,2,9,4,1)",
-            if dialogue == PASV_PENDING { "229 (|||1025|)" } else { "227 (192,0,2,9,4,1)" },
-            "227-Entering (192,0,2,9,4,1)",
-            "229-Entering (|||1025|)",
-        ] {
-            talk.line_hands_back(Side::Server, format!("{line}\r\n"));
-        }
+        assert_handed_back(dialogue, Side::Server, "", table);
     }
 }
 
 #[test]
 fn other_forms_of_227_and_229_are_handed_back() {
-    let mut talk = in_state(PASV_PENDING);
-    for line in [
-        "",
-        "192,0,2,9,4,1",
-        "=192,0,2,9,4,1",
-        "(192,0,2,9,4,1",
-        "192,0,2,9,4,1)",
-        "(192,0,2,9,4)",
-        "(192,0,2,9,4,1,1)",
-        "( 192,0,2,9,4,1)",
-        "(192,0,2,9,4,1 )",
-        "(192, 0,2,9,4,1)",
-        "(192,0,2,9,4,1,)",
-        "(192,0,2,9,256,1)",
-        "(192,0,2,9,4,256)",
-        "(192,0,2,9,04,1)",
-        "(192,0,2,9,4,001)",
-        "(192,0,2,09,4,1)",
-        "(192,0,2,9,0,0)",
-        "(192,0,2,8,4,1)",
-        "(10,0,0,2,4,1)",
-        "(0,0,0,0,4,1)",
-        "(192,0,2,9,,1)",
-        "((192,0,2,9,4,1)",
-        "(192,0,2,9,4,1) (",
-        "() (192,0,2,9,4,1)",
-        "(a) (192,0,2,9,4,1)",
-        "1,2,3,4,5,6 (192,0,2,9,4,1)",
-        "mode 4 (192,0,2,9,4,1)",
-        "[192,0,2,9,4,1]",
-        "(192.0.2.9.4.1)",
-    ] {
-        talk.line_hands_back(Side::Server, format!("227 {line}\r\n"));
-    }
-    let mut talk = in_state(EPSV_PENDING);
-    for line in [
-        "",
-        "|||1025|",
-        "(||1025|)",
-        "(|||1025)",
-        "(|||1025|",
-        "(|||1025||)",
-        "(||||1025|)",
-        "(!!!1025!)",
-        "(|||1025!)",
-        "(|||01025|)",
-        "(|||65536|)",
-        "(|||100000|)",
-        "(|||0|)",
-        "(||||)",
-        "(|1|192.0.2.9|1025|)",
-        "( |||1025|)",
-        "(|||1025| )",
-        "((|||1025|)",
-        "(|||1025|)(",
-        "!!!7! (|||1025|)",
-        "7 (|||1025|)",
-        "(|||4294968321|)",
-    ] {
-        talk.line_hands_back(Side::Server, format!("229 {line}\r\n"));
-    }
+    assert_handed_back(
+        PASV_PENDING,
+        Side::Server,
+        "227",
+        "~  ~192,0,2,9,4,1  ~=192,0,2,9,4,1  ~(192,0,2,9,4,1  ~192,0,2,9,4,1)  ~[192,0,2,9,4,1]  ~(192.0.2.9.4.1)
+         ~(192,0,2,9,4)  ~(192,0,2,9,4,1,1)  ~(192,0,2,9,4,1,)  ~(192,0,2,9,,1)
+         ~( 192,0,2,9,4,1)  ~(192,0,2,9,4,1 )  ~(192, 0,2,9,4,1)
+         ~(192,0,2,9,256,1)  ~(192,0,2,9,4,256)  ~(192,0,2,9,04,1)  ~(192,0,2,9,4,001)  ~(192,0,2,09,4,1)
+         ~(192,0,2,9,0,0)  ~(192,0,2,8,4,1)  ~(10,0,0,2,4,1)  ~(0,0,0,0,4,1)
+         ~((192,0,2,9,4,1)  ~(192,0,2,9,4,1) (  ~() (192,0,2,9,4,1)  ~(a) (192,0,2,9,4,1)
+         ~1,2,3,4,5,6 (192,0,2,9,4,1)  ~mode 4 (192,0,2,9,4,1)",
+    );
+    assert_handed_back(
+        EPSV_PENDING,
+        Side::Server,
+        "229",
+        "~  ~|||1025|  ~(||1025|)  ~(|||1025)  ~(|||1025|  ~(|||1025||)  ~(||||1025|)  ~(!!!1025!)  ~(|||1025!)
+         ~(|||01025|)  ~(|||65536|)  ~(|||100000|)  ~(|||4294968321|)  ~(|||0|)  ~(||||)
+         ~(|1|192.0.2.9|1025|)  ~( |||1025|)  ~(|||1025| )  ~((|||1025|)  ~(|||1025|)(
+         ~!!!7! (|||1025|)  ~7 (|||1025|)",
+    );
 }
 
 #[test]
@@ -428,8 +229,6 @@ fn anything_but_one_whole_line_is_handed_back() {
             "\r",
             "\n\r",
             "\r\r",
-            "\r\nNOOP\r\n",
-            "\r\n200 ok\r\n",
             "\r\nNO",
             "a\nb\r\n",
             "a\rb\r\n",
@@ -451,6 +250,9 @@ fn anything_but_one_whole_line_is_handed_back() {
             lines.push([start.as_bytes(), &[byte], b"\r\n"].concat());
         }
         lines.push([b"\xff\xf4\xff\xf2", start.as_bytes(), b"\r\n"].concat());
+        for second in ["NOOP", "200 ok"] {
+            lines.push(format!("{start}\r\n{second}\r\n").into_bytes());
+        }
         let longest = "a".repeat(127 - start.len());
         lines.push(format!("{start}{longest}\r\n").into_bytes());
         lines.push(format!("{start}{longest}{longest}\r\n").into_bytes());
