@@ -6,13 +6,13 @@
 mod announcements;
 mod data;
 mod ends;
-mod frames;
+pub mod frames;
 mod ignored;
 mod lengths;
 mod processors;
 mod refused;
 mod retransmitted_syns;
-mod scene;
+pub mod scene;
 mod walk;
 
 use crate::{

@@ -2,14 +2,13 @@
 
 use std::{
     fs,
-    net::{Ipv4Addr, SocketAddrV4},
+    net::SocketAddrV4,
     path::{Path, PathBuf},
     sync::atomic::{AtomicU32, Ordering},
     time::{Duration, Instant},
 };
 
 use aya::{TestRun as _, TestRunOptions, programs::SchedClassifier};
-use etherparse::PacketBuilder;
 use ftp_alg::kernel::offload::list_interfaces;
 use ftp_alg_fastpath::{
     FastPath, RingWaiter,
@@ -19,14 +18,17 @@ use ftp_alg_fastpath::{
 
 use ftp_alg_lab::wait_for;
 
+pub use crate::fastpath::scene::{CLIENT, SERVER};
+use crate::fastpath::{
+    frames::{ACK, Frame, PSH, WINDOW},
+    scene::routed,
+};
+
 use super::{
     attachments::{attached_interfaces, name_set, update_attachments},
     lab::{Lab, inside},
 };
 
-pub const CLIENT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 2), 40_000);
-pub const SERVER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 9), 21);
-const MARK: u32 = 0x3000_0000;
 static COUNT: AtomicU32 = AtomicU32::new(0);
 
 /// Whether the program can be attached here (TCX).
@@ -76,27 +78,8 @@ pub fn tuples() -> [PacketTuple; 2] {
 
 /// A connection without NAT, after its login.
 pub fn flow() -> Flow {
-    Flow {
-        handed_over: 1,
-        next_seq: [1000, 2000],
-        client: *CLIENT.ip(),
-        server: *SERVER.ip(),
-        client_port: CLIENT.port(),
-        server_port: SERVER.port(),
-        announced_client: *CLIENT.ip(),
-        announced_server: *SERVER.ip(),
-        active_arrival: *CLIENT.ip(),
-        passive_arrival: *SERVER.ip(),
-        active_initiator: *SERVER.ip(),
-        passive_initiator: *CLIENT.ip(),
-        active_mark: 0x5000_0000,
-        passive_mark: 0x5000_0000,
-        inspected_mark: MARK,
-        pinhole_timeout: 30_000_000_000,
-        last_client_port: u16::MAX,
-        interface: [1; 2], // lo, as in `receive`
-        ..Flow::default()
-    }
+    let marks = Flow { active_mark: 0x5000_0000, passive_mark: 0x5000_0000, ..routed() };
+    Flow { next_seq: [1000, 2000], inspected_mark: 0x3000_0000, ..marks }
 }
 
 /// Indices of the interfaces with these names, in the namespace of this thread.
@@ -110,14 +93,7 @@ pub fn indices(names: [&str; 2]) -> [u32; 2] {
 
 /// An Ethernet frame with its checksums.
 pub fn frame(from: SocketAddrV4, to: SocketAddrV4, seq: u32, ack: u32, line: &[u8]) -> Vec<u8> {
-    let packet = PacketBuilder::ethernet2([0; 6], [0; 6])
-        .ipv4(from.ip().octets(), to.ip().octets(), 64)
-        .tcp(from.port(), to.port(), seq, 256)
-        .ack(ack)
-        .psh();
-    let mut bytes = Vec::with_capacity(packet.size(line.len()));
-    packet.write(&mut bytes, line).unwrap();
-    bytes
+    Frame { seq, ack, payload: line.to_vec(), ..Frame::new(from, to, ACK | PSH) }.to_bytes()
 }
 
 /// Runs the program with a frame, as if `lo` had received it.
@@ -170,7 +146,7 @@ fn lines_stay_in_the_ring_until_they_are_released() {
         assert_eq!((noop.flow, noop.side, noop.seq, noop.ack), (7, side::CLIENT, 1000, 2000));
         assert_eq!(
             (ok.client(), ok.server(), ok.window, ok.opened_pinhole),
-            (CLIENT, SERVER, 256, 0)
+            (CLIENT, SERVER, WINDOW, 0)
         );
         assert!(noop.at_ns <= ok.at_ns && ok.side == side::SERVER);
 
