@@ -2,11 +2,10 @@
 
 use std::{
     collections::HashMap,
-    net::{IpAddr, SocketAddr},
+    net::SocketAddr,
     time::{Duration, Instant},
 };
 
-use etherparse::{IpNumber, Ipv4Header, Ipv6Header, SlicedPacket, TcpHeader, TransportSlice};
 use ftp_alg_core::{
     engine::{Checksums, Engine, Event, FakeKernel, PacketOutcome, Standalone},
     packet::flags,
@@ -184,11 +183,8 @@ impl Wire {
 
     /// How many bytes went on of what was replaced.
     pub fn passed(&self) -> usize {
-        let Ok(sliced) = SlicedPacket::from_ip(self.gateway.replacement()) else { return 0 };
-        match sliced.transport {
-            Some(TransportSlice::Tcp(tcp)) => tcp.payload().len(),
-            _ => 0,
-        }
+        let replacement = Segment::read(self.gateway.replacement());
+        replacement.map_or(0, |(_, _, segment)| segment.payload.len())
     }
 
     /// `client` says `payload` at a number.
@@ -291,39 +287,14 @@ impl Wire {
     }
 }
 
-/// A segment with these flags besides ACK as a packet; without its checksum, which nobody looks at here.
+/// A segment with these flags besides ACK as a packet.
 fn packet(
     (source, destination): (SocketAddr, SocketAddr),
     [seq, ack]: [u32; 2],
     bits: u8,
     payload: &[u8],
 ) -> Vec<u8> {
-    let mut tcp = TcpHeader::new(source.port(), destination.port(), seq, 1000);
-    (tcp.ack, tcp.acknowledgment_number) = (true, ack);
-    (tcp.syn, tcp.fin) = (bits & flags::SYN != 0, bits & flags::FIN != 0);
-    tcp.rst = bits & flags::RST != 0;
-    let length = tcp.header_len() + payload.len();
-    let mut bytes = Vec::with_capacity(length + 40);
-    match (source.ip(), destination.ip()) {
-        (IpAddr::V4(source), IpAddr::V4(destination)) => {
-            let (source, destination) = (source.octets(), destination.octets());
-            let length = length as u16;
-            let ip = Ipv4Header::new(length, 64, IpNumber::TCP, source, destination).unwrap();
-            ip.write(&mut bytes).unwrap();
-        }
-        (IpAddr::V6(source), IpAddr::V6(destination)) => Ipv6Header {
-            payload_length: length as u16,
-            next_header: IpNumber::TCP,
-            hop_limit: 64,
-            source: source.octets(),
-            destination: destination.octets(),
-            ..Ipv6Header::default()
-        }
-        .write(&mut bytes)
-        .unwrap(),
-        _ => panic!("two families"),
-    }
-    tcp.write(&mut bytes).unwrap();
-    bytes.extend_from_slice(payload);
-    bytes
+    let (flags, payload) = (flags::ACK | bits, payload.into());
+    let segment = Segment { seq, ack, flags, window: 1000, payload, ..Segment::default() };
+    segment.packet(source, destination)
 }
