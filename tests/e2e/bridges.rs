@@ -195,8 +195,7 @@ fn a_new_port_of_another_bridge_moves_no_pinhole() {
 #[test]
 fn an_announcement_in_segments_works_at_a_bridge_without_an_address() {
     const SERVER: &str = "192.168.150.90";
-    let spec = LabSpec { firewall: FirewallKind::None, ..LabSpec::new(Topology::Routed) };
-    let lab = Lab::build(spec).unwrap();
+    let lab = lab_behind(FirewallKind::None, Topology::Routed);
     let lines = "set -e
         ip link add br0 type bridge
         for port in lan wan; do ip address flush dev $port; ip link set $port master br0; done

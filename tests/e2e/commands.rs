@@ -54,9 +54,8 @@ fn sessions_and_pinholes_show_the_same_open_pinholes() {
     let [pinhole] = pinholes.as_slice() else { panic!("{pinholes:?}") };
     assert_eq!(open(), Some(1));
     let arrival = pinhole["arrival"].as_str().unwrap().replace(':', "/");
-    let mut connect = gateway.lab.server.command("bash");
-    connect.args(["-c", &format!("exec 3<>/dev/tcp/{arrival}")]);
-    gateway.lab.server.finish(connect, b"", Duration::from_secs(5)).unwrap().success().unwrap();
+    let connect = format!("exec 3<>/dev/tcp/{arrival}");
+    gateway.lab.server.run("bash", &["-c", &connect]).unwrap();
     assert_eq!(gateway.daemon.pinholes().unwrap(), [json!(null); 0]);
     assert_eq!(open(), Some(0));
     assert_eq!(client.release().error, None);
@@ -96,16 +95,12 @@ fn only_root_and_its_own_user_change_a_daemon_whose_socket_is_open_to_all() {
         fs::set_permissions(directory, Permissions::from_mode(0o755)).unwrap();
     }
     let ask = |arguments: &[&str]| {
-        let mut command = gateway.lab.gateway.command("setpriv");
-        command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(&program);
-        command.args(arguments).arg("--socket").arg(&socket);
-        gateway.lab.gateway.finish(command, b"", Duration::from_secs(10)).unwrap()
+        let [program, socket] = [&program, &socket].map(|path| path.to_str().unwrap());
+        let words = [&AS_NOBODY[..], &[program], arguments, &["--socket", socket]].concat();
+        gateway.lab.gateway.try_run("env", &words).unwrap()
     };
     assert_eq!(ask(&["log-level"]).success().unwrap().stdout_text(), "info\n");
-    let refusal = ask(&["log-level", "debug"]);
-    assert_eq!(refusal.status.code(), Some(1));
-    let text = refusal.stderr_text();
-    assert!(text.contains("only root and the daemon's own user"), "{text}");
+    assert_fails(&ask(&["log-level", "debug"]), 1, "only root and the daemon's own user");
 }
 
 /// Lines begin with a time of RFC 3339 where standard error is a file.

@@ -56,9 +56,8 @@ fn auto_takes_expectations_where_the_firewall_accepts_related_alone() {
         let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
         server.put("body", b"bytes").unwrap();
         for mode in MODES.into_iter().filter(|_| passes) {
-            let address = lab.server_address(V4);
-            let transfer = Transfer::new(ClientProgram::Curl, &lab.client, &server, address, mode);
-            assert_eq!(transfer.download("body").unwrap(), b"bytes", "{case} {mode}");
+            let downloaded = curl(lab, &server, mode).download("body").unwrap();
+            assert_eq!(downloaded, b"bytes", "{case} {mode}");
         }
         let doctor = doctor(daemon);
         let said = doctor.stdout_text();

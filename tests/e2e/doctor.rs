@@ -101,25 +101,26 @@ fn passive(lab: &Lab, daemon: &Daemon) -> (String, Opinion) {
 }
 
 /// The firewall is in the way; the lines that doctor prints, and nothing else, change that.
-fn cured_by_its_own_lines(rules: &str, lines: &[&str]) {
+fn cured_by_its_own_lines(case: &str, rules: &str, lines: &[&str]) {
     let (lab, daemon) = firewalled(rules);
     let firewalld = rules.contains("table inet firewalld");
     // firewalld accepts what is destination translated, as an active connection is here.
     let transfer = || if firewalld { passive(&lab, &daemon).0 } else { active(&lab) };
     let before = lab.gateway.ruleset().unwrap();
     let opinion = Opinion::of(&daemon);
-    assert_eq!(lab.gateway.ruleset().unwrap(), before, "doctor changed the rules");
+    assert_eq!(lab.gateway.ruleset().unwrap(), before, "{case}: doctor changed the rules");
     let hooks = ["forward", "postrouting", "active mode"];
     let is_of_data = |name: &&str| hooks.iter().any(|hook| name.starts_with(hook));
-    assert!(!opinion.well && opinion.problems().iter().all(is_of_data), "{}", opinion.report);
-    assert_eq!(opinion.remedies(), lines, "{}", opinion.report);
-    assert_ne!(transfer(), "open", "doctor said that it is blocked");
+    let is_data_alone = opinion.problems().iter().all(is_of_data);
+    assert!(!opinion.well && is_data_alone, "{case}: {}", opinion.report);
+    assert_eq!(opinion.remedies(), lines, "{case}: {}", opinion.report);
+    assert_ne!(transfer(), "open", "{case}: doctor said that it is blocked");
     for line in lines {
         lab.gateway.shell(line).unwrap();
     }
     let opinion = Opinion::of(&daemon);
-    assert!(opinion.well, "{}", opinion.report);
-    assert_eq!(transfer(), "open", "doctor said that it passes");
+    assert!(opinion.well, "{case}: {}", opinion.report);
+    assert_eq!(transfer(), "open", "{case}: doctor said that it passes");
 }
 
 const NFT_LINE: &str = "nft insert rule inet filter forward ct mark and 0x40000000 != 0 accept";
@@ -147,42 +148,6 @@ fn iptables(variant: &str) -> (String, [String; 2]) {
     (rules, lines)
 }
 
-#[test]
-fn default_drop_of_nftables_is_cured() {
-    cured_by_its_own_lines(DROPPING, &[NFT_LINE]);
-}
-
-#[test]
-fn a_trailing_reject_in_a_chain_of_nftables_is_cured() {
-    let rules = "nft -f - <<END
-table ip mine {
-    chain last { reject with icmp admin-prohibited; }
-    chain outside { ct state vmap { established : accept, invalid : drop }; goto last; }
-    chain f {
-        type filter hook forward priority 5; policy accept;
-        iifname lan tcp dport 21 accept
-        jump outside
-    }
-}
-END";
-    let line = "nft insert rule ip mine f ct mark and 0x40000000 != 0 accept";
-    cured_by_its_own_lines(rules, &[line]);
-}
-
-#[test]
-fn default_drop_of_iptables_is_cured() {
-    for variant in ["nft", "legacy"] {
-        let (rules, lines) = iptables(variant);
-        cured_by_its_own_lines(&rules, &lines.each_ref().map(String::as_str));
-    }
-}
-
-#[test]
-fn of_two_firewalls_both_are_cured() {
-    let (rules, [v4, v6]) = iptables("legacy");
-    cured_by_its_own_lines(&format!("{DROPPING}\n{rules}"), &[NFT_LINE, &v4, &v6]);
-}
-
 /// Rules that accept data connections at forward, and another chain.
 fn accepting_and(chain: &str) -> String {
     format!(
@@ -190,21 +155,74 @@ fn accepting_and(chain: &str) -> String {
     )
 }
 
-const OTHER_LINE: &str = "nft insert rule inet other c ct mark and 0x40000000 != 0 accept";
-
-#[test]
-fn default_drop_at_postrouting_is_cured() {
-    let chain = "type filter hook postrouting priority 0; policy drop
-        ct state established accept
-        tcp dport 21 accept";
-    cured_by_its_own_lines(&accepting_and(chain), &[OTHER_LINE]);
+/// Rules of nftables, as shell commands that load them.
+fn nft(rules: &str) -> String {
+    format!("nft -f - <<'END'\n{rules}\nEND\n")
 }
 
 #[test]
-fn a_drop_of_new_connections_from_outside_is_cured_for_active_mode() {
-    let chain = "type filter hook forward priority 10; policy accept
-        iifname wan ct state new drop";
-    cured_by_its_own_lines(&accepting_and(chain), &[OTHER_LINE]);
+fn firewalls_are_cured_by_the_lines_that_doctor_prints() {
+    let [(nft_rules, nft_lines), (legacy_rules, legacy_lines)] = ["nft", "legacy"].map(iptables);
+    let two_firewalls = format!("{DROPPING}\n{legacy_rules}");
+    let of_two = [NFT_LINE, &legacy_lines[0], &legacy_lines[1]];
+    let trailing_reject = nft("table ip mine {
+            chain last { reject with icmp admin-prohibited; }
+            chain outside { ct state vmap { established : accept, invalid : drop }; goto last; }
+            chain f {
+                type filter hook forward priority 5; policy accept;
+                iifname lan tcp dport 21 accept
+                jump outside
+            }
+        }
+        ");
+    let at_postrouting = accepting_and(
+        "type filter hook postrouting priority 0; policy drop
+         ct state established accept
+         tcp dport 21 accept",
+    );
+    // Active mode alone is in the way.
+    let from_outside = accepting_and(
+        "type filter hook forward priority 10; policy accept
+         iifname wan ct state new drop",
+    );
+    let docker = format!(
+        "iptables-nft-restore <<END\n{}END\n\
+         iptables-nft -A DOCKER-USER -m conntrack --ctstate ESTABLISHED -j ACCEPT\n\
+         iptables-nft -A DOCKER-USER -p tcp --dport 21 -j ACCEPT\n",
+        include_str!("../../crates/ftp-alg-firewall/src/samples/docker.save")
+    );
+    let ufw = format!(
+        "iptables-legacy-restore <<'END'\n{}END\n",
+        include_str!("../../crates/ftp-alg-firewall/src/samples/ufw.save")
+    );
+    let fw4 = include_str!("../../crates/ftp-alg-firewall/src/samples/fw4.txt");
+    let fw4 = nft(&fw4.replace("br-lan", "lan").replace("eth1", "wan"));
+    let firewalld = include_str!("../../crates/ftp-alg-firewall/src/samples/firewalld.txt");
+    let helper = firewalld.lines().find(|line| line.contains("ct helper set")).unwrap();
+    let firewalld = nft(&firewalld.replace(helper, ""))
+        + "nft add rule inet firewalld filter_FWD_public_allow tcp dport 21 accept\n";
+    let mark = "-m connmark --mark 0x40000000/0x40000000 -j ACCEPT";
+    let at = |chain: &str| format!("nft insert rule {chain} ct mark and 0x40000000 != 0 accept");
+    let cases: [(&str, &str, &[&str]); 11] = [
+        ("nftables", DROPPING, &[NFT_LINE]),
+        ("a reject at the end", &trailing_reject, &[&at("ip mine f")]),
+        ("iptables-nft", &nft_rules, &nft_lines.each_ref().map(String::as_str)),
+        ("iptables-legacy", &legacy_rules, &legacy_lines.each_ref().map(String::as_str)),
+        ("two firewalls", &two_firewalls, &of_two),
+        ("postrouting", &at_postrouting, &[&at("inet other c")]),
+        ("new connections from outside", &from_outside, &[&at("inet other c")]),
+        ("Docker", &docker, &[&format!("iptables-nft -I DOCKER-USER {mark}")]),
+        ("ufw", &ufw, &[&format!("iptables-legacy -I FORWARD {mark}")]),
+        ("fw4", &fw4, &[&at("inet fw4 forward")]),
+        ("firewalld", &firewalld, &[&at("inet firewalld filter_FORWARD")]),
+    ];
+    for some in cases.chunks(4) {
+        thread::scope(|scope| {
+            for (case, rules, lines) in some {
+                scope.spawn(|| cured_by_its_own_lines(case, rules, lines));
+            }
+        });
+    }
 }
 
 /// The LAN may reach guests, but not the other way round; FTP with the internet works in both modes.
@@ -265,46 +283,6 @@ fn a_rule_that_overwrites_the_ct_mark_before_the_filter_gets_advice() {
     let mask = "ct mark set ct mark & 0x70000000 | ";
     let cure = format!("nft 'flush chain inet other c; add rule inet other c {mask}5'");
     cured_by_advice(&accepting_and(chain), "forward", mask, &cure);
-}
-
-#[test]
-fn dockers_chains_are_cured_where_docker_leaves_room() {
-    let docker = include_str!("../../crates/ftp-alg-firewall/src/samples/docker.save");
-    let rules = format!(
-        "iptables-nft-restore <<END\n{docker}END\n\
-         iptables-nft -A DOCKER-USER -m conntrack --ctstate ESTABLISHED -j ACCEPT\n\
-         iptables-nft -A DOCKER-USER -p tcp --dport 21 -j ACCEPT\n"
-    );
-    let line = "iptables-nft -I DOCKER-USER -m connmark --mark 0x40000000/0x40000000 -j ACCEPT";
-    cured_by_its_own_lines(&rules, &[line]);
-}
-
-#[test]
-fn ufw_is_cured() {
-    let ufw = include_str!("../../crates/ftp-alg-firewall/src/samples/ufw.save");
-    let line = "iptables-legacy -I FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT";
-    cured_by_its_own_lines(&format!("iptables-legacy-restore <<'END'\n{ufw}END\n"), &[line]);
-}
-
-#[test]
-fn fw4_is_cured() {
-    let fw4 = include_str!("../../crates/ftp-alg-firewall/src/samples/fw4.txt");
-    let rules = fw4.replace("br-lan", "lan").replace("eth1", "wan");
-    let line = "nft insert rule inet fw4 forward ct mark and 0x40000000 != 0 accept";
-    cured_by_its_own_lines(&format!("nft -f - <<'END'\n{rules}END\n"), &[line]);
-}
-
-#[test]
-fn firewalld_is_cured() {
-    let firewalld = include_str!("../../crates/ftp-alg-firewall/src/samples/firewalld.txt");
-    let helper = firewalld.lines().find(|line| line.contains("ct helper set")).unwrap();
-    let rules = format!(
-        "nft -f - <<'END'\n{}END\n\
-         nft add rule inet firewalld filter_FWD_public_allow tcp dport 21 accept\n",
-        firewalld.replace(helper, "")
-    );
-    let line = "nft insert rule inet firewalld filter_FORWARD ct mark and 0x40000000 != 0 accept";
-    cured_by_its_own_lines(&rules, &[line]);
 }
 
 #[test]
@@ -463,9 +441,8 @@ fn auto_selects_the_back_end_that_the_firewall_accepts() {
     let lab = Lab::new(Topology::Masquerade).unwrap();
     let has_helpers = ConntrackAbilities::read().cthelper;
     let choice = |expected: &str| {
-        let mut command = lab.gateway.command(executable());
-        command.args(["doctor", "--json", "--socket", "/nonexistent"]);
-        let done = lab.gateway.finish(command, b"", Duration::from_secs(20)).unwrap();
+        let words = ["doctor", "--json", "--socket", "/nonexistent"];
+        let done = lab.gateway.try_run(executable(), &words).unwrap();
         let report: Value = serde_json::from_str(&done.stdout_text()).unwrap();
         assert_eq!(report["backend"], expected);
         let problems = report["problems"].as_array().unwrap().iter();
@@ -485,29 +462,17 @@ fn auto_selects_the_back_end_that_the_firewall_accepts() {
 
 #[test]
 fn a_running_daemon_is_no_obstacle_and_another_reader_of_the_queue_is() {
-    for firewall in
-        [FirewallKind::Nftables, FirewallKind::IptablesNft, FirewallKind::IptablesLegacy]
-    {
-        let spec = LabSpec { firewall, ..LabSpec::new(Topology::Masquerade) };
-        let lab = Lab::build(spec).unwrap();
+    for firewall in FirewallKind::ALL {
+        let lab = lab_behind(firewall, Topology::Masquerade);
         let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
         let running = lab.gateway.ruleset().unwrap();
         let done = daemon.ask(&["doctor"]).unwrap();
-        assert!(
-            done.status.success(),
-            "{firewall:?}: {}{}",
-            done.stdout_text(),
-            done.stderr_text()
-        );
-        assert!(
-            done.stdout_text().contains("read by the running ftp-alg"),
-            "{}",
-            done.stdout_text()
-        );
+        let said = done.stdout_text();
+        assert!(done.status.success(), "{firewall:?}: {said}{}", done.stderr_text());
+        assert!(said.contains("read by the running ftp-alg"), "{said}");
         assert_eq!(lab.gateway.ruleset().unwrap(), running);
-        let mut command = lab.gateway.command(executable());
-        command.args(["doctor", "--socket", "/nonexistent"]);
-        let done = lab.gateway.finish(command, b"", Duration::from_secs(20)).unwrap();
+        let words = ["doctor", "--socket", "/nonexistent"];
+        let done = lab.gateway.try_run(executable(), &words).unwrap();
         assert_eq!(done.status.code(), Some(1));
         assert!(done.stdout_text().contains("taken by another program"), "{}", done.stdout_text());
         // The daemon saw nobody at its table.
@@ -519,13 +484,13 @@ fn a_running_daemon_is_no_obstacle_and_another_reader_of_the_queue_is() {
 #[test]
 fn without_rights_it_says_so_and_guesses_nothing() {
     let lab = Lab::new(Topology::Routed).unwrap();
-    let mut command = lab.gateway.command("setpriv");
-    command.args(["--bounding-set=-all", "--inh-caps=-all"]);
-    command.arg(executable()).args(["doctor", "--socket", "/nonexistent"]);
-    let done = lab.gateway.finish(command, b"", Duration::from_secs(20)).unwrap();
-    assert_eq!(done.status.code(), Some(1));
-    assert!(done.stdout_text().contains("CAP_NET_ADMIN is missing"), "{}", done.stdout_text());
-    assert!(!done.stdout_text().contains("firewall\n"), "{}", done.stdout_text());
+    let program = executable().display().to_string();
+    let rights = ["--bounding-set=-all", "--inh-caps=-all", &program];
+    let words = [&rights[..], &["doctor", "--socket", "/nonexistent"]].concat();
+    let done = lab.gateway.try_run("setpriv", &words).unwrap();
+    let said = done.stdout_text();
+    assert_eq!(done.status.code(), Some(1), "{said}");
+    assert!(said.contains("CAP_NET_ADMIN is missing") && !said.contains("firewall\n"), "{said}");
 }
 
 #[test]

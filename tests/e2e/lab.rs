@@ -81,8 +81,7 @@ fn a_firewall_that_accepts_what_is_related_needs_no_mark() {
     let lab = lab_for(Topology::Masquerade, "conntrack");
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     server.put("a", b"abc").unwrap();
-    let address = lab.server_address(V4);
-    let transfer = Transfer::new(ClientProgram::Curl, &lab.client, &server, address, Mode::Active);
+    let transfer = curl(&lab, &server, Mode::Active);
     transfer.download("a").unwrap_err();
     lab.gateway.nft(&KERNEL_HELPER.replace("ct mark set ct mark or 0x40000000", "")).unwrap();
     assert_eq!(transfer.download("a").unwrap(), b"abc");
@@ -94,11 +93,8 @@ fn captures_on_both_sides_show_the_rewrite() {
     lab.gateway.nft(KERNEL_HELPER).unwrap();
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     server.put("a", b"abc").unwrap();
-    let inner = Capture::start(&lab.gateway, lab.client_side(), "tcp").unwrap();
-    let outer = Capture::start(&lab.gateway, lab.server_side(), "tcp").unwrap();
-    let address = lab.server_address(V4);
-    let transfer = Transfer::new(ClientProgram::Curl, &lab.client, &server, address, Mode::Active);
-    assert_eq!(transfer.download("a").unwrap(), b"abc");
+    let (inner, outer) = captures(&lab);
+    assert_eq!(curl(&lab, &server, Mode::Active).download("a").unwrap(), b"abc");
     let (inner, outer) = (inner.finish().unwrap(), outer.finish().unwrap());
     let announced = |analysis: &CaptureAnalysis| analysis.announcements().unwrap().join("; ");
     assert!(announced(&inner).starts_with("PORT 192,168,150,80,"), "{}", announced(&inner));

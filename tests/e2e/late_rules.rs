@@ -45,7 +45,7 @@ fn start(lab: &Lab, rules: &str) -> Waiting {
 /// They restore whole packet marks, which `ip rule` compares, and translate to a set of source ports.
 #[test]
 fn the_table_has_what_late_rules_demand_and_keeps_it_at_a_restart() {
-    let lab = Lab::build(LabSpec::new(Topology::Masquerade)).unwrap();
+    let lab = Lab::new(Topology::Masquerade).unwrap();
     let rules = "set -e
         ip rule add fwmark 1 lookup 100 priority 100
         nft 'table ip source { chain source { type nat hook postrouting priority 90; \
@@ -74,7 +74,7 @@ fn the_table_has_what_late_rules_demand_and_keeps_it_at_a_restart() {
 
 #[test]
 fn late_rules_that_accept_the_exact_ct_mark_turn_the_fast_path_off() {
-    let lab = Lab::build(LabSpec::new(Topology::Routed)).unwrap();
+    let lab = Lab::new(Topology::Routed).unwrap();
     let rules = "nft 'table inet exact { chain forward { type filter hook forward priority 10; \
          policy drop; ct mark 0x40000000 accept; ct state established accept; \
          tcp dport 21 accept; }; }'";
@@ -100,7 +100,7 @@ fn the_start_waits_for_rules_that_select_the_back_end() {
         );
         return;
     }
-    let lab = Lab::build(LabSpec::new(Topology::Routed)).unwrap();
+    let lab = Lab::new(Topology::Routed).unwrap();
     let program = executable_with_slow_nft(&lab, "sleep 2");
     let daemon = Daemon::start(&program, &lab.gateway, "").unwrap();
     let status = daemon.status().unwrap();

@@ -1,7 +1,5 @@
 //! The daemon's start and end: what it leaves behind, what passes without it, why it cannot start.
 
-use std::os::unix::fs::PermissionsExt;
-
 use crate::common::*;
 
 #[test]
@@ -123,39 +121,19 @@ fn unadjusted_connections_pass_while_the_daemon_is_down() {
     }
 }
 
-/// `run` must fail with exit code 1 and say why in one line, which holds `word`.
-fn assert_refuses(lab: &Lab, prepare: impl FnOnce(&mut std::process::Command), word: &str) {
-    let program = executable_for_everyone(lab);
-    let mut command = lab.gateway.command("env");
-    prepare(&mut command);
-    command.arg(&program).args(["run", "--config", "/nonexistent-by-choice"]);
-    let home = lab.directory().join("other");
-    fs::create_dir_all(&home).unwrap();
-    fs::set_permissions(&home, fs::Permissions::from_mode(0o777)).unwrap();
-    let file = home.join("ftp-alg.toml");
-    fs::write(&file, "").unwrap();
-    let mut command_line: Vec<_> = command.get_args().map(|arg| arg.to_owned()).collect();
-    if let Some(config) = command_line.last_mut() {
-        *config = file.into();
-    }
-    let mut command = std::process::Command::new(command.get_program());
-    command.args(command_line).arg("--state-dir").arg(home.join("state"));
-    command.arg("--socket").arg(home.join("socket"));
-    let done = lab.gateway.finish(command, b"", Duration::from_secs(10)).unwrap();
-    let said = done.stderr_text();
-    assert_eq!(done.status.code(), Some(1), "{said}");
-    assert_eq!(said.trim_end().lines().count(), 1, "{said}");
-    assert!(said.to_lowercase().contains(word), "{said}");
+/// `run`, which `under` starts, must fail with exit code 1 and say why in one line, which holds `word`.
+#[track_caller]
+fn assert_refuses(lab: &Lab, under: &[&str], word: &str) {
+    let done = run_another(lab, under, &executable_for_everyone(lab), &[], "");
+    assert_fails(&done, 1, word);
+    assert_eq!(done.stderr_text().trim_end().lines().count(), 1, "{}", done.stderr_text());
 }
 
 #[test]
 fn run_without_root_says_so() {
     let lab = Lab::new(Topology::Routed).unwrap();
     let before = lab.gateway.ruleset().unwrap();
-    let drop_root = |command: &mut std::process::Command| {
-        command.args(["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"]);
-    };
-    assert_refuses(&lab, drop_root, "root");
+    assert_refuses(&lab, &AS_NOBODY, "root");
     assert_eq!(lab.gateway.ruleset().unwrap(), before);
 }
 
@@ -163,24 +141,20 @@ fn run_without_root_says_so() {
 fn a_user_without_permission_gets_an_error() {
     let gateway = gateway(Topology::Routed);
     let program = executable_for_everyone(&gateway.lab);
-    let mut command = gateway.lab.gateway.command("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program);
-    command.arg("status").arg("--socket").arg(gateway.daemon.socket());
-    let done = gateway.lab.gateway.finish(command, b"", Duration::from_secs(10)).unwrap();
-    assert_eq!(done.status.code(), Some(1));
-    assert!(done.stderr_text().contains("run this as the daemon's user"), "{}", done.stderr_text());
+    let [program, socket] =
+        [program, gateway.daemon.socket()].map(|path| path.display().to_string());
+    let words = [&AS_NOBODY[..], &[&program, "status", "--socket", &socket]].concat();
+    let done = gateway.lab.gateway.try_run("env", &words).unwrap();
+    assert_fails(&done, 1, "run this as the daemon's user");
 }
 
 #[test]
 fn run_without_nftables_says_so() {
     let lab = Lab::new(Topology::Routed).unwrap();
     let before = lab.gateway.ruleset().unwrap();
-    let hide = |command: &mut std::process::Command| {
-        let lines = "mount -t tmpfs none /usr/sbin; \
-            [ -L /sbin ] || mount -t tmpfs none /sbin; exec \"$@\"";
-        command.args(["unshare", "--mount", "sh", "-c", lines, "sh"]);
-    };
-    assert_refuses(&lab, hide, "nft");
+    let hide = "mount -t tmpfs none /usr/sbin; \
+        [ -L /sbin ] || mount -t tmpfs none /sbin; exec \"$@\"";
+    assert_refuses(&lab, &["unshare", "--mount", "sh", "-c", hide, "sh"], "nft");
     assert_eq!(lab.gateway.ruleset().unwrap(), before);
 }
 
@@ -189,20 +163,18 @@ fn run_with_its_queue_taken_says_so_and_leaves_the_other_alone() {
     let gateway = gateway(Topology::Masquerade);
     let lab = &gateway.lab;
     let running = lab.gateway.ruleset().unwrap();
-    assert_refuses(lab, |_| (), "queue");
+    assert_refuses(lab, &[], "queue");
     assert_eq!(lab.gateway.ruleset().unwrap(), running);
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     server.put("a", b"still here").unwrap();
-    let address = lab.server_address(V4);
-    let transfer = Transfer::new(ClientProgram::Curl, &lab.client, &server, address, Mode::Active);
-    assert_eq!(transfer.download("a").unwrap(), b"still here");
+    assert_eq!(curl(lab, &server, Mode::Active).download("a").unwrap(), b"still here");
 }
 
 #[test]
 fn an_iptables_firewall_needs_one_line_too() {
     for kind in [FirewallKind::IptablesNft, FirewallKind::IptablesLegacy] {
         for topology in [Topology::Masquerade, Topology::PublishedServer, Topology::Routed] {
-            let lab = Lab::build(LabSpec { firewall: kind, ..LabSpec::new(topology) }).unwrap();
+            let lab = lab_behind(kind, topology);
             let daemon = Daemon::start(&executable(), &lab.gateway, "").unwrap();
             let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
             server.put("a", b"abc").unwrap();
@@ -226,12 +198,9 @@ fn a_state_directory_is_for_one_daemon() {
     let gateway = gateway(Topology::Routed);
     let state = gateway.daemon.socket().with_file_name("state");
     // Where neither queue nor rules are in the way.
-    let elsewhere = &gateway.lab.server;
-    let mut command = elsewhere.command(executable());
-    command.args(["run", "--state-dir"]).arg(&state);
-    command.arg("--socket").arg(state.with_file_name("other"));
-    let done = elsewhere.finish(command, b"", Duration::from_secs(10)).unwrap();
-    assert_eq!(done.status.code(), Some(1), "{}", done.stderr_text());
-    assert!(done.stderr_text().contains("is in use by another ftp-alg"), "{}", done.stderr_text());
+    let paths = [&state, &state.with_file_name("other")].map(|path| path.display().to_string());
+    let words = ["run", "--state-dir", &paths[0], "--socket", &paths[1]];
+    let done = gateway.lab.server.try_run(executable(), &words).unwrap();
+    assert_fails(&done, 1, "is in use by another ftp-alg");
     assert!(!state.join("queue-2100.refused").exists());
 }

@@ -79,10 +79,9 @@ fn assert_works_confined(start: &str, uid: u32) {
 
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
     let exchange = |name: &str| {
-        for mode in [Mode::Active, Mode::Passive] {
-            let address = lab.server_address(V4);
-            let transfer = Transfer::new(ClientProgram::Curl, &lab.client, &server, address, mode);
-            if let Err(error) = transfer.exchange(&server, &format!("{name}-{mode}"), b"the body") {
+        for mode in MODES {
+            let name = format!("{name}-{mode}");
+            if let Err(error) = curl(&lab, &server, mode).exchange(&server, &name, b"the body") {
                 panic!("{start}: {mode}: {error}\n{}", daemon.log());
             }
         }
@@ -261,18 +260,9 @@ fn a_daemon_that_does_not_start_leaves_no_fast_path() {
     let start = "exec unshare --mount sh -c 'mount -t bpf -o mode=700 bpf /sys/fs/bpf; \"$@\"; \
                  find /sys/fs/bpf/ftp-alg -mindepth 1 >&2; echo looked >&2' sh \"$@\"";
     let program = starter(&lab, start);
-    let run = |configuration: &str| {
-        let place = lab.directory().join("gateway-ftp-alg");
-        fs::create_dir_all(&place).unwrap();
-        fs::write(place.join("fast.toml"), configuration).unwrap();
-        let mut command = lab.gateway.command(&program);
-        command.args(["run", "--config"]).arg(place.join("fast.toml"));
-        command.arg("--state-dir").arg(place.join("own-state"));
-        command.arg("--socket").arg(place.join("own-socket"));
-        lab.gateway.finish(command, b"", Duration::from_secs(10)).unwrap().stderr_text()
-    };
     let _first = Daemon::start(&executable(), &lab.gateway, "").unwrap();
-    let said = run("queue.fast-path = \"auto\"\n");
+    let fast_path = "queue.fast-path = \"auto\"\n";
+    let said = run_another(&lab, &[], &program, &[], fast_path).stderr_text();
     assert!(said.contains("queue 2100 is taken by another program"), "{said}");
     assert!(said.ends_with("looked\n") && !said.contains("/sys/fs/bpf/ftp-alg/"), "{said}");
 }
@@ -309,14 +299,11 @@ fn a_daemon_whose_broker_ends_ends_too_and_says_so() {
 /// Every program that the daemon asks for the firewall is one that the broker runs.
 #[test]
 fn all_of_the_firewall_is_read() {
-    for firewall in
-        [FirewallKind::Nftables, FirewallKind::IptablesNft, FirewallKind::IptablesLegacy]
-    {
+    for firewall in FirewallKind::ALL {
         let admission = Admission::Related;
         let spec = LabSpec { firewall, admission, ..LabSpec::new(Topology::Masquerade) };
         let lab = Lab::build(spec).unwrap();
-        let configuration = NFTABLES;
-        let daemon = Daemon::start(&executable(), &lab.gateway, configuration).unwrap();
+        let daemon = Daemon::start(&executable(), &lab.gateway, NFTABLES).unwrap();
         wait_for("what it found", || daemon.log().contains("problem data-connections"));
         assert!(!daemon.log().contains("cannot read all rules"), "{}", daemon.log());
     }
@@ -325,50 +312,32 @@ fn all_of_the_firewall_is_read() {
 /// The kernel shows some of its files to root only.
 #[test]
 fn what_only_root_may_read_is_not_taken_for_absent() {
-    let spec =
-        LabSpec { firewall: FirewallKind::IptablesLegacy, ..LabSpec::new(Topology::Masquerade) };
-    let lab = Lab::build(spec).unwrap();
+    let lab = lab_behind(FirewallKind::IptablesLegacy, Topology::Masquerade);
     let program = starter(&lab, "chown -R 65534 $home; exec \"$@\" --user nobody");
     let daemon = Daemon::start(&program, &lab.gateway, "").unwrap();
     wait_for("the rules", || daemon.log().contains("cannot read all rules"));
     let log = daemon.log();
     assert!(log.contains("overruns are counted from gaps in the packet ids"), "{log}");
     let server = Server::start(ServerKind::Vsftpd, &lab.server).unwrap();
-    let address = lab.server_address(V4);
-    let transfer = Transfer::new(ClientProgram::Curl, &lab.client, &server, address, Mode::Active);
-    transfer.exchange(&server, "a", b"the body").unwrap();
+    curl(&lab, &server, Mode::Active).exchange(&server, "a", b"the body").unwrap();
     assert_eq!(daemon.counter("overruns").unwrap(), 0);
 
-    let other = lab.directory().join("other");
-    let mut second = lab.gateway.command(executable());
-    second.args(["run", "--user", "nobody", "--state-dir"]).arg(&other);
-    second.arg("--socket").arg(other.join("socket"));
-    let done = lab.gateway.finish(second, b"", Duration::from_secs(10)).unwrap();
-    assert_eq!(done.status.code(), Some(1), "{}", done.stderr_text());
-    assert!(
-        done.stderr_text().contains("queue 2100 is taken by another program"),
-        "{}",
-        done.stderr_text()
-    );
+    let done = run_another(&lab, &[], &executable(), &["--user", "nobody"], "");
+    assert_fails(&done, 1, "queue 2100 is taken by another program");
 }
 
 #[test]
 fn an_unknown_user_is_wrong_usage_and_nobody_becomes_another() {
     let lab = Lab::new(Topology::Routed).unwrap();
     let program = executable_for_everyone(&lab);
-    let home = lab.directory().join("home");
     let refused = |start: &str, user: &str, code: i32, words: &str| {
-        let mut command = lab.gateway.command("sh");
-        command.args(["-c", &format!("{start} \"$@\""), "sh"]).arg(&program);
-        command.args(["run", "--user", user, "--state-dir"]).arg(home.join("state"));
-        command.arg("--socket").arg(home.join("socket"));
-        let done = lab.gateway.finish(command, b"", Duration::from_secs(10)).unwrap();
-        assert_eq!(done.status.code(), Some(code), "{}", done.stderr_text());
-        assert!(done.stderr_text().contains(words), "{}", done.stderr_text());
+        let under = ["sh", "-c", &format!("{start} \"$@\""), "sh"];
+        let done = run_another(&lab, &under, &program, &["--user", user], "");
+        assert_fails(&done, code, words);
     };
     refused("exec", "no-such-user", 2, "--user no-such-user: no such user in /etc/passwd");
-    let nobody = "chown -R 65534 $PWD/home; exec setpriv --reuid=65534 --clear-groups";
-    fs::create_dir_all(home.join("state")).unwrap();
+    let nobody = "mkdir $PWD/elsewhere/state; chown -R 65534 $PWD/elsewhere; \
+                  exec setpriv --reuid=65534 --clear-groups";
     refused(nobody, "nobody", 1, "cannot become user nobody");
     refused("exec", "daemon", 1, "belongs to user 65534, but the daemon runs as user 1");
 }

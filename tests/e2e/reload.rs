@@ -5,6 +5,8 @@
 
 use crate::common::*;
 
+const OTHER_QUEUES: &str = "queue.number = 2200\n";
+
 fn reloads() -> u64 {
     std::env::var("FTP_ALG_RELOADS").map_or(15, |text| text.parse().unwrap())
 }
@@ -16,9 +18,8 @@ fn reload(lab: &Lab, firewall: &str) {
 
 /// The chains of the daemon's table; nothing while there is none.
 fn our_table(lab: &Lab) -> String {
-    let mut command = lab.gateway.command("nft");
-    command.args(["--stateless", "list", "table", "inet", "ftp_alg"]);
-    let text = lab.gateway.finish(command, b"", Duration::from_secs(20)).unwrap().stdout_text();
+    let list = ["--stateless", "list", "table", "inet", "ftp_alg"];
+    let text = lab.gateway.try_run("nft", &list).unwrap().stdout_text();
     text.find("\tchain").map(|at| text[at..].to_owned()).unwrap_or_default()
 }
 
@@ -195,23 +196,10 @@ fn a_second_daemon_with_other_queues_does_not_start() {
     let lab = Lab::new(Topology::Masquerade).unwrap();
     let first = Daemon::start(&executable(), &lab.gateway, "").unwrap();
     let running = our_table(&lab);
-    let command = second_daemon(&lab, &executable());
-    let done = lab.gateway.finish(command, b"", Duration::from_secs(20)).unwrap();
-    assert_eq!(done.status.code(), Some(1), "{}", done.stderr_text());
-    assert!(done.stderr_text().contains("is that of another ftp-alg"), "{}", done.stderr_text());
+    let done = run_another(&lab, &[], &executable(), &[], OTHER_QUEUES);
+    assert_fails(&done, 1, "is that of another ftp-alg");
     assert_eq!(our_table(&lab), running);
     drop(first);
-}
-
-/// The command that runs another daemon, at other queues and with its own files.
-fn second_daemon(lab: &Lab, program: &Path) -> std::process::Command {
-    let file = lab.gateway.write("second.toml", b"[queue]\nnumber = 2200\n").unwrap();
-    let home = file.with_file_name("second");
-    fs::create_dir_all(&home).unwrap();
-    let mut command = lab.gateway.command(program);
-    command.args(["run", "--config"]).arg(file).arg("--state-dir").arg(home.join("state"));
-    command.arg("--socket").arg(home.join("socket"));
-    command
 }
 
 /// Where the kernel lets it: the table of another one that owns it cannot be replaced anyway.
@@ -224,7 +212,7 @@ fn a_daemon_whose_table_another_one_has_replaced_does_not_start_again() {
     // It has a session that it would go on with.
     let client = hold(&lab, (login(), gate()));
     first.kill();
-    let command = second_daemon(&lab, &program);
+    let command = another_daemon(&lab, &[], &program, &[], OTHER_QUEUES);
     let second = lab.gateway.start(command, "second").unwrap();
     wait_for("the second daemon", || second.log().contains("ready"));
     let running = our_table(&lab);

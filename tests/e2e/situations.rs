@@ -11,8 +11,7 @@ const CLIENTS: [ClientProgram; 3] =
     [ClientProgram::Curl, ClientProgram::Lftp, ClientProgram::Tnftp];
 
 fn gateway(topology: Topology, firewall: FirewallKind, configuration: &str) -> Gateway {
-    let lab = Lab::build(LabSpec { firewall, ..LabSpec::new(topology) }).unwrap();
-    Gateway::on(lab, configuration)
+    Gateway::on(lab_behind(firewall, topology), configuration)
 }
 
 /// Nothing is open any more, and nothing went wrong on the way.
@@ -436,16 +435,13 @@ fn lftp_that_waits_for_no_reply_transfers() {
                 // It answers RETR before PORT if both come at once, and lftp drops the file.
                 continue;
             }
-            let mut lftp = lab.client.command("lftp");
             let script = format!(
                 "set ftp:sync-mode off; set ftp:passive-mode {passive}; set ftp:ssl-allow off; \
                  set net:timeout 8; set net:max-retries 1; set cmd:fail-exit on; \
                  open -u {user},{password} {}; cd pub; cls; cat 'a b.txt'; bye",
                 lab.server_address(V4)
             );
-            lftp.args(["-c", &script]);
-            let done = lab.client.finish(lftp, b"", Duration::from_secs(30)).unwrap();
-            let text = done.success().unwrap().stdout_text();
+            let text = lab.client.run("lftp", &["-c", &script]).unwrap().stdout_text();
             assert!(text.contains("a b.txt") && text.contains("the body"), "{kind}: {text}");
         }
     }

@@ -40,8 +40,7 @@ fn handshakes(lab: &Lab) -> u64 {
 #[test]
 fn transfers_work_behind_synproxy_and_no_problem_is_reported() {
     for state in ["auto", "off"] {
-        let spec = LabSpec { firewall: FirewallKind::None, ..LabSpec::new(Topology::Routed) };
-        let lab = Lab::build(spec).unwrap();
+        let lab = lab_behind(FirewallKind::None, Topology::Routed);
         if let Err(error) = lab.gateway.nft(RULES) {
             assert!(error.to_string().contains("synproxy"), "{error}");
             println!("not tried: this kernel has no SYNPROXY (CONFIG_NFT_SYNPROXY): {error}");

@@ -23,15 +23,6 @@ fn assert_goes_on(gateway: &Gateway, client: GatedClient, what: &str) {
     assert_eq!(gateway.lab.gateway.invalid_packets().unwrap(), 0, "{what}");
 }
 
-/// `ftp-alg run` with these words, which is to fail.
-fn run(gateway: &Gateway, program: &Path, words: &[&str], configuration: &str) -> ProgramOutput {
-    let host = &gateway.lab.gateway;
-    let file = host.write("second.toml", configuration.as_bytes()).unwrap();
-    let mut command = host.command(program);
-    command.args(["run", "--config"]).arg(file).args(words);
-    host.finish(command, b"", Duration::from_secs(20)).unwrap()
-}
-
 fn text(path: &Path) -> String {
     path.to_str().unwrap().to_owned()
 }
@@ -71,7 +62,7 @@ fn a_second_daemon_does_not_start_and_the_first_lives() {
             let _ = fs::remove_dir_all(state);
             words.extend(["--user", user]);
         }
-        let done = run(&gateway, &program, &words, configuration);
+        let done = run_another(&gateway.lab, &[], &program, &words, configuration);
         assert_eq!(done.status.code(), Some(1), "{words:?}: {}", done.stderr_text());
         assert!(done.stderr_text().contains(expected), "{words:?}: {}", done.stderr_text());
         assert_eq!(tables(), running, "{words:?}");
@@ -91,12 +82,10 @@ fn takeover_with(
     socket: &str,
     configuration: &str,
 ) -> BackgroundProcess {
-    let host = &gateway.lab.gateway;
     let program = executable_for_everyone(&gateway.lab);
-    let config = host.write("second.toml", configuration.as_bytes()).unwrap();
-    let mut command = host.command(&program);
-    command.args(["run", "--takeover", "--socket", socket, "--config"]).arg(config).args(words);
-    let mut second = host.start(command, "second").unwrap();
+    let words = [&["--takeover", "--socket", socket][..], words].concat();
+    let command = another_daemon(&gateway.lab, &[], &program, &words, configuration);
+    let mut second = gateway.lab.gateway.start(command, "second").unwrap();
     wait_for("the second daemon", || {
         assert!(second.exit_status().is_none(), "{}", second.log());
         second.log().contains("ready: version ")
@@ -105,11 +94,8 @@ fn takeover_with(
 }
 
 fn answer(gateway: &Gateway, what: &str, socket: &str) -> Value {
-    let host = &gateway.lab.gateway;
-    let mut command = host.command(executable_for_everyone(&gateway.lab));
-    command.args([what, "--json", "--socket", socket]);
-    let text = host.finish(command, b"", Duration::from_secs(10)).unwrap().success().unwrap();
-    serde_json::from_str(&text.stdout_text()).unwrap()
+    let done = gateway.lab.gateway.try_run(executable(), &[what, "--json", "--socket", socket]);
+    serde_json::from_str(&done.unwrap().success().unwrap().stdout_text()).unwrap()
 }
 
 #[test]
@@ -184,7 +170,7 @@ fn a_takeover_that_could_not_start_ends_nothing() {
     ] {
         let _ = fs::remove_dir_all(Path::new(&state).with_file_name("state"));
         let words = ["--takeover", "--state-dir", state, "--socket", socket, "--user", user];
-        let done = run(&gateway, &program, &words, "");
+        let done = run_another(&gateway.lab, &[], &program, &words, "");
         assert_eq!(done.status.code(), Some(1), "{words:?}: {}", done.stderr_text());
         assert!(done.stderr_text().contains(expected), "{words:?}: {}", done.stderr_text());
         assert_eq!(gateway.daemon.exit_status(), None, "{words:?}: {}", gateway.daemon.log());
@@ -234,10 +220,9 @@ fn another_program_is_not_ended() {
     let lines = format!("exec {}/other \"$@\"", gateway.lab.directory().display());
     let other = shell_program(host, "start-other", &lines);
     let mut other = Daemon::start(&other, host, "").unwrap();
-    let done = run(&gateway, &program, &words, "");
-    assert_eq!(done.status.code(), Some(1));
+    let done = run_another(&gateway.lab, &[], &program, &words, "");
     let expected = format!("is read by other, process {}, which is not ftp-alg", other.id());
-    assert!(done.stderr_text().contains(&expected), "{}", done.stderr_text());
+    assert_fails(&done, 1, &expected);
     assert!(other.status().is_ok());
     other.stop().unwrap();
 }

@@ -10,12 +10,10 @@ struct Try {
 
 /// `doctor --try` on `host`, with more arguments.
 fn attempt(host: &Host, url: &str, more: &[&str]) -> Try {
-    let mut command = host.command(executable());
-    command.args(["doctor", "--json", "--try", url]).args(more);
-    if !more.contains(&"--socket") {
-        command.args(["--socket", "/nonexistent"]);
-    }
-    let done = host.finish(command, b"", Duration::from_secs(90)).unwrap();
+    let none: &[&str] =
+        if more.contains(&"--socket") { &[] } else { &["--socket", "/nonexistent"] };
+    let words = [&["doctor", "--json", "--try", url], more, none].concat();
+    let done = host.try_run(executable(), &words).unwrap();
     let text = done.stdout_text();
     let report: Value = serde_json::from_str(&text)
         .unwrap_or_else(|error| panic!("{error}: {}", done.stderr_text()));
@@ -58,6 +56,15 @@ fn url(lab: &Lab, server: Option<&Server>, family: Family) -> String {
     }
 }
 
+/// A try on the client of a gateway that only routes, with a scripted server.
+fn attempt_with(plan: Value) -> (Lab, Try) {
+    let lab = Lab::new(Topology::Routed).unwrap();
+    lab.gateway.shell("nft flush ruleset").unwrap();
+    let _server = scripted_server(&lab.server, &plan);
+    let tried = attempt(&lab.client, &url(&lab, None, V4), &[]);
+    (lab, tried)
+}
+
 const MODES: [&str; 4] = ["EPSV", "PASV", "EPRT", "PORT"];
 
 #[test]
@@ -97,10 +104,8 @@ fn a_gateway_tries_for_itself() {
     let tried = attempt(&gateway.lab.gateway, &url, &["--socket", &socket]);
     assert_eq!(tried.failed(), ["EPSV", "PASV"], "{}", tried.text);
     let says = tried.says("EPSV");
-    assert!(
-        says.ends_with("dropped on this machine by the policy of inet gateway output"),
-        "{says}"
-    );
+    let end = "dropped on this machine by the policy of inet gateway output";
+    assert!(says.ends_with(end), "{says}");
     let remedy = "nft insert rule inet gateway output ct mark and 0x40000000 != 0 accept";
     assert_eq!(tried.steps[4]["remedy"], json!([remedy]));
 }
@@ -133,12 +138,8 @@ fn without_the_daemon_data_connections_fail_and_login_does_not() {
     assert_eq!(tried.failed(), MODES, "{}", tried.text);
     let to = server_address(&lab);
     let says = tried.says("EPSV");
-    assert!(
-        says.starts_with(&format!(
-            "reply 229, but the data connection failed: connection to {to}:"
-        )),
-        "{says}"
-    );
+    let start = format!("reply 229, but the data connection failed: connection to {to}:");
+    assert!(says.starts_with(&start), "{says}");
     assert!(says.ends_with("no answer to the SYN within 5 s"), "{says}");
     assert!(tried.says("PORT").contains(" refused: 500 Illegal PORT command"), "{}", tried.text);
     assert!(tried.steps[4]["remedy"][0].as_str().unwrap().contains("ftp-alg doctor"));
@@ -211,11 +212,8 @@ fn a_password_may_come_from_a_file() {
 
 #[test]
 fn a_foreign_address_is_reported_and_never_used() {
-    let lab = Lab::new(Topology::Routed).unwrap();
-    lab.gateway.shell("nft flush ruleset").unwrap();
     let plan = json!({"pasv_reply": "227 Entering Passive Mode (198,51,100,66,200,10)"});
-    let _server = scripted_server(&lab.server, &plan);
-    let tried = attempt(&lab.client, &url(&lab, None, V4), &[]);
+    let (lab, tried) = attempt_with(plan);
     assert_eq!(tried.failed(), ["PASV"], "{}", tried.text);
     let says = tried.says("PASV");
     let to = server_address(&lab);
@@ -228,22 +226,16 @@ fn a_foreign_address_is_reported_and_never_used() {
 
 #[test]
 fn low_ports_and_nonsense_are_not_tried() {
-    let lab = Lab::new(Topology::Routed).unwrap();
-    lab.gateway.shell("nft flush ruleset").unwrap();
     let extra = json!({
         "EPSV": "229 Entering Extended Passive Mode (|||22|)",
         "PASV": "227 \u{1b}[2Jnothing",
         "EPRT": "500 Unknown \u{7}command",
         "LIST": "425 Cannot",
     });
-    let _server = scripted_server(&lab.server, &json!({"extra": extra}));
-    let tried = attempt(&lab.client, &url(&lab, None, V4), &[]);
+    let (lab, tried) = attempt_with(json!({"extra": extra}));
     assert_eq!(tried.failed(), MODES, "{}", tried.text);
-    assert!(
-        tried.says("EPSV").starts_with("announced port 22 is below 1024 and was not tried"),
-        "{}",
-        tried.text
-    );
+    let says = tried.says("EPSV");
+    assert!(says.starts_with("announced port 22 is below 1024 and was not tried"), "{says}");
     assert!(tried.says("PASV").ends_with("227 \\u{1b}[2Jnothing"), "{}", tried.text);
     assert!(tried.says("EPRT").ends_with(" refused: 500 Unknown \\u{7}command"), "{}", tried.text);
     let says = tried.says("PORT");
@@ -254,11 +246,8 @@ fn low_ports_and_nonsense_are_not_tried() {
 
 #[test]
 fn a_server_without_extended_modes_is_no_failure() {
-    let lab = Lab::new(Topology::Routed).unwrap();
-    lab.gateway.shell("nft flush ruleset").unwrap();
     let extra = json!({"EPSV": "502 Not implemented", "EPRT": "500 Unknown command"});
-    let _server = scripted_server(&lab.server, &json!({"extra": extra}));
-    let tried = attempt(&lab.client, &url(&lab, None, V4), &[]);
+    let (_lab, tried) = attempt_with(json!({"extra": extra}));
     assert_eq!((tried.failed(), tried.skipped()), (vec![], vec!["EPSV", "EPRT"]), "{}", tried.text);
     let says = tried.says("EPSV");
     assert_eq!(says, "not supported by the server: 502 Not implemented");
@@ -266,9 +255,7 @@ fn a_server_without_extended_modes_is_no_failure() {
 
 #[test]
 fn a_server_that_hangs_ends_the_try() {
-    let lab = Lab::new(Topology::Routed).unwrap();
-    let _server = scripted_server(&lab.server, &json!({"greeting": null}));
-    let tried = attempt(&lab.client, &url(&lab, None, V4), &[]);
+    let (_lab, tried) = attempt_with(json!({"greeting": null}));
     assert_eq!((tried.failed(), tried.skipped()), (vec!["greeting"], MODES.to_vec()));
     assert_eq!(tried.says("greeting"), "connected, but no reply within 10 s");
 }
@@ -277,12 +264,11 @@ fn a_server_that_hangs_ends_the_try() {
 fn without_capabilities_everything_but_the_rules_is_reported() {
     let lab = Lab::new(Topology::Routed).unwrap();
     let program = executable_for_everyone(&lab);
-    let mut command = lab.client.command("setpriv");
-    command.args(["--reuid=65534", "--regid=65534", "--clear-groups"]).arg(program);
-    command.args(["doctor", "--try", &url(&lab, None, V4)]);
-    let done = lab.client.finish(command, b"", Duration::from_secs(60)).unwrap();
-    assert!(done.stdout_text().contains("connection refused by"), "{}", done.stdout_text());
-    assert!(done.stdout_text().contains("      run this as root "), "{}", done.stdout_text());
+    let (program, url) = (program.to_str().unwrap(), url(&lab, None, V4));
+    let words = [&AS_NOBODY[..], &[program, "doctor", "--try", &url]].concat();
+    let said = lab.client.try_run("env", &words).unwrap().stdout_text();
+    assert!(said.contains("connection refused by"), "{said}");
+    assert!(said.contains("      run this as root "), "{said}");
 }
 
 #[test]
@@ -300,9 +286,8 @@ fn what_is_printed_fits_a_terminal() {
     let extra = json!({"EPRT": "500 ".to_owned() + &"no and never ".repeat(50)});
     let plan = json!({"pasv_reply": "227 (198,51,100,66,200,10)", "extra": extra});
     let _server = scripted_server(&lab.server, &plan);
-    let mut command = lab.client.command(executable());
-    command.args(["doctor", "--try", &url(&lab, None, V4)]);
-    let done = lab.client.finish(command, b"", Duration::from_secs(60)).unwrap();
+    let words = ["doctor", "--try", &url(&lab, None, V4)];
+    let done = lab.client.try_run(executable(), &words).unwrap();
     let text = done.stdout_text();
     assert_eq!(done.status.code(), Some(1), "{text}");
     assert!(text.lines().all(|line| line.chars().count() <= 80), "{text}");

@@ -57,7 +57,7 @@ fn transfers_in_a_zone_of_one_direction_work_without_expectations() {
 /// So many rules that the daemon does not wait for them, at its start and after a crash.
 #[test]
 fn zones_of_rules_that_take_long_to_read_are_inspected() {
-    let lab = Lab::build(LabSpec::new(Topology::Masquerade)).unwrap();
+    let lab = Lab::new(Topology::Masquerade).unwrap();
     let rule = |number| format!("ip saddr 10.{}.{}.9 counter\n", number / 256, number % 256);
     let many: String = (0..12_000).map(rule).collect();
     lab.gateway.nft(&format!("table inet many {{ chain unused {{\n{many}}}\n}}")).unwrap();

@@ -147,9 +147,8 @@ impl Daemon {
             expected.lines().chain(fast_path.stdout_text().lines()).map(str::to_owned).collect();
         // Not the whole table: other sets may have 65,536 elements.
         for name in ["pinholes4", "pinholes6"] {
-            let mut command = self.gateway.command("nft");
-            command.args(["-j", "list", "set", "inet", "ftp_alg", name]);
-            let listed = self.gateway.finish(command, b"", Duration::from_secs(60))?;
+            let listed =
+                self.gateway.try_run("nft", &["-j", "list", "set", "inet", "ftp_alg", name])?;
             if !listed.status.success() {
                 continue;
             }

@@ -24,6 +24,11 @@ pub enum FirewallKind {
     None,
 }
 
+impl FirewallKind {
+    /// All programs.
+    pub const ALL: [Self; 3] = [Self::Nftables, Self::IptablesNft, Self::IptablesLegacy];
+}
+
 /// How a gateway's firewall recognises data connections that `ftp-alg` admitted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Admission {

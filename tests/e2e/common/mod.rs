@@ -14,6 +14,8 @@ pub use std::{
 };
 use std::{
     net::IpAddr,
+    os::unix::fs::PermissionsExt as _,
+    process::Command,
     sync::atomic::{AtomicU32, Ordering},
 };
 
@@ -62,6 +64,65 @@ pub fn executable_after(lab: &Lab, preparation: &str) -> PathBuf {
     );
     lab.gateway.shell(&lines).unwrap();
     script
+}
+
+/// The command `ftp-alg run` of another daemon on the gateway, which `under` starts. Its options are `words`; files that
+/// they do not name are in a directory that anyone may use.
+pub fn another_daemon(
+    lab: &Lab,
+    under: &[&str],
+    program: &Path,
+    words: &[&str],
+    configuration: &str,
+) -> Command {
+    let home = lab.directory().join("elsewhere");
+    fs::create_dir_all(&home).unwrap();
+    fs::set_permissions(&home, fs::Permissions::from_mode(0o777)).unwrap();
+    let file = lab.gateway.write("another.toml", configuration.as_bytes()).unwrap();
+    let mut command = lab.gateway.command("env");
+    command.args(under).arg(program).args(["run", "--config"]).arg(file).args(words);
+    for (option, name) in [("--state-dir", "state"), ("--socket", "socket")] {
+        if !words.contains(&option) {
+            command.arg(option).arg(home.join(name));
+        }
+    }
+    command
+}
+
+/// What comes of [`another_daemon`], which is not to start.
+pub fn run_another(
+    lab: &Lab,
+    under: &[&str],
+    program: &Path,
+    words: &[&str],
+    configuration: &str,
+) -> ProgramOutput {
+    let command = another_daemon(lab, under, program, words, configuration);
+    lab.gateway.finish(command, b"", Duration::from_secs(20)).unwrap()
+}
+
+/// Asserts that a program ended with this code and said `why` on standard error.
+#[track_caller]
+pub fn assert_fails(done: &ProgramOutput, code: i32, why: &str) {
+    let said = done.stderr_text();
+    assert!(
+        done.status.code() == Some(code) && said.contains(why),
+        "{why}: {}: {said}",
+        done.status
+    );
+}
+
+/// The words that start a program as the user `nobody`.
+pub const AS_NOBODY: [&str; 4] = ["setpriv", "--reuid=65534", "--regid=65534", "--clear-groups"];
+
+/// A lab whose gateway has the lab's rules by this program.
+pub fn lab_behind(firewall: FirewallKind, topology: Topology) -> Lab {
+    Lab::build(LabSpec { firewall, ..LabSpec::new(topology) }).unwrap()
+}
+
+/// Transfers of curl with `server` over IPv4.
+pub fn curl<'a>(lab: &'a Lab, server: &Server, mode: Mode) -> Transfer<'a> {
+    Transfer::new(ClientProgram::Curl, &lab.client, server, lab.server_address(V4), mode)
 }
 
 /// A lab with `ftp-alg run` on its gateway. The daemon goes first when it is dropped.
@@ -134,8 +195,7 @@ pub fn lab_for(topology: Topology, configuration: &str) -> Lab {
 
 /// A lab whose gateway has no firewall but `rules`.
 pub fn lab_with_rules(topology: Topology, rules: &str) -> Lab {
-    let spec = LabSpec { firewall: FirewallKind::None, ..LabSpec::new(topology) };
-    let lab = Lab::build(spec).unwrap();
+    let lab = lab_behind(FirewallKind::None, topology);
     lab.gateway.nft(rules).unwrap();
     lab
 }
