@@ -1,24 +1,8 @@
 //! IPv4 and IPv6 connections whose addresses have the same numeric value are separate connections.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    time::Instant,
-};
+use ftp_alg_core::engine::Translation;
 
-use ftp_alg_core::{
-    engine::{PacketMeta, PacketOutcome, Translation},
-    packet::flags,
-};
-
-use super::{
-    support::{
-        scenario::{NATS, Scenario},
-        script::LOGIN,
-        segment::Segment,
-        sim::Sim,
-    },
-    with,
-};
+use super::*;
 
 /// The IPv6 addresses that have the numeric value of an IPv4 address: IPv4-compatible (`::a.b.c.d`) and IPv4-mapped
 /// (`::ffff:a.b.c.d`).

@@ -3,22 +3,9 @@
 
 use std::ops::Range;
 
-use ftp_alg_core::{
-    policy::AuthTls,
-    session::Side::{Client, Server},
-};
-
 use super::{
-    everywhere, everywhere_v4,
-    support::{
-        Rng,
-        ftp::{active, at, crossed_out},
-        readings::{Ends, Telnet, command},
-        scenario::{Nat, Scenario},
-        script::{GREETING, LOGIN},
-        sim::Sim,
-    },
-    with, without_nagle,
+    support::readings::{Ends, Telnet, command},
+    *,
 };
 
 /// The host-port of a third host.

@@ -1,18 +1,8 @@
 //! The forms of announcements: which are rewritten, which open a pinhole, and which are forwarded as text.
 
-use ftp_alg_core::{
-    policy::{ForeignAddress, Policy},
-    session::Side::{Client, Server},
-};
-
 use super::{
-    assert_untouched, everywhere, everywhere_v4, logged_in_everywhere,
-    support::{
-        ftp::{at, crossed_out, eprt, host_port},
-        scenario::{Nat, Scenario},
-        sim::Sim,
-    },
-    with,
+    support::ftp::{eprt, host_port},
+    *,
 };
 
 /// Plays a dialogue that opens nothing, and of which nothing is changed.

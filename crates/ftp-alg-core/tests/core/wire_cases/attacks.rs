@@ -1,26 +1,8 @@
 //! Encrypted sessions, other protocols, and segments that an attacker crafts or spoofs.
 
-use std::time::{Duration, Instant};
-
-use ftp_alg_core::{
-    engine::{PacketMeta, QueueMode},
-    ftp::{Command, Text},
-    packet::flags,
-    session::Side::{self, Client, Server},
-};
-
 use super::{
-    assert_untouched, everywhere, everywhere_v4, logged_in_everywhere,
-    support::{
-        Rng,
-        fast_path::model::{is_bypassable, random_request},
-        ftp::ServerModel,
-        scenario::{Nat, Scenario},
-        script::GREETING,
-        segment::Segment,
-        sim::Sim,
-    },
-    with, without_nagle,
+    support::fast_path::model::{is_bypassable, random_request},
+    *,
 };
 
 const OWN: &str = "PORT 192,168,150,80,9,9\r\n";

@@ -2,21 +2,9 @@
 //! that neither end expects. However a server reassembles them, it never executes an announcement that the gateway did
 //! not inspect.
 
-use ftp_alg_core::{
-    engine::QueueMode,
-    packet::flags,
-    session::Side::{self, Client, Server},
-};
-
 use super::{
-    support::{
-        Rng,
-        scenario::Nat,
-        segment::Segment,
-        sim::Sim,
-        victim::{ALL, Prefers, Victim},
-    },
-    with,
+    support::victim::{ALL, Prefers, Victim},
+    *,
 };
 
 /// An announcement of a third host, which no client may make.

@@ -1,17 +1,7 @@
 //! Dialogues of real servers and clients that differ from the RFCs: every line passes unchanged, and the transfers that
 //! follow work. Each was reported in public.
 
-use ftp_alg_core::session::Side::{Client, Server};
-
-use super::{
-    everywhere_v4,
-    support::{
-        ftp::{at, passive},
-        scenario::{NATS, Scenario},
-        script::{GREETING, LOGIN, USER_PASS, cases},
-        sim::Sim,
-    },
-};
+use super::*;
 
 /// Passive and active transfers work, again and again.
 pub fn assert_transfers(sim: &mut Sim, name: &str) {

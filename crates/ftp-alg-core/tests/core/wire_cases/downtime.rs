@@ -1,22 +1,9 @@
 //! Restarts and downtime of the daemon: which connections it continues to inspect, what it assumes about packets that
 //! may have passed unread, and what an end can achieve with false acknowledgements.
 
-use std::time::Instant;
+use ftp_alg_core::packet::Packet;
 
-use ftp_alg_core::{
-    engine::{PacketMeta, PacketOutcome, QueueMode},
-    packet::{Packet, flags},
-    session::Side::{self, Client, Server},
-};
-
-use super::{
-    support::{
-        scenario::Nat,
-        segment::Segment,
-        sim::{Sim, daemon::Decision},
-    },
-    with,
-};
+use super::{support::sim::daemon::Decision, *};
 
 const PASSIVE: &[u8] = b"227 Entering Passive Mode (203,0,113,9,19,137)\r\n";
 const EXTENDED: &[u8] = b"229 Entering Extended Passive Mode (|||5001|)\r\n";

@@ -1,21 +1,6 @@
 //! Where encryption begins, and replies that only look as if the server had accepted `AUTH`.
 
-use ftp_alg_core::{
-    packet::flags,
-    session::Side::{Client, Server},
-};
-
-use super::{
-    ambiguous_lines::executed_bounce,
-    dialects::record,
-    support::{
-        scenario::{Nat, Scenario},
-        script::{GREETING, cases},
-        segment::Segment,
-        sim::Sim,
-    },
-    without_nagle,
-};
+use super::{ambiguous_lines::executed_bounce, dialects::record, *};
 
 const BOUNCE: &[u8] = b"PORT 10,99,99,99,8,152\r\n";
 

@@ -1,18 +1,9 @@
 //! How a dialogue begins: greetings, text before them, and clients that do not wait for them.
 
-use ftp_alg_core::session::Side::{Client, Server};
-
 use super::{
     ambiguous_lines::{executed_bounce, received_in_pieces},
     dialects::{assert_served, assert_transfers},
-    everywhere_v4,
-    support::{
-        ftp::{active, at, passive},
-        scenario::{Nat, Scenario},
-        script::{GREETING, LOGIN, USER_PASS, messages},
-        sim::Sim,
-    },
-    with, without_nagle,
+    *,
 };
 
 #[test]

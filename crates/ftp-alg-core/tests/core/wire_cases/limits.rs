@@ -1,20 +1,8 @@
 //! Each limit: no pinhole opens, the dialogue continues, and the event is counted and logged.
 
-use ftp_alg_core::{
-    engine::{EventKind, Limits},
-    policy::Policy,
-    session::Side::{Client, Server},
-};
+use ftp_alg_core::engine::{EventKind, Limits};
 
-use super::{
-    assert_untouched,
-    support::{
-        ftp::{ServerModel, text},
-        scenario::{Nat, Scenario},
-        sim::Sim,
-    },
-    with,
-};
+use super::*;
 
 fn limited(policy: Policy) -> Sim {
     Sim::logged_in(Scenario { policy, ..with(Nat::Masquerade) })

@@ -1,18 +1,6 @@
 //! How servers and clients end their lines, other than with CR LF alone, and still work.
 
-use ftp_alg_core::session::Side::{self, Client, Server};
-
-use super::{
-    dialects::assert_transfers,
-    everywhere_v4,
-    support::{
-        ftp::{at, passive},
-        scenario::{Nat, Scenario},
-        script::{LOGIN, messages},
-        sim::Sim,
-    },
-    with,
-};
+use super::{dialects::assert_transfers, *};
 
 /// Passive and active transfers work after `login`, where the ends of `which` end their lines with `end`.
 fn assert_line_ends_work(scenario: Scenario, login: &str, end: &str, which: &[Side]) {

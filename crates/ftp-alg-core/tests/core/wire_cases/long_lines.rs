@@ -1,11 +1,8 @@
 //! Lines of a client that are longer than what is stored of them. They are forwarded, and scanned to their end.
 
-use ftp_alg_core::session::Side::{Client, Server};
-
 use super::{
     ambiguous_lines::{executed_bounce, received_in_pieces},
-    support::{scenario::Nat, sim::Sim},
-    without_nagle,
+    *,
 };
 
 const BOUNCE: &str = "PORT 10,99,99,99,9,9\r\n";

@@ -1,19 +1,10 @@
 //! An end acknowledges bytes that the gateway has not seen. When does the dialogue get in step again?
 
-use std::time::Duration;
-
-use ftp_alg_core::{
-    packet::flags::ACK,
-    session::Side::{self, Client, Server},
-};
+use ftp_alg_core::packet::flags::ACK;
 
 use super::{
-    support::{
-        ends::{Ends, WIDE},
-        scenario::Nat,
-        script::cases,
-    },
-    with,
+    support::ends::{Ends, WIDE},
+    *,
 };
 
 /// A command and a passive reply that a listing may contain.

@@ -26,11 +26,25 @@ mod split_replies;
 mod streams;
 mod urgent;
 
-use ftp_alg_core::engine::QueueMode;
+use std::{
+    net::{IpAddr, SocketAddr},
+    time::{Duration, Instant},
+};
+
+use ftp_alg_core::{
+    engine::{PacketMeta, PacketOutcome, QueueMode},
+    ftp::{Command, Text},
+    packet::flags,
+    policy::{AuthTls, ExternalAddress, ForeignAddress, KnownServer, Policy},
+    session::Side::{self, Client, Server},
+};
 
 use crate::support::{
-    self,
+    self, Rng,
+    ftp::{ServerModel, active, at, crossed_out, passive, text},
     scenario::{NATS, Nat, Scenario},
+    script::{GREETING, LOGIN, USER_PASS, cases, messages},
+    segment::Segment,
     sim::Sim,
 };
 

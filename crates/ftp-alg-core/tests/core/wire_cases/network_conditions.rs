@@ -1,25 +1,13 @@
 //! What networks and hosts do to a connection: closed windows, keep-alives, resegmentation, congestion marks and tuple
 //! reuse. And what off-path attackers send into it.
 
-use std::time::Duration;
-
-use ftp_alg_core::{
-    packet::flags,
-    session::Side::{Client, Server},
-};
-
 use super::{
-    everywhere, everywhere_v4, logged_in_everywhere,
     support::{
-        ftp::{active, text},
         link::Link,
-        scenario::{Nat, Scenario},
-        script::LOGIN,
-        segment::{CWR, ECE, Segment},
-        sim::Sim,
+        segment::{CWR, ECE},
         tcp::{Probe, Settings},
     },
-    with,
+    *,
 };
 
 const PROBES: [Probe; 3] = [Probe::Empty, Probe::Next, Probe::Garbage];

@@ -1,26 +1,8 @@
 //! When a pinhole opens and closes, and that none is left over.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    time::Duration,
-};
+use ftp_alg_core::engine::Pinhole;
 
-use ftp_alg_core::{
-    engine::{Pinhole, QueueMode},
-    packet::flags,
-    policy::{ExternalAddress, KnownServer, Policy},
-    session::Side::{Client, Server},
-};
-
-use super::{
-    assert_untouched, everywhere, everywhere_v4, logged_in_everywhere,
-    support::{
-        ftp::{active, at, crossed_out, passive},
-        scenario::{Nat, Scenario},
-        sim::Sim,
-    },
-    with,
-};
+use super::*;
 
 #[test]
 fn a_pinhole_is_open_before_its_announcement_is_forwarded() {

@@ -1,26 +1,8 @@
 //! The effect of policies on the wire: known servers, networks, denied ports and external names.
 
-use std::net::SocketAddr;
+use ftp_alg_core::policy::{ExternalAddresses, NetworkPolicy};
 
-use ftp_alg_core::{
-    engine::QueueMode,
-    policy::{
-        AuthTls, ExternalAddress, ExternalAddresses, ForeignAddress, KnownServer, NetworkPolicy,
-        Policy,
-    },
-    session::Side::Client,
-};
-
-use super::{
-    everywhere, everywhere_v4,
-    support::{
-        ftp::{active, at, crossed_out, passive},
-        scenario::{Nat, Scenario},
-        script::GREETING,
-        sim::Sim,
-    },
-    with,
-};
+use super::*;
 
 /// A scenario with a known server, for which `replace_foreign_address` is set or not.
 fn with_known_server(

@@ -1,24 +1,7 @@
 //! Spoofed packets can make the engine queue every packet of a connection. These queue modes end, and the kernel is
 //! asked to set the mode `Selected` again.
 
-use std::time::{Duration, Instant};
-
-use ftp_alg_core::{
-    engine::{PacketMeta, PacketOutcome, QueueMode},
-    packet::flags,
-    session::Side::{self, Client, Server},
-};
-
-use super::{
-    everywhere, logged_in_everywhere,
-    support::{
-        scenario::{Nat, Scenario},
-        script::LOGIN,
-        segment::Segment,
-        sim::Sim,
-    },
-    with,
-};
+use super::*;
 
 /// Longer than a queue mode lasts after the packet that caused it.
 const LONG: Duration = Duration::from_secs(10);

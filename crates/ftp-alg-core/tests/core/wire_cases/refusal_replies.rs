@@ -1,19 +1,6 @@
 //! The client learns at once, and in the order of its commands, why the gateway refused a command or a reply.
 
-use ftp_alg_core::{
-    policy::{AuthTls, ForeignAddress, KnownServer, Policy},
-    session::Side::{Client, Server},
-};
-
-use super::{
-    assert_untouched, everywhere, everywhere_v4,
-    support::{
-        ftp::{crossed_out, text},
-        scenario::{Nat, Scenario},
-        sim::Sim,
-    },
-    with,
-};
+use super::*;
 
 const BOUNCE: &str = "PORT 10,99,99,99,21,179\r\n";
 

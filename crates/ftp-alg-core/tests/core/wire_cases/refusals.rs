@@ -1,19 +1,6 @@
 //! Refused commands never reach the server, and replies stay in order.
 
-use ftp_alg_core::{
-    policy::{AuthTls, ForeignAddress, Policy},
-    session::Side::Client,
-};
-
-use super::{
-    everywhere, everywhere_v4,
-    support::{
-        ftp::{ServerModel, active, at, crossed_out, text},
-        scenario::{Nat, Scenario},
-        sim::Sim,
-    },
-    with, without_nagle,
-};
+use super::*;
 
 /// Sends `pieces` one after the other from a logged-in client to a model server. Returns what the client gets and the
 /// lines that the server receives.

@@ -1,22 +1,12 @@
 //! A client can use its receive window to make its server stop anywhere in a reply. The next segment then looks like
 //! another reply, but is the remainder of the same one.
 
-use ftp_alg_core::{
-    packet::flags::ACK,
-    session::Side::{Client, Server},
-};
+use ftp_alg_core::packet::flags::ACK;
 
 use super::{
     ambiguous_lines::split_listing,
-    everywhere,
-    support::{
-        ends::{Ends, WIDE},
-        ftp::{at, passive},
-        scenario::Nat,
-        script::cases,
-        sim::Sim,
-    },
-    with,
+    support::ends::{Ends, WIDE},
+    *,
 };
 
 const REPLY: &str = "229 x (|||3306|)\r\n";

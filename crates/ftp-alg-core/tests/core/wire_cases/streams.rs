@@ -1,16 +1,6 @@
 //! TCP is a byte stream: announcements may be split, retransmitted, combined with other lines, or followed by a FIN.
 
-use ftp_alg_core::session::Side::{self, Client, Server};
-
-use super::{
-    assert_untouched, everywhere,
-    support::{
-        ftp::{ServerModel, text},
-        scenario::{Nat, Scenario},
-        sim::Sim,
-    },
-    with,
-};
+use super::*;
 
 /// For each end: an announcement between two other lines, and the text that the peer receives.
 fn announcements_of_both(scenario: &Scenario) -> [(Side, String, String); 2] {

@@ -1,17 +1,9 @@
 //! Urgent data: whichever byte a server removes from the stream, it never reads a command that the gateway did not
 //! inspect.
 
-use ftp_alg_core::{
-    ftp::{Command, Text, Verb},
-    packet::flags,
-    session::Side::{Client, Server},
-};
+use ftp_alg_core::ftp::Verb;
 
-use super::{
-    everywhere, everywhere_v4, logged_in_everywhere,
-    support::{Rng, ftp::text, scenario::Nat, segment::Segment, sim::Sim},
-    without_nagle,
-};
+use super::*;
 
 /// An announcement of a third host.
 const BOUNCE: &str = "PORT 10,0,0,9,0,22\r\n";
