@@ -21,11 +21,8 @@ use crate::{
     rng,
 };
 use frames::{ACK, Frame, WINDOW};
-use layout::{
-    COMMAND_PENDING, EPSV_PENDING, Flow, GREETING_DUE, HANDED_BACK, INSPECTED, LOGIN_DUE,
-    LOGIN_PENDING, LineRecord, PASV_PENDING, PORT_PENDING, READY, RING_FULL, Side,
-};
-use scene::{CLIENT, ID, SERVER, Talk, now, routed};
+use layout::*;
+use scene::*;
 
 const BYPASSABLE: [&str; 20] = [
     "NOOP", "PWD", "CWD", "CDUP", "TYPE", "SIZE", "MDTM", "REST", "RETR", "STOR", "APPE", "LIST",

@@ -45,10 +45,7 @@ use ftp_alg_lab::wait_for;
 use packets::{PacketAction, serve, tcp, with_payload};
 use socket2::{Domain, Protocol, Socket, Type};
 
-use lab::{
-    CLIENT, CLIENT6, EXTERNAL, EXTERNAL2, EXTERNAL6, Lab, OneAtATime as _, SERVER, SERVER2,
-    SERVER6, at, connect, exchange, inside, ip, is_silent, listen, pinhole, unacknowledged_bytes,
-};
+use lab::*;
 
 const LIFETIME: Duration = Duration::from_secs(20);
 

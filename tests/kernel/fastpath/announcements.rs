@@ -4,12 +4,7 @@ use std::net::{Ipv4Addr, SocketAddr, TcpListener};
 
 use ftp_alg_core::ftp::{Announcement, Padding, Text};
 
-use super::{
-    data::syn,
-    layout::{Flow, OPENED, PASV_PENDING, Pinhole, PinholeKey, READY, REWRITTEN, Side},
-    rng::Rng,
-    scene::{ID, LOOPBACK, SECOND, SERVER, Talk, masqueraded, now, published, routed},
-};
+use super::{data::syn, layout::*, rng::Rng, scene::*};
 
 /// The pinhole that a flow opens for an announcement of this side.
 fn key(flow: &Flow, announcing: Side, port: u16) -> PinholeKey {

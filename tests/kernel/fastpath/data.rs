@@ -2,11 +2,7 @@
 
 use std::net::{Ipv4Addr, SocketAddrV4};
 
-use super::{
-    frames::{ACK, CWR, Checksum, ECE, FIN, Frame, PSH, RST, SYN, URG, with_right_ip_checksum},
-    layout::{ADMITTED, PacketTuple, Pinhole, PinholeKey, Side},
-    scene::{ID, LOOPBACK, OTHER_INTERFACE, Outcome, SECOND, Scene, Talk, now, routed},
-};
+use super::{frames::*, layout::*, scene::*};
 
 pub const KEY: PinholeKey = PinholeKey {
     initiator: Ipv4Addr::new(192, 0, 2, 9),

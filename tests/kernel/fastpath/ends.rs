@@ -1,8 +1,8 @@
 //! The FIN of each side, after the last line.
 
 use super::{
-    frames::{ACK, Checksum, FIN, Frame, PSH},
-    layout::{COMMAND_PENDING, FIN_DUE, Flow, INSPECTED, QUIT_PENDING, Side},
+    frames::*,
+    layout::*,
     scene::{ID, Talk, routed},
 };
 

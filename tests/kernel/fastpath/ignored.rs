@@ -1,9 +1,9 @@
 //! What the program ignores, because its sender is elsewhere or its receiver never gets it.
 
 use super::{
-    frames::{ACK, FIN, Frame, PSH, RST, SYN},
+    frames::*,
     layout::{Flow, Side},
-    scene::{LOOPBACK, OTHER_INTERFACE, Talk, routed},
+    scene::*,
 };
 
 /// Either end, or another host, may have forged it. Or it passes to an interface above this one.

@@ -5,8 +5,8 @@ use std::net::{Ipv4Addr, SocketAddr};
 use ftp_alg_core::ftp::{Announcement, Padding};
 
 use super::{
-    frames::{ACK, CWR, FIN, Frame, PSH, RST},
-    layout::{Flow, PASV_PENDING, PORT_PENDING, READY, Side},
+    frames::*,
+    layout::*,
     rng::Rng,
     scene::{Talk, masqueraded, published},
 };

@@ -5,8 +5,8 @@ use std::{sync::Barrier, thread};
 use super::{
     data::syn,
     frames::{ACK, FIN, Frame},
-    layout::{ADMITTED, HANDED_BACK, INSPECTED, OPENED, READY, Side},
-    scene::{ID, Scene, Talk, routed},
+    layout::*,
+    scene::*,
 };
 
 const ROUNDS: usize = 3000;

@@ -3,11 +3,8 @@
 use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::{
-    frames::{ACK, CWR, Checksum, ECE, FIN, Frame, NS, PSH, RST, SYN, URG},
-    layout::{
-        COMMAND_PENDING, EPSV_PENDING, FIN_DUE, Flow, GREETING_DUE, LOGIN_DUE, LOGIN_PENDING,
-        PASV_PENDING, PORT_PENDING, PacketTuple, QUIT_PENDING, READY, Side,
-    },
+    frames::*,
+    layout::*,
     scene::{ID, Talk, routed},
 };
 

@@ -5,9 +5,9 @@ use std::net::{Ipv4Addr, SocketAddrV4};
 
 use super::{
     data::{is_admitted_with, pinhole, syn},
-    frames::{ACK, Checksum, Frame, SYN},
-    layout::{ADMITTED, AdmittedSyn, Flow, PacketTuple, Pinhole, PinholeKey, Side},
-    scene::{ID, OTHER_INTERFACE, SECOND, Scene, Talk, masqueraded, now, published, routed},
+    frames::*,
+    layout::*,
+    scene::*,
 };
 
 /// Announces the endpoint of `key` again, after a transfer that failed. Returns the mark of an admitted SYN.

@@ -12,13 +12,7 @@ use aya::{
 };
 use ftp_alg_fastpath::PROGRAM;
 
-use super::{
-    frames::{ACK, FIN, Frame, PSH, payload},
-    layout::{
-        AdmittedSyn, Flow, HANDED_BACK, INSPECTED, LineRecord, PacketTuple, Pinhole, PinholeKey,
-        READY, REWRITTEN, Side, SynKey, TupleValue, saved_line,
-    },
-};
+use super::{frames::*, layout::*};
 
 pub const CLIENT: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(10, 0, 0, 2), 40000);
 pub const SERVER: SocketAddrV4 = SocketAddrV4::new(Ipv4Addr::new(192, 0, 2, 9), 21);

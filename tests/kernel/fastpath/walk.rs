@@ -7,14 +7,11 @@ use std::{collections::BTreeSet, env, net::Ipv4Addr, time::Duration};
 use super::{
     admitted_syns::{AdmittedSyns, DataSyn},
     data::syn,
-    frames::{ACK, FIN, Frame, PSH, RST, SYN, URG, payload},
-    layout::{
-        EPSV_PENDING, Flow, GREETING_DUE, LOGIN_DUE, LOGIN_PENDING, PASV_PENDING, PORT_PENDING,
-        PacketTuple, PinholeKey, READY, Side, last_pinhole,
-    },
+    frames::*,
+    layout::*,
     model::{Expected, GREETINGS, Passed, Pinholes, Segment, decide, random_request},
     rng::Rng,
-    scene::{Scene, now, routed, tuple},
+    scene::*,
 };
 
 /// Announced ports. They are few, so that flows find pinholes of others. 1030 is barred.

@@ -13,9 +13,7 @@ use ftp_alg_fastpath::{FastPath, remove_leftovers};
 
 use super::{
     lab::{Lab, inside},
-    program::{
-        CLIENT, SERVER, exchange, flow, frame, indices, lab_with_pins, read, receive, tuples,
-    },
+    program::*,
 };
 
 /// The interfaces of the gateway that the kernel has the program attached to.

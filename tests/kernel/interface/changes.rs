@@ -16,10 +16,7 @@ use ftp_alg_core::engine::{Kernel as _, KernelError, Opening, Pinhole, Translati
 use ftp_alg_lab::wait_for;
 use socket2::{Domain, Protocol, SockRef, Socket, Type};
 
-use super::lab::{
-    CLIENT, CLIENT6, EXTERNAL, EXTERNAL2, Lab, SERVER, SERVER2, SERVER6, at, connect, exchange, ip,
-    is_silent, listen, pinhole,
-};
+use super::lab::*;
 
 /// Longer than 65,536 take in an emulator.
 const LIFETIME: Duration = Duration::from_secs(600);

@@ -9,10 +9,7 @@ use socket2::{Domain, Socket, Type};
 
 use super::{
     changes::Place,
-    lab::{
-        CLIENT, CLIENT6, EXTERNAL, SERVER, SERVER6, at, connect, connect_within, exchange, inside,
-        is_silent, listen, pinhole,
-    },
+    lab::*,
     packets::{PacketAction, serve},
 };
 

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use ftp_alg::kernel::{RuleParameters, inject::Injector, table::Table};
 
-use super::lab::{CLIENT, CLIENT6, EXTERNAL, EXTERNAL6, Lab, SERVER, SERVER6, ip};
+use super::lab::*;
 
 /// Other mark bits than the default ones as well.
 #[test]

@@ -9,7 +9,7 @@ use ftp_alg_lab::wait_for;
 use super::{
     attachments::{name_set, update_attachments},
     lab::{Lab, inside},
-    program::{CLIENT, Pins, SERVER, flow, frame, indices, read, send_frame, tuples},
+    program::*,
 };
 
 /// How the client reaches the gateway.

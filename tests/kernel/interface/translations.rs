@@ -6,13 +6,7 @@ use ftp_alg_core::engine::{Kernel as _, Translation};
 use ftp_alg_lab::wait_for;
 use socket2::SockRef;
 
-use super::{
-    Ready,
-    lab::{
-        CLIENT, CLIENT6, GATEWAY_INSIDE, SERVER, SERVER6, at, connect, connect_from, exchange,
-        listen,
-    },
-};
+use super::{Ready, lab::*};
 
 fn nat(ready: &Ready, rules: &str) {
     ready.lab.gateway_sh(&format!(
