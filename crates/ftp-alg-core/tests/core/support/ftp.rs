@@ -141,6 +141,31 @@ impl Sim {
         text(self.say(side, said.as_bytes()))
     }
 
+    /// Has `side` say `pieces` one after the other, each when all is still, and gives what the peer received.
+    pub fn say_in_pieces<'a>(
+        &mut self,
+        side: Side,
+        pieces: impl IntoIterator<Item = &'a [u8]>,
+    ) -> Vec<u8> {
+        pieces.into_iter().flat_map(|piece| self.say(side, piece)).collect()
+    }
+
+    /// As [`say_in_pieces`](Self::say_in_pieces), in two that are cut at `at`.
+    pub fn tell_cut(&mut self, side: Side, said: &str, at: usize) -> String {
+        let (first, second) = said.as_bytes().split_at(at);
+        text(self.say_in_pieces(side, [first, second]))
+    }
+
+    /// Closes both ends, `first` before the other. Nothing must be left.
+    #[track_caller]
+    pub fn assert_ends(mut self, first: Side) {
+        for side in [first, first.peer()] {
+            self.close(side);
+            self.settle();
+        }
+        self.assert_nothing_left();
+    }
+
     /// Lets the client ask and the server answer; gives what each received.
     pub fn exchange(&mut self, command: &str, reply: &str) -> (String, String) {
         (self.tell(Client, command), self.tell(Server, reply))

@@ -244,6 +244,13 @@ impl Sim {
         self.end(side.peer()).read()
     }
 
+    /// As [`say`](Self::say); the last byte is urgent.
+    pub fn say_urgent(&mut self, side: Side, bytes: &[u8]) -> Vec<u8> {
+        self.write_urgent(side, bytes);
+        self.settle();
+        self.end(side.peer()).read()
+    }
+
     /// Goes on until nothing is under way and no retransmission is due.
     pub fn settle(&mut self) {
         while self.step() {}

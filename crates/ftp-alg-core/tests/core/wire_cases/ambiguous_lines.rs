@@ -21,11 +21,7 @@ pub fn received_in_pieces<'a>(
     mut sim: Sim,
     pieces: impl IntoIterator<Item = &'a [u8]>,
 ) -> (Vec<u8>, Sim) {
-    for piece in pieces {
-        sim.write(Client, piece);
-        sim.settle();
-    }
-    (sim.server.read(), sim)
+    (sim.say_in_pieces(Client, pieces), sim)
 }
 
 fn logged_in() -> Sim {
@@ -418,10 +414,8 @@ fn refusals_apply_after_a_picked_up_sessions_first_reply() {
         for cut in 0..line.len() {
             let mut sim = Sim::logged_in(with_auth_refused());
             sim.forget();
-            let (first, second) = line.split_at(cut);
             for seen in [line, &crossed_out(line)] {
-                let heard = sim.tell(Client, first) + &sim.tell(Client, second);
-                assert_eq!(heard, seen, "split at {cut}");
+                assert_eq!(sim.tell_cut(Client, line, cut), seen, "split at {cut}");
                 sim.play("< 500 no");
             }
         }
@@ -538,8 +532,7 @@ fn a_picked_up_session_refuses_bounces_after_an_ftp_reply() {
         sim.forget();
         sim.play("> NOOP < 200 ok");
         for cut in 1..third.len() {
-            let (first, second) = third.split_at(cut);
-            let heard = sim.tell(Client, first) + &sim.tell(Client, second);
+            let heard = sim.tell_cut(Client, &third, cut);
             assert_eq!(heard, crossed_out(&third), "split at {cut}");
             sim.play("< 500 what?");
         }

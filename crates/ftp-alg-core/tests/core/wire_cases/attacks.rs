@@ -51,9 +51,7 @@ fn an_announcement_after_ccc_is_rewritten_wherever_segments_end() {
                 close_tls(&mut sim);
                 sim.play(before);
                 let [line, seen] = sim.active(2200);
-                let (first, second) = line.split_at(cut);
-                let heard = sim.tell(Client, first) + &sim.tell(Client, second);
-                assert_eq!(heard, seen, "split at {cut}");
+                assert_eq!(sim.tell_cut(Client, &line, cut), seen, "split at {cut}");
                 assert_eq!((sim.kernel.opened.len(), sim.timeouts()), (1, 0), "split at {cut}");
             }
         }
@@ -126,7 +124,7 @@ fn connections_of_other_protocols_are_never_rewritten() {
             for cut in 1..first.len().min(8) {
                 let mut sim = Sim::after(scenario.clone(), GREETING);
                 let (start, rest) = first.split_at(cut);
-                assert_eq!([sim.say(Client, start), sim.say(Client, rest)].concat(), first);
+                assert_eq!(sim.say_in_pieces(Client, [start, rest]), first);
                 sim.play("> USER x < 230 in > PASS x < 230 in");
                 let line = &sim.active(2200)[0];
                 assert_eq!(sim.exchange(line, "200 ok\r\n").0, *line, "split at {cut}");

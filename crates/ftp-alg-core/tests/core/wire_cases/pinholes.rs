@@ -54,10 +54,7 @@ fn a_pinhole_is_revoked_if_the_server_refuses_its_announcement() {
             sim.exchange(&sim.active(2200)[0], reply);
             assert_eq!(sim.kernel.opened.len(), 1);
             assert_eq!(sim.kernel.pinholes(), []);
-            sim.close(Client);
-            sim.close(Server);
-            sim.settle();
-            sim.assert_nothing_left();
+            sim.assert_ends(Client);
         }
     });
 }
@@ -352,10 +349,7 @@ fn a_kernel_error_refuses_the_announcement() {
         sim.kernel.failing = false;
         assert_eq!(sim.kernel.opened, []);
         assert_eq!(sim.tell(Client, &line), seen);
-        sim.close(Client);
-        sim.close(Server);
-        sim.settle();
-        sim.assert_nothing_left();
+        sim.assert_ends(Client);
     });
 }
 

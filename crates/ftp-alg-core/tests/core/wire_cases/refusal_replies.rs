@@ -11,16 +11,6 @@ fn without_nagle(nat: Nat) -> Scenario {
     scenario
 }
 
-/// Sends `reply` from the server as two segments, split at `cut`. Returns what the client receives.
-fn received_reply(sim: &mut Sim, reply: &str, cut: usize) -> String {
-    let (first, rest) = reply.as_bytes().split_at(cut);
-    for piece in [first, rest] {
-        sim.write(Server, piece);
-        sim.settle();
-    }
-    text(sim.client.read())
-}
-
 #[test]
 fn a_refused_passive_reply_becomes_a_425_of_equal_length() {
     everywhere(|mut scenario| {
@@ -30,7 +20,7 @@ fn a_refused_passive_reply_becomes_a_425_of_equal_length() {
             let mut sim = Sim::logged_in(scenario.clone());
             let command = sim.passive_command();
             sim.tell(Client, command);
-            let heard = received_reply(&mut sim, &low, cut);
+            let heard = sim.tell_cut(Server, &low, cut);
             assert_eq!(heard.trim_end(), "425 Gateway: below min-data-port.", "split at {cut}");
             assert_eq!((heard.len(), sim.timeouts()), (low.len(), 0));
             assert_eq!(sim.kernel.opened, []);
@@ -154,7 +144,7 @@ fn a_227_too_long_to_hold_is_forwarded_unchanged() {
     let mut sim = Sim::logged_in(without_nagle(Nat::PortForward));
     sim.play("> PASV");
     let long = format!("227 {} (10,99,99,99,21,179)\r\n", "x".repeat(600));
-    assert_eq!(received_reply(&mut sim, &long, 580), long);
+    assert_eq!(sim.tell_cut(Server, &long, 580), long);
 }
 
 #[test]
@@ -192,7 +182,7 @@ fn the_reply_to_a_refused_command_states_the_gateways_reason() {
             let policy = Policy { auth_tls: AuthTls::Refuse, ..Policy::default() };
             let mut sim = Sim::logged_in(Scenario { policy, ..without_nagle(Nat::Masquerade) });
             assert_eq!(sim.tell(Client, command), crossed_out(command));
-            let heard = received_reply(&mut sim, reply, cut);
+            let heard = sim.tell_cut(Server, reply, cut);
             assert_eq!(heard.trim_end(), expected, "{reply:?} split at {cut}");
             sim.play("> NOOP < 200 ok");
             sim.assert_inspected();
@@ -242,9 +232,7 @@ fn thousands_of_refused_commands_each_get_a_reply() {
     assert_eq!(text(sim.server.read()), crossed_out(BOUNCE).repeat(count));
     // The server sends all replies in as few segments as possible. Longer replies would exceed the client's window, so
     // most replies stay unchanged.
-    sim.write(Server, "500 what?\r\n".repeat(count).as_bytes());
-    sim.settle();
-    let heard = text(sim.client.read());
+    let heard = sim.tell(Server, &"500 what?\r\n".repeat(count));
     assert_eq!(heard.lines().count(), count);
     let known = heard.matches("504 Refused by the gateway: ").count();
     let others = heard.lines().filter(|line| *line == "500 what?").count();

@@ -31,15 +31,6 @@ fn receive_in_pieces<'a>(
     (text(sim.end(side.peer()).read()), sim)
 }
 
-/// Closes both ends. Nothing must be left.
-fn close(mut sim: Sim, first: Side) {
-    sim.close(first);
-    sim.settle();
-    sim.close(first.peer());
-    sim.settle();
-    sim.assert_nothing_left();
-}
-
 #[test]
 fn an_announcement_in_any_segments_arrives_without_a_retransmission() {
     everywhere(|mut scenario| {
@@ -65,14 +56,10 @@ fn an_announcement_sent_with_pauses_arrives_without_a_retransmission() {
     everywhere(|scenario| {
         for (side, said, expected) in announcements_of_both(&scenario) {
             let mut sim = ready(&scenario, side);
-            let bytes = said.as_bytes().chunks(1);
-            let heard: String = bytes.map(|byte| text(sim.say(side, byte))).collect();
-            assert_eq!(heard, expected);
+            let heard = sim.say_in_pieces(side, said.as_bytes().chunks(1));
+            assert_eq!(text(heard), expected);
             assert_eq!(sim.timeouts(), 0, "{}", sim.summary());
-            sim.close(Client);
-            sim.close(Server);
-            sim.settle();
-            sim.assert_nothing_left();
+            sim.assert_ends(Client);
         }
     });
 }
@@ -142,9 +129,8 @@ fn telnet_commands_with_urgent_data_are_forwarded_unchanged() {
             let mut sim = Sim::logged_in(scenario.clone());
             let before = sim.client.sent().len();
             let (urgent, rest) = pieces.split_first().unwrap();
-            sim.write_urgent(Client, urgent);
-            sim.settle();
-            assert_eq!(sim.server.read(), *urgent, "the urgent bytes must not be held");
+            let heard = sim.say_urgent(Client, urgent);
+            assert_eq!(heard, *urgent, "the urgent bytes must not be held");
             for piece in rest {
                 sim.write(Client, piece);
             }
@@ -170,15 +156,10 @@ fn an_announcement_after_telnet_commands_is_rewritten_wherever_segments_end() {
         for urgent in [false, true] {
             let mut sim = Sim::logged_in(with(Nat::Masquerade));
             let (first, second) = line.split_at(cut);
-            if urgent {
-                sim.write_urgent(Client, first);
-            } else {
-                sim.write(Client, first);
-            }
-            sim.settle();
-            sim.write(Client, second);
-            sim.settle();
-            assert_eq!(sim.server.read(), expected, "split at {cut}");
+            let mut heard =
+                if urgent { sim.say_urgent(Client, first) } else { sim.say(Client, first) };
+            heard.extend(sim.say(Client, second));
+            assert_eq!(heard, expected, "split at {cut}");
             assert_eq!((sim.timeouts(), sim.kernel.opened.len()), (0, 1), "{}", sim.summary());
         }
     }
@@ -195,7 +176,7 @@ fn a_cr_before_a_command_is_treated_as_a_blank() {
         for cut in 0..line.len() {
             let mut sim = Sim::logged_in(with(Nat::Masquerade));
             let (first, second) = line.split_at(cut);
-            let got = [sim.say(Client, first), sim.say(Client, second)].concat();
+            let got = sim.say_in_pieces(Client, [first, second]);
             assert_eq!(got, expected, "split at {cut}");
             assert_eq!((sim.kernel.opened.len(), sim.timeouts()), (0, 0), "split at {cut}");
         }
@@ -208,11 +189,8 @@ fn the_urgent_pointer_is_adjusted_after_a_rewrite() {
     let before = sim.client.sent().len();
     let shrunk = b"PORT 198,51,100,1,9,9\r\n";
     assert_eq!(sim.say(Client, b"PORT 192,168,150,80,9,9\r\n"), shrunk);
-    sim.write_urgent(Client, b"\xff\xf4\xff");
-    sim.settle();
-    sim.write(Client, b"\xf2ABOR\r\n");
-    sim.settle();
-    assert_eq!(sim.server.read(), b"\xff\xf4\xff\xf2ABOR\r\n");
+    assert_eq!(sim.say_urgent(Client, b"\xff\xf4\xff"), b"\xff\xf4\xff");
+    assert_eq!(sim.say(Client, b"\xf2ABOR\r\n"), b"\xf2ABOR\r\n");
     assert_eq!(sim.server.urgent_seen, [before + shrunk.len() + 3]);
 }
 
@@ -268,7 +246,7 @@ fn a_fin_may_carry_the_last_bytes() {
                 assert_eq!(text(heard), expected);
                 assert!(sim.end(side.peer()).peer_has_closed());
                 assert_eq!(sim.timeouts(), 0);
-                close(sim, side);
+                sim.assert_ends(side);
             }
         }
     });
@@ -289,7 +267,7 @@ fn held_bytes_are_forwarded_before_the_fin() {
                 sim.settle();
                 assert_eq!(text(sim.server.read()), format!("NOOP\r\n{end}"));
                 assert!(sim.server.peer_has_closed());
-                close(sim, Client);
+                sim.assert_ends(Client);
             }
         }
     });

@@ -56,13 +56,10 @@ fn an_urgent_byte_inside_a_verb_stays_in_the_stream() {
         scenario.client.nagle = false;
         for start in ["POx", "x", "PORTx", "PORT 10,0,0,9,0,22\rx", "NOOP\r\nPOx"] {
             let mut sim = Sim::logged_in(scenario.clone());
-            sim.write_urgent(Client, start.as_bytes());
-            sim.settle();
             let rest = if start == "x" { BOUNCE } else { "RT 10,0,0,9,0,22\r\n" };
-            sim.write(Client, rest.as_bytes());
-            sim.settle();
-            let heard = text(sim.server.read());
-            assert_eq!(heard.len(), start.len() + rest.len());
+            let heard =
+                sim.say_urgent(Client, start.as_bytes()).len() + sim.tell(Client, rest).len();
+            assert_eq!(heard, start.len() + rest.len());
             assert!(sim.server.urgent_seen.is_empty(), "{start}");
             assert_eq!((sim.timeouts(), sim.kernel.opened.len()), (0, 0));
         }
@@ -129,11 +126,7 @@ fn a_bounce_hidden_by_an_urgent_byte_is_crossed_out() {
                     let mut sim = Sim::logged_in(scenario.clone());
                     let before = sim.server.received();
                     sim.write_urgent(Client, lead);
-                    sim.write(Client, &rest[..cut]);
-                    sim.settle();
-                    sim.write(Client, &rest[cut..]);
-                    sim.settle();
-                    let received = sim.server.read();
+                    let received = sim.say_in_pieces(Client, [&rest[..cut], &rest[cut..]]);
                     assert_eq!(received.len(), lead.len() + rest.len());
                     for reading in readings(&sim, &received, before) {
                         // Bytes that an incomplete Telnet option command swallows without urgent data are outside this
@@ -183,9 +176,7 @@ fn random_urgent_data_never_forms_an_uninspected_command() {
                 sim.settle();
             }
         }
-        sim.write(Client, b"\r\n");
-        sim.settle();
-        let received = sim.server.read();
+        let received = sim.say(Client, b"\r\n");
         for reading in readings(&sim, &received, before) {
             let shown = String::from_utf8_lossy(&reading);
             let (full, pointers) = (received.escape_ascii(), &sim.server.urgent_seen);
@@ -205,9 +196,7 @@ fn a_synch_before_many_telnet_commands_is_inspected() {
     for _ in 0..400 {
         sim.write(Client, b"\xf4\xff");
     }
-    sim.write(Client, b"\xf2XPORT 10,0,0,9,0,22\r\n");
-    sim.settle();
-    let received = sim.server.read();
+    let received = sim.say(Client, b"\xf2XPORT 10,0,0,9,0,22\r\n");
     assert!(readings(&sim, &received, before).iter().all(|reading| !executes_bounce(reading)));
 }
 
@@ -220,9 +209,7 @@ fn repeated_telnet_synchs_are_forwarded() {
         for _ in 0..5 {
             let before = sim.client.sent().len();
             sim.write_urgent(Client, b"\xff\xf4\xff");
-            sim.write(Client, b"\xf2ABOR\r\n");
-            sim.settle();
-            assert_eq!(sim.server.read(), b"\xff\xf4\xff\xf2ABOR\r\n");
+            assert_eq!(sim.say(Client, b"\xf2ABOR\r\n"), b"\xff\xf4\xff\xf2ABOR\r\n");
             expected.push(before + 3);
             assert_eq!(sim.server.urgent_seen, expected);
             assert_eq!(sim.timeouts(), 0);
@@ -239,9 +226,7 @@ fn urgent_data_of_a_server_stays_in_the_stream() {
         sim.play("> PASV");
         let (first, rest) = announced.as_bytes().split_at(announced.len() - 4);
         sim.write_urgent(Server, first);
-        sim.write(Server, rest);
-        sim.settle();
-        assert_eq!(text(sim.client.read()), seen);
+        assert_eq!(text(sim.say(Server, rest)), seen);
         assert!(sim.client.urgent_seen.is_empty());
         assert_eq!(sim.kernel.opened.len(), 1);
     });
@@ -253,9 +238,7 @@ fn an_announcement_with_an_urgent_byte_is_rewritten() {
     let [line, seen] = sim.active(2345);
     let (first, rest) = line.as_bytes().split_at(line.len() - 3);
     sim.write_urgent(Client, first);
-    sim.write(Client, rest);
-    sim.settle();
-    assert_eq!(text(sim.server.read()), seen);
+    assert_eq!(text(sim.say(Client, rest)), seen);
     assert!(sim.server.urgent_seen.is_empty());
     assert_eq!(sim.kernel.opened.len(), 1);
 }
@@ -265,9 +248,7 @@ fn an_announcement_with_an_urgent_byte_is_rewritten() {
 fn an_urgent_line_end_stays_in_the_stream() {
     logged_in_everywhere(|mut sim| {
         let line = b"\xff\xf4\xff\xf2ABOR\r\n";
-        sim.write_urgent(Client, line);
-        sim.settle();
-        assert_eq!(sim.server.read(), line);
+        assert_eq!(sim.say_urgent(Client, line), line);
         assert!(sim.server.urgent_seen.is_empty());
         assert_eq!((sim.dropped, sim.timeouts()), (0, 0));
     });
