@@ -5,12 +5,6 @@ use crate::common::*;
 
 const PASSIVE: u16 = 50069;
 
-/// The client's side of a passive transfer; its body is step 8.
-fn passive_transfer() -> Vec<Value> {
-    let transfer = [say("LIST"), dial(), drain()];
-    [&login()[..], &[say("PASV"), reply()], &transfer, &[reply(), reply()]].concat()
-}
-
 fn replacing(server: &str) -> String {
     format!("[[server]]\naddress = \"{server}\"\nreplace-foreign-address = true\n")
 }
@@ -29,11 +23,10 @@ fn a_server_that_announces_its_inside_is_reached_where_the_client_dialled() {
             let plan = json!({"address": announced, "passive_port": PASSIVE});
             let _server = scripted_server(&lab.server, &plan);
             let dialled = lab.server_address(V4).to_string();
-            let session = talk(lab, passive_transfer());
             let what = format!("{topology} {announced}");
-            assert_eq!(session.error, None, "{what}");
+            let session = talk(lab, (login(), passive_transfer("PASV"))).ok_in(&what);
             assert_eq!(host_port(session.got(6)).0, dialled, "{what}");
-            assert_eq!(session.got(9), "the body\r\n", "{what}");
+            assert_eq!(session.got(10), "the body\r\n", "{what}");
             let log = gateway.daemon.log();
             let replaced = format!("foreign address {announced} replaced: the server is {server}");
             assert!(log.contains(&replaced), "{what}: {log}");
@@ -113,27 +106,18 @@ fn servers_on_another_port_are_served_in_both_modes_and_directions() {
         }
         for port in [21, PORT] {
             let what = format!("{topology} {port}");
-            let server = serve(lab, port);
+            let server = scripted_server(&lab.server, &json!({"port": port}));
             let active = active_transfer(lab.client.address(V4), 3762);
             let dialled = lab.server_address(V4).to_string();
-            let steps = [passive_transfer(), active].concat();
+            let steps = [login(), passive_transfer("PASV"), active].concat();
             let plan = json!({"host": dialled, "port": port, "steps": steps});
             let session = scripted_client(&lab.client, &plan).ok_in(&what);
             assert_eq!(host_port(session.got(6)).0, dialled, "{what}");
-            assert_eq!(session.got(9), "the body\r\n", "{what}");
+            assert_eq!(session.got(10), "the body\r\n", "{what}");
             assert_eq!(session.got(16), "the body\r\n", "{what}");
             drop(server);
         }
         gateway.daemon.wait_for_no_pinholes(Duration::from_secs(10)).unwrap();
         assert_eq!(gateway.count("pinholes_opened"), 4, "{topology}");
     }
-}
-
-/// The scripted server on `port`.
-fn serve(lab: &Lab, port: u16) -> ftp_alg_lab::BackgroundProcess {
-    let plan = json!({"port": port}).to_string();
-    let command = lab.server.script_command(Script::Server, &[&plan]).unwrap();
-    let process = lab.server.start(command, &format!("server-{port}")).unwrap();
-    lab.server.wait_for_port(port, Duration::from_secs(60)).unwrap();
-    process
 }

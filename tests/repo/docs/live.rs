@@ -103,17 +103,6 @@ fn shapes_ignore_values_only() {
     assert!(!has("12 sessions, 3 left", "12 sessions 3 left"));
 }
 
-/// A transfer in active mode: the port has fewer digits than the one that is announced instead.
-fn active(port: u16) -> Vec<Value> {
-    let announcement = format!("PORT 192,168,150,80,{},{}", port / 256, port % 256);
-    vec![say(&announcement), reply(), say("LIST"), accept(port), reply(), reply()]
-}
-
-fn passive() -> Vec<Value> {
-    let dial = dial();
-    vec![say("PASV"), reply(), dial, say("LIST"), reply(), drain(), reply()]
-}
-
 fn asked(daemon: &Daemon, arguments: &[&str]) -> String {
     daemon.ask(arguments).unwrap().stdout_text()
 }
@@ -150,16 +139,14 @@ fn dropping() -> Gateway {
     lab.gateway.shell("nft flush ruleset").unwrap();
     let rules = DROPPING.replace("\"lan0\"", "\"lan\"");
     lab.gateway.shell(&format!("nft -f - <<'END'\n{rules}END")).unwrap();
-    let configuration = NFTABLES;
-    Gateway::on(lab, configuration)
+    Gateway::on(lab, NFTABLES)
 }
 
 fn tried(gateway: &Gateway) -> String {
     let _server = Server::start(ServerKind::Vsftpd, &gateway.lab.server).unwrap();
     let url = format!("ftp://{}", gateway.lab.server_endpoint(V4));
-    let mut command = gateway.lab.client.command(executable());
-    command.args(["doctor", "--try", &url, "--socket", "/nonexistent"]);
-    gateway.lab.client.finish(command, b"", Duration::from_secs(90)).unwrap().stdout_text()
+    let words = ["doctor", "--try", &url, "--socket", "/nonexistent"];
+    gateway.lab.client.try_run(executable(), &words).unwrap().stdout_text()
 }
 
 /// What `setup` prints where `/etc/nftables.conf` has the rules.
@@ -174,7 +161,7 @@ fn set_up(gateway: &Gateway) -> String {
         file.display(),
         executable().display(),
         daemon.socket().display(),
-        daemon.socket().with_file_name("ftp-alg.toml").display(),
+        configuration_file(daemon),
     );
     lab.gateway.shell(&lines).unwrap().stdout_text()
 }
@@ -185,34 +172,30 @@ fn printed(source: Source) -> Option<String> {
     Some(match source {
         Source::Masquerade => {
             let gateway = gateway(Topology::Masquerade);
-            let refused = vec![say("PORT 10,9,8,7,14,178"), reply()];
-            let steps = [refused, active(1024), vec![say("PASV"), reply()]];
-            during(
-                &gateway,
-                &nothing,
-                &steps,
-                &["sessions", "pinholes"],
-                &["refuse PORT", "rewrite PORT"],
-            )
+            // The port has fewer digits than the one that is announced instead.
+            let active = active_transfer(gateway.lab.client.address(V4), 1024);
+            let steps = [ask("PORT 10,9,8,7,14,178"), active, ask("PASV")];
+            let lines = ["refuse PORT", "rewrite PORT"];
+            during(&gateway, &nothing, &steps, &["sessions", "pinholes"], &lines)
         }
         Source::Published => {
             let gateway = gateway(Topology::PublishedServer);
-            during(&gateway, &nothing, &[vec![say("PASV"), reply()]], &[], &["rewrite PASV"])
+            during(&gateway, &nothing, &[ask("PASV")], &[], &["rewrite PASV"])
         }
         Source::Container => {
             let gateway = gateway(Topology::PublishedServer);
             let server = json!({"address": "172.17.0.2"});
-            during(&gateway, &server, &[vec![say("PASV"), reply()]], &[], &["ignore PASV"])
+            during(&gateway, &server, &[ask("PASV")], &[], &["ignore PASV"])
         }
         Source::FastPath => {
             let on = "[queue]\nfast-path = \"auto\"\n[pinhole]\nbackend = \"nftables\"\n";
             let gateway = gateway_with(Topology::Routed, on);
-            let state = gateway.daemon.status().unwrap()["fast_path"].clone();
-            if state["why"].as_str().is_some_and(|why| why.contains("TCX")) {
+            let state = fast_path(&gateway.daemon);
+            if !has_tcx(&state) {
                 println!("not tried: {}", state["why"]);
                 return None;
             }
-            let steps: Vec<_> = (0..8).map(|_| passive()).collect();
+            let steps = vec![passive_transfer("PASV"); 8];
             during(&gateway, &json!({"body": "here it is\r\n"}), &steps, &["status"], &[])
         }
         Source::Name => {
@@ -228,8 +211,7 @@ fn printed(source: Source) -> Option<String> {
             let Gateway { daemon, .. } = &dropping();
             let is_found = || asked(daemon, &["status"]).contains("PROBLEM");
             wait_for("the problem in status", is_found);
-            let file = daemon.socket().with_file_name("ftp-alg.toml").display().to_string();
-            asked(daemon, &["status"]) + &asked(daemon, &["doctor", "--config", &file])
+            asked(daemon, &["status"]) + &doctor(daemon).stdout_text()
         }
         Source::TryDropping => tried(&dropping()),
         Source::Try => tried(&gateway(Topology::Masquerade)),
