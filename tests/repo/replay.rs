@@ -104,33 +104,14 @@ fn tshark(capture: &Path, filter: &str, fields: &[&str]) -> Vec<String> {
     String::from_utf8(output.stdout).unwrap().lines().map(str::to_owned).collect()
 }
 
-const FLAGS: [&str; 9] = [
-    "lost_segment",
-    "ack_lost_segment",
-    "out_of_order",
-    "retransmission",
-    "spurious_retransmission",
-    "fast_retransmission",
-    "duplicate_ack",
-    "keep_alive",
-    "zero_window",
-];
-const WRONG: [&str; 4] =
-    ["ip.checksum.status", "tcp.checksum.status", "udp.checksum.status", "_ws.malformed"];
-const ADDRESSES: [&str; 4] = ["ip.src", "ipv6.src", "ip.dst", "ipv6.dst"];
-const TCP: [&str; 4] = ["tcp.dstport", "tcp.flags.syn", "tcp.flags.ack", "tcp.payload"];
-const ANNOUNCED: [&str; 10] = [
-    "ftp.active.cip",
-    "ftp.passive.ip",
-    "ftp.eprt.ip",
-    "ftp.eprt.ipv6",
-    "ftp.epsv.ip",
-    "ftp.epsv.ipv6",
-    "ftp.active.port",
-    "ftp.passive.port",
-    "ftp.eprt.port",
-    "ftp.epsv.port",
-];
+// Fields of tshark, in words.
+const FLAGS: &str = "lost_segment ack_lost_segment out_of_order retransmission spurious_retransmission \
+                     fast_retransmission duplicate_ack keep_alive zero_window";
+const WRONG: &str = "ip.checksum.status tcp.checksum.status udp.checksum.status _ws.malformed";
+const ADDRESSES: &str = "ip.src ipv6.src ip.dst ipv6.dst";
+const TCP: &str = "tcp.dstport tcp.flags.syn tcp.flags.ack tcp.payload";
+const ANNOUNCED: &str = "ftp.active.cip ftp.passive.ip ftp.eprt.ip ftp.eprt.ipv6 ftp.epsv.ip ftp.epsv.ipv6 \
+                         ftp.active.port ftp.passive.port ftp.eprt.port ftp.epsv.port";
 
 /// What tshark makes of a capture; made in one run, as each takes its time to start.
 #[derive(Default)]
@@ -153,28 +134,29 @@ struct Dissection {
 
 impl Dissection {
     fn of(capture: &Path) -> Self {
-        let flags = FLAGS.map(|flag| format!("tcp.analysis.{flag}"));
-        let flags = flags.iter().map(String::as_str);
-        let fields: Vec<&str> =
-            WRONG.into_iter().chain(flags).chain(ADDRESSES).chain(TCP).chain(ANNOUNCED).collect();
-        let mut found = Self { flags: FLAGS.map(|flag| (flag, 0)).into(), ..Self::default() };
+        let names: Vec<&str> = FLAGS.split(' ').collect();
+        let flags = names.iter().map(|flag| format!("tcp.analysis.{flag}"));
+        let flags = flags.collect::<Vec<_>>().join(" ");
+        let groups = [WRONG, &flags, ADDRESSES, TCP, ANNOUNCED];
+        let counts = groups.map(|group| group.split(' ').count());
+        let fields: Vec<&str> = groups.iter().flat_map(|group| group.split(' ')).collect();
+        let flags = names.iter().map(|flag| (*flag, 0)).collect();
+        let mut found = Self { flags, ..Self::default() };
         for (index, line) in tshark(capture, "frame", &fields).iter().enumerate() {
             let mut values = line.split('\t');
-            let mut take = |n| values.by_ref().take(n).collect::<Vec<&str>>();
-            let wrong = take(WRONG.len());
+            let [wrong, flags, addresses, tcp, announced] =
+                counts.map(|count| values.by_ref().take(count).collect::<Vec<&str>>());
             if wrong[..3].iter().any(|status| status.contains('0')) || !wrong[3].is_empty() {
                 found.wrong.push(index + 1);
             }
-            for (flag, value) in FLAGS.iter().zip(take(FLAGS.len())) {
+            for (flag, value) in names.iter().zip(flags) {
                 *found.flags.get_mut(flag).unwrap() += usize::from(!value.is_empty());
             }
             let some = |values: Vec<&str>| -> Option<[String; 2]> {
                 let some: Vec<_> = values.into_iter().filter(|value| !value.is_empty()).collect();
                 Some([some.first()?.to_string(), some.last()?.to_string()])
             };
-            let addresses = some(take(ADDRESSES.len()));
-            let tcp = take(TCP.len());
-            let announced = some(take(ANNOUNCED.len()));
+            let (addresses, announced) = (some(addresses), some(announced));
             if let Some([source, destination]) = addresses.clone()
                 && let [port, "1" | "True", "0" | "False", _] = tcp[..]
             {
