@@ -3,19 +3,6 @@
 
 use crate::common::{passive_transfer as passive, *};
 
-const ON: &str = "[queue]\nfast-path = \"auto\"\n[pinhole]\nbackend = \"nftables\"\n";
-
-fn gateway(topology: Topology) -> Option<Gateway> {
-    let gateway = gateway_with(topology, ON);
-    let state = fast_path(&gateway.daemon);
-    if !has_tcx(&state) {
-        println!("not tried: {}", state["why"]);
-        return None;
-    }
-    assert_eq!(state["state"], "on", "{state}");
-    Some(gateway)
-}
-
 fn count(daemon: &Daemon, name: &str) -> u64 {
     fast_path(daemon)[name].as_u64().unwrap()
 }
@@ -76,7 +63,7 @@ fn announced(server: &ScriptedServer, verb: &str) -> Vec<String> {
 
 #[test]
 fn transfers_through_a_routed_firewall_use_the_fast_path() {
-    let Some(gateway) = gateway(Topology::Routed) else { return };
+    let Some(gateway) = fast_path_gateway(Topology::Routed) else { return };
     let _server = server(&gateway.lab);
     transfer(&gateway, &vec![passive("PASV"); 8]);
     assert!(count(&gateway.daemon, "lines") > 20, "{}", fast_path(&gateway.daemon));
@@ -86,7 +73,7 @@ fn transfers_through_a_routed_firewall_use_the_fast_path() {
 
 #[test]
 fn interfaces_have_the_program_only_while_a_session_lasts() {
-    let Some(gateway) = gateway(Topology::Routed) else { return };
+    let Some(gateway) = fast_path_gateway(Topology::Routed) else { return };
     let (lab, daemon) = (&gateway.lab, &gateway.daemon);
     let _server = server(lab);
     let is_attached = || !fast_path(daemon)["interfaces"].as_array().unwrap().is_empty();
@@ -106,8 +93,8 @@ fn interfaces_have_the_program_only_while_a_session_lasts() {
 fn transfers_from_a_published_server_use_the_fast_path() {
     for topology in [Topology::PublishedServer, Topology::OneToOne] {
         let configuration = match topology {
-            Topology::OneToOne => format!("nat.external-address = \"198.51.100.1\"\n{ON}"),
-            _ => ON.to_owned(),
+            Topology::OneToOne => format!("nat.external-address = \"198.51.100.1\"\n{FAST_PATH}"),
+            _ => FAST_PATH.to_owned(),
         };
         let gateway = gateway_with(topology, &configuration);
         let _server = server(&gateway.lab);
@@ -131,7 +118,7 @@ fn transfers_from_a_published_server_use_the_fast_path() {
 
 #[test]
 fn idle_sessions_leave_pinholes_for_other_sessions_of_a_client() {
-    let configuration = format!("policy.max-pinholes-per-client = 4\n{ON}");
+    let configuration = format!("policy.max-pinholes-per-client = 4\n{FAST_PATH}");
     let gateway = gateway_with(Topology::Masquerade, &configuration);
     let _server = server(&gateway.lab);
     let steps = [login(), vec![gate()], passive("PASV"), passive("PASV")];
@@ -148,7 +135,7 @@ fn idle_sessions_leave_pinholes_for_other_sessions_of_a_client() {
 fn a_pinhole_that_is_announced_again_opens_again_if_refused() {
     const PORT: u16 = 45_000;
     for topology in [Topology::Routed, Topology::Masquerade] {
-        let Some(gateway) = gateway(topology) else { return };
+        let Some(gateway) = fast_path_gateway(topology) else { return };
         let (lab, daemon) = (&gateway.lab, &gateway.daemon);
         let reply_229 = format!("229 here (|||{PORT}|)");
         let _server = scripted_server(&lab.server, &json!({"extra": {"EPSV": reply_229}}));
@@ -177,7 +164,7 @@ fn a_pinhole_that_is_announced_again_opens_again_if_refused() {
 /// The program sees one direction of its connections, and no SYN of the server.
 #[test]
 fn a_server_on_the_gateway_itself_is_left_to_the_queue() {
-    let Some(gateway) = gateway(Topology::Routed) else { return };
+    let Some(gateway) = fast_path_gateway(Topology::Routed) else { return };
     let (lab, daemon) = (&gateway.lab, &gateway.daemon);
     lab.gateway.nft("insert rule inet gateway input tcp dport 21 accept").unwrap();
     lab.gateway.nft("insert rule inet gateway input ct mark and 0x40000000 != 0 accept").unwrap();
@@ -193,7 +180,7 @@ fn a_server_on_the_gateway_itself_is_left_to_the_queue() {
 
 #[test]
 fn transfers_through_masquerade_use_the_fast_path() {
-    let Some(gateway) = gateway(Topology::Masquerade) else { return };
+    let Some(gateway) = fast_path_gateway(Topology::Masquerade) else { return };
     let daemon = &gateway.daemon;
     let server = server(&gateway.lab);
     let round = |port| [passive("PASV"), active(port), passive("EPSV")];
@@ -210,7 +197,7 @@ fn transfers_through_masquerade_use_the_fast_path() {
 /// An EPRT that names another address changes its length: the first one is queued, and adjusts the connection.
 #[test]
 fn an_adjusted_connection_uses_the_fast_path() {
-    let Some(gateway) = gateway(Topology::Masquerade) else { return };
+    let Some(gateway) = fast_path_gateway(Topology::Masquerade) else { return };
     let server = server(&gateway.lab);
     let extended = |port| active_by(&format!("EPRT |1|192.168.150.80|{port}|"), port);
     let round = |port| [extended(port), passive("PASV"), passive("EPSV")];
@@ -232,7 +219,7 @@ fn a_syn_that_a_rule_drops_is_admitted_when_tcp_retransmits_it() {
         (Topology::Masquerade, &active_in_turn, "forward priority -1"),
         (Topology::PublishedServer, &passive_in_turn, "forward priority -1"),
     ] {
-        let Some(gateway) = gateway(topology) else { return };
+        let Some(gateway) = fast_path_gateway(topology) else { return };
         let (lab, daemon) = (&gateway.lab, &gateway.daemon);
         let ends = "ip saddr . tcp sport . ip daddr . tcp dport";
         lab.gateway
@@ -258,7 +245,7 @@ fn a_syn_that_a_rule_drops_is_admitted_when_tcp_retransmits_it() {
 
 #[test]
 fn announcements_use_the_fast_path_from_the_third_on() {
-    let Some(gateway) = gateway(Topology::Masquerade) else { return };
+    let Some(gateway) = fast_path_gateway(Topology::Masquerade) else { return };
     let lab = &gateway.lab;
     // One byte shorter than 198.51.100.1.
     let own = "ip address add 192.168.1.8/24 dev eth0
@@ -279,7 +266,7 @@ fn announcements_use_the_fast_path_from_the_third_on() {
 
 #[test]
 fn the_fast_path_works_without_a_daemon_and_the_next_reads_it() {
-    let Some(mut gateway) = gateway(Topology::Routed) else { return };
+    let Some(mut gateway) = fast_path_gateway(Topology::Routed) else { return };
     let _server = server(&gateway.lab);
     let three = vec![passive("PASV"); 3];
     // The first two transfers have it handed over; three are made while nobody is there.
@@ -287,7 +274,7 @@ fn the_fast_path_works_without_a_daemon_and_the_next_reads_it() {
     wait_for("three transfers", || gateway.count("pinholes_opened") == 3);
     gateway.daemon.kill();
     assert_received(&client.release().ok(), 9);
-    gateway.start_again(ON);
+    gateway.start_again(FAST_PATH);
     // Three opened before are in the journal, and not counted again.
     assert_eq!(gateway.count("pinholes_opened"), 6, "{}", gateway.daemon.log());
     assert_eq!(gateway.count("fast_path_mismatches"), 0);
@@ -297,7 +284,7 @@ fn the_fast_path_works_without_a_daemon_and_the_next_reads_it() {
 /// Nobody would read the lines, or list what is open.
 #[test]
 fn the_fast_path_opens_nothing_after_the_last_heartbeat() {
-    let Some(mut gateway) = gateway(Topology::Routed) else { return };
+    let Some(mut gateway) = fast_path_gateway(Topology::Routed) else { return };
     let _server = server(&gateway.lab);
     let three = vec![passive("PASV"); 3];
     let client = hold(&gateway.lab, (login(), three, gate(), ask("PASV")));
@@ -311,7 +298,7 @@ fn the_fast_path_opens_nothing_after_the_last_heartbeat() {
     wait_for("the last heartbeat's end", || !heartbeat());
     let session = client.release().ok();
     assert!(session.steps.last().unwrap().0.starts_with("227 "), "{:?}", session.steps);
-    gateway.start_again(ON);
+    gateway.start_again(FAST_PATH);
     // It has read what the program said.
     let opened = gateway.count("pinholes_opened");
     assert_eq!((opened, gateway.daemon.pinholes().unwrap().len()), (0, 0));
@@ -342,7 +329,7 @@ fn a_rule_that_takes_marks_away_keeps_it_off() {
         let table = format!("table inet own {{ chain marks {{ {chain}; {rule}\n}}\n}}\n");
         lab.gateway.nft(&format!("table inet own\ndelete table inet own\n{table}")).unwrap();
     };
-    let start = || Daemon::start(&executable(), &lab.gateway, ON).unwrap();
+    let start = || Daemon::start(&executable(), &lab.gateway, FAST_PATH).unwrap();
     rules("meta mark set 0x1");
     let mut daemon = start();
     let off = fast_path(&daemon);
@@ -366,7 +353,7 @@ fn a_rule_that_takes_marks_away_keeps_it_off() {
 
 #[test]
 fn a_clean_stop_leaves_no_program_and_no_pin() {
-    let Some(mut gateway) = gateway(Topology::Routed) else { return };
+    let Some(mut gateway) = fast_path_gateway(Topology::Routed) else { return };
     let links = gateway.lab.gateway.shell("ip -details link show lan").unwrap().stdout_text();
     assert!(count(&gateway.daemon, "lines") == 0, "{links}");
     assert_eq!(pins(&gateway.lab).len(), 1);
@@ -376,7 +363,7 @@ fn a_clean_stop_leaves_no_program_and_no_pin() {
 
 #[test]
 fn transfers_on_the_fast_path_survive_a_killed_daemon() {
-    survives_kills(|_| executable(), |_| ON.to_owned());
+    survives_kills(|_| executable(), |_| FAST_PATH.to_owned());
 }
 
 /// Then the table is another one: what is open in the old one is open in the new one as well.
@@ -386,7 +373,7 @@ fn transfers_on_the_fast_path_survive_a_killed_daemon_and_another_queue() {
         |_| executable(),
         |round| {
             let queue = format!("[queue]\nnumber = {}\n", 2100 + round % 2 * 200);
-            ON.replace("[queue]\n", &queue)
+            FAST_PATH.replace("[queue]\n", &queue)
         },
     );
 }
@@ -402,17 +389,17 @@ fn transfers_on_the_fast_path_survive_a_killed_daemon_whose_pins_end_with_it() {
         );
         shell_program(&gateway.lab.gateway, "ftp-alg-alone", &line)
     };
-    survives_kills(program, |_| ON.to_owned());
+    survives_kills(program, |_| FAST_PATH.to_owned());
 }
 
 /// Kills a daemon again and again under load. The next one has the `configuration` of its round.
 fn survives_kills(program: fn(&Gateway) -> PathBuf, configuration: fn(u64) -> String) {
     let rounds = std::env::var("FTP_ALG_ROUNDS").map_or(12, |text| text.parse().unwrap());
-    let Some(mut gateway) = gateway(Topology::Masquerade) else { return };
+    let Some(mut gateway) = fast_path_gateway(Topology::Masquerade) else { return };
     let program = program(&gateway);
     // A program that it left would be the next one's as well, whatever becomes of that one's pins.
     gateway.daemon.stop().unwrap();
-    gateway.daemon = Daemon::start(&program, &gateway.lab.gateway, ON).unwrap();
+    gateway.daemon = Daemon::start(&program, &gateway.lab.gateway, FAST_PATH).unwrap();
     let load = FastLoad::start(&gateway.lab, 8);
     let mut fast_path = 0;
     for round in 0..rounds {
@@ -435,7 +422,7 @@ fn survives_kills(program: fn(&Gateway) -> PathBuf, configuration: fn(u64) -> St
 
 #[test]
 fn rules_have_the_pinholes_of_a_program_whose_translations_are_gone() {
-    let Some(mut gateway) = gateway(Topology::Masquerade) else { return };
+    let Some(mut gateway) = fast_path_gateway(Topology::Masquerade) else { return };
     let _server = vsftpd(&gateway.lab);
     let port = [say("PORT 192,168,150,80,4,9"), reply(), gate()];
     let list = [say("LIST"), accept(1033), reply(), reply()];
@@ -444,7 +431,7 @@ fn rules_have_the_pinholes_of_a_program_whose_translations_are_gone() {
     assert!(count(&gateway.daemon, "opened") >= 2, "{}", fast_path(&gateway.daemon));
     gateway.daemon.kill();
     gateway.lab.gateway.nft("delete table inet ftp_alg").unwrap();
-    gateway.start_again(ON);
+    gateway.start_again(FAST_PATH);
     assert_eq!(gateway.daemon.open_pinholes().unwrap().len(), 1, "{}", gateway.daemon.log());
     let session = client.release().ok();
     assert_received(&session, 3);
@@ -473,7 +460,7 @@ fn assert_open(daemon: &Daemon, expected: usize, moment: &str) {
 fn compare_lists(topology: Topology) {
     const PORT: u16 = 1033;
     for fast_path in ["auto", "off"] {
-        let configuration = ON.replace("auto", fast_path) + "timeout = \"4s\"\n";
+        let configuration = FAST_PATH.replace("auto", fast_path) + "timeout = \"4s\"\n";
         let gateway = gateway_with(topology, &configuration);
         let (lab, daemon) = (&gateway.lab, &gateway.daemon);
         let _server = server(lab);

@@ -37,9 +37,8 @@ fn start(lab: &Lab, rules: &str) -> Waiting {
     let wait =
         format!("for i in $(seq 600); do [ -e {} ] && break; sleep 0.1; done", gate.display());
     // With `auto` the start waits longer for the rules, which select the back end.
-    let configuration = "queue.fast-path = \"auto\"\npinhole.backend = \"nftables\"\n";
     let program = executable_with_slow_nft(lab, &wait);
-    Waiting { daemon: Daemon::start(&program, &lab.gateway, configuration).unwrap(), gate }
+    Waiting { daemon: Daemon::start(&program, &lab.gateway, FAST_PATH).unwrap(), gate }
 }
 
 /// They restore whole packet marks, which `ip rule` compares, and translate to a set of source ports.

@@ -133,8 +133,6 @@ fn an_ordinary_user_with_two_capabilities_is_enough() {
     assert_works_confined(&start, NOBODY);
 }
 
-const FAST_PATH: &str = "[queue]\nfast-path = \"auto\"\n[pinhole]\nbackend = \"nftables\"\n";
-
 /// Started with a BPF file system, or without one, by root, as another user, and by that user.
 #[test]
 fn with_a_fast_path_it_keeps_two_capabilities_as_well() {
@@ -261,8 +259,7 @@ fn a_daemon_that_does_not_start_leaves_no_fast_path() {
                  find /sys/fs/bpf/ftp-alg -mindepth 1 >&2; echo looked >&2' sh \"$@\"";
     let program = starter(&lab, start);
     let _first = Daemon::start(&executable(), &lab.gateway, "").unwrap();
-    let fast_path = "queue.fast-path = \"auto\"\n";
-    let said = run_another(&lab, &[], &program, &[], fast_path).stderr_text();
+    let said = run_another(&lab, &[], &program, &[], FAST_PATH).stderr_text();
     assert!(said.contains("queue 2100 is taken by another program"), "{said}");
     assert!(said.ends_with("looked\n") && !said.contains("/sys/fs/bpf/ftp-alg/"), "{said}");
 }

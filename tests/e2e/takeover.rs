@@ -180,12 +180,11 @@ fn a_takeover_that_could_not_start_ends_nothing() {
 
 #[test]
 fn a_takeover_by_another_user_has_the_fast_path_as_well() {
-    let configuration = "queue.fast-path = \"auto\"\npinhole.backend = \"nftables\"\n";
-    let gateway = gateway_with(Topology::Routed, configuration);
+    let gateway = gateway_with(Topology::Routed, FAST_PATH);
     let before = gateway.daemon.status().unwrap()["fast_path"]["state"].clone();
     let [state, socket] = elsewhere(&gateway);
     let words = ["--state-dir", &state, "--user", "nobody"];
-    let mut second = takeover_with(&gateway, &words, &socket, configuration);
+    let mut second = takeover_with(&gateway, &words, &socket, FAST_PATH);
     let after = &answer(&gateway, "status", &socket)["fast_path"];
     assert_eq!(after["state"], before, "{after}");
     second.terminate(Duration::from_secs(5)).unwrap();

@@ -164,6 +164,9 @@ pub const NFTABLES: &str = "[pinhole]\nbackend = \"nftables\"\n";
 /// With this one it needs none, if it accepts `related`.
 pub const CONNTRACK: &str = "[pinhole]\nbackend = \"conntrack\"\n";
 
+/// With this one connections use the fast path.
+pub const FAST_PATH: &str = "[queue]\nfast-path = \"auto\"\n[pinhole]\nbackend = \"nftables\"\n";
+
 /// The configuration of a back end.
 pub fn back_end(name: &str) -> String {
     format!("[pinhole]\nbackend = \"{name}\"\n")
@@ -545,6 +548,18 @@ pub fn fast_path(daemon: &Daemon) -> Value {
 /// Whether the kernel has TCX, according to the [state](fast_path) of the fast path.
 pub fn has_tcx(state: &Value) -> bool {
     !state["why"].as_str().unwrap_or_default().contains("TCX")
+}
+
+/// A gateway whose fast path is on; nothing where the kernel cannot have it, and then that is printed.
+pub fn fast_path_gateway(topology: Topology) -> Option<Gateway> {
+    let gateway = gateway_with(topology, FAST_PATH);
+    let state = fast_path(&gateway.daemon);
+    if !has_tcx(&state) {
+        println!("not tried: {}", state["why"]);
+        return None;
+    }
+    assert_eq!(state["state"], "on", "{state}");
+    Some(gateway)
 }
 
 /// The lines of a ruleset, without the elements of sets and maps.

@@ -188,13 +188,7 @@ fn printed(source: Source) -> Option<String> {
             during(&gateway, &server, &[ask("PASV")], &[], &["ignore PASV"])
         }
         Source::FastPath => {
-            let on = "[queue]\nfast-path = \"auto\"\n[pinhole]\nbackend = \"nftables\"\n";
-            let gateway = gateway_with(Topology::Routed, on);
-            let state = fast_path(&gateway.daemon);
-            if !has_tcx(&state) {
-                println!("not tried: {}", state["why"]);
-                return None;
-            }
+            let gateway = fast_path_gateway(Topology::Routed)?;
             let steps = vec![passive_transfer("PASV"); 8];
             during(&gateway, &json!({"body": "here it is\r\n"}), &steps, &["status"], &[])
         }
