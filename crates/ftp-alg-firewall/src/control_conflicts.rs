@@ -7,37 +7,28 @@
 //! - A `flow add` rule hands connections to a flowtable, which bypasses all chains.
 
 use super::{
-    ConflictKind, ConflictingRule, Gateway, Ruleset,
-    model::{Hook, IpVersion, state},
-    sample_packets::SampleConnection,
-    traversal,
+    ConflictingRule, Gateway, Ruleset,
+    connection::Connection,
+    model::{Hook, IpVersion, Table},
 };
 
 /// The rules that may hide a control connection, each once.
 pub(crate) fn conflicts_with_control<'a>(
     rules: &'a Ruleset,
-    gateway: &Gateway,
+    gateway: &'a Gateway,
 ) -> Vec<&'a ConflictingRule> {
     let mut found = Vec::new();
-    for table in &rules.tables {
-        if table.rules().all(|rule| rule.conflict.is_none()) {
-            continue;
-        }
-        let hooks = Hook::FILTERS.into_iter().flat_map(|hook| IpVersion::BOTH.map(|ip| (hook, ip)));
-        for (hook, ip) in hooks.filter(|(_, ip)| table.family.sees(*ip)) {
-            for &port in &gateway.control_ports {
-                let connection = SampleConnection::unknown(hook, ip, port);
-                for packet in connection.packets(gateway, rules.changed_mark_bits) {
-                    let chains = table.base_chains().filter(|one| one.base.hook == packet.hook);
-                    let reached =
-                        chains.flat_map(|one| traversal::follow(one, &packet, None).conflicts);
-                    for conflict in reached {
-                        let is_only_new =
-                            conflict.kind == ConflictKind::Untracked && packet.state == state::NEW;
-                        if !is_only_new && !found.contains(&conflict) {
-                            found.push(conflict);
-                        }
-                    }
+    if rules.tables.iter().flat_map(Table::rules).all(|rule| rule.conflict.is_none()) {
+        return found;
+    }
+    for (hook, ip) in
+        Hook::FILTERS.into_iter().flat_map(|hook| IpVersion::BOTH.map(|ip| (hook, ip)))
+    {
+        for &port in &gateway.control_ports {
+            let way = Connection::control(hook, ip, port).follow(rules, gateway);
+            for conflict in way.conflicts {
+                if !found.contains(&conflict) {
+                    found.push(conflict);
                 }
             }
         }
@@ -48,7 +39,7 @@ pub(crate) fn conflicts_with_control<'a>(
 #[cfg(test)]
 mod tests {
     use super::super::{
-        Firewall,
+        ConflictKind, Firewall,
         rules_for_tests::{ZONES, nftables},
     };
     use super::*;
@@ -129,7 +120,7 @@ mod tests {
         }
         let rule = r#"{"mangle": {"key": {"ct": {"key": "zone"}}, "value": 7}}"#;
         let firewall = Firewall::from_nft_chain("ip filter prerouting -300 accept", &[rule]);
-        let found = conflicts_with_control(&firewall.ruleset, &Gateway::default());
+        let found = conflicts_with_control(&firewall.ruleset, &firewall.gateway);
         assert_eq!(found.len(), 1);
         assert_eq!(found[0].kind, ConflictKind::Zone(Some(7)));
     }

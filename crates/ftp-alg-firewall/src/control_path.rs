@@ -7,8 +7,8 @@ use std::collections::{BTreeSet, HashMap};
 
 use super::{
     ChainVerdict, DataPathVerdict, Firewall, HookVerdict, Links, PortClaim, Routing,
+    connection::{Connection, ConnectionKind},
     model::{Condition, Hook, IpVersion, RuleVerdict, Table},
-    sample_packets::SampleConnection,
 };
 
 /// How many pairs of interfaces a summary names for each verdict.
@@ -193,7 +193,8 @@ impl Firewall {
         let ports = self.control_ports().into_iter();
         let verdicts = ports.map(|(port, real_port)| {
             let (from, to, links) = (Some(from), Some(to), Some(links));
-            self.connection_verdict(SampleConnection { hook, ip, port, real_port, from, to, links })
+            let connection = Connection::new(ConnectionKind::Control { port, real_port }, hook, ip);
+            self.connection_verdict(&Connection { from, to, links, ..connection })
         });
         let best = verdicts.max_by_key(|(acceptance, _)| *acceptance);
         best.unwrap_or((Acceptance::Accepted, None))
@@ -213,8 +214,7 @@ impl Firewall {
             Hook::Output => (Some(""), interface),
             _ => (interface, Some("")),
         };
-        let connection = SampleConnection::unknown(hook, ip, port);
-        self.connection_verdict(SampleConnection { from, to, ..connection })
+        self.connection_verdict(&Connection { from, to, ..Connection::control(hook, ip, port) })
     }
 
     /// The control ports, each with the port that the server has: the same one, or that of a server which is published
@@ -233,10 +233,9 @@ impl Firewall {
     /// The verdict on a connection that `ftp-alg` does not inspect, and the chain that decides.
     fn connection_verdict(
         &self,
-        connection: SampleConnection<'_>,
+        connection: &Connection<'_>,
     ) -> (Acceptance, Option<ChainVerdict>) {
-        let packets = connection.packets(&self.gateway, self.ruleset.changed_mark_bits);
-        let HookVerdict { chains } = self.verdict_on_packets(connection.ip, &packets);
+        let HookVerdict { chains } = HookVerdict::new(self.follow(connection));
         let worst =
             chains.iter().map(ChainVerdict::acceptance).min().unwrap_or(Acceptance::Accepted);
         // Among accepting chains, one with a deciding rule explains more than a policy.

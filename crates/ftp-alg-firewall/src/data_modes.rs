@@ -6,8 +6,11 @@ use std::collections::HashMap;
 
 use super::{
     Acceptance, ChainVerdict, ControlPathVerdict, DataPathVerdict, Firewall, Hook, HookVerdict,
-    IpVersion, Links, PacketClass, data_connection::DataConnection,
-    data_path::accepts_some_admitted, model::FieldValue, sample_packets::EPHEMERAL,
+    IpVersion, Links, PacketClass,
+    connection::{Connection, ConnectionKind},
+    data_path::accepts_some_admitted,
+    model::FieldValue,
+    sample_packets::EPHEMERAL,
 };
 
 /// Which end initiates data connections.
@@ -165,22 +168,16 @@ impl Firewall {
         mode: DataMode,
         (from, to, links): (&str, &str, &Links),
     ) -> HookVerdict {
+        let hook = Hook::between(from, to);
         let source_port = match mode {
             DataMode::Passive => EPHEMERAL,
             // Some servers use port 20, and some do not.
             DataMode::Active => FieldValue::ANY_PORT,
         };
-        let connection = DataConnection {
-            ip,
-            class,
-            admitted,
-            from: Some(from),
-            to: Some(to),
-            source_port,
-            links: Some(links),
-        };
-        let hook = Hook::between(from, to);
-        HookVerdict::new(self.follow(&connection, hook, hook.of_replies()))
+        let kind = ConnectionKind::Data { class, admitted, source_port };
+        let (from, to, links) = (Some(from), Some(to), Some(links));
+        let connection = Connection::new(kind, hook, ip);
+        HookVerdict::new(self.follow(&Connection { from, to, links, ..connection }))
     }
 }
 

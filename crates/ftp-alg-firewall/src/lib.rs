@@ -10,9 +10,9 @@
 
 #![forbid(unsafe_code)]
 
+mod connection;
 mod control_conflicts;
 mod control_path;
-mod data_connection;
 mod data_modes;
 mod data_path;
 mod devices;
@@ -34,19 +34,18 @@ mod xtables;
 
 use std::{collections::BTreeSet, ops::RangeInclusive};
 
+use connection::{Connection, ConnectionKind};
 pub use control_path::{Acceptance, ControlPathVerdict, InterfacePairVerdict};
-use data_connection::DataConnection;
 pub use data_modes::{DataMode, ModeVerdict};
 pub use data_path::{AcceptedData, DataPathVerdict, accepted_data, data_path_verdicts};
 pub use gateway::{Gateway, Routing};
 pub use marks::{CtMarkUse, MarkConflict, MarkConflictKind};
-use model::{ChangedMarkBits, FieldValue, LocatedChain, SamplePacket, Table, chain_name};
+use model::{ChangedMarkBits, FieldValue, LocatedChain, Table, chain_name};
 pub use model::{Hook, IpVersion, Origin, RulesetManager, TableFamily};
 pub use networks::Links;
 pub use remedy::condition;
 pub use routing_rules::RoutingRule;
 pub use sample_packets::PacketClass;
-use sample_packets::injected_packet;
 pub use translated_ports::{PortClaim, TranslatedPorts};
 pub use traversal::VerdictSource;
 
@@ -314,10 +313,12 @@ impl Firewall {
 
     /// What the firewall does with packets of `class` at `hook`.
     pub fn verdict(&self, hook: Hook, ip: IpVersion, class: PacketClass) -> HookVerdict {
-        if class == PacketClass::Injected {
-            return self.verdict_on_packets(ip, &[injected_packet(hook, ip, &self.gateway)]);
+        match class {
+            PacketClass::Injected => {
+                HookVerdict::new(self.follow(&Connection::new(ConnectionKind::Injected, hook, ip)))
+            }
+            _ => self.data_verdict(hook, ip, class, self.gateway.data_mark),
         }
-        self.data_verdict(hook, ip, class, self.gateway.data_mark)
     }
 
     /// What the firewall does at `hook` with data connections that have the ct mark bits `admitted`.
@@ -328,29 +329,16 @@ impl Firewall {
         class: PacketClass,
         admitted: u32,
     ) -> HookVerdict {
-        let connection = DataConnection {
-            ip,
-            class,
-            admitted,
-            from: None,
-            to: None,
-            source_port: FieldValue::ANY_PORT,
-            links: None,
-        };
-        let mut chains = self.follow(&connection, hook, hook);
+        let kind = ConnectionKind::Data { class, admitted, source_port: FieldValue::ANY_PORT };
+        let hooks = [hook, hook];
+        let mut chains = self.follow(&Connection { hooks, ..Connection::new(kind, hook, ip) });
         chains.retain(|chain| chain.location.hook == hook);
         HookVerdict::new(chains)
     }
 
-    /// What the firewall does with the packets of one connection, each at its own hook.
-    fn verdict_on_packets(&self, ip: IpVersion, packets: &[SamplePacket<'_>]) -> HookVerdict {
-        let verdict = |chain: LocatedChain<'_>| {
-            let base = chain.base;
-            let here = packets.iter().filter(|one| one.is_seen_at(base.hook, base.priority));
-            let verdicts = here.map(|packet| traversal::evaluate(chain, &mut { *packet }).0);
-            verdicts.reduce(ChainVerdict::and)
-        };
-        HookVerdict::new(self.ruleset.base_chains(ip).filter_map(verdict).collect())
+    /// The verdicts of all chains that packets of `connection` pass.
+    fn follow(&self, connection: &Connection<'_>) -> Vec<ChainVerdict> {
+        connection.follow(&self.ruleset, &self.gateway).verdicts
     }
 
     /// The commands that make dropping chains of `verdict` accept packets of `class`: one for each chain in which a

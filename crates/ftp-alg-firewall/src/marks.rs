@@ -7,17 +7,14 @@
 
 use super::{
     Gateway, Ruleset,
-    data_connection::is_before_conntrack,
-    model::{BaseChain, Hook, IpVersion, LocatedChain, SamplePacket, state},
+    connection::{Connection, ConnectionKind, DESTINATION_NAT_PRIORITY, is_before_conntrack},
+    mark_writes::ChangedMarkBits,
+    model::{BaseChain, FieldValue, Hook, IpVersion, LocatedChain, SamplePacket, state},
     routing_rules::RoutingRule,
-    sample_packets::{PacketClass, admitted_packets, fast_path_packets},
+    sample_packets::{PacketClass, first_packet},
     traversal,
 };
 use serde::{Deserialize, Serialize};
-
-/// The priority at which our table reads the mark of a data connection's first packet. The kernel runs all destination
-/// NAT chains at this priority, whatever their own priority is.
-const MARK_READ_PRIORITY: i32 = -100;
 
 /// The priority of the first of our chains in the forward hook. It clears the packet marks of the fast path.
 const CLEARING_PRIORITY: i32 = -152;
@@ -101,14 +98,14 @@ pub(crate) fn mark_conflicts(
     for (packet, mark) in fast_path_packets(gateway, changes, changes.mark) {
         let marked = SamplePacket { mark, ..packet };
         for one in chains_with_marks(rules) {
-            for (_, rule) in traversal::follow(one, &packet, None).marking_rules {
+            for (_, rule) in traversal::follow(one, &packet, None).reached {
                 changed |= rule.changed_mark_bits();
             }
-            // By then the first packet of a data connection is admitted.
-            if packet.state == state::NEW && one.base.priority >= MARK_READ_PRIORITY {
+            // By then our table has read the mark of a data connection's first packet.
+            if packet.state == state::NEW && one.base.priority >= DESTINATION_NAT_PRIORITY {
                 continue;
             }
-            for (chain, rule) in traversal::follow(one, &marked, None).marking_rules {
+            for (chain, rule) in traversal::follow(one, &marked, None).reached {
                 if rule.changed_mark_bits() & bits != 0 {
                     add(one.table.chain_name(chain), rule.text.clone(), Overwrites);
                 }
@@ -133,14 +130,21 @@ pub(crate) fn mark_conflicts(
             }
         }
     }
+    let data = data_connection();
+    let known = gateway.mask() | !changes.ct_mark;
     for one in rules.base_chains(IpVersion::V4).filter(|one| !one.base.is_nat) {
         let BaseChain { hook, priority, .. } = one.base;
-        for (packet, ct_mark) in admitted_packets(hook, gateway, changes) {
+        for packet in data.packets(gateway, changes) {
             let has_ct_mark = match packet.state {
                 state::NEW => PacketClass::MarkedData.is_admitted_at(hook, priority),
                 _ => !is_before_conntrack(hook, priority),
             };
             if has_ct_mark {
+                let ct_mark = FieldValue::Bits { bits: gateway.data_mark, known };
+                let packet = SamplePacket { ct_mark, ..data.seen_at(hook, priority, packet) };
+                // Our table finds the translation of its source by the second bit.
+                let bits = gateway.data_mark | gateway.queue_all_mark;
+                let ct_mark = FieldValue::Bits { bits, known };
                 for (chain, rule) in dependent(one, &packet, SamplePacket { ct_mark, ..packet }) {
                     add(chain, rule, ComparesCtMark);
                 }
@@ -148,6 +152,45 @@ pub(crate) fn mark_conflicts(
         }
     }
     found
+}
+
+/// A data connection that the fast path admits.
+fn data_connection() -> Connection<'static> {
+    let (class, source_port) = (PacketClass::MarkedData, FieldValue::ANY_PORT);
+    let kind = ConnectionKind::Data { class, admitted: 0, source_port };
+    Connection::new(kind, Hook::Forward, IpVersion::V4)
+}
+
+/// Packets that the fast path marks, at prerouting, each with its packet mark there. They are as they would be without
+/// the fast path: the first packet of a data connection, and later packets of control connections. Rules of others
+/// change the bits `changed` of their packet marks.
+fn fast_path_packets(
+    gateway: &Gateway,
+    changes: ChangedMarkBits,
+    changed: u32,
+) -> Vec<(SamplePacket<'static>, FieldValue)> {
+    let unmarked = FieldValue::unset_except(changed);
+    let mask = gateway.mask();
+    let first = SamplePacket {
+        output: Some(""),
+        ct_mark: FieldValue::unset_except(changes.ct_mark),
+        mark: unmarked,
+        destination_port: FieldValue::DATA_PORT,
+        ..first_packet(Hook::Prerouting, IpVersion::V4)
+    };
+    let admitted = FieldValue::Bits {
+        bits: gateway.data_mark | gateway.queue_none_mark,
+        // The number of a translation may be in the other bits.
+        known: mask | !(changed | gateway.slot_mask),
+    };
+    let inspected = FieldValue::Bits { bits: gateway.control_bits(), known: mask | !changed };
+    let later = gateway.control_ports.iter().flat_map(|&port| {
+        let control = Connection::control(Hook::Forward, IpVersion::V4, port);
+        let [_, later, reply] = control.packets(gateway, changes);
+        [later, reply].map(|packet| control.seen_at(Hook::Prerouting, 0, packet))
+    });
+    let later = later.map(|one| (SamplePacket { mark: unmarked, ..one }, inspected));
+    [(first, admitted)].into_iter().chain(later).collect()
 }
 
 /// The base chains that get packets with such marks. The fast path has IPv4 alone. Packets of control connections reach

@@ -1,11 +1,11 @@
 //! The sample packets for which the firewall is evaluated.
 //!
-//! There are three kinds: packets of data connections that `ftp-alg` admits ([`super::data_connection`]), packets that
-//! `ftp-alg` injects, and packets of connections without its marks, such as control connections.
+//! There are three kinds ([`super::connection`]): packets of data connections that `ftp-alg` admits, packets that it
+//! injects, and packets of connections without its marks, such as control connections.
 
 use super::{
     Gateway,
-    mark_writes::{ChangedMarkBits, MarkTarget, MarkWrite, WrittenMark},
+    mark_writes::{MarkTarget, MarkWrite, WrittenMark},
     networks::Links,
     packet_fields::{Field, FieldValue, Hook, IpVersion, Side, state},
 };
@@ -36,22 +36,11 @@ pub(crate) struct SamplePacket<'a> {
     pub(crate) destination_port: FieldValue,
     pub(crate) tcp_flags: FieldValue,
     pub(crate) ftp_helper: FieldValue,
-    /// The first and the last priority of the chains at the hook that see the packet like this.
-    pub(crate) priorities: (i32, i32),
     /// The networks at this machine's interfaces, if known.
     pub(crate) links: Option<&'a Links>,
 }
 
-/// The priority of destination NAT at prerouting (NF_IP_PRI_NAT_DST).
-const DESTINATION_NAT_PRIORITY: i32 = -100;
-
 impl<'a> SamplePacket<'a> {
-    /// Whether a chain at `hook` with `priority` sees the packet like this.
-    pub(crate) fn is_seen_at(&self, hook: Hook, priority: i32) -> bool {
-        let (first, last) = self.priorities;
-        self.hook == hook && (first..=last).contains(&priority)
-    }
-
     /// The input or the output interface, if known.
     pub(crate) fn interface(&self, side: Side) -> Option<&'a str> {
         match side {
@@ -140,7 +129,6 @@ pub(crate) fn first_packet(hook: Hook, ip: IpVersion) -> SamplePacket<'static> {
         destination_port: FieldValue::ANY_PORT,
         tcp_flags: FieldValue::Bits { bits: SYN, known: COMPARED },
         ftp_helper: FieldValue::Absent,
-        priorities: (i32::MIN, i32::MAX),
         links: None,
     }
 }
@@ -157,154 +145,5 @@ pub(crate) fn injected_packet(
         mark: FieldValue::exactly(gateway.mask()),
         tcp_flags: FieldValue::Bits { bits: ACK, known: COMPARED },
         ..first_packet(hook, ip)
-    }
-}
-
-/// Packets that the fast path marks, at prerouting, each with its packet mark there. They are as they would be without
-/// the fast path: the first packet of a data connection, and later packets of control connections. Rules of others
-/// change the bits `changed` of their packet marks.
-pub(crate) fn fast_path_packets(
-    gateway: &Gateway,
-    changes: ChangedMarkBits,
-    changed: u32,
-) -> Vec<(SamplePacket<'static>, FieldValue)> {
-    let unmarked = FieldValue::unset_except(changed);
-    let mask = gateway.mask();
-    let first = SamplePacket {
-        output: Some(""),
-        ct_mark: FieldValue::unset_except(changes.ct_mark),
-        mark: unmarked,
-        destination_port: FieldValue::DATA_PORT,
-        ..first_packet(Hook::Prerouting, IpVersion::V4)
-    };
-    let admitted = FieldValue::Bits {
-        bits: gateway.data_mark | gateway.queue_none_mark,
-        // The number of a translation may be in the other bits.
-        known: mask | !(changed | gateway.slot_mask),
-    };
-    let inspected = FieldValue::Bits { bits: gateway.control_bits(), known: mask | !changed };
-    let control = gateway.control_ports.iter().flat_map(|&port| {
-        SampleConnection::unknown(Hook::Forward, IpVersion::V4, port).packets(gateway, changes)
-    });
-    let later = control
-        .filter(|one| one.hook == Hook::Prerouting && one.state == state::ESTABLISHED)
-        .map(|one| (SamplePacket { mark: unmarked, ..one }, inspected));
-    [(first, admitted)].into_iter().chain(later).collect()
-}
-
-/// Packets of a data connection at `hook` behind its admission, each with the ct mark that it has if the fast path
-/// admits it. Our table finds the translation of its source by the second bit.
-pub(crate) fn admitted_packets(
-    hook: Hook,
-    gateway: &Gateway,
-    changes: ChangedMarkBits,
-) -> [(SamplePacket<'static>, FieldValue); 3] {
-    let known = !changes.ct_mark | gateway.mask();
-    let data = gateway.data_mark;
-    let first = SamplePacket {
-        is_local: (hook != Hook::Prerouting).then_some(hook == Hook::Input),
-        input: (hook == Hook::Output).then_some(""),
-        output: matches!(hook, Hook::Prerouting | Hook::Input).then_some(""),
-        ct_mark: FieldValue::Bits { bits: data, known },
-        mark: FieldValue::unset_except(changes.mark),
-        destination_port: FieldValue::DATA_PORT,
-        ..first_packet(hook, IpVersion::V4)
-    };
-    let later = SamplePacket {
-        state: state::ESTABLISHED,
-        destination_port: FieldValue::ANY_PORT,
-        tcp_flags: FieldValue::Bits { bits: ACK, known: ACK | SYN },
-        ..first
-    };
-    let reply = SamplePacket { direction: FieldValue::exactly(1), ..later };
-    let bits = data | gateway.queue_all_mark;
-    [first, later, reply].map(|packet| (packet, FieldValue::Bits { bits, known }))
-}
-
-/// A TCP connection between two interfaces.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct SampleConnection<'a> {
-    /// The hook of the first packet.
-    pub(crate) hook: Hook,
-    pub(crate) ip: IpVersion,
-    /// The destination port that the initiator uses.
-    pub(crate) port: u16,
-    /// The destination port after destination NAT.
-    pub(crate) real_port: u16,
-    /// The interface towards the initiator: `None` if unknown, empty if this machine is the initiator.
-    pub(crate) from: Option<&'a str>,
-    /// The interface towards the target: `None` if unknown, empty if this machine is the target.
-    pub(crate) to: Option<&'a str>,
-    /// The networks at this machine's interfaces, if known.
-    pub(crate) links: Option<&'a Links>,
-}
-
-impl<'a> SampleConnection<'a> {
-    /// A connection between unknown interfaces.
-    pub(crate) fn unknown(hook: Hook, ip: IpVersion, port: u16) -> Self {
-        Self { hook, ip, port, real_port: port, from: None, to: None, links: None }
-    }
-
-    /// Packets that represent the connection: the first packet, and a later packet in each direction.
-    pub(crate) fn packets(
-        &self,
-        gateway: &Gateway,
-        changes: ChangedMarkBits,
-    ) -> Vec<SamplePacket<'a>> {
-        let Self { hook, ip, port, real_port, from, to, links } = *self;
-        let first = SamplePacket {
-            input: from,
-            output: to,
-            ct_mark: FieldValue::unset_except(changes.ct_mark),
-            // Rules of others may restore packet marks, but never the one of the packets that we inject.
-            mark: FieldValue::unset_except(changes.mark & !gateway.mask()),
-            source_port: EPHEMERAL,
-            destination_port: FieldValue::exactly(real_port.into()),
-            links,
-            ..first_packet(hook, ip)
-        };
-        let later = SamplePacket {
-            state: state::ESTABLISHED,
-            // A control connection may have any of our bits except the one of data connections.
-            ct_mark: FieldValue::unset_except(
-                gateway.control_bits() | changes.ct_mark & !gateway.data_mark,
-            ),
-            tcp_flags: FieldValue::Bits { bits: ACK, known: ACK | SYN },
-            ..first
-        };
-        let reply = SamplePacket {
-            hook: hook.of_replies(),
-            is_local: Some(hook == Hook::Output),
-            input: to,
-            output: from,
-            direction: FieldValue::exactly(1),
-            source_port: later.destination_port,
-            destination_port: later.source_port,
-            ..later
-        };
-        let mut packets = Vec::new();
-        for packet in [first, later, reply] {
-            let early = SamplePacket { hook: Hook::Prerouting, output: Some(""), ..packet };
-            // Replies have the real port until they leave.
-            let is_translated = port != real_port && packet.direction == FieldValue::exactly(0);
-            match packet.hook {
-                Hook::Output => {}
-                _ if is_translated => packets.extend([
-                    SamplePacket {
-                        destination_port: FieldValue::exactly(port.into()),
-                        priorities: (i32::MIN, DESTINATION_NAT_PRIORITY),
-                        ..early
-                    },
-                    SamplePacket { priorities: (DESTINATION_NAT_PRIORITY + 1, i32::MAX), ..early },
-                ]),
-                _ => packets.push(early),
-            }
-            packets.push(packet);
-            if packet.hook != Hook::Input {
-                let (hook, is_local) = (Hook::Postrouting, Some(false));
-                packets.push(SamplePacket { hook, is_local, ..packet });
-            }
-        }
-        packets
     }
 }

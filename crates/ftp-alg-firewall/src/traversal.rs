@@ -12,7 +12,7 @@
 use std::collections::HashMap;
 
 use super::{
-    ChainVerdict, ConflictKind, ConflictingRule,
+    ChainVerdict, ConflictKind,
     model::{
         Certainty, Chain, Condition, FieldValue, LocatedChain, Rule, RuleVerdict, SamplePacket,
         Table, all_hold, state,
@@ -64,34 +64,8 @@ impl ChainVerdict {
     }
 }
 
-/// The verdict of a base chain on `packet`, which gets the marks that it has behind the chain. Also the last rule that
-/// changed the ct mark, or took the packet out of connection tracking, with its chain.
-pub(crate) fn evaluate<'a>(
-    chain: LocatedChain<'a>,
-    packet: &mut SamplePacket<'_>,
-) -> (ChainVerdict, Option<MarkedRule<'a>>) {
-    let LocatedChain { name, base, .. } = chain;
-    let Traversal { packet: left, mut verdicts, changed_by, .. } = follow(chain, packet, None);
-    *packet = left;
-    let (accepts, policy) =
-        (!base.policy_drops, VerdictSource { chain: name.to_owned(), rule: None });
-    if verdicts.may_return {
-        verdicts.add_possible(&PossibleVerdicts::ending(accepts, policy.clone()));
-    }
-    let (passes, decided_by) = verdicts.default.unwrap_or((accepts, policy));
-    let verdict = ChainVerdict {
-        location: chain.location(),
-        passes,
-        decided_by,
-        exceptions: if passes { verdicts.drops } else { verdicts.accepts },
-        accepted_by_address: verdicts.accepts_by_address,
-        hidden_by: None,
-    };
-    (verdict, changed_by)
-}
-
 /// A rule with its chain.
-pub(crate) type MarkedRule<'a> = (&'a str, &'a Rule);
+pub(crate) type LocatedRule<'a> = (&'a str, &'a Rule);
 
 /// Follows `packet` through a base chain. `other` is the packet with other marks, to find the rules that depend on them.
 pub(crate) fn follow<'a, 'p>(
@@ -103,8 +77,7 @@ pub(crate) fn follow<'a, 'p>(
         table: chain.table,
         packet: *packet,
         finished: HashMap::new(),
-        conflicts: Vec::new(),
-        marking_rules: Vec::new(),
+        reached: Vec::new(),
         other,
         dependent_rules: Vec::new(),
         changed_by: None,
@@ -169,19 +142,18 @@ type Outcome<'p> = (PossibleVerdicts, SamplePacket<'p>, Option<SamplePacket<'p>>
 /// A packet on its way through the chains of a table, and what it may meet there.
 pub(crate) struct Traversal<'a, 'p> {
     table: &'a Table,
-    packet: SamplePacket<'p>,
+    /// The packet with the marks that it has here.
+    pub(crate) packet: SamplePacket<'p>,
     /// Results by chain. `None` marks a chain whose evaluation is in progress: a loop, which the kernel never accepts,
     /// then ends here.
     finished: HashMap<Entry<'a>, Option<Outcome<'p>>>,
-    /// Conflicts of the rules that the packet may reach.
-    pub(crate) conflicts: Vec<&'a ConflictingRule>,
-    /// The rules that change the packet mark, each once.
-    pub(crate) marking_rules: Vec<MarkedRule<'a>>,
+    /// The rules that may apply to the packet.
+    pub(crate) reached: Vec<LocatedRule<'a>>,
     other: Option<SamplePacket<'p>>,
     /// The rules that may do something else with `other`.
-    pub(crate) dependent_rules: Vec<MarkedRule<'a>>,
+    pub(crate) dependent_rules: Vec<LocatedRule<'a>>,
     /// The last rule that changed the ct mark, or took the packet out of connection tracking.
-    changed_by: Option<MarkedRule<'a>>,
+    pub(crate) changed_by: Option<LocatedRule<'a>>,
     /// Whether the packet reaches this point by default.
     by_default: bool,
     /// Those of the base chain, at the end of the way.
@@ -189,6 +161,25 @@ pub(crate) struct Traversal<'a, 'p> {
 }
 
 impl<'a, 'p> Traversal<'a, 'p> {
+    /// The verdict of the base chain.
+    pub(crate) fn verdict(self, chain: LocatedChain<'_>) -> ChainVerdict {
+        let Self { mut verdicts, .. } = self;
+        let accepts = !chain.base.policy_drops;
+        let policy = VerdictSource { chain: chain.name.to_owned(), rule: None };
+        if verdicts.may_return {
+            verdicts.add_possible(&PossibleVerdicts::ending(accepts, policy.clone()));
+        }
+        let (passes, decided_by) = verdicts.default.unwrap_or((accepts, policy));
+        ChainVerdict {
+            location: chain.location(),
+            passes,
+            decided_by,
+            exceptions: if passes { verdicts.drops } else { verdicts.accepts },
+            accepted_by_address: verdicts.accepts_by_address,
+            hidden_by: None,
+        }
+    }
+
     fn chain(&mut self, name: &'a str, depth: usize) -> PossibleVerdicts {
         let marks = [Some(self.packet), self.other].map(|one| Some([one?.ct_mark, one?.mark]));
         let entry = (name, marks, self.packet.state, self.by_default);
@@ -222,11 +213,8 @@ impl<'a, 'p> Traversal<'a, 'p> {
             if applies == Certainty::No {
                 continue;
             }
-            self.conflicts.extend(rule.conflict.as_deref());
+            self.reached.push((name, rule));
             self.by_default = by_default && applies == Certainty::Yes && verdicts.default.is_none();
-            if rule.changed_mark_bits() != 0 {
-                self.marking_rules.push((name, rule));
-            }
             if self.by_default {
                 self.change_packet(name, rule);
             }

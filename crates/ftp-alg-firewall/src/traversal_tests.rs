@@ -6,9 +6,8 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
-    ChangedMarkBits, Gateway,
     model::{BaseChain, Field, Hook, IpVersion, Origin, TableFamily},
-    sample_packets::SampleConnection,
+    sample_packets::first_packet,
 };
 
 fn rule(conditions: Vec<Condition>, action: RuleVerdict, text: &str) -> Rule {
@@ -32,11 +31,8 @@ fn table(chains: Vec<(&str, Vec<Rule>)>, drops: bool) -> Table {
 
 fn verdict(table: &Table) -> ChainVerdict {
     let chain = table.base_chains().next().unwrap();
-    let gateway = Gateway::default();
-    let connection = SampleConnection::unknown(Hook::Forward, IpVersion::V4, 21);
-    let packets = connection.packets(&gateway, ChangedMarkBits::default());
-    let packet = packets.iter().find(|packet| packet.hook == chain.base.hook).unwrap();
-    evaluate(chain, &mut packet.clone()).0
+    let packet = first_packet(Hook::Forward, IpVersion::V4);
+    follow(chain, &packet, None).verdict(chain)
 }
 
 #[test]

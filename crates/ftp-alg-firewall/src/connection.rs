@@ -1,45 +1,67 @@
-//! Follows the packets of a data connection through the chains of others, from hook to hook.
+//! Follows the packets of a connection through the chains of others, from hook to hook.
 //!
-//! What a rule can see of the first packet depends on its place. Before conntrack (priority -200) the packet has no
-//! connection. Until our table admits it, the connection has no ct mark of ours.
+//! What a rule can see of the first packet of a data connection depends on its place. Before conntrack (priority -200)
+//! the packet has no connection. Until our table admits it, the connection has no ct mark of ours. Rules of others may
+//! overwrite the marks on the way, for all packets that follow.
 //!
-//! Rules of others may overwrite the marks on the way, for all packets that follow.
+//! A control connection exists already when rules of others could do that, so its marks are not known at any chain.
 
 use super::{
-    ChainVerdict, Firewall, HidingRule, PacketClass,
-    model::{FieldValue, Hook, IpVersion, LocatedChain, SamplePacket, state},
+    ChainVerdict, ConflictKind, ConflictingRule, Gateway, HidingRule, PacketClass, Ruleset,
+    mark_writes::ChangedMarkBits,
+    model::{BaseChain, FieldValue, Hook, IpVersion, LocatedChain, SamplePacket, state},
     networks::Links,
-    sample_packets::{ACK, SYN, first_packet},
+    sample_packets::{ACK, EPHEMERAL, SYN, first_packet, injected_packet},
     traversal,
 };
 
-/// A data connection. Its packets change on their way, so [`DataConnection::at`] says what is known of them at a chain.
+/// A connection. Its packets change on their way, so [`Connection::seen_at`] says what is known of them at a chain.
 #[derive(Clone, Copy, Debug)]
-pub(crate) struct DataConnection<'a> {
+pub(crate) struct Connection<'a> {
     pub(crate) ip: IpVersion,
-    pub(crate) class: PacketClass,
-    /// The ct mark bits of admitted data connections: none for one that nobody admits.
-    pub(crate) admitted: u32,
+    pub(crate) kind: ConnectionKind,
+    /// The filter hooks of the initiator's packets and of the target's.
+    pub(crate) hooks: [Hook; 2],
     /// The interface towards the initiator: `None` if unknown, empty if this machine is the initiator.
     pub(crate) from: Option<&'a str>,
     /// The interface towards the target: `None` if unknown, empty if this machine is the target.
     pub(crate) to: Option<&'a str>,
-    pub(crate) source_port: FieldValue,
     /// The networks at this machine's interfaces, if known.
     pub(crate) links: Option<&'a Links>,
 }
 
+/// What is known about a connection besides its ends.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum ConnectionKind {
+    /// A control connection, or another one that `ftp-alg` does not admit.
+    Control {
+        /// The destination port that the initiator uses.
+        port: u16,
+        /// The destination port after destination NAT.
+        real_port: u16,
+    },
+    Data {
+        class: PacketClass,
+        /// The ct mark bits of admitted data connections: none for one that nobody admits.
+        admitted: u32,
+        source_port: FieldValue,
+    },
+    /// A single packet that `ftp-alg` injects.
+    Injected,
+}
+
 /// The priority of conntrack (NF_IP_PRI_CONNTRACK). No packet has a connection before.
 const CONNTRACK_PRIORITY: i32 = -200;
+/// The priority of destination NAT at prerouting (NF_IP_PRI_NAT_DST). The kernel runs all destination NAT chains at
+/// this priority, whatever their own priority is.
+pub(crate) const DESTINATION_NAT_PRIORITY: i32 = -100;
 
 impl PacketClass {
     /// The priority behind which our table has admitted the first packet of such a data connection at `hook`;
     /// `None` if that is at a later hook.
-    ///
-    /// The kernel runs all destination NAT chains at -100, whatever their own priority is.
     fn admission_priority(self, hook: Hook) -> Option<i32> {
         match (self, hook) {
-            (Self::MarkedData, Hook::Prerouting | Hook::Output) => Some(-100),
+            (Self::MarkedData, Hook::Prerouting | Hook::Output) => Some(DESTINATION_NAT_PRIORITY),
             (Self::RelatedData, Hook::Prerouting) => None,
             (Self::RelatedData, Hook::Forward | Hook::Input) => Some(-152),
             (Self::RelatedData, Hook::Output) => Some(-90),
@@ -50,11 +72,10 @@ impl PacketClass {
     /// Whether a rule in a chain at `hook` with `priority` can recognise the first packet of such a connection by the
     /// condition of the accept rule.
     pub(crate) fn is_recognised_at(self, hook: Hook, priority: i32) -> bool {
-        let has_connection = !is_before_conntrack(hook, priority);
         match self {
             Self::Injected => true,
             // It is `related` from the start.
-            Self::RelatedData => has_connection,
+            Self::RelatedData => !is_before_conntrack(hook, priority),
             Self::MarkedData => self.is_admitted_at(hook, priority),
         }
     }
@@ -68,210 +89,263 @@ pub(crate) fn is_before_conntrack(hook: Hook, priority: i32) -> bool {
     matches!(hook, Hook::Prerouting | Hook::Output) && priority < CONNTRACK_PRIORITY
 }
 
-impl<'a> DataConnection<'a> {
-    /// Whether a rule before has hidden what the accept rule recognises.
-    fn is_hidden(&self, seen: &SamplePacket<'_>, is_admitted: bool) -> bool {
-        let has_mark = |mark| match mark {
-            FieldValue::Bits { bits, known } => bits & known & self.admitted == self.admitted,
-            _ => true,
+impl<'a> Connection<'a> {
+    /// A connection between unknown interfaces.
+    pub(crate) fn new(kind: ConnectionKind, hook: Hook, ip: IpVersion) -> Self {
+        let hooks = [hook, hook.of_replies()];
+        Self { ip, kind, hooks, from: None, to: None, links: None }
+    }
+
+    /// A control connection between unknown interfaces.
+    pub(crate) fn control(hook: Hook, ip: IpVersion, port: u16) -> Self {
+        Self::new(ConnectionKind::Control { port, real_port: port }, hook, ip)
+    }
+
+    /// Packets that represent the connection, as they arrive: the first packet, and a later packet in each direction.
+    pub(crate) fn packets(
+        &self,
+        gateway: &Gateway,
+        changes: ChangedMarkBits,
+    ) -> [SamplePacket<'a>; 3] {
+        // A control connection may have any of our bits except the one of data connections. A connection that it
+        // announced inherits its ct mark (init_conntrack()).
+        let of_control =
+            FieldValue::unset_except(gateway.control_bits() | changes.ct_mark & !gateway.data_mark);
+        let arriving = SamplePacket {
+            // A new connection has no mark bits except those that rules of others set on it, or on its control
+            // connection, from which it inherits them.
+            ct_mark: FieldValue::unset_except(changes.ct_mark),
+            links: self.links,
+            ..first_packet(self.hooks[0], self.ip)
         };
-        let needs_mark = is_admitted && self.class == PacketClass::MarkedData;
-        seen.state == state::UNTRACKED || needs_mark && !has_mark(seen.ct_mark)
+        let (first, later_port) = match self.kind {
+            ConnectionKind::Control { real_port, .. } => {
+                let first = SamplePacket {
+                    // Rules of others may restore packet marks, but never the one of the packets that we inject.
+                    mark: FieldValue::unset_except(changes.mark & !gateway.mask()),
+                    source_port: EPHEMERAL,
+                    destination_port: FieldValue::exactly(real_port.into()),
+                    ..arriving
+                };
+                (first, first.destination_port)
+            }
+            ConnectionKind::Data { class, source_port, .. } => {
+                let first = SamplePacket {
+                    mark: FieldValue::unset_except(changes.mark),
+                    // Until the destination is translated, it may be an address of this machine.
+                    is_local: None,
+                    source_port,
+                    destination_port: FieldValue::DATA_PORT,
+                    ..arriving
+                };
+                let related = SamplePacket {
+                    state: state::RELATED,
+                    ct_mark: of_control,
+                    ftp_helper: FieldValue::exactly(1),
+                    ..first
+                };
+                let is_related = class == PacketClass::RelatedData;
+                (if is_related { related } else { first }, FieldValue::ANY_PORT)
+            }
+            ConnectionKind::Injected => {
+                (injected_packet(self.hooks[0], self.ip, gateway), FieldValue::ANY_PORT)
+            }
+        };
+        let later = SamplePacket {
+            state: state::ESTABLISHED,
+            ct_mark: of_control,
+            tcp_flags: FieldValue::Bits { bits: ACK, known: ACK | SYN },
+            destination_port: later_port,
+            ..first
+        };
+        let reply = SamplePacket {
+            is_local: later.is_local.map(|_| self.hooks[1] == Hook::Input),
+            direction: FieldValue::exactly(1),
+            source_port: later.destination_port,
+            destination_port: later.source_port,
+            ..later
+        };
+        [first, later, reply]
     }
 
     /// `packet` as a chain at `hook` with `priority` sees it.
-    fn seen_at(
+    pub(crate) fn seen_at(
         &self,
         hook: Hook,
         priority: i32,
         packet: SamplePacket<'a>,
-        is_reply: bool,
     ) -> SamplePacket<'a> {
+        let is_reply = packet.direction == FieldValue::exactly(1);
         let (input, output) = if is_reply { (self.to, self.from) } else { (self.from, self.to) };
-        let is_local = match hook {
-            // Until the destination is translated, it may be an address of this machine.
-            Hook::Prerouting => None,
-            _ => Some(hook == Hook::Input),
-        };
         let seen = SamplePacket {
             hook,
             input: if hook == Hook::Output { Some("") } else { input },
             output: if matches!(hook, Hook::Prerouting | Hook::Input) { Some("") } else { output },
-            is_local,
+            is_local: match hook {
+                Hook::Prerouting => packet.is_local,
+                _ => Some(hook == Hook::Input),
+            },
             ..packet
         };
         let is_untracked = packet.state == state::UNTRACKED;
-        if !is_untracked && !is_before_conntrack(hook, priority) {
-            return seen;
+        match self.kind {
+            // Replies have the real port until they leave.
+            ConnectionKind::Control { port, .. }
+                if hook == Hook::Prerouting
+                    && priority <= DESTINATION_NAT_PRIORITY
+                    && !is_reply =>
+            {
+                SamplePacket { destination_port: FieldValue::exactly(port.into()), ..seen }
+            }
+            ConnectionKind::Data { .. } if is_untracked || is_before_conntrack(hook, priority) => {
+                SamplePacket {
+                    state: if is_untracked { state::UNTRACKED } else { state::INVALID },
+                    ct_mark: FieldValue::Absent,
+                    direction: FieldValue::Absent,
+                    ftp_helper: FieldValue::Absent,
+                    ..seen
+                }
+            }
+            _ => seen,
         }
-        SamplePacket {
-            state: if is_untracked { state::UNTRACKED } else { state::INVALID },
-            ct_mark: FieldValue::Absent,
-            direction: FieldValue::Absent,
-            ftp_helper: FieldValue::Absent,
-            ..seen
+    }
+
+    /// Whether a rule before has hidden what the accept rule for data connections recognises.
+    fn is_hidden(&self, seen: &SamplePacket<'_>, is_admitted: bool) -> bool {
+        let ConnectionKind::Data { class, admitted, .. } = self.kind else { return false };
+        let has_mark = match seen.ct_mark {
+            FieldValue::Bits { bits, known } => bits & known & admitted == admitted,
+            _ => true,
+        };
+        let needs_mark = is_admitted && class == PacketClass::MarkedData;
+        seen.state == state::UNTRACKED || needs_mark && !has_mark
+    }
+
+    /// Follows the packets through the chains of `rules`.
+    pub(crate) fn follow(&self, rules: &'a Ruleset, gateway: &'a Gateway) -> Way<'a> {
+        let (connection, verdicts, conflicts) = (*self, Vec::new(), Vec::new());
+        let mut way = Way { rules, gateway, connection, verdicts, conflicts, changed_by: None };
+        let [first, later, reply] = self.packets(gateway, rules.changed_mark_bits);
+        if let ConnectionKind::Injected = self.kind {
+            way.pass(first, &self.hooks[..1]);
+            return way;
         }
-    }
-}
-
-/// A later packet of the connection that `before` belongs to, with the packet mark `mark`.
-fn later_packet<'a>(
-    before: &SamplePacket<'a>,
-    mark: FieldValue,
-    is_reply: bool,
-) -> SamplePacket<'a> {
-    let (source_port, destination_port) = match is_reply {
-        true => (FieldValue::ANY_PORT, before.source_port),
-        false => (before.source_port, FieldValue::ANY_PORT),
-    };
-    SamplePacket {
-        state: state::ESTABLISHED,
-        direction: FieldValue::exactly(is_reply.into()),
-        mark,
-        source_port,
-        destination_port,
-        tcp_flags: FieldValue::Bits { bits: ACK, known: ACK | SYN },
-        ..*before
-    }
-}
-
-impl Firewall {
-    /// The verdicts of all chains that packets of `connection` pass, in their order. The packets of the initiator pass
-    /// the hook `there`, and those of the target the hook `back`.
-    pub(crate) fn follow(
-        &self,
-        connection: &DataConnection<'_>,
-        there: Hook,
-        back: Hook,
-    ) -> Vec<ChainVerdict> {
-        let (there, back) = (there.on_the_way(), back.on_the_way());
-        let mut way = Way { firewall: self, connection, verdicts: Vec::new(), changed_by: None };
-        let first = way.first_packet();
-        let passed = way.pass(first, there, Packet::First);
-        let later = later_packet(&passed, first.mark, false);
-        let passed = way.pass(later, there, Packet::Later);
-        way.pass(later_packet(&passed, first.mark, true), back, Packet::Reply);
-        way.verdicts
-    }
-
-    /// The base chains at `hook` that packets of data connections reach, in their order.
-    ///
-    /// Our table or an expectation translates data connections, so the chains of type `nat` do not see them.
-    fn chains_at(&self, hook: Hook, ip: IpVersion) -> Vec<LocatedChain<'_>> {
-        let chains = self.ruleset.base_chains(ip);
-        let mut chains: Vec<_> =
-            chains.filter(|chain| chain.base.hook == hook && !chain.base.is_nat).collect();
-        chains.sort_by_key(|chain| chain.base.priority);
-        chains
+        let [there, back] = self.hooks.map(Hook::on_the_way);
+        let mut left = way.pass(first, there);
+        for (packet, hooks) in [(later, there), (reply, back)] {
+            left = match self.kind {
+                ConnectionKind::Data { .. } => {
+                    way.pass(SamplePacket { ct_mark: left.ct_mark, ..packet }, hooks)
+                }
+                _ => way.pass(packet, hooks),
+            };
+        }
+        way
     }
 }
 
 /// The way of a connection's packets.
-struct Way<'a> {
-    firewall: &'a Firewall,
-    connection: &'a DataConnection<'a>,
-    verdicts: Vec<ChainVerdict>,
+pub(crate) struct Way<'a> {
+    rules: &'a Ruleset,
+    gateway: &'a Gateway,
+    connection: Connection<'a>,
+    /// The verdicts of all chains that the packets pass, in their order.
+    pub(crate) verdicts: Vec<ChainVerdict>,
+    /// The rules that may hide the connection, each once. One that takes SYNs alone out of connection tracking belongs
+    /// to SYNPROXY, and hides nothing.
+    pub(crate) conflicts: Vec<&'a ConflictingRule>,
     /// The last rule that changed the ct mark, or took a packet out of connection tracking.
     changed_by: Option<HidingRule>,
 }
 
-/// A packet of the connection.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Packet {
-    First,
-    Later,
-    Reply,
-}
-
 impl<'a> Way<'a> {
-    /// The first packet, as it arrives.
-    fn first_packet(&self) -> SamplePacket<'a> {
-        let (gateway, changes) = (&self.firewall.gateway, self.firewall.ruleset.changed_mark_bits);
-        let first = SamplePacket {
-            // A new connection has no mark bits except those that rules of others set on it, or on its control
-            // connection, from which it inherits them.
-            ct_mark: FieldValue::unset_except(changes.ct_mark),
-            mark: FieldValue::unset_except(changes.mark),
-            source_port: self.connection.source_port,
-            links: self.connection.links,
-            destination_port: FieldValue::DATA_PORT,
-            ..first_packet(Hook::Prerouting, self.connection.ip)
-        };
-        match self.connection.class {
-            PacketClass::RelatedData => SamplePacket {
-                state: state::RELATED,
-                // An expected connection inherits the ct mark of its control connection (init_conntrack()). That may
-                // have any of our bits except the one of data connections.
-                ct_mark: FieldValue::unset_except(
-                    gateway.control_bits() | changes.ct_mark & !gateway.data_mark,
-                ),
-                ftp_helper: FieldValue::exactly(1),
-                ..first
-            },
-            _ => first,
-        }
+    /// The base chains at `hook` that the packets reach, in their order.
+    ///
+    /// Our table or an expectation translates data connections, so the chains of type `nat` do not see them.
+    fn chains_at(&self, hook: Hook) -> Vec<LocatedChain<'a>> {
+        let is_data = matches!(self.connection.kind, ConnectionKind::Data { .. });
+        let chains = self.rules.base_chains(self.connection.ip);
+        let is_seen = |base: &BaseChain| base.hook == hook && !(is_data && base.is_nat);
+        let mut chains: Vec<_> = chains.filter(|chain| is_seen(&chain.base)).collect();
+        chains.sort_by_key(|chain| chain.base.priority);
+        chains
     }
 
     /// Our table admits the first packet.
-    fn admit(&self, packet: &mut SamplePacket<'_>) {
-        let mask = self.firewall.gateway.mask();
+    fn admit(&self, packet: &mut SamplePacket<'_>, admitted: u32) {
+        let mask = self.gateway.mask();
         let (others, known) = match packet.ct_mark {
             FieldValue::Bits { bits, known } => (bits & !mask, known),
-            _ => (0, !self.firewall.ruleset.changed_mark_bits.ct_mark),
+            _ => (0, !self.rules.changed_mark_bits.ct_mark),
         };
-        let bits = others | self.connection.admitted;
-        packet.ct_mark = FieldValue::Bits { bits, known: known | mask };
+        packet.ct_mark = FieldValue::Bits { bits: others | admitted, known: known | mask };
     }
 
     /// Evaluates all chains at `hooks` for `packet`. Returns the packet as it leaves.
-    fn pass(
-        &mut self,
-        mut packet: SamplePacket<'a>,
-        hooks: &[Hook],
-        which: Packet,
-    ) -> SamplePacket<'a> {
-        let Self { firewall, connection, .. } = *self;
-        let mut is_admitted = which != Packet::First;
+    fn pass(&mut self, mut packet: SamplePacket<'a>, hooks: &[Hook]) -> SamplePacket<'a> {
+        // Only the first packet of a data connection waits for its admission.
+        let mut waits = match self.connection.kind {
+            ConnectionKind::Data { class, admitted, .. } if packet.state != state::ESTABLISHED => {
+                Some((class, admitted))
+            }
+            _ => None,
+        };
         for &hook in hooks {
-            for chain in firewall.chains_at(hook, connection.ip) {
+            for chain in self.chains_at(hook) {
                 let priority = chain.base.priority;
-                if !is_admitted && connection.class.is_admitted_at(hook, priority) {
-                    self.admit(&mut packet);
-                    is_admitted = true;
+                if let Some((_, admitted)) =
+                    waits.take_if(|(class, _)| class.is_admitted_at(hook, priority))
+                {
+                    self.admit(&mut packet, admitted);
                 }
-                let is_reply = which == Packet::Reply;
-                let mut seen = connection.seen_at(hook, priority, packet, is_reply);
-                let is_hidden = connection.is_hidden(&seen, is_admitted);
-                let hidden_by = self.changed_by.clone().filter(|_| is_hidden);
-                let (verdict, changed_by) = traversal::evaluate(chain, &mut seen);
-                if let Some((name, rule)) = changed_by {
-                    self.changed_by = Some(HidingRule {
-                        chain: chain.table.chain_name(name),
-                        rule: rule.text.clone(),
-                        untracks: seen.state == state::UNTRACKED,
-                    });
+                let seen = self.connection.seen_at(hook, priority, packet);
+                let left = self.evaluate(chain, seen, waits.is_none());
+                if let ConnectionKind::Data { .. } = self.connection.kind {
+                    packet.mark = left.mark;
+                    if left.state == state::UNTRACKED {
+                        packet.state = state::UNTRACKED;
+                    } else if left.ct_mark != FieldValue::Absent {
+                        packet.ct_mark = left.ct_mark;
+                    }
                 }
-                packet.mark = seen.mark;
-                if seen.state == state::UNTRACKED {
-                    packet.state = state::UNTRACKED;
-                } else if seen.ct_mark != FieldValue::Absent {
-                    packet.ct_mark = seen.ct_mark;
-                }
-                self.add(ChainVerdict { hidden_by, ..verdict });
             }
         }
-        if !is_admitted {
-            self.admit(&mut packet);
+        if let Some((_, admitted)) = waits {
+            self.admit(&mut packet, admitted);
         }
         packet
     }
 
-    /// Combines the verdict with those on earlier packets.
-    fn add(&mut self, verdict: ChainVerdict) {
+    /// Adds the verdict of `chain` on a packet. Returns the packet as it leaves the chain.
+    fn evaluate(
+        &mut self,
+        chain: LocatedChain<'a>,
+        seen: SamplePacket<'a>,
+        is_admitted: bool,
+    ) -> SamplePacket<'a> {
+        let is_hidden = self.connection.is_hidden(&seen, is_admitted);
+        let hidden_by = self.changed_by.clone().filter(|_| is_hidden);
+        let traversal = traversal::follow(chain, &seen, None);
+        for conflict in traversal.reached.iter().filter_map(|(_, rule)| rule.conflict.as_deref()) {
+            let is_for_syns = conflict.kind == ConflictKind::Untracked && seen.state == state::NEW;
+            if !is_for_syns && !self.conflicts.contains(&conflict) {
+                self.conflicts.push(conflict);
+            }
+        }
+        let left = traversal.packet;
+        if let Some((name, rule)) = traversal.changed_by {
+            self.changed_by = Some(HidingRule {
+                chain: chain.table.chain_name(name),
+                rule: rule.text.clone(),
+                untracks: left.state == state::UNTRACKED,
+            });
+        }
+        let verdict = ChainVerdict { hidden_by, ..traversal.verdict(chain) };
         match self.verdicts.iter_mut().find(|known| known.location == verdict.location) {
             Some(known) => *known = known.clone().and(verdict),
             None => self.verdicts.push(verdict),
         }
+        left
     }
 }
 
@@ -279,7 +353,7 @@ impl<'a> Way<'a> {
 mod tests {
     use super::{
         super::{
-            AcceptedData, Routing, accepted_data, data_path_verdicts,
+            AcceptedData, Firewall, Routing, accepted_data, data_path_verdicts,
             rules_for_tests::{ACCEPT, CT_MARK, STATE, accepts_mark, is},
         },
         *,
