@@ -12,106 +12,121 @@ use super::{
     packet_fields,
 };
 
-/// Which interface an expression reads, by name or by index.
-fn interface_direction(expression: &Json) -> Option<Side> {
-    match expression.get("meta")?.get("key")?.as_str()? {
-        "iif" | "iifname" => Some(Side::Source),
-        "oif" | "oifname" => Some(Side::Destination),
-        _ => None,
+/// What an expression reads of a packet.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) enum Operand {
+    /// A field under a mask.
+    Field(Field, u32),
+    /// The name or the index of an interface.
+    Interface(Side),
+    Address(Side),
+    /// The MAC address of one of the packet's ends.
+    Mac,
+    Concatenation(Vec<Operand>),
+    Unknown,
+}
+
+impl Operand {
+    pub(crate) fn read(expression: &Json) -> Self {
+        match expression.get("concat").and_then(Json::as_array) {
+            Some(parts) => Self::Concatenation(parts.iter().map(Self::read).collect()),
+            None => Self::read_single(expression).unwrap_or(Self::Unknown),
+        }
+    }
+
+    fn read_single(expression: &Json) -> Option<Self> {
+        let (kind, content) = expression.as_object()?.iter().next()?;
+        if kind == "&" {
+            let [inner, mask] = content.as_array()?.as_slice() else { return None };
+            let (field, whole) = field(inner)?;
+            return Some(Self::Field(field, whole & single_value(field, mask)?));
+        }
+        let part = |name: &str| content.get(name).and_then(Json::as_str);
+        let name = ["key", "field", "result"].into_iter().find_map(part)?;
+        let field = match (kind.as_str(), part("protocol"), name) {
+            ("meta", _, "iif" | "iifname") => return Some(Self::Interface(Side::Source)),
+            ("meta", _, "oif" | "oifname") => return Some(Self::Interface(Side::Destination)),
+            ("payload", Some("ip" | "ip6"), "saddr") => return Some(Self::Address(Side::Source)),
+            ("payload", Some("ip" | "ip6"), "daddr") => {
+                return Some(Self::Address(Side::Destination));
+            }
+            ("payload", Some("ether"), "saddr" | "daddr") => return Some(Self::Mac),
+            ("ct", _, "state") => Field::State,
+            ("ct", _, "mark") => Field::CtMark,
+            ("ct", _, "direction") => Field::Direction,
+            ("ct", _, "helper") => Field::FtpHelper,
+            ("meta", _, "mark") => Field::PacketMark,
+            ("meta", _, "pkttype") => Field::PacketType,
+            ("meta", _, "l4proto") => Field::Protocol,
+            ("meta", _, "nfproto" | "protocol") => Field::Family,
+            ("payload", Some("ip"), "protocol") | ("payload", Some("ip6"), "nexthdr") => {
+                Field::Protocol
+            }
+            ("payload", Some("tcp" | "th"), "dport") => Field::DestinationPort,
+            ("payload", Some("tcp" | "th"), "sport") => Field::SourcePort,
+            ("payload", Some("tcp"), "flags") => Field::TcpFlags,
+            ("fib", _, "type") if has_only_flag(content, "daddr") => Field::DestinationType,
+            _ => return None,
+        };
+        Some(Self::Field(field, u32::MAX))
+    }
+
+    pub(crate) fn reads_interface(&self) -> bool {
+        match self {
+            Self::Concatenation(parts) => parts.iter().any(Self::reads_interface),
+            _ => matches!(self, Self::Interface(_)),
+        }
+    }
+
+    fn reads_hosts(&self) -> bool {
+        match self {
+            Self::Concatenation(parts) => parts.iter().any(Self::reads_hosts),
+            _ => matches!(self, Self::Address(_) | Self::Mac),
+        }
+    }
+
+    /// A condition about a value that is not known here.
+    pub(crate) fn undecidable(&self) -> Condition {
+        if self.reads_hosts() { Condition::Hosts } else { Condition::Unknown }
+    }
+
+    /// The condition that the operand equals `value`. For a plain field, `value` may be a set.
+    pub(crate) fn equals(&self, value: &Json) -> Option<Condition> {
+        let value = without_options(value);
+        Some(match self {
+            Self::Field(field, mask) => Condition::field_in(*field, *mask, ranges(*field, value)?),
+            Self::Interface(side) => Condition::interface(*side, value.as_str()?, '*'),
+            Self::Address(side) => Condition::address(*side, networks(value)?),
+            Self::Concatenation(parts) => {
+                let values = value.get("concat")?.as_array()?;
+                let one = |(part, value): (&Self, _)| {
+                    part.equals(value).unwrap_or_else(|| part.undecidable())
+                };
+                Condition::All(parts.iter().zip(values).map(one).collect())
+            }
+            Self::Mac | Self::Unknown => return None,
+        })
     }
 }
 
-/// Whether an expression reads an interface, alone or in a concatenation.
-pub(crate) fn reads_interface(expression: &Json) -> bool {
-    match expression.get("concat").and_then(Json::as_array) {
-        Some(parts) => parts.iter().any(reads_interface),
-        None => interface_direction(expression).is_some(),
-    }
-}
-
-/// The condition that `expression` equals `value`. For a plain field, `value` may be a set.
-pub(crate) fn equals(expression: &Json, value: &Json) -> Option<Condition> {
-    if let Some(element) = value.get("elem") {
-        return equals(expression, element.get("val")?);
-    }
-    if let Some(side) = address_side(expression) {
-        return Some(Condition::address(side, networks(value)?));
-    }
-    if let Some(parts) = expression.get("concat").and_then(Json::as_array) {
-        let values = value.get("concat")?.as_array()?;
-        let one = |(part, value)| equals(part, value).unwrap_or_else(|| undecidable(part));
-        return Some(Condition::All(parts.iter().zip(values).map(one).collect()));
-    }
-    if let Some(side) = interface_direction(expression) {
-        return Some(Condition::interface(side, value.as_str()?, '*'));
-    }
-    let (field, mask) = field(expression)?;
-    Some(Condition::field_in(field, mask, ranges(field, value)?))
+fn has_only_flag(content: &Json, flag: &str) -> bool {
+    content.get("flags").is_some_and(|flags| match flags.as_array() {
+        Some(flags) => flags.iter().all(|one| one == flag),
+        None => flags == flag,
+    })
 }
 
 /// The field that an expression reads, with its mask.
 pub(crate) fn field(expression: &Json) -> Option<(Field, u32)> {
-    let (kind, content) = expression.as_object()?.iter().next()?;
-    if kind == "&" {
-        let [inner, mask] = content.as_array()?.as_slice() else { return None };
-        let (field, whole) = field(inner)?;
-        return Some((field, whole & single_value(field, mask)?));
-    }
-    let part = |name: &str| content.get(name).and_then(Json::as_str);
-    if kind == "fib" {
-        let of_destination = content.get("flags").is_some_and(|flags| match flags.as_array() {
-            Some(flags) => flags.iter().all(|flag| flag == "daddr"),
-            None => flags == "daddr",
-        });
-        let usable = of_destination && part("result") == Some("type");
-        return usable.then_some((Field::DestinationType, u32::MAX));
-    }
-    let field = match (kind.as_str(), part("protocol"), part("key").or(part("field"))?) {
-        ("ct", _, "state") => Field::State,
-        ("ct", _, "mark") => Field::CtMark,
-        ("ct", _, "direction") => Field::Direction,
-        ("ct", _, "helper") => Field::FtpHelper,
-        ("meta", _, "mark") => Field::PacketMark,
-        ("meta", _, "pkttype") => Field::PacketType,
-        ("meta", _, "l4proto") => Field::Protocol,
-        ("meta", _, "nfproto" | "protocol") => Field::Family,
-        ("payload", Some("ip"), "protocol") | ("payload", Some("ip6"), "nexthdr") => {
-            Field::Protocol
-        }
-        ("payload", Some("tcp" | "th"), "dport") => Field::DestinationPort,
-        ("payload", Some("tcp" | "th"), "sport") => Field::SourcePort,
-        ("payload", Some("tcp"), "flags") => Field::TcpFlags,
-        _ => return None,
-    };
-    Some((field, u32::MAX))
-}
-
-/// A condition about the value of an expression that is not known here.
-pub(crate) fn undecidable(expression: &Json) -> Condition {
-    if reads_hosts(expression) { Condition::Hosts } else { Condition::Unknown }
-}
-
-/// Whether an expression reads an address of the packet's ends, alone or in a concatenation.
-fn reads_hosts(expression: &Json) -> bool {
-    let part = |name: &str| expression.get("payload")?.get(name)?.as_str();
-    match expression.get("concat").and_then(Json::as_array) {
-        Some(parts) => parts.iter().any(reads_hosts),
-        None => {
-            let is_mac = part("protocol") == Some("ether") && part("field") != Some("type");
-            is_mac || address_side(expression).is_some()
-        }
-    }
-}
-
-/// Which address an expression reads.
-pub(crate) fn address_side(expression: &Json) -> Option<Side> {
-    let payload = expression.get("payload")?;
-    let part = |name: &str| payload.get(name).and_then(Json::as_str);
-    match (part("protocol")?, part("field")?) {
-        ("ip" | "ip6", "saddr") => Some(Side::Source),
-        ("ip" | "ip6", "daddr") => Some(Side::Destination),
+    match Operand::read(expression) {
+        Operand::Field(field, mask) => Some((field, mask)),
         _ => None,
     }
+}
+
+/// The value of an element that may have options, such as a timeout.
+pub(crate) fn without_options(element: &Json) -> &Json {
+    element.pointer("/elem/val").unwrap_or(element)
 }
 
 /// The networks that an address is compared with: one, or a set.
@@ -123,9 +138,7 @@ pub(crate) fn networks(right: &Json) -> Option<Arc<[IpNetwork]>> {
 }
 
 fn network(value: &Json) -> Option<IpNetwork> {
-    if let Some(element) = value.get("elem") {
-        return network(element.get("val")?);
-    }
+    let value = without_options(value);
     if let Some([first, last]) = value.get("range").and_then(Json::as_array).map(Vec::as_slice) {
         return spanning(first.as_str()?.parse().ok()?, last.as_str()?.parse().ok()?);
     }
@@ -236,9 +249,7 @@ pub(crate) fn ranges(field: Field, right: &Json) -> Option<Ranges> {
 }
 
 pub(crate) fn range(field: Field, value: &Json) -> Option<(u32, u32)> {
-    if let Some(element) = value.get("elem") {
-        return range(field, element.get("val")?);
-    }
+    let value = without_options(value);
     if let Some(ends) = value.get("range").and_then(Json::as_array) {
         let [from, to] = ends.as_slice() else { return None };
         return Some((single_value(field, from)?, single_value(field, to)?));

@@ -15,7 +15,6 @@ mod control_conflicts;
 mod control_path;
 mod data_modes;
 mod data_path;
-mod devices;
 mod expressions;
 mod gateway;
 mod mark_writes;

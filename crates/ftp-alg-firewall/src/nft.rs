@@ -10,23 +10,26 @@ use std::{
 
 use serde::Deserialize;
 use serde_json::{Deserializer, Map, Value as Json};
+use strum::EnumString;
 
 use super::{
     ConflictKind, ConflictingRule, Ruleset,
-    devices::{DeviceHook, TableKey, listed_devices},
     expressions::{
-        address_side, equals, field, implied_condition, is_set, mark_write, networks, number,
-        range, ranges, reads_interface, undecidable,
+        Operand, field, implied_condition, is_set, mark_write, networks, number, range, ranges,
+        without_options,
     },
     mark_writes::MarkWrite,
     model::{
-        BaseChain, Chain, Condition, DestinationNat, Field, Origin, Ranges, Rule, RuleVerdict,
-        Table, TableFamily,
+        BaseChain, Chain, Condition, DestinationNat, Field, Hook, Origin, Ranges, Rule,
+        RuleVerdict, Side, Table, TableFamily,
     },
 };
 
 /// A statement or an object in nft's JSON.
 type Object = Map<String, Json>;
+
+/// The family and the name of a table.
+type TableKey<'a> = (TableFamily, &'a str);
 
 /// The output of nft for one command.
 #[derive(Deserialize)]
@@ -45,8 +48,7 @@ pub(crate) fn parse(json: &str, listing: &str) -> Result<Ruleset, serde_json::Er
         let Document { nftables } = document?;
         objects.extend(nftables);
     }
-    let (texts, listed) = (rule_texts(listing), listed_devices(listing));
-    let mut reader = NftReader { texts, listed, ..NftReader::default() };
+    let mut reader = NftReader { listing: Listing::read(listing), ..NftReader::default() };
     // Rules refer to sets and helpers, which may be listed after them.
     for (kind, object) in objects.iter().flat_map(|object| object.iter()) {
         if let Some(object) = object.as_object() {
@@ -69,18 +71,16 @@ pub(crate) fn parse(json: &str, listing: &str) -> Result<Ruleset, serde_json::Er
 
 #[derive(Default)]
 struct NftReader<'a> {
-    tables: BTreeMap<TableKey, Table>,
+    listing: Listing<'a>,
+    tables: BTreeMap<TableKey<'a>, Table>,
     /// The elements of named sets and maps.
-    sets: HashMap<(TableKey, &'a str), &'a Json>,
+    sets: HashMap<(TableKey<'a>, &'a str), &'a Json>,
     /// The devices of chains at ingress and egress. Each of their rules has this condition.
-    devices: HashMap<(TableKey, &'a str), Condition>,
-    /// The devices of these chains in the listing.
-    listed: HashMap<(TableKey, &'a str), Vec<&'a str>>,
+    devices: HashMap<(TableKey<'a>, &'a str), Condition>,
     /// The helper objects of type `ftp`.
-    helpers: Vec<(TableKey, &'a str)>,
+    helpers: Vec<(TableKey<'a>, &'a str)>,
     /// Cache of named sets as ranges, because sets may be large and many rules may use one.
-    ranges: HashMap<(TableKey, &'a str, Field), Option<Ranges>>,
-    texts: HashMap<(TableFamily, &'a str, u64), &'a str>,
+    ranges: HashMap<(TableKey<'a>, &'a str, Field), Option<Ranges>>,
     conflicts: Vec<ConflictingRule>,
 }
 
@@ -92,8 +92,8 @@ impl<'a> NftReader<'a> {
         match kind {
             "table" if has_flag(object, "dormant") => {}
             "table" => {
-                let (family, name) = key.clone();
-                let table = Table::new(Origin::Nftables, family, name, BTreeMap::new());
+                let name = key.1.to_owned();
+                let table = Table::new(Origin::Nftables, key.0, name, BTreeMap::new());
                 self.tables.insert(key, Table { has_owner: has_flag(object, "owner"), ..table });
             }
             "chain" => {
@@ -102,7 +102,7 @@ impl<'a> NftReader<'a> {
                     if let Some(hook) =
                         text(object, "hook").and_then(|hook| hook.parse::<DeviceHook>().ok())
                     {
-                        let listed = self.listed.get(&(key.clone(), name));
+                        let listed = self.listing.devices.get(&(key, name));
                         self.devices.insert((key, name), hook.on_devices(object, listed));
                     }
                 }
@@ -129,19 +129,19 @@ impl<'a> NftReader<'a> {
         };
         let handle = object.get("handle").and_then(Json::as_u64);
         let text = match handle {
-            Some(handle) => match self.texts.get(&(key.0, key.1.as_str(), handle)) {
+            Some(handle) => match self.listing.texts.get(&(key, handle)) {
                 Some(text) => (*text).to_owned(),
                 None => format!("rule with handle {handle}"),
             },
             None => "a rule".to_owned(),
         };
         let mut rule = Rule { text, ..Rule::default() };
-        rule.conditions.extend(self.devices.get(&(key.clone(), chain)).cloned());
+        rule.conditions.extend(self.devices.get(&(key, chain)).cloned());
         let mut kinds = Vec::new();
         for statement in statements {
             match statement.as_object().and_then(|one| one.iter().next()) {
                 Some((kind, content)) => {
-                    kinds.extend(self.read_statement(&mut rule, &key, kind, content));
+                    kinds.extend(self.read_statement(&mut rule, key, kind, content));
                 }
                 None => rule.conditions.push(Condition::Unknown),
             }
@@ -175,7 +175,7 @@ impl<'a> NftReader<'a> {
     fn read_statement(
         &mut self,
         rule: &mut Rule,
-        key: &TableKey,
+        key: TableKey<'a>,
         kind: &str,
         content: &'a Json,
     ) -> Option<ConflictKind> {
@@ -197,9 +197,9 @@ impl<'a> NftReader<'a> {
         }
         match kind {
             "match" => {
-                let left = content.get("left").unwrap_or(&Json::Null);
-                let condition = self.comparison(key, content);
-                rule.conditions.push(condition.unwrap_or_else(|| undecidable(left)));
+                let left = Operand::read(content.get("left").unwrap_or(&Json::Null));
+                let condition = self.comparison(key, &left, content);
+                rule.conditions.push(condition.unwrap_or_else(|| left.undecidable()));
             }
             "vmap" => rule.action = self.verdict_map(key, content),
             "mangle" => {
@@ -222,35 +222,43 @@ impl<'a> NftReader<'a> {
     }
 
     /// The elements of a set, by its name or as they stand here. A value that is no set is returned as it is.
-    fn elements(&self, key: &TableKey, value: &'a Json) -> Option<&'a Json> {
+    fn elements(&self, key: TableKey<'a>, value: &'a Json) -> Option<&'a Json> {
         match value.as_str().and_then(|name| name.strip_prefix('@')) {
-            Some(name) => self.sets.get(&(key.clone(), name)).copied(),
+            Some(name) => self.sets.get(&(key, name)).copied(),
             None => Some(value.get("set").unwrap_or(value)),
         }
     }
 
-    fn comparison(&mut self, key: &TableKey, content: &'a Json) -> Option<Condition> {
-        let (left, right) = (content.get("left")?, content.get("right")?);
+    fn comparison(
+        &mut self,
+        key: TableKey<'a>,
+        left: &Operand,
+        content: &'a Json,
+    ) -> Option<Condition> {
+        let right = content.get("right")?;
         let op = content.get("op").and_then(Json::as_str).unwrap_or("==");
         let negated = match op {
             "==" | "in" => Some(false),
             "!=" => Some(true),
             _ => None,
         };
-        if reads_interface(left) {
+        if left.reads_interface() {
             let elements = self.elements(key, right)?;
-            let one = |element| equals(left, element).unwrap_or_else(|| undecidable(left));
+            let one = |element| left.equals(element).unwrap_or_else(|| left.undecidable());
             let condition = match elements.as_array() {
                 Some(elements) => Condition::Any(elements.iter().map(one).collect()),
-                None => equals(left, elements)?,
+                None => left.equals(elements)?,
             };
             return Some(condition.negated_if(negated?));
         }
-        if let Some(side) = address_side(left) {
-            let networks = networks(self.elements(key, right)?)?;
-            return Some(Condition::address(side, networks).negated_if(negated?));
-        }
-        let (field, mask) = field(left)?;
+        let (field, mask) = match *left {
+            Operand::Field(field, mask) => (field, mask),
+            Operand::Address(side) => {
+                let networks = networks(self.elements(key, right)?)?;
+                return Some(Condition::address(side, networks).negated_if(negated?));
+            }
+            _ => return None,
+        };
         let ranges = match right.as_str().and_then(|name| name.strip_prefix('@')) {
             Some(name) => self.set_ranges(key, name, field)?,
             None => ranges(field, right)?,
@@ -278,24 +286,24 @@ impl<'a> NftReader<'a> {
         Some(Condition::field_in(field, mask, range.into_iter().collect::<Ranges>()))
     }
 
-    fn set_ranges(&mut self, key: &TableKey, name: &'a str, field: Field) -> Option<Ranges> {
-        let at = (key.clone(), name, field);
+    fn set_ranges(&mut self, key: TableKey<'a>, name: &'a str, field: Field) -> Option<Ranges> {
+        let at = (key, name, field);
         if let Some(known) = self.ranges.get(&at) {
             return known.clone();
         }
-        let found = self.sets.get(&(key.clone(), name)).and_then(|set| ranges(field, set));
+        let found = self.sets.get(&(key, name)).and_then(|set| ranges(field, set));
         self.ranges.insert(at, found.clone());
         found
     }
 
-    fn verdict_map(&self, key: &TableKey, content: &'a Json) -> RuleVerdict {
-        let looked_up = content.get("key");
+    fn verdict_map(&self, key: TableKey<'a>, content: &'a Json) -> RuleVerdict {
+        let looked_up = content.get("key").map(Operand::read);
         let elements = content.get("data").and_then(|data| self.elements(key, data)?.as_array());
         let Some(elements) = elements else { return RuleVerdict::Unknown };
         let element = |element: &Json| {
             let pair = element.as_array()?;
             let (key, verdicts) = (pair.first()?, pair.get(1)?.as_object()?);
-            let condition = looked_up.and_then(|looked_up| equals(looked_up, key));
+            let condition = looked_up.as_ref().and_then(|looked_up| looked_up.equals(key));
             let condition = condition.unwrap_or(Condition::Unknown);
             let (kind, content) = verdicts.iter().next()?;
             Some((condition, verdict(kind, content).unwrap_or(RuleVerdict::Unknown)))
@@ -306,7 +314,12 @@ impl<'a> NftReader<'a> {
 
     /// The destination ports in a concatenation, or in the keys of a translation map. The statement does nothing for
     /// packets with other ports.
-    fn looked_up_port(&self, key: &TableKey, kind: &str, content: &'a Json) -> Option<Condition> {
+    fn looked_up_port(
+        &self,
+        key: TableKey<'a>,
+        kind: &str,
+        content: &'a Json,
+    ) -> Option<Condition> {
         let (looked_up, elements) = match kind {
             "match" if content.get("op").is_none_or(|op| op == "==") => {
                 let left = content.get("left").filter(|left| left.get("concat").is_some())?;
@@ -319,18 +332,18 @@ impl<'a> NftReader<'a> {
             _ => return None,
         };
         let elements = self.elements(key, elements)?;
-        let is_port = |part: &Json| field(part) == Some((Field::DestinationPort, u32::MAX));
-        let place = match looked_up.get("concat").and_then(Json::as_array) {
-            Some(parts) => Some(parts.iter().position(is_port)?),
-            None if is_port(looked_up) => None,
-            None => return None,
+        let port_operand = Operand::Field(Field::DestinationPort, u32::MAX);
+        let place = match Operand::read(looked_up) {
+            Operand::Concatenation(parts) => Some(parts.iter().position(|p| *p == port_operand)?),
+            operand if operand == port_operand => None,
+            _ => return None,
         };
         let port = |element: &Json| {
             let element = match (kind, element.as_array()) {
                 ("dnat", Some(pair)) => pair.first()?,
                 _ => element,
             };
-            let element = element.get("elem").and_then(|inner| inner.get("val")).unwrap_or(element);
+            let element = without_options(element);
             let part = match place {
                 Some(at) => element.get("concat")?.as_array()?.get(at)?,
                 None => element,
@@ -345,8 +358,8 @@ impl<'a> NftReader<'a> {
     }
 
     /// Whether a `ct helper set` statement may assign the kernel's FTP helper, by name or by a map.
-    fn assigns_ftp(&self, key: &TableKey, content: &Json) -> bool {
-        let mut of_table = self.helpers.iter().filter(|(table, _)| table == key);
+    fn assigns_ftp(&self, key: TableKey<'a>, content: &Json) -> bool {
+        let mut of_table = self.helpers.iter().filter(|(table, _)| *table == key);
         match content.as_str() {
             Some(name) => of_table.any(|(_, helper)| *helper == name),
             None => of_table.next().is_some(),
@@ -359,8 +372,8 @@ fn text<'a>(object: &'a Object, name: &str) -> Option<&'a str> {
 }
 
 /// The table of an object; `None` for families that see no FTP connection.
-fn table_key(object: &Object, table: &str) -> Option<TableKey> {
-    Some((text(object, "family")?.parse().ok()?, text(object, table)?.to_owned()))
+fn table_key<'a>(object: &'a Object, table: &str) -> Option<TableKey<'a>> {
+    Some((text(object, "family")?.parse().ok()?, text(object, table)?))
 }
 
 /// The tables of the family `bridge` with rules or policies that may drop packets, because no chain of a bridge is
@@ -464,22 +477,81 @@ fn read_xtables_extension(rule: &mut Rule, content: &Json) {
     }
 }
 
-/// The texts of rules by table and handle.
-fn rule_texts(listing: &str) -> HashMap<(TableFamily, &str, u64), &str> {
-    let mut texts = HashMap::new();
-    let mut table = None;
-    for line in listing.lines() {
-        let Some((text, handle)) = line.rsplit_once(" # handle ") else { continue };
-        if let Some(name) = text.strip_prefix("table ") {
-            let mut words = name.split_whitespace();
-            table =
-                words.next().and_then(|word| word.parse::<TableFamily>().ok()).zip(words.next());
-        } else if let (Some((family, name)), Ok(handle)) = (table, handle.trim().parse()) {
-            // `chain x { # handle 1`: chains have handles of their own.
-            if !text.ends_with('{') {
-                texts.insert((family, name, handle), text.trim());
-            }
+/// A hook of network devices.
+///
+/// Its packets are those of single devices. So a chain there is evaluated at prerouting or postrouting, and each of its
+/// rules has the condition that the packet arrives or leaves on one of the devices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, EnumString)]
+#[strum(serialize_all = "lowercase")]
+enum DeviceHook {
+    Ingress,
+    Egress,
+}
+
+impl DeviceHook {
+    /// The hook and the priority where a chain of `priority` is evaluated: before all chains at prerouting, or behind
+    /// all chains at postrouting.
+    fn place(self, priority: i32) -> (Hook, i32) {
+        match self {
+            Self::Ingress => (Hook::Prerouting, priority.saturating_add(i32::MIN / 2)),
+            Self::Egress => (Hook::Postrouting, priority.saturating_add(i32::MAX / 2)),
         }
     }
-    texts
+
+    /// The condition that a packet passes one of the devices of `chain`. `listed` has their names, if the listing has.
+    fn on_devices(self, chain: &Object, listed: Option<&Vec<&str>>) -> Condition {
+        let names = match chain.get("dev") {
+            Some(Json::Array(names)) => names.iter().filter_map(Json::as_str).collect(),
+            name => name.and_then(Json::as_str).into_iter().collect::<Vec<_>>(),
+        };
+        let names = if names.is_empty() { listed } else { Some(&names) };
+        let Some(names) = names else { return Condition::Unknown };
+        let direction = match self {
+            Self::Ingress => Side::Source,
+            Self::Egress => Side::Destination,
+        };
+        let device = |name: &&str| Condition::interface(direction, name, '*');
+        Condition::Any(names.iter().map(device).collect())
+    }
+}
+
+/// What only the listing has.
+#[derive(Default)]
+struct Listing<'a> {
+    /// The texts of rules by their handles.
+    texts: HashMap<(TableKey<'a>, u64), &'a str>,
+    /// The devices of chains at ingress and egress: nft 1.0.6 leaves them out in JSON.
+    devices: HashMap<(TableKey<'a>, &'a str), Vec<&'a str>>,
+}
+
+impl<'a> Listing<'a> {
+    fn read(listing: &'a str) -> Self {
+        let mut found = Self::default();
+        let (mut table, mut chain) = (None, "");
+        for line in listing.lines() {
+            let mut words = line.split_whitespace();
+            match words.next() {
+                Some("table") => {
+                    table = words.next().and_then(|word| word.parse().ok()).zip(words.next());
+                }
+                Some("chain") => chain = words.next().unwrap_or_default(),
+                _ => {}
+            }
+            let Some(table) = table else { continue };
+            let devices = [" hook ingress device", " hook egress device"];
+            if let Some((_, devices)) = devices.iter().find_map(|hook| line.split_once(hook)) {
+                // `"a"`, or `s = { "a", "b" }`.
+                let end = devices.find(" priority ").unwrap_or(devices.len());
+                let names = devices[..end].split('"').skip(1).step_by(2).collect();
+                found.devices.insert((table, chain), names);
+            }
+            // `chain x { # handle 1`: chains have handles of their own.
+            if let Some((text, handle)) = line.rsplit_once(" # handle ")
+                && let (false, Ok(handle)) = (text.ends_with('{'), handle.trim().parse())
+            {
+                found.texts.insert((table, handle), text.trim());
+            }
+        }
+        found
+    }
 }

@@ -117,7 +117,7 @@ fn read_options(
             "-m" | "--match" => {
                 extension = value;
                 // An unknown extension may be a condition by its name alone.
-                if !NO_CONDITIONS.contains(&value) {
+                if !NO_CONDITIONS.split(' ').any(|known| known == value) {
                     rule.conditions.push(Condition::Unknown);
                 }
             }
@@ -232,24 +232,8 @@ fn parse_ports(text: &str) -> Option<(u16, u16)> {
 }
 
 /// Extensions that are no conditions without their options.
-const NO_CONDITIONS: [&str; 16] = [
-    "tcp",
-    "udp",
-    "comment",
-    "conntrack",
-    "state",
-    "mark",
-    "connmark",
-    "multiport",
-    "helper",
-    "icmp",
-    "icmp6",
-    "addrtype",
-    "set",
-    "pkttype",
-    "iprange",
-    "mac",
-];
+const NO_CONDITIONS: &str = "tcp udp comment conntrack state mark connmark multiport helper icmp icmp6 addrtype set \
+                             pkttype iprange mac";
 
 fn is_option(word: &str) -> bool {
     word.len() > 1
