@@ -8,8 +8,9 @@
 
 use super::{
     ChainVerdict, ConflictKind, ConflictingRule, Gateway, HidingRule, PacketClass, Ruleset,
-    mark_writes::ChangedMarkBits,
-    model::{BaseChain, FieldValue, Hook, IpVersion, LocatedChain, SamplePacket, state},
+    model::{
+        BaseChain, ChangedMarkBits, FieldValue, Hook, IpVersion, LocatedChain, SamplePacket, state,
+    },
     networks::Links,
     sample_packets::{ACK, EPHEMERAL, SYN, first_packet, injected_packet},
     traversal,

@@ -6,10 +6,10 @@ use ipnetwork::IpNetwork;
 use serde_json::Value as Json;
 
 use super::{
-    mark_writes::{MarkTarget, MarkWrite, WrittenMark},
-    model::{Condition, Field, Ranges, Side},
+    model::{Condition, Field, MarkWrite, Ranges, Side},
     networks::spanning,
     packet_fields,
+    sample_packets::WrittenMark,
 };
 
 /// What an expression reads of a packet.
@@ -165,14 +165,14 @@ pub(crate) fn implied_condition(expression: &Json) -> Option<Condition> {
     }
 }
 
-/// What the assignment of `value` writes into `into`, if that is a mark.
-pub(crate) fn mark_write(into: Field, value: &Json) -> Option<MarkWrite> {
-    let (target, other) = match into {
-        Field::CtMark => (MarkTarget::CtMark, Field::PacketMark),
-        Field::PacketMark => (MarkTarget::PacketMark, Field::CtMark),
+/// What the assignment of `value` writes into `target`, if that is a mark.
+pub(crate) fn mark_write(target: Field, value: &Json) -> Option<MarkWrite> {
+    let other = match target {
+        Field::CtMark => Field::PacketMark,
+        Field::PacketMark => Field::CtMark,
         _ => return None,
     };
-    let (bits, written) = match [0, u32::MAX].map(|before| assigned(value, into, before)) {
+    let (bits, written) = match [0, u32::MAX].map(|before| assigned(value, target, before)) {
         [Some(zero), Some(ones)] => {
             let changed = zero | !ones;
             // A bit that is the opposite of what it was is not constant.

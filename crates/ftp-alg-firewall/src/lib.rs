@@ -16,17 +16,13 @@ mod control_path;
 mod data_modes;
 mod data_path;
 mod expressions;
-mod gateway;
-mod mark_writes;
 mod marks;
 mod model;
 mod networks;
 mod nft;
 mod packet_fields;
 mod remedy;
-mod routing_rules;
 mod sample_packets;
-mod source_ports;
 mod translated_ports;
 mod traversal;
 mod xtables;
@@ -37,16 +33,54 @@ use connection::{Connection, ConnectionKind};
 pub use control_path::{Acceptance, ControlPathVerdict, InterfacePairVerdict};
 pub use data_modes::{DataMode, ModeVerdict};
 pub use data_path::{AcceptedData, DataPathVerdict, accepted_data, data_path_verdicts};
-pub use gateway::{Gateway, Routing};
-pub use marks::{CtMarkUse, MarkConflict, MarkConflictKind};
+pub use marks::{CtMarkUse, MarkConflict, MarkConflictKind, RoutingRule};
 use model::{ChangedMarkBits, FieldValue, LocatedChain, Table, chain_name};
 pub use model::{Hook, IpVersion, Origin, RulesetManager, TableFamily};
 pub use networks::Links;
 pub use remedy::condition;
-pub use routing_rules::RoutingRule;
 pub use sample_packets::PacketClass;
 pub use translated_ports::{PortClaim, TranslatedPorts};
 pub use traversal::VerdictSource;
+
+/// How rules can recognise the connections and packets of the gateway.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Gateway {
+    /// The ports of control connections, ascending.
+    pub control_ports: Vec<u16>,
+    /// The ct mark bit of an admitted data connection.
+    pub data_mark: u32,
+    /// The ct mark bit of a control connection whose packets all go to the queue.
+    pub queue_all_mark: u32,
+    /// The ct mark bit of a control connection none of whose packets goes to the queue.
+    pub queue_none_mark: u32,
+    /// The packet mark bits that may hold the number of a translation.
+    pub slot_mask: u32,
+}
+
+impl Gateway {
+    /// All of the gateway's ct mark bits; also the packet mark of packets that it injects.
+    pub fn mask(&self) -> u32 {
+        self.data_mark | self.control_bits()
+    }
+
+    /// The ct mark bits of control connections.
+    pub(crate) fn control_bits(&self) -> u32 {
+        self.queue_all_mark | self.queue_none_mark
+    }
+}
+
+/// How this machine handles packets of other hosts.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Routing {
+    /// Whether it forwards IPv4.
+    pub v4: bool,
+    /// Whether it forwards IPv6, and has a route to other networks.
+    pub v6: bool,
+    /// Whether it has an IPv6 address other than on `lo`.
+    pub has_v6: bool,
+    /// Whether a local program listens on a control port.
+    pub has_local_server: bool,
+}
 
 /// The rules of a network namespace, as far as they could be read.
 #[derive(Clone, Debug)]
@@ -260,7 +294,7 @@ impl Firewall {
 
     /// The sets of ports to which the rules translate the source ports of any TCP connection.
     pub fn source_ports(&self) -> Vec<RangeInclusive<u16>> {
-        source_ports::from_ruleset(&self.ruleset)
+        translated_ports::source_ports(&self.ruleset)
     }
 
     /// The conntrack zones, besides 0, into which the rules put control connections.

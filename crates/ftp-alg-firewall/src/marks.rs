@@ -8,9 +8,10 @@
 use super::{
     Gateway, Ruleset,
     connection::{Connection, ConnectionKind, DESTINATION_NAT_PRIORITY, is_before_conntrack},
-    mark_writes::ChangedMarkBits,
-    model::{BaseChain, FieldValue, Hook, IpVersion, LocatedChain, SamplePacket, state},
-    routing_rules::RoutingRule,
+    model::{
+        BaseChain, ChangedMarkBits, Comparison, Field, FieldValue, Hook, IpVersion, LocatedChain,
+        SamplePacket, state,
+    },
     sample_packets::{PacketClass, first_packet},
     traversal,
 };
@@ -29,6 +30,40 @@ pub enum CtMarkUse {
     Restored,
     /// They set bits of the gateway in packet marks from it, and `ip rule` compares these bits.
     Compared,
+}
+
+/// A rule of policy routing (`ip rule`) that compares the packet mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RoutingRule {
+    /// The priority, by which `ip rule` names the rule.
+    pub priority: u32,
+    /// The mark under `mask`.
+    pub mark: u32,
+    /// The bits that are compared.
+    pub mask: u32,
+    /// Whether the rule applies to all other packets (`not`).
+    pub is_inverted: bool,
+}
+
+impl RoutingRule {
+    /// The comparison of the packet mark.
+    pub(crate) fn comparison(&self) -> Comparison {
+        Comparison {
+            field: Field::PacketMark,
+            mask: self.mask,
+            ranges: [(self.mark, self.mark)].into(),
+            negated: self.is_inverted,
+        }
+    }
+}
+
+impl std::fmt::Display for RoutingRule {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { priority, mark, mask, is_inverted } = self;
+        let not = if *is_inverted { "not " } else { "" };
+        write!(f, "{priority}: {not}fwmark {mark:#x}")?;
+        if *mask == u32::MAX { Ok(()) } else { write!(f, "/{mask:#x}") }
+    }
 }
 
 /// A rule that does not work together with the marks of the fast path, which stays off because of it.
@@ -214,6 +249,10 @@ mod tests {
         rules_for_tests::{ACCEPT, is},
     };
 
+    fn routing_rule(mark: u32, mask: u32, is_inverted: bool) -> RoutingRule {
+        RoutingRule { priority: 100, mark, mask, is_inverted }
+    }
+
     /// Each rule that is found.
     fn found(firewall: &Firewall) -> Vec<String> {
         let conflicts = firewall.mark_conflicts().into_iter();
@@ -304,7 +343,7 @@ mod tests {
             (marks_one, 1, u32::MAX, true, true),
             (marks_one, 1, 0xff, false, false),
         ] {
-            let rule = RoutingRule::sample(mark, mask, is_inverted);
+            let rule = routing_rule(mark, mask, is_inverted);
             let reason = format!(
                 "`{rule}` in ip rule compares the fast path's packet marks: give that rule a mask"
             );
@@ -359,8 +398,8 @@ mod tests {
         let restore = |packet: &str, ct: &str| {
             format!("-A PREROUTING -j CONNMARK --restore-mark --nfmask {packet} --ctmask {ct}\n")
         };
-        let (all, one) = ("0xffffffff", [RoutingRule::sample(1, u32::MAX, false)]);
-        let byte = [RoutingRule::sample(1, 0xff, false)];
+        let (all, one) = ("0xffffffff", [routing_rule(1, u32::MAX, false)]);
+        let byte = [routing_rule(1, 0xff, false)];
         for (rules, routing, expected) in [
             ("-A PREROUTING -j MARK --set-xmark 0x1/0xff\n", &one, (CtMarkUse::None, false)),
             (

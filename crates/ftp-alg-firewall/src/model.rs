@@ -12,14 +12,10 @@ use ipnetwork::IpNetwork;
 use strum::{Display, EnumString};
 
 pub use super::packet_fields::{Hook, IpVersion};
-use super::{
-    ConflictKind, ConflictingRule,
-    mark_writes::{MarkTarget, MarkWrite},
-};
+use super::{ConflictKind, ConflictingRule};
 pub(crate) use super::{
-    mark_writes::ChangedMarkBits,
     packet_fields::{Certainty, Comparison, Field, FieldValue, Ranges, Side, state},
-    sample_packets::SamplePacket,
+    sample_packets::{ChangedMarkBits, MarkWrite, SamplePacket},
 };
 
 /// The name of an interface, or the common start of several names.
@@ -250,7 +246,7 @@ impl Rule {
         kinds: Vec<ConflictKind>,
         place: impl Fn() -> (String, Option<String>),
     ) -> Vec<ConflictingRule> {
-        let of_ct_mark = |write: &&MarkWrite| write.target == MarkTarget::CtMark;
+        let of_ct_mark = |write: &&MarkWrite| write.target == Field::CtMark;
         let writes = self.mark_writes.iter().filter(of_ct_mark);
         let writes = writes.map(|write| ConflictKind::CtMark { bits: write.bits });
         let conflict = |kind| {

@@ -18,9 +18,8 @@ use super::{
         Operand, field, implied_condition, is_set, mark_write, networks, number, range, ranges,
         without_options,
     },
-    mark_writes::MarkWrite,
     model::{
-        BaseChain, Chain, Condition, DestinationNat, Field, Hook, Origin, Ranges, Rule,
+        BaseChain, Chain, Condition, DestinationNat, Field, Hook, MarkWrite, Origin, Ranges, Rule,
         RuleVerdict, Side, Table, TableFamily,
     },
 };

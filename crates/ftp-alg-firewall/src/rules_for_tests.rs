@@ -33,6 +33,18 @@ pub(crate) fn accepts_mark() -> String {
     format!("{bit}, {ACCEPT}")
 }
 
+impl Default for Gateway {
+    fn default() -> Self {
+        Self {
+            control_ports: vec![21],
+            data_mark: 0x4000_0000,
+            queue_all_mark: 0x2000_0000,
+            queue_none_mark: 0x1000_0000,
+            slot_mask: 0x8ffe_0000,
+        }
+    }
+}
+
 impl Firewall {
     /// The tables that nft lists, in JSON and as text.
     pub(crate) fn from_nft(json: &str, listing: &str) -> Result<Self, serde_json::Error> {

@@ -1,11 +1,10 @@
-//! The sample packets for which the firewall is evaluated.
+//! The sample packets for which the firewall is evaluated, and what rules write into their marks.
 //!
 //! There are three kinds ([`super::connection`]): packets of data connections that `ftp-alg` admits, packets that it
 //! injects, and packets of connections without its marks, such as control connections.
 
 use super::{
     Gateway,
-    mark_writes::{MarkTarget, MarkWrite, WrittenMark},
     networks::Links,
     packet_fields::{Field, FieldValue, Hook, IpVersion, Side, state},
 };
@@ -52,10 +51,8 @@ impl<'a> SamplePacket<'a> {
     /// Applies what a rule writes into a mark.
     pub(crate) fn write_mark(&mut self, write: MarkWrite) {
         let Self { ct_mark, mark, .. } = self;
-        let (target, other) = match write.target {
-            MarkTarget::CtMark => (ct_mark, mark),
-            MarkTarget::PacketMark => (mark, ct_mark),
-        };
+        let (target, other) =
+            if write.target == Field::CtMark { (ct_mark, mark) } else { (mark, ct_mark) };
         let (bits, known) = match (write.value, *other) {
             (WrittenMark::Constant(bits), _) => (bits, u32::MAX),
             (WrittenMark::OtherMark, FieldValue::Bits { bits, known }) => (bits, known),
@@ -88,6 +85,46 @@ impl<'a> SamplePacket<'a> {
             },
             Field::PacketType => FieldValue::exactly(0),
         }
+    }
+}
+
+/// A write into a mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct MarkWrite {
+    /// The ct mark or the packet mark.
+    pub(crate) target: Field,
+    /// The bits that may change.
+    pub(crate) bits: u32,
+    /// The bits of the packet mark that come from the ct mark.
+    pub(crate) restored: u32,
+    pub(crate) value: WrittenMark,
+}
+
+/// What a rule writes into a mark.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum WrittenMark {
+    Constant(u32),
+    /// The same bits of the other mark.
+    OtherMark,
+    Unknown,
+}
+
+/// The bits of the marks that rules of others may change.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct ChangedMarkBits {
+    pub(crate) ct_mark: u32,
+    pub(crate) mark: u32,
+    /// Those of the packet mark that are set from the ct mark.
+    pub(crate) restored: u32,
+}
+
+impl ChangedMarkBits {
+    /// Adds what `write` changes.
+    pub(crate) fn add(&mut self, write: &MarkWrite) {
+        let changed =
+            if write.target == Field::CtMark { &mut self.ct_mark } else { &mut self.mark };
+        *changed |= write.bits;
+        self.restored |= write.restored;
     }
 }
 

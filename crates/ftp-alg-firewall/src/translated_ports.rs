@@ -1,12 +1,17 @@
-//! Finds the ports that the operator's rules translate to another destination. A data connection must not use such a
-//! port, because it would take the place of a published service.
+//! Finds the ports that the operator's rules translate.
 //!
-//! Only the destination port of a rule counts. Other conditions (addresses, interfaces, marks) are ignored, so the
-//! result has rather too many ports than too few. A rule without a known port claims no port; it is reported.
+//! A data connection must not use a destination port that is translated to another destination, because it would take
+//! the place of a published service. Only the destination port of a rule counts. Other conditions (addresses,
+//! interfaces, marks) are ignored, so the result has rather too many ports than too few. A rule without a known port
+//! claims no port; it is reported.
+//!
+//! Some providers share an address among customers, and forward only a set of source ports to each (MAP-T, MAP-E,
+//! CGNAT).
 
 use std::{
     collections::{HashMap, HashSet},
     net::{IpAddr, SocketAddr},
+    ops::RangeInclusive,
 };
 
 use super::{
@@ -14,14 +19,15 @@ use super::{
     model::{Certainty, Comparison, Condition, Field, FieldValue, Rule, RuleVerdict, Table},
 };
 
-/// How many jumps are followed from a rule back to a base chain.
-const MAX_DEPTH: usize = 16;
 /// How many rules without a known port are reported.
 const MAX_NAMED: usize = 4;
+/// The width of the smallest set of source ports. A rule with fewer ports is for one service.
+const MIN_WIDTH: u16 = 16;
 const TCP: u32 = 6;
 
-/// Inclusive port ranges; `None` stands for every port.
-pub(crate) type PortRanges = Option<Vec<(u16, u16)>>;
+/// An inclusive range of ports.
+type PortRange = (u16, u16);
+const EVERY_PORT: PortRange = (0, u16::MAX);
 
 /// Ports that one of the operator's rules translates, and the target.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,27 +74,19 @@ impl TranslatedPorts {
     pub(crate) fn from_ruleset(rules: &Ruleset) -> Self {
         let mut found = Self::default();
         for table in &rules.tables {
-            let callers = callers(table);
-            for (name, chain) in &table.chains {
-                for rule in &chain.rules {
-                    let Some(diversion) = rule.destination_nat else { continue };
-                    let Some(own_ports) = destination_ports(&rule.conditions) else { continue };
-                    let way = ports_into(&callers, name);
-                    let sees = |ip| table.family.sees(ip);
-                    match intersection(&own_ports, &way) {
-                        Some(ports) if ports.is_empty() => {}
-                        Some(ports) => found.claims.push(PortClaim {
-                            v4: sees(IpVersion::V4),
-                            v6: sees(IpVersion::V6),
-                            ports,
-                            target: diversion.address,
-                            target_ports: diversion.ports,
-                        }),
-                        None if found.unlimited_rules.len() < MAX_NAMED => {
-                            found.unlimited_rules.push(rule.text.clone());
-                        }
-                        None => {}
-                    }
+            let sees = |ip| table.family.sees(ip);
+            for (rule, ports) in rules_with_ports(table) {
+                let Some(target) = rule.destination_nat else { continue };
+                if !ports.contains(&EVERY_PORT) {
+                    found.claims.push(PortClaim {
+                        v4: sees(IpVersion::V4),
+                        v6: sees(IpVersion::V6),
+                        ports,
+                        target: target.address,
+                        target_ports: target.ports,
+                    });
+                } else if found.unlimited_rules.len() < MAX_NAMED {
+                    found.unlimited_rules.push(rule.text.clone());
                 }
             }
         }
@@ -96,76 +94,91 @@ impl TranslatedPorts {
     }
 }
 
-/// For each chain the chains that jump to it, with the ports of the jump.
-pub(crate) type Callers<'a> = HashMap<&'a str, Vec<(&'a str, PortRanges)>>;
-
-pub(crate) fn callers(table: &Table) -> Callers<'_> {
-    let mut callers = Callers::new();
-    for (name, chain) in &table.chains {
-        for Rule { conditions, action, .. } in &chain.rules {
-            let Some(own_ports) = destination_ports(conditions) else { continue };
-            let mut enter = |to: &'_ RuleVerdict, more: PortRanges| {
-                if let RuleVerdict::Jump(target) | RuleVerdict::Goto(target) = to
-                    && let Some((target, _)) = table.chains.get_key_value(target)
-                {
-                    callers
-                        .entry(target)
-                        .or_default()
-                        .push((name, intersection(&own_ports, &more)));
-                }
-            };
-            match action {
-                RuleVerdict::Map(elements) => {
-                    for (key, action) in elements {
-                        if let Some(more) = destination_ports(std::slice::from_ref(key)) {
-                            enter(action, more);
-                        }
-                    }
-                }
-                other => enter(other, None),
-            }
-        }
-    }
-    callers
+/// The different sets of source ports in the rules that translate IPv4 connections to any port. A set of all ports from
+/// 1024 on is no restriction.
+pub(crate) fn source_ports(rules: &Ruleset) -> Vec<RangeInclusive<u16>> {
+    let tables = rules.tables.iter().filter(|table| table.family.sees(IpVersion::V4));
+    let for_any_port =
+        tables.flat_map(rules_with_ports).filter(|(_, ports)| ports.contains(&EVERY_PORT));
+    let set = |(rule, _): (&Rule, _)| {
+        let (first, last) = rule.source_ports?;
+        let first = first.max(1024);
+        let is_set =
+            last.saturating_sub(first) >= MIN_WIDTH - 1 && (first, last) != (1024, u16::MAX);
+        is_set.then_some((first, last))
+    };
+    let mut found: Vec<PortRange> = for_any_port.filter_map(set).collect();
+    found.sort_unstable();
+    found.dedup();
+    found.into_iter().map(|(first, last)| first..=last).collect()
 }
 
-/// The ports of the packets that reach `chain`.
-pub(crate) fn ports_into<'a>(callers: &Callers<'a>, chain: &'a str) -> PortRanges {
-    ports_into_chain(callers, chain, &mut HashSet::new(), MAX_DEPTH)
+/// The rules of a table that TCP packets may reach, each with their destination ports.
+fn rules_with_ports(table: &Table) -> impl Iterator<Item = (&Rule, Vec<PortRange>)> {
+    let reached = ports_into_chains(table);
+    table.chains.iter().flat_map(move |(name, chain)| {
+        let into = reached.get(name.as_str()).cloned().unwrap_or_default();
+        let ports = move |rule: &Rule| destination_ports(rule.conditions.iter(), &into);
+        let rules = chain.rules.iter().map(move |rule| (rule, ports(rule)));
+        rules.filter(|(_, ports)| !ports.is_empty())
+    })
 }
 
-fn ports_into_chain<'a>(
-    callers: &Callers<'a>,
-    chain: &'a str,
-    above: &mut HashSet<&'a str>,
-    depth: usize,
-) -> PortRanges {
+/// For each chain the destination ports of the TCP packets that reach it.
+fn ports_into_chains(table: &Table) -> HashMap<&str, Vec<PortRange>> {
+    let jumps = table.chains.iter().map(|(name, chain)| (name.as_str(), jumps(&chain.rules)));
+    let jumps: HashMap<&str, Vec<_>> = jumps.collect();
+    let called: HashSet<&str> = jumps.values().flatten().map(|(to, _)| *to).collect();
     // A chain without callers is a base chain, or unused.
-    let entered = callers.get(chain)?;
-    if depth == 0 {
-        return None;
-    }
-    let mut all = Vec::new();
-    if above.insert(chain) {
-        for (from, ports) in entered {
-            all.extend(intersection(ports, &ports_into_chain(callers, from, above, depth - 1))?);
+    let first = jumps.keys().filter(|name| !called.contains(*name));
+    let mut entered: Vec<(&str, PortRange)> = first.map(|name| (*name, EVERY_PORT)).collect();
+    let mut reached: HashMap<&str, Vec<PortRange>> = HashMap::new();
+    while let Some((chain, ports)) = entered.pop() {
+        let known = reached.entry(chain).or_default();
+        if known.iter().any(|one| overlap(*one, ports) == Some(ports)) {
+            continue;
         }
-        above.remove(chain);
+        known.push(ports);
+        for (to, conditions) in jumps.get(chain).into_iter().flatten() {
+            let passing = destination_ports(conditions.iter().copied(), &[ports]);
+            entered.extend(passing.into_iter().map(|ports| (*to, ports)));
+        }
     }
-    Some(all)
+    reached
 }
 
-/// The TCP ports for which `conditions` may hold; `None` if they never hold for TCP.
-pub(crate) fn destination_ports(conditions: &[Condition]) -> Option<PortRanges> {
-    let mut ports = None;
+/// The chains that rules jump to, each with the conditions of the jump.
+fn jumps<'a>(rules: &'a [Rule]) -> Vec<(&'a str, Vec<&'a Condition>)> {
+    let mut found = Vec::new();
+    for Rule { conditions, action, .. } in rules {
+        let mut add = |to: &'a RuleVerdict, key: Option<&'a Condition>| match to {
+            RuleVerdict::Jump(target) | RuleVerdict::Goto(target) => {
+                found.push((target.as_str(), conditions.iter().chain(key).collect()));
+            }
+            _ => {}
+        };
+        match action {
+            RuleVerdict::Map(elements) => elements.iter().for_each(|(key, to)| add(to, Some(key))),
+            to => add(to, None),
+        }
+    }
+    found
+}
+
+/// Those of the ports `among` for which all conditions may hold for TCP.
+fn destination_ports<'a>(
+    conditions: impl Iterator<Item = &'a Condition>,
+    among: &[PortRange],
+) -> Vec<PortRange> {
+    let mut ports = among.to_vec();
     for condition in conditions {
         match condition {
-            Condition::Any(one) if one.is_empty() => return None,
+            Condition::Any(one) if one.is_empty() => ports.clear(),
             Condition::Compare(test)
                 if test.field == Field::Protocol
                     && test.holds(FieldValue::exactly(TCP)) == Certainty::No =>
             {
-                return None;
+                ports.clear();
             }
             Condition::Compare(Comparison {
                 field: Field::DestinationPort,
@@ -174,22 +187,20 @@ pub(crate) fn destination_ports(conditions: &[Condition]) -> Option<PortRanges> 
                 negated: false,
             }) => {
                 let port = |number: u32| u16::try_from(number).unwrap_or(u16::MAX);
-                let these = ranges.iter().map(|&(first, last)| (port(first), port(last))).collect();
-                ports = intersection(&ports, &Some(these));
+                let these = ranges.iter().map(|&(first, last)| (port(first), port(last)));
+                let both = |these| ports.iter().filter_map(move |one| overlap(*one, these));
+                ports = these.flat_map(both).collect();
             }
             _ => {}
         }
     }
-    Some(ports)
+    ports
 }
 
-/// The ports that are in both.
-fn intersection(one: &PortRanges, other: &PortRanges) -> PortRanges {
-    let (Some(one), Some(other)) = (one, other) else {
-        return one.clone().or_else(|| other.clone());
-    };
-    let pairs = one.iter().flat_map(|a| other.iter().map(move |b| (a.0.max(b.0), a.1.min(b.1))));
-    Some(pairs.filter(|(first, last)| first <= last).collect())
+/// The ports that are in both ranges.
+fn overlap(one: PortRange, other: PortRange) -> Option<PortRange> {
+    let both = (one.0.max(other.0), one.1.min(other.1));
+    (both.0 <= both.1).then_some(both)
 }
 
 #[cfg(test)]
@@ -343,5 +354,52 @@ mod tests {
         let back = r#"b {"jump": {"target": "c"}}"#;
         let to = r#"b {"dnat": {"addr": "10.0.0.9"}}"#;
         assert!(!claims(&nftables(&[there, back, to]), 80));
+    }
+
+    fn saved_source_ports(rules: &str) -> Vec<RangeInclusive<u16>> {
+        let text = format!("*nat\n:POSTROUTING ACCEPT [0:0]\n{rules}\nCOMMIT\n");
+        Firewall::from_iptables(&text).source_ports()
+    }
+
+    fn listed_source_ports(rules: &[&str]) -> Vec<RangeInclusive<u16>> {
+        Firewall::from_nft_chain("inet nat postrouting 100 accept", rules).source_ports()
+    }
+
+    #[test]
+    fn sets_of_source_ports_are_found() {
+        const SET: &str = r#"{"port": {"range": [40960, 41023]}}"#;
+        let masquerade = format!(r#"{{"masquerade": {SET}}}"#);
+        let snat = r#"{"snat": {"addr": "198.51.100.1", "port": {"range": [2048, 3071]}}}"#;
+        assert_eq!(listed_source_ports(&[&masquerade]), [40960..=41023]);
+        assert_eq!(listed_source_ports(&[snat, &masquerade, snat]), [2048..=3071, 40960..=41023]);
+        for (rule, set) in [
+            ("-A POSTROUTING -o wan -p tcp -j MASQUERADE --to-ports 40960-41023", 40960..=41023),
+            (
+                "-A POSTROUTING -s 10.0.0.0/8 -p tcp -j SNAT --to-source 198.51.100.1:2048-3071",
+                2048..=3071,
+            ),
+            ("-A POSTROUTING -p tcp -j MASQUERADE --to-ports 1000-2000 --random", 1024..=2000),
+        ] {
+            assert_eq!(saved_source_ports(rule), [set], "{rule}");
+        }
+    }
+
+    #[test]
+    fn other_rules_name_no_set_of_source_ports() {
+        assert_eq!(
+            listed_source_ports(&[r#"{"masquerade": null}"#, r#"{"snat": {"addr": "1.2.3.4"}}"#]),
+            []
+        );
+        for rule in [
+            "-A POSTROUTING -o wan -j MASQUERADE",
+            "-A POSTROUTING -j SNAT --to-source 198.51.100.1-198.51.100.9",
+            "-A POSTROUTING -p tcp -j MASQUERADE --to-ports 1024-65535",
+            "-A POSTROUTING -p udp -j MASQUERADE --to-ports 40960-41023",
+            "-A POSTROUTING -p tcp -m tcp --dport 5060 -j MASQUERADE --to-ports 40960-41023",
+            "-A POSTROUTING -p tcp -j MASQUERADE --to-ports 5060-5061",
+            ":X - [0:0]\n-A POSTROUTING -p tcp -m tcp --dport 80 -j X\n-A X -p tcp -j MASQUERADE --to-ports 40960-41023",
+        ] {
+            assert_eq!(saved_source_ports(rule), [], "{rule}");
+        }
     }
 }

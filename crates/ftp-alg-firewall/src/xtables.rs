@@ -7,13 +7,13 @@ use std::{collections::BTreeMap, iter::Peekable, slice::Iter};
 
 use super::{
     ConflictKind, Ruleset,
-    mark_writes::{MarkTarget, MarkWrite, WrittenMark},
     model::{
-        BaseChain, Chain, Condition, DestinationNat, Field, Hook, IpVersion, Origin, Ranges, Rule,
-        RuleVerdict, Side, Table, TableFamily,
+        BaseChain, Chain, Condition, DestinationNat, Field, Hook, IpVersion, MarkWrite, Origin,
+        Ranges, Rule, RuleVerdict, Side, Table, TableFamily,
     },
     networks::spanning,
     packet_fields::number,
+    sample_packets::WrittenMark,
 };
 
 /// The priorities of the tables' base chains (linux/netfilter_ipv4.h).
@@ -191,15 +191,15 @@ fn mark_write(name: &str, words: &[&str]) -> Option<MarkWrite> {
     let has = |option| words.contains(&option);
     let after = |option| word_after(words, option);
     let target = match name {
-        "CONNMARK" if !has("--restore-mark") => MarkTarget::CtMark,
-        "MARK" | "CONNMARK" => MarkTarget::PacketMark,
+        "CONNMARK" if !has("--restore-mark") => Field::CtMark,
+        "MARK" | "CONNMARK" => Field::PacketMark,
         _ => return None,
     };
     if has("--save-mark") || has("--restore-mark") {
         let masks = ["--ctmask", "--nfmask"].map(|one| after(one).or(after("--mask")));
         let [ct, packet] = masks.map(|mask| mask.and_then(number).unwrap_or(u32::MAX));
         let value = if ct == packet { WrittenMark::OtherMark } else { WrittenMark::Unknown };
-        let restored = if target == MarkTarget::PacketMark { ct } else { 0 };
+        let restored = if target == Field::PacketMark { ct } else { 0 };
         // The bits of one mark are cleared, and those of the other are inverted there.
         return Some(MarkWrite { target, bits: ct | packet, restored, value });
     }
