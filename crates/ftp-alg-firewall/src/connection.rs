@@ -7,9 +7,10 @@
 //! A control connection exists already when rules of others could do that, so its marks are not known at any chain.
 
 use super::{
-    ChainVerdict, ConflictKind, ConflictingRule, Gateway, HidingRule, PacketClass, Ruleset,
+    ChainVerdict, Gateway, HidingRule, PacketClass, Ruleset,
     model::{
-        BaseChain, ChangedMarkBits, FieldValue, Hook, IpVersion, LocatedChain, SamplePacket, state,
+        BaseChain, ChangedMarkBits, FieldValue, Hook, IpVersion, LocatedChain, LocatedRule,
+        SamplePacket, state,
     },
     networks::Links,
     sample_packets::{ACK, EPHEMERAL, SYN, first_packet, injected_packet},
@@ -224,8 +225,8 @@ impl<'a> Connection<'a> {
 
     /// Follows the packets through the chains of `rules`.
     pub(crate) fn follow(&self, rules: &'a Ruleset, gateway: &'a Gateway) -> Way<'a> {
-        let (connection, verdicts, conflicts) = (*self, Vec::new(), Vec::new());
-        let mut way = Way { rules, gateway, connection, verdicts, conflicts, changed_by: None };
+        let (connection, verdicts, reached) = (*self, Vec::new(), Vec::new());
+        let mut way = Way { rules, gateway, connection, verdicts, reached, changed_by: None };
         let [first, later, reply] = self.packets(gateway, rules.changed_mark_bits);
         if let ConnectionKind::Injected = self.kind {
             way.pass(first, &self.hooks[..1]);
@@ -252,9 +253,8 @@ pub(crate) struct Way<'a> {
     connection: Connection<'a>,
     /// The verdicts of all chains that the packets pass, in their order.
     pub(crate) verdicts: Vec<ChainVerdict>,
-    /// The rules that may hide the connection, each once. One that takes SYNs alone out of connection tracking belongs
-    /// to SYNPROXY, and hides nothing.
-    pub(crate) conflicts: Vec<&'a ConflictingRule>,
+    /// The rules that may apply to the packets, and whether it is the packet of a new connection.
+    pub(crate) reached: Vec<(LocatedRule<'a>, bool)>,
     /// The last rule that changed the ct mark, or took a packet out of connection tracking.
     changed_by: Option<HidingRule>,
 }
@@ -327,17 +327,13 @@ impl<'a> Way<'a> {
         let is_hidden = self.connection.is_hidden(&seen, is_admitted);
         let hidden_by = self.changed_by.clone().filter(|_| is_hidden);
         let traversal = traversal::follow(chain, &seen, None);
-        for conflict in traversal.reached.iter().filter_map(|(_, rule)| rule.conflict.as_deref()) {
-            let is_for_syns = conflict.kind == ConflictKind::Untracked && seen.state == state::NEW;
-            if !is_for_syns && !self.conflicts.contains(&conflict) {
-                self.conflicts.push(conflict);
-            }
-        }
+        let is_new = seen.state == state::NEW;
+        self.reached.extend(traversal.reached.iter().map(|rule| (*rule, is_new)));
         let left = traversal.packet;
-        if let Some((name, rule)) = traversal.changed_by {
+        if let Some(changed_by) = traversal.changed_by {
             self.changed_by = Some(HidingRule {
-                chain: chain.table.chain_name(name),
-                rule: rule.text.clone(),
+                chain: changed_by.chain_name(),
+                rule: changed_by.rule.text.clone(),
                 untracks: left.state == state::UNTRACKED,
             });
         }

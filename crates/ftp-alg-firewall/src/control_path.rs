@@ -8,7 +8,7 @@ use std::collections::{BTreeSet, HashMap};
 use super::{
     ChainVerdict, DataPathVerdict, Firewall, HookVerdict, Links, PortClaim, Routing,
     connection::{Connection, ConnectionKind},
-    model::{Condition, Hook, IpVersion, RuleVerdict, Table},
+    model::{Condition, Hook, IpVersion, LocatedRule, RuleVerdict},
 };
 
 /// How many pairs of interfaces a summary names for each verdict.
@@ -272,7 +272,7 @@ impl Firewall {
     /// All conditions in the rules that depend on interfaces.
     fn interface_conditions(&self) -> Vec<&Condition> {
         let mut found = Vec::new();
-        for rule in self.ruleset.tables.iter().flat_map(Table::rules) {
+        for LocatedRule { rule, .. } in self.ruleset.rules() {
             rule.conditions.iter().for_each(|one| collect_conditions(one, &mut found));
             if let RuleVerdict::Map(elements) = &rule.action {
                 elements.iter().for_each(|(key, _)| collect_conditions(key, &mut found));

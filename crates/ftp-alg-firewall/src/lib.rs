@@ -10,8 +10,8 @@
 
 #![forbid(unsafe_code)]
 
+mod conflicts;
 mod connection;
-mod control_conflicts;
 mod control_path;
 mod data_modes;
 mod data_path;
@@ -29,12 +29,13 @@ mod xtables;
 
 use std::{collections::BTreeSet, ops::RangeInclusive};
 
+pub use conflicts::{ConflictKind, ConflictingRule};
 use connection::{Connection, ConnectionKind};
 pub use control_path::{Acceptance, ControlPathVerdict, InterfacePairVerdict};
 pub use data_modes::{DataMode, ModeVerdict};
 pub use data_path::{AcceptedData, DataPathVerdict, accepted_data, data_path_verdicts};
 pub use marks::{CtMarkUse, MarkConflict, MarkConflictKind, RoutingRule};
-use model::{ChangedMarkBits, FieldValue, LocatedChain, Table, chain_name};
+use model::{ChangedMarkBits, FieldValue, LocatedChain, LocatedRule, Table, chain_name};
 pub use model::{Hook, IpVersion, Origin, RulesetManager, TableFamily};
 pub use networks::Links;
 pub use remedy::condition;
@@ -98,19 +99,21 @@ pub struct Firewall {
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 struct Ruleset {
     tables: Vec<Table>,
-    conflicts: Vec<ConflictingRule>,
     changed_mark_bits: ChangedMarkBits,
     /// The tables with chains that may drop packets, and that are not evaluated.
     unread: BTreeSet<String>,
 }
 
 impl Ruleset {
-    fn add(&mut self, other: Self) {
-        let writes = other.tables.iter().flat_map(Table::rules).flat_map(|rule| &rule.mark_writes);
+    fn add(&mut self, tables: Vec<Table>) {
+        let rules = tables.iter().flat_map(Table::rules);
+        let writes = rules.flat_map(|one| &one.rule.mark_writes);
         writes.for_each(|write| self.changed_mark_bits.add(write));
-        self.tables.extend(other.tables);
-        self.conflicts.extend(other.conflicts);
-        self.unread.extend(other.unread);
+        self.tables.extend(tables);
+    }
+
+    fn rules(&self) -> impl Iterator<Item = LocatedRule<'_>> {
+        self.tables.iter().flat_map(Table::rules)
     }
 
     /// The base chains that packets of this version of IP may pass.
@@ -118,42 +121,6 @@ impl Ruleset {
         let tables = self.tables.iter().filter(move |table| table.family.sees(ip));
         tables.flat_map(Table::base_chains)
     }
-}
-
-/// A rule outside our table that interferes with `ftp-alg`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ConflictingRule {
-    /// How the rule interferes.
-    pub kind: ConflictKind,
-    /// The chain of the rule, as in `inet filter forward`.
-    pub chain: String,
-    /// The text of the rule.
-    pub rule: String,
-    /// The command that removes the rule.
-    pub remedy: Option<String>,
-}
-
-/// The most conntrack zones that are inspected. Each costs a look-up of a new connection.
-const MAX_ZONES: usize = 16;
-
-/// How a rule interferes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum ConflictKind {
-    /// The rule assigns the kernel's FTP helper to control connections.
-    Helper,
-    /// The rule hands connections to a flowtable, which bypasses all chains.
-    Offload,
-    /// The rule sends packets to the queueing chains of `ftp-alg rules iptables`.
-    Queueing,
-    /// The rule takes packets of control connections out of connection tracking.
-    Untracked,
-    /// The rule puts control connections into a conntrack zone; `None`: it does not name one, but uses a map or a mark.
-    Zone(Option<u16>),
-    /// The rule changes bits of the ct mark.
-    CtMark {
-        /// The bits that may change.
-        bits: u32,
-    },
 }
 
 /// What the firewall does with packets of one class at one hook.
@@ -297,32 +264,6 @@ impl Firewall {
         translated_ports::source_ports(&self.ruleset)
     }
 
-    /// The conntrack zones, besides 0, into which the rules put control connections.
-    pub fn zones(&self) -> Vec<u16> {
-        let conflicts = control_conflicts::conflicts_with_control(&self.ruleset, &self.gateway);
-        let zones: BTreeSet<u16> = conflicts
-            .into_iter()
-            .filter_map(|conflict| match conflict.kind {
-                ConflictKind::Zone(zone) => zone,
-                _ => None,
-            })
-            .collect();
-        zones.into_iter().take(MAX_ZONES).collect()
-    }
-
-    /// The rules that interfere with `ftp-alg`.
-    ///
-    /// Such a rule assigns the kernel's FTP helper, queues packets, or changes our bits of the ct mark. It may also
-    /// hand control connections to a flowtable or take them out of connection tracking.
-    pub fn conflicting_rules(&self) -> impl Iterator<Item = &ConflictingRule> {
-        let ours = self.gateway.mask();
-        let found = self.ruleset.conflicts.iter().filter(move |conflict| match conflict.kind {
-            ConflictKind::CtMark { bits } => bits & ours != 0,
-            _ => true,
-        });
-        found.chain(control_conflicts::conflicts_with_control(&self.ruleset, &self.gateway))
-    }
-
     /// The rules that do not work together with the marks of the fast path.
     pub fn mark_conflicts(&self) -> Vec<MarkConflict> {
         marks::mark_conflicts(&self.ruleset, &self.routing_rules, &self.gateway)
@@ -391,7 +332,9 @@ impl Firewall {
 
     /// Adds the tables that nft lists, in JSON and as text. They include those of iptables-nft.
     pub fn add_nft(&mut self, json: &str, listing: &str) -> Result<(), serde_json::Error> {
-        self.ruleset.add(nft::parse(json, listing)?);
+        let (tables, unread) = nft::parse(json, listing)?;
+        self.ruleset.add(tables);
+        self.ruleset.unread.extend(unread);
         Ok(())
     }
 
@@ -416,8 +359,7 @@ impl Firewall {
                 (other.family, &other.name) == (table.family, &table.name)
             };
             self.ruleset.tables.retain(|table| {
-                table.origin != Origin::Nftables
-                    || !read.tables.iter().any(|other| same(table, other))
+                table.origin != Origin::Nftables || !read.iter().any(|other| same(table, other))
             });
         }
         self.ruleset.add(read);

@@ -133,29 +133,25 @@ pub(crate) fn mark_conflicts(
     for (packet, mark) in fast_path_packets(gateway, changes, changes.mark) {
         let marked = SamplePacket { mark, ..packet };
         for one in chains_with_marks(rules) {
-            for (_, rule) in traversal::follow(one, &packet, None).reached {
-                changed |= rule.changed_mark_bits();
+            for reached in traversal::follow(one, &packet, None).reached {
+                changed |= reached.rule.changed_mark_bits();
             }
             // By then our table has read the mark of a data connection's first packet.
             if packet.state == state::NEW && one.base.priority >= DESTINATION_NAT_PRIORITY {
                 continue;
             }
-            for (chain, rule) in traversal::follow(one, &marked, None).reached {
-                if rule.changed_mark_bits() & bits != 0 {
-                    add(one.table.chain_name(chain), rule.text.clone(), Overwrites);
+            for reached in traversal::follow(one, &marked, None).reached {
+                if reached.rule.changed_mark_bits() & bits != 0 {
+                    add(reached.chain_name(), reached.rule.text.clone(), Overwrites);
                 }
             }
         }
     }
-    let dependent = |one: LocatedChain<'_>, packet: &_, other| {
-        let rules = traversal::follow(one, packet, Some(other)).dependent_rules.into_iter();
-        let named = rules.map(|(chain, rule)| (one.table.chain_name(chain), rule.text.clone()));
-        named.collect::<Vec<_>>()
-    };
     for (packet, mark) in fast_path_packets(gateway, changes, changed) {
         for one in chains_with_marks(rules) {
-            for (chain, rule) in dependent(one, &packet, SamplePacket { mark, ..packet }) {
-                add(chain, rule, Compares);
+            let marked = SamplePacket { mark, ..packet };
+            for one in traversal::follow(one, &packet, Some(marked)).dependent_rules {
+                add(one.chain_name(), one.rule.text.clone(), Compares);
             }
         }
         for rule in routing_rules {
@@ -180,8 +176,9 @@ pub(crate) fn mark_conflicts(
                 // Our table finds the translation of its source by the second bit.
                 let bits = gateway.data_mark | gateway.queue_all_mark;
                 let ct_mark = FieldValue::Bits { bits, known };
-                for (chain, rule) in dependent(one, &packet, SamplePacket { ct_mark, ..packet }) {
-                    add(chain, rule, ComparesCtMark);
+                let other = SamplePacket { ct_mark, ..packet };
+                for one in traversal::follow(one, &packet, Some(other)).dependent_rules {
+                    add(one.chain_name(), one.rule.text.clone(), ComparesCtMark);
                 }
             }
         }

@@ -11,8 +11,8 @@ use std::{collections::BTreeMap, net::IpAddr, sync::Arc};
 use ipnetwork::IpNetwork;
 use strum::{Display, EnumString};
 
+use super::ConflictKind;
 pub use super::packet_fields::{Hook, IpVersion};
-use super::{ConflictKind, ConflictingRule};
 pub(crate) use super::{
     packet_fields::{Certainty, Comparison, Field, FieldValue, Ranges, Side, state},
     sample_packets::{ChangedMarkBits, MarkWrite, SamplePacket},
@@ -193,12 +193,14 @@ pub(crate) struct Rule {
     pub(crate) destination_nat: Option<DestinationNat>,
     /// The range of source ports to which the rule translates, if it names one.
     pub(crate) source_ports: Option<(u16, u16)>,
-    /// The conflict to report if control packets may reach the rule.
-    pub(crate) conflict: Option<Box<ConflictingRule>>,
+    /// How the rule interferes with us, besides what it writes into the ct mark.
+    pub(crate) conflicts: Vec<ConflictKind>,
     /// What the rule writes into the marks, in order.
     pub(crate) mark_writes: Vec<MarkWrite>,
     /// The rule as the operator wrote it.
     pub(crate) text: String,
+    /// The number by which nft names the rule.
+    pub(crate) handle: Option<u64>,
 }
 
 /// A destination translation.
@@ -236,30 +238,6 @@ impl Rule {
     /// Whether the rule applies to the packets of some hosts, and nothing else about them is unknown.
     pub(crate) fn applies_to_some_hosts(&self, packet: &SamplePacket<'_>) -> bool {
         self.conditions.iter().all(|condition| condition.holds_for_some_hosts(packet))
-    }
-
-    /// The conflicts of the rule. `kinds` says how its statements interfere, besides what they write into the ct mark,
-    /// and `place` its chain and the command that removes it. The conflict of a rule that hides connections stays with
-    /// the rule, because it counts only if packets of control connections may reach the rule.
-    pub(crate) fn take_conflicts(
-        &mut self,
-        kinds: Vec<ConflictKind>,
-        place: impl Fn() -> (String, Option<String>),
-    ) -> Vec<ConflictingRule> {
-        let of_ct_mark = |write: &&MarkWrite| write.target == Field::CtMark;
-        let writes = self.mark_writes.iter().filter(of_ct_mark);
-        let writes = writes.map(|write| ConflictKind::CtMark { bits: write.bits });
-        let conflict = |kind| {
-            let (chain, remedy) = place();
-            ConflictingRule { kind, chain, rule: self.text.clone(), remedy }
-        };
-        let conflicts = kinds.into_iter().chain(writes).map(conflict);
-        let (mut hiding, others): (Vec<_>, _) = conflicts.partition(|conflict| {
-            use ConflictKind::{Offload, Untracked, Zone};
-            matches!(conflict.kind, Untracked | Zone(_) | Offload)
-        });
-        self.conflict = hiding.pop().map(Box::new);
-        others
     }
 }
 
@@ -400,8 +378,10 @@ impl Table {
         Self { origin, family, name, has_owner: false, manager, chains }
     }
 
-    pub(crate) fn rules(&self) -> impl Iterator<Item = &Rule> {
-        self.chains.values().flat_map(|chain| &chain.rules)
+    pub(crate) fn rules<'a>(&'a self) -> impl Iterator<Item = LocatedRule<'a>> {
+        self.chains.iter().flat_map(move |(chain, Chain { rules, .. })| {
+            rules.iter().map(move |rule| LocatedRule { table: self, chain, rule })
+        })
     }
 
     pub(crate) fn base_chains<'a>(&'a self) -> impl Iterator<Item = LocatedChain<'a>> {
@@ -409,11 +389,6 @@ impl Table {
             Some(LocatedChain { table: self, name, base: chain.base? })
         };
         self.chains.iter().filter_map(located)
-    }
-
-    /// A chain of this table, as in `inet filter forward` or `iptables-nft filter FORWARD`.
-    pub(crate) fn chain_name(&self, chain: &str) -> String {
-        chain_name(self.origin, self.family, &self.name, chain)
     }
 }
 
@@ -430,4 +405,20 @@ pub(crate) struct LocatedChain<'a> {
     pub(crate) table: &'a Table,
     pub(crate) name: &'a str,
     pub(crate) base: BaseChain,
+}
+
+/// A rule with its table and chain.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct LocatedRule<'a> {
+    pub(crate) table: &'a Table,
+    pub(crate) chain: &'a str,
+    pub(crate) rule: &'a Rule,
+}
+
+impl LocatedRule<'_> {
+    /// The chain with its table, as in `inet filter forward` or `iptables-nft filter FORWARD`.
+    pub(crate) fn chain_name(&self) -> String {
+        let Table { origin, family, name, .. } = self.table;
+        chain_name(*origin, *family, name, self.chain)
+    }
 }

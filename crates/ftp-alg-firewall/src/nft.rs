@@ -13,7 +13,7 @@ use serde_json::{Deserializer, Map, Value as Json};
 use strum::EnumString;
 
 use super::{
-    ConflictKind, ConflictingRule, Ruleset,
+    ConflictKind,
     expressions::{
         Operand, field, implied_condition, is_set, mark_write, networks, number, range, ranges,
         without_options,
@@ -40,8 +40,11 @@ struct Document {
 /// Parses the JSON output of any number of commands.
 ///
 /// `listing` is the output of `nft --handle` for the same tables. It is used for the texts of rules, and for the
-/// devices of chains at ingress and egress.
-pub(crate) fn parse(json: &str, listing: &str) -> Result<Ruleset, serde_json::Error> {
+/// devices of chains at ingress and egress. Returns the names of tables that are not evaluated, too.
+pub(crate) fn parse(
+    json: &str,
+    listing: &str,
+) -> Result<(Vec<Table>, BTreeSet<String>), serde_json::Error> {
     let mut objects = Vec::new();
     for document in Deserializer::from_str(json).into_iter() {
         let Document { nftables } = document?;
@@ -60,12 +63,8 @@ pub(crate) fn parse(json: &str, listing: &str) -> Result<Ruleset, serde_json::Er
         }
     }
     reader.limit_policies_of_devices();
-    Ok(Ruleset {
-        unread: unread_tables(&objects),
-        tables: reader.tables.into_values().filter(|table| !table.chains.is_empty()).collect(),
-        conflicts: reader.conflicts,
-        ..Ruleset::default()
-    })
+    let tables = reader.tables.into_values().filter(|table| !table.chains.is_empty()).collect();
+    Ok((tables, unread_tables(&objects)))
 }
 
 #[derive(Default)]
@@ -80,7 +79,6 @@ struct NftReader<'a> {
     helpers: Vec<(TableKey<'a>, &'a str)>,
     /// Cache of named sets as ranges, because sets may be large and many rules may use one.
     ranges: HashMap<(TableKey<'a>, &'a str, Field), Option<Ranges>>,
-    conflicts: Vec<ConflictingRule>,
 }
 
 impl<'a> NftReader<'a> {
@@ -134,23 +132,17 @@ impl<'a> NftReader<'a> {
             },
             None => "a rule".to_owned(),
         };
-        let mut rule = Rule { text, ..Rule::default() };
+        let mut rule = Rule { text, handle, ..Rule::default() };
         rule.conditions.extend(self.devices.get(&(key, chain)).cloned());
-        let mut kinds = Vec::new();
         for statement in statements {
             match statement.as_object().and_then(|one| one.iter().next()) {
                 Some((kind, content)) => {
-                    kinds.extend(self.read_statement(&mut rule, key, kind, content));
+                    let conflict = self.read_statement(&mut rule, key, kind, content);
+                    rule.conflicts.extend(conflict);
                 }
                 None => rule.conditions.push(Condition::Unknown),
             }
         }
-        let place = || {
-            let name = format!("{} {} {chain}", key.0, key.1);
-            let remedy = handle.map(|handle| format!("nft delete rule {name} handle {handle}"));
-            (name, remedy)
-        };
-        self.conflicts.extend(rule.take_conflicts(kinds, place));
         if let Some(table) = self.tables.get_mut(&key) {
             table.chains.entry(chain.to_owned()).or_default().rules.push(rule);
         }

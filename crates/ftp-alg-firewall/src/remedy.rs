@@ -3,7 +3,8 @@
 
 use super::{
     ChainLocation, ChainVerdict, Gateway, HidingRule, Hook, Origin, PacketClass, TableFamily,
-    model::{BaseChain, LocatedChain, Rule, RuleVerdict, RulesetManager},
+    model::{BaseChain, LocatedChain, LocatedRule, Rule, RuleVerdict, RulesetManager, Table},
+    xtables::{shell_quoted, split_words},
 };
 
 impl ChainLocation {
@@ -68,6 +69,19 @@ impl LocatedChain<'_> {
             hook,
             priority,
         }
+    }
+}
+
+impl LocatedRule<'_> {
+    /// The command that removes the rule.
+    pub(crate) fn delete_command(&self) -> Option<String> {
+        let Table { origin, family, name, .. } = self.table;
+        if *origin == Origin::Nftables {
+            let handle = self.rule.handle?;
+            return Some(format!("nft delete rule {} handle {handle}", self.chain_name()));
+        }
+        let words = split_words(self.rule.text.strip_prefix("-A ")?);
+        Some(format!("{} -t {name} -D {}", origin.program(*family), shell_quoted(&words)))
     }
 }
 

@@ -14,8 +14,8 @@ use std::collections::HashMap;
 use super::{
     ChainVerdict, ConflictKind,
     model::{
-        Certainty, Chain, Condition, FieldValue, LocatedChain, Rule, RuleVerdict, SamplePacket,
-        Table, all_hold, state,
+        Certainty, Chain, Condition, FieldValue, LocatedChain, LocatedRule, Rule, RuleVerdict,
+        SamplePacket, Table, all_hold, state,
     },
 };
 
@@ -63,9 +63,6 @@ impl ChainVerdict {
         self
     }
 }
-
-/// A rule with its chain.
-pub(crate) type LocatedRule<'a> = (&'a str, &'a Rule);
 
 /// Follows `packet` through a base chain. `other` is the packet with other marks, to find the rules that depend on them.
 pub(crate) fn follow<'a, 'p>(
@@ -206,17 +203,18 @@ impl<'a, 'p> Traversal<'a, 'p> {
         let by_default = self.by_default;
         let mut verdicts = PossibleVerdicts::default();
         for rule in &chain.rules {
+            let located = LocatedRule { table: self.table, chain: name, rule };
             if self.other.is_some_and(|other| rule.tells_apart(&self.packet, &other)) {
-                self.dependent_rules.push((name, rule));
+                self.dependent_rules.push(located);
             }
             let applies = rule.applies(&self.packet);
             if applies == Certainty::No {
                 continue;
             }
-            self.reached.push((name, rule));
+            self.reached.push(located);
             self.by_default = by_default && applies == Certainty::Yes && verdicts.default.is_none();
             if self.by_default {
-                self.change_packet(name, rule);
+                self.change_packet(located);
             }
             let by_address = rule.applies_to_some_hosts(&self.packet);
             let action = self.action(name, rule, &rule.action, depth);
@@ -239,19 +237,19 @@ impl<'a, 'p> Traversal<'a, 'p> {
         verdicts
     }
 
-    /// Applies what `rule` does to the packet besides its verdict.
-    fn change_packet(&mut self, chain: &'a str, rule: &'a Rule) {
+    /// Applies what the rule does to the packet besides its verdict.
+    fn change_packet(&mut self, located: LocatedRule<'a>) {
+        let rule = located.rule;
         let SamplePacket { ct_mark, state: before, .. } = self.packet;
-        let conflict = rule.conflict.as_ref().map(|conflict| conflict.kind);
         for packet in [Some(&mut self.packet), self.other.as_mut()].into_iter().flatten() {
             rule.mark_writes.iter().for_each(|write| packet.write_mark(*write));
             // Conntrack has not seen the packet yet.
-            if before == state::INVALID && conflict == Some(ConflictKind::Untracked) {
+            if before == state::INVALID && rule.conflicts.contains(&ConflictKind::Untracked) {
                 packet.state = state::UNTRACKED;
             }
         }
         if (ct_mark, before) != (self.packet.ct_mark, self.packet.state) {
-            self.changed_by = Some((chain, rule));
+            self.changed_by = Some(located);
         }
     }
 

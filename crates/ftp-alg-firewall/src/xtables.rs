@@ -6,7 +6,7 @@
 use std::{collections::BTreeMap, iter::Peekable, slice::Iter};
 
 use super::{
-    ConflictKind, Ruleset,
+    ConflictKind,
     model::{
         BaseChain, Chain, Condition, DestinationNat, Field, Hook, IpVersion, MarkWrite, Origin,
         Ranges, Rule, RuleVerdict, Side, Table, TableFamily,
@@ -24,18 +24,18 @@ const PRIORITIES: [(&str, i32); 5] =
 const OURS: &str = "FTP_ALG";
 
 /// Parses the output of `iptables-save` for one IP version.
-pub(crate) fn parse(text: &str, origin: Origin, ip: IpVersion) -> Ruleset {
-    let mut rules = Ruleset::default();
+pub(crate) fn parse(text: &str, origin: Origin, ip: IpVersion) -> Vec<Table> {
+    let mut tables = Vec::new();
     let mut lines = text.lines();
     while let Some(line) = lines.next() {
         let Some(name) = line.strip_prefix('*') else { continue };
         let body: Vec<&str> = lines.by_ref().take_while(|line| line.trim() != "COMMIT").collect();
-        rules.add(table(name.trim(), &body, origin, ip));
+        tables.push(table(name.trim(), &body, origin, ip));
     }
-    rules
+    tables
 }
 
-fn table(name: &str, lines: &[&str], origin: Origin, ip: IpVersion) -> Ruleset {
+fn table(name: &str, lines: &[&str], origin: Origin, ip: IpVersion) -> Table {
     let mut chains: BTreeMap<String, Chain> = BTreeMap::new();
     let priority = PRIORITIES.iter().find(|(table, _)| *table == name).map_or(0, |(_, at)| *at);
     for line in lines {
@@ -48,10 +48,8 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: IpVersion) -> Ruleset {
         let base = hook.map(|hook| BaseChain { hook, priority, is_nat, policy_drops });
         chains.insert(chain.to_owned(), Chain { base, rules: Vec::new() });
     }
-    let family = TableFamily::from(ip);
-    let program = origin.program(family);
     // Only chains of the first lines are targets of jumps.
-    let (mut rules, mut found) = (Vec::new(), Ruleset::default());
+    let mut rules = Vec::new();
     for line in lines {
         // With counters (`-c`), a line starts with `[12:345]`.
         let start = if line.starts_with('[') { line.find("-A ").unwrap_or(0) } else { 0 };
@@ -61,24 +59,18 @@ fn table(name: &str, lines: &[&str], origin: Origin, ip: IpVersion) -> Ruleset {
         let words = split_words(rest);
         let Some((chain, options)) = words.split_first() else { continue };
         let mut rule = Rule { text: format!("-A {rest}"), ..Rule::default() };
-        let mut kinds = read_options(&mut rule, options, |name| chains.contains_key(name));
+        rule.conflicts = read_options(&mut rule, options, |name| chains.contains_key(name));
         if chain.starts_with(OURS) {
             rule.mark_writes.clear();
         } else if matches!(&rule.action, RuleVerdict::Jump(to) if to.starts_with(OURS)) {
-            kinds.push(ConflictKind::Queueing);
+            rule.conflicts.push(ConflictKind::Queueing);
         }
-        let place = || {
-            let remedy = format!("{program} -t {name} -D {}", shell_quoted(&words));
-            (format!("{program} {name} {chain}"), Some(remedy))
-        };
-        found.conflicts.extend(rule.take_conflicts(kinds, place));
         rules.push((chain.clone(), rule));
     }
     for (chain, rule) in rules {
         chains.entry(chain).or_default().rules.push(rule);
     }
-    found.tables.push(Table::new(origin, family, name.to_owned(), chains));
-    found
+    Table::new(origin, TableFamily::from(ip), name.to_owned(), chains)
 }
 
 /// The verdict of a target that is not a chain.
@@ -344,7 +336,7 @@ fn ports(list: &str) -> Option<Ranges> {
 
 /// The words quoted for a shell. The double quotes of `iptables-save` are not enough, because a shell would run
 /// commands in the text of a comment.
-fn shell_quoted(words: &[String]) -> String {
+pub(crate) fn shell_quoted(words: &[String]) -> String {
     let is_plain = |c: char| c.is_ascii_alphanumeric() || "-_.,:/=!@+%".contains(c);
     let quoted = |word: &String| match !word.is_empty() && word.chars().all(is_plain) {
         true => word.clone(),
@@ -354,7 +346,7 @@ fn shell_quoted(words: &[String]) -> String {
 }
 
 /// Splits a line into words. Double quotes group words, and a backslash escapes the next character.
-fn split_words(line: &str) -> Vec<String> {
+pub(crate) fn split_words(line: &str) -> Vec<String> {
     let (mut words, mut word) = (Vec::new(), None::<String>);
     let (mut quoted, mut escaped) = (false, false);
     for c in line.chars() {
