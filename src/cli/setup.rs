@@ -1,6 +1,5 @@
 //! `ftp-alg setup`: adds the rules that the operator's firewall lacks to the files from which it is loaded.
 
-mod commands;
 mod file_edits;
 mod firewalls;
 mod needed_rule;
@@ -65,7 +64,7 @@ struct SetupReport {
     /// The back end for pinholes, which decides which rules are needed.
     backend: Option<&'static str>,
     firewalls: Vec<FirewallReport>,
-    by_hand: Vec<ManualStepReport>,
+    by_hand: Vec<ManualStep>,
     notes: Vec<String>,
     /// Whether some rules could not be read, so that more rules may be missing.
     incomplete: bool,
@@ -84,13 +83,6 @@ struct FirewallReport {
     loads: Vec<String>,
     /// Why the commands load single rules and not the files.
     note: Option<&'static str>,
-}
-
-#[derive(Debug, Serialize)]
-struct ManualStepReport {
-    says: String,
-    why: String,
-    command: String,
 }
 
 /// The loaded rules, and the rules that are missing.
@@ -155,7 +147,7 @@ impl Setup {
             let unread = situation.firewall.read_errors.iter();
             notes.extend(unread.map(|what| format!("rules not read: {what}")));
             let (plans, by_hand) = firewalls::plans(&situation.needs)?;
-            let mut report = SetupReport::new(situation.backend, &plans, &by_hand);
+            let mut report = SetupReport::new(situation.backend, &plans, by_hand);
             report.notes = notes;
             report.incomplete = !situation.firewall.read_errors.is_empty();
             if self.apply && !plans.is_empty() {
@@ -195,7 +187,7 @@ impl Setup {
 /// Checks the files, writes them, loads them, and checks the rules. If a step fails, all changes are undone.
 fn apply(plans: &[Plan], situation: &LoadedFirewall) -> Result<(), Failure> {
     for words in plans.iter().flat_map(|plan| &plan.checks) {
-        commands::run_command(words).map_err(|error| {
+        store::run_command(words).map_err(|error| {
             Failure::Failed(format!(
                 "{error}\nnothing was changed: the files have an error; correct it first"
             ))
@@ -227,10 +219,10 @@ fn make_changes(
         change.write_file()?;
     }
     for words in plans.iter().flat_map(|plan| &plan.checks) {
-        commands::run_command(words)?;
+        store::run_command(words)?;
     }
     for words in &changes.loads {
-        commands::run_command(words)?;
+        store::run_command(words)?;
     }
     let needs = situation.needs_of(&operator_firewall::read(situation.firewall.gateway.clone()));
     match plans.iter().flat_map(|plan| &plan.needs).find(|need| !need.is_met(&needs)) {
@@ -287,7 +279,7 @@ fn undo() -> Result<SetupReport, Failure> {
 }
 
 impl SetupReport {
-    fn new(backend: Backend, plans: &[Plan], by_hand: &[ManualStep]) -> Self {
+    fn new(backend: Backend, plans: &[Plan], by_hand: Vec<ManualStep>) -> Self {
         let firewalls = plans.iter().map(|plan| {
             let files = plan.changes.files.iter();
             FirewallReport {
@@ -304,17 +296,12 @@ impl SetupReport {
                 loads: plan.changes.loads.iter().map(|words| words.join(" ")).collect(),
             }
         });
-        let by_hand = by_hand.iter().map(|one| ManualStepReport {
-            says: one.need.description.clone(),
-            why: one.why.clone(),
-            command: one.need.command.clone(),
-        });
         let result = if plans.is_empty() { "nothing to do" } else { "shown" };
         Self {
             result,
             backend: Some(backend.into()),
             firewalls: firewalls.collect(),
-            by_hand: by_hand.collect(),
+            by_hand,
             ..Self::default()
         }
     }

@@ -92,23 +92,19 @@ impl Firewall {
         if !self.ruleset.rules().any(hides) {
             return found;
         }
-        for hook in Hook::FILTERS {
-            for ip in IpVersion::BOTH {
-                for &port in &self.gateway.control_ports {
-                    let connection = Connection::control(hook, ip, port);
-                    for (one, is_new) in connection.follow(&self.ruleset, &self.gateway).reached {
-                        // One that takes SYNs alone out of connection tracking belongs to SYNPROXY.
-                        let hides = |kind: &&ConflictKind| {
-                            kind.hides_connections()
-                                && !(is_new && **kind == ConflictKind::Untracked)
-                        };
-                        let kinds = one.rule.conflicts.iter().filter(hides);
-                        for conflict in kinds.map(|kind| one.conflict(*kind)) {
-                            if !found.contains(&conflict) {
-                                found.push(conflict);
-                            }
-                        }
-                    }
+        let cases = Hook::FILTERS.into_iter().flat_map(|hook| IpVersion::BOTH.map(|ip| (hook, ip)));
+        let ports = &self.gateway.control_ports;
+        let connections = cases.flat_map(|(hook, ip)| {
+            ports.iter().map(move |port| Connection::control(hook, ip, *port))
+        });
+        let ways = connections.map(|one| one.follow(&self.ruleset, &self.gateway));
+        for (one, is_new) in ways.flat_map(|way| way.reached) {
+            for kind in one.rule.conflicts.iter().filter(|kind| kind.hides_connections()) {
+                // One that takes SYNs alone out of connection tracking belongs to SYNPROXY.
+                let is_for_syns = is_new && *kind == ConflictKind::Untracked;
+                let conflict = one.conflict(*kind);
+                if !is_for_syns && !found.contains(&conflict) {
+                    found.push(conflict);
                 }
             }
         }

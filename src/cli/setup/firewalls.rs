@@ -6,14 +6,14 @@ use std::{
 };
 
 use ftp_alg_firewall::{ChainLocation, IpVersion, Origin, RulesetManager};
+use serde::Serialize;
 use strum::{EnumMessage, IntoStaticStr, VariantArray};
 
 use super::{
-    commands::{run_command, systemd_runs},
     file_edits,
     needed_rule::NeededRule,
     nft_file::{self, NftFile},
-    store::{self, ChangeSet, FileChange, UndoCommand},
+    store::{self, ChangeSet, FileChange, UndoCommand, run_command},
 };
 use crate::{cli::Failure, kernel::parameters::TABLE};
 
@@ -47,10 +47,17 @@ pub(super) struct Plan {
 }
 
 /// A rule that setup cannot make permanent.
-#[derive(Clone, Debug)]
+#[derive(Debug, Serialize)]
 pub(super) struct ManualStep {
-    pub(super) need: NeededRule,
+    pub(super) says: String,
     pub(super) why: String,
+    pub(super) command: String,
+}
+
+impl ManualStep {
+    fn new(need: NeededRule, why: String) -> Self {
+        Self { says: need.description, why, command: need.command }
+    }
 }
 
 const NFTABLES: [&str; 2] = ["/etc/nftables.conf", "/etc/sysconfig/nftables.conf"];
@@ -103,15 +110,14 @@ pub(super) fn plans(needs: &[NeededRule]) -> Result<(Vec<Plan>, Vec<ManualStep>)
         let mut plan = Plan::new(kind);
         for need in needs {
             if let Some(why) = need.advice.clone() {
-                by_hand.push(ManualStep { need, why });
+                by_hand.push(ManualStep::new(need, why));
                 continue;
             }
-            match plan.add(&need) {
-                Ok(()) => plan.needs.push(need),
-                Err(NotAdded::Failed(failure)) => return Err(failure),
+            match plan.add(&need)? {
+                None => plan.needs.push(need),
                 // The rule is loaded already, so it is not reported that no file has it.
-                Err(NotAdded::ByHand(_)) if need.passes => {}
-                Err(NotAdded::ByHand(why)) => by_hand.push(ManualStep { need, why }),
+                Some(_) if need.passes => {}
+                Some(why) => by_hand.push(ManualStep::new(need, why)),
             }
         }
         plan.changes.files.retain(FileChange::is_different);
@@ -122,19 +128,6 @@ pub(super) fn plans(needs: &[NeededRule]) -> Result<(Vec<Plan>, Vec<ManualStep>)
         }
     }
     Ok((plans, by_hand))
-}
-
-/// Why no file got a rule.
-enum NotAdded {
-    Failed(Failure),
-    /// The operator has to add it, for this reason.
-    ByHand(String),
-}
-
-impl From<Failure> for NotAdded {
-    fn from(failure: Failure) -> Self {
-        Self::Failed(failure)
-    }
 }
 
 impl Plan {
@@ -178,21 +171,41 @@ impl Plan {
         self.changes.take_back.push(UndoCommand::Run(command(words)));
     }
 
-    /// Adds the rule of `need` to the file of its chain.
-    fn add(&mut self, need: &NeededRule) -> Result<(), NotAdded> {
+    /// Adds the rule of `need` to the file of its chain. Returns why the operator has to add it, if setup cannot.
+    fn add(&mut self, need: &NeededRule) -> Result<Option<String>, Failure> {
+        let ChainLocation { table, chain, insert_into, .. } = &need.location;
         match self.kind {
             FirewallProgram::Nftables => self.nftables(need),
-            FirewallProgram::Iptables => self.iptables(need),
-            FirewallProgram::Ufw => self.ufw(need),
-            FirewallProgram::Firewalld => self.firewalld(need),
+            FirewallProgram::Iptables => {
+                let Some(path) = iptables_file(need.ip) else {
+                    let usual = IPTABLES[usize::from(need.ip == IpVersion::V6)][0];
+                    return Ok(Some(format!("{usual} does not exist")));
+                };
+                let what = format!("chain {insert_into} of table {table}");
+                self.iptables_restore(need, path, (table, insert_into), &what, &[])
+            }
+            FirewallProgram::Ufw => {
+                let (path, prefix) = match need.ip {
+                    IpVersion::V4 => ("/etc/ufw/before.rules", "ufw"),
+                    IpVersion::V6 => ("/etc/ufw/before6.rules", "ufw6"),
+                };
+                let user = format!("{prefix}-before-{}", need.hook);
+                let what = format!("chain {user}");
+                if table != "filter" {
+                    return Ok(Some(format!("{path} does not declare {what}")));
+                }
+                self.iptables_restore(need, path, (table, &user), &what, &["--noflush"])
+            }
+            FirewallProgram::Firewalld => self.firewalld(need, chain),
             FirewallProgram::Docker => self.docker(need),
             FirewallProgram::Fw4 => self.fw4(need),
         }
     }
 
-    fn nftables(&mut self, need: &NeededRule) -> Result<(), NotAdded> {
-        let main = first_existing(&NFTABLES)
-            .ok_or_else(|| NotAdded::ByHand(format!("{} does not exist", NFTABLES[0])))?;
+    fn nftables(&mut self, need: &NeededRule) -> Result<Option<String>, Failure> {
+        let Some(main) = first_existing(&NFTABLES) else {
+            return Ok(Some(format!("{} does not exist", NFTABLES[0])));
+        };
         let ChainLocation { family, table, insert_into, .. } = &need.location;
         let chain = format!("{family} {table} {insert_into}");
         self.check(&["nft", "--check", "--file", main]);
@@ -200,75 +213,60 @@ impl Plan {
             let file = self.file(&path)?;
             if let Some(text) = nft_file::with_rule(&file.written, &chain, &need.rule) {
                 file.written = text;
-                return Ok(());
+                return Ok(None);
             }
         }
         let why = "and its includes do not have this chain, so the chain was loaded by hand";
-        Err(NotAdded::ByHand(format!("{main} {why}")))
+        Ok(Some(format!("{main} {why}")))
     }
 
-    fn iptables(&mut self, need: &NeededRule) -> Result<(), NotAdded> {
-        let path = iptables_file(need.ip).ok_or_else(|| {
-            let usual = IPTABLES[usize::from(need.ip == IpVersion::V6)][0];
-            NotAdded::ByHand(format!("{usual} does not exist"))
-        })?;
-        let ChainLocation { table, insert_into, .. } = &need.location;
+    /// Adds the rule to a file of `iptables-restore`, in which `what` is the chain.
+    fn iptables_restore(
+        &mut self,
+        need: &NeededRule,
+        path: &str,
+        (table, chain): (&str, &str),
+        what: &str,
+        options: &[&str],
+    ) -> Result<Option<String>, Failure> {
         let file = self.file(path)?;
-        file.written =
-            file_edits::with_iptables_rule(&file.written, table, insert_into, &need.rule)
-                .ok_or_else(|| {
-                    let what = format!("chain {insert_into} of table {table}");
-                    NotAdded::ByHand(format!("{path} does not declare {what}"))
-                })?;
-        let restore = restore_program(need);
-        self.check(&[&restore, "--test", path]);
-        Ok(())
-    }
-
-    fn ufw(&mut self, need: &NeededRule) -> Result<(), NotAdded> {
-        let (path, prefix) = match need.ip {
-            IpVersion::V4 => ("/etc/ufw/before.rules", "ufw"),
-            IpVersion::V6 => ("/etc/ufw/before6.rules", "ufw6"),
+        let text = file_edits::with_iptables_rule(&file.written, table, chain, &need.rule);
+        let Some(text) = text else {
+            return Ok(Some(format!("{path} does not declare {what}")));
         };
-        let chain = format!("{prefix}-before-{}", need.hook);
-        let file = self.file(path)?;
-        let text = file_edits::with_iptables_rule(&file.written, "filter", &chain, &need.rule)
-            .filter(|_| need.location.table == "filter");
-        file.written =
-            text.ok_or_else(|| NotAdded::ByHand(format!("{path} does not declare chain {chain}")))?;
-        let restore = restore_program(need);
-        self.check(&[&restore, "--noflush", "--test", path]);
-        Ok(())
+        file.written = text;
+        self.check(&[&[&*restore_program(need)], options, &["--test", path]].concat());
+        Ok(None)
     }
 
-    fn firewalld(&mut self, need: &NeededRule) -> Result<(), NotAdded> {
+    fn firewalld(&mut self, need: &NeededRule, chain: &str) -> Result<Option<String>, Failure> {
         if need.location.origin == Origin::Nftables {
-            return Err(NotAdded::ByHand(
-                "firewalld with nftables cannot match a mark, and removes rules of other programs: \
-                 set backend = \"conntrack\" in [pinhole], because firewalld accepts related \
-                 connections"
-                    .to_owned(),
-            ));
+            let why = "firewalld with nftables cannot match a mark, and removes rules of other programs: set \
+                       backend = \"conntrack\" in [pinhole], because firewalld accepts related connections";
+            return Ok(Some(why.to_owned()));
         }
         let file = self.file(DIRECT)?;
-        let (ip, chain) = (need.ip_name(), &need.location.chain);
-        file.written = file_edits::with_direct_rule(&file.written, ip, chain, &need.rule)
-            .ok_or_else(|| NotAdded::ByHand(format!("{DIRECT} has no <direct>")))?;
+        // As firewalld writes it.
+        let ip = if need.ip == IpVersion::V4 { "ipv4" } else { "ipv6" };
+        match file_edits::with_direct_rule(&file.written, ip, chain, &need.rule) {
+            Some(text) => file.written = text,
+            None => return Ok(Some(format!("{DIRECT} has no <direct>"))),
+        }
         self.check(&["firewall-cmd", "--check-config"]);
-        Ok(())
+        Ok(None)
     }
 
-    fn docker(&mut self, need: &NeededRule) -> Result<(), NotAdded> {
+    fn docker(&mut self, need: &NeededRule) -> Result<Option<String>, Failure> {
         let stored =
             iptables_file(need.ip).map(|path| store::read(Path::new(path))).transpose()?.flatten();
         let of_user = |line: &&str| line.trim_start().starts_with("-A DOCKER-USER ");
         let stored: String = stored.iter().flat_map(|text| text.lines().filter(of_user)).collect();
         if need.rule.has_equivalent_in(&stored) {
-            return Ok(());
+            return Ok(None);
         }
         if first_existing(&DOCKER_UNITS).is_none() {
             let why = "docker.service does not exist, so no unit can load the rule after it";
-            return Err(NotAdded::ByHand(why.to_owned()));
+            return Ok(Some(why.to_owned()));
         }
         let program = need.command.split(' ').next().unwrap_or_default();
         let rule = need.rule.iptables_arguments();
@@ -285,17 +283,17 @@ impl Plan {
         if !file.written.contains(&line) {
             file.written = file_edits::with_last_line(&file.written, &line);
         }
-        Ok(())
+        Ok(None)
     }
 
-    fn fw4(&mut self, need: &NeededRule) -> Result<(), NotAdded> {
+    fn fw4(&mut self, need: &NeededRule) -> Result<Option<String>, Failure> {
         let hook = need.hook;
         let directory = format!("{FW4}/{hook}");
         let path = format!("{directory}/{}.nft", file_edits::MARKER);
         for other in glob_files(&format!("{directory}/*.nft")).filter(|other| *other != path) {
             let text = store::read(Path::new(&other))?.unwrap_or_default();
             if need.rule.has_equivalent_in(&text) {
-                return Ok(());
+                return Ok(None);
             }
         }
         let file = self.file(&path)?;
@@ -308,7 +306,7 @@ impl Plan {
             keep.written = file_edits::with_last_line(&keep.written, &path);
         }
         self.check(&["fw4", "check"]);
-        Ok(())
+        Ok(None)
     }
 
     /// Plans how the firewall loads the changes, and how the loading is undone.
@@ -319,7 +317,9 @@ impl Plan {
             FirewallProgram::Firewalld => self.load_and_undo_with(&["firewall-cmd", "--reload"]),
             FirewallProgram::Fw4 => self.load_and_undo_with(&["fw4", "reload"]),
             FirewallProgram::Docker => {
-                if systemd_runs() && !self.changes.files.is_empty() {
+                // sd_booted(3).
+                let systemd_runs = Path::new("/run/systemd/system").is_dir();
+                if systemd_runs && !self.changes.files.is_empty() {
                     self.load_and_undo_with(&["systemctl", "daemon-reload"]);
                 }
                 self.load_rules(&needs, None);

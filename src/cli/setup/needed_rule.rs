@@ -141,9 +141,4 @@ impl NeededRule {
     pub(super) fn is_met(&self, needs: &[Self]) -> bool {
         needs.iter().all(|need| need.passes || !need.is_same_rule(self))
     }
-
-    /// The IP version as firewalld writes it.
-    pub(super) fn ip_name(&self) -> &'static str {
-        if self.ip == IpVersion::V4 { "ipv4" } else { "ipv6" }
-    }
 }

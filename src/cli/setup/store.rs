@@ -14,9 +14,10 @@ use std::{
 
 use rustix::fs::{FlockOperation, flock};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
-use super::file_edits::without_setup_lines;
-use crate::cli::Failure;
+use super::file_edits::{MARKER, without_setup_lines};
+use crate::{cli::Failure, kernel::broker::programs::run_for_output};
 
 /// The directory of the journal, which has the original files.
 const DIRECTORY: &str = "/var/lib/ftp-alg/setup";
@@ -68,9 +69,6 @@ pub(super) struct SetupJournal {
     pub(super) begun: Option<ChangeSet>,
 }
 
-/// The lock on the journal. It is released when this value is dropped.
-pub(super) struct SetupLock(#[expect(dead_code, reason = "held, not read")] File);
-
 /// Makes a failure of an error: `what` cannot be done to `path`.
 fn io_failure(what: &str, path: &Path) -> impl Fn(io::Error) -> Failure {
     move |error| {
@@ -83,8 +81,8 @@ fn io_failure(what: &str, path: &Path) -> impl Fn(io::Error) -> Failure {
     }
 }
 
-/// Takes the lock, so that no other run can change files.
-pub(super) fn lock() -> Result<SetupLock, Failure> {
+/// Takes the lock, so that no other run can change files. Dropping the file releases it.
+pub(super) fn lock() -> Result<File, Failure> {
     let path = Path::new(DIRECTORY).join("lock");
     check_only_root_writes(&path)?;
     let make = || {
@@ -95,7 +93,7 @@ pub(super) fn lock() -> Result<SetupLock, Failure> {
     let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path);
     let file = file.map_err(io_failure("open", &path))?;
     match flock(&file, FlockOperation::NonBlockingLockExclusive) {
-        Ok(()) => Ok(SetupLock(file)),
+        Ok(()) => Ok(file),
         Err(rustix::io::Errno::WOULDBLOCK) => {
             Err(Failure::failed("another ftp-alg setup is running: try again when it has ended"))
         }
@@ -299,6 +297,49 @@ impl FileChange {
         }
         Ok(format!("{} {says}", path.display()))
     }
+}
+
+/// Runs a command and returns its output. It is a failure if the command fails.
+pub(super) fn run_command(words: &[String]) -> Result<String, Failure> {
+    let Some((program, arguments)) = words.split_first() else { return Ok(String::new()) };
+    let arguments: Vec<&str> = arguments.iter().map(String::as_str).collect();
+    run_for_output(program, &arguments)
+        .map_err(|error| Failure::Failed(format!("`{}`: {error}", words.join(" "))))
+}
+
+impl UndoCommand {
+    pub(super) fn run(&self) -> Result<(), Failure> {
+        match self {
+            Self::Run(words) => run_command(words).map(drop),
+            Self::Remove(words) if words[0] == "nft" => remove_from_nft(&words[3..6]),
+            Self::Remove(words) => {
+                let remove = words.iter().map(|word| if word == "-I" { "-D" } else { word });
+                let remove: Vec<String> = remove.map(str::to_owned).collect();
+                // Repeat until no such rule is left. It is no failure if there was none.
+                while run_command(&remove).is_ok() {}
+                Ok(())
+            }
+        }
+    }
+}
+
+/// Removes the rules of setup from `chain` (family, table, name).
+fn remove_from_nft(chain: &[String]) -> Result<(), Failure> {
+    let words = |start: &[&str], end: &[&str]| -> Vec<String> {
+        let start = start.iter().map(|word| (*word).to_owned());
+        start.chain(chain.iter().cloned()).chain(end.iter().map(|w| (*w).to_owned())).collect()
+    };
+    // A chain that does not exist any more has no rules of setup.
+    let Ok(listed) = run_command(&words(&["nft", "--json", "--handle", "list", "chain"], &[]))
+    else {
+        return Ok(());
+    };
+    let listed: Value = serde_json::from_str(&listed).map_err(Failure::failed)?;
+    let rules = listed["nftables"].as_array().into_iter().flatten().map(|object| &object["rule"]);
+    for rule in rules.filter(|rule| rule["comment"] == MARKER) {
+        run_command(&words(&["nft", "delete", "rule"], &["handle", &rule["handle"].to_string()]))?;
+    }
+    Ok(())
 }
 
 #[cfg(test)]
