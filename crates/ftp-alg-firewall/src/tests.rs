@@ -31,73 +31,61 @@ fn one_rule(statements: &str) -> Firewall {
     Firewall::from_nft_chain("inet filter forward 0 drop", &[statements])
 }
 
-#[test]
-fn default_drop_gets_a_command_that_accepts_our_mark() {
-    let firewall = nftables(PLAIN);
-    let forward = firewall.forward(MarkedData);
-    assert!(!forward.passes());
-    let chain = forward.dropping_chains().next().unwrap();
-    assert_eq!(
-        (chain.decided_by.chain.as_str(), chain.decided_by.rule.as_deref()),
-        ("forward", None)
-    );
-    assert_eq!(
-        remedies(&forward, MarkedData),
-        ["nft insert rule inet filter forward ct mark and 0x40000000 != 0 accept"]
-    );
-    // Rules that may accept some connections: by a service's port above 1023, and by interfaces.
-    assert_eq!(
-        exceptions(&forward),
-        ["tcp dport @services accept", "iifname \"lan0\" oifname \"wan0\" accept"]
-    );
+/// What decides on packets of `class`, the rules that decide otherwise for some, and how to accept them.
+fn says(firewall: &Firewall, hook: Hook, ip: IpVersion, class: PacketClass) -> String {
+    let verdict = firewall.verdict(hook, ip, class);
+    let verb = if verdict.passes() { "pass" } else { "drop" };
+    let deciding = verdict.chains.iter().find(|chain| chain.passes == verdict.passes());
+    let mut says = deciding.map_or(format!("{verb}: no chain"), |chain| format!("{verb}: {chain}"));
+    for rule in exceptions(&verdict) {
+        says += &format!("\n        some not: {rule}");
+    }
+    for command in firewall.remedies(&verdict, class) {
+        says += &format!("\n        {command}");
+    }
+    for chain in verdict.dropping_chains() {
+        let advice = chain.location.persistence_advice(class, &firewall.gateway);
+        says.extend(advice.map(|advice| format!("\n        {advice}")));
+    }
+    says
 }
 
+/// `samples/verdicts.txt` has what is said of the usual rule sets; `UPDATE=1` writes it.
 #[test]
-fn rule_for_our_mark_before_a_final_drop_is_found() {
-    let input = verdict(&nftables(PLAIN), Hook::Input, IpVersion::V6, MarkedData);
-    assert!(input.passes());
-    assert_eq!(
-        input.chains[0].decided_by.rule.as_deref(),
-        Some("ct mark & 0x40000000 == 0x40000000 accept")
-    );
-    assert!(exceptions(&input).is_empty(), "{input:?}");
-    let related = verdict(&nftables(PLAIN), Hook::Input, IpVersion::V4, RelatedData);
-    assert!(related.passes());
-}
-
-#[test]
-fn injected_packets_need_their_own_rule() {
-    let firewall = nftables(PLAIN);
-    assert!(verdict(&firewall, Hook::Output, IpVersion::V4, MarkedData).passes());
-    let ours = verdict(&firewall, Hook::Output, IpVersion::V4, Injected);
-    assert_eq!(
-        remedies(&ours, Injected),
-        ["nft insert rule inet filter output meta mark 0x70000000 accept"]
-    );
-}
-
-#[test]
-fn firewalld_accepts_related_and_rejects_the_rest() {
-    let firewall = nftables(FIREWALLD);
-    for ip in IpVersion::BOTH {
-        for hook in [Hook::Forward, Hook::Input] {
-            let mark = verdict(&firewall, hook, ip, MarkedData);
-            let chain = mark.dropping_chains().next().unwrap();
-            assert_eq!(
-                chain.decided_by.rule.as_deref(),
-                Some("reject with icmpx admin-prohibited")
-            );
-            assert_eq!(chain.location.manager, Some(RulesetManager::Firewalld));
-            assert!(verdict(&firewall, hook, ip, RelatedData).passes());
-        }
-        for class in [MarkedData, RelatedData, Injected] {
-            assert!(verdict(&firewall, Hook::Output, ip, class).passes());
+fn usual_rule_sets_are_understood() {
+    let mut found = String::new();
+    for (name, firewall) in [
+        ("plain nftables", nftables(PLAIN)),
+        ("firewalld", nftables(FIREWALLD)),
+        ("fw4", nftables(FW4)),
+        ("ufw", Firewall::from_iptables(UFW)),
+        ("Docker", Firewall::from_iptables(DOCKER)),
+    ] {
+        found += &format!("{name}\n");
+        for hook in Hook::FILTERS {
+            for class in [MarkedData, RelatedData, Injected] {
+                let [v4, v6] = IpVersion::BOTH.map(|ip| says(&firewall, hook, ip, class));
+                let packets = class.description();
+                found += &format!("    {hook}, {packets}: {v4}\n");
+                if v6 != v4 {
+                    found += &format!("    {hook}, {packets}, IPv6: {v6}\n");
+                }
+            }
         }
     }
-    // firewalld rejects some IPv6 addresses. IPv4 has no such exception.
-    let output = |ip| verdict(&firewall, Hook::Output, ip, MarkedData);
-    assert_eq!(exceptions(&output(IpVersion::V4)), [""; 0]);
-    assert_eq!(exceptions(&output(IpVersion::V6)).len(), 1);
+    if std::env::var_os("UPDATE").is_some() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/src/samples/verdicts.txt");
+        std::fs::write(path, &found).unwrap();
+    }
+    assert_eq!(found, include_str!("samples/verdicts.txt"));
+}
+
+#[test]
+fn rule_in_docker_user_is_enough() {
+    let line = "-A DOCKER-USER -m connmark --mark 0x40000000/0x40000000 -j ACCEPT";
+    let jump = "-A FORWARD -j DOCKER-USER";
+    let added = DOCKER.replacen(jump, &format!("{jump}\n{line}"), 1);
+    assert!(Firewall::from_iptables(&added).forward(MarkedData).passes());
 }
 
 #[test]
@@ -152,64 +140,6 @@ fn kernel_helper_rule_is_a_conflict_with_a_delete_command() {
         remedy.starts_with("nft delete rule inet firewalld filter_IN_public_allow handle "),
         "{remedy}"
     );
-}
-
-#[test]
-fn fw4_accepts_related_and_from_the_inside_only() {
-    let firewall = nftables(FW4);
-    for ip in IpVersion::BOTH {
-        let forward = verdict(&firewall, Hook::Forward, ip, MarkedData);
-        assert!(!forward.passes());
-        assert!(exceptions(&forward).iter().any(|rule| rule.contains("accept wan IPv4/IPv6")));
-        assert_eq!(
-            remedies(&forward, MarkedData),
-            ["nft insert rule inet fw4 forward ct mark and 0x40000000 != 0 accept"]
-        );
-        assert!(verdict(&firewall, Hook::Forward, ip, RelatedData).passes());
-        assert!(verdict(&firewall, Hook::Output, ip, Injected).passes());
-    }
-}
-
-#[test]
-fn ufw_drops_by_policy_and_accepts_related() {
-    let firewall = Firewall::from_iptables(UFW);
-    let forward = firewall.forward(MarkedData);
-    let chain = forward.dropping_chains().next().unwrap();
-    assert_eq!(chain.decided_by.rule, None);
-    let advice = chain.location.persistence_advice(MarkedData, &firewall.gateway).unwrap();
-    assert!(
-        advice.ends_with(
-            "/etc/ufw/before.rules: -A ufw-before-forward -m connmark --mark \
-             0x40000000/0x40000000 -j ACCEPT"
-        ),
-        "{advice}"
-    );
-    assert_eq!(
-        remedies(&forward, MarkedData),
-        ["iptables-legacy -I FORWARD -m connmark --mark 0x40000000/0x40000000 -j ACCEPT"]
-    );
-    assert!(firewall.forward(RelatedData).passes());
-    // The destination is local at input, so `ufw-not-local` returns.
-    let input = verdict(&firewall, Hook::Input, IpVersion::V4, MarkedData);
-    assert_eq!(input.dropping_chains().next().unwrap().decided_by.rule, None);
-    assert!(verdict(&firewall, Hook::Forward, IpVersion::V6, MarkedData).chains.is_empty());
-}
-
-#[test]
-fn rule_in_docker_user_is_enough() {
-    let firewall = Firewall::from_iptables(DOCKER);
-    for class in [MarkedData, RelatedData] {
-        assert!(!firewall.forward(class).passes());
-    }
-    let forward = firewall.forward(MarkedData);
-    let line = "-m connmark --mark 0x40000000/0x40000000 -j ACCEPT";
-    assert_eq!(remedies(&forward, MarkedData), [format!("iptables-legacy -I DOCKER-USER {line}")]);
-    let added = DOCKER.replacen(
-        "-A FORWARD -j DOCKER-USER",
-        &format!("-A FORWARD -j DOCKER-USER\n-A DOCKER-USER {line}"),
-        1,
-    );
-    assert!(Firewall::from_iptables(&added).forward(MarkedData).passes());
 }
 
 #[test]
