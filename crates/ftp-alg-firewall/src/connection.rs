@@ -376,33 +376,53 @@ mod tests {
         firewall.remedies(&verdict, class)
     }
 
-    fn accepted(firewall: &Firewall) -> AcceptedData {
-        let paths = data_path_verdicts(firewall, GATEWAY);
-        accepted_data(firewall, &paths).unwrap()
-    }
-
     #[test]
-    fn a_drop_at_prerouting_before_the_admission_stops_marked_data_connections() {
-        let rules = format!(
-            ":PREROUTING DROP\n-A PREROUTING {RELATED}\n-A PREROUTING {MARK}\n\
-             -A PREROUTING -p tcp -m tcp --dport 21 -j ACCEPT"
+    fn drops_at_prerouting_and_postrouting_count() {
+        let login = "-p tcp -m tcp --dport 21 -j ACCEPT";
+        let early = format!(
+            ":PREROUTING DROP\n-A PREROUTING {RELATED}\n-A PREROUTING {MARK}\n-A PREROUTING {login}"
         );
-        let firewall = Firewall::from_iptables_tables(&[("mangle", &rules)]);
-        assert_eq!(pass(&firewall, Hook::Prerouting), [false, true]);
-        assert_eq!(pass(&firewall, Hook::Forward), [true, true]);
-        assert_eq!(accepted(&firewall), AcceptedData::Related);
-        // No rule there can accept them by the mark.
-        assert_eq!(remedies(&firewall, Hook::Prerouting, PacketClass::MarkedData), [""; 0]);
-        let verdict = firewall.verdict(Hook::Prerouting, IpVersion::V4, PacketClass::MarkedData);
+        let open = format!("{early}\n-A PREROUTING -p tcp -m tcp --dport 1024:65535 -j ACCEPT");
+        let late = format!(":POSTROUTING DROP\n-A POSTROUTING {RELATED}\n-A POSTROUTING {login}");
+        let cured = format!("{late}\n-A POSTROUTING {MARK}");
+        let spoofed = ":PREROUTING ACCEPT\n-A PREROUTING -i wan -s 10.0.0.0/8 -j DROP\n\
+                       -A PREROUTING -m rpfilter --invert -j DROP";
+        let new = ":PREROUTING ACCEPT\n-A PREROUTING -i wan -m conntrack --ctstate NEW -j DROP";
+        for (table, rules, prerouting, postrouting, data) in [
+            ("mangle", &*early, [false, true], [true, true], AcceptedData::Related),
+            // New connections to high ports are left to the other chains.
+            ("mangle", &open, [true, true], [true, true], AcceptedData::Marked),
+            ("mangle", &late, [true, true], [false, true], AcceptedData::Related),
+            ("mangle", &cured, [true, true], [true, true], AcceptedData::Marked),
+            // Rules against spoofed addresses do not decide the back end.
+            ("raw", spoofed, [true, true], [true, true], AcceptedData::Marked),
+            ("mangle", new, [true, true], [true, true], AcceptedData::Related),
+            ("mangle", ":PREROUTING DROP", [false, false], [true, true], AcceptedData::Nothing),
+            ("raw", ":PREROUTING DROP", [false, false], [true, true], AcceptedData::Nothing),
+            ("filter", ":FORWARD DROP", [true, true], [true, true], AcceptedData::Nothing),
+            // Chains of this type do not see data connections.
+            ("nat", ":PREROUTING DROP", [true, true], [true, true], AcceptedData::Marked),
+            ("nat", ":POSTROUTING DROP", [true, true], [true, true], AcceptedData::Marked),
+        ] {
+            let firewall = Firewall::from_iptables_tables(&[(table, rules)]);
+            assert_eq!(pass(&firewall, Hook::Prerouting), prerouting, "{rules}");
+            assert_eq!(pass(&firewall, Hook::Postrouting), postrouting, "{rules}");
+            let paths = data_path_verdicts(&firewall, GATEWAY);
+            assert_eq!(accepted_data(&firewall, &paths), Some(data), "{rules}");
+        }
+        // Before the admission no rule can recognise them by the mark.
+        let firewall = Firewall::from_iptables_tables(&[("mangle", &early)]);
+        let (marked, related) = (PacketClass::MarkedData, PacketClass::RelatedData);
+        assert_eq!(remedies(&firewall, Hook::Prerouting, marked), [""; 0]);
+        let verdict = firewall.verdict(Hook::Prerouting, IpVersion::V4, marked);
         let stop = verdict.dropping_chains().next().unwrap();
-        assert!(stop.advice_without_rule(PacketClass::MarkedData, &firewall.gateway).is_some());
-        assert_eq!(stop.advice_without_rule(PacketClass::RelatedData, &firewall.gateway), None);
-        // New connections to high ports are left to the other chains.
-        let open = format!("{rules}\n-A PREROUTING -p tcp -m tcp --dport 1024:65535 -j ACCEPT");
-        assert_eq!(
-            pass(&Firewall::from_iptables_tables(&[("mangle", &open)]), Hook::Prerouting),
-            [true, true]
-        );
+        assert!(stop.advice_without_rule(marked, &firewall.gateway).is_some());
+        assert_eq!(stop.advice_without_rule(related, &firewall.gateway), None);
+        let firewall = Firewall::from_iptables_tables(&[("mangle", &late)]);
+        let accept = |condition| format!("iptables-legacy -t mangle -I POSTROUTING {condition}");
+        assert_eq!(remedies(&firewall, Hook::Postrouting, marked), [accept(MARK)]);
+        let injected = remedies(&firewall, Hook::Postrouting, PacketClass::Injected);
+        assert_eq!(injected, [accept("-m mark --mark 0x70000000 -j ACCEPT")]);
     }
 
     #[test]
@@ -423,70 +443,6 @@ mod tests {
             let firewall = nftables("output", priority, &[&related, &mark]);
             assert_eq!(pass(&firewall, Hook::Output), expected, "{priority}");
         }
-    }
-
-    #[test]
-    fn a_drop_at_postrouting_is_cured_by_the_accept_rule() {
-        let rules = format!(
-            ":POSTROUTING DROP\n-A POSTROUTING {RELATED}\n\
-             -A POSTROUTING -p tcp -m tcp --dport 21 -j ACCEPT"
-        );
-        let firewall = Firewall::from_iptables_tables(&[("mangle", &rules)]);
-        assert_eq!(pass(&firewall, Hook::Postrouting), [false, true]);
-        assert_eq!(accepted(&firewall), AcceptedData::Related);
-        assert_eq!(
-            remedies(&firewall, Hook::Postrouting, PacketClass::MarkedData),
-            [format!("iptables-legacy -t mangle -I POSTROUTING {MARK}")]
-        );
-        let cured = format!("{rules}\n-A POSTROUTING {MARK}");
-        let cured = Firewall::from_iptables_tables(&[("mangle", &cured)]);
-        assert_eq!(pass(&cured, Hook::Postrouting), [true, true]);
-        assert_eq!(accepted(&cured), AcceptedData::Marked);
-    }
-
-    #[test]
-    fn rules_against_spoofed_addresses_do_not_decide_the_back_end() {
-        let spoofed = "-A PREROUTING -i wan -s 10.0.0.0/8 -j DROP\n\
-                       -A PREROUTING -m rpfilter --invert -j DROP";
-        let firewall =
-            Firewall::from_iptables_tables(&[("raw", &format!(":PREROUTING ACCEPT\n{spoofed}"))]);
-        assert_eq!(accepted(&firewall), AcceptedData::Marked);
-        let new = "-A PREROUTING -i wan -m conntrack --ctstate NEW -j DROP";
-        let firewall =
-            Firewall::from_iptables_tables(&[("mangle", &format!(":PREROUTING ACCEPT\n{new}"))]);
-        assert_eq!(accepted(&firewall), AcceptedData::Related);
-    }
-
-    #[test]
-    fn nothing_is_accepted_if_forward_or_prerouting_drops_everything() {
-        for (table, rules) in [
-            ("filter", ":FORWARD DROP"),
-            ("mangle", ":PREROUTING DROP"),
-            ("raw", ":PREROUTING DROP"),
-        ] {
-            assert_eq!(
-                accepted(&Firewall::from_iptables_tables(&[(table, rules)])),
-                AcceptedData::Nothing,
-                "{table}"
-            );
-        }
-    }
-
-    #[test]
-    fn chains_of_type_nat_do_not_see_data_connections() {
-        let firewall =
-            Firewall::from_iptables_tables(&[("nat", ":PREROUTING DROP\n:POSTROUTING DROP")]);
-        assert_eq!(pass(&firewall, Hook::Prerouting), [true, true]);
-        assert_eq!(pass(&firewall, Hook::Postrouting), [true, true]);
-    }
-
-    #[test]
-    fn injected_packets_pass_postrouting() {
-        let firewall = Firewall::from_iptables_tables(&[("mangle", ":POSTROUTING DROP")]);
-        assert_eq!(
-            remedies(&firewall, Hook::Postrouting, PacketClass::Injected),
-            ["iptables-legacy -t mangle -I POSTROUTING -m mark --mark 0x70000000 -j ACCEPT"]
-        );
     }
 
     #[test]
